@@ -1,0 +1,309 @@
+//! The control path: what the HCA's firmware is asked to do.
+
+use core::future::Future;
+
+use crate::{Cqn, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, QueueSet, Rkey};
+
+/// What an HCA can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceLimits {
+    /// READs (and atomics) outstanding per queue pair, as requester.
+    pub max_reads: u8,
+    /// READs a queue pair answers at once, as responder.
+    pub max_reads_as_responder: u8,
+    /// Requests per work queue.
+    pub max_queue_depth: u32,
+    /// Pieces per request.
+    pub max_sge: u8,
+    /// Inline bytes per send request.
+    pub max_inline: u32,
+    /// Completion queue entries.
+    pub max_cq_depth: u32,
+    /// Ports.
+    pub ports: u8,
+}
+
+/// What a port says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortInfo {
+    /// Its state.
+    pub state: PortState,
+    /// Its address; 0 before the subnet manager gave one.
+    pub lid: Lid,
+    /// The subnet manager's address.
+    pub sm_lid: Lid,
+    /// Its GUID.
+    pub guid: Guid,
+    /// Its first GID.
+    pub gid: Gid,
+    /// The largest packet payload in bytes (256 to 4096).
+    pub mtu: u16,
+}
+
+/// A port's logical state (InfiniBand Architecture 1.3, section 14.2.5.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortState {
+    /// No link.
+    Down,
+    /// Link, waiting for the subnet manager.
+    Initialize,
+    /// Configured, not yet released.
+    Armed,
+    /// In use.
+    Active,
+}
+
+/// What the device reports without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceEvent {
+    /// The port left or reached [`PortState::Active`], or its addresses changed.
+    PortChanged {
+        /// The port, from 1.
+        port: u8,
+    },
+    /// A queue pair failed; its requests are being flushed.
+    QpFailed {
+        /// The queue pair.
+        qpn: Qpn,
+    },
+    /// A completion queue failed.
+    CqFailed {
+        /// The queue.
+        cqn: Cqn,
+    },
+    /// The device itself failed and must be reset.
+    DeviceFailed,
+}
+
+/// The transport a queue pair speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QpKind {
+    /// Reliable connection.
+    ReliableConnection,
+    /// Unreliable datagram, accepting this Q_Key.
+    Datagram {
+        /// The key.
+        qkey: QKey,
+    },
+}
+
+/// What a new queue pair is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QpConfig {
+    /// Its transport.
+    pub kind: QpKind,
+    /// Port, from 1.
+    pub port: u8,
+    /// Send requests it holds at least.
+    pub send_depth: u32,
+    /// Receive requests it holds at least.
+    pub receive_depth: u32,
+    /// Pieces per send request.
+    pub send_sge: u8,
+    /// Pieces per receive request.
+    pub receive_sge: u8,
+    /// Inline bytes per send request.
+    pub inline: u32,
+    /// What peers may do to this node's memory through it (READ, WRITE).
+    pub remote_access: Access,
+}
+
+/// The way to a peer's queue pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathToPeer {
+    /// The peer's port.
+    pub lid: Lid,
+    /// Its queue pair.
+    pub qpn: Qpn,
+    /// The first PSN that the peer will send.
+    pub their_psn: Psn,
+    /// The first PSN that this side sends.
+    pub our_psn: Psn,
+    /// Packet payload in bytes that the whole path takes.
+    pub mtu: u16,
+    /// Service level.
+    pub sl: u8,
+}
+
+/// How persistent a reliable connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RcParameters {
+    /// ACK timeout exponent: 4.096 µs × 2^n.
+    pub ack_timeout: u8,
+    /// Retries after a timeout (0 to 7).
+    pub retry_count: u8,
+    /// Retries after receiver-not-ready (0 to 6; 7 means for ever and is not allowed here).
+    pub rnr_retry: u8,
+    /// The delay code that this side asks of a sender when no receive is posted.
+    pub min_rnr_timer: u8,
+    /// READs this side may have outstanding.
+    pub reads_as_requester: u8,
+    /// READs this side answers at once.
+    pub reads_as_responder: u8,
+}
+
+/// A queue pair's state (InfiniBand Architecture 1.3, section 10.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QpState {
+    /// New or reset.
+    Reset,
+    /// Takes receives.
+    Init,
+    /// Receives.
+    ReadyToReceive,
+    /// Sends and receives.
+    ReadyToSend,
+    /// Sends are stopped after an error (datagrams).
+    SendError,
+    /// Failed: everything is flushed.
+    Error,
+}
+
+/// Rights over a memory region or through a queue pair. Local read is always there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Access {
+    /// This node's HCA may write (receives, READ results).
+    pub local_write: bool,
+    /// Peers may READ.
+    pub remote_read: bool,
+    /// Peers may WRITE.
+    pub remote_write: bool,
+}
+
+/// A registered memory region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// Where it begins: the address that [`Sge`](crate::Sge) and [`RemoteAddr`](crate::RemoteAddr) count from.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u64,
+    /// For local use.
+    pub lkey: Lkey,
+    /// For peers, as far as its rights go.
+    pub rkey: Rkey,
+}
+
+/// Why the device refused, or did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// No answer within the deadline.
+    #[error("no answer to {what} within {millis} ms")]
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        millis: u64,
+    },
+    /// The firmware refused a command.
+    #[error("{command} was refused with status {status:#04x}")]
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// The device's status code.
+        status: u8,
+    },
+    /// The device has no more of a resource.
+    #[error("no {resource} left (limit {limit})")]
+    Exhausted {
+        /// The resource.
+        resource: &'static str,
+        /// How many there are.
+        limit: u64,
+    },
+    /// The machine could not give memory, BARs or vectors.
+    #[error("{0}")]
+    Platform(&'static str),
+    /// The request makes no sense to this device.
+    #[error("{what}: {value} is outside what the device takes")]
+    OutOfRange {
+        /// The parameter.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The device is gone, failed, or answers nonsense; the text says which.
+    #[error("the device failed: {0}")]
+    Failed(&'static str),
+}
+
+/// The control path of an HCA. Each call is one or more firmware commands, each with its deadline.
+pub trait Device: Send + Sync {
+    /// The data path it makes.
+    type Queues: QueueSet;
+
+    /// What the device can hold.
+    fn limits(&self) -> DeviceLimits;
+
+    /// Makes a completion queue of at least `depth` entries that raises interrupt vector `vector`, with no queue pair
+    /// yet.
+    fn create_queues(
+        &self,
+        depth: u32,
+        vector: u16,
+    ) -> impl Future<Output = Result<Self::Queues, DeviceError>> + Send;
+
+    /// Makes a queue pair inside `queues`, in the state INIT: it takes receives at once.
+    fn create_qp(
+        &self,
+        queues: &mut Self::Queues,
+        config: &QpConfig,
+    ) -> impl Future<Output = Result<(QpSlot, Qpn), DeviceError>> + Send;
+
+    /// Connects a reliable queue pair: INIT to RTR.
+    fn ready_to_receive(
+        &self,
+        qpn: Qpn,
+        path: &PathToPeer,
+        parameters: &RcParameters,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Lets a queue pair send: RTR to RTS. A datagram queue pair goes from INIT all the way.
+    fn ready_to_send(
+        &self,
+        qpn: Qpn,
+        path: Option<&PathToPeer>,
+        parameters: &RcParameters,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Moves a queue pair to ERR: everything posted completes as flushed.
+    fn fail_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Takes a queue pair away. What was posted never completes.
+    fn destroy_qp(
+        &self,
+        queues: &mut Self::Queues,
+        qp: QpSlot,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Registers a contiguous piece of bus-addressable memory.
+    fn register(
+        &self,
+        bus_addr: u64,
+        len: u64,
+        access: Access,
+    ) -> impl Future<Output = Result<Region, DeviceError>> + Send;
+
+    /// Takes a region back: from then on its keys reach nothing.
+    fn deregister(&self, region: &Region) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// The port's state and addresses.
+    fn port(&self, port: u8) -> impl Future<Output = Result<PortInfo, DeviceError>> + Send;
+
+    /// Sends a 256-byte management datagram from QP1 to QP1 of `to`.
+    fn send_mad(
+        &self,
+        port: u8,
+        to: Lid,
+        pkey: PKey,
+        mad: &[u8; 256],
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Takes the next management datagram that arrived on QP1 (answers and requests alike) with its sender, if any.
+    /// Subnet management on QP0 is the driver's own business.
+    fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])>;
+
+    /// Takes the next asynchronous event, if any.
+    fn take_event(&self) -> Option<DeviceEvent>;
+}

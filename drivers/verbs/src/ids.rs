@@ -1,0 +1,128 @@
+//! Numbers that name things on the fabric, each its own type.
+
+use core::fmt;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $label:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub $inner);
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($label, " {:#x}"), self.0)
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(self, f)
+            }
+        }
+    };
+}
+
+number!(/// A queue pair's number: 24 bits.
+    Qpn(u32), "QPN");
+number!(/// A completion queue's number: 24 bits.
+    Cqn(u32), "CQN");
+number!(/// A local key: lets this node's HCA reach a memory region.
+    Lkey(u32), "lkey");
+number!(/// A remote key: lets a peer's request reach a memory region.
+    Rkey(u32), "rkey");
+number!(/// A port's address within its subnet, given by the subnet manager; 0 means none yet.
+    Lid(u16), "LID");
+number!(/// A packet sequence number: 24 bits, wrapping.
+    Psn(u32), "PSN");
+number!(/// The key a datagram must carry to be accepted by a UD queue pair.
+    QKey(u32), "Q_Key");
+number!(/// A partition key; the top bit means full membership.
+    PKey(u16), "P_Key");
+number!(/// A globally unique 64-bit identifier of a node or port.
+    Guid(u64), "GUID");
+number!(/// A queue pair's place in its [`QueueSet`](crate::QueueSet), for posting without a search.
+    QpSlot(u16), "QP slot");
+
+impl QKey {
+    /// The well-known Q_Key of QP1 (InfiniBand Architecture 1.3, section 3.5.3; Linux `IB_QP1_QKEY`).
+    pub const GSI: Self = Self(0x8001_0000);
+}
+
+impl PKey {
+    /// The default partition, full member.
+    pub const DEFAULT: Self = Self(0xffff);
+}
+
+impl Psn {
+    /// The number `n` packets later, modulo 2^24.
+    #[must_use]
+    pub fn advance(self, n: u32) -> Self {
+        Self(self.0.wrapping_add(n) & 0xff_ffff)
+    }
+}
+
+/// A port's global identifier: subnet prefix and port GUID, in network order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Gid(pub [u8; 16]);
+
+impl Gid {
+    /// The link-local subnet prefix that an unconfigured subnet uses.
+    pub const DEFAULT_PREFIX: u64 = 0xfe80_0000_0000_0000;
+
+    /// Puts a GID together.
+    #[must_use]
+    pub fn new(prefix: u64, guid: Guid) -> Self {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&prefix.to_be_bytes());
+        bytes[8..].copy_from_slice(&guid.0.to_be_bytes());
+        Self(bytes)
+    }
+
+    /// The subnet prefix.
+    #[must_use]
+    pub fn prefix(self) -> u64 {
+        u64::from_be_bytes(self.0[..8].try_into().expect("eight bytes"))
+    }
+
+    /// The port GUID.
+    #[must_use]
+    pub fn guid(self) -> Guid {
+        Guid(u64::from_be_bytes(self.0[8..].try_into().expect("eight bytes")))
+    }
+}
+
+impl fmt::Display for Gid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&core::net::Ipv6Addr::from(self.0), f)
+    }
+}
+
+impl fmt::Debug for Gid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GID {self}")
+    }
+}
+
+/// Reads a GID as an IPv6 address is written: `fe80::2:c903:0:1`.
+impl core::str::FromStr for Gid {
+    type Err = core::net::AddrParseError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.parse::<core::net::Ipv6Addr>()?.octets()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gid_text_round_trips() {
+        let gid = Gid::new(Gid::DEFAULT_PREFIX, Guid(0x0002_c903_0000_0001));
+        assert_eq!(gid.to_string(), "fe80::2:c903:0:1");
+        assert_eq!(gid.to_string().parse::<Gid>(), Ok(gid));
+        assert_eq!(gid.guid(), Guid(0x0002_c903_0000_0001));
+    }
+
+    #[test]
+    fn psn_wraps_at_24_bits() {
+        assert_eq!(Psn(0xff_ffff).advance(2), Psn(1));
+    }
+}

@@ -1,0 +1,28 @@
+//! The RDMA vocabulary: what a driver offers and FIT uses.
+//!
+//! Two halves, as in every RDMA system:
+//!
+//! * **Control** ([`Device`]): queue sets, queue pairs and their state, memory regions, the port, management datagrams.
+//!   Slow, asynchronous, answered by the HCA's firmware.
+//! * **Data** ([`QueueSet`]): posting work and polling completions. Never waits, never allocates, takes no lock.
+//!
+//! A queue set is one completion queue with all the queue pairs that complete into it. It belongs to one core: cores
+//! share no queue, so posting needs no lock.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod data;
+mod device;
+mod ids;
+mod work;
+
+pub use data::{PollError, PostError, QueueSet};
+pub use device::{
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, PathToPeer, PortInfo, PortState, QpConfig,
+    QpKind, QpState, RcParameters, Region,
+};
+pub use ids::{Cqn, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
+pub use work::{
+    Completion, CompletionKind, DatagramSource, Payload, ReceiveRequest, RemoteAddr, SendOp, SendRequest,
+    Sge, Status, UdAddress,
+};

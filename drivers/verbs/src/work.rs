@@ -1,0 +1,181 @@
+//! Work requests and completions.
+
+use crate::{Gid, Lid, Lkey, PKey, QKey, QpSlot, Qpn, Rkey};
+
+/// A local piece of registered memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sge {
+    /// Where it begins, in the address space of the region that `lkey` names (bus addresses for a region registered
+    /// by [`Device::register`](crate::Device::register)).
+    pub addr: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// The region's local key.
+    pub lkey: Lkey,
+}
+
+/// A place in a peer's registered memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RemoteAddr {
+    /// Address in the peer's region.
+    pub addr: u64,
+    /// The region's remote key.
+    pub rkey: Rkey,
+}
+
+/// What a send request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendOp {
+    /// Delivers the payload into the peer's next posted receive.
+    Send {
+        /// Four bytes handed to the receiver's completion.
+        imm: Option<u32>,
+    },
+    /// Writes the payload into the peer's memory.
+    Write {
+        /// Where to.
+        to: RemoteAddr,
+        /// With it the peer also gets a receive completion, and one of its posted receives is used up.
+        imm: Option<u32>,
+    },
+    /// Reads the peer's memory into the local pieces.
+    Read {
+        /// Where from.
+        from: RemoteAddr,
+    },
+}
+
+/// The bytes of a send request.
+#[derive(Debug, Clone, Copy)]
+pub enum Payload<'a> {
+    /// Pieces of registered memory, gathered (or, for a READ, scattered) in order.
+    Gather(&'a [Sge]),
+    /// Copied into the request itself; the memory is free again when the post returns. Not for READ.
+    Inline(&'a [u8]),
+}
+
+/// The destination of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdAddress {
+    /// The port.
+    pub lid: Lid,
+    /// The queue pair there.
+    pub qpn: Qpn,
+    /// Its Q_Key.
+    pub qkey: QKey,
+    /// Service level.
+    pub sl: u8,
+    /// Destination GID, when a GRH is wanted (multicast needs one).
+    pub gid: Option<Gid>,
+}
+
+/// A send request.
+#[derive(Debug, Clone, Copy)]
+pub struct SendRequest<'a> {
+    /// Handed back in the completion.
+    pub id: u64,
+    /// What it does.
+    pub op: SendOp,
+    /// With which bytes.
+    pub payload: Payload<'a>,
+    /// Whether success makes a completion. Failure always does. An unsignalled request is finished when a later one of
+    /// the same queue pair completes.
+    pub signalled: bool,
+    /// Whether the peer's completion counts as solicited.
+    pub solicited: bool,
+    /// Whether to wait for this queue pair's earlier READs.
+    pub fence: bool,
+    /// The destination; for datagram queue pairs only.
+    pub to: Option<UdAddress>,
+}
+
+/// A receive request.
+#[derive(Debug, Clone, Copy)]
+pub struct ReceiveRequest<'a> {
+    /// Handed back in the completion.
+    pub id: u64,
+    /// Where the message goes. On a datagram queue pair the first 40 bytes are the GRH's.
+    pub into: &'a [Sge],
+}
+
+/// How a request ended (InfiniBand Architecture 1.3, section 11.6.2; ConnectX syndromes in Linux `enum
+/// ib_wc_status` order).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Status {
+    /// Done.
+    Success,
+    /// The payload does not fit its destination or exceeds a limit.
+    LocalLength,
+    /// The queue pair's context or request is inconsistent.
+    LocalQpOperation,
+    /// A local key does not cover the memory or the right.
+    LocalProtection,
+    /// Not attempted, or cut off: the queue pair is in the error state.
+    Flushed,
+    /// A memory window could not be bound.
+    MemoryWindowBind,
+    /// The peer answered something that makes no sense.
+    BadResponse,
+    /// A local access failed while receiving.
+    LocalAccess,
+    /// The peer finds the request invalid.
+    RemoteInvalidRequest,
+    /// The peer's memory key does not cover the memory or the right.
+    RemoteAccess,
+    /// The peer could not carry the request out.
+    RemoteOperation,
+    /// The peer did not acknowledge within the retries.
+    RetryExceeded,
+    /// The peer had no receive posted within the retries.
+    RnrRetryExceeded,
+    /// The peer aborted.
+    RemoteAborted,
+    /// A syndrome that is not in the list.
+    Other(u8),
+}
+
+/// What a completion is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompletionKind {
+    /// A send request (also a WRITE or READ) of this side.
+    Send,
+    /// A message arrived in a posted receive.
+    Receive,
+    /// A WRITE with immediate arrived and used up a posted receive.
+    ReceiveWrite,
+}
+
+/// Where a datagram came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatagramSource {
+    /// The sender's port.
+    pub lid: Lid,
+    /// The sender's queue pair.
+    pub qpn: Qpn,
+    /// Service level.
+    pub sl: u8,
+    /// Whether the first 40 bytes of the receive hold a GRH.
+    pub grh: bool,
+    /// The index of the partition key it came with.
+    pub pkey: PKey,
+}
+
+/// One finished request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// The request's id.
+    pub id: u64,
+    /// The queue pair, by its place in the queue set.
+    pub qp: QpSlot,
+    /// How it ended. When it is not success, only `id`, `qp` and `kind` mean anything.
+    pub status: Status,
+    /// What it is of.
+    pub kind: CompletionKind,
+    /// Bytes received or read; for datagrams it includes the 40 bytes of the GRH.
+    pub bytes: u32,
+    /// The sender's four bytes.
+    pub imm: Option<u32>,
+    /// For datagrams: the sender.
+    pub source: Option<DatagramSource>,
+}

@@ -1,0 +1,3 @@
+//! M: lends memory.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! P: runs programs whose memory is elsewhere.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]

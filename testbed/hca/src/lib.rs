@@ -1,0 +1,2 @@
+//! A software model of the ConnectX-3.
+#![forbid(unsafe_code)]

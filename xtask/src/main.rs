@@ -1,0 +1,3 @@
+//! build-image, run, test, doctor.
+
+fn main() {}
