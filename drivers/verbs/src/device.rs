@@ -236,13 +236,21 @@ pub trait Device: Send + Sync {
     /// What the device can hold.
     fn limits(&self) -> DeviceLimits;
 
-    /// Makes a completion queue of at least `depth` entries that raises interrupt vector `vector`, with no queue pair
-    /// yet.
+    /// Makes a completion queue of at least `depth` entries that raises interrupt vector `vector` (from 0 on), with no
+    /// queue pair yet. Each request that is outstanding may make an entry: the depth is at least the sum of those of
+    /// the queue pairs' work queues, or the queue may be overrun.
     fn create_queues(
         &self,
         depth: u32,
         vector: u16,
     ) -> impl Future<Output = Result<Self::Queues, DeviceError>> + Send;
+
+    /// Takes a queue set away, with the queue pairs that are still in it. What was posted never completes.
+    fn destroy_queues(&self, queues: Self::Queues) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Waits until interrupt vector `vector` fires: a queue set made for it that was [armed](QueueSet::arm) may have
+    /// completions. One that came before the call counts. There is one waiter a vector; who waits in vain bounds the wait.
+    fn wait_completion(&self, vector: u16) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
     /// Makes a queue pair inside `queues`, in the state INIT: it takes receives at once.
     fn create_qp(
@@ -304,6 +312,6 @@ pub trait Device: Send + Sync {
     /// Subnet management on QP0 is the driver's own business.
     fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])>;
 
-    /// Takes the next asynchronous event, if any.
+    /// Takes the next asynchronous event, if any. Events and datagrams come in while the driver's service runs.
     fn take_event(&self) -> Option<DeviceEvent>;
 }

@@ -1,0 +1,342 @@
+//! Work queue entries: the segments that sends and receives are made of.
+//!
+//! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_wqe_*_seg`, `MLX4_WQE_CTRL_*`),
+//! `include/linux/mlx4/device.h` (`MLX4_OPCODE_*`), rdma-core `providers/mlx4/qp.c`.
+
+use bitfield_struct::bitfield;
+use zerocopy::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::bits::{Low24, layout, open_enum};
+use crate::path::AddressVector;
+
+/// Smallest slot of a send queue, and the block that inline data may not cross and that is stamped.
+pub const BASIC_BLOCK_LEN: usize = 1 << LOG_BASIC_BLOCK_LEN;
+/// log2 of it.
+pub const LOG_BASIC_BLOCK_LEN: u32 = 6;
+/// What sizes in a WQE count in.
+pub const SEGMENT_UNIT: usize = 16;
+/// Bytes of a send queue that stay free for the device's prefetching (Linux `mlx4_ib`, `sq_overhead`: 2048 bytes and
+/// one slot).
+pub const SEND_HEADROOM_LEN: u32 = 2048;
+/// First dword of each block of a slot that the device must not take for a WQE (Linux `stamp_send_wqe`).
+pub const STAMP: u32 = 0xffff_ffff;
+
+open_enum! {
+    /// What a send does; also the opcode of its completion.
+    pub struct WqeOpcode(u8) {
+        /// Nothing.
+        NOP = 0x00,
+        /// SEND that invalidates a key of the peer.
+        SEND_INVAL = 0x01,
+        /// RDMA WRITE.
+        RDMA_WRITE = 0x08,
+        /// RDMA WRITE with immediate.
+        RDMA_WRITE_IMM = 0x09,
+        /// SEND.
+        SEND = 0x0a,
+        /// SEND with immediate.
+        SEND_IMM = 0x0b,
+        /// Large segment offload.
+        LSO = 0x0e,
+        /// RDMA READ.
+        RDMA_READ = 0x10,
+        /// Compare and swap.
+        ATOMIC_CS = 0x11,
+        /// Fetch and add.
+        ATOMIC_FA = 0x12,
+        /// Masked compare and swap.
+        MASKED_ATOMIC_CS = 0x14,
+        /// Masked fetch and add.
+        MASKED_ATOMIC_FA = 0x15,
+        /// Binds a window.
+        BIND_MW = 0x18,
+        /// Registers a region.
+        FAST_REGISTER = 0x19,
+        /// Invalidates a key.
+        LOCAL_INVALIDATE = 0x1b,
+    }
+}
+
+/// The control segment that begins a send.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ControlSegment {
+    /// Owner and opcode: written last.
+    pub owner: ControlOwner,
+    _vlan: [u8; 3],
+    /// Fence and size.
+    pub size: ControlSize,
+    /// Completion and solicitation.
+    pub flags: ControlFlags,
+    /// Immediate data, or the key to invalidate.
+    pub immediate: U32,
+}
+
+layout!(ControlSegment: 16, size @ 7, flags @ 8, immediate @ 0x0c);
+
+/// First dword of a send.
+#[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+pub struct ControlOwner {
+    /// Inverted at each pass through the queue: in pass n the WQE is valid when this is n's lowest bit.
+    pub pass: bool,
+    #[bits(26)]
+    __: u32,
+    /// What to do.
+    #[bits(5)]
+    pub opcode: WqeOpcode,
+}
+
+/// Fence and size of a send.
+#[bitfield(u8, order = Msb)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+pub struct ControlSize {
+    #[bits(1)]
+    __: u8,
+    /// Waits for earlier READs.
+    pub fence: bool,
+    /// Size in units of [`SEGMENT_UNIT`].
+    #[bits(6)]
+    pub units: u8,
+}
+
+/// Flags of a send.
+#[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+pub struct ControlFlags {
+    /// Shared receive queue of an XRC peer.
+    #[bits(24)]
+    pub xrc_srqn: u32,
+    /// Strong ordering.
+    pub strong_order: bool,
+    #[bits(1)]
+    __: u8,
+    /// Compute the TCP or UDP checksum.
+    pub tcp_udp_checksum: bool,
+    /// Compute the IP checksum.
+    pub ip_checksum: bool,
+    /// [`COMPLETION_WANTED`] or 0.
+    #[bits(2)]
+    pub completion: u8,
+    /// The peer's completion is solicited.
+    pub solicited: bool,
+    /// Loops back whatever the destination.
+    pub force_loopback: bool,
+}
+
+/// Success is to make a completion (Linux `MLX4_WQE_CTRL_CQ_UPDATE`, 3 << 2).
+pub const COMPLETION_WANTED: u8 = 3;
+
+/// The control segment of a send whose headers software gives (QP0 and QP1).
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct MlxControlSegment {
+    /// Owner and opcode: written last.
+    pub owner: ControlOwner,
+    _schedule: [u8; 3],
+    /// Fence and size.
+    pub size: ControlSize,
+    /// How to send.
+    pub flags: MlxControlFlags,
+    /// The destination LID.
+    pub remote_lid: U16,
+    _reserved_0e: [u8; 2],
+}
+
+layout!(MlxControlSegment: 16, size @ 7, flags @ 8, remote_lid @ 0x0c);
+
+/// Flags of a [`MlxControlSegment`] (Linux `MLX4_WQE_MLX_*`).
+#[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+pub struct MlxControlFlags {
+    #[bits(14)]
+    __: u16,
+    /// Sends on virtual lane 15.
+    pub vl15: bool,
+    /// Takes the source LID from the given headers, not from the port.
+    pub slid_from_header: bool,
+    /// Static rate.
+    #[bits(4)]
+    pub static_rate: u8,
+    /// Service level.
+    #[bits(4)]
+    pub sl: u8,
+    #[bits(3)]
+    __: u8,
+    /// Takes the ICRC from the given bytes; the device computes it otherwise.
+    pub keep_icrc: bool,
+    /// [`COMPLETION_WANTED`] or 0.
+    #[bits(2)]
+    pub completion: u8,
+    #[bits(1)]
+    __: u8,
+    /// Loops back whatever the destination.
+    pub force_loopback: bool,
+}
+
+/// Where an RDMA WRITE or READ goes.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RemoteAddressSegment {
+    /// The peer's virtual address.
+    pub addr: U64,
+    /// The peer's key.
+    pub rkey: U32,
+    _reserved_0c: [u8; 4],
+}
+
+layout!(RemoteAddressSegment: 16, rkey @ 8);
+
+impl RemoteAddressSegment {
+    /// A segment naming `addr` under `rkey`.
+    #[must_use]
+    pub fn new(addr: u64, rkey: u32) -> Self {
+        Self {
+            addr: addr.into(),
+            rkey: rkey.into(),
+            _reserved_0c: [0; 4],
+        }
+    }
+}
+
+/// Operands of an atomic.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct AtomicSegment {
+    /// What to swap in or add.
+    pub swap_add: U64,
+    /// What to compare with.
+    pub compare: U64,
+}
+
+layout!(AtomicSegment: 16, compare @ 8);
+
+/// Where a datagram goes.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct DatagramSegment {
+    /// The way.
+    pub vector: AddressVector,
+    /// The QP.
+    pub qpn: Low24,
+    /// Its Q_Key; with the top bit set, the sending QP's own is used.
+    pub qkey: U32,
+    /// VLAN, on Ethernet.
+    pub vlan: U16,
+    /// MAC address, on Ethernet.
+    pub mac: [u8; 6],
+}
+
+layout!(DatagramSegment: 48, qpn @ 0x20, qkey @ 0x24, vlan @ 0x28, mac @ 0x2a);
+
+/// A piece of memory to send from or receive into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct DataSegment {
+    /// Its length (31 bits); with the top bit set this is an [`InlineHeader`] instead.
+    pub len: U32,
+    /// The local key.
+    pub lkey: U32,
+    /// The address.
+    pub addr: U64,
+}
+
+layout!(DataSegment: 16, lkey @ 4, addr @ 8);
+
+impl DataSegment {
+    /// The piece of `len` bytes (below 2^31) at `addr` under `lkey`.
+    #[must_use]
+    pub fn new(addr: u64, len: u32, lkey: u32) -> Self {
+        Self {
+            len: len.into(),
+            lkey: lkey.into(),
+            addr: addr.into(),
+        }
+    }
+
+    /// A piece of no bytes that ends a receive's list (Linux `mlx4_ib_post_recv`).
+    #[must_use]
+    pub fn end() -> Self {
+        Self::new(0, 0, crate::mpt::INVALID_LKEY)
+    }
+}
+
+/// Header of bytes that are in the WQE itself; they may not cross a [`BASIC_BLOCK_LEN`] boundary.
+#[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+pub struct InlineHeader {
+    /// Set: what follows is data.
+    pub inline: bool,
+    /// Bytes that follow.
+    #[bits(31)]
+    pub bytes: u32,
+}
+
+/// Bytes of an [`InlineHeader`].
+pub const INLINE_HEADER_LEN: usize = size_of::<InlineHeader>();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn golden_control() {
+        // Linux qp.h: MLX4_WQE_CTRL_CQ_UPDATE 3 << 2, SOLICITED 1 << 1, FENCE 1 << 6, STRONG_ORDER 1 << 7,
+        // FORCE_LOOPBACK 1 << 0; owner bit 31.
+        let mut control = ControlSegment::new_zeroed();
+        control.owner = ControlOwner::new()
+            .with_pass(true)
+            .with_opcode(WqeOpcode::RDMA_WRITE_IMM);
+        control.size = ControlSize::new().with_fence(true).with_units(3);
+        control.flags = ControlFlags::new()
+            .with_completion(COMPLETION_WANTED)
+            .with_solicited(true);
+        control.immediate = 0x0102_0304.into();
+        assert_eq!(
+            control.as_bytes(),
+            [0x80, 0, 0, 9, 0, 0, 0, 0x43, 0, 0, 0, 0x0e, 1, 2, 3, 4]
+        );
+    }
+
+    #[test]
+    fn golden_mlx_control() {
+        // Linux mlx4 ib qp.c, build_mlx_header: VL15 1 << 17, SLR 1 << 16, sl << 8, ICRC 1 << 4; rlid be16 at 0x0c.
+        let mut control = MlxControlSegment::new_zeroed();
+        control.owner = ControlOwner::new().with_opcode(WqeOpcode::SEND);
+        control.size = ControlSize::new().with_units(8);
+        control.flags = MlxControlFlags::new()
+            .with_vl15(true)
+            .with_slid_from_header(true)
+            .with_sl(5)
+            .with_completion(COMPLETION_WANTED);
+        control.remote_lid = 0xffff.into();
+        assert_eq!(
+            control.as_bytes(),
+            [0, 0, 0, 0x0a, 0, 0, 0, 8, 0, 3, 5, 0x0c, 0xff, 0xff, 0, 0]
+        );
+    }
+
+    #[test]
+    fn golden_segments() {
+        // Linux qp.h: struct mlx4_wqe_data_seg { byte_count, lkey, addr }; raddr { raddr, rkey, reserved }.
+        assert_eq!(
+            DataSegment::new(0x1000, 0x20, 0x300).as_bytes(),
+            [0, 0, 0, 0x20, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0x10, 0]
+        );
+        assert_eq!(
+            RemoteAddressSegment::new(0x1000, 0x300).as_bytes(),
+            [0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 3, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(DataSegment::end().as_bytes()[..8], [0, 0, 0, 0, 0, 0, 1, 0]);
+        // MLX4_INLINE_SEG 1 << 31.
+        let inline = InlineHeader::new().with_inline(true).with_bytes(44);
+        assert_eq!(inline.as_bytes(), [0x80, 0, 0, 44]);
+        // struct mlx4_wqe_datagram_seg: av[8], dqpn, qkey, vlan, mac.
+        let mut datagram = DatagramSegment::new_zeroed();
+        datagram.qpn = Low24::new(1);
+        datagram.qkey = 0x8001_0000.into();
+        assert_eq!(datagram.as_bytes()[0x20..0x28], [0, 0, 0, 1, 0x80, 1, 0, 0]);
+    }
+}
