@@ -1,0 +1,27 @@
+//! The fabric's parameters.
+
+use hal::Duration;
+
+/// The parameters of a fabric.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FabricConfig {
+    /// The time a packet takes from port to port. Zero delivers within the call that sent it.
+    pub latency: Duration,
+    /// What goes wrong on the links; nothing by default.
+    pub faults: Faults,
+    /// Where the faults' random numbers begin: the same seed and calls give the same faults.
+    pub seed: u64,
+}
+
+/// Faults on the links, each by its probability per packet (0 to 1).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Faults {
+    /// A packet is lost.
+    pub loss: f64,
+    /// A packet is delivered twice.
+    pub duplicate: f64,
+    /// A packet is held back by [`delay`](Self::delay) more, so that later ones overtake it.
+    pub reorder: f64,
+    /// How long a held packet is held.
+    pub delay: Duration,
+}

@@ -1,0 +1,79 @@
+//! Seeded faults on the links.
+
+use hal::Duration;
+
+use crate::Faults;
+
+/// What happens to one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// How many copies arrive.
+    pub(crate) copies: u8,
+    /// How much later than usual.
+    pub(crate) late_by: Duration,
+}
+
+/// Decides the fate of packets, the same for the same seed.
+pub(crate) struct FaultInjector {
+    faults: Faults,
+    state: u64,
+}
+
+impl FaultInjector {
+    pub(crate) fn new(faults: Faults, seed: u64) -> Self {
+        Self { faults, state: seed }
+    }
+
+    pub(crate) fn judge(&mut self) -> Verdict {
+        let mut verdict = Verdict {
+            copies: 1,
+            late_by: Duration::ZERO,
+        };
+        if self.faults == Faults::default() {
+            return verdict;
+        }
+        if self.chance(self.faults.loss) {
+            verdict.copies = 0;
+        } else if self.chance(self.faults.duplicate) {
+            verdict.copies = 2;
+        }
+        if self.chance(self.faults.reorder) {
+            verdict.late_by = self.faults.delay;
+        }
+        verdict
+    }
+
+    fn chance(&mut self, probability: f64) -> bool {
+        probability > 0.0 && self.fraction() < probability
+    }
+
+    /// A number from 0 up to 1, by splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
+    fn fraction(&mut self) -> f64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        // The upper 53 bits fit a double exactly.
+        (z >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_come_as_often_as_asked_and_repeat_with_the_seed() {
+        let faults = Faults {
+            loss: 0.25,
+            ..Faults::default()
+        };
+        let lost = |seed| {
+            let mut injector = FaultInjector::new(faults, seed);
+            (0..4000).filter(|_| injector.judge().copies == 0).count()
+        };
+        assert!((900..1100).contains(&lost(1)), "{}", lost(1));
+        assert_eq!(lost(7), lost(7));
+    }
+}

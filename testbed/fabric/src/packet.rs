@@ -1,0 +1,238 @@
+//! What travels on the fabric (IBA 1.3, chapters 5 and 9), as structures.
+
+use mad::smp::PERMISSIVE_LID;
+use verbs::{Gid, Lid, PKey, Psn, QKey, Qpn, Rkey};
+
+/// One packet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packet {
+    /// The sending port.
+    pub slid: Lid,
+    /// The receiving port, a multicast group, or the permissive LID of a directed route.
+    pub dlid: Lid,
+    /// Service level.
+    pub sl: u8,
+    /// Whether it goes by the management lane.
+    pub vl15: bool,
+    /// The global route header.
+    pub grh: Option<Grh>,
+    /// The partition.
+    pub pkey: PKey,
+    /// The queue pair it is for.
+    pub dqpn: Qpn,
+    /// Its sequence number.
+    pub psn: Psn,
+    /// Whether the receiver's completion is solicited.
+    pub solicited: bool,
+    /// Whether the sender wants an acknowledgement.
+    pub ack_request: bool,
+    /// The transport.
+    pub service: Service,
+    /// What it does.
+    pub operation: Operation,
+    /// The bytes it carries.
+    pub payload: Vec<u8>,
+}
+
+/// The global route header, as far as receivers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grh {
+    /// Traffic class.
+    pub traffic_class: u8,
+    /// Flow label, 20 bits.
+    pub flow_label: u32,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// The sender.
+    pub sgid: Gid,
+    /// The receiver.
+    pub dgid: Gid,
+}
+
+/// The transport a packet belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Reliable connection.
+    Rc,
+    /// Unreliable connection.
+    Uc,
+    /// Unreliable datagram.
+    Ud,
+}
+
+/// A packet's place in its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The first of several.
+    First,
+    /// Neither first nor last.
+    Middle,
+    /// The last of several.
+    Last,
+    /// The whole message.
+    Only,
+}
+
+impl Place {
+    /// The place of a packet which is the first, the last, both or neither.
+    #[must_use]
+    pub fn new(first: bool, last: bool) -> Self {
+        match (first, last) {
+            (true, true) => Self::Only,
+            (true, false) => Self::First,
+            (false, true) => Self::Last,
+            (false, false) => Self::Middle,
+        }
+    }
+
+    /// Whether a message begins here.
+    #[must_use]
+    pub fn is_first(self) -> bool {
+        matches!(self, Self::First | Self::Only)
+    }
+
+    /// Whether a message ends here.
+    #[must_use]
+    pub fn is_last(self) -> bool {
+        matches!(self, Self::Last | Self::Only)
+    }
+}
+
+/// Remote memory that a request names (the RETH).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteRange {
+    /// Where it begins.
+    pub addr: u64,
+    /// The key to it.
+    pub rkey: Rkey,
+    /// Its length in bytes.
+    pub len: u32,
+}
+
+/// What an atomic does to the eight bytes that it names. All in the order of numbers, not of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtomicOp {
+    /// Stores `swap` under `swap_mask` if the value equals `compare` under `compare_mask`.
+    CompareSwap {
+        /// What to compare with.
+        compare: u64,
+        /// What to store.
+        swap: u64,
+        /// Which bits to compare.
+        compare_mask: u64,
+        /// Which bits to store.
+        swap_mask: u64,
+    },
+    /// Adds; a set bit of `boundary` ends a field, into which no carry comes from below.
+    FetchAdd {
+        /// What to add.
+        add: u64,
+        /// The highest bit of each field.
+        boundary: u64,
+    },
+}
+
+/// Why a responder refuses (IBA 1.3, 9.7.5.2.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NakCode {
+    /// A packet is missing; `psn` is the one expected.
+    Sequence,
+    /// The request makes no sense.
+    InvalidRequest,
+    /// The key does not allow it.
+    RemoteAccess,
+    /// The responder failed.
+    RemoteOperation,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AckCode {
+    /// Everything up to the packet's PSN is done.
+    Ack,
+    /// No receive is posted: try again after the time with this code.
+    ReceiverNotReady(u8),
+    /// Refused.
+    Nak(NakCode),
+}
+
+/// What a packet does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// A piece of a SEND.
+    Send {
+        /// Its place.
+        place: Place,
+        /// Immediate data, with the last piece.
+        imm: Option<u32>,
+        /// A key to take back, with the last piece.
+        invalidate: Option<Rkey>,
+    },
+    /// A piece of a WRITE.
+    Write {
+        /// Its place.
+        place: Place,
+        /// Where to, with the first piece.
+        to: Option<RemoteRange>,
+        /// Immediate data, with the last piece.
+        imm: Option<u32>,
+    },
+    /// Asks for memory. The answer takes as many sequence numbers as it has packets.
+    ReadRequest(RemoteRange),
+    /// A piece of the answer.
+    ReadResponse {
+        /// Its place.
+        place: Place,
+        /// Messages done so far.
+        msn: u32,
+    },
+    /// Changes eight bytes.
+    Atomic {
+        /// Where.
+        addr: u64,
+        /// The key.
+        rkey: Rkey,
+        /// How.
+        op: AtomicOp,
+    },
+    /// The value before the change.
+    AtomicResponse {
+        /// The value.
+        original: u64,
+        /// Messages done so far.
+        msn: u32,
+    },
+    /// Acknowledges or refuses.
+    Ack {
+        /// Which.
+        code: AckCode,
+        /// Messages done so far.
+        msn: u32,
+    },
+    /// A datagram.
+    Datagram {
+        /// The key that the receiver must hold.
+        qkey: QKey,
+        /// The sending queue pair.
+        source: Qpn,
+        /// Immediate data.
+        imm: Option<u32>,
+    },
+}
+
+impl Operation {
+    /// Whether it is addressed to a requester, not to a responder.
+    #[must_use]
+    pub fn is_response(&self) -> bool {
+        matches!(
+            self,
+            Self::ReadResponse { .. } | Self::AtomicResponse { .. } | Self::Ack { .. }
+        )
+    }
+}
+
+/// Whether a LID names a multicast group.
+#[must_use]
+pub fn is_multicast(lid: Lid) -> bool {
+    (0xc000..PERMISSIVE_LID).contains(&lid.0)
+}

@@ -1,0 +1,375 @@
+//! The subnet administrator: answers what is asked of the subnet, and keeps the multicast groups.
+
+use std::collections::BTreeMap;
+
+use mad::sa::{
+    ClassPortInfo, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, Selector,
+    mc_member_mask, node_record_mask, path_record_mask, port_info_record_mask,
+};
+use mad::{Attribute, Method, Status};
+use verbs::{Gid, Lid, PKey, QKey, Qpn};
+use zerocopy::big_endian::{U16, U32};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::fabric::Routes;
+use crate::sm::{Port, SM_LID};
+use crate::{Operation, Packet, PortIndex};
+
+/// The group that IPoIB interfaces of the default partition meet in (RFC 4391, section 4).
+const IPOIB_BROADCAST: [u8; 16] = [
+    0xff, 0x12, 0x40, 0x1b, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
+];
+const IPOIB_QKEY: u32 = 0x0b1b;
+const FIRST_MLID: u16 = 0xc000;
+const MOST_GROUPS: usize = 1024;
+/// 2048 bytes.
+const GROUP_MTU: u8 = 4;
+/// 56 Gb/s (4x FDR).
+const RATE: u8 = 12;
+const PACKET_LIFE: u8 = 18;
+/// Bytes of the SA header that RMPP counts into the payload.
+const SA_HEADER: usize = 20;
+
+struct Group {
+    record: McMemberRecord,
+    members: BTreeMap<PortIndex, u8>,
+}
+
+/// The subnet administrator.
+pub(crate) struct Administrator {
+    groups: BTreeMap<[u8; 16], Group>,
+}
+
+impl Default for Administrator {
+    fn default() -> Self {
+        let record = McMemberRecord {
+            mgid: IPOIB_BROADCAST,
+            qkey: U32::new(IPOIB_QKEY),
+            mlid: U16::new(FIRST_MLID),
+            pkey: U16::new(PKey::DEFAULT.0),
+            ..group_defaults()
+        };
+        let group = Group {
+            record,
+            members: BTreeMap::new(),
+        };
+        Self {
+            groups: BTreeMap::from([(IPOIB_BROADCAST, group)]),
+        }
+    }
+}
+
+fn group_defaults() -> McMemberRecord {
+    McMemberRecord {
+        mtu: Selector::exactly(GROUP_MTU),
+        rate: Selector::exactly(RATE),
+        life_time: Selector::exactly(PACKET_LIFE),
+        ..McMemberRecord::default()
+    }
+}
+
+/// The response, or the status that the request comes back with.
+type Answer = Result<SaMad, Status>;
+
+impl Administrator {
+    /// Takes a port out of every group.
+    pub(crate) fn forget(&mut self, port: PortIndex, routes: &mut Routes) {
+        for group in self.groups.values_mut() {
+            group.members.remove(&port);
+            route_group(group, routes);
+        }
+    }
+
+    /// Answers a datagram that came to QP1 from a port, if it is a request.
+    pub(crate) fn answer(
+        &mut self,
+        ports: &[Port],
+        from: PortIndex,
+        packet: &Packet,
+        routes: &mut Routes,
+    ) -> Option<Packet> {
+        let Operation::Datagram { source, .. } = packet.operation else {
+            return None;
+        };
+        let request = match SaMad::parse(&packet.payload) {
+            Ok(request) if !request.header.method.is_response() => request,
+            Ok(_) => return None,
+            Err(error) => {
+                log::debug!("subnet administrator: port {}: {error}", from.0);
+                return None;
+            }
+        };
+        let response = match self.decide(ports, from, &request, routes) {
+            Ok(response) => response,
+            Err(status) => request.into_response(status),
+        };
+        Some(reply(packet, source, &response))
+    }
+
+    fn decide(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, routes: &mut Routes) -> Answer {
+        let method = request.header.method;
+        let reads = matches!(method, Method::GET | Method::GET_TABLE);
+        match request.header.attribute() {
+            Attribute::CLASS_PORT_INFO if method == Method::GET => class_port_info(request),
+            Attribute::PATH_RECORD if reads => records(request, &paths(ports, from, request)),
+            Attribute::NODE_RECORD if reads => records(request, &nodes(ports, request)),
+            Attribute::PORT_INFO_RECORD if reads => records(request, &port_infos(ports, request)),
+            Attribute::MC_MEMBER_RECORD if reads => records(request, &self.groups_matching(request)),
+            Attribute::MC_MEMBER_RECORD if method == Method::SET => self.join(ports, from, request, routes),
+            Attribute::MC_MEMBER_RECORD if method == Method::DELETE => self.leave(from, request, routes),
+            _ => Err(Status::BAD_ATTRIBUTE),
+        }
+    }
+
+    fn groups_matching(&self, request: &SaMad) -> Vec<McMemberRecord> {
+        let Some(wanted) = request.record::<McMemberRecord>() else {
+            return Vec::new();
+        };
+        let mask = request.component_mask.get();
+        self.groups
+            .values()
+            .map(|group| group.record)
+            .filter(|record| mask & mc_member_mask::MGID == 0 || record.mgid == wanted.mgid)
+            .filter(|record| mask & mc_member_mask::MLID == 0 || record.mlid == wanted.mlid)
+            .collect()
+    }
+
+    fn join(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, routes: &mut Routes) -> Answer {
+        let mask = request.component_mask.get();
+        let Some(wanted) = request.record::<McMemberRecord>() else {
+            return Err(Status::BAD_FIELD);
+        };
+        let Some(member) = member_of(ports, from, &wanted, mask) else {
+            return Err(Status::SA_INVALID_GID);
+        };
+        if mask & mc_member_mask::JOIN_STATE == 0 || wanted.scope_join.join() == 0 {
+            return Err(Status::SA_INSUFFICIENT_COMPONENTS);
+        }
+        let known = mask & mc_member_mask::MGID != 0 && self.groups.contains_key(&wanted.mgid);
+        let mgid = if known {
+            wanted.mgid
+        } else {
+            self.create(&wanted, mask)?
+        };
+        let Some(group) = self.groups.get_mut(&mgid) else {
+            return Err(Status::SA_NO_RECORDS);
+        };
+        *group.members.entry(member).or_default() |= wanted.scope_join.join();
+        let joined = group.members[&member];
+        let mut record = group.record;
+        record.port_gid = ports[member.0].gid().0;
+        record.scope_join = wanted.scope_join.with_join(joined);
+        route_group(group, routes);
+        let mut response = request.into_response(Status::OK);
+        response.set_record(&record);
+        Ok(response)
+    }
+
+    fn create(&mut self, wanted: &McMemberRecord, mask: u64) -> Result<[u8; 16], Status> {
+        if mask & mc_member_mask::CREATE != mc_member_mask::CREATE {
+            return Err(Status::SA_INSUFFICIENT_COMPONENTS);
+        }
+        if self.groups.len() >= MOST_GROUPS {
+            return Err(Status::SA_DENIED);
+        }
+        let taken: Vec<u16> = self
+            .groups
+            .values()
+            .map(|group| group.record.mlid.get())
+            .collect();
+        let mlid = (FIRST_MLID..)
+            .find(|mlid| !taken.contains(mlid))
+            .unwrap_or(FIRST_MLID);
+        let mut mgid = wanted.mgid;
+        if mask & mc_member_mask::MGID == 0 || mgid == [0; 16] {
+            // A transient group of link-local scope, named by its LID (IBA 1.3, 15.2.5.17.4).
+            mgid = [0; 16];
+            mgid[..4].copy_from_slice(&[0xff, 0x12, 0xa0, 0x1b]);
+            mgid[14..].copy_from_slice(&mlid.to_be_bytes());
+        }
+        if mgid[0] != 0xff {
+            return Err(Status::SA_INVALID_GID);
+        }
+        let record = McMemberRecord {
+            mgid,
+            qkey: wanted.qkey,
+            mlid: U16::new(mlid),
+            pkey: wanted.pkey,
+            traffic_class: wanted.traffic_class,
+            sl_flow_hop: wanted.sl_flow_hop,
+            ..group_defaults()
+        };
+        let members = BTreeMap::new();
+        self.groups.insert(mgid, Group { record, members });
+        Ok(mgid)
+    }
+
+    fn leave(&mut self, from: PortIndex, request: &SaMad, routes: &mut Routes) -> Answer {
+        let Some(wanted) = request.record::<McMemberRecord>() else {
+            return Err(Status::BAD_FIELD);
+        };
+        let Some(group) = self.groups.get_mut(&wanted.mgid) else {
+            return Err(Status::SA_NO_RECORDS);
+        };
+        let Some(joined) = group.members.get_mut(&from) else {
+            return Err(Status::SA_NO_RECORDS);
+        };
+        *joined &= !wanted.scope_join.join();
+        if *joined == 0 {
+            group.members.remove(&from);
+        }
+        route_group(group, routes);
+        if group.members.is_empty() && wanted.mgid != IPOIB_BROADCAST {
+            self.groups.remove(&wanted.mgid);
+        }
+        Ok(request.into_response(Status::OK))
+    }
+}
+
+/// The port that joins: the one named, which must be the sender's (no proxies), or the sender's.
+fn member_of(ports: &[Port], from: PortIndex, wanted: &McMemberRecord, mask: u64) -> Option<PortIndex> {
+    let named = mask & mc_member_mask::PORT_GID != 0;
+    (!named || ports[from.0].gid() == Gid(wanted.port_gid)).then_some(from)
+}
+
+fn route_group(group: &Group, routes: &mut Routes) {
+    let mlid = Lid(group.record.mlid.get());
+    if group.members.is_empty() {
+        routes.multicast.remove(&mlid);
+    } else {
+        routes
+            .multicast
+            .insert(mlid, group.members.keys().copied().collect());
+    }
+}
+
+fn class_port_info(request: &SaMad) -> Answer {
+    let mut response = request.into_response(Status::OK);
+    response.set_record(&ClassPortInfo {
+        base_version: 1,
+        class_version: 2,
+        capabilities: U16::ZERO,
+        capabilities2_resp_time: U32::new(u32::from(PACKET_LIFE)),
+        targets: [0; 64],
+    });
+    Ok(response)
+}
+
+fn paths(ports: &[Port], from: PortIndex, request: &SaMad) -> Vec<PathRecord> {
+    let Some(wanted) = request.record::<PathRecord>() else {
+        return Vec::new();
+    };
+    let mask = request.component_mask.get();
+    let active = || ports.iter().filter(|port| port.is_active());
+    let source = active().find(|port| {
+        let by_gid = mask & path_record_mask::SGID != 0;
+        let by_lid = mask & path_record_mask::SLID != 0;
+        if by_gid || by_lid {
+            (!by_gid || port.gid() == Gid(wanted.sgid)) && (!by_lid || port.lid.0 == wanted.slid.get())
+        } else {
+            port.lid == ports[from.0].lid
+        }
+    });
+    let Some(source) = source else { return Vec::new() };
+    active()
+        .filter(|port| mask & path_record_mask::DGID == 0 || port.gid() == Gid(wanted.dgid))
+        .filter(|port| mask & path_record_mask::DLID == 0 || port.lid.0 == wanted.dlid.get())
+        .map(|port| PathRecord {
+            dgid: port.gid().0,
+            sgid: source.gid().0,
+            dlid: U16::new(port.lid.0),
+            slid: U16::new(source.lid.0),
+            reversible_paths: 0x81,
+            pkey: U16::new(PKey::DEFAULT.0),
+            mtu: Selector::exactly(port.info.mtu_sm_sl.mtu().min(source.info.mtu_sm_sl.mtu())),
+            rate: Selector::exactly(RATE),
+            life_time: Selector::exactly(PACKET_LIFE),
+            ..PathRecord::default()
+        })
+        .collect()
+}
+
+fn nodes(ports: &[Port], request: &SaMad) -> Vec<NodeRecord> {
+    let Some(wanted) = request.record::<NodeRecord>() else {
+        return Vec::new();
+    };
+    let mask = request.component_mask.get();
+    ports
+        .iter()
+        .filter(|port| port.is_active())
+        .filter(|port| mask & node_record_mask::LID == 0 || port.lid.0 == wanted.lid.get())
+        .filter(|port| {
+            mask & node_record_mask::NODE_GUID == 0 || port.node.node_guid == wanted.info.node_guid
+        })
+        .filter(|port| {
+            mask & node_record_mask::PORT_GUID == 0 || port.node.port_guid == wanted.info.port_guid
+        })
+        .filter(|port| {
+            mask & node_record_mask::NODE_TYPE == 0 || port.node.node_type == wanted.info.node_type
+        })
+        .map(|port| NodeRecord::new(port.lid.0, port.node, port.description))
+        .collect()
+}
+
+fn port_infos(ports: &[Port], request: &SaMad) -> Vec<PortInfoRecord> {
+    let Some(wanted) = request.record::<PortInfoRecord>() else {
+        return Vec::new();
+    };
+    let mask = request.component_mask.get();
+    ports
+        .iter()
+        .filter(|port| port.is_active())
+        .map(|port| PortInfoRecord {
+            lid: U16::new(port.lid.0),
+            port: port.node.local_port,
+            options: 0,
+            info: port.info,
+        })
+        .filter(|record| mask & port_info_record_mask::LID == 0 || record.lid == wanted.lid)
+        .filter(|record| mask & port_info_record_mask::PORT == 0 || record.port == wanted.port)
+        .collect()
+}
+
+/// Answers by the record found, or by the table of them.
+fn records<T: IntoBytes + Immutable>(request: &SaMad, found: &[T]) -> Answer {
+    let mut response = request.into_response(Status::OK);
+    if request.header.method == Method::GET {
+        return match found {
+            [] => Err(Status::SA_NO_RECORDS),
+            [record] => {
+                response.set_record(record);
+                Ok(response)
+            }
+            _ => Err(Status::SA_TOO_MANY_RECORDS),
+        };
+    }
+    let stride = size_of::<T>().next_multiple_of(8);
+    let mut table = vec![0; stride * found.len()];
+    for (place, record) in table.chunks_mut(stride).zip(found) {
+        place[..size_of::<T>()].copy_from_slice(record.as_bytes());
+    }
+    if table.len() > response.data.len() {
+        return Err(Status::SA_TOO_MANY_RECORDS);
+    }
+    response.set_record(table.as_slice());
+    response.attribute_offset = U16::new(u16::try_from(stride / 8).unwrap_or(0));
+    response.rmpp = Rmpp::single(u32::try_from(SA_HEADER + table.len()).unwrap_or(0));
+    Ok(response)
+}
+
+/// The response on its way back to who asked.
+fn reply(request: &Packet, to: Qpn, response: &SaMad) -> Packet {
+    Packet {
+        slid: SM_LID,
+        dlid: request.slid,
+        dqpn: to,
+        grh: None,
+        operation: Operation::Datagram {
+            qkey: QKey::GSI,
+            source: Qpn(1),
+            imm: None,
+        },
+        payload: response.to_mad().to_vec(),
+        ..request.clone()
+    }
+}

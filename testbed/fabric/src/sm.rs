@@ -1,0 +1,300 @@
+//! The subnet manager: brings each port with a link to ACTIVE.
+//!
+//! One SMP at a time and port, each a step of [`Step`]; an SMP without answer is sent again, ever more slowly, as long as
+//! the link is up (the node's driver may not listen yet).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hal::{Duration, Instant};
+use mad::smp::{
+    LinkWidth, MtuAndSl, Nibbles, NodeDescription, NodeInfo, PERMISSIVE_LID, PKeyTable, PortInfo,
+    PortStateBits, Smp, attribute, data_of,
+};
+use mad::{Attribute, Method, Status};
+use verbs::{Gid, Guid, Lid, PKey, Psn, QKey, Qpn};
+use zerocopy::big_endian::{U16, U64};
+
+use crate::fabric::Routes;
+use crate::sa::Administrator;
+use crate::{Operation, Packet, PortIndex, Service};
+
+/// The subnet manager's LID.
+pub const SM_LID: Lid = Lid(1);
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const SLOWEST_RETRY: Duration = Duration::from_millis(640);
+
+/// Where a port's bring-up stands: the SMP that is sent next or waits for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    NodeInfo,
+    NodeDescription,
+    PortInfo,
+    PKeys,
+    Configure,
+    Arm,
+    Activate,
+    Done,
+}
+
+impl Step {
+    fn next(self) -> Self {
+        match self {
+            Self::NodeInfo => Self::NodeDescription,
+            Self::NodeDescription => Self::PortInfo,
+            Self::PortInfo => Self::PKeys,
+            Self::PKeys => Self::Configure,
+            Self::Configure => Self::Arm,
+            Self::Arm => Self::Activate,
+            Self::Activate | Self::Done => Self::Done,
+        }
+    }
+}
+
+/// What the manager knows of a switch port.
+#[derive(Debug, Clone)]
+pub(crate) struct Port {
+    step: Option<Step>,
+    retry_at: Option<Instant>,
+    retry_after: Duration,
+    transaction: u64,
+    /// The node's answers.
+    pub(crate) node: NodeInfo,
+    pub(crate) description: NodeDescription,
+    pub(crate) info: PortInfo,
+    pub(crate) lid: Lid,
+}
+
+impl Port {
+    /// Whether the port was brought to ACTIVE.
+    pub(crate) fn is_active(&self) -> bool {
+        self.step == Some(Step::Done)
+    }
+
+    /// The port's first GID.
+    pub(crate) fn gid(&self) -> Gid {
+        Gid::new(Gid::DEFAULT_PREFIX, Guid(self.node.port_guid.get()))
+    }
+}
+
+/// The subnet manager.
+#[derive(Default)]
+pub(crate) struct SubnetManager {
+    ports: Vec<Port>,
+    lids: BTreeMap<Guid, Lid>,
+    transaction: u64,
+    administrator: Administrator,
+    outgoing: VecDeque<(PortIndex, Packet)>,
+}
+
+impl SubnetManager {
+    pub(crate) fn add_port(&mut self) {
+        self.ports.push(Port {
+            step: None,
+            retry_at: None,
+            retry_after: FIRST_RETRY,
+            transaction: 0,
+            node: NodeInfo::default(),
+            description: NodeDescription([0; 64]),
+            info: PortInfo::default(),
+            lid: Lid(0),
+        });
+    }
+
+    pub(crate) fn link_changed(&mut self, now: Instant, port: PortIndex, up: bool, routes: &mut Routes) {
+        routes.unicast.retain(|_, to| *to != port);
+        self.administrator.forget(port, routes);
+        let state = &mut self.ports[port.0];
+        state.retry_at = None;
+        state.retry_after = FIRST_RETRY;
+        state.step = up.then_some(Step::NodeInfo);
+        if up {
+            self.ask(now, port);
+        }
+    }
+
+    /// Whether a packet is the manager's to take: directed routes end here, and so does its own LID.
+    pub(crate) fn is_for(&self, packet: &Packet) -> bool {
+        packet.dlid == SM_LID || packet.dlid == Lid(PERMISSIVE_LID)
+    }
+
+    pub(crate) fn receive(&mut self, now: Instant, from: PortIndex, packet: &Packet, routes: &mut Routes) {
+        match packet.dqpn {
+            Qpn(0) => self.receive_smp(now, from, packet, routes),
+            Qpn(1) => {
+                if let Some(answer) = self.administrator.answer(&self.ports, from, packet, routes) {
+                    self.outgoing.push_back((from, answer));
+                }
+            }
+            other => log::debug!("subnet manager: a packet for {other}"),
+        }
+    }
+
+    pub(crate) fn take_packet(&mut self) -> Option<(PortIndex, Packet)> {
+        self.outgoing.pop_front()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.ports.iter().filter_map(|port| port.retry_at).min()
+    }
+
+    pub(crate) fn poll(&mut self, now: Instant) {
+        for index in 0..self.ports.len() {
+            if self.ports[index].retry_at.is_some_and(|at| at <= now) {
+                self.ask(now, PortIndex(index));
+            }
+        }
+    }
+
+    fn receive_smp(&mut self, now: Instant, from: PortIndex, packet: &Packet, routes: &mut Routes) {
+        let Ok(smp) = Smp::parse(&packet.payload) else {
+            log::debug!("subnet manager: no SMP from port {}", from.0);
+            return;
+        };
+        let port = &mut self.ports[from.0];
+        let awaited = smp.header.method == Method::GET_RESP
+            && port.retry_at.is_some()
+            && smp.header.transaction.get() == port.transaction;
+        let Some(step) = port.step.filter(|_| awaited) else {
+            log::debug!(
+                "subnet manager: unexpected {} from port {}",
+                smp.header.method,
+                from.0
+            );
+            return;
+        };
+        if smp.header.status() != Status::OK {
+            // Asked again by the retry timer.
+            log::warn!(
+                "subnet manager: port {} answers {step:?} by {}",
+                from.0,
+                smp.header.status()
+            );
+            return;
+        }
+        self.take_answer(from, step, &smp, routes);
+        let port = &mut self.ports[from.0];
+        port.step = Some(step.next());
+        port.retry_after = FIRST_RETRY;
+        self.ask(now, from);
+    }
+
+    fn take_answer(&mut self, from: PortIndex, step: Step, smp: &Smp, routes: &mut Routes) {
+        let port = &mut self.ports[from.0];
+        match step {
+            Step::NodeInfo => {
+                port.node = attribute(&smp.data).unwrap_or_default();
+                let next = u16::try_from(self.lids.len())
+                    .unwrap_or(u16::MAX)
+                    .saturating_add(SM_LID.0 + 1);
+                port.lid = *self
+                    .lids
+                    .entry(Guid(port.node.port_guid.get()))
+                    .or_insert(Lid(next));
+            }
+            Step::NodeDescription => port.description = NodeDescription(smp.data),
+            Step::PortInfo | Step::Configure | Step::Arm => {
+                port.info = attribute(&smp.data).unwrap_or_default();
+            }
+            Step::Activate => {
+                port.info = attribute(&smp.data).unwrap_or_default();
+                routes.unicast.insert(port.lid, from);
+                log::info!(
+                    "subnet manager: {} is {} at switch port {}",
+                    port.gid(),
+                    port.lid,
+                    from.0
+                );
+            }
+            Step::PKeys | Step::Done => {}
+        }
+    }
+
+    /// Sends the SMP of the port's step, and sets its retry.
+    fn ask(&mut self, now: Instant, index: PortIndex) {
+        let port = &mut self.ports[index.0];
+        let Some(step) = port.step else { return };
+        self.transaction += 1;
+        let Some(smp) = request(port, step, self.transaction) else {
+            port.retry_at = None;
+            return;
+        };
+        port.transaction = self.transaction;
+        port.retry_at = Some(now + port.retry_after);
+        port.retry_after = (port.retry_after * 2).min(SLOWEST_RETRY);
+        // Port numbers of the switch count from 1; a route through more than 254 ports is not tested for by anyone.
+        let hop = u8::try_from(index.0 + 1).unwrap_or(u8::MAX);
+        if let Ok(mut smp) = smp.directed(&[hop]) {
+            smp.set_hops(1, 1);
+            self.outgoing.push_back((index, smp_packet(&smp)));
+        }
+    }
+}
+
+/// The request of a step, before it is given a route.
+fn request(port: &Port, step: Step, transaction: u64) -> Option<Smp> {
+    let smp = |method, attribute| Smp::request(method, attribute, 0, transaction);
+    let set = |info: &PortInfo| Smp {
+        data: data_of(info),
+        ..smp(Method::SET, Attribute::PORT_INFO)
+    };
+    Some(match step {
+        Step::NodeInfo => smp(Method::GET, Attribute::NODE_INFO),
+        Step::NodeDescription => smp(Method::GET, Attribute::NODE_DESCRIPTION),
+        Step::PortInfo => smp(Method::GET, Attribute::PORT_INFO),
+        Step::PKeys => {
+            let mut table = PKeyTable::default();
+            table.0[0] = U16::new(PKey::DEFAULT.0);
+            Smp {
+                data: data_of(&table),
+                ..smp(Method::SET, Attribute::PKEY_TABLE)
+            }
+        }
+        Step::Configure => set(&configuration(port)),
+        Step::Arm => set(&with_state(&configuration(port), PortStateBits::ARMED)),
+        Step::Activate => set(&with_state(&configuration(port), PortStateBits::ACTIVE)),
+        Step::Done => return None,
+    })
+}
+
+/// What the port is set to: its own answer, with the addresses and limits of this subnet.
+fn configuration(port: &Port) -> PortInfo {
+    let mut info = port.info;
+    info.m_key = U64::ZERO;
+    info.gid_prefix = U64::new(Gid::DEFAULT_PREFIX);
+    info.lid = U16::new(port.lid.0);
+    info.sm_lid = U16::new(SM_LID.0);
+    info.width_enabled = LinkWidth::X1 | LinkWidth::X4;
+    info.mtu_sm_sl = MtuAndSl::new().with_mtu(info.mtu_cap.low());
+    info.operational_vls = Nibbles::new().with_high(info.vl_cap.high());
+    info.subnet_timeout = info.subnet_timeout.with_timeout(18).with_client_reregister(false);
+    with_state(&info, PortStateBits::NO_CHANGE)
+}
+
+fn with_state(info: &PortInfo, state: u8) -> PortInfo {
+    let mut info = *info;
+    info.speed_state = info.speed_state.with_state(state);
+    info.phys = info.phys.with_state(0).with_down_default(0);
+    info
+}
+
+fn smp_packet(smp: &Smp) -> Packet {
+    Packet {
+        slid: Lid(PERMISSIVE_LID),
+        dlid: Lid(PERMISSIVE_LID),
+        sl: 0,
+        vl15: true,
+        grh: None,
+        pkey: PKey::DEFAULT,
+        dqpn: Qpn(0),
+        psn: Psn(0),
+        solicited: true,
+        ack_request: false,
+        service: Service::Ud,
+        operation: Operation::Datagram {
+            qkey: QKey(0),
+            source: Qpn(0),
+            imm: None,
+        },
+        payload: smp.to_mad().to_vec(),
+    }
+}

@@ -1,0 +1,255 @@
+//! The subnet manager and administrator, asked by ports that answer as a card's agent does.
+
+use fabric::{Fabric, FabricConfig, Operation, Packet, PortIndex, SM_LID, Service};
+use hal::{Duration, Instant};
+use mad::sa::{
+    NodeRecord, PathRecord, PortInfoRecord, SaMad, mc_member_mask, node_record_mask, path_record_mask,
+};
+use mad::smp::{NodeInfo, NodeType, PortInfo, Smp, attribute, data_of};
+use mad::{Attribute, Method, Status};
+use verbs::{Gid, Guid, Lid, PKey, Psn, QKey, Qpn};
+
+fn guid(port: PortIndex) -> Guid {
+    Guid(0x0002_c903_0000_0001 + port.0 as u64)
+}
+
+fn gid(port: usize) -> Gid {
+    Gid::new(Gid::DEFAULT_PREFIX, guid(PortIndex(port)))
+}
+
+/// Answers an SMP as a card without tables would: what is set is what is.
+fn answer(port: PortIndex, packet: &Packet) -> Packet {
+    let mut smp = Smp::parse(&packet.payload).unwrap();
+    if smp.header.attribute() == Attribute::NODE_INFO {
+        smp.data = data_of(&NodeInfo {
+            node_type: NodeType::CHANNEL_ADAPTER,
+            ports: 1,
+            node_guid: guid(port).0.into(),
+            port_guid: guid(port).0.into(),
+            local_port: 1,
+            ..NodeInfo::default()
+        });
+    } else if smp.header.attribute() == Attribute::PORT_INFO && smp.header.method == Method::GET {
+        let mut info = PortInfo::default();
+        info.mtu_cap.set_low(5);
+        smp.data = data_of(&info);
+    }
+    Packet {
+        payload: smp.into_response(Status::OK).to_mad().to_vec(),
+        ..packet.clone()
+    }
+}
+
+/// Answers everything that comes; says what states were set at each port.
+fn settle(fabric: &mut Fabric, now: Instant) -> Vec<(usize, u8)> {
+    let mut states = Vec::new();
+    fabric.poll(now);
+    while let Some((port, packet)) = fabric.next(now) {
+        let smp = Smp::parse(&packet.payload).unwrap();
+        if smp.header.attribute() == Attribute::PORT_INFO && smp.header.method == Method::SET {
+            let info: PortInfo = attribute(&smp.data).unwrap();
+            states.push((port.0, info.speed_state.state()));
+        }
+        fabric.send(now, port, answer(port, &packet));
+    }
+    states
+}
+
+fn subnet(ports: usize) -> (Fabric, Instant) {
+    let mut fabric = Fabric::new(FabricConfig::default());
+    let now = Instant::from_nanos(1);
+    for _ in 0..ports {
+        let port = fabric.add_port();
+        fabric.set_link(now, port, true);
+        settle(&mut fabric, now);
+    }
+    (fabric, now)
+}
+
+fn ask(fabric: &mut Fabric, now: Instant, from: usize, request: &SaMad) -> SaMad {
+    let packet = Packet {
+        slid: Lid(u16::try_from(from).unwrap() + 2),
+        dlid: SM_LID,
+        sl: 0,
+        vl15: false,
+        grh: None,
+        pkey: PKey::DEFAULT,
+        dqpn: Qpn(1),
+        psn: Psn(0),
+        solicited: false,
+        ack_request: false,
+        service: Service::Ud,
+        operation: Operation::Datagram {
+            qkey: QKey::GSI,
+            source: Qpn(1),
+            imm: None,
+        },
+        payload: request.to_mad().to_vec(),
+    };
+    fabric.send(now, PortIndex(from), packet);
+    let (port, packet) = fabric.next(now).expect("an answer");
+    assert_eq!(port.0, from);
+    SaMad::parse(&packet.payload).unwrap()
+}
+
+#[test]
+fn ports_are_configured_armed_and_activated_in_turn() {
+    let mut fabric = Fabric::new(FabricConfig::default());
+    let now = Instant::from_nanos(1);
+    let port = fabric.add_port();
+    fabric.set_link(now, port, true);
+    assert_eq!(settle(&mut fabric, now), [(0, 0), (0, 3), (0, 4)]);
+    assert_eq!(fabric.deadline(), None, "nothing is left to wait for");
+}
+
+#[test]
+fn a_port_that_does_not_answer_is_asked_again_ever_more_slowly() {
+    let mut fabric = Fabric::new(FabricConfig::default());
+    let mut now = Instant::from_nanos(1);
+    let port = fabric.add_port();
+    fabric.set_link(now, port, true);
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        assert!(fabric.next(now).is_some());
+        let due = fabric.poll(now).expect("a retry");
+        pauses.push(due.since(now));
+        now = due;
+        fabric.poll(now);
+    }
+    assert!(
+        pauses.is_sorted() && pauses[0] < pauses[7] && pauses[7] < Duration::from_secs(1),
+        "{pauses:?}"
+    );
+}
+
+#[test]
+fn a_path_is_found_by_gid() {
+    let (mut fabric, now) = subnet(3);
+    let wanted = PathRecord {
+        dgid: gid(2).0,
+        sgid: gid(0).0,
+        ..PathRecord::default()
+    };
+    let mask = path_record_mask::DGID | path_record_mask::SGID;
+    let request = SaMad::request(Method::GET, Attribute::PATH_RECORD, mask, &wanted, 5);
+    let response = ask(&mut fabric, now, 0, &request);
+    assert_eq!(
+        (response.header.method, response.header.status()),
+        (Method::GET_RESP, Status::OK)
+    );
+    let path: PathRecord = response.record().unwrap();
+    assert_eq!((path.slid.get(), path.dlid.get(), path.mtu.value()), (2, 4, 5));
+    // One that is not there, and one that went away.
+    let nobody = PathRecord {
+        dgid: gid(9).0,
+        ..wanted
+    };
+    let request = SaMad::request(Method::GET, Attribute::PATH_RECORD, mask, &nobody, 6);
+    assert_eq!(
+        ask(&mut fabric, now, 0, &request).header.status(),
+        Status::SA_NO_RECORDS
+    );
+    fabric.set_link(now, PortIndex(2), false);
+    let request = SaMad::request(Method::GET, Attribute::PATH_RECORD, mask, &wanted, 7);
+    assert_eq!(
+        ask(&mut fabric, now, 0, &request).header.status(),
+        Status::SA_NO_RECORDS
+    );
+}
+
+#[test]
+fn tables_come_in_one_datagram_or_not_at_all() {
+    let (mut fabric, now) = subnet(2);
+    let wanted = PathRecord::default();
+    let request = SaMad::request(Method::GET_TABLE, Attribute::PATH_RECORD, 0, &wanted, 5);
+    let response = ask(&mut fabric, now, 1, &request);
+    assert_eq!(
+        (response.header.method, response.attribute_offset.get()),
+        (Method::GET_TABLE_RESP, 8)
+    );
+    assert_eq!(u32::from_be_bytes(response.rmpp.payload_len), 20 + 2 * 64);
+    let request = SaMad::request(Method::GET_TABLE, Attribute::NODE_RECORD, 0, &[0_u8; 8], 6);
+    assert_eq!(
+        ask(&mut fabric, now, 1, &request).header.status(),
+        Status::SA_TOO_MANY_RECORDS
+    );
+}
+
+#[test]
+fn nodes_and_ports_are_recorded() {
+    let (mut fabric, now) = subnet(2);
+    let wanted = NodeRecord::new(3, NodeInfo::default(), mad::smp::NodeDescription::new(""));
+    let request = SaMad::request(
+        Method::GET,
+        Attribute::NODE_RECORD,
+        node_record_mask::LID,
+        &wanted,
+        5,
+    );
+    let record: NodeRecord = ask(&mut fabric, now, 0, &request).record().unwrap();
+    assert_eq!(record.info.port_guid.get(), guid(PortIndex(1)).0);
+    let lid = [0_u8, 3, 0, 0];
+    let request = SaMad::request(Method::GET, Attribute::PORT_INFO_RECORD, 1, &lid, 6);
+    let record: PortInfoRecord = ask(&mut fabric, now, 0, &request).record().unwrap();
+    assert_eq!(record.info.lid.get(), 3);
+    let request = SaMad::request(Method::GET, Attribute::CLASS_PORT_INFO, 0, &lid, 7);
+    assert_eq!(ask(&mut fabric, now, 0, &request).header.status(), Status::OK);
+    let request = SaMad::request(Method::GET, Attribute(0x31), 0, &lid, 8);
+    assert_eq!(
+        ask(&mut fabric, now, 0, &request).header.status(),
+        Status::BAD_ATTRIBUTE
+    );
+}
+
+#[test]
+fn groups_are_joined_left_and_created_only_by_those_who_say_how() {
+    let (mut fabric, now) = subnet(2);
+    let mut record = mad::sa::McMemberRecord {
+        mgid: [0xff; 16],
+        scope_join: mad::sa::JoinState::new().with_join(1),
+        ..mad::sa::McMemberRecord::default()
+    };
+    let (mgid, join) = (mc_member_mask::MGID, mc_member_mask::JOIN_STATE);
+    let request = |method, mask, record: &mad::sa::McMemberRecord| {
+        SaMad::request(method, Attribute::MC_MEMBER_RECORD, mask, record, 5)
+    };
+    let refused = ask(&mut fabric, now, 0, &request(Method::SET, mgid | join, &record));
+    assert_eq!(refused.header.status(), Status::SA_INSUFFICIENT_COMPONENTS);
+    // The broadcast group of IPoIB is there from the start.
+    record.mgid[..12].copy_from_slice(&[0xff, 0x12, 0x40, 0x1b, 0xff, 0xff, 0, 0, 0, 0, 0, 0]);
+    let joined = ask(&mut fabric, now, 0, &request(Method::SET, mgid | join, &record));
+    let group: mad::sa::McMemberRecord = joined.record().unwrap();
+    assert_eq!(
+        (joined.header.status(), group.mlid.get(), group.port_gid),
+        (Status::OK, 0xc000, gid(0).0)
+    );
+    // Not a member: can't leave. A member: can, once.
+    assert_eq!(
+        ask(
+            &mut fabric,
+            now,
+            1,
+            &request(Method::DELETE, mgid | join, &record)
+        )
+        .header
+        .status(),
+        Status::SA_NO_RECORDS
+    );
+    let left = ask(
+        &mut fabric,
+        now,
+        0,
+        &request(Method::DELETE, mgid | join, &record),
+    );
+    assert_eq!(
+        (left.header.method, left.header.status()),
+        (Method::DELETE_RESP, Status::OK)
+    );
+    let again = ask(
+        &mut fabric,
+        now,
+        0,
+        &request(Method::DELETE, mgid | join, &record),
+    );
+    assert_eq!(again.header.status(), Status::SA_NO_RECORDS);
+}

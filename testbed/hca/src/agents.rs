@@ -1,0 +1,282 @@
+//! The firmware's management agents: subnet management and port counters.
+
+use mad::pma::{self, PortCounters, PortCountersExt};
+use mad::sa::ClassPortInfo;
+use mad::smp::{
+    GuidInfo, NodeDescription, NodeInfo, NodeType, PKeyTable, PortInfo, SlToVl, Smp, attribute, data_of,
+};
+use mad::{Attribute, Header, Mad, Method, MgmtClass, Status};
+use mlx4_hw::bits::Low;
+use mlx4_hw::eq::{
+    EventType, PortAttributes, PortChange, PortEvent, PortManagementChange, PortManagementEvent,
+};
+use verbs::Guid;
+use zerocopy::big_endian::{U16, U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::core::Core;
+use crate::port::{Changed, TABLE_LEN};
+
+/// What the card says it is.
+pub(crate) struct Identity {
+    pub(crate) guid: Guid,
+    pub(crate) description: NodeDescription,
+}
+
+const VENDOR: [u8; 3] = [0x00, 0x02, 0xc9];
+const DEVICE: u16 = 0x1003;
+const PKEYS_PER_BLOCK: usize = 32;
+const GUIDS_PER_BLOCK: usize = 8;
+/// PMA ClassPortInfo: the 64-bit counters are there.
+const EXTENDED_COUNTERS: u16 = 0x0200;
+
+/// Answers a datagram for the agents of a port. Nothing when it is not theirs to answer.
+pub(crate) fn answer(core: &mut Core, identity: &Identity, port: u8, mad: &Mad) -> Option<Mad> {
+    let header = Header::parse(mad).ok()?;
+    match header.class {
+        MgmtClass::SUBN_LID | MgmtClass::SUBN_DIRECTED => answer_smp(core, identity, port, mad),
+        MgmtClass::PERF => answer_counters(core, port, mad, header),
+        _ => None,
+    }
+}
+
+fn answer_smp(core: &mut Core, identity: &Identity, port: u8, mad: &Mad) -> Option<Mad> {
+    let mut smp = Smp::parse(mad).ok()?;
+    let status = match smp.header.method {
+        Method::GET => get(core, identity, port, &mut smp),
+        Method::SET => set(core, identity, port, &mut smp),
+        Method::TRAP_REPRESS => return None,
+        method if method.is_response() => return None,
+        _ => Err(Status::BAD_METHOD),
+    };
+    let status = status.err().unwrap_or(Status::OK);
+    if smp.is_directed() {
+        let hop = usize::from(smp.hop_count());
+        if let Some(place) = smp.return_path.get_mut(hop) {
+            *place = port;
+        }
+    }
+    Some(smp.into_response(status).to_mad())
+}
+
+/// A block of a table by the attribute modifier.
+fn block<const LEN: usize>(modifier: u32) -> Result<core::ops::Range<usize>, Status> {
+    let first = usize::from(U16::new(u16::try_from(modifier).map_err(|_| Status::BAD_FIELD)?).get()) * LEN;
+    if first + LEN > TABLE_LEN {
+        return Err(Status::BAD_FIELD);
+    }
+    Ok(first..first + LEN)
+}
+
+fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<(), Status> {
+    let modifier = smp.header.modifier.get();
+    let port = core.port(number).ok_or(Status::BAD_FIELD)?;
+    smp.data = match smp.header.attribute() {
+        Attribute::NODE_INFO => data_of(&node_info(core, identity, number)),
+        Attribute::NODE_DESCRIPTION => identity.description.0,
+        Attribute::PORT_INFO => {
+            // The modifier names a port of this node; 0 is the one that was asked.
+            let wanted = u8::try_from(modifier).map_err(|_| Status::BAD_FIELD)?;
+            let port = if wanted == 0 {
+                port
+            } else {
+                core.port(wanted).ok_or(Status::BAD_FIELD)?
+            };
+            data_of(&port.info)
+        }
+        Attribute::PKEY_TABLE => {
+            let mut table = PKeyTable::default();
+            table
+                .0
+                .copy_from_slice(&port.pkeys[block::<PKEYS_PER_BLOCK>(modifier)?]);
+            data_of(&table)
+        }
+        Attribute::GUID_INFO => {
+            let mut table = GuidInfo::default();
+            table
+                .0
+                .copy_from_slice(&port.guids[block::<GUIDS_PER_BLOCK>(modifier)?]);
+            data_of(&table)
+        }
+        Attribute::SL_TO_VL => data_of(&SlToVl(port.sl_to_vl)),
+        Attribute::VL_ARBITRATION => [0; 64],
+        _ => return Err(Status::BAD_ATTRIBUTE),
+    };
+    Ok(())
+}
+
+fn node_info(core: &Core, identity: &Identity, number: u8) -> NodeInfo {
+    NodeInfo {
+        base_version: 1,
+        class_version: 1,
+        node_type: NodeType::CHANNEL_ADAPTER,
+        ports: u8::try_from(core.ports.len()).unwrap_or(0),
+        system_guid: U64::new(identity.guid.0),
+        node_guid: U64::new(identity.guid.0),
+        port_guid: U64::new(core.port(number).map_or(0, |port| port.guid().0)),
+        partition_cap: U16::new(u16::try_from(TABLE_LEN).unwrap_or(0)),
+        device_id: U16::new(DEVICE),
+        revision: U32::ZERO,
+        local_port: number,
+        vendor_id: VENDOR,
+    }
+}
+
+fn set(core: &mut Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<(), Status> {
+    let modifier = smp.header.modifier.get();
+    match smp.header.attribute() {
+        Attribute::PORT_INFO => {
+            let wanted: PortInfo = attribute(&smp.data).ok_or(Status::BAD_FIELD)?;
+            let port = core.port_mut(number).ok_or(Status::BAD_FIELD)?;
+            let changed = port.set_info(&wanted).ok_or(Status::BAD_FIELD)?;
+            report(core, number, changed);
+        }
+        Attribute::PKEY_TABLE => {
+            let table: PKeyTable = attribute(&smp.data).ok_or(Status::BAD_FIELD)?;
+            let port = core.port_mut(number).ok_or(Status::BAD_FIELD)?;
+            let place = &mut port.pkeys[block::<PKEYS_PER_BLOCK>(modifier)?];
+            let changed = *place != table.0;
+            place.copy_from_slice(&table.0);
+            if changed {
+                report_management(
+                    core,
+                    number,
+                    PortManagementChange::PKEY_TABLE,
+                    PortAttributes::new(),
+                );
+            }
+        }
+        Attribute::GUID_INFO => {
+            let table: GuidInfo = attribute(&smp.data).ok_or(Status::BAD_FIELD)?;
+            let port = core.port_mut(number).ok_or(Status::BAD_FIELD)?;
+            let own = port.guids[0];
+            port.guids[block::<GUIDS_PER_BLOCK>(modifier)?].copy_from_slice(&table.0);
+            port.guids[0] = own;
+            report_management(
+                core,
+                number,
+                PortManagementChange::GUID_INFO,
+                PortAttributes::new(),
+            );
+        }
+        Attribute::SL_TO_VL => {
+            let table: SlToVl = attribute(&smp.data).ok_or(Status::BAD_FIELD)?;
+            core.port_mut(number).ok_or(Status::BAD_FIELD)?.sl_to_vl = table.0;
+        }
+        Attribute::VL_ARBITRATION => {}
+        _ => return Err(Status::BAD_ATTRIBUTE),
+    }
+    get(core, identity, number, smp)
+}
+
+/// Reports what changed of a port.
+fn report(core: &mut Core, number: u8, changed: Changed) {
+    if changed.lid || changed.sm_lid || changed.gid_prefix || changed.reregister {
+        let attributes = PortAttributes::new()
+            .with_lid(changed.lid)
+            .with_sm_lid(changed.sm_lid)
+            .with_gid_prefix(changed.gid_prefix)
+            .with_client_reregister(changed.reregister);
+        report_management(core, number, PortManagementChange::PORT_INFO, attributes);
+    }
+    if changed.became_active {
+        report_link(core, number, true);
+    }
+    if changed.left_active {
+        report_link(core, number, false);
+    }
+}
+
+/// Reports that a port became active or is no longer.
+pub(crate) fn report_link(core: &mut Core, number: u8, active: bool) {
+    let mut event = PortEvent::new_zeroed();
+    event.port = mlx4_hw::bits::High::new(number);
+    let subtype = if active {
+        PortChange::ACTIVE
+    } else {
+        PortChange::DOWN
+    };
+    core.events.report(
+        &core.memory,
+        EventType::PORT_CHANGE,
+        subtype,
+        zerocopy::transmute!(event),
+    );
+}
+
+fn report_management(core: &mut Core, number: u8, subtype: u8, changed: PortAttributes) {
+    let Some(port) = core.port(number) else { return };
+    let mut event = PortManagementEvent::new_zeroed();
+    event.port = number;
+    event.lid = port.info.lid;
+    event.sm_lid = port.info.sm_lid;
+    event.sm_sl = Low::new(port.info.mtu_sm_sl.sl());
+    event.gid_prefix = port.info.gid_prefix;
+    event.changed = changed;
+    core.events.report(
+        &core.memory,
+        EventType::PORT_MANAGEMENT_CHANGE,
+        subtype,
+        zerocopy::transmute!(event),
+    );
+}
+
+fn answer_counters(core: &Core, number: u8, mad: &Mad, header: Header) -> Option<Mad> {
+    if header.method.is_response() {
+        return None;
+    }
+    let mut out = *mad;
+    let mut response = header;
+    response.method = Method::GET_RESP;
+    let port = core.port(number)?;
+    let (sent, received) = (port.sent, port.received);
+    let known = matches!(header.method, Method::GET | Method::SET);
+    // Counters are in units of four bytes; the small ones stick at their largest value.
+    let small = |value: u64| U32::new(u32::try_from(value).unwrap_or(u32::MAX));
+    let data = &mut out[pma::DATA..];
+    let status = match header.attribute() {
+        _ if !known => Status::BAD_METHOD,
+        Attribute::CLASS_PORT_INFO => put(
+            data,
+            &ClassPortInfo {
+                base_version: 1,
+                class_version: 1,
+                capabilities: U16::new(EXTENDED_COUNTERS),
+                capabilities2_resp_time: U32::new(16),
+                targets: [0; 64],
+            },
+        ),
+        Attribute::PORT_COUNTERS => put(
+            data,
+            &PortCounters {
+                port: number,
+                xmit_data: small(sent.bytes / 4),
+                rcv_data: small(received.bytes / 4),
+                xmit_packets: small(sent.packets),
+                rcv_packets: small(received.packets),
+                ..PortCounters::default()
+            },
+        ),
+        Attribute::PORT_COUNTERS_EXT => put(
+            data,
+            &PortCountersExt {
+                port: number,
+                xmit_data: U64::new(sent.bytes / 4),
+                rcv_data: U64::new(received.bytes / 4),
+                xmit_packets: U64::new(sent.packets),
+                rcv_packets: U64::new(received.packets),
+                ..PortCountersExt::default()
+            },
+        ),
+        _ => Status::BAD_ATTRIBUTE,
+    };
+    response.status = U16::new(status.0);
+    out[..size_of::<Header>()].copy_from_slice(response.as_bytes());
+    Some(out)
+}
+
+fn put(data: &mut [u8], value: &(impl IntoBytes + zerocopy::Immutable)) -> Status {
+    let bytes = value.as_bytes();
+    data[..bytes.len()].copy_from_slice(bytes);
+    Status::OK
+}

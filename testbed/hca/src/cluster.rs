@@ -1,0 +1,213 @@
+//! All the cards of a testbed and the fabric between them.
+
+use std::sync::Arc;
+
+use fabric::{Fabric, PortIndex};
+use hal::Instant;
+
+use crate::hca::Hca;
+use crate::pci::ConfigEffect;
+use crate::{ClusterConfig, Counters, Host, NodeConfig, NodeIndex, agents};
+
+/// Packets that one call delivers at most; the rest is left for [`Cluster::poll`].
+const WORK_PER_CALL: u32 = 4096;
+
+/// All cards, the fabric and its subnet manager.
+///
+/// Register accesses do their work at once: over a fabric without latency a doorbell write carries a whole RDMA
+/// operation out, packets, DMA, completion and interrupt included. The work of one call is bounded; what is left, and
+/// what waits for time to pass, is done by [`poll`](Self::poll): call it after every other call that takes the time, to
+/// learn when it wants to be called again.
+///
+/// # Panics
+///
+/// Every method panics on a [`NodeIndex`] that did not come from this cluster's [`add_node`](Self::add_node).
+pub struct Cluster {
+    nodes: Vec<Node>,
+    fabric: Fabric,
+    /// By switch port: the node and its port's number.
+    attached: Vec<(usize, u8)>,
+}
+
+struct Node {
+    hca: Hca,
+    ports: Vec<PortIndex>,
+}
+
+impl Cluster {
+    /// A fabric without nodes.
+    #[must_use]
+    pub fn new(config: ClusterConfig) -> Self {
+        Self {
+            nodes: Vec::new(),
+            fabric: Fabric::new(config.fabric),
+            attached: Vec::new(),
+        }
+    }
+
+    /// Adds a card that sits in the machine `host`, and joins its ports to the switch.
+    pub fn add_node(&mut self, config: NodeConfig, host: Arc<dyn Host>) -> NodeIndex {
+        let hca = Hca::new(&config, Some(host));
+        let index = self.nodes.len();
+        let ports = hca
+            .core
+            .ports
+            .iter()
+            .map(|port| {
+                self.attached.push((index, port.number));
+                self.fabric.add_port()
+            })
+            .collect();
+        self.nodes.push(Node { hca, ports });
+        NodeIndex(index)
+    }
+
+    /// Reads configuration space.
+    pub fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
+        self.nodes[node.0].hca.pci.read(offset, into);
+    }
+
+    /// Writes configuration space.
+    pub fn config_write(&mut self, node: NodeIndex, now: Instant, offset: u16, from: &[u8]) {
+        if self.nodes[node.0].hca.pci.write(offset, from) == ConfigEffect::Reset {
+            self.reset(node, now);
+        }
+    }
+
+    /// Reads registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus. What is not there reads as
+    /// ones, and so does every doorbell page.
+    pub fn bar_read(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, into: &mut [u8]) {
+        match bar {
+            0 => self.hca(node, now).read_registers(offset, into),
+            _ => into.fill(0xff),
+        }
+    }
+
+    /// Writes registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus.
+    pub fn bar_write(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, from: &[u8]) {
+        let hca = self.hca(node, now);
+        match bar {
+            0 => {
+                hca.write_registers(offset, from);
+                self.follow_links(node.0, now);
+            }
+            2 => hca.ring(offset, from),
+            _ => return,
+        }
+        self.collect(node.0, now);
+        self.run(now);
+    }
+
+    /// Resets a card as a reset of its machine does: everything is lost but the node's place in the fabric.
+    pub fn reset(&mut self, node: NodeIndex, now: Instant) {
+        self.hca(node, now).hard_reset();
+        self.follow_links(node.0, now);
+        self.run(now);
+    }
+
+    /// Takes a node's machine away (it ended): the card is reset, its links go down and it makes no more DMA.
+    pub fn detach(&mut self, node: NodeIndex, now: Instant) {
+        self.nodes[node.0].hca.core.memory.set_host(None);
+        self.reset(node, now);
+    }
+
+    /// Gives a detached node a machine again.
+    pub fn attach(&mut self, node: NodeIndex, now: Instant, host: Arc<dyn Host>) {
+        self.nodes[node.0].hca.core.memory.set_host(Some(host));
+        self.reset(node, now);
+    }
+
+    /// Pulls (`false`) or plugs the cable of a node's port, which counts from 1.
+    pub fn set_link(&mut self, node: NodeIndex, now: Instant, port: u8, up: bool) {
+        let core = &mut self.hca(node, now).core;
+        if core.port_mut(port).is_some_and(|state| state.plug(up)) {
+            agents::report_link(core, port, false);
+        }
+        self.follow_links(node.0, now);
+        self.run(now);
+    }
+
+    /// Does what is due, and says when it wants to be called next: `now` or earlier when work is left, nothing when only
+    /// a register access can cause more.
+    pub fn poll(&mut self, now: Instant) -> Option<Instant> {
+        for index in 0..self.nodes.len() {
+            self.hca(NodeIndex(index), now).tick();
+            self.collect(index, now);
+        }
+        self.fabric.poll(now);
+        self.run(now);
+        let busy = self.nodes.iter().any(|node| !node.hca.core.ready.is_empty());
+        if busy || self.fabric.has_arrivals() {
+            return Some(now);
+        }
+        let timers = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.hca.core.timers.first().map(|(due, _)| *due));
+        timers.chain(self.fabric.deadline()).min()
+    }
+
+    /// A node's counters.
+    #[must_use]
+    pub fn counters(&self, node: NodeIndex) -> Counters {
+        self.nodes[node.0].hca.counters()
+    }
+
+    fn hca(&mut self, node: NodeIndex, now: Instant) -> &mut Hca {
+        let hca = &mut self.nodes[node.0].hca;
+        hca.core.now = now;
+        hca
+    }
+
+    /// Tells the fabric of links that came up or went down.
+    fn follow_links(&mut self, index: usize, now: Instant) {
+        let Node { hca, ports } = &mut self.nodes[index];
+        for (port, place) in hca.core.ports.iter_mut().zip(ports) {
+            let up = port.link_is_up();
+            if core::mem::take(&mut port.bounced) && up {
+                self.fabric.restart_link(now, *place);
+            } else {
+                self.fabric.set_link(now, *place, up);
+            }
+        }
+    }
+
+    /// Hands a card's packets to the fabric.
+    fn collect(&mut self, index: usize, now: Instant) {
+        let Node { hca, ports } = &mut self.nodes[index];
+        while let Some((port, packet)) = hca.core.outgoing.pop_front() {
+            if let Some(place) = ports.get(usize::from(port).wrapping_sub(1)) {
+                self.fabric.send(now, *place, packet);
+            }
+        }
+    }
+
+    /// Delivers packets, and lets queue pairs with work have their turns, until nothing is left or the call has done
+    /// enough.
+    fn run(&mut self, now: Instant) {
+        for _ in 0..WORK_PER_CALL {
+            if let Some((place, packet)) = self.fabric.next(now) {
+                let (index, number) = self.attached[place.0];
+                self.hca(NodeIndex(index), now).receive(number, packet);
+                if self.nodes[index].hca.core.ports.iter().any(|port| port.bounced) {
+                    self.follow_links(index, now);
+                }
+                self.collect(index, now);
+            } else if !self.take_turns(now) {
+                return;
+            }
+        }
+    }
+
+    /// Gives each card with work a turn. False when none has any.
+    fn take_turns(&mut self, now: Instant) -> bool {
+        let mut worked = false;
+        for index in 0..self.nodes.len() {
+            if self.hca(NodeIndex(index), now).take_turn() {
+                worked = true;
+                self.collect(index, now);
+            }
+        }
+        worked
+    }
+}

@@ -1,0 +1,67 @@
+//! What all queue pairs of a card share: memory, queues, ports, and the way out.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use fabric::Packet;
+use hal::Instant;
+use mlx4_hw::cq::Cqe;
+
+use crate::Counters;
+use crate::cq::CompletionQueues;
+use crate::eq::EventQueues;
+use crate::memory::Memory;
+use crate::port::Port;
+use crate::srq::SharedQueues;
+
+/// Everything of a card but its queue pairs and its firmware.
+pub(crate) struct Core {
+    /// The time of the call that is being served.
+    pub(crate) now: Instant,
+    pub(crate) memory: Memory,
+    pub(crate) events: EventQueues,
+    pub(crate) completions: CompletionQueues,
+    pub(crate) shared: SharedQueues,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) outgoing: VecDeque<(u8, Packet)>,
+    /// Queue pairs with something to do at a time.
+    pub(crate) timers: BTreeSet<(Instant, u32)>,
+    /// Queue pairs with something to do now.
+    pub(crate) ready: VecDeque<u32>,
+    pub(crate) counters: Counters,
+}
+
+impl Core {
+    /// Adds a completion.
+    pub(crate) fn complete(&mut self, cqn: u32, cqe: Cqe, solicited: bool) {
+        self.completions
+            .complete(&self.memory, &mut self.events, cqn, cqe, solicited);
+    }
+
+    /// Sends a packet out of a port, which must be up to it.
+    pub(crate) fn send(&mut self, port: u8, packet: Packet) {
+        let Some(state) = self.ports.get_mut(usize::from(port).wrapping_sub(1)) else {
+            return;
+        };
+        if !state.may_send(&packet) {
+            log::debug!(
+                "port {port} is not active: a packet to {} is dropped",
+                packet.dlid
+            );
+            return;
+        }
+        state.count_sent(packet.payload.len());
+        self.counters.packets_sent += 1;
+        self.counters.bytes_sent += packet.payload.len() as u64;
+        self.outgoing.push_back((port, packet));
+    }
+
+    /// The port with a number from 1.
+    pub(crate) fn port(&self, number: u8) -> Option<&Port> {
+        self.ports.get(usize::from(number).wrapping_sub(1))
+    }
+
+    /// The port with a number from 1.
+    pub(crate) fn port_mut(&mut self, number: u8) -> Option<&mut Port> {
+        self.ports.get_mut(usize::from(number).wrapping_sub(1))
+    }
+}

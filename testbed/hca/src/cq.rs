@@ -1,0 +1,279 @@
+//! Completion queues: entries, overrun, and arming.
+
+use std::collections::HashMap;
+
+use mlx4_hw::bits::Low24;
+use mlx4_hw::cq::{
+    CQ_STATE_ARMED, CQ_STATE_ARMED_SOLICITED, CQ_STATE_FIRED, CQE_INIT_BYTE, CQE_LEN, CQE_OPCODE_RESIZE,
+    CqContext, Cqe, CqeOwner,
+};
+use mlx4_hw::eq::{CqErrorEvent, Eqe, EventType, STATUS_OVERFLOW, STATUS_WRITE_FAIL};
+use mlx4_hw::regs::{ARM_NEXT, ARM_SOLICITED, CqArm};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::eq::{EventQueues, fill_entries, write_entry};
+use crate::memory::{AccessError, Memory, RingMemory};
+
+/// What an armed queue waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arm {
+    None,
+    Solicited,
+    Next,
+}
+
+struct CompletionQueue {
+    context: CqContext,
+    ring: RingMemory,
+    producer: u32,
+    /// The consumer index as last read.
+    consumer: u32,
+    /// Producer index behind the last solicited completion.
+    solicited: u32,
+    arm: Arm,
+    failed: bool,
+}
+
+/// Why a queue failed, as the error event says it.
+const OVERRUN: u8 = 1;
+const ACCESS_VIOLATION: u8 = 2;
+
+impl CompletionQueue {
+    fn new(context: CqContext) -> Self {
+        Self {
+            ring: ring_of(&context),
+            producer: context.producer.get(),
+            consumer: context.consumer.get(),
+            solicited: context.producer.get(),
+            arm: Arm::None,
+            failed: false,
+            context,
+        }
+    }
+
+    fn entries(&self) -> u32 {
+        1 << self.context.size.log_size().min(24)
+    }
+
+    fn ahead_of(&self, index: u32, consumer: u32) -> u32 {
+        Low24::new(index.wrapping_sub(consumer)).get()
+    }
+
+    /// Whether no entry is free, by the consumer index in the doorbell record.
+    fn is_full(&mut self, memory: &Memory) -> bool {
+        if self.ahead_of(self.producer, self.consumer) < self.entries() {
+            return false;
+        }
+        if let Ok(record) = memory.read_as::<Low24>(self.context.doorbell_record.get()) {
+            self.consumer = record.get();
+        }
+        self.ahead_of(self.producer, self.consumer) >= self.entries() && !self.context.flags.ignore_overrun()
+    }
+
+    fn write(&mut self, memory: &Memory, mut cqe: Cqe) -> Result<(), AccessError> {
+        let entries = self.entries();
+        cqe.owner.set_pass(self.producer & entries != 0);
+        let at = u64::from(self.producer & (entries - 1)) * CQE_LEN as u64;
+        write_entry(memory, self.ring, at, cqe.as_bytes())?;
+        self.producer = self.producer.wrapping_add(1);
+        Ok(())
+    }
+}
+
+fn ring_of(context: &CqContext) -> RingMemory {
+    RingMemory {
+        buffer: context.buffer,
+        offset: u64::from(context.page_offset.get()),
+    }
+}
+
+/// All completion queues of a card.
+#[derive(Default)]
+pub(crate) struct CompletionQueues {
+    queues: HashMap<u32, CompletionQueue>,
+    /// Queues that failed since the last look; their queue pairs are to fail too.
+    pub(crate) newly_failed: Vec<u32>,
+}
+
+impl CompletionQueues {
+    pub(crate) fn contains(&self, cqn: u32) -> bool {
+        self.queues.contains_key(&cqn)
+    }
+
+    /// Takes a queue over; `initialise` makes all its entries the device's.
+    pub(crate) fn create(
+        &mut self,
+        memory: &Memory,
+        cqn: u32,
+        context: CqContext,
+        initialise: bool,
+    ) -> Result<(), AccessError> {
+        let queue = CompletionQueue::new(context);
+        if initialise {
+            fill_entries(memory, queue.ring, queue.entries(), &[CQE_INIT_BYTE; CQE_LEN])?;
+        }
+        self.queues.insert(cqn, queue);
+        Ok(())
+    }
+
+    pub(crate) fn destroy(&mut self, cqn: u32) -> Option<CqContext> {
+        let context = self.query(cqn);
+        self.queues.remove(&cqn);
+        context
+    }
+
+    pub(crate) fn query(&self, cqn: u32) -> Option<CqContext> {
+        let queue = self.queues.get(&cqn)?;
+        let mut context = queue.context;
+        context.producer = Low24::new(queue.producer);
+        context.consumer = Low24::new(queue.consumer);
+        context.solicited = Low24::new(queue.solicited);
+        context.flags.set_state(match queue.arm {
+            Arm::None => CQ_STATE_FIRED,
+            Arm::Solicited => CQ_STATE_ARMED_SOLICITED,
+            Arm::Next => CQ_STATE_ARMED,
+        });
+        Some(context)
+    }
+
+    /// Sets the moderation, which is kept and not obeyed: every armed completion is reported at once.
+    pub(crate) fn moderate(&mut self, cqn: u32, wanted: &CqContext) -> bool {
+        let Some(queue) = self.queues.get_mut(&cqn) else {
+            return false;
+        };
+        queue.context.period = wanted.period;
+        queue.context.max_count = wanted.max_count;
+        true
+    }
+
+    /// Moves a queue to another buffer: the old one ends with an entry that says so. False when what is in the queue
+    /// does not fit the new size, or there is no such queue.
+    pub(crate) fn resize(
+        &mut self,
+        memory: &Memory,
+        cqn: u32,
+        wanted: &CqContext,
+    ) -> Result<bool, AccessError> {
+        let Some(queue) = self.queues.get_mut(&cqn) else {
+            return Ok(false);
+        };
+        queue.consumer = memory
+            .read_as::<Low24>(queue.context.doorbell_record.get())?
+            .get();
+        let pending = queue.ahead_of(queue.producer, queue.consumer);
+        let entries = 1_u32 << wanted.size.log_size().min(24);
+        if pending >= entries {
+            return Ok(false);
+        }
+        let mut last = Cqe::new_zeroed();
+        last.owner = CqeOwner::new().with_opcode(CQE_OPCODE_RESIZE);
+        let producer = queue.producer;
+        queue.write(memory, last)?;
+        queue.producer = producer;
+        queue.context.size = queue.context.size.with_log_size(wanted.size.log_size());
+        queue.context.buffer = wanted.buffer;
+        queue.context.page_offset = wanted.page_offset;
+        queue.ring = ring_of(&queue.context);
+        fill_for(memory, queue.ring, entries, producer)?;
+        Ok(true)
+    }
+
+    /// Adds a completion.
+    pub(crate) fn complete(
+        &mut self,
+        memory: &Memory,
+        events: &mut EventQueues,
+        cqn: u32,
+        cqe: Cqe,
+        solicited: bool,
+    ) {
+        let Some(queue) = self.queues.get_mut(&cqn).filter(|queue| !queue.failed) else {
+            return;
+        };
+        let failure = if queue.is_full(memory) {
+            Some((OVERRUN, STATUS_OVERFLOW))
+        } else {
+            queue
+                .write(memory, cqe)
+                .is_err()
+                .then_some((ACCESS_VIOLATION, STATUS_WRITE_FAIL))
+        };
+        if let Some((syndrome, status)) = failure {
+            log::warn!("CQ {cqn:#x} fails with syndrome {syndrome}");
+            queue.failed = true;
+            queue.context.flags.set_status(status);
+            self.newly_failed.push(cqn);
+            let mut data = CqErrorEvent::new_zeroed();
+            data.cqn = Low24::new(cqn);
+            data.syndrome = syndrome;
+            events.report(memory, EventType::CQ_ERROR, 0, zerocopy::transmute!(data));
+            return;
+        }
+        if solicited {
+            queue.solicited = queue.producer;
+        }
+        let fires = match queue.arm {
+            Arm::None => false,
+            Arm::Next => true,
+            Arm::Solicited => solicited,
+        };
+        if fires {
+            queue.arm = Arm::None;
+            notify(memory, events, queue, cqn);
+        }
+    }
+
+    /// Takes a CQ's doorbell from UAR page `uar`: arms it, or reports at once if there is something already.
+    pub(crate) fn ring(
+        &mut self,
+        memory: &Memory,
+        events: &mut EventQueues,
+        uar: u32,
+        arm: CqArm,
+        consumer: u32,
+    ) {
+        let Some(queue) = self.queues.get_mut(&arm.cqn()) else {
+            return;
+        };
+        if queue.context.size.uar() != uar {
+            log::debug!("CQ {:#x} is not rung from UAR page {uar}", arm.cqn());
+            return;
+        }
+        queue.consumer = consumer;
+        let (wait, newest) = match arm.command() {
+            ARM_SOLICITED => (Arm::Solicited, queue.solicited),
+            ARM_NEXT => (Arm::Next, queue.producer),
+            _ => return,
+        };
+        // A distance of more than half the numbers is an index behind the consumer.
+        let ahead = queue.ahead_of(newest, consumer);
+        if ahead != 0 && ahead <= queue.entries() {
+            queue.arm = Arm::None;
+            notify(memory, events, queue, arm.cqn());
+        } else {
+            queue.arm = wait;
+        }
+    }
+}
+
+fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue, cqn: u32) {
+    queue.context.last_notified = Low24::new(queue.producer);
+    let eqn = u32::from(queue.context.eqn.get());
+    events.post(memory, eqn, EventType::COMPLETION, 0, Eqe::number_data(cqn));
+}
+
+/// Makes every entry of a queue the device's for a producer that stands at `producer`: those that it comes to in this
+/// pass are owned as the pass before, the others as this one.
+fn fill_for(memory: &Memory, ring: RingMemory, entries: u32, producer: u32) -> Result<(), AccessError> {
+    let pass = producer & entries != 0;
+    for entry in 0..entries {
+        let mut cqe = Cqe::read_from_bytes(&[CQE_INIT_BYTE; CQE_LEN]).unwrap_or_else(|_| Cqe::new_zeroed());
+        cqe.owner.set_pass(if entry >= producer & (entries - 1) {
+            !pass
+        } else {
+            pass
+        });
+        memory.ring_write(ring, u64::from(entry) * CQE_LEN as u64, cqe.as_bytes())?;
+    }
+    Ok(())
+}

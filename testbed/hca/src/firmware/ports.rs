@@ -1,0 +1,101 @@
+//! Commands on ports, and datagrams for the firmware's agents.
+
+use mad::smp::NodeDescription;
+use mlx4_hw::command::{CmdStatus, in_modifier::MadIfc, op_modifier};
+use mlx4_hw::query_port::{Nibbles, PortLink, PortMtu, QueryPort};
+use mlx4_hw::set_port::SetPortIb;
+use zerocopy::FromZeros;
+use zerocopy::big_endian::U32;
+
+use super::{Command, Outcome};
+use crate::agents;
+use crate::hca::Hca;
+use crate::port::{LOG_TABLE_LEN, MTU_4096};
+
+/// SENSE_PORT's answer for InfiniBand.
+pub(super) const SENSED_INFINIBAND: u64 = 1;
+/// log2 of the VLANs, and of the MAC addresses.
+const LOG_VLANS_MACS: u8 = 7;
+const VIRTUAL_LANES: u8 = 8;
+
+impl Hca {
+    fn port_number(&self, command: &Command) -> Result<u8, CmdStatus> {
+        let [_, _, _, number] = command.in_modifier.to_be_bytes();
+        self.core.port(number).map(|_| number).ok_or(CmdStatus::BAD_PARAM)
+    }
+
+    /// Starts or stops a port. Its subnet manager hears of it from the link.
+    pub(super) fn init_port(&mut self, command: &Command, start: bool) -> Outcome {
+        let number = self.port_number(command)?;
+        let left = self.core.port_mut(number).is_some_and(|port| port.enable(start));
+        if left {
+            agents::report_link(&mut self.core, number, false);
+        }
+        Ok(0)
+    }
+
+    pub(super) fn set_port(&mut self, command: &Command) -> Outcome {
+        if command.op_modifier != op_modifier::SET_PORT_IB {
+            return Err(CmdStatus::BAD_PARAM);
+        }
+        let number = self.port_number(command)?;
+        let wanted: SetPortIb = self.read_input(command)?;
+        let change = wanted.change;
+        let mtu_refused = change.change_mtu_cap() && !(1..=MTU_4096).contains(&change.mtu_cap());
+        if mtu_refused || (change.change_vl_cap() && change.vl_cap() > VIRTUAL_LANES) {
+            return Err(CmdStatus::BAD_SIZE);
+        }
+        if let Some(port) = self.core.port_mut(number) {
+            if change.reset_capability_mask() {
+                port.info.capabilities = U32::new(wanted.capability_mask.get());
+            }
+            if change.change_mtu_cap() {
+                port.info.mtu_cap.set_low(change.mtu_cap());
+            }
+            if change.change_vl_cap() {
+                port.info.vl_cap.set_high(vl_code(change.vl_cap()));
+            }
+        }
+        Ok(0)
+    }
+
+    pub(super) fn query_port(&self, command: &Command) -> Outcome {
+        let number = self.port_number(command)?;
+        let port = self.core.port(number).ok_or(CmdStatus::BAD_PARAM)?;
+        let mut answer = QueryPort::new_zeroed();
+        answer.link = PortLink::new().with_up(port.is_active()).with_infiniband(true);
+        answer.mtu = PortMtu::new().with_max_ib_mtu_code(MTU_4096);
+        answer.ib_speeds = mlx4_hw::bits::Low::new(7);
+        answer.widths = mlx4_hw::bits::Low::new(3);
+        answer.log_gids_pkeys = Nibbles::new().with_high(LOG_TABLE_LEN).with_low(LOG_TABLE_LEN);
+        answer.log_vlans_macs = Nibbles::new().with_high(LOG_VLANS_MACS).with_low(LOG_VLANS_MACS);
+        answer.max_tc_vl = Nibbles::new().with_high(VIRTUAL_LANES).with_low(VIRTUAL_LANES);
+        answer.mac = mac_of(port.guid().0).into();
+        self.write_output(command, &answer)
+    }
+
+    /// Gives a datagram to the firmware's agents. One that they do not answer comes back as a bad packet.
+    pub(super) fn give_mad(&mut self, command: &Command) -> Outcome {
+        let port = MadIfc::from(command.in_modifier).port();
+        self.core.port(port).ok_or(CmdStatus::BAD_PARAM)?;
+        let mad: mad::Mad = self.read_input(command)?;
+        let answer = agents::answer(&mut self.core, &self.identity, port, &mad).ok_or(CmdStatus::BAD_PKT)?;
+        self.write_bytes(command, &answer)
+    }
+
+    pub(super) fn set_node(&mut self, command: &Command) -> Outcome {
+        self.identity.description = NodeDescription(self.read_input(command)?);
+        Ok(0)
+    }
+}
+
+/// The code that PortInfo has for a number of lanes: 1, 2, 4, 8 lanes are 1, 2, 3, 4.
+fn vl_code(lanes: u8) -> u8 {
+    u8::try_from(lanes.max(1).ilog2() + 1).unwrap_or(1)
+}
+
+/// A unicast MAC address out of a GUID: its ends.
+fn mac_of(guid: u64) -> u64 {
+    let [a, b, c, _, _, d, e, f] = guid.to_be_bytes();
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}

@@ -1,0 +1,362 @@
+//! One card: its registers, doorbells and packets.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use fabric::{Packet, Service as Wire, is_multicast};
+use hal::Instant;
+use mad::smp::NodeDescription;
+use mlx4_hw::qp::{QpState, Service};
+use mlx4_hw::regs::{self, CqArm, EqDoorbell, SendDoorbell};
+use verbs::{Guid, Qpn};
+
+use crate::agents::Identity;
+use crate::core::Core;
+use crate::cq::CompletionQueues;
+use crate::eq::EventQueues;
+use crate::firmware::Firmware;
+use crate::memory::Memory;
+use crate::pci::{BAR0_SIZE, ConfigSpace};
+use crate::port::Port;
+use crate::qp::QueuePair;
+use crate::registers::{Register, Registers};
+use crate::srq::SharedQueues;
+use crate::{Counters, Host, NodeConfig, agents};
+
+/// Packets that one doorbell or turn sends before others have theirs.
+const TURN: u32 = 64;
+/// UAR pages: the area is 4 MB.
+const UAR_PAGES: u64 = 1024;
+
+/// One card.
+pub(crate) struct Hca {
+    pub(crate) pci: ConfigSpace,
+    pub(crate) registers: Registers,
+    pub(crate) firmware: Firmware,
+    pub(crate) identity: Identity,
+    pub(crate) core: Core,
+    pub(crate) qps: HashMap<u32, QueuePair>,
+    /// The upper half of a CQ doorbell that comes in two stores, with its UAR page.
+    half_doorbell: Option<(u32, u32)>,
+}
+
+impl Hca {
+    pub(crate) fn new(config: &NodeConfig, host: Option<Arc<dyn Host>>) -> Self {
+        let ports = config.ports.clamp(1, 2);
+        Self {
+            pci: ConfigSpace::new(ports),
+            registers: Registers::default(),
+            firmware: Firmware::default(),
+            identity: Identity {
+                guid: config.guid,
+                description: NodeDescription::new(&config.name),
+            },
+            core: Core {
+                now: Instant::default(),
+                memory: Memory::new(host),
+                events: EventQueues::default(),
+                completions: CompletionQueues::default(),
+                shared: SharedQueues::default(),
+                ports: (1..=ports)
+                    .map(|number| Port::new(number, Guid(config.guid.0.wrapping_add(u64::from(number)))))
+                    .collect(),
+                outgoing: VecDeque::new(),
+                timers: BTreeSet::new(),
+                ready: VecDeque::new(),
+                counters: Counters::default(),
+            },
+            qps: HashMap::new(),
+            half_doorbell: None,
+        }
+    }
+
+    /// Forgets everything but configuration space, owner and cables.
+    pub(crate) fn soft_reset(&mut self) {
+        self.registers.reset();
+        self.firmware = Firmware::default();
+        self.close();
+        self.core.memory.reset();
+        self.half_doorbell = None;
+    }
+
+    /// Resets as a reset of the machine does.
+    pub(crate) fn hard_reset(&mut self) {
+        self.soft_reset();
+        self.registers = Registers::default();
+        self.pci = ConfigSpace::new(u8::try_from(self.core.ports.len()).unwrap_or(1));
+    }
+
+    /// Ends all queues and takes the ports down (CLOSE_HCA and every reset).
+    pub(crate) fn close(&mut self) {
+        self.qps.clear();
+        self.core.events.reset();
+        self.core.completions = CompletionQueues::default();
+        self.core.shared = SharedQueues::default();
+        self.core.ports.iter_mut().for_each(Port::reset);
+        self.core.outgoing.clear();
+        self.core.timers.clear();
+        self.core.ready.clear();
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let (dma_reads, dma_writes) = self.core.memory.accesses();
+        Counters {
+            dma_reads,
+            dma_writes,
+            interrupts: self.core.events.interrupts,
+            ..self.core.counters
+        }
+    }
+
+    /// Reads BAR 0: every dword of it answers something.
+    pub(crate) fn read_registers(&mut self, offset: u64, into: &mut [u8]) {
+        let mut at = offset;
+        let end = offset.saturating_add(into.len() as u64);
+        let mut out = into.iter_mut();
+        while at < end {
+            let base = at - at % 4;
+            let value = if base < BAR0_SIZE {
+                self.registers.read(Register::at(base), self.core.now.nanos)
+            } else {
+                u32::MAX
+            };
+            for byte in value
+                .to_be_bytes()
+                .into_iter()
+                .skip(usize::try_from(at % 4).unwrap_or(0))
+            {
+                if let Some(place) = out.next() {
+                    *place = byte;
+                }
+            }
+            at = base + 4;
+        }
+    }
+
+    /// Writes BAR 0. Only whole dwords have an effect, as registers have no byte lanes.
+    pub(crate) fn write_registers(&mut self, offset: u64, from: &[u8]) {
+        if !offset.is_multiple_of(4) {
+            return;
+        }
+        for (at, chunk) in (offset..).step_by(4).zip(from.chunks_exact(4)) {
+            let value = u32::from_be_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+            let register = Register::at(at);
+            if register == Register::Reset && value == regs::RESET_VALUE {
+                self.soft_reset();
+            } else if self.registers.write(register, value) {
+                self.run_command();
+            }
+        }
+        self.fail_with_queues();
+    }
+
+    /// Takes a write to BAR 2.
+    pub(crate) fn ring(&mut self, offset: u64, from: &[u8]) {
+        let page = offset / regs::UAR_PAGE_LEN as u64;
+        let Ok(place) = usize::try_from(offset) else {
+            return;
+        };
+        if page >= UAR_PAGES || self.firmware.init.is_none() {
+            return;
+        }
+        self.core.counters.doorbells += 1;
+        let words: Vec<u32> = from
+            .chunks_exact(4)
+            .map(|chunk| u32::from_be_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
+            .collect();
+        let uar = u32::try_from(page).unwrap_or(0);
+        if let (Some(eqn), [value]) = (regs::eq_of_doorbell(place), words.as_slice()) {
+            self.core
+                .events
+                .ring(&self.core.memory, eqn, EqDoorbell::from(*value));
+        } else if uar >= regs::FIRST_QUEUE_UAR {
+            self.ring_queue(uar, place % regs::UAR_PAGE_LEN, &words);
+        }
+        self.fail_with_queues();
+    }
+
+    fn ring_queue(&mut self, uar: u32, within: usize, words: &[u32]) {
+        const CQ_LOW: usize = regs::CQ_DOORBELL + 4;
+        match (within, words) {
+            (regs::SEND_DOORBELL, [value]) => self.ring_send(uar, SendDoorbell::from(*value).qpn()),
+            (regs::CQ_DOORBELL, [arm, consumer]) => self.ring_cq(uar, *arm, *consumer),
+            (regs::CQ_DOORBELL, [arm]) => self.half_doorbell = Some((uar, *arm)),
+            (CQ_LOW, [consumer]) => {
+                if let Some((page, arm)) = self.half_doorbell.take().filter(|(page, _)| *page == uar) {
+                    self.ring_cq(page, arm, *consumer);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn ring_cq(&mut self, uar: u32, arm: u32, consumer: u32) {
+        let consumer = mlx4_hw::bits::Low24::new(consumer).get();
+        let (memory, events) = (&self.core.memory, &mut self.core.events);
+        self.core
+            .completions
+            .ring(memory, events, uar, CqArm::from(arm), consumer);
+    }
+
+    fn ring_send(&mut self, uar: u32, qpn: u32) {
+        let Some(qp) = self.qps.get_mut(&qpn) else {
+            log::debug!("doorbell for QP {qpn:#x}, which is not there");
+            return;
+        };
+        if qp.context.uar.get() != uar {
+            log::debug!("QP {qpn:#x} is not rung from UAR page {uar}");
+            return;
+        }
+        qp.requester.ring();
+        if qp.pump(&mut self.core, TURN) {
+            self.core.ready.push_back(qpn);
+        }
+    }
+
+    /// Fails the queue pairs whose completion queue failed.
+    pub(crate) fn fail_with_queues(&mut self) {
+        while let Some(cqn) = self.core.completions.newly_failed.pop() {
+            for qp in self.qps.values_mut() {
+                let uses = qp.context.send_cqn.get() == cqn || qp.context.receive_cqn.get() == cqn;
+                if uses && !matches!(qp.state, QpState::ERR | QpState::RST) {
+                    qp.fail_by_peer(&mut self.core, mlx4_hw::eq::EventType::WQ_CATASTROPHIC);
+                }
+            }
+        }
+    }
+
+    /// Lets one queue pair that has something to do go on. False when there is none.
+    pub(crate) fn take_turn(&mut self) -> bool {
+        let Some(qpn) = self.core.ready.pop_front() else {
+            return false;
+        };
+        if let Some(qp) = self.qps.get_mut(&qpn)
+            && qp.pump(&mut self.core, TURN)
+        {
+            self.core.ready.push_back(qpn);
+        }
+        self.fail_with_queues();
+        true
+    }
+
+    /// Does what is due.
+    pub(crate) fn tick(&mut self) {
+        while let Some(&(due, qpn)) = self.core.timers.first() {
+            if due > self.core.now {
+                break;
+            }
+            self.core.timers.pop_first();
+            if let Some(qp) = self.qps.get_mut(&qpn) {
+                qp.tick(&mut self.core);
+            }
+        }
+        self.fail_with_queues();
+    }
+
+    /// Takes a packet that arrived at a port.
+    pub(crate) fn receive(&mut self, number: u8, packet: Packet) {
+        let Some(port) = self.core.port_mut(number) else {
+            return;
+        };
+        port.count_received(packet.payload.len());
+        let active = port.is_active();
+        self.core.counters.packets_received += 1;
+        self.core.counters.bytes_received += packet.payload.len() as u64;
+        match packet.dqpn {
+            Qpn(0) => self.receive_special(number, 0, &packet),
+            _ if !active => log::debug!("port {number} is not active: a packet is dropped"),
+            Qpn(1) => self.receive_special(number, 1, &packet),
+            _ if is_multicast(packet.dlid) => self.receive_multicast(number, &packet),
+            Qpn(qpn) => self.receive_at(qpn, packet),
+        }
+        self.fail_with_queues();
+    }
+
+    fn receive_at(&mut self, qpn: u32, packet: Packet) {
+        let Some(qp) = self.qps.get_mut(&qpn) else {
+            log::debug!("a packet for QP {qpn:#x}, which is not there");
+            return;
+        };
+        match (qp.service(), packet.service) {
+            (Service::UD, Wire::Ud) => qp.receive_datagram(&mut self.core, &packet, true),
+            (Service::RC, Wire::Rc) | (Service::UC, Wire::Uc) if qp.is_peer(&packet) => {
+                if packet.operation.is_response() {
+                    qp.receive_response(&mut self.core, packet);
+                } else {
+                    qp.receive_request(&mut self.core, packet);
+                }
+            }
+            _ => log::debug!("QP {qpn:#x}: a packet of another transport or peer"),
+        }
+    }
+
+    /// A packet for QP0 or QP1: for the firmware's agent if it kept the queue pair, else for software's.
+    fn receive_special(&mut self, number: u8, special: u8, packet: &Packet) {
+        if self.firmware.agent_keeps(special) {
+            let answer = packet
+                .payload
+                .as_slice()
+                .try_into()
+                .ok()
+                .and_then(|mad| agents::answer(&mut self.core, &self.identity, number, mad));
+            if let Some(answer) = answer {
+                self.core
+                    .send(number, agent_reply(packet, self.core.port(number), &answer));
+            }
+            return;
+        }
+        let Some(qpn) = self.firmware.special_qp(special, number) else {
+            log::debug!("port {number}: nobody listens on QP{special}");
+            return;
+        };
+        if let Some(qp) = self.qps.get_mut(&qpn) {
+            // QP0 takes everything on its lane; QP1's key is the well-known one.
+            qp.receive_datagram(&mut self.core, packet, special == 1);
+        }
+    }
+
+    fn receive_multicast(&mut self, number: u8, packet: &Packet) {
+        let Some(grh) = packet.grh else { return };
+        for qpn in self.group_members(grh.dgid.0) {
+            if let Some(qp) = self.qps.get_mut(&qpn)
+                && qp.service() == Service::UD
+                && qp.port() == number
+            {
+                qp.receive_datagram(&mut self.core, packet, true);
+            }
+        }
+    }
+}
+
+impl QueuePair {
+    /// Whether a packet comes from the peer that the queue pair is connected to.
+    fn is_peer(&self, packet: &Packet) -> bool {
+        packet.slid.0 == self.context.primary_path.remote_lid.get()
+    }
+}
+
+/// The agent's answer on its way back.
+fn agent_reply(request: &Packet, port: Option<&Port>, answer: &mad::Mad) -> Packet {
+    let (to, qkey) = match request.operation {
+        fabric::Operation::Datagram { source, qkey, .. } => (source, qkey),
+        _ => (Qpn(0), verbs::QKey(0)),
+    };
+    let directed = request.dlid.0 == mad::smp::PERMISSIVE_LID;
+    Packet {
+        slid: if directed {
+            request.dlid
+        } else {
+            port.map_or(verbs::Lid(0), Port::lid)
+        },
+        dlid: request.slid,
+        dqpn: to,
+        grh: None,
+        operation: fabric::Operation::Datagram {
+            qkey,
+            source: request.dqpn,
+            imm: None,
+        },
+        payload: answer.to_vec(),
+        ..request.clone()
+    }
+}

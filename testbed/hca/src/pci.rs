@@ -1,0 +1,182 @@
+//! The function's PCI configuration space.
+//!
+//! Identity, BARs and the capability chain as `lspci` shows them on real boards:
+//!
+//! ```text
+//! 0x34 ──► 0x40 PM ──► 0x48 VPD ──► 0x9c MSI-X ──► 0x60 PCI Express ──► end
+//! ```
+//!
+//! A virtual machine monitor usually answers BAR and MSI-X accesses itself; they are kept here all the same, so that a
+//! plain reader sees a whole function.
+
+/// Bytes of configuration space of a PCI Express function.
+const SIZE: usize = 4096;
+/// Size of BAR 0: the device's registers.
+pub(crate) const BAR0_SIZE: u64 = 1 << 20;
+/// Size of BAR 2: the UAR pages.
+pub(crate) const BAR2_SIZE: u64 = 8 << 20;
+/// MSI-X messages.
+pub(crate) const VECTORS: u16 = 128;
+
+const PM: usize = 0x40;
+const VPD: usize = 0x48;
+const PCIE: usize = 0x60;
+const MSIX: usize = 0x9c;
+const DEVICE_CONTROL: usize = PCIE + 8;
+const INITIATE_RESET: u8 = 0x80;
+
+/// What a write to the configuration space asks of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConfigEffect {
+    /// Nothing beyond the stored bits.
+    None,
+    /// A function-level reset.
+    Reset,
+}
+
+/// Bytes and which of their bits software may change.
+pub(crate) struct ConfigSpace {
+    bytes: Box<[u8; SIZE]>,
+    writable: Box<[u8; SIZE]>,
+}
+
+impl ConfigSpace {
+    /// The state after power-on. `ports` selects the subsystem id.
+    pub(crate) fn new(ports: u8) -> Self {
+        let mut space = Self {
+            bytes: Box::new([0; SIZE]),
+            writable: Box::new([0; SIZE]),
+        };
+        space.header(ports);
+        space.capabilities();
+        space
+    }
+
+    fn header(&mut self, ports: u8) {
+        self.set(0x00, &[0xb3, 0x15, 0x03, 0x10]); // 15b3:1003
+        self.allow(0x04, &[0x46, 0x05]); // memory, bus master, parity, SERR, INTx disable
+        self.set(0x06, &[0x10, 0x00]); // capability list
+        self.set(0x09, &[0x00, 0x07, 0x02]); // class 0x020700: InfiniBand
+        self.allow(0x0c, &[0xff]); // cache line size
+        self.set(0x10, &[0x04, 0, 0, 0]); // BAR 0: 64-bit memory
+        self.allow(0x10, &(!(BAR0_SIZE - 1)).to_le_bytes());
+        self.set(0x18, &[0x0c, 0, 0, 0]); // BAR 2: 64-bit prefetchable memory
+        self.allow(0x18, &(!(BAR2_SIZE - 1)).to_le_bytes());
+        self.set(0x2c, &[0xb3, 0x15, if ports == 2 { 0x50 } else { 0x51 }, 0x00]);
+        self.set(0x34, &[0x40]);
+        self.allow(0x3c, &[0xff]);
+        self.set(0x3d, &[0x01]); // INTA
+    }
+
+    fn capabilities(&mut self) {
+        // Power management 3, soft reset keeps the configuration.
+        self.set(PM, &[0x01, 0x48, 0x03, 0x00, 0x08]);
+        self.allow(PM + 4, &[0x03]);
+        // Vital product data: address with its completion flag, data 0.
+        self.set(VPD, &[0x03, 0x9c]);
+        self.allow(VPD + 2, &[0xfc, 0xff]);
+        // MSI-X: table at BAR 0 + 0x7c000, pending bits at BAR 0 + 0x7d000.
+        self.set(MSIX, &[0x11, 0x60]);
+        self.set(MSIX + 2, &(VECTORS - 1).to_le_bytes());
+        self.allow(MSIX + 3, &[0xc0]);
+        self.set(MSIX + 4, &0x7c000_u32.to_le_bytes());
+        self.set(MSIX + 8, &0x7d000_u32.to_le_bytes());
+        // PCI Express 2 endpoint: payload up to 512 bytes, function-level reset, 8 lanes at 8 GT/s.
+        self.set(PCIE, &[0x10, 0x00, 0x02, 0x00]);
+        self.set(PCIE + 4, &0x1000_8002_u32.to_le_bytes());
+        self.set(DEVICE_CONTROL, &[0x10, 0x20]);
+        self.allow(DEVICE_CONTROL, &[0xff, 0x7f]);
+        self.set(PCIE + 0x0c, &0x0000_0083_u32.to_le_bytes());
+        self.allow(PCIE + 0x10, &[0xff, 0x0f]);
+        self.set(PCIE + 0x12, &0x1083_u16.to_le_bytes());
+        self.allow(PCIE + 0x28, &[0xff, 0xff]);
+        self.set(PCIE + 0x30, &[0x03]);
+    }
+
+    /// Copies bytes out; those behind the space read as ones.
+    pub(crate) fn read(&self, offset: u16, into: &mut [u8]) {
+        for (at, byte) in (usize::from(offset)..).zip(into) {
+            *byte = self.bytes.get(at).copied().unwrap_or(0xff);
+        }
+    }
+
+    /// Stores the bits that software may change.
+    pub(crate) fn write(&mut self, offset: u16, from: &[u8]) -> ConfigEffect {
+        let mut effect = ConfigEffect::None;
+        for (at, &value) in (usize::from(offset)..).zip(from) {
+            let Some(mask) = self.writable.get(at).copied() else {
+                break;
+            };
+            self.bytes[at] = self.bytes[at] & !mask | value & mask;
+            if at == DEVICE_CONTROL + 1 && value & INITIATE_RESET != 0 {
+                effect = ConfigEffect::Reset;
+            }
+            if at == VPD + 3 {
+                // The flag tells completion by inverting: a read (0) is answered by 1 at once, a write (1) by 0.
+                self.bytes[at] ^= 0x80;
+            }
+        }
+        effect
+    }
+
+    fn set(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn allow(&mut self, at: usize, bits: &[u8]) {
+        self.writable[at..at + bits.len()].copy_from_slice(bits);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dword(space: &ConfigSpace, offset: u16) -> u32 {
+        let mut bytes = [0; 4];
+        space.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn capability_chain_is_that_of_real_boards() {
+        let space = ConfigSpace::new(2);
+        let mut byte = [0];
+        space.read(0x34, &mut byte);
+        let mut found = Vec::new();
+        let mut at = byte[0];
+        while at != 0 {
+            let mut cap = [0; 2];
+            space.read(u16::from(at), &mut cap);
+            found.push((at, cap[0]));
+            at = cap[1];
+        }
+        assert_eq!(found, [(0x40, 1), (0x48, 3), (0x9c, 0x11), (0x60, 0x10)]);
+        assert_eq!(dword(&space, 0), 0x1003_15b3);
+    }
+
+    #[test]
+    fn bars_answer_sizing() {
+        let mut space = ConfigSpace::new(1);
+        for (at, low) in [(0x10, 0xfff0_0004), (0x18, 0xff80_000c)] {
+            assert_eq!(space.write(at, &[0xff; 8]), ConfigEffect::None);
+            assert_eq!((dword(&space, at), dword(&space, at + 4)), (low, 0xffff_ffff));
+        }
+    }
+
+    #[test]
+    fn initiating_a_function_level_reset_is_seen_and_not_stored() {
+        let mut space = ConfigSpace::new(1);
+        assert_eq!(space.write(0x68, &[0x10, 0xa0]), ConfigEffect::Reset);
+        assert_eq!(dword(&space, 0x68) & 0x8000, 0);
+    }
+
+    #[test]
+    fn accesses_past_the_end_are_harmless() {
+        let mut space = ConfigSpace::new(1);
+        let mut bytes = [0; 8];
+        space.read(4092, &mut bytes);
+        assert_eq!(bytes[4..], [0xff; 4]);
+        assert_eq!(space.write(u16::MAX, &[1, 2, 3, 4]), ConfigEffect::None);
+    }
+}

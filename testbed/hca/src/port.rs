@@ -1,0 +1,259 @@
+//! A port: its state, addresses and tables, as subnet management sees and sets them.
+
+use fabric::{Grh, Packet};
+use mad::smp::{
+    LinkWidth, MtuAndSl, Nibbles, PortCapabilities, PortInfo, PortPhys, PortStateBits, SpeedState,
+};
+use mlx4_hw::path::TrafficClass;
+use verbs::{Gid, Guid, Lid, PKey};
+use zerocopy::FromZeros;
+use zerocopy::big_endian::{U16, U32, U64};
+
+/// Entries of the partition key and GUID tables.
+pub(crate) const TABLE_LEN: usize = 128;
+/// log2 of that.
+pub(crate) const LOG_TABLE_LEN: u8 = 7;
+/// Code of 4096 bytes.
+pub(crate) const MTU_4096: u8 = 5;
+const VLS_8: u8 = 4;
+const PHYS_POLLING: u8 = 2;
+const PHYS_LINK_UP: u8 = 5;
+/// 2.5, 5 and 10 Gb/s.
+const SPEEDS: u8 = 7;
+const SPEED_QDR: u8 = 4;
+/// FDR, among the extended speeds.
+const SPEED_FDR: u8 = 1;
+
+/// Traffic through a port.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Traffic {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What a change of PortInfo is reported as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Changed {
+    pub(crate) became_active: bool,
+    pub(crate) left_active: bool,
+    pub(crate) lid: bool,
+    pub(crate) sm_lid: bool,
+    pub(crate) gid_prefix: bool,
+    pub(crate) reregister: bool,
+}
+
+/// One port.
+pub(crate) struct Port {
+    pub(crate) number: u8,
+    guid: Guid,
+    /// The cable is plugged.
+    cable: bool,
+    /// Software started the port.
+    enabled: bool,
+    /// The link is to be seen down and up again.
+    pub(crate) bounced: bool,
+    pub(crate) info: PortInfo,
+    pub(crate) pkeys: [U16; TABLE_LEN],
+    /// GUIDs beyond the port's own, which is entry 0.
+    pub(crate) guids: [U64; TABLE_LEN],
+    pub(crate) sl_to_vl: [u8; 8],
+    pub(crate) sent: Traffic,
+    pub(crate) received: Traffic,
+}
+
+impl Port {
+    pub(crate) fn new(number: u8, guid: Guid) -> Self {
+        let mut port = Self {
+            number,
+            guid,
+            cable: true,
+            enabled: false,
+            bounced: false,
+            info: PortInfo::new_zeroed(),
+            pkeys: [U16::ZERO; TABLE_LEN],
+            guids: [U64::ZERO; TABLE_LEN],
+            sl_to_vl: [0; 8],
+            sent: Traffic::default(),
+            received: Traffic::default(),
+        };
+        port.reset();
+        port
+    }
+
+    /// The state after a reset of the card: down, without addresses.
+    pub(crate) fn reset(&mut self) {
+        self.enabled = false;
+        self.bounced = false;
+        self.pkeys = [U16::ZERO; TABLE_LEN];
+        self.pkeys[0] = U16::new(PKey::DEFAULT.0);
+        self.guids = [U64::ZERO; TABLE_LEN];
+        self.guids[0] = U64::new(self.guid.0);
+        self.sl_to_vl = [0x01, 0x23, 0x45, 0x67, 0x01, 0x23, 0x45, 0x67];
+        let mut info = PortInfo::new_zeroed();
+        info.gid_prefix = U64::new(Gid::DEFAULT_PREFIX);
+        info.capabilities = U32::new(
+            PortCapabilities::TRAP
+                | PortCapabilities::SL_MAP
+                | PortCapabilities::SYSTEM_GUID
+                | PortCapabilities::EXTENDED_SPEEDS
+                | PortCapabilities::CLIENT_REREGISTER,
+        );
+        info.local_port = self.number;
+        info.width_enabled = LinkWidth::X1 | LinkWidth::X4;
+        info.width_supported = LinkWidth::X1 | LinkWidth::X4;
+        info.width_active = LinkWidth::X4;
+        info.speed_state = SpeedState::new()
+            .with_speed_supported(SPEEDS)
+            .with_state(PortStateBits::DOWN);
+        info.phys = PortPhys::new()
+            .with_state(PHYS_POLLING)
+            .with_down_default(PHYS_POLLING);
+        info.speed_active = Nibbles::new().with_high(SPEED_QDR).with_low(SPEEDS);
+        info.mtu_sm_sl = MtuAndSl::new().with_mtu(MTU_4096);
+        info.vl_cap = Nibbles::new().with_high(VLS_8);
+        info.mtu_cap = Nibbles::new().with_low(MTU_4096);
+        info.vl_arb_high_cap = 8;
+        info.vl_arb_low_cap = 8;
+        info.operational_vls = Nibbles::new().with_high(VLS_8);
+        info.guid_cap = 128;
+        info.response_time = 16;
+        info.ext_speed = Nibbles::new().with_high(SPEED_FDR).with_low(SPEED_FDR);
+        info.ext_speed_enabled = SPEED_FDR;
+        self.info = info;
+    }
+
+    pub(crate) fn guid(&self) -> Guid {
+        self.guid
+    }
+
+    pub(crate) fn lid(&self) -> Lid {
+        Lid(self.info.lid.get())
+    }
+
+    /// Payload bytes of a full datagram.
+    pub(crate) fn mtu(&self) -> u32 {
+        128 << self.info.mtu_sm_sl.mtu().clamp(1, MTU_4096)
+    }
+
+    pub(crate) fn state(&self) -> u8 {
+        self.info.speed_state.state()
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.state() == PortStateBits::ACTIVE
+    }
+
+    /// Whether the link is trained.
+    pub(crate) fn link_is_up(&self) -> bool {
+        self.cable && self.enabled
+    }
+
+    pub(crate) fn pkey(&self, index: u8) -> Option<PKey> {
+        self.pkeys.get(usize::from(index)).map(|pkey| PKey(pkey.get()))
+    }
+
+    pub(crate) fn pkey_index(&self, pkey: PKey) -> Option<u8> {
+        let index = self.pkeys.iter().position(|entry| entry.get() == pkey.0)?;
+        u8::try_from(index).ok()
+    }
+
+    pub(crate) fn gid(&self, index: u8) -> Gid {
+        let guid = self.guids.get(usize::from(index)).map_or(0, |guid| guid.get());
+        Gid::new(self.info.gid_prefix.get(), Guid(guid))
+    }
+
+    /// The global route header of a packet from here.
+    pub(crate) fn grh(&self, gid_index: u8, traffic: TrafficClass, hop_limit: u8, to: [u8; 16]) -> Grh {
+        Grh {
+            traffic_class: traffic.class(),
+            flow_label: traffic.flow_label(),
+            hop_limit,
+            sgid: self.gid(gid_index),
+            dgid: Gid(to),
+        }
+    }
+
+    /// Whether the port's state lets the packet out: management always with a link, data when active.
+    pub(crate) fn may_send(&self, packet: &Packet) -> bool {
+        self.is_active() || (packet.vl15 && self.link_is_up())
+    }
+
+    pub(crate) fn count_sent(&mut self, bytes: usize) {
+        self.sent.packets += 1;
+        self.sent.bytes += bytes as u64;
+    }
+
+    pub(crate) fn count_received(&mut self, bytes: usize) {
+        self.received.packets += 1;
+        self.received.bytes += bytes as u64;
+    }
+
+    /// Software starts or stops the port. Says whether it thereby left ACTIVE.
+    pub(crate) fn enable(&mut self, enabled: bool) -> bool {
+        self.enabled = enabled;
+        self.retrain()
+    }
+
+    /// The cable is plugged or pulled. Says whether the port thereby left ACTIVE.
+    pub(crate) fn plug(&mut self, plugged: bool) -> bool {
+        self.cable = plugged;
+        self.retrain()
+    }
+
+    /// Follows the link: INIT with one (a port that was up stays as it is), DOWN without.
+    fn retrain(&mut self) -> bool {
+        let was_active = self.is_active();
+        let up = self.link_is_up();
+        if up && self.state() != PortStateBits::DOWN {
+            return false;
+        }
+        let (state, phys) = if up {
+            (PortStateBits::INIT, PHYS_LINK_UP)
+        } else {
+            (PortStateBits::DOWN, PHYS_POLLING)
+        };
+        self.info.speed_state.set_state(state);
+        self.info.phys.set_state(phys);
+        was_active
+    }
+
+    /// Sets what a subnet manager sets of PortInfo. Nothing if the state wanted can't be reached.
+    pub(crate) fn set_info(&mut self, wanted: &PortInfo) -> Option<Changed> {
+        let old = self.info;
+        let before = self.state();
+        let after = match (before, wanted.speed_state.state()) {
+            (_, PortStateBits::NO_CHANGE) => before,
+            (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) => PortStateBits::ARMED,
+            (PortStateBits::ARMED | PortStateBits::ACTIVE, PortStateBits::ACTIVE) => PortStateBits::ACTIVE,
+            (_, PortStateBits::DOWN) => PortStateBits::INIT,
+            _ => return None,
+        };
+        self.bounced |= wanted.speed_state.state() == PortStateBits::DOWN && self.link_is_up();
+        let info = &mut self.info;
+        info.m_key = wanted.m_key;
+        info.gid_prefix = wanted.gid_prefix;
+        info.lid = wanted.lid;
+        info.sm_lid = wanted.sm_lid;
+        info.m_key_lease = wanted.m_key_lease;
+        info.mkey_lmc = wanted.mkey_lmc;
+        if wanted.mtu_sm_sl.mtu() != 0 {
+            info.mtu_sm_sl = wanted.mtu_sm_sl;
+        }
+        if wanted.operational_vls.high() != 0 {
+            info.operational_vls = wanted.operational_vls;
+        }
+        info.vl_high_limit = wanted.vl_high_limit;
+        info.subnet_timeout = wanted.subnet_timeout.with_client_reregister(false);
+        if self.link_is_up() {
+            self.info.speed_state.set_state(after);
+        }
+        Some(Changed {
+            became_active: before != PortStateBits::ACTIVE && self.is_active(),
+            left_active: before == PortStateBits::ACTIVE && !self.is_active(),
+            lid: old.lid != wanted.lid,
+            sm_lid: old.sm_lid != wanted.sm_lid,
+            gid_prefix: old.gid_prefix != wanted.gid_prefix,
+            reregister: wanted.subnet_timeout.client_reregister(),
+        })
+    }
+}

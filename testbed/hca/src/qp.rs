@@ -1,0 +1,288 @@
+//! Queue pairs: what they were configured to, their state machine, and what both halves share.
+
+use mlx4_hw::bits::Low24;
+use mlx4_hw::command::Opcode;
+use mlx4_hw::cq::{CQE_OPCODE_ERROR, Cqe, CqeOwner, Syndrome};
+use mlx4_hw::eq::EventType;
+use mlx4_hw::qp::{OptionalParameters, QpContext, QpState, QueueSize, Service};
+use mlx4_hw::wqe::BASIC_BLOCK_LEN;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::core::Core;
+use crate::memory::RingMemory;
+use crate::requester::Requester;
+use crate::responder::Responder;
+
+/// One queue pair.
+pub(crate) struct QueuePair {
+    pub(crate) qpn: u32,
+    pub(crate) state: QpState,
+    pub(crate) context: QpContext,
+    pub(crate) requester: Requester,
+    pub(crate) responder: Responder,
+    /// An SQD that was asked to report when the send queue is empty.
+    pub(crate) report_drained: bool,
+}
+
+/// The states a transition leads from and to. `None` as origin: any but RESET.
+pub(crate) fn transition(opcode: Opcode) -> Option<(Option<QpState>, QpState)> {
+    Some(match opcode {
+        Opcode::RST2INIT_QP => (Some(QpState::RST), QpState::INIT),
+        Opcode::INIT2INIT_QP => (Some(QpState::INIT), QpState::INIT),
+        Opcode::INIT2RTR_QP => (Some(QpState::INIT), QpState::RTR),
+        Opcode::RTR2RTS_QP => (Some(QpState::RTR), QpState::RTS),
+        Opcode::RTS2RTS_QP => (Some(QpState::RTS), QpState::RTS),
+        Opcode::SQERR2RTS_QP => (Some(QpState::SQER), QpState::RTS),
+        Opcode::RTS2SQD_QP => (Some(QpState::RTS), QpState::SQD),
+        Opcode::SQD2RTS_QP => (Some(QpState::SQD), QpState::RTS),
+        Opcode::SQD2SQD_QP => (Some(QpState::SQD), QpState::SQD),
+        Opcode::QP_2ERR => (None, QpState::ERR),
+        _ => return None,
+    })
+}
+
+impl QueuePair {
+    pub(crate) fn new(qpn: u32) -> Self {
+        Self {
+            qpn,
+            state: QpState::RST,
+            context: QpContext::new_zeroed(),
+            requester: Requester::default(),
+            responder: Responder::default(),
+            report_drained: false,
+        }
+    }
+
+    pub(crate) fn service(&self) -> Service {
+        self.context.flags.service()
+    }
+
+    pub(crate) fn pd(&self) -> u32 {
+        self.context.pd.get()
+    }
+
+    /// The port that the queue pair sends and receives at, from 1.
+    pub(crate) fn port(&self) -> u8 {
+        self.context.primary_path.schedule.port()
+    }
+
+    /// Payload bytes of a full packet.
+    pub(crate) fn mtu(&self) -> u32 {
+        128 << self.context.mtu.mtu_code().clamp(1, 5)
+    }
+
+    /// Whether it takes packets.
+    pub(crate) fn receives(&self) -> bool {
+        matches!(
+            self.state,
+            QpState::RTR | QpState::RTS | QpState::SQD | QpState::SQ_DRAINING | QpState::SQER
+        )
+    }
+
+    /// The context as QUERY_QP shows it.
+    pub(crate) fn query(&self) -> QpContext {
+        let mut context = self.context;
+        context.flags.set_state(match self.state {
+            QpState::SQD if !self.requester.is_idle() => QpState::SQ_DRAINING,
+            state => state,
+        });
+        context.local_qpn = Low24::new(self.qpn);
+        context.next_send_psn = Low24::new(self.requester.next_psn());
+        context.last_acked_psn = Low24::new(self.requester.oldest_psn().wrapping_sub(1));
+        context.receive_psn.set_next_psn(self.responder.expected_psn);
+        context.msn = Low24::new(self.responder.msn);
+        context.send_counter = self.requester.next_slot().into();
+        context.receive_counter = self.responder.taken.into();
+        context
+    }
+
+    /// Takes what a transition takes of the mailbox's context.
+    pub(crate) fn configure(&mut self, opcode: Opcode, optional: OptionalParameters, given: &QpContext) {
+        match opcode {
+            Opcode::RST2INIT_QP => self.context = *given,
+            Opcode::INIT2RTR_QP => {
+                self.context.mtu = given.mtu;
+                self.context.remote_qpn = given.remote_qpn;
+                self.take_path(optional, given);
+                self.context
+                    .receive_psn
+                    .set_next_psn(given.receive_psn.next_psn());
+                self.context.responder.set_log_reads(given.responder.log_reads());
+                self.responder.expected_psn = given.receive_psn.next_psn();
+            }
+            Opcode::RTR2RTS_QP => {
+                self.context.next_send_psn = given.next_send_psn;
+                self.context.requester = given.requester;
+                let timeout = given.primary_path.ack_timeout.exponent();
+                self.context.primary_path.ack_timeout.set_exponent(timeout);
+                self.requester.start(given.next_send_psn.get(), given.requester);
+            }
+            _ => {}
+        }
+        if opcode != Opcode::RST2INIT_QP {
+            self.take_optional(optional, given);
+        }
+    }
+
+    /// Takes the primary path but for the fields that have an option of their own.
+    fn take_path(&mut self, optional: OptionalParameters, given: &QpContext) {
+        let old = self.context.primary_path;
+        self.context.primary_path = given.primary_path;
+        if !optional.pkey_index() {
+            self.context.primary_path.pkey_index = old.pkey_index;
+        }
+        if !optional.counter_index() {
+            self.context.primary_path.counter_index = old.counter_index;
+        }
+    }
+
+    fn take_optional(&mut self, optional: OptionalParameters, given: &QpContext) {
+        if optional.primary_path() {
+            self.take_path(optional, given);
+        }
+        let context = &mut self.context;
+        if optional.alternate_path() {
+            context.alternate_path = given.alternate_path;
+        }
+        if optional.remote_read() {
+            context.responder.set_remote_read(given.responder.remote_read());
+        }
+        if optional.remote_write() {
+            context.responder.set_remote_write(given.responder.remote_write());
+        }
+        if optional.remote_atomic() {
+            context
+                .responder
+                .set_remote_atomic(given.responder.remote_atomic());
+        }
+        if optional.pkey_index() {
+            context.primary_path.pkey_index = given.primary_path.pkey_index;
+        }
+        if optional.qkey() {
+            context.qkey = given.qkey;
+        }
+        if optional.rnr_timer() {
+            context
+                .receive_psn
+                .set_min_rnr_timer(given.receive_psn.min_rnr_timer());
+        }
+        self.take_optional_transport(optional, given);
+    }
+
+    fn take_optional_transport(&mut self, optional: OptionalParameters, given: &QpContext) {
+        let context = &mut self.context;
+        if optional.reads_as_requester() {
+            context.requester.set_log_reads(given.requester.log_reads());
+        }
+        if optional.reads_as_responder() {
+            context.responder.set_log_reads(given.responder.log_reads());
+        }
+        if optional.path_migration() {
+            context.flags.set_path_migration(given.flags.path_migration());
+        }
+        if optional.retry_count() {
+            context.requester.set_retry_count(given.requester.retry_count());
+        }
+        if optional.rnr_retry() {
+            context.requester.set_rnr_retry(given.requester.rnr_retry());
+        }
+        if optional.ack_timeout() {
+            let timeout = given.primary_path.ack_timeout.exponent();
+            context.primary_path.ack_timeout.set_exponent(timeout);
+        }
+        if optional.schedule() {
+            context.primary_path.schedule = given.primary_path.schedule;
+        }
+        if optional.srqn() {
+            context.srq = given.srq;
+        }
+        if optional.receive_cqn() {
+            context.receive_cqn = given.receive_cqn;
+        }
+        if optional.counter_index() {
+            context.primary_path.counter_index = given.primary_path.counter_index;
+        }
+        self.requester.reconfigure(self.context.requester);
+    }
+
+    /// Where the send queue is. It comes first unless the receive queue's slots are larger.
+    pub(crate) fn send_ring(&self) -> RingMemory {
+        let (send, receive) = (self.context.send_queue, self.context.receive_queue);
+        let before = if receive.log_stride() > send.log_stride() {
+            ring_len(receive)
+        } else {
+            0
+        };
+        self.ring(before)
+    }
+
+    /// Where the receive queue is.
+    pub(crate) fn receive_ring(&self) -> RingMemory {
+        let (send, receive) = (self.context.send_queue, self.context.receive_queue);
+        let before = if receive.log_stride() > send.log_stride() {
+            0
+        } else {
+            ring_len(send)
+        };
+        self.ring(before)
+    }
+
+    fn ring(&self, before: u64) -> RingMemory {
+        RingMemory {
+            buffer: self.context.buffer,
+            offset: u64::from(self.context.responder.page_offset()) * BASIC_BLOCK_LEN as u64 + before,
+        }
+    }
+
+    /// Completes a send or a receive with an error.
+    pub(crate) fn complete_error(&self, core: &mut Core, send: bool, wqe_counter: u16, syndrome: Syndrome) {
+        let mut cqe = Cqe::new_zeroed();
+        cqe.qpn = Low24::new(self.qpn);
+        cqe.wqe_counter = wqe_counter.into();
+        cqe.syndrome = syndrome;
+        cqe.owner = CqeOwner::new().with_send(send).with_opcode(CQE_OPCODE_ERROR);
+        let cqn = if send {
+            self.context.send_cqn
+        } else {
+            self.context.receive_cqn
+        };
+        core.complete(cqn.get(), cqe, true);
+    }
+
+    /// Goes to the error state: everything posted completes as flushed.
+    pub(crate) fn fail(&mut self, core: &mut Core) {
+        if self.state == QpState::RST {
+            return;
+        }
+        self.state = QpState::ERR;
+        self.flush(core);
+        core.ready.push_back(self.qpn);
+        if self.context.srq.enable() {
+            core.events
+                .report_number(&core.memory, EventType::SRQ_LAST_WQE, self.qpn);
+        }
+    }
+
+    /// Goes to the error state because of what the peer did, and reports it.
+    pub(crate) fn fail_by_peer(&mut self, core: &mut Core, event: EventType) {
+        core.events.report_number(&core.memory, event, self.qpn);
+        self.fail(core);
+    }
+
+    /// In the error state: completes as flushed whatever has been posted since.
+    pub(crate) fn flush(&mut self, core: &mut Core) {
+        self.flush_sends(core);
+        self.flush_receives(core);
+    }
+}
+
+fn ring_len(size: QueueSize) -> u64 {
+    1 << (u32::from(size.log_slots()) + u32::from(size.log_stride()))
+}
+
+/// A context as QUERY_QP's mailbox has it.
+pub(crate) fn context_mailbox(context: &QpContext) -> Vec<u8> {
+    let mut mailbox = mlx4_hw::qp::QpMailbox::new_zeroed();
+    mailbox.context = *context;
+    mailbox.as_bytes().to_vec()
+}

@@ -1,0 +1,136 @@
+//! BAR 0: the command register, ownership, reset, semaphore and clock.
+
+use mlx4_hw::command::{Doorbell, hcr};
+use mlx4_hw::regs;
+
+/// Where QUERY_FW says that these are: free cells of BAR 0.
+pub(crate) const CLEAR_INTERRUPT: u64 = 0x3_e000;
+pub(crate) const CATASTROPHIC: u64 = 0x3_f000;
+pub(crate) const CATASTROPHIC_DWORDS: u32 = 0x10;
+pub(crate) const CLOCK: u64 = 0x3_d000;
+/// The clock's frequency in MHz, as real boards answer it.
+pub(crate) const CLOCK_MHZ: u16 = 427;
+
+/// The cells of BAR 0 that have a meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Register {
+    /// A dword of the command register, by its offset in the block.
+    Command(usize),
+    Ownership,
+    Reset,
+    Semaphore,
+    ClockHigh,
+    ClockLow,
+    /// Anything else: reads as 0, writes have no effect.
+    Other,
+}
+
+impl Register {
+    /// What is at an offset, which is a multiple of 4.
+    pub(crate) fn at(offset: u64) -> Self {
+        let Ok(place) = usize::try_from(offset) else {
+            return Self::Other;
+        };
+        match place {
+            regs::OWNERSHIP => Self::Ownership,
+            regs::RESET => Self::Reset,
+            regs::SEMAPHORE => Self::Semaphore,
+            _ if (regs::HCR..regs::HCR + hcr::LEN).contains(&place) => Self::Command(place - regs::HCR),
+            _ if offset == CLOCK => Self::ClockHigh,
+            _ if offset == CLOCK + 4 => Self::ClockLow,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The command register and the two locks.
+#[derive(Debug, Default)]
+pub(crate) struct Registers {
+    pub(crate) command: [u32; hcr::LEN / 4],
+    owned: bool,
+    locked: bool,
+}
+
+impl Registers {
+    /// After a software reset: the owner stays, the semaphore is free.
+    pub(crate) fn reset(&mut self) {
+        *self = Self {
+            owned: self.owned,
+            ..Self::default()
+        };
+    }
+
+    pub(crate) fn read(&mut self, register: Register, nanos: u64) -> u32 {
+        let clock = || u128::from(nanos) * u128::from(CLOCK_MHZ) / 1000;
+        match register {
+            Register::Command(offset) => self.command[offset / 4],
+            Register::Ownership => u32::from(core::mem::replace(&mut self.owned, true)),
+            Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
+            Register::ClockHigh => dword(clock(), 1),
+            Register::ClockLow => dword(clock(), 0),
+            Register::Reset | Register::Other => 0,
+        }
+    }
+
+    /// Stores a dword. Says whether it starts a command.
+    pub(crate) fn write(&mut self, register: Register, value: u32) -> bool {
+        match register {
+            Register::Command(offset) => {
+                self.command[offset / 4] = value;
+                offset == hcr::DOORBELL && Doorbell::from(value).go()
+            }
+            Register::Ownership => {
+                self.owned = value != 0;
+                false
+            }
+            Register::Semaphore => {
+                self.locked = value != 0;
+                false
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The dword number `index`, from the low end.
+fn dword(value: u128, index: usize) -> u32 {
+    let bytes = value.to_le_bytes();
+    let at = index * 4;
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reader_owns_the_card_until_it_is_released() {
+        let mut registers = Registers::default();
+        assert_eq!(registers.read(Register::Ownership, 0), 0);
+        assert_ne!(registers.read(Register::Ownership, 0), 0);
+        registers.reset();
+        assert_ne!(
+            registers.read(Register::Ownership, 0),
+            0,
+            "a reset keeps the owner"
+        );
+        registers.write(Register::Ownership, 0);
+        assert_eq!(registers.read(Register::Ownership, 0), 0);
+    }
+
+    #[test]
+    fn a_reset_frees_the_semaphore() {
+        let mut registers = Registers::default();
+        assert_eq!(registers.read(Register::Semaphore, 0), 0);
+        assert_ne!(registers.read(Register::Semaphore, 0), 0);
+        registers.reset();
+        assert_eq!(registers.read(Register::Semaphore, 0), 0);
+    }
+
+    #[test]
+    fn the_clock_counts_microseconds_by_its_frequency() {
+        let mut registers = Registers::default();
+        assert_eq!(registers.read(Register::at(CLOCK + 4), 1000), 427);
+        assert_eq!(registers.read(Register::at(CLOCK), 1 << 40), 109);
+    }
+}

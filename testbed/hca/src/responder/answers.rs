@@ -1,0 +1,143 @@
+//! What the responder says: acknowledgements, refusals and responses, in order.
+
+use fabric::{AckCode, Operation, Packet, Place, RemoteRange};
+use mlx4_hw::bits::Low24;
+use verbs::Psn;
+
+use super::{Answer, Refusal, remote_error};
+use crate::core::Core;
+use crate::memory::Right;
+use crate::qp::QueuePair;
+
+/// Answers that wait to be sent.
+const MOST_ANSWERS: usize = 1024;
+
+impl QueuePair {
+    /// Answers a request that was carried out before: its answer was lost, or it is late.
+    pub(super) fn receive_again(&mut self, core: &mut Core, packet: &Packet) {
+        let psn = packet.psn.0;
+        match packet.operation {
+            Operation::ReadRequest(range) => {
+                let packets = range.len.div_ceil(self.mtu()).max(1);
+                let allowed = self.context.responder.remote_read()
+                    && self.check_remote(core, &range, Right::RemoteRead).is_ok();
+                if allowed {
+                    self.answer(
+                        core,
+                        Answer::Read {
+                            range,
+                            psn,
+                            packets,
+                            sent: 0,
+                        },
+                    );
+                }
+            }
+            Operation::Atomic { .. } => {
+                let kept = self.responder.atomics.iter().find(|(kept, _)| *kept == psn);
+                if let Some((psn, original)) = kept.copied() {
+                    self.answer(core, Answer::Atomic { psn, original });
+                }
+            }
+            _ => {
+                let psn = Psn(self.responder.expected_psn).advance(Low24::MAX).0;
+                self.answer(
+                    core,
+                    Answer::Ack {
+                        psn,
+                        code: AckCode::Ack,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, core: &mut Core, answer: Answer) {
+        if self.responder.answers.len() >= MOST_ANSWERS {
+            return;
+        }
+        self.responder.answers.push_back(answer);
+        let mut budget = 64;
+        if self.pump_responses(core, &mut budget) {
+            core.ready.push_back(self.qpn);
+        }
+    }
+
+    /// Sends answers; says whether some are left.
+    pub(crate) fn pump_responses(&mut self, core: &mut Core, budget: &mut u32) -> bool {
+        while *budget > 0 {
+            let Some(answer) = self.responder.answers.pop_front() else {
+                return false;
+            };
+            *budget -= 1;
+            let msn = self.responder.msn;
+            match answer {
+                Answer::Ack { psn, code } => {
+                    self.transmit(core, psn, Operation::Ack { code, msn }, Vec::new(), false, false);
+                }
+                Answer::Atomic { psn, original } => {
+                    let operation = Operation::AtomicResponse { original, msn };
+                    self.transmit(core, psn, operation, Vec::new(), false, false);
+                }
+                Answer::Read {
+                    range,
+                    psn,
+                    packets,
+                    sent,
+                } => {
+                    if !self.send_read_response(core, range, psn, packets, sent) {
+                        return false;
+                    }
+                    if sent + 1 < packets {
+                        let sent = sent + 1;
+                        self.responder.answers.push_front(Answer::Read {
+                            range,
+                            psn,
+                            packets,
+                            sent,
+                        });
+                    }
+                }
+            }
+        }
+        !self.responder.answers.is_empty()
+    }
+
+    fn send_read_response(
+        &mut self,
+        core: &mut Core,
+        range: RemoteRange,
+        psn: u32,
+        packets: u32,
+        sent: u32,
+    ) -> bool {
+        let mtu = self.mtu();
+        let offset = sent * mtu;
+        let len = mtu.min(range.len - offset);
+        let mut payload = vec![0; len as usize];
+        let addr = range.addr.wrapping_add(u64::from(offset));
+        let read = if len == 0 {
+            Ok(())
+        } else {
+            core.memory
+                .check(range.rkey.0, self.pd(), addr, u64::from(len), Right::RemoteRead)
+                .and_then(|region| core.memory.region_read(&region, &mut payload))
+        };
+        let psn = Psn(psn).advance(sent).0;
+        if let Err(error) = read {
+            let Refusal::Nak(code) = remote_error(self.qpn, error) else {
+                return false;
+            };
+            self.responder.answers.clear();
+            self.refuse(core, psn, code);
+            return false;
+        }
+        let place = Place::new(sent == 0, sent + 1 == packets);
+        let operation = Operation::ReadResponse {
+            place,
+            msn: self.responder.msn,
+        };
+        self.transmit(core, psn, operation, payload, false, false);
+        true
+    }
+}

@@ -1,0 +1,193 @@
+//! Commands: event mode, refusals, states.
+
+use mlx4_hw::command::{CmdStatus, Doorbell, Opcode, hcr};
+use mlx4_hw::eq::EventType;
+use mlx4_hw::qp::{OptionalParameters, QpMailbox, QpState, Service};
+use mlx4_hw::query_dev_cap::QueryDevCap;
+use mlx4_hw::regs;
+
+use crate::bench::queues::{Connection, all_rights};
+use crate::bench::{Bench, EQN};
+use fabric::FabricConfig;
+
+#[test]
+fn a_nop_in_event_mode_frees_the_register_and_raises_an_event() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    bench.events(0);
+    let consumer = bench.nodes[0].eq_consumer;
+    let arm = u32::from(regs::EqDoorbell::new().with_arm(true).with_consumer(consumer));
+    bench.ring(0, regs::eq_doorbell(EQN), &arm.to_be_bytes());
+    let before = bench.cluster.counters(bench.nodes[0].index).interrupts;
+    bench.write(0, regs::HCR + hcr::TOKEN, hcr::token(0x1234));
+    let doorbell = Doorbell::new()
+        .with_go(true)
+        .with_event(true)
+        .with_toggle(true)
+        .with_opcode(Opcode::NOP);
+    bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
+    let done = Doorbell::from(bench.read(0, regs::HCR + hcr::DOORBELL));
+    assert!(!done.go() && done.toggle());
+    let events = bench.events(0);
+    assert_eq!(events.len(), 1);
+    assert_eq!(
+        (events[0].event, events[0].command().token.get()),
+        (EventType::COMMAND, 0x1234)
+    );
+    assert_eq!(
+        bench.cluster.counters(bench.nodes[0].index).interrupts,
+        before + 1
+    );
+}
+
+#[test]
+fn what_is_not_known_or_not_yet_possible_is_refused() {
+    let mut bench = Bench::cold(1, FabricConfig::default());
+    assert_eq!(
+        bench.command_raw(0, Opcode::QUERY_DEV_CAP, 0, 0, 0),
+        Err(CmdStatus::BAD_SYS_STATE)
+    );
+    assert_eq!(
+        bench.command_raw(0, Opcode::RUN_FW, 0, 0, 0),
+        Err(CmdStatus::BAD_SYS_STATE)
+    );
+    assert_eq!(
+        bench.command_raw(0, Opcode(0x7f), 0, 0, 0),
+        Err(CmdStatus::BAD_OP)
+    );
+    bench.bring_up(0);
+    assert_eq!(
+        bench.command_raw(0, Opcode(0x7f), 0, 0, 0),
+        Err(CmdStatus::BAD_OP)
+    );
+    assert_eq!(
+        bench.command_raw(0, Opcode::QUERY_CQ, 0, 0x300, 0),
+        Err(CmdStatus::BAD_RES_STATE)
+    );
+    assert_eq!(
+        bench.command_raw(0, Opcode::HW2SW_MPT, 1, 0x200, 0),
+        Err(CmdStatus::BAD_RES_STATE)
+    );
+    assert_eq!(
+        bench.command_raw(0, Opcode::HW2SW_MPT, 1, 0x10, 0),
+        Err(CmdStatus::BAD_RESOURCE)
+    );
+    assert_eq!(
+        bench.command_raw(0, Opcode::HW2SW_MPT, 1, 0x10_0000, 0),
+        Err(CmdStatus::BAD_INDEX)
+    );
+    bench.command_raw(0, Opcode::QUERY_DEV_CAP, 0, 0, 0).unwrap();
+    let caps: QueryDevCap = bench.output(0);
+    assert_eq!(
+        (
+            caps.ports.get(),
+            caps.log_reserved_qps.get(),
+            caps.qpc_entry_len.get()
+        ),
+        (1, 6, 0x100)
+    );
+    assert!(caps.capabilities.port_management_events() && !caps.capabilities.roce());
+}
+
+/// Every transition from every state: only the ones that there are succeed.
+#[test]
+fn queue_pairs_change_state_only_as_they_may() {
+    let transitions = [
+        (Opcode::RST2INIT_QP, Some(QpState::RST), QpState::INIT),
+        (Opcode::INIT2INIT_QP, Some(QpState::INIT), QpState::INIT),
+        (Opcode::INIT2RTR_QP, Some(QpState::INIT), QpState::RTR),
+        (Opcode::RTR2RTS_QP, Some(QpState::RTR), QpState::RTS),
+        (Opcode::RTS2RTS_QP, Some(QpState::RTS), QpState::RTS),
+        (Opcode::RTS2SQD_QP, Some(QpState::RTS), QpState::SQD),
+        (Opcode::SQD2SQD_QP, Some(QpState::SQD), QpState::SQD),
+        (Opcode::SQD2RTS_QP, Some(QpState::SQD), QpState::RTS),
+        (Opcode::SQERR2RTS_QP, Some(QpState::SQER), QpState::RTS),
+        (Opcode::QP_2ERR, None, QpState::ERR),
+    ];
+    let ways: [(&[Opcode], QpState); 6] = [
+        (&[], QpState::INIT),
+        (&[Opcode::QP_2RST], QpState::RST),
+        (&[Opcode::INIT2RTR_QP], QpState::RTR),
+        (&[Opcode::INIT2RTR_QP, Opcode::RTR2RTS_QP], QpState::RTS),
+        (
+            &[Opcode::INIT2RTR_QP, Opcode::RTR2RTS_QP, Opcode::RTS2SQD_QP],
+            QpState::SQD,
+        ),
+        (&[Opcode::QP_2ERR], QpState::ERR),
+    ];
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let cq = bench.make_cq(0, 6);
+    for (way, state) in ways {
+        for (opcode, from, to) in transitions {
+            let mut qp = bench.make_qp(0, Service::RC, &cq);
+            qp.context.mtu = mlx4_hw::qp::MtuMessage::new().with_mtu_code(5);
+            for step in way {
+                bench.transition(&qp, *step, OptionalParameters::new()).unwrap();
+            }
+            let allowed = from.map_or(state != QpState::RST, |from| from == state);
+            let outcome = bench.transition(&qp, opcode, OptionalParameters::new());
+            let expected = if allowed {
+                Ok(())
+            } else {
+                Err(CmdStatus::BAD_QP_STATE)
+            };
+            assert_eq!(outcome.map(drop), expected, "{opcode} in {state}");
+            bench.command_raw(0, Opcode::QUERY_QP, 0, qp.qpn, 0).unwrap();
+            let found = bench.output::<QpMailbox>(0).context.flags.state();
+            assert_eq!(found, if allowed { to } else { state }, "{opcode} in {state}");
+        }
+    }
+}
+
+#[test]
+fn a_region_belongs_to_one_side_at_a_time() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let region = bench.make_mr(0, 4096, all_rights());
+    bench
+        .command_raw(0, Opcode::QUERY_MPT, 0, region.index, 0)
+        .unwrap();
+    let entry: mlx4_hw::mpt::Mpt = bench.output(0);
+    assert_ne!(entry.flags.status(), mlx4_hw::mpt::MPT_STATUS_SOFTWARE);
+    let again = bench.command(
+        0,
+        Opcode::SW2HW_MPT,
+        0,
+        region.index,
+        zerocopy::IntoBytes::as_bytes(&entry),
+    );
+    assert_eq!(again, Err(CmdStatus::BAD_RES_STATE));
+    bench
+        .command_raw(0, Opcode::HW2SW_MPT, 1, region.index, 0)
+        .unwrap();
+    assert_eq!(
+        bench.command_raw(0, Opcode::HW2SW_MPT, 1, region.index, 0),
+        Err(CmdStatus::BAD_RES_STATE)
+    );
+}
+
+#[test]
+fn a_queue_in_use_is_not_given_back() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (a, cq, _b, _) = bench.pair(Service::RC, Connection::default());
+    assert_eq!(
+        bench.command_raw(0, Opcode::HW2SW_CQ, 1, cq.cqn, 0),
+        Err(CmdStatus::RESOURCE_BUSY)
+    );
+    bench.command_raw(0, Opcode::QP_2RST, 2, a.qpn, 0).unwrap();
+    bench.command_raw(0, Opcode::HW2SW_CQ, 1, cq.cqn, 0).unwrap();
+}
+
+#[test]
+fn an_event_queue_that_is_not_emptied_overflows_and_stops() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    bench.events(0);
+    for _ in 0..200 {
+        let doorbell = Doorbell::new()
+            .with_go(true)
+            .with_event(true)
+            .with_opcode(Opcode::NOP);
+        bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
+    }
+    bench.command_raw(0, Opcode::QUERY_EQ, 0, EQN, 0).unwrap();
+    let context: mlx4_hw::eq::EqContext = bench.output(0);
+    assert_eq!(context.flags.status(), mlx4_hw::eq::STATUS_OVERFLOW);
+}

@@ -1,0 +1,161 @@
+//! Ports: bring-up by the subnet manager, with the agents in firmware and in software, and what happens when links go.
+
+use fabric::FabricConfig;
+use hal::Duration;
+use mad::smp::PortStateBits;
+use mad::wire::{
+    BaseTransport, BaseTransportFlags, DatagramTransport, LocalRoute, LocalRouteFirst, NEXT_BTH, Number,
+};
+use mlx4_hw::command::Opcode;
+use mlx4_hw::eq::{EventType, PortChange};
+use mlx4_hw::path::ScheduleQueue;
+use mlx4_hw::qp::{MtuMessage, OptionalParameters, Service};
+use mlx4_hw::wqe::{ControlSize, DataSegment, InlineHeader, MlxControlFlags, MlxControlSegment, WqeOpcode};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::bench::queues::{Connection, Qp, all_rights};
+use crate::bench::{Bench, SPECIAL_BASE};
+
+#[test]
+fn ports_get_lids_in_order_and_keep_them() {
+    let mut bench = Bench::new(3, FabricConfig::default());
+    let lids: Vec<u16> = bench.nodes.iter().map(|node| node.lid.0).collect();
+    assert_eq!(lids, [2, 3, 4]);
+    let index = bench.nodes[1].index;
+    bench.cluster.set_link(index, bench.now, 1, false);
+    assert_eq!(bench.port_info(1).speed_state.state(), PortStateBits::DOWN);
+    bench.cluster.set_link(index, bench.now, 1, true);
+    bench.wait_active(1);
+    assert_eq!(bench.nodes[1].lid.0, 3);
+    let links: Vec<u8> = bench
+        .events(1)
+        .iter()
+        .filter(|eqe| eqe.event == EventType::PORT_CHANGE)
+        .map(|eqe| eqe.subtype)
+        .collect();
+    assert_eq!(links, [PortChange::ACTIVE, PortChange::DOWN, PortChange::ACTIVE]);
+}
+
+#[test]
+fn a_machine_that_ends_and_comes_back_starts_anew() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (mut a, mut cq, _b, _) = bench.pair(
+        Service::RC,
+        Connection {
+            retries: 1,
+            ..Connection::default()
+        },
+    );
+    let region = bench.make_mr(0, 4096, all_rights());
+    let index = bench.nodes[1].index;
+    bench.cluster.detach(index, bench.now);
+    bench.post(
+        &mut a,
+        &crate::bench::queues::Send {
+            opcode: WqeOpcode::RDMA_WRITE,
+            remote: Some((0, 0)),
+            pieces: &[(region.addr, 8, region.key)],
+            imm: 0,
+            signalled: true,
+        },
+    );
+    bench.ring_send(&a);
+    bench.run(Duration::from_millis(20));
+    assert_eq!(
+        bench.drain(&mut cq),
+        [(true, 0, mlx4_hw::cq::Syndrome::TRANSPORT_RETRY_EXC_ERR)]
+    );
+    let ram = bench.nodes[1].ram.clone();
+    bench.cluster.attach(index, bench.now, ram);
+    bench.nodes[1].next_mtt = 0;
+    bench.bring_up(1);
+    bench.wait_active(1);
+    assert_eq!(bench.nodes[1].lid.0, 3);
+}
+
+/// A send on QP0 as software builds it: route, transport and datagram header inline, the datagram, room for the CRC.
+fn management_send(data: DataSegment) -> Vec<u8> {
+    let headers = (
+        LocalRoute {
+            first: LocalRouteFirst::new().with_lane(15).with_next(NEXT_BTH),
+            dlid: 0xffff.into(),
+            len: 72.into(),
+            slid: 0xffff.into(),
+        },
+        BaseTransport {
+            opcode: mad::wire::UD_SEND_ONLY,
+            flags: BaseTransportFlags::new(),
+            pkey: 0xffff.into(),
+            destination: Number::new(),
+            psn: Number::new(),
+        },
+        DatagramTransport {
+            qkey: 0.into(),
+            source: Number::new(),
+        },
+    );
+    let mut control = MlxControlSegment::new_zeroed();
+    control.flags = MlxControlFlags::new().with_vl15(true).with_slid_from_header(true);
+    control.remote_lid = 0xffff.into();
+    control.size = ControlSize::new().with_units(5);
+    let mut bytes = control.as_bytes().to_vec();
+    bytes.extend_from_slice(InlineHeader::new().with_inline(true).with_bytes(28).as_bytes());
+    bytes.extend_from_slice(headers.0.as_bytes());
+    bytes.extend_from_slice(headers.1.as_bytes());
+    bytes.extend_from_slice(headers.2.as_bytes());
+    bytes.extend_from_slice(data.as_bytes());
+    bytes.extend_from_slice(InlineHeader::new().with_inline(true).with_bytes(4).as_bytes());
+    bytes.extend_from_slice(&[0; 12]);
+    bytes
+}
+
+fn make_qp0(bench: &mut Bench, cq: &crate::bench::queues::Cq) -> Qp {
+    let free = core::mem::replace(&mut bench.nodes[0].next_qpn, SPECIAL_BASE);
+    let mut qp = bench.make_qp(0, Service::MLX, cq);
+    bench.nodes[0].next_qpn = free;
+    qp.context.mtu = MtuMessage::new().with_mtu_code(5);
+    qp.context.primary_path.schedule = ScheduleQueue::of_qp0(1);
+    bench
+        .transition(&qp, Opcode::INIT2RTR_QP, OptionalParameters::new())
+        .unwrap();
+    bench
+        .transition(&qp, Opcode::RTR2RTS_QP, OptionalParameters::new())
+        .unwrap();
+    qp
+}
+
+#[test]
+fn software_relays_management_from_qp0_to_the_firmware_and_back() {
+    let mut bench = Bench::cold(1, FabricConfig::default());
+    bench.bring_up(0);
+    bench.command_raw(0, Opcode::CLOSE_PORT, 0, 1, 0).unwrap();
+    bench
+        .command_raw(0, Opcode::CONF_SPECIAL_QP, 0, SPECIAL_BASE, 0)
+        .unwrap();
+    let mut cq = bench.make_cq(0, 6);
+    let mut qp0 = make_qp0(&mut bench, &cq);
+    let region = bench.make_mr(0, 8192, all_rights());
+    let (receive, answer) = (region.addr, region.addr + 4096);
+    bench.post_receive(&mut qp0, receive, 296, region.key);
+    bench.command_raw(0, Opcode::INIT_PORT, 0, 1, 0).unwrap();
+    for _ in 0..100 {
+        while let Some(cqe) = bench.poll_cq(&mut cq) {
+            if cqe.owner.send() {
+                continue;
+            }
+            assert_eq!((cqe.byte_count.get(), cqe.slid.get()), (296, 0xffff));
+            let mad = bench.nodes[0].ram.bytes(receive + 40, 256);
+            bench.post_receive(&mut qp0, receive, 296, region.key);
+            bench.command(0, Opcode::MAD_IFC, 1, 1, &mad).unwrap();
+            let response: [u8; 256] = bench.output(0);
+            bench.nodes[0].ram.put(answer, &response);
+            let send = management_send(DataSegment::new(answer, 256, region.key));
+            bench.post_bytes(&mut qp0, WqeOpcode::SEND, &send);
+            bench.ring_send(&qp0);
+        }
+        bench.step();
+    }
+    let info = bench.port_info(0);
+    assert_eq!(info.speed_state.state(), PortStateBits::ACTIVE);
+    assert_eq!((info.lid.get(), info.sm_lid.get()), (2, 1));
+}
