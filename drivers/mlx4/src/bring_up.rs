@@ -1,0 +1,290 @@
+//! From a card just found to one that takes queue pairs.
+//!
+//! The order is Linux's (`main.c`, `mlx4_load_one`): own, reset, firmware area, limits, context memory, INIT_HCA, event
+//! queues, and from then on commands by event.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hal::{Duration, InterruptVector, Platform, Registers};
+use mlx4_hw::bits::Low;
+use mlx4_hw::command::{Opcode, in_modifier, op_modifier};
+use mlx4_hw::eq::{EQ_STATE_ARMED, EqContext, QueueFlags};
+use mlx4_hw::icm::{PAGE, PAGE_LEN};
+use mlx4_hw::query_adapter::{ModStatCfg, QueryAdapter, QueryFunc};
+use mlx4_hw::query_dev_cap::QueryDevCap;
+use mlx4_hw::query_fw::QueryFw;
+use mlx4_hw::query_port::QueryPort;
+use mlx4_hw::regs;
+use spin::Mutex;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::command::{Command, Commands};
+use crate::event::{self, EventQueue, Events};
+use crate::hca::{Hca, Tables, translate};
+use crate::icm::{Icm, Pieces, Profile};
+use crate::{Config, Error, pci, special, wait};
+
+/// Command interface revisions that this driver speaks (Linux `fw.c`, `MLX4_COMMAND_INTERFACE_*`).
+const COMMAND_REVISION: u16 = 3;
+/// How long the card may take for the interrupt of a NOP.
+const INTERRUPT_DEADLINE: Duration = Duration::from_secs(2);
+/// Doorbells of EQs that fit before the pages of QPs and CQs.
+const MAX_EQN: u32 = 4 * regs::FIRST_QUEUE_UAR;
+
+/// The ownership of the card, and memory that it was told of. When it goes the card is reset, unless it was stopped in
+/// order, and only then is that memory freed.
+pub(crate) struct Claim<P: Platform> {
+    platform: P,
+    registers: Arc<P::Bar>,
+    lent: Mutex<Vec<Arc<P::Buffer>>>,
+    stopped: AtomicBool,
+}
+
+impl<P: Platform> Claim<P> {
+    /// Zeroed memory that outlives the card's use of it.
+    pub(crate) fn alloc(&self, len: usize, align: usize) -> Result<Arc<P::Buffer>, hal::Error> {
+        let buffer = Arc::new(self.platform.alloc(len, align)?);
+        self.lent.lock().push(Arc::clone(&buffer));
+        Ok(buffer)
+    }
+
+    /// Resets the card, so that it reaches no memory from then on.
+    pub(crate) fn reset(&self) {
+        pci::start_reset(&self.platform, &*self.registers);
+    }
+
+    /// Whether the card was given up.
+    pub(crate) fn is_released(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Gives the card up; it must reach no memory any more.
+    pub(crate) fn release(&self) {
+        pci::release(&*self.registers);
+        self.stopped.store(true, Ordering::Release);
+    }
+}
+
+impl<P: Platform> Drop for Claim<P> {
+    fn drop(&mut self) {
+        if !self.stopped.load(Ordering::Acquire) {
+            self.reset();
+            self.release();
+        }
+    }
+}
+
+/// Brings the card up to where commands work by event.
+pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<Hca<P>, Error> {
+    pci::enable(&platform)?;
+    let registers = Arc::new(map_bar(&platform, regs::CONFIG_BAR, regs::CONFIG_BAR_LEN)?);
+    let uar_len = regs::UAR_PAGE_LEN << crate::icm::LOG_UARS;
+    let uar = Arc::new(map_bar(&platform, regs::UAR_BAR, uar_len)?);
+    pci::claim(&*registers)?;
+    let claim = Claim::<P> {
+        platform: platform.clone(),
+        registers: Arc::clone(&registers),
+        lent: Mutex::default(),
+        stopped: AtomicBool::new(false),
+    };
+    pci::reset(&platform, &registers).await?;
+
+    let commands = Commands::new(&claim, platform.clone(), Arc::clone(&registers))?;
+    start_firmware(&claim, &commands).await?;
+    let cap = query_limits(&commands, config).await?;
+    let profile = Profile::new(&cap)?;
+    let icm = Icm::map(&claim, &commands, &profile).await?;
+    log::debug!("lent the card {} KB of context memory", icm.len() >> 10);
+    let init = profile.init_hca();
+    let command = Command::new(Opcode::INIT_HCA).mailbox(init.as_bytes());
+    commands.run(command).await?;
+    let adapter: QueryAdapter = commands.query(Command::new(Opcode::QUERY_ADAPTER)).await?;
+    log::debug!("board id {:02x?}", adapter.board_id);
+
+    let first_eqn = first_eqn(&commands, &cap).await?;
+    let first_qpn = special::first_qpn(&cap) + special::BLOCK;
+    let mut tables = Tables::new(first_qpn as usize, &profile, &cap);
+    let queues = 1 + config.completion_vectors;
+    let vectors = platform.enable_vectors(queues)?;
+    let setup = EventSetup {
+        claim: &claim,
+        commands: &commands,
+        icm: &icm,
+        uar: &uar,
+        first_eqn,
+    };
+    let events = setup
+        .create(&mut tables, queues, vectors.into_iter().collect())
+        .await?;
+    let mask = event::async_mask(cap.capabilities.port_management_events());
+    let map = in_modifier::MapEq::new().with_eqn(first_eqn);
+    let command = Command::new(Opcode::MAP_EQ).modifier(map.into()).immediate(mask);
+    commands.run(command).await?;
+    events.arm_all();
+    commands.use_events(Arc::clone(&events));
+    test_interrupt(&platform, &commands, &events).await?;
+
+    Ok(Hca {
+        claim,
+        platform,
+        uar,
+        commands,
+        events,
+        icm,
+        port: config.port,
+        pd: u32::from(cap.reserved_pds.get()) + 1,
+        cap,
+        tables: Mutex::new(tables),
+    })
+}
+
+fn map_bar<P: Platform>(platform: &P, index: u8, at_least: usize) -> Result<P::Bar, Error> {
+    let bar = platform.map_bar(index)?;
+    if bar.len() < at_least {
+        return Err(Error::Platform(hal::Error::NoBar { index }));
+    }
+    Ok(bar)
+}
+
+/// Finds the firmware out and gives it its memory.
+async fn start_firmware<P: Platform>(claim: &Claim<P>, commands: &Commands<P>) -> Result<(), Error> {
+    let firmware: QueryFw = commands.query(Command::new(Opcode::QUERY_FW)).await?;
+    log::info!(
+        "firmware {}.{}.{}, command interface {}",
+        firmware.major,
+        firmware.minor,
+        firmware.subminor,
+        firmware.command_revision
+    );
+    if firmware.command_revision.get() != COMMAND_REVISION {
+        return Err(Error::Unsupported {
+            what: "the command interface revision",
+            value: firmware.command_revision.get().into(),
+        });
+    }
+    let mut area = Pieces::new(claim, u64::from(firmware.pages.get()) * PAGE_LEN)?;
+    area.map(commands, Opcode::MAP_FA, 0).await?;
+    commands.run(Command::new(Opcode::RUN_FW)).await?;
+
+    let mut pages = ModStatCfg::new_zeroed();
+    pages.page_valid = 1;
+    let command = Command::new(Opcode::MOD_STAT_CFG)
+        .op(op_modifier::MOD_STAT_CFG_SET)
+        .mailbox(pages.as_bytes());
+    match commands.run(command).await {
+        Ok(_) => {}
+        // Firmware without the setting has 4 KB pages anyway.
+        Err(error @ Error::Refused { .. }) => log::warn!("ICM page size: {error}"),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Asks for the card's limits and checks those that this driver relies on.
+async fn query_limits<P: Platform>(commands: &Commands<P>, config: &Config) -> Result<QueryDevCap, Error> {
+    let cap: QueryDevCap = commands.query(Command::new(Opcode::QUERY_DEV_CAP)).await?;
+    let ports = cap.ports.get();
+    if config.port == 0 || config.port > ports {
+        return Err(Error::OutOfRange {
+            what: "the port",
+            value: config.port.into(),
+        });
+    }
+    if u64::from(cap.log_min_page) > u64::from(PAGE_LEN.ilog2()) {
+        return Err(Error::Unsupported {
+            what: "log2 of the smallest page",
+            value: cap.log_min_page.into(),
+        });
+    }
+    let command = Command::new(Opcode::QUERY_PORT).modifier(config.port.into());
+    let port: QueryPort = commands.query(command).await?;
+    if !port.link.infiniband() {
+        return Err(Error::Unsupported {
+            what: "a port without InfiniBand",
+            value: config.port.into(),
+        });
+    }
+    Ok(cap)
+}
+
+/// The first EQ that firmware doesn't keep (Linux `main.c`: by QUERY_FUNC, or in the older numbering by the EQ doorbells
+/// of reserved UAR pages).
+async fn first_eqn<P: Platform>(commands: &Commands<P>, cap: &QueryDevCap) -> Result<u32, Error> {
+    let first = if cap.system_eqs.get() & 0xfff == 0 {
+        (4 * u32::from(cap.reserved_uars.get())).max(1 << cap.log_reserved_eqs.get())
+    } else {
+        let function: QueryFunc = commands.query(Command::new(Opcode::QUERY_FUNC)).await?;
+        u32::from(function.reserved_eqs.get())
+    };
+    Ok(first)
+}
+
+struct EventSetup<'a, P: Platform> {
+    claim: &'a Claim<P>,
+    commands: &'a Commands<P>,
+    icm: &'a Icm<P>,
+    uar: &'a Arc<P::Bar>,
+    first_eqn: u32,
+}
+
+impl<P: Platform> EventSetup<'_, P> {
+    async fn create(
+        &self,
+        tables: &mut Tables<P>,
+        queues: u16,
+        vectors: Vec<P::Vector>,
+    ) -> Result<Arc<Events<P>>, Error> {
+        let async_queue = self.queue(tables, 0).await?;
+        let mut completion_queues = Vec::new();
+        for vector in 1..queues {
+            completion_queues.push(self.queue(tables, vector).await?);
+        }
+        Ok(Arc::new(Events::new(async_queue, completion_queues, vectors)))
+    }
+
+    async fn queue(&self, tables: &mut Tables<P>, vector: u16) -> Result<EventQueue<P>, Error> {
+        let eqn = self.first_eqn + u32::from(vector);
+        if eqn >= MAX_EQN {
+            return Err(Error::Exhausted {
+                resource: "event queue",
+                limit: MAX_EQN.into(),
+            });
+        }
+        let buffer = self.claim.alloc(event::QUEUE_LEN, PAGE)?;
+        let translation = translate::<P>(tables, self.icm, &buffer)?;
+        let queue = EventQueue::new(eqn, buffer, Arc::clone(self.uar));
+        let mut context = EqContext::new_zeroed();
+        context.flags = QueueFlags::new().with_state(EQ_STATE_ARMED);
+        context.log_size = Low::new(event::LOG_ENTRIES);
+        context.vector = vector.into();
+        context.buffer = Hca::<P>::queue_buffer(translation);
+        let command = Command::new(Opcode::SW2HW_EQ)
+            .modifier(eqn)
+            .mailbox(context.as_bytes());
+        self.commands.run(command).await?;
+        Ok(queue)
+    }
+}
+
+/// A NOP's completion must raise the async vector.
+async fn test_interrupt<P: Platform>(
+    platform: &P,
+    commands: &Commands<P>,
+    events: &Events<P>,
+) -> Result<(), Error> {
+    commands
+        .run(Command::new(Opcode::NOP).modifier(in_modifier::NOP))
+        .await?;
+    let vector = events
+        .vector(0)
+        .ok_or(Error::Platform(hal::Error::TooFewVectors { wanted: 1, have: 0 }))?;
+    if !wait::at_most(platform, vector.wait(), INTERRUPT_DEADLINE).await {
+        return Err(Error::Timeout {
+            what: "the interrupt of NOP",
+            waited: INTERRUPT_DEADLINE,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,317 @@
+//! The firmware's command interface: one command at a time, polled for until the async event queue works and by event
+//! after that.
+//!
+//! A command that has no answer within [`DEADLINE`], or whose waiter went away before its answer came, leaves the
+//! interface in an unknown state: the card may yet write into the mailbox. The card is then given up
+//! ([`Error::Failed`]) until it is reset.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hal::{BusAddr, DmaBuffer, Duration, Platform, Registers, fence};
+use mlx4_hw::command::{CmdStatus, Doorbell, MAILBOX_LEN, Opcode, POLL_TOKEN, hcr};
+use mlx4_hw::regs;
+use spin::{Mutex, Once};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::Error;
+use crate::bring_up::Claim;
+use crate::event::Events;
+
+/// How long a command may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks: at first, and after a while.
+const LOOK_AGAIN: Duration = Duration::from_micros(20);
+const LOOK_SELDOM: Duration = Duration::from_millis(1);
+
+/// What a command gets.
+pub(crate) enum Input<'a> {
+    Nothing,
+    Immediate(u64),
+    Mailbox(&'a [u8]),
+}
+
+/// A command.
+pub(crate) struct Command<'a> {
+    pub(crate) opcode: Opcode,
+    pub(crate) op_modifier: u8,
+    pub(crate) in_modifier: u32,
+    pub(crate) input: Input<'a>,
+    /// Whether the answer comes in a mailbox.
+    pub(crate) output_mailbox: bool,
+}
+
+impl<'a> Command<'a> {
+    /// A command without input and output.
+    pub(crate) fn new(opcode: Opcode) -> Self {
+        Self {
+            opcode,
+            op_modifier: 0,
+            in_modifier: 0,
+            input: Input::Nothing,
+            output_mailbox: false,
+        }
+    }
+
+    pub(crate) fn modifier(self, in_modifier: u32) -> Self {
+        Self { in_modifier, ..self }
+    }
+
+    pub(crate) fn op(self, op_modifier: u8) -> Self {
+        Self { op_modifier, ..self }
+    }
+
+    pub(crate) fn immediate(self, value: u64) -> Self {
+        Self {
+            input: Input::Immediate(value),
+            ..self
+        }
+    }
+
+    pub(crate) fn mailbox(self, bytes: &'a [u8]) -> Self {
+        Self {
+            input: Input::Mailbox(bytes),
+            ..self
+        }
+    }
+}
+
+struct Posting {
+    toggle: bool,
+    token: u16,
+}
+
+pub(crate) struct Commands<P: Platform> {
+    platform: P,
+    registers: Arc<P::Bar>,
+    input: Arc<P::Buffer>,
+    output: Arc<P::Buffer>,
+    busy: AtomicBool,
+    failed: AtomicBool,
+    posting: Mutex<Posting>,
+    events: Once<Arc<Events<P>>>,
+    by_event: AtomicBool,
+}
+
+/// The right to use the register and the mailboxes.
+struct Turn<'a, P: Platform> {
+    commands: &'a Commands<P>,
+    in_flight: bool,
+}
+
+impl<P: Platform> Drop for Turn<'_, P> {
+    fn drop(&mut self) {
+        if self.in_flight {
+            self.commands.failed.store(true, Ordering::Release);
+        }
+        self.commands.busy.store(false, Ordering::Release);
+    }
+}
+
+impl<P: Platform> Commands<P> {
+    pub(crate) fn new(claim: &Claim<P>, platform: P, registers: Arc<P::Bar>) -> Result<Self, Error> {
+        Ok(Self {
+            input: claim.alloc(MAILBOX_LEN, MAILBOX_LEN)?,
+            output: claim.alloc(MAILBOX_LEN, MAILBOX_LEN)?,
+            platform,
+            registers,
+            busy: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            posting: Mutex::new(Posting {
+                toggle: true,
+                token: 0,
+            }),
+            events: Once::new(),
+            by_event: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on commands report their end through `events`.
+    pub(crate) fn use_events(&self, events: Arc<Events<P>>) {
+        self.events.call_once(|| events);
+        self.by_event.store(true, Ordering::Release);
+    }
+
+    /// Back to polling, for the time when the event queue goes.
+    pub(crate) fn use_polling(&self) {
+        self.by_event.store(false, Ordering::Release);
+    }
+
+    /// Gives the card up.
+    pub(crate) fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Carries a command out; returns its immediate output.
+    pub(crate) async fn run(&self, command: Command<'_>) -> Result<u64, Error> {
+        let turn = self.turn(command.opcode).await?;
+        self.carry_out(turn, command).await.map(|(_, value)| value)
+    }
+
+    /// Carries a command out whose answer is a mailbox.
+    pub(crate) async fn query<T: FromBytes + IntoBytes>(&self, command: Command<'_>) -> Result<T, Error> {
+        let turn = self.turn(command.opcode).await?;
+        let command = Command {
+            output_mailbox: true,
+            ..command
+        };
+        let (_turn, _) = self.carry_out(turn, command).await?;
+        let mut answer = T::new_zeroed();
+        fence::observe();
+        self.output.read(0, answer.as_mut_bytes());
+        Ok(answer)
+    }
+
+    async fn turn(&self, opcode: Opcode) -> Result<Turn<'_, P>, Error> {
+        let deadline = self.platform.now() + DEADLINE;
+        while self
+            .busy
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            if self.platform.now() >= deadline {
+                return Err(Error::CommandTimeout {
+                    opcode,
+                    waited: DEADLINE,
+                });
+            }
+            self.platform.sleep(LOOK_AGAIN).await;
+        }
+        let turn = Turn {
+            commands: self,
+            in_flight: false,
+        };
+        if self.has_failed() {
+            return Err(Error::Failed);
+        }
+        Ok(turn)
+    }
+
+    async fn carry_out<'t>(
+        &'t self,
+        mut turn: Turn<'t, P>,
+        command: Command<'_>,
+    ) -> Result<(Turn<'t, P>, u64), Error> {
+        let opcode = command.opcode;
+        let deadline = self.platform.now() + DEADLINE;
+        let timeout = Error::CommandTimeout {
+            opcode,
+            waited: DEADLINE,
+        };
+        let events = self
+            .events
+            .get()
+            .filter(|_| self.by_event.load(Ordering::Acquire));
+        turn.in_flight = true;
+        while !self.register_free()? {
+            if self.platform.now() >= deadline {
+                return Err(timeout);
+            }
+            self.platform.sleep(LOOK_AGAIN).await;
+        }
+        let token = self.post(&command, events.is_some());
+        let mut pause = LOOK_AGAIN;
+        let (status, value) = loop {
+            let end = match events {
+                Some(events) => events.take_command(token),
+                None => self.polled_end()?,
+            };
+            if let Some(end) = end {
+                break end;
+            }
+            if self.platform.now() >= deadline {
+                return Err(timeout);
+            }
+            self.platform.sleep(pause).await;
+            pause = (pause * 2).min(LOOK_SELDOM);
+        };
+        turn.in_flight = false;
+        if status != CmdStatus::OK {
+            return Err(Error::Refused { opcode, status });
+        }
+        Ok((turn, value))
+    }
+
+    fn read(&self, offset: usize) -> u32 {
+        regs::swap(self.registers.read_u32(regs::HCR + offset))
+    }
+
+    fn write(&self, offset: usize, value: u32) {
+        self.registers.write_u32(regs::HCR + offset, regs::swap(value));
+    }
+
+    fn doorbell(&self) -> Result<Doorbell, Error> {
+        match self.read(hcr::DOORBELL) {
+            regs::GONE => Err(Error::Gone {
+                during: "looking at the command register",
+            }),
+            value => Ok(Doorbell::from(value)),
+        }
+    }
+
+    /// Whether the register takes a command: the last one was taken, seen by the toggle reading back.
+    fn register_free(&self) -> Result<bool, Error> {
+        let doorbell = self.doorbell()?;
+        Ok(!doorbell.go() && doorbell.toggle() != self.posting.lock().toggle)
+    }
+
+    fn post(&self, command: &Command<'_>, by_event: bool) -> u16 {
+        let mailbox = |addr: BusAddr| addr.0;
+        let input = match command.input {
+            Input::Nothing => 0,
+            Input::Immediate(value) => value,
+            Input::Mailbox(bytes) => {
+                self.input.fill(0, MAILBOX_LEN, 0);
+                self.input.write(0, bytes);
+                mailbox(self.input.bus_addr())
+            }
+        };
+        let mut output = 0;
+        if command.output_mailbox {
+            self.output.fill(0, MAILBOX_LEN, 0);
+            output = mailbox(self.output.bus_addr());
+        }
+        let mut posting = self.posting.lock();
+        posting.token = posting.token.wrapping_add(1) % POLL_TOKEN;
+        let token = if by_event { posting.token } else { POLL_TOKEN };
+        let [input_high, input_low] = halves(input);
+        let [output_high, output_low] = halves(output);
+        self.write(hcr::IN_PARAM_HIGH, input_high);
+        self.write(hcr::IN_PARAM_LOW, input_low);
+        self.write(hcr::IN_MODIFIER, command.in_modifier);
+        self.write(hcr::OUT_PARAM_HIGH, output_high);
+        self.write(hcr::OUT_PARAM_LOW, output_low);
+        self.write(hcr::TOKEN, hcr::token(token));
+        fence::publish();
+        let doorbell = Doorbell::new()
+            .with_go(true)
+            .with_event(by_event)
+            .with_toggle(posting.toggle)
+            .with_op_modifier(command.op_modifier)
+            .with_opcode(command.opcode);
+        self.write(hcr::DOORBELL, doorbell.into());
+        posting.toggle = !posting.toggle;
+        token
+    }
+
+    /// How a polled command ended, if it did.
+    fn polled_end(&self) -> Result<Option<(CmdStatus, u64)>, Error> {
+        let doorbell = self.doorbell()?;
+        // `toggle` was inverted when the command was posted.
+        if doorbell.go() || doorbell.toggle() == self.posting.lock().toggle {
+            return Ok(None);
+        }
+        let value =
+            u64::from(self.read(hcr::OUT_PARAM_HIGH)) << 32 | u64::from(self.read(hcr::OUT_PARAM_LOW));
+        Ok(Some((doorbell.status(), value)))
+    }
+}
+
+fn halves(value: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
+    [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
+}

@@ -1,0 +1,129 @@
+//! A completion queue as its consumer sees it.
+
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use hal::{DmaBuffer, Platform, Registers, fence};
+use mlx4_hw::bits::Low24;
+use mlx4_hw::cq::{CQE_INIT_BYTE, CQE_LEN, CQE_OWNER_OFFSET, Cqe, CqeOwner};
+use mlx4_hw::regs::{self, ARM_NEXT, ARM_SOLICITED, CqArm, CqArmRecord};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::event::CqState;
+use crate::hca::UAR_PAGE;
+
+/// QPN that the driver writes into entries of a QP that is gone. No table is that large.
+const GONE_QPN: u32 = Low24::MAX;
+
+/// Offsets in the memory of a CQ: the ring, then its doorbell record.
+pub(crate) struct CompletionQueue<P: Platform> {
+    pub(crate) cqn: u32,
+    log_entries: u8,
+    memory: Arc<P::Buffer>,
+    uar: Arc<P::Bar>,
+    consumer: u32,
+    pub(crate) state: Arc<CqState>,
+}
+
+/// Bytes of a CQ's memory: the ring of 2^`log_entries` and a line for the doorbell record.
+pub(crate) fn memory_len(log_entries: u8) -> usize {
+    (CQE_LEN << log_entries) + 64
+}
+
+/// Where the doorbell record is in a CQ's memory.
+pub(crate) fn record_offset(log_entries: u8) -> usize {
+    CQE_LEN << log_entries
+}
+
+impl<P: Platform> CompletionQueue<P> {
+    pub(crate) fn new(
+        cqn: u32,
+        log_entries: u8,
+        memory: Arc<P::Buffer>,
+        uar: Arc<P::Bar>,
+        state: Arc<CqState>,
+    ) -> Self {
+        memory.fill(0, CQE_LEN << log_entries, CQE_INIT_BYTE);
+        Self {
+            cqn,
+            log_entries,
+            memory,
+            uar,
+            consumer: 0,
+            state,
+        }
+    }
+
+    fn entry_at(&self, index: u32) -> Option<Cqe> {
+        let entries = 1_u32 << self.log_entries;
+        let at = (index % entries) as usize * CQE_LEN;
+        let mut owner = [0];
+        self.memory.read(at + CQE_OWNER_OFFSET, &mut owner);
+        let pass = index / entries % 2 == 1;
+        if CqeOwner::from(owner[0]).pass() != pass {
+            return None;
+        }
+        fence::observe();
+        let mut entry = Cqe::new_zeroed();
+        self.memory.read(at, entry.as_mut_bytes());
+        Some(entry)
+    }
+
+    /// Takes the next entry, if there is one; those of QPs that are gone are skipped.
+    pub(crate) fn next(&mut self) -> Option<Cqe> {
+        for _ in 0..1_u32 << self.log_entries {
+            let entry = self.entry_at(self.consumer)?;
+            self.consumer = self.consumer.wrapping_add(1);
+            if entry.qpn.get() != GONE_QPN {
+                return Some(entry);
+            }
+        }
+        None
+    }
+
+    /// Makes the entries of `qpn` that were not taken yet nobody's.
+    pub(crate) fn forget(&mut self, qpn: u32) {
+        let entries = 1_u32 << self.log_entries;
+        for ahead in 0..entries {
+            let index = self.consumer.wrapping_add(ahead);
+            let Some(entry) = self.entry_at(index) else {
+                break;
+            };
+            if entry.qpn.get() == qpn {
+                let at = (index % entries) as usize * CQE_LEN;
+                self.memory.write(at, Low24::new(GONE_QPN).as_bytes());
+            }
+        }
+    }
+
+    /// Tells the card what was taken.
+    pub(crate) fn publish_consumer(&self) {
+        let record = record_offset(self.log_entries);
+        self.memory
+            .write_u32(record, regs::swap(self.consumer & Low24::MAX));
+    }
+
+    /// Asks for an event at the next completion.
+    pub(crate) fn arm(&self, solicited_only: bool) {
+        let command = if solicited_only { ARM_SOLICITED } else { ARM_NEXT };
+        let events = self.state.events.load(Ordering::Acquire);
+        // The first sequence number is 1.
+        let sequence = u8::try_from(events.wrapping_add(1) % 4).unwrap_or(0);
+        let consumer = self.consumer & Low24::MAX;
+        let record = CqArmRecord::new()
+            .with_sequence(sequence)
+            .with_command(command)
+            .with_consumer(consumer);
+        let at = record_offset(self.log_entries);
+        self.memory.write_u32(at + 4, regs::swap(record.into()));
+        fence::publish();
+        let arm = CqArm::new()
+            .with_sequence(sequence)
+            .with_command(command)
+            .with_cqn(self.cqn);
+        self.uar.write_u64(
+            UAR_PAGE as usize * regs::UAR_PAGE_LEN + regs::CQ_DOORBELL,
+            regs::cq_doorbell(arm, consumer),
+        );
+    }
+}

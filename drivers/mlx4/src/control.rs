@@ -1,0 +1,456 @@
+//! The control path: [`verbs::Device`] for the card.
+
+use alloc::sync::Arc;
+use core::future::Future;
+
+use hal::{DmaBuffer, InterruptVector, Platform};
+use mlx4_hw::bits::Low24;
+use mlx4_hw::command::{Opcode, op_modifier};
+use mlx4_hw::icm::PAGE;
+use mlx4_hw::path::{AckTimeout, Path, ScheduleQueue};
+use mlx4_hw::qp::{
+    MtuMessage, OptionalParameters, PATH_MIGRATED, QpContext, QpFlags, QpMailbox, QueueSize,
+    RequesterParameters, ResponderParameters, RnrReceivePsn, Service,
+};
+use verbs::{
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Lid, PKey, PathToPeer, PortInfo, QpConfig,
+    QpKind, QpSlot, Qpn, RcParameters, Region,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::command::Command;
+use crate::completion::CompletionQueue;
+use crate::hca::{Hca, QpRecord, UAR_PAGE};
+use crate::queues::{QueuePair, Queues, Transport};
+use crate::resources::Range;
+use crate::work_queue::{self, Geometry};
+use crate::{Error, Mlx4, icm};
+
+/// Longest datagram, and longest on QP0 and QP1, headers included (Linux `mlx4_ib/qp.c`, `__mlx4_ib_modify_qp`).
+const LOG_MAX_DATAGRAM: u8 = 13;
+const LOG_MAX_MANAGEMENT: u8 = 11;
+/// An acknowledgement is asked for at least every 2^8 packets (Linux `mlx4_ib`, `MLX4_IB_ACK_REQ_FREQ`).
+const LOG_ACK_REQUEST: u8 = 8;
+/// The largest slot that a queue pair's context can state.
+const MAX_LOG_STRIDE: u8 = 11;
+const MAX_LOG_SLOTS: u8 = 14;
+
+/// What a queue pair is made from, for users' and for the driver's own.
+pub(crate) struct QpPlan {
+    pub(crate) qpn: u32,
+    pub(crate) kind: QpKind,
+    pub(crate) transport: Transport,
+    pub(crate) service: Service,
+    pub(crate) port: u8,
+    pub(crate) schedule: ScheduleQueue,
+    pub(crate) geometry: Geometry,
+    pub(crate) remote_access: Access,
+}
+
+fn exponent(value: u8) -> u8 {
+    value
+        .checked_next_power_of_two()
+        .map_or(7, |power| u8::try_from(power.ilog2()).unwrap_or(7))
+}
+
+fn mtu_code(mtu: u16) -> Result<u8, Error> {
+    match mtu {
+        256 => Ok(1),
+        512 => Ok(2),
+        1024 => Ok(3),
+        2048 => Ok(4),
+        4096 => Ok(5),
+        _ => Err(Error::OutOfRange {
+            what: "the path MTU",
+            value: mtu.into(),
+        }),
+    }
+}
+
+fn check(what: &'static str, value: u64, max: u64) -> Result<(), Error> {
+    if value > max {
+        return Err(Error::OutOfRange { what, value });
+    }
+    Ok(())
+}
+
+impl<P: Platform> Hca<P> {
+    /// Carries a transition out; the record keeps the context for the next.
+    pub(crate) async fn transition(
+        &self,
+        opcode: Opcode,
+        qpn: u32,
+        context: QpContext,
+        optional: OptionalParameters,
+    ) -> Result<(), Error> {
+        let mut mailbox = QpMailbox::new_zeroed();
+        mailbox.optional = optional;
+        mailbox.context = context;
+        let command = Command::new(opcode).modifier(qpn).mailbox(mailbox.as_bytes());
+        self.commands.run(command).await?;
+        if let Some(record) = self.tables.lock().qps.get_mut(&qpn) {
+            record.context = context;
+        }
+        Ok(())
+    }
+
+    /// The context of a queue pair as it was last set.
+    fn context(&self, qpn: Qpn) -> Result<(QpContext, QpKind, u8), Error> {
+        let tables = self.tables.lock();
+        let record = tables.qps.get(&qpn.0).ok_or(Error::OutOfRange {
+            what: "the queue pair's number",
+            value: qpn.0.into(),
+        })?;
+        Ok((record.context, record.kind, record.port))
+    }
+
+    /// Memory for a queue pair, and its translation.
+    fn queue_memory(&self, len: usize) -> Result<(Arc<P::Buffer>, Range), Error> {
+        let memory = Arc::new(self.platform.alloc(len, PAGE)?);
+        let translation = self.translate(&memory)?;
+        Ok((memory, translation))
+    }
+
+    /// Makes a queue pair and moves it to INIT.
+    pub(crate) async fn create_pair(
+        &self,
+        cq: &CompletionQueue<P>,
+        plan: &QpPlan,
+    ) -> Result<QueuePair<P>, Error> {
+        let geometry = plan.geometry;
+        let (memory, translation) = self
+            .queue_memory(geometry.memory_len())
+            .inspect_err(|_| self.tables.lock().qpns.give_back(plan.qpn))?;
+        let pair = QueuePair::new(plan.qpn, plan.transport, plan.port, self.pd, &memory, geometry);
+        let mut context = QpContext::new_zeroed();
+        context.flags = QpFlags::new()
+            .with_service(plan.service)
+            .with_path_migration(PATH_MIGRATED);
+        context.pd = Low24::new(self.pd);
+        context.receive_queue = QueueSize::of(geometry.log_receive_slots, geometry.log_receive_stride);
+        context.send_queue = QueueSize::of(geometry.log_send_slots, geometry.log_send_stride);
+        context.uar = Low24::new(UAR_PAGE);
+        context.local_qpn = Low24::new(plan.qpn);
+        context.primary_path.schedule = plan.schedule;
+        context.send_cqn = Low24::new(cq.cqn);
+        context.receive_cqn = Low24::new(cq.cqn);
+        context.responder = ResponderParameters::new()
+            .with_remote_read(plan.remote_access.remote_read)
+            .with_remote_write(plan.remote_access.remote_write);
+        let record = memory.bus_addr().offset(geometry.record_offset());
+        context.doorbell_record = record.0.into();
+        if let QpKind::Datagram { qkey } = plan.kind {
+            context.qkey = qkey.0.into();
+        }
+        context.buffer = Self::queue_buffer(translation);
+        let record = QpRecord {
+            kind: plan.kind,
+            port: plan.port,
+            context,
+            translation,
+            _memory: memory,
+        };
+        self.tables.lock().qps.insert(plan.qpn, record);
+        let optional = OptionalParameters::new();
+        if let Err(error) = self
+            .transition(Opcode::RST2INIT_QP, plan.qpn, context, optional)
+            .await
+        {
+            if matches!(error, Error::Refused { .. }) {
+                self.forget_qp(plan.qpn);
+            }
+            return Err(error);
+        }
+        Ok(pair)
+    }
+
+    /// Moves a datagram queue pair (or QP0, QP1) from INIT to RTS.
+    pub(crate) async fn start_datagrams(&self, qpn: Qpn) -> Result<(), Error> {
+        let (mut context, _, _) = self.context(qpn)?;
+        let log_message = if context.flags.service() == Service::MLX {
+            LOG_MAX_MANAGEMENT
+        } else {
+            LOG_MAX_DATAGRAM
+        };
+        // A datagram is one packet: the largest there is.
+        context.mtu = MtuMessage::new().with_mtu_code(5).with_log_message(log_message);
+        let none = OptionalParameters::new();
+        self.transition(Opcode::INIT2RTR_QP, qpn.0, context, none).await?;
+        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, none).await
+    }
+
+    /// Resets a queue pair and takes its number and memory back.
+    pub(crate) async fn destroy_pair(&self, qpn: u32) -> Result<(), Error> {
+        let command = Command::new(Opcode::QP_2RST)
+            .op(op_modifier::QP_2RST_NO_FLUSH)
+            .modifier(qpn);
+        self.commands.run(command).await?;
+        self.forget_qp(qpn);
+        Ok(())
+    }
+
+    fn forget_qp(&self, qpn: u32) {
+        let mut tables = self.tables.lock();
+        if let Some(record) = tables.qps.remove(&qpn) {
+            tables.mtts.give_back(record.translation);
+            tables.qpns.give_back(qpn);
+        }
+    }
+
+    async fn connect(&self, qpn: Qpn, path: &PathToPeer, rc: &RcParameters) -> Result<(), Error> {
+        let (mut context, _, port) = self.context(qpn)?;
+        check(
+            "READs answered at once",
+            rc.reads_as_responder.into(),
+            1 << icm::LOG_RDMARC,
+        )?;
+        check("the RNR timer", rc.min_rnr_timer.into(), 31)?;
+        context.mtu = MtuMessage::new()
+            .with_mtu_code(mtu_code(path.mtu)?)
+            .with_log_message(self.cap.log_max_message.get());
+        context.remote_qpn = Low24::new(path.qpn.0);
+        let mut way = Path::new_zeroed();
+        way.remote_lid = path.lid.0.into();
+        way.schedule = ScheduleQueue::of(port, path.sl);
+        way.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout & 31);
+        context.primary_path = way;
+        context.responder = context.responder.with_log_reads(exponent(rc.reads_as_responder));
+        context.receive_psn = RnrReceivePsn::new()
+            .with_next_psn(path.their_psn.0 & Low24::MAX)
+            .with_min_rnr_timer(rc.min_rnr_timer);
+        let optional = OptionalParameters::new()
+            .with_rnr_timer(true)
+            .with_remote_read(true)
+            .with_remote_write(true);
+        self.transition(Opcode::INIT2RTR_QP, qpn.0, context, optional)
+            .await
+    }
+
+    async fn let_send(&self, qpn: Qpn, path: Option<&PathToPeer>, rc: &RcParameters) -> Result<(), Error> {
+        let (mut context, kind, _) = self.context(qpn)?;
+        if matches!(kind, QpKind::Datagram { .. }) {
+            return self.start_datagrams(qpn).await;
+        }
+        let path = path.ok_or(Error::OutOfRange {
+            what: "a connection without path",
+            value: qpn.0.into(),
+        })?;
+        check("retries", rc.retry_count.into(), 7)?;
+        check("RNR retries", rc.rnr_retry.into(), 6)?;
+        check("the ACK timeout", rc.ack_timeout.into(), 31)?;
+        context.next_send_psn = Low24::new(path.our_psn.0);
+        context.primary_path.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout);
+        context.requester = RequesterParameters::new()
+            .with_log_ack_request(LOG_ACK_REQUEST)
+            .with_log_reads(exponent(rc.reads_as_requester))
+            .with_retry_count(rc.retry_count)
+            .with_rnr_retry(rc.rnr_retry);
+        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, OptionalParameters::new())
+            .await
+    }
+
+    async fn create_user_pair(
+        &self,
+        cq: &CompletionQueue<P>,
+        config: &QpConfig,
+    ) -> Result<QueuePair<P>, Error> {
+        if config.port != self.port {
+            return Err(Error::OutOfRange {
+                what: "the port",
+                value: config.port.into(),
+            });
+        }
+        let limits = self.limits();
+        check(
+            "the send queue's depth",
+            config.send_depth.into(),
+            limits.max_queue_depth.into(),
+        )?;
+        check(
+            "the receive queue's depth",
+            config.receive_depth.into(),
+            limits.max_queue_depth.into(),
+        )?;
+        check("pieces of a send", config.send_sge.into(), limits.max_sge.into())?;
+        check(
+            "pieces of a receive",
+            config.receive_sge.into(),
+            limits.max_sge.into(),
+        )?;
+        check("inline bytes", config.inline.into(), limits.max_inline.into())?;
+        let datagram = matches!(config.kind, QpKind::Datagram { .. });
+        let geometry = Geometry::new(
+            config.send_depth,
+            work_queue::send_descriptor_len(datagram, config.send_sge, config.inline),
+            config.receive_depth,
+            usize::from(config.receive_sge) * mlx4_hw::wqe::SEGMENT_UNIT,
+        );
+        check(
+            "the send queue's slots",
+            geometry.log_send_slots.into(),
+            MAX_LOG_SLOTS.into(),
+        )?;
+        check(
+            "a send's descriptor",
+            geometry.log_send_stride.into(),
+            MAX_LOG_STRIDE.into(),
+        )?;
+        let qpn = self.tables.lock().qpns.take()?;
+        let plan = QpPlan {
+            qpn,
+            kind: config.kind,
+            transport: if datagram {
+                Transport::Datagram
+            } else {
+                Transport::Connected
+            },
+            service: if datagram { Service::UD } else { Service::RC },
+            port: config.port,
+            schedule: ScheduleQueue::of(config.port, 0),
+            geometry,
+            remote_access: if datagram {
+                Access::default()
+            } else {
+                config.remote_access
+            },
+        };
+        self.create_pair(cq, &plan).await
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        let cap = &self.cap;
+        let reads = |log: u8| 1_u8 << log.min(icm::LOG_RDMARC);
+        let log_depth = cap.log_max_qp_wqes.min(MAX_LOG_SLOTS);
+        // Room for the headroom of the smallest slots.
+        let headroom = (mlx4_hw::wqe::SEND_HEADROOM_LEN >> mlx4_hw::wqe::LOG_BASIC_BLOCK_LEN) + 1;
+        DeviceLimits {
+            max_reads: reads(cap.log_max_reads_as_requester.get()),
+            max_reads_as_responder: reads(cap.log_max_reads_as_responder.get()),
+            max_queue_depth: (1_u32 << log_depth).saturating_sub(headroom),
+            max_sge: cap.max_send_pieces.min(cap.max_receive_pieces).min(30),
+            max_inline: u32::from(cap.max_send_descriptor.get())
+                .saturating_sub(256)
+                .min(512),
+            max_cq_depth: 1 << cap.log_max_cqes.min(MAX_LOG_SLOTS + 2),
+            ports: cap.ports.get(),
+        }
+    }
+}
+
+impl<P: Platform> Device for Mlx4<P> {
+    type Queues = Queues<P>;
+
+    fn limits(&self) -> DeviceLimits {
+        self.hca.limits()
+    }
+
+    async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues<P>, DeviceError> {
+        check(
+            "the completion queue's depth",
+            depth.into(),
+            self.hca.limits().max_cq_depth.into(),
+        )?;
+        let eqn = self
+            .hca
+            .events
+            .eqn(usize::from(vector) + 1)
+            .ok_or(Error::OutOfRange {
+                what: "the completion vector",
+                value: vector.into(),
+            })?;
+        let log_entries = u8::try_from(depth.max(2).next_power_of_two().ilog2()).unwrap_or(u8::MAX);
+        let cq = self.hca.create_cq(log_entries, eqn).await?;
+        Ok(Queues::new(Arc::clone(&self.hca), cq))
+    }
+
+    async fn destroy_queues(&self, mut queues: Queues<P>) -> Result<(), DeviceError> {
+        for slot in queues.slots() {
+            self.destroy_qp(&mut queues, slot).await?;
+        }
+        Ok(self.hca.destroy_cq(queues.cq.cqn).await?)
+    }
+
+    async fn create_qp(
+        &self,
+        queues: &mut Queues<P>,
+        config: &QpConfig,
+    ) -> Result<(QpSlot, Qpn), DeviceError> {
+        let pair = self.hca.create_user_pair(&queues.cq, config).await?;
+        let qpn = Qpn(pair.qpn);
+        Ok((queues.insert(pair)?, qpn))
+    }
+
+    async fn ready_to_receive(
+        &self,
+        qpn: Qpn,
+        path: &PathToPeer,
+        parameters: &RcParameters,
+    ) -> Result<(), DeviceError> {
+        Ok(self.hca.connect(qpn, path, parameters).await?)
+    }
+
+    async fn ready_to_send(
+        &self,
+        qpn: Qpn,
+        path: Option<&PathToPeer>,
+        parameters: &RcParameters,
+    ) -> Result<(), DeviceError> {
+        Ok(self.hca.let_send(qpn, path, parameters).await?)
+    }
+
+    async fn fail_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+        let command = Command::new(Opcode::QP_2ERR).modifier(qpn.0);
+        Ok(self.hca.commands.run(command).await.map(drop)?)
+    }
+
+    async fn destroy_qp(&self, queues: &mut Queues<P>, qp: QpSlot) -> Result<(), DeviceError> {
+        let qpn = queues.qpn(qp).ok_or(Error::OutOfRange {
+            what: "the queue pair's slot",
+            value: qp.0.into(),
+        })?;
+        self.hca.destroy_pair(qpn.0).await?;
+        queues.remove(qp);
+        Ok(())
+    }
+
+    async fn register(&self, bus_addr: u64, len: u64, access: Access) -> Result<Region, DeviceError> {
+        Ok(self.hca.register(bus_addr, len, access).await?)
+    }
+
+    async fn deregister(&self, region: &Region) -> Result<(), DeviceError> {
+        Ok(self.hca.deregister(region).await?)
+    }
+
+    async fn port(&self, port: u8) -> Result<PortInfo, DeviceError> {
+        Ok(self.hca.port_info(port).await?)
+    }
+
+    async fn send_mad(&self, port: u8, to: Lid, pkey: PKey, mad: &[u8; 256]) -> Result<(), DeviceError> {
+        Ok(self.management.send_mad(port, to, pkey, mad)?)
+    }
+
+    fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])> {
+        self.management.take_mad(port)
+    }
+
+    fn take_event(&self) -> Option<DeviceEvent> {
+        self.hca.events.take_event()
+    }
+
+    fn wait_completion(&self, vector: u16) -> impl Future<Output = Result<(), DeviceError>> + Send {
+        let index = usize::from(vector) + 1;
+        async move {
+            let events = &self.hca.events;
+            let interrupt = events.vector(index).ok_or(Error::OutOfRange {
+                what: "the completion vector",
+                value: vector.into(),
+            })?;
+            // An event whose interrupt was lost would keep the queue silent for ever.
+            if events.drain(index) == 0 {
+                interrupt.wait().await;
+                events.drain(index);
+            }
+            Ok(())
+        }
+    }
+}

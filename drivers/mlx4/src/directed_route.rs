@@ -1,0 +1,77 @@
+//! Directed routes at their end: what a node does to a request that has arrived and to its answer (InfiniBand
+//! Architecture 1.3, 14.2.2.2; Linux `core/smi.c`).
+
+use mad::Attribute;
+use mad::smp::{PERMISSIVE_LID, Smp};
+
+/// A request on QP0 as it is when it has reached its node (InfiniBand Architecture 1.3, 14.2.2.2), or nothing if it is no
+/// request or has gone astray.
+pub(crate) fn arrived(mut smp: Smp, port: u8) -> Option<Smp> {
+    if smp.header.method.is_response() || smp.header.attribute.get() == Attribute::SM_INFO.0 {
+        return None;
+    }
+    if !smp.is_directed() {
+        return Some(smp);
+    }
+    let (pointer, count) = (smp.hop_pointer(), smp.hop_count());
+    if smp.is_returning() || pointer != count || smp.dr_dlid.get() != PERMISSIVE_LID {
+        return None;
+    }
+    if count > 0 {
+        *smp.return_path.get_mut(usize::from(pointer))? = port;
+    }
+    smp.set_hops(pointer + 1, count);
+    Some(smp)
+}
+
+/// An answer as it is when it leaves its node, or nothing if there is none to send.
+pub(crate) fn leaving(mut smp: Smp, port: u8) -> Option<Smp> {
+    if !smp.header.method.is_response() {
+        return None;
+    }
+    if !smp.is_directed() {
+        return Some(smp);
+    }
+    let (pointer, count) = (smp.hop_pointer(), smp.hop_count());
+    if !smp.is_returning() || pointer != count + 1 {
+        return None;
+    }
+    if count > 0 && *smp.return_path.get(usize::from(count))? != port {
+        return None;
+    }
+    smp.set_hops(count, count);
+    Some(smp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mad::{Method, Status as MadStatus};
+
+    fn directed(path: &[u8]) -> Smp {
+        Smp::request(Method::GET, Attribute::NODE_INFO, 0, 7)
+            .directed(path)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_directed_request_comes_back_the_way_it_came() {
+        // Linux core/smi.c: at the end of the path the return path gets the port and the pointer goes one beyond; the
+        // answer sets out with the pointer back at the count.
+        let mut request = directed(&[1, 3]);
+        request.set_hops(2, 2);
+        let at_node = arrived(request, 1).unwrap();
+        assert_eq!((at_node.hop_pointer(), at_node.return_path[2]), (3, 1));
+        let answer = leaving(at_node.into_response(MadStatus::OK), 1).unwrap();
+        assert_eq!((answer.hop_pointer(), answer.hop_count()), (2, 2));
+    }
+
+    #[test]
+    fn answers_and_strays_are_dropped() {
+        let mut passing = directed(&[1, 3]);
+        passing.set_hops(1, 2);
+        assert!(arrived(passing, 1).is_none());
+        assert!(arrived(directed(&[]).into_response(MadStatus::OK), 1).is_none());
+        assert!(leaving(directed(&[]), 1).is_none());
+    }
+}

@@ -1,0 +1,140 @@
+//! Taking the card over: memory space, bus mastering, ownership, reset.
+//!
+//! Source: Linux `reset.c`, `main.c` (`mlx4_get_ownership`), and [`mlx4_hw::regs`].
+
+use hal::{ConfigSpace, Duration, Platform, Registers};
+use mlx4_hw::regs;
+
+use crate::Error;
+
+/// Config space offset of vendor and device.
+const ID: u16 = 0x00;
+/// Config space offset of command and status.
+const COMMAND: u16 = 0x04;
+/// Command: memory space, bus master, no INTx.
+const COMMAND_ENABLE: u32 = 1 << 1 | 1 << 2 | 1 << 10;
+/// The status half of the dword is cleared by ones: it is written as zero.
+const COMMAND_MASK: u32 = 0xffff;
+/// Dwords of the header.
+const HEADER_DWORDS: u16 = 16;
+const CAPABILITIES: u16 = 0x34;
+const CAPABILITY_PCIE: u8 = 0x10;
+/// Device control and link control within the PCI Express capability.
+const PCIE_CONTROLS: [u16; 2] = [0x08, 0x10];
+
+/// The card takes this long until its config space answers again (Linux `reset.c`).
+const RESET_SETTLE: Duration = Duration::from_millis(1000);
+const RESET_DEADLINE: Duration = Duration::from_secs(2);
+const SEMAPHORE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Turns the function's memory space and bus mastering on.
+pub(crate) fn enable<P: Platform>(platform: &P) -> Result<(), Error> {
+    let config = platform.config();
+    if config.read_u32(ID) == regs::GONE {
+        return Err(Error::Gone {
+            during: "reading its PCI id",
+        });
+    }
+    let command = config.read_u32(COMMAND) & COMMAND_MASK;
+    config.write_u32(COMMAND, command | COMMAND_ENABLE);
+    Ok(())
+}
+
+/// Becomes the card's owner.
+pub(crate) fn claim<R: Registers>(registers: &R) -> Result<(), Error> {
+    match registers.read_u32(regs::OWNERSHIP) {
+        0 => Ok(()),
+        regs::GONE => Err(Error::Gone {
+            during: "taking ownership",
+        }),
+        other => Err(Error::Owned(regs::swap(other))),
+    }
+}
+
+/// Gives the card up.
+pub(crate) fn release<R: Registers>(registers: &R) {
+    registers.write_u32(regs::OWNERSHIP, 0);
+}
+
+/// Starts a reset without waiting for its end: when this returns the card reaches no memory.
+pub(crate) fn start_reset<P: Platform>(platform: &P, registers: &P::Bar) {
+    registers.write_u32(regs::RESET, regs::swap(regs::RESET_VALUE));
+    // A read is answered behind the write, which may otherwise be under way still.
+    let _ = platform.config().read_u32(ID);
+}
+
+/// Resets the card and restores its config space.
+pub(crate) async fn reset<P: Platform>(platform: &P, registers: &P::Bar) -> Result<(), Error> {
+    let config = platform.config();
+    let id = config.read_u32(ID);
+    let mut header = [0; HEADER_DWORDS as usize];
+    for (dword, value) in (0..HEADER_DWORDS).zip(header.iter_mut()) {
+        *value = config.read_u32(dword * 4);
+    }
+    let pcie = find_capability(&config, CAPABILITY_PCIE);
+    let controls = pcie.map(|at| PCIE_CONTROLS.map(|offset| (at + offset, config.read_u32(at + offset))));
+
+    take_semaphore(platform, registers).await?;
+    start_reset(platform, registers);
+    platform.sleep(RESET_SETTLE).await;
+    let deadline = platform.now() + RESET_DEADLINE;
+    while config.read_u32(ID) != id {
+        if platform.now() >= deadline {
+            return Err(Error::Timeout {
+                what: "the card's return from reset",
+                waited: RESET_SETTLE + RESET_DEADLINE,
+            });
+        }
+        platform.sleep(Duration::from_millis(1)).await;
+    }
+
+    for (offset, value) in controls.into_iter().flatten() {
+        // The upper half is status, cleared by ones.
+        config.write_u32(offset, value & COMMAND_MASK);
+    }
+    for (dword, value) in (0..HEADER_DWORDS).zip(header) {
+        if dword * 4 != COMMAND {
+            config.write_u32(dword * 4, value);
+        }
+    }
+    config.write_u32(COMMAND, header[usize::from(COMMAND / 4)] & COMMAND_MASK);
+    Ok(())
+}
+
+async fn take_semaphore<P: Platform>(platform: &P, registers: &P::Bar) -> Result<(), Error> {
+    let deadline = platform.now() + SEMAPHORE_DEADLINE;
+    loop {
+        match registers.read_u32(regs::SEMAPHORE) {
+            0 => return Ok(()),
+            regs::GONE => {
+                return Err(Error::Gone {
+                    during: "taking its semaphore",
+                });
+            }
+            _ if platform.now() >= deadline => {
+                return Err(Error::Timeout {
+                    what: "the card's semaphore",
+                    waited: SEMAPHORE_DEADLINE,
+                });
+            }
+            _ => platform.sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
+
+/// The offset of a capability. The list is the card's: it may be anything, so it is followed for a bounded time.
+fn find_capability<C: ConfigSpace>(config: &C, id: u8) -> Option<u16> {
+    let byte = |dword: u32, index: usize| dword.to_le_bytes()[index];
+    let mut at = u16::from(byte(config.read_u32(CAPABILITIES), 0) & !3);
+    for _ in 0..48 {
+        if at < 0x40 {
+            return None;
+        }
+        let dword = config.read_u32(at);
+        if byte(dword, 0) == id {
+            return (at <= 0xec).then_some(at);
+        }
+        at = u16::from(byte(dword, 1) & !3);
+    }
+    None
+}

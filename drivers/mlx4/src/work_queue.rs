@@ -1,0 +1,555 @@
+//! The two rings of a queue pair: building WQEs and finding out which of them a completion is of.
+//!
+//! Indices are the driver's own and never read back. A completion names an index that is checked against what is
+//! outstanding before anything is done with it.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use hal::{DmaBuffer, fence};
+use mlx4_hw::path::{AddressVector, GrhPathBits, PortPd, TrafficClass};
+use mlx4_hw::wqe::{
+    BASIC_BLOCK_LEN, COMPLETION_WANTED, ControlFlags, ControlOwner, ControlSegment, ControlSize, DataSegment,
+    DatagramSegment, INLINE_HEADER_LEN, InlineHeader, RemoteAddressSegment, SEGMENT_UNIT, SEND_HEADROOM_LEN,
+    STAMP, WqeOpcode,
+};
+use mlx4_hw::{bits::Low24, regs};
+use verbs::{Payload, SendOp, SendRequest, Sge, UdAddress};
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+/// How the memory of a queue pair is divided: the ring with the larger stride first, then the doorbell record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) log_send_slots: u8,
+    pub(crate) log_send_stride: u8,
+    pub(crate) log_receive_slots: u8,
+    pub(crate) log_receive_stride: u8,
+    /// Requests that the send ring takes: its slots less the headroom.
+    pub(crate) send_depth: u32,
+}
+
+impl Geometry {
+    /// Rings for at least so many requests of so many descriptor bytes.
+    pub(crate) fn new(send_depth: u32, send_len: usize, receive_depth: u32, receive_len: usize) -> Self {
+        let send_stride = send_len.max(BASIC_BLOCK_LEN).next_power_of_two();
+        let headroom = (SEND_HEADROOM_LEN >> send_stride.ilog2()) + 1;
+        let send_slots = (send_depth.max(1) + headroom).next_power_of_two();
+        let receive_stride = receive_len.max(SEGMENT_UNIT).next_power_of_two();
+        let receive_slots = receive_depth.max(4).next_power_of_two();
+        let log = |value: u32| u8::try_from(value).unwrap_or(u8::MAX);
+        Self {
+            log_send_slots: log(send_slots.ilog2()),
+            log_send_stride: log(send_stride.ilog2()),
+            log_receive_slots: log(receive_slots.ilog2()),
+            log_receive_stride: log(receive_stride.ilog2()),
+            send_depth: send_slots - headroom,
+        }
+    }
+
+    fn send_len(self) -> usize {
+        1 << (self.log_send_slots + self.log_send_stride)
+    }
+
+    fn receive_len(self) -> usize {
+        1 << (self.log_receive_slots + self.log_receive_stride)
+    }
+
+    pub(crate) fn send_offset(self) -> usize {
+        if self.log_send_stride >= self.log_receive_stride {
+            0
+        } else {
+            self.receive_len()
+        }
+    }
+
+    pub(crate) fn receive_offset(self) -> usize {
+        if self.log_send_stride >= self.log_receive_stride {
+            self.send_len()
+        } else {
+            0
+        }
+    }
+
+    /// Bytes of both rings.
+    pub(crate) fn rings_len(self) -> usize {
+        self.send_len() + self.receive_len()
+    }
+
+    /// Where the doorbell record is.
+    pub(crate) fn record_offset(self) -> usize {
+        self.rings_len().next_multiple_of(64)
+    }
+
+    /// Bytes of all.
+    pub(crate) fn memory_len(self) -> usize {
+        self.record_offset() + 64
+    }
+}
+
+/// What a send needs of a descriptor: control, then by kind an address, then data.
+pub(crate) fn send_descriptor_len(datagram: bool, sge: u8, inline: u32) -> usize {
+    let address = if datagram {
+        size_of::<DatagramSegment>()
+    } else {
+        size_of::<RemoteAddressSegment>()
+    };
+    let head = size_of::<ControlSegment>() + address;
+    let pieces = usize::from(sge) * size_of::<DataSegment>();
+    head + pieces.max(inline_len(head, inline as usize))
+}
+
+/// Bytes that `payload` inline bytes take from descriptor offset `at` on, with a header in each block.
+fn inline_len(at: usize, payload: usize) -> usize {
+    let mut end = at;
+    let mut left = payload;
+    while left > 0 {
+        let room = BASIC_BLOCK_LEN - end % BASIC_BLOCK_LEN;
+        let now = left.min(room - INLINE_HEADER_LEN);
+        end += INLINE_HEADER_LEN + now;
+        left -= now;
+        end = end.next_multiple_of(SEGMENT_UNIT);
+    }
+    end - at
+}
+
+/// A send that is outstanding.
+#[derive(Debug, Clone, Copy, Default)]
+struct Posted {
+    id: u64,
+}
+
+/// The send ring.
+pub(crate) struct SendQueue<B: DmaBuffer> {
+    memory: Arc<B>,
+    offset: usize,
+    log_slots: u8,
+    log_stride: u8,
+    depth: u32,
+    head: u32,
+    tail: u32,
+    posted: Vec<Posted>,
+}
+
+impl<B: DmaBuffer> SendQueue<B> {
+    pub(crate) fn new(memory: Arc<B>, geometry: Geometry) -> Self {
+        let queue = Self {
+            offset: geometry.send_offset(),
+            log_slots: geometry.log_send_slots,
+            log_stride: geometry.log_send_stride,
+            depth: geometry.send_depth,
+            head: 0,
+            tail: 0,
+            posted: vec![Posted::default(); 1 << geometry.log_send_slots],
+            memory,
+        };
+        for slot in 0..1_u32 << queue.log_slots {
+            // Not the card's in pass 0.
+            let owner = ControlOwner::new().with_pass(true);
+            queue.memory.write(queue.at(slot), owner.as_bytes());
+            queue.stamp(slot);
+        }
+        queue
+    }
+
+    pub(crate) fn depth(&self) -> u32 {
+        self.depth
+    }
+
+    pub(crate) fn room(&self) -> u32 {
+        self.depth - self.head.wrapping_sub(self.tail)
+    }
+
+    /// Bytes of a slot.
+    pub(crate) fn stride(&self) -> usize {
+        1 << self.log_stride
+    }
+
+    /// Offset of the slot for the counter `index`.
+    fn at(&self, index: u32) -> usize {
+        let slot = index as usize % (1 << self.log_slots);
+        self.offset + (slot << self.log_stride)
+    }
+
+    /// Marks every block behind a slot's first, so that a card that fetches ahead sees no WQE there.
+    fn stamp(&self, index: u32) {
+        for block in (BASIC_BLOCK_LEN..self.stride()).step_by(BASIC_BLOCK_LEN) {
+            self.memory.write_u32(self.at(index) + block, STAMP);
+        }
+    }
+
+    /// Begins a WQE in the next slot, which must be free: what is put after its control segment.
+    pub(crate) fn begin(&mut self) -> Descriptor<'_, B> {
+        Descriptor {
+            base: self.at(self.head),
+            len: size_of::<ControlSegment>(),
+            memory: &*self.memory,
+        }
+    }
+
+    /// Finishes the WQE of `len` bytes begun last: its control segment last of all, owner last of that.
+    pub(crate) fn finish(&mut self, id: u64, opcode: WqeOpcode, len: usize, mut control: ControlSegment) {
+        let at = self.at(self.head);
+        control.size = control
+            .size
+            .with_units(u8::try_from(len.div_ceil(SEGMENT_UNIT)).unwrap_or(0));
+        let pass = self.head >> self.log_slots & 1 == 1;
+        control.owner = ControlOwner::new().with_pass(pass).with_opcode(opcode);
+        let bytes = control.as_bytes();
+        let (owner, rest) = bytes.split_at(size_of::<ControlOwner>());
+        self.memory.write(at + owner.len(), rest);
+        fence::publish();
+        let word = u32::from_ne_bytes([owner[0], owner[1], owner[2], owner[3]]);
+        self.memory.write_u32(at, word);
+        let slot = self.head as usize % self.posted.len();
+        self.posted[slot] = Posted { id };
+        self.head = self.head.wrapping_add(1);
+        let slots = 1_u32 << self.log_slots;
+        self.stamp(self.head.wrapping_add(slots - self.depth - 1));
+    }
+
+    /// The request that the completion with this counter is of; it and all before it are finished. `None` when nothing
+    /// is outstanding there.
+    pub(crate) fn complete(&mut self, counter: u16) -> Option<u64> {
+        let behind = counter.wrapping_sub(low_half(self.tail));
+        if u32::from(behind) >= self.head.wrapping_sub(self.tail) {
+            return None;
+        }
+        let index = self.tail.wrapping_add(u32::from(behind));
+        self.tail = index.wrapping_add(1);
+        Some(self.posted[index as usize % self.posted.len()].id)
+    }
+}
+
+fn low_half(value: u32) -> u16 {
+    let [_, _, high, low] = value.to_be_bytes();
+    u16::from_be_bytes([high, low])
+}
+
+/// A WQE being built.
+pub(crate) struct Descriptor<'a, B: DmaBuffer> {
+    memory: &'a B,
+    base: usize,
+    len: usize,
+}
+
+impl<B: DmaBuffer> Descriptor<'_, B> {
+    pub(crate) fn put<T: IntoBytes + Immutable>(&mut self, segment: &T) {
+        self.memory.write(self.base + self.len, segment.as_bytes());
+        self.len += size_of::<T>();
+    }
+
+    pub(crate) fn put_pieces(&mut self, pieces: &[Sge]) {
+        // A length of 0 may mean 2^31 to the card: such a piece is left out.
+        for piece in pieces.iter().filter(|piece| piece.len > 0) {
+            self.put(&DataSegment::new(piece.addr, piece.len, piece.lkey.0));
+        }
+    }
+
+    /// Puts bytes into the WQE itself, with a header in each block they touch.
+    pub(crate) fn put_inline(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = BASIC_BLOCK_LEN - self.len % BASIC_BLOCK_LEN - INLINE_HEADER_LEN;
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.put(
+                &InlineHeader::new()
+                    .with_inline(true)
+                    .with_bytes(u32::try_from(now.len()).unwrap_or(0)),
+            );
+            self.memory.write(self.base + self.len, now);
+            self.len = (self.len + now.len()).next_multiple_of(SEGMENT_UNIT);
+            bytes = later;
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// The descriptor bytes that a request needs.
+pub(crate) fn needed_len(request: &SendRequest<'_>) -> usize {
+    let head = size_of::<ControlSegment>()
+        + match (request.to, request.op) {
+            (Some(_), _) => size_of::<DatagramSegment>(),
+            (None, SendOp::Send { .. }) => 0,
+            (None, _) => size_of::<RemoteAddressSegment>(),
+        };
+    match request.payload {
+        Payload::Gather(pieces) => head + size_of_val(pieces) / size_of::<Sge>() * size_of::<DataSegment>(),
+        Payload::Inline(bytes) => head + inline_len(head, bytes.len()),
+    }
+}
+
+/// Opcode and immediate of an operation.
+pub(crate) fn opcode(op: SendOp) -> (WqeOpcode, u32) {
+    match op {
+        SendOp::Send { imm: None } => (WqeOpcode::SEND, 0),
+        SendOp::Send { imm: Some(imm) } => (WqeOpcode::SEND_IMM, imm),
+        SendOp::Write { imm: None, .. } => (WqeOpcode::RDMA_WRITE, 0),
+        SendOp::Write { imm: Some(imm), .. } => (WqeOpcode::RDMA_WRITE_IMM, imm),
+        SendOp::Read { .. } => (WqeOpcode::RDMA_READ, 0),
+    }
+}
+
+/// The control segment of a request, but for owner and size.
+pub(crate) fn control(request: &SendRequest<'_>, imm: u32) -> ControlSegment {
+    let mut control = ControlSegment::new_zeroed();
+    control.size = ControlSize::new().with_fence(request.fence);
+    control.flags = ControlFlags::new()
+        .with_completion(if request.signalled { COMPLETION_WANTED } else { 0 })
+        .with_solicited(request.solicited);
+    control.immediate = imm.into();
+    control
+}
+
+/// The datagram segment of a destination.
+pub(crate) fn datagram(to: &UdAddress, port: u8, pd: u32) -> DatagramSegment {
+    let mut vector = AddressVector::new_zeroed();
+    vector.port_pd = PortPd::new().with_port(port & 3).with_pd(pd);
+    vector.dlid = to.lid.0.into();
+    vector.traffic = TrafficClass::new().with_sl(to.sl & 0xf);
+    if let Some(gid) = to.gid {
+        vector.grh = GrhPathBits::new().with_grh(true);
+        vector.hop_limit = 0xff;
+        vector.dgid = gid.0;
+    }
+    let mut segment = DatagramSegment::new_zeroed();
+    segment.vector = vector;
+    segment.qpn = Low24::new(to.qpn.0);
+    segment.qkey = to.qkey.0.into();
+    segment
+}
+
+/// The receive ring.
+pub(crate) struct ReceiveQueue<B: DmaBuffer> {
+    memory: Arc<B>,
+    offset: usize,
+    record: usize,
+    log_slots: u8,
+    log_stride: u8,
+    head: u32,
+    tail: u32,
+    posted: Vec<Posted>,
+}
+
+impl<B: DmaBuffer> ReceiveQueue<B> {
+    pub(crate) fn new(memory: Arc<B>, geometry: Geometry) -> Self {
+        Self {
+            offset: geometry.receive_offset(),
+            record: geometry.record_offset(),
+            log_slots: geometry.log_receive_slots,
+            log_stride: geometry.log_receive_stride,
+            head: 0,
+            tail: 0,
+            posted: vec![Posted::default(); 1 << geometry.log_receive_slots],
+            memory,
+        }
+    }
+
+    pub(crate) fn depth(&self) -> u32 {
+        1 << self.log_slots
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.head.wrapping_sub(self.tail) >= self.depth()
+    }
+
+    /// Pieces that a request may have.
+    pub(crate) fn max_pieces(&self) -> usize {
+        (1 << self.log_stride) / size_of::<DataSegment>()
+    }
+
+    /// Posts a receive and shows it to the card. The ring must have room and the request fit.
+    pub(crate) fn post(&mut self, id: u64, pieces: &[Sge]) {
+        let slot = self.head as usize % self.posted.len();
+        let at = self.offset + (slot << self.log_stride);
+        for (index, piece) in pieces.iter().enumerate() {
+            let segment = DataSegment::new(piece.addr, piece.len, piece.lkey.0);
+            self.memory.write(at + index * SEGMENT_UNIT, segment.as_bytes());
+        }
+        if pieces.len() < self.max_pieces() {
+            let end = DataSegment::end();
+            self.memory
+                .write(at + pieces.len() * SEGMENT_UNIT, end.as_bytes());
+        }
+        self.posted[slot] = Posted { id };
+        self.head = self.head.wrapping_add(1);
+        fence::publish();
+        self.memory
+            .write_u32(self.record, regs::swap(u32::from(low_half(self.head))));
+    }
+
+    /// The request that the next receive completion is of: receives end in order. `None` when the counter says another
+    /// one or nothing is posted.
+    pub(crate) fn complete(&mut self, counter: u16) -> Option<u64> {
+        let slots = self.posted.len();
+        let slot = self.tail as usize % slots;
+        if self.head == self.tail || usize::from(counter) % slots != slot {
+            return None;
+        }
+        self.tail = self.tail.wrapping_add(1);
+        Some(self.posted[slot].id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hal::BusAddr;
+    use proptest::prelude::*;
+    use verbs::{RemoteAddr, Rkey};
+    use zerocopy::FromBytes;
+
+    /// Memory that nobody but the test looks at.
+    struct Bytes(std::sync::Mutex<Vec<u8>>);
+
+    impl Bytes {
+        fn new(len: usize) -> Arc<Self> {
+            Arc::new(Self(std::sync::Mutex::new(vec![0; len])))
+        }
+
+        fn range(&self, offset: usize, len: usize) -> Vec<u8> {
+            let mut bytes = vec![0; len];
+            self.read(offset, &mut bytes);
+            bytes
+        }
+    }
+
+    impl DmaBuffer for Bytes {
+        fn bus_addr(&self) -> BusAddr {
+            BusAddr(0)
+        }
+        fn len(&self) -> usize {
+            self.0.lock().unwrap().len()
+        }
+        fn read(&self, offset: usize, into: &mut [u8]) {
+            let bytes = self.0.lock().unwrap();
+            into.copy_from_slice(&bytes[offset..offset + into.len()]);
+        }
+        fn write(&self, offset: usize, from: &[u8]) {
+            let mut bytes = self.0.lock().unwrap();
+            bytes[offset..offset + from.len()].copy_from_slice(from);
+        }
+        fn fill(&self, offset: usize, len: usize, value: u8) {
+            self.write(offset, &vec![value; len]);
+        }
+        fn read_u32(&self, offset: usize) -> u32 {
+            let mut word = [0; 4];
+            self.read(offset, &mut word);
+            u32::from_le_bytes(word)
+        }
+        fn write_u32(&self, offset: usize, value: u32) {
+            self.write(offset, &value.to_le_bytes());
+        }
+        fn read_u64(&self, offset: usize) -> u64 {
+            let mut word = [0; 8];
+            self.read(offset, &mut word);
+            u64::from_le_bytes(word)
+        }
+        fn write_u64(&self, offset: usize, value: u64) {
+            self.write(offset, &value.to_le_bytes());
+        }
+    }
+
+    fn post(queue: &mut SendQueue<Bytes>, id: u64) {
+        let len = queue.begin().len();
+        queue.finish(id, WqeOpcode::NOP, len, ControlSegment::new_zeroed());
+    }
+
+    proptest! {
+        #[test]
+        fn rings_do_not_meet_and_hold_what_was_asked(
+            send_depth in 1..2000_u32, send_len in 16..900_usize,
+            receive_depth in 0..2000_u32, receive_len in 0..500_usize,
+        ) {
+            let geometry = Geometry::new(send_depth, send_len, receive_depth, receive_len);
+            prop_assert!(geometry.send_depth >= send_depth);
+            prop_assert!(1 << geometry.log_receive_slots >= receive_depth);
+            prop_assert!(1 << geometry.log_send_stride >= send_len);
+            let (send, receive) = (geometry.send_offset(), geometry.receive_offset());
+            prop_assert!(send + geometry.send_len() <= receive || receive + geometry.receive_len() <= send);
+            prop_assert!(send.is_multiple_of(64) && receive.is_multiple_of(64));
+            prop_assert!(geometry.rings_len() <= geometry.record_offset());
+        }
+
+        #[test]
+        fn inline_data_takes_what_was_reckoned_and_crosses_no_block(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let geometry = Geometry::new(1, send_descriptor_len(false, 1, 400), 1, 16);
+            let memory = Bytes::new(geometry.memory_len());
+            let mut queue = SendQueue::new(Arc::clone(&memory), geometry);
+            let to = RemoteAddr { addr: 1, rkey: Rkey(2) };
+            let request = SendRequest {
+                id: 0,
+                op: SendOp::Write { to, imm: None },
+                payload: Payload::Inline(&bytes),
+                signalled: true,
+                solicited: false,
+                fence: false,
+                to: None,
+            };
+            let mut descriptor = queue.begin();
+            descriptor.put(&RemoteAddressSegment::new(1, 2));
+            descriptor.put_inline(&bytes);
+            prop_assert_eq!(descriptor.len(), needed_len(&request));
+            prop_assert!(descriptor.len() <= queue.stride());
+            // Read it back as a card does.
+            let wqe = memory.range(queue.at(0), queue.stride());
+            let (mut at, mut read) = (32, Vec::new());
+            while read.len() < bytes.len() {
+                let header = InlineHeader::read_from_bytes(&wqe[at..at + 4]).unwrap();
+                prop_assert!(header.inline() && header.bytes() > 0);
+                let end = at + 4 + header.bytes() as usize;
+                prop_assert_eq!(at / 64, (end - 1) / 64);
+                read.extend_from_slice(&wqe[at + 4..end]);
+                at = end.next_multiple_of(16);
+            }
+            prop_assert_eq!(read, bytes);
+        }
+
+        #[test]
+        fn no_counter_completes_what_is_not_outstanding(posts in 0..8_u16, counter: u16) {
+            let geometry = Geometry::new(8, 64, 8, 16);
+            let mut queue = SendQueue::new(Bytes::new(geometry.memory_len()), geometry);
+            for id in 0..posts {
+                post(&mut queue, id.into());
+            }
+            let expected = (counter < posts).then_some(u64::from(counter));
+            prop_assert_eq!(queue.complete(counter), expected);
+        }
+    }
+
+    #[test]
+    fn counters_wrap_at_16_bits() {
+        let geometry = Geometry::new(8, 64, 8, 16);
+        let memory = Bytes::new(geometry.memory_len());
+        let mut send = SendQueue::new(Arc::clone(&memory), geometry);
+        let mut receive = ReceiveQueue::new(Arc::clone(&memory), geometry);
+        for id in 0..70_000_u32 {
+            post(&mut send, id.into());
+            assert_eq!(send.complete(low_half(id)), Some(id.into()));
+            receive.post(id.into(), &[]);
+            assert_eq!(receive.complete(low_half(id)), Some(id.into()));
+        }
+        assert_eq!(send.room(), send.depth());
+        assert_eq!(
+            regs::swap(memory.read_u32(geometry.record_offset())),
+            70_000 & 0xffff
+        );
+    }
+
+    #[test]
+    fn the_owner_bit_turns_at_each_pass() {
+        let geometry = Geometry::new(8, 64, 8, 16);
+        let memory = Bytes::new(geometry.memory_len());
+        let mut queue = SendQueue::new(Arc::clone(&memory), geometry);
+        let slots = 1_u32 << geometry.log_send_slots;
+        let owner = |slot: u32| memory.range(geometry.send_offset() + slot as usize * 64, 1)[0] >> 7;
+        assert!((0..slots).all(|slot| owner(slot) == 1));
+        for id in 0..3 * slots {
+            post(&mut queue, id.into());
+            assert_eq!(u32::from(owner(id % slots)), id / slots % 2);
+            assert_eq!(queue.complete(low_half(id)), Some(id.into()));
+        }
+    }
+}

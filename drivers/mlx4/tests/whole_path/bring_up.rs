@@ -1,0 +1,189 @@
+//! A card from power-on to an ACTIVE port, and back; and every step of the way failing.
+
+use hal::{Duration, Platform};
+use harness::{Faults, Faulty, Testbed};
+use mlx4::{Config, Error, Mlx4};
+use verbs::{Device, Gid, PortState};
+
+use crate::common::{guid, log, start, start_with};
+
+#[test]
+fn the_port_becomes_active() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    let node = start(&mut bed, machine);
+    let info = bed.block_on(node.device.port(1)).unwrap();
+    assert_eq!(info.state, PortState::Active);
+    assert_ne!(info.lid.0, 0);
+    assert_ne!(info.sm_lid.0, 0);
+    assert_eq!(info.guid, verbs::Guid(guid(0).0 + 1));
+    assert_eq!(info.gid, Gid::new(info.gid.prefix(), info.guid));
+    assert_eq!(node.platform.violations(), 0);
+}
+
+#[test]
+fn the_second_port_works_as_well() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine_with_ports("a", guid(0), 2);
+    let config = Config {
+        port: 2,
+        completion_vectors: 1,
+    };
+    let node = start_with(&mut bed, machine, config);
+    let info = bed.block_on(node.device.port(2)).unwrap();
+    assert_eq!((info.state, info.guid.0), (PortState::Active, guid(0).0 + 2));
+    assert!(bed.block_on(node.device.port(1)).is_err());
+}
+
+#[test]
+fn a_port_that_is_not_there_is_refused() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    let config = Config {
+        port: 2,
+        ..Config::default()
+    };
+    let error = bed.block_on(Mlx4::start(machine, config)).err();
+    assert_eq!(
+        error,
+        Some(Error::OutOfRange {
+            what: "the port",
+            value: 2
+        })
+    );
+}
+
+#[test]
+fn a_stopped_card_holds_no_memory_and_starts_again() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    for _ in 0..2 {
+        let device = bed
+            .block_on(Mlx4::start(machine.clone(), Config::default()))
+            .unwrap();
+        assert!(machine.allocated() > 0);
+        bed.block_on(device.stop()).unwrap();
+        assert_eq!(bed.block_on(device.stop()), Err(Error::Failed));
+        assert_eq!(bed.block_on(device.service()), Err(Error::Failed));
+        assert!(bed.block_on(device.port(1)).is_err());
+        drop(device);
+        assert_eq!((machine.allocated(), machine.violations()), (0, 0));
+    }
+}
+
+#[test]
+fn a_dropped_card_is_reset_and_starts_again() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    for _ in 0..2 {
+        let node = start(&mut bed, machine.clone());
+        drop(node);
+        bed.block_on(machine.sleep(Duration::from_millis(10)));
+        assert_eq!((machine.allocated(), machine.violations()), (0, 0));
+    }
+}
+
+#[test]
+fn a_card_with_an_owner_is_left_alone() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    let node = start(&mut bed, machine.clone());
+    let second = bed.block_on(Mlx4::start(machine, Config::default()));
+    assert!(matches!(second.err(), Some(Error::Owned(_))));
+    assert!(bed.block_on(node.device.port(1)).is_ok());
+}
+
+/// The commands of a bring-up without faults.
+fn commands_of_bring_up() -> Vec<u16> {
+    let faults = Faults::new(1);
+    let mut bed = Testbed::default();
+    let machine = Faulty::new(bed.add_machine("a", guid(0)), faults.clone());
+    let device = bed.block_on(Mlx4::start(machine, Config::default())).unwrap();
+    let opcodes = faults.opcodes();
+    drop(device);
+    opcodes
+}
+
+#[test]
+fn every_refused_command_is_an_error_that_names_it() {
+    const MOD_STAT_CFG: u16 = 0x034;
+    log();
+    for (index, opcode) in commands_of_bring_up().into_iter().enumerate() {
+        let faults = Faults::new(1);
+        faults.refuse_command(u32::try_from(index).unwrap());
+        let mut bed = Testbed::default();
+        let machine = bed.add_machine("a", guid(0));
+        let started = bed.block_on(Mlx4::start(
+            Faulty::new(machine.clone(), faults),
+            Config::default(),
+        ));
+        match &started {
+            // Firmware may lack this one.
+            Ok(_) => assert_eq!(opcode, MOD_STAT_CFG),
+            Err(Error::Refused { opcode: named, .. }) => assert_eq!(named.0, opcode),
+            Err(other) => panic!("command {index}, {opcode:#x}: {other}"),
+        }
+        drop(started);
+        bed.block_on(machine.sleep(Duration::from_millis(1)));
+        assert_eq!((machine.allocated(), machine.violations()), (0, 0));
+    }
+}
+
+#[test]
+fn every_lost_command_is_a_timeout_that_names_it() {
+    log();
+    for (index, opcode) in commands_of_bring_up().into_iter().enumerate() {
+        let faults = Faults::new(1);
+        faults.drop_command(u32::try_from(index).unwrap());
+        let mut bed = Testbed::default();
+        let machine = bed.add_machine("a", guid(0));
+        let started = bed.block_on(Mlx4::start(
+            Faulty::new(machine.clone(), faults),
+            Config::default(),
+        ));
+        match started.err() {
+            Some(Error::CommandTimeout { opcode: named, .. }) => assert_eq!(named.0, opcode),
+            other => panic!("command {index}, {opcode:#x}: {other:?}"),
+        }
+        assert_eq!(machine.allocated(), 0);
+    }
+}
+
+#[test]
+fn a_card_that_vanishes_ends_commands_at_once() {
+    log();
+    let faults = Faults::new(1);
+    let mut bed = Testbed::default();
+    let machine = Faulty::new(bed.add_machine("a", guid(0)), faults.clone());
+    let device = bed.block_on(Mlx4::start(machine, Config::default())).unwrap();
+    let before = bed.now();
+    faults.set_gone(true);
+    assert!(bed.block_on(device.port(1)).is_err());
+    assert!(bed.now().since(before) < Duration::from_secs(1));
+}
+
+#[test]
+fn a_lost_interrupt_at_bring_up_is_found_by_the_test_for_it() {
+    log();
+    let faults = Faults::new(1);
+    faults.lose_interrupts(1000);
+    let mut bed = Testbed::default();
+    let machine = Faulty::new(bed.add_machine("a", guid(0)), faults);
+    let error = bed.block_on(Mlx4::start(machine, Config::default())).err();
+    assert!(
+        matches!(
+            error,
+            Some(Error::Timeout {
+                what: "the interrupt of NOP",
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+}

@@ -1,0 +1,6 @@
+//! The driver on both sides of a modelled fabric, in one process and in virtual time.
+
+mod bring_up;
+mod common;
+mod data_path;
+mod failures;

@@ -1,0 +1,153 @@
+//! The testbed: clock, cluster, tasks.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use hal::{Duration, Instant};
+use hca_model::{Cluster, ClusterConfig, Host, NodeConfig};
+use verbs::Guid;
+
+use crate::machine::{Board, Machine};
+
+/// A machine's memory in bytes.
+const MEMORY_LEN: usize = 64 << 20;
+/// A test that takes more virtual time than this does not end.
+const LIMIT: Duration = Duration::from_secs(600);
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What all machines share.
+pub(crate) struct World {
+    cluster: Mutex<Cluster>,
+    now: AtomicU64,
+    /// When the earliest sleeper wants to be polled again.
+    wake_at: AtomicU64,
+    /// Tasks that were spawned and not polled yet.
+    spawned: Mutex<Vec<Task>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    pub(crate) fn now(&self) -> Instant {
+        Instant::from_nanos(self.now.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        lock(&self.cluster)
+    }
+
+    pub(crate) fn wake_at(&self, deadline: Instant) {
+        self.wake_at.fetch_min(deadline.nanos, Ordering::AcqRel);
+    }
+}
+
+/// Machines, their cards and the fabric, in virtual time on one thread.
+///
+/// Tasks run round-robin; when all of them wait, time goes on to the next thing that is due. The same test makes the
+/// same run each time.
+pub struct Testbed {
+    world: Arc<World>,
+    tasks: Vec<Task>,
+}
+
+impl Default for Testbed {
+    fn default() -> Self {
+        Self::new(ClusterConfig::default())
+    }
+}
+
+impl Testbed {
+    /// A testbed without machines.
+    #[must_use]
+    pub fn new(config: ClusterConfig) -> Self {
+        Self {
+            world: Arc::new(World {
+                cluster: Mutex::new(Cluster::new(config)),
+                now: AtomicU64::new(1),
+                wake_at: AtomicU64::new(u64::MAX),
+                spawned: Mutex::default(),
+            }),
+            tasks: Vec::new(),
+        }
+    }
+
+    /// Adds a machine whose card has one port.
+    pub fn add_machine(&self, name: &str, guid: Guid) -> Machine {
+        self.add_machine_with_ports(name, guid, 1)
+    }
+
+    /// Adds a machine whose card has `ports` ports.
+    pub fn add_machine_with_ports(&self, name: &str, guid: Guid, ports: u8) -> Machine {
+        let board = Arc::new(Board::new(MEMORY_LEN));
+        let config = NodeConfig {
+            name: name.to_owned(),
+            guid,
+            ports,
+        };
+        let host: Arc<dyn Host> = Arc::clone(&board) as _;
+        let node = self.world.cluster().add_node(config, host);
+        Machine {
+            world: Arc::clone(&self.world),
+            node,
+            board,
+        }
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.world.now()
+    }
+
+    /// Does something with the cluster itself: pull a cable, count packets.
+    pub fn with_cluster<T>(&self, action: impl FnOnce(&mut Cluster, Instant) -> T) -> T {
+        let now = self.world.now();
+        action(&mut self.world.cluster(), now)
+    }
+
+    /// Runs a task beside whatever [`block_on`](Self::block_on) runs.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        lock(&self.world.spawned).push(Box::pin(task));
+    }
+
+    /// Runs until `main` ends.
+    ///
+    /// # Panics
+    ///
+    /// When nothing can ever happen again, or more virtual time has passed than a test should need.
+    pub fn block_on<T>(&mut self, main: impl Future<Output = T>) -> T {
+        let mut main = pin!(main);
+        let mut context = Context::from_waker(Waker::noop());
+        let limit = self.world.now() + LIMIT;
+        loop {
+            self.world.wake_at.store(u64::MAX, Ordering::Release);
+            if let Poll::Ready(value) = main.as_mut().poll(&mut context) {
+                return value;
+            }
+            self.tasks.append(&mut lock(&self.world.spawned));
+            self.tasks
+                .retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
+            self.advance(limit);
+        }
+    }
+
+    /// Lets time go on to what is due next.
+    fn advance(&self, limit: Instant) {
+        let now = self.world.now();
+        let due = self.world.cluster().poll(now);
+        let sleeper = self.world.wake_at.load(Ordering::Acquire);
+        let next = due.map_or(u64::MAX, |due| due.nanos).min(sleeper);
+        assert!(next != u64::MAX, "at {now:?} every task waits for nothing");
+        let next = Instant::from_nanos(next.max(now.nanos + 1));
+        assert!(next < limit, "still waiting after {LIMIT:?}");
+        self.world.now.store(next.nanos, Ordering::Release);
+        // What is due at that time happens before anybody looks.
+        self.world.cluster().poll(next);
+    }
+}
