@@ -1,2 +1,128 @@
-//! The kernel library that every component links: boot, paging, cores, tasks, time, PCI, console.
+//! The kernel library that every component links: boot, paging, cores, tasks, time, PCI, console, user mode.
+//!
+//! `docs/libos.md` tells how to write an image, draws the memory map and lists what is left out. Here is who does what:
+//!
+//! * the start: `boot` (PVH entry to the main task), [`memory_map`], [`acpi`], `smp`, `segments`;
+//! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the kernel's), `dma` (what devices share);
+//! * time and tasks: `time`, `timer`, `executor`, `interrupts`, `apic`, `core_local`;
+//! * programs: `user_tables` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`;
+//! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`, `serial`;
+//! * the end: `console`, `panic`, `exit`.
+//!
+//! Only the pure parts exist on the host, where they are tested; the rest is tested on the machine by `libos/selftest`.
+//!
+//! Unsafe code is confined to modules that say why in their first lines. Locks: those that another is taken under say so
+//! where they are declared.
 #![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod acpi;
+mod command_line;
+mod error;
+pub mod frame_bitmap;
+pub mod memory_map;
+#[cfg(any(test, target_os = "none"))]
+mod page_entry;
+#[cfg(any(test, target_os = "none"))]
+mod user_tables;
+
+pub use command_line::CommandLine;
+pub use error::Error;
+pub use frame_bitmap::PAGE_SIZE;
+#[cfg(any(test, target_os = "none"))]
+pub use page_entry::USER_END;
+#[cfg(any(test, target_os = "none"))]
+pub use user_tables::{Mapping, Rights};
+
+/// Declares the modules that exist on the machine only, not on the host.
+macro_rules! machine {
+    ($($(#[$meta:meta])* $vis:vis mod $name:ident;)*) => {$(
+        #[cfg(target_os = "none")]
+        $(#[$meta])*
+        $vis mod $name;
+    )*};
+}
+
+machine! {
+    mod address_space;
+    mod apic;
+    mod boot;
+    mod console;
+    mod core_local;
+    pub mod dma;
+    mod executor;
+    mod exit;
+    mod fpu;
+    pub mod frames;
+    mod heap;
+    mod interrupts;
+    mod layout;
+    mod page_table;
+    mod paging;
+    mod panic;
+    pub mod pci;
+    pub mod quirks;
+    mod random;
+    mod segments;
+    mod serial;
+    mod smp;
+    mod time;
+    mod timer;
+    mod traps;
+    mod user;
+    pub mod virtio;
+    mod virtio_console;
+    mod window;
+}
+
+#[cfg(target_os = "none")]
+pub use machine::*;
+
+#[cfg(target_os = "none")]
+mod machine {
+    pub use crate::address_space::AddressSpace;
+    pub use crate::boot::{Boot, MainTask, main_task};
+    pub use crate::console::{line, report, set_level};
+    pub use crate::core_local::{count as cores, current as current_core};
+    pub use crate::dma::{FrameArray, PageFrame};
+    pub use crate::executor::{Task, YieldNow, spawn, spawn_on, yield_now};
+    pub use crate::exit::{Exit, power_off};
+    pub use crate::random::random_bytes;
+    pub use crate::time::now;
+    pub use crate::timer::{Sleep, sleep, sleep_until};
+    pub use crate::user::{Registers, Trap, UserContext};
+}
+
+/// Names the image's main task, `async fn(Boot) -> Exit`, which runs on the first core; its end powers the node off. On
+/// the host it makes an empty program.
+///
+/// ```ignore
+/// #![cfg_attr(target_os = "none", no_std, no_main)]
+/// libos::entry!(run);
+///
+/// #[cfg(target_os = "none")]
+/// async fn run(boot: libos::Boot) -> libos::Exit {
+///     libos::Exit::Success
+/// }
+/// ```
+#[cfg(target_os = "none")]
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        #[doc(hidden)]
+        #[unsafe(no_mangle)]
+        fn libos_image_main(boot: $crate::Boot) -> $crate::MainTask {
+            $crate::main_task($main(boot))
+        }
+    };
+}
+
+/// Names the image's main task; on the host it makes an empty program.
+#[cfg(not(target_os = "none"))]
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        fn main() {}
+    };
+}

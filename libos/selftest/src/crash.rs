@@ -1,0 +1,59 @@
+//! Ways to break a kernel. What it then says is checked by the runner.
+// UNSAFETY: breaks the kernel's rules on purpose, to see them enforced.
+#![expect(unsafe_code, reason = "does what must fault")]
+
+use libos::Exit;
+
+pub(crate) fn crash(how: &str) -> Exit {
+    match how {
+        "panic" => panicking_function(3),
+        "write_text" => {
+            let text = crash as *const () as *mut u8;
+            // SAFETY: none: the store must fault.
+            unsafe { text.write_volatile(0xcc) };
+        }
+        "execute_data" => {
+            static CODE: [u8; 1] = [0xc3];
+            // SAFETY: none: the call must fault.
+            let call: extern "C" fn() = unsafe { core::mem::transmute(CODE.as_ptr()) };
+            call();
+        }
+        "execute_heap" => {
+            let code = alloc::vec![0xc3_u8; 16];
+            // SAFETY: none: the call must fault.
+            let call: extern "C" fn() = unsafe { core::mem::transmute(code.as_ptr()) };
+            call();
+        }
+        "null" => {
+            let null = core::hint::black_box(core::ptr::null_mut::<u8>());
+            // SAFETY: none: the store must fault.
+            unsafe { core::arch::asm!("mov byte ptr [{}], 0", in(reg) null) };
+        }
+        "overflow" => {
+            log::info!("{}", endless(1));
+        }
+        "undefined" => {
+            // SAFETY: none: it must fault.
+            unsafe { core::arch::asm!("ud2") };
+        }
+        "failure" => return Exit::Failure,
+        _ => {}
+    }
+    Exit::Success
+}
+
+#[inline(never)]
+fn panicking_function(left: u32) {
+    if left == 0 {
+        panic!("on purpose");
+    }
+    panicking_function(core::hint::black_box(left - 1));
+    core::hint::black_box(left);
+}
+
+#[inline(never)]
+#[expect(unconditional_recursion, reason = "overflows the stack")]
+fn endless(depth: u64) -> u64 {
+    let room = core::hint::black_box([depth; 64]);
+    endless(core::hint::black_box(depth + 1)) + room[3]
+}

@@ -1,0 +1,186 @@
+//! Runs the image in QEMU. `TESSERA_QEMU` names the QEMU to use: a command and its first arguments, separated by spaces. The tests
+//! are ignored by default as they need it.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const SUCCESS: i32 = 1;
+const PANIC: i32 = 3;
+const FAILURE: i32 = 5;
+/// A run takes seconds; one that hangs is ended by `timeout`.
+const LIMIT: &str = "120";
+
+/// Builds the image, with its symbols in it.
+fn image() -> &'static Path {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
+        let built = Command::new(env!("CARGO"))
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--package=selftest",
+                "--target=x86_64-unknown-none",
+            ])
+            .arg("--target-dir")
+            .arg(&target)
+            .status()
+            .expect("cargo runs");
+        assert!(built.success(), "the image is not built");
+        let linked = target.join("x86_64-unknown-none/release/selftest");
+        let mut image = std::fs::read(linked).expect("the image is there");
+        ksyms::embed(&mut image).expect("the image has room for its symbols");
+        let path = target.join("selftest.elf");
+        std::fs::write(&path, image).expect("the image is written");
+        path
+    })
+}
+
+struct Run {
+    status: Option<i32>,
+    log: String,
+}
+
+fn qemu(cores: u32, command_line: &str, more: &[&str], input: &[u8]) -> Run {
+    let qemu = std::env::var("TESSERA_QEMU").expect("TESSERA_QEMU names a QEMU");
+    let machine = "-accel tcg,thread=multi -machine q35 -cpu max -m 256M -nodefaults -no-user-config -display none \
+                   -no-reboot -serial stdio -device isa-debug-exit,iobase=0xf4,iosize=4";
+    let mut child = Command::new("timeout")
+        .arg(LIMIT)
+        .args(qemu.split_whitespace())
+        .args(machine.split_whitespace())
+        .args(["-smp", &cores.to_string(), "-append", command_line])
+        .arg("-kernel")
+        .arg(image())
+        .args(more)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .expect("QEMU starts");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(input)
+        .expect("QEMU takes input");
+    let output = child.wait_with_output().expect("QEMU ends");
+    Run {
+        status: output.status.code(),
+        log: String::from_utf8_lossy(&output.stdout).into_owned(),
+    }
+}
+
+fn assert_all_pass(run: &Run) {
+    let results: Vec<_> = run
+        .log
+        .lines()
+        .filter_map(|line| line.strip_prefix("report\ttest\t"))
+        .collect();
+    let failed: Vec<_> = results.iter().filter(|line| !line.ends_with("\tok")).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(results.len() >= 18, "{}", run.log);
+    assert_eq!(run.status, Some(SUCCESS), "{}", run.log);
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn everything_passes_on_two_cores() {
+    assert_all_pass(&qemu(2, "", &[], b""));
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn everything_passes_on_one_core_and_without_newer_features() {
+    assert_all_pass(&qemu(1, "", &["-cpu", "qemu64"], b""));
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn devices_work() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (disk, console) = (folder.join("disk"), folder.join("console"));
+    let sectors: Vec<_> = (0..1 << 20_usize)
+        .map(|at: usize| u8::try_from(at / 7 % 251).expect("below 251"))
+        .collect();
+    std::fs::write(&disk, sectors).expect("the disk is written");
+    // A reader that is late: what the guest writes meanwhile must wait, not get lost.
+    let _ = std::fs::remove_file(&console);
+    let listener = UnixListener::bind(&console).expect("the console's socket");
+    let reader = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("QEMU connects");
+        stream.write_all(b"hello there\n").expect("QEMU takes input");
+        std::thread::sleep(Duration::from_secs(1));
+        let mut output = Vec::new();
+        stream.read_to_end(&mut output).expect("QEMU gives output");
+        output
+    });
+    let drive = format!("if=none,id=disk,format=raw,file={}", disk.display());
+    let chardev = format!("socket,id=console,path={}", console.display());
+    let run = qemu(
+        2,
+        "",
+        &[
+            "-drive",
+            &drive,
+            "-device",
+            "virtio-blk-pci,drive=disk",
+            "-device",
+            "e1000e,romfile=",
+            "-chardev",
+            &chardev,
+            "-device",
+            "virtio-serial-pci,max_ports=2",
+            "-device",
+            "virtserialport,nr=1,chardev=console",
+        ],
+        b"",
+    );
+    assert_all_pass(&run);
+    let output = reader.join().expect("the reader ends");
+    assert!(output.starts_with(b"hello there\nxxx"));
+    assert_eq!(output.len(), b"hello there\n".len() + (1 << 20));
+}
+
+/// The kernel's rules hold, and a kernel that broke one says which and where.
+#[test]
+#[ignore = "needs QEMU"]
+fn a_broken_kernel_says_how() {
+    for (how, expected) in [
+        ("panic", "on purpose"),
+        ("write_text", "kernel exception 14 (page fault), error 0x3"),
+        ("execute_data", "kernel exception 14 (page fault), error 0x11"),
+        ("execute_heap", "kernel exception 14 (page fault), error 0x11"),
+        ("null", "kernel exception 14 (page fault), error 0x2, address 0x0"),
+        ("overflow", "a kernel stack has overflowed"),
+        ("undefined", "kernel exception 6 (invalid opcode)"),
+    ] {
+        let run = qemu(2, &format!("crash={how}"), &[], b"");
+        assert_eq!(run.status, Some(PANIC), "{how}: {}", run.log);
+        assert!(run.log.contains(expected), "{how}: {}", run.log);
+        assert!(
+            run.log.contains(" selftest::"),
+            "{how}: no function is named:\n{}",
+            run.log
+        );
+    }
+    let run = qemu(2, "crash=panic", &[], b"");
+    assert!(
+        run.log.contains("selftest::crash::panicking_function+"),
+        "{}",
+        run.log
+    );
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_failure_has_its_own_status() {
+    assert_eq!(qemu(1, "crash=failure", &[], b"").status, Some(FAILURE));
+    assert_eq!(qemu(1, "log=nonsense", &[], b"").status, Some(FAILURE));
+    assert_eq!(qemu(1, "broken=%zz", &[], b"").status, Some(FAILURE));
+}

@@ -1,0 +1,238 @@
+//! The two ACPI tables that a unikernel needs: MADT (which cores there are) and MCFG (where config space is).
+//!
+//! Layouts: ACPI specification 6.5, sections 5.2.5 (RSDP), 5.2.7 and 5.2.8 (RSDT, XSDT), 5.2.12 (MADT); PCI firmware
+//! specification 3.3, section 4.1.2 (MCFG). Tables are copied by a reader, so the parsing is pure.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+const RSDP_LEN: usize = 36;
+const RSDP_V1_LEN: usize = 20;
+const HEADER_LEN: usize = 36;
+/// Longer tables are taken for garbage.
+const TABLE_MAX: usize = 1 << 20;
+/// Where PC firmware puts the root pointer.
+const SEARCH: core::ops::Range<u64> = 0xe_0000..0x10_0000;
+
+/// Memory-mapped configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ecam {
+    /// The physical address of bus 0's part, whether or not bus 0 is covered.
+    pub base: u64,
+    /// The first bus covered.
+    pub first_bus: u8,
+    /// The last bus covered.
+    pub last_bus: u8,
+}
+
+/// What the tables tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// The local APIC ids of the usable cores.
+    pub cores: Vec<u32>,
+    /// Memory-mapped configuration space of segment 0.
+    pub ecam: Option<Ecam>,
+}
+
+/// Copies physical memory; `false` where there is none.
+pub trait ReadPhys {
+    /// Fills `into` from `address` on.
+    fn read(&self, address: u64, into: &mut [u8]) -> bool;
+}
+
+impl Tables {
+    /// Reads the tables. `rsdp` is the root pointer's address, or 0 to search where PC firmware leaves it. What is
+    /// missing or broken is left empty.
+    #[must_use]
+    pub fn read(memory: &impl ReadPhys, rsdp: u64) -> Self {
+        let mut tables = Self::default();
+        let root = if rsdp == 0 {
+            search(memory)
+        } else {
+            root(memory, rsdp)
+        };
+        let Some((root, width)) = root else { return tables };
+        let Some(list) = table(memory, root) else {
+            return tables;
+        };
+        for pointer in list[HEADER_LEN..].chunks_exact(width) {
+            let mut address = [0; 8];
+            address[..width].copy_from_slice(pointer);
+            match table(memory, u64::from_le_bytes(address)) {
+                Some(table) if table.starts_with(b"APIC") => tables.cores = cores(&table),
+                Some(table) if table.starts_with(b"MCFG") => tables.ecam = ecam(&table),
+                _ => {}
+            }
+        }
+        tables
+    }
+}
+
+fn search(memory: &impl ReadPhys) -> Option<(u64, usize)> {
+    SEARCH.step_by(16).find_map(|at| root(memory, at))
+}
+
+/// The address of the list of tables and the width of its pointers.
+fn root(memory: &impl ReadPhys, at: u64) -> Option<(u64, usize)> {
+    let mut rsdp = [0; RSDP_LEN];
+    let first = rsdp.first_chunk_mut::<RSDP_V1_LEN>()?;
+    if !memory.read(at, first) || !first.starts_with(b"RSD PTR ") || !sums_to_zero(first) {
+        return None;
+    }
+    if first[15] >= 2 && memory.read(at, &mut rsdp) && sums_to_zero(&rsdp) {
+        return Some((u64::from_le_bytes(*rsdp[24..].first_chunk()?), 8));
+    }
+    Some((u32::from_le_bytes(*rsdp[16..].first_chunk()?).into(), 4))
+}
+
+/// Copies a table, header and all; at least a header long.
+fn table(memory: &impl ReadPhys, at: u64) -> Option<Vec<u8>> {
+    let mut header = [0; HEADER_LEN];
+    if !memory.read(at, &mut header) {
+        return None;
+    }
+    let len = usize::try_from(u32::from_le_bytes(*header[4..].first_chunk()?)).ok()?;
+    if !(HEADER_LEN..=TABLE_MAX).contains(&len) {
+        return None;
+    }
+    let mut table = vec![0; len];
+    (memory.read(at, &mut table) && sums_to_zero(&table)).then_some(table)
+}
+
+fn sums_to_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte)) == 0
+}
+
+fn cores(madt: &[u8]) -> Vec<u32> {
+    const FIXED: usize = HEADER_LEN + 8;
+    const ENABLED: u8 = 1;
+    let mut cores = Vec::new();
+    let mut rest = madt.get(FIXED..).unwrap_or_default();
+    while let [kind, len, ..] = *rest {
+        let Some(entry) = rest.get(..usize::from(len)).filter(|entry| entry.len() >= 2) else {
+            break;
+        };
+        match (kind, entry) {
+            // Processor Local APIC: processor uid, APIC id, flags.
+            (0, &[_, _, _, id, flags, ..]) if flags & ENABLED != 0 => cores.push(id.into()),
+            // Processor Local x2APIC: reserved 2, x2APIC id 4, flags 4.
+            (9, &[_, _, _, _, a, b, c, d, flags, ..]) if flags & ENABLED != 0 => {
+                cores.push(u32::from_le_bytes([a, b, c, d]));
+            }
+            _ => {}
+        }
+        rest = &rest[entry.len()..];
+    }
+    cores
+}
+
+fn ecam(mcfg: &[u8]) -> Option<Ecam> {
+    const FIXED: usize = HEADER_LEN + 8;
+    mcfg.get(FIXED..)?.chunks_exact(16).find_map(|entry| {
+        let base = u64::from_le_bytes(*entry.first_chunk()?);
+        let segment = u16::from_le_bytes([entry[8], entry[9]]);
+        let (first_bus, last_bus) = (entry[10], entry[11]);
+        (segment == 0 && first_bus <= last_bus).then_some(Ecam {
+            base,
+            first_bus,
+            last_bus,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Memory(Vec<u8>);
+
+    impl ReadPhys for Memory {
+        fn read(&self, address: u64, into: &mut [u8]) -> bool {
+            let Ok(start) = usize::try_from(address) else {
+                return false;
+            };
+            let Some(bytes) = start
+                .checked_add(into.len())
+                .and_then(|end| self.0.get(start..end))
+            else {
+                return false;
+            };
+            into.copy_from_slice(bytes);
+            true
+        }
+    }
+
+    fn sealed(signature: &[u8; 4], body: &[u8]) -> Vec<u8> {
+        let mut table = signature.to_vec();
+        table.extend(
+            u32::try_from(HEADER_LEN + body.len())
+                .expect("short")
+                .to_le_bytes(),
+        );
+        table.resize(HEADER_LEN, 0);
+        table.extend(body);
+        table[9] = table.iter().fold(0_u8, |sum, &byte| sum.wrapping_sub(byte));
+        table
+    }
+
+    fn machine(madt: &[u8], mcfg: &[u8]) -> Memory {
+        let mut memory = vec![0; 0x4000];
+        let mut put = |at: usize, bytes: &[u8]| memory[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x2000, &sealed(b"APIC", madt));
+        put(0x3000, &sealed(b"MCFG", mcfg));
+        put(0x1000, &sealed(b"RSDT", &[0x00, 0x20, 0, 0, 0x00, 0x30, 0, 0]));
+        let mut rsdp = *b"RSD PTR \0TESTER\0\0\x10\0\0";
+        rsdp[8] = rsdp.iter().fold(0_u8, |sum, &byte| sum.wrapping_sub(byte));
+        put(0x100, &rsdp);
+        Memory(memory)
+    }
+
+    #[test]
+    fn cores_and_config_space_are_found() {
+        let madt = [
+            &[0, 0, 0xe0, 0xfe, 1, 0, 0, 0][..],
+            &[0, 8, 0, 0, 1, 0, 0, 0],
+            &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
+            &[0, 8, 1, 7, 1, 0, 0, 0],
+            &[0, 8, 2, 9, 0, 0, 0, 0],
+            &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat();
+        let mcfg = [
+            &[0; 8][..],
+            &[0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0],
+        ]
+        .concat();
+        let tables = Tables::read(&machine(&madt, &mcfg), 0x100);
+        assert_eq!(tables.cores, [0, 7, 256], "a disabled core is left out");
+        assert_eq!(
+            tables.ecam,
+            Some(Ecam {
+                base: 0xb000_0000,
+                first_bus: 0,
+                last_bus: 255
+            })
+        );
+    }
+
+    #[test]
+    fn a_table_with_a_wrong_sum_is_not_believed() {
+        let mut memory = machine(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 1, 0, 0, 0], &[]);
+        memory.0[0x2030] ^= 1;
+        assert_eq!(Tables::read(&memory, 0x100).cores, [0_u32; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_tables_end(madt in prop::collection::vec(any::<u8>(), 0..300), mcfg in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Tables::read(&machine(&madt, &mcfg), 0x100);
+        }
+
+        #[test]
+        fn any_memory_ends(bytes in prop::collection::vec(any::<u8>(), 0..300), rsdp in 0_u64..400) {
+            let _ = Tables::read(&Memory(bytes), rsdp);
+        }
+    }
+}

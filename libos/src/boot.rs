@@ -1,0 +1,171 @@
+//! From the boot loader's hand-over to the image's main task.
+// UNSAFETY: assembles the entry and reads what the boot loader left in memory.
+#![expect(unsafe_code, reason = "machine entry")]
+
+use alloc::boxed::Box;
+use core::pin::Pin;
+
+use hal::PhysAddr;
+
+use spin::Mutex;
+
+use crate::acpi::{ReadPhys, Tables};
+use crate::command_line::CommandLine;
+use crate::exit::{Exit, power_off};
+use crate::layout::direct;
+use crate::memory_map::{ENTRY_LEN, MemoryMap, START_INFO_LEN, StartInfo};
+use crate::{apic, console, core_local, executor, frames, paging, pci, smp, time, user};
+
+/// What the boot page tables map: the first GiB.
+pub(crate) const BOOT_MAPPED: u64 = 1 << 30;
+const BOOT_STACK_SIZE: usize = 64 << 10;
+/// The longest command line that is read.
+const COMMAND_LINE_MAX: usize = 64 << 10;
+const MEMORY_MAP_MAX: usize = 128;
+
+#[repr(C, align(16))]
+struct BootStack([u8; BOOT_STACK_SIZE]);
+static mut BOOT_STACK: BootStack = BootStack([0; BOOT_STACK_SIZE]);
+
+core::arch::global_asm!(
+    include_str!("boot.s"),
+    boot_stack = sym BOOT_STACK,
+    boot_stack_size = const BOOT_STACK_SIZE,
+    start = sym start,
+    ap_root = sym paging::KERNEL_ROOT,
+    ap_stack = sym smp::AP_STACK,
+    ap_start = sym smp::ap_start,
+);
+core::arch::global_asm!(
+    include_str!("trampoline.s"),
+    trampoline = const smp::TRAMPOLINE,
+    options(att_syntax),
+);
+
+/// What an image's main task is given.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Boot {
+    /// The kernel command line.
+    pub command_line: CommandLine,
+}
+
+unsafe extern "Rust" {
+    /// The image's main task, defined by [`crate::entry`].
+    safe fn libos_image_main(boot: Boot) -> MainTask;
+}
+
+/// An image's main task, boxed.
+pub type MainTask = Pin<Box<dyn Future<Output = Exit> + Send>>;
+
+/// Boxes an image's main task, for [`crate::entry`].
+#[doc(hidden)]
+pub fn main_task(task: impl Future<Output = Exit> + Send + 'static) -> MainTask {
+    Box::pin(task)
+}
+
+/// Copies what the boot loader left below [`BOOT_MAPPED`].
+fn read_boot_memory(address: u64, into: &mut [u8]) -> bool {
+    let in_reach = address != 0
+        && address
+            .checked_add(into.len() as u64)
+            .is_some_and(|end| end <= BOOT_MAPPED);
+    if in_reach {
+        // SAFETY: mapped by the boot page tables, and nothing writes there now.
+        unsafe { direct(PhysAddr(address)).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+    }
+    in_reach
+}
+
+extern "C" fn start(start_info: u32) -> ! {
+    console::init();
+    let mut bytes = [0; START_INFO_LEN];
+    assert!(
+        read_boot_memory(start_info.into(), &mut bytes),
+        "no start_info at {start_info:#x}"
+    );
+    let info = StartInfo::parse(&bytes).expect("start_info is not of the PVH protocol, version 1 or later");
+    let mut table = [0; MEMORY_MAP_MAX * ENTRY_LEN];
+    let entries = usize::try_from(info.map_entries).map_or(MEMORY_MAP_MAX, |count| count.min(MEMORY_MAP_MAX));
+    let table = &mut table[..entries * ENTRY_LEN];
+    assert!(
+        read_boot_memory(info.map, table),
+        "no memory map at {:#x}",
+        info.map
+    );
+    let map = MemoryMap::parse(table);
+    frames::init(&map);
+    let line = read_command_line(info.command_line);
+    paging::init(&map);
+    apic::silence_legacy();
+    apic::init();
+    time::init();
+    let core = core_local::prepare(0, apic::id());
+    user::init_core();
+    core_local::adopt(core);
+    set_up_command_line(&line, info.rsdp);
+    // The boot stack has no guard below it and is left for good.
+    // SAFETY: a fresh stack; nothing on the old one is used again.
+    unsafe {
+        core::arch::asm!(
+            "mov rsp, {stack}", "xor ebp, ebp", "push 0", "jmp {next}",
+            stack = in(reg) paging::new_stack(smp::STACK), next = sym on_own_stack, options(noreturn),
+        )
+    }
+}
+
+/// Handed from the boot stack to the first core's own.
+static HANDED_OVER: Mutex<Option<(CommandLine, u64)>> = Mutex::new(None);
+
+fn set_up_command_line(line: &[u8], rsdp: u64) {
+    let command_line = match CommandLine::parse(line) {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            log::error!("command line: {error}");
+            power_off(Exit::Failure)
+        }
+    };
+    match command_line.parsed("log") {
+        Ok(level) => console::set_level(level.unwrap_or(log::LevelFilter::Info)),
+        Err(error) => {
+            log::error!("{error}");
+            power_off(Exit::Failure)
+        }
+    }
+    *HANDED_OVER.lock() = Some((command_line, rsdp));
+}
+
+extern "C" fn on_own_stack() -> ! {
+    let (command_line, rsdp) = HANDED_OVER.lock().take().expect("handed over by `start`");
+    let tables = Tables::read(&Firmware, rsdp);
+    smp::start_others(&tables.cores);
+    pci::init(tables.ecam);
+    log::info!("{} cores, {} MiB free", core_local::count(), frames::free() >> 8);
+    let main = libos_image_main(Boot { command_line });
+    executor::spawn(async move { power_off(main.await) }).detach();
+    executor::run()
+}
+
+/// Firmware's memory, for its tables.
+struct Firmware;
+
+impl ReadPhys for Firmware {
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        let Some(from) = paging::map_firmware(PhysAddr(address), into.len() as u64) else { return false };
+        // SAFETY: mapped just now; firmware's tables don't change.
+        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        true
+    }
+}
+
+fn read_command_line(address: u64) -> alloc::vec::Vec<u8> {
+    let mut line = alloc::vec::Vec::new();
+    let mut byte = [0];
+    while line.len() < COMMAND_LINE_MAX
+        && read_boot_memory(address + line.len() as u64, &mut byte)
+        && byte[0] != 0
+    {
+        line.push(byte[0]);
+    }
+    line
+}

@@ -1,0 +1,131 @@
+// From the PVH entry to 64-bit Rust.
+//
+// The boot protocol (Xen's "PVH direct boot", docs/misc/pvh.pandoc) enters in flat 32-bit protected mode without paging,
+// ebx holding the physical address of hvm_start_info. QEMU finds the entry by the ELF note of type 18 and reads its
+// value as 8 bytes.
+
+.section .note.pvh, "a", @note
+.balign 4
+    .long 4                         // length of the name
+    .long 8                         // length of the value
+    .long 18                        // XEN_ELFNOTE_PHYS32_ENTRY
+    .asciz "Xen"
+    .quad pvh_start
+
+.section .boot, "awx", @progbits
+.code32
+.global pvh_start
+pvh_start:
+    cli
+    cld
+    mov esi, ebx
+    mov esp, offset boot_small_stack
+    call enter_long_mode
+    // Still 32-bit code, now in compatibility mode: a far return enters the 64-bit segment.
+    mov eax, offset boot_long
+    push 0x08
+    push eax
+    retf
+
+// Turns on paging with the boot page tables; used by the other cores too.
+.global enter_long_mode
+enter_long_mode:
+    mov eax, cr4
+    or eax, 0x20                    // PAE
+    mov cr4, eax
+    mov eax, offset boot_pml4
+    mov cr3, eax
+    mov ecx, 0xc0000080             // EFER
+    rdmsr
+    or eax, 0x900                   // LME, NXE
+    wrmsr
+    mov eax, cr0
+    or eax, 0x80010001              // PG, WP, PE
+    mov cr0, eax
+    lgdt [boot_gdt_pointer]
+    ret
+
+.code64
+boot_long:
+    xor eax, eax
+    mov ds, eax
+    mov es, eax
+    mov fs, eax
+    mov gs, eax
+    mov ss, eax
+    movabs rsp, offset {boot_stack} + {boot_stack_size}
+    mov edi, esi
+    xor ebp, ebp
+    movabs rax, offset {start}
+    push 0                          // the end of the frame-pointer chain
+    jmp rax
+
+// The other cores, started one at a time, come from the trampoline in flat protected mode.
+.code32
+ap_start32:
+    mov eax, 0x18
+    mov ds, eax
+    mov ss, eax
+    mov esp, offset boot_small_stack
+    call enter_long_mode
+    mov eax, offset ap_long
+    push 0x08
+    push eax
+    retf
+.code64
+ap_long:
+    xor eax, eax
+    mov ds, eax
+    mov es, eax
+    mov fs, eax
+    mov gs, eax
+    mov ss, eax
+    movabs rax, offset ap_high
+    jmp rax
+
+.balign 8
+boot_gdt:
+    .quad 0
+    .quad 0x00af9b000000ffff        // 64-bit code
+    .quad 0x00cf9b000000ffff        // 32-bit code, flat
+    .quad 0x00cf93000000ffff        // data, flat
+boot_gdt_end:
+.global boot_gdt_pointer
+boot_gdt_pointer:
+    .word boot_gdt_end - boot_gdt - 1
+    .quad boot_gdt
+
+.balign 16
+    .skip 64
+boot_small_stack:
+
+// The first GiB, at three places: where it is, in the direct map and at the kernel's link address.
+.balign 4096
+boot_pml4:
+    .quad boot_pdpt + 3
+    .skip 255 * 8
+    .quad boot_pdpt + 3
+    .skip 254 * 8
+    .quad boot_pdpt_high + 3
+boot_pdpt:
+    .quad boot_pd + 3
+    .skip 511 * 8
+boot_pdpt_high:
+    .skip 510 * 8
+    .quad boot_pd + 3
+    .skip 8
+boot_pd:
+    .set page, 0
+    .rept 512
+    .quad (page << 21) | 0x83
+    .set page, page + 1
+    .endr
+.text
+// At the link address: the stack is only mapped by the kernel's own tables, which don't map the code above.
+ap_high:
+    mov rax, [rip + {ap_root}]
+    mov cr3, rax
+    mov rsp, [rip + {ap_stack}]
+    xor ebp, ebp
+    push 0
+    jmp {ap_start}

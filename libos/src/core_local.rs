@@ -1,0 +1,128 @@
+//! What each core has of its own, found through its GS base.
+// UNSAFETY: reads the GS base and publishes pointers to leaked memory.
+#![expect(unsafe_code, reason = "per-core data")]
+
+use alloc::boxed::Box;
+use core::cell::{Cell, RefCell};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use spin::Mutex;
+
+use crate::executor::RunQueue;
+use crate::segments::Segments;
+use crate::timer::Timers;
+use crate::user::{FpuOwner, Loaded};
+
+/// The most cores that are used.
+pub(crate) const MAX_CORES: usize = 64;
+
+/// A core's own data. The first fields are named by offset in `trap.s`.
+#[repr(C)]
+pub(crate) struct CoreLocal {
+    /// Where this is: a load through GS gives the address.
+    this: *const Self,
+    /// The stack to return to when user mode is left.
+    pub(crate) kernel_rsp: Cell<u64>,
+    /// The registers of the program that runs.
+    pub(crate) context: Cell<u64>,
+    pub(crate) scratch: Cell<u64>,
+    pub(crate) index: usize,
+    pub(crate) apic_id: u32,
+    pub(crate) segments: Segments,
+    pub(crate) queue: RunQueue,
+    pub(crate) timers: Timers,
+    /// Set while the core sleeps or is about to: who clears it must interrupt the core.
+    pub(crate) idle: AtomicBool,
+    /// Odd while the core runs a program.
+    pub(crate) user_epoch: AtomicU64,
+    /// The root table of the program that runs.
+    pub(crate) user_root: AtomicU64,
+    /// What of a program this core has loaded.
+    pub(crate) loaded: RefCell<Loaded>,
+    /// Whose FPU state the core's registers hold. No lock is taken under it.
+    pub(crate) fpu: Mutex<FpuOwner>,
+    /// The context that `fpu` names, for a look without the lock.
+    pub(crate) fpu_context: AtomicU64,
+    /// The deadline that the timer is set to, in nanoseconds; `u64::MAX` for none.
+    pub(crate) armed: Cell<u64>,
+}
+
+// SAFETY: other cores only touch atomics and what a mutex guards; the cells are the core's own.
+unsafe impl Sync for CoreLocal {}
+// SAFETY: as above.
+unsafe impl Send for CoreLocal {}
+
+static CORES: [AtomicPtr<CoreLocal>; MAX_CORES] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CORES];
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes a core's data and everything that it points to. The core does not run yet.
+pub(crate) fn prepare(index: usize, apic_id: u32) -> &'static CoreLocal {
+    let core = Box::leak(Box::new(CoreLocal {
+        this: core::ptr::null(),
+        kernel_rsp: Cell::new(0),
+        context: Cell::new(0),
+        scratch: Cell::new(0),
+        index,
+        apic_id,
+        segments: Segments::new(),
+        queue: RunQueue::new(),
+        timers: Timers::new(),
+        idle: AtomicBool::new(false),
+        user_epoch: AtomicU64::new(0),
+        user_root: AtomicU64::new(0),
+        loaded: RefCell::new(Loaded::default()),
+        fpu: Mutex::new(FpuOwner::default()),
+        fpu_context: AtomicU64::new(0),
+        armed: Cell::new(u64::MAX),
+    }));
+    core.this = core;
+    core.segments.link();
+    core
+}
+
+/// Makes `core` this core's data. From here on others can find it.
+pub(crate) fn adopt(core: &'static CoreLocal) {
+    core.segments.load();
+    let address = x86_64::VirtAddr::from_ptr(core);
+    x86_64::registers::model_specific::GsBase::write(address);
+    CORES[core.index].store(core::ptr::from_ref(core).cast_mut(), Ordering::Release);
+    COUNT.fetch_add(1, Ordering::AcqRel);
+}
+
+/// This core's data.
+///
+/// # Panics
+///
+/// It must have been adopted: nothing that needs it runs before.
+pub(crate) fn this() -> &'static CoreLocal {
+    let this: *const CoreLocal;
+    // SAFETY: GS points to the core's data, whose first word is its address.
+    unsafe { core::arch::asm!("mov {}, gs:[0]", out(reg) this, options(nostack, preserves_flags, readonly)) };
+    // SAFETY: leaked memory.
+    unsafe { &*this }
+}
+
+/// The data of a core that runs.
+pub(crate) fn get(index: usize) -> Option<&'static CoreLocal> {
+    let core = CORES.get(index)?.load(Ordering::Acquire);
+    // SAFETY: null or leaked memory.
+    unsafe { core.as_ref() }
+}
+
+/// All cores that run.
+pub(crate) fn all() -> impl Iterator<Item = &'static CoreLocal> {
+    (0..MAX_CORES).map_while(get)
+}
+
+/// The number of cores that run.
+#[must_use]
+pub fn count() -> usize {
+    COUNT.load(Ordering::Acquire)
+}
+
+/// This core's number, below [`count`].
+#[must_use]
+pub fn current() -> usize {
+    this().index
+}

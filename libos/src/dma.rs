@@ -1,0 +1,173 @@
+//! Memory that devices and programs may change: DMA buffers, and arrays of page frames.
+// UNSAFETY: opens windows on frames.
+#![expect(unsafe_code, reason = "raw memory")]
+
+use alloc::boxed::Box;
+
+use hal::{BusAddr, DmaBuffer, PhysAddr};
+
+use crate::frame_bitmap::PAGE_SIZE;
+use crate::frames::Frames;
+use crate::layout::direct;
+use crate::window::Window;
+
+/// Contiguous zeroed memory for a device, freed when dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    frames: Frames,
+    window: Window,
+}
+
+impl Buffer {
+    /// Allocates at least `len` bytes aligned to `align`, a power of two.
+    #[must_use]
+    pub fn allocate(len: usize, align: usize) -> Option<Self> {
+        let frames = Frames::zeroed(len.max(1).div_ceil(PAGE_SIZE), align.max(PAGE_SIZE))?;
+        // SAFETY: RAM is mapped in the direct map, and the frames are this buffer's alone.
+        let window = unsafe { Window::new(direct(frames.start()), frames.count() * PAGE_SIZE) };
+        Some(Self { frames, window })
+    }
+}
+
+impl DmaBuffer for Buffer {
+    fn bus_addr(&self) -> BusAddr {
+        BusAddr(self.frames.start().0)
+    }
+
+    fn len(&self) -> usize {
+        self.window.len()
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        self.window.read(offset, into);
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) {
+        self.window.write(offset, from);
+    }
+
+    fn fill(&self, offset: usize, len: usize, value: u8) {
+        self.window.fill(offset, len, value);
+    }
+
+    fn read_u32(&self, offset: usize) -> u32 {
+        self.window.load(offset)
+    }
+
+    fn write_u32(&self, offset: usize, value: u32) {
+        self.window.store(offset, value);
+    }
+
+    fn read_u64(&self, offset: usize) -> u64 {
+        self.window.load(offset)
+    }
+
+    fn write_u64(&self, offset: usize, value: u64) {
+        self.window.store(offset, value);
+    }
+}
+
+/// A contiguous array of page frames that programs' pages are mapped to: the lines of a cache.
+///
+/// It lives as long as the kernel, so that a mapping or a device's registration never outlives its memory.
+#[derive(Debug)]
+pub struct FrameArray {
+    buffer: Buffer,
+    frames: usize,
+}
+
+impl FrameArray {
+    /// Takes `frames` zeroed frames for good. `None` when so many contiguous ones are not left.
+    #[must_use]
+    pub fn allocate(frames: usize) -> Option<&'static Self> {
+        let buffer = Buffer::allocate(frames.checked_mul(PAGE_SIZE)?, PAGE_SIZE)?;
+        Some(Box::leak(Box::new(Self { buffer, frames })))
+    }
+
+    /// The number of frames.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.frames
+    }
+
+    /// All the frames as one piece of DMA memory, to be registered with a device.
+    #[must_use]
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// One frame.
+    ///
+    /// # Panics
+    ///
+    /// When `index` is not below [`FrameArray::count`].
+    #[must_use]
+    pub fn frame(&'static self, index: usize) -> PageFrame {
+        assert!(index < self.frames, "frame {index} of {}", self.frames);
+        PageFrame { array: self, index }
+    }
+}
+
+/// One frame of a [`FrameArray`]. Copies mean the same frame.
+#[derive(Debug, Clone, Copy)]
+pub struct PageFrame {
+    array: &'static FrameArray,
+    index: usize,
+}
+
+impl PageFrame {
+    /// The frame's place in its array.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.index
+    }
+
+    /// The address that a device uses for the frame's first byte.
+    #[must_use]
+    pub fn bus_addr(self) -> BusAddr {
+        BusAddr(self.phys().0)
+    }
+
+    /// The frame's physical address.
+    #[must_use]
+    pub fn phys(self) -> PhysAddr {
+        PhysAddr(self.array.buffer.frames.start().0 + self.offset(0, 0) as u64)
+    }
+
+    /// Copies out of the frame.
+    ///
+    /// # Panics
+    ///
+    /// When the range leaves the frame.
+    pub fn read(self, offset: usize, into: &mut [u8]) {
+        self.array.buffer.read(self.offset(offset, into.len()), into);
+    }
+
+    /// Copies into the frame.
+    ///
+    /// # Panics
+    ///
+    /// When the range leaves the frame.
+    pub fn write(self, offset: usize, from: &[u8]) {
+        self.array.buffer.write(self.offset(offset, from.len()), from);
+    }
+
+    /// Sets `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    ///
+    /// When the range leaves the frame.
+    pub fn fill(self, offset: usize, len: usize, value: u8) {
+        self.array.buffer.fill(self.offset(offset, len), len, value);
+    }
+
+    pub(crate) fn window(self) -> (Window, usize) {
+        (self.array.buffer.window, self.index * PAGE_SIZE)
+    }
+
+    fn offset(self, offset: usize, len: usize) -> usize {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= PAGE_SIZE);
+        assert!(inside, "{len} bytes at {offset:#x} leave a frame");
+        self.index * PAGE_SIZE + offset
+    }
+}
