@@ -1,3 +1,50 @@
 //! FIT: connections, RPC and one-sided access over verbs.
+//!
+//! A node makes one [`Fit`] from its HCA, spawns [`Fit::control`] once and [`Fit::run_core`] for each core, then
+//! [`connects`](Fit::connect) to the peers its command line names and accepts those that connect to it. Calls and
+//! one-sided accesses go through a [`Core`]; requests of peers reach a [`Handler`] through [`Core::serve`].
+//!
+//! Inside, everything that decides is a state machine without clock, thread or device of its own: [`Engine`] for the
+//! data path (slots, credits, deadlines), `control` and `handshake` for connecting. The asynchronous face only feeds them. The
+//! protocol and the credit arithmetic are drawn in `docs/fit.md`.
+//!
+//! # What is left out
+//!
+//! Multicast discovery, the cluster's key and incarnations; keep-alives (a silent peer is noticed by the next
+//! call's deadline or the transport's retries); re-connection of a lost peer; one-way sends; requests longer than one
+//! message (a reply may be long, by RDMA WRITE into the caller's buffer); RoCE.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod calls;
+mod config;
+mod control;
+mod counters;
+mod engine;
+mod error;
+mod handshake;
+mod histogram;
+mod link;
+mod node;
+mod one_sided;
+mod peer;
+mod ring;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use config::{Config, Depths};
+pub use counters::{Counters, KINDS, LinkCounters};
+pub use engine::Engine;
+pub use error::{Error, LostCause, Operation};
+pub use histogram::Histogram;
+pub use calls::{Bulk, CallId, Reply};
+pub use link::{LinkState, Target};
+pub use node::{Batch, Core, Fit, Ticket};
+pub use one_sided::{Ended, OneSided, OpId};
+pub use peer::{BadPeerSpec, PeerId, PeerName, PeerSpec, Role};
+pub use serve::{Handler, Incoming, ReplyBuf};
+pub use wire::{HEADER_LEN, VERSION};

@@ -1,0 +1,399 @@
+//! One core's connections over its completion queue.
+
+use alloc::vec::Vec;
+use core::task::{Poll, Waker};
+
+use hal::{DmaBuffer, Instant};
+use verbs::{Completion, CompletionKind, QpSlot, QueueSet, RemoteAddr, Sge, Status};
+
+use crate::link::{Link, Parts};
+use crate::{
+    Bulk, CallId, Config, Counters, Ended, Error, Incoming, LinkCounters, LinkState, LostCause, OneSided, OpId,
+    PeerId, PeerName, Reply, Target,
+};
+
+/// Completions taken in one go.
+const BATCH: usize = 32;
+
+const NONE: Completion = Completion {
+    id: 0,
+    qp: QpSlot(0),
+    status: Status::Success,
+    kind: CompletionKind::Send,
+    bytes: 0,
+    imm: None,
+    source: None,
+};
+
+/// The data path of one core: every connection's slots and credits, over one [`QueueSet`].
+///
+/// It has no clock and waits for nothing: `now` is an argument, and what a caller waits for is polled with a waker.
+/// Wakers are woken while the engine is borrowed, so a waker must do no more than mark its task as ready.
+pub struct Engine<Q, M> {
+    config: Config,
+    queues: Q,
+    links: Vec<(Option<PeerId>, Link<M>)>,
+    servers: Vec<Waker>,
+    /// The task that polls this engine, while it rests.
+    poller: Option<Waker>,
+    /// Something was started since the poller last looked.
+    started: bool,
+    counters: Counters,
+}
+
+impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
+    /// Makes an engine without connections over a queue set of [`Config::completion_queue_depth`] entries.
+    pub fn new(config: Config, queues: Q) -> Self {
+        Self {
+            config,
+            queues,
+            links: Vec::with_capacity(config.peers.into()),
+            servers: Vec::new(),
+            poller: None,
+            started: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// The queue set, for the control path.
+    pub fn queues(&mut self) -> &mut Q {
+        &mut self.queues
+    }
+
+    /// This core's own counters.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn count_interrupt_wait(&mut self) {
+        self.counters.nr_interrupt_waits += 1;
+    }
+
+    /// Whether another connection's completions fit the completion queue.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.links.len() < self.config.peers.into()
+    }
+
+    /// Takes a queue pair in and posts its receives; it waits for a peer.
+    pub(crate) fn add(&mut self, parts: Parts<M>) -> u16 {
+        assert!(
+            self.has_room(),
+            "a connection beyond the completion queue's credits"
+        );
+        let mut link = Link::new(&self.config, parts);
+        link.post_receives(&mut self.queues);
+        self.links.push((None, link));
+        u16::try_from(self.links.len() - 1).expect("connections are counted in 16 bits")
+    }
+
+    /// The connection `index` stands.
+    pub(crate) fn up(&mut self, index: u16, target: Target) {
+        self.links[usize::from(index)].1.up(target);
+    }
+
+    /// Gives a waiting queue pair to a peer; nothing if none is left.
+    pub(crate) fn claim(&mut self, peer: PeerId, name: PeerName) -> Option<(u16, verbs::Qpn)> {
+        let index = self.links.iter().position(|(owner, _)| owner.is_none())?;
+        let (owner, link) = &mut self.links[index];
+        *owner = Some(peer);
+        link.peer = name;
+        Some((u16::try_from(index).ok()?, link.qpn))
+    }
+
+    /// Loses the connection `index`.
+    pub(crate) fn fail(&mut self, index: u16, cause: LostCause) {
+        self.links[usize::from(index)].1.fail(cause);
+    }
+
+    /// Loses every connection that has a peer.
+    pub(crate) fn fail_all(&mut self, cause: LostCause) {
+        self.links
+            .iter_mut()
+            .filter(|(owner, _)| owner.is_some())
+            .for_each(|(_, link)| link.fail(cause));
+    }
+
+    /// Loses every connection to `peer`.
+    pub(crate) fn fail_peer(&mut self, peer: PeerId, cause: LostCause) {
+        let theirs = self.links.iter_mut().filter(|(owner, _)| *owner == Some(peer));
+        theirs.for_each(|(_, link)| link.fail(cause));
+    }
+
+    /// The queue pair of the connection `index` is dead.
+    pub(crate) fn dead(&mut self, index: u16) {
+        self.links[usize::from(index)].1.dead();
+    }
+
+    /// The next connection whose queue pair must be killed: its index, its peer, its queue pair, and why.
+    pub(crate) fn failing(&self) -> Option<(u16, Option<PeerId>, verbs::Qpn, Option<LostCause>)> {
+        let index = self
+            .links
+            .iter()
+            .position(|(_, link)| link.state == LinkState::Failing)?;
+        let (peer, link) = &self.links[index];
+        Some((u16::try_from(index).ok()?, *peer, link.qpn, link.cause))
+    }
+
+    /// The connection with this queue pair number.
+    pub(crate) fn by_qpn(&self, qpn: verbs::Qpn) -> Option<u16> {
+        self.links
+            .iter()
+            .position(|(_, link)| link.qpn == qpn)
+            .and_then(|index| u16::try_from(index).ok())
+    }
+
+    fn link(&mut self, peer: PeerId) -> Result<(&mut Link<M>, &mut Q), Error> {
+        let found = self.links.iter_mut().rfind(|(owner, _)| *owner == Some(peer));
+        let (_, link) = found.ok_or(Error::NotConnected(peer.0))?;
+        Ok((link, &mut self.queues))
+    }
+
+    /// The peer's name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotConnected`].
+    pub fn name(&mut self, peer: PeerId) -> Result<PeerName, Error> {
+        Ok(self.link(peer)?.0.peer)
+    }
+
+    /// The state of the connection to `peer`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotConnected`] when there never was one.
+    pub fn state(&mut self, peer: PeerId) -> Result<LinkState, Error> {
+        Ok(self.link(peer)?.0.state)
+    }
+
+    /// The counters of each connection.
+    pub fn link_counters(&self) -> impl Iterator<Item = (PeerId, PeerName, &LinkCounters)> {
+        self.links
+            .iter()
+            .filter_map(|(owner, link)| Some(((*owner)?, link.peer, &link.counters)))
+    }
+
+    /// Takes up to a batch of completions and deals with them. Returns how many there were.
+    pub fn poll(&mut self, now: Instant) -> usize {
+        let mut batch = [NONE; BATCH];
+        let taken = match self.queues.poll(&mut batch) {
+            Ok(taken) => taken,
+            Err(verbs::PollError::QueueFailed) => {
+                self.links
+                    .iter_mut()
+                    .for_each(|(_, link)| link.fail(LostCause::Device));
+                return 0;
+            }
+            Err(error) => {
+                log::error!("{error}");
+                self.counters.nr_stray_cqe += 1;
+                return 1;
+            }
+        };
+        let mut arrived = false;
+        for completion in &batch[..taken] {
+            self.counters.nr_cqe += 1;
+            match self.links.iter_mut().find(|(_, link)| link.qp == completion.qp) {
+                Some((_, link)) => arrived |= link.on_completion(&mut self.queues, completion, now),
+                None => self.counters.nr_stray_cqe += 1,
+            }
+        }
+        if taken > 0 {
+            self.links
+                .iter_mut()
+                .for_each(|(_, link)| link.flush(&mut self.queues));
+        }
+        if arrived {
+            self.servers.drain(..).for_each(Waker::wake);
+        }
+        taken
+    }
+
+    /// Asks for an interrupt at the next completion.
+    pub fn arm(&mut self) {
+        self.queues.arm(false);
+    }
+
+    /// Looks at every deadline.
+    pub fn tick(&mut self, now: Instant) {
+        for (_, link) in &mut self.links {
+            link.tick(now);
+            link.flush(&mut self.queues);
+        }
+    }
+
+    /// Keeps a waker to be woken when a slot to `peer` becomes free.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] when too many wait already, [`Error::PeerLost`], [`Error::NotConnected`].
+    pub fn wait_for_room(&mut self, peer: PeerId, waker: &Waker) -> Result<(), Error> {
+        self.link(peer)?.0.wait_for_room(waker)
+    }
+
+    /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`], [`Error::PeerLost`], [`Error::NotConnected`].
+    pub fn start_call(
+        &mut self,
+        peer: PeerId,
+        (kind, body): (u16, &[u8]),
+        bulk: Option<Bulk>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<CallId>, Error> {
+        let (link, queues) = self.link(peer)?;
+        let id = link.start_call(queues, (kind, body), bulk, now, deadline)?;
+        link.flush(queues);
+        self.expect_completions();
+        Ok(id)
+    }
+
+    /// Looks whether a call has ended; its reply is copied into `into`, and the id means nothing afterwards.
+    pub fn poll_call(
+        &mut self,
+        peer: PeerId,
+        id: CallId,
+        waker: &Waker,
+        into: &mut [u8],
+    ) -> Poll<Result<Reply, Error>> {
+        match self.link(peer) {
+            Ok((link, queues)) => link.poll_call(queues, id, waker, into),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// The waiter of a call is gone.
+    pub fn abandon_call(&mut self, peer: PeerId, id: CallId) {
+        if let Ok((link, queues)) = self.link(peer) {
+            link.abandon_call(queues, id);
+        }
+    }
+
+    /// Starts a READ or WRITE; nothing if no slot is free. The device sees it at the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerLost`], [`Error::NotConnected`].
+    pub fn start_op(
+        &mut self,
+        peer: PeerId,
+        what: OneSided,
+        (remote, local): (RemoteAddr, Sge),
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<OpId>, Error> {
+        let (link, queues) = self.link(peer)?;
+        link.start_op(queues, (what, None), (remote, local), now, deadline)
+    }
+
+    /// Starts a READ or WRITE that nobody polls for: its end comes once by [`take_ended`](Self::take_ended), with this tag.
+    /// The device sees it at the next [`flush`](Self::flush). Nothing if no slot is free.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerLost`], [`Error::NotConnected`]; no end comes then.
+    pub fn start_tagged(
+        &mut self,
+        peer: PeerId,
+        (what, tag): (OneSided, u64),
+        (remote, local): (RemoteAddr, Sge),
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<()>, Error> {
+        let (link, queues) = self.link(peer)?;
+        let started = link.start_op(queues, (what, Some(tag)), (remote, local), now, deadline)?;
+        Ok(started.map(drop))
+    }
+
+    /// Takes the next end of an access that was started with a tag.
+    pub fn take_ended(&mut self) -> Option<Ended> {
+        self.links.iter_mut().find_map(|(_, link)| link.take_ended())
+    }
+
+    /// Rings the doorbell for everything posted to `peer`.
+    pub fn flush(&mut self, peer: PeerId) {
+        if let Ok((link, queues)) = self.link(peer) {
+            link.flush(queues);
+        }
+        self.expect_completions();
+    }
+
+    /// Something is under way: the poller does better to poll than to wait for an interrupt.
+    fn expect_completions(&mut self) {
+        self.started = true;
+        if let Some(poller) = self.poller.take() {
+            poller.wake();
+        }
+    }
+
+    /// Ready when something was started since it was last so.
+    pub(crate) fn poll_started(&mut self, waker: &Waker) -> Poll<()> {
+        if core::mem::take(&mut self.started) {
+            return Poll::Ready(());
+        }
+        self.poller = Some(waker.clone());
+        Poll::Pending
+    }
+
+    /// Looks whether an access has ended; the id means nothing afterwards.
+    pub fn poll_op(&mut self, peer: PeerId, id: OpId, waker: &Waker) -> Poll<Result<(), Error>> {
+        match self.link(peer) {
+            Ok((link, _)) => link.poll_op(id, waker),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// The waiter of an access is gone; the access itself goes on.
+    pub fn abandon_op(&mut self, peer: PeerId, id: OpId) {
+        if let Ok((link, _)) = self.link(peer) {
+            link.abandon_op(id);
+        }
+    }
+
+    /// Takes the next request of any peer, copied into `into` (of [`Config::message_size`] bytes).
+    pub fn poll_request(&mut self, waker: &Waker, into: &mut [u8]) -> Poll<Incoming> {
+        for (index, (peer, link)) in self.links.iter_mut().enumerate() {
+            let index = u16::try_from(index).expect("connections are counted in 16 bits");
+            if link.state == LinkState::Up
+                && let Some(peer) = *peer
+                && let Some(incoming) = link.take_request(&mut self.queues, (peer, index), into)
+            {
+                return Poll::Ready(incoming);
+            }
+        }
+        if !self.servers.iter().any(|known| known.will_wake(waker)) {
+            self.servers.push(waker.clone());
+        }
+        Poll::Pending
+    }
+
+    /// The longest reply to `incoming`.
+    #[must_use]
+    pub fn reply_limit(&self, incoming: &Incoming) -> usize {
+        self.links[usize::from(incoming.link)].1.reply_limits().0
+    }
+
+    /// Puts bytes of bulk into the slot of a request; at most [`Incoming::bulk_limit`] in all.
+    pub fn write_bulk(&mut self, incoming: &Incoming, offset: usize, bytes: &[u8]) {
+        self.links[usize::from(incoming.link)]
+            .1
+            .write_bulk(incoming, offset, bytes);
+    }
+
+    /// Answers a request and rings the doorbell. If its connection is gone, the answer is dropped.
+    pub fn reply(&mut self, incoming: &Incoming, body: &[u8], bulk: u32) {
+        let link = &mut self.links[usize::from(incoming.link)].1;
+        link.reply(&mut self.queues, incoming, body, bulk);
+        link.flush(&mut self.queues);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn test_link(&mut self, index: usize) -> (&mut Link<M>, &mut Q) {
+        (&mut self.links[index].1, &mut self.queues)
+    }
+}

@@ -1,0 +1,192 @@
+//! What a caller is told when something went wrong.
+
+use core::fmt;
+
+use hal::Duration;
+use verbs::{DeviceError, Status};
+
+use crate::{LinkState, PeerName};
+
+/// What a waiter was waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// The reply to a call of this kind.
+    Call(u16),
+    /// An RDMA READ.
+    Read,
+    /// An RDMA WRITE.
+    Write,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(kind) => write!(f, "call {kind}"),
+            Self::Read => f.write_str("RDMA READ"),
+            Self::Write => f.write_str("RDMA WRITE"),
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LostCause {
+    /// A request of ours failed in the transport.
+    Transport(Status),
+    /// The device reported that the queue pair failed.
+    QpFailed,
+    /// The peer asked to disconnect.
+    PeerLeft,
+    /// This side disconnected.
+    WeLeft,
+    /// An operation that lends memory to the peer or the HCA ran past its deadline.
+    Deadline(Operation),
+    /// The peer broke the protocol: a header that makes no sense, or more requests than it has credits for.
+    Protocol,
+    /// The device reported a completion that can't be.
+    Device,
+}
+
+impl fmt::Display for LostCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transport(status) => write!(f, "the transport failed: {status:?}"),
+            Self::QpFailed => f.write_str("the queue pair failed"),
+            Self::PeerLeft => f.write_str("the peer left"),
+            Self::WeLeft => f.write_str("this node left"),
+            Self::Deadline(operation) => write!(f, "{operation} missed its deadline"),
+            Self::Protocol => f.write_str("the peer broke the protocol"),
+            Self::Device => f.write_str("the device reported completions that can't be"),
+        }
+    }
+}
+
+/// What FIT can fail with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No answer in time.
+    #[error("{peer}: no end of {operation} after {age:?} (connection {state:?})")]
+    Deadline {
+        /// The peer.
+        peer: PeerName,
+        /// What was waited for.
+        operation: Operation,
+        /// For how long.
+        age: Duration,
+        /// The connection's state at that moment.
+        state: LinkState,
+    },
+    /// The connection ended.
+    #[error("{peer} is lost: {cause}")]
+    PeerLost {
+        /// The peer.
+        peer: PeerName,
+        /// Why.
+        cause: LostCause,
+    },
+    /// No such peer on this core.
+    #[error("no connection to peer {0}")]
+    NotConnected(u16),
+    /// Too many tasks wait for a free slot already.
+    #[error("{peer}: {limit} tasks wait for a free slot already")]
+    Overloaded {
+        /// The peer.
+        peer: PeerName,
+        /// How many may wait.
+        limit: usize,
+    },
+    /// A message is longer than the connection takes.
+    #[error("{peer}: a message of {len} bytes, the connection takes {limit}")]
+    TooLong {
+        /// The peer.
+        peer: PeerName,
+        /// Its length.
+        len: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// The peer did not connect in time.
+    #[error("{peer} did not connect within {waited:?}: {step}")]
+    NoConnection {
+        /// The peer.
+        peer: PeerName,
+        /// How long was waited.
+        waited: Duration,
+        /// What was being waited for last.
+        step: ConnectStep,
+    },
+    /// The peer refused, for good.
+    #[error("{peer} refused the connection with reason {reason}")]
+    Refused {
+        /// The peer.
+        peer: PeerName,
+        /// The reason code of its CM REJ.
+        reason: u16,
+    },
+    /// The depths asked for do not fit the device.
+    #[error("{what}: {wanted} wanted, the device has {have}")]
+    TooDeep {
+        /// What does not fit.
+        what: Resource,
+        /// How much is needed.
+        wanted: u32,
+        /// How much there is.
+        have: u32,
+    },
+    /// The device refused or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The machine has no memory for queues.
+    #[error(transparent)]
+    Memory(#[from] hal::Error),
+}
+
+/// What FIT needs of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Send requests of a queue pair.
+    SendQueue,
+    /// Receive requests of a queue pair.
+    ReceiveQueue,
+    /// Entries of a core's completion queue.
+    CompletionQueue,
+    /// Bytes of registered memory.
+    Memory,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SendQueue => "send requests",
+            Self::ReceiveQueue => "receive requests",
+            Self::CompletionQueue => "completion queue entries",
+            Self::Memory => "bytes of queue memory",
+        })
+    }
+}
+
+/// How far connecting has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectStep {
+    /// Waiting for this node's port to become active.
+    Port,
+    /// Waiting for the subnet administrator to name the peer's LID.
+    Path,
+    /// Waiting for the peer's answer to a CM REQ.
+    Answer,
+    /// Waiting for the peer to connect to this node.
+    Request,
+}
+
+impl fmt::Display for ConnectStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Port => "this node's port is not active",
+            Self::Path => "the subnet administrator knows no path to it",
+            Self::Answer => "it did not answer the connection request",
+            Self::Request => "it sent no connection request",
+        })
+    }
+}

@@ -1,0 +1,476 @@
+//! One connection: its slots and credits, and what becomes of each completion.
+//!
+//! Every wait is a slot: a call, or a one-sided READ or WRITE (`one_sided`). A slot's number and generation name it to the peer (calls)
+//! and to the waiter; whatever comes for another generation touches nothing. A slot that lends memory (a READ, a
+//! WRITE, a call with a bulk buffer) gives its waiter no error before that memory can't be touched any more: when
+//! it runs past its deadline the whole connection is failed, and the waiter is told once the queue pair is dead.
+
+mod calls;
+mod one_sided;
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::task::Waker;
+
+use hal::{DmaBuffer, Duration, Instant};
+use verbs::{
+    Completion, CompletionKind, Lkey, Payload, QpSlot, Qpn, QueueSet, ReceiveRequest, SendOp,
+    SendRequest, Sge, Status,
+};
+
+use crate::config::Layout;
+use crate::calls::{CallSlot, CallState};
+use crate::one_sided::{OpState, Ops};
+use crate::ring::{Misfit, Purpose, SendRing};
+use crate::serve::ServeSlot;
+use crate::wire::{HEADER_LEN, Header, MessageType};
+use crate::{Config, Error, LinkCounters, LostCause, Operation, PeerName};
+
+/// The most bytes that are copied to the stack to go inline; more than any ConnectX-3 takes is of no use.
+const INLINE_COPY: usize = 256;
+
+/// A connection's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// Its queue pair takes receives, the peer is not yet there.
+    Connecting,
+    /// In use.
+    Up,
+    /// Lost; the queue pair may not be dead yet.
+    Failing,
+    /// Lost, and the queue pair is dead.
+    Down,
+}
+
+/// What both sides agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Calls that the peer takes at once.
+    pub serves: u16,
+    /// Bytes of a message with its header that both sides take.
+    pub message_size: u32,
+    /// READs that may be outstanding.
+    pub reads: u8,
+}
+
+/// Why a slot failed, without the names that are the same for all of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Lost,
+    Deadline { age: Duration, state: LinkState },
+}
+
+/// What a connection is made of.
+pub(crate) struct Parts<M> {
+    pub(crate) peer: PeerName,
+    pub(crate) qp: QpSlot,
+    pub(crate) qpn: Qpn,
+    pub(crate) memory: M,
+    pub(crate) lkey: Lkey,
+    pub(crate) max_inline: u32,
+}
+
+/// One connection of one core.
+pub(crate) struct Link<M> {
+    pub(crate) peer: PeerName,
+    pub(crate) qp: QpSlot,
+    pub(crate) qpn: Qpn,
+    pub(crate) state: LinkState,
+    pub(crate) cause: Option<LostCause>,
+    pub(crate) counters: LinkCounters,
+    pub(crate) target: Target,
+    pub(crate) layout: Layout,
+    pub(crate) memory: M,
+    pub(crate) serves: Box<[ServeSlot]>,
+    pub(crate) arrived: VecDeque<u16>,
+    pub(crate) queued_replies: VecDeque<u16>,
+    pub(crate) ring: SendRing,
+    message_size: u32,
+    bulk_size: u32,
+    lkey: Lkey,
+    max_inline: usize,
+    pub(crate) calls: Box<[CallSlot]>,
+    pub(crate) free_calls: Vec<u16>,
+    pub(crate) ops: Ops,
+    receive_posted: Box<[bool]>,
+    room_waiters: Vec<Waker>,
+    max_waiters: usize,
+    doorbell_due: bool,
+}
+
+impl<M: DmaBuffer> Link<M> {
+    /// Makes a connection out of its parts; [`post_receives`](Self::post_receives) comes next.
+    pub(crate) fn new(config: &Config, parts: Parts<M>) -> Self {
+        let depths = config.depths();
+        let layout = Layout::new(config);
+        assert!(
+            parts.memory.len() >= layout.len(),
+            "a connection's memory holds all its buffers"
+        );
+        Self {
+            peer: parts.peer,
+            qp: parts.qp,
+            qpn: parts.qpn,
+            state: LinkState::Connecting,
+            cause: None,
+            counters: LinkCounters::default(),
+            target: Target {
+                serves: 0,
+                message_size: 0,
+                reads: 0,
+            },
+            layout,
+            memory: parts.memory,
+            serves: (0..config.serves).map(|_| ServeSlot::default()).collect(),
+            arrived: VecDeque::with_capacity(config.serves.into()),
+            queued_replies: VecDeque::with_capacity(config.serves.into()),
+            ring: SendRing::new(depths.send, config.signal_every),
+            message_size: config.message_size,
+            bulk_size: config.bulk_size,
+            lkey: parts.lkey,
+            max_inline: (parts.max_inline as usize).min(INLINE_COPY),
+            calls: (0..config.calls).map(|_| CallSlot::free()).collect(),
+            free_calls: Vec::with_capacity(config.calls.into()),
+            ops: Ops::new(config),
+            receive_posted: (0..depths.receive).map(|_| false).collect(),
+            room_waiters: Vec::with_capacity(usize::from(config.calls) * 4),
+            max_waiters: usize::from(config.calls) * 4,
+            doorbell_due: false,
+        }
+    }
+
+    /// Posts every receive. Before the peer can know of the queue pair.
+    pub(crate) fn post_receives<Q: QueueSet>(&mut self, queues: &mut Q) {
+        for index in 0..self.receive_posted.len() {
+            self.post_receive(queues, index);
+        }
+    }
+
+    /// The connection stands.
+    pub(crate) fn up(&mut self, target: Target) {
+        self.target = target;
+        self.target.message_size = target.message_size.min(self.message_size);
+        let calls = u16::try_from(self.calls.len())
+            .expect("calls are counted in 16 bits")
+            .min(target.serves);
+        self.free_calls.extend((0..calls).rev());
+        self.state = LinkState::Up;
+        self.wake_room_waiters();
+    }
+
+    fn lost(&self) -> Error {
+        Error::PeerLost {
+            peer: self.peer,
+            cause: self.cause.unwrap_or(LostCause::QpFailed),
+        }
+    }
+
+    pub(crate) fn error(&self, operation: Operation, failure: Failure) -> Error {
+        match failure {
+            Failure::Lost => self.lost(),
+            Failure::Deadline { age, state } => Error::Deadline {
+                peer: self.peer,
+                operation,
+                age,
+                state,
+            },
+        }
+    }
+
+    /// What stops a new operation, if anything does; a connection still being made is only a reason to wait.
+    pub(crate) fn check_up(&self) -> Result<(), Error> {
+        match self.state {
+            LinkState::Up | LinkState::Connecting => Ok(()),
+            LinkState::Failing | LinkState::Down => Err(self.lost()),
+        }
+    }
+
+    /// Keeps a waker to be woken when a slot becomes free.
+    pub(crate) fn wait_for_room(&mut self, waker: &Waker) -> Result<(), Error> {
+        self.check_up()?;
+        if self.room_waiters.iter().any(|known| known.will_wake(waker)) {
+            return Ok(());
+        }
+        if self.room_waiters.len() >= self.max_waiters {
+            return Err(Error::Overloaded {
+                peer: self.peer,
+                limit: self.max_waiters,
+            });
+        }
+        self.counters.nr_back_pressure += 1;
+        self.room_waiters.push(waker.clone());
+        Ok(())
+    }
+
+    pub(crate) fn wake_room_waiters(&mut self) {
+        self.room_waiters.drain(..).for_each(Waker::wake);
+    }
+
+    // ---- Posting ----
+
+    /// Posts a header and body, inline when short, else from the connection's memory at `at`.
+    pub(crate) fn send_message<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        header: &Header,
+        body: &[u8],
+        at: usize,
+        purpose: Purpose,
+    ) {
+        let len = HEADER_LEN + body.len();
+        if len <= self.max_inline {
+            let mut bytes = [0; INLINE_COPY];
+            bytes[..HEADER_LEN].copy_from_slice(&header.encode());
+            bytes[HEADER_LEN..len].copy_from_slice(body);
+            self.counters.nr_bytes_tx += len as u64;
+            return self.post(
+                queues,
+                SendOp::Send { imm: None },
+                Payload::Inline(&bytes[..len]),
+                purpose,
+            );
+        }
+        self.memory.write(at, &header.encode());
+        self.memory.write(at + HEADER_LEN, body);
+        self.send_staged(queues, at, len, purpose);
+    }
+
+    /// Posts a message that stands in the connection's memory.
+    pub(crate) fn send_staged<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        at: usize,
+        len: usize,
+        purpose: Purpose,
+    ) {
+        self.counters.nr_bytes_tx += len as u64;
+        let piece = self.piece(at, len);
+        self.post(
+            queues,
+            SendOp::Send { imm: None },
+            Payload::Gather(&[piece]),
+            purpose,
+        );
+    }
+
+    pub(crate) fn piece(&self, at: usize, len: usize) -> Sge {
+        let len = u32::try_from(len).expect("a piece of a connection's memory");
+        Sge {
+            addr: self.memory.bus_addr().offset(at).0,
+            len,
+            lkey: self.lkey,
+        }
+    }
+
+    /// The longest body of a reply and the longest bulk.
+    pub(crate) fn reply_limits(&self) -> (usize, u32) {
+        (self.target.message_size as usize - HEADER_LEN, self.bulk_size)
+    }
+
+    pub(crate) fn post<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        op: SendOp,
+        payload: Payload<'_>,
+        purpose: Purpose,
+    ) {
+        let (id, signalled) = self.ring.next(matches!(purpose, Purpose::OneSided(_)));
+        let solicited = matches!(op, SendOp::Send { .. });
+        let request = SendRequest {
+            id,
+            op,
+            payload,
+            signalled,
+            solicited,
+            fence: false,
+            to: None,
+        };
+        match queues.post_send(self.qp, &request) {
+            Ok(()) => {
+                self.ring.push(purpose, signalled);
+                self.doorbell_due = true;
+            }
+            Err(error) => {
+                // The credits make this impossible; a device that is failing may still refuse.
+                log::error!("{}: {error}", self.peer);
+                if let Purpose::OneSided(slot) = purpose {
+                    self.end_op(slot, OpState::Failed(Failure::Lost));
+                }
+                self.fail(LostCause::Device);
+            }
+        }
+    }
+
+    pub(crate) fn post_receive<Q: QueueSet>(&mut self, queues: &mut Q, index: usize) {
+        if matches!(self.state, LinkState::Failing | LinkState::Down) {
+            return;
+        }
+        let piece = self.piece(self.layout.receive(index), self.message_size as usize);
+        let request = ReceiveRequest {
+            id: index as u64,
+            into: &[piece],
+        };
+        match queues.post_receive(self.qp, &request) {
+            Ok(()) => self.receive_posted[index] = true,
+            Err(error) => {
+                log::error!("{}: {error}", self.peer);
+                self.fail(LostCause::Device);
+            }
+        }
+    }
+
+    /// Posts a request's receive again, once the request was copied out.
+    pub(crate) fn repost<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16) {
+        self.post_receive(queues, receive.into());
+    }
+
+    /// Posts what waits for room, and rings the doorbell if anything was posted since.
+    pub(crate) fn flush<Q: QueueSet>(&mut self, queues: &mut Q) {
+        self.pump(queues);
+        if core::mem::take(&mut self.doorbell_due) {
+            queues.ring(self.qp);
+            self.counters.nr_doorbells += 1;
+        }
+    }
+
+    // ---- Completions ----
+
+    /// Takes one completion of this connection's queue pair. Returns whether a request of the peer arrived.
+    pub(crate) fn on_completion<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        completion: &Completion,
+        now: Instant,
+    ) -> bool {
+        match completion.kind {
+            CompletionKind::Send => {
+                self.on_sent(completion, now);
+                false
+            }
+            CompletionKind::Receive => self.on_received(queues, completion, now),
+            // FIT posts no WRITE with immediate, so no honest peer does.
+            CompletionKind::ReceiveWrite => {
+                self.fail(LostCause::Protocol);
+                false
+            }
+        }
+    }
+
+    fn on_sent(&mut self, completion: &Completion, now: Instant) {
+        let purpose = match self.ring.complete(completion.id) {
+            Ok(purpose) => purpose,
+            Err(Misfit::Stray) => {
+                self.counters.nr_stray += 1;
+                return;
+            }
+            Err(Misfit::OutOfOrder) => return self.fail(LostCause::Device),
+        };
+        if completion.status != Status::Success {
+            self.fail(LostCause::Transport(completion.status));
+        }
+        if let Purpose::OneSided(slot) = purpose {
+            self.on_op_sent(slot, completion.status == Status::Success, now);
+        }
+        self.wake_room_waiters();
+    }
+
+    fn on_received<Q: QueueSet>(&mut self, queues: &mut Q, completion: &Completion, now: Instant) -> bool {
+        let index = usize::try_from(completion.id).unwrap_or(usize::MAX);
+        match self.receive_posted.get_mut(index) {
+            Some(posted) if *posted => *posted = false,
+            _ => {
+                self.counters.nr_stray += 1;
+                return false;
+            }
+        }
+        if completion.status != Status::Success {
+            self.fail(LostCause::Transport(completion.status));
+            return false;
+        }
+        if matches!(self.state, LinkState::Failing | LinkState::Down) {
+            return false;
+        }
+        let mut header = [0; HEADER_LEN];
+        self.memory.read(self.layout.receive(index), &mut header);
+        let header =
+            Header::decode(&header, completion.bytes).filter(|_| completion.bytes <= self.message_size);
+        let Some(header) = header else {
+            self.fail(LostCause::Protocol);
+            return false;
+        };
+        self.counters.nr_bytes_rx += u64::from(completion.bytes);
+        match header.message {
+            MessageType::Reply => {
+                self.on_reply(queues, index, &header, now);
+                false
+            }
+            MessageType::Request => self.on_request(index, &header),
+        }
+    }
+
+    // ---- Ends ----
+
+    /// Loses the connection. Waiters that lent no memory are told now, the others by [`dead`](Self::dead).
+    pub(crate) fn fail(&mut self, cause: LostCause) {
+        if matches!(self.state, LinkState::Failing | LinkState::Down) {
+            return;
+        }
+        self.state = LinkState::Failing;
+        self.cause = Some(cause);
+        self.drop_requests();
+        for slot in 0..self.calls.len() {
+            let call = &self.calls[slot];
+            if call.state == CallState::Waiting && call.bulk.is_none() {
+                self.end_call(slot, CallState::Failed(Failure::Lost));
+            }
+        }
+        self.fail_queued_ops();
+        self.wake_room_waiters();
+    }
+
+    /// The queue pair is dead: no buffer of this connection will be touched any more. Everyone still waiting is told.
+    pub(crate) fn dead(&mut self) {
+        self.fail(LostCause::QpFailed);
+        self.state = LinkState::Down;
+        self.ring.clear();
+        self.receive_posted.fill(false);
+        for slot in 0..self.calls.len() {
+            let place = u16::try_from(slot).expect("calls are counted in 16 bits");
+            match self.calls[slot].state {
+                CallState::Waiting => self.end_call(slot, CallState::Failed(Failure::Lost)),
+                CallState::Expired(failure) => self.end_call(slot, CallState::Failed(failure)),
+                CallState::Orphaned => self.free_call(place),
+                CallState::Free | CallState::Answered { .. } | CallState::Failed(_) => {}
+            }
+        }
+        self.fail_posted_ops();
+    }
+
+    /// Looks at every deadline.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if self.state == LinkState::Up {
+            self.expire_calls(now);
+            self.expire_ops(now);
+        }
+        // Those waiting for room look at their own deadlines.
+        self.wake_room_waiters();
+    }
+
+    /// Slots in use: calls, then one-sided accesses.
+    #[cfg(test)]
+    pub(crate) fn slots_in_use(&self) -> (usize, usize) {
+        let calls = self
+            .calls
+            .iter()
+            .filter(|call| call.state != CallState::Free)
+            .count();
+        (calls, self.ops.in_use())
+    }
+
+    /// Receives that the device holds.
+    #[cfg(test)]
+    pub(crate) fn receives_posted(&self) -> usize {
+        self.receive_posted.iter().filter(|posted| **posted).count()
+    }
+}

@@ -1,0 +1,667 @@
+//! The asynchronous face: futures over the engine, generic over device and machine.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll};
+
+use futures_util::future::{Either, select};
+use hal::{DmaBuffer, Duration, Instant, Platform};
+use spin::Mutex;
+use verbs::{Access, Device, Gid, QpConfig, QpKind, RemoteAddr, Sge};
+
+use crate::config::Layout;
+use crate::control::Control;
+use crate::error::ConnectStep;
+use crate::link::Parts;
+use crate::{
+    Bulk, CallId, Config, Counters, Ended, Engine, Error, Handler, Incoming, LinkCounters, LinkState, OneSided,
+    OpId, Operation, PeerId, PeerName, PeerSpec, Reply, ReplyBuf, Role,
+};
+
+/// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// How often a task that waits for a connection looks again.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How far the connection to a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Trying(ConnectStep),
+    Up,
+    Refused(u16),
+    Lost,
+}
+
+/// One line of the peer table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerLine {
+    pub(crate) name: PeerName,
+    pub(crate) standing: Standing,
+    /// Whether this node asked for the connection.
+    pub(crate) wanted: bool,
+}
+
+pub(crate) struct Inner<D: Device, P: Platform> {
+    pub(crate) device: Arc<D>,
+    pub(crate) platform: P,
+    pub(crate) role: Role,
+    pub(crate) config: Config,
+    pub(crate) cores: Vec<Mutex<Engine<D::Queues, P::Buffer>>>,
+    pub(crate) peers: Mutex<Vec<PeerLine>>,
+    pub(crate) lost: Mutex<VecDeque<PeerId>>,
+}
+
+/// A node's FIT. Cheap to clone: every clone means the same one.
+pub struct Fit<D: Device, P: Platform>(Arc<Inner<D, P>>);
+
+impl<D: Device, P: Platform> Clone for Fit<D, P> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<D: Device, P: Platform> Fit<D, P> {
+    /// Makes every queue, queue pair and buffer that FIT will use; nothing is allocated later on the data path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooDeep`] when the depths do not fit the device, [`Error::Device`] and [`Error::Memory`] when it or the
+    /// machine gives less than promised.
+    pub async fn new(device: Arc<D>, platform: P, role: Role, config: Config) -> Result<Self, Error> {
+        config.check(&device.limits())?;
+        let mut cores = Vec::new();
+        for core in 0..config.cores {
+            let vector = config.first_vector + core;
+            let queues = device
+                .create_queues(config.completion_queue_depth(), vector)
+                .await?;
+            cores.push(Mutex::new(
+                make_core(&*device, &platform, &config, role, queues).await?,
+            ));
+        }
+        Ok(Self(Arc::new(Inner {
+            device,
+            platform,
+            role,
+            config,
+            cores,
+            peers: Mutex::new(Vec::new()),
+            lost: Mutex::new(VecDeque::new()),
+        })))
+    }
+
+    /// The control task: management datagrams, connecting, deadlines, lost peers. Spawned once; it never ends.
+    pub async fn control(&self) {
+        Control::new(self.0.clone()).run().await;
+    }
+
+    /// A core's data-path task: polls completions, and waits for the core's interrupt when none come. Spawned once for each
+    /// core.
+    ///
+    /// # Errors
+    ///
+    /// When the device can't wait for the interrupt any more; it never ends otherwise.
+    pub async fn run_core(&self, index: u16) -> Result<(), Error> {
+        self.run_core_with(index, |_, _| {}).await
+    }
+
+    /// As [`run_core`](Self::run_core), and hands each [`Ended`] access that was started with a tag to `sink`, with the
+    /// time. The sink runs with no lock held and may start the next access.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run_core`](Self::run_core).
+    pub async fn run_core_with(&self, index: u16, mut sink: impl FnMut(Ended, Instant)) -> Result<(), Error> {
+        let engine = &self.0.cores[usize::from(index)];
+        let vector = self.0.config.first_vector + index;
+        let mut empty = 0;
+        loop {
+            if self.poll_core(engine, &mut sink) {
+                empty = 0;
+            } else {
+                empty += 1;
+            }
+            if empty < self.0.config.poll_budget {
+                self.0.platform.sleep(Duration::ZERO).await;
+                continue;
+            }
+            empty = 0;
+            engine.lock().arm();
+            // A completion that came between the last poll and the arming is taken here.
+            if !self.poll_core(engine, &mut sink) {
+                engine.lock().count_interrupt_wait();
+                self.rest(engine, vector).await?;
+            }
+        }
+    }
+
+    /// Takes what completed; returns whether anything did.
+    fn poll_core(&self, engine: &CoreMutex<D, P>, sink: &mut impl FnMut(Ended, Instant)) -> bool {
+        let now = self.0.platform.now();
+        let mut any = engine.lock().poll(now) > 0;
+        while let Some(ended) = { engine.lock().take_ended() } {
+            any = true;
+            sink(ended, now);
+        }
+        any
+    }
+
+    /// Waits until the interrupt comes or something is started, at most for a while.
+    async fn rest(&self, engine: &CoreMutex<D, P>, vector: u16) -> Result<(), Error> {
+        let started = pin!(poll_fn(|context| engine.lock().poll_started(context.waker())));
+        let nap = pin!(self.0.platform.sleep(IDLE));
+        let interrupt = pin!(self.0.device.wait_completion(vector));
+        match select(interrupt, select(nap, started)).await {
+            Either::Left((result, _)) => Ok(result?),
+            Either::Right(_) => Ok(()),
+        }
+    }
+
+    /// One core's access to the peers.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such core.
+    #[must_use]
+    pub fn core(&self, index: u16) -> Core<D, P> {
+        assert!(
+            index < self.0.config.cores,
+            "core {index} of {}",
+            self.0.config.cores
+        );
+        Core {
+            inner: self.0.clone(),
+            index: index.into(),
+        }
+    }
+
+    /// Connects to a peer on every core, in whatever order the two come up. [`control`](Self::control) must run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoConnection`] names the peer when [`Config::connect_timeout`] is over; [`Error::Refused`] when it
+    /// speaks another version.
+    pub async fn connect(&self, peer: PeerSpec) -> Result<PeerId, Error> {
+        let began = self.0.platform.now();
+        let id = self.0.want(peer);
+        loop {
+            let waited = self.0.platform.now().since(began);
+            let standing = self.0.peers.lock()[usize::from(id.0)].standing;
+            match standing {
+                Standing::Up => return Ok(id),
+                Standing::Refused(reason) => return Err(Error::Refused { peer, reason }),
+                Standing::Lost => {
+                    return Err(Error::PeerLost {
+                        peer,
+                        cause: crate::LostCause::QpFailed,
+                    });
+                }
+                Standing::Trying(step) if waited >= self.0.config.connect_timeout => {
+                    return Err(Error::NoConnection { peer, waited, step });
+                }
+                Standing::Trying(_) => self.0.platform.sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Every peer that is or was connected, or is being connected to.
+    #[must_use]
+    pub fn peers(&self) -> Vec<(PeerId, PeerName)> {
+        let lines = self.0.peers.lock();
+        (0..)
+            .zip(lines.iter())
+            .map(|(id, line)| (PeerId(id), line.name))
+            .collect()
+    }
+
+    /// Waits for the loss of a peer, and returns each lost one once.
+    pub async fn next_lost(&self) -> PeerId {
+        loop {
+            let lost = self.0.lost.lock().pop_front();
+            match lost {
+                Some(peer) => return peer,
+                None => self.0.platform.sleep(LOOK * 4).await,
+            }
+        }
+    }
+
+    /// Tells `handler` of each lost peer; spawned by a node that serves. It never ends.
+    pub async fn watch<H: Handler>(&self, handler: &H) {
+        loop {
+            let peer = self.next_lost().await;
+            handler.peer_lost(peer);
+        }
+    }
+
+    /// Leaves: every connection ends, and each peer is told by a DREQ.
+    pub fn leave(&self) {
+        for core in &self.0.cores {
+            core.lock().fail_all(crate::LostCause::WeLeft);
+        }
+    }
+}
+
+impl<D: Device, P: Platform> Inner<D, P> {
+    /// The line of a peer that this node wants to be connected to; a lost one gets a new line.
+    fn want(&self, name: PeerSpec) -> PeerId {
+        let mut peers = self.peers.lock();
+        let known = peers
+            .iter()
+            .position(|line| line.name == name && line.standing != Standing::Lost);
+        let index = known.unwrap_or(peers.len());
+        match peers.get_mut(index) {
+            Some(line) => line.wanted = true,
+            None => {
+                let standing = Standing::Trying(ConnectStep::Port);
+                peers.push(PeerLine {
+                    name,
+                    standing,
+                    wanted: true,
+                });
+            }
+        }
+        PeerId(u16::try_from(index).expect("peers are counted in 16 bits"))
+    }
+}
+
+/// One core's queues, with a queue pair and its buffers for each peer there may be.
+async fn make_core<D: Device, P: Platform>(
+    device: &D,
+    platform: &P,
+    config: &Config,
+    role: Role,
+    mut queues: D::Queues,
+) -> Result<Engine<D::Queues, P::Buffer>, Error> {
+    let limits = device.limits();
+    let depths = config.depths();
+    let qp_config = QpConfig {
+        kind: QpKind::ReliableConnection,
+        port: config.port,
+        send_depth: depths.send,
+        receive_depth: depths.receive,
+        send_sge: 1,
+        receive_sge: 1,
+        inline: limits.max_inline,
+        remote_access: Access {
+            local_write: true,
+            remote_read: true,
+            remote_write: true,
+        },
+    };
+    let nobody = PeerName {
+        role,
+        gid: Gid::default(),
+    };
+    let mut parts = Vec::new();
+    for _ in 0..config.peers {
+        let len = Layout::new(config).len();
+        let memory = platform.alloc(len, 4096)?;
+        let access = Access {
+            local_write: true,
+            ..Access::default()
+        };
+        let region = device
+            .register(memory.bus_addr().0, memory.len() as u64, access)
+            .await?;
+        let (qp, qpn) = device.create_qp(&mut queues, &qp_config).await?;
+        let max_inline = limits.max_inline;
+        parts.push(Parts {
+            peer: nobody,
+            qp,
+            qpn,
+            memory,
+            lkey: region.lkey,
+            max_inline,
+        });
+    }
+    let mut engine = Engine::new(*config, queues);
+    parts.into_iter().for_each(|parts| {
+        engine.add(parts);
+    });
+    Ok(engine)
+}
+
+/// One core's access to the peers. Its calls must be made by tasks of that core.
+pub struct Core<D: Device, P: Platform> {
+    inner: Arc<Inner<D, P>>,
+    index: usize,
+}
+
+impl<D: Device, P: Platform> Clone for Core<D, P> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            index: self.index,
+        }
+    }
+}
+
+type CoreEngine<D, P> = Engine<<D as Device>::Queues, <P as Platform>::Buffer>;
+type CoreMutex<D, P> = Mutex<CoreEngine<D, P>>;
+
+impl<D: Device, P: Platform> Core<D, P> {
+    fn engine(&self) -> spin::MutexGuard<'_, CoreEngine<D, P>> {
+        self.inner.cores[self.index].lock()
+    }
+
+    /// Brings the peer's memory at `from` into `into` by one RDMA READ.
+    ///
+    /// The local memory is lent until this ends. Dropping the future does not end the READ: who drops it may not
+    /// use the memory again before the connection is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerLost`] (also when the READ is past its deadline: the connection is given up then),
+    /// [`Error::Overloaded`], [`Error::NotConnected`].
+    pub async fn read(&self, peer: PeerId, from: RemoteAddr, into: Sge) -> Result<(), Error> {
+        self.one_sided(peer, OneSided::Read, (from, into)).await
+    }
+
+    /// Writes local memory to the peer's at `to` by one RDMA WRITE; it ends when the peer's HCA has acknowledged it.
+    ///
+    /// The local memory is lent as for [`read`](Self::read).
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](Self::read).
+    pub async fn write(&self, peer: PeerId, from: Sge, to: RemoteAddr) -> Result<(), Error> {
+        self.one_sided(peer, OneSided::Write, (to, from)).await
+    }
+
+    async fn one_sided(&self, peer: PeerId, what: OneSided, at: (RemoteAddr, Sge)) -> Result<(), Error> {
+        let deadline = self.inner.platform.now() + self.inner.config.timeout;
+        let operation = match what {
+            OneSided::Read => Operation::Read,
+            OneSided::Write => Operation::Write,
+        };
+        let start = |engine: &mut CoreEngine<D, P>, now| {
+            let id = engine.start_op(peer, what, at, now, deadline)?;
+            engine.flush(peer);
+            Ok(id)
+        };
+        let id = self.started(peer, operation, deadline, start).await?;
+        Ticket {
+            core: self,
+            peer,
+            id: Some(id),
+        }
+        .await
+    }
+
+    /// Starts a READ that ends by its tag, in the sink of [`Fit::run_core_with`]. The local memory is lent until then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] when all slots are taken, [`Error::PeerLost`], [`Error::NotConnected`]. No end comes then.
+    pub fn start_read(&self, peer: PeerId, from: RemoteAddr, into: Sge, tag: u64) -> Result<(), Error> {
+        self.start_tagged(peer, (OneSided::Read, tag), (from, into))
+    }
+
+    /// Starts a WRITE as [`start_read`](Self::start_read) does a READ.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start_read`](Self::start_read).
+    pub fn start_write(&self, peer: PeerId, from: Sge, to: RemoteAddr, tag: u64) -> Result<(), Error> {
+        self.start_tagged(peer, (OneSided::Write, tag), (to, from))
+    }
+
+    fn start_tagged(
+        &self,
+        peer: PeerId,
+        what: (OneSided, u64),
+        at: (RemoteAddr, Sge),
+    ) -> Result<(), Error> {
+        let now = self.inner.platform.now();
+        let mut engine = self.engine();
+        if engine.start_tagged(peer, what, at, now, now + self.inner.config.timeout)?.is_none() {
+            let limit = usize::from(self.inner.config.one_sided) + usize::from(self.inner.config.one_sided_queue);
+            return Err(Error::Overloaded { peer: engine.name(peer)?, limit });
+        }
+        engine.flush(peer);
+        Ok(())
+    }
+
+    /// Begins a batch of READs and WRITEs that share one doorbell.
+    #[must_use]
+    pub fn batch(&self, peer: PeerId) -> Batch<'_, D, P> {
+        Batch { core: self, peer }
+    }
+
+    /// Calls a peer: sends `request`, waits for its reply and puts it into `reply`.
+    ///
+    /// A long part of the reply goes into `bulk`, which is lent as for [`read`](Self::read).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Deadline`] (the peer may have carried the call out nevertheless), [`Error::PeerLost`],
+    /// [`Error::TooLong`] for the request or the reply, [`Error::Overloaded`], [`Error::NotConnected`].
+    pub async fn call(
+        &self,
+        peer: PeerId,
+        (kind, request): (u16, &[u8]),
+        bulk: Option<Bulk>,
+        reply: &mut [u8],
+    ) -> Result<Reply, Error> {
+        let deadline = self.inner.platform.now() + self.inner.config.timeout;
+        let start = |engine: &mut CoreEngine<D, P>, now| {
+            engine.start_call(peer, (kind, request), bulk, now, deadline)
+        };
+        let id = self.started(peer, Operation::Call(kind), deadline, start).await?;
+        let mut waiting = WaitingCall {
+            core: self,
+            peer,
+            id: Some(id),
+        };
+        poll_fn(|context| {
+            let ended = self.engine().poll_call(peer, id, context.waker(), reply);
+            if ended.is_ready() {
+                waiting.id = None;
+            }
+            ended
+        })
+        .await
+    }
+
+    /// Starts something as soon as there is a slot for it.
+    async fn started<T>(
+        &self,
+        peer: PeerId,
+        operation: Operation,
+        deadline: Instant,
+        mut start: impl FnMut(&mut CoreEngine<D, P>, Instant) -> Result<Option<T>, Error>,
+    ) -> Result<T, Error> {
+        let began = self.inner.platform.now();
+        poll_fn(|context| {
+            let now = self.inner.platform.now();
+            let mut engine = self.engine();
+            if let Some(id) = start(&mut engine, now)? {
+                return Poll::Ready(Ok(id));
+            }
+            if now >= deadline {
+                let (peer, state) = (engine.name(peer)?, engine.state(peer)?);
+                return Poll::Ready(Err(Error::Deadline {
+                    peer,
+                    operation,
+                    age: now.since(began),
+                    state,
+                }));
+            }
+            engine.wait_for_room(peer, context.waker())?;
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The state of the connection to `peer`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotConnected`] when there never was one.
+    pub fn state(&self, peer: PeerId) -> Result<LinkState, Error> {
+        self.engine().state(peer)
+    }
+
+    /// A copy of the counters of each connection.
+    #[must_use]
+    pub fn link_counters(&self) -> Vec<(PeerId, PeerName, Box<LinkCounters>)> {
+        let engine = self.engine();
+        engine
+            .link_counters()
+            .map(|(id, name, counters)| (id, name, Box::new(counters.clone())))
+            .collect()
+    }
+
+    /// A copy of this core's own counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        *self.engine().counters()
+    }
+
+    /// Answers the requests of the peers, one at a time. Spawned once for each worker; it never ends.
+    pub async fn serve<H: Handler>(&self, handler: &H) {
+        let size = self.inner.config.message_size as usize;
+        let mut request = vec![0; size].into_boxed_slice();
+        let mut message = vec![0; size].into_boxed_slice();
+        loop {
+            let incoming = poll_fn(|context| self.engine().poll_request(context.waker(), &mut request)).await;
+            let limit = self.engine().reply_limit(&incoming);
+            let mut answer = Answer {
+                core: self,
+                incoming,
+                message: &mut message[..limit],
+                len: 0,
+                bulk: 0,
+            };
+            handler
+                .handle(
+                    incoming.from,
+                    incoming.kind,
+                    &request[..incoming.len],
+                    &mut answer,
+                )
+                .await;
+            let (len, bulk) = (answer.len, answer.bulk);
+            self.engine().reply(&incoming, &message[..len], bulk);
+        }
+    }
+}
+
+/// A READ or WRITE under way; as a future it ends when the access has.
+pub struct Ticket<'a, D: Device, P: Platform> {
+    core: &'a Core<D, P>,
+    peer: PeerId,
+    id: Option<OpId>,
+}
+
+impl<D: Device, P: Platform> Future for Ticket<'_, D, P> {
+    type Output = Result<(), Error>;
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(id) = self.id else { return Poll::Pending };
+        let ended = self.core.engine().poll_op(self.peer, id, context.waker());
+        if ended.is_ready() {
+            self.id = None;
+        }
+        ended
+    }
+}
+
+impl<D: Device, P: Platform> Drop for Ticket<'_, D, P> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.core.engine().abandon_op(self.peer, id);
+        }
+    }
+}
+
+struct WaitingCall<'a, D: Device, P: Platform> {
+    core: &'a Core<D, P>,
+    peer: PeerId,
+    id: Option<CallId>,
+}
+
+impl<D: Device, P: Platform> Drop for WaitingCall<'_, D, P> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.core.engine().abandon_call(self.peer, id);
+        }
+    }
+}
+
+/// READs and WRITEs to one peer that the device is shown by one doorbell, when the batch is dropped.
+pub struct Batch<'a, D: Device, P: Platform> {
+    core: &'a Core<D, P>,
+    peer: PeerId,
+}
+
+impl<'a, D: Device, P: Platform> Batch<'a, D, P> {
+    /// Adds an access; nothing if no slot is free (end the batch, and wait for one of its tickets).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerLost`], [`Error::NotConnected`].
+    pub fn add(
+        &mut self,
+        what: OneSided,
+        remote: RemoteAddr,
+        local: Sge,
+    ) -> Result<Option<Ticket<'a, D, P>>, Error> {
+        let now = self.core.inner.platform.now();
+        let deadline = now + self.core.inner.config.timeout;
+        let id = self
+            .core
+            .engine()
+            .start_op(self.peer, what, (remote, local), now, deadline)?;
+        Ok(id.map(|id| Ticket {
+            core: self.core,
+            peer: self.peer,
+            id: Some(id),
+        }))
+    }
+}
+
+impl<D: Device, P: Platform> Drop for Batch<'_, D, P> {
+    fn drop(&mut self) {
+        self.core.engine().flush(self.peer);
+    }
+}
+
+/// The reply that a handler fills.
+struct Answer<'a, D: Device, P: Platform> {
+    core: &'a Core<D, P>,
+    incoming: Incoming,
+    message: &'a mut [u8],
+    len: usize,
+    bulk: u32,
+}
+
+impl<D: Device, P: Platform> ReplyBuf for Answer<'_, D, P> {
+    fn message(&mut self) -> &mut [u8] {
+        self.message
+    }
+
+    fn set_len(&mut self, len: usize) {
+        self.len = len.min(self.message.len());
+    }
+
+    fn bulk_limit(&self) -> usize {
+        self.incoming.bulk_limit as usize
+    }
+
+    fn write_bulk(&mut self, offset: usize, bytes: &[u8]) -> usize {
+        let room = self.bulk_limit().saturating_sub(offset);
+        let bytes = &bytes[..bytes.len().min(room)];
+        self.core.engine().write_bulk(&self.incoming, offset, bytes);
+        if !bytes.is_empty() {
+            let end = u32::try_from(offset + bytes.len()).expect("at most the bulk limit");
+            self.bulk = self.bulk.max(end);
+        }
+        bytes.len()
+    }
+}

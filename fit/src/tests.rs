@@ -1,0 +1,9 @@
+//! Two engines over a strict fake of verbs, with faults by seed.
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the fake's sizes are the tests' own, and small"
+)]
+mod fake;
+mod faults;
+mod rules;

@@ -1,0 +1,409 @@
+//! Nodes over the real driver and the ConnectX-3 model, in one process and in virtual time.
+
+use std::sync::{Arc, Mutex};
+
+use fit::{Bulk, Config, Error, Fit, Handler, LostCause, OneSided, PeerId, PeerSpec, ReplyBuf, Role};
+use hal::{DmaBuffer, Duration, Platform};
+use harness::{Buffer, Machine, Testbed};
+use mlx4::Mlx4;
+use verbs::{Access, Device, Gid, Guid, RemoteAddr, Rkey, Sge};
+
+/// Answers with the request's bytes, and fills the bulk with the kind.
+#[derive(Default)]
+struct Echo {
+    lost: Mutex<Vec<PeerId>>,
+}
+
+impl Handler for Echo {
+    async fn handle(&self, _: PeerId, kind: u16, request: &[u8], reply: &mut dyn ReplyBuf) {
+        if kind == SILENT {
+            return core::future::pending().await;
+        }
+        let len = request.len().min(reply.message().len());
+        reply.message()[..len].copy_from_slice(&request[..len]);
+        reply.set_len(len);
+        let bulk = vec![kind.to_le_bytes()[0]; reply.bulk_limit()];
+        for (at, piece) in bulk.chunks(1000).enumerate() {
+            assert_eq!(reply.write_bulk(at * 1000, piece), piece.len());
+        }
+    }
+    fn peer_lost(&self, peer: PeerId) {
+        self.lost.lock().unwrap().push(peer);
+    }
+}
+
+/// A kind of call that never gets an answer.
+const SILENT: u16 = 60;
+
+struct Node {
+    machine: Machine,
+    device: Arc<Mlx4<Machine>>,
+    fit: Fit<Mlx4<Machine>, Machine>,
+    handler: Arc<Echo>,
+    role: Role,
+}
+
+const GUID: u64 = 0x0002_c903_0000_1000;
+
+fn config() -> Config {
+    Config {
+        bulk_size: 64 << 10,
+        calls: 8,
+        serves: 8,
+        timeout: Duration::from_secs(5),
+        ..Config::default()
+    }
+}
+
+fn node(bed: &mut Testbed, index: u64, role: Role, config: Config) -> Node {
+    let _ = env_logger::builder().is_test(true).try_init();
+    let machine = bed.add_machine(role.name(), Guid(GUID + (index << 8)));
+    let device = Arc::new(
+        bed.block_on(Mlx4::start(machine.clone(), mlx4::Config::default()))
+            .unwrap(),
+    );
+    let service = device.clone();
+    bed.spawn(async move {
+        let _ = service.service().await;
+    });
+    let fit = bed
+        .block_on(Fit::new(device.clone(), machine.clone(), role, config))
+        .unwrap();
+    let handler = Arc::new(Echo::default());
+    let control = fit.clone();
+    bed.spawn(async move { control.control().await });
+    let core = fit.clone();
+    bed.spawn(async move { core.run_core(0).await });
+    for _ in 0..2 {
+        let (core, handler) = (fit.core(0), handler.clone());
+        bed.spawn(async move { core.serve(&*handler).await });
+    }
+    let (watch, told) = (fit.clone(), handler.clone());
+    bed.spawn(async move { watch.watch(&*told).await });
+    Node {
+        machine,
+        device,
+        fit,
+        handler,
+        role,
+    }
+}
+
+impl Node {
+    async fn spec(&self) -> PeerSpec {
+        PeerSpec {
+            role: self.role,
+            gid: self.device.port(1).await.unwrap().gid,
+        }
+    }
+
+    /// Registered memory filled with `value`.
+    async fn memory(&self, len: usize, value: u8) -> (Buffer, Sge, RemoteAddr) {
+        let buffer = self.machine.alloc(len, 4096).unwrap();
+        buffer.fill(0, len, value);
+        let access = Access {
+            local_write: true,
+            remote_read: true,
+            remote_write: true,
+        };
+        let region = self
+            .device
+            .register(buffer.bus_addr().0, len as u64, access)
+            .await
+            .unwrap();
+        let addr = region.addr;
+        let len = u32::try_from(len).unwrap();
+        (
+            buffer,
+            Sge {
+                addr,
+                len,
+                lkey: region.lkey,
+            },
+            RemoteAddr {
+                addr,
+                rkey: region.rkey,
+            },
+        )
+    }
+}
+
+fn bytes(buffer: &Buffer, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    buffer.read(0, &mut bytes);
+    bytes
+}
+
+/// A processor and a memory, connected by the processor.
+fn pair(bed: &mut Testbed) -> (Node, Node, PeerId) {
+    let memory = node(bed, 2, Role::Memory, config());
+    let processor = node(bed, 1, Role::Processor, config());
+    let peer = bed
+        .block_on(async { processor.fit.connect(memory.spec().await).await })
+        .unwrap();
+    (processor, memory, peer)
+}
+
+#[test]
+fn calls_of_all_sizes_come_back() {
+    let mut bed = Testbed::default();
+    let (processor, _memory, peer) = pair(&mut bed);
+    bed.block_on(async {
+        let core = processor.fit.core(0);
+        let (buffer, _, into) = processor.memory(64 << 10, 0).await;
+        let mut reply = vec![0; 4096];
+        for len in [0_usize, 1, 4, 32, 180, 300, 1000, 4064] {
+            let request = vec![len.to_le_bytes()[0]; len];
+            let got = core.call(peer, (3, &request), None, &mut reply).await.unwrap();
+            assert_eq!((&reply[..got.len], got.bulk), (&request[..], 0));
+        }
+        for len in [1, 4096, 5000, 65536] {
+            buffer.fill(0, 64 << 10, 0);
+            let got = core
+                .call(peer, (7, b"x"), Some(Bulk { into, len }), &mut reply)
+                .await
+                .unwrap();
+            assert_eq!(got.bulk, len);
+            let len = len as usize;
+            let expected = [vec![7; len], vec![0; (64 << 10) - len]].concat();
+            assert!(bytes(&buffer, 64 << 10) == expected, "{len} bytes");
+        }
+        let long = vec![0; 4065];
+        let error = core.call(peer, (3, &long), None, &mut reply).await;
+        assert!(matches!(error, Err(Error::TooLong { limit: 4064, .. })));
+    });
+    assert_eq!(processor.machine.violations(), 0);
+}
+
+#[test]
+fn more_calls_than_credits_all_end() {
+    let mut bed = Testbed::default();
+    let (processor, _memory, peer) = pair(&mut bed);
+    let core = processor.fit.core(0);
+    bed.block_on(async {
+        let calls = (0..40_u8).map(|tag| {
+            let core = core.clone();
+            async move {
+                let mut reply = [0; 64];
+                let got = core.call(peer, (3, &[tag; 50]), None, &mut reply).await.unwrap();
+                assert_eq!(reply[..got.len], [tag; 50]);
+            }
+        });
+        futures_util::future::join_all(calls).await;
+    });
+    let counters = &core.link_counters()[0].2;
+    assert_eq!((counters.nr_ib_send_reply, counters.calls[3]), (40, 40));
+    assert!(counters.nr_back_pressure > 0);
+    assert_eq!(counters.call_time.count(), 40);
+}
+
+#[test]
+fn reads_and_writes_move_memory_in_order() {
+    let mut bed = Testbed::default();
+    let (processor, memory, peer) = pair(&mut bed);
+    bed.block_on(async {
+        let core = processor.fit.core(0);
+        let (there, _, remote) = memory.memory(4096, 0x11).await;
+        let (here, local, _) = processor.memory(4096, 0x22).await;
+        core.read(peer, remote, local).await.unwrap();
+        assert_eq!(bytes(&here, 4096), [0x11; 4096]);
+        here.fill(0, 4096, 0x33);
+        core.write(peer, local, remote).await.unwrap();
+        assert_eq!(bytes(&there, 4096), [0x33; 4096]);
+        // A batch: forty READs, more than may be outstanding at once, behind a WRITE that they must see.
+        here.fill(0, 4096, 0x44);
+        let (copies, target, _) = processor.memory(40 * 4096, 0).await;
+        let mut batch = core.batch(peer);
+        let write = batch.add(OneSided::Write, remote, local).unwrap().unwrap();
+        let reads: Vec<_> = (0..40_u64)
+            .map(|page| {
+                let into = Sge {
+                    addr: target.addr + page * 4096,
+                    len: 4096,
+                    ..target
+                };
+                batch.add(OneSided::Read, remote, into).unwrap().unwrap()
+            })
+            .collect();
+        let doorbells = core.link_counters()[0].2.nr_doorbells;
+        drop(batch);
+        assert_eq!(core.link_counters()[0].2.nr_doorbells, doorbells + 1);
+        write.await.unwrap();
+        for read in reads {
+            read.await.unwrap();
+        }
+        assert!(bytes(&copies, 40 * 4096) == [0x44; 40 * 4096]);
+    });
+}
+
+#[test]
+fn a_key_that_does_not_fit_loses_the_connection_and_says_so() {
+    let mut bed = Testbed::default();
+    let (processor, memory, peer) = pair(&mut bed);
+    bed.block_on(async {
+        let core = processor.fit.core(0);
+        let (_here, local, _) = processor.memory(4096, 0).await;
+        let nowhere = RemoteAddr {
+            addr: 0x1000,
+            rkey: Rkey(0xdead_0000),
+        };
+        let error = core.read(peer, nowhere, local).await.unwrap_err();
+        let cause = LostCause::Transport(verbs::Status::RemoteAccess);
+        assert!(
+            matches!(error, Error::PeerLost { cause: got, .. } if got == cause),
+            "{error}"
+        );
+        // The other side is told, and so is its handler.
+        while memory.handler.lost.lock().unwrap().is_empty() {
+            memory.machine.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(processor.handler.lost.lock().unwrap()[..], [peer]);
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_answer_ends_the_call_at_its_deadline() {
+    let mut bed = Testbed::default();
+    let (processor, _memory, peer) = pair(&mut bed);
+    let before = bed.now();
+    bed.block_on(async {
+        let core = processor.fit.core(0);
+        let error = core.call(peer, (SILENT, b""), None, &mut []).await.unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. }), "{error}");
+        // The connection itself is none the worse: the other worker still answers.
+        assert!(core.call(peer, (3, b"x"), None, &mut [0; 8]).await.is_ok());
+    });
+    let waited = bed.now().since(before);
+    assert!(
+        waited >= Duration::from_secs(5) && waited < Duration::from_secs(6),
+        "{waited:?}"
+    );
+}
+
+#[test]
+fn a_dead_peer_ends_every_wait_by_an_error_that_names_it() {
+    let mut bed = Testbed::default();
+    let (processor, memory, peer) = pair(&mut bed);
+    let before = bed.now();
+    bed.block_on(async {
+        let core = processor.fit.core(0);
+        let (_there, _, remote) = memory.memory(4096, 0).await;
+        let (_here, local, _) = processor.memory(4096, 0).await;
+        let name = memory.spec().await.to_string();
+        memory.machine.power_off();
+        let (read, call) = futures_util::future::join(
+            core.read(peer, remote, local),
+            core.call(peer, (3, b""), None, &mut []),
+        )
+        .await;
+        for error in [read.unwrap_err(), call.unwrap_err()] {
+            assert!(error.to_string().starts_with(&name), "{error}");
+        }
+        let again = core.read(peer, remote, local).await;
+        assert!(matches!(again, Err(Error::PeerLost { .. })));
+    });
+    assert!(bed.now().since(before) < Duration::from_secs(10));
+}
+
+#[test]
+fn three_nodes_come_up_in_any_order() {
+    let mut bed = Testbed::default();
+    // The processor asks for peers that are not there yet.
+    let processor = node(&mut bed, 1, Role::Processor, config());
+    let gid = |index: u64| Gid::new(Gid::DEFAULT_PREFIX, Guid(GUID + (index << 8) + 1));
+    let wanted = [(Role::Memory, 2), (Role::Storage, 3)].map(|(role, index)| PeerSpec {
+        role,
+        gid: gid(index),
+    });
+    let fit = processor.fit.clone();
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let told = done.clone();
+    bed.spawn(async move {
+        for peer in wanted {
+            let connected = fit.connect(peer).await;
+            told.lock().unwrap().push(connected);
+        }
+    });
+    let machine = processor.machine.clone();
+    bed.block_on(machine.sleep(Duration::from_secs(3)));
+    let memory = node(&mut bed, 2, Role::Memory, config());
+    let storage = node(&mut bed, 3, Role::Storage, config());
+    let specs = bed.block_on(async { [memory.spec().await, storage.spec().await] });
+    assert_eq!(specs, wanted);
+    bed.block_on(async {
+        while done.lock().unwrap().len() < 2 {
+            machine.sleep(Duration::from_millis(10)).await;
+        }
+        let core = processor.fit.core(0);
+        let connected = core::mem::take(&mut *done.lock().unwrap());
+        for peer in connected {
+            let mut reply = [0; 8];
+            assert_eq!(
+                core.call(peer.unwrap(), (3, b"hello"), None, &mut reply)
+                    .await
+                    .unwrap()
+                    .len,
+                5
+            );
+        }
+    });
+}
+
+#[test]
+fn both_sides_may_call_each_other_at_once() {
+    let mut bed = Testbed::default();
+    let memory = node(&mut bed, 2, Role::Memory, config());
+    let processor = node(&mut bed, 1, Role::Processor, config());
+    bed.block_on(async {
+        let (p, m) = (processor.spec().await, memory.spec().await);
+        let both = futures_util::future::join(processor.fit.connect(m), memory.fit.connect(p));
+        let (to_memory, to_processor) = both.await;
+        let (to_memory, to_processor) = (to_memory.unwrap(), to_processor.unwrap());
+        let mut reply = [0; 8];
+        assert!(
+            processor
+                .fit
+                .core(0)
+                .call(to_memory, (3, b"a"), None, &mut reply)
+                .await
+                .is_ok()
+        );
+        assert!(
+            memory
+                .fit
+                .core(0)
+                .call(to_processor, (3, b"b"), None, &mut reply)
+                .await
+                .is_ok()
+        );
+    });
+}
+
+#[test]
+fn a_peer_that_never_comes_is_named_when_the_time_is_over() {
+    let mut bed = Testbed::default();
+    let processor = node(&mut bed, 1, Role::Processor, config());
+    let peer: PeerSpec = "memory@fe80::2:c903:0:1201".parse().unwrap();
+    let error = bed.block_on(processor.fit.connect(peer)).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("memory@fe80::2:c903:0:1201 did not connect within 30"),
+        "{text}"
+    );
+}
+
+#[test]
+fn another_version_of_the_messages_is_refused() {
+    let mut bed = Testbed::default();
+    let other = Config {
+        message_version: 9,
+        ..config()
+    };
+    let memory = node(&mut bed, 2, Role::Memory, other);
+    let processor = node(&mut bed, 1, Role::Processor, config());
+    let error = bed.block_on(async { processor.fit.connect(memory.spec().await).await });
+    assert!(
+        matches!(error, Err(Error::Refused { reason: 28, .. })),
+        "{error:?}"
+    );
+}

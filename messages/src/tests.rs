@@ -1,0 +1,205 @@
+//! Everything that is encoded decodes to itself; no bytes make a decoder panic.
+
+use proptest::prelude::*;
+use verbs::{RemoteAddr, Rkey};
+
+use crate::memory::*;
+use crate::storage::*;
+use crate::*;
+
+fn prot() -> impl Strategy<Value = Prot> {
+    (0u8..8).prop_map(Prot::from_bits_truncate)
+}
+
+fn memory_request() -> impl Strategy<Value = MemoryRequest> {
+    let process = any::<u64>().prop_map(ProcessId);
+    prop_oneof![
+        any::<u32>().prop_map(|pid| MemoryRequest::ProcessCreate(ProcessCreateRequest { pid })),
+        (process, any::<u64>(), any::<u64>(), prot(), 0u8..4).prop_map(
+            |(process, hint, len, prot, flags)| {
+                let flags = MapFlags::from_bits_truncate(flags);
+                MemoryRequest::Map(MapRequest {
+                    process,
+                    hint,
+                    len,
+                    prot,
+                    flags,
+                })
+            }
+        ),
+        (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(p, address, len)| {
+            MemoryRequest::Unmap(RangeRequest {
+                process: ProcessId(p),
+                address,
+                len,
+            })
+        }),
+        (any::<u64>(), any::<u64>(), any::<u64>(), prot()).prop_map(|(p, address, len, prot)| {
+            MemoryRequest::Protect(ProtectRequest {
+                process: ProcessId(p),
+                address,
+                len,
+                prot,
+            })
+        }),
+        any::<u64>().prop_map(|p| MemoryRequest::ProcessEnd(ProcessRequest {
+            process: ProcessId(p)
+        })),
+        (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(p, first, count)| {
+            MemoryRequest::Windows(WindowsRequest {
+                process: ProcessId(p),
+                first,
+                count,
+            })
+        }),
+    ]
+}
+
+fn window_list() -> impl Strategy<Value = WindowList> {
+    let window = (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(index, addr, rkey)| Window {
+        index,
+        chunk: RemoteAddr {
+            addr,
+            rkey: Rkey(rkey),
+        },
+    });
+    proptest::collection::vec(window, 0..MAX_WINDOWS + 8).prop_map(|windows| {
+        let mut list = WindowList::default();
+        windows.into_iter().for_each(|window| list.push(window));
+        list
+    })
+}
+
+proptest! {
+    #[test]
+    fn memory_requests_round_trip(request in memory_request()) {
+        let mut bytes = [0; MAX_MESSAGE];
+        let (kind, len) = request.encode(&mut bytes).unwrap();
+        prop_assert_eq!(MemoryRequest::decode(kind, &bytes[..len]).unwrap(), request.clone());
+        prop_assert!(kind.name().is_some());
+        // One byte less or more is no message.
+        prop_assert!(MemoryRequest::decode(kind, &bytes[..len - 1]).is_err());
+        prop_assert!(MemoryRequest::decode(kind, &bytes[..len + 1]).is_err());
+    }
+
+    #[test]
+    fn paths_round_trip(
+        path in proptest::collection::vec(1u8.., 0..PATH_MAX),
+        flags in 0u8..8,
+        follow: bool,
+    ) {
+        let path = Path::new(&path).unwrap();
+        for request in [
+            StorageRequest::Open(OpenRequest { path, flags: OpenFlags::from_bits_truncate(flags) }),
+            StorageRequest::StatPath(StatRequest { path, follow }),
+            StorageRequest::Readlink(path),
+        ] {
+            let mut bytes = [0; MAX_MESSAGE];
+            let (kind, len) = request.encode(&mut bytes).unwrap();
+            prop_assert_eq!(StorageRequest::decode(kind, &bytes[..len]).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn mapped_round_trips(address: u64, windows in window_list()) {
+        let reply = Ok(Mapped { address, windows });
+        let mut bytes = [0; MAX_MESSAGE];
+        let len = encode_reply::<Map>(&reply, &mut bytes).unwrap();
+        prop_assert_eq!(decode_reply::<Map>(&bytes[..len]).unwrap(), reply);
+    }
+
+    #[test]
+    fn errno_round_trips(number in 1i32..4096) {
+        let mut bytes = [0; 16];
+        let len = encode_reply::<Open>(&Err(Errno(number)), &mut bytes).unwrap();
+        prop_assert_eq!(decode_reply::<Open>(&bytes[..len]).unwrap(), Err(Errno(number)));
+    }
+
+    #[test]
+    fn entries_round_trip(names in proptest::collection::vec(proptest::collection::vec(1u8.., 1..=NAME_MAX), 0..8)) {
+        let mut bytes = [0; MAX_MESSAGE];
+        let mut writer = Writer::new(&mut bytes);
+        for (at, entry) in (1u64..).zip(&names) {
+            Entry { inode: at, next: at, kind: 8, name: entry }.put(&mut writer).unwrap();
+        }
+        let len = writer.len();
+        let entries = Entries::take(&mut Reader::new(&bytes[..len])).unwrap();
+        let back: Vec<_> = entries.iter().map(|entry| entry.unwrap().name.to_vec()).collect();
+        prop_assert_eq!(back, names);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(kind in 0u16..40, bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+        let kind = Kind(kind);
+        if let Ok(request) = MemoryRequest::decode(kind, &bytes) {
+            let mut again = [0; MAX_MESSAGE];
+            let (_, len) = request.encode(&mut again).unwrap();
+            prop_assert_eq!(&again[..len], &bytes[..]);
+        }
+        if let Ok(request) = StorageRequest::decode(kind, &bytes) {
+            let mut again = [0; MAX_MESSAGE];
+            let (_, len) = request.encode(&mut again).unwrap();
+            prop_assert_eq!(&again[..len], &bytes[..]);
+        }
+        let _ = decode_reply::<Map>(&bytes);
+        let _ = decode_reply::<Open>(&bytes);
+        let _ = decode_reply::<Getdents>(&bytes);
+        let _ = decode_reply::<Readlink>(&bytes);
+        let _ = decode_reply::<Unmap>(&bytes);
+    }
+}
+
+#[test]
+fn the_longest_requests_and_replies_fit_a_message() {
+    let mut bytes = [0; MAX_MESSAGE];
+    let path = [b'x'; PATH_MAX];
+    let open = OpenRequest {
+        path: Path::new(&path).unwrap(),
+        flags: OpenFlags::all(),
+    };
+    assert!(encode_request::<Open>(&open, &mut bytes).is_ok());
+    let mut windows = WindowList::default();
+    for index in 0..=u32::try_from(MAX_WINDOWS).unwrap() {
+        windows.push(Window {
+            index,
+            chunk: RemoteAddr::default(),
+        });
+    }
+    assert!(windows.more);
+    assert!(encode_reply::<Map>(&Ok(Mapped { address: 0, windows }), &mut bytes).is_ok());
+}
+
+#[test]
+fn a_path_with_a_zero_or_too_long_is_refused() {
+    assert_eq!(
+        Path::new(b"a\0b"),
+        Err(WireError::BadValue {
+            what: "a byte of a path",
+            value: 0
+        })
+    );
+    assert!(matches!(
+        Path::new(&[b'a'; PATH_MAX + 1]),
+        Err(WireError::StringTooLong { .. })
+    ));
+}
+
+/// The layout, byte by byte, so that it can't change unseen.
+#[test]
+fn map_request_has_these_bytes() {
+    let request = MapRequest {
+        process: ProcessId(0x0102),
+        hint: 0x40_0000,
+        len: 0x1000,
+        prot: Prot::READ | Prot::WRITE,
+        flags: MapFlags::FIXED,
+    };
+    let mut bytes = [0xff; 32];
+    let len = encode_request::<Map>(&request, &mut bytes).unwrap();
+    assert_eq!(
+        bytes[..len],
+        [
+            2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 3, 1
+        ]
+    );
+}
