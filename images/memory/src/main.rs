@@ -1,4 +1,11 @@
-//! Wires the role to libos and the driver. On the host this is an empty program, so that the workspace builds and is
-//! linted as a whole.
+//! M's image: wires the memory's logic to libos, the driver and FIT. On the host this is an empty program.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![forbid(unsafe_code)]
 
-fn main() {}
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod wiring;
+
+libos::entry!(wiring::main);

@@ -1,3 +1,47 @@
 //! P: runs programs whose memory is elsewhere.
+//!
+//! A [`Process`] is a Linux program: its address space ([`Layout`] says what it may touch, [`Spaces`] where its pages live), its
+//! files, and the system calls it makes. Its pages come and go through [`pcache`]; M backs them, S has the files. The
+//! kernel never faults on a program's memory: it copies through pinned lines, after a look at the rights.
+//!
+//! The library knows neither kernel nor network. The image's `main.rs` fills in [`Node`]: page tables and lines
+//! ([`Hardware`]), clock and console ([`Platform`]), M ([`Memory`]), S ([`Files`]) and threads ([`Cpu`]).
+//!
+//! # What is left out
+//!
+//! * Threads, fork, exec, pipes, sockets: one process of one thread. `docs/linux-abi.md` has the table of calls.
+//! * Delivery of signals to handlers: a signal that a program sends itself has its default effect.
+//! * Dynamic programs (PT_INTERP), writing to files, shared mappings of files. A private mapping of a file is read whole
+//!   when it is made.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod elf;
+mod error;
+mod fault;
+mod files;
+mod layout;
+mod load;
+mod names;
+mod platform;
+mod process;
+pub mod remote;
+mod report;
+mod signals;
+mod space;
+pub mod stack;
+mod syscall;
+#[cfg(test)]
+mod tests;
+mod user;
+
+pub use error::{Error, Exit, Result};
+pub use layout::Layout;
+pub use load::{Command, Refusal};
+pub use names::name as system_call_name;
+pub use platform::{Cpu, Files, Hardware, Memory, Peer, Platform, Stream, SystemCall, Trap};
+pub use process::{Node, Process};
+pub use report::Report;
+pub use space::{CacheMachine, Spaces};

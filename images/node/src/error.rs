@@ -1,0 +1,40 @@
+//! Why a component could not start or go on.
+
+use alloc::string::String;
+
+use fit::Role;
+
+/// What ends a component with an error that its log names.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no card in the machine.
+    #[error("no ConnectX-3 (PCI 15b3:1003) in this machine")]
+    NoCard,
+    /// The card did not come up, or failed later.
+    #[error("the HCA: {0}")]
+    Card(#[from] mlx4::Error),
+    /// The card refused something of the role's.
+    #[error("the HCA: {0}")]
+    Device(#[from] verbs::DeviceError),
+    /// FIT could not start, or a peer is missing or lost.
+    #[error(transparent)]
+    Fit(#[from] fit::Error),
+    /// The kernel command line or a device of the machine is not right.
+    #[error(transparent)]
+    Machine(#[from] libos::Error),
+    /// A `peer=` option makes no sense.
+    #[error("peer={text}: {cause}")]
+    Peer {
+        /// What stands on the command line.
+        text: String,
+        /// What is wrong with it.
+        cause: fit::BadPeerSpec,
+    },
+    /// The command line names no peer of a role that is needed.
+    #[error("the command line has no peer={0}@GID")]
+    NoPeer(Role),
+    /// The role's own trouble.
+    #[error("{0}")]
+    Role(String),
+}

@@ -1,0 +1,79 @@
+//! What ends a system call, a program or a run.
+
+use messages::Errno;
+
+use crate::Peer;
+
+/// How a program ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// By itself, with this status.
+    Code(u8),
+    /// By a signal.
+    Signal(u8),
+}
+
+impl Exit {
+    /// The status as a shell shows it.
+    #[must_use]
+    pub const fn status(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => signal.wrapping_add(128),
+        }
+    }
+}
+
+/// Why something did not go on. Only the first is the program's to handle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Error {
+    /// The program gets this error number.
+    #[error("{0}")]
+    Errno(Errno),
+    /// The program is over.
+    #[error("the program ended with {0:?}")]
+    Ended(Exit),
+    /// A page could not be brought, kept or mapped: the node cannot go on.
+    #[error(transparent)]
+    Cache(pcache::Error),
+    /// A peer does not answer: the node cannot go on. The cause is in the log.
+    #[error("lost {0}")]
+    Lost(Peer),
+    /// A peer answered what makes no sense: the node cannot go on.
+    #[error("{peer} answered call {kind} with nonsense")]
+    Nonsense {
+        /// Who.
+        peer: Peer,
+        /// The call's number.
+        kind: u16,
+    },
+}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl From<pcache::Error> for Error {
+    fn from(error: pcache::Error) -> Self {
+        Self::Cache(error)
+    }
+}
+
+/// A result with this crate's error.
+pub type Result<T> = core::result::Result<T, Error>;
+
+/// Error numbers beyond those that peers answer with.
+pub(crate) mod errno {
+    use linux_raw_sys::errno as raw;
+    use messages::Errno;
+
+    macro_rules! numbers {
+        ($($name:ident)*) => { $(pub(crate) const $name: Errno = Errno(raw::$name.cast_signed());)* };
+    }
+    numbers! {
+        E2BIG EACCES EBADF EEXIST EFAULT EINVAL EISDIR EMFILE ENOENT ENOMEM ENOSYS ENOTDIR ENOTTY ENAMETOOLONG
+        EPERM ERANGE EROFS ESPIPE ESRCH
+    }
+}

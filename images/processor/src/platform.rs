@@ -1,0 +1,156 @@
+//! What P needs of the machine and the network.
+
+use core::fmt;
+use core::future::Future;
+use core::time::Duration;
+
+use hal::Instant;
+use messages::memory::{
+    MapRequest, Mapped, ProcessId, Prot, ProtectRequest, RangeRequest, WindowList, WindowRun, WindowsRequest,
+};
+use messages::storage::{FileId, OpenFlags, Opened, Stat};
+use pcache::{Lines, Mapper, RemoteStore};
+
+use crate::error::Result;
+
+/// A component that P asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Peer {
+    /// M.
+    Memory,
+    /// S.
+    Storage,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory",
+            Self::Storage => "storage",
+        })
+    }
+}
+
+/// Where a program's output goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Page tables, lines and the one-sided way to remote memory, for pcache. Rights are those of a mapping.
+pub trait Hardware: Mapper<Rights = Prot> + RemoteStore + Lines {}
+
+impl<T: Mapper<Rights = Prot> + RemoteStore + Lines> Hardware for T {}
+
+/// Clock, chance and console.
+pub trait Platform {
+    /// The monotonic time.
+    fn now(&self) -> Instant;
+    /// The time since 1970, as far as the machine knows it.
+    fn wall_clock(&self) -> Duration;
+    /// Fills `into` with bytes no one can guess.
+    fn random(&self, into: &mut [u8]);
+    /// Waits until `until`.
+    fn sleep_until(&self, until: Instant) -> impl Future<Output = ()>;
+    /// Lets other tasks run.
+    fn yield_now(&self) -> impl Future<Output = ()>;
+    /// Waits for input and reads some; 0 at its end.
+    fn read_stdin(&self, into: &mut [u8]) -> impl Future<Output = usize>;
+    /// Whether reading would give something (or the end) at once.
+    fn stdin_ready(&self) -> bool;
+    /// Writes all of `bytes`.
+    fn write(&self, stream: Stream, bytes: &[u8]) -> impl Future<Output = ()>;
+}
+
+/// M as a client sees it. Each call ends within a deadline of its own, with an error that says so.
+pub trait Memory {
+    /// Makes an address space.
+    fn create(&self, pid: u32) -> impl Future<Output = Result<ProcessId>>;
+    /// Maps memory.
+    fn map(&self, request: MapRequest) -> impl Future<Output = Result<Mapped>>;
+    /// Unmaps memory.
+    fn unmap(&self, request: RangeRequest) -> impl Future<Output = Result<WindowRun>>;
+    /// Changes rights.
+    fn protect(&self, request: ProtectRequest) -> impl Future<Output = Result<WindowList>>;
+    /// Lists windows that a reply had no room for.
+    fn windows(&self, request: WindowsRequest) -> impl Future<Output = Result<WindowList>>;
+    /// Ends an address space.
+    fn end(&self, process: ProcessId) -> impl Future<Output = Result<()>>;
+}
+
+/// S as a client sees it. Paths are absolute. Each call ends within a deadline of its own.
+pub trait Files {
+    /// Opens a file or folder.
+    fn open(&self, path: &[u8], flags: OpenFlags) -> impl Future<Output = Result<Opened>>;
+    /// Reads up to `into.len()` bytes; 0 at the end of the file.
+    fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> impl Future<Output = Result<usize>>;
+    /// A path's status.
+    fn stat(&self, path: &[u8], follow: bool) -> impl Future<Output = Result<Stat>>;
+    /// An open file's status.
+    fn stat_file(&self, file: FileId) -> impl Future<Output = Result<Stat>>;
+    /// Encoded entries of a folder from `position` on into `into`; how many bytes, 0 at the end.
+    fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> impl Future<Output = Result<usize>>;
+    /// Where a symbolic link points; how many bytes.
+    fn readlink(&self, path: &[u8], into: &mut [u8]) -> impl Future<Output = Result<usize>>;
+    /// Closes a file.
+    fn close(&self, file: FileId) -> impl Future<Output = Result<()>>;
+}
+
+/// The registers of a program's thread that Linux's ABI speaks of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SystemCall {
+    /// `rax`.
+    pub number: u64,
+    /// `rdi`, `rsi`, `rdx`, `r10`, `r8`, `r9`.
+    pub args: [u64; 6],
+}
+
+/// Why a thread stopped running.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trap {
+    /// It made a system call.
+    Syscall,
+    /// It touched a page that is not mapped, or against its rights.
+    PageFault {
+        /// The address touched.
+        addr: u64,
+        /// A store.
+        write: bool,
+        /// An instruction fetch.
+        execute: bool,
+    },
+    /// The CPU raised another exception.
+    Exception {
+        /// Its number (Intel SDM volume 3A, table 6-1).
+        vector: u8,
+        /// Its error code.
+        error: u64,
+    },
+    /// Its time is up.
+    Preempted,
+}
+
+/// A thread as the CPU sees it.
+pub trait Cpu {
+    /// Runs the thread until it traps.
+    fn run(&mut self) -> impl Future<Output = Trap>;
+    /// Where it starts and its stack, everything else clear.
+    fn start(&mut self, ip: u64, sp: u64);
+    /// The system call that it made.
+    fn system_call(&self) -> SystemCall;
+    /// Gives the system call's result.
+    fn set_result(&mut self, result: u64);
+    /// The instruction pointer.
+    fn ip(&self) -> u64;
+    /// The base of `fs`.
+    fn fs_base(&self) -> u64;
+    /// Sets the base of `fs`. False if it is no address of the user's half.
+    fn set_fs_base(&mut self, base: u64) -> bool;
+    /// The base of `gs`.
+    fn gs_base(&self) -> u64;
+    /// Sets the base of `gs`. False if it is no address of the user's half.
+    fn set_gs_base(&mut self, base: u64) -> bool;
+}

@@ -1,0 +1,274 @@
+//! Paths: open, stat, access, readlink, the working folder.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
+
+use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
+
+use super::Args;
+use super::layout;
+use crate::error::{Error, Result, errno};
+use crate::files::{Kind, OpenFile};
+use crate::platform::Files;
+use crate::process::{Node, Process};
+
+/// Stands for the working folder where a folder's number is asked for.
+pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
+/// `AT_SYMLINK_NOFOLLOW`.
+pub(super) const NOFOLLOW: u64 = 0x100;
+/// `AT_EMPTY_PATH`.
+const EMPTY_PATH: u64 = 0x1000;
+const O_ACCMODE: u64 = 3;
+const O_CREAT: u64 = 0o100;
+const O_EXCL: u64 = 0o200;
+const O_DIRECTORY: u64 = 0o200_000;
+const O_NOFOLLOW: u64 = 0o400_000;
+const O_CLOEXEC: u64 = 0o2_000_000;
+/// What creat(2) means: `O_CREAT | O_WRONLY | O_TRUNC`.
+pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
+const TYPE_MASK: u32 = 0o170_000;
+const FOLDER: u32 = 0o040_000;
+/// Bits of access(2).
+const W_OK: u64 = 2;
+const X_OK: u64 = 1;
+
+/// The same path without `.`, `..` and doubled slashes; symbolic links are not looked at.
+fn tidy(path: &[u8]) -> Vec<u8> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in path.split(|&b| b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let mut tidied = Vec::new();
+    for part in parts {
+        tidied.push(b'/');
+        tidied.extend_from_slice(part);
+    }
+    if tidied.is_empty() { b"/".to_vec() } else { tidied }
+}
+
+/// The status of an end of the console: a pipe.
+fn stream_status() -> Stat {
+    let never = FileTime { seconds: 0, nanos: 0 };
+    Stat {
+        inode: 1,
+        mode: 0o010_600,
+        links: 1,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        block_size: 4096,
+        blocks: 0,
+        accessed: never,
+        modified: never,
+        changed: never,
+        device: 0,
+    }
+}
+
+impl<N: Node> Process<'_, N> {
+    /// The absolute path of what the program calls `addr`, seen from folder `dir`.
+    async fn path(&self, dir: u64, addr: u64) -> Result<Vec<u8>> {
+        let path = self.read_string(addr, PATH_MAX).await?;
+        if path.is_empty() {
+            return Err(errno::ENOENT.into());
+        }
+        if path.starts_with(b"/") {
+            return Ok(path);
+        }
+        // Only the lower half of the register counts: the number is an int.
+        let mut whole = if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
+            self.cwd.clone()
+        } else {
+            let file = self.table.get(dir)?;
+            if !matches!(file.kind, Kind::Folder(_)) {
+                return Err(errno::ENOTDIR.into());
+            }
+            file.path.clone()
+        };
+        if !whole.ends_with(b"/") {
+            whole.push(b'/');
+        }
+        whole.extend_from_slice(&path);
+        if whole.len() > PATH_MAX {
+            return Err(errno::ENAMETOOLONG.into());
+        }
+        Ok(whole)
+    }
+
+    pub(super) async fn sys_open(&mut self, dir: u64, addr: u64, flags: u64) -> Result<u64> {
+        let path = self.path(dir, addr).await?;
+        let mut wants = OpenFlags::empty();
+        wants.set(OpenFlags::WRITE, flags & O_ACCMODE != 0);
+        wants.set(OpenFlags::DIRECTORY, flags & O_DIRECTORY != 0);
+        wants.set(OpenFlags::NOFOLLOW, flags & O_NOFOLLOW != 0);
+        let kind = if path == b"/dev/null" {
+            Kind::Null
+        } else {
+            match self.node.files().open(&path, wants).await {
+                Ok(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => return Err(errno::EEXIST.into()),
+                Ok(opened) if opened.stat.mode & TYPE_MASK == FOLDER => Kind::Folder(opened.file),
+                Ok(opened) => Kind::File(opened.file),
+                // It would have to be created.
+                Err(Error::Errno(errno::ENOENT)) if flags & O_CREAT != 0 => return Err(errno::EROFS.into()),
+                Err(error) => return Err(error),
+            }
+        };
+        // What F_GETFL gives: not the flags that only mattered for opening.
+        let status = u32::try_from(flags & 0o3 | flags & 0o6_000 | 0o100_000).unwrap_or(0);
+        let file = Arc::new(OpenFile {
+            kind,
+            path: tidy(&path),
+            offset: AtomicU64::new(0),
+            flags: status,
+        });
+        match self.table.add(Arc::clone(&file), 0, flags & O_CLOEXEC != 0) {
+            Ok(fd) => Ok(fd),
+            Err(error) => {
+                self.release(file).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn status_of(&self, file: &OpenFile) -> Result<Stat> {
+        match file.kind {
+            Kind::File(id) | Kind::Folder(id) => self.node.files().stat_file(id).await,
+            // Linux's /dev/null: character device 1:3.
+            Kind::Null => Ok(Stat {
+                mode: 0o020_666,
+                device: 0x103,
+                ..stream_status()
+            }),
+            Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
+        }
+    }
+
+    async fn status_at(&self, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
+        if flags & EMPTY_PATH != 0 && (addr == 0 || self.read_string(addr, PATH_MAX).await?.is_empty()) {
+            return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
+                self.node.files().stat(&self.cwd, true).await
+            } else {
+                self.status_of(&*self.table.get(dir)?).await
+            };
+        }
+        let path = self.path(dir, addr).await?;
+        if path == b"/dev/null" {
+            return Ok(Stat {
+                mode: 0o020_666,
+                device: 0x103,
+                ..stream_status()
+            });
+        }
+        self.node.files().stat(&path, flags & NOFOLLOW == 0).await
+    }
+
+    pub(super) async fn sys_stat(&self, dir: u64, addr: u64, into: u64, flags: u64) -> Result<u64> {
+        let status = self.status_at(dir, addr, flags).await?;
+        self.write_user(into, &layout::stat(&status)).await?;
+        Ok(0)
+    }
+
+    pub(super) async fn sys_fstat(&self, [fd, into, ..]: Args) -> Result<u64> {
+        let status = self.status_of(&*self.table.get(fd)?).await?;
+        self.write_user(into, &layout::stat(&status)).await?;
+        Ok(0)
+    }
+
+    pub(super) async fn sys_statx(&self, [dir, addr, flags, _mask, into, _]: Args) -> Result<u64> {
+        let status = self.status_at(dir, addr, flags).await?;
+        self.write_user(into, &layout::statx(&status)).await?;
+        Ok(0)
+    }
+
+    pub(super) async fn sys_access(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
+        if mode & !7 != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let status = self.status_at(dir, addr, 0).await?;
+        let device = status.device != 0;
+        if mode & W_OK != 0 && !device {
+            return Err(errno::EROFS.into());
+        }
+        // The program is root: it may execute what anyone may.
+        let folder = status.mode & TYPE_MASK == FOLDER;
+        if mode & X_OK != 0 && !folder && status.mode & 0o111 == 0 {
+            return Err(errno::EACCES.into());
+        }
+        Ok(0)
+    }
+
+    pub(super) async fn sys_readlink(&self, dir: u64, addr: u64, into: u64, len: u64) -> Result<u64> {
+        let Some(len) = usize::try_from(len)
+            .ok()
+            .filter(|&len| len > 0 && len <= i32::MAX as usize)
+        else {
+            return Err(errno::EINVAL.into());
+        };
+        let path = self.path(dir, addr).await?;
+        let mut target = vec![0; PATH_MAX];
+        let got = if path == b"/proc/self/exe" {
+            target.clone_from(&self.exec_path);
+            target.len()
+        } else {
+            self.node
+                .files()
+                .readlink(&path, &mut target)
+                .await?
+                .min(PATH_MAX)
+        };
+        let got = got.min(len);
+        self.write_user(into, &target[..got]).await?;
+        Ok(got as u64)
+    }
+
+    pub(super) async fn sys_getcwd(&self, [into, len, ..]: Args) -> Result<u64> {
+        let mut cwd = self.cwd.clone();
+        cwd.push(0);
+        if (cwd.len() as u64) > len {
+            return Err(errno::ERANGE.into());
+        }
+        self.write_user(into, &cwd).await?;
+        Ok(cwd.len() as u64)
+    }
+
+    pub(super) async fn sys_chdir(&mut self, [addr, ..]: Args) -> Result<u64> {
+        let path = self.path(AT_FDCWD, addr).await?;
+        if self.node.files().stat(&path, true).await?.mode & TYPE_MASK != FOLDER {
+            return Err(errno::ENOTDIR.into());
+        }
+        self.cwd = tidy(&path);
+        Ok(0)
+    }
+
+    /// A call that would change what a path names: the right error for a file system that cannot be written.
+    pub(super) async fn sys_change(&self, dir: u64, addr: u64) -> Result<u64> {
+        let path = self.path(dir, addr).await?;
+        match self.node.files().stat(&path, false).await {
+            Ok(_) | Err(Error::Errno(errno::ENOENT)) => Err(errno::EROFS.into()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_tidied() {
+        for (path, tidied) in [
+            ("/", "/"),
+            ("//a/./b/../c/", "/a/c"),
+            ("/..", "/"),
+            ("/a/b", "/a/b"),
+        ] {
+            assert_eq!(tidy(path.as_bytes()), tidied.as_bytes(), "{path}");
+        }
+    }
+}

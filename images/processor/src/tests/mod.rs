@@ -1,0 +1,580 @@
+//! Processes on a fake node.
+
+mod fake;
+
+use fake::{FakeCpu, FakeNode, errno_of};
+use linux_raw_sys::general as nr;
+use messages::memory::Prot;
+use pcache::{Page, Vpn};
+use proptest::prelude::*;
+
+use crate::elf::Header;
+use crate::error::errno;
+use crate::{Command, Error, Exit, Process, Refusal, Stream, SystemCall, Trap};
+
+/// A program of one segment at 0x400000: code and data in one, 0x2000 bytes in memory.
+fn program() -> Vec<u8> {
+    let mut file = vec![0; 0x1000];
+    file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    for (at, value) in [(16, 2u16), (18, 62), (54, 56), (56, 1)] {
+        file[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    file[64..72].copy_from_slice(&[1, 0, 0, 0, 7, 0, 0, 0]);
+    for (at, value) in [
+        (24, 0x40_0100u64),
+        (32, 64),
+        (64 + 16, 0x40_0000),
+        (64 + 32, 0x1000),
+        (64 + 40, 0x2000),
+    ] {
+        file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    file
+}
+
+fn node(lines: u64) -> FakeNode {
+    let big: Vec<u8> = (0..100_000u32)
+        .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1])
+        .collect();
+    let files: [(&str, &[u8]); 5] = [
+        ("/", b""),
+        ("/big", &big),
+        ("/bin", b""),
+        ("/bin/program", &program()),
+        ("/script", b"#!/bin/sh\n"),
+    ];
+    FakeNode::new(lines, &files)
+}
+
+fn command(path: &str) -> Command {
+    Command {
+        path: path.into(),
+        args: vec![path.into(), b"one".to_vec()],
+        env: vec![b"A=b".to_vec()],
+        ..Command::default()
+    }
+}
+
+/// A data address of the program, writable and initially zero.
+const DATA: u64 = 0x40_1000;
+
+struct Run<'n> {
+    node: &'n FakeNode,
+    process: Process<'n, FakeNode>,
+    cpu: FakeCpu,
+}
+
+impl<'n> Run<'n> {
+    fn new(node: &'n FakeNode) -> Self {
+        let mut cpu = FakeCpu::default();
+        let process = node.block_on(Process::start(node, 7, &command("/bin/program"), &mut cpu));
+        Self {
+            node,
+            process: process.unwrap(),
+            cpu,
+        }
+    }
+
+    fn call(&mut self, number: u32, args: &[u64]) -> Result<u64, Error> {
+        let mut all = [0; 6];
+        all[..args.len()].copy_from_slice(args);
+        let call = SystemCall {
+            number: u64::from(number),
+            args: all,
+        };
+        self.node.block_on(self.process.system_call(&mut self.cpu, call))
+    }
+
+    fn put(&self, addr: u64, bytes: &[u8]) -> u64 {
+        self.node.block_on(self.process.write_user(addr, bytes)).unwrap();
+        addr
+    }
+
+    fn get(&self, addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.node
+            .block_on(self.process.read_user(addr, &mut bytes))
+            .unwrap();
+        bytes
+    }
+
+    fn open(&mut self, path: &str) -> Result<u64, Error> {
+        self.put(DATA, format!("{path}\0").as_bytes());
+        self.call(nr::__NR_open, &[DATA, 0])
+    }
+
+    fn map(&mut self, len: u64) -> Result<u64, Error> {
+        self.call(nr::__NR_mmap, &[0, len, 3, 0x22, u64::MAX, 0])
+    }
+}
+
+#[test]
+fn program_is_loaded_with_its_arguments() {
+    let node = node(64);
+    let run = Run::new(&node);
+    assert_eq!((run.cpu.ip, run.cpu.sp % 16), (0x40_0100, 0));
+    assert_eq!(run.get(0x40_0000, 0x1000), program());
+    assert_eq!(run.get(DATA, 0x1000), vec![0; 0x1000]);
+    let word = |n: u64| u64::from_le_bytes(run.get(run.cpu.sp + n * 8, 8).try_into().unwrap());
+    assert_eq!(word(0), 2);
+    assert_eq!(run.get(word(2), 4), b"one\0");
+    assert_eq!(node.files.open.get(), 0, "the program's file is closed again");
+}
+
+/// A static program of this machine, if there is one: `TESSERA_STATIC_PROGRAM`, else Debian's busybox.
+fn static_program() -> Option<Vec<u8>> {
+    let path = std::env::var("TESSERA_STATIC_PROGRAM").unwrap_or_else(|_| "/bin/busybox".into());
+    std::fs::read(path).ok()
+}
+
+#[test]
+fn real_program_is_loaded_whole_through_a_small_cache() {
+    let Some(file) = static_program() else { return };
+    let node = FakeNode::new(32, &[("/busybox", &file)]);
+    let mut cpu = FakeCpu::default();
+    let process = node
+        .block_on(Process::start(&node, 7, &command("/busybox"), &mut cpu))
+        .unwrap();
+    let run = Run {
+        node: &node,
+        process,
+        cpu,
+    };
+    let header = Header::parse(&file).unwrap();
+    let at = usize::try_from(header.headers_at).unwrap();
+    let program = header
+        .program(&file[at..at + header.headers_len()], file.len() as u64)
+        .unwrap();
+    let bias = run.cpu.ip - program.entry;
+    for s in &program.segments {
+        let (from, len) = (
+            usize::try_from(s.file_offset).unwrap(),
+            usize::try_from(s.file_len).unwrap(),
+        );
+        assert!(
+            run.get(s.addr + bias, len) == file[from..from + len],
+            "segment at {:#x}",
+            s.addr
+        );
+        let zeros = usize::try_from(s.len - s.file_len).unwrap();
+        assert!(run.get(s.addr + bias + s.file_len, zeros).iter().all(|&b| b == 0));
+        assert_eq!(run.process.layout().rights(s.addr + bias), Some(s.prot));
+    }
+    assert!(node.cache.counters().nr_pcache_eviction_dirty > 0);
+}
+
+#[test]
+fn dynamic_program_is_refused_by_name() {
+    // This very test is a dynamic program.
+    let file = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let head = &file[..file.len().min(1 << 16)];
+    let node = FakeNode::new(32, &[("/test", head)]);
+    let refusal = node
+        .block_on(Process::start(
+            &node,
+            7,
+            &command("/test"),
+            &mut FakeCpu::default(),
+        ))
+        .err()
+        .unwrap();
+    assert_eq!(refusal.status(), 126);
+    assert!(refusal.to_string().contains("not yet supported"), "{refusal}");
+}
+
+#[test]
+fn refusals_have_the_shell_s_statuses() {
+    let node = node(64);
+    let refused = |path: &str| {
+        let outcome = node.block_on(Process::start(&node, 7, &command(path), &mut FakeCpu::default()));
+        outcome.map(|_| ()).unwrap_err()
+    };
+    assert_eq!(refused("/nowhere").status(), 127);
+    assert_eq!(refused("/nowhere").to_string(), "/nowhere: not found");
+    assert!(matches!(refused("/script"), Refusal::NotRunnable { .. }));
+    assert_eq!(refused("/script").to_string(), "/script: not an ELF file");
+    assert_eq!(
+        (refused("/script").status(), refused("/bin").status()),
+        (126, 126)
+    );
+    assert!(node.memory.ended.get());
+}
+
+#[test]
+fn stores_outside_or_against_rights_end_in_sigsegv() {
+    for (addr, write, execute) in [
+        (0, false, false),
+        (0x7fff_0000_0000, true, false),
+        (1 << 63, false, false),
+    ] {
+        let node = node(64);
+        let mut run = Run::new(&node);
+        run.cpu
+            .script
+            .push((Trap::PageFault { addr, write, execute }, SystemCall::default()));
+        let exit = node.block_on(run.process.run(&mut run.cpu));
+        assert_eq!(exit, Ok(Exit::Signal(11)), "{addr:#x}");
+    }
+    assert_eq!(Exit::Signal(11).status(), 139);
+}
+
+#[test]
+fn code_is_not_executed_from_the_stack_nor_read_only_pages_written() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let at = run.map(4096).unwrap();
+    run.call(nr::__NR_mprotect, &[at, 4096, 1]).unwrap();
+    for (addr, write, execute) in [(at, true, false), (run.cpu.sp, false, true)] {
+        run.cpu
+            .script
+            .push((Trap::PageFault { addr, write, execute }, SystemCall::default()));
+        assert_eq!(node.block_on(run.process.run(&mut run.cpu)), Ok(Exit::Signal(11)));
+    }
+}
+
+#[test]
+fn exceptions_become_signals() {
+    for (vector, signal) in [(0, 8), (6, 4), (13, 11), (17, 7), (3, 5)] {
+        let node = node(64);
+        let mut run = Run::new(&node);
+        run.cpu
+            .script
+            .push((Trap::Exception { vector, error: 0 }, SystemCall::default()));
+        assert_eq!(
+            node.block_on(run.process.run(&mut run.cpu)),
+            Ok(Exit::Signal(signal))
+        );
+    }
+}
+
+#[test]
+fn unknown_calls_are_counted_and_exit_ends_the_run() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    for (number, args) in [
+        (u64::from(nr::__NR_fork), [0; 6]),
+        (1 << 40, [0; 6]),
+        (60, [0x1_03, 0, 0, 0, 0, 0]),
+    ] {
+        run.cpu.script.push((Trap::Syscall, SystemCall { number, args }));
+    }
+    assert_eq!(node.block_on(run.process.run(&mut run.cpu)), Ok(Exit::Code(3)));
+    assert_eq!(run.cpu.results, [(-38i64).cast_unsigned(); 2]);
+    assert_eq!(
+        run.process.unimplemented().collect::<Vec<_>>(),
+        [(57, 1), (u64::MAX, 1)]
+    );
+    node.block_on(run.process.end()).unwrap();
+    assert_eq!(node.cache.lines_in_use(), (0, 0));
+}
+
+#[test]
+fn more_memory_than_the_cache_holds_keeps_its_bytes() {
+    let node = node(16);
+    let mut run = Run::new(&node);
+    let at = run.map(100 * 4096).unwrap();
+    let calls = node.memory.calls.get();
+    for page in 0..100u64 {
+        run.put(at + page * 4096 + 8, &page.to_le_bytes());
+    }
+    for page in 0..100u64 {
+        assert_eq!(run.get(at + page * 4096 + 8, 8), page.to_le_bytes());
+    }
+    assert!(node.cache.counters().nr_pcache_fill_from_memory > 80);
+    assert_eq!(node.memory.calls.get(), calls, "misses ask M nothing");
+    run.call(nr::__NR_munmap, &[at, 100 * 4096]).unwrap();
+    assert_eq!(
+        errno_of(run.call(nr::__NR_write, &[1, at, 1])),
+        Some(errno::EFAULT)
+    );
+    let again = run
+        .call(nr::__NR_mmap, &[at, 4096, 3, 0x32, u64::MAX, 0])
+        .unwrap();
+    assert_eq!(
+        run.get(again, 4096),
+        vec![0; 4096],
+        "memory mapped anew starts as zeros"
+    );
+}
+
+#[test]
+fn program_s_own_stores_survive_eviction() {
+    let node = node(8);
+    let mut run = Run::new(&node);
+    let at = run.map(32 * 4096).unwrap();
+    for n in 0..32u8 {
+        let addr = at + u64::from(n) * 4096;
+        run.cpu.script.push((
+            Trap::PageFault {
+                addr,
+                write: true,
+                execute: false,
+            },
+            SystemCall::default(),
+        ));
+        run.cpu.script.push((
+            Trap::Syscall,
+            SystemCall {
+                number: 60,
+                args: [0; 6],
+            },
+        ));
+        node.block_on(run.process.run(&mut run.cpu)).unwrap();
+        let page = Page {
+            space: run.process.space(),
+            vpn: Vpn::of(addr),
+        };
+        assert!(node.cache.machine().hardware.store(page, 5, n));
+    }
+    for n in 0..32u8 {
+        assert_eq!(run.get(at + u64::from(n) * 4096 + 5, 1), [n]);
+    }
+}
+
+#[test]
+fn memory_beyond_m_is_enomem() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    assert_eq!(errno_of(run.map(1 << 30)), Some(errno::ENOMEM));
+    assert_eq!(errno_of(run.map(u64::MAX)), Some(errno::ENOMEM));
+    assert_eq!(errno_of(run.map(0)), Some(errno::EINVAL));
+}
+
+#[test]
+fn heap_grows_and_shrinks() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let start = run.call(nr::__NR_brk, &[0]).unwrap();
+    assert_eq!(run.call(nr::__NR_brk, &[start + 10_000]), Ok(start + 10_000));
+    run.put(start + 9_000, b"heap");
+    assert_eq!(run.call(nr::__NR_brk, &[start]), Ok(start));
+    assert_eq!(run.call(nr::__NR_brk, &[start + 10_000]), Ok(start + 10_000));
+    assert_eq!(run.get(start + 9_000, 4), [0; 4], "given back and had anew");
+    assert_eq!(
+        run.call(nr::__NR_brk, &[1 << 40]),
+        Ok(start + 10_000),
+        "no memory: the end stays"
+    );
+}
+
+#[test]
+fn remapping_keeps_the_bytes() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let at = run.map(8192).unwrap();
+    let wall = run.map(4096).unwrap();
+    assert_eq!(wall, at + 8192);
+    run.put(at + 5000, b"moved");
+    assert_eq!(
+        errno_of(run.call(nr::__NR_mremap, &[at, 8192, 16384, 0])),
+        Some(errno::ENOMEM)
+    );
+    let to = run.call(nr::__NR_mremap, &[at, 8192, 16384, 1]).unwrap();
+    assert_eq!(run.get(to + 5000, 5), b"moved");
+    assert_eq!(
+        errno_of(run.call(nr::__NR_write, &[1, at, 1])),
+        Some(errno::EFAULT)
+    );
+}
+
+#[test]
+fn files_are_read_by_pieces_positions_and_mappings() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let big = node.files.files[b"/big".as_slice()].clone();
+    let fd = run.open("/big").unwrap();
+    assert_eq!(fd, 3);
+    let at = run.map(200_000).unwrap();
+    assert_eq!(run.call(nr::__NR_read, &[fd, at, 200_000]), Ok(100_000));
+    assert_eq!(run.get(at, 100_000), big);
+    assert_eq!(run.call(nr::__NR_read, &[fd, at, 10]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_lseek, &[fd, (-5i64).cast_unsigned(), 2]),
+        Ok(99_995)
+    );
+    assert_eq!(run.call(nr::__NR_dup2, &[fd, 9]), Ok(9));
+    assert_eq!(
+        run.call(nr::__NR_read, &[9, at, 10]),
+        Ok(5),
+        "duplicates share the position"
+    );
+    assert_eq!(run.call(nr::__NR_pread64, &[fd, at, 3, 77]), Ok(3));
+    assert_eq!(run.get(at, 3), big[77..80]);
+    let mapped = run.call(nr::__NR_mmap, &[0, 5000, 1, 2, fd, 4096]).unwrap();
+    assert_eq!(run.get(mapped, 5000), big[4096..9096]);
+    run.call(nr::__NR_close, &[fd]).unwrap();
+    assert_eq!(node.files.open.get(), 1);
+    run.call(nr::__NR_close, &[9]).unwrap();
+    assert_eq!(
+        (node.files.open.get(), errno_of(run.call(nr::__NR_close, &[9]))),
+        (0, Some(errno::EBADF))
+    );
+}
+
+#[test]
+fn output_is_whole_and_input_ends() {
+    let node = node(16);
+    let mut run = Run::new(&node);
+    let at = run.map(300_000).unwrap();
+    let text: Vec<u8> = (0..300_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    run.put(at, &text);
+    assert_eq!(run.call(nr::__NR_write, &[1, at, 300_000]), Ok(300_000));
+    let written: Vec<u8> = node
+        .platform
+        .out
+        .take()
+        .into_iter()
+        .flat_map(|(_, bytes)| bytes)
+        .collect();
+    assert_eq!(written, text);
+    let pieces: Vec<u8> = [at, 3, at + 10, 2].iter().flat_map(|w| w.to_le_bytes()).collect();
+    run.put(DATA, &pieces);
+    assert_eq!(run.call(nr::__NR_writev, &[2, DATA, 2]), Ok(5));
+    let (stream, bytes) = node.platform.out.take().remove(0);
+    assert_eq!((stream, bytes), (Stream::Stderr, text[..3].to_vec()));
+    node.platform.stdin.borrow_mut().extend(b"in");
+    assert_eq!(run.call(nr::__NR_read, &[0, at, 100]), Ok(2));
+    assert_eq!(run.call(nr::__NR_read, &[0, at, 100]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_write, &[1, at + 299_998, 9_000]),
+        Ok(3_106),
+        "up to what is mapped"
+    );
+}
+
+#[test]
+fn errors_are_linux_s() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    run.put(DATA, b"/new\0");
+    assert_eq!(
+        errno_of(run.call(nr::__NR_open, &[DATA, 0o101])),
+        Some(errno::EROFS)
+    );
+    assert_eq!(errno_of(run.call(nr::__NR_open, &[DATA, 0])), Some(errno::ENOENT));
+    assert_eq!(errno_of(run.call(nr::__NR_open, &[0, 0])), Some(errno::EFAULT));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_read, &[1, DATA, 1])),
+        Some(errno::EBADF)
+    );
+    assert_eq!(
+        errno_of(run.call(nr::__NR_write, &[0, DATA, 1])),
+        Some(errno::EBADF)
+    );
+    assert_eq!(
+        errno_of(run.call(nr::__NR_lseek, &[0, 0, 0])),
+        Some(errno::ESPIPE)
+    );
+    assert_eq!(
+        errno_of(run.call(nr::__NR_ioctl, &[1, 0x5401, DATA])),
+        Some(errno::ENOTTY)
+    );
+    assert_eq!(
+        errno_of(run.call(nr::__NR_mprotect, &[1, 4096, 1])),
+        Some(errno::EINVAL)
+    );
+    assert_eq!(errno_of(run.call(nr::__NR_kill, &[99, 9])), Some(errno::ESRCH));
+    assert_eq!(
+        run.call(nr::__NR_kill, &[7, 6]),
+        Err(Error::Ended(Exit::Signal(6)))
+    );
+    let fd = run.open("/bin").unwrap();
+    assert_eq!(
+        errno_of(run.call(nr::__NR_read, &[fd, DATA, 1])),
+        Some(errno::EISDIR)
+    );
+    assert_eq!(
+        errno_of(run.call(nr::__NR_getdents64, &[fd, DATA, 10])),
+        Some(errno::EINVAL)
+    );
+    assert!(run.call(nr::__NR_getdents64, &[fd, DATA, 100]).unwrap() <= 100);
+}
+
+#[test]
+fn working_folder_is_followed() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    run.put(DATA, b"bin\0");
+    assert_eq!(run.call(nr::__NR_chdir, &[DATA]), Ok(0));
+    assert_eq!(run.call(nr::__NR_getcwd, &[DATA, 100]), Ok(5));
+    assert_eq!(run.get(DATA, 5), b"/bin\0");
+    assert_eq!(
+        errno_of(run.call(nr::__NR_getcwd, &[DATA, 4])),
+        Some(errno::ERANGE)
+    );
+    assert_eq!(run.open("program"), Ok(3));
+    assert_eq!(errno_of(run.open("bin")), Some(errno::ENOENT));
+}
+
+#[test]
+fn rights_taken_away_take_effect_on_mapped_pages() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let addr = run.map(4096).unwrap();
+    run.cpu.script.push((
+        Trap::PageFault {
+            addr,
+            write: true,
+            execute: false,
+        },
+        SystemCall::default(),
+    ));
+    run.cpu.script.push((
+        Trap::Syscall,
+        SystemCall {
+            number: 60,
+            args: [0; 6],
+        },
+    ));
+    node.block_on(run.process.run(&mut run.cpu)).unwrap();
+    let page = Page {
+        space: run.process.space(),
+        vpn: Vpn::of(addr),
+    };
+    assert_eq!(
+        node.cache.machine().hardware.tables.lock().unwrap()[&page].1,
+        Prot::READ | Prot::WRITE
+    );
+    run.call(nr::__NR_mprotect, &[addr, 4096, 1]).unwrap();
+    assert!(!node.cache.machine().hardware.store(page, 0, 1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever a program asks, the node neither panics nor stops.
+    #[test]
+    fn any_call_is_survived(
+        calls in prop::collection::vec((0u32..470, prop::array::uniform6(word())), 1..40),
+    ) {
+        let node = node(32);
+        let mut run = Run::new(&node);
+        for (number, args) in calls {
+            // A program may well wait for nothing for ever.
+            if number == nr::__NR_poll {
+                continue;
+            }
+            match run.call(number, &args) {
+                Ok(_) | Err(Error::Errno(_)) => {}
+                Err(Error::Ended(_)) => break,
+                Err(error) => prop_assert!(false, "call {} stopped the node: {}", number, error),
+            }
+        }
+        node.block_on(run.process.end()).unwrap();
+        prop_assert_eq!(node.cache.lines_in_use().0, 0);
+    }
+}
+
+/// Words as hostile or careless programs have them.
+fn word() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0u64..12,
+        Just(DATA),
+        (0x40_0000u64..0x40_3000),
+        (0u64..8).prop_map(|n| 0x7000_0000_0000 + n * 4096),
+        Just(4096u64),
+        Just(0x22u64),
+        Just(u64::MAX),
+        any::<u64>(),
+    ]
+}

@@ -1,0 +1,182 @@
+//! What P is made of on the machine: hardware for the cache, calls for M and S, consoles for the program.
+
+mod carrier;
+mod hardware;
+mod stdio;
+mod thread;
+
+use alloc::format;
+
+use fit::{Config, Ended, Role};
+use libos::{Boot, CommandLine, Exit};
+use node::{Core, Error, Fit, Node};
+use pcache::{Cache, Geometry, IoFailed, Token};
+use processor::remote::Remote;
+use processor::{CacheMachine, Command, Peer, Platform, Process, Refusal, Report, Stream};
+use raw_cpuid::{CpuId, cpuid};
+use spin::Once;
+
+use carrier::FitCarrier;
+use hardware::Hardware;
+use stdio::Machine;
+use thread::Thread;
+
+/// The cache's size if the command line names none.
+const DEFAULT_PCACHE: u64 = 64 << 20;
+const DEFAULT_WAYS: u32 = 8;
+/// The first process.
+const PID: u32 = 1;
+/// Transfers that may wait for the HCA: with one a line this is enough for any cache, and no cache starts so many.
+const MAX_QUEUED: u16 = 4096;
+/// The store's code for a transfer that the fabric did not carry out; the cause is in the log.
+const TRANSFER_FAILED: u32 = 1;
+
+/// What the processor's logic reaches.
+struct Parts {
+    cache: Cache<CacheMachine<Hardware>>,
+    machine: Machine,
+    memory: Remote<FitCarrier>,
+    files: Remote<FitCarrier>,
+}
+
+impl processor::Node for Parts {
+    type Hardware = Hardware;
+    type Platform = Machine;
+    type Memory = Remote<FitCarrier>;
+    type Files = Remote<FitCarrier>;
+
+    fn cache(&self) -> &Cache<CacheMachine<Hardware>> {
+        &self.cache
+    }
+    fn platform(&self) -> &Machine {
+        &self.machine
+    }
+    fn memory(&self) -> &Remote<FitCarrier> {
+        &self.memory
+    }
+    fn files(&self) -> &Remote<FitCarrier> {
+        &self.files
+    }
+}
+
+/// P's main task.
+pub(crate) async fn main(boot: Boot) -> Exit {
+    node::finish(run(&boot.command_line).await)
+}
+
+async fn run(line: &CommandLine) -> Result<(), Error> {
+    let command = command(line)?;
+    let geometry = geometry(line)?;
+    let machine = Machine::new(line)?;
+    let config = Config {
+        message_version: messages::VERSION,
+        one_sided_queue: u16::try_from(geometry.lines()).unwrap_or(u16::MAX).min(MAX_QUEUED),
+        ..Config::default()
+    };
+    let node = Node::start(Role::Processor, config).await?;
+    let fit = node.fit.clone();
+    static PARTS: Once<Parts> = Once::new();
+    libos::spawn(async move { node::finish(drive(&fit, &PARTS).await) }).detach();
+    let peers = node.connect(line).await?;
+    let (core, memory, storage) = (node.fit.core(0), peers.one(Role::Memory)?, peers.one(Role::Storage)?);
+    let hardware = Hardware::new(geometry.lines(), &*node.card, core.clone(), memory).await?;
+    let files = FitCarrier::with_data(core.clone(), storage, &*node.card, &node.function).await?;
+    let parts = PARTS.call_once(|| Parts {
+        cache: Cache::new(geometry, pcache::Config::default(), CacheMachine::new(hardware)),
+        machine,
+        memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
+        files: Remote::new(Peer::Storage, files),
+    });
+    log::info!("pcache: {} lines in {} ways", geometry.lines(), geometry.ways());
+    libos::line(format_args!("report\tready"));
+    let (report, status) = execute(parts, &command).await?;
+    finish(report, status, parts, &core);
+    node.leave().await;
+    Ok(())
+}
+
+/// Polls the HCA and tells the cache of the transfers that ended.
+async fn drive(fit: &Fit, parts: &'static Once<Parts>) -> Result<(), Error> {
+    let settle = |ended: Ended, now| {
+        let Some(parts) = parts.get() else { return };
+        let result = ended.result.map_err(|cause| {
+            log::error!("a page's transfer failed: {cause}");
+            IoFailed(TRANSFER_FAILED)
+        });
+        if let Err(error) = parts.cache.complete(Token::from_raw(ended.tag), result, now) {
+            // A fill's failure reaches the program that waits for it; a lost write-back has nobody to tell.
+            log::error!("{error}");
+            if matches!(error, pcache::Error::WriteBack { .. }) {
+                libos::power_off(Exit::Failure);
+            }
+        }
+    };
+    Ok(fit.run_core_with(0, settle).await?)
+}
+
+/// Runs the program; gives what it says of itself, and its exit status.
+async fn execute(parts: &Parts, command: &Command) -> Result<(Report, u8), Error> {
+    let mut report = Report::default();
+    let mut thread = Thread::new();
+    let mut process = match Process::start(parts, PID, command, &mut thread).await {
+        Ok(process) => process,
+        Err(Refusal::Failed { path, cause }) if !matches!(cause, processor::Error::Errno(_)) => {
+            return Err(Error::Role(format!("{path}: {cause}")));
+        }
+        Err(refusal) => {
+            let text = format!("tessera: {refusal}\n");
+            parts.machine.write(Stream::Stderr, text.as_bytes()).await;
+            return Ok((report, refusal.status()));
+        }
+    };
+    let hardware = &parts.cache.machine().hardware;
+    let space = hardware.add_space(process.space());
+    thread.enter(space.map_err(|error| Error::Role(format!("{error}")))?);
+    let ended = process.run(&mut thread).await.map_err(failed)?;
+    report.run_time(parts.machine.now().since(process.started()));
+    for (number, count) in process.unimplemented() {
+        report.unimplemented(number, count);
+    }
+    let space = process.space();
+    process.end().await.map_err(failed)?;
+    hardware.remove_space(space);
+    Ok((report, ended.status()))
+}
+
+fn failed(error: processor::Error) -> Error {
+    Error::Role(format!("{error}"))
+}
+
+/// Adds what the cache and FIT counted, and prints all.
+fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
+    report.cache(&parts.cache);
+    for (_, name, counters) in core.link_counters() {
+        for (kind, &count) in (0..).zip(&counters.calls) {
+            if let Some(call) = messages::Kind(kind).name().filter(|_| count > 0) {
+                report.calls(call, count);
+            }
+        }
+        report.bytes(name.role, counters.nr_bytes_tx, counters.nr_bytes_rx);
+    }
+    for text in report.finish(status) {
+        libos::line(format_args!("{text}"));
+    }
+}
+
+/// What the command line says to run.
+fn command(line: &CommandLine) -> Result<Command, Error> {
+    let args = line.program().to_vec();
+    let Some(path) = args.first().cloned() else {
+        return Err(Error::Role("the command line names no program: nothing stands after --".into()));
+    };
+    let env = line.values("env").map(|variable| variable.as_bytes().to_vec()).collect();
+    let cwd = line.value("cwd").unwrap_or_default().as_bytes().to_vec();
+    let hwcap = CpuId::new().get_feature_info().map_or(0, |_| u64::from(cpuid!(1).edx));
+    Ok(Command { path, args, env, cwd, strace: line.has("strace"), hwcap })
+}
+
+fn geometry(line: &CommandLine) -> Result<Geometry, Error> {
+    let size = line.size("pcache")?.unwrap_or(DEFAULT_PCACHE);
+    let ways = line.parsed("ways")?.unwrap_or(DEFAULT_WAYS);
+    Geometry::new(size, ways).map_err(|error| Error::Role(format!("pcache={size} ways={ways}: {error}")))
+}

@@ -1,0 +1,136 @@
+//! A small histogram of times, for many writers.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::time::Duration;
+
+/// Steps within each power of two: the error of a percentile is at most one eighth.
+const STEPS: u64 = 8;
+/// Powers of two beyond the first step; the last bucket takes all that is longer (some 18 minutes).
+const POWERS: u64 = 37;
+const BUCKETS: usize = 304;
+const _: () = assert!(BUCKETS as u64 == (POWERS + 1) * STEPS);
+
+/// Counts times in buckets that grow with the time, so that percentiles cost no memory a sample. Any number of cores may
+/// record at once; a summary taken meanwhile may miss the last few.
+#[derive(Debug)]
+pub struct Histogram {
+    total_ns: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
+}
+
+/// What a [`Histogram`] knows; times in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Summary {
+    /// The number of samples.
+    pub count: u64,
+    /// Their mean.
+    pub avg_ns: u64,
+    /// A time that half of the samples do not exceed.
+    pub p50_ns: u64,
+    /// A time that 99 of 100 samples do not exceed.
+    pub p99_ns: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self {
+            total_ns: AtomicU64::new(0),
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+        }
+    }
+}
+
+impl Histogram {
+    /// Counts one sample.
+    pub fn record(&self, time: Duration) {
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.total_ns.fetch_add(ns, Relaxed);
+        self.buckets[bucket(ns)].fetch_add(1, Relaxed);
+    }
+
+    /// Count, mean and percentiles of what was recorded so far.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let count: u64 = self.buckets.iter().map(|b| b.load(Relaxed)).sum();
+        Summary {
+            count,
+            avg_ns: self.total_ns.load(Relaxed).checked_div(count).unwrap_or(0),
+            p50_ns: self.percentile(count, 50),
+            p99_ns: self.percentile(count, 99),
+        }
+    }
+
+    /// The upper end of the bucket in which the sample of rank `percent` per cent of `count` lies.
+    fn percentile(&self, count: u64, percent: u64) -> u64 {
+        let rank = (count.saturating_mul(percent)).div_ceil(100);
+        let mut seen = 0;
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            seen += bucket.load(Relaxed);
+            if seen >= rank && seen > 0 {
+                return upper_end(index as u64);
+            }
+        }
+        0
+    }
+}
+
+/// The bucket of `ns`: the first [`STEPS`] hold one value each, then each power of two has [`STEPS`].
+fn bucket(ns: u64) -> usize {
+    let index = match ns.checked_ilog2() {
+        Some(power) if power >= STEPS.ilog2() => {
+            let shift = power - STEPS.ilog2();
+            u64::from(shift + 1) * STEPS + (ns >> shift) % STEPS
+        }
+        _ => ns,
+    };
+    usize::try_from(index).map_or(BUCKETS - 1, |i| i.min(BUCKETS - 1))
+}
+
+/// The largest time of bucket `index`.
+fn upper_end(index: u64) -> u64 {
+    if index < STEPS {
+        return index;
+    }
+    let shift = index / STEPS - 1;
+    ((STEPS + index % STEPS + 1) << shift) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn empty_histogram_is_all_zero() {
+        assert_eq!(Histogram::default().summary(), Summary::default());
+    }
+
+    #[test]
+    fn percentiles_find_the_tail() {
+        let h = Histogram::default();
+        for _ in 0..98 {
+            h.record(Duration::from_nanos(5));
+        }
+        h.record(Duration::from_nanos(1_000));
+        h.record(Duration::from_nanos(1_000_000));
+        let s = h.summary();
+        assert_eq!((s.count, s.p50_ns), (100, 5));
+        assert_eq!(s.avg_ns, (98 * 5 + 1_000 + 1_000_000) / 100);
+        assert!((1_000..1_125).contains(&s.p99_ns), "{}", s.p99_ns);
+    }
+
+    proptest! {
+        #[test]
+        fn bucket_holds_its_value(ns in 0u64..1 << 39) {
+            let index = bucket(ns) as u64;
+            prop_assert!(ns <= upper_end(index));
+            prop_assert!(index == 0 || ns > upper_end(index - 1));
+            prop_assert!(upper_end(index) - ns <= ns / 8);
+        }
+
+        #[test]
+        fn any_time_has_a_bucket(ns: u64) {
+            prop_assert!(bucket(ns) < BUCKETS);
+        }
+    }
+}
