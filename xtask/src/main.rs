@@ -1,3 +1,65 @@
-//! build-image, run, test, doctor.
+//! What a user and a developer of Tessera type: `cargo xtask COMMAND`.
+//!
+//! One file a command; it depends on no crate of the kernel's but `ksyms`, the format of an image's symbol table, and runs programs (cargo, apt-get, QEMU) to do its work.
+//!
+//! * [`run`]: starts a cluster and runs a program on it.
+//! * [`build_image`]: builds the unikernels.
+//! * [`test`]: everything that must hold.
+//! * [`doctor`]: what is here and what is missing.
+//! * [`lint`]: rules of the house that no compiler checks.
+//! * [`test_programs`]: what the tests run on a cluster.
+//!
+//! Beside the commands: [`debian`] fetches Debian packages without installing them, [`qemu`] finds a QEMU, [`project`] knows
+//! the source tree and calls cargo, [`tools`] finds programs and reports steps.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod build_image;
+mod debian;
+mod doctor;
+mod lint;
+mod project;
+mod qemu;
+mod run;
+mod test;
+mod test_programs;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests Tessera
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    BuildImage(build_image::Args),
+    Test(test::Args),
+    Doctor(doctor::Args),
+    Lint(lint::Args),
+    TestPrograms(test_programs::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Run(args) => return run::main(args),
+        Command::BuildImage(args) => args.run(),
+        Command::Test(args) => args.run(),
+        Command::Doctor(args) => args.run(),
+        Command::Lint(args) => args.run(),
+        Command::TestPrograms(args) => args.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

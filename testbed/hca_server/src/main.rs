@@ -1,3 +1,178 @@
 //! Serves modelled ConnectX-3s to QEMU over vfio-user.
+//!
+//! Prints a line `ready<TAB>NAME<TAB>GID` for each node, the GID being that of its first port, once all sockets listen.
+//! Ends when its standard input does, or by SIGINT or SIGTERM.
 
-fn main() {}
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::exit;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Parser;
+use hca_model::{ClusterConfig, NodeConfig};
+use hca_server::node::Cluster;
+use hca_server::socket::Port;
+use verbs::{Gid, Guid};
+
+/// Serves modelled ConnectX-3s, joined by a modelled fabric, to QEMU over vfio-user
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// A node: its name and the socket to make, and optionally its node GUID and its number of ports
+    #[arg(
+        long = "node",
+        value_name = "NAME=SOCKET[,guid=HEX][,ports=N]",
+        required = true
+    )]
+    nodes: Vec<NodeArg>,
+    /// Look for the next message this long before sleeping; takes a core a node while it does
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1000))]
+    spin_us: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct NodeArg {
+    name: String,
+    socket: PathBuf,
+    guid: Option<u64>,
+    ports: u8,
+}
+
+impl FromStr for NodeArg {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut parts = text.split(',');
+        let (name, socket) = parts
+            .next()
+            .and_then(|first| first.split_once('='))
+            .filter(|(name, socket)| !name.is_empty() && !socket.is_empty())
+            .context("a node is NAME=SOCKET")?;
+        let mut node = Self {
+            name: name.into(),
+            socket: socket.into(),
+            guid: None,
+            ports: 1,
+        };
+        for option in parts {
+            match option.split_once('=') {
+                Some(("guid", hex)) => {
+                    let digits = hex.strip_prefix("0x").unwrap_or(hex);
+                    node.guid =
+                        Some(u64::from_str_radix(digits, 16).with_context(|| format!("guid {hex:?}"))?);
+                }
+                Some(("ports", ports @ ("1" | "2"))) => node.ports = ports.parse()?,
+                _ => bail!("{option:?} is neither guid=HEX nor ports=1 nor ports=2"),
+            }
+        }
+        Ok(node)
+    }
+}
+
+/// The node GUID of the `index`th node that gives none: Mellanox's OUI, and room for each node's ports.
+fn default_guid(index: usize) -> u64 {
+    0x0002_c903_0000_0000 | (index as u64 + 1) << 8
+}
+
+fn main() -> Result<()> {
+    env_logger::Builder::from_env(env_logger::Env::new().default_filter_or("info")).init();
+    let args = Args::parse();
+    let cluster = Cluster::new(ClusterConfig::default());
+    let mut ready = String::new();
+    let mut listeners = Vec::new();
+    for (index, node) in args.nodes.iter().enumerate() {
+        let twin = args.nodes[..index].iter().any(|other| other.name == node.name);
+        ensure!(!twin, "two nodes are named {}", node.name);
+        let listener = UnixListener::bind(&node.socket)
+            .with_context(|| format!("can't make the socket {}", node.socket.display()))?;
+        let guid = node.guid.unwrap_or_else(|| default_guid(index));
+        let config = NodeConfig {
+            name: node.name.clone(),
+            guid: Guid(guid),
+            ports: node.ports,
+        };
+        listeners.push((node.name.clone(), listener, cluster.add_node(config)));
+        let gid = Gid::new(Gid::DEFAULT_PREFIX, Guid(guid.wrapping_add(1)));
+        ready += &format!("ready\t{}\t{gid}\n", node.name);
+    }
+
+    let sockets: Vec<PathBuf> = args.nodes.iter().map(|node| node.socket.clone()).collect();
+    let leave = move |code| {
+        for socket in &sockets {
+            // Nothing to do about one that can't be removed: whoever starts next will hear of it.
+            let _ = std::fs::remove_file(socket);
+        }
+        exit(code)
+    };
+    let on_signal = leave.clone();
+    ctrlc::set_handler(move || on_signal(0)).map_err(|error| anyhow!("can't handle signals: {error}"))?;
+
+    let spin = Duration::from_micros(args.spin_us);
+    for (name, listener, node) in listeners {
+        let leave = leave.clone();
+        spawn(name.clone(), move || {
+            let machine = node.machine();
+            let port = Port {
+                function: &node,
+                memory: &machine.memory,
+                vectors: &machine.vectors,
+                spin,
+            };
+            let error = port.serve(&name, &listener);
+            log::error!("{name}: can't take connections: {error}");
+            leave(1)
+        })?;
+    }
+    spawn("timer".into(), move || cluster.keep_time())?;
+
+    let mut stdout = std::io::stdout();
+    stdout
+        .write_all(ready.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("can't say that we are ready")?;
+    let mut ignored = [0; 4096];
+    while std::io::stdin().read(&mut ignored).is_ok_and(|count| count > 0) {}
+    leave(0);
+    Ok(())
+}
+
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .context("can't start a thread")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_read_with_their_options() {
+        let node: NodeArg = "p=/tmp/p.sock,guid=0x2c90300000010,ports=2"
+            .parse()
+            .expect("a node");
+        let expected = NodeArg {
+            name: "p".into(),
+            socket: "/tmp/p.sock".into(),
+            guid: Some(0x2_c903_0000_0010),
+            ports: 2,
+        };
+        assert_eq!(node, expected);
+        for wrong in [
+            "p",
+            "=x",
+            "p=",
+            "p=s,guid=",
+            "p=s,guid=xyz",
+            "p=s,ports=3",
+            "p=s,ports",
+        ] {
+            assert!(wrong.parse::<NodeArg>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! A guest's memory, as the client lends it: mapped here, read and written on the device's behalf.
+//!
+//! Each access looks its address up under a lock, since firmware and guest remap at boot; no pointer outlives the lock.
+//! Other processes (the guest's cores) touch the same bytes at the same time, so all accesses are atomic ones of up to
+//! eight bytes: an aligned word is never torn, and a copy is a row of words with no order promised within.
+//!
+//! A client that shrinks the file behind a mapping ends this process by SIGBUS; QEMU's `memory-backend-memfd` seals its file
+//! against that.
+
+// UNSAFETY: maps descriptors that a client lends, and reads and writes the mapped bytes.
+#![expect(
+    unsafe_code,
+    reason = "guest memory is mapped into this process and shared with another"
+)]
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{PoisonError, RwLock};
+
+use rustix::fs::fstat;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Granule of mappings.
+pub const PAGE: u64 = 4096;
+
+/// An access that the memory map does not allow: `len` bytes at `address`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no memory lent for {len} bytes at {address:#x}")]
+pub struct NotMapped {
+    /// The first address that could not be reached.
+    pub address: u64,
+    /// How much of the access was left.
+    pub len: usize,
+}
+
+/// What the client lent, by address.
+///
+/// The lock is a leaf: nothing else is taken under it.
+#[derive(Debug, Default)]
+pub struct Memory {
+    mappings: RwLock<BTreeMap<u64, Mapping>>,
+}
+
+/// One range. Without a window it is one the client named but gave no descriptor for (ROM, another device's BAR).
+#[derive(Debug)]
+struct Mapping {
+    size: u64,
+    writable: bool,
+    window: Option<Window>,
+}
+
+/// A range of a descriptor, mapped for as long as this lives.
+#[derive(Debug)]
+struct Window {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a window is memory shared with other processes anyway; it is reached by atomic accesses alone.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Memory {
+    /// Adds the range `[address, address + size)`, backed by `fd` from `offset` on.
+    ///
+    /// # Errors
+    /// `EINVAL` for what is not page-aligned, empty, overflowing, or beyond the file's end; `EEXIST` for what overlaps a
+    /// mapping; or `mmap`'s error.
+    pub fn map(
+        &self,
+        address: u64,
+        size: u64,
+        writable: bool,
+        fd: Option<(OwnedFd, u64)>,
+    ) -> Result<(), Errno> {
+        let end = address.checked_add(size).ok_or(Errno::INVAL)?;
+        if size == 0 || !address.is_multiple_of(PAGE) || !size.is_multiple_of(PAGE) {
+            return Err(Errno::INVAL);
+        }
+        let mut mappings = self.mappings.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((&start, last)) = mappings.range(..end).next_back()
+            && start + last.size > address
+        {
+            return Err(Errno::EXIST);
+        }
+        let window = fd
+            .map(|(fd, offset)| Window::new(&fd, offset, size, writable))
+            .transpose()?;
+        mappings.insert(
+            address,
+            Mapping {
+                size,
+                writable,
+                window,
+            },
+        );
+        Ok(())
+    }
+
+    /// Removes the mapping at exactly that range.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none.
+    pub fn unmap(&self, address: u64, size: u64) -> Result<(), Errno> {
+        let mut mappings = self.mappings.write().unwrap_or_else(PoisonError::into_inner);
+        match mappings.get(&address) {
+            Some(mapping) if mapping.size == size => mappings.remove(&address),
+            _ => return Err(Errno::NOENT),
+        };
+        Ok(())
+    }
+
+    /// Removes all.
+    pub fn clear(&self) {
+        self.mappings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    /// Reads guest memory; what was written before the last word read is seen by later accesses.
+    ///
+    /// # Errors
+    /// [`NotMapped`]; what came before the gap has been read.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), NotMapped> {
+        let result = self.walk(address, into.len(), false, |window, offset, range| {
+            window.read(offset, &mut into[range]);
+        });
+        fence(Ordering::Acquire);
+        result
+    }
+
+    /// Writes guest memory, after all that was written before.
+    ///
+    /// # Errors
+    /// [`NotMapped`]; what comes before the gap has been written.
+    pub fn write(&self, address: u64, from: &[u8]) -> Result<(), NotMapped> {
+        fence(Ordering::Release);
+        self.walk(address, from.len(), true, |window, offset, range| {
+            window.write(offset, &from[range])
+        })
+    }
+
+    /// Calls `each` with the windows that hold a range, the offset in each, and the part of the caller's buffer.
+    fn walk(
+        &self,
+        address: u64,
+        len: usize,
+        write: bool,
+        mut each: impl FnMut(&Window, usize, std::ops::Range<usize>),
+    ) -> Result<(), NotMapped> {
+        let mappings = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
+        let mut done = 0;
+        while done < len {
+            let gap = NotMapped {
+                address: address.wrapping_add(done as u64),
+                len: len - done,
+            };
+            let here = address.checked_add(done as u64).ok_or(gap)?;
+            let (&start, mapping) = mappings.range(..=here).next_back().ok_or(gap)?;
+            let offset = usize::try_from(here - start).map_err(|_| gap)?;
+            let window = mapping
+                .window
+                .as_ref()
+                .filter(|window| offset < window.len)
+                .ok_or(gap)?;
+            if write && !mapping.writable {
+                return Err(gap);
+            }
+            let part = (len - done).min(window.len - offset);
+            each(window, offset, done..done + part);
+            done += part;
+        }
+        Ok(())
+    }
+}
+
+impl Window {
+    fn new(fd: &OwnedFd, offset: u64, size: u64, writable: bool) -> Result<Self, Errno> {
+        let len = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+        let file = u64::try_from(fstat(fd)?.st_size).map_err(|_| Errno::INVAL)?;
+        if !offset.is_multiple_of(PAGE) || offset.checked_add(size).is_none_or(|end| end > file) {
+            return Err(Errno::INVAL);
+        }
+        let rights = if writable {
+            ProtFlags::READ | ProtFlags::WRITE
+        } else {
+            ProtFlags::READ
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs no other memory.
+        let base = unsafe { mmap(ptr::null_mut(), len, rights, MapFlags::SHARED, fd, offset) }?;
+        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
+        Ok(Self { base, len })
+    }
+
+    fn read(&self, mut offset: usize, mut into: &mut [u8]) {
+        while !into.is_empty() {
+            let (part, rest) = into.split_at_mut(step(offset, into.len()));
+            match part.len() {
+                8 => part.copy_from_slice(&self.word64(offset).load(Ordering::Relaxed).to_ne_bytes()),
+                4 => part.copy_from_slice(&self.word32(offset).load(Ordering::Relaxed).to_ne_bytes()),
+                _ => part[0] = self.byte(offset).load(Ordering::Relaxed),
+            }
+            offset += part.len();
+            into = rest;
+        }
+    }
+
+    fn write(&self, mut offset: usize, mut from: &[u8]) {
+        while !from.is_empty() {
+            let (part, rest) = from.split_at(step(offset, from.len()));
+            if let Ok(word) = part.try_into() {
+                self.word64(offset)
+                    .store(u64::from_ne_bytes(word), Ordering::Relaxed);
+            } else if let Ok(word) = part.try_into() {
+                self.word32(offset)
+                    .store(u32::from_ne_bytes(word), Ordering::Relaxed);
+            } else {
+                self.byte(offset).store(part[0], Ordering::Relaxed);
+            }
+            offset += part.len();
+            from = rest;
+        }
+    }
+
+    fn word64(&self, offset: usize) -> &AtomicU64 {
+        let word = self.at(offset, 8);
+        // SAFETY: `at` gave eight aligned bytes of the mapping, which only atomics reach and which outlives `self`.
+        unsafe { AtomicU64::from_ptr(word.cast()) }
+    }
+
+    fn word32(&self, offset: usize) -> &AtomicU32 {
+        let word = self.at(offset, 4);
+        // SAFETY: `at` gave four aligned bytes of the mapping, which only atomics reach and which outlives `self`.
+        unsafe { AtomicU32::from_ptr(word.cast()) }
+    }
+
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        let byte = self.at(offset, 1);
+        // SAFETY: `at` gave a byte of the mapping, which only atomics reach and which outlives `self`.
+        unsafe { AtomicU8::from_ptr(byte) }
+    }
+
+    /// The address of the `len` bytes at `offset`: within the mapping and aligned to `len`.
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        let within = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(
+            within && offset.is_multiple_of(len),
+            "an access beyond its window"
+        );
+        // SAFETY: the assertion keeps the result within the mapping.
+        unsafe { self.base.as_ptr().add(offset) }
+    }
+}
+
+/// Length of the next atomic access of a copy: the widest that the offset is aligned for. Mappings are page-aligned.
+fn step(offset: usize, len: usize) -> usize {
+    [8, 4]
+        .into_iter()
+        .find(|&word| len >= word && offset.is_multiple_of(word))
+        .unwrap_or(1)
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the range is what `mmap` gave, and no reference into it outlives a method of `self`.
+        let result = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        if let Err(error) = result {
+            log::warn!("munmap of {} bytes: {error}", self.len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    fn file(pages: u64) -> OwnedFd {
+        let fd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("memfd");
+        ftruncate(&fd, pages * PAGE).expect("ftruncate");
+        fd
+    }
+
+    fn two_ranges() -> Memory {
+        let memory = Memory::default();
+        let fd = file(4);
+        memory
+            .map(0, 2 * PAGE, true, Some((fd.try_clone().expect("dup"), 0)))
+            .expect("map");
+        memory
+            .map(2 * PAGE, 2 * PAGE, true, Some((fd, 2 * PAGE)))
+            .expect("map");
+        memory
+    }
+
+    #[test]
+    fn a_copy_may_cross_from_one_mapping_to_the_next() {
+        let memory = two_ranges();
+        let text: Vec<u8> = (0..=255).collect();
+        memory.write(2 * PAGE - 101, &text).expect("write");
+        let mut back = vec![0; 256];
+        memory.read(2 * PAGE - 101, &mut back).expect("read");
+        assert_eq!(back, text);
+    }
+
+    #[test]
+    fn an_access_past_the_end_names_where_it_stopped() {
+        let memory = two_ranges();
+        let gap = memory.write(4 * PAGE - 3, &[1; 8]);
+        assert_eq!(
+            gap,
+            Err(NotMapped {
+                address: 4 * PAGE,
+                len: 5
+            })
+        );
+        assert!(memory.read(u64::MAX - 3, &mut [0; 8]).is_err());
+        assert!(memory.read(1 << 40, &mut [0; 1]).is_err());
+    }
+
+    #[test]
+    fn ranges_that_overlap_or_exceed_their_file_are_refused() {
+        let memory = two_ranges();
+        assert_eq!(
+            memory.map(PAGE, PAGE, true, Some((file(1), 0))),
+            Err(Errno::EXIST)
+        );
+        assert_eq!(
+            memory.map(8 * PAGE, 2 * PAGE, true, Some((file(1), 0))),
+            Err(Errno::INVAL)
+        );
+        assert_eq!(
+            memory.map(8 * PAGE, PAGE, true, Some((file(1), 8))),
+            Err(Errno::INVAL)
+        );
+        assert_eq!(
+            memory.map(8 * PAGE, PAGE, true, Some((file(1), u64::MAX - 4095))),
+            Err(Errno::INVAL)
+        );
+        assert_eq!(
+            memory.map(u64::MAX - 4095, 2 * PAGE, true, None),
+            Err(Errno::INVAL)
+        );
+        assert_eq!(memory.map(8 * PAGE + 8, PAGE, true, None), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn unmapped_and_read_only_memory_is_out_of_reach() {
+        let memory = two_ranges();
+        assert_eq!(memory.unmap(0, PAGE), Err(Errno::NOENT));
+        memory.unmap(0, 2 * PAGE).expect("unmap");
+        assert!(memory.read(0, &mut [0; 4]).is_err());
+        memory.map(0, PAGE, false, Some((file(1), 0))).expect("map");
+        assert!(memory.read(0, &mut [0; 4]).is_ok());
+        assert!(memory.write(0, &[0; 4]).is_err());
+    }
+
+    #[test]
+    fn memory_named_without_a_descriptor_can_be_unmapped_but_not_reached() {
+        let memory = Memory::default();
+        memory.map(0, PAGE, true, None).expect("map");
+        assert!(memory.read(0, &mut [0; 4]).is_err());
+        memory.unmap(0, PAGE).expect("unmap");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(at in 0..2 * PAGE, text in prop::collection::vec(any::<u8>(), 0..64)) {
+            let memory = two_ranges();
+            memory.write(at, &text).unwrap();
+            let mut back = vec![0; text.len()];
+            memory.read(at, &mut back).unwrap();
+            prop_assert_eq!(back, text);
+        }
+    }
+}

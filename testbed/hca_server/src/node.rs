@@ -1,0 +1,207 @@
+//! One node's adapter in the shared model, and the thread that keeps the model's time.
+//!
+//! Lock order: the cluster's lock, then a leaf (guest memory or vectors). A session thread holds the cluster's lock for one
+//! access; the model answers at once, so that no guest core waits long for another's access.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant as HostInstant;
+
+use hal::Instant;
+use hca_model::{ClusterConfig, DmaError, Host, NodeConfig, NodeIndex};
+
+use crate::Function;
+use crate::irq::Vectors;
+use crate::layout::Layout;
+use crate::memory::Memory;
+
+/// A cluster's model, shared by the threads that serve its nodes.
+pub struct Cluster {
+    state: Mutex<State>,
+    earlier: Condvar,
+    epoch: HostInstant,
+}
+
+struct State {
+    model: hca_model::Cluster,
+    /// When the timer thread wakes by itself.
+    armed: Option<Instant>,
+}
+
+impl Cluster {
+    /// A fabric without nodes.
+    #[must_use]
+    pub fn new(config: ClusterConfig) -> Arc<Self> {
+        let state = State {
+            model: hca_model::Cluster::new(config),
+            armed: None,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            earlier: Condvar::new(),
+            epoch: HostInstant::now(),
+        })
+    }
+
+    /// Adds a node. It has no machine until its first client comes.
+    pub fn add_node(self: &Arc<Self>, config: NodeConfig) -> Node {
+        let mut state = self.lock();
+        let machine = Arc::new(Machine::default());
+        let index = state
+            .model
+            .add_node(config, Arc::clone(&machine) as Arc<dyn Host>);
+        let now = self.now();
+        let layout = Layout::probe(&mut state.model, index, now);
+        state.model.detach(index, now);
+        drop(state);
+        let machine = Arc::new(Machine {
+            memory: Memory::default(),
+            vectors: Vectors::new(layout.vectors),
+        });
+        Node {
+            cluster: Arc::clone(self),
+            index,
+            layout,
+            machine,
+        }
+    }
+
+    /// Calls the model whenever something in it is due. Does not return.
+    pub fn keep_time(&self) -> ! {
+        let mut state = self.lock();
+        loop {
+            let now = self.now();
+            state.armed = state.model.poll(now);
+            state = match state.armed.map(|due| due.since(now)) {
+                None => self.earlier.wait(state).expect(WHOLE),
+                Some(span) if span.is_zero() => {
+                    // Work is left; let those who wait for an access go first.
+                    drop(state);
+                    std::thread::yield_now();
+                    self.lock()
+                }
+                Some(span) => self.earlier.wait_timeout(state, span).expect(WHOLE).0,
+            };
+        }
+    }
+
+    /// Does something to the model, then what became due by it.
+    fn change(&self, change: impl FnOnce(&mut hca_model::Cluster, Instant)) {
+        let mut state = self.lock();
+        let now = self.now();
+        change(&mut state.model, now);
+        let due = state.model.poll(now);
+        let earlier = due.is_some_and(|due| state.armed.is_none_or(|armed| due < armed));
+        if earlier {
+            state.armed = due;
+            drop(state);
+            self.earlier.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect(WHOLE)
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Why the cluster's lock is never poisoned: a panic in the model would leave it half changed, so it ends the process.
+const WHOLE: &str = "a thread panicked within the model";
+
+/// A node's machine as the model reaches it: what its client lent.
+#[derive(Debug)]
+pub struct Machine {
+    /// The guest's memory.
+    pub memory: Memory,
+    /// The guest's MSI-X vectors.
+    pub vectors: Vectors,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            memory: Memory::default(),
+            vectors: Vectors::new(0),
+        }
+    }
+}
+
+impl Host for Machine {
+    fn dma_read(&self, addr: u64, into: &mut [u8]) -> Result<(), DmaError> {
+        self.memory.read(addr, into).map_err(|gap| DmaError {
+            addr: gap.address,
+            len: gap.len,
+        })
+    }
+
+    fn dma_write(&self, addr: u64, from: &[u8]) -> Result<(), DmaError> {
+        self.memory.write(addr, from).map_err(|gap| DmaError {
+            addr: gap.address,
+            len: gap.len,
+        })
+    }
+
+    fn raise(&self, vector: u16) {
+        self.vectors.raise(vector);
+    }
+}
+
+/// One node's adapter.
+pub struct Node {
+    cluster: Arc<Cluster>,
+    index: NodeIndex,
+    layout: Layout,
+    machine: Arc<Machine>,
+}
+
+impl Node {
+    /// What clients lend.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+impl Function for Node {
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn config_read(&self, offset: u16, into: &mut [u8]) {
+        self.cluster.lock().model.config_read(self.index, offset, into);
+    }
+
+    fn config_write(&self, offset: u16, from: &[u8]) {
+        self.cluster
+            .change(|model, now| model.config_write(self.index, now, offset, from));
+    }
+
+    fn bar_read(&self, bar: u8, offset: u64, into: &mut [u8]) {
+        let now = self.cluster.now();
+        self.cluster
+            .lock()
+            .model
+            .bar_read(self.index, now, bar, offset, into);
+    }
+
+    fn bar_write(&self, bar: u8, offset: u64, from: &[u8]) {
+        self.cluster
+            .change(|model, now| model.bar_write(self.index, now, bar, offset, from));
+    }
+
+    fn reset(&self) {
+        self.cluster.change(|model, now| model.reset(self.index, now));
+    }
+
+    fn attach(&self) {
+        let machine = Arc::clone(&self.machine) as Arc<dyn Host>;
+        self.cluster
+            .change(|model, now| model.attach(self.index, now, machine));
+    }
+
+    fn detach(&self) {
+        self.cluster.change(|model, now| model.detach(self.index, now));
+    }
+}

@@ -1,0 +1,169 @@
+//! Unmodified programs give byte for byte what they give on the host.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use testbed_tests::{Ran, Run, native, program};
+
+const TEXT: &str = "/data/text";
+
+/// A text of a few hundred kilobytes, made here so that it is the same everywhere.
+fn text() -> &'static PathBuf {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let mut state = 7u32;
+        let mut text = String::new();
+        for line in 0..20_000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            text += &format!("{} {:x} words\n", state % 5_000, line % 97);
+        }
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("text");
+        std::fs::write(&path, text).expect("write");
+        path
+    })
+}
+
+/// Runs busybox on the cluster and here, on the same file.
+fn busybox(options: &[&str], args: &[&str]) -> (Ran, Ran) {
+    let text = text();
+    let here = native(
+        program("busybox"),
+        &[args, &[text.to_str().expect("text")]].concat(),
+        b"",
+    );
+    let there = Run::new(options)
+        .add(text, TEXT)
+        .run(&[&["/bin/busybox"], args, &[TEXT]].concat());
+    (there, here)
+}
+
+/// What a tool prints of its file's name is replaced, for it lies elsewhere on the host.
+fn assert_same(there: &Ran, here: &Ran) {
+    let name = text().to_str().expect("text").as_bytes();
+    let mut expected = here.stdout.clone();
+    if let Some(at) = expected.windows(name.len()).position(|window| window == name) {
+        expected.splice(at..at + name.len(), TEXT.bytes());
+    }
+    assert_eq!(there.code, here.code, "{}", there.stderr);
+    assert!(there.stdout == expected, "the output differs:\n{}", there.stderr);
+}
+
+#[test]
+fn busybox_sha256sum() {
+    let (there, here) = busybox(&["--pcache", "4M"], &["sha256sum"]);
+    assert_same(&there, &here);
+}
+
+#[test]
+fn busybox_wc() {
+    let (there, here) = busybox(&["--pcache", "4M"], &["wc"]);
+    assert_same(&there, &here);
+}
+
+#[test]
+fn busybox_sort_unique() {
+    let (there, here) = busybox(&["--pcache", "4M"], &["sort", "-u"]);
+    assert_same(&there, &here);
+}
+
+#[test]
+fn busybox_bzip2() {
+    let (there, here) = busybox(&["--pcache", "4M"], &["bzip2", "-c"]);
+    assert_same(&there, &here);
+}
+
+#[test]
+fn a_second_glibc_program() {
+    let script =
+        "for ((i = 0; i < 20000; i++)); do ((sum += i * i % 7)); a[i % 500]=$sum; done; echo ${a[*]}; exit 3";
+    let here = native(program("bash"), &["-c", script], b"");
+    let there = Run::new(&["--pcache", "4M"])
+        .add(program("bash"), "/bin/bash")
+        .run(&["/bin/bash", "-c", script]);
+    assert_eq!(here.code, Some(3));
+    assert_eq!(
+        (there.code, there.stdout),
+        (here.code, here.stdout),
+        "{}",
+        there.stderr
+    );
+}
+
+#[test]
+fn a_musl_program_that_sorts_more_than_the_cache_holds() {
+    let here = native(program("work"), &["sort", "12"], b"");
+    let there = Run::new(&["--pcache", "4M"])
+        .add(program("work"), "/bin/work")
+        .run(&["/bin/work", "sort", "12"]);
+    assert_eq!(here.code, Some(0));
+    assert_eq!(
+        (there.code, there.stdout),
+        (here.code, here.stdout),
+        "{}",
+        there.stderr
+    );
+}
+
+#[test]
+fn input_passes_through_to_both_outputs() {
+    let text = std::fs::read(text()).expect("the text");
+    let here = native(program("work"), &["echo"], &text);
+    let there = Run::new(&[])
+        .add(program("work"), "/bin/work")
+        .input(&text)
+        .run(&["/bin/work", "echo"]);
+    assert_eq!(there.code, Some(0), "{}", there.stderr);
+    assert!(there.stdout == here.stdout, "{}", there.stderr);
+    assert!(there.stderr.contains(here.stderr.trim()), "{}", there.stderr);
+}
+
+#[test]
+fn arguments_and_environment_arrive_as_they_were_given() {
+    let run = Run::new(&["--env", "TESSERA_TEST=a b=%20"]).add(program("work"), "/bin/work");
+    let there = run.run(&["/bin/work", "args", "a b", "", "100%", "--", "ü"]);
+    assert_eq!(
+        String::from_utf8_lossy(&there.stdout),
+        "[a b][][100%][--][ü]a b=%20\n",
+        "{}",
+        there.stderr
+    );
+}
+
+#[test]
+fn the_cache_size_changes_counters_but_no_output() {
+    let sizes = ["4M", "16M", "64M"];
+    let runs = sizes.map(|size| {
+        Run::new(&["--pcache", size])
+            .add(program("work"), "/bin/work")
+            .run(&["/bin/work", "walk", "24"])
+    });
+    for run in &runs {
+        assert_eq!(
+            String::from_utf8_lossy(&run.stdout),
+            "6144 pages, 0 wrong\n",
+            "{}",
+            run.stderr
+        );
+    }
+    let evictions = runs
+        .each_ref()
+        .map(|run| run.sum(&["counter", "nr_pcache_eviction_triggered"]));
+    let fills = runs
+        .each_ref()
+        .map(|run| run.sum(&["counter", "nr_pcache_fill_from_memory"]));
+    let rpcs = runs.each_ref().map(|run| run.sum(&["rpc"]));
+    assert!(
+        evictions[0] > 6144,
+        "a cache of a sixth must evict: {evictions:?}"
+    );
+    assert_eq!(evictions[2], 0, "a cache that holds all must not");
+    assert!(fills[0] > 1000 + fills[2], "fills {fills:?}");
+    assert!(rpcs[0] <= rpcs[2] + 8, "RPCs {rpcs:?} grow with fills {fills:?}");
+}
+
+#[test]
+fn the_demonstration_matches_and_is_quick() {
+    let ran = Run::new(&[]).run(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("match: all "), "{}", ran.stderr);
+}

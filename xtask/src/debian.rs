@@ -1,0 +1,244 @@
+//! Files of Debian packages, fetched by `apt-get` with a state of its own and unpacked into the user's cache folder.
+//!
+//! Nothing is installed, nothing needs root, and the machine's own apt state is left alone. The mirror is the one that the
+//! machine's apt sources name. See `docs/user/run.md`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::tools::{self, need, quiet};
+
+/// The release whose packages are taken, whatever release the machine runs.
+const RELEASE: &str = "trixie";
+/// Debian's own keys, as the package `debian-archive-keyring` installs them.
+const KEYRINGS: [&str; 2] = [
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+];
+
+/// Some packages, and what is taken of them.
+pub(crate) struct Bundle {
+    /// Names the folder in the cache. A change of the list changes the version in the name.
+    pub(crate) name: &'static str,
+    /// The packages.
+    pub(crate) packages: &'static [&'static str],
+    /// Whether what they depend on is needed as well.
+    pub(crate) dependencies: bool,
+    /// Whether they come from backports.
+    pub(crate) backports: bool,
+    /// Files that must be there, by their path within.
+    pub(crate) files: &'static [&'static str],
+}
+
+impl Bundle {
+    /// The folder that holds the unpacked packages, fetched now if they are not there.
+    pub(crate) fn obtain(&self) -> Result<PathBuf> {
+        let cache = cache_folder()?;
+        fs::create_dir_all(&cache).with_context(|| format!("can't make the folder {}", cache.display()))?;
+        let folder = cache.join(self.name);
+        // Held until the end: a second run waits here for the first one's download.
+        let lock =
+            File::create(cache.join(format!("{}.lock", self.name))).context("can't make a lock file")?;
+        lock.lock().context("can't lock the cache folder")?;
+        if self.missing(&folder).is_none() {
+            return Ok(folder);
+        }
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
+        }
+        let list = self.packages.join(", ");
+        tools::step(&format!("Fetching from Debian {RELEASE}: {list}"), || {
+            self.fetch(&cache, &folder)
+        })?;
+        Ok(folder)
+    }
+
+    /// The first file that is not there.
+    fn missing(&self, folder: &Path) -> Option<&'static str> {
+        self.files
+            .iter()
+            .find(|file| !folder.join(file).exists())
+            .copied()
+    }
+
+    fn fetch(&self, cache: &Path, folder: &Path) -> Result<()> {
+        let work = cache.join(format!("{}.partial", self.name));
+        if work.exists() {
+            fs::remove_dir_all(&work).with_context(|| format!("can't remove {}", work.display()))?;
+        }
+        let root = work.join("root");
+        fs::create_dir_all(&root).with_context(|| format!("can't make the folder {}", root.display()))?;
+        let packages = Apt::new(&work)?.download(self)?;
+        let dpkg = need("dpkg-deb", "it comes with Debian's `dpkg`")?;
+        for package in packages {
+            quiet(Command::new(&dpkg).arg("-x").arg(&package).arg(&root))
+                .with_context(|| format!("can't unpack {}", package.display()))?;
+        }
+        if let Some(file) = self.missing(&root) {
+            bail!("Debian's packages {:?} no longer hold {file}", self.packages);
+        }
+        fs::rename(&root, folder).with_context(|| format!("can't make {}", folder.display()))?;
+        // Only the download remains in there; another try does without it.
+        let _ = fs::remove_dir_all(&work);
+        Ok(())
+    }
+}
+
+/// The user's cache folder of this project.
+pub(crate) fn cache_folder() -> Result<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path: &PathBuf| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("tessera"))
+        .context("neither XDG_CACHE_HOME nor HOME is set: no place for downloads")
+}
+
+/// `apt-get` with a state, a cache and sources of its own.
+struct Apt {
+    work: PathBuf,
+    program: PathBuf,
+}
+
+impl Apt {
+    fn new(work: &Path) -> Result<Self> {
+        let program = need(
+            "apt-get",
+            "packages come from Debian; run on Debian, or see docs/user/run.md",
+        )?;
+        let mirror = mirror()?;
+        let keyring = KEYRINGS
+            .into_iter()
+            .find(|keyring| Path::new(keyring).is_file())
+            .context("Debian's keys are missing: `apt-get install debian-archive-keyring`")?;
+        for folder in ["state/lists/partial", "cache/archives/partial", "packages"] {
+            fs::create_dir_all(work.join(folder)).context("can't make a folder for apt")?;
+        }
+        let sources: String = [RELEASE, &format!("{RELEASE}-backports")]
+            .iter()
+            .map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
+            .collect();
+        fs::write(work.join("sources.list"), sources).context("can't write apt's sources")?;
+        fs::write(work.join("status"), "").context("can't write apt's status")?;
+        Ok(Self {
+            work: work.into(),
+            program,
+        })
+    }
+
+    fn command(&self) -> Command {
+        let path = |name: &str| self.work.join(name).display().to_string();
+        let mut command = Command::new(&self.program);
+        command.current_dir(self.work.join("packages"));
+        for option in [
+            format!("Dir::Etc::sourcelist={}", path("sources.list")),
+            "Dir::Etc::sourceparts=/dev/null".into(),
+            "Dir::Etc::preferencesparts=/dev/null".into(),
+            format!("Dir::State={}", path("state")),
+            format!("Dir::State::status={}", path("status")),
+            format!("Dir::Cache={}", path("cache")),
+            // apt's own user could not enter the folder.
+            format!("APT::Sandbox::User={}", user()),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command.arg("-qq");
+        command
+    }
+
+    fn download(&self, bundle: &Bundle) -> Result<Vec<PathBuf>> {
+        quiet(self.command().arg("update")).context("can't read Debian's package lists")?;
+        let mut command = self.command();
+        if bundle.backports {
+            command.args(["-t", &format!("{RELEASE}-backports")]);
+        }
+        let folder = if bundle.dependencies {
+            command.args(["-y", "--download-only", "--no-install-recommends", "install"]);
+            "cache/archives"
+        } else {
+            command.arg("download");
+            "packages"
+        };
+        quiet(command.args(bundle.packages)).context("can't download packages")?;
+        let mut packages = Vec::new();
+        for entry in fs::read_dir(self.work.join(folder)).context("can't list the downloads")? {
+            let path = entry.context("can't list the downloads")?.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                packages.push(path);
+            }
+        }
+        ensure!(
+            packages.len() >= bundle.packages.len(),
+            "apt-get left only {} packages",
+            packages.len()
+        );
+        packages.sort();
+        Ok(packages)
+    }
+}
+
+fn user() -> &'static str {
+    // For anyone but root apt changes no user, whatever this says.
+    "root"
+}
+
+/// The Debian mirror that the machine's own apt sources name.
+fn mirror() -> Result<String> {
+    let folder = Path::new("/etc/apt/sources.list.d");
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(entries) = fs::read_dir(folder) {
+        files.extend(entries.filter_map(|entry| entry.ok().map(|entry| entry.path())));
+    }
+    files.sort();
+    files
+        .iter()
+        .filter(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == "list" || extension == "sources")
+        })
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .find_map(|text| mirror_in(&text))
+        .context(
+            "no apt source of this machine names a Debian mirror with a suite `main`: see docs/user/run.md",
+        )
+}
+
+/// The first Debian archive that an apt source file names, in the one-line format or in deb822.
+///
+/// It is known by its path: every full mirror keeps Debian under `/debian`, and security updates elsewhere.
+fn mirror_in(text: &str) -> Option<String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines
+        .filter(|line| {
+            line.starts_with("deb ") || line.starts_with("deb\t") || line.to_lowercase().starts_with("uris:")
+        })
+        .flat_map(str::split_whitespace)
+        .find(|word| word.contains(":/") && word.trim_end_matches('/').ends_with("/debian"))
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_found_in_both_formats() {
+        let deb822 = "Types: deb\n# http://snapshot/archive/debian/2025\nURIs: http://mirror.example/debian\nSuites: x\n";
+        assert_eq!(mirror_in(deb822).as_deref(), Some("http://mirror.example/debian"));
+        let line = "# deb http://old.example/debian x main\ndeb [signed-by=/k.gpg] https://m.example/debian/ x main\n";
+        assert_eq!(mirror_in(line).as_deref(), Some("https://m.example/debian/"));
+    }
+
+    #[test]
+    fn other_archives_are_not_taken_for_debian() {
+        let text = "deb http://x.example/debian-security x main\ndeb https://packages.example/apt cloud main\n\
+                    deb-src http://m.example/debian x main\nURIs: http://archive.example/ubuntu\n";
+        assert_eq!(mirror_in(text), None);
+    }
+}

@@ -1,0 +1,213 @@
+//! `lint`: rules of the house that no compiler checks.
+//!
+//! * Who depends on whom (`docs/architecture.md`): the edges that must never appear.
+//! * No source file beyond [`MAX_LINES`].
+//! * Unsafe code only where it is allowed, and forbidden by each other crate.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::project;
+
+/// Longest source file.
+const MAX_LINES: usize = 700;
+/// Crates that may hold unsafe code.
+const MAY_BE_UNSAFE: [&str; 3] = ["libos", "selftest", "hca_server"];
+/// Images are programs: what they forbid is what their `main.rs` and library say.
+const TESTBED: [&str; 5] = ["fabric", "harness", "hca_model", "hca_server", "testbed_tests"];
+const IMAGES: [&str; 4] = ["processor", "memory", "storage", "selftest"];
+
+/// Checks dependencies between crates, lengths of files, and where unsafe code may be
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<()> {
+        let crates = crates(&project::metadata()?)?;
+        let mut faults: Vec<String> = crates
+            .iter()
+            .flat_map(|(of, _)| forbidden_edges(of, &crates))
+            .collect();
+        for (krate, folder) in &crates {
+            faults.extend(long_files(&folder.join("src"))?);
+            faults.extend(unsafe_not_forbidden(&krate.name, folder)?);
+        }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        bail!("{} rules broken:\n  {}", faults.len(), faults.join("\n  "))
+    }
+}
+
+/// A crate of the workspace and what it needs, tests aside.
+struct Crate {
+    name: String,
+    needs: Vec<String>,
+}
+
+fn crates(metadata: &Value) -> Result<Vec<(Crate, PathBuf)>> {
+    let packages = metadata["packages"]
+        .as_array()
+        .context("`cargo metadata` lists no packages")?;
+    packages
+        .iter()
+        .map(|package| {
+            let name = package["name"]
+                .as_str()
+                .context("a package without a name")?
+                .to_owned();
+            let manifest = package["manifest_path"]
+                .as_str()
+                .context("a package without a manifest")?;
+            let folder = Path::new(manifest)
+                .parent()
+                .context("a manifest without a folder")?
+                .to_owned();
+            let needs = package["dependencies"]
+                .as_array()
+                .context("a package without dependencies")?;
+            let needs = needs
+                .iter()
+                .filter(|need| need["kind"].is_null() && need["path"].is_string())
+                .filter_map(|need| need["name"].as_str().map(str::to_owned))
+                .collect();
+            Ok((Crate { name, needs }, folder))
+        })
+        .collect()
+}
+
+fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
+    let ours = |name: &str| crates.iter().any(|(other, _)| other.name == name);
+    let forbidden = |need: &str| match of.name.as_str() {
+        "hal" | "mlx4_hw" | "ksyms" => ours(need),
+        // An image's symbol table is written by the build and read by the kernel.
+        "xtask" => ours(need) && need != "ksyms",
+        "libos" => !matches!(need, "hal" | "ksyms"),
+        "mad" | "verbs" | "messages" | "pcache" => !matches!(need, "hal" | "verbs" | "mad"),
+        "mlx4" => matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need),
+        "fit" => {
+            matches!(need, "libos" | "mlx4" | "mlx4_hw" | "messages" | "pcache") || TESTBED.contains(&need)
+        }
+        "fabric" => !matches!(need, "hal" | "mad" | "verbs"),
+        "hca_model" => matches!(
+            need,
+            "mlx4" | "libos" | "fit" | "messages" | "pcache" | "harness" | "hca_server"
+        ),
+        name if IMAGES.contains(&name) => TESTBED.contains(&need) || IMAGES.contains(&need),
+        _ => IMAGES.contains(&need) || need == "libos",
+    };
+    let broken = of.needs.iter().filter(|need| forbidden(need));
+    broken
+        .map(|need| format!("{} must not depend on {need}", of.name))
+        .collect()
+}
+
+/// The Rust files under a folder.
+fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))? {
+        let path = entry
+            .with_context(|| format!("can't list {}", folder.display()))?
+            .path();
+        if path.is_dir() {
+            files.extend(sources(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+fn long_files(folder: &Path) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for file in sources(folder)? {
+        let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+        let lines = text.lines().count();
+        if lines > MAX_LINES {
+            faults.push(format!(
+                "{} has {lines} lines; a file has at most {MAX_LINES}",
+                file.display()
+            ));
+        }
+    }
+    Ok(faults)
+}
+
+/// A crate's root must forbid unsafe code, unless the crate may hold it.
+fn unsafe_not_forbidden(name: &str, folder: &Path) -> Result<Vec<String>> {
+    if MAY_BE_UNSAFE.contains(&name) {
+        return Ok(Vec::new());
+    }
+    let mut faults = Vec::new();
+    let library = folder.join("src/lib.rs");
+    let root = if library.exists() {
+        library
+    } else {
+        folder.join("src/main.rs")
+    };
+    let text = fs::read_to_string(&root).with_context(|| format!("can't read {}", root.display()))?;
+    if !text.contains("#![forbid(unsafe_code)]") {
+        faults.push(format!("{} must say #![forbid(unsafe_code)]", root.display()));
+    }
+    Ok(faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edges(of: &str, needs: &[&str]) -> usize {
+        let all = [
+            "hal",
+            "libos",
+            "mlx4",
+            "mlx4_hw",
+            "fit",
+            "pcache",
+            "verbs",
+            "hca_model",
+            "xtask",
+            "processor",
+        ];
+        let plain = |name: &str| {
+            (
+                Crate {
+                    name: name.into(),
+                    needs: Vec::new(),
+                },
+                PathBuf::new(),
+            )
+        };
+        let crates: Vec<_> = all.into_iter().map(plain).collect();
+        let needs = needs.iter().map(|&need| need.to_owned()).collect();
+        forbidden_edges(
+            &Crate {
+                name: of.into(),
+                needs,
+            },
+            &crates,
+        )
+        .len()
+    }
+
+    #[test]
+    fn edges_against_the_layers_are_found() {
+        assert_eq!(edges("mlx4", &["libos", "hal", "hca_model"]), 2);
+        assert_eq!(edges("fit", &["mlx4", "verbs"]), 1);
+        assert_eq!(edges("hca_model", &["mlx4", "mlx4_hw"]), 1);
+        assert_eq!(edges("xtask", &["hal"]), 1);
+        assert_eq!(
+            edges("processor", &["libos", "mlx4", "fit", "pcache", "hca_model"]),
+            1
+        );
+        assert_eq!(edges("libos", &["hal"]), 0);
+    }
+
+    #[test]
+    fn the_workspace_keeps_the_rules() {
+        Args {}.run().expect("the rules hold");
+    }
+}

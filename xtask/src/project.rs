@@ -1,0 +1,85 @@
+//! The source tree, and cargo.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::tools;
+
+/// The target that unikernels are built for.
+pub(crate) const BARE: &str = "x86_64-unknown-none";
+
+/// The root of the source tree.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies within the source tree")
+}
+
+/// Cargo, in the source tree.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// What cargo says of the workspace: its own packages only.
+pub(crate) fn metadata() -> Result<Value> {
+    let text = tools::quiet(cargo().args(["metadata", "--no-deps", "--format-version", "1", "--locked"]))?;
+    serde_json::from_str(&text).context("can't read what `cargo metadata` says")
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_folder() -> Result<PathBuf> {
+    let metadata = metadata()?;
+    let folder = metadata["target_directory"]
+        .as_str()
+        .context("`cargo metadata` names no target folder")?;
+    Ok(folder.into())
+}
+
+/// Builds the server of the modelled adapters and gives its path.
+pub(crate) fn build_hca_server() -> Result<PathBuf> {
+    tools::shown(cargo().args([
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "--package",
+        "hca_server",
+    ]))?;
+    Ok(target_folder()?.join("release/hca_server"))
+}
+
+/// Whether the target for unikernels is installed.
+pub(crate) fn has_bare_target() -> Result<bool> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let sysroot = tools::quiet(
+        Command::new(rustc)
+            .args(["--print", "sysroot"])
+            .current_dir(root()),
+    )?;
+    Ok(Path::new(sysroot.trim())
+        .join("lib/rustlib")
+        .join(BARE)
+        .join("lib")
+        .is_dir())
+}
+
+/// Installs the target for unikernels if it is missing.
+pub(crate) fn need_bare_target() -> Result<()> {
+    if has_bare_target()? {
+        return Ok(());
+    }
+    let remedy = "install rustup (https://rustup.rs), which follows rust-toolchain.toml";
+    let rustup = tools::need("rustup", remedy)?;
+    tools::step(&format!("Installing the Rust target {BARE}"), || {
+        tools::shown(
+            Command::new(rustup)
+                .args(["target", "add", BARE])
+                .current_dir(root()),
+        )
+    })
+}

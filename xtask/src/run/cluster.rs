@@ -1,0 +1,279 @@
+//! A running cluster: the fabric's server and three VMs, from their start to the program's end.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::process::Process;
+use super::report::Report;
+use super::streams::Follower;
+use super::vm::{Vm, names};
+use crate::build_image::Role;
+use crate::qemu::Qemu;
+
+/// How long the server may take to listen.
+const SERVER_DEADLINE: Duration = Duration::from_secs(10);
+/// How often the nodes are looked at; a node that dies is noticed within this.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Lines of a node's log that an error shows.
+const TAIL: usize = 20;
+
+/// Set by the signal handler.
+pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// How a run ended, other than by an error.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The program ended.
+    Program,
+    /// We were told to end.
+    Interrupted,
+    /// Whoever read the program's output has gone.
+    OutputClosed,
+}
+
+/// The limits of a run.
+pub(crate) struct Limits {
+    /// From the VMs' start until P starts the program.
+    pub(crate) boot: Duration,
+    /// From then on, until the program ends; none if it may take for ever.
+    pub(crate) program: Option<Duration>,
+}
+
+/// Starts the fabric's server; gives it with each node's GID.
+pub(crate) fn start_server(
+    program: &Path,
+    folder: &Path,
+) -> Result<(Process, BTreeMap<&'static str, String>)> {
+    let mut command = Command::new(program);
+    for role in Role::ALL {
+        let socket = names::socket(folder, role.name());
+        command
+            .arg("--node")
+            .arg(format!("{}={}", role.name(), socket.display()));
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut server = Process::start("fabric", command, folder)?;
+    let stdout = server
+        .child()
+        .stdout
+        .take()
+        .context("the fabric server has no output")?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut gids = BTreeMap::new();
+    let deadline = Instant::now() + SERVER_DEADLINE;
+    while gids.len() < Role::ALL.len() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(line) = receiver.recv_timeout(left) else {
+            bail!(
+                "the fabric server did not become ready within {SERVER_DEADLINE:?}\n{}",
+                tail(&server.stderr)
+            );
+        };
+        let words: Vec<&str> = line.split('\t').collect();
+        if let ["ready", name, gid] = words[..]
+            && let Some(role) = Role::ALL.into_iter().find(|role| role.name() == name)
+        {
+            gids.insert(role.name(), gid.to_owned());
+        }
+    }
+    Ok((server, gids))
+}
+
+/// Processes of a run. Dropping it ends them all.
+pub(crate) struct Cluster<'a> {
+    folder: &'a Path,
+    nodes: Vec<(Role, Process)>,
+    server: Process,
+    started: Instant,
+}
+
+impl<'a> Cluster<'a> {
+    /// Starts the VMs in the order given.
+    pub(crate) fn start(qemu: &Qemu, vms: &[Vm<'_>], server: Process, folder: &'a Path) -> Result<Self> {
+        let mut cluster = Self {
+            folder,
+            nodes: Vec::new(),
+            server,
+            started: Instant::now(),
+        };
+        for vm in vms {
+            let command = super::process::silent(vm.command(qemu));
+            cluster
+                .nodes
+                .push((vm.role, Process::start(vm.role.name(), command, folder)?));
+        }
+        Ok(cluster)
+    }
+
+    /// Waits until the program ends, or something else ends the run.
+    ///
+    /// # Errors
+    /// Names the node that failed or did not come up in time, with the end of its log.
+    pub(crate) fn watch(&mut self, limits: &Limits, output: &[Follower]) -> Result<End> {
+        let mut running_since = None;
+        loop {
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                return Ok(End::Interrupted);
+            }
+            if self.processor_ended()? {
+                return Ok(End::Program);
+            }
+            self.others_alive()?;
+            if output.iter().any(Follower::has_failed) {
+                return Ok(End::OutputClosed);
+            }
+            match running_since {
+                None if self
+                    .log(Role::Processor)
+                    .lines()
+                    .any(|line| line.starts_with("report\tready")) =>
+                {
+                    running_since = Some(Instant::now());
+                }
+                None if self.started.elapsed() > limits.boot => {
+                    let log = tail(&names::log(self.folder, Role::Processor.name()));
+                    bail!(
+                        "processor: started no program within {:?}; its log ends:\n{log}",
+                        limits.boot
+                    );
+                }
+                Some(since) if limits.program.is_some_and(|limit| since.elapsed() > limit) => {
+                    bail!(
+                        "processor: the program did not end within {:?}",
+                        limits.program.unwrap_or_default()
+                    );
+                }
+                _ => {}
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// What P reported.
+    pub(crate) fn report(&self) -> Report {
+        Report::parse(&self.log(Role::Processor))
+    }
+
+    /// Ends all processes, the VMs at the same time.
+    pub(crate) fn stop(mut self) {
+        for (_, process) in &mut self.nodes {
+            process.ask_to_end();
+        }
+    }
+
+    fn processor_ended(&mut self) -> Result<bool> {
+        let folder = self.folder;
+        for (role, process) in self.nodes.iter_mut().filter(|(role, _)| *role == Role::Processor) {
+            match process.ended()? {
+                None => {}
+                Some(status) if Left::from(status) == Left::Well => return Ok(true),
+                Some(status) => return Err(node_error(folder, *role, process, status)),
+            }
+        }
+        Ok(false)
+    }
+
+    fn others_alive(&mut self) -> Result<()> {
+        if let Some(status) = self.server.ended()? {
+            bail!(
+                "the fabric server ended with {status}; it said:\n{}",
+                tail(&self.server.stderr)
+            );
+        }
+        let folder = self.folder;
+        for (role, process) in self.nodes.iter_mut().filter(|(role, _)| *role != Role::Processor) {
+            // One that left well has been told to, as the program's end nears.
+            if let Some(status) = process.ended()?
+                && Left::from(status) != Left::Well
+            {
+                return Err(node_error(folder, *role, process, status));
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&self, role: Role) -> String {
+        let bytes = fs::read(names::log(self.folder, role.name())).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// How a node left, by QEMU's exit status (see "Leaving" in `docs/architecture.md`).
+#[derive(Debug, PartialEq, Eq)]
+enum Left {
+    Well,
+    Panic,
+    Error,
+    Otherwise,
+}
+
+impl From<ExitStatus> for Left {
+    fn from(status: ExitStatus) -> Self {
+        match status.code() {
+            Some(1) => Self::Well,
+            Some(3) => Self::Panic,
+            Some(5) => Self::Error,
+            _ => Self::Otherwise,
+        }
+    }
+}
+
+fn node_error(folder: &Path, role: Role, process: &Process, status: ExitStatus) -> anyhow::Error {
+    let how = match Left::from(status) {
+        Left::Well => "left".to_owned(),
+        Left::Panic => "its kernel panicked".into(),
+        Left::Error => "it ended with an error".into(),
+        Left::Otherwise => format!("its QEMU ended with {status}"),
+    };
+    let said = tail(&process.stderr);
+    let said = if said.is_empty() {
+        said
+    } else {
+        format!("\nQEMU said:\n{said}")
+    };
+    let log = tail(&names::log(folder, role.name()));
+    anyhow!("{}: {how}; its log ends:\n{log}{said}", role.name())
+}
+
+/// The last lines of a file, indented; empty if there is none.
+fn tail(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let last: Vec<String> = lines[lines.len().saturating_sub(TAIL)..]
+        .iter()
+        .map(|line| format!("    {}", line.trim_end()))
+        .collect();
+    last.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn qemus_status_tells_how_a_node_left() {
+        let left = |code: i32| Left::from(ExitStatus::from_raw(code << 8));
+        assert_eq!(
+            [left(1), left(3), left(5), left(0)],
+            [Left::Well, Left::Panic, Left::Error, Left::Otherwise]
+        );
+        assert_eq!(Left::from(ExitStatus::from_raw(9)), Left::Otherwise, "killed");
+    }
+}

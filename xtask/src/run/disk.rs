@@ -1,0 +1,225 @@
+//! S's disk: an ext4 file system made of Debian's files and the user's.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::debian::Bundle;
+use crate::tools::{need, quiet, step};
+
+/// The program and the text that each disk holds.
+const BUNDLE: Bundle = Bundle {
+    name: "disk-1",
+    packages: &["busybox-static", "wamerican-huge", "miscfiles"],
+    dependencies: false,
+    backports: false,
+    files: &[
+        "usr/bin/busybox",
+        "usr/share/dict/american-english-huge",
+        "usr/share/dict/web2",
+    ],
+};
+
+/// Where the word lists lie on the disk.
+pub(crate) const WORDS: [&str; 2] = ["/usr/share/dict/web2", "/usr/share/dict/american-english-huge"];
+/// Where busybox lies on the disk.
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
+
+/// The host's path of the program that each disk holds.
+pub(crate) fn busybox() -> Result<PathBuf> {
+    Ok(BUNDLE.obtain()?.join("usr/bin/busybox"))
+}
+
+/// A file or folder of the host to put on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Add {
+    host: PathBuf,
+    guest: PathBuf,
+}
+
+impl FromStr for Add {
+    type Err = anyhow::Error;
+
+    /// Reads `HOST[:GUEST]`. A colon belongs to the host's path unless an absolute path follows.
+    fn from_str(text: &str) -> Result<Self> {
+        let (host, guest) = match text.rsplit_once(":/") {
+            Some((host, guest)) if !host.is_empty() => (PathBuf::from(host), Path::new("/").join(guest)),
+            _ => {
+                let host = PathBuf::from(text);
+                let full = std::path::absolute(&host).with_context(|| format!("{text:?} is no path"))?;
+                let name = full
+                    .file_name()
+                    .with_context(|| format!("{text:?} has no name: give `:GUEST`"))?;
+                let guest = Path::new("/data").join(name);
+                (host, guest)
+            }
+        };
+        let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        ensure!(
+            guest.components().all(plain),
+            "the guest path {} must not hold `..`",
+            guest.display()
+        );
+        Ok(Self { host, guest })
+    }
+}
+
+/// Lays out the disk's files in a new folder.
+pub(crate) fn stage(folder: &Path, adds: &[Add]) -> Result<()> {
+    let debian = BUNDLE.obtain()?;
+    let files = [
+        (debian.join("usr/bin/busybox"), BUSYBOX),
+        (debian.join("usr/share/dict/web2"), WORDS[0]),
+        (debian.join("usr/share/dict/american-english-huge"), WORDS[1]),
+    ];
+    for (host, guest) in files {
+        put(&host, &within(folder, Path::new(guest)))?;
+    }
+    symlink("busybox", folder.join("bin/sh")).context("can't make /bin/sh")?;
+    for name in ["data", "etc", "root", "tmp"] {
+        fs::create_dir_all(folder.join(name)).with_context(|| format!("can't make the folder {name}"))?;
+    }
+    for add in adds {
+        put(&add.host, &within(folder, &add.guest))
+            .with_context(|| format!("can't add {} as {}", add.host.display(), add.guest.display()))?;
+    }
+    Ok(())
+}
+
+fn within(folder: &Path, guest: &Path) -> PathBuf {
+    folder.join(guest.strip_prefix("/").unwrap_or(guest))
+}
+
+/// Copies a file, a folder with all it holds, or a symbolic link below the top.
+fn put(host: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("can't make {}", parent.display()))?;
+    }
+    let kind = fs::metadata(host).with_context(|| format!("can't read {}", host.display()))?;
+    if !kind.is_dir() {
+        ensure!(
+            kind.is_file(),
+            "{} is neither a file nor a folder",
+            host.display()
+        );
+        fs::copy(host, to).with_context(|| format!("can't copy {}", host.display()))?;
+        return Ok(());
+    }
+    fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
+    for entry in fs::read_dir(host).with_context(|| format!("can't list {}", host.display()))? {
+        let entry = entry.with_context(|| format!("can't list {}", host.display()))?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if entry
+            .file_type()
+            .with_context(|| format!("can't read {}", from.display()))?
+            .is_symlink()
+        {
+            let target = fs::read_link(&from).with_context(|| format!("can't read {}", from.display()))?;
+            symlink(target, &to).with_context(|| format!("can't make {}", to.display()))?;
+        } else {
+            put(&from, &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the file system.
+pub(crate) fn make(staged: &Path, image: &Path) -> Result<()> {
+    let mke2fs = need(
+        "mke2fs",
+        "`apt-get install e2fsprogs`, or your system's package of that name",
+    )?;
+    let (bytes, files) = measure(staged)?;
+    // A quarter for the file system's own, and some.
+    let kib = (bytes + bytes / 4) / 1024 + files + 8192;
+    step(&format!("Making S's disk: {} MiB", kib / 1024), || {
+        let mut command = Command::new(mke2fs);
+        command.args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-m",
+            "0",
+            "-O",
+            "^has_journal",
+            "-L",
+            "tessera",
+        ]);
+        command.arg("-N").arg((files + 64).to_string());
+        command.arg("-d").arg(staged).arg(image).arg(format!("{kib}k"));
+        quiet(&mut command)?;
+        Ok(())
+    })
+}
+
+/// Bytes, each file's rounded up to blocks, and number of files and folders.
+fn measure(folder: &Path) -> Result<(u64, u64)> {
+    let (mut bytes, mut files) = (4096, 1);
+    for entry in fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))? {
+        let entry = entry.with_context(|| format!("can't list {}", folder.display()))?;
+        let meta = entry
+            .metadata()
+            .with_context(|| format!("can't read {}", entry.path().display()))?;
+        let more = if meta.is_dir() {
+            measure(&entry.path())?
+        } else {
+            (meta.len().next_multiple_of(4096), 1)
+        };
+        bytes += more.0;
+        files += more.1;
+    }
+    Ok((bytes, files))
+}
+
+/// Checks what a user gave as `NAME=VALUE`.
+pub(crate) fn check_environment(variable: &OsStr) -> Result<()> {
+    match variable.as_bytes().iter().position(|&byte| byte == b'=') {
+        None | Some(0) => bail!("{variable:?} is no NAME=VALUE"),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(text: &str) -> Option<(String, String)> {
+        let add = text.parse::<Add>().ok()?;
+        Some((add.host.display().to_string(), add.guest.display().to_string()))
+    }
+
+    #[test]
+    fn additions_name_their_place_or_go_under_data() {
+        assert_eq!(add("/tmp/x:/bin/x"), Some(("/tmp/x".into(), "/bin/x".into())));
+        assert_eq!(add("some/x"), Some(("some/x".into(), "/data/x".into())));
+        assert_eq!(add("a:b"), Some(("a:b".into(), "/data/a:b".into())));
+        assert_eq!(add("/"), None);
+        assert_eq!(add("x:/../etc"), None);
+    }
+
+    #[test]
+    fn a_folder_goes_to_the_disk_with_its_links() {
+        let scratch = std::env::temp_dir().join(format!("tessera-disk-{}", std::process::id()));
+        let (from, to) = (scratch.join("from"), scratch.join("to"));
+        fs::create_dir_all(from.join("sub")).expect("folder");
+        fs::write(from.join("sub/file"), "text").expect("file");
+        symlink("sub/file", from.join("link")).expect("link");
+        put(&from, &to.join("a/b")).expect("put");
+        assert_eq!(
+            fs::read_link(to.join("a/b/link")).expect("link"),
+            Path::new("sub/file")
+        );
+        assert_eq!(fs::read(to.join("a/b/link")).expect("file"), b"text");
+        assert!(put(&scratch.join("none"), &to.join("c")).is_err());
+        fs::remove_dir_all(scratch).expect("remove");
+    }
+}

@@ -1,0 +1,408 @@
+//! `run`: a cluster in QEMU, and a program on it.
+//!
+//! * [`disk`]: S's disk. * [`cmdline`]: the kernel command lines. * [`vm`]: QEMU's.
+//! * [`process`], [`cluster`]: starts, watches and ends the processes.
+//! * [`streams`]: the program's standard streams. * [`report`]: the table afterwards. * [`demo`]: the job without a program.
+
+mod cluster;
+mod cmdline;
+mod demo;
+mod disk;
+mod process;
+mod report;
+mod streams;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use self::cluster::{Cluster, End, INTERRUPTED, Limits};
+use self::cmdline::CommandLine;
+use self::demo::{Collector, Native};
+pub(crate) use self::disk::busybox;
+use self::report::Report;
+use self::streams::Follower;
+use self::vm::{Vm, names};
+use crate::build_image::{Role, build};
+use crate::project;
+use crate::qemu::Qemu;
+use crate::tools::{need, parse_size, say, step};
+
+/// Exit status of a run that failed by itself, as `docker run` and `env` have it.
+const FAILED: u8 = 125;
+/// Exit status after Ctrl-C: 128 + SIGINT.
+const INTERRUPTED_STATUS: u8 = 130;
+/// Exit status when nobody reads the output any more: 128 + SIGPIPE.
+const OUTPUT_CLOSED_STATUS: u8 = 141;
+/// What P's kernel needs beside its cache, and S's in all.
+const KERNEL_MEMORY: u64 = 128 << 20;
+/// Size of a page, and of a line of the cache.
+const PAGE: u64 = 4096;
+
+/// Starts a processor, a memory and a storage node in QEMU and runs a program on them
+///
+/// Without a program: sorts word lists with busybox in a cache of an eighth of the memory that this needs, and compares
+/// with the same program run on the host. Exit status: the program's; 125 if the run itself failed; 130 after Ctrl-C.
+#[derive(clap::Args)]
+#[command(args_override_self = true)]
+pub(crate) struct Args {
+    /// Size of P's cache: a number of bytes with K, M or G [default: 8M, or an eighth of the demo's peak memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pcache: Option<u64>,
+    /// Lines in a set of the cache
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=64))]
+    ways: u64,
+    /// Cores of P
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// Main memory of M
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    memory: u64,
+    /// Puts a file or folder on S's disk, under /data/NAME if no guest path is given (repeatable)
+    #[arg(long, value_name = "HOST[:GUEST]")]
+    add: Vec<disk::Add>,
+    /// Sets a variable in the program's environment (repeatable)
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<OsString>,
+    /// Logs each system call of the program in P's log; implies --keep-logs
+    #[arg(long)]
+    strace: bool,
+    /// How much the nodes log
+    #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    log: Option<String>,
+    /// Keeps the folder with the nodes' logs, and says where it is; a failed run keeps it always
+    #[arg(long)]
+    keep_logs: bool,
+    /// Writes the report to a file, for scripts: a line a value, its fields parted by tabs
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Seconds that the nodes may take to start the program
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    boot_timeout: u64,
+    /// Seconds that the program may take [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// The program, by its path on S's disk, and its arguments
+    #[arg(last = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+/// What is made before a run.
+struct Parts {
+    qemu: Qemu,
+    server: PathBuf,
+    images: BTreeMap<&'static str, PathBuf>,
+}
+
+/// Gets and builds all that a run needs, so that the first of many takes no longer than the others.
+pub(crate) fn prepare() -> Result<()> {
+    Parts::obtain().map(drop)
+}
+
+pub(crate) fn main(args: Args) -> ExitCode {
+    match args.run() {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            FAILED.into()
+        }
+    }
+}
+
+impl Args {
+    fn run(self) -> Result<u8> {
+        self.check()?;
+        let folder = make_folder()?;
+        let result = self.run_in(&folder);
+        // Only logs are worth keeping.
+        let _ = fs::remove_file(names::disk(&folder));
+        let _ = fs::remove_dir_all(folder.join("disk"));
+        if result.is_ok() && !self.keep_logs && !self.strace {
+            let _ = fs::remove_dir_all(&folder);
+        } else {
+            say(&format!("The nodes' logs are in {}", folder.display()));
+        }
+        result
+    }
+
+    fn check(&self) -> Result<()> {
+        self.env
+            .iter()
+            .try_for_each(|variable| disk::check_environment(variable))?;
+        ensure!(
+            self.memory >= 64 << 20,
+            "--memory must be at least 64M: M's kernel lives in it too"
+        );
+        if let Some(size) = self.pcache {
+            let line = self.ways * PAGE;
+            ensure!(
+                size >= line && size.is_multiple_of(PAGE),
+                "--pcache must be a multiple of 4K and hold a set, {line} bytes"
+            );
+        }
+        need(
+            "setpriv",
+            "it comes with util-linux; a VM could outlive this program without it",
+        )?;
+        Ok(())
+    }
+
+    fn run_in(&self, folder: &Path) -> Result<u8> {
+        let parts = Parts::obtain()?;
+        let staged = folder.join("disk");
+        disk::stage(&staged, &self.add)?;
+        let native = if self.program.is_empty() {
+            Some(demo::run_here(&staged, &self.environment()?)?)
+        } else {
+            None
+        };
+        disk::make(&staged, &names::disk(folder))?;
+        let pcache = self
+            .pcache
+            .unwrap_or_else(|| native.as_ref().map_or(8 << 20, |run| demo::cache_size(run.peak)));
+        if let Some(native) = &native {
+            say(&format!(
+                "Sorting {} bytes of word lists, which takes {} KiB of memory, in a cache of {} KiB",
+                native.output.len(),
+                native.peak >> 10,
+                pcache >> 10
+            ));
+        }
+        ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("can't handle signals")?;
+        let (end, report) = self.cluster(&parts, folder, pcache, native.as_ref())?;
+        match end {
+            End::Interrupted => Ok(INTERRUPTED_STATUS),
+            End::OutputClosed => Ok(OUTPUT_CLOSED_STATUS),
+            End::Program => self.finish(&report),
+        }
+    }
+
+    /// Starts the cluster, shows the program's output until its end, and ends the cluster.
+    fn cluster(
+        &self,
+        parts: &Parts,
+        folder: &Path,
+        pcache: u64,
+        native: Option<&Native>,
+    ) -> Result<(End, Report)> {
+        let (stdout, stderr) = (names::stdout(folder), names::stderr(folder));
+        for file in [&stdout, &stderr] {
+            File::create_new(file).with_context(|| format!("can't make {}", file.display()))?;
+        }
+        let collected = Collector::default();
+        let to: Box<dyn Write + Send> = if native.is_some() {
+            Box::new(collected.clone())
+        } else {
+            Box::new(std::io::stdout())
+        };
+        let mut output = [
+            Follower::start(&stdout, to)?,
+            Follower::start(&stderr, std::io::stderr())?,
+        ];
+        let input = make_input(folder)?;
+        let (server, gids) = cluster::start_server(&parts.server, folder)?;
+        let vms = self.vms(parts, folder, pcache, &gids)?;
+        say("Starting the cluster");
+        let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder)?;
+        let _input = if native.is_some() {
+            streams::send_input(input, std::io::empty())?
+        } else {
+            streams::send_input(input, std::io::stdin())?
+        };
+        let limits = Limits {
+            boot: Duration::from_secs(self.boot_timeout),
+            program: self.timeout.map(Duration::from_secs),
+        };
+        let end = cluster.watch(&limits, &output);
+        let report = cluster.report();
+        cluster.stop();
+        let flushed = output.iter_mut().try_for_each(Follower::finish);
+        let end = end?;
+        if end == End::Program {
+            flushed?;
+            if let Some(native) = native {
+                say(&demo::compare(&collected.take(), &native.output)?);
+            }
+        }
+        Ok((end, report))
+    }
+
+    /// Prints the table and gives the program's exit status.
+    fn finish(&self, report: &Report) -> Result<u8> {
+        if let Some(file) = &self.report {
+            fs::write(file, report.to_tsv()).with_context(|| format!("can't write {}", file.display()))?;
+        }
+        eprint!("{}", report.table());
+        let code = report
+            .exit_code()
+            .context("processor: it left without reporting the program's exit status")?;
+        if self.program.is_empty() && code != 0 {
+            bail!("the program ended with {code}");
+        }
+        Ok(code)
+    }
+
+    fn vms<'a>(
+        &self,
+        parts: &Parts,
+        folder: &'a Path,
+        pcache: u64,
+        gids: &BTreeMap<&str, String>,
+    ) -> Result<Vec<Vm<'a>>> {
+        let vm = |role: Role| {
+            let (memory, cpus) = match role {
+                Role::Processor => (KERNEL_MEMORY + pcache, self.cpus),
+                Role::Memory => (self.memory, 1),
+                Role::Storage => (KERNEL_MEMORY, 1),
+            };
+            let command_line = self.command_line(role, pcache, gids)?;
+            Ok(Vm {
+                role,
+                image: parts.images[role.name()].clone(),
+                command_line,
+                memory,
+                cpus,
+                folder,
+            })
+        };
+        Role::ALL.into_iter().map(vm).collect()
+    }
+
+    fn command_line(&self, role: Role, pcache: u64, gids: &BTreeMap<&str, String>) -> Result<String> {
+        let mut line = CommandLine::default();
+        for (peer, gid) in gids.iter().filter(|(peer, _)| **peer != role.name()) {
+            line.option("peer", format!("{peer}@{gid}"));
+        }
+        if let Some(level) = &self.log {
+            line.option("log", level);
+        }
+        if role == Role::Processor {
+            line.option("pcache", pcache.to_string());
+            line.option("ways", self.ways.to_string());
+            if self.strace {
+                line.flag("strace");
+            }
+            line.option("cwd", "/");
+            for variable in default_environment()
+                .map(OsString::from)
+                .into_iter()
+                .chain(self.env.iter().cloned())
+            {
+                line.option("env", variable);
+            }
+            if self.program.is_empty() {
+                line.program(&demo::program());
+            } else {
+                line.program(&self.program);
+            }
+        }
+        line.finish()
+            .with_context(|| format!("the kernel command line of {}", role.name()))
+    }
+
+    /// The environment as the host's run of the same program gets it.
+    fn environment(&self) -> Result<Vec<(String, String)>> {
+        let own = self.env.iter().map(|variable| variable.clone().into_string());
+        default_environment()
+            .into_iter()
+            .map(|variable| Ok(variable.to_owned()))
+            .chain(own)
+            .map(|variable| {
+                let variable = variable.ok().context("a variable is not text")?;
+                let (name, value) = variable.split_once('=').context("a variable without `=`")?;
+                Ok((name.to_owned(), value.to_owned()))
+            })
+            .collect()
+    }
+}
+
+/// What each program's environment holds.
+fn default_environment() -> [&'static str; 2] {
+    ["PATH=/bin:/usr/bin", "HOME=/root"]
+}
+
+impl Parts {
+    fn obtain() -> Result<Self> {
+        let qemu = Qemu::obtain()?;
+        let server = step("Building the fabric server", project::build_hca_server)?;
+        let build = |role: Role| Ok((role.name(), build(role)?));
+        let images = Role::ALL.into_iter().map(build).collect::<Result<_>>()?;
+        Ok(Self { qemu, server, images })
+    }
+}
+
+/// A new folder that only we may enter, with a path short enough for sockets.
+fn make_folder() -> Result<PathBuf> {
+    let base = std::env::temp_dir();
+    for attempt in 0..100 {
+        let folder = base.join(format!("tessera-{}-{attempt}", std::process::id()));
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("can't make {}", folder.display())),
+        }
+    }
+    bail!("too many old folders {}/tessera-*: remove them", base.display())
+}
+
+/// The pipe that QEMU reads the program's input from. Open both ways, so that neither opening it nor a pause ends it.
+fn make_input(folder: &Path) -> Result<File> {
+    let pipe = names::stdin(folder);
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .with_context(|| format!("can't make the pipe {}", pipe.display()))?;
+    if std::io::stdin().is_terminal() {
+        say("The program reads this terminal; Ctrl-D ends its input, Ctrl-C the run");
+    }
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&pipe)
+        .context("can't open the pipe for standard input")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn the_last_of_an_option_counts_and_additions_add_up() {
+        let line = [
+            "run",
+            "--timeout",
+            "5",
+            "--add",
+            "a",
+            "--timeout",
+            "6",
+            "--add",
+            "b",
+            "--",
+            "/p",
+            "--add",
+        ];
+        let Ok(Line { args }) = Line::try_parse_from(line) else {
+            panic!("it is a line")
+        };
+        assert_eq!(
+            (args.timeout, args.add.len(), args.program.len()),
+            (Some(6), 2, 2)
+        );
+    }
+}

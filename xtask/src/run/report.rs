@@ -1,0 +1,144 @@
+//! What P says of a run: the `report` lines of its log (see `docs/architecture.md`), and the table made of them.
+
+use std::fmt::Write;
+
+/// The lines of a log that a script should read, each split at its tabs, without the word `report`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    lines: Vec<Vec<String>>,
+}
+
+impl Report {
+    /// Takes the report out of a log.
+    pub(crate) fn parse(log: &str) -> Self {
+        let lines = log
+            .lines()
+            .filter_map(|line| line.trim_end_matches('\r').strip_prefix("report\t"))
+            .map(|line| line.split('\t').map(str::to_owned).collect())
+            .collect();
+        Self { lines }
+    }
+
+    /// The program's exit status, if the program ended.
+    pub(crate) fn exit_code(&self) -> Option<u8> {
+        self.rows("exit").last()?.first()?.parse().ok()
+    }
+
+    /// The lines again, without the word `report`, as a file for scripts.
+    pub(crate) fn to_tsv(&self) -> String {
+        self.lines.iter().map(|line| line.join("\t") + "\n").collect()
+    }
+
+    /// The table for people; empty without a report.
+    pub(crate) fn table(&self) -> String {
+        let mut table = String::new();
+        if let Some(nanos) = self
+            .rows("run_ns")
+            .last()
+            .and_then(|row| row.first()?.parse::<u64>().ok())
+        {
+            let _ = writeln!(
+                table,
+                "{:<34}{:>14}",
+                "run time",
+                format!("{}.{:03} s", nanos / 1_000_000_000, nanos / 1_000_000 % 1000)
+            );
+        }
+        self.section(&mut table, "counters", "counter");
+        self.times(&mut table);
+        self.section(&mut table, "RPCs", "rpc");
+        self.section(&mut table, "bytes", "bytes");
+        self.section(
+            &mut table,
+            "system calls met that are not implemented",
+            "unimplemented",
+        );
+        table
+    }
+
+    fn rows<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a [String]> {
+        self.lines
+            .iter()
+            .filter_map(move |line| line.split_first().filter(|(first, _)| *first == key))
+            .map(|(_, row)| row)
+    }
+
+    /// Names and a last column of numbers.
+    fn section(&self, table: &mut String, title: &str, key: &str) {
+        for (index, row) in self.rows(key).enumerate() {
+            if index == 0 {
+                let _ = writeln!(table, "{title}");
+            }
+            if let Some((value, names)) = row.split_last() {
+                let _ = writeln!(table, "  {:<32}{value:>14}", names.join(" "));
+            }
+        }
+    }
+
+    fn times(&self, table: &mut String) {
+        for (index, row) in self.rows("time").enumerate() {
+            if index == 0 {
+                let _ = writeln!(
+                    table,
+                    "{:<34}{:>14}{:>12}{:>12}{:>12}",
+                    "times (µs)", "count", "average", "p50", "p99"
+                );
+            }
+            let [name, count, spans @ ..] = row else { continue };
+            let _ = write!(table, "  {name:<32}{count:>14}");
+            for span in spans {
+                let _ = write!(table, "{:>12}", micros(span));
+            }
+            table.push('\n');
+        }
+    }
+}
+
+/// Nanoseconds as microseconds with one digit after the point; what is no number stays as it is.
+fn micros(nanos: &str) -> String {
+    match nanos.parse::<u64>() {
+        Ok(nanos) => format!("{}.{}", nanos / 1000, nanos / 100 % 10),
+        Err(_) => nanos.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LOG: &str = "[0.1] hello\r\nreport\trun_ns\t2034567890\r\nreport\tcounter\tnr_pgfault\t12\nreport\ttime\t\
+        pcache_flush_net\t3\t1250\t900\t4000\nnoise report\texit\t9\nreport\tbytes\tsent\tmemory\t4096\nreport\texit\t139\n";
+
+    #[test]
+    fn a_log_gives_its_table_and_exit_status() {
+        let report = Report::parse(LOG);
+        assert_eq!(report.exit_code(), Some(139));
+        let table = report.table();
+        for part in ["2.034 s", "nr_pgfault", "1.2", "4.0", "sent memory"] {
+            assert!(table.contains(part), "{part} in\n{table}");
+        }
+        assert!(
+            report
+                .to_tsv()
+                .ends_with("bytes\tsent\tmemory\t4096\nexit\t139\n")
+        );
+    }
+
+    #[test]
+    fn a_run_without_an_end_has_no_exit_status() {
+        assert_eq!(Report::parse("report\trun_ns\t5\n").exit_code(), None);
+        assert_eq!(
+            Report::parse("report\texit\t256\nreport\texit\n").exit_code(),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_log_panics(log in "(report|\t|\n|[a-z0-9]|time|counter|exit)*") {
+            let report = Report::parse(&log);
+            let _ = (report.table(), report.to_tsv(), report.exit_code());
+        }
+    }
+}

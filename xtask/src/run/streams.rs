@@ -1,0 +1,168 @@
+//! The program's standard streams, between us and P's serial ports.
+//!
+//! QEMU writes a port to a regular file and we follow the file as it grows: no byte is lost, whatever the reader's pace and
+//! whichever way QEMU leaves. Input goes through a named pipe, which QEMU reads as fast as the guest takes it.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, spawn};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+
+/// How often a file that has not grown is looked at.
+const PAUSE: Duration = Duration::from_millis(4);
+
+/// A file that is followed into a writer by a thread.
+pub(crate) struct Follower {
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Follower {
+    /// Begins to follow a file that exists.
+    pub(crate) fn start(path: &Path, to: impl Write + Send + 'static) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("can't read {}", path.display()))?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let thread = spawn({
+            let ended = Arc::clone(&ended);
+            move || follow(file, to, &ended)
+        });
+        Ok(Self {
+            thread: Some(thread),
+            ended,
+        })
+    }
+
+    /// Whether it has stopped before its time: the writer failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Says that the file grows no more, and waits until all of it is written.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        self.ended.store(true, Ordering::Release);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result.context("can't write the program's output"),
+            Some(Err(_)) => Err(anyhow!("the thread that shows the program's output panicked")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn follow(mut file: File, mut to: impl Write, ended: &AtomicBool) -> std::io::Result<()> {
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        // Looked at before the read: what the file held when it ended is read afterwards.
+        let last = ended.load(Ordering::Acquire);
+        match file.read(&mut buffer) {
+            Ok(0) if last => return Ok(()),
+            Ok(0) => std::thread::sleep(PAUSE),
+            Ok(count) => {
+                to.write_all(&buffer[..count])?;
+                to.flush()?;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The pipe to P's input, open for as long as this lives: QEMU's opening it would wait for ever without a writer, and what
+/// was sent before QEMU opened it would be lost.
+pub(crate) struct Input {
+    _open: File,
+}
+
+/// Sends our standard input, or none, to P in frames. `pipe` is open both ways. The thread ends with the process at the
+/// latest.
+pub(crate) fn send_input(pipe: File, from: impl Read + Send + 'static) -> Result<Input> {
+    let mut to = pipe
+        .try_clone()
+        .context("can't share the pipe for standard input")?;
+    spawn(move || {
+        if let Err(error) = frame(from, &mut to) {
+            eprintln!("tessera: standard input is lost: {error}");
+        }
+    });
+    Ok(Input { _open: pipe })
+}
+
+/// Each frame is a length and as many bytes; a length of 0 ends the input.
+fn frame(mut from: impl Read, to: &mut impl Write) -> std::io::Result<()> {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let count = match from.read(&mut buffer[4..]) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let len = u32::try_from(count).expect("less than the buffer");
+        buffer[..4].copy_from_slice(&len.to_le_bytes());
+        to.write_all(&buffer[..4 + count])?;
+        if count == 0 {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use std::sync::Mutex;
+
+    #[test]
+    fn input_is_framed_and_ended() {
+        let mut framed = Vec::new();
+        frame(&b"words"[..], &mut framed).expect("frame");
+        assert_eq!(framed, b"\x05\0\0\0words\0\0\0\0");
+    }
+
+    #[test]
+    fn input_that_ends_before_anybody_reads_is_kept() {
+        let path = std::env::temp_dir().join(format!("tessera-input-{}", std::process::id()));
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("pipe");
+        let pipe = File::options().read(true).write(true).open(&path).expect("open");
+        let input = send_input(pipe, std::io::empty()).expect("send");
+        let mut reader = File::open(&path).expect("an open that waits for no writer");
+        let mut bytes = [1; 4];
+        reader.read_exact(&mut bytes).expect("read");
+        assert_eq!(bytes, [0; 4]);
+        drop(input);
+        std::fs::remove_file(path).expect("remove");
+    }
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("lock").extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_growing_file_is_followed_to_its_end() {
+        let path = std::env::temp_dir().join(format!("tessera-follow-{}", std::process::id()));
+        let mut file = File::create(&path).expect("file");
+        let sink = Sink::default();
+        let mut follower = Follower::start(&path, sink.clone()).expect("start");
+        let mut expected: Vec<u8> = Vec::new();
+        for round in 0..100u32 {
+            let text = round.to_string().repeat(1000);
+            file.write_all(text.as_bytes()).expect("write");
+            expected.extend(text.as_bytes());
+        }
+        follower.finish().expect("finish");
+        assert!(*sink.0.lock().expect("lock") == expected);
+        std::fs::remove_file(path).expect("remove");
+    }
+}

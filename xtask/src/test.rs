@@ -1,0 +1,153 @@
+//! `test`: everything that must hold. What the README names and CI runs.
+
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::project::{self, BARE, cargo};
+use crate::tools::{find, quiet, shown};
+use crate::{lint, run};
+
+/// Packages that are built for the bare target besides the host; others are of the host alone.
+const BARE_PACKAGES: [&str; 12] = [
+    "hal",
+    "libos",
+    "mad",
+    "mlx4",
+    "mlx4_hw",
+    "verbs",
+    "messages",
+    "fit",
+    "pcache",
+    "processor",
+    "memory",
+    "storage",
+];
+
+/// Checks formatting, lints and tests, then runs whole clusters in QEMU
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leaves out the clusters in QEMU, and says so
+    #[arg(long)]
+    quick: bool,
+}
+
+/// What became of the steps.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<()> {
+        let mut tally = Tally::default();
+        tally.step("formatting", || shown(cargo().args(["fmt", "--all", "--check"])));
+        tally.step("rules of the house", || lint::Args {}.run());
+        tally.step("clippy, host", || clippy(&["--workspace", "--all-targets"]));
+        tally.step("clippy, bare", || {
+            project::need_bare_target()?;
+            let packages = BARE_PACKAGES.into_iter().flat_map(|name| ["--package", name]);
+            clippy(
+                &["--target", BARE, "--lib", "--bins"]
+                    .into_iter()
+                    .chain(packages)
+                    .collect::<Vec<_>>(),
+            )
+        });
+        tally.step("documentation", || {
+            shown(
+                cargo()
+                    .args(["doc", "--quiet", "--locked", "--workspace", "--no-deps"])
+                    .env("RUSTDOCFLAGS", "-D warnings"),
+            )
+        });
+        tally.step("tests on the host", host_tests);
+        if self.quick {
+            println!("clusters in QEMU: left out, as --quick says");
+        } else {
+            tally.step("clusters in QEMU", cluster_tests);
+        }
+        println!("{} passed, {} failed", tally.passed, tally.failed);
+        ensure!(tally.failed == 0, "{} of the steps above failed", tally.failed);
+        Ok(())
+    }
+}
+
+impl Tally {
+    fn step(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
+        println!("{name} …");
+        // The step's own output follows.
+        let _ = std::io::stdout().flush();
+        let start = Instant::now();
+        let result = body();
+        let seconds = start.elapsed().as_secs();
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("{name}: passed ({seconds} s)");
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("{name}: FAILED ({seconds} s): {error:#}");
+            }
+        }
+    }
+}
+
+fn clippy(args: &[&str]) -> Result<()> {
+    shown(
+        cargo()
+            .args(["clippy", "--quiet", "--locked"])
+            .args(args)
+            .args(["--", "-D", "warnings"]),
+    )
+}
+
+fn host_tests() -> Result<()> {
+    let nextest =
+        find("cargo-nextest").is_some() && quiet(Command::new("cargo-nextest").arg("--version")).is_ok();
+    let runner: &[&str] = if nextest {
+        &["nextest", "run"]
+    } else {
+        &["test", "--quiet"]
+    };
+    shown(
+        cargo()
+            .args(runner)
+            .args(["--locked", "--workspace", "--exclude", "testbed_tests"]),
+    )?;
+    if nextest {
+        // It runs no examples in documentation.
+        shown(cargo().args(["test", "--quiet", "--locked", "--workspace", "--doc"]))?;
+    }
+    Ok(())
+}
+
+/// The clusters run one at a time, for each wants the machine. They find us by a variable.
+fn cluster_tests() -> Result<()> {
+    run::prepare()?;
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--locked",
+        "--package",
+        "testbed_tests",
+        "--",
+        "--test-threads=1",
+    ]);
+    command.env("TESSERA_XTASK", std::env::current_exe()?);
+    let start = Instant::now();
+    shown(&mut command)?;
+    ensure!(
+        start.elapsed() < LIMIT,
+        "they took over {} minutes",
+        LIMIT.as_secs() / 60
+    );
+    Ok(())
+}
+
+/// What the clusters may take in all.
+const LIMIT: Duration = Duration::from_secs(25 * 60);

@@ -1,0 +1,115 @@
+//! `test-programs`: the programs that the tests run on a cluster and on the host.
+//!
+//! Two come from Debian, linked statically with glibc; one is ours, built against musl by the specs of Debian's `musl-tools`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::debian::Bundle;
+use crate::project;
+use crate::run::busybox;
+use crate::tools::{need, quiet};
+
+/// `musl-tools` depends on a compiler, which the machine must have; its specs and library are in `musl-dev`.
+const BUNDLE: Bundle = Bundle {
+    name: "test-programs-1",
+    packages: &["bash-static", "musl-dev"],
+    dependencies: false,
+    backports: false,
+    files: &["usr/bin/bash-static", SPECS, "usr/lib/x86_64-linux-musl/libc.a"],
+};
+/// What `musl-gcc` tells the compiler.
+const SPECS: &str = "usr/lib/x86_64-linux-musl/musl-gcc.specs";
+
+/// Gets and builds the programs that the tests run; prints each one's name and path
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<()> {
+        let debian = BUNDLE.obtain()?;
+        let programs = [
+            ("busybox", busybox()?),
+            ("bash", debian.join("usr/bin/bash-static")),
+            ("work", build_work(&debian)?),
+        ];
+        for (name, path) in programs {
+            ensure_static(&path)?;
+            println!("{name}\t{}", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// Builds the tests' own program, as `musl-gcc -static` does.
+fn build_work(debian: &Path) -> Result<PathBuf> {
+    let gcc = need("gcc", "`apt-get install gcc`")?;
+    let folder = project::target_folder()?.join("test-programs");
+    fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let specs = fs::read_to_string(debian.join(SPECS)).context("can't read musl's specs")?;
+    // They name the places that an installation would have.
+    let here = |part: &str| debian.join(part).display().to_string();
+    let specs = ["usr/include/x86_64-linux-musl", "usr/lib/x86_64-linux-musl"]
+        .iter()
+        .fold(specs, |specs, part| {
+            specs.replace(&format!("/{part}"), &here(part))
+        });
+    let (file, program) = (folder.join("musl-gcc.specs"), folder.join("work"));
+    fs::write(&file, specs).context("can't write musl's specs")?;
+    let source = project::root().join("testbed/tests/programs/work.c");
+    quiet(
+        Command::new(gcc)
+            .args(["-O1", "-static", "-specs"])
+            .arg(&file)
+            .arg("-o")
+            .arg(&program)
+            .arg(&source),
+    )
+    .with_context(|| format!("can't build {}", source.display()))?;
+    Ok(program)
+}
+
+/// A program that wants an interpreter could not run on P.
+fn ensure_static(path: &Path) -> Result<()> {
+    let bytes = fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
+    ensure!(
+        !has_interpreter(&bytes),
+        "{} is not linked statically",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Whether a 64-bit little-endian ELF file has a program header of type `PT_INTERP` (3).
+fn has_interpreter(file: &[u8]) -> bool {
+    let field = |at: usize, len: usize| -> Option<usize> {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(file.get(at..at.checked_add(len)?)?);
+        usize::try_from(u64::from_le_bytes(bytes)).ok()
+    };
+    // e_phoff, e_phentsize and e_phnum of the ELF specification's Elf64_Ehdr.
+    let (Some(start), Some(size), Some(count)) = (field(0x20, 8), field(0x36, 2), field(0x38, 2)) else {
+        return false;
+    };
+    (0..count).any(|index| start.checked_add(index * size).and_then(|at| field(at, 4)) == Some(3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interpreter_is_seen() {
+        let mut file = vec![0; 0x40 + 2 * 56];
+        file[0x20] = 0x40;
+        file[0x36] = 56;
+        file[0x38] = 2;
+        assert!(!has_interpreter(&file));
+        file[0x40 + 56] = 3;
+        assert!(has_interpreter(&file));
+        assert!(!has_interpreter(&file[..0x30]));
+    }
+}

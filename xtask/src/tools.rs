@@ -1,0 +1,109 @@
+//! Finding and running programs, and telling what takes long.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+/// Prints a line of progress; standard output is the program's.
+pub(crate) fn say(text: &str) {
+    eprintln!("tessera: {text}");
+}
+
+/// Does a step that may take long: says so before, and how long it took if that was over two seconds.
+pub(crate) fn step<T>(what: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    say(what);
+    let start = Instant::now();
+    let done = body().with_context(|| format!("{what}: failed"))?;
+    let seconds = start.elapsed().as_secs_f32();
+    if seconds > 2.0 {
+        say(&format!("{what}: {seconds:.1} s"));
+    }
+    Ok(done)
+}
+
+/// Finds a program in `PATH`, or where systems keep their administrators' programs.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(more)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// As [`find`], with an error that says how to get the program.
+pub(crate) fn need(program: &str, remedy: &str) -> Result<PathBuf> {
+    find(program).with_context(|| format!("`{program}` is missing: {remedy}"))
+}
+
+/// Runs a program that should succeed quietly; its output is shown only if it fails.
+pub(crate) fn quiet(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("can't run `{name}`"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let told = if stderr.trim().is_empty() {
+            stdout.trim()
+        } else {
+            stderr.trim()
+        };
+        bail!("`{name}` ended with {}:\n{told}", output.status);
+    }
+    Ok(stdout)
+}
+
+/// Runs a program whose output goes to ours.
+pub(crate) fn shown(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("can't run `{name}`"))?;
+    if !status.success() {
+        let args: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+        bail!("`{name} {}` ended with {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+/// A size in bytes: `4096`, `4K`, `16M`, `1G`.
+pub(crate) fn parse_size(text: &str) -> Result<u64> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1 << 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = if plain { digits.parse::<u64>().ok() } else { None };
+    number
+        .and_then(|number| number.checked_mul(unit))
+        .with_context(|| format!("{text:?} is no size: write bytes, or a number with K, M or G"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes_and_limits() {
+        assert_eq!(parse_size("4096").ok(), Some(4096));
+        assert_eq!(parse_size("8M").ok(), Some(8 << 20));
+        assert_eq!(parse_size("1g").ok(), Some(1 << 30));
+        for wrong in ["", "M", "+1", "-1", "1T", "1.5M", "99999999999G", "ü"] {
+            assert!(parse_size(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_program_shows_what_it_said() {
+        let error =
+            quiet(Command::new("sh").args(["-c", "echo out; echo why >&2; exit 3"])).expect_err("exit 3");
+        let text = format!("{error:#}");
+        assert!(text.contains("why") && text.contains("exit status: 3"), "{text}");
+    }
+}
