@@ -58,6 +58,30 @@ static int walk(size_t mib)
     return wrong ? 3 : 0;
 }
 
+/* Writes a function that returns its page's number into each of so many pages, and calls them in turn, several rounds: pages of
+   code come and go in the cache, and each must run as it is now, not as what lay in its line before. */
+static int code(size_t pages)
+{
+    unsigned char *memory =
+        mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    size_t wrong = 0;
+    if (memory == MAP_FAILED) {
+        perror("mmap");
+        return 2;
+    }
+    for (uint32_t page = 0; page < pages; page++) {
+        unsigned char *at = memory + (size_t)page * 4096;
+        at[0] = 0xb8; /* mov eax, imm32 */
+        memcpy(at + 1, &page, sizeof page);
+        at[5] = 0xc3; /* ret */
+    }
+    for (int round = 0; round < 4; round++)
+        for (uint32_t page = 0; page < pages; page++)
+            wrong += ((uint32_t(*)(void))(memory + (size_t)page * 4096))() != page;
+    printf("%zu functions, %zu wrong\n", pages, wrong);
+    return wrong ? 3 : 0;
+}
+
 /* Copies standard input to standard output, and a count to standard error. */
 static int echo(void)
 {
@@ -91,6 +115,8 @@ int main(int argc, char **argv)
         return sort(number);
     if (!strcmp(argv[1], "walk"))
         return walk(number);
+    if (!strcmp(argv[1], "code"))
+        return code(number);
     if (!strcmp(argv[1], "echo"))
         return echo();
     if (!strcmp(argv[1], "huge"))

@@ -104,6 +104,19 @@ fn a_musl_program_that_sorts_more_than_the_cache_holds() {
     );
 }
 
+/// The emulator keeps translations of code that a device has overwritten; libos makes it look again.
+#[test]
+fn code_that_came_by_rdma_runs_as_it_is() {
+    let run = Run::new(&["--pcache", "1M"]).add(program("work"), "/bin/work");
+    let ran = run.run(&["/bin/work", "code", "1000"]);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "1000 functions, 0 wrong\n",
+        "{}",
+        ran.stderr
+    );
+}
+
 #[test]
 fn input_passes_through_to_both_outputs() {
     let text = std::fs::read(text()).expect("the text");

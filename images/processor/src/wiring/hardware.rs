@@ -94,17 +94,12 @@ impl Mapper for Hardware {
             quirks::refresh_code(frame);
         }
         let (address, rights) = (page.vpn.addr(), rights(prot));
-        let mapped = self.with(page.space, |tables| match tables.map(address, frame, rights) {
-            Err(libos::Error::Mapped { .. }) => tables.protect(address, rights).map(drop).ok_or(MapFailed),
-            mapped => mapped.map_err(|_| MapFailed),
-        });
-        match mapped {
-            Some(result) => result,
-            None => {
-                let tables = self.add_space(page.space)?;
-                tables.map(address, frame, rights).map_err(|_| MapFailed)
-            }
-        }
+        let mapped = self.with(page.space, |tables| tables.map(address, frame, rights));
+        let mapped = match mapped {
+            Some(mapped) => mapped,
+            None => self.add_space(page.space)?.map(address, frame, rights),
+        };
+        mapped.map_err(|_| MapFailed)
     }
 
     fn unmap(&self, page: Page) -> Unmapped {

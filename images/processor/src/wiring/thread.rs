@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use libos::{AddressSpace, UserContext, yield_now};
+use libos::{AddressSpace, UserContext};
 use processor::{Cpu, SystemCall, Trap};
 
 /// A thread and the page tables it runs in.
@@ -30,10 +30,7 @@ impl Cpu for Thread {
             libos::Trap::Syscall => Trap::Syscall,
             libos::Trap::PageFault { addr, write, execute, .. } => Trap::PageFault { addr, write, execute },
             libos::Trap::Exception { vector, error } => Trap::Exception { vector, error },
-            libos::Trap::Preempted => {
-                yield_now().await;
-                Trap::Preempted
-            }
+            libos::Trap::Preempted => Trap::Preempted,
         }
     }
 
