@@ -213,7 +213,13 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    pub(crate) fn on_reply<Q: QueueSet>(&mut self, queues: &mut Q, receive: usize, header: &Header, now: Instant) {
+    pub(crate) fn on_reply<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        receive: usize,
+        header: &Header,
+        now: Instant,
+    ) {
         let known = self
             .calls
             .get(usize::from(header.slot))

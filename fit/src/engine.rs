@@ -8,8 +8,8 @@ use verbs::{Completion, CompletionKind, QpSlot, QueueSet, RemoteAddr, Sge, Statu
 
 use crate::link::{Link, Parts};
 use crate::{
-    Bulk, CallId, Config, Counters, Ended, Error, Incoming, LinkCounters, LinkState, LostCause, OneSided, OpId,
-    PeerId, PeerName, Reply, Target,
+    Bulk, CallId, Config, Counters, Ended, Error, Incoming, LinkCounters, LinkState, LostCause, OneSided,
+    OpId, PeerId, PeerName, Reply, Target,
 };
 
 /// Completions taken in one go.

@@ -36,12 +36,12 @@ mod serve;
 mod tests;
 mod wire;
 
+pub use calls::{Bulk, CallId, Reply};
 pub use config::{Config, Depths};
 pub use counters::{Counters, KINDS, LinkCounters};
 pub use engine::Engine;
 pub use error::{Error, LostCause, Operation};
 pub use histogram::Histogram;
-pub use calls::{Bulk, CallId, Reply};
 pub use link::{LinkState, Target};
 pub use node::{Batch, Core, Fit, Ticket};
 pub use one_sided::{Ended, OneSided, OpId};

@@ -15,12 +15,12 @@ use core::task::Waker;
 
 use hal::{DmaBuffer, Duration, Instant};
 use verbs::{
-    Completion, CompletionKind, Lkey, Payload, QpSlot, Qpn, QueueSet, ReceiveRequest, SendOp,
-    SendRequest, Sge, Status,
+    Completion, CompletionKind, Lkey, Payload, QpSlot, Qpn, QueueSet, ReceiveRequest, SendOp, SendRequest,
+    Sge, Status,
 };
 
-use crate::config::Layout;
 use crate::calls::{CallSlot, CallState};
+use crate::config::Layout;
 use crate::one_sided::{OpState, Ops};
 use crate::ring::{Misfit, Purpose, SendRing};
 use crate::serve::ServeSlot;

@@ -19,8 +19,8 @@ use crate::control::Control;
 use crate::error::ConnectStep;
 use crate::link::Parts;
 use crate::{
-    Bulk, CallId, Config, Counters, Ended, Engine, Error, Handler, Incoming, LinkCounters, LinkState, OneSided,
-    OpId, Operation, PeerId, PeerName, PeerSpec, Reply, ReplyBuf, Role,
+    Bulk, CallId, Config, Counters, Ended, Engine, Error, Handler, Incoming, LinkCounters, LinkState,
+    OneSided, OpId, Operation, PeerId, PeerName, PeerSpec, Reply, ReplyBuf, Role,
 };
 
 /// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
@@ -412,17 +412,19 @@ impl<D: Device, P: Platform> Core<D, P> {
         self.start_tagged(peer, (OneSided::Write, tag), (to, from))
     }
 
-    fn start_tagged(
-        &self,
-        peer: PeerId,
-        what: (OneSided, u64),
-        at: (RemoteAddr, Sge),
-    ) -> Result<(), Error> {
+    fn start_tagged(&self, peer: PeerId, what: (OneSided, u64), at: (RemoteAddr, Sge)) -> Result<(), Error> {
         let now = self.inner.platform.now();
         let mut engine = self.engine();
-        if engine.start_tagged(peer, what, at, now, now + self.inner.config.timeout)?.is_none() {
-            let limit = usize::from(self.inner.config.one_sided) + usize::from(self.inner.config.one_sided_queue);
-            return Err(Error::Overloaded { peer: engine.name(peer)?, limit });
+        if engine
+            .start_tagged(peer, what, at, now, now + self.inner.config.timeout)?
+            .is_none()
+        {
+            let limit =
+                usize::from(self.inner.config.one_sided) + usize::from(self.inner.config.one_sided_queue);
+            return Err(Error::Overloaded {
+                peer: engine.name(peer)?,
+                limit,
+            });
         }
         engine.flush(peer);
         Ok(())

@@ -217,7 +217,11 @@ impl<M: DmaBuffer> Link<M> {
         let op = self.ops.slot(slot);
         op.state = state;
         if let Some(tag) = op.tag {
-            let result = if state == OpState::Done { Ok(()) } else { Err(cause) };
+            let result = if state == OpState::Done {
+                Ok(())
+            } else {
+                Err(cause)
+            };
             self.ops.ended.push_back(Ended { tag, result });
             self.free_op(slot);
         } else if op.abandoned {

@@ -98,6 +98,21 @@ impl Qemu {
         command.args(words).args(&self.args).stdin(Stdio::null());
         command
     }
+
+    /// The words of that command, for a test that starts QEMU itself.
+    ///
+    /// # Errors
+    /// If one holds a space, which parts them.
+    pub(crate) fn words(&self) -> Result<String> {
+        let program = self.program.display().to_string();
+        let words: Vec<_> = std::iter::once(program)
+            .chain(self.args.iter().cloned())
+            .collect();
+        for word in &words {
+            ensure!(!word.contains(' '), "QEMU's place has a space in it: {word}");
+        }
+        Ok(words.join(" "))
+    }
 }
 
 fn version(program: &PathBuf, args: &[String]) -> Result<String> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::project::{self, BARE, cargo};
+use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
 use crate::{lint, run};
 
@@ -66,8 +67,9 @@ impl Args {
         });
         tally.step("tests on the host", host_tests);
         if self.quick {
-            println!("clusters in QEMU: left out, as --quick says");
+            println!("libos and clusters in QEMU: left out, as --quick says");
         } else {
+            tally.step("libos in QEMU", libos_tests);
             tally.step("clusters in QEMU", cluster_tests);
         }
         println!("{} passed, {} failed", tally.passed, tally.failed);
@@ -124,6 +126,24 @@ fn host_tests() -> Result<()> {
         shown(cargo().args(["test", "--quiet", "--locked", "--workspace", "--doc"]))?;
     }
     Ok(())
+}
+
+/// libos's own tests, on the machine that it is for.
+fn libos_tests() -> Result<()> {
+    let words = Qemu::obtain()?.words()?;
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--quiet",
+        "--locked",
+        "--package",
+        "selftest",
+        "--test",
+        "qemu",
+    ]);
+    // They start a machine each: as many as there are cores would disturb each other.
+    command.args(["--", "--ignored", "--test-threads=1"]);
+    shown(command.env("TESSERA_QEMU", words))
 }
 
 /// The clusters run one at a time, for each wants the machine. They find us by a variable.

@@ -23,7 +23,10 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 }
 
 async fn run(line: &CommandLine) -> Result<(), Error> {
-    let config = Config { message_version: messages::VERSION, ..Config::default() };
+    let config = Config {
+        message_version: messages::VERSION,
+        ..Config::default()
+    };
     let node = Node::start(Role::Memory, config).await?;
     let server = Server(Mutex::new(lend(&node.card).await?));
     let fit = node.fit.clone();
@@ -49,14 +52,27 @@ async fn lend(card: &Card) -> Result<Manager<Regions>, Error> {
             wanted = wanted / 2 / WINDOW_SIZE * WINDOW_SIZE;
             continue;
         };
-        let access = Access { local_write: true, remote_read: true, remote_write: true };
+        let access = Access {
+            local_write: true,
+            remote_read: true,
+            remote_write: true,
+        };
         let region = card.register(array.buffer().bus_addr().0, wanted, access).await?;
-        pool.add_region(RemoteAddr { addr: region.addr, rkey: region.rkey }, wanted);
+        pool.add_region(
+            RemoteAddr {
+                addr: region.addr,
+                rkey: region.rkey,
+            },
+            wanted,
+        );
         regions.0.push((region.addr, array));
         wanted = wanted.min(free().saturating_sub(RESERVE) / WINDOW_SIZE * WINDOW_SIZE);
     }
     if pool.total() == 0 {
-        return Err(Error::Role(format!("no memory to lend: {} MiB free", free() >> 20)));
+        return Err(Error::Role(format!(
+            "no memory to lend: {} MiB free",
+            free() >> 20
+        )));
     }
     let mib = pool.total() as u64 * WINDOW_SIZE >> 20;
     log::info!("lending {mib} MiB in {} regions", regions.0.len());
@@ -69,8 +85,12 @@ struct Regions(Vec<(u64, &'static FrameArray)>);
 impl Backing for Regions {
     fn zero(&mut self, chunk: RemoteAddr) {
         for (start, array) in &self.0 {
-            let Some(offset) = chunk.addr.checked_sub(*start) else { continue };
-            let Ok(first) = usize::try_from(offset / PAGE_SIZE as u64) else { continue };
+            let Some(offset) = chunk.addr.checked_sub(*start) else {
+                continue;
+            };
+            let Ok(first) = usize::try_from(offset / PAGE_SIZE as u64) else {
+                continue;
+            };
             if first < array.count() {
                 let pages = usize::try_from(WINDOW_SIZE).unwrap_or(0) / PAGE_SIZE;
                 array.buffer().fill(first * PAGE_SIZE, pages * PAGE_SIZE, 0);
@@ -86,7 +106,10 @@ struct Server(Mutex<Manager<Regions>>);
 
 impl fit::Handler for Server {
     async fn handle(&self, from: PeerId, kind: u16, request: &[u8], reply: &mut dyn ReplyBuf) {
-        let len = self.0.lock().handle(PeerKey(from.0), kind, request, reply.message());
+        let len = self
+            .0
+            .lock()
+            .handle(PeerKey(from.0), kind, request, reply.message());
         reply.set_len(len);
     }
 
@@ -94,6 +117,11 @@ impl fit::Handler for Server {
         let mut manager = self.0.lock();
         manager.peer_lost(PeerKey(peer.0));
         let pool = manager.pool();
-        log::info!("peer {} is gone; {} of {} chunks are free", peer.0, pool.free(), pool.total());
+        log::info!(
+            "peer {} is gone; {} of {} chunks are free",
+            peer.0,
+            pool.free(),
+            pool.total()
+        );
     }
 }

@@ -25,10 +25,18 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 
 async fn run(line: &CommandLine) -> Result<(), Error> {
     let disk = virtio::disks()?.into_iter().next();
-    let disk = VirtioDisk(Mutex::new(disk.ok_or_else(|| Error::Role("no virtio disk in this machine".into()))?));
-    let files = Ext4::mount(disk).await.map_err(|error| Error::Role(format!("the disk: {error}")))?;
+    let disk = VirtioDisk(Mutex::new(
+        disk.ok_or_else(|| Error::Role("no virtio disk in this machine".into()))?,
+    ));
+    let files = Ext4::mount(disk)
+        .await
+        .map_err(|error| Error::Role(format!("the disk: {error}")))?;
     log::info!("ext4 mounted, blocks of {} bytes", files.block_size());
-    let config = Config { message_version: messages::VERSION, bulk_size: BULK, ..Config::default() };
+    let config = Config {
+        message_version: messages::VERSION,
+        bulk_size: BULK,
+        ..Config::default()
+    };
     let node = Node::start(Role::Storage, config).await?;
     let server: &'static Server = Box::leak(Box::new(Server(storage::Server::new(files))));
     let fit = node.fit.clone();
@@ -45,7 +53,10 @@ struct VirtioDisk(Mutex<Disk>);
 
 impl BlockDevice for VirtioDisk {
     async fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        let failed = DiskError { offset, len: into.len() };
+        let failed = DiskError {
+            offset,
+            len: into.len(),
+        };
         let mut done = 0;
         while done < into.len() {
             let at = offset.checked_add(done as u64).ok_or(failed)?;
@@ -86,7 +97,10 @@ impl fit::Handler for Server {
     async fn handle(&self, from: PeerId, kind: u16, request: &[u8], reply: &mut dyn ReplyBuf) {
         let mut message = vec![0; messages::MAX_MESSAGE];
         let from = PeerKey(from.0);
-        let len = self.0.handle(from, kind, request, &mut message, &mut FitBulk(reply)).await;
+        let len = self
+            .0
+            .handle(from, kind, request, &mut message, &mut FitBulk(reply))
+            .await;
         let room = reply.message();
         let len = len.min(room.len());
         room[..len].copy_from_slice(&message[..len]);

@@ -18,7 +18,9 @@ const LIMIT: &str = "120";
 fn image() -> &'static Path {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
     IMAGE.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .parent()
+            .expect("a folder in the target's");
         let built = Command::new(env!("CARGO"))
             .args([
                 "build",
@@ -28,14 +30,14 @@ fn image() -> &'static Path {
                 "--target=x86_64-unknown-none",
             ])
             .arg("--target-dir")
-            .arg(&target)
+            .arg(target)
             .status()
             .expect("cargo runs");
         assert!(built.success(), "the image is not built");
         let linked = target.join("x86_64-unknown-none/release/selftest");
         let mut image = std::fs::read(linked).expect("the image is there");
         ksyms::embed(&mut image).expect("the image has room for its symbols");
-        let path = target.join("selftest.elf");
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("selftest.elf");
         std::fs::write(&path, image).expect("the image is written");
         path
     })

@@ -29,7 +29,11 @@ struct Landing {
 impl FitCarrier {
     /// Carries to a peer whose replies are messages only.
     pub(crate) fn new(core: Core, peer: PeerId) -> Self {
-        Self { core, peer, data: None }
+        Self {
+            core,
+            peer,
+            data: None,
+        }
     }
 
     /// Carries to a peer that also sends data.
@@ -43,10 +47,22 @@ impl FitCarrier {
         device: &impl Device,
         machine: &impl Platform<Buffer = Buffer>,
     ) -> Result<Self, Error> {
-        let buffer = machine.alloc(MAX_READ, 4096).map_err(|error| Error::Role(alloc::format!("{error}")))?;
-        let access = Access { local_write: true, remote_read: false, remote_write: true };
-        let region = device.register(buffer.bus_addr().0, MAX_READ as u64, access).await?;
-        let data = Some(Landing { buffer, region, lent: AtomicBool::new(false) });
+        let buffer = machine
+            .alloc(MAX_READ, 4096)
+            .map_err(|error| Error::Role(alloc::format!("{error}")))?;
+        let access = Access {
+            local_write: true,
+            remote_read: false,
+            remote_write: true,
+        };
+        let region = device
+            .register(buffer.bus_addr().0, MAX_READ as u64, access)
+            .await?;
+        let data = Some(Landing {
+            buffer,
+            region,
+            lent: AtomicBool::new(false),
+        });
         Ok(Self { core, peer, data })
     }
 
@@ -59,7 +75,9 @@ impl FitCarrier {
 impl Carrier for FitCarrier {
     async fn call(&self, kind: Kind, request: &[u8], reply: &mut [u8]) -> Result<usize, NoAnswer> {
         let called = self.core.call(self.peer, (kind.0, request), None, reply).await;
-        called.map(|reply| reply.len).map_err(|error| Self::failed(kind, &error))
+        called
+            .map(|reply| reply.len)
+            .map_err(|error| Self::failed(kind, &error))
     }
 
     async fn call_for_data(
@@ -69,15 +87,26 @@ impl Carrier for FitCarrier {
         reply: &mut [u8],
         data: &mut [u8],
     ) -> Result<usize, NoAnswer> {
-        let Some(landing) = &self.data else { return Err(NoAnswer) };
+        let Some(landing) = &self.data else {
+            return Err(NoAnswer);
+        };
         if landing.lent.swap(true, Ordering::AcqRel) {
-            log::error!("{}: the data buffer is lent to an earlier call", kind.name().unwrap_or("call"));
+            log::error!(
+                "{}: the data buffer is lent to an earlier call",
+                kind.name().unwrap_or("call")
+            );
             return Err(NoAnswer);
         }
         let len = u32::try_from(data.len().min(MAX_READ)).expect("at most MAX_READ");
-        let into = RemoteAddr { addr: landing.region.addr, rkey: landing.region.rkey };
+        let into = RemoteAddr {
+            addr: landing.region.addr,
+            rkey: landing.region.rkey,
+        };
         let bulk = Bulk { into, len };
-        let called = self.core.call(self.peer, (kind.0, request), Some(bulk), reply).await;
+        let called = self
+            .core
+            .call(self.peer, (kind.0, request), Some(bulk), reply)
+            .await;
         let answer = called.map_err(|error| Self::failed(kind, &error))?;
         let came = (answer.bulk as usize).min(data.len());
         landing.buffer.read(0, &mut data[..came]);

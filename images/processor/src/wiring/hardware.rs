@@ -8,7 +8,9 @@ use hal::DmaBuffer;
 use libos::{AddressSpace, Exit, FrameArray, Rights, power_off, quirks};
 use messages::memory::Prot;
 use node::{Core, Error};
-use pcache::{LINE_SIZE, LineId, Lines, MapFailed, Mapper, Page, RemoteAddr, RemoteStore, SpaceId, Token, Unmapped};
+use pcache::{
+    LINE_SIZE, LineId, Lines, MapFailed, Mapper, Page, RemoteAddr, RemoteStore, SpaceId, Token, Unmapped,
+};
 use spin::RwLock;
 use verbs::{Access, Device, Region, Rkey, Sge};
 
@@ -38,9 +40,20 @@ impl Hardware {
         let len = lines as usize * LINE_SIZE;
         let frames = FrameArray::allocate(lines as usize).ok_or(hal::Error::NoDmaMemory { len });
         let frames = frames.map_err(|error| Error::Role(alloc::format!("pcache: {error}")))?;
-        let access = Access { local_write: true, ..Access::default() };
-        let region = device.register(frames.buffer().bus_addr().0, len as u64, access).await?;
-        Ok(Self { frames, region, core, memory, spaces: RwLock::default() })
+        let access = Access {
+            local_write: true,
+            ..Access::default()
+        };
+        let region = device
+            .register(frames.buffer().bus_addr().0, len as u64, access)
+            .await?;
+        Ok(Self {
+            frames,
+            region,
+            core,
+            memory,
+            spaces: RwLock::default(),
+        })
     }
 
     /// Makes the page tables of an address space.
@@ -73,7 +86,10 @@ impl Hardware {
 
     fn place(at: RemoteAddr) -> verbs::RemoteAddr {
         let rkey = u32::try_from(at.key).expect("the layout's keys are rkeys");
-        verbs::RemoteAddr { addr: at.addr, rkey: Rkey(rkey) }
+        verbs::RemoteAddr {
+            addr: at.addr,
+            rkey: Rkey(rkey),
+        }
     }
 }
 
@@ -103,12 +119,18 @@ impl Mapper for Hardware {
     }
 
     fn unmap(&self, page: Page) -> Unmapped {
-        let mapping = self.with(page.space, |tables| tables.unmap(page.vpn.addr())).flatten();
-        Unmapped { dirty: mapping.is_some_and(|mapping| mapping.dirty) }
+        let mapping = self
+            .with(page.space, |tables| tables.unmap(page.vpn.addr()))
+            .flatten();
+        Unmapped {
+            dirty: mapping.is_some_and(|mapping| mapping.dirty),
+        }
     }
 
     fn take_accessed(&self, page: Page) -> bool {
-        let mapping = self.with(page.space, |tables| tables.clear_accessed(page.vpn.addr())).flatten();
+        let mapping = self
+            .with(page.space, |tables| tables.clear_accessed(page.vpn.addr()))
+            .flatten();
         mapping.is_some_and(|mapping| mapping.accessed)
     }
 }

@@ -70,7 +70,9 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let machine = Machine::new(line)?;
     let config = Config {
         message_version: messages::VERSION,
-        one_sided_queue: u16::try_from(geometry.lines()).unwrap_or(u16::MAX).min(MAX_QUEUED),
+        one_sided_queue: u16::try_from(geometry.lines())
+            .unwrap_or(u16::MAX)
+            .min(MAX_QUEUED),
         ..Config::default()
     };
     let node = Node::start(Role::Processor, config).await?;
@@ -78,7 +80,11 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     static PARTS: Once<Parts> = Once::new();
     libos::spawn(async move { node::finish(drive(&fit, &PARTS).await) }).detach();
     let peers = node.connect(line).await?;
-    let (core, memory, storage) = (node.fit.core(0), peers.one(Role::Memory)?, peers.one(Role::Storage)?);
+    let (core, memory, storage) = (
+        node.fit.core(0),
+        peers.one(Role::Memory)?,
+        peers.one(Role::Storage)?,
+    );
     let hardware = Hardware::new(geometry.lines(), &*node.card, core.clone(), memory).await?;
     let files = FitCarrier::with_data(core.clone(), storage, &*node.card, &node.function).await?;
     let parts = PARTS.call_once(|| Parts {
@@ -167,12 +173,26 @@ fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
 fn command(line: &CommandLine) -> Result<Command, Error> {
     let args = line.program().to_vec();
     let Some(path) = args.first().cloned() else {
-        return Err(Error::Role("the command line names no program: nothing stands after --".into()));
+        return Err(Error::Role(
+            "the command line names no program: nothing stands after --".into(),
+        ));
     };
-    let env = line.values("env").map(|variable| variable.as_bytes().to_vec()).collect();
+    let env = line
+        .values("env")
+        .map(|variable| variable.as_bytes().to_vec())
+        .collect();
     let cwd = line.value("cwd").unwrap_or_default().as_bytes().to_vec();
-    let hwcap = CpuId::new().get_feature_info().map_or(0, |_| u64::from(cpuid!(1).edx));
-    Ok(Command { path, args, env, cwd, strace: line.has("strace"), hwcap })
+    let hwcap = CpuId::new()
+        .get_feature_info()
+        .map_or(0, |_| u64::from(cpuid!(1).edx));
+    Ok(Command {
+        path,
+        args,
+        env,
+        cwd,
+        strace: line.has("strace"),
+        hwcap,
+    })
 }
 
 fn geometry(line: &CommandLine) -> Result<Geometry, Error> {

@@ -7,8 +7,8 @@ use core::task::{Context, Waker};
 use core::time::Duration;
 
 use hal::Instant;
-use libos::virtio::{self, Reader, Writer};
 use libos::CommandLine;
+use libos::virtio::{self, Reader, Writer};
 use node::Error;
 use processor::{Platform, Stream};
 use spin::Mutex;
@@ -138,7 +138,9 @@ impl Platform for Machine {
     fn stdin_ready(&self) -> bool {
         let mut came = [0; 4096];
         let mut stdin = self.stdin.lock();
-        let Some(stdin) = stdin.as_mut() else { Self::in_use() };
+        let Some(stdin) = stdin.as_mut() else {
+            Self::in_use()
+        };
         // Dropping the read loses nothing: what came is kept by the console.
         let polled = pin!(stdin.read(&mut came)).poll(&mut Context::from_waker(Waker::noop()));
         let mut input = self.input.lock();

@@ -14,7 +14,10 @@ pub(crate) struct Thread {
 impl Thread {
     /// A thread without a program.
     pub(crate) fn new() -> Self {
-        Self { context: UserContext::new(0, 0), space: None }
+        Self {
+            context: UserContext::new(0, 0),
+            space: None,
+        }
     }
 
     /// Says in which page tables it runs.
@@ -28,7 +31,9 @@ impl Cpu for Thread {
         let space = self.space.as_ref().expect("a thread runs in an address space");
         match self.context.run(space) {
             libos::Trap::Syscall => Trap::Syscall,
-            libos::Trap::PageFault { addr, write, execute, .. } => Trap::PageFault { addr, write, execute },
+            libos::Trap::PageFault {
+                addr, write, execute, ..
+            } => Trap::PageFault { addr, write, execute },
             libos::Trap::Exception { vector, error } => Trap::Exception { vector, error },
             libos::Trap::Preempted => Trap::Preempted,
         }
@@ -40,7 +45,10 @@ impl Cpu for Thread {
 
     fn system_call(&self) -> SystemCall {
         let r = &self.context.registers;
-        SystemCall { number: r.rax, args: [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] }
+        SystemCall {
+            number: r.rax,
+            args: [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9],
+        }
     }
 
     fn set_result(&mut self, result: u64) {
