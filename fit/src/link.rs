@@ -5,9 +5,6 @@
 //! WRITE, a call with a bulk buffer) gives its waiter no error before that memory can't be touched any more: when
 //! it runs past its deadline the whole connection is failed, and the waiter is told once the queue pair is dead.
 
-mod calls;
-mod one_sided;
-
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
