@@ -73,7 +73,7 @@ fn node(bed: &mut Testbed, index: u64, role: Role, config: Config) -> Node {
     let control = fit.clone();
     bed.spawn(async move { control.control().await });
     let core = fit.clone();
-    bed.spawn(async move { core.run_core(0).await });
+    bed.spawn(async move { core.run_core(0).await.expect("the device waits") });
     for _ in 0..2 {
         let (core, handler) = (fit.core(0), handler.clone());
         bed.spawn(async move { core.serve(&*handler).await });
