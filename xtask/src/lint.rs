@@ -19,6 +19,8 @@ const MAY_BE_UNSAFE: [&str; 3] = ["libos", "selftest", "hca_server"];
 /// Images are programs: what they forbid is what their `main.rs` and library say.
 const TESTBED: [&str; 5] = ["fabric", "harness", "hca_model", "hca_server", "testbed_tests"];
 const IMAGES: [&str; 4] = ["processor", "memory", "storage", "selftest"];
+/// What the images share of their wiring.
+const WIRING: &str = "node";
 
 /// Checks dependencies between crates, lengths of files, and where unsafe code may be
 #[derive(clap::Args)]
@@ -96,8 +98,8 @@ fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
             need,
             "mlx4" | "libos" | "fit" | "messages" | "pcache" | "harness" | "hca_server"
         ),
-        name if IMAGES.contains(&name) => TESTBED.contains(&need) || IMAGES.contains(&need),
-        _ => IMAGES.contains(&need) || need == "libos",
+        name if IMAGES.contains(&name) || name == WIRING => TESTBED.contains(&need) || IMAGES.contains(&need),
+        _ => IMAGES.contains(&need) || need == "libos" || need == WIRING,
     };
     let broken = of.needs.iter().filter(|need| forbidden(need));
     broken

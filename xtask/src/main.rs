@@ -4,7 +4,7 @@
 //!
 //! * [`run`]: starts a cluster and runs a program on it.
 //! * [`build_image`]: builds the unikernels.
-//! * [`test`]: everything that must hold.
+//! * [`mod@test`]: everything that must hold.
 //! * [`doctor`]: what is here and what is missing.
 //! * [`lint`]: rules of the house that no compiler checks.
 //! * [`test_programs`]: what the tests run on a cluster.

@@ -74,7 +74,7 @@ async fn lend(card: &Card) -> Result<Manager<Regions>, Error> {
             free() >> 20
         )));
     }
-    let mib = pool.total() as u64 * WINDOW_SIZE >> 20;
+    let mib = (pool.total() as u64 * WINDOW_SIZE) >> 20;
     log::info!("lending {mib} MiB in {} regions", regions.0.len());
     Ok(Manager::new(pool, regions))
 }

@@ -12,7 +12,7 @@ use spin::Mutex;
 use storage::{BlockDevice, Bulk, DiskError, Ext4, PeerKey};
 
 /// Bytes of a sector, the unit of a virtio disk.
-const SECTOR: u64 = 512;
+const SECTOR: usize = 512;
 /// The longest read that the disk is asked for at once.
 const PIECE: usize = 64 << 10;
 /// The longest piece of a file that goes into one reply.
@@ -60,10 +60,11 @@ impl BlockDevice for VirtioDisk {
         let mut done = 0;
         while done < into.len() {
             let at = offset.checked_add(done as u64).ok_or(failed)?;
-            let skip = usize::try_from(at % SECTOR).map_err(|_| failed)?;
+            let at = usize::try_from(at).map_err(|_| failed)?;
+            let skip = at % SECTOR;
             let count = (into.len() - done).min(PIECE - skip);
-            let len = (skip + count).next_multiple_of(SECTOR as usize);
-            let sector = usize::try_from(at / SECTOR).map_err(|_| failed)?;
+            let len = (skip + count).next_multiple_of(SECTOR);
+            let sector = at / SECTOR;
             let mut piece = vec![0; len];
             self.0.lock().read_blocks(sector, &mut piece).map_err(|error| {
                 log::error!("disk: {len} bytes at sector {sector}: {error}");
