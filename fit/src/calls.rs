@@ -239,7 +239,7 @@ impl<M: DmaBuffer> Link<M> {
         match state {
             CallState::Waiting => {
                 self.counters.nr_bytes_rx += u64::from(header.bulk_len);
-                self.counters.call_time.add(now.since(started));
+                self.counters.call_time.record(now.since(started));
                 let receive = u16::try_from(receive).expect("receives are counted in 16 bits");
                 let answer = CallState::Answered {
                     receive,

@@ -1,6 +1,6 @@
 //! What FIT counts, by LegoOS's names where it has them.
 
-use crate::Histogram;
+use metrics::Histogram;
 
 /// Kinds of calls that are counted one by one; higher numbers are counted together in the last.
 pub const KINDS: usize = 64;
@@ -55,9 +55,9 @@ impl Default for LinkCounters {
             nr_stray: 0,
             nr_deadline: 0,
             nr_back_pressure: 0,
-            call_time: Histogram::new(),
-            read_time: Histogram::new(),
-            write_time: Histogram::new(),
+            call_time: Histogram::default(),
+            read_time: Histogram::default(),
+            write_time: Histogram::default(),
         }
     }
 }

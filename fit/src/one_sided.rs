@@ -278,9 +278,9 @@ impl<M: DmaBuffer> Link<M> {
         match what {
             OneSided::Read => {
                 self.counters.nr_bytes_rx += u64::from(len);
-                self.counters.read_time.add(age);
+                self.counters.read_time.record(age);
             }
-            OneSided::Write => self.counters.write_time.add(age),
+            OneSided::Write => self.counters.write_time.record(age),
         }
         self.end_op(slot, OpState::Done);
     }

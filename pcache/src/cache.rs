@@ -3,13 +3,13 @@
 use alloc::boxed::Box;
 
 use hal::Instant;
+use metrics::{Histogram, Summary};
 use spin::{Mutex, MutexGuard};
 
 use crate::set::{Set, State};
 use crate::wait::WaitList;
 use crate::{
-    Counters, Error, Geometry, Histogram, IoFailed, LineId, Load, Machine, Page, Pinned, Policy, Source,
-    Summary, Token,
+    Counters, Error, Geometry, IoFailed, LineId, Load, Machine, Page, Pinned, Policy, Source, Token,
 };
 
 /// How a cache chooses and prepares its victims.

@@ -32,7 +32,6 @@ mod counters;
 mod error;
 mod evict;
 mod geometry;
-mod histogram;
 mod machine;
 mod page;
 mod pin;
@@ -43,10 +42,11 @@ pub use cache::{Access, Cache, Config};
 pub use counters::Counters;
 pub use error::Error;
 pub use geometry::{Geometry, LINE_SIZE, MIN_WAYS};
-pub use histogram::{Histogram, Summary};
 pub use machine::{
     Backing, IoFailed, Lines, Machine, MapFailed, Mapper, RemoteAddr, RemoteStore, Source, Unmapped,
 };
+/// What [`Cache::fill_times`] and [`Cache::flush_times`] tell.
+pub use metrics::Summary;
 pub use page::{LineId, Page, SpaceId, Token, Vpn};
 pub use pin::{Load, Pinned};
 pub use set::Policy;

@@ -84,11 +84,11 @@ fn crates(metadata: &Value) -> Result<Vec<(Crate, PathBuf)>> {
 fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
     let ours = |name: &str| crates.iter().any(|(other, _)| other.name == name);
     let forbidden = |need: &str| match of.name.as_str() {
-        "hal" | "mlx4_hw" | "ksyms" => ours(need),
+        "hal" | "mlx4_hw" | "ksyms" | "metrics" => ours(need),
         // An image's symbol table is written by the build and read by the kernel.
         "xtask" => ours(need) && need != "ksyms",
         "libos" => !matches!(need, "hal" | "ksyms"),
-        "mad" | "verbs" | "messages" | "pcache" => !matches!(need, "hal" | "verbs" | "mad"),
+        "mad" | "verbs" | "messages" | "pcache" => !matches!(need, "hal" | "verbs" | "mad" | "metrics"),
         "mlx4" => matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need),
         "fit" => {
             matches!(need, "libos" | "mlx4" | "mlx4_hw" | "messages" | "pcache") || TESTBED.contains(&need)

@@ -10,8 +10,10 @@ const POWERS: u64 = 37;
 const BUCKETS: usize = 304;
 const _: () = assert!(BUCKETS as u64 == (POWERS + 1) * STEPS);
 
-/// Counts times in buckets that grow with the time, so that percentiles cost no memory a sample. Any number of cores may
-/// record at once; a summary taken meanwhile may miss the last few.
+/// Counts times in buckets that grow with the time, so that percentiles cost no memory a sample.
+///
+/// Counting one is two atomic additions, so it may stand on the miss path. Any number of cores may record at once; a
+/// summary or a clone taken meanwhile may miss the last few.
 #[derive(Debug)]
 pub struct Histogram {
     total_ns: AtomicU64,
@@ -40,6 +42,15 @@ impl Default for Histogram {
     }
 }
 
+impl Clone for Histogram {
+    fn clone(&self) -> Self {
+        Self {
+            total_ns: AtomicU64::new(self.total_ns.load(Relaxed)),
+            buckets: self.buckets.each_ref().map(|b| AtomicU64::new(b.load(Relaxed))),
+        }
+    }
+}
+
 impl Histogram {
     /// Counts one sample.
     pub fn record(&self, time: Duration) {
@@ -60,7 +71,7 @@ impl Histogram {
         }
     }
 
-    /// The upper end of the bucket in which the sample of rank `percent` per cent of `count` lies.
+    /// The upper end of the bucket in which the sample of rank `percent` per cent of `count` lies; 0 without samples.
     fn percentile(&self, count: u64, percent: u64) -> u64 {
         let rank = (count.saturating_mul(percent)).div_ceil(100);
         let mut seen = 0;
@@ -119,6 +130,16 @@ mod tests {
         assert!((1_000..1_125).contains(&s.p99_ns), "{}", s.p99_ns);
     }
 
+    #[test]
+    fn a_clone_keeps_what_was_counted_and_counts_on_its_own() {
+        let h = Histogram::default();
+        h.record(Duration::from_nanos(7));
+        let clone = h.clone();
+        assert_eq!(clone.summary(), h.summary());
+        h.record(Duration::from_nanos(7));
+        assert_eq!((clone.summary().count, h.summary().count), (1, 2));
+    }
+
     proptest! {
         #[test]
         fn bucket_holds_its_value(ns in 0u64..1 << 39) {
@@ -131,6 +152,17 @@ mod tests {
         #[test]
         fn any_time_has_a_bucket(ns: u64) {
             prop_assert!(bucket(ns) < BUCKETS);
+        }
+
+        #[test]
+        fn percentiles_follow_a_sorted_list(mut values in proptest::collection::vec(0u64..1 << 30, 1..200)) {
+            let h = Histogram::default();
+            values.iter().for_each(|&ns| h.record(Duration::from_nanos(ns)));
+            values.sort_unstable();
+            let end_of = |percent: usize| upper_end(bucket(values[(values.len() * percent).div_ceil(100) - 1]) as u64);
+            let summary = h.summary();
+            prop_assert_eq!(summary.count, values.len() as u64);
+            prop_assert_eq!((summary.p50_ns, summary.p99_ns), (end_of(50), end_of(99)));
         }
     }
 }
