@@ -1,4 +1,7 @@
-//! The packet headers that a datagram's sender builds itself on QP0 and QP1 (IBA 1.3, 7.7, 8.3, 9.2, 9.3.2).
+//! The packet headers that a datagram's sender builds itself on QP0 and QP1.
+//!
+//! Source: InfiniBand Architecture 1.3, volume 1, sections 7.7, 8.3, 9.2 and 9.8.3; Linux `core/ud_header.c`
+//! (`lrh_table`, `grh_table`, `bth_table`, `deth_table`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32};
@@ -15,6 +18,22 @@ pub const NEXT_BTH: u8 = 2;
 /// Next header is the global route header.
 pub const NEXT_GRH: u8 = 3;
 
+/// Bytes of the invariant checksum behind the payload.
+pub const ICRC_LEN: usize = 4;
+
+/// Local route, transport and datagram headers, as they follow one another without a global route.
+#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct UdHeaders {
+    /// Where the packet goes.
+    pub route: LocalRoute,
+    /// To which queue pair.
+    pub transport: BaseTransport,
+    /// From which.
+    pub datagram: DatagramTransport,
+}
+layout!(UdHeaders: 28, transport @ 8, datagram @ 20);
+
 /// The local route header.
 #[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -23,7 +42,7 @@ pub struct LocalRoute {
     pub first: LocalRouteFirst,
     /// The destination.
     pub dlid: U16,
-    /// Length in dwords, 11 bits.
+    /// Length in dwords, from here to the invariant checksum's end, 11 bits.
     pub len: U16,
     /// The source.
     pub slid: U16,
@@ -146,32 +165,58 @@ mod tests {
 
     #[test]
     fn headers_are_as_linux_packs_them() {
-        // Linux ud_header.c: lrh_table, bth_table, deth_table.
-        let route = LocalRoute {
-            first: LocalRouteFirst::new()
-                .with_lane(15)
-                .with_sl(3)
-                .with_next(NEXT_BTH),
-            dlid: U16::new(0xffff),
-            len: U16::new(72),
-            slid: U16::new(0x0102),
-        };
-        assert_eq!(route.as_bytes(), [0xf0, 0x32, 0xff, 0xff, 0, 72, 1, 2]);
-        let transport = BaseTransport {
-            opcode: UD_SEND_ONLY,
-            flags: BaseTransportFlags::new().with_solicited(true),
-            pkey: U16::new(0xffff),
-            destination: Number::new().with_number(1),
-            psn: Number::new().with_number(0x01_0203),
+        // Linux ud_header.c: lrh_table (lane 4 bits, version 4, service level 4, reserved 2, next 2, dlid, reserved 5,
+        // length 11, slid), bth_table (opcode, solicited, migrated, pad 2, version 4, pkey, destination 24, ack, psn 24),
+        // deth_table (qkey, source 24).
+        let headers = UdHeaders {
+            route: LocalRoute {
+                first: LocalRouteFirst::new()
+                    .with_lane(15)
+                    .with_sl(3)
+                    .with_next(NEXT_BTH),
+                dlid: U16::new(0xffff),
+                len: U16::new(72),
+                slid: U16::new(0x0102),
+            },
+            transport: BaseTransport {
+                opcode: UD_SEND_ONLY,
+                flags: BaseTransportFlags::new().with_solicited(true).with_pad(1),
+                pkey: U16::new(0xfffe),
+                destination: Number::new().with_number(1),
+                psn: Number::new().with_flag(true).with_number(0x01_0203),
+            },
+            datagram: DatagramTransport {
+                qkey: U32::new(0x8001_0000),
+                source: Number::new().with_number(2),
+            },
         };
         assert_eq!(
-            transport.as_bytes(),
-            [0x64, 0x80, 0xff, 0xff, 0, 0, 0, 1, 0, 1, 2, 3]
+            headers.as_bytes(),
+            [
+                0xf0, 0x32, 0xff, 0xff, 0, 72, 1, 2, 0x64, 0x90, 0xff, 0xfe, 0, 0, 0, 1, 0x80, 1, 2, 3, 0x80,
+                1, 0, 0, 0, 0, 0, 2
+            ]
         );
-        let datagram = DatagramTransport {
-            qkey: U32::new(0x8001_0000),
-            source: Number::new().with_number(1),
+    }
+
+    #[test]
+    fn global_route_is_as_linux_packs_it() {
+        // Linux ud_header.c: grh_table (version 4 bits, class 8, flow label 20, length, next, hop limit, GIDs).
+        let route = GlobalRoute {
+            first: GlobalRouteFirst::new()
+                .with_version(6)
+                .with_class(0x12)
+                .with_flow_label(0x3_4567),
+            len: U16::new(0x0120),
+            next: 0x1b,
+            hop_limit: 64,
+            sgid: [0xaa; 16],
+            dgid: [0xbb; 16],
         };
-        assert_eq!(datagram.as_bytes(), [0x80, 1, 0, 0, 0, 0, 0, 1]);
+        let mut bytes = [0; 40];
+        bytes[..8].copy_from_slice(&[0x61, 0x23, 0x45, 0x67, 1, 0x20, 0x1b, 64]);
+        bytes[8..24].fill(0xaa);
+        bytes[24..].fill(0xbb);
+        assert_eq!(route.as_bytes(), bytes);
     }
 }

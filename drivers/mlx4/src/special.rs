@@ -12,10 +12,13 @@ use alloc::vec::Vec;
 
 use hal::{DmaBuffer, Platform};
 use mad::smp::{PERMISSIVE_LID, Smp};
+use mad::wire::{
+    BaseTransport, BaseTransportFlags, DatagramTransport, ICRC_LEN, LocalRoute, LocalRouteFirst, NEXT_BTH,
+    Number, UD_SEND_ONLY, UdHeaders,
+};
 use mad::{Attribute, MAD_LEN, Mad};
 use mlx4_hw::bits::Low24;
 use mlx4_hw::command::Opcode;
-use mlx4_hw::headers::{ICRC_LEN, NEXT_BTH, OPCODE_UD_SEND_ONLY, RouteFlags, TransportFlags, UdHeaders};
 use mlx4_hw::icm::PAGE;
 use mlx4_hw::mad_ifc::GRH_LEN;
 use mlx4_hw::path::ScheduleQueue;
@@ -375,25 +378,31 @@ async fn special_pair<P: Platform>(
 }
 
 fn headers(envelope: &Envelope, smi: bool, psn: u32) -> UdHeaders {
-    let number = Low24::new(if smi { 0 } else { 1 });
-    let mut headers = UdHeaders::new_zeroed();
-    headers.route = RouteFlags::new()
-        .with_vl(if smi { 15 } else { 0 })
-        .with_sl(envelope.sl & 0xf)
-        .with_next(NEXT_BTH);
-    headers.dlid = envelope.lid.0.into();
+    let number = Number::new().with_number(if smi { 0 } else { 1 });
     let dwords = (size_of::<UdHeaders>() + MAD_LEN + ICRC_LEN) / 4;
-    headers.len_dwords = u16::try_from(dwords).unwrap_or(0).into();
-    // Only used when the destination is permissive; the port's own otherwise.
-    headers.slid = PERMISSIVE_LID.into();
-    headers.transport = TransportFlags::new()
-        .with_opcode(OPCODE_UD_SEND_ONLY)
-        .with_pkey(envelope.pkey.0);
-    headers.dest_qpn = number;
-    headers.psn = Low24::new(psn);
-    headers.qkey = if smi { QKey(0) } else { QKey::GSI }.0.into();
-    headers.source_qpn = number;
-    headers
+    UdHeaders {
+        route: LocalRoute {
+            first: LocalRouteFirst::new()
+                .with_lane(if smi { 15 } else { 0 })
+                .with_sl(envelope.sl & 0xf)
+                .with_next(NEXT_BTH),
+            dlid: envelope.lid.0.into(),
+            len: u16::try_from(dwords).unwrap_or(0).into(),
+            // Only used when the destination is permissive; the port's own otherwise.
+            slid: PERMISSIVE_LID.into(),
+        },
+        transport: BaseTransport {
+            opcode: UD_SEND_ONLY,
+            flags: BaseTransportFlags::new(),
+            pkey: envelope.pkey.0.into(),
+            destination: number,
+            psn: Number::new().with_number(psn & Low24::MAX),
+        },
+        datagram: DatagramTransport {
+            qkey: if smi { QKey(0) } else { QKey::GSI }.0.into(),
+            source: number,
+        },
+    }
 }
 
 /// The control segment, whose size and owner lie where any send's do.

@@ -15,7 +15,6 @@ pub mod command;
 pub mod cq;
 pub mod eq;
 pub mod extended;
-pub mod headers;
 pub mod icm;
 pub mod init_hca;
 pub mod mad_ifc;
