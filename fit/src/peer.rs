@@ -101,7 +101,27 @@ pub struct PeerId(pub u16);
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_peer_option_reads_back(number in 0_usize..3, gid: [u8; 16]) {
+            let role = [Role::Processor, Role::Memory, Role::Storage][number];
+            let spec = PeerSpec { role, gid: Gid(gid) };
+            prop_assert_eq!(spec.to_string().parse(), Ok(spec));
+        }
+
+        #[test]
+        fn any_text_is_a_peer_or_refused(role in "(processor|memory|storage|[a-z]{0,3})", rest in "[@:.0-9a-f%é]{0,24}") {
+            let text = format!("{role}@{rest}");
+            if let Ok(spec) = text.parse::<PeerSpec>() {
+                prop_assert_eq!(spec.role.name(), role);
+                prop_assert_eq!(Ok(spec.gid), rest.parse());
+            }
+        }
+    }
 
     #[test]
     fn a_peer_option_reads_and_prints_the_same() {

@@ -70,6 +70,45 @@ fn window_list() -> impl Strategy<Value = WindowList> {
     })
 }
 
+/// What decodes as a reply of call `C` says all of its bytes.
+fn reply_keeps_its_bytes<C: Call>(bytes: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(reply) = decode_reply::<C>(bytes) {
+        let mut again = [0; MAX_MESSAGE];
+        let len = encode_reply::<C>(&reply, &mut again).unwrap();
+        prop_assert_eq!(&again[..len], bytes);
+    }
+    Ok(())
+}
+
+fn replies_keep_their_bytes(bytes: &[u8]) -> Result<(), TestCaseError> {
+    reply_keeps_its_bytes::<ProcessCreate>(bytes)?;
+    reply_keeps_its_bytes::<Map>(bytes)?;
+    reply_keeps_its_bytes::<Unmap>(bytes)?;
+    reply_keeps_its_bytes::<Protect>(bytes)?;
+    reply_keeps_its_bytes::<ProcessEnd>(bytes)?;
+    reply_keeps_its_bytes::<Windows>(bytes)?;
+    reply_keeps_its_bytes::<Open>(bytes)?;
+    reply_keeps_its_bytes::<Read>(bytes)?;
+    reply_keeps_its_bytes::<StatPath>(bytes)?;
+    reply_keeps_its_bytes::<StatFile>(bytes)?;
+    reply_keeps_its_bytes::<Getdents>(bytes)?;
+    reply_keeps_its_bytes::<Readlink>(bytes)?;
+    reply_keeps_its_bytes::<Close>(bytes)
+}
+
+/// Bytes to put into a message, and where.
+fn damage() -> impl Strategy<Value = Vec<(usize, u8)>> {
+    proptest::collection::vec((0usize..48, any::<u8>()), 0..4)
+}
+
+fn spoil(bytes: &mut [u8], damage: &[(usize, u8)]) {
+    for &(at, value) in damage {
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte = value;
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn memory_requests_round_trip(request in memory_request()) {
@@ -141,11 +180,45 @@ proptest! {
             let (_, len) = request.encode(&mut again).unwrap();
             prop_assert_eq!(&again[..len], &bytes[..]);
         }
-        let _ = decode_reply::<Map>(&bytes);
-        let _ = decode_reply::<Open>(&bytes);
-        let _ = decode_reply::<Getdents>(&bytes);
-        let _ = decode_reply::<Readlink>(&bytes);
-        let _ = decode_reply::<Unmap>(&bytes);
+        replies_keep_their_bytes(&bytes)?;
+        // As a success.
+        let mut success = vec![0; 4];
+        success.extend_from_slice(&bytes);
+        replies_keep_their_bytes(&success)?;
+    }
+
+    #[test]
+    fn damaged_requests_are_refused_or_say_all_their_bytes(request in memory_request(), damage in damage()) {
+        let mut bytes = [0; MAX_MESSAGE];
+        let (kind, len) = request.encode(&mut bytes).unwrap();
+        spoil(&mut bytes[..len], &damage);
+        if let Ok(request) = MemoryRequest::decode(kind, &bytes[..len]) {
+            let mut again = [0; MAX_MESSAGE];
+            prop_assert_eq!(request.encode(&mut again).unwrap(), (kind, len));
+            prop_assert_eq!(&again[..len], &bytes[..len]);
+        }
+    }
+
+    #[test]
+    fn damaged_replies_are_refused_or_say_all_their_bytes(
+        address: u64,
+        windows in window_list(),
+        names in proptest::collection::vec(proptest::collection::vec(1u8.., 1..20), 0..4),
+        damage in damage(),
+    ) {
+        let mut bytes = [0; MAX_MESSAGE];
+        let len = encode_reply::<Map>(&Ok(Mapped { address, windows }), &mut bytes).unwrap();
+        spoil(&mut bytes[..len], &damage);
+        replies_keep_their_bytes(&bytes[..len])?;
+        let mut entries = [0; MAX_MESSAGE];
+        let mut writer = Writer::new(&mut entries);
+        for text in &names {
+            Entry { inode: 1, next: 2, kind: 8, name: text }.put(&mut writer).unwrap();
+        }
+        let len = writer.len();
+        let len = encode_reply::<Getdents>(&Ok(Entries(&entries[..len])), &mut bytes).unwrap();
+        spoil(&mut bytes[..len], &damage);
+        replies_keep_their_bytes(&bytes[..len])?;
     }
 }
 

@@ -220,6 +220,7 @@ impl Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn header_is_as_linux_lays_it_out() {
@@ -237,6 +238,27 @@ mod tests {
                 1, 1, 1, 1, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0x11, 0, 0, 0, 0, 0, 7
             ]
         );
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_is_the_first_bytes_of_a_datagram(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..300), whole: bool,
+        ) {
+            if whole {
+                bytes.resize(MAD_LEN, 0);
+                bytes[0] %= 3;
+            }
+            let version = bytes.first().copied();
+            match Header::parse(&bytes) {
+                Ok(header) => {
+                    prop_assert_eq!((bytes.len(), version), (MAD_LEN, Some(1)));
+                    prop_assert_eq!(header.as_bytes(), &bytes[..24]);
+                }
+                Err(Error::Length(len)) => prop_assert_ne!(len, MAD_LEN),
+                Err(error) => prop_assert_eq!(Some(error), version.map(Error::BaseVersion)),
+            }
+        }
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub(crate) fn leaving(mut smp: Smp, port: u8) -> Option<Smp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mad::{Method, Status as MadStatus};
+    use mad::{MAD_LEN, Method, Status as MadStatus};
+    use proptest::prelude::*;
 
     fn directed(path: &[u8]) -> Smp {
         Smp::request(Method::GET, Attribute::NODE_INFO, 0, 7)
@@ -73,5 +74,34 @@ mod tests {
         assert!(arrived(passing, 1).is_none());
         assert!(arrived(directed(&[]).into_response(MadStatus::OK), 1).is_none());
         assert!(leaving(directed(&[]), 1).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn what_arrives_is_answered_the_way_it_came(
+            mut bytes in proptest::collection::vec(any::<u8>(), MAD_LEN),
+            (pointer, count) in (0_u8..66, 0_u8..66),
+            there: bool,
+            port: u8,
+        ) {
+            // A directed Get, most often at the end of its path and going outward.
+            bytes[..4].copy_from_slice(&[1, 0x81, 1, 1]);
+            bytes[4] &= 0x7f;
+            (bytes[6], bytes[7]) = (if there { count } else { pointer }, count);
+            if there {
+                bytes[32..36].fill(0xff);
+            }
+            let Ok(smp) = Smp::parse(&bytes) else {
+                prop_assert!(count > 63 || bytes[6] > count + 1);
+                return Ok(());
+            };
+            let Some(request) = arrived(smp, port) else {
+                prop_assert!(!there || smp.header.attribute.get() == Attribute::SM_INFO.0);
+                return Ok(());
+            };
+            prop_assert_eq!(request.hop_pointer(), count + 1);
+            let answer = leaving(request.into_response(MadStatus::OK), port);
+            prop_assert_eq!(answer.map(|answer| answer.hop_pointer()), Some(count));
+        }
     }
 }
