@@ -11,7 +11,7 @@
 
 use verbs::RemoteAddr;
 
-use crate::wire::{calls, wire_struct};
+use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
 use crate::{Reader, WINDOW_SIZE, Wire, WireError, Writer};
 
 /// The most windows in one reply; more are fetched by [`Windows`].
@@ -20,15 +20,7 @@ pub const MAX_WINDOWS: usize = 128;
 /// M's handle of a process. Only the peer that made it can use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessId(pub u64);
-
-impl Wire<'_> for ProcessId {
-    fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-        self.0.put(to)
-    }
-    fn take(from: &mut Reader<'_>) -> Result<Self, WireError> {
-        Ok(Self(u64::take(from)?))
-    }
-}
+wire_handle!(ProcessId);
 
 bitflags::bitflags! {
     /// Rights of a mapping, by Linux's numbers (`PROT_READ` 1, `PROT_WRITE` 2, `PROT_EXEC` 4).
@@ -52,24 +44,8 @@ bitflags::bitflags! {
     }
 }
 
-macro_rules! flags_wire {
-    ($name:ident, $what:literal) => {
-        impl Wire<'_> for $name {
-            fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-                self.bits().put(to)
-            }
-            fn take(from: &mut Reader<'_>) -> Result<Self, WireError> {
-                let bits = u8::take(from)?;
-                Self::from_bits(bits).ok_or(WireError::BadValue {
-                    what: $what,
-                    value: bits.into(),
-                })
-            }
-        }
-    };
-}
-flags_wire!(Prot, "the rights of a mapping");
-flags_wire!(MapFlags, "the flags of a mapping");
+wire_flags!(Prot, "the rights of a mapping");
+wire_flags!(MapFlags, "the flags of a mapping");
 
 wire_struct! {
     /// Makes a process.

@@ -3,7 +3,7 @@
 //! Paths are absolute byte strings of at most [`PATH_MAX`] bytes; P puts its working folder in front. Data read goes
 //! by RDMA WRITE into the buffer that FIT's call carries, so [`Read`]'s reply holds only its length.
 
-use crate::wire::{calls, wire_struct};
+use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
 use crate::{Reader, Wire, WireError, Writer};
 
 /// The longest path in bytes: a little less than Linux allows, so that each request fits one message.
@@ -59,15 +59,7 @@ impl<'a> Wire<'a> for Path<'a> {
 /// S's handle of an open file. Only the peer that opened it can use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u64);
-
-impl Wire<'_> for FileId {
-    fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-        self.0.put(to)
-    }
-    fn take(from: &mut Reader<'_>) -> Result<Self, WireError> {
-        Ok(Self(u64::take(from)?))
-    }
-}
+wire_handle!(FileId);
 
 bitflags::bitflags! {
     /// How a file is opened.
@@ -81,19 +73,7 @@ bitflags::bitflags! {
         const NOFOLLOW = 4;
     }
 }
-
-impl Wire<'_> for OpenFlags {
-    fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-        self.bits().put(to)
-    }
-    fn take(from: &mut Reader<'_>) -> Result<Self, WireError> {
-        let bits = u8::take(from)?;
-        Self::from_bits(bits).ok_or(WireError::BadValue {
-            what: "the flags of an open",
-            value: bits.into(),
-        })
-    }
-}
+wire_flags!(OpenFlags, "the flags of an open");
 
 /// Opens a file or folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -219,6 +219,40 @@ impl Wire<'_> for verbs::RemoteAddr {
     }
 }
 
+/// A number that one side gave and the other gives back goes as its eight bytes.
+macro_rules! wire_handle {
+    ($name:ident) => {
+        impl $crate::Wire<'_> for $name {
+            fn put(&self, to: &mut $crate::Writer<'_>) -> Result<(), $crate::WireError> {
+                self.0.put(to)
+            }
+            fn take(from: &mut $crate::Reader<'_>) -> Result<Self, $crate::WireError> {
+                Ok(Self(u64::take(from)?))
+            }
+        }
+    };
+}
+pub(crate) use wire_handle;
+
+/// Flags go as one byte; a bit without a name is refused, by the name of what it stands in.
+macro_rules! wire_flags {
+    ($name:ident, $what:literal) => {
+        impl $crate::Wire<'_> for $name {
+            fn put(&self, to: &mut $crate::Writer<'_>) -> Result<(), $crate::WireError> {
+                self.bits().put(to)
+            }
+            fn take(from: &mut $crate::Reader<'_>) -> Result<Self, $crate::WireError> {
+                let bits = u8::take(from)?;
+                Self::from_bits(bits).ok_or($crate::WireError::BadValue {
+                    what: $what,
+                    value: bits.into(),
+                })
+            }
+        }
+    };
+}
+pub(crate) use wire_flags;
+
 /// Defines a struct whose wire form is its fields in order.
 macro_rules! wire_struct {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {
