@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
 use hal::{DmaBuffer, Instant};
-use verbs::{Completion, CompletionKind, QpSlot, QueueSet, RemoteAddr, Sge, Status};
+use verbs::{Completion, QueueSet, RemoteAddr, Sge};
 
 use crate::link::{Link, Parts};
 use crate::{
@@ -14,16 +14,6 @@ use crate::{
 
 /// Completions taken in one go.
 const BATCH: usize = 32;
-
-const NONE: Completion = Completion {
-    id: 0,
-    qp: QpSlot(0),
-    status: Status::Success,
-    kind: CompletionKind::Send,
-    bytes: 0,
-    imm: None,
-    source: None,
-};
 
 /// The data path of one core: every connection's slots and credits, over one [`QueueSet`].
 ///
@@ -177,7 +167,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Takes up to a batch of completions and deals with them. Returns how many there were.
     pub fn poll(&mut self, now: Instant) -> usize {
-        let mut batch = [NONE; BATCH];
+        let mut batch = [Completion::EMPTY; BATCH];
         let taken = match self.queues.poll(&mut batch) {
             Ok(taken) => taken,
             Err(verbs::PollError::QueueFailed) => {

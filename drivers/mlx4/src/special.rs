@@ -170,18 +170,9 @@ impl<P: Platform> Management<P> {
     /// Takes what has arrived and what was sent.
     fn pump(&self) {
         let mut inner = self.inner.lock();
-        let empty = Completion {
-            id: 0,
-            qp: QpSlot(0),
-            status: Status::Success,
-            kind: CompletionKind::Send,
-            bytes: 0,
-            imm: None,
-            source: None,
-        };
         // Bounded by what can be outstanding.
         for taken in 0..4 * SLOTS {
-            let mut completion = [empty];
+            let mut completion = [Completion::EMPTY];
             match inner.queues.poll(&mut completion) {
                 // One that had nothing is still armed.
                 Ok(0) if taken == 0 => return,

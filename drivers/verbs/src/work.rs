@@ -179,3 +179,16 @@ pub struct Completion {
     /// For datagrams: the sender.
     pub source: Option<DatagramSource>,
 }
+
+impl Completion {
+    /// What a slice for [`QueueSet::poll`](crate::QueueSet::poll) holds before it is filled.
+    pub const EMPTY: Self = Self {
+        id: 0,
+        qp: QpSlot(0),
+        status: Status::Success,
+        kind: CompletionKind::Send,
+        bytes: 0,
+        imm: None,
+        source: None,
+    };
+}

@@ -6,8 +6,8 @@ use hal::{DmaBuffer, Duration, Platform};
 use harness::{Machine, Testbed};
 use mlx4::{Config, Mlx4, Queues};
 use verbs::{
-    Access, Completion, CompletionKind, Device, Guid, PathToPeer, Payload, PortState, Psn, QpConfig, QpKind,
-    QpSlot, Qpn, QueueSet, RcParameters, ReceiveRequest, Region, SendOp, SendRequest, Sge, Status,
+    Access, Completion, Device, Guid, PathToPeer, Payload, PortState, Psn, QpConfig, QpKind, QpSlot, Qpn,
+    QueueSet, RcParameters, ReceiveRequest, Region, SendOp, SendRequest, Sge,
 };
 
 /// What tests wait for takes at most this long.
@@ -208,16 +208,6 @@ async fn ready<P: Platform>(node: &Node<P>, end: &mut End<P>, path: &PathToPeer,
         .expect("RTS");
 }
 
-pub(crate) const NOTHING: Completion = Completion {
-    id: 0,
-    qp: QpSlot(0),
-    status: Status::Success,
-    kind: CompletionKind::Send,
-    bytes: 0,
-    imm: None,
-    source: None,
-};
-
 impl<P: Platform> End<P> {
     pub(crate) fn send(&mut self, id: u64, op: SendOp, payload: Payload<'_>) {
         self.post(&request(id, op, payload));
@@ -238,7 +228,7 @@ impl<P: Platform> End<P> {
     pub(crate) async fn next(&mut self, clock: &impl Platform) -> Completion {
         let deadline = clock.now() + PATIENCE;
         loop {
-            let mut completion = [NOTHING];
+            let mut completion = [Completion::EMPTY];
             if self.queues.poll(&mut completion).expect("a working queue") == 1 {
                 return completion[0];
             }

@@ -3,8 +3,8 @@
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Testbed};
 use verbs::{
-    Access, CompletionKind, Device, DeviceError, Payload, PostError, QKey, QpConfig, QpKind, Qpn, QueueSet,
-    RcParameters, SendOp, Status, UdAddress,
+    Access, Completion, CompletionKind, Device, DeviceError, Payload, PostError, QKey, QpConfig, QpKind, Qpn,
+    QueueSet, RcParameters, SendOp, Status, UdAddress,
 };
 
 use crate::common::{
@@ -165,7 +165,7 @@ async fn stream(a: &Node, left: &mut End, b: &Node, right: &mut End, count: u32,
         assert_eq!(u32::from_le_bytes(bytes), received);
         right.receive(place, &[into.sge(place * 8, 8)]);
         received += 1;
-        let mut done = [crate::common::NOTHING; 4];
+        let mut done = [Completion::EMPTY; 4];
         left.queues.poll(&mut done).unwrap();
     }
     assert_eq!(a.platform.violations(), 0);
@@ -265,7 +265,7 @@ fn datagrams_name_their_sender() {
             left.queues.ring(left.slot);
             assert_eq!(left.next(&a.platform).await.status, Status::Success);
             b.platform.sleep(Duration::from_millis(1)).await;
-            let mut got = [crate::common::NOTHING];
+            let mut got = [Completion::EMPTY];
             assert_eq!(right.queues.poll(&mut got), Ok(usize::from(arrives)));
             if arrives {
                 let source = got[0].source.unwrap();
@@ -346,7 +346,7 @@ fn a_removed_queue_pair_leaves_nothing_behind() {
             a.platform.sleep(Duration::from_millis(1)).await;
             a.device.destroy_qp(&mut left.queues, left.slot).await.unwrap();
             // Its completion is gone with it.
-            assert_eq!(left.queues.poll(&mut [crate::common::NOTHING]), Ok(0));
+            assert_eq!(left.queues.poll(&mut [Completion::EMPTY]), Ok(0));
             a.device.destroy_queues(left.queues).await.unwrap();
             b.device.deregister(&into.region).await.unwrap();
         }

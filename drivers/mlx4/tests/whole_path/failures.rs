@@ -5,13 +5,11 @@ use hal::{Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Faults, Faulty, LinkFaults, Testbed};
 use proptest::prelude::*;
 use verbs::{
-    Access, CompletionKind, Device, DeviceEvent, Payload, PollError, QpConfig, QueueSet, RemoteAddr, Rkey,
-    SendOp, Status,
+    Access, Completion, CompletionKind, Device, DeviceEvent, Payload, PollError, QpConfig, QueueSet,
+    RemoteAddr, Rkey, SendOp, Status,
 };
 
-use crate::common::{
-    ALL, End, NOTHING, Node, RC, connect, guid, log, pattern, rc_config, request, start, two_nodes,
-};
+use crate::common::{ALL, End, Node, RC, connect, guid, log, pattern, rc_config, request, start, two_nodes};
 
 const SEND: SendOp = SendOp::Send { imm: None };
 
@@ -127,7 +125,7 @@ fn a_receiver_that_is_never_ready_ends_the_retries() {
         late.receive(3, &[into.sge(0, 64)]);
         assert_eq!(left.next(&a.platform).await.status, Status::Success);
         assert_eq!(into.bytes(5), b"hello");
-        assert_eq!(right.queues.poll(&mut [NOTHING]), Ok(0));
+        assert_eq!(right.queues.poll(&mut [Completion::EMPTY]), Ok(0));
     });
 }
 
@@ -219,7 +217,7 @@ fn an_overrun_queue_is_reported_and_polls_no_more() {
         a.platform.sleep(Duration::from_millis(5)).await;
         let events: Vec<_> = std::iter::from_fn(|| a.device.take_event()).collect();
         assert!(events.contains(&DeviceEvent::CqFailed { cqn }), "{events:?}");
-        assert_eq!(queues.poll(&mut [NOTHING]), Err(PollError::QueueFailed));
+        assert_eq!(queues.poll(&mut [Completion::EMPTY]), Err(PollError::QueueFailed));
         drop(b);
     });
 }
@@ -339,7 +337,7 @@ proptest! {
                 let _ = left.queues.post_send(left.slot, &send);
                 left.queues.ring(left.slot);
                 a.platform.sleep(Duration::from_micros(100)).await;
-                let mut completions = [NOTHING; 4];
+                let mut completions = [Completion::EMPTY; 4];
                 let _ = left.queues.poll(&mut completions);
                 let _ = right.queues.poll(&mut completions);
                 while a.device.take_event().is_some() {}
