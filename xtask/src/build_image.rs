@@ -95,8 +95,10 @@ pub(crate) fn build(role: Role) -> Result<PathBuf> {
         );
         fs::create_dir_all(&images).with_context(|| format!("can't make the folder {}", images.display()))?;
         let image = images.join(format!("{name}.elf"));
-        fs::copy(&built, &image)
-            .with_context(|| format!("can't copy {} to {}", built.display(), image.display()))?;
+        let mut bytes = fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
+        // For the backtrace of a panic.
+        ksyms::embed(&mut bytes).with_context(|| format!("no place for symbols in {}", built.display()))?;
+        fs::write(&image, bytes).with_context(|| format!("can't write {}", image.display()))?;
         Ok(image)
     })
 }

@@ -12,7 +12,7 @@ use crate::tools::{find, quiet, shown};
 use crate::{lint, run};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
-const BARE_PACKAGES: [&str; 14] = [
+const BARE_PACKAGES: [&str; 15] = [
     "hal",
     "libos",
     "mad",
@@ -22,6 +22,7 @@ const BARE_PACKAGES: [&str; 14] = [
     "messages",
     "fit",
     "pcache",
+    "metrics",
     "node",
     "selftest",
     "processor",

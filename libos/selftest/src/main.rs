@@ -1,6 +1,6 @@
 //! Tests libos on the machine it is for: an image that runs in QEMU (see `tests/qemu.rs`).
 //!
-//! Without options it runs all tests of [`checks`], [`programs`] and [`user`], one report line each. With `crash=NAME` it breaks
+//! Without options it runs all tests of `checks`, `programs` and `user`, one report line each. With `crash=NAME` it breaks
 //! in that way, and what the kernel says of it is the test.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
