@@ -13,6 +13,7 @@ use crate::error::{Error, Result, errno};
 use crate::platform::{Cpu, Files, Platform};
 use crate::process::{Node, Process};
 use crate::stack::{self, Facts};
+use crate::syscall::Heap;
 
 /// Bytes of a stack.
 const STACK_SIZE: u64 = 8 << 20;
@@ -227,7 +228,7 @@ impl<'n, N: Node> Process<'n, N> {
             self.populate(file, segment.file_offset, start, segment.file_len)
                 .await?;
         }
-        self.heap = (end, end);
+        self.heap = Heap::at(end);
         Ok(bias)
     }
 

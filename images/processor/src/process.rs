@@ -13,6 +13,7 @@ use crate::layout::Layout;
 use crate::platform::{Files, Hardware, Memory, Platform};
 use crate::signals::Signals;
 use crate::space::CacheMachine;
+use crate::syscall::Heap;
 
 /// Everything a process reaches beyond itself.
 pub trait Node {
@@ -42,8 +43,7 @@ pub struct Process<'n, N: Node> {
     pub(crate) id: ProcessId,
     pub(crate) space: SpaceId,
     pub(crate) layout: Layout,
-    /// The heap that `brk` moves: its first address and its end.
-    pub(crate) heap: (u64, u64),
+    pub(crate) heap: Heap,
     pub(crate) table: Table,
     pub(crate) signals: Signals,
     pub(crate) cwd: Vec<u8>,
@@ -64,7 +64,7 @@ impl<'n, N: Node> Process<'n, N> {
             id,
             space: SpaceId(id.0),
             layout: Layout::default(),
-            heap: (0, 0),
+            heap: Heap::default(),
             table: Table::new(),
             signals: Signals::new(),
             cwd: b"/".to_vec(),

@@ -1,7 +1,7 @@
 //! S's disk: an ext4 file system made of Debian's files and the user's.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File, FileTimes, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Component, Path, PathBuf};
@@ -109,7 +109,7 @@ fn put(host: &Path, to: &Path) -> Result<()> {
             host.display()
         );
         fs::copy(host, to).with_context(|| format!("can't copy {}", host.display()))?;
-        return Ok(());
+        return same_times(&kind, to);
     }
     fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
     for entry in fs::read_dir(host).with_context(|| format!("can't list {}", host.display()))? {
@@ -126,7 +126,19 @@ fn put(host: &Path, to: &Path) -> Result<()> {
             put(&from, &to)?;
         }
     }
-    Ok(())
+    same_times(&kind, to)
+}
+
+/// Gives a copy the times of its original: programs show them and compare them.
+fn same_times(original: &Metadata, copy: &Path) -> Result<()> {
+    let times = || {
+        let times = FileTimes::new()
+            .set_accessed(original.accessed()?)
+            .set_modified(original.modified()?);
+        // Opened to read: a file that nobody may write, and a folder, can be opened no other way.
+        File::open(copy)?.set_times(times)
+    };
+    times().with_context(|| format!("can't set the times of {}", copy.display()))
 }
 
 /// Makes the file system.
@@ -190,6 +202,8 @@ pub(crate) fn check_environment(variable: &OsStr) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
 
     fn add(text: &str) -> Option<(String, String)> {
@@ -212,6 +226,13 @@ mod tests {
         let (from, to) = (scratch.join("from"), scratch.join("to"));
         fs::create_dir_all(from.join("sub")).expect("folder");
         fs::write(from.join("sub/file"), "text").expect("file");
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_000_500);
+        let times = FileTimes::new().set_modified(long_ago);
+        for name in ["sub/file", "sub"] {
+            File::open(from.join(name))
+                .and_then(|file| file.set_times(times))
+                .expect("times");
+        }
         symlink("sub/file", from.join("link")).expect("link");
         put(&from, &to.join("a/b")).expect("put");
         assert_eq!(
@@ -219,6 +240,10 @@ mod tests {
             Path::new("sub/file")
         );
         assert_eq!(fs::read(to.join("a/b/link")).expect("file"), b"text");
+        for name in ["a/b/sub/file", "a/b/sub"] {
+            let copied = fs::metadata(to.join(name)).expect("a copy");
+            assert_eq!(copied.modified().expect("a time"), long_ago, "{name}");
+        }
         assert!(put(&scratch.join("none"), &to.join("c")).is_err());
         fs::remove_dir_all(scratch).expect("remove");
     }

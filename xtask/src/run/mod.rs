@@ -21,7 +21,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -293,6 +293,8 @@ impl Args {
                 line.flag("strace");
             }
             line.option("cwd", "/");
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            line.option("clock", now.unwrap_or_default().as_secs().to_string());
             for variable in default_environment()
                 .map(OsString::from)
                 .into_iter()

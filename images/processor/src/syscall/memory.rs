@@ -44,6 +44,21 @@ fn rights(raw: u64) -> Prot {
 impl<N: Node> Process<'_, N> {
     /// Maps memory at M and here; returns where.
     pub(crate) async fn map(&mut self, hint: u64, len: u64, prot: Prot, flags: MapFlags) -> Result<u64> {
+        self.clear_spare(&(hint..hint.saturating_add(len))).await?;
+        let range = self.reserve(hint, len, prot, flags).await?;
+        let address = range.start;
+        self.layout.insert(range, prot);
+        Ok(address)
+    }
+
+    /// Maps memory at M only; returns its whole pages.
+    pub(super) async fn reserve(
+        &self,
+        hint: u64,
+        len: u64,
+        prot: Prot,
+        flags: MapFlags,
+    ) -> Result<Range<u64>> {
         let request = MapRequest {
             process: self.id,
             hint,
@@ -54,8 +69,7 @@ impl<N: Node> Process<'_, N> {
         let mapped = self.node.memory().map(request).await?;
         let range = pages(mapped.address, len)?;
         self.back(range.clone(), mapped.windows).await?;
-        self.layout.insert(range, prot);
-        Ok(mapped.address)
+        Ok(range)
     }
 
     /// Remembers the windows of a reply, and fetches those of `range` that it had no room for.
@@ -88,8 +102,14 @@ impl<N: Node> Process<'_, N> {
         if self.layout.pieces(range.clone()).is_empty() {
             return Ok(());
         }
+        self.clear_spare(&range).await?;
         self.layout.remove(range.clone());
         self.drop_pages(range.clone()).await;
+        self.give_back(range).await
+    }
+
+    /// Gives the memory of a range back to M. No page of it is in the cache.
+    pub(super) async fn give_back(&self, range: Range<u64>) -> Result<()> {
         let request = RangeRequest {
             process: self.id,
             address: range.start,
@@ -101,7 +121,7 @@ impl<N: Node> Process<'_, N> {
     }
 
     /// Makes the pages of a range start as zeros again.
-    async fn drop_pages(&self, range: Range<u64>) {
+    pub(super) async fn drop_pages(&self, range: Range<u64>) {
         let cache = self.node.cache();
         let (first, count) = (Vpn::of(range.start), (range.end - range.start) / PAGE_SIZE);
         if cache.discard_range(self.space, first, count) {
@@ -192,30 +212,6 @@ impl<N: Node> Process<'_, N> {
                 .await;
         }
         Ok(0)
-    }
-
-    pub(super) async fn sys_brk(&mut self, [wish, ..]: Args) -> Result<u64> {
-        let (start, end) = self.heap;
-        let (had, Some(wants)) = (
-            end.next_multiple_of(PAGE_SIZE),
-            wish.checked_next_multiple_of(PAGE_SIZE),
-        ) else {
-            return Ok(end);
-        };
-        if wish < start || wants > USER_END {
-            return Ok(end);
-        }
-        if wants > had {
-            let prot = Prot::READ | Prot::WRITE;
-            match self.map(had, wants - had, prot, MapFlags::FIXED_NOREPLACE).await {
-                Err(crate::Error::Errno(_)) => return Ok(end),
-                mapped => mapped?,
-            };
-        } else if wants < had {
-            self.unmap(wants..had).await?;
-        }
-        self.heap.1 = wish;
-        Ok(wish)
     }
 
     pub(super) async fn sys_mremap(&mut self, [addr, old, new, flags, ..]: Args) -> Result<u64> {

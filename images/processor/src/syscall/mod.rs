@@ -1,5 +1,6 @@
 //! System calls: from a number and six words to what is done.
 
+mod heap;
 mod io;
 mod layout;
 mod memory;
@@ -7,6 +8,7 @@ mod misc;
 mod path;
 mod time;
 
+pub(crate) use heap::Heap;
 use linux_raw_sys::general as nr;
 
 use crate::error::{Error, Exit, Result, errno};

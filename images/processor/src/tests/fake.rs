@@ -173,9 +173,11 @@ impl Memory for FakeMemory {
             first: u32::try_from(first).unwrap(),
             count: u32::try_from(last.saturating_sub(first)).unwrap(),
         };
-        self.windows
-            .borrow_mut()
-            .retain(|&index, _| !(first..last).contains(&u64::from(index)));
+        let mut windows = self.windows.borrow_mut();
+        let before = windows.len();
+        windows.retain(|&index, _| !(first..last).contains(&u64::from(index)));
+        let freed = (before - windows.len()) as u64;
+        self.windows_left.set(self.windows_left.get() + freed);
         Ok(run)
     }
     async fn protect(&self, request: ProtectRequest) -> Result<WindowList> {

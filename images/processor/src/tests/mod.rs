@@ -358,6 +358,73 @@ fn heap_grows_and_shrinks() {
 }
 
 #[test]
+fn heap_asks_for_whole_windows_and_gives_them_back() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let start = run.call(nr::__NR_brk, &[0]).unwrap();
+    let (before, had) = (node.memory.calls.get(), node.memory.windows_left.get());
+    for page in 1..=300 {
+        let end = start + page * 4096;
+        assert_eq!(run.call(nr::__NR_brk, &[end]), Ok(end));
+        run.put(end - 8, &page.to_le_bytes());
+    }
+    assert_eq!(
+        node.memory.calls.get(),
+        before + 1,
+        "300 pages are less than a window"
+    );
+    for page in 1..=300u64 {
+        assert_eq!(run.get(start + page * 4096 - 8, 8), page.to_le_bytes());
+    }
+    let end = start + 3 * messages::WINDOW_SIZE;
+    assert_eq!(run.call(nr::__NR_brk, &[end]), Ok(end));
+    assert_eq!(run.call(nr::__NR_brk, &[start]), Ok(start));
+    assert!(
+        node.memory.windows_left.get() + 1 >= had,
+        "one window may stay for the heap to grow into"
+    );
+    assert_eq!(run.call(nr::__NR_brk, &[start + 4096]), Ok(start + 4096));
+    assert_eq!(run.get(start + 4088, 8), [0; 8], "given up, so zero");
+}
+
+#[test]
+fn what_the_heap_keeps_in_store_is_free_to_the_program() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let start = run.call(nr::__NR_brk, &[0]).unwrap();
+    let end = start + 4096;
+    assert_eq!(run.call(nr::__NR_brk, &[end]), Ok(end));
+    let mut buffer = [0];
+    assert_eq!(
+        run.node.block_on(run.process.read_user(end, &mut buffer)),
+        Err(Error::Errno(errno::EFAULT)),
+        "not mapped to the program"
+    );
+    let wall = end + 4 * 4096;
+    let (prot, flags) = (3, 0x10_0022);
+    assert_eq!(
+        run.call(nr::__NR_mmap, &[wall, 4096, prot, flags, u64::MAX, 0]),
+        Ok(wall),
+        "MAP_FIXED_NOREPLACE"
+    );
+    run.put(wall, b"wall");
+    assert_eq!(run.call(nr::__NR_brk, &[wall]), Ok(wall));
+    assert_eq!(
+        run.call(nr::__NR_brk, &[wall + 4096]),
+        Ok(wall),
+        "something is in the way"
+    );
+    run.put(wall - 4, b"heap");
+    assert_eq!(run.get(wall - 4, 8), *b"heapwall");
+    // A hole in the heap is not taken for memory that M still has.
+    assert_eq!(run.call(nr::__NR_munmap, &[end, 4096]), Ok(0));
+    assert_eq!(run.call(nr::__NR_brk, &[start]), Ok(start));
+    assert_eq!(run.call(nr::__NR_brk, &[wall]), Ok(wall));
+    run.put(end, b"anew");
+    assert_eq!(run.get(end, 4), *b"anew");
+}
+
+#[test]
 fn remapping_keeps_the_bytes() {
     let node = node(64);
     let mut run = Run::new(&node);
