@@ -25,6 +25,8 @@ pub mod memory_map;
 #[cfg(any(test, target_os = "none"))]
 mod page_entry;
 #[cfg(any(test, target_os = "none"))]
+mod shortest;
+#[cfg(any(test, target_os = "none"))]
 mod user_tables;
 
 pub use command_line::CommandLine;
