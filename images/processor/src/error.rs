@@ -73,7 +73,7 @@ pub(crate) mod errno {
         ($($name:ident)*) => { $(pub(crate) const $name: Errno = Errno(raw::$name.cast_signed());)* };
     }
     numbers! {
-        E2BIG EACCES EBADF EEXIST EFAULT EINVAL EISDIR EMFILE ENOENT ENOMEM ENOSYS ENOTDIR ENOTTY ENAMETOOLONG
+        E2BIG EACCES EBADF EEXIST EFAULT EINVAL EISDIR ELOOP EMFILE ENOENT ENOMEM ENOSYS ENOTDIR ENOTTY ENAMETOOLONG
         EPERM ERANGE EROFS ESPIPE ESRCH
     }
 }

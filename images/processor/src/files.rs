@@ -6,6 +6,7 @@ use core::sync::atomic::AtomicU64;
 
 use messages::storage::FileId;
 
+use crate::device::Device;
 use crate::error::{Result, errno};
 use crate::platform::Stream;
 
@@ -19,8 +20,8 @@ pub(crate) enum Kind {
     Stdin,
     /// Standard output or error.
     Output(Stream),
-    /// `/dev/null`.
-    Null,
+    /// A device.
+    Device(Device),
     /// A file of S.
     File(FileId),
     /// A folder of S.

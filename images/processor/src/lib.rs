@@ -18,6 +18,7 @@
 
 extern crate alloc;
 
+mod device;
 pub mod elf;
 mod error;
 mod fault;

@@ -12,6 +12,7 @@ use messages::storage::Entries;
 
 use super::Args;
 use super::layout::dirent;
+use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, MAX_FILES, OpenFile};
 use crate::load::PIECE;
@@ -58,8 +59,8 @@ impl<N: Node> Process<'_, N> {
             Kind::File(id) => id,
             Kind::Folder(_) => return Err(errno::EISDIR.into()),
             Kind::Output(_) => return Err(errno::EBADF.into()),
-            _ if offset.is_some() => return Err(errno::ESPIPE.into()),
-            Kind::Null => return Ok(0),
+            Kind::Device(device) => return self.read_device(device, addr, count).await,
+            Kind::Stdin if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Stdin => return self.read_stdin(addr, count).await,
         };
         let count = self.reachable(addr, count, true)?;
@@ -83,6 +84,24 @@ impl<N: Node> Process<'_, N> {
         Ok(done)
     }
 
+    async fn read_device(&self, device: Device, addr: u64, count: u64) -> Result<u64> {
+        if device == Device::Null || count == 0 {
+            return Ok(0);
+        }
+        let count = self.reachable(addr, count, true)?;
+        let mut piece = vec![0; piece_len(count)];
+        let mut done = 0;
+        while done < count {
+            let want = piece_len(count - done);
+            if device == Device::Random {
+                self.node.platform().random(&mut piece[..want]);
+            }
+            self.write_user(addr + done, &piece[..want]).await?;
+            done += want as u64;
+        }
+        Ok(done)
+    }
+
     async fn read_stdin(&self, addr: u64, count: u64) -> Result<u64> {
         if count == 0 {
             return Ok(0);
@@ -99,7 +118,7 @@ impl<N: Node> Process<'_, N> {
         let count = count.min(MAX_COUNT);
         let stream = match file.kind {
             Kind::Output(stream) => stream,
-            Kind::Null => return Ok(count),
+            Kind::Device(_) => return Ok(count),
             _ => return Err(errno::EBADF.into()),
         };
         let count = self.reachable(addr, count, false)?;

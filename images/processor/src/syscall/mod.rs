@@ -6,6 +6,7 @@ mod layout;
 mod memory;
 mod misc;
 mod path;
+mod resolve;
 mod time;
 
 pub(crate) use heap::Heap;
@@ -71,6 +72,7 @@ impl<N: Node> Process<'_, N> {
             nr::__NR_readlinkat => self.sys_readlink(dir, path, a[2], a[3]).await,
             nr::__NR_getcwd => self.sys_getcwd(a).await,
             nr::__NR_chdir => self.sys_chdir(a).await,
+            nr::__NR_fchdir => self.sys_fchdir(a).await,
             nr::__NR_mkdir | nr::__NR_rmdir | nr::__NR_unlink | nr::__NR_truncate | nr::__NR_chmod => {
                 self.sys_change(path::AT_FDCWD, a[0]).await
             }

@@ -9,6 +9,8 @@ use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 
 use super::Args;
 use super::layout;
+use super::resolve::tidy;
+use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::platform::Files;
@@ -34,24 +36,6 @@ const FOLDER: u32 = 0o040_000;
 const W_OK: u64 = 2;
 const X_OK: u64 = 1;
 
-/// The same path without `.`, `..` and doubled slashes; symbolic links are not looked at.
-fn tidy(path: &[u8]) -> Vec<u8> {
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in path.split(|&b| b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    let mut tidied = Vec::new();
-    for part in parts {
-        tidied.push(b'/');
-        tidied.extend_from_slice(part);
-    }
-    if tidied.is_empty() { b"/".to_vec() } else { tidied }
-}
-
 /// The status of an end of the console: a pipe.
 fn stream_status() -> Stat {
     let never = FileTime { seconds: 0, nanos: 0 };
@@ -68,6 +52,15 @@ fn stream_status() -> Stat {
         modified: never,
         changed: never,
         device: 0,
+    }
+}
+
+/// The status of a device.
+fn device_status(device: Device) -> Stat {
+    Stat {
+        mode: 0o020_666,
+        device: device.number(),
+        ..stream_status()
     }
 }
 
@@ -107,8 +100,8 @@ impl<N: Node> Process<'_, N> {
         wants.set(OpenFlags::WRITE, flags & O_ACCMODE != 0);
         wants.set(OpenFlags::DIRECTORY, flags & O_DIRECTORY != 0);
         wants.set(OpenFlags::NOFOLLOW, flags & O_NOFOLLOW != 0);
-        let kind = if path == b"/dev/null" {
-            Kind::Null
+        let kind = if let Some(device) = Device::named(&path) {
+            Kind::Device(device)
         } else {
             match self.node.files().open(&path, wants).await {
                 Ok(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => return Err(errno::EEXIST.into()),
@@ -123,7 +116,7 @@ impl<N: Node> Process<'_, N> {
         let status = u32::try_from(flags & 0o3 | flags & 0o6_000 | 0o100_000).unwrap_or(0);
         let file = Arc::new(OpenFile {
             kind,
-            path: tidy(&path),
+            path: tidy(&path).unwrap_or(path),
             offset: AtomicU64::new(0),
             flags: status,
         });
@@ -139,12 +132,7 @@ impl<N: Node> Process<'_, N> {
     async fn status_of(&self, file: &OpenFile) -> Result<Stat> {
         match file.kind {
             Kind::File(id) | Kind::Folder(id) => self.node.files().stat_file(id).await,
-            // Linux's /dev/null: character device 1:3.
-            Kind::Null => Ok(Stat {
-                mode: 0o020_666,
-                device: 0x103,
-                ..stream_status()
-            }),
+            Kind::Device(device) => Ok(device_status(device)),
             Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
         }
     }
@@ -158,12 +146,8 @@ impl<N: Node> Process<'_, N> {
             };
         }
         let path = self.path(dir, addr).await?;
-        if path == b"/dev/null" {
-            return Ok(Stat {
-                mode: 0o020_666,
-                device: 0x103,
-                ..stream_status()
-            });
+        if let Some(device) = Device::named(&path) {
+            return Ok(device_status(device));
         }
         self.node.files().stat(&path, flags & NOFOLLOW == 0).await
     }
@@ -242,7 +226,16 @@ impl<N: Node> Process<'_, N> {
         if self.node.files().stat(&path, true).await?.mode & TYPE_MASK != FOLDER {
             return Err(errno::ENOTDIR.into());
         }
-        self.cwd = tidy(&path);
+        self.cwd = self.real_path(&path).await?;
+        Ok(0)
+    }
+
+    pub(super) async fn sys_fchdir(&mut self, [fd, ..]: Args) -> Result<u64> {
+        let file = self.table.get(fd)?;
+        if !matches!(file.kind, Kind::Folder(_)) {
+            return Err(errno::ENOTDIR.into());
+        }
+        self.cwd = self.real_path(&file.path).await?;
         Ok(0)
     }
 
@@ -252,23 +245,6 @@ impl<N: Node> Process<'_, N> {
         match self.node.files().stat(&path, false).await {
             Ok(_) | Err(Error::Errno(errno::ENOENT)) => Err(errno::EROFS.into()),
             Err(error) => Err(error),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_tidied() {
-        for (path, tidied) in [
-            ("/", "/"),
-            ("//a/./b/../c/", "/a/c"),
-            ("/..", "/"),
-            ("/a/b", "/a/b"),
-        ] {
-            assert_eq!(tidy(path.as_bytes()), tidied.as_bytes(), "{path}");
         }
     }
 }

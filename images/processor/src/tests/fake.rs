@@ -209,6 +209,7 @@ impl Memory for FakeMemory {
 #[derive(Default)]
 pub(crate) struct FakeFiles {
     pub(crate) files: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) links: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) open: Cell<i64>,
 }
 
@@ -296,8 +297,10 @@ impl Files for FakeFiles {
         }
         Ok(writer.len())
     }
-    async fn readlink(&self, _: &[u8], _: &mut [u8]) -> Result<usize> {
-        Err(errno::EINVAL.into())
+    async fn readlink(&self, path: &[u8], into: &mut [u8]) -> Result<usize> {
+        let target = self.links.get(path).ok_or(errno::EINVAL)?;
+        into[..target.len()].copy_from_slice(target);
+        Ok(target.len())
     }
     async fn close(&self, _: FileId) -> Result<()> {
         self.open.set(self.open.get() - 1);
@@ -441,6 +444,7 @@ impl FakeNode {
             },
             files: FakeFiles {
                 files: table,
+                links: BTreeMap::new(),
                 open: Cell::new(0),
             },
         }

@@ -574,6 +574,63 @@ fn working_folder_is_followed() {
 }
 
 #[test]
+fn working_folder_is_where_links_lead() {
+    let mut node = FakeNode::new(
+        64,
+        &[
+            ("/bin/program", &program()),
+            ("/link", b""),
+            ("/a/b", b""),
+            ("/a/b/..", b""),
+            ("/loop", b""),
+        ],
+    );
+    for (link, target) in [
+        ("/link", "a/./more"),
+        ("/a/more", "/x/../a/b/"),
+        ("/loop", "loop"),
+    ] {
+        node.files.links.insert(link.into(), target.into());
+    }
+    let mut run = Run::new(&node);
+    for (call, path, leads) in [(nr::__NR_chdir, "/link", "/a/b"), (nr::__NR_chdir, "..", "/a")] {
+        run.put(DATA, format!("{path}\0").as_bytes());
+        assert_eq!(run.call(call, &[DATA]), Ok(0));
+        run.call(nr::__NR_getcwd, &[DATA, 100]).unwrap();
+        assert_eq!(
+            run.get(DATA, leads.len() + 1),
+            format!("{leads}\0").as_bytes(),
+            "{path}"
+        );
+    }
+    let folder = run.open("/link").unwrap();
+    assert_eq!(run.call(nr::__NR_fchdir, &[folder]), Ok(0));
+    run.call(nr::__NR_getcwd, &[DATA, 100]).unwrap();
+    assert_eq!(run.get(DATA, 5), b"/a/b\0");
+    assert_eq!(errno_of(run.call(nr::__NR_fchdir, &[1])), Some(errno::ENOTDIR));
+    run.put(DATA, b"/loop\0");
+    assert_eq!(errno_of(run.call(nr::__NR_chdir, &[DATA])), Some(errno::ELOOP));
+}
+
+#[test]
+fn devices_give_zeros_chance_or_nothing() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let at = run.map(100_000).unwrap();
+    for (path, got, byte) in [
+        ("/dev/null", 0, 0xff),
+        ("/dev/zero", 90_000, 0),
+        ("/dev/urandom", 90_000, 0x5a),
+    ] {
+        let fd = run.open(path).unwrap();
+        run.put(at + 89_999, &[0xff]);
+        assert_eq!(run.call(nr::__NR_read, &[fd, at, 90_000]), Ok(got), "{path}");
+        assert_eq!(run.get(at + 89_999, 1), [byte], "{path}");
+        assert_eq!(run.call(nr::__NR_write, &[fd, at, 90_000]), Ok(90_000), "{path}");
+    }
+}
+
+#[test]
 fn rights_taken_away_take_effect_on_mapped_pages() {
     let node = node(64);
     let mut run = Run::new(&node);
