@@ -9,7 +9,9 @@ pub(crate) struct Shortest {
 impl Shortest {
     /// Adds a measurement; says whether it agrees with the shortest so far to one percent.
     pub(crate) fn add(&mut self, count: u64) -> bool {
-        let before = self.count.replace(self.count.map_or(count, |shortest| shortest.min(count)));
+        let before = self
+            .count
+            .replace(self.count.map_or(count, |shortest| shortest.min(count)));
         before.is_some_and(|before| before.abs_diff(count) <= before / 100)
     }
 

@@ -1,6 +1,6 @@
 //! `test-programs`: the programs that the tests run on a cluster and on the host.
 //!
-//! Two come from Debian, linked statically with glibc; one is ours, built against musl by the specs of Debian's `musl-tools`.
+//! Some come from Debian, linked statically with glibc; the others are ours, built against musl by the specs of Debian's `musl-tools`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,8 @@ impl Args {
         let programs = [
             ("busybox", busybox()?),
             ("bash", debian.join("usr/bin/bash-static")),
-            ("work", build_work(&debian)?),
+            ("work", build(&debian, "work")?),
+            ("stress", build(&debian, "stress")?),
         ];
         for (name, path) in programs {
             ensure_static(&path)?;
@@ -44,8 +45,8 @@ impl Args {
     }
 }
 
-/// Builds the tests' own program, as `musl-gcc -static` does.
-fn build_work(debian: &Path) -> Result<PathBuf> {
+/// Builds one of the tests' own programs, as `musl-gcc -static` does.
+fn build(debian: &Path, name: &str) -> Result<PathBuf> {
     let gcc = need("gcc", "`apt-get install gcc`")?;
     let folder = project::target_folder()?.join("test-programs");
     fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
@@ -57,9 +58,9 @@ fn build_work(debian: &Path) -> Result<PathBuf> {
         .fold(specs, |specs, part| {
             specs.replace(&format!("/{part}"), &here(part))
         });
-    let (file, program) = (folder.join("musl-gcc.specs"), folder.join("work"));
+    let (file, program) = (folder.join("musl-gcc.specs"), folder.join(name));
     fs::write(&file, specs).context("can't write musl's specs")?;
-    let source = project::root().join("testbed/tests/programs/work.c");
+    let source = project::root().join(format!("testbed/tests/programs/{name}.c"));
     quiet(
         Command::new(gcc)
             .args(["-O1", "-static", "-specs"])

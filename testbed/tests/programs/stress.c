@@ -400,8 +400,6 @@ static int dies(const char *how)
         __builtin_trap();
     if (!strcmp(how, "int3"))
         asm volatile("int3");
-    if (!strcmp(how, "int80"))
-        asm volatile("int $0x80" : : "a"(20));
     if (!strcmp(how, "hlt"))
         asm volatile("hlt");
     if (!strcmp(how, "wild"))
@@ -414,11 +412,6 @@ static int dies(const char *how)
         raise(SIGKILL);
     if (!strcmp(how, "term"))
         raise(SIGTERM);
-    if (!strcmp(how, "fp")) {
-        asm volatile("ldmxcsr %0" : : "m"((unsigned){0}));
-        volatile double zero = 0;
-        return (int)(1 / zero);
-    }
     return 64;
 }
 

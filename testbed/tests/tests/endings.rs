@@ -24,6 +24,16 @@ fn a_null_pointer_is_sigsegv() {
     assert_eq!(ran.code, Some(139), "{}", ran.stderr);
 }
 
+/// As Linux's signals have it: SIGSEGV 11, SIGFPE 8, SIGABRT 6.
+#[test]
+fn crashes_have_linux_s_statuses() {
+    for (how, code) in [("text", 139), ("overflow", 139), ("divide", 136), ("abort", 134)] {
+        let run = Run::new(&[]).add(program("stress"), "/bin/stress");
+        let ran = run.run(&["/bin/stress", "dies", how]);
+        assert_eq!(ran.code, Some(code), "{how}: {}", ran.stderr);
+    }
+}
+
 #[test]
 fn an_exit_status_is_the_programs() {
     assert_eq!(work(&["exit", "42"]).code, Some(42));

@@ -118,6 +118,53 @@ fn code_that_came_by_rdma_runs_as_it_is() {
 }
 
 #[test]
+fn memory_and_registers_hold_through_a_cache_of_small_sets() {
+    let here = native(program("stress"), &[], b"");
+    let there = Run::new(&["--pcache", "1M", "--ways", "4"])
+        .add(program("stress"), "/bin/stress")
+        .run(&["/bin/stress"]);
+    assert_eq!(here.code, Some(0));
+    assert_eq!(
+        (there.code, String::from_utf8_lossy(&there.stdout)),
+        (here.code, String::from_utf8_lossy(&here.stdout)),
+        "{}",
+        there.stderr
+    );
+    assert!(
+        there.sum(&["counter", "nr_pcache_eviction_dirty"]) > 256,
+        "{}",
+        there.stderr
+    );
+}
+
+#[test]
+fn folders_links_and_times_are_the_originals() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("folder");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(folder.join("sub/deep")).expect("a folder");
+    std::fs::write(folder.join("sub/deep/a file"), "text\n").expect("a file");
+    std::os::unix::fs::symlink("sub/deep", folder.join("link")).expect("a link");
+    let name = folder.to_str().expect("text");
+    let walk = format!(
+        "cd {name}/link; pwd; pwd -P; cd -P ..; pwd; read line < 'deep/a file'; echo $line; echo */*"
+    );
+    let (file, sub) = (format!("{name}/sub/deep/a file"), format!("{name}/sub"));
+    let status = ["stat", "-c", "%n %Y %f", &file, &sub];
+    for args in [&["sh", "-c", &walk][..], &status] {
+        let here = native(program("busybox"), args, b"");
+        let there = Run::new(&[])
+            .add(&folder, name)
+            .run(&[&["/bin/busybox"], args].concat());
+        assert_eq!(
+            (there.code, String::from_utf8_lossy(&there.stdout)),
+            (here.code, String::from_utf8_lossy(&here.stdout)),
+            "{}",
+            there.stderr
+        );
+    }
+}
+
+#[test]
 fn input_passes_through_to_both_outputs() {
     let text = std::fs::read(text()).expect("the text");
     let here = native(program("work"), &["echo"], &text);

@@ -28,6 +28,11 @@ const BUNDLE: Bundle = Bundle {
 
 /// Where the word lists lie on the disk.
 pub(crate) const WORDS: [&str; 2] = ["/usr/share/dict/web2", "/usr/share/dict/american-english-huge"];
+/// The only user, for programs that show names.
+const USERS: [(&str, &str); 2] = [
+    ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
+    ("group", "root:x:0:\n"),
+];
 /// Where busybox lies on the disk.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
@@ -84,6 +89,9 @@ pub(crate) fn stage(folder: &Path, adds: &[Add]) -> Result<()> {
     symlink("busybox", folder.join("bin/sh")).context("can't make /bin/sh")?;
     for name in ["data", "etc", "root", "tmp"] {
         fs::create_dir_all(folder.join(name)).with_context(|| format!("can't make the folder {name}"))?;
+    }
+    for (name, text) in USERS {
+        fs::write(folder.join("etc").join(name), text).with_context(|| format!("can't make /etc/{name}"))?;
     }
     for add in adds {
         put(&add.host, &within(folder, &add.guest))

@@ -73,14 +73,31 @@ impl<N: Node> Process<'_, N> {
             nr::__NR_getcwd => self.sys_getcwd(a).await,
             nr::__NR_chdir => self.sys_chdir(a).await,
             nr::__NR_fchdir => self.sys_fchdir(a).await,
-            nr::__NR_mkdir | nr::__NR_rmdir | nr::__NR_unlink | nr::__NR_truncate | nr::__NR_chmod => {
-                self.sys_change(path::AT_FDCWD, a[0]).await
-            }
-            nr::__NR_mkdirat | nr::__NR_unlinkat | nr::__NR_fchmodat | nr::__NR_utimensat => {
-                self.sys_change(dir, path).await
-            }
-            _ => self.other_call(number, a).await,
+            _ => self.changing_call(number, a).await,
         }
+    }
+
+    /// Calls that would change files, by the folder and path that they would change.
+    async fn changing_call(&mut self, number: u32, a: Args) -> Result<u64> {
+        use path::{AT_FDCWD, Change};
+        let (change, dir, path) = match number {
+            nr::__NR_mkdir | nr::__NR_mknod => (Change::Create, AT_FDCWD, a[0]),
+            nr::__NR_mkdirat | nr::__NR_mknodat => (Change::Create, a[0], a[1]),
+            nr::__NR_symlink | nr::__NR_link => (Change::Create, AT_FDCWD, a[1]),
+            nr::__NR_symlinkat => (Change::Create, a[1], a[2]),
+            nr::__NR_linkat => (Change::Create, a[2], a[3]),
+            nr::__NR_rmdir | nr::__NR_unlink | nr::__NR_rename => (Change::Remove, AT_FDCWD, a[0]),
+            nr::__NR_unlinkat | nr::__NR_renameat | nr::__NR_renameat2 => (Change::Remove, a[0], a[1]),
+            nr::__NR_truncate
+            | nr::__NR_chmod
+            | nr::__NR_chown
+            | nr::__NR_lchown
+            | nr::__NR_utime
+            | nr::__NR_utimes => (Change::Modify, AT_FDCWD, a[0]),
+            nr::__NR_fchmodat | nr::__NR_fchownat | nr::__NR_utimensat => (Change::Modify, a[0], a[1]),
+            _ => return self.other_call(number, a).await,
+        };
+        self.sys_change(change, dir, path).await
     }
 
     async fn other_call(&mut self, number: u32, a: Args) -> Result<u64> {
@@ -93,6 +110,7 @@ impl<N: Node> Process<'_, N> {
             nr::__NR_setuid | nr::__NR_setgid | nr::__NR_setreuid | nr::__NR_setregid => Ok(0),
             nr::__NR_setresuid | nr::__NR_setresgid | nr::__NR_getgroups | nr::__NR_setgroups => Ok(0),
             nr::__NR_set_robust_list | nr::__NR_sched_setaffinity | nr::__NR_setrlimit => Ok(0),
+            nr::__NR_futex => self.sys_futex(a).await,
             nr::__NR_sched_yield => self.sys_yield().await,
             nr::__NR_umask => Ok(core::mem::replace(&mut self.umask, a[0] & 0o777)),
             nr::__NR_uname => self.sys_uname(a).await,
@@ -118,7 +136,7 @@ impl<N: Node> Process<'_, N> {
         }
     }
 
-    fn unknown(&mut self, number: u64) -> Result<u64> {
+    pub(super) fn unknown(&mut self, number: u64) -> Result<u64> {
         // A program may try any number: the table stays bounded by those that Linux has.
         let known = crate::system_call_name(number).map_or(u64::MAX, |_| number);
         *self.unimplemented.entry(known).or_default() += 1;

@@ -36,6 +36,17 @@ const FOLDER: u32 = 0o040_000;
 const W_OK: u64 = 2;
 const X_OK: u64 = 1;
 
+/// What a call would do to what a path names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Change {
+    /// Make it: it must not exist.
+    Create,
+    /// Remove it, or give it another name. Linux sees that it may not before it looks for it.
+    Remove,
+    /// Change it: it must exist.
+    Modify,
+}
+
 /// The status of an end of the console: a pipe.
 fn stream_status() -> Stat {
     let never = FileTime { seconds: 0, nanos: 0 };
@@ -239,12 +250,17 @@ impl<N: Node> Process<'_, N> {
         Ok(0)
     }
 
-    /// A call that would change what a path names: the right error for a file system that cannot be written.
-    pub(super) async fn sys_change(&self, dir: u64, addr: u64) -> Result<u64> {
+    /// A call that would change what a path names: the error that Linux has for a file system mounted read-only.
+    pub(super) async fn sys_change(&self, change: Change, dir: u64, addr: u64) -> Result<u64> {
         let path = self.path(dir, addr).await?;
-        match self.node.files().stat(&path, false).await {
-            Ok(_) | Err(Error::Errno(errno::ENOENT)) => Err(errno::EROFS.into()),
-            Err(error) => Err(error),
+        let found = match Device::named(&path) {
+            Some(_) => Ok(()),
+            None => self.node.files().stat(&path, false).await.map(drop),
+        };
+        match (change, found) {
+            (Change::Create, Ok(())) => Err(errno::EEXIST.into()),
+            (Change::Create | Change::Remove, Err(Error::Errno(errno::ENOENT))) => Err(errno::EROFS.into()),
+            (_, found) => found.and(Err(errno::EROFS.into())),
         }
     }
 }

@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use hal::Instant;
+use linux_raw_sys::general as nr;
 
 use super::Args;
 use crate::error::{Result, errno};
@@ -13,6 +14,13 @@ const CLOCK_REALTIME: u64 = 0;
 const CLOCK_REALTIME_COARSE: u64 = 5;
 /// The highest clock that Linux numbers (`CLOCK_TAI`).
 const LAST_CLOCK: u64 = 11;
+/// Operations of futex(2), and the bits beside them.
+const FUTEX_COMMAND: u64 = 0x7f;
+const FUTEX_WAIT: u64 = 0;
+const FUTEX_WAKE: u64 = 1;
+const FUTEX_WAIT_BITSET: u64 = 9;
+const FUTEX_WAKE_BITSET: u64 = 10;
+const FUTEX_CLOCK_REALTIME: u64 = 0x100;
 const TIMER_ABSTIME: u64 = 1;
 /// Clock ticks a second (`USER_HZ`).
 const TICK_NANOS: u64 = 10_000_000;
@@ -110,6 +118,41 @@ impl<N: Node> Process<'_, N> {
             self.write_words(into, &[ticks, 0, 0, 0]).await?;
         }
         Ok(self.now().nanos / TICK_NANOS)
+    }
+
+    /// Waits on and wakes a word of memory. There is no other thread: nobody is ever woken, and who waits does so until its
+    /// time is up.
+    pub(super) async fn sys_futex(&mut self, [addr, op, value, timeout, ..]: Args) -> Result<u64> {
+        if !addr.is_multiple_of(4) {
+            return Err(errno::EINVAL.into());
+        }
+        let absolute = match op & FUTEX_COMMAND {
+            FUTEX_WAKE | FUTEX_WAKE_BITSET => return Ok(0),
+            FUTEX_WAIT => false,
+            FUTEX_WAIT_BITSET => true,
+            _ => return self.unknown(nr::__NR_futex.into()),
+        };
+        let mut word = [0; 4];
+        self.read_user(addr, &mut word).await?;
+        if u64::from(u32::from_le_bytes(word)) != value & 0xffff_ffff {
+            return Err(errno::EAGAIN.into());
+        }
+        if timeout == 0 {
+            loop {
+                self.node
+                    .platform()
+                    .sleep_until(self.now() + Duration::from_secs(3600))
+                    .await;
+            }
+        }
+        let mut time = self.timespec(timeout).await?;
+        if absolute && op & FUTEX_CLOCK_REALTIME != 0 {
+            time = time.saturating_sub(self.node.platform().wall_clock());
+        } else if absolute {
+            time = time.saturating_sub(Duration::from_nanos(self.now().nanos));
+        }
+        self.node.platform().sleep_until(self.now() + time).await;
+        Err(errno::ETIMEDOUT.into())
     }
 
     pub(super) async fn sys_yield(&self) -> Result<u64> {

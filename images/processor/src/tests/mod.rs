@@ -631,6 +631,46 @@ fn devices_give_zeros_chance_or_nothing() {
 }
 
 #[test]
+fn changes_of_files_are_refused_as_on_a_read_only_disk() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let (new, old) = (run.put(DATA, b"/new\0"), run.put(DATA + 100, b"/big\0"));
+    for (number, args, errno) in [
+        (nr::__NR_mkdir, [new, 0], errno::EROFS),
+        (nr::__NR_mkdir, [old, 0], errno::EEXIST),
+        (nr::__NR_symlink, [old, new], errno::EROFS),
+        (nr::__NR_link, [old, old], errno::EEXIST),
+        (nr::__NR_rename, [old, new], errno::EROFS),
+        (nr::__NR_unlink, [new, 0], errno::EROFS),
+        (nr::__NR_chmod, [old, 0], errno::EROFS),
+        (nr::__NR_chmod, [new, 0], errno::ENOENT),
+        (nr::__NR_unlink, [1, 0], errno::EFAULT),
+    ] {
+        assert_eq!(
+            errno_of(run.call(number, &args)),
+            Some(errno),
+            "{number} {args:x?}"
+        );
+    }
+}
+
+#[test]
+fn futex_wakes_nobody_and_waits_no_longer_than_told() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    run.put(DATA, &7u32.to_le_bytes());
+    let time: Vec<u8> = [2u64, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    run.put(DATA + 16, &time);
+    assert_eq!(run.call(nr::__NR_futex, &[DATA, 0x81, 1]), Ok(0));
+    let different = run.call(nr::__NR_futex, &[DATA, 0x80, 8, 0]);
+    assert_eq!(errno_of(different), Some(errno::EAGAIN));
+    let before = node.platform.clock.get();
+    let waited = run.call(nr::__NR_futex, &[DATA, 0x80, 7, DATA + 16]);
+    assert_eq!(errno_of(waited), Some(errno::ETIMEDOUT));
+    assert!(node.platform.clock.get() >= before + 2_000_000_000);
+}
+
+#[test]
 fn rights_taken_away_take_effect_on_mapped_pages() {
     let node = node(64);
     let mut run = Run::new(&node);
@@ -675,7 +715,7 @@ proptest! {
         let mut run = Run::new(&node);
         for (number, args) in calls {
             // A program may well wait for nothing for ever.
-            if number == nr::__NR_poll {
+            if [nr::__NR_poll, nr::__NR_futex].contains(&number) {
                 continue;
             }
             match run.call(number, &args) {
