@@ -18,6 +18,7 @@
 
 extern crate alloc;
 
+mod ahead;
 mod device;
 pub mod elf;
 mod error;

@@ -6,7 +6,9 @@ use alloc::vec::Vec;
 use hal::Instant;
 use messages::memory::ProcessId;
 use pcache::{Cache, SpaceId};
+use spin::Mutex;
 
+use crate::ahead::Ahead;
 use crate::error::Result;
 use crate::files::Table;
 use crate::layout::Layout;
@@ -45,6 +47,7 @@ pub struct Process<'n, N: Node> {
     pub(crate) layout: Layout,
     pub(crate) heap: Heap,
     pub(crate) table: Table,
+    pub(crate) ahead: Mutex<Ahead>,
     pub(crate) signals: Signals,
     pub(crate) cwd: Vec<u8>,
     pub(crate) exec_path: Vec<u8>,
@@ -66,6 +69,7 @@ impl<'n, N: Node> Process<'n, N> {
             layout: Layout::default(),
             heap: Heap::default(),
             table: Table::new(),
+            ahead: Mutex::default(),
             signals: Signals::new(),
             cwd: b"/".to_vec(),
             exec_path: Vec::new(),

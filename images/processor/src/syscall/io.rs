@@ -47,7 +47,10 @@ impl<N: Node> Process<'_, N> {
     /// Closes a file once no number means it any more.
     pub(crate) async fn release(&self, file: Arc<OpenFile>) -> Result<()> {
         match Arc::into_inner(file).map(|file| file.kind) {
-            Some(Kind::File(id) | Kind::Folder(id)) => self.node.files().close(id).await,
+            Some(Kind::File(id) | Kind::Folder(id)) => {
+                self.ahead.lock().forget(id);
+                self.node.files().close(id).await
+            }
             _ => Ok(()),
         }
     }
@@ -70,7 +73,7 @@ impl<N: Node> Process<'_, N> {
         while done < count {
             let want = piece_len(count - done);
             let got = self
-                .read_file(id, start.saturating_add(done), &mut piece[..want])
+                .read_on(id, start.saturating_add(done), &mut piece[..want])
                 .await?;
             self.write_user(addr + done, &piece[..got]).await?;
             done += got as u64;

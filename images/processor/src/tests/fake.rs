@@ -211,6 +211,9 @@ pub(crate) struct FakeFiles {
     pub(crate) files: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) links: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) open: Cell<i64>,
+    pub(crate) reads: Cell<u64>,
+    /// The most bytes that a read gives.
+    pub(crate) most: usize,
 }
 
 impl FakeFiles {
@@ -260,10 +263,11 @@ impl Files for FakeFiles {
         })
     }
     async fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
+        self.reads.set(self.reads.get() + 1);
         let content = self.files.values().nth(index(file)).unwrap();
         let rest = content.get(usize::try_from(offset).unwrap()..).unwrap_or(&[]);
         // Fewer than asked for, as a peer may.
-        let len = rest.len().min(into.len()).min(5_000);
+        let len = rest.len().min(into.len()).min(self.most);
         into[..len].copy_from_slice(&rest[..len]);
         Ok(len)
     }
@@ -446,6 +450,8 @@ impl FakeNode {
                 files: table,
                 links: BTreeMap::new(),
                 open: Cell::new(0),
+                reads: Cell::new(0),
+                most: 5_000,
             },
         }
     }

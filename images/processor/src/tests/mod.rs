@@ -671,6 +671,42 @@ fn futex_wakes_nobody_and_waits_no_longer_than_told() {
 }
 
 #[test]
+fn small_reads_one_behind_the_other_are_few_calls() {
+    let mut node = node(64);
+    node.files.most = 1 << 20;
+    let mut run = Run::new(&node);
+    let fd = run.open("/big").unwrap();
+    let at = run.map(100_000).unwrap();
+    let before = node.files.reads.get();
+    let mut read = Vec::new();
+    loop {
+        // A short read in the middle would look like the end of the file.
+        let got = run.call(nr::__NR_read, &[fd, at, 3_000]).unwrap();
+        read.extend(run.get(at, usize::try_from(got).unwrap()));
+        if got < 3_000 {
+            break;
+        }
+    }
+    assert!(read == node.files.files[&b"/big"[..]]);
+    assert!(
+        node.files.reads.get() - before <= 8,
+        "{} calls",
+        node.files.reads.get() - before
+    );
+    // Elsewhere, and another file at the same number and place.
+    assert_eq!(run.call(nr::__NR_pread64, &[fd, at, 100, 50]), Ok(100));
+    assert_eq!(run.get(at, 100), read[50..150]);
+    assert_eq!(run.call(nr::__NR_lseek, &[fd, 70_001, 0]), Ok(70_001));
+    assert_eq!(run.call(nr::__NR_read, &[fd, at, 100]), Ok(100));
+    assert_eq!(run.get(at, 100), read[70_001..70_101]);
+    assert_eq!(run.call(nr::__NR_close, &[fd]), Ok(0));
+    let script = run.open("/script").unwrap();
+    assert_eq!(run.call(nr::__NR_read, &[script, at, 100]), Ok(10));
+    assert_eq!(run.get(at, 10), b"#!/bin/sh\n");
+    assert_eq!(run.call(nr::__NR_read, &[script, at, 100]), Ok(0));
+}
+
+#[test]
 fn rights_taken_away_take_effect_on_mapped_pages() {
     let node = node(64);
     let mut run = Run::new(&node);
