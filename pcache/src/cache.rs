@@ -141,12 +141,11 @@ impl<M: Machine> Cache<M> {
 
     fn attempt(&self, page: Page, now: Instant, first: bool) -> Result<Access<'_, M>, Error> {
         let index = self.geometry.set_of(page);
-        if first {
-            self.set(index).counters.nr_pgfault += 1;
-        }
+        let mut uncounted = first;
         // One turn usually does; more are needed only while other cores take what this one makes free.
         for _ in 0..=self.geometry.ways() {
             let mut set = self.set(index);
+            set.counters.nr_pgfault += u64::from(core::mem::take(&mut uncounted));
             if let Some(way) = set.find(page) {
                 return self.found(&mut set, index, way, first);
             }

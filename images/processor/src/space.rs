@@ -30,6 +30,13 @@ impl Backed {
             1 << (offset % 64),
         )
     }
+
+    fn place(&self, page: Page) -> RemoteAddr {
+        RemoteAddr {
+            addr: self.chunk.addr.wrapping_add(page.vpn.0 % PAGES * PAGE_SIZE),
+            key: self.chunk.key,
+        }
+    }
 }
 
 /// The windows of all address spaces. Its lock is taken under a set's lock of the cache, and takes none itself.
@@ -86,22 +93,18 @@ impl Spaces {
 
 impl Backing for Spaces {
     fn source(&self, page: Page) -> Source {
-        let written = self.with(page, |w| {
+        let written = |w: &Backed| {
             let (word, bit) = w.bit(page);
-            word.load(Relaxed) & bit != 0
-        });
-        match (written, self.place(page)) {
-            (Some(true), Some(place)) => Source::Remote(place),
-            _ => Source::Zero,
+            (word.load(Relaxed) & bit != 0).then(|| w.place(page))
+        };
+        match self.with(page, written).flatten() {
+            Some(place) => Source::Remote(place),
+            None => Source::Zero,
         }
     }
 
     fn place(&self, page: Page) -> Option<RemoteAddr> {
-        let offset = page.vpn.0 % PAGES * PAGE_SIZE;
-        self.with(page, |w| RemoteAddr {
-            addr: w.chunk.addr.wrapping_add(offset),
-            key: w.chunk.key,
-        })
+        self.with(page, |w| w.place(page))
     }
 
     fn written_back(&self, page: Page) {
