@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::platform::{Files, Hardware, Memory, Platform};
 use crate::signals::Signals;
 use crate::space::CacheMachine;
-use crate::syscall::Heap;
+use crate::syscall::{Heap, Stretch};
 
 /// Everything a process reaches beyond itself.
 pub trait Node {
@@ -46,6 +46,7 @@ pub struct Process<'n, N: Node> {
     pub(crate) space: SpaceId,
     pub(crate) layout: Layout,
     pub(crate) heap: Heap,
+    pub(crate) stretch: Stretch,
     pub(crate) table: Table,
     pub(crate) ahead: Mutex<Ahead>,
     pub(crate) signals: Signals,
@@ -68,6 +69,7 @@ impl<'n, N: Node> Process<'n, N> {
             space: SpaceId(id.0),
             layout: Layout::default(),
             heap: Heap::default(),
+            stretch: Stretch::default(),
             table: Table::new(),
             ahead: Mutex::default(),
             signals: Signals::new(),

@@ -1,5 +1,5 @@
-//! The heap that `brk` moves. M is asked for whole windows: their chunks are lent whole anyway, and the heap of a C library
-//! grows in small steps, each of which would otherwise be a call.
+//! What grows: the heap that `brk` moves, and mappings that `mremap` makes longer. M is asked for whole windows: their chunks
+//! are lent whole anyway, and programs grow in small steps, each of which would otherwise be a call.
 
 use core::ops::Range;
 
@@ -38,6 +38,23 @@ impl Heap {
     }
 }
 
+/// The mapping that last grew in place: what M has mapped behind it; to the program it is not mapped.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Stretch {
+    /// Begins at the mapping's end; empty if it grew but once.
+    spare: Range<u64>,
+    prot: Prot,
+}
+
+impl Default for Stretch {
+    fn default() -> Self {
+        Self {
+            spare: 0..0,
+            prot: Prot::empty(),
+        }
+    }
+}
+
 impl<N: Node> Process<'_, N> {
     pub(super) async fn sys_brk(&mut self, [wish, ..]: Args) -> Result<u64> {
         let Heap { start, end, .. } = self.heap;
@@ -68,6 +85,10 @@ impl<N: Node> Process<'_, N> {
             return Ok(());
         }
         let whole = wants.next_multiple_of(WINDOW_SIZE).min(USER_END);
+        let other = &self.stretch.spare;
+        if other.start < whole && from < other.end {
+            self.drop_stretch().await?;
+        }
         let mut done = self
             .reserve(from, whole - from, RIGHTS, MapFlags::FIXED_NOREPLACE)
             .await;
@@ -103,13 +124,58 @@ impl<N: Node> Process<'_, N> {
         Ok(())
     }
 
-    /// Gives the spare memory of the heap back if it is in the way of `range`.
-    pub(super) async fn clear_spare(&mut self, range: &Range<u64>) -> Result<()> {
-        let spare = self.heap.spare();
-        if spare.is_empty() || range.end <= spare.start || spare.end <= range.start {
+    /// Gives spare memory back that is in the way of `range` or next to it.
+    pub(super) async fn clear_spares(&mut self, range: &Range<u64>) -> Result<()> {
+        let near =
+            |spare: &Range<u64>| !spare.is_empty() && range.end >= spare.start && spare.end >= range.start;
+        let heap = self.heap.spare();
+        if near(&heap) {
+            self.heap.reserved = heap.start;
+            self.give_back(heap).await?;
+        }
+        if near(&self.stretch.spare) {
+            self.drop_stretch().await?;
+        }
+        Ok(())
+    }
+
+    async fn drop_stretch(&mut self) -> Result<()> {
+        let spare = core::mem::take(&mut self.stretch).spare;
+        if spare.is_empty() {
             return Ok(());
         }
-        self.heap.reserved = spare.start;
         self.give_back(spare).await
+    }
+
+    /// Makes a mapping longer by `gap`, the pages behind it.
+    pub(super) async fn grow(&mut self, gap: Range<u64>, prot: Prot) -> Result<()> {
+        let Stretch { spare, prot: had } = self.stretch.clone();
+        let again = spare.start == gap.start && had == prot && !prot.is_empty();
+        let mut end = spare.end;
+        if !again || gap.end > end {
+            self.drop_stretch().await?;
+            self.clear_spares(&gap).await?;
+            end = if again {
+                gap.end.next_multiple_of(WINDOW_SIZE).min(USER_END)
+            } else {
+                gap.end
+            };
+            let mut done = self
+                .reserve(gap.start, end - gap.start, prot, MapFlags::FIXED_NOREPLACE)
+                .await;
+            if end > gap.end && matches!(done, Err(Error::Errno(_))) {
+                end = gap.end;
+                done = self
+                    .reserve(gap.start, end - gap.start, prot, MapFlags::FIXED_NOREPLACE)
+                    .await;
+            }
+            done?;
+        }
+        self.stretch = Stretch {
+            spare: gap.end..end,
+            prot,
+        };
+        self.layout.insert(gap, prot);
+        Ok(())
     }
 }

@@ -44,7 +44,7 @@ fn rights(raw: u64) -> Prot {
 impl<N: Node> Process<'_, N> {
     /// Maps memory at M and here; returns where.
     pub(crate) async fn map(&mut self, hint: u64, len: u64, prot: Prot, flags: MapFlags) -> Result<u64> {
-        self.clear_spare(&(hint..hint.saturating_add(len))).await?;
+        self.clear_spares(&(hint..hint.saturating_add(len))).await?;
         let range = self.reserve(hint, len, prot, flags).await?;
         let address = range.start;
         self.layout.insert(range, prot);
@@ -102,7 +102,7 @@ impl<N: Node> Process<'_, N> {
         if self.layout.pieces(range.clone()).is_empty() {
             return Ok(());
         }
-        self.clear_spare(&range).await?;
+        self.clear_spares(&range).await?;
         self.layout.remove(range.clone());
         self.drop_pages(range.clone()).await;
         self.give_back(range).await
@@ -230,9 +230,8 @@ impl<N: Node> Process<'_, N> {
             self.unmap(wants.end..was.end).await?;
             return Ok(addr);
         }
-        let more = wants.end - was.end;
-        match self.map(was.end, more, prot, MapFlags::FIXED_NOREPLACE).await {
-            Ok(_) => return Ok(addr),
+        match self.grow(was.end..wants.end, prot).await {
+            Ok(()) => return Ok(addr),
             Err(crate::Error::Errno(errno::EEXIST | errno::EINVAL)) if flags & MREMAP_MAYMOVE != 0 => {}
             Err(crate::Error::Errno(_)) => return Err(errno::ENOMEM.into()),
             Err(other) => return Err(other),

@@ -9,7 +9,7 @@ mod path;
 mod resolve;
 mod time;
 
-pub(crate) use heap::Heap;
+pub(crate) use heap::{Heap, Stretch};
 use linux_raw_sys::general as nr;
 
 use crate::error::{Error, Exit, Result, errno};

@@ -388,6 +388,38 @@ fn heap_asks_for_whole_windows_and_gives_them_back() {
 }
 
 #[test]
+fn mapping_that_grows_step_by_step_asks_for_whole_windows() {
+    let node = node(64);
+    let mut run = Run::new(&node);
+    let at = run.map(4096).unwrap();
+    let before = node.memory.calls.get();
+    for pages in 2..=200 {
+        let grown = run.call(nr::__NR_mremap, &[at, (pages - 1) * 4096, pages * 4096, 1]);
+        assert_eq!(grown, Ok(at));
+        run.put(at + pages * 4096 - 8, &pages.to_le_bytes());
+    }
+    assert!(
+        node.memory.calls.get() - before <= 3,
+        "{} calls",
+        node.memory.calls.get() - before
+    );
+    let end = at + 200 * 4096;
+    assert_eq!(
+        node.block_on(run.process.read_user(end, &mut [0])),
+        Err(Error::Errno(errno::EFAULT)),
+        "what M holds in store is not mapped to the program"
+    );
+    let (prot, flags) = (3, 0x10_0022);
+    let wall = run.call(nr::__NR_mmap, &[end, 4096, prot, flags, u64::MAX, 0]);
+    assert_eq!(wall, Ok(end), "MAP_FIXED_NOREPLACE");
+    run.put(end, b"wall");
+    for pages in 2..=200u64 {
+        assert_eq!(run.get(at + pages * 4096 - 8, 8), pages.to_le_bytes());
+    }
+    assert_eq!(run.get(end, 4), b"wall");
+}
+
+#[test]
 fn what_the_heap_keeps_in_store_is_free_to_the_program() {
     let node = node(64);
     let mut run = Run::new(&node);
