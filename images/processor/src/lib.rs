@@ -24,6 +24,7 @@ pub mod elf;
 mod error;
 mod fault;
 mod files;
+mod input;
 mod layout;
 mod load;
 mod names;
@@ -40,6 +41,7 @@ mod tests;
 mod user;
 
 pub use error::{Error, Exit, Result};
+pub use input::Input;
 pub use layout::Layout;
 pub use load::{Command, Refusal};
 pub use names::name as system_call_name;

@@ -1,6 +1,5 @@
 //! The program's standard streams, clock and chance.
 
-use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::pin;
 use core::task::{Context, Waker};
@@ -10,42 +9,8 @@ use hal::Instant;
 use libos::CommandLine;
 use libos::virtio::{self, Reader, Writer};
 use node::Error;
-use processor::{Platform, Stream};
+use processor::{Input, Platform, Stream};
 use spin::Mutex;
-
-/// The input channel, taken apart (see `docs/architecture.md`).
-#[derive(Default)]
-struct Input {
-    /// Bytes that came and were not read.
-    bytes: Vec<u8>,
-    /// Bytes of the current frame that did not come yet.
-    frame_left: usize,
-    /// The length of the next frame, as far as it came.
-    length: Vec<u8>,
-    ended: bool,
-}
-
-impl Input {
-    /// Takes what came from the channel.
-    fn take(&mut self, mut came: &[u8]) {
-        while !came.is_empty() && !self.ended {
-            if self.frame_left > 0 {
-                let count = came.len().min(self.frame_left);
-                self.bytes.extend_from_slice(&came[..count]);
-                self.frame_left -= count;
-                came = &came[count..];
-                continue;
-            }
-            self.length.push(came[0]);
-            came = &came[1..];
-            if let Ok(length) = <[u8; 4]>::try_from(&self.length[..]) {
-                self.length.clear();
-                self.frame_left = u32::from_le_bytes(length) as usize;
-                self.ended = self.frame_left == 0;
-            }
-        }
-    }
-}
 
 /// Clock, chance and the two consoles: the first is stdout and stdin, the second stderr.
 ///
@@ -113,10 +78,8 @@ impl Platform for Machine {
         loop {
             {
                 let mut input = self.input.lock();
-                let count = input.bytes.len().min(into.len());
-                if count > 0 || input.ended || into.is_empty() {
-                    into[..count].copy_from_slice(&input.bytes[..count]);
-                    input.bytes.drain(..count);
+                let count = input.read(into);
+                if count > 0 || input.ended() || into.is_empty() {
                     return count;
                 }
             }
@@ -129,7 +92,7 @@ impl Platform for Machine {
                 Ok(count) => self.input.lock().take(&came[..count]),
                 Err(error) => {
                     log::error!("stdin: {error}");
-                    self.input.lock().ended = true;
+                    self.input.lock().end();
                 }
             }
         }
@@ -147,7 +110,7 @@ impl Platform for Machine {
         if let core::task::Poll::Ready(Ok(count)) = polled {
             input.take(&came[..count]);
         }
-        !input.bytes.is_empty() || input.ended
+        input.ready()
     }
 
     async fn write(&self, stream: Stream, bytes: &[u8]) {
