@@ -11,8 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::tools::{self, need, quiet};
 
-/// The release whose packages are taken, whatever release the machine runs.
-const RELEASE: &str = "trixie";
+/// The release that tools are taken from, whatever release the machine runs.
+pub(crate) const TRIXIE: &str = "trixie";
+/// The release that Linux guests are made of: Debian 12.
+pub(crate) const BOOKWORM: &str = "bookworm";
 /// Debian's own keys, as the package `debian-archive-keyring` installs them.
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.gpg",
@@ -20,20 +22,22 @@ const KEYRINGS: [&str; 2] = [
 ];
 
 /// Some packages, and what is taken of them.
-pub(crate) struct Bundle {
+pub(crate) struct Bundle<'a> {
     /// Names the folder in the cache. A change of the list changes the version in the name.
-    pub(crate) name: &'static str,
+    pub(crate) name: &'a str,
+    /// The release of Debian.
+    pub(crate) release: &'a str,
     /// The packages.
-    pub(crate) packages: &'static [&'static str],
+    pub(crate) packages: &'a [&'a str],
     /// Whether what they depend on is needed as well.
     pub(crate) dependencies: bool,
     /// Whether they come from backports.
     pub(crate) backports: bool,
     /// Files that must be there, by their path within.
-    pub(crate) files: &'static [&'static str],
+    pub(crate) files: &'a [&'a str],
 }
 
-impl Bundle {
+impl<'a> Bundle<'a> {
     /// The folder that holds the unpacked packages, fetched now if they are not there.
     pub(crate) fn obtain(&self) -> Result<PathBuf> {
         let cache = cache_folder()?;
@@ -50,14 +54,14 @@ impl Bundle {
             fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
         }
         let list = self.packages.join(", ");
-        tools::step(&format!("Fetching from Debian {RELEASE}: {list}"), || {
+        tools::step(&format!("Fetching from Debian {}: {list}", self.release), || {
             self.fetch(&cache, &folder)
         })?;
         Ok(folder)
     }
 
     /// The first file that is not there.
-    fn missing(&self, folder: &Path) -> Option<&'static str> {
+    fn missing(&self, folder: &Path) -> Option<&'a str> {
         self.files
             .iter()
             .find(|file| !folder.join(file).exists())
@@ -71,7 +75,7 @@ impl Bundle {
         }
         let root = work.join("root");
         fs::create_dir_all(&root).with_context(|| format!("can't make the folder {}", root.display()))?;
-        let packages = Apt::new(&work)?.download(self)?;
+        let packages = Apt::new(&work, self)?.download(self)?;
         let dpkg = need("dpkg-deb", "it comes with Debian's `dpkg`")?;
         for package in packages {
             quiet(Command::new(&dpkg).arg("-x").arg(&package).arg(&root))
@@ -107,7 +111,7 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(work: &Path) -> Result<Self> {
+    fn new(work: &Path, bundle: &Bundle<'_>) -> Result<Self> {
         let program = need(
             "apt-get",
             "packages come from Debian; run on Debian, or see docs/user/run.md",
@@ -120,7 +124,11 @@ impl Apt {
         for folder in ["state/lists/partial", "cache/archives/partial", "packages"] {
             fs::create_dir_all(work.join(folder)).context("can't make a folder for apt")?;
         }
-        let sources: String = [RELEASE, &format!("{RELEASE}-backports")]
+        let mut suites = vec![bundle.release.to_owned()];
+        if bundle.backports {
+            suites.push(format!("{}-backports", bundle.release));
+        }
+        let sources: String = suites
             .iter()
             .map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
             .collect();
@@ -152,11 +160,11 @@ impl Apt {
         command
     }
 
-    fn download(&self, bundle: &Bundle) -> Result<Vec<PathBuf>> {
+    fn download(&self, bundle: &Bundle<'_>) -> Result<Vec<PathBuf>> {
         quiet(self.command().arg("update")).context("can't read Debian's package lists")?;
         let mut command = self.command();
         if bundle.backports {
-            command.args(["-t", &format!("{RELEASE}-backports")]);
+            command.args(["-t", &format!("{}-backports", bundle.release)]);
         }
         let folder = if bundle.dependencies {
             command.args(["-y", "--download-only", "--no-install-recommends", "install"]);

@@ -3,20 +3,23 @@
 //! One file a command; it depends on no crate of the kernel's but `ksyms`, the format of an image's symbol table, and runs programs (cargo, apt-get, QEMU) to do its work.
 //!
 //! * [`run`]: starts a cluster and runs a program on it.
+//! * [`linux`]: starts Linux guests on a modelled fabric.
 //! * [`build_image`]: builds the unikernels.
 //! * [`mod@test`]: everything that must hold.
 //! * [`doctor`]: what is here and what is missing.
 //! * [`lint`]: rules of the house that no compiler checks.
 //! * [`test_programs`]: what the tests run on a cluster.
 //!
-//! Beside the commands: [`debian`] fetches Debian packages without installing them, [`qemu`] finds a QEMU, [`project`] knows
+//! Beside the commands: [`bed`] runs VMs on a modelled fabric, [`debian`] fetches Debian packages without installing them, [`qemu`] finds a QEMU, [`project`] knows
 //! the source tree and calls cargo, [`tools`] finds programs and reports steps.
 #![forbid(unsafe_code)]
 
+mod bed;
 mod build_image;
 mod debian;
 mod doctor;
 mod lint;
+mod linux;
 mod project;
 mod qemu;
 mod run;
@@ -39,6 +42,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Args),
+    Linux(linux::Args),
     BuildImage(build_image::Args),
     Test(test::Args),
     Doctor(doctor::Args),
@@ -49,6 +53,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => return run::main(args),
+        Command::Linux(args) => return linux::main(args),
         Command::BuildImage(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Doctor(args) => args.run(),

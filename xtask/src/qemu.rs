@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian::Bundle;
+use crate::debian::{Bundle, TRIXIE};
 use crate::tools::{self, find};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -13,8 +13,9 @@ const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// Debian's build. Debian 13 itself has 10.0, which lacks the device.
-const BUNDLE: Bundle = Bundle {
+const BUNDLE: Bundle<'_> = Bundle {
     name: "qemu-1",
+    release: TRIXIE,
     packages: &["qemu-system-x86"],
     dependencies: true,
     backports: true,

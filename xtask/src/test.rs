@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use crate::project::{self, BARE, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
-use crate::{lint, run};
+use crate::{lint, linux, run};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
 const BARE_PACKAGES: [&str; 15] = [
@@ -152,6 +152,7 @@ fn libos_tests() -> Result<()> {
 /// The clusters run one at a time, for each wants the machine. They find us by a variable.
 fn cluster_tests() -> Result<()> {
     run::prepare()?;
+    linux::prepare()?;
     let mut command = cargo();
     command.args([
         "test",

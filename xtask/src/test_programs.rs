@@ -8,14 +8,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian::Bundle;
+use crate::debian::{Bundle, TRIXIE};
 use crate::project;
 use crate::run::busybox;
 use crate::tools::{need, quiet};
 
 /// `musl-tools` depends on a compiler, which the machine must have; its specs and library are in `musl-dev`.
-const BUNDLE: Bundle = Bundle {
+const BUNDLE: Bundle<'_> = Bundle {
     name: "test-programs-1",
+    release: TRIXIE,
     packages: &["bash-static", "musl-dev"],
     dependencies: false,
     backports: false,

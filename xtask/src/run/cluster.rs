@@ -1,33 +1,23 @@
 //! A running cluster: the fabric's server and three VMs, from their start to the program's end.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::process::ExitStatus;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 
-use super::process::Process;
 use super::report::Report;
-use super::streams::Follower;
-use super::vm::{Vm, names};
+use super::vm::Vm;
+use crate::bed::process::{Process, silent};
+use crate::bed::streams::Follower;
+use crate::bed::{INTERRUPTED, log, tail};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
 
-/// How long the server may take to listen.
-const SERVER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the nodes are looked at; a node that dies is noticed within this.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Lines of a node's log that an error shows.
-const TAIL: usize = 20;
-
-/// Set by the signal handler.
-pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
 /// How a run ended, other than by an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -45,53 +35,6 @@ pub(crate) struct Limits {
     pub(crate) boot: Duration,
     /// From then on, until the program ends; none if it may take for ever.
     pub(crate) program: Option<Duration>,
-}
-
-/// Starts the fabric's server; gives it with each node's GID.
-pub(crate) fn start_server(
-    program: &Path,
-    folder: &Path,
-) -> Result<(Process, BTreeMap<&'static str, String>)> {
-    let mut command = Command::new(program);
-    for role in Role::ALL {
-        let socket = names::socket(folder, role.name());
-        command
-            .arg("--node")
-            .arg(format!("{}={}", role.name(), socket.display()));
-    }
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut server = Process::start("fabric", command, folder)?;
-    let stdout = server
-        .child()
-        .stdout
-        .take()
-        .context("the fabric server has no output")?;
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    let mut gids = BTreeMap::new();
-    let deadline = Instant::now() + SERVER_DEADLINE;
-    while gids.len() < Role::ALL.len() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let Ok(line) = receiver.recv_timeout(left) else {
-            bail!(
-                "the fabric server did not become ready within {SERVER_DEADLINE:?}\n{}",
-                tail(&server.stderr)
-            );
-        };
-        let words: Vec<&str> = line.split('\t').collect();
-        if let ["ready", name, gid] = words[..]
-            && let Some(role) = Role::ALL.into_iter().find(|role| role.name() == name)
-        {
-            gids.insert(role.name(), gid.to_owned());
-        }
-    }
-    Ok((server, gids))
 }
 
 /// Processes of a run. Dropping it ends them all.
@@ -112,7 +55,7 @@ impl<'a> Cluster<'a> {
             started: Instant::now(),
         };
         for vm in vms {
-            let command = super::process::silent(vm.command(qemu));
+            let command = silent(vm.command(qemu));
             cluster
                 .nodes
                 .push((vm.role, Process::start(vm.role.name(), command, folder)?));
@@ -146,7 +89,7 @@ impl<'a> Cluster<'a> {
                     running_since = Some(Instant::now());
                 }
                 None if self.started.elapsed() > limits.boot => {
-                    let log = tail(&names::log(self.folder, Role::Processor.name()));
+                    let log = tail(&log(self.folder, Role::Processor.name()));
                     bail!(
                         "processor: started no program within {:?}; its log ends:\n{log}",
                         limits.boot
@@ -208,7 +151,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn log(&self, role: Role) -> String {
-        let bytes = fs::read(names::log(self.folder, role.name())).unwrap_or_default();
+        let bytes = fs::read(log(self.folder, role.name())).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
@@ -246,20 +189,8 @@ fn node_error(folder: &Path, role: Role, process: &Process, status: ExitStatus) 
     } else {
         format!("\nQEMU said:\n{said}")
     };
-    let log = tail(&names::log(folder, role.name()));
+    let log = tail(&log(folder, role.name()));
     anyhow!("{}: {how}; its log ends:\n{log}{said}", role.name())
-}
-
-/// The last lines of a file, indented; empty if there is none.
-fn tail(path: &Path) -> String {
-    let bytes = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    let last: Vec<String> = lines[lines.len().saturating_sub(TAIL)..]
-        .iter()
-        .map(|line| format!("    {}", line.trim_end()))
-        .collect();
-    last.join("\n")
 }
 
 #[cfg(test)]

@@ -10,12 +10,13 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::debian::Bundle;
+use crate::debian::{Bundle, TRIXIE};
 use crate::tools::{need, quiet, step};
 
 /// The program and the text that each disk holds.
-const BUNDLE: Bundle = Bundle {
+const BUNDLE: Bundle<'_> = Bundle {
     name: "disk-1",
+    release: TRIXIE,
     packages: &["busybox-static", "wamerican-huge", "miscfiles"],
     dependencies: false,
     backports: false,
@@ -44,8 +45,10 @@ pub(crate) fn busybox() -> Result<PathBuf> {
 /// A file or folder of the host to put on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Add {
-    host: PathBuf,
-    guest: PathBuf,
+    /// Where it lies on the host.
+    pub(crate) host: PathBuf,
+    /// Its absolute path in the guest.
+    pub(crate) guest: PathBuf,
 }
 
 impl FromStr for Add {

@@ -1,49 +1,39 @@
 //! `run`: a cluster in QEMU, and a program on it.
 //!
 //! * [`disk`]: S's disk. * [`cmdline`]: the kernel command lines. * [`vm`]: QEMU's.
-//! * [`process`], [`cluster`]: starts, watches and ends the processes.
-//! * [`streams`]: the program's standard streams. * [`report`]: the table afterwards. * [`demo`]: the job without a program.
+//! * [`cluster`]: starts, watches and ends the processes.
+//! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
 
 mod cluster;
 mod cmdline;
 mod demo;
 mod disk;
-mod process;
 mod report;
-mod streams;
 mod vm;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use self::cluster::{Cluster, End, INTERRUPTED, Limits};
+use self::cluster::{Cluster, End, Limits};
 use self::cmdline::CommandLine;
 use self::demo::{Collector, Native};
-pub(crate) use self::disk::busybox;
+pub(crate) use self::disk::{Add, busybox};
 use self::report::Report;
-use self::streams::Follower;
 use self::vm::{Vm, names};
+use crate::bed::streams::{self, Follower};
+use crate::bed::{self, FAILED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, make_folder, server};
 use crate::build_image::{Role, build};
 use crate::project;
 use crate::qemu::Qemu;
-use crate::tools::{need, parse_size, say, step};
+use crate::tools::{parse_size, say, step};
 
-/// Exit status of a run that failed by itself, as `docker run` and `env` have it.
-const FAILED: u8 = 125;
-/// Exit status after Ctrl-C: 128 + SIGINT.
-const INTERRUPTED_STATUS: u8 = 130;
-/// Exit status when nobody reads the output any more: 128 + SIGPIPE.
-const OUTPUT_CLOSED_STATUS: u8 = 141;
 /// What P's kernel needs beside its cache, and S's in all.
 const KERNEL_MEMORY: u64 = 128 << 20;
 /// Size of a page, and of a line of the cache.
@@ -70,7 +60,7 @@ pub(crate) struct Args {
     memory: u64,
     /// Puts a file or folder on S's disk, under /data/NAME if no guest path is given (repeatable)
     #[arg(long, value_name = "HOST[:GUEST]")]
-    add: Vec<disk::Add>,
+    add: Vec<Add>,
     /// Sets a variable in the program's environment (repeatable)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<OsString>,
@@ -150,11 +140,7 @@ impl Args {
                 "--pcache must be a multiple of 4K and hold a set, {line} bytes"
             );
         }
-        need(
-            "setpriv",
-            "it comes with util-linux; a VM could outlive this program without it",
-        )?;
-        Ok(())
+        bed::need_launcher()
     }
 
     fn run_in(&self, folder: &Path) -> Result<u8> {
@@ -178,7 +164,7 @@ impl Args {
                 pcache >> 10
             ));
         }
-        ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("can't handle signals")?;
+        bed::handle_signals()?;
         let (end, report) = self.cluster(&parts, folder, pcache, native.as_ref())?;
         match end {
             End::Interrupted => Ok(INTERRUPTED_STATUS),
@@ -210,7 +196,7 @@ impl Args {
             Follower::start(&stderr, std::io::stderr())?,
         ];
         let input = make_input(folder)?;
-        let (server, gids) = cluster::start_server(&parts.server, folder)?;
+        let (server, gids) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "")?;
         let vms = self.vms(parts, folder, pcache, &gids)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder)?;
@@ -257,7 +243,7 @@ impl Args {
         parts: &Parts,
         folder: &'a Path,
         pcache: u64,
-        gids: &BTreeMap<&str, String>,
+        gids: &BTreeMap<String, String>,
     ) -> Result<Vec<Vm<'a>>> {
         let vm = |role: Role| {
             let (memory, cpus) = match role {
@@ -278,7 +264,7 @@ impl Args {
         Role::ALL.into_iter().map(vm).collect()
     }
 
-    fn command_line(&self, role: Role, pcache: u64, gids: &BTreeMap<&str, String>) -> Result<String> {
+    fn command_line(&self, role: Role, pcache: u64, gids: &BTreeMap<String, String>) -> Result<String> {
         let mut line = CommandLine::default();
         for (peer, gid) in gids.iter().filter(|(peer, _)| **peer != role.name()) {
             line.option("peer", format!("{peer}@{gid}"));
@@ -343,33 +329,14 @@ impl Parts {
     }
 }
 
-/// A new folder that only we may enter, with a path short enough for sockets.
-fn make_folder() -> Result<PathBuf> {
-    let base = std::env::temp_dir();
-    for attempt in 0..100 {
-        let folder = base.join(format!("tessera-{}-{attempt}", std::process::id()));
-        match fs::DirBuilder::new().mode(0o700).create(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| format!("can't make {}", folder.display())),
-        }
-    }
-    bail!("too many old folders {}/tessera-*: remove them", base.display())
-}
-
 /// The pipe that QEMU reads the program's input from. Open both ways, so that neither opening it nor a pause ends it.
 fn make_input(folder: &Path) -> Result<File> {
     let pipe = names::stdin(folder);
-    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-        .with_context(|| format!("can't make the pipe {}", pipe.display()))?;
+    let open = bed::make_pipe(&pipe)?;
     if std::io::stdin().is_terminal() {
         say("The program reads this terminal; Ctrl-D ends its input, Ctrl-C the run");
     }
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&pipe)
-        .context("can't open the pipe for standard input")
+    Ok(open)
 }
 
 #[cfg(test)]

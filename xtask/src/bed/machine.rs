@@ -1,0 +1,70 @@
+//! QEMU's command line for a machine with a modelled adapter.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::process::LAUNCHER;
+use super::socket;
+use crate::qemu::Qemu;
+
+/// A machine whose memory the fabric's server may map, its adapter in slot 8.
+pub(crate) struct Machine<'a> {
+    /// Its name: that of its socket.
+    pub(crate) name: &'a str,
+    /// Its kernel, with a PVH entry or for Linux's boot protocol.
+    pub(crate) kernel: &'a Path,
+    /// Its kernel command line.
+    pub(crate) command_line: &'a str,
+    /// Its main memory in bytes.
+    pub(crate) memory: u64,
+    /// Its cores.
+    pub(crate) cpus: u32,
+    /// The folder of the run.
+    pub(crate) folder: &'a Path,
+}
+
+impl Machine<'_> {
+    /// The command that starts it.
+    pub(crate) fn command(&self, qemu: &Qemu) -> Command {
+        let mut command = qemu.command(&LAUNCHER);
+        let size = format!("{}K", self.memory.div_ceil(1 << 20) << 10);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-machine",
+            "q35,memory-backend=mem",
+        ]);
+        // The server maps this memory, and does DMA in it.
+        command.args([
+            "-object",
+            &format!("memory-backend-memfd,id=mem,size={size},share=on"),
+            "-m",
+            &size,
+        ]);
+        command.args(["-smp", &self.cpus.to_string()]);
+        command
+            .arg("-kernel")
+            .arg(self.kernel)
+            .args(["-append", self.command_line]);
+        let socket = socket(self.folder, self.name).display().to_string();
+        let device = serde_json::json!({
+            "driver": "vfio-user-pci", "addr": "0x8", "socket": { "type": "unix", "path": socket },
+        });
+        command.arg("-device").arg(device.to_string());
+        command
+    }
+}
+
+/// Adds a character device that writes to a file, and reads from a pipe if one is given.
+pub(crate) fn file_chardev(command: &mut Command, id: &str, path: &Path, input: Option<&Path>) {
+    // QEMU reads a doubled comma as one within a value.
+    let escape = |path: &Path| path.display().to_string().replace(',', ",,");
+    let mut text = format!("file,id={id},path={}", escape(path));
+    if let Some(input) = input {
+        text += &format!(",input-path={}", escape(input));
+    }
+    command.args(["-chardev", &text]);
+}

@@ -1,0 +1,89 @@
+//! What every set of VMs on a modelled fabric needs: a folder, the fabric's server, machines, and an end to them all.
+//!
+//! * [`process`]: starts and ends a process. * [`server`]: the fabric's server. * [`machine`]: QEMU's command line.
+//! * [`streams`]: what the guests write, as it comes.
+
+pub(crate) mod machine;
+pub(crate) mod process;
+pub(crate) mod server;
+pub(crate) mod streams;
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::tools::need;
+
+/// Exit status of a run that failed by itself, as `docker run` and `env` have it.
+pub(crate) const FAILED: u8 = 125;
+/// Exit status after Ctrl-C: 128 + SIGINT.
+pub(crate) const INTERRUPTED_STATUS: u8 = 130;
+/// Exit status when nobody reads the output any more: 128 + SIGPIPE.
+pub(crate) const OUTPUT_CLOSED_STATUS: u8 = 141;
+/// Lines of a node's log that an error shows.
+const TAIL: usize = 20;
+
+/// Set by the signal handler.
+pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes SIGINT and SIGTERM set [`INTERRUPTED`].
+pub(crate) fn handle_signals() -> Result<()> {
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("can't handle signals")
+}
+
+/// Checks that VMs can be started so that none outlives this program.
+pub(crate) fn need_launcher() -> Result<()> {
+    let remedy = "it comes with util-linux; a VM could outlive this program without it";
+    need(process::LAUNCHER[0], remedy).map(drop)
+}
+
+/// A node's adapter.
+pub(crate) fn socket(folder: &Path, node: &str) -> PathBuf {
+    folder.join(format!("{node}.sock"))
+}
+
+/// A node's log.
+pub(crate) fn log(folder: &Path, node: &str) -> PathBuf {
+    folder.join(format!("{node}.log"))
+}
+
+/// A new folder that only we may enter, with a path short enough for sockets.
+pub(crate) fn make_folder() -> Result<PathBuf> {
+    let base = std::env::temp_dir();
+    for attempt in 0..100 {
+        let folder = base.join(format!("tessera-{}-{attempt}", std::process::id()));
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("can't make {}", folder.display())),
+        }
+    }
+    bail!("too many old folders {}/tessera-*: remove them", base.display())
+}
+
+/// A new pipe that QEMU reads from. Open both ways, so that neither opening it nor a pause ends it.
+pub(crate) fn make_pipe(path: &Path) -> Result<fs::File> {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .with_context(|| format!("can't make the pipe {}", path.display()))?;
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("can't open the pipe {}", path.display()))
+}
+
+/// The last lines of a file, indented; empty if there is none.
+pub(crate) fn tail(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let last: Vec<String> = lines[lines.len().saturating_sub(TAIL)..]
+        .iter()
+        .map(|line| format!("    {}", line.trim_end()))
+        .collect();
+    last.join("\n")
+}

@@ -1,0 +1,337 @@
+//! Running guests: from their start until all commands have ended.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::bed::machine::{Machine, file_chardev};
+use crate::bed::process::{Process, silent};
+use crate::bed::streams::Follower;
+use crate::bed::{self, INTERRUPTED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, server};
+use crate::qemu::Qemu;
+use crate::tools::say;
+
+/// How often the guests are looked at.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long node 0's command runs before the others' start.
+const LEAD: Duration = Duration::from_millis(300);
+
+/// Guests to be run.
+pub(crate) struct Guests<'a> {
+    /// The folder of the run.
+    pub(crate) folder: &'a Path,
+    /// How many.
+    pub(crate) nodes: usize,
+    /// Their files.
+    pub(crate) initramfs: &'a Path,
+    /// Their kernel.
+    pub(crate) kernel: &'a Path,
+    /// Each one's memory in bytes.
+    pub(crate) memory: u64,
+    /// Each one's cores.
+    pub(crate) cpus: u32,
+    /// Each adapter's ports.
+    pub(crate) ports: u8,
+    /// Whether node 0 has a shell for our standard input.
+    pub(crate) console: bool,
+    /// How long they may take to boot.
+    pub(crate) boot: Duration,
+    /// How long the commands may take.
+    pub(crate) limit: Option<Duration>,
+}
+
+/// A running guest.
+struct Guest {
+    name: String,
+    process: Process,
+    /// What it tells us.
+    said: PathBuf,
+    /// To tell it something.
+    tell: File,
+    /// Its console's input, open for as long as QEMU, which otherwise would wait for a writer.
+    _typed: File,
+}
+
+impl Guests<'_> {
+    /// Runs them; gives the first failed command's exit status, or 0.
+    pub(crate) fn run(&self, qemu: &Qemu, server: &Path) -> Result<u8> {
+        let names: Vec<String> = (0..self.nodes).map(|node| format!("node{node}")).collect();
+        let nodes: Vec<&str> = names.iter().map(String::as_str).collect();
+        let options = format!(",ports={}", self.ports);
+        let (mut server, _) = server::start(server, self.folder, &nodes, &options)?;
+        let mut output = Vec::new();
+        let mut guests = Vec::new();
+        for (node, name) in nodes.iter().enumerate() {
+            let (guest, follower) = self.start(qemu, node, name)?;
+            guests.push(guest);
+            output.push(follower);
+        }
+        let result = self.watch(&mut guests, &mut server, &output);
+        for guest in &mut guests {
+            guest.process.ask_to_end();
+        }
+        drop(guests);
+        let flushed = output.iter_mut().try_for_each(Follower::finish);
+        let code = result?;
+        if code != OUTPUT_CLOSED_STATUS {
+            flushed?;
+        }
+        Ok(code)
+    }
+
+    fn start(&self, qemu: &Qemu, node: usize, name: &str) -> Result<(Guest, Follower)> {
+        let file = |kind: &str| self.folder.join(format!("{name}.{kind}"));
+        let (stdout, said) = (file("out"), file("said"));
+        for path in [&stdout, &said] {
+            File::create_new(path).with_context(|| format!("can't make {}", path.display()))?;
+        }
+        let tell = bed::make_pipe(&file("tell"))?;
+        let typed = bed::make_pipe(&file("in"))?;
+        let command_line = format!("console=ttyS0 panic=-1 node={node}");
+        let machine = Machine {
+            name,
+            kernel: self.kernel,
+            command_line: &command_line,
+            memory: self.memory,
+            cpus: self.cpus,
+            folder: self.folder,
+        };
+        let mut command = machine.command(qemu);
+        command.arg("-initrd").arg(self.initramfs);
+        file_chardev(&mut command, "log", &bed::log(self.folder, name), None);
+        file_chardev(&mut command, "out", &stdout, Some(&file("in")));
+        file_chardev(&mut command, "said", &said, Some(&file("tell")));
+        for port in ["log", "out", "said"] {
+            command.args(["-serial", &format!("chardev:{port}")]);
+        }
+        self.network(&mut command, node);
+        let follower = if self.console {
+            if node == 0 {
+                type_into(
+                    typed
+                        .try_clone()
+                        .context("can't share the pipe for standard input")?,
+                );
+            }
+            Follower::start(&stdout, io::stdout())?
+        } else {
+            Follower::start(&stdout, Labelled::new(name, io::stdout()))?
+        };
+        let guest = Guest {
+            name: name.into(),
+            process: Process::start(name, silent(command), self.folder)?,
+            said,
+            tell,
+            _typed: typed,
+        };
+        Ok((guest, follower))
+    }
+
+    /// An Ethernet for what tools say beside the fabric: node 0 has a hub, the others a cable to it.
+    fn network(&self, command: &mut Command, node: usize) {
+        if self.nodes < 2 {
+            return;
+        }
+        let cable = |other: usize| {
+            let path = self.folder.join(format!("ethernet{other}"));
+            path.display().to_string().replace(',', ",,")
+        };
+        if node == 0 {
+            for other in 1..self.nodes {
+                let stream = format!(
+                    "stream,id=cable{other},server=on,addr.type=unix,addr.path={}",
+                    cable(other)
+                );
+                let port = format!("hubport,id=port{other},hubid=0,netdev=cable{other}");
+                command.args(["-netdev", &stream, "-netdev", &port]);
+            }
+            command.args(["-netdev", "hubport,id=net,hubid=0"]);
+        } else {
+            let stream = format!(
+                "stream,id=net,server=off,reconnect-ms=100,addr.type=unix,addr.path={}",
+                cable(node)
+            );
+            command.args(["-netdev", &stream]);
+        }
+        let mac = format!("52:54:00:00:00:{:02x}", node + 1);
+        command.args([
+            "-device",
+            &format!("virtio-net-pci,netdev=net,mac={mac},addr=0x9,disable-legacy=on,romfile="),
+        ]);
+    }
+
+    fn watch(&self, guests: &mut [Guest], server: &mut Process, output: &[Follower]) -> Result<u8> {
+        let started = Instant::now();
+        let mut phase = Phase::Boot;
+        loop {
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                return Ok(INTERRUPTED_STATUS);
+            }
+            if output.iter().any(Follower::has_failed) {
+                return Ok(OUTPUT_CLOSED_STATUS);
+            }
+            if let Some(status) = server.ended()? {
+                bail!(
+                    "the fabric server ended with {status}; it said:\n{}",
+                    bed::tail(&server.stderr)
+                );
+            }
+            for guest in guests.iter_mut() {
+                self.alive(guest)?;
+            }
+            phase = match phase {
+                Phase::Boot => {
+                    if let Some(late) = guests.iter().find(|guest| !guest.said("up")) {
+                        if started.elapsed() > self.boot {
+                            let log = bed::tail(&bed::log(self.folder, &late.name));
+                            bail!(
+                                "{}: not up within {:?}; its log ends:\n{log}",
+                                late.name,
+                                self.boot
+                            );
+                        }
+                        Phase::Boot
+                    } else {
+                        say(&format!("Up after {:.1} s", started.elapsed().as_secs_f32()));
+                        guests[0].go()?;
+                        Phase::First(Instant::now())
+                    }
+                }
+                Phase::First(since) if since.elapsed() < LEAD => Phase::First(since),
+                Phase::First(since) => {
+                    guests[1..].iter_mut().try_for_each(Guest::go)?;
+                    Phase::All(since)
+                }
+                Phase::All(since) => {
+                    let codes: Vec<_> = guests.iter().map(Guest::exit_code).collect();
+                    if codes.iter().all(Option::is_some) || self.console && codes[0].is_some() {
+                        return Ok(codes.into_iter().flatten().find(|&code| code != 0).unwrap_or(0));
+                    }
+                    if let Some(limit) = self.limit.filter(|&limit| since.elapsed() > limit) {
+                        let running: Vec<_> = guests
+                            .iter()
+                            .filter(|guest| guest.exit_code().is_none())
+                            .map(|guest| guest.name.as_str())
+                            .collect();
+                        bail!(
+                            "the commands of {} did not end within {limit:?}",
+                            running.join(", ")
+                        );
+                    }
+                    Phase::All(since)
+                }
+            };
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn alive(&self, guest: &mut Guest) -> Result<()> {
+        let Some(status) = guest.process.ended()? else {
+            return Ok(());
+        };
+        let log = bed::tail(&bed::log(self.folder, &guest.name));
+        let qemu = bed::tail(&guest.process.stderr);
+        bail!(
+            "{}: its QEMU ended with {status}; its log ends:\n{log}\n{qemu}",
+            guest.name
+        )
+    }
+}
+
+/// What the guests are doing.
+enum Phase {
+    Boot,
+    /// Node 0 has been told to begin.
+    First(Instant),
+    All(Instant),
+}
+
+impl Guest {
+    fn lines(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.said).unwrap_or_default()).into_owned()
+    }
+
+    fn said(&self, word: &str) -> bool {
+        self.lines().lines().any(|line| line == word)
+    }
+
+    fn go(&mut self) -> Result<()> {
+        let name = &self.name;
+        self.tell
+            .write_all(b"go\n")
+            .with_context(|| format!("can't tell {name} to begin"))
+    }
+
+    fn exit_code(&self) -> Option<u8> {
+        // Its last line may not be whole yet.
+        let text = self.lines();
+        let (whole, _) = text.rsplit_once('\n')?;
+        whole
+            .lines()
+            .find_map(|line| line.strip_prefix("exit ")?.parse().ok())
+    }
+}
+
+/// Sends our standard input to a guest. The thread ends with the process at the latest.
+fn type_into(mut pipe: File) {
+    std::thread::spawn(move || {
+        if let Err(error) = io::copy(&mut io::stdin(), &mut pipe).and_then(|_| pipe.write_all(b"\x04")) {
+            eprintln!("tessera: standard input is lost: {error}");
+        }
+    });
+}
+
+/// Puts a name before each line, and writes whole lines only.
+struct Labelled<W> {
+    name: String,
+    line: Vec<u8>,
+    to: W,
+}
+
+impl<W> Labelled<W> {
+    fn new(name: &str, to: W) -> Self {
+        let (name, line) = (name.into(), Vec::new());
+        Self { name, line, to }
+    }
+}
+
+impl<W: Write> Write for Labelled<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for &byte in bytes {
+            if byte == b'\n' {
+                let text = String::from_utf8_lossy(&self.line);
+                // One call, so that lines of two nodes do not mix.
+                self.to
+                    .write_all(format!("{}: {}\n", self.name, text.trim_end_matches('\r')).as_bytes())?;
+                self.line.clear();
+            } else {
+                self.line.push(byte);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_has_its_nodes_name() {
+        let mut out = Vec::new();
+        let mut labelled = Labelled::new("node1", &mut out);
+        for part in [&b"one\r\ntw"[..], b"o\n", b"\n"] {
+            labelled.write_all(part).expect("write");
+        }
+        assert_eq!(String::from_utf8_lossy(&out), "node1: one\nnode1: two\nnode1: \n");
+    }
+}

@@ -1,0 +1,200 @@
+//! Debian's kernel: its image, uncompressed, and the modules that guests need.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::debian::{BOOKWORM, Bundle};
+use crate::tools::{self, quiet};
+
+/// The modules that a guest may load, without those that they depend on.
+const MODULES: [&str; 12] = [
+    "mlx4_core",
+    "mlx4_ib",
+    "mlx4_en",
+    "ib_uverbs",
+    "ib_umad",
+    "rdma_ucm",
+    "ib_ipoib",
+    "virtio_pci",
+    "virtio_net",
+    "nvme_rdma",
+    "nvmet_rdma",
+    "brd",
+];
+/// How an xz stream begins.
+const XZ: &[u8] = b"\xfd7zXZ\0";
+
+/// A kernel, fetched and made ready.
+pub(crate) struct Kernel {
+    root: PathBuf,
+    /// Its release, as `uname -r` tells it.
+    pub(crate) release: String,
+    /// What QEMU loads.
+    pub(crate) image: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel of the package `linux-image-VERSION`.
+    pub(crate) fn obtain(version: &str) -> Result<Self> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-+~".contains(&byte);
+        ensure!(version.bytes().all(plain), "{version:?} is no kernel version");
+        let name = format!("linux-kernel-1-{version}");
+        let package = format!("linux-image-{version}");
+        let root = Bundle {
+            name: &name,
+            release: BOOKWORM,
+            packages: &[&package, "kmod", "xz-utils"],
+            dependencies: true,
+            backports: false,
+            files: &["boot", "lib/modules", "bin/kmod", "usr/bin/xz", LOADER],
+        }
+        .obtain()?;
+        let release = only_entry(&root.join("lib/modules"))?;
+        let image = root.join("vmlinux");
+        let kernel = Self { root, release, image };
+        kernel.prepare()?;
+        Ok(kernel)
+    }
+
+    /// Uncompresses the image, so that no guest has to, and lists what each module depends on; once.
+    fn prepare(&self) -> Result<()> {
+        let lock = File::create(self.root.join("prepare.lock")).context("can't make a lock file")?;
+        lock.lock().context("can't lock the kernel's folder")?;
+        if self.image.exists() {
+            return Ok(());
+        }
+        tools::step(&format!("Preparing Linux {}", self.release), || {
+            let mut depmod = self.program("bin/kmod", "depmod");
+            quiet(depmod.arg("-b").arg(&self.root).arg(&self.release)).context("can't list the modules")?;
+            let packed = self.root.join(format!("boot/vmlinuz-{}", self.release));
+            let bytes = fs::read(&packed).with_context(|| format!("can't read {}", packed.display()))?;
+            let payload = payload(&bytes).with_context(|| format!("{} is no bzImage", packed.display()))?;
+            let partial = self.root.join("vmlinux.partial");
+            if payload.starts_with(XZ) {
+                self.unpack(payload, &partial)?;
+            } else {
+                // QEMU boots it as it is, only slower.
+                fs::write(&partial, &bytes).context("can't write the kernel")?;
+            }
+            fs::rename(&partial, &self.image).context("can't write the kernel")
+        })
+    }
+
+    fn unpack(&self, payload: &[u8], to: &Path) -> Result<()> {
+        let from = self.root.join("vmlinux.xz");
+        fs::write(&from, payload).context("can't write the kernel's payload")?;
+        // After the stream comes its length, which is no part of it.
+        let status = self
+            .program("usr/bin/xz", "xz")
+            .args(["-dc", "--single-stream"])
+            .stdin(File::open(&from).context("can't read the kernel's payload")?)
+            .stdout(File::create(to).context("can't write the kernel")?)
+            .stderr(Stdio::inherit())
+            .status()
+            .context("can't run xz")?;
+        ensure!(status.success(), "xz ended with {status}");
+        fs::remove_file(from).context("can't remove the kernel's payload")
+    }
+
+    /// A program of the bundle, run by its own loader under the name it goes by.
+    fn program(&self, path: &str, name: &str) -> Command {
+        let mut command = Command::new(self.root.join(LOADER));
+        let folders = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
+            .map(|folder| self.root.join(folder).display().to_string());
+        command.args(["--library-path", &folders.join(":"), "--argv0", name]);
+        command.arg(self.root.join(path));
+        command
+    }
+
+    /// The folder of its modules and their lists.
+    pub(crate) fn module_folder(&self) -> PathBuf {
+        self.root.join("lib/modules").join(&self.release)
+    }
+
+    /// The modules that guests need, with all that they depend on, by their paths below [`Self::module_folder`].
+    pub(crate) fn modules(&self) -> Result<BTreeSet<String>> {
+        let list =
+            fs::read_to_string(self.module_folder().join("modules.dep")).context("can't read modules.dep")?;
+        closure(&list, &MODULES)
+    }
+}
+
+const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+
+/// The modules named, and what `modules.dep` says that they need: it lists what is needed indirectly as well.
+fn closure(list: &str, names: &[&str]) -> Result<BTreeSet<String>> {
+    let mut files = BTreeSet::new();
+    let mut missing: BTreeSet<&str> = names.iter().copied().collect();
+    for (module, needs) in list.lines().filter_map(|line| line.split_once(':')) {
+        let file = module.rsplit('/').next().unwrap_or(module);
+        let name = file.split('.').next().unwrap_or(file).replace('-', "_");
+        if missing.remove(name.as_str()) {
+            files.insert(module.to_owned());
+            files.extend(needs.split_whitespace().map(str::to_owned));
+        }
+    }
+    ensure!(missing.is_empty(), "the kernel has no modules {missing:?}");
+    Ok(files)
+}
+
+/// The compressed kernel in a bzImage (Linux `Documentation/x86/boot.rst`: setup_sects, payload_offset, payload_length).
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| {
+        let bytes = image.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(bytes)).ok()
+    };
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let setup = (usize::from(*image.get(0x1f1)?) + 1) * 512;
+    let start = setup.checked_add(number(0x248)?)?;
+    image.get(start..start.checked_add(number(0x24c)?)?)
+}
+
+fn only_entry(folder: &Path) -> Result<String> {
+    let entries = fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    match (names.pop(), names.is_empty()) {
+        (Some(name), true) => Ok(name),
+        _ => bail!("{} does not hold one kernel's modules", folder.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_come_with_what_they_need() {
+        let list = "kernel/a/mlx4_ib.ko: kernel/b/ib_core.ko kernel/b/mlx4_core.ko\nkernel/c/nvme-rdma.ko:\nkernel/d/x.ko:\n";
+        let files = closure(list, &["mlx4_ib", "nvme_rdma"]).expect("there");
+        let expected = [
+            "kernel/a/mlx4_ib.ko",
+            "kernel/b/ib_core.ko",
+            "kernel/b/mlx4_core.ko",
+            "kernel/c/nvme-rdma.ko",
+        ];
+        assert!(files.iter().eq(&expected.map(str::to_owned)), "{files:?}");
+        assert!(closure(list, &["mlx5_core"]).is_err());
+    }
+
+    #[test]
+    fn the_payload_is_found_by_the_header() {
+        let mut image = vec![0; 0x600];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x248] = 8;
+        image[0x24c] = 3;
+        image[0x408..0x40b].copy_from_slice(b"abc");
+        assert_eq!(payload(&image), Some(&b"abc"[..]));
+        image[0x24d] = 0xff;
+        assert_eq!(payload(&image), None, "beyond the end");
+        assert_eq!(payload(b"short"), None);
+    }
+}

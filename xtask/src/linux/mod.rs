@@ -1,0 +1,143 @@
+//! `linux`: Debian guests whose InfiniBand adapters are modelled ConnectX-3s on one fabric.
+//!
+//! * [`kernel`]: Debian's kernel and its modules. * [`initramfs`], [`cpio`]: the guests' files.
+//! * [`guests`]: starts the guests and follows what they say. `init.sh` is what they run.
+
+mod cpio;
+mod guests;
+mod initramfs;
+mod kernel;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use self::guests::Guests;
+use self::initramfs::Contents;
+use self::kernel::Kernel;
+use crate::bed::{self, FAILED};
+use crate::project;
+use crate::qemu::Qemu;
+use crate::run::Add;
+use crate::tools::{parse_size, say, step};
+
+/// The package of Debian's ordinary kernel is named `linux-image-` and this.
+const KERNEL: &str = "amd64";
+
+/// Starts Debian guests in QEMU, their adapters on one modelled InfiniBand fabric, and runs a command in each
+///
+/// Each node's output comes under its name. Without commands: a shell on node 0. Exit status: the first command's that
+/// failed, by the order of the nodes; 125 if the run itself failed; 130 after Ctrl-C.
+#[derive(clap::Args)]
+#[command(args_override_self = true)]
+pub(crate) struct Args {
+    /// How many guests [default: one a command, at least 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    nodes: Option<u8>,
+    /// More packages of Debian 12 for the guests, by name, with all that they depend on
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    packages: Vec<String>,
+    /// The kernel: that of Debian 12's package `linux-image-VERSION`
+    #[arg(long, value_name = "VERSION", default_value = KERNEL)]
+    kernel: String,
+    /// Puts a file or folder of the host into the guests, under /data/NAME if no guest path is given (repeatable)
+    #[arg(long, value_name = "HOST[:GUEST]")]
+    add: Vec<Add>,
+    /// Ports of each adapter
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    ports: u8,
+    /// Main memory of each guest
+    #[arg(long, value_name = "SIZE", default_value = "768M", value_parser = parse_size)]
+    memory: u64,
+    /// Cores of each guest
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    cpus: u32,
+    /// Keeps the folder with the guests' kernel logs, and says where it is; a failed run keeps it always
+    #[arg(long)]
+    keep_logs: bool,
+    /// Seconds that the guests may take to boot
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    boot_timeout: u64,
+    /// Seconds that the commands may take [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// A command a node, for its shell
+    #[arg(last = true, value_name = "COMMAND")]
+    commands: Vec<String>,
+}
+
+/// Gets and builds all that guests need, so that the first of many runs takes no longer than the others.
+pub(crate) fn prepare() -> Result<()> {
+    Kernel::obtain(KERNEL)?;
+    initramfs::prepare()
+}
+
+pub(crate) fn main(args: Args) -> ExitCode {
+    match args.run() {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            FAILED.into()
+        }
+    }
+}
+
+impl Args {
+    fn run(self) -> Result<u8> {
+        bed::need_launcher()?;
+        ensure!(
+            self.memory >= 512 << 20,
+            "--memory must be at least 512M: the guests' files lie in it too"
+        );
+        let nodes = self.nodes.map_or(self.commands.len().max(1), usize::from);
+        ensure!(
+            self.commands.len() <= nodes,
+            "{} commands for {nodes} nodes",
+            self.commands.len()
+        );
+        let folder = bed::make_folder()?;
+        let result = self.run_in(&folder, nodes);
+        // Only logs are worth keeping.
+        let _ = fs::remove_file(folder.join(INITRAMFS));
+        if matches!(result, Ok(code) if code != FAILED) && !self.keep_logs {
+            let _ = fs::remove_dir_all(&folder);
+        } else {
+            say(&format!("The nodes' logs are in {}", folder.display()));
+        }
+        result
+    }
+
+    fn run_in(&self, folder: &Path, nodes: usize) -> Result<u8> {
+        let qemu = Qemu::obtain()?;
+        let server = step("Building the fabric server", project::build_hca_server)?;
+        let kernel = Kernel::obtain(&self.kernel)?;
+        let contents = Contents {
+            packages: &self.packages,
+            add: &self.add,
+            commands: &self.commands,
+            nodes,
+        };
+        initramfs::write(&folder.join(INITRAMFS), &kernel, &contents).context("the guests' files")?;
+        bed::handle_signals()?;
+        let guests = Guests {
+            folder,
+            nodes,
+            initramfs: &folder.join(INITRAMFS),
+            kernel: &kernel.image,
+            memory: self.memory,
+            cpus: self.cpus,
+            ports: self.ports,
+            console: self.commands.is_empty(),
+            boot: Duration::from_secs(self.boot_timeout),
+            limit: self.timeout.map(Duration::from_secs),
+        };
+        say(&format!("Starting {nodes} guests with Linux {}", kernel.release));
+        guests.run(&qemu, &server)
+    }
+}
+
+/// The guests' files in the folder of a run.
+const INITRAMFS: &str = "initramfs";
