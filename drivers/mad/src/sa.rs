@@ -35,17 +35,32 @@ pub struct Rmpp {
 layout!(Rmpp: 12);
 
 impl Rmpp {
-    /// The header of a table that fits in one segment of `len` bytes, counted with the 20 bytes of the SA header.
+    /// [`kind`](Self::kind) of an acknowledgement.
+    pub const ACK: u8 = 2;
+    const ACTIVE: u8 = 0x01;
+    const FIRST: u8 = 0x02;
+    const LAST: u8 = 0x04;
+
+    /// The header of a segment, counted from 1. `payload_len` counts the 20 bytes of each segment's SA header as well: in
+    /// the first segment for the whole table, in the last for itself.
     #[must_use]
-    pub fn single(len: u32) -> Self {
+    pub fn data(segment: u32, last: bool, payload_len: u32) -> Self {
+        let first = if segment == 1 { Self::FIRST } else { 0 };
+        let last = if last { Self::LAST } else { 0 };
         Self {
             version: 1,
             kind: 1,
-            flags: 0x07,
+            flags: Self::ACTIVE | first | last,
             status: 0,
-            segment: 1_u32.to_be_bytes(),
-            payload_len: len.to_be_bytes(),
+            segment: segment.to_be_bytes(),
+            payload_len: payload_len.to_be_bytes(),
         }
+    }
+
+    /// Whether the datagram speaks of a transfer and carries nothing itself: acknowledges, stops or aborts it.
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        self.flags & Self::ACTIVE != 0 && self.kind != 1
     }
 }
 

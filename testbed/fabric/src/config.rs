@@ -7,6 +7,9 @@ use hal::Duration;
 pub struct FabricConfig {
     /// The time a packet takes from port to port. Zero delivers within the call that sent it.
     pub latency: Duration,
+    /// How long a link trains: the time from its coming up until the subnet manager's first word through it. Linux opens
+    /// a port some time before it can answer.
+    pub training: Duration,
     /// What goes wrong on the links; nothing by default.
     pub faults: Faults,
     /// Where the faults' random numbers begin: the same seed and calls give the same faults.

@@ -65,13 +65,13 @@ impl Fabric {
     pub fn new(config: FabricConfig) -> Self {
         Self {
             faults: FaultInjector::new(config.faults, config.seed),
+            manager: SubnetManager::new(config.training),
             config,
             links: Vec::new(),
             routes: Routes::default(),
             arrived: VecDeque::new(),
             travelling: BinaryHeap::new(),
             sequence: 0,
-            manager: SubnetManager::default(),
         }
     }
 

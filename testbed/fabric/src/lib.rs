@@ -13,8 +13,8 @@
 //!   bandwidth is not modelled, only its latency.
 //! * The switch is no node of its own to others: directed routes of another subnet manager do not pass it, and it answers
 //!   no SMP. Traps are not answered.
-//! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]; a table that does not fit
-//!   one datagram is refused, for want of multi-packet transfer.
+//! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]. A segment
+//!   of a table that gets lost is not sent again: who asked has to ask anew.
 //! * Ethernet.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod config;
 mod fabric;
 mod faults;
 mod packet;
+mod rmpp;
 mod sa;
 mod sm;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use mad::sa::{
-    ClassPortInfo, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, Selector,
-    mc_member_mask, node_record_mask, path_record_mask, port_info_record_mask,
+    ClassPortInfo, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, SaMad, Selector, mc_member_mask,
+    node_record_mask, path_record_mask, port_info_record_mask,
 };
 use mad::{Attribute, Method, Status};
 use verbs::{Gid, Lid, PKey, QKey, Qpn};
@@ -12,6 +12,7 @@ use zerocopy::big_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::fabric::Routes;
+use crate::rmpp::Transfers;
 use crate::sm::{Port, SM_LID};
 use crate::{Operation, Packet, PortIndex};
 
@@ -27,8 +28,6 @@ const GROUP_MTU: u8 = 4;
 /// 56 Gb/s (4x FDR).
 const RATE: u8 = 12;
 const PACKET_LIFE: u8 = 18;
-/// Bytes of the SA header that RMPP counts into the payload.
-const SA_HEADER: usize = 20;
 
 struct Group {
     record: McMemberRecord,
@@ -38,6 +37,7 @@ struct Group {
 /// The subnet administrator.
 pub(crate) struct Administrator {
     groups: BTreeMap<[u8; 16], Group>,
+    transfers: Transfers,
 }
 
 impl Default for Administrator {
@@ -55,6 +55,7 @@ impl Default for Administrator {
         };
         Self {
             groups: BTreeMap::from([(IPOIB_BROADCAST, group)]),
+            transfers: Transfers::default(),
         }
     }
 }
@@ -69,41 +70,55 @@ fn group_defaults() -> McMemberRecord {
 }
 
 /// The response, or the status that the request comes back with.
-type Answer = Result<SaMad, Status>;
+type Answer = Result<Response, Status>;
+
+enum Response {
+    Record(SaMad),
+    /// What each segment begins with, and the records.
+    Table(SaMad, Vec<u8>),
+}
 
 impl Administrator {
     /// Takes a port out of every group.
     pub(crate) fn forget(&mut self, port: PortIndex, routes: &mut Routes) {
+        self.transfers.forget(port);
         for group in self.groups.values_mut() {
             group.members.remove(&port);
             route_group(group, routes);
         }
     }
 
-    /// Answers a datagram that came to QP1 from a port, if it is a request.
+    /// Answers a datagram that came to QP1 from a port, if it is a request or about an answer.
     pub(crate) fn answer(
         &mut self,
         ports: &[Port],
         from: PortIndex,
         packet: &Packet,
         routes: &mut Routes,
-    ) -> Option<Packet> {
+    ) -> Vec<Packet> {
         let Operation::Datagram { source, .. } = packet.operation else {
-            return None;
+            return Vec::new();
         };
         let request = match SaMad::parse(&packet.payload) {
+            // First, for it looks like the request that it speaks of.
+            Ok(mad) if mad.rmpp.is_control() => return self.transfers.hear(from, &mad),
             Ok(request) if !request.header.method.is_response() => request,
-            Ok(_) => return None,
+            Ok(_) => return Vec::new(),
             Err(error) => {
                 log::debug!("subnet administrator: port {}: {error}", from.0);
-                return None;
+                return Vec::new();
             }
         };
+        let envelope = envelope(packet, source);
         let response = match self.decide(ports, from, &request, routes) {
-            Ok(response) => response,
+            Ok(Response::Table(head, table)) => return self.transfers.begin(from, envelope, &head, &table),
+            Ok(Response::Record(response)) => response,
             Err(status) => request.into_response(status),
         };
-        Some(reply(packet, source, &response))
+        vec![Packet {
+            payload: response.to_mad().to_vec(),
+            ..envelope
+        }]
     }
 
     fn decide(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, routes: &mut Routes) -> Answer {
@@ -162,7 +177,7 @@ impl Administrator {
         route_group(group, routes);
         let mut response = request.into_response(Status::OK);
         response.set_record(&record);
-        Ok(response)
+        Ok(Response::Record(response))
     }
 
     fn create(&mut self, wanted: &McMemberRecord, mask: u64) -> Result<[u8; 16], Status> {
@@ -222,7 +237,7 @@ impl Administrator {
         if group.members.is_empty() && wanted.mgid != IPOIB_BROADCAST {
             self.groups.remove(&wanted.mgid);
         }
-        Ok(request.into_response(Status::OK))
+        Ok(Response::Record(request.into_response(Status::OK)))
     }
 }
 
@@ -252,7 +267,7 @@ fn class_port_info(request: &SaMad) -> Answer {
         capabilities2_resp_time: U32::new(u32::from(PACKET_LIFE)),
         targets: [0; 64],
     });
-    Ok(response)
+    Ok(Response::Record(response))
 }
 
 fn paths(ports: &[Port], from: PortIndex, request: &SaMad) -> Vec<PathRecord> {
@@ -338,7 +353,7 @@ fn records<T: IntoBytes + Immutable>(request: &SaMad, found: &[T]) -> Answer {
             [] => Err(Status::SA_NO_RECORDS),
             [record] => {
                 response.set_record(record);
-                Ok(response)
+                Ok(Response::Record(response))
             }
             _ => Err(Status::SA_TOO_MANY_RECORDS),
         };
@@ -348,17 +363,12 @@ fn records<T: IntoBytes + Immutable>(request: &SaMad, found: &[T]) -> Answer {
     for (place, record) in table.chunks_mut(stride).zip(found) {
         place[..size_of::<T>()].copy_from_slice(record.as_bytes());
     }
-    if table.len() > response.data.len() {
-        return Err(Status::SA_TOO_MANY_RECORDS);
-    }
-    response.set_record(table.as_slice());
     response.attribute_offset = U16::new(u16::try_from(stride / 8).unwrap_or(0));
-    response.rmpp = Rmpp::single(u32::try_from(SA_HEADER + table.len()).unwrap_or(0));
-    Ok(response)
+    Ok(Response::Table(response, table))
 }
 
-/// The response on its way back to who asked.
-fn reply(request: &Packet, to: Qpn, response: &SaMad) -> Packet {
+/// An empty datagram back to who asked.
+fn envelope(request: &Packet, to: Qpn) -> Packet {
     Packet {
         slid: SM_LID,
         dlid: request.slid,
@@ -369,7 +379,7 @@ fn reply(request: &Packet, to: Qpn, response: &SaMad) -> Packet {
             source: Qpn(1),
             imm: None,
         },
-        payload: response.to_mad().to_vec(),
+        payload: Vec::new(),
         ..request.clone()
     }
 }

@@ -84,9 +84,18 @@ pub(crate) struct SubnetManager {
     transaction: u64,
     administrator: Administrator,
     outgoing: VecDeque<(PortIndex, Packet)>,
+    training: Duration,
 }
 
 impl SubnetManager {
+    /// A manager that speaks this long after a link came up.
+    pub(crate) fn new(training: Duration) -> Self {
+        Self {
+            training,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn add_port(&mut self) {
         self.ports.push(Port {
             step: None,
@@ -107,8 +116,10 @@ impl SubnetManager {
         state.retry_at = None;
         state.retry_after = FIRST_RETRY;
         state.step = up.then_some(Step::NodeInfo);
-        if up {
+        if up && self.training.is_zero() {
             self.ask(now, port);
+        } else if up {
+            state.retry_at = Some(now + self.training);
         }
     }
 
@@ -121,9 +132,9 @@ impl SubnetManager {
         match packet.dqpn {
             Qpn(0) => self.receive_smp(now, from, packet, routes),
             Qpn(1) => {
-                if let Some(answer) = self.administrator.answer(&self.ports, from, packet, routes) {
-                    self.outgoing.push_back((from, answer));
-                }
+                let answers = self.administrator.answer(&self.ports, from, packet, routes);
+                self.outgoing
+                    .extend(answers.into_iter().map(|answer| (from, answer)));
             }
             other => log::debug!("subnet manager: a packet for {other}"),
         }

@@ -3,7 +3,7 @@
 use fabric::{Fabric, FabricConfig, Operation, Packet, PortIndex, SM_LID, Service};
 use hal::{Duration, Instant};
 use mad::sa::{
-    NodeRecord, PathRecord, PortInfoRecord, SaMad, mc_member_mask, node_record_mask, path_record_mask,
+    NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, mc_member_mask, node_record_mask, path_record_mask,
 };
 use mad::smp::{NodeInfo, NodeType, PortInfo, Smp, attribute, data_of};
 use mad::{Attribute, Method, Status};
@@ -66,8 +66,8 @@ fn subnet(ports: usize) -> (Fabric, Instant) {
     (fabric, now)
 }
 
-fn ask(fabric: &mut Fabric, now: Instant, from: usize, request: &SaMad) -> SaMad {
-    let packet = Packet {
+fn request_packet(from: usize, request: &SaMad) -> Packet {
+    Packet {
         slid: Lid(u16::try_from(from).unwrap() + 2),
         dlid: SM_LID,
         sl: 0,
@@ -85,8 +85,11 @@ fn ask(fabric: &mut Fabric, now: Instant, from: usize, request: &SaMad) -> SaMad
             imm: None,
         },
         payload: request.to_mad().to_vec(),
-    };
-    fabric.send(now, PortIndex(from), packet);
+    }
+}
+
+fn ask(fabric: &mut Fabric, now: Instant, from: usize, request: &SaMad) -> SaMad {
+    fabric.send(now, PortIndex(from), request_packet(from, request));
     let (port, packet) = fabric.next(now).expect("an answer");
     assert_eq!(port.0, from);
     SaMad::parse(&packet.payload).unwrap()
@@ -120,6 +123,19 @@ fn a_port_that_does_not_answer_is_asked_again_ever_more_slowly() {
         pauses.is_sorted() && pauses[0] < pauses[7] && pauses[7] < Duration::from_secs(1),
         "{pauses:?}"
     );
+}
+
+#[test]
+fn a_link_in_training_is_left_alone() {
+    let mut fabric = Fabric::new(FabricConfig {
+        training: Duration::from_millis(300),
+        ..FabricConfig::default()
+    });
+    let now = Instant::from_nanos(1);
+    let port = fabric.add_port();
+    fabric.set_link(now, port, true);
+    assert_eq!(settle(&mut fabric, now + Duration::from_millis(299)), []);
+    assert!(!settle(&mut fabric, now + Duration::from_millis(300)).is_empty());
 }
 
 #[test]
@@ -158,7 +174,7 @@ fn a_path_is_found_by_gid() {
 }
 
 #[test]
-fn tables_come_in_one_datagram_or_not_at_all() {
+fn a_small_table_comes_in_one_datagram() {
     let (mut fabric, now) = subnet(2);
     let wanted = PathRecord::default();
     let request = SaMad::request(Method::GET_TABLE, Attribute::PATH_RECORD, 0, &wanted, 5);
@@ -167,12 +183,42 @@ fn tables_come_in_one_datagram_or_not_at_all() {
         (response.header.method, response.attribute_offset.get()),
         (Method::GET_TABLE_RESP, 8)
     );
-    assert_eq!(u32::from_be_bytes(response.rmpp.payload_len), 20 + 2 * 64);
+    assert_eq!(response.rmpp, Rmpp::data(1, true, 20 + 2 * 64));
+}
+
+/// As Linux acknowledges (`drivers/infiniband/core/mad_rmpp.c`, `format_ack`): the answer's header with the request's method.
+fn acknowledge(segment: &SaMad, window: u32) -> SaMad {
+    let mut ack = *segment;
+    ack.header.method = Method::GET_TABLE;
+    ack.rmpp.kind = Rmpp::ACK;
+    ack.rmpp.payload_len = window.to_be_bytes();
+    ack
+}
+
+#[test]
+fn a_large_table_comes_in_segments_as_the_window_opens() {
+    let (mut fabric, now) = subnet(5);
     let request = SaMad::request(Method::GET_TABLE, Attribute::NODE_RECORD, 0, &[0_u8; 8], 6);
-    assert_eq!(
-        ask(&mut fabric, now, 1, &request).header.status(),
-        Status::SA_TOO_MANY_RECORDS
-    );
+    let first = ask(&mut fabric, now, 1, &request);
+    // Five records of 112 bytes: three segments of 200.
+    assert_eq!(first.rmpp, Rmpp::data(1, false, 3 * 20 + 5 * 112));
+    assert!(fabric.next(now).is_none(), "the window is 1 at first");
+    let second = ask(&mut fabric, now, 1, &acknowledge(&first, 3));
+    assert_eq!(second.rmpp, Rmpp::data(2, false, 0));
+    let (_, packet) = fabric.next(now).expect("the third");
+    let third = SaMad::parse(&packet.payload).unwrap();
+    assert_eq!(third.rmpp, Rmpp::data(3, true, 20 + 160));
+    let table = [first.data, second.data, third.data].concat();
+    let lids: Vec<u16> = table
+        .chunks_exact(112)
+        .take(5)
+        .map(|record| u16::from_be_bytes([record[0], record[1]]))
+        .collect();
+    assert_eq!(lids, [2, 3, 4, 5, 6]);
+    let packet = request_packet(1, &acknowledge(&third, 6));
+    fabric.send(now, PortIndex(1), packet.clone());
+    fabric.send(now, PortIndex(1), packet);
+    assert!(fabric.next(now).is_none(), "nothing answers an acknowledgement");
 }
 
 #[test]

@@ -207,24 +207,26 @@ impl QueuePair {
 
     /// Where the send queue is. It comes first unless the receive queue's slots are larger.
     pub(crate) fn send_ring(&self) -> RingMemory {
-        let (send, receive) = (self.context.send_queue, self.context.receive_queue);
-        let before = if receive.log_stride() > send.log_stride() {
+        let receive = self.context.receive_queue;
+        self.ring(if self.receives_first() {
             ring_len(receive)
         } else {
             0
-        };
-        self.ring(before)
+        })
     }
 
     /// Where the receive queue is.
     pub(crate) fn receive_ring(&self) -> RingMemory {
+        let send = self.context.send_queue;
+        self.ring(if self.receives_first() { 0 } else { ring_len(send) })
+    }
+
+    /// Whether the receive queue comes first in the buffer. With a shared one it has none, and its size says nothing:
+    /// Linux writes a stride of 0 bytes there, less the 4 that the field leaves out
+    /// (Linux `drivers/infiniband/hw/mlx4/qp.c`, `__mlx4_ib_modify_qp`).
+    fn receives_first(&self) -> bool {
         let (send, receive) = (self.context.send_queue, self.context.receive_queue);
-        let before = if receive.log_stride() > send.log_stride() {
-            0
-        } else {
-            ring_len(send)
-        };
-        self.ring(before)
+        !self.context.srq.enable() && receive.log_stride() > send.log_stride()
     }
 
     fn ring(&self, before: u64) -> RingMemory {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
+use fabric::FabricConfig;
 use hca_model::{ClusterConfig, NodeConfig};
 use hca_server::node::Cluster;
 use hca_server::socket::Port;
@@ -31,6 +32,9 @@ struct Args {
     /// Look for the next message this long before sleeping; takes a core a node while it does
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1000))]
     spin_us: u64,
+    /// How long a link trains, until the subnet manager's first word through it
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    training_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +84,12 @@ fn default_guid(index: usize) -> u64 {
 fn main() -> Result<()> {
     env_logger::Builder::from_env(env_logger::Env::new().default_filter_or("info")).init();
     let args = Args::parse();
-    let cluster = Cluster::new(ClusterConfig::default());
+    let cluster = Cluster::new(ClusterConfig {
+        fabric: FabricConfig {
+            training: Duration::from_millis(args.training_ms),
+            ..FabricConfig::default()
+        },
+    });
     let mut ready = String::new();
     let mut listeners = Vec::new();
     for (index, node) in args.nodes.iter().enumerate() {

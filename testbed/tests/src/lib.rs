@@ -17,7 +17,8 @@ use std::thread;
 const TIMEOUT: &str = "300";
 
 /// The xtask that runs these tests, or cargo's.
-fn xtask() -> Command {
+#[must_use]
+pub fn xtask() -> Command {
     match std::env::var_os("TESSERA_XTASK") {
         Some(program) => Command::new(program),
         None => {

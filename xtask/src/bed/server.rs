@@ -17,19 +17,21 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Starts the server with an adapter for each node; gives it with the GID of each node's first port.
 ///
-/// `options` follow the node's socket on the server's command line: `,ports=2`.
+/// `adapter` follows each node's socket on the server's command line: `,ports=2`. `options` are the server's own.
 pub(crate) fn start(
     program: &Path,
     folder: &Path,
     nodes: &[&str],
-    options: &str,
+    adapter: &str,
+    options: &[&str],
 ) -> Result<(Process, BTreeMap<String, String>)> {
     let mut command = Command::new(program);
+    command.args(options);
     for node in nodes {
         let socket = socket(folder, node);
         command
             .arg("--node")
-            .arg(format!("{node}={}{options}", socket.display()));
+            .arg(format!("{node}={}{adapter}", socket.display()));
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = Process::start("fabric", command, folder)?;

@@ -20,6 +20,8 @@ use crate::tools::say;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long node 0's command runs before the others' start.
 const LEAD: Duration = Duration::from_millis(300);
+/// As long as real links need at least: what comes while Linux still opens the port is an error to its kernel.
+const TRAINING: [&str; 2] = ["--training-ms", "300"];
 
 /// Guests to be run.
 pub(crate) struct Guests<'a> {
@@ -62,8 +64,8 @@ impl Guests<'_> {
     pub(crate) fn run(&self, qemu: &Qemu, server: &Path) -> Result<u8> {
         let names: Vec<String> = (0..self.nodes).map(|node| format!("node{node}")).collect();
         let nodes: Vec<&str> = names.iter().map(String::as_str).collect();
-        let options = format!(",ports={}", self.ports);
-        let (mut server, _) = server::start(server, self.folder, &nodes, &options)?;
+        let adapter = format!(",ports={}", self.ports);
+        let (mut server, _) = server::start(server, self.folder, &nodes, &adapter, &TRAINING)?;
         let mut output = Vec::new();
         let mut guests = Vec::new();
         for (node, name) in nodes.iter().enumerate() {
@@ -287,16 +289,24 @@ fn type_into(mut pipe: File) {
 }
 
 /// Puts a name before each line, and writes whole lines only.
-struct Labelled<W> {
+struct Labelled<W: Write> {
     name: String,
     line: Vec<u8>,
     to: W,
 }
 
-impl<W> Labelled<W> {
+impl<W: Write> Labelled<W> {
     fn new(name: &str, to: W) -> Self {
         let (name, line) = (name.into(), Vec::new());
         Self { name, line, to }
+    }
+
+    /// One call, so that lines of two nodes do not mix.
+    fn end_line(&mut self) -> io::Result<()> {
+        let text = String::from_utf8_lossy(&self.line);
+        let line = format!("{}: {}\n", self.name, text.trim_end_matches('\r'));
+        self.line.clear();
+        self.to.write_all(line.as_bytes())
     }
 }
 
@@ -304,11 +314,7 @@ impl<W: Write> Write for Labelled<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for &byte in bytes {
             if byte == b'\n' {
-                let text = String::from_utf8_lossy(&self.line);
-                // One call, so that lines of two nodes do not mix.
-                self.to
-                    .write_all(format!("{}: {}\n", self.name, text.trim_end_matches('\r')).as_bytes())?;
-                self.line.clear();
+                self.end_line()?;
             } else {
                 self.line.push(byte);
             }
@@ -321,6 +327,15 @@ impl<W: Write> Write for Labelled<W> {
     }
 }
 
+impl<W: Write> Drop for Labelled<W> {
+    fn drop(&mut self) {
+        if !self.line.is_empty() {
+            // The reader may have gone; its output is then lost anyway.
+            let _ = self.end_line();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,9 +344,13 @@ mod tests {
     fn each_line_has_its_nodes_name() {
         let mut out = Vec::new();
         let mut labelled = Labelled::new("node1", &mut out);
-        for part in [&b"one\r\ntw"[..], b"o\n", b"\n"] {
+        for part in [&b"one\r\ntw"[..], b"o\n", b"\n", b"end"] {
             labelled.write_all(part).expect("write");
         }
-        assert_eq!(String::from_utf8_lossy(&out), "node1: one\nnode1: two\nnode1: \n");
+        drop(labelled);
+        assert_eq!(
+            String::from_utf8_lossy(&out),
+            "node1: one\nnode1: two\nnode1: \nnode1: end\n"
+        );
     }
 }

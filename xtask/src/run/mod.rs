@@ -196,7 +196,7 @@ impl Args {
             Follower::start(&stderr, std::io::stderr())?,
         ];
         let input = make_input(folder)?;
-        let (server, gids) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "")?;
+        let (server, gids) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", &[])?;
         let vms = self.vms(parts, folder, pcache, &gids)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder)?;

@@ -428,6 +428,7 @@ fn faulty(seed: u64, loss: f64, reorder: f64, duplicate: f64) -> FabricConfig {
             delay,
         },
         seed,
+        ..FabricConfig::default()
     }
 }
 

@@ -12,7 +12,7 @@ use mlx4_hw::mgm::{GroupEntry, GroupMembers, GroupQp};
 use mlx4_hw::mpt::{HwKey, MPT_STATUS_FREE, Mpt, MptFlags, MptPd};
 use mlx4_hw::mtt::MttEntry;
 use mlx4_hw::path::{AddressVector, GrhPathBits, PortPd};
-use mlx4_hw::qp::{MtuMessage, OptionalParameters, Service, SrqUse};
+use mlx4_hw::qp::{MtuMessage, OptionalParameters, QueueSize, Service, SrqUse};
 use mlx4_hw::srq::{NextSegment, SrqContext, SrqSize};
 use mlx4_hw::wqe::{
     COMPLETION_WANTED, ControlFlags, ControlSegment, ControlSize, DataSegment, DatagramSegment, WqeOpcode,
@@ -222,10 +222,8 @@ fn multicast_reaches_those_who_joined_and_attached() {
     assert_eq!(bench.nodes[0].ram.bytes(into.addr + 24, 16), mgid);
 }
 
-#[test]
-fn receives_are_shared_along_their_links_and_the_limit_is_reported() {
-    let mut bench = Bench::new(2, FabricConfig::default());
-    let (cq_a, mut cq_b) = (bench.make_cq(0, 6), bench.make_cq(1, 6));
+/// Makes a shared receive queue of four entries, of which 0, 2 and 1 are posted, in this order.
+fn make_srq(bench: &mut Bench, srqn: u32) {
     let buffer = bench.alloc(1, 4096);
     let record = bench.alloc(1, 64);
     let into = bench.make_mr(1, 4096, all_rights());
@@ -235,7 +233,6 @@ fn receives_are_shared_along_their_links_and_the_limit_is_reported() {
     srq.buffer = QueueBuffer::new(bench.map(1, buffer, 4096), 12);
     srq.pd = Low24::new(PD);
     srq.doorbell_record = record.into();
-    let srqn = 0x40;
     bench
         .command(1, Opcode::SW2HW_SRQ, 0, srqn, srq.as_bytes())
         .unwrap();
@@ -247,6 +244,48 @@ fn receives_are_shared_along_their_links_and_the_limit_is_reported() {
         bench.nodes[1].ram.put(buffer + index * 32 + 16, piece.as_bytes());
     }
     bench.nodes[1].ram.put(record, &3_u32.to_be_bytes());
+}
+
+/// Linux leaves the size of a receive queue that there is not at a stride of 0 bytes, which overflows its field.
+#[test]
+fn a_queue_pair_with_shared_receives_sends_whatever_its_receive_queues_size() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (mut cq_a, mut cq_b) = (bench.make_cq(0, 6), bench.make_cq(1, 6));
+    let srqn = 0x40;
+    make_srq(&mut bench, srqn);
+    let mut a = bench.make_qp(0, Service::RC, &cq_a);
+    let mut b = bench.make_qp(1, Service::RC, &cq_b);
+    bench.command_raw(1, Opcode::QP_2RST, 2, b.qpn, 0).unwrap();
+    b.context.srq = SrqUse::new().with_enable(true).with_srqn(srqn);
+    b.context.receive_queue = QueueSize::from_bits(0xfc);
+    bench
+        .transition(&b, Opcode::RST2INIT_QP, OptionalParameters::new())
+        .unwrap();
+    bench.connect(&mut a, (1, b.qpn), Connection::default());
+    bench.connect(&mut b, (0, a.qpn), Connection::default());
+    let from = bench.make_mr(1, 4096, all_rights());
+    let into = bench.make_mr(0, 4096, all_rights());
+    bench.post_receive(&mut a, into.addr, 64, into.key);
+    let pieces = [(from.addr, 8, from.key)];
+    let send = Send {
+        opcode: WqeOpcode::SEND,
+        remote: None,
+        pieces: &pieces,
+        imm: 0,
+        signalled: true,
+    };
+    bench.post(&mut b, &send);
+    bench.ring_send(&b);
+    assert!(bench.poll_cq(&mut cq_a).is_some(), "the receive");
+    assert!(bench.poll_cq(&mut cq_b).is_some(), "the send");
+}
+
+#[test]
+fn receives_are_shared_along_their_links_and_the_limit_is_reported() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (cq_a, mut cq_b) = (bench.make_cq(0, 6), bench.make_cq(1, 6));
+    let srqn = 0x40;
+    make_srq(&mut bench, srqn);
     bench.command_raw(1, Opcode::ARM_SRQ, 0, srqn, 2).unwrap();
     let mut a = bench.make_qp(0, Service::RC, &cq_a);
     let mut b = bench.make_qp(1, Service::RC, &cq_b);

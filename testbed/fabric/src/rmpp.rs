@@ -1,0 +1,125 @@
+//! Reliable multi-packet transfer: tables that do not fit one datagram (IBA 1.3, 13.6; Linux
+//! `drivers/infiniband/core/mad_rmpp.c`).
+//!
+//! Only the sender's side, which answers need. Nothing is sent again: who misses a segment asks anew.
+
+use std::collections::BTreeMap;
+
+use mad::sa::{Rmpp, SaMad};
+
+use crate::{Packet, PortIndex};
+
+/// Bytes of the SA header that RMPP counts into the payload of each segment.
+const SA_HEADER: usize = 20;
+/// Transfers that wait for an acknowledgement; the oldest gives way.
+const MOST_TRANSFERS: usize = 64;
+
+/// A table on its way.
+struct Transfer {
+    /// An empty datagram to the receiver.
+    envelope: Packet,
+    segments: Vec<SaMad>,
+    sent: usize,
+}
+
+impl Transfer {
+    /// The segments up to the one that the receiver has room for.
+    fn advance(&mut self, window: usize) -> Vec<Packet> {
+        let end = window.min(self.segments.len());
+        let due = self.segments.get(self.sent..end).unwrap_or_default();
+        self.sent = self.sent.max(end);
+        due.iter()
+            .map(|segment| Packet {
+                payload: segment.to_mad().to_vec(),
+                ..self.envelope.clone()
+            })
+            .collect()
+    }
+}
+
+/// Whose transfer, and of which transaction.
+type Key = (PortIndex, u64);
+
+/// All transfers that are not acknowledged whole.
+#[derive(Default)]
+pub(crate) struct Transfers {
+    waiting: BTreeMap<Key, Transfer>,
+    /// The order in which they began.
+    order: Vec<Key>,
+}
+
+impl Transfers {
+    /// Begins to send a table; gives what goes out at once: the first segment.
+    pub(crate) fn begin(
+        &mut self,
+        to: PortIndex,
+        envelope: Packet,
+        head: &SaMad,
+        table: &[u8],
+    ) -> Vec<Packet> {
+        let key = (to, head.header.transaction.get());
+        let mut transfer = Transfer {
+            envelope,
+            segments: cut(head, table),
+            sent: 0,
+        };
+        let first = transfer.advance(1);
+        self.end(key);
+        if transfer.segments.len() > 1 {
+            if self.order.len() >= MOST_TRANSFERS {
+                self.end(self.order[0]);
+            }
+            self.waiting.insert(key, transfer);
+            self.order.push(key);
+        }
+        first
+    }
+
+    /// Takes what a receiver says of a transfer: gives the segments that it has room for now.
+    pub(crate) fn hear(&mut self, from: PortIndex, mad: &SaMad) -> Vec<Packet> {
+        let key = (from, mad.header.transaction.get());
+        let Some(transfer) = self.waiting.get_mut(&key) else {
+            return Vec::new();
+        };
+        let number = |bytes| usize::try_from(u32::from_be_bytes(bytes)).unwrap_or(usize::MAX);
+        // An acknowledgement names the last segment that came and the last that may be sent.
+        let (seen, window) = (number(mad.rmpp.segment), number(mad.rmpp.payload_len));
+        if mad.rmpp.kind != Rmpp::ACK || seen > transfer.sent || seen >= transfer.segments.len() {
+            self.end(key);
+            return Vec::new();
+        }
+        transfer.advance(window)
+    }
+
+    /// Ends all transfers to a port.
+    pub(crate) fn forget(&mut self, port: PortIndex) {
+        self.waiting.retain(|(to, _), _| *to != port);
+        self.order.retain(|(to, _)| *to != port);
+    }
+
+    fn end(&mut self, key: Key) {
+        self.waiting.remove(&key);
+        self.order.retain(|other| *other != key);
+    }
+}
+
+/// The segments of a table, at least one. The first's length is that of the whole, the last's its own.
+fn cut(head: &SaMad, table: &[u8]) -> Vec<SaMad> {
+    let room = head.data.len();
+    let count = table.len().div_ceil(room).max(1);
+    let len = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    (0..count)
+        .map(|index| {
+            let piece = &table[index * room..table.len().min((index + 1) * room)];
+            let payload = match index {
+                0 => len(count * SA_HEADER + table.len()),
+                last if last + 1 == count => len(SA_HEADER + piece.len()),
+                _ => 0,
+            };
+            let mut segment = *head;
+            segment.set_record(piece);
+            segment.rmpp = Rmpp::data(len(index + 1), index + 1 == count, payload);
+            segment
+        })
+        .collect()
+}
