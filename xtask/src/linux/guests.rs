@@ -56,7 +56,7 @@ struct Guest {
     /// To tell it something.
     tell: File,
     /// Its console's input, open for as long as QEMU, which otherwise would wait for a writer.
-    _typed: File,
+    typed: File,
 }
 
 impl Guests<'_> {
@@ -129,7 +129,7 @@ impl Guests<'_> {
             process: Process::start(name, silent(command), self.folder)?,
             said,
             tell,
-            _typed: typed,
+            typed,
         };
         Ok((guest, follower))
     }
@@ -201,6 +201,11 @@ impl Guests<'_> {
                     } else {
                         say(&format!("Up after {:.1} s", started.elapsed().as_secs_f32()));
                         guests[0].go()?;
+                        if self.console {
+                            // No earlier: a terminal that is being set up keeps no lines.
+                            let typed = guests[0].typed.try_clone();
+                            type_into(typed.context("can't share the pipe for standard input")?);
+                        }
                         Phase::First(Instant::now())
                     }
                 }

@@ -13,9 +13,14 @@ for word in $(cat /proc/cmdline); do
 done
 nodes=$(cat /guest/nodes)
 hostname "node$node"
-stty -F /dev/ttyS1 raw -echo
+# A port that nobody holds open forgets its settings and what comes in.
+exec 3<>/dev/ttyS2 4<>/dev/ttyS1
+if [ -e /guest/command.0 ]; then
+    stty -F /dev/ttyS1 raw -echo
+else
+    stty -F /dev/ttyS1 sane -echo
+fi
 stty -F /dev/ttyS2 raw -echo
-exec 3<>/dev/ttyS2
 
 echo "127.0.0.1 localhost" >/etc/hosts
 other=0
@@ -56,7 +61,6 @@ if [ -e "/guest/command.$node" ]; then
     sh "/guest/command.$node" </dev/null >/dev/ttyS1 2>&1
     echo "exit $?" >&3
 elif [ "$node" = 0 ]; then
-    stty -F /dev/ttyS1 sane -echo
     setsid sh -c 'exec sh -i </dev/ttyS1 >/dev/ttyS1 2>&1'
     echo "exit $?" >&3
 else

@@ -80,7 +80,8 @@ fn roots(packages: &[String]) -> Result<Vec<PathBuf>> {
         let bundle = Bundle {
             name: &name,
             packages: &names,
-            files: &[],
+            // What any package has.
+            files: &["usr"],
             ..TOOLS
         };
         roots.push(bundle.obtain()?);
