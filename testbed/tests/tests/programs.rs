@@ -91,10 +91,10 @@ fn a_second_glibc_program() {
 
 #[test]
 fn a_musl_program_that_sorts_more_than_the_cache_holds() {
-    let here = native(program("work"), &["sort", "12"], b"");
+    let here = native(program("work"), &["sort", "6"], b"");
     let there = Run::new(&["--pcache", "4M"])
         .add(program("work"), "/bin/work")
-        .run(&["/bin/work", "sort", "12"]);
+        .run(&["/bin/work", "sort", "6"]);
     assert_eq!(here.code, Some(0));
     assert_eq!(
         (there.code, there.stdout),
