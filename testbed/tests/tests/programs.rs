@@ -104,6 +104,19 @@ fn a_musl_program_that_sorts_more_than_the_cache_holds() {
     );
 }
 
+/// Each of the 5,120 sets may have a line on its way to M: far more than FIT carries at once.
+#[test]
+fn write_backs_wait_for_room_where_a_cache_has_many_sets() {
+    let run = Run::new(&["--pcache", "80M", "--ways", "4"]).add(program("work"), "/bin/work");
+    let ran = run.run(&["/bin/work", "walk", "120"]);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "30720 pages, 0 wrong\n",
+        "{}",
+        ran.stderr
+    );
+}
+
 /// The emulator keeps translations of code that a device has overwritten; libos makes it look again.
 #[test]
 fn code_that_came_by_rdma_runs_as_it_is() {

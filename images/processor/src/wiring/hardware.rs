@@ -1,6 +1,6 @@
 //! Page tables, lines and the one-sided way to M, for the cache.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 
 use fit::PeerId;
@@ -11,8 +11,32 @@ use node::{Core, Error};
 use pcache::{
     LINE_SIZE, LineId, Lines, MapFailed, Mapper, Page, RemoteAddr, RemoteStore, SpaceId, Token, Unmapped,
 };
-use spin::RwLock;
+use spin::{Mutex, RwLock};
 use verbs::{Access, Device, Region, Rkey, Sge};
+
+/// Tasks that may wait for a READ at once without a queue having to grow.
+const READERS: usize = 64;
+
+/// A line on its way.
+#[derive(Clone, Copy)]
+struct Transfer {
+    token: Token,
+    line: LineId,
+    remote: RemoteAddr,
+    read: bool,
+}
+
+/// Transfers that FIT has no room for, at most one a line.
+struct Backlog {
+    reads: VecDeque<Transfer>,
+    writes: VecDeque<Transfer>,
+}
+
+impl Backlog {
+    fn queue(&mut self, read: bool) -> &mut VecDeque<Transfer> {
+        if read { &mut self.reads } else { &mut self.writes }
+    }
+}
 
 /// What the cache works on.
 pub(crate) struct Hardware {
@@ -23,6 +47,8 @@ pub(crate) struct Hardware {
     memory: PeerId,
     /// The page tables. Taken under a set's lock of the cache; it takes none itself.
     spaces: RwLock<BTreeMap<SpaceId, Arc<AddressSpace>>>,
+    /// FIT's lock is taken under it.
+    backlog: Mutex<Backlog>,
 }
 
 impl Hardware {
@@ -53,6 +79,10 @@ impl Hardware {
             core,
             memory,
             spaces: RwLock::default(),
+            backlog: Mutex::new(Backlog {
+                reads: VecDeque::with_capacity(READERS),
+                writes: VecDeque::with_capacity(lines as usize),
+            }),
         })
     }
 
@@ -74,6 +104,47 @@ impl Hardware {
 
     fn with<T>(&self, space: SpaceId, what: impl FnOnce(&AddressSpace) -> T) -> Option<T> {
         self.spaces.read().get(&space).map(|tables| what(tables))
+    }
+
+    /// Starts a transfer, or keeps it until FIT has room.
+    fn start(&self, transfer: Transfer) {
+        let mut backlog = self.backlog.lock();
+        // A READ has a program waiting for it and goes before WRITEs, which have not.
+        let may = backlog.reads.is_empty() && (transfer.read || backlog.writes.is_empty());
+        if !(may && self.try_start(&transfer)) {
+            backlog.queue(transfer.read).push_back(transfer);
+        }
+    }
+
+    /// Starts what waits for room. To be called when a transfer has ended.
+    pub(crate) fn resume(&self) {
+        let mut backlog = self.backlog.lock();
+        while let Some(&transfer) = backlog.reads.front().or(backlog.writes.front()) {
+            if !self.try_start(&transfer) {
+                return;
+            }
+            backlog.queue(transfer.read).pop_front();
+        }
+    }
+
+    /// Starts a transfer; false if FIT has no room for it now.
+    fn try_start(&self, transfer: &Transfer) -> bool {
+        let (local, tag) = (self.piece(transfer.line), transfer.token.raw());
+        let remote = Self::place(transfer.remote);
+        let started = if transfer.read {
+            self.core.start_read(self.memory, remote, local, tag)
+        } else {
+            self.core.start_write(self.memory, local, remote, tag)
+        };
+        match started {
+            Ok(()) => true,
+            Err(fit::Error::Overloaded { .. }) => false,
+            Err(error) => {
+                // It leaves a program without its memory: M is lost, and this node with it.
+                log::error!("{error}");
+                power_off(Exit::Failure)
+            }
+        }
     }
 
     fn piece(&self, line: LineId) -> Sge {
@@ -137,21 +208,21 @@ impl Mapper for Hardware {
 
 impl RemoteStore for Hardware {
     fn start_read(&self, token: Token, line: LineId, from: RemoteAddr) {
-        let (from, into) = (Self::place(from), self.piece(line));
-        started(self.core.start_read(self.memory, from, into, token.raw()));
+        self.start(Transfer {
+            token,
+            line,
+            remote: from,
+            read: true,
+        });
     }
 
     fn start_write(&self, token: Token, line: LineId, to: RemoteAddr) {
-        let (from, to) = (self.piece(line), Self::place(to));
-        started(self.core.start_write(self.memory, from, to, token.raw()));
-    }
-}
-
-/// A transfer that cannot be started leaves a program without its memory: M is lost, and this node with it.
-fn started(result: Result<(), fit::Error>) {
-    if let Err(error) = result {
-        log::error!("{error}");
-        power_off(Exit::Failure);
+        self.start(Transfer {
+            token,
+            line,
+            remote: to,
+            read: false,
+        });
     }
 }
 

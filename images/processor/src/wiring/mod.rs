@@ -26,8 +26,6 @@ const DEFAULT_PCACHE: u64 = 64 << 20;
 const DEFAULT_WAYS: u32 = 8;
 /// The first process.
 const PID: u32 = 1;
-/// Transfers that may wait for the HCA: with one a line this is enough for any cache, and no cache starts so many.
-const MAX_QUEUED: u16 = 4096;
 /// The store's code for a transfer that the fabric did not carry out; the cause is in the log.
 const TRANSFER_FAILED: u32 = 1;
 
@@ -70,9 +68,6 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let machine = Machine::new(line)?;
     let config = Config {
         message_version: messages::VERSION,
-        one_sided_queue: u16::try_from(geometry.lines())
-            .unwrap_or(u16::MAX)
-            .min(MAX_QUEUED),
         ..Config::default()
     };
     let node = Node::start(Role::Processor, config).await?;
@@ -109,7 +104,9 @@ async fn drive(fit: &Fit, parts: &'static Once<Parts>) -> Result<(), Error> {
             log::error!("a page's transfer failed: {cause}");
             IoFailed(TRANSFER_FAILED)
         });
-        if let Err(error) = parts.cache.complete(Token::from_raw(ended.tag), result, now) {
+        let settled = parts.cache.complete(Token::from_raw(ended.tag), result, now);
+        parts.cache.machine().hardware.resume();
+        if let Err(error) = settled {
             // A fill's failure reaches the program that waits for it; a lost write-back has nobody to tell.
             log::error!("{error}");
             if matches!(error, pcache::Error::WriteBack { .. }) {
