@@ -30,7 +30,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let node = Node::start(Role::Memory, config).await?;
     let server = Server(Mutex::new(lend(&node.card).await?));
     let fit = node.fit.clone();
-    libos::spawn(async move { node::finish(fit.run_core(0).await.map_err(Error::from)) }).detach();
+    libos::spawn(async move { node::end(fit.run_core(0).await.map_err(Error::from)) }).detach();
     let core = node.fit.core(0);
     // Before connecting: a peer's first call may come at once.
     let server: &'static Server = alloc::boxed::Box::leak(alloc::boxed::Box::new(server));

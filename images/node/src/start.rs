@@ -141,6 +141,11 @@ fn specs(line: &CommandLine) -> Result<Vec<PeerSpec>, Error> {
     line.values("peer").map(spec).collect()
 }
 
+/// Ends the node when a task that it cannot do without has ended.
+pub fn end(result: Result<(), Error>) -> ! {
+    libos::power_off(finish(result))
+}
+
 /// Turns the end of a component's main function into the node's.
 #[must_use]
 pub fn finish(result: Result<(), Error>) -> Exit {

@@ -40,7 +40,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let node = Node::start(Role::Storage, config).await?;
     let server: &'static Server = Box::leak(Box::new(Server(storage::Server::new(files))));
     let fit = node.fit.clone();
-    libos::spawn(async move { node::finish(fit.run_core(0).await.map_err(Error::from)) }).detach();
+    libos::spawn(async move { node::end(fit.run_core(0).await.map_err(Error::from)) }).detach();
     let fit = node.fit.clone();
     libos::spawn(async move { fit.watch(server).await }).detach();
     node.connect_later(line)?;

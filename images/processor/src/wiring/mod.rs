@@ -73,7 +73,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let node = Node::start(Role::Processor, config).await?;
     let fit = node.fit.clone();
     static PARTS: Once<Parts> = Once::new();
-    libos::spawn(async move { node::finish(drive(&fit, &PARTS).await) }).detach();
+    libos::spawn(async move { node::end(drive(&fit, &PARTS).await) }).detach();
     let peers = node.connect(line).await?;
     let (core, memory, storage) = (
         node.fit.core(0),
