@@ -23,10 +23,8 @@ pub struct Config {
     pub calls: u16,
     /// Calls of a peer that this side takes at once.
     pub serves: u16,
-    /// READs and WRITEs in flight on a connection.
+    /// READs and WRITEs in flight or queued on a connection.
     pub one_sided: u16,
-    /// READs and WRITEs of a connection that wait until those in flight leave room.
-    pub one_sided_queue: u16,
     /// Bytes of a message with its header.
     pub message_size: u32,
     /// Bytes of the longest bulk reply this side sends; 0 if it sends none.
@@ -52,7 +50,6 @@ impl Default for Config {
             calls: 16,
             serves: 16,
             one_sided: 64,
-            one_sided_queue: 0,
             message_size: 4096,
             bulk_size: 0,
             signal_every: 16,

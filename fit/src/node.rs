@@ -419,8 +419,7 @@ impl<D: Device, P: Platform> Core<D, P> {
             .start_tagged(peer, what, at, now, now + self.inner.config.timeout)?
             .is_none()
         {
-            let limit =
-                usize::from(self.inner.config.one_sided) + usize::from(self.inner.config.one_sided_queue);
+            let limit = usize::from(self.inner.config.one_sided);
             return Err(Error::Overloaded {
                 peer: engine.name(peer)?,
                 limit,

@@ -1,7 +1,7 @@
 //! One-sided access: READs and WRITEs that a waiter or a tag waits for.
 //!
 //! At most [`Config::one_sided`](crate::Config::one_sided) of them are with the device, and of READs no more than the peer
-//! answers at once; the others wait in order in their slots. The end of one goes either to the waker that polls for it
+//! answers at once; the other READs, and what was started behind them, wait in order in their slots. The end of one goes either to the waker that polls for it
 //! or, if it was started with a tag, into the list of [`Ended`] ones.
 
 use alloc::boxed::Box;
@@ -78,16 +78,13 @@ pub(crate) struct Ops {
     slots: Box<[OpSlot]>,
     free: Vec<u16>,
     queued: VecDeque<u16>,
-    /// With the device, and how many may be.
-    posted: u16,
-    max_posted: u16,
     reads: u8,
     ended: VecDeque<Ended>,
 }
 
 impl Ops {
     pub(crate) fn new(config: &Config) -> Self {
-        let slots = config.one_sided.saturating_add(config.one_sided_queue);
+        let slots = config.one_sided;
         let slot = |_| OpSlot {
             state: OpState::Free,
             generation: 0,
@@ -104,8 +101,6 @@ impl Ops {
             slots: (0..slots).map(slot).collect(),
             free: (0..slots).rev().collect(),
             queued: VecDeque::with_capacity(slots.into()),
-            posted: 0,
-            max_posted: config.one_sided,
             reads: 0,
             ended: VecDeque::with_capacity(slots.into()),
         }
@@ -240,8 +235,7 @@ impl<M: DmaBuffer> Link<M> {
         while let Some(&slot) = self.ops.queued.front() {
             let op = &self.ops.slots[usize::from(slot)];
             let read = op.what == OneSided::Read;
-            let full = self.ops.posted >= self.ops.max_posted || self.ring.room() == 0;
-            if full || (read && self.ops.reads >= self.target.reads) {
+            if self.ring.room() == 0 || (read && self.ops.reads >= self.target.reads) {
                 break;
             }
             let (send, bytes) = match op.what {
@@ -257,7 +251,6 @@ impl<M: DmaBuffer> Link<M> {
             let local = op.local;
             self.ops.queued.pop_front();
             self.ops.slot(slot).state = OpState::Posted;
-            self.ops.posted += 1;
             self.ops.reads += u8::from(read);
             self.counters.nr_bytes_tx += u64::from(bytes);
             self.post(queues, send, Payload::Gather(&[local]), Purpose::OneSided(slot));
@@ -268,7 +261,6 @@ impl<M: DmaBuffer> Link<M> {
     pub(crate) fn on_op_sent(&mut self, slot: u16, success: bool, now: Instant) {
         let op = self.ops.slot(slot);
         let (what, age, len) = (op.what, now.since(op.started), op.local.len);
-        self.ops.posted -= 1;
         if what == OneSided::Read {
             self.ops.reads -= 1;
         }
@@ -294,7 +286,7 @@ impl<M: DmaBuffer> Link<M> {
 
     /// The queue pair is dead: what the device saw ends too.
     pub(crate) fn fail_posted_ops(&mut self) {
-        (self.ops.posted, self.ops.reads) = (0, 0);
+        self.ops.reads = 0;
         for slot in 0..self.ops.slots.len() {
             if self.ops.slots[slot].state == OpState::Posted {
                 let slot = u16::try_from(slot).expect("accesses are counted in 16 bits");

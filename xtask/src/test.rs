@@ -69,6 +69,7 @@ impl Args {
             )
         });
         tally.step("tests on the host", host_tests);
+        tally.step("a real program is loaded", loader_test);
         if self.quick {
             println!("libos and clusters in QEMU: left out, as --quick says");
         } else {
@@ -129,6 +130,16 @@ fn host_tests() -> Result<()> {
         shown(cargo().args(["test", "--quiet", "--locked", "--workspace", "--doc"]))?;
     }
     Ok(())
+}
+
+/// The loader's test of a real program: Debian's busybox.
+fn loader_test() -> Result<()> {
+    let busybox = run::busybox()?;
+    let mut command = cargo();
+    command.args(["test", "--quiet", "--locked", "--package", "processor", "--lib"]);
+    command.args(["--", "--ignored", "--exact"]);
+    command.arg("tests::real_program_is_loaded_whole_through_a_small_cache");
+    shown(command.env("TESSERA_STATIC_PROGRAM", busybox))
 }
 
 /// libos's own tests, on the machine that it is for.
