@@ -211,6 +211,7 @@ mod tests {
             max_inline: 200,
             max_cq_depth: 4096,
             ports: 1,
+            max_domains: 1,
         };
         let error = Config::default().check(&limits).unwrap_err();
         assert_eq!(error.to_string(), "send requests: 144 wanted, the device has 64");

@@ -12,7 +12,7 @@ use core::task::{Context, Poll};
 use futures_util::future::{Either, select};
 use hal::{DmaBuffer, Duration, Instant, Platform};
 use spin::Mutex;
-use verbs::{Access, Device, Gid, QpConfig, QpKind, RemoteAddr, Sge};
+use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, RemoteAddr, Sge};
 
 use crate::config::Layout;
 use crate::control::Control;
@@ -282,6 +282,7 @@ async fn make_core<D: Device, P: Platform>(
     let depths = config.depths();
     let qp_config = QpConfig {
         kind: QpKind::ReliableConnection,
+        domain: Domain::default(),
         port: config.port,
         send_depth: depths.send,
         receive_depth: depths.receive,
@@ -307,7 +308,12 @@ async fn make_core<D: Device, P: Platform>(
             ..Access::default()
         };
         let region = device
-            .register(memory.bus_addr().0, memory.len() as u64, access)
+            .register(
+                Domain::default(),
+                memory.bus_addr().0,
+                memory.len() as u64,
+                access,
+            )
             .await?;
         let (qp, qpn) = device.create_qp(&mut queues, &qp_config).await?;
         let max_inline = limits.max_inline;

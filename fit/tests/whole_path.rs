@@ -6,7 +6,7 @@ use fit::{Bulk, Config, Error, Fit, Handler, LostCause, OneSided, PeerId, PeerSp
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{Buffer, Machine, Testbed};
 use mlx4::Mlx4;
-use verbs::{Access, Device, Gid, Guid, RemoteAddr, Rkey, Sge};
+use verbs::{Access, Device, Domain, Gid, Guid, RemoteAddr, Rkey, Sge};
 
 /// Answers with the request's bytes, and fills the bulk with the kind.
 #[derive(Default)]
@@ -108,7 +108,7 @@ impl Node {
         };
         let region = self
             .device
-            .register(buffer.bus_addr().0, len as u64, access)
+            .register(Domain::default(), buffer.bus_addr().0, len as u64, access)
             .await
             .unwrap();
         let addr = region.addr;

@@ -134,7 +134,6 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
         events,
         icm,
         port: config.port,
-        pd: u32::from(cap.reserved_pds.get()) + 1,
         cap,
         tables: Mutex::new(tables),
     })

@@ -13,8 +13,8 @@ use mlx4_hw::qp::{
     RequesterParameters, ResponderParameters, RnrReceivePsn, Service,
 };
 use verbs::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Lid, PKey, PathToPeer, PortInfo, QpConfig,
-    QpKind, QpSlot, Qpn, RcParameters, Region,
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Lid, PKey, PathToPeer, PortInfo,
+    QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -39,6 +39,7 @@ const MAX_LOG_SLOTS: u8 = 14;
 pub(crate) struct QpPlan {
     pub(crate) qpn: u32,
     pub(crate) kind: QpKind,
+    pub(crate) domain: Domain,
     pub(crate) transport: Transport,
     pub(crate) service: Service,
     pub(crate) port: u8,
@@ -118,15 +119,18 @@ impl<P: Platform> Hca<P> {
         plan: &QpPlan,
     ) -> Result<QueuePair<P>, Error> {
         let geometry = plan.geometry;
+        let pd = self
+            .pd(plan.domain)
+            .inspect_err(|_| self.tables.lock().qpns.give_back(plan.qpn))?;
         let (memory, translation) = self
             .queue_memory(geometry.memory_len())
             .inspect_err(|_| self.tables.lock().qpns.give_back(plan.qpn))?;
-        let pair = QueuePair::new(plan.qpn, plan.transport, plan.port, self.pd, &memory, geometry);
+        let pair = QueuePair::new(plan.qpn, plan.transport, plan.port, pd, &memory, geometry);
         let mut context = QpContext::new_zeroed();
         context.flags = QpFlags::new()
             .with_service(plan.service)
             .with_path_migration(PATH_MIGRATED);
-        context.pd = Low24::new(self.pd);
+        context.pd = Low24::new(pd);
         context.receive_queue = QueueSize::of(geometry.log_receive_slots, geometry.log_receive_stride);
         context.send_queue = QueueSize::of(geometry.log_send_slots, geometry.log_send_stride);
         context.uar = Low24::new(UAR_PAGE);
@@ -299,6 +303,7 @@ impl<P: Platform> Hca<P> {
         let plan = QpPlan {
             qpn,
             kind: config.kind,
+            domain: config.domain,
             transport: if datagram {
                 Transport::Datagram
             } else {
@@ -333,6 +338,7 @@ impl<P: Platform> Hca<P> {
                 .min(512),
             max_cq_depth: 1 << cap.log_max_cqes.min(MAX_LOG_SLOTS + 2),
             ports: cap.ports.get(),
+            max_domains: self.max_domains(),
         }
     }
 }
@@ -413,8 +419,14 @@ impl<P: Platform> Device for Mlx4<P> {
         Ok(())
     }
 
-    async fn register(&self, bus_addr: u64, len: u64, access: Access) -> Result<Region, DeviceError> {
-        Ok(self.hca.register(bus_addr, len, access).await?)
+    async fn register(
+        &self,
+        domain: Domain,
+        bus_addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Region, DeviceError> {
+        Ok(self.hca.register(domain, bus_addr, len, access).await?)
     }
 
     async fn deregister(&self, region: &Region) -> Result<(), DeviceError> {

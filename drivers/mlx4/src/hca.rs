@@ -14,7 +14,7 @@ use mlx4_hw::qp::QpContext;
 use mlx4_hw::query_dev_cap::QueryDevCap;
 use mlx4_hw::regs;
 use spin::Mutex;
-use verbs::{Access, Lkey, QpKind, Region, Rkey};
+use verbs::{Access, Domain, Lkey, QpKind, Region, Rkey};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::Error;
@@ -34,6 +34,8 @@ const REGION_ENTRIES: u64 = 16;
 /// log2 of the largest page (Linux `mlx4_ib/mr.c`, `MLX4_MAX_MTT_SHIFT`).
 const LOG_MAX_PAGE: u32 = 31;
 const LOG_PAGE: u32 = PAGE_LEN.ilog2();
+/// Of the 24 bits of a domain the upper seven are for virtual functions (Linux `mlx4/pd.c`, `NOT_MASKED_PD_BITS`).
+const LOG_MAX_PDS: u8 = 17;
 
 /// A queue pair as the control path knows it.
 pub(crate) struct QpRecord<P: Platform> {
@@ -97,8 +99,6 @@ pub(crate) struct Hca<P: Platform> {
     pub(crate) icm: Icm<P>,
     pub(crate) cap: QueryDevCap,
     pub(crate) port: u8,
-    /// The protection domain of everything.
-    pub(crate) pd: u32,
     pub(crate) tables: Mutex<Tables<P>>,
 }
 
@@ -181,8 +181,34 @@ impl<P: Platform> Hca<P> {
         }
     }
 
+    /// The card's number of a user's protection domain. [`Domain::default`] is also the driver's own.
+    ///
+    /// Linux asks for none by command either: a domain is there when something is in it (`mlx4/pd.c`).
+    pub(crate) fn pd(&self, domain: Domain) -> Result<u32, Error> {
+        if domain.0 >= self.max_domains() {
+            return Err(Error::OutOfRange {
+                what: "the protection domain",
+                value: domain.0.into(),
+            });
+        }
+        Ok(u32::from(self.cap.reserved_pds.get()) + 1 + domain.0)
+    }
+
+    /// Protection domains that users may have.
+    pub(crate) fn max_domains(&self) -> u32 {
+        let all = 1_u32 << self.cap.log_max_pds.get().min(LOG_MAX_PDS);
+        all.saturating_sub(u32::from(self.cap.reserved_pds.get()) + 1)
+    }
+
     /// Registers `len` bytes from bus address `addr` on.
-    pub(crate) async fn register(&self, addr: u64, len: u64, access: Access) -> Result<Region, Error> {
+    pub(crate) async fn register(
+        &self,
+        domain: Domain,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Region, Error> {
+        let pd = self.pd(domain)?;
         let end = addr.checked_add(len).filter(|_| len > 0);
         let end = end.ok_or(Error::OutOfRange {
             what: "the length of a memory region",
@@ -214,7 +240,7 @@ impl<P: Platform> Hca<P> {
             self.icm.write_mtt(entry, page << log_page);
         }
         let key = HwKey::new(index, tag);
-        let mpt = region_mpt(self.pd, key, addr, len, access, translation, log_page);
+        let mpt = region_mpt(pd, key, addr, len, access, translation, log_page);
         let command = Command::new(Opcode::SW2HW_MPT)
             .modifier(index)
             .mailbox(mpt.as_bytes());

@@ -29,8 +29,8 @@ use mlx4_hw::wqe::{
 };
 use spin::Mutex;
 use verbs::{
-    Access, Completion, CompletionKind, DatagramSource, Lid, PKey, QKey, QpKind, QpSlot, QueueSet, Region,
-    Sge, Status,
+    Access, Completion, CompletionKind, DatagramSource, Domain, Lid, PKey, QKey, QpKind, QpSlot, QueueSet,
+    Region, Sge, Status,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -105,7 +105,7 @@ impl<P: Platform> Management<P> {
             ..Access::default()
         };
         let region = hca
-            .register(memory.bus_addr().0, MEMORY_LEN as u64, access)
+            .register(Domain::default(), memory.bus_addr().0, MEMORY_LEN as u64, access)
             .await?;
         let eqn = hca.events.eqn(0).ok_or(Error::Failed)?;
         // Receives of both queue pairs, and the sends.
@@ -356,6 +356,7 @@ async fn special_pair<P: Platform>(
     let plan = QpPlan {
         qpn,
         kind: QpKind::Datagram { qkey },
+        domain: Domain::default(),
         transport: Transport::Special,
         service: Service::MLX,
         port: hca.port,

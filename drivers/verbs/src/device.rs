@@ -2,7 +2,7 @@
 
 use core::future::Future;
 
-use crate::{Cqn, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, QueueSet, Rkey};
+use crate::{Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, QueueSet, Rkey};
 
 /// What an HCA can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct DeviceLimits {
     pub max_cq_depth: u32,
     /// Ports.
     pub ports: u8,
+    /// Protection domains.
+    pub max_domains: u32,
 }
 
 /// What a port says of itself.
@@ -93,6 +95,8 @@ pub enum QpKind {
 pub struct QpConfig {
     /// Its transport.
     pub kind: QpKind,
+    /// The domain whose regions it, and its peer through it, can reach.
+    pub domain: Domain,
     /// Port, from 1.
     pub port: u8,
     /// Send requests it holds at least.
@@ -285,9 +289,10 @@ pub trait Device: Send + Sync {
         qp: QpSlot,
     ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Registers a contiguous piece of bus-addressable memory.
+    /// Registers a contiguous piece of bus-addressable memory for the queue pairs of `domain`.
     fn register(
         &self,
+        domain: Domain,
         bus_addr: u64,
         len: u64,
         access: Access,

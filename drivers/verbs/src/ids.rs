@@ -38,6 +38,9 @@ number!(/// A partition key; the top bit means full membership.
     PKey(u16), "P_Key");
 number!(/// A globally unique 64-bit identifier of a node or port.
     Guid(u64), "GUID");
+number!(/// A protection domain, by the user's own number from 0 on: a queue pair, its peer included, reaches only regions of
+    /// the queue pair's own domain (InfiniBand Architecture 1.3, section 10.2.3).
+    Domain(u32), "domain");
 number!(/// A queue pair's place in its [`QueueSet`](crate::QueueSet), for posting without a search.
     QpSlot(u16), "QP slot");
 

@@ -21,7 +21,7 @@ pub use device::{
     Access, Device, DeviceError, DeviceEvent, DeviceLimits, PathToPeer, PortInfo, PortState, QpConfig,
     QpKind, QpState, RcParameters, Region,
 };
-pub use ids::{Cqn, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
+pub use ids::{Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
 pub use work::{
     Completion, CompletionKind, DatagramSource, Payload, ReceiveRequest, RemoteAddr, SendOp, SendRequest,
     Sge, Status, UdAddress,

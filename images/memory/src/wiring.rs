@@ -10,7 +10,7 @@ use memory::{Backing, Manager, PeerKey, Pool};
 use messages::WINDOW_SIZE;
 use node::{Card, Error, Node};
 use spin::Mutex;
-use verbs::{Access, Device, RemoteAddr};
+use verbs::{Access, Device, Domain, RemoteAddr};
 
 /// What stays the kernel's own: heap, page tables, FIT's buffers.
 const RESERVE: u64 = 32 << 20;
@@ -57,7 +57,9 @@ async fn lend(card: &Card) -> Result<Manager<Regions>, Error> {
             remote_read: true,
             remote_write: true,
         };
-        let region = card.register(array.buffer().bus_addr().0, wanted, access).await?;
+        let region = card
+            .register(Domain::default(), array.buffer().bus_addr().0, wanted, access)
+            .await?;
         pool.add_region(
             RemoteAddr {
                 addr: region.addr,

@@ -6,8 +6,8 @@ use hal::{DmaBuffer, Duration, Platform};
 use harness::{Machine, Testbed};
 use mlx4::{Config, Mlx4, Queues};
 use verbs::{
-    Access, Completion, Device, Guid, PathToPeer, Payload, PortState, Psn, QpConfig, QpKind, QpSlot, Qpn,
-    QueueSet, RcParameters, ReceiveRequest, Region, SendOp, SendRequest, Sge,
+    Access, Completion, Device, Domain, Guid, PathToPeer, Payload, PortState, Psn, QpConfig, QpKind, QpSlot,
+    Qpn, QueueSet, RcParameters, ReceiveRequest, Region, SendOp, SendRequest, Sge,
 };
 
 /// What tests wait for takes at most this long.
@@ -86,10 +86,15 @@ impl<P: Platform> Node<P> {
 
     /// A registered piece of memory.
     pub(crate) async fn memory(&self, len: usize, access: Access) -> Piece<P> {
+        self.memory_in(Domain::default(), len, access).await
+    }
+
+    /// A registered piece of memory of a protection domain.
+    pub(crate) async fn memory_in(&self, domain: Domain, len: usize, access: Access) -> Piece<P> {
         let buffer = self.platform.alloc(len, 4096).expect("memory");
         let region = self
             .device
-            .register(buffer.bus_addr().0, len as u64, access)
+            .register(domain, buffer.bus_addr().0, len as u64, access)
             .await
             .expect("a region");
         Piece { buffer, region }
@@ -139,6 +144,7 @@ pub(crate) fn pattern(len: usize, seed: usize) -> Vec<u8> {
 pub(crate) fn rc_config(depth: u32) -> QpConfig {
     QpConfig {
         kind: QpKind::ReliableConnection,
+        domain: Domain::default(),
         port: 1,
         send_depth: depth,
         receive_depth: depth,

@@ -3,8 +3,8 @@
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Testbed};
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, Payload, PostError, QKey, QpConfig, QpKind, Qpn,
-    QueueSet, RcParameters, SendOp, Status, UdAddress,
+    Access, Completion, CompletionKind, Device, DeviceError, Domain, Payload, PostError, QKey, QpConfig,
+    QpKind, Qpn, QueueSet, RcParameters, SendOp, Status, UdAddress,
 };
 
 use crate::common::{
@@ -409,7 +409,10 @@ fn parameters_out_of_range_are_named() {
             node.device.ready_to_send(qpn, Some(&path), &for_ever).await,
             "RNR retries",
         );
-        let zero = node.device.register(0x1000, 0, Access::default()).await;
+        let zero = node
+            .device
+            .register(Domain::default(), 0x1000, 0, Access::default())
+            .await;
         out_of_range(zero.map(drop), "the length of a memory region");
         let wrong = QpConfig {
             port: 2,
@@ -419,5 +422,16 @@ fn parameters_out_of_range_are_named() {
             node.device.create_qp(&mut queues, &wrong).await.map(drop),
             "the port",
         );
+        let strange = QpConfig {
+            domain: Domain(node.device.limits().max_domains),
+            ..rc_config(4)
+        };
+        let refused = node.device.create_qp(&mut queues, &strange).await;
+        out_of_range(refused.map(drop), "the protection domain");
+        let refused = node
+            .device
+            .register(strange.domain, 0x1000, 4096, Access::default())
+            .await;
+        out_of_range(refused.map(drop), "the protection domain");
     });
 }

@@ -5,7 +5,7 @@ use hal::{Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Faults, Faulty, LinkFaults, Testbed};
 use proptest::prelude::*;
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceEvent, Payload, PollError, QpConfig, QueueSet,
+    Access, Completion, CompletionKind, Device, DeviceEvent, Domain, Payload, PollError, QpConfig, QueueSet,
     RemoteAddr, Rkey, SendOp, Status,
 };
 
@@ -95,6 +95,29 @@ fn a_queue_pair_without_the_right_refuses_writes() {
             matches!(status, Status::RemoteInvalidRequest | Status::RemoteAccess),
             "{status:?}"
         );
+    });
+}
+
+#[test]
+fn memory_of_another_domain_is_out_of_reach_from_both_sides() {
+    let mut bed = Testbed::default();
+    let (a, b) = two_nodes(&mut bed);
+    bed.block_on(async {
+        let other = Domain(7);
+        let theirs = b.memory_in(other, 4096, ALL).await;
+        let (mut left, _right) = connect(&a, &b, &rc_config(4), &RC).await;
+        assert_eq!(write(&a, &mut left, theirs.remote(0)).await, Status::RemoteAccess);
+
+        let config = QpConfig {
+            domain: other,
+            ..rc_config(4)
+        };
+        let ours = a.memory(4096, ALL).await;
+        let (mut left, _right) = connect(&a, &b, &config, &RC).await;
+        assert_eq!(write(&a, &mut left, theirs.remote(0)).await, Status::Success);
+        left.send(1, SEND, Payload::Gather(&[ours.sge(0, 100)]));
+        assert_eq!(left.next(&a.platform).await.status, Status::LocalProtection);
+        assert_eq!(theirs.bytes(100)[50..], [0; 50]);
     });
 }
 

@@ -8,7 +8,7 @@ use libos::dma::Buffer;
 use messages::Kind;
 use node::{Core, Error};
 use processor::remote::{Carrier, MAX_READ, NoAnswer};
-use verbs::{Access, Device, Region, RemoteAddr};
+use verbs::{Access, Device, Domain, Region, RemoteAddr};
 
 /// Carries calls to one peer.
 pub(crate) struct FitCarrier {
@@ -56,7 +56,7 @@ impl FitCarrier {
             remote_write: true,
         };
         let region = device
-            .register(buffer.bus_addr().0, MAX_READ as u64, access)
+            .register(Domain::default(), buffer.bus_addr().0, MAX_READ as u64, access)
             .await?;
         let data = Some(Landing {
             buffer,

@@ -12,7 +12,7 @@ use pcache::{
     LINE_SIZE, LineId, Lines, MapFailed, Mapper, Page, RemoteAddr, RemoteStore, SpaceId, Token, Unmapped,
 };
 use spin::{Mutex, RwLock};
-use verbs::{Access, Device, Region, Rkey, Sge};
+use verbs::{Access, Device, Domain, Region, Rkey, Sge};
 
 /// Tasks that may wait for a READ at once without a queue having to grow.
 const READERS: usize = 64;
@@ -71,7 +71,12 @@ impl Hardware {
             ..Access::default()
         };
         let region = device
-            .register(frames.buffer().bus_addr().0, len as u64, access)
+            .register(
+                Domain::default(),
+                frames.buffer().bus_addr().0,
+                len as u64,
+                access,
+            )
             .await?;
         Ok(Self {
             frames,
