@@ -26,6 +26,6 @@ mod memory;
 pub use bed::Testbed;
 pub use fabric::{FabricConfig, Faults as LinkFaults};
 pub use faults::{Faults, Faulty, FaultyBar, FaultyBuffer, FaultyConfig, FaultyVector};
-pub use hca_model::ClusterConfig;
+pub use hca_model::{ClusterConfig, trace};
 pub use machine::{Bar, Config, Machine, Vector};
 pub use memory::Buffer;

@@ -7,6 +7,7 @@ use hal::Instant;
 
 use crate::hca::Hca;
 use crate::pci::ConfigEffect;
+use crate::trace::Recorder;
 use crate::{ClusterConfig, Counters, Host, NodeConfig, NodeIndex, agents};
 
 /// Packets that one call delivers at most; the rest is left for [`Cluster::poll`].
@@ -27,6 +28,7 @@ pub struct Cluster {
     fabric: Fabric,
     /// By switch port: the node and its port's number.
     attached: Vec<(usize, u8)>,
+    recorder: Option<Arc<dyn Recorder>>,
 }
 
 struct Node {
@@ -42,12 +44,18 @@ impl Cluster {
             nodes: Vec::new(),
             fabric: Fabric::new(config.fabric),
             attached: Vec::new(),
+            recorder: None,
         }
+    }
+
+    /// Tells `recorder` what the cards do that are added from now on.
+    pub fn record(&mut self, recorder: Arc<dyn Recorder>) {
+        self.recorder = Some(recorder);
     }
 
     /// Adds a card that sits in the machine `host`, and joins its ports to the switch.
     pub fn add_node(&mut self, config: NodeConfig, host: Arc<dyn Host>) -> NodeIndex {
-        let hca = Hca::new(&config, Some(host));
+        let hca = Hca::new(&config, Some(host), self.recorder.clone());
         let index = self.nodes.len();
         let ports = hca
             .core
@@ -156,6 +164,7 @@ impl Cluster {
     fn hca(&mut self, node: NodeIndex, now: Instant) -> &mut Hca {
         let hca = &mut self.nodes[node.0].hca;
         hca.core.now = now;
+        hca.core.memory.tracer.set_now(now);
         hca
     }
 

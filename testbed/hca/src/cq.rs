@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::eq::{EventQueues, fill_entries, write_entry};
 use crate::memory::{AccessError, Memory, RingMemory};
+use crate::trace::Purpose;
 
 /// What an armed queue waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +65,9 @@ impl CompletionQueue {
         if self.ahead_of(self.producer, self.consumer) < self.entries() {
             return false;
         }
-        if let Ok(record) = memory.read_as::<Low24>(self.context.doorbell_record.get()) {
+        if let Ok(record) =
+            memory.read_as::<Low24>(Purpose::DoorbellRecord, self.context.doorbell_record.get())
+        {
             self.consumer = record.get();
         }
         self.ahead_of(self.producer, self.consumer) >= self.entries() && !self.context.flags.ignore_overrun()
@@ -74,7 +77,7 @@ impl CompletionQueue {
         let entries = self.entries();
         cqe.owner.set_pass(self.producer & entries != 0);
         let at = u64::from(self.producer & (entries - 1)) * CQE_LEN as u64;
-        write_entry(memory, self.ring, at, cqe.as_bytes())?;
+        write_entry(memory, Purpose::Cqe, self.ring, at, cqe.as_bytes())?;
         self.producer = self.producer.wrapping_add(1);
         Ok(())
     }
@@ -110,7 +113,13 @@ impl CompletionQueues {
     ) -> Result<(), AccessError> {
         let queue = CompletionQueue::new(context);
         if initialise {
-            fill_entries(memory, queue.ring, queue.entries(), &[CQE_INIT_BYTE; CQE_LEN])?;
+            fill_entries(
+                memory,
+                Purpose::Cqe,
+                queue.ring,
+                queue.entries(),
+                &[CQE_INIT_BYTE; CQE_LEN],
+            )?;
         }
         self.queues.insert(cqn, queue);
         Ok(())
@@ -158,7 +167,7 @@ impl CompletionQueues {
             return Ok(false);
         };
         queue.consumer = memory
-            .read_as::<Low24>(queue.context.doorbell_record.get())?
+            .read_as::<Low24>(Purpose::DoorbellRecord, queue.context.doorbell_record.get())?
             .get();
         let pending = queue.ahead_of(queue.producer, queue.consumer);
         let entries = 1_u32 << wanted.size.log_size().min(24);
@@ -273,7 +282,12 @@ fn fill_for(memory: &Memory, ring: RingMemory, entries: u32, producer: u32) -> R
         } else {
             pass
         });
-        memory.ring_write(ring, u64::from(entry) * CQE_LEN as u64, cqe.as_bytes())?;
+        memory.ring_write(
+            Purpose::Cqe,
+            ring,
+            u64::from(entry) * CQE_LEN as u64,
+            cqe.as_bytes(),
+        )?;
     }
     Ok(())
 }

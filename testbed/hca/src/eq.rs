@@ -11,6 +11,7 @@ use mlx4_hw::regs::EqDoorbell;
 use zerocopy::IntoBytes;
 
 use crate::memory::{AccessError, Memory, RingMemory};
+use crate::trace::Purpose;
 
 const PAGE_LEN: usize = 4096;
 
@@ -74,7 +75,7 @@ impl EventQueues {
             context,
         };
         let fresh = Eqe::new(EventType::COMPLETION, 0, [0; 24], true);
-        fill_entries(memory, ring, queue.entries(), fresh.as_bytes())?;
+        fill_entries(memory, Purpose::Eqe, ring, queue.entries(), fresh.as_bytes())?;
         self.queues.insert(eqn, queue);
         Ok(())
     }
@@ -144,7 +145,7 @@ impl EventQueues {
         let pass = queue.producer & entries != 0;
         let at = u64::from(queue.producer & (entries - 1)) * EQE_LEN as u64;
         let eqe = Eqe::new(event, subtype, data, pass);
-        if let Err(error) = write_entry(memory, queue.ring, at, eqe.as_bytes()) {
+        if let Err(error) = write_entry(memory, Purpose::Eqe, queue.ring, at, eqe.as_bytes()) {
             log::warn!("EQ {eqn}: {error}");
             queue.failed = true;
             queue.context.flags.set_status(STATUS_WRITE_FAIL);
@@ -180,6 +181,7 @@ impl EventQueues {
 /// Writes the same entry all over a queue, a page at a time.
 pub(crate) fn fill_entries(
     memory: &Memory,
+    purpose: Purpose,
     ring: RingMemory,
     count: u32,
     entry: &[u8],
@@ -188,7 +190,7 @@ pub(crate) fn fill_entries(
     let page = entry.repeat(PAGE_LEN / entry.len());
     for at in (0..total).step_by(PAGE_LEN) {
         let len = usize::try_from(total - at).unwrap_or(PAGE_LEN).min(PAGE_LEN);
-        memory.ring_write(ring, at, &page[..len])?;
+        memory.ring_write(purpose, ring, at, &page[..len])?;
     }
     Ok(())
 }
@@ -196,11 +198,12 @@ pub(crate) fn fill_entries(
 /// Writes an entry so that its last word, which has the owner bit, becomes visible last.
 pub(crate) fn write_entry(
     memory: &Memory,
+    purpose: Purpose,
     ring: RingMemory,
     at: u64,
     bytes: &[u8],
 ) -> Result<(), AccessError> {
     let (body, owner) = bytes.split_at(bytes.len() - 8);
-    memory.ring_write(ring, at, body)?;
-    memory.ring_write(ring, at + body.len() as u64, owner)
+    memory.ring_write(purpose, ring, at, body)?;
+    memory.ring_write(purpose, ring, at + body.len() as u64, owner)
 }

@@ -6,6 +6,7 @@ use mlx4_hw::mtt::ENTRY_LEN;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::memory::Memory;
+use crate::trace::Purpose;
 
 /// Pages that one registration may name (Linux `MLX4_MAX_FAST_REG_PAGES`).
 const MOST_PAGES: u64 = 511;
@@ -16,7 +17,7 @@ const VALID: u8 = 0;
 fn entry(memory: &Memory, key: u32) -> Option<(u64, Mpt)> {
     let place = memory.mpt_place(HwKey::from_key(key).index());
     let mut mpt = Mpt::new_zeroed();
-    memory.icm_read(place, mpt.as_mut_bytes()).ok()?;
+    memory.icm_read(Purpose::Mpt, place, mpt.as_mut_bytes()).ok()?;
     (mpt.flags.status() != MPT_STATUS_SOFTWARE).then_some((place, mpt))
 }
 
@@ -40,7 +41,7 @@ fn free(memory: &Memory, key: u32, allowed: impl Fn(&Mpt) -> bool) -> bool {
         return false;
     }
     mpt.flags.set_status(MPT_STATUS_FREE);
-    memory.icm_write(place, mpt.as_bytes()).is_ok()
+    memory.icm_write(Purpose::Mpt, place, mpt.as_bytes()).is_ok()
 }
 
 /// Registers a region over a list of pages. False if the entry is not free or not made for it.
@@ -61,7 +62,11 @@ pub(crate) fn register(memory: &Memory, segment: &FastRegisterSegment) -> bool {
     }
     let mut list = vec![0; usize::try_from(pages * ENTRY_LEN).unwrap_or(0)];
     let mtt = memory.tables.mtt.wrapping_add(mpt.mtt_offset.get());
-    if memory.read(segment.page_list.get(), &mut list).is_err() || memory.icm_write(mtt, &list).is_err() {
+    if memory
+        .read(Purpose::PageList, segment.page_list.get(), &mut list)
+        .is_err()
+        || memory.icm_write(Purpose::Mtt, mtt, &list).is_err()
+    {
         return false;
     }
     let flags = segment.flags;
@@ -77,5 +82,5 @@ pub(crate) fn register(memory: &Memory, segment: &FastRegisterSegment) -> bool {
     mpt.start = segment.start;
     mpt.len = segment.len;
     mpt.log_page = segment.log_page;
-    memory.icm_write(place, mpt.as_bytes()).is_ok()
+    memory.icm_write(Purpose::Mpt, place, mpt.as_bytes()).is_ok()
 }

@@ -13,6 +13,7 @@ use mlx4_hw::init_hca::InitHca;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::hca::Hca;
+use crate::trace::{self, Event, Purpose};
 
 /// What the firmware remembers from command to command.
 #[derive(Default)]
@@ -85,6 +86,19 @@ impl Hca {
         }
         let status = outcome.err().unwrap_or(CmdStatus::OK);
         let result = outcome.unwrap_or(command.out_param);
+        self.core.memory.tracer.record(|| {
+            Event::Command(trace::Command {
+                opcode: command.opcode,
+                op_modifier: command.op_modifier,
+                in_modifier: command.in_modifier,
+                in_param: command.in_param,
+                out_param: command.out_param,
+                token,
+                by_event: doorbell.event(),
+                status,
+                result,
+            })
+        });
         let done = Doorbell::new().with_toggle(doorbell.toggle()).with_status(status);
         self.registers.command[hcr::DOORBELL / 4] = u32::from(done);
         let (high, low) = split(result);
@@ -205,7 +219,7 @@ impl Hca {
         check_mailbox(command.in_param)?;
         self.core
             .memory
-            .read_as(command.in_param)
+            .read_as(Purpose::Mailbox, command.in_param)
             .map_err(|_| CmdStatus::BAD_PARAM)
     }
 
@@ -219,7 +233,7 @@ impl Hca {
         check_mailbox(command.out_param)?;
         self.core
             .memory
-            .write(command.out_param, bytes)
+            .write(Purpose::Mailbox, command.out_param, bytes)
             .map_err(|_| CmdStatus::BAD_PARAM)?;
         Ok(command.out_param)
     }

@@ -21,6 +21,7 @@ use crate::port::Port;
 use crate::qp::QueuePair;
 use crate::registers::{Register, Registers};
 use crate::srq::SharedQueues;
+use crate::trace::{Doorbell, Event, Recorder, Tracer};
 use crate::{Counters, Host, NodeConfig, agents};
 
 /// Packets that one doorbell or turn sends before others have theirs.
@@ -41,7 +42,11 @@ pub(crate) struct Hca {
 }
 
 impl Hca {
-    pub(crate) fn new(config: &NodeConfig, host: Option<Arc<dyn Host>>) -> Self {
+    pub(crate) fn new(
+        config: &NodeConfig,
+        host: Option<Arc<dyn Host>>,
+        recorder: Option<Arc<dyn Recorder>>,
+    ) -> Self {
         let ports = config.ports.clamp(1, 2);
         Self {
             pci: ConfigSpace::new(ports),
@@ -53,7 +58,7 @@ impl Hca {
             },
             core: Core {
                 now: Instant::default(),
-                memory: Memory::new(host),
+                memory: Memory::new(host, Tracer::new(recorder, &config.name)),
                 events: EventQueues::default(),
                 completions: CompletionQueues::default(),
                 shared: SharedQueues::default(),
@@ -72,6 +77,7 @@ impl Hca {
 
     /// Forgets everything but configuration space, owner and cables.
     pub(crate) fn soft_reset(&mut self) {
+        self.core.memory.tracer.record(|| Event::Reset);
         self.registers.reset();
         self.firmware = Firmware::default();
         self.close();
@@ -166,9 +172,9 @@ impl Hca {
             .collect();
         let uar = u32::try_from(page).unwrap_or(0);
         if let (Some(eqn), [value]) = (regs::eq_of_doorbell(place), words.as_slice()) {
-            self.core
-                .events
-                .ring(&self.core.memory, eqn, EqDoorbell::from(*value));
+            let value = EqDoorbell::from(*value);
+            self.tell(Doorbell::Events { eqn, value });
+            self.core.events.ring(&self.core.memory, eqn, value);
         } else if uar >= regs::FIRST_QUEUE_UAR {
             self.ring_queue(uar, place % regs::UAR_PAGE_LEN, &words);
         }
@@ -190,15 +196,20 @@ impl Hca {
         }
     }
 
+    fn tell(&self, doorbell: Doorbell) {
+        self.core.memory.tracer.record(|| Event::Doorbell(doorbell));
+    }
+
     fn ring_cq(&mut self, uar: u32, arm: u32, consumer: u32) {
         let consumer = mlx4_hw::bits::Low24::new(consumer).get();
+        let arm = CqArm::from(arm);
+        self.tell(Doorbell::Arm { uar, arm, consumer });
         let (memory, events) = (&self.core.memory, &mut self.core.events);
-        self.core
-            .completions
-            .ring(memory, events, uar, CqArm::from(arm), consumer);
+        self.core.completions.ring(memory, events, uar, arm, consumer);
     }
 
     fn ring_send(&mut self, uar: u32, qpn: u32) {
+        self.tell(Doorbell::Send { uar, qpn });
         let Some(qp) = self.qps.get_mut(&qpn) else {
             log::debug!("doorbell for QP {qpn:#x}, which is not there");
             return;

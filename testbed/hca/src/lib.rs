@@ -52,6 +52,7 @@ mod registers;
 mod requester;
 mod responder;
 mod srq;
+pub mod trace;
 mod wqe;
 
 pub use cluster::Cluster;

@@ -9,6 +9,7 @@ use mlx4_hw::mtt::{ENTRY_LEN, MttEntry};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::icm::IcmMap;
+use crate::trace::{Direction, Event, Purpose, Tracer};
 use crate::{DmaError, Host};
 
 /// The key that reaches bus addresses directly, for queue pairs that may use it (the value QUERY_DEV_CAP answers).
@@ -67,16 +68,18 @@ pub(crate) struct Memory {
     host: Option<Arc<dyn Host>>,
     pub(crate) icm: IcmMap,
     pub(crate) tables: Tables,
+    pub(crate) tracer: Tracer,
     reads: Cell<u64>,
     writes: Cell<u64>,
 }
 
 impl Memory {
-    pub(crate) fn new(host: Option<Arc<dyn Host>>) -> Self {
+    pub(crate) fn new(host: Option<Arc<dyn Host>>, tracer: Tracer) -> Self {
         Self {
             host,
             icm: IcmMap::default(),
             tables: Tables::default(),
+            tracer,
             reads: Cell::new(0),
             writes: Cell::new(0),
         }
@@ -98,58 +101,89 @@ impl Memory {
     }
 
     pub(crate) fn raise(&self, vector: u16) {
+        self.tracer.record(|| Event::Interrupt { vector });
         if let Some(host) = &self.host {
             host.raise(vector);
         }
     }
 
-    pub(crate) fn read(&self, addr: u64, into: &mut [u8]) -> Result<(), DmaError> {
+    pub(crate) fn read(&self, purpose: Purpose, addr: u64, into: &mut [u8]) -> Result<(), DmaError> {
         self.reads.set(self.reads.get() + 1);
-        match &self.host {
+        let result = match &self.host {
             Some(host) => host.dma_read(addr, into),
             None => Err(DmaError {
                 addr,
                 len: into.len(),
             }),
-        }
+        };
+        self.tracer.record(|| Event::Dma {
+            direction: Direction::Read,
+            purpose,
+            addr,
+            bytes: into,
+            done: result.is_ok(),
+        });
+        result
     }
 
-    pub(crate) fn write(&self, addr: u64, from: &[u8]) -> Result<(), DmaError> {
+    pub(crate) fn write(&self, purpose: Purpose, addr: u64, from: &[u8]) -> Result<(), DmaError> {
         self.writes.set(self.writes.get() + 1);
-        match &self.host {
+        let result = match &self.host {
             Some(host) => host.dma_write(addr, from),
             None => Err(DmaError {
                 addr,
                 len: from.len(),
             }),
-        }
+        };
+        self.tracer.record(|| Event::Dma {
+            direction: Direction::Write,
+            purpose,
+            addr,
+            bytes: from,
+            done: result.is_ok(),
+        });
+        result
     }
 
     /// Reads a structure at a bus address.
-    pub(crate) fn read_as<T: FromBytes + IntoBytes>(&self, addr: u64) -> Result<T, DmaError> {
+    pub(crate) fn read_as<T: FromBytes + IntoBytes>(
+        &self,
+        purpose: Purpose,
+        addr: u64,
+    ) -> Result<T, DmaError> {
         let mut value = T::new_zeroed();
-        self.read(addr, value.as_mut_bytes())?;
+        self.read(purpose, addr, value.as_mut_bytes())?;
         Ok(value)
     }
 
-    pub(crate) fn icm_read(&self, mut icm: u64, mut into: &mut [u8]) -> Result<(), AccessError> {
+    pub(crate) fn icm_read(
+        &self,
+        purpose: Purpose,
+        mut icm: u64,
+        mut into: &mut [u8],
+    ) -> Result<(), AccessError> {
         while !into.is_empty() {
             let (bus, run) = self.icm.translate(icm).ok_or(AccessError::Page(icm))?;
             let len = into.len().min(usize::try_from(run).unwrap_or(usize::MAX));
             let (now, rest) = into.split_at_mut(len);
-            self.read(bus, now)?;
+            self.read(purpose, bus, now)?;
             icm += len as u64;
             into = rest;
         }
         Ok(())
     }
 
-    pub(crate) fn icm_write(&self, mut icm: u64, mut from: &[u8]) -> Result<(), AccessError> {
+    pub(crate) fn icm_write(
+        &self,
+        purpose: Purpose,
+        mut icm: u64,
+        mut from: &[u8],
+    ) -> Result<(), AccessError> {
         while !from.is_empty() {
             let (bus, run) = self.icm.translate(icm).ok_or(AccessError::Page(icm))?;
             let len = from.len().min(usize::try_from(run).unwrap_or(usize::MAX));
             let (now, rest) = from.split_at(len);
-            self.write(bus, now)?;
+            self.write(purpose, bus, now)?;
             icm += len as u64;
             from = rest;
         }
@@ -195,7 +229,7 @@ impl Memory {
                 .and_then(|entry| entry.checked_add(self.tables.mtt))
                 .ok_or(AccessError::Page(at))?;
             let mut raw = [0; 8];
-            self.icm_read(entry, &mut raw)?;
+            self.icm_read(Purpose::Mtt, entry, &mut raw)?;
             let base = MttEntry::read_from_bytes(&raw)
                 .ok()
                 .and_then(MttEntry::addr)
@@ -208,19 +242,31 @@ impl Memory {
     }
 
     /// Reads from a queue's buffer.
-    pub(crate) fn ring_read(&self, ring: RingMemory, at: u64, into: &mut [u8]) -> Result<(), AccessError> {
+    pub(crate) fn ring_read(
+        &self,
+        purpose: Purpose,
+        ring: RingMemory,
+        at: u64,
+        into: &mut [u8],
+    ) -> Result<(), AccessError> {
         let (mtt, log_page) = (ring.buffer.mtt_offset(), u32::from(ring.buffer.log_page()));
         let len = into.len();
         self.over_pages(mtt, log_page, ring.offset + at, len, |bus, range| {
-            self.read(bus, &mut into[range])
+            self.read(purpose, bus, &mut into[range])
         })
     }
 
     /// Writes to a queue's buffer.
-    pub(crate) fn ring_write(&self, ring: RingMemory, at: u64, from: &[u8]) -> Result<(), AccessError> {
+    pub(crate) fn ring_write(
+        &self,
+        purpose: Purpose,
+        ring: RingMemory,
+        at: u64,
+        from: &[u8],
+    ) -> Result<(), AccessError> {
         let (mtt, log_page) = (ring.buffer.mtt_offset(), u32::from(ring.buffer.log_page()));
         self.over_pages(mtt, log_page, ring.offset + at, from.len(), |bus, range| {
-            self.write(bus, &from[range])
+            self.write(purpose, bus, &from[range])
         })
     }
 
@@ -239,7 +285,7 @@ impl Memory {
     pub(crate) fn mpt(&self, key: u32) -> Result<Mpt, AccessError> {
         let wanted = HwKey::from_key(key);
         let mut mpt = Mpt::new_zeroed();
-        self.icm_read(self.mpt_place(wanted.index()), mpt.as_mut_bytes())?;
+        self.icm_read(Purpose::Mpt, self.mpt_place(wanted.index()), mpt.as_mut_bytes())?;
         let dead = matches!(mpt.flags.status(), MPT_STATUS_SOFTWARE | MPT_STATUS_FREE);
         if dead || mpt.key != wanted {
             return Err(AccessError::Key(key));
@@ -284,12 +330,16 @@ impl Memory {
     /// Reads from a region.
     pub(crate) fn region_read(&self, region: &Checked, into: &mut [u8]) -> Result<(), AccessError> {
         let len = into.len();
-        self.over_region(region, len, |bus, range| self.read(bus, &mut into[range]))
+        self.over_region(region, len, |bus, range| {
+            self.read(Purpose::Payload, bus, &mut into[range])
+        })
     }
 
     /// Writes to a region.
     pub(crate) fn region_write(&self, region: &Checked, from: &[u8]) -> Result<(), AccessError> {
-        self.over_region(region, from.len(), |bus, range| self.write(bus, &from[range]))
+        self.over_region(region, from.len(), |bus, range| {
+            self.write(Purpose::Payload, bus, &from[range])
+        })
     }
 
     fn over_region(

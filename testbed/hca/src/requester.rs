@@ -24,6 +24,7 @@ use zerocopy::{FromBytes, FromZeros};
 use crate::core::Core;
 use crate::fast_register;
 use crate::qp::QueuePair;
+use crate::trace::Purpose;
 use crate::wqe::{Accessor, Malformed, Task, Work, gather, parse};
 
 /// Packets of one queue pair on the way at most.
@@ -300,7 +301,9 @@ impl QueuePair {
         let at = |slot: usize| (slot % slots * stride) as u64;
         let first = usize::from(counter);
         let mut bytes = vec![0; stride.clamp(SEGMENT_UNIT, BASIC_BLOCK_LEN)];
-        core.memory.ring_read(ring, at(first), &mut bytes).ok()?;
+        core.memory
+            .ring_read(Purpose::SendWqe, ring, at(first), &mut bytes)
+            .ok()?;
         let (control, _) = ControlSegment::read_from_prefix(&bytes).ok()?;
         if control.owner.pass() != (first & slots != 0) {
             return None;
@@ -310,7 +313,9 @@ impl QueuePair {
         if len > bytes.len() {
             bytes.resize(taken * stride, 0);
             for (slot, chunk) in (first..).zip(bytes.chunks_mut(stride)) {
-                core.memory.ring_read(ring, at(slot), chunk).ok()?;
+                core.memory
+                    .ring_read(Purpose::SendWqe, ring, at(slot), chunk)
+                    .ok()?;
             }
         }
         bytes.truncate(len);

@@ -18,6 +18,7 @@ use crate::fast_register;
 use crate::memory::{AccessError, Right};
 use crate::qp::QueuePair;
 use crate::requester::psn_distance;
+use crate::trace::Purpose;
 use crate::wqe::{Accessor, LONGEST_MESSAGE, Piece, capacity, receive_pieces, scatter};
 
 /// Results of atomics that are kept for peers that ask again.
@@ -452,7 +453,7 @@ impl QueuePair {
         }
         let posted = core
             .memory
-            .read_as::<U32>(self.context.doorbell_record.get())
+            .read_as::<U32>(Purpose::DoorbellRecord, self.context.doorbell_record.get())
             .ok()?
             .to_bytes();
         let counter = self.responder.taken;
@@ -464,7 +465,12 @@ impl QueuePair {
         let slot = usize::from(counter) % (1 << size.log_slots());
         let mut bytes = vec![0; stride];
         core.memory
-            .ring_read(self.receive_ring(), (slot * stride) as u64, &mut bytes)
+            .ring_read(
+                Purpose::ReceiveWqe,
+                self.receive_ring(),
+                (slot * stride) as u64,
+                &mut bytes,
+            )
             .ok()?;
         self.responder.taken = counter.wrapping_add(1);
         Some(Receive {

@@ -11,6 +11,7 @@ use zerocopy::big_endian::U32;
 
 use crate::eq::EventQueues;
 use crate::memory::{Memory, RingMemory};
+use crate::trace::Purpose;
 use crate::wqe::{Piece, receive_pieces};
 
 struct SharedQueue {
@@ -77,7 +78,7 @@ impl SharedQueues {
     ) -> Option<(u16, u32, Vec<Piece>)> {
         let queue = self.queues.get_mut(&srqn)?;
         let posted = memory
-            .read_as::<U32>(queue.context.doorbell_record.get())
+            .read_as::<U32>(Purpose::DoorbellRecord, queue.context.doorbell_record.get())
             .ok()?
             .get();
         let available = Low24::new(posted).get().to_be_bytes();
@@ -94,7 +95,12 @@ impl SharedQueues {
             offset: u64::from(queue.context.offset_cqn.page_offset()) * BASIC_BLOCK_LEN as u64,
         };
         memory
-            .ring_read(ring, u64::from(index) * stride as u64, &mut bytes)
+            .ring_read(
+                Purpose::ReceiveWqe,
+                ring,
+                u64::from(index) * stride as u64,
+                &mut bytes,
+            )
             .ok()?;
         let (link, pieces) = NextSegment::read_from_prefix(&bytes).ok()?;
         queue.next = link.next.get();

@@ -66,6 +66,7 @@ pub(crate) enum Task {
     FastRegister(Box<FastRegisterSegment>),
 }
 
+use crate::trace::Purpose;
 use mlx4_hw::extended::{FastRegisterSegment, LocalInvalidateSegment, MaskedAtomicSegment};
 
 /// One send.
@@ -331,7 +332,7 @@ pub(crate) fn gather(
             }
             Piece::Memory(segment) => match target(memory, who, &part(segment, &range), Right::LocalRead)? {
                 Target::Region(region) => memory.region_read(&region, into)?,
-                Target::Bus(addr) => memory.read(addr, into)?,
+                Target::Bus(addr) => memory.read(Purpose::Payload, addr, into)?,
             },
         }
         done += count;
@@ -356,7 +357,7 @@ pub(crate) fn scatter(
         let from = &bytes[done..done + count];
         match target(memory, who, &part(segment, &range), Right::LocalWrite)? {
             Target::Region(region) => memory.region_write(&region, from)?,
-            Target::Bus(addr) => memory.write(addr, from)?,
+            Target::Bus(addr) => memory.write(Purpose::Payload, addr, from)?,
         }
         done += count;
     }

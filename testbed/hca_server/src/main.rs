@@ -3,16 +3,19 @@
 //! Prints a line `ready<TAB>NAME<TAB>GID` for each node, the GID being that of its first port, once all sockets listen.
 //! Ends when its standard input does, or by SIGINT or SIGTERM.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 use fabric::FabricConfig;
+use hca_model::trace::{Recorder, Text};
 use hca_model::{ClusterConfig, NodeConfig};
 use hca_server::node::Cluster;
 use hca_server::socket::Port;
@@ -35,6 +38,9 @@ struct Args {
     /// How long a link trains, until the subnet manager's first word through it
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     training_ms: u64,
+    /// Records every command, doorbell, DMA and interrupt of all adapters in this file: one line each, parted by tabs
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -90,6 +96,10 @@ fn main() -> Result<()> {
             ..FabricConfig::default()
         },
     });
+    let trace = args.trace.as_deref().map(open_trace).transpose()?;
+    if let Some(trace) = &trace {
+        cluster.record(Arc::clone(trace) as Arc<dyn Recorder>);
+    }
     let mut ready = String::new();
     let mut listeners = Vec::new();
     for (index, node) in args.nodes.iter().enumerate() {
@@ -113,6 +123,9 @@ fn main() -> Result<()> {
         for socket in &sockets {
             // Nothing to do about one that can't be removed: whoever starts next will hear of it.
             let _ = std::fs::remove_file(socket);
+        }
+        if let Some(Err(error)) = trace.as_ref().map(|trace| trace.flush()) {
+            log::error!("the trace is not whole: {error}");
         }
         exit(code)
     };
@@ -146,6 +159,12 @@ fn main() -> Result<()> {
     while std::io::stdin().read(&mut ignored).is_ok_and(|count| count > 0) {}
     leave(0);
     Ok(())
+}
+
+/// A recorder that writes to a new file.
+fn open_trace(path: &Path) -> Result<Arc<Text<BufWriter<File>>>> {
+    let file = File::create(path).with_context(|| format!("can't make {}", path.display()))?;
+    Ok(Arc::new(Text::new(BufWriter::new(file))))
 }
 
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant as HostInstant;
 
 use hal::Instant;
+use hca_model::trace::Recorder;
 use hca_model::{ClusterConfig, DmaError, Host, NodeConfig, NodeIndex};
 
 use crate::Function;
@@ -40,6 +41,11 @@ impl Cluster {
             earlier: Condvar::new(),
             epoch: HostInstant::now(),
         })
+    }
+
+    /// Tells `recorder` what the adapters do that are added from now on.
+    pub fn record(&self, recorder: Arc<dyn Recorder>) {
+        self.lock().model.record(recorder);
     }
 
     /// Adds a node. It has no machine until its first client comes.

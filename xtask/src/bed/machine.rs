@@ -4,13 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use super::process::LAUNCHER;
-use super::socket;
 use crate::qemu::Qemu;
 
 /// A machine whose memory the fabric's server may map, its adapter in slot 8.
 pub(crate) struct Machine<'a> {
-    /// Its name: that of its socket.
-    pub(crate) name: &'a str,
     /// Its kernel, with a PVH entry or for Linux's boot protocol.
     pub(crate) kernel: &'a Path,
     /// Its kernel command line.
@@ -19,8 +16,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory: u64,
     /// Its cores.
     pub(crate) cpus: u32,
-    /// The folder of the run.
-    pub(crate) folder: &'a Path,
+    /// Its adapter's socket.
+    pub(crate) adapter: &'a Path,
 }
 
 impl Machine<'_> {
@@ -49,7 +46,7 @@ impl Machine<'_> {
             .arg("-kernel")
             .arg(self.kernel)
             .args(["-append", self.command_line]);
-        let socket = socket(self.folder, self.name).display().to_string();
+        let socket = self.adapter.display().to_string();
         let device = serde_json::json!({
             "driver": "vfio-user-pci", "addr": "0x8", "socket": { "type": "unix", "path": socket },
         });

@@ -1,6 +1,7 @@
 //! The server of the modelled fabric and its adapters.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -23,7 +24,7 @@ pub(crate) fn start(
     folder: &Path,
     nodes: &[&str],
     adapter: &str,
-    options: &[&str],
+    options: &[&OsStr],
 ) -> Result<(Process, BTreeMap<String, String>)> {
     let mut command = Command::new(program);
     command.args(options);

@@ -1,5 +1,6 @@
 //! Running guests: from their start until all commands have ended.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::Forward;
 use crate::bed::machine::{Machine, file_chardev};
 use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
@@ -29,6 +31,12 @@ pub(crate) struct Guests<'a> {
     pub(crate) folder: &'a Path,
     /// How many.
     pub(crate) nodes: usize,
+    /// A folder with their adapters' sockets, of a server that runs already.
+    pub(crate) join: Option<&'a Path>,
+    /// TCP ports of node 0, reached by ports of this machine.
+    pub(crate) forward: &'a [Forward],
+    /// Where to record what the adapters do.
+    pub(crate) trace: Option<&'a Path>,
     /// Their files.
     pub(crate) initramfs: &'a Path,
     /// Their kernel.
@@ -64,8 +72,10 @@ impl Guests<'_> {
     pub(crate) fn run(&self, qemu: &Qemu, server: &Path) -> Result<u8> {
         let names: Vec<String> = (0..self.nodes).map(|node| format!("node{node}")).collect();
         let nodes: Vec<&str> = names.iter().map(String::as_str).collect();
-        let adapter = format!(",ports={}", self.ports);
-        let (mut server, _) = server::start(server, self.folder, &nodes, &adapter, &TRAINING)?;
+        let mut server = match self.join {
+            Some(_) => None,
+            None => Some(self.start_server(server, &nodes)?),
+        };
         let mut output = Vec::new();
         let mut guests = Vec::new();
         for (node, name) in nodes.iter().enumerate() {
@@ -73,7 +83,7 @@ impl Guests<'_> {
             guests.push(guest);
             output.push(follower);
         }
-        let result = self.watch(&mut guests, &mut server, &output);
+        let result = self.watch(&mut guests, server.as_mut(), &output);
         for guest in &mut guests {
             guest.process.ask_to_end();
         }
@@ -86,6 +96,16 @@ impl Guests<'_> {
         Ok(code)
     }
 
+    fn start_server(&self, server: &Path, nodes: &[&str]) -> Result<Process> {
+        let adapter = format!(",ports={}", self.ports);
+        let mut options: Vec<&OsStr> = TRAINING.iter().map(OsStr::new).collect();
+        if let Some(trace) = self.trace {
+            options.extend([OsStr::new("--trace"), trace.as_os_str()]);
+        }
+        let (server, _) = server::start(server, self.folder, nodes, &adapter, &options)?;
+        Ok(server)
+    }
+
     fn start(&self, qemu: &Qemu, node: usize, name: &str) -> Result<(Guest, Follower)> {
         let file = |kind: &str| self.folder.join(format!("{name}.{kind}"));
         let (stdout, said) = (file("out"), file("said"));
@@ -94,14 +114,14 @@ impl Guests<'_> {
         }
         let tell = bed::make_pipe(&file("tell"))?;
         let typed = bed::make_pipe(&file("in"))?;
-        let command_line = format!("console=ttyS0 panic=-1 node={node}");
+        let outside = node == 0 && !self.forward.is_empty();
+        let command_line = format!("console=ttyS0 panic=-1 node={node} outside={}", u8::from(outside));
         let machine = Machine {
-            name,
             kernel: self.kernel,
             command_line: &command_line,
             memory: self.memory,
             cpus: self.cpus,
-            folder: self.folder,
+            adapter: &bed::socket(self.join.unwrap_or(self.folder), name),
         };
         let mut command = machine.command(qemu);
         command.arg("-initrd").arg(self.initramfs);
@@ -112,6 +132,9 @@ impl Guests<'_> {
             command.args(["-serial", &format!("chardev:{port}")]);
         }
         self.network(&mut command, node);
+        if outside {
+            self.outside(&mut command);
+        }
         let follower = if self.console {
             if node == 0 {
                 type_into(
@@ -167,7 +190,23 @@ impl Guests<'_> {
         ]);
     }
 
-    fn watch(&self, guests: &mut [Guest], server: &mut Process, output: &[Follower]) -> Result<u8> {
+    /// A network that reaches this machine, and that this machine reaches by the forwarded ports.
+    fn outside(&self, command: &mut Command) {
+        let mut netdev = "user,id=outside".to_owned();
+        for Forward { host, guest } in self.forward {
+            netdev += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
+        }
+        command.args(["-netdev", &netdev, "-device"]);
+        command
+            .arg("virtio-net-pci,netdev=outside,mac=52:54:00:00:01:00,addr=0xa,disable-legacy=on,romfile=");
+    }
+
+    fn watch(
+        &self,
+        guests: &mut [Guest],
+        mut server: Option<&mut Process>,
+        output: &[Follower],
+    ) -> Result<u8> {
         let started = Instant::now();
         let mut phase = Phase::Boot;
         loop {
@@ -177,7 +216,9 @@ impl Guests<'_> {
             if output.iter().any(Follower::has_failed) {
                 return Ok(OUTPUT_CLOSED_STATUS);
             }
-            if let Some(status) = server.ended()? {
+            if let Some(server) = &mut server
+                && let Some(status) = server.ended()?
+            {
                 bail!(
                     "the fabric server ended with {status}; it said:\n{}",
                     bed::tail(&server.stderr)

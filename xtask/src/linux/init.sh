@@ -9,7 +9,10 @@ mkdir -p /dev/pts /dev/shm /tmp /run
 mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /dev/shm
 for word in $(cat /proc/cmdline); do
-    case $word in node=*) node=${word#node=} ;; esac
+    case $word in
+    node=*) node=${word#node=} ;;
+    outside=*) outside=${word#outside=} ;;
+    esac
 done
 nodes=$(cat /guest/nodes)
 hostname "node$node"
@@ -30,9 +33,17 @@ while [ "$other" -lt "$nodes" ]; do
     other=$((other + 1))
 done
 ip link set lo up
-if [ "$nodes" -gt 1 ]; then
+if [ "$nodes" -gt 1 ] || [ "$outside" = 1 ]; then
     modprobe virtio_pci
     modprobe virtio_net
+fi
+if [ "$outside" = 1 ]; then
+    # The last one, by its place on the bus.
+    card=eth$((nodes > 1))
+    ip link set "$card" up
+    ip address add 10.0.2.15/24 dev "$card"
+fi
+if [ "$nodes" -gt 1 ]; then
     ip link set eth0 up
     ip address add "10.0.0.$((node + 1))/24" dev eth0
 fi

@@ -9,8 +9,9 @@ mod initramfs;
 mod kernel;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -55,6 +56,17 @@ pub(crate) struct Args {
     /// Cores of each guest
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: u32,
+    /// Lets programs of this machine reach a TCP port of node 0 at 127.0.0.1 (repeatable); node 0 in turn reaches this
+    /// machine at 10.0.2.2
+    #[arg(long, value_name = "HOST:GUEST")]
+    forward: Vec<Forward>,
+    /// Uses adapters that a server has made already: FOLDER/node0.sock and so on
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["ports", "trace"])]
+    join: Option<PathBuf>,
+    /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each, its fields parted by
+    /// tabs
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Keeps the folder with the guests' kernel logs, and says where it is; a failed run keeps it always
     #[arg(long)]
     keep_logs: bool,
@@ -67,6 +79,26 @@ pub(crate) struct Args {
     /// A command a node, for its shell
     #[arg(last = true, value_name = "COMMAND")]
     commands: Vec<String>,
+}
+
+/// A TCP port of this machine that leads to one of node 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Forward {
+    host: u16,
+    guest: u16,
+}
+
+impl FromStr for Forward {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (host, guest) = text.split_once(':').context("ports are HOST:GUEST")?;
+        let port = |text: &str| text.parse().with_context(|| format!("port {text:?}"));
+        Ok(Self {
+            host: port(host)?,
+            guest: port(guest)?,
+        })
+    }
 }
 
 /// Gets and builds all that guests need, so that the first of many runs takes no longer than the others.
@@ -125,6 +157,9 @@ impl Args {
         let guests = Guests {
             folder,
             nodes,
+            join: self.join.as_deref(),
+            forward: &self.forward,
+            trace: self.trace.as_deref(),
             initramfs: &folder.join(INITRAMFS),
             kernel: &kernel.image,
             memory: self.memory,

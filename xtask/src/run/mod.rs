@@ -12,7 +12,7 @@ mod report;
 mod vm;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -73,6 +73,10 @@ pub(crate) struct Args {
     /// Keeps the folder with the nodes' logs, and says where it is; a failed run keeps it always
     #[arg(long)]
     keep_logs: bool,
+    /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each, its fields parted by
+    /// tabs
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Writes the report to a file, for scripts: a line a value, its fields parted by tabs
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -196,7 +200,12 @@ impl Args {
             Follower::start(&stderr, std::io::stderr())?,
         ];
         let input = make_input(folder)?;
-        let (server, gids) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", &[])?;
+        let trace = self
+            .trace
+            .as_ref()
+            .map(|file| [OsStr::new("--trace"), file.as_os_str()]);
+        let options = trace.as_ref().map_or(&[][..], |words| words);
+        let (server, gids) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", options)?;
         let vms = self.vms(parts, folder, pcache, &gids)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder)?;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::bed::log;
 use crate::bed::machine::{Machine, file_chardev};
+use crate::bed::{log, socket};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
 
@@ -51,12 +51,11 @@ impl Vm<'_> {
     /// The command that starts it.
     pub(crate) fn command(&self, qemu: &Qemu) -> Command {
         let machine = Machine {
-            name: self.role.name(),
             kernel: &self.image,
             command_line: &self.command_line,
             memory: self.memory,
             cpus: self.cpus,
-            folder: self.folder,
+            adapter: &socket(self.folder, self.role.name()),
         };
         let mut command = machine.command(qemu);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);

@@ -4,3 +4,4 @@ mod bring_up;
 mod common;
 mod data_path;
 mod failures;
+mod trace;

@@ -4,7 +4,7 @@ use mlx4_hw::bits::{High, Low};
 use mlx4_hw::command::{CmdStatus, op_modifier};
 use mlx4_hw::icm::{ENTRIES_PER_MAILBOX, MapEntry, PAGE_LEN};
 use mlx4_hw::init_hca::{InitHca, VERSION};
-use mlx4_hw::query_adapter::{PortGuidCfg, QueryAdapter, QueryFunc};
+use mlx4_hw::query_adapter::{ModStatCfg, PortGuidCfg, QueryAdapter, QueryFunc};
 use mlx4_hw::query_dev_cap::{Capabilities, QueryDevCap};
 use mlx4_hw::query_fw::QueryFw;
 use zerocopy::{FromZeros, IntoBytes};
@@ -13,6 +13,7 @@ use super::{Command, Firmware, Outcome};
 use crate::hca::Hca;
 use crate::memory::{RESERVED_LKEY, Tables};
 use crate::registers::{CATASTROPHIC, CATASTROPHIC_DWORDS, CLEAR_INTERRUPT, CLOCK, CLOCK_MHZ};
+use crate::trace::Purpose;
 
 /// Pages that the firmware wants for itself.
 const AREA_PAGES: u16 = 0x200;
@@ -61,7 +62,7 @@ impl Hca {
         let bytes = entries.as_mut_slice().as_mut_bytes();
         self.core
             .memory
-            .read(command.in_param, bytes)
+            .read(Purpose::Mailbox, command.in_param, bytes)
             .map_err(|_| CmdStatus::BAD_PARAM)?;
         let aligned = |entry: &MapEntry| entry.addr().is_multiple_of(block_len(entry));
         if !entries.iter().all(aligned) {
@@ -97,6 +98,8 @@ impl Hca {
 
     pub(super) fn static_configuration(&self, command: &Command) -> Outcome {
         if command.op_modifier != op_modifier::MOD_STAT_CFG_QUERY {
+            // The pages of ICM are of 4 KB whatever it says.
+            self.read_input::<ModStatCfg>(command)?;
             return Ok(0);
         }
         let [_, _, number, _] = command.in_modifier.to_be_bytes();

@@ -17,6 +17,7 @@ use super::bringup::{
 use super::{Command, Outcome};
 use crate::hca::Hca;
 use crate::memory::AccessError;
+use crate::trace::Purpose;
 
 /// Bytes that a context takes in ICM.
 pub(super) const EQC_ENTRY: u16 = 0x80;
@@ -71,7 +72,7 @@ impl Hca {
         let mut mpt = Mpt::new_zeroed();
         self.core
             .memory
-            .icm_read(place, mpt.as_mut_bytes())
+            .icm_read(Purpose::Mpt, place, mpt.as_mut_bytes())
             .map_err(table_error)?;
         Ok((place, mpt))
     }
@@ -92,7 +93,7 @@ impl Hca {
         }
         self.core
             .memory
-            .icm_write(place, mpt.as_bytes())
+            .icm_write(Purpose::Mpt, place, mpt.as_bytes())
             .map_err(table_error)?;
         self.firmware.owned_mpts.insert(command.in_modifier);
         Ok(0)
@@ -109,7 +110,7 @@ impl Hca {
         mpt.flags.set_status(MPT_STATUS_SOFTWARE);
         self.core
             .memory
-            .icm_write(place, mpt.as_bytes())
+            .icm_write(Purpose::Mpt, place, mpt.as_bytes())
             .map_err(table_error)?;
         Ok(0)
     }
@@ -129,7 +130,7 @@ impl Hca {
         let bytes = words.as_mut_slice().as_mut_bytes();
         self.core
             .memory
-            .read(command.in_param, bytes)
+            .read(Purpose::Mailbox, command.in_param, bytes)
             .map_err(|_| CmdStatus::BAD_PARAM)?;
         let start = words[0].get();
         if !start.is_multiple_of(ENTRY_LEN) {
@@ -138,7 +139,7 @@ impl Hca {
         let place = self.core.memory.tables.mtt.saturating_add(start);
         self.core
             .memory
-            .icm_write(place, words[2..].as_bytes())
+            .icm_write(Purpose::Mtt, place, words[2..].as_bytes())
             .map_err(table_error)?;
         Ok(0)
     }
@@ -317,7 +318,7 @@ impl Hca {
         let mut entry = GroupEntry::new_zeroed();
         self.core
             .memory
-            .icm_read(self.group_place(index)?, entry.as_mut_bytes())
+            .icm_read(Purpose::Mcg, self.group_place(index)?, entry.as_mut_bytes())
             .map_err(table_error)?;
         Ok(entry)
     }
@@ -332,7 +333,7 @@ impl Hca {
         let place = self.group_place(command.in_modifier)?;
         self.core
             .memory
-            .icm_write(place, entry.as_bytes())
+            .icm_write(Purpose::Mcg, place, entry.as_bytes())
             .map_err(table_error)?;
         Ok(0)
     }

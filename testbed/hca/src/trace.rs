@@ -1,0 +1,173 @@
+//! What a card is asked and does, told to whoever wants to record it.
+//!
+//! A [`Recorder`] gets every command, doorbell, DMA and interrupt as an [`Event`]; [`Text`] is one that writes them as lines.
+//! Without a recorder the model only looks whether there is one.
+
+mod decode;
+mod fields;
+mod text;
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use hal::Instant;
+use mlx4_hw::command::{CmdStatus, Opcode};
+use mlx4_hw::regs::{CqArm, EqDoorbell};
+
+pub use fields::fields;
+pub use text::Text;
+
+/// Takes what cards do, in the order in which they do it.
+///
+/// No method may call back into the [`Cluster`](crate::Cluster).
+pub trait Recorder: Send + Sync {
+    /// The card of the node named `node` did something at `now`.
+    fn record(&self, node: &str, now: Instant, event: &Event<'_>);
+}
+
+/// Something that a card was asked or did.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A command has ended. The DMA of its mailboxes came before.
+    Command(Command),
+    /// A doorbell was rung.
+    Doorbell(Doorbell),
+    /// The card reached for memory.
+    Dma {
+        /// Which way.
+        direction: Direction,
+        /// What for.
+        purpose: Purpose,
+        /// The bus address.
+        addr: u64,
+        /// What was read or written.
+        bytes: &'a [u8],
+        /// Whether there was memory.
+        done: bool,
+    },
+    /// An MSI-X message was sent.
+    Interrupt {
+        /// Which one.
+        vector: u16,
+    },
+    /// The card was reset.
+    Reset,
+}
+
+/// A command and how it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Command {
+    /// Which.
+    pub opcode: Opcode,
+    /// Its variant.
+    pub op_modifier: u8,
+    /// What it is about: mostly the number of a resource.
+    pub in_modifier: u32,
+    /// A mailbox's bus address, or a value.
+    pub in_param: u64,
+    /// A mailbox's bus address.
+    pub out_param: u64,
+    /// Software's name for it.
+    pub token: u16,
+    /// Its end was to be reported by an event.
+    pub by_event: bool,
+    /// How it ended.
+    pub status: CmdStatus,
+    /// Its immediate result; the mailbox's address if it has none.
+    pub result: u64,
+}
+
+/// A doorbell with its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doorbell {
+    /// Sends were posted.
+    Send {
+        /// The UAR page.
+        uar: u32,
+        /// The queue pair.
+        qpn: u32,
+    },
+    /// A completion queue is to be armed.
+    Arm {
+        /// The UAR page.
+        uar: u32,
+        /// For what.
+        arm: CqArm,
+        /// The consumer index.
+        consumer: u32,
+    },
+    /// Events were taken.
+    Events {
+        /// The event queue.
+        eqn: u32,
+        /// The consumer index, and whether to arm.
+        value: EqDoorbell,
+    },
+}
+
+/// Which way a DMA goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From memory to the card.
+    Read,
+    /// From the card to memory.
+    Write,
+}
+
+/// What a DMA is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A command's input or output.
+    Mailbox,
+    /// A memory key's entry.
+    Mpt,
+    /// Entries that translate to pages.
+    Mtt,
+    /// A multicast group's entry.
+    Mcg,
+    /// A send request.
+    SendWqe,
+    /// A receive request.
+    ReceiveWqe,
+    /// A completion.
+    Cqe,
+    /// An event.
+    Eqe,
+    /// A doorbell record.
+    DoorbellRecord,
+    /// A message's bytes.
+    Payload,
+    /// The pages of a region that is registered by a work request.
+    PageList,
+}
+
+/// A card's way to the recorder.
+pub(crate) struct Tracer {
+    recorder: Option<Arc<dyn Recorder>>,
+    node: String,
+    now: Cell<Instant>,
+}
+
+impl Tracer {
+    pub(crate) fn new(recorder: Option<Arc<dyn Recorder>>, node: &str) -> Self {
+        Self {
+            recorder,
+            node: node.into(),
+            now: Cell::default(),
+        }
+    }
+
+    /// Sets the time of what follows.
+    pub(crate) fn set_now(&self, now: Instant) {
+        self.now.set(now);
+    }
+
+    /// Tells an event, which is made only if somebody wants it.
+    #[inline]
+    pub(crate) fn record<'a>(&self, event: impl FnOnce() -> Event<'a>) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record(&self.node, self.now.get(), &event());
+        }
+    }
+}
