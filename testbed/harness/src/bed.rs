@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use hal::{Duration, Instant};
-use hca_model::{Cluster, ClusterConfig, Host, NodeConfig};
+use hca_model::{Cluster, ClusterConfig, Host, NodeConfig, NodeIndex};
 use verbs::Guid;
 
-use crate::machine::{Board, Machine};
+use crate::machine::{Board, Machine, World};
 
 /// A machine's memory in bytes.
 const MEMORY_LEN: usize = 64 << 20;
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What all machines share.
-pub(crate) struct World {
+struct Shared {
     cluster: Mutex<Cluster>,
     now: AtomicU64,
     /// When the earliest sleeper wants to be polled again.
@@ -33,17 +33,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl World {
-    pub(crate) fn now(&self) -> Instant {
+impl Shared {
+    fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        lock(&self.cluster)
+    }
+}
+
+impl World for Shared {
+    fn now(&self) -> Instant {
         Instant::from_nanos(self.now.load(Ordering::Acquire))
     }
 
-    pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
-        lock(&self.cluster)
+    fn wake_at(&self, deadline: Instant) {
+        self.wake_at.fetch_min(deadline.nanos, Ordering::AcqRel);
     }
 
-    pub(crate) fn wake_at(&self, deadline: Instant) {
-        self.wake_at.fetch_min(deadline.nanos, Ordering::AcqRel);
+    fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
+        self.cluster().config_read(node, offset, into);
+    }
+
+    fn config_write(&self, node: NodeIndex, offset: u16, from: &[u8]) {
+        self.cluster().config_write(node, self.now(), offset, from);
+    }
+
+    fn bar_read(&self, node: NodeIndex, bar: u8, offset: u64, into: &mut [u8]) {
+        self.cluster().bar_read(node, self.now(), bar, offset, into);
+    }
+
+    fn bar_write(&self, node: NodeIndex, bar: u8, offset: u64, from: &[u8]) {
+        self.cluster().bar_write(node, self.now(), bar, offset, from);
+    }
+
+    fn detach(&self, node: NodeIndex) {
+        self.cluster().detach(node, self.now());
     }
 }
 
@@ -52,7 +74,7 @@ impl World {
 /// Tasks run round-robin; when all of them wait, time goes on to the next thing that is due. The same test makes the
 /// same run each time.
 pub struct Testbed {
-    world: Arc<World>,
+    world: Arc<Shared>,
     tasks: Vec<Task>,
 }
 
@@ -67,7 +89,7 @@ impl Testbed {
     #[must_use]
     pub fn new(config: ClusterConfig) -> Self {
         Self {
-            world: Arc::new(World {
+            world: Arc::new(Shared {
                 cluster: Mutex::new(Cluster::new(config)),
                 now: AtomicU64::new(1),
                 wake_at: AtomicU64::new(u64::MAX),
@@ -92,11 +114,7 @@ impl Testbed {
         };
         let host: Arc<dyn Host> = Arc::clone(&board) as _;
         let node = self.world.cluster().add_node(config, host);
-        Machine {
-            world: Arc::clone(&self.world),
-            node,
-            board,
-        }
+        Machine::new(Arc::clone(&self.world) as _, node, board)
     }
 
     /// The time.

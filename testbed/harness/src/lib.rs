@@ -27,5 +27,5 @@ pub use bed::Testbed;
 pub use fabric::{FabricConfig, Faults as LinkFaults};
 pub use faults::{Faults, Faulty, FaultyBar, FaultyBuffer, FaultyConfig, FaultyVector};
 pub use hca_model::{ClusterConfig, trace};
-pub use machine::{Bar, Config, Machine, Vector};
+pub use machine::{Bar, Board, Config, Machine, Vector, World};
 pub use memory::Buffer;

@@ -7,7 +7,6 @@ use std::task::Poll;
 use hal::{ConfigSpace, Duration, Error, Instant, InterruptVector, Platform, Registers};
 use hca_model::{DmaError, Host, NodeIndex};
 
-use crate::bed::World;
 use crate::memory::{Buffer, Memory};
 
 /// A zero sleep lets this much time pass, so that a task that only yields does not stop the clock.
@@ -16,14 +15,34 @@ const CAPABILITIES: u16 = 0x34;
 const CAPABILITY_MSIX: u8 = 0x11;
 const MSIX_ENABLE: u32 = 1 << 31;
 
-/// What the card reaches of the machine.
-pub(crate) struct Board {
+/// Where a machine's card is: what serves its registers, and the machine's clock.
+pub trait World: Send + Sync {
+    /// The time.
+    fn now(&self) -> Instant;
+    /// Somebody sleeps until then.
+    fn wake_at(&self, deadline: Instant);
+    /// Reads the configuration space of a node's card.
+    fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]);
+    /// Writes it.
+    fn config_write(&self, node: NodeIndex, offset: u16, from: &[u8]);
+    /// Reads registers of a node's card.
+    fn bar_read(&self, node: NodeIndex, bar: u8, offset: u64, into: &mut [u8]);
+    /// Writes them.
+    fn bar_write(&self, node: NodeIndex, bar: u8, offset: u64, from: &[u8]);
+    /// Takes the machine away from its card.
+    fn detach(&self, node: NodeIndex);
+}
+
+/// What the card reaches of a machine: its memory and its interrupts.
+pub struct Board {
     pub(crate) memory: Arc<Memory>,
     interrupts: Mutex<Vec<Arc<AtomicBool>>>,
 }
 
 impl Board {
-    pub(crate) fn new(memory_len: usize) -> Self {
+    /// A board with that many bytes of memory.
+    #[must_use]
+    pub fn new(memory_len: usize) -> Self {
         Self {
             memory: Arc::new(Memory::new(memory_len)),
             interrupts: Mutex::default(),
@@ -55,15 +74,21 @@ impl Host for Board {
     }
 }
 
-/// One machine of a [`Testbed`](crate::Testbed), as its card's driver sees it.
+/// One machine, as its card's driver sees it: of a [`Testbed`](crate::Testbed), or of another [`World`].
 #[derive(Clone)]
 pub struct Machine {
-    pub(crate) world: Arc<World>,
-    pub(crate) node: NodeIndex,
-    pub(crate) board: Arc<Board>,
+    world: Arc<dyn World>,
+    node: NodeIndex,
+    board: Arc<Board>,
 }
 
 impl Machine {
+    /// The machine with this board, whose card is `node` of `world`.
+    #[must_use]
+    pub fn new(world: Arc<dyn World>, node: NodeIndex, board: Arc<Board>) -> Self {
+        Self { world, node, board }
+    }
+
     /// The card's place in the cluster.
     #[must_use]
     pub fn node(&self) -> NodeIndex {
@@ -84,8 +109,7 @@ impl Machine {
 
     /// Ends the machine: its card loses its memory and its link.
     pub fn power_off(&self) {
-        let now = self.world.now();
-        self.world.cluster().detach(self.node, now);
+        self.world.detach(self.node);
     }
 }
 
@@ -103,11 +127,8 @@ impl Bar {
             "a store at {offset:#x} of BAR {}",
             self.index
         );
-        let world = &self.machine.world;
-        let now = world.now();
-        world
-            .cluster()
-            .bar_write(self.machine.node, now, self.index, offset as u64, bytes);
+        let Machine { world, node, .. } = &self.machine;
+        world.bar_write(*node, self.index, offset as u64, bytes);
     }
 }
 
@@ -123,11 +144,8 @@ impl Registers for Bar {
             self.index
         );
         let mut bytes = [0; 4];
-        let world = &self.machine.world;
-        let now = world.now();
-        world
-            .cluster()
-            .bar_read(self.machine.node, now, self.index, offset as u64, &mut bytes);
+        let Machine { world, node, .. } = &self.machine;
+        world.bar_read(*node, self.index, offset as u64, &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
@@ -148,17 +166,14 @@ pub struct Config {
 impl ConfigSpace for Config {
     fn read_u32(&self, offset: u16) -> u32 {
         let mut bytes = [0; 4];
-        let cluster = self.machine.world.cluster();
-        cluster.config_read(self.machine.node, offset, &mut bytes);
+        let Machine { world, node, .. } = &self.machine;
+        world.config_read(*node, offset, &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
     fn write_u32(&self, offset: u16, value: u32) {
-        let world = &self.machine.world;
-        let now = world.now();
-        world
-            .cluster()
-            .config_write(self.machine.node, now, offset, &value.to_le_bytes());
+        let Machine { world, node, .. } = &self.machine;
+        world.config_write(*node, offset, &value.to_le_bytes());
     }
 }
 

@@ -15,6 +15,7 @@
 //! * [`memory`], the guest's memory. The only module with unsafe code.
 //! * [`irq`], eventfds.
 //! * [`layout`], finds a function's sizes in its configuration space.
+//! * [`local`], runs what drives a node whose machine is this process: [`node::Cluster::add_local`].
 //! * [`node`], joins a port to the model's cluster, and calls the cluster when its timers are due.
 //!
 //! # What is left out
@@ -25,6 +26,7 @@
 
 pub mod irq;
 pub mod layout;
+pub mod local;
 pub mod memory;
 pub mod node;
 pub mod session;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant as HostInstant;
 
 use hal::Instant;
+use harness::{Board, World};
 use hca_model::trace::Recorder;
 use hca_model::{ClusterConfig, DmaError, Host, NodeConfig, NodeIndex};
 
@@ -71,6 +72,15 @@ impl Cluster {
         }
     }
 
+    /// Adds a node whose machine is in this process: for a driver that runs here, beside those in guests. Its time is the
+    /// cluster's.
+    pub fn add_local(self: &Arc<Self>, config: NodeConfig) -> harness::Machine {
+        let board = Arc::new(Board::new(LOCAL_MEMORY_LEN));
+        let host = Arc::clone(&board) as Arc<dyn Host>;
+        let index = self.lock().model.add_node(config, host);
+        harness::Machine::new(Arc::clone(self) as Arc<dyn World>, index, board)
+    }
+
     /// Calls the model whenever something in it is due. Does not return.
     pub fn keep_time(&self) -> ! {
         let mut state = self.lock();
@@ -112,6 +122,39 @@ impl Cluster {
         Instant::from_nanos(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 }
+
+impl World for Cluster {
+    fn now(&self) -> Instant {
+        Self::now(self)
+    }
+
+    /// Whoever runs the machine's tasks looks at the time.
+    fn wake_at(&self, _: Instant) {}
+
+    fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
+        self.lock().model.config_read(node, offset, into);
+    }
+
+    fn config_write(&self, node: NodeIndex, offset: u16, from: &[u8]) {
+        self.change(|model, now| model.config_write(node, now, offset, from));
+    }
+
+    fn bar_read(&self, node: NodeIndex, bar: u8, offset: u64, into: &mut [u8]) {
+        let now = self.now();
+        self.lock().model.bar_read(node, now, bar, offset, into);
+    }
+
+    fn bar_write(&self, node: NodeIndex, bar: u8, offset: u64, from: &[u8]) {
+        self.change(|model, now| model.bar_write(node, now, bar, offset, from));
+    }
+
+    fn detach(&self, node: NodeIndex) {
+        self.change(|model, now| model.detach(node, now));
+    }
+}
+
+/// Memory of a machine in this process.
+const LOCAL_MEMORY_LEN: usize = 64 << 20;
 
 /// Why the cluster's lock is never poisoned: a panic in the model would leave it half changed, so it ends the process.
 const WHOLE: &str = "a thread panicked within the model";
@@ -176,25 +219,19 @@ impl Function for Node {
     }
 
     fn config_read(&self, offset: u16, into: &mut [u8]) {
-        self.cluster.lock().model.config_read(self.index, offset, into);
+        World::config_read(&*self.cluster, self.index, offset, into);
     }
 
     fn config_write(&self, offset: u16, from: &[u8]) {
-        self.cluster
-            .change(|model, now| model.config_write(self.index, now, offset, from));
+        World::config_write(&*self.cluster, self.index, offset, from);
     }
 
     fn bar_read(&self, bar: u8, offset: u64, into: &mut [u8]) {
-        let now = self.cluster.now();
-        self.cluster
-            .lock()
-            .model
-            .bar_read(self.index, now, bar, offset, into);
+        World::bar_read(&*self.cluster, self.index, bar, offset, into);
     }
 
     fn bar_write(&self, bar: u8, offset: u64, from: &[u8]) {
-        self.cluster
-            .change(|model, now| model.bar_write(self.index, now, bar, offset, from));
+        World::bar_write(&*self.cluster, self.index, bar, offset, from);
     }
 
     fn reset(&self) {
@@ -208,6 +245,6 @@ impl Function for Node {
     }
 
     fn detach(&self) {
-        self.cluster.change(|model, now| model.detach(self.index, now));
+        World::detach(&*self.cluster, self.index);
     }
 }
