@@ -18,6 +18,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) cpus: u32,
     /// Its adapter's socket.
     pub(crate) adapter: &'a Path,
+    /// Whether it starts again when it resets itself; otherwise QEMU ends.
+    pub(crate) reboots: bool,
 }
 
 impl Machine<'_> {
@@ -25,7 +27,10 @@ impl Machine<'_> {
     pub(crate) fn command(&self, qemu: &Qemu) -> Command {
         let mut command = qemu.command(&LAUNCHER);
         let size = format!("{}K", self.memory.div_ceil(1 << 20) << 10);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        if !self.reboots {
+            command.arg("-no-reboot");
+        }
         command.args([
             "-accel",
             "tcg,thread=multi",

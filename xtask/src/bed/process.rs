@@ -71,6 +71,13 @@ impl Process {
         }
     }
 
+    /// Ends it at once, as a loss of power would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child
+            .kill()
+            .with_context(|| format!("can't kill {}", self.name))
+    }
+
     fn end(&mut self) {
         self.ask_to_end();
         let deadline = Instant::now() + GRACE;

@@ -49,6 +49,8 @@ pub(crate) struct Guests<'a> {
     pub(crate) ports: u8,
     /// Whether node 0 has a shell for our standard input.
     pub(crate) console: bool,
+    /// Whether they may reboot.
+    pub(crate) reboots: bool,
     /// How long they may take to boot.
     pub(crate) boot: Duration,
     /// How long the commands may take.
@@ -65,6 +67,10 @@ struct Guest {
     tell: File,
     /// Its console's input, open for as long as QEMU, which otherwise would wait for a writer.
     typed: File,
+    /// How often it was told to begin: once a boot.
+    begun: usize,
+    /// Whether it asked to be killed, and was.
+    lost: bool,
 }
 
 impl Guests<'_> {
@@ -122,6 +128,7 @@ impl Guests<'_> {
             memory: self.memory,
             cpus: self.cpus,
             adapter: &bed::socket(self.join.unwrap_or(self.folder), name),
+            reboots: self.reboots,
         };
         let mut command = machine.command(qemu);
         command.arg("-initrd").arg(self.initramfs);
@@ -153,6 +160,8 @@ impl Guests<'_> {
             said,
             tell,
             typed,
+            begun: 0,
+            lost: false,
         };
         Ok((guest, follower))
     }
@@ -226,10 +235,11 @@ impl Guests<'_> {
             }
             for guest in guests.iter_mut() {
                 self.alive(guest)?;
+                guest.lose_power_if_it_wants()?;
             }
             phase = match phase {
                 Phase::Boot => {
-                    if let Some(late) = guests.iter().find(|guest| !guest.said("up")) {
+                    if let Some(late) = guests.iter().find(|guest| guest.boots() == 0) {
                         if started.elapsed() > self.boot {
                             let log = bed::tail(&bed::log(self.folder, &late.name));
                             bail!(
@@ -256,6 +266,7 @@ impl Guests<'_> {
                     Phase::All(since)
                 }
                 Phase::All(since) => {
+                    guests.iter_mut().try_for_each(Guest::go_on)?;
                     let codes: Vec<_> = guests.iter().map(Guest::exit_code).collect();
                     if codes.iter().all(Option::is_some) || self.console && codes[0].is_some() {
                         return Ok(codes.into_iter().flatten().find(|&code| code != 0).unwrap_or(0));
@@ -279,6 +290,9 @@ impl Guests<'_> {
     }
 
     fn alive(&self, guest: &mut Guest) -> Result<()> {
+        if guest.lost {
+            return Ok(());
+        }
         let Some(status) = guest.process.ended()? else {
             return Ok(());
         };
@@ -304,18 +318,43 @@ impl Guest {
         String::from_utf8_lossy(&fs::read(&self.said).unwrap_or_default()).into_owned()
     }
 
-    fn said(&self, word: &str) -> bool {
-        self.lines().lines().any(|line| line == word)
+    fn said(&self, word: &str) -> usize {
+        self.lines().lines().filter(|&line| line == word).count()
+    }
+
+    /// How often it has booted.
+    fn boots(&self) -> usize {
+        self.said("up")
     }
 
     fn go(&mut self) -> Result<()> {
         let name = &self.name;
-        self.tell
-            .write_all(b"go\n")
-            .with_context(|| format!("can't tell {name} to begin"))
+        self.begun += 1;
+        writeln!(self.tell, "{}", self.begun).with_context(|| format!("can't tell {name} to begin"))
     }
 
+    /// Tells it to begin again if it has booted again.
+    fn go_on(&mut self) -> Result<()> {
+        if self.boots() > self.begun {
+            self.go()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn lose_power_if_it_wants(&mut self) -> Result<()> {
+        if !self.lost && self.said("lose power") > 0 {
+            self.process.kill()?;
+            self.lost = true;
+        }
+        Ok(())
+    }
+
+    /// How its command ended, if it has. One that lost its power wanted just that.
     fn exit_code(&self) -> Option<u8> {
+        if self.lost {
+            return Some(0);
+        }
         // Its last line may not be whole yet.
         let text = self.lines();
         let (whole, _) = text.rsplit_once('\n')?;

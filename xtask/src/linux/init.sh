@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The first process of a Linux guest. What it is told: /guest/nodes, /guest/command.N; `node=N` on the kernel command line.
-# ttyS0 is the kernel's log, ttyS1 the command's output and input, ttyS2 speaks with xtask: "up", then "go", then "exit CODE".
+# ttyS0 is the kernel's log, ttyS1 the command's output and input, ttyS2 speaks with xtask: "up", then the number
+# of the boot as an answer, then "exit CODE".
 export PATH=/usr/sbin:/usr/bin HOME=/root TERM=linux
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -67,7 +68,8 @@ fi
 busybox nc -ll -p 9 -e cat /proc/net/tcp /proc/net/tcp6 &
 
 echo up >&3
-read -r _ <&3
+read -r BOOT <&3
+export BOOT
 if [ -e "/guest/command.$node" ]; then
     sh "/guest/command.$node" </dev/null >/dev/ttyS1 2>&1
     echo "exit $?" >&3

@@ -38,7 +38,7 @@ const TOOLS: Bundle<'_> = Bundle {
 /// Programs that busybox has and the packages' root may lack.
 const APPLETS: &str = "awk basename cat chmod cmp cp cut date dd df diff dirname dmesg echo env expr false find free grep \
     head hexdump hostname id kill killall ln ls md5sum mkdir mkfifo mknod mkswap mount mv nc od pgrep pidof pkill ping printf \
-    ps pwd readlink realpath rm rmdir sed seq setsid sh sha256sum sleep sort stat stty swapoff swapon sync sysctl tail tee \
+    ps pwd readlink realpath reboot rm rmdir sed seq setsid sh sha256sum sleep sort stat stty swapoff swapon sync sysctl tail tee \
     telnet test time timeout top touch tr true umount uname uniq uptime vi wc which xargs yes";
 /// Folders that no guest needs; Perl alone is as large as all the rest.
 const LEFT_OUT: [&str; 12] = [
@@ -123,6 +123,7 @@ pub(crate) fn write(to: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Resu
     }
     archive.file("init", true, include_bytes!("init.sh"))?;
     archive.file("usr/bin/await", true, include_bytes!("await.sh"))?;
+    archive.file("usr/bin/lose-power", true, include_bytes!("lose-power.sh"))?;
     archive.file("guest/nodes", false, contents.nodes.to_string().as_bytes())?;
     for (node, command) in contents.commands.iter().enumerate() {
         archive.file(&format!("guest/command.{node}"), false, command.as_bytes())?;

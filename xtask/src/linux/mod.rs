@@ -67,6 +67,9 @@ pub(crate) struct Args {
     /// tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Lets guests reboot: a node's command then runs again, with BOOT=2 and so on
+    #[arg(long)]
+    reboots: bool,
     /// Keeps the folder with the guests' kernel logs, and says where it is; a failed run keeps it always
     #[arg(long)]
     keep_logs: bool,
@@ -166,6 +169,7 @@ impl Args {
             cpus: self.cpus,
             ports: self.ports,
             console: self.commands.is_empty(),
+            reboots: self.reboots,
             boot: Duration::from_secs(self.boot_timeout),
             limit: self.timeout.map(Duration::from_secs),
         };

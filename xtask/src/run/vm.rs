@@ -56,6 +56,7 @@ impl Vm<'_> {
             memory: self.memory,
             cpus: self.cpus,
             adapter: &socket(self.folder, self.role.name()),
+            reboots: false,
         };
         let mut command = machine.command(qemu);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
