@@ -36,6 +36,16 @@ pub(crate) struct Args {
     /// Leaves out the clusters in QEMU, and says so
     #[arg(long)]
     quick: bool,
+    /// Runs all checks by Linux guests and nothing else; with a value those whose group's or own name holds it
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with = "quick"
+    )]
+    linux: Option<String>,
 }
 
 /// What became of the steps.
@@ -47,6 +57,9 @@ struct Tally {
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
+        if let Some(filter) = &self.linux {
+            return linux_tests(&["--all", filter]);
+        }
         let mut tally = Tally::default();
         tally.step("formatting", || shown(cargo().args(["fmt", "--all", "--check"])));
         tally.step("rules of the house", || lint::Args {}.run());
@@ -75,6 +88,7 @@ impl Args {
         } else {
             tally.step("libos in QEMU", libos_tests);
             tally.step("clusters in QEMU", cluster_tests);
+            tally.step("Linux on the modelled adapters", || linux_tests(&[]));
         }
         println!("{} passed, {} failed", tally.passed, tally.failed);
         ensure!(tally.failed == 0, "{} of the steps above failed", tally.failed);
@@ -163,16 +177,10 @@ fn libos_tests() -> Result<()> {
 /// The clusters run one at a time, for each wants the machine. They find us by a variable.
 fn cluster_tests() -> Result<()> {
     run::prepare()?;
-    linux::prepare()?;
     let mut command = cargo();
-    command.args([
-        "test",
-        "--locked",
-        "--package",
-        "testbed_tests",
-        "--",
-        "--test-threads=1",
-    ]);
+    command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
+    command.args(["--test", "programs", "--test", "endings"]);
+    command.args(["--", "--test-threads=1"]);
     command.env("TESSERA_XTASK", std::env::current_exe()?);
     let start = Instant::now();
     shown(&mut command)?;
@@ -182,6 +190,15 @@ fn cluster_tests() -> Result<()> {
         LIMIT.as_secs() / 60
     );
     Ok(())
+}
+
+/// Linux guests, one group after the other; they print a line a check.
+fn linux_tests(args: &[&str]) -> Result<()> {
+    linux::prepare()?;
+    let mut command = cargo();
+    command.args(["test", "--quiet", "--locked", "--package", "testbed_tests"]);
+    command.args(["--test", "linux", "--"]).args(args);
+    shown(command.env("TESSERA_XTASK", std::env::current_exe()?))
 }
 
 /// What the clusters may take in all.

@@ -1,0 +1,163 @@
+//! Runs groups: starts guests, prints a line for each check as it ends, and counts.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
+use std::thread;
+use std::time::Instant;
+
+use super::group::Group;
+use super::judge::{Event, Judge};
+use crate::xtask;
+
+/// What guests may take to boot on a busy machine, in seconds.
+const BOOT: u32 = 300;
+/// What the nodes may wait for each other beyond the limits of their checks, in seconds.
+const SLACK: u32 = 120;
+/// Lines that are shown of what was said of a failed check.
+const TAIL: usize = 40;
+
+/// What became of the checks.
+#[derive(Default)]
+pub struct Tally {
+    /// Those that hold.
+    pub passed: usize,
+    /// Those that don't, or were not reached.
+    pub failed: usize,
+}
+
+impl Tally {
+    /// Runs a group in guests of its own.
+    pub fn run(&mut self, group: &Group) {
+        let mut report = Report {
+            group,
+            tally: self,
+            since: Instant::now(),
+            running: None,
+            ended: vec![false; group.checks.len()],
+        };
+        let mut judge = Judge::new(group);
+        let end = guests(group, |line| report.line(&mut judge, line));
+        report.finish(&judge, &end);
+    }
+}
+
+/// What is known of a running group.
+struct Report<'a> {
+    group: &'a Group,
+    tally: &'a mut Tally,
+    since: Instant,
+    running: Option<usize>,
+    ended: Vec<bool>,
+}
+
+impl Report<'_> {
+    fn line(&mut self, judge: &mut Judge<'_>, line: &str) {
+        match judge.line(line) {
+            None => {}
+            Some(Event::Begins(number)) => {
+                self.running = Some(number);
+                self.since = Instant::now();
+            }
+            Some(Event::Ended(verdict)) => {
+                self.print(verdict.number, &verdict.faults, &verdict.said);
+            }
+        }
+    }
+
+    fn print(&mut self, number: usize, faults: &[String], said: &str) {
+        self.ended[number] = true;
+        let passed = faults.is_empty();
+        let count = if passed {
+            &mut self.tally.passed
+        } else {
+            &mut self.tally.failed
+        };
+        *count += 1;
+        let word = if passed { "passed" } else { "FAILED" };
+        let (group, check) = (&self.group.name, &self.group.checks[number].name);
+        let seconds = self.since.elapsed().as_secs_f32();
+        println!("{word}  {group}  {check}  ({seconds:.1} s)");
+        for fault in faults {
+            println!("        {fault}");
+        }
+        if !passed {
+            for line in tail(said) {
+                println!("        | {line}");
+            }
+        }
+        // Who watches wants to see it now, pipe or not.
+        let _ = std::io::stdout().flush();
+    }
+
+    /// Counts what was not reached, and says why.
+    fn finish(mut self, judge: &Judge<'_>, end: &str) {
+        for number in 0..self.group.checks.len() {
+            if self.ended[number] {
+                continue;
+            }
+            if self.running == Some(number) {
+                let fault = ["the guests ended before it".to_owned()];
+                self.print(number, &fault, &format!("{}{end}", judge.said(number)));
+            } else {
+                self.since = Instant::now();
+                let said = if self.running.is_none() && number == 0 {
+                    end
+                } else {
+                    ""
+                };
+                self.print(number, &["not reached".to_owned()], said);
+            }
+        }
+    }
+}
+
+fn tail(text: &str) -> Vec<&str> {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL)..].to_vec()
+}
+
+/// Runs the guests to their end, gives each of their lines to `line`; then what xtask said itself.
+fn guests(group: &Group, mut line: impl FnMut(&str)) -> String {
+    let limit: u32 = group.checks.iter().map(|check| check.limit).sum();
+    let (boot, limit) = (BOOT.to_string(), (limit + SLACK).to_string());
+    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/guest:/data/guest");
+    let mut command = xtask();
+    command
+        .args([
+            "linux",
+            "--boot-timeout",
+            &boot,
+            "--timeout",
+            &limit,
+            "--add",
+            tools,
+        ])
+        .args(&group.options)
+        .arg("--")
+        .args((0..group.nodes()).map(|node| group.command(node)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return format!("can't start xtask: {error}"),
+    };
+    let (stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let errors = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // Whatever came of it is shown.
+        let _ = stderr.as_mut().map(|stderr| stderr.read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    for bytes in BufReader::new(stdout.expect("a pipe"))
+        .split(b'\n')
+        .map_while(Result::ok)
+    {
+        line(&String::from_utf8_lossy(&bytes));
+    }
+    let status = child
+        .wait()
+        .map_or_else(|error| error.to_string(), |status| status.to_string());
+    let errors = errors.join().unwrap_or_default();
+    format!("{errors}xtask linux: {status}\n")
+}
