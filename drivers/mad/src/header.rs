@@ -69,6 +69,8 @@ open_enum! {
     pub struct Attribute(u16) {
         /// The class's abilities (all classes but subnet management).
         CLASS_PORT_INFO = 0x0001,
+        /// A report of something that happened.
+        NOTICE = 0x0002,
         /// SMP: a node's text.
         NODE_DESCRIPTION = 0x0010,
         /// SMP: what a node is.
@@ -85,6 +87,10 @@ open_enum! {
         SL_TO_VL = 0x0017,
         /// SMP: arbitration between virtual lanes.
         VL_ARBITRATION = 0x0018,
+        /// SMP: a switch's ports by LID.
+        LINEAR_FORWARDING = 0x0019,
+        /// SMP: a switch's ports by multicast LID.
+        MULTICAST_FORWARDING = 0x001b,
         /// PMA: the 64-bit port counters.
         PORT_COUNTERS_EXT = 0x001d,
         /// SMP: which subnet manager is master.

@@ -1,10 +1,16 @@
 //! Subnet management packets: LID-routed and directed-route (IBA 1.3, 14.2.1; Linux `struct ib_smp`).
 
 mod attributes;
+mod switch;
 
 pub use attributes::{
     GuidInfo, LinkWidth, MtuAndSl, Nibbles, NodeDescription, NodeInfo, NodeType, PKeyTable, PortCapabilities,
     PortInfo, PortPhys, PortStateBits, SlToVl, SpeedState,
+};
+
+pub use switch::{
+    LINEAR_BLOCK, LifeState, LinearForwarding, MULTICAST_BLOCK, MulticastForwarding, Notice, NoticeType,
+    Priority, SmInfo, SmState, SwitchFlags, SwitchInfo, TRAP_LINK_STATE,
 };
 
 use zerocopy::big_endian::{U16, U64};

@@ -10,10 +10,22 @@ pub struct FabricConfig {
     /// How long a link trains: the time from its coming up until the subnet manager's first word through it. Linux opens
     /// a port some time before it can answer.
     pub training: Duration,
+    /// Who manages the subnet.
+    pub manager: Manager,
     /// What goes wrong on the links; nothing by default.
     pub faults: Faults,
     /// Where the faults' random numbers begin: the same seed and calls give the same faults.
     pub seed: u64,
+}
+
+/// Who manages the subnet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Manager {
+    /// The fabric's own subnet manager, on the switch, of the highest priority: another one stands by.
+    #[default]
+    Own,
+    /// One behind a port. Until it comes, no port is ACTIVE.
+    Foreign,
 }
 
 /// Faults on the links, each by its probability per packet (0 to 1).

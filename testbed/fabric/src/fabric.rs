@@ -1,19 +1,33 @@
-//! Links and the switch.
+//! Links, what is under way on them, and who gets it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 
 use hal::Instant;
-use verbs::Lid;
+use mad::Attribute;
+use mad::smp::{PERMISSIVE_LID, Smp};
+use verbs::{Lid, Qpn};
 
 use crate::faults::FaultInjector;
 use crate::packet::is_multicast;
-use crate::sm::SubnetManager;
-use crate::{FabricConfig, Packet};
+use crate::sm::{SM_LID, SubnetManager, management_packet};
+use crate::switch::{Hop, Switch};
+use crate::{FabricConfig, Manager, Packet};
 
 /// A port of the switch, in the order of [`Fabric::add_port`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortIndex(pub usize);
+
+impl PortIndex {
+    /// The port's number at the switch: from 1 on.
+    pub(crate) fn number(self) -> u8 {
+        u8::try_from(self.0 + 1).expect("a switch has no more ports than it can number")
+    }
+
+    fn of(number: u8) -> Option<Self> {
+        usize::from(number).checked_sub(1).map(Self)
+    }
+}
 
 /// A packet on its way, ordered by when it is due.
 struct InFlight {
@@ -40,35 +54,34 @@ impl Ord for InFlight {
     }
 }
 
-/// Where packets go: what the subnet manager programmed into the switch.
-#[derive(Debug, Default)]
-pub(crate) struct Routes {
-    pub(crate) unicast: BTreeMap<Lid, PortIndex>,
-    pub(crate) multicast: BTreeMap<Lid, Vec<PortIndex>>,
-}
-
 /// The fabric.
 pub struct Fabric {
     config: FabricConfig,
     links: Vec<bool>,
-    routes: Routes,
+    switch: Switch,
     arrived: VecDeque<(PortIndex, Packet)>,
     travelling: BinaryHeap<Reverse<InFlight>>,
     sequence: u64,
     faults: FaultInjector,
-    manager: SubnetManager,
+    /// The fabric's own, if it has one.
+    manager: Option<SubnetManager>,
 }
 
 impl Fabric {
     /// A switch without ports.
     #[must_use]
     pub fn new(config: FabricConfig) -> Self {
+        let mut switch = Switch::new();
+        let manager = (config.manager == Manager::Own).then(|| {
+            switch.manage_from_here(SM_LID);
+            SubnetManager::new(config.training)
+        });
         Self {
             faults: FaultInjector::new(config.faults, config.seed),
-            manager: SubnetManager::new(config.training),
+            manager,
             config,
             links: Vec::new(),
-            routes: Routes::default(),
+            switch,
             arrived: VecDeque::new(),
             travelling: BinaryHeap::new(),
             sequence: 0,
@@ -78,7 +91,10 @@ impl Fabric {
     /// Adds a port to the switch, without link.
     pub fn add_port(&mut self) -> PortIndex {
         self.links.push(false);
-        self.manager.add_port();
+        self.switch.add_port();
+        if let Some(manager) = &mut self.manager {
+            manager.add_port();
+        }
         PortIndex(self.links.len() - 1)
     }
 
@@ -88,7 +104,10 @@ impl Fabric {
             return;
         }
         self.links[port.0] = up;
-        self.manager.link_changed(now, port, up, &mut self.routes);
+        self.switch.link_changed(now, port.number(), up);
+        if let Some(manager) = &mut self.manager {
+            manager.link_changed(now, port, up, &mut self.switch);
+        }
         self.send_management(now);
     }
 
@@ -103,27 +122,94 @@ impl Fabric {
         if !self.links[from.0] {
             return;
         }
-        if self.manager.is_for(&packet) {
-            self.manager.receive(now, from, &packet, &mut self.routes);
-            self.send_management(now);
-        } else if is_multicast(packet.dlid) {
-            let members = self
-                .routes
-                .multicast
-                .get(&packet.dlid)
-                .cloned()
-                .unwrap_or_default();
-            for to in members.into_iter().filter(|to| *to != from) {
-                self.carry(now, to, packet.clone());
+        let here = self.switch.lid();
+        match packet.dlid {
+            Lid(PERMISSIVE_LID) if packet.dqpn != Qpn(0) => {}
+            Lid(PERMISSIVE_LID) => self.manage(now, from.number(), &packet),
+            lid if lid == here && packet.dqpn == Qpn(0) => self.manage(now, from.number(), &packet),
+            lid if lid == here => {
+                if let Some(manager) = self.manager.as_mut().filter(|_| packet.dqpn == Qpn(1)) {
+                    manager.administer(from, &packet, &mut self.switch);
+                }
+                self.send_management(now);
             }
-        } else if let Some(to) = self.routes.unicast.get(&packet.dlid).copied() {
+            lid if packet.vl15 => self.forward(now, lid, packet),
+            _ if !self.switch.carries_data(from.number()) => {
+                log::debug!("switch: port {} carries no data yet", from.number());
+            }
+            lid if is_multicast(lid) => {
+                let to: Vec<u8> = self.switch.towards_group(lid).collect();
+                for port in to.into_iter().filter(|&port| port != from.number()) {
+                    self.leave(now, port, packet.clone());
+                }
+            }
+            lid => self.forward(now, lid, packet),
+        }
+    }
+
+    /// Sends a packet on towards a LID.
+    fn forward(&mut self, now: Instant, lid: Lid, packet: Packet) {
+        match self.switch.towards(lid) {
+            Some(port) => self.leave(now, port, packet),
+            None => log::debug!("switch: no route to {lid}"),
+        }
+    }
+
+    /// Lets a packet out by a port of the switch, if there is a link and, for data, if it is open.
+    fn leave(&mut self, now: Instant, port: u8, packet: Packet) {
+        let Some(to) = PortIndex::of(port).filter(|to| self.links.get(to.0) == Some(&true)) else {
+            return;
+        };
+        if packet.vl15 || self.switch.carries_data(port) {
             self.carry(now, to, packet);
-        } else {
-            log::debug!(
-                "switch: no route to {} for a packet from port {}",
-                packet.dlid,
-                from.0
-            );
+        }
+    }
+
+    /// Takes a packet on QP0 that came to the switch by a port.
+    fn manage(&mut self, now: Instant, from: u8, packet: &Packet) {
+        let Ok(mut smp) = Smp::parse(&packet.payload) else {
+            log::debug!("switch: no SMP from port {from}");
+            return;
+        };
+        if !smp.is_directed() {
+            if let Some(answer) = self.answer(now, from, smp) {
+                let answer = management_packet(self.switch.lid(), packet.slid, &answer);
+                self.forward(now, packet.slid, answer);
+            }
+            return;
+        }
+        match self.switch.hop(&mut smp, from) {
+            Hop::Here => {
+                if let Some(mut answer) = self.answer(now, from, smp) {
+                    let hop = self.switch.hop(&mut answer, 0);
+                    self.route(now, hop, &answer);
+                }
+                self.send_management(now);
+            }
+            hop => self.route(now, hop, &smp),
+        }
+    }
+
+    /// Sends an SMP where its route takes it from here.
+    fn route(&mut self, now: Instant, hop: Hop, smp: &Smp) {
+        let permissive = Lid(PERMISSIVE_LID);
+        match hop {
+            Hop::Leave(port) => self.leave(now, port, management_packet(permissive, permissive, smp)),
+            Hop::To(lid) => self.forward(now, lid, management_packet(self.switch.lid(), lid, smp)),
+            Hop::Here | Hop::Lost => log::debug!("switch: an SMP that goes nowhere"),
+        }
+    }
+
+    /// What the switch, or the manager on it, answers an SMP that has arrived.
+    fn answer(&mut self, now: Instant, from: u8, smp: Smp) -> Option<Smp> {
+        match &mut self.manager {
+            Some(manager) if smp.header.method.is_response() => {
+                let from = PortIndex::of(from)?;
+                manager.receive(now, from, &smp, &mut self.switch);
+                None
+            }
+            Some(manager) if smp.header.attribute() == Attribute::SM_INFO => manager.answer(smp),
+            _ => self.switch.answer(smp, from),
         }
     }
 
@@ -148,7 +234,13 @@ impl Fabric {
 
     /// Lets the subnet manager do what is due, and says when there is something to do or to take next.
     pub fn poll(&mut self, now: Instant) -> Option<Instant> {
-        self.manager.poll(now);
+        if let Some(manager) = &mut self.manager {
+            manager.poll(now, &mut self.switch);
+        }
+        if let Some((to, report)) = self.switch.report(now) {
+            let report = management_packet(self.switch.lid(), to, &report);
+            self.forward(now, to, report);
+        }
         self.send_management(now);
         if self.arrived.is_empty() {
             self.deadline()
@@ -167,11 +259,15 @@ impl Fabric {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let travelling = self.travelling.peek().map(|Reverse(first)| first.due);
-        [travelling, self.manager.deadline()].into_iter().flatten().min()
+        let manager = self.manager.as_ref().and_then(SubnetManager::deadline);
+        [travelling, manager, self.switch.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn send_management(&mut self, now: Instant) {
-        while let Some((to, packet)) = self.manager.take_packet() {
+        while let Some((to, packet)) = self.manager.as_mut().and_then(SubnetManager::take_packet) {
             self.carry(now, to, packet);
         }
     }

@@ -3,16 +3,20 @@
 //! [`Fabric`] is sans-IO: cards hand it [`Packet`]s with the time, and take from it what has arrived where. Packets are
 //! structures, not bytes: between two cards of one process nothing needs to be serialised.
 //!
-//! The subnet manager sits in the switch, at LID 1. It brings each port that has a link up to ACTIVE by directed-route
-//! SMPs, gives LIDs in the order in which ports first arrive (a port keeps its LID), and answers subnet administration
-//! on QP1: paths, nodes, ports and multicast groups.
+//! The switch is a node with an agent of its own: it passes directed routes on, answers SMPs, reports links that changed, and
+//! forwards by the tables that a subnet manager writes into it.
+//!
+//! The fabric's own subnet manager sits on the switch, at LID 1. It brings each port that has a link up to ACTIVE by
+//! directed-route SMPs, gives LIDs in the order in which ports first arrive (a port keeps its LID), and answers subnet
+//! administration on QP1: paths, nodes, ports and multicast groups. A fabric can also be left to a subnet manager behind one
+//! of its ports ([`Manager::Foreign`]).
 //!
 //! # What is left out
 //!
 //! * One switch: no topology, no credit flow between ports, no virtual lanes that could block each other. A link's
 //!   bandwidth is not modelled, only its latency.
-//! * The switch is no node of its own to others: directed routes of another subnet manager do not pass it, and it answers
-//!   no SMP. Traps are not answered.
+//! * The switch has no counters, checks no M_Key and no partitions, and can't be told to take a link down.
+//! * The own subnet manager takes no traps and hands over to nobody.
 //! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]. A segment
 //!   of a table that gets lost is not sent again: who asked has to ask anew.
 //! * Ethernet.
@@ -25,8 +29,9 @@ mod packet;
 mod rmpp;
 mod sa;
 mod sm;
+mod switch;
 
-pub use config::{FabricConfig, Faults};
+pub use config::{FabricConfig, Faults, Manager};
 pub use fabric::{Fabric, PortIndex};
 pub use packet::{
     AckCode, AtomicOp, Grh, NakCode, Operation, Packet, Place, RemoteRange, Service, is_multicast,

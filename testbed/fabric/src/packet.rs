@@ -231,8 +231,11 @@ impl Operation {
     }
 }
 
+/// The lowest LID of a multicast group (IBA 1.3, 4.1.3).
+pub(crate) const FIRST_MLID: u16 = 0xc000;
+
 /// Whether a LID names a multicast group.
 #[must_use]
 pub fn is_multicast(lid: Lid) -> bool {
-    (0xc000..PERMISSIVE_LID).contains(&lid.0)
+    (FIRST_MLID..PERMISSIVE_LID).contains(&lid.0)
 }

@@ -11,9 +11,10 @@ use verbs::{Gid, Lid, PKey, QKey, Qpn};
 use zerocopy::big_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::fabric::Routes;
+use crate::packet::FIRST_MLID;
 use crate::rmpp::Transfers;
 use crate::sm::{Port, SM_LID};
+use crate::switch::Switch;
 use crate::{Operation, Packet, PortIndex};
 
 /// The group that IPoIB interfaces of the default partition meet in (RFC 4391, section 4).
@@ -21,7 +22,6 @@ const IPOIB_BROADCAST: [u8; 16] = [
     0xff, 0x12, 0x40, 0x1b, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
 ];
 const IPOIB_QKEY: u32 = 0x0b1b;
-const FIRST_MLID: u16 = 0xc000;
 const MOST_GROUPS: usize = 1024;
 /// 2048 bytes.
 const GROUP_MTU: u8 = 4;
@@ -80,11 +80,11 @@ enum Response {
 
 impl Administrator {
     /// Takes a port out of every group.
-    pub(crate) fn forget(&mut self, port: PortIndex, routes: &mut Routes) {
+    pub(crate) fn forget(&mut self, port: PortIndex, switch: &mut Switch) {
         self.transfers.forget(port);
         for group in self.groups.values_mut() {
             group.members.remove(&port);
-            route_group(group, routes);
+            route_group(group, switch);
         }
     }
 
@@ -94,7 +94,7 @@ impl Administrator {
         ports: &[Port],
         from: PortIndex,
         packet: &Packet,
-        routes: &mut Routes,
+        switch: &mut Switch,
     ) -> Vec<Packet> {
         let Operation::Datagram { source, .. } = packet.operation else {
             return Vec::new();
@@ -110,7 +110,7 @@ impl Administrator {
             }
         };
         let envelope = envelope(packet, source);
-        let response = match self.decide(ports, from, &request, routes) {
+        let response = match self.decide(ports, from, &request, switch) {
             Ok(Response::Table(head, table)) => return self.transfers.begin(from, envelope, &head, &table),
             Ok(Response::Record(response)) => response,
             Err(status) => request.into_response(status),
@@ -121,17 +121,17 @@ impl Administrator {
         }]
     }
 
-    fn decide(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, routes: &mut Routes) -> Answer {
+    fn decide(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, switch: &mut Switch) -> Answer {
         let method = request.header.method;
         let reads = matches!(method, Method::GET | Method::GET_TABLE);
         match request.header.attribute() {
             Attribute::CLASS_PORT_INFO if method == Method::GET => class_port_info(request),
             Attribute::PATH_RECORD if reads => records(request, &paths(ports, from, request)),
-            Attribute::NODE_RECORD if reads => records(request, &nodes(ports, request)),
+            Attribute::NODE_RECORD if reads => records(request, &nodes(ports, switch, request)),
             Attribute::PORT_INFO_RECORD if reads => records(request, &port_infos(ports, request)),
             Attribute::MC_MEMBER_RECORD if reads => records(request, &self.groups_matching(request)),
-            Attribute::MC_MEMBER_RECORD if method == Method::SET => self.join(ports, from, request, routes),
-            Attribute::MC_MEMBER_RECORD if method == Method::DELETE => self.leave(from, request, routes),
+            Attribute::MC_MEMBER_RECORD if method == Method::SET => self.join(ports, from, request, switch),
+            Attribute::MC_MEMBER_RECORD if method == Method::DELETE => self.leave(from, request, switch),
             _ => Err(Status::BAD_ATTRIBUTE),
         }
     }
@@ -149,7 +149,7 @@ impl Administrator {
             .collect()
     }
 
-    fn join(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, routes: &mut Routes) -> Answer {
+    fn join(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, switch: &mut Switch) -> Answer {
         let mask = request.component_mask.get();
         let Some(wanted) = request.record::<McMemberRecord>() else {
             return Err(Status::BAD_FIELD);
@@ -174,7 +174,7 @@ impl Administrator {
         let mut record = group.record;
         record.port_gid = ports[member.0].gid().0;
         record.scope_join = wanted.scope_join.with_join(joined);
-        route_group(group, routes);
+        route_group(group, switch);
         let mut response = request.into_response(Status::OK);
         response.set_record(&record);
         Ok(Response::Record(response))
@@ -219,7 +219,7 @@ impl Administrator {
         Ok(mgid)
     }
 
-    fn leave(&mut self, from: PortIndex, request: &SaMad, routes: &mut Routes) -> Answer {
+    fn leave(&mut self, from: PortIndex, request: &SaMad, switch: &mut Switch) -> Answer {
         let Some(wanted) = request.record::<McMemberRecord>() else {
             return Err(Status::BAD_FIELD);
         };
@@ -233,7 +233,7 @@ impl Administrator {
         if *joined == 0 {
             group.members.remove(&from);
         }
-        route_group(group, routes);
+        route_group(group, switch);
         if group.members.is_empty() && wanted.mgid != IPOIB_BROADCAST {
             self.groups.remove(&wanted.mgid);
         }
@@ -247,15 +247,9 @@ fn member_of(ports: &[Port], from: PortIndex, wanted: &McMemberRecord, mask: u64
     (!named || ports[from.0].gid() == Gid(wanted.port_gid)).then_some(from)
 }
 
-fn route_group(group: &Group, routes: &mut Routes) {
+fn route_group(group: &Group, switch: &mut Switch) {
     let mlid = Lid(group.record.mlid.get());
-    if group.members.is_empty() {
-        routes.multicast.remove(&mlid);
-    } else {
-        routes
-            .multicast
-            .insert(mlid, group.members.keys().copied().collect());
-    }
+    switch.set_group(mlid, group.members.keys().map(|port| port.number()));
 }
 
 fn class_port_info(request: &SaMad) -> Answer {
@@ -304,25 +298,22 @@ fn paths(ports: &[Port], from: PortIndex, request: &SaMad) -> Vec<PathRecord> {
         .collect()
 }
 
-fn nodes(ports: &[Port], request: &SaMad) -> Vec<NodeRecord> {
+fn nodes(ports: &[Port], switch: &Switch, request: &SaMad) -> Vec<NodeRecord> {
     let Some(wanted) = request.record::<NodeRecord>() else {
         return Vec::new();
     };
     let mask = request.component_mask.get();
-    ports
-        .iter()
-        .filter(|port| port.is_active())
-        .filter(|port| mask & node_record_mask::LID == 0 || port.lid.0 == wanted.lid.get())
-        .filter(|port| {
-            mask & node_record_mask::NODE_GUID == 0 || port.node.node_guid == wanted.info.node_guid
-        })
-        .filter(|port| {
-            mask & node_record_mask::PORT_GUID == 0 || port.node.port_guid == wanted.info.port_guid
-        })
-        .filter(|port| {
-            mask & node_record_mask::NODE_TYPE == 0 || port.node.node_type == wanted.info.node_type
-        })
-        .map(|port| NodeRecord::new(port.lid.0, port.node, port.description))
+    let own = NodeRecord::new(SM_LID.0, switch.node_info(0), switch.description());
+    let active = ports.iter().filter(|port| port.is_active());
+    let theirs = active.map(|port| NodeRecord::new(port.lid.0, port.node, port.description));
+    let info = &wanted.info;
+    [own]
+        .into_iter()
+        .chain(theirs)
+        .filter(|record| mask & node_record_mask::LID == 0 || record.lid == wanted.lid)
+        .filter(|record| mask & node_record_mask::NODE_GUID == 0 || record.info.node_guid == info.node_guid)
+        .filter(|record| mask & node_record_mask::PORT_GUID == 0 || record.info.port_guid == info.port_guid)
+        .filter(|record| mask & node_record_mask::NODE_TYPE == 0 || record.info.node_type == info.node_type)
         .collect()
 }
 

@@ -8,18 +8,20 @@ use std::collections::{BTreeMap, VecDeque};
 use hal::{Duration, Instant};
 use mad::smp::{
     LinkWidth, MtuAndSl, Nibbles, NodeDescription, NodeInfo, PERMISSIVE_LID, PKeyTable, PortInfo,
-    PortStateBits, Smp, attribute, data_of,
+    PortStateBits, Priority, SmInfo, SmState, Smp, attribute, data_of,
 };
 use mad::{Attribute, Method, Status};
 use verbs::{Gid, Guid, Lid, PKey, Psn, QKey, Qpn};
-use zerocopy::big_endian::{U16, U64};
+use zerocopy::big_endian::{U16, U32, U64};
 
-use crate::fabric::Routes;
 use crate::sa::Administrator;
+use crate::switch::{self, Switch};
 use crate::{Operation, Packet, PortIndex, Service};
 
 /// The subnet manager's LID.
 pub const SM_LID: Lid = Lid(1);
+/// The highest there is.
+const PRIORITY: u8 = 15;
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const SLOWEST_RETRY: Duration = Duration::from_millis(640);
 
@@ -85,6 +87,8 @@ pub(crate) struct SubnetManager {
     administrator: Administrator,
     outgoing: VecDeque<(PortIndex, Packet)>,
     training: Duration,
+    /// Counts on with each look at the manager, which thereby is seen to live.
+    activity: u32,
 }
 
 impl SubnetManager {
@@ -109,35 +113,25 @@ impl SubnetManager {
         });
     }
 
-    pub(crate) fn link_changed(&mut self, now: Instant, port: PortIndex, up: bool, routes: &mut Routes) {
-        routes.unicast.retain(|_, to| *to != port);
-        self.administrator.forget(port, routes);
+    pub(crate) fn link_changed(&mut self, now: Instant, port: PortIndex, up: bool, switch: &mut Switch) {
+        switch.forget_port(port.number());
+        self.administrator.forget(port, switch);
         let state = &mut self.ports[port.0];
         state.retry_at = None;
         state.retry_after = FIRST_RETRY;
         state.step = up.then_some(Step::NodeInfo);
         if up && self.training.is_zero() {
-            self.ask(now, port);
+            self.ask(now, port, switch);
         } else if up {
             state.retry_at = Some(now + self.training);
         }
     }
 
-    /// Whether a packet is the manager's to take: directed routes end here, and so does its own LID.
-    pub(crate) fn is_for(&self, packet: &Packet) -> bool {
-        packet.dlid == SM_LID || packet.dlid == Lid(PERMISSIVE_LID)
-    }
-
-    pub(crate) fn receive(&mut self, now: Instant, from: PortIndex, packet: &Packet, routes: &mut Routes) {
-        match packet.dqpn {
-            Qpn(0) => self.receive_smp(now, from, packet, routes),
-            Qpn(1) => {
-                let answers = self.administrator.answer(&self.ports, from, packet, routes);
-                self.outgoing
-                    .extend(answers.into_iter().map(|answer| (from, answer)));
-            }
-            other => log::debug!("subnet manager: a packet for {other}"),
-        }
+    /// Takes a datagram for the subnet administrator.
+    pub(crate) fn administer(&mut self, from: PortIndex, packet: &Packet, switch: &mut Switch) {
+        let answers = self.administrator.answer(&self.ports, from, packet, switch);
+        let answers = answers.into_iter().map(|answer| (from, answer));
+        self.outgoing.extend(answers);
     }
 
     pub(crate) fn take_packet(&mut self) -> Option<(PortIndex, Packet)> {
@@ -148,19 +142,38 @@ impl SubnetManager {
         self.ports.iter().filter_map(|port| port.retry_at).min()
     }
 
-    pub(crate) fn poll(&mut self, now: Instant) {
+    pub(crate) fn poll(&mut self, now: Instant, switch: &mut Switch) {
         for index in 0..self.ports.len() {
             if self.ports[index].retry_at.is_some_and(|at| at <= now) {
-                self.ask(now, PortIndex(index));
+                self.ask(now, PortIndex(index), switch);
             }
         }
     }
 
-    fn receive_smp(&mut self, now: Instant, from: PortIndex, packet: &Packet, routes: &mut Routes) {
-        let Ok(smp) = Smp::parse(&packet.payload) else {
-            log::debug!("subnet manager: no SMP from port {}", from.0);
-            return;
+    /// Answers what is asked of the manager itself.
+    pub(crate) fn answer(&mut self, mut smp: Smp) -> Option<Smp> {
+        let status = match smp.header.method {
+            Method::GET => {
+                self.activity = self.activity.wrapping_add(1);
+                smp.data = data_of(&SmInfo {
+                    guid: U64::new(switch::GUID.0),
+                    activity: U32::new(self.activity),
+                    priority: Priority::new()
+                        .with_priority(PRIORITY)
+                        .with_state(SmState::MASTER),
+                    ..SmInfo::default()
+                });
+                Status::OK
+            }
+            // It neither stands by nor hands over.
+            Method::SET => Status::BAD_FIELD,
+            _ => return None,
         };
+        Some(smp.into_response(status))
+    }
+
+    /// Takes an answer that came by a port.
+    pub(crate) fn receive(&mut self, now: Instant, from: PortIndex, smp: &Smp, switch: &mut Switch) {
         let port = &mut self.ports[from.0];
         let awaited = smp.header.method == Method::GET_RESP
             && port.retry_at.is_some()
@@ -182,14 +195,14 @@ impl SubnetManager {
             );
             return;
         }
-        self.take_answer(from, step, &smp, routes);
+        self.take_answer(from, step, smp, switch);
         let port = &mut self.ports[from.0];
         port.step = Some(step.next());
         port.retry_after = FIRST_RETRY;
-        self.ask(now, from);
+        self.ask(now, from, switch);
     }
 
-    fn take_answer(&mut self, from: PortIndex, step: Step, smp: &Smp, routes: &mut Routes) {
+    fn take_answer(&mut self, from: PortIndex, step: Step, smp: &Smp, switch: &mut Switch) {
         let port = &mut self.ports[from.0];
         match step {
             Step::NodeInfo => {
@@ -208,7 +221,7 @@ impl SubnetManager {
             }
             Step::Activate => {
                 port.info = attribute(&smp.data).unwrap_or_default();
-                routes.unicast.insert(port.lid, from);
+                switch.set_route(port.lid, Some(from.number()));
                 log::info!(
                     "subnet manager: {} is {} at switch port {}",
                     port.gid(),
@@ -221,9 +234,15 @@ impl SubnetManager {
     }
 
     /// Sends the SMP of the port's step, and sets its retry.
-    fn ask(&mut self, now: Instant, index: PortIndex) {
+    fn ask(&mut self, now: Instant, index: PortIndex, switch: &mut Switch) {
         let port = &mut self.ports[index.0];
         let Some(step) = port.step else { return };
+        // The switch's side of the link first, so that it is open when the other side begins to send.
+        match step {
+            Step::Arm => switch.set_state(index.number(), PortStateBits::ARMED),
+            Step::Activate => switch.set_state(index.number(), PortStateBits::ACTIVE),
+            _ => {}
+        }
         self.transaction += 1;
         let Some(smp) = request(port, step, self.transaction) else {
             port.retry_at = None;
@@ -232,9 +251,7 @@ impl SubnetManager {
         port.transaction = self.transaction;
         port.retry_at = Some(now + port.retry_after);
         port.retry_after = (port.retry_after * 2).min(SLOWEST_RETRY);
-        // Port numbers of the switch count from 1; a route through more than 254 ports is not tested for by anyone.
-        let hop = u8::try_from(index.0 + 1).unwrap_or(u8::MAX);
-        if let Ok(mut smp) = smp.directed(&[hop]) {
+        if let Ok(mut smp) = smp.directed(&[index.number()]) {
             smp.set_hops(1, 1);
             self.outgoing.push_back((index, smp_packet(&smp)));
         }
@@ -289,9 +306,14 @@ fn with_state(info: &PortInfo, state: u8) -> PortInfo {
 }
 
 fn smp_packet(smp: &Smp) -> Packet {
+    management_packet(Lid(PERMISSIVE_LID), Lid(PERMISSIVE_LID), smp)
+}
+
+/// An SMP between two QP0s.
+pub(crate) fn management_packet(slid: Lid, dlid: Lid, smp: &Smp) -> Packet {
     Packet {
-        slid: Lid(PERMISSIVE_LID),
-        dlid: Lid(PERMISSIVE_LID),
+        slid,
+        dlid,
         sl: 0,
         vl15: true,
         grh: None,

@@ -1,0 +1,60 @@
+//! Trap 128: the switch tells the master subnet manager that a link changed, until that takes it back.
+
+use hal::{Duration, Instant};
+use mad::smp::{NodeType, Notice, NoticeType, Smp, TRAP_LINK_STATE, data_of};
+use mad::{Attribute, Method};
+use verbs::Lid;
+use zerocopy::big_endian::U16;
+
+/// Between two traps.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A manager that does not answer so many looks at the switch sooner or later all the same.
+const TRIES: u32 = 10;
+
+/// What is left to report.
+#[derive(Default)]
+pub(crate) struct LinkTrap {
+    due: Option<Instant>,
+    tries: u32,
+    transaction: u64,
+}
+
+impl LinkTrap {
+    /// A link has changed.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.tries = TRIES;
+        self.due = Some(now);
+    }
+
+    /// The manager has heard.
+    pub(crate) fn end(&mut self) {
+        self.due = None;
+    }
+
+    /// When there is something to report.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// The report that is due, of the switch with this LID.
+    pub(crate) fn poll(&mut self, now: Instant, lid: Lid) -> Option<Smp> {
+        self.due.filter(|&due| due <= now)?;
+        self.tries = self.tries.saturating_sub(1);
+        self.due = (self.tries > 0).then(|| now + PAUSE);
+        self.transaction += 1;
+        let mut details = [0; 54];
+        details[..2].copy_from_slice(&lid.0.to_be_bytes());
+        let notice = Notice {
+            kind: NoticeType::URGENT,
+            producer: [0, 0, NodeType::SWITCH.0],
+            trap: U16::new(TRAP_LINK_STATE),
+            issuer: U16::new(lid.0),
+            toggle_count: U16::ZERO,
+            details,
+        };
+        Some(Smp {
+            data: data_of(&notice),
+            ..Smp::request(Method::TRAP, Attribute::NOTICE, 0, self.transaction)
+        })
+    }
+}
