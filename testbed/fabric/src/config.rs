@@ -7,8 +7,7 @@ use hal::Duration;
 pub struct FabricConfig {
     /// The time a packet takes from port to port. Zero delivers within the call that sent it.
     pub latency: Duration,
-    /// How long a link trains: the time from its coming up until the subnet manager's first word through it. Linux opens
-    /// a port some time before it can answer.
+    /// How long a link trains before it carries anything. Linux opens a port some time before it can answer.
     pub training: Duration,
     /// Who manages the subnet.
     pub manager: Manager,

@@ -29,6 +29,15 @@ impl PortIndex {
     }
 }
 
+/// A link between the switch and a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// It carries nothing until then.
+    Training(Instant),
+    Up,
+}
+
 /// A packet on its way, ordered by when it is due.
 struct InFlight {
     due: Instant,
@@ -57,7 +66,7 @@ impl Ord for InFlight {
 /// The fabric.
 pub struct Fabric {
     config: FabricConfig,
-    links: Vec<bool>,
+    links: Vec<Link>,
     switch: Switch,
     arrived: VecDeque<(PortIndex, Packet)>,
     travelling: BinaryHeap<Reverse<InFlight>>,
@@ -74,7 +83,7 @@ impl Fabric {
         let mut switch = Switch::new();
         let manager = (config.manager == Manager::Own).then(|| {
             switch.manage_from_here(SM_LID);
-            SubnetManager::new(config.training)
+            SubnetManager::default()
         });
         Self {
             faults: FaultInjector::new(config.faults, config.seed),
@@ -90,7 +99,7 @@ impl Fabric {
 
     /// Adds a port to the switch, without link.
     pub fn add_port(&mut self) -> PortIndex {
-        self.links.push(false);
+        self.links.push(Link::Down);
         self.switch.add_port();
         if let Some(manager) = &mut self.manager {
             manager.add_port();
@@ -100,10 +109,18 @@ impl Fabric {
 
     /// Says that a port's link came up or went down.
     pub fn set_link(&mut self, now: Instant, port: PortIndex, up: bool) {
-        if self.links[port.0] == up {
-            return;
+        let training = self.config.training;
+        match (self.links[port.0], up) {
+            (Link::Down, true) if !training.is_zero() => self.links[port.0] = Link::Training(now + training),
+            (Link::Down, true) => self.follow_link(now, port, true),
+            (Link::Training(_), false) => self.links[port.0] = Link::Down,
+            (Link::Up, false) => self.follow_link(now, port, false),
+            (Link::Down, false) | (Link::Training(_) | Link::Up, true) => {}
         }
-        self.links[port.0] = up;
+    }
+
+    fn follow_link(&mut self, now: Instant, port: PortIndex, up: bool) {
+        self.links[port.0] = if up { Link::Up } else { Link::Down };
         self.switch.link_changed(now, port.number(), up);
         if let Some(manager) = &mut self.manager {
             manager.link_changed(now, port, up, &mut self.switch);
@@ -119,7 +136,7 @@ impl Fabric {
 
     /// Takes a packet from a port.
     pub fn send(&mut self, now: Instant, from: PortIndex, packet: Packet) {
-        if !self.links[from.0] {
+        if self.links[from.0] != Link::Up {
             return;
         }
         let here = self.switch.lid();
@@ -157,7 +174,7 @@ impl Fabric {
 
     /// Lets a packet out by a port of the switch, if there is a link and, for data, if it is open.
     fn leave(&mut self, now: Instant, port: u8, packet: Packet) {
-        let Some(to) = PortIndex::of(port).filter(|to| self.links.get(to.0) == Some(&true)) else {
+        let Some(to) = PortIndex::of(port).filter(|to| self.links.get(to.0) == Some(&Link::Up)) else {
             return;
         };
         if packet.vl15 || self.switch.carries_data(port) {
@@ -226,14 +243,19 @@ impl Fabric {
         }
         loop {
             let (to, packet) = self.arrived.pop_front()?;
-            if self.links[to.0] {
+            if self.links[to.0] == Link::Up {
                 return Some((to, packet));
             }
         }
     }
 
-    /// Lets the subnet manager do what is due, and says when there is something to do or to take next.
+    /// Does what is due, and says when there is something to do or to take next.
     pub fn poll(&mut self, now: Instant) -> Option<Instant> {
+        for index in 0..self.links.len() {
+            if matches!(self.links[index], Link::Training(until) if until <= now) {
+                self.follow_link(now, PortIndex(index), true);
+            }
+        }
         if let Some(manager) = &mut self.manager {
             manager.poll(now, &mut self.switch);
         }
@@ -260,10 +282,12 @@ impl Fabric {
     pub fn deadline(&self) -> Option<Instant> {
         let travelling = self.travelling.peek().map(|Reverse(first)| first.due);
         let manager = self.manager.as_ref().and_then(SubnetManager::deadline);
-        [travelling, manager, self.switch.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let trained = self.links.iter().filter_map(|link| match link {
+            Link::Training(until) => Some(*until),
+            Link::Down | Link::Up => None,
+        });
+        let others = [travelling, manager, self.switch.deadline()];
+        others.into_iter().flatten().chain(trained).min()
     }
 
     fn send_management(&mut self, now: Instant) {

@@ -20,6 +20,8 @@ use crate::{Operation, Packet, PortIndex, Service};
 
 /// The subnet manager's LID.
 pub const SM_LID: Lid = Lid(1);
+/// What OpenSM's manual calls the default: managers with different keys take no notice of each other.
+const KEY: u64 = 1;
 /// The highest there is.
 const PRIORITY: u8 = 15;
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -86,20 +88,11 @@ pub(crate) struct SubnetManager {
     transaction: u64,
     administrator: Administrator,
     outgoing: VecDeque<(PortIndex, Packet)>,
-    training: Duration,
     /// Counts on with each look at the manager, which thereby is seen to live.
     activity: u32,
 }
 
 impl SubnetManager {
-    /// A manager that speaks this long after a link came up.
-    pub(crate) fn new(training: Duration) -> Self {
-        Self {
-            training,
-            ..Self::default()
-        }
-    }
-
     pub(crate) fn add_port(&mut self) {
         self.ports.push(Port {
             step: None,
@@ -120,10 +113,8 @@ impl SubnetManager {
         state.retry_at = None;
         state.retry_after = FIRST_RETRY;
         state.step = up.then_some(Step::NodeInfo);
-        if up && self.training.is_zero() {
+        if up {
             self.ask(now, port, switch);
-        } else if up {
-            state.retry_at = Some(now + self.training);
         }
     }
 
@@ -157,11 +148,11 @@ impl SubnetManager {
                 self.activity = self.activity.wrapping_add(1);
                 smp.data = data_of(&SmInfo {
                     guid: U64::new(switch::GUID.0),
+                    key: U64::new(KEY),
                     activity: U32::new(self.activity),
                     priority: Priority::new()
                         .with_priority(PRIORITY)
                         .with_state(SmState::MASTER),
-                    ..SmInfo::default()
                 });
                 Status::OK
             }

@@ -41,6 +41,8 @@ const PHYS_LINK_UP: u8 = 5;
 /// 2.5, 5 and 10 Gb/s; 10 Gb/s alone.
 const SPEEDS: u8 = 7;
 const SPEED_QDR: u8 = 4;
+/// FDR, among the extended speeds.
+const SPEED_FDR: u8 = 1;
 
 /// The switch's GUID: smaller than those of adapters, so that it wins among subnet managers of one priority.
 pub(crate) const GUID: Guid = Guid(0x0002_c902_0000_0001);
@@ -93,7 +95,8 @@ impl Switch {
                 default_multicast_primary: NO_PORT,
                 default_multicast_other: NO_PORT,
                 life_state: LifeState::new().with_life_time(18),
-                flags: SwitchFlags::new(),
+                // OpenSM looks for another subnet manager behind a port 0 of this kind only.
+                flags: SwitchFlags::new().with_enhanced_port_0(true),
                 ..SwitchInfo::default()
             },
             unicast: vec![NO_PORT; usize::from(FIRST_MLID)],
@@ -288,10 +291,14 @@ impl Port {
             mtu_cap: Nibbles::new().with_low(MTU_4096),
             operational_vls: Nibbles::new().with_high(VLS_8),
             response_time: 16,
+            ext_speed: Nibbles::new().with_high(SPEED_FDR).with_low(SPEED_FDR),
+            ext_speed_enabled: SPEED_FDR,
             ..PortInfo::default()
         };
         if number == 0 {
-            info.capabilities = U32::new(PortCapabilities::TRAP | PortCapabilities::SYSTEM_GUID);
+            info.capabilities = U32::new(
+                PortCapabilities::TRAP | PortCapabilities::SYSTEM_GUID | PortCapabilities::EXTENDED_SPEEDS,
+            );
             info.gid_prefix = U64::new(Gid::DEFAULT_PREFIX);
             info.guid_cap = 1;
         }

@@ -25,6 +25,11 @@ pub(crate) struct Identity {
 
 const VENDOR: [u8; 3] = [0x00, 0x02, 0xc9];
 const DEVICE: u16 = 0x1003;
+/// PortInfo's modifier (IBA 1.3, 14.2.5.6; OpenSM sets it with every Set).
+const SM_KNOWS_SPEEDS: u32 = 1 << 31;
+/// The maker's own attribute of a port: FDR10, by bit 0 of bytes 7 (supported), 11 (enabled) and 15 (active). OpenSM asks each
+/// ConnectX for it (`ib_types.h`, `ib_mlnx_ext_port_info_t`), Linux those with QDR (mlx4_ib `main.c`).
+const MAKERS_PORT_INFO: Attribute = Attribute(0xff90);
 const PKEYS_PER_BLOCK: usize = 32;
 const GUIDS_PER_BLOCK: usize = 8;
 /// PMA ClassPortInfo: the 64-bit counters are there.
@@ -75,8 +80,9 @@ fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<()
         Attribute::NODE_INFO => data_of(&node_info(core, identity, number)),
         Attribute::NODE_DESCRIPTION => identity.description.0,
         Attribute::PORT_INFO => {
-            // The modifier names a port of this node; 0 is the one that was asked.
-            let wanted = u8::try_from(modifier).map_err(|_| Status::BAD_FIELD)?;
+            // The modifier names a port of this node; 0 is the one that was asked. Its top bit says that the manager
+            // understands extended speeds.
+            let wanted = u8::try_from(modifier & !SM_KNOWS_SPEEDS).map_err(|_| Status::BAD_FIELD)?;
             let port = if wanted == 0 {
                 port
             } else {
@@ -100,9 +106,20 @@ fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<()
         }
         Attribute::SL_TO_VL => data_of(&SlToVl(port.sl_to_vl)),
         Attribute::VL_ARBITRATION => [0; 64],
+        MAKERS_PORT_INFO => makers_port_info(),
         _ => return Err(Status::BAD_ATTRIBUTE),
     };
     Ok(())
+}
+
+/// FDR10 is there and may be used, but is not.
+fn makers_port_info() -> [u8; 64] {
+    const SUPPORTED: usize = 7;
+    const ENABLED: usize = 11;
+    let mut data = [0; 64];
+    data[SUPPORTED] = 1;
+    data[ENABLED] = 1;
+    data
 }
 
 fn node_info(core: &Core, identity: &Identity, number: u8) -> NodeInfo {
@@ -163,7 +180,7 @@ fn set(core: &mut Core, identity: &Identity, number: u8, smp: &mut Smp) -> Resul
             let table: SlToVl = attribute(&smp.data).ok_or(Status::BAD_FIELD)?;
             core.port_mut(number).ok_or(Status::BAD_FIELD)?.sl_to_vl = table.0;
         }
-        Attribute::VL_ARBITRATION => {}
+        Attribute::VL_ARBITRATION | MAKERS_PORT_INFO => {}
         _ => return Err(Status::BAD_ATTRIBUTE),
     }
     get(core, identity, number, smp)

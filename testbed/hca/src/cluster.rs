@@ -185,6 +185,7 @@ impl Cluster {
     fn collect(&mut self, index: usize, now: Instant) {
         let Node { hca, ports } = &mut self.nodes[index];
         while let Some((port, packet)) = hca.core.outgoing.pop_front() {
+            hca.loop_back(port, &packet);
             if let Some(place) = ports.get(usize::from(port).wrapping_sub(1)) {
                 self.fabric.send(now, *place, packet);
             }

@@ -2,8 +2,8 @@
 
 use fabric::{Grh, Operation, Packet, Service as Wire};
 use mad::wire::{
-    BaseTransport, DatagramTransport, GlobalRoute, GlobalRouteFirst, LocalRoute, NEXT_GRH, UD_SEND_ONLY,
-    UD_SEND_ONLY_WITH_IMMEDIATE,
+    BaseTransport, DatagramTransport, GlobalRoute, GlobalRouteFirst, ICRC_LEN, LocalRoute, NEXT_GRH,
+    UD_SEND_ONLY, UD_SEND_ONLY_WITH_IMMEDIATE,
 };
 use mlx4_hw::bits::{High, Low24};
 use mlx4_hw::cq::{Cqe, CqeOwner, CqeRemote, ReceiveOpcode, Syndrome};
@@ -20,8 +20,6 @@ use crate::wqe::{Task, Work, capacity, gather, scatter};
 const GRH_LEN: u32 = 40;
 /// Bytes that software-built headers and the room for the CRC take at most.
 const LONGEST_HEADERS: u32 = 80;
-/// Bytes behind the payload of software-built packets: the place of the invariant CRC.
-const ICRC_LEN: usize = 4;
 /// Next header of a GRH: a base transport header (IBA 1.3, 8.3.3).
 const GRH_NEXT_TRANSPORT: u8 = 0x1b;
 

@@ -277,7 +277,7 @@ impl Hca {
             Qpn(0) => self.receive_special(number, 0, &packet),
             _ if !active => log::debug!("port {number} is not active: a packet is dropped"),
             Qpn(1) => self.receive_special(number, 1, &packet),
-            _ if is_multicast(packet.dlid) => self.receive_multicast(number, &packet),
+            _ if is_multicast(packet.dlid) => self.receive_multicast(number, &packet, None),
             Qpn(qpn) => self.receive_at(qpn, packet),
         }
         self.fail_with_queues();
@@ -326,9 +326,23 @@ impl Hca {
         }
     }
 
-    fn receive_multicast(&mut self, number: u8, packet: &Packet) {
+    /// Gives a multicast packet that leaves by a port to the card's own members of the group, its sender among them, unless
+    /// that was attached so that it does not hear itself (Linux `mcg.c`, `MGM_BLCK_LB_BIT`).
+    pub(crate) fn loop_back(&mut self, number: u8, packet: &Packet) {
+        if let fabric::Operation::Datagram { source, .. } = packet.operation
+            && is_multicast(packet.dlid)
+        {
+            self.receive_multicast(number, packet, Some(source));
+        }
+    }
+
+    fn receive_multicast(&mut self, number: u8, packet: &Packet, sender: Option<Qpn>) {
         let Some(grh) = packet.grh else { return };
-        for qpn in self.group_members(grh.dgid.0) {
+        for member in self.group_members(grh.dgid.0) {
+            let qpn = member.qpn();
+            if member.block_loopback() && sender == Some(Qpn(qpn)) {
+                continue;
+            }
             if let Some(qp) = self.qps.get_mut(&qpn)
                 && qp.service() == Service::UD
                 && qp.port() == number

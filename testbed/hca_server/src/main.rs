@@ -1,10 +1,12 @@
 //! Serves modelled ConnectX-3s to QEMU over vfio-user.
 //!
 //! Prints a line `ready<TAB>NAME<TAB>GID` for each node, the GID being that of its first port, once all sockets listen.
-//! Ends when its standard input does, or by SIGINT or SIGTERM.
+//! Then it takes lines `cable NODE PORT in` and `cable NODE PORT out` on its standard input. It ends when that does, or by SIGINT
+//! or SIGTERM.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::exit;
@@ -14,10 +16,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
-use fabric::FabricConfig;
+use fabric::{FabricConfig, Manager};
 use hca_model::trace::{Recorder, Text};
 use hca_model::{ClusterConfig, NodeConfig};
-use hca_server::node::Cluster;
+use hca_server::node::{Cables, Cluster};
 use hca_server::socket::Port;
 use verbs::{Gid, Guid};
 
@@ -35,12 +37,33 @@ struct Args {
     /// Look for the next message this long before sleeping; takes a core a node while it does
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1000))]
     spin_us: u64,
-    /// How long a link trains, until the subnet manager's first word through it
+    /// Who manages the subnet: the fabric itself, or a program on a node, before which no port is active
+    #[arg(long, value_name = "WHO", value_enum, default_value = "fabric")]
+    sm: Sm,
+    /// How long a link trains before it carries anything
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     training_ms: u64,
     /// Records every command, doorbell, DMA and interrupt of all adapters in this file: one line each, parted by tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+}
+
+/// Who manages the subnet.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Sm {
+    /// The fabric itself.
+    Fabric,
+    /// A program on a node.
+    Node,
+}
+
+impl From<Sm> for Manager {
+    fn from(sm: Sm) -> Self {
+        match sm {
+            Sm::Fabric => Self::Own,
+            Sm::Node => Self::Foreign,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +116,7 @@ fn main() -> Result<()> {
     let cluster = Cluster::new(ClusterConfig {
         fabric: FabricConfig {
             training: Duration::from_millis(args.training_ms),
+            manager: args.sm.into(),
             ..FabricConfig::default()
         },
     });
@@ -102,6 +126,7 @@ fn main() -> Result<()> {
     }
     let mut ready = String::new();
     let mut listeners = Vec::new();
+    let mut cables = BTreeMap::new();
     for (index, node) in args.nodes.iter().enumerate() {
         let twin = args.nodes[..index].iter().any(|other| other.name == node.name);
         ensure!(!twin, "two nodes are named {}", node.name);
@@ -113,7 +138,9 @@ fn main() -> Result<()> {
             guid: Guid(guid),
             ports: node.ports,
         };
-        listeners.push((node.name.clone(), listener, cluster.add_node(config)));
+        let served = cluster.add_node(config);
+        cables.insert(node.name.clone(), served.cables());
+        listeners.push((node.name.clone(), listener, served));
         let gid = Gid::new(Gid::DEFAULT_PREFIX, Guid(guid.wrapping_add(1)));
         ready += &format!("ready\t{}\t{gid}\n", node.name);
     }
@@ -155,9 +182,24 @@ fn main() -> Result<()> {
         .write_all(ready.as_bytes())
         .and_then(|()| stdout.flush())
         .context("can't say that we are ready")?;
-    let mut ignored = [0; 4096];
-    while std::io::stdin().read(&mut ignored).is_ok_and(|count| count > 0) {}
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        if let Err(error) = follow(&line, &cables) {
+            log::error!("{line:?}: {error:#}");
+        }
+    }
     leave(0);
+    Ok(())
+}
+
+/// Plugs or pulls a cable, as a line of standard input says.
+fn follow(line: &str, cables: &BTreeMap<String, Cables>) -> Result<()> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let ["cable", node, port, way @ ("in" | "out")] = words[..] else {
+        bail!("a line is: cable NODE PORT in|out");
+    };
+    let cables = cables.get(node).with_context(|| format!("no node {node}"))?;
+    let number = port.parse().with_context(|| format!("port {port:?}"))?;
+    ensure!(cables.plug(number, way == "in"), "{node} has no port {number}");
     Ok(())
 }
 

@@ -53,6 +53,7 @@ impl Cluster {
     pub fn add_node(self: &Arc<Self>, config: NodeConfig) -> Node {
         let mut state = self.lock();
         let machine = Arc::new(Machine::default());
+        let ports = config.ports;
         let index = state
             .model
             .add_node(config, Arc::clone(&machine) as Arc<dyn Host>);
@@ -67,6 +68,7 @@ impl Cluster {
         Node {
             cluster: Arc::clone(self),
             index,
+            ports,
             layout,
             machine,
         }
@@ -201,6 +203,7 @@ impl Host for Machine {
 pub struct Node {
     cluster: Arc<Cluster>,
     index: NodeIndex,
+    ports: u8,
     layout: Layout,
     machine: Arc<Machine>,
 }
@@ -210,6 +213,35 @@ impl Node {
     #[must_use]
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// Its cables.
+    #[must_use]
+    pub fn cables(&self) -> Cables {
+        Cables {
+            cluster: Arc::clone(&self.cluster),
+            index: self.index,
+            ports: self.ports,
+        }
+    }
+}
+
+/// The cables between one node's adapter and the switch.
+pub struct Cables {
+    cluster: Arc<Cluster>,
+    index: NodeIndex,
+    ports: u8,
+}
+
+impl Cables {
+    /// Plugs or pulls the cable of a port, which counts from 1; false if there is no such port.
+    pub fn plug(&self, port: u8, into: bool) -> bool {
+        let is_there = (1..=self.ports).contains(&port);
+        if is_there {
+            self.cluster
+                .change(|model, now| model.set_link(self.index, now, port, into));
+        }
+        is_there
     }
 }
 

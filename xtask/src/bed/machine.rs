@@ -18,6 +18,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) cpus: u32,
     /// Its adapter's socket.
     pub(crate) adapter: &'a Path,
+    /// Whether the adapter is in a slot, behind a port that tells the link's width and speed, and not on the root bus.
+    pub(crate) slot: bool,
     /// Whether it starts again when it resets itself; otherwise QEMU ends.
     pub(crate) reboots: bool,
 }
@@ -52,8 +54,14 @@ impl Machine<'_> {
             .arg(self.kernel)
             .args(["-append", self.command_line]);
         let socket = self.adapter.display().to_string();
+        let (bus, place) = if self.slot {
+            command.args(["-device", "pcie-root-port,id=root-port,addr=0x8"]);
+            ("root-port", "0x0")
+        } else {
+            ("pcie.0", "0x8")
+        };
         let device = serde_json::json!({
-            "driver": "vfio-user-pci", "addr": "0x8", "socket": { "type": "unix", "path": socket },
+            "driver": "vfio-user-pci", "bus": bus, "addr": place, "socket": { "type": "unix", "path": socket },
         });
         command.arg("-device").arg(device.to_string());
         command

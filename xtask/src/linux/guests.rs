@@ -47,6 +47,8 @@ pub(crate) struct Guests<'a> {
     pub(crate) cpus: u32,
     /// Each adapter's ports.
     pub(crate) ports: u8,
+    /// Whether node 0 runs the subnet manager.
+    pub(crate) managed_by_guest: bool,
     /// Whether node 0 has a shell for our standard input.
     pub(crate) console: bool,
     /// Whether they may reboot.
@@ -71,6 +73,8 @@ struct Guest {
     begun: usize,
     /// Whether it asked to be killed, and was.
     lost: bool,
+    /// How many times it asked for a cable to be plugged or pulled, and was heard.
+    cables: usize,
 }
 
 impl Guests<'_> {
@@ -105,6 +109,9 @@ impl Guests<'_> {
     fn start_server(&self, server: &Path, nodes: &[&str]) -> Result<Process> {
         let adapter = format!(",ports={}", self.ports);
         let mut options: Vec<&OsStr> = TRAINING.iter().map(OsStr::new).collect();
+        if self.managed_by_guest {
+            options.extend(["--sm", "node"].map(OsStr::new));
+        }
         if let Some(trace) = self.trace {
             options.extend([OsStr::new("--trace"), trace.as_os_str()]);
         }
@@ -121,13 +128,20 @@ impl Guests<'_> {
         let tell = bed::make_pipe(&file("tell"))?;
         let typed = bed::make_pipe(&file("in"))?;
         let outside = node == 0 && !self.forward.is_empty();
-        let command_line = format!("console=ttyS0 panic=-1 node={node} outside={}", u8::from(outside));
+        let manages = node == 0 && self.managed_by_guest;
+        let flag = u8::from;
+        let command_line = format!(
+            "console=ttyS0 panic=-1 node={node} outside={} manages={}",
+            flag(outside),
+            flag(manages)
+        );
         let machine = Machine {
             kernel: self.kernel,
             command_line: &command_line,
             memory: self.memory,
             cpus: self.cpus,
             adapter: &bed::socket(self.join.unwrap_or(self.folder), name),
+            slot: true,
             reboots: self.reboots,
         };
         let mut command = machine.command(qemu);
@@ -162,6 +176,7 @@ impl Guests<'_> {
             typed,
             begun: 0,
             lost: false,
+            cables: 0,
         };
         Ok((guest, follower))
     }
@@ -236,6 +251,7 @@ impl Guests<'_> {
             for guest in guests.iter_mut() {
                 self.alive(guest)?;
                 guest.lose_power_if_it_wants()?;
+                guest.pass_on_cables(server.as_deref_mut())?;
             }
             phase = match phase {
                 Phase::Boot => {
@@ -346,6 +362,28 @@ impl Guest {
         if !self.lost && self.said("lose power") > 0 {
             self.process.kill()?;
             self.lost = true;
+        }
+        Ok(())
+    }
+
+    /// Tells the fabric server which cables the guest wants to be plugged or pulled since last time.
+    fn pass_on_cables(&mut self, server: Option<&mut Process>) -> Result<()> {
+        let text = self.lines();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let wanted = whole.lines().filter_map(|line| line.strip_prefix("cable "));
+        let new: Vec<&str> = wanted.skip(self.cables).collect();
+        let Some(server) = server.filter(|_| !new.is_empty()) else {
+            return Ok(());
+        };
+        self.cables += new.len();
+        let mut pipe = server
+            .child()
+            .stdin
+            .as_ref()
+            .context("the fabric server takes no input")?;
+        for cable in new {
+            writeln!(pipe, "cable {} {cable}", self.name)
+                .context("can't tell the fabric server of a cable")?;
         }
         Ok(())
     }

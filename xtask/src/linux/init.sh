@@ -13,6 +13,7 @@ for word in $(cat /proc/cmdline); do
     case $word in
     node=*) node=${word#node=} ;;
     outside=*) outside=${word#outside=} ;;
+    manages=*) manages=${word#manages=} ;;
     esac
 done
 nodes=$(cat /guest/nodes)
@@ -54,6 +55,10 @@ for module in mlx4_ib ib_uverbs ib_umad rdma_ucm ib_ipoib; do
     modprobe "$module"
 done
 ulimit -l unlimited
+if [ "$manages" = 1 ]; then
+    mkdir -p /var/log /var/cache/opensm
+    opensm --daemon --log_file /tmp/opensm.log >/tmp/opensm.out 2>&1
+fi
 # Bounded: a guest whose port does not come up is still worth looking into.
 tries=0
 until grep -qs ACTIVE /sys/class/infiniband/mlx4_0/ports/1/state || [ "$tries" -ge 100 ]; do

@@ -14,7 +14,7 @@ use crate::run::Add;
 
 /// What every guest has.
 const TOOLS: Bundle<'_> = Bundle {
-    name: "linux-tools-1",
+    name: "linux-tools-2",
     release: BOOKWORM,
     packages: &[
         "busybox-static",
@@ -22,6 +22,7 @@ const TOOLS: Bundle<'_> = Bundle {
         "rdma-core",
         "ibverbs-utils",
         "infiniband-diags",
+        "opensm",
         "perftest",
         "rdmacm-utils",
         "iproute2",
@@ -33,6 +34,7 @@ const TOOLS: Bundle<'_> = Bundle {
         "bin/kmod",
         "usr/bin/ibv_devinfo",
         "usr/bin/ib_write_bw",
+        "usr/sbin/opensm",
     ],
 };
 /// Programs that busybox has and the packages' root may lack.
@@ -124,6 +126,7 @@ pub(crate) fn write(to: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Resu
     archive.file("init", true, include_bytes!("init.sh"))?;
     archive.file("usr/bin/await", true, include_bytes!("await.sh"))?;
     archive.file("usr/bin/lose-power", true, include_bytes!("lose-power.sh"))?;
+    archive.file("usr/bin/cable", true, include_bytes!("cable.sh"))?;
     archive.file("guest/nodes", false, contents.nodes.to_string().as_bytes())?;
     for (node, command) in contents.commands.iter().enumerate() {
         archive.file(&format!("guest/command.{node}"), false, command.as_bytes())?;

@@ -50,6 +50,15 @@ pub(crate) struct Args {
     /// Ports of each adapter
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     ports: u8,
+    /// Who manages the subnet: the fabric itself, or opensm on node 0, whose log is /tmp/opensm.log
+    #[arg(
+        long,
+        value_name = "WHO",
+        value_enum,
+        default_value = "fabric",
+        conflicts_with = "join"
+    )]
+    sm: Sm,
     /// Main memory of each guest
     #[arg(long, value_name = "SIZE", default_value = "768M", value_parser = parse_size)]
     memory: u64,
@@ -82,6 +91,15 @@ pub(crate) struct Args {
     /// A command a node, for its shell
     #[arg(last = true, value_name = "COMMAND")]
     commands: Vec<String>,
+}
+
+/// Who manages the subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Sm {
+    /// The fabric itself.
+    Fabric,
+    /// A program on node 0.
+    Guest,
 }
 
 /// A TCP port of this machine that leads to one of node 0.
@@ -168,6 +186,7 @@ impl Args {
             memory: self.memory,
             cpus: self.cpus,
             ports: self.ports,
+            managed_by_guest: self.sm == Sm::Guest,
             console: self.commands.is_empty(),
             reboots: self.reboots,
             boot: Duration::from_secs(self.boot_timeout),

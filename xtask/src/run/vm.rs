@@ -56,6 +56,7 @@ impl Vm<'_> {
             memory: self.memory,
             cpus: self.cpus,
             adapter: &socket(self.folder, self.role.name()),
+            slot: false,
             reboots: false,
         };
         let mut command = machine.command(qemu);

@@ -4,7 +4,7 @@ use mlx4_hw::bits::TableBase;
 use mlx4_hw::command::{CmdStatus, in_modifier::MapEq, op_modifier};
 use mlx4_hw::cq::CqContext;
 use mlx4_hw::eq::EqContext;
-use mlx4_hw::mgm::GroupEntry;
+use mlx4_hw::mgm::{GroupEntry, GroupQp};
 use mlx4_hw::mpt::{MPT_STATUS_FREE, MPT_STATUS_SOFTWARE, Mpt};
 use mlx4_hw::mtt::ENTRY_LEN;
 use mlx4_hw::srq::SrqContext;
@@ -353,7 +353,7 @@ impl Hca {
     }
 
     /// The queue pairs that are attached to a group.
-    pub(crate) fn group_members(&self, gid: [u8; 16]) -> Vec<u32> {
+    pub(crate) fn group_members(&self, gid: [u8; 16]) -> Vec<GroupQp> {
         const LONGEST_CHAIN: usize = 1024;
         let Ok(mut index) = self.hash(gid) else {
             return Vec::new();
@@ -362,7 +362,7 @@ impl Hca {
             let Ok(entry) = self.group(index) else { break };
             if entry.gid == gid {
                 let count = usize::try_from(entry.members.count()).unwrap_or(0);
-                return entry.qps.iter().take(count).map(|member| member.qpn()).collect();
+                return entry.qps.iter().take(count).copied().collect();
             }
             index = entry.next.index();
             if index == 0 {

@@ -191,21 +191,7 @@ fn multicast_reaches_those_who_joined_and_attached() {
     );
     let group: McMemberRecord = answer.record().unwrap();
     assert!(group.mlid.get() > 0xc000);
-    // Attached at this card, in the chain that the card's hash names.
-    let bucket = bench.command(0, Opcode::MGID_HASH, 0, 0, &mgid).unwrap();
-    let mut entry = GroupEntry::new_zeroed();
-    entry.gid = mgid;
-    entry.members = GroupMembers::new().with_count(1);
-    entry.qps[0] = GroupQp::new().with_qpn(a.qpn);
-    bench
-        .command(
-            0,
-            Opcode::WRITE_MCG,
-            0,
-            u32::try_from(bucket).unwrap(),
-            entry.as_bytes(),
-        )
-        .unwrap();
+    attach(&mut bench, 0, mgid, GroupQp::new().with_qpn(a.qpn));
     let into = bench.make_mr(0, 4096, all_rights());
     let from = bench.make_mr(1, 4096, all_rights());
     let mut receiver = a;
@@ -220,6 +206,43 @@ fn multicast_reaches_those_who_joined_and_attached() {
     let cqe = bench.poll_cq(&mut cq_a).expect("the group's datagram");
     assert!(cqe.remote.grh());
     assert_eq!(bench.nodes[0].ram.bytes(into.addr + 24, 16), mgid);
+}
+
+/// Attaches a queue pair at its card, in the chain that the card's hash names.
+fn attach(bench: &mut Bench, node: usize, mgid: [u8; 16], member: GroupQp) {
+    let bucket = bench.command(node, Opcode::MGID_HASH, 0, 0, &mgid).unwrap();
+    let mut entry = GroupEntry::new_zeroed();
+    entry.gid = mgid;
+    entry.members = GroupMembers::new().with_count(1);
+    entry.qps[0] = member;
+    let bucket = u32::try_from(bucket).unwrap();
+    bench
+        .command(node, Opcode::WRITE_MCG, 0, bucket, entry.as_bytes())
+        .unwrap();
+}
+
+#[test]
+fn a_member_hears_itself_unless_it_asked_not_to() {
+    for (blocked, heard) in [(false, 1), (true, 0)] {
+        let mut bench = Bench::new(1, FabricConfig::default());
+        let mut cq = bench.make_cq(0, 6);
+        let mut qp = bench.make_qp(0, Service::UD, &cq);
+        ready(&mut bench, &mut qp);
+        let mgid = [0xff, 0x12, 0xa0, 0x1b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+        let member = GroupQp::new().with_qpn(qp.qpn).with_block_loopback(blocked);
+        attach(&mut bench, 0, mgid, member);
+        let memory = bench.make_mr(0, 4096, all_rights());
+        bench.post_receive(&mut qp, memory.addr, 256, memory.key);
+        let to = To {
+            lid: Lid(0xc007),
+            qpn: 0xff_ffff,
+            qkey: QKEY,
+            gid: Some(mgid),
+        };
+        post(&mut bench, &mut qp, &to, (memory.addr + 512, 8, memory.key));
+        let received = std::iter::from_fn(|| bench.poll_cq(&mut cq)).filter(|cqe| !cqe.owner.send());
+        assert_eq!(received.count(), heard, "blocked: {blocked}");
+    }
 }
 
 /// Makes a shared receive queue of four entries, of which 0, 2 and 1 are posted, in this order.

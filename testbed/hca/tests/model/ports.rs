@@ -2,10 +2,11 @@
 
 use fabric::FabricConfig;
 use hal::Duration;
-use mad::smp::PortStateBits;
+use mad::smp::{PortStateBits, Smp};
 use mad::wire::{
     BaseTransport, BaseTransportFlags, DatagramTransport, LocalRoute, LocalRouteFirst, NEXT_BTH, Number,
 };
+use mad::{Attribute, Method, Status};
 use mlx4_hw::command::Opcode;
 use mlx4_hw::eq::{EventType, PortChange};
 use mlx4_hw::path::ScheduleQueue;
@@ -34,6 +35,26 @@ fn ports_get_lids_in_order_and_keep_them() {
         .map(|eqe| eqe.subtype)
         .collect();
     assert_eq!(links, [PortChange::ACTIVE, PortChange::DOWN, PortChange::ACTIVE]);
+}
+
+#[test]
+fn the_agent_answers_opensm() {
+    // OpenSM 3.3.23: PortInfo's modifier says that it understands extended speeds, and each ConnectX is asked for FDR10.
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let mut ask = |attribute, modifier| {
+        let smp = Smp::request(Method::GET, attribute, modifier, 1);
+        bench.command(0, Opcode::MAD_IFC, 1, 1, &smp.to_mad()).unwrap();
+        let answer = Smp::parse(&bench.output::<[u8; 256]>(0)).unwrap();
+        (answer.header.status(), answer.data)
+    };
+    let plain = ask(Attribute::PORT_INFO, 1);
+    assert_eq!(
+        (ask(Attribute::PORT_INFO, 0x8000_0001), plain.0),
+        (plain, Status::OK)
+    );
+    assert_eq!(ask(Attribute::PORT_INFO, 0x4000_0001).0, Status::BAD_FIELD);
+    let (status, data) = ask(Attribute(0xff90), 1);
+    assert_eq!((status, data[7], data[15]), (Status::OK, 1, 0));
 }
 
 #[test]

@@ -16,7 +16,149 @@ const BOTH_ACTIVE: &str = "
     [ $(grep -c 'PORT_ACTIVE (4)' /tmp/devinfo) = 2 ]\n";
 
 pub(crate) fn groups() -> Vec<Group> {
-    vec![both_ports(), queries()]
+    vec![both_ports(), queries(), switch(), standby(), opensm(), cables()]
+}
+
+/// What the fabric's switch tells of itself, and what is found through it.
+fn switch() -> Group {
+    let alone = |name: &str, script: &str| Check::new(name, &[script, ""]);
+    Group::new("switch", &[])
+        .check(
+            alone("ibnetdiscover", "ibnetdiscover")
+                .expect("# \"switch\" enhanced port 0 lid 1")
+                .expect("# \"node0\" lid")
+                .expect("# \"node1\" lid"),
+        )
+        .check(
+            alone(
+                "ibswitches, ibhosts",
+                "ibswitches; ibhosts; [ $(ibhosts | wc -l) = 2 ]",
+            )
+            .expect("Switch\t: 0x"),
+        )
+        .check(alone(
+            "iblinkinfo",
+            "[ $(iblinkinfo | grep 'LinkUp.*\"node' | wc -l) = 2 ]",
+        ))
+        .check(
+            alone("sminfo", "sminfo")
+                .expect("sm lid 1 sm guid 0x2c90200000001")
+                .expect("SMINFO_MASTER"),
+        )
+        .check(
+            alone(
+                "smpquery by LID, by directed route and by both",
+                "smpquery nodeinfo 1; smpquery -D nodeinfo 0,1,2; smpquery -c nodeinfo 1 0,2
+                smpquery portinfo 1 1; smpquery switchinfo 1; smpquery pkeys 1 1; smpquery sl2vl 1 1",
+            )
+            .expect("NodeType:........................Switch")
+            .expect("PortGuid:........................0x0002c90300000201"),
+        )
+        .check(
+            alone("ibroute, ibtracert", "ibroute 1; ibroute -M 1; ibtracert 2 3")
+                .expect("-> ca port {0x0002c90300000201}"),
+        )
+        .check(multicast())
+}
+
+/// Groups come with their first member and go with the last; a sender that is a member hears itself.
+fn multicast() -> Check {
+    Check::new(
+        "a multicast group is joined, used and left",
+        &[
+            "before=$(saquery -g | grep -c MGID)
+            mckey -m 239.1.2.3 -b ib0 &
+            receiver=$!
+            until saquery -g | grep -q f01:203; do sleep 0.2; done
+            echo joined >/tmp/joined
+            nc -l -p 7000 </tmp/joined
+            wait $receiver
+            await node1 7001; nc node1 7001
+            [ $(saquery -g | grep -c MGID) = $before ]",
+            "await node0 7000; nc node0 7000 </dev/null
+            mckey -m 239.1.2.3 -b ib1 -s
+            echo left | nc -l -p 7001",
+        ],
+    )
+    .expect("node0: data transfers complete")
+    .expect("node1: test complete")
+}
+
+/// Where OpenSM's log speaks of a datagram that went wrong.
+const OPENSM_CONTENT: &str = "if grep -E 'ERR|rror' /tmp/opensm.log; then exit 1; fi";
+
+/// OpenSM finds the fabric's own manager, and leaves the subnet to it.
+fn standby() -> Group {
+    let begin = format!(
+        "opensm --daemon --log_file /tmp/opensm.log
+        for try in $(seq 100); do grep -q 'Entering STANDBY' /tmp/opensm.log && break; sleep 0.2; done
+        cat /tmp/opensm.log; {OPENSM_CONTENT}
+        sminfo; ping -c 3 ib1"
+    );
+    let check = Check::new("OpenSM stands by", &[&begin, ""])
+        .expect("Entering STANDBY state")
+        .expect("sm lid 1 sm guid 0x2c90200000001");
+    Group::new("two managers", &[]).check(check)
+}
+
+/// A fabric without a manager of its own; OpenSM runs on node 0.
+fn opensm() -> Group {
+    Group::new("opensm", &["--ports", "2", "--sm", "guest"])
+        .check(Check::new("all ports active", &[BOTH_ACTIVE, BOTH_ACTIVE]))
+        .check(
+            Check::new("sminfo, ibnetdiscover", &["sminfo; ibnetdiscover", ""])
+                .expect("SMINFO_MASTER")
+                .expect("# \"node1\" lid"),
+        )
+        .check(
+            Check::new("paths, IPoIB", &["", "saquery -p; ping -c 3 ib0"])
+                .expect("3 packets transmitted, 3 packets received"),
+        )
+        .check(Check::pair("ibv_rc_pingpong -c", 18515).expect("iters in"))
+        .check(Check::pair("ibv_ud_pingpong -i 2 -c", 18515).expect("iters in"))
+        .check(multicast())
+        .check(Check::new(
+            "a link that was pulled and plugged in again",
+            &["", PULL],
+        ))
+        .check(Check::new("OpenSM's log clean", &[OPENSM_CONTENT, ""]))
+}
+
+/// Pulls the cable of port 1 and plugs it in again. Whoever manages the subnet must bring the port up anew.
+const PULL: &str = "
+    state() {
+        for try in $(seq 150); do
+            grep -q $1 /sys/class/infiniband/mlx4_0/ports/1/state && break
+            sleep 0.2
+        done
+        ibstat mlx4_0 1
+        ibstat mlx4_0 1 | grep \"State: $2\"
+    }
+    cable 1 out; state DOWN Down
+    [ $(cat /sys/class/net/ib0/carrier) = 0 ]
+    cable 1 in; state ACTIVE Active
+    for try in $(seq 50); do ping -c 1 -W 1 ib0 && break; done
+    ping -c 3 ib0";
+
+/// Links that go and come back, and the card's second port.
+fn cables() -> Group {
+    let second = "ip link set ib1 up; ip address add 10.0.2.$((1 + node))/24 dev ib1 2>/dev/null || true";
+    let address = format!("node=$(hostname | tr -d a-z); {second}");
+    let ping = format!(
+        "{address}; for try in $(seq 50); do ping -c 1 -W 1 10.0.2.1 && break; done; ping -c 3 10.0.2.1"
+    );
+    Group::new("cables", &["--ports", "2"])
+        .check(Check::pair("ibv_rc_pingpong -i 2 -c", 18515).expect("iters in"))
+        .check(Check::pair("ib_write_bw -i 2 -n 200", 18515))
+        .check(
+            Check::new("IPoIB by port 2", &[&address, &ping])
+                .expect("3 packets transmitted, 3 packets received"),
+        )
+        .check(Check::new(
+            "a link that was pulled and plugged in again",
+            &["", PULL],
+        ))
+        .check(Check::pair("ibv_rc_pingpong -c", 18515).expect("iters in"))
 }
 
 fn both_ports() -> Group {
