@@ -59,6 +59,7 @@ attend() {
 # check NUMBER SECONDS NAME: runs the script on standard input, and ends all that it has left running.
 check() {
     cat >/tmp/script
+    export check="$1"
     tell "$1"
     meet "$1"
     previous_limit=$2
@@ -78,3 +79,5 @@ check() {
 
 tell -1
 nc -ll -p 10 -e cat /tmp/state &
+echo "-1" >/tmp/note
+nc -ll -p 11 -e cat /tmp/note &

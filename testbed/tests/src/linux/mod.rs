@@ -3,7 +3,7 @@
 //! * [`group`]: what is to be checked. * [`judge`]: what the guests said of it. * [`run`]: starts the guests and prints.
 //!
 //! What runs inside the guests lies in `testbed/tests/guest`, which is `/data/guest` there and in their `PATH`: `checks.sh`
-//! keeps the guests in step, `again` and `kernel-clean` are for scripts, as is `await` of `cargo xtask linux`.
+//! keeps the guests in step; the others are for scripts, as is `await` of `cargo xtask linux`.
 
 pub mod group;
 pub mod judge;

@@ -6,15 +6,17 @@ use testbed_tests::linux::group::{Check, Group};
 const PORT: u16 = 18515;
 
 pub(crate) fn groups() -> Vec<Group> {
-    vec![pingpongs(), perftest()]
+    vec![pingpongs(), perftest(), sizes(), options(), rdma_cm()]
 }
 
-/// Both sides tell their iterations and, by `-c`, check what they receive.
+/// Both sides tell their iterations and, by `-c`, check what they receive. Their messages of 4 KB are two packets.
 fn pingpongs() -> Group {
-    let tools = [
+    let bounded = [
         "ibv_rc_pingpong",
         "ibv_rc_pingpong -e -c",
         "ibv_rc_pingpong -g 0 -c",
+        "ibv_rc_pingpong -c -s 1000000 -n 20",
+        "ibv_rc_pingpong -c -m 256",
         "ibv_uc_pingpong -c",
         "ibv_uc_pingpong -e",
         "ibv_ud_pingpong -c",
@@ -22,18 +24,145 @@ fn pingpongs() -> Group {
         "ibv_srq_pingpong -c",
         "ibv_srq_pingpong -e",
     ];
+    let full = [
+        "ibv_rc_pingpong -c -m 512 -s 5000",
+        "ibv_rc_pingpong -c -m 1024 -s 1",
+        "ibv_rc_pingpong -c -m 2048 -s 2049",
+        "ibv_rc_pingpong -c -r 1 -n 100",
+        "ibv_rc_pingpong -e -g 0 -s 100000 -n 100",
+        "ibv_uc_pingpong -c -e -m 256 -s 65537 -n 100",
+        "ibv_uc_pingpong -c -g 0",
+        "ibv_ud_pingpong -c -e -s 1",
+        "ibv_ud_pingpong -c -g 0",
+        "ibv_srq_pingpong -c -q 1 -m 256 -s 30000 -n 100",
+        "ibv_srq_pingpong -c -e -q 32",
+        "ibv_srq_pingpong -c -g 0",
+    ];
     let check = |tool| Check::pair(tool, PORT).expect("iters in");
-    Group::new("pingpong", &[]).checks(tools.map(check))
+    Group::new("pingpong", &[])
+        .checks(bounded.map(check))
+        .checks(full.map(|tool| check(tool).full()))
+}
+
+/// Its first words go by TCP.
+fn measured(command: &str) -> Check {
+    let script = format!("measured {PORT} {command}");
+    Check::new(command, &[&script, &script])
 }
 
 fn perftest() -> Group {
-    let tools = [
-        "ib_write_bw -n 200",
-        "ib_read_bw -n 200",
-        "ib_send_bw -n 200",
-        "ib_write_lat -n 200",
+    let bounded = [
+        "ib_write_lat -s 1 -n 200",
+        "ib_write_bw -s 65536 -n 100",
+        "ib_read_lat -s 1 -n 200",
+        "ib_read_bw -s 65536 -n 100",
+        "ib_send_lat -s 1 -n 200",
+        "ib_send_bw -s 65536 -n 100",
+        "ib_write_bw -q 8 -s 1048576 -n 10",
+        "ib_send_bw -e -n 200",
+        "ib_write_lat -I 220 -s 200 -n 200",
+        "ib_send_lat -I 0 -n 200",
         "ib_atomic_lat -n 200",
-        "ib_send_bw -c UD -n 200",
+        "ib_atomic_bw -q 8 -n 100",
+        "ib_send_lat -c UC -s 10000 -n 100",
+        "ib_send_bw -c UD -s 2048 -n 200",
     ];
-    Group::new("perftest", &[]).checks(tools.map(|tool| Check::pair(tool, PORT)))
+    Group::new("perftest", &[]).checks(bounded.map(measured))
+}
+
+/// All sizes from 2 bytes to 8 MB by `-a`; of UD up to the MTU.
+fn sizes() -> Group {
+    let commands = [
+        "ib_write_lat -a -n 20",
+        "ib_write_bw -a -n 20",
+        "ib_write_bw -b -a -n 20",
+        "ib_write_lat -c UC -a -n 20",
+        "ib_write_bw -c UC -a -n 20",
+        "ib_read_lat -a -n 20",
+        "ib_read_bw -a -n 20",
+        "ib_read_bw -b -a -n 20",
+        "ib_read_bw -e -a -n 20",
+        "ib_send_lat -a -n 20",
+        "ib_send_lat -e -a -n 20",
+        "ib_send_bw -a -n 20",
+        "ib_send_bw -e -a -n 20",
+        "ib_send_bw -b -a -n 20",
+        "ib_send_lat -c UC -a -n 20",
+        "ib_send_bw -c UC -a -n 20",
+        "ib_send_lat -c UD -a -n 100",
+        "ib_send_bw -c UD -a -n 100",
+    ];
+    Group::new("perftest, all sizes", &[])
+        .checks(commands.map(|command| measured(command).limit(300)))
+        .full()
+}
+
+fn options() -> Group {
+    let mut commands = Vec::new();
+    for tool in [
+        "ib_write_lat",
+        "ib_write_bw",
+        "ib_read_lat",
+        "ib_read_bw",
+        "ib_send_lat",
+        "ib_send_bw",
+    ] {
+        commands.push(format!("{tool} -s 1 -n 200"));
+        commands.push(format!("{tool} -m 256 -s 65536 -n 20"));
+        commands.push(format!("{tool} -x 0 -s 5000 -n 100"));
+    }
+    let more = [
+        "ib_write_bw -q 8 -s 65536 -n 100",
+        "ib_write_bw -q 64 -s 4096 -n 20",
+        "ib_read_bw -q 8 -s 65536 -n 100",
+        "ib_send_bw -q 8 -s 65536 -n 100",
+        "ib_send_bw -q 8 -b -s 4096 -n 100",
+        "ib_write_lat -I 0 -n 200",
+        "ib_write_lat -I 220 -s 220 -n 200",
+        "ib_send_lat -I 220 -s 200 -n 200",
+        "ib_write_bw -I 220 -s 128 -n 200",
+        "ib_send_bw -I 220 -s 128 -n 200",
+        "ib_atomic_lat -A FETCH_AND_ADD -n 200",
+        "ib_atomic_lat -A CMP_AND_SWAP -n 200",
+        "ib_atomic_bw -A FETCH_AND_ADD -n 200",
+        "ib_atomic_bw -A CMP_AND_SWAP -q 8 -n 200",
+        "ib_read_bw -o 1 -n 200",
+        "ib_read_bw -o 16 -n 200",
+        "ib_write_bw -l 8 -n 200",
+        "ib_write_bw -t 1 -n 200",
+        "ib_write_bw -Q 1 -n 200",
+        "ib_send_bw -r 16 -s 4096 -n 200",
+        "ib_send_bw --use-srq -q 4 -n 200",
+        "ib_send_bw -c UD -q 8 -s 1024 -n 100",
+        "ib_send_bw -c UD -e -s 1024 -n 100",
+        "ib_send_bw -c UD -x 0 -n 200",
+        "ib_send_bw -c UD -g -n 100",
+        "ib_send_bw -c UC -e -q 4 -n 100",
+        "ib_send_bw -D 3",
+        "ib_write_bw -D 3 -q 4",
+    ];
+    commands.extend(more.map(str::to_owned));
+    Group::new("perftest, options", &[])
+        .checks(commands.iter().map(|command| measured(command)))
+        .full()
+}
+
+/// By the RDMA connection manager: over IPoIB's addresses and without TCP, of which no list of sockets tells.
+fn rdma_cm() -> Group {
+    let bounded = ["ib_write_bw -R -n 200", "ib_send_lat -R -n 200"];
+    let full = [
+        "ib_read_lat -R -n 200",
+        "ib_send_bw -R -n 200",
+        "ib_send_lat -R -c UD -n 200",
+        "ib_atomic_bw -R -n 200",
+        "ib_write_bw -R -q 4 -n 200",
+        "ib_write_bw -z -n 200",
+    ];
+    let check = |command| {
+        let script = format!("measured cm {command}");
+        Check::new(command, &[&script, &script])
+    };
+    Group::new("perftest by rdma_cm", &[])
+        .checks(bounded.map(check))
+        .checks(full.map(|tool| check(tool).full()))
 }
