@@ -81,3 +81,4 @@ tell -1
 nc -ll -p 10 -e cat /tmp/state &
 echo "-1" >/tmp/note
 nc -ll -p 11 -e cat /tmp/note &
+nc -ll -p 12 -e rdma resource show cm_id &
