@@ -6,6 +6,7 @@
 //! * [`linux`]: starts Linux guests on a modelled fabric.
 //! * [`build_image`]: builds the unikernels.
 //! * [`mod@test`]: everything that must hold.
+//! * [`mod@bench`] gives figures.
 //! * [`doctor`]: what is here and what is missing.
 //! * [`lint`]: rules of the house that no compiler checks.
 //! * [`test_programs`]: what the tests run on a cluster.
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod bed;
+mod bench;
 mod build_image;
 mod debian;
 mod doctor;
@@ -45,6 +47,7 @@ enum Command {
     Linux(linux::Args),
     BuildImage(build_image::Args),
     Test(test::Args),
+    Bench(bench::Args),
     Doctor(doctor::Args),
     Lint(lint::Args),
     TestPrograms(test_programs::Args),
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Linux(args) => return linux::main(args),
         Command::BuildImage(args) => args.run(),
         Command::Test(args) => args.run(),
+        Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Lint(args) => args.run(),
         Command::TestPrograms(args) => args.run(),

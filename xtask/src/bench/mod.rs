@@ -1,0 +1,27 @@
+//! `bench`: figures, for people to compare over time; nothing fails for being slow.
+//!
+//! * [`hca`]: the modelled adapter under Linux's perftest.
+
+mod hca;
+
+use anyhow::Result;
+
+/// Measures a part of Tessera
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Hca(hca::Args),
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<()> {
+        match self.what {
+            What::Hca(args) => args.run(),
+        }
+    }
+}
