@@ -31,8 +31,8 @@ use crate::wqe::{Accessor, Malformed, Task, Work, gather, parse};
 const WINDOW: u32 = 1024;
 /// Sends fetched ahead at most.
 const FETCHED: usize = 256;
-/// How often a failed queue pair is looked at for receives posted since.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
+/// When a failed queue pair is looked at for receives posted since: at first, and at most once nothing has come for long.
+const FLUSH_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(128));
 
 /// A fetched send.
 struct Pending {
@@ -81,6 +81,8 @@ pub(crate) struct Requester {
     /// A gap in responses has been answered by sending again from here.
     gap: Option<u32>,
     timer: Option<Instant>,
+    /// How long a failed queue pair was left alone before it was looked at last.
+    flush_interval: Option<Duration>,
 }
 
 /// How far `a` is ahead of `b`, in sequence numbers.
@@ -190,9 +192,7 @@ impl QueuePair {
     /// Sends up to `budget` packets; says whether there is more that could go out now.
     pub(crate) fn pump(&mut self, core: &mut Core, mut budget: u32) -> bool {
         if self.state == QpState::ERR {
-            self.flush(core);
-            // Receives are posted without a doorbell: look again later.
-            self.requester.resume_at = Some(core.now + FLUSH_INTERVAL);
+            self.look_for_posted(core);
             self.set_timer(core);
             return false;
         }
@@ -215,6 +215,29 @@ impl QueuePair {
         self.set_timer(core);
         self.report_if_drained(core);
         more
+    }
+
+    /// Flushes what has been posted to a failed queue pair. Its receives come without a doorbell, and who drains it posts one and
+    /// waits for its end (Linux `drivers/infiniband/core/verbs.c`, `ib_drain_rq`): so this looks again, less often the longer
+    /// nothing came.
+    fn look_for_posted(&mut self, core: &mut Core) {
+        let planned = self.requester.resume_at.filter(|&at| at > core.now);
+        let taken = self.responder.taken;
+        self.flush(core);
+        if self.context.srq.enable() {
+            return;
+        }
+        if self.responder.taken != taken {
+            self.requester.flush_interval = None;
+        } else if planned.is_some() {
+            self.requester.resume_at = planned;
+            return;
+        }
+        let (first, last) = FLUSH_INTERVALS;
+        let before = self.requester.flush_interval;
+        let interval = before.map_or(first, |before| last.min(before * 2));
+        self.requester.flush_interval = Some(interval);
+        self.requester.resume_at = Some(core.now + interval);
     }
 
     /// Sends one packet or does one thing that needs none. False when nothing can be done now.

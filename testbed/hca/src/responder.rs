@@ -48,10 +48,13 @@ enum Answer {
         psn: u32,
         packets: u32,
         sent: u32,
+        /// The peer asked before.
+        again: bool,
     },
     Atomic {
         psn: u32,
         original: u64,
+        again: bool,
     },
 }
 
@@ -233,6 +236,7 @@ impl QueuePair {
                 if !rights.remote_read()
                     || u64::from(range.len) > LONGEST_MESSAGE
                     || self.responder.message.is_some()
+                    || self.serves_all_it_may()
                 {
                     return invalid;
                 }
@@ -246,11 +250,16 @@ impl QueuePair {
                         psn: packet.psn.0,
                         packets,
                         sent: 0,
+                        again: false,
                     },
                 );
             }
             Operation::Atomic { addr, rkey, op } if reliable => {
-                if !rights.remote_atomic() || !addr.is_multiple_of(8) || self.responder.message.is_some() {
+                if !rights.remote_atomic()
+                    || !addr.is_multiple_of(8)
+                    || self.responder.message.is_some()
+                    || self.serves_all_it_may()
+                {
                     return invalid;
                 }
                 let original = self.atomic(core, addr, rkey, op)?;
@@ -264,6 +273,7 @@ impl QueuePair {
                     Answer::Atomic {
                         psn: packet.psn.0,
                         original,
+                        again: false,
                     },
                 );
             }

@@ -13,6 +13,19 @@ use crate::qp::QueuePair;
 const MOST_ANSWERS: usize = 1024;
 
 impl QueuePair {
+    /// Whether as many READs and atomics are being answered as the peer may have on the way. One more is an invalid request
+    /// (IBA 1.3, 9.7.4.1; Linux `drivers/infiniband/sw/rxe/rxe_resp.c`, `RESPST_ERR_TOO_MANY_RDMA_ATM_REQ`).
+    pub(super) fn serves_all_it_may(&self) -> bool {
+        let takes_one = |answer: &&Answer| {
+            matches!(
+                answer,
+                Answer::Read { again: false, .. } | Answer::Atomic { again: false, .. }
+            )
+        };
+        let serving = self.responder.answers.iter().filter(takes_one).count();
+        serving >= 1 << self.context.responder.log_reads()
+    }
+
     /// Answers a request that was carried out before: its answer was lost, or it is late.
     pub(super) fn receive_again(&mut self, core: &mut Core, packet: &Packet) {
         let psn = packet.psn.0;
@@ -29,6 +42,7 @@ impl QueuePair {
                             psn,
                             packets,
                             sent: 0,
+                            again: true,
                         },
                     );
                 }
@@ -36,7 +50,8 @@ impl QueuePair {
             Operation::Atomic { .. } => {
                 let kept = self.responder.atomics.iter().find(|(kept, _)| *kept == psn);
                 if let Some((psn, original)) = kept.copied() {
-                    self.answer(core, Answer::Atomic { psn, original });
+                    let again = true;
+                    self.answer(core, Answer::Atomic { psn, original, again });
                 }
             }
             _ => {
@@ -75,7 +90,7 @@ impl QueuePair {
                 Answer::Ack { psn, code } => {
                     self.transmit(core, psn, Operation::Ack { code, msn }, Vec::new(), false, false);
                 }
-                Answer::Atomic { psn, original } => {
+                Answer::Atomic { psn, original, .. } => {
                     let operation = Operation::AtomicResponse { original, msn };
                     self.transmit(core, psn, operation, Vec::new(), false, false);
                 }
@@ -84,6 +99,7 @@ impl QueuePair {
                     psn,
                     packets,
                     sent,
+                    again,
                 } => {
                     if !self.send_read_response(core, range, psn, packets, sent) {
                         return false;
@@ -95,6 +111,7 @@ impl QueuePair {
                             psn,
                             packets,
                             sent,
+                            again,
                         });
                     }
                 }

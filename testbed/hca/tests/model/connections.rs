@@ -219,6 +219,70 @@ fn a_silent_peer_ends_the_send_and_everything_is_flushed() {
     assert_eq!(found, expected);
 }
 
+/// How often the cluster does something in a second.
+fn steps_in_a_second(bench: &mut Bench) -> u32 {
+    let end = bench.now + Duration::from_secs(1);
+    let mut steps = 0;
+    while bench.now < end && bench.step() {
+        steps += 1;
+    }
+    steps
+}
+
+#[test]
+fn a_failed_queue_pair_flushes_late_receives_and_costs_little_when_none_come() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (mut a, mut cq, _b, _) = bench.pair(Service::RC, Connection::default());
+    let to = bench.make_mr(0, 4096, all_rights());
+    let idle = steps_in_a_second(&mut bench);
+    bench
+        .transition(&a, Opcode::QP_2ERR, OptionalParameters::new())
+        .unwrap();
+    steps_in_a_second(&mut bench);
+    let looking = steps_in_a_second(&mut bench);
+    assert!(looking <= idle + 10, "{looking} steps a second, {idle} before");
+    bench.post_receive(&mut a, to.addr, 64, to.key);
+    bench.run(Duration::from_millis(130));
+    assert_eq!(bench.drain(&mut cq), [(false, 0, Syndrome::WR_FLUSH_ERR)]);
+    // Where one came, more may come.
+    bench.post_receive(&mut a, to.addr, 64, to.key);
+    bench.run(Duration::from_millis(3));
+    assert_eq!(bench.drain(&mut cq), [(false, 1, Syndrome::WR_FLUSH_ERR)]);
+}
+
+#[test]
+fn more_reads_at_once_than_were_agreed_are_refused() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let how = |log_reads| Connection {
+        log_reads,
+        ..Connection::default()
+    };
+    let (cq_a, cq_b) = (bench.make_cq(0, 8), bench.make_cq(1, 8));
+    let mut a = bench.make_qp(0, Service::RC, &cq_a);
+    let mut b = bench.make_qp(1, Service::RC, &cq_b);
+    bench.connect(&mut a, (1, b.qpn), how(3));
+    bench.connect(&mut b, (0, a.qpn), how(1));
+    let len = 1 << 20;
+    let local = bench.make_mr(0, len, all_rights());
+    let remote = bench.make_mr(1, len, all_rights());
+    let pieces = [(local.addr, 1 << 20, local.key)];
+    for _ in 0..3 {
+        let remote = Some((remote.addr, remote.key));
+        bench.post(&mut a, &send(WqeOpcode::RDMA_READ, remote, &pieces));
+    }
+    bench.ring_send(&a);
+    bench.run(Duration::from_secs(1));
+    let mut cq = cq_a;
+    let expected = [
+        (true, 0, Syndrome::NONE),
+        (true, 1, Syndrome::NONE),
+        (true, 2, Syndrome::REMOTE_INVAL_REQ_ERR),
+    ];
+    assert_eq!(bench.drain(&mut cq), expected);
+    let kinds: Vec<_> = bench.events(1).iter().map(|event| event.event).collect();
+    assert!(kinds.contains(&EventType::WQ_INVALID_REQUEST), "{kinds:?}");
+}
+
 /// What goes wrong, and how both sides report it.
 #[test]
 fn access_checks_give_the_right_syndromes() {
