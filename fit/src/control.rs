@@ -580,8 +580,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         let path = PathToPeer {
             lid: attempt.lid,
             qpn,
-            their_psn: psn,
-            our_psn: attempt.psn,
+            // What each side's message names is what the other begins with.
+            their_psn: attempt.psn,
+            our_psn: psn,
             mtu: attempt.mtu,
             sl: attempt.sl,
         };

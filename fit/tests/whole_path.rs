@@ -3,10 +3,15 @@
 use std::sync::{Arc, Mutex};
 
 use fit::{Bulk, Config, Error, Fit, Handler, LostCause, OneSided, PeerId, PeerSpec, ReplyBuf, Role};
-use hal::{DmaBuffer, Duration, Platform};
+use hal::{DmaBuffer, Duration, Instant, Platform};
+use harness::trace::{Command, Direction, Event, Purpose, Recorder};
 use harness::{Buffer, Machine, Testbed};
+use mad::cm::CmMessage;
 use mlx4::Mlx4;
-use verbs::{Access, Device, Domain, Gid, Guid, RemoteAddr, Rkey, Sge};
+use mlx4_hw::command::Opcode;
+use mlx4_hw::qp::{QpMailbox, Service};
+use verbs::{Access, Device, Domain, Gid, Guid, Psn, RemoteAddr, Rkey, Sge};
+use zerocopy::FromBytes;
 
 /// Answers with the request's bytes, and fills the bulk with the kind.
 #[derive(Default)]
@@ -406,4 +411,66 @@ fn another_version_of_the_messages_is_refused() {
         matches!(error, Err(Error::Refused { reason: 28, .. })),
         "{error:?}"
     );
+}
+
+/// Remembers, by node, the PSNs that connection requests and acceptances name and those that queue pairs expect.
+#[derive(Default)]
+struct Psns {
+    named: Mutex<Vec<(String, Psn)>>,
+    expected: Mutex<Vec<(String, Psn)>>,
+    mailbox: Mutex<Vec<u8>>,
+}
+
+impl Recorder for Psns {
+    fn record(&self, node: &str, _: Instant, event: &Event<'_>) {
+        match *event {
+            Event::Dma {
+                direction: Direction::Read,
+                purpose: Purpose::Mailbox,
+                bytes,
+                ..
+            } => bytes.clone_into(&mut self.mailbox.lock().unwrap()),
+            Event::Dma {
+                direction: Direction::Read,
+                purpose: Purpose::Payload,
+                bytes,
+                ..
+            } => {
+                let mad = bytes.try_into().ok().and_then(|mad| CmMessage::parse(mad).ok());
+                let psn = match mad {
+                    Some((_, CmMessage::Req(req))) => req.starting_psn,
+                    Some((_, CmMessage::Rep(rep))) => rep.starting_psn,
+                    _ => return,
+                };
+                self.named.lock().unwrap().push((node.into(), psn));
+            }
+            Event::Command(Command {
+                opcode: Opcode::INIT2RTR_QP,
+                ..
+            }) => {
+                let mailbox = self.mailbox.lock().unwrap();
+                let (mailbox, _) = QpMailbox::read_from_prefix(&mailbox).unwrap();
+                if mailbox.context.flags.service() != Service::RC {
+                    return;
+                }
+                let psn = Psn(mailbox.context.receive_psn.next_psn());
+                self.expected.lock().unwrap().push((node.into(), psn));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// IBA 1.3, 12.7.31: REQ and REP name the PSN that the other side begins with. Linux takes it so.
+#[test]
+fn each_side_expects_the_psn_that_it_named() {
+    let mut bed = Testbed::default();
+    let psns = Arc::new(Psns::default());
+    bed.with_cluster(|cluster, _| cluster.record(Arc::clone(&psns) as _));
+    let _nodes = pair(&mut bed);
+    let named = psns.named.lock().unwrap().clone();
+    assert!(named.len() >= 2, "{named:?}");
+    for expected in psns.expected.lock().unwrap().iter() {
+        assert!(named.contains(expected), "{expected:?} of {named:?}");
+    }
 }

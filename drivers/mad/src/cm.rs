@@ -68,7 +68,8 @@ pub struct Req {
     pub responder_resources: u8,
     /// READs the caller wants outstanding.
     pub initiator_depth: u8,
-    /// The caller's first PSN.
+    /// The PSN that the callee shall begin with (12.7.31: that the remote node begins with; Linux `cm.c` takes it for the
+    /// callee's send queue).
     pub starting_psn: Psn,
     /// Exponent of the time within which the callee answers: 4.096 µs × 2^n (5 bits).
     pub remote_response_timeout: u8,
@@ -111,7 +112,7 @@ pub struct Rep {
     pub remote_comm_id: u32,
     /// The callee's queue pair.
     pub qpn: Qpn,
-    /// The callee's first PSN.
+    /// The PSN that the caller shall begin with.
     pub starting_psn: Psn,
     /// READs the callee answers at once.
     pub responder_resources: u8,
