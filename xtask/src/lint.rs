@@ -17,7 +17,14 @@ const MAX_LINES: usize = 700;
 /// Crates that may hold unsafe code.
 const MAY_BE_UNSAFE: [&str; 3] = ["libos", "selftest", "hca_server"];
 /// Images are programs: what they forbid is what their `main.rs` and library say.
-const TESTBED: [&str; 5] = ["fabric", "harness", "hca_model", "hca_server", "testbed_tests"];
+const TESTBED: [&str; 6] = [
+    "fabric",
+    "harness",
+    "hca_model",
+    "hca_server",
+    "probe",
+    "testbed_tests",
+];
 const IMAGES: [&str; 4] = ["processor", "memory", "storage", "selftest"];
 
 /// Checks dependencies between crates, lengths of files, and where unsafe code may be

@@ -20,7 +20,6 @@ use fabric::{FabricConfig, Manager};
 use hca_model::trace::{Recorder, Text};
 use hca_model::{ClusterConfig, NodeConfig};
 use hca_server::node::{Cables, Cluster};
-use hca_server::socket::Port;
 use verbs::{Gid, Guid};
 
 /// Serves modelled ConnectX-3s, joined by a modelled fabric, to QEMU over vfio-user
@@ -163,14 +162,7 @@ fn main() -> Result<()> {
     for (name, listener, node) in listeners {
         let leave = leave.clone();
         spawn(name.clone(), move || {
-            let machine = node.machine();
-            let port = Port {
-                function: &node,
-                memory: &machine.memory,
-                vectors: &machine.vectors,
-                spin,
-            };
-            let error = port.serve(&name, &listener);
+            let error = node.serve(&name, &listener, spin);
             log::error!("{name}: can't take connections: {error}");
             leave(1)
         })?;

@@ -3,8 +3,9 @@
 //! Lock order: the cluster's lock, then a leaf (guest memory or vectors). A session thread holds the cluster's lock for one
 //! access; the model answers at once, so that no guest core waits long for another's access.
 
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant as HostInstant;
+use std::time::{Duration, Instant as HostInstant};
 
 use hal::Instant;
 use harness::{Board, World};
@@ -15,6 +16,7 @@ use crate::Function;
 use crate::irq::Vectors;
 use crate::layout::Layout;
 use crate::memory::Memory;
+use crate::socket::Port;
 
 /// A cluster's model, shared by the threads that serve its nodes.
 pub struct Cluster {
@@ -209,10 +211,16 @@ pub struct Node {
 }
 
 impl Node {
-    /// What clients lend.
-    #[must_use]
-    pub fn machine(&self) -> &Machine {
-        &self.machine
+    /// Serves clients for ever, one at a time, each looked after for `spin` before sleeping; gives up only if the listening
+    /// socket fails, with its error.
+    pub fn serve(&self, name: &str, listener: &UnixListener, spin: Duration) -> std::io::Error {
+        let port = Port {
+            function: self,
+            memory: &self.machine.memory,
+            vectors: &self.machine.vectors,
+            spin,
+        };
+        port.serve(name, listener)
     }
 
     /// Its cables.

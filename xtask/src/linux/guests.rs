@@ -78,14 +78,13 @@ struct Guest {
 }
 
 impl Guests<'_> {
-    /// Runs them; gives the first failed command's exit status, or 0.
-    pub(crate) fn run(&self, qemu: &Qemu, server: &Path) -> Result<u8> {
+    /// Runs them on a fabric that this server serves, or on one that is there; gives the first failed command's exit status, or 0.
+    pub(crate) fn run(&self, qemu: &Qemu, server: Option<&Path>) -> Result<u8> {
         let names: Vec<String> = (0..self.nodes).map(|node| format!("node{node}")).collect();
         let nodes: Vec<&str> = names.iter().map(String::as_str).collect();
-        let mut server = match self.join {
-            Some(_) => None,
-            None => Some(self.start_server(server, &nodes)?),
-        };
+        let mut server = server
+            .map(|program| self.start_server(program, &nodes))
+            .transpose()?;
         let mut output = Vec::new();
         let mut guests = Vec::new();
         for (node, name) in nodes.iter().enumerate() {

@@ -165,7 +165,10 @@ impl Args {
 
     fn run_in(&self, folder: &Path, nodes: usize) -> Result<u8> {
         let qemu = Qemu::obtain()?;
-        let server = step("Building the fabric server", project::build_hca_server)?;
+        let server = match self.join {
+            Some(_) => None,
+            None => Some(step("Building the fabric server", project::build_hca_server)?),
+        };
         let kernel = Kernel::obtain(&self.kernel)?;
         let contents = Contents {
             packages: &self.packages,
@@ -193,7 +196,7 @@ impl Args {
             limit: self.timeout.map(Duration::from_secs),
         };
         say(&format!("Starting {nodes} guests with Linux {}", kernel.release));
-        guests.run(&qemu, &server)
+        guests.run(&qemu, server.as_deref())
     }
 }
 

@@ -1,5 +1,8 @@
 //! Groups of checks: what is done in which guests.
 
+use std::any::Any;
+use std::io;
+
 /// How long a part of a check may take unless said otherwise, in seconds of the guest.
 const LIMIT: u32 = 60;
 
@@ -13,8 +16,13 @@ pub struct Group {
     pub allowed: Option<&'static str>,
     /// The checks; the last one is of the kernels' logs.
     pub checks: Vec<Check>,
+    /// Starts what must run beside the guests.
+    pub beside: Option<Starter>,
     full: bool,
 }
+
+/// Starts something: gives more options of `cargo xtask linux`, and what is dropped when the guests have ended.
+pub type Starter = fn() -> io::Result<(Vec<String>, Box<dyn Any>)>;
 
 /// Something that holds or doesn't: a script for each node, which must end well.
 pub struct Check {
@@ -38,8 +46,16 @@ impl Group {
             options: options.iter().map(|&option| option.into()).collect(),
             allowed: None,
             checks: Vec::new(),
+            beside: None,
             full: false,
         }
+    }
+
+    /// Starts something beside the guests.
+    #[must_use]
+    pub fn beside(mut self, starter: Starter) -> Self {
+        self.beside = Some(starter);
+        self
     }
 
     /// Leaves the group to `cargo xtask test --linux`.

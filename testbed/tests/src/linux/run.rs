@@ -121,6 +121,10 @@ fn guests(group: &Group, mut line: impl FnMut(&str)) -> String {
     let limit: u32 = group.checks.iter().map(|check| check.limit).sum();
     let (boot, limit) = (BOOT.to_string(), (limit + SLACK).to_string());
     let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/guest:/data/guest");
+    let (options, _beside) = match group.beside.map(|start| start()).transpose() {
+        Ok(started) => started.unzip(),
+        Err(error) => return format!("can't start what runs beside the guests: {error}"),
+    };
     let mut command = xtask();
     command
         .args([
@@ -133,6 +137,7 @@ fn guests(group: &Group, mut line: impl FnMut(&str)) -> String {
             tools,
         ])
         .args(&group.options)
+        .args(options.unwrap_or_default())
         .arg("--")
         .args((0..group.nodes()).map(|node| group.command(node)))
         .stdin(Stdio::null())

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod ip;
+mod ours;
 mod subnet;
 mod tools;
 
@@ -18,6 +19,7 @@ use testbed_tests::linux::run::Tally;
 fn groups() -> impl Iterator<Item = Group> {
     let modules = [
         ("ip", ip::groups()),
+        ("ours", ours::groups()),
         ("subnet", subnet::groups()),
         ("tools", tools::groups()),
     ];

@@ -1,0 +1,91 @@
+//! What can go wrong between us and a tool of Linux's.
+
+use core::fmt;
+
+use mad::cm::{CmAttribute, RejectReason};
+use verbs::{DeviceError, PollError, PostError, Status};
+
+/// What was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// The port to become ACTIVE.
+    Port,
+    /// A completion.
+    Completion,
+    /// A path record from the subnet administrator.
+    Path,
+    /// A message of the communication manager.
+    Cm(CmAttribute),
+    /// Bytes of the stream.
+    Stream,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port => f.write_str("the port to become active"),
+            Self::Completion => f.write_str("a completion"),
+            Self::Path => f.write_str("a path record"),
+            Self::Cm(attribute) => write!(f, "the CM's {attribute}"),
+            Self::Stream => f.write_str("the stream"),
+        }
+    }
+}
+
+/// Why an exchange with a peer failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device refused, or failed.
+    #[error("the device: {0}")]
+    Device(#[from] DeviceError),
+    /// A request was not taken.
+    #[error(transparent)]
+    Post(#[from] PostError),
+    /// The completion queue failed.
+    #[error(transparent)]
+    Poll(#[from] PollError),
+    /// The machine has no memory left.
+    #[error(transparent)]
+    Machine(#[from] hal::Error),
+    /// A request failed.
+    #[error("request {id} failed: {status:?}")]
+    Request {
+        /// Its id.
+        id: u64,
+        /// How.
+        status: Status,
+    },
+    /// Something did not come in time.
+    #[error("waited in vain for {0}")]
+    Timeout(Wait),
+    /// The peer refused the connection.
+    #[error("the peer refuses the connection: {0}")]
+    Refused(RejectReason),
+    /// The peer's words make no sense.
+    #[error("the peer's address exchange makes no sense")]
+    BadExchange,
+    /// A message has another length than the protocol says.
+    #[error("a message of {len} bytes where {wanted} were due")]
+    Length {
+        /// Its length.
+        len: u32,
+        /// What was due.
+        wanted: u32,
+    },
+    /// What came is not what was sent.
+    #[error("byte {at} of round {round} is {found:#04x}, not {wanted:#04x}")]
+    Data {
+        /// The round, from 0.
+        round: u32,
+        /// The place of the first wrong byte.
+        at: usize,
+        /// What is there.
+        found: u8,
+        /// What should be there.
+        wanted: u8,
+    },
+    /// The peer has ended the stream.
+    #[error("the peer has ended the stream")]
+    StreamEnded,
+}

@@ -1,0 +1,189 @@
+//! The fabric in this process: a card for a guest, one for our driver, and a thread that runs our side.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use fabric::FabricConfig;
+use harness::Machine;
+use hca_model::{ClusterConfig, NodeConfig};
+use hca_server::local::Tasks;
+use hca_server::node::Cluster;
+use mlx4::{Config, Mlx4};
+use probe::node::Node;
+use probe::{Error, Stream};
+use verbs::{Gid, Guid};
+
+use super::driver::Ours;
+use super::tcp::Tcp;
+
+/// As long as real links need at least: what comes while Linux still opens the port is an error to its kernel.
+const TRAINING: Duration = Duration::from_millis(300);
+const GUEST_GUID: Guid = Guid(0x0002_c903_0000_0100);
+const OUR_GUID: Guid = Guid(0x0002_c903_0000_0900);
+/// Node 0's IPoIB address, and one that our card has as far as Linux knows.
+pub(crate) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
+pub(crate) const OUR_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
+/// Where the pingpongs listen.
+const PINGPONG_PORT: u16 = 18515;
+
+/// What guests need to join the fabric, and to reach our side.
+pub(crate) struct Companion {
+    folder: PathBuf,
+    forwarded: u16,
+}
+
+impl Companion {
+    /// Starts the fabric and our side. They live as long as the process.
+    ///
+    /// # Errors
+    ///
+    /// When there is no folder, socket or port to be had.
+    pub(crate) fn start() -> io::Result<Self> {
+        let folder = make_folder()?;
+        let [control, pingpong, free] = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
+        let (control, pingpong, free) = (control?, pingpong?, free?);
+        // QEMU takes it right away.
+        let forwarded = free.local_addr()?.port();
+        drop(free);
+        for listener in [&control, &pingpong] {
+            listener.set_nonblocking(true)?;
+        }
+        tell_guest(&folder.join("ours"), &control, &pingpong)?;
+
+        let cluster = Cluster::new(ClusterConfig {
+            fabric: FabricConfig {
+                training: TRAINING,
+                ..FabricConfig::default()
+            },
+        });
+        let config = |name: &str, guid| NodeConfig {
+            name: name.into(),
+            guid,
+            ports: 1,
+        };
+        let listener = UnixListener::bind(folder.join("node0.sock"))?;
+        let guest = cluster.add_node(config("node0", GUEST_GUID));
+        std::thread::spawn(move || guest.serve("node0", &listener, Duration::ZERO));
+        let machine = cluster.add_local(config("ours", OUR_GUID));
+        std::thread::spawn(move || cluster.keep_time());
+        std::thread::spawn(move || run(machine, &control, pingpong, forwarded));
+        Ok(Self { folder, forwarded })
+    }
+
+    /// Options of `cargo xtask linux` for the guest.
+    pub(crate) fn options(&self) -> Vec<String> {
+        let folder = self.folder.display();
+        let forward = format!("{}:{PINGPONG_PORT}", self.forwarded);
+        let add = format!("{folder}/ours:/data/ours");
+        [
+            "--join",
+            &folder.to_string(),
+            "--forward",
+            &forward,
+            "--add",
+            &add,
+        ]
+        .map(str::to_owned)
+        .into()
+    }
+}
+
+impl Drop for Companion {
+    fn drop(&mut self) {
+        // One that stays is only untidy.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn make_folder() -> io::Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("tessera-ours-{}-{number}", std::process::id()));
+    fs::create_dir(&folder)?;
+    Ok(folder)
+}
+
+/// Writes what the guest's scripts need: `ports` with variables, and `ours`, which asks for our part.
+fn tell_guest(folder: &Path, control: &TcpListener, pingpong: &TcpListener) -> io::Result<()> {
+    fs::create_dir(folder)?;
+    let hardware = Gid::new(Gid::DEFAULT_PREFIX, Guid(OUR_GUID.0 + 1))
+        .0
+        .iter()
+        .fold("80:00:00:48".to_owned(), |text, byte| {
+            format!("{text}:{byte:02x}")
+        });
+    let ports = format!(
+        "ours=/data/ours/ours pingpong={} address={OUR_ADDRESS} hardware={hardware}\n",
+        pingpong.local_addr()?.port()
+    );
+    fs::write(folder.join("ports"), ports)?;
+    let script = format!(
+        "#!/bin/busybox sh\n# Asks the testbed for our driver's part, and prints how it went.\n\
+         echo \"$1\" | busybox nc 10.0.2.2 {}\n",
+        control.local_addr()?.port()
+    );
+    let path = folder.join("ours");
+    fs::write(&path, script)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
+
+/// Brings our card up, and does for ever what the guest asks for.
+fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded: u16) {
+    let mut tasks = Tasks::default();
+    let node = match start(&mut tasks, machine) {
+        Ok(node) => node,
+        Err(error) => {
+            println!("our card does not start: {error}");
+            return;
+        }
+    };
+    let ours = Ours {
+        node,
+        pingpong,
+        forwarded,
+        guest: Gid::new(Gid::DEFAULT_PREFIX, Guid(GUEST_GUID.0 + 1)),
+    };
+    tasks.block_on(async {
+        loop {
+            // Nobody may ask for long.
+            let Ok(mut stream) = Tcp::accept(control, &ours.node.platform).await else {
+                continue;
+            };
+            let said = match stream.line().await {
+                Ok(what) => ours.serve(&what).await,
+                Err(error) => Err(error),
+            };
+            let answer = match said {
+                Ok(()) => "ours: ok\n".to_owned(),
+                Err(error) => format!("ours: {error}\n"),
+            };
+            // A guest that has given up shows by its own result.
+            let _ = stream.send(answer.as_bytes()).await;
+        }
+    })
+}
+
+fn start(tasks: &mut Tasks, platform: Machine) -> Result<Node<Mlx4<Machine>, Machine>, Error> {
+    let card = tasks.block_on(Mlx4::start(platform.clone(), Config::default()));
+    let device = Arc::new(card.map_err(verbs::DeviceError::from)?);
+    let served = Arc::clone(&device);
+    tasks.spawn(async move {
+        let ended = served.service().await;
+        println!("our card's service ended: {ended:?}");
+    });
+    let port = 1;
+    let node = Node {
+        device,
+        platform,
+        port,
+    };
+    tasks.block_on(node.active())?;
+    Ok(node)
+}
