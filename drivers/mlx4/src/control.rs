@@ -9,7 +9,7 @@ use mlx4_hw::command::{Opcode, op_modifier};
 use mlx4_hw::icm::PAGE;
 use mlx4_hw::path::{AckTimeout, Path, ScheduleQueue};
 use mlx4_hw::qp::{
-    MtuMessage, OptionalParameters, PATH_MIGRATED, QpContext, QpFlags, QpMailbox, QueueSize,
+    MtuMessage, OptionalParameters, PATH_MIGRATED, QpContext, QpFlags, QpMailbox, QpState, QueueSize,
     RequesterParameters, ResponderParameters, RnrReceivePsn, Service,
 };
 use verbs::{
@@ -29,6 +29,8 @@ use crate::{Error, Mlx4, icm};
 /// Longest datagram, and longest on QP0 and QP1, headers included (Linux `mlx4_ib/qp.c`, `__mlx4_ib_modify_qp`).
 const LOG_MAX_DATAGRAM: u8 = 13;
 const LOG_MAX_MANAGEMENT: u8 = 11;
+/// The counter set of a queue pair that has none (Linux `mlx4_ib`, `MLX4_SINK_COUNTER_INDEX`).
+const NO_COUNTER: u8 = 0xff;
 /// An acknowledgement is asked for at least every 2^8 packets (Linux `mlx4_ib`, `MLX4_IB_ACK_REQ_FREQ`).
 const LOG_ACK_REQUEST: u8 = 8;
 /// The largest slot that a queue pair's context can state.
@@ -87,6 +89,12 @@ impl<P: Platform> Hca<P> {
         let mut mailbox = QpMailbox::new_zeroed();
         mailbox.optional = optional;
         mailbox.context = context;
+        // The state that it comes to, as Linux tells (`qp.c`, `__mlx4_qp_modify`).
+        mailbox.context.flags.set_state(match opcode {
+            Opcode::RST2INIT_QP => QpState::INIT,
+            Opcode::INIT2RTR_QP => QpState::RTR,
+            _ => QpState::RTS,
+        });
         let command = Command::new(opcode).modifier(qpn).mailbox(mailbox.as_bytes());
         self.commands.run(command).await?;
         if let Some(record) = self.tables.lock().qps.get_mut(&qpn) {
@@ -155,7 +163,12 @@ impl<P: Platform> Hca<P> {
             _memory: memory,
         };
         self.tables.lock().qps.insert(plan.qpn, record);
-        let optional = OptionalParameters::new();
+        let connected = plan.service == Service::RC;
+        let optional = OptionalParameters::new()
+            .with_pkey_index(true)
+            .with_remote_read(connected)
+            .with_remote_write(connected)
+            .with_qkey(!connected);
         if let Err(error) = self
             .transition(Opcode::RST2INIT_QP, plan.qpn, context, optional)
             .await
@@ -171,16 +184,19 @@ impl<P: Platform> Hca<P> {
     /// Moves a datagram queue pair (or QP0, QP1) from INIT to RTS.
     pub(crate) async fn start_datagrams(&self, qpn: Qpn) -> Result<(), Error> {
         let (mut context, _, _) = self.context(qpn)?;
-        let log_message = if context.flags.service() == Service::MLX {
+        let management = context.flags.service() == Service::MLX;
+        let log_message = if management {
             LOG_MAX_MANAGEMENT
         } else {
             LOG_MAX_DATAGRAM
         };
+        context.primary_path.counter_index = NO_COUNTER;
         // A datagram is one packet: the largest there is.
         context.mtu = MtuMessage::new().with_mtu_code(5).with_log_message(log_message);
-        let none = OptionalParameters::new();
-        self.transition(Opcode::INIT2RTR_QP, qpn.0, context, none).await?;
-        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, none).await
+        let qkey = OptionalParameters::new().with_qkey(!management);
+        let both = qkey.with_pkey_index(!management);
+        self.transition(Opcode::INIT2RTR_QP, qpn.0, context, both).await?;
+        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, qkey).await
     }
 
     /// Resets a queue pair and takes its number and memory back.
@@ -214,6 +230,7 @@ impl<P: Platform> Hca<P> {
             .with_log_message(self.cap.log_max_message.get());
         context.remote_qpn = Low24::new(path.qpn.0);
         let mut way = Path::new_zeroed();
+        way.counter_index = NO_COUNTER;
         way.remote_lid = path.lid.0.into();
         way.schedule = ScheduleQueue::of(port, path.sl);
         way.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout & 31);
@@ -223,6 +240,9 @@ impl<P: Platform> Hca<P> {
             .with_next_psn(path.their_psn.0 & Low24::MAX)
             .with_min_rnr_timer(rc.min_rnr_timer);
         let optional = OptionalParameters::new()
+            .with_primary_path(true)
+            .with_schedule(true)
+            .with_reads_as_responder(true)
             .with_rnr_timer(true)
             .with_remote_read(true)
             .with_remote_write(true);
@@ -249,7 +269,12 @@ impl<P: Platform> Hca<P> {
             .with_log_reads(exponent(rc.reads_as_requester))
             .with_retry_count(rc.retry_count)
             .with_rnr_retry(rc.rnr_retry);
-        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, OptionalParameters::new())
+        let optional = OptionalParameters::new()
+            .with_reads_as_requester(true)
+            .with_retry_count(true)
+            .with_rnr_retry(true)
+            .with_ack_timeout(true);
+        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, optional)
             .await
     }
 

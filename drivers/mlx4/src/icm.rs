@@ -11,7 +11,7 @@ use hal::{DmaBuffer, Platform};
 use mlx4_hw::bits::{Low, TableBase};
 use mlx4_hw::command::Opcode;
 use mlx4_hw::icm::{CmptKind, ENTRIES_PER_MAILBOX, MapEntry, PAGE, PAGE_LEN};
-use mlx4_hw::init_hca::{CacheLine, InitHca, LOG_EQS_SYSTEM, Steering, VERSION};
+use mlx4_hw::init_hca::{CacheLine, InitFlags, InitHca, LOG_EQS_SYSTEM, Steering, VERSION};
 use mlx4_hw::mtt::MttEntry;
 use mlx4_hw::query_dev_cap::QueryDevCap;
 use zerocopy::{FromZeros, IntoBytes};
@@ -247,6 +247,8 @@ impl Profile {
         let mut init = InitHca::new_zeroed();
         init.version = VERSION;
         init.cache_line = CacheLine::new().with_log_less_4(2).with_valid(true);
+        // Linux has it checked as well: an address of another port's is refused rather than sent through the wrong one.
+        init.flags = InitFlags::new().with_ud_port_check(true);
         init.qpc = TableBase::new(self.qpc.base, self.log_qps);
         init.srqc = TableBase::new(self.srqc.base, self.log_srqs);
         init.cqc = TableBase::new(self.cqc.base, self.log_cqs);

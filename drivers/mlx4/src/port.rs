@@ -33,7 +33,8 @@ impl<P: Platform> Hca<P> {
             input[MAD_LEN..].copy_from_slice(extended.as_bytes());
             modifier = modifier.with_slid(source.lid.0);
             len = input.len();
-            op = op_modifier::MAD_IFC_EXTENDED | op_modifier::MAD_IFC_NETWORK_VIEW;
+            // The network's view is another one on shared cards only, and asked for there only (Linux `mad.c`).
+            op = op_modifier::MAD_IFC_EXTENDED;
         }
         let command = Command::new(Opcode::MAD_IFC)
             .op(op)
@@ -67,7 +68,9 @@ impl<P: Platform> Hca<P> {
             .with_mtu_cap(MTU_CAP)
             .with_change_vl_cap(true)
             .with_vl_cap(VL_CAP);
-        set.capability_mask = info.capabilities;
+        // Connections are made by this side's software.
+        let capabilities = info.capabilities.get() | smp::PortCapabilities::CM;
+        set.capability_mask = capabilities.into();
         let command = Command::new(Opcode::SET_PORT)
             .op(op_modifier::SET_PORT_IB)
             .modifier(self.port.into())

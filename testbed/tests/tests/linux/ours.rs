@@ -57,4 +57,9 @@ fn by_our_driver() -> Group {
             "rping-server",
             &format!("{neighbour}; again rping -c -V -C 10 -a $address"),
         ))
+        .check(beside(
+            "what each driver commands differs only as explained",
+            "compare",
+            "true",
+        ))
 }

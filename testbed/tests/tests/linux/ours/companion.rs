@@ -1,7 +1,7 @@
 //! The fabric in this process: a card for a guest, one for our driver, and a thread that runs our side.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use fabric::FabricConfig;
 use harness::Machine;
+use hca_model::trace::{Recorder, Text};
 use hca_model::{ClusterConfig, NodeConfig};
 use hca_server::local::Tasks;
 use hca_server::node::Cluster;
 use mlx4::{Config, Mlx4};
 use probe::node::Node;
 use probe::{Error, Stream};
+use testbed_tests::linux::bring_up::{Commands, judge};
 use verbs::{Gid, Guid};
 
 use super::driver::Ours;
@@ -63,6 +65,10 @@ impl Companion {
                 ..FabricConfig::default()
             },
         });
+        let path = folder.join("trace");
+        let text = Arc::new(Text::new(BufWriter::new(File::create(&path)?)));
+        cluster.record(Arc::clone(&text) as Arc<dyn Recorder>);
+        let trace = Trace { text, path };
         let config = |name: &str, guid| NodeConfig {
             name: name.into(),
             guid,
@@ -73,7 +79,7 @@ impl Companion {
         std::thread::spawn(move || guest.serve("node0", &listener, Duration::ZERO));
         let machine = cluster.add_local(config("ours", OUR_GUID));
         std::thread::spawn(move || cluster.keep_time());
-        std::thread::spawn(move || run(machine, &control, pingpong, forwarded));
+        std::thread::spawn(move || run(machine, &control, pingpong, forwarded, trace));
         Ok(Self { folder, forwarded })
     }
 
@@ -135,7 +141,7 @@ fn tell_guest(folder: &Path, control: &TcpListener, pingpong: &TcpListener) -> i
 }
 
 /// Brings our card up, and does for ever what the guest asks for.
-fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded: u16) {
+fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded: u16, trace: Trace) {
     let mut tasks = Tasks::default();
     let node = match start(&mut tasks, machine) {
         Ok(node) => node,
@@ -157,8 +163,9 @@ fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded
                 continue;
             };
             let said = match stream.line().await {
-                Ok(what) => ours.serve(&what).await,
-                Err(error) => Err(error),
+                Ok(what) if what == "compare" => trace.compare(),
+                Ok(what) => ours.serve(&what).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
             };
             let answer = match said {
                 Ok(()) => "ours: ok\n".to_owned(),
@@ -168,6 +175,29 @@ fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded
             let _ = stream.send(answer.as_bytes()).await;
         }
     })
+}
+
+/// What all cards were asked and did.
+struct Trace {
+    text: Arc<Text<BufWriter<File>>>,
+    path: PathBuf,
+}
+
+impl Trace {
+    /// Compares what Linux's driver has commanded so far with what ours has.
+    fn compare(&self) -> Result<(), String> {
+        self.text.flush().map_err(|error| error.to_string())?;
+        let trace = fs::read_to_string(&self.path).map_err(|error| error.to_string())?;
+        let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/hardware.md");
+        let document = fs::read_to_string(document).map_err(|error| error.to_string())?;
+        let [linux, ours] = ["node0", "ours"].map(|node| Commands::of(&trace, node));
+        let faults = judge(&linux, &ours, &document);
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(faults.join("\n"))
+        }
+    }
 }
 
 fn start(tasks: &mut Tasks, platform: Machine) -> Result<Node<Mlx4<Machine>, Machine>, Error> {
