@@ -25,7 +25,7 @@ const TESTBED: [&str; 6] = [
     "probe",
     "testbed_tests",
 ];
-const IMAGES: [&str; 4] = ["processor", "memory", "storage", "selftest"];
+const IMAGES: [&str; 5] = ["processor", "memory", "storage", "selftest", "probe"];
 
 /// Checks dependencies between crates, lengths of files, and where unsafe code may be
 #[derive(clap::Args)]

@@ -198,6 +198,8 @@ fn linux_tests(args: &[&str]) -> Result<()> {
     let mut command = cargo();
     command.args(["test", "--quiet", "--locked", "--package", "testbed_tests"]);
     command.args(["--test", "linux", "--"]).args(args);
+    // Some start an image of ours beside the guests.
+    command.env("TESSERA_QEMU", Qemu::obtain()?.words()?);
     shown(command.env("TESSERA_XTASK", std::env::current_exe()?))
 }
 

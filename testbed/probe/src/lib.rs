@@ -1,4 +1,4 @@
-//! Speaks to Linux's rdma tools over our driver, from a host's process or from a unikernel.
+//! Speaks to Linux's rdma tools over our driver, from a host's process or from a unikernel: the image of this package.
 //!
 //! * [`pingpong`], rdma-core's `ibv_rc_pingpong` and `ibv_ud_pingpong`, either side: their exchange of addresses over a
 //!   [`Stream`], and their messages.

@@ -117,7 +117,9 @@ impl Commands {
         }
     }
 
-    fn has(&self, command: &str) -> bool {
+    /// Whether the command was given; those on queue pairs by service: `RTR2RTS_QP RC`.
+    #[must_use]
+    pub fn has(&self, command: &str) -> bool {
         self.0.contains_key(&(command.into(), String::new()))
     }
 

@@ -4,6 +4,7 @@
 
 mod companion;
 mod driver;
+mod image;
 mod tcp;
 
 use testbed_tests::linux::group::{Check, Group};
@@ -11,22 +12,75 @@ use testbed_tests::linux::group::{Check, Group};
 use self::companion::Companion;
 
 pub(crate) fn groups() -> Vec<Group> {
-    vec![by_our_driver()]
+    vec![in_one_process(), in_a_unikernel()]
 }
 
-fn by_our_driver() -> Group {
+/// A check in which our side does its part while Linux's does.
+fn beside(name: &str, ours: &str, linux: &str) -> Check {
     // Where a tool listens is not always told; our side tries again, as `again` does.
-    let beside = |name: &str, ours: &str, linux: &str| {
-        let script = format!(
-            ". /data/ours/ports
-            $ours {ours} >/tmp/ours & {linux}
-            wait; cat /tmp/ours"
-        );
-        Check::new(name, &[&script]).expect("node0: ours: ok")
-    };
-    let neighbour = "ip=/usr/bin/ip; $ip neigh replace $address lladdr $hardware dev ib0 nud permanent";
-    Group::new("one process", &[])
+    let script = format!(
+        ". /data/ours/ports
+        $ours '{ours}' >/tmp/ours & {linux}
+        wait; cat /tmp/ours"
+    );
+    Check::new(name, &[&script]).limit(150).expect("node0: ours: ok")
+}
+
+/// Linux's `rping`, of a client whose peer has no IPoIB: Linux is told where its address is.
+fn rping_to(who: &str) -> String {
+    format!(
+        "/usr/bin/ip neigh replace ${who}_address lladdr ${who}_hardware dev ib0 nud permanent
+        again rping -c -V -C 10 -a ${who}_address"
+    )
+}
+
+fn group(name: &str) -> Group {
+    Group::new(name, &[])
         .beside(|| Companion::start().map(|companion| (companion.options(), Box::new(companion) as _)))
+}
+
+fn in_a_unikernel() -> Group {
+    group("a unikernel")
+        .check(beside(
+            "ibv_rc_pingpong answers it",
+            "image rc-client",
+            "ibv_rc_pingpong -n 100",
+        ))
+        .check(beside(
+            "ibv_ud_pingpong calls it",
+            "image ud-server",
+            "again ibv_ud_pingpong -n 100 -s 1024 -p $pingpong 10.0.2.2",
+        ))
+        .check(beside(
+            "rping reads and writes its memory",
+            "image rping-client",
+            "rping -s -V -C 10 -a 10.0.1.1",
+        ))
+        .check(beside(
+            "it reads and writes rping's memory",
+            "image rping-server",
+            &rping_to("image"),
+        ))
+        .check(
+            beside(
+                "ibv_rc_pingpong calls it",
+                "image rc-server",
+                "again ibv_rc_pingpong -n 100 -p $pingpong 10.0.2.2",
+            )
+            .full(),
+        )
+        .check(
+            beside(
+                "ibv_ud_pingpong answers it",
+                "image ud-client",
+                "ibv_ud_pingpong -n 100 -s 1024",
+            )
+            .full(),
+        )
+}
+
+fn in_one_process() -> Group {
+    group("one process")
         .check(beside(
             "ibv_rc_pingpong answers us",
             "rc-client",
@@ -55,7 +109,7 @@ fn by_our_driver() -> Group {
         .check(beside(
             "we read and write rping's memory",
             "rping-server",
-            &format!("{neighbour}; again rping -c -V -C 10 -a $address"),
+            &rping_to("our"),
         ))
         .check(beside(
             "what each driver commands differs only as explained",

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use fabric::FabricConfig;
+use hal::Platform;
 use harness::Machine;
 use hca_model::trace::{Recorder, Text};
 use hca_model::{ClusterConfig, NodeConfig};
@@ -23,15 +24,19 @@ use testbed_tests::linux::bring_up::{Commands, judge};
 use verbs::{Gid, Guid};
 
 use super::driver::Ours;
-use super::tcp::Tcp;
+use super::image::Image;
+use super::tcp::{LOOK, Tcp};
 
 /// As long as real links need at least: what comes while Linux still opens the port is an error to its kernel.
 const TRAINING: Duration = Duration::from_millis(300);
 const GUEST_GUID: Guid = Guid(0x0002_c903_0000_0100);
 const OUR_GUID: Guid = Guid(0x0002_c903_0000_0900);
+const IMAGE_GUID: Guid = Guid(0x0002_c903_0000_0a00);
 /// Node 0's IPoIB address, and one that our card has as far as Linux knows.
 pub(crate) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 pub(crate) const OUR_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
+/// The same for the card of the image.
+pub(crate) const IMAGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 10);
 /// Where the pingpongs listen.
 const PINGPONG_PORT: u16 = 18515;
 
@@ -74,12 +79,20 @@ impl Companion {
             guid,
             ports: 1,
         };
-        let listener = UnixListener::bind(folder.join("node0.sock"))?;
-        let guest = cluster.add_node(config("node0", GUEST_GUID));
-        std::thread::spawn(move || guest.serve("node0", &listener, Duration::ZERO));
+        for (name, guid) in [("node0", GUEST_GUID), ("image", IMAGE_GUID)] {
+            let listener = UnixListener::bind(folder.join(format!("{name}.sock")))?;
+            let node = cluster.add_node(config(name, guid));
+            std::thread::spawn(move || node.serve(name, &listener, Duration::ZERO));
+        }
+        let image = Image {
+            folder: folder.clone(),
+            pingpong: pingpong.try_clone()?,
+            forwarded,
+            guest: gid(GUEST_GUID),
+        };
         let machine = cluster.add_local(config("ours", OUR_GUID));
         std::thread::spawn(move || cluster.keep_time());
-        std::thread::spawn(move || run(machine, &control, pingpong, forwarded, trace));
+        std::thread::spawn(move || run(machine, &control, pingpong, image, trace));
         Ok(Self { folder, forwarded })
     }
 
@@ -119,15 +132,12 @@ fn make_folder() -> io::Result<PathBuf> {
 /// Writes what the guest's scripts need: `ports` with variables, and `ours`, which asks for our part.
 fn tell_guest(folder: &Path, control: &TcpListener, pingpong: &TcpListener) -> io::Result<()> {
     fs::create_dir(folder)?;
-    let hardware = Gid::new(Gid::DEFAULT_PREFIX, Guid(OUR_GUID.0 + 1))
-        .0
-        .iter()
-        .fold("80:00:00:48".to_owned(), |text, byte| {
-            format!("{text}:{byte:02x}")
-        });
     let ports = format!(
-        "ours=/data/ours/ours pingpong={} address={OUR_ADDRESS} hardware={hardware}\n",
-        pingpong.local_addr()?.port()
+        "ours=/data/ours/ours pingpong={}\nour_address={OUR_ADDRESS} our_hardware={}\n\
+         image_address={IMAGE_ADDRESS} image_hardware={}\n",
+        pingpong.local_addr()?.port(),
+        hardware_address(OUR_GUID),
+        hardware_address(IMAGE_GUID)
     );
     fs::write(folder.join("ports"), ports)?;
     let script = format!(
@@ -140,8 +150,22 @@ fn tell_guest(folder: &Path, control: &TcpListener, pingpong: &TcpListener) -> i
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
+/// The GID of a node's first port.
+fn gid(node: Guid) -> Gid {
+    Gid::new(Gid::DEFAULT_PREFIX, Guid(node.0 + 1))
+}
+
+/// An address as IPoIB has them: a queue pair, here none's, and a GID.
+fn hardware_address(node: Guid) -> String {
+    let queue_pair = "80:00:00:48".to_owned();
+    gid(node)
+        .0
+        .iter()
+        .fold(queue_pair, |text, byte| format!("{text}:{byte:02x}"))
+}
+
 /// Brings our card up, and does for ever what the guest asks for.
-fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded: u16, trace: Trace) {
+fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, image: Image, trace: Trace) {
     let mut tasks = Tasks::default();
     let node = match start(&mut tasks, machine) {
         Ok(node) => node,
@@ -153,9 +177,10 @@ fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded
     let ours = Ours {
         node,
         pingpong,
-        forwarded,
-        guest: Gid::new(Gid::DEFAULT_PREFIX, Guid(GUEST_GUID.0 + 1)),
+        forwarded: image.forwarded,
+        guest: gid(GUEST_GUID),
     };
+    let image = Arc::new(image);
     tasks.block_on(async {
         loop {
             // Nobody may ask for long.
@@ -164,6 +189,7 @@ fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded
             };
             let said = match stream.line().await {
                 Ok(what) if what == "compare" => trace.compare(),
+                Ok(what) if what.starts_with("image ") => run_image(&image, &what, &ours.node.platform).await,
                 Ok(what) => ours.serve(&what).await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
@@ -177,6 +203,20 @@ fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, forwarded
     })
 }
 
+/// Runs the image, while the card of this process goes on being served.
+async fn run_image(image: &Arc<Image>, what: &str, clock: &Machine) -> Result<(), String> {
+    let part = what.trim_start_matches("image ").to_owned();
+    let image = Arc::clone(image);
+    let run = std::thread::spawn(move || image.run(&part));
+    while !run.is_finished() {
+        clock.sleep(LOOK).await;
+    }
+    run.join().unwrap_or_else(|_| Err("the thread panicked".into()))
+}
+
+/// Commands that our driver has given once all checks before the comparison have run.
+const PARTS: [&str; 3] = ["RTR2RTS_QP RC", "RTR2RTS_QP UD", "SW2HW_MPT"];
+
 /// What all cards were asked and did.
 struct Trace {
     text: Arc<Text<BufWriter<File>>>,
@@ -185,12 +225,17 @@ struct Trace {
 
 impl Trace {
     /// Compares what Linux's driver has commanded so far with what ours has.
+    ///
+    /// Only after the other checks of the group: what a driver was not asked for can't be compared.
     fn compare(&self) -> Result<(), String> {
         self.text.flush().map_err(|error| error.to_string())?;
         let trace = fs::read_to_string(&self.path).map_err(|error| error.to_string())?;
         let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/hardware.md");
         let document = fs::read_to_string(document).map_err(|error| error.to_string())?;
         let [linux, ours] = ["node0", "ours"].map(|node| Commands::of(&trace, node));
+        if PARTS.iter().any(|part| !ours.has(part)) {
+            return Err("the checks before this one must run too: they make what is compared".into());
+        }
         let faults = judge(&linux, &ours, &document);
         if faults.is_empty() {
             Ok(())

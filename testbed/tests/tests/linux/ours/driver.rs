@@ -13,12 +13,12 @@ use verbs::Gid;
 use super::tcp::{LOOK, Tcp};
 
 /// As many as the guest's scripts say.
-const ROUNDS: u32 = 100;
+pub(crate) const ROUNDS: u32 = 100;
 /// `rping -C`.
-const PINGS: u32 = 10;
+pub(crate) const PINGS: u32 = 10;
 /// Bytes of a message: several packets, or one datagram.
-const CONNECTED: u32 = 4096;
-const DATAGRAM: u32 = 1024;
+pub(crate) const CONNECTED: u32 = 4096;
+pub(crate) const DATAGRAM: u32 = 1024;
 
 /// Our side.
 pub(crate) struct Ours {
