@@ -24,6 +24,7 @@ use crate::command::{Command, Commands};
 use crate::event::{self, EventQueue, Events};
 use crate::hca::{Hca, Tables, translate};
 use crate::icm::{Icm, Pieces, Profile};
+use crate::multicast::Groups;
 use crate::{Config, Error, pci, special, wait};
 
 /// Command interface revisions that this driver speaks (Linux `fw.c`, `MLX4_COMMAND_INTERFACE_*`).
@@ -136,6 +137,7 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
         port: config.port,
         cap,
         tables: Mutex::new(tables),
+        groups: Groups::new(),
     })
 }
 

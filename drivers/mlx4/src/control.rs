@@ -13,7 +13,7 @@ use mlx4_hw::qp::{
     RequesterParameters, ResponderParameters, RnrReceivePsn, Service,
 };
 use verbs::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Lid, PKey, PathToPeer, PortInfo,
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PathToPeer, PortInfo,
     QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
 };
 use zerocopy::{FromZeros, IntoBytes};
@@ -159,6 +159,7 @@ impl<P: Platform> Hca<P> {
             kind: plan.kind,
             port: plan.port,
             context,
+            fresh: context,
             translation,
             _memory: memory,
         };
@@ -199,12 +200,31 @@ impl<P: Platform> Hca<P> {
         self.transition(Opcode::RTR2RTS_QP, qpn.0, context, qkey).await
     }
 
-    /// Resets a queue pair and takes its number and memory back.
-    pub(crate) async fn destroy_pair(&self, qpn: u32) -> Result<(), Error> {
+    /// Resets a queue pair.
+    async fn reset_pair(&self, qpn: u32) -> Result<(), Error> {
         let command = Command::new(Opcode::QP_2RST)
             .op(op_modifier::QP_2RST_NO_FLUSH)
             .modifier(qpn);
-        self.commands.run(command).await?;
+        self.commands.run(command).await.map(drop)
+    }
+
+    /// Moves a queue pair that was reset to INIT, with the context that it was made with but for its domain.
+    async fn init_again(&self, qpn: Qpn, domain: Domain) -> Result<(), Error> {
+        let unknown = Error::OutOfRange {
+            what: "the queue pair's number",
+            value: qpn.0.into(),
+        };
+        let fresh = self.tables.lock().qps.get(&qpn.0).map(|record| record.fresh);
+        let mut context = fresh.ok_or(unknown)?;
+        context.pd = Low24::new(self.pd(domain)?);
+        let optional = OptionalParameters::new();
+        self.transition(Opcode::RST2INIT_QP, qpn.0, context, optional)
+            .await
+    }
+
+    /// Resets a queue pair and takes its number and memory back.
+    pub(crate) async fn destroy_pair(&self, qpn: u32) -> Result<(), Error> {
+        self.reset_pair(qpn).await?;
         self.forget_qp(qpn);
         Ok(())
     }
@@ -432,6 +452,22 @@ impl<P: Platform> Device for Mlx4<P> {
     async fn fail_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
         let command = Command::new(Opcode::QP_2ERR).modifier(qpn.0);
         Ok(self.hca.commands.run(command).await.map(drop)?)
+    }
+
+    async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+        Ok(self.hca.reset_pair(qpn.0).await?)
+    }
+
+    async fn init_qp(&self, qpn: Qpn, domain: Domain) -> Result<(), DeviceError> {
+        Ok(self.hca.init_again(qpn, domain).await?)
+    }
+
+    async fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
+        Ok(self.hca.attach(qpn.0, mgid.0).await?)
+    }
+
+    async fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
+        Ok(self.hca.detach(qpn.0, mgid.0).await?)
     }
 
     async fn destroy_qp(&self, queues: &mut Queues<P>, qp: QpSlot) -> Result<(), DeviceError> {

@@ -23,6 +23,7 @@ use crate::command::{Command, Commands};
 use crate::completion::{self, CompletionQueue};
 use crate::event::{CqState, Events};
 use crate::icm::Icm;
+use crate::multicast::Groups;
 use crate::resources::{Numbers, Range, Ranges};
 
 /// The UAR page whose doorbells all QPs and CQs use: its registers are written in single stores, so cores share it
@@ -42,6 +43,8 @@ pub(crate) struct QpRecord<P: Platform> {
     pub(crate) kind: QpKind,
     pub(crate) port: u8,
     pub(crate) context: QpContext,
+    /// The context that the queue pair was made with, to begin anew.
+    pub(crate) fresh: QpContext,
     pub(crate) translation: Range,
     /// Kept until the card is done with it, whatever happens to the user's side.
     pub(crate) _memory: Arc<P::Buffer>,
@@ -100,6 +103,7 @@ pub(crate) struct Hca<P: Platform> {
     pub(crate) cap: QueryDevCap,
     pub(crate) port: u8,
     pub(crate) tables: Mutex<Tables<P>>,
+    pub(crate) groups: Groups,
 }
 
 impl<P: Platform> Hca<P> {

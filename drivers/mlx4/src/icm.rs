@@ -27,7 +27,8 @@ const LOG_QPS: u8 = 10;
 const LOG_CQS: u8 = 9;
 const LOG_MPTS: u8 = 12;
 const LOG_MTTS: u8 = 15;
-const LOG_GROUPS: u8 = 8;
+/// log2 of the multicast entries: half of them are found by hash, the other half are for chains.
+pub(crate) const LOG_GROUPS: u8 = 8;
 const LOG_GROUP_ENTRY: u8 = 10;
 /// log2 of the READs a QP can have in flight as responder.
 pub(crate) const LOG_RDMARC: u8 = 4;

@@ -16,8 +16,7 @@
 //! # What is left out
 //!
 //! Ethernet ports and RoCE; shared receive queues; UC and XRC; atomics; memory windows and registration by work
-//! requests; multicast groups; path migration; partitions other than the default; more than one protection domain;
-//! BlueFlame; CQ resize and moderation; 64-byte CQEs and EQEs; INTx; SR-IOV; traps from the firmware's own agents to the
+//! requests; path migration; partitions other than the default; BlueFlame; CQ resize and moderation; 64-byte CQEs and EQEs; INTx; SR-IOV; traps from the firmware's own agents to the
 //! subnet manager; performance counters asked for over QP1 (such requests are the user's); both ports at once.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -33,6 +32,7 @@ mod error;
 mod event;
 mod hca;
 mod icm;
+mod multicast;
 mod pci;
 mod port;
 mod queues;

@@ -332,6 +332,14 @@ impl<P: Platform> QueueSet for Queues<P> {
         self.cq.arm(solicited_only);
     }
 
+    fn forget(&mut self, qp: QpSlot) {
+        let Some(pair) = self.pair_mut(qp) else { return };
+        pair.send.clear();
+        pair.receive.clear();
+        let qpn = pair.qpn;
+        self.cq.forget(qpn);
+    }
+
     fn send_room(&self, qp: QpSlot) -> u32 {
         self.pair(qp).map_or(0, |pair| pair.send.room())
     }

@@ -133,7 +133,7 @@ pub(crate) struct SendQueue<B: DmaBuffer> {
 
 impl<B: DmaBuffer> SendQueue<B> {
     pub(crate) fn new(memory: Arc<B>, geometry: Geometry) -> Self {
-        let queue = Self {
+        let mut queue = Self {
             offset: geometry.send_offset(),
             log_slots: geometry.log_send_slots,
             log_stride: geometry.log_send_stride,
@@ -143,13 +143,19 @@ impl<B: DmaBuffer> SendQueue<B> {
             posted: vec![Posted::default(); 1 << geometry.log_send_slots],
             memory,
         };
-        for slot in 0..1_u32 << queue.log_slots {
+        queue.clear();
+        queue
+    }
+
+    /// Empties the ring of a queue pair that the card has in RESET.
+    pub(crate) fn clear(&mut self) {
+        (self.head, self.tail) = (0, 0);
+        for slot in 0..1_u32 << self.log_slots {
             // Not the card's in pass 0.
             let owner = ControlOwner::new().with_pass(true);
-            queue.memory.write(queue.at(slot), owner.as_bytes());
-            queue.stamp(slot);
+            self.memory.write(self.at(slot), owner.as_bytes());
+            self.stamp(slot);
         }
-        queue
     }
 
     pub(crate) fn depth(&self) -> u32 {
@@ -345,6 +351,12 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
             posted: vec![Posted::default(); 1 << geometry.log_receive_slots],
             memory,
         }
+    }
+
+    /// Empties the ring of a queue pair that the card has in RESET; the card reads the record again in INIT.
+    pub(crate) fn clear(&mut self) {
+        (self.head, self.tail) = (0, 0);
+        self.memory.write_u32(self.record, 0);
     }
 
     pub(crate) fn depth(&self) -> u32 {

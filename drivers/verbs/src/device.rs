@@ -282,6 +282,22 @@ pub trait Device: Send + Sync {
     /// Moves a queue pair to ERR: everything posted completes as flushed.
     fn fail_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
+    /// Resets a queue pair, so that it can be used again: it reaches no memory any more, and what was posted never
+    /// completes. [`QueueSet::forget`] comes next, then [`init_qp`](Self::init_qp). Its number stays the same.
+    fn reset_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Moves a connected queue pair that was [reset](Self::reset_qp) and [forgotten](QueueSet::forget) to the state INIT,
+    /// as [`create_qp`](Self::create_qp) leaves it, in a protection domain that may be another than before.
+    fn init_qp(&self, qpn: Qpn, domain: Domain) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Lets a datagram queue pair receive what is sent to a multicast group. The port must also be a member of the group,
+    /// which the subnet administrator is asked for. A queue pair that is attached already stays so.
+    fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Ends [`attach_multicast`](Self::attach_multicast); nothing when it was not attached. A queue pair is detached before
+    /// it is taken away.
+    fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
     /// Takes a queue pair away. What was posted never completes.
     fn destroy_qp(
         &self,

@@ -44,6 +44,11 @@ number!(/// A protection domain, by the user's own number from 0 on: a queue pai
 number!(/// A queue pair's place in its [`QueueSet`](crate::QueueSet), for posting without a search.
     QpSlot(u16), "QP slot");
 
+impl Qpn {
+    /// The destination of every datagram to a multicast group (InfiniBand Architecture 1.3, section 10.5.2).
+    pub const MULTICAST: Self = Self(0xff_ffff);
+}
+
 impl QKey {
     /// The well-known Q_Key of QP1 (InfiniBand Architecture 1.3, section 3.5.3; Linux `IB_QP1_QKEY`).
     pub const GSI: Self = Self(0x8001_0000);

@@ -187,6 +187,14 @@ impl QueueSet for Queues {
         Ok(count)
     }
     fn arm(&mut self, _: bool) {}
+    fn forget(&mut self, _: QpSlot) {
+        let mut qp = self.qp();
+        qp.sends.clear();
+        qp.taken.clear();
+        qp.receives.clear();
+        qp.cq.clear();
+        (qp.shown, qp.dead) = (0, false);
+    }
     fn send_room(&self, _: QpSlot) -> u32 {
         let qp = self.qp();
         (qp.send_depth - qp.taken.len()) as u32

@@ -171,6 +171,16 @@ pub(crate) async fn connect<P: Platform, Q: Platform>(
 ) -> (End<P>, End<Q>) {
     let mut left = end(a, config).await;
     let mut right = end(b, config).await;
+    join((a, &mut left), (b, &mut right), parameters).await;
+    (left, right)
+}
+
+/// Connects two ends that are in INIT.
+pub(crate) async fn join<P: Platform, Q: Platform>(
+    (a, left): (&Node<P>, &mut End<P>),
+    (b, right): (&Node<Q>, &mut End<Q>),
+    parameters: &RcParameters,
+) {
     let (lid_a, lid_b) = (lid(a).await, lid(b).await);
     let path = |lid, qpn, their: u32, our: u32| PathToPeer {
         lid,
@@ -183,16 +193,15 @@ pub(crate) async fn connect<P: Platform, Q: Platform>(
     // PSNs near their end, so that every test wraps.
     let to_b = path(lid_b, right.qpn, 0xff_fff0, 0xff_fffe);
     let to_a = path(lid_a, left.qpn, 0xff_fffe, 0xff_fff0);
-    ready(a, &mut left, &to_b, parameters).await;
-    ready(b, &mut right, &to_a, parameters).await;
-    (left, right)
+    ready(a, left, &to_b, parameters).await;
+    ready(b, right, &to_a, parameters).await;
 }
 
 pub(crate) async fn lid<P: Platform>(node: &Node<P>) -> verbs::Lid {
     node.device.port(1).await.expect("the port").lid
 }
 
-async fn end<P: Platform>(node: &Node<P>, config: &QpConfig) -> End<P> {
+pub(crate) async fn end<P: Platform>(node: &Node<P>, config: &QpConfig) -> End<P> {
     let depth = 2 * (config.send_depth + config.receive_depth);
     let mut queues = node.device.create_queues(depth, 0).await.expect("queues");
     let (slot, qpn) = node

@@ -4,4 +4,6 @@ mod bring_up;
 mod common;
 mod data_path;
 mod failures;
+mod multicast;
+mod reset;
 mod trace;
