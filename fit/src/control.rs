@@ -13,7 +13,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use hal::{Duration, Instant, Platform};
-use mad::cm::{CmMessage, Dreq, Pair, Rej, RejectReason, Rep, Req};
+use mad::cm::{CmMessage, Dreq, Pair, Rej, RejectReason, Rep, Req, Rtu};
 use mad::sa::{PathRecord, SaMad, path_record_mask};
 use mad::{Attribute, Header, Method, MgmtClass, Status};
 use verbs::{Device, DeviceEvent, Lid, PKey, PathToPeer, PortInfo, PortState, Psn, Qpn};
@@ -365,8 +365,8 @@ impl<D: Device, P: Platform> Control<D, P> {
             CmMessage::Req(req) => self.on_req(port, from, transaction, &req).await,
             CmMessage::Rep(rep) => self.on_rep(port, &rep).await,
             CmMessage::Rej(rej) => self.on_rej(&rej),
-            CmMessage::Rtu(pair) => {
-                if let Some(attempt) = self.by_pair(pair)
+            CmMessage::Rtu(rtu) => {
+                if let Some(attempt) = self.by_pair(rtu.pair)
                     && attempt.state == State::Replied
                 {
                     attempt.state = State::Up;
@@ -538,7 +538,11 @@ impl<D: Device, P: Platform> Control<D, P> {
         let attempt = &self.attempts[index];
         if attempt.state == State::Up && attempt.remote_comm_id == rep.local_comm_id {
             log::debug!("{}: confirmed from {}", attempt.name, port.lid);
-            let rtu = CmMessage::Rtu(pair).to_mad(attempt.comm_id.into());
+            let rtu = CmMessage::Rtu(Rtu {
+                pair,
+                private: [0; 224],
+            })
+            .to_mad(attempt.comm_id.into());
             self.send(attempt.lid, &rtu).await;
         }
     }
@@ -663,6 +667,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 let dreq = Dreq {
                     pair,
                     remote_qpn: attempt.remote_qpn,
+                    private: [0; 220],
                 };
                 self.send(attempt.lid, &CmMessage::Dreq(dreq).to_mad(attempt.comm_id.into()))
                     .await;

@@ -139,7 +139,16 @@ pub struct Rej {
     pub reason: RejectReason,
 }
 
-/// The two names of a connection, all that RTU and DREP say.
+/// Confirms a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rtu {
+    /// The connection.
+    pub pair: Pair,
+    /// For the service.
+    pub private: [u8; 224],
+}
+
+/// The two names of a connection, all that DREP says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pair {
     /// The sender's name.
@@ -155,6 +164,8 @@ pub struct Dreq {
     pub pair: Pair,
     /// The receiver's queue pair.
     pub remote_qpn: Qpn,
+    /// For the service.
+    pub private: [u8; 220],
 }
 
 /// A message of the class.
@@ -167,7 +178,7 @@ pub enum CmMessage {
     /// Accepts.
     Rep(Rep),
     /// Confirms.
-    Rtu(Pair),
+    Rtu(Rtu),
     /// Asks to disconnect.
     Dreq(Dreq),
     /// Has disconnected.
@@ -357,10 +368,15 @@ impl CmMessage {
                 fields.u8(8, rej.rejected << 6);
                 fields.u16(10, rej.reason.0);
             }
-            Self::Rtu(pair) | Self::Drep(pair) => fields.pair(*pair),
+            Self::Rtu(rtu) => {
+                fields.pair(rtu.pair);
+                fields.put(8, &rtu.private);
+            }
+            Self::Drep(pair) => fields.pair(*pair),
             Self::Dreq(dreq) => {
                 fields.pair(dreq.pair);
                 fields.u24(8, dreq.remote_qpn.0);
+                fields.put(12, &dreq.private);
             }
             Self::Other(_) => {}
         }
@@ -390,10 +406,14 @@ impl CmMessage {
                 rejected: view.u8(8) >> 6,
                 reason: RejectReason(view.u16(10)),
             }),
-            CmAttribute::RTU => Self::Rtu(view.pair()),
+            CmAttribute::RTU => Self::Rtu(Rtu {
+                pair: view.pair(),
+                private: view.bytes(8),
+            }),
             CmAttribute::DREQ => Self::Dreq(Dreq {
                 pair: view.pair(),
                 remote_qpn: Qpn(view.u24(8)),
+                private: view.bytes(12),
             }),
             CmAttribute::DREP => Self::Drep(view.pair()),
             other => Self::Other(other),
@@ -496,9 +516,9 @@ mod tests {
         assert_eq!(CmMessage::parse(&mad), Ok((1, CmMessage::Rep(rep))));
     }
 
-    /// Offsets and widths: Linux include/rdma/ibta_vol1_c12.h, CM_REJ_* and CM_DREQ_*.
+    /// Offsets and widths: Linux include/rdma/ibta_vol1_c12.h, CM_REJ_*, CM_RTU_* and CM_DREQ_*.
     #[test]
-    fn rej_and_dreq_are_as_linux_lays_them_out() {
+    fn rej_rtu_and_dreq_are_as_linux_lays_them_out() {
         let reason = RejectReason::CONSUMER_DEFINED;
         let rej = Rej {
             local_comm_id: 1,
@@ -515,9 +535,18 @@ mod tests {
         let mad = CmMessage::Dreq(Dreq {
             pair,
             remote_qpn: Qpn(0x30_3132),
+            private: [0xcc; 220],
         })
         .to_mad(0);
         assert_eq!(mad[24..36], [0, 0, 0, 1, 0, 0, 0, 2, 0x30, 0x31, 0x32, 0]);
+        assert_eq!(mad[36..], [0xcc; 220]);
+        let rtu = Rtu {
+            pair,
+            private: [0xdd; 224],
+        };
+        let mad = CmMessage::Rtu(rtu).to_mad(0);
+        assert_eq!(mad[24..32], [0, 0, 0, 1, 0, 0, 0, 2]);
+        assert_eq!(mad[32..], [0xdd; 224]);
     }
 
     #[test]

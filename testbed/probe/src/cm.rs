@@ -13,7 +13,7 @@
 use core::net::Ipv4Addr;
 
 use hal::{Duration, Instant, Platform};
-use mad::cm::{CmAttribute, CmMessage, Dreq, Pair as Names, Rep, Req};
+use mad::cm::{CmAttribute, CmMessage, Dreq, Pair as Names, Rep, Req, Rtu};
 use mad::sa::{PathRecord, SaMad, path_record_mask};
 use mad::{Attribute, Method};
 use verbs::{Device, Gid, Lid, PKey, PathToPeer, PortInfo, Psn, QpKind, Qpn, RcParameters};
@@ -125,7 +125,11 @@ async fn ask<D: Device, P: Platform>(
         local_comm_id: name,
         remote_comm_id: rep.local_comm_id,
     };
-    send(node, to, &CmMessage::Rtu(names), name).await?;
+    let rtu = Rtu {
+        pair: names,
+        private: [0; 224],
+    };
+    send(node, to, &CmMessage::Rtu(rtu), name).await?;
     Ok((names, rep.qpn))
 }
 
@@ -207,7 +211,7 @@ async fn reply<D: Device, P: Platform>(
         send(node, req.local_lid, &rep, names.remote_comm_id).await?;
         let again = (node.platform.now() + AGAIN).min(deadline);
         let confirmed = answer(node, again, |message| match message {
-            CmMessage::Rtu(pair) if pair.remote_comm_id == names.local_comm_id => Some(Ok(())),
+            CmMessage::Rtu(rtu) if rtu.pair.remote_comm_id == names.local_comm_id => Some(Ok(())),
             CmMessage::Rej(rej) if rej.remote_comm_id == names.local_comm_id => {
                 Some(Err(Error::Refused(rej.reason)))
             }
@@ -235,6 +239,7 @@ impl<D: Device, P: Platform> Connection<D, P> {
         let dreq = CmMessage::Dreq(Dreq {
             pair: names,
             remote_qpn: self.peer_qpn,
+            private: [0; 220],
         });
         let deadline = node.deadline();
         loop {
