@@ -1,7 +1,7 @@
 //! What the guests said, taken apart into checks.
 //!
 //! A guest's `checks.sh` prints `@check NUMBER begins`, then what the script says, then `@check NUMBER ended STATUS`; `xtask linux`
-//! puts `nodeN: ` before each line.
+//! puts `nodeN: ` before each line. A guest that prints `@gone` takes no further part.
 
 use super::group::{Check, Group};
 
@@ -68,6 +68,9 @@ impl<'a> Judge<'a> {
                 None => self.begins(node, number),
             };
         }
+        if text.trim_end() == "@gone" {
+            return self.gone(node);
+        }
         let at = self.at[node]?;
         self.checks[at].said += &format!("{line}\n");
         None
@@ -78,6 +81,17 @@ impl<'a> Judge<'a> {
         let begun = self.checks[number].statuses.iter().any(Option::is_some);
         self.at[node] = Some(number);
         (first && !begun).then_some(Event::Begins(number))
+    }
+
+    /// A node has ended on purpose: it has nothing more to show, in this check and those that follow.
+    fn gone(&mut self, node: usize) -> Option<Event> {
+        let at = self.at[node];
+        for (number, progress) in self.checks.iter_mut().enumerate() {
+            if Some(number) != at {
+                progress.statuses[node].get_or_insert(0);
+            }
+        }
+        self.ended(node, at?, 0)
     }
 
     fn ended(&mut self, node: usize, number: usize, status: i32) -> Option<Event> {
@@ -159,6 +173,15 @@ mod tests {
             faults(&events),
             [["node0 ended with 124", "nothing said \"node1: well\""]]
         );
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_waited_for_no_more() {
+        let events = judge(
+            "node0: @check 0 begins\nnode1: @check 0 begins\nnode1: well\nnode1: @gone\nnode0: @check 0 ended 0\n\
+             node0: @check 1 begins\nnode0: @check 1 ended 0",
+        );
+        assert_eq!(faults(&events), [&[] as &[String], &[]]);
     }
 
     #[test]

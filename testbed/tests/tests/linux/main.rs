@@ -5,8 +5,11 @@
 //! Arguments: `--all` for the full set (a bounded one otherwise), `--list` to print it only, and a part of the names of groups or checks.
 #![forbid(unsafe_code)]
 
+mod faults;
 mod ip;
+mod lifecycle;
 mod ours;
+mod storage;
 mod subnet;
 mod tools;
 
@@ -18,8 +21,11 @@ use testbed_tests::linux::run::Tally;
 /// All groups, their modules' names before their own.
 fn groups() -> impl Iterator<Item = Group> {
     let modules = [
+        ("faults", faults::groups()),
         ("ip", ip::groups()),
+        ("lifecycle", lifecycle::groups()),
         ("ours", ours::groups()),
+        ("storage", storage::groups()),
         ("subnet", subnet::groups()),
         ("tools", tools::groups()),
     ];
