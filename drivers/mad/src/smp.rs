@@ -123,6 +123,12 @@ impl Smp {
         self.header.status.get() & DIRECTION != 0
     }
 
+    /// Sends it forth (`false`) or back on its directed route.
+    pub fn set_returning(&mut self, returning: bool) {
+        let status = self.header.status.get() & !DIRECTION;
+        self.header.status = U16::new(if returning { status | DIRECTION } else { status });
+    }
+
     /// Where on its route it is.
     #[must_use]
     pub fn hop_pointer(&self) -> u8 {

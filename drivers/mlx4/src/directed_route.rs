@@ -25,6 +25,8 @@ pub(crate) fn arrived(mut smp: Smp, port: u8) -> Option<Smp> {
 }
 
 /// An answer as it is when it leaves its node, or nothing if there is none to send.
+///
+/// That it is on its way back is not the agent's to say (Linux `hw/mlx4/mad.c`, `ib_process_mad`: "set return bit in status").
 pub(crate) fn leaving(mut smp: Smp, port: u8) -> Option<Smp> {
     if !smp.header.method.is_response() {
         return None;
@@ -33,12 +35,13 @@ pub(crate) fn leaving(mut smp: Smp, port: u8) -> Option<Smp> {
         return Some(smp);
     }
     let (pointer, count) = (smp.hop_pointer(), smp.hop_count());
-    if !smp.is_returning() || pointer != count + 1 {
+    if pointer != count + 1 {
         return None;
     }
     if count > 0 && *smp.return_path.get(usize::from(count))? != port {
         return None;
     }
+    smp.set_returning(true);
     smp.set_hops(count, count);
     Some(smp)
 }
@@ -63,8 +66,12 @@ mod tests {
         request.set_hops(2, 2);
         let at_node = arrived(request, 1).unwrap();
         assert_eq!((at_node.hop_pointer(), at_node.return_path[2]), (3, 1));
-        let answer = leaving(at_node.into_response(MadStatus::OK), 1).unwrap();
+        // The agent's answer: without the direction.
+        let mut answer = at_node.into_response(MadStatus::OK);
+        answer.set_returning(false);
+        let answer = leaving(answer, 1).unwrap();
         assert_eq!((answer.hop_pointer(), answer.hop_count()), (2, 2));
+        assert!(answer.is_returning());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Commands on ports, and datagrams for the firmware's agents.
 
-use mad::smp::NodeDescription;
+use mad::smp::{NodeDescription, Smp};
 use mlx4_hw::command::{CmdStatus, in_modifier::MadIfc, op_modifier};
 use mlx4_hw::query_port::{Nibbles, PortLink, PortMtu, QueryPort};
 use mlx4_hw::set_port::SetPortIb;
@@ -79,7 +79,16 @@ impl Hca {
         let port = MadIfc::from(command.in_modifier).port();
         self.core.port(port).ok_or(CmdStatus::BAD_PARAM)?;
         let mad: mad::Mad = self.read_input(command)?;
-        let answer = agents::answer(&mut self.core, &self.identity, port, &mad).ok_or(CmdStatus::BAD_PKT)?;
+        let mut answer =
+            agents::answer(&mut self.core, &self.identity, port, &mad).ok_or(CmdStatus::BAD_PKT)?;
+        // The way back on a directed route is software's business: iPXE takes any status for an error, and Linux sets the
+        // bit itself (`hw/mlx4/mad.c`).
+        if let Ok(mut smp) = Smp::parse(&answer)
+            && smp.is_directed()
+        {
+            smp.set_returning(false);
+            answer = smp.to_mad();
+        }
         self.write_bytes(command, &answer)
     }
 

@@ -23,9 +23,27 @@ fn kept_agents(op_modifier: u8) -> Option<[bool; 2]> {
 }
 
 impl Hca {
-    pub(super) fn change_qp(&mut self, command: &Command, from: Option<QpState>, to: QpState) -> Outcome {
+    /// The queue pair that a command is about.
+    ///
+    /// As many low bits as the table has entries for say where its context is. Those above are software's to choose: iPXE takes
+    /// them at random (`hermon.c`, `HERMON_QPN_RANDOM_MASK`), and Linux's own tables look at the low ones only.
+    fn qpn(&self, command: &Command) -> Result<u32, CmdStatus> {
         let qpn = mlx4_hw::bits::Low24::new(command.in_modifier).get();
-        self.check_number(qpn, self.profile()?.qpc, LOG_RESERVED_QPS, QPC_ENTRY)?;
+        let table = self.profile()?.qpc;
+        let mask = 1_u32
+            .checked_shl(table.log_entries().into())
+            .unwrap_or(0)
+            .wrapping_sub(1);
+        self.check_number(qpn & mask, table, LOG_RESERVED_QPS, QPC_ENTRY)?;
+        let shares = |other: &&u32| **other != qpn && *other & mask == qpn & mask;
+        if self.qps.keys().find(shares).is_some() {
+            return Err(CmdStatus::BAD_QP_STATE);
+        }
+        Ok(qpn)
+    }
+
+    pub(super) fn change_qp(&mut self, command: &Command, from: Option<QpState>, to: QpState) -> Outcome {
+        let qpn = self.qpn(command)?;
         let state = self.qps.get(&qpn).map_or(QpState::RST, |qp| qp.state);
         let fits = match from {
             Some(from) => state == from,
@@ -94,15 +112,13 @@ impl Hca {
     }
 
     pub(super) fn reset_qp(&mut self, command: &Command) -> Outcome {
-        let qpn = mlx4_hw::bits::Low24::new(command.in_modifier).get();
-        self.check_number(qpn, self.profile()?.qpc, LOG_RESERVED_QPS, QPC_ENTRY)?;
+        let qpn = self.qpn(command)?;
         self.qps.remove(&qpn);
         Ok(0)
     }
 
     pub(super) fn query_qp(&self, command: &Command) -> Outcome {
-        let qpn = mlx4_hw::bits::Low24::new(command.in_modifier).get();
-        self.check_number(qpn, self.profile()?.qpc, LOG_RESERVED_QPS, QPC_ENTRY)?;
+        let qpn = self.qpn(command)?;
         let context = match self.qps.get(&qpn) {
             Some(qp) => qp.query(),
             None => QueuePair::new(qpn).query(),

@@ -1,5 +1,7 @@
 //! Commands: event mode, refusals, states.
 
+use mad::smp::Smp;
+use mad::{Attribute, Method};
 use mlx4_hw::command::{CmdStatus, Doorbell, Opcode, hcr};
 use mlx4_hw::eq::EventType;
 use mlx4_hw::qp::{OptionalParameters, QpMailbox, QpState, Service};
@@ -190,4 +192,35 @@ fn an_event_queue_that_is_not_emptied_overflows_and_stops() {
     bench.command_raw(0, Opcode::QUERY_EQ, 0, EQN, 0).unwrap();
     let context: mlx4_hw::eq::EqContext = bench.output(0);
     assert_eq!(context.flags.status(), mlx4_hw::eq::STATUS_OVERFLOW);
+}
+
+/// iPXE (`hermon.c`, `HERMON_QPN_RANDOM_MASK`) takes the bits of a number above the table's at random, so that a peer's old packets
+/// do not find a new queue pair.
+#[test]
+fn a_queue_pairs_number_may_have_more_bits_than_its_table() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let cq = bench.make_cq(0, 6);
+    bench.nodes[0].next_qpn |= 0xb1_c000;
+    let high = bench.make_qp(0, Service::RC, &cq);
+    let mut low = bench.make_qp(0, Service::RC, &cq);
+    bench.command_raw(0, Opcode::QUERY_QP, 0, high.qpn, 0).unwrap();
+    let found = bench.output::<QpMailbox>(0).context.flags.state();
+    assert_eq!(found, QpState::INIT);
+    // There is one context behind both numbers.
+    low.qpn = high.qpn & 0xfff;
+    let shared = bench.transition(&low, Opcode::RST2INIT_QP, OptionalParameters::new());
+    assert_eq!(shared, Err(CmdStatus::BAD_QP_STATE));
+}
+
+/// iPXE takes any status for an error, and Linux sets the bit itself (`hw/mlx4/mad.c`, `ib_process_mad`).
+#[test]
+fn the_agents_answer_does_not_say_that_it_is_on_its_way_back() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let request = Smp::request(Method::GET, Attribute::NODE_INFO, 0, 7);
+    let request = request.directed(&[1]).unwrap().to_mad();
+    bench.command(0, Opcode::MAD_IFC, 1, 1, &request).unwrap();
+    let answer: mad::Mad = bench.output(0);
+    let answer = Smp::parse(&answer).unwrap();
+    assert_eq!(answer.header.method, Method::GET_RESP);
+    assert_eq!(answer.header.status.get(), 0);
 }
