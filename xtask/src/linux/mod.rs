@@ -51,13 +51,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     ports: u8,
     /// Who manages the subnet: the fabric itself, or opensm on node 0, whose log is /tmp/opensm.log
-    #[arg(
-        long,
-        value_name = "WHO",
-        value_enum,
-        default_value = "fabric",
-        conflicts_with = "join"
-    )]
+    #[arg(long, value_name = "WHO", value_enum, default_value = "fabric")]
     sm: Sm,
     /// Main memory of each guest
     #[arg(long, value_name = "SIZE", default_value = "768M", value_parser = parse_size)]

@@ -7,12 +7,13 @@ mod driver;
 mod image;
 mod tcp;
 
+use fabric::Manager;
 use testbed_tests::linux::group::{Check, Group};
 
 use self::companion::Companion;
 
 pub(crate) fn groups() -> Vec<Group> {
-    vec![in_one_process(), in_a_unikernel()]
+    vec![in_one_process(), in_a_unikernel(), under_opensm()]
 }
 
 /// A check in which our side does its part while Linux's does.
@@ -35,8 +36,39 @@ fn rping_to(who: &str) -> String {
 }
 
 fn group(name: &str) -> Group {
-    Group::new(name, &[])
-        .beside(|| Companion::start().map(|companion| (companion.options(), Box::new(companion) as _)))
+    Group::new(name, &[]).beside(|| start(Manager::Own))
+}
+
+fn start(manager: Manager) -> std::io::Result<(Vec<String>, Box<dyn std::any::Any>)> {
+    let companion = Companion::start(manager)?;
+    Ok((companion.options(), Box::new(companion)))
+}
+
+/// The guest's subnet manager is the only one.
+fn under_opensm() -> Group {
+    Group::new("opensm", &["--sm", "guest"])
+        .beside(|| start(Manager::Foreign))
+        .check(beside("our port becomes active", "active", "true"))
+        .check(beside(
+            "ibv_rc_pingpong answers us",
+            "rc-client",
+            "ibv_rc_pingpong -n 100",
+        ))
+        .check(beside(
+            "a unikernel's port becomes active, and ibv_rc_pingpong answers it",
+            "image rc-client",
+            "ibv_rc_pingpong -n 100",
+        ))
+        .check(beside(
+            "rping reads and writes our memory",
+            "rping-client",
+            "for try in $(seq 100); do grep -qx 1 /sys/class/net/ib0/carrier && break; sleep 0.2; done
+            rping -s -V -C 10 -a 10.0.1.1",
+        ))
+        .check(Check::new(
+            "its log names no failed datagram",
+            &["if grep -E 'ERR|rror' /tmp/opensm.log; then exit 1; fi"],
+        ))
 }
 
 fn in_a_unikernel() -> Group {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use fabric::FabricConfig;
+use fabric::{FabricConfig, Manager};
 use hal::Platform;
 use harness::Machine;
 use hca_model::trace::{Recorder, Text};
@@ -47,12 +47,12 @@ pub(crate) struct Companion {
 }
 
 impl Companion {
-    /// Starts the fabric and our side. They live as long as the process.
+    /// Starts the fabric, with a subnet manager of its own or without, and our side. They live as long as the process.
     ///
     /// # Errors
     ///
     /// When there is no folder, socket or port to be had.
-    pub(crate) fn start() -> io::Result<Self> {
+    pub(crate) fn start(manager: Manager) -> io::Result<Self> {
         let folder = make_folder()?;
         let [control, pingpong, free] = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
         let (control, pingpong, free) = (control?, pingpong?, free?);
@@ -67,6 +67,7 @@ impl Companion {
         let cluster = Cluster::new(ClusterConfig {
             fabric: FabricConfig {
                 training: TRAINING,
+                manager,
                 ..FabricConfig::default()
             },
         });
@@ -259,6 +260,5 @@ fn start(tasks: &mut Tasks, platform: Machine) -> Result<Node<Mlx4<Machine>, Mac
         platform,
         port,
     };
-    tasks.block_on(node.active())?;
     Ok(node)
 }

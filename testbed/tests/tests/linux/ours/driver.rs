@@ -35,7 +35,9 @@ pub(crate) struct Ours {
 impl Ours {
     /// Does what a guest asked for; says what became of it.
     pub(crate) async fn serve(&self, what: &str) -> Result<(), Error> {
+        self.node.active().await?;
         match what {
+            "active" => Ok(()),
             "rc-client" => self.call(false).await,
             "ud-client" => self.call(true).await,
             "rc-server" => self.answer(false).await,
