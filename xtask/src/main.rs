@@ -20,6 +20,7 @@ mod bench;
 mod build_image;
 mod debian;
 mod doctor;
+mod ipxe;
 mod lint;
 mod linux;
 mod project;

@@ -1,10 +1,11 @@
-//! Our driver against Linux's on one fabric: ours runs in this process on a card of its own, Linux in a guest.
+//! Our driver against Linux's on one fabric: ours runs in this process or in a unikernel, Linux in a guest. And iPXE's driver.
 //!
 //! The guest's scripts ask for our part by `ours WHAT`, which ends when our part has, with its result.
 
 mod companion;
 mod driver;
 mod image;
+mod ipxe;
 mod tcp;
 
 use fabric::Manager;
@@ -72,7 +73,7 @@ fn under_opensm() -> Group {
 }
 
 fn in_a_unikernel() -> Group {
-    group("a unikernel")
+    group("a unikernel and iPXE")
         .check(beside(
             "ibv_rc_pingpong answers it",
             "image rc-client",
@@ -92,6 +93,11 @@ fn in_a_unikernel() -> Group {
             "it reads and writes rping's memory",
             "image rping-server",
             &rping_to("image"),
+        ))
+        .check(beside(
+            "iPXE's driver brings the link of the same card up",
+            "image ipxe",
+            "true",
         ))
         .check(
             beside(

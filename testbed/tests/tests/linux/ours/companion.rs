@@ -25,6 +25,7 @@ use verbs::{Gid, Guid};
 
 use super::driver::Ours;
 use super::image::Image;
+use super::ipxe::link_comes_up;
 use super::tcp::{LOOK, Tcp};
 
 /// As long as real links need at least: what comes while Linux still opens the port is an error to its kernel.
@@ -204,11 +205,14 @@ fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, image: Im
     })
 }
 
-/// Runs the image, while the card of this process goes on being served.
+/// Runs the image, or iPXE in its place, while the card of this process goes on being served.
 async fn run_image(image: &Arc<Image>, what: &str, clock: &Machine) -> Result<(), String> {
     let part = what.trim_start_matches("image ").to_owned();
     let image = Arc::clone(image);
-    let run = std::thread::spawn(move || image.run(&part));
+    let run = std::thread::spawn(move || match part.as_str() {
+        "ipxe" => link_comes_up(&image.folder, &image.folder.join("image.sock")),
+        part => image.run(part),
+    });
     while !run.is_finished() {
         clock.sleep(LOOK).await;
     }

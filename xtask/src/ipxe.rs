@@ -1,0 +1,26 @@
+//! iPXE, whose driver of the card was written by others: a second judge of the model. And the firmware that starts it.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::debian::{Bundle, TRIXIE};
+
+/// Debian 12's iPXE does not know the card.
+const BUNDLE: Bundle<'_> = Bundle {
+    name: "ipxe-1",
+    release: TRIXIE,
+    packages: &["ipxe", "ovmf"],
+    dependencies: false,
+    backports: false,
+    files: &[
+        "usr/lib/ipxe/ipxe-amd64.efi",
+        "usr/share/OVMF/OVMF_CODE_4M.fd",
+        "usr/share/OVMF/OVMF_VARS_4M.fd",
+    ],
+};
+
+/// The folder with both, fetched if they are not there.
+pub(crate) fn obtain() -> Result<PathBuf> {
+    BUNDLE.obtain()
+}
