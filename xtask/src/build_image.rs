@@ -69,10 +69,19 @@ impl Args {
     }
 }
 
-/// Builds one image and gives its path.
+/// Builds one component's image and gives its path.
 pub(crate) fn build(role: Role) -> Result<PathBuf> {
+    build_named(role.name())
+}
+
+/// Builds the image that speaks to Linux's tools in tests, and gives its path.
+pub(crate) fn build_probe() -> Result<PathBuf> {
+    build_named("probe")
+}
+
+/// Builds the image of a package.
+fn build_named(name: &str) -> Result<PathBuf> {
     project::need_bare_target()?;
-    let name = role.name();
     step(&format!("Building the image of {name}"), || {
         // By itself: features of the host's tests must not reach an image.
         let args = [

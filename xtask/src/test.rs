@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use crate::project::{self, BARE, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
-use crate::{ipxe, lint, linux, run};
+use crate::{build_image, ipxe, lint, linux, run};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
 const BARE_PACKAGES: [&str; 15] = [
@@ -201,6 +201,7 @@ fn linux_tests(args: &[&str]) -> Result<()> {
     // Some start an image of ours beside the guests.
     command.env("TESSERA_QEMU", Qemu::obtain()?.words()?);
     command.env("TESSERA_IPXE", ipxe::obtain()?);
+    command.env("TESSERA_PROBE", build_image::build_probe()?);
     shown(command.env("TESSERA_XTASK", std::env::current_exe()?))
 }
 

@@ -13,6 +13,8 @@
 //!   Core: what queue pairs share (memory and its keys, CQs, EQs, ports, timers)
 //! ```
 //!
+//! Whoever wants to know what the cards are asked and do gives the cluster a [`trace::Recorder`].
+//!
 //! It is made for Linux's drivers as its client. `docs/hardware.md` tells what it models and how it answers where the
 //! hardware's behaviour is not certain.
 //!

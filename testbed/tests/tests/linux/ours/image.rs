@@ -8,7 +8,6 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -79,7 +78,8 @@ impl Image {
     }
 
     fn qemu(&self, line: &str, log: &Path, stream: &Path) -> Result<Command, String> {
-        let words = std::env::var("TESSERA_QEMU").map_err(|_| "TESSERA_QEMU names no QEMU".to_owned())?;
+        let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
+        let (words, image) = (variable("TESSERA_QEMU")?, variable("TESSERA_PROBE")?);
         let card = self.folder.join("image.sock");
         let device = format!(
             r#"{{"driver":"vfio-user-pci","addr":"0x8","socket":{{"type":"unix","path":"{}"}}}}"#,
@@ -102,7 +102,7 @@ impl Image {
             .arg("-serial")
             .arg(format!("file:{}", log.display()))
             .args(["-device", &device, "-append", line, "-kernel"])
-            .arg(built()?)
+            .arg(image)
             .stdin(Stdio::null());
         Ok(command)
     }
@@ -180,25 +180,4 @@ fn serial(path: &Path) -> io::Result<UnixStream> {
 fn patient(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
-}
-
-/// Builds the image, once.
-fn built() -> Result<&'static Path, String> {
-    static IMAGE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = IMAGE.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .parent()
-            .ok_or("no target folder")?;
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "--package=probe", "--bin=probe"])
-            .args(["--target=x86_64-unknown-none", "--target-dir"])
-            .arg(target)
-            .status();
-        match status {
-            Ok(status) if status.success() => Ok(target.join("x86_64-unknown-none/release/probe")),
-            Ok(status) => Err(format!("the image is not built: {status}")),
-            Err(error) => Err(format!("cargo does not run: {error}")),
-        }
-    });
-    built.as_deref().map_err(Clone::clone)
 }
