@@ -4,7 +4,7 @@ use hal::Duration;
 use verbs::DeviceLimits;
 
 use crate::error::Resource;
-use crate::{Error, HEADER_LEN};
+use crate::{Cluster, Error, HEADER_LEN};
 
 /// How FIT is set up on a node. Nothing here must be equal on both sides: what matters to the peer is negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +35,27 @@ pub struct Config {
     pub poll_budget: u32,
     /// The deadline of a call, READ or WRITE for which none is given.
     pub timeout: Duration,
-    /// How long [`Fit::connect`](crate::Fit::connect) tries.
+    /// How long [`Fit::connect`](crate::Fit::connect) and [`Fit::find`](crate::Fit::find) try.
     pub connect_timeout: Duration,
+    /// The cluster that this node is of.
+    pub cluster: Cluster,
+    /// Whether to look for the other members by multicast, and to connect to them.
+    pub discover: bool,
+    /// What this node has to offer, in MiB; told to the others.
+    pub capacity: u32,
+    /// Bytes that nobody can guess: nonces and the incarnation are drawn from them.
+    pub entropy: [u8; 32],
+    /// Which protection domains the connections and what is registered for them lie in.
+    pub domains: Domains,
+}
+
+/// How peers are kept out of each other's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Domains {
+    /// All connections lie in [`verbs::Domain::default`]: a peer reaches whatever is registered for any of them.
+    Shared,
+    /// Each peer has a domain of its own, which no other peer gets later: [`Fit::domain`](crate::Fit::domain) names it.
+    PerPeer,
 }
 
 impl Default for Config {
@@ -56,6 +75,11 @@ impl Default for Config {
             poll_budget: 200,
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(30),
+            cluster: Cluster::default(),
+            discover: false,
+            capacity: 0,
+            entropy: [0; 32],
+            domains: Domains::Shared,
         }
     }
 }

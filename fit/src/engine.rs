@@ -1,10 +1,11 @@
 //! One core's connections over its completion queue.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
 use hal::{DmaBuffer, Instant};
-use verbs::{Completion, QueueSet, RemoteAddr, Sge};
+use verbs::{Completion, Lkey, QueueSet, RemoteAddr, Sge};
 
 use crate::link::{Link, Parts};
 use crate::{
@@ -14,6 +15,8 @@ use crate::{
 
 /// Completions taken in one go.
 const BATCH: usize = 32;
+/// Lost peers that are remembered.
+const MAX_GONE: usize = 64;
 
 /// The data path of one core: every connection's slots and credits, over one [`QueueSet`].
 ///
@@ -29,6 +32,8 @@ pub struct Engine<Q, M> {
     /// Something was started since the poller last looked.
     started: bool,
     counters: Counters,
+    /// Lost peers whose queue pairs others have now, for those who ask late; the latest at the end.
+    gone: VecDeque<(PeerId, PeerName, LostCause)>,
 }
 
 impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
@@ -42,6 +47,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             poller: None,
             started: false,
             counters: Counters::default(),
+            gone: VecDeque::with_capacity(MAX_GONE),
         }
     }
 
@@ -83,13 +89,55 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         self.links[usize::from(index)].1.up(target);
     }
 
-    /// Gives a waiting queue pair to a peer; nothing if none is left.
+    /// Gives a queue pair to a peer, one that waits or whose peer is lost; nothing if none is left. A used one must be
+    /// [renewed](Self::renew).
     pub(crate) fn claim(&mut self, peer: PeerId, name: PeerName) -> Option<(u16, verbs::Qpn)> {
-        let index = self.links.iter().position(|(owner, _)| owner.is_none())?;
+        let free = |(owner, link): &(Option<PeerId>, Link<M>)| owner.is_none() || link.is_over();
+        let index = self.links.iter().position(free)?;
         let (owner, link) = &mut self.links[index];
-        *owner = Some(peer);
+        if let Some(old) = owner.replace(peer) {
+            if self.gone.len() == MAX_GONE {
+                self.gone.pop_front();
+            }
+            let cause = link.cause.unwrap_or(LostCause::QpFailed);
+            self.gone.push_back((old, link.peer, cause));
+        }
         link.peer = name;
         Some((u16::try_from(index).ok()?, link.qpn))
+    }
+
+    /// The memory of the connection `index`: its bus address and length.
+    pub(crate) fn memory(&self, index: u16) -> (u64, u64) {
+        let memory = &self.links[usize::from(index)].1.memory;
+        (memory.bus_addr().0, memory.len() as u64)
+    }
+
+    /// Forgets what is left of requests on the connection `index`, whose queue pair is in RESET.
+    pub(crate) fn forget(&mut self, index: u16) {
+        self.queues.forget(self.links[usize::from(index)].1.qp);
+    }
+
+    /// Begins the connection `index` anew and posts its receives. Its queue pair is in INIT, its memory registered under
+    /// `lkey`.
+    pub(crate) fn renew(&mut self, index: u16, lkey: Lkey) {
+        let at = usize::from(index);
+        let (owner, link) = self.links.remove(at);
+        let mut link = link.renewed(&self.config, lkey);
+        link.post_receives(&mut self.queues);
+        self.links.insert(at, (owner, link));
+    }
+
+    /// Takes the connection `index` from a peer that was never told of it; its queue pair is dead.
+    pub(crate) fn release(&mut self, index: u16) {
+        self.links[usize::from(index)].0 = None;
+    }
+
+    /// Finds out whether `peer` still answers: a connection without a sign of it soon is lost.
+    pub(crate) fn probe(&mut self, peer: PeerId, now: Instant) {
+        if let Ok((link, queues)) = self.link(peer) {
+            link.probe(queues, now);
+            link.flush(queues);
+        }
     }
 
     /// Loses the connection `index`.
@@ -135,8 +183,15 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     fn link(&mut self, peer: PeerId) -> Result<(&mut Link<M>, &mut Q), Error> {
-        let found = self.links.iter_mut().rfind(|(owner, _)| *owner == Some(peer));
-        let (_, link) = found.ok_or(Error::NotConnected(peer.0))?;
+        let Some((_, link)) = self.links.iter_mut().rfind(|(owner, _)| *owner == Some(peer)) else {
+            let gone = self.gone.iter().find(|(gone, ..)| *gone == peer);
+            return Err(
+                gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| Error::PeerLost {
+                    peer,
+                    cause,
+                }),
+            );
+        };
         Ok((link, &mut self.queues))
     }
 
@@ -365,19 +420,31 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// The longest reply to `incoming`.
     #[must_use]
     pub fn reply_limit(&self, incoming: &Incoming) -> usize {
-        self.links[usize::from(incoming.link)].1.reply_limits().0
+        match &self.links[usize::from(incoming.link)] {
+            (owner, link) if *owner == Some(incoming.from) => link.reply_limits().0,
+            _ => 0,
+        }
+    }
+
+    /// The connection that a request came by, if its peer still has it.
+    fn origin(&mut self, incoming: &Incoming) -> Option<&mut Link<M>> {
+        let (owner, link) = &mut self.links[usize::from(incoming.link)];
+        (*owner == Some(incoming.from)).then_some(link)
     }
 
     /// Puts bytes of bulk into the slot of a request; at most [`Incoming::bulk_limit`] in all.
     pub fn write_bulk(&mut self, incoming: &Incoming, offset: usize, bytes: &[u8]) {
-        self.links[usize::from(incoming.link)]
-            .1
-            .write_bulk(incoming, offset, bytes);
+        if let Some(link) = self.origin(incoming) {
+            link.write_bulk(incoming, offset, bytes);
+        }
     }
 
     /// Answers a request and rings the doorbell. If its connection is gone, the answer is dropped.
     pub fn reply(&mut self, incoming: &Incoming, body: &[u8], bulk: u32) {
-        let link = &mut self.links[usize::from(incoming.link)].1;
+        let (owner, link) = &mut self.links[usize::from(incoming.link)];
+        if *owner != Some(incoming.from) {
+            return;
+        }
         link.reply(&mut self.queues, incoming, body, bulk);
         link.flush(&mut self.queues);
     }

@@ -5,7 +5,7 @@ use core::fmt;
 use hal::Duration;
 use verbs::{DeviceError, Status};
 
-use crate::{LinkState, PeerName};
+use crate::{LinkState, PeerName, Role};
 
 /// What a waiter was waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,12 @@ pub enum LostCause {
     Protocol,
     /// The device reported a completion that can't be.
     Device,
+    /// Nothing came from the peer for this long, though it was asked to answer.
+    Silent(Duration),
+    /// The peer asked for a connection and then did not prove that it holds the cluster's key.
+    NoProof,
+    /// The peer did not answer the connection request.
+    NoAnswer,
 }
 
 impl fmt::Display for LostCause {
@@ -58,6 +64,9 @@ impl fmt::Display for LostCause {
             Self::Deadline(operation) => write!(f, "{operation} missed its deadline"),
             Self::Protocol => f.write_str("the peer broke the protocol"),
             Self::Device => f.write_str("the device reported completions that can't be"),
+            Self::Silent(age) => write!(f, "nothing was heard of it for {age:?}"),
+            Self::NoProof => f.write_str("the peer did not prove that it holds the cluster's key"),
+            Self::NoAnswer => f.write_str("the peer did not answer the connection request"),
         }
     }
 }
@@ -116,6 +125,14 @@ pub enum Error {
         waited: Duration,
         /// What was being waited for last.
         step: ConnectStep,
+    },
+    /// No node of a role joined in time.
+    #[error("no {role} has joined the cluster within {waited:?}")]
+    NoMember {
+        /// The role that is missing.
+        role: Role,
+        /// How long was waited.
+        waited: Duration,
     },
     /// The peer refused, for good.
     #[error("{peer} refused the connection with reason {reason}")]

@@ -1,24 +1,31 @@
-//! What two sides tell each other when they connect, and what follows from it.
+//! What two sides tell each other when they connect, and how each knows that the other holds the cluster's key.
 //!
-//! It stands at the head of the private data of CM REQ and REP:
+//! A hello stands at the head of the private data of CM REQ and REP, a proof behind it; RTU and DREQ carry a proof only:
 //!
 //! ```text
-//!  0         1      2      4                 6        8              12
-//!  | version | role | core | message version | serves | message size |
+//!  0         1      2      4                 6        8              12         16            24    32      48      80
+//!  | version | role | core | message version | serves | message size | capacity | incarnation | tag | nonce | proof |
 //! ```
+//!
+//! Little-endian. REQ's proof speaks of the caller's side and whom it calls, the others' of both sides: each GID, queue
+//! pair, first PSN, communication id and hello, the caller's first. As both hellos hold a fresh nonce, a proof is good for one
+//! connection; as each message has a purpose of its own in its proof, none can be sent back to where it came from.
 
 use hal::Duration;
-use verbs::{DeviceLimits, RcParameters};
+use verbs::{DeviceLimits, Gid, Psn, Qpn, RcParameters};
 
-use crate::{Config, Role, Target, VERSION};
+use crate::membership::proof::{NONCE_LEN, Nonce, PROOF_LEN, Proof, Purpose, holds, prove};
+use crate::{Config, Incarnation, Key, Member, PeerName, Role, Target, VERSION};
 
 /// The service that FIT nodes call each other by: an OS-administered id (IBA 1.3, annex A3: first byte 2), `TESS`, 1.
 pub(crate) const SERVICE_ID: u64 = 0x0200_5445_5353_0001;
 
 /// Bytes of a [`Hello`].
-pub(crate) const HELLO_LEN: usize = 12;
+pub(crate) const HELLO_LEN: usize = 48;
+const NONCE: usize = HELLO_LEN - NONCE_LEN;
+const SIDE_LEN: usize = 16 + 3 * 4 + HELLO_LEN;
 
-/// The private data of a connection request or its acceptance.
+/// What each side says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) role: Role,
@@ -26,6 +33,10 @@ pub(crate) struct Hello {
     pub(crate) message_version: u16,
     pub(crate) serves: u16,
     pub(crate) message_size: u32,
+    pub(crate) capacity: u32,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) tag: [u8; 8],
+    pub(crate) nonce: Nonce,
 }
 
 /// Why a hello is refused.
@@ -35,46 +46,66 @@ pub(crate) enum BadHello {
     MessageVersion(u16),
     Role(u8),
     Depths,
+    /// It is of another cluster.
+    Cluster,
 }
 
 impl Hello {
-    pub(crate) fn of(config: &Config, role: Role, core: u16) -> Self {
+    pub(crate) fn of(config: &Config, me: &Member, core: u16, nonce: Nonce) -> Self {
         Self {
-            role,
+            role: me.name.role,
             core,
             message_version: config.message_version,
             serves: config.serves,
             message_size: config.message_size,
+            capacity: me.capacity,
+            incarnation: me.incarnation,
+            tag: config.cluster.tag,
+            nonce,
         }
     }
 
-    /// Puts it at the head of private data, the rest of which is zero.
-    pub(crate) fn encode<const N: usize>(&self) -> [u8; N] {
-        let mut bytes = [0; N];
+    pub(crate) fn encode(&self) -> [u8; HELLO_LEN] {
+        let mut bytes = [0; HELLO_LEN];
         bytes[0] = VERSION;
         bytes[1] = self.role.number();
         bytes[2..4].copy_from_slice(&self.core.to_le_bytes());
         bytes[4..6].copy_from_slice(&self.message_version.to_le_bytes());
         bytes[6..8].copy_from_slice(&self.serves.to_le_bytes());
-        bytes[8..HELLO_LEN].copy_from_slice(&self.message_size.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.message_size.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.capacity.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.incarnation.0.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.tag);
+        bytes[NONCE..].copy_from_slice(&self.nonce);
         bytes
     }
 
-    /// Reads private data, and checks that this side can talk to the peer.
+    /// Reads private data, and checks that this side can talk to the peer. Its proof is not looked at.
     pub(crate) fn decode(bytes: &[u8], config: &Config) -> Result<Self, BadHello> {
+        let version = bytes.first().copied().unwrap_or(0);
+        let Some(bytes) = bytes.first_chunk::<HELLO_LEN>().filter(|_| version == VERSION) else {
+            return Err(BadHello::Version(version));
+        };
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        if bytes.len() < HELLO_LEN || bytes[0] != VERSION {
-            return Err(BadHello::Version(bytes.first().copied().unwrap_or(0)));
+        let double = |at: usize| u32::from(word(at)) | u32::from(word(at + 2)) << 16;
+        if bytes[24..32] != config.cluster.tag {
+            return Err(BadHello::Cluster);
         }
         if word(4) != config.message_version {
             return Err(BadHello::MessageVersion(word(4)));
         }
+        let mut nonce = [0; NONCE_LEN];
+        nonce.copy_from_slice(&bytes[NONCE..]);
         let hello = Self {
             role: Role::from_number(bytes[1]).ok_or(BadHello::Role(bytes[1]))?,
             core: word(2),
             message_version: word(4),
             serves: word(6),
-            message_size: u32::from(word(8)) | u32::from(word(10)) << 16,
+            message_size: double(8),
+            capacity: double(12),
+            incarnation: Incarnation(u64::from(double(16)) | u64::from(double(20)) << 32),
+            tag: config.cluster.tag,
+            nonce,
         };
         let usable = hello.serves > 0 && hello.message_size as usize >= 2 * crate::HEADER_LEN;
         usable.then_some(hello).ok_or(BadHello::Depths)
@@ -88,6 +119,88 @@ impl Hello {
             reads: limits.max_reads.min(reads_answered),
         }
     }
+
+    /// The node that says so, whose port has this GID.
+    pub(crate) fn member(&self, gid: Gid) -> Member {
+        Member {
+            name: PeerName { role: self.role, gid },
+            incarnation: self.incarnation,
+            capacity: self.capacity,
+        }
+    }
+}
+
+/// One side of a connection, as both know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Side {
+    pub(crate) gid: Gid,
+    pub(crate) qpn: Qpn,
+    pub(crate) psn: Psn,
+    pub(crate) comm_id: u32,
+    pub(crate) hello: Hello,
+}
+
+impl Side {
+    fn encode(&self) -> [u8; SIDE_LEN] {
+        let mut bytes = [0; SIDE_LEN];
+        bytes[..16].copy_from_slice(&self.gid.0);
+        bytes[16..20].copy_from_slice(&self.qpn.0.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.psn.0.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.comm_id.to_le_bytes());
+        bytes[28..].copy_from_slice(&self.hello.encode());
+        bytes
+    }
+
+    /// The proof that goes with this side's request to the port `callee`.
+    pub(crate) fn request(&self, key: &Key, callee: Gid) -> Proof {
+        prove(key, Purpose::Request, &[&self.encode(), &callee.0])
+    }
+
+    /// Whether a request's proof holds.
+    pub(crate) fn check_request(&self, key: &Key, callee: Gid, private: &[u8]) -> bool {
+        let parts: [&[u8]; 2] = [&self.encode(), &callee.0];
+        holds(key, Purpose::Request, &parts, behind_hello(private))
+    }
+}
+
+/// Both sides of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sides {
+    pub(crate) caller: Side,
+    pub(crate) callee: Side,
+}
+
+impl Sides {
+    pub(crate) fn prove(&self, key: &Key, purpose: Purpose) -> Proof {
+        prove(key, purpose, &[&self.caller.encode(), &self.callee.encode()])
+    }
+
+    /// Whether the proof at the head of `private` holds.
+    pub(crate) fn check(&self, key: &Key, purpose: Purpose, private: &[u8]) -> bool {
+        let parts: [&[u8]; 2] = [&self.caller.encode(), &self.callee.encode()];
+        let proof = private.get(..PROOF_LEN).unwrap_or_default();
+        holds(key, purpose, &parts, proof)
+    }
+}
+
+/// The proof that follows a hello.
+pub(crate) fn behind_hello(private: &[u8]) -> &[u8] {
+    private.get(HELLO_LEN..HELLO_LEN + PROOF_LEN).unwrap_or_default()
+}
+
+/// Private data of a hello and a proof, the rest zero.
+pub(crate) fn introduction<const N: usize>(hello: &Hello, proof: &Proof) -> [u8; N] {
+    let mut private = [0; N];
+    private[..HELLO_LEN].copy_from_slice(&hello.encode());
+    private[HELLO_LEN..HELLO_LEN + PROOF_LEN].copy_from_slice(proof);
+    private
+}
+
+/// Private data of a proof alone.
+pub(crate) fn proof_only<const N: usize>(proof: &Proof) -> [u8; N] {
+    let mut private = [0; N];
+    private[..PROOF_LEN].copy_from_slice(proof);
+    private
 }
 
 /// How persistent a connection is. The transport gives up after some 8 × 67 ms to 4 times that (vendors stretch the
@@ -123,25 +236,69 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Cluster;
+
+    fn hello(core: u16, nonce: u8) -> Hello {
+        let me = Member {
+            name: PeerName {
+                role: Role::Storage,
+                gid: Gid::default(),
+            },
+            incarnation: Incarnation(0x1122_3344_5566_7788),
+            capacity: 0x0102_0304,
+        };
+        Hello::of(&Config::default(), &me, core, [nonce; NONCE_LEN])
+    }
+
+    fn sides(a: u8, b: u8) -> Sides {
+        let side = |number: u8| Side {
+            gid: Gid([number; 16]),
+            qpn: Qpn(number.into()),
+            psn: Psn(7),
+            comm_id: 3,
+            hello: hello(0, number),
+        };
+        Sides {
+            caller: side(a),
+            callee: side(b),
+        }
+    }
 
     proptest! {
         #[test]
-        fn a_hello_round_trips(core: u16, serves in 1u16.., message_size in 64u32..) {
-            let hello = Hello { role: Role::Storage, core, message_version: 3, serves, message_size };
-            let config = Config { message_version: 3, ..Config::default() };
-            prop_assert_eq!(Hello::decode(&hello.encode::<92>(), &config), Ok(hello));
+        fn a_hello_round_trips(core: u16, serves in 1u16.., message_size in 64u32.., nonce: [u8; 16]) {
+            let hello = Hello { serves, message_size, nonce, ..hello(core, 0) };
+            let private: [u8; 92] = introduction(&hello, &[9; PROOF_LEN]);
+            prop_assert_eq!(Hello::decode(&private, &Config::default()), Ok(hello));
+            prop_assert_eq!(behind_hello(&private), [9; PROOF_LEN]);
         }
 
         #[test]
-        fn arbitrary_private_data_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn arbitrary_private_data_never_panics_and_proves_nothing(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = Hello::decode(&bytes, &Config::default());
+            let key = Key::new([1; 32]);
+            prop_assert!(!sides(1, 2).caller.check_request(&key, Gid([2; 16]), &bytes));
+            prop_assert!(!sides(1, 2).check(&key, Purpose::Accept, &bytes));
+        }
+
+        #[test]
+        fn a_changed_request_is_noticed(bit in 0..(HELLO_LEN + PROOF_LEN) * 8) {
+            let (key, config) = (Key::new([1; 32]), Config::default());
+            let (caller, callee) = (sides(1, 2).caller, Gid([2; 16]));
+            let mut private: [u8; 92] = introduction(&caller.hello, &caller.request(&key, callee));
+            prop_assert!(caller.check_request(&key, callee, &private));
+            private[bit / 8] ^= 1 << (bit % 8);
+            let believed = Hello::decode(&private, &config).is_ok_and(|hello| {
+                Side { hello, ..caller }.check_request(&key, callee, &private)
+            });
+            prop_assert!(!believed);
         }
     }
 
     #[test]
-    fn other_versions_and_depths_of_zero_are_refused() {
+    fn other_versions_clusters_and_depths_of_zero_are_refused() {
         let config = Config::default();
-        let good: [u8; 92] = Hello::of(&config, Role::Memory, 0).encode();
+        let good = hello(0, 0).encode();
         let with = |at: usize, value: u8| {
             let mut bytes = good;
             bytes[at] = value;
@@ -151,6 +308,40 @@ mod tests {
         assert_eq!(with(4, 1), Err(BadHello::MessageVersion(1)));
         assert_eq!(with(1, 7), Err(BadHello::Role(7)));
         assert_eq!(with(6, 0), Err(BadHello::Depths));
+        let other = Config {
+            cluster: Cluster::new("another", Key::new([0; 32])),
+            ..config
+        };
+        assert_eq!(Hello::decode(&good, &other), Err(BadHello::Cluster));
+    }
+
+    #[test]
+    fn a_proof_is_good_for_its_connection_direction_and_step_only() {
+        let key = Key::new([1; 32]);
+        let proof = sides(1, 2).prove(&key, Purpose::Accept);
+        assert!(sides(1, 2).check(&key, Purpose::Accept, &proof));
+        assert!(
+            !sides(1, 2).check(&key, Purpose::Confirm, &proof),
+            "sent back as RTU"
+        );
+        assert!(
+            !sides(2, 1).check(&key, Purpose::Accept, &proof),
+            "sent back as REP"
+        );
+        assert!(
+            !sides(1, 3).check(&key, Purpose::Accept, &proof),
+            "from elsewhere"
+        );
+        let mut again = sides(1, 2);
+        again.caller.hello.nonce = [5; NONCE_LEN];
+        assert!(!again.check(&key, Purpose::Accept, &proof), "played again");
+        assert!(!sides(1, 2).check(&Key::new([2; 32]), Purpose::Accept, &proof));
+        let request = sides(1, 2).caller.request(&key, Gid([2; 16]));
+        let private: [u8; 92] = introduction(&sides(1, 2).caller.hello, &request);
+        assert!(
+            !sides(1, 2).caller.check_request(&key, Gid([3; 16]), &private),
+            "sent on"
+        );
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! FIT: connections, RPC and one-sided access over verbs.
 //!
-//! A node makes one [`Fit`] from its HCA, spawns [`Fit::control`] once and [`Fit::run_core`] for each core, then
-//! [`connects`](Fit::connect) to the peers its command line names and accepts those that connect to it. Calls and
+//! A node makes one [`Fit`] from its HCA, spawns [`Fit::control`] once and [`Fit::run_core`] for each core. With
+//! [`Config::discover`] it [finds](Fit::find) the other members of its [`Cluster`] by itself; without, it
+//! [connects](Fit::connect) to those it is told. Both sides prove that they hold the cluster's key. Calls and
 //! one-sided accesses go through a [`Core`]; requests of peers reach a [`Handler`] through [`Core::serve`].
 //!
 //! Inside, everything that decides is a state machine without clock, thread or device of its own: [`Engine`] for the
-//! data path (slots, credits, deadlines), `control` and `handshake` for connecting. The asynchronous face only feeds them. The
+//! data path (slots, credits, deadlines), `membership` and `handshake` for who is there. The asynchronous face only feeds them. The
 //! protocol and the credit arithmetic are drawn in `docs/fit.md`.
 //!
 //! # What is left out
 //!
-//! Multicast discovery, the cluster's key and incarnations; keep-alives (a silent peer is noticed by the next
-//! call's deadline or the transport's retries); re-connection of a lost peer; one-way sends; requests longer than one
+//! Keep-alives (a silent peer is noticed by the next call's deadline or the transport's retries); more joins than 65,536 in
+//! a node's life; peers with another number of cores; one-way sends; requests longer than one
 //! message (a reply may be long, by RDMA WRITE into the caller's buffer); RoCE.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -26,9 +27,11 @@ mod engine;
 mod error;
 mod handshake;
 mod link;
+mod membership;
 mod node;
 mod one_sided;
 mod peer;
+mod peers;
 mod ring;
 mod serve;
 #[cfg(test)]
@@ -36,11 +39,12 @@ mod tests;
 mod wire;
 
 pub use calls::{Bulk, CallId, Reply};
-pub use config::{Config, Depths};
+pub use config::{Config, Depths, Domains};
 pub use counters::{Counters, KINDS, LinkCounters};
 pub use engine::Engine;
 pub use error::{Error, LostCause, Operation};
 pub use link::{LinkState, Target};
+pub use membership::{BadKey, Change, Cluster, Incarnation, Key, Member, MembershipCounters, View};
 pub use node::{Batch, Core, Fit, Ticket};
 pub use one_sided::{Ended, OneSided, OpId};
 pub use peer::{BadPeerSpec, PeerId, PeerName, PeerSpec, Role};

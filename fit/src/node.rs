@@ -1,26 +1,30 @@
 //! The asynchronous face: futures over the engine, generic over device and machine.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll};
 
 use futures_util::future::{Either, select};
 use hal::{DmaBuffer, Duration, Instant, Platform};
 use spin::Mutex;
-use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, RemoteAddr, Sge};
+use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
 
 use crate::config::Layout;
-use crate::control::Control;
-use crate::error::ConnectStep;
+use crate::control::{Control, Group};
 use crate::link::Parts;
+use crate::membership::Membership;
+use crate::membership::proof::{Chance, Purpose, prove};
+use crate::peers::{Peers, Standing, Wish};
 use crate::{
-    Bulk, CallId, Config, Counters, Ended, Engine, Error, Handler, Incoming, LinkCounters, LinkState,
-    OneSided, OpId, Operation, PeerId, PeerName, PeerSpec, Reply, ReplyBuf, Role,
+    Bulk, CallId, Change, Config, Counters, Domains, Ended, Engine, Error, Handler, Incarnation, Incoming,
+    Key, LinkCounters, LinkState, Member, MembershipCounters, OneSided, OpId, Operation, PeerId, PeerName,
+    PeerSpec, Reply, ReplyBuf, Role, View,
 };
 
 /// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
@@ -29,32 +33,27 @@ const IDLE: Duration = Duration::from_millis(100);
 /// How often a task that waits for a connection looks again.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How far the connection to a peer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    Trying(ConnectStep),
-    Up,
-    Refused(u16),
-    Lost,
-}
-
-/// One line of the peer table.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PeerLine {
-    pub(crate) name: PeerName,
-    pub(crate) standing: Standing,
-    /// Whether this node asked for the connection.
-    pub(crate) wanted: bool,
-}
+/// Changes that are kept for a watcher.
+const MAX_CHANGES: usize = 1024;
 
 pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) device: Arc<D>,
     pub(crate) platform: P,
-    pub(crate) role: Role,
     pub(crate) config: Config,
     pub(crate) cores: Vec<Mutex<Engine<D::Queues, P::Buffer>>>,
-    pub(crate) peers: Mutex<Vec<PeerLine>>,
-    pub(crate) lost: Mutex<VecDeque<PeerId>>,
+    pub(crate) peers: Mutex<Peers>,
+    /// The registrations of the connections' buffers, by core and connection.
+    pub(crate) regions: Mutex<BTreeMap<(u16, u16), Region>>,
+    pub(crate) membership: Mutex<Membership>,
+    changes: Mutex<VecDeque<Change>>,
+    pub(crate) leaving: AtomicBool,
+    pub(crate) start: Mutex<Start<D, P>>,
+}
+
+/// What the control task begins with.
+pub(crate) struct Start<D: Device, P: Platform> {
+    pub(crate) chance: Chance,
+    pub(crate) group: Option<Group<D, P>>,
 }
 
 /// A node's FIT. Cheap to clone: every clone means the same one.
@@ -75,24 +74,47 @@ impl<D: Device, P: Platform> Fit<D, P> {
     /// machine gives less than promised.
     pub async fn new(device: Arc<D>, platform: P, role: Role, config: Config) -> Result<Self, Error> {
         config.check(&device.limits())?;
+        let now = platform.now();
+        // The time, too: two lives of a node differ though their entropy be the same.
+        let seed = prove(&Key(config.entropy), Purpose::Draw, &[&now.nanos.to_le_bytes()]);
+        let mut chance = Chance::new(seed);
+        let me = Member {
+            name: PeerName {
+                role,
+                gid: Gid::default(),
+            },
+            incarnation: Incarnation::default(),
+            capacity: config.capacity,
+        };
+        let drawn = chance.fork();
+        let membership = Membership::new(me, config.message_version, config.cluster, drawn, now);
+        let group = match config.discover {
+            true => Some(Group::new(&*device, &platform, &config).await?),
+            false => None,
+        };
         let mut cores = Vec::new();
+        let mut regions = BTreeMap::new();
         for core in 0..config.cores {
             let vector = config.first_vector + core;
             let queues = device
                 .create_queues(config.completion_queue_depth(), vector)
                 .await?;
-            cores.push(Mutex::new(
-                make_core(&*device, &platform, &config, role, queues).await?,
-            ));
+            let (engine, registered) = make_core(&*device, &platform, &config, role, queues).await?;
+            cores.push(Mutex::new(engine));
+            let registered = (0..).zip(registered).map(|(link, region)| ((core, link), region));
+            regions.extend(registered);
         }
         Ok(Self(Arc::new(Inner {
             device,
             platform,
-            role,
             config,
             cores,
-            peers: Mutex::new(Vec::new()),
-            lost: Mutex::new(VecDeque::new()),
+            peers: Mutex::default(),
+            regions: Mutex::new(regions),
+            membership: Mutex::new(membership),
+            changes: Mutex::new(VecDeque::new()),
+            leaving: AtomicBool::new(false),
+            start: Mutex::new(Start { chance, group }),
         })))
     }
 
@@ -186,61 +208,103 @@ impl<D: Device, P: Platform> Fit<D, P> {
     /// # Errors
     ///
     /// [`Error::NoConnection`] names the peer when [`Config::connect_timeout`] is over; [`Error::Refused`] when it
-    /// speaks another version.
+    /// speaks another version or does not hold the cluster's key.
     pub async fn connect(&self, peer: PeerSpec) -> Result<PeerId, Error> {
         let began = self.0.platform.now();
-        let id = self.0.want(peer);
+        let lost = Error::PeerLost {
+            peer,
+            cause: crate::LostCause::QpFailed,
+        };
+        let line = self.0.peers.lock().line_for(peer, Wish::User);
+        let id = line.ok_or_else(|| lost.clone())?;
         loop {
             let waited = self.0.platform.now().since(began);
-            let standing = self.0.peers.lock()[usize::from(id.0)].standing;
+            let standing = self.0.peers.lock().get(id).map(|line| line.standing);
             match standing {
-                Standing::Up => return Ok(id),
-                Standing::Refused(reason) => return Err(Error::Refused { peer, reason }),
-                Standing::Lost => {
-                    return Err(Error::PeerLost {
-                        peer,
-                        cause: crate::LostCause::QpFailed,
-                    });
-                }
-                Standing::Trying(step) if waited >= self.0.config.connect_timeout => {
+                Some(Standing::Up) => return Ok(id),
+                Some(Standing::Refused(reason)) => return Err(Error::Refused { peer, reason }),
+                Some(Standing::Lost) | None => return Err(lost),
+                Some(Standing::Trying(step)) if waited >= self.0.config.connect_timeout => {
+                    if let Some(line) = self.0.peers.lock().get_mut(id) {
+                        line.wish = Wish::Membership;
+                    }
                     return Err(Error::NoConnection { peer, waited, step });
                 }
-                Standing::Trying(_) => self.0.platform.sleep(LOOK).await,
+                Some(Standing::Trying(_)) => self.0.platform.sleep(LOOK).await,
             }
         }
     }
 
-    /// Every peer that is or was connected, or is being connected to.
-    #[must_use]
-    pub fn peers(&self) -> Vec<(PeerId, PeerName)> {
-        let lines = self.0.peers.lock();
-        (0..)
-            .zip(lines.iter())
-            .map(|(id, line)| (PeerId(id), line.name))
-            .collect()
+    /// Waits until a node of this role is a member; the one with the smallest GID if there are several.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMember`] when [`Config::connect_timeout`] is over.
+    pub async fn find(&self, role: Role) -> Result<PeerId, Error> {
+        let began = self.0.platform.now();
+        loop {
+            let view = self.view();
+            let found = view.members.iter().find(|(_, member)| member.name.role == role);
+            if let Some(&(peer, _)) = found {
+                return Ok(peer);
+            }
+            let waited = self.0.platform.now().since(began);
+            if waited >= self.0.config.connect_timeout {
+                return Err(Error::NoMember { role, waited });
+            }
+            self.0.platform.sleep(LOOK).await;
+        }
     }
 
-    /// Waits for the loss of a peer, and returns each lost one once.
-    pub async fn next_lost(&self) -> PeerId {
+    /// Who is there: this node, and all that it is connected to.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.0.membership.lock().view()
+    }
+
+    /// What the membership counts.
+    #[must_use]
+    pub fn membership_counters(&self) -> MembershipCounters {
+        *self.0.membership.lock().counters()
+    }
+
+    /// The protection domain that what is registered for `peer` must lie in.
+    #[must_use]
+    pub fn domain(&self, peer: PeerId) -> Domain {
+        self.0.domain(peer)
+    }
+
+    /// Every peer that is or was connected, or is being connected to; of the lost ones only the latest.
+    #[must_use]
+    pub fn peers(&self) -> Vec<(PeerId, PeerName)> {
+        let peers = self.0.peers.lock();
+        peers.iter().map(|(peer, line)| (peer, line.name)).collect()
+    }
+
+    /// Waits for the next change in who is there, and returns each once. There is one waiter.
+    pub async fn next_change(&self) -> Change {
         loop {
-            let lost = self.0.lost.lock().pop_front();
-            match lost {
-                Some(peer) => return peer,
+            let change = self.0.changes.lock().pop_front();
+            match change {
+                Some(change) => return change,
                 None => self.0.platform.sleep(LOOK * 4).await,
             }
         }
     }
 
-    /// Tells `handler` of each lost peer; spawned by a node that serves. It never ends.
+    /// Tells `handler` of each member that joins and of each that is lost; spawned by a node that serves. It never ends.
     pub async fn watch<H: Handler>(&self, handler: &H) {
         loop {
-            let peer = self.next_lost().await;
-            handler.peer_lost(peer);
+            match self.next_change().await {
+                Change::Joined(peer, member) => handler.peer_joined(peer, &member),
+                Change::Lost(peer, _) => handler.peer_lost(peer),
+            }
         }
     }
 
-    /// Leaves: every connection ends, and each peer is told by a DREQ.
+    /// Leaves: the cluster is told, every connection ends, and each peer is told by a DREQ. No node is admitted any more.
     pub fn leave(&self) {
+        self.0.leaving.store(true, Ordering::Release);
         for core in &self.0.cores {
             core.lock().fail_all(crate::LostCause::WeLeft);
         }
@@ -248,25 +312,22 @@ impl<D: Device, P: Platform> Fit<D, P> {
 }
 
 impl<D: Device, P: Platform> Inner<D, P> {
-    /// The line of a peer that this node wants to be connected to; a lost one gets a new line.
-    fn want(&self, name: PeerSpec) -> PeerId {
-        let mut peers = self.peers.lock();
-        let known = peers
-            .iter()
-            .position(|line| line.name == name && line.standing != Standing::Lost);
-        let index = known.unwrap_or(peers.len());
-        match peers.get_mut(index) {
-            Some(line) => line.wanted = true,
-            None => {
-                let standing = Standing::Trying(ConnectStep::Port);
-                peers.push(PeerLine {
-                    name,
-                    standing,
-                    wanted: true,
-                });
-            }
+    /// The domain of a peer's connections.
+    pub(crate) fn domain(&self, peer: PeerId) -> Domain {
+        match self.config.domains {
+            Domains::Shared => Domain::default(),
+            Domains::PerPeer => Domain(1 + u32::from(peer.0)),
         }
-        PeerId(u16::try_from(index).expect("peers are counted in 16 bits"))
+    }
+
+    /// Keeps a change for whoever watches.
+    pub(crate) fn tell(&self, change: Change) {
+        let mut changes = self.changes.lock();
+        if changes.len() == MAX_CHANGES {
+            // Nobody watches, so nobody misses it.
+            changes.pop_front();
+        }
+        changes.push_back(change);
     }
 }
 
@@ -277,7 +338,7 @@ async fn make_core<D: Device, P: Platform>(
     config: &Config,
     role: Role,
     mut queues: D::Queues,
-) -> Result<Engine<D::Queues, P::Buffer>, Error> {
+) -> Result<(Engine<D::Queues, P::Buffer>, Vec<Region>), Error> {
     let limits = device.limits();
     let depths = config.depths();
     let qp_config = QpConfig {
@@ -299,7 +360,7 @@ async fn make_core<D: Device, P: Platform>(
         role,
         gid: Gid::default(),
     };
-    let mut parts = Vec::new();
+    let (mut parts, mut regions) = (Vec::new(), Vec::new());
     for _ in 0..config.peers {
         let len = Layout::new(config).len();
         let memory = platform.alloc(len, 4096)?;
@@ -315,6 +376,7 @@ async fn make_core<D: Device, P: Platform>(
                 access,
             )
             .await?;
+        regions.push(region);
         let (qp, qpn) = device.create_qp(&mut queues, &qp_config).await?;
         let max_inline = limits.max_inline;
         parts.push(Parts {
@@ -330,7 +392,7 @@ async fn make_core<D: Device, P: Platform>(
     parts.into_iter().for_each(|parts| {
         engine.add(parts);
     });
-    Ok(engine)
+    Ok((engine, regions))
 }
 
 /// One core's access to the peers. Its calls must be made by tasks of that core.

@@ -198,6 +198,11 @@ impl<M: DmaBuffer> Link<M> {
         self.ops.ended.pop_front()
     }
 
+    /// Whether an end waits to be taken.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.ops.ended.is_empty()
+    }
+
     fn free_op(&mut self, slot: u16) {
         let op = self.ops.slot(slot);
         op.state = OpState::Free;

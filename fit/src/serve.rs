@@ -12,7 +12,7 @@ use verbs::{Payload, QueueSet, RemoteAddr, SendOp};
 use crate::link::Link;
 use crate::ring::Purpose;
 use crate::wire::{HEADER_LEN, Header, MessageType};
-use crate::{LinkCounters, LostCause, PeerId};
+use crate::{LinkCounters, LostCause, Member, PeerId};
 
 /// A request that a peer sent, to be answered through its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,9 @@ pub trait Handler: Send + Sync {
         request: &[u8],
         reply: &mut dyn ReplyBuf,
     ) -> impl Future<Output = ()> + Send;
+
+    /// A node has joined: its calls may come, and calls to it work. If it was here before, it was told as lost first.
+    fn peer_joined(&self, _peer: PeerId, _member: &Member) {}
 
     /// A peer is lost: whatever it held can be taken back.
     fn peer_lost(&self, peer: PeerId);

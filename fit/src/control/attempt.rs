@@ -1,0 +1,395 @@
+//! The making of one connection: taking a queue pair for it, and repeating what has no answer.
+
+use alloc::vec::Vec;
+
+use hal::{Instant, Platform};
+use mad::cm::{CmMessage, RejectReason, Rep, Req};
+use mad::sa::{PathRecord, SaMad, path_record_mask};
+use mad::{Attribute, Method};
+use verbs::{Access, Device, DeviceError, Domain, Lid, PKey, PathToPeer, PortInfo, Psn, Qpn};
+
+use super::Control;
+use crate::error::ConnectStep;
+use crate::handshake::{
+    Hello, SERVICE_ID, Side, Sides, back_off, introduction, mtu_code, persistence, proof_only,
+};
+use crate::membership::Event;
+use crate::membership::proof::Purpose;
+use crate::peers::{PeerLine, Standing, Wish};
+use crate::{LostCause, PeerId, PeerName, Target};
+
+/// Connection requests without an answer before the path is asked for again.
+const REQUESTS_PER_PATH: u32 = 4;
+/// Questions for a path, or rounds of requests, after which a peer that was only heard of is given up.
+const TRIES: u32 = 6;
+/// Acceptances without a proof before the caller is given up: some five seconds.
+const REPLIES: u32 = 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Path,
+    Asked,
+    Replied,
+    Up,
+    Ended,
+}
+
+/// The making of one connection.
+pub(super) struct Attempt {
+    pub(super) peer: PeerId,
+    pub(super) name: PeerName,
+    pub(super) core: u16,
+    pub(super) link: u16,
+    pub(super) state: State,
+    /// This side calls.
+    pub(super) calls: bool,
+    pub(super) ours: Side,
+    pub(super) theirs: Option<Side>,
+    /// What the peer takes, once it has said so.
+    pub(super) target: Option<Target>,
+    pub(super) transaction: u64,
+    pub(super) lid: Lid,
+    pub(super) mtu: u16,
+    pub(super) sl: u8,
+    pub(super) tries: u32,
+    pub(super) rounds: u32,
+    pub(super) next: Instant,
+}
+
+impl Attempt {
+    /// Both sides, once the peer has said who it is.
+    pub(super) fn sides(&self) -> Option<Sides> {
+        let theirs = self.theirs?;
+        Some(if self.calls {
+            Sides {
+                caller: self.ours,
+                callee: theirs,
+            }
+        } else {
+            Sides {
+                caller: theirs,
+                callee: self.ours,
+            }
+        })
+    }
+}
+
+impl<D: Device, P: Platform> Control<D, P> {
+    /// Makes attempts for the peers that are wanted and have none.
+    pub(super) async fn begin_wanted(&mut self, port: &PortInfo) {
+        let wanted =
+            |line: &PeerLine| matches!(line.standing, Standing::Trying(_)) && line.wish != Wish::Theirs;
+        let lines: Vec<(PeerId, PeerLine)> = {
+            let peers = self.inner.peers.lock();
+            let wanted = peers.iter().filter(|(_, line)| wanted(line));
+            wanted.map(|(peer, line)| (peer, *line)).collect()
+        };
+        for (peer, line) in lines {
+            if self.attempts.iter().any(|attempt| attempt.peer == peer) {
+                continue;
+            }
+            for core in 0..self.inner.config.cores {
+                if let Err(reason) = self.begin(port, peer, line.name, core).await {
+                    log::error!("{}: no queue pair for it: {reason}", line.name);
+                    self.not_made(peer, line, reason);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn not_made(&mut self, peer: PeerId, line: PeerLine, reason: RejectReason) {
+        self.set_standing(peer, Standing::Refused(reason.0));
+        for core in &self.inner.cores {
+            core.lock().fail_peer(peer, LostCause::Device);
+        }
+        if line.wish == Wish::Membership {
+            let (gid, refused) = (line.name.gid, true);
+            self.set_standing(peer, Standing::Lost);
+            self.on_member_event(Event::CallFailed { gid, refused });
+        }
+    }
+
+    /// Takes a queue pair for a connection to `name`; returns the attempt's index.
+    pub(super) async fn begin(
+        &mut self,
+        port: &PortInfo,
+        peer: PeerId,
+        name: PeerName,
+        core: u16,
+    ) -> Result<usize, RejectReason> {
+        let claimed = self.inner.cores[usize::from(core)].lock().claim(peer, name);
+        let (link, qpn) = claimed.ok_or(RejectReason::NO_QP)?;
+        if let Err(error) = self.prepare(core, link, qpn, self.inner.domain(peer)).await {
+            log::error!("{qpn} for {name}: {error}");
+            self.inner.cores[usize::from(core)]
+                .lock()
+                .fail(link, LostCause::Device);
+            return Err(RejectReason::NO_RESOURCES);
+        }
+        let ours = self.side(port, core, qpn);
+        self.attempts.push(Attempt {
+            peer,
+            name,
+            core,
+            link,
+            state: State::Path,
+            calls: true,
+            ours,
+            theirs: None,
+            target: None,
+            transaction: 0,
+            lid: Lid(0),
+            mtu: 256,
+            sl: 0,
+            tries: 0,
+            rounds: 0,
+            next: self.inner.platform.now(),
+        });
+        Ok(self.attempts.len() - 1)
+    }
+
+    /// Begins a queue pair anew in a protection domain, with its buffers.
+    async fn prepare(&mut self, core: u16, link: u16, qpn: Qpn, domain: Domain) -> Result<(), DeviceError> {
+        let device = &self.inner.device;
+        device.reset_qp(qpn).await?;
+        let (addr, len) = {
+            let mut engine = self.inner.cores[usize::from(core)].lock();
+            engine.forget(link);
+            engine.memory(link)
+        };
+        device.init_qp(qpn, domain).await?;
+        let old = self.inner.regions.lock().remove(&(core, link));
+        if let Some(old) = old {
+            device.deregister(&old).await?;
+        }
+        let access = Access {
+            local_write: true,
+            ..Access::default()
+        };
+        let region = device.register(domain, addr, len, access).await?;
+        self.inner.regions.lock().insert((core, link), region);
+        self.inner.cores[usize::from(core)]
+            .lock()
+            .renew(link, region.lkey);
+        Ok(())
+    }
+
+    /// This node's side of a new connection.
+    fn side(&mut self, port: &PortInfo, core: u16, qpn: Qpn) -> Side {
+        let me = self.inner.membership.lock().me();
+        let psn = Psn(self.number() >> 8);
+        let comm_id = self.number().max(1);
+        let nonce = self.chance.nonce();
+        Side {
+            gid: port.gid,
+            qpn,
+            psn,
+            comm_id,
+            hello: Hello::of(&self.inner.config, &me, core, nonce),
+        }
+    }
+
+    /// Repeats what has had no answer in time.
+    pub(super) async fn step_attempts(&mut self, port: &PortInfo) {
+        let now = self.inner.platform.now();
+        for index in 0..self.attempts.len() {
+            let attempt = &self.attempts[index];
+            if now < attempt.next {
+                continue;
+            }
+            match attempt.state {
+                State::Path | State::Asked if self.is_hopeless(attempt) => {
+                    self.give_up(index, LostCause::NoAnswer);
+                }
+                State::Path => self.ask_path(index, port).await,
+                State::Asked if attempt.tries >= REQUESTS_PER_PATH => {
+                    self.restart(index, port);
+                    self.ask_path(index, port).await;
+                }
+                State::Asked => self.ask(index, port).await,
+                State::Replied if attempt.tries < REPLIES => self.accept(index, port).await,
+                State::Replied => self.give_up(index, LostCause::NoProof),
+                State::Up | State::Ended => {}
+            }
+        }
+    }
+
+    /// Whether nobody but the membership waits for it, and it was tried often enough.
+    fn is_hopeless(&self, attempt: &Attempt) -> bool {
+        let peers = self.inner.peers.lock();
+        let asked = peers
+            .get(attempt.peer)
+            .is_some_and(|line| line.wish == Wish::User);
+        !asked && attempt.rounds >= TRIES
+    }
+
+    fn give_up(&mut self, index: usize, cause: LostCause) {
+        let attempt = &self.attempts[index];
+        self.inner.cores[usize::from(attempt.core)]
+            .lock()
+            .fail(attempt.link, cause);
+    }
+
+    /// Goes back to the first step under a new name and with a new nonce.
+    pub(super) fn restart(&mut self, index: usize, port: &PortInfo) {
+        let (core, qpn) = (self.attempts[index].core, self.attempts[index].ours.qpn);
+        let ours = self.side(port, core, qpn);
+        let attempt = &mut self.attempts[index];
+        attempt.ours = ours;
+        attempt.state = State::Path;
+    }
+
+    async fn ask_path(&mut self, index: usize, port: &PortInfo) {
+        let now = self.inner.platform.now();
+        let transaction = u64::from(self.number());
+        let attempt = &mut self.attempts[index];
+        attempt.transaction = transaction;
+        attempt.next = now + back_off(attempt.tries);
+        attempt.tries += 1;
+        attempt.rounds += 1;
+        let record = PathRecord {
+            dgid: attempt.name.gid.0,
+            sgid: port.gid.0,
+            reversible_paths: 0x80 | 1,
+            ..PathRecord::default()
+        };
+        let mask = path_record_mask::DGID | path_record_mask::SGID | path_record_mask::NUMB_PATH;
+        let query = SaMad::request(Method::GET, Attribute::PATH_RECORD, mask, &record, transaction);
+        self.set_standing(self.attempts[index].peer, Standing::Trying(ConnectStep::Path));
+        self.send(port.sm_lid, &query.to_mad()).await;
+    }
+
+    pub(super) async fn ask(&mut self, index: usize, port: &PortInfo) {
+        let now = self.inner.platform.now();
+        let limits = self.inner.device.limits();
+        let key = &self.inner.config.cluster.key;
+        let attempt = &mut self.attempts[index];
+        attempt.next = now + back_off(attempt.tries);
+        attempt.tries += 1;
+        let parameters = persistence(0, 0);
+        let ours = &attempt.ours;
+        let req = Req {
+            local_comm_id: ours.comm_id,
+            service_id: SERVICE_ID,
+            ca_guid: port.guid,
+            qpn: ours.qpn,
+            responder_resources: limits.max_reads_as_responder,
+            initiator_depth: limits.max_reads,
+            starting_psn: ours.psn,
+            remote_response_timeout: 18, // about a second
+            local_response_timeout: 18,
+            retry_count: parameters.retry_count,
+            rnr_retry: parameters.rnr_retry,
+            max_cm_retries: 15,
+            pkey: PKey::DEFAULT,
+            mtu: mtu_code(attempt.mtu.min(port.mtu)),
+            local_lid: port.lid,
+            remote_lid: attempt.lid,
+            local_gid: ours.gid,
+            remote_gid: attempt.name.gid,
+            rate: 7, // 40 Gb/s; nothing here depends on it
+            sl: attempt.sl,
+            ack_timeout: parameters.ack_timeout,
+            private: introduction(&ours.hello, &ours.request(key, attempt.name.gid)),
+        };
+        let (lid, peer) = (attempt.lid, attempt.peer);
+        let mad = CmMessage::Req(req).to_mad(ours.comm_id.into());
+        self.set_standing(peer, Standing::Trying(ConnectStep::Answer));
+        self.send(lid, &mad).await;
+    }
+
+    /// Sends REP; again when no RTU comes.
+    pub(super) async fn accept(&mut self, index: usize, port: &PortInfo) {
+        let now = self.inner.platform.now();
+        let limits = self.inner.device.limits();
+        let key = &self.inner.config.cluster.key;
+        let attempt = &mut self.attempts[index];
+        attempt.next = now + back_off(attempt.tries);
+        attempt.tries += 1;
+        let Some(sides) = attempt.sides() else { return };
+        let ours = &attempt.ours;
+        let rep = Rep {
+            local_comm_id: ours.comm_id,
+            remote_comm_id: sides.caller.comm_id,
+            qpn: ours.qpn,
+            starting_psn: ours.psn,
+            responder_resources: limits.max_reads_as_responder,
+            initiator_depth: limits.max_reads,
+            rnr_retry: persistence(0, 0).rnr_retry,
+            ca_guid: port.guid,
+            private: introduction(&ours.hello, &sides.prove(key, Purpose::Accept)),
+        };
+        let lid = attempt.lid;
+        let mad = CmMessage::Rep(rep).to_mad(attempt.transaction);
+        self.send(lid, &mad).await;
+    }
+
+    /// Sends RTU with the proof.
+    pub(super) async fn confirm(&self, index: usize) {
+        let key = &self.inner.config.cluster.key;
+        let attempt = &self.attempts[index];
+        let Some(sides) = attempt.sides() else { return };
+        let rtu = mad::cm::Rtu {
+            pair: mad::cm::Pair {
+                local_comm_id: sides.caller.comm_id,
+                remote_comm_id: sides.callee.comm_id,
+            },
+            private: proof_only(&sides.prove(key, Purpose::Confirm)),
+        };
+        let mad = CmMessage::Rtu(rtu).to_mad(attempt.ours.comm_id.into());
+        self.send(attempt.lid, &mad).await;
+    }
+
+    /// Takes the queue pair to RTS, with the READs that the peer answers and those that it wants outstanding.
+    pub(super) async fn establish(
+        &mut self,
+        index: usize,
+        theirs: Side,
+        (resources, depth): (u8, u8),
+    ) -> Result<(), DeviceError> {
+        let device = self.inner.device.clone();
+        let limits = device.limits();
+        let attempt = &mut self.attempts[index];
+        let path = PathToPeer {
+            lid: attempt.lid,
+            qpn: theirs.qpn,
+            // What each side's message names is what the other begins with.
+            their_psn: attempt.ours.psn,
+            our_psn: theirs.psn,
+            mtu: attempt.mtu,
+            sl: attempt.sl,
+        };
+        let target = theirs.hello.target(&limits, resources);
+        let parameters = persistence(target.reads, limits.max_reads_as_responder.min(depth));
+        (attempt.theirs, attempt.target) = (Some(theirs), Some(target));
+        let qpn = attempt.ours.qpn;
+        device.ready_to_receive(qpn, &path, &parameters).await?;
+        device.ready_to_send(qpn, Some(&path), &parameters).await
+    }
+
+    /// The peer has proven itself: from now on it is served.
+    pub(super) fn admit(&mut self, index: usize) {
+        let attempt = &mut self.attempts[index];
+        let (Some(theirs), Some(target)) = (attempt.theirs, attempt.target) else {
+            return;
+        };
+        attempt.state = State::Up;
+        let (peer, name, lid) = (attempt.peer, attempt.name, attempt.lid);
+        self.inner.cores[usize::from(attempt.core)]
+            .lock()
+            .up(attempt.link, target);
+        let connected = |attempt: &&Attempt| attempt.peer == peer && attempt.state == State::Up;
+        // A peer is a member when each of its connections stands.
+        if self.attempts.iter().filter(connected).count() < usize::from(self.inner.config.cores) {
+            return;
+        }
+        let member = theirs.hello.member(name.gid);
+        log::info!("connected to {name}, {}", member.incarnation);
+        if let Some(line) = self.inner.peers.lock().get_mut(peer) {
+            line.standing = Standing::Up;
+            line.member = Some((member, lid));
+        }
+        self.on_member_event(Event::Admitted(peer, member, lid));
+    }
+}

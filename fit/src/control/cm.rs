@@ -1,0 +1,394 @@
+//! Management datagrams that come in.
+
+use hal::Platform;
+use mad::cm::{CmMessage, Dreq, Pair, Rej, RejectReason, Rep, Req, Rtu};
+use mad::sa::{PathRecord, SaMad};
+use mad::{Attribute, Header, Mad, Method, MgmtClass, Status};
+use verbs::{Device, Lid, PortInfo};
+
+use super::attempt::{Attempt, State};
+use super::{Control, MAX_NONCES};
+use crate::handshake::{BadHello, Hello, SERVICE_ID, Side, Sides, back_off, mtu_bytes};
+use crate::membership::Event;
+use crate::membership::proof::Purpose;
+use crate::peers::{Standing, Wish};
+use crate::{LostCause, PeerName, VERSION};
+
+impl<D: Device, P: Platform> Control<D, P> {
+    pub(super) async fn on_mad(&mut self, port: &PortInfo, from: Lid, mad: &Mad) {
+        match Header::parse(mad) {
+            Ok(header) if header.class == MgmtClass::SUBN_ADM => self.on_answer(port, mad).await,
+            Ok(header) if header.class == MgmtClass::CM => match CmMessage::parse(mad) {
+                Ok((transaction, message)) => self.on_cm(port, from, transaction, message).await,
+                Err(error) => self.log_limited(format_args!("from {from}: {error}")),
+            },
+            Ok(header) => log::debug!("from {from}: class {} is not for FIT", header.class),
+            Err(error) => self.log_limited(format_args!("from {from}: {error}")),
+        }
+    }
+
+    /// Logs what strangers can cause, but not as often as they do.
+    fn log_limited(&mut self, what: core::fmt::Arguments<'_>) {
+        if self.limiter.allows(self.inner.platform.now()) {
+            log::warn!("{what}");
+        }
+    }
+
+    /// An answer of the subnet administrator.
+    async fn on_answer(&mut self, port: &PortInfo, mad: &Mad) {
+        let Ok(answer) = SaMad::parse(mad) else { return };
+        if answer.header.method != Method::GET_RESP {
+            return;
+        }
+        match answer.header.attribute() {
+            Attribute::PATH_RECORD => self.on_path(port, &answer).await,
+            Attribute::MC_MEMBER_RECORD => {
+                if let Some(group) = &mut self.group {
+                    group.on_answer(&answer);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn on_path(&mut self, port: &PortInfo, answer: &SaMad) {
+        // Upper halves of transactions belong to whoever carries the datagrams.
+        let transaction = answer.header.transaction.get() & u64::from(u32::MAX);
+        let waits = |attempt: &Attempt| attempt.state == State::Path && attempt.transaction == transaction;
+        let Some(index) = self.attempts.iter().position(waits) else {
+            return;
+        };
+        let path = answer
+            .record::<PathRecord>()
+            .filter(|_| answer.header.status() == Status::OK);
+        let Some(path) = path else { return };
+        let attempt = &mut self.attempts[index];
+        if path.dgid != attempt.name.gid.0 || path.dlid.get() == 0 {
+            return;
+        }
+        attempt.lid = Lid(path.dlid.get());
+        attempt.mtu = mtu_bytes(path.mtu.value()).unwrap_or(256).min(port.mtu);
+        attempt.sl = u8::try_from(path.qos_sl.get() & 0xf).expect("four bits");
+        attempt.state = State::Asked;
+        attempt.tries = 0;
+        self.ask(index, port).await;
+    }
+
+    async fn on_cm(&mut self, port: &PortInfo, from: Lid, transaction: u64, message: CmMessage) {
+        match message {
+            CmMessage::Req(req) => self.on_req(port, from, transaction, &req).await,
+            CmMessage::Rep(rep) => self.on_rep(&rep).await,
+            CmMessage::Rej(rej) => self.on_rej(port, &rej),
+            CmMessage::Rtu(rtu) => self.on_rtu(&rtu),
+            CmMessage::Dreq(dreq) => self.on_dreq(from, transaction, &dreq).await,
+            CmMessage::Drep(_) => {}
+            CmMessage::Other(attribute) => log::debug!("from {from}: {attribute}"),
+        }
+    }
+
+    /// The attempt that a peer names by its own and our name.
+    fn by_pair(&self, pair: Pair) -> Option<usize> {
+        self.attempts.iter().position(|attempt| {
+            let theirs = attempt.theirs.map(|theirs| theirs.comm_id);
+            attempt.ours.comm_id == pair.remote_comm_id && theirs == Some(pair.local_comm_id)
+        })
+    }
+
+    fn sides(&self, index: usize) -> Option<Sides> {
+        self.attempts[index].sides()
+    }
+
+    fn bad_proof(&mut self, from: Lid, what: &str) {
+        self.inner.membership.lock().counters().nr_bad_proof += 1;
+        self.log_limited(format_args!(
+            "{what} from {from} does not prove the cluster's key"
+        ));
+    }
+
+    async fn refuse(&self, to: Lid, transaction: u64, req: &Req, reason: RejectReason) {
+        let rej = Rej {
+            local_comm_id: 0,
+            remote_comm_id: req.local_comm_id,
+            rejected: 0,
+            reason,
+        };
+        self.send(to, &CmMessage::Rej(rej).to_mad(transaction)).await;
+    }
+
+    async fn on_req(&mut self, port: &PortInfo, from: Lid, transaction: u64, req: &Req) {
+        let reason = match self.look_at_req(port, from, req) {
+            Ok((name, theirs)) => match self.place_for(port, name, theirs).await {
+                Ok((index, true)) => return self.accept(index, port).await,
+                Ok((index, false)) => {
+                    let attempt = &mut self.attempts[index];
+                    attempt.calls = false;
+                    attempt.transaction = transaction;
+                    attempt.lid = from;
+                    attempt.mtu = mtu_bytes(req.mtu).unwrap_or(256).min(port.mtu);
+                    attempt.sl = req.sl;
+                    attempt.tries = 0;
+                    let reads = (req.responder_resources, req.initiator_depth);
+                    match self.establish(index, theirs, reads).await {
+                        Ok(()) => {
+                            self.attempts[index].state = State::Replied;
+                            return self.accept(index, port).await;
+                        }
+                        Err(error) => {
+                            log::error!("{name}: {error}");
+                            self.fail(index, LostCause::Device);
+                            RejectReason::NO_RESOURCES
+                        }
+                    }
+                }
+                Err(reason) => reason,
+            },
+            Err(reason) => reason,
+        };
+        self.refuse(from, transaction, req, reason).await;
+    }
+
+    fn fail(&self, index: usize, cause: LostCause) {
+        let attempt = &self.attempts[index];
+        self.inner.cores[usize::from(attempt.core)]
+            .lock()
+            .fail(attempt.link, cause);
+    }
+
+    /// Checks a request as far as it speaks of itself.
+    fn look_at_req(
+        &mut self,
+        port: &PortInfo,
+        from: Lid,
+        req: &Req,
+    ) -> Result<(PeerName, Side), RejectReason> {
+        if req.service_id != SERVICE_ID {
+            return Err(RejectReason::INVALID_SERVICE_ID);
+        }
+        let hello = Hello::decode(&req.private, &self.inner.config).map_err(|why| {
+            let mut membership = self.inner.membership.lock();
+            match why {
+                BadHello::Cluster => membership.counters().nr_foreign += 1,
+                _ => membership.counters().nr_other_version += 1,
+            }
+            drop(membership);
+            let gid = req.local_gid;
+            self.log_limited(format_args!(
+                "{gid} refused: {why:?} (this is FIT version {VERSION})"
+            ));
+            RejectReason::CONSUMER_DEFINED
+        })?;
+        let theirs = Side {
+            gid: req.local_gid,
+            qpn: req.qpn,
+            psn: req.starting_psn,
+            comm_id: req.local_comm_id,
+            hello,
+        };
+        let key = &self.inner.config.cluster.key;
+        let proven = req.remote_gid == port.gid && theirs.check_request(key, port.gid, &req.private);
+        if !proven || req.local_gid == port.gid {
+            self.bad_proof(from, "a connection request");
+            return Err(RejectReason::CONSUMER_DEFINED);
+        }
+        let name = PeerName {
+            role: hello.role,
+            gid: req.local_gid,
+        };
+        Ok((name, theirs))
+    }
+
+    /// The attempt that a REQ belongs to, and whether it was answered before; or why it is refused.
+    async fn place_for(
+        &mut self,
+        port: &PortInfo,
+        name: PeerName,
+        theirs: Side,
+    ) -> Result<(usize, bool), RejectReason> {
+        let core = theirs.hello.core % self.inner.config.cores;
+        let known = self.attempts.iter().position(|attempt| {
+            attempt.name.gid == name.gid && attempt.core == core && attempt.state != State::Ended
+        });
+        if let Some(index) = known {
+            let attempt = &self.attempts[index];
+            match attempt.state {
+                State::Replied | State::Up if attempt.theirs == Some(theirs) && !attempt.calls => {
+                    return Ok((index, true));
+                }
+                State::Replied => {
+                    // It began anew before it had proven itself: the next request finds its place free.
+                    self.fail(index, LostCause::NoProof);
+                    return Err(RejectReason::STALE_CONNECTION);
+                }
+                State::Up => {
+                    // Perhaps it has lost this connection, or is another: whoever answers here is the one.
+                    self.on_member_event(Event::CalledAgain(name.gid));
+                    return Err(RejectReason::STALE_CONNECTION);
+                }
+                // Both call: the smaller GID stays the caller.
+                State::Path | State::Asked if port.gid < name.gid || attempt.name != name => {
+                    return Err(RejectReason::STALE_CONNECTION);
+                }
+                State::Path | State::Asked => {}
+                State::Ended => return Err(RejectReason::STALE_CONNECTION),
+            }
+        }
+        let nonce = theirs.hello.nonce;
+        if self.nonces.contains(&nonce) {
+            self.inner.membership.lock().counters().nr_replayed += 1;
+            return Err(RejectReason::STALE_CONNECTION);
+        }
+        if self.inner.leaving.load(core::sync::atomic::Ordering::Acquire) {
+            return Err(RejectReason::NO_RESOURCES);
+        }
+        let index = match known {
+            Some(index) => index,
+            None if core == 0 && self.inner.peers.lock().is_up(name.gid) => {
+                return Err(RejectReason::STALE_CONNECTION);
+            }
+            None => {
+                let peer = self.inner.peers.lock().line_for(name, Wish::Theirs);
+                let peer = peer.ok_or(RejectReason::NO_RESOURCES)?;
+                let begun = self.begin(port, peer, name, core).await;
+                begun.inspect_err(|reason| {
+                    self.log_limited(format_args!("{name}: no queue pair for it: {reason}"));
+                })?
+            }
+        };
+        if self.nonces.len() == MAX_NONCES {
+            self.nonces.pop_front();
+        }
+        self.nonces.push_back(nonce);
+        Ok((index, false))
+    }
+
+    async fn on_rep(&mut self, rep: &Rep) {
+        let named = |attempt: &Attempt| attempt.calls && attempt.ours.comm_id == rep.remote_comm_id;
+        let Some(index) = self.attempts.iter().position(named) else {
+            return;
+        };
+        if self.attempts[index].state == State::Asked {
+            let Some(theirs) = self.look_at_rep(index, rep) else {
+                return;
+            };
+            let reads = (rep.responder_resources, rep.initiator_depth);
+            if let Err(error) = self.establish(index, theirs, reads).await {
+                log::error!("{}: {error}", self.attempts[index].name);
+                return self.fail(index, LostCause::Device);
+            }
+            self.admit(index);
+        }
+        let theirs = self.attempts[index].theirs.map(|theirs| theirs.comm_id);
+        if self.attempts[index].state == State::Up && theirs == Some(rep.local_comm_id) {
+            self.confirm(index).await;
+        }
+    }
+
+    /// Checks an acceptance. One that proves nothing is passed over: the right one may yet come.
+    fn look_at_rep(&mut self, index: usize, rep: &Rep) -> Option<Side> {
+        let attempt = &self.attempts[index];
+        let (name, lid, ours) = (attempt.name, attempt.lid, attempt.ours);
+        let Ok(hello) = Hello::decode(&rep.private, &self.inner.config) else {
+            self.bad_proof(lid, "an acceptance");
+            return None;
+        };
+        let theirs = Side {
+            gid: name.gid,
+            qpn: rep.qpn,
+            psn: rep.starting_psn,
+            comm_id: rep.local_comm_id,
+            hello,
+        };
+        let sides = Sides {
+            caller: ours,
+            callee: theirs,
+        };
+        let key = &self.inner.config.cluster.key;
+        let proof = crate::handshake::behind_hello(&rep.private);
+        if !sides.check(key, Purpose::Accept, proof) {
+            self.bad_proof(lid, "an acceptance");
+            return None;
+        }
+        if hello.role != name.role {
+            log::error!("{name} is a {}", hello.role);
+            self.refused(index, RejectReason::CONSUMER_DEFINED);
+            return None;
+        }
+        Some(theirs)
+    }
+
+    fn on_rtu(&mut self, rtu: &Rtu) {
+        let Some(index) = self.by_pair(rtu.pair) else {
+            return;
+        };
+        let attempt = &self.attempts[index];
+        if attempt.state != State::Replied || attempt.calls {
+            return;
+        }
+        let (key, lid) = (self.inner.config.cluster.key, attempt.lid);
+        let proven = self
+            .sides(index)
+            .is_some_and(|sides| sides.check(&key, Purpose::Confirm, &rtu.private));
+        if proven {
+            self.admit(index);
+        } else {
+            self.bad_proof(lid, "a confirmation");
+        }
+    }
+
+    async fn on_dreq(&mut self, from: Lid, transaction: u64, dreq: &Dreq) {
+        let Some(index) = self.by_pair(dreq.pair) else {
+            return;
+        };
+        let attempt = &self.attempts[index];
+        let (core, link, lid) = (attempt.core, attempt.link, attempt.lid);
+        let purpose = if attempt.calls {
+            Purpose::CalleeLeaves
+        } else {
+            Purpose::CallerLeaves
+        };
+        let key = self.inner.config.cluster.key;
+        let proven = self
+            .sides(index)
+            .is_some_and(|sides| sides.check(&key, purpose, &dreq.private));
+        if !proven || lid != from {
+            return self.bad_proof(from, "a disconnection");
+        }
+        {
+            // A completion that is already there tells the real cause.
+            let mut core = self.inner.cores[usize::from(core)].lock();
+            core.poll(self.inner.platform.now());
+            core.fail(link, LostCause::PeerLeft);
+        }
+        let answer = Pair {
+            local_comm_id: dreq.pair.remote_comm_id,
+            remote_comm_id: dreq.pair.local_comm_id,
+        };
+        self.send(lid, &CmMessage::Drep(answer).to_mad(transaction)).await;
+    }
+
+    fn on_rej(&mut self, port: &PortInfo, rej: &Rej) {
+        let named =
+            |attempt: &Attempt| attempt.ours.comm_id == rej.remote_comm_id && attempt.state == State::Asked;
+        let Some(index) = self.attempts.iter().position(named) else {
+            return;
+        };
+        if rej.reason == RejectReason::CONSUMER_DEFINED {
+            return self.refused(index, rej.reason);
+        }
+        // Not now: the peer is not ready, or calls us itself. Try again, under a new name.
+        log::debug!("{}: {}", self.attempts[index].name, rej.reason);
+        let now = self.inner.platform.now();
+        self.restart(index, port);
+        let attempt = &mut self.attempts[index];
+        attempt.tries += 1;
+        attempt.next = now + back_off(attempt.tries);
+    }
+
+    /// The peer wants no connection, or not this one.
+    fn refused(&mut self, index: usize, reason: RejectReason) {
+        let (peer, name) = (self.attempts[index].peer, self.attempts[index].name);
+        self.log_limited(format_args!("{name} refused the connection: {reason}"));
+        self.set_standing(peer, Standing::Refused(reason.0));
+        self.fail(index, LostCause::NoAnswer);
+    }
+}

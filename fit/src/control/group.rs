@@ -1,0 +1,226 @@
+//! The cluster's multicast group: joining it, and the datagrams in it.
+
+use alloc::vec::Vec;
+
+use hal::{DmaBuffer, Instant, Platform};
+use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
+use mad::{Attribute, Mad, Method, Status};
+use verbs::{
+    Access, Completion, CompletionKind, Device, Domain, Gid, Lid, PKey, Payload, PortInfo, QpConfig, QpKind,
+    QpSlot, Qpn, QueueSet, ReceiveRequest, Region, SendOp, SendRequest, Sge, UdAddress,
+};
+
+use crate::handshake::{back_off, persistence};
+use crate::membership::{ANNOUNCEMENT_LEN, Cluster};
+use crate::{Config, Error};
+
+/// Datagrams that may arrive between two looks; what is more is dropped by the HCA, as datagrams may be.
+const RECEIVES: usize = 64;
+const SENDS: usize = 4;
+/// A datagram's receive begins with its GRH.
+const GRH_LEN: usize = 40;
+/// Room for a datagram.
+const SLOT: usize = 256;
+/// Bits of a join: full member.
+const FULL_MEMBER: u8 = 1;
+/// The scope of a link-local group (IBA 1.3, 4.1.1).
+const LINK_LOCAL: u8 = 2;
+
+/// What was heard.
+pub(super) struct Heard {
+    pub(super) from: Lid,
+    pub(super) bytes: Vec<u8>,
+}
+
+pub(crate) struct Group<D: Device, P: Platform> {
+    queues: D::Queues,
+    qp: QpSlot,
+    mgid: Gid,
+    memory: P::Buffer,
+    region: Region,
+    /// The group's LID, once the port is a member.
+    lid: Option<Lid>,
+    transaction: u64,
+    tries: u32,
+    next: Instant,
+    sending: usize,
+    next_send: usize,
+}
+
+impl<D: Device, P: Platform> Group<D, P> {
+    pub(crate) async fn new(device: &D, platform: &P, config: &Config) -> Result<Self, Error> {
+        let depth = u32::try_from(RECEIVES + SENDS).expect("few");
+        let mut queues = device.create_queues(depth, config.first_vector).await?;
+        let qp_config = QpConfig {
+            kind: QpKind::Datagram { qkey: Cluster::QKEY },
+            domain: Domain::default(),
+            port: config.port,
+            send_depth: u32::try_from(SENDS).expect("few"),
+            receive_depth: u32::try_from(RECEIVES).expect("few"),
+            send_sge: 1,
+            receive_sge: 1,
+            inline: 0,
+            remote_access: Access::default(),
+        };
+        let (qp, qpn) = device.create_qp(&mut queues, &qp_config).await?;
+        let memory = platform.alloc((RECEIVES + SENDS) * SLOT, 4096)?;
+        let access = Access {
+            local_write: true,
+            ..Access::default()
+        };
+        let (addr, len) = (memory.bus_addr().0, memory.len() as u64);
+        let region = device.register(Domain::default(), addr, len, access).await?;
+        device.ready_to_send(qpn, None, &persistence(0, 0)).await?;
+        device.attach_multicast(qpn, config.cluster.mgid).await?;
+        let mut group = Self {
+            queues,
+            qp,
+            mgid: config.cluster.mgid,
+            memory,
+            region,
+            lid: None,
+            transaction: 0,
+            tries: 0,
+            next: Instant::default(),
+            sending: 0,
+            next_send: 0,
+        };
+        (0..RECEIVES).for_each(|index| group.post_receive(index));
+        Ok(group)
+    }
+
+    fn piece(&self, index: usize, len: usize) -> Sge {
+        Sge {
+            addr: self.region.addr + (index * SLOT) as u64,
+            len: u32::try_from(len).expect("a slot"),
+            lkey: self.region.lkey,
+        }
+    }
+
+    fn post_receive(&mut self, index: usize) {
+        let piece = self.piece(index, SLOT);
+        let request = ReceiveRequest {
+            id: index as u64,
+            into: &[piece],
+        };
+        if let Err(error) = self.queues.post_receive(self.qp, &request) {
+            log::error!("the multicast group: {error}");
+        }
+    }
+
+    /// The port has other addresses, or the subnet another manager: the port must join again.
+    pub(super) fn leave(&mut self, now: Instant) {
+        (self.lid, self.tries, self.next) = (None, 0, now);
+    }
+
+    /// Whether to ask to join, once more or for the first time.
+    pub(super) fn is_join_due(&self, now: Instant) -> bool {
+        self.lid.is_none() && now >= self.next
+    }
+
+    /// The request to join.
+    pub(super) fn join(&mut self, port: &PortInfo, transaction: u64, now: Instant) -> Mad {
+        self.next = now + back_off(self.tries);
+        self.tries += 1;
+        self.transaction = transaction;
+        let record = McMemberRecord {
+            mgid: self.mgid.0,
+            port_gid: port.gid.0,
+            qkey: Cluster::QKEY.0.into(),
+            pkey: PKey::DEFAULT.0.into(),
+            scope_join: JoinState::new().with_scope(LINK_LOCAL).with_join(FULL_MEMBER),
+            ..McMemberRecord::default()
+        };
+        let mask = mc_member_mask::MGID | mc_member_mask::PORT_GID | mc_member_mask::CREATE;
+        let attribute = Attribute::MC_MEMBER_RECORD;
+        SaMad::request(Method::SET, attribute, mask, &record, transaction).to_mad()
+    }
+
+    /// Takes an answer of the subnet administrator, if it is the one to our request.
+    pub(super) fn on_answer(&mut self, answer: &SaMad) {
+        // Upper halves of transactions belong to whoever carries the datagrams.
+        let transaction = answer.header.transaction.get() & u64::from(u32::MAX);
+        if self.lid.is_some() || transaction != self.transaction {
+            return;
+        }
+        let status = answer.header.status();
+        if status != Status::OK {
+            return log::warn!("the multicast group: the subnet administrator answers {status}");
+        }
+        let record = answer.record::<McMemberRecord>();
+        let Some(record) = record.filter(|record| record.mgid == self.mgid.0) else {
+            return;
+        };
+        log::info!("joined the multicast group {}", self.mgid);
+        self.lid = Some(Lid(record.mlid.get()));
+    }
+
+    /// Sends a datagram to everyone; dropped while the port is no member.
+    pub(super) fn send(&mut self, bytes: &[u8; ANNOUNCEMENT_LEN]) {
+        let Some(lid) = self.lid.filter(|_| self.sending < SENDS) else {
+            return;
+        };
+        let slot = RECEIVES + self.next_send;
+        self.next_send = (self.next_send + 1) % SENDS;
+        self.memory.write(slot * SLOT, bytes);
+        let piece = self.piece(slot, bytes.len());
+        let request = SendRequest {
+            id: slot as u64,
+            op: SendOp::Send { imm: None },
+            payload: Payload::Gather(&[piece]),
+            signalled: true,
+            solicited: false,
+            fence: false,
+            to: Some(UdAddress {
+                lid,
+                qpn: Qpn::MULTICAST,
+                qkey: Cluster::QKEY,
+                sl: 0,
+                gid: Some(self.mgid),
+            }),
+        };
+        match self.queues.post_send(self.qp, &request) {
+            Ok(()) => {
+                self.sending += 1;
+                self.queues.ring(self.qp);
+            }
+            Err(error) => log::error!("the multicast group: {error}"),
+        }
+    }
+
+    /// Takes what arrived, at most as much as there are receives.
+    pub(super) fn hear(&mut self) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        let mut batch = [Completion::EMPTY; RECEIVES + SENDS];
+        let Ok(count) = self.queues.poll(&mut batch) else {
+            return heard;
+        };
+        for completion in &batch[..count] {
+            if completion.kind == CompletionKind::Send {
+                self.sending = self.sending.saturating_sub(1);
+                continue;
+            }
+            if completion.status != verbs::Status::Success {
+                log::error!(
+                    "the multicast group: a receive ended with {:?}",
+                    completion.status
+                );
+                continue;
+            }
+            let Some(index) = usize::try_from(completion.id).ok().filter(|&id| id < RECEIVES) else {
+                continue;
+            };
+            let len = (completion.bytes as usize).clamp(GRH_LEN, SLOT) - GRH_LEN;
+            if let Some(source) = completion.source {
+                let mut bytes = alloc::vec![0; len];
+                self.memory.read(index * SLOT + GRH_LEN, &mut bytes);
+                heard.push(Heard {
+                    from: source.lid,
+                    bytes,
+                });
+            }
+            self.post_receive(index);
+        }
+        heard
+    }
+}

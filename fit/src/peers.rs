@@ -1,0 +1,138 @@
+//! The peers that this node has, had or wants, by their numbers.
+
+use alloc::collections::BTreeMap;
+
+use verbs::{Gid, Lid};
+
+use crate::error::ConnectStep;
+use crate::{Member, PeerId, PeerName};
+
+/// Lines of lost peers that are kept for those who ask late.
+const MAX_OVER: usize = 64;
+
+/// How far the connection to a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Trying(ConnectStep),
+    Up,
+    Refused(u16),
+    Lost,
+}
+
+/// Who wants a connection made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// The peer: it calls.
+    Theirs,
+    /// The membership, which will try again.
+    Membership,
+    /// The user, until it gives up.
+    User,
+}
+
+/// One line of the peer table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerLine {
+    pub(crate) name: PeerName,
+    pub(crate) standing: Standing,
+    pub(crate) wish: Wish,
+    /// Who the peer has proven to be.
+    pub(crate) member: Option<(Member, Lid)>,
+}
+
+/// The table. A number is given once.
+#[derive(Default)]
+pub(crate) struct Peers {
+    lines: BTreeMap<PeerId, PeerLine>,
+    next: u32,
+}
+
+impl Peers {
+    pub(crate) fn get(&self, peer: PeerId) -> Option<&PeerLine> {
+        self.lines.get(&peer)
+    }
+
+    pub(crate) fn get_mut(&mut self, peer: PeerId) -> Option<&mut PeerLine> {
+        self.lines.get_mut(&peer)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerId, &PeerLine)> {
+        self.lines.iter().map(|(&peer, line)| (peer, line))
+    }
+
+    /// The line of a peer that is not lost; a new one if there is none. Nothing when all numbers are used up.
+    pub(crate) fn line_for(&mut self, name: PeerName, wish: Wish) -> Option<PeerId> {
+        let live = |line: &PeerLine| line.name == name && line.standing != Standing::Lost;
+        if let Some((&peer, line)) = self.lines.iter_mut().find(|(_, line)| live(line)) {
+            if wish == Wish::User {
+                line.wish = wish;
+            }
+            return Some(peer);
+        }
+        let peer = PeerId(u16::try_from(self.next).ok()?);
+        self.next += 1;
+        let step = match wish {
+            Wish::Theirs => ConnectStep::Request,
+            Wish::Membership | Wish::User => ConnectStep::Port,
+        };
+        let line = PeerLine {
+            name,
+            standing: Standing::Trying(step),
+            wish,
+            member: None,
+        };
+        self.lines.insert(peer, line);
+        self.forget_old();
+        Some(peer)
+    }
+
+    fn forget_old(&mut self) {
+        let over = |line: &PeerLine| matches!(line.standing, Standing::Lost | Standing::Refused(_));
+        let count = self.lines.values().filter(|line| over(line)).count();
+        if count > MAX_OVER {
+            let oldest = self
+                .lines
+                .iter()
+                .find(|(_, line)| over(line))
+                .map(|(&peer, _)| peer);
+            oldest.and_then(|peer| self.lines.remove(&peer));
+        }
+    }
+
+    /// Whether a peer with this GID is connected.
+    pub(crate) fn is_up(&self, gid: Gid) -> bool {
+        let mut lines = self.lines.values();
+        lines.any(|line| line.name.gid == gid && line.standing == Standing::Up)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Role;
+
+    fn name(number: u8) -> PeerName {
+        PeerName {
+            role: Role::Memory,
+            gid: Gid([number; 16]),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_comes_back_has_another_number_and_few_lost_ones_are_kept() {
+        let mut peers = Peers::default();
+        let mut last = None;
+        for _ in 0..1000 {
+            let peer = peers.line_for(name(1), Wish::Theirs).unwrap();
+            assert!(last < Some(peer));
+            assert_eq!(peers.line_for(name(1), Wish::User), Some(peer));
+            peers.get_mut(peer).unwrap().standing = Standing::Lost;
+            last = Some(peer);
+        }
+        assert!(peers.iter().count() <= MAX_OVER + 1);
+        assert_eq!(peers.get(last.unwrap()).unwrap().standing, Standing::Lost);
+        peers.next = u32::from(u16::MAX);
+        assert!(peers.line_for(name(2), Wish::Theirs).is_some());
+        assert_eq!(peers.line_for(name(3), Wish::Theirs), None);
+    }
+}
