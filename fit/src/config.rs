@@ -4,6 +4,7 @@ use hal::Duration;
 use verbs::DeviceLimits;
 
 use crate::error::Resource;
+use crate::keepalive::PINGS;
 use crate::{Cluster, Error, HEADER_LEN};
 
 /// How FIT is set up on a node. Nothing here must be equal on both sides: what matters to the peer is negotiated.
@@ -43,6 +44,8 @@ pub struct Config {
     pub discover: bool,
     /// What this node has to offer, in MiB; told to the others.
     pub capacity: u32,
+    /// How long a peer may be silent before it is lost; zero for as long as it likes.
+    pub keepalive: Duration,
     /// Bytes that nobody can guess: nonces and the incarnation are drawn from them.
     pub entropy: [u8; 32],
     /// Which protection domains the connections and what is registered for them lie in.
@@ -78,6 +81,7 @@ impl Default for Config {
             cluster: Cluster::default(),
             discover: false,
             capacity: 0,
+            keepalive: Duration::from_secs(2),
             entropy: [0; 32],
             domains: Domains::Shared,
         }
@@ -86,10 +90,10 @@ impl Default for Config {
 
 /// What one connection takes of its queues.
 ///
-/// * Receive queue: one for each call the peer may make, one for each reply we may be owed. Each is posted again before
+/// * Receive queue: one for each call the peer may make, one for each reply we may be owed, and those for pings and pongs. Each is posted again before
 ///   the credit it stands for goes back, so an honest peer never finds the queue empty.
 /// * Send queue: a request for each call, a WRITE and a SEND for each reply, one for each READ or WRITE, and
-///   the run of unsignalled requests that no completion has freed yet.
+///   the run of unsignalled requests that no completion has freed yet, and pings and pongs.
 /// * Completion queue: each request of either queue may complete, so the sum of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depths {
@@ -105,11 +109,12 @@ impl Config {
     /// The depths of one connection.
     #[must_use]
     pub fn depths(&self) -> Depths {
-        let receive = u32::from(self.calls) + u32::from(self.serves);
+        let receive = u32::from(self.calls) + u32::from(self.serves) + 2 * PINGS;
         let send = u32::from(self.calls)
             + 2 * u32::from(self.serves)
             + u32::from(self.one_sided)
-            + 2 * u32::from(self.signal_every);
+            + 2 * u32::from(self.signal_every)
+            + 2 * PINGS;
         Depths {
             receive,
             send,
@@ -164,7 +169,10 @@ impl Config {
     }
 }
 
-/// How one connection's memory is cut: receives, then requests, then replies, then bulk replies.
+/// A ping and a pong.
+const SIGNS: usize = 2;
+
+/// How one connection's memory is cut: receives, then requests, then replies, then bulk replies, then a ping and a pong.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     message: usize,
@@ -200,8 +208,17 @@ impl Layout {
         assert!(index < self.serves, "bulk {index} of {}", self.serves);
         (self.receives + self.calls + self.serves) * self.message + index * self.bulk
     }
+    /// Where a ping (0) or a pong (1) stands.
+    pub(crate) fn sign(&self, index: usize) -> usize {
+        assert!(index < SIGNS, "sign {index} of {SIGNS}");
+        (self.receives + self.calls + self.serves) * self.message
+            + self.serves * self.bulk
+            + index * HEADER_LEN
+    }
     pub(crate) fn len(&self) -> usize {
-        (self.receives + self.calls + self.serves) * self.message + self.serves * self.bulk
+        (self.receives + self.calls + self.serves) * self.message
+            + self.serves * self.bulk
+            + SIGNS * HEADER_LEN
     }
 }
 
@@ -219,10 +236,11 @@ mod tests {
             ..Config::default()
         };
         let layout = Layout::new(&config);
-        assert_eq!(layout.receive(4) + 128, layout.call(0));
+        assert_eq!(layout.receive(12) + 128, layout.call(0));
         assert_eq!(layout.call(1) + 128, layout.reply(0));
         assert_eq!(layout.reply(2) + 128, layout.bulk(0));
-        assert_eq!(layout.bulk(2) + 1000, layout.len());
+        assert_eq!(layout.bulk(2) + 1000, layout.sign(0));
+        assert_eq!(layout.sign(1) + HEADER_LEN, layout.len());
     }
 
     #[test]
@@ -238,6 +256,6 @@ mod tests {
             max_domains: 1,
         };
         let error = Config::default().check(&limits).unwrap_err();
-        assert_eq!(error.to_string(), "send requests: 144 wanted, the device has 64");
+        assert_eq!(error.to_string(), "send requests: 152 wanted, the device has 64");
     }
 }

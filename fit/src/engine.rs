@@ -135,7 +135,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Finds out whether `peer` still answers: a connection without a sign of it soon is lost.
     pub(crate) fn probe(&mut self, peer: PeerId, now: Instant) {
         if let Ok((link, queues)) = self.link(peer) {
-            link.probe(queues, now);
+            link.probe(now);
             link.flush(queues);
         }
     }

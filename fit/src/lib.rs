@@ -11,8 +11,7 @@
 //!
 //! # What is left out
 //!
-//! Keep-alives (a silent peer is noticed by the next call's deadline or the transport's retries); more joins than 65,536 in
-//! a node's life; peers with another number of cores; one-way sends; requests longer than one
+//! More joins than 65,536 in a node's life; peers with another number of cores; one-way sends; requests longer than one
 //! message (a reply may be long, by RDMA WRITE into the caller's buffer); RoCE.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -26,6 +25,7 @@ mod counters;
 mod engine;
 mod error;
 mod handshake;
+mod keepalive;
 mod link;
 mod membership;
 mod node;

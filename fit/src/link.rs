@@ -18,6 +18,7 @@ use verbs::{
 
 use crate::calls::{CallSlot, CallState};
 use crate::config::Layout;
+use crate::keepalive::Alive;
 use crate::one_sided::{OpState, Ops};
 use crate::ring::{Misfit, Purpose, SendRing};
 use crate::serve::ServeSlot;
@@ -83,6 +84,7 @@ pub(crate) struct Link<M> {
     pub(crate) arrived: VecDeque<u16>,
     pub(crate) queued_replies: VecDeque<u16>,
     pub(crate) ring: SendRing,
+    pub(crate) alive: Alive,
     message_size: u32,
     bulk_size: u32,
     lkey: Lkey,
@@ -123,6 +125,7 @@ impl<M: DmaBuffer> Link<M> {
             arrived: VecDeque::with_capacity(config.serves.into()),
             queued_replies: VecDeque::with_capacity(config.serves.into()),
             ring: SendRing::new(depths.send, config.signal_every),
+            alive: Alive::new(config.keepalive),
             message_size: config.message_size,
             bulk_size: config.bulk_size,
             lkey: parts.lkey,
@@ -343,6 +346,9 @@ impl<M: DmaBuffer> Link<M> {
     /// Posts what waits for room, and rings the doorbell if anything was posted since.
     pub(crate) fn flush<Q: QueueSet>(&mut self, queues: &mut Q) {
         self.pump(queues);
+        if self.state == LinkState::Up {
+            self.send_signs(queues);
+        }
         if core::mem::take(&mut self.doorbell_due) {
             queues.ring(self.qp);
             self.counters.nr_doorbells += 1;
@@ -415,12 +421,22 @@ impl<M: DmaBuffer> Link<M> {
             return false;
         };
         self.counters.nr_bytes_rx += u64::from(completion.bytes);
+        self.alive.hear(now);
         match header.message {
             MessageType::Reply => {
                 self.on_reply(queues, index, &header, now);
                 false
             }
             MessageType::Request => self.on_request(index, &header),
+            MessageType::Ping => {
+                self.alive.owe_pong();
+                self.post_receive(queues, index);
+                false
+            }
+            MessageType::Pong => {
+                self.post_receive(queues, index);
+                false
+            }
         }
     }
 
@@ -462,14 +478,12 @@ impl<M: DmaBuffer> Link<M> {
         self.fail_posted_ops();
     }
 
-    /// Finds out whether the peer still answers.
-    pub(crate) fn probe<Q: QueueSet>(&mut self, _queues: &mut Q, _now: Instant) {}
-
     /// Looks at every deadline.
     pub(crate) fn tick(&mut self, now: Instant) {
         if self.state == LinkState::Up {
             self.expire_calls(now);
             self.expire_ops(now);
+            self.watch_peer(now);
         }
         // Those waiting for room look at their own deadlines.
         self.wake_room_waiters();

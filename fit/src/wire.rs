@@ -21,6 +21,10 @@ pub const HEADER_LEN: usize = 32;
 pub(crate) enum MessageType {
     Request,
     Reply,
+    /// Asks whether the receiver is alive.
+    Ping,
+    /// Says so.
+    Pong,
 }
 
 /// The header, checked.
@@ -47,6 +51,8 @@ impl Header {
         bytes[0] = match self.message {
             MessageType::Request => 1,
             MessageType::Reply => 2,
+            MessageType::Ping => 8,
+            MessageType::Pong => 9,
         };
         bytes[2..4].copy_from_slice(&self.kind.to_le_bytes());
         bytes[4..6].copy_from_slice(&self.slot.to_le_bytes());
@@ -63,6 +69,8 @@ impl Header {
         let message = match bytes[0] {
             1 => MessageType::Request,
             2 => MessageType::Reply,
+            8 => MessageType::Ping,
+            9 => MessageType::Pong,
             _ => return None,
         };
         let body = u32::from_le_bytes(at(bytes, 12));

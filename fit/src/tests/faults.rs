@@ -239,7 +239,7 @@ proptest! {
             let (link, _) = run.pair.nodes[node].engine.test_link(0);
             prop_assert_eq!(link.slots_in_use(), (0, 0));
             if state == LinkState::Up {
-                prop_assert_eq!(link.receives_posted(), 7);
+                prop_assert_eq!(link.receives_posted(), 7 + 2 * crate::keepalive::PINGS as usize);
             } else {
                 prop_assert_eq!(state, LinkState::Down);
                 prop_assert_eq!(link.ring.outstanding(), 0);

@@ -1,0 +1,174 @@
+//! Finding out that a peer is silent.
+//!
+//! A stopped machine's HCA still acknowledges, so the question must be answered by software: a ping goes out when nothing
+//! came from the peer for a quarter of the bound, and again each quarter; a peer that is silent for all of the bound is lost.
+//! Time in which this node itself did not run counts for nobody's silence.
+
+use hal::{DmaBuffer, Duration, Instant};
+use verbs::{QueueSet, RemoteAddr};
+
+use crate::LostCause;
+use crate::link::Link;
+use crate::ring::Purpose;
+use crate::wire::{Header, MessageType};
+
+/// Pings that can be under way: one each quarter of the bound, and one more when the peer is probed.
+pub(crate) const PINGS: u32 = 4;
+
+/// What is known of the peer's life.
+#[derive(Debug)]
+pub(crate) struct Alive {
+    bound: Duration,
+    heard: Option<Instant>,
+    looked: Instant,
+    asked: Option<Instant>,
+    ping_due: bool,
+    pong_due: bool,
+}
+
+impl Alive {
+    /// A zero bound stands for none.
+    pub(crate) fn new(bound: Duration) -> Self {
+        Self {
+            bound,
+            heard: None,
+            looked: Instant::default(),
+            asked: None,
+            ping_due: false,
+            pong_due: false,
+        }
+    }
+
+    /// Something came from the peer.
+    pub(crate) fn hear(&mut self, now: Instant) {
+        (self.heard, self.asked) = (Some(now), None);
+    }
+
+    pub(crate) fn owe_pong(&mut self) {
+        self.pong_due = true;
+    }
+
+    /// Asks the peer, unless it was asked only just now.
+    fn ask(&mut self, now: Instant) {
+        let lately = self.asked.is_some_and(|asked| now.since(asked) < self.bound / 4);
+        if !lately {
+            (self.asked, self.ping_due) = (Some(now), true);
+        }
+    }
+
+    /// Looks at the time; for how long the peer has been silent if that is too long.
+    fn look(&mut self, now: Instant) -> Option<Duration> {
+        let gap = now.since(self.looked);
+        let heard = self.heard.get_or_insert(now);
+        if gap > self.bound / 8 {
+            // This node did not run: what the peer sent meanwhile is only now being read.
+            *heard = (*heard + gap).min(now);
+        }
+        self.looked = now;
+        let silent = now.since(*heard);
+        if silent >= self.bound {
+            return Some(silent);
+        }
+        if silent >= self.bound / 4 {
+            self.ask(now);
+        }
+        None
+    }
+}
+
+impl<M: DmaBuffer> Link<M> {
+    /// Finds out whether the peer still answers.
+    pub(crate) fn probe(&mut self, now: Instant) {
+        self.alive.ask(now);
+    }
+
+    /// Asks a silent peer, and loses it when it stays so.
+    pub(crate) fn watch_peer(&mut self, now: Instant) {
+        if self.alive.bound.is_zero() {
+            return;
+        }
+        if let Some(silent) = self.alive.look(now) {
+            self.fail(LostCause::Silent(silent));
+        }
+    }
+
+    /// Posts the ping and pong that are due, if there is room.
+    pub(crate) fn send_signs<Q: QueueSet>(&mut self, queues: &mut Q) {
+        if core::mem::take(&mut self.alive.pong_due) {
+            self.alive.pong_due = !self.send_sign(queues, MessageType::Pong);
+        }
+        if core::mem::take(&mut self.alive.ping_due) {
+            self.alive.ping_due = !self.send_sign(queues, MessageType::Ping);
+        }
+    }
+
+    fn send_sign<Q: QueueSet>(&mut self, queues: &mut Q, message: MessageType) -> bool {
+        if self.ring.room() == 0 {
+            return false;
+        }
+        let header = Header {
+            message,
+            kind: 0,
+            slot: 0,
+            generation: 0,
+            body: 0,
+            bulk: RemoteAddr::default(),
+            bulk_len: 0,
+        };
+        let at = self.layout.sign(usize::from(message == MessageType::Pong));
+        self.send_message(queues, &header, &[], at, Purpose::Reply);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(2);
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_nanos(1_000_000_000) + Duration::from_millis(millis)
+    }
+
+    /// Looks each 5 ms up to `until`; when it was asked, and when it was lost.
+    fn watch(alive: &mut Alive, from: u64, until: u64) -> (Vec<u64>, Option<u64>) {
+        let mut asked = Vec::new();
+        for millis in (from..=until).step_by(5) {
+            if alive.look(at(millis)).is_some() {
+                return (asked, Some(millis));
+            }
+            if core::mem::take(&mut alive.ping_due) {
+                asked.push(millis);
+            }
+        }
+        (asked, None)
+    }
+
+    #[test]
+    fn a_silent_peer_is_asked_each_quarter_and_lost_at_the_bound() {
+        let mut alive = Alive::new(BOUND);
+        assert_eq!(watch(&mut alive, 0, 9000), (vec![500, 1000, 1500], Some(2000)));
+    }
+
+    #[test]
+    fn a_peer_that_is_heard_stays() {
+        let mut alive = Alive::new(BOUND);
+        for round in 0..20 {
+            let (asked, lost) = watch(&mut alive, round * 1000, round * 1000 + 600);
+            assert!(!asked.is_empty() && lost.is_none());
+            alive.hear(at(round * 1000 + 600));
+            assert_eq!(watch(&mut alive, round * 1000 + 605, round * 1000 + 995).1, None);
+        }
+    }
+
+    #[test]
+    fn time_in_which_this_node_did_not_run_is_nobodys_silence() {
+        let mut alive = Alive::new(BOUND);
+        assert_eq!(watch(&mut alive, 0, 1000).1, None);
+        assert_eq!(alive.look(at(60_000)), None);
+        let (_, lost) = watch(&mut alive, 60_005, 70_000);
+        // What it had been silent before still counts.
+        assert_eq!(lost, Some(61_000));
+    }
+}

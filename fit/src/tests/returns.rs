@@ -1,0 +1,116 @@
+//! Queue pairs that serve one peer after another.
+
+use core::task::Waker;
+
+use hal::Duration;
+use verbs::Lkey;
+
+use super::fake::{PEER, Pair};
+use crate::{Config, Error, LinkState, LostCause, OneSided, PeerId, PeerName, Role, Target};
+
+fn config() -> Config {
+    Config {
+        calls: 3,
+        serves: 3,
+        one_sided: 4,
+        message_size: 256,
+        bulk_size: 64,
+        ..Config::default()
+    }
+}
+
+/// Both sides lose each other and connect anew, as `peer`.
+fn begin_anew(pair: &mut Pair, peer: PeerId) {
+    let config = config();
+    for node in &mut pair.nodes {
+        let name = PeerName {
+            role: Role::Memory,
+            gid: verbs::Gid([peer.0.to_le_bytes()[0]; 16]),
+        };
+        let (link, _) = node.engine.claim(peer, name).expect("a queue pair that is free");
+        node.engine.forget(link);
+        node.engine.renew(link, Lkey(1));
+        let target = Target {
+            serves: config.serves,
+            message_size: config.message_size,
+            reads: 2,
+        };
+        node.engine.up(link, target);
+    }
+}
+
+#[test]
+fn a_thousand_losses_and_returns_leak_no_slot_and_mix_no_lives() {
+    let mut pair = Pair::new(config());
+    let there = pair.world.alloc(64);
+    pair.lent.insert(there.sge().addr, 64);
+    let deadline = pair.now + Duration::from_secs(9);
+    let mut into = [0; 256];
+    let mut stale = None;
+    for life in 0..1000 {
+        let peer = PeerId(life);
+        let now = pair.now;
+        // A call that is being served, one that is not, and two accesses are under way.
+        let caller = &mut pair.nodes[0];
+        let calls: Vec<_> = (0..2)
+            .map(|_| caller.engine.start_call(peer, (1, b"call"), None, now, deadline))
+            .map(|id| id.unwrap().expect("a free slot"))
+            .collect();
+        let at = (there.remote(), there.sge());
+        let read = caller.engine.start_op(peer, OneSided::Read, at, now, deadline);
+        let read = read.unwrap().expect("a free slot");
+        let tagged = caller
+            .engine
+            .start_tagged(peer, (OneSided::Write, 5), at, now, deadline);
+        assert_eq!(tagged, Ok(Some(())));
+        pair.step(0, super::fake::Fault::None);
+        pair.poll(1);
+        let served = pair.nodes[1].engine.poll_request(Waker::noop(), &mut into);
+        let std::task::Poll::Ready(served) = served else {
+            panic!("the request arrived")
+        };
+        if let Some(stale) = stale.replace(served) {
+            // A handler that is late by a life: its answer reaches nobody.
+            let posted = pair.nodes[1].queues.qp().posted;
+            assert_eq!(pair.nodes[1].engine.reply_limit(&stale), 0);
+            pair.nodes[1].engine.write_bulk(&stale, 0, b"late");
+            pair.nodes[1].engine.reply(&stale, b"", 0);
+            assert_eq!(pair.nodes[1].queues.qp().posted, posted);
+        }
+        for node in &mut pair.nodes {
+            node.engine.fail_peer(peer, LostCause::PeerLeft);
+        }
+        pair.bury();
+        let next = PeerId(life + 1);
+        let name = pair.nodes[0].engine.name(peer).unwrap();
+        // An end that nobody has taken yet holds the queue pair back.
+        assert_eq!(pair.nodes[0].engine.claim(next, name), None);
+        let ended = pair.nodes[0]
+            .engine
+            .take_ended()
+            .expect("the access with a tag ended");
+        assert_eq!((ended.tag, ended.result.is_err()), (5, true));
+        begin_anew(&mut pair, next);
+        // Who asks late still learns what became of it.
+        let engine = &mut pair.nodes[0].engine;
+        for id in calls {
+            let end = engine.poll_call(peer, id, Waker::noop(), &mut into);
+            assert!(
+                matches!(
+                    end,
+                    std::task::Poll::Ready(Err(Error::PeerLost {
+                        cause: LostCause::PeerLeft,
+                        ..
+                    }))
+                ),
+                "{end:?}"
+            );
+        }
+        assert!(engine.poll_op(peer, read, Waker::noop()).is_ready());
+        assert_eq!(engine.state(next), Ok(LinkState::Up));
+        assert_eq!(engine.test_link(0).0.slots_in_use(), (0, 0));
+        let depth = config().depths().receive as usize;
+        assert_eq!(engine.test_link(0).0.receives_posted(), depth);
+    }
+    assert_eq!(pair.nodes[0].engine.state(PEER), Err(Error::NotConnected(0)));
+}
