@@ -25,27 +25,32 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 async fn run(line: &CommandLine) -> Result<(), Error> {
     let config = Config {
         message_version: messages::VERSION,
+        capacity: u32::try_from(to_lend() >> 20).unwrap_or(u32::MAX),
         ..Config::default()
     };
-    let node = Node::start(Role::Memory, config).await?;
+    let node = Node::start(Role::Memory, line, config).await?;
     let server = Server(Mutex::new(lend(&node.card).await?));
     let fit = node.fit.clone();
     libos::spawn(async move { node::end(fit.run_core(0).await.map_err(Error::from)) }).detach();
     let core = node.fit.core(0);
-    // Before connecting: a peer's first call may come at once.
     let server: &'static Server = alloc::boxed::Box::leak(alloc::boxed::Box::new(server));
     let fit = node.fit.clone();
     libos::spawn(async move { fit.watch(server).await }).detach();
-    node.connect_later(line)?;
+    node.join();
     core.serve(server).await;
     Ok(())
+}
+
+/// Bytes that are to spare, in whole windows.
+fn to_lend() -> u64 {
+    let free = (frames::free() * PAGE_SIZE) as u64;
+    free.saturating_sub(RESERVE) / WINDOW_SIZE * WINDOW_SIZE
 }
 
 /// Registers all memory that is to spare, in as few regions as its holes allow.
 async fn lend(card: &Card) -> Result<Manager<Regions>, Error> {
     let (mut pool, mut regions) = (Pool::new(), Regions(Vec::new()));
-    let free = || (frames::free() * PAGE_SIZE) as u64;
-    let mut wanted = free().saturating_sub(RESERVE) / WINDOW_SIZE * WINDOW_SIZE;
+    let mut wanted = to_lend();
     while wanted >= WINDOW_SIZE && regions.0.len() < MAX_REGIONS {
         let count = usize::try_from(wanted).unwrap_or(0) / PAGE_SIZE;
         let Some(array) = FrameArray::allocate(count) else {
@@ -68,12 +73,12 @@ async fn lend(card: &Card) -> Result<Manager<Regions>, Error> {
             wanted,
         );
         regions.0.push((region.addr, array));
-        wanted = wanted.min(free().saturating_sub(RESERVE) / WINDOW_SIZE * WINDOW_SIZE);
+        wanted = wanted.min(to_lend());
     }
     if pool.total() == 0 {
         return Err(Error::Role(format!(
             "no memory to lend: {} MiB free",
-            free() >> 20
+            (frames::free() * PAGE_SIZE) >> 20
         )));
     }
     let mib = (pool.total() as u64 * WINDOW_SIZE) >> 20;

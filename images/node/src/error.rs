@@ -2,8 +2,6 @@
 
 use alloc::string::String;
 
-use fit::Role;
-
 /// What ends a component with an error that its log names.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,17 +21,12 @@ pub enum Error {
     /// The kernel command line or a device of the machine is not right.
     #[error(transparent)]
     Machine(#[from] libos::Error),
-    /// A `peer=` option makes no sense.
-    #[error("peer={text}: {cause}")]
-    Peer {
-        /// What stands on the command line.
-        text: String,
-        /// What is wrong with it.
-        cause: fit::BadPeerSpec,
-    },
-    /// The command line names no peer of a role that is needed.
-    #[error("the command line has no peer={0}@GID")]
-    NoPeer(Role),
+    /// The command line lacks an option that every component needs.
+    #[error("the command line has no {0}=")]
+    NoOption(&'static str),
+    /// The option `key=` makes no sense; what it is stays out of the log.
+    #[error("key=: {0}")]
+    Key(fit::BadKey),
     /// The role's own trouble.
     #[error("{0}")]
     Role(String),

@@ -1,6 +1,6 @@
-//! What every component does first: bring the HCA up, join the fabric, connect to its peers.
+//! What every component does first: bring the HCA up, join the fabric and the cluster.
 //!
-//! A component's `main.rs` starts a `Node`, connects it, and then runs its role. On the host the crate is empty: everything
+//! A component's `main.rs` starts a `Node`, finds the members it needs, and then runs its role. On the host the crate is empty: everything
 //! here needs the machine.
 #![cfg_attr(target_os = "none", no_std)]
 #![forbid(unsafe_code)]
@@ -16,4 +16,4 @@ mod start;
 #[cfg(target_os = "none")]
 pub use error::Error;
 #[cfg(target_os = "none")]
-pub use start::{Card, Core, Fit, Node, Peers, end, finish};
+pub use start::{Card, Core, Fit, Node, end, finish};

@@ -1,10 +1,10 @@
 //! Starting a component.
 
-use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use fit::{Config, PeerId, PeerSpec, Role};
+use fit::{Cluster, Config, Key, PeerId, Role};
+use futures_util::future::join_all;
 use hal::Duration;
 use libos::pci::{self, Function};
 use libos::{CommandLine, Exit};
@@ -36,28 +36,15 @@ pub struct Node {
     pub fit: Fit,
 }
 
-/// The peers that the command line names, connected.
-pub struct Peers(Vec<(PeerSpec, PeerId)>);
-
-impl Peers {
-    /// The first peer of a role.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoPeer`] when the command line names none.
-    pub fn one(&self, role: Role) -> Result<PeerId, Error> {
-        let found = self.0.iter().find(|(spec, _)| spec.role == role);
-        found.map(|&(_, id)| id).ok_or(Error::NoPeer(role))
-    }
-}
-
 impl Node {
-    /// Brings the card up and starts the tasks that serve it and FIT's connections.
+    /// Brings the card and FIT up for the cluster that the command line names by `cluster=` and `key=`; `keepalive=` and
+    /// `port=` change the `config`. Nobody hears of this node before it [joins](Self::join).
     ///
     /// # Errors
     ///
-    /// The first step that failed.
-    pub async fn start(role: Role, config: Config) -> Result<Self, Error> {
+    /// The first step that failed, or an option that is missing or makes no sense.
+    pub async fn start(role: Role, line: &CommandLine, config: Config) -> Result<Self, Error> {
+        let config = configure(line, config)?;
         let function = pci::find(VENDOR, DEVICE).ok_or(Error::NoCard)?;
         let card = mlx4::Config {
             port: config.port,
@@ -74,8 +61,6 @@ impl Node {
         })
         .detach();
         let fit = Fit::new(card.clone(), function, role, config).await?;
-        let control = fit.clone();
-        libos::spawn(async move { control.control().await }).detach();
         Ok(Self { card, function, fit })
     }
 
@@ -86,59 +71,44 @@ impl Node {
         libos::sleep(LEAVE).await;
     }
 
-    /// Connects to the peers that the command line names while the caller goes on; a peer that can't be reached ends the
-    /// node.
-    ///
-    /// # Errors
-    ///
-    /// An option that makes no sense.
-    pub fn connect_later(&self, line: &CommandLine) -> Result<(), Error> {
-        for spec in specs(line)? {
-            let fit = self.fit.clone();
-            libos::spawn(async move {
-                match fit.connect(spec).await {
-                    Ok(_) => log::info!("connected to {spec}"),
-                    Err(error) => {
-                        log::error!("{error}");
-                        libos::power_off(Exit::Failure);
-                    }
-                }
-            })
-            .detach();
-        }
-        Ok(())
+    /// Joins the cluster: from now on members connect to this node and may call it.
+    pub fn join(&self) {
+        let fit = self.fit.clone();
+        libos::spawn(async move { fit.control().await }).detach();
     }
 
-    /// Connects to every peer that the command line names, all at once.
+    /// Waits until a node of each of these roles is a member; gives their numbers in order.
     ///
     /// # Errors
     ///
-    /// The first peer that could not be reached in time, or an option that makes no sense.
-    pub async fn connect(&self, line: &CommandLine) -> Result<Peers, Error> {
-        let mut tasks = Vec::new();
-        for spec in specs(line)? {
-            let fit = self.fit.clone();
-            tasks.push((spec, libos::spawn(async move { fit.connect(spec).await })));
+    /// The first role that is missing when the time is over; the log names them all.
+    pub async fn find<const N: usize>(&self, roles: [Role; N]) -> Result<[PeerId; N], Error> {
+        let found = join_all(roles.map(|role| self.fit.find(role))).await;
+        for missing in found.iter().filter_map(|found| found.as_ref().err()) {
+            log::error!("{missing}");
         }
-        let mut peers = Vec::new();
-        for (spec, task) in tasks {
-            let id = task.await?;
-            log::info!("connected to {spec}");
-            peers.push((spec, id));
-        }
-        Ok(Peers(peers))
+        let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(found.try_into().expect("one for each role"))
     }
 }
 
-/// The peers that the command line names.
-fn specs(line: &CommandLine) -> Result<Vec<PeerSpec>, Error> {
-    let spec = |text: &str| {
-        text.parse().map_err(|cause| Error::Peer {
-            text: text.to_string(),
-            cause,
-        })
-    };
-    line.values("peer").map(spec).collect()
+/// The configuration with what the command line says of the cluster.
+fn configure(line: &CommandLine, config: Config) -> Result<Config, Error> {
+    let name = line.value("cluster").ok_or(Error::NoOption("cluster"))?;
+    let key = line.value("key").ok_or(Error::NoOption("key"))?;
+    // The text stays out of the log: it may be a key but for a digit.
+    let key: Key = key.parse().map_err(Error::Key)?;
+    let keepalive = line.parsed("keepalive")?.map(Duration::from_millis);
+    let mut entropy = [0; 32];
+    libos::random_bytes(&mut entropy);
+    Ok(Config {
+        port: line.parsed("port")?.unwrap_or(config.port),
+        cluster: Cluster::new(name, key),
+        discover: true,
+        keepalive: keepalive.unwrap_or(config.keepalive),
+        entropy,
+        ..config
+    })
 }
 
 /// Ends the node when a task that it cannot do without has ended.

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
 
-use fit::{Config, PeerId, ReplyBuf, Role};
+use fit::{Config, Domains, PeerId, ReplyBuf, Role};
 use libos::virtio::{self, Disk};
 use libos::{Boot, CommandLine, Exit};
 use node::{Error, Node};
@@ -35,15 +35,16 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let config = Config {
         message_version: messages::VERSION,
         bulk_size: BULK,
+        domains: Domains::PerPeer,
         ..Config::default()
     };
-    let node = Node::start(Role::Storage, config).await?;
+    let node = Node::start(Role::Storage, line, config).await?;
     let server: &'static Server = Box::leak(Box::new(Server(storage::Server::new(files))));
     let fit = node.fit.clone();
     libos::spawn(async move { node::end(fit.run_core(0).await.map_err(Error::from)) }).detach();
     let fit = node.fit.clone();
     libos::spawn(async move { fit.watch(server).await }).detach();
-    node.connect_later(line)?;
+    node.join();
     node.fit.core(0).serve(server).await;
     Ok(())
 }

@@ -14,7 +14,7 @@ mod vm;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -36,6 +36,8 @@ use crate::tools::{parse_size, say, step};
 
 /// What P's kernel needs beside its cache, and S's in all.
 const KERNEL_MEMORY: u64 = 128 << 20;
+/// How long a node may be silent: the host may be slow to run a node, so long.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Size of a page, and of a line of the cache.
 const PAGE: u64 = 4096;
 
@@ -205,8 +207,8 @@ impl Args {
             .as_ref()
             .map(|file| [OsStr::new("--trace"), file.as_os_str()]);
         let options = trace.as_ref().map_or(&[][..], |words| words);
-        let (server, gids) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", options)?;
-        let vms = self.vms(parts, folder, pcache, &gids)?;
+        let (server, _) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", options)?;
+        let vms = self.vms(parts, folder, pcache)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder)?;
         let _input = if native.is_some() {
@@ -247,20 +249,15 @@ impl Args {
         Ok(code)
     }
 
-    fn vms<'a>(
-        &self,
-        parts: &Parts,
-        folder: &'a Path,
-        pcache: u64,
-        gids: &BTreeMap<String, String>,
-    ) -> Result<Vec<Vm<'a>>> {
+    fn vms<'a>(&self, parts: &Parts, folder: &'a Path, pcache: u64) -> Result<Vec<Vm<'a>>> {
+        let key = random_key()?;
         let vm = |role: Role| {
             let (memory, cpus) = match role {
                 Role::Processor => (KERNEL_MEMORY + pcache, self.cpus),
                 Role::Memory => (self.memory, 1),
                 Role::Storage => (KERNEL_MEMORY, 1),
             };
-            let command_line = self.command_line(role, pcache, gids)?;
+            let command_line = self.command_line(role, pcache, &key)?;
             Ok(Vm {
                 role,
                 image: parts.images[role.name()].clone(),
@@ -273,11 +270,11 @@ impl Args {
         Role::ALL.into_iter().map(vm).collect()
     }
 
-    fn command_line(&self, role: Role, pcache: u64, gids: &BTreeMap<String, String>) -> Result<String> {
+    fn command_line(&self, role: Role, pcache: u64, key: &str) -> Result<String> {
         let mut line = CommandLine::default();
-        for (peer, gid) in gids.iter().filter(|(peer, _)| **peer != role.name()) {
-            line.option("peer", format!("{peer}@{gid}"));
-        }
+        line.option("cluster", "run");
+        line.option("key", key);
+        line.option("keepalive", KEEPALIVE.as_millis().to_string());
         if let Some(level) = &self.log {
             line.option("log", level);
         }
@@ -321,6 +318,16 @@ impl Args {
             })
             .collect()
     }
+}
+
+/// A cluster's key, as 64 hexadecimal digits.
+fn random_key() -> Result<String> {
+    let mut key = [0; 32];
+    let source = "/dev/urandom";
+    File::open(source)
+        .and_then(|mut file| file.read_exact(&mut key))
+        .context(source)?;
+    Ok(key.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What each program's environment holds.

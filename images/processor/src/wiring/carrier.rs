@@ -6,9 +6,9 @@ use fit::{Bulk, PeerId};
 use hal::{DmaBuffer, Platform};
 use libos::dma::Buffer;
 use messages::Kind;
-use node::{Core, Error};
+use node::{Core, Error, Node};
 use processor::remote::{Carrier, MAX_READ, NoAnswer};
-use verbs::{Access, Device, Domain, Region, RemoteAddr};
+use verbs::{Access, Device, Region, RemoteAddr};
 
 /// Carries calls to one peer.
 pub(crate) struct FitCarrier {
@@ -41,13 +41,9 @@ impl FitCarrier {
     /// # Errors
     ///
     /// When the machine has no memory for the data, or the HCA refuses it.
-    pub(crate) async fn with_data(
-        core: Core,
-        peer: PeerId,
-        device: &impl Device,
-        machine: &impl Platform<Buffer = Buffer>,
-    ) -> Result<Self, Error> {
-        let buffer = machine
+    pub(crate) async fn with_data(core: Core, peer: PeerId, node: &Node) -> Result<Self, Error> {
+        let buffer = node
+            .function
             .alloc(MAX_READ, 4096)
             .map_err(|error| Error::Role(alloc::format!("{error}")))?;
         let access = Access {
@@ -55,8 +51,14 @@ impl FitCarrier {
             remote_read: false,
             remote_write: true,
         };
-        let region = device
-            .register(Domain::default(), buffer.bus_addr().0, MAX_READ as u64, access)
+        let region = node
+            .card
+            .register(
+                node.fit.domain(peer),
+                buffer.bus_addr().0,
+                MAX_READ as u64,
+                access,
+            )
             .await?;
         let data = Some(Landing {
             buffer,

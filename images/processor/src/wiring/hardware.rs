@@ -7,12 +7,12 @@ use fit::PeerId;
 use hal::DmaBuffer;
 use libos::{AddressSpace, Exit, FrameArray, Rights, power_off, quirks};
 use messages::memory::Prot;
-use node::{Core, Error};
+use node::{Core, Error, Node};
 use pcache::{
     LINE_SIZE, LineId, Lines, MapFailed, Mapper, Page, RemoteAddr, RemoteStore, SpaceId, Token, Unmapped,
 };
 use spin::{Mutex, RwLock};
-use verbs::{Access, Device, Domain, Region, Rkey, Sge};
+use verbs::{Access, Device, Region, Rkey, Sge};
 
 /// Tasks that may wait for a READ at once without a queue having to grow.
 const READERS: usize = 64;
@@ -57,12 +57,7 @@ impl Hardware {
     /// # Errors
     ///
     /// When the machine has not so much contiguous memory, or the HCA refuses it.
-    pub(crate) async fn new(
-        lines: u32,
-        device: &impl Device,
-        core: Core,
-        memory: PeerId,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn new(lines: u32, node: &Node, core: Core, memory: PeerId) -> Result<Self, Error> {
         let len = lines as usize * LINE_SIZE;
         let frames = FrameArray::allocate(lines as usize).ok_or(hal::Error::NoDmaMemory { len });
         let frames = frames.map_err(|error| Error::Role(alloc::format!("pcache: {error}")))?;
@@ -70,9 +65,10 @@ impl Hardware {
             local_write: true,
             ..Access::default()
         };
-        let region = device
+        let region = node
+            .card
             .register(
-                Domain::default(),
+                node.fit.domain(memory),
                 frames.buffer().bus_addr().0,
                 len as u64,
                 access,

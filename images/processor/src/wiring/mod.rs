@@ -7,7 +7,7 @@ mod thread;
 
 use alloc::format;
 
-use fit::{Config, Ended, Role};
+use fit::{Config, Domains, Ended, Role};
 use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Geometry, IoFailed, Token};
@@ -68,20 +68,18 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let machine = Machine::new(line)?;
     let config = Config {
         message_version: messages::VERSION,
+        domains: Domains::PerPeer,
         ..Config::default()
     };
-    let node = Node::start(Role::Processor, config).await?;
+    let node = Node::start(Role::Processor, line, config).await?;
     let fit = node.fit.clone();
     static PARTS: Once<Parts> = Once::new();
     libos::spawn(async move { node::end(drive(&fit, &PARTS).await) }).detach();
-    let peers = node.connect(line).await?;
-    let (core, memory, storage) = (
-        node.fit.core(0),
-        peers.one(Role::Memory)?,
-        peers.one(Role::Storage)?,
-    );
-    let hardware = Hardware::new(geometry.lines(), &*node.card, core.clone(), memory).await?;
-    let files = FitCarrier::with_data(core.clone(), storage, &*node.card, &node.function).await?;
+    node.join();
+    let [memory, storage] = node.find([Role::Memory, Role::Storage]).await?;
+    let core = node.fit.core(0);
+    let hardware = Hardware::new(geometry.lines(), &node, core.clone(), memory).await?;
+    let files = FitCarrier::with_data(core.clone(), storage, &node).await?;
     let parts = PARTS.call_once(|| Parts {
         cache: Cache::new(geometry, pcache::Config::default(), CacheMachine::new(hardware)),
         machine,
