@@ -36,8 +36,6 @@ use crate::tools::{parse_size, say, step};
 
 /// What P's kernel needs beside its cache, and S's in all.
 const KERNEL_MEMORY: u64 = 128 << 20;
-/// How long a node may be silent: the host may be slow to run a node, so long.
-const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Size of a page, and of a line of the cache.
 const PAGE: u64 = 4096;
 
@@ -57,6 +55,10 @@ pub(crate) struct Args {
     /// Cores of P
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
+    /// Milliseconds that a node may be silent before the others take it for lost; 0 for ever. A busy host may hold a node up
+    /// for seconds
+    #[arg(long, default_value_t = 15_000, value_name = "MS")]
+    keepalive: u64,
     /// Main memory of M
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     memory: u64,
@@ -274,7 +276,7 @@ impl Args {
         let mut line = CommandLine::default();
         line.option("cluster", "run");
         line.option("key", key);
-        line.option("keepalive", KEEPALIVE.as_millis().to_string());
+        line.option("keepalive", self.keepalive.to_string());
         if let Some(level) = &self.log {
             line.option("log", level);
         }
