@@ -169,7 +169,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                     }
                 }
                 Action::Call(name) => {
-                    if self.inner.peers.lock().line_for(name, Wish::Membership).is_none() {
+                    let line = self.inner.peers.lock().line_for(name, Wish::Membership);
+                    if line.is_none() {
                         log::error!("{name}: all numbers of peers are used up");
                     }
                 }

@@ -25,6 +25,7 @@ mod counters;
 mod engine;
 mod error;
 mod handshake;
+mod joining;
 mod keepalive;
 mod link;
 mod membership;

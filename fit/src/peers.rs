@@ -16,6 +16,8 @@ pub(crate) enum Standing {
     Trying(ConnectStep),
     Up,
     Refused(u16),
+    /// Nobody tries. The peer never was connected under this number, which therefore serves again.
+    Idle,
     Lost,
 }
 
@@ -63,18 +65,22 @@ impl Peers {
     /// The line of a peer that is not lost; a new one if there is none. Nothing when all numbers are used up.
     pub(crate) fn line_for(&mut self, name: PeerName, wish: Wish) -> Option<PeerId> {
         let live = |line: &PeerLine| line.name == name && line.standing != Standing::Lost;
+        let step = match wish {
+            Wish::Theirs => ConnectStep::Request,
+            Wish::Membership | Wish::User => ConnectStep::Port,
+        };
         if let Some((&peer, line)) = self.lines.iter_mut().find(|(_, line)| live(line)) {
-            if wish == Wish::User {
+            let over = matches!(line.standing, Standing::Idle | Standing::Refused(_));
+            if over {
+                line.standing = Standing::Trying(step);
+            }
+            if over || wish == Wish::User {
                 line.wish = wish;
             }
             return Some(peer);
         }
         let peer = PeerId(u16::try_from(self.next).ok()?);
         self.next += 1;
-        let step = match wish {
-            Wish::Theirs => ConnectStep::Request,
-            Wish::Membership | Wish::User => ConnectStep::Port,
-        };
         let line = PeerLine {
             name,
             standing: Standing::Trying(step),
@@ -87,7 +93,12 @@ impl Peers {
     }
 
     fn forget_old(&mut self) {
-        let over = |line: &PeerLine| matches!(line.standing, Standing::Lost | Standing::Refused(_));
+        let over = |line: &PeerLine| {
+            matches!(
+                line.standing,
+                Standing::Lost | Standing::Refused(_) | Standing::Idle
+            )
+        };
         let count = self.lines.values().filter(|line| over(line)).count();
         if count > MAX_OVER {
             let oldest = self
@@ -131,6 +142,11 @@ mod tests {
         }
         assert!(peers.iter().count() <= MAX_OVER + 1);
         assert_eq!(peers.get(last.unwrap()).unwrap().standing, Standing::Lost);
+        // One that was never connected keeps its number.
+        let idle = peers.line_for(name(4), Wish::Membership).unwrap();
+        peers.get_mut(idle).unwrap().standing = Standing::Idle;
+        assert_eq!(peers.line_for(name(4), Wish::Theirs), Some(idle));
+        assert_eq!(peers.get(idle).unwrap().wish, Wish::Theirs);
         peers.next = u32::from(u16::MAX);
         assert!(peers.line_for(name(2), Wish::Theirs).is_some());
         assert_eq!(peers.line_for(name(3), Wish::Theirs), None);

@@ -9,10 +9,12 @@ use std::task::Poll;
 use fit::{
     Change, Cluster, Config, Domains, Error, Fit, Handler, Key, Member, PeerId, PeerSpec, ReplyBuf, Role,
 };
-use hal::{DmaBuffer, Duration, Platform};
+use hal::{DmaBuffer, Duration, Instant, Platform};
+use harness::trace::{Direction, Event, Purpose, Recorder};
 use harness::{Machine, Testbed};
+use mad::cm::CmMessage;
 use mlx4::Mlx4;
-use verbs::{Access, Device, Domain, Gid, Guid, RemoteAddr, Rkey, Sge};
+use verbs::{Access, Device, Domain, Gid, Guid, PKey, RemoteAddr, Rkey, Sge};
 
 const GUID: u64 = 0x0002_c903_0000_1000;
 /// What tests wait for takes at most this long.
@@ -77,7 +79,11 @@ fn node(bed: &mut Testbed, index: u64, role: Role) -> Node {
 }
 
 fn start(bed: &mut Testbed, machine: Machine, role: Role, config: Config) -> Node {
-    let started = bed.block_on(Mlx4::start(machine.clone(), mlx4::Config::default()));
+    let card = mlx4::Config {
+        port: config.port,
+        ..mlx4::Config::default()
+    };
+    let started = bed.block_on(Mlx4::start(machine.clone(), card));
     let device = Arc::new(started.unwrap());
     let fit = Fit::new(device.clone(), machine.clone(), role, config);
     let fit = bed.block_on(fit).unwrap();
@@ -443,4 +449,116 @@ fn memory_that_is_registered_for_one_peer_is_out_of_another_ones_reach() {
         let written = bed.block_on(core.write(peer, from, there));
         assert_eq!(written.is_ok(), may, "{written:?}");
     }
+}
+
+#[test]
+fn either_port_of_a_card_will_do() {
+    let mut bed = Testbed::default();
+    let processor = node(&mut bed, 1, Role::Processor);
+    let at = bed.add_machine_with_ports("memory", Guid(GUID + (2 << 8)), 2);
+    let second = Config { port: 2, ..config(2) };
+    let memory = start(&mut bed, at, Role::Memory, second);
+    converge(&mut bed, &[&processor, &memory]);
+    let (peer, member) = processor.fit.view().members[0];
+    assert_eq!(member.name.gid.guid(), Guid(GUID + (2 << 8) + 2));
+    call(&mut bed, &processor, peer).unwrap();
+}
+
+/// Remembers the connection requests that nodes send.
+#[derive(Default)]
+struct Requests(Mutex<Vec<mad::Mad>>);
+
+impl Recorder for Requests {
+    fn record(&self, _: &str, _: Instant, event: &Event<'_>) {
+        let Event::Dma {
+            direction: Direction::Read,
+            purpose: Purpose::Payload,
+            bytes,
+            ..
+        } = *event
+        else {
+            return;
+        };
+        let Ok(mad) = mad::Mad::try_from(bytes) else {
+            return;
+        };
+        if let Ok((_, CmMessage::Req(_))) = CmMessage::parse(&mad) {
+            self.0.lock().unwrap().push(mad);
+        }
+    }
+}
+
+/// A machine on the fabric whose software is the test's.
+fn hostile(bed: &mut Testbed) -> (Machine, Arc<Mlx4<Machine>>) {
+    let machine = machine(bed, 9, Role::Storage);
+    let started = bed.block_on(Mlx4::start(machine.clone(), mlx4::Config::default()));
+    let device = Arc::new(started.unwrap());
+    let service = device.clone();
+    bed.spawn(async move {
+        let _ = service.service().await;
+    });
+    (machine, device)
+}
+
+#[test]
+fn what_strangers_send_ends_no_connection_and_makes_none() {
+    let mut bed = Testbed::default();
+    let requests = Arc::new(Requests::default());
+    bed.with_cluster(|cluster, _| cluster.record(Arc::clone(&requests) as _));
+    let processor = node(&mut bed, 1, Role::Processor);
+    let memory = node(&mut bed, 2, Role::Memory);
+    converge(&mut bed, &[&processor, &memory]);
+    let (clock, stranger) = hostile(&mut bed);
+    let [to_processor, to_memory] = [&processor, &memory].map(|node| {
+        let port = bed.block_on(node.device.port(1)).unwrap();
+        port.lid
+    });
+    let recorded = requests.0.lock().unwrap().clone();
+    assert!(!recorded.is_empty());
+    let mut random = 1_u64;
+    bed.block_on(async {
+        for round in 0..400_u64 {
+            // A request that was played before, one that was changed, and messages of all kinds with arbitrary contents.
+            let mut mad = recorded[0];
+            let attribute = 0x10 + u8::try_from(round % 7).unwrap();
+            if round >= 4 {
+                // Everything, or the queue pair's number only.
+                for byte in &mut mad[if round % 2 == 0 { 24..256 } else { 56..59 }] {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    *byte ^= random.to_le_bytes()[7];
+                }
+                mad[17] = attribute;
+                // The service, so that more of it is looked at.
+                mad[32..40].copy_from_slice(&recorded[0][32..40]);
+            }
+            for to in [to_processor, to_memory] {
+                let sent = stranger.send_mad(1, to, PKey::DEFAULT, &mad).await;
+                sent.unwrap();
+            }
+            clock.sleep(Duration::from_millis(3)).await;
+        }
+    });
+    let peer = memory.fit.view().members[0].0;
+    call(&mut bed, &memory, peer).unwrap();
+    assert_eq!((processor.changes().len(), memory.changes().len()), (1, 1));
+    let refused = memory.fit.membership_counters();
+    assert!(
+        refused.nr_bad_proof > 0 && refused.nr_other_version > 0,
+        "{refused:?}"
+    );
+    // The request that was played again is not taken up even when its sender is gone.
+    processor.fit.leave();
+    wait(&mut bed, "it left", &clock, || {
+        memory.fit.view().members.is_empty()
+    });
+    bed.block_on(async {
+        for _ in 0..3 {
+            let sent = stranger.send_mad(1, to_memory, PKey::DEFAULT, &recorded[0]).await;
+            sent.unwrap();
+            clock.sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(memory.fit.view().members.is_empty());
+    assert_eq!(memory.changes().len(), 2);
+    assert!(memory.fit.membership_counters().nr_replayed > refused.nr_replayed);
 }

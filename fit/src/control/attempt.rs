@@ -105,7 +105,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         if line.wish == Wish::Membership {
             let (gid, refused) = (line.name.gid, true);
-            self.set_standing(peer, Standing::Lost);
+            self.set_standing(peer, Standing::Idle);
             self.on_member_event(Event::CallFailed { gid, refused });
         }
     }

@@ -210,10 +210,19 @@ impl<D: Device, P: Platform> Control<D, P> {
         });
         if let Some(index) = known {
             let attempt = &self.attempts[index];
+            let answered = matches!(attempt.state, State::Replied | State::Up);
+            if answered && attempt.theirs == Some(theirs) && !attempt.calls {
+                return Ok((index, true));
+            }
+        }
+        let nonce = theirs.hello.nonce;
+        if self.nonces.contains(&nonce) {
+            self.inner.membership.lock().counters().nr_replayed += 1;
+            return Err(RejectReason::STALE_CONNECTION);
+        }
+        if let Some(index) = known {
+            let attempt = &self.attempts[index];
             match attempt.state {
-                State::Replied | State::Up if attempt.theirs == Some(theirs) && !attempt.calls => {
-                    return Ok((index, true));
-                }
                 State::Replied => {
                     // It began anew before it had proven itself: the next request finds its place free.
                     self.fail(index, LostCause::NoProof);
@@ -232,11 +241,6 @@ impl<D: Device, P: Platform> Control<D, P> {
                 State::Ended => return Err(RejectReason::STALE_CONNECTION),
             }
         }
-        let nonce = theirs.hello.nonce;
-        if self.nonces.contains(&nonce) {
-            self.inner.membership.lock().counters().nr_replayed += 1;
-            return Err(RejectReason::STALE_CONNECTION);
-        }
         if self.inner.leaving.load(core::sync::atomic::Ordering::Acquire) {
             return Err(RejectReason::NO_RESOURCES);
         }
@@ -248,10 +252,16 @@ impl<D: Device, P: Platform> Control<D, P> {
             None => {
                 let peer = self.inner.peers.lock().line_for(name, Wish::Theirs);
                 let peer = peer.ok_or(RejectReason::NO_RESOURCES)?;
-                let begun = self.begin(port, peer, name, core).await;
-                begun.inspect_err(|reason| {
-                    self.log_limited(format_args!("{name}: no queue pair for it: {reason}"));
-                })?
+                match self.begin(port, peer, name, core).await {
+                    Ok(index) => index,
+                    Err(reason) => {
+                        self.log_limited(format_args!("{name}: no queue pair for it: {reason}"));
+                        self.set_standing(peer, Standing::Idle);
+                        let (gid, refused) = (name.gid, false);
+                        self.on_member_event(Event::CallFailed { gid, refused });
+                        return Err(reason);
+                    }
+                }
             }
         };
         if self.nonces.len() == MAX_NONCES {

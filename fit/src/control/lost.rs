@@ -81,6 +81,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                 return self.on_member_event(Event::Lost(peer));
             }
             Standing::Lost => return,
+            // Another of its connections was buried before.
+            Standing::Idle => return self.inner.cores[core].lock().release(link),
             Standing::Trying(_) | Standing::Refused(_) => {}
         }
         // It never was a member: nobody can have anything to do with this connection.
@@ -92,7 +94,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.set_standing(peer, Standing::Trying(ConnectStep::Answer));
             }
             Wish::User => {}
-            Wish::Theirs | Wish::Membership => self.set_standing(peer, Standing::Lost),
+            Wish::Theirs | Wish::Membership => self.set_standing(peer, Standing::Idle),
         }
         let gid = line.name.gid;
         self.on_member_event(Event::CallFailed { gid, refused });

@@ -1,0 +1,149 @@
+//! The asynchronous face of connecting and of the membership.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use hal::{Duration, Platform};
+use verbs::{Device, Domain};
+
+use crate::node::Inner;
+use crate::peers::{Standing, Wish};
+use crate::{
+    Change, Domains, Error, Fit, Handler, LostCause, MembershipCounters, PeerId, PeerName, PeerSpec, Role,
+    View,
+};
+
+/// How often a task that waits for a connection looks again.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Changes that are kept for a watcher.
+const MAX_CHANGES: usize = 1024;
+
+impl<D: Device, P: Platform> Fit<D, P> {
+    /// Connects to a peer on every core, in whatever order the two come up. [`control`](Self::control) must run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoConnection`] names the peer when [`Config::connect_timeout`] is over; [`Error::Refused`] when it
+    /// speaks another version or does not hold the cluster's key.
+    pub async fn connect(&self, peer: PeerSpec) -> Result<PeerId, Error> {
+        let began = self.0.platform.now();
+        let lost = Error::PeerLost {
+            peer,
+            cause: LostCause::QpFailed,
+        };
+        let line = self.0.peers.lock().line_for(peer, Wish::User);
+        let id = line.ok_or_else(|| lost.clone())?;
+        loop {
+            let waited = self.0.platform.now().since(began);
+            let standing = self.0.peers.lock().get(id).map(|line| line.standing);
+            match standing {
+                Some(Standing::Up) => return Ok(id),
+                Some(Standing::Refused(reason)) => return Err(Error::Refused { peer, reason }),
+                Some(Standing::Lost | Standing::Idle) | None => return Err(lost),
+                Some(Standing::Trying(step)) if waited >= self.0.config.connect_timeout => {
+                    if let Some(line) = self.0.peers.lock().get_mut(id) {
+                        line.wish = Wish::Membership;
+                    }
+                    return Err(Error::NoConnection { peer, waited, step });
+                }
+                Some(Standing::Trying(_)) => self.0.platform.sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Waits until a node of this role is a member; the one with the smallest GID if there are several.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMember`] when [`Config::connect_timeout`] is over.
+    pub async fn find(&self, role: Role) -> Result<PeerId, Error> {
+        let began = self.0.platform.now();
+        loop {
+            let view = self.view();
+            let found = view.members.iter().find(|(_, member)| member.name.role == role);
+            if let Some(&(peer, _)) = found {
+                return Ok(peer);
+            }
+            let waited = self.0.platform.now().since(began);
+            if waited >= self.0.config.connect_timeout {
+                return Err(Error::NoMember { role, waited });
+            }
+            self.0.platform.sleep(LOOK).await;
+        }
+    }
+
+    /// Who is there: this node, and all that it is connected to.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.0.membership.lock().view()
+    }
+
+    /// What the membership counts.
+    #[must_use]
+    pub fn membership_counters(&self) -> MembershipCounters {
+        *self.0.membership.lock().counters()
+    }
+
+    /// The protection domain that what is registered for `peer` must lie in.
+    #[must_use]
+    pub fn domain(&self, peer: PeerId) -> Domain {
+        self.0.domain(peer)
+    }
+
+    /// Every peer that is or was connected, or is being connected to; of the lost ones only the latest.
+    #[must_use]
+    pub fn peers(&self) -> Vec<(PeerId, PeerName)> {
+        let peers = self.0.peers.lock();
+        peers.iter().map(|(peer, line)| (peer, line.name)).collect()
+    }
+
+    /// Waits for the next change in who is there, and returns each once. There is one waiter.
+    pub async fn next_change(&self) -> Change {
+        loop {
+            let change = self.0.changes.lock().pop_front();
+            match change {
+                Some(change) => return change,
+                None => self.0.platform.sleep(LOOK * 4).await,
+            }
+        }
+    }
+
+    /// Tells `handler` of each member that joins and of each that is lost; spawned by a node that serves. It never ends.
+    pub async fn watch<H: Handler>(&self, handler: &H) {
+        loop {
+            match self.next_change().await {
+                Change::Joined(peer, member) => handler.peer_joined(peer, &member),
+                Change::Lost(peer, _) => handler.peer_lost(peer),
+            }
+        }
+    }
+
+    /// Leaves: the cluster is told, every connection ends, and each peer is told by a DREQ. No node is admitted any more.
+    pub fn leave(&self) {
+        self.0.leaving.store(true, Ordering::Release);
+        for core in &self.0.cores {
+            core.lock().fail_all(LostCause::WeLeft);
+        }
+    }
+}
+
+impl<D: Device, P: Platform> Inner<D, P> {
+    /// The domain of a peer's connections.
+    pub(crate) fn domain(&self, peer: PeerId) -> Domain {
+        match self.config.domains {
+            Domains::Shared => Domain::default(),
+            Domains::PerPeer => Domain(1 + u32::from(peer.0)),
+        }
+    }
+
+    /// Keeps a change for whoever watches.
+    pub(crate) fn tell(&self, change: Change) {
+        let mut changes = self.changes.lock();
+        if changes.len() == MAX_CHANGES {
+            // Nobody watches, so nobody misses it.
+            changes.pop_front();
+        }
+        changes.push_back(change);
+    }
+}
