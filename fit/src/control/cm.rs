@@ -43,8 +43,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         match answer.header.attribute() {
             Attribute::PATH_RECORD => self.on_path(port, &answer).await,
             Attribute::MC_MEMBER_RECORD => {
+                let now = self.inner.platform.now();
                 if let Some(group) = &mut self.group {
-                    group.on_answer(&answer);
+                    group.on_answer(&answer, now);
                 }
             }
             _ => {}

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use hal::{DmaBuffer, Instant, Platform};
+use hal::{DmaBuffer, Duration, Instant, Platform};
 use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Mad, Method, Status};
 use verbs::{
@@ -21,6 +21,8 @@ const SENDS: usize = 4;
 const GRH_LEN: usize = 40;
 /// Room for a datagram.
 const SLOT: usize = 256;
+/// A port that is a member asks again so often, for a subnet manager that was started anew may have forgotten it.
+const JOIN_AGAIN: Duration = Duration::from_secs(60);
 /// Bits of a join: full member.
 const FULL_MEMBER: u8 = 1;
 /// The scope of a link-local group (IBA 1.3, 4.1.1).
@@ -115,7 +117,7 @@ impl<D: Device, P: Platform> Group<D, P> {
 
     /// Whether to ask to join, once more or for the first time.
     pub(super) fn is_join_due(&self, now: Instant) -> bool {
-        self.lid.is_none() && now >= self.next
+        now >= self.next
     }
 
     /// The request to join.
@@ -137,10 +139,10 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// Takes an answer of the subnet administrator, if it is the one to our request.
-    pub(super) fn on_answer(&mut self, answer: &SaMad) {
+    pub(super) fn on_answer(&mut self, answer: &SaMad, now: Instant) {
         // Upper halves of transactions belong to whoever carries the datagrams.
         let transaction = answer.header.transaction.get() & u64::from(u32::MAX);
-        if self.lid.is_some() || transaction != self.transaction {
+        if transaction != self.transaction {
             return;
         }
         let status = answer.header.status();
@@ -151,8 +153,11 @@ impl<D: Device, P: Platform> Group<D, P> {
         let Some(record) = record.filter(|record| record.mgid == self.mgid.0) else {
             return;
         };
-        log::info!("joined the multicast group {}", self.mgid);
-        self.lid = Some(Lid(record.mlid.get()));
+        let lid = Some(Lid(record.mlid.get()));
+        if core::mem::replace(&mut self.lid, lid) != lid {
+            log::info!("joined the multicast group {}", self.mgid);
+        }
+        (self.tries, self.next) = (0, now + JOIN_AGAIN);
     }
 
     /// Sends a datagram to everyone; dropped while the port is no member.
