@@ -26,8 +26,6 @@
 //! * Contexts lie in the model, not in ICM: software must map the pages, as the hardware demands, but never finds anything in
 //!   them. The dMPT, the MTT and the multicast table do lie there and are read at every use.
 //! * Moderation of completions is kept and not obeyed. Static rates, service levels and virtual lanes have no effect.
-//! * A responder answers READs as they come, so a requester that has more of them outstanding than the responder was
-//!   configured for is not refused.
 //! * Locally attached multicast receivers get what other ports send, not what this port sends.
 //! * M_Keys, B_Keys and P_Keys of connections are not enforced; violations are not counted; no traps are sent.
 //! * Memory outside the machine's is an error of the access, never a machine check.

@@ -22,6 +22,8 @@ use crate::tools::say;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long node 0's command runs before the others' start.
 const LEAD: Duration = Duration::from_millis(300);
+/// A guest may stand still for long where the host is busy. Its kernel would take that for a fault of its own and complain.
+const BUSY_HOST: &str = "nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 /// As long as real links need at least: what comes while Linux still opens the port is an error to its kernel.
 const TRAINING: [&str; 2] = ["--training-ms", "300"];
 
@@ -130,7 +132,7 @@ impl Guests<'_> {
         let manages = node == 0 && self.managed_by_guest;
         let flag = u8::from;
         let command_line = format!(
-            "console=ttyS0 panic=-1 node={node} outside={} manages={}",
+            "console=ttyS0 panic=-1 {BUSY_HOST} node={node} outside={} manages={}",
             flag(outside),
             flag(manages)
         );

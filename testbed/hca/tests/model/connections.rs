@@ -477,7 +477,11 @@ fn atomics_return_what_was_there() {
     bench.ring_send(&a);
     assert_eq!(bench.drain(&mut cq), [(true, 0, Syndrome::NONE)]);
     assert_eq!(bench.nodes[1].ram.get::<u64>(remote.addr), 42);
-    assert_eq!(bench.nodes[0].ram.get::<u64>(local.addr), 40_u64.to_be());
+    assert_eq!(
+        bench.nodes[0].ram.bytes(local.addr, 8),
+        40_u64.to_le_bytes(),
+        "both sides have it in the host's order"
+    );
     let _ = PD;
 }
 

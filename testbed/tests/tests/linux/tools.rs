@@ -6,7 +6,15 @@ use testbed_tests::linux::group::{Check, Group};
 const PORT: u16 = 18515;
 
 pub(crate) fn groups() -> Vec<Group> {
-    vec![pingpongs(), perftest(), sizes(), options(), rdma_cm()]
+    vec![
+        pingpongs(),
+        perftest(),
+        sizes(),
+        options(),
+        rdma_cm(),
+        qperf(),
+        loopback(),
+    ]
 }
 
 /// Both sides tell their iterations and, by `-c`, check what they receive. Their messages of 4 KB are two packets.
@@ -93,7 +101,7 @@ fn sizes() -> Group {
         "ib_send_bw -c UD -a -n 100",
     ];
     Group::new("perftest, all sizes", &[])
-        .checks(commands.map(|command| measured(command).limit(300)))
+        .checks(commands.map(|command| measured(command).limit(600)))
         .full()
 }
 
@@ -165,4 +173,60 @@ fn rdma_cm() -> Group {
     Group::new("perftest by rdma_cm", &[])
         .checks(bounded.map(check))
         .checks(full.map(|tool| check(tool).full()))
+}
+
+/// Another hand's measurements, which check the results of their atomics. Its server runs until it is told to end.
+fn qperf() -> Group {
+    let tests = [
+        "rc_bi_bw",
+        "rc_bw",
+        "rc_lat",
+        "rc_rdma_read_bw",
+        "rc_rdma_read_lat",
+        "rc_rdma_write_bw",
+        "rc_rdma_write_lat",
+        "rc_rdma_write_poll_lat",
+        "rc_compare_swap_mr",
+        "rc_fetch_add_mr",
+        "ver_rc_compare_swap",
+        "ver_rc_fetch_add",
+        "uc_bi_bw",
+        "uc_bw",
+        "uc_lat",
+        "uc_rdma_write_bw",
+        "uc_rdma_write_lat",
+        "uc_rdma_write_poll_lat",
+        "ud_bi_bw",
+        "ud_bw",
+        "ud_lat",
+    ];
+    let check = |test: &str| {
+        let client = format!("await node0 19765; qperf -t 1 node0 {test}; note done");
+        Check::new(test, &["qperf & until noted node1; do sleep 0.2; done", &client])
+    };
+    Group::new("qperf", &["--packages", "qperf"])
+        .checks(tests.map(check))
+        .full()
+}
+
+/// Both sides on one adapter. By events, as two that poll would wait for each other's share of the only core.
+fn loopback() -> Group {
+    let alone = |tool: &str| {
+        let script = format!("{tool} & server=$!\nawait localhost {PORT}; {tool} localhost; wait $server");
+        Check::new(tool, &[&script])
+    };
+    let tools = [
+        "ibv_rc_pingpong -c -e",
+        "ibv_rc_pingpong -c -e -s 100000 -n 100",
+        "ibv_uc_pingpong -c -e",
+        "ibv_ud_pingpong -c -e",
+        "ibv_srq_pingpong -c -e",
+        "ibv_rc_pingpong -c -e -g 0",
+    ];
+    let rping = "rping -s -V -C 10 & server=$!
+        await_cm localhost rping; rping -c -V -C 10 -a ib0; wait $server";
+    Group::new("loopback", &[])
+        .checks(tools.map(alone))
+        .check(Check::new("rping", &[rping]))
+        .full()
 }
