@@ -1,15 +1,15 @@
 //! M: lends memory.
 //!
-//! * [`Pool`]: the registered regions, cut into chunks of one window each.
+//! * [`Pool`]: the memory, in lots that are registered for one borrower at a time, cut into chunks of one window each.
 //! * [`AddressSpace`]: one process's VMAs and the windows that back them.
 //! * [`Manager`]: the processes of each peer, and the answers to [`messages::memory`].
 //!
-//! Pure logic: it knows neither the fabric nor where its memory is; zeroing a chunk is a call into [`Backing`].
+//! Pure logic: it knows neither the fabric nor where its memory is; zeroing a chunk is a call into [`Backing`], registering a
+//! lot an [`Order`] to whoever called.
 //!
 //! # What is left out
 //!
-//! Regions are shared by all borrowers, so a hostile processor can write to a chunk after it gave it back; fork and
-//! copy-on-write; file mappings; spreading a process over several Ms.
+//! Fork and copy-on-write; file mappings; spreading a process over several Ms.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,6 @@ mod space;
 #[cfg(test)]
 mod tests;
 
-pub use manager::{Counters, MAX_PROCESSES, Manager, PeerKey};
-pub use pool::{Backing, Chunk, Pool};
+pub use manager::{Counters, MAX_PROCESSES, Manager, PeerKey, Step};
+pub use pool::{Backing, Chunk, LotId, MAX_LOTS, Order, Pool, Share};
 pub use space::{AddressSpace, MAX_VMAS, MMAP_BASE, MMAP_MIN};

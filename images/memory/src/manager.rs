@@ -7,7 +7,7 @@ use messages::memory::{
 };
 use messages::{Call, Errno, Kind, encode_reply};
 
-use crate::pool::{Backing, Pool};
+use crate::pool::{Backing, Order, Pool, Share};
 use crate::space::AddressSpace;
 
 /// The most processes a peer may have.
@@ -40,10 +40,13 @@ pub struct Counters {
     pub max_chunks_lent: usize,
 }
 
-#[derive(Debug)]
-struct Process {
-    pid: u32,
-    space: AddressSpace,
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The reply has this length.
+    Replied(usize),
+    /// Do this, tell [`Manager::pool_mut`], and give the request again: nothing has changed yet.
+    First(Order),
 }
 
 /// M's logic: the pool, and every process by its peer and number.
@@ -51,9 +54,24 @@ struct Process {
 pub struct Manager<B> {
     pool: Pool,
     backing: B,
-    processes: BTreeMap<(PeerKey, ProcessId), Process>,
+    processes: BTreeMap<(PeerKey, ProcessId), AddressSpace>,
     next: u64,
+    /// Chunks that the request under way could not get.
+    short: usize,
     counters: Counters,
+}
+
+impl Counters {
+    fn count(&mut self, request: &MemoryRequest) {
+        *match request {
+            MemoryRequest::ProcessCreate(_) => &mut self.handle_p2m_fork,
+            MemoryRequest::Map(_) => &mut self.handle_p2m_mmap,
+            MemoryRequest::Unmap(_) => &mut self.handle_p2m_munmap,
+            MemoryRequest::Protect(_) => &mut self.handle_p2m_mprotect,
+            MemoryRequest::ProcessEnd(_) => &mut self.handle_p2m_exit,
+            MemoryRequest::Windows(_) => &mut self.handle_p2m_windows,
+        } += 1;
+    }
 }
 
 impl<B: Backing> Manager<B> {
@@ -64,6 +82,7 @@ impl<B: Backing> Manager<B> {
             backing,
             processes: BTreeMap::new(),
             next: 1,
+            short: 0,
             counters: Counters::default(),
         }
     }
@@ -78,6 +97,11 @@ impl<B: Backing> Manager<B> {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The pool, to be told what became of an order.
+    pub fn pool_mut(&mut self) -> (&mut Pool, &mut B) {
+        (&mut self.pool, &mut self.backing)
     }
 
     /// Where the memory is.
@@ -95,61 +119,83 @@ impl<B: Backing> Manager<B> {
     /// The address space of a process.
     #[must_use]
     pub fn space(&self, from: PeerKey, process: ProcessId) -> Option<&AddressSpace> {
-        self.processes.get(&(from, process)).map(|process| &process.space)
+        self.processes.get(&(from, process))
     }
 
-    /// Answers one request; returns the length of the reply.
+    /// Answers one request, or says what must be done first.
     ///
     /// `reply` holds at least [`messages::MAX_MESSAGE`] bytes; a shorter one may cut a reply to nothing, which the
     /// caller can't read.
-    pub fn handle(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
+    pub fn handle(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> Step {
+        self.answer(from, kind, request, reply, true)
+    }
+
+    /// Answers one request with what the borrower has already, for when an order has failed; returns the reply's length.
+    pub fn handle_at_once(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
+        match self.answer(from, kind, request, reply, false) {
+            Step::Replied(len) => len,
+            Step::First(order) => unreachable!("{order:?} though none was asked for"),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        from: PeerKey,
+        kind: u16,
+        request: &[u8],
+        reply: &mut [u8],
+        may_order: bool,
+    ) -> Step {
         let request = match MemoryRequest::decode(Kind(kind), request) {
             Ok(request) => request,
             Err(error) => {
                 log::warn!("peer {}: call {kind}: {error}", from.0);
                 self.counters.nr_bad_requests += 1;
-                return put::<ProcessEnd>(&Err(Errno::EPROTO), reply);
+                return Step::Replied(put::<ProcessEnd>(&Err(Errno::EPROTO), reply));
             }
         };
-        let counters = &mut self.counters;
-        let len = match request {
+        self.short = 0;
+        let len = self.act(from, &request, reply);
+        if self.short > 0 {
+            if let Some(order) = may_order.then(|| self.pool.order(from, self.short)).flatten() {
+                return Step::First(order);
+            }
+            self.counters.nr_enomem += 1;
+            log::warn!("peer {}: {} chunks short for {request:?}", from.0, self.short);
+        }
+        self.pool.settled(from);
+        self.counters.count(&request);
+        let lent = self.pool.total() - self.pool.free();
+        self.counters.max_chunks_lent = self.counters.max_chunks_lent.max(lent);
+        Step::Replied(len)
+    }
+
+    fn act(&mut self, from: PeerKey, request: &MemoryRequest, reply: &mut [u8]) -> usize {
+        match request {
             MemoryRequest::ProcessCreate(create) => {
-                counters.handle_p2m_fork += 1;
                 put::<ProcessCreate>(&self.create(from, create.pid), reply)
             }
-            MemoryRequest::Map(map) => {
-                counters.handle_p2m_mmap += 1;
-                put::<Map>(&self.map(from, &map), reply)
-            }
+            MemoryRequest::Map(map) => put::<Map>(&self.map(from, map), reply),
             MemoryRequest::Unmap(range) => {
-                counters.handle_p2m_munmap += 1;
-                let done = self.with(from, range.process, |process, pool, backing| {
-                    process.space.unmap(pool, backing, range.address, range.len)
+                let done = self.with(from, range.process, |space, pool, backing| {
+                    space.unmap(pool, backing, range.address, range.len)
                 });
                 put::<Unmap>(&done, reply)
             }
             MemoryRequest::Protect(range) => {
-                counters.handle_p2m_mprotect += 1;
-                let done = self.with(from, range.process, |process, pool, _| {
-                    process.space.protect(pool, range.address, range.len, range.prot)
+                let done = self.with(from, range.process, |space, pool, _| {
+                    space.protect(pool, range.address, range.len, range.prot)
                 });
                 put::<Protect>(&done, reply)
             }
-            MemoryRequest::ProcessEnd(end) => {
-                counters.handle_p2m_exit += 1;
-                put::<ProcessEnd>(&self.end(from, end.process), reply)
-            }
+            MemoryRequest::ProcessEnd(end) => put::<ProcessEnd>(&self.end(from, end.process), reply),
             MemoryRequest::Windows(ask) => {
-                counters.handle_p2m_windows += 1;
-                let list = self.with(from, ask.process, |process, _, _| {
-                    Ok(process.space.windows(ask.first, ask.count))
+                let list = self.with(from, ask.process, |space, _, _| {
+                    Ok(space.windows(ask.first, ask.count))
                 });
                 put::<Windows>(&list, reply)
             }
-        };
-        let lent = self.pool.total() - self.pool.free();
-        self.counters.max_chunks_lent = self.counters.max_chunks_lent.max(lent);
-        len
+        }
     }
 
     /// Takes back everything that a lost peer had. Its queue pairs are dead: nothing of it can be in flight.
@@ -158,6 +204,7 @@ impl<B: Backing> Manager<B> {
         while let Some((&key, _)) = self.processes.range(first.clone()).next() {
             self.remove(key);
         }
+        self.pool.settled(peer);
     }
 
     fn create(&mut self, from: PeerKey, pid: u32) -> Result<ProcessId, Errno> {
@@ -170,28 +217,16 @@ impl<B: Backing> Manager<B> {
         }
         let id = ProcessId(self.next);
         self.next += 1;
-        self.processes.insert(
-            (from, id),
-            Process {
-                pid,
-                space: AddressSpace::new(),
-            },
-        );
+        log::debug!("peer {}: its process {pid} is {id:?}", from.0);
+        self.processes.insert((from, id), AddressSpace::new());
         Ok(id)
     }
 
     fn map(&mut self, from: PeerKey, request: &MapRequest) -> Result<Mapped, Errno> {
-        let mapped = self.with(from, request.process, |process, pool, backing| {
+        let mapped = self.with(from, request.process, |space, pool, backing| {
             let at = (request.hint, request.len);
-            let mapped = process.space.map(pool, backing, at, request.prot, request.flags);
-            if mapped == Err(Errno::ENOMEM) {
-                log::warn!("process {}: no {} bytes for a mapping", process.pid, request.len);
-            }
-            mapped
+            space.map(pool, backing, at, request.prot, request.flags)
         });
-        if mapped == Err(Errno::ENOMEM) {
-            self.counters.nr_enomem += 1;
-        }
         mapped.map(|(address, windows)| Mapped { address, windows })
     }
 
@@ -200,8 +235,8 @@ impl<B: Backing> Manager<B> {
     }
 
     fn remove(&mut self, key: (PeerKey, ProcessId)) -> Option<()> {
-        let mut process = self.processes.remove(&key)?;
-        process.space.clear(&mut self.pool, &mut self.backing);
+        let mut space = self.processes.remove(&key)?;
+        space.clear(&mut self.pool.share(key.0), &mut self.backing);
         Some(())
     }
 
@@ -209,10 +244,13 @@ impl<B: Backing> Manager<B> {
         &mut self,
         from: PeerKey,
         process: ProcessId,
-        act: impl FnOnce(&mut Process, &mut Pool, &mut B) -> Result<T, Errno>,
+        act: impl FnOnce(&mut AddressSpace, &mut Share<'_>, &mut B) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let process = self.processes.get_mut(&(from, process)).ok_or(Errno::ESRCH)?;
-        act(process, &mut self.pool, &mut self.backing)
+        let space = self.processes.get_mut(&(from, process)).ok_or(Errno::ESRCH)?;
+        let mut share = self.pool.share(from);
+        let done = act(space, &mut share, &mut self.backing);
+        self.short = share.short();
+        done
     }
 }
 

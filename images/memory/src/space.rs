@@ -11,7 +11,7 @@ use core::ops::Range;
 use messages::memory::{MapFlags, Prot, Window, WindowList, WindowRun};
 use messages::{Errno, PAGE_SIZE, USER_END, WINDOW_SIZE};
 
-use crate::pool::{Backing, Chunk, Pool};
+use crate::pool::{Backing, Chunk, Share};
 
 /// The lowest address that can be mapped (Linux `mmap_min_addr`).
 pub const MMAP_MIN: u64 = 0x1_0000;
@@ -84,7 +84,7 @@ impl AddressSpace {
     /// taken and must not be replaced, ENOMEM when the address space or the pool has no room.
     pub fn map(
         &mut self,
-        pool: &mut Pool,
+        pool: &mut Share<'_>,
         backing: &mut impl Backing,
         (hint, len): (u64, u64),
         prot: Prot,
@@ -100,7 +100,7 @@ impl AddressSpace {
         let range = self.place(hint, len, flags)?;
         self.check_vmas()?;
         let committed = !prot.is_empty();
-        if committed && self.missing(&range) > pool.free() {
+        if committed && !pool.covers(self.missing(&range)) {
             return Err(Errno::ENOMEM);
         }
         // The new pages count before the old ones go, so that a window in both keeps its chunk.
@@ -129,7 +129,7 @@ impl AddressSpace {
     /// EINVAL for a range that is empty, misaligned or not the user's; ENOMEM when it would split one VMA too many.
     pub fn unmap(
         &mut self,
-        pool: &mut Pool,
+        pool: &mut Share<'_>,
         backing: &mut impl Backing,
         address: u64,
         len: u64,
@@ -146,7 +146,7 @@ impl AddressSpace {
     /// EINVAL as for [`unmap`](Self::unmap); ENOMEM when a page of the range is not mapped or can't be backed.
     pub fn protect(
         &mut self,
-        pool: &mut Pool,
+        pool: &mut Share<'_>,
         address: u64,
         len: u64,
         prot: Prot,
@@ -162,7 +162,7 @@ impl AddressSpace {
             self.uncommitted(&range)
         };
         // Ranges of one call may share a window, which then is counted twice: at worst a refusal a window too early.
-        if fresh.iter().map(|range| self.missing(range)).sum::<usize>() > pool.free() {
+        if !pool.covers(fresh.iter().map(|range| self.missing(range)).sum()) {
             return Err(Errno::ENOMEM);
         }
         let mut windows = WindowList::default();
@@ -198,7 +198,7 @@ impl AddressSpace {
     }
 
     /// Gives every chunk back.
-    pub fn clear(&mut self, pool: &mut Pool, backing: &mut impl Backing) {
+    pub fn clear(&mut self, pool: &mut Share<'_>, backing: &mut impl Backing) {
         self.vmas.clear();
         for (_, backed) in core::mem::take(&mut self.windows) {
             pool.give(backed.chunk, backing);
@@ -300,7 +300,7 @@ impl AddressSpace {
     }
 
     /// Counts the pages of a range for their windows, and backs those that had none. The pool has been asked before.
-    fn commit(&mut self, pool: &mut Pool, range: &Range<u64>) -> WindowList {
+    fn commit(&mut self, pool: &mut Share<'_>, range: &Range<u64>) -> WindowList {
         let mut list = WindowList::default();
         for index in windows_of(range) {
             let pages = pages_in(range, index);
@@ -319,7 +319,7 @@ impl AddressSpace {
     }
 
     /// Takes a range out of the VMAs, and gives back the chunks of windows with no page left.
-    fn remove(&mut self, pool: &mut Pool, backing: &mut impl Backing, range: &Range<u64>) -> WindowRun {
+    fn remove(&mut self, pool: &mut Share<'_>, backing: &mut impl Backing, range: &Range<u64>) -> WindowRun {
         self.split_at(range.start);
         self.split_at(range.end);
         let mut freed: Option<Range<u32>> = None;

@@ -5,31 +5,54 @@ use std::collections::{BTreeMap, BTreeSet};
 use messages::memory::*;
 use messages::{Call, Errno, MAX_MESSAGE, PAGE_SIZE, USER_END, WINDOW_SIZE, decode_reply, encode_request};
 use proptest::prelude::*;
-use verbs::{RemoteAddr, Rkey};
+use verbs::Rkey;
 
 use crate::*;
 
-/// Remembers which chunks were zeroed.
+/// Remembers which chunks were zeroed, and plays the HCA: which lots are registered, and for whom.
 #[derive(Default)]
-struct Zeroes(Vec<RemoteAddr>);
+struct Zeroes(Vec<u64>);
 
 impl Backing for Zeroes {
-    fn zero(&mut self, chunk: RemoteAddr) {
-        self.0.push(chunk);
+    fn zero(&mut self, addr: u64) {
+        self.0.push(addr);
     }
+}
+
+/// A request's bytes until they are answered, doing what must be done first. Keys tell the borrower and the lot.
+fn answer(
+    manager: &mut Manager<Zeroes>,
+    from: PeerKey,
+    kind: u16,
+    request: &[u8],
+    reply: &mut [u8],
+) -> usize {
+    for _ in 0..2 * manager.pool().lots() + 1 {
+        match manager.handle(from, kind, request, reply) {
+            Step::Replied(len) => return len,
+            Step::First(order) => carry_out(manager, order),
+        }
+    }
+    panic!("more orders than lots");
+}
+
+fn carry_out(manager: &mut Manager<Zeroes>, order: Order) {
+    let (pool, backing) = manager.pool_mut();
+    match order {
+        Order::Register { lot, to, .. } => pool.registered(lot, key(to, lot)),
+        Order::TakeBack { lot } => pool.taken_back(lot, backing),
+    }
+}
+
+fn key(of: PeerKey, lot: LotId) -> Rkey {
+    Rkey(u32::from(of.0) << 16 | u32::from(lot.0))
 }
 
 const P: PeerKey = PeerKey(0);
 
 fn manager(chunks: u64) -> Manager<Zeroes> {
     let mut pool = Pool::new();
-    pool.add_region(
-        RemoteAddr {
-            addr: 0x1000_0000,
-            rkey: Rkey(7),
-        },
-        chunks * WINDOW_SIZE + 5,
-    );
+    pool.add_memory(0x1000_0000, chunks * WINDOW_SIZE + 5, 2);
     Manager::new(pool, Zeroes::default())
 }
 
@@ -38,13 +61,13 @@ macro_rules! call {
     ($manager:expr, $from:expr, $call:ty, $request:expr) => {{
         let (mut request, mut reply) = ([0; MAX_MESSAGE], vec![0; MAX_MESSAGE]);
         let len = encode_request::<$call>(&$request, &mut request).unwrap();
-        let len = $manager.handle($from, <$call>::KIND.0, &request[..len], &mut reply);
+        let len = answer(&mut $manager, $from, <$call>::KIND.0, &request[..len], &mut reply);
         decode_reply::<$call>(&reply[..len]).unwrap()
     }};
 }
 
 fn new_process(manager: &mut Manager<Zeroes>, from: PeerKey) -> ProcessId {
-    call!(manager, from, ProcessCreate, ProcessCreateRequest { pid: 1 }).unwrap()
+    call!(*manager, from, ProcessCreate, ProcessCreateRequest { pid: 1 }).unwrap()
 }
 
 fn map(
@@ -56,7 +79,7 @@ fn map(
 ) -> Result<Mapped, Errno> {
     let prot = Prot::READ | Prot::WRITE;
     call!(
-        manager,
+        *manager,
         P,
         Map,
         MapRequest {
@@ -195,7 +218,7 @@ fn hostile_ranges_are_errors() {
         );
     }
     let mut reply = [0; MAX_MESSAGE];
-    let len = manager.handle(P, 999, &[1, 2, 3], &mut reply);
+    let len = answer(&mut manager, P, 999, &[1, 2, 3], &mut reply);
     assert_eq!(
         decode_reply::<ProcessEnd>(&reply[..len]).unwrap(),
         Err(Errno::EPROTO)
@@ -357,4 +380,94 @@ proptest! {
             prop_assert_eq!(manager.pool().free() + backed.len(), 3);
         }
     }
+}
+
+#[test]
+fn a_borrowers_keys_reach_only_its_own_lots() {
+    let mut manager = manager(6);
+    let other = PeerKey(1);
+    let (process, theirs) = (new_process(&mut manager, P), new_process(&mut manager, other));
+    let ours = map(&mut manager, process, 0, 3 * WINDOW_SIZE, MapFlags::empty()).unwrap();
+    let request = MapRequest {
+        process: theirs,
+        hint: 0,
+        len: WINDOW_SIZE / 2,
+        prot: Prot::READ,
+        flags: MapFlags::empty(),
+    };
+    let foreign = call!(manager, other, Map, request).unwrap();
+    let lots = |list: &WindowList, of: PeerKey| -> BTreeSet<u32> {
+        let keys = list.as_slice().iter().map(|window| window.chunk.rkey.0);
+        keys.inspect(|key| assert_eq!(key >> 16, u32::from(of.0)))
+            .collect()
+    };
+    assert_eq!(
+        (lots(&ours.windows, P).len(), lots(&foreign.windows, other).len()),
+        (2, 1)
+    );
+    // The rest of the other's lot is out of our reach, so the pool has one chunk for us and not two.
+    let more = map(&mut manager, process, 0, 2 * WINDOW_SIZE, MapFlags::empty());
+    assert_eq!((more, manager.pool().free()), (Err(Errno::ENOMEM), 2));
+}
+
+#[test]
+fn an_empty_lot_goes_to_another_only_zeroed_and_without_its_region() {
+    let mut manager = manager(4);
+    let other = PeerKey(1);
+    let (process, theirs) = (new_process(&mut manager, P), new_process(&mut manager, other));
+    let mapped = map(&mut manager, process, 0, 4 * WINDOW_SIZE, MapFlags::empty()).unwrap();
+    let range = RangeRequest {
+        process,
+        address: mapped.address,
+        len: 4 * WINDOW_SIZE,
+    };
+    call!(manager, P, Unmap, range).unwrap();
+    let zeroed = manager.backing_zeroed();
+    let request = MapRequest {
+        process: theirs,
+        hint: 0,
+        len: WINDOW_SIZE,
+        prot: Prot::READ,
+        flags: MapFlags::empty(),
+    };
+    let (mut bytes, mut reply) = ([0; MAX_MESSAGE], vec![0; MAX_MESSAGE]);
+    let len = encode_request::<Map>(&request, &mut bytes).unwrap();
+    let mut orders = Vec::new();
+    while let Step::First(order) = manager.handle(other, Map::KIND.0, &bytes[..len], &mut reply) {
+        orders.push(matches!(order, Order::TakeBack { .. }));
+        carry_out(&mut manager, order);
+        // What a lot was fetched for comes first: its former borrower can't take it back meanwhile.
+        if orders.len() == 2 {
+            let more = map(&mut manager, process, 0, 3 * WINDOW_SIZE, MapFlags::empty());
+            assert_eq!(more, Err(Errno::ENOMEM));
+        }
+    }
+    // Who gave the lot back may have written to it since.
+    assert_eq!(
+        (orders, manager.backing_zeroed()),
+        (vec![true, false], zeroed + 2)
+    );
+}
+
+#[test]
+fn a_lot_that_cannot_be_registered_is_enomem() {
+    let mut manager = manager(2);
+    let process = new_process(&mut manager, P);
+    let request = MapRequest {
+        process,
+        hint: 0,
+        len: WINDOW_SIZE,
+        prot: Prot::READ,
+        flags: MapFlags::empty(),
+    };
+    let (mut bytes, mut reply) = ([0; MAX_MESSAGE], vec![0; MAX_MESSAGE]);
+    let len = encode_request::<Map>(&request, &mut bytes).unwrap();
+    let Step::First(Order::Register { lot, .. }) = manager.handle(P, Map::KIND.0, &bytes[..len], &mut reply)
+    else {
+        panic!("no order");
+    };
+    manager.pool_mut().0.refused(lot);
+    let len = manager.handle_at_once(P, Map::KIND.0, &bytes[..len], &mut reply);
+    assert_eq!(decode_reply::<Map>(&reply[..len]).unwrap(), Err(Errno::ENOMEM));
+    assert_eq!((manager.counters().nr_enomem, manager.pool().free()), (1, 2));
 }
