@@ -148,13 +148,26 @@ impl QueuePair {
             }
             Err(Refusal::Nak(code)) => self.refuse(core, psn, code),
             Err(Refusal::Receive(counter, syndrome, code)) => {
+                // The receive tells software, so no event does (IBA 1.3, 9.9.3: class C, beside classes without a receive).
                 self.complete_error(core, false, counter, syndrome);
-                self.refuse(core, psn, code);
+                self.answer_refusal(core, psn, code);
+                self.fail(core);
             }
         }
     }
 
+    /// Refuses a request that no receive belongs to: an event tells software.
     fn refuse(&mut self, core: &mut Core, psn: u32, code: NakCode) {
+        self.answer_refusal(core, psn, code);
+        let event = match code {
+            NakCode::InvalidRequest => EventType::WQ_INVALID_REQUEST,
+            NakCode::RemoteAccess => EventType::WQ_ACCESS_VIOLATION,
+            _ => EventType::WQ_CATASTROPHIC,
+        };
+        self.fail_by_peer(core, event);
+    }
+
+    fn answer_refusal(&mut self, core: &mut Core, psn: u32, code: NakCode) {
         log::debug!("QP {:#x}: refuses packet {psn:#x}: {code:?}", self.qpn);
         self.answer(
             core,
@@ -165,12 +178,6 @@ impl QueuePair {
         );
         let mut budget = u32::MAX;
         self.pump_responses(core, &mut budget);
-        let event = match code {
-            NakCode::InvalidRequest => EventType::WQ_INVALID_REQUEST,
-            NakCode::RemoteAccess => EventType::WQ_ACCESS_VIOLATION,
-            _ => EventType::WQ_CATASTROPHIC,
-        };
-        self.fail_by_peer(core, event);
     }
 
     /// Unreliable: a message with a gap is dropped as a whole.

@@ -383,6 +383,36 @@ fn local_errors_and_forbidden_requests_give_the_right_syndromes() {
     bench.ring_send(&a);
     assert_eq!(bench.drain(&mut cq), [(true, 0, Syndrome::REMOTE_INVAL_REQ_ERR)]);
     assert_eq!(bench.drain(&mut cq_b), [(false, 0, Syndrome::LOCAL_LENGTH_ERR)]);
+    let events = bench.events(1);
+    let told = events.iter().filter(|event| event.number() == b.qpn);
+    // The receive's completion says it; an event would say it again.
+    assert!(
+        told.map(|event| event.event)
+            .all(|event| event == EventType::COMMUNICATION_ESTABLISHED)
+    );
+}
+
+#[test]
+fn errors_have_the_vendors_syndromes_that_are_known() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (mut a, mut cq, _b, _) = bench.pair(Service::RC, Connection::default());
+    let local = bench.make_mr(0, 4096, all_rights());
+    let remote = bench.make_mr(1, 4096, all_rights());
+    for key in [remote.key ^ 1, remote.key] {
+        let pieces = [(local.addr, 8, local.key)];
+        bench.post(
+            &mut a,
+            &send(WqeOpcode::RDMA_WRITE, Some((remote.addr, key)), &pieces),
+        );
+    }
+    bench.ring_send(&a);
+    for expected in [
+        (Syndrome::REMOTE_ACCESS_ERR, 0x88),
+        (Syndrome::WR_FLUSH_ERR, 0xf9),
+    ] {
+        let cqe = bench.poll_cq(&mut cq).expect("a completion");
+        assert_eq!((cqe.syndrome, cqe.vendor_syndrome), expected);
+    }
 }
 
 #[test]
