@@ -7,7 +7,7 @@ pub(crate) fn groups() -> Vec<Group> {
 }
 
 /// The cases of `faults.py`, which says what must come of each and why.
-const CASES: [&str; 12] = [
+const CASES: [&str; 13] = [
     "destroyed_peer",
     "no_receive",
     "wrong_key_write",
@@ -16,6 +16,7 @@ const CASES: [&str; 12] = [
     "out_of_bounds_read",
     "read_only_memory",
     "wrong_local_key",
+    "wrong_receive_key",
     "short_receive",
     "flush",
     "overrun",
