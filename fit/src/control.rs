@@ -172,6 +172,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                     let line = self.inner.peers.lock().line_for(name, Wish::Membership);
                     if line.is_none() {
                         log::error!("{name}: all numbers of peers are used up");
+                        let (gid, refused) = (name.gid, true);
+                        self.on_member_event(Event::CallFailed { gid, refused });
                     }
                 }
                 Action::Probe(peer) => {

@@ -11,8 +11,9 @@
 //!
 //! # What is left out
 //!
-//! More joins than 65,536 in a node's life; peers with another number of cores; one-way sends; requests longer than one
-//! message (a reply may be long, by RDMA WRITE into the caller's buffer); RoCE.
+//! More joins than 65,536 in a node's life; peers with another number of cores; another multicast queue pair for one that
+//! failed; what exactly was waited for in the error of a lost peer; one-way sends; requests longer than one message (a reply may be
+//! long, by RDMA WRITE into the caller's buffer); RoCE.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
