@@ -146,7 +146,7 @@ impl Fabric {
             lid if lid == here && packet.dqpn == Qpn(0) => self.manage(now, from.number(), &packet),
             lid if lid == here => {
                 if let Some(manager) = self.manager.as_mut().filter(|_| packet.dqpn == Qpn(1)) {
-                    manager.administer(from, &packet, &mut self.switch);
+                    manager.administer(now, from, &packet, &mut self.switch);
                 }
                 self.send_management(now);
             }

@@ -17,8 +17,8 @@
 //!   bandwidth is not modelled, only its latency.
 //! * The switch has no counters, checks no M_Key and no partitions, and can't be told to take a link down.
 //! * The own subnet manager takes no traps and hands over to nobody.
-//! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]. A segment
-//!   of a table that gets lost is not sent again: who asked has to ask anew.
+//! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]. A table of one segment
+//!   is not sent again when it gets lost: who asked has to ask anew.
 //! * Ethernet.
 #![forbid(unsafe_code)]
 

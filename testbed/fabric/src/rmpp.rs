@@ -1,10 +1,11 @@
 //! Reliable multi-packet transfer: tables that do not fit one datagram (IBA 1.3, 13.6; Linux
 //! `drivers/infiniband/core/mad_rmpp.c`).
 //!
-//! Only the sender's side, which answers need. Nothing is sent again: who misses a segment asks anew.
+//! Only the sender's side, which answers need. What is not acknowledged in time is sent again, a few times over.
 
 use std::collections::BTreeMap;
 
+use hal::{Duration, Instant};
 use mad::sa::{Rmpp, SaMad};
 
 use crate::{Packet, PortIndex};
@@ -13,6 +14,10 @@ use crate::{Packet, PortIndex};
 const SA_HEADER: usize = 20;
 /// Transfers that wait for an acknowledgement; the oldest gives way.
 const MOST_TRANSFERS: usize = 64;
+/// How long an acknowledgement may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often segments are sent again, without any new acknowledgement, before the transfer is given up.
+const MOST_TRIES: u32 = 5;
 
 /// A table on its way.
 struct Transfer {
@@ -20,15 +25,26 @@ struct Transfer {
     envelope: Packet,
     segments: Vec<SaMad>,
     sent: usize,
+    /// The receiver has these.
+    seen: usize,
+    /// When those that were sent and not seen are sent again.
+    due: Instant,
+    tries: u32,
 }
 
 impl Transfer {
-    /// The segments up to the one that the receiver has room for.
+    /// The segments up to the one that the receiver has room for, without those that were sent.
     fn advance(&mut self, window: usize) -> Vec<Packet> {
-        let end = window.min(self.segments.len());
-        let due = self.segments.get(self.sent..end).unwrap_or_default();
-        self.sent = self.sent.max(end);
-        due.iter()
+        let first = self.sent;
+        self.sent = self.sent.max(window.min(self.segments.len()));
+        self.packets(first)
+    }
+
+    /// The segments that were sent, from the one with this index on.
+    fn packets(&self, first: usize) -> Vec<Packet> {
+        let segments = self.segments.get(first..self.sent).unwrap_or_default();
+        segments
+            .iter()
             .map(|segment| Packet {
                 payload: segment.to_mad().to_vec(),
                 ..self.envelope.clone()
@@ -52,6 +68,7 @@ impl Transfers {
     /// Begins to send a table; gives what goes out at once: the first segment.
     pub(crate) fn begin(
         &mut self,
+        now: Instant,
         to: PortIndex,
         envelope: Packet,
         head: &SaMad,
@@ -62,6 +79,9 @@ impl Transfers {
             envelope,
             segments: cut(head, table),
             sent: 0,
+            seen: 0,
+            due: now + PATIENCE,
+            tries: 0,
         };
         let first = transfer.advance(1);
         self.end(key);
@@ -76,7 +96,7 @@ impl Transfers {
     }
 
     /// Takes what a receiver says of a transfer: gives the segments that it has room for now.
-    pub(crate) fn hear(&mut self, from: PortIndex, mad: &SaMad) -> Vec<Packet> {
+    pub(crate) fn hear(&mut self, now: Instant, from: PortIndex, mad: &SaMad) -> Vec<Packet> {
         let key = (from, mad.header.transaction.get());
         let Some(transfer) = self.waiting.get_mut(&key) else {
             return Vec::new();
@@ -88,7 +108,48 @@ impl Transfers {
             self.end(key);
             return Vec::new();
         }
+        if seen > transfer.seen {
+            transfer.seen = seen;
+            transfer.tries = 0;
+            transfer.due = now + PATIENCE;
+        }
         transfer.advance(window)
+    }
+
+    /// What is sent again because nobody has acknowledged it, and to whom.
+    pub(crate) fn poll(&mut self, now: Instant) -> Vec<(PortIndex, Packet)> {
+        let mut again = Vec::new();
+        let mut given_up = Vec::new();
+        for (key, transfer) in &mut self.waiting {
+            if transfer.due > now {
+                continue;
+            }
+            if transfer.tries == MOST_TRIES {
+                given_up.push(*key);
+                continue;
+            }
+            transfer.tries += 1;
+            transfer.due = now + PATIENCE;
+            again.extend(
+                transfer
+                    .packets(transfer.seen)
+                    .into_iter()
+                    .map(|packet| (key.0, packet)),
+            );
+        }
+        for key in given_up {
+            log::debug!(
+                "subnet administrator: port {} takes no more of its table",
+                key.0.0
+            );
+            self.end(key);
+        }
+        again
+    }
+
+    /// When something is sent again.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.waiting.values().map(|transfer| transfer.due).min()
     }
 
     /// Ends all transfers to a port.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hal::Instant;
 use mad::sa::{
     ClassPortInfo, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, SaMad, Selector, mc_member_mask,
     node_record_mask, path_record_mask, port_info_record_mask,
@@ -88,9 +89,20 @@ impl Administrator {
         }
     }
 
+    /// What is due again of tables that are on their way.
+    pub(crate) fn poll(&mut self, now: Instant) -> Vec<(PortIndex, Packet)> {
+        self.transfers.poll(now)
+    }
+
+    /// When something is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.transfers.deadline()
+    }
+
     /// Answers a datagram that came to QP1 from a port, if it is a request or about an answer.
     pub(crate) fn answer(
         &mut self,
+        now: Instant,
         ports: &[Port],
         from: PortIndex,
         packet: &Packet,
@@ -101,7 +113,7 @@ impl Administrator {
         };
         let request = match SaMad::parse(&packet.payload) {
             // First, for it looks like the request that it speaks of.
-            Ok(mad) if mad.rmpp.is_control() => return self.transfers.hear(from, &mad),
+            Ok(mad) if mad.rmpp.is_control() => return self.transfers.hear(now, from, &mad),
             Ok(request) if !request.header.method.is_response() => request,
             Ok(_) => return Vec::new(),
             Err(error) => {
@@ -111,7 +123,9 @@ impl Administrator {
         };
         let envelope = envelope(packet, source);
         let response = match self.decide(ports, from, &request, switch) {
-            Ok(Response::Table(head, table)) => return self.transfers.begin(from, envelope, &head, &table),
+            Ok(Response::Table(head, table)) => {
+                return self.transfers.begin(now, from, envelope, &head, &table);
+            }
             Ok(Response::Record(response)) => response,
             Err(status) => request.into_response(status),
         };

@@ -119,8 +119,8 @@ impl SubnetManager {
     }
 
     /// Takes a datagram for the subnet administrator.
-    pub(crate) fn administer(&mut self, from: PortIndex, packet: &Packet, switch: &mut Switch) {
-        let answers = self.administrator.answer(&self.ports, from, packet, switch);
+    pub(crate) fn administer(&mut self, now: Instant, from: PortIndex, packet: &Packet, switch: &mut Switch) {
+        let answers = self.administrator.answer(now, &self.ports, from, packet, switch);
         let answers = answers.into_iter().map(|answer| (from, answer));
         self.outgoing.extend(answers);
     }
@@ -130,7 +130,8 @@ impl SubnetManager {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.ports.iter().filter_map(|port| port.retry_at).min()
+        let asked = self.ports.iter().filter_map(|port| port.retry_at);
+        asked.chain(self.administrator.deadline()).min()
     }
 
     pub(crate) fn poll(&mut self, now: Instant, switch: &mut Switch) {
@@ -139,6 +140,7 @@ impl SubnetManager {
                 self.ask(now, PortIndex(index), switch);
             }
         }
+        self.outgoing.extend(self.administrator.poll(now));
     }
 
     /// Answers what is asked of the manager itself.

@@ -225,6 +225,43 @@ fn a_large_table_comes_in_segments_as_the_window_opens() {
 }
 
 #[test]
+fn segments_that_nobody_acknowledges_come_again_and_not_for_ever() {
+    let (mut fabric, mut now) = subnet(5);
+    let request = SaMad::request(Method::GET_TABLE, Attribute::NODE_RECORD, 0, &[0_u8; 8], 6);
+    let first = ask(&mut fabric, now, 1, &request);
+    let mut due = |fabric: &mut Fabric| {
+        let due = fabric.poll(now)?;
+        assert!(due > now, "nothing is due at once");
+        now = due;
+        fabric.poll(now);
+        let packets = std::iter::from_fn(|| fabric.next(now));
+        let segments = packets.map(|(_, packet)| SaMad::parse(&packet.payload).unwrap());
+        Some((
+            now,
+            segments
+                .map(|segment| segment.rmpp.segment[3])
+                .collect::<Vec<_>>(),
+        ))
+    };
+    // The first is lost, then its acknowledgement comes and the two others are lost.
+    assert_eq!(due(&mut fabric).unwrap().1, [1]);
+    let (at, again) = due(&mut fabric).unwrap();
+    assert_eq!(again, [1]);
+    fabric.send(at, PortIndex(1), request_packet(1, &acknowledge(&first, 3)));
+    while fabric.next(at).is_some() {}
+    let mut tries = 0;
+    while let Some((_, again)) = due(&mut fabric) {
+        if again.is_empty() {
+            break;
+        }
+        assert_eq!(again, [2, 3], "what is acknowledged does not come again");
+        tries += 1;
+    }
+    assert_eq!(tries, 5);
+    assert_eq!(fabric.deadline(), None, "it is given up");
+}
+
+#[test]
 fn nodes_and_ports_are_recorded() {
     let (mut fabric, now) = subnet(2);
     let wanted = NodeRecord::new(3, NodeInfo::default(), mad::smp::NodeDescription::new(""));
