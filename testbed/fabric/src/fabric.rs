@@ -11,7 +11,7 @@ use verbs::{Lid, Qpn};
 use crate::faults::FaultInjector;
 use crate::packet::is_multicast;
 use crate::sm::{SM_LID, SubnetManager, management_packet};
-use crate::switch::{Hop, Switch};
+use crate::switch::{Hop, LinkOrder, Switch};
 use crate::{FabricConfig, Manager, Packet};
 
 /// A port of the switch, in the order of [`Fabric::add_port`].
@@ -67,6 +67,10 @@ impl Ord for InFlight {
 pub struct Fabric {
     config: FabricConfig,
     links: Vec<Link>,
+    /// Whether each port's card wants a link.
+    wanted: Vec<bool>,
+    /// Links that came up or went down and whose cards were not told yet.
+    changes: VecDeque<(PortIndex, bool)>,
     switch: Switch,
     arrived: VecDeque<(PortIndex, Packet)>,
     travelling: BinaryHeap<Reverse<InFlight>>,
@@ -90,6 +94,8 @@ impl Fabric {
             manager,
             config,
             links: Vec::new(),
+            wanted: Vec::new(),
+            changes: VecDeque::new(),
             switch,
             arrived: VecDeque::new(),
             travelling: BinaryHeap::new(),
@@ -100,6 +106,7 @@ impl Fabric {
     /// Adds a port to the switch, without link.
     pub fn add_port(&mut self) -> PortIndex {
         self.links.push(Link::Down);
+        self.wanted.push(false);
         self.switch.add_port();
         if let Some(manager) = &mut self.manager {
             manager.add_port();
@@ -107,8 +114,20 @@ impl Fabric {
         PortIndex(self.links.len() - 1)
     }
 
-    /// Says that a port's link came up or went down.
-    pub fn set_link(&mut self, now: Instant, port: PortIndex, up: bool) {
+    /// Says whether a port's card wants a link. Whether there is one is told by [`next_link`](Self::next_link).
+    pub fn set_link(&mut self, now: Instant, port: PortIndex, wanted: bool) {
+        self.wanted[port.0] = wanted;
+        self.try_link(now, port);
+    }
+
+    /// Takes the next link that came up (`true`) or went down since it was last asked.
+    pub fn next_link(&mut self) -> Option<(PortIndex, bool)> {
+        self.changes.pop_front()
+    }
+
+    /// Brings a link up or down as both its ends want it.
+    fn try_link(&mut self, now: Instant, port: PortIndex) {
+        let up = self.wanted[port.0] && !self.switch.is_disabled(port.number());
         let training = self.config.training;
         match (self.links[port.0], up) {
             (Link::Down, true) if !training.is_zero() => self.links[port.0] = Link::Training(now + training),
@@ -121,6 +140,7 @@ impl Fabric {
 
     fn follow_link(&mut self, now: Instant, port: PortIndex, up: bool) {
         self.links[port.0] = if up { Link::Up } else { Link::Down };
+        self.changes.push_back((port, up));
         self.switch.link_changed(now, port.number(), up);
         if let Some(manager) = &mut self.manager {
             manager.link_changed(now, port, up, &mut self.switch);
@@ -132,6 +152,21 @@ impl Fabric {
     pub fn restart_link(&mut self, now: Instant, port: PortIndex) {
         self.set_link(now, port, false);
         self.set_link(now, port, true);
+    }
+
+    /// Does to the links what a subnet manager told the switch.
+    fn follow_orders(&mut self, now: Instant) {
+        while let Some((number, order)) = self.switch.take_order() {
+            let Some(port) = PortIndex::of(number).filter(|port| port.0 < self.links.len()) else {
+                continue;
+            };
+            log::info!("switch: port {number}: {order:?}");
+            if order == LinkOrder::Retrain && self.wanted[port.0] {
+                self.restart_link(now, port);
+            } else {
+                self.try_link(now, port);
+            }
+        }
     }
 
     /// Takes a packet from a port.
@@ -184,6 +219,12 @@ impl Fabric {
 
     /// Takes a packet on QP0 that came to the switch by a port.
     fn manage(&mut self, now: Instant, from: u8, packet: &Packet) {
+        self.pass_management(now, from, packet);
+        self.follow_orders(now);
+        self.send_management(now);
+    }
+
+    fn pass_management(&mut self, now: Instant, from: u8, packet: &Packet) {
         let Ok(mut smp) = Smp::parse(&packet.payload) else {
             log::debug!("switch: no SMP from port {from}");
             return;
@@ -201,7 +242,6 @@ impl Fabric {
                     let hop = self.switch.hop(&mut answer, 0);
                     self.route(now, hop, &answer);
                 }
-                self.send_management(now);
             }
             hop => self.route(now, hop, &smp),
         }

@@ -36,7 +36,10 @@ const PKEYS: u8 = 32;
 /// Code of 4096 bytes.
 const MTU_4096: u8 = 5;
 const VLS_8: u8 = 4;
+/// In a Set: leave the physical state.
+const PHYS_NO_CHANGE: u8 = 0;
 const PHYS_POLLING: u8 = 2;
+const PHYS_DISABLED: u8 = 3;
 const PHYS_LINK_UP: u8 = 5;
 /// 2.5, 5 and 10 Gb/s; 10 Gb/s alone.
 const SPEEDS: u8 = 7;
@@ -52,6 +55,21 @@ struct Port {
     info: PortInfo,
     pkeys: [U16; PKEYS as usize],
     sl_to_vl: [u8; 8],
+    /// A manager keeps the link down.
+    disabled: bool,
+    /// What a manager wants of the link and was not done yet.
+    order: Option<LinkOrder>,
+}
+
+/// What a subnet manager wants of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LinkOrder {
+    /// It goes down and comes back.
+    Retrain,
+    /// It goes down and stays so.
+    Disable,
+    /// It may come back.
+    Enable,
 }
 
 /// The switch.
@@ -135,6 +153,8 @@ impl Switch {
         };
         let (logical, physical) = if up {
             (PortStateBits::INIT, PHYS_LINK_UP)
+        } else if state.disabled {
+            (PortStateBits::DOWN, PHYS_DISABLED)
         } else {
             (PortStateBits::DOWN, PHYS_POLLING)
         };
@@ -142,6 +162,34 @@ impl Switch {
         state.info.phys.set_state(physical);
         self.info.life_state.set_port_state_change(true);
         self.trap.begin(now);
+    }
+
+    /// Takes what a subnet manager wants of a port's link.
+    pub(crate) fn take_order(&mut self) -> Option<(u8, LinkOrder)> {
+        let found = self
+            .ports
+            .iter_mut()
+            .enumerate()
+            .find(|(_, port)| port.order.is_some());
+        let (number, port) = found?;
+        let order = port.order.take()?;
+        port.disabled = order == LinkOrder::Disable;
+        if port.info.speed_state.state() == PortStateBits::DOWN {
+            let phys = if port.disabled {
+                PHYS_DISABLED
+            } else {
+                PHYS_POLLING
+            };
+            port.info.phys.set_state(phys);
+        }
+        Some((u8::try_from(number).ok()?, order))
+    }
+
+    /// Whether a manager keeps a port's link down.
+    pub(crate) fn is_disabled(&self, port: u8) -> bool {
+        self.ports
+            .get(usize::from(port))
+            .is_some_and(|port| port.disabled)
     }
 
     /// The switch's own LID; 0 before it has one.
@@ -308,6 +356,8 @@ impl Port {
             info,
             pkeys,
             sl_to_vl: [0x01, 0x23, 0x45, 0x67, 0x01, 0x23, 0x45, 0x67],
+            disabled: false,
+            order: None,
         }
     }
 }

@@ -557,3 +557,40 @@ fn the_own_manager_says_that_it_is_master() {
     let answer = ask_switch(&mut fabric, now, get(Attribute::SM_INFO, 0));
     assert_eq!(answer.header.status(), Status::BAD_ATTRIBUTE);
 }
+
+/// Sets the physical state of a port of the switch, and says what became of links since.
+fn order(fabric: &mut Fabric, now: Instant, port: u32, state: u8, phys: u8) -> Vec<(usize, bool)> {
+    while fabric.next_link().is_some() {}
+    let mut info = PortInfo::default();
+    info.speed_state.set_state(state);
+    info.phys.set_state(phys);
+    let answer = ask_switch(fabric, now, set(Attribute::PORT_INFO, port, data_of(&info)));
+    assert_eq!(answer.header.status(), Status::OK);
+    std::iter::from_fn(|| fabric.next_link())
+        .map(|(port, up)| (port.0, up))
+        .collect()
+}
+
+#[test]
+fn a_manager_disables_enables_and_retrains_links_at_the_switch() {
+    const NONE: u8 = 0;
+    const POLLING: u8 = 2;
+    const DISABLED: u8 = 3;
+    let (mut fabric, now) = unmanaged(2);
+    let down = PortStateBits::DOWN;
+    assert_eq!(order(&mut fabric, now, 2, NONE, DISABLED), [(1, false)]);
+    assert_eq!(port_state(&mut fabric, now, 2), down);
+    let answer = ask_switch(&mut fabric, now, get(Attribute::PORT_INFO, 2));
+    let info: PortInfo = attribute(&answer.data).unwrap();
+    assert_eq!(info.phys.state(), DISABLED);
+    // Neither the card nor a second order to go down brings it back.
+    fabric.restart_link(now, PortIndex(1));
+    assert_eq!(order(&mut fabric, now, 2, down, NONE), []);
+    assert_eq!(order(&mut fabric, now, 2, down, POLLING), [(1, true)]);
+    assert_eq!(port_state(&mut fabric, now, 2), PortStateBits::INIT);
+    assert_eq!(drive(&mut fabric, now, 2, PortStateBits::ARMED), Status::OK);
+    assert_eq!(order(&mut fabric, now, 2, down, NONE), [(1, false), (1, true)]);
+    assert_eq!(port_state(&mut fabric, now, 2), PortStateBits::INIT);
+    // A port that nobody is at.
+    assert_eq!(order(&mut fabric, now, 7, down, POLLING), []);
+}

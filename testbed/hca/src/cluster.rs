@@ -168,15 +168,26 @@ impl Cluster {
         hca
     }
 
-    /// Tells the fabric of links that came up or went down.
+    /// Tells the fabric which links the card wants.
     fn follow_links(&mut self, index: usize, now: Instant) {
         let Node { hca, ports } = &mut self.nodes[index];
         for (port, place) in hca.core.ports.iter_mut().zip(ports) {
-            let up = port.link_is_up();
-            if core::mem::take(&mut port.bounced) && up {
+            let wanted = port.wants_link();
+            if core::mem::take(&mut port.bounced) && wanted {
                 self.fabric.restart_link(now, *place);
             } else {
-                self.fabric.set_link(now, *place, up);
+                self.fabric.set_link(now, *place, wanted);
+            }
+        }
+    }
+
+    /// Tells the cards of links that the fabric brought up or took down.
+    fn hear_links(&mut self, now: Instant) {
+        while let Some((place, up)) = self.fabric.next_link() {
+            let (index, number) = self.attached[place.0];
+            let core = &mut self.hca(NodeIndex(index), now).core;
+            if core.port_mut(number).is_some_and(|port| port.link(up)) {
+                agents::report_link(core, number, false);
             }
         }
     }
@@ -196,6 +207,7 @@ impl Cluster {
     /// enough.
     fn run(&mut self, now: Instant) {
         for _ in 0..WORK_PER_CALL {
+            self.hear_links(now);
             if let Some((place, packet)) = self.fabric.next(now) {
                 let (index, number) = self.attached[place.0];
                 self.hca(NodeIndex(index), now).receive(number, packet);

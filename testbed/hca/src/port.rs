@@ -50,6 +50,8 @@ pub(crate) struct Port {
     cable: bool,
     /// Software started the port.
     enabled: bool,
+    /// The link is trained: the switch is at its other end.
+    linked: bool,
     /// The link is to be seen down and up again.
     pub(crate) bounced: bool,
     pub(crate) info: PortInfo,
@@ -68,6 +70,7 @@ impl Port {
             guid,
             cable: true,
             enabled: false,
+            linked: false,
             bounced: false,
             info: PortInfo::new_zeroed(),
             pkeys: [U16::ZERO; TABLE_LEN],
@@ -143,9 +146,20 @@ impl Port {
         self.state() == PortStateBits::ACTIVE
     }
 
+    /// Whether the port tries to have a link.
+    pub(crate) fn wants_link(&self) -> bool {
+        self.cable && self.enabled
+    }
+
     /// Whether the link is trained.
     pub(crate) fn link_is_up(&self) -> bool {
-        self.cable && self.enabled
+        self.wants_link() && self.linked
+    }
+
+    /// The link was trained, or its other end let it go. Says whether the port thereby left ACTIVE.
+    pub(crate) fn link(&mut self, linked: bool) -> bool {
+        self.linked = linked;
+        self.retrain()
     }
 
     pub(crate) fn pkey(&self, index: u8) -> Option<PKey> {

@@ -9,7 +9,10 @@ use mad::{Attribute, Method, Status};
 use verbs::Lid;
 use zerocopy::big_endian::{U16, U32, U64};
 
-use super::{GUID, LAST_LID, MULTICAST_CAP, NO_PORT, PHYS_LINK_UP, PKEYS, Port, Switch};
+use super::{
+    GUID, LAST_LID, LinkOrder, MULTICAST_CAP, NO_PORT, PHYS_DISABLED, PHYS_LINK_UP, PHYS_NO_CHANGE,
+    PHYS_POLLING, PKEYS, Port, Switch,
+};
 use crate::packet::FIRST_MLID;
 
 /// The maker of the adapters, with the number of its InfiniScale III: none of the later ones, which have attributes of
@@ -201,13 +204,15 @@ impl Port {
     fn set_info(&mut self, wanted: &PortInfo, own: bool) -> Result<(), Status> {
         let before = self.info.speed_state.state();
         let up = self.info.phys.state() == PHYS_LINK_UP;
+        let order = self.link_order(wanted, own)?;
         let after = match (before, wanted.speed_state.state()) {
             (_, PortStateBits::NO_CHANGE) => before,
             (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) if up => PortStateBits::ARMED,
             (PortStateBits::ARMED | PortStateBits::ACTIVE, PortStateBits::ACTIVE) if up => {
                 PortStateBits::ACTIVE
             }
-            // Taking a link down from its far end is not modelled.
+            // It is so when the link has gone down.
+            (_, PortStateBits::DOWN) if !own => before,
             _ => return Err(Status::BAD_FIELD),
         };
         let info = &mut self.info;
@@ -228,7 +233,22 @@ impl Port {
         }
         info.vl_high_limit = wanted.vl_high_limit;
         info.speed_state.set_state(after);
+        self.order = order.or(self.order);
         Ok(())
+    }
+
+    /// What becomes of the link (IBA 1.3, 14.2.5.6: PortState and PortPhysicalState). `ibportstate` disables a port by its
+    /// physical state, and enables it by polling.
+    fn link_order(&self, wanted: &PortInfo, own: bool) -> Result<Option<LinkOrder>, Status> {
+        let down = wanted.speed_state.state() == PortStateBits::DOWN;
+        match wanted.phys.state() {
+            _ if own => Ok(None),
+            PHYS_DISABLED => Ok(Some(LinkOrder::Disable)),
+            PHYS_POLLING if self.disabled => Ok(Some(LinkOrder::Enable)),
+            PHYS_NO_CHANGE | PHYS_POLLING if down && !self.disabled => Ok(Some(LinkOrder::Retrain)),
+            PHYS_NO_CHANGE | PHYS_POLLING => Ok(None),
+            _ => Err(Status::BAD_FIELD),
+        }
     }
 }
 

@@ -58,7 +58,27 @@ fn switch() -> Group {
             alone("ibroute, ibtracert", "ibroute 1; ibroute -M 1; ibtracert 2 3")
                 .expect("-> ca port {0x0002c90300000201}"),
         )
+        .check(disabled())
         .check(multicast())
+}
+
+/// Takes node 0's link down at the switch, whose port 1 it is at, and lets it come back.
+fn disabled() -> Check {
+    let wait = "
+    state() { for try in $(seq 300); do grep -q $1 /sys/class/infiniband/mlx4_0/ports/1/state && return; sleep 0.1; done; ibstat; exit 1; }";
+    let theirs = format!(
+        "{wait}
+        nc -l -p 7000 </dev/null; state DOWN; ibstat | grep 'Physical state: Polling'
+        nc -l -p 7000 </dev/null; state ACTIVE"
+    );
+    let mine = "ibportstate 1 1 disable; await node0 7000; nc node0 7000 </dev/null
+        await node0 7000; ibportstate 1 1 query | grep 'PhysLinkState:.*Disabled'
+        ibportstate 1 1 enable; nc node0 7000 </dev/null
+        for try in $(seq 50); do ping -c 1 -W 1 ib0 && break; done
+        ibportstate 1 1 reset
+        for try in $(seq 50); do ping -c 1 -W 1 ib0 && break; done
+        ping -c 3 ib0";
+    Check::new("a link is disabled and enabled at the switch", &[&theirs, mine])
 }
 
 /// Groups come with their first member and go with the last; a sender that is a member hears itself.
