@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use hal::Instant;
 use mad::sa::{
-    ClassPortInfo, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, SaMad, Selector, mc_member_mask,
-    node_record_mask, path_record_mask, port_info_record_mask,
+    ClassPortInfo, JoinState, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, SaMad, Selector,
+    mc_member_mask, node_record_mask, path_record_mask, port_info_record_mask,
 };
+use mad::smp::PortInfo;
 use mad::{Attribute, Method, Status};
 use verbs::{Gid, Lid, PKey, QKey, Qpn};
 use zerocopy::big_endian::{U16, U32};
@@ -14,7 +15,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::packet::FIRST_MLID;
 use crate::rmpp::Transfers;
-use crate::sm::{Port, SM_LID};
+use crate::sm::{KEY, Port, SM_LID};
 use crate::switch::Switch;
 use crate::{Operation, Packet, PortIndex};
 
@@ -32,7 +33,21 @@ const PACKET_LIFE: u8 = 18;
 
 struct Group {
     record: McMemberRecord,
+    /// How each has joined.
     members: BTreeMap<PortIndex, u8>,
+}
+
+impl Group {
+    fn member_records(&self, ports: &[Port]) -> Vec<McMemberRecord> {
+        let member = |(port, joined): (&PortIndex, &u8)| McMemberRecord {
+            port_gid: ports[port.0].gid().0,
+            scope_join: JoinState::new()
+                .with_scope(self.record.mgid[1] & 0xf)
+                .with_join(*joined),
+            ..self.record
+        };
+        self.members.iter().map(member).collect()
+    }
 }
 
 /// The subnet administrator.
@@ -142,24 +157,33 @@ impl Administrator {
             Attribute::CLASS_PORT_INFO if method == Method::GET => class_port_info(request),
             Attribute::PATH_RECORD if reads => records(request, &paths(ports, from, request)),
             Attribute::NODE_RECORD if reads => records(request, &nodes(ports, switch, request)),
-            Attribute::PORT_INFO_RECORD if reads => records(request, &port_infos(ports, request)),
-            Attribute::MC_MEMBER_RECORD if reads => records(request, &self.groups_matching(request)),
+            Attribute::PORT_INFO_RECORD if reads => records(request, &port_infos(ports, switch, request)),
+            Attribute::MC_MEMBER_RECORD if reads => records(request, &self.groups_matching(ports, request)),
             Attribute::MC_MEMBER_RECORD if method == Method::SET => self.join(ports, from, request, switch),
             Attribute::MC_MEMBER_RECORD if method == Method::DELETE => self.leave(from, request, switch),
             _ => Err(Status::BAD_ATTRIBUTE),
         }
     }
 
-    fn groups_matching(&self, request: &SaMad) -> Vec<McMemberRecord> {
+    /// The groups asked for; to who knows the key also each one's members, a record each (IBA 1.3, 15.2.5.17).
+    fn groups_matching(&self, ports: &[Port], request: &SaMad) -> Vec<McMemberRecord> {
         let Some(wanted) = request.record::<McMemberRecord>() else {
             return Vec::new();
         };
         let mask = request.component_mask.get();
+        let trusted = request.sm_key.get() == KEY;
         self.groups
             .values()
-            .map(|group| group.record)
-            .filter(|record| mask & mc_member_mask::MGID == 0 || record.mgid == wanted.mgid)
-            .filter(|record| mask & mc_member_mask::MLID == 0 || record.mlid == wanted.mlid)
+            .filter(|group| mask & mc_member_mask::MGID == 0 || group.record.mgid == wanted.mgid)
+            .filter(|group| mask & mc_member_mask::MLID == 0 || group.record.mlid == wanted.mlid)
+            .flat_map(|group| {
+                if trusted && !group.members.is_empty() {
+                    group.member_records(ports)
+                } else {
+                    vec![group.record]
+                }
+            })
+            .filter(|record| mask & mc_member_mask::PORT_GID == 0 || record.port_gid == wanted.port_gid)
             .collect()
     }
 
@@ -331,22 +355,33 @@ fn nodes(ports: &[Port], switch: &Switch, request: &SaMad) -> Vec<NodeRecord> {
         .collect()
 }
 
-fn port_infos(ports: &[Port], request: &SaMad) -> Vec<PortInfoRecord> {
+fn port_infos(ports: &[Port], switch: &Switch, request: &SaMad) -> Vec<PortInfoRecord> {
     let Some(wanted) = request.record::<PortInfoRecord>() else {
         return Vec::new();
     };
     let mask = request.component_mask.get();
-    ports
-        .iter()
-        .filter(|port| port.is_active())
-        .map(|port| PortInfoRecord {
-            lid: U16::new(port.lid.0),
-            port: port.node.local_port,
-            options: 0,
-            info: port.info,
-        })
+    let included = request.header.modifier.get() & port_info_record_mask::ABILITIES_INCLUDED != 0;
+    let able = |record: &PortInfoRecord| {
+        let (has, asked) = (record.info.capabilities.get(), wanted.info.capabilities.get());
+        if included {
+            has & asked == asked
+        } else {
+            has == asked
+        }
+    };
+    let record = |lid: Lid, port: u8, info: PortInfo| PortInfoRecord {
+        lid: U16::new(lid.0),
+        port,
+        options: 0,
+        info,
+    };
+    let own = (0_u8..).zip(switch.port_infos());
+    let active = ports.iter().filter(|port| port.is_active());
+    own.map(|(port, info)| record(SM_LID, port, info))
+        .chain(active.map(|port| record(port.lid, port.node.local_port, port.info)))
         .filter(|record| mask & port_info_record_mask::LID == 0 || record.lid == wanted.lid)
         .filter(|record| mask & port_info_record_mask::PORT == 0 || record.port == wanted.port)
+        .filter(|record| mask & port_info_record_mask::CAPABILITIES == 0 || able(record))
         .collect()
 }
 

@@ -21,7 +21,7 @@ use crate::{Operation, Packet, PortIndex, Service};
 /// The subnet manager's LID.
 pub const SM_LID: Lid = Lid(1);
 /// What OpenSM's manual calls the default: managers with different keys take no notice of each other.
-const KEY: u64 = 1;
+pub(crate) const KEY: u64 = 1;
 /// The highest there is.
 const PRIORITY: u8 = 15;
 const FIRST_RETRY: Duration = Duration::from_millis(20);

@@ -192,6 +192,11 @@ impl Switch {
             .is_some_and(|port| port.disabled)
     }
 
+    /// The parameters of its ports, port 0 first.
+    pub(crate) fn port_infos(&self) -> impl Iterator<Item = PortInfo> + '_ {
+        self.ports.iter().map(|port| port.info)
+    }
+
     /// The switch's own LID; 0 before it has one.
     pub(crate) fn lid(&self) -> Lid {
         Lid(self.ports[0].info.lid.get())

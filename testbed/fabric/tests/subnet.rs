@@ -4,6 +4,7 @@ use fabric::{Fabric, FabricConfig, Manager, Operation, Packet, PortIndex, SM_LID
 use hal::{Duration, Instant};
 use mad::sa::{
     NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, mc_member_mask, node_record_mask, path_record_mask,
+    port_info_record_mask,
 };
 use mad::smp::{
     LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PortInfo,
@@ -338,6 +339,56 @@ fn groups_are_joined_left_and_created_only_by_those_who_say_how() {
         &request(Method::DELETE, mgid | join, &record),
     );
     assert_eq!(again.header.status(), Status::SA_NO_RECORDS);
+}
+
+/// As `saquery -s` asks for subnet managers.
+#[test]
+fn ports_are_found_by_their_abilities() {
+    let (mut fabric, now) = subnet(2);
+    let mut wanted = PortInfoRecord {
+        lid: 0.into(),
+        port: 0,
+        options: 0,
+        info: PortInfo::default(),
+    };
+    wanted.info.capabilities = mad::smp::PortCapabilities::SM.into();
+    let mask = port_info_record_mask::CAPABILITIES;
+    let mut request = SaMad::request(Method::GET, Attribute::PORT_INFO_RECORD, mask, &wanted, 5);
+    assert_eq!(
+        ask(&mut fabric, now, 0, &request).header.status(),
+        Status::SA_NO_RECORDS,
+        "none has this ability alone"
+    );
+    request.header.modifier = port_info_record_mask::ABILITIES_INCLUDED.into();
+    let record: PortInfoRecord = ask(&mut fabric, now, 0, &request).record().unwrap();
+    assert_eq!((record.lid.get(), record.port), (SM_LID.0, 0));
+}
+
+#[test]
+fn only_who_knows_the_key_learns_a_groups_members() {
+    let (mut fabric, now) = subnet(2);
+    let record = mad::sa::McMemberRecord {
+        mgid: [
+            0xff, 0x12, 0x40, 0x1b, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
+        ],
+        scope_join: mad::sa::JoinState::new().with_join(1),
+        ..mad::sa::McMemberRecord::default()
+    };
+    let request = |method, mask| SaMad::request(method, Attribute::MC_MEMBER_RECORD, mask, &record, 5);
+    let join = request(Method::SET, mc_member_mask::MGID | mc_member_mask::JOIN_STATE);
+    for port in [0, 1] {
+        assert_eq!(ask(&mut fabric, now, port, &join).header.status(), Status::OK);
+    }
+    let mut list = request(Method::GET_TABLE, mc_member_mask::MGID);
+    let mut members = |list: &SaMad| {
+        let answer = ask(&mut fabric, now, 0, list);
+        let whole = usize::try_from(u32::from_be_bytes(answer.rmpp.payload_len)).unwrap() - 20;
+        let records = answer.data[..whole].chunks_exact(56);
+        records.map(|record| record[16..32].to_vec()).collect::<Vec<_>>()
+    };
+    assert_eq!(members(&list), [[0; 16]]);
+    list.sm_key = 1.into();
+    assert_eq!(members(&list), [gid(0).0, gid(1).0]);
 }
 
 /// A directed-route packet of the manager at a port, by the switch's ports in `path`.

@@ -218,6 +218,10 @@ pub mod port_info_record_mask {
     pub const LID: u64 = 1 << 0;
     /// `port` counts.
     pub const PORT: u64 = 1 << 1;
+    /// `capabilities` of `info` count.
+    pub const CAPABILITIES: u64 = 1 << 7;
+    /// Of the attribute's modifier: abilities need only be among those that a port has (15.2.5.3).
+    pub const ABILITIES_INCLUDED: u32 = 1 << 31;
 }
 
 /// What a class can do and where it redirects to (13.4.8.1; Linux `struct ib_class_port_info`).
