@@ -56,7 +56,14 @@ fn switch() -> Group {
         )
         .check(
             alone("ibroute, ibtracert", "ibroute 1; ibroute -M 1; ibtracert 2 3")
-                .expect("-> ca port {0x0002c90300000201}"),
+                .expect("-> ca port {0x0002c9030000"),
+        )
+        .check(
+            alone(
+                "saquery: managers, members",
+                "[ $(saquery -s | grep -c 'EndPortLid.*1$') = 1 ]; saquery --smkey 1 -m",
+            )
+            .expect("NodeDescription.........node0"),
         )
         .check(disabled())
         .check(multicast())
