@@ -6,5 +6,6 @@
 )]
 mod fake;
 mod faults;
+mod journal;
 mod returns;
 mod rules;

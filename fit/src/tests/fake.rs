@@ -110,9 +110,13 @@ pub(super) struct Qp {
     pub(super) dead: bool,
     pub(super) posted: usize,
     pub(super) doorbells: usize,
+    /// The device refuses every post.
+    pub(super) refuses: bool,
+    /// The next poll finds a completion that can't be.
+    pub(super) nonsense: bool,
     send_depth: usize,
     receive_depth: usize,
-    cq_depth: usize,
+    pub(super) cq_depth: usize,
 }
 
 /// What goes wrong with one request.
@@ -139,6 +143,9 @@ impl Queues {
 impl QueueSet for Queues {
     fn post_send(&mut self, _: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
         let mut qp = self.qp();
+        if qp.refuses {
+            return Err(PostError::NotReady { qp: QpSlot(0) });
+        }
         assert!(qp.taken.len() < qp.send_depth, "a post beyond the send queue");
         let (inline, pieces) = match request.payload {
             Payload::Inline(bytes) => (bytes.to_vec(), Vec::new()),
@@ -157,6 +164,9 @@ impl QueueSet for Queues {
     }
     fn post_receive(&mut self, _: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
         let mut qp = self.qp();
+        if qp.refuses {
+            return Err(PostError::NotReady { qp: QpSlot(0) });
+        }
         assert!(
             qp.receives.len() < qp.receive_depth,
             "a post beyond the receive queue"
@@ -175,6 +185,9 @@ impl QueueSet for Queues {
     }
     fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
         let mut qp = self.qp();
+        if std::mem::take(&mut qp.nonsense) {
+            return Err(PollError::Inconsistent { qpn: 0xbad, index: 7 });
+        }
         let count = qp.cq.len().min(into.len());
         for place in &mut into[..count] {
             *place = qp.cq.pop_front().unwrap();
@@ -202,7 +215,7 @@ impl QueueSet for Queues {
 }
 
 impl Qp {
-    fn complete(&mut self, id: u64, kind: CompletionKind, status: Status, bytes: u32) {
+    pub(super) fn complete(&mut self, id: u64, kind: CompletionKind, status: Status, bytes: u32) {
         assert!(self.cq.len() < self.cq_depth, "the completion queue overruns");
         self.cq.push_back(Completion {
             id,
@@ -290,6 +303,18 @@ impl Pair {
             lent: HashMap::new(),
             now: Instant::from_nanos(1000),
         }
+    }
+
+    /// Memory that is lent to the device and the peer until it is taken back.
+    pub(super) fn lend(&mut self, len: usize) -> Buffer {
+        let buffer = self.world.alloc(len);
+        self.lent.insert(buffer.sge().addr, len as u32);
+        buffer
+    }
+
+    /// The owner has its memory back: whoever touches it now is caught.
+    pub(super) fn take_back(&mut self, buffer: &Buffer) {
+        self.lent.remove(&buffer.sge().addr);
     }
 
     fn check_lent(&self, addr: u64, len: u32) {

@@ -26,7 +26,7 @@ fn later(pair: &Pair) -> hal::Instant {
 }
 
 /// Node 1 answers one request: its own bytes back, and bulk of 7s.
-fn echo(pair: &mut Pair) {
+pub(super) fn echo(pair: &mut Pair) {
     let mut request = [0; 512];
     let Poll::Ready(incoming) = pair.nodes[1].engine.poll_request(Waker::noop(), &mut request) else {
         panic!("no request arrived")
@@ -219,7 +219,7 @@ fn a_dead_peer_fails_every_waiter() {
 }
 
 /// Sends a message with a header of the test's making from node 0.
-fn forge(pair: &mut Pair, header: &Header) {
+pub(super) fn forge(pair: &mut Pair, header: &Header) {
     let (link, queues) = pair.nodes[0].engine.test_link(0);
     let at = link.layout.call(0);
     link.send_message(queues, header, b"", at, crate::ring::Purpose::Request);
