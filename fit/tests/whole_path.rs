@@ -10,7 +10,7 @@ use mad::cm::CmMessage;
 use mlx4::Mlx4;
 use mlx4_hw::command::Opcode;
 use mlx4_hw::qp::{QpMailbox, Service};
-use verbs::{Access, Device, Domain, Gid, Guid, Psn, RemoteAddr, Rkey, Sge};
+use verbs::{Access, Device, Domain, Gid, Guid, Psn, QpConfig, QpKind, RemoteAddr, Rkey, Sge};
 use zerocopy::FromBytes;
 
 /// Answers with the request's bytes, and fills the bulk with the kind.
@@ -61,12 +61,21 @@ fn config() -> Config {
 }
 
 fn node(bed: &mut Testbed, index: u64, role: Role, config: Config) -> Node {
+    node_with_taken(bed, index, role, config, 0)
+}
+
+/// A node whose card has given `taken` numbers of queue pairs to others before FIT comes.
+fn node_with_taken(bed: &mut Testbed, index: u64, role: Role, config: Config, taken: u32) -> Node {
     let _ = env_logger::builder().is_test(true).try_init();
     let machine = bed.add_machine(role.name(), Guid(GUID + (index << 8)));
-    let device = Arc::new(
-        bed.block_on(Mlx4::start(machine.clone(), mlx4::Config::default()))
-            .unwrap(),
-    );
+    let card = mlx4::Config {
+        completion_vectors: config.cores,
+        ..mlx4::Config::default()
+    };
+    let device = Arc::new(bed.block_on(Mlx4::start(machine.clone(), card)).unwrap());
+    if taken > 0 {
+        bed.block_on(take_queue_pairs(&device, taken));
+    }
     let service = device.clone();
     bed.spawn(async move {
         let _ = service.service().await;
@@ -77,11 +86,13 @@ fn node(bed: &mut Testbed, index: u64, role: Role, config: Config) -> Node {
     let handler = Arc::new(Echo::default());
     let control = fit.clone();
     bed.spawn(async move { control.control().await });
-    let core = fit.clone();
-    bed.spawn(async move { core.run_core(0).await.expect("the device waits") });
-    for _ in 0..2 {
-        let (core, handler) = (fit.core(0), handler.clone());
-        bed.spawn(async move { core.serve(&*handler).await });
+    for index in 0..config.cores {
+        let core = fit.clone();
+        bed.spawn(async move { core.run_core(index).await.expect("the device waits") });
+        for _ in 0..2 {
+            let (core, handler) = (fit.core(index), handler.clone());
+            bed.spawn(async move { core.serve(&*handler).await });
+        }
     }
     let (watch, told) = (fit.clone(), handler.clone());
     bed.spawn(async move { watch.watch(&*told).await });
@@ -91,6 +102,25 @@ fn node(bed: &mut Testbed, index: u64, role: Role, config: Config) -> Node {
         fit,
         handler,
         role,
+    }
+}
+
+/// Makes queue pairs that nobody uses.
+async fn take_queue_pairs(device: &Mlx4<Machine>, count: u32) {
+    let mut queues = device.create_queues(64, 0).await.unwrap();
+    let unused = QpConfig {
+        kind: QpKind::ReliableConnection,
+        domain: Domain::default(),
+        port: 1,
+        send_depth: 1,
+        receive_depth: 1,
+        send_sge: 1,
+        receive_sge: 1,
+        inline: 0,
+        remote_access: Access::default(),
+    };
+    for _ in 0..count {
+        device.create_qp(&mut queues, &unused).await.unwrap();
     }
 }
 
@@ -473,4 +503,62 @@ fn each_side_expects_the_psn_that_it_named() {
     for expected in psns.expected.lock().unwrap().iter() {
         assert!(named.contains(expected), "{expected:?} of {named:?}");
     }
+}
+
+/// B9 of LegoOS's journal: numbers of queue pairs were computed, and every other user of the card shifted them.
+#[test]
+fn b9_queue_pairs_may_have_any_numbers() {
+    let mut bed = Testbed::default();
+    let memory = node_with_taken(&mut bed, 2, Role::Memory, config(), 7);
+    let processor = node_with_taken(&mut bed, 1, Role::Processor, config(), 40);
+    bed.block_on(async {
+        let peer = processor.fit.connect(memory.spec().await).await.unwrap();
+        let mut reply = [0; 8];
+        let got = processor
+            .fit
+            .core(0)
+            .call(peer, (3, b"b9"), None, &mut reply)
+            .await;
+        assert_eq!(got.unwrap().len, 2);
+    });
+}
+
+#[test]
+fn cores_have_queue_pairs_of_their_own_and_share_none() {
+    let mut bed = Testbed::default();
+    let config = Config { cores: 3, ..config() };
+    let memory = node(&mut bed, 2, Role::Memory, config);
+    let processor = node(&mut bed, 1, Role::Processor, config);
+    let peer = bed
+        .block_on(async { processor.fit.connect(memory.spec().await).await })
+        .unwrap();
+    bed.block_on(async {
+        let (_there, _, remote) = memory.memory(4096, 0x11).await;
+        let (_here, local, _) = processor.memory(4096, 0x22).await;
+        // Each core has other work: as many calls as its number says, and one READ.
+        let work = (0..3_u8).map(|index| {
+            let core = processor.fit.core(index.into());
+            async move {
+                for _ in 0..=index {
+                    let mut reply = [0; 8];
+                    let got = core.call(peer, (3, &[index; 4]), None, &mut reply).await.unwrap();
+                    assert_eq!(reply[..got.len], [index; 4]);
+                }
+                core.read(peer, remote, local).await.unwrap();
+            }
+        });
+        futures_util::future::join_all(work).await;
+    });
+    for index in 0..3_u16 {
+        let ours = processor.fit.core(index).link_counters();
+        let theirs = memory.fit.core(index).link_counters();
+        let calls = u64::from(index) + 1;
+        assert_eq!((ours.len(), theirs.len()), (1, 1), "core {index}");
+        assert_eq!((ours[0].2.calls[3], ours[0].2.nr_rdma_read), (calls, 1));
+        assert_eq!(theirs[0].2.served[3], calls, "served by the same core there");
+        // Its own completion queue brought what it waited for: a reply for each call, and the READ.
+        let completions = processor.fit.core(index).counters().nr_cqe;
+        assert!(completions > calls, "core {index}: {completions}");
+    }
+    assert_eq!(processor.machine.violations(), 0);
 }
