@@ -138,7 +138,7 @@ fn opensm() -> Group {
                 .expect("# \"node1\" lid"),
         )
         .check(
-            Check::new("paths, IPoIB", &["", "saquery -p; ping -c 3 ib0"])
+            Check::new("paths, IPoIB", &["", "saquery -t 20000 -p; ping -c 3 ib0"])
                 .expect("3 packets transmitted, 3 packets received"),
         )
         .check(Check::pair("ibv_rc_pingpong -c", 18515).expect("iters in"))
