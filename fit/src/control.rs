@@ -178,7 +178,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 }
                 Action::Probe(peer) => {
                     let cores = self.inner.cores.iter();
-                    cores.for_each(|core| core.lock().probe(peer, now));
+                    cores.for_each(|core| core.lock().probe(peer));
                 }
                 Action::Drop(peer) => {
                     let cores = self.inner.cores.iter();

@@ -133,9 +133,9 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     /// Finds out whether `peer` still answers: a connection without a sign of it soon is lost.
-    pub(crate) fn probe(&mut self, peer: PeerId, now: Instant) {
+    pub(crate) fn probe(&mut self, peer: PeerId) {
         if let Ok((link, queues)) = self.link(peer) {
-            link.probe(now);
+            link.probe();
             link.flush(queues);
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! A stopped machine's HCA still acknowledges, so the question must be answered by software: a ping goes out when nothing
 //! came from the peer for a quarter of the bound, and again each quarter; a peer that is silent for all of the bound is lost.
-//! Time in which this node itself did not run counts for nobody's silence.
+//! Time in which this node itself did not run counts for nobody's silence: of the time between two looks an eighth of the
+//! bound counts at most, so a node that wakes up reads first what came meanwhile, and one that always looks late still
+//! loses a peer at its ninth look.
 
 use hal::{DmaBuffer, Duration, Instant};
 use verbs::{QueueSet, RemoteAddr};
@@ -19,9 +21,12 @@ pub(crate) const PINGS: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct Alive {
     bound: Duration,
-    heard: Option<Instant>,
-    looked: Instant,
-    asked: Option<Instant>,
+    /// When this node last looked.
+    looked: Option<Instant>,
+    /// The time without a word that counts.
+    silent: Duration,
+    /// How much of it there was at the last ping.
+    asked: Option<Duration>,
     ping_due: bool,
     pong_due: bool,
 }
@@ -31,8 +36,8 @@ impl Alive {
     pub(crate) fn new(bound: Duration) -> Self {
         Self {
             bound,
-            heard: None,
-            looked: Instant::default(),
+            looked: None,
+            silent: Duration::ZERO,
             asked: None,
             ping_due: false,
             pong_due: false,
@@ -40,37 +45,34 @@ impl Alive {
     }
 
     /// Something came from the peer.
-    pub(crate) fn hear(&mut self, now: Instant) {
-        (self.heard, self.asked) = (Some(now), None);
+    pub(crate) fn hear(&mut self) {
+        (self.silent, self.asked) = (Duration::ZERO, None);
     }
 
     pub(crate) fn owe_pong(&mut self) {
         self.pong_due = true;
     }
 
-    /// Asks the peer, unless it was asked only just now.
-    fn ask(&mut self, now: Instant) {
-        let lately = self.asked.is_some_and(|asked| now.since(asked) < self.bound / 4);
+    /// Asks the peer, unless it was asked within the last quarter of the bound that counts.
+    fn ask(&mut self) {
+        let lately = self
+            .asked
+            .is_some_and(|asked| self.silent - asked < self.bound / 4);
         if !lately {
-            (self.asked, self.ping_due) = (Some(now), true);
+            (self.asked, self.ping_due) = (Some(self.silent), true);
         }
     }
 
     /// Looks at the time; for how long the peer has been silent if that is too long.
     fn look(&mut self, now: Instant) -> Option<Duration> {
-        let gap = now.since(self.looked);
-        let heard = self.heard.get_or_insert(now);
-        if gap > self.bound / 8 {
-            // This node did not run: what the peer sent meanwhile is only now being read.
-            *heard = (*heard + gap).min(now);
+        let gap = self.looked.map_or(Duration::ZERO, |looked| now.since(looked));
+        self.looked = Some(now);
+        self.silent += gap.min(self.bound / 8);
+        if self.silent >= self.bound {
+            return Some(self.silent);
         }
-        self.looked = now;
-        let silent = now.since(*heard);
-        if silent >= self.bound {
-            return Some(silent);
-        }
-        if silent >= self.bound / 4 {
-            self.ask(now);
+        if self.silent >= self.bound / 4 {
+            self.ask();
         }
         None
     }
@@ -78,8 +80,8 @@ impl Alive {
 
 impl<M: DmaBuffer> Link<M> {
     /// Finds out whether the peer still answers.
-    pub(crate) fn probe(&mut self, now: Instant) {
-        self.alive.ask(now);
+    pub(crate) fn probe(&mut self) {
+        self.alive.ask();
     }
 
     /// Asks a silent peer, and loses it when it stays so.
@@ -157,7 +159,7 @@ mod tests {
         for round in 0..20 {
             let (asked, lost) = watch(&mut alive, round * 1000, round * 1000 + 600);
             assert!(!asked.is_empty() && lost.is_none());
-            alive.hear(at(round * 1000 + 600));
+            alive.hear();
             assert_eq!(watch(&mut alive, round * 1000 + 605, round * 1000 + 995).1, None);
         }
     }
@@ -168,7 +170,38 @@ mod tests {
         assert_eq!(watch(&mut alive, 0, 1000).1, None);
         assert_eq!(alive.look(at(60_000)), None);
         let (_, lost) = watch(&mut alive, 60_005, 70_000);
-        // What it had been silent before still counts.
-        assert_eq!(lost, Some(61_000));
+        // What it had been silent before still counts, and an eighth of the bound for the time in between.
+        assert_eq!(lost, Some(60_750));
+    }
+
+    #[test]
+    fn a_node_that_looks_seldom_loses_a_silent_peer_all_the_same() {
+        // A machine so busy, or a bound so short, that each look comes late.
+        for step in [100, 300, 1000, 10_000] {
+            let mut alive = Alive::new(BOUND);
+            let mut asked = 0;
+            let lost = (0..100).find(|look| {
+                let silent = alive.look(at(look * step)).is_some();
+                asked += u32::from(core::mem::take(&mut alive.ping_due));
+                silent
+            });
+            assert!(lost.is_some(), "a look each {step} ms");
+            assert!(
+                (1..=PINGS).contains(&asked),
+                "{asked} pings, a look each {step} ms"
+            );
+        }
+    }
+
+    #[test]
+    fn pings_without_an_answer_stay_within_their_credits() {
+        let mut alive = Alive::new(BOUND);
+        let mut asked = 0;
+        for millis in (0..2000).step_by(5) {
+            assert_eq!(alive.look(at(millis)), None);
+            alive.ask();
+            asked += u32::from(core::mem::take(&mut alive.ping_due));
+        }
+        assert_eq!(asked, PINGS);
     }
 }

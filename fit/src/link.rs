@@ -421,7 +421,7 @@ impl<M: DmaBuffer> Link<M> {
             return false;
         };
         self.counters.nr_bytes_rx += u64::from(completion.bytes);
-        self.alive.hear(now);
+        self.alive.hear();
         match header.message {
             MessageType::Reply => {
                 self.on_reply(queues, index, &header, now);
