@@ -17,12 +17,13 @@ const MAX_LINES: usize = 700;
 /// Crates that may hold unsafe code.
 const MAY_BE_UNSAFE: [&str; 3] = ["libos", "selftest", "hca_server"];
 /// Images are programs: what they forbid is what their `main.rs` and library say.
-const TESTBED: [&str; 6] = [
+const TESTBED: [&str; 7] = [
     "fabric",
     "harness",
     "hca_model",
     "hca_server",
     "probe",
+    "sim",
     "testbed_tests",
 ];
 const IMAGES: [&str; 5] = ["processor", "memory", "storage", "selftest", "probe"];

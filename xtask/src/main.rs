@@ -7,6 +7,7 @@
 //! * [`build_image`]: builds the unikernels.
 //! * [`mod@test`]: everything that must hold.
 //! * [`mod@bench`] gives figures.
+//! * [`sim`]: simulates clusters of FIT, each run from a seed.
 //! * [`doctor`]: what is here and what is missing.
 //! * [`lint`]: rules of the house that no compiler checks.
 //! * [`test_programs`]: what the tests run on a cluster.
@@ -26,6 +27,7 @@ mod linux;
 mod project;
 mod qemu;
 mod run;
+mod sim;
 mod test;
 mod test_programs;
 mod tools;
@@ -49,6 +51,7 @@ enum Command {
     BuildImage(build_image::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Sim(sim::Args),
     Doctor(doctor::Args),
     Lint(lint::Args),
     TestPrograms(test_programs::Args),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::BuildImage(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Sim(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Lint(args) => args.run(),
         Command::TestPrograms(args) => args.run(),

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use crate::project::{self, BARE, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
-use crate::{build_image, ipxe, lint, linux, run};
+use crate::{build_image, ipxe, lint, linux, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
 const BARE_PACKAGES: [&str; 15] = [
@@ -82,6 +82,7 @@ impl Args {
             )
         });
         tally.step("tests on the host", host_tests);
+        tally.step("simulated clusters", || sim::run(&["--minutes", "1"]));
         tally.step("a real program is loaded", loader_test);
         if self.quick {
             println!("libos and clusters in QEMU: left out, as --quick says");

@@ -1,0 +1,161 @@
+//! Completions: into bounded queues, visible now or later, with the interrupt that was asked for.
+
+use verbs::{Completion, CompletionKind, DeviceEvent, QpState, Qpn, Status};
+
+use crate::qp::{Armed, Entry, Wqe};
+use crate::rule::Rule;
+use crate::world::{Event, NodeIndex, World};
+
+impl World {
+    pub(crate) fn complete_send(&mut self, node: NodeIndex, qpn: Qpn, wqe: &Wqe, status: Status, bytes: u32) {
+        if status == Status::Success && !wqe.signalled {
+            return;
+        }
+        let Some(qp) = self.nodes[node].qps.get(&qpn.0) else {
+            return;
+        };
+        let completion = Completion {
+            id: wqe.id,
+            qp: qp.slot,
+            status,
+            kind: CompletionKind::Send,
+            bytes,
+            imm: None,
+            source: None,
+        };
+        let cqn = qp.cqn;
+        self.push(node, cqn, completion, false, Some(wqe.index + 1));
+    }
+
+    /// Puts a completion into its queue.
+    pub(crate) fn push(
+        &mut self,
+        node: NodeIndex,
+        cqn: u32,
+        completion: Completion,
+        solicited: bool,
+        frees: Option<u64>,
+    ) {
+        let mut delay = self.rng.between(50, 300);
+        if self.rng.chance(self.rates.completion_late) {
+            self.stats.count("completion late");
+            delay += self.rng.between(10_000, 20_000_000);
+        }
+        let (life, now) = (self.life(node), self.now);
+        let Some(cq) = self.nodes[node].cqs.get_mut(cqn as usize) else {
+            return;
+        };
+        if cq.entries.len() >= cq.depth as usize {
+            let depth = cq.depth;
+            cq.failed = true;
+            return self.violate(
+                Rule::CompletionQueue,
+                format_args!("node {node}: completion queue {cqn} of {depth} entries overruns"),
+            );
+        }
+        cq.last_ready = cq.last_ready.max(now + delay);
+        let ready = cq.last_ready;
+        cq.entries.push_back(Entry {
+            ready,
+            completion,
+            solicited,
+            frees,
+        });
+        self.schedule(ready, Event::Completion { life, cqn });
+        let code = [node as u64, completion.id, u64::from(completion.qp.0)];
+        self.trace.event(now, 3, code);
+        if completion.status != Status::Success {
+            self.trace.whisper(
+                now,
+                format_args!(
+                    "node {node}: {} {:?} {:?}",
+                    completion.qp, completion.kind, completion.status
+                ),
+            );
+        }
+    }
+
+    /// A completion became visible: raises the interrupt if one was asked for.
+    pub(crate) fn completion_visible(&mut self, node: NodeIndex, cqn: u32) {
+        let now = self.now;
+        let Some(cq) = self.nodes[node].cqs.get_mut(cqn as usize) else {
+            return;
+        };
+        let due = cq.entries.iter().take_while(|entry| entry.ready <= now);
+        let fires = match cq.armed {
+            Armed::No => false,
+            Armed::Any => due.count() > 0,
+            Armed::Solicited => due
+                .into_iter()
+                .any(|entry| entry.solicited || entry.completion.status != Status::Success),
+        };
+        if !fires {
+            return;
+        }
+        cq.armed = Armed::No;
+        let vector = cq.vector;
+        if self.rng.chance(self.rates.interrupt_lost) {
+            self.stats.count("interrupt lost");
+            return;
+        }
+        let mut delay = self.rng.between(300, 3000);
+        if self.rng.chance(self.rates.interrupt_late) {
+            self.stats.count("interrupt late");
+            delay += self.rng.between(10_000, 50_000_000);
+        }
+        let life = self.life(node);
+        self.after(delay, Event::Interrupt { life, vector });
+    }
+
+    pub(crate) fn interrupt(&mut self, node: NodeIndex, vector: u16) {
+        let Some(vector) = self.nodes[node].vectors.get_mut(usize::from(vector)) else {
+            return;
+        };
+        vector.pending = true;
+        if let Some(waiter) = vector.waiter.take() {
+            waiter.wake();
+        }
+    }
+
+    /// Moves a queue pair to the error state, where everything is flushed.
+    pub(crate) fn fail_pair(&mut self, node: NodeIndex, qpn: Qpn, tell: bool) {
+        let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
+            return;
+        };
+        if matches!(qp.state, QpState::Error | QpState::Reset) {
+            return;
+        }
+        qp.state = QpState::Error;
+        qp.timer += 1;
+        qp.rnr_waiting = false;
+        if tell {
+            self.nodes[node].events.push_back(DeviceEvent::QpFailed { qpn });
+        }
+        self.flush(node, qpn);
+    }
+
+    /// Completes as flushed whatever was shown to the device.
+    pub(crate) fn flush(&mut self, node: NodeIndex, qpn: Qpn) {
+        let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
+            return;
+        };
+        let shown = std::mem::take(&mut qp.shown);
+        qp.sent = 0;
+        let sends: Vec<Wqe> = qp.sends.drain(..shown).collect();
+        let receives = std::mem::take(&mut qp.receives);
+        let (slot, cqn) = (qp.slot, qp.cqn);
+        for wqe in &sends {
+            self.complete_send(node, qpn, wqe, Status::Flushed, 0);
+        }
+        for receive in receives {
+            let completion = Completion {
+                id: receive.id,
+                qp: slot,
+                status: Status::Flushed,
+                kind: CompletionKind::Receive,
+                ..Completion::EMPTY
+            };
+            self.push(node, cqn, completion, false, None);
+        }
+    }
+}

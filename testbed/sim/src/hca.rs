@@ -1,0 +1,578 @@
+//! One life of a simulated HCA: the verbs.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::Poll;
+
+use verbs::{
+    Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PathToPeer,
+    Payload, PollError, PortInfo, PortState, PostError, QpConfig, QpKind, QpSlot, QpState, Qpn, QueueSet,
+    RcParameters, ReceiveRequest, Region, SendOp, SendRequest,
+};
+
+use crate::machine::Machine;
+use crate::network::{Body, Packet, SM_LID};
+use crate::plan::Sabotage;
+use crate::qp::{Armed, Cq, Op, Qp, Receive, Source, Vector, Wqe};
+use crate::rng::digest;
+use crate::rule::Rule;
+use crate::world::World;
+
+const LIMITS: DeviceLimits = DeviceLimits {
+    max_reads: 16,
+    max_reads_as_responder: 16,
+    max_queue_depth: 16 << 10,
+    max_sge: 4,
+    max_inline: 220,
+    max_cq_depth: 4 << 20,
+    ports: 1,
+    max_domains: 1 << 15,
+};
+
+/// One life of an HCA.
+#[derive(Clone)]
+pub(crate) struct Hca(pub(crate) Machine);
+
+/// A completion queue with its queue pairs.
+pub(crate) struct Queues {
+    hca: Hca,
+    cqn: u32,
+}
+
+fn dead() -> DeviceError {
+    DeviceError::Failed("the machine is gone")
+}
+
+fn refused(command: &'static str) -> DeviceError {
+    DeviceError::Refused {
+        command,
+        status: 0x03,
+    }
+}
+
+impl Hca {
+    fn node(&self) -> usize {
+        self.0.life.node
+    }
+
+    /// A firmware command: takes a while, and has its effect somewhere within it.
+    async fn command<T>(
+        &self,
+        effect: impl FnOnce(&mut World, usize) -> Result<T, DeviceError> + Send,
+    ) -> Result<T, DeviceError> {
+        let (before, after) = self
+            .0
+            .living(|world| (world.rng.between(2000, 30_000), world.rng.between(2000, 30_000)))
+            .ok_or_else(dead)?;
+        self.0.pause(before).await;
+        let result = self
+            .0
+            .living(|world| effect(world, self.node()))
+            .ok_or_else(dead)?;
+        self.0.pause(after).await;
+        result
+    }
+
+    async fn change_qp(
+        &self,
+        qpn: Qpn,
+        command: &'static str,
+        change: impl FnOnce(&mut World, usize) -> bool + Send,
+    ) -> Result<(), DeviceError> {
+        self.command(|world, node| {
+            if !world.nodes[node].qps.contains_key(&qpn.0) || !change(world, node) {
+                world.violate(
+                    Rule::Post,
+                    format_args!("node {node}: {command} on {qpn} in the wrong state"),
+                );
+                return Err(refused(command));
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Device for Hca {
+    type Queues = Queues;
+
+    fn limits(&self) -> DeviceLimits {
+        LIMITS
+    }
+
+    async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues, DeviceError> {
+        let cqn = self
+            .command(|world, node| {
+                let depth = if world.sabotage == Some(Sabotage::ShortCompletionQueue) {
+                    3
+                } else {
+                    depth
+                };
+                let node = &mut world.nodes[node];
+                let cqn = u32::try_from(node.cqs.len()).expect("few completion queues");
+                node.cqs.push(Cq {
+                    depth,
+                    vector,
+                    entries: VecDeque::new(),
+                    last_ready: 0,
+                    armed: Armed::No,
+                    slots: Vec::new(),
+                    failed: false,
+                });
+                while node.vectors.len() <= usize::from(vector) {
+                    node.vectors.push(Vector::default());
+                }
+                Ok(cqn)
+            })
+            .await?;
+        Ok(Queues {
+            hca: self.clone(),
+            cqn,
+        })
+    }
+
+    async fn destroy_queues(&self, queues: Queues) -> Result<(), DeviceError> {
+        self.command(|world, node| {
+            world.nodes[node].qps.retain(|_, qp| qp.cqn != queues.cqn);
+            world.nodes[node].cqs[queues.cqn as usize].entries.clear();
+            Ok(())
+        })
+        .await
+    }
+
+    async fn wait_completion(&self, vector: u16) -> Result<(), DeviceError> {
+        let _forget = Forget { hca: self, vector };
+        poll_fn(|context| {
+            let polled = self.0.living(|world| {
+                let vector = &mut world.nodes[self.node()].vectors[usize::from(vector)];
+                if std::mem::take(&mut vector.pending) {
+                    return Poll::Ready(Ok(()));
+                }
+                vector.waiter = Some(context.waker().clone());
+                Poll::Pending
+            });
+            polled.unwrap_or(Poll::Pending)
+        })
+        .await
+    }
+
+    async fn create_qp(&self, queues: &mut Queues, config: &QpConfig) -> Result<(QpSlot, Qpn), DeviceError> {
+        let cqn = queues.cqn;
+        self.command(|world, node| {
+            let node = &mut world.nodes[node];
+            let qpn = Qpn(node.next_qpn);
+            node.next_qpn += 1;
+            let slots = &mut node.cqs[cqn as usize].slots;
+            let slot = QpSlot(u16::try_from(slots.len()).expect("few queue pairs"));
+            slots.push(Some(qpn));
+            node.qps.insert(qpn.0, Qp::new(qpn, slot, cqn, config));
+            Ok((slot, qpn))
+        })
+        .await
+    }
+
+    async fn ready_to_receive(
+        &self,
+        qpn: Qpn,
+        path: &PathToPeer,
+        parameters: &RcParameters,
+    ) -> Result<(), DeviceError> {
+        let (path, parameters) = (*path, *parameters);
+        self.change_qp(qpn, "INIT to RTR", |world, node| {
+            let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
+            let allowed = qp.state == QpState::Init
+                && parameters.reads_as_responder <= LIMITS.max_reads_as_responder
+                && parameters.rnr_retry < 7
+                && path.lid != Lid(0);
+            if allowed {
+                qp.state = QpState::ReadyToReceive;
+                qp.expected = path.their_psn;
+                (qp.path, qp.parameters) = (Some(path), Some(parameters));
+            }
+            // A pair that failed meanwhile is no mistake of the user's.
+            allowed || qp.state == QpState::Error
+        })
+        .await
+    }
+
+    async fn ready_to_send(
+        &self,
+        qpn: Qpn,
+        path: Option<&PathToPeer>,
+        parameters: &RcParameters,
+    ) -> Result<(), DeviceError> {
+        let (psn, parameters) = (path.map(|path| path.our_psn), *parameters);
+        self.change_qp(qpn, "RTR to RTS", |world, node| {
+            let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
+            let from = match qp.kind {
+                QpKind::ReliableConnection => QpState::ReadyToReceive,
+                QpKind::Datagram { .. } => QpState::Init,
+            };
+            let allowed = qp.state == from && (psn.is_some() || qp.kind != QpKind::ReliableConnection);
+            if allowed {
+                qp.state = QpState::ReadyToSend;
+                qp.next_psn = psn.unwrap_or_default();
+                qp.parameters = Some(parameters);
+            }
+            allowed || qp.state == QpState::Error
+        })
+        .await
+    }
+
+    async fn fail_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+        self.change_qp(qpn, "to ERR", |world, node| {
+            world.fail_pair(node, qpn, false);
+            true
+        })
+        .await
+    }
+
+    async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+        self.change_qp(qpn, "to RESET", |world, node| {
+            world.nodes[node].qps.get_mut(&qpn.0).expect("checked").reset();
+            true
+        })
+        .await
+    }
+
+    async fn init_qp(&self, qpn: Qpn, domain: Domain) -> Result<(), DeviceError> {
+        self.change_qp(qpn, "RESET to INIT", |world, node| {
+            let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
+            let allowed = qp.state == QpState::Reset && qp.posted == qp.freed && qp.receives_taken == 0;
+            if allowed {
+                qp.state = QpState::Init;
+                qp.domain = domain;
+            }
+            allowed
+        })
+        .await
+    }
+
+    async fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
+        self.change_qp(qpn, "attach to group", |world, node| {
+            let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
+            if !qp.groups.contains(&mgid) {
+                qp.groups.push(mgid);
+            }
+            matches!(qp.kind, QpKind::Datagram { .. }) && mgid.0[0] == 0xff
+        })
+        .await
+    }
+
+    async fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
+        self.change_qp(qpn, "detach from group", |world, node| {
+            let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
+            qp.groups.retain(|group| *group != mgid);
+            true
+        })
+        .await
+    }
+
+    async fn destroy_qp(&self, queues: &mut Queues, qp: QpSlot) -> Result<(), DeviceError> {
+        let cqn = queues.cqn;
+        self.command(|world, node| {
+            let node = &mut world.nodes[node];
+            let cq = &mut node.cqs[cqn as usize];
+            cq.entries.retain(|entry| entry.completion.qp != qp);
+            if let Some(qpn) = cq.slots.get_mut(usize::from(qp.0)).and_then(Option::take) {
+                node.qps.remove(&qpn.0);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn register(
+        &self,
+        domain: Domain,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Region, DeviceError> {
+        self.command(|world, node| {
+            let bytes = usize::try_from(len).unwrap_or(usize::MAX);
+            if world.nodes[node].memory.bytes(addr, bytes).is_none() {
+                world.violate(
+                    Rule::Post,
+                    format_args!("node {node}: registers memory that is not allocated"),
+                );
+            }
+            Ok(world.nodes[node].memory.register(domain, addr, len, access))
+        })
+        .await
+    }
+
+    async fn deregister(&self, region: &Region) -> Result<(), DeviceError> {
+        let key = region.lkey.0;
+        self.command(|world, node| {
+            world.nodes[node].memory.deregister(key);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn port(&self, _: u8) -> Result<PortInfo, DeviceError> {
+        self.command(|world, node| {
+            let up = world.net.port_up[node];
+            Ok(PortInfo {
+                state: if up { PortState::Active } else { PortState::Down },
+                lid: world.nodes[node].lid,
+                sm_lid: SM_LID,
+                guid: World::guid(node),
+                gid: World::gid(node),
+                mtu: 4096,
+            })
+        })
+        .await
+    }
+
+    async fn send_mad(&self, _: u8, to: Lid, _: PKey, mad: &[u8; 256]) -> Result<(), DeviceError> {
+        let sent = self.0.living(|world| {
+            let packet = Packet {
+                slid: world.nodes[self.node()].lid,
+                dlid: to,
+                to: Qpn(1),
+                body: Body::Mad(Box::new(*mad)),
+            };
+            world.send_datagram(packet);
+            world.rng.between(300, 3000)
+        });
+        self.0.pause(sent.ok_or_else(dead)?).await;
+        Ok(())
+    }
+
+    fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
+        self.0.living(|world| world.nodes[self.node()].mads.pop_front())?
+    }
+
+    fn take_event(&self) -> Option<DeviceEvent> {
+        self.0
+            .living(|world| world.nodes[self.node()].events.pop_front())?
+    }
+}
+
+/// Takes the waker of a wait that is over or dropped back.
+struct Forget<'a> {
+    hca: &'a Hca,
+    vector: u16,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        let node = self.hca.node();
+        self.hca.0.living(|world| {
+            if let Some(vector) = world.nodes[node].vectors.get_mut(usize::from(self.vector)) {
+                vector.waiter = None;
+            }
+        });
+    }
+}
+
+impl Queues {
+    /// Does something with a queue pair of this set, while the machine lives.
+    fn with<T>(&self, slot: QpSlot, action: impl FnOnce(&mut World, usize, Qpn) -> T) -> Option<T> {
+        let node = self.hca.node();
+        let found = self.hca.0.living(|world| {
+            let qpn = *world.nodes[node].cqs[self.cqn as usize]
+                .slots
+                .get(usize::from(slot.0))?;
+            Some(action(world, node, qpn?))
+        });
+        found.flatten()
+    }
+}
+
+impl QueueSet for Queues {
+    fn post_send(&mut self, slot: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
+        let request = *request;
+        let posted = self.with(slot, |world, node, qpn| post_send(world, node, qpn, &request));
+        posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
+    }
+
+    fn post_receive(&mut self, slot: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
+        let posted = self.with(slot, |world, node, qpn| post_receive(world, node, qpn, request));
+        posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
+    }
+
+    fn ring(&mut self, slot: QpSlot) {
+        self.with(slot, |world, node, qpn| {
+            let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("in its set");
+            qp.shown = qp.sends.len();
+            match (qp.state, qp.kind) {
+                (QpState::Error, _) => world.flush(node, qpn),
+                (_, QpKind::Datagram { .. }) => world.pump_datagrams(node, qpn),
+                _ => world.pump(node, qpn),
+            }
+        });
+    }
+
+    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
+        let (node, cqn) = (self.hca.node(), self.cqn);
+        let polled = self.hca.0.living(|world| {
+            let now = world.now;
+            let node = &mut world.nodes[node];
+            let cq = &mut node.cqs[cqn as usize];
+            if cq.failed {
+                return Err(PollError::QueueFailed);
+            }
+            let mut count = 0;
+            while count < into.len()
+                && let Some(entry) = cq.entries.pop_front_if(|entry| entry.ready <= now)
+            {
+                let slot = usize::from(entry.completion.qp.0);
+                let qpn = cq.slots.get(slot).copied().flatten();
+                if let Some(qp) = qpn.and_then(|qpn| node.qps.get_mut(&qpn.0)) {
+                    match entry.frees {
+                        Some(upto) => qp.freed = qp.freed.max(upto),
+                        None => qp.receives_taken -= 1,
+                    }
+                }
+                into[count] = entry.completion;
+                count += 1;
+            }
+            Ok(count)
+        });
+        polled.unwrap_or(Ok(0))
+    }
+
+    fn arm(&mut self, solicited_only: bool) {
+        let (node, cqn) = (self.hca.node(), self.cqn);
+        self.hca.0.living(|world| {
+            world.nodes[node].cqs[cqn as usize].armed = if solicited_only {
+                Armed::Solicited
+            } else {
+                Armed::Any
+            };
+            world.completion_visible(node, cqn);
+        });
+    }
+
+    fn forget(&mut self, slot: QpSlot) {
+        let cqn = self.cqn;
+        self.with(slot, |world, node, qpn| {
+            let node = &mut world.nodes[node];
+            node.cqs[cqn as usize]
+                .entries
+                .retain(|entry| entry.completion.qp != slot);
+            let qp = node.qps.get_mut(&qpn.0).expect("in its set");
+            qp.freed = qp.posted;
+            qp.receives_taken = 0;
+        });
+    }
+
+    fn send_room(&self, slot: QpSlot) -> u32 {
+        let room = self.with(slot, |world, node, qpn| {
+            let qp = &world.nodes[node].qps[&qpn.0];
+            qp.send_depth - u32::try_from(qp.posted - qp.freed).expect("at most the depth")
+        });
+        room.unwrap_or(0)
+    }
+}
+
+fn post_send(world: &mut World, node: usize, qpn: Qpn, request: &SendRequest<'_>) -> Result<(), PostError> {
+    let qp = &world.nodes[node].qps[&qpn.0];
+    let (slot, depth) = (qp.slot, qp.send_depth);
+    if qp.posted - qp.freed >= u64::from(depth) {
+        world.violate(
+            Rule::QueueDepth,
+            format_args!("node {node} {qpn}: a send beyond {depth}"),
+        );
+        return Err(PostError::QueueFull { qp: slot, depth });
+    }
+    let op = match request.op {
+        SendOp::Send { imm } => Op::Send { imm },
+        SendOp::Write { to, imm } => Op::Write { to, imm },
+        SendOp::Read { from } => Op::Read { from },
+    };
+    let (source, fits) = match request.payload {
+        Payload::Inline(bytes) => (Source::Inline(bytes.to_vec()), bytes.len() <= qp.inline as usize),
+        Payload::Gather(pieces) => (
+            Source::Gather(pieces.to_vec()),
+            pieces.len() <= usize::from(qp.send_sge),
+        ),
+    };
+    let read = matches!(op, Op::Read { .. });
+    let datagram = matches!(qp.kind, QpKind::Datagram { .. });
+    let inline_read = read && matches!(source, Source::Inline(_));
+    let sensible =
+        datagram == request.to.is_some() && (!datagram || matches!(op, Op::Send { .. })) && !inline_read;
+    if !matches!(qp.state, QpState::ReadyToSend | QpState::Error) || !fits || !sensible {
+        let state = qp.state;
+        world.violate(
+            Rule::Post,
+            format_args!("node {node} {qpn} in {state:?}: {request:?} is not possible"),
+        );
+        return Err(PostError::NotReady { qp: slot });
+    }
+    let bytes = if read {
+        Vec::new()
+    } else {
+        world.gather(node, qpn, &source).unwrap_or_default()
+    };
+    let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("it was there");
+    let wqe = Wqe {
+        id: request.id,
+        index: qp.posted,
+        op,
+        source,
+        signalled: request.signalled,
+        solicited: request.solicited,
+        fence: request.fence,
+        to: request.to,
+        digest: digest(&bytes),
+        psn: qp.next_psn,
+    };
+    qp.posted += 1;
+    qp.next_psn = qp.next_psn.advance(1);
+    qp.sends.push_back(wqe);
+    Ok(())
+}
+
+fn post_receive(
+    world: &mut World,
+    node: usize,
+    qpn: Qpn,
+    request: &ReceiveRequest<'_>,
+) -> Result<(), PostError> {
+    let qp = &world.nodes[node].qps[&qpn.0];
+    let (slot, depth) = (qp.slot, qp.receive_depth);
+    if qp.receives_taken >= depth {
+        world.violate(
+            Rule::QueueDepth,
+            format_args!("node {node} {qpn}: a receive beyond {depth}"),
+        );
+        return Err(PostError::QueueFull { qp: slot, depth });
+    }
+    if qp.state == QpState::Reset || request.into.len() > usize::from(qp.receive_sge) {
+        world.violate(
+            Rule::Post,
+            format_args!("node {node} {qpn}: {request:?} is not possible"),
+        );
+        return Err(PostError::NotReady { qp: slot });
+    }
+    let overlaps = qp.receives.iter().flat_map(|posted| &posted.into).any(|old| {
+        let new = request.into.iter();
+        new.into_iter()
+            .any(|new| new.addr < old.addr + u64::from(old.len) && old.addr < new.addr + u64::from(new.len))
+    });
+    let up = qp.state == QpState::ReadyToSend;
+    if overlaps {
+        world.violate(
+            Rule::ReceiveBuffer,
+            format_args!("node {node} {qpn}: receive {} is posted already", request.id),
+        );
+    }
+    let lost = up && world.sabotaged(Sabotage::LostReceive);
+    let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("it was there");
+    qp.receives_taken += 1;
+    if !lost {
+        qp.receives.push_back(Receive {
+            id: request.id,
+            into: request.into.to_vec(),
+        });
+    }
+    if qp.state == QpState::Error {
+        world.flush(node, qpn);
+    }
+    Ok(())
+}

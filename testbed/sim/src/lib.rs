@@ -1,0 +1,50 @@
+//! Deterministic simulation of whole clusters of FIT.
+//!
+//! A run is a seed. The unmodified asynchronous [`fit::Fit`] of each node runs over a simulated machine (`hal`) and a
+//! simulated HCA (`verbs`), on one thread and in virtual time. From the seed follow the nodes, the faults, the traffic
+//! and the order in which everything happens; the same seed makes the same run, down to the hash of its trace.
+//!
+//! * [`Plan`]: what follows from the seed. [`run`] carries it out and tells the [`Outcome`]; [`shrink`] takes away
+//!   what a failing plan does not need.
+//! * `world`, `executor`, `machine`: time, tasks, clocks and processors that may be skewed, slow or stopped.
+//! * `hca`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is stricter than hardware. What hardware
+//!   would only misbehave on is a [`Violation`].
+//! * `network`, `sa`: packets and the subnet administrator.
+//! * `workload`, `check`, [`Rule`]: what the nodes do and what must hold.
+//!
+//! `docs/simulation.md` tells how to use it and what it cannot see.
+//!
+//! # What is left out
+//!
+//! Messages are one packet each, so nothing is torn within a message. One port, one core a node. Datagram queue pairs
+//! and multicast are there, but nothing uses them yet. No hostile peer: everyone speaks FIT.
+#![forbid(unsafe_code)]
+
+mod check;
+mod cluster;
+mod completion;
+mod datagram;
+mod executor;
+mod hca;
+mod machine;
+mod memory;
+mod network;
+mod plan;
+mod qp;
+mod requester;
+mod responder;
+mod rng;
+mod rule;
+mod sa;
+mod shrink;
+mod trace;
+mod workload;
+mod world;
+
+pub use cluster::{Outcome, run};
+pub use plan::{Fault, Kind, Plan, Rates, Sabotage, rate_names};
+pub use rng::Ppm;
+pub use rule::{Rule, Violation};
+pub use shrink::{Cuts, shrink};
+pub use trace::Detail;
+pub use world::{NodeIndex, Stats};

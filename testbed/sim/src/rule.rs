@@ -1,0 +1,67 @@
+//! What must hold, and what is said when it does not.
+
+use std::fmt;
+
+/// An invariant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    /// No request is posted beyond the depth of a work queue.
+    QueueDepth,
+    /// A completion queue never overruns.
+    CompletionQueue,
+    /// An honest peer never finds the receive queue empty.
+    ReceiveQueueDry,
+    /// A request is posted only where hardware takes it: state, kind, keys, sizes.
+    Post,
+    /// Memory that its owner did not lend, or got back, is not touched.
+    OwnedMemory,
+    /// Freed memory is not touched.
+    FreedMemory,
+    /// A buffer does not change between its post and its departure.
+    SendBuffer,
+    /// A receive buffer is posted once at a time.
+    ReceiveBuffer,
+    /// A call's request is seen by a handler at most once.
+    SeenOnce,
+    /// What a call or READ brings is what was asked for.
+    Content,
+    /// What was acknowledged has happened.
+    Acknowledged,
+    /// Every operation ends, by its deadline and a bound.
+    Ends,
+    /// Every operation ends once.
+    EndsOnce,
+    /// Once faults stop, everyone can call everyone within a bound.
+    Convergence,
+    /// At rest every credit and slot is back.
+    Credits,
+    /// Tables are bounded.
+    Growth,
+    /// Nothing panics.
+    Panic,
+    /// Time goes on, and no task runs for ever within an instant.
+    Progress,
+}
+
+/// A broken rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The rule.
+    pub rule: Rule,
+    /// When, in nanoseconds of virtual time.
+    pub at: u64,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} broken at {}: {}",
+            self.rule,
+            crate::trace::Time(self.at),
+            self.what
+        )
+    }
+}

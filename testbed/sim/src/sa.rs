@@ -1,0 +1,127 @@
+//! The subnet administrator: paths, and who is a member of which multicast group.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mad::sa::{McMemberRecord, PathRecord, SaMad, Selector};
+use mad::{Attribute, Method, Status};
+use verbs::{Gid, Lid, PKey, Qpn};
+use zerocopy::big_endian::U16;
+
+use crate::network::{Body, FIRST_MLID, Packet, SM_LID};
+use crate::world::{NodeIndex, World};
+
+/// What it keeps.
+#[derive(Default)]
+pub(crate) struct Administrator {
+    /// Answers nothing for the time being.
+    pub(crate) silent: bool,
+    groups: BTreeMap<[u8; 16], Group>,
+}
+
+struct Group {
+    mlid: u16,
+    members: BTreeSet<NodeIndex>,
+}
+
+impl Administrator {
+    /// A port is gone: it is a member of nothing.
+    pub(crate) fn forget(&mut self, node: NodeIndex) {
+        for group in self.groups.values_mut() {
+            group.members.remove(&node);
+        }
+    }
+
+    /// The group of a multicast LID.
+    pub(crate) fn members(&self, mlid: Lid) -> Option<(Gid, Vec<NodeIndex>)> {
+        let (mgid, group) = self.groups.iter().find(|(_, group)| group.mlid == mlid.0)?;
+        Some((Gid(*mgid), group.members.iter().copied().collect()))
+    }
+
+    fn join(&mut self, node: NodeIndex, wanted: McMemberRecord) -> Option<McMemberRecord> {
+        if wanted.mgid[0] != 0xff || self.groups.len() >= 64 {
+            return None;
+        }
+        let next = FIRST_MLID + u16::try_from(self.groups.len()).ok()?;
+        let group = self.groups.entry(wanted.mgid).or_insert_with(|| Group {
+            mlid: next,
+            members: BTreeSet::new(),
+        });
+        group.members.insert(node);
+        Some(McMemberRecord {
+            port_gid: World::gid(node).0,
+            mlid: U16::new(group.mlid),
+            mtu: Selector::exactly(5),
+            rate: Selector::exactly(7),
+            ..wanted
+        })
+    }
+}
+
+impl World {
+    /// Answers a datagram that came for the administrator.
+    pub(crate) fn ask_administrator(&mut self, from: Lid, mad: &mad::Mad) {
+        let Ok(request) = SaMad::parse(mad) else { return };
+        if self.sa.silent || request.header.method.is_response() {
+            return;
+        }
+        let Some(node) = self.by_lid(from) else { return };
+        let answer = self.administer(node, &request);
+        let packet = Packet {
+            slid: SM_LID,
+            dlid: from,
+            to: Qpn(1),
+            body: Body::Mad(Box::new(answer.to_mad())),
+        };
+        self.send_datagram(packet);
+    }
+
+    fn administer(&mut self, node: NodeIndex, request: &SaMad) -> SaMad {
+        let (attribute, method) = (request.header.attribute(), request.header.method);
+        let failed = |status| request.into_response(status);
+        match (attribute, method) {
+            (Attribute::PATH_RECORD, Method::GET) => {
+                let found = request
+                    .record::<PathRecord>()
+                    .and_then(|wanted| self.path(node, &wanted));
+                found.map_or(failed(Status::SA_NO_RECORDS), |path| answered(request, &path))
+            }
+            (Attribute::MC_MEMBER_RECORD, Method::SET) => {
+                let joined = request
+                    .record::<McMemberRecord>()
+                    .and_then(|wanted| self.sa.join(node, wanted));
+                joined.map_or(failed(Status::SA_DENIED), |record| answered(request, &record))
+            }
+            (Attribute::MC_MEMBER_RECORD, Method::DELETE) => {
+                let wanted = request.record::<McMemberRecord>();
+                if let Some(group) = wanted.and_then(|wanted| self.sa.groups.get_mut(&wanted.mgid)) {
+                    group.members.remove(&node);
+                }
+                failed(Status::OK)
+            }
+            _ => failed(Status::BAD_ATTRIBUTE),
+        }
+    }
+
+    fn path(&self, from: NodeIndex, wanted: &PathRecord) -> Option<PathRecord> {
+        let to = (0..self.nodes.len()).find(|&node| Self::gid(node).0 == wanted.dgid)?;
+        // A port whose machine has not started has a link, but no driver: the subnet knows it all the same.
+        (self.net.port_up[to] && self.net.side[to] == self.net.sm_side).then(|| PathRecord {
+            dgid: wanted.dgid,
+            sgid: Self::gid(from).0,
+            dlid: U16::new(self.nodes[to].lid.0),
+            slid: U16::new(self.nodes[from].lid.0),
+            reversible_paths: 0x81,
+            pkey: U16::new(PKey::DEFAULT.0),
+            mtu: Selector::exactly(5),
+            rate: Selector::exactly(7),
+            life_time: Selector::exactly(12),
+            ..PathRecord::default()
+        })
+    }
+}
+
+fn answered<T: zerocopy::IntoBytes + zerocopy::Immutable>(request: &SaMad, record: &T) -> SaMad {
+    let mut response = request.into_response(Status::OK);
+    response.set_record(record);
+    response
+}
