@@ -82,7 +82,7 @@ impl Args {
             )
         });
         tally.step("tests on the host", host_tests);
-        tally.step("simulated clusters", || sim::run(&["--minutes", "1"]));
+        tally.step("simulated clusters", || sim::run(&["--seeds", "100"]));
         tally.step("a real program is loaded", loader_test);
         if self.quick {
             println!("libos and clusters in QEMU: left out, as --quick says");
