@@ -1,5 +1,6 @@
 //! One core's connections over its completion queue.
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::task::{Poll, Waker};
@@ -32,6 +33,8 @@ pub struct Engine<Q, M> {
     /// Something was started since the poller last looked.
     started: bool,
     counters: Counters,
+    /// Where completions are taken to; kept, as clearing it at each poll would cost more than all the rest of a call.
+    batch: Box<[Completion]>,
     /// Lost peers whose queue pairs others have now, for those who ask late; the latest at the end.
     gone: VecDeque<(PeerId, PeerName, LostCause)>,
 }
@@ -47,6 +50,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             poller: None,
             started: false,
             counters: Counters::default(),
+            batch: alloc::vec![Completion::EMPTY; BATCH].into(),
             gone: VecDeque::with_capacity(MAX_GONE),
         }
     }
@@ -222,8 +226,14 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Takes up to a batch of completions and deals with them. Returns how many there were.
     pub fn poll(&mut self, now: Instant) -> usize {
-        let mut batch = [Completion::EMPTY; BATCH];
-        let taken = match self.queues.poll(&mut batch) {
+        let mut batch = core::mem::take(&mut self.batch);
+        let taken = self.take_batch(&mut batch, now);
+        self.batch = batch;
+        taken
+    }
+
+    fn take_batch(&mut self, batch: &mut [Completion], now: Instant) -> usize {
+        let taken = match self.queues.poll(batch) {
             Ok(taken) => taken,
             Err(verbs::PollError::QueueFailed) => {
                 self.links

@@ -2,6 +2,11 @@
 
 #[expect(
     clippy::cast_possible_truncation,
+    reason = "the card's sizes are the tests' own, and small"
+)]
+mod cost;
+#[expect(
+    clippy::cast_possible_truncation,
     reason = "the fake's sizes are the tests' own, and small"
 )]
 mod fake;
