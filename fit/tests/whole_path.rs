@@ -24,7 +24,8 @@ impl Handler for Echo {
         if kind == SILENT {
             return core::future::pending().await;
         }
-        let len = request.len().min(reply.message().len());
+        let most = if kind == SHORT { 4 } else { request.len() };
+        let len = most.min(reply.message().len());
         reply.message()[..len].copy_from_slice(&request[..len]);
         reply.set_len(len);
         let bulk = vec![kind.to_le_bytes()[0]; reply.bulk_limit()];
@@ -39,6 +40,8 @@ impl Handler for Echo {
 
 /// A kind of call that never gets an answer.
 const SILENT: u16 = 60;
+/// A kind of call that is answered with four bytes.
+const SHORT: u16 = 61;
 
 struct Node {
     machine: Machine,
@@ -561,4 +564,52 @@ fn cores_have_queue_pairs_of_their_own_and_share_none() {
         assert!(completions > calls, "core {index}: {completions}");
     }
     assert_eq!(processor.machine.violations(), 0);
+}
+
+/// `cargo xtask bench rpc` shows what this prints.
+#[test]
+fn a_short_call_is_one_doorbell_and_one_packet_each_way() {
+    const CALLS: u64 = 200;
+    let mut bed = Testbed::default();
+    let (processor, memory, peer) = pair(&mut bed);
+    let nodes = [&processor, &memory];
+    let look = |bed: &Testbed| {
+        nodes.map(|node| {
+            let card = bed.with_cluster(|cluster, _| cluster.counters(node.machine.node()));
+            (card, node.fit.core(0).link_counters()[0].2.nr_doorbells)
+        })
+    };
+    let core = processor.fit.core(0);
+    bed.block_on(async {
+        core.call(peer, (3, b"warm"), None, &mut [0; 4]).await.unwrap();
+    });
+    let before = look(&bed);
+    bed.block_on(async {
+        for _ in 0..CALLS {
+            let got = core.call(peer, (SHORT, &[7; 32]), None, &mut [0; 4]).await;
+            assert_eq!(got.unwrap().len, 4);
+        }
+    });
+    let after = look(&bed);
+    for (side, node) in ["caller", "callee"].into_iter().zip(0..) {
+        let ((was, rung_before), (is, rung_after)) = (before[node], after[node]);
+        let line = |what, count: u64| println!("counted\t{side}\t{what}\t{:.2}", count as f64 / CALLS as f64);
+        line("doorbells for sends", rung_after - rung_before);
+        line("doorbells in all", is.doorbells - was.doorbells);
+        line(
+            "packets sent, with acknowledgements",
+            is.packets_sent - was.packets_sent,
+        );
+        line("bytes sent", is.bytes_sent - was.bytes_sent);
+        line("reads of memory", is.dma_reads - was.dma_reads);
+        line("writes to memory", is.dma_writes - was.dma_writes);
+        line("interrupts", is.interrupts - was.interrupts);
+        assert_eq!(rung_after - rung_before, CALLS, "{side}: a doorbell a call");
+        // A message and the acknowledgement of the other's; those may be left out or shared.
+        let packets = is.packets_sent - was.packets_sent;
+        assert!(
+            (CALLS..=2 * CALLS).contains(&packets),
+            "{side}: {packets} packets"
+        );
+    }
 }

@@ -1,8 +1,10 @@
 //! `bench`: figures, for people to compare over time; nothing fails for being slow.
 //!
 //! * [`hca`]: the modelled adapter under Linux's perftest.
+//! * [`rpc`]: a short call, counted.
 
 mod hca;
+mod rpc;
 
 use anyhow::Result;
 
@@ -16,12 +18,14 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     Hca(hca::Args),
+    Rpc(rpc::Args),
 }
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         match self.what {
             What::Hca(args) => args.run(),
+            What::Rpc(args) => args.run(),
         }
     }
 }

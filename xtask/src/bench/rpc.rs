@@ -1,0 +1,147 @@
+//! `bench rpc`: what a short call costs, counted: instructions by callgrind, and what the modelled adapter was asked to do.
+//!
+//! Both come from tests of `fit` (`fit/src/tests/cost.rs`, `fit/tests/whole_path.rs`), so that the figures are of what is tested.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::project::{self, cargo};
+use crate::tools::{need, quiet, step};
+
+/// Counts what a short call costs: instructions of FIT by callgrind, and work of the modelled adapter
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// The test that is run under callgrind, and how many calls it makes (`CALLS` there).
+const TEST: &str = "tests::cost::short_calls";
+const CALLS: u64 = 2000;
+/// What is counted: the beginnings of functions' names in that test.
+const PARTS: [(&str, &str); 3] = [
+    ("caller_side_", "caller"),
+    ("callee_side_", "callee"),
+    ("empty_poll_", "empty poll"),
+];
+/// The beginning of the names of functions that stand for device and memory.
+const OUTSIDE: &str = "outside_";
+/// The test that counts on the model, and what its lines begin with.
+const MODEL_TEST: &str = "a_short_call_is_one_doorbell_and_one_packet_each_way";
+const MODEL_LINE: &str = "counted\t";
+
+impl Args {
+    pub(crate) fn run(self) -> Result<()> {
+        let valgrind = need("valgrind", "`apt-get install valgrind`")?;
+        let test = step("Building FIT's tests for release", build)?;
+        println!("A call with 32 bytes of request and 4 of reply.\n");
+        println!("instructions of FIT itself, without device and copying");
+        for (function, part) in PARTS {
+            let own = count(&valgrind, &test, function)?;
+            println!("  {part:<24}{:>8.1}", own);
+        }
+        println!("\nthe modelled adapter's work, a call");
+        let args = [
+            "test",
+            "--quiet",
+            "--locked",
+            "--package",
+            "fit",
+            "--test",
+            "whole_path",
+        ];
+        let said = quiet(
+            cargo()
+                .args(args)
+                .args(["--", "--exact", MODEL_TEST, "--nocapture"]),
+        )?;
+        let counted: Vec<_> = said
+            .lines()
+            .filter_map(|line| line.strip_prefix(MODEL_LINE))
+            .collect();
+        ensure!(!counted.is_empty(), "the test {MODEL_TEST} counted nothing");
+        for line in counted {
+            println!("  {}", line.replace('\t', " "));
+        }
+        Ok(())
+    }
+}
+
+/// Builds `fit`'s unit tests and gives the program.
+fn build() -> Result<PathBuf> {
+    let args = [
+        "test",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--package",
+        "fit",
+        "--lib",
+        "--no-run",
+        "--message-format=json",
+    ];
+    let said = quiet(cargo().args(args))?;
+    let program = said.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "fit")
+            .then(|| message["executable"].as_str().map(PathBuf::from))
+            .flatten()
+    });
+    program.context("cargo named no program of fit's tests")
+}
+
+/// Instructions a call inside the functions named `function…`, less those of what is outside.
+fn count(valgrind: &Path, test: &Path, function: &str) -> Result<f64> {
+    let out = project::target_folder()?.join(format!("callgrind.{function}out"));
+    let mut command = Command::new(valgrind);
+    command.args(["--tool=callgrind", "--collect-atstart=no"]);
+    command.arg(format!("--toggle-collect=*{function}*"));
+    command.arg(format!("--callgrind-out-file={}", out.display()));
+    quiet(command.arg(test).args([TEST, "--exact", "--test-threads=1"]))?;
+    let profile = std::fs::read_to_string(&out).with_context(|| format!("can't read {}", out.display()))?;
+    let counted = own(&profile).context("callgrind's file is not as expected")?;
+    ensure!(counted > 0, "callgrind counted nothing in {function}…");
+    // Exact enough: far below 2^52.
+    Ok(counted as f64 / CALLS as f64)
+}
+
+/// The instructions of a callgrind profile, less those of calls to what is outside.
+///
+/// A line `cfn=(id) name` names the callee (the name stands there the first time only), `calls=` announces a call, and the
+/// last number of the line behind it is what the call cost, callees included (Valgrind's manual, "Callgrind Format").
+fn own(profile: &str) -> Option<u64> {
+    let mut outside = std::collections::BTreeMap::new();
+    let (mut total, mut callee, mut is_call, mut away) = (None, "", false, 0);
+    for line in profile.lines() {
+        let named = ["fn=", "cfn="].into_iter().find_map(|key| line.strip_prefix(key));
+        if let Some(text) = named {
+            let (id, name) = text.split_once(')').unwrap_or((text, ""));
+            if !name.is_empty() {
+                outside.insert(id, name.contains(OUTSIDE));
+            }
+            if line.starts_with('c') {
+                callee = id;
+            }
+        } else if line.starts_with("calls=") {
+            is_call = true;
+        } else if let Some(text) = line.strip_prefix("totals: ") {
+            total = text.trim().parse::<u64>().ok();
+        } else if core::mem::take(&mut is_call) && *outside.get(callee)? {
+            away += line.split_whitespace().last()?.parse::<u64>().ok()?;
+        }
+    }
+    total?.checked_sub(away)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_outside_is_taken_off() {
+        let profile = "events: Ir\nfn=(1) fit::start\n10 5\ncfn=(2) fit::tests::cost::outside_ring\ncalls=1 20\n11 40\n\
+                       cfn=(3) fit::post\ncalls=1 30\n12 7\n\nfn=(3)\n30 4\ncfn=(2)\ncalls=1 20\n31 3\ntotals: 52\n";
+        assert_eq!(own(profile), Some(9));
+        assert_eq!(own("events: Ir\n"), None);
+        assert_eq!(own("cfn=(9)\ncalls=1 2\n3 4\ntotals: 9\n"), None);
+    }
+}
