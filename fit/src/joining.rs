@@ -24,8 +24,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoConnection`] names the peer when [`Config::connect_timeout`] is over; [`Error::Refused`] when it
-    /// speaks another version or does not hold the cluster's key.
+    /// [`Error::NoConnection`] names the peer when [`Config::connect_timeout`](crate::Config::connect_timeout) is over;
+    /// [`Error::Refused`] when it speaks another version or does not hold the cluster's key.
     pub async fn connect(&self, peer: PeerSpec) -> Result<PeerId, Error> {
         let began = self.0.platform.now();
         let lost = Error::PeerLost {
@@ -56,7 +56,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoMember`] when [`Config::connect_timeout`] is over.
+    /// [`Error::NoMember`] when [`Config::connect_timeout`](crate::Config::connect_timeout) is over.
     pub async fn find(&self, role: Role) -> Result<PeerId, Error> {
         let began = self.0.platform.now();
         loop {
