@@ -79,6 +79,9 @@ fn perftest() -> Group {
 }
 
 /// All sizes from 2 bytes to 8 MB by `-a`; of UD up to the MTU.
+///
+/// `ib_send_lat -e` is not among them: in Debian 12's perftest it takes the events of both its completion queues from one
+/// channel, for whichever it waits, and then looks at a completion that it may not have got.
 fn sizes() -> Group {
     let commands = [
         "ib_write_lat -a -n 20",
@@ -91,7 +94,6 @@ fn sizes() -> Group {
         "ib_read_bw -b -a -n 20",
         "ib_read_bw -e -a -n 20",
         "ib_send_lat -a -n 20",
-        "ib_send_lat -e -a -n 20",
         "ib_send_bw -a -n 20",
         "ib_send_bw -e -a -n 20",
         "ib_send_bw -b -a -n 20",
