@@ -3,20 +3,111 @@
 use core::task::{Poll, Waker};
 
 use hal::{DmaBuffer, Instant};
-use verbs::{QueueSet, RemoteAddr};
+use verbs::{Lkey, QueueSet, Region, RemoteAddr, Rkey, Sge};
 
-use crate::link::{Failure, Link};
+use crate::link::{Failure, Link, Outgoing};
 use crate::ring::Purpose;
-use crate::wire::{HEADER_LEN, Header, MessageType};
-use crate::{Error, LinkCounters, LinkState, LostCause, Operation};
+use crate::wire::{DESCRIPTOR_LEN, Descriptor, HEADER_LEN, Header, MessageType};
+use crate::{Error, LinkCounters, LinkState, LostCause, MAX_PIECES, Operation};
 
-/// A caller's registered buffer for the long part of a reply.
+/// A piece of this node's registered memory that a call uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bulk {
-    /// Where; the region must allow remote writes.
-    pub into: RemoteAddr,
+pub struct Piece {
+    /// Where it begins, as its region counts.
+    pub addr: u64,
     /// Its length in bytes.
     pub len: u32,
+    /// The region's key for this node's device: bulk that fits the message is gathered by it.
+    pub lkey: Lkey,
+    /// The region's key for the peer, which READs or WRITEs by it; the region must allow that.
+    pub rkey: Rkey,
+}
+
+impl Piece {
+    /// The piece of a region that begins `offset` bytes behind its beginning.
+    ///
+    /// # Panics
+    ///
+    /// When it does not lie in the region.
+    #[must_use]
+    pub fn of(region: &Region, offset: u64, len: u32) -> Self {
+        let end = offset.checked_add(len.into());
+        assert!(
+            end.is_some_and(|end| end <= region.len),
+            "{len} bytes at {offset} of a region of {}",
+            region.len
+        );
+        Self {
+            addr: region.addr + offset,
+            len,
+            lkey: region.lkey,
+            rkey: region.rkey,
+        }
+    }
+
+    pub(crate) fn sge(&self) -> Sge {
+        Sge {
+            addr: self.addr,
+            len: self.len,
+            lkey: self.lkey,
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            at: RemoteAddr {
+                addr: self.addr,
+                rkey: self.rkey,
+            },
+            len: self.len,
+        }
+    }
+}
+
+/// What a call says, and which memory it lends until it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// What it asks for, by a number that both sides know.
+    pub kind: u16,
+    /// The request's body. Copied, so short ones are best; it must fit a message.
+    pub body: &'a [u8],
+    /// Memory whose bytes are the request's bulk. It is not copied: it goes with the message if it fits, else the peer READs it.
+    pub gather: &'a [Piece],
+    /// Memory that the reply's bulk fills, piece by piece, by the peer's WRITEs.
+    pub scatter: &'a [Piece],
+}
+
+impl<'a> Call<'a> {
+    /// A call without bulk.
+    #[must_use]
+    pub fn new(kind: u16, body: &'a [u8]) -> Self {
+        Self {
+            kind,
+            body,
+            gather: &[],
+            scatter: &[],
+        }
+    }
+
+    /// The same with bulk in the request.
+    #[must_use]
+    pub fn gather(self, gather: &'a [Piece]) -> Self {
+        Self { gather, ..self }
+    }
+
+    /// The same with room for bulk of the reply.
+    #[must_use]
+    pub fn scatter(self, scatter: &'a [Piece]) -> Self {
+        Self { scatter, ..self }
+    }
+
+    fn lends(&self) -> bool {
+        !self.gather.is_empty() || !self.scatter.is_empty()
+    }
+}
+
+fn total(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|piece| u64::from(piece.len)).sum()
 }
 
 /// What a call brought.
@@ -24,7 +115,7 @@ pub struct Bulk {
 pub struct Reply {
     /// Bytes of the reply, now in the caller's slice.
     pub len: usize,
-    /// Bytes that the peer wrote into the bulk buffer.
+    /// Bytes that the peer wrote into the pieces for bulk.
     pub bulk: u32,
 }
 
@@ -57,7 +148,10 @@ pub(crate) struct CallSlot {
     pub(crate) state: CallState,
     generation: u32,
     kind: u16,
-    pub(crate) bulk: Option<u32>,
+    /// Whether peer and device may touch the caller's memory until it ends.
+    pub(crate) lends: bool,
+    /// Bytes that the reply's bulk may have.
+    takes: u32,
     started: Instant,
     deadline: Instant,
     waker: Option<Waker>,
@@ -69,7 +163,8 @@ impl CallSlot {
             state: CallState::Free,
             generation: 0,
             kind: 0,
-            bulk: None,
+            lends: false,
+            takes: 0,
             started: Instant::default(),
             deadline: Instant::default(),
             waker: None,
@@ -84,49 +179,92 @@ impl<M: DmaBuffer> Link<M> {
     pub(crate) fn start_call<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
-        (kind, body): (u16, &[u8]),
-        bulk: Option<Bulk>,
+        call: &Call<'_>,
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
         self.check_up()?;
-        if self.state != LinkState::Up || self.ring.room() == 0 || self.free_calls.is_empty() {
+        if self.state != LinkState::Up {
             return Ok(None);
         }
-        let limit = self.target.message_size as usize - HEADER_LEN;
-        if body.len() > limit {
-            return Err(Error::TooLong {
-                peer: self.peer,
-                len: body.len(),
-                limit,
-            });
+        let (bulk, carried) = self.check_call(call)?;
+        if self.ring.room() == 0 {
+            return Ok(None);
         }
         let Some(slot) = self.free_calls.pop() else {
             return Ok(None);
         };
-        let call = &mut self.calls[usize::from(slot)];
-        call.state = CallState::Waiting;
-        call.kind = kind;
-        call.bulk = bulk.map(|bulk| bulk.len);
-        (call.started, call.deadline) = (now, deadline);
+        let place = &mut self.calls[usize::from(slot)];
+        place.state = CallState::Waiting;
+        place.kind = call.kind;
+        place.lends = call.lends();
+        place.takes = u32::try_from(total(call.scatter)).unwrap_or(u32::MAX);
+        (place.started, place.deadline) = (now, deadline);
         let id = CallId {
             slot,
-            generation: call.generation,
+            generation: place.generation,
         };
+        let (carried, offered) = if carried {
+            (call.gather, &[][..])
+        } else {
+            (&[][..], call.gather)
+        };
+        let pieces = |pieces: &[Piece]| u8::try_from(pieces.len()).expect("at most MAX_PIECES");
         let header = Header {
-            message: MessageType::Request,
-            kind,
+            gathers: pieces(offered),
+            scatters: pieces(call.scatter),
+            kind: call.kind,
             slot,
             generation: id.generation,
-            body: u32::try_from(body.len()).expect("at most a message"),
-            bulk: bulk.map(|bulk| bulk.into).unwrap_or_default(),
-            bulk_len: bulk.map_or(0, |bulk| bulk.len),
+            body: u32::try_from(call.body.len()).expect("at most a message"),
+            bulk,
+            ..Header::bare(MessageType::Request, 0)
         };
         let at = self.layout.call(slot.into());
-        self.send_message(queues, &header, body, at, Purpose::Request);
+        let message = Outgoing {
+            header,
+            offered,
+            accepting: call.scatter,
+            body: call.body,
+            carried,
+        };
+        self.send_message(queues, message, at, Purpose::Unanswered);
         self.counters.nr_ib_send_reply += 1;
-        self.counters.calls[LinkCounters::kind(kind)] += 1;
+        self.counters.calls[LinkCounters::kind(call.kind)] += 1;
         Ok(Some(id))
+    }
+
+    /// The bytes of a request's bulk, and whether they go with its message.
+    fn check_call(&self, call: &Call<'_>) -> Result<(u32, bool), Error> {
+        if !call.lends() {
+            self.check_len(HEADER_LEN + call.body.len())?;
+            return Ok((0, true));
+        }
+        let pieces = call.gather.len().max(call.scatter.len());
+        if pieces > MAX_PIECES {
+            return Err(Error::TooManyPieces {
+                peer: self.peer,
+                pieces,
+            });
+        }
+        let bulk = total(call.gather);
+        let head = HEADER_LEN + call.scatter.len() * DESCRIPTOR_LEN + call.body.len();
+        let limit = self.target.message_size;
+        if head as u64 + bulk <= u64::from(limit) {
+            return Ok((u32::try_from(bulk).expect("at most a message"), true));
+        }
+        if bulk == 0 {
+            self.check_len(head)?;
+        }
+        self.check_len(head + call.gather.len() * DESCRIPTOR_LEN)?;
+        match u32::try_from(bulk) {
+            Ok(bulk) if bulk <= self.target.bulk_size => Ok((bulk, false)),
+            _ => Err(Error::TooLong {
+                peer: self.peer,
+                len: usize::try_from(bulk).unwrap_or(usize::MAX),
+                limit: self.target.bulk_size as usize,
+            }),
+        }
     }
 
     /// Looks whether a call has ended. Its reply is copied into `into`; the id means nothing afterwards.
@@ -216,7 +354,7 @@ impl<M: DmaBuffer> Link<M> {
     pub(crate) fn on_reply<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
-        receive: usize,
+        receive: u16,
         header: &Header,
         now: Instant,
     ) {
@@ -226,25 +364,24 @@ impl<M: DmaBuffer> Link<M> {
             .filter(|call| call.generation == header.generation);
         let Some(call) = known else {
             self.counters.nr_stray += 1;
-            return self.post_receive(queues, receive);
+            return self.post_receive(queues, receive.into());
         };
-        let (state, kind, lent, started) = (call.state, call.kind, call.bulk.unwrap_or(0), call.started);
+        let (state, kind, takes, started) = (call.state, call.kind, call.takes, call.started);
         let owed = matches!(
             state,
             CallState::Waiting | CallState::Expired(_) | CallState::Orphaned
         );
-        if owed && (header.bulk_len > lent || header.kind != kind) {
+        if owed && (header.bulk > takes || header.kind != kind) {
             return self.fail(LostCause::Protocol);
         }
         match state {
             CallState::Waiting => {
-                self.counters.nr_bytes_rx += u64::from(header.bulk_len);
+                self.counters.nr_bytes_rx += u64::from(header.bulk);
                 self.counters.call_time.record(now.since(started));
-                let receive = u16::try_from(receive).expect("receives are counted in 16 bits");
                 let answer = CallState::Answered {
                     receive,
                     body: header.body,
-                    bulk: header.bulk_len,
+                    bulk: header.bulk,
                 };
                 return self.end_call(header.slot.into(), answer);
             }
@@ -254,7 +391,7 @@ impl<M: DmaBuffer> Link<M> {
                 self.counters.nr_stray += 1
             }
         }
-        self.post_receive(queues, receive);
+        self.post_receive(queues, receive.into());
     }
 
     /// Ends the calls that are past their deadline.
@@ -265,7 +402,7 @@ impl<M: DmaBuffer> Link<M> {
             let call = &self.calls[slot];
             let late = now >= call.deadline;
             match call.state {
-                CallState::Waiting if late && call.bulk.is_none() => {
+                CallState::Waiting if late && !call.lends => {
                     let failure = Failure::Deadline {
                         age: now.since(call.started),
                         state: self.state,
@@ -273,7 +410,7 @@ impl<M: DmaBuffer> Link<M> {
                     self.counters.nr_deadline += 1;
                     self.end_call(slot, CallState::Expired(failure));
                 }
-                CallState::Waiting | CallState::Orphaned if late && call.bulk.is_some() => {
+                CallState::Waiting | CallState::Orphaned if late && call.lends => {
                     overdue = Some(Operation::Call(call.kind));
                 }
                 CallState::Orphaned => orphans += 1,

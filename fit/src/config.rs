@@ -5,7 +5,8 @@ use verbs::DeviceLimits;
 
 use crate::error::Resource;
 use crate::keepalive::PINGS;
-use crate::{Cluster, Error, HEADER_LEN};
+use crate::wire::MAX_DESCRIPTORS_LEN;
+use crate::{Cluster, Error, HEADER_LEN, MAX_PIECES};
 
 /// How FIT is set up on a node. Nothing here must be equal on both sides: what matters to the peer is negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +29,21 @@ pub struct Config {
     pub one_sided: u16,
     /// Bytes of a message with its header.
     pub message_size: u32,
-    /// Bytes of the longest bulk reply this side sends; 0 if it sends none.
+    /// One-way messages of a peer that this side keeps until a handler takes them; also the most that this side has under way.
+    pub one_ways: u16,
+    /// Bytes of the longest bulk that this side takes with a request or sends with a reply, beyond what fits a message; 0 if
+    /// none.
     pub bulk_size: u32,
+    /// Buffers of that size a connection has: calls with bulk wait for one for each direction that they use.
+    pub bulk_buffers: u16,
     /// Every how many requests one is signalled that would not need to be.
     pub signal_every: u16,
-    /// Empty polls of the completion queue before the core arms it and waits for the interrupt.
-    pub poll_budget: u32,
+    /// How a core learns of completions.
+    pub polling: Polling,
+    /// Tasks a core that run handlers, 1 to [`MAX_WORKERS`]; 0 if the polling task runs them itself, one at a time.
+    pub workers: u16,
+    /// Whether to measure the [profile points](crate::Point).
+    pub profile: bool,
     /// The deadline of a call, READ or WRITE for which none is given.
     pub timeout: Duration,
     /// How long [`Fit::connect`](crate::Fit::connect) and [`Fit::find`](crate::Fit::find) try.
@@ -50,6 +60,49 @@ pub struct Config {
     pub entropy: [u8; 32],
     /// Which protection domains the connections and what is registered for them lie in.
     pub domains: Domains,
+}
+
+/// The most worker tasks of a core.
+pub const MAX_WORKERS: u16 = 16;
+
+/// How a core learns of completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polling {
+    /// It looks again and again and never rests: the shortest time, and a whole processor core.
+    Busy,
+    /// It looks in vain this many times, then asks for an interrupt and rests.
+    Adaptive(u32),
+    /// It asks for an interrupt whenever it finds nothing.
+    Interrupt,
+}
+
+impl Polling {
+    /// Looks in vain before the core rests; nothing if it never does.
+    pub(crate) fn budget(self) -> Option<u32> {
+        match self {
+            Self::Busy => None,
+            Self::Adaptive(looks) => Some(looks),
+            Self::Interrupt => Some(0),
+        }
+    }
+}
+
+/// Not one of the ways of polling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is `busy`, `adaptive`, `adaptive:LOOKS` or `interrupt`")]
+pub struct BadPolling;
+
+impl core::str::FromStr for Polling {
+    type Err = BadPolling;
+    fn from_str(text: &str) -> Result<Self, BadPolling> {
+        match (text, text.split_once(':')) {
+            ("busy", _) => Ok(Self::Busy),
+            ("adaptive", _) => Ok(Config::default().polling),
+            ("interrupt", _) => Ok(Self::Interrupt),
+            (_, Some(("adaptive", looks))) => looks.parse().map(Self::Adaptive).map_err(|_| BadPolling),
+            _ => Err(BadPolling),
+        }
+    }
 }
 
 /// How peers are kept out of each other's memory.
@@ -73,9 +126,13 @@ impl Default for Config {
             serves: 16,
             one_sided: 64,
             message_size: 4096,
+            one_ways: 8,
             bulk_size: 0,
+            bulk_buffers: 4,
             signal_every: 16,
-            poll_budget: 200,
+            polling: Polling::Adaptive(200),
+            workers: 1,
+            profile: false,
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(30),
             cluster: Cluster::default(),
@@ -90,10 +147,12 @@ impl Default for Config {
 
 /// What one connection takes of its queues.
 ///
-/// * Receive queue: one for each call the peer may make, one for each reply we may be owed, and those for pings and pongs. Each is posted again before
-///   the credit it stands for goes back, so an honest peer never finds the queue empty.
-/// * Send queue: a request for each call, a WRITE and a SEND for each reply, one for each READ or WRITE, and
-///   the run of unsignalled requests that no completion has freed yet, and pings and pongs.
+/// * Receive queue: one for each call and one-way message the peer may have under way, one for each reply we may be owed, and those
+///   for pings, pongs and credits. Each is posted again before the credit it stands for goes back, so an honest peer never finds the
+///   queue empty.
+/// * Send queue: a request for each call and one-way message, a WRITE and a SEND for each reply and the further WRITEs of one
+///   whose bulk is scattered, one for each READ or WRITE, the run of unsignalled requests that no completion has freed yet, and pings,
+///   pongs and credits. Nothing is posted without room: what finds none waits.
 /// * Completion queue: each request of either queue may complete, so the sum of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depths {
@@ -109,12 +168,16 @@ impl Config {
     /// The depths of one connection.
     #[must_use]
     pub fn depths(&self) -> Depths {
-        let receive = u32::from(self.calls) + u32::from(self.serves) + 2 * PINGS;
-        let send = u32::from(self.calls)
-            + 2 * u32::from(self.serves)
+        let [calls, serves, one_ways] = [self.calls, self.serves, self.one_ways].map(u32::from);
+        let signs = 2 * PINGS + CREDITS;
+        let receive = calls + serves + one_ways + signs;
+        let send = calls
+            + one_ways
+            + 2 * serves
+            + u32::from(SEND_PIECES)
             + u32::from(self.one_sided)
             + 2 * u32::from(self.signal_every)
-            + 2 * PINGS;
+            + signs;
         Depths {
             receive,
             send,
@@ -147,8 +210,15 @@ impl Config {
             "cores, peers and signal_every"
         );
         assert!(
-            self.message_size as usize >= 2 * HEADER_LEN,
-            "a message holds its header"
+            self.message_size as usize >= MIN_MESSAGE,
+            "a message holds its header and all descriptors"
+        );
+        assert!(self.workers <= MAX_WORKERS, "{} workers", self.workers);
+        // A call may want two at once, so fewer would keep it waiting for ever.
+        assert!(
+            self.bulk_size == 0 || self.bulk_buffers >= 2,
+            "{} buffers for bulk",
+            self.bulk_buffers
         );
         let depths = self.depths();
         let wants = [
@@ -159,6 +229,9 @@ impl Config {
                 self.completion_queue_depth(),
                 limits.max_cq_depth,
             ),
+            // Messages that are only a header have no memory that they could stand in.
+            (Resource::Inline, INLINE, limits.max_inline),
+            (Resource::Pieces, SEND_PIECES.into(), limits.max_sge.into()),
         ];
         for (what, wanted, have) in wants {
             if wanted > have {
@@ -169,10 +242,21 @@ impl Config {
     }
 }
 
-/// A ping and a pong.
-const SIGNS: usize = 2;
+/// Pieces of a send: what FIT itself says, and what a call gathers behind it.
+pub(crate) const SEND_PIECES: u8 = 9;
+const _: () = assert!(SEND_PIECES as usize == 1 + MAX_PIECES);
 
-/// How one connection's memory is cut: receives, then requests, then replies, then bulk replies, then a ping and a pong.
+/// Bytes inline that a device must take at least.
+const INLINE: u32 = 24;
+const _: () = assert!(INLINE as usize == HEADER_LEN);
+
+/// Messages under way that say only how many one-way messages were taken: each speaks of half of the window at least.
+const CREDITS: u32 = 2;
+
+/// Bytes that a message must have at least.
+pub(crate) const MIN_MESSAGE: usize = HEADER_LEN + MAX_DESCRIPTORS_LEN;
+
+/// How one connection's memory is cut: receives, then requests, replies and one-way messages, then buffers for bulk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     message: usize,
@@ -180,6 +264,8 @@ pub(crate) struct Layout {
     receives: usize,
     calls: usize,
     serves: usize,
+    one_ways: usize,
+    bulks: usize,
 }
 
 impl Layout {
@@ -188,8 +274,10 @@ impl Layout {
             message: config.message_size as usize,
             bulk: config.bulk_size as usize,
             receives: config.depths().receive as usize,
-            calls: usize::from(config.calls),
-            serves: usize::from(config.serves),
+            calls: config.calls.into(),
+            serves: config.serves.into(),
+            one_ways: config.one_ways.into(),
+            bulks: config.bulk_buffers.into(),
         }
     }
     pub(crate) fn receive(&self, index: usize) -> usize {
@@ -204,21 +292,23 @@ impl Layout {
         assert!(index < self.serves, "reply {index} of {}", self.serves);
         (self.receives + self.calls + index) * self.message
     }
-    pub(crate) fn bulk(&self, index: usize) -> usize {
-        assert!(index < self.serves, "bulk {index} of {}", self.serves);
-        (self.receives + self.calls + self.serves) * self.message + index * self.bulk
+    pub(crate) fn one_way(&self, index: usize) -> usize {
+        assert!(index < self.one_ways, "one-way {index} of {}", self.one_ways);
+        (self.receives + self.calls + self.serves + index) * self.message
     }
-    /// Where a ping (0) or a pong (1) stands.
-    pub(crate) fn sign(&self, index: usize) -> usize {
-        assert!(index < SIGNS, "sign {index} of {SIGNS}");
-        (self.receives + self.calls + self.serves) * self.message
-            + self.serves * self.bulk
-            + index * HEADER_LEN
+    pub(crate) fn bulk(&self, index: usize) -> usize {
+        assert!(index < self.bulks, "bulk {index} of {}", self.bulks);
+        self.messages() * self.message + index * self.bulk
+    }
+    #[cfg(test)]
+    pub(crate) fn receives(&self) -> usize {
+        self.receives
+    }
+    fn messages(&self) -> usize {
+        self.receives + self.calls + self.serves + self.one_ways
     }
     pub(crate) fn len(&self) -> usize {
-        (self.receives + self.calls + self.serves) * self.message
-            + self.serves * self.bulk
-            + SIGNS * HEADER_LEN
+        self.messages() * self.message + self.bulks * self.bulk
     }
 }
 
@@ -231,16 +321,18 @@ mod tests {
         let config = Config {
             calls: 2,
             serves: 3,
+            one_ways: 2,
             message_size: 128,
             bulk_size: 1000,
+            bulk_buffers: 2,
             ..Config::default()
         };
         let layout = Layout::new(&config);
-        assert_eq!(layout.receive(12) + 128, layout.call(0));
+        assert_eq!(layout.receive(2 + 3 + 2 + 8 + 2 - 1) + 128, layout.call(0));
         assert_eq!(layout.call(1) + 128, layout.reply(0));
-        assert_eq!(layout.reply(2) + 128, layout.bulk(0));
-        assert_eq!(layout.bulk(2) + 1000, layout.sign(0));
-        assert_eq!(layout.sign(1) + HEADER_LEN, layout.len());
+        assert_eq!(layout.reply(2) + 128, layout.one_way(0));
+        assert_eq!(layout.one_way(1) + 128, layout.bulk(0));
+        assert_eq!(layout.bulk(1) + 1000, layout.len());
     }
 
     #[test]
@@ -249,13 +341,24 @@ mod tests {
             max_reads: 16,
             max_reads_as_responder: 16,
             max_queue_depth: 64,
-            max_sge: 1,
+            max_sge: 9,
             max_inline: 200,
             max_cq_depth: 4096,
             ports: 1,
             max_domains: 1,
         };
         let error = Config::default().check(&limits).unwrap_err();
-        assert_eq!(error.to_string(), "send requests: 152 wanted, the device has 64");
+        assert_eq!(error.to_string(), "send requests: 171 wanted, the device has 64");
+    }
+
+    #[test]
+    fn ways_of_polling_are_read_as_the_boot_option_has_them() {
+        assert_eq!("busy".parse(), Ok(Polling::Busy));
+        assert_eq!("adaptive".parse(), Ok(Config::default().polling));
+        assert_eq!("adaptive:7".parse(), Ok(Polling::Adaptive(7)));
+        assert_eq!("interrupt".parse(), Ok(Polling::Interrupt));
+        for bad in ["", "Busy", "adaptive:", "adaptive:x", "busy:3"] {
+            assert_eq!(bad.parse::<Polling>(), Err(BadPolling));
+        }
     }
 }

@@ -10,8 +10,12 @@ pub const KINDS: usize = 64;
 pub struct LinkCounters {
     /// Calls made (LegoOS `nr_ib_send_reply`).
     pub nr_ib_send_reply: u64,
-    /// Messages sent without waiting for an answer: here, replies (LegoOS `nr_ib_send`).
+    /// Messages sent without waiting for an answer: replies and one-way messages (LegoOS `nr_ib_send`).
     pub nr_ib_send: u64,
+    /// One-way messages sent.
+    pub nr_one_way: u64,
+    /// One-way messages of the peer that a handler has taken.
+    pub nr_one_way_served: u64,
     /// Bytes sent: messages with their headers, RDMA WRITEs, bulk replies (LegoOS `nr_bytes_tx`).
     pub nr_bytes_tx: u64,
     /// Bytes received: messages, RDMA READs, bulk replies as the peer states them (LegoOS `nr_bytes_rx`).
@@ -45,6 +49,8 @@ impl Default for LinkCounters {
         Self {
             nr_ib_send_reply: 0,
             nr_ib_send: 0,
+            nr_one_way: 0,
+            nr_one_way_served: 0,
             nr_bytes_tx: 0,
             nr_bytes_rx: 0,
             nr_rdma_read: 0,

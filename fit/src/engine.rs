@@ -8,9 +8,10 @@ use core::task::{Poll, Waker};
 use hal::{DmaBuffer, Instant};
 use verbs::{Completion, Lkey, QueueSet, RemoteAddr, Sge};
 
+use crate::config::MAX_WORKERS;
 use crate::link::{Link, Parts};
 use crate::{
-    Bulk, CallId, Config, Counters, Ended, Error, Incoming, LinkCounters, LinkState, LostCause, OneSided,
+    Call, CallId, Config, Counters, Ended, Error, Incoming, LinkCounters, LinkState, LostCause, OneSided,
     OpId, PeerId, PeerName, Reply, Target,
 };
 
@@ -28,6 +29,8 @@ pub struct Engine<Q, M> {
     queues: Q,
     links: Vec<(Option<PeerId>, Link<M>)>,
     servers: Vec<Waker>,
+    /// The connection whose requests are looked at first: they take turns.
+    turn: usize,
     /// The task that polls this engine, while it rests.
     poller: Option<Waker>,
     /// Something was started since the poller last looked.
@@ -46,7 +49,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             config,
             queues,
             links: Vec::with_capacity(config.peers.into()),
-            servers: Vec::new(),
+            servers: Vec::with_capacity(MAX_WORKERS.into()),
+            turn: 0,
             poller: None,
             started: false,
             counters: Counters::default(),
@@ -247,23 +251,29 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
                 return 1;
             }
         };
-        let mut arrived = false;
         for completion in &batch[..taken] {
             self.counters.nr_cqe += 1;
             match self.links.iter_mut().find(|(_, link)| link.qp == completion.qp) {
-                Some((_, link)) => arrived |= link.on_completion(&mut self.queues, completion, now),
+                Some((_, link)) => link.on_completion(&mut self.queues, completion, now),
                 None => self.counters.nr_stray_cqe += 1,
             }
         }
         if taken > 0 {
-            self.links
-                .iter_mut()
-                .for_each(|(_, link)| link.flush(&mut self.queues));
+            self.flush_all();
+        }
+        taken
+    }
+
+    /// Posts and shows the device what can be, on every connection, and wakes the servers if that let requests arrive.
+    fn flush_all(&mut self) {
+        let mut arrived = false;
+        for (_, link) in &mut self.links {
+            link.flush(&mut self.queues);
+            arrived |= core::mem::take(&mut link.newly_arrived);
         }
         if arrived {
             self.servers.drain(..).for_each(Waker::wake);
         }
-        taken
     }
 
     /// Asks for an interrupt at the next completion.
@@ -273,10 +283,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Looks at every deadline.
     pub fn tick(&mut self, now: Instant) {
-        for (_, link) in &mut self.links {
-            link.tick(now);
-            link.flush(&mut self.queues);
-        }
+        self.links.iter_mut().for_each(|(_, link)| link.tick(now));
+        self.flush_all();
     }
 
     /// Keeps a waker to be woken when a slot to `peer` becomes free.
@@ -292,20 +300,31 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLong`], [`Error::PeerLost`], [`Error::NotConnected`].
+    /// [`Error::TooLong`], [`Error::TooManyPieces`], [`Error::PeerLost`], [`Error::NotConnected`].
     pub fn start_call(
         &mut self,
         peer: PeerId,
-        (kind, body): (u16, &[u8]),
-        bulk: Option<Bulk>,
+        call: &Call<'_>,
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
         let (link, queues) = self.link(peer)?;
-        let id = link.start_call(queues, (kind, body), bulk, now, deadline)?;
+        let id = link.start_call(queues, call, now, deadline)?;
         link.flush(queues);
         self.expect_completions();
         Ok(id)
+    }
+
+    /// Sends a message that wants no answer and rings the doorbell; nothing if there is no room just now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`], [`Error::NoOneWays`], [`Error::PeerLost`], [`Error::NotConnected`].
+    pub fn start_one_way(&mut self, peer: PeerId, kind: u16, body: &[u8]) -> Result<Option<()>, Error> {
+        let (link, queues) = self.link(peer)?;
+        let sent = link.start_one_way(queues, kind, body)?;
+        link.flush(queues);
+        Ok(sent)
     }
 
     /// Looks whether a call has ended; its reply is copied into `into`, and the id means nothing afterwards.
@@ -410,14 +429,20 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
     }
 
-    /// Takes the next request of any peer, copied into `into` (of [`Config::message_size`] bytes).
+    /// Takes the next message of any peer that is for a handler, copied into `into` (of [`Config::message_size`] bytes).
     pub fn poll_request(&mut self, waker: &Waker, into: &mut [u8]) -> Poll<Incoming> {
-        for (index, (peer, link)) in self.links.iter_mut().enumerate() {
-            let index = u16::try_from(index).expect("connections are counted in 16 bits");
+        let count = self.links.len();
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            let (peer, link) = &mut self.links[index];
+            let place = u16::try_from(index).expect("connections are counted in 16 bits");
             if link.state == LinkState::Up
                 && let Some(peer) = *peer
-                && let Some(incoming) = link.take_request(&mut self.queues, (peer, index), into)
+                && let Some(incoming) = link.take_request(&mut self.queues, (peer, place), into)
             {
+                // A credit may be due.
+                link.flush(&mut self.queues);
+                self.turn = index + 1;
                 return Poll::Ready(incoming);
             }
         }
@@ -431,7 +456,16 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     #[must_use]
     pub fn reply_limit(&self, incoming: &Incoming) -> usize {
         match &self.links[usize::from(incoming.link)] {
-            (owner, link) if *owner == Some(incoming.from) => link.reply_limits().0,
+            (owner, link) if *owner == Some(incoming.from) => link.reply_limit(),
+            _ => 0,
+        }
+    }
+
+    /// Copies bulk of a request from `offset` on; returns how many bytes there were. None once its connection is gone.
+    #[must_use]
+    pub fn read_bulk(&self, incoming: &Incoming, offset: usize, into: &mut [u8]) -> usize {
+        match &self.links[usize::from(incoming.link)] {
+            (owner, link) if *owner == Some(incoming.from) => link.read_bulk(incoming, offset, into),
             _ => 0,
         }
     }
@@ -457,6 +491,10 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
         link.reply(&mut self.queues, incoming, body, bulk);
         link.flush(&mut self.queues);
+        // Another request may have got this one's buffers.
+        if core::mem::take(&mut link.newly_arrived) {
+            self.servers.drain(..).for_each(Waker::wake);
+        }
     }
 
     #[cfg(test)]

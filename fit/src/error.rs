@@ -5,13 +5,15 @@ use core::fmt;
 use hal::Duration;
 use verbs::{DeviceError, Status};
 
-use crate::{LinkState, PeerName, Role};
+use crate::{LinkState, MAX_PIECES, PeerName, Role};
 
 /// What a waiter was waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// The reply to a call of this kind.
     Call(u16),
+    /// Room for a one-way message of this kind.
+    OneWay(u16),
     /// An RDMA READ.
     Read,
     /// An RDMA WRITE.
@@ -22,6 +24,7 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call(kind) => write!(f, "call {kind}"),
+            Self::OneWay(kind) => write!(f, "one-way message {kind}"),
             Self::Read => f.write_str("RDMA READ"),
             Self::Write => f.write_str("RDMA WRITE"),
         }
@@ -116,6 +119,17 @@ pub enum Error {
         /// The bound.
         limit: usize,
     },
+    /// A call has more pieces of memory than the protocol takes.
+    #[error("{peer}: a call with {pieces} pieces of memory, {limit} are the most", limit = MAX_PIECES)]
+    TooManyPieces {
+        /// The peer.
+        peer: PeerName,
+        /// How many.
+        pieces: usize,
+    },
+    /// The peer takes no one-way messages.
+    #[error("{0} takes no one-way messages")]
+    NoOneWays(PeerName),
     /// The peer did not connect in time.
     #[error("{peer} did not connect within {waited:?}: {step}")]
     NoConnection {
@@ -171,6 +185,10 @@ pub enum Resource {
     CompletionQueue,
     /// Bytes of registered memory.
     Memory,
+    /// Bytes that go inline with a send request.
+    Inline,
+    /// Pieces of memory that a send request gathers.
+    Pieces,
 }
 
 impl fmt::Display for Resource {
@@ -180,6 +198,8 @@ impl fmt::Display for Resource {
             Self::ReceiveQueue => "receive requests",
             Self::CompletionQueue => "completion queue entries",
             Self::Memory => "bytes of queue memory",
+            Self::Inline => "bytes inline",
+            Self::Pieces => "pieces of a send",
         })
     }
 }

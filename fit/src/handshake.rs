@@ -3,8 +3,8 @@
 //! A hello stands at the head of the private data of CM REQ and REP, a proof behind it; RTU and DREQ carry a proof only:
 //!
 //! ```text
-//!  0         1      2      4                 6        8              12         16            24    32      48      80
-//!  | version | role | core | message version | serves | message size | capacity | incarnation | tag | nonce | proof |
+//!  0         1      2      4                 6        8              12         16            24    32          36         40      56      88
+//!  | version | role | core | message version | serves | message size | capacity | incarnation | tag | bulk size | one-ways | nonce | proof |
 //! ```
 //!
 //! Little-endian. REQ's proof speaks of the caller's side and whom it calls, the others' of both sides: each GID, queue
@@ -14,6 +14,7 @@
 use hal::Duration;
 use verbs::{DeviceLimits, Gid, Psn, Qpn, RcParameters};
 
+use crate::config::MIN_MESSAGE;
 use crate::membership::proof::{NONCE_LEN, Nonce, PROOF_LEN, Proof, Purpose, holds, prove};
 use crate::{Config, Incarnation, Key, Member, PeerName, Role, Target, VERSION};
 
@@ -21,7 +22,7 @@ use crate::{Config, Incarnation, Key, Member, PeerName, Role, Target, VERSION};
 pub(crate) const SERVICE_ID: u64 = 0x0200_5445_5353_0001;
 
 /// Bytes of a [`Hello`].
-pub(crate) const HELLO_LEN: usize = 48;
+pub(crate) const HELLO_LEN: usize = 56;
 const NONCE: usize = HELLO_LEN - NONCE_LEN;
 const SIDE_LEN: usize = 16 + 3 * 4 + HELLO_LEN;
 
@@ -36,6 +37,8 @@ pub(crate) struct Hello {
     pub(crate) capacity: u32,
     pub(crate) incarnation: Incarnation,
     pub(crate) tag: [u8; 8],
+    pub(crate) bulk_size: u32,
+    pub(crate) one_ways: u16,
     pub(crate) nonce: Nonce,
 }
 
@@ -61,6 +64,8 @@ impl Hello {
             capacity: me.capacity,
             incarnation: me.incarnation,
             tag: config.cluster.tag,
+            bulk_size: config.bulk_size,
+            one_ways: config.one_ways,
             nonce,
         }
     }
@@ -76,6 +81,8 @@ impl Hello {
         bytes[12..16].copy_from_slice(&self.capacity.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.incarnation.0.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.tag);
+        bytes[32..36].copy_from_slice(&self.bulk_size.to_le_bytes());
+        bytes[36..38].copy_from_slice(&self.one_ways.to_le_bytes());
         bytes[NONCE..].copy_from_slice(&self.nonce);
         bytes
     }
@@ -105,9 +112,11 @@ impl Hello {
             capacity: double(12),
             incarnation: Incarnation(u64::from(double(16)) | u64::from(double(20)) << 32),
             tag: config.cluster.tag,
+            bulk_size: double(32),
+            one_ways: word(36),
             nonce,
         };
-        let usable = hello.serves > 0 && hello.message_size as usize >= 2 * crate::HEADER_LEN;
+        let usable = hello.serves > 0 && hello.message_size as usize >= MIN_MESSAGE && word(38) == 0;
         usable.then_some(hello).ok_or(BadHello::Depths)
     }
 
@@ -116,6 +125,8 @@ impl Hello {
         Target {
             serves: self.serves,
             message_size: self.message_size,
+            bulk_size: self.bulk_size,
+            one_ways: self.one_ways,
             reads: limits.max_reads.min(reads_answered),
         }
     }
@@ -266,8 +277,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_hello_round_trips(core: u16, serves in 1u16.., message_size in 64u32.., nonce: [u8; 16]) {
-            let hello = Hello { serves, message_size, nonce, ..hello(core, 0) };
+        fn a_hello_round_trips(core: u16, serves in 1u16.., message_size in 280u32.., bulk_size: u32, one_ways: u16, nonce: [u8; 16]) {
+            let hello = Hello { serves, message_size, bulk_size, one_ways, nonce, ..hello(core, 0) };
             let private: [u8; 92] = introduction(&hello, &[9; PROOF_LEN]);
             prop_assert_eq!(Hello::decode(&private, &Config::default()), Ok(hello));
             prop_assert_eq!(behind_hello(&private), [9; PROOF_LEN]);

@@ -12,13 +12,13 @@
 //! # What is left out
 //!
 //! More joins than 65,536 in a node's life; peers with another number of cores; another multicast queue pair for one that
-//! failed; what exactly was waited for in the error of a lost peer; one-way sends; requests longer than one message (a reply may be
-//! long, by RDMA WRITE into the caller's buffer); RoCE.
+//! failed; what exactly was waited for in the error of a lost peer; one-way messages with bulk; RoCE.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod bulk;
 mod calls;
 mod config;
 mod control;
@@ -32,16 +32,18 @@ mod link;
 mod membership;
 mod node;
 mod one_sided;
+mod one_way;
 mod peer;
 mod peers;
+mod profile;
 mod ring;
 mod serve;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-pub use calls::{Bulk, CallId, Reply};
-pub use config::{Config, Depths, Domains};
+pub use calls::{Call, CallId, Piece, Reply};
+pub use config::{BadPolling, Config, Depths, Domains, MAX_WORKERS, Polling};
 pub use counters::{Counters, KINDS, LinkCounters};
 pub use engine::Engine;
 pub use error::{Error, LostCause, Operation};
@@ -50,5 +52,6 @@ pub use membership::{BadKey, Change, Cluster, Incarnation, Key, Member, Membersh
 pub use node::{Batch, Core, Fit, Ticket};
 pub use one_sided::{Ended, OneSided, OpId};
 pub use peer::{BadPeerSpec, PeerId, PeerName, PeerSpec, Role};
-pub use serve::{Handler, Incoming, ReplyBuf};
-pub use wire::{HEADER_LEN, VERSION};
+pub use profile::{Point, Profile};
+pub use serve::{Exchange, Handler, Incoming};
+pub use wire::{HEADER_LEN, MAX_PIECES, VERSION};

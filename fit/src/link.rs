@@ -16,14 +16,16 @@ use verbs::{
     Sge, Status,
 };
 
-use crate::calls::{CallSlot, CallState};
+use crate::bulk::Buffers;
+use crate::calls::{CallSlot, CallState, Piece};
 use crate::config::Layout;
 use crate::keepalive::Alive;
 use crate::one_sided::{OpState, Ops};
+use crate::one_way::Window;
 use crate::ring::{Misfit, Purpose, SendRing};
-use crate::serve::ServeSlot;
+use crate::serve::{Arrival, ServeSlot};
 use crate::wire::{HEADER_LEN, Header, MessageType};
-use crate::{Config, Error, LinkCounters, LostCause, Operation, PeerName};
+use crate::{Config, Error, LinkCounters, LostCause, MAX_PIECES, Operation, PeerName};
 
 /// The most bytes that are copied to the stack to go inline; more than any ConnectX-3 takes is of no use.
 const INLINE_COPY: usize = 256;
@@ -48,6 +50,10 @@ pub struct Target {
     pub serves: u16,
     /// Bytes of a message with its header that both sides take.
     pub message_size: u32,
+    /// Bytes of bulk that the peer takes with a request, beyond what fits a message.
+    pub bulk_size: u32,
+    /// One-way messages that may be under way to the peer.
+    pub one_ways: u16,
     /// READs that may be outstanding.
     pub reads: u8,
 }
@@ -57,6 +63,30 @@ pub struct Target {
 pub(crate) enum Failure {
     Lost,
     Deadline { age: Duration, state: LinkState },
+}
+
+/// A message about to be sent: header, descriptors and body, and memory that is gathered behind them.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) header: Header,
+    /// The pieces that the header calls `gathers`.
+    pub(crate) offered: &'a [Piece],
+    /// The pieces that it calls `scatters`.
+    pub(crate) accepting: &'a [Piece],
+    pub(crate) body: &'a [u8],
+    pub(crate) carried: &'a [Piece],
+}
+
+impl<'a> Outgoing<'a> {
+    /// One without bulk.
+    pub(crate) fn plain(header: Header, body: &'a [u8]) -> Self {
+        Self {
+            header,
+            offered: &[],
+            accepting: &[],
+            body,
+            carried: &[],
+        }
+    }
 }
 
 /// What a connection is made of.
@@ -81,12 +111,17 @@ pub(crate) struct Link<M> {
     pub(crate) layout: Layout,
     pub(crate) memory: M,
     pub(crate) serves: Box<[ServeSlot]>,
-    pub(crate) arrived: VecDeque<u16>,
+    pub(crate) arrived: VecDeque<Arrival>,
+    /// Something has arrived since the engine last woke the servers.
+    pub(crate) newly_arrived: bool,
     pub(crate) queued_replies: VecDeque<u16>,
+    pub(crate) bulk: Buffers,
+    pub(crate) window: Window,
+    /// READs that the device has.
+    pub(crate) reads_out: u8,
     pub(crate) ring: SendRing,
     pub(crate) alive: Alive,
     message_size: u32,
-    bulk_size: u32,
     lkey: Lkey,
     max_inline: usize,
     pub(crate) calls: Box<[CallSlot]>,
@@ -117,17 +152,22 @@ impl<M: DmaBuffer> Link<M> {
             target: Target {
                 serves: 0,
                 message_size: 0,
+                bulk_size: 0,
+                one_ways: 0,
                 reads: 0,
             },
             layout,
             memory: parts.memory,
             serves: (0..config.serves).map(|_| ServeSlot::default()).collect(),
-            arrived: VecDeque::with_capacity(config.serves.into()),
+            arrived: VecDeque::with_capacity(usize::from(config.serves) + usize::from(config.one_ways)),
+            newly_arrived: false,
             queued_replies: VecDeque::with_capacity(config.serves.into()),
+            bulk: Buffers::new(config),
+            window: Window::new(config.one_ways),
+            reads_out: 0,
             ring: SendRing::new(depths.send, config.signal_every),
             alive: Alive::new(config.keepalive),
             message_size: config.message_size,
-            bulk_size: config.bulk_size,
             lkey: parts.lkey,
             max_inline: (parts.max_inline as usize).min(INLINE_COPY),
             calls: (0..config.calls).map(|_| CallSlot::free()).collect(),
@@ -173,6 +213,7 @@ impl<M: DmaBuffer> Link<M> {
             .expect("calls are counted in 16 bits")
             .min(target.serves);
         self.free_calls.extend((0..calls).rev());
+        self.window.open(target.one_ways);
         self.state = LinkState::Up;
         self.wake_room_waiters();
     }
@@ -227,49 +268,81 @@ impl<M: DmaBuffer> Link<M> {
 
     // ---- Posting ----
 
-    /// Posts a header and body, inline when short, else from the connection's memory at `at`.
+    /// Refuses messages that are too long.
+    pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {
+        let limit = self.target.message_size as usize;
+        if len > limit {
+            let peer = self.peer;
+            return Err(Error::TooLong { peer, len, limit });
+        }
+        Ok(())
+    }
+
+    /// Posts a message, inline when short, else from the connection's memory at `at` and what is gathered behind it.
     pub(crate) fn send_message<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
-        header: &Header,
-        body: &[u8],
+        mut message: Outgoing<'_>,
         at: usize,
         purpose: Purpose,
     ) {
-        let len = HEADER_LEN + body.len();
-        if len <= self.max_inline {
+        message.header.returned = self.window.tell();
+        let head = message.header.head_len();
+        let len = head + message.body.len();
+        if len <= self.max_inline && message.carried.is_empty() {
             let mut bytes = [0; INLINE_COPY];
-            bytes[..HEADER_LEN].copy_from_slice(&header.encode());
-            bytes[HEADER_LEN..len].copy_from_slice(body);
+            bytes[..HEADER_LEN].copy_from_slice(&message.header.encode());
+            let pieces = message.offered.iter().chain(message.accepting);
+            for (piece, place) in pieces.zip(bytes[HEADER_LEN..].as_chunks_mut().0) {
+                *place = piece.descriptor().encode();
+            }
+            bytes[head..len].copy_from_slice(message.body);
             self.counters.nr_bytes_tx += len as u64;
-            return self.post(
-                queues,
-                SendOp::Send { imm: None },
-                Payload::Inline(&bytes[..len]),
-                purpose,
-            );
+            let payload = Payload::Inline(&bytes[..len]);
+            return self.post(queues, SendOp::Send { imm: None }, payload, purpose);
         }
-        self.memory.write(at, &header.encode());
-        self.memory.write(at + HEADER_LEN, body);
-        self.send_staged(queues, at, len, purpose);
+        self.memory.write(at, &message.header.encode());
+        for (index, piece) in message.offered.iter().chain(message.accepting).enumerate() {
+            let bytes = piece.descriptor().encode();
+            self.memory.write(at + HEADER_LEN + index * bytes.len(), &bytes);
+        }
+        self.memory.write(at + head, message.body);
+        let mut pieces = [Sge::default(); 1 + MAX_PIECES];
+        pieces[0] = self.piece(at, len);
+        for (place, piece) in pieces[1..].iter_mut().zip(message.carried) {
+            *place = piece.sge();
+        }
+        self.send_gathered(queues, &pieces[..1 + message.carried.len()], purpose);
     }
 
-    /// Posts a message that stands in the connection's memory.
+    /// Posts a message whose body stands in the connection's memory, behind room for the header.
     pub(crate) fn send_staged<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
+        mut header: Header,
         at: usize,
         len: usize,
         purpose: Purpose,
     ) {
-        self.counters.nr_bytes_tx += len as u64;
+        header.returned = self.window.tell();
+        self.memory.write(at, &header.encode());
         let piece = self.piece(at, len);
-        self.post(
-            queues,
-            SendOp::Send { imm: None },
-            Payload::Gather(&[piece]),
-            purpose,
-        );
+        self.send_gathered(queues, &[piece], purpose);
+    }
+
+    /// Posts a message that is nothing but its header. It always goes inline: [`Config::check`] sees to that.
+    pub(crate) fn send_bare<Q: QueueSet>(&mut self, queues: &mut Q, mut header: Header) {
+        header.returned = self.window.tell();
+        self.counters.nr_bytes_tx += HEADER_LEN as u64;
+        let op = SendOp::Send { imm: None };
+        self.post(queues, op, Payload::Inline(&header.encode()), Purpose::Unanswered);
+    }
+
+    fn send_gathered<Q: QueueSet>(&mut self, queues: &mut Q, pieces: &[Sge], purpose: Purpose) {
+        let len: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
+        self.counters.nr_bytes_tx += len;
+        let op = SendOp::Send { imm: None };
+        self.post(queues, op, Payload::Gather(pieces), purpose);
     }
 
     pub(crate) fn piece(&self, at: usize, len: usize) -> Sge {
@@ -281,9 +354,9 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// The longest body of a reply and the longest bulk.
-    pub(crate) fn reply_limits(&self) -> (usize, u32) {
-        (self.target.message_size as usize - HEADER_LEN, self.bulk_size)
+    /// The longest body of a reply.
+    pub(crate) fn reply_limit(&self) -> usize {
+        self.target.message_size as usize - HEADER_LEN
     }
 
     pub(crate) fn post<Q: QueueSet>(
@@ -293,7 +366,7 @@ impl<M: DmaBuffer> Link<M> {
         payload: Payload<'_>,
         purpose: Purpose,
     ) {
-        let (id, signalled) = self.ring.next(matches!(purpose, Purpose::OneSided(_)));
+        let (id, signalled) = self.ring.next(purpose);
         let solicited = matches!(op, SendOp::Send { .. });
         let request = SendRequest {
             id,
@@ -338,16 +411,12 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Posts a request's receive again, once the request was copied out.
-    pub(crate) fn repost<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16) {
-        self.post_receive(queues, receive.into());
-    }
-
     /// Posts what waits for room, and rings the doorbell if anything was posted since.
     pub(crate) fn flush<Q: QueueSet>(&mut self, queues: &mut Q) {
         self.pump(queues);
         if self.state == LinkState::Up {
             self.send_signs(queues);
+            self.send_credit(queues);
         }
         if core::mem::take(&mut self.doorbell_due) {
             queues.ring(self.qp);
@@ -357,24 +426,18 @@ impl<M: DmaBuffer> Link<M> {
 
     // ---- Completions ----
 
-    /// Takes one completion of this connection's queue pair. Returns whether a request of the peer arrived.
+    /// Takes one completion of this connection's queue pair.
     pub(crate) fn on_completion<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
         completion: &Completion,
         now: Instant,
-    ) -> bool {
+    ) {
         match completion.kind {
-            CompletionKind::Send => {
-                self.on_sent(completion, now);
-                false
-            }
+            CompletionKind::Send => self.on_sent(completion, now),
             CompletionKind::Receive => self.on_received(queues, completion, now),
             // FIT posts no WRITE with immediate, so no honest peer does.
-            CompletionKind::ReceiveWrite => {
-                self.fail(LostCause::Protocol);
-                false
-            }
+            CompletionKind::ReceiveWrite => self.fail(LostCause::Protocol),
         }
     }
 
@@ -390,53 +453,55 @@ impl<M: DmaBuffer> Link<M> {
         if completion.status != Status::Success {
             self.fail(LostCause::Transport(completion.status));
         }
-        if let Purpose::OneSided(slot) = purpose {
-            self.on_op_sent(slot, completion.status == Status::Success, now);
+        let success = completion.status == Status::Success;
+        match purpose {
+            Purpose::Unanswered => {}
+            Purpose::BulkReply(buffer) => self.release_output(buffer),
+            Purpose::Fetch(slot) => self.on_fetched(slot, success),
+            Purpose::OneSided(slot) => self.on_op_sent(slot, success, now),
         }
         self.wake_room_waiters();
     }
 
-    fn on_received<Q: QueueSet>(&mut self, queues: &mut Q, completion: &Completion, now: Instant) -> bool {
+    fn on_received<Q: QueueSet>(&mut self, queues: &mut Q, completion: &Completion, now: Instant) {
         let index = usize::try_from(completion.id).unwrap_or(usize::MAX);
         match self.receive_posted.get_mut(index) {
             Some(posted) if *posted => *posted = false,
             _ => {
                 self.counters.nr_stray += 1;
-                return false;
+                return;
             }
         }
         if completion.status != Status::Success {
-            self.fail(LostCause::Transport(completion.status));
-            return false;
+            return self.fail(LostCause::Transport(completion.status));
         }
         if matches!(self.state, LinkState::Failing | LinkState::Down) {
-            return false;
+            return;
         }
         let mut header = [0; HEADER_LEN];
         self.memory.read(self.layout.receive(index), &mut header);
         let header =
             Header::decode(&header, completion.bytes).filter(|_| completion.bytes <= self.message_size);
         let Some(header) = header else {
-            self.fail(LostCause::Protocol);
-            return false;
+            return self.fail(LostCause::Protocol);
         };
+        match self.window.hear(header.returned) {
+            None => return self.fail(LostCause::Protocol),
+            Some(0) => {}
+            Some(_) => self.wake_room_waiters(),
+        }
         self.counters.nr_bytes_rx += u64::from(completion.bytes);
         self.alive.hear();
+        let receive = u16::try_from(index).expect("receives are counted in 16 bits");
         match header.message {
-            MessageType::Reply => {
-                self.on_reply(queues, index, &header, now);
-                false
-            }
-            MessageType::Request => self.on_request(index, &header),
+            MessageType::Reply => self.on_reply(queues, receive, &header, now),
+            MessageType::Request => self.on_request(receive, &header, now),
+            MessageType::OneWay => self.on_one_way(receive, &header, now),
             MessageType::Ping => {
                 self.alive.owe_pong();
                 self.post_receive(queues, index);
-                false
             }
-            MessageType::Pong => {
-                self.post_receive(queues, index);
-                false
-            }
+            MessageType::Pong | MessageType::Credit => self.post_receive(queues, index),
         }
     }
 
@@ -452,7 +517,7 @@ impl<M: DmaBuffer> Link<M> {
         self.drop_requests();
         for slot in 0..self.calls.len() {
             let call = &self.calls[slot];
-            if call.state == CallState::Waiting && call.bulk.is_none() {
+            if call.state == CallState::Waiting && !call.lends {
                 self.end_call(slot, CallState::Failed(Failure::Lost));
             }
         }
@@ -465,6 +530,8 @@ impl<M: DmaBuffer> Link<M> {
         self.fail(LostCause::QpFailed);
         self.state = LinkState::Down;
         self.ring.clear();
+        self.reads_out = 0;
+        self.bulk.free_all();
         self.receive_posted.fill(false);
         for slot in 0..self.calls.len() {
             let place = u16::try_from(slot).expect("calls are counted in 16 bits");

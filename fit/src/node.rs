@@ -15,15 +15,16 @@ use hal::{DmaBuffer, Duration, Instant, Platform};
 use spin::Mutex;
 use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
 
-use crate::config::Layout;
+use crate::config::{Layout, SEND_PIECES};
 use crate::control::{Control, Group};
 use crate::link::Parts;
 use crate::membership::Membership;
 use crate::membership::proof::{Chance, Purpose, prove};
 use crate::peers::Peers;
 use crate::{
-    Bulk, CallId, Change, Config, Counters, Ended, Engine, Error, Handler, Incarnation, Incoming, Key,
-    LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Reply, ReplyBuf, Role,
+    Call, CallId, Change, Config, Counters, Ended, Engine, Error, Exchange, Handler, Incarnation, Incoming,
+    Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile, Reply,
+    Role,
 };
 
 /// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
@@ -34,6 +35,7 @@ pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) platform: P,
     pub(crate) config: Config,
     pub(crate) cores: Vec<Mutex<Engine<D::Queues, P::Buffer>>>,
+    profiles: Vec<Profile>,
     pub(crate) peers: Mutex<Peers>,
     /// The registrations of the connections' buffers, by core and connection.
     pub(crate) regions: Mutex<BTreeMap<(u16, u16), Region>>,
@@ -102,6 +104,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
             platform,
             config,
             cores,
+            profiles: (0..config.cores).map(|_| Profile::new(config.profile)).collect(),
             peers: Mutex::default(),
             regions: Mutex::new(regions),
             membership: Mutex::new(membership),
@@ -135,34 +138,58 @@ impl<D: Device, P: Platform> Fit<D, P> {
     pub async fn run_core_with(&self, index: u16, mut sink: impl FnMut(Ended, Instant)) -> Result<(), Error> {
         let engine = &self.0.cores[usize::from(index)];
         let vector = self.0.config.first_vector + index;
+        let budget = self.0.config.polling.budget();
         let mut empty = 0;
         loop {
-            if self.poll_core(engine, &mut sink) {
-                empty = 0;
-            } else {
-                empty += 1;
-            }
-            if empty < self.0.config.poll_budget {
+            let any = self.poll_core(index, &mut sink);
+            empty = if any { 0 } else { empty + 1 };
+            if any || budget.is_none_or(|budget| empty < budget) {
                 self.0.platform.sleep(Duration::ZERO).await;
                 continue;
             }
             empty = 0;
             engine.lock().arm();
             // A completion that came between the last poll and the arming is taken here.
-            if !self.poll_core(engine, &mut sink) {
+            if !self.poll_core(index, &mut sink) {
                 engine.lock().count_interrupt_wait();
                 self.rest(engine, vector).await?;
             }
         }
     }
 
+    /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one message at a time: what
+    /// [`Config::workers`] of 0 stands for. While a handler waits for something, polling goes on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run_core`](Self::run_core).
+    pub async fn run_core_serving<H: Handler>(
+        &self,
+        index: u16,
+        handler: &H,
+        sink: impl FnMut(Ended, Instant),
+    ) -> Result<(), Error> {
+        let core = self.core(index);
+        let polling = pin!(self.run_core_with(index, sink));
+        let serving = pin!(core.serve(handler));
+        match select(polling, serving).await {
+            Either::Left((ended, _)) => ended,
+            Either::Right(((), polling)) => polling.await,
+        }
+    }
+
     /// Takes what completed; returns whether anything did.
-    fn poll_core(&self, engine: &CoreMutex<D, P>, sink: &mut impl FnMut(Ended, Instant)) -> bool {
+    fn poll_core(&self, index: u16, sink: &mut impl FnMut(Ended, Instant)) -> bool {
+        let index = usize::from(index);
+        let (engine, profile) = (&self.0.cores[index], &self.0.profiles[index]);
         let now = self.0.platform.now();
         let mut any = engine.lock().poll(now) > 0;
         while let Some(ended) = { engine.lock().take_ended() } {
             any = true;
             sink(ended, now);
+        }
+        if any {
+            profile.end(Point::Poll, profile.begin(|| now), || self.0.platform.now());
         }
         any
     }
@@ -213,7 +240,7 @@ async fn make_core<D: Device, P: Platform>(
         port: config.port,
         send_depth: depths.send,
         receive_depth: depths.receive,
-        send_sge: 1,
+        send_sge: SEND_PIECES,
         receive_sge: 1,
         inline: limits.max_inline,
         remote_access: Access {
@@ -369,26 +396,25 @@ impl<D: Device, P: Platform> Core<D, P> {
         Batch { core: self, peer }
     }
 
-    /// Calls a peer: sends `request`, waits for its reply and puts it into `reply`.
+    /// Calls a peer, waits for its reply and puts it into `reply`.
     ///
-    /// A long part of the reply goes into `bulk`, which is lent as for [`read`](Self::read).
+    /// The memory of the call's pieces is lent as for [`read`](Self::read).
     ///
     /// # Errors
     ///
     /// [`Error::Deadline`] (the peer may have carried the call out nevertheless), [`Error::PeerLost`],
-    /// [`Error::TooLong`] for the request or the reply, [`Error::Overloaded`], [`Error::NotConnected`].
-    pub async fn call(
-        &self,
-        peer: PeerId,
-        (kind, request): (u16, &[u8]),
-        bulk: Option<Bulk>,
-        reply: &mut [u8],
-    ) -> Result<Reply, Error> {
+    /// [`Error::TooLong`] for the request or the reply, [`Error::TooManyPieces`], [`Error::Overloaded`],
+    /// [`Error::NotConnected`].
+    pub async fn call(&self, peer: PeerId, call: Call<'_>, reply: &mut [u8]) -> Result<Reply, Error> {
         let deadline = self.inner.platform.now() + self.inner.config.timeout;
         let start = |engine: &mut CoreEngine<D, P>, now| {
-            engine.start_call(peer, (kind, request), bulk, now, deadline)
+            let id = engine.start_call(peer, &call, now, deadline);
+            self.profiled(Point::PostCall, now);
+            id
         };
-        let id = self.started(peer, Operation::Call(kind), deadline, start).await?;
+        let id = self
+            .started(peer, Operation::Call(call.kind), deadline, start)
+            .await?;
         let mut waiting = WaitingCall {
             core: self,
             peer,
@@ -402,6 +428,35 @@ impl<D: Device, P: Platform> Core<D, P> {
             ended
         })
         .await
+    }
+
+    /// Sends a peer a message that it does not answer: its [`Handler::receive`] gets it once, or it is lost with the
+    /// connection, of which the sender learns nothing here. Waits while the peer has too many that no handler has taken.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`], [`Error::NoOneWays`], [`Error::Deadline`] when there was no room in time, [`Error::PeerLost`],
+    /// [`Error::Overloaded`], [`Error::NotConnected`].
+    pub async fn send(&self, peer: PeerId, kind: u16, body: &[u8]) -> Result<(), Error> {
+        let deadline = self.inner.platform.now() + self.inner.config.timeout;
+        let start = |engine: &mut CoreEngine<D, P>, now| {
+            let sent = engine.start_one_way(peer, kind, body);
+            self.profiled(Point::PostOneWay, now);
+            sent
+        };
+        self.started(peer, Operation::OneWay(kind), deadline, start).await
+    }
+
+    /// What was measured at this core's profile points.
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.inner.profiles[self.index]
+    }
+
+    /// Notes the time since `began` at a profile point.
+    fn profiled(&self, point: Point, began: Instant) {
+        let profile = self.profile();
+        profile.end(point, profile.begin(|| began), || self.inner.platform.now());
     }
 
     /// Starts something as soon as there is a slot for it.
@@ -459,31 +514,41 @@ impl<D: Device, P: Platform> Core<D, P> {
         *self.engine().counters()
     }
 
-    /// Answers the requests of the peers, one at a time. Spawned once for each worker; it never ends.
+    /// Answers the requests of the peers and takes their one-way messages, one at a time. Spawned once for each worker; it
+    /// never ends.
     pub async fn serve<H: Handler>(&self, handler: &H) {
         let size = self.inner.config.message_size as usize;
         let mut request = vec![0; size].into_boxed_slice();
         let mut message = vec![0; size].into_boxed_slice();
+        let (profile, clock) = (self.profile(), || self.inner.platform.now());
         loop {
             let incoming = poll_fn(|context| self.engine().poll_request(context.waker(), &mut request)).await;
+            let taken = profile.begin(clock);
+            if let Some(taken) = taken {
+                profile.note(Point::Queue, taken.since(incoming.arrived));
+            }
+            let (from, kind) = (incoming.from, incoming.kind);
+            let (body, carried) = request.split_at(incoming.len);
+            if incoming.one_way {
+                handler.receive(from, kind, body).await;
+                profile.end(Point::Handler, taken, clock);
+                continue;
+            }
             let limit = self.engine().reply_limit(&incoming);
             let mut answer = Answer {
                 core: self,
                 incoming,
+                carried: incoming.carried.then(|| &carried[..incoming.bulk_len as usize]),
                 message: &mut message[..limit],
                 len: 0,
                 bulk: 0,
             };
-            handler
-                .handle(
-                    incoming.from,
-                    incoming.kind,
-                    &request[..incoming.len],
-                    &mut answer,
-                )
-                .await;
+            handler.handle(from, kind, body, &mut answer).await;
             let (len, bulk) = (answer.len, answer.bulk);
+            profile.end(Point::Handler, taken, clock);
+            let done = profile.begin(clock);
             self.engine().reply(&incoming, &message[..len], bulk);
+            profile.end(Point::PostReply, done, clock);
         }
     }
 }
@@ -567,16 +632,32 @@ impl<D: Device, P: Platform> Drop for Batch<'_, D, P> {
     }
 }
 
-/// The reply that a handler fills.
+/// A call that a handler answers.
 struct Answer<'a, D: Device, P: Platform> {
     core: &'a Core<D, P>,
     incoming: Incoming,
+    /// The request's bulk, if it came in its message.
+    carried: Option<&'a [u8]>,
     message: &'a mut [u8],
     len: usize,
     bulk: u32,
 }
 
-impl<D: Device, P: Platform> ReplyBuf for Answer<'_, D, P> {
+impl<D: Device, P: Platform> Exchange for Answer<'_, D, P> {
+    fn bulk_len(&self) -> usize {
+        self.incoming.bulk_len as usize
+    }
+
+    fn read_bulk(&mut self, offset: usize, into: &mut [u8]) -> usize {
+        let Some(carried) = self.carried else {
+            return self.core.engine().read_bulk(&self.incoming, offset, into);
+        };
+        let bytes = carried.get(offset..).unwrap_or_default();
+        let len = bytes.len().min(into.len());
+        into[..len].copy_from_slice(&bytes[..len]);
+        len
+    }
+
     fn message(&mut self) -> &mut [u8] {
         self.message
     }
@@ -592,11 +673,12 @@ impl<D: Device, P: Platform> ReplyBuf for Answer<'_, D, P> {
     fn write_bulk(&mut self, offset: usize, bytes: &[u8]) -> usize {
         let room = self.bulk_limit().saturating_sub(offset);
         let bytes = &bytes[..bytes.len().min(room)];
-        self.core.engine().write_bulk(&self.incoming, offset, bytes);
-        if !bytes.is_empty() {
-            let end = u32::try_from(offset + bytes.len()).expect("at most the bulk limit");
-            self.bulk = self.bulk.max(end);
+        if bytes.is_empty() {
+            return 0;
         }
+        self.core.engine().write_bulk(&self.incoming, offset, bytes);
+        let end = u32::try_from(offset + bytes.len()).expect("at most the bulk limit");
+        self.bulk = self.bulk.max(end);
         bytes.len()
     }
 }

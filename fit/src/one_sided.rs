@@ -78,7 +78,6 @@ pub(crate) struct Ops {
     slots: Box<[OpSlot]>,
     free: Vec<u16>,
     queued: VecDeque<u16>,
-    reads: u8,
     ended: VecDeque<Ended>,
 }
 
@@ -101,7 +100,6 @@ impl Ops {
             slots: (0..slots).map(slot).collect(),
             free: (0..slots).rev().collect(),
             queued: VecDeque::with_capacity(slots.into()),
-            reads: 0,
             ended: VecDeque::with_capacity(slots.into()),
         }
     }
@@ -237,10 +235,11 @@ impl<M: DmaBuffer> Link<M> {
             return;
         }
         self.send_queued_replies(queues);
+        self.fetch_offered(queues);
         while let Some(&slot) = self.ops.queued.front() {
             let op = &self.ops.slots[usize::from(slot)];
             let read = op.what == OneSided::Read;
-            if self.ring.room() == 0 || (read && self.ops.reads >= self.target.reads) {
+            if self.ring.room() == 0 || (read && !self.may_read()) {
                 break;
             }
             let (send, bytes) = match op.what {
@@ -256,10 +255,15 @@ impl<M: DmaBuffer> Link<M> {
             let local = op.local;
             self.ops.queued.pop_front();
             self.ops.slot(slot).state = OpState::Posted;
-            self.ops.reads += u8::from(read);
+            self.reads_out += u8::from(read);
             self.counters.nr_bytes_tx += u64::from(bytes);
             self.post(queues, send, Payload::Gather(&[local]), Purpose::OneSided(slot));
         }
+    }
+
+    /// Whether one more READ may be posted.
+    pub(crate) fn may_read(&self) -> bool {
+        self.ring.room() > 0 && self.reads_out < self.target.reads
     }
 
     /// The device is done with an access.
@@ -267,7 +271,7 @@ impl<M: DmaBuffer> Link<M> {
         let op = self.ops.slot(slot);
         let (what, age, len) = (op.what, now.since(op.started), op.local.len);
         if what == OneSided::Read {
-            self.ops.reads -= 1;
+            self.reads_out -= 1;
         }
         if !success {
             return self.end_op(slot, OpState::Failed(Failure::Lost));
@@ -291,7 +295,6 @@ impl<M: DmaBuffer> Link<M> {
 
     /// The queue pair is dead: what the device saw ends too.
     pub(crate) fn fail_posted_ops(&mut self) {
-        self.ops.reads = 0;
         for slot in 0..self.ops.slots.len() {
             if self.ops.slots[slot].state == OpState::Posted {
                 let slot = u16::try_from(slot).expect("accesses are counted in 16 bits");

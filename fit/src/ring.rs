@@ -6,12 +6,21 @@ use alloc::vec;
 /// What a posted request was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The request of a call.
-    Request,
-    /// A reply, or the WRITE of its bulk.
-    Reply,
+    /// A message, or a WRITE in front of one, whose completion tells nothing but that its place is free.
+    Unanswered,
+    /// The reply behind a bulk that stands in this buffer.
+    BulkReply(u16),
+    /// A READ of the bulk of the request in this slot.
+    Fetch(u16),
     /// A READ or WRITE in this slot.
     OneSided(u16),
+}
+
+impl Purpose {
+    /// Whether somebody waits for its completion.
+    fn is_awaited(self) -> bool {
+        self != Self::Unanswered
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +55,7 @@ impl SendRing {
             "a full ring always holds a signalled request"
         );
         let nothing = Posted {
-            purpose: Purpose::Request,
+            purpose: Purpose::Unanswered,
             signalled: false,
         };
         Self {
@@ -68,8 +77,9 @@ impl SendRing {
         usize::try_from(self.tail - self.head).expect("at most the ring's length")
     }
 
-    /// The next request's id and whether it must be signalled, though it need not be for its own sake.
-    pub(crate) fn next(&self, wanted: bool) -> (u64, bool) {
+    /// The next request's id and whether it must be signalled: for its own sake, or for those before it.
+    pub(crate) fn next(&self, purpose: Purpose) -> (u64, bool) {
+        let wanted = purpose.is_awaited();
         (self.tail, wanted || self.unsignalled_run + 1 >= self.signal_every)
     }
 
@@ -117,11 +127,11 @@ mod tests {
     fn a_completion_frees_the_unsignalled_before_it() {
         let mut ring = ring();
         for _ in 0..3 {
-            let (_, signalled) = ring.next(false);
-            ring.push(Purpose::Request, signalled);
+            let (_, signalled) = ring.next(Purpose::Unanswered);
+            ring.push(Purpose::Unanswered, signalled);
         }
         assert_eq!(ring.room(), 5);
-        assert_eq!(ring.complete(2), Ok(Purpose::Request));
+        assert_eq!(ring.complete(2), Ok(Purpose::Unanswered));
         assert_eq!(ring.room(), 8);
     }
 
@@ -141,8 +151,8 @@ mod tests {
         let mut ring = ring();
         let signals: Vec<_> = (0..7)
             .map(|_| {
-                let (_, signalled) = ring.next(false);
-                ring.push(Purpose::Request, signalled);
+                let (_, signalled) = ring.next(Purpose::Unanswered);
+                ring.push(Purpose::Unanswered, signalled);
                 signalled
             })
             .collect();

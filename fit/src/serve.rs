@@ -2,36 +2,48 @@
 //!
 //! The caller's slot is also the slot here, so serving allocates nothing: the announced number of serves is both the
 //! caller's credit and the size of this table. A caller that uses a slot again before it has the reply, or a slot it
-//! was not given, breaks the protocol and loses its connection.
+//! was not given, breaks the protocol and loses its connection. Requests with bulk take the way through `bulk`.
 
 use core::future::Future;
 
-use hal::DmaBuffer;
-use verbs::{Payload, QueueSet, RemoteAddr, SendOp};
+use hal::{DmaBuffer, Instant};
+use verbs::QueueSet;
 
-use crate::link::Link;
-use crate::ring::Purpose;
+use crate::bulk::BulkPart;
+use crate::link::{Link, Outgoing};
 use crate::wire::{HEADER_LEN, Header, MessageType};
 use crate::{LinkCounters, LostCause, Member, PeerId};
 
-/// A request that a peer sent, to be answered through its slot.
+/// A message of a peer that a handler has taken; a request is to be answered through its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incoming {
-    /// Who asks.
+    /// Who sent it.
     pub from: PeerId,
-    /// What kind of call it is.
+    /// What kind of call or message it is.
     pub kind: u16,
-    /// Bytes of the request, now in the server's slice.
+    /// Bytes of its body, now in the server's slice.
     pub len: usize,
+    /// Whether it wants no answer.
+    pub one_way: bool,
+    /// Bytes of bulk that came with it.
+    pub bulk_len: u32,
     /// Bytes of bulk that the caller takes and this side can send.
     pub bulk_limit: u32,
+    /// When it arrived.
+    pub arrived: Instant,
+    /// Whether the bulk stands behind the body in the server's slice.
+    pub(crate) carried: bool,
     pub(crate) link: u16,
     pub(crate) slot: u16,
     pub(crate) generation: u32,
 }
 
-/// Where a handler puts its answer.
-pub trait ReplyBuf: Send {
+/// One call as its handler sees it: the bulk that came with the request, and where the answer goes.
+pub trait Exchange: Send {
+    /// Bytes of bulk that came with the request.
+    fn bulk_len(&self) -> usize;
+    /// Copies bulk of the request from `offset` on into `into`, and returns how many bytes there were. None once the peer is lost.
+    fn read_bulk(&mut self, offset: usize, into: &mut [u8]) -> usize;
     /// The reply's message: what of it is used is set by [`set_len`](Self::set_len).
     fn message(&mut self) -> &mut [u8];
     /// Sets how many bytes of [`message`](Self::message) are the reply.
@@ -42,7 +54,7 @@ pub trait ReplyBuf: Send {
     fn write_bulk(&mut self, offset: usize, bytes: &[u8]) -> usize;
 }
 
-/// What a node does with the requests of its peers.
+/// What a node does with the messages of its peers.
 pub trait Handler: Send + Sync {
     /// Answers one request.
     fn handle(
@@ -50,8 +62,13 @@ pub trait Handler: Send + Sync {
         from: PeerId,
         kind: u16,
         request: &[u8],
-        reply: &mut dyn ReplyBuf,
+        exchange: &mut dyn Exchange,
     ) -> impl Future<Output = ()> + Send;
+
+    /// Takes a message that wants no answer.
+    fn receive(&self, from: PeerId, kind: u16, _body: &[u8]) -> impl Future<Output = ()> + Send {
+        async move { log::warn!("peer {}: nobody takes one-way messages of kind {kind}", from.0) }
+    }
 
     /// A node has joined: its calls may come, and calls to it work. If it was here before, it was told as lost first.
     fn peer_joined(&self, _peer: PeerId, _member: &Member) {}
@@ -61,92 +78,139 @@ pub trait Handler: Send + Sync {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum ServeState {
+pub(crate) enum ServeState {
     #[default]
     Idle,
-    /// The request is in this receive buffer.
-    Arrived { receive: u16, body: u32 },
+    /// It waits for buffers for its bulk.
+    Waiting,
+    /// Its bulk is on its way.
+    Fetching,
+    /// The request is in its receive buffer.
+    Arrived,
     /// A handler is at work.
     Serving,
-    /// The reply stands in the slot's buffer and waits for room in the send queue.
+    /// The reply's body stands in the slot's buffer and waits for room in the send queue.
     Queued { body: u32, bulk: u32 },
 }
 
 /// One request that this side may be busy with.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct ServeSlot {
-    state: ServeState,
+    pub(crate) state: ServeState,
     generation: u32,
     kind: u16,
-    bulk: RemoteAddr,
-    bulk_len: u32,
+    /// Where the request stands until a handler takes it, and how long its body is.
+    pub(crate) receive: u16,
+    body: u32,
+    arrived: Instant,
+    pub(crate) bulk: BulkPart,
+}
+
+/// What waits for a handler.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Arrival {
+    /// The request in this slot.
+    Call(u16),
+    /// A one-way message in this receive buffer.
+    OneWay {
+        receive: u16,
+        kind: u16,
+        body: u32,
+        at: Instant,
+    },
 }
 
 impl<M: DmaBuffer> Link<M> {
-    /// Notes a request; it stays in its receive buffer until a server takes it. Returns whether it was one.
-    pub(crate) fn on_request(&mut self, receive: usize, header: &Header) -> bool {
-        match self.serves.get_mut(usize::from(header.slot)) {
-            Some(serve) if serve.state == ServeState::Idle => {
-                let receive = u16::try_from(receive).expect("receives are counted in 16 bits");
-                *serve = ServeSlot {
-                    state: ServeState::Arrived {
-                        receive,
-                        body: header.body,
-                    },
-                    generation: header.generation,
-                    kind: header.kind,
-                    bulk: header.bulk,
-                    bulk_len: header.bulk_len,
-                };
-                self.arrived.push_back(header.slot);
-                true
-            }
-            _ => {
-                self.fail(LostCause::Protocol);
-                false
-            }
+    /// Notes a request; it stays in its receive buffer until a server takes it.
+    pub(crate) fn on_request(&mut self, receive: u16, header: &Header, now: Instant) {
+        let idle = |serve: &&mut ServeSlot| serve.state == ServeState::Idle;
+        let Some(serve) = self.serves.get_mut(usize::from(header.slot)).filter(idle) else {
+            return self.fail(LostCause::Protocol);
+        };
+        serve.generation = header.generation;
+        serve.kind = header.kind;
+        (serve.receive, serve.body, serve.arrived) = (receive, header.body, now);
+        if header.bulk > 0 || header.scatters > 0 {
+            return self.on_bulk_request(header);
         }
+        serve.bulk.clear();
+        self.arrive(header.slot);
     }
 
-    /// Copies the next request into `into` and gives its receive back to the queue.
+    /// A request is complete: a handler may take it.
+    pub(crate) fn arrive(&mut self, slot: u16) {
+        self.serves[usize::from(slot)].state = ServeState::Arrived;
+        self.arrived.push_back(Arrival::Call(slot));
+        self.newly_arrived = true;
+    }
+
+    /// Copies the next message for a handler into `into` and gives its receive back to the queue.
     pub(crate) fn take_request<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
         (from, link): (PeerId, u16),
         into: &mut [u8],
     ) -> Option<Incoming> {
-        let slot = self.arrived.pop_front()?;
-        let serve = &mut self.serves[usize::from(slot)];
-        let ServeState::Arrived { receive, body } = serve.state else {
-            unreachable!("only arrived requests are queued")
+        let slot = match self.arrived.pop_front()? {
+            Arrival::Call(slot) => slot,
+            Arrival::OneWay {
+                receive,
+                kind,
+                body,
+                at,
+            } => {
+                let len = body as usize;
+                let at_ = self.layout.receive(receive.into()) + HEADER_LEN;
+                self.memory.read(at_, &mut into[..len]);
+                self.return_one_way(queues, receive, kind);
+                return Some(Incoming {
+                    from,
+                    kind,
+                    len,
+                    one_way: true,
+                    bulk_len: 0,
+                    bulk_limit: 0,
+                    arrived: at,
+                    carried: false,
+                    link,
+                    slot: 0,
+                    generation: 0,
+                });
+            }
         };
+        let serve = &mut self.serves[usize::from(slot)];
+        assert_eq!(
+            serve.state,
+            ServeState::Arrived,
+            "only arrived requests are queued"
+        );
         serve.state = ServeState::Serving;
-        let (kind, generation, lent) = (serve.kind, serve.generation, serve.bulk_len);
-        let len = body as usize;
-        self.memory
-            .read(self.layout.receive(receive.into()) + HEADER_LEN, &mut into[..len]);
-        self.repost(queues, receive);
-        let bulk_limit = lent.min(self.reply_limits().1);
-        Some(Incoming {
+        let incoming = Incoming {
             from,
-            kind,
-            len,
-            bulk_limit,
+            kind: serve.kind,
+            len: serve.body as usize,
+            one_way: false,
+            bulk_len: serve.bulk.len,
+            bulk_limit: serve.bulk.limit,
+            arrived: serve.arrived,
+            carried: serve.bulk.is_carried(),
             link,
             slot,
-            generation,
-        })
+            generation: serve.generation,
+        };
+        let receive = serve.receive;
+        let at = self.layout.receive(receive.into()) + HEADER_LEN + serve.bulk.descriptors_len();
+        let carried = if incoming.carried {
+            incoming.bulk_len as usize
+        } else {
+            0
+        };
+        self.memory.read(at, &mut into[..incoming.len + carried]);
+        self.post_receive(queues, receive.into());
+        Some(incoming)
     }
 
-    /// Puts bytes into the bulk buffer of a request being served.
-    pub(crate) fn write_bulk(&mut self, incoming: &Incoming, offset: usize, bytes: &[u8]) {
-        if self.is_serving(incoming) {
-            self.memory
-                .write(self.layout.bulk(incoming.slot.into()) + offset, bytes);
-        }
-    }
-
-    fn is_serving(&self, incoming: &Incoming) -> bool {
+    pub(crate) fn is_serving(&self, incoming: &Incoming) -> bool {
         let serve = &self.serves[usize::from(incoming.slot)];
         serve.state == ServeState::Serving && serve.generation == incoming.generation
     }
@@ -157,53 +221,35 @@ impl<M: DmaBuffer> Link<M> {
             self.counters.nr_stray += 1;
             return;
         }
-        assert!(body.len() <= self.reply_limits().0, "a reply fits the message");
+        assert!(body.len() <= self.reply_limit(), "a reply fits the message");
         assert!(bulk <= incoming.bulk_limit, "a bulk fits the caller's buffer");
         let slot = incoming.slot;
-        let header = self.reply_header(slot, u32::try_from(body.len()).expect("fits the message"), bulk);
-        let at = self.layout.reply(slot.into());
-        if self.ring.room() < 2 {
-            self.memory.write(at, &header.encode());
+        let len = u32::try_from(body.len()).expect("fits the message");
+        self.release_input(slot);
+        if self.ring.room() < self.serves[usize::from(slot)].bulk.writes(bulk) + 1 {
+            let at = self.layout.reply(slot.into());
             self.memory.write(at + HEADER_LEN, body);
-            self.serves[usize::from(slot)].state = ServeState::Queued {
-                body: header.body,
-                bulk,
-            };
+            self.serves[usize::from(slot)].state = ServeState::Queued { body: len, bulk };
             self.queued_replies.push_back(slot);
             return;
         }
-        self.write_back_bulk(queues, slot, bulk);
-        self.send_message(queues, &header, body, at, Purpose::Reply);
+        let purpose = self.write_bulk_back(queues, slot, bulk);
+        let header = self.reply_header(slot, len, bulk);
+        let at = self.layout.reply(slot.into());
+        self.send_message(queues, Outgoing::plain(header, body), at, purpose);
         self.finish_serve(slot);
     }
 
     fn reply_header(&self, slot: u16, body: u32, bulk: u32) -> Header {
         let serve = &self.serves[usize::from(slot)];
         Header {
-            message: MessageType::Reply,
             kind: serve.kind,
             slot,
             generation: serve.generation,
             body,
-            bulk: RemoteAddr::default(),
-            bulk_len: bulk,
+            bulk,
+            ..Header::bare(MessageType::Reply, 0)
         }
-    }
-
-    /// Posts the WRITE of a bulk reply; on one queue pair the SEND behind it arrives after it.
-    fn write_back_bulk<Q: QueueSet>(&mut self, queues: &mut Q, slot: u16, bulk: u32) {
-        if bulk == 0 {
-            return;
-        }
-        let to = self.serves[usize::from(slot)].bulk;
-        let piece = self.piece(self.layout.bulk(slot.into()), bulk as usize);
-        self.counters.nr_bytes_tx += u64::from(bulk);
-        self.post(
-            queues,
-            SendOp::Write { to, imm: None },
-            Payload::Gather(&[piece]),
-            Purpose::Reply,
-        );
     }
 
     fn finish_serve(&mut self, slot: u16) {
@@ -214,24 +260,31 @@ impl<M: DmaBuffer> Link<M> {
     }
 
     pub(crate) fn send_queued_replies<Q: QueueSet>(&mut self, queues: &mut Q) {
-        while self.ring.room() >= 2 {
-            let Some(slot) = self.queued_replies.pop_front() else {
-                return;
-            };
-            let ServeState::Queued { body, bulk } = self.serves[usize::from(slot)].state else {
+        while let Some(&slot) = self.queued_replies.front() {
+            let serve = &self.serves[usize::from(slot)];
+            let ServeState::Queued { body, bulk } = serve.state else {
                 unreachable!("only queued replies are queued")
             };
-            self.write_back_bulk(queues, slot, bulk);
+            if self.ring.room() < serve.bulk.writes(bulk) + 1 {
+                return;
+            }
+            self.queued_replies.pop_front();
+            let purpose = self.write_bulk_back(queues, slot, bulk);
+            let header = self.reply_header(slot, body, bulk);
             let at = self.layout.reply(slot.into());
-            self.send_staged(queues, at, HEADER_LEN + body as usize, Purpose::Reply);
+            self.send_staged(queues, header, at, HEADER_LEN + body as usize, purpose);
             self.finish_serve(slot);
         }
     }
 
-    /// Forgets every request: their replies have nowhere to go.
+    /// Forgets every message of the peer: the replies have nowhere to go.
     pub(crate) fn drop_requests(&mut self) {
         self.arrived.clear();
         self.queued_replies.clear();
-        self.serves.fill(ServeSlot::default());
+        self.bulk.waiting.clear();
+        self.bulk.fetching.clear();
+        for serve in &mut self.serves {
+            serve.state = ServeState::Idle;
+        }
     }
 }

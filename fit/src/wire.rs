@@ -1,26 +1,45 @@
-//! FIT's own header, in front of each message.
+//! FIT's own header, in front of each message, and the descriptors behind it.
 //!
 //! ```text
-//!  0      1       2        4        6          8           12           16        24      28       32
-//!  | type | flags | kind   | slot   | reserved | generation | body length | address | rkey | length |
+//!  0      1         2          3          4      6      8            12            16     20         24
+//!  | type | gathers | scatters | reserved | kind | slot | generation | body length | bulk | returned |
+//!
+//!  request:  header | gathers + scatters descriptors | body | bulk, if there is some and no gathers
+//!  others:   header | body
+//!  descriptor (16 bytes):  | address (8) | rkey (4) | length (4) |
 //! ```
 //!
-//! Little-endian. The last three are the caller's buffer for a bulk reply (a request), or zero, zero and the bytes
-//! written there (a reply). Both sides agreed on [`VERSION`] when they connected.
+//! Little-endian. `gathers` are the pieces of the caller's memory that hold the bulk of the request, `scatters` those that the bulk
+//! of the reply fills. `bulk` is the number of bytes that a request's bulk has, or that were written for a reply's.
+//! `returned` counts the one-way messages whose receives the sender has posted again since the connection stands. Both
+//! sides agreed on [`VERSION`] when they connected.
 
 use verbs::{RemoteAddr, Rkey};
 
 /// The protocol's version; stated in the connection's private data.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Bytes of the header.
-pub const HEADER_LEN: usize = 32;
+pub const HEADER_LEN: usize = 24;
+
+/// Pieces of memory that a call may gather from, and as many that its reply may be scattered to.
+pub const MAX_PIECES: usize = 8;
+
+/// Bytes of a descriptor.
+pub(crate) const DESCRIPTOR_LEN: usize = 16;
+
+/// Bytes of all descriptors that a message can have.
+pub(crate) const MAX_DESCRIPTORS_LEN: usize = 2 * MAX_PIECES * DESCRIPTOR_LEN;
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageType {
     Request,
     Reply,
+    /// Wants no answer.
+    OneWay,
+    /// Says by its header only how many one-way messages were taken.
+    Credit,
     /// Asks whether the receiver is alive.
     Ping,
     /// Says so.
@@ -31,37 +50,96 @@ pub(crate) enum MessageType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) message: MessageType,
+    pub(crate) gathers: u8,
+    pub(crate) scatters: u8,
     pub(crate) kind: u16,
     pub(crate) slot: u16,
     pub(crate) generation: u32,
     pub(crate) body: u32,
-    pub(crate) bulk: RemoteAddr,
-    pub(crate) bulk_len: u32,
+    pub(crate) bulk: u32,
+    pub(crate) returned: u32,
 }
 
-fn at<const N: usize>(bytes: &[u8; HEADER_LEN], offset: usize) -> [u8; N] {
-    bytes[offset..offset + N]
-        .try_into()
-        .expect("a field of the header")
+/// A piece of the caller's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Descriptor {
+    pub(crate) at: RemoteAddr,
+    pub(crate) len: u32,
+}
+
+impl Descriptor {
+    pub(crate) fn encode(&self) -> [u8; DESCRIPTOR_LEN] {
+        let mut bytes = [0; DESCRIPTOR_LEN];
+        bytes[..8].copy_from_slice(&self.at.addr.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.at.rkey.0.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8; DESCRIPTOR_LEN]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *bytes;
+        Self {
+            at: RemoteAddr {
+                addr: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                rkey: Rkey(u32::from_le_bytes([i, j, k, l])),
+            },
+            len: u32::from_le_bytes([m, n, o, p]),
+        }
+    }
 }
 
 impl Header {
+    /// A message with nothing but its header.
+    pub(crate) fn bare(message: MessageType, returned: u32) -> Self {
+        Self {
+            message,
+            gathers: 0,
+            scatters: 0,
+            kind: 0,
+            slot: 0,
+            generation: 0,
+            body: 0,
+            bulk: 0,
+            returned,
+        }
+    }
+
     pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
-        let mut bytes = [0; HEADER_LEN];
-        bytes[0] = match self.message {
+        let kind = match self.message {
             MessageType::Request => 1,
             MessageType::Reply => 2,
+            MessageType::OneWay => 3,
+            MessageType::Credit => 4,
             MessageType::Ping => 8,
             MessageType::Pong => 9,
         };
-        bytes[2..4].copy_from_slice(&self.kind.to_le_bytes());
-        bytes[4..6].copy_from_slice(&self.slot.to_le_bytes());
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..4].copy_from_slice(&[kind, self.gathers, self.scatters, 0]);
+        bytes[4..6].copy_from_slice(&self.kind.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.slot.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.generation.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.body.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.bulk.addr.to_le_bytes());
-        bytes[24..28].copy_from_slice(&self.bulk.rkey.0.to_le_bytes());
-        bytes[28..32].copy_from_slice(&self.bulk_len.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.bulk.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.returned.to_le_bytes());
         bytes
+    }
+
+    /// Bytes of the descriptors behind it.
+    pub(crate) fn descriptors_len(&self) -> usize {
+        (usize::from(self.gathers) + usize::from(self.scatters)) * DESCRIPTOR_LEN
+    }
+
+    /// Bytes in front of the body.
+    pub(crate) fn head_len(&self) -> usize {
+        HEADER_LEN + self.descriptors_len()
+    }
+
+    /// Bytes of bulk that stand in the message itself.
+    pub(crate) fn carried(&self) -> u32 {
+        match self.message {
+            MessageType::Request if self.gathers == 0 => self.bulk,
+            _ => 0,
+        }
     }
 
     /// Reads the header of a message of `len` bytes in all; nothing if it is none.
@@ -69,25 +147,55 @@ impl Header {
         let message = match bytes[0] {
             1 => MessageType::Request,
             2 => MessageType::Reply,
+            3 => MessageType::OneWay,
+            4 => MessageType::Credit,
             8 => MessageType::Ping,
             9 => MessageType::Pong,
             _ => return None,
         };
-        let body = u32::from_le_bytes(at(bytes, 12));
-        let exact = body.checked_add(u32::try_from(HEADER_LEN).ok()?) == Some(len);
-        let reserved = bytes[1] == 0 && bytes[6] == 0 && bytes[7] == 0;
-        (exact && reserved).then(|| Self {
+        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let word = |at: usize| u32::from(half(at)) | u32::from(half(at + 2)) << 16;
+        let header = Self {
             message,
-            kind: u16::from_le_bytes(at(bytes, 2)),
-            slot: u16::from_le_bytes(at(bytes, 4)),
-            generation: u32::from_le_bytes(at(bytes, 8)),
-            body,
-            bulk: RemoteAddr {
-                addr: u64::from_le_bytes(at(bytes, 16)),
-                rkey: Rkey(u32::from_le_bytes(at(bytes, 24))),
-            },
-            bulk_len: u32::from_le_bytes(at(bytes, 28)),
-        })
+            gathers: bytes[1],
+            scatters: bytes[2],
+            kind: half(4),
+            slot: half(6),
+            generation: word(8),
+            body: word(12),
+            bulk: word(16),
+            returned: word(20),
+        };
+        (bytes[3] == 0 && header.is_exact(len) && header.makes_sense()).then_some(header)
+    }
+
+    /// Whether the parts that it names make up a message of `len` bytes.
+    fn is_exact(&self, len: u32) -> bool {
+        let whole = self.head_len() as u64 + u64::from(self.body) + u64::from(self.carried());
+        whole == u64::from(len)
+    }
+
+    /// Whether it has only what its type has.
+    fn makes_sense(&self) -> bool {
+        let pieces = usize::from(self.gathers.max(self.scatters));
+        match self.message {
+            MessageType::Request => pieces <= MAX_PIECES && (self.gathers == 0 || self.bulk > 0),
+            MessageType::Reply => pieces == 0,
+            MessageType::OneWay => {
+                let Self {
+                    kind, body, returned, ..
+                } = *self;
+                *self
+                    == Self {
+                        kind,
+                        body,
+                        ..Self::bare(self.message, returned)
+                    }
+            }
+            MessageType::Credit | MessageType::Ping | MessageType::Pong => {
+                *self == Self::bare(self.message, self.returned)
+            }
+        }
     }
 }
 
@@ -100,20 +208,67 @@ mod tests {
     proptest! {
         #[test]
         fn a_header_decodes_to_what_was_encoded(
-            request: bool, kind: u16, slot: u16, generation: u32, body in 0u32..1 << 20,
-            addr: u64, rkey: u32, bulk_len: u32,
+            kind: u16, slot: u16, generation: u32, body in 0u32..1 << 20, bulk in 1u32..1 << 20, returned: u32,
+            gathers in 0u8..=8, scatters in 0u8..=8,
         ) {
-            let message = if request { MessageType::Request } else { MessageType::Reply };
-            let bulk = RemoteAddr { addr, rkey: Rkey(rkey) };
-            let header = Header { message, kind, slot, generation, body, bulk, bulk_len };
-            prop_assert_eq!(Header::decode(&header.encode(), body + 32), Some(header));
-            prop_assert_eq!(Header::decode(&header.encode(), body + 31), None);
+            let request = Header {
+                message: MessageType::Request, gathers, scatters, kind, slot, generation, body, bulk, returned,
+            };
+            let reply = Header { message: MessageType::Reply, gathers: 0, scatters: 0, ..request };
+            let one_way = Header { kind, body, ..Header::bare(MessageType::OneWay, returned) };
+            for (header, carried) in [(request, if gathers == 0 { bulk } else { 0 }), (reply, 0), (one_way, 0)] {
+                let len = u32::try_from(header.head_len()).unwrap() + body + carried;
+                prop_assert_eq!(Header::decode(&header.encode(), len), Some(header));
+                prop_assert_eq!(Header::decode(&header.encode(), len - 1), None);
+            }
         }
 
         #[test]
-        fn arbitrary_bytes_decode_to_themselves_or_nothing(bytes: [u8; HEADER_LEN], len: u32) {
+        fn arbitrary_bytes_decode_to_themselves_or_nothing(mut bytes: [u8; HEADER_LEN], kind in 0u8..12, len: u32) {
+            bytes[0] = kind;
             if let Some(header) = Header::decode(&bytes, len) {
                 prop_assert_eq!(header.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_descriptor_round_trips(addr: u64, rkey: u32, len: u32) {
+            let descriptor = Descriptor { at: RemoteAddr { addr, rkey: Rkey(rkey) }, len };
+            prop_assert_eq!(Descriptor::decode(&descriptor.encode()), descriptor);
+        }
+    }
+
+    #[test]
+    fn more_pieces_than_there_may_be_and_bare_messages_with_more_are_none() {
+        let request = Header {
+            kind: 1,
+            bulk: 5,
+            ..Header::bare(MessageType::Request, 0)
+        };
+        let many = Header {
+            gathers: 9,
+            ..request
+        };
+        assert_eq!(
+            Header::decode(&many.encode(), u32::try_from(many.head_len()).unwrap()),
+            None
+        );
+        let nothing_gathered = Header {
+            gathers: 1,
+            bulk: 0,
+            ..request
+        };
+        assert_eq!(Header::decode(&nothing_gathered.encode(), 40), None);
+        let len = u32::try_from(HEADER_LEN).unwrap();
+        for message in [MessageType::Credit, MessageType::Ping, MessageType::Pong] {
+            let bare = Header::bare(message, 7);
+            assert_eq!(Header::decode(&bare.encode(), len), Some(bare));
+            for more in [
+                Header { slot: 1, ..bare },
+                Header { kind: 1, ..bare },
+                Header { bulk: 1, ..bare },
+            ] {
+                assert_eq!(Header::decode(&more.encode(), len), None);
             }
         }
     }

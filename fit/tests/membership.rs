@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use fit::{
-    Change, Cluster, Config, Domains, Error, Fit, Handler, Key, Member, PeerId, PeerSpec, ReplyBuf, Role,
+    Call, Change, Cluster, Config, Domains, Error, Exchange, Fit, Handler, Key, Member, PeerId, PeerSpec,
+    Role,
 };
 use hal::{DmaBuffer, Duration, Instant, Platform};
 use harness::trace::{Direction, Event, Purpose, Recorder};
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Guests(Mutex<Vec<Change>>);
 
 impl Handler for Guests {
-    async fn handle(&self, _: PeerId, _: u16, _: &[u8], reply: &mut dyn ReplyBuf) {
+    async fn handle(&self, _: PeerId, _: u16, _: &[u8], reply: &mut dyn Exchange) {
         reply.set_len(0);
     }
     fn peer_joined(&self, peer: PeerId, member: &Member) {
@@ -181,7 +182,7 @@ fn converge(bed: &mut Testbed, nodes: &[&Node]) {
 
 fn call(bed: &mut Testbed, from: &Node, to: PeerId) -> Result<(), Error> {
     let core = from.fit.core(0);
-    bed.block_on(async { core.call(to, (1, b"hello"), None, &mut [0; 64]).await })
+    bed.block_on(async { core.call(to, Call::new(1, b"hello"), &mut [0; 64]).await })
         .map(drop)
 }
 

@@ -15,7 +15,7 @@ use verbs::{
 
 use super::fake::PEER;
 use crate::link::Parts;
-use crate::{CallId, Config, Engine, PeerName, Role, Target};
+use crate::{Call, CallId, Config, Engine, PeerName, Role, Target};
 
 /// Calls that [`short_calls`] makes; `cargo xtask bench rpc` divides by it.
 const CALLS: u32 = 2000;
@@ -201,6 +201,8 @@ fn pair() -> [Node; 2] {
         let target = Target {
             serves: config.serves,
             message_size: config.message_size,
+            bulk_size: config.bulk_size,
+            one_ways: config.one_ways,
             reads: 16,
         };
         engine.up(0, target);
@@ -212,7 +214,7 @@ fn pair() -> [Node; 2] {
 fn caller_side_start(caller: &mut Node, now: Instant) -> CallId {
     let request = [7; REQUEST];
     let deadline = now + Duration::from_secs(1);
-    let started = caller.start_call(PEER, (1, &request), None, now, deadline);
+    let started = caller.start_call(PEER, &Call::new(1, &request), now, deadline);
     started.expect("a connection").expect("a slot")
 }
 

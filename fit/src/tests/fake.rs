@@ -11,7 +11,7 @@ use verbs::{
 };
 
 use crate::link::Parts;
-use crate::{Config, Engine, PeerId, PeerName, Role, Target};
+use crate::{Config, Engine, PeerId, PeerName, Piece, Role, Target};
 
 /// One address space for both nodes.
 #[derive(Clone, Default)]
@@ -46,6 +46,14 @@ impl Buffer {
             addr: self.at as u64,
             len: self.len as u32,
             lkey: Lkey(1),
+        }
+    }
+    pub(super) fn piece(&self) -> Piece {
+        Piece {
+            addr: self.at as u64,
+            len: self.len as u32,
+            lkey: Lkey(1),
+            rkey: Rkey(1),
         }
     }
     pub(super) fn remote(&self) -> RemoteAddr {
@@ -97,6 +105,12 @@ struct Work {
     inline: Vec<u8>,
     pieces: Vec<Sge>,
     signalled: bool,
+}
+
+impl Work {
+    fn len(&self) -> u32 {
+        self.inline.len() as u32 + self.pieces.iter().map(|piece| piece.len).sum::<u32>()
+    }
 }
 
 #[derive(Default)]
@@ -261,6 +275,7 @@ pub(super) struct Pair {
 impl Pair {
     pub(super) fn new(config: Config) -> Self {
         let world = World::default();
+        let mut lent = HashMap::new();
         let nodes = [Role::Processor, Role::Memory].map(|peer| {
             let depths = config.depths();
             let queues = Queues(Arc::new(Mutex::new(Qp {
@@ -276,6 +291,8 @@ impl Pair {
                 gid: Gid([peer.number(); 16]),
             };
             let memory = world.alloc(crate::config::Layout::new(&config).len());
+            // Its own device may always touch it.
+            lent.insert(memory.sge().addr, memory.sge().len);
             let (qp, qpn, lkey) = (QpSlot(0), Qpn(0x40), Lkey(1));
             engine.add(Parts {
                 peer: name,
@@ -292,6 +309,8 @@ impl Pair {
                 Target {
                     serves: config.serves,
                     message_size,
+                    bulk_size: config.bulk_size,
+                    one_ways: config.one_ways,
                     reads: 2,
                 },
             );
@@ -300,7 +319,7 @@ impl Pair {
         Self {
             world,
             nodes,
-            lent: HashMap::new(),
+            lent,
             now: Instant::from_nanos(1000),
         }
     }
@@ -350,7 +369,7 @@ impl Pair {
             return true;
         }
         self.carry_out(&work, &mut theirs);
-        let bytes = work.pieces.first().map_or(0, |piece| piece.len);
+        let bytes = work.len();
         if work.signalled && fault != Fault::LostCompletion {
             mine.complete(work.id, CompletionKind::Send, Status::Success, bytes);
             if fault == Fault::DuplicateCompletion {
@@ -361,32 +380,39 @@ impl Pair {
     }
 
     fn carry_out(&self, work: &Work, theirs: &mut Qp) {
+        for piece in &work.pieces {
+            self.check_lent(piece.addr, piece.len);
+        }
         match work.op {
             SendOp::Send { .. } => {
                 let (id, into) = theirs.receives.pop_front().expect("a receive is always posted");
-                let len = if work.inline.is_empty() {
-                    work.pieces[0].len
-                } else {
-                    work.inline.len() as u32
-                };
+                let len = work.len();
                 assert!(len <= into.len);
-                if work.inline.is_empty() {
-                    self.world.copy(work.pieces[0].addr, into.addr, len);
-                } else {
-                    let at = into.addr as usize;
-                    self.world.0.lock().unwrap()[at..at + work.inline.len()].copy_from_slice(&work.inline);
-                }
+                self.gather(work, into.addr);
                 theirs.complete(id, CompletionKind::Receive, Status::Success, len);
             }
             SendOp::Write { to, .. } => {
-                self.check_lent(to.addr, work.pieces[0].len);
-                self.world.copy(work.pieces[0].addr, to.addr, work.pieces[0].len);
+                self.check_lent(to.addr, work.len());
+                self.gather(work, to.addr);
             }
             SendOp::Read { from } => {
-                self.check_lent(work.pieces[0].addr, work.pieces[0].len);
-                self.world
-                    .copy(from.addr, work.pieces[0].addr, work.pieces[0].len);
+                self.check_lent(from.addr, work.len());
+                let mut at = from.addr;
+                for piece in &work.pieces {
+                    self.world.copy(at, piece.addr, piece.len);
+                    at += u64::from(piece.len);
+                }
             }
+        }
+    }
+
+    /// Copies a request's bytes to `to`.
+    fn gather(&self, work: &Work, to: u64) {
+        let mut at = to as usize;
+        self.world.0.lock().unwrap()[at..at + work.inline.len()].copy_from_slice(&work.inline);
+        for piece in &work.pieces {
+            self.world.copy(piece.addr, at as u64, piece.len);
+            at += piece.len as usize;
         }
     }
 

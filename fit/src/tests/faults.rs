@@ -3,24 +3,44 @@
 
 use std::task::{Poll, Waker};
 
-use hal::{Duration, Instant};
+use hal::{DmaBuffer, Duration, Instant};
 use proptest::prelude::*;
 use verbs::{RemoteAddr, Sge, Status};
 
 use super::fake::{Buffer, Fault, PEER, Pair};
-use crate::{Bulk, CallId, Config, Incoming, LinkState, LostCause, OneSided, OpId};
+use crate::{Call, CallId, Config, Incoming, LinkState, LostCause, OneSided, OpId};
 
 #[derive(Debug, Clone, Copy)]
 enum Action {
-    Call { len: usize, bulk: bool, tag: u8 },
-    OneSided { read: bool },
-    Step { node: usize, fault: Fault },
-    Poll { node: usize },
+    /// With room for bulk of the reply, and bulk of the request in pieces of so many bytes.
+    Call {
+        len: usize,
+        bulk: bool,
+        pieces: [usize; 2],
+        tag: u8,
+    },
+    OneWay {
+        tag: u8,
+    },
+    OneSided {
+        read: bool,
+    },
+    Step {
+        node: usize,
+        fault: Fault,
+    },
+    Poll {
+        node: usize,
+    },
     Take,
-    Answer { oldest: bool },
+    Answer {
+        oldest: bool,
+    },
     Look,
     DropCall,
-    Wait { millis: u64 },
+    Wait {
+        millis: u64,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -31,7 +51,11 @@ fn action() -> impl Strategy<Value = Action> {
         1 => prop_oneof![Just(Status::RetryExceeded), Just(Status::RemoteAccess)].prop_map(Fault::Error),
     ];
     prop_oneof![
-        4 => (0usize..200, any::<bool>(), any::<u8>()).prop_map(|(len, bulk, tag)| Action::Call { len, bulk, tag }),
+        2 => (0usize..200, any::<bool>(), any::<u8>())
+            .prop_map(|(len, bulk, tag)| Action::Call { len, bulk, pieces: [0; 2], tag }),
+        3 => (0usize..40, any::<bool>(), [0usize..300, 0usize..300], any::<u8>())
+            .prop_map(|(len, bulk, pieces, tag)| Action::Call { len, bulk, pieces, tag }),
+        3 => any::<u8>().prop_map(|tag| Action::OneWay { tag }),
         4 => any::<bool>().prop_map(|read| Action::OneSided { read }),
         8 => (0usize..2, fault).prop_map(|(node, fault)| Action::Step { node, fault }),
         6 => (0usize..2).prop_map(|node| Action::Poll { node }),
@@ -46,7 +70,7 @@ fn action() -> impl Strategy<Value = Action> {
 struct WaitingCall {
     id: CallId,
     body: Vec<u8>,
-    buffer: Option<Buffer>,
+    lent: Vec<Buffer>,
 }
 
 struct Run {
@@ -55,6 +79,9 @@ struct Run {
     ops: Vec<(OpId, Buffer)>,
     serving: Vec<(Incoming, Vec<u8>)>,
     there: Buffer,
+    /// One-way messages that were sent, and how many of them a handler has seen.
+    sent: Vec<u8>,
+    seen: usize,
 }
 
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -66,7 +93,9 @@ impl Run {
             serves: 3,
             one_sided: 5,
             message_size: 256,
-            bulk_size: 64,
+            bulk_size: 500,
+            bulk_buffers: 3,
+            one_ways: 3,
             signal_every: 3,
             ..Config::default()
         };
@@ -79,13 +108,13 @@ impl Run {
             ops: Vec::new(),
             serving: Vec::new(),
             there,
+            sent: Vec::new(),
+            seen: 0,
         }
     }
 
-    fn lend(&mut self) -> Buffer {
-        let buffer = self.pair.world.alloc(64);
-        self.pair.lent.insert(buffer.sge().addr, 64);
-        buffer
+    fn take_back(&mut self, buffers: &[Buffer]) {
+        buffers.iter().for_each(|buffer| self.pair.take_back(buffer));
     }
 
     fn deadline(&self) -> Instant {
@@ -94,26 +123,19 @@ impl Run {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Call { len, bulk, tag } => {
-                let buffer = bulk.then(|| self.lend());
-                let bulk = buffer.as_ref().map(|buffer| Bulk {
-                    into: buffer.remote(),
-                    len: 64,
-                });
-                let body = vec![tag; len];
-                let (now, deadline) = (self.pair.now, self.deadline());
-                match self.pair.nodes[0]
-                    .engine
-                    .start_call(PEER, (3, &body), bulk, now, deadline)
-                {
-                    Ok(Some(id)) => self.calls.push(WaitingCall { id, body, buffer }),
-                    _ => buffer.iter().for_each(|buffer| {
-                        self.pair.lent.remove(&buffer.sge().addr);
-                    }),
+            Action::Call {
+                len,
+                bulk,
+                pieces,
+                tag,
+            } => self.call(&vec![tag; len], bulk, pieces, tag),
+            Action::OneWay { tag } => {
+                if let Ok(Some(())) = self.pair.nodes[0].engine.start_one_way(PEER, 9, &[tag; 20]) {
+                    self.sent.push(tag);
                 }
             }
             Action::OneSided { read } => {
-                let buffer = self.lend();
+                let buffer = self.pair.lend(64);
                 let what = if read { OneSided::Read } else { OneSided::Write };
                 let at: (RemoteAddr, Sge) = (self.there.remote(), buffer.sge());
                 let (now, deadline) = (self.pair.now, self.deadline());
@@ -121,28 +143,19 @@ impl Run {
                     self.pair.nodes[0].engine.flush(PEER);
                     self.ops.push((id, buffer));
                 } else {
-                    self.pair.lent.remove(&buffer.sge().addr);
+                    self.pair.take_back(&buffer);
                 }
             }
             Action::Step { node, fault } => {
                 self.pair.step(node, fault);
             }
             Action::Poll { node } => self.pair.poll(node),
-            Action::Take => {
-                let mut request = vec![0; 256];
-                if let Poll::Ready(incoming) = self.pair.nodes[1]
-                    .engine
-                    .poll_request(Waker::noop(), &mut request)
-                {
-                    request.truncate(incoming.len);
-                    self.serving.push((incoming, request));
-                }
-            }
+            Action::Take => self.take(),
             Action::Answer { oldest } => self.answer(oldest),
             Action::Look => self.look(),
             Action::DropCall => {
                 // Only a call that lends nothing: who drops one that does may not use its memory again.
-                if let Some(at) = self.calls.iter().position(|call| call.buffer.is_none()) {
+                if let Some(at) = self.calls.iter().position(|call| call.lent.is_empty()) {
                     let call = self.calls.swap_remove(at);
                     self.pair.nodes[0].engine.abandon_call(PEER, call.id);
                 }
@@ -152,6 +165,60 @@ impl Run {
                 self.tick();
             }
         }
+    }
+
+    fn call(&mut self, body: &[u8], bulk: bool, pieces: [usize; 2], tag: u8) {
+        let mut gather = Vec::new();
+        for len in pieces.into_iter().filter(|_| pieces != [0; 2]) {
+            let buffer = self.pair.lend(len);
+            buffer.write(0, &vec![!tag; len]);
+            gather.push(buffer);
+        }
+        let scatter: Vec<_> = if bulk {
+            vec![self.pair.lend(40), self.pair.lend(24)]
+        } else {
+            Vec::new()
+        };
+        let of = |buffers: &[Buffer]| buffers.iter().map(Buffer::piece).collect::<Vec<_>>();
+        let (gathered, scattered) = (of(&gather), of(&scatter));
+        let call = Call::new(3, body).gather(&gathered).scatter(&scattered);
+        let (now, deadline) = (self.pair.now, self.deadline());
+        let lent = gather.into_iter().chain(scatter).collect();
+        match self.pair.nodes[0].engine.start_call(PEER, &call, now, deadline) {
+            Ok(Some(id)) => self.calls.push(WaitingCall {
+                id,
+                body: body.to_vec(),
+                lent,
+            }),
+            _ => self.take_back(&lent),
+        }
+    }
+
+    /// A handler takes the next message: one-way messages come once and in order, and a request's bulk is what was sent.
+    fn take(&mut self) {
+        let mut request = vec![0; 256];
+        let engine = &mut self.pair.nodes[1].engine;
+        let Poll::Ready(incoming) = engine.poll_request(Waker::noop(), &mut request) else {
+            return;
+        };
+        if incoming.one_way {
+            assert_eq!(request[..incoming.len], [self.sent[self.seen]; 20]);
+            self.seen += 1;
+            return;
+        }
+        let mut bulk = vec![0; incoming.bulk_len as usize];
+        if incoming.carried {
+            let len = bulk.len();
+            bulk.copy_from_slice(&request[incoming.len..][..len]);
+        } else {
+            assert_eq!(engine.read_bulk(&incoming, 0, &mut bulk), bulk.len());
+        }
+        request.truncate(incoming.len);
+        if let (Some(&tag), Some(&first)) = (request.first(), bulk.first()) {
+            assert_eq!(first, !tag);
+        }
+        assert!(bulk.iter().all(|byte| *byte == bulk[0]));
+        self.serving.push((incoming, request));
     }
 
     fn tick(&mut self) {
@@ -184,7 +251,7 @@ impl Run {
                 Poll::Ready(Ok(got)) => assert_eq!(reply[..got.len], call.body[..]),
                 Poll::Ready(Err(_)) => {}
             }
-            call.buffer.iter().for_each(|buffer| {
+            call.lent.iter().for_each(|buffer| {
                 lent.remove(&buffer.sge().addr);
             });
             false
@@ -238,8 +305,10 @@ proptest! {
             let state = run.pair.nodes[node].engine.state(PEER).unwrap();
             let (link, _) = run.pair.nodes[node].engine.test_link(0);
             prop_assert_eq!(link.slots_in_use(), (0, 0));
+            prop_assert_eq!(link.bulk.free(), 3, "buffers for bulk");
             if state == LinkState::Up {
-                prop_assert_eq!(link.receives_posted(), 7 + 2 * crate::keepalive::PINGS as usize);
+                prop_assert_eq!(link.receives_posted(), link.layout.receives());
+                prop_assert_eq!(run.seen, run.sent.len(), "one-way messages");
             } else {
                 prop_assert_eq!(state, LinkState::Down);
                 prop_assert_eq!(link.ring.outstanding(), 0);

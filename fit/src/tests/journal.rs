@@ -12,7 +12,7 @@ use verbs::{CompletionKind, Status};
 use super::fake::{Fault, PEER, Pair};
 use super::rules::{echo, forge};
 use crate::wire::{Header, MessageType};
-use crate::{Bulk, CallId, Config, Error, LinkState, LostCause, Operation};
+use crate::{Call, CallId, Config, Error, LinkState, LostCause, Operation};
 
 fn config() -> Config {
     Config {
@@ -32,7 +32,7 @@ fn start(pair: &mut Pair, body: &[u8]) -> CallId {
     let (now, deadline) = (pair.now, pair.now + TIMEOUT);
     let started = pair.nodes[0]
         .engine
-        .start_call(PEER, (5, body), None, now, deadline);
+        .start_call(PEER, &Call::new(5, body), now, deadline);
     started.unwrap().expect("a free slot")
 }
 
@@ -133,7 +133,7 @@ fn b2_a_receive_that_is_refused_ends_the_connection_with_an_error() {
     let (now, deadline) = (pair.now, pair.now + TIMEOUT);
     let again = pair.nodes[0]
         .engine
-        .start_call(PEER, (5, b""), None, now, deadline);
+        .start_call(PEER, &Call::new(5, b""), now, deadline);
     let lost = |error: &Error| matches!(error, Error::PeerLost { cause, .. } if *cause == LostCause::Device);
     assert!(again.is_err_and(|error| lost(&error)));
 }
@@ -262,13 +262,10 @@ fn b6_a_reply_that_comes_twice_or_late_is_counted_and_the_node_goes_on() {
         forge(
             &mut pair,
             &Header {
-                message: MessageType::Reply,
                 kind: 5,
                 slot,
                 generation,
-                body: 0,
-                bulk: verbs::RemoteAddr::default(),
-                bulk_len: 0,
+                ..Header::bare(MessageType::Reply, 0)
             },
         );
         assert_eq!(stray(&mut pair, 1), before + 1);
@@ -304,14 +301,10 @@ fn b7_a_reply_longer_than_its_place_is_refused_and_nothing_is_written() {
 
 /// Starts a call that lends `buffer` and lets it arrive.
 fn start_lending(pair: &mut Pair, buffer: &super::fake::Buffer) -> CallId {
-    let bulk = Some(Bulk {
-        into: buffer.remote(),
-        len: u32::try_from(buffer.len()).unwrap(),
-    });
+    let pieces = [buffer.piece()];
+    let call = Call::new(5, b"b8").scatter(&pieces);
     let (now, deadline) = (pair.now, pair.now + TIMEOUT);
-    let started = pair.nodes[0]
-        .engine
-        .start_call(PEER, (5, b"b8"), bulk, now, deadline);
+    let started = pair.nodes[0].engine.start_call(PEER, &call, now, deadline);
     settle(pair);
     started.unwrap().expect("a free slot")
 }
@@ -404,7 +397,11 @@ fn b10_a_full_send_queue_makes_callers_wait_and_loses_nothing() {
         let engine = &mut pair.nodes[0].engine;
         let _ = engine.start_tagged(PEER, (crate::OneSided::Write, 1), at, now, deadline);
         engine.flush(PEER);
-        calls.extend(engine.start_call(PEER, (5, b"x"), None, now, deadline).unwrap());
+        calls.extend(
+            engine
+                .start_call(PEER, &Call::new(5, b"x"), now, deadline)
+                .unwrap(),
+        );
         if turn % 3 == 0 {
             settle(&mut pair);
             while let Poll::Ready(incoming) = pair.nodes[1].engine.poll_request(Waker::noop(), &mut [0; 512])

@@ -6,7 +6,7 @@ use hal::Duration;
 use verbs::Lkey;
 
 use super::fake::{PEER, Pair};
-use crate::{Config, Error, LinkState, LostCause, OneSided, PeerId, PeerName, Role, Target};
+use crate::{Call, Config, Error, LinkState, LostCause, OneSided, PeerId, PeerName, Role, Target};
 
 fn config() -> Config {
     Config {
@@ -33,6 +33,8 @@ fn begin_anew(pair: &mut Pair, peer: PeerId) {
         let target = Target {
             serves: config.serves,
             message_size: config.message_size,
+            bulk_size: config.bulk_size,
+            one_ways: config.one_ways,
             reads: 2,
         };
         node.engine.up(link, target);
@@ -53,7 +55,11 @@ fn a_thousand_losses_and_returns_leak_no_slot_and_mix_no_lives() {
         // A call that is being served, one that is not, and two accesses are under way.
         let caller = &mut pair.nodes[0];
         let calls: Vec<_> = (0..2)
-            .map(|_| caller.engine.start_call(peer, (1, b"call"), None, now, deadline))
+            .map(|_| {
+                caller
+                    .engine
+                    .start_call(peer, &Call::new(1, b"call"), now, deadline)
+            })
             .map(|id| id.unwrap().expect("a free slot"))
             .collect();
         let at = (there.remote(), there.sge());

@@ -6,8 +6,9 @@ use hal::{DmaBuffer, Duration};
 use verbs::Status;
 
 use super::fake::{Fault, PEER, Pair};
+use crate::ring::Purpose;
 use crate::wire::{Header, MessageType};
-use crate::{Bulk, Config, Error, LinkState, LostCause, OneSided, Operation};
+use crate::{Call, Config, Error, LinkState, LostCause, OneSided, Operation};
 
 fn config() -> Config {
     Config {
@@ -44,7 +45,7 @@ fn a_short_call_is_one_request_and_one_doorbell_each_way() {
     let deadline = later(&pair);
     let id = pair.nodes[0]
         .engine
-        .start_call(PEER, (5, b"ping"), None, pair.now, deadline)
+        .start_call(PEER, &Call::new(5, b"ping"), pair.now, deadline)
         .unwrap()
         .unwrap();
     assert!(pair.step(0, Fault::None));
@@ -69,17 +70,13 @@ fn a_short_call_is_one_request_and_one_doorbell_each_way() {
 #[test]
 fn bulk_arrives_before_the_reply_that_tells_of_it() {
     let mut pair = Pair::new(config());
-    let buffer = pair.world.alloc(100);
-    pair.lent.insert(buffer.sge().addr, 100);
-    let bulk = Some(Bulk {
-        into: buffer.remote(),
-        len: 100,
-    });
+    let buffer = pair.lend(100);
+    let pieces = [buffer.piece()];
     let deadline = later(&pair);
     let long = [9; 300];
     let id = pair.nodes[0]
         .engine
-        .start_call(PEER, (5, &long), bulk, pair.now, deadline)
+        .start_call(PEER, &Call::new(5, &long).scatter(&pieces), pair.now, deadline)
         .unwrap()
         .unwrap();
     pair.step(0, Fault::None);
@@ -130,7 +127,7 @@ fn calls_beyond_the_peers_credits_wait() {
     for started in [true, true, true, false] {
         let id = pair.nodes[0]
             .engine
-            .start_call(PEER, (5, b""), None, pair.now, deadline)
+            .start_call(PEER, &Call::new(5, b""), pair.now, deadline)
             .unwrap();
         assert_eq!(id.is_some(), started);
     }
@@ -144,7 +141,7 @@ fn a_late_reply_touches_nothing() {
     let start = |pair: &mut Pair| {
         pair.nodes[0]
             .engine
-            .start_call(PEER, (5, b"one"), None, pair.now, deadline)
+            .start_call(PEER, &Call::new(5, b"one"), pair.now, deadline)
             .unwrap()
             .unwrap()
     };
@@ -204,7 +201,7 @@ fn a_dead_peer_fails_every_waiter() {
     let deadline = later(&pair);
     let id = pair.nodes[0]
         .engine
-        .start_call(PEER, (5, b""), None, pair.now, deadline)
+        .start_call(PEER, &Call::new(5, b""), pair.now, deadline)
         .unwrap()
         .unwrap();
     pair.step(0, Fault::Error(Status::RetryExceeded));
@@ -214,15 +211,23 @@ fn a_dead_peer_fails_every_waiter() {
     assert!(matches!(ended, Poll::Ready(Err(Error::PeerLost { cause, .. })) if cause == lost));
     let again = pair.nodes[0]
         .engine
-        .start_call(PEER, (5, b""), None, pair.now, deadline);
+        .start_call(PEER, &Call::new(5, b""), pair.now, deadline);
     assert!(matches!(again, Err(Error::PeerLost { .. })));
 }
 
 /// Sends a message with a header of the test's making from node 0.
 pub(super) fn forge(pair: &mut Pair, header: &Header) {
+    forge_bytes(pair, &header.encode());
+}
+
+/// Node 0's device sends node 1 these bytes, whatever they mean.
+pub(super) fn forge_bytes(pair: &mut Pair, bytes: &[u8]) {
     let (link, queues) = pair.nodes[0].engine.test_link(0);
     let at = link.layout.call(0);
-    link.send_message(queues, header, b"", at, crate::ring::Purpose::Request);
+    link.memory.write(at, bytes);
+    let piece = link.piece(at, bytes.len());
+    let op = verbs::SendOp::Send { imm: None };
+    link.post(queues, op, verbs::Payload::Gather(&[piece]), Purpose::Unanswered);
     link.flush(queues);
     pair.step(0, Fault::None);
     pair.poll(1);
@@ -231,13 +236,8 @@ pub(super) fn forge(pair: &mut Pair, header: &Header) {
 #[test]
 fn a_peer_that_breaks_the_protocol_is_lost() {
     let good = Header {
-        message: MessageType::Request,
         kind: 5,
-        slot: 0,
-        generation: 0,
-        body: 0,
-        bulk: verbs::RemoteAddr::default(),
-        bulk_len: 0,
+        ..Header::bare(MessageType::Request, 0)
     };
     let state = |pair: &mut Pair| pair.nodes[1].engine.state(PEER).unwrap();
     // A slot that it was not given, a wrong length, and a slot used twice.

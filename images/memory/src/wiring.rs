@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use fit::{Config, Domains, PeerId, ReplyBuf, Role};
+use fit::{Config, Domains, Exchange, PeerId, Role};
 use hal::DmaBuffer;
 use libos::{Boot, CommandLine, Exit, FrameArray, PAGE_SIZE, frames};
 use memory::{Backing, LotId, MAX_LOTS, Manager, Order, PeerKey, Pool, Step};
@@ -39,15 +39,10 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         card: node.card.clone(),
         fit: node.fit.clone(),
     };
-    let fit = node.fit.clone();
-    libos::spawn(async move { node::end(fit.run_core(0).await.map_err(Error::from)) }).detach();
-    let core = node.fit.core(0);
     let server: &'static Server = alloc::boxed::Box::leak(alloc::boxed::Box::new(server));
-    let fit = node.fit.clone();
-    libos::spawn(async move { fit.watch(server).await }).detach();
+    node.serve(server);
     node.join();
-    core.serve(server).await;
-    Ok(())
+    core::future::pending().await
 }
 
 /// Bytes that are to spare, in whole windows.
@@ -159,13 +154,13 @@ impl Server {
 }
 
 impl fit::Handler for Server {
-    async fn handle(&self, from: PeerId, kind: u16, request: &[u8], reply: &mut dyn ReplyBuf) {
+    async fn handle(&self, from: PeerId, kind: u16, request: &[u8], exchange: &mut dyn Exchange) {
         let key = PeerKey(from.0);
         // Each lot is taken back and registered once at most, unless others are served in between.
         for _ in 0..2 * MAX_LOTS {
-            let step = self.manager.lock().handle(key, kind, request, reply.message());
+            let step = self.manager.lock().handle(key, kind, request, exchange.message());
             match step {
-                Step::Replied(len) => return reply.set_len(len),
+                Step::Replied(len) => return exchange.set_len(len),
                 Step::First(order) => {
                     if !self.carry_out(order).await {
                         break;
@@ -176,8 +171,8 @@ impl fit::Handler for Server {
         let len = self
             .manager
             .lock()
-            .handle_at_once(key, kind, request, reply.message());
-        reply.set_len(len);
+            .handle_at_once(key, kind, request, exchange.message());
+        exchange.set_len(len);
     }
 
     fn peer_lost(&self, peer: PeerId) {

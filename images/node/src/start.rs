@@ -3,9 +3,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use fit::{Cluster, Config, Key, PeerId, Role};
+use fit::{Cluster, Config, Ended, Handler, Key, MAX_WORKERS, PeerId, Role};
 use futures_util::future::join_all;
-use hal::Duration;
+use hal::{Duration, Instant};
 use libos::pci::{self, Function};
 use libos::{CommandLine, Exit};
 use mlx4::Mlx4;
@@ -32,13 +32,14 @@ pub struct Node {
     pub card: Arc<Card>,
     /// The card's PCI function.
     pub function: Function,
-    /// Its FIT. The image spawns [`Fit::run_core`] or [`Fit::run_core_with`] for each core.
+    /// Its FIT. The image spawns [`Fit::run_core_with`], or lets [`serve`](Self::serve) do what FIT needs.
     pub fit: Fit,
+    workers: u16,
 }
 
 impl Node {
-    /// Brings the card and FIT up for the cluster that the command line names by `cluster=` and `key=`; `keepalive=` and
-    /// `port=` change the `config`. Nobody hears of this node before it [joins](Self::join).
+    /// Brings the card and FIT up for the cluster that the command line names by `cluster=` and `key=`; `keepalive=`, `port=`,
+    /// `polling=`, `workers=` and `profile` change the `config`. Nobody hears of this node before it [joins](Self::join).
     ///
     /// # Errors
     ///
@@ -61,7 +62,12 @@ impl Node {
         })
         .detach();
         let fit = Fit::new(card.clone(), function, role, config).await?;
-        Ok(Self { card, function, fit })
+        Ok(Self {
+            card,
+            function,
+            fit,
+            workers: config.workers,
+        })
     }
 
     /// Takes leave of every peer.
@@ -69,6 +75,27 @@ impl Node {
         self.fit.leave();
         // The datagrams that say so are sent by the control task.
         libos::sleep(LEAVE).await;
+    }
+
+    /// Spawns what polls for completions and what runs `handler`: in the same task or in as many as `workers=` says. Those who
+    /// join and are lost are told to it.
+    pub fn serve<H: Handler>(&self, handler: &'static H) {
+        let fit = self.fit.clone();
+        libos::spawn(async move { fit.watch(handler).await }).detach();
+        let (fit, alone) = (self.fit.clone(), self.workers == 0);
+        libos::spawn(async move {
+            let nothing = |_: Ended, _: Instant| {};
+            let ended = match alone {
+                true => fit.run_core_serving(0, handler, nothing).await,
+                false => fit.run_core_with(0, nothing).await,
+            };
+            end(ended.map_err(Error::from))
+        })
+        .detach();
+        for _ in 0..self.workers {
+            let core = self.fit.core(0);
+            libos::spawn(async move { core.serve(handler).await }).detach();
+        }
     }
 
     /// Joins the cluster: from now on members connect to this node and may call it.
@@ -99,6 +126,12 @@ fn configure(line: &CommandLine, config: Config) -> Result<Config, Error> {
     // The text stays out of the log: it may be a key but for a digit.
     let key: Key = key.parse().map_err(Error::Key)?;
     let keepalive = line.parsed("keepalive")?.map(Duration::from_millis);
+    let workers = line.parsed("workers")?.unwrap_or(config.workers);
+    if workers > MAX_WORKERS {
+        return Err(Error::Role(alloc::format!(
+            "workers={workers}: at most {MAX_WORKERS}"
+        )));
+    }
     let mut entropy = [0; 32];
     libos::random_bytes(&mut entropy);
     Ok(Config {
@@ -106,6 +139,9 @@ fn configure(line: &CommandLine, config: Config) -> Result<Config, Error> {
         cluster: Cluster::new(name, key),
         discover: true,
         keepalive: keepalive.unwrap_or(config.keepalive),
+        polling: line.parsed("polling")?.unwrap_or(config.polling),
+        workers,
+        profile: line.has("profile") || config.profile,
         entropy,
         ..config
     })

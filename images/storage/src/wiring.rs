@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
 
-use fit::{Config, Domains, PeerId, ReplyBuf, Role};
+use fit::{Config, Domains, Exchange, PeerId, Role};
 use libos::virtio::{self, Disk};
 use libos::{Boot, CommandLine, Exit};
 use node::{Error, Node};
@@ -40,13 +40,9 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     };
     let node = Node::start(Role::Storage, line, config).await?;
     let server: &'static Server = Box::leak(Box::new(Server(storage::Server::new(files))));
-    let fit = node.fit.clone();
-    libos::spawn(async move { node::end(fit.run_core(0).await.map_err(Error::from)) }).detach();
-    let fit = node.fit.clone();
-    libos::spawn(async move { fit.watch(server).await }).detach();
+    node.serve(server);
     node.join();
-    node.fit.core(0).serve(server).await;
-    Ok(())
+    core::future::pending().await
 }
 
 /// The disk. Its driver polls, so that one read is at work at a time.
@@ -82,7 +78,7 @@ impl BlockDevice for VirtioDisk {
 struct Server(storage::Server<VirtioDisk>);
 
 /// The caller's buffer, through FIT.
-struct FitBulk<'a>(&'a mut dyn ReplyBuf);
+struct FitBulk<'a>(&'a mut dyn Exchange);
 
 impl Bulk for FitBulk<'_> {
     fn limit(&self) -> usize {
@@ -96,17 +92,17 @@ impl Bulk for FitBulk<'_> {
 }
 
 impl fit::Handler for Server {
-    async fn handle(&self, from: PeerId, kind: u16, request: &[u8], reply: &mut dyn ReplyBuf) {
+    async fn handle(&self, from: PeerId, kind: u16, request: &[u8], exchange: &mut dyn Exchange) {
         let mut message = vec![0; messages::MAX_MESSAGE];
         let from = PeerKey(from.0);
         let len = self
             .0
-            .handle(from, kind, request, &mut message, &mut FitBulk(reply))
+            .handle(from, kind, request, &mut message, &mut FitBulk(exchange))
             .await;
-        let room = reply.message();
+        let room = exchange.message();
         let len = len.min(room.len());
         room[..len].copy_from_slice(&message[..len]);
-        reply.set_len(len);
+        exchange.set_len(len);
     }
 
     fn peer_lost(&self, peer: PeerId) {

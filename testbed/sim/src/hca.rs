@@ -22,7 +22,7 @@ const LIMITS: DeviceLimits = DeviceLimits {
     max_reads: 16,
     max_reads_as_responder: 16,
     max_queue_depth: 16 << 10,
-    max_sge: 4,
+    max_sge: 9,
     max_inline: 220,
     max_cq_depth: 4 << 20,
     ports: 1,

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use fit::{Bulk, Config, Core, Error, Fit, Handler, OneSided, PeerId, PeerSpec, ReplyBuf, Role};
+use fit::{
+    Call, Config, Core, Error, Exchange, Fit, Handler, OneSided, PeerId, PeerSpec, Piece, Polling, Role,
+};
 use futures_util::future::{Either, join_all, select};
 use hal::{DmaBuffer, Duration, Platform};
 use verbs::{Access, Device, Domain, Region, RemoteAddr, Sge};
@@ -16,7 +18,7 @@ use crate::rng::{Rng, mix};
 use crate::rule::Rule;
 use crate::world::{Life, NodeIndex, World};
 
-const MESSAGE: u32 = 256;
+const MESSAGE: u32 = 300;
 const BULK: u32 = 2048;
 /// Bytes in front of a request's filler: number, delay in microseconds, length of reply and of bulk.
 const HEAD: usize = 20;
@@ -42,7 +44,7 @@ fn config(plan: &Plan) -> Config {
         message_size: MESSAGE,
         bulk_size: BULK,
         signal_every: plan.signal_every,
-        poll_budget: plan.poll_budget,
+        polling: Polling::Adaptive(plan.poll_budget),
         timeout: Duration::from_millis(plan.timeout_ms),
         connect_timeout: Duration::from_secs(20),
         ..Config::default()
@@ -128,7 +130,7 @@ const PLACES_LEN: usize = PLACES as usize * PLACE;
 struct Answers(Machine);
 
 impl Handler for Answers {
-    async fn handle(&self, _: PeerId, _: u16, request: &[u8], reply: &mut dyn ReplyBuf) {
+    async fn handle(&self, _: PeerId, _: u16, request: &[u8], reply: &mut dyn Exchange) {
         let word = |at: usize| {
             request
                 .get(at..at + 4)
@@ -341,20 +343,19 @@ impl Link {
         };
         let number = self.open("a call");
         let (request, reply_len) = self.request(number, bulk_len);
-        let bulk = (bulk_len > 0).then(|| {
+        let mut pieces = Vec::new();
+        if bulk_len > 0 {
             session.local.buffer.guard(Guard::Lent);
-            Bulk {
-                into: RemoteAddr {
-                    addr: session.local.region.addr,
-                    rkey: session.local.region.rkey,
-                },
-                len: bulk_len,
-            }
-        });
+            pieces.push(Piece::of(&session.local.region, 0, bulk_len));
+        }
         let mut reply = [0; MESSAGE as usize];
         let kind = u16::try_from(self.rng.below(70)).expect("small");
         let core = self.core.clone();
-        let call = Box::pin(core.call(session.peer, (kind, &request), bulk, &mut reply));
+        let call = Box::pin(core.call(
+            session.peer,
+            Call::new(kind, &request).scatter(&pieces),
+            &mut reply,
+        ));
         let ended = match patience {
             None => call.await,
             Some(patience) => match select(call, self.machine.pause(patience)).await {
@@ -403,7 +404,7 @@ impl Link {
         let this = &*self;
         let ended = join_all(calls.iter().map(|(number, request)| async move {
             let mut reply = [0; MESSAGE as usize];
-            let ended = this.core.call(peer, (1, request), None, &mut reply).await;
+            let ended = this.core.call(peer, Call::new(1, request), &mut reply).await;
             this.close(*number, ended.is_ok());
             if ended.is_ok() {
                 this.machine.living(|world| world.answered(*number, this.peer));
@@ -514,7 +515,7 @@ impl Link {
         let number = self.open("a call that is too long");
         let ended = self
             .core
-            .call(session.peer, (1, &[0; MESSAGE as usize]), None, &mut [])
+            .call(session.peer, Call::new(1, &[0; MESSAGE as usize]), &mut [])
             .await;
         self.close(number, false);
         match ended {

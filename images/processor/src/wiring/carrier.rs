@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use fit::{Bulk, PeerId};
+use fit::{Call, PeerId, Piece};
 use hal::{DmaBuffer, Platform};
 use libos::dma::Buffer;
 use messages::Kind;
 use node::{Core, Error, Node};
 use processor::remote::{Carrier, MAX_READ, NoAnswer};
-use verbs::{Access, Device, Region, RemoteAddr};
+use verbs::{Access, Device, Region};
 
 /// Carries calls to one peer.
 pub(crate) struct FitCarrier {
@@ -76,7 +76,7 @@ impl FitCarrier {
 
 impl Carrier for FitCarrier {
     async fn call(&self, kind: Kind, request: &[u8], reply: &mut [u8]) -> Result<usize, NoAnswer> {
-        let called = self.core.call(self.peer, (kind.0, request), None, reply).await;
+        let called = self.core.call(self.peer, Call::new(kind.0, request), reply).await;
         called
             .map(|reply| reply.len)
             .map_err(|error| Self::failed(kind, &error))
@@ -100,15 +100,9 @@ impl Carrier for FitCarrier {
             return Err(NoAnswer);
         }
         let len = u32::try_from(data.len().min(MAX_READ)).expect("at most MAX_READ");
-        let into = RemoteAddr {
-            addr: landing.region.addr,
-            rkey: landing.region.rkey,
-        };
-        let bulk = Bulk { into, len };
-        let called = self
-            .core
-            .call(self.peer, (kind.0, request), Some(bulk), reply)
-            .await;
+        let into = [Piece::of(&landing.region, 0, len)];
+        let call = Call::new(kind.0, request).scatter(&into);
+        let called = self.core.call(self.peer, call, reply).await;
         let answer = called.map_err(|error| Self::failed(kind, &error))?;
         let came = (answer.bulk as usize).min(data.len());
         landing.buffer.read(0, &mut data[..came]);

@@ -1,186 +1,21 @@
 //! Nodes over the real driver and the ConnectX-3 model, in one process and in virtual time.
 
+mod bulk;
+mod common;
+
 use std::sync::{Arc, Mutex};
 
-use fit::{Bulk, Config, Error, Fit, Handler, LostCause, OneSided, PeerId, PeerSpec, ReplyBuf, Role};
+use common::{GUID, SHORT, SILENT, bytes, config, node, node_with_taken, pair};
+
+use fit::{Call, Config, Error, LostCause, OneSided, PeerSpec, Piece, Role};
 use hal::{DmaBuffer, Duration, Instant, Platform};
+use harness::Testbed;
 use harness::trace::{Command, Direction, Event, Purpose, Recorder};
-use harness::{Buffer, Machine, Testbed};
 use mad::cm::CmMessage;
-use mlx4::Mlx4;
 use mlx4_hw::command::Opcode;
 use mlx4_hw::qp::{QpMailbox, Service};
-use verbs::{Access, Device, Domain, Gid, Guid, Psn, QpConfig, QpKind, RemoteAddr, Rkey, Sge};
+use verbs::{Gid, Guid, Psn, RemoteAddr, Rkey, Sge};
 use zerocopy::FromBytes;
-
-/// Answers with the request's bytes, and fills the bulk with the kind.
-#[derive(Default)]
-struct Echo {
-    lost: Mutex<Vec<PeerId>>,
-}
-
-impl Handler for Echo {
-    async fn handle(&self, _: PeerId, kind: u16, request: &[u8], reply: &mut dyn ReplyBuf) {
-        if kind == SILENT {
-            return core::future::pending().await;
-        }
-        let most = if kind == SHORT { 4 } else { request.len() };
-        let len = most.min(reply.message().len());
-        reply.message()[..len].copy_from_slice(&request[..len]);
-        reply.set_len(len);
-        let bulk = vec![kind.to_le_bytes()[0]; reply.bulk_limit()];
-        for (at, piece) in bulk.chunks(1000).enumerate() {
-            assert_eq!(reply.write_bulk(at * 1000, piece), piece.len());
-        }
-    }
-    fn peer_lost(&self, peer: PeerId) {
-        self.lost.lock().unwrap().push(peer);
-    }
-}
-
-/// A kind of call that never gets an answer.
-const SILENT: u16 = 60;
-/// A kind of call that is answered with four bytes.
-const SHORT: u16 = 61;
-
-struct Node {
-    machine: Machine,
-    device: Arc<Mlx4<Machine>>,
-    fit: Fit<Mlx4<Machine>, Machine>,
-    handler: Arc<Echo>,
-    role: Role,
-}
-
-const GUID: u64 = 0x0002_c903_0000_1000;
-
-fn config() -> Config {
-    Config {
-        bulk_size: 64 << 10,
-        calls: 8,
-        serves: 8,
-        timeout: Duration::from_secs(5),
-        ..Config::default()
-    }
-}
-
-fn node(bed: &mut Testbed, index: u64, role: Role, config: Config) -> Node {
-    node_with_taken(bed, index, role, config, 0)
-}
-
-/// A node whose card has given `taken` numbers of queue pairs to others before FIT comes.
-fn node_with_taken(bed: &mut Testbed, index: u64, role: Role, config: Config, taken: u32) -> Node {
-    let _ = env_logger::builder().is_test(true).try_init();
-    let machine = bed.add_machine(role.name(), Guid(GUID + (index << 8)));
-    let card = mlx4::Config {
-        completion_vectors: config.cores,
-        ..mlx4::Config::default()
-    };
-    let device = Arc::new(bed.block_on(Mlx4::start(machine.clone(), card)).unwrap());
-    if taken > 0 {
-        bed.block_on(take_queue_pairs(&device, taken));
-    }
-    let service = device.clone();
-    bed.spawn(async move {
-        let _ = service.service().await;
-    });
-    let fit = bed
-        .block_on(Fit::new(device.clone(), machine.clone(), role, config))
-        .unwrap();
-    let handler = Arc::new(Echo::default());
-    let control = fit.clone();
-    bed.spawn(async move { control.control().await });
-    for index in 0..config.cores {
-        let core = fit.clone();
-        bed.spawn(async move { core.run_core(index).await.expect("the device waits") });
-        for _ in 0..2 {
-            let (core, handler) = (fit.core(index), handler.clone());
-            bed.spawn(async move { core.serve(&*handler).await });
-        }
-    }
-    let (watch, told) = (fit.clone(), handler.clone());
-    bed.spawn(async move { watch.watch(&*told).await });
-    Node {
-        machine,
-        device,
-        fit,
-        handler,
-        role,
-    }
-}
-
-/// Makes queue pairs that nobody uses.
-async fn take_queue_pairs(device: &Mlx4<Machine>, count: u32) {
-    let mut queues = device.create_queues(64, 0).await.unwrap();
-    let unused = QpConfig {
-        kind: QpKind::ReliableConnection,
-        domain: Domain::default(),
-        port: 1,
-        send_depth: 1,
-        receive_depth: 1,
-        send_sge: 1,
-        receive_sge: 1,
-        inline: 0,
-        remote_access: Access::default(),
-    };
-    for _ in 0..count {
-        device.create_qp(&mut queues, &unused).await.unwrap();
-    }
-}
-
-impl Node {
-    async fn spec(&self) -> PeerSpec {
-        PeerSpec {
-            role: self.role,
-            gid: self.device.port(1).await.unwrap().gid,
-        }
-    }
-
-    /// Registered memory filled with `value`.
-    async fn memory(&self, len: usize, value: u8) -> (Buffer, Sge, RemoteAddr) {
-        let buffer = self.machine.alloc(len, 4096).unwrap();
-        buffer.fill(0, len, value);
-        let access = Access {
-            local_write: true,
-            remote_read: true,
-            remote_write: true,
-        };
-        let region = self
-            .device
-            .register(Domain::default(), buffer.bus_addr().0, len as u64, access)
-            .await
-            .unwrap();
-        let addr = region.addr;
-        let len = u32::try_from(len).unwrap();
-        (
-            buffer,
-            Sge {
-                addr,
-                len,
-                lkey: region.lkey,
-            },
-            RemoteAddr {
-                addr,
-                rkey: region.rkey,
-            },
-        )
-    }
-}
-
-fn bytes(buffer: &Buffer, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    buffer.read(0, &mut bytes);
-    bytes
-}
-
-/// A processor and a memory, connected by the processor.
-fn pair(bed: &mut Testbed) -> (Node, Node, PeerId) {
-    let memory = node(bed, 2, Role::Memory, config());
-    let processor = node(bed, 1, Role::Processor, config());
-    let peer = bed
-        .block_on(async { processor.fit.connect(memory.spec().await).await })
-        .unwrap();
-    (processor, memory, peer)
-}
 
 #[test]
 fn calls_of_all_sizes_come_back() {
@@ -188,27 +23,26 @@ fn calls_of_all_sizes_come_back() {
     let (processor, _memory, peer) = pair(&mut bed);
     bed.block_on(async {
         let core = processor.fit.core(0);
-        let (buffer, _, into) = processor.memory(64 << 10, 0).await;
+        let (buffer, region) = processor.lent(64 << 10, 0).await;
         let mut reply = vec![0; 4096];
-        for len in [0_usize, 1, 4, 32, 180, 300, 1000, 4064] {
+        for len in [0_usize, 1, 4, 32, 180, 300, 1000, 4072] {
             let request = vec![len.to_le_bytes()[0]; len];
-            let got = core.call(peer, (3, &request), None, &mut reply).await.unwrap();
+            let got = core.call(peer, Call::new(3, &request), &mut reply).await.unwrap();
             assert_eq!((&reply[..got.len], got.bulk), (&request[..], 0));
         }
         for len in [1, 4096, 5000, 65536] {
             buffer.fill(0, 64 << 10, 0);
-            let got = core
-                .call(peer, (7, b"x"), Some(Bulk { into, len }), &mut reply)
-                .await
-                .unwrap();
+            let pieces = [Piece::of(&region, 0, len)];
+            let call = Call::new(7, b"x").scatter(&pieces);
+            let got = core.call(peer, call, &mut reply).await.unwrap();
             assert_eq!(got.bulk, len);
             let len = len as usize;
             let expected = [vec![7; len], vec![0; (64 << 10) - len]].concat();
             assert!(bytes(&buffer, 64 << 10) == expected, "{len} bytes");
         }
-        let long = vec![0; 4065];
-        let error = core.call(peer, (3, &long), None, &mut reply).await;
-        assert!(matches!(error, Err(Error::TooLong { limit: 4064, .. })));
+        let long = vec![0; 4073];
+        let error = core.call(peer, Call::new(3, &long), &mut reply).await;
+        assert!(matches!(error, Err(Error::TooLong { limit: 4096, .. })));
     });
     assert_eq!(processor.machine.violations(), 0);
 }
@@ -223,7 +57,10 @@ fn more_calls_than_credits_all_end() {
             let core = core.clone();
             async move {
                 let mut reply = [0; 64];
-                let got = core.call(peer, (3, &[tag; 50]), None, &mut reply).await.unwrap();
+                let got = core
+                    .call(peer, Call::new(3, &[tag; 50]), &mut reply)
+                    .await
+                    .unwrap();
                 assert_eq!(reply[..got.len], [tag; 50]);
             }
         });
@@ -306,10 +143,13 @@ fn a_peer_that_does_not_answer_ends_the_call_at_its_deadline() {
     let before = bed.now();
     bed.block_on(async {
         let core = processor.fit.core(0);
-        let error = core.call(peer, (SILENT, b""), None, &mut []).await.unwrap_err();
+        let error = core
+            .call(peer, Call::new(SILENT, b""), &mut [])
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::Deadline { .. }), "{error}");
         // The connection itself is none the worse: the other worker still answers.
-        assert!(core.call(peer, (3, b"x"), None, &mut [0; 8]).await.is_ok());
+        assert!(core.call(peer, Call::new(3, b"x"), &mut [0; 8]).await.is_ok());
     });
     let waited = bed.now().since(before);
     assert!(
@@ -331,7 +171,7 @@ fn a_dead_peer_ends_every_wait_by_an_error_that_names_it() {
         memory.machine.power_off();
         let (read, call) = futures_util::future::join(
             core.read(peer, remote, local),
-            core.call(peer, (3, b""), None, &mut []),
+            core.call(peer, Call::new(3, b""), &mut []),
         )
         .await;
         for error in [read.unwrap_err(), call.unwrap_err()] {
@@ -377,7 +217,7 @@ fn three_nodes_come_up_in_any_order() {
         for peer in connected {
             let mut reply = [0; 8];
             assert_eq!(
-                core.call(peer.unwrap(), (3, b"hello"), None, &mut reply)
+                core.call(peer.unwrap(), Call::new(3, b"hello"), &mut reply)
                     .await
                     .unwrap()
                     .len,
@@ -402,7 +242,7 @@ fn both_sides_may_call_each_other_at_once() {
             processor
                 .fit
                 .core(0)
-                .call(to_memory, (3, b"a"), None, &mut reply)
+                .call(to_memory, Call::new(3, b"a"), &mut reply)
                 .await
                 .is_ok()
         );
@@ -410,7 +250,7 @@ fn both_sides_may_call_each_other_at_once() {
             memory
                 .fit
                 .core(0)
-                .call(to_processor, (3, b"b"), None, &mut reply)
+                .call(to_processor, Call::new(3, b"b"), &mut reply)
                 .await
                 .is_ok()
         );
@@ -520,7 +360,7 @@ fn b9_queue_pairs_may_have_any_numbers() {
         let got = processor
             .fit
             .core(0)
-            .call(peer, (3, b"b9"), None, &mut reply)
+            .call(peer, Call::new(3, b"b9"), &mut reply)
             .await;
         assert_eq!(got.unwrap().len, 2);
     });
@@ -544,7 +384,10 @@ fn cores_have_queue_pairs_of_their_own_and_share_none() {
             async move {
                 for _ in 0..=index {
                     let mut reply = [0; 8];
-                    let got = core.call(peer, (3, &[index; 4]), None, &mut reply).await.unwrap();
+                    let got = core
+                        .call(peer, Call::new(3, &[index; 4]), &mut reply)
+                        .await
+                        .unwrap();
                     assert_eq!(reply[..got.len], [index; 4]);
                 }
                 core.read(peer, remote, local).await.unwrap();
@@ -581,12 +424,12 @@ fn a_short_call_is_one_doorbell_and_one_packet_each_way() {
     };
     let core = processor.fit.core(0);
     bed.block_on(async {
-        core.call(peer, (3, b"warm"), None, &mut [0; 4]).await.unwrap();
+        core.call(peer, Call::new(3, b"warm"), &mut [0; 4]).await.unwrap();
     });
     let before = look(&bed);
     bed.block_on(async {
         for _ in 0..CALLS {
-            let got = core.call(peer, (SHORT, &[7; 32]), None, &mut [0; 4]).await;
+            let got = core.call(peer, Call::new(SHORT, &[7; 32]), &mut [0; 4]).await;
             assert_eq!(got.unwrap().len, 4);
         }
     });
