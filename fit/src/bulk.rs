@@ -170,6 +170,7 @@ impl<M: DmaBuffer> Link<M> {
             part.input = self.bulk.free.pop();
             self.serves[usize::from(slot)].state = ServeState::Fetching;
             self.bulk.fetching.push_back(slot);
+            self.backlog = true;
         }
     }
 

@@ -198,7 +198,10 @@ impl<M: DmaBuffer> Link<M> {
         place.state = CallState::Waiting;
         place.kind = call.kind;
         place.lends = call.lends();
-        place.takes = u32::try_from(total(call.scatter)).unwrap_or(u32::MAX);
+        place.takes = match call.scatter {
+            [] => 0,
+            pieces => u32::try_from(total(pieces)).unwrap_or(u32::MAX),
+        };
         (place.started, place.deadline) = (now, deadline);
         let id = CallId {
             slot,
@@ -334,6 +337,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
+    #[inline]
     pub(crate) fn free_call(&mut self, slot: u16) {
         let call = &mut self.calls[usize::from(slot)];
         call.state = CallState::Free;
@@ -343,6 +347,7 @@ impl<M: DmaBuffer> Link<M> {
         self.wake_room_waiters();
     }
 
+    #[inline]
     pub(crate) fn end_call(&mut self, slot: usize, state: CallState) {
         let call = &mut self.calls[slot];
         call.state = state;
@@ -351,6 +356,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn on_reply<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -366,16 +372,16 @@ impl<M: DmaBuffer> Link<M> {
             self.counters.nr_stray += 1;
             return self.post_receive(queues, receive.into());
         };
-        let (state, kind, takes, started) = (call.state, call.kind, call.takes, call.started);
         let owed = matches!(
-            state,
+            call.state,
             CallState::Waiting | CallState::Expired(_) | CallState::Orphaned
         );
-        if owed && (header.bulk > takes || header.kind != kind) {
+        if owed && (header.bulk > call.takes || header.kind != call.kind) {
             return self.fail(LostCause::Protocol);
         }
-        match state {
+        match call.state {
             CallState::Waiting => {
+                let started = call.started;
                 self.counters.nr_bytes_rx += u64::from(header.bulk);
                 self.counters.call_time.record(now.since(started));
                 let answer = CallState::Answered {

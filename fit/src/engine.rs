@@ -28,6 +28,8 @@ pub struct Engine<Q, M> {
     config: Config,
     queues: Q,
     links: Vec<(Option<PeerId>, Link<M>)>,
+    /// Which connection has which queue pair, by the queue pair's place in the queue set.
+    by_qp: Vec<Option<u16>>,
     servers: Vec<Waker>,
     /// The connection whose requests are looked at first: they take turns.
     turn: usize,
@@ -49,6 +51,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             config,
             queues,
             links: Vec::with_capacity(config.peers.into()),
+            by_qp: Vec::new(),
             servers: Vec::with_capacity(MAX_WORKERS.into()),
             turn: 0,
             poller: None,
@@ -86,10 +89,16 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             self.has_room(),
             "a connection beyond the completion queue's credits"
         );
+        let index = u16::try_from(self.links.len()).expect("connections are counted in 16 bits");
+        let place = usize::from(parts.qp.0);
+        if place >= self.by_qp.len() {
+            self.by_qp.resize(place + 1, None);
+        }
+        self.by_qp[place] = Some(index);
         let mut link = Link::new(&self.config, parts);
         link.post_receives(&mut self.queues);
         self.links.push((None, link));
-        u16::try_from(self.links.len() - 1).expect("connections are counted in 16 bits")
+        index
     }
 
     /// The connection `index` stands.
@@ -251,27 +260,36 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
                 return 1;
             }
         };
+        // Completions of one connection come in runs: each run shares a doorbell.
+        let mut current = None;
         for completion in &batch[..taken] {
             self.counters.nr_cqe += 1;
-            match self.links.iter_mut().find(|(_, link)| link.qp == completion.qp) {
-                Some((_, link)) => link.on_completion(&mut self.queues, completion, now),
+            let place = self.by_qp.get(usize::from(completion.qp.0)).copied().flatten();
+            if place != current
+                && let Some(done) = core::mem::replace(&mut current, place)
+            {
+                self.settle(done);
+            }
+            match place {
+                Some(index) => {
+                    let link = &mut self.links[usize::from(index)].1;
+                    link.on_completion(&mut self.queues, completion, now);
+                }
                 None => self.counters.nr_stray_cqe += 1,
             }
         }
-        if taken > 0 {
-            self.flush_all();
+        if let Some(done) = current {
+            self.settle(done);
         }
         taken
     }
 
-    /// Posts and shows the device what can be, on every connection, and wakes the servers if that let requests arrive.
-    fn flush_all(&mut self) {
-        let mut arrived = false;
-        for (_, link) in &mut self.links {
-            link.flush(&mut self.queues);
-            arrived |= core::mem::take(&mut link.newly_arrived);
-        }
-        if arrived {
+    /// Posts and shows the device what can be on a connection, and wakes the servers if requests have arrived.
+    #[inline]
+    fn settle(&mut self, index: u16) {
+        let link = &mut self.links[usize::from(index)].1;
+        link.flush(&mut self.queues);
+        if core::mem::take(&mut link.newly_arrived) && !self.servers.is_empty() {
             self.servers.drain(..).for_each(Waker::wake);
         }
     }
@@ -283,8 +301,10 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Looks at every deadline.
     pub fn tick(&mut self, now: Instant) {
-        self.links.iter_mut().for_each(|(_, link)| link.tick(now));
-        self.flush_all();
+        for index in 0..self.links.len() {
+            self.links[index].1.tick(now);
+            self.settle(u16::try_from(index).expect("connections are counted in 16 bits"));
+        }
     }
 
     /// Keeps a waker to be woken when a slot to `peer` becomes free.
@@ -490,11 +510,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             return;
         }
         link.reply(&mut self.queues, incoming, body, bulk);
-        link.flush(&mut self.queues);
         // Another request may have got this one's buffers.
-        if core::mem::take(&mut link.newly_arrived) {
-            self.servers.drain(..).for_each(Waker::wake);
-        }
+        self.settle(incoming.link);
     }
 
     #[cfg(test)]

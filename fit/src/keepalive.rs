@@ -48,6 +48,11 @@ impl Alive {
         (self.silent, self.asked) = (Duration::ZERO, None);
     }
 
+    /// Whether a ping or pong is due.
+    pub(crate) fn owes_signs(&self) -> bool {
+        self.ping_due || self.pong_due
+    }
+
     pub(crate) fn owe_pong(&mut self) {
         self.pong_due = true;
     }
@@ -81,6 +86,7 @@ impl<M: DmaBuffer> Link<M> {
     /// Finds out whether the peer still answers.
     pub(crate) fn probe(&mut self) {
         self.alive.ask();
+        self.backlog |= self.alive.owes_signs();
     }
 
     /// Asks a silent peer, and loses it when it stays so.
@@ -91,6 +97,7 @@ impl<M: DmaBuffer> Link<M> {
         if let Some(silent) = self.alive.look(now) {
             self.fail(LostCause::Silent(silent));
         }
+        self.backlog |= self.alive.owes_signs();
     }
 
     /// Posts the ping and pong that are due, if there is room.

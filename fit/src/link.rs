@@ -29,6 +29,8 @@ use crate::{Config, Error, LinkCounters, LostCause, MAX_PIECES, Operation, PeerN
 
 /// The most bytes that are copied to the stack to go inline; more than any ConnectX-3 takes is of no use.
 const INLINE_COPY: usize = 256;
+/// The same for short messages: clearing the place of a long one is a tenth of what a short call costs.
+const SHORT_COPY: usize = 64;
 
 /// A connection's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +133,8 @@ pub(crate) struct Link<M> {
     room_waiters: Vec<Waker>,
     max_waiters: usize,
     doorbell_due: bool,
+    /// Something may wait to be posted.
+    pub(crate) backlog: bool,
 }
 
 impl<M: DmaBuffer> Link<M> {
@@ -177,6 +181,7 @@ impl<M: DmaBuffer> Link<M> {
             room_waiters: Vec::with_capacity(usize::from(config.calls) * 4),
             max_waiters: usize::from(config.calls) * 4,
             doorbell_due: false,
+            backlog: false,
         }
     }
 
@@ -262,8 +267,11 @@ impl<M: DmaBuffer> Link<M> {
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn wake_room_waiters(&mut self) {
-        self.room_waiters.drain(..).for_each(Waker::wake);
+        if !self.room_waiters.is_empty() {
+            self.room_waiters.drain(..).for_each(Waker::wake);
+        }
     }
 
     // ---- Posting ----
@@ -279,6 +287,7 @@ impl<M: DmaBuffer> Link<M> {
     }
 
     /// Posts a message, inline when short, else from the connection's memory at `at` and what is gathered behind it.
+    #[inline]
     pub(crate) fn send_message<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -290,16 +299,12 @@ impl<M: DmaBuffer> Link<M> {
         let head = message.header.head_len();
         let len = head + message.body.len();
         if len <= self.max_inline && message.carried.is_empty() {
-            let mut bytes = [0; INLINE_COPY];
-            bytes[..HEADER_LEN].copy_from_slice(&message.header.encode());
-            let pieces = message.offered.iter().chain(message.accepting);
-            for (piece, place) in pieces.zip(bytes[HEADER_LEN..].as_chunks_mut().0) {
-                *place = piece.descriptor().encode();
-            }
-            bytes[head..len].copy_from_slice(message.body);
             self.counters.nr_bytes_tx += len as u64;
-            let payload = Payload::Inline(&bytes[..len]);
-            return self.post(queues, SendOp::Send { imm: None }, payload, purpose);
+            return if len <= SHORT_COPY {
+                self.send_inline::<Q, SHORT_COPY>(queues, &message, (head, len), purpose)
+            } else {
+                self.send_inline::<Q, INLINE_COPY>(queues, &message, (head, len), purpose)
+            };
         }
         self.memory.write(at, &message.header.encode());
         for (index, piece) in message.offered.iter().chain(message.accepting).enumerate() {
@@ -313,6 +318,26 @@ impl<M: DmaBuffer> Link<M> {
             *place = piece.sge();
         }
         self.send_gathered(queues, &pieces[..1 + message.carried.len()], purpose);
+    }
+
+    /// Posts a message of `len` bytes, `head` of them in front of its body, inline; `N` bytes hold it.
+    #[inline]
+    fn send_inline<Q: QueueSet, const N: usize>(
+        &mut self,
+        queues: &mut Q,
+        message: &Outgoing<'_>,
+        (head, len): (usize, usize),
+        purpose: Purpose,
+    ) {
+        let mut bytes = [0; N];
+        bytes[..HEADER_LEN].copy_from_slice(&message.header.encode());
+        let pieces = message.offered.iter().chain(message.accepting);
+        for (piece, place) in pieces.zip(bytes[HEADER_LEN..].as_chunks_mut().0) {
+            *place = piece.descriptor().encode();
+        }
+        bytes[head..len].copy_from_slice(message.body);
+        let payload = Payload::Inline(&bytes[..len]);
+        self.post(queues, SendOp::Send { imm: None }, payload, purpose);
     }
 
     /// Posts a message whose body stands in the connection's memory, behind room for the header.
@@ -412,11 +437,10 @@ impl<M: DmaBuffer> Link<M> {
     }
 
     /// Posts what waits for room, and rings the doorbell if anything was posted since.
+    #[inline]
     pub(crate) fn flush<Q: QueueSet>(&mut self, queues: &mut Q) {
-        self.pump(queues);
-        if self.state == LinkState::Up {
-            self.send_signs(queues);
-            self.send_credit(queues);
+        if self.backlog {
+            self.work_off(queues);
         }
         if core::mem::take(&mut self.doorbell_due) {
             queues.ring(self.qp);
@@ -424,9 +448,34 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
+    /// Posts what waits for room or credit, replies first.
+    #[inline(never)]
+    fn work_off<Q: QueueSet>(&mut self, queues: &mut Q) {
+        if self.state != LinkState::Up {
+            return;
+        }
+        self.backlog = false;
+        self.send_queued_replies(queues);
+        self.fetch_offered(queues);
+        self.post_queued_ops(queues);
+        self.send_signs(queues);
+        self.send_credit(queues);
+        self.backlog |= self.has_backlog();
+    }
+
+    /// Whether something waits to be posted.
+    fn has_backlog(&self) -> bool {
+        !self.queued_replies.is_empty()
+            || !self.bulk.fetching.is_empty()
+            || self.has_queued_ops()
+            || self.alive.owes_signs()
+            || self.window.is_credit_due()
+    }
+
     // ---- Completions ----
 
     /// Takes one completion of this connection's queue pair.
+    #[inline]
     pub(crate) fn on_completion<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -499,6 +548,7 @@ impl<M: DmaBuffer> Link<M> {
             MessageType::OneWay => self.on_one_way(receive, &header, now),
             MessageType::Ping => {
                 self.alive.owe_pong();
+                self.backlog = true;
                 self.post_receive(queues, index);
             }
             MessageType::Pong | MessageType::Credit => self.post_receive(queues, index),

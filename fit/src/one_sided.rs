@@ -148,7 +148,7 @@ impl<M: DmaBuffer> Link<M> {
             OneSided::Write => self.counters.nr_rdma_write += 1,
         }
         self.ops.queued.push_back(slot);
-        self.pump(queues);
+        self.post_queued_ops(queues);
         Ok(Some(id))
     }
 
@@ -229,17 +229,18 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Posts what is queued, in order, as far as send queue and READ credits go.
-    pub(crate) fn pump<Q: QueueSet>(&mut self, queues: &mut Q) {
-        if self.state != LinkState::Up {
-            return;
-        }
-        self.send_queued_replies(queues);
-        self.fetch_offered(queues);
+    /// Whether an access waits to be posted.
+    pub(crate) fn has_queued_ops(&self) -> bool {
+        !self.ops.queued.is_empty()
+    }
+
+    /// Posts the accesses that are queued, in order, as far as send queue and READ credits go.
+    pub(crate) fn post_queued_ops<Q: QueueSet>(&mut self, queues: &mut Q) {
         while let Some(&slot) = self.ops.queued.front() {
             let op = &self.ops.slots[usize::from(slot)];
             let read = op.what == OneSided::Read;
             if self.ring.room() == 0 || (read && !self.may_read()) {
+                self.backlog = true;
                 break;
             }
             let (send, bytes) = match op.what {

@@ -64,7 +64,7 @@ impl Window {
     }
 
     /// Whether the peer waits for nothing else to be told.
-    fn is_credit_due(&self) -> bool {
+    pub(crate) fn is_credit_due(&self) -> bool {
         self.untold > 0 && self.untold >= self.size.div_ceil(2)
     }
 }
@@ -125,6 +125,7 @@ impl<M: DmaBuffer> Link<M> {
         self.window.held -= 1;
         self.window.returned = self.window.returned.wrapping_add(1);
         self.window.untold += 1;
+        self.backlog |= self.window.is_credit_due();
         self.counters.nr_one_way_served += 1;
         self.counters.served[LinkCounters::kind(kind)] += 1;
     }

@@ -41,7 +41,9 @@ pub(crate) enum Misfit {
 /// A ring of posted requests, numbered on and on; the number is the request's id.
 #[derive(Debug)]
 pub(crate) struct SendRing {
+    /// A power of two of places, so that a number's place takes no division; no more than `depth` are used.
     posted: Box<[Posted]>,
+    depth: usize,
     head: u64,
     tail: u64,
     unsignalled_run: u16,
@@ -59,7 +61,8 @@ impl SendRing {
             signalled: false,
         };
         Self {
-            posted: vec![nothing; depth as usize].into(),
+            posted: vec![nothing; (depth as usize).next_power_of_two()].into(),
+            depth: depth as usize,
             head: 0,
             tail: 0,
             unsignalled_run: 0,
@@ -69,7 +72,7 @@ impl SendRing {
 
     /// Free places.
     pub(crate) fn room(&self) -> usize {
-        self.posted.len() - self.outstanding()
+        self.depth - self.outstanding()
     }
 
     /// Places taken.
@@ -111,7 +114,7 @@ impl SendRing {
     }
 
     fn place(&self, id: u64) -> usize {
-        usize::try_from(id % self.posted.len() as u64).expect("less than a length")
+        usize::try_from(id).expect("64 bits") & (self.posted.len() - 1)
     }
 }
 

@@ -122,6 +122,7 @@ pub(crate) enum Arrival {
 
 impl<M: DmaBuffer> Link<M> {
     /// Notes a request; it stays in its receive buffer until a server takes it.
+    #[inline]
     pub(crate) fn on_request(&mut self, receive: u16, header: &Header, now: Instant) {
         let idle = |serve: &&mut ServeSlot| serve.state == ServeState::Idle;
         let Some(serve) = self.serves.get_mut(usize::from(header.slot)).filter(idle) else {
@@ -231,6 +232,7 @@ impl<M: DmaBuffer> Link<M> {
             self.memory.write(at + HEADER_LEN, body);
             self.serves[usize::from(slot)].state = ServeState::Queued { body: len, bulk };
             self.queued_replies.push_back(slot);
+            self.backlog = true;
             return;
         }
         let purpose = self.write_bulk_back(queues, slot, bulk);

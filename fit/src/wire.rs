@@ -104,6 +104,8 @@ impl Header {
         }
     }
 
+    /// As three words: half the instructions of writing each field by itself.
+    #[inline]
     pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
         let kind = match self.message {
             MessageType::Request => 1,
@@ -111,16 +113,19 @@ impl Header {
             MessageType::OneWay => 3,
             MessageType::Credit => 4,
             MessageType::Ping => 8,
-            MessageType::Pong => 9,
+            MessageType::Pong => 9_u8,
         };
+        let first = u64::from(kind)
+            | u64::from(self.gathers) << 8
+            | u64::from(self.scatters) << 16
+            | u64::from(self.kind) << 32
+            | u64::from(self.slot) << 48;
+        let second = u64::from(self.generation) | u64::from(self.body) << 32;
+        let third = u64::from(self.bulk) | u64::from(self.returned) << 32;
         let mut bytes = [0; HEADER_LEN];
-        bytes[..4].copy_from_slice(&[kind, self.gathers, self.scatters, 0]);
-        bytes[4..6].copy_from_slice(&self.kind.to_le_bytes());
-        bytes[6..8].copy_from_slice(&self.slot.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.generation.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.body.to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.bulk.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.returned.to_le_bytes());
+        bytes[..8].copy_from_slice(&first.to_le_bytes());
+        bytes[8..16].copy_from_slice(&second.to_le_bytes());
+        bytes[16..].copy_from_slice(&third.to_le_bytes());
         bytes
     }
 
@@ -143,8 +148,22 @@ impl Header {
     }
 
     /// Reads the header of a message of `len` bytes in all; nothing if it is none.
+    // Always inline: called at one place, and a call of it costs as much as its work.
+    #[inline(always)]
     pub(crate) fn decode(bytes: &[u8; HEADER_LEN], len: u32) -> Option<Self> {
-        let message = match bytes[0] {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let (first, second, third) = (word(0), word(8), word(16));
+        let [
+            kind,
+            gathers,
+            scatters,
+            reserved,
+            kind_low,
+            kind_high,
+            slot_low,
+            slot_high,
+        ] = first.to_le_bytes();
+        let message = match kind {
             1 => MessageType::Request,
             2 => MessageType::Reply,
             3 => MessageType::OneWay,
@@ -153,20 +172,18 @@ impl Header {
             9 => MessageType::Pong,
             _ => return None,
         };
-        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        let word = |at: usize| u32::from(half(at)) | u32::from(half(at + 2)) << 16;
         let header = Self {
             message,
-            gathers: bytes[1],
-            scatters: bytes[2],
-            kind: half(4),
-            slot: half(6),
-            generation: word(8),
-            body: word(12),
-            bulk: word(16),
-            returned: word(20),
+            gathers,
+            scatters,
+            kind: u16::from_le_bytes([kind_low, kind_high]),
+            slot: u16::from_le_bytes([slot_low, slot_high]),
+            generation: low(second),
+            body: low(second >> 32),
+            bulk: low(third),
+            returned: low(third >> 32),
         };
-        (bytes[3] == 0 && header.is_exact(len) && header.makes_sense()).then_some(header)
+        (reserved == 0 && header.is_exact(len) && header.makes_sense()).then_some(header)
     }
 
     /// Whether the parts that it names make up a message of `len` bytes.
@@ -197,6 +214,12 @@ impl Header {
             }
         }
     }
+}
+
+/// The low half of a word.
+#[expect(clippy::cast_possible_truncation, reason = "it is what is asked for")]
+fn low(word: u64) -> u32 {
+    word as u32
 }
 
 #[cfg(test)]

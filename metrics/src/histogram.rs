@@ -53,8 +53,10 @@ impl Clone for Histogram {
 
 impl Histogram {
     /// Counts one sample.
+    #[inline]
     pub fn record(&self, time: Duration) {
-        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let ns = time.as_secs().saturating_mul(1_000_000_000);
+        let ns = ns.saturating_add(time.subsec_nanos().into());
         self.total_ns.fetch_add(ns, Relaxed);
         self.buckets[bucket(ns)].fetch_add(1, Relaxed);
     }
