@@ -83,6 +83,12 @@ impl Profile {
         }
     }
 
+    /// The points at which something was measured, with what.
+    pub fn measured(&self) -> impl Iterator<Item = (Point, Summary)> {
+        let all = Point::ALL.into_iter().map(|point| (point, self.summary(point)));
+        all.filter(|(_, time)| time.count > 0)
+    }
+
     /// What was measured at a point; all zero if nothing was.
     #[must_use]
     pub fn summary(&self, point: Point) -> Summary {
@@ -114,8 +120,14 @@ mod tests {
             let began = on.begin(|| Instant::from_nanos(10));
             on.end(point, began, || Instant::from_nanos(10 + place));
         }
-        for (place, point) in (1..).zip(Point::ALL) {
-            assert_eq!((on.summary(point).count, on.summary(point).avg_ns), (1, place));
-        }
+        let measured: Vec<_> = on
+            .measured()
+            .map(|(point, time)| (point, time.count, time.avg_ns))
+            .collect();
+        let expected: Vec<_> = (1..)
+            .zip(Point::ALL)
+            .map(|(place, point)| (point, 1, place))
+            .collect();
+        assert_eq!(measured, expected);
     }
 }

@@ -185,5 +185,6 @@ impl fit::Handler for Server {
             pool.free(),
             pool.total()
         );
+        node::log_profile(&self.fit);
     }
 }

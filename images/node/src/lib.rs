@@ -16,4 +16,4 @@ mod start;
 #[cfg(target_os = "none")]
 pub use error::Error;
 #[cfg(target_os = "none")]
-pub use start::{Card, Core, Fit, Node, end, finish};
+pub use start::{Card, Core, Fit, Node, end, finish, log_profile};

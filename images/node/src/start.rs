@@ -147,6 +147,21 @@ fn configure(line: &CommandLine, config: Config) -> Result<Config, Error> {
     })
 }
 
+/// Logs what FIT's profile points on the first core have measured, if they do.
+pub fn log_profile(fit: &Fit) {
+    let core = fit.core(0);
+    for (point, time) in core.profile().measured() {
+        log::info!(
+            "{}: {} times, {} ns on average, half within {} ns, 99 % within {} ns",
+            point.name(),
+            time.count,
+            time.avg_ns,
+            time.p50_ns,
+            time.p99_ns
+        );
+    }
+}
+
 /// Ends the node when a task that it cannot do without has ended.
 pub fn end(result: Result<(), Error>) -> ! {
     libos::power_off(finish(result))

@@ -7,7 +7,7 @@ use alloc::vec;
 use fit::{Config, Domains, Exchange, PeerId, Role};
 use libos::virtio::{self, Disk};
 use libos::{Boot, CommandLine, Exit};
-use node::{Error, Node};
+use node::{Error, Fit, Node};
 use spin::Mutex;
 use storage::{BlockDevice, Bulk, DiskError, Ext4, PeerKey};
 
@@ -39,7 +39,10 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         ..Config::default()
     };
     let node = Node::start(Role::Storage, line, config).await?;
-    let server: &'static Server = Box::leak(Box::new(Server(storage::Server::new(files))));
+    let server: &'static Server = Box::leak(Box::new(Server {
+        files: storage::Server::new(files),
+        fit: node.fit.clone(),
+    }));
     node.serve(server);
     node.join();
     core::future::pending().await
@@ -75,7 +78,10 @@ impl BlockDevice for VirtioDisk {
 }
 
 /// Answers the readers.
-struct Server(storage::Server<VirtioDisk>);
+struct Server {
+    files: storage::Server<VirtioDisk>,
+    fit: Fit,
+}
 
 /// The caller's buffer, through FIT.
 struct FitBulk<'a>(&'a mut dyn Exchange);
@@ -96,7 +102,7 @@ impl fit::Handler for Server {
         let mut message = vec![0; messages::MAX_MESSAGE];
         let from = PeerKey(from.0);
         let len = self
-            .0
+            .files
             .handle(from, kind, request, &mut message, &mut FitBulk(exchange))
             .await;
         let room = exchange.message();
@@ -106,7 +112,8 @@ impl fit::Handler for Server {
     }
 
     fn peer_lost(&self, peer: PeerId) {
-        self.0.peer_lost(PeerKey(peer.0));
+        self.files.peer_lost(PeerKey(peer.0));
         log::info!("peer {} is gone", peer.0);
+        node::log_profile(&self.fit);
     }
 }

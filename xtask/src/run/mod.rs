@@ -71,6 +71,10 @@ pub(crate) struct Args {
     /// Logs each system call of the program in P's log; implies --keep-logs
     #[arg(long)]
     strace: bool,
+    /// Adds an option to the kernel command line of a component, or of all: `memory:workers=4`, `all:polling=busy`; see
+    /// docs/architecture.md (repeatable)
+    #[arg(long, value_name = "WHO:OPTION")]
+    boot: Vec<BootOption>,
     /// How much the nodes log
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
@@ -93,6 +97,50 @@ pub(crate) struct Args {
     /// The program, by its path on S's disk, and its arguments
     #[arg(last = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
+}
+
+/// An option for the kernel command line of some components.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct BootOption {
+    /// None for all.
+    role: Option<Role>,
+    key: String,
+    value: Option<String>,
+}
+
+impl BootOption {
+    fn is_for(&self, role: Role) -> bool {
+        self.role.is_none_or(|only| only == role)
+    }
+
+    fn add_to(&self, line: &mut CommandLine) {
+        match &self.value {
+            Some(value) => line.option(&self.key, value),
+            None => line.flag(&self.key),
+        }
+    }
+}
+
+impl std::str::FromStr for BootOption {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form =
+            || "it is WHO:OPTION or WHO:OPTION=VALUE, WHO being all, processor, memory or storage".to_owned();
+        let (who, option) = text.split_once(':').ok_or_else(form)?;
+        let role = Role::ALL.into_iter().find(|role| role.name() == who);
+        if role.is_none() && who != "all" {
+            return Err(form());
+        }
+        let (key, value) = match option.split_once('=') {
+            Some((key, value)) => (key, Some(value.to_owned())),
+            None => (option, None),
+        };
+        if key.is_empty() {
+            return Err(form());
+        }
+        let key = key.to_owned();
+        Ok(Self { role, key, value })
+    }
 }
 
 /// What is made before a run.
@@ -280,6 +328,9 @@ impl Args {
         if let Some(level) = &self.log {
             line.option("log", level);
         }
+        for extra in self.boot.iter().filter(|extra| extra.is_for(role)) {
+            extra.add_to(&mut line);
+        }
         if role == Role::Processor {
             line.option("pcache", pcache.to_string());
             line.option("ways", self.ways.to_string());
@@ -366,6 +417,22 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: Args,
+    }
+
+    #[test]
+    fn boot_options_go_to_whom_they_are_for() {
+        let parsed = |text: &str| text.parse::<BootOption>();
+        let workers = parsed("memory:workers=4").unwrap();
+        assert!(workers.is_for(Role::Memory) && !workers.is_for(Role::Storage));
+        let all = parsed("all:profile").unwrap();
+        assert!(Role::ALL.into_iter().all(|role| all.is_for(role)));
+        let mut line = CommandLine::default();
+        workers.add_to(&mut line);
+        all.add_to(&mut line);
+        assert_eq!(line.finish().unwrap(), "workers=4 profile");
+        for bad in ["workers=4", "disk:workers=4", "memory:", "memory:=4", ""] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

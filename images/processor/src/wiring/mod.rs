@@ -159,6 +159,9 @@ fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
         }
         report.bytes(name.role, counters.nr_bytes_tx, counters.nr_bytes_rx);
     }
+    for (point, time) in core.profile().measured() {
+        report.time(point.name(), &time);
+    }
     for text in report.finish(status) {
         libos::line(format_args!("{text}"));
     }
