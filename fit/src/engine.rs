@@ -206,6 +206,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
                 gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| Error::PeerLost {
                     peer,
                     cause,
+                    waiting: None,
                 }),
             );
         };
@@ -228,6 +229,18 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// [`Error::NotConnected`] when there never was one.
     pub fn state(&mut self, peer: PeerId) -> Result<LinkState, Error> {
         Ok(self.link(peer)?.0.state)
+    }
+
+    /// Why `peer` is lost, if it is and is remembered.
+    #[must_use]
+    pub fn cause(&self, peer: PeerId) -> Option<LostCause> {
+        match self.links.iter().rfind(|(owner, _)| *owner == Some(peer)) {
+            Some((_, link)) => link.cause,
+            None => {
+                let gone = self.gone.iter().find(|(gone, ..)| *gone == peer);
+                gone.map(|&(_, _, cause)| cause)
+            }
+        }
     }
 
     /// The counters of each connection.

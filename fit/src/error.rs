@@ -74,6 +74,34 @@ impl fmt::Display for LostCause {
     }
 }
 
+/// What a waiter waited for when its peer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The operation.
+    pub operation: Operation,
+    /// For how long it had been under way.
+    pub age: Duration,
+    /// The connection's state when the waiter was told.
+    pub state: LinkState,
+}
+
+/// The end of a sentence about a lost peer.
+struct During<'a>(&'a Option<Waiting>);
+
+impl fmt::Display for During<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Waiting {
+            operation,
+            age,
+            state,
+        }) = self.0
+        else {
+            return Ok(());
+        };
+        write!(f, "; no end of {operation} after {age:?} (connection {state:?})")
+    }
+}
+
 /// What FIT can fail with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -91,12 +119,14 @@ pub enum Error {
         state: LinkState,
     },
     /// The connection ended.
-    #[error("{peer} is lost: {cause}")]
+    #[error("{peer} is lost: {cause}{}", During(waiting))]
     PeerLost {
         /// The peer.
         peer: PeerName,
         /// Why.
         cause: LostCause,
+        /// What was waited for; nothing if the peer was lost before.
+        waiting: Option<Waiting>,
     },
     /// No such peer on this core.
     #[error("no connection to peer {0}")]
@@ -225,5 +255,23 @@ impl fmt::Display for ConnectStep {
             Self::Answer => "it did not answer the connection request",
             Self::Request => "it sent no connection request",
         })
+    }
+}
+
+impl Error {
+    /// Says what was waited for, if the error is that the peer is lost.
+    pub(crate) fn while_waiting(self, waited: Waiting) -> Self {
+        match self {
+            Self::PeerLost {
+                peer,
+                cause,
+                waiting: None,
+            } => Self::PeerLost {
+                peer,
+                cause,
+                waiting: Some(waited),
+            },
+            other => other,
+        }
     }
 }

@@ -31,6 +31,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
         let lost = Error::PeerLost {
             peer,
             cause: LostCause::QpFailed,
+            waiting: None,
         };
         let line = self.0.peers.lock().line_for(peer, Wish::User);
         let id = line.ok_or_else(|| lost.clone())?;

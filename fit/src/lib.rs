@@ -12,7 +12,7 @@
 //! # What is left out
 //!
 //! More joins than 65,536 in a node's life; peers with another number of cores; another multicast queue pair for one that
-//! failed; what exactly was waited for in the error of a lost peer; one-way messages with bulk; RoCE.
+//! failed; one-way messages with bulk; RoCE.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -46,7 +46,7 @@ pub use calls::{Call, CallId, Piece, Reply};
 pub use config::{BadPolling, Config, Depths, Domains, MAX_WORKERS, Polling};
 pub use counters::{Counters, KINDS, LinkCounters};
 pub use engine::Engine;
-pub use error::{Error, LostCause, Operation};
+pub use error::{Error, LostCause, Operation, Waiting};
 pub use link::{LinkState, Target};
 pub use membership::{BadKey, Change, Cluster, Incarnation, Key, Member, MembershipCounters, View};
 pub use node::{Batch, Core, Fit, Ticket};

@@ -227,6 +227,7 @@ impl<M: DmaBuffer> Link<M> {
         Error::PeerLost {
             peer: self.peer,
             cause: self.cause.unwrap_or(LostCause::QpFailed),
+            waiting: None,
         }
     }
 

@@ -23,8 +23,8 @@ use crate::membership::proof::{Chance, Purpose, prove};
 use crate::peers::Peers;
 use crate::{
     Call, CallId, Change, Config, Counters, Ended, Engine, Error, Exchange, Handler, Incarnation, Incoming,
-    Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile, Reply,
-    Role,
+    Key, LinkCounters, LinkState, LostCause, Member, OneSided, OpId, Operation, PeerId, PeerName, Point,
+    Profile, Reply, Role, Waiting,
 };
 
 /// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
@@ -336,11 +336,9 @@ impl<D: Device, P: Platform> Core<D, P> {
     }
 
     async fn one_sided(&self, peer: PeerId, what: OneSided, at: (RemoteAddr, Sge)) -> Result<(), Error> {
-        let deadline = self.inner.platform.now() + self.inner.config.timeout;
-        let operation = match what {
-            OneSided::Read => Operation::Read,
-            OneSided::Write => Operation::Write,
-        };
+        let began = self.inner.platform.now();
+        let deadline = began + self.inner.config.timeout;
+        let operation = operation_of(what);
         let start = |engine: &mut CoreEngine<D, P>, now| {
             let id = engine.start_op(peer, what, at, now, deadline)?;
             engine.flush(peer);
@@ -350,9 +348,22 @@ impl<D: Device, P: Platform> Core<D, P> {
         Ticket {
             core: self,
             peer,
+            operation,
+            began,
             id: Some(id),
         }
         .await
+    }
+
+    /// The error of something that was under way: if the peer is lost, it says what this was.
+    fn cut_short(&self, peer: PeerId, (operation, began): (Operation, Instant), error: Error) -> Error {
+        let state = self.engine().state(peer).unwrap_or(LinkState::Down);
+        let age = self.inner.platform.now().since(began);
+        error.while_waiting(Waiting {
+            operation,
+            age,
+            state,
+        })
     }
 
     /// Starts a READ that ends by its tag, in the sink of [`Fit::run_core_with`]. The local memory is lent until then.
@@ -406,15 +417,15 @@ impl<D: Device, P: Platform> Core<D, P> {
     /// [`Error::TooLong`] for the request or the reply, [`Error::TooManyPieces`], [`Error::Overloaded`],
     /// [`Error::NotConnected`].
     pub async fn call(&self, peer: PeerId, call: Call<'_>, reply: &mut [u8]) -> Result<Reply, Error> {
-        let deadline = self.inner.platform.now() + self.inner.config.timeout;
+        let began = self.inner.platform.now();
+        let deadline = began + self.inner.config.timeout;
         let start = |engine: &mut CoreEngine<D, P>, now| {
             let id = engine.start_call(peer, &call, now, deadline);
             self.profiled(Point::PostCall, now);
             id
         };
-        let id = self
-            .started(peer, Operation::Call(call.kind), deadline, start)
-            .await?;
+        let operation = Operation::Call(call.kind);
+        let id = self.started(peer, operation, deadline, start).await?;
         let mut waiting = WaitingCall {
             core: self,
             peer,
@@ -428,6 +439,7 @@ impl<D: Device, P: Platform> Core<D, P> {
             ended
         })
         .await
+        .map_err(|error| self.cut_short(peer, (operation, began), error))
     }
 
     /// Sends a peer a message that it does not answer: its [`Handler::receive`] gets it once, or it is lost with the
@@ -468,7 +480,8 @@ impl<D: Device, P: Platform> Core<D, P> {
         mut start: impl FnMut(&mut CoreEngine<D, P>, Instant) -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
         let began = self.inner.platform.now();
-        poll_fn(|context| {
+        let mut waits = false;
+        let started = poll_fn(|context| {
             let now = self.inner.platform.now();
             let mut engine = self.engine();
             if let Some(id) = start(&mut engine, now)? {
@@ -484,9 +497,14 @@ impl<D: Device, P: Platform> Core<D, P> {
                 }));
             }
             engine.wait_for_room(peer, context.waker())?;
+            waits = true;
             Poll::Pending
         })
-        .await
+        .await;
+        match started {
+            Err(error) if waits => Err(self.cut_short(peer, (operation, began), error)),
+            started => started,
+        }
     }
 
     /// The state of the connection to `peer`.
@@ -496,6 +514,12 @@ impl<D: Device, P: Platform> Core<D, P> {
     /// [`Error::NotConnected`] when there never was one.
     pub fn state(&self, peer: PeerId) -> Result<LinkState, Error> {
         self.engine().state(peer)
+    }
+
+    /// Why `peer` is lost; nothing if it is not, or was never connected. The latest lost peers are remembered.
+    #[must_use]
+    pub fn lost_cause(&self, peer: PeerId) -> Option<LostCause> {
+        self.engine().cause(peer)
     }
 
     /// A copy of the counters of each connection.
@@ -553,10 +577,19 @@ impl<D: Device, P: Platform> Core<D, P> {
     }
 }
 
+fn operation_of(what: OneSided) -> Operation {
+    match what {
+        OneSided::Read => Operation::Read,
+        OneSided::Write => Operation::Write,
+    }
+}
+
 /// A READ or WRITE under way; as a future it ends when the access has.
 pub struct Ticket<'a, D: Device, P: Platform> {
     core: &'a Core<D, P>,
     peer: PeerId,
+    operation: Operation,
+    began: Instant,
     id: Option<OpId>,
 }
 
@@ -568,7 +601,8 @@ impl<D: Device, P: Platform> Future for Ticket<'_, D, P> {
         if ended.is_ready() {
             self.id = None;
         }
-        ended
+        let under_way = (self.operation, self.began);
+        ended.map_err(|error| self.core.cut_short(self.peer, under_way, error))
     }
 }
 
@@ -621,6 +655,8 @@ impl<'a, D: Device, P: Platform> Batch<'a, D, P> {
         Ok(id.map(|id| Ticket {
             core: self.core,
             peer: self.peer,
+            operation: operation_of(what),
+            began: now,
             id: Some(id),
         }))
     }

@@ -119,4 +119,10 @@ fn a_thousand_losses_and_returns_leak_no_slot_and_mix_no_lives() {
         assert_eq!(engine.test_link(0).0.receives_posted(), depth);
     }
     assert_eq!(pair.nodes[0].engine.state(PEER), Err(Error::NotConnected(0)));
+    // Why the latest were lost is remembered.
+    let cause = |life| pair.nodes[0].engine.cause(PeerId(life));
+    assert_eq!(
+        [cause(1000), cause(999), cause(0)],
+        [None, Some(LostCause::PeerLeft), None]
+    );
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{GUID, SHORT, SILENT, bytes, config, node, node_with_taken, pair};
 
-use fit::{Call, Config, Error, LostCause, OneSided, PeerSpec, Piece, Role};
+use fit::{Call, Config, Error, LinkState, LostCause, OneSided, Operation, PeerSpec, Piece, Role};
 use hal::{DmaBuffer, Duration, Instant, Platform};
 use harness::Testbed;
 use harness::trace::{Command, Direction, Event, Purpose, Recorder};
@@ -174,11 +174,28 @@ fn a_dead_peer_ends_every_wait_by_an_error_that_names_it() {
             core.call(peer, Call::new(3, b""), &mut []),
         )
         .await;
-        for error in [read.unwrap_err(), call.unwrap_err()] {
+        for (error, was) in [
+            (read.unwrap_err(), Operation::Read),
+            (call.unwrap_err(), Operation::Call(3)),
+        ] {
             assert!(error.to_string().starts_with(&name), "{error}");
+            let Error::PeerLost {
+                waiting: Some(waiting),
+                ..
+            } = error
+            else {
+                panic!("{error}: what was waited for?")
+            };
+            assert_eq!(waiting.operation, was);
+            assert!(
+                waiting.age > Duration::ZERO && waiting.state != LinkState::Up,
+                "{waiting:?}"
+            );
         }
+        // Nobody has waited for what comes too late.
         let again = core.read(peer, remote, local).await;
-        assert!(matches!(again, Err(Error::PeerLost { .. })));
+        assert!(matches!(again, Err(Error::PeerLost { waiting: None, .. })));
+        assert!(core.lost_cause(peer).is_some());
     });
     assert!(bed.now().since(before) < Duration::from_secs(10));
 }
