@@ -103,7 +103,11 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// The connection `index` stands.
     pub(crate) fn up(&mut self, index: u16, target: Target) {
-        self.links[usize::from(index)].1.up(target);
+        let (_, link) = &mut self.links[usize::from(index)];
+        link.up(target);
+        // The peer had it up before: its first requests may be here, which no server could take then.
+        link.newly_arrived |= !link.arrived.is_empty();
+        self.settle(index);
     }
 
     /// Gives a queue pair to a peer, one that waits or whose peer is lost; nothing if none is left. A used one must be

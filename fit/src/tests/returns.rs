@@ -1,6 +1,9 @@
 //! Queue pairs that serve one peer after another.
 
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::task::Waker;
+use std::sync::Arc;
+use std::task::Wake;
 
 use hal::Duration;
 use verbs::Lkey;
@@ -19,26 +22,76 @@ fn config() -> Config {
     }
 }
 
+/// A node whose peer is lost begins anew, with `peer`; gives the connection, which is not up yet.
+fn begin(pair: &mut Pair, node: usize, peer: PeerId) -> u16 {
+    let name = PeerName {
+        role: Role::Memory,
+        gid: verbs::Gid([peer.0.to_le_bytes()[0]; 16]),
+    };
+    let engine = &mut pair.nodes[node].engine;
+    let (link, _) = engine.claim(peer, name).expect("a queue pair that is free");
+    engine.forget(link);
+    engine.renew(link, Lkey(1));
+    link
+}
+
+fn target() -> Target {
+    let config = config();
+    Target {
+        serves: config.serves,
+        message_size: config.message_size,
+        bulk_size: config.bulk_size,
+        one_ways: config.one_ways,
+        reads: 2,
+    }
+}
+
 /// Both sides lose each other and connect anew, as `peer`.
 fn begin_anew(pair: &mut Pair, peer: PeerId) {
-    let config = config();
-    for node in &mut pair.nodes {
-        let name = PeerName {
-            role: Role::Memory,
-            gid: verbs::Gid([peer.0.to_le_bytes()[0]; 16]),
-        };
-        let (link, _) = node.engine.claim(peer, name).expect("a queue pair that is free");
-        node.engine.forget(link);
-        node.engine.renew(link, Lkey(1));
-        let target = Target {
-            serves: config.serves,
-            message_size: config.message_size,
-            bulk_size: config.bulk_size,
-            one_ways: config.one_ways,
-            reads: 2,
-        };
-        node.engine.up(link, target);
+    for node in [0, 1] {
+        let link = begin(pair, node, peer);
+        pair.nodes[node].engine.up(link, target());
     }
+}
+
+/// How often a task was woken.
+#[derive(Default)]
+struct Woken(AtomicU32);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The caller of a connection has it up when the callee's acceptance came, the callee only when the confirmation did: requests
+/// may be faster than that.
+#[test]
+fn a_request_that_is_faster_than_the_confirmation_wakes_a_server_when_the_connection_is_up() {
+    let mut pair = Pair::new(config());
+    for node in &mut pair.nodes {
+        node.engine.fail_peer(PEER, LostCause::PeerLeft);
+    }
+    pair.bury();
+    let peer = PeerId(1);
+    let (caller, callee) = (begin(&mut pair, 0, peer), begin(&mut pair, 1, peer));
+    pair.nodes[0].engine.up(caller, target());
+    let woken = Arc::new(Woken::default());
+    let (waker, mut into) = (Waker::from(woken.clone()), [0; 256]);
+    assert!(pair.nodes[1].engine.poll_request(&waker, &mut into).is_pending());
+    let (now, deadline) = (pair.now, pair.now + Duration::from_secs(9));
+    let call = pair.nodes[0]
+        .engine
+        .start_call(peer, &Call::new(1, b"early"), now, deadline);
+    assert!(call.unwrap().is_some());
+    assert!(pair.step(0, super::fake::Fault::None));
+    pair.poll(1);
+    // Whoever has not confirmed is not served.
+    assert!(pair.nodes[1].engine.poll_request(&waker, &mut into).is_pending());
+    let before = woken.0.load(Ordering::Relaxed);
+    pair.nodes[1].engine.up(callee, target());
+    assert_eq!(woken.0.load(Ordering::Relaxed), before + 1);
+    assert!(pair.nodes[1].engine.poll_request(&waker, &mut into).is_ready());
 }
 
 #[test]
