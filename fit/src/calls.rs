@@ -122,8 +122,10 @@ pub struct Reply {
 /// Names a call to its waiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallId {
-    slot: u16,
-    generation: u32,
+    /// The connection; the engine's to know.
+    pub(crate) link: u16,
+    pub(crate) slot: u16,
+    pub(crate) generation: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +206,7 @@ impl<M: DmaBuffer> Link<M> {
         };
         (place.started, place.deadline) = (now, deadline);
         let id = CallId {
+            link: 0,
             slot,
             generation: place.generation,
         };

@@ -33,6 +33,8 @@ pub struct Engine<Q, M> {
     servers: Vec<Waker>,
     /// The connection whose requests are looked at first: they take turns.
     turn: usize,
+    /// The connection that the last call went by.
+    last_lane: usize,
     /// The task that polls this engine, while it rests.
     poller: Option<Waker>,
     /// Something was started since the poller last looked.
@@ -54,6 +56,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             by_qp: Vec::new(),
             servers: Vec::with_capacity(MAX_WORKERS.into()),
             turn: 0,
+            last_lane: 0,
             poller: None,
             started: false,
             counters: Counters::default(),
@@ -204,17 +207,20 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     fn link(&mut self, peer: PeerId) -> Result<(&mut Link<M>, &mut Q), Error> {
-        let Some((_, link)) = self.links.iter_mut().rfind(|(owner, _)| *owner == Some(peer)) else {
-            let gone = self.gone.iter().find(|(gone, ..)| *gone == peer);
-            return Err(
-                gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| Error::PeerLost {
-                    peer,
-                    cause,
-                    waiting: None,
-                }),
-            );
-        };
-        Ok((link, &mut self.queues))
+        match self.links.iter().rposition(|(owner, _)| *owner == Some(peer)) {
+            Some(index) => Ok((&mut self.links[index].1, &mut self.queues)),
+            None => Err(self.gone(peer)),
+        }
+    }
+
+    /// The error of a peer that has no connection any more, or never had one.
+    fn gone(&self, peer: PeerId) -> Error {
+        let gone = self.gone.iter().find(|(gone, ..)| *gone == peer);
+        gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| Error::PeerLost {
+            peer,
+            cause,
+            waiting: None,
+        })
     }
 
     /// The peer's name.
@@ -324,13 +330,41 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
     }
 
+    /// The connection that the next call to `peer` goes by: with several, they take turns, but for those without a free slot.
+    fn call_lane(&mut self, peer: PeerId) -> Option<usize> {
+        let mut best = None;
+        for (index, (owner, link)) in self.links.iter().enumerate() {
+            if *owner != Some(peer) {
+                continue;
+            }
+            let rank = (link.free_calls.is_empty(), index <= self.last_lane);
+            if best.is_none_or(|(known, _)| rank < known) {
+                best = Some((rank, index));
+            }
+        }
+        let (_, index) = best?;
+        self.last_lane = index;
+        Some(index)
+    }
+
+    /// The connection that a call went by, if its peer still has it.
+    fn lane_of(&mut self, peer: PeerId, id: CallId) -> Result<(&mut Link<M>, &mut Q), Error> {
+        match self.links.get(usize::from(id.link)) {
+            Some((owner, _)) if *owner == Some(peer) => {}
+            _ => return Err(self.gone(peer)),
+        }
+        Ok((&mut self.links[usize::from(id.link)].1, &mut self.queues))
+    }
+
     /// Keeps a waker to be woken when a slot to `peer` becomes free.
     ///
     /// # Errors
     ///
     /// [`Error::Overloaded`] when too many wait already, [`Error::PeerLost`], [`Error::NotConnected`].
     pub fn wait_for_room(&mut self, peer: PeerId, waker: &Waker) -> Result<(), Error> {
-        self.link(peer)?.0.wait_for_room(waker)
+        self.link(peer)?;
+        let mut lanes = self.links.iter_mut().filter(|(owner, _)| *owner == Some(peer));
+        lanes.try_for_each(|(_, link)| link.wait_for_room(waker))
     }
 
     /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now.
@@ -345,11 +379,15 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
-        let (link, queues) = self.link(peer)?;
-        let id = link.start_call(queues, call, now, deadline)?;
-        link.flush(queues);
+        let Some(index) = self.call_lane(peer) else {
+            return self.link(peer).map(|_| None);
+        };
+        let link = &mut self.links[index].1;
+        let id = link.start_call(&mut self.queues, call, now, deadline)?;
+        link.flush(&mut self.queues);
         self.expect_completions();
-        Ok(id)
+        let link = u16::try_from(index).expect("connections are counted in 16 bits");
+        Ok(id.map(|id| CallId { link, ..id }))
     }
 
     /// Sends a message that wants no answer and rings the doorbell; nothing if there is no room just now.
@@ -372,7 +410,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         waker: &Waker,
         into: &mut [u8],
     ) -> Poll<Result<Reply, Error>> {
-        match self.link(peer) {
+        match self.lane_of(peer, id) {
             Ok((link, queues)) => link.poll_call(queues, id, waker, into),
             Err(error) => Poll::Ready(Err(error)),
         }
@@ -380,7 +418,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// The waiter of a call is gone.
     pub fn abandon_call(&mut self, peer: PeerId, id: CallId) {
-        if let Ok((link, queues)) = self.link(peer) {
+        if let Ok((link, queues)) = self.lane_of(peer, id) {
             link.abandon_call(queues, id);
         }
     }

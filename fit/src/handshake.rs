@@ -3,8 +3,8 @@
 //! A hello stands at the head of the private data of CM REQ and REP, a proof behind it; RTU and DREQ carry a proof only:
 //!
 //! ```text
-//!  0         1      2      4                 6        8              12         16            24    32          36         40      56      88
-//!  | version | role | core | message version | serves | message size | capacity | incarnation | tag | bulk size | one-ways | nonce | proof |
+//!  0         1      2      4                 6        8              12         16            24    32          36         38      40      56      88
+//!  | version | role | lane | message version | serves | message size | capacity | incarnation | tag | bulk size | one-ways | cores | nonce | proof |
 //! ```
 //!
 //! Little-endian. REQ's proof speaks of the caller's side and whom it calls, the others' of both sides: each GID, queue
@@ -21,6 +21,9 @@ use crate::{Config, Incarnation, Key, Member, PeerName, Role, Target, VERSION};
 /// The service that FIT nodes call each other by: an OS-administered id (IBA 1.3, annex A3: first byte 2), `TESS`, 1.
 pub(crate) const SERVICE_ID: u64 = 0x0200_5445_5353_0001;
 
+/// The most cores that a node may say it has.
+const MAX_CORES: u16 = 64;
+
 /// Bytes of a [`Hello`].
 pub(crate) const HELLO_LEN: usize = 56;
 const NONCE: usize = HELLO_LEN - NONCE_LEN;
@@ -30,7 +33,10 @@ const SIDE_LEN: usize = 16 + 3 * 4 + HELLO_LEN;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) role: Role,
-    pub(crate) core: u16,
+    /// Which of the connections between the two nodes this is.
+    pub(crate) lane: u16,
+    /// Cores of the node that have queues.
+    pub(crate) cores: u16,
     pub(crate) message_version: u16,
     pub(crate) serves: u16,
     pub(crate) message_size: u32,
@@ -54,10 +60,11 @@ pub(crate) enum BadHello {
 }
 
 impl Hello {
-    pub(crate) fn of(config: &Config, me: &Member, core: u16, nonce: Nonce) -> Self {
+    pub(crate) fn of(config: &Config, me: &Member, lane: u16, nonce: Nonce) -> Self {
         Self {
             role: me.name.role,
-            core,
+            lane,
+            cores: config.cores,
             message_version: config.message_version,
             serves: config.serves,
             message_size: config.message_size,
@@ -74,7 +81,7 @@ impl Hello {
         let mut bytes = [0; HELLO_LEN];
         bytes[0] = VERSION;
         bytes[1] = self.role.number();
-        bytes[2..4].copy_from_slice(&self.core.to_le_bytes());
+        bytes[2..4].copy_from_slice(&self.lane.to_le_bytes());
         bytes[4..6].copy_from_slice(&self.message_version.to_le_bytes());
         bytes[6..8].copy_from_slice(&self.serves.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.message_size.to_le_bytes());
@@ -83,6 +90,7 @@ impl Hello {
         bytes[24..32].copy_from_slice(&self.tag);
         bytes[32..36].copy_from_slice(&self.bulk_size.to_le_bytes());
         bytes[36..38].copy_from_slice(&self.one_ways.to_le_bytes());
+        bytes[38..40].copy_from_slice(&self.cores.to_le_bytes());
         bytes[NONCE..].copy_from_slice(&self.nonce);
         bytes
     }
@@ -105,7 +113,8 @@ impl Hello {
         nonce.copy_from_slice(&bytes[NONCE..]);
         let hello = Self {
             role: Role::from_number(bytes[1]).ok_or(BadHello::Role(bytes[1]))?,
-            core: word(2),
+            lane: word(2),
+            cores: word(38),
             message_version: word(4),
             serves: word(6),
             message_size: double(8),
@@ -116,7 +125,10 @@ impl Hello {
             one_ways: word(36),
             nonce,
         };
-        let usable = hello.serves > 0 && hello.message_size as usize >= MIN_MESSAGE && word(38) == 0;
+        let usable = hello.serves > 0
+            && hello.message_size as usize >= MIN_MESSAGE
+            && (1..=MAX_CORES).contains(&hello.cores)
+            && hello.lane < hello.lanes(config);
         usable.then_some(hello).ok_or(BadHello::Depths)
     }
 
@@ -129,6 +141,12 @@ impl Hello {
             one_ways: self.one_ways,
             reads: limits.max_reads.min(reads_answered),
         }
+    }
+
+    /// Connections that there are between the two nodes: as many as the one with more cores has. Each joins core `lane % cores`
+    /// of either.
+    pub(crate) fn lanes(&self, config: &Config) -> u16 {
+        self.cores.max(config.cores)
     }
 
     /// The node that says so, whose port has this GID.
@@ -249,7 +267,7 @@ mod tests {
     use super::*;
     use crate::Cluster;
 
-    fn hello(core: u16, nonce: u8) -> Hello {
+    fn hello(lane: u16, nonce: u8) -> Hello {
         let me = Member {
             name: PeerName {
                 role: Role::Storage,
@@ -258,7 +276,7 @@ mod tests {
             incarnation: Incarnation(0x1122_3344_5566_7788),
             capacity: 0x0102_0304,
         };
-        Hello::of(&Config::default(), &me, core, [nonce; NONCE_LEN])
+        Hello::of(&Config::default(), &me, lane, [nonce; NONCE_LEN])
     }
 
     fn sides(a: u8, b: u8) -> Sides {
@@ -277,8 +295,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_hello_round_trips(core: u16, serves in 1u16.., message_size in 280u32.., bulk_size: u32, one_ways: u16, nonce: [u8; 16]) {
-            let hello = Hello { serves, message_size, bulk_size, one_ways, nonce, ..hello(core, 0) };
+        fn a_hello_round_trips(lane in 0u16..5, serves in 1u16.., message_size in 280u32.., bulk_size: u32, one_ways: u16, nonce: [u8; 16]) {
+            let hello = Hello { serves, message_size, bulk_size, one_ways, cores: 5, nonce, ..hello(lane, 0) };
             let private: [u8; 92] = introduction(&hello, &[9; PROOF_LEN]);
             prop_assert_eq!(Hello::decode(&private, &Config::default()), Ok(hello));
             prop_assert_eq!(behind_hello(&private), [9; PROOF_LEN]);
@@ -319,6 +337,10 @@ mod tests {
         assert_eq!(with(4, 1), Err(BadHello::MessageVersion(1)));
         assert_eq!(with(1, 7), Err(BadHello::Role(7)));
         assert_eq!(with(6, 0), Err(BadHello::Depths));
+        // A lane that there is not, no cores, and more than anybody has.
+        for (at, value) in [(2, 1), (38, 0), (38, 65)] {
+            assert_eq!(with(at, value), Err(BadHello::Depths));
+        }
         let other = Config {
             cluster: Cluster::new("another", Key::new([0; 32])),
             ..config

@@ -11,7 +11,7 @@
 //!
 //! # What is left out
 //!
-//! More joins than 65,536 in a node's life; peers with another number of cores; another multicast queue pair for one that
+//! More joins than 65,536 in a node's life; another multicast queue pair for one that
 //! failed; one-way messages with bulk; RoCE.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

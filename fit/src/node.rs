@@ -205,6 +205,12 @@ impl<D: Device, P: Platform> Fit<D, P> {
         }
     }
 
+    /// Cores that have queues.
+    #[must_use]
+    pub fn cores(&self) -> u16 {
+        self.0.config.cores
+    }
+
     /// One core's access to the peers.
     ///
     /// # Panics

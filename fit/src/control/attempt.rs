@@ -38,6 +38,8 @@ pub(super) enum State {
 pub(super) struct Attempt {
     pub(super) peer: PeerId,
     pub(super) name: PeerName,
+    /// Which of the connections to the peer this is to be, and this node's core that has it.
+    pub(super) lane: u16,
     pub(super) core: u16,
     pub(super) link: u16,
     pub(super) state: State,
@@ -88,12 +90,27 @@ impl<D: Device, P: Platform> Control<D, P> {
             if self.attempts.iter().any(|attempt| attempt.peer == peer) {
                 continue;
             }
-            for core in 0..self.inner.config.cores {
-                if let Err(reason) = self.begin(port, peer, line.name, core).await {
+            for lane in 0..self.inner.config.cores {
+                if let Err(reason) = self.begin(port, peer, line.name, lane).await {
                     log::error!("{}: no queue pair for it: {reason}", line.name);
                     self.not_made(peer, line, reason);
                     break;
                 }
+            }
+        }
+    }
+
+    /// A peer with more cores than this node has is called once for each of them.
+    pub(super) async fn widen(&mut self, port: &PortInfo, index: usize, lanes: u16) {
+        let (peer, name) = (self.attempts[index].peer, self.attempts[index].name);
+        for lane in self.inner.config.cores..lanes {
+            let begun = |attempt: &Attempt| attempt.peer == peer && attempt.lane == lane;
+            if self.attempts.iter().any(begun) {
+                continue;
+            }
+            if let Err(reason) = self.begin(port, peer, name, lane).await {
+                log::error!("{name}: no queue pair for its core {lane}: {reason}");
+                return self.give_up(index, LostCause::Device);
             }
         }
     }
@@ -116,8 +133,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         port: &PortInfo,
         peer: PeerId,
         name: PeerName,
-        core: u16,
+        lane: u16,
     ) -> Result<usize, RejectReason> {
+        let core = lane % self.inner.config.cores;
         let claimed = self.inner.cores[usize::from(core)].lock().claim(peer, name);
         let (link, qpn) = claimed.ok_or(RejectReason::NO_QP)?;
         if let Err(error) = self.prepare(core, link, qpn, self.inner.domain(peer)).await {
@@ -127,10 +145,11 @@ impl<D: Device, P: Platform> Control<D, P> {
                 .fail(link, LostCause::Device);
             return Err(RejectReason::NO_RESOURCES);
         }
-        let ours = self.side(port, core, qpn);
+        let ours = self.side(port, lane, qpn);
         self.attempts.push(Attempt {
             peer,
             name,
+            lane,
             core,
             link,
             state: State::Path,
@@ -176,7 +195,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     /// This node's side of a new connection.
-    fn side(&mut self, port: &PortInfo, core: u16, qpn: Qpn) -> Side {
+    fn side(&mut self, port: &PortInfo, lane: u16, qpn: Qpn) -> Side {
         let me = self.inner.membership.lock().me();
         let psn = Psn(self.number() >> 8);
         let comm_id = self.number().max(1);
@@ -186,7 +205,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             qpn,
             psn,
             comm_id,
-            hello: Hello::of(&self.inner.config, &me, core, nonce),
+            hello: Hello::of(&self.inner.config, &me, lane, nonce),
         }
     }
 
@@ -233,8 +252,8 @@ impl<D: Device, P: Platform> Control<D, P> {
 
     /// Goes back to the first step under a new name and with a new nonce.
     pub(super) fn restart(&mut self, index: usize, port: &PortInfo) {
-        let (core, qpn) = (self.attempts[index].core, self.attempts[index].ours.qpn);
-        let ours = self.side(port, core, qpn);
+        let (lane, qpn) = (self.attempts[index].lane, self.attempts[index].ours.qpn);
+        let ours = self.side(port, lane, qpn);
         let attempt = &mut self.attempts[index];
         attempt.ours = ours;
         attempt.state = State::Path;
@@ -381,7 +400,8 @@ impl<D: Device, P: Platform> Control<D, P> {
             .up(attempt.link, target);
         let connected = |attempt: &&Attempt| attempt.peer == peer && attempt.state == State::Up;
         // A peer is a member when each of its connections stands.
-        if self.attempts.iter().filter(connected).count() < usize::from(self.inner.config.cores) {
+        let lanes = theirs.hello.lanes(&self.inner.config);
+        if self.attempts.iter().filter(connected).count() < lanes.into() {
             return;
         }
         let member = theirs.hello.member(name.gid);

@@ -78,7 +78,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     async fn on_cm(&mut self, port: &PortInfo, from: Lid, transaction: u64, message: CmMessage) {
         match message {
             CmMessage::Req(req) => self.on_req(port, from, transaction, &req).await,
-            CmMessage::Rep(rep) => self.on_rep(&rep).await,
+            CmMessage::Rep(rep) => self.on_rep(port, &rep).await,
             CmMessage::Rej(rej) => self.on_rej(port, &rej),
             CmMessage::Rtu(rtu) => self.on_rtu(&rtu),
             CmMessage::Dreq(dreq) => self.on_dreq(from, transaction, &dreq).await,
@@ -205,9 +205,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         name: PeerName,
         theirs: Side,
     ) -> Result<(usize, bool), RejectReason> {
-        let core = theirs.hello.core % self.inner.config.cores;
+        let lane = theirs.hello.lane;
         let known = self.attempts.iter().position(|attempt| {
-            attempt.name.gid == name.gid && attempt.core == core && attempt.state != State::Ended
+            attempt.name.gid == name.gid && attempt.lane == lane && attempt.state != State::Ended
         });
         if let Some(index) = known {
             let attempt = &self.attempts[index];
@@ -247,13 +247,13 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         let index = match known {
             Some(index) => index,
-            None if core == 0 && self.inner.peers.lock().is_up(name.gid) => {
+            None if lane == 0 && self.inner.peers.lock().is_up(name.gid) => {
                 return Err(RejectReason::STALE_CONNECTION);
             }
             None => {
                 let peer = self.inner.peers.lock().line_for(name, Wish::Theirs);
                 let peer = peer.ok_or(RejectReason::NO_RESOURCES)?;
-                match self.begin(port, peer, name, core).await {
+                match self.begin(port, peer, name, lane).await {
                     Ok(index) => index,
                     Err(reason) => {
                         self.log_limited(format_args!("{name}: no queue pair for it: {reason}"));
@@ -272,7 +272,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         Ok((index, false))
     }
 
-    async fn on_rep(&mut self, rep: &Rep) {
+    async fn on_rep(&mut self, port: &PortInfo, rep: &Rep) {
         let named = |attempt: &Attempt| attempt.calls && attempt.ours.comm_id == rep.remote_comm_id;
         let Some(index) = self.attempts.iter().position(named) else {
             return;
@@ -287,6 +287,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                 return self.fail(index, LostCause::Device);
             }
             self.admit(index);
+            let lanes = theirs.hello.lanes(&self.inner.config);
+            self.widen(port, index, lanes).await;
         }
         let theirs = self.attempts[index].theirs.map(|theirs| theirs.comm_id);
         if self.attempts[index].state == State::Up && theirs == Some(rep.local_comm_id) {

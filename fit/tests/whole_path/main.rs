@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::{Arc, Mutex};
 
-use common::{GUID, SHORT, SILENT, bytes, config, node, node_with_taken, pair};
+use common::{GUID, SHORT, SILENT, bytes, config, node, node_with_taken, pair, pair_of};
 
 use fit::{Call, Config, Error, LinkState, LostCause, OneSided, Operation, PeerSpec, Piece, Role};
 use hal::{DmaBuffer, Duration, Instant, Platform};
@@ -424,6 +424,57 @@ fn cores_have_queue_pairs_of_their_own_and_share_none() {
         assert!(completions > calls, "core {index}: {completions}");
     }
     assert_eq!(processor.machine.violations(), 0);
+}
+
+#[test]
+fn nodes_with_different_numbers_of_cores_share_no_queue_pair_either() {
+    for (our_cores, their_cores) in [(1, 3), (3, 1), (2, 3)] {
+        let mut bed = Testbed::default();
+        let with = |cores| Config {
+            cores,
+            peers: 6,
+            ..config()
+        };
+        let (processor, memory, peer) = pair_of(&mut bed, with(our_cores), with(their_cores));
+        let lanes = u64::from(our_cores.max(their_cores));
+        bed.block_on(async {
+            let (_there, _, remote) = memory.memory(4096, 0x11).await;
+            let (_here, local, _) = processor.memory(4096, 0x22).await;
+            for index in 0..our_cores {
+                let core = processor.fit.core(index);
+                for tag in 0..12_u8 {
+                    let mut reply = [0; 8];
+                    let got = core.call(peer, Call::new(3, &[tag; 4]), &mut reply).await;
+                    assert_eq!(reply[..got.unwrap().len], [tag; 4]);
+                }
+                core.read(peer, remote, local).await.unwrap();
+            }
+        });
+        let (mut ours, mut served) = (0, Vec::new());
+        for index in 0..our_cores {
+            ours += processor.fit.core(index).link_counters().len() as u64;
+        }
+        for index in 0..their_cores {
+            let counters = memory.fit.core(index).link_counters();
+            served.push(counters.iter().map(|(_, _, link)| link.served[3]).sum::<u64>());
+        }
+        assert_eq!(ours, lanes, "{our_cores} and {their_cores} cores");
+        assert_eq!(served.iter().sum::<u64>(), 12 * u64::from(our_cores));
+        assert!(
+            served.iter().all(|&count| count > 0),
+            "each core there has its part: {served:?}"
+        );
+        // Lost on one core, lost on all, and told once.
+        processor.fit.leave();
+        bed.block_on(async {
+            while memory.handler.lost.lock().unwrap().is_empty() {
+                memory.machine.sleep(Duration::from_millis(10)).await;
+            }
+            memory.machine.sleep(Duration::from_millis(500)).await;
+        });
+        assert_eq!(memory.handler.lost.lock().unwrap().len(), 1);
+        assert_eq!(processor.machine.violations(), 0);
+    }
 }
 
 /// `cargo xtask bench rpc` shows what this prints.

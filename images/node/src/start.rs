@@ -16,6 +16,9 @@ use crate::Error;
 const VENDOR: u16 = 0x15b3;
 const DEVICE: u16 = 0x1003;
 
+/// Connections that each core can have: enough for some peers with more cores than this node.
+const CONNECTIONS: u16 = 8;
+
 /// How long the peers are given to hear that a component leaves.
 const LEAVE: Duration = Duration::from_millis(50);
 
@@ -34,12 +37,13 @@ pub struct Node {
     pub function: Function,
     /// Its FIT. The image spawns [`Fit::run_core_with`], or lets [`serve`](Self::serve) do what FIT needs.
     pub fit: Fit,
+    cores: u16,
     workers: u16,
 }
 
 impl Node {
     /// Brings the card and FIT up for the cluster that the command line names by `cluster=` and `key=`; `keepalive=`, `port=`,
-    /// `polling=`, `workers=` and `profile` change the `config`. Nobody hears of this node before it [joins](Self::join).
+    /// `pollers=`, `polling=`, `workers=` and `profile` change the `config`. Nobody hears of this node before it [joins](Self::join).
     ///
     /// # Errors
     ///
@@ -66,6 +70,7 @@ impl Node {
             card,
             function,
             fit,
+            cores: config.cores,
             workers: config.workers,
         })
     }
@@ -77,24 +82,37 @@ impl Node {
         libos::sleep(LEAVE).await;
     }
 
-    /// Spawns what polls for completions and what runs `handler`: in the same task or in as many as `workers=` says. Those who
-    /// join and are lost are told to it.
+    /// Spawns, on each core that has queues, what polls for completions and what runs `handler`: in the same task or in as many as
+    /// `workers=` says. Those who join and are lost are told to it.
     pub fn serve<H: Handler>(&self, handler: &'static H) {
         let fit = self.fit.clone();
         libos::spawn(async move { fit.watch(handler).await }).detach();
-        let (fit, alone) = (self.fit.clone(), self.workers == 0);
-        libos::spawn(async move {
-            let nothing = |_: Ended, _: Instant| {};
-            let ended = match alone {
-                true => fit.run_core_serving(0, handler, nothing).await,
-                false => fit.run_core_with(0, nothing).await,
-            };
-            end(ended.map_err(Error::from))
-        })
-        .detach();
-        for _ in 0..self.workers {
-            let core = self.fit.core(0);
-            libos::spawn(async move { core.serve(handler).await }).detach();
+        for index in 0..self.cores {
+            let (fit, alone) = (self.fit.clone(), self.workers == 0);
+            libos::spawn_on(index.into(), async move {
+                let nothing = |_: Ended, _: Instant| {};
+                let ended = match alone {
+                    true => fit.run_core_serving(index, handler, nothing).await,
+                    false => fit.run_core_with(index, nothing).await,
+                };
+                end(ended.map_err(Error::from))
+            })
+            .detach();
+            for _ in 0..self.workers {
+                let core = self.fit.core(index);
+                libos::spawn_on(index.into(), async move { core.serve(handler).await }).detach();
+            }
+        }
+    }
+
+    /// Spawns what polls for completions on the cores behind the first, which the image looks after itself.
+    pub fn run_other_cores(&self) {
+        for index in 1..self.cores {
+            let fit = self.fit.clone();
+            libos::spawn_on(index.into(), async move {
+                end(fit.run_core(index).await.map_err(Error::from))
+            })
+            .detach();
         }
     }
 
@@ -132,9 +150,18 @@ fn configure(line: &CommandLine, config: Config) -> Result<Config, Error> {
             "workers={workers}: at most {MAX_WORKERS}"
         )));
     }
+    let cores = line.parsed("pollers")?.unwrap_or(config.cores);
+    let most = libos::cores();
+    if cores == 0 || usize::from(cores) > most {
+        return Err(Error::Role(alloc::format!(
+            "pollers={cores}: this machine has {most} cores"
+        )));
+    }
     let mut entropy = [0; 32];
     libos::random_bytes(&mut entropy);
     Ok(Config {
+        cores,
+        peers: CONNECTIONS,
         port: line.parsed("port")?.unwrap_or(config.port),
         cluster: Cluster::new(name, key),
         discover: true,
@@ -147,12 +174,16 @@ fn configure(line: &CommandLine, config: Config) -> Result<Config, Error> {
     })
 }
 
-/// Logs what FIT's profile points on the first core have measured, if they do.
+/// Logs what FIT's profile points have measured, if they do.
 pub fn log_profile(fit: &Fit) {
-    let core = fit.core(0);
-    for (point, time) in core.profile().measured() {
+    let cores = (0..fit.cores()).map(|index| (index, fit.core(index)));
+    let measured = cores.flat_map(|(index, core)| {
+        let points: Vec<_> = core.profile().measured().collect();
+        points.into_iter().map(move |point| (index, point))
+    });
+    for (index, (point, time)) in measured {
         log::info!(
-            "{}: {} times, {} ns on average, half within {} ns, 99 % within {} ns",
+            "core {index}, {}: {} times, {} ns on average, half within {} ns, 99 % within {} ns",
             point.name(),
             time.count,
             time.avg_ns,

@@ -307,6 +307,12 @@ impl Args {
                 Role::Memory => (self.memory, 1),
                 Role::Storage => (KERNEL_MEMORY, 1),
             };
+            // Who is to poll on more cores needs them.
+            let pollers = self.boot.iter().filter(|extra| extra.is_for(role));
+            let pollers = pollers.filter(|extra| extra.key == "pollers");
+            let cpus = pollers
+                .filter_map(|extra| extra.value.as_deref()?.parse().ok())
+                .fold(cpus, u32::max);
             let command_line = self.command_line(role, pcache, &key)?;
             Ok(Vm {
                 role,

@@ -75,6 +75,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let fit = node.fit.clone();
     static PARTS: Once<Parts> = Once::new();
     libos::spawn(async move { node::end(drive(&fit, &PARTS).await) }).detach();
+    node.run_other_cores();
     node.join();
     let [memory, storage] = node.find([Role::Memory, Role::Storage]).await?;
     let core = node.fit.core(0);
