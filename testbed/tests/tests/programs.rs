@@ -117,6 +117,21 @@ fn write_backs_wait_for_room_where_a_cache_has_many_sets() {
     );
 }
 
+/// M on two cores with a task each that polls and runs handlers, S with workers and interrupts, P polling for good.
+#[test]
+fn how_components_poll_and_who_runs_their_handlers_changes_no_output() {
+    let boot = [
+        "memory:pollers=2",
+        "memory:workers=0",
+        "storage:workers=4",
+        "storage:polling=interrupt",
+        "processor:polling=busy",
+    ];
+    let options: Vec<&str> = boot.iter().flat_map(|option| ["--boot", option]).collect();
+    let (there, here) = busybox(&[&["--pcache", "4M"], &options[..]].concat(), &["sort", "-u"]);
+    assert_same(&there, &here);
+}
+
 /// The emulator keeps translations of code that a device has overwritten; libos makes it look again.
 #[test]
 fn code_that_came_by_rdma_runs_as_it_is() {

@@ -5,9 +5,10 @@ mod hardware;
 mod stdio;
 mod thread;
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 
-use fit::{Config, Domains, Ended, Role};
+use fit::{Config, Domains, Ended, KINDS, PeerId, PeerName, Role};
 use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Geometry, IoFailed, Token};
@@ -152,13 +153,24 @@ fn failed(error: processor::Error) -> Error {
 /// Adds what the cache and FIT counted, and prints all.
 fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
     report.cache(&parts.cache);
-    for (_, name, counters) in core.link_counters() {
-        for (kind, &count) in (0..).zip(&counters.calls) {
+    // A peer with several cores has several connections.
+    let mut peers: BTreeMap<PeerId, (PeerName, [u64; KINDS], u64, u64)> = BTreeMap::new();
+    for (peer, name, counters) in core.link_counters() {
+        let (_, calls, sent, received) = peers.entry(peer).or_insert((name, [0; KINDS], 0, 0));
+        calls
+            .iter_mut()
+            .zip(&counters.calls)
+            .for_each(|(sum, count)| *sum += count);
+        *sent += counters.nr_bytes_tx;
+        *received += counters.nr_bytes_rx;
+    }
+    for (name, calls, sent, received) in peers.into_values() {
+        for (kind, count) in (0..).zip(calls) {
             if let Some(call) = messages::Kind(kind).name().filter(|_| count > 0) {
                 report.calls(call, count);
             }
         }
-        report.bytes(name.role, counters.nr_bytes_tx, counters.nr_bytes_rx);
+        report.bytes(name.role, sent, received);
     }
     for (point, time) in core.profile().measured() {
         report.time(point.name(), &time);
