@@ -79,6 +79,11 @@ pub(crate) fn build_probe() -> Result<PathBuf> {
     build_named("probe")
 }
 
+/// Builds the image of a node of FIT and nothing else, and gives its path.
+pub(crate) fn build_fit_node() -> Result<PathBuf> {
+    build_named("fit_node")
+}
+
 /// Builds the image of a package.
 fn build_named(name: &str) -> Result<PathBuf> {
     project::need_bare_target()?;

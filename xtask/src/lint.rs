@@ -17,8 +17,9 @@ const MAX_LINES: usize = 700;
 /// Crates that may hold unsafe code.
 const MAY_BE_UNSAFE: [&str; 3] = ["libos", "selftest", "hca_server"];
 /// Images are programs: what they forbid is what their `main.rs` and library say.
-const TESTBED: [&str; 7] = [
+const TESTBED: [&str; 8] = [
     "fabric",
+    "fit_node",
     "harness",
     "hca_model",
     "hca_server",
@@ -26,7 +27,7 @@ const TESTBED: [&str; 7] = [
     "sim",
     "testbed_tests",
 ];
-const IMAGES: [&str; 5] = ["processor", "memory", "storage", "selftest", "probe"];
+const IMAGES: [&str; 6] = ["processor", "memory", "storage", "selftest", "probe", "fit_node"];
 
 /// Checks dependencies between crates, lengths of files, and where unsafe code may be
 #[derive(clap::Args)]

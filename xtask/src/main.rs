@@ -4,6 +4,7 @@
 //!
 //! * [`run`]: starts a cluster and runs a program on it.
 //! * [`linux`]: starts Linux guests on a modelled fabric.
+//! * [`nodes`]: starts nodes of FIT and does to them what it is told.
 //! * [`build_image`]: builds the unikernels.
 //! * [`mod@test`]: everything that must hold.
 //! * [`mod@bench`] gives figures.
@@ -24,6 +25,7 @@ mod doctor;
 mod ipxe;
 mod lint;
 mod linux;
+mod nodes;
 mod project;
 mod qemu;
 mod run;
@@ -48,6 +50,7 @@ struct Args {
 enum Command {
     Run(run::Args),
     Linux(linux::Args),
+    Nodes(nodes::Args),
     BuildImage(build_image::Args),
     Test(test::Args),
     Bench(bench::Args),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => return run::main(args),
         Command::Linux(args) => return linux::main(args),
+        Command::Nodes(args) => return nodes::main(args),
         Command::BuildImage(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Bench(args) => args.run(),

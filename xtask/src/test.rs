@@ -9,10 +9,10 @@ use anyhow::{Result, ensure};
 use crate::project::{self, BARE, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
-use crate::{build_image, ipxe, lint, linux, run, sim};
+use crate::{build_image, ipxe, lint, linux, nodes, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
-const BARE_PACKAGES: [&str; 15] = [
+const BARE_PACKAGES: [&str; 16] = [
     "hal",
     "libos",
     "mad",
@@ -21,6 +21,7 @@ const BARE_PACKAGES: [&str; 15] = [
     "verbs",
     "messages",
     "fit",
+    "fit_node",
     "pcache",
     "metrics",
     "node",
@@ -178,9 +179,10 @@ fn libos_tests() -> Result<()> {
 /// The clusters run one at a time, for each wants the machine. They find us by a variable.
 fn cluster_tests() -> Result<()> {
     run::prepare()?;
+    nodes::prepare()?;
     let mut command = cargo();
     command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
-    command.args(["--test", "programs", "--test", "endings"]);
+    command.args(["--test", "programs", "--test", "endings", "--test", "members"]);
     command.args(["--", "--test-threads=1"]);
     command.env("TESSERA_XTASK", std::env::current_exe()?);
     let start = Instant::now();

@@ -25,6 +25,15 @@ pub(crate) struct Machine<'a> {
 }
 
 impl Machine<'_> {
+    /// The command that starts it with an image of ours, whose log goes to a file and which can power itself off.
+    pub(crate) fn image_command(&self, qemu: &Qemu, log: &Path) -> Command {
+        let mut command = self.command(qemu);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        file_chardev(&mut command, "log", log, None);
+        command.args(["-serial", "chardev:log"]);
+        command
+    }
+
     /// The command that starts it.
     pub(crate) fn command(&self, qemu: &Qemu) -> Command {
         let mut command = qemu.command(&LAUNCHER);

@@ -1,14 +1,18 @@
 //! What every set of VMs on a modelled fabric needs: a folder, the fabric's server, machines, and an end to them all.
 //!
 //! * [`process`]: starts and ends a process. * [`server`]: the fabric's server. * [`machine`]: QEMU's command line.
-//! * [`streams`]: what the guests write, as it comes.
+//! * [`left`]: how an image left. * [`cmdline`]: what it is told. * [`streams`]: what the guests write, as it comes. * [`labelled`]: whose line it is.
 
+pub(crate) mod cmdline;
+pub(crate) mod labelled;
+pub(crate) mod left;
 pub(crate) mod machine;
 pub(crate) mod process;
 pub(crate) mod server;
 pub(crate) mod streams;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,6 +78,16 @@ pub(crate) fn make_pipe(path: &Path) -> Result<fs::File> {
         .write(true)
         .open(path)
         .with_context(|| format!("can't open the pipe {}", path.display()))
+}
+
+/// A cluster's key, as 64 hexadecimal digits.
+pub(crate) fn random_key() -> Result<String> {
+    let mut key = [0; 32];
+    let source = "/dev/urandom";
+    fs::File::open(source)
+        .and_then(|mut file| file.read_exact(&mut key))
+        .context(source)?;
+    Ok(key.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The last lines of a file, indented; empty if there is none.

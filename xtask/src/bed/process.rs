@@ -68,7 +68,16 @@ impl Process {
         if matches!(self.ended(), Ok(None)) {
             // It may end by itself at this moment; then there is nothing to signal.
             let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            // A stopped one hears of it when it goes on.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::CONT);
         }
+    }
+
+    /// Stops it where it is, or lets it go on.
+    pub(crate) fn stop(&self, stop: bool) -> Result<()> {
+        let signal = if stop { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.child), signal)
+            .with_context(|| format!("can't send {} a signal", self.name))
     }
 
     /// Ends it at once, as a loss of power would.
@@ -106,6 +115,8 @@ pub(crate) fn silent(mut command: Command) -> Command {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     fn start(script: &str) -> Process {
@@ -128,6 +139,16 @@ mod tests {
         std::fs::remove_file(&process.stderr).expect("stderr");
         drop(process);
         assert!(!is_alive(pid));
+    }
+
+    #[test]
+    fn a_stopped_process_ends_without_being_killed() {
+        let mut process = start("trap 'exit 7' TERM; while true; do sleep 0.01; done");
+        std::fs::remove_file(&process.stderr).expect("stderr");
+        process.stop(true).expect("stop");
+        process.ask_to_end();
+        let status = process.child().wait().expect("wait");
+        assert!(status.signal() != Some(9), "{status}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow, bail};
 
 use super::report::Report;
 use super::vm::Vm;
+use crate::bed::left::{self, Left};
 use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
 use crate::bed::{INTERRUPTED, log, tail};
@@ -156,33 +157,8 @@ impl<'a> Cluster<'a> {
     }
 }
 
-/// How a node left, by QEMU's exit status (see "Leaving" in `docs/architecture.md`).
-#[derive(Debug, PartialEq, Eq)]
-enum Left {
-    Well,
-    Panic,
-    Error,
-    Otherwise,
-}
-
-impl From<ExitStatus> for Left {
-    fn from(status: ExitStatus) -> Self {
-        match status.code() {
-            Some(1) => Self::Well,
-            Some(3) => Self::Panic,
-            Some(5) => Self::Error,
-            _ => Self::Otherwise,
-        }
-    }
-}
-
 fn node_error(folder: &Path, role: Role, process: &Process, status: ExitStatus) -> anyhow::Error {
-    let how = match Left::from(status) {
-        Left::Well => "left".to_owned(),
-        Left::Panic => "its kernel panicked".into(),
-        Left::Error => "it ended with an error".into(),
-        Left::Otherwise => format!("its QEMU ended with {status}"),
-    };
+    let how = left::describe(status);
     let said = tail(&process.stderr);
     let said = if said.is_empty() {
         said
@@ -191,20 +167,4 @@ fn node_error(folder: &Path, role: Role, process: &Process, status: ExitStatus) 
     };
     let log = tail(&log(folder, role.name()));
     anyhow!("{}: {how}; its log ends:\n{log}{said}", role.name())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::process::ExitStatusExt;
-
-    #[test]
-    fn qemus_status_tells_how_a_node_left() {
-        let left = |code: i32| Left::from(ExitStatus::from_raw(code << 8));
-        assert_eq!(
-            [left(1), left(3), left(5), left(0)],
-            [Left::Well, Left::Panic, Left::Error, Left::Otherwise]
-        );
-        assert_eq!(Left::from(ExitStatus::from_raw(9)), Left::Otherwise, "killed");
-    }
 }

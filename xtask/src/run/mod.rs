@@ -1,11 +1,10 @@
 //! `run`: a cluster in QEMU, and a program on it.
 //!
-//! * [`disk`]: S's disk. * [`cmdline`]: the kernel command lines. * [`vm`]: QEMU's.
+//! * [`disk`]: S's disk. * [`vm`]: QEMU's.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
 
 mod cluster;
-mod cmdline;
 mod demo;
 mod disk;
 mod report;
@@ -14,7 +13,7 @@ mod vm;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -22,13 +21,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 
 use self::cluster::{Cluster, End, Limits};
-use self::cmdline::CommandLine;
 use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox};
 use self::report::Report;
 use self::vm::{Vm, names};
+use crate::bed::cmdline::CommandLine;
 use crate::bed::streams::{self, Follower};
-use crate::bed::{self, FAILED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, make_folder, server};
+use crate::bed::{self, FAILED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, make_folder, random_key, server};
 use crate::build_image::{Role, build};
 use crate::project;
 use crate::qemu::Qemu;
@@ -377,16 +376,6 @@ impl Args {
             })
             .collect()
     }
-}
-
-/// A cluster's key, as 64 hexadecimal digits.
-fn random_key() -> Result<String> {
-    let mut key = [0; 32];
-    let source = "/dev/urandom";
-    File::open(source)
-        .and_then(|mut file| file.read_exact(&mut key))
-        .context(source)?;
-    Ok(key.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What each program's environment holds.

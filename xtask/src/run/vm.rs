@@ -59,10 +59,7 @@ impl Vm<'_> {
             slot: false,
             reboots: false,
         };
-        let mut command = machine.command(qemu);
-        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
-        file_chardev(&mut command, "log", &log(self.folder, self.role.name()), None);
-        command.args(["-serial", "chardev:log"]);
+        let mut command = machine.image_command(qemu, &log(self.folder, self.role.name()));
         match self.role {
             Role::Processor => self.consoles(&mut command),
             Role::Storage => self.disk(&mut command),

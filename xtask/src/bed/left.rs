@@ -1,0 +1,53 @@
+//! How an image of ours left, by QEMU's exit status (see "Leaving" in `docs/architecture.md`).
+
+use std::process::ExitStatus;
+
+/// How a node left.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Its work was done.
+    Well,
+    /// Its kernel panicked.
+    Panic,
+    /// By an error that its log names.
+    Error,
+    /// QEMU ended, whatever the node wanted.
+    Otherwise,
+}
+
+impl From<ExitStatus> for Left {
+    fn from(status: ExitStatus) -> Self {
+        match status.code() {
+            Some(1) => Self::Well,
+            Some(3) => Self::Panic,
+            Some(5) => Self::Error,
+            _ => Self::Otherwise,
+        }
+    }
+}
+
+/// The same in words.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match Left::from(status) {
+        Left::Well => "left".to_owned(),
+        Left::Panic => "its kernel panicked".into(),
+        Left::Error => "it ended with an error".into(),
+        Left::Otherwise => format!("its QEMU ended with {status}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn qemus_status_tells_how_a_node_left() {
+        let left = |code: i32| Left::from(ExitStatus::from_raw(code << 8));
+        assert_eq!(
+            [left(1), left(3), left(5), left(0)],
+            [Left::Well, Left::Panic, Left::Error, Left::Otherwise]
+        );
+        assert_eq!(Left::from(ExitStatus::from_raw(9)), Left::Otherwise, "killed");
+    }
+}
