@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::table;
 use crate::project::{self, cargo};
 use crate::tools::{quiet, say, step};
 
@@ -137,15 +138,11 @@ impl Args {
     pub(crate) fn run(self) -> Result<()> {
         let reads = step("Measuring READs in one process", reads_per_second)?;
         let rows = measure()?;
-        println!("{}", aligned(&rows));
+        println!("{}", table::aligned(&rows));
         println!("Without QEMU, in one process: {reads} READs of 4096 bytes a second");
         if let Some(file) = self.tsv {
-            let lines: Vec<String> = rows.iter().map(|row| row.join("\t")).collect();
-            let text = format!(
-                "{}\nin_process\treads_of_4096_per_second\t{reads}\n",
-                lines.join("\n")
-            );
-            fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
+            let last = ["in_process", "reads_of_4096_per_second", &reads.to_string()].map(str::to_owned);
+            table::write(&file, rows.into_iter().chain([last.into()]))?;
         }
         Ok(())
     }
@@ -302,22 +299,6 @@ fn busy_thread_ns(thread: &Path) -> Result<u64> {
         .next()
         .and_then(|field| field.parse().ok());
     first.with_context(|| format!("{} holds {text:?}", file.display()))
-}
-
-/// The table with columns of equal width.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let first = format!("{:<width$}", row[0], width = widths[0]);
-        let rest = row
-            .iter()
-            .zip(&widths)
-            .skip(1)
-            .map(|(field, width)| format!("{field:>width$}"));
-        std::iter::once(first).chain(rest).collect::<Vec<_>>().join("  ")
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

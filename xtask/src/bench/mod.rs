@@ -1,10 +1,12 @@
 //! `bench`: figures, for people to compare over time; nothing fails for being slow.
 //!
 //! * [`hca`]: the modelled adapter under Linux's perftest.
-//! * [`rpc`]: a short call, counted.
+//! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed. * [`table`]: how figures are shown.
 
 mod hca;
+mod profile;
 mod rpc;
+mod table;
 
 use anyhow::Result;
 

@@ -1,18 +1,36 @@
-//! `bench rpc`: what a short call costs, counted: instructions by callgrind, and what the modelled adapter was asked to do.
+//! `bench rpc`: what a call costs: instructions by callgrind, what the modelled adapter was asked to do, and times between machines.
 //!
-//! Both come from tests of `fit` (`fit/src/tests/cost.rs`, `fit/tests/whole_path.rs`), so that the figures are of what is tested.
+//! The times are [`profile`]'s. What is counted comes from tests of `fit` (`fit/src/tests/cost.rs`, `fit/tests/whole_path.rs`), so that the figures are of what is tested.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::{profile, table};
+use crate::bed;
 use crate::project::{self, cargo};
-use crate::tools::{need, quiet, step};
+use crate::tools::{need, quiet, say, step};
 
-/// Counts what a short call costs: instructions of FIT by callgrind, and work of the modelled adapter
+/// Counts what a short call costs: instructions of FIT by callgrind, and work of the modelled adapter; then times calls of several
+/// sizes between two machines in QEMU, with every reply checked
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Calls of each size, number of tasks and kind of handler
+    #[arg(long, value_name = "N", default_value_t = CALLS_A_SERIES, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    calls: u32,
+    /// As --calls 100000
+    #[arg(long, conflicts_with = "calls")]
+    stress: bool,
+    /// Writes all figures to this file, too, as tab-separated values
+    #[arg(long, value_name = "FILE")]
+    tsv: Option<PathBuf>,
+}
+
+/// Takes a minute or two in all.
+const CALLS_A_SERIES: u32 = 10_000;
+/// The journal's stress.
+const STRESS: u32 = 100_000;
 
 /// The test that is run under callgrind, and how many calls it makes (`CALLS` there).
 const TEST: &str = "tests::cost::short_calls";
@@ -31,39 +49,70 @@ const MODEL_LINE: &str = "counted\t";
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
-        let valgrind = need("valgrind", "`apt-get install valgrind`")?;
-        let test = step("Building FIT's tests for release", build)?;
-        println!("A call with 32 bytes of request and 4 of reply.\n");
-        println!("instructions of FIT itself, without device and copying");
-        for (function, part) in PARTS {
-            let own = count(&valgrind, &test, function)?;
-            println!("  {part:<24}{:>8.1}", own);
+        let mut figures = count_all()?;
+        let calls = if self.stress { STRESS } else { self.calls };
+        let folder = bed::make_folder()?;
+        let profile = match profile::measure(&folder, calls) {
+            Ok(profile) => profile,
+            Err(error) => {
+                say(&format!("The nodes' logs are in {}", folder.display()));
+                return Err(error);
+            }
+        };
+        let _ = std::fs::remove_dir_all(&folder);
+        let header = profile::HEADER.map(str::to_owned).to_vec();
+        let rows: Vec<_> = std::iter::once(header).chain(profile.rows).collect();
+        println!("\ncalls between two machines\n{}", table::aligned(&rows));
+        println!(
+            "{} calls made, as many replies checked, all counters of both sides agree: nothing lost",
+            profile.calls
+        );
+        figures.push(vec!["nothing_lost".into(), profile.calls.to_string()]);
+        match self.tsv {
+            Some(file) => table::write(&file, rows.into_iter().chain(figures)),
+            None => Ok(()),
         }
-        println!("\nthe modelled adapter's work, a call");
-        let args = [
-            "test",
-            "--quiet",
-            "--locked",
-            "--package",
-            "fit",
-            "--test",
-            "whole_path",
-        ];
-        let said = quiet(
-            cargo()
-                .args(args)
-                .args(["--", "--exact", MODEL_TEST, "--nocapture"]),
-        )?;
-        let counted: Vec<_> = said
-            .lines()
-            .filter_map(|line| line.strip_prefix(MODEL_LINE))
-            .collect();
-        ensure!(!counted.is_empty(), "the test {MODEL_TEST} counted nothing");
-        for line in counted {
-            println!("  {}", line.replace('\t', " "));
-        }
-        Ok(())
     }
+}
+
+/// Counts instructions and the adapter's work; prints them, and gives them as rows.
+fn count_all() -> Result<Vec<Vec<String>>> {
+    let mut figures = Vec::new();
+    let valgrind = need("valgrind", "`apt-get install valgrind`")?;
+    let test = step("Building FIT's tests for release", build)?;
+    println!("A call with 32 bytes of request and 4 of reply.\n");
+    println!("instructions of FIT itself, without device and copying");
+    for (function, part) in PARTS {
+        let own = count(&valgrind, &test, function)?;
+        println!("  {part:<24}{own:>8.1}");
+        figures.push(vec!["instructions".into(), part.into(), format!("{own:.1}")]);
+    }
+    println!("\nthe modelled adapter's work, a call");
+    let args = [
+        "test",
+        "--quiet",
+        "--locked",
+        "--package",
+        "fit",
+        "--test",
+        "whole_path",
+    ];
+    let said = quiet(
+        cargo()
+            .args(args)
+            .args(["--", "--exact", MODEL_TEST, "--nocapture"]),
+    )?;
+    let counted: Vec<_> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix(MODEL_LINE))
+        .collect();
+    ensure!(!counted.is_empty(), "the test {MODEL_TEST} counted nothing");
+    for line in counted {
+        println!("  {}", line.replace('\t', " "));
+        let cells = line.split('\t').map(str::to_owned);
+        figures.push(std::iter::once("adapter".to_owned()).chain(cells).collect());
+    }
+    Ok(figures)
 }
 
 /// Builds `fit`'s unit tests and gives the program.
