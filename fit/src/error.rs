@@ -5,7 +5,7 @@ use core::fmt;
 use hal::Duration;
 use verbs::{DeviceError, Status};
 
-use crate::{LinkState, MAX_PIECES, PeerName, Role};
+use crate::{LinkState, MAX_PIECES, OneSided, PeerName, Role, Waiting};
 
 /// What a waiter was waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,15 @@ pub enum Operation {
     Read,
     /// An RDMA WRITE.
     Write,
+}
+
+impl From<OneSided> for Operation {
+    fn from(what: OneSided) -> Self {
+        match what {
+            OneSided::Read => Self::Read,
+            OneSided::Write => Self::Write,
+        }
+    }
 }
 
 impl fmt::Display for Operation {
@@ -74,34 +83,6 @@ impl fmt::Display for LostCause {
     }
 }
 
-/// What a waiter waited for when its peer was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting {
-    /// The operation.
-    pub operation: Operation,
-    /// For how long it had been under way.
-    pub age: Duration,
-    /// The connection's state when the waiter was told.
-    pub state: LinkState,
-}
-
-/// The end of a sentence about a lost peer.
-struct During<'a>(&'a Option<Waiting>);
-
-impl fmt::Display for During<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(Waiting {
-            operation,
-            age,
-            state,
-        }) = self.0
-        else {
-            return Ok(());
-        };
-        write!(f, "; no end of {operation} after {age:?} (connection {state:?})")
-    }
-}
-
 /// What FIT can fail with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -119,7 +100,7 @@ pub enum Error {
         state: LinkState,
     },
     /// The connection ended.
-    #[error("{peer} is lost: {cause}{}", During(waiting))]
+    #[error("{peer} is lost: {cause}{}", Waiting::clause(waiting))]
     PeerLost {
         /// The peer.
         peer: PeerName,
@@ -255,23 +236,5 @@ impl fmt::Display for ConnectStep {
             Self::Answer => "it did not answer the connection request",
             Self::Request => "it sent no connection request",
         })
-    }
-}
-
-impl Error {
-    /// Says what was waited for, if the error is that the peer is lost.
-    pub(crate) fn while_waiting(self, waited: Waiting) -> Self {
-        match self {
-            Self::PeerLost {
-                peer,
-                cause,
-                waiting: None,
-            } => Self::PeerLost {
-                peer,
-                cause,
-                waiting: Some(waited),
-            },
-            other => other,
-        }
     }
 }

@@ -40,13 +40,14 @@ mod ring;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod waiting;
 mod wire;
 
 pub use calls::{Call, CallId, Piece, Reply};
 pub use config::{BadPolling, Config, Depths, Domains, MAX_WORKERS, Polling};
 pub use counters::{Counters, KINDS, LinkCounters};
 pub use engine::Engine;
-pub use error::{Error, LostCause, Operation, Waiting};
+pub use error::{Error, LostCause, Operation};
 pub use link::{LinkState, Target};
 pub use membership::{BadKey, Change, Cluster, Incarnation, Key, Member, MembershipCounters, View};
 pub use node::{Batch, Core, Fit, Ticket};
@@ -54,4 +55,5 @@ pub use one_sided::{Ended, OneSided, OpId};
 pub use peer::{BadPeerSpec, PeerId, PeerName, PeerSpec, Role};
 pub use profile::{Point, Profile};
 pub use serve::{Exchange, Handler, Incoming};
+pub use waiting::Waiting;
 pub use wire::{HEADER_LEN, MAX_PIECES, VERSION};

@@ -23,8 +23,8 @@ use crate::membership::proof::{Chance, Purpose, prove};
 use crate::peers::Peers;
 use crate::{
     Call, CallId, Change, Config, Counters, Ended, Engine, Error, Exchange, Handler, Incarnation, Incoming,
-    Key, LinkCounters, LinkState, LostCause, Member, OneSided, OpId, Operation, PeerId, PeerName, Point,
-    Profile, Reply, Role, Waiting,
+    Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile, Reply,
+    Role,
 };
 
 /// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
@@ -296,7 +296,7 @@ async fn make_core<D: Device, P: Platform>(
 
 /// One core's access to the peers. Its calls must be made by tasks of that core.
 pub struct Core<D: Device, P: Platform> {
-    inner: Arc<Inner<D, P>>,
+    pub(crate) inner: Arc<Inner<D, P>>,
     index: usize,
 }
 
@@ -313,7 +313,7 @@ type CoreEngine<D, P> = Engine<<D as Device>::Queues, <P as Platform>::Buffer>;
 type CoreMutex<D, P> = Mutex<CoreEngine<D, P>>;
 
 impl<D: Device, P: Platform> Core<D, P> {
-    fn engine(&self) -> spin::MutexGuard<'_, CoreEngine<D, P>> {
+    pub(crate) fn engine(&self) -> spin::MutexGuard<'_, CoreEngine<D, P>> {
         self.inner.cores[self.index].lock()
     }
 
@@ -344,7 +344,7 @@ impl<D: Device, P: Platform> Core<D, P> {
     async fn one_sided(&self, peer: PeerId, what: OneSided, at: (RemoteAddr, Sge)) -> Result<(), Error> {
         let began = self.inner.platform.now();
         let deadline = began + self.inner.config.timeout;
-        let operation = operation_of(what);
+        let operation = what.into();
         let start = |engine: &mut CoreEngine<D, P>, now| {
             let id = engine.start_op(peer, what, at, now, deadline)?;
             engine.flush(peer);
@@ -359,17 +359,6 @@ impl<D: Device, P: Platform> Core<D, P> {
             id: Some(id),
         }
         .await
-    }
-
-    /// The error of something that was under way: if the peer is lost, it says what this was.
-    fn cut_short(&self, peer: PeerId, (operation, began): (Operation, Instant), error: Error) -> Error {
-        let state = self.engine().state(peer).unwrap_or(LinkState::Down);
-        let age = self.inner.platform.now().since(began);
-        error.while_waiting(Waiting {
-            operation,
-            age,
-            state,
-        })
     }
 
     /// Starts a READ that ends by its tag, in the sink of [`Fit::run_core_with`]. The local memory is lent until then.
@@ -522,12 +511,6 @@ impl<D: Device, P: Platform> Core<D, P> {
         self.engine().state(peer)
     }
 
-    /// Why `peer` is lost; nothing if it is not, or was never connected. The latest lost peers are remembered.
-    #[must_use]
-    pub fn lost_cause(&self, peer: PeerId) -> Option<LostCause> {
-        self.engine().cause(peer)
-    }
-
     /// A copy of the counters of each connection.
     #[must_use]
     pub fn link_counters(&self) -> Vec<(PeerId, PeerName, Box<LinkCounters>)> {
@@ -580,13 +563,6 @@ impl<D: Device, P: Platform> Core<D, P> {
             self.engine().reply(&incoming, &message[..len], bulk);
             profile.end(Point::PostReply, done, clock);
         }
-    }
-}
-
-fn operation_of(what: OneSided) -> Operation {
-    match what {
-        OneSided::Read => Operation::Read,
-        OneSided::Write => Operation::Write,
     }
 }
 
@@ -661,7 +637,7 @@ impl<'a, D: Device, P: Platform> Batch<'a, D, P> {
         Ok(id.map(|id| Ticket {
             core: self.core,
             peer: self.peer,
-            operation: operation_of(what),
+            operation: what.into(),
             began: now,
             id: Some(id),
         }))

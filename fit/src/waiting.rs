@@ -1,0 +1,77 @@
+//! What a waiter is told when its peer is lost: what it waited for, for how long, and why it was in vain.
+
+use core::fmt;
+
+use hal::{Duration, Instant, Platform};
+use verbs::Device;
+
+use crate::{Core, Error, LinkState, LostCause, Operation, PeerId};
+
+/// What a waiter waited for when its peer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The operation.
+    pub operation: Operation,
+    /// For how long it had been under way.
+    pub age: Duration,
+    /// The connection's state when the waiter was told.
+    pub state: LinkState,
+}
+
+impl Waiting {
+    /// The end of a sentence that says that a peer is lost.
+    pub(crate) fn clause(waiting: &Option<Self>) -> impl fmt::Display {
+        fmt::from_fn(move |f| match waiting {
+            Some(Self {
+                operation,
+                age,
+                state,
+            }) => {
+                write!(f, "; no end of {operation} after {age:?} (connection {state:?})")
+            }
+            None => Ok(()),
+        })
+    }
+}
+
+impl Error {
+    /// Says what was waited for, if the error is that the peer is lost.
+    pub(crate) fn while_waiting(self, waited: Waiting) -> Self {
+        match self {
+            Self::PeerLost {
+                peer,
+                cause,
+                waiting: None,
+            } => Self::PeerLost {
+                peer,
+                cause,
+                waiting: Some(waited),
+            },
+            other => other,
+        }
+    }
+}
+
+impl<D: Device, P: Platform> Core<D, P> {
+    /// Why `peer` is lost; nothing if it is not, or was never connected. The latest lost peers are remembered.
+    #[must_use]
+    pub fn lost_cause(&self, peer: PeerId) -> Option<LostCause> {
+        self.engine().cause(peer)
+    }
+
+    /// The error of something that was under way: if the peer is lost, it says what this was.
+    pub(crate) fn cut_short(
+        &self,
+        peer: PeerId,
+        (operation, began): (Operation, Instant),
+        error: Error,
+    ) -> Error {
+        let state = self.engine().state(peer).unwrap_or(LinkState::Down);
+        let age = self.inner.platform.now().since(began);
+        error.while_waiting(Waiting {
+            operation,
+            age,
+            state,
+        })
+    }
+}
