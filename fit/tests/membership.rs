@@ -15,7 +15,10 @@ use harness::trace::{Direction, Event, Purpose, Recorder};
 use harness::{ClusterConfig, FabricConfig, LinkFaults, Machine, Testbed};
 use mad::cm::CmMessage;
 use mlx4::Mlx4;
-use verbs::{Access, Device, Domain, Gid, Guid, PKey, RemoteAddr, Rkey, Sge};
+use verbs::{
+    Access, Device, Domain, Gid, Guid, Lid, PKey, Payload, QKey, QpConfig, QpKind, Qpn, QueueSet,
+    RcParameters, RemoteAddr, Rkey, SendOp, SendRequest, Sge, UdAddress,
+};
 
 const GUID: u64 = 0x0002_c903_0000_1000;
 /// What tests wait for takes at most this long.
@@ -528,6 +531,80 @@ fn hostile(bed: &mut Testbed) -> (Machine, Arc<Mlx4<Machine>>) {
         let _ = service.service().await;
     });
     (machine, device)
+}
+
+/// Sends datagrams of `len` bytes to whatever multicast groups there are.
+async fn shout(stranger: &Mlx4<Machine>, machine: &Machine, count: u16, len: usize) {
+    let mut queues = stranger.create_queues(256, 0).await.unwrap();
+    let qp_config = QpConfig {
+        kind: QpKind::Datagram {
+            qkey: QKey(0x5445_5353),
+        },
+        domain: Domain::default(),
+        port: 1,
+        send_depth: 64,
+        receive_depth: 1,
+        send_sge: 1,
+        receive_sge: 1,
+        inline: 0,
+        remote_access: Access::default(),
+    };
+    let (slot, qpn) = stranger.create_qp(&mut queues, &qp_config).await.unwrap();
+    let none = RcParameters {
+        ack_timeout: 0,
+        retry_count: 0,
+        rnr_retry: 0,
+        min_rnr_timer: 0,
+        reads_as_requester: 0,
+        reads_as_responder: 0,
+    };
+    stranger.ready_to_send(qpn, None, &none).await.unwrap();
+    let memory = machine.alloc(len, 4096).unwrap();
+    let (addr, access) = (memory.bus_addr().0, Access::default());
+    let region = stranger
+        .register(Domain::default(), addr, len as u64, access)
+        .await
+        .unwrap();
+    let piece = Sge {
+        addr: region.addr,
+        len: u32::try_from(len).unwrap(),
+        lkey: region.lkey,
+    };
+    for number in 0..count {
+        let to = UdAddress {
+            lid: Lid(0xc000 + number % 4),
+            qpn: Qpn::MULTICAST,
+            qkey: QKey(0x5445_5353),
+            sl: 0,
+            gid: Some(config(0).cluster.mgid()),
+        };
+        let request = SendRequest {
+            id: number.into(),
+            op: SendOp::Send { imm: None },
+            payload: Payload::Gather(&[piece]),
+            signalled: true,
+            solicited: false,
+            fence: false,
+            to: Some(to),
+        };
+        queues.post_send(slot, &request).unwrap();
+        queues.ring(slot);
+        machine.sleep(Duration::from_millis(1)).await;
+        queues.poll(&mut [verbs::Completion::EMPTY; 8]).unwrap();
+    }
+}
+
+#[test]
+fn datagrams_longer_than_any_announcement_deafen_nobody() {
+    let mut bed = Testbed::default();
+    let processor = node(&mut bed, 1, Role::Processor);
+    let memory = node(&mut bed, 2, Role::Memory);
+    converge(&mut bed, &[&processor, &memory]);
+    let (machine, stranger) = hostile(&mut bed);
+    bed.block_on(shout(&stranger, &machine, 200, 4096));
+    assert!(memory.fit.membership_counters().nr_foreign > 0, "they arrive");
+    let storage = node(&mut bed, 3, Role::Storage);
+    converge(&mut bed, &[&processor, &memory, &storage]);
 }
 
 #[test]

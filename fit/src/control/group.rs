@@ -19,8 +19,9 @@ const RECEIVES: usize = 64;
 const SENDS: usize = 4;
 /// A datagram's receive begins with its GRH.
 const GRH_LEN: usize = 40;
-/// Room for a datagram.
-const SLOT: usize = 256;
+/// Room for a datagram: for the longest that any port can send. One that did not fit would end the queue pair, and who sends
+/// to the group need not be of the cluster.
+const SLOT: usize = GRH_LEN + 4096;
 /// A port that is a member asks again so often, for a subnet manager that was started anew may have forgotten it.
 const JOIN_AGAIN: Duration = Duration::from_secs(60);
 /// Bits of a join: full member.
