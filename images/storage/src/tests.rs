@@ -349,6 +349,31 @@ fn a_disk_without_a_file_system_is_refused() {
     assert!(matches!(serve(image), Err(Error::Features(4))));
 }
 
+#[test]
+fn an_extent_node_that_says_it_lies_highest_of_all_is_corrupt() {
+    let folder = folder("depth");
+    let mut image = image(&folder, 1024);
+    let at = |image: &[u8], place: usize| {
+        usize::from_le_bytes([&image[place..place + 4], &[0; 4]].concat().try_into().unwrap())
+    };
+    let server = serve(image.clone()).unwrap();
+    let number = usize::try_from(stat(&server, "/hello", true).unwrap().inode).unwrap();
+    let inode_size = usize::from(u16::from_le_bytes([image[1024 + 0x58], image[1024 + 0x59]]));
+    let tree = at(&image, 2048 + 8) * 1024 + (number - 1) * inode_size + 0x28;
+    // The file's only block becomes a node, and its inode an index of that.
+    let block = at(&image, tree + 12 + 8);
+    image[tree + 6] = 1;
+    let entry = [0, u32::try_from(block).unwrap(), 0]
+        .map(u32::to_le_bytes)
+        .concat();
+    image[tree + 12..tree + 24].copy_from_slice(&entry);
+    let header = [0xf30a, 0, 84, 0xffff, 0, 0].map(u16::to_le_bytes).concat();
+    image[block * 1024..block * 1024 + 12].copy_from_slice(&header);
+    let server = serve(image).unwrap();
+    let file = open(&server, "/hello", OpenFlags::empty()).unwrap().file;
+    assert_eq!(read(&server, file, 0, 10), Err(Errno::EIO));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     /// Metadata lies in the first blocks of the image; wherever it is damaged, nothing panics and everything ends.

@@ -200,7 +200,7 @@ impl<B: BlockDevice> Ext4<B> {
             let child = u64::from(u32_at(entry, 4)) | u64::from(u16_at(entry, 8)) << 32;
             self.metadata(child, 0, &mut node).await?;
             let (child_count, child_depth) = node_header(inode, &node)?;
-            if child_depth + 1 != depth {
+            if child_depth != depth - 1 {
                 return Err(inode.corrupt("eh_depth", child_depth));
             }
             (count, depth) = (child_count, child_depth);
