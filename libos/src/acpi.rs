@@ -11,6 +11,8 @@ const RSDP_V1_LEN: usize = 20;
 const HEADER_LEN: usize = 36;
 /// Longer tables are taken for garbage.
 const TABLE_MAX: usize = 1 << 20;
+/// More tables than this are not looked at; firmware has some tens.
+const MAX_TABLES: usize = 256;
 /// Where PC firmware puts the root pointer.
 const SEARCH: core::ops::Range<u64> = 0xe_0000..0x10_0000;
 
@@ -42,7 +44,7 @@ pub trait ReadPhys {
 
 impl Tables {
     /// Reads the tables. `rsdp` is the root pointer's address, or 0 to search where PC firmware leaves it. What is
-    /// missing or broken is left empty.
+    /// missing or broken is left empty; of two tables of a kind the first counts. Whatever they point at, a few megabytes are read.
     #[must_use]
     pub fn read(memory: &impl ReadPhys, rsdp: u64) -> Self {
         let mut tables = Self::default();
@@ -55,12 +57,20 @@ impl Tables {
         let Some(list) = table(memory, root) else {
             return tables;
         };
-        for pointer in list[HEADER_LEN..].chunks_exact(width) {
+        let (mut seen_cores, mut seen_ecam) = (false, false);
+        for pointer in list[HEADER_LEN..].chunks_exact(width).take(MAX_TABLES) {
             let mut address = [0; 8];
             address[..width].copy_from_slice(pointer);
-            match table(memory, u64::from_le_bytes(address)) {
-                Some(table) if table.starts_with(b"APIC") => tables.cores = cores(&table),
-                Some(table) if table.starts_with(b"MCFG") => tables.ecam = ecam(&table),
+            let address = u64::from_le_bytes(address);
+            let mut signature = [0; 4];
+            // Read whole are only the two that are wanted, once each: a list may name one a thousand times.
+            match memory.read(address, &mut signature).then_some(&signature) {
+                Some(b"APIC") if !core::mem::replace(&mut seen_cores, true) => {
+                    tables.cores = table(memory, address).map_or_else(Vec::new, |table| cores(&table));
+                }
+                Some(b"MCFG") if !core::mem::replace(&mut seen_ecam, true) => {
+                    tables.ecam = table(memory, address).and_then(|table| ecam(&table));
+                }
                 _ => {}
             }
         }
@@ -215,6 +225,27 @@ mod tests {
                 last_bus: 255
             })
         );
+    }
+
+    #[test]
+    fn a_list_that_names_itself_over_and_over_is_read_once() {
+        struct Counted(Memory, core::cell::Cell<usize>);
+        impl ReadPhys for Counted {
+            fn read(&self, address: u64, into: &mut [u8]) -> bool {
+                self.1.set(self.1.get() + into.len());
+                self.0.read(address, into)
+            }
+        }
+        let mut memory = machine(&[], &[]).0;
+        memory.resize(TABLE_MAX + 0x1000, 0);
+        let list = sealed(
+            b"RSDT",
+            &0x1000_u32.to_le_bytes().repeat((TABLE_MAX - HEADER_LEN) / 4),
+        );
+        memory[0x1000..0x1000 + list.len()].copy_from_slice(&list);
+        let memory = Counted(Memory(memory), core::cell::Cell::new(0));
+        assert_eq!(Tables::read(&memory, 0x100), Tables::default());
+        assert!(memory.1.get() < 2 * TABLE_MAX, "{} bytes read", memory.1.get());
     }
 
     #[test]
