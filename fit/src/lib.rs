@@ -13,7 +13,7 @@
 //!
 //! More joins than 65,536 in a node's life; another multicast queue pair for one that
 //! failed; one-way messages with bulk; RoCE.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, interleave)), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
@@ -25,6 +25,8 @@ mod control;
 mod counters;
 mod engine;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzzing;
 mod handshake;
 mod joining;
 mod keepalive;
@@ -38,6 +40,7 @@ mod peers;
 mod profile;
 mod ring;
 mod serve;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod waiting;

@@ -12,7 +12,6 @@ use core::task::{Context, Poll};
 
 use futures_util::future::{Either, select};
 use hal::{DmaBuffer, Duration, Instant, Platform};
-use spin::Mutex;
 use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
 
 use crate::config::{Layout, SEND_PIECES};
@@ -21,6 +20,7 @@ use crate::link::Parts;
 use crate::membership::Membership;
 use crate::membership::proof::{Chance, Purpose, prove};
 use crate::peers::Peers;
+use crate::sync::{Mutex, MutexGuard};
 use crate::{
     Call, CallId, Change, Config, Counters, Ended, Engine, Error, Exchange, Handler, Incarnation, Incoming,
     Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile, Reply,
@@ -313,7 +313,7 @@ type CoreEngine<D, P> = Engine<<D as Device>::Queues, <P as Platform>::Buffer>;
 type CoreMutex<D, P> = Mutex<CoreEngine<D, P>>;
 
 impl<D: Device, P: Platform> Core<D, P> {
-    pub(crate) fn engine(&self) -> spin::MutexGuard<'_, CoreEngine<D, P>> {
+    pub(crate) fn engine(&self) -> MutexGuard<'_, CoreEngine<D, P>> {
         self.inner.cores[self.index].lock()
     }
 

@@ -4,11 +4,12 @@
 
 use alloc::boxed::Box;
 use core::cell::{Cell, RefCell};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
+use async_task::Runnable;
 use spin::Mutex;
 
-use crate::executor::RunQueue;
+use crate::run_queue::RunQueue;
 use crate::segments::Segments;
 use crate::timer::Timers;
 use crate::user::{FpuOwner, Loaded};
@@ -29,10 +30,8 @@ pub(crate) struct CoreLocal {
     pub(crate) index: usize,
     pub(crate) apic_id: u32,
     pub(crate) segments: Segments,
-    pub(crate) queue: RunQueue,
+    pub(crate) queue: RunQueue<Runnable>,
     pub(crate) timers: Timers,
-    /// Set while the core sleeps or is about to: who clears it must interrupt the core.
-    pub(crate) idle: AtomicBool,
     /// Odd while the core runs a program.
     pub(crate) user_epoch: AtomicU64,
     /// The root table of the program that runs.
@@ -68,7 +67,6 @@ pub(crate) fn prepare(index: usize, apic_id: u32) -> &'static CoreLocal {
         segments: Segments::new(),
         queue: RunQueue::new(),
         timers: Timers::new(),
-        idle: AtomicBool::new(false),
         user_epoch: AtomicU64::new(0),
         user_root: AtomicU64::new(0),
         loaded: RefCell::new(Loaded::default()),

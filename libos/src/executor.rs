@@ -4,13 +4,10 @@
 //! A task that polls a device does so by [`yield_now`] in a loop, which keeps the core awake and lets the other tasks
 //! run; after some microseconds without success it arms the device's interrupt and awaits that, and the core sleeps.
 
-use alloc::collections::VecDeque;
 use core::pin::Pin;
-use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
 
 use async_task::Runnable;
-use spin::Mutex;
 use x86_64::instructions::interrupts;
 
 use crate::core_local::{self, CoreLocal};
@@ -19,31 +16,9 @@ use crate::{apic, time, timer};
 /// A spawned task. Dropping it cancels the task; [`Task::detach`] lets it run on; awaiting it gives its result.
 pub type Task<T> = async_task::Task<T>;
 
-/// One core's runnable tasks.
-pub(crate) struct RunQueue {
-    /// The heap's lock is taken under it, and no other.
-    tasks: Mutex<VecDeque<Runnable>>,
-}
-
-impl RunQueue {
-    pub(crate) fn new() -> Self {
-        Self { tasks: Mutex::new(VecDeque::with_capacity(64)) }
-    }
-
-    fn pop(&self) -> Option<Runnable> {
-        self.tasks.lock().pop_front()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.tasks.lock().is_empty()
-    }
-}
-
 /// Makes a task runnable on its core and wakes the core if it sleeps.
 fn enqueue(core: &'static CoreLocal, task: Runnable) {
-    core.queue.tasks.lock().push_back(task);
-    // Pairs with `rest`: either it sees the task or this sees that it sleeps.
-    if core.idle.swap(false, Ordering::SeqCst) && core.index != core_local::current() {
+    if core.queue.push(task) && core.index != core_local::current() {
         apic::interrupt(core.apic_id, apic::CALL_VECTOR);
     }
 }
@@ -118,14 +93,11 @@ fn let_interrupts_in() {
     interrupts::disable();
 }
 
-/// Sleeps until an interrupt. No wake-up is lost: a task queued before the flag is seen here, one queued after it comes
-/// with an interrupt, and `sti; hlt` leaves no gap between letting it in and sleeping.
+/// Sleeps until an interrupt, unless a task comes: `sti; hlt` leaves no gap between letting interrupts in and sleeping.
 fn rest(core: &CoreLocal) {
-    core.idle.store(true, Ordering::SeqCst);
-    if core.queue.is_empty() {
+    core.queue.rest(|| {
         timer::arm(core, core.timers.next());
         interrupts::enable_and_hlt();
         interrupts::disable();
-    }
-    core.idle.store(false, Ordering::SeqCst);
+    });
 }

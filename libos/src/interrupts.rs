@@ -1,11 +1,9 @@
 //! Interrupt vectors and who waits for them.
 
 use core::future::poll_fn;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use core::task::Poll;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use futures_util::task::AtomicWaker;
-
+use crate::interrupt_slot::Slot;
 use crate::{apic, core_local, timer};
 
 /// The first vector given to devices.
@@ -14,13 +12,7 @@ const FIRST_DEVICE: u8 = 0x30;
 const END_DEVICE: u8 = apic::TIMER_VECTOR;
 const DEVICE_VECTORS: usize = (END_DEVICE - FIRST_DEVICE) as usize;
 
-struct Slot {
-    fired: AtomicBool,
-    waker: AtomicWaker,
-}
-
-static SLOTS: [Slot; DEVICE_VECTORS] =
-    [const { Slot { fired: AtomicBool::new(false), waker: AtomicWaker::new() } }; DEVICE_VECTORS];
+static SLOTS: [Slot; DEVICE_VECTORS] = [const { Slot::new() }; DEVICE_VECTORS];
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// One interrupt vector, given to one device for good.
@@ -46,11 +38,7 @@ impl hal::InterruptVector for Vector {
     /// One task at a time waits for a vector: a second one's wait replaces the first one's.
     async fn wait(&self) {
         let slot = &SLOTS[self.slot];
-        poll_fn(|context| {
-            slot.waker.register(context.waker());
-            if slot.fired.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        poll_fn(|context| slot.poll(context.waker())).await;
     }
 }
 
@@ -62,9 +50,7 @@ pub(crate) fn serve(vector: u64) {
         // The call's purpose is to be noticed: leaving sleep or user mode is all it takes.
         apic::CALL_VECTOR => {}
         FIRST_DEVICE..END_DEVICE => {
-            let slot = &SLOTS[usize::from(vector - FIRST_DEVICE)];
-            slot.fired.store(true, Ordering::Release);
-            slot.waker.wake();
+            SLOTS[usize::from(vector - FIRST_DEVICE)].fire();
         }
         // Spurious interrupts, of the 8259s or the APIC, are not acknowledged.
         _ => return,

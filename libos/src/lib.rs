@@ -4,7 +4,7 @@
 //!
 //! * the start: `boot` (PVH entry to the main task), [`memory_map`], [`acpi`], `smp`, `segments`;
 //! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the kernel's), `dma` (what devices share);
-//! * time and tasks: `time`, `timer`, `executor`, `interrupts`, `apic`, `core_local`;
+//! * time and tasks: `time`, `timer`, `executor` and `run_queue`, `interrupts` and `interrupt_slot`, `apic`, `core_local`;
 //! * programs: `user_tables` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`;
 //! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`, `serial`;
 //! * the end: `console`, `panic`, `exit`.
@@ -21,11 +21,17 @@ pub mod acpi;
 mod command_line;
 mod error;
 pub mod frame_bitmap;
+#[cfg(any(test, target_os = "none"))]
+mod interrupt_slot;
 pub mod memory_map;
 #[cfg(any(test, target_os = "none"))]
 mod page_entry;
 #[cfg(any(test, target_os = "none"))]
+mod run_queue;
+#[cfg(any(test, target_os = "none"))]
 mod shortest;
+#[cfg(any(test, target_os = "none"))]
+mod sync;
 #[cfg(any(test, target_os = "none"))]
 mod user_tables;
 

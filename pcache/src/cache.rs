@@ -4,9 +4,9 @@ use alloc::boxed::Box;
 
 use hal::Instant;
 use metrics::{Histogram, Summary};
-use spin::{Mutex, MutexGuard};
 
 use crate::set::{Set, State};
+use crate::sync::{Mutex, MutexGuard};
 use crate::wait::WaitList;
 use crate::{
     Counters, Error, Geometry, IoFailed, LineId, Load, Machine, Page, Pinned, Policy, Source, Token,

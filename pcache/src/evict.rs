@@ -1,9 +1,9 @@
 //! How lines leave: victims, pages given up, mappings taken back.
 
 use hal::Instant;
-use spin::MutexGuard;
 
 use crate::set::Set;
+use crate::sync::MutexGuard;
 use crate::{Cache, Error, Machine, Page, SpaceId, Token, Vpn};
 
 impl<M: Machine> Cache<M> {

@@ -22,7 +22,7 @@
 //! * Lines shared by two address spaces (fork, shared mappings): a line has one page.
 //! * Prefetch, lines larger than a page, moving a line to another page (mremap copies).
 //! * A write-back that fails is tried again only when its line is evicted again; meanwhile the node is told.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, interleave)), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
@@ -36,6 +36,7 @@ mod machine;
 mod page;
 mod pin;
 mod set;
+mod sync;
 mod wait;
 
 pub use cache::{Access, Cache, Config};

@@ -84,6 +84,11 @@ fn examine() -> Vec<(&'static str, State)> {
         None => State::Missing("`apt-get install gcc`: the tests build a program against musl".into()),
     };
     states.push(("gcc", compiler));
+    let compiler = match find("c++") {
+        Some(path) => State::Here(format!("{}, for libFuzzer", path.display())),
+        None => State::Missing("`apt-get install g++`: `cargo xtask fuzz` builds libFuzzer".into()),
+    };
+    states.push(("c++", compiler));
     let nextest = match quiet(Command::new("cargo-nextest").arg("--version")) {
         Ok(_) => State::Here("tests run by it".into()),
         Err(_) => State::Here("not here; tests run by `cargo test`, which does as well".into()),

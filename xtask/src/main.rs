@@ -9,6 +9,8 @@
 //! * [`mod@test`]: everything that must hold.
 //! * [`mod@bench`] gives figures.
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
+//! * [`mod@fuzz`]: feeds bytes to everything that takes foreign bytes apart.
+//! * [`interleave`]: tries the orders in which cores come to what they share.
 //! * [`doctor`]: what is here and what is missing.
 //! * [`lint`]: rules of the house that no compiler checks.
 //! * [`test_programs`]: what the tests run on a cluster.
@@ -22,6 +24,8 @@ mod bench;
 mod build_image;
 mod debian;
 mod doctor;
+mod fuzz;
+mod interleave;
 mod ipxe;
 mod lint;
 mod linux;
@@ -55,6 +59,8 @@ enum Command {
     Test(test::Args),
     Bench(bench::Args),
     Sim(sim::Args),
+    Fuzz(fuzz::Args),
+    Interleave(interleave::Args),
     Doctor(doctor::Args),
     Lint(lint::Args),
     TestPrograms(test_programs::Args),
@@ -69,6 +75,8 @@ fn main() -> ExitCode {
         Command::Test(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Sim(args) => args.run(),
+        Command::Fuzz(args) => args.run(),
+        Command::Interleave(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Lint(args) => args.run(),
         Command::TestPrograms(args) => args.run(),

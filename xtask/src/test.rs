@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use crate::project::{self, BARE, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
-use crate::{build_image, ipxe, lint, linux, nodes, run, sim};
+use crate::{build_image, fuzz, interleave, ipxe, lint, linux, nodes, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
 const BARE_PACKAGES: [&str; 16] = [
@@ -83,6 +83,8 @@ impl Args {
             )
         });
         tally.step("tests on the host", host_tests);
+        tally.step("orders of cores", || interleave::run(None));
+        tally.step("fuzz targets", fuzz::test);
         tally.step("simulated clusters", || sim::run(&["--seeds", "100"]));
         tally.step("a real program is loaded", loader_test);
         if self.quick {

@@ -15,7 +15,7 @@
 //!
 //! [`Membership`] decides and does nothing: it has no clock, thread or device, and chance is drawn from a seed.
 
-mod announcement;
+pub(crate) mod announcement;
 mod cluster;
 mod limiter;
 mod machine;

@@ -1,0 +1,12 @@
+//! FIT: what a node tells everyone of itself, by somebody who holds the key and by somebody who does not.
+
+pub(crate) use fit::fuzzing::announcement as run;
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let good = |sealed: u8| {
+        let mut bytes = vec![0; 97];
+        bytes[..3].copy_from_slice(&[sealed, 1, 2]);
+        bytes
+    };
+    vec![good(0), good(1)]
+}

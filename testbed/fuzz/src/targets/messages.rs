@@ -1,0 +1,75 @@
+//! messages: each request and reply. What is taken apart is put together again byte by byte.
+
+use messages::memory::{Map, MemoryRequest, ProcessCreate, ProcessEnd, Protect, Unmap, Windows};
+use messages::storage::{Close, Getdents, Open, Read, Readlink, StatFile, StatPath, StorageRequest};
+use messages::{Call, Kind, MAX_MESSAGE, decode_reply, encode_reply};
+
+use crate::input::Input;
+
+/// The reply of one call.
+macro_rules! reply {
+    ($call:ty, $bytes:expr) => {
+        if let Ok(reply) = decode_reply::<$call>($bytes) {
+            let mut again = [0; MAX_MESSAGE];
+            let len = encode_reply::<$call>(&reply, &mut again).expect("it was as long before");
+            assert_eq!(&again[..len], $bytes, "a reply of {}", <$call>::NAME);
+        }
+    };
+}
+
+pub(crate) fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let kind = Kind(u16::from(input.u8()));
+    let bytes = input.rest();
+    let mut again = [0; MAX_MESSAGE];
+    if let Ok(request) = MemoryRequest::decode(kind, bytes) {
+        let encoded = request.encode(&mut again).expect("it was as long before");
+        assert_eq!((encoded.0, &again[..encoded.1]), (kind, bytes));
+    }
+    if let Ok(request) = StorageRequest::decode(kind, bytes) {
+        let encoded = request.encode(&mut again).expect("it was as long before");
+        assert_eq!((encoded.0, &again[..encoded.1]), (kind, bytes));
+    }
+    match kind {
+        ProcessCreate::KIND => reply!(ProcessCreate, bytes),
+        Map::KIND => reply!(Map, bytes),
+        Unmap::KIND => reply!(Unmap, bytes),
+        Protect::KIND => reply!(Protect, bytes),
+        ProcessEnd::KIND => reply!(ProcessEnd, bytes),
+        Windows::KIND => reply!(Windows, bytes),
+        Open::KIND => reply!(Open, bytes),
+        Read::KIND => reply!(Read, bytes),
+        StatPath::KIND => reply!(StatPath, bytes),
+        StatFile::KIND => reply!(StatFile, bytes),
+        Getdents::KIND => reply!(Getdents, bytes),
+        Readlink::KIND => reply!(Readlink, bytes),
+        Close::KIND => reply!(Close, bytes),
+        other => assert_eq!(other.name(), None, "a call that is left out here"),
+    }
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    // Every call with a body of zeroes of its request's length, and some that mean more.
+    let mut seeds: Vec<_> = [
+        (1, 4),
+        (2, 26),
+        (3, 24),
+        (4, 25),
+        (5, 8),
+        (6, 16),
+        (17, 20),
+        (19, 8),
+        (20, 20),
+        (22, 8),
+    ]
+    .map(|(kind, len)| [vec![kind], vec![0; len]].concat())
+    .into();
+    seeds.push(b"\x10\x05\0/a/bc\x07".to_vec());
+    seeds.push(b"\x12\x01\0/\x01".to_vec());
+    seeds.push(b"\x15\0\0\0\0\x04\0/tmp".to_vec());
+    let entry = [&[0; 4][..], &[7; 8], &[9; 8], &[8, 3], b"abc"].concat();
+    seeds.push([vec![20], entry].concat());
+    let windows = [&[0, 0, 0, 0, 1, 1, 0][..], &[5; 16]].concat();
+    seeds.push([vec![6], windows].concat());
+    seeds
+}
