@@ -5,7 +5,7 @@
 use fuzz::{TARGETS, Target};
 
 /// Inputs that are made of each seed.
-const CHANGED: u64 = 60;
+const CHANGED: u64 = 16;
 
 struct Chance(u64);
 
