@@ -14,13 +14,17 @@ use hal::{DmaBuffer, Duration, Instant, Platform};
 use harness::trace::{Direction, Event, Purpose, Recorder};
 use harness::{ClusterConfig, FabricConfig, LinkFaults, Machine, Testbed};
 use mad::cm::CmMessage;
+use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
+use mad::{Attribute, Method};
 use mlx4::Mlx4;
 use verbs::{
-    Access, Device, Domain, Gid, Guid, Lid, PKey, Payload, QKey, QpConfig, QpKind, Qpn, QueueSet,
-    RcParameters, RemoteAddr, Rkey, SendOp, SendRequest, Sge, UdAddress,
+    Access, Completion, Device, Domain, Gid, Guid, Lid, PKey, Payload, PortState, QKey, QpConfig, QpKind,
+    Qpn, QueueSet, RcParameters, RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status, UdAddress,
 };
 
 const GUID: u64 = 0x0002_c903_0000_1000;
+/// The key of announcements, which is no secret.
+const QKEY: QKey = QKey(0x5445_5353);
 /// What tests wait for takes at most this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -533,80 +537,6 @@ fn hostile(bed: &mut Testbed) -> (Machine, Arc<Mlx4<Machine>>) {
     (machine, device)
 }
 
-/// Sends datagrams of `len` bytes to whatever multicast groups there are.
-async fn shout(stranger: &Mlx4<Machine>, machine: &Machine, count: u16, len: usize) {
-    let mut queues = stranger.create_queues(256, 0).await.unwrap();
-    let qp_config = QpConfig {
-        kind: QpKind::Datagram {
-            qkey: QKey(0x5445_5353),
-        },
-        domain: Domain::default(),
-        port: 1,
-        send_depth: 64,
-        receive_depth: 1,
-        send_sge: 1,
-        receive_sge: 1,
-        inline: 0,
-        remote_access: Access::default(),
-    };
-    let (slot, qpn) = stranger.create_qp(&mut queues, &qp_config).await.unwrap();
-    let none = RcParameters {
-        ack_timeout: 0,
-        retry_count: 0,
-        rnr_retry: 0,
-        min_rnr_timer: 0,
-        reads_as_requester: 0,
-        reads_as_responder: 0,
-    };
-    stranger.ready_to_send(qpn, None, &none).await.unwrap();
-    let memory = machine.alloc(len, 4096).unwrap();
-    let (addr, access) = (memory.bus_addr().0, Access::default());
-    let region = stranger
-        .register(Domain::default(), addr, len as u64, access)
-        .await
-        .unwrap();
-    let piece = Sge {
-        addr: region.addr,
-        len: u32::try_from(len).unwrap(),
-        lkey: region.lkey,
-    };
-    for number in 0..count {
-        let to = UdAddress {
-            lid: Lid(0xc000 + number % 4),
-            qpn: Qpn::MULTICAST,
-            qkey: QKey(0x5445_5353),
-            sl: 0,
-            gid: Some(config(0).cluster.mgid()),
-        };
-        let request = SendRequest {
-            id: number.into(),
-            op: SendOp::Send { imm: None },
-            payload: Payload::Gather(&[piece]),
-            signalled: true,
-            solicited: false,
-            fence: false,
-            to: Some(to),
-        };
-        queues.post_send(slot, &request).unwrap();
-        queues.ring(slot);
-        machine.sleep(Duration::from_millis(1)).await;
-        queues.poll(&mut [verbs::Completion::EMPTY; 8]).unwrap();
-    }
-}
-
-#[test]
-fn datagrams_longer_than_any_announcement_deafen_nobody() {
-    let mut bed = Testbed::default();
-    let processor = node(&mut bed, 1, Role::Processor);
-    let memory = node(&mut bed, 2, Role::Memory);
-    converge(&mut bed, &[&processor, &memory]);
-    let (machine, stranger) = hostile(&mut bed);
-    bed.block_on(shout(&stranger, &machine, 200, 4096));
-    assert!(memory.fit.membership_counters().nr_foreign > 0, "they arrive");
-    let storage = node(&mut bed, 3, Role::Storage);
-    converge(&mut bed, &[&processor, &memory, &storage]);
-}
-
 #[test]
 fn what_strangers_send_ends_no_connection_and_makes_none() {
     let mut bed = Testbed::default();
@@ -668,4 +598,109 @@ fn what_strangers_send_ends_no_connection_and_makes_none() {
     assert!(memory.fit.view().members.is_empty());
     assert_eq!(memory.changes().len(), 2);
     assert!(memory.fit.membership_counters().nr_replayed > refused.nr_replayed);
+}
+
+/// Lets a stranger's port into the cluster's group, as any port may; the group's LID.
+fn join_group(bed: &mut Testbed, clock: &Machine, stranger: &Mlx4<Machine>) -> Lid {
+    let mask = mc_member_mask::MGID | mc_member_mask::PORT_GID | mc_member_mask::CREATE;
+    bed.block_on(async {
+        let port = loop {
+            match stranger.port(1).await.unwrap() {
+                port if port.state == PortState::Active && port.lid != Lid(0) => break port,
+                _ => clock.sleep(Duration::from_millis(1)).await,
+            }
+        };
+        let record = McMemberRecord {
+            mgid: config(9).cluster.mgid().0,
+            port_gid: port.gid.0,
+            qkey: QKEY.0.into(),
+            pkey: PKey::DEFAULT.0.into(),
+            scope_join: JoinState::new().with_scope(2).with_join(1),
+            ..McMemberRecord::default()
+        };
+        let join = SaMad::request(Method::SET, Attribute::MC_MEMBER_RECORD, mask, &record, 77);
+        stranger
+            .send_mad(1, port.sm_lid, PKey::DEFAULT, &join.to_mad())
+            .await
+            .unwrap();
+        let answer = loop {
+            clock.sleep(Duration::from_millis(1)).await;
+            if let Some((_, mad)) = stranger.take_mad(1) {
+                break SaMad::parse(&mad).unwrap();
+            }
+        };
+        Lid(answer.record::<McMemberRecord>().unwrap().mlid.get())
+    })
+}
+
+#[test]
+fn a_datagram_of_any_length_silences_nobody() {
+    let mut bed = Testbed::default();
+    let processor = node(&mut bed, 1, Role::Processor);
+    let memory = node(&mut bed, 2, Role::Memory);
+    converge(&mut bed, &[&processor, &memory]);
+    let (clock, stranger) = hostile(&mut bed);
+    let lid = join_group(&mut bed, &clock, &stranger);
+    let junk = clock.alloc(4096, 4096).unwrap();
+    bed.block_on(async {
+        let mut queues = stranger.create_queues(16, 0).await.unwrap();
+        let qp_config = QpConfig {
+            kind: QpKind::Datagram { qkey: QKEY },
+            domain: Domain::default(),
+            port: 1,
+            send_depth: 8,
+            receive_depth: 1,
+            send_sge: 1,
+            receive_sge: 1,
+            inline: 0,
+            remote_access: Access::default(),
+        };
+        let (qp, qpn) = stranger.create_qp(&mut queues, &qp_config).await.unwrap();
+        let parameters = RcParameters {
+            ack_timeout: 0,
+            retry_count: 0,
+            rnr_retry: 0,
+            min_rnr_timer: 0,
+            reads_as_requester: 0,
+            reads_as_responder: 0,
+        };
+        stranger.ready_to_send(qpn, None, &parameters).await.unwrap();
+        let region = stranger.register(Domain::default(), junk.bus_addr().0, 4096, Access::default());
+        let region = region.await.unwrap();
+        for len in [0, 1, 96, 216, 217, 300, 2048] {
+            let piece = Sge {
+                addr: region.addr,
+                len,
+                lkey: region.lkey,
+            };
+            let request = SendRequest {
+                id: u64::from(len),
+                op: SendOp::Send { imm: None },
+                payload: Payload::Gather(&[piece]),
+                signalled: true,
+                solicited: false,
+                fence: false,
+                to: Some(UdAddress {
+                    lid,
+                    qpn: Qpn::MULTICAST,
+                    qkey: QKEY,
+                    sl: 0,
+                    gid: Some(config(9).cluster.mgid()),
+                }),
+            };
+            queues.post_send(qp, &request).unwrap();
+            queues.ring(qp);
+            clock.sleep(Duration::from_millis(10)).await;
+        }
+        let mut done = [Completion::EMPTY; 8];
+        assert_eq!(queues.poll(&mut done), Ok(7));
+        assert!(
+            done[..7].iter().all(|done| done.status == Status::Success),
+            "{done:?}"
+        );
+    });
+    assert!(processor.fit.membership_counters().nr_foreign >= 7);
+    // Whoever comes late hears of them, and they of it.
+    let late = node(&mut bed, 4, Role::Memory);
+    converge(&mut bed, &[&processor, &memory, &late]);
 }

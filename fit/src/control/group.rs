@@ -19,9 +19,10 @@ const RECEIVES: usize = 64;
 const SENDS: usize = 4;
 /// A datagram's receive begins with its GRH.
 const GRH_LEN: usize = 40;
-/// Room for a datagram: for the longest that any port can send. One that did not fit would end the queue pair, and who sends
-/// to the group need not be of the cluster.
-const SLOT: usize = GRH_LEN + 4096;
+/// Room for any datagram that there can be: one that did not fit would end the queue pair, and anyone may send one.
+const RECEIVE_LEN: usize = 64 + 4096;
+/// Room for an announcement.
+const SEND_LEN: usize = 128;
 /// A port that is a member asks again so often, for a subnet manager that was started anew may have forgotten it.
 const JOIN_AGAIN: Duration = Duration::from_secs(60);
 /// Bits of a join: full member.
@@ -46,8 +47,9 @@ pub(crate) struct Group<D: Device, P: Platform> {
     transaction: u64,
     tries: u32,
     next: Instant,
-    sending: usize,
-    next_send: usize,
+    /// Datagrams sent, and those known to be finished: the number of one is its request's id.
+    sent: u64,
+    done: u64,
 }
 
 impl<D: Device, P: Platform> Group<D, P> {
@@ -66,7 +68,7 @@ impl<D: Device, P: Platform> Group<D, P> {
             remote_access: Access::default(),
         };
         let (qp, qpn) = device.create_qp(&mut queues, &qp_config).await?;
-        let memory = platform.alloc((RECEIVES + SENDS) * SLOT, 4096)?;
+        let memory = platform.alloc(RECEIVES * RECEIVE_LEN + SENDS * SEND_LEN, 4096)?;
         let access = Access {
             local_write: true,
             ..Access::default()
@@ -85,23 +87,23 @@ impl<D: Device, P: Platform> Group<D, P> {
             transaction: 0,
             tries: 0,
             next: Instant::default(),
-            sending: 0,
-            next_send: 0,
+            sent: 0,
+            done: 0,
         };
         (0..RECEIVES).for_each(|index| group.post_receive(index));
         Ok(group)
     }
 
-    fn piece(&self, index: usize, len: usize) -> Sge {
+    fn piece(&self, at: usize, len: usize) -> Sge {
         Sge {
-            addr: self.region.addr + (index * SLOT) as u64,
-            len: u32::try_from(len).expect("a slot"),
+            addr: self.region.addr + at as u64,
+            len: u32::try_from(len).expect("short"),
             lkey: self.region.lkey,
         }
     }
 
     fn post_receive(&mut self, index: usize) {
-        let piece = self.piece(index, SLOT);
+        let piece = self.piece(index * RECEIVE_LEN, RECEIVE_LEN);
         let request = ReceiveRequest {
             id: index as u64,
             into: &[piece],
@@ -163,15 +165,16 @@ impl<D: Device, P: Platform> Group<D, P> {
 
     /// Sends a datagram to everyone; dropped while the port is no member.
     pub(super) fn send(&mut self, bytes: &[u8; ANNOUNCEMENT_LEN]) {
-        let Some(lid) = self.lid.filter(|_| self.sending < SENDS) else {
+        let under_way = self.sent - self.done;
+        let Some(lid) = self.lid.filter(|_| under_way < SENDS as u64) else {
             return;
         };
-        let slot = RECEIVES + self.next_send;
-        self.next_send = (self.next_send + 1) % SENDS;
-        self.memory.write(slot * SLOT, bytes);
-        let piece = self.piece(slot, bytes.len());
+        let slot = usize::try_from(self.sent % SENDS as u64).expect("less than SENDS");
+        let at = RECEIVES * RECEIVE_LEN + slot * SEND_LEN;
+        self.memory.write(at, bytes);
+        let piece = self.piece(at, bytes.len());
         let request = SendRequest {
-            id: slot as u64,
+            id: self.sent,
             op: SendOp::Send { imm: None },
             payload: Payload::Gather(&[piece]),
             signalled: true,
@@ -187,7 +190,7 @@ impl<D: Device, P: Platform> Group<D, P> {
         };
         match self.queues.post_send(self.qp, &request) {
             Ok(()) => {
-                self.sending += 1;
+                self.sent += 1;
                 self.queues.ring(self.qp);
             }
             Err(error) => log::error!("the multicast group: {error}"),
@@ -203,7 +206,10 @@ impl<D: Device, P: Platform> Group<D, P> {
         };
         for completion in &batch[..count] {
             if completion.kind == CompletionKind::Send {
-                self.sending = self.sending.saturating_sub(1);
+                // A queue pair finishes in order; a completion that comes again says nothing.
+                if (self.done..self.sent).contains(&completion.id) {
+                    self.done = completion.id + 1;
+                }
                 continue;
             }
             if completion.status != verbs::Status::Success {
@@ -216,10 +222,11 @@ impl<D: Device, P: Platform> Group<D, P> {
             let Some(index) = usize::try_from(completion.id).ok().filter(|&id| id < RECEIVES) else {
                 continue;
             };
-            let len = (completion.bytes as usize).clamp(GRH_LEN, SLOT) - GRH_LEN;
+            let len = (completion.bytes as usize).clamp(GRH_LEN, RECEIVE_LEN) - GRH_LEN;
             if let Some(source) = completion.source {
-                let mut bytes = alloc::vec![0; len];
-                self.memory.read(index * SLOT + GRH_LEN, &mut bytes);
+                // What is longer is no announcement, however it goes on.
+                let mut bytes = alloc::vec![0; len.min(ANNOUNCEMENT_LEN + 1)];
+                self.memory.read(index * RECEIVE_LEN + GRH_LEN, &mut bytes);
                 heard.push(Heard {
                     from: source.lid,
                     bytes,
