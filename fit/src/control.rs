@@ -150,7 +150,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         for heard in heard {
             self.on_member_event(Event::Heard(heard.from, &heard.bytes));
         }
-        if !self.inner.leaving.load(Ordering::Acquire) {
+        if !self.is_leaving() {
             self.on_member_event(Event::Tick);
         } else if !core::mem::replace(&mut self.left, true) {
             self.on_member_event(Event::Leave);
@@ -187,6 +187,11 @@ impl<D: Device, P: Platform> Control<D, P> {
                 Action::Tell(change) => self.inner.tell(change),
             }
         }
+    }
+
+    /// Whether this node has said that it goes: it makes no connection any more.
+    fn is_leaving(&self) -> bool {
+        self.inner.leaving.load(Ordering::Acquire)
     }
 
     fn number(&mut self) -> u32 {

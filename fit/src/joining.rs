@@ -25,23 +25,27 @@ impl<D: Device, P: Platform> Fit<D, P> {
     /// # Errors
     ///
     /// [`Error::NoConnection`] names the peer when [`Config::connect_timeout`](crate::Config::connect_timeout) is over;
-    /// [`Error::Refused`] when it speaks another version or does not hold the cluster's key.
+    /// [`Error::Refused`] when it speaks another version or does not hold the cluster's key; [`Error::PeerLost`] when this
+    /// node [leaves](Self::leave).
     pub async fn connect(&self, peer: PeerSpec) -> Result<PeerId, Error> {
         let began = self.0.platform.now();
-        let lost = Error::PeerLost {
+        let lost = |cause| Error::PeerLost {
             peer,
-            cause: LostCause::QpFailed,
+            cause,
             waiting: None,
         };
         let line = self.0.peers.lock().line_for(peer, Wish::User);
-        let id = line.ok_or_else(|| lost.clone())?;
+        let id = line.ok_or(lost(LostCause::QpFailed))?;
         loop {
+            if self.0.leaving.load(Ordering::Acquire) {
+                return Err(lost(LostCause::WeLeft));
+            }
             let waited = self.0.platform.now().since(began);
             let standing = self.0.peers.lock().get(id).map(|line| line.standing);
             match standing {
                 Some(Standing::Up) => return Ok(id),
                 Some(Standing::Refused(reason)) => return Err(Error::Refused { peer, reason }),
-                Some(Standing::Lost | Standing::Idle) | None => return Err(lost),
+                Some(Standing::Lost | Standing::Idle) | None => return Err(lost(LostCause::QpFailed)),
                 Some(Standing::Trying(step)) if waited >= self.0.config.connect_timeout => {
                     if let Some(line) = self.0.peers.lock().get_mut(id) {
                         line.wish = Wish::Membership;

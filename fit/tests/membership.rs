@@ -239,6 +239,30 @@ fn a_node_that_leaves_is_gone_at_once() {
 }
 
 #[test]
+fn a_node_that_leaves_connects_to_nobody_whoever_asks_for_it() {
+    let mut bed = Testbed::default();
+    let processor = node(&mut bed, 1, Role::Processor);
+    let memory = node(&mut bed, 2, Role::Memory);
+    converge(&mut bed, &[&processor, &memory]);
+    let spec = processor.spec(&mut bed);
+    let (asks, clock) = (memory.fit.clone(), memory.machine.clone());
+    bed.spawn(async move {
+        loop {
+            let _ = asks.connect(spec).await;
+            clock.sleep(Duration::from_millis(5)).await;
+        }
+    });
+    memory.fit.leave();
+    wait(&mut bed, "it is lost", &processor.machine, || {
+        processor.changes().len() == 2
+    });
+    bed.block_on(processor.machine.sleep(Duration::from_secs(3)));
+    assert_eq!(processor.changes().len(), 2, "{:?}", processor.changes());
+    let refused = bed.block_on(memory.fit.connect(spec)).unwrap_err();
+    assert!(refused.to_string().ends_with("this node left"), "{refused}");
+}
+
+#[test]
 fn a_node_that_crashes_is_lost_and_comes_back_as_another_again_and_again() {
     let mut bed = Testbed::default();
     let processor = node(&mut bed, 1, Role::Processor);

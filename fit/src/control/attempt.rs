@@ -31,6 +31,8 @@ pub(super) enum State {
     Asked,
     Replied,
     Up,
+    /// Given up; its queue pair may not be dead yet.
+    Failing,
     Ended,
 }
 
@@ -79,6 +81,9 @@ impl Attempt {
 impl<D: Device, P: Platform> Control<D, P> {
     /// Makes attempts for the peers that are wanted and have none.
     pub(super) async fn begin_wanted(&mut self, port: &PortInfo) {
+        if self.is_leaving() {
+            return;
+        }
         let wanted =
             |line: &PeerLine| matches!(line.standing, Standing::Trying(_)) && line.wish != Wish::Theirs;
         let lines: Vec<(PeerId, PeerLine)> = {
@@ -229,7 +234,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 State::Asked => self.ask(index, port).await,
                 State::Replied if attempt.tries < REPLIES => self.accept(index, port).await,
                 State::Replied => self.give_up(index, LostCause::NoProof),
-                State::Up | State::Ended => {}
+                State::Up | State::Failing | State::Ended => {}
             }
         }
     }
@@ -243,8 +248,10 @@ impl<D: Device, P: Platform> Control<D, P> {
         !asked && attempt.rounds >= TRIES
     }
 
-    fn give_up(&mut self, index: usize, cause: LostCause) {
-        let attempt = &self.attempts[index];
+    /// Gives a connection up, made or not.
+    pub(super) fn give_up(&mut self, index: usize, cause: LostCause) {
+        let attempt = &mut self.attempts[index];
+        attempt.state = State::Failing;
         self.inner.cores[usize::from(attempt.core)]
             .lock()
             .fail(attempt.link, cause);
@@ -387,12 +394,16 @@ impl<D: Device, P: Platform> Control<D, P> {
         device.ready_to_send(qpn, Some(&path), &parameters).await
     }
 
-    /// The peer has proven itself: from now on it is served.
+    /// The peer has proven itself: from now on it is served, unless something stands in the way.
     pub(super) fn admit(&mut self, index: usize) {
-        let attempt = &mut self.attempts[index];
+        let attempt = &self.attempts[index];
         let (Some(theirs), Some(target)) = (attempt.theirs, attempt.target) else {
             return;
         };
+        if self.is_leaving() {
+            return self.give_up(index, LostCause::WeLeft);
+        }
+        let attempt = &mut self.attempts[index];
         attempt.state = State::Up;
         let (peer, name, lid) = (attempt.peer, attempt.name, attempt.lid);
         self.inner.cores[usize::from(attempt.core)]

@@ -136,7 +136,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                         }
                         Err(error) => {
                             log::error!("{name}: {error}");
-                            self.fail(index, LostCause::Device);
+                            self.give_up(index, LostCause::Device);
                             RejectReason::NO_RESOURCES
                         }
                     }
@@ -146,13 +146,6 @@ impl<D: Device, P: Platform> Control<D, P> {
             Err(reason) => reason,
         };
         self.refuse(from, transaction, req, reason).await;
-    }
-
-    fn fail(&self, index: usize, cause: LostCause) {
-        let attempt = &self.attempts[index];
-        self.inner.cores[usize::from(attempt.core)]
-            .lock()
-            .fail(attempt.link, cause);
     }
 
     /// Checks a request as far as it speaks of itself.
@@ -226,7 +219,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             match attempt.state {
                 State::Replied => {
                     // It began anew before it had proven itself: the next request finds its place free.
-                    self.fail(index, LostCause::NoProof);
+                    self.give_up(index, LostCause::NoProof);
                     return Err(RejectReason::STALE_CONNECTION);
                 }
                 State::Up => {
@@ -239,10 +232,10 @@ impl<D: Device, P: Platform> Control<D, P> {
                     return Err(RejectReason::STALE_CONNECTION);
                 }
                 State::Path | State::Asked => {}
-                State::Ended => return Err(RejectReason::STALE_CONNECTION),
+                State::Failing | State::Ended => return Err(RejectReason::STALE_CONNECTION),
             }
         }
-        if self.inner.leaving.load(core::sync::atomic::Ordering::Acquire) {
+        if self.is_leaving() {
             return Err(RejectReason::NO_RESOURCES);
         }
         let index = match known {
@@ -284,7 +277,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             let reads = (rep.responder_resources, rep.initiator_depth);
             if let Err(error) = self.establish(index, theirs, reads).await {
                 log::error!("{}: {error}", self.attempts[index].name);
-                return self.fail(index, LostCause::Device);
+                return self.give_up(index, LostCause::Device);
             }
             self.admit(index);
             let lanes = theirs.hello.lanes(&self.inner.config);
@@ -402,6 +395,6 @@ impl<D: Device, P: Platform> Control<D, P> {
         let (peer, name) = (self.attempts[index].peer, self.attempts[index].name);
         self.log_limited(format_args!("{name} refused the connection: {reason}"));
         self.set_standing(peer, Standing::Refused(reason.0));
-        self.fail(index, LostCause::NoAnswer);
+        self.give_up(index, LostCause::NoAnswer);
     }
 }
