@@ -64,6 +64,8 @@ pub enum LostCause {
     NoProof,
     /// The peer did not answer the connection request.
     NoAnswer,
+    /// Another node with the peer's GID is connected, and answers.
+    Duplicate,
 }
 
 impl fmt::Display for LostCause {
@@ -79,6 +81,7 @@ impl fmt::Display for LostCause {
             Self::Silent(age) => write!(f, "nothing was heard of it for {age:?}"),
             Self::NoProof => f.write_str("the peer did not prove that it holds the cluster's key"),
             Self::NoAnswer => f.write_str("the peer did not answer the connection request"),
+            Self::Duplicate => f.write_str("another node with its GID is connected"),
         }
     }
 }

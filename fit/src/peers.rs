@@ -110,6 +110,12 @@ impl Peers {
         }
     }
 
+    /// Whether a peer with this GID is connected that has another number.
+    pub(crate) fn is_other_up(&self, peer: PeerId, gid: Gid) -> bool {
+        let mut lines = self.lines.iter();
+        lines.any(|(id, line)| *id != peer && line.name.gid == gid && line.standing == Standing::Up)
+    }
+
     /// Whether a peer with this GID is connected.
     pub(crate) fn is_up(&self, gid: Gid) -> bool {
         let mut lines = self.lines.values();

@@ -403,6 +403,17 @@ impl<D: Device, P: Platform> Control<D, P> {
         if self.is_leaving() {
             return self.give_up(index, LostCause::WeLeft);
         }
+        if self
+            .inner
+            .peers
+            .lock()
+            .is_other_up(attempt.peer, attempt.name.gid)
+        {
+            // Two nodes have one GID, or one came back in another role: whoever answers on the older connection is the one.
+            let gid = attempt.name.gid;
+            self.give_up(index, LostCause::Duplicate);
+            return self.on_member_event(Event::CalledAgain(gid));
+        }
         let attempt = &mut self.attempts[index];
         attempt.state = State::Up;
         let (peer, name, lid) = (attempt.peer, attempt.name, attempt.lid);
