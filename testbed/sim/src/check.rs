@@ -1,15 +1,19 @@
-//! What the checker knows besides the hardware: operations that are open, requests that were seen, who exports what.
+//! What the checker knows besides the hardware: operations that are open, requests that were seen, credits at rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fit::PeerId;
 use verbs::{Qpn, RemoteAddr};
 
-use crate::qp::Wqe;
+use crate::plan::Plan;
+use crate::qp::{Qp, Wqe};
 use crate::rule::Rule;
 use crate::world::{Event, Life, NodeIndex, World};
 
 /// What an operation may take beyond its deadline: the control task's tick, the death of a queue pair, a slow node.
 const GRACE: u64 = 2_000_000_000;
+/// When whoever waits for a lost peer must know, after its handler was told.
+const TOLD: u64 = 500_000_000;
 /// How often the watchdog looks.
 const WATCH: u64 = 100_000_000;
 
@@ -19,7 +23,7 @@ pub(crate) enum Phase {
     /// Traffic and faults.
     #[default]
     Traffic,
-    /// Faults are over: everyone proves that it can call everyone, with all credits.
+    /// Faults are over: the views agree, and everyone proves that it can call everyone, with all credits.
     Exam,
     /// Nothing is started any more.
     Rest,
@@ -27,57 +31,81 @@ pub(crate) enum Phase {
 
 struct Open {
     life: Life,
+    peer: PeerId,
     what: &'static str,
     due: u64,
+    /// When it must end because its peer is lost.
+    told: Option<u64>,
 }
-
-/// Memory that a node exports, in places of which each is used by one connection of one peer.
-pub(crate) struct Export {
-    pub(crate) life: Life,
-    pub(crate) base: RemoteAddr,
-    pub(crate) places: u64,
-    pub(crate) used: u64,
-}
-
-/// Bytes of a place.
-pub(crate) const PLACE: usize = 256;
 
 #[derive(Default)]
 pub(crate) struct Checker {
     pub(crate) phase: Phase,
+    /// Nodes of the cluster: who has a higher number is none of it.
+    pub(crate) nodes: usize,
+    /// Every how many sends one asks for its completion.
+    signal_every: u64,
     next: u64,
     open: BTreeMap<u64, Open>,
     seen: BTreeMap<u64, Life>,
-    pub(crate) exports: BTreeMap<NodeIndex, Export>,
     /// Pairs of which the first has passed its exam with the second.
     pub(crate) passed: BTreeSet<(NodeIndex, NodeIndex)>,
+    /// Queue pairs that had all their credits at some moment of the rest.
+    whole: BTreeSet<(NodeIndex, Qpn)>,
+    /// Memory regions that the workload has registered, which FIT knows nothing of.
+    pub(crate) regions: BTreeMap<NodeIndex, usize>,
     /// READs whose bytes a deliberate bug holds back.
     pub(crate) late_reads: Vec<(NodeIndex, Qpn, Wqe, Vec<u8>)>,
     /// Messages that a deliberate bug delivers again.
     pub(crate) late_sends: Vec<(NodeIndex, Qpn, Vec<u8>)>,
+    /// Queue pairs that a deliberate bug has taken a receive from.
+    pub(crate) leaked: BTreeSet<(Life, Qpn)>,
 }
 
 impl Checker {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        Self {
+            nodes: plan.nodes,
+            signal_every: plan.signal_every.into(),
+            ..Self::default()
+        }
+    }
+
     /// A number that no operation had.
-    pub(crate) fn number(&mut self) -> u64 {
+    fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
     pub(crate) fn crashed(&mut self, life: Life) {
         self.open.retain(|_, open| open.life != life);
-        self.exports.remove(&life.node);
+        self.regions.remove(&life.node);
+        self.passed.retain(|(a, b)| *a != life.node && *b != life.node);
         self.late_reads.retain(|(node, ..)| *node != life.node);
         self.late_sends.retain(|(node, ..)| *node != life.node);
+    }
+
+    /// A peer is lost: whoever waits for it must be told soon.
+    pub(crate) fn lost(&mut self, life: Life, peer: PeerId, now: u64) {
+        let open = self.open.values_mut();
+        open.filter(|open| open.life == life && open.peer == peer)
+            .for_each(|open| open.told = Some(now + TOLD));
     }
 }
 
 impl World {
-    /// An operation begins, which must end within `timeout` (of the node's own clock) and a bound.
-    pub(crate) fn open(&mut self, life: Life, what: &'static str, timeout: u64) -> u64 {
+    /// An operation with a peer begins, which must end within `timeout` (of the node's own clock) and a bound.
+    pub(crate) fn open(&mut self, life: Life, peer: PeerId, what: &'static str, timeout: u64) -> u64 {
         let number = self.check.number();
         let due = self.now + self.nodes[life.node].clock.real(timeout) + GRACE;
-        self.check.open.insert(number, Open { life, what, due });
+        let open = Open {
+            life,
+            peer,
+            what,
+            due,
+            told: None,
+        };
+        self.check.open.insert(number, open);
         number
     }
 
@@ -102,9 +130,10 @@ impl World {
         }
     }
 
-    /// A call was answered: someone must have seen it.
+    /// A call was answered: someone of that name must have seen it.
     pub(crate) fn answered(&mut self, number: u64, by: NodeIndex) {
-        if self.check.seen.get(&number).is_none_or(|life| life.node != by) {
+        let seen = self.check.seen.get(&number);
+        if seen.is_none_or(|life| self.nodes[life.node].guid != self.nodes[by].guid) {
             self.violate(
                 Rule::Acknowledged,
                 format_args!("call {number} was answered, and node {by} never saw it"),
@@ -112,25 +141,12 @@ impl World {
         }
     }
 
-    /// A place in a peer's export that nobody used before: the export's life, and where.
-    pub(crate) fn take_place(&mut self, of: NodeIndex) -> Option<(Life, RemoteAddr)> {
-        let export = self.check.exports.get_mut(&of)?;
-        let place = export.used;
-        export.used += 1;
-        (place < export.places).then(|| {
-            let addr = export.base.addr + place * PLACE as u64;
-            (export.life, RemoteAddr { addr, ..export.base })
-        })
-    }
-
     /// Whether an acknowledged WRITE stands in its target's memory, as long as that lives.
     pub(crate) fn check_written(&mut self, target: Life, at: RemoteAddr, wanted: &[u8]) {
         let Some(node) = self.living(target) else { return };
-        if node
-            .memory
-            .bytes(at.addr, wanted.len())
-            .is_none_or(|bytes| bytes != wanted)
-        {
+        // Memory that the target has taken back meanwhile says nothing.
+        let bytes = node.memory.bytes(at.addr, wanted.len());
+        if bytes.is_some_and(|bytes| bytes != wanted) {
             self.violate(
                 Rule::Acknowledged,
                 format_args!(
@@ -148,17 +164,26 @@ impl World {
         for (number, open) in &mut self.check.open {
             let cpu = &self.nodes[open.life.node].cpu;
             if cpu.stopped_until > now || cpu.slow > 0 {
-                open.due = open.due.max(cpu.stopped_until.max(now) + GRACE);
+                let runs = cpu.stopped_until.max(now);
+                open.due = open.due.max(runs + GRACE);
+                open.told = open.told.map(|told| told.max(runs + GRACE));
             }
-            if open.due < now {
-                overdue = Some((*number, open.life.node, open.what));
+            if open.told.is_some_and(|told| told < now) {
+                overdue = Some((*number, open.life.node, open.what, Rule::Told));
+            } else if open.due < now {
+                overdue = Some((*number, open.life.node, open.what, Rule::Ends));
             }
         }
-        if let Some((number, node, what)) = overdue {
-            self.violate(
-                Rule::Ends,
+        match overdue {
+            Some((number, node, what, Rule::Told)) => self.violate(
+                Rule::Told,
+                format_args!("node {node}: {what} ({number}) has no end, though its peer is lost"),
+            ),
+            Some((number, node, what, rule)) => self.violate(
+                rule,
                 format_args!("node {node}: {what} ({number}) is past its deadline and has no end"),
-            );
+            ),
+            None => {}
         }
         for (node, qpn, wqe, data) in std::mem::take(&mut self.check.late_reads) {
             let _ = self.scatter(node, qpn, &wqe.source, &data);
@@ -166,43 +191,55 @@ impl World {
         for (node, qpn, data) in std::mem::take(&mut self.check.late_sends) {
             self.deliver_again(node, qpn, &data);
         }
+        self.note_hearing();
+        if self.check.phase == Phase::Rest {
+            self.note_credits();
+        }
         self.after(WATCH, Event::Watch);
     }
 
-    /// Whether the node has used up its queue pairs: FIT gives a lost peer a new one each time.
-    pub(crate) fn exhausted(&self, node: NodeIndex) -> bool {
-        !self.nodes[node]
-            .qps
-            .values()
-            .any(|qp| qp.state == verbs::QpState::Init)
+    /// Notes who has all credits. Signs of life go on at rest, so nobody has them always.
+    fn note_credits(&mut self) {
+        let nodes = self.nodes.iter().enumerate();
+        let all = nodes.flat_map(|(node, of)| of.qps.values().map(move |qp| (node, qp)));
+        let every = self.check.signal_every;
+        let whole = all
+            .filter(|(_, qp)| is_whole(qp, every))
+            .map(|(node, qp)| (node, qp.qpn));
+        self.check.whole.extend(whole);
     }
 
-    /// At rest each connection has all its receives posted and its send queue free.
-    pub(crate) fn check_credits(&mut self, signal_every: u64) {
-        for node in 0..self.nodes.len() {
-            let faults: Vec<String> = self.nodes[node]
-                .qps
-                .values()
-                .filter(|qp| qp.state == verbs::QpState::ReadyToSend)
-                .filter(|qp| {
-                    qp.receives.len() != qp.receive_depth as usize
-                        || qp.posted - qp.freed >= signal_every.max(1)
-                        || qp.sent > 0
-                })
-                .map(|qp| {
-                    format!(
-                        "{}: {} of {} receives posted, {} sends not freed, {} under way",
-                        qp.qpn,
-                        qp.receives.len(),
-                        qp.receive_depth,
-                        qp.posted - qp.freed,
-                        qp.sent
-                    )
-                })
-                .collect();
-            if let Some(fault) = faults.first() {
-                self.violate(Rule::Credits, format_args!("node {node} at rest: {fault}"));
-            }
+    /// At rest each connection has had all its receives posted and its send queue free.
+    pub(crate) fn check_credits(&mut self) {
+        let nodes = self.nodes.iter().enumerate();
+        let mut all = nodes.flat_map(|(node, of)| of.qps.values().map(move |qp| (node, qp)));
+        let fault = all.find_map(|(node, qp)| {
+            let used = qp.state == verbs::QpState::ReadyToSend;
+            (used && !self.check.whole.contains(&(node, qp.qpn))).then(|| {
+                format!(
+                    "node {node} at rest: {}: {} of {} receives posted, {} sends not freed, {} under way",
+                    qp.qpn,
+                    qp.receives.len(),
+                    qp.receive_depth,
+                    qp.posted - qp.freed,
+                    qp.sent
+                )
+            })
+        });
+        if let Some(fault) = fault {
+            self.violate(Rule::Credits, format_args!("{fault}"));
         }
     }
+
+    /// Memory that FIT has registered: what was registered without the workload's.
+    pub(crate) fn registered(&self, node: NodeIndex) -> usize {
+        let workload = self.check.regions.get(&node).copied().unwrap_or(0);
+        self.nodes[node].memory.regions() - workload
+    }
+}
+
+/// Whether a queue pair has all its receives and, but for those that no completion was asked for, all its sends.
+fn is_whole(qp: &Qp, signal_every: u64) -> bool {
+    let unsignalled = qp.posted - qp.freed < signal_every;
+    qp.receives.len() == qp.receive_depth as usize && unsignalled && qp.sent == 0
 }

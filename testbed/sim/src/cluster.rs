@@ -1,27 +1,30 @@
 //! A run: boots the nodes, lets things happen in order, and tells how it ended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use verbs::DeviceEvent;
+use fit::View;
 
-use crate::check::Phase;
+use crate::check::{Checker, Phase};
 use crate::executor::Executor;
 use crate::machine::Machine;
-use crate::plan::{Kind, Plan, Rates, Sabotage};
+use crate::plan::{Plan, Rates};
 use crate::rng::mix;
 use crate::rule::{Rule, Violation};
+use crate::sabotage::Sabotage;
 use crate::trace::{Detail, Trace};
 use crate::workload;
 use crate::world::{Bed, Event, NodeIndex, Stats, World};
 
-/// Within so much time after the last fault everyone must be able to call everyone.
+/// Within so much time after the last fault all views must agree, and everyone be able to call everyone.
 const CONVERGENCE: u64 = 90_000_000_000;
-/// What is left of traffic has ended so much time after the last exam.
-const REST: u64 = 8_000_000_000;
-/// Events within one instant: more are a loop.
-const INSTANT: u64 = 1_000_000;
+/// How long nothing may happen after that.
+const REST: u64 = 4_000_000_000;
+/// Turns of a task between two looks of the watchdog, a tenth of a second apart: more are a loop.
+const TURNS: u32 = 50_000;
+/// Lines of FIT's table of peers, for those who are lost, refused or idle.
+const OLD_PEERS: usize = 66;
 
 /// How a run ended.
 #[derive(Debug, Clone)]
@@ -40,19 +43,20 @@ pub struct Outcome {
     pub lines: Vec<String>,
 }
 
-struct Run {
-    plan: Arc<Plan>,
-    bed: Arc<Bed>,
-    executor: Executor,
+pub(crate) struct Run {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) bed: Arc<Bed>,
+    pub(crate) executor: Executor,
     /// The planned faults that hold at the moment.
-    active: BTreeSet<usize>,
+    pub(crate) active: BTreeSet<usize>,
     rest_at: Option<u64>,
 }
 
 /// Carries a plan out.
 #[must_use]
 pub fn run(plan: &Plan, detail: Detail) -> Outcome {
-    let mut world = World::new(plan.seed, plan.nodes, plan.rates, Trace::new(detail));
+    let mut world = World::new(plan.seed, plan.places(), plan.rates, Trace::new(detail));
+    world.check = Checker::new(plan);
     world.sabotage = plan.sabotage;
     world.sa.silent = plan.sabotage == Some(Sabotage::SilentAdministrator);
     let bed = Bed::new(world);
@@ -101,9 +105,11 @@ impl Run {
             world.schedule(0, Event::Watch);
         }
         for node in 0..self.plan.nodes {
-            self.boot(node);
+            let late = |fault: &crate::Fault| fault.kind == crate::Kind::Late(node);
+            if !self.plan.faults.iter().any(late) {
+                self.boot(node);
+            }
         }
-        let (mut instant, mut within) = (0, 0);
         loop {
             self.executor.collect();
             let event = {
@@ -111,16 +117,7 @@ impl Run {
                 if world.violation.is_some() {
                     return;
                 }
-                let event = world.next();
-                if world.now == instant {
-                    within += 1;
-                    if within > INSTANT {
-                        world.violate(Rule::Progress, format_args!("time stands still"));
-                    }
-                } else {
-                    (instant, within) = (world.now, 0);
-                }
-                event
+                world.next()
             };
             let Some(event) = event else { return };
             if self.handle(event) {
@@ -129,22 +126,20 @@ impl Run {
         }
     }
 
-    /// Lets an event happen. Returns whether the run is over.
+    /// Lets one thing happen. Returns whether the run is over.
     fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::Run(task) => self.executor.run(task),
             Event::Fault(index) => self.fault(index, true),
             Event::Relief(index) => self.fault(index, false),
-            Event::Watch => {
-                self.bed.world().watch();
-                return self.progress();
-            }
+            Event::Off(life) => self.off(life),
+            Event::Watch => return self.watch(),
             event => self.bed.world().happen(event),
         }
         false
     }
 
-    fn boot(&mut self, node: NodeIndex) {
+    pub(crate) fn boot(&mut self, node: NodeIndex) {
         let life = self.bed.world().boot(node, self.plan.skew);
         let machine = Machine {
             bed: self.bed.clone(),
@@ -153,112 +148,38 @@ impl Run {
         machine.spawn(workload::live(machine.clone(), self.plan.clone()));
     }
 
-    fn fault(&mut self, index: usize, begins: bool) {
-        let fault = &self.plan.faults[index];
-        let kind = fault.kind.clone();
-        if begins {
-            self.active.insert(index);
-            self.bed.world().stats.count(kind.name());
-        } else {
-            self.active.remove(&index);
+    /// The watchdog looks at everything. Returns whether the run is over.
+    fn watch(&mut self) -> bool {
+        let busiest = self.executor.busiest();
+        let (mut views, mut peers) = (BTreeMap::new(), BTreeMap::new());
+        for (&node, fit) in self.bed.fits().iter() {
+            views.insert(node, fit.view());
+            peers.insert(node, fit.peers().len());
         }
-        {
-            let mut world = self.bed.world();
-            let now = world.now;
-            world.trace.event(now, 5, [index as u64, u64::from(begins), 0]);
-            let word = if begins { "begins" } else { "ends" };
-            world
-                .trace
-                .say(now, format_args!("fault {index} {word}: {kind:?}"));
-        }
-        match kind {
-            Kind::Crash(node) if begins => {
-                self.bed.world().crash(node);
-                self.executor.end_tasks(node);
-            }
-            Kind::Crash(node) => {
-                let down = self.any(|kind| *kind == Kind::Crash(node));
-                if !down && !self.bed.world().nodes[node].alive {
-                    self.boot(node);
-                }
-            }
-            _ => {}
-        }
-        self.apply(fault_until(&self.plan, &self.active));
-    }
-
-    fn any(&self, wanted: impl Fn(&Kind) -> bool) -> bool {
-        self.active
-            .iter()
-            .any(|&index| wanted(&self.plan.faults[index].kind))
-    }
-
-    /// Makes the world as the active faults say.
-    fn apply(&mut self, stops: Vec<(NodeIndex, u64)>) {
-        let silent = self.any(|kind| *kind == Kind::Silence)
-            || self.plan.sabotage == Some(Sabotage::SilentAdministrator);
-        let burst = self.any(|kind| *kind == Kind::Burst);
-        let cut = self
-            .active
-            .iter()
-            .find_map(|&index| match self.plan.faults[index].kind {
-                Kind::Partition { nodes, manager } => Some((nodes, manager)),
-                _ => None,
-            });
-        let (cut, manager) = cut.unwrap_or_default();
         let bed = self.bed.clone();
         let mut world = bed.world();
-        world.sa.silent = silent;
-        let calm = world.check.phase != Phase::Traffic;
-        world.rates.datagram_loss = if burst {
-            900_000
-        } else if calm {
-            0
-        } else {
-            self.plan.rates.datagram_loss
-        };
-        world.net.sm_side = manager.into();
-        for node in 0..self.plan.nodes {
-            world.net.side[node] = u8::from(cut >> node & 1 == 1);
-            let up = !self.any(|kind| *kind == Kind::Port(node));
-            if up != world.net.port_up[node] {
-                world.net.port_up[node] = up;
-                world.nodes[node]
-                    .events
-                    .push_back(DeviceEvent::PortChanged { port: 1 });
-                if !up {
-                    world.sa.forget(node);
-                }
-            }
-            let of = |pick: fn(&Kind) -> Option<(NodeIndex, u64)>| {
-                let all = self
-                    .active
-                    .iter()
-                    .filter_map(|&index| pick(&self.plan.faults[index].kind));
-                all.filter(|(of, _)| *of == node)
-                    .map(|(_, amount)| amount)
-                    .max()
-                    .unwrap_or(0)
-            };
-            world.net.slow[node] = of(|kind| match kind {
-                Kind::Link(node, extra) => Some((*node, *extra)),
-                _ => None,
-            });
-            world.nodes[node].cpu.slow = of(|kind| match kind {
-                Kind::Slow(node, late) => Some((*node, *late)),
-                _ => None,
-            });
+        world.watch();
+        if let Some((node, turns)) = busiest.filter(|(_, turns)| *turns > TURNS) {
+            world.violate(
+                Rule::Progress,
+                format_args!("node {node}: a task had {turns} turns within a tenth of a second"),
+            );
         }
-        for (node, until) in stops {
-            let cpu = &mut world.nodes[node].cpu;
-            cpu.stopped_until = cpu.stopped_until.max(until);
+        for (&node, view) in &views {
+            world.look_at_view(node, view.clone(), self.plan.keepalive_ms * 1_000_000);
         }
+        let most = 2 * self.plan.places() + OLD_PEERS;
+        if let Some((node, lines)) = peers.iter().find(|(_, lines)| **lines > most) {
+            world.violate(
+                Rule::Growth,
+                format_args!("node {node}: the table of peers has {lines} lines"),
+            );
+        }
+        self.progress(&mut world, &views)
     }
 
     /// Goes from phase to phase. Returns whether the run is over.
-    fn progress(&mut self) -> bool {
-        let bed = self.bed.clone();
-        let mut world = bed.world();
+    fn progress(&mut self, world: &mut World, views: &BTreeMap<NodeIndex, View>) -> bool {
         let now = world.now;
         match world.check.phase {
             Phase::Traffic if now >= self.plan.calm => {
@@ -268,55 +189,72 @@ impl Run {
             }
             Phase::Traffic => {}
             Phase::Exam => {
-                let missing = self.missing(&world);
-                match missing {
-                    None => {
-                        world.trace.say(now, format_args!("everyone has called everyone"));
+                let late = now > self.plan.calm + CONVERGENCE;
+                let (apart, missing) = (world.disagreement(&self.plan, views), self.missing(world));
+                match (apart, missing) {
+                    (None, None) => {
+                        world.trace.say(
+                            now,
+                            format_args!("all views agree, and everyone has called everyone"),
+                        );
+                        world.stats.settled = now - self.plan.calm;
                         world.check.phase = Phase::Rest;
                         self.rest_at = Some(now + REST);
                     }
-                    Some((a, b)) if now > self.plan.calm + CONVERGENCE => world.violate(
+                    (Some(apart), _) if late => {
+                        world.violate(Rule::Views, format_args!("{apart}, long after the last fault"))
+                    }
+                    (None, Some((a, b))) if late => world.violate(
                         Rule::Convergence,
                         format_args!("node {a} can't call node {b}, long after the last fault"),
                     ),
-                    Some(_) => {}
+                    _ => {}
                 }
             }
-            Phase::Rest => {
-                if self.rest_at.is_some_and(|at| now >= at) {
-                    world.check_credits(self.plan.signal_every.into());
-                    return true;
-                }
+            Phase::Rest if self.rest_at.is_some_and(|at| now >= at) => {
+                self.check_rest(world, views);
+                return true;
             }
+            Phase::Rest => {}
         }
         false
     }
 
-    /// A pair that has not passed its exam, and has the means to.
+    /// What must hold when nothing has happened for a while.
+    fn check_rest(&self, world: &mut World, views: &BTreeMap<NodeIndex, View>) {
+        world.check_credits();
+        if let Some(apart) = world.disagreement(&self.plan, views) {
+            world.violate(Rule::Views, format_args!("{apart}, though nothing happened"));
+        }
+        // A region for each connection's buffers, and one for the announcements.
+        let most = usize::from(self.plan.connections()) + usize::from(self.plan.discover);
+        for (&node, view) in views.range(..self.plan.nodes) {
+            world.check_told(node, view);
+            let regions = world.registered(node);
+            if regions > most {
+                world.violate(
+                    Rule::Growth,
+                    format_args!("node {node}: FIT has {regions} regions registered, and needs {most}"),
+                );
+            }
+        }
+    }
+
+    /// A pair that has not passed its exam.
     fn missing(&self, world: &World) -> Option<(NodeIndex, NodeIndex)> {
         let nodes = 0..self.plan.nodes;
-        let pairs = nodes.clone().flat_map(|a| nodes.clone().map(move |b| (a, b)));
-        pairs
-            .filter(|&(a, b)| self.plan.talk(a, b) && !world.check.passed.contains(&(a, b)))
-            .find(|&(a, b)| !world.exhausted(a) && !world.exhausted(b))
+        let mut pairs = nodes.clone().flat_map(|a| nodes.clone().map(move |b| (a, b)));
+        pairs.find(|&(a, b)| self.plan.talk(a, b) && !world.check.passed.contains(&(a, b)))
     }
 
     fn end(&mut self) {
-        for node in 0..self.plan.nodes {
+        for node in 0..self.plan.places() {
             self.executor.end_tasks(node);
         }
+        // Each knows the world that knows it.
+        let fits = std::mem::take(&mut *self.bed.fits());
+        drop(fits);
     }
-}
-
-/// Nodes that stand still, with the ends of that.
-fn fault_until(plan: &Plan, active: &BTreeSet<usize>) -> Vec<(NodeIndex, u64)> {
-    let faults = active.iter().map(|&index| &plan.faults[index]);
-    faults
-        .filter_map(|fault| match fault.kind {
-            Kind::Stop(node) => Some((node, fault.until)),
-            _ => None,
-        })
-        .collect()
 }
 
 impl World {

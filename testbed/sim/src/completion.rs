@@ -27,6 +27,18 @@ impl World {
         self.push(node, cqn, completion, false, Some(wqe.index + 1));
     }
 
+    /// Completes a request that was carried out. Now and then the completion never comes, or comes twice.
+    pub(crate) fn complete_well(&mut self, node: NodeIndex, qpn: Qpn, wqe: &Wqe, bytes: u32) {
+        if wqe.signalled && self.rng.chance(self.rates.completion_lost) {
+            return self.stats.count("completion lost");
+        }
+        self.complete_send(node, qpn, wqe, Status::Success, bytes);
+        if wqe.signalled && self.rng.chance(self.rates.completion_duplicate) {
+            self.stats.count("completion duplicated");
+            self.complete_send(node, qpn, wqe, Status::Success, bytes);
+        }
+    }
+
     /// Puts a completion into its queue.
     pub(crate) fn push(
         &mut self,

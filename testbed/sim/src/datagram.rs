@@ -3,6 +3,7 @@
 use verbs::{Completion, CompletionKind, DatagramSource, Lid, PKey, QpKind, QpState, Qpn, Status};
 
 use crate::network::{Body, FIRST_MLID, Packet};
+use crate::sabotage::Sabotage;
 use crate::world::{NodeIndex, World};
 
 /// Bytes of the global routing header, which stand before each datagram's own.
@@ -36,7 +37,7 @@ impl World {
                 };
                 self.spread(node, to.lid, to.qpn, &body);
             }
-            self.complete_send(node, qpn, &wqe, Status::Success, 0);
+            self.complete_well(node, qpn, &wqe, 0);
         }
     }
 
@@ -50,7 +51,12 @@ impl World {
         } else {
             self.by_lid(dlid).into_iter().collect()
         };
+        // The deliberate bug.
+        let deaf = self.has(Sabotage::DeafNode) && dlid.0 >= FIRST_MLID;
         for member in members {
+            if deaf && (node == 0) != (member == 0) {
+                continue;
+            }
             let dlid = self.nodes[member].lid;
             let body = body.clone();
             self.send_datagram(Packet { slid, dlid, to, body });
@@ -112,6 +118,10 @@ impl World {
                 }),
             };
             self.push(node, cqn, completion, false, None);
+            if !landed {
+                // One that does not fit ends more than itself, as in the model of the adapter.
+                self.fail_pair(node, qpn, true);
+            }
         }
     }
 }

@@ -49,6 +49,8 @@ struct Task {
     life: Life,
     body: Body,
     waker: Arc<TaskWaker>,
+    /// Turns since someone last asked.
+    turns: u32,
 }
 
 /// The tasks of all nodes. Numbers of tasks are never used again.
@@ -76,7 +78,13 @@ impl Executor {
                 ready: Arc::clone(&ready),
             });
             waker.wake_by_ref();
-            self.tasks.push(Some(Task { life, body, waker }));
+            let turns = 0;
+            self.tasks.push(Some(Task {
+                life,
+                body,
+                waker,
+                turns,
+            }));
         }
         let mut woken = lock(&ready.woken);
         if woken.is_empty() {
@@ -105,12 +113,21 @@ impl Executor {
                 return world.schedule(until, Event::Run(index));
             }
         }
+        task.turns += 1;
         task.waker.queued.store(false, Ordering::Release);
         let waker = Waker::from(Arc::clone(&task.waker));
         let done = task.body.as_mut().poll(&mut Context::from_waker(&waker));
         if done == Poll::Ready(()) {
             self.tasks[index] = None;
         }
+    }
+
+    /// The task that had most turns since this was last asked: its node and their number.
+    pub(crate) fn busiest(&mut self) -> Option<(usize, u32)> {
+        let tasks = self.tasks.iter_mut().flatten();
+        tasks
+            .map(|task| (task.life.node, std::mem::take(&mut task.turns)))
+            .max_by_key(|(_, turns)| *turns)
     }
 
     /// Ends all tasks of a node.

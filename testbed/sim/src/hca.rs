@@ -12,10 +12,10 @@ use verbs::{
 
 use crate::machine::Machine;
 use crate::network::{Body, Packet, SM_LID};
-use crate::plan::Sabotage;
 use crate::qp::{Armed, Cq, Op, Qp, Receive, Source, Vector, Wqe};
 use crate::rng::digest;
 use crate::rule::Rule;
+use crate::sabotage::Sabotage;
 use crate::world::World;
 
 const LIMITS: DeviceLimits = DeviceLimits {
@@ -103,7 +103,7 @@ impl Device for Hca {
     async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues, DeviceError> {
         let cqn = self
             .command(|world, node| {
-                let depth = if world.sabotage == Some(Sabotage::ShortCompletionQueue) {
+                let depth = if world.has(Sabotage::ShortCompletionQueue) {
                     3
                 } else {
                     depth
@@ -159,13 +159,18 @@ impl Device for Hca {
     async fn create_qp(&self, queues: &mut Queues, config: &QpConfig) -> Result<(QpSlot, Qpn), DeviceError> {
         let cqn = queues.cqn;
         self.command(|world, node| {
+            let short = world.has(Sabotage::ShortSendQueue);
             let node = &mut world.nodes[node];
             let qpn = Qpn(node.next_qpn);
             node.next_qpn += 1;
             let slots = &mut node.cqs[cqn as usize].slots;
             let slot = QpSlot(u16::try_from(slots.len()).expect("few queue pairs"));
             slots.push(Some(qpn));
-            node.qps.insert(qpn.0, Qp::new(qpn, slot, cqn, config));
+            let mut qp = Qp::new(qpn, slot, cqn, config);
+            if short && config.kind == QpKind::ReliableConnection {
+                qp.send_depth = 3;
+            }
+            node.qps.insert(qpn.0, qp);
             Ok((slot, qpn))
         })
         .await
@@ -203,13 +208,15 @@ impl Device for Hca {
     ) -> Result<(), DeviceError> {
         let (psn, parameters) = (path.map(|path| path.our_psn), *parameters);
         self.change_qp(qpn, "RTR to RTS", |world, node| {
+            let stuck = world.has(Sabotage::StuckQueuePair);
             let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
             let from = match qp.kind {
                 QpKind::ReliableConnection => QpState::ReadyToReceive,
                 QpKind::Datagram { .. } => QpState::Init,
             };
             let allowed = qp.state == from && (psn.is_some() || qp.kind != QpKind::ReliableConnection);
-            if allowed {
+            let stuck = stuck && qp.kind == QpKind::ReliableConnection;
+            if allowed && !stuck {
                 qp.state = QpState::ReadyToSend;
                 qp.next_psn = psn.unwrap_or_default();
                 qp.parameters = Some(parameters);
@@ -318,8 +325,8 @@ impl Device for Hca {
                 state: if up { PortState::Active } else { PortState::Down },
                 lid: world.nodes[node].lid,
                 sm_lid: SM_LID,
-                guid: World::guid(node),
-                gid: World::gid(node),
+                guid: world.nodes[node].guid,
+                gid: world.nodes[node].gid(),
                 mtu: 4096,
             })
         })
@@ -348,6 +355,14 @@ impl Device for Hca {
     fn take_event(&self) -> Option<DeviceEvent> {
         self.0
             .living(|world| world.nodes[self.node()].events.pop_front())?
+    }
+}
+
+impl World {
+    /// Whether the deliberate bug that takes one receive of each connection strikes.
+    fn leaks(&mut self, node: usize, qpn: Qpn) -> bool {
+        let life = self.life(node);
+        self.has(Sabotage::LeakedReceive) && self.check.leaked.insert((life, qpn))
     }
 }
 
@@ -562,7 +577,7 @@ fn post_receive(
             format_args!("node {node} {qpn}: receive {} is posted already", request.id),
         );
     }
-    let lost = up && world.sabotaged(Sabotage::LostReceive);
+    let lost = up && (world.sabotaged(Sabotage::LostReceive) || world.leaks(node, qpn));
     let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("it was there");
     qp.receives_taken += 1;
     if !lost {

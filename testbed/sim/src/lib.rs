@@ -9,15 +9,18 @@
 //! * `world`, `executor`, `machine`: time, tasks, clocks and processors that may be skewed, slow or stopped.
 //! * `hca`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is stricter than hardware. What hardware
 //!   would only misbehave on is a [`Violation`].
-//! * `network`, `sa`: packets and the subnet administrator.
-//! * `workload`, `check`, [`Rule`]: what the nodes do and what must hold.
+//! * `network`, `sa`: packets, and the subnet administrator with its multicast groups. `hostile`: somebody without a key who
+//!   sends what he likes.
+//! * [`Kind`], `faults`: what goes wrong by plan.
+//! * `workload`: what the nodes do. `check`, `views`, [`Rule`]: what must hold, and who is there in truth.
+//! * [`Sabotage`]: bugs that are built in to see that each rule can be broken.
 //!
 //! `docs/simulation.md` tells how to use it and what it cannot see.
 //!
 //! # What is left out
 //!
-//! Messages are one packet each, so nothing is torn within a message. One port, one core a node. Datagram queue pairs
-//! and multicast are there, but nothing uses them yet. No hostile peer: everyone speaks FIT.
+//! Messages are one packet each, so nothing is torn within a message. One port, one core a node. Peers that hold the key and
+//! break the protocol: whoever is connected speaks FIT.
 #![forbid(unsafe_code)]
 
 mod check;
@@ -25,7 +28,10 @@ mod cluster;
 mod completion;
 mod datagram;
 mod executor;
+mod fault;
+mod faults;
 mod hca;
+mod hostile;
 mod machine;
 mod memory;
 mod network;
@@ -36,15 +42,19 @@ mod responder;
 mod rng;
 mod rule;
 mod sa;
+mod sabotage;
 mod shrink;
 mod trace;
+mod views;
 mod workload;
 mod world;
 
 pub use cluster::{Outcome, run};
-pub use plan::{Fault, Kind, Plan, Rates, Sabotage, rate_names};
+pub use fault::{Fault, Guise, Kind};
+pub use plan::{Plan, Rates, rate_names};
 pub use rng::Ppm;
 pub use rule::{Rule, Violation};
+pub use sabotage::Sabotage;
 pub use shrink::{Cuts, shrink};
 pub use trace::Detail;
 pub use world::{NodeIndex, Stats};

@@ -140,6 +140,8 @@ struct Sum {
     time: u64,
     ended: u64,
     failed: u64,
+    /// The longest that views took to agree after the last fault, and the seed.
+    settled: (u64, u64),
     faults: BTreeMap<&'static str, u64>,
     broken: Vec<(u64, String)>,
 }
@@ -151,6 +153,7 @@ impl Sum {
         self.time += outcome.time;
         self.ended += outcome.stats.ended;
         self.failed += outcome.stats.failed;
+        self.settled = self.settled.max((outcome.stats.settled, seed));
         for (kind, count) in &outcome.stats.faults {
             *self.faults.entry(kind).or_default() += count;
         }
@@ -236,6 +239,11 @@ fn report(args: &Args, sum: &Sum, took: Duration) -> bool {
     println!(
         "{} operations ended well, {} with an error",
         sum.ended, sum.failed
+    );
+    let (settled, seed) = sum.settled;
+    println!(
+        "all was well at most {:.1} s after the last fault (seed {seed})",
+        settled as f64 / 1e9
     );
     for (kind, count) in &sum.faults {
         println!("{count:>10}  {kind}");

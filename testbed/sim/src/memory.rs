@@ -114,6 +114,11 @@ impl Memory {
         }
     }
 
+    /// How many regions are registered.
+    pub(crate) fn regions(&self) -> usize {
+        self.regions.len()
+    }
+
     pub(crate) fn deregister(&mut self, key: u32) -> bool {
         self.regions.remove(&key).is_some()
     }

@@ -98,7 +98,7 @@ impl Network {
         }
     }
 
-    fn joined(&self, from: Option<NodeIndex>, to: Option<NodeIndex>) -> bool {
+    pub(crate) fn joined(&self, from: Option<NodeIndex>, to: Option<NodeIndex>) -> bool {
         let up = |node: Option<usize>| node.is_none_or(|node| self.port_up[node]);
         let side = |node: Option<usize>| node.map_or(self.sm_side, |node| self.side[node]);
         up(from) && up(to) && side(from) == side(to)
@@ -169,6 +169,7 @@ impl World {
             }
             self.after(delay, Event::Packet(Box::new(packet.clone())));
         }
+        self.overhear(&packet);
     }
 
     /// A packet is at the end of its way.

@@ -1,6 +1,8 @@
 //! What a run does: everything follows from the seed, and can be taken away piece by piece.
 
+use crate::fault::{self, Fault, Guise, Kind, MS};
 use crate::rng::{Ppm, Rng};
+use crate::sabotage::Sabotage;
 use crate::world::NodeIndex;
 
 /// How often small things go wrong.
@@ -30,13 +32,15 @@ pub struct Rates {
     pub interrupt_lost: Ppm,
     /// Receivers that say that they are not ready.
     pub not_ready: Ppm,
+    /// Announcements and connection messages that somebody plays again, garbles or makes up, for each that is sent.
+    pub hostile: Ppm,
 }
 
 /// A rate among the others.
 type Field = fn(&mut Rates) -> &mut Ppm;
 
 /// The rates by name, with the most that a run has of each.
-const KINDS: [(&str, Ppm, Field); 12] = [
+const KINDS: [(&str, Ppm, Field); 13] = [
     ("packet-loss", 20_000, |rates| &mut rates.packet_loss),
     ("packet-duplicate", 20_000, |rates| &mut rates.packet_duplicate),
     ("datagram-loss", 300_000, |rates| &mut rates.datagram_loss),
@@ -53,6 +57,7 @@ const KINDS: [(&str, Ppm, Field); 12] = [
     ("interrupt-late", 100_000, |rates| &mut rates.interrupt_late),
     ("interrupt-lost", 50_000, |rates| &mut rates.interrupt_lost),
     ("not-ready", 20_000, |rates| &mut rates.not_ready),
+    ("hostile", 300_000, |rates| &mut rates.hostile),
 ];
 
 /// Names of the rates.
@@ -68,79 +73,6 @@ impl Rates {
     }
 }
 
-/// A planned fault.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
-    /// The node is gone, and starts anew at the end.
-    Crash(NodeIndex),
-    /// Nodes whose bit is set, and perhaps the subnet manager, are cut off from the others.
-    Partition {
-        /// A bit for each node.
-        nodes: u64,
-        /// Whether the subnet manager is on their side.
-        manager: bool,
-    },
-    /// The node's tasks run up to so many nanoseconds late.
-    Slow(NodeIndex, u64),
-    /// The node's tasks do not run at all.
-    Stop(NodeIndex),
-    /// The node's port is down.
-    Port(NodeIndex),
-    /// The node's link takes so many nanoseconds more.
-    Link(NodeIndex, u64),
-    /// The subnet administrator answers nothing.
-    Silence,
-    /// Datagrams are lost nine times in ten.
-    Burst,
-}
-
-impl Kind {
-    /// Its name in counts.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Crash(_) => "crash",
-            Self::Partition { .. } => "partition",
-            Self::Slow(..) => "slow node",
-            Self::Stop(_) => "stopped node",
-            Self::Port(_) => "port down",
-            Self::Link(..) => "slow link",
-            Self::Silence => "silent SA",
-            Self::Burst => "burst of lost datagrams",
-        }
-    }
-}
-
-/// When a fault begins and ends, in nanoseconds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// Its beginning.
-    pub from: u64,
-    /// Its end.
-    pub until: u64,
-    /// What goes wrong.
-    pub kind: Kind,
-}
-
-/// A deliberate bug in the simulated hardware, which shows that a rule can be broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Sabotage {
-    /// A message is delivered twice.
-    DoubleDelivery,
-    /// A READ's bytes land once more, long after its completion.
-    LateRead,
-    /// A WRITE is acknowledged and not done.
-    LostWrite,
-    /// A receive that was posted is forgotten.
-    LostReceive,
-    /// A completion queue is shorter than was asked for.
-    ShortCompletionQueue,
-    /// Nobody looks at deadlines any more.
-    StandingClock,
-    /// The subnet administrator never answers, though no fault says so.
-    SilentAdministrator,
-}
-
 /// Everything that a run is made of.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -148,6 +80,9 @@ pub struct Plan {
     pub seed: u64,
     /// Nodes.
     pub nodes: usize,
+    /// Whether they find each other by multicast. Otherwise each is told its neighbours, and tries to reach each for as long as
+    /// it runs: then nobody else looks after a lost connection, and no peer is forgotten.
+    pub discover: bool,
     /// Peers that each node talks to.
     pub degree: usize,
     /// Operations of each node with each peer.
@@ -162,6 +97,12 @@ pub struct Plan {
     pub skew: Ppm,
     /// The deadline of operations, in milliseconds.
     pub timeout_ms: u64,
+    /// How long a peer may be silent, in milliseconds.
+    pub keepalive_ms: u64,
+    /// Whether each peer's connections and memory lie in a protection domain of their own.
+    pub own_domains: bool,
+    /// Connections that a node can have beyond those it needs.
+    pub spare: u16,
     /// Calls at once, on both sides.
     pub calls: u16,
     /// One-sided accesses at once.
@@ -173,8 +114,6 @@ pub struct Plan {
     /// The deliberate bug, if any.
     pub sabotage: Option<Sabotage>,
 }
-
-const MS: u64 = 1_000_000;
 
 impl Plan {
     /// The plan of a seed, of a number of nodes or one that the seed chooses.
@@ -192,9 +131,7 @@ impl Plan {
             }
         }
         let span = rng.between(2, 12) * 1000 * MS;
-        let count = rng.below(7);
-        let mut faults: Vec<Fault> = (0..count).map(|_| fault(&mut rng, nodes, span)).collect();
-        faults.sort_by_key(|fault| fault.from);
+        let faults = fault::draw(&mut rng, nodes, span);
         let calm = faults
             .iter()
             .map(|fault| fault.until)
@@ -204,6 +141,7 @@ impl Plan {
         Self {
             seed,
             nodes,
+            discover: !rng.chance(125_000),
             degree: (nodes - 1).min(6),
             operations: u32::try_from(rng.between(10, 200)).expect("few"),
             rates,
@@ -211,6 +149,9 @@ impl Plan {
             calm,
             skew: rng.pick(&[0, 50, 1000, 50_000]),
             timeout_ms: rng.pick(&[300, 1000, 3000, 6000]),
+            keepalive_ms: rng.pick(&[500, 1000, 2000, 2000]),
+            own_domains: rng.chance(500_000),
+            spare: rng.pick(&[0, 1, 4]),
             calls: rng.pick(&[1, 2, 4, 8]),
             one_sided: rng.pick(&[1, 2, 8]),
             signal_every: rng.pick(&[1, 2, 4, 8]),
@@ -219,47 +160,43 @@ impl Plan {
         }
     }
 
+    /// Nodes and strangers: who has a place in the world.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        let strangers = self.faults.iter().filter_map(|fault| match fault.kind {
+            Kind::Stranger(place, _) => Some(place + 1),
+            _ => None,
+        });
+        strangers.max().unwrap_or(0).max(self.nodes)
+    }
+
+    /// Who is at a place that no node of the cluster has.
+    pub(crate) fn guise(&self, place: NodeIndex) -> Option<Guise> {
+        self.faults.iter().find_map(|fault| match fault.kind {
+            Kind::Stranger(at, guise) if at == place => Some(guise),
+            _ => None,
+        })
+    }
+
+    /// The most that a node needs of connections: to each other node, or to those that it is told.
+    pub(crate) fn connections(&self) -> u16 {
+        let needed = if self.discover {
+            self.nodes - 1
+        } else {
+            self.degree
+        };
+        u16::try_from(needed).expect("few nodes") + self.spare
+    }
+
     /// Whether two nodes talk to each other: a ring with chords.
     #[must_use]
     pub fn talk(&self, a: NodeIndex, b: NodeIndex) -> bool {
+        if a.max(b) >= self.nodes {
+            return false;
+        }
         let distance = a.abs_diff(b);
         let around = distance.min(self.nodes - distance);
         around > 0 && around <= self.degree.div_ceil(2)
-    }
-}
-
-fn fault(rng: &mut Rng, nodes: usize, span: u64) -> Fault {
-    let from = rng.between(100 * MS, span);
-    let node = rng.index(nodes);
-    let (kind, len) = match rng.below(9) {
-        0 | 1 => (Kind::Crash(node), rng.between(MS, 3000 * MS)),
-        2 => {
-            let kind = Kind::Partition {
-                nodes: rng.number(),
-                manager: rng.chance(500_000),
-            };
-            (kind, rng.between(MS, 4000 * MS))
-        }
-        3 => (
-            Kind::Slow(node, rng.between(100_000, 4 * MS)),
-            rng.between(100 * MS, 3000 * MS),
-        ),
-        4 => (
-            Kind::Stop(node),
-            rng.pick(&[50 * MS, 1000 * MS, 3000 * MS, 10_000 * MS]),
-        ),
-        5 => (Kind::Port(node), rng.between(MS, 3000 * MS)),
-        6 => (
-            Kind::Link(node, rng.between(10_000, 20 * MS)),
-            rng.between(100 * MS, 3000 * MS),
-        ),
-        7 => (Kind::Silence, rng.between(100 * MS, 3000 * MS)),
-        _ => (Kind::Burst, rng.between(10 * MS, 1000 * MS)),
-    };
-    Fault {
-        from,
-        until: from + len,
-        kind,
     }
 }
 

@@ -4,9 +4,9 @@ use verbs::{Lid, Psn, QpState, Qpn, Status};
 
 use crate::memory::Right;
 use crate::network::{Body, Nak, Packet, WireOp};
-use crate::plan::Sabotage;
 use crate::qp::{Op, Source, Wqe};
 use crate::rng::digest;
+use crate::sabotage::Sabotage;
 use crate::world::{Event, NodeIndex, World};
 
 /// Messages under way on one connection.
@@ -231,15 +231,7 @@ impl World {
                     return self.fail_pair(node, qpn, false);
                 }
             }
-            if wqe.signalled && self.rng.chance(self.rates.completion_lost) {
-                self.stats.count("completion lost");
-                continue;
-            }
-            self.complete_send(node, qpn, &wqe, Status::Success, bytes);
-            if wqe.signalled && self.rng.chance(self.rates.completion_duplicate) {
-                self.stats.count("completion duplicated");
-                self.complete_send(node, qpn, &wqe, Status::Success, bytes);
-            }
+            self.complete_well(node, qpn, &wqe, bytes);
         }
     }
 

@@ -2,11 +2,11 @@
 
 use verbs::{Completion, CompletionKind, Lid, Psn, QpState, Qpn, Status};
 
-use crate::memory::Right;
+use crate::memory::{Denied, Right};
 use crate::network::{Body, Nak, Packet, WireOp};
-use crate::plan::Sabotage;
 use crate::qp::{Receive, ahead};
 use crate::rule::Rule;
+use crate::sabotage::Sabotage;
 use crate::world::{NodeIndex, World};
 
 impl World {
@@ -40,12 +40,14 @@ impl World {
             );
         }
         if distance < 0 {
-            // It was carried out before; a READ's bytes are fetched again.
+            // It was carried out before; a READ's bytes are fetched again. If their owner has them back, then the requester has
+            // them too: only a network that puts packets out of order, as this one does, brings such a repetition so late.
             return match op {
-                WireOp::Read { from, len } => match self.fetch(node, qpn, from.rkey.0, from.addr, len) {
-                    Some(data) => self.answer(node, qpn, Body::Data { psn, data }),
-                    None => self.refuse(node, qpn, psn, Nak::Access),
-                },
+                WireOp::Read { from, len } => {
+                    if let Ok(Some(data)) = self.look(node, qpn, from.rkey.0, from.addr, len) {
+                        self.answer(node, qpn, Body::Data { psn, data });
+                    }
+                }
                 _ => self.answer(node, qpn, Body::Ack { psn }),
             };
         }
@@ -159,7 +161,13 @@ impl World {
             );
             return None;
         }
-        let receive = self.nodes[node].qps.get_mut(&qpn.0)?.receives.pop_front();
+        let kept = self.sabotaged(Sabotage::KeptReceive);
+        let receives = &mut self.nodes[node].qps.get_mut(&qpn.0)?.receives;
+        let receive = if kept {
+            receives.front().cloned()
+        } else {
+            receives.pop_front()
+        };
         if receive.is_none() {
             self.violate(
                 Rule::ReceiveQueueDry,
@@ -262,20 +270,31 @@ impl World {
     }
 
     fn fetch(&mut self, node: NodeIndex, qpn: Qpn, rkey: u32, addr: u64, len: u32) -> Option<Vec<u8>> {
-        let qp = self.nodes[node].qps.get(&qpn.0)?;
-        let domain = qp.domain;
-        if !qp.remote_access.remote_read {
-            return None;
-        }
-        match self.nodes[node]
-            .memory
-            .device((domain, rkey), addr, len as usize, Right::RemoteRead)
-        {
-            Ok(bytes) => Some(bytes.to_vec()),
+        match self.look(node, qpn, rkey, addr, len) {
+            Ok(data) => data,
             Err(denied) => {
                 self.denied(node, denied);
                 None
             }
         }
+    }
+
+    /// The bytes that a READ brings; nothing if the queue pair answers none.
+    fn look(
+        &mut self,
+        node: NodeIndex,
+        qpn: Qpn,
+        rkey: u32,
+        addr: u64,
+        len: u32,
+    ) -> Result<Option<Vec<u8>>, Denied> {
+        let qp = self.nodes[node].qps.get(&qpn.0);
+        let Some(qp) = qp.filter(|qp| qp.remote_access.remote_read) else {
+            return Ok(None);
+        };
+        let key = (qp.domain, rkey);
+        let memory = &mut self.nodes[node].memory;
+        let bytes = memory.device(key, addr, len as usize, Right::RemoteRead)?;
+        Ok(Some(bytes.to_vec()))
     }
 }

@@ -33,13 +33,25 @@ pub enum Rule {
     EndsOnce,
     /// Once faults stop, everyone can call everyone within a bound.
     Convergence,
+    /// Once faults stop, all views are the same within a bound, and hold whoever is there and nobody else; and stay so.
+    Views,
+    /// Nobody sees two incarnations of one node at once.
+    OneLife,
+    /// A handler is told that a node has joined and that it is lost in turn, of each that its node sees.
+    JoinedAndLost,
+    /// A peer that is gone, stopped or out of reach is lost within a bound.
+    LostInTime,
+    /// Nobody is a member who does not hold the key, or is not who he says.
+    Stranger,
+    /// Whoever waits for a lost peer is told.
+    Told,
     /// At rest every credit and slot is back.
     Credits,
-    /// Tables are bounded.
+    /// Tables are bounded, and what is registered for a lost peer is taken back.
     Growth,
     /// Nothing panics.
     Panic,
-    /// Time goes on, and no task runs for ever within an instant.
+    /// No task wakes itself again and again.
     Progress,
 }
 

@@ -37,7 +37,12 @@ impl Administrator {
         Some((Gid(*mgid), group.members.iter().copied().collect()))
     }
 
-    fn join(&mut self, node: NodeIndex, wanted: McMemberRecord) -> Option<McMemberRecord> {
+    /// The subnet manager starts anew: nobody is a member of anything.
+    pub(crate) fn forget_all(&mut self) {
+        self.groups.clear();
+    }
+
+    fn join(&mut self, node: NodeIndex, gid: Gid, wanted: McMemberRecord) -> Option<McMemberRecord> {
         if wanted.mgid[0] != 0xff || self.groups.len() >= 64 {
             return None;
         }
@@ -48,7 +53,7 @@ impl Administrator {
         });
         group.members.insert(node);
         Some(McMemberRecord {
-            port_gid: World::gid(node).0,
+            port_gid: gid.0,
             mlid: U16::new(group.mlid),
             mtu: Selector::exactly(5),
             rate: Selector::exactly(7),
@@ -88,7 +93,7 @@ impl World {
             (Attribute::MC_MEMBER_RECORD, Method::SET) => {
                 let joined = request
                     .record::<McMemberRecord>()
-                    .and_then(|wanted| self.sa.join(node, wanted));
+                    .and_then(|wanted| self.sa.join(node, self.nodes[node].gid(), wanted));
                 joined.map_or(failed(Status::SA_DENIED), |record| answered(request, &record))
             }
             (Attribute::MC_MEMBER_RECORD, Method::DELETE) => {
@@ -102,12 +107,22 @@ impl World {
         }
     }
 
-    fn path(&self, from: NodeIndex, wanted: &PathRecord) -> Option<PathRecord> {
-        let to = (0..self.nodes.len()).find(|&node| Self::gid(node).0 == wanted.dgid)?;
+    fn path(&mut self, from: NodeIndex, wanted: &PathRecord) -> Option<PathRecord> {
         // A port whose machine has not started has a link, but no driver: the subnet knows it all the same.
-        (self.net.port_up[to] && self.net.side[to] == self.net.sm_side).then(|| PathRecord {
+        let known = |node: &NodeIndex| {
+            let gid = self.nodes[*node].gid().0 == wanted.dgid;
+            gid && self.net.port_up[*node] && self.net.side[*node] == self.net.sm_side
+        };
+        let found: Vec<NodeIndex> = (0..self.nodes.len()).filter(known).collect();
+        // Of two ports with one GID either may be meant.
+        let to = match found[..] {
+            [] => return None,
+            [to] => to,
+            _ => self.rng.pick(&found),
+        };
+        Some(PathRecord {
             dgid: wanted.dgid,
-            sgid: Self::gid(from).0,
+            sgid: self.nodes[from].gid().0,
             dlid: U16::new(self.nodes[to].lid.0),
             slid: U16::new(self.nodes[from].lid.0),
             reversible_paths: 0x81,

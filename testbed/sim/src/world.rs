@@ -6,18 +6,24 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use fit::Fit;
 use verbs::{DeviceEvent, Gid, Guid, Lid, Qpn};
 
 use crate::check::Checker;
 use crate::executor::Ready;
+use crate::hca::Hca;
+use crate::hostile::Recorder;
+use crate::machine::Machine;
 use crate::memory::{Denied, Memory};
 use crate::network::{Network, Packet};
-use crate::plan::{Rates, Sabotage};
+use crate::plan::Rates;
 use crate::qp::{Cq, Qp, Vector};
 use crate::rng::{Ppm, Rng};
 use crate::rule::{Rule, Violation};
 use crate::sa::Administrator;
+use crate::sabotage::Sabotage;
 use crate::trace::Trace;
+use crate::views::Truth;
 
 /// A node's place in the cluster.
 pub type NodeIndex = usize;
@@ -45,6 +51,8 @@ pub(crate) enum Event {
     Fault(usize),
     /// A planned fault ends.
     Relief(usize),
+    /// A node that has left is switched off.
+    Off(Life),
     /// The watchdog looks at what is open.
     Watch,
 }
@@ -117,6 +125,8 @@ pub(crate) struct Cpu {
 pub(crate) struct Node {
     pub(crate) incarnation: u32,
     pub(crate) alive: bool,
+    /// Its port's number for life, which no other should have.
+    pub(crate) guid: Guid,
     pub(crate) lid: Lid,
     pub(crate) clock: Clock,
     pub(crate) cpu: Cpu,
@@ -130,10 +140,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn new(lid: Lid) -> Self {
+    fn new(guid: Guid, lid: Lid) -> Self {
         Self {
             incarnation: 0,
             alive: false,
+            guid,
             lid,
             clock: Clock::default(),
             cpu: Cpu::default(),
@@ -146,6 +157,11 @@ impl Node {
             events: VecDeque::new(),
         }
     }
+
+    /// Its port's GID.
+    pub(crate) fn gid(&self) -> Gid {
+        Gid::new(Gid::DEFAULT_PREFIX, self.guid)
+    }
 }
 
 /// What was injected and what happened.
@@ -157,6 +173,8 @@ pub struct Stats {
     pub ended: u64,
     /// Operations that ended with an error.
     pub failed: u64,
+    /// How long after the last fault all views agreed and everyone had called everyone, in nanoseconds.
+    pub settled: u64,
 }
 
 impl Stats {
@@ -175,20 +193,28 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) trace: Trace,
     pub(crate) nodes: Vec<Node>,
+    /// Who has each LID.
+    lids: Vec<Option<NodeIndex>>,
     pub(crate) net: Network,
+    pub(crate) recorder: Recorder,
     pub(crate) sa: Administrator,
     pub(crate) rates: Rates,
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) sabotaged: u64,
     pub(crate) check: Checker,
+    pub(crate) truth: Truth,
     pub(crate) stats: Stats,
     pub(crate) violation: Option<Violation>,
-    next_lid: u16,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, nodes: usize, rates: Rates, trace: Trace) -> Self {
-        let lids = (2..).take(nodes);
+        // 0 is no LID, 1 the subnet manager's.
+        let lids: Vec<Option<NodeIndex>> = [None, None].into_iter().chain((0..nodes).map(Some)).collect();
+        let node = |index: NodeIndex| {
+            let lid = u16::try_from(index + 2).expect("few nodes");
+            Node::new(Guid(GUID + ((index as u64) << 8)), Lid(lid))
+        };
         Self {
             now: 0,
             heap: BinaryHeap::new(),
@@ -197,16 +223,18 @@ impl World {
             free_timers: Vec::new(),
             rng: Rng::of(seed, 1),
             trace,
-            nodes: lids.map(|lid| Node::new(Lid(lid))).collect(),
+            nodes: (0..nodes).map(node).collect(),
+            lids,
             net: Network::new(nodes),
+            recorder: Recorder::default(),
             sa: Administrator::default(),
             rates,
             sabotage: None,
             sabotaged: 0,
             check: Checker::default(),
+            truth: Truth::new(nodes),
             stats: Stats::default(),
             violation: None,
-            next_lid: u16::try_from(nodes).expect("few nodes") + 2,
         }
     }
 
@@ -245,29 +273,27 @@ impl World {
         }
     }
 
-    pub(crate) fn guid(node: NodeIndex) -> Guid {
-        Guid(GUID + ((node as u64) << 8))
-    }
-
-    pub(crate) fn gid(node: NodeIndex) -> Gid {
-        Gid::new(Gid::DEFAULT_PREFIX, Self::guid(node))
-    }
-
+    /// The node that has this LID.
     pub(crate) fn by_lid(&self, lid: Lid) -> Option<NodeIndex> {
-        self.nodes.iter().position(|node| node.lid == lid)
+        self.lids.get(usize::from(lid.0)).copied().flatten()
+    }
+
+    /// Gives a node another LID.
+    fn move_port(&mut self, index: NodeIndex) {
+        let old = usize::from(self.nodes[index].lid.0);
+        self.lids[old] = None;
+        self.nodes[index].lid = Lid(u16::try_from(self.lids.len()).expect("few LIDs"));
+        self.lids.push(Some(index));
     }
 
     // ---- Lives ----
 
     /// Begins a new life of a node.
     pub(crate) fn boot(&mut self, index: NodeIndex, skew: Ppm) -> Life {
-        let moved = self.nodes[index].incarnation > 0 && self.rng.chance(200_000);
-        let lid = if moved {
-            self.next_lid += 1;
-            Lid(self.next_lid - 1)
-        } else {
-            self.nodes[index].lid
-        };
+        if self.nodes[index].incarnation > 0 && self.rng.chance(200_000) {
+            self.move_port(index);
+        }
+        let (guid, lid) = (self.nodes[index].guid, self.nodes[index].lid);
         let skew = u64::from(skew);
         let ppm =
             i64::try_from(self.rng.below(2 * skew + 1)).expect("small") - i64::try_from(skew).expect("small");
@@ -281,7 +307,7 @@ impl World {
                 offset,
                 ppm,
             },
-            ..Node::new(lid)
+            ..Node::new(guid, lid)
         };
         let now = self.now;
         self.trace.say(
@@ -293,19 +319,17 @@ impl World {
 
     /// Ends a node's life: its memory and queues are gone.
     pub(crate) fn crash(&mut self, index: NodeIndex) {
-        let lid = self.nodes[index].lid;
-        let incarnation = self.nodes[index].incarnation;
+        let life = self.life(index);
+        let node = &self.nodes[index];
         self.nodes[index] = Node {
-            incarnation,
-            ..Node::new(lid)
+            incarnation: life.incarnation,
+            ..Node::new(node.guid, node.lid)
         };
-        self.check.crashed(Life {
-            node: index,
-            incarnation,
-        });
-        self.sa.forget(index);
+        self.check.crashed(life);
         let now = self.now;
-        self.trace.say(now, format_args!("node {index} crashes"));
+        self.truth.ends(life, now);
+        self.sa.forget(index);
+        self.trace.say(now, format_args!("node {index} is off"));
     }
 
     // ---- Findings ----
@@ -344,6 +368,11 @@ impl World {
         }
         self.sabotaged += 1;
         self.sabotaged.is_multiple_of(7)
+    }
+
+    /// Whether the deliberate bug `kind` is built in for good.
+    pub(crate) fn has(&self, kind: Sabotage) -> bool {
+        self.sabotage == Some(kind)
     }
 
     /// Whether the deliberate bug of a clock that stands strikes.
@@ -386,6 +415,8 @@ impl World {
 pub(crate) struct Bed {
     world: Mutex<World>,
     pub(crate) ready: Arc<Ready>,
+    /// The FIT of each node that runs. Outside the world, as it looks at the world itself.
+    fits: Mutex<BTreeMap<NodeIndex, Fit<Hca, Machine>>>,
 }
 
 impl Bed {
@@ -393,7 +424,13 @@ impl Bed {
         Arc::new(Self {
             world: Mutex::new(world),
             ready: Arc::default(),
+            fits: Mutex::default(),
         })
+    }
+
+    /// The FIT of each node that runs.
+    pub(crate) fn fits(&self) -> MutexGuard<'_, BTreeMap<NodeIndex, Fit<Hca, Machine>>> {
+        self.fits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {

@@ -1,0 +1,170 @@
+//! Big things that go wrong for a while, by plan.
+
+use crate::rng::Rng;
+use crate::world::NodeIndex;
+
+pub(crate) const MS: u64 = 1_000_000;
+
+/// Who a node is that should not be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guise {
+    /// It knows the cluster's name and holds another key.
+    OtherKey,
+    /// It is of another cluster, by name and key.
+    OtherCluster,
+    /// It holds the key and has the GID of this node, as a copy of a machine has.
+    Twin(NodeIndex),
+}
+
+/// A planned fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// The node is gone, and starts anew at the end.
+    Crash(NodeIndex),
+    /// The node starts only at the end.
+    Late(NodeIndex),
+    /// The node leaves in order, is switched off so many nanoseconds later, and starts anew at the end.
+    Leave(NodeIndex, u64),
+    /// Nodes whose bit is set, and perhaps the subnet manager, are cut off from the others.
+    Partition {
+        /// A bit for each node; strangers share them.
+        nodes: u64,
+        /// Whether the subnet manager is on their side.
+        manager: bool,
+    },
+    /// The node's tasks run up to so many nanoseconds late.
+    Slow(NodeIndex, u64),
+    /// The node's tasks do not run at all.
+    Stop(NodeIndex),
+    /// The node's port is down.
+    Port(NodeIndex),
+    /// The node's link takes so many nanoseconds more.
+    Link(NodeIndex, u64),
+    /// The subnet administrator answers nothing.
+    Silence,
+    /// Datagrams are lost nine times in ten.
+    Burst,
+    /// The subnet manager starts anew and has forgotten all multicast groups; whether ports are told to say again what they had.
+    Forget {
+        /// They are.
+        told: bool,
+    },
+    /// A node that should not be there starts, at this place behind the others. A twin is switched off at the end, others stay.
+    Stranger(NodeIndex, Guise),
+}
+
+impl Kind {
+    /// Its name in counts.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Crash(_) => "crash",
+            Self::Late(_) => "late start",
+            Self::Leave(..) => "orderly leave",
+            Self::Partition { .. } => "partition",
+            Self::Slow(..) => "slow node",
+            Self::Stop(_) => "stopped node",
+            Self::Port(_) => "port down",
+            Self::Link(..) => "slow link",
+            Self::Silence => "silent SA",
+            Self::Burst => "burst of lost datagrams",
+            Self::Forget { .. } => "forgetful SA",
+            Self::Stranger(_, Guise::OtherKey) => "stranger with another key",
+            Self::Stranger(_, Guise::OtherCluster) => "stranger of another cluster",
+            Self::Stranger(_, Guise::Twin(_)) => "stranger with a GID of another",
+        }
+    }
+
+    /// The node that is down while it holds.
+    pub(crate) fn downs(&self) -> Option<NodeIndex> {
+        match *self {
+            Self::Crash(node) | Self::Late(node) | Self::Leave(node, _) => Some(node),
+            _ => None,
+        }
+    }
+}
+
+/// When a fault begins and ends, in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Its beginning.
+    pub from: u64,
+    /// Its end.
+    pub until: u64,
+    /// What goes wrong.
+    pub kind: Kind,
+}
+
+/// The faults of a run of so many nodes, of which the first `span` nanoseconds may be disturbed.
+pub(crate) fn draw(rng: &mut Rng, nodes: usize, span: u64) -> Vec<Fault> {
+    let count = rng.below(8);
+    let mut strangers = nodes;
+    let mut faults: Vec<Fault> = (0..count)
+        .map(|_| fault(rng, nodes, &mut strangers, span))
+        .collect();
+    faults.sort_by_key(|fault| fault.from);
+    faults
+}
+
+fn fault(rng: &mut Rng, nodes: usize, strangers: &mut usize, span: u64) -> Fault {
+    let from = rng.between(100 * MS, span);
+    let node = rng.index(nodes);
+    let (kind, len) = match rng.below(15) {
+        0 | 1 => (Kind::Crash(node), rng.between(MS, 3000 * MS)),
+        2 => {
+            let kind = Kind::Partition {
+                nodes: rng.number(),
+                manager: rng.chance(500_000),
+            };
+            (kind, rng.between(MS, 4000 * MS))
+        }
+        3 => (
+            Kind::Slow(node, rng.between(100_000, 4 * MS)),
+            rng.between(100 * MS, 3000 * MS),
+        ),
+        4 => (
+            Kind::Stop(node),
+            rng.pick(&[50 * MS, 1000 * MS, 3000 * MS, 10_000 * MS]),
+        ),
+        5 => (Kind::Port(node), rng.between(MS, 3000 * MS)),
+        6 => (
+            Kind::Link(node, rng.between(10_000, 20 * MS)),
+            rng.between(100 * MS, 3000 * MS),
+        ),
+        7 => (Kind::Silence, rng.between(100 * MS, 3000 * MS)),
+        8 => (Kind::Burst, rng.between(10 * MS, 1000 * MS)),
+        9 => return late(node, from),
+        10 | 11 => {
+            let len = rng.between(10 * MS, 4000 * MS);
+            (Kind::Leave(node, rng.below(len)), len)
+        }
+        // Whoever is not told asks again a minute later, which makes long runs: so it is rare.
+        12 => {
+            let told = !rng.chance(100_000);
+            (Kind::Forget { told }, MS)
+        }
+        _ => {
+            let guise = match rng.below(3) {
+                0 => Guise::OtherKey,
+                1 => Guise::OtherCluster,
+                _ => Guise::Twin(node),
+            };
+            *strangers += 1;
+            let kind = Kind::Stranger(*strangers - 1, guise);
+            (kind, rng.between(1000 * MS, 5000 * MS))
+        }
+    };
+    Fault {
+        from,
+        until: from + len,
+        kind,
+    }
+}
+
+fn late(node: NodeIndex, until: u64) -> Fault {
+    Fault {
+        from: 0,
+        until,
+        kind: Kind::Late(node),
+    }
+}

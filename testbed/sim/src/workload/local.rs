@@ -1,0 +1,75 @@
+//! Memory of the workload that is registered.
+
+use std::sync::Arc;
+
+use fit::PeerId;
+use hal::{DmaBuffer, Platform};
+use verbs::{Access, Device, Region, RemoteAddr, Sge};
+
+use super::NodeLife;
+use crate::machine::Buffer;
+use crate::memory::Guard;
+
+const ALL: Access = Access {
+    local_write: true,
+    remote_read: true,
+    remote_write: true,
+};
+
+/// A buffer that is registered for a peer.
+pub(super) struct Local {
+    pub(super) buffer: Buffer,
+    pub(super) region: Region,
+}
+
+impl Local {
+    pub(super) fn sge(&self, len: usize) -> Sge {
+        Sge {
+            addr: self.region.addr,
+            len: u32::try_from(len).expect("short"),
+            lkey: self.region.lkey,
+        }
+    }
+
+    /// As a peer names it.
+    pub(super) fn remote(&self) -> RemoteAddr {
+        RemoteAddr {
+            addr: self.region.addr,
+            rkey: self.region.rkey,
+        }
+    }
+
+    pub(super) fn bytes(&self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.buffer.read(0, &mut bytes);
+        bytes
+    }
+}
+
+impl NodeLife {
+    /// Memory that the connection to `peer` reaches, while its guard allows it.
+    pub(super) async fn local(&self, peer: PeerId, len: u32, guard: Guard) -> Option<Local> {
+        let buffer = self.machine.alloc(len as usize, 64).ok()?;
+        let addr = buffer.bus_addr().0;
+        let domain = self.fit.domain(peer);
+        let region = self.device.register(domain, addr, len.into(), ALL).await.ok()?;
+        self.count_region(1);
+        buffer.guard(guard);
+        Some(Local { buffer, region })
+    }
+
+    /// Takes memory back: nobody may touch it any more, whatever the device still knows of it.
+    pub(super) async fn take_back(self: &Arc<Self>, local: Local) {
+        local.buffer.guard(Guard::Owned);
+        self.count_region(-1);
+        let _ = self.device.deregister(&local.region).await;
+    }
+
+    fn count_region(&self, change: isize) {
+        let node = self.machine.life.node;
+        self.machine.living(|world| {
+            let count = world.check.regions.entry(node).or_default();
+            *count = count.saturating_add_signed(change);
+        });
+    }
+}
