@@ -148,10 +148,12 @@ pub(crate) enum CallState {
 #[derive(Debug)]
 pub(crate) struct CallSlot {
     pub(crate) state: CallState,
-    generation: u32,
+    pub(crate) generation: u32,
     kind: u16,
     /// Whether peer and device may touch the caller's memory until it ends.
     pub(crate) lends: bool,
+    /// Whether the device is done with the request. Until then it may read what it gathers again, though the reply be there.
+    sent: bool,
     /// Bytes that the reply's bulk may have.
     takes: u32,
     started: Instant,
@@ -166,11 +168,23 @@ impl CallSlot {
             generation: 0,
             kind: 0,
             lends: false,
+            sent: true,
             takes: 0,
             started: Instant::default(),
             deadline: Instant::default(),
             waker: None,
         }
+    }
+}
+
+impl CallSlot {
+    /// Keeps the waker of a call that has not ended.
+    fn keep<T>(&mut self, waker: &Waker) -> Poll<T> {
+        match &mut self.waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        Poll::Pending
     }
 }
 
@@ -205,6 +219,11 @@ impl<M: DmaBuffer> Link<M> {
             pieces => u32::try_from(total(pieces)).unwrap_or(u32::MAX),
         };
         (place.started, place.deadline) = (now, deadline);
+        place.sent = call.gather.is_empty() || !carried;
+        let purpose = match place.sent {
+            true => Purpose::Unanswered,
+            false => Purpose::Gathering(slot, place.generation),
+        };
         let id = CallId {
             link: 0,
             slot,
@@ -234,7 +253,7 @@ impl<M: DmaBuffer> Link<M> {
             body: call.body,
             carried,
         };
-        self.send_message(queues, message, at, Purpose::Unanswered);
+        self.send_message(queues, message, at, purpose);
         self.counters.nr_ib_send_reply += 1;
         self.counters.calls[LinkCounters::kind(call.kind)] += 1;
         Ok(Some(id))
@@ -285,13 +304,8 @@ impl<M: DmaBuffer> Link<M> {
         assert_eq!(call.generation, id.generation, "a call's end is taken once");
         let operation = Operation::Call(call.kind);
         match call.state {
-            CallState::Waiting => {
-                match &mut call.waker {
-                    Some(known) => known.clone_from(waker),
-                    none => *none = Some(waker.clone()),
-                }
-                Poll::Pending
-            }
+            CallState::Waiting => call.keep(waker),
+            CallState::Answered { .. } if !call.sent => call.keep(waker),
             CallState::Answered { receive, body, bulk } => {
                 let len = body as usize;
                 let result = match into.get_mut(..len) {
@@ -359,6 +373,17 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
+    /// The device is done with the request of a call that gathers memory.
+    pub(crate) fn on_gathered(&mut self, slot: u16, generation: u32) {
+        let call = &mut self.calls[usize::from(slot)];
+        if call.generation == generation {
+            call.sent = true;
+            if let Some(waker) = call.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn on_reply<Q: QueueSet>(
         &mut self,
@@ -420,6 +445,9 @@ impl<M: DmaBuffer> Link<M> {
                     self.end_call(slot, CallState::Expired(failure));
                 }
                 CallState::Waiting | CallState::Orphaned if late && call.lends => {
+                    overdue = Some(Operation::Call(call.kind));
+                }
+                CallState::Answered { .. } if late && !call.sent => {
                     overdue = Some(Operation::Call(call.kind));
                 }
                 CallState::Orphaned => orphans += 1,

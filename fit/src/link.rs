@@ -506,6 +506,7 @@ impl<M: DmaBuffer> Link<M> {
         let success = completion.status == Status::Success;
         match purpose {
             Purpose::Unanswered => {}
+            Purpose::Gathering(slot, generation) => self.on_gathered(slot, generation),
             Purpose::BulkReply(buffer) => self.release_output(buffer),
             Purpose::Fetch(slot) => self.on_fetched(slot, success),
             Purpose::OneSided(slot) => self.on_op_sent(slot, success, now),
@@ -590,7 +591,9 @@ impl<M: DmaBuffer> Link<M> {
                 CallState::Waiting => self.end_call(slot, CallState::Failed(Failure::Lost)),
                 CallState::Expired(failure) => self.end_call(slot, CallState::Failed(failure)),
                 CallState::Orphaned => self.free_call(place),
-                CallState::Free | CallState::Answered { .. } | CallState::Failed(_) => {}
+                // The reply was there, only the request's end is missing.
+                CallState::Answered { .. } => self.on_gathered(place, self.calls[slot].generation),
+                CallState::Free | CallState::Failed(_) => {}
             }
         }
         self.fail_posted_ops();

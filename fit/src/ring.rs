@@ -8,6 +8,8 @@ use alloc::vec;
 pub(crate) enum Purpose {
     /// A message, or a WRITE in front of one, whose completion tells nothing but that its place is free.
     Unanswered,
+    /// The request of the call with this slot and generation, which gathers memory that the caller lent.
+    Gathering(u16, u32),
     /// The reply behind a bulk that stands in this buffer.
     BulkReply(u16),
     /// A READ of the bulk of the request in this slot.

@@ -264,3 +264,38 @@ fn a_peer_that_breaks_the_protocol_is_lost() {
     assert_eq!(state(&mut pair), LinkState::Up);
     assert_eq!(pair.nodes[1].engine.link_counters().next().unwrap().2.nr_stray, 1);
 }
+
+/// The device may read what a request gathers once more as long as it has not completed it, so the call does not end before.
+#[test]
+fn a_call_that_gathers_ends_when_its_request_is_done_too() {
+    for dies in [false, true] {
+        let mut pair = Pair::new(config());
+        let buffer = pair.lend(100);
+        let pieces = [buffer.piece()];
+        let deadline = later(&pair);
+        let call = Call::new(5, b"gathered").gather(&pieces);
+        let started = pair.nodes[0].engine.start_call(PEER, &call, pair.now, deadline);
+        let id = started.unwrap().unwrap();
+        pair.step(0, Fault::LostCompletion);
+        pair.poll(1);
+        echo(&mut pair);
+        pair.step(1, Fault::None);
+        pair.poll(0);
+        let mut reply = [0; 8];
+        let mut look = |pair: &mut Pair| {
+            let engine = &mut pair.nodes[0].engine;
+            engine.poll_call(PEER, id, Waker::noop(), &mut reply)
+        };
+        assert!(look(&mut pair).is_pending(), "the request may still be read");
+        if dies {
+            pair.nodes[0].engine.fail_peer(PEER, LostCause::WeLeft);
+            pair.bury();
+        } else {
+            let done = pair.nodes[0].queues.qp().posted as u64 - 1;
+            let kind = verbs::CompletionKind::Send;
+            pair.nodes[0].queues.qp().complete(done, kind, Status::Success, 0);
+            pair.poll(0);
+        }
+        assert!(matches!(look(&mut pair), Poll::Ready(Ok(got)) if got.len == 8));
+    }
+}
