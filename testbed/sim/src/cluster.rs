@@ -8,6 +8,7 @@ use fit::View;
 
 use crate::check::{Checker, Phase};
 use crate::executor::Executor;
+use crate::fault::Kind;
 use crate::machine::Machine;
 use crate::plan::{Plan, Rates};
 use crate::rng::mix;
@@ -18,7 +19,9 @@ use crate::workload;
 use crate::world::{Bed, Event, NodeIndex, Stats, World};
 
 /// Within so much time after the last fault all views must agree, and everyone be able to call everyone.
-const CONVERGENCE: u64 = 90_000_000_000;
+const CONVERGENCE: u64 = 30_000_000_000;
+/// So much longer if nodes have to find out by themselves that a subnet manager has forgotten them.
+const FORGOTTEN: u64 = 60_000_000_000;
 /// How long nothing may happen after that.
 const REST: u64 = 4_000_000_000;
 /// Turns of a task between two looks of the watchdog, a tenth of a second apart: more are a loop.
@@ -105,8 +108,12 @@ impl Run {
             world.schedule(0, Event::Watch);
         }
         for node in 0..self.plan.nodes {
-            let late = |fault: &crate::Fault| fault.kind == crate::Kind::Late(node);
-            if !self.plan.faults.iter().any(late) {
+            if self
+                .plan
+                .faults
+                .iter()
+                .all(|fault| fault.kind != Kind::Late(node))
+            {
                 self.boot(node);
             }
         }
@@ -189,7 +196,7 @@ impl Run {
             }
             Phase::Traffic => {}
             Phase::Exam => {
-                let late = now > self.plan.calm + CONVERGENCE;
+                let late = now > self.plan.calm + self.bound();
                 let (apart, missing) = (world.disagreement(&self.plan, views), self.missing(world));
                 match (apart, missing) {
                     (None, None) => {
@@ -218,6 +225,13 @@ impl Run {
             Phase::Rest => {}
         }
         false
+    }
+
+    /// Within what time after the last fault all must be well.
+    fn bound(&self) -> u64 {
+        let untold = Kind::Forget { told: false };
+        let forgotten = self.plan.faults.iter().any(|fault| fault.kind == untold);
+        CONVERGENCE + if forgotten { FORGOTTEN } else { 0 }
     }
 
     /// What must hold when nothing has happened for a while.
