@@ -216,16 +216,16 @@ fn a_waiter_who_is_not_told_that_its_peer_is_lost_is_found() {
 #[test]
 fn what_is_left_after_shrinking_still_fails_and_nothing_more_can_go() {
     let plan = Plan {
-        sabotage: Some(Sabotage::SpinningTask),
+        sabotage: Some(Sabotage::ShortCompletionQueue),
         ..small(2)
     };
     assert!(!plan.faults.is_empty(), "there is something to take away");
-    let cuts = shrink(&plan, Rule::Progress, Cuts::default(), |_| {});
+    let cuts = shrink(&plan, Rule::CompletionQueue, Cuts::default(), |_| {});
     let least = cuts.apply(&plan);
     let outcome = run(&least, Detail::None);
     assert_eq!(
         outcome.violation.map(|violation| violation.rule),
-        Some(Rule::Progress)
+        Some(Rule::CompletionQueue)
     );
     assert!(least.faults.is_empty(), "{:?}", least.faults);
     assert_eq!(least.operations, 0);
