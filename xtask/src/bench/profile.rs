@@ -47,8 +47,8 @@ pub(super) struct Profile {
     pub(super) calls: u64,
 }
 
-/// Measures with so many calls in each series.
-pub(super) fn measure(folder: &Path, calls: u32) -> Result<Profile> {
+/// Measures with so many calls in each series. Both nodes are told the boot options.
+pub(super) fn measure(folder: &Path, calls: u32, boot: &[String]) -> Result<Profile> {
     let parts = Parts::obtain()?;
     let mut profile = Profile {
         rows: Vec::new(),
@@ -57,7 +57,15 @@ pub(super) fn measure(folder: &Path, calls: u32) -> Result<Profile> {
     for workers in WORKERS {
         let folder = folder.join(format!("workers{workers}"));
         std::fs::create_dir(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-        measure_one(&parts, &folder, (workers, calls), &mut profile)
+        let mut cluster = Cluster::new(&parts, &folder, &["callee", "caller"])?;
+        cluster.tell_all("keepalive", KEEPALIVE_MS);
+        for option in boot {
+            let (key, value) = option
+                .split_once('=')
+                .with_context(|| format!("{option:?} has no value"))?;
+            cluster.tell_all(key, value);
+        }
+        measure_one(cluster, (workers, calls), &mut profile)
             .with_context(|| format!("with {}", handler(workers)))?;
         say(&format!("Calls answered by {}: done", handler(workers)));
     }
@@ -73,14 +81,7 @@ fn handler(workers: u16) -> String {
 }
 
 /// All series with one kind of callee.
-fn measure_one(
-    parts: &Parts,
-    folder: &Path,
-    (workers, calls): (u16, u32),
-    profile: &mut Profile,
-) -> Result<()> {
-    let mut cluster = Cluster::new(parts, folder, &["callee", "caller"])?;
-    cluster.tell_all("keepalive", KEEPALIVE_MS);
+fn measure_one(mut cluster: Cluster<'_>, (workers, calls): (u16, u32), profile: &mut Profile) -> Result<()> {
     let (lines, said) = Lines::channel();
     cluster.start(
         "callee",

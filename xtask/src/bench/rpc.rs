@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// As --calls 100000
     #[arg(long, conflicts_with = "calls")]
     stress: bool,
+    /// Sets a boot option of both nodes, as `polling=busy` (repeatable)
+    #[arg(long, value_name = "OPTION")]
+    boot: Vec<String>,
     /// Writes all figures to this file, too, as tab-separated values
     #[arg(long, value_name = "FILE")]
     tsv: Option<PathBuf>,
@@ -52,7 +55,7 @@ impl Args {
         let mut figures = count_all()?;
         let calls = if self.stress { STRESS } else { self.calls };
         let folder = bed::make_folder()?;
-        let profile = match profile::measure(&folder, calls) {
+        let profile = match profile::measure(&folder, calls, &self.boot) {
             Ok(profile) => profile,
             Err(error) => {
                 say(&format!("The nodes' logs are in {}", folder.display()));
