@@ -244,3 +244,24 @@ fn a_machine_that_takes_its_leave_is_missed_before_it_is_silent() {
     members.nodes.wait_for_one_view(&["node0", "node1"]);
     members.nodes.finish();
 }
+
+#[test]
+fn a_member_that_answers_nobody_ends_each_call_at_its_deadline() {
+    let mut nodes = Nodes::new(2);
+    nodes.tell("start node1 part=watch");
+    let silent = nodes.identity("node1", 0);
+    nodes.tell("start node0 part=call timeout=1000 pace=10000");
+    let failed = nodes.wait_event("node0", "call_failed", 0, |event| event.field(0) == silent.name);
+    let age = Duration::from_micros(failed.field(2).parse().expect("an age"));
+    let timeout = Duration::from_secs(1);
+    assert!((timeout..timeout + SLACK).contains(&age), "{age:?}");
+    let error = failed.field(3);
+    let begins = format!("{}: no end of call 1 after ", silent.name);
+    assert!(
+        error.starts_with(&begins) && error.ends_with("(connection Up)"),
+        "{error}"
+    );
+    // The connection is none the worse for it.
+    nodes.wait_for_one_view(&["node0", "node1"]);
+    nodes.finish();
+}
