@@ -35,7 +35,7 @@ pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) platform: P,
     pub(crate) config: Config,
     pub(crate) cores: Vec<Mutex<Engine<D::Queues, P::Buffer>>>,
-    profiles: Vec<Profile>,
+    pub(crate) profiles: Vec<Profile>,
     pub(crate) peers: Mutex<Peers>,
     /// The registrations of the connections' buffers, by core and connection.
     pub(crate) regions: Mutex<BTreeMap<(u16, u16), Region>>,
@@ -297,7 +297,7 @@ async fn make_core<D: Device, P: Platform>(
 /// One core's access to the peers. Its calls must be made by tasks of that core.
 pub struct Core<D: Device, P: Platform> {
     pub(crate) inner: Arc<Inner<D, P>>,
-    index: usize,
+    pub(crate) index: usize,
 }
 
 impl<D: Device, P: Platform> Clone for Core<D, P> {
@@ -452,18 +452,6 @@ impl<D: Device, P: Platform> Core<D, P> {
             sent
         };
         self.started(peer, Operation::OneWay(kind), deadline, start).await
-    }
-
-    /// What was measured at this core's profile points.
-    #[must_use]
-    pub fn profile(&self) -> &Profile {
-        &self.inner.profiles[self.index]
-    }
-
-    /// Notes the time since `began` at a profile point.
-    fn profiled(&self, point: Point, began: Instant) {
-        let profile = self.profile();
-        profile.end(point, profile.begin(|| began), || self.inner.platform.now());
     }
 
     /// Starts something as soon as there is a slot for it.
