@@ -104,13 +104,17 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         index
     }
 
-    /// The connection `index` stands.
-    pub(crate) fn up(&mut self, index: u16, target: Target) {
+    /// The connection `index` stands; false if it has failed while it was made.
+    pub(crate) fn up(&mut self, index: u16, target: Target) -> bool {
         let (_, link) = &mut self.links[usize::from(index)];
+        if link.state != LinkState::Connecting {
+            return false;
+        }
         link.up(target);
         // The peer had it up before: its first requests may be here, which no server could take then.
         link.newly_arrived |= !link.arrived.is_empty();
         self.settle(index);
+        true
     }
 
     /// Gives a queue pair to a peer, one that waits or whose peer is lost; nothing if none is left. A used one must be

@@ -415,11 +415,15 @@ impl<D: Device, P: Platform> Control<D, P> {
             return self.on_member_event(Event::CalledAgain(gid));
         }
         let attempt = &mut self.attempts[index];
-        attempt.state = State::Up;
         let (peer, name, lid) = (attempt.peer, attempt.name, attempt.lid);
-        self.inner.cores[usize::from(attempt.core)]
-            .lock()
-            .up(attempt.link, target);
+        let mut engine = self.inner.cores[usize::from(attempt.core)].lock();
+        if !engine.up(attempt.link, target) {
+            // Its queue pair has failed already: it is about to be buried.
+            attempt.state = State::Failing;
+            return;
+        }
+        drop(engine);
+        attempt.state = State::Up;
         let connected = |attempt: &&Attempt| attempt.peer == peer && attempt.state == State::Up;
         // A peer is a member when each of its connections stands.
         let lanes = theirs.hello.lanes(&self.inner.config);

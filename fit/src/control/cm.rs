@@ -280,8 +280,10 @@ impl<D: Device, P: Platform> Control<D, P> {
                 return self.give_up(index, LostCause::Device);
             }
             self.admit(index);
-            let lanes = theirs.hello.lanes(&self.inner.config);
-            self.widen(port, index, lanes).await;
+            if self.attempts[index].state == State::Up {
+                let lanes = theirs.hello.lanes(&self.inner.config);
+                self.widen(port, index, lanes).await;
+            }
         }
         let theirs = self.attempts[index].theirs.map(|theirs| theirs.comm_id);
         if self.attempts[index].state == State::Up && theirs == Some(rep.local_comm_id) {

@@ -50,7 +50,7 @@ fn target() -> Target {
 fn begin_anew(pair: &mut Pair, peer: PeerId) {
     for node in [0, 1] {
         let link = begin(pair, node, peer);
-        pair.nodes[node].engine.up(link, target());
+        assert!(pair.nodes[node].engine.up(link, target()));
     }
 }
 
@@ -92,6 +92,17 @@ fn a_request_that_is_faster_than_the_confirmation_wakes_a_server_when_the_connec
     pair.nodes[1].engine.up(callee, target());
     assert_eq!(woken.0.load(Ordering::Relaxed), before + 1);
     assert!(pair.nodes[1].engine.poll_request(&waker, &mut into).is_ready());
+}
+
+#[test]
+fn a_connection_that_failed_while_it_was_made_is_not_revived() {
+    let mut pair = Pair::new(config());
+    pair.nodes[0].engine.fail_peer(PEER, LostCause::PeerLeft);
+    pair.bury();
+    let link = begin(&mut pair, 0, PeerId(1));
+    pair.nodes[0].engine.fail(link, LostCause::QpFailed);
+    assert!(!pair.nodes[0].engine.up(link, target()));
+    assert_eq!(pair.nodes[0].engine.state(PeerId(1)), Ok(LinkState::Failing));
 }
 
 #[test]

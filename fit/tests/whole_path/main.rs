@@ -117,6 +117,10 @@ fn a_key_that_does_not_fit_loses_the_connection_and_says_so() {
     let (processor, memory, peer) = pair(&mut bed);
     bed.block_on(async {
         let core = processor.fit.core(0);
+        // An answer: the other side has the connection up too, and will know whom it loses.
+        core.call(peer, Call::new(3, b"there"), &mut [0; 8])
+            .await
+            .unwrap();
         let (_here, local, _) = processor.memory(4096, 0).await;
         let nowhere = RemoteAddr {
             addr: 0x1000,
