@@ -46,8 +46,10 @@ const SLOW: u32 = 30;
 const LARGE: u32 = 2048;
 /// Inputs within which the planted bytes must be found; some thousands are usual.
 const PLANTED_RUNS: u32 = 5_000_000;
-/// What each target is fed for in `cargo xtask test`.
+/// How long each target is fed in `cargo xtask test`, and with how many inputs at most: a fast machine is to try nothing there
+/// that a slow one does not try when given time.
 const TEST_SECONDS: u32 = 2;
+const TEST_RUNS: u32 = 50_000;
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
@@ -75,6 +77,7 @@ impl Args {
             &Search {
                 corpus: fuzzer.folder.join("corpus"),
                 seconds: self.seconds,
+                runs: None,
                 seed: None,
             },
         )
@@ -94,6 +97,7 @@ pub(crate) fn test() -> Result<()> {
         &Search {
             corpus,
             seconds: TEST_SECONDS,
+            runs: Some(TEST_RUNS),
             seed: Some(1),
         },
     )
@@ -104,6 +108,7 @@ struct Search {
     /// Where each target has a folder of the inputs that reached something new.
     corpus: PathBuf,
     seconds: u32,
+    runs: Option<u32>,
     seed: Option<u32>,
 }
 
@@ -244,6 +249,7 @@ impl Fuzzer {
             .arg(format!("-max_len={max_len}"))
             .arg(format!("-artifact_prefix={}", prefix.display()))
             .args(["-print_final_stats=1", "-len_control=20", "-use_value_profile=1"])
+            .args(search.runs.map(|runs| format!("-runs={runs}")))
             .args(search.seed.map(|seed| format!("-seed={seed}")))
             .arg(&corpus);
         let output = command.output().context("can't run the fuzz targets")?;

@@ -6,7 +6,7 @@ use super::Input;
 use crate::handshake::{HELLO_LEN, Hello, Side, Sides, mtu_bytes, mtu_code};
 use crate::membership::announcement::{ANNOUNCEMENT_LEN, Announcement};
 use crate::membership::proof::{PROOF_LEN, Purpose, prove};
-use crate::wire::Header;
+use crate::wire::{Header, MessageType};
 use crate::{Cluster, Config, Key};
 
 /// FIT's header: what is taken for one is written as it was read.
@@ -16,7 +16,13 @@ pub fn header(bytes: &[u8]) {
     let len = input.u32();
     if let Some(header) = Header::decode(&bytes, len) {
         assert_eq!(header.encode(), bytes);
-        assert_eq!(header.body as usize + crate::HEADER_LEN, len as usize);
+        let in_front =
+            crate::HEADER_LEN + 16 * usize::from(header.gathers) + 16 * usize::from(header.scatters);
+        let behind = match header.message {
+            MessageType::Request if header.gathers == 0 => header.bulk as usize,
+            _ => 0,
+        };
+        assert_eq!(in_front + header.body as usize + behind, len as usize);
     }
 }
 

@@ -50,7 +50,7 @@ pub const TARGETS: &[Target] = &[
     target!(ext4, 512),
     target!(fit_announcement, 128),
     target!(fit_handshake, 256),
-    target!(fit_header, 36),
+    target!(fit_header, fit_header::LEN),
     target!(fit_link, 1024),
     target!(fit_membership, 1024),
     target!(guest, 2048),
