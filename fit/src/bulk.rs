@@ -12,10 +12,10 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use hal::DmaBuffer;
+use hal::{DmaBuffer, Instant};
 use verbs::{Payload, QueueSet, SendOp};
 
-use crate::link::Link;
+use crate::link::{Link, due};
 use crate::ring::Purpose;
 use crate::serve::{Incoming, ServeState};
 use crate::wire::{DESCRIPTOR_LEN, Descriptor, HEADER_LEN, Header};
@@ -24,6 +24,8 @@ use crate::{Config, LostCause, MAX_PIECES};
 /// What a request has to do with bulk.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BulkPart {
+    /// Whether there is any; without, the lengths and counts are zero.
+    any: bool,
     /// Bytes that come with the request.
     pub(crate) len: u32,
     /// Bytes that may be sent with the reply.
@@ -41,10 +43,20 @@ pub(crate) struct BulkPart {
 }
 
 impl BulkPart {
+    /// Whether there is any.
+    #[inline]
+    pub(crate) fn is_any(&self) -> bool {
+        self.any
+    }
+
     /// There is none.
+    #[inline]
     pub(crate) fn clear(&mut self) {
-        (self.len, self.limit) = (0, 0);
-        (self.gathers, self.scatters) = (0, 0);
+        if self.any {
+            self.any = false;
+            (self.len, self.limit) = (0, 0);
+            (self.gathers, self.scatters) = (0, 0);
+        }
     }
 
     /// Whether the request's bulk came in its message.
@@ -117,10 +129,12 @@ impl Buffers {
 }
 
 impl<M: DmaBuffer> Link<M> {
-    /// Takes up a request that brings or wants bulk; its header was noted in its slot.
-    pub(crate) fn on_bulk_request(&mut self, header: &Header) {
+    /// Takes up a request that brings or wants bulk.
+    pub(crate) fn on_bulk_request(&mut self, receive: u16, header: &Header, now: Instant) {
         let slot = usize::from(header.slot);
-        let receive = self.serves[slot].receive;
+        if self.begin_serve(receive, header.brief(), now).is_none() {
+            return self.fail(LostCause::Protocol);
+        }
         let offered: u64 = (0..header.gathers)
             .map(|piece| u64::from(self.descriptor(receive, piece).len))
             .sum();
@@ -134,6 +148,7 @@ impl<M: DmaBuffer> Link<M> {
             taken += u64::from(descriptor.len);
         }
         let part = &mut self.serves[slot].bulk;
+        part.any = true;
         part.len = header.bulk;
         part.limit = u32::try_from(taken).unwrap_or(u32::MAX).min(self.bulk.size);
         (part.gathers, part.scatters) = (header.gathers, header.scatters);
@@ -149,7 +164,7 @@ impl<M: DmaBuffer> Link<M> {
     /// The descriptor `index` of the request in a receive buffer.
     fn descriptor(&self, receive: u16, index: u8) -> Descriptor {
         let mut bytes = [0; DESCRIPTOR_LEN];
-        let at = self.layout.receive(receive.into()) + HEADER_LEN + usize::from(index) * DESCRIPTOR_LEN;
+        let at = self.receives[usize::from(receive)].at + HEADER_LEN + usize::from(index) * DESCRIPTOR_LEN;
         self.memory.read(at, &mut bytes);
         Descriptor::decode(&bytes)
     }
@@ -170,7 +185,7 @@ impl<M: DmaBuffer> Link<M> {
             part.input = self.bulk.free.pop();
             self.serves[usize::from(slot)].state = ServeState::Fetching;
             self.bulk.fetching.push_back(slot);
-            self.backlog = true;
+            self.due |= due::BACKLOG;
         }
     }
 

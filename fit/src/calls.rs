@@ -5,10 +5,12 @@ use core::task::{Poll, Waker};
 use hal::{DmaBuffer, Instant};
 use verbs::{Lkey, QueueSet, Region, RemoteAddr, Rkey, Sge};
 
+use crate::config::Layout;
+use crate::counters::count;
 use crate::link::{Failure, Link, Outgoing};
 use crate::ring::Purpose;
-use crate::wire::{DESCRIPTOR_LEN, Descriptor, HEADER_LEN, Header, MessageType};
-use crate::{Error, LinkCounters, LinkState, LostCause, MAX_PIECES, Operation};
+use crate::wire::{Brief, DESCRIPTOR_LEN, Descriptor, HEADER_LEN, Header, MessageType};
+use crate::{Error, LinkState, LostCause, MAX_PIECES, Operation};
 
 /// A piece of this node's registered memory that a call uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +161,42 @@ pub(crate) struct CallSlot {
     started: Instant,
     deadline: Instant,
     waker: Option<Waker>,
+    /// While it is free: the next free slot.
+    next_free: u16,
+}
+
+/// No slot.
+const NONE: u16 = u16::MAX;
+
+/// Which slots of a connection are free: a list through the slots, the last one freed first.
+#[derive(Debug)]
+pub(crate) struct FreeCalls {
+    first: u16,
+}
+
+impl FreeCalls {
+    pub(crate) fn none() -> Self {
+        Self { first: NONE }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first == NONE
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, calls: &mut [CallSlot], slot: u16) {
+        calls[usize::from(slot)].next_free = self.first;
+        self.first = slot;
+    }
+
+    /// Takes a slot out.
+    #[inline]
+    fn pop<'a>(&mut self, calls: &'a mut [CallSlot]) -> Option<(u16, &'a mut CallSlot)> {
+        let slot = self.first;
+        let place = calls.get_mut(usize::from(slot))?;
+        self.first = place.next_free;
+        Some((slot, place))
+    }
 }
 
 impl CallSlot {
@@ -173,11 +211,20 @@ impl CallSlot {
             started: Instant::default(),
             deadline: Instant::default(),
             waker: None,
+            next_free: NONE,
         }
     }
 }
 
 impl CallSlot {
+    /// Frees the slot of a call that neither lends memory nor has a waker any more.
+    #[inline(always)]
+    fn end(&mut self, free: &mut FreeCalls, slot: u16) {
+        self.state = CallState::Free;
+        self.generation = self.generation.wrapping_add(1);
+        self.next_free = core::mem::replace(&mut free.first, slot);
+    }
+
     /// Keeps the waker of a call that has not ended.
     fn keep<T>(&mut self, waker: &Waker) -> Poll<T> {
         match &mut self.waker {
@@ -188,10 +235,23 @@ impl CallSlot {
     }
 }
 
+/// The header of a request without bulk.
+#[inline(always)]
+fn request_header(call: &Call<'_>, id: CallId) -> Header {
+    Header {
+        kind: call.kind,
+        slot: id.slot,
+        generation: id.generation,
+        body: u32::try_from(call.body.len()).expect("at most a message"),
+        ..Header::bare(MessageType::Request, 0)
+    }
+}
+
 impl<M: DmaBuffer> Link<M> {
     // ---- Calls ----
 
     /// Sends a request; nothing if no slot or credit is free just now.
+    #[inline]
     pub(crate) fn start_call<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -199,35 +259,67 @@ impl<M: DmaBuffer> Link<M> {
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
-        self.check_up()?;
         if self.state != LinkState::Up {
-            return Ok(None);
+            return self.check_up().map(|()| None);
         }
-        let (bulk, carried) = self.check_call(call)?;
-        if self.ring.room() == 0 {
-            return Ok(None);
+        if call.lends() {
+            return self.start_lending_call(queues, call, now, deadline);
         }
-        let Some(slot) = self.free_calls.pop() else {
+        self.check_len(HEADER_LEN + call.body.len())?;
+        let Some((id, _)) = self.begin_call(call, now, deadline) else {
             return Ok(None);
         };
-        let place = &mut self.calls[usize::from(slot)];
+        let header = request_header(call, id);
+        let place = |layout: &Layout| layout.call(id.slot.into());
+        self.send_plain(queues, header, call.body, place, Purpose::Unanswered);
+        Ok(Some(id))
+    }
+
+    /// Takes a slot for a call, if there is one and room in the send queue.
+    #[inline]
+    fn begin_call(
+        &mut self,
+        call: &Call<'_>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Option<(CallId, &mut CallSlot)> {
+        if self.ring.room() == 0 {
+            return None;
+        }
+        let (slot, place) = self.free_calls.pop(&mut self.calls)?;
         place.state = CallState::Waiting;
         place.kind = call.kind;
-        place.lends = call.lends();
-        place.takes = match call.scatter {
-            [] => 0,
-            pieces => u32::try_from(total(pieces)).unwrap_or(u32::MAX),
-        };
         (place.started, place.deadline) = (now, deadline);
-        place.sent = call.gather.is_empty() || !carried;
-        let purpose = match place.sent {
-            true => Purpose::Unanswered,
-            false => Purpose::Gathering(slot, place.generation),
-        };
+        self.counters.nr_ib_send_reply += 1;
+        count(&mut self.counters.calls, call.kind);
+        let generation = place.generation;
         let id = CallId {
             link: 0,
             slot,
-            generation: place.generation,
+            generation,
+        };
+        Some((id, place))
+    }
+
+    /// Starts a call that lends memory.
+    #[inline(never)]
+    fn start_lending_call<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        call: &Call<'_>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<CallId>, Error> {
+        let (bulk, carried) = self.check_call(call)?;
+        let Some((id, place)) = self.begin_call(call, now, deadline) else {
+            return Ok(None);
+        };
+        place.lends = true;
+        place.takes = u32::try_from(total(call.scatter)).unwrap_or(u32::MAX);
+        place.sent = call.gather.is_empty() || !carried;
+        let purpose = match place.sent {
+            true => Purpose::Unanswered,
+            false => Purpose::Gathering(id.slot, id.generation),
         };
         let (carried, offered) = if carried {
             (call.gather, &[][..])
@@ -238,14 +330,10 @@ impl<M: DmaBuffer> Link<M> {
         let header = Header {
             gathers: pieces(offered),
             scatters: pieces(call.scatter),
-            kind: call.kind,
-            slot,
-            generation: id.generation,
-            body: u32::try_from(call.body.len()).expect("at most a message"),
             bulk,
-            ..Header::bare(MessageType::Request, 0)
+            ..request_header(call, id)
         };
-        let at = self.layout.call(slot.into());
+        let at = self.layout.call(id.slot.into());
         let message = Outgoing {
             header,
             offered,
@@ -254,17 +342,11 @@ impl<M: DmaBuffer> Link<M> {
             carried,
         };
         self.send_message(queues, message, at, purpose);
-        self.counters.nr_ib_send_reply += 1;
-        self.counters.calls[LinkCounters::kind(call.kind)] += 1;
         Ok(Some(id))
     }
 
     /// The bytes of a request's bulk, and whether they go with its message.
     fn check_call(&self, call: &Call<'_>) -> Result<(u32, bool), Error> {
-        if !call.lends() {
-            self.check_len(HEADER_LEN + call.body.len())?;
-            return Ok((0, true));
-        }
         let pieces = call.gather.len().max(call.scatter.len());
         if pieces > MAX_PIECES {
             return Err(Error::TooManyPieces {
@@ -293,6 +375,7 @@ impl<M: DmaBuffer> Link<M> {
     }
 
     /// Looks whether a call has ended. Its reply is copied into `into`; the id means nothing afterwards.
+    #[inline]
     pub(crate) fn poll_call<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -302,38 +385,78 @@ impl<M: DmaBuffer> Link<M> {
     ) -> Poll<Result<Reply, Error>> {
         let call = &mut self.calls[usize::from(id.slot)];
         assert_eq!(call.generation, id.generation, "a call's end is taken once");
+        let CallState::Answered { receive, body, .. } = call.state else {
+            return self.poll_unanswered(id.slot, waker);
+        };
+        let len = body as usize;
+        let Some(into) = into.get_mut(..len).filter(|_| !call.lends) else {
+            return self.poll_unusual(queues, id.slot, waker, into);
+        };
+        call.end(&mut self.free_calls, id.slot);
+        let receive = &mut self.receives[usize::from(receive)];
+        self.memory.read(receive.at + HEADER_LEN, into);
+        if matches!(self.state, LinkState::Up)
+            && let Err(error) = receive.post(queues, self.qp)
+        {
+            self.on_refused_receive(&error);
+        }
+        self.wake_room_waiters();
+        Poll::Ready(Ok(Reply { len, bulk: 0 }))
+    }
+
+    /// Looks at a call that no reply has come for.
+    #[inline(never)]
+    fn poll_unanswered(&mut self, slot: u16, waker: &Waker) -> Poll<Result<Reply, Error>> {
+        let call = &mut self.calls[usize::from(slot)];
         let operation = Operation::Call(call.kind);
         match call.state {
             CallState::Waiting => call.keep(waker),
-            CallState::Answered { .. } if !call.sent => call.keep(waker),
-            CallState::Answered { receive, body, bulk } => {
-                let len = body as usize;
-                let result = match into.get_mut(..len) {
-                    Some(into) => {
-                        self.memory
-                            .read(self.layout.receive(receive.into()) + HEADER_LEN, into);
-                        Ok(Reply { len, bulk })
-                    }
-                    None => Err(Error::TooLong {
-                        peer: self.peer,
-                        len,
-                        limit: into.len(),
-                    }),
-                };
-                self.post_receive(queues, receive.into());
-                self.free_call(id.slot);
-                Poll::Ready(result)
-            }
             CallState::Failed(failure) => {
-                self.free_call(id.slot);
+                self.free_call(slot);
                 Poll::Ready(Err(self.error(operation, failure)))
             }
             CallState::Expired(failure) => {
                 call.state = CallState::Orphaned;
                 Poll::Ready(Err(self.error(operation, failure)))
             }
-            CallState::Free | CallState::Orphaned => unreachable!("an id whose end was taken"),
+            CallState::Free | CallState::Orphaned | CallState::Answered { .. } => {
+                unreachable!("an id whose end was taken")
+            }
         }
+    }
+
+    /// Looks at a call with a reply that lends memory, or whose reply is too long for `into`.
+    #[inline(never)]
+    fn poll_unusual<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        slot: u16,
+        waker: &Waker,
+        into: &mut [u8],
+    ) -> Poll<Result<Reply, Error>> {
+        let call = &mut self.calls[usize::from(slot)];
+        let CallState::Answered { receive, body, bulk } = call.state else {
+            unreachable!("only calls with a reply are looked at")
+        };
+        if !call.sent {
+            return call.keep(waker);
+        }
+        let len = body as usize;
+        let result = match into.get_mut(..len) {
+            Some(into) => {
+                let at = self.receives[usize::from(receive)].at + HEADER_LEN;
+                self.memory.read(at, into);
+                Ok(Reply { len, bulk })
+            }
+            None => Err(Error::TooLong {
+                peer: self.peer,
+                len,
+                limit: into.len(),
+            }),
+        };
+        self.post_receive(queues, receive);
+        self.free_call(slot);
+        Poll::Ready(result)
     }
 
     /// The waiter of a call is gone.
@@ -346,7 +469,7 @@ impl<M: DmaBuffer> Link<M> {
         match call.state {
             CallState::Waiting | CallState::Expired(_) => call.state = CallState::Orphaned,
             CallState::Answered { receive, .. } => {
-                self.post_receive(queues, receive.into());
+                self.post_receive(queues, receive);
                 self.free_call(id.slot);
             }
             CallState::Failed(_) => self.free_call(id.slot),
@@ -354,17 +477,15 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    #[inline]
     pub(crate) fn free_call(&mut self, slot: u16) {
         let call = &mut self.calls[usize::from(slot)];
-        call.state = CallState::Free;
-        call.generation = call.generation.wrapping_add(1);
         call.waker = None;
-        self.free_calls.push(slot);
+        (call.lends, call.sent, call.takes) = (false, true, 0);
+        call.end(&mut self.free_calls, slot);
         self.wake_room_waiters();
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn end_call(&mut self, slot: usize, state: CallState) {
         let call = &mut self.calls[slot];
         call.state = state;
@@ -384,48 +505,76 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
+    /// Takes a reply; its receive is posted again when the waiter has it.
     #[inline(always)]
     pub(crate) fn on_reply<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
         receive: u16,
-        header: &Header,
+        reply: Brief,
+        bulk: u32,
         now: Instant,
     ) {
-        let known = self
-            .calls
-            .get(usize::from(header.slot))
-            .filter(|call| call.generation == header.generation);
-        let Some(call) = known else {
-            self.counters.nr_stray += 1;
-            return self.post_receive(queues, receive.into());
+        let Some(call) = self.calls.get_mut(usize::from(reply.slot)) else {
+            return self.on_stray_reply(queues, receive);
         };
-        let owed = matches!(
-            call.state,
-            CallState::Waiting | CallState::Expired(_) | CallState::Orphaned
-        );
-        if owed && (header.bulk > call.takes || header.kind != call.kind) {
+        if call.generation != reply.generation || call.state != CallState::Waiting {
+            let Brief {
+                kind,
+                slot,
+                generation,
+                ..
+            } = reply;
+            return self.on_unawaited_reply(queues, receive, (slot, generation), (kind, bulk));
+        }
+        if bulk > call.takes || reply.kind != call.kind {
+            return self.fail(LostCause::Protocol);
+        }
+        let took = now.nanos.saturating_sub(call.started.nanos);
+        call.state = CallState::Answered {
+            receive,
+            body: reply.body,
+            bulk,
+        };
+        if let Some(waker) = call.waker.take() {
+            waker.wake();
+        }
+        self.counters.nr_bytes_rx += u64::from(bulk);
+        self.counters.call_time.record_ns(took);
+    }
+
+    /// Takes a reply that is for no call that waits.
+    #[inline(never)]
+    fn on_unawaited_reply<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        receive: u16,
+        (slot, generation): (u16, u32),
+        (kind, bulk): (u16, u32),
+    ) {
+        let call = &self.calls[usize::from(slot)];
+        if call.generation != generation {
+            return self.on_stray_reply(queues, receive);
+        }
+        let owed = matches!(call.state, CallState::Expired(_) | CallState::Orphaned);
+        if owed && (bulk > call.takes || kind != call.kind) {
             return self.fail(LostCause::Protocol);
         }
         match call.state {
-            CallState::Waiting => {
-                let started = call.started;
-                self.counters.nr_bytes_rx += u64::from(header.bulk);
-                self.counters.call_time.record(now.since(started));
-                let answer = CallState::Answered {
-                    receive,
-                    body: header.body,
-                    bulk: header.bulk,
-                };
-                return self.end_call(header.slot.into(), answer);
-            }
-            CallState::Expired(failure) => self.end_call(header.slot.into(), CallState::Failed(failure)),
-            CallState::Orphaned => self.free_call(header.slot),
-            CallState::Free | CallState::Answered { .. } | CallState::Failed(_) => {
-                self.counters.nr_stray += 1
+            CallState::Expired(failure) => self.end_call(slot.into(), CallState::Failed(failure)),
+            CallState::Orphaned => self.free_call(slot),
+            CallState::Free | CallState::Waiting | CallState::Answered { .. } | CallState::Failed(_) => {
+                return self.on_stray_reply(queues, receive);
             }
         }
-        self.post_receive(queues, receive.into());
+        self.post_receive(queues, receive);
+    }
+
+    /// Drops a reply that nothing was asked for.
+    #[inline(never)]
+    fn on_stray_reply<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16) {
+        self.counters.nr_stray += 1;
+        self.post_receive(queues, receive);
     }
 
     /// Ends the calls that are past their deadline.

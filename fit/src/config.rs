@@ -300,9 +300,13 @@ impl Layout {
         assert!(index < self.bulks, "bulk {index} of {}", self.bulks);
         self.messages() * self.message + index * self.bulk
     }
-    #[cfg(test)]
-    pub(crate) fn receives(&self) -> usize {
-        self.receives
+    /// How many receives there are.
+    pub(crate) fn receives(&self) -> u16 {
+        u16::try_from(self.receives).expect("receives are counted in 16 bits")
+    }
+    /// Bytes of a message's place.
+    pub(crate) fn message_size(&self) -> u32 {
+        u32::try_from(self.message).expect("as configured")
     }
     fn messages(&self) -> usize {
         self.receives + self.calls + self.serves + self.one_ways

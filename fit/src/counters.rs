@@ -68,9 +68,12 @@ impl Default for LinkCounters {
     }
 }
 
-impl LinkCounters {
-    pub(crate) fn kind(kind: u16) -> usize {
-        usize::from(kind).min(KINDS - 1)
+/// Counts one of a kind.
+#[inline]
+pub(crate) fn count(kinds: &mut [u64; KINDS], kind: u16) {
+    match kinds.get_mut(usize::from(kind)) {
+        Some(count) => *count += 1,
+        None => kinds[KINDS - 1] += 1,
     }
 }
 

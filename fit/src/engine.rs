@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
 use hal::{DmaBuffer, Instant};
-use verbs::{Completion, Lkey, QueueSet, RemoteAddr, Sge};
+use verbs::{Completion, Lkey, PollError, QueueSet, RemoteAddr, Sge};
 
 use crate::config::MAX_WORKERS;
-use crate::link::{Link, Parts};
+use crate::link::{Link, Parts, due, wake_all};
 use crate::{
     Call, CallId, Config, Counters, Ended, Error, Incoming, LinkCounters, LinkState, LostCause, OneSided,
     OpId, PeerId, PeerName, Reply, Target,
@@ -19,6 +19,50 @@ use crate::{
 const BATCH: usize = 32;
 /// Lost peers that are remembered.
 const MAX_GONE: usize = 64;
+/// No connection.
+const NONE: u16 = u16::MAX;
+
+/// By which of an engine's connections a peer is reached.
+#[derive(Debug, Clone, Copy)]
+struct Route {
+    /// The last of them, which all but calls go by.
+    link: u16,
+    /// Whether there are others.
+    several: bool,
+}
+
+impl Route {
+    const NONE: Self = Self {
+        link: NONE,
+        several: false,
+    };
+}
+
+/// Lost peers, and why.
+type Gone = VecDeque<(PeerId, PeerName, LostCause)>;
+
+/// The error of a peer that has no connection any more, or never had one.
+#[cold]
+fn gone(gone: &Gone, peer: PeerId) -> Error {
+    let gone = gone.iter().find(|(gone, ..)| *gone == peer);
+    gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| Error::PeerLost {
+        peer,
+        cause,
+        waiting: None,
+    })
+}
+
+/// Posts and shows the device what can be on a connection, and wakes the servers if requests have arrived.
+#[inline]
+fn settle<Q: QueueSet, M: DmaBuffer>(link: &mut Link<M>, queues: &mut Q, servers: &mut Vec<Waker>) {
+    link.flush(queues);
+    if link.due & due::ARRIVED != 0 {
+        link.due &= !due::ARRIVED;
+        if !servers.is_empty() {
+            wake_all(servers);
+        }
+    }
+}
 
 /// The data path of one core: every connection's slots and credits, over one [`QueueSet`].
 ///
@@ -29,12 +73,14 @@ pub struct Engine<Q, M> {
     queues: Q,
     links: Vec<(Option<PeerId>, Link<M>)>,
     /// Which connection has which queue pair, by the queue pair's place in the queue set.
-    by_qp: Vec<Option<u16>>,
+    by_qp: Vec<u16>,
+    /// By the peers' numbers: by which connections they are reached.
+    routes: Vec<Route>,
     servers: Vec<Waker>,
     /// The connection whose requests are looked at first: they take turns.
-    turn: usize,
-    /// The connection that the last call went by.
-    last_lane: usize,
+    turn: u16,
+    /// The connection that the last call went by to a peer that has several.
+    last_lane: u16,
     /// The task that polls this engine, while it rests.
     poller: Option<Waker>,
     /// Something was started since the poller last looked.
@@ -43,7 +89,7 @@ pub struct Engine<Q, M> {
     /// Where completions are taken to; kept, as clearing it at each poll would cost more than all the rest of a call.
     batch: Box<[Completion]>,
     /// Lost peers whose queue pairs others have now, for those who ask late; the latest at the end.
-    gone: VecDeque<(PeerId, PeerName, LostCause)>,
+    gone: Gone,
 }
 
 impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
@@ -54,6 +100,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             queues,
             links: Vec::with_capacity(config.peers.into()),
             by_qp: Vec::new(),
+            routes: Vec::new(),
             servers: Vec::with_capacity(MAX_WORKERS.into()),
             turn: 0,
             last_lane: 0,
@@ -93,11 +140,12 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             "a connection beyond the completion queue's credits"
         );
         let index = u16::try_from(self.links.len()).expect("connections are counted in 16 bits");
+        assert_ne!(index, NONE, "a number that stands for no connection");
         let place = usize::from(parts.qp.0);
         if place >= self.by_qp.len() {
-            self.by_qp.resize(place + 1, None);
+            self.by_qp.resize(place + 1, NONE);
         }
-        self.by_qp[place] = Some(index);
+        self.by_qp[place] = index;
         let mut link = Link::new(&self.config, parts);
         link.post_receives(&mut self.queues);
         self.links.push((None, link));
@@ -112,7 +160,9 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
         link.up(target);
         // The peer had it up before: its first requests may be here, which no server could take then.
-        link.newly_arrived |= !link.arrived.is_empty();
+        if !link.arrived.is_empty() {
+            link.due |= due::ARRIVED;
+        }
         self.settle(index);
         true
     }
@@ -123,7 +173,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         let free = |(owner, link): &(Option<PeerId>, Link<M>)| owner.is_none() || link.is_over();
         let index = self.links.iter().position(free)?;
         let (owner, link) = &mut self.links[index];
-        if let Some(old) = owner.replace(peer) {
+        let old = owner.replace(peer);
+        if let Some(old) = old {
             if self.gone.len() == MAX_GONE {
                 self.gone.pop_front();
             }
@@ -131,7 +182,27 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             self.gone.push_back((old, link.peer, cause));
         }
         link.peer = name;
-        Some((u16::try_from(index).ok()?, link.qpn))
+        let claimed = (u16::try_from(index).ok()?, link.qpn);
+        old.into_iter().chain([peer]).for_each(|peer| self.reroute(peer));
+        Some(claimed)
+    }
+
+    /// Looks by which connections `peer` is reached now.
+    fn reroute(&mut self, peer: PeerId) {
+        let place = usize::from(peer.0);
+        if place >= self.routes.len() {
+            self.routes.resize(place + 1, Route::NONE);
+        }
+        let mut route = Route::NONE;
+        for (index, (owner, _)) in (0..).zip(&self.links) {
+            if *owner == Some(peer) {
+                route = Route {
+                    several: route.link != NONE,
+                    link: index,
+                };
+            }
+        }
+        self.routes[place] = route;
     }
 
     /// The memory of the connection `index`: its bus address and length.
@@ -157,7 +228,9 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Takes the connection `index` from a peer that was never told of it; its queue pair is dead.
     pub(crate) fn release(&mut self, index: u16) {
-        self.links[usize::from(index)].0 = None;
+        if let Some(peer) = self.links[usize::from(index)].0.take() {
+            self.reroute(peer);
+        }
     }
 
     /// Finds out whether `peer` still answers: a connection without a sign of it soon is lost.
@@ -210,21 +283,19 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             .and_then(|index| u16::try_from(index).ok())
     }
 
+    /// The connection to `peer`; with several, the one that all but calls go by.
     fn link(&mut self, peer: PeerId) -> Result<(&mut Link<M>, &mut Q), Error> {
-        match self.links.iter().rposition(|(owner, _)| *owner == Some(peer)) {
-            Some(index) => Ok((&mut self.links[index].1, &mut self.queues)),
-            None => Err(self.gone(peer)),
+        let index = self.route(peer).link;
+        match self.links.get_mut(usize::from(index)) {
+            Some((_, link)) => Ok((link, &mut self.queues)),
+            None => Err(gone(&self.gone, peer)),
         }
     }
 
-    /// The error of a peer that has no connection any more, or never had one.
-    fn gone(&self, peer: PeerId) -> Error {
-        let gone = self.gone.iter().find(|(gone, ..)| *gone == peer);
-        gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| Error::PeerLost {
-            peer,
-            cause,
-            waiting: None,
-        })
+    #[inline]
+    fn route(&self, peer: PeerId) -> Route {
+        let route = self.routes.get(usize::from(peer.0));
+        route.copied().unwrap_or(Route::NONE)
     }
 
     /// The peer's name.
@@ -266,59 +337,59 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Takes up to a batch of completions and deals with them. Returns how many there were.
     pub fn poll(&mut self, now: Instant) -> usize {
-        let mut batch = core::mem::take(&mut self.batch);
-        let taken = self.take_batch(&mut batch, now);
-        self.batch = batch;
-        taken
-    }
-
-    fn take_batch(&mut self, batch: &mut [Completion], now: Instant) -> usize {
-        let taken = match self.queues.poll(batch) {
+        let taken = match self.queues.poll(&mut self.batch) {
             Ok(taken) => taken,
-            Err(verbs::PollError::QueueFailed) => {
-                self.links
-                    .iter_mut()
-                    .for_each(|(_, link)| link.fail(LostCause::Device));
-                return 0;
-            }
-            Err(error) => {
-                log::error!("{error}");
-                self.counters.nr_stray_cqe += 1;
-                return 1;
-            }
+            Err(error) => return self.poll_failed(&error),
         };
-        // Completions of one connection come in runs: each run shares a doorbell.
-        let mut current = None;
-        for completion in &batch[..taken] {
-            self.counters.nr_cqe += 1;
-            let place = self.by_qp.get(usize::from(completion.qp.0)).copied().flatten();
-            if place != current
-                && let Some(done) = core::mem::replace(&mut current, place)
+        let Self {
+            batch,
+            by_qp,
+            links,
+            queues,
+            servers,
+            counters,
+            ..
+        } = self;
+        counters.nr_cqe += taken as u64;
+        let mut left = batch[..taken].iter();
+        while let Some(completion) = left.next() {
+            let index = by_qp.get(usize::from(completion.qp.0)).copied().unwrap_or(NONE);
+            let Some((_, link)) = links.get_mut(usize::from(index)) else {
+                counters.nr_stray_cqe += 1;
+                continue;
+            };
+            link.on_completion(queues, completion, now);
+            // Completions of one connection come in runs: each run shares a doorbell.
+            if link.due != 0
+                && left
+                    .as_slice()
+                    .first()
+                    .is_none_or(|next| next.qp != completion.qp)
             {
-                self.settle(done);
+                settle(link, queues, servers);
             }
-            match place {
-                Some(index) => {
-                    let link = &mut self.links[usize::from(index)].1;
-                    link.on_completion(&mut self.queues, completion, now);
-                }
-                None => self.counters.nr_stray_cqe += 1,
-            }
-        }
-        if let Some(done) = current {
-            self.settle(done);
         }
         taken
     }
 
-    /// Posts and shows the device what can be on a connection, and wakes the servers if requests have arrived.
+    /// The queue can't be polled, or has told nonsense. Returns how many completions were taken.
+    #[cold]
+    fn poll_failed(&mut self, error: &PollError) -> usize {
+        if matches!(error, PollError::QueueFailed) {
+            let links = self.links.iter_mut();
+            links.for_each(|(_, link)| link.fail(LostCause::Device));
+            return 0;
+        }
+        log::error!("{error}");
+        self.counters.nr_stray_cqe += 1;
+        1
+    }
+
+    /// As the function of this name, for the connection `index`.
     #[inline]
     fn settle(&mut self, index: u16) {
         let link = &mut self.links[usize::from(index)].1;
-        link.flush(&mut self.queues);
-        if core::mem::take(&mut link.newly_arrived) && !self.servers.is_empty() {
-            self.servers.drain(..).for_each(Waker::wake);
-        }
+        settle(link, &mut self.queues, &mut self.servers);
     }
 
     /// Asks for an interrupt at the next completion.
@@ -334,30 +405,33 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
     }
 
-    /// The connection that the next call to `peer` goes by: with several, they take turns, but for those without a free slot.
-    fn call_lane(&mut self, peer: PeerId) -> Option<usize> {
-        let mut best = None;
-        for (index, (owner, link)) in self.links.iter().enumerate() {
-            if *owner != Some(peer) {
-                continue;
-            }
-            let rank = (link.free_calls.is_empty(), index <= self.last_lane);
-            if best.is_none_or(|(known, _)| rank < known) {
-                best = Some((rank, index));
-            }
+    /// The connection that the next call to `peer` goes by.
+    #[inline]
+    fn call_lane(&mut self, peer: PeerId) -> u16 {
+        let route = self.route(peer);
+        match route.several {
+            false => route.link,
+            true => self.next_lane(peer),
         }
-        let (_, index) = best?;
-        self.last_lane = index;
-        Some(index)
+    }
+
+    /// Of several connections to a peer the one whose turn it is: they take turns, but for those without a free slot.
+    #[inline(never)]
+    fn next_lane(&mut self, peer: PeerId) -> u16 {
+        let lanes = (0..).zip(&self.links);
+        let ours = lanes.filter(|(_, (owner, _))| *owner == Some(peer));
+        let next =
+            ours.min_by_key(|(index, (_, link))| (link.free_calls.is_empty(), *index <= self.last_lane));
+        self.last_lane = next.map_or(NONE, |(index, _)| index);
+        self.last_lane
     }
 
     /// The connection that a call went by, if its peer still has it.
     fn lane_of(&mut self, peer: PeerId, id: CallId) -> Result<(&mut Link<M>, &mut Q), Error> {
-        match self.links.get(usize::from(id.link)) {
-            Some((owner, _)) if *owner == Some(peer) => {}
-            _ => return Err(self.gone(peer)),
+        match self.links.get_mut(usize::from(id.link)) {
+            Some((owner, link)) if *owner == Some(peer) => Ok((link, &mut self.queues)),
+            _ => Err(gone(&self.gone, peer)),
         }
-        Ok((&mut self.links[usize::from(id.link)].1, &mut self.queues))
     }
 
     /// Keeps a waker to be woken when a slot to `peer` becomes free.
@@ -376,6 +450,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// # Errors
     ///
     /// [`Error::TooLong`], [`Error::TooManyPieces`], [`Error::PeerLost`], [`Error::NotConnected`].
+    #[inline]
     pub fn start_call(
         &mut self,
         peer: PeerId,
@@ -383,15 +458,14 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
-        let Some(index) = self.call_lane(peer) else {
-            return self.link(peer).map(|_| None);
+        let index = self.call_lane(peer);
+        let Some((_, link)) = self.links.get_mut(usize::from(index)) else {
+            return Err(gone(&self.gone, peer));
         };
-        let link = &mut self.links[index].1;
         let id = link.start_call(&mut self.queues, call, now, deadline)?;
         link.flush(&mut self.queues);
         self.expect_completions();
-        let link = u16::try_from(index).expect("connections are counted in 16 bits");
-        Ok(id.map(|id| CallId { link, ..id }))
+        Ok(id.map(|id| CallId { link: index, ..id }))
     }
 
     /// Sends a message that wants no answer and rings the doorbell; nothing if there is no room just now.
@@ -407,6 +481,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     /// Looks whether a call has ended; its reply is copied into `into`, and the id means nothing afterwards.
+    #[inline]
     pub fn poll_call(
         &mut self,
         peer: PeerId,
@@ -479,6 +554,13 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Something is under way: the poller does better to poll than to wait for an interrupt.
     fn expect_completions(&mut self) {
         self.started = true;
+        if self.poller.is_some() {
+            self.wake_poller();
+        }
+    }
+
+    #[inline(never)]
+    fn wake_poller(&mut self) {
         if let Some(poller) = self.poller.take() {
             poller.wake();
         }
@@ -509,19 +591,22 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     /// Takes the next message of any peer that is for a handler, copied into `into` (of [`Config::message_size`] bytes).
+    #[inline]
     pub fn poll_request(&mut self, waker: &Waker, into: &mut [u8]) -> Poll<Incoming> {
-        let count = self.links.len();
-        for step in 0..count {
-            let index = (self.turn + step) % count;
-            let (peer, link) = &mut self.links[index];
-            let place = u16::try_from(index).expect("connections are counted in 16 bits");
+        for _ in 0..self.links.len() {
+            let place = self.turn;
+            self.turn = if usize::from(place) + 1 < self.links.len() {
+                place + 1
+            } else {
+                0
+            };
+            let (peer, link) = &mut self.links[usize::from(place)];
             if link.state == LinkState::Up
                 && let Some(peer) = *peer
                 && let Some(incoming) = link.take_request(&mut self.queues, (peer, place), into)
             {
                 // A credit may be due.
                 link.flush(&mut self.queues);
-                self.turn = index + 1;
                 return Poll::Ready(incoming);
             }
         }
@@ -563,6 +648,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     /// Answers a request and rings the doorbell. If its connection is gone, the answer is dropped.
+    #[inline]
     pub fn reply(&mut self, incoming: &Incoming, body: &[u8], bulk: u32) {
         let (owner, link) = &mut self.links[usize::from(incoming.link)];
         if *owner != Some(incoming.from) {
@@ -570,7 +656,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
         link.reply(&mut self.queues, incoming, body, bulk);
         // Another request may have got this one's buffers.
-        self.settle(incoming.link);
+        settle(link, &mut self.queues, &mut self.servers);
     }
 
     #[cfg(test)]

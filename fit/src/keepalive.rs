@@ -10,7 +10,7 @@ use hal::{DmaBuffer, Duration, Instant};
 use verbs::QueueSet;
 
 use crate::LostCause;
-use crate::link::Link;
+use crate::link::{Link, due};
 use crate::wire::{Header, MessageType};
 
 /// Pings that can be under way: one each quarter of the bound, and one more when the peer is probed.
@@ -22,6 +22,8 @@ pub(crate) struct Alive {
     bound: Duration,
     /// When this node last looked.
     looked: Option<Instant>,
+    /// Whether something came since the last look.
+    heard: bool,
     /// The time without a word that counts.
     silent: Duration,
     /// How much of it there was at the last ping.
@@ -36,6 +38,7 @@ impl Alive {
         Self {
             bound,
             looked: None,
+            heard: false,
             silent: Duration::ZERO,
             asked: None,
             ping_due: false,
@@ -44,8 +47,16 @@ impl Alive {
     }
 
     /// Something came from the peer.
+    #[inline]
     pub(crate) fn hear(&mut self) {
-        (self.silent, self.asked) = (Duration::ZERO, None);
+        self.heard = true;
+    }
+
+    /// Lets what was heard count.
+    fn listen(&mut self) {
+        if core::mem::take(&mut self.heard) {
+            (self.silent, self.asked) = (Duration::ZERO, None);
+        }
     }
 
     /// Whether a ping or pong is due.
@@ -59,6 +70,7 @@ impl Alive {
 
     /// Asks the peer, unless it was asked within the last quarter of the bound that counts.
     fn ask(&mut self) {
+        self.listen();
         let lately = self
             .asked
             .is_some_and(|asked| self.silent - asked < self.bound / 4);
@@ -71,6 +83,7 @@ impl Alive {
     fn look(&mut self, now: Instant) -> Option<Duration> {
         let gap = self.looked.map_or(Duration::ZERO, |looked| now.since(looked));
         self.looked = Some(now);
+        self.listen();
         self.silent += gap.min(self.bound / 8);
         if self.silent >= self.bound {
             return Some(self.silent);
@@ -86,7 +99,13 @@ impl<M: DmaBuffer> Link<M> {
     /// Finds out whether the peer still answers.
     pub(crate) fn probe(&mut self) {
         self.alive.ask();
-        self.backlog |= self.alive.owes_signs();
+        self.note_signs();
+    }
+
+    fn note_signs(&mut self) {
+        if self.alive.owes_signs() {
+            self.due |= due::BACKLOG;
+        }
     }
 
     /// Asks a silent peer, and loses it when it stays so.
@@ -97,7 +116,7 @@ impl<M: DmaBuffer> Link<M> {
         if let Some(silent) = self.alive.look(now) {
             self.fail(LostCause::Silent(silent));
         }
-        self.backlog |= self.alive.owes_signs();
+        self.note_signs();
     }
 
     /// Posts the ping and pong that are due, if there is room.

@@ -38,6 +38,7 @@ mod one_way;
 mod peer;
 mod peers;
 mod profile;
+mod receive;
 mod ring;
 mod serve;
 mod sync;

@@ -12,25 +12,21 @@ use core::task::Waker;
 
 use hal::{DmaBuffer, Duration, Instant};
 use verbs::{
-    Completion, CompletionKind, Lkey, Payload, QpSlot, Qpn, QueueSet, ReceiveRequest, SendOp, SendRequest,
-    Sge, Status,
+    Completion, CompletionKind, Lkey, Payload, PostError, QpSlot, Qpn, QueueSet, SendOp, SendRequest, Sge,
+    Status,
 };
 
 use crate::bulk::Buffers;
-use crate::calls::{CallSlot, CallState, Piece};
+use crate::calls::{CallSlot, CallState, FreeCalls, Piece};
 use crate::config::Layout;
 use crate::keepalive::Alive;
 use crate::one_sided::{OpState, Ops};
-use crate::one_way::Window;
+use crate::one_way::{OneWayMessage, Window};
+use crate::receive::Receive;
 use crate::ring::{Misfit, Purpose, SendRing};
 use crate::serve::{Arrival, ServeSlot};
-use crate::wire::{HEADER_LEN, Header, MessageType};
+use crate::wire::{HEADER_LEN, Header, MAX_DESCRIPTORS_LEN, MessageType, Plain};
 use crate::{Config, Error, LinkCounters, LostCause, MAX_PIECES, Operation, PeerName};
-
-/// The most bytes that are copied to the stack to go inline; more than any ConnectX-3 takes is of no use.
-const INLINE_COPY: usize = 256;
-/// The same for short messages: clearing the place of a long one is a tenth of what a short call costs.
-const SHORT_COPY: usize = 64;
 
 /// A connection's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,19 +74,6 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) carried: &'a [Piece],
 }
 
-impl<'a> Outgoing<'a> {
-    /// One without bulk.
-    pub(crate) fn plain(header: Header, body: &'a [u8]) -> Self {
-        Self {
-            header,
-            offered: &[],
-            accepting: &[],
-            body,
-            carried: &[],
-        }
-    }
-}
-
 /// What a connection is made of.
 pub(crate) struct Parts<M> {
     pub(crate) peer: PeerName,
@@ -99,6 +82,16 @@ pub(crate) struct Parts<M> {
     pub(crate) memory: M,
     pub(crate) lkey: Lkey,
     pub(crate) max_inline: u32,
+}
+
+/// What has to be done on a connection when a round of work is over, as bits: one look tells that there is nothing.
+pub(crate) mod due {
+    /// Something may wait to be posted.
+    pub(crate) const BACKLOG: u8 = 1;
+    /// Something was posted that the device was not told of.
+    pub(crate) const DOORBELL: u8 = 2;
+    /// Something has arrived that the servers were not told of.
+    pub(crate) const ARRIVED: u8 = 4;
 }
 
 /// One connection of one core.
@@ -114,8 +107,10 @@ pub(crate) struct Link<M> {
     pub(crate) memory: M,
     pub(crate) serves: Box<[ServeSlot]>,
     pub(crate) arrived: VecDeque<Arrival>,
-    /// Something has arrived since the engine last woke the servers.
-    pub(crate) newly_arrived: bool,
+    /// The one-way messages among them.
+    pub(crate) one_ways: VecDeque<OneWayMessage>,
+    /// What is [due].
+    pub(crate) due: u8,
     pub(crate) queued_replies: VecDeque<u16>,
     pub(crate) bulk: Buffers,
     pub(crate) window: Window,
@@ -125,16 +120,19 @@ pub(crate) struct Link<M> {
     pub(crate) alive: Alive,
     message_size: u32,
     lkey: Lkey,
-    max_inline: usize,
+    max_inline: u32,
     pub(crate) calls: Box<[CallSlot]>,
-    pub(crate) free_calls: Vec<u16>,
+    pub(crate) free_calls: FreeCalls,
     pub(crate) ops: Ops,
-    receive_posted: Box<[bool]>,
+    pub(crate) receives: Box<[Receive]>,
     room_waiters: Vec<Waker>,
     max_waiters: usize,
-    doorbell_due: bool,
-    /// Something may wait to be posted.
-    pub(crate) backlog: bool,
+}
+
+/// Wakes all who wait. Not inline: often looked at, seldom done.
+#[inline(never)]
+pub(crate) fn wake_all(waiters: &mut Vec<Waker>) {
+    waiters.drain(..).for_each(Waker::wake);
 }
 
 impl<M: DmaBuffer> Link<M> {
@@ -146,6 +144,7 @@ impl<M: DmaBuffer> Link<M> {
             parts.memory.len() >= layout.len(),
             "a connection's memory holds all its buffers"
         );
+        let receives = Receive::all(&layout, parts.memory.bus_addr(), parts.lkey);
         Self {
             peer: parts.peer,
             qp: parts.qp,
@@ -164,7 +163,8 @@ impl<M: DmaBuffer> Link<M> {
             memory: parts.memory,
             serves: (0..config.serves).map(|_| ServeSlot::default()).collect(),
             arrived: VecDeque::with_capacity(usize::from(config.serves) + usize::from(config.one_ways)),
-            newly_arrived: false,
+            one_ways: VecDeque::with_capacity(config.one_ways.into()),
+            due: 0,
             queued_replies: VecDeque::with_capacity(config.serves.into()),
             bulk: Buffers::new(config),
             window: Window::new(config.one_ways),
@@ -173,15 +173,13 @@ impl<M: DmaBuffer> Link<M> {
             alive: Alive::new(config.keepalive),
             message_size: config.message_size,
             lkey: parts.lkey,
-            max_inline: (parts.max_inline as usize).min(INLINE_COPY),
+            max_inline: parts.max_inline,
             calls: (0..config.calls).map(|_| CallSlot::free()).collect(),
-            free_calls: Vec::with_capacity(config.calls.into()),
+            free_calls: FreeCalls::none(),
             ops: Ops::new(config),
-            receive_posted: (0..depths.receive).map(|_| false).collect(),
+            receives,
             room_waiters: Vec::with_capacity(usize::from(config.calls) * 4),
             max_waiters: usize::from(config.calls) * 4,
-            doorbell_due: false,
-            backlog: false,
         }
     }
 
@@ -193,7 +191,7 @@ impl<M: DmaBuffer> Link<M> {
             qpn: self.qpn,
             memory: self.memory,
             lkey,
-            max_inline: u32::try_from(self.max_inline).expect("at most INLINE_COPY"),
+            max_inline: self.max_inline,
         };
         Self::new(config, parts)
     }
@@ -203,13 +201,6 @@ impl<M: DmaBuffer> Link<M> {
         self.state == LinkState::Down && !self.has_ended()
     }
 
-    /// Posts every receive. Before the peer can know of the queue pair.
-    pub(crate) fn post_receives<Q: QueueSet>(&mut self, queues: &mut Q) {
-        for index in 0..self.receive_posted.len() {
-            self.post_receive(queues, index);
-        }
-    }
-
     /// The connection stands.
     pub(crate) fn up(&mut self, target: Target) {
         self.target = target;
@@ -217,7 +208,9 @@ impl<M: DmaBuffer> Link<M> {
         let calls = u16::try_from(self.calls.len())
             .expect("calls are counted in 16 bits")
             .min(target.serves);
-        self.free_calls.extend((0..calls).rev());
+        for slot in (0..calls).rev() {
+            self.free_calls.push(&mut self.calls, slot);
+        }
         self.window.open(target.one_ways);
         self.state = LinkState::Up;
         self.wake_room_waiters();
@@ -271,24 +264,48 @@ impl<M: DmaBuffer> Link<M> {
     #[inline]
     pub(crate) fn wake_room_waiters(&mut self) {
         if !self.room_waiters.is_empty() {
-            self.room_waiters.drain(..).for_each(Waker::wake);
+            wake_all(&mut self.room_waiters);
         }
     }
 
     // ---- Posting ----
 
     /// Refuses messages that are too long.
+    #[inline]
     pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {
-        let limit = self.target.message_size as usize;
-        if len > limit {
-            let peer = self.peer;
-            return Err(Error::TooLong { peer, len, limit });
+        if len <= self.target.message_size as usize {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::TooLong {
+            peer: self.peer,
+            len,
+            limit: self.target.message_size as usize,
+        })
+    }
+
+    /// Posts a message of header and body, inline when short, else from its place in the connection's memory.
+    #[inline(always)]
+    pub(crate) fn send_plain<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        mut header: Header,
+        body: &[u8],
+        place: impl FnOnce(&Layout) -> usize,
+        purpose: Purpose,
+    ) {
+        let len = HEADER_LEN + body.len();
+        if len > self.max_inline as usize {
+            let at = place(&self.layout);
+            self.memory.write(at + HEADER_LEN, body);
+            return self.send_staged(queues, header, at, len, purpose);
+        }
+        header.returned = self.window.tell();
+        self.counters.nr_bytes_tx += len as u64;
+        let payload = Payload::Inline(&header.encode(), body);
+        self.post(queues, SendOp::Send { imm: None }, payload, purpose);
     }
 
     /// Posts a message, inline when short, else from the connection's memory at `at` and what is gathered behind it.
-    #[inline]
     pub(crate) fn send_message<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -297,48 +314,28 @@ impl<M: DmaBuffer> Link<M> {
         purpose: Purpose,
     ) {
         message.header.returned = self.window.tell();
-        let head = message.header.head_len();
-        let len = head + message.body.len();
-        if len <= self.max_inline && message.carried.is_empty() {
+        let head_len = message.header.head_len();
+        let mut head = [0; HEADER_LEN + MAX_DESCRIPTORS_LEN];
+        head[..HEADER_LEN].copy_from_slice(&message.header.encode());
+        let pieces = message.offered.iter().chain(message.accepting);
+        for (piece, place) in pieces.zip(head[HEADER_LEN..].as_chunks_mut().0) {
+            *place = piece.descriptor().encode();
+        }
+        let head = &head[..head_len];
+        let len = head_len + message.body.len();
+        if len <= self.max_inline as usize && message.carried.is_empty() {
             self.counters.nr_bytes_tx += len as u64;
-            return if len <= SHORT_COPY {
-                self.send_inline::<Q, SHORT_COPY>(queues, &message, (head, len), purpose)
-            } else {
-                self.send_inline::<Q, INLINE_COPY>(queues, &message, (head, len), purpose)
-            };
+            let payload = Payload::Inline(head, message.body);
+            return self.post(queues, SendOp::Send { imm: None }, payload, purpose);
         }
-        self.memory.write(at, &message.header.encode());
-        for (index, piece) in message.offered.iter().chain(message.accepting).enumerate() {
-            let bytes = piece.descriptor().encode();
-            self.memory.write(at + HEADER_LEN + index * bytes.len(), &bytes);
-        }
-        self.memory.write(at + head, message.body);
+        self.memory.write(at, head);
+        self.memory.write(at + head_len, message.body);
         let mut pieces = [Sge::default(); 1 + MAX_PIECES];
         pieces[0] = self.piece(at, len);
         for (place, piece) in pieces[1..].iter_mut().zip(message.carried) {
             *place = piece.sge();
         }
         self.send_gathered(queues, &pieces[..1 + message.carried.len()], purpose);
-    }
-
-    /// Posts a message of `len` bytes, `head` of them in front of its body, inline; `N` bytes hold it.
-    #[inline]
-    fn send_inline<Q: QueueSet, const N: usize>(
-        &mut self,
-        queues: &mut Q,
-        message: &Outgoing<'_>,
-        (head, len): (usize, usize),
-        purpose: Purpose,
-    ) {
-        let mut bytes = [0; N];
-        bytes[..HEADER_LEN].copy_from_slice(&message.header.encode());
-        let pieces = message.offered.iter().chain(message.accepting);
-        for (piece, place) in pieces.zip(bytes[HEADER_LEN..].as_chunks_mut().0) {
-            *place = piece.descriptor().encode();
-        }
-        bytes[head..len].copy_from_slice(message.body);
-        let payload = Payload::Inline(&bytes[..len]);
-        self.post(queues, SendOp::Send { imm: None }, payload, purpose);
     }
 
     /// Posts a message whose body stands in the connection's memory, behind room for the header.
@@ -361,7 +358,8 @@ impl<M: DmaBuffer> Link<M> {
         header.returned = self.window.tell();
         self.counters.nr_bytes_tx += HEADER_LEN as u64;
         let op = SendOp::Send { imm: None };
-        self.post(queues, op, Payload::Inline(&header.encode()), Purpose::Unanswered);
+        let payload = Payload::Inline(&header.encode(), &[]);
+        self.post(queues, op, payload, Purpose::Unanswered);
     }
 
     fn send_gathered<Q: QueueSet>(&mut self, queues: &mut Q, pieces: &[Sge], purpose: Purpose) {
@@ -385,6 +383,7 @@ impl<M: DmaBuffer> Link<M> {
         self.target.message_size as usize - HEADER_LEN
     }
 
+    #[inline]
     pub(crate) fn post<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -392,7 +391,7 @@ impl<M: DmaBuffer> Link<M> {
         payload: Payload<'_>,
         purpose: Purpose,
     ) {
-        let (id, signalled) = self.ring.next(purpose);
+        let (id, signalled) = self.ring.take(purpose);
         let solicited = matches!(op, SendOp::Send { .. });
         let request = SendRequest {
             id,
@@ -404,46 +403,30 @@ impl<M: DmaBuffer> Link<M> {
             to: None,
         };
         match queues.post_send(self.qp, &request) {
-            Ok(()) => {
-                self.ring.push(purpose, signalled);
-                self.doorbell_due = true;
-            }
-            Err(error) => {
-                // The credits make this impossible; a device that is failing may still refuse.
-                log::error!("{}: {error}", self.peer);
-                if let Purpose::OneSided(slot) = purpose {
-                    self.end_op(slot, OpState::Failed(Failure::Lost));
-                }
-                self.fail(LostCause::Device);
-            }
+            Ok(()) => self.due |= due::DOORBELL,
+            Err(error) => self.on_refused_send(&error, purpose, signalled),
         }
     }
 
-    pub(crate) fn post_receive<Q: QueueSet>(&mut self, queues: &mut Q, index: usize) {
-        if matches!(self.state, LinkState::Failing | LinkState::Down) {
-            return;
+    /// The credits make this impossible; a device that is failing may still refuse.
+    #[cold]
+    fn on_refused_send(&mut self, error: &PostError, purpose: Purpose, signalled: bool) {
+        log::error!("{}: {error}", self.peer);
+        self.ring.give_back(signalled);
+        if let Purpose::OneSided(slot) = purpose {
+            self.end_op(slot, OpState::Failed(Failure::Lost));
         }
-        let piece = self.piece(self.layout.receive(index), self.message_size as usize);
-        let request = ReceiveRequest {
-            id: index as u64,
-            into: &[piece],
-        };
-        match queues.post_receive(self.qp, &request) {
-            Ok(()) => self.receive_posted[index] = true,
-            Err(error) => {
-                log::error!("{}: {error}", self.peer);
-                self.fail(LostCause::Device);
-            }
-        }
+        self.fail(LostCause::Device);
     }
 
     /// Posts what waits for room, and rings the doorbell if anything was posted since.
     #[inline]
     pub(crate) fn flush<Q: QueueSet>(&mut self, queues: &mut Q) {
-        if self.backlog {
+        if self.due & due::BACKLOG != 0 {
             self.work_off(queues);
         }
-        if core::mem::take(&mut self.doorbell_due) {
+        if self.due & due::DOORBELL != 0 {
+            self.due &= !due::DOORBELL;
             queues.ring(self.qp);
             self.counters.nr_doorbells += 1;
         }
@@ -455,13 +438,15 @@ impl<M: DmaBuffer> Link<M> {
         if self.state != LinkState::Up {
             return;
         }
-        self.backlog = false;
+        self.due &= !due::BACKLOG;
         self.send_queued_replies(queues);
         self.fetch_offered(queues);
         self.post_queued_ops(queues);
         self.send_signs(queues);
         self.send_credit(queues);
-        self.backlog |= self.has_backlog();
+        if self.has_backlog() {
+            self.due |= due::BACKLOG;
+        }
     }
 
     /// Whether something waits to be posted.
@@ -476,7 +461,7 @@ impl<M: DmaBuffer> Link<M> {
     // ---- Completions ----
 
     /// Takes one completion of this connection's queue pair.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn on_completion<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -514,47 +499,79 @@ impl<M: DmaBuffer> Link<M> {
         self.wake_room_waiters();
     }
 
+    #[inline(always)]
     fn on_received<Q: QueueSet>(&mut self, queues: &mut Q, completion: &Completion, now: Instant) {
         let index = usize::try_from(completion.id).unwrap_or(usize::MAX);
-        match self.receive_posted.get_mut(index) {
-            Some(posted) if *posted => *posted = false,
-            _ => {
-                self.counters.nr_stray += 1;
-                return;
-            }
-        }
+        let Some((index, at)) = self.receives.get_mut(index).and_then(Receive::take) else {
+            self.counters.nr_stray += 1;
+            return;
+        };
         if completion.status != Status::Success {
             return self.fail(LostCause::Transport(completion.status));
         }
         if matches!(self.state, LinkState::Failing | LinkState::Down) {
             return;
         }
-        let mut header = [0; HEADER_LEN];
-        self.memory.read(self.layout.receive(index), &mut header);
-        let header =
-            Header::decode(&header, completion.bytes).filter(|_| completion.bytes <= self.message_size);
-        let Some(header) = header else {
+        if completion.bytes > self.message_size {
+            return self.fail(LostCause::Protocol);
+        }
+        let mut bytes = [0; HEADER_LEN];
+        self.memory.read(at, &mut bytes);
+        match Header::decode_plain(&bytes, completion.bytes) {
+            Some(Plain::Reply(reply)) if self.hear(reply.returned, completion.bytes) => {
+                self.on_reply(queues, index, reply, 0, now);
+            }
+            Some(Plain::Request(request)) if self.hear(request.returned, completion.bytes) => {
+                self.on_plain_request(index, request, now);
+            }
+            Some(_) => {}
+            None => self.on_rare(queues, index, (&bytes, completion.bytes), now),
+        }
+    }
+
+    /// Takes a message that is no request or reply without bulk.
+    #[inline(never)]
+    fn on_rare<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        receive: u16,
+        (bytes, len): (&[u8; HEADER_LEN], u32),
+        now: Instant,
+    ) {
+        let Some(header) = Header::decode(bytes, len) else {
             return self.fail(LostCause::Protocol);
         };
-        match self.window.hear(header.returned) {
-            None => return self.fail(LostCause::Protocol),
-            Some(0) => {}
-            Some(_) => self.wake_room_waiters(),
+        if !self.hear(header.returned, len) {
+            return;
         }
-        self.counters.nr_bytes_rx += u64::from(completion.bytes);
-        self.alive.hear();
-        let receive = u16::try_from(index).expect("receives are counted in 16 bits");
         match header.message {
-            MessageType::Reply => self.on_reply(queues, receive, &header, now),
-            MessageType::Request => self.on_request(receive, &header, now),
+            MessageType::Reply => self.on_reply(queues, receive, header.brief(), header.bulk, now),
+            MessageType::Request => self.on_bulk_request(receive, &header, now),
             MessageType::OneWay => self.on_one_way(receive, &header, now),
             MessageType::Ping => {
                 self.alive.owe_pong();
-                self.backlog = true;
-                self.post_receive(queues, index);
+                self.due |= due::BACKLOG;
+                self.post_receive(queues, receive);
             }
-            MessageType::Pong | MessageType::Credit => self.post_receive(queues, index),
+            MessageType::Pong | MessageType::Credit => self.post_receive(queues, receive),
         }
+    }
+
+    /// Something of `len` bytes came from the peer, which says that it has taken so many one-way messages; whether that can be.
+    #[inline(always)]
+    fn hear(&mut self, taken: u32, len: u32) -> bool {
+        self.alive.hear();
+        self.counters.nr_bytes_rx += u64::from(len);
+        if self.window.knows(taken) {
+            return true;
+        }
+        let heard = self.window.hear(taken).is_some();
+        if heard {
+            self.wake_room_waiters();
+        } else {
+            self.fail(LostCause::Protocol);
+        }
+        heard
     }
 
     // ---- Ends ----
@@ -584,7 +601,7 @@ impl<M: DmaBuffer> Link<M> {
         self.ring.clear();
         self.reads_out = 0;
         self.bulk.free_all();
-        self.receive_posted.fill(false);
+        self.receives.iter_mut().for_each(Receive::forget);
         for slot in 0..self.calls.len() {
             let place = u16::try_from(slot).expect("calls are counted in 16 bits");
             match self.calls[slot].state {
@@ -619,11 +636,5 @@ impl<M: DmaBuffer> Link<M> {
             .filter(|call| call.state != CallState::Free)
             .count();
         (calls, self.ops.in_use())
-    }
-
-    /// Receives that the device holds.
-    #[cfg(test)]
-    pub(crate) fn receives_posted(&self) -> usize {
-        self.receive_posted.iter().filter(|posted| **posted).count()
     }
 }

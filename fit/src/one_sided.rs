@@ -12,7 +12,7 @@ use core::task::{Poll, Waker};
 use hal::{DmaBuffer, Instant};
 use verbs::{Payload, QueueSet, RemoteAddr, SendOp, Sge};
 
-use crate::link::{Failure, Link};
+use crate::link::{Failure, Link, due};
 use crate::ring::Purpose;
 use crate::{Config, Error, LinkState, LostCause, Operation};
 
@@ -240,7 +240,7 @@ impl<M: DmaBuffer> Link<M> {
             let op = &self.ops.slots[usize::from(slot)];
             let read = op.what == OneSided::Read;
             if self.ring.room() == 0 || (read && !self.may_read()) {
-                self.backlog = true;
+                self.due |= due::BACKLOG;
                 break;
             }
             let (send, bytes) = match op.what {

@@ -7,11 +7,13 @@
 use hal::{DmaBuffer, Instant};
 use verbs::QueueSet;
 
-use crate::link::{Link, Outgoing};
+use crate::config::Layout;
+use crate::counters::count;
+use crate::link::{Link, due};
 use crate::ring::Purpose;
-use crate::serve::Arrival;
+use crate::serve::{Arrival, Incoming};
 use crate::wire::{HEADER_LEN, Header, MessageType};
-use crate::{Error, LinkCounters, LinkState, LostCause};
+use crate::{Error, LinkState, LostCause, PeerId};
 
 /// The credits of one-way messages in both directions. All counts wrap.
 #[derive(Debug, Default)]
@@ -47,6 +49,12 @@ impl Window {
         self.sent.wrapping_sub(self.taken)
     }
 
+    /// Whether the peer says nothing new by that it has taken so many in all.
+    #[inline]
+    pub(crate) fn knows(&self, taken: u32) -> bool {
+        taken == self.taken
+    }
+
     /// The peer says how many it has taken in all: how many more these are than before, or nothing if that can't be.
     pub(crate) fn hear(&mut self, taken: u32) -> Option<u32> {
         let more = taken.wrapping_sub(self.taken);
@@ -67,6 +75,15 @@ impl Window {
     pub(crate) fn is_credit_due(&self) -> bool {
         self.untold > 0 && self.untold >= self.size.div_ceil(2)
     }
+}
+
+/// A message of the peer that waits for a handler.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OneWayMessage {
+    receive: u16,
+    kind: u16,
+    body: u32,
+    at: Instant,
 }
 
 impl<M: DmaBuffer> Link<M> {
@@ -97,8 +114,8 @@ impl<M: DmaBuffer> Link<M> {
             body: u32::try_from(body.len()).expect("at most a message"),
             ..Header::bare(MessageType::OneWay, 0)
         };
-        let at = self.layout.one_way(place as usize);
-        self.send_message(queues, Outgoing::plain(header, body), at, Purpose::Unanswered);
+        let place = |layout: &Layout| layout.one_way(place as usize);
+        self.send_plain(queues, header, body, place, Purpose::Unanswered);
         self.counters.nr_ib_send += 1;
         self.counters.nr_one_way += 1;
         Ok(Some(()))
@@ -110,24 +127,55 @@ impl<M: DmaBuffer> Link<M> {
             return self.fail(LostCause::Protocol);
         }
         self.window.held += 1;
-        self.arrived.push_back(Arrival::OneWay {
+        self.one_ways.push_back(OneWayMessage {
             receive,
             kind: header.kind,
             body: header.body,
             at: now,
         });
-        self.newly_arrived = true;
+        self.arrived.push_back(Arrival::OneWay);
+        self.due |= due::ARRIVED;
+    }
+
+    /// Copies the oldest message into `into`, for a handler.
+    #[inline(never)]
+    pub(crate) fn take_one_way<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        (from, link): (PeerId, u16),
+        into: &mut [u8],
+    ) -> Option<Incoming> {
+        let message = self.one_ways.pop_front()?;
+        let len = message.body as usize;
+        let at = self.receives[usize::from(message.receive)].at + HEADER_LEN;
+        self.memory.read(at, &mut into[..len]);
+        self.return_one_way(queues, message.receive, message.kind);
+        Some(Incoming {
+            from,
+            kind: message.kind,
+            len,
+            one_way: true,
+            bulk_len: 0,
+            bulk_limit: 0,
+            arrived: message.at,
+            carried: false,
+            link,
+            slot: 0,
+            generation: 0,
+        })
     }
 
     /// A handler has the message: its receive is posted again.
-    pub(crate) fn return_one_way<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16, kind: u16) {
-        self.post_receive(queues, receive.into());
+    fn return_one_way<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16, kind: u16) {
+        self.post_receive(queues, receive);
         self.window.held -= 1;
         self.window.returned = self.window.returned.wrapping_add(1);
         self.window.untold += 1;
-        self.backlog |= self.window.is_credit_due();
+        if self.window.is_credit_due() {
+            self.due |= due::BACKLOG;
+        }
         self.counters.nr_one_way_served += 1;
-        self.counters.served[LinkCounters::kind(kind)] += 1;
+        count(&mut self.counters.served, kind);
     }
 
     /// Tells the peer of returned receives, if nothing else has.

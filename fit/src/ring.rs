@@ -1,7 +1,6 @@
 //! The send queue as FIT sees it: what was posted and not yet known to be finished, in order.
 
-use alloc::boxed::Box;
-use alloc::vec;
+use alloc::collections::VecDeque;
 
 /// What a posted request was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +24,6 @@ impl Purpose {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Posted {
-    purpose: Purpose,
-    signalled: bool,
-}
-
 /// A completion that does not fit what was posted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Misfit {
@@ -40,14 +33,15 @@ pub(crate) enum Misfit {
     OutOfOrder,
 }
 
-/// A ring of posted requests, numbered on and on; the number is the request's id.
+/// What is posted, numbered on and on; the number is the request's id.
 #[derive(Debug)]
 pub(crate) struct SendRing {
-    /// A power of two of places, so that a number's place takes no division; no more than `depth` are used.
-    posted: Box<[Posted]>,
-    depth: usize,
+    /// Free places; counted, as each request asks for them.
+    room: u32,
     head: u64,
     tail: u64,
+    /// The signalled ones, oldest first. The others need no line: nobody waits for them, and they end with the next of these.
+    signalled: VecDeque<(u64, Purpose)>,
     unsignalled_run: u16,
     signal_every: u16,
 }
@@ -58,65 +52,86 @@ impl SendRing {
             depth > 2 * u32::from(signal_every),
             "a full ring always holds a signalled request"
         );
-        let nothing = Posted {
-            purpose: Purpose::Unanswered,
-            signalled: false,
-        };
         Self {
-            posted: vec![nothing; (depth as usize).next_power_of_two()].into(),
-            depth: depth as usize,
+            room: depth,
             head: 0,
             tail: 0,
+            signalled: VecDeque::with_capacity(depth as usize),
             unsignalled_run: 0,
             signal_every,
         }
     }
 
     /// Free places.
+    #[inline]
     pub(crate) fn room(&self) -> usize {
-        self.depth - self.outstanding()
+        self.room as usize
     }
 
     /// Places taken.
-    pub(crate) fn outstanding(&self) -> usize {
-        usize::try_from(self.tail - self.head).expect("at most the ring's length")
+    #[cfg(test)]
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.tail - self.head
     }
 
-    /// The next request's id and whether it must be signalled: for its own sake, or for those before it.
-    pub(crate) fn next(&self, purpose: Purpose) -> (u64, bool) {
-        let wanted = purpose.is_awaited();
-        (self.tail, wanted || self.unsignalled_run + 1 >= self.signal_every)
+    /// Takes a place: the request's id, and whether it must be signalled, for its own sake or for those before it.
+    #[inline]
+    pub(crate) fn take(&mut self, purpose: Purpose) -> (u64, bool) {
+        let left = self.room.checked_sub(1);
+        self.room = left.expect("a request beyond the send queue's credits");
+        let id = self.tail;
+        self.tail = id + 1;
+        self.unsignalled_run += 1;
+        let signalled = purpose.is_awaited() || self.unsignalled_run >= self.signal_every;
+        if signalled {
+            self.unsignalled_run = 0;
+            self.signalled.push_back((id, purpose));
+        }
+        (id, signalled)
     }
 
-    /// Notes that the request [`next`](Self::next) spoke of is posted.
-    pub(crate) fn push(&mut self, purpose: Purpose, signalled: bool) {
-        assert!(self.room() > 0, "a request beyond the send queue's credits");
-        let place = self.place(self.tail);
-        self.posted[place] = Posted { purpose, signalled };
-        self.tail += 1;
-        self.unsignalled_run = if signalled { 0 } else { self.unsignalled_run + 1 };
+    /// The device has refused the request that took the last place.
+    pub(crate) fn give_back(&mut self, signalled: bool) {
+        self.tail -= 1;
+        self.room += 1;
+        if signalled {
+            self.signalled.pop_back();
+        } else {
+            self.unsignalled_run -= 1;
+        }
     }
 
     /// Takes out the request that completed, and with it the unsignalled ones before it.
+    #[inline]
     pub(crate) fn complete(&mut self, id: u64) -> Result<Purpose, Misfit> {
         if !(self.head..self.tail).contains(&id) {
             return Err(Misfit::Stray);
         }
-        if (self.head..id).any(|before| self.posted[self.place(before)].signalled) {
-            return Err(Misfit::OutOfOrder);
-        }
-        self.head = id + 1;
-        Ok(self.posted[self.place(id)].purpose)
+        let purpose = match self.signalled.front() {
+            Some(&(first, _)) if first < id => return Err(Misfit::OutOfOrder),
+            Some(&(first, purpose)) if first == id => {
+                self.signalled.pop_front();
+                purpose
+            }
+            // One that nobody asked a completion of has failed.
+            _ => Purpose::Unanswered,
+        };
+        self.free(id + 1);
+        Ok(purpose)
+    }
+
+    /// Frees the places in front of `head`.
+    #[inline]
+    fn free(&mut self, head: u64) {
+        self.room += u32::try_from(head - self.head).expect("at most the ring's length");
+        self.head = head;
     }
 
     /// Forgets everything: the queue pair is dead and completes nothing any more.
     pub(crate) fn clear(&mut self) {
-        self.head = self.tail;
+        self.free(self.tail);
+        self.signalled.clear();
         self.unsignalled_run = 0;
-    }
-
-    fn place(&self, id: u64) -> usize {
-        usize::try_from(id).expect("64 bits") & (self.posted.len() - 1)
     }
 }
 
@@ -132,8 +147,7 @@ mod tests {
     fn a_completion_frees_the_unsignalled_before_it() {
         let mut ring = ring();
         for _ in 0..3 {
-            let (_, signalled) = ring.next(Purpose::Unanswered);
-            ring.push(Purpose::Unanswered, signalled);
+            ring.take(Purpose::Unanswered);
         }
         assert_eq!(ring.room(), 5);
         assert_eq!(ring.complete(2), Ok(Purpose::Unanswered));
@@ -143,8 +157,8 @@ mod tests {
     #[test]
     fn a_duplicate_is_stray_and_an_early_one_out_of_order() {
         let mut ring = ring();
-        ring.push(Purpose::OneSided(7), true);
-        ring.push(Purpose::OneSided(8), true);
+        assert_eq!(ring.take(Purpose::OneSided(7)), (0, true));
+        assert_eq!(ring.take(Purpose::OneSided(8)), (1, true));
         assert_eq!(ring.complete(1), Err(Misfit::OutOfOrder));
         assert_eq!(ring.complete(0), Ok(Purpose::OneSided(7)));
         assert_eq!(ring.complete(0), Err(Misfit::Stray));
@@ -152,15 +166,33 @@ mod tests {
     }
 
     #[test]
+    fn an_unsignalled_one_may_fail_between_two_that_are_awaited() {
+        let mut ring = ring();
+        for purpose in [Purpose::OneSided(1), Purpose::Unanswered, Purpose::OneSided(2)] {
+            ring.take(purpose);
+        }
+        assert_eq!(ring.complete(0), Ok(Purpose::OneSided(1)));
+        assert_eq!(ring.complete(1), Ok(Purpose::Unanswered));
+        assert_eq!(ring.complete(2), Ok(Purpose::OneSided(2)));
+        assert_eq!(ring.room(), 8);
+    }
+
+    #[test]
+    fn what_the_device_refuses_was_never_there() {
+        let mut ring = ring();
+        ring.take(Purpose::Unanswered);
+        for purpose in [Purpose::Unanswered, Purpose::OneSided(1)] {
+            let (id, signalled) = ring.take(purpose);
+            ring.give_back(signalled);
+            assert_eq!((ring.room(), ring.complete(id)), (7, Err(Misfit::Stray)));
+        }
+        assert_eq!(ring.complete(0), Ok(Purpose::Unanswered));
+    }
+
+    #[test]
     fn one_in_every_few_is_signalled() {
         let mut ring = ring();
-        let signals: Vec<_> = (0..7)
-            .map(|_| {
-                let (_, signalled) = ring.next(Purpose::Unanswered);
-                ring.push(Purpose::Unanswered, signalled);
-                signalled
-            })
-            .collect();
+        let signals: Vec<_> = (0..7).map(|_| ring.take(Purpose::Unanswered).1).collect();
         assert_eq!(signals, [false, false, true, false, false, true, false]);
     }
 }

@@ -10,9 +10,12 @@ use hal::{DmaBuffer, Instant};
 use verbs::QueueSet;
 
 use crate::bulk::BulkPart;
-use crate::link::{Link, Outgoing};
-use crate::wire::{HEADER_LEN, Header, MessageType};
-use crate::{LinkCounters, LostCause, Member, PeerId};
+use crate::config::Layout;
+use crate::counters::count;
+use crate::link::{Link, due};
+use crate::ring::Purpose;
+use crate::wire::{Brief, HEADER_LEN, Header, MessageType};
+use crate::{LostCause, Member, PeerId};
 
 /// A message of a peer that a handler has taken; a request is to be answered through its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,46 +109,66 @@ pub(crate) struct ServeSlot {
     pub(crate) bulk: BulkPart,
 }
 
+impl ServeSlot {
+    #[inline(always)]
+    fn reply_header(&self, slot: u16, body: u32, bulk: u32) -> Header {
+        Header {
+            kind: self.kind,
+            slot,
+            generation: self.generation,
+            body,
+            bulk,
+            ..Header::bare(MessageType::Reply, 0)
+        }
+    }
+}
+
 /// What waits for a handler.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Arrival {
     /// The request in this slot.
     Call(u16),
-    /// A one-way message in this receive buffer.
-    OneWay {
-        receive: u16,
-        kind: u16,
-        body: u32,
-        at: Instant,
-    },
+    /// The oldest one-way message that waits.
+    OneWay,
 }
 
 impl<M: DmaBuffer> Link<M> {
-    /// Notes a request; it stays in its receive buffer until a server takes it.
-    #[inline]
-    pub(crate) fn on_request(&mut self, receive: u16, header: &Header, now: Instant) {
-        let idle = |serve: &&mut ServeSlot| serve.state == ServeState::Idle;
-        let Some(serve) = self.serves.get_mut(usize::from(header.slot)).filter(idle) else {
-            return self.fail(LostCause::Protocol);
-        };
-        serve.generation = header.generation;
-        serve.kind = header.kind;
-        (serve.receive, serve.body, serve.arrived) = (receive, header.body, now);
-        if header.bulk > 0 || header.scatters > 0 {
-            return self.on_bulk_request(header);
+    /// Notes a request without bulk; it stays in its receive buffer until a server takes it.
+    #[inline(always)]
+    pub(crate) fn on_plain_request(&mut self, receive: u16, request: Brief, now: Instant) {
+        match self.begin_serve(receive, request, now) {
+            Some(_) => self.arrive(request.slot),
+            None => self.fail(LostCause::Protocol),
         }
-        serve.bulk.clear();
-        self.arrive(header.slot);
+    }
+
+    /// Notes a request in its slot; nothing if there is no such slot, or it is not free.
+    #[inline(always)]
+    pub(crate) fn begin_serve(
+        &mut self,
+        receive: u16,
+        request: Brief,
+        now: Instant,
+    ) -> Option<&mut ServeSlot> {
+        let serve = self.serves.get_mut(usize::from(request.slot))?;
+        if serve.state != ServeState::Idle {
+            return None;
+        }
+        (serve.generation, serve.kind) = (request.generation, request.kind);
+        (serve.receive, serve.body, serve.arrived) = (receive, request.body, now);
+        Some(serve)
     }
 
     /// A request is complete: a handler may take it.
+    #[inline]
     pub(crate) fn arrive(&mut self, slot: u16) {
         self.serves[usize::from(slot)].state = ServeState::Arrived;
         self.arrived.push_back(Arrival::Call(slot));
-        self.newly_arrived = true;
+        self.due |= due::ARRIVED;
     }
 
-    /// Copies the next message for a handler into `into` and gives its receive back to the queue.
+    /// Copies the next message for a handler into `into` and gives its receive back to the queue. The connection is up.
+    #[inline]
     pub(crate) fn take_request<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -154,30 +177,7 @@ impl<M: DmaBuffer> Link<M> {
     ) -> Option<Incoming> {
         let slot = match self.arrived.pop_front()? {
             Arrival::Call(slot) => slot,
-            Arrival::OneWay {
-                receive,
-                kind,
-                body,
-                at,
-            } => {
-                let len = body as usize;
-                let at_ = self.layout.receive(receive.into()) + HEADER_LEN;
-                self.memory.read(at_, &mut into[..len]);
-                self.return_one_way(queues, receive, kind);
-                return Some(Incoming {
-                    from,
-                    kind,
-                    len,
-                    one_way: true,
-                    bulk_len: 0,
-                    bulk_limit: 0,
-                    arrived: at,
-                    carried: false,
-                    link,
-                    slot: 0,
-                    generation: 0,
-                });
-            }
+            Arrival::OneWay => return self.take_one_way(queues, (from, link), into),
         };
         let serve = &mut self.serves[usize::from(slot)];
         assert_eq!(
@@ -186,6 +186,16 @@ impl<M: DmaBuffer> Link<M> {
             "only arrived requests are queued"
         );
         serve.state = ServeState::Serving;
+        let carried = if serve.bulk.is_carried() {
+            serve.bulk.len
+        } else {
+            0
+        };
+        let len = serve.body as usize + carried as usize;
+        let receive = &mut self.receives[usize::from(serve.receive)];
+        let at = receive.at + HEADER_LEN + serve.bulk.descriptors_len();
+        self.memory.read(at, &mut into[..len]);
+        let posted = receive.post(queues, self.qp);
         let incoming = Incoming {
             from,
             kind: serve.kind,
@@ -194,20 +204,14 @@ impl<M: DmaBuffer> Link<M> {
             bulk_len: serve.bulk.len,
             bulk_limit: serve.bulk.limit,
             arrived: serve.arrived,
-            carried: serve.bulk.is_carried(),
+            carried: carried > 0,
             link,
             slot,
             generation: serve.generation,
         };
-        let receive = serve.receive;
-        let at = self.layout.receive(receive.into()) + HEADER_LEN + serve.bulk.descriptors_len();
-        let carried = if incoming.carried {
-            incoming.bulk_len as usize
-        } else {
-            0
-        };
-        self.memory.read(at, &mut into[..incoming.len + carried]);
-        self.post_receive(queues, receive.into());
+        if let Err(error) = posted {
+            self.on_refused_receive(&error);
+        }
         Some(incoming)
     }
 
@@ -217,48 +221,59 @@ impl<M: DmaBuffer> Link<M> {
     }
 
     /// Sends a reply, or queues it until the send queue has room. If the connection is gone it is dropped.
+    #[inline]
     pub(crate) fn reply<Q: QueueSet>(&mut self, queues: &mut Q, incoming: &Incoming, body: &[u8], bulk: u32) {
-        if !self.is_serving(incoming) {
+        let serve = &mut self.serves[usize::from(incoming.slot)];
+        if serve.state != ServeState::Serving || serve.generation != incoming.generation {
             self.counters.nr_stray += 1;
             return;
         }
-        assert!(body.len() <= self.reply_limit(), "a reply fits the message");
+        let limit = self.target.message_size as usize;
+        assert!(HEADER_LEN + body.len() <= limit, "a reply fits the message");
+        if serve.bulk.is_any() || self.ring.room() == 0 {
+            return self.reply_unusual(queues, incoming, body, bulk);
+        }
+        assert_eq!(bulk, 0, "no buffer for bulk was offered");
+        let header = serve.reply_header(
+            incoming.slot,
+            u32::try_from(body.len()).expect("fits the message"),
+            0,
+        );
+        serve.state = ServeState::Idle;
+        self.counters.nr_ib_send += 1;
+        count(&mut self.counters.served, serve.kind);
+        let place = |layout: &Layout| layout.reply(incoming.slot.into());
+        self.send_plain(queues, header, body, place, Purpose::Unanswered);
+    }
+
+    /// Sends a reply that has to do with bulk, or queues one that has no room.
+    #[inline(never)]
+    fn reply_unusual<Q: QueueSet>(&mut self, queues: &mut Q, incoming: &Incoming, body: &[u8], bulk: u32) {
         assert!(bulk <= incoming.bulk_limit, "a bulk fits the caller's buffer");
         let slot = incoming.slot;
         let len = u32::try_from(body.len()).expect("fits the message");
         self.release_input(slot);
+        let at = self.layout.reply(slot.into());
         if self.ring.room() < self.serves[usize::from(slot)].bulk.writes(bulk) + 1 {
-            let at = self.layout.reply(slot.into());
             self.memory.write(at + HEADER_LEN, body);
             self.serves[usize::from(slot)].state = ServeState::Queued { body: len, bulk };
             self.queued_replies.push_back(slot);
-            self.backlog = true;
+            self.due |= due::BACKLOG;
             return;
         }
         let purpose = self.write_bulk_back(queues, slot, bulk);
-        let header = self.reply_header(slot, len, bulk);
-        let at = self.layout.reply(slot.into());
-        self.send_message(queues, Outgoing::plain(header, body), at, purpose);
+        let header = self.serves[usize::from(slot)].reply_header(slot, len, bulk);
+        self.send_plain(queues, header, body, |_| at, purpose);
         self.finish_serve(slot);
     }
 
-    fn reply_header(&self, slot: u16, body: u32, bulk: u32) -> Header {
-        let serve = &self.serves[usize::from(slot)];
-        Header {
-            kind: serve.kind,
-            slot,
-            generation: serve.generation,
-            body,
-            bulk,
-            ..Header::bare(MessageType::Reply, 0)
-        }
-    }
-
+    #[inline]
     fn finish_serve(&mut self, slot: u16) {
         let serve = &mut self.serves[usize::from(slot)];
         serve.state = ServeState::Idle;
+        serve.bulk.clear();
         self.counters.nr_ib_send += 1;
-        self.counters.served[LinkCounters::kind(serve.kind)] += 1;
+        count(&mut self.counters.served, serve.kind);
     }
 
     pub(crate) fn send_queued_replies<Q: QueueSet>(&mut self, queues: &mut Q) {
@@ -272,7 +287,7 @@ impl<M: DmaBuffer> Link<M> {
             }
             self.queued_replies.pop_front();
             let purpose = self.write_bulk_back(queues, slot, bulk);
-            let header = self.reply_header(slot, body, bulk);
+            let header = self.serves[usize::from(slot)].reply_header(slot, body, bulk);
             let at = self.layout.reply(slot.into());
             self.send_staged(queues, header, at, HEADER_LEN + body as usize, purpose);
             self.finish_serve(slot);
@@ -282,11 +297,13 @@ impl<M: DmaBuffer> Link<M> {
     /// Forgets every message of the peer: the replies have nowhere to go.
     pub(crate) fn drop_requests(&mut self) {
         self.arrived.clear();
+        self.one_ways.clear();
         self.queued_replies.clear();
         self.bulk.waiting.clear();
         self.bulk.fetching.clear();
         for serve in &mut self.serves {
             serve.state = ServeState::Idle;
+            serve.bulk.clear();
         }
     }
 }

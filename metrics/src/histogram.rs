@@ -56,7 +56,12 @@ impl Histogram {
     #[inline]
     pub fn record(&self, time: Duration) {
         let ns = time.as_secs().saturating_mul(1_000_000_000);
-        let ns = ns.saturating_add(time.subsec_nanos().into());
+        self.record_ns(ns.saturating_add(time.subsec_nanos().into()));
+    }
+
+    /// Counts one sample of so many nanoseconds: half the work, for those who count in them.
+    #[inline]
+    pub fn record_ns(&self, ns: u64) {
         self.total_ns.fetch_add(ns, Relaxed);
         self.buckets[bucket(ns)].fetch_add(1, Relaxed);
     }
@@ -88,14 +93,11 @@ impl Histogram {
 }
 
 /// The bucket of `ns`: the first [`STEPS`] hold one value each, then each power of two has [`STEPS`].
+#[inline]
 fn bucket(ns: u64) -> usize {
-    let index = match ns.checked_ilog2() {
-        Some(power) if power >= STEPS.ilog2() => {
-            let shift = power - STEPS.ilog2();
-            u64::from(shift + 1) * STEPS + (ns >> shift) % STEPS
-        }
-        _ => ns,
-    };
+    // With the bit of the first step set, small values need no case of their own: their shift is zero.
+    let shift = (ns | STEPS).ilog2() - STEPS.ilog2();
+    let index = u64::from(shift) * STEPS + (ns >> shift);
     usize::try_from(index).map_or(BUCKETS - 1, |i| i.min(BUCKETS - 1))
 }
 

@@ -226,7 +226,7 @@ fn check_kind(qp: QpSlot, transport: Transport, request: &SendRequest<'_>) -> Re
         (Transport::Datagram, SendOp::Write { .. } | SendOp::Read { .. }, _) => {
             not_possible("RDMA by datagram")
         }
-        (_, SendOp::Read { .. }, _) if matches!(request.payload, Payload::Inline(_)) => {
+        (_, SendOp::Read { .. }, _) if matches!(request.payload, Payload::Inline(..)) => {
             not_possible("an inline READ")
         }
         _ => Ok(()),
@@ -260,7 +260,7 @@ impl<P: Platform> QueueSet for Queues<P> {
         }
         match request.payload {
             Payload::Gather(pieces) => descriptor.put_pieces(pieces),
-            Payload::Inline(bytes) => descriptor.put_inline(bytes),
+            Payload::Inline(first, second) => descriptor.put_inline([first, second]),
         }
         let len = descriptor.len();
         let (opcode, imm) = work_queue::opcode(request.op);

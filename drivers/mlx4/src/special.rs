@@ -296,9 +296,9 @@ impl<P: Platform> Management<P> {
         }];
         if let Some(pair) = inner.queues.pair_mut(envelope.slot) {
             let mut descriptor = pair.send.begin();
-            descriptor.put_inline(headers(envelope, smi, psn).as_bytes());
+            descriptor.put_inline([headers(envelope, smi, psn).as_bytes(), &[]]);
             descriptor.put_pieces(&piece);
-            descriptor.put_inline(&[0; ICRC_LEN]);
+            descriptor.put_inline([&[0; ICRC_LEN], &[]]);
             let len = descriptor.len();
             let control = control(envelope, smi);
             pair.send.finish(index as u64, WqeOpcode::SEND, len, control);

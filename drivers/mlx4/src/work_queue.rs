@@ -253,18 +253,28 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
     }
 
     /// Puts bytes into the WQE itself, with a header in each block they touch.
-    pub(crate) fn put_inline(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let room = BASIC_BLOCK_LEN - self.len % BASIC_BLOCK_LEN - INLINE_HEADER_LEN;
-            let (now, later) = bytes.split_at(bytes.len().min(room));
-            self.put(
-                &InlineHeader::new()
-                    .with_inline(true)
-                    .with_bytes(u32::try_from(now.len()).unwrap_or(0)),
-            );
-            self.memory.write(self.base + self.len, now);
-            self.len = (self.len + now.len()).next_multiple_of(SEGMENT_UNIT);
-            bytes = later;
+    pub(crate) fn put_inline(&mut self, pieces: [&[u8]; 2]) {
+        let mut left = pieces[0].len() + pieces[1].len();
+        // What the block at hand still takes.
+        let mut open = 0;
+        for mut piece in pieces {
+            while !piece.is_empty() {
+                if open == 0 {
+                    let room = BASIC_BLOCK_LEN - self.len % BASIC_BLOCK_LEN - INLINE_HEADER_LEN;
+                    open = left.min(room);
+                    left -= open;
+                    let bytes = u32::try_from(open).unwrap_or(0);
+                    self.put(&InlineHeader::new().with_inline(true).with_bytes(bytes));
+                }
+                let (now, later) = piece.split_at(piece.len().min(open));
+                self.memory.write(self.base + self.len, now);
+                self.len += now.len();
+                open -= now.len();
+                if open == 0 {
+                    self.len = self.len.next_multiple_of(SEGMENT_UNIT);
+                }
+                piece = later;
+            }
         }
     }
 
@@ -283,7 +293,7 @@ pub(crate) fn needed_len(request: &SendRequest<'_>) -> usize {
         };
     match request.payload {
         Payload::Gather(pieces) => head + size_of_val(pieces) / size_of::<Sge>() * size_of::<DataSegment>(),
-        Payload::Inline(bytes) => head + inline_len(head, bytes.len()),
+        Payload::Inline(first, second) => head + inline_len(head, first.len() + second.len()),
     }
 }
 
@@ -486,15 +496,18 @@ mod tests {
         }
 
         #[test]
-        fn inline_data_takes_what_was_reckoned_and_crosses_no_block(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn inline_data_takes_what_was_reckoned_and_crosses_no_block(
+            bytes in prop::collection::vec(any::<u8>(), 0..400), cut in 0usize..400,
+        ) {
             let geometry = Geometry::new(1, send_descriptor_len(false, 1, 400), 1, 16);
             let memory = Bytes::new(geometry.memory_len());
             let mut queue = SendQueue::new(Arc::clone(&memory), geometry);
             let to = RemoteAddr { addr: 1, rkey: Rkey(2) };
+            let (first, second) = bytes.split_at(cut.min(bytes.len()));
             let request = SendRequest {
                 id: 0,
                 op: SendOp::Write { to, imm: None },
-                payload: Payload::Inline(&bytes),
+                payload: Payload::Inline(first, second),
                 signalled: true,
                 solicited: false,
                 fence: false,
@@ -502,7 +515,7 @@ mod tests {
             };
             let mut descriptor = queue.begin();
             descriptor.put(&RemoteAddressSegment::new(1, 2));
-            descriptor.put_inline(&bytes);
+            descriptor.put_inline([first, second]);
             prop_assert_eq!(descriptor.len(), needed_len(&request));
             prop_assert!(descriptor.len() <= queue.stride());
             // Read it back as a card does.

@@ -50,8 +50,9 @@ pub enum SendOp {
 pub enum Payload<'a> {
     /// Pieces of registered memory, gathered (or, for a READ, scattered) in order.
     Gather(&'a [Sge]),
-    /// Copied into the request itself; the memory is free again when the post returns. Not for READ.
-    Inline(&'a [u8]),
+    /// Two pieces, a message's head and the rest of it, copied into the request itself; their memory is free again when the
+    /// post returns. Not for READ.
+    Inline(&'a [u8], &'a [u8]),
 }
 
 /// The destination of a datagram.

@@ -162,7 +162,7 @@ impl QueueSet for Queues {
         }
         assert!(qp.taken.len() < qp.send_depth, "a post beyond the send queue");
         let (inline, pieces) = match request.payload {
-            Payload::Inline(bytes) => (bytes.to_vec(), Vec::new()),
+            Payload::Inline(first, second) => ([first, second].concat(), Vec::new()),
             Payload::Gather(pieces) => (Vec::new(), pieces.to_vec()),
         };
         qp.posted += 1;

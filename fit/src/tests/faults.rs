@@ -307,7 +307,7 @@ proptest! {
             prop_assert_eq!(link.slots_in_use(), (0, 0));
             prop_assert_eq!(link.bulk.free(), 3, "buffers for bulk");
             if state == LinkState::Up {
-                prop_assert_eq!(link.receives_posted(), link.layout.receives());
+                prop_assert_eq!(link.receives_posted(), usize::from(link.layout.receives()));
                 prop_assert_eq!(run.seen, run.sent.len(), "one-way messages");
             } else {
                 prop_assert_eq!(state, LinkState::Down);

@@ -500,7 +500,11 @@ fn post_send(world: &mut World, node: usize, qpn: Qpn, request: &SendRequest<'_>
         SendOp::Read { from } => Op::Read { from },
     };
     let (source, fits) = match request.payload {
-        Payload::Inline(bytes) => (Source::Inline(bytes.to_vec()), bytes.len() <= qp.inline as usize),
+        Payload::Inline(first, second) => {
+            let bytes = [first, second].concat();
+            let fits = bytes.len() <= qp.inline as usize;
+            (Source::Inline(bytes), fits)
+        }
         Payload::Gather(pieces) => (
             Source::Gather(pieces.to_vec()),
             pieces.len() <= usize::from(qp.send_sge),

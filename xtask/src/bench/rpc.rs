@@ -39,10 +39,12 @@ const STRESS: u32 = 100_000;
 const TEST: &str = "tests::cost::short_calls";
 const CALLS: u64 = 2000;
 /// What is counted: the beginnings of functions' names in that test.
-const PARTS: [(&str, &str); 3] = [
+const PARTS: [(&str, &str); 5] = [
     ("caller_side_", "caller"),
     ("callee_side_", "callee"),
-    ("empty_poll_", "empty poll"),
+    ("caller_polls_", "polling, a reply comes"),
+    ("callee_polls_", "polling, a request comes"),
+    ("empty_poll_", "polling, nothing comes"),
 ];
 /// The beginning of the names of functions that stand for device and memory.
 const OUTSIDE: &str = "outside_";

@@ -112,7 +112,7 @@ fn inline_and_scattered_data_arrives_whole() {
         for len in [0, 1, 27, 28, 29, 43, 44, 45, 108, 220] {
             let data = pattern(len, len);
             right.receive(len as u64, &[into.sge(0, 16), into.sge(1000, 3000)]);
-            left.send(1, SEND, Payload::Inline(&data));
+            left.send(1, SEND, Payload::Inline(&data[..len / 3], &data[len / 3..]));
             let got = right.next(&b.platform).await;
             assert_eq!((got.status, got.bytes as usize), (Status::Success, len));
             let bytes = into.bytes(4000);
@@ -127,7 +127,11 @@ fn inline_and_scattered_data_arrives_whole() {
                 to: into.remote(2000),
                 imm: None,
             };
-            left.send(2, write, Payload::Inline(&data));
+            left.send(
+                2,
+                write,
+                Payload::Inline(&data[..len.min(24)], &data[len.min(24)..]),
+            );
             assert_eq!(left.next(&a.platform).await.status, Status::Success);
             assert_eq!(into.bytes(2000 + len)[2000..], data);
         }
@@ -151,7 +155,7 @@ async fn stream(a: &Node, left: &mut End, b: &Node, right: &mut End, count: u32,
     while received < count {
         while sent < count && left.queues.send_room(left.slot) > 0 && sent - received < depth {
             let data = sent.to_le_bytes();
-            let mut send = request(sent.into(), SEND, Payload::Inline(&data));
+            let mut send = request(sent.into(), SEND, Payload::Inline(&data, &[]));
             send.signalled = sent % every == every - 1;
             left.post(&send);
             sent += 1;
@@ -204,21 +208,21 @@ fn a_full_queue_and_a_wrong_request_are_refused_by_post() {
         let room = left.queues.send_room(left.slot);
         assert!(room >= 8);
         for _ in 0..room {
-            left.post(&request(0, SEND, Payload::Inline(b"x")));
+            left.post(&request(0, SEND, Payload::Inline(b"x", &[])));
         }
-        let more = request(0, SEND, Payload::Inline(b"x"));
+        let more = request(0, SEND, Payload::Inline(b"x", &[]));
         let full = left.queues.post_send(left.slot, &more);
         assert!(matches!(full, Err(PostError::QueueFull { .. })));
         let slot = left.slot;
         let (mut fresh, _) = connect(&a, &b, &rc_config(8), &RC).await;
         let long = [0; 1000];
-        let large = request(0, SEND, Payload::Inline(&long));
+        let large = request(0, SEND, Payload::Inline(&long, &[]));
         assert!(matches!(
             fresh.queues.post_send(slot, &large),
             Err(PostError::TooLarge { .. })
         ));
         let from = verbs::RemoteAddr::default();
-        let read = request(0, SendOp::Read { from }, Payload::Inline(b"x"));
+        let read = request(0, SendOp::Read { from }, Payload::Inline(b"x", &[]));
         assert!(matches!(
             fresh.queues.post_send(slot, &read),
             Err(PostError::NotPossible { .. })
@@ -282,7 +286,7 @@ fn datagrams_name_their_sender() {
                 to: into.remote(0),
                 imm: None,
             },
-            Payload::Inline(b"x"),
+            Payload::Inline(b"x", &[]),
         );
         assert!(matches!(
             left.queues.post_send(left.slot, &write),
@@ -301,7 +305,7 @@ fn completion_interrupts_wake_the_waiter() {
         for id in 0..20 {
             right.receive(id, &[into.sge(0, 64)]);
             right.queues.arm(false);
-            left.send(id, SEND, Payload::Inline(b"wake up"));
+            left.send(id, SEND, Payload::Inline(b"wake up", &[]));
             b.device.wait_completion(0).await.unwrap();
             assert_eq!(right.next(&b.platform).await.id, id);
             left.next(&a.platform).await;
@@ -342,7 +346,7 @@ fn a_removed_queue_pair_leaves_nothing_behind() {
             let (mut left, mut right) = connect(&a, &b, &rc_config(8), &RC).await;
             let into = b.memory(64, ALL).await;
             right.receive(0, &[into.sge(0, 64)]);
-            left.send(0, SEND, Payload::Inline(b"never polled"));
+            left.send(0, SEND, Payload::Inline(b"never polled", &[]));
             a.platform.sleep(Duration::from_millis(1)).await;
             a.device.destroy_qp(&mut left.queues, left.slot).await.unwrap();
             // Its completion is gone with it.

@@ -15,7 +15,7 @@ const SEND: SendOp = SendOp::Send { imm: None };
 
 async fn write(a: &Node, left: &mut End, to: RemoteAddr) -> Status {
     let op = SendOp::Write { to, imm: None };
-    left.send(1, op, Payload::Inline(b"forbidden"));
+    left.send(1, op, Payload::Inline(b"forbidden", &[]));
     left.next(&a.platform).await.status
 }
 
@@ -57,7 +57,7 @@ fn remote_access_ends_at_a_region_and_at_its_rights() {
             right.receive(5, &[]);
             assert_eq!(write(&a, &mut left, to).await, Status::RemoteAccess, "{case}");
             // Both ends are in error now: what is posted is flushed.
-            left.send(2, SEND, Payload::Inline(b"late"));
+            left.send(2, SEND, Payload::Inline(b"late", &[]));
             let late = left.next(&a.platform).await;
             assert_eq!((late.id, late.status), (2, Status::Flushed), "{case}");
             let flushed = right.next(&b.platform).await;
@@ -140,11 +140,11 @@ fn a_receiver_that_is_never_ready_ends_the_retries() {
     bed.block_on(async {
         let (mut left, mut right) = connect(&a, &b, &rc_config(4), &RC).await;
         let into = b.memory(64, ALL).await;
-        left.send(1, SEND, Payload::Inline(b"hello"));
+        left.send(1, SEND, Payload::Inline(b"hello", &[]));
         assert_eq!(left.next(&a.platform).await.status, Status::RnrRetryExceeded);
 
         let (mut left, mut late) = connect(&a, &b, &rc_config(4), &RC).await;
-        left.send(2, SEND, Payload::Inline(b"hello"));
+        left.send(2, SEND, Payload::Inline(b"hello", &[]));
         late.receive(3, &[into.sge(0, 64)]);
         assert_eq!(left.next(&a.platform).await.status, Status::Success);
         assert_eq!(into.bytes(5), b"hello");
@@ -159,7 +159,7 @@ fn a_dead_peer_ends_the_retries() {
     bed.block_on(async {
         let (mut left, _right) = connect(&a, &b, &rc_config(4), &RC).await;
         b.platform.power_off();
-        left.send(1, SEND, Payload::Inline(b"anybody?"));
+        left.send(1, SEND, Payload::Inline(b"anybody?", &[]));
         assert_eq!(left.next(&a.platform).await.status, Status::RetryExceeded);
     });
 }
@@ -288,7 +288,7 @@ fn a_lost_completion_interrupt_costs_one_wait_only() {
             let wait = std::pin::pin!(a.device.wait_completion(0));
             let meanwhile = std::pin::pin!(async {
                 a.platform.sleep(Duration::from_millis(1)).await;
-                left.send(1, SEND, Payload::Inline(b"x"));
+                left.send(1, SEND, Payload::Inline(b"x", &[]));
                 a.platform.sleep(Duration::from_millis(10)).await;
             });
             matches!(select(wait, meanwhile).await, Either::Right(_))

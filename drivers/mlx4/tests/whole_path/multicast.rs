@@ -59,7 +59,7 @@ async fn join(node: &Node, group: Gid) -> Lid {
 }
 
 async fn send(node: &Node, from: &mut End, lid: Lid, group: Gid) {
-    let mut send = request(2, SendOp::Send { imm: None }, Payload::Inline(b"hello"));
+    let mut send = request(2, SendOp::Send { imm: None }, Payload::Inline(b"hello", &[]));
     send.to = Some(UdAddress {
         lid,
         qpn: Qpn::MULTICAST,

@@ -528,7 +528,7 @@ impl Queues {
 impl QueueSet for Queues {
     fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
         let (bytes, pieces) = match request.payload {
-            Payload::Inline(bytes) => (bytes.to_vec(), Vec::new()),
+            Payload::Inline(first, second) => ([first, second].concat(), Vec::new()),
             Payload::Gather(pieces) => (Vec::new(), pieces.to_vec()),
         };
         self.with_qp(qp, |pair| {
