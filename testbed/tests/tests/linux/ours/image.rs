@@ -63,6 +63,7 @@ impl Image {
         let mut child = qemu
             .spawn()
             .map_err(|error| format!("QEMU does not start: {error}"))?;
+        // Open until the image has ended: QEMU drops what it has not passed on yet when the other end closes.
         let passed = self.pass(part, &stream);
         if passed.is_err() {
             // It has nobody to speak to.
@@ -107,13 +108,16 @@ impl Image {
         Ok(command)
     }
 
-    /// Passes a pingpong's exchange of addresses on.
-    fn pass(&self, part: &str, stream: &Path) -> io::Result<()> {
-        match part {
-            "rc-client" | "ud-client" => self.pass_call(&mut serial(stream)?),
-            "rc-server" | "ud-server" => self.pass_answer(&mut serial(stream)?),
-            _ => Ok(()),
-        }
+    /// Passes a pingpong's exchange of addresses on; gives the image's end of it.
+    fn pass(&self, part: &str, stream: &Path) -> io::Result<Option<UnixStream>> {
+        let pass = match part {
+            "rc-client" | "ud-client" => Self::pass_call,
+            "rc-server" | "ud-server" => Self::pass_answer,
+            _ => return Ok(None),
+        };
+        let mut image = serial(stream)?;
+        pass(self, &mut image)?;
+        Ok(Some(image))
     }
 
     /// The image calls. The guest's tool may not listen yet: QEMU takes the connection all the same, and ends it.
