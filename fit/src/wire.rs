@@ -317,8 +317,9 @@ mod tests {
 
         #[test]
         fn a_plain_message_is_read_alike_in_both_ways(
-            mut bytes: [u8; HEADER_LEN], kind in 0u8..4, pieces in 0u8..2, bulk in 0u8..2, body in 0u8..9, len in 24u32..32,
+            mut bytes: [u8; HEADER_LEN], kind in 1u8..4, pieces in 0u8..2, bulk in 0u8..2, body in 0u8..8, off in 0u32..2,
         ) {
+            let len = u32::try_from(HEADER_LEN).unwrap() + u32::from(body) + off;
             bytes[..4].copy_from_slice(&[kind, pieces, 0, 0]);
             bytes[12..20].copy_from_slice(&[body, 0, 0, 0, bulk, 0, 0, 0]);
             let whole = Header::decode(&bytes, len).filter(|header| {
