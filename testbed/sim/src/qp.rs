@@ -96,6 +96,8 @@ pub(crate) struct Qp {
     pub(crate) timer: u64,
     /// Waiting out a receiver that was not ready.
     pub(crate) rnr_waiting: bool,
+    /// The READ that was sent again because what came for later requests showed that its bytes are lost.
+    pub(crate) read_again: Option<Psn>,
 }
 
 impl Qp {
@@ -129,6 +131,7 @@ impl Qp {
             rnr_retries: 0,
             timer: 0,
             rnr_waiting: false,
+            read_again: None,
         }
     }
 
@@ -142,6 +145,7 @@ impl Qp {
         self.retries = 0;
         self.rnr_retries = 0;
         self.rnr_waiting = false;
+        self.read_again = None;
         self.timer += 1;
     }
 
@@ -149,6 +153,18 @@ impl Qp {
     pub(crate) fn reads_out(&self) -> usize {
         let sent = self.sends.iter().take(self.sent);
         sent.filter(|wqe| matches!(wqe.op, Op::Read { .. })).count()
+    }
+
+    /// Something came for a request behind the READ at the front, whose bytes have not come. The first such sign has everything under
+    /// way sent again; true then. The others may be answers to what was sent before, so after that the timer decides.
+    pub(crate) fn starts_again(&mut self) -> bool {
+        let read = self.sends.front().map(|wqe| wqe.psn);
+        let first = self.read_again != read;
+        if first {
+            self.read_again = read;
+            self.sent = 0;
+        }
+        first
     }
 
     /// The place in the send queue of the request with this number, if it is under way.
@@ -212,5 +228,50 @@ mod tests {
         assert_eq!(ahead(Psn(5), Psn(3)), 2);
         assert_eq!(ahead(Psn(1), Psn(0xff_ffff)), 2);
         assert_eq!(ahead(Psn(0xff_ffff), Psn(1)), -2);
+    }
+
+    /// A queue pair that has sent READs with these numbers.
+    fn reading(numbers: [u32; 2]) -> Qp {
+        let config = QpConfig {
+            kind: QpKind::ReliableConnection,
+            domain: Domain::default(),
+            port: 1,
+            send_depth: 4,
+            receive_depth: 4,
+            send_sge: 1,
+            receive_sge: 1,
+            inline: 0,
+            remote_access: Access::default(),
+        };
+        let mut qp = Qp::new(Qpn(0x40), QpSlot(0), 1, &config);
+        qp.sends.extend(numbers.map(|number| Wqe {
+            id: 0,
+            index: 0,
+            op: Op::Read {
+                from: RemoteAddr::default(),
+            },
+            source: Source::Gather(Vec::new()),
+            signalled: true,
+            solicited: false,
+            fence: false,
+            to: None,
+            digest: 0,
+            psn: Psn(number),
+        }));
+        qp.sent = 2;
+        qp
+    }
+
+    #[test]
+    fn a_read_starts_again_at_the_first_sign_that_its_bytes_are_lost_and_no_later_one() {
+        let mut qp = reading([7, 8]);
+        assert!(qp.starts_again());
+        assert_eq!(qp.sent, 0);
+        qp.sent = 2;
+        assert!(!qp.starts_again(), "or each answer would bring two");
+        assert_eq!(qp.sent, 2);
+        qp.sends.pop_front();
+        qp.sent = 1;
+        assert!(qp.starts_again(), "the next READ's bytes");
     }
 }

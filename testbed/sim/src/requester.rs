@@ -194,18 +194,17 @@ impl World {
         if is_read(&qp.sends[index]) != data.is_some() {
             return;
         }
-        // The bytes of a READ before it were lost: it is sent again, and what follows with it.
+        // The bytes of a READ before it may be lost.
         let missing = qp.sends.iter().take(index).position(is_read);
         let finished = missing.unwrap_or(index + 1);
         self.finish(node, qpn, finished, data.filter(|_| missing.is_none()));
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;
         };
-        if missing.is_some() {
-            qp.sent = 0;
+        if missing.is_none() || qp.starts_again() || finished > 0 {
+            self.start_ack_timer(node, qpn);
+            self.pump(node, qpn);
         }
-        self.start_ack_timer(node, qpn);
-        self.pump(node, qpn);
     }
 
     /// Completes the first requests, of which the last may be a READ with its bytes.
@@ -294,7 +293,11 @@ impl World {
             return;
         };
         match why {
-            _ if read.is_some() => qp.sent = 0,
+            _ if read.is_some() => {
+                if !qp.starts_again() {
+                    return;
+                }
+            }
             Nak::Sequence => {
                 qp.sent = 0;
                 return self.ack_restart(node, qpn);
