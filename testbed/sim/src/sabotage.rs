@@ -44,7 +44,7 @@ pub enum Sabotage {
     SpinningTask,
     /// A task that waits for the end of an operation is not woken when its peer is lost.
     LostWake,
-    /// A node's list of members still has who was there before.
+    /// A node's list of members still has whoever was there before.
     StaleList,
     /// A handler is not told of a peer that is lost.
     UntoldLoss,

@@ -129,10 +129,13 @@ impl World {
             return;
         };
         if self.has(crate::Sabotage::StaleList) {
-            let fresh = view.members.clone();
-            view.members
-                .extend(self.truth.stale.get(&life).into_iter().flatten());
-            self.truth.stale.insert(life, fresh);
+            let stale = self.truth.stale.entry(life).or_default();
+            for member in &view.members {
+                if !stale.contains(member) {
+                    stale.push(*member);
+                }
+            }
+            view.members.clone_from(stale);
         }
         let mut gids = BTreeMap::new();
         for (peer, member) in &view.members {
