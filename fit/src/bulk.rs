@@ -129,8 +129,8 @@ impl Buffers {
 }
 
 impl<M: DmaBuffer> Link<M> {
-    /// Takes up a request that brings or wants bulk.
-    pub(crate) fn on_bulk_request(&mut self, receive: u16, header: &Header, now: Instant) {
+    /// Takes up a request, with the bulk that it brings or wants.
+    pub(crate) fn on_request(&mut self, receive: u16, header: &Header, now: Instant) {
         let slot = usize::from(header.slot);
         if self.begin_serve(receive, header.brief(), now).is_none() {
             return self.fail(LostCause::Protocol);
@@ -148,7 +148,7 @@ impl<M: DmaBuffer> Link<M> {
             taken += u64::from(descriptor.len);
         }
         let part = &mut self.serves[slot].bulk;
-        part.any = true;
+        part.any = header.bulk > 0 || header.scatters > 0;
         part.len = header.bulk;
         part.limit = u32::try_from(taken).unwrap_or(u32::MAX).min(self.bulk.size);
         (part.gathers, part.scatters) = (header.gathers, header.scatters);

@@ -5,11 +5,11 @@ use core::task::{Poll, Waker};
 use hal::{DmaBuffer, Instant};
 use verbs::{Lkey, QueueSet, Region, RemoteAddr, Rkey, Sge};
 
-use crate::config::Layout;
+use crate::call_slots::{CallSlot, CallState};
 use crate::counters::count;
 use crate::link::{Failure, Link, Outgoing};
-use crate::ring::Purpose;
-use crate::wire::{Brief, DESCRIPTOR_LEN, Descriptor, HEADER_LEN, Header, MessageType};
+use crate::ring::{Place, Purpose};
+use crate::wire::{Brief, DESCRIPTOR_LEN, Descriptor, HEADER_BYTES, HEADER_LEN, Header, MessageType};
 use crate::{Error, LinkState, LostCause, MAX_PIECES, Operation};
 
 /// A piece of this node's registered memory that a call uses.
@@ -130,111 +130,6 @@ pub struct CallId {
     pub(crate) generation: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CallState {
-    Free,
-    Waiting,
-    /// The reply is in this receive buffer.
-    Answered {
-        receive: u16,
-        body: u32,
-        bulk: u32,
-    },
-    Failed(Failure),
-    /// Past its deadline; the waiter does not know yet, and the peer still owes the reply.
-    Expired(Failure),
-    /// Nobody waits any more, but the peer still owes the reply.
-    Orphaned,
-}
-
-#[derive(Debug)]
-pub(crate) struct CallSlot {
-    pub(crate) state: CallState,
-    pub(crate) generation: u32,
-    kind: u16,
-    /// Whether peer and device may touch the caller's memory until it ends.
-    pub(crate) lends: bool,
-    /// Whether the device is done with the request. Until then it may read what it gathers again, though the reply be there.
-    sent: bool,
-    /// Bytes that the reply's bulk may have.
-    takes: u32,
-    started: Instant,
-    deadline: Instant,
-    waker: Option<Waker>,
-    /// While it is free: the next free slot.
-    next_free: u16,
-}
-
-/// No slot.
-const NONE: u16 = u16::MAX;
-
-/// Which slots of a connection are free: a list through the slots, the last one freed first.
-#[derive(Debug)]
-pub(crate) struct FreeCalls {
-    first: u16,
-}
-
-impl FreeCalls {
-    pub(crate) fn none() -> Self {
-        Self { first: NONE }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.first == NONE
-    }
-
-    #[inline]
-    pub(crate) fn push(&mut self, calls: &mut [CallSlot], slot: u16) {
-        calls[usize::from(slot)].next_free = self.first;
-        self.first = slot;
-    }
-
-    /// Takes a slot out.
-    #[inline]
-    fn pop<'a>(&mut self, calls: &'a mut [CallSlot]) -> Option<(u16, &'a mut CallSlot)> {
-        let slot = self.first;
-        let place = calls.get_mut(usize::from(slot))?;
-        self.first = place.next_free;
-        Some((slot, place))
-    }
-}
-
-impl CallSlot {
-    pub(crate) fn free() -> Self {
-        Self {
-            state: CallState::Free,
-            generation: 0,
-            kind: 0,
-            lends: false,
-            sent: true,
-            takes: 0,
-            started: Instant::default(),
-            deadline: Instant::default(),
-            waker: None,
-            next_free: NONE,
-        }
-    }
-}
-
-impl CallSlot {
-    /// Frees the slot of a call that neither lends memory nor has a waker any more.
-    #[inline(always)]
-    fn end(&mut self, free: &mut FreeCalls, slot: u16) {
-        self.state = CallState::Free;
-        self.generation = self.generation.wrapping_add(1);
-        self.next_free = core::mem::replace(&mut free.first, slot);
-    }
-
-    /// Keeps the waker of a call that has not ended.
-    fn keep<T>(&mut self, waker: &Waker) -> Poll<T> {
-        match &mut self.waker {
-            Some(known) => known.clone_from(waker),
-            none => *none = Some(waker.clone()),
-        }
-        Poll::Pending
-    }
-}
-
 /// The header of a request without bulk.
 #[inline(always)]
 fn request_header(call: &Call<'_>, id: CallId) -> Header {
@@ -250,42 +145,42 @@ fn request_header(call: &Call<'_>, id: CallId) -> Header {
 impl<M: DmaBuffer> Link<M> {
     // ---- Calls ----
 
-    /// Sends a request; nothing if no slot or credit is free just now.
-    #[inline]
+    /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now. `link` is this connection's number.
+    #[inline(always)]
     pub(crate) fn start_call<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
-        call: &Call<'_>,
+        (link, call): (u16, &Call<'_>),
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
-        if self.state != LinkState::Up {
-            return self.check_up().map(|()| None);
+        if call.lends() || !self.goes_at_once(call.body) {
+            return self.start_longer_call(queues, (link, call), now, deadline);
         }
-        if call.lends() {
-            return self.start_lending_call(queues, call, now, deadline);
-        }
-        self.check_len(HEADER_LEN + call.body.len())?;
-        let Some((id, _)) = self.begin_call(call, now, deadline) else {
+        let Some(place) = self.ring.take(Purpose::Unanswered) else {
             return Ok(None);
         };
-        let header = request_header(call, id);
-        let place = |layout: &Layout| layout.call(id.slot.into());
-        self.send_plain(queues, header, call.body, place, Purpose::Unanswered);
+        let Some((id, _)) = self.begin_call((link, call), now, deadline) else {
+            return Ok(self.give_place_back(place));
+        };
+        self.send_at_once(queues, place, request_header(call, id), call.body);
         Ok(Some(id))
     }
 
-    /// Takes a slot for a call, if there is one and room in the send queue.
-    #[inline]
+    #[cold]
+    fn give_place_back(&mut self, place: Place) -> Option<CallId> {
+        self.ring.give_back(place);
+        None
+    }
+
+    /// Takes a slot for a call, if there is one.
+    #[inline(always)]
     fn begin_call(
         &mut self,
-        call: &Call<'_>,
+        (link, call): (u16, &Call<'_>),
         now: Instant,
         deadline: Instant,
     ) -> Option<(CallId, &mut CallSlot)> {
-        if self.ring.room() == 0 {
-            return None;
-        }
         let (slot, place) = self.free_calls.pop(&mut self.calls)?;
         place.state = CallState::Waiting;
         place.kind = call.kind;
@@ -294,24 +189,68 @@ impl<M: DmaBuffer> Link<M> {
         count(&mut self.counters.calls, call.kind);
         let generation = place.generation;
         let id = CallId {
-            link: 0,
+            link,
             slot,
             generation,
         };
         Some((id, place))
     }
 
-    /// Starts a call that lends memory.
+    /// Starts a call that does not go at once: it lends memory, is long, or the connection is not up.
     #[inline(never)]
+    fn start_longer_call<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        (link, call): (u16, &Call<'_>),
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<CallId>, Error> {
+        self.check_up()?;
+        if self.state != LinkState::Up {
+            return Ok(None);
+        }
+        let id = if call.lends() {
+            self.start_lending_call(queues, (link, call), now, deadline)
+        } else {
+            self.start_long_call(queues, (link, call), now, deadline)
+        };
+        self.flush(queues);
+        id
+    }
+
+    /// Starts a call without bulk whose body does not go inline.
+    fn start_long_call<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        (link, call): (u16, &Call<'_>),
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<CallId>, Error> {
+        self.check_len(HEADER_LEN + call.body.len())?;
+        if self.ring.room() == 0 {
+            return Ok(None);
+        }
+        let Some((id, _)) = self.begin_call((link, call), now, deadline) else {
+            return Ok(None);
+        };
+        let (header, at) = (request_header(call, id), self.layout.call(id.slot.into()));
+        self.send_plain(queues, header, call.body, at, Purpose::Unanswered);
+        Ok(Some(id))
+    }
+
+    /// Starts a call that lends memory.
     fn start_lending_call<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
-        call: &Call<'_>,
+        (link, call): (u16, &Call<'_>),
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
         let (bulk, carried) = self.check_call(call)?;
-        let Some((id, place)) = self.begin_call(call, now, deadline) else {
+        if self.ring.room() == 0 {
+            return Ok(None);
+        }
+        let Some((id, place)) = self.begin_call((link, call), now, deadline) else {
             return Ok(None);
         };
         place.lends = true;
@@ -374,8 +313,16 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Looks whether a call has ended. Its reply is copied into `into`; the id means nothing afterwards.
-    #[inline]
+    /// Whether there is such a call.
+    #[inline(always)]
+    pub(crate) fn has_call(&self, id: CallId) -> bool {
+        let call = self.calls.get(usize::from(id.slot));
+        call.is_some_and(|call| call.is_of(id))
+    }
+
+    /// Looks whether a call that [is there](Self::has_call) has ended. Its reply is copied into `into`; the id means nothing
+    /// afterwards.
+    #[inline(always)]
     pub(crate) fn poll_call<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -384,7 +331,6 @@ impl<M: DmaBuffer> Link<M> {
         into: &mut [u8],
     ) -> Poll<Result<Reply, Error>> {
         let call = &mut self.calls[usize::from(id.slot)];
-        assert_eq!(call.generation, id.generation, "a call's end is taken once");
         let CallState::Answered { receive, body, .. } = call.state else {
             return self.poll_unanswered(id.slot, waker);
         };
@@ -461,8 +407,10 @@ impl<M: DmaBuffer> Link<M> {
 
     /// The waiter of a call is gone.
     pub(crate) fn abandon_call<Q: QueueSet>(&mut self, queues: &mut Q, id: CallId) {
-        let call = &mut self.calls[usize::from(id.slot)];
-        if call.generation != id.generation {
+        let Some(call) = self.calls.get_mut(usize::from(id.slot)) else {
+            return;
+        };
+        if !call.is_of(id) {
             return;
         }
         call.waker = None;
@@ -489,9 +437,7 @@ impl<M: DmaBuffer> Link<M> {
     pub(crate) fn end_call(&mut self, slot: usize, state: CallState) {
         let call = &mut self.calls[slot];
         call.state = state;
-        if let Some(waker) = call.waker.take() {
-            waker.wake();
-        }
+        call.wake();
     }
 
     /// The device is done with the request of a call that gathers memory.
@@ -499,14 +445,26 @@ impl<M: DmaBuffer> Link<M> {
         let call = &mut self.calls[usize::from(slot)];
         if call.generation == generation {
             call.sent = true;
-            if let Some(waker) = call.waker.take() {
-                waker.wake();
-            }
+            call.wake();
         }
     }
 
-    /// Takes a reply; its receive is posted again when the waiter has it.
+    /// Takes a reply without bulk if a call waits for it and it says nothing new of one-way messages; whether this was so. Its receive is
+    /// posted again when the waiter has it.
     #[inline(always)]
+    pub(crate) fn on_plain_reply(&mut self, receive: u16, reply: Brief, now: Instant) -> bool {
+        match self.calls.get_mut(usize::from(reply.slot)) {
+            Some(call) if call.awaits(&reply) && self.window.knows(reply.returned) => {
+                let took = call.answer(receive, reply.body, 0, now);
+                self.hear(HEADER_BYTES + reply.body);
+                self.counters.call_time.record_ns(took);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes a reply, whatever it brings.
     pub(crate) fn on_reply<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -515,65 +473,33 @@ impl<M: DmaBuffer> Link<M> {
         bulk: u32,
         now: Instant,
     ) {
-        let Some(call) = self.calls.get_mut(usize::from(reply.slot)) else {
-            return self.on_stray_reply(queues, receive);
-        };
-        if call.generation != reply.generation || call.state != CallState::Waiting {
-            let Brief {
-                kind,
-                slot,
-                generation,
-                ..
-            } = reply;
-            return self.on_unawaited_reply(queues, receive, (slot, generation), (kind, bulk));
+        match self.calls.get_mut(usize::from(reply.slot)) {
+            Some(call) if call.awaits(&reply) && bulk <= call.takes => {
+                let took = call.answer(receive, reply.body, bulk, now);
+                self.counters.nr_bytes_rx += u64::from(bulk);
+                self.counters.call_time.record_ns(took);
+            }
+            _ => self.on_unawaited_reply(queues, receive, reply, bulk),
         }
+    }
+
+    /// Takes a reply that no waiter gets: it comes too late, for nothing, or is not what was asked for.
+    #[inline(never)]
+    fn on_unawaited_reply<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16, reply: Brief, bulk: u32) {
+        let call = self.calls.get(usize::from(reply.slot));
+        let owed = call.filter(|call| call.generation == reply.generation && call.state.is_owed());
+        let Some(call) = owed else {
+            self.counters.nr_stray += 1;
+            return self.post_receive(queues, receive);
+        };
         if bulk > call.takes || reply.kind != call.kind {
             return self.fail(LostCause::Protocol);
         }
-        let took = now.nanos.saturating_sub(call.started.nanos);
-        call.state = CallState::Answered {
-            receive,
-            body: reply.body,
-            bulk,
-        };
-        if let Some(waker) = call.waker.take() {
-            waker.wake();
-        }
-        self.counters.nr_bytes_rx += u64::from(bulk);
-        self.counters.call_time.record_ns(took);
-    }
-
-    /// Takes a reply that is for no call that waits.
-    #[inline(never)]
-    fn on_unawaited_reply<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        receive: u16,
-        (slot, generation): (u16, u32),
-        (kind, bulk): (u16, u32),
-    ) {
-        let call = &self.calls[usize::from(slot)];
-        if call.generation != generation {
-            return self.on_stray_reply(queues, receive);
-        }
-        let owed = matches!(call.state, CallState::Expired(_) | CallState::Orphaned);
-        if owed && (bulk > call.takes || kind != call.kind) {
-            return self.fail(LostCause::Protocol);
-        }
         match call.state {
-            CallState::Expired(failure) => self.end_call(slot.into(), CallState::Failed(failure)),
-            CallState::Orphaned => self.free_call(slot),
-            CallState::Free | CallState::Waiting | CallState::Answered { .. } | CallState::Failed(_) => {
-                return self.on_stray_reply(queues, receive);
-            }
+            CallState::Expired(failure) => self.end_call(reply.slot.into(), CallState::Failed(failure)),
+            CallState::Orphaned => self.free_call(reply.slot),
+            _ => unreachable!("a reply that is owed, and as it was asked for, to one who waits"),
         }
-        self.post_receive(queues, receive);
-    }
-
-    /// Drops a reply that nothing was asked for.
-    #[inline(never)]
-    fn on_stray_reply<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16) {
-        self.counters.nr_stray += 1;
         self.post_receive(queues, receive);
     }
 

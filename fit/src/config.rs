@@ -5,7 +5,7 @@ use verbs::DeviceLimits;
 
 use crate::error::Resource;
 use crate::keepalive::PINGS;
-use crate::wire::MAX_DESCRIPTORS_LEN;
+use crate::wire::{HEADER_BYTES, MAX_DESCRIPTORS_LEN};
 use crate::{Cluster, Error, HEADER_LEN, MAX_PIECES};
 
 /// How FIT is set up on a node. Nothing here must be equal on both sides: what matters to the peer is negotiated.
@@ -247,8 +247,7 @@ pub(crate) const SEND_PIECES: u8 = 9;
 const _: () = assert!(SEND_PIECES as usize == 1 + MAX_PIECES);
 
 /// Bytes inline that a device must take at least.
-const INLINE: u32 = 24;
-const _: () = assert!(INLINE as usize == HEADER_LEN);
+const INLINE: u32 = HEADER_BYTES;
 
 /// Messages under way that say only how many one-way messages were taken: each speaks of half of the window at least.
 const CREDITS: u32 = 2;

@@ -25,16 +25,16 @@ const NONE: u16 = u16::MAX;
 /// By which of an engine's connections a peer is reached.
 #[derive(Debug, Clone, Copy)]
 struct Route {
-    /// The last of them, which all but calls go by.
-    link: u16,
-    /// Whether there are others.
-    several: bool,
+    /// The one that calls go by; none if there are several, which take turns.
+    calls: u16,
+    /// The last of them, which all else goes by.
+    rest: u16,
 }
 
 impl Route {
     const NONE: Self = Self {
-        link: NONE,
-        several: false,
+        calls: NONE,
+        rest: NONE,
     };
 }
 
@@ -71,9 +71,8 @@ fn settle<Q: QueueSet, M: DmaBuffer>(link: &mut Link<M>, queues: &mut Q, servers
 pub struct Engine<Q, M> {
     config: Config,
     queues: Q,
-    links: Vec<(Option<PeerId>, Link<M>)>,
-    /// Which connection has which queue pair, by the queue pair's place in the queue set.
-    by_qp: Vec<u16>,
+    /// By the place of their queue pair in the queue set.
+    links: Vec<Link<M>>,
     /// By the peers' numbers: by which connections they are reached.
     routes: Vec<Route>,
     servers: Vec<Waker>,
@@ -99,7 +98,6 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             config,
             queues,
             links: Vec::with_capacity(config.peers.into()),
-            by_qp: Vec::new(),
             routes: Vec::new(),
             servers: Vec::with_capacity(MAX_WORKERS.into()),
             turn: 0,
@@ -133,7 +131,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         self.links.len() < self.config.peers.into()
     }
 
-    /// Takes a queue pair in and posts its receives; it waits for a peer.
+    /// Takes the queue set's next queue pair in and posts its receives; it waits for a peer.
     pub(crate) fn add(&mut self, parts: Parts<M>) -> u16 {
         assert!(
             self.has_room(),
@@ -141,20 +139,19 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         );
         let index = u16::try_from(self.links.len()).expect("connections are counted in 16 bits");
         assert_ne!(index, NONE, "a number that stands for no connection");
-        let place = usize::from(parts.qp.0);
-        if place >= self.by_qp.len() {
-            self.by_qp.resize(place + 1, NONE);
-        }
-        self.by_qp[place] = index;
+        assert_eq!(
+            parts.qp.0, index,
+            "queue pairs are taken in the queue set's order"
+        );
         let mut link = Link::new(&self.config, parts);
         link.post_receives(&mut self.queues);
-        self.links.push((None, link));
+        self.links.push(link);
         index
     }
 
     /// The connection `index` stands; false if it has failed while it was made.
     pub(crate) fn up(&mut self, index: u16, target: Target) -> bool {
-        let (_, link) = &mut self.links[usize::from(index)];
+        let link = &mut self.links[usize::from(index)];
         if link.state != LinkState::Connecting {
             return false;
         }
@@ -170,10 +167,10 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Gives a queue pair to a peer, one that waits or whose peer is lost; nothing if none is left. A used one must be
     /// [renewed](Self::renew).
     pub(crate) fn claim(&mut self, peer: PeerId, name: PeerName) -> Option<(u16, verbs::Qpn)> {
-        let free = |(owner, link): &(Option<PeerId>, Link<M>)| owner.is_none() || link.is_over();
+        let free = |link: &Link<M>| link.owner.is_none() || link.is_over();
         let index = self.links.iter().position(free)?;
-        let (owner, link) = &mut self.links[index];
-        let old = owner.replace(peer);
+        let link = &mut self.links[index];
+        let old = link.owner.replace(peer);
         if let Some(old) = old {
             if self.gone.len() == MAX_GONE {
                 self.gone.pop_front();
@@ -194,11 +191,12 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             self.routes.resize(place + 1, Route::NONE);
         }
         let mut route = Route::NONE;
-        for (index, (owner, _)) in (0..).zip(&self.links) {
-            if *owner == Some(peer) {
+        for (index, link) in (0..).zip(&self.links) {
+            if link.owner == Some(peer) {
+                let only = route.rest == NONE;
                 route = Route {
-                    several: route.link != NONE,
-                    link: index,
+                    calls: if only { index } else { NONE },
+                    rest: index,
                 };
             }
         }
@@ -207,28 +205,27 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// The memory of the connection `index`: its bus address and length.
     pub(crate) fn memory(&self, index: u16) -> (u64, u64) {
-        let memory = &self.links[usize::from(index)].1.memory;
+        let memory = &self.links[usize::from(index)].memory;
         (memory.bus_addr().0, memory.len() as u64)
     }
 
     /// Forgets what is left of requests on the connection `index`, whose queue pair is in RESET.
     pub(crate) fn forget(&mut self, index: u16) {
-        self.queues.forget(self.links[usize::from(index)].1.qp);
+        self.queues.forget(self.links[usize::from(index)].qp);
     }
 
     /// Begins the connection `index` anew and posts its receives. Its queue pair is in INIT, its memory registered under
     /// `lkey`.
     pub(crate) fn renew(&mut self, index: u16, lkey: Lkey) {
         let at = usize::from(index);
-        let (owner, link) = self.links.remove(at);
-        let mut link = link.renewed(&self.config, lkey);
+        let mut link = self.links.remove(at).renewed(&self.config, lkey);
         link.post_receives(&mut self.queues);
-        self.links.insert(at, (owner, link));
+        self.links.insert(at, link);
     }
 
     /// Takes the connection `index` from a peer that was never told of it; its queue pair is dead.
     pub(crate) fn release(&mut self, index: u16) {
-        if let Some(peer) = self.links[usize::from(index)].0.take() {
+        if let Some(peer) = self.links[usize::from(index)].owner.take() {
             self.reroute(peer);
         }
     }
@@ -243,26 +240,24 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Loses the connection `index`.
     pub(crate) fn fail(&mut self, index: u16, cause: LostCause) {
-        self.links[usize::from(index)].1.fail(cause);
+        self.links[usize::from(index)].fail(cause);
     }
 
     /// Loses every connection that has a peer.
     pub(crate) fn fail_all(&mut self, cause: LostCause) {
-        self.links
-            .iter_mut()
-            .filter(|(owner, _)| owner.is_some())
-            .for_each(|(_, link)| link.fail(cause));
+        let owned = self.links.iter_mut().filter(|link| link.owner.is_some());
+        owned.for_each(|link| link.fail(cause));
     }
 
     /// Loses every connection to `peer`.
     pub(crate) fn fail_peer(&mut self, peer: PeerId, cause: LostCause) {
-        let theirs = self.links.iter_mut().filter(|(owner, _)| *owner == Some(peer));
-        theirs.for_each(|(_, link)| link.fail(cause));
+        let theirs = self.links.iter_mut().filter(|link| link.owner == Some(peer));
+        theirs.for_each(|link| link.fail(cause));
     }
 
     /// The queue pair of the connection `index` is dead.
     pub(crate) fn dead(&mut self, index: u16) {
-        self.links[usize::from(index)].1.dead();
+        self.links[usize::from(index)].dead();
     }
 
     /// The next connection whose queue pair must be killed: its index, its peer, its queue pair, and why.
@@ -270,24 +265,24 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         let index = self
             .links
             .iter()
-            .position(|(_, link)| link.state == LinkState::Failing)?;
-        let (peer, link) = &self.links[index];
-        Some((u16::try_from(index).ok()?, *peer, link.qpn, link.cause))
+            .position(|link| link.state == LinkState::Failing)?;
+        let link = &self.links[index];
+        Some((u16::try_from(index).ok()?, link.owner, link.qpn, link.cause))
     }
 
     /// The connection with this queue pair number.
     pub(crate) fn by_qpn(&self, qpn: verbs::Qpn) -> Option<u16> {
         self.links
             .iter()
-            .position(|(_, link)| link.qpn == qpn)
+            .position(|link| link.qpn == qpn)
             .and_then(|index| u16::try_from(index).ok())
     }
 
     /// The connection to `peer`; with several, the one that all but calls go by.
     fn link(&mut self, peer: PeerId) -> Result<(&mut Link<M>, &mut Q), Error> {
-        let index = self.route(peer).link;
+        let index = self.route(peer).rest;
         match self.links.get_mut(usize::from(index)) {
-            Some((_, link)) => Ok((link, &mut self.queues)),
+            Some(link) => Ok((link, &mut self.queues)),
             None => Err(gone(&self.gone, peer)),
         }
     }
@@ -319,8 +314,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Why `peer` is lost, if it is and is remembered.
     #[must_use]
     pub fn cause(&self, peer: PeerId) -> Option<LostCause> {
-        match self.links.iter().rfind(|(owner, _)| *owner == Some(peer)) {
-            Some((_, link)) => link.cause,
+        match self.links.iter().rfind(|link| link.owner == Some(peer)) {
+            Some(link) => link.cause,
             None => {
                 let gone = self.gone.iter().find(|(gone, ..)| *gone == peer);
                 gone.map(|&(_, _, cause)| cause)
@@ -332,7 +327,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     pub fn link_counters(&self) -> impl Iterator<Item = (PeerId, PeerName, &LinkCounters)> {
         self.links
             .iter()
-            .filter_map(|(owner, link)| Some(((*owner)?, link.peer, &link.counters)))
+            .filter_map(|link| Some((link.owner?, link.peer, &link.counters)))
     }
 
     /// Takes up to a batch of completions and deals with them. Returns how many there were.
@@ -343,7 +338,6 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         };
         let Self {
             batch,
-            by_qp,
             links,
             queues,
             servers,
@@ -351,21 +345,16 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             ..
         } = self;
         counters.nr_cqe += taken as u64;
-        let mut left = batch[..taken].iter();
-        while let Some(completion) = left.next() {
-            let index = by_qp.get(usize::from(completion.qp.0)).copied().unwrap_or(NONE);
-            let Some((_, link)) = links.get_mut(usize::from(index)) else {
+        let mut left = &batch[..taken];
+        while let [completion, later @ ..] = left {
+            left = later;
+            let Some(link) = links.get_mut(usize::from(completion.qp.0)) else {
                 counters.nr_stray_cqe += 1;
                 continue;
             };
-            link.on_completion(queues, completion, now);
+            link.on_completion(queues, completion, now, servers);
             // Completions of one connection come in runs: each run shares a doorbell.
-            if link.due != 0
-                && left
-                    .as_slice()
-                    .first()
-                    .is_none_or(|next| next.qp != completion.qp)
-            {
+            if link.due != 0 && later.first().is_none_or(|next| next.qp != completion.qp) {
                 settle(link, queues, servers);
             }
         }
@@ -377,7 +366,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     fn poll_failed(&mut self, error: &PollError) -> usize {
         if matches!(error, PollError::QueueFailed) {
             let links = self.links.iter_mut();
-            links.for_each(|(_, link)| link.fail(LostCause::Device));
+            links.for_each(|link| link.fail(LostCause::Device));
             return 0;
         }
         log::error!("{error}");
@@ -386,9 +375,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     /// As the function of this name, for the connection `index`.
-    #[inline]
     fn settle(&mut self, index: u16) {
-        let link = &mut self.links[usize::from(index)].1;
+        let link = &mut self.links[usize::from(index)];
         settle(link, &mut self.queues, &mut self.servers);
     }
 
@@ -400,38 +388,18 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Looks at every deadline.
     pub fn tick(&mut self, now: Instant) {
         for index in 0..self.links.len() {
-            self.links[index].1.tick(now);
+            self.links[index].tick(now);
             self.settle(u16::try_from(index).expect("connections are counted in 16 bits"));
         }
     }
 
-    /// The connection that the next call to `peer` goes by.
-    #[inline]
-    fn call_lane(&mut self, peer: PeerId) -> u16 {
-        let route = self.route(peer);
-        match route.several {
-            false => route.link,
-            true => self.next_lane(peer),
-        }
-    }
-
     /// Of several connections to a peer the one whose turn it is: they take turns, but for those without a free slot.
-    #[inline(never)]
     fn next_lane(&mut self, peer: PeerId) -> u16 {
         let lanes = (0..).zip(&self.links);
-        let ours = lanes.filter(|(_, (owner, _))| *owner == Some(peer));
-        let next =
-            ours.min_by_key(|(index, (_, link))| (link.free_calls.is_empty(), *index <= self.last_lane));
+        let ours = lanes.filter(|(_, link)| link.owner == Some(peer));
+        let next = ours.min_by_key(|(index, link)| (link.free_calls.is_empty(), *index <= self.last_lane));
         self.last_lane = next.map_or(NONE, |(index, _)| index);
         self.last_lane
-    }
-
-    /// The connection that a call went by, if its peer still has it.
-    fn lane_of(&mut self, peer: PeerId, id: CallId) -> Result<(&mut Link<M>, &mut Q), Error> {
-        match self.links.get_mut(usize::from(id.link)) {
-            Some((owner, link)) if *owner == Some(peer) => Ok((link, &mut self.queues)),
-            _ => Err(gone(&self.gone, peer)),
-        }
     }
 
     /// Keeps a waker to be woken when a slot to `peer` becomes free.
@@ -441,8 +409,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// [`Error::Overloaded`] when too many wait already, [`Error::PeerLost`], [`Error::NotConnected`].
     pub fn wait_for_room(&mut self, peer: PeerId, waker: &Waker) -> Result<(), Error> {
         self.link(peer)?;
-        let mut lanes = self.links.iter_mut().filter(|(owner, _)| *owner == Some(peer));
-        lanes.try_for_each(|(_, link)| link.wait_for_room(waker))
+        let mut lanes = self.links.iter_mut().filter(|link| link.owner == Some(peer));
+        lanes.try_for_each(|link| link.wait_for_room(waker))
     }
 
     /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now.
@@ -458,14 +426,28 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         now: Instant,
         deadline: Instant,
     ) -> Result<Option<CallId>, Error> {
-        let index = self.call_lane(peer);
-        let Some((_, link)) = self.links.get_mut(usize::from(index)) else {
-            return Err(gone(&self.gone, peer));
-        };
-        let id = link.start_call(&mut self.queues, call, now, deadline)?;
-        link.flush(&mut self.queues);
         self.expect_completions();
-        Ok(id.map(|id| CallId { link: index, ..id }))
+        let lane = self.route(peer).calls;
+        match self.links.get_mut(usize::from(lane)) {
+            Some(link) => link.start_call(&mut self.queues, (lane, call), now, deadline),
+            None => self.start_call_by_turns(peer, call, now, deadline),
+        }
+    }
+
+    /// Starts a call to a peer that is not reached by just one connection.
+    #[inline(never)]
+    fn start_call_by_turns(
+        &mut self,
+        peer: PeerId,
+        call: &Call<'_>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<CallId>, Error> {
+        let lane = self.next_lane(peer);
+        match self.links.get_mut(usize::from(lane)) {
+            Some(link) => link.start_call(&mut self.queues, (lane, call), now, deadline),
+            None => Err(gone(&self.gone, peer)),
+        }
     }
 
     /// Sends a message that wants no answer and rings the doorbell; nothing if there is no room just now.
@@ -489,16 +471,25 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         waker: &Waker,
         into: &mut [u8],
     ) -> Poll<Result<Reply, Error>> {
-        match self.lane_of(peer, id) {
-            Ok((link, queues)) => link.poll_call(queues, id, waker, into),
-            Err(error) => Poll::Ready(Err(error)),
+        match self.links.get_mut(usize::from(id.link)) {
+            Some(link) if link.has_call(id) => link.poll_call(&mut self.queues, id, waker, into),
+            _ => Poll::Ready(Err(self.call_is_gone(peer, id))),
         }
     }
 
+    /// The error of a call whose connection another peer has now.
+    #[cold]
+    fn call_is_gone(&self, peer: PeerId, id: CallId) -> Error {
+        let link = self.links.get(usize::from(id.link));
+        let still = link.is_some_and(|link| link.owner == Some(peer));
+        assert!(!still, "a call's end is taken once");
+        gone(&self.gone, peer)
+    }
+
     /// The waiter of a call is gone.
-    pub fn abandon_call(&mut self, peer: PeerId, id: CallId) {
-        if let Ok((link, queues)) = self.lane_of(peer, id) {
-            link.abandon_call(queues, id);
+    pub fn abandon_call(&mut self, id: CallId) {
+        if let Some(link) = self.links.get_mut(usize::from(id.link)) {
+            link.abandon_call(&mut self.queues, id);
         }
     }
 
@@ -540,7 +531,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Takes the next end of an access that was started with a tag.
     pub fn take_ended(&mut self) -> Option<Ended> {
-        self.links.iter_mut().find_map(|(_, link)| link.take_ended())
+        self.links.iter_mut().find_map(Link::take_ended)
     }
 
     /// Rings the doorbell for everything posted to `peer`.
@@ -600,13 +591,12 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             } else {
                 0
             };
-            let (peer, link) = &mut self.links[usize::from(place)];
-            if link.state == LinkState::Up
-                && let Some(peer) = *peer
-                && let Some(incoming) = link.take_request(&mut self.queues, (peer, place), into)
-            {
+            let link = &mut self.links[usize::from(place)];
+            if let Some(incoming) = link.take_request(&mut self.queues, place, into) {
                 // A credit may be due.
-                link.flush(&mut self.queues);
+                if link.due != 0 {
+                    link.flush(&mut self.queues);
+                }
                 return Poll::Ready(incoming);
             }
         }
@@ -620,7 +610,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     #[must_use]
     pub fn reply_limit(&self, incoming: &Incoming) -> usize {
         match &self.links[usize::from(incoming.link)] {
-            (owner, link) if *owner == Some(incoming.from) => link.reply_limit(),
+            link if link.owner == Some(incoming.from) => link.reply_limit(),
             _ => 0,
         }
     }
@@ -628,39 +618,29 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Copies bulk of a request from `offset` on; returns how many bytes there were. None once its connection is gone.
     #[must_use]
     pub fn read_bulk(&self, incoming: &Incoming, offset: usize, into: &mut [u8]) -> usize {
-        match &self.links[usize::from(incoming.link)] {
-            (owner, link) if *owner == Some(incoming.from) => link.read_bulk(incoming, offset, into),
-            _ => 0,
-        }
-    }
-
-    /// The connection that a request came by, if its peer still has it.
-    fn origin(&mut self, incoming: &Incoming) -> Option<&mut Link<M>> {
-        let (owner, link) = &mut self.links[usize::from(incoming.link)];
-        (*owner == Some(incoming.from)).then_some(link)
+        let link = &self.links[usize::from(incoming.link)];
+        link.read_bulk(incoming, offset, into)
     }
 
     /// Puts bytes of bulk into the slot of a request; at most [`Incoming::bulk_limit`] in all.
     pub fn write_bulk(&mut self, incoming: &Incoming, offset: usize, bytes: &[u8]) {
-        if let Some(link) = self.origin(incoming) {
-            link.write_bulk(incoming, offset, bytes);
-        }
+        let link = &mut self.links[usize::from(incoming.link)];
+        link.write_bulk(incoming, offset, bytes);
     }
 
     /// Answers a request and rings the doorbell. If its connection is gone, the answer is dropped.
     #[inline]
     pub fn reply(&mut self, incoming: &Incoming, body: &[u8], bulk: u32) {
-        let (owner, link) = &mut self.links[usize::from(incoming.link)];
-        if *owner != Some(incoming.from) {
-            return;
-        }
+        let link = &mut self.links[usize::from(incoming.link)];
         link.reply(&mut self.queues, incoming, body, bulk);
         // Another request may have got this one's buffers.
-        settle(link, &mut self.queues, &mut self.servers);
+        if link.due != 0 {
+            settle(link, &mut self.queues, &mut self.servers);
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn test_link(&mut self, index: usize) -> (&mut Link<M>, &mut Q) {
-        (&mut self.links[index].1, &mut self.queues)
+        (&mut self.links[index], &mut self.queues)
     }
 }

@@ -18,8 +18,11 @@
 
 extern crate alloc;
 
+mod arrivals;
 mod bulk;
+mod call_slots;
 mod calls;
+mod completions;
 mod config;
 mod control;
 mod counters;

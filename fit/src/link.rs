@@ -1,4 +1,4 @@
-//! One connection: its slots and credits, and what becomes of each completion.
+//! One connection: its slots and credits, how it posts, and how it ends.
 //!
 //! Every wait is a slot: a call, or a one-sided READ or WRITE (`one_sided`). A slot's number and generation name it to the peer (calls)
 //! and to the waiter; whatever comes for another generation touches nothing. A slot that lends memory (a READ, a
@@ -11,22 +11,21 @@ use alloc::vec::Vec;
 use core::task::Waker;
 
 use hal::{DmaBuffer, Duration, Instant};
-use verbs::{
-    Completion, CompletionKind, Lkey, Payload, PostError, QpSlot, Qpn, QueueSet, SendOp, SendRequest, Sge,
-    Status,
-};
+use verbs::{Lkey, Payload, PostError, QpSlot, Qpn, QueueSet, SendOp, SendRequest, Sge};
 
+use crate::arrivals::Arrivals;
 use crate::bulk::Buffers;
-use crate::calls::{CallSlot, CallState, FreeCalls, Piece};
+use crate::call_slots::{CallSlot, CallState, FreeCalls};
+use crate::calls::Piece;
 use crate::config::Layout;
 use crate::keepalive::Alive;
 use crate::one_sided::{OpState, Ops};
-use crate::one_way::{OneWayMessage, Window};
+use crate::one_way::Window;
 use crate::receive::Receive;
-use crate::ring::{Misfit, Purpose, SendRing};
-use crate::serve::{Arrival, ServeSlot};
-use crate::wire::{HEADER_LEN, Header, MAX_DESCRIPTORS_LEN, MessageType, Plain};
-use crate::{Config, Error, LinkCounters, LostCause, MAX_PIECES, Operation, PeerName};
+use crate::ring::{Place, Purpose, SendRing};
+use crate::serve::ServeSlot;
+use crate::wire::{HEADER_BYTES, HEADER_LEN, Header, MAX_DESCRIPTORS_LEN};
+use crate::{Config, Error, LinkCounters, LostCause, MAX_PIECES, Operation, PeerId, PeerName};
 
 /// A connection's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +95,8 @@ pub(crate) mod due {
 
 /// One connection of one core.
 pub(crate) struct Link<M> {
+    /// Whose it is.
+    pub(crate) owner: Option<PeerId>,
     pub(crate) peer: PeerName,
     pub(crate) qp: QpSlot,
     pub(crate) qpn: Qpn,
@@ -106,9 +107,7 @@ pub(crate) struct Link<M> {
     pub(crate) layout: Layout,
     pub(crate) memory: M,
     pub(crate) serves: Box<[ServeSlot]>,
-    pub(crate) arrived: VecDeque<Arrival>,
-    /// The one-way messages among them.
-    pub(crate) one_ways: VecDeque<OneWayMessage>,
+    pub(crate) arrived: Arrivals,
     /// What is [due].
     pub(crate) due: u8,
     pub(crate) queued_replies: VecDeque<u16>,
@@ -118,9 +117,13 @@ pub(crate) struct Link<M> {
     pub(crate) reads_out: u8,
     pub(crate) ring: SendRing,
     pub(crate) alive: Alive,
-    message_size: u32,
+    pub(crate) message_size: u32,
     lkey: Lkey,
     max_inline: u32,
+    /// The header of the message at hand; kept, as clearing it each time would cost three instructions.
+    pub(crate) header: [u8; HEADER_LEN],
+    /// Bodies shorter than this may be sent at once: they go inline, and the connection is up. One comparison for all.
+    at_once: u32,
     pub(crate) calls: Box<[CallSlot]>,
     pub(crate) free_calls: FreeCalls,
     pub(crate) ops: Ops,
@@ -146,6 +149,7 @@ impl<M: DmaBuffer> Link<M> {
         );
         let receives = Receive::all(&layout, parts.memory.bus_addr(), parts.lkey);
         Self {
+            owner: None,
             peer: parts.peer,
             qp: parts.qp,
             qpn: parts.qpn,
@@ -162,8 +166,7 @@ impl<M: DmaBuffer> Link<M> {
             layout,
             memory: parts.memory,
             serves: (0..config.serves).map(|_| ServeSlot::default()).collect(),
-            arrived: VecDeque::with_capacity(usize::from(config.serves) + usize::from(config.one_ways)),
-            one_ways: VecDeque::with_capacity(config.one_ways.into()),
+            arrived: Arrivals::new(config.one_ways),
             due: 0,
             queued_replies: VecDeque::with_capacity(config.serves.into()),
             bulk: Buffers::new(config),
@@ -174,6 +177,8 @@ impl<M: DmaBuffer> Link<M> {
             message_size: config.message_size,
             lkey: parts.lkey,
             max_inline: parts.max_inline,
+            header: [0; HEADER_LEN],
+            at_once: 0,
             calls: (0..config.calls).map(|_| CallSlot::free()).collect(),
             free_calls: FreeCalls::none(),
             ops: Ops::new(config),
@@ -183,8 +188,9 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Begins anew with the same queue pair and memory, for another peer.
+    /// Begins anew with the same queue pair and memory, for another peer. Names of calls and requests from before mean nothing.
     pub(crate) fn renewed(self, config: &Config, lkey: Lkey) -> Self {
+        let (owner, calls, serves) = (self.owner, self.calls, self.serves);
         let parts = Parts {
             peer: self.peer,
             qp: self.qp,
@@ -193,7 +199,13 @@ impl<M: DmaBuffer> Link<M> {
             lkey,
             max_inline: self.max_inline,
         };
-        Self::new(config, parts)
+        let mut link = Self::new(config, parts);
+        link.owner = owner;
+        let calls = link.calls.iter_mut().zip(&calls);
+        calls.for_each(|(new, old)| new.follow(old));
+        let serves = link.serves.iter_mut().zip(&serves);
+        serves.for_each(|(new, old)| new.follow(old));
+        link
     }
 
     /// Whether the peer is lost and everybody who waited has been told.
@@ -205,6 +217,8 @@ impl<M: DmaBuffer> Link<M> {
     pub(crate) fn up(&mut self, target: Target) {
         self.target = target;
         self.target.message_size = target.message_size.min(self.message_size);
+        let inline = self.target.message_size.min(self.max_inline);
+        self.at_once = inline.saturating_sub(HEADER_BYTES) + 1;
         let calls = u16::try_from(self.calls.len())
             .expect("calls are counted in 16 bits")
             .min(target.serves);
@@ -283,19 +297,46 @@ impl<M: DmaBuffer> Link<M> {
         })
     }
 
-    /// Posts a message of header and body, inline when short, else from its place in the connection's memory.
+    /// Whether such a body may be [sent at once](Self::send_at_once).
     #[inline(always)]
+    pub(crate) fn goes_at_once(&self, body: &[u8]) -> bool {
+        body.len() < self.at_once as usize
+    }
+
+    /// Posts a message whose body [may go at once](Self::goes_at_once), and shows the device what is posted.
+    #[inline(always)]
+    pub(crate) fn send_at_once<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        place: Place,
+        mut header: Header,
+        body: &[u8],
+    ) {
+        header.returned = self.window.tell();
+        self.counters.nr_bytes_tx += u64::from(HEADER_BYTES + header.body);
+        let posted = queues.send_inline(self.qp, place.id, place.signalled, &header.encode(), body);
+        if let Err(error) = posted {
+            return self.on_refused_send(&error, Purpose::Unanswered, place);
+        }
+        if self.due != 0 {
+            self.due |= due::DOORBELL;
+            return self.flush(queues);
+        }
+        queues.ring(self.qp);
+        self.counters.nr_doorbells += 1;
+    }
+
+    /// Posts a message of header and body, inline when short, else from its place in the connection's memory.
     pub(crate) fn send_plain<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
         mut header: Header,
         body: &[u8],
-        place: impl FnOnce(&Layout) -> usize,
+        at: usize,
         purpose: Purpose,
     ) {
         let len = HEADER_LEN + body.len();
         if len > self.max_inline as usize {
-            let at = place(&self.layout);
             self.memory.write(at + HEADER_LEN, body);
             return self.send_staged(queues, header, at, len, purpose);
         }
@@ -383,7 +424,7 @@ impl<M: DmaBuffer> Link<M> {
         self.target.message_size as usize - HEADER_LEN
     }
 
-    #[inline]
+    /// Posts a request. Whoever asks has seen that the send queue has room.
     pub(crate) fn post<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -391,28 +432,29 @@ impl<M: DmaBuffer> Link<M> {
         payload: Payload<'_>,
         purpose: Purpose,
     ) {
-        let (id, signalled) = self.ring.take(purpose);
+        let place = self.ring.take(purpose);
+        let place = place.expect("a request within the send queue's credits");
         let solicited = matches!(op, SendOp::Send { .. });
         let request = SendRequest {
-            id,
+            id: place.id,
             op,
             payload,
-            signalled,
+            signalled: place.signalled,
             solicited,
             fence: false,
             to: None,
         };
         match queues.post_send(self.qp, &request) {
             Ok(()) => self.due |= due::DOORBELL,
-            Err(error) => self.on_refused_send(&error, purpose, signalled),
+            Err(error) => self.on_refused_send(&error, purpose, place),
         }
     }
 
     /// The credits make this impossible; a device that is failing may still refuse.
     #[cold]
-    fn on_refused_send(&mut self, error: &PostError, purpose: Purpose, signalled: bool) {
+    fn on_refused_send(&mut self, error: &PostError, purpose: Purpose, place: Place) {
         log::error!("{}: {error}", self.peer);
-        self.ring.give_back(signalled);
+        self.ring.give_back(place);
         if let Purpose::OneSided(slot) = purpose {
             self.end_op(slot, OpState::Failed(Failure::Lost));
         }
@@ -458,122 +500,6 @@ impl<M: DmaBuffer> Link<M> {
             || self.window.is_credit_due()
     }
 
-    // ---- Completions ----
-
-    /// Takes one completion of this connection's queue pair.
-    #[inline(always)]
-    pub(crate) fn on_completion<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        completion: &Completion,
-        now: Instant,
-    ) {
-        match completion.kind {
-            CompletionKind::Send => self.on_sent(completion, now),
-            CompletionKind::Receive => self.on_received(queues, completion, now),
-            // FIT posts no WRITE with immediate, so no honest peer does.
-            CompletionKind::ReceiveWrite => self.fail(LostCause::Protocol),
-        }
-    }
-
-    fn on_sent(&mut self, completion: &Completion, now: Instant) {
-        let purpose = match self.ring.complete(completion.id) {
-            Ok(purpose) => purpose,
-            Err(Misfit::Stray) => {
-                self.counters.nr_stray += 1;
-                return;
-            }
-            Err(Misfit::OutOfOrder) => return self.fail(LostCause::Device),
-        };
-        if completion.status != Status::Success {
-            self.fail(LostCause::Transport(completion.status));
-        }
-        let success = completion.status == Status::Success;
-        match purpose {
-            Purpose::Unanswered => {}
-            Purpose::Gathering(slot, generation) => self.on_gathered(slot, generation),
-            Purpose::BulkReply(buffer) => self.release_output(buffer),
-            Purpose::Fetch(slot) => self.on_fetched(slot, success),
-            Purpose::OneSided(slot) => self.on_op_sent(slot, success, now),
-        }
-        self.wake_room_waiters();
-    }
-
-    #[inline(always)]
-    fn on_received<Q: QueueSet>(&mut self, queues: &mut Q, completion: &Completion, now: Instant) {
-        let index = usize::try_from(completion.id).unwrap_or(usize::MAX);
-        let Some((index, at)) = self.receives.get_mut(index).and_then(Receive::take) else {
-            self.counters.nr_stray += 1;
-            return;
-        };
-        if completion.status != Status::Success {
-            return self.fail(LostCause::Transport(completion.status));
-        }
-        if matches!(self.state, LinkState::Failing | LinkState::Down) {
-            return;
-        }
-        if completion.bytes > self.message_size {
-            return self.fail(LostCause::Protocol);
-        }
-        let mut bytes = [0; HEADER_LEN];
-        self.memory.read(at, &mut bytes);
-        match Header::decode_plain(&bytes, completion.bytes) {
-            Some(Plain::Reply(reply)) if self.hear(reply.returned, completion.bytes) => {
-                self.on_reply(queues, index, reply, 0, now);
-            }
-            Some(Plain::Request(request)) if self.hear(request.returned, completion.bytes) => {
-                self.on_plain_request(index, request, now);
-            }
-            Some(_) => {}
-            None => self.on_rare(queues, index, (&bytes, completion.bytes), now),
-        }
-    }
-
-    /// Takes a message that is no request or reply without bulk.
-    #[inline(never)]
-    fn on_rare<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        receive: u16,
-        (bytes, len): (&[u8; HEADER_LEN], u32),
-        now: Instant,
-    ) {
-        let Some(header) = Header::decode(bytes, len) else {
-            return self.fail(LostCause::Protocol);
-        };
-        if !self.hear(header.returned, len) {
-            return;
-        }
-        match header.message {
-            MessageType::Reply => self.on_reply(queues, receive, header.brief(), header.bulk, now),
-            MessageType::Request => self.on_bulk_request(receive, &header, now),
-            MessageType::OneWay => self.on_one_way(receive, &header, now),
-            MessageType::Ping => {
-                self.alive.owe_pong();
-                self.due |= due::BACKLOG;
-                self.post_receive(queues, receive);
-            }
-            MessageType::Pong | MessageType::Credit => self.post_receive(queues, receive),
-        }
-    }
-
-    /// Something of `len` bytes came from the peer, which says that it has taken so many one-way messages; whether that can be.
-    #[inline(always)]
-    fn hear(&mut self, taken: u32, len: u32) -> bool {
-        self.alive.hear();
-        self.counters.nr_bytes_rx += u64::from(len);
-        if self.window.knows(taken) {
-            return true;
-        }
-        let heard = self.window.hear(taken).is_some();
-        if heard {
-            self.wake_room_waiters();
-        } else {
-            self.fail(LostCause::Protocol);
-        }
-        heard
-    }
-
     // ---- Ends ----
 
     /// Loses the connection. Waiters that lent no memory are told now, the others by [`dead`](Self::dead).
@@ -583,6 +509,8 @@ impl<M: DmaBuffer> Link<M> {
         }
         self.state = LinkState::Failing;
         self.cause = Some(cause);
+        self.at_once = 0;
+        self.receives.iter_mut().for_each(Receive::forget);
         self.drop_requests();
         for slot in 0..self.calls.len() {
             let call = &self.calls[slot];
@@ -601,7 +529,6 @@ impl<M: DmaBuffer> Link<M> {
         self.ring.clear();
         self.reads_out = 0;
         self.bulk.free_all();
-        self.receives.iter_mut().for_each(Receive::forget);
         for slot in 0..self.calls.len() {
             let place = u16::try_from(slot).expect("calls are counted in 16 bits");
             match self.calls[slot].state {

@@ -423,7 +423,6 @@ impl<D: Device, P: Platform> Core<D, P> {
         let id = self.started(peer, operation, deadline, start).await?;
         let mut waiting = WaitingCall {
             core: self,
-            peer,
             id: Some(id),
         };
         poll_fn(|context| {
@@ -586,14 +585,13 @@ impl<D: Device, P: Platform> Drop for Ticket<'_, D, P> {
 
 struct WaitingCall<'a, D: Device, P: Platform> {
     core: &'a Core<D, P>,
-    peer: PeerId,
     id: Option<CallId>,
 }
 
 impl<D: Device, P: Platform> Drop for WaitingCall<'_, D, P> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.core.engine().abandon_call(self.peer, id);
+            self.core.engine().abandon_call(id);
         }
     }
 }

@@ -7,11 +7,10 @@
 use hal::{DmaBuffer, Instant};
 use verbs::QueueSet;
 
-use crate::config::Layout;
 use crate::counters::count;
 use crate::link::{Link, due};
 use crate::ring::Purpose;
-use crate::serve::{Arrival, Incoming};
+use crate::serve::Incoming;
 use crate::wire::{HEADER_LEN, Header, MessageType};
 use crate::{Error, LinkState, LostCause, PeerId};
 
@@ -80,10 +79,22 @@ impl Window {
 /// A message of the peer that waits for a handler.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OneWayMessage {
-    receive: u16,
+    pub(crate) receive: u16,
     kind: u16,
     body: u32,
     at: Instant,
+}
+
+impl OneWayMessage {
+    /// One whose body, of so many bytes, stands in this receive.
+    pub(crate) fn new(receive: u16, kind: u16, body: u32, at: Instant) -> Self {
+        Self {
+            receive,
+            kind,
+            body,
+            at,
+        }
+    }
 }
 
 impl<M: DmaBuffer> Link<M> {
@@ -114,8 +125,8 @@ impl<M: DmaBuffer> Link<M> {
             body: u32::try_from(body.len()).expect("at most a message"),
             ..Header::bare(MessageType::OneWay, 0)
         };
-        let place = |layout: &Layout| layout.one_way(place as usize);
-        self.send_plain(queues, header, body, place, Purpose::Unanswered);
+        let at = self.layout.one_way(place as usize);
+        self.send_plain(queues, header, body, at, Purpose::Unanswered);
         self.counters.nr_ib_send += 1;
         self.counters.nr_one_way += 1;
         Ok(Some(()))
@@ -127,30 +138,25 @@ impl<M: DmaBuffer> Link<M> {
             return self.fail(LostCause::Protocol);
         }
         self.window.held += 1;
-        self.one_ways.push_back(OneWayMessage {
-            receive,
-            kind: header.kind,
-            body: header.body,
-            at: now,
-        });
-        self.arrived.push_back(Arrival::OneWay);
+        let message = OneWayMessage::new(receive, header.kind, header.body, now);
+        self.arrived.push_one_way(message);
         self.due |= due::ARRIVED;
     }
 
-    /// Copies the oldest message into `into`, for a handler.
+    /// Copies a message that waited into `into`, for a handler.
     #[inline(never)]
     pub(crate) fn take_one_way<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
         (from, link): (PeerId, u16),
+        message: OneWayMessage,
         into: &mut [u8],
-    ) -> Option<Incoming> {
-        let message = self.one_ways.pop_front()?;
+    ) -> Incoming {
         let len = message.body as usize;
         let at = self.receives[usize::from(message.receive)].at + HEADER_LEN;
         self.memory.read(at, &mut into[..len]);
         self.return_one_way(queues, message.receive, message.kind);
-        Some(Incoming {
+        Incoming {
             from,
             kind: message.kind,
             len,
@@ -161,8 +167,8 @@ impl<M: DmaBuffer> Link<M> {
             carried: false,
             link,
             slot: 0,
-            generation: 0,
-        })
+            serial: 0,
+        }
     }
 
     /// A handler has the message: its receive is posted again.

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use core::slice;
 
 use hal::{BusAddr, DmaBuffer};
-use verbs::{Lkey, PostError, QpSlot, QueueSet, ReceiveRequest, Sge};
+use verbs::{Lkey, PostError, QpSlot, QueueSet, Sge};
 
 use crate::config::Layout;
 use crate::link::Link;
@@ -17,7 +17,7 @@ pub(crate) struct Receive {
     /// Where that is in the connection's memory.
     pub(crate) at: usize,
     piece: Sge,
-    /// Whether the device has it.
+    /// Whether the device has it, and what it brings will be looked at.
     posted: bool,
 }
 
@@ -46,7 +46,7 @@ impl Receive {
         core::mem::take(&mut self.posted).then_some((self.index, self.at))
     }
 
-    /// The device does not have it any more.
+    /// What it brings, if the device still has it, is nobody's any more.
     pub(crate) fn forget(&mut self) {
         self.posted = false;
     }
@@ -55,11 +55,7 @@ impl Receive {
     #[inline(always)]
     pub(crate) fn post<Q: QueueSet>(&mut self, queues: &mut Q, qp: QpSlot) -> Result<(), PostError> {
         self.posted = true;
-        let request = ReceiveRequest {
-            id: self.index.into(),
-            into: slice::from_ref(&self.piece),
-        };
-        queues.post_receive(qp, &request)
+        queues.post_receive(qp, self.index.into(), slice::from_ref(&self.piece))
     }
 }
 

@@ -33,16 +33,27 @@ pub(crate) enum Misfit {
     OutOfOrder,
 }
 
+/// A place in the send queue, for one request: only who has one may post.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The request's id.
+    pub(crate) id: u64,
+    /// Whether the request must be signalled, for its own sake or for those before it.
+    pub(crate) signalled: bool,
+}
+
 /// What is posted, numbered on and on; the number is the request's id.
 #[derive(Debug)]
 pub(crate) struct SendRing {
-    /// Free places; counted, as each request asks for them.
-    room: u32,
-    head: u64,
-    tail: u64,
+    /// The number of the next request.
+    next: u64,
+    /// The first number without a place: so far requests may go until one completes.
+    end: u64,
+    /// From this number on the next request is signalled, whatever it is for.
+    next_signal: u64,
     /// The signalled ones, oldest first. The others need no line: nobody waits for them, and they end with the next of these.
     signalled: VecDeque<(u64, Purpose)>,
-    unsignalled_run: u16,
+    depth: u32,
     signal_every: u16,
 }
 
@@ -53,58 +64,66 @@ impl SendRing {
             "a full ring always holds a signalled request"
         );
         Self {
-            room: depth,
-            head: 0,
-            tail: 0,
+            next: 0,
+            end: depth.into(),
+            next_signal: u64::from(signal_every) - 1,
             signalled: VecDeque::with_capacity(depth as usize),
-            unsignalled_run: 0,
+            depth,
             signal_every,
         }
+    }
+
+    /// The oldest request that is not known to be finished, or the next.
+    fn head(&self) -> u64 {
+        self.end - u64::from(self.depth)
     }
 
     /// Free places.
     #[inline]
     pub(crate) fn room(&self) -> usize {
-        self.room as usize
+        usize::try_from(self.end - self.next).expect("at most the depth")
     }
 
     /// Places taken.
     #[cfg(test)]
     pub(crate) fn outstanding(&self) -> u64 {
-        self.tail - self.head
+        self.next - self.head()
     }
 
-    /// Takes a place: the request's id, and whether it must be signalled, for its own sake or for those before it.
-    #[inline]
-    pub(crate) fn take(&mut self, purpose: Purpose) -> (u64, bool) {
-        let left = self.room.checked_sub(1);
-        self.room = left.expect("a request beyond the send queue's credits");
-        let id = self.tail;
-        self.tail = id + 1;
-        self.unsignalled_run += 1;
-        let signalled = purpose.is_awaited() || self.unsignalled_run >= self.signal_every;
-        if signalled {
-            self.unsignalled_run = 0;
-            self.signalled.push_back((id, purpose));
+    /// Takes a place, if there is one.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, purpose: Purpose) -> Option<Place> {
+        let id = self.next;
+        if id >= self.end {
+            return None;
         }
-        (id, signalled)
+        self.next = id + 1;
+        let signalled = purpose.is_awaited() || id >= self.next_signal;
+        if signalled {
+            self.note_signalled(id, purpose);
+        }
+        Some(Place { id, signalled })
     }
 
-    /// The device has refused the request that took the last place.
-    pub(crate) fn give_back(&mut self, signalled: bool) {
-        self.tail -= 1;
-        self.room += 1;
-        if signalled {
+    #[inline(never)]
+    fn note_signalled(&mut self, id: u64, purpose: Purpose) {
+        self.next_signal = id + u64::from(self.signal_every);
+        self.signalled.push_back((id, purpose));
+    }
+
+    /// Takes back the place taken last: nothing was posted.
+    pub(crate) fn give_back(&mut self, place: Place) {
+        self.next = place.id;
+        if place.signalled {
             self.signalled.pop_back();
-        } else {
-            self.unsignalled_run -= 1;
+            self.next_signal = place.id;
         }
     }
 
     /// Takes out the request that completed, and with it the unsignalled ones before it.
     #[inline]
     pub(crate) fn complete(&mut self, id: u64) -> Result<Purpose, Misfit> {
-        if !(self.head..self.tail).contains(&id) {
+        if !(self.head()..self.next).contains(&id) {
             return Err(Misfit::Stray);
         }
         let purpose = match self.signalled.front() {
@@ -123,15 +142,13 @@ impl SendRing {
     /// Frees the places in front of `head`.
     #[inline]
     fn free(&mut self, head: u64) {
-        self.room += u32::try_from(head - self.head).expect("at most the ring's length");
-        self.head = head;
+        self.end = head + u64::from(self.depth);
     }
 
     /// Forgets everything: the queue pair is dead and completes nothing any more.
     pub(crate) fn clear(&mut self) {
-        self.free(self.tail);
+        self.free(self.next);
         self.signalled.clear();
-        self.unsignalled_run = 0;
     }
 }
 
@@ -143,11 +160,16 @@ mod tests {
         SendRing::new(8, 3)
     }
 
+    fn take(ring: &mut SendRing, purpose: Purpose) -> (u64, bool) {
+        let Place { id, signalled } = ring.take(purpose).expect("room");
+        (id, signalled)
+    }
+
     #[test]
     fn a_completion_frees_the_unsignalled_before_it() {
         let mut ring = ring();
         for _ in 0..3 {
-            ring.take(Purpose::Unanswered);
+            take(&mut ring, Purpose::Unanswered);
         }
         assert_eq!(ring.room(), 5);
         assert_eq!(ring.complete(2), Ok(Purpose::Unanswered));
@@ -157,8 +179,8 @@ mod tests {
     #[test]
     fn a_duplicate_is_stray_and_an_early_one_out_of_order() {
         let mut ring = ring();
-        assert_eq!(ring.take(Purpose::OneSided(7)), (0, true));
-        assert_eq!(ring.take(Purpose::OneSided(8)), (1, true));
+        assert_eq!(take(&mut ring, Purpose::OneSided(7)), (0, true));
+        assert_eq!(take(&mut ring, Purpose::OneSided(8)), (1, true));
         assert_eq!(ring.complete(1), Err(Misfit::OutOfOrder));
         assert_eq!(ring.complete(0), Ok(Purpose::OneSided(7)));
         assert_eq!(ring.complete(0), Err(Misfit::Stray));
@@ -169,7 +191,7 @@ mod tests {
     fn an_unsignalled_one_may_fail_between_two_that_are_awaited() {
         let mut ring = ring();
         for purpose in [Purpose::OneSided(1), Purpose::Unanswered, Purpose::OneSided(2)] {
-            ring.take(purpose);
+            take(&mut ring, purpose);
         }
         assert_eq!(ring.complete(0), Ok(Purpose::OneSided(1)));
         assert_eq!(ring.complete(1), Ok(Purpose::Unanswered));
@@ -180,10 +202,11 @@ mod tests {
     #[test]
     fn what_the_device_refuses_was_never_there() {
         let mut ring = ring();
-        ring.take(Purpose::Unanswered);
+        take(&mut ring, Purpose::Unanswered);
         for purpose in [Purpose::Unanswered, Purpose::OneSided(1)] {
-            let (id, signalled) = ring.take(purpose);
-            ring.give_back(signalled);
+            let place = ring.take(purpose).expect("room");
+            let id = place.id;
+            ring.give_back(place);
             assert_eq!((ring.room(), ring.complete(id)), (7, Err(Misfit::Stray)));
         }
         assert_eq!(ring.complete(0), Ok(Purpose::Unanswered));
@@ -192,7 +215,19 @@ mod tests {
     #[test]
     fn one_in_every_few_is_signalled() {
         let mut ring = ring();
-        let signals: Vec<_> = (0..7).map(|_| ring.take(Purpose::Unanswered).1).collect();
+        let signals: Vec<_> = (0..7).map(|_| take(&mut ring, Purpose::Unanswered).1).collect();
         assert_eq!(signals, [false, false, true, false, false, true, false]);
+    }
+
+    #[test]
+    fn a_full_ring_gives_no_place_and_its_run_goes_on_behind_an_awaited_one() {
+        let mut ring = ring();
+        let purposes = [Purpose::Unanswered, Purpose::OneSided(1)].into_iter();
+        let run = purposes.chain([Purpose::Unanswered; 6]);
+        let signals: Vec<_> = run.map(|purpose| take(&mut ring, purpose).1).collect();
+        assert_eq!(signals, [false, true, false, false, true, false, false, true]);
+        assert!(ring.take(Purpose::Unanswered).is_none() && ring.take(Purpose::OneSided(2)).is_none());
+        assert_eq!(ring.complete(1), Ok(Purpose::OneSided(1)));
+        assert_eq!(ring.room(), 2);
     }
 }

@@ -4,18 +4,19 @@
 //! caller's credit and the size of this table. A caller that uses a slot again before it has the reply, or a slot it
 //! was not given, breaks the protocol and loses its connection. Requests with bulk take the way through `bulk`.
 
+use alloc::vec::Vec;
 use core::future::Future;
+use core::task::Waker;
 
 use hal::{DmaBuffer, Instant};
 use verbs::QueueSet;
 
 use crate::bulk::BulkPart;
-use crate::config::Layout;
 use crate::counters::count;
-use crate::link::{Link, due};
+use crate::link::{Link, due, wake_all};
 use crate::ring::Purpose;
-use crate::wire::{Brief, HEADER_LEN, Header, MessageType};
-use crate::{LostCause, Member, PeerId};
+use crate::wire::{Brief, HEADER_BYTES, HEADER_LEN, Header, MessageType};
+use crate::{LinkState, Member, PeerId};
 
 /// A message of a peer that a handler has taken; a request is to be answered through its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +39,8 @@ pub struct Incoming {
     pub(crate) carried: bool,
     pub(crate) link: u16,
     pub(crate) slot: u16,
-    pub(crate) generation: u32,
+    /// Which of the requests in this slot it is.
+    pub(crate) serial: u32,
 }
 
 /// One call as its handler sees it: the bulk that came with the request, and where the answer goes.
@@ -100,16 +102,26 @@ pub(crate) enum ServeState {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ServeSlot {
     pub(crate) state: ServeState,
+    /// Counts the requests in this slot, of whatever peer: a late answer finds another number.
+    serial: u32,
+    /// The caller's name for it.
     generation: u32,
     kind: u16,
     /// Where the request stands until a handler takes it, and how long its body is.
     pub(crate) receive: u16,
     body: u32,
     arrived: Instant,
+    /// While it waits for a handler: the request behind it, if it is not the last.
+    pub(crate) next: u16,
     pub(crate) bulk: BulkPart,
 }
 
 impl ServeSlot {
+    /// Takes the place of a slot whose requests nobody must be able to name any more.
+    pub(crate) fn follow(&mut self, old: &Self) {
+        self.serial = old.serial.wrapping_add(1);
+    }
+
     #[inline(always)]
     fn reply_header(&self, slot: u16, body: u32, bulk: u32) -> Header {
         Header {
@@ -123,23 +135,30 @@ impl ServeSlot {
     }
 }
 
-/// What waits for a handler.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Arrival {
-    /// The request in this slot.
-    Call(u16),
-    /// The oldest one-way message that waits.
-    OneWay,
-}
-
 impl<M: DmaBuffer> Link<M> {
-    /// Notes a request without bulk; it stays in its receive buffer until a server takes it.
+    /// Notes a request without bulk if it says nothing new of one-way messages and its slot is free; whether this was so. It stays in
+    /// its receive buffer until a server takes it, and the servers that wait are woken.
     #[inline(always)]
-    pub(crate) fn on_plain_request(&mut self, receive: u16, request: Brief, now: Instant) {
-        match self.begin_serve(receive, request, now) {
-            Some(_) => self.arrive(request.slot),
-            None => self.fail(LostCause::Protocol),
+    pub(crate) fn on_plain_request(
+        &mut self,
+        receive: u16,
+        request: Brief,
+        now: Instant,
+        servers: &mut Vec<Waker>,
+    ) -> bool {
+        if !self.window.knows(request.returned) {
+            return false;
         }
+        let Some(serve) = self.begin_serve(receive, request, now) else {
+            return false;
+        };
+        serve.state = ServeState::Arrived;
+        self.arrived.push_request(&mut self.serves, request.slot);
+        self.hear(HEADER_BYTES + request.body);
+        if !servers.is_empty() {
+            wake_all(servers);
+        }
+        true
     }
 
     /// Notes a request in its slot; nothing if there is no such slot, or it is not free.
@@ -154,48 +173,71 @@ impl<M: DmaBuffer> Link<M> {
         if serve.state != ServeState::Idle {
             return None;
         }
+        serve.serial = serve.serial.wrapping_add(1);
         (serve.generation, serve.kind) = (request.generation, request.kind);
         (serve.receive, serve.body, serve.arrived) = (receive, request.body, now);
         Some(serve)
     }
 
     /// A request is complete: a handler may take it.
-    #[inline]
     pub(crate) fn arrive(&mut self, slot: u16) {
         self.serves[usize::from(slot)].state = ServeState::Arrived;
-        self.arrived.push_back(Arrival::Call(slot));
+        self.arrived.push_request(&mut self.serves, slot);
         self.due |= due::ARRIVED;
     }
 
-    /// Copies the next message for a handler into `into` and gives its receive back to the queue. The connection is up.
-    #[inline]
+    /// Copies the next message for a handler into `into` and gives its receive back to the queue. `link` is this connection's
+    /// number.
+    #[inline(always)]
     pub(crate) fn take_request<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
-        (from, link): (PeerId, u16),
+        link: u16,
         into: &mut [u8],
     ) -> Option<Incoming> {
-        let slot = match self.arrived.pop_front()? {
-            Arrival::Call(slot) => slot,
-            Arrival::OneWay => return self.take_one_way(queues, (from, link), into),
-        };
-        let serve = &mut self.serves[usize::from(slot)];
-        assert_eq!(
-            serve.state,
-            ServeState::Arrived,
-            "only arrived requests are queued"
-        );
+        let from = self.owner.filter(|_| self.state == LinkState::Up)?;
+        if self.arrived.has_one_ways()
+            && let Some(message) = self.arrived.pop_one_way()
+        {
+            return Some(self.take_one_way(queues, (from, link), message, into));
+        }
+        let (slot, serve) = self.arrived.pop_request(&mut self.serves)?;
         serve.state = ServeState::Serving;
-        let carried = if serve.bulk.is_carried() {
-            serve.bulk.len
-        } else {
-            0
+        if serve.bulk.is_any() {
+            return Some(self.take_bulk_request(queues, (from, link, slot), into));
+        }
+        let incoming = Incoming {
+            from,
+            kind: serve.kind,
+            len: serve.body as usize,
+            one_way: false,
+            bulk_len: 0,
+            bulk_limit: 0,
+            arrived: serve.arrived,
+            carried: false,
+            link,
+            slot,
+            serial: serve.serial,
         };
-        let len = serve.body as usize + carried as usize;
         let receive = &mut self.receives[usize::from(serve.receive)];
-        let at = receive.at + HEADER_LEN + serve.bulk.descriptors_len();
-        self.memory.read(at, &mut into[..len]);
-        let posted = receive.post(queues, self.qp);
+        self.memory
+            .read(receive.at + HEADER_LEN, &mut into[..incoming.len]);
+        if let Err(error) = receive.post(queues, self.qp) {
+            self.on_refused_receive(&error);
+        }
+        Some(incoming)
+    }
+
+    /// Takes a request that has to do with bulk.
+    #[inline(never)]
+    fn take_bulk_request<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        (from, link, slot): (PeerId, u16, u16),
+        into: &mut [u8],
+    ) -> Incoming {
+        let serve = &self.serves[usize::from(slot)];
+        let carried = serve.bulk.is_carried();
         let incoming = Incoming {
             from,
             kind: serve.kind,
@@ -204,51 +246,61 @@ impl<M: DmaBuffer> Link<M> {
             bulk_len: serve.bulk.len,
             bulk_limit: serve.bulk.limit,
             arrived: serve.arrived,
-            carried: carried > 0,
+            carried,
             link,
             slot,
-            generation: serve.generation,
+            serial: serve.serial,
         };
-        if let Err(error) = posted {
-            self.on_refused_receive(&error);
-        }
-        Some(incoming)
+        let len = incoming.len + if carried { serve.bulk.len as usize } else { 0 };
+        let receive = serve.receive;
+        let at = self.receives[usize::from(receive)].at + HEADER_LEN + serve.bulk.descriptors_len();
+        self.memory.read(at, &mut into[..len]);
+        self.post_receive(queues, receive);
+        incoming
     }
 
+    /// Whether a handler is still at work on it, and its peer still there.
+    #[inline(always)]
     pub(crate) fn is_serving(&self, incoming: &Incoming) -> bool {
         let serve = &self.serves[usize::from(incoming.slot)];
-        serve.state == ServeState::Serving && serve.generation == incoming.generation
+        serve.state == ServeState::Serving && serve.serial == incoming.serial
     }
 
     /// Sends a reply, or queues it until the send queue has room. If the connection is gone it is dropped.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn reply<Q: QueueSet>(&mut self, queues: &mut Q, incoming: &Incoming, body: &[u8], bulk: u32) {
+        if !self.is_serving(incoming) {
+            return self.on_stray_answer(incoming);
+        }
+        let at_once = self.goes_at_once(body);
         let serve = &mut self.serves[usize::from(incoming.slot)];
-        if serve.state != ServeState::Serving || serve.generation != incoming.generation {
-            self.counters.nr_stray += 1;
-            return;
+        if !at_once || serve.bulk.is_any() {
+            return self.reply_longer(queues, incoming, body, bulk);
         }
-        let limit = self.target.message_size as usize;
-        assert!(HEADER_LEN + body.len() <= limit, "a reply fits the message");
-        if serve.bulk.is_any() || self.ring.room() == 0 {
-            return self.reply_unusual(queues, incoming, body, bulk);
-        }
+        let Some(place) = self.ring.take(Purpose::Unanswered) else {
+            return self.reply_longer(queues, incoming, body, bulk);
+        };
         assert_eq!(bulk, 0, "no buffer for bulk was offered");
-        let header = serve.reply_header(
-            incoming.slot,
-            u32::try_from(body.len()).expect("fits the message"),
-            0,
-        );
+        let len = u32::try_from(body.len()).expect("fits the message");
+        let header = serve.reply_header(incoming.slot, len, 0);
         serve.state = ServeState::Idle;
         self.counters.nr_ib_send += 1;
         count(&mut self.counters.served, serve.kind);
-        let place = |layout: &Layout| layout.reply(incoming.slot.into());
-        self.send_plain(queues, header, body, place, Purpose::Unanswered);
+        self.send_at_once(queues, place, header, body);
     }
 
-    /// Sends a reply that has to do with bulk, or queues one that has no room.
+    /// A reply to what is not served any more.
+    #[cold]
+    fn on_stray_answer(&mut self, incoming: &Incoming) {
+        if self.owner == Some(incoming.from) {
+            self.counters.nr_stray += 1;
+        }
+    }
+
+    /// Posts a reply that does not go at once: it has to do with bulk, is long, or finds no room.
     #[inline(never)]
-    fn reply_unusual<Q: QueueSet>(&mut self, queues: &mut Q, incoming: &Incoming, body: &[u8], bulk: u32) {
+    fn reply_longer<Q: QueueSet>(&mut self, queues: &mut Q, incoming: &Incoming, body: &[u8], bulk: u32) {
+        assert!(body.len() <= self.reply_limit(), "a reply fits the message");
         assert!(bulk <= incoming.bulk_limit, "a bulk fits the caller's buffer");
         let slot = incoming.slot;
         let len = u32::try_from(body.len()).expect("fits the message");
@@ -263,7 +315,7 @@ impl<M: DmaBuffer> Link<M> {
         }
         let purpose = self.write_bulk_back(queues, slot, bulk);
         let header = self.serves[usize::from(slot)].reply_header(slot, len, bulk);
-        self.send_plain(queues, header, body, |_| at, purpose);
+        self.send_plain(queues, header, body, at, purpose);
         self.finish_serve(slot);
     }
 
@@ -297,7 +349,6 @@ impl<M: DmaBuffer> Link<M> {
     /// Forgets every message of the peer: the replies have nowhere to go.
     pub(crate) fn drop_requests(&mut self) {
         self.arrived.clear();
-        self.one_ways.clear();
         self.queued_replies.clear();
         self.bulk.waiting.clear();
         self.bulk.fetching.clear();

@@ -22,6 +22,10 @@ pub const VERSION: u8 = 2;
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 24;
 
+/// The same, as lengths of messages are counted.
+pub(crate) const HEADER_BYTES: u32 = 24;
+const _: () = assert!(HEADER_BYTES as usize == HEADER_LEN);
+
 /// Pieces of memory that a call may gather from, and as many that its reply may be scattered to.
 pub const MAX_PIECES: usize = 8;
 

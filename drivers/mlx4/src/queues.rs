@@ -10,7 +10,7 @@ use mlx4_hw::regs::{self, SendDoorbell};
 use mlx4_hw::wqe::{RemoteAddressSegment, WqeOpcode};
 use verbs::{
     Completion, CompletionKind, Cqn, DatagramSource, Lid, PKey, Payload, PollError, PostError, QpSlot, Qpn,
-    QueueSet, ReceiveRequest, SendOp, SendRequest, Status,
+    QueueSet, SendOp, SendRequest, Sge, Status,
 };
 
 use crate::completion::CompletionQueue;
@@ -53,6 +53,19 @@ impl<P: Platform> QueuePair<P> {
             send: SendQueue::new(Arc::clone(memory), geometry),
             receive: ReceiveQueue::new(Arc::clone(memory), geometry),
         }
+    }
+
+    /// Whether the send queue takes a descriptor of so many bytes now.
+    fn check_room(&self, qp: QpSlot, needed: usize) -> Result<(), PostError> {
+        if self.send.room() == 0 {
+            let depth = self.send.depth();
+            return Err(PostError::QueueFull { qp, depth });
+        }
+        let have = self.send.stride();
+        if needed > have {
+            return Err(PostError::TooLarge { qp, needed, have });
+        }
+        Ok(())
     }
 }
 
@@ -237,16 +250,7 @@ impl<P: Platform> QueueSet for Queues<P> {
     fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
         let pair = self.pair_mut(qp).ok_or(PostError::NotReady { qp })?;
         check_kind(qp, pair.transport, request)?;
-        if pair.send.room() == 0 {
-            return Err(PostError::QueueFull {
-                qp,
-                depth: pair.send.depth(),
-            });
-        }
-        let (needed, have) = (work_queue::needed_len(request), pair.send.stride());
-        if needed > have {
-            return Err(PostError::TooLarge { qp, needed, have });
-        }
+        pair.check_room(qp, work_queue::needed_len(request))?;
         let (port, pd) = (pair.port, pair.pd);
         let mut descriptor = pair.send.begin();
         if let Some(to) = &request.to {
@@ -269,7 +273,29 @@ impl<P: Platform> QueueSet for Queues<P> {
         Ok(())
     }
 
-    fn post_receive(&mut self, qp: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
+    fn send_inline(
+        &mut self,
+        qp: QpSlot,
+        id: u64,
+        signalled: bool,
+        head: &[u8],
+        rest: &[u8],
+    ) -> Result<(), PostError> {
+        let pair = self.pair_mut(qp).ok_or(PostError::NotReady { qp })?;
+        if pair.transport != Transport::Connected {
+            let what = "a SEND without destination";
+            return Err(PostError::NotPossible { qp, what });
+        }
+        pair.check_room(qp, work_queue::inline_send_len(head.len() + rest.len()))?;
+        let mut descriptor = pair.send.begin();
+        descriptor.put_inline([head, rest]);
+        let len = descriptor.len();
+        let control = work_queue::send_control(signalled);
+        pair.send.finish(id, WqeOpcode::SEND, len, control);
+        Ok(())
+    }
+
+    fn post_receive(&mut self, qp: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
         let pair = self.pair_mut(qp).ok_or(PostError::NotReady { qp })?;
         let queue = &mut pair.receive;
         if queue.is_full() {
@@ -279,14 +305,14 @@ impl<P: Platform> QueueSet for Queues<P> {
             });
         }
         let piece_len = mlx4_hw::wqe::SEGMENT_UNIT;
-        if request.into.len() > queue.max_pieces() {
+        if into.len() > queue.max_pieces() {
             return Err(PostError::TooLarge {
                 qp,
-                needed: request.into.len() * piece_len,
+                needed: into.len() * piece_len,
                 have: queue.max_pieces() * piece_len,
             });
         }
-        queue.post(request.id, request.into);
+        queue.post(id, into);
         Ok(())
     }
 

@@ -297,6 +297,12 @@ pub(crate) fn needed_len(request: &SendRequest<'_>) -> usize {
     }
 }
 
+/// Descriptor bytes that an inline SEND on a connection takes.
+pub(crate) fn inline_send_len(payload: usize) -> usize {
+    let head = size_of::<ControlSegment>();
+    head + inline_len(head, payload)
+}
+
 /// Opcode and immediate of an operation.
 pub(crate) fn opcode(op: SendOp) -> (WqeOpcode, u32) {
     match op {
@@ -310,12 +316,19 @@ pub(crate) fn opcode(op: SendOp) -> (WqeOpcode, u32) {
 
 /// The control segment of a request, but for owner and size.
 pub(crate) fn control(request: &SendRequest<'_>, imm: u32) -> ControlSegment {
-    let mut control = ControlSegment::new_zeroed();
+    let mut control = send_control(request.signalled);
     control.size = ControlSize::new().with_fence(request.fence);
-    control.flags = ControlFlags::new()
-        .with_completion(if request.signalled { COMPLETION_WANTED } else { 0 })
-        .with_solicited(request.solicited);
+    control.flags = control.flags.with_solicited(request.solicited);
     control.immediate = imm.into();
+    control
+}
+
+/// The control segment of a solicited SEND, but for owner and size.
+pub(crate) fn send_control(signalled: bool) -> ControlSegment {
+    let mut control = ControlSegment::new_zeroed();
+    control.flags = ControlFlags::new()
+        .with_completion(if signalled { COMPLETION_WANTED } else { 0 })
+        .with_solicited(true);
     control
 }
 

@@ -1,6 +1,6 @@
 //! The data path: post and poll.
 
-use crate::{Completion, QpSlot, ReceiveRequest, SendRequest};
+use crate::{Completion, Payload, QpSlot, SendOp, SendRequest, Sge};
 
 /// Why a request was not taken. The queue is as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,12 +66,40 @@ pub trait QueueSet: Send {
     /// See [`PostError`]; nothing was posted then.
     fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError>;
 
-    /// Puts a receive request into the queue and shows it to the device.
+    /// As [`post_send`](Self::post_send) for the request that is made most often: a solicited SEND on a connection of the bytes
+    /// of `head` and `rest`, [inline](Payload::Inline).
     ///
     /// # Errors
     ///
     /// See [`PostError`]; nothing was posted then.
-    fn post_receive(&mut self, qp: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError>;
+    #[inline]
+    fn send_inline(
+        &mut self,
+        qp: QpSlot,
+        id: u64,
+        signalled: bool,
+        head: &[u8],
+        rest: &[u8],
+    ) -> Result<(), PostError> {
+        let request = SendRequest {
+            id,
+            op: SendOp::Send { imm: None },
+            payload: Payload::Inline(head, rest),
+            signalled,
+            solicited: true,
+            fence: false,
+            to: None,
+        };
+        self.post_send(qp, &request)
+    }
+
+    /// Puts a receive request into the queue and shows it to the device. Its message goes into these pieces; on a datagram
+    /// queue pair the first 40 bytes are the GRH's. The completion hands `id` back.
+    ///
+    /// # Errors
+    ///
+    /// See [`PostError`]; nothing was posted then.
+    fn post_receive(&mut self, qp: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError>;
 
     /// Shows the device every send posted so far on this queue pair, by one doorbell.
     fn ring(&mut self, qp: QpSlot);

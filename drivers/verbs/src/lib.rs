@@ -23,6 +23,6 @@ pub use device::{
 };
 pub use ids::{Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
 pub use work::{
-    Completion, CompletionKind, DatagramSource, Payload, ReceiveRequest, RemoteAddr, SendOp, SendRequest,
-    Sge, Status, UdAddress,
+    Completion, CompletionKind, DatagramSource, Payload, RemoteAddr, SendOp, SendRequest, Sge, Status,
+    UdAddress,
 };

@@ -90,15 +90,6 @@ pub struct SendRequest<'a> {
     pub to: Option<UdAddress>,
 }
 
-/// A receive request.
-#[derive(Debug, Clone, Copy)]
-pub struct ReceiveRequest<'a> {
-    /// Handed back in the completion.
-    pub id: u64,
-    /// Where the message goes. On a datagram queue pair the first 40 bytes are the GRH's.
-    pub into: &'a [Sge],
-}
-
 /// How a request ended (InfiniBand Architecture 1.3, section 11.6.2; ConnectX syndromes in Linux `enum
 /// ib_wc_status` order).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@ use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Mad, Method, Status};
 use verbs::{
     Access, Completion, CompletionKind, Device, Domain, Gid, Lid, PKey, Payload, PortInfo, QpConfig, QpKind,
-    QpSlot, Qpn, QueueSet, ReceiveRequest, Region, SendOp, SendRequest, Sge, UdAddress,
+    QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
 };
 
 use crate::handshake::{back_off, persistence};
@@ -104,11 +104,7 @@ impl<D: Device, P: Platform> Group<D, P> {
 
     fn post_receive(&mut self, index: usize) {
         let piece = self.piece(index * RECEIVE_LEN, RECEIVE_LEN);
-        let request = ReceiveRequest {
-            id: index as u64,
-            into: &[piece],
-        };
-        if let Err(error) = self.queues.post_receive(self.qp, &request) {
+        if let Err(error) = self.queues.post_receive(self.qp, index as u64, &[piece]) {
             log::error!("the multicast group: {error}");
         }
     }

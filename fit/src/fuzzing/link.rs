@@ -13,8 +13,8 @@ use core::task::{Poll, Waker};
 use hal::{BusAddr, DmaBuffer, Duration, Instant};
 use spin::Mutex;
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
-    ReceiveRequest, RemoteAddr, Rkey, SendRequest, Sge, Status,
+    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet, RemoteAddr,
+    Rkey, SendRequest, Sge, Status,
 };
 
 use super::Input;
@@ -114,18 +114,18 @@ impl QueueSet for Queues {
         device.sends.push_back((request.id, request.signalled));
         Ok(())
     }
-    fn post_receive(&mut self, _: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
+    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
         let mut device = self.0.lock();
         assert!(
             device.receives.len() < device.receive_depth,
             "a post beyond the receive queue"
         );
         assert!(
-            device.receives.iter().all(|(id, _)| *id != request.id),
+            device.receives.iter().all(|&(posted, _)| posted != id),
             "a receive posted twice"
         );
-        device.check(&request.into[0]);
-        device.receives.push((request.id, request.into[0].addr));
+        device.check(&into[0]);
+        device.receives.push((id, into[0].addr));
         Ok(())
     }
     fn ring(&mut self, _: QpSlot) {}
@@ -399,8 +399,8 @@ impl Bed {
                 }
             }
             2 if !self.calls.is_empty() => {
-                let (peer, id) = self.calls.swap_remove(pick(self.calls.len()));
-                self.engine.abandon_call(peer, id);
+                let (_, id) = self.calls.swap_remove(pick(self.calls.len()));
+                self.engine.abandon_call(id);
             }
             3 if !self.ops.is_empty() => {
                 let (peer, id) = self.ops.swap_remove(pick(self.ops.len()));

@@ -10,12 +10,13 @@ use std::task::{Poll, Waker};
 
 use hal::{BusAddr, DmaBuffer, Duration, Instant};
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
-    ReceiveRequest, SendRequest, Status,
+    Completion, CompletionKind, Gid, Lkey, PollError, PostError, QpSlot, Qpn, QueueSet, SendRequest, Sge,
+    Status,
 };
 
 use super::fake::PEER;
 use crate::link::Parts;
+use crate::wire::HEADER_LEN;
 use crate::{Call, CallId, Config, Engine, PeerName, Role, Target};
 
 /// Calls that [`short_calls`] makes; `cargo xtask bench rpc` divides by it.
@@ -71,21 +72,16 @@ fn completion(id: u64, kind: CompletionKind, bytes: usize) -> Completion {
 }
 
 #[inline(never)]
-fn outside_post_send(card: &Card, request: &SendRequest<'_>) {
-    let Payload::Inline(head, body) = request.payload else {
-        panic!("a short message goes inline")
-    };
+fn outside_send(card: &Card, id: u64, signalled: bool, head: &[u8; HEADER_LEN], body: &[u8]) {
     let (mut copy, len) = ([0; 128], head.len() + body.len());
     copy[..head.len()].copy_from_slice(head);
     copy[head.len()..len].copy_from_slice(body);
-    let send = (request.id, request.signalled, len, copy);
-    card.with(|port| port.sends.push_back(send));
+    card.with(|port| port.sends.push_back((id, signalled, len, copy)));
 }
 
 #[inline(never)]
-fn outside_post_receive(card: &Card, request: &ReceiveRequest<'_>) {
-    let receive = (request.id, request.into[0].addr);
-    card.with(|port| port.receives.push_back(receive));
+fn outside_post_receive(card: &Card, id: u64, into: &[Sge]) {
+    card.with(|port| port.receives.push_back((id, into[0].addr)));
 }
 
 #[inline(never)]
@@ -124,12 +120,23 @@ fn outside_read(place: &Place, offset: usize, into: &mut [u8]) {
 }
 
 impl QueueSet for Card {
-    fn post_send(&mut self, _: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
-        outside_post_send(self, request);
+    fn post_send(&mut self, _: QpSlot, _: &SendRequest<'_>) -> Result<(), PostError> {
+        unreachable!("a short message goes inline")
+    }
+    fn send_inline(
+        &mut self,
+        _: QpSlot,
+        id: u64,
+        signalled: bool,
+        head: &[u8],
+        rest: &[u8],
+    ) -> Result<(), PostError> {
+        let head = head.try_into().expect("FIT's header");
+        outside_send(self, id, signalled, head, rest);
         Ok(())
     }
-    fn post_receive(&mut self, _: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
-        outside_post_receive(self, request);
+    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
+        outside_post_receive(self, id, into);
         Ok(())
     }
     fn ring(&mut self, _: QpSlot) {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use hal::{BusAddr, DmaBuffer, Instant};
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
-    ReceiveRequest, RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet, RemoteAddr,
+    Rkey, SendOp, SendRequest, Sge, Status,
 };
 
 use crate::link::Parts;
@@ -176,7 +176,7 @@ impl QueueSet for Queues {
         });
         Ok(())
     }
-    fn post_receive(&mut self, _: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
+    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
         let mut qp = self.qp();
         if qp.refuses {
             return Err(PostError::NotReady { qp: QpSlot(0) });
@@ -186,10 +186,10 @@ impl QueueSet for Queues {
             "a post beyond the receive queue"
         );
         assert!(
-            qp.receives.iter().all(|(id, _)| *id != request.id),
+            qp.receives.iter().all(|&(posted, _)| posted != id),
             "a buffer posted twice"
         );
-        qp.receives.push_back((request.id, request.into[0]));
+        qp.receives.push_back((id, into[0]));
         Ok(())
     }
     fn ring(&mut self, _: QpSlot) {

@@ -157,7 +157,7 @@ impl Run {
                 // Only a call that lends nothing: who drops one that does may not use its memory again.
                 if let Some(at) = self.calls.iter().position(|call| call.lent.is_empty()) {
                     let call = self.calls.swap_remove(at);
-                    self.pair.nodes[0].engine.abandon_call(PEER, call.id);
+                    self.pair.nodes[0].engine.abandon_call(call.id);
                 }
             }
             Action::Wait { millis } => {

@@ -108,7 +108,7 @@ fn b1_each_receive_is_posted_again_exactly_once() {
         let calls: Vec<_> = (0..=round % 3).map(|_| start(&mut pair, b"b1")).collect();
         settle(&mut pair);
         if round % 5 == 0 {
-            pair.nodes[0].engine.abandon_call(PEER, calls[0]);
+            pair.nodes[0].engine.abandon_call(calls[0]);
         }
         calls.iter().for_each(|_| echo(&mut pair));
         settle(&mut pair);

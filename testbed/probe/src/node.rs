@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 use hal::{DmaBuffer, Duration, Instant, Platform};
 use verbs::{
     Access, Completion, CompletionKind, Device, Domain, PathToPeer, Payload, PortInfo, PortState, QpConfig,
-    QpKind, QpSlot, Qpn, QueueSet, RcParameters, ReceiveRequest, Region, RemoteAddr, SendOp, SendRequest,
-    Sge, Status, UdAddress,
+    QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, RemoteAddr, SendOp, SendRequest, Sge, Status,
+    UdAddress,
 };
 
 use crate::{Error, Wait};
@@ -247,8 +247,7 @@ impl<D: Device, P: Platform> Pair<D, P> {
     ///
     /// [`Error::Post`].
     pub fn receive(&mut self, id: u64, into: Sge) -> Result<(), Error> {
-        let request = ReceiveRequest { id, into: &[into] };
-        Ok(self.queues.post_receive(self.slot, &request)?)
+        Ok(self.queues.post_receive(self.slot, id, &[into])?)
     }
 
     /// Posts a signalled request and rings for it.

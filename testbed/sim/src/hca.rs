@@ -7,7 +7,7 @@ use std::task::Poll;
 use verbs::{
     Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PathToPeer,
     Payload, PollError, PortInfo, PortState, PostError, QpConfig, QpKind, QpSlot, QpState, Qpn, QueueSet,
-    RcParameters, ReceiveRequest, Region, SendOp, SendRequest,
+    RcParameters, Region, SendOp, SendRequest, Sge,
 };
 
 use crate::machine::Machine;
@@ -404,8 +404,8 @@ impl QueueSet for Queues {
         posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
     }
 
-    fn post_receive(&mut self, slot: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
-        let posted = self.with(slot, |world, node, qpn| post_receive(world, node, qpn, request));
+    fn post_receive(&mut self, slot: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
+        let posted = self.with(slot, |world, node, qpn| post_receive(world, node, qpn, id, into));
         posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
     }
 
@@ -547,12 +547,7 @@ fn post_send(world: &mut World, node: usize, qpn: Qpn, request: &SendRequest<'_>
     Ok(())
 }
 
-fn post_receive(
-    world: &mut World,
-    node: usize,
-    qpn: Qpn,
-    request: &ReceiveRequest<'_>,
-) -> Result<(), PostError> {
+fn post_receive(world: &mut World, node: usize, qpn: Qpn, id: u64, into: &[Sge]) -> Result<(), PostError> {
     let qp = &world.nodes[node].qps[&qpn.0];
     let (slot, depth) = (qp.slot, qp.receive_depth);
     if qp.receives_taken >= depth {
@@ -562,23 +557,22 @@ fn post_receive(
         );
         return Err(PostError::QueueFull { qp: slot, depth });
     }
-    if qp.state == QpState::Reset || request.into.len() > usize::from(qp.receive_sge) {
+    if qp.state == QpState::Reset || into.len() > usize::from(qp.receive_sge) {
         world.violate(
             Rule::Post,
-            format_args!("node {node} {qpn}: {request:?} is not possible"),
+            format_args!("node {node} {qpn}: receive {id} into {into:?} is not possible"),
         );
         return Err(PostError::NotReady { qp: slot });
     }
     let overlaps = qp.receives.iter().flat_map(|posted| &posted.into).any(|old| {
-        let new = request.into.iter();
-        new.into_iter()
+        into.iter()
             .any(|new| new.addr < old.addr + u64::from(old.len) && old.addr < new.addr + u64::from(new.len))
     });
     let up = qp.state == QpState::ReadyToSend;
     if overlaps {
         world.violate(
             Rule::ReceiveBuffer,
-            format_args!("node {node} {qpn}: receive {} is posted already", request.id),
+            format_args!("node {node} {qpn}: receive {id} is posted already"),
         );
     }
     let lost = up && (world.sabotaged(Sabotage::LostReceive) || world.leaks(node, qpn));
@@ -586,8 +580,8 @@ fn post_receive(
     qp.receives_taken += 1;
     if !lost {
         qp.receives.push_back(Receive {
-            id: request.id,
-            into: request.into.to_vec(),
+            id,
+            into: into.to_vec(),
         });
     }
     if qp.state == QpState::Error {

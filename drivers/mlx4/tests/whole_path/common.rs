@@ -7,7 +7,7 @@ use harness::{Machine, Testbed};
 use mlx4::{Config, Mlx4, Queues};
 use verbs::{
     Access, Completion, Device, Domain, Guid, PathToPeer, Payload, PortState, Psn, QpConfig, QpKind, QpSlot,
-    Qpn, QueueSet, RcParameters, ReceiveRequest, Region, SendOp, SendRequest, Sge,
+    Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge,
 };
 
 /// What tests wait for takes at most this long.
@@ -234,9 +234,7 @@ impl<P: Platform> End<P> {
     }
 
     pub(crate) fn receive(&mut self, id: u64, into: &[Sge]) {
-        self.queues
-            .post_receive(self.slot, &ReceiveRequest { id, into })
-            .expect("room");
+        self.queues.post_receive(self.slot, id, into).expect("room");
     }
 
     /// The next completion.

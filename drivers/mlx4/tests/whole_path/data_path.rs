@@ -123,6 +123,19 @@ fn inline_and_scattered_data_arrives_whole() {
             );
             assert_eq!(left.next(&a.platform).await.status, Status::Success);
 
+            // The way of its own that such a SEND has. Unsignalled, it ends with the WRITE behind it.
+            right.receive(4, &[into.sge(0, 4000)]);
+            let (head, rest) = data.split_at(len.min(24));
+            let posted = left.queues.send_inline(left.slot, 4, false, head, rest);
+            assert_eq!(posted, Ok(()));
+            left.queues.ring(left.slot);
+            let got = right.next(&b.platform).await;
+            assert_eq!(
+                (got.id, got.status, got.bytes as usize),
+                (4, Status::Success, len)
+            );
+            assert_eq!(into.bytes(len), data);
+
             let write = SendOp::Write {
                 to: into.remote(2000),
                 imm: None,
@@ -213,12 +226,18 @@ fn a_full_queue_and_a_wrong_request_are_refused_by_post() {
         let more = request(0, SEND, Payload::Inline(b"x", &[]));
         let full = left.queues.post_send(left.slot, &more);
         assert!(matches!(full, Err(PostError::QueueFull { .. })));
+        let full = left.queues.send_inline(left.slot, 0, true, b"x", &[]);
+        assert!(matches!(full, Err(PostError::QueueFull { .. })));
         let slot = left.slot;
         let (mut fresh, _) = connect(&a, &b, &rc_config(8), &RC).await;
         let long = [0; 1000];
         let large = request(0, SEND, Payload::Inline(&long, &[]));
         assert!(matches!(
             fresh.queues.post_send(slot, &large),
+            Err(PostError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            fresh.queues.send_inline(slot, 0, true, &long, b"x"),
             Err(PostError::TooLarge { .. })
         ));
         let from = verbs::RemoteAddr::default();
@@ -290,6 +309,11 @@ fn datagrams_name_their_sender() {
         );
         assert!(matches!(
             left.queues.post_send(left.slot, &write),
+            Err(PostError::NotPossible { .. })
+        ));
+        // It names no destination.
+        assert!(matches!(
+            left.queues.send_inline(left.slot, 0, true, b"x", &[]),
             Err(PostError::NotPossible { .. })
         ));
     });

@@ -232,8 +232,7 @@ fn an_overrun_queue_is_reported_and_polls_no_more() {
         let into = a.memory(64, ALL).await;
         for id in 0..16 {
             let into = [into.sge(0, 64)];
-            let receive = verbs::ReceiveRequest { id, into: &into };
-            queues.post_receive(slot, &receive).unwrap();
+            queues.post_receive(slot, id, &into).unwrap();
         }
         // Sixteen flushes do not fit four entries.
         a.device.fail_qp(qpn).await.unwrap();
@@ -353,8 +352,7 @@ proptest! {
             faults.spoil_one_in(one_in);
             for id in 0..40 {
                 let receive = [into.sge(0, 4096)];
-                let receive = verbs::ReceiveRequest { id, into: &receive };
-                let _ = right.queues.post_receive(right.slot, &receive);
+                let _ = right.queues.post_receive(right.slot, id, &receive);
                 let pieces = [from.sge(0, 100)];
                 let send = request(id, SEND, Payload::Gather(&pieces));
                 let _ = left.queues.post_send(left.slot, &send);

@@ -10,7 +10,7 @@ use harness::{Machine, Testbed};
 use mlx4::{Config, Mlx4};
 use verbs::{
     Access, Completion, Device, DeviceError, Domain, Guid, Lid, PKey, PathToPeer, Payload, Psn, QpConfig,
-    QpKind, QueueSet, RcParameters, ReceiveRequest, SendOp, SendRequest, Sge,
+    QpKind, QueueSet, RcParameters, SendOp, SendRequest, Sge,
 };
 
 use crate::input::Input;
@@ -217,7 +217,7 @@ async fn use_it(device: &Mlx4<Spoiled<Machine>>, platform: &Spoiled<Machine>) ->
     };
     let mut done = [Completion::EMPTY; 8];
     for id in 0..4 {
-        let _ = queues.post_receive(slot, &ReceiveRequest { id, into: &[piece] });
+        let _ = queues.post_receive(slot, id, &[piece]);
         let request = SendRequest {
             id,
             op: SendOp::Send { imm: None },

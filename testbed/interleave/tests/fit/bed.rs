@@ -19,7 +19,7 @@ use mad::{Header, Mad, MgmtClass, Status as MadStatus};
 use verbs::{
     Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Guid,
     Lid, Lkey, PKey, PathToPeer, Payload, PollError, PortInfo, PortState, PostError, QpConfig, QpSlot, Qpn,
-    QueueSet, RcParameters, ReceiveRequest, Region, RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status,
+    QueueSet, RcParameters, Region, RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status,
 };
 use zerocopy::big_endian::U16;
 
@@ -545,16 +545,16 @@ impl QueueSet for Queues {
             Ok(())
         })
     }
-    fn post_receive(&mut self, qp: QpSlot, request: &ReceiveRequest<'_>) -> Result<(), PostError> {
+    fn post_receive(&mut self, qp: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
         self.with_qp(qp, |pair| {
             assert!(
-                pair.receives.iter().all(|(id, _)| *id != request.id),
+                pair.receives.iter().all(|&(posted, _)| posted != id),
                 "a receive posted twice"
             );
             if pair.failed {
                 return Err(PostError::NotReady { qp });
             }
-            pair.receives.push_back((request.id, request.into[0]));
+            pair.receives.push_back((id, into[0]));
             Ok(())
         })
     }
