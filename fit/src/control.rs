@@ -97,6 +97,9 @@ impl<D: Device, P: Platform> Control<D, P> {
                     self.next_port = self.inner.platform.now();
                 }
                 DeviceEvent::QpFailed { qpn } => {
+                    if let Some(group) = &mut self.group {
+                        group.on_failed(qpn);
+                    }
                     for core in &self.inner.cores {
                         let mut core = core.lock();
                         if let Some(link) = core.by_qpn(qpn) {
@@ -142,6 +145,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let now = self.inner.platform.now();
         let Some(group) = &mut self.group else { return };
         let heard = group.hear();
+        group.mend(&*self.inner.device, self.inner.config.port, now).await;
         if group.is_join_due(now) {
             let transaction = self.chance.number() >> 32;
             let join = group.join(port, transaction, now);

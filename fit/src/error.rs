@@ -58,6 +58,8 @@ pub enum LostCause {
     Protocol,
     /// The device reported a completion that can't be.
     Device,
+    /// The device did not complete a request.
+    NoCompletion,
     /// Nothing came from the peer for this long, though it was asked to answer.
     Silent(Duration),
     /// The peer asked for a connection and then did not prove that it holds the cluster's key.
@@ -66,6 +68,16 @@ pub enum LostCause {
     NoAnswer,
     /// Another node with the peer's GID is connected, and answers.
     Duplicate,
+}
+
+impl LostCause {
+    /// The end of a sentence that says that a peer is gone: nothing if the cause is not known.
+    pub fn clause(cause: &Option<Self>) -> impl fmt::Display {
+        fmt::from_fn(move |f| match cause {
+            Some(cause) => write!(f, ": {cause}"),
+            None => Ok(()),
+        })
+    }
 }
 
 impl fmt::Display for LostCause {
@@ -78,6 +90,7 @@ impl fmt::Display for LostCause {
             Self::Deadline(operation) => write!(f, "{operation} missed its deadline"),
             Self::Protocol => f.write_str("the peer broke the protocol"),
             Self::Device => f.write_str("the device reported completions that can't be"),
+            Self::NoCompletion => f.write_str("the device did not complete a request"),
             Self::Silent(age) => write!(f, "nothing was heard of it for {age:?}"),
             Self::NoProof => f.write_str("the peer did not prove that it holds the cluster's key"),
             Self::NoAnswer => f.write_str("the peer did not answer the connection request"),

@@ -119,9 +119,16 @@ impl<D: Device, P: Platform> Fit<D, P> {
         loop {
             match self.next_change().await {
                 Change::Joined(peer, member) => handler.peer_joined(peer, &member),
-                Change::Lost(peer, _) => handler.peer_lost(peer),
+                Change::Lost(peer, _) => handler.peer_lost(peer, self.lost_cause(peer)),
             }
         }
+    }
+
+    /// Why `peer` is lost; nothing if it is not, or was never connected. The latest lost peers are remembered.
+    #[must_use]
+    pub fn lost_cause(&self, peer: PeerId) -> Option<LostCause> {
+        let mut cores = self.0.cores.iter();
+        cores.find_map(|core| core.lock().cause(peer))
     }
 
     /// Leaves: the cluster is told, every connection ends, and each peer is told by a DREQ. No node is admitted any more.

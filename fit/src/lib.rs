@@ -38,6 +38,7 @@ mod membership;
 mod node;
 mod one_sided;
 mod one_way;
+mod overdue;
 mod peer;
 mod peers;
 mod profile;

@@ -21,6 +21,7 @@ use crate::config::Layout;
 use crate::keepalive::Alive;
 use crate::one_sided::{OpState, Ops};
 use crate::one_way::Window;
+use crate::overdue::Overdue;
 use crate::receive::Receive;
 use crate::ring::{Place, Purpose, SendRing};
 use crate::serve::ServeSlot;
@@ -117,6 +118,7 @@ pub(crate) struct Link<M> {
     pub(crate) reads_out: u8,
     pub(crate) ring: SendRing,
     pub(crate) alive: Alive,
+    pub(crate) overdue: Overdue,
     pub(crate) message_size: u32,
     lkey: Lkey,
     max_inline: u32,
@@ -174,6 +176,7 @@ impl<M: DmaBuffer> Link<M> {
             reads_out: 0,
             ring: SendRing::new(depths.send, config.signal_every),
             alive: Alive::new(config.keepalive),
+            overdue: Overdue::default(),
             message_size: config.message_size,
             lkey: parts.lkey,
             max_inline: parts.max_inline,
@@ -549,6 +552,7 @@ impl<M: DmaBuffer> Link<M> {
             self.expire_calls(now);
             self.expire_ops(now);
             self.watch_peer(now);
+            self.watch_completions(now);
         }
         // Those waiting for room look at their own deadlines.
         self.wake_room_waiters();

@@ -90,6 +90,11 @@ impl SendRing {
         self.next - self.head()
     }
 
+    /// The oldest request that must complete by itself.
+    pub(crate) fn oldest_signalled(&self) -> Option<u64> {
+        self.signalled.front().map(|&(id, _)| id)
+    }
+
     /// Takes a place, if there is one.
     #[inline(always)]
     pub(crate) fn take(&mut self, purpose: Purpose) -> Option<Place> {

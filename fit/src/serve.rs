@@ -16,7 +16,7 @@ use crate::counters::count;
 use crate::link::{Link, due, wake_all};
 use crate::ring::Purpose;
 use crate::wire::{Brief, HEADER_BYTES, HEADER_LEN, Header, MessageType};
-use crate::{LinkState, Member, PeerId};
+use crate::{LinkState, LostCause, Member, PeerId};
 
 /// A message of a peer that a handler has taken; a request is to be answered through its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +78,8 @@ pub trait Handler: Send + Sync {
     /// A node has joined: its calls may come, and calls to it work. If it was here before, it was told as lost first.
     fn peer_joined(&self, _peer: PeerId, _member: &Member) {}
 
-    /// A peer is lost: whatever it held can be taken back.
-    fn peer_lost(&self, peer: PeerId);
+    /// A peer is lost, and why, as far as that is remembered: whatever it held can be taken back.
+    fn peer_lost(&self, peer: PeerId, cause: Option<LostCause>);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -5,7 +5,7 @@ use core::fmt;
 use hal::{Duration, Instant, Platform};
 use verbs::Device;
 
-use crate::{Core, Error, LinkState, LostCause, Operation, PeerId};
+use crate::{Core, Error, LinkState, Operation, PeerId};
 
 /// What a waiter waited for when its peer was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +53,6 @@ impl Error {
 }
 
 impl<D: Device, P: Platform> Core<D, P> {
-    /// Why `peer` is lost; nothing if it is not, or was never connected. The latest lost peers are remembered.
-    #[must_use]
-    pub fn lost_cause(&self, peer: PeerId) -> Option<LostCause> {
-        self.engine().cause(peer)
-    }
-
     /// The error of something that was under way: if the peer is lost, it says what this was.
     pub(crate) fn cut_short(
         &self,

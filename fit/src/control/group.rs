@@ -1,4 +1,4 @@
-//! The cluster's multicast group: joining it, and the datagrams in it.
+//! The cluster's multicast group: joining it, the datagrams in it, and the queue pair that takes them, made anew when it fails.
 
 use alloc::vec::Vec;
 
@@ -6,8 +6,8 @@ use hal::{DmaBuffer, Duration, Instant, Platform};
 use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Mad, Method, Status};
 use verbs::{
-    Access, Completion, CompletionKind, Device, Domain, Gid, Lid, PKey, Payload, PortInfo, QpConfig, QpKind,
-    QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
+    Access, Completion, CompletionKind, Device, DeviceError, Domain, Gid, Lid, PKey, Payload, PortInfo,
+    QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
 };
 
 use crate::handshake::{back_off, persistence};
@@ -25,6 +25,8 @@ const RECEIVE_LEN: usize = 64 + 4096;
 const SEND_LEN: usize = 128;
 /// A port that is a member asks again so often, for a subnet manager that was started anew may have forgotten it.
 const JOIN_AGAIN: Duration = Duration::from_secs(60);
+/// Between two tries to make the queue pair anew.
+const MEND_AGAIN: Duration = Duration::from_millis(100);
 /// Bits of a join: full member.
 const FULL_MEMBER: u8 = 1;
 /// The scope of a link-local group (IBA 1.3, 4.1.1).
@@ -38,7 +40,11 @@ pub(super) struct Heard {
 
 pub(crate) struct Group<D: Device, P: Platform> {
     queues: D::Queues,
-    qp: QpSlot,
+    /// The queue pair, but while it is made anew.
+    pair: Option<(QpSlot, Qpn)>,
+    /// Whether it has failed and must be made anew, and when to try.
+    broken: bool,
+    next_mend: Instant,
     mgid: Gid,
     memory: P::Buffer,
     region: Region,
@@ -55,19 +61,7 @@ pub(crate) struct Group<D: Device, P: Platform> {
 impl<D: Device, P: Platform> Group<D, P> {
     pub(crate) async fn new(device: &D, platform: &P, config: &Config) -> Result<Self, Error> {
         let depth = u32::try_from(RECEIVES + SENDS).expect("few");
-        let mut queues = device.create_queues(depth, config.first_vector).await?;
-        let qp_config = QpConfig {
-            kind: QpKind::Datagram { qkey: Cluster::QKEY },
-            domain: Domain::default(),
-            port: config.port,
-            send_depth: u32::try_from(SENDS).expect("few"),
-            receive_depth: u32::try_from(RECEIVES).expect("few"),
-            send_sge: 1,
-            receive_sge: 1,
-            inline: 0,
-            remote_access: Access::default(),
-        };
-        let (qp, qpn) = device.create_qp(&mut queues, &qp_config).await?;
+        let queues = device.create_queues(depth, config.first_vector).await?;
         let memory = platform.alloc(RECEIVES * RECEIVE_LEN + SENDS * SEND_LEN, 4096)?;
         let access = Access {
             local_write: true,
@@ -75,11 +69,11 @@ impl<D: Device, P: Platform> Group<D, P> {
         };
         let (addr, len) = (memory.bus_addr().0, memory.len() as u64);
         let region = device.register(Domain::default(), addr, len, access).await?;
-        device.ready_to_send(qpn, None, &persistence(0, 0)).await?;
-        device.attach_multicast(qpn, config.cluster.mgid).await?;
         let mut group = Self {
             queues,
-            qp,
+            pair: None,
+            broken: false,
+            next_mend: Instant::default(),
             mgid: config.cluster.mgid,
             memory,
             region,
@@ -90,8 +84,53 @@ impl<D: Device, P: Platform> Group<D, P> {
             sent: 0,
             done: 0,
         };
-        (0..RECEIVES).for_each(|index| group.post_receive(index));
+        group.make_pair(device, config.port).await?;
         Ok(group)
+    }
+
+    /// Makes the queue pair, after taking away the one that was there.
+    async fn make_pair(&mut self, device: &D, port: u8) -> Result<(), DeviceError> {
+        if let Some((qp, qpn)) = self.pair {
+            device.detach_multicast(qpn, self.mgid).await?;
+            device.destroy_qp(&mut self.queues, qp).await?;
+            self.pair = None;
+        }
+        let config = QpConfig {
+            kind: QpKind::Datagram { qkey: Cluster::QKEY },
+            domain: Domain::default(),
+            port,
+            send_depth: u32::try_from(SENDS).expect("few"),
+            receive_depth: u32::try_from(RECEIVES).expect("few"),
+            send_sge: 1,
+            receive_sge: 1,
+            inline: 0,
+            remote_access: Access::default(),
+        };
+        let (qp, qpn) = device.create_qp(&mut self.queues, &config).await?;
+        self.pair = Some((qp, qpn));
+        device.ready_to_send(qpn, None, &persistence(0, 0)).await?;
+        device.attach_multicast(qpn, self.mgid).await?;
+        self.done = self.sent;
+        self.broken = false;
+        (0..RECEIVES).for_each(|index| self.post_receive(index));
+        Ok(())
+    }
+
+    /// The queue pair has failed, if it is this one.
+    pub(super) fn on_failed(&mut self, qpn: Qpn) {
+        self.broken |= self.pair.is_some_and(|(_, ours)| ours == qpn);
+    }
+
+    /// Makes the queue pair anew if it has failed. The port's membership is not its own, so it stays.
+    pub(super) async fn mend(&mut self, device: &D, port: u8, now: Instant) {
+        if !self.broken || now < self.next_mend {
+            return;
+        }
+        self.next_mend = now + MEND_AGAIN;
+        match self.make_pair(device, port).await {
+            Ok(()) => log::warn!("the multicast group: its queue pair had failed and was made anew"),
+            Err(error) => log::error!("the multicast group: its queue pair can't be made anew: {error}"),
+        }
     }
 
     fn piece(&self, at: usize, len: usize) -> Sge {
@@ -104,8 +143,10 @@ impl<D: Device, P: Platform> Group<D, P> {
 
     fn post_receive(&mut self, index: usize) {
         let piece = self.piece(index * RECEIVE_LEN, RECEIVE_LEN);
-        if let Err(error) = self.queues.post_receive(self.qp, index as u64, &[piece]) {
+        let Some((qp, _)) = self.pair else { return };
+        if let Err(error) = self.queues.post_receive(qp, index as u64, &[piece]) {
             log::error!("the multicast group: {error}");
+            self.broken = true;
         }
     }
 
@@ -159,10 +200,13 @@ impl<D: Device, P: Platform> Group<D, P> {
         (self.tries, self.next) = (0, now + JOIN_AGAIN);
     }
 
-    /// Sends a datagram to everyone; dropped while the port is no member.
+    /// Sends a datagram to everyone; dropped while the port is no member, or the queue pair is to be made anew.
     pub(super) fn send(&mut self, bytes: &[u8; ANNOUNCEMENT_LEN]) {
         let under_way = self.sent - self.done;
         let Some(lid) = self.lid.filter(|_| under_way < SENDS as u64) else {
+            return;
+        };
+        let Some((qp, _)) = self.pair.filter(|_| !self.broken) else {
             return;
         };
         let slot = usize::try_from(self.sent % SENDS as u64).expect("less than SENDS");
@@ -184,12 +228,15 @@ impl<D: Device, P: Platform> Group<D, P> {
                 gid: Some(self.mgid),
             }),
         };
-        match self.queues.post_send(self.qp, &request) {
+        match self.queues.post_send(qp, &request) {
             Ok(()) => {
                 self.sent += 1;
-                self.queues.ring(self.qp);
+                self.queues.ring(qp);
             }
-            Err(error) => log::error!("the multicast group: {error}"),
+            Err(error) => {
+                log::error!("the multicast group: {error}");
+                self.broken = true;
+            }
         }
     }
 
@@ -201,18 +248,22 @@ impl<D: Device, P: Platform> Group<D, P> {
             return heard;
         };
         for completion in &batch[..count] {
+            if self.pair.is_none_or(|(qp, _)| qp != completion.qp) {
+                continue;
+            }
+            if completion.status != verbs::Status::Success {
+                // An error ends the queue pair, whatever it was of.
+                if !core::mem::replace(&mut self.broken, true) {
+                    let (kind, status) = (completion.kind, completion.status);
+                    log::error!("the multicast group: {kind:?} ended with {status:?}");
+                }
+                continue;
+            }
             if completion.kind == CompletionKind::Send {
                 // A queue pair finishes in order; a completion that comes again says nothing.
                 if (self.done..self.sent).contains(&completion.id) {
                     self.done = completion.id + 1;
                 }
-                continue;
-            }
-            if completion.status != verbs::Status::Success {
-                log::error!(
-                    "the multicast group: a receive ended with {:?}",
-                    completion.status
-                );
                 continue;
             }
             let Some(index) = usize::try_from(completion.id).ok().filter(|&id| id < RECEIVES) else {
@@ -228,7 +279,9 @@ impl<D: Device, P: Platform> Group<D, P> {
                     bytes,
                 });
             }
-            self.post_receive(index);
+            if !self.broken {
+                self.post_receive(index);
+            }
         }
         heard
     }

@@ -21,7 +21,8 @@ impl World {
     pub(super) fn alloc(&self, len: usize) -> Buffer {
         let mut bytes = self.0.lock().unwrap();
         let at = bytes.len();
-        bytes.resize(at + len, 0);
+        // Empty ones have an address of their own, too: memory that is lent is known by it.
+        bytes.resize(at + len.max(1), 0);
         Buffer {
             world: self.clone(),
             at,

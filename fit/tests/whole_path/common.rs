@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use fit::{Config, Exchange, Fit, Handler, PeerId, PeerSpec, Role};
+use fit::{Config, Exchange, Fit, Handler, LostCause, PeerId, PeerSpec, Role};
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{Buffer, Machine, Testbed};
 use mlx4::Mlx4;
@@ -35,7 +35,8 @@ impl Handler for Echo {
     async fn receive(&self, _: PeerId, kind: u16, body: &[u8]) {
         self.received.lock().unwrap().push((kind, body.to_vec()));
     }
-    fn peer_lost(&self, peer: PeerId) {
+    fn peer_lost(&self, peer: PeerId, cause: Option<LostCause>) {
+        assert!(cause.is_some(), "it is not forgotten so soon");
         self.lost.lock().unwrap().push(peer);
     }
 }

@@ -199,7 +199,7 @@ fn a_dead_peer_ends_every_wait_by_an_error_that_names_it() {
         // Nobody has waited for what comes too late.
         let again = core.read(peer, remote, local).await;
         assert!(matches!(again, Err(Error::PeerLost { waiting: None, .. })));
-        assert!(core.lost_cause(peer).is_some());
+        assert!(processor.fit.lost_cause(peer).is_some());
     });
     assert!(bed.now().since(before) < Duration::from_secs(10));
 }

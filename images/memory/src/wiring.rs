@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use fit::{Config, Domains, Exchange, PeerId, Role};
+use fit::{Config, Domains, Exchange, LostCause, PeerId, Role};
 use hal::DmaBuffer;
 use libos::{Boot, CommandLine, Exit, FrameArray, PAGE_SIZE, frames};
 use memory::{Backing, LotId, MAX_LOTS, Manager, Order, PeerKey, Pool, Step};
@@ -175,13 +175,14 @@ impl fit::Handler for Server {
         exchange.set_len(len);
     }
 
-    fn peer_lost(&self, peer: PeerId) {
+    fn peer_lost(&self, peer: PeerId, cause: Option<LostCause>) {
         let mut manager = self.manager.lock();
         manager.peer_lost(PeerKey(peer.0));
         let pool = manager.pool();
         log::info!(
-            "peer {} is gone; {} of {} chunks are free",
+            "peer {} is gone{}; {} of {} chunks are free",
             peer.0,
+            LostCause::clause(&cause),
             pool.free(),
             pool.total()
         );

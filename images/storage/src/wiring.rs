@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
 
-use fit::{Config, Domains, Exchange, PeerId, Role};
+use fit::{Config, Domains, Exchange, LostCause, PeerId, Role};
 use libos::virtio::{self, Disk};
 use libos::{Boot, CommandLine, Exit};
 use node::{Error, Fit, Node};
@@ -111,9 +111,9 @@ impl fit::Handler for Server {
         exchange.set_len(len);
     }
 
-    fn peer_lost(&self, peer: PeerId) {
+    fn peer_lost(&self, peer: PeerId, cause: Option<LostCause>) {
         self.files.peer_lost(PeerKey(peer.0));
-        log::info!("peer {} is gone", peer.0);
+        log::info!("peer {} is gone{}", peer.0, LostCause::clause(&cause));
         node::log_profile(&self.fit);
     }
 }

@@ -49,6 +49,8 @@ pub enum Kind {
         /// They are.
         told: bool,
     },
+    /// The queue pair by which the node hears its cluster's group fails.
+    Deafened(NodeIndex),
     /// A node that should not be there starts, at this place behind the others. A twin is switched off at the end, others stay.
     Stranger(NodeIndex, Guise),
 }
@@ -69,6 +71,7 @@ impl Kind {
             Self::Silence => "silent SA",
             Self::Burst => "burst of lost datagrams",
             Self::Forget { .. } => "forgetful SA",
+            Self::Deafened(_) => "failed queue pair of the group",
             Self::Stranger(_, Guise::OtherKey) => "stranger with another key",
             Self::Stranger(_, Guise::OtherCluster) => "stranger of another cluster",
             Self::Stranger(_, Guise::Twin(_)) => "stranger with a GID of another",
@@ -109,7 +112,7 @@ pub(crate) fn draw(rng: &mut Rng, nodes: usize, span: u64) -> Vec<Fault> {
 fn fault(rng: &mut Rng, nodes: usize, strangers: &mut usize, span: u64) -> Fault {
     let from = rng.between(100 * MS, span);
     let node = rng.index(nodes);
-    let (kind, len) = match rng.below(15) {
+    let (kind, len) = match rng.below(16) {
         0 | 1 => (Kind::Crash(node), rng.between(MS, 3000 * MS)),
         2 => {
             let kind = Kind::Partition {
@@ -143,6 +146,7 @@ fn fault(rng: &mut Rng, nodes: usize, strangers: &mut usize, span: u64) -> Fault
             let told = !rng.chance(100_000);
             (Kind::Forget { told }, MS)
         }
+        13 => (Kind::Deafened(node), MS),
         _ => {
             let guise = match rng.below(3) {
                 0 => Guise::OtherKey,

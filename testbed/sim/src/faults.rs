@@ -40,6 +40,7 @@ impl Run {
             Kind::Leave(node, stay) if begins => self.leave(node, stay),
             Kind::Crash(node) | Kind::Late(node) | Kind::Leave(node, _) if !begins => self.come_back(node),
             Kind::Forget { told } if begins => self.bed.world().forget_groups(told),
+            Kind::Deafened(node) if begins => self.bed.world().fail_group_pair(node),
             Kind::Stranger(place, guise) if begins => self.let_in(place, guise),
             Kind::Stranger(place, Guise::Twin(_)) => self.switch_off(place),
             _ => {}
@@ -174,6 +175,16 @@ impl World {
             .push_back(DeviceEvent::PortChanged { port: 1 });
         if !up {
             self.sa.forget(node);
+        }
+    }
+
+    /// The queue pair that is attached to a group fails; whether its user is told by an event as well is left to chance.
+    fn fail_group_pair(&mut self, node: NodeIndex) {
+        let pairs = &self.nodes[node].qps;
+        let attached = pairs.values().find(|qp| !qp.groups.is_empty());
+        if let Some(qpn) = attached.map(|qp| qp.qpn) {
+            let told = self.rng.chance(500_000);
+            self.fail_pair(node, qpn, told);
         }
     }
 

@@ -61,6 +61,22 @@ fn a_node_and_its_twin_keep_nobody_apart_once_the_twin_is_gone() {
     }
 }
 
+#[test]
+fn a_node_whose_queue_pair_of_the_group_fails_still_finds_who_comes_later() {
+    for seed in 1..=4 {
+        let mut plan = small(seed);
+        only(&mut plan, 3 * SECOND, 4 * SECOND, Kind::Crash(1));
+        let deafened = Fault {
+            from: 2 * SECOND,
+            until: 2 * SECOND + 1,
+            kind: Kind::Deafened(0),
+        };
+        plan.faults.insert(0, deafened);
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
 /// Asks that a deliberate bug is found within a few seeds, and as a break of this rule.
 fn finds(sabotage: Sabotage, rule: Rule) {
     finds_with(sabotage, rule, |_| {});

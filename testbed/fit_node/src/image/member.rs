@@ -55,11 +55,11 @@ impl Handler for Member {
         self.callers.start(peer, member.name);
     }
 
-    fn peer_lost(&self, peer: PeerId) {
+    fn peer_lost(&self, peer: PeerId, cause: Option<fit::LostCause>) {
         let member = self.peers.lock().remove(&peer);
         self.echo.forget(peer);
         if let Some(member) = member {
-            events::tell_lost(&member, self.core.lost_cause(peer));
+            events::tell_lost(&member, cause);
         }
     }
 }

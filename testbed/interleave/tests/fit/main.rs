@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 
-use fit::{Call, Config, Ended, Error, Exchange, Handler, OneSided, PeerId, Polling};
+use fit::{Call, Config, Ended, Error, Exchange, Handler, LostCause, OneSided, PeerId, Polling};
 use futures_util::future::{Either, select};
 use hal::Duration;
 use shuttle::Runner;
@@ -71,7 +71,7 @@ impl Handler for Echo {
         exchange.message()[..request.len()].copy_from_slice(request);
         exchange.set_len(request.len());
     }
-    fn peer_lost(&self, _: PeerId) {}
+    fn peer_lost(&self, _: PeerId, _: Option<LostCause>) {}
 }
 
 /// Starts what a node runs on one core: its poller, and `workers` that answer.

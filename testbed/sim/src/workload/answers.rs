@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fit::{Exchange, Handler, Member, PeerId};
+use fit::{Exchange, Handler, LostCause, Member, PeerId};
 use verbs::{RemoteAddr, Rkey};
 
 use super::local::Local;
@@ -169,7 +169,7 @@ impl Handler for Answers {
         machine.living(|world| world.told_joined(machine.life, peer, *member));
     }
 
-    fn peer_lost(&self, peer: PeerId) {
+    fn peer_lost(&self, peer: PeerId, _: Option<LostCause>) {
         let machine = &self.node.machine;
         machine.living(|world| {
             if !world.has(Sabotage::UntoldLoss) {
