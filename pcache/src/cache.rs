@@ -1,91 +1,111 @@
-//! The cache: its sets, the way of a miss, the ends of transfers.
+//! The cache: its sets, and the ends of transfers.
 
 use alloc::boxed::Box;
 
-use hal::Instant;
 use metrics::{Histogram, Summary};
 
+use crate::batch::Batch;
+use crate::queue::Queues;
+use crate::rmap::Pool;
 use crate::set::{Set, State};
-use crate::sync::{Mutex, MutexGuard};
-use crate::wait::WaitList;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::{
-    Counters, Error, Geometry, IoFailed, LineId, Load, Machine, Page, Pinned, Policy, Source, Token,
+    Chunks, Counters, Entry, Error, Geometry, IoFailed, LineId, Machine, Mechanism, Policy, Rights, Slot,
 };
+
+/// One transfer in this many has its time taken: two clock reads and a histogram cost as much as a
+/// lookup.
+const TIMED: u32 = 8;
 
 /// How a cache chooses and prepares its victims.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// Which line of a full set leaves first.
+    /// The line of a full set that leaves first.
     pub policy: Policy,
-    /// Lines of a full set that are made ready for the next miss ahead of it (unmapped and written back, but still
-    /// holding their page), so that a miss does not wait for the write-back of its own victim. At most half of the ways.
+    /// When lines leave.
+    pub mechanism: Mechanism,
+    /// Lines of each set that are kept free or clean and unmapped (they still hold their page), so
+    /// that a miss finds one at once. At most half of the ways.
     pub reserve: u32,
+    /// Sets that wait for a victim before a batch is begun, for [`Mechanism::Batch`].
+    pub batch: u32,
+    /// Cores that take misses.
+    pub cores: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            policy: Policy::Clock,
+            policy: Policy::default(),
+            mechanism: Mechanism::default(),
             reserve: 1,
+            batch: 16,
+            cores: 1,
         }
     }
 }
 
-/// A set-associative cache of pages. The machine around it is `M`.
-pub struct Cache<M> {
+/// A set-associative cache of slots. The machine around it is `M`.
+pub struct Cache<M: Machine> {
     pub(crate) machine: M,
-    geometry: Geometry,
-    pub(crate) policy: Policy,
-    pub(crate) reserve: usize,
-    sets: Box<[Mutex<Set>]>,
-    waits: Box<[Mutex<WaitList>]>,
+    pub(crate) chunks: Chunks,
+    pub(crate) geometry: Geometry,
+    pub(crate) config: Config,
+    sets: Box<[Mutex<Set<M::Entry>>]>,
+    pub(crate) pool: Pool<M::Entry>,
+    pub(crate) queues: Queues,
     fills: Histogram,
     flushes: Histogram,
+    pub(crate) ahead: Ahead,
 }
 
-/// The answer to an access.
-pub enum Access<'a, M: Machine> {
-    /// The page is in a line, which stays as long as the pin lives.
-    Ready(Pinned<'a, M>),
-    /// The page's line is the caller's to load ([`Source::Caller`]).
-    Load(Load<'a, M>),
-    /// The page's line, or any line of its set, has to be waited for: try again after the next completion.
-    Wait,
+/// The fate of pages read ahead, for whoever decides how far to read.
+#[derive(Default)]
+pub(crate) struct Ahead {
+    pub(crate) used: AtomicU64,
+    pub(crate) wasted: AtomicU64,
 }
 
 impl<M: Machine> Cache<M> {
-    /// An empty cache. This is the only place that allocates.
+    /// Returns an empty cache. This is the only place that allocates, but for the chunk table.
     #[must_use]
-    pub fn new(geometry: Geometry, config: Config, machine: M) -> Self {
+    pub fn new(geometry: Geometry, config: Config, chunks: Chunks, machine: M) -> Self {
+        let reserve = config.reserve.clamp(1, geometry.ways() / 2);
         Self {
             machine,
+            chunks,
             geometry,
-            policy: config.policy,
-            reserve: config.reserve.min(geometry.ways() / 2) as usize,
+            config: Config { reserve, ..config },
             sets: (0..geometry.sets())
                 .map(|_| Mutex::new(Set::new(geometry.ways())))
                 .collect(),
-            waits: (0..geometry.sets())
-                .map(|_| Mutex::new(WaitList::default()))
-                .collect(),
+            pool: Pool::new(geometry.lines()),
+            queues: Queues::new(config.cores, geometry.sets()),
             fills: Histogram::default(),
             flushes: Histogram::default(),
+            ahead: Ahead::default(),
         }
     }
 
-    /// The cache's shape.
+    /// Returns the cache's shape.
     #[must_use]
     pub const fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// The machine that the cache works on.
+    /// Returns the machine that the cache works on.
     #[must_use]
     pub const fn machine(&self) -> &M {
         &self.machine
     }
 
-    /// Counters, summed over the sets.
+    /// Returns the chunk table.
+    #[must_use]
+    pub const fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// Returns the counters, summed over the sets.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
@@ -95,19 +115,19 @@ impl<M: Machine> Cache<M> {
         sum
     }
 
-    /// The times that reads took, from start to completion.
+    /// Returns the times that READs took, of one in eight of them.
     #[must_use]
     pub fn fill_times(&self) -> Summary {
         self.fills.summary()
     }
 
-    /// The times that write-backs took, from start to completion (LegoOS's `pcache_flush_net`).
+    /// Returns the times that WRITEs took (LegoOS's `pcache_flush_net`), of one in eight of them.
     #[must_use]
     pub fn flush_times(&self) -> Summary {
         self.flushes.summary()
     }
 
-    /// Lines in use, and how many of them are being read or written.
+    /// Returns how many lines are in use, and how many of them are being read or written.
     #[must_use]
     pub fn lines_in_use(&self) -> (usize, usize) {
         let mut sum = (0, 0);
@@ -120,188 +140,143 @@ impl<M: Machine> Cache<M> {
         sum
     }
 
-    /// Asks for `page`; starts what is needed to bring it in.
+    /// Returns how many further mappings (of lines that several entries map) there is room for.
+    #[must_use]
+    pub fn spare_mappings(&self) -> usize {
+        self.pool.free()
+    }
+
+    /// Takes the end of the transfer of `line`. A READ's page is mapped where it was missed, if the
+    /// entry there is still what it was.
     ///
     /// # Errors
     ///
-    /// [`Error::Fill`] if the page could not be read (said once to each access that waited for it; the next one tries
-    /// again), [`Error::NoPlace`] if a victim has no place in remote memory.
-    pub fn access(&self, page: Page, now: Instant) -> Result<Access<'_, M>, Error> {
-        self.attempt(page, now, true)
-    }
-
-    /// As [`Cache::access`], for an access that was told to wait: it is not counted again.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Cache::access`].
-    pub fn access_again(&self, page: Page, now: Instant) -> Result<Access<'_, M>, Error> {
-        self.attempt(page, now, false)
-    }
-
-    fn attempt(&self, page: Page, now: Instant, first: bool) -> Result<Access<'_, M>, Error> {
-        let index = self.geometry.set_of(page);
-        let mut uncounted = first;
-        // One turn usually does; more are needed only while other cores take what this one makes free.
-        for _ in 0..=self.geometry.ways() {
-            let mut set = self.set(index);
-            set.counters.nr_pgfault += u64::from(core::mem::take(&mut uncounted));
-            if let Some(way) = set.find(page) {
-                return self.found(&mut set, index, way, first);
-            }
-            if let Some(way) = set.take() {
-                return self.fill(set, index, way, page, now);
-            }
-            let enough_leave = set.leaving() >= self.reserve.max(1);
-            set.counters.nr_pcache_eviction_eagain_concurrent += u64::from(enough_leave);
-            if enough_leave || !self.evict(set, index, now)? {
-                return Ok(Access::Wait);
-            }
-        }
-        self.wake(index);
-        Ok(Access::Wait)
-    }
-
-    /// An access whose page has a line.
-    fn found(&self, set: &mut Set, index: u32, way: usize, first: bool) -> Result<Access<'_, M>, Error> {
-        let Set { lines, counters, .. } = set;
-        let line = &mut lines[way];
-        if line.doomed || line.unmapping {
-            return Ok(Access::Wait);
-        }
-        match line.state {
-            State::Valid | State::Writing => {
-                line.pins += 1;
-                line.referenced = true;
-                counters.nr_pcache_fill_from_victim += u64::from(line.victim);
-                counters.nr_pcache_hit += u64::from(first);
-                line.victim = false;
-                Ok(Access::Ready(Pinned::new(self, index, way, line.page)))
-            }
-            State::Failed(cause) => {
-                let page = line.page;
-                line.doomed = true;
-                line.settle();
-                Err(Error::Fill { page, cause })
-            }
-            _ => {
-                counters.nr_pcache_fill_coalesced += u64::from(first);
-                Ok(Access::Wait)
-            }
-        }
-    }
-
-    /// Brings `page` into way `way`, which is free or holds a page that may go.
-    fn fill(
-        &self,
-        mut set: MutexGuard<'_, Set>,
-        index: u32,
-        way: usize,
-        page: Page,
-        now: Instant,
-    ) -> Result<Access<'_, M>, Error> {
-        let id = self.geometry.line(index, way);
-        let source = self.machine.source(page);
-        let line = &mut set.lines[way];
-        match source {
-            Source::Remote(from) => {
-                line.begin(page, State::Reading, now);
-                let token = Token::new(id, line.generation);
-                drop(set);
-                self.machine.start_read(token, id, from);
-                self.evict_ahead(index, now)?;
-                Ok(Access::Wait)
-            }
-            Source::Zero => {
-                line.begin(page, State::Loading, now);
-                set.counters.nr_pcache_fill_zerofill += 1;
-                drop(set);
-                self.machine.zero(id);
-                let ready = Load::new(self, index, way, page).into_pinned();
-                self.evict_ahead(index, now)?;
-                Ok(Access::Ready(ready))
-            }
-            Source::Caller => {
-                line.begin(page, State::Loading, now);
-                set.counters.nr_pcache_fill_from_file += 1;
-                drop(set);
-                let load = Load::new(self, index, way, page);
-                self.evict_ahead(index, now)?;
-                Ok(Access::Load(load))
-            }
-        }
-    }
-
-    /// Takes the end of the transfer that `token` names.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Fill`] or [`Error::WriteBack`] if the transfer failed: the node must say so, for a program's data is at
-    /// stake. [`Error::UnknownToken`] if no such transfer is under way; nothing was changed then.
-    pub fn complete(&self, token: Token, result: Result<(), IoFailed>, now: Instant) -> Result<(), Error> {
-        let (index, way) = self
-            .geometry
-            .place(token.line())
-            .ok_or(Error::UnknownToken(token))?;
+    /// [`Error::Fill`] or [`Error::WriteBack`] if the transfer failed: the node must say so, for a
+    /// program's data is at stake. [`Error::UnknownTransfer`] if none is under way; nothing changed.
+    pub fn complete(&self, id: LineId, result: Result<(), IoFailed>) -> Result<(), Error> {
+        let (index, way) = self.geometry.place(id).ok_or(Error::UnknownTransfer(id))?;
         let mut set = self.set(index);
-        let Set { lines, counters, .. } = &mut *set;
-        let line = &mut lines[way];
-        if line.generation != token.generation() {
-            return Err(Error::UnknownToken(token));
-        }
-        let (page, took) = (line.page, now.since(line.started));
-        let outcome = match (line.state, result) {
+        let Some(slot) = set.slot(way) else {
+            return Err(Error::UnknownTransfer(id));
+        };
+        let outcome = match (set.lines[way].state, result) {
             (State::Reading, Ok(())) => {
-                line.state = State::Valid;
-                counters.nr_pcache_fill_from_memory += 1;
-                self.fills.record(took);
+                set.counters.nr_pcache_fill_from_memory += 1;
+                self.read_ended(&mut set, way, id);
                 Ok(())
             }
             (State::Reading, Err(cause)) => {
-                line.state = State::Failed(cause);
-                counters.nr_pcache_fill_failed += 1;
-                Err(Error::Fill { page, cause })
+                set.counters.nr_pcache_fill_failed += 1;
+                let line = &mut set.lines[way];
+                (line.state, line.first) = (State::Failed(cause), None);
+                Err(Error::Fill { slot, cause })
             }
             (State::Writing, Ok(())) => {
-                line.state = State::Valid;
-                counters.nr_clflush += 1;
-                self.flushes.record(took);
-                // Said under the lock: no one may take the line before the backing knows, and a page given up
-                // meanwhile must not leave a trace in whatever gets its address next.
-                if !line.doomed {
-                    self.machine.written_back(page);
-                }
+                set.counters.nr_clflush += 1;
+                set.lines[way].state = State::Valid;
+                self.took(&self.flushes, &set, way);
                 Ok(())
             }
             (State::Writing, Err(cause)) => {
-                line.state = State::Valid;
-                line.dirty = true;
-                counters.nr_clflush_fail += 1;
-                Err(Error::WriteBack { page, cause })
+                set.counters.nr_clflush_fail += 1;
+                let line = &mut set.lines[way];
+                (line.state, line.dirty) = (State::Valid, true);
+                Err(Error::WriteBack { slot, cause })
             }
-            _ => return Err(Error::UnknownToken(token)),
+            _ => return Err(Error::UnknownTransfer(id)),
         };
-        line.settle();
+        self.settle(&mut set, way);
+        let waiters = set.take_waiters();
         drop(set);
-        self.wake(index);
+        waiters.wake();
         outcome
     }
 
-    pub(crate) fn set(&self, index: u32) -> MutexGuard<'_, Set> {
+    /// Maps a page that has come.
+    fn read_ended(&self, set: &mut Set<M::Entry>, way: usize, id: LineId) {
+        self.took(&self.fills, set, way);
+        let line = &mut set.lines[way];
+        line.state = State::Valid;
+        let Some(at) = line.first else { return };
+        let present = line
+            .expected
+            .to_present(self.machine.frame(id))
+            .with_accessed(!line.prefetched);
+        if present.rights().contains(Rights::EXEC) {
+            self.machine.prepare_code(id);
+        }
+        // It fails if the entry went away, moved or has other rights now.
+        if line.dead || at.entry.exchange(line.expected, present).is_err() {
+            line.first = None;
+        }
+    }
+
+    fn took(&self, times: &Histogram, set: &Set<M::Entry>, way: usize) {
+        let started = set.lines[way].started;
+        if started.nanos != 0 {
+            times.record(self.machine.now().since(started));
+        }
+    }
+
+    /// Returns the time for a transfer of the set that begins, or zero if its time is not taken.
+    pub(crate) fn start_time(&self, set: &Set<M::Entry>) -> hal::Instant {
+        if set.tick.is_multiple_of(TIMED) {
+            self.machine.now()
+        } else {
+            hal::Instant::default()
+        }
+    }
+
+    /// Frees line and slot if the slot has no user and nothing is under way; else notes the change.
+    pub(crate) fn settle(&self, set: &mut Set<M::Entry>, way: usize) {
+        let line = &set.lines[way];
+        let quiet = matches!(line.state, State::Valid | State::Failed(_)) && line.flushing == 0;
+        match set.slot(way) {
+            Some(slot) if line.dead && quiet => {
+                set.clear(way);
+                self.chunks.free(slot);
+            }
+            _ => set.update(way),
+        }
+    }
+
+    /// Takes a user from a slot whose entry went away; the last one frees line and slot, at once or
+    /// when nothing of it is under way any more.
+    pub(crate) fn drop_user(&self, set: &mut Set<M::Entry>, slot: Slot) {
+        if !self.chunks.drop_user(slot) {
+            return;
+        }
+        match set.find(slot) {
+            Some(way) => {
+                set.lines[way].dead = true;
+                self.settle(set, way);
+            }
+            None => self.chunks.free(slot),
+        }
+    }
+
+    pub(crate) fn set(&self, index: u32) -> MutexGuard<'_, Set<M::Entry>> {
         self.sets[index as usize].lock()
     }
 
-    pub(crate) fn waits(&self, index: u32) -> &Mutex<WaitList> {
-        &self.waits[index as usize]
+    /// Returns the set and way of the line that a present entry maps.
+    pub(crate) fn place_of(&self, frame: u64) -> (LineId, u32, usize) {
+        let line = self.machine.line(frame).expect("an entry maps a line");
+        let (index, way) = self.geometry.place(line).expect("a line of this cache");
+        (line, index, way)
     }
 
-    pub(crate) fn line_id(&self, index: u32, way: usize) -> LineId {
-        self.geometry.line(index, way)
+    /// Returns a batch for changes of entries that TLBs must hear of.
+    pub fn batch(&self) -> Batch<'_, M> {
+        Batch::new(self)
     }
 
-    /// Wakes all that wait for a line of the set: something changed.
-    pub(crate) fn wake(&self, index: u32) {
-        let woken = core::mem::take(&mut *self.waits(index).lock());
-        woken.wake();
+    /// Returns how many pages read ahead were used, and how many left unused.
+    #[must_use]
+    pub fn read_ahead(&self) -> (u64, u64) {
+        (
+            self.ahead.used.load(Ordering::Relaxed),
+            self.ahead.wasted.load(Ordering::Relaxed),
+        )
     }
 }

@@ -1,104 +1,71 @@
 //! What the cache counts, by LegoOS's names where it has them.
 
-/// Counters of a cache, summed over its sets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    /// Accesses to pages, hits included.
-    pub nr_pgfault: u64,
-    /// Accesses that found their page in a line.
-    pub nr_pcache_hit: u64,
-    /// Accesses that waited for a fill which another access had started.
-    pub nr_pcache_fill_coalesced: u64,
-    /// Pages that started as zeros, without a message.
-    pub nr_pcache_fill_zerofill: u64,
-    /// Pages read from remote memory.
-    pub nr_pcache_fill_from_memory: u64,
-    /// Pages whose bytes the caller brought (files).
-    pub nr_pcache_fill_from_file: u64,
-    /// Accesses that found their page in a line on its way out, its write-back in flight or done.
-    pub nr_pcache_fill_from_victim: u64,
-    /// Fills that failed.
-    pub nr_pcache_fill_failed: u64,
-    /// Lines that had to be taken from another page.
-    pub nr_pcache_eviction_triggered: u64,
-    /// Lines taken from another page.
-    pub nr_pcache_eviction_succeed: u64,
-    /// Of those, lines that never had to be written back.
-    pub nr_pcache_eviction_clean: u64,
-    /// Of those, lines that had to be written back first.
-    pub nr_pcache_eviction_dirty: u64,
-    /// Times that no line of a set could be taken at once, all being in flight or pinned.
-    pub nr_pcache_eviction_eagain_concurrent: u64,
-    /// Write-backs finished.
-    pub nr_clflush: u64,
-    /// Victims that needed no write-back.
-    pub nr_clflush_clean_skipped: u64,
-    /// Write-backs failed.
-    pub nr_clflush_fail: u64,
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counters of a cache, summed over its sets.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// Returns the counters with their names, in a fixed order.
+            #[must_use]
+            pub fn named(&self) -> impl IntoIterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name)),*]
+            }
+
+            /// Adds `other` to `self`.
+            pub(crate) fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
 }
 
-impl Counters {
-    /// The counters with their names, in a fixed order.
-    #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 16] {
-        [
-            ("nr_pgfault", self.nr_pgfault),
-            ("nr_pcache_hit", self.nr_pcache_hit),
-            ("nr_pcache_fill_coalesced", self.nr_pcache_fill_coalesced),
-            ("nr_pcache_fill_zerofill", self.nr_pcache_fill_zerofill),
-            ("nr_pcache_fill_from_memory", self.nr_pcache_fill_from_memory),
-            ("nr_pcache_fill_from_file", self.nr_pcache_fill_from_file),
-            ("nr_pcache_fill_from_victim", self.nr_pcache_fill_from_victim),
-            ("nr_pcache_fill_failed", self.nr_pcache_fill_failed),
-            ("nr_pcache_eviction_triggered", self.nr_pcache_eviction_triggered),
-            ("nr_pcache_eviction_succeed", self.nr_pcache_eviction_succeed),
-            ("nr_pcache_eviction_clean", self.nr_pcache_eviction_clean),
-            ("nr_pcache_eviction_dirty", self.nr_pcache_eviction_dirty),
-            (
-                "nr_pcache_eviction_eagain_concurrent",
-                self.nr_pcache_eviction_eagain_concurrent,
-            ),
-            ("nr_clflush", self.nr_clflush),
-            ("nr_clflush_clean_skipped", self.nr_clflush_clean_skipped),
-            ("nr_clflush_fail", self.nr_clflush_fail),
-        ]
-    }
-
-    /// Adds `other` to `self`.
-    pub(crate) fn add(&mut self, other: &Self) {
-        let Self {
-            nr_pgfault,
-            nr_pcache_hit,
-            nr_pcache_fill_coalesced,
-            nr_pcache_fill_zerofill,
-            nr_pcache_fill_from_memory,
-            nr_pcache_fill_from_file,
-            nr_pcache_fill_from_victim,
-            nr_pcache_fill_failed,
-            nr_pcache_eviction_triggered,
-            nr_pcache_eviction_succeed,
-            nr_pcache_eviction_clean,
-            nr_pcache_eviction_dirty,
-            nr_pcache_eviction_eagain_concurrent,
-            nr_clflush,
-            nr_clflush_clean_skipped,
-            nr_clflush_fail,
-        } = self;
-        *nr_pgfault += other.nr_pgfault;
-        *nr_pcache_hit += other.nr_pcache_hit;
-        *nr_pcache_fill_coalesced += other.nr_pcache_fill_coalesced;
-        *nr_pcache_fill_zerofill += other.nr_pcache_fill_zerofill;
-        *nr_pcache_fill_from_memory += other.nr_pcache_fill_from_memory;
-        *nr_pcache_fill_from_file += other.nr_pcache_fill_from_file;
-        *nr_pcache_fill_from_victim += other.nr_pcache_fill_from_victim;
-        *nr_pcache_fill_failed += other.nr_pcache_fill_failed;
-        *nr_pcache_eviction_triggered += other.nr_pcache_eviction_triggered;
-        *nr_pcache_eviction_succeed += other.nr_pcache_eviction_succeed;
-        *nr_pcache_eviction_clean += other.nr_pcache_eviction_clean;
-        *nr_pcache_eviction_dirty += other.nr_pcache_eviction_dirty;
-        *nr_pcache_eviction_eagain_concurrent += other.nr_pcache_eviction_eagain_concurrent;
-        *nr_clflush += other.nr_clflush;
-        *nr_clflush_clean_skipped += other.nr_clflush_clean_skipped;
-        *nr_clflush_fail += other.nr_clflush_fail;
-    }
+counters! {
+    /// Faults that started the READ of their page at the first look.
+    nr_pcache_miss,
+    /// READs started for faults that had waited before.
+    nr_pcache_miss_again,
+    /// Faults that waited for a READ which something else had started.
+    nr_pcache_fill_coalesced,
+    /// Faults that found their page in a line that no entry mapped, often one on its way out.
+    nr_pcache_fill_from_victim,
+    /// Faults that found their page in a line that other entries mapped.
+    nr_pcache_fill_shared,
+    /// Pages that started as zeros, without a message.
+    nr_pcache_fill_zerofill,
+    /// Pages that started with bytes of a file.
+    nr_pcache_fill_from_file,
+    /// Pages copied before they were written (copy-on-write).
+    nr_pcache_cow_copy,
+    /// Copy-on-write pages that had no other user any more.
+    nr_pcache_cow_reuse,
+    /// READs that ended.
+    nr_pcache_fill_from_memory,
+    /// READs that failed.
+    nr_pcache_fill_failed,
+    /// READs started ahead of a fault.
+    nr_pcache_prefetch,
+    /// Pages read ahead that were used.
+    nr_pcache_prefetch_hit,
+    /// Pages read ahead that left unused.
+    nr_pcache_prefetch_wasted,
+    /// Victims chosen.
+    nr_pcache_eviction_triggered,
+    /// Lines that went from one slot to another.
+    nr_pcache_eviction_succeed,
+    /// Of those, lines that were never written back.
+    nr_pcache_eviction_clean,
+    /// Of those, lines that were written back first.
+    nr_pcache_eviction_dirty,
+    /// Times that no line of a set could be chosen, all being in flight or leaving.
+    nr_pcache_eviction_eagain_concurrent,
+    /// Write-backs that ended.
+    nr_clflush,
+    /// Victims that needed no write-back.
+    nr_clflush_clean_skipped,
+    /// Write-backs that failed.
+    nr_clflush_fail,
 }

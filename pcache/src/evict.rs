@@ -1,151 +1,167 @@
-//! How lines leave: victims, pages given up, mappings taken back.
+//! How lines leave: victims are unmapped in batches, one shootdown a batch, and written back by
+//! WRITEs that nothing waits for. A fault on a page whose line is leaving finds the line again.
 
-use hal::Instant;
-
-use crate::set::Set;
-use crate::sync::MutexGuard;
-use crate::{Cache, Error, Machine, Page, SpaceId, Token, Vpn};
+use crate::batch::{BATCH, Batch};
+use crate::set::{Line, Set};
+use crate::sync::Ordering;
+use crate::{Cache, Entry, Machine, Mapping, Mechanism, Pte, Slot};
 
 impl<M: Machine> Cache<M> {
-    /// Makes the next miss of the set find a line that it can take at once.
-    pub(crate) fn evict_ahead(&self, index: u32, now: Instant) -> Result<(), Error> {
-        let set = self.set(index);
-        if set.reserve() < self.reserve {
-            self.evict(set, index, now)?;
-        }
-        Ok(())
+    /// Notes that a line of a set was taken: the set may need a victim. Called under its lock;
+    /// returns whether the set is to be [queued](Self::queue).
+    pub(crate) fn wants_victim(&self, set: &mut Set<M::Entry>) -> bool {
+        let wants = set.reserve() < self.config.reserve && !set.queued;
+        set.queued |= wants;
+        wants
     }
 
-    /// Chooses a victim, takes its mapping away, and starts its write-back if it is dirty. False if there was none to
-    /// choose.
-    pub(crate) fn evict(
-        &self,
-        mut set: MutexGuard<'_, Set>,
-        index: u32,
-        now: Instant,
-    ) -> Result<bool, Error> {
-        let Some(way) = set.victim(self.policy, |page| self.machine.take_accessed(page)) else {
-            set.counters.nr_pcache_eviction_eagain_concurrent += 1;
-            return Ok(false);
+    /// Queues a set for the evictor; returns whether enough wait for a batch. Called with no lock held.
+    pub(crate) fn queue(&self, index: u32) -> bool {
+        let enough = match self.config.mechanism {
+            Mechanism::Batch => (self.config.batch as usize).clamp(1, BATCH / 2),
+            Mechanism::Inline | Mechanism::Piggyback => 1,
         };
-        set.counters.nr_pcache_eviction_triggered += 1;
-        set.lines[way].victim = true;
-        let mut set = self.unmap(set, index, way);
-        let Set { lines, counters, .. } = &mut *set;
-        let line = &mut lines[way];
-        let page = line.page;
-        line.settle();
-        if line.doomed || !line.has_bytes() {
-            // Given up meanwhile: free now, or when its last user is done.
-        } else if line.dirty {
-            let Some(to) = self.machine.place(page) else {
-                return Err(Error::NoPlace(page));
-            };
-            line.begin_write(now);
-            let id = self.line_id(index, way);
-            let token = Token::new(id, line.generation);
-            drop(set);
-            self.machine.start_write(token, id, to);
-            self.wake(index);
-            return Ok(true);
-        } else {
-            counters.nr_clflush_clean_skipped += u64::from(!line.flushed);
-        }
-        drop(set);
-        self.wake(index);
-        Ok(true)
+        self.queues.push(self.machine.core(), index) >= enough
     }
 
-    /// Takes the mapping of way `way` away, if it has one, without holding the lock meanwhile. The caller wakes those who
-    /// found the line busy.
-    fn unmap<'a>(&'a self, mut set: MutexGuard<'a, Set>, index: u32, way: usize) -> MutexGuard<'a, Set> {
-        let line = &mut set.lines[way];
-        if !line.mapped {
-            return set;
+    /// Prepares victims in every set that waits for one on this core. Called where a core has
+    /// nothing better to do; misses call it when enough sets wait.
+    pub fn evict(&self) {
+        self.evict_queued(&mut self.batch());
+    }
+
+    pub(crate) fn evict_queued(&self, batch: &mut Batch<'_, M>) {
+        while let Some(index) = self.queues.pop(self.machine.core()) {
+            self.evict_from(index, self.config.reserve, batch);
         }
-        line.unmapping = true;
-        let page = line.page;
-        drop(set);
-        let unmapped = self.machine.unmap(page);
+        batch.flush();
+    }
+
+    /// Makes room in a set for a miss that found none, and in those that wait besides.
+    pub(crate) fn make_room(&self, index: u32) {
+        let mut batch = self.batch();
+        self.evict_from(index, self.config.reserve, &mut batch);
+        self.evict_queued(&mut batch);
+    }
+
+    /// Chooses victims of a set until `reserve` lines are spare or leaving, and unmaps them.
+    fn evict_from(&self, index: u32, reserve: u32, batch: &mut Batch<'_, M>) {
+        batch.make_room();
         let mut set = self.set(index);
-        let line = &mut set.lines[way];
-        line.unmapping = false;
-        line.mapped = false;
-        line.dirty |= unmapped.dirty;
-        set
-    }
-
-    /// Gives `page` up: its bytes are of no more use, its line becomes free as soon as nothing uses it. True if a transfer or a copy
-    /// still does: until [`Cache::quiesce`] says so, what lies at the page's remote place may still change.
-    pub fn discard(&self, page: Page) -> bool {
-        let index = self.geometry().set_of(page);
-        let set = self.set(index);
-        match set.find(page) {
-            Some(way) => self.discard_way(set, index, way),
-            None => false,
-        }
-    }
-
-    fn discard_way<'a>(&'a self, mut set: MutexGuard<'a, Set>, index: u32, way: usize) -> bool {
-        let line = &mut set.lines[way];
-        line.doomed = true;
-        let page = line.page;
-        if !line.unmapping {
-            set = self.unmap(set, index, way);
-        }
-        set.lines[way].settle();
-        let busy = set.find(page).is_some();
-        drop(set);
-        self.wake(index);
-        busy
-    }
-
-    /// Gives up `count` pages of `space` from `first` on. True if some are still in use, as for [`Cache::discard`].
-    pub fn discard_range(&self, space: SpaceId, first: Vpn, count: u64) -> bool {
-        let end = first.0.saturating_add(count);
-        if count <= u64::from(self.geometry().lines()) {
-            return (first.0..end).fold(false, |busy, vpn| {
-                self.discard(Page { space, vpn: Vpn(vpn) }) | busy
-            });
-        }
-        self.discard_lines(|page| page.space == space && (first.0..end).contains(&page.vpn.0))
-    }
-
-    /// Gives up all pages of `space`. True if some are still in use, as for [`Cache::discard`].
-    pub fn discard_space(&self, space: SpaceId) -> bool {
-        self.discard_lines(|page| page.space == space)
-    }
-
-    fn discard_lines(&self, which: impl Fn(Page) -> bool) -> bool {
-        let mut busy = false;
-        for index in 0..self.geometry().sets() {
-            for way in 0..self.geometry().ways() as usize {
-                let set = self.set(index);
-                let line = &set.lines[way];
-                if line.state != crate::set::State::Free && which(line.page) {
-                    busy |= self.discard_way(set, index, way);
-                }
+        set.queued = false;
+        while set.reserve() < reserve {
+            let chosen = set.victim(self.config.policy, |line| self.take_accessed(line));
+            let Some(way) = chosen else {
+                set.counters.nr_pcache_eviction_eagain_concurrent += 1;
+                return;
+            };
+            set.counters.nr_pcache_eviction_triggered += 1;
+            self.unmap(&mut set, way, batch);
+            set.lines[way].victim = true;
+            batch.hold(&mut set, index, way);
+            set.update(way);
+            if set.reserve() < reserve {
+                drop(set);
+                batch.make_room();
+                set = self.set(index);
             }
         }
-        busy
     }
 
-    /// Takes the mapping of `page` away but keeps its bytes, so that the next use faults and maps it anew (with other rights). False
-    /// if another core is just doing so for its own reasons: then try again after the next change.
-    pub fn revoke(&self, page: Page) -> bool {
-        let index = self.geometry().set_of(page);
-        let set = self.set(index);
-        let Some(way) = set.find(page) else { return true };
-        if set.lines[way].unmapping {
-            return false;
+    /// Turns every entry that maps a line into a remote one; the entry of a page that was never
+    /// written becomes empty again, and its slot free.
+    fn unmap(&self, set: &mut Set<M::Entry>, way: usize, batch: &mut Batch<'_, M>) {
+        let slot = set.slot(way).expect("a victim holds a slot");
+        let line = &set.lines[way];
+        let unwritten = line.fresh && !line.dirty && line.more.is_empty();
+        let unwritten = unwritten && self.chunks.users(slot) == 1;
+        let Some(first) = set.lines[way].first.take() else { return };
+        let was = leave(first.entry, slot, unwritten);
+        self.unmapped(set, way, first, was, batch);
+        if unwritten && !was.is_dirty() {
+            set.lines[way].dead = true;
         }
-        if !set.lines[way].mapped {
-            return true;
+        let mut chain = set.lines[way].more;
+        while let Some(mapping) = self.pool.pop(&mut chain) {
+            let was = leave(mapping.entry, slot, false);
+            self.unmapped(set, way, mapping, was, batch);
         }
-        let mut set = self.unmap(set, index, way);
-        set.lines[way].settle();
-        drop(set);
-        self.wake(index);
-        true
+        set.lines[way].more = chain;
+    }
+
+    /// Remembers what an entry knew of its line, and that TLBs may still have it.
+    fn unmapped(
+        &self,
+        set: &mut Set<M::Entry>,
+        way: usize,
+        mapping: Mapping<M::Entry>,
+        was: Pte,
+        batch: &mut Batch<'_, M>,
+    ) {
+        let line = &mut set.lines[way];
+        line.dirty |= was.is_dirty();
+        if core::mem::take(&mut line.prefetched) {
+            self.judge_read_ahead(set, was.is_accessed());
+        }
+        batch.push(mapping.page);
+    }
+
+    /// Makes room for another mapping of a line when the pool has no node left: the first mapping goes.
+    pub(crate) fn steal_mapping(&self, set: &mut Set<M::Entry>, way: usize) {
+        let slot = set.slot(way).expect("a mapped line holds a slot");
+        let Some(first) = set.lines[way].first.take() else { return };
+        let was = leave(first.entry, slot, false);
+        set.lines[way].dirty |= was.is_dirty();
+        self.machine.flush(&[first.page]);
+    }
+
+    /// Counts whether a page read ahead was of use.
+    pub(crate) fn judge_read_ahead(&self, set: &mut Set<M::Entry>, used: bool) {
+        if used {
+            set.counters.nr_pcache_prefetch_hit += 1;
+            self.ahead.used.fetch_add(1, Ordering::Relaxed);
+        } else {
+            set.counters.nr_pcache_prefetch_wasted += 1;
+            self.ahead.wasted.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether a line was used through any of its entries since the last call, and makes
+    /// the entries forget. Other cores' translations are left: an accessed mark is a hint.
+    fn take_accessed(&self, line: &Line<M::Entry>) -> bool {
+        let take = |mapping: &Mapping<M::Entry>| {
+            let mut pte = mapping.entry.load();
+            while pte.is_accessed() {
+                match mapping.entry.exchange(pte, pte.with_accessed(false)) {
+                    Ok(()) => {
+                        self.machine.flush_own(mapping.page);
+                        return true;
+                    }
+                    Err(there) => pte = there,
+                }
+            }
+            false
+        };
+        let first = line.first.as_ref().is_some_and(take);
+        let more = !line.more.is_empty() && self.pool.any(line.more, take);
+        first || more
+    }
+}
+
+/// Makes a present entry remote, or empty if it is `unwritten` and not dirty; returns what it was.
+/// Called under the lock of the line's set, so that only the CPU and changes of rights interfere.
+fn leave<E: Entry>(entry: E, slot: Slot, unwritten: bool) -> Pte {
+    let mut pte = entry.load();
+    loop {
+        debug_assert!(pte.is_present(), "a mapped line's entry is present");
+        let left = if unwritten && !pte.is_dirty() {
+            Pte::EMPTY
+        } else {
+            pte.to_remote(slot)
+        };
+        match entry.exchange(pte, left) {
+            Ok(()) => return pte,
+            Err(there) => pte = there,
+        }
     }
 }

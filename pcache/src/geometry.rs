@@ -1,15 +1,19 @@
-//! The shape of a cache: how many sets of how many ways, and which set a page falls into.
+//! The shape of a cache: how many sets of how many ways, and which set a slot falls into.
 
-use crate::{Error, LineId, Page};
+use crate::{Error, LineId, Slot};
 
 /// Bytes in a line: one page.
 pub const LINE_SIZE: usize = 4096;
 
 /// The fewest ways a cache may have.
 ///
-/// One instruction may need several pages at once (its own, its operands', the stack's). If they all fall into one set of
-/// fewer ways, each fault evicts what the last one brought and the program never gets on.
+/// One instruction may need several pages at once (its own, its operands', the stack's). If they
+/// all fall into one set of fewer ways, each fault evicts what the last one brought and the program
+/// never gets on.
 pub const MIN_WAYS: u32 = 4;
+
+/// The most ways: a set keeps a bit for each in a word.
+pub const MAX_WAYS: u32 = 64;
 
 /// The shape of a cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,7 +23,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The largest cache of `ways` ways that fits into `bytes` bytes; the number of sets need not be a power of two.
+    /// Returns the largest cache of `ways` ways that fits into `bytes` bytes; the number of sets need not be a power of two.
     ///
     /// # Errors
     ///
@@ -27,6 +31,9 @@ impl Geometry {
     pub fn new(bytes: u64, ways: u32) -> Result<Self, Error> {
         if ways < MIN_WAYS {
             return Err(Error::TooFewWays(ways));
+        }
+        if ways > MAX_WAYS {
+            return Err(Error::TooManyWays(ways));
         }
         let sets = bytes / LINE_SIZE as u64 / u64::from(ways);
         if sets == 0 {
@@ -39,50 +46,50 @@ impl Geometry {
         }
     }
 
-    /// The number of sets.
+    /// Returns the number of sets.
     #[must_use]
     pub const fn sets(self) -> u32 {
         self.sets
     }
 
-    /// The lines in each set.
+    /// Returns the lines in each set.
     #[must_use]
     pub const fn ways(self) -> u32 {
         self.ways
     }
 
-    /// The number of lines.
+    /// Returns the number of lines.
     #[must_use]
     pub const fn lines(self) -> u32 {
         self.sets * self.ways
     }
 
-    /// The memory that the lines take, in bytes: what of the memory given is of use.
+    /// Returns the bytes that the lines take: the part of the memory given that is used.
     #[must_use]
     pub const fn usable_bytes(self) -> u64 {
         self.lines() as u64 * LINE_SIZE as u64
     }
 
-    /// The set of `page`.
+    /// Returns the set of `slot`.
     ///
-    /// As many neighbouring pages as there are sets fall into different sets: within such a run the page's number is only
-    /// rotated. The rotation depends on the address space and on the run, so that text, heap and stack (which all like to begin at
-    /// round addresses) and the same addresses of two processes do not meet in the same few sets.
+    /// As many neighbouring slots as there are sets fall into different sets: within such a run the
+    /// slot's number is only rotated. The rotation depends on the run, so that chunks which
+    /// programs use at the same offsets do not meet in the same few sets.
     #[must_use]
-    pub fn set_of(self, page: Page) -> u32 {
+    pub fn set_of(self, slot: Slot) -> u32 {
         let sets = u64::from(self.sets);
-        let rotation = mix((page.vpn.0 / sets) ^ mix(page.space.0)) % sets;
-        let set = (page.vpn.0 % sets + rotation) % sets;
+        let (run, within) = (slot.raw() / sets, slot.raw() % sets);
+        let set = (within + mix(run) % sets) % sets;
         u32::try_from(set).expect("a remainder of a 32-bit number")
     }
 
-    /// The line that is way `way` of set `set`.
+    /// Returns the line that is way `way` of set `set`.
     pub(crate) fn line(self, set: u32, way: usize) -> LineId {
         let way = u32::try_from(way).expect("ways are counted in 32 bits");
         LineId(set * self.ways + way)
     }
 
-    /// The set and way of `line`; none if the cache has no such line.
+    /// Returns the set and way of `line`; `None` if the cache has no such line.
     pub(crate) fn place(self, line: LineId) -> Option<(u32, usize)> {
         (line.0 < self.lines()).then(|| (line.0 / self.ways, (line.0 % self.ways) as usize))
     }
@@ -98,7 +105,6 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{SpaceId, Vpn};
 
     #[test]
     fn shape_uses_all_whole_sets() {
@@ -111,39 +117,29 @@ mod tests {
     #[test]
     fn impossible_shapes_are_refused() {
         assert_eq!(Geometry::new(1 << 20, 3), Err(Error::TooFewWays(3)));
+        assert_eq!(Geometry::new(1 << 20, 65), Err(Error::TooManyWays(65)));
         assert_eq!(Geometry::new(0, 4), Err(Error::TooSmall { bytes: 0, ways: 4 }));
         assert_eq!(Geometry::new(u64::MAX, 4), Err(Error::TooLarge(u64::MAX)));
     }
 
     #[test]
-    fn neighbouring_pages_fall_into_different_sets() {
+    fn neighbouring_slots_fall_into_different_sets() {
         let g = Geometry::new(100 * 4 * 4096, 4).unwrap();
         let mut seen = vec![0; 100];
-        for vpn in 1_000..1_100 {
-            seen[g.set_of(Page {
-                space: SpaceId(7),
-                vpn: Vpn(vpn),
-            }) as usize] += 1;
+        for raw in 1_000..1_100 {
+            seen[g.set_of(Slot::from_raw(raw)) as usize] += 1;
         }
         assert!(seen.iter().all(|&n| n == 1), "{seen:?}");
     }
 
     #[test]
-    fn spaces_do_not_collide() {
+    fn chunks_do_not_collide() {
         let g = Geometry::new(1024 * 4 * 4096, 4).unwrap();
-        let set = |space| {
-            g.set_of(Page {
-                space: SpaceId(space),
-                vpn: Vpn(0x400),
-            })
-        };
-        let mut sets: Vec<_> = (0..32).map(set).collect();
+        let mut sets: Vec<_> = (0..32)
+            .map(|chunk| g.set_of(Slot::new(crate::ChunkId(chunk), 5)))
+            .collect();
         sets.sort_unstable();
         sets.dedup();
-        assert!(
-            sets.len() > 24,
-            "32 processes' first pages use only {} sets",
-            sets.len()
-        );
+        assert!(sets.len() > 24, "32 chunks' pages use only {} sets", sets.len());
     }
 }

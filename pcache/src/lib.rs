@@ -1,54 +1,72 @@
-//! The set-associative cache in front of remote memory: lookup, fill, eviction, write-back.
+//! The set-associative cache in front of remote memory.
 //!
-//! A program's memory lives on another machine; what it works on lives in the lines of a [`Cache`], one page each. The
-//! cache decides, and acts through what it is given ([`Machine`]): it knows neither page tables, nor the network, nor
-//! where a remote page lives. It never blocks and never reads a clock:
+//! Three things and no fourth:
 //!
-//! * [`Cache::access`] answers at once: the line is there (pinned, ready to be mapped), or it has to be waited for, or
-//!   the caller has to put the bytes in.
-//! * [`Cache::complete`] is told the end of each transfer that the cache started.
-//! * [`Cache::get`] is the same as a future, for callers that would rather await.
+//! * A [`Slot`] is one page of remote memory: a chunk that M lends, and a page in it. [`Chunks`]
+//!   knows where each chunk lies, which slots are in use, and how many users a slot has.
+//! * A page-table entry ([`Pte`]) is the truth about a page: present (a line's frame), remote (a
+//!   slot), or empty. So a miss needs no VMA and no map: trap, walk, slot.
+//! * A line is a frame that holds a slot. It knows which entries map it, so that a page shared by
+//!   fork, by `MAP_SHARED` or as a file's page is one line.
+//!
+//! The cache decides, and acts through a [`Machine`]: it knows neither how tables are walked, nor
+//! the network. It never blocks and allocates nothing after it was made:
+//!
+//! * [`Cache::touch`] is the miss path; [`Cache::complete`] takes the end of each transfer.
+//! * [`Cache::install`], [`Cache::copy`], [`Cache::reuse`] give pages a slot of their own.
+//! * [`Cache::drop_page`], [`Cache::share_page`], [`Cache::move_page`], [`Cache::protect_page`] change
+//!   one entry of a space that changes; a [`Batch`] gathers the shootdown.
 //!
 //! # Locks
 //!
-//! One spin lock a set. Two cores' misses contend only when they fall into the same set. Under a set's lock the cache
-//! calls [`Backing`], [`Mapper::map`] and [`Mapper::take_accessed`], which may take locks of their own (order: set, then theirs) and must not
-//! call the cache. [`Mapper::unmap`], which may wait for other cores, and [`RemoteStore`] and [`Lines`], which move
-//! bytes, are called with no lock held. No two sets are ever locked at once. A set's waiters have a lock of their own,
-//! never held together with the set's.
+//! One spin lock a set. An entry that is not empty changes only under the lock of its slot's set
+//! (its marks and rights excepted), so a line's reverse map and the entries always agree. Two sets
+//! are locked only to copy a page, the lower first. Leaf locks under them: the pool of further
+//! mappings, a core's queue of sets that want a victim, the list of empty chunks.
 //!
 //! # What is left out
 //!
-//! * Lines shared by two address spaces (fork, shared mappings): a line has one page.
-//! * Prefetch, lines larger than a page, moving a line to another page (mremap copies).
-//! * A write-back that fails is tried again only when its line is evicted again; meanwhile the node is told.
+//! * Lines larger than a page.
+//! * LegoOS's victim cache as a memory of its own: here the reserve of each set keeps its pages.
+//! * A write-back that fails is tried again only when its line is evicted again; the node is told.
 #![cfg_attr(not(any(test, interleave)), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod batch;
 mod cache;
+mod chunks;
 mod counters;
+mod entry;
 mod error;
 mod evict;
+mod fault;
+mod fill;
 mod geometry;
 mod machine;
-mod page;
-mod pin;
+mod names;
+mod policy;
+mod prefetch;
+mod queue;
+mod rmap;
 mod set;
 mod sync;
-mod wait;
+mod walk;
 
-pub use cache::{Access, Cache, Config};
+pub use batch::Batch;
+pub use cache::{Cache, Config};
+pub use chunks::{Chunks, TableFull};
 pub use counters::Counters;
+pub use entry::{Access, Entry, Pte, Rights};
 pub use error::Error;
-pub use geometry::{Geometry, LINE_SIZE, MIN_WAYS};
-pub use machine::{
-    Backing, IoFailed, Lines, Machine, MapFailed, Mapper, RemoteAddr, RemoteStore, Source, Unmapped,
-};
-/// What [`Cache::fill_times`] and [`Cache::flush_times`] tell.
+pub use fault::Touch;
+pub use fill::{Content, Filled};
+pub use geometry::{Geometry, LINE_SIZE, MAX_WAYS, MIN_WAYS};
+pub use machine::{IoFailed, Machine, RemoteAddr};
+/// What [`Cache::fill_times`] and [`Cache::flush_times`] return.
 pub use metrics::Summary;
-pub use page::{LineId, Page, SpaceId, Token, Vpn};
-pub use pin::{Load, Pinned};
-pub use set::Policy;
-pub use wait::Got;
+pub use names::{CHUNK_PAGES, ChunkId, LineId, Page, Slot, SpaceId, Vpn};
+pub use policy::{Mechanism, Policy, Unknown};
+pub use prefetch::{Advice, MAX_WINDOW, Plan, Prefetcher};
+pub use rmap::Mapping;

@@ -1,280 +1,404 @@
-//! One set: its lines, their states, and the choice of a victim. Plain data under the set's lock.
+//! One set: its lines and their states. Plain data under the set's lock.
+//!
+//! ```text
+//!            READ started             READ ended
+//!   Free ───────────────► Reading ─────────────────┐
+//!    │ ▲                     │ failed              ▼         unmapped, dirty: WRITE started
+//!    │ │                     ▼                  ┌───────┐ ─────────────────────────────► Writing
+//!    │ │                  Failed                │ Valid │ ◄──────────────────────────────  │
+//!    │ │ no user left,       │                  └───────┘           WRITE ended            │
+//!    │ └─ nothing under way ─┴───────────────────┴───┘  ▲                                  │
+//!    └───── zeroed, copied or loaded ───────────────────┘      (a fault may map it again) ─┘
+//! ```
 
 use alloc::boxed::Box;
+use core::task::Waker;
 
 use hal::Instant;
 
-use crate::{Counters, IoFailed, Page};
+use crate::rmap::{Chain, Mapping};
+use crate::{Counters, IoFailed, Policy, Pte, Slot};
 
-/// Which line of a full set leaves first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Policy {
-    /// Second chance: in turn, but a line used since its last turn is passed over once.
-    #[default]
-    Clock,
-    /// Strictly in turn, used or not.
-    Fifo,
-}
+/// Tasks that can wait for one set at a time without disturbing each other.
+const WAITERS: usize = 8;
 
 /// What a line holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
     /// Nothing.
     Free,
-    /// A page that is being read from remote memory.
+    /// A slot that is being read.
     Reading,
-    /// A page that is being zeroed, or that the caller is loading.
-    Loading,
-    /// A page.
+    /// A slot's bytes.
     Valid,
-    /// A page, and the line is being written back.
+    /// A slot's bytes, and the line is being written back.
     Writing,
-    /// Nothing: the read failed, and the next access to the page is to be told.
+    /// Nothing: the read failed, and the next access to the slot is told.
     Failed(IoFailed),
 }
 
-/// One line. What its flags mean for a free line is nothing.
+/// One line. Flags are meaningless while the line is `Free`.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
-    pub(crate) page: Page,
+pub(crate) struct Line<E> {
     pub(crate) state: State,
-    /// The page tables have it.
-    pub(crate) mapped: bool,
-    /// A core is taking the mapping away without holding the lock; until it is back the line is left alone.
-    pub(crate) unmapping: bool,
-    /// The page was given up (munmap, exit): the line becomes free once nothing uses it any more.
-    pub(crate) doomed: bool,
-    /// Changed since the last write-back began, beyond what the page tables' dirty bit says.
+    /// Zero-filled and never written back: M's copy of the slot is garbage.
+    pub(crate) fresh: bool,
+    /// Changed since the last write-back began, beyond the dirty marks of the entries.
     pub(crate) dirty: bool,
-    /// Used since its last turn, beyond what the page tables' accessed bit says.
-    pub(crate) referenced: bool,
+    /// The slot has no user any more; line and slot become free when nothing is under way.
+    pub(crate) dead: bool,
     /// Chosen as a victim and not used since.
     pub(crate) victim: bool,
-    /// Written back as a victim.
+    /// Written back since it was filled.
     pub(crate) flushed: bool,
-    /// Copies under way that need the line to stay.
-    pub(crate) pins: u32,
-    /// Tells this transfer of the line from earlier ones.
-    pub(crate) generation: u32,
-    /// When the transfer under way began.
+    /// Read ahead and not known to be used yet.
+    pub(crate) prefetched: bool,
+    /// Shootdowns under way that the line waits for before it is written back or used again.
+    pub(crate) flushing: u16,
+    /// When it was last used (or filled), in ticks of the set.
+    pub(crate) stamp: u32,
+    /// When the transfer under way began; zero if its time is not taken.
     pub(crate) started: Instant,
+    /// While `Reading`: what the entry of `first` must still be when the READ ends.
+    pub(crate) expected: Pte,
+    /// The first mapping; while `Reading` the one to be made when the READ ends.
+    pub(crate) first: Option<Mapping<E>>,
+    /// Further mappings.
+    pub(crate) more: Chain,
 }
 
-impl Line {
+impl<E> Line<E> {
     const FREE: Self = Self {
-        page: Page {
-            space: crate::SpaceId(0),
-            vpn: crate::Vpn(0),
-        },
         state: State::Free,
-        mapped: false,
-        unmapping: false,
-        doomed: false,
+        fresh: false,
         dirty: false,
-        referenced: false,
+        dead: false,
         victim: false,
         flushed: false,
-        pins: 0,
-        generation: 0,
+        prefetched: false,
+        flushing: 0,
+        stamp: 0,
         started: Instant::from_nanos(0),
+        expected: Pte::EMPTY,
+        first: None,
+        more: Chain::EMPTY,
     };
 
-    /// Starts a new life as the line of `page`.
-    pub(crate) fn begin(&mut self, page: Page, state: State, now: Instant) {
-        *self = Self {
-            page,
-            state,
-            referenced: true,
-            generation: self.generation.wrapping_add(1),
-            started: now,
-            ..Self::FREE
-        };
+    /// Returns whether entries map the line.
+    pub(crate) fn mapped(&self) -> bool {
+        self.state != State::Reading && self.first.is_some()
     }
 
-    /// Starts a write-back; what is written to the page from here on makes it dirty again.
-    pub(crate) fn begin_write(&mut self, now: Instant) {
-        self.state = State::Writing;
-        self.dirty = false;
-        self.flushed = true;
-        self.generation = self.generation.wrapping_add(1);
-        self.started = now;
+    /// Returns whether the line may be chosen as a victim.
+    pub(crate) fn evictable(&self) -> bool {
+        self.state == State::Valid && self.flushing == 0 && !self.dead
     }
 
-    /// Whether the page's bytes are here, whatever else happens to the line.
-    pub(crate) fn has_bytes(&self) -> bool {
-        matches!(self.state, State::Valid | State::Writing)
-    }
-
-    /// Frees the line if its page was given up and nothing uses it any more.
-    pub(crate) fn settle(&mut self) {
-        let quiet = matches!(self.state, State::Valid | State::Failed(_));
-        if self.doomed && quiet && self.pins == 0 && !self.unmapping {
-            *self = Self {
-                generation: self.generation,
-                ..Self::FREE
-            };
-        }
-    }
-
-    /// Whether the line could serve another page at once.
+    /// Returns whether the line can serve another slot at once.
     fn reclaimable(&self) -> bool {
-        self.evictable() && !self.mapped && !self.dirty
+        self.evictable() && self.first.is_none() && !self.dirty && !self.fresh
     }
 
-    /// Whether nothing but a mapping or unwritten bytes hold the line.
-    fn evictable(&self) -> bool {
-        self.state == State::Valid && self.pins == 0 && !self.unmapping && !self.doomed
-    }
-
-    /// Whether the line will be reclaimable when its write-back is done.
+    /// Returns whether the line will be reclaimable without anyone's doing.
     fn leaving(&self) -> bool {
-        self.state == State::Writing && self.pins == 0 && !self.mapped && !self.dirty
+        let out = self.first.is_none() && (self.victim || self.dead);
+        out && (self.flushing > 0 || self.state == State::Writing)
     }
 }
 
 /// The lines of one set.
 #[derive(Debug)]
-pub(crate) struct Set {
-    pub(crate) lines: Box<[Line]>,
+pub(crate) struct Set<E> {
+    /// The slot of each line, or [`NO_SLOT`]: apart, so that a lookup reads one cache line.
+    tags: Box<[u64]>,
+    pub(crate) lines: Box<[Line<E>]>,
+    /// A bit for each line that can serve a new slot at once.
+    spare: u64,
+    /// A bit for each line that will be spare soon.
+    leaving: u64,
+    pub(crate) tick: u32,
+    pub(crate) hand: usize,
+    /// The set is in a queue of the evictor.
+    pub(crate) queued: bool,
+    waiters: heapless::Vec<Waker, WAITERS>,
     pub(crate) counters: Counters,
-    hand: usize,
 }
 
-impl Set {
+/// The tag of a free line.
+const NO_SLOT: u64 = u64::MAX;
+
+impl<E> Set<E> {
     pub(crate) fn new(ways: u32) -> Self {
         Self {
+            tags: (0..ways).map(|_| NO_SLOT).collect(),
             lines: (0..ways).map(|_| Line::FREE).collect(),
-            counters: Counters::default(),
+            spare: u64::MAX >> (64 - ways),
+            leaving: 0,
+            tick: 0,
             hand: 0,
+            queued: false,
+            waiters: heapless::Vec::new(),
+            counters: Counters::default(),
         }
     }
 
-    /// The way that holds, or will hold, or is just giving up `page`.
-    pub(crate) fn find(&self, page: Page) -> Option<usize> {
-        self.lines
-            .iter()
-            .position(|l| l.state != State::Free && l.page == page)
+    /// Returns the way that holds, or will hold, or is just giving up `slot`.
+    pub(crate) fn find(&self, slot: Slot) -> Option<usize> {
+        self.tags.iter().position(|&tag| tag == slot.raw())
     }
 
-    /// A way that can serve a new page at once: a free one, else one whose page is written back and unmapped.
-    pub(crate) fn take(&mut self) -> Option<usize> {
-        if let Some(way) = self.lines.iter().position(|l| l.state == State::Free) {
-            return Some(way);
+    /// Returns the slot of a way.
+    pub(crate) fn slot(&self, way: usize) -> Option<Slot> {
+        let tag = self.tags[way];
+        (tag != NO_SLOT).then(|| Slot::from_raw(tag))
+    }
+
+    /// Takes a way that can serve `slot` at once, and makes it that slot's, in the state `state`.
+    pub(crate) fn take(&mut self, slot: Slot, state: State) -> Option<usize> {
+        if self.spare == 0 {
+            return self.take_failed(slot, state);
         }
-        let Some(way) = self.turn(Line::reclaimable) else {
-            // The accesses that waited for a failed read may all be gone; those that are not read again.
-            return self
-                .lines
-                .iter()
-                .position(|l| matches!(l.state, State::Failed(_)));
-        };
-        self.counters.nr_pcache_eviction_succeed += 1;
-        if self.lines[way].flushed {
-            self.counters.nr_pcache_eviction_dirty += 1;
-        } else {
-            self.counters.nr_pcache_eviction_clean += 1;
+        let way = self.spare.trailing_zeros() as usize;
+        if self.lines[way].state != State::Free {
+            self.counters.nr_pcache_eviction_succeed += 1;
+            if self.lines[way].flushed {
+                self.counters.nr_pcache_eviction_dirty += 1;
+            } else {
+                self.counters.nr_pcache_eviction_clean += 1;
+            }
         }
+        self.begin(way, slot, state);
         Some(way)
     }
 
-    /// Lines that can serve a new page now, or when the write-backs under way are done.
-    pub(crate) fn reserve(&self) -> usize {
-        self.lines
-            .iter()
-            .filter(|l| l.state == State::Free || l.reclaimable() || l.leaving())
-            .count()
+    /// The accesses that waited for a failed read may all be gone; those that are not read again.
+    fn take_failed(&mut self, slot: Slot, state: State) -> Option<usize> {
+        let failed = |line: &Line<E>| matches!(line.state, State::Failed(_)) && line.flushing == 0;
+        let way = self.lines.iter().position(failed)?;
+        self.begin(way, slot, state);
+        Some(way)
     }
 
-    /// Lines that leave when their write-backs are done.
-    pub(crate) fn leaving(&self) -> usize {
-        self.lines.iter().filter(|l| l.leaving()).count()
+    fn begin(&mut self, way: usize, slot: Slot, state: State) {
+        self.tick = self.tick.wrapping_add(1);
+        self.tags[way] = slot.raw();
+        self.lines[way] = Line {
+            state,
+            stamp: self.tick,
+            ..Line::FREE
+        };
+        self.update(way);
     }
 
-    /// The next line to leave; none if all are in flight, pinned or leaving. `accessed` asks the page tables about a
-    /// mapped page and makes them forget.
-    pub(crate) fn victim(&mut self, policy: Policy, mut accessed: impl FnMut(Page) -> bool) -> Option<usize> {
+    /// Makes a way free.
+    pub(crate) fn clear(&mut self, way: usize) {
+        self.tags[way] = NO_SLOT;
+        self.lines[way] = Line::FREE;
+        self.update(way);
+    }
+
+    /// Notes what a change of a line means for [`spare`](Self::spare). Follows each change.
+    pub(crate) fn update(&mut self, way: usize) {
+        let (line, bit) = (&self.lines[way], 1 << way);
+        self.spare &= !bit;
+        self.leaving &= !bit;
+        if line.state == State::Free || line.reclaimable() {
+            self.spare |= bit;
+        } else if line.leaving() {
+            self.leaving |= bit;
+        }
+    }
+
+    /// Returns how many lines can serve a new slot now or soon, without anyone's doing.
+    pub(crate) fn reserve(&self) -> u32 {
+        (self.spare | self.leaving).count_ones()
+    }
+
+    /// Marks a line as used.
+    pub(crate) fn used(&mut self, way: usize) {
+        self.tick = self.tick.wrapping_add(1);
+        let line = &mut self.lines[way];
+        line.stamp = self.tick;
+        line.victim = false;
+        self.update(way);
+    }
+
+    /// Adds a waiter. If there is no room another is woken early: it looks, and comes back.
+    pub(crate) fn wait(&mut self, waker: &Waker) {
+        if self.waiters.iter().any(|known| known.will_wake(waker)) {
+            return;
+        }
+        if self.waiters.is_full() {
+            self.waiters.remove(0).wake();
+        }
+        if self.waiters.push(waker.clone()).is_err() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Takes the waiters out, to be woken once the set is unlocked.
+    pub(crate) fn take_waiters(&mut self) -> Waiters {
+        if self.waiters.is_empty() {
+            return Waiters(heapless::Vec::new());
+        }
+        Waiters(core::mem::take(&mut self.waiters))
+    }
+
+    /// Chooses the next line to leave; `None` if all are in flight or leaving. `accessed` asks the
+    /// entries of a line whether it was used, and makes them forget.
+    pub(crate) fn victim(
+        &mut self,
+        policy: Policy,
+        mut accessed: impl FnMut(&Line<E>) -> bool,
+    ) -> Option<usize> {
+        match policy {
+            Policy::Clock => self.clock(accessed),
+            Policy::Lru => {
+                let tick = self.tick;
+                for line in &mut self.lines {
+                    if line.mapped() && line.evictable() && accessed(line) {
+                        line.stamp = tick;
+                    }
+                }
+                self.oldest()
+            }
+            Policy::Fifo => self.oldest(),
+            Policy::Random => {
+                // xorshift32 (Marsaglia 2003) over the hand; any non-zero start will do.
+                let mut x = self.tick.wrapping_mul(0x9e37_79b9) | 1;
+                x ^= x << 13;
+                x ^= x >> 17;
+                x ^= x << 5;
+                self.hand = x as usize % self.lines.len();
+                self.turn()
+            }
+        }
+    }
+
+    /// Second chance: in turn, but a line used since its last turn is passed over once.
+    fn clock(&mut self, mut accessed: impl FnMut(&Line<E>) -> bool) -> Option<usize> {
         let ways = self.lines.len();
-        // After one whole turn each line has lost its second chance.
         for _ in 0..2 * ways {
             let way = self.hand;
             self.hand = (way + 1) % ways;
             let line = &mut self.lines[way];
-            if !line.evictable() {
+            if !line.evictable() || line.reclaimable() {
                 continue;
             }
-            let used = (line.mapped && accessed(line.page)) | line.referenced;
-            line.referenced = false;
-            if policy == Policy::Fifo || !used {
+            let used = (line.mapped() && accessed(line)) | (line.stamp != 0);
+            line.stamp = 0;
+            if !used {
                 return Some(way);
             }
         }
         // Cores that keep using every page: then in turn.
-        self.turn(Line::evictable)
+        self.turn()
     }
 
-    /// The first way from the hand on that is `fit`; the hand moves past it.
-    fn turn(&mut self, fit: impl Fn(&Line) -> bool) -> Option<usize> {
+    fn turn(&mut self) -> Option<usize> {
         let ways = self.lines.len();
         let way = (0..ways)
             .map(|i| (self.hand + i) % ways)
-            .find(|&way| fit(&self.lines[way]))?;
+            .find(|&way| self.lines[way].evictable() && !self.lines[way].reclaimable())?;
         self.hand = (way + 1) % ways;
         Some(way)
+    }
+
+    fn oldest(&self) -> Option<usize> {
+        let age = |line: &Line<E>| self.tick.wrapping_sub(line.stamp);
+        (0..self.lines.len())
+            .filter(|&way| self.lines[way].evictable() && !self.lines[way].reclaimable())
+            .max_by_key(|&way| age(&self.lines[way]))
+    }
+}
+
+/// Waiters that were taken out of a set.
+pub(crate) struct Waiters(heapless::Vec<Waker, WAITERS>);
+
+impl Waiters {
+    /// Wakes them. Called with no lock held.
+    pub(crate) fn wake(self) {
+        for waker in self.0 {
+            waker.wake();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{SpaceId, Vpn};
+    use crate::ChunkId;
 
-    fn page(vpn: u64) -> Page {
-        Page {
-            space: SpaceId(1),
-            vpn: Vpn(vpn),
+    fn slot(page: u64) -> Slot {
+        Slot::new(ChunkId(1), page)
+    }
+
+    fn mapping(page: u64) -> Mapping<u64> {
+        Mapping {
+            entry: page,
+            page: crate::Page::default(),
         }
     }
 
-    fn full_set(ways: u32) -> Set {
+    fn full_set(ways: u32) -> Set<u64> {
         let mut set = Set::new(ways);
-        for vpn in 0..u64::from(ways) {
-            let way = set.take().unwrap();
-            set.lines[way].begin(page(vpn), State::Valid, Instant::default());
-            set.lines[way].mapped = true;
+        for page in 0..u64::from(ways) {
+            let way = set.take(slot(page), State::Valid).unwrap();
+            set.lines[way].first = Some(mapping(page));
+            set.update(way);
         }
         set
+    }
+
+    fn entry_of(line: &Line<u64>) -> u64 {
+        line.first.unwrap().entry
     }
 
     #[test]
     fn clock_gives_used_lines_a_second_chance() {
         let mut set = full_set(4);
-        // All are fresh: the first turn takes their references, the second takes the first line.
+        // All are fresh: the first turn takes their stamps, the second takes the first line.
         assert_eq!(set.victim(Policy::Clock, |_| false), Some(0));
-        set.lines[0].begin(page(9), State::Valid, Instant::default());
-        // Page 1 was used, page 2 was not.
-        assert_eq!(set.victim(Policy::Clock, |p| p == page(1)), Some(2));
+        // Line 1 was used, line 2 was not.
+        assert_eq!(set.victim(Policy::Clock, |l| entry_of(l) == 1), Some(2));
     }
 
     #[test]
-    fn fifo_ignores_use() {
+    fn fifo_ignores_use_and_lru_does_not() {
         let mut set = full_set(4);
         assert_eq!(set.victim(Policy::Fifo, |_| true), Some(0));
-        assert_eq!(set.victim(Policy::Fifo, |_| true), Some(1));
+        assert_eq!(set.victim(Policy::Lru, |l| entry_of(l) != 3), Some(3));
+        assert_eq!(set.victim(Policy::Lru, |_| false), Some(3), "marks were kept");
     }
 
     #[test]
-    fn pinned_and_flying_lines_are_no_victims() {
+    fn random_finds_every_line() {
         let mut set = full_set(4);
-        set.lines[0].pins = 1;
-        set.lines[1].state = State::Reading;
-        set.lines[2].state = State::Writing;
-        set.lines[3].unmapping = true;
-        assert_eq!(set.victim(Policy::Clock, |_| false), None);
-        assert_eq!(set.take(), None);
+        let mut seen = [false; 4];
+        for _ in 0..100 {
+            set.tick += 1;
+            seen[set.victim(Policy::Random, |_| false).unwrap()] = true;
+        }
+        assert_eq!(seen, [true; 4]);
+    }
+
+    #[test]
+    fn lines_in_flight_are_no_victims_and_no_room() {
+        for policy in [Policy::Clock, Policy::Lru, Policy::Fifo, Policy::Random] {
+            let mut set = full_set(4);
+            set.lines[0].flushing = 1;
+            set.lines[1].state = State::Reading;
+            set.lines[2].state = State::Writing;
+            set.lines[3].dead = true;
+            assert_eq!(set.victim(policy, |_| false), None);
+            assert_eq!(set.take(slot(9), State::Reading), None);
+        }
     }
 
     #[test]
     fn pages_used_without_end_still_leave() {
-        assert!(full_set(4).victim(Policy::Clock, |_| true).is_some());
+        for policy in [Policy::Clock, Policy::Lru, Policy::Fifo, Policy::Random] {
+            assert!(full_set(4).victim(policy, |_| true).is_some());
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! The locks of what cores share. Under `cfg(interleave)` they are shuttle's, which tries the orders in which cores can come
-//! to them (`testbed/interleave`).
+//! The locks and atomics of shared state. Under `cfg(interleave)` they are shuttle's, which tries the
+//! orders in which cores can come to them (`testbed/interleave`).
 
+#[cfg(not(interleave))]
+pub(crate) use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(not(interleave))]
 pub(crate) use spin::{Mutex, MutexGuard};
 
@@ -8,10 +10,12 @@ pub(crate) use spin::{Mutex, MutexGuard};
 pub(crate) use instead::Mutex;
 #[cfg(interleave)]
 pub(crate) use shuttle::sync::MutexGuard;
+#[cfg(interleave)]
+pub(crate) use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[cfg(interleave)]
 mod instead {
-    /// shuttle's, with spin's face.
+    /// shuttle's mutex with spin's interface.
     #[derive(Default)]
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
 
@@ -21,7 +25,7 @@ mod instead {
         }
 
         pub(crate) fn lock(&self) -> super::MutexGuard<'_, T> {
-            self.0.lock().expect("who panics ends the test")
+            self.0.lock().expect("a panic ends the test")
         }
     }
 }

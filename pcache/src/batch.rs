@@ -1,0 +1,103 @@
+//! Changes of entries that TLBs must hear of, gathered: one shootdown for all.
+
+use heapless::Vec;
+
+use crate::set::{Set, State};
+use crate::{Cache, Machine, Page};
+
+/// Translations, and lines, that a batch holds before it flushes by itself.
+pub(crate) const BATCH: usize = 64;
+
+/// A batch. It flushes when it is dropped, and before if it is full.
+pub struct Batch<'a, M: Machine> {
+    cache: &'a Cache<M>,
+    stale: Vec<Page, BATCH>,
+    /// Lines that wait for the shootdown, by set and way.
+    lines: Vec<(u32, usize), BATCH>,
+    rings: bool,
+}
+
+impl<'a, M: Machine> Batch<'a, M> {
+    pub(crate) const fn new(cache: &'a Cache<M>) -> Self {
+        Self {
+            cache,
+            stale: Vec::new(),
+            lines: Vec::new(),
+            rings: false,
+        }
+    }
+
+    /// Makes room for one more line. Called with no set locked.
+    pub(crate) fn make_room(&mut self) {
+        if self.lines.is_full() || self.stale.is_full() {
+            self.flush();
+        }
+    }
+
+    /// Adds a translation that cores may still use. May be called with sets locked.
+    pub(crate) fn push(&mut self, page: Page) {
+        if self.stale.is_full() {
+            self.cache.machine.flush(&self.stale);
+            self.stale.clear();
+        }
+        let pushed = self.stale.push(page);
+        debug_assert!(pushed.is_ok(), "there is room");
+    }
+
+    /// Adds a line that must stay as it is until the shootdown; there must be room.
+    pub(crate) fn hold(&mut self, set: &mut Set<M::Entry>, index: u32, way: usize) {
+        set.lines[way].flushing += 1;
+        let pushed = self.lines.push((index, way));
+        debug_assert!(pushed.is_ok(), "make_room was called");
+    }
+
+    /// Returns when no core uses any of the translations, and lets go of the lines: those that have no
+    /// user are free then, and dirty victims are on their way. Called with no set locked.
+    pub fn flush(&mut self) {
+        if !self.stale.is_empty() {
+            self.cache.machine.flush(&self.stale);
+            self.stale.clear();
+        }
+        while let Some((index, way)) = self.lines.pop() {
+            self.let_go(index, way);
+        }
+        if core::mem::take(&mut self.rings) {
+            self.cache.machine.ring();
+        }
+    }
+
+    fn let_go(&mut self, index: u32, way: usize) {
+        let cache = self.cache;
+        let mut set = cache.set(index);
+        let line = &mut set.lines[way];
+        line.flushing -= 1;
+        let leaves = line.victim && line.evictable() && !line.mapped();
+        let slot = set.slot(way);
+        if let Some(slot) = slot.filter(|_| leaves && set.lines[way].dirty) {
+            let started = cache.start_time(&set);
+            let line = &mut set.lines[way];
+            (line.state, line.started) = (State::Writing, started);
+            (line.dirty, line.fresh, line.flushed) = (false, false, true);
+            set.update(way);
+            drop(set);
+            let id = cache.geometry.line(index, way);
+            cache.machine.write(id, cache.chunks.place(slot));
+            self.rings = true;
+            return;
+        }
+        if leaves {
+            let skipped = !set.lines[way].flushed;
+            set.counters.nr_clflush_clean_skipped += u64::from(skipped);
+        }
+        cache.settle(&mut set, way);
+        let waiters = set.take_waiters();
+        drop(set);
+        waiters.wake();
+    }
+}
+
+impl<M: Machine> Drop for Batch<'_, M> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
