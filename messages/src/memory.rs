@@ -62,6 +62,7 @@ impl Wire<'_> for ReturnRequest {
 
 calls! {
     /// A request to M.
+    #[expect(clippy::large_enum_variant, reason = "requests live shortly, on the stack")]
     MemoryRequest:
     /// Sets how many chunks M promises the peer; repeating the request changes nothing. ENOMEM if M cannot
     /// promise so many: the earlier promise stands then. A lower promise than before is always granted.

@@ -19,8 +19,7 @@ fn memory_request() -> impl Strategy<Value = MemoryRequest> {
     let addresses = proptest::collection::vec(any::<u64>(), 0..=MAX_CHUNKS);
     prop_oneof![
         any::<u32>().prop_map(|chunks| MemoryRequest::Reserve(ReserveRequest { chunks })),
-        (any::<u32>(), any::<u16>())
-            .prop_map(|(pid, count)| MemoryRequest::Lend(LendRequest { pid, count })),
+        (any::<u32>(), any::<u16>()).prop_map(|(pid, count)| MemoryRequest::Lend(LendRequest { pid, count })),
         addresses.prop_map(|addresses| {
             let chunks = addresses.into_iter().collect();
             MemoryRequest::Return(ReturnRequest { chunks })
@@ -225,7 +224,10 @@ fn memory_messages_have_these_bytes() {
     let chunks = 0x0102_0304;
     let len = encode_request::<Reserve>(&ReserveRequest { chunks }, &mut bytes).unwrap();
     assert_eq!(bytes[..len], [4, 3, 2, 1]);
-    let request = LendRequest { pid: 7, count: 0x0201 };
+    let request = LendRequest {
+        pid: 7,
+        count: 0x0201,
+    };
     let len = encode_request::<Lend>(&request, &mut bytes).unwrap();
     assert_eq!(bytes[..len], [7, 0, 0, 0, 1, 2]);
     let chunks = [0x40_0000, 0x20_0000].into_iter().collect();
