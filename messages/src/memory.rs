@@ -1,15 +1,16 @@
-//! What P asks of M: a promise of memory, and chunks of it.
+//! P's requests to M: a promise of memory, and chunks of it.
 //!
-//! M lends memory in chunks of [`CHUNK_SIZE`](crate::CHUNK_SIZE) bytes. P reads and writes a chunk by RDMA at
-//! the address and under the key that [`Lend`] replied: byte *o* of the chunk lies at `addr + o`. M knows no
-//! address space: P decides what lies in a chunk, and sends nothing when a program maps or unmaps.
+//! M lends memory in chunks of [`CHUNK_SIZE`](crate::CHUNK_SIZE) bytes. P reads and writes a chunk
+//! by RDMA at the address and under the key that [`Lend`] replied: byte *o* of the chunk lies at
+//! `addr + o`. M knows no address space: P decides what lies in a chunk, and sends nothing when a
+//! program maps or unmaps.
 //!
-//! [`Reserve`] states how many chunks M must be able to lend this peer in all. M promises no chunk twice: the
-//! sum over the peers of what is promised, or lent if that is more, never exceeds what M has. Chunks beyond the
-//! promise are lent as long as no peer is promised them.
+//! [`Reserve`] states how many chunks M must be able to lend this peer in all. M promises no chunk
+//! twice: the sum over the peers of what is promised, or lent if that is more, never exceeds what M
+//! has. Chunks beyond the promise are lent as long as no peer is promised them.
 //!
-//! A chunk's bytes are unspecified: they may be what the same peer left there, and are never another peer's. P
-//! zero-fills a page when it is first touched, without reading it.
+//! A chunk's bytes are unspecified: they may be what the same peer left there, and are never
+//! another peer's. P zero-fills a page when it is first touched, without reading it.
 //!
 //! M takes back what a peer holds when it loses the peer.
 
@@ -27,7 +28,7 @@ pub type Chunks = heapless::Vec<RemoteAddr, MAX_CHUNKS>;
 wire_struct! {
     /// Asks for a promise of chunks.
     ReserveRequest {
-        /// How many chunks the peer is promised in all, those it is lent included.
+        /// The number of chunks that the peer is promised in all, those it is lent included.
         chunks: u32,
     }
 }
@@ -37,7 +38,7 @@ wire_struct! {
     LendRequest {
         /// The process at P that the chunks are accounted to.
         pid: u32,
-        /// How many are wanted, at least one. M caps the number at [`MAX_CHUNKS`].
+        /// The number wanted, at least one. M caps the number at [`MAX_CHUNKS`].
         count: u16,
     }
 }
@@ -64,12 +65,14 @@ calls! {
     /// A request to M.
     #[expect(clippy::large_enum_variant, reason = "requests live shortly, on the stack")]
     MemoryRequest:
-    /// Sets how many chunks M promises the peer; repeating the request changes nothing. ENOMEM if M cannot
-    /// promise so many: the earlier promise stands then. A lower promise than before is always granted.
+    /// Sets how many chunks M promises the peer; repeating the request changes nothing. ENOMEM if M
+    /// cannot promise so many: the earlier promise stands then. A lower promise than before is
+    /// always granted.
     Reserve = 1, "p2m_reserve": ReserveRequest => ();
-    /// Lends chunks: as many as were asked for or fewer, but at least one. ENOMEM if M has none for the peer.
+    /// Lends chunks: as many as were asked for or fewer, but at least one. ENOMEM if M has none for
+    /// the peer.
     Lend = 2, "p2m_lend": LendRequest => Chunks;
-    /// Returns chunks. EINVAL, and nothing has changed, if one of them is not lent to the peer or named twice. P has
-    /// ended its transfers to and from them before it asks.
+    /// Returns chunks. EINVAL, and nothing has changed, if one of them is not lent to the peer or
+    /// named twice. P has ended its transfers to and from them before it asks.
     Return = 3, "p2m_return": ReturnRequest => ();
 }

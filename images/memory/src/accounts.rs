@@ -1,20 +1,23 @@
-//! The books: what each borrower is promised, holds and is lent, and what that leaves for others.
+//! The accounts: how much each borrower is promised, holds and is lent, and what remains for
+//! others.
 //!
-//! An extent is *held* by a borrower if chunks of it are lent, or if it is being registered for a request that is not
-//! answered yet. No other borrower can have any chunk of it then. So commitments are counted in extents:
+//! An extent is *held* by a borrower if chunks of it are lent, or if it is being registered for a
+//! request that is not answered yet. No other borrower can have any chunk of it then. So
+//! commitments are counted in extents:
 //!
 //! ```text
 //! Σ over borrowers of max(extents that hold what is promised, extents held) ≤ extents
 //! ```
 //!
-//! In chunks this implies Σ max(promised, lent) ≤ chunks. The stricter rule is what makes a promise hold: counted in
-//! chunks, one borrower could hold every extent by a single chunk, and leave another's promise without any.
+//! In chunks this implies Σ max(promised, lent) ≤ chunks. The stricter rule is what makes a promise
+//! hold: counted in chunks, one borrower could hold every extent by a single chunk, and leave
+//! another's promise without any.
 
 use alloc::collections::BTreeMap;
 
 use crate::PeerKey;
 
-/// One borrower's.
+/// One borrower's account.
 #[derive(Debug, Default)]
 struct Account {
     /// Chunks.
@@ -39,7 +42,9 @@ pub(crate) struct Accounts {
     lent: usize,
 }
 
-/// What a lost borrower had. It is large if the borrower had many processes: drop it without a lock held.
+/// The closed account of a lost borrower.
+///
+/// It is large if the borrower had many processes: drop it without a lock held.
 #[derive(Debug, Default)]
 #[must_use = "it says what a borrower had"]
 pub struct Lost(Account);
@@ -65,7 +70,7 @@ impl Lost {
 }
 
 impl Accounts {
-    /// Opens the books of a pool with `size` chunks in an extent.
+    /// Opens the accounts of a pool with `size` chunks in an extent.
     pub(crate) fn new(size: usize) -> Self {
         Self {
             accounts: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! The counters of M.
 
-/// What M counts, by names in the manner of LegoOS's.
+/// Counters and gauges, named in the manner of LegoOS's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Promises asked for.

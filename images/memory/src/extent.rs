@@ -1,4 +1,5 @@
-//! One extent: a run of chunks that is registered for one borrower at a time, and the life of its registration.
+//! One extent: a run of chunks that is registered for one borrower at a time, and the life of its
+//! registration.
 
 use alloc::vec::Vec;
 
@@ -25,7 +26,7 @@ pub(crate) struct Extent {
     pub(crate) state: State,
 }
 
-/// What an extent is used for. [`Pool`](crate::Pool) draws the transitions.
+/// An extent's use. [`Pool`](crate::Pool) draws the transitions.
 #[derive(Debug)]
 pub(crate) enum State {
     /// All zero, and without a region.
@@ -42,7 +43,7 @@ pub(crate) enum State {
     Dirty(u64),
     /// As `Dirty`, and the piece at this offset is being zeroed.
     Zeroing(u64),
-    /// Out of use: its region could not be deregistered, so its former borrower may still write to it.
+    /// Its region could not be deregistered, so its former borrower may still write to it.
     Unusable,
 }
 
@@ -51,14 +52,15 @@ pub(crate) enum State {
 pub(crate) struct Loan {
     pub(crate) to: PeerKey,
     rkey: Rkey,
-    /// The process that each chunk is lent for; `None` for a chunk that came back. Chunks at and after the vector's
-    /// end were not lent yet, so that registering a large extent does not fill a large table.
+    /// The process that each chunk is lent for; `None` for a chunk that came back. Chunks at and
+    /// after the vector's end were not lent yet, so that registering a large extent does not fill a
+    /// large table.
     users: Vec<Option<u32>>,
     /// The chunks in `users` that came back.
     free: Vec<usize>,
     lent: usize,
-    /// Registered for a request that is not answered yet. Another borrower must not take the extent meanwhile, or two
-    /// could take it from each other for ever.
+    /// Registered for a request that is not answered yet. Another borrower must not take the extent
+    /// meanwhile, or two could take it from each other for ever.
     pub(crate) reserved: bool,
 }
 

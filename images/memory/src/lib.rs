@@ -1,11 +1,14 @@
 //! M: lends memory.
 //!
-//! * [`Pool`]: the memory, in extents of chunks. Each extent is registered for one borrower at a time.
+//! * [`Pool`]: the memory, in extents of chunks. Each extent is registered for one borrower at a
+//!   time.
 //! * `Accounts`: what each borrower is promised, holds and is lent, by process.
 //! * [`Manager`]: the answers to [`messages::memory`]. It only issues [`Order`]s.
-//! * [`Server`]: carries orders out by a [`Machine`], in the requests' tasks and in a task that cleans.
+//! * [`Server`]: carries orders out by a [`Machine`], in the requests' tasks and in a task that
+//!   cleans.
 //!
-//! The library knows neither the fabric nor where its memory is; the image's `wiring` is the [`Machine`].
+//! The library knows neither the fabric nor where its memory is; the image's `wiring` is the
+//! [`Machine`].
 //!
 //! # What is left out
 //!

@@ -1,4 +1,4 @@
-//! The answers to the borrowers' requests, and what must be done before a request can be answered.
+//! Answers the borrowers' requests, and orders what must be done first.
 
 use alloc::collections::BTreeSet;
 
@@ -17,27 +17,29 @@ use crate::pool::{Order, Pool, Progress};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey(pub u16);
 
-/// What became of a request.
+/// The outcome of giving a request to the manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The reply has this length.
     Replied(usize),
     /// Nothing has changed yet: carry out this order, report it, and give the request again.
     First(Order),
-    /// Nothing has changed yet: give the request again once an order that another task carries out has ended.
+    /// Nothing has changed yet: give the request again once an order that another task carries out
+    /// has ended.
     Wait,
 }
 
 /// M's logic: the pool, and what each borrower has of it.
 ///
-/// It reaches neither the fabric nor the memory: it only issues [`Order`]s. So no call of it takes long, whatever a
-/// borrower asks or leaves behind: its work is bounded by [`MAX_EXTENTS`](crate::MAX_EXTENTS) and [`MAX_CHUNKS`],
-/// not by how many chunks there are.
+/// It reaches neither the fabric nor the memory: it only issues [`Order`]s. So no call of it takes
+/// long, whatever a borrower asks or leaves behind: its work is bounded by
+/// [`MAX_EXTENTS`](crate::MAX_EXTENTS) and [`MAX_CHUNKS`], not by how many chunks there are.
 #[derive(Debug)]
 pub struct Manager {
     pool: Pool,
     accounts: Accounts,
-    /// A request that began before its peer was lost may still be under way, and must not be lent anything.
+    /// A request that began before its peer was lost may still be under way, and must not be lent
+    /// anything.
     lost: BTreeSet<PeerKey>,
     counters: Counters,
 }
@@ -84,8 +86,8 @@ impl Manager {
         self.answer(from, kind, request, reply, true)
     }
 
-    /// Answers one request with what the borrower can have at once, when an order has failed or took too long; returns
-    /// the reply's length.
+    /// Answers one request with what the borrower can have at once, when an order has failed or
+    /// took too long; returns the reply's length.
     pub fn handle_at_once(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
         match self.answer(from, kind, request, reply, false) {
             Step::Replied(len) => len,
@@ -93,7 +95,8 @@ impl Manager {
         }
     }
 
-    /// Takes back all that a lost peer had. Its extents are cleaned by the orders of [`clean`](Self::clean).
+    /// Takes back all that a lost peer had. Its extents are cleaned by the orders of
+    /// [`clean`](Self::clean).
     ///
     /// The peer's queue pairs are dead: none of its transfers is in flight.
     pub fn peer_lost(&mut self, peer: PeerKey) -> Lost {
@@ -102,7 +105,8 @@ impl Manager {
         self.accounts.close(peer)
     }
 
-    /// Returns the next order that makes what a borrower left fit for another; `None` if there is none to give now.
+    /// Returns the next order that makes what a borrower left fit for another; `None` if there is
+    /// none to give now.
     pub fn clean(&mut self) -> Option<Order> {
         self.pool.clean()
     }
@@ -171,8 +175,8 @@ impl Manager {
 
     /// Returns what must happen before the chunks can be lent.
     ///
-    /// Idle extents are registered until there are as many chunks as wanted. For extents that must be cleaned
-    /// first, a request waits only if it would get nothing otherwise.
+    /// Idle extents are registered until there are as many chunks as wanted. For extents that must
+    /// be cleaned first, a request waits only if it would get nothing otherwise.
     fn before_lending(&mut self, from: PeerKey, request: &LendRequest, may_wait: bool) -> Option<Step> {
         let may_hold = self.accounts.may_hold(from, self.pool.extents());
         let (free, empty) = self.pool.within_reach(from);
@@ -260,7 +264,8 @@ fn wanted(request: &LendRequest) -> usize {
     usize::from(request.count).min(MAX_CHUNKS)
 }
 
-/// Encodes a reply. Every reply fits the room that [`Manager::handle`] asks for; an empty one is unreadable to the peer.
+/// Encodes a reply. Every reply fits the room that [`Manager::handle`] asks for; an empty one is
+/// unreadable to the peer.
 fn put<C: Call>(reply: &Result<C::Reply<'_>, Errno>, into: &mut [u8]) -> Step {
     Step::Replied(encode_reply::<C>(reply, into).unwrap_or_else(|error| {
         log::error!("{}: {error}", C::NAME);

@@ -13,13 +13,13 @@
 //!                                                         └── stuck ──► Unusable
 //! ```
 //!
-//! A region gives rights to its borrower alone, for it lies in the protection domain of that borrower's queue pairs.
-//! So a borrower may still write to chunks that it returned, but only to its own harm: before another borrower gets the
-//! extent, the region is gone and the whole extent is zeroed. A chunk that comes back and stays in its borrower's
-//! extent is not zeroed.
+//! A region gives rights to its borrower alone, for it lies in the protection domain of that
+//! borrower's queue pairs. So a borrower may still write to chunks that it returned, but only to
+//! its own harm: before another borrower gets the extent, the region is gone and the whole extent
+//! is zeroed. A chunk that comes back and stays in its borrower's extent is not zeroed.
 //!
-//! Extents are few, because the HCA slows down past some hundreds of regions. They all have the same number of chunks,
-//! so that an extent can take any other's place.
+//! Extents are few, because the HCA slows down past some hundreds of regions. They all have the
+//! same number of chunks, so that an extent can take any other's place.
 
 use alloc::vec::Vec;
 
@@ -33,12 +33,13 @@ use crate::extent::{Extent, ExtentId, Loan, PIECE, State};
 /// The most extents that the memory is cut into.
 pub const MAX_EXTENTS: usize = 128;
 
-/// What the caller must do to an extent. It reports the result to the [`Manager`](crate::Manager).
+/// Work on an extent, for the caller to do and to report to the [`Manager`](crate::Manager).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Register the extent in the borrower's protection domain, with rights to read and write.
     ///
-    /// Then [`Manager::registered`](crate::Manager::registered) or [`Manager::refused`](crate::Manager::refused).
+    /// Then [`Manager::registered`](crate::Manager::registered) or
+    /// [`Manager::refused`](crate::Manager::refused).
     Register {
         /// The extent.
         extent: ExtentId,
@@ -51,7 +52,8 @@ pub enum Order {
     },
     /// Deregister the extent's region.
     ///
-    /// Then [`Manager::deregistered`](crate::Manager::deregistered) or [`Manager::stuck`](crate::Manager::stuck).
+    /// Then [`Manager::deregistered`](crate::Manager::deregistered) or
+    /// [`Manager::stuck`](crate::Manager::stuck).
     Deregister {
         /// The extent.
         extent: ExtentId,
@@ -69,7 +71,7 @@ pub enum Order {
     },
 }
 
-/// What brings a borrower closer to another extent.
+/// The next thing to do or to wait for, so that a borrower gets another extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// An order.
@@ -91,10 +93,11 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Takes pieces of zeroed memory, each a bus address and a length in bytes, that do not overlap.
+    /// Takes pieces of zeroed memory, each a bus address and a length in bytes, that do not
+    /// overlap.
     ///
-    /// The extents are as small as keeps them to [`MAX_EXTENTS`]. What does not fill an extent at the end of a piece stays
-    /// unused.
+    /// The extents are as small as keeps them to [`MAX_EXTENTS`]. What does not fill an extent at
+    /// the end of a piece stays unused.
     #[must_use]
     pub fn new(pieces: &[(u64, u64)]) -> Self {
         let chunks: u64 = pieces.iter().map(|&(_, len)| len / CHUNK_SIZE).sum();
@@ -154,8 +157,8 @@ impl Pool {
             .count()
     }
 
-    /// Returns how many chunks `peer` can be lent from extents that it holds, and how many extents are registered for it
-    /// that it does not hold.
+    /// Returns how many chunks `peer` can be lent from extents that it holds, and how many extents
+    /// are registered for it that it does not hold.
     pub(crate) fn within_reach(&self, peer: PeerKey) -> (usize, usize) {
         let loans = self
             .extents
@@ -170,11 +173,11 @@ impl Pool {
         })
     }
 
-    /// Lends chunks of the fullest extent of `peer` that has one free, until `chunks` has `count`; returns whether `peer`
-    /// did not hold that extent before. `None` if there is no such extent.
+    /// Lends chunks of the fullest extent of `peer` that has one free, until `chunks` has `count`;
+    /// returns whether `peer` did not hold that extent before. `None` if there is no such extent.
     ///
-    /// The fullest extent comes first so that others empty, which other borrowers can then have. An extent that `peer`
-    /// does not hold is taken only if `may_hold_another`.
+    /// The fullest extent comes first so that others empty, which other borrowers can then have. An
+    /// extent that `peer` does not hold is taken only if `may_hold_another`.
     pub(crate) fn take(
         &mut self,
         peer: PeerKey,
@@ -202,7 +205,8 @@ impl Pool {
         self.extents[self.extent_at(addr)?].user(peer, addr)
     }
 
-    /// Takes a chunk back; returns the process that it was lent for, and whether its borrower holds the extent no more.
+    /// Takes a chunk back; returns the process that it was lent for, and whether its borrower holds
+    /// the extent no more.
     pub(crate) fn give(&mut self, peer: PeerKey, addr: u64) -> Option<(u32, bool)> {
         let index = self.extent_at(addr)?;
         let extent = &mut self.extents[index];
@@ -217,10 +221,11 @@ impl Pool {
             .checked_sub(1)
     }
 
-    /// Finds what gets another extent for `peer`: an idle one or, if `thorough`, one that must be made idle first.
+    /// Returns the next step towards another extent for `peer`: an idle one or, if `thorough`, one
+    /// that must be made idle first.
     ///
-    /// What is furthest on its way to idle goes first, and an empty extent is taken from another borrower only
-    /// if none is on its way.
+    /// The extent that is closest to idle goes first, and an empty extent is taken from another
+    /// borrower only if none is on its way.
     pub(crate) fn progress(&mut self, peer: PeerKey, thorough: bool) -> Progress {
         if let Some(order) = self.register(peer) {
             return Progress::Order(order);
@@ -245,7 +250,7 @@ impl Pool {
         self.deregister(empty).map_or(Progress::None, Progress::Order)
     }
 
-    /// Finds what brings an extent without a borrower closer to idle.
+    /// Returns the next order that brings an extent without a borrower closer to idle.
     pub(crate) fn clean(&mut self) -> Option<Order> {
         self.deregister_abandoned().or_else(|| self.zero())
     }
@@ -304,7 +309,8 @@ impl Pool {
         self.extents.iter().any(theirs)
     }
 
-    /// Ends [`Order::Register`], by the region's key or by `None` if it failed; returns the borrower, unless it is lost.
+    /// Ends [`Order::Register`], by the region's key or by `None` if it failed; returns the
+    /// borrower, unless it is lost.
     pub(crate) fn registered(&mut self, id: ExtentId, rkey: Option<Rkey>) -> Option<PeerKey> {
         let extent = self.get_mut(id)?;
         let State::Registering(to) = extent.state else {

@@ -1,4 +1,4 @@
-//! Carries out what the manager orders, while other requests are answered.
+//! Carries out the manager's orders, while other requests are answered.
 
 use core::future::poll_fn;
 use core::task::Poll;
@@ -10,12 +10,13 @@ use verbs::Rkey;
 
 use crate::{Counters, ExtentId, Lost, Manager, Order, PeerKey, Step};
 
-/// How long a request for chunks may wait for extents to be registered and cleaned.
+/// The time that a request for chunks may wait for extents to be registered and cleaned.
 ///
-/// It is well below the deadline of FIT's calls: a caller that has given up would never return the chunks.
+/// It is well below the deadline of FIT's calls: a caller that has given up would never return the
+/// chunks.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a request waits before it looks again whether another task's order has ended.
+/// The time between two looks at whether another task's order has ended.
 const LOOK: Duration = Duration::from_micros(50);
 
 /// An order that the machine could not carry out. The machine has logged why.
@@ -24,7 +25,8 @@ pub struct Failed;
 
 /// The machine under the manager: the HCA, the memory and the clock.
 pub trait Machine: Send + Sync {
-    /// Registers an extent for a borrower, with rights to read and write, and returns the region's key.
+    /// Registers an extent for a borrower, with rights to read and write, and returns the region's
+    /// key.
     fn register(
         &self,
         extent: ExtentId,
@@ -91,7 +93,8 @@ impl<M: Machine> Server<M> {
                 Step::First(order) => {
                     let failed = self.carry_out(order).await.is_err();
                     self.cleaner.wake();
-                    // The same extent would be ordered again at once. A region that can't be deregistered is not.
+                    // The same extent would be ordered again at once. A region that can't be
+                    // deregistered is not.
                     if failed && matches!(order, Order::Register { .. }) {
                         break;
                     }

@@ -1,4 +1,5 @@
-//! Wires M to its machine: finds the memory to lend, registers and zeroes it, and serves the borrowers.
+//! Wires M to its machine: finds the memory to lend, registers and zeroes it, and serves the
+//! borrowers.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;

@@ -8,7 +8,7 @@ use verbs::{RemoteAddr, Rkey};
 
 use crate::*;
 
-/// Where the memory begins.
+/// The address of the first chunk.
 pub(super) const BASE: u64 = 0x1000_0000;
 pub(super) const P: PeerKey = PeerKey(0);
 pub(super) const OTHER: PeerKey = PeerKey(1);
@@ -61,7 +61,7 @@ impl Hardware {
         }
     }
 
-    /// Whether this key of `peer` reaches the whole chunk.
+    /// Returns whether this key of `peer` reaches the whole chunk.
     pub(super) fn reaches(&self, peer: PeerKey, chunk: RemoteAddr) -> bool {
         self.regions.iter().any(|(&extent, &(to, addr, len))| {
             let inside = addr <= chunk.addr && chunk.addr + CHUNK_SIZE <= addr + len;
@@ -69,12 +69,12 @@ impl Hardware {
         })
     }
 
-    /// How many regions there are.
+    /// Returns how many regions there are.
     pub(super) fn regions(&self) -> usize {
         self.regions.len()
     }
 
-    /// Whether all memory is zero.
+    /// Returns whether all memory is zero.
     pub(super) fn is_zero(&self) -> bool {
         self.writers.is_empty()
     }

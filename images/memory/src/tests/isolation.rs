@@ -13,7 +13,7 @@ use crate::{Order, PeerKey, Step};
 struct Flight {
     from: PeerKey,
     count: u16,
-    /// What it carries out at present.
+    /// The order that it carries out at present.
     order: Option<Order>,
 }
 
@@ -22,7 +22,7 @@ struct World {
     bed: Bed,
     peers: [PeerKey; 3],
     flights: Vec<Flight>,
-    /// What the cleaner carries out at present.
+    /// The order that the cleaner carries out at present.
     cleaning: Option<Order>,
     promised: BTreeMap<PeerKey, usize>,
     lent: BTreeMap<u64, PeerKey>,

@@ -13,12 +13,13 @@ use verbs::Rkey;
 use super::bed::*;
 use crate::*;
 
-/// The modelled hardware. A task that yields or sleeps is pending once; time passes by sleeping only.
+/// The modelled hardware. A task that yields or sleeps is pending once; time passes by sleeping
+/// only.
 #[derive(Debug, Default)]
 struct Model {
     hardware: Mutex<Hardware>,
     now: Mutex<Instant>,
-    /// Whether registering fails.
+    /// Makes registering fail.
     refuses: bool,
     server: OnceLock<Weak<Server<Model>>>,
 }
