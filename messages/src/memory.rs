@@ -70,7 +70,8 @@ calls! {
     /// always granted.
     Reserve = 1, "p2m_reserve": ReserveRequest => ();
     /// Lends chunks: as many as were asked for or fewer, but at least one. ENOMEM if M has none for
-    /// the peer.
+    /// the peer. EAGAIN if M must clean memory first and as many requests as may already wait for
+    /// that: the peer asks again a little later.
     Lend = 2, "p2m_lend": LendRequest => Chunks;
     /// Returns chunks. EINVAL, and nothing has changed, if one of them is not lent to the peer or
     /// named twice. P has ended its transfers to and from them before it asks.

@@ -13,6 +13,8 @@ pub struct Counters {
     pub nr_bad_requests: u64,
     /// Requests refused for lack of memory.
     pub nr_enomem: u64,
+    /// Requests that are to come again, because too many wait already.
+    pub nr_eagain: u64,
     /// Extents zeroed after a borrower had them.
     pub nr_extents_zeroed: u64,
     /// Chunks in use or for use.

@@ -32,4 +32,4 @@ pub use counters::Counters;
 pub use extent::{ExtentId, PIECE};
 pub use manager::{Manager, PeerKey, Step};
 pub use pool::{MAX_EXTENTS, Order, Pool};
-pub use server::{Failed, Machine, PATIENCE, Server};
+pub use server::{Failed, MAX_WAITING, MAX_WAITING_OF_PEER, Machine, PATIENCE, Server, WORKERS};

@@ -95,6 +95,12 @@ impl Manager {
         }
     }
 
+    /// Answers a request for chunks by EAGAIN; returns the reply's length.
+    pub fn put_off(&mut self, reply: &mut [u8]) -> usize {
+        self.counters.nr_eagain += 1;
+        put::<Lend>(&Err(Errno::EAGAIN), reply)
+    }
+
     /// Takes back all that a lost peer had. Its extents are cleaned by the orders of
     /// [`clean`](Self::clean).
     ///
@@ -146,22 +152,20 @@ impl Manager {
             Err(error) => {
                 log::warn!("peer {}: call {kind}: {error}", from.0);
                 self.counters.nr_bad_requests += 1;
-                return put::<Reserve>(&Err(Errno::EPROTO), reply);
+                return Step::Replied(put::<Reserve>(&Err(Errno::EPROTO), reply));
             }
         };
         if self.lost.contains(&from) {
-            return put::<Reserve>(&Err(Errno::EIO), reply);
+            return Step::Replied(put::<Reserve>(&Err(Errno::EIO), reply));
         }
-        match &request {
+        Step::Replied(match &request {
             MemoryRequest::Reserve(request) => put::<Reserve>(&self.reserve(from, request), reply),
-            MemoryRequest::Lend(request) => {
-                if let Some(step) = self.before_lending(from, request, may_wait) {
-                    return step;
-                }
-                put::<Lend>(&self.lend(from, request), reply)
-            }
+            MemoryRequest::Lend(request) => match self.before_lending(from, request, may_wait) {
+                Some(step) => return step,
+                None => put::<Lend>(&self.lend(from, request), reply),
+            },
             MemoryRequest::Return(request) => put::<Return>(&self.take_back(from, request), reply),
-        }
+        })
     }
 
     fn reserve(&mut self, from: PeerKey, request: &ReserveRequest) -> Result<(), Errno> {
@@ -266,9 +270,9 @@ fn wanted(request: &LendRequest) -> usize {
 
 /// Encodes a reply. Every reply fits the room that [`Manager::handle`] asks for; an empty one is
 /// unreadable to the peer.
-fn put<C: Call>(reply: &Result<C::Reply<'_>, Errno>, into: &mut [u8]) -> Step {
-    Step::Replied(encode_reply::<C>(reply, into).unwrap_or_else(|error| {
+fn put<C: Call>(reply: &Result<C::Reply<'_>, Errno>, into: &mut [u8]) -> usize {
+    encode_reply::<C>(reply, into).unwrap_or_else(|error| {
         log::error!("{}: {error}", C::NAME);
         0
-    }))
+    })
 }

@@ -1,5 +1,6 @@
 //! Carries out the manager's orders, while other requests are answered.
 
+use alloc::collections::BTreeMap;
 use core::future::poll_fn;
 use core::task::Poll;
 
@@ -18,6 +19,20 @@ pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The time between two looks at whether another task's order has ended.
 const LOOK: Duration = Duration::from_micros(50);
+
+/// The most requests that wait for memory to be cleaned, each in a task that runs handlers.
+///
+/// More are answered by EAGAIN: if all those tasks waited, no request would be answered. So each core
+/// has [`WORKERS`] of them.
+pub const MAX_WAITING: usize = 6;
+
+/// The most waiting requests of one peer, so that one peer does not take all places.
+pub const MAX_WAITING_OF_PEER: usize = 2;
+
+/// The number of tasks that should run [`Server::handle`] on each core.
+pub const WORKERS: u16 = 8;
+
+const _: () = assert!((WORKERS as usize) > MAX_WAITING);
 
 /// An order that the machine could not carry out. The machine has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +73,8 @@ pub trait Machine: Send + Sync {
 pub struct Server<M> {
     pub(crate) manager: Mutex<Manager>,
     pub(crate) machine: M,
+    /// How many requests of each peer wait.
+    waiting: Mutex<BTreeMap<PeerKey, usize>>,
     /// Wakes the task that runs [`clean`](Self::clean).
     cleaner: AtomicWaker,
 }
@@ -69,6 +86,7 @@ impl<M: Machine> Server<M> {
         Self {
             manager: Mutex::new(manager),
             machine,
+            waiting: Mutex::new(BTreeMap::new()),
             cleaner: AtomicWaker::new(),
         }
     }
@@ -85,21 +103,33 @@ impl<M: Machine> Server<M> {
 
     /// Answers one request; returns the reply's length. See [`Manager::handle`].
     pub async fn handle(&self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
-        let mut deadline = None;
+        let (mut deadline, mut place) = (None, None);
         loop {
             let step = self.manager.lock().handle(from, kind, request, reply);
-            match step {
+            let short = match step {
                 Step::Replied(len) => return len,
                 Step::First(order) => {
                     let failed = self.carry_out(order).await.is_err();
                     self.cleaner.wake();
+                    let registers = matches!(order, Order::Register { .. });
                     // The same extent would be ordered again at once. A region that can't be
                     // deregistered is not.
-                    if failed && matches!(order, Order::Register { .. }) {
+                    if failed && registers {
                         break;
                     }
+                    registers
                 }
-                Step::Wait => self.machine.sleep(LOOK).await,
+                Step::Wait => false,
+            };
+            // The order was carried out, so even requests that are put off get on.
+            if !short && place.is_none() {
+                place = self.wait(from);
+                if place.is_none() {
+                    return self.manager.lock().put_off(reply);
+                }
+            }
+            if step == Step::Wait {
+                self.machine.sleep(LOOK).await;
             }
             let now = self.machine.now();
             if now >= *deadline.get_or_insert(now + PATIENCE) {
@@ -108,6 +138,19 @@ impl<M: Machine> Server<M> {
         }
         let mut manager = self.manager.lock();
         manager.handle_at_once(from, kind, request, reply)
+    }
+
+    /// Takes a place among the waiting requests, if there is one.
+    fn wait(&self, peer: PeerKey) -> Option<Place<'_>> {
+        let mut waiting = self.waiting.lock();
+        let total: usize = waiting.values().sum();
+        let theirs = waiting.get(&peer).copied().unwrap_or(0);
+        if total == MAX_WAITING || theirs == MAX_WAITING_OF_PEER {
+            return None;
+        }
+        waiting.insert(peer, theirs + 1);
+        let waiting = &self.waiting;
+        Some(Place { waiting, peer })
     }
 
     /// Takes back all that a lost peer had; [`clean`](Self::clean) makes it fit for others.
@@ -160,6 +203,24 @@ impl<M: Machine> Server<M> {
                 self.manager.lock().zeroed(extent);
                 self.machine.yield_now().await;
                 Ok(())
+            }
+        }
+    }
+}
+
+/// A waiting request's place.
+struct Place<'a> {
+    waiting: &'a Mutex<BTreeMap<PeerKey, usize>>,
+    peer: PeerKey,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.waiting.lock();
+        if let Some(count) = waiting.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.peer);
             }
         }
     }

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use fit::{Config, Domains, Exchange, LostCause, PeerId, Role};
 use hal::{DmaBuffer, Duration, Instant};
 use libos::{Boot, CommandLine, Exit, FrameArray, PAGE_SIZE, frames};
-use memory::{ExtentId, Failed, Machine, Manager, PeerKey, Pool, Server};
+use memory::{ExtentId, Failed, Machine, Manager, PeerKey, Pool, Server, WORKERS};
 use messages::CHUNK_SIZE;
 use node::{Card, Error, Fit, Node};
 use spin::Mutex;
@@ -31,6 +31,8 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         message_version: messages::VERSION,
         // What is lent to one peer must be out of the others' reach.
         domains: Domains::PerPeer,
+        // A request that waits for memory to be cleaned keeps its worker.
+        workers: WORKERS,
         capacity: u32::try_from(to_lend() >> 20).unwrap_or(u32::MAX),
         ..Config::default()
     };

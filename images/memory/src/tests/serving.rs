@@ -212,3 +212,37 @@ fn an_hca_that_registers_nothing_means_enomem_at_once() {
     assert_eq!(server.machine.now(), Instant::default());
     assert_eq!(server.counters().nr_enomem, 1);
 }
+
+#[test]
+fn few_requests_wait_for_memory_to_be_cleaned_and_others_are_put_off() {
+    let server = server(MAX_WAITING as u64 + 1, 8, Model::default());
+    run(lend(&server, P, u16::MAX)).unwrap();
+    drop(server.peer_lost(P));
+    let mut context = Context::from_waker(Waker::noop());
+    let mut begin = |peer: u16| {
+        let server = server.clone();
+        let mut request = Box::pin(async move { lend(&server, PeerKey(peer), 1).await });
+        // A request takes its place after its first order.
+        for _ in 0..4 {
+            if let Poll::Ready(answer) = request.as_mut().poll(&mut context) {
+                return Err(answer);
+            }
+        }
+        Ok(request)
+    };
+    let mut waiting: Vec<_> = (1..=4)
+        .flat_map(|peer| [peer; MAX_WAITING_OF_PEER])
+        .take(MAX_WAITING - 1)
+        .map(|peer| begin(peer).map_err(drop).expect("it waits"))
+        .collect();
+    // The first peer has its places.
+    assert_eq!(begin(1).map(drop), Err(Err(Errno::EAGAIN)));
+    waiting.push(begin(9).map_err(drop).expect("it waits"));
+    assert_eq!(begin(10).map(drop), Err(Err(Errno::EAGAIN)));
+    // Those that wait are answered, and make place.
+    for request in waiting {
+        assert_eq!(run(request).unwrap().len(), 1);
+    }
+    assert_eq!(server.counters().nr_eagain, 2);
+    assert_eq!(run(lend(&server, PeerKey(10), 1)).unwrap().len(), 1);
+}
