@@ -41,6 +41,8 @@ pub struct Manager {
     /// A request that began before its peer was lost may still be under way, and must not be lent
     /// anything.
     lost: BTreeSet<PeerKey>,
+    /// Counts what a peer causes at will; the log says it at debug only, as a console is slow and the
+    /// manager locked meanwhile.
     counters: Counters,
 }
 
@@ -150,7 +152,7 @@ impl Manager {
         let request = match MemoryRequest::decode(Kind(kind), request) {
             Ok(request) => request,
             Err(error) => {
-                log::warn!("peer {}: call {kind}: {error}", from.0);
+                log::debug!("peer {}: call {kind}: {error}", from.0);
                 self.counters.nr_bad_requests += 1;
                 return Step::Replied(put::<Reserve>(&Err(Errno::EPROTO), reply));
             }
@@ -238,7 +240,7 @@ impl Manager {
         sorted.sort_unstable();
         let twice = sorted.windows(2).any(|pair| pair[0] == pair[1]);
         if twice || sorted.iter().any(|&addr| self.pool.user(from, addr).is_none()) {
-            log::warn!("peer {}: returns chunks that it does not have", from.0);
+            log::debug!("peer {}: returns chunks that it does not have", from.0);
             self.counters.nr_bad_requests += 1;
             return Err(Errno::EINVAL);
         }
@@ -253,7 +255,7 @@ impl Manager {
 
     fn short(&mut self, from: PeerKey, chunks: usize, what: &str) -> Errno {
         self.counters.nr_enomem += 1;
-        log::warn!(
+        log::debug!(
             "peer {}: can't {what} {chunks} chunks: of {}, {} are promised and {} lent",
             from.0,
             self.pool.chunks(),
