@@ -34,6 +34,8 @@ errnos! {
     EIO = 5,
     /// No such handle.
     EBADF = 9,
+    /// Not now: ask again.
+    EAGAIN = 11,
     /// No memory left.
     ENOMEM = 12,
     /// Not permitted.

@@ -24,16 +24,15 @@ pub use errno::Errno;
 pub use wire::{Reader, Wire, WireError, Writer};
 
 /// The version of the whole message set; raised by each change of a layout.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// Bytes of a window: the aligned piece of a program's address space that one chunk of M's pool backs.
+/// Bytes of a chunk: the unit in which M lends memory.
 ///
-/// It is what one page-table page maps on x86-64, so it divides every mapping the CPU knows, and a gigabyte is
-/// described in 512 entries.
-pub const WINDOW_SIZE: u64 = 2 << 20;
+/// It is what one page-table page maps on x86-64, so a leaf table's pages can all lie in one chunk.
+pub const CHUNK_SIZE: u64 = 2 << 20;
 
 /// One past the highest address a program may use: the lower half without its last page, as on Linux.
 pub const USER_END: u64 = (1 << 47) - PAGE_SIZE;

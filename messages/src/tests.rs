@@ -7,67 +7,24 @@ use crate::memory::*;
 use crate::storage::*;
 use crate::*;
 
-fn prot() -> impl Strategy<Value = Prot> {
-    (0u8..8).prop_map(Prot::from_bits_truncate)
+fn chunks() -> impl Strategy<Value = Chunks> {
+    let chunk = (any::<u64>(), any::<u32>()).prop_map(|(addr, rkey)| RemoteAddr {
+        addr,
+        rkey: Rkey(rkey),
+    });
+    proptest::collection::vec(chunk, 0..=MAX_CHUNKS).prop_map(|chunks| chunks.into_iter().collect())
 }
 
 fn memory_request() -> impl Strategy<Value = MemoryRequest> {
-    let process = any::<u64>().prop_map(ProcessId);
+    let addresses = proptest::collection::vec(any::<u64>(), 0..=MAX_CHUNKS);
     prop_oneof![
-        any::<u32>().prop_map(|pid| MemoryRequest::ProcessCreate(ProcessCreateRequest { pid })),
-        (process, any::<u64>(), any::<u64>(), prot(), 0u8..4).prop_map(
-            |(process, hint, len, prot, flags)| {
-                let flags = MapFlags::from_bits_truncate(flags);
-                MemoryRequest::Map(MapRequest {
-                    process,
-                    hint,
-                    len,
-                    prot,
-                    flags,
-                })
-            }
-        ),
-        (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(p, address, len)| {
-            MemoryRequest::Unmap(RangeRequest {
-                process: ProcessId(p),
-                address,
-                len,
-            })
-        }),
-        (any::<u64>(), any::<u64>(), any::<u64>(), prot()).prop_map(|(p, address, len, prot)| {
-            MemoryRequest::Protect(ProtectRequest {
-                process: ProcessId(p),
-                address,
-                len,
-                prot,
-            })
-        }),
-        any::<u64>().prop_map(|p| MemoryRequest::ProcessEnd(ProcessRequest {
-            process: ProcessId(p)
-        })),
-        (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(p, first, count)| {
-            MemoryRequest::Windows(WindowsRequest {
-                process: ProcessId(p),
-                first,
-                count,
-            })
+        any::<u32>().prop_map(|chunks| MemoryRequest::Reserve(ReserveRequest { chunks })),
+        (any::<u32>(), any::<u16>()).prop_map(|(pid, count)| MemoryRequest::Lend(LendRequest { pid, count })),
+        addresses.prop_map(|addresses| {
+            let chunks = addresses.into_iter().collect();
+            MemoryRequest::Return(ReturnRequest { chunks })
         }),
     ]
-}
-
-fn window_list() -> impl Strategy<Value = WindowList> {
-    let window = (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(index, addr, rkey)| Window {
-        index,
-        chunk: RemoteAddr {
-            addr,
-            rkey: Rkey(rkey),
-        },
-    });
-    proptest::collection::vec(window, 0..MAX_WINDOWS + 8).prop_map(|windows| {
-        let mut list = WindowList::default();
-        windows.into_iter().for_each(|window| list.push(window));
-        list
-    })
 }
 
 /// What decodes as a reply of call `C` says all of its bytes.
@@ -81,12 +38,9 @@ fn reply_keeps_its_bytes<C: Call>(bytes: &[u8]) -> Result<(), TestCaseError> {
 }
 
 fn replies_keep_their_bytes(bytes: &[u8]) -> Result<(), TestCaseError> {
-    reply_keeps_its_bytes::<ProcessCreate>(bytes)?;
-    reply_keeps_its_bytes::<Map>(bytes)?;
-    reply_keeps_its_bytes::<Unmap>(bytes)?;
-    reply_keeps_its_bytes::<Protect>(bytes)?;
-    reply_keeps_its_bytes::<ProcessEnd>(bytes)?;
-    reply_keeps_its_bytes::<Windows>(bytes)?;
+    reply_keeps_its_bytes::<Reserve>(bytes)?;
+    reply_keeps_its_bytes::<Lend>(bytes)?;
+    reply_keeps_its_bytes::<Return>(bytes)?;
     reply_keeps_its_bytes::<Open>(bytes)?;
     reply_keeps_its_bytes::<Read>(bytes)?;
     reply_keeps_its_bytes::<StatPath>(bytes)?;
@@ -140,11 +94,11 @@ proptest! {
     }
 
     #[test]
-    fn mapped_round_trips(address: u64, windows in window_list()) {
-        let reply = Ok(Mapped { address, windows });
+    fn lent_chunks_round_trip(chunks in chunks()) {
+        let reply = Ok(chunks);
         let mut bytes = [0; MAX_MESSAGE];
-        let len = encode_reply::<Map>(&reply, &mut bytes).unwrap();
-        prop_assert_eq!(decode_reply::<Map>(&bytes[..len]).unwrap(), reply);
+        let len = encode_reply::<Lend>(&reply, &mut bytes).unwrap();
+        prop_assert_eq!(decode_reply::<Lend>(&bytes[..len]).unwrap(), reply);
     }
 
     #[test]
@@ -201,13 +155,12 @@ proptest! {
 
     #[test]
     fn damaged_replies_are_refused_or_say_all_their_bytes(
-        address: u64,
-        windows in window_list(),
+        chunks in chunks(),
         names in proptest::collection::vec(proptest::collection::vec(1u8.., 1..20), 0..4),
         damage in damage(),
     ) {
         let mut bytes = [0; MAX_MESSAGE];
-        let len = encode_reply::<Map>(&Ok(Mapped { address, windows }), &mut bytes).unwrap();
+        let len = encode_reply::<Lend>(&Ok(chunks), &mut bytes).unwrap();
         spoil(&mut bytes[..len], &damage);
         replies_keep_their_bytes(&bytes[..len])?;
         let mut entries = [0; MAX_MESSAGE];
@@ -231,15 +184,22 @@ fn the_longest_requests_and_replies_fit_a_message() {
         flags: OpenFlags::all(),
     };
     assert!(encode_request::<Open>(&open, &mut bytes).is_ok());
-    let mut windows = WindowList::default();
-    for index in 0..=u32::try_from(MAX_WINDOWS).unwrap() {
-        windows.push(Window {
-            index,
-            chunk: RemoteAddr::default(),
-        });
-    }
-    assert!(windows.more);
-    assert!(encode_reply::<Map>(&Ok(Mapped { address: 0, windows }), &mut bytes).is_ok());
+    let chunks = Chunks::from([RemoteAddr::default(); MAX_CHUNKS]);
+    assert!(encode_reply::<Lend>(&Ok(chunks), &mut bytes).is_ok());
+    let chunks = heapless::Vec::from([0; MAX_CHUNKS]);
+    assert!(encode_request::<Return>(&ReturnRequest { chunks }, &mut bytes).is_ok());
+}
+
+#[test]
+fn a_list_longer_than_its_bound_is_refused() {
+    let len = MAX_CHUNKS + 1;
+    let mut bytes = vec![0; 2 + 8 * len];
+    bytes[..2].copy_from_slice(&u16::try_from(len).unwrap().to_le_bytes());
+    let limit = MAX_CHUNKS;
+    assert_eq!(
+        MemoryRequest::decode(Return::KIND, &bytes),
+        Err(WireError::StringTooLong { len, limit })
+    );
 }
 
 #[test]
@@ -257,22 +217,32 @@ fn a_path_with_a_zero_or_too_long_is_refused() {
     ));
 }
 
-/// The layout, byte by byte, so that it can't change unseen.
+/// Literal bytes of each layout, so that none can change unnoticed.
 #[test]
-fn map_request_has_these_bytes() {
-    let request = MapRequest {
-        process: ProcessId(0x0102),
-        hint: 0x40_0000,
-        len: 0x1000,
-        prot: Prot::READ | Prot::WRITE,
-        flags: MapFlags::FIXED,
+fn memory_messages_have_these_bytes() {
+    let mut bytes = [0xff; 64];
+    let chunks = 0x0102_0304;
+    let len = encode_request::<Reserve>(&ReserveRequest { chunks }, &mut bytes).unwrap();
+    assert_eq!(bytes[..len], [4, 3, 2, 1]);
+    let request = LendRequest {
+        pid: 7,
+        count: 0x0201,
     };
-    let mut bytes = [0xff; 32];
-    let len = encode_request::<Map>(&request, &mut bytes).unwrap();
+    let len = encode_request::<Lend>(&request, &mut bytes).unwrap();
+    assert_eq!(bytes[..len], [7, 0, 0, 0, 1, 2]);
+    let chunks = [0x40_0000, 0x20_0000].into_iter().collect();
+    let len = encode_request::<Return>(&ReturnRequest { chunks }, &mut bytes).unwrap();
     assert_eq!(
         bytes[..len],
-        [
-            2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 3, 1
-        ]
+        [2, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0]
+    );
+    let lent = RemoteAddr {
+        addr: 0x20_0000,
+        rkey: Rkey(5),
+    };
+    let len = encode_reply::<Lend>(&Ok([lent].into_iter().collect()), &mut bytes).unwrap();
+    assert_eq!(
+        bytes[..len],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 5, 0, 0, 0]
     );
 }

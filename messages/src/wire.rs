@@ -219,6 +219,30 @@ impl Wire<'_> for verbs::RemoteAddr {
     }
 }
 
+/// A list goes as a 16-bit count and its items.
+impl<'a, T: Wire<'a>, const N: usize> Wire<'a> for heapless::Vec<T, N> {
+    fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
+        let len = u16::try_from(self.len()).map_err(|_| WireError::StringTooLong {
+            len: self.len(),
+            limit: u16::MAX.into(),
+        })?;
+        len.put(to)?;
+        self.iter().try_for_each(|item| item.put(to))
+    }
+    fn take(from: &mut Reader<'a>) -> Result<Self, WireError> {
+        let len = usize::from(u16::take(from)?);
+        let too_long = WireError::StringTooLong { len, limit: N };
+        if len > N {
+            return Err(too_long);
+        }
+        let mut list = Self::new();
+        for _ in 0..len {
+            list.push(T::take(from)?).map_err(|_| too_long)?;
+        }
+        Ok(list)
+    }
+}
+
 /// A number that one side gave and the other gives back goes as its eight bytes.
 macro_rules! wire_handle {
     ($name:ident) => {

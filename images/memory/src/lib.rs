@@ -1,26 +1,35 @@
 //! M: lends memory.
 //!
-//! * [`Pool`]: the memory, in lots that are registered for one borrower at a time, cut into chunks of one window each.
-//! * [`AddressSpace`]: one process's VMAs and the windows that back them.
-//! * [`Manager`]: the processes of each peer, and the answers to [`messages::memory`].
+//! * [`Pool`]: the memory, in extents of chunks. Each extent is registered for one borrower at a
+//!   time.
+//! * `Accounts`: what each borrower is promised, holds and is lent, by process.
+//! * [`Manager`]: the answers to [`messages::memory`]. It only issues [`Order`]s.
+//! * [`Server`]: carries orders out by a [`Machine`], in the requests' tasks and in a task that
+//!   cleans.
 //!
-//! Pure logic: it knows neither the fabric nor where its memory is; zeroing a chunk is a call into [`Backing`], registering a
-//! lot an [`Order`] to whoever called.
+//! The library knows neither the fabric nor where its memory is; the image's `wiring` is the
+//! [`Machine`].
 //!
 //! # What is left out
 //!
-//! Fork and copy-on-write; file mappings; spreading a process over several Ms.
+//! The page cache of files, and replicas.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod accounts;
+mod counters;
+mod extent;
 mod manager;
 mod pool;
-mod space;
+mod server;
 #[cfg(test)]
 mod tests;
 
-pub use manager::{Counters, MAX_PROCESSES, Manager, PeerKey, Step};
-pub use pool::{Backing, Chunk, LotId, MAX_LOTS, Order, Pool, Share};
-pub use space::{AddressSpace, MAX_VMAS, MMAP_BASE, MMAP_MIN};
+pub use accounts::Lost;
+pub use counters::Counters;
+pub use extent::{ExtentId, PIECE};
+pub use manager::{Manager, PeerKey, Step};
+pub use pool::{MAX_EXTENTS, Order, Pool};
+pub use server::{Failed, MAX_WAITING, MAX_WAITING_OF_PEER, Machine, PATIENCE, Server, WORKERS};

@@ -1,4 +1,5 @@
-//! M's image: wires the memory's logic to libos, the driver and FIT. On the host this is an empty program.
+//! M's image: wires the memory's logic to libos, the driver and FIT. On the host this is an empty
+//! program.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![forbid(unsafe_code)]
 

@@ -1,259 +1,277 @@
-//! The processes of each peer, and the answers to their requests.
+//! Answers the borrowers' requests, and orders what must be done first.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::BTreeSet;
 
 use messages::memory::{
-    Map, MapRequest, Mapped, MemoryRequest, ProcessCreate, ProcessEnd, ProcessId, Protect, Unmap, Windows,
+    Chunks, Lend, LendRequest, MAX_CHUNKS, MemoryRequest, Reserve, ReserveRequest, Return, ReturnRequest,
 };
 use messages::{Call, Errno, Kind, encode_reply};
+use verbs::Rkey;
 
-use crate::pool::{Backing, Order, Pool, Share};
-use crate::space::AddressSpace;
+use crate::accounts::{Accounts, Lost};
+use crate::counters::Counters;
+use crate::extent::ExtentId;
+use crate::pool::{Order, Pool, Progress};
 
-/// The most processes a peer may have.
-pub const MAX_PROCESSES: usize = 4096;
-
-/// Who asks: FIT's number of the peer.
+/// A borrower: FIT's number of the peer, which FIT never gives to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey(pub u16);
 
-/// What M counts, by LegoOS's names where it has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Processes made.
-    pub handle_p2m_fork: u64,
-    /// Mappings made (also for `brk`).
-    pub handle_p2m_mmap: u64,
-    /// Ranges unmapped (also for `brk`).
-    pub handle_p2m_munmap: u64,
-    /// Rights changed.
-    pub handle_p2m_mprotect: u64,
-    /// Processes ended.
-    pub handle_p2m_exit: u64,
-    /// Window lists asked for.
-    pub handle_p2m_windows: u64,
-    /// Requests that were none.
-    pub nr_bad_requests: u64,
-    /// Calls refused for lack of memory.
-    pub nr_enomem: u64,
-    /// Most chunks lent at once.
-    pub max_chunks_lent: usize,
-}
-
-/// What became of a request.
+/// The outcome of giving a request to the manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The reply has this length.
     Replied(usize),
-    /// Do this, tell [`Manager::pool_mut`], and give the request again: nothing has changed yet.
+    /// Nothing has changed yet: carry out this order, report it, and give the request again.
     First(Order),
+    /// Nothing has changed yet: give the request again once an order that another task carries out
+    /// has ended.
+    Wait,
 }
 
-/// M's logic: the pool, and every process by its peer and number.
+/// M's logic: the pool, and what each borrower has of it.
+///
+/// It reaches neither the fabric nor the memory: it only issues [`Order`]s. So no call of it takes
+/// long, whatever a borrower asks or leaves behind: its work is bounded by
+/// [`MAX_EXTENTS`](crate::MAX_EXTENTS) and [`MAX_CHUNKS`], not by how many chunks there are.
 #[derive(Debug)]
-pub struct Manager<B> {
+pub struct Manager {
     pool: Pool,
-    backing: B,
-    processes: BTreeMap<(PeerKey, ProcessId), AddressSpace>,
-    next: u64,
-    /// Chunks that the request under way could not get.
-    short: usize,
+    accounts: Accounts,
+    /// A request that began before its peer was lost may still be under way, and must not be lent
+    /// anything.
+    lost: BTreeSet<PeerKey>,
+    /// Counts what a peer causes at will; the log says it at debug only, as a console is slow and the
+    /// manager locked meanwhile.
     counters: Counters,
 }
 
-impl Counters {
-    fn count(&mut self, request: &MemoryRequest) {
-        *match request {
-            MemoryRequest::ProcessCreate(_) => &mut self.handle_p2m_fork,
-            MemoryRequest::Map(_) => &mut self.handle_p2m_mmap,
-            MemoryRequest::Unmap(_) => &mut self.handle_p2m_munmap,
-            MemoryRequest::Protect(_) => &mut self.handle_p2m_mprotect,
-            MemoryRequest::ProcessEnd(_) => &mut self.handle_p2m_exit,
-            MemoryRequest::Windows(_) => &mut self.handle_p2m_windows,
-        } += 1;
-    }
-}
-
-impl<B: Backing> Manager<B> {
-    /// Lends the memory of `pool`, which is in `backing`.
-    pub fn new(pool: Pool, backing: B) -> Self {
+impl Manager {
+    /// Lends the memory of `pool`.
+    #[must_use]
+    pub fn new(pool: Pool) -> Self {
         Self {
+            accounts: Accounts::new(pool.extent_chunks()),
             pool,
-            backing,
-            processes: BTreeMap::new(),
-            next: 1,
-            short: 0,
+            lost: BTreeSet::new(),
             counters: Counters::default(),
         }
     }
 
-    /// What was counted.
+    /// Returns the counters and gauges.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            nr_chunks: self.pool.chunks(),
+            nr_chunks_lent: self.accounts.lent(),
+            nr_chunks_promised: self.accounts.promised(),
+            ..self.counters
+        }
     }
 
-    /// The pool.
+    /// Returns the pool.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// The pool, to be told what became of an order.
-    pub fn pool_mut(&mut self) -> (&mut Pool, &mut B) {
-        (&mut self.pool, &mut self.backing)
-    }
-
-    /// Where the memory is.
+    /// Returns how many chunks are lent for process `pid` of `peer`.
     #[must_use]
-    pub fn backing(&self) -> &B {
-        &self.backing
+    pub fn held(&self, peer: PeerKey, pid: u32) -> usize {
+        self.accounts.of_process(peer, pid)
     }
 
-    /// How many processes there are.
-    #[must_use]
-    pub fn processes(&self) -> usize {
-        self.processes.len()
-    }
-
-    /// The address space of a process.
-    #[must_use]
-    pub fn space(&self, from: PeerKey, process: ProcessId) -> Option<&AddressSpace> {
-        self.processes.get(&(from, process))
-    }
-
-    /// Answers one request, or says what must be done first.
+    /// Answers one request, or returns what must happen first.
     ///
-    /// `reply` holds at least [`messages::MAX_MESSAGE`] bytes; a shorter one may cut a reply to nothing, which the
-    /// caller can't read.
+    /// `reply` holds at least [`messages::MAX_MESSAGE`] bytes.
     pub fn handle(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> Step {
         self.answer(from, kind, request, reply, true)
     }
 
-    /// Answers one request with what the borrower has already, for when an order has failed; returns the reply's length.
+    /// Answers one request with what the borrower can have at once, when an order has failed or
+    /// took too long; returns the reply's length.
     pub fn handle_at_once(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
         match self.answer(from, kind, request, reply, false) {
             Step::Replied(len) => len,
-            Step::First(order) => unreachable!("{order:?} though none was asked for"),
+            other => unreachable!("{other:?} though the request cannot wait"),
         }
     }
 
-    fn answer(
-        &mut self,
-        from: PeerKey,
-        kind: u16,
-        request: &[u8],
-        reply: &mut [u8],
-        may_order: bool,
-    ) -> Step {
+    /// Answers a request for chunks by EAGAIN; returns the reply's length.
+    pub fn put_off(&mut self, reply: &mut [u8]) -> usize {
+        self.counters.nr_eagain += 1;
+        put::<Lend>(&Err(Errno::EAGAIN), reply)
+    }
+
+    /// Takes back all that a lost peer had. Its extents are cleaned by the orders of
+    /// [`clean`](Self::clean).
+    ///
+    /// The peer's queue pairs are dead: none of its transfers is in flight.
+    pub fn peer_lost(&mut self, peer: PeerKey) -> Lost {
+        self.lost.insert(peer);
+        self.pool.abandon(peer);
+        self.accounts.close(peer)
+    }
+
+    /// Returns the next order that makes what a borrower left fit for another; `None` if there is
+    /// none to give now.
+    pub fn clean(&mut self) -> Option<Order> {
+        self.pool.clean()
+    }
+
+    /// Notes that an extent is registered, under this key.
+    pub fn registered(&mut self, extent: ExtentId, rkey: Rkey) {
+        self.pool.registered(extent, Some(rkey));
+    }
+
+    /// Notes that an extent could not be registered.
+    pub fn refused(&mut self, extent: ExtentId) {
+        if let Some(peer) = self.pool.registered(extent, None) {
+            self.accounts.release(peer, 1);
+        }
+    }
+
+    /// Notes that an extent's region is gone: nobody can write there any more.
+    pub fn deregistered(&mut self, extent: ExtentId) {
+        self.pool.deregistered(extent, true);
+    }
+
+    /// Notes that an extent's region could not be deregistered. The extent goes out of use.
+    pub fn stuck(&mut self, extent: ExtentId) {
+        if self.pool.deregistered(extent, false) {
+            log::error!("{} chunks went out of use", self.pool.extent_chunks());
+        }
+    }
+
+    /// Notes that a piece of an extent is zeroed.
+    pub fn zeroed(&mut self, extent: ExtentId) {
+        self.counters.nr_extents_zeroed += u64::from(self.pool.zeroed(extent));
+    }
+
+    fn answer(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8], may_wait: bool) -> Step {
         let request = match MemoryRequest::decode(Kind(kind), request) {
             Ok(request) => request,
             Err(error) => {
-                log::warn!("peer {}: call {kind}: {error}", from.0);
+                log::debug!("peer {}: call {kind}: {error}", from.0);
                 self.counters.nr_bad_requests += 1;
-                return Step::Replied(put::<ProcessEnd>(&Err(Errno::EPROTO), reply));
+                return Step::Replied(put::<Reserve>(&Err(Errno::EPROTO), reply));
             }
         };
-        self.short = 0;
-        let len = self.act(from, &request, reply);
-        if self.short > 0 {
-            if let Some(order) = may_order.then(|| self.pool.order(from, self.short)).flatten() {
-                return Step::First(order);
-            }
-            self.counters.nr_enomem += 1;
-            log::warn!("peer {}: {} chunks short for {request:?}", from.0, self.short);
+        if self.lost.contains(&from) {
+            return Step::Replied(put::<Reserve>(&Err(Errno::EIO), reply));
         }
-        self.pool.settled(from);
-        self.counters.count(&request);
-        let lent = self.pool.total() - self.pool.free();
-        self.counters.max_chunks_lent = self.counters.max_chunks_lent.max(lent);
-        Step::Replied(len)
+        Step::Replied(match &request {
+            MemoryRequest::Reserve(request) => put::<Reserve>(&self.reserve(from, request), reply),
+            MemoryRequest::Lend(request) => match self.before_lending(from, request, may_wait) {
+                Some(step) => return step,
+                None => put::<Lend>(&self.lend(from, request), reply),
+            },
+            MemoryRequest::Return(request) => put::<Return>(&self.take_back(from, request), reply),
+        })
     }
 
-    fn act(&mut self, from: PeerKey, request: &MemoryRequest, reply: &mut [u8]) -> usize {
-        match request {
-            MemoryRequest::ProcessCreate(create) => {
-                put::<ProcessCreate>(&self.create(from, create.pid), reply)
+    fn reserve(&mut self, from: PeerKey, request: &ReserveRequest) -> Result<(), Errno> {
+        self.counters.handle_p2m_reserve += 1;
+        let chunks = usize::try_from(request.chunks).unwrap_or(usize::MAX);
+        if self.accounts.promise(from, chunks, self.pool.extents()) {
+            return Ok(());
+        }
+        Err(self.short(from, chunks, "promise"))
+    }
+
+    /// Returns what must happen before the chunks can be lent.
+    ///
+    /// Idle extents are registered until there are as many chunks as wanted. For extents that must
+    /// be cleaned first, a request waits only if it would get nothing otherwise.
+    fn before_lending(&mut self, from: PeerKey, request: &LendRequest, may_wait: bool) -> Option<Step> {
+        let may_hold = self.accounts.may_hold(from, self.pool.extents());
+        let (free, empty) = self.pool.within_reach(from);
+        let available = free + may_hold.min(empty) * self.pool.extent_chunks();
+        if !may_wait || wanted(request) <= available {
+            return None;
+        }
+        if available == 0 && self.pool.is_registering(from) {
+            return Some(Step::Wait);
+        }
+        if may_hold <= empty {
+            return None;
+        }
+        match self.pool.progress(from, available == 0) {
+            Progress::Order(order) => {
+                if matches!(order, Order::Register { .. }) {
+                    self.accounts.hold(from);
+                }
+                Some(Step::First(order))
             }
-            MemoryRequest::Map(map) => put::<Map>(&self.map(from, map), reply),
-            MemoryRequest::Unmap(range) => {
-                let done = self.with(from, range.process, |space, pool, backing| {
-                    space.unmap(pool, backing, range.address, range.len)
-                });
-                put::<Unmap>(&done, reply)
-            }
-            MemoryRequest::Protect(range) => {
-                let done = self.with(from, range.process, |space, pool, _| {
-                    space.protect(pool, range.address, range.len, range.prot)
-                });
-                put::<Protect>(&done, reply)
-            }
-            MemoryRequest::ProcessEnd(end) => put::<ProcessEnd>(&self.end(from, end.process), reply),
-            MemoryRequest::Windows(ask) => {
-                let list = self.with(from, ask.process, |space, _, _| {
-                    Ok(space.windows(ask.first, ask.count))
-                });
-                put::<Windows>(&list, reply)
-            }
+            Progress::Wait => Some(Step::Wait),
+            Progress::None => None,
         }
     }
 
-    /// Takes back everything that a lost peer had. Its queue pairs are dead: nothing of it can be in flight.
-    pub fn peer_lost(&mut self, peer: PeerKey) {
-        let first = (peer, ProcessId(0))..=(peer, ProcessId(u64::MAX));
-        while let Some((&key, _)) = self.processes.range(first.clone()).next() {
-            self.remove(key);
+    fn lend(&mut self, from: PeerKey, request: &LendRequest) -> Result<Chunks, Errno> {
+        self.counters.handle_p2m_lend += 1;
+        let (wanted, mut chunks) = (wanted(request), Chunks::new());
+        if wanted == 0 {
+            self.counters.nr_bad_requests += 1;
+            return Err(Errno::EINVAL);
         }
-        self.pool.settled(peer);
-    }
-
-    fn create(&mut self, from: PeerKey, pid: u32) -> Result<ProcessId, Errno> {
-        let theirs = self
-            .processes
-            .range((from, ProcessId(0))..=(from, ProcessId(u64::MAX)))
-            .count();
-        if theirs >= MAX_PROCESSES {
-            return Err(Errno::ENOMEM);
+        while chunks.len() < wanted {
+            let may_hold_another = self.accounts.may_hold(from, self.pool.extents()) > 0;
+            let pool = &mut self.pool;
+            match pool.take(from, request.pid, wanted, may_hold_another, &mut chunks) {
+                Some(true) => self.accounts.hold(from),
+                Some(false) => {}
+                None => break,
+            }
         }
-        let id = ProcessId(self.next);
-        self.next += 1;
-        log::debug!("peer {}: its process {pid} is {id:?}", from.0);
-        self.processes.insert((from, id), AddressSpace::new());
-        Ok(id)
+        let left = self.pool.settle(from);
+        self.accounts.release(from, left);
+        if chunks.is_empty() {
+            return Err(self.short(from, wanted, "lend"));
+        }
+        self.accounts.lend(from, request.pid, chunks.len());
+        self.counters.max_chunks_lent = self.counters.max_chunks_lent.max(self.accounts.lent());
+        Ok(chunks)
     }
 
-    fn map(&mut self, from: PeerKey, request: &MapRequest) -> Result<Mapped, Errno> {
-        let mapped = self.with(from, request.process, |space, pool, backing| {
-            let at = (request.hint, request.len);
-            space.map(pool, backing, at, request.prot, request.flags)
-        });
-        mapped.map(|(address, windows)| Mapped { address, windows })
+    fn take_back(&mut self, from: PeerKey, request: &ReturnRequest) -> Result<(), Errno> {
+        self.counters.handle_p2m_return += 1;
+        let mut sorted = request.chunks.clone();
+        sorted.sort_unstable();
+        let twice = sorted.windows(2).any(|pair| pair[0] == pair[1]);
+        if twice || sorted.iter().any(|&addr| self.pool.user(from, addr).is_none()) {
+            log::debug!("peer {}: returns chunks that it does not have", from.0);
+            self.counters.nr_bad_requests += 1;
+            return Err(Errno::EINVAL);
+        }
+        for addr in sorted {
+            if let Some((pid, left)) = self.pool.give(from, addr) {
+                self.accounts.give(from, pid);
+                self.accounts.release(from, usize::from(left));
+            }
+        }
+        Ok(())
     }
 
-    fn end(&mut self, from: PeerKey, process: ProcessId) -> Result<(), Errno> {
-        self.remove((from, process)).ok_or(Errno::ESRCH)
-    }
-
-    fn remove(&mut self, key: (PeerKey, ProcessId)) -> Option<()> {
-        let mut space = self.processes.remove(&key)?;
-        space.clear(&mut self.pool.share(key.0), &mut self.backing);
-        Some(())
-    }
-
-    fn with<T>(
-        &mut self,
-        from: PeerKey,
-        process: ProcessId,
-        act: impl FnOnce(&mut AddressSpace, &mut Share<'_>, &mut B) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        let space = self.processes.get_mut(&(from, process)).ok_or(Errno::ESRCH)?;
-        let mut share = self.pool.share(from);
-        let done = act(space, &mut share, &mut self.backing);
-        self.short = share.short();
-        done
+    fn short(&mut self, from: PeerKey, chunks: usize, what: &str) -> Errno {
+        self.counters.nr_enomem += 1;
+        log::debug!(
+            "peer {}: can't {what} {chunks} chunks: of {}, {} are promised and {} lent",
+            from.0,
+            self.pool.chunks(),
+            self.accounts.promised(),
+            self.accounts.lent(),
+        );
+        Errno::ENOMEM
     }
 }
 
+fn wanted(request: &LendRequest) -> usize {
+    usize::from(request.count).min(MAX_CHUNKS)
+}
+
+/// Encodes a reply. Every reply fits the room that [`Manager::handle`] asks for; an empty one is
+/// unreadable to the peer.
 fn put<C: Call>(reply: &Result<C::Reply<'_>, Errno>, into: &mut [u8]) -> usize {
     encode_reply::<C>(reply, into).unwrap_or_else(|error| {
         log::error!("{}: {error}", C::NAME);

@@ -1,308 +1,376 @@
-//! The memory that is lent, in lots: runs of windows, each registered for one borrower at a time.
+//! The memory that is lent, in extents: runs of chunks, each registered for one borrower at a time.
 //!
 //! ```text
-//!  Idle ──order──► Claimed ──registered──► Lent ──order, once it is empty──► Returning ──taken back, zeroed──► Idle
+//!        ┌─────────── refused ────────────┐
+//!        ▼                                │
+//!      Idle ──────── Register ──────► Registering ── registered ──► Lent
+//!        ▲                                                           │
+//!        │ zeroed to its end                      borrower lost  │   │ another needs it,
+//!        │                                                       ▼   │ and no chunk of it is lent
+//!     Zeroing ◄──── Zero ──── Dirty                      Abandoned   │
+//!        │                    ▲   ▲                          │       │
+//!        └─ piece is zeroed ──┘   └── deregistered ── Returning ◄────┘
+//!                                                         └── stuck ──► Unusable
 //! ```
 //!
-//! A region's rights are its borrower's alone, for it lies in the protection domain of that borrower's queue pairs. So who
-//! gave a chunk back may still write to it, but only to harm itself: before another borrower gets the lot, the region
-//! is gone and all of it is zeroed. Lots are few, because the HCA slows down with some hundreds of regions.
+//! A region gives rights to its borrower alone, for it lies in the protection domain of that
+//! borrower's queue pairs. So a borrower may still write to chunks that it returned, but only to
+//! its own harm: before another borrower gets the extent, the region is gone and the whole extent
+//! is zeroed. A chunk that comes back and stays in its borrower's extent is not zeroed.
+//!
+//! Extents are few, because the HCA slows down past some hundreds of regions. They all have the
+//! same number of chunks, so that an extent can take any other's place.
 
 use alloc::vec::Vec;
 
-use messages::WINDOW_SIZE;
-use verbs::{RemoteAddr, Rkey};
+use messages::CHUNK_SIZE;
+use messages::memory::Chunks;
+use verbs::Rkey;
 
 use crate::PeerKey;
+use crate::extent::{Extent, ExtentId, Loan, PIECE, State};
 
-/// The most lots that the memory is cut into.
-pub const MAX_LOTS: usize = 128;
+/// The most extents that the memory is cut into.
+pub const MAX_EXTENTS: usize = 128;
 
-/// Where the chunks really are.
-pub trait Backing {
-    /// Fills the window's worth of bytes at the bus address `addr` with zeroes.
-    fn zero(&mut self, addr: u64);
-}
-
-/// One chunk, taken from a share. It is given back by [`Share::give`]; it can't be copied, so not twice.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Chunk {
-    lot: LotId,
-    at: RemoteAddr,
-}
-
-impl Chunk {
-    /// Where its borrower reaches it.
-    #[must_use]
-    pub fn remote(&self) -> RemoteAddr {
-        self.at
-    }
-}
-
-/// A lot's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LotId(pub u16);
-
-/// What must be done to a lot before a request can be answered.
+/// Work on an extent, for the caller to do and to report to the [`Manager`](crate::Manager).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Register it for a borrower, with rights to read and write; then [`Pool::registered`] or [`Pool::refused`].
+    /// Register the extent in the borrower's protection domain, with rights to read and write.
+    ///
+    /// Then [`Manager::registered`](crate::Manager::registered) or
+    /// [`Manager::refused`](crate::Manager::refused).
     Register {
-        /// The lot.
-        lot: LotId,
-        /// Its borrower.
+        /// The extent.
+        extent: ExtentId,
+        /// The borrower.
         to: PeerKey,
-        /// The bus address where it begins.
+        /// The bus address of its first byte.
         addr: u64,
-        /// Bytes.
+        /// Its length in bytes.
         len: u64,
     },
-    /// Take its region back; then [`Pool::taken_back`], or [`Pool::stuck`].
-    TakeBack {
-        /// The lot.
-        lot: LotId,
+    /// Deregister the extent's region.
+    ///
+    /// Then [`Manager::deregistered`](crate::Manager::deregistered) or
+    /// [`Manager::stuck`](crate::Manager::stuck).
+    Deregister {
+        /// The extent.
+        extent: ExtentId,
+    },
+    /// Zero a piece of the extent, without holding a lock that requests need.
+    ///
+    /// Then [`Manager::zeroed`](crate::Manager::zeroed).
+    Zero {
+        /// The extent.
+        extent: ExtentId,
+        /// The bus address of the piece.
+        addr: u64,
+        /// Its length in bytes, at most [`PIECE`].
+        len: u64,
     },
 }
 
-#[derive(Debug)]
-struct Lot {
-    addr: u64,
-    windows: usize,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Idle,
-    Claimed(PeerKey),
-    Lent(Lent),
-    Returning,
-}
-
-#[derive(Debug)]
-struct Lent {
-    to: PeerKey,
-    rkey: Rkey,
-    /// The addresses of chunks that nobody has, each zero.
-    free: Vec<u64>,
-    /// Got for a request that has not been answered yet: it stays with its borrower until then.
-    promised: bool,
+/// The next thing to do or to wait for, so that a borrower gets another extent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// An order.
+    Order(Order),
+    /// The end of an order that another task carries out.
+    Wait,
+    /// Nothing.
+    None,
 }
 
 /// All memory there is to lend.
 #[derive(Debug, Default)]
 pub struct Pool {
-    lots: Vec<Lot>,
+    /// By rising address.
+    extents: Vec<Extent>,
+    /// Chunks in each extent.
+    size: usize,
+    usable: usize,
 }
 
 impl Pool {
-    /// An empty pool.
+    /// Takes pieces of zeroed memory, each a bus address and a length in bytes, that do not
+    /// overlap.
+    ///
+    /// The extents are as small as keeps them to [`MAX_EXTENTS`]. What does not fill an extent at
+    /// the end of a piece stays unused.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(pieces: &[(u64, u64)]) -> Self {
+        let chunks: u64 = pieces.iter().map(|&(_, len)| len / CHUNK_SIZE).sum();
+        let size = chunks.div_ceil(MAX_EXTENTS as u64);
+        Self::with_extents_of(usize::try_from(size).unwrap_or(usize::MAX), pieces)
     }
 
-    /// Windows in a lot of a pool of `len` bytes: as few as keep the lots to [`MAX_LOTS`].
+    /// Takes pieces of memory as [`new`](Self::new) does, in extents of `size` chunks.
     #[must_use]
-    pub fn lot_windows(len: u64) -> usize {
-        let windows = usize::try_from(len / WINDOW_SIZE).unwrap_or(0);
-        windows.div_ceil(MAX_LOTS).max(1)
-    }
-
-    /// Adds `len` bytes of zeroed memory from bus address `addr` on, in lots of `lot_windows` windows; what does not fill a
-    /// window at its end is not used.
-    pub fn add_memory(&mut self, addr: u64, len: u64, lot_windows: usize) {
-        let windows = usize::try_from(len / WINDOW_SIZE).unwrap_or(0);
-        let lot_windows = lot_windows.max(1);
-        for first in (0..windows).step_by(lot_windows) {
-            self.lots.push(Lot {
-                addr: addr + first as u64 * WINDOW_SIZE,
-                windows: lot_windows.min(windows - first),
-                state: State::Idle,
-            });
-        }
-    }
-
-    /// Chunks that nobody has.
-    #[must_use]
-    pub fn free(&self) -> usize {
-        self.lots.iter().map(Lot::free).sum()
-    }
-
-    /// All chunks.
-    #[must_use]
-    pub fn total(&self) -> usize {
-        self.lots.iter().map(|lot| lot.windows).sum()
-    }
-
-    /// All lots.
-    #[must_use]
-    pub fn lots(&self) -> usize {
-        self.lots.len()
-    }
-
-    /// What one borrower can take of it at once.
-    pub fn share(&mut self, of: PeerKey) -> Share<'_> {
-        Share {
-            pool: self,
-            of,
-            short: 0,
-        }
-    }
-
-    /// The first thing to do so that `of` may take `more` chunks than it can now; nothing if there are not so many.
-    pub(crate) fn order(&mut self, of: PeerKey, more: usize) -> Option<Order> {
-        let within_reach: usize = self
-            .lots
+    pub fn with_extents_of(size: usize, pieces: &[(u64, u64)]) -> Self {
+        let size = size.max(1);
+        let bytes = size as u64 * CHUNK_SIZE;
+        let starts = pieces
             .iter()
-            .filter(|lot| lot.is_within_reach(of))
-            .map(Lot::free)
-            .sum();
-        if within_reach < more {
-            return None;
+            .flat_map(|&(addr, len)| (0..len / bytes).map(move |index| addr + index * bytes));
+        let mut extents: Vec<_> = starts
+            .map(|addr| Extent {
+                addr,
+                chunks: size,
+                state: State::Idle,
+            })
+            .collect();
+        extents.truncate(usize::from(u16::MAX));
+        extents.sort_unstable_by_key(|extent| extent.addr);
+        let usable = extents.len();
+        Self {
+            extents,
+            size,
+            usable,
         }
-        let idle = self.lots.iter().position(|lot| matches!(lot.state, State::Idle));
-        let index = idle.or_else(|| self.lots.iter().position(|lot| lot.is_within_reach(of)))?;
-        let lot = &mut self.lots[index];
-        let id = LotId(u16::try_from(index).ok()?);
-        if idle.is_none() {
-            lot.state = State::Returning;
-            return Some(Order::TakeBack { lot: id });
-        }
-        lot.state = State::Claimed(of);
-        Some(Order::Register {
-            lot: id,
-            to: of,
-            addr: lot.addr,
-            len: lot.windows as u64 * WINDOW_SIZE,
+    }
+
+    /// Returns how many chunks there are.
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.usable * self.size
+    }
+
+    /// Returns how many extents there are.
+    #[must_use]
+    pub fn extents(&self) -> usize {
+        self.usable
+    }
+
+    /// Returns how many chunks an extent has.
+    #[must_use]
+    pub fn extent_chunks(&self) -> usize {
+        self.size
+    }
+
+    /// Returns how many extents are all zero and without a borrower.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.extents
+            .iter()
+            .filter(|extent| matches!(extent.state, State::Idle))
+            .count()
+    }
+
+    /// Returns how many chunks `peer` can be lent from extents that it holds, and how many extents
+    /// are registered for it that it does not hold.
+    pub(crate) fn within_reach(&self, peer: PeerKey) -> (usize, usize) {
+        let loans = self
+            .extents
+            .iter()
+            .filter_map(|extent| Some((extent, extent.loan_to(peer)?)));
+        loans.fold((0, 0), |(free, empty), (extent, loan)| {
+            if loan.is_held() {
+                (free + extent.free_for(peer), empty)
+            } else {
+                (free, empty + 1)
+            }
         })
     }
 
-    /// A claimed lot has a region with this key.
-    pub fn registered(&mut self, id: LotId, rkey: Rkey) {
-        if let Some(lot) = self.lots.get_mut(usize::from(id.0))
-            && let State::Claimed(to) = lot.state
+    /// Lends chunks of the fullest extent of `peer` that has one free, until `chunks` has `count`;
+    /// returns whether `peer` did not hold that extent before. `None` if there is no such extent.
+    ///
+    /// The fullest extent comes first so that others empty, which other borrowers can then have. An
+    /// extent that `peer` does not hold is taken only if `may_hold_another`.
+    pub(crate) fn take(
+        &mut self,
+        peer: PeerKey,
+        pid: u32,
+        count: usize,
+        may_hold_another: bool,
+        chunks: &mut Chunks,
+    ) -> Option<bool> {
+        let candidates = self.extents.iter_mut().filter_map(|extent| {
+            let free = extent.free_for(peer);
+            let held = extent.loan_to(peer)?.is_held();
+            (free > 0 && (held || may_hold_another)).then_some((!held, free, extent))
+        });
+        let (new, _, extent) = candidates.min_by_key(|&(new, free, _)| (new, free))?;
+        while chunks.len() < count
+            && let Some(chunk) = extent.take(pid)
         {
-            let free = (0..lot.windows as u64)
-                .rev()
-                .map(|index| lot.addr + index * WINDOW_SIZE);
-            lot.state = State::Lent(Lent {
-                to,
-                rkey,
-                free: free.collect(),
-                promised: true,
-            });
+            chunks.push(chunk).ok()?;
         }
+        Some(new)
     }
 
-    /// A claimed lot could not be registered.
-    pub fn refused(&mut self, id: LotId) {
-        if let Some(lot) = self.lots.get_mut(usize::from(id.0))
-            && matches!(lot.state, State::Claimed(_))
-        {
-            lot.state = State::Idle;
-        }
+    /// Returns the process that the chunk at `addr` is lent for, if `peer` has it.
+    pub(crate) fn user(&self, peer: PeerKey, addr: u64) -> Option<u32> {
+        self.extents[self.extent_at(addr)?].user(peer, addr)
     }
 
-    /// The region of a returning lot is gone: nobody can write there any more.
-    pub fn taken_back(&mut self, id: LotId, backing: &mut impl Backing) {
-        if let Some(lot) = self.lots.get_mut(usize::from(id.0))
-            && matches!(lot.state, State::Returning)
-        {
-            (0..lot.windows as u64).for_each(|index| backing.zero(lot.addr + index * WINDOW_SIZE));
-            lot.state = State::Idle;
-        }
+    /// Takes a chunk back; returns the process that it was lent for, and whether its borrower holds
+    /// the extent no more.
+    pub(crate) fn give(&mut self, peer: PeerKey, addr: u64) -> Option<(u32, bool)> {
+        let index = self.extent_at(addr)?;
+        let extent = &mut self.extents[index];
+        extent.loan_to(peer)?;
+        let pid = extent.give(addr)?;
+        Some((pid, !extent.loan_to(peer)?.is_held()))
     }
 
-    /// The region of a returning lot may be there still, so the lot is lost: nobody else may have it.
-    pub fn stuck(&mut self, id: LotId) {
-        if let Some(lot) = self.lots.get_mut(usize::from(id.0)) {
-            lot.windows = 0;
-        }
+    fn extent_at(&self, addr: u64) -> Option<usize> {
+        self.extents
+            .partition_point(|extent| extent.addr <= addr)
+            .checked_sub(1)
     }
 
-    /// The request that lots were got for is answered, or its maker is gone.
-    pub(crate) fn settled(&mut self, of: PeerKey) {
-        for lot in &mut self.lots {
-            if let State::Lent(lent) = &mut lot.state
-                && lent.to == of
-            {
-                lent.promised = false;
+    /// Returns the next step towards another extent for `peer`: an idle one or, if `thorough`, one
+    /// that must be made idle first.
+    ///
+    /// The extent that is closest to idle goes first, and an empty extent is taken from another
+    /// borrower only if none is on its way.
+    pub(crate) fn progress(&mut self, peer: PeerKey, thorough: bool) -> Progress {
+        if let Some(order) = self.register(peer) {
+            return Progress::Order(order);
+        }
+        if !thorough {
+            return Progress::None;
+        }
+        if let Some(order) = self.zero().or_else(|| self.deregister_abandoned()) {
+            return Progress::Order(order);
+        }
+        let busy = |extent: &Extent| {
+            let state = &extent.state;
+            matches!(
+                state,
+                State::Returning | State::Zeroing(_) | State::Registering(None)
+            )
+        };
+        if self.extents.iter().any(busy) {
+            return Progress::Wait;
+        }
+        let empty = |state: &State| matches!(state, State::Lent(loan) if loan.to != peer && !loan.is_held());
+        self.deregister(empty).map_or(Progress::None, Progress::Order)
+    }
+
+    /// Returns the next order that brings an extent without a borrower closer to idle.
+    pub(crate) fn clean(&mut self) -> Option<Order> {
+        self.deregister_abandoned().or_else(|| self.zero())
+    }
+
+    fn register(&mut self, to: PeerKey) -> Option<Order> {
+        let (extent, it) = self.find(|state| matches!(state, State::Idle))?;
+        it.state = State::Registering(Some(to));
+        Some(Order::Register {
+            extent,
+            to,
+            addr: it.addr,
+            len: it.len(),
+        })
+    }
+
+    fn zero(&mut self) -> Option<Order> {
+        let dirty = (0..).zip(&mut self.extents).filter_map(|(index, extent)| {
+            let State::Dirty(zeroed) = extent.state else {
+                return None;
+            };
+            Some((zeroed, index, extent))
+        });
+        let (zeroed, index, extent) = dirty.max_by_key(|&(zeroed, ..)| zeroed)?;
+        extent.state = State::Zeroing(zeroed);
+        Some(Order::Zero {
+            extent: ExtentId(index),
+            addr: extent.addr + zeroed,
+            len: PIECE.min(extent.len() - zeroed),
+        })
+    }
+
+    fn deregister_abandoned(&mut self) -> Option<Order> {
+        self.deregister(|state| matches!(state, State::Abandoned))
+    }
+
+    fn deregister(&mut self, which: impl Fn(&State) -> bool) -> Option<Order> {
+        let (extent, it) = self.find(which)?;
+        it.state = State::Returning;
+        Some(Order::Deregister { extent })
+    }
+
+    fn find(&mut self, which: impl Fn(&State) -> bool) -> Option<(ExtentId, &mut Extent)> {
+        (0..)
+            .map(ExtentId)
+            .zip(&mut self.extents)
+            .find(|(_, extent)| which(&extent.state))
+    }
+
+    fn get_mut(&mut self, id: ExtentId) -> Option<&mut Extent> {
+        self.extents.get_mut(usize::from(id.0))
+    }
+
+    /// Returns whether an extent is being registered for `peer`.
+    pub(crate) fn is_registering(&self, peer: PeerKey) -> bool {
+        let theirs = |extent: &Extent| matches!(extent.state, State::Registering(Some(to)) if to == peer);
+        self.extents.iter().any(theirs)
+    }
+
+    /// Ends [`Order::Register`], by the region's key or by `None` if it failed; returns the
+    /// borrower, unless it is lost.
+    pub(crate) fn registered(&mut self, id: ExtentId, rkey: Option<Rkey>) -> Option<PeerKey> {
+        let extent = self.get_mut(id)?;
+        let State::Registering(to) = extent.state else {
+            return None;
+        };
+        extent.state = match (rkey, to) {
+            (None, _) => State::Idle,
+            (Some(_), None) => State::Abandoned,
+            (Some(rkey), Some(to)) => State::Lent(Loan::new(to, rkey)),
+        };
+        to
+    }
+
+    /// Ends [`Order::Deregister`]; returns whether an extent went out of use because it failed.
+    pub(crate) fn deregistered(&mut self, id: ExtentId, gone: bool) -> bool {
+        let Some(extent) = self.get_mut(id) else {
+            return false;
+        };
+        if !matches!(extent.state, State::Returning) {
+            return false;
+        }
+        extent.state = if gone { State::Dirty(0) } else { State::Unusable };
+        self.usable -= usize::from(!gone);
+        !gone
+    }
+
+    /// Ends [`Order::Zero`]; returns whether the extent is idle now.
+    pub(crate) fn zeroed(&mut self, id: ExtentId) -> bool {
+        let Some(extent) = self.get_mut(id) else {
+            return false;
+        };
+        let State::Zeroing(from) = extent.state else {
+            return false;
+        };
+        let zeroed = (from + PIECE).min(extent.len());
+        let whole = zeroed == extent.len();
+        extent.state = if whole { State::Idle } else { State::Dirty(zeroed) };
+        whole
+    }
+
+    /// Ends the reservations of `peer`; returns how many extents it holds no more.
+    pub(crate) fn settle(&mut self, peer: PeerKey) -> usize {
+        let loans = self
+            .extents
+            .iter_mut()
+            .filter_map(|extent| extent.loan_to_mut(peer));
+        loans
+            .filter_map(|loan| core::mem::take(&mut loan.reserved).then_some(!loan.is_held()))
+            .filter(|&left| left)
+            .count()
+    }
+
+    /// Abandons every extent of a lost borrower.
+    pub(crate) fn abandon(&mut self, peer: PeerKey) {
+        for extent in &mut self.extents {
+            match &mut extent.state {
+                State::Lent(loan) if loan.to == peer => extent.state = State::Abandoned,
+                State::Registering(to) if *to == Some(peer) => *to = None,
+                _ => {}
             }
         }
-    }
-}
-
-impl Lot {
-    fn free(&self) -> usize {
-        match &self.state {
-            State::Lent(lent) => lent.free.len(),
-            _ => self.windows,
-        }
-    }
-
-    /// Whether a borrower that does not have it may get it.
-    fn is_within_reach(&self, of: PeerKey) -> bool {
-        match &self.state {
-            State::Idle => true,
-            State::Claimed(_) | State::Returning => false,
-            State::Lent(lent) => lent.to != of && !lent.promised && lent.free.len() == self.windows,
-        }
-    }
-}
-
-/// What one borrower can take of the pool.
-pub struct Share<'a> {
-    pool: &'a mut Pool,
-    of: PeerKey,
-    short: usize,
-}
-
-impl Share<'_> {
-    /// Whether `count` chunks can be taken. If not, what is short is remembered.
-    pub fn covers(&mut self, count: usize) -> bool {
-        let have: usize = self.lots().map(|lent| lent.free.len()).sum();
-        self.short = count.saturating_sub(have);
-        self.short == 0
-    }
-
-    /// How many chunks were short when [`covers`](Self::covers) said no.
-    #[must_use]
-    pub fn short(&self) -> usize {
-        self.short
-    }
-
-    /// Takes a chunk, all zero.
-    pub fn take(&mut self) -> Option<Chunk> {
-        let of = self.of;
-        (0..)
-            .zip(&mut self.pool.lots)
-            .find_map(|(index, lot)| match &mut lot.state {
-                State::Lent(lent) if lent.to == of => lent.free.pop().map(|addr| Chunk {
-                    lot: LotId(index),
-                    at: RemoteAddr {
-                        addr,
-                        rkey: lent.rkey,
-                    },
-                }),
-                _ => None,
-            })
-    }
-
-    /// Takes a chunk back and zeroes it, so that no process sees what another left.
-    pub fn give(&mut self, chunk: Chunk, backing: &mut impl Backing) {
-        backing.zero(chunk.at.addr);
-        if let Some(lot) = self.pool.lots.get_mut(usize::from(chunk.lot.0))
-            && let State::Lent(lent) = &mut lot.state
-        {
-            lent.free.push(chunk.at.addr);
-        }
-    }
-
-    fn lots(&self) -> impl Iterator<Item = &Lent> {
-        self.pool.lots.iter().filter_map(|lot| match &lot.state {
-            State::Lent(lent) if lent.to == self.of => Some(lent),
-            _ => None,
-        })
     }
 }

@@ -1,20 +1,22 @@
-//! What M is made of on the machine: memory to lend, and an ear for its borrowers.
+//! Wires M to its machine: finds the memory to lend, registers and zeroes it, and serves the
+//! borrowers.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use fit::{Config, Domains, Exchange, LostCause, PeerId, Role};
-use hal::DmaBuffer;
+use hal::{DmaBuffer, Duration, Instant};
 use libos::{Boot, CommandLine, Exit, FrameArray, PAGE_SIZE, frames};
-use memory::{Backing, LotId, MAX_LOTS, Manager, Order, PeerKey, Pool, Step};
-use messages::WINDOW_SIZE;
+use memory::{ExtentId, Failed, Machine, Manager, PeerKey, Pool, Server, WORKERS};
+use messages::CHUNK_SIZE;
 use node::{Card, Error, Fit, Node};
 use spin::Mutex;
-use verbs::{Access, Device, Region};
+use verbs::{Access, Device, Region, Rkey};
 
-/// What stays the kernel's own: heap, page tables, FIT's buffers.
+/// Bytes that stay the kernel's own: heap, page tables, FIT's buffers.
 const RESERVE: u64 = 32 << 20;
 /// Memory has few holes.
 const MAX_PIECES: usize = 8;
@@ -29,163 +31,170 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         message_version: messages::VERSION,
         // What is lent to one peer must be out of the others' reach.
         domains: Domains::PerPeer,
+        // A request that waits for memory to be cleaned keeps its worker.
+        workers: WORKERS,
         capacity: u32::try_from(to_lend() >> 20).unwrap_or(u32::MAX),
         ..Config::default()
     };
     let node = Node::start(Role::Memory, line, config).await?;
-    let server = Server {
-        manager: Mutex::new(lend()?),
+    let pieces = pieces()?;
+    let pool = Pool::new(&pieces.ranges());
+    log::info!(
+        "lending {} chunks of {} MiB in {} extents",
+        pool.chunks(),
+        CHUNK_SIZE >> 20,
+        pool.extents()
+    );
+    let hardware = Hardware {
+        pieces,
         regions: Mutex::new(BTreeMap::new()),
         card: node.card.clone(),
         fit: node.fit.clone(),
     };
-    let server: &'static Server = alloc::boxed::Box::leak(alloc::boxed::Box::new(server));
-    node.serve(server);
+    let borrowers = Borrowers(Server::new(Manager::new(pool), hardware));
+    let borrowers: &'static Borrowers = Box::leak(Box::new(borrowers));
+    libos::spawn(borrowers.0.clean()).detach();
+    node.serve(borrowers);
     node.join();
     core::future::pending().await
 }
 
-/// Bytes that are to spare, in whole windows.
+/// Returns the bytes that are to spare, in whole chunks.
 fn to_lend() -> u64 {
     let free = (frames::free() * PAGE_SIZE) as u64;
-    free.saturating_sub(RESERVE) / WINDOW_SIZE * WINDOW_SIZE
+    free.saturating_sub(RESERVE) / CHUNK_SIZE * CHUNK_SIZE
 }
 
-/// Takes all memory that is to spare, in as few pieces as its holes allow. It is registered for those who borrow it.
-fn lend() -> Result<Manager<Pieces>, Error> {
-    let (mut pool, mut pieces) = (Pool::new(), Pieces(Vec::new()));
+/// Takes all memory that is to spare, in as few pieces as its holes allow.
+fn pieces() -> Result<Pieces, Error> {
+    let mut pieces = Pieces(Vec::new());
     let mut wanted = to_lend();
-    let lot_windows = Pool::lot_windows(wanted);
-    while wanted >= WINDOW_SIZE && pieces.0.len() < MAX_PIECES {
+    while wanted >= CHUNK_SIZE && pieces.0.len() < MAX_PIECES {
         let count = usize::try_from(wanted).unwrap_or(0) / PAGE_SIZE;
         let Some(array) = FrameArray::allocate(count) else {
-            wanted = wanted / 2 / WINDOW_SIZE * WINDOW_SIZE;
+            wanted = wanted / 2 / CHUNK_SIZE * CHUNK_SIZE;
             continue;
         };
-        let addr = array.buffer().bus_addr().0;
-        pool.add_memory(addr, wanted, lot_windows);
-        pieces.0.push((addr, array));
+        pieces.0.push(array);
         wanted = wanted.min(to_lend());
     }
-    if pool.total() == 0 {
+    if pieces.0.is_empty() {
         return Err(Error::Role(format!(
             "no memory to lend: {} MiB free",
             (frames::free() * PAGE_SIZE) >> 20
         )));
     }
-    let mib = (pool.total() as u64 * WINDOW_SIZE) >> 20;
-    log::info!("lending {mib} MiB in {} lots", pool.lots());
-    Ok(Manager::new(pool, pieces))
+    Ok(pieces)
 }
 
-/// The memory that is lent, by bus address.
-struct Pieces(Vec<(u64, &'static FrameArray)>);
+/// The memory that is lent. Its frames are zeroed when they are allocated.
+struct Pieces(Vec<&'static FrameArray>);
 
-impl Backing for Pieces {
-    fn zero(&mut self, addr: u64) {
-        for (start, array) in &self.0 {
-            let Some(offset) = addr.checked_sub(*start) else {
-                continue;
-            };
-            let Ok(first) = usize::try_from(offset / PAGE_SIZE as u64) else {
-                continue;
-            };
-            if first < array.count() {
-                let pages = usize::try_from(WINDOW_SIZE).unwrap_or(0) / PAGE_SIZE;
-                array.buffer().fill(first * PAGE_SIZE, pages * PAGE_SIZE, 0);
+impl Pieces {
+    /// Returns each piece's bus address and length in bytes.
+    fn ranges(&self) -> Vec<(u64, u64)> {
+        let range = |array: &&FrameArray| (array.buffer().bus_addr().0, (array.count() * PAGE_SIZE) as u64);
+        self.0.iter().map(range).collect()
+    }
+
+    fn zero(&self, addr: u64, len: u64) {
+        for array in &self.0 {
+            let buffer = array.buffer();
+            let offset = addr
+                .checked_sub(buffer.bus_addr().0)
+                .and_then(|offset| usize::try_from(offset).ok());
+            if let (Some(offset), Ok(len)) = (offset, usize::try_from(len))
+                && offset < buffer.len()
+            {
+                buffer.fill(offset, len, 0);
                 return;
             }
         }
-        panic!("a chunk at {addr:#x} that no piece holds");
+        panic!("{addr:#x} lies in no piece");
     }
 }
 
-/// Answers the borrowers.
-struct Server {
-    manager: Mutex<Manager<Pieces>>,
-    /// The regions of the lots that are lent.
-    regions: Mutex<BTreeMap<LotId, Region>>,
+/// The HCA and the memory.
+struct Hardware {
+    pieces: Pieces,
+    /// The regions of the extents that are lent.
+    regions: Mutex<BTreeMap<ExtentId, Region>>,
     card: Arc<Card>,
     fit: Fit,
 }
 
-impl Server {
-    /// Does what the pool must have done before a request can be answered; false if it can't be.
-    async fn carry_out(&self, order: Order) -> bool {
-        match order {
-            Order::Register { lot, to, addr, len } => {
-                let access = Access {
-                    local_write: true,
-                    remote_read: true,
-                    remote_write: true,
-                };
-                let domain = self.fit.domain(PeerId(to.0));
-                match self.card.register(domain, addr, len, access).await {
-                    Ok(region) => {
-                        self.regions.lock().insert(lot, region);
-                        self.manager.lock().pool_mut().0.registered(lot, region.rkey);
-                        true
-                    }
-                    Err(error) => {
-                        log::error!("a region for peer {}: {error}", to.0);
-                        self.manager.lock().pool_mut().0.refused(lot);
-                        false
-                    }
-                }
+impl Machine for Hardware {
+    async fn register(&self, extent: ExtentId, to: PeerKey, addr: u64, len: u64) -> Result<Rkey, Failed> {
+        let access = Access {
+            local_write: true,
+            remote_read: true,
+            remote_write: true,
+        };
+        let domain = self.fit.domain(PeerId(to.0));
+        match self.card.register(domain, addr, len, access).await {
+            Ok(region) => {
+                self.regions.lock().insert(extent, region);
+                Ok(region.rkey)
             }
-            Order::TakeBack { lot } => {
-                let region = self.regions.lock().remove(&lot);
-                let result = match region {
-                    Some(region) => self.card.deregister(&region).await,
-                    None => Ok(()),
-                };
-                let mut manager = self.manager.lock();
-                let (pool, backing) = manager.pool_mut();
-                if let Err(error) = &result {
-                    log::error!("a region can't be taken back, its memory is lost: {error}");
-                    pool.stuck(lot);
-                } else {
-                    pool.taken_back(lot, backing);
-                }
-                result.is_ok()
+            Err(error) => {
+                log::error!("peer {}: {len} bytes can't be registered: {error}", to.0);
+                Err(Failed)
             }
         }
     }
+
+    async fn deregister(&self, extent: ExtentId) -> Result<(), Failed> {
+        let region = self.regions.lock().remove(&extent);
+        let Some(region) = region else {
+            return Ok(());
+        };
+        self.card.deregister(&region).await.map_err(|error| {
+            log::error!("a region can't be deregistered: {error}");
+            Failed
+        })
+    }
+
+    fn zero(&self, addr: u64, len: u64) {
+        self.pieces.zero(addr, len);
+    }
+
+    async fn yield_now(&self) {
+        libos::yield_now().await;
+    }
+
+    async fn sleep(&self, span: Duration) {
+        libos::sleep(span).await;
+    }
+
+    fn now(&self) -> Instant {
+        libos::now()
+    }
 }
 
-impl fit::Handler for Server {
+/// Serves the borrowers.
+struct Borrowers(Server<Hardware>);
+
+impl fit::Handler for Borrowers {
     async fn handle(&self, from: PeerId, kind: u16, request: &[u8], exchange: &mut dyn Exchange) {
-        let key = PeerKey(from.0);
-        // Each lot is taken back and registered once at most, unless others are served in between.
-        for _ in 0..2 * MAX_LOTS {
-            let step = self.manager.lock().handle(key, kind, request, exchange.message());
-            match step {
-                Step::Replied(len) => return exchange.set_len(len),
-                Step::First(order) => {
-                    if !self.carry_out(order).await {
-                        break;
-                    }
-                }
-            }
-        }
         let len = self
-            .manager
-            .lock()
-            .handle_at_once(key, kind, request, exchange.message());
+            .0
+            .handle(PeerKey(from.0), kind, request, exchange.message())
+            .await;
         exchange.set_len(len);
     }
 
     fn peer_lost(&self, peer: PeerId, cause: Option<LostCause>) {
-        let mut manager = self.manager.lock();
-        manager.peer_lost(PeerKey(peer.0));
-        let pool = manager.pool();
+        let lost = self.0.peer_lost(PeerKey(peer.0));
+        let counters = self.0.counters();
         log::info!(
-            "peer {} is gone{}; {} of {} chunks are free",
+            "peer {} is gone{}; it had {} chunks of {} processes; {} of {} chunks are lent",
             peer.0,
             LostCause::clause(&cause),
-            pool.free(),
-            pool.total()
+            lost.chunks(),
+            lost.processes(),
+            counters.nr_chunks_lent,
+            counters.nr_chunks
         );
-        node::log_profile(&self.fit);
+        node::log_profile(&self.0.machine().fit);
     }
 }

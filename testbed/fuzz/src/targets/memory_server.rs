@@ -1,169 +1,283 @@
-//! M under a hostile P: any requests of two borrowers, and what must hold after each.
+//! M under hostile borrowers: any requests of two, in flight at once, and what must hold after
+//! each.
 
-use memory::{Backing, LotId, Manager, Order, PeerKey, Pool, Step};
-use messages::memory::{
-    MapFlags, MapRequest, MemoryRequest, ProcessCreate, ProcessCreateRequest, ProcessId, ProcessRequest,
-    Prot, ProtectRequest, RangeRequest, WindowsRequest,
-};
-use messages::{Kind, MAX_MESSAGE, PAGE_SIZE, WINDOW_SIZE, decode_reply};
+use std::collections::BTreeMap;
+
+use memory::{ExtentId, Manager, Order, PIECE, PeerKey, Pool, Step};
+use messages::memory::{Lend, LendRequest, MAX_CHUNKS, MemoryRequest, ReserveRequest, Return, ReturnRequest};
+use messages::{CHUNK_SIZE, Call, Kind, MAX_MESSAGE, decode_reply};
 use verbs::Rkey;
 
 use crate::input::Input;
 
 const CHUNKS: u64 = 12;
-const LOT: usize = 2;
+/// Chunks in an extent.
+const SIZE: usize = 2;
+/// Requests in flight at once.
+const FLIGHTS: usize = 4;
 
-struct Nowhere;
-
-impl Backing for Nowhere {
-    fn zero(&mut self, addr: u64) {
-        assert!(addr.is_multiple_of(WINDOW_SIZE) && addr < (CHUNKS + 1) * WINDOW_SIZE);
-    }
-}
-
-fn carry_out(manager: &mut Manager<Nowhere>, order: Order, input: &mut Input<'_>) {
-    let (pool, backing) = manager.pool_mut();
-    match order {
-        Order::Register {
-            lot: LotId(lot), to, ..
-        } if input.u8() != 0xff => {
-            pool.registered(LotId(lot), Rkey(u32::from(to.0) << 16 | u32::from(lot)));
-        }
-        Order::Register { lot, .. } => pool.refused(lot),
-        Order::TakeBack { lot } => pool.taken_back(lot, backing),
-    }
-}
-
-fn answer(
-    manager: &mut Manager<Nowhere>,
+/// A request that is not answered yet, and the order that it carries out at present.
+struct Flight {
     from: PeerKey,
     kind: u16,
-    request: &[u8],
-    input: &mut Input<'_>,
-) -> Vec<u8> {
-    let mut reply = vec![0; MAX_MESSAGE];
-    for _ in 0..2 * manager.pool().lots() + 1 {
-        match manager.handle(from, kind, request, &mut reply) {
-            Step::Replied(len) => {
-                reply.truncate(len);
-                return reply;
+    request: Vec<u8>,
+    order: Option<Order>,
+}
+
+/// M, and a model of who is lent which chunk.
+struct World {
+    manager: Manager,
+    /// The borrowers of the regions that are registered.
+    regions: BTreeMap<ExtentId, PeerKey>,
+    lent: BTreeMap<u64, PeerKey>,
+    peers: [PeerKey; 2],
+    flights: Vec<Flight>,
+    cleaning: Option<Order>,
+}
+
+impl World {
+    fn new() -> Self {
+        let pool = Pool::with_extents_of(SIZE, &[(CHUNK_SIZE, CHUNKS * CHUNK_SIZE)]);
+        Self {
+            manager: Manager::new(pool),
+            regions: BTreeMap::new(),
+            lent: BTreeMap::new(),
+            peers: [PeerKey(0), PeerKey(1)],
+            flights: Vec::new(),
+            cleaning: None,
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Register { extent, to, len, .. } => {
+                assert_eq!(len, SIZE as u64 * CHUNK_SIZE);
+                assert_eq!(self.regions.insert(extent, to), None, "registered twice");
+                let rkey = Rkey(u32::from(to.0) << 16 | u32::from(extent.0));
+                self.manager.registered(extent, rkey);
             }
-            Step::First(order) => {
-                let refused_at_once = matches!(order, Order::Register { .. });
-                let before = *input;
-                carry_out(manager, order, input);
-                if refused_at_once && before.clone().u8() == 0xff {
-                    let len = manager.handle_at_once(from, kind, request, &mut reply);
-                    reply.truncate(len);
-                    return reply;
-                }
+            Order::Deregister { extent } => {
+                assert!(self.regions.remove(&extent).is_some(), "no region");
+                self.manager.deregistered(extent);
+            }
+            Order::Zero { extent, addr, len } => {
+                assert!(
+                    !self.regions.contains_key(&extent),
+                    "its borrower can write to it"
+                );
+                assert!(len <= PIECE && addr + len <= (CHUNKS + 1) * CHUNK_SIZE);
+                self.manager.zeroed(extent);
             }
         }
     }
-    panic!("more orders than lots");
-}
 
-/// An address that has something to do with the others, or any.
-fn address(input: &mut Input<'_>) -> u64 {
-    match input.u8() % 4 {
-        0 => 0,
-        1 => u64::from(input.u16()) * PAGE_SIZE,
-        2 => (1 << 30) + u64::from(input.u8()) * WINDOW_SIZE,
-        _ => input.u64(),
+    /// Lets a request get on; one whose registration fails is answered at once.
+    fn advance(&mut self, which: usize, refuse: bool) {
+        let flight = &mut self.flights[which];
+        let order = flight.order.take();
+        let refused = match order {
+            Some(Order::Register { extent, .. }) if refuse => Some(extent),
+            _ => None,
+        };
+        match (refused, order) {
+            (Some(extent), _) => self.manager.refused(extent),
+            (None, Some(order)) => self.carry_out(order),
+            (None, None) => {}
+        }
+        let flight = &mut self.flights[which];
+        let mut reply = [0; MAX_MESSAGE];
+        let step = if refused.is_some() {
+            let len = self
+                .manager
+                .handle_at_once(flight.from, flight.kind, &flight.request, &mut reply);
+            Step::Replied(len)
+        } else {
+            self.manager
+                .handle(flight.from, flight.kind, &flight.request, &mut reply)
+        };
+        match step {
+            Step::First(order) => flight.order = Some(order),
+            Step::Wait => {}
+            Step::Replied(len) => {
+                let flight = self.flights.swap_remove(which);
+                self.replied(&flight, &reply[..len]);
+            }
+        }
     }
-}
 
-fn length(input: &mut Input<'_>) -> u64 {
-    match input.u8() % 4 {
-        0 => u64::from(input.u8()) * PAGE_SIZE,
-        1 => u64::from(input.u8() % 16) * WINDOW_SIZE,
-        2 => input.u16().into(),
-        _ => input.u64(),
+    /// Holds the reply against the model.
+    fn replied(&mut self, flight: &Flight, reply: &[u8]) {
+        assert!(reply.len() >= 4, "an answer has an errno");
+        let decoded = MemoryRequest::decode(Kind(flight.kind), &flight.request);
+        if flight.kind == Lend::KIND.0
+            && let Ok(chunks) = decode_reply::<Lend>(reply).expect("a reply")
+        {
+            assert!(!chunks.is_empty() && self.peers.contains(&flight.from));
+            for chunk in chunks {
+                let extent = ExtentId((chunk.rkey.0 & 0xffff).try_into().expect("16 bits"));
+                assert_eq!(self.regions.get(&extent), Some(&flight.from));
+                assert_eq!(self.lent.insert(chunk.addr, flight.from), None, "lent twice");
+            }
+        }
+        if let Ok(MemoryRequest::Return(request)) = decoded
+            && decode_reply::<Return>(reply).expect("a reply").is_ok()
+        {
+            for addr in request.chunks {
+                assert_eq!(self.lent.remove(&addr), Some(flight.from), "not lent to it");
+            }
+        }
     }
-}
 
-fn request(input: &mut Input<'_>) -> MemoryRequest {
-    let process = ProcessId(u64::from(input.u8() % 8));
-    let prot = Prot::from_bits_truncate(input.u8());
-    match input.u8() % 6 {
-        0 => MemoryRequest::ProcessCreate(ProcessCreateRequest { pid: input.u32() }),
-        1 => MemoryRequest::Map(MapRequest {
-            process,
-            hint: address(input),
-            len: length(input),
-            prot,
-            flags: MapFlags::from_bits_truncate(input.u8()),
-        }),
-        2 => MemoryRequest::Unmap(RangeRequest {
-            process,
-            address: address(input),
-            len: length(input),
-        }),
-        3 => MemoryRequest::Protect(ProtectRequest {
-            process,
-            address: address(input),
-            len: length(input),
-            prot,
-        }),
-        4 => MemoryRequest::Windows(WindowsRequest {
-            process,
-            first: input.u32(),
-            count: input.u32(),
-        }),
-        _ => MemoryRequest::ProcessEnd(ProcessRequest { process }),
+    fn clean(&mut self) {
+        match self.cleaning.take() {
+            Some(order) => self.carry_out(order),
+            None => self.cleaning = self.manager.clean(),
+        }
+    }
+
+    fn lose(&mut self, which: usize) {
+        let peer = self.peers[which];
+        let had = self.lent.values().filter(|&&of| of == peer).count();
+        assert_eq!(self.manager.peer_lost(peer).chunks(), had);
+        self.lent.retain(|_, of| *of != peer);
+        self.peers[which] = PeerKey(peer.0 + 2);
+    }
+
+    /// A request that means something now and then.
+    fn request(&self, input: &mut Input<'_>) -> MemoryRequest {
+        match input.u8() % 4 {
+            0 => MemoryRequest::Reserve(ReserveRequest {
+                chunks: match input.u8() {
+                    0xff => input.u32(),
+                    few => u32::from(few % 16),
+                },
+            }),
+            1 | 2 => MemoryRequest::Lend(LendRequest {
+                pid: input.u8().into(),
+                count: match input.u8() {
+                    0xff => input.u16(),
+                    few => u16::from(few % 16),
+                },
+            }),
+            _ => {
+                let count = usize::from(input.u8()) % (MAX_CHUNKS + 1);
+                let chunks = (0..count.min(16)).map(|_| self.address(input)).collect();
+                MemoryRequest::Return(ReturnRequest { chunks })
+            }
+        }
+    }
+
+    fn address(&self, input: &mut Input<'_>) -> u64 {
+        match input.u8() {
+            0xff => input.u64(),
+            0xfe => u64::from(input.u8()) * CHUNK_SIZE,
+            place => self
+                .lent
+                .keys()
+                .nth(usize::from(place) % self.lent.len().max(1))
+                .copied()
+                .unwrap_or(0),
+        }
+    }
+
+    fn begin(&mut self, from: PeerKey, kind: u16, request: Vec<u8>) {
+        self.flights.push(Flight {
+            from,
+            kind,
+            request,
+            order: None,
+        });
+        self.advance(self.flights.len() - 1, false);
     }
 }
 
 pub(crate) fn run(bytes: &[u8]) {
-    let mut pool = Pool::new();
-    pool.add_memory(WINDOW_SIZE, CHUNKS * WINDOW_SIZE, LOT);
-    let total = pool.total();
-    let mut manager = Manager::new(pool, Nowhere);
+    let mut world = World::new();
     let mut input = Input::new(bytes);
     while !input.is_empty() {
-        let from = PeerKey(u16::from(input.u8() & 1));
         let choice = input.u8();
-        match choice {
-            0 => manager.peer_lost(from),
-            1 => {
-                let kind = input.u8().into();
-                let raw = input.string().to_vec();
-                answer(&mut manager, from, kind, &raw, &mut input);
+        let peer = usize::from(choice & 1);
+        let from = world.peers[peer];
+        match choice >> 1 {
+            0 => world.lose(peer),
+            1 => world.clean(),
+            _ if world.flights.len() == FLIGHTS => {
+                world.advance(usize::from(choice >> 1) % FLIGHTS, input.u8() == 0xff);
+            }
+            2 => {
+                let (kind, raw) = (input.u8().into(), input.string().to_vec());
+                world.begin(from, kind, raw);
+            }
+            3 if !world.flights.is_empty() => {
+                let which = usize::from(input.u8()) % world.flights.len();
+                world.advance(which, input.u8() == 0xff);
             }
             _ => {
                 let mut raw = [0; MAX_MESSAGE];
-                let (Kind(kind), len) = request(&mut input).encode(&mut raw).expect("a request fits");
-                let reply = answer(&mut manager, from, kind, &raw[..len], &mut input);
-                assert!(reply.len() >= 4, "an answer has an errno");
-                if kind == 1 {
-                    decode_reply::<ProcessCreate>(&reply)
-                        .expect("an answer is one")
-                        .expect("few processes");
-                }
+                let request = world.request(&mut input);
+                let (Kind(kind), len) = request.encode(&mut raw).expect("a request fits");
+                world.begin(from, kind, raw[..len].to_vec());
             }
         }
-        assert_eq!(manager.pool().total(), total);
-        assert!(manager.pool().free() <= total);
+        assert_eq!(world.manager.counters().nr_chunks_lent, world.lent.len());
     }
-    for peer in [PeerKey(0), PeerKey(1)] {
-        manager.peer_lost(peer);
+    end(world);
+}
+
+/// Every request ends, and all memory comes back.
+fn end(mut world: World) {
+    let pieces = usize::try_from(CHUNKS * CHUNK_SIZE / PIECE).expect("few");
+    for turn in 0..4 * FLIGHTS * pieces {
+        if world.flights.is_empty() {
+            break;
+        }
+        world.advance(turn % world.flights.len(), false);
+        world.clean();
     }
-    assert_eq!(
-        (manager.pool().free(), manager.processes()),
-        (total, 0),
-        "nothing is lost"
-    );
+    assert!(world.flights.is_empty(), "a request does not end");
+    (0..2).for_each(|peer| world.lose(peer));
+    for _ in 0..4 * pieces {
+        world.clean();
+    }
+    let counters = world.manager.counters();
+    assert_eq!((counters.nr_chunks_lent, counters.nr_chunks_promised), (0, 0));
+    let pool = world.manager.pool();
+    assert_eq!(pool.idle(), pool.extents(), "nothing stays away");
+    assert!(world.regions.is_empty());
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    // Make two processes, map, protect, list, unmap.
-    let make = [0, 2, 0, 0, 0, 1, 0, 0, 0];
-    let map = |process: u8, pages: u8| [0, 2, process, 3, 1, 0, 0, pages, 0];
-    let list = [0, 2, 1, 0, 4, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
-    let unmap = [0, 2, 1, 0, 2, 2, 0, 1, 2];
+    let reserve = |peer: u8, chunks: u8| [16 | peer, 0, chunks];
+    let lend = |peer: u8, pid: u8, count: u8| [16 | peer, 1, pid, count];
+    let give = |peer: u8, places: &[u8]| {
+        let count = u8::try_from(places.len()).expect("few");
+        [&[16 | peer, 3, count][..], places].concat()
+    };
+    let advance = [6, 0, 0].repeat(40);
+    let clean = [2].repeat(80);
     vec![
-        [&make[..], &make, &map(1, 7), &map(2, 200), &list, &unmap].concat(),
-        [&make[..], &map(1, 9), &[1, 0], &[0, 0]].concat(),
-        vec![0, 1, 2, 3, 0, 0, 0],
+        [&reserve(0, 5)[..], &lend(0, 1, 4), &advance, &give(0, &[0, 1])].concat(),
+        // One borrower has all, and is lost; the other needs it.
+        [
+            &lend(0, 1, 12)[..],
+            &advance,
+            &[0],
+            &lend(1, 2, 3),
+            &advance,
+            &clean,
+        ]
+        .concat(),
+        // Both ask at once, and a registration is refused.
+        [&lend(0, 1, 1)[..], &lend(1, 1, 9), &[6, 0, 0xff], &advance].concat(),
+        // An empty extent changes hands.
+        [
+            &lend(0, 1, 12)[..],
+            &advance,
+            &give(0, &[0, 1, 2, 3]),
+            &lend(1, 1, 1),
+            &advance,
+        ]
+        .concat(),
+        vec![4, 2, 6, 1, 0, 0, 0, 1, 0, 4, 3, 2, 1, 0],
     ]
 }

@@ -1,6 +1,6 @@
 //! messages: each request and reply. What is taken apart is put together again byte by byte.
 
-use messages::memory::{Map, MemoryRequest, ProcessCreate, ProcessEnd, Protect, Unmap, Windows};
+use messages::memory::{Lend, MemoryRequest, Reserve, Return};
 use messages::storage::{Close, Getdents, Open, Read, Readlink, StatFile, StatPath, StorageRequest};
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply, encode_reply};
 
@@ -31,12 +31,9 @@ pub(crate) fn run(bytes: &[u8]) {
         assert_eq!((encoded.0, &again[..encoded.1]), (kind, bytes));
     }
     match kind {
-        ProcessCreate::KIND => reply!(ProcessCreate, bytes),
-        Map::KIND => reply!(Map, bytes),
-        Unmap::KIND => reply!(Unmap, bytes),
-        Protect::KIND => reply!(Protect, bytes),
-        ProcessEnd::KIND => reply!(ProcessEnd, bytes),
-        Windows::KIND => reply!(Windows, bytes),
+        Reserve::KIND => reply!(Reserve, bytes),
+        Lend::KIND => reply!(Lend, bytes),
+        Return::KIND => reply!(Return, bytes),
         Open::KIND => reply!(Open, bytes),
         Read::KIND => reply!(Read, bytes),
         StatPath::KIND => reply!(StatPath, bytes),
@@ -50,26 +47,17 @@ pub(crate) fn run(bytes: &[u8]) {
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // Every call with a body of zeroes of its request's length, and some that mean more.
-    let mut seeds: Vec<_> = [
-        (1, 4),
-        (2, 26),
-        (3, 24),
-        (4, 25),
-        (5, 8),
-        (6, 16),
-        (17, 20),
-        (19, 8),
-        (20, 20),
-        (22, 8),
-    ]
-    .map(|(kind, len)| [vec![kind], vec![0; len]].concat())
-    .into();
+    let mut seeds: Vec<_> = [(1, 4), (2, 6), (3, 2), (17, 20), (19, 8), (20, 20), (22, 8)]
+        .map(|(kind, len)| [vec![kind], vec![0; len]].concat())
+        .into();
     seeds.push(b"\x10\x05\0/a/bc\x07".to_vec());
     seeds.push(b"\x12\x01\0/\x01".to_vec());
     seeds.push(b"\x15\0\0\0\0\x04\0/tmp".to_vec());
     let entry = [&[0; 4][..], &[7; 8], &[9; 8], &[8, 3], b"abc"].concat();
     seeds.push([vec![20], entry].concat());
-    let windows = [&[0, 0, 0, 0, 1, 1, 0][..], &[5; 16]].concat();
-    seeds.push([vec![6], windows].concat());
+    let lent = [&[2, 0, 0, 0, 0, 1, 0][..], &[5; 12]].concat();
+    seeds.push(lent);
+    let given = [&[3, 2, 0][..], &[7; 16]].concat();
+    seeds.push(given);
     seeds
 }
