@@ -254,7 +254,10 @@ mod interleavings {
     /// Unhooks the table, retires it and reuses it when `passed` says so, while a core polls and
     /// sleeps.
     fn reuses_in_time(may_reuse: fn(&mut Pool, &Walker) -> bool) {
-        loom::model(move || {
+        let mut model = loom::model::Builder::new();
+        // All orders take minutes; few bugs need more switches that nothing forces.
+        model.preemption_bound = Some(3);
+        model.check(move || {
             let walker = Arc::new(Walker {
                 queue: RunQueue::new(),
                 entry: AtomicU64::new(1),

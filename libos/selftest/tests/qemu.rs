@@ -98,6 +98,12 @@ fn everything_passes_on_two_cores() {
 
 #[test]
 #[ignore = "needs QEMU"]
+fn everything_passes_on_four_cores() {
+    assert_all_pass(&qemu(4, "", &[], b""));
+}
+
+#[test]
+#[ignore = "needs QEMU"]
 fn everything_passes_on_one_core_and_without_newer_features() {
     assert_all_pass(&qemu(1, "", &["-cpu", "qemu64"], b""));
 }
