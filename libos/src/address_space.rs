@@ -14,7 +14,7 @@ use crate::dma::{PageFrame, is_program_frame};
 use crate::frame_bitmap::PAGE_SIZE;
 use crate::frames::Frames;
 use crate::layout::{DIRECT_BASE, PHYS_LIMIT};
-use crate::page_entry::{ADDRESS, PRESENT};
+use crate::page_entry::{ADDRESS, PRESENT, USER_END};
 use crate::table_pool::{MAX_CORES, Pool, TableFrames};
 use crate::user_tables::{Kind, Mapping, Rights, TableMemory, Tables};
 use crate::{Error, apic, paging, time};
@@ -27,11 +27,10 @@ const ENTRY: u64 = size_of::<u64>() as u64;
 /// The place of a table's last entry.
 const LAST_ENTRY: u64 = PAGE_SIZE as u64 - ENTRY;
 
-/// Leaf tables. No lock of a caller's kind is taken under it: only those of the run queues, the heap
-/// and the frame allocator.
+/// Leaf tables. The locks of the run queues, the heap and the frame allocator are taken under it.
 static LEAVES: Mutex<Pool> = Mutex::new(Pool::new());
-/// Upper tables and roots, under the same rule. They are kept apart from leaf tables so that a stale
-/// [`Entry`] never reaches one.
+/// Upper tables and roots, under the same rule. They are kept apart from leaf tables so that a
+/// stale [`Entry`] never reaches one.
 static UPPERS: Mutex<Pool> = Mutex::new(Pool::new());
 
 fn pool(kind: Kind) -> &'static Mutex<Pool> {
@@ -95,6 +94,8 @@ pub struct Entry(
     NonZeroU64,
 );
 
+const _: () = assert!(size_of::<Option<Entry>>() == 8);
+
 impl Entry {
     /// `at` is an entry of a table; of a leaf table if the result leaves this module.
     fn new(at: PhysAddr) -> Self {
@@ -107,8 +108,8 @@ impl Entry {
     fn word(self) -> &'static AtomicU64 {
         let address = usize::try_from(self.0.get()).unwrap_or_default();
         let word = core::ptr::with_exposed_provenance_mut(address);
-        // SAFETY: an aligned word of a frame that a pool of tables gave out. Such a frame holds a table
-        // for good, RAM is in the direct map, and all access to the word is atomic.
+        // SAFETY: an aligned word of a frame that a pool of tables gave out. Such a frame holds a
+        // table for good, RAM is in the direct map, and all access to the word is atomic.
         unsafe { AtomicU64::from_ptr(word) }
     }
 
@@ -121,7 +122,7 @@ impl Entry {
     /// Replaces `old` by `new`.
     ///
     /// The caller sees to cached translations: [`AddressSpace::changed`] and [`flush_cores`].
-    /// Checking a present `new` takes 10 instructions if its frame lies in the last array allocated.
+    /// Checking a present `new` takes 10 instructions if its frame lies in the last array made.
     ///
     /// # Errors
     ///
@@ -180,10 +181,13 @@ impl Iterator for Entries<'_> {
         }
         let entry = match self.entry {
             Some(entry) => entry,
-            None => {
+            None => loop {
                 self.address = self.space.next_table(self.address, self.end)?;
-                self.space.entry(self.address)?
-            }
+                // Another core may release the table in between.
+                if let Some(entry) = self.space.entry(self.address) {
+                    break entry;
+                }
+            },
         };
         let address = self.address;
         self.address += PAGE_SIZE as u64;
@@ -194,12 +198,13 @@ impl Iterator for Entries<'_> {
 
 /// A program's address space: 4 KiB pages in the lower half, below [`crate::USER_END`].
 ///
-/// A leaf entry is present, remote (not present and not zero: its meaning is the caller's) or empty.
-/// It is read and changed through [`Entry`]. [`AddressSpace::map`] and its kin change present
+/// A leaf entry is present, remote (not present and not zero: its meaning is the caller's) or
+/// empty. It is read and changed through [`Entry`]. [`AddressSpace::map`] and its kin change present
 /// entries and leave remote ones alone; their changes are in force on every core when they return.
 ///
-/// Cores in user mode are interrupted and waited for; cores in the kernel need not be: they look for changes before
-/// they enter user mode, so a caller may hold locks that tasks on other cores wait for.
+/// Cores in user mode are interrupted and waited for; cores in the kernel need not be: they look for
+/// changes before they enter user mode, so a caller may hold locks that tasks on other cores wait
+/// for.
 #[derive(Debug)]
 pub struct AddressSpace {
     /// A core that has them loaded holds a reference to this, so none walks them when they go.
@@ -261,15 +266,15 @@ impl AddressSpace {
     #[must_use]
     pub fn entries(&self, from: u64, end: u64) -> Entries<'_> {
         let address = from / PAGE_SIZE as u64 * PAGE_SIZE as u64;
-        Entries { space: self, address, end, entry: None }
+        Entries { space: self, address, end: end.min(USER_END), entry: None }
     }
 
     /// Takes the leaf table that covers `address` away if all its entries are empty, and the upper
     /// tables that are empty then. Returns whether it did.
     ///
     /// The caller holds the lock under which entries of this leaf table become non-empty, holds no
-    /// [`Entry`] of it, and has called [`AddressSpace::changed`] for what it emptied. The frames are
-    /// used again once every other core has passed a quiescent point. No core is interrupted.
+    /// [`Entry`] of it, and has called [`AddressSpace::changed`] for what it emptied. The frames
+    /// are used again once every other core has passed a quiescent point. No core is interrupted.
     pub fn release(&self, address: u64) -> bool {
         let Some(unhooked) = self.tables.unhook(address) else { return false };
         // Paging-structure caches may still hold the way to the tables. One INVLPG drops all of

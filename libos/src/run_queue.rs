@@ -43,8 +43,8 @@ impl<T> RunQueue<T> {
 
     /// Returns the number of polls so far, or `None` when the core sleeps.
     ///
-    /// What the caller did before is seen by the core's next poll, as that one locks the queue after
-    /// this call did; and when this returns `None`, or a later [`RunQueue::polls`] another number,
+    /// What the caller did before is seen by the core's next poll, as that one locks the queue
+    /// after this call did; and when this returns `None`, or a later [`RunQueue::polls`] another number,
     /// then the poll that ran during this call has ended.
     pub(crate) fn observe(&self) -> Option<u64> {
         let _tasks = self.tasks.lock();

@@ -2,8 +2,8 @@
 //!
 //! A leaf entry is *present* (the CPU's format), *remote* (not present and not zero: its meaning is
 //! the caller's) or *empty* (zero). The CPU sets accessed and dirty marks at any time, so every
-//! change of an entry is one atomic operation. Walks take no lock. Adding a table and taking one out
-//! does; a table that was taken out is left to the caller as [`Unhooked`], because another core may
+//! change of an entry is one atomic operation. Walks take no lock. Adding a table and taking one
+//! out does; a table that was taken out is left to the caller as [`Unhooked`], because another core may
 //! still be walking it.
 
 use bitflags::bitflags;

@@ -98,6 +98,9 @@ fn entries_are_walked() {
         Some(first + 9 * LEAF - PAGE)
     );
     assert_eq!(space.entries(0, u64::MAX).count(), 2 * PAGE_SIZE / 8);
+    let top = libos::USER_END - PAGE;
+    space.entry_or_create(top).expect("memory");
+    assert_eq!(space.entries(top, u64::MAX).count(), 1);
     assert_eq!(space.entries(first + PAGE + 5, first + 3 * PAGE + 1).count(), 3);
 }
 
