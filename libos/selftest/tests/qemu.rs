@@ -167,6 +167,10 @@ fn a_broken_kernel_says_how() {
         ("null", "kernel exception 14 (page fault), error 0x2, address 0x0"),
         ("overflow", "a kernel stack has overflowed"),
         ("undefined", "kernel exception 6 (invalid opcode)"),
+        (
+            "foreign_entry",
+            "entry 0x200007 points to no frame of a `FrameArray`",
+        ),
     ] {
         let run = qemu(2, &format!("crash={how}"), &[], b"");
         assert_eq!(run.status, Some(PANIC), "{how}: {}", run.log);
