@@ -3,58 +3,208 @@
 #![expect(unsafe_code, reason = "raw memory")]
 
 use alloc::sync::Arc;
+use core::num::NonZeroU64;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hal::{Duration, PhysAddr};
+use spin::Mutex;
 
-use crate::core_local::{self, CoreLocal};
-use crate::dma::PageFrame;
+use crate::core_local;
+use crate::dma::{PageFrame, is_program_frame};
+use crate::frame_bitmap::PAGE_SIZE;
 use crate::frames::Frames;
-use crate::layout::direct;
-use crate::user_tables::{Mapping, Rights, TableMemory, Tables};
+use crate::layout::{DIRECT_BASE, PHYS_LIMIT};
+use crate::page_entry::{ADDRESS, PRESENT, USER_END};
+use crate::table_pool::{MAX_CORES, Pool, TableFrames};
+use crate::user_tables::{Kind, Mapping, Rights, TableMemory, Tables};
 use crate::{Error, apic, paging, time};
 
 /// How long a core may take to leave user mode when called. Emulated cores may be off their CPU for a while.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The size of an entry.
+const ENTRY: u64 = size_of::<u64>() as u64;
+/// The place of a table's last entry.
+const LAST_ENTRY: u64 = PAGE_SIZE as u64 - ENTRY;
+
+/// Leaf tables. The locks of the run queues, the heap and the frame allocator are taken under it.
+static LEAVES: Mutex<Pool> = Mutex::new(Pool::new());
+/// Upper tables and roots, under the same rule. They are kept apart from leaf tables so that a
+/// stale [`Entry`] never reaches one.
+static UPPERS: Mutex<Pool> = Mutex::new(Pool::new());
+
+fn pool(kind: Kind) -> &'static Mutex<Pool> {
+    match kind {
+        Kind::Leaf => &LEAVES,
+        Kind::Upper => &UPPERS,
+    }
+}
+
+/// Counts the table frames of both kinds.
+pub(crate) fn table_frames() -> TableFrames {
+    let [leaves, uppers] = [Kind::Leaf, Kind::Upper].map(|kind| pool(kind).lock().count());
+    TableFrames {
+        in_use: leaves.in_use + uppers.in_use,
+        retired: leaves.retired + uppers.retired,
+        free: leaves.free + uppers.free,
+    }
+}
+
 /// RAM, through the direct map.
 #[derive(Debug)]
 struct Ram;
 
-impl Ram {
-    fn entry(at: PhysAddr) -> &'static AtomicU64 {
-        // SAFETY: an aligned word of a table (see `TableMemory`), which RAM's direct map has; all access to it is atomic.
-        unsafe { AtomicU64::from_ptr(direct(at).cast()) }
-    }
-}
-
 impl TableMemory for Ram {
-    fn new_table(&self) -> Option<PhysAddr> {
-        Frames::zeroed(1, 1).map(Frames::into_raw)
+    fn new_table(&self, kind: Kind) -> Result<PhysAddr, Error> {
+        let fresh = || Frames::zeroed(1, 1).map(Frames::into_raw);
+        pool(kind).lock().take(core_local::current(), core_local::all(), fresh)
     }
 
-    fn free_table(&self, table: PhysAddr) {
-        drop(Frames::from_raw(table, 1));
+    fn retire_table(&self, kind: Kind, table: PhysAddr) {
+        pool(kind).lock().retire([table], core_local::current(), core_local::all());
     }
 
     fn load(&self, at: PhysAddr) -> u64 {
-        Self::entry(at).load(Ordering::Acquire)
+        word(at).load(Ordering::Acquire)
     }
 
-    fn swap(&self, at: PhysAddr, entry: u64) -> u64 {
-        Self::entry(at).swap(entry, Ordering::AcqRel)
+    fn store(&self, at: PhysAddr, entry: u64) {
+        word(at).store(entry, Ordering::Release);
     }
 
     fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Result<(), u64> {
-        Self::entry(at).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        word(at).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+}
+
+fn word(at: PhysAddr) -> &'static AtomicU64 {
+    Entry::new(at).word()
+}
+
+/// The place of one leaf entry of an address space.
+///
+/// It is to be used only until the next `.await` or [`UserContext::run`](crate::UserContext::run),
+/// or while the entry is known not to be empty. The table may be gone afterwards (see
+/// [`AddressSpace::release`]). A stale place reaches some entry of some leaf table, never other
+/// memory: frames of leaf tables are used for nothing else, and [`Entry::compare_exchange`] only
+/// lets frames of a [`FrameArray`](crate::FrameArray) in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Entry(
+    /// Its address in the direct map.
+    NonZeroU64,
+);
+
+const _: () = assert!(size_of::<Option<Entry>>() == 8);
+
+impl Entry {
+    /// `at` is an entry of a table; of a leaf table if the result leaves this module.
+    fn new(at: PhysAddr) -> Self {
+        const BASE: NonZeroU64 = NonZeroU64::new(DIRECT_BASE).expect("the upper half");
+        // No physical address has one of the base's bits.
+        const { assert!(PHYS_LIMIT & DIRECT_BASE == 0 && DIRECT_BASE.trailing_zeros() > 46) };
+        Self(BASE | at.0)
+    }
+
+    fn word(self) -> &'static AtomicU64 {
+        let address = usize::try_from(self.0.get()).unwrap_or_default();
+        let word = core::ptr::with_exposed_provenance_mut(address);
+        // SAFETY: an aligned word of a frame that a pool of tables gave out. Such a frame holds a
+        // table for good, RAM is in the direct map, and all access to the word is atomic.
+        unsafe { AtomicU64::from_ptr(word) }
+    }
+
+    /// Loads the entry.
+    #[must_use]
+    pub fn load(self) -> u64 {
+        self.word().load(Ordering::Acquire)
+    }
+
+    /// Replaces `old` by `new`.
+    ///
+    /// The caller sees to cached translations: [`AddressSpace::changed`] and [`flush_cores`].
+    /// Checking a present `new` takes 10 instructions if its frame lies in the last array made.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is there instead of `old`.
+    ///
+    /// # Panics
+    ///
+    /// When `new` is present and points to a frame that is not one of a
+    /// [`FrameArray`](crate::FrameArray).
+    pub fn compare_exchange(self, old: u64, new: u64) -> Result<(), u64> {
+        if new & PRESENT != 0 && !is_program_frame(PhysAddr(new & ADDRESS)) {
+            foreign_frame(new);
+        }
+        self.word().compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
+    /// Returns the next page's entry; `None` behind the last of a table.
+    #[must_use]
+    pub fn next(self) -> Option<Self> {
+        let last = self.0.get() % PAGE_SIZE as u64 == LAST_ENTRY;
+        (!last).then(|| Self(self.0.saturating_add(ENTRY)))
+    }
+
+    /// Returns the entry of the page before; `None` before the first of a table.
+    #[must_use]
+    pub fn previous(self) -> Option<Self> {
+        let first = self.0.get().is_multiple_of(PAGE_SIZE as u64);
+        NonZeroU64::new(self.0.get() - ENTRY).filter(|_| !first).map(Self)
+    }
+}
+
+/// Ends the node: a program could reach the kernel's memory by the entry.
+#[cold]
+fn foreign_frame(entry: u64) -> ! {
+    panic!("entry {entry:#x} points to no frame of a `FrameArray`")
+}
+
+/// The existing leaf entries of a range of pages, with their addresses. See
+/// [`AddressSpace::entries`].
+#[derive(Debug, Clone)]
+pub struct Entries<'a> {
+    space: &'a AddressSpace,
+    /// The next page's address.
+    address: u64,
+    end: u64,
+    /// The next page's entry, if its table is known to exist.
+    entry: Option<Entry>,
+}
+
+impl Iterator for Entries<'_> {
+    type Item = (u64, Entry);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.address >= self.end {
+            return None;
+        }
+        let entry = match self.entry {
+            Some(entry) => entry,
+            None => loop {
+                self.address = self.space.next_table(self.address, self.end)?;
+                // Another core may release the table in between.
+                if let Some(entry) = self.space.entry(self.address) {
+                    break entry;
+                }
+            },
+        };
+        let address = self.address;
+        self.address += PAGE_SIZE as u64;
+        self.entry = entry.next();
+        Some((address, entry))
     }
 }
 
 /// A program's address space: 4 KiB pages in the lower half, below [`crate::USER_END`].
 ///
-/// A change is in force on every core when the call that made it returns. Cores in user mode are interrupted and
-/// waited for; cores in the kernel need not be: they look for changes before they enter user mode, so a caller may
-/// hold locks that tasks on other cores wait for. No method takes a lock that another core's call holds for long.
+/// A leaf entry is present, remote (not present and not zero: its meaning is the caller's) or
+/// empty. It is read and changed through [`Entry`]. [`AddressSpace::map`] and its kin change present
+/// entries and leave remote ones alone; their changes are in force on every core when they return.
+///
+/// Cores in user mode are interrupted and waited for; cores in the kernel need not be: they look for
+/// changes before they enter user mode, so a caller may hold locks that tasks on other cores wait
+/// for.
 #[derive(Debug)]
 pub struct AddressSpace {
     /// A core that has them loaded holds a reference to this, so none walks them when they go.
@@ -67,7 +217,7 @@ impl AddressSpace {
     /// An empty address space; `None` when memory is out.
     #[must_use]
     pub fn new() -> Option<Arc<Self>> {
-        let tables = Tables::new(Ram)?;
+        let tables = Tables::new(Ram).ok()?;
         paging::copy_kernel_half(tables.root());
         Some(Arc::new(Self { tables, generation: AtomicU64::new(0) }))
     }
@@ -78,6 +228,97 @@ impl AddressSpace {
 
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Returns the leaf entry of the page that holds `address`; `None` when its table does not
+    /// exist or `address` is not a program's.
+    ///
+    /// It takes 40 instructions, no lock and no allocation.
+    #[must_use]
+    #[inline]
+    pub fn entry(&self, address: u64) -> Option<Entry> {
+        self.tables.entry(address).map(Entry::new)
+    }
+
+    /// Returns the leaf entry of the page that holds `address` and creates missing tables.
+    ///
+    /// It takes 49 instructions and no lock if the tables exist.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotUserAddress`] for an address that is not a program's, [`Error::NoMemory`] when
+    /// there is none for a table.
+    pub fn entry_or_create(&self, address: u64) -> Result<Entry, Error> {
+        self.tables.entry_or_create(address).map(Entry::new)
+    }
+
+    /// Returns the first address from `from` on and below `end` whose leaf table exists.
+    ///
+    /// The cost follows the tables that exist, not the length of the range.
+    #[must_use]
+    pub fn next_table(&self, from: u64, end: u64) -> Option<u64> {
+        self.tables.next_table(from, end)
+    }
+
+    /// Returns the entries from the page that holds `from` up to `end` whose leaf tables exist.
+    ///
+    /// The iterator holds an [`Entry`], so it is to be used like one.
+    #[must_use]
+    pub fn entries(&self, from: u64, end: u64) -> Entries<'_> {
+        let address = from / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        Entries { space: self, address, end: end.min(USER_END), entry: None }
+    }
+
+    /// Takes the leaf table that covers `address` away if all its entries are empty, and the upper
+    /// tables that are empty then. Returns whether it did.
+    ///
+    /// The caller holds the lock under which entries of this leaf table become non-empty, holds no
+    /// [`Entry`] of it, and has called [`AddressSpace::changed`] for what it emptied. The frames
+    /// are used again once every other core has passed a quiescent point. No core is interrupted.
+    pub fn release(&self, address: u64) -> bool {
+        let Some(unhooked) = self.tables.unhook(address) else { return false };
+        // Paging-structure caches may still hold the way to the tables. One INVLPG drops all of
+        // them on this core (Intel SDM volume 3A, section 4.10.4.1). Other cores drop theirs when
+        // they enter user mode next, for the generation has changed, and are waited for until then.
+        self.changed(address);
+        self.tables.retire(unhooked);
+        true
+    }
+
+    /// Announces that the present entry of the page at `address` was taken or lost a right or a
+    /// mark. No core enters user mode with the old translation after this.
+    ///
+    /// This core's translation is dropped. [`flush_cores`] calls out the cores that are in user
+    /// mode, once for a batch of changes.
+    pub fn changed(&self, address: u64) {
+        self.announce(|| invalidate(address));
+    }
+
+    /// Announces changes of many pages: as [`AddressSpace::changed`], but drops all of the space's
+    /// translations on this core. It is the cheaper way from some 64 pages on.
+    pub fn changed_all(&self) {
+        self.announce(|| paging::load_root(self.root()));
+    }
+
+    /// Drops this core's translation of the page at `address`, without telling other cores.
+    ///
+    /// It suffices when the accessed mark was taken, which is a hint, or a right was added.
+    pub fn flush_own(&self, address: u64) {
+        if core_local::this().loaded.borrow().is(self) {
+            invalidate(address);
+        }
+    }
+
+    fn announce(&self, drop_own: impl FnOnce()) {
+        let before = self.generation.fetch_add(1, Ordering::SeqCst);
+        let mut loaded = core_local::this().loaded.borrow_mut();
+        if loaded.is(self) {
+            drop_own();
+            // If nothing else was missed, this core need not flush when it enters user mode.
+            if loaded.generation == before {
+                loaded.generation = before + 1;
+            }
+        }
     }
 
     /// Maps the page at `address` to `frame`. A page that is mapped to the same frame already gets the new rights, as by
@@ -131,7 +372,7 @@ impl AddressSpace {
     pub fn clear_accessed(&self, address: u64) -> Option<Mapping> {
         let was = self.tables.clear_accessed(address)?;
         if was.accessed {
-            flush_own(address);
+            self.flush_own(address);
         }
         Some(was)
     }
@@ -140,7 +381,7 @@ impl AddressSpace {
     /// new ones when it repeats the access.
     fn rights_changed(&self, address: u64, was: Mapping, rights: Rights) {
         if rights.contains(was.rights) {
-            flush_own(address);
+            self.flush_own(address);
         } else {
             self.invalidate(address);
         }
@@ -148,33 +389,42 @@ impl AddressSpace {
 
     /// Drops the translation of one page everywhere.
     fn invalidate(&self, address: u64) {
-        let before = self.generation.fetch_add(1, Ordering::SeqCst);
-        let own = core_local::this();
-        {
-            let mut loaded = own.loaded.borrow_mut();
-            if loaded.is(self) {
-                flush_own(address);
-                // Nothing else was missed: this core need not flush everything when it enters user mode.
-                if loaded.generation == before {
-                    loaded.generation = before + 1;
-                }
-            }
+        self.changed(address);
+        flush_cores(core::iter::once(self));
+    }
+}
+
+/// Calls every other core that runs a program in one of `spaces` out of user mode, once.
+///
+/// When it returns, no core uses a translation from before what [`AddressSpace::changed`] or
+/// [`AddressSpace::changed_all`] announced for these spaces. All cores are called first and waited
+/// for then. A space may be given more than once.
+///
+/// # Panics
+///
+/// When a core does not leave user mode within 10 s.
+pub fn flush_cores<'a>(spaces: impl Iterator<Item = &'a AddressSpace> + Clone) {
+    let own = core_local::this().index;
+    // A core that is not waited for has an even number here, which no epoch in user mode is.
+    let mut epochs = [0; MAX_CORES];
+    for core in core_local::all().filter(|core| core.index != own) {
+        let epoch = core.user_epoch.load(Ordering::SeqCst);
+        if epoch % 2 == 0 {
+            continue;
         }
-        for core in core_local::all().filter(|core| core.index != own.index) {
-            self.call_out_of_user_mode(core);
+        let root = core.user_root.load(Ordering::SeqCst);
+        if spaces.clone().any(|space| space.root().0 == root) {
+            apic::interrupt(core.apic_id, apic::CALL_VECTOR);
+            epochs[core.index] = epoch;
         }
     }
-
-    /// Waits until `core` is not in user mode with translations from before the last change.
-    fn call_out_of_user_mode(&self, core: &CoreLocal) {
-        let epoch = core.user_epoch.load(Ordering::SeqCst);
-        let in_user_mode = epoch % 2 == 1 && core.user_root.load(Ordering::SeqCst) == self.root().0;
-        if !in_user_mode {
-            return;
-        }
-        apic::interrupt(core.apic_id, apic::CALL_VECTOR);
-        let end = time::now() + LEAVE_DEADLINE;
-        while core.user_epoch.load(Ordering::SeqCst) == epoch {
+    let called = || core_local::all().filter(|core| epochs[core.index] % 2 == 1);
+    if called().next().is_none() {
+        return;
+    }
+    let end = time::now() + LEAVE_DEADLINE;
+    for core in called() {
+        while core.user_epoch.load(Ordering::SeqCst) == epochs[core.index] {
             assert!(time::now() < end, "core {} does not leave user mode", core.index);
             core::hint::spin_loop();
         }
@@ -182,6 +432,6 @@ impl AddressSpace {
 }
 
 /// Drops this core's translation of the page at `address`, if it has one.
-fn flush_own(address: u64) {
+fn invalidate(address: u64) {
     x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
 }

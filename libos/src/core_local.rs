@@ -11,11 +11,10 @@ use spin::Mutex;
 
 use crate::run_queue::RunQueue;
 use crate::segments::Segments;
+pub(crate) use crate::table_pool::MAX_CORES;
+use crate::table_pool::{self, Progress};
 use crate::timer::Timers;
 use crate::user::{FpuOwner, Loaded};
-
-/// The most cores that are used.
-pub(crate) const MAX_CORES: usize = 64;
 
 /// A core's own data. The first fields are named by offset in `trap.s`.
 #[repr(C)]
@@ -50,6 +49,24 @@ pub(crate) struct CoreLocal {
 unsafe impl Sync for CoreLocal {}
 // SAFETY: as above.
 unsafe impl Send for CoreLocal {}
+
+impl table_pool::Core for &CoreLocal {
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    fn observe(&self) -> Option<Progress> {
+        let polls = self.queue.observe()?;
+        // Sequentially consistent, as the store in `UserContext::run`: an entry into user mode that
+        // is not seen here comes after, and the walks that follow it see what came before this.
+        let user_epoch = self.user_epoch.load(Ordering::SeqCst);
+        Some(Progress { polls, user_epoch })
+    }
+
+    fn peek(&self) -> Progress {
+        Progress { polls: self.queue.polls(), user_epoch: self.user_epoch.load(Ordering::Acquire) }
+    }
+}
 
 static CORES: [AtomicPtr<CoreLocal>; MAX_CORES] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CORES];
@@ -109,7 +126,7 @@ pub(crate) fn get(index: usize) -> Option<&'static CoreLocal> {
 }
 
 /// All cores that run.
-pub(crate) fn all() -> impl Iterator<Item = &'static CoreLocal> {
+pub(crate) fn all() -> impl Iterator<Item = &'static CoreLocal> + Clone {
     (0..MAX_CORES).map_while(get)
 }
 

@@ -3,8 +3,10 @@
 #![expect(unsafe_code, reason = "raw memory")]
 
 use alloc::boxed::Box;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use hal::{BusAddr, DmaBuffer, PhysAddr};
+use spin::Mutex;
 
 use crate::frame_bitmap::PAGE_SIZE;
 use crate::frames::Frames;
@@ -74,6 +76,28 @@ impl DmaBuffer for Buffer {
 pub struct FrameArray {
     buffer: Buffer,
     frames: usize,
+    /// The array that was allocated before this one.
+    previous: Option<&'static Self>,
+}
+
+/// The last array that was allocated; the others follow by `previous`.
+static LAST: AtomicPtr<FrameArray> = AtomicPtr::new(core::ptr::null_mut());
+/// Held while an array is added to the list.
+static ADD: Mutex<()> = Mutex::new(());
+
+fn last() -> Option<&'static FrameArray> {
+    let last = LAST.load(Ordering::Acquire);
+    // SAFETY: null or leaked memory.
+    unsafe { last.as_ref() }
+}
+
+/// Returns whether the frame at `phys` is one of a [`FrameArray`], which a program may reach.
+#[inline]
+pub(crate) fn is_program_frame(phys: PhysAddr) -> bool {
+    core::iter::successors(last(), |array| array.previous).any(|array| {
+        let offset = phys.0.wrapping_sub(array.buffer.frames.start().0);
+        offset < array.buffer.window.len() as u64
+    })
 }
 
 impl FrameArray {
@@ -81,7 +105,10 @@ impl FrameArray {
     #[must_use]
     pub fn allocate(frames: usize) -> Option<&'static Self> {
         let buffer = Buffer::allocate(frames.checked_mul(PAGE_SIZE)?, PAGE_SIZE)?;
-        Some(Box::leak(Box::new(Self { buffer, frames })))
+        let _add = ADD.lock();
+        let array: &'static Self = Box::leak(Box::new(Self { buffer, frames, previous: last() }));
+        LAST.store(core::ptr::from_ref(array).cast_mut(), Ordering::Release);
+        Some(array)
     }
 
     /// The number of frames.

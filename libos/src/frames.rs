@@ -5,9 +5,11 @@
 use hal::PhysAddr;
 use spin::Mutex;
 
+use crate::address_space;
 use crate::frame_bitmap::{FrameBitmap, PAGE_SIZE, words_for};
 use crate::layout::{IMAGE_OFFSET, Image, direct};
 use crate::memory_map::MemoryMap;
+use crate::table_pool::TableFrames;
 
 /// Memory below is left to firmware and to the cores' start.
 const LOW_MEMORY_END: u64 = 1 << 20;
@@ -78,6 +80,14 @@ impl Drop for Frames {
             frames.free(first, self.count);
         }
     }
+}
+
+/// Counts the frames that hold programs' page tables: those for leaf and for upper tables together.
+///
+/// They stay table frames for good, so [`free`] does not count them.
+#[must_use]
+pub fn tables() -> TableFrames {
+    address_space::table_frames()
 }
 
 /// The number of free frames.

@@ -5,7 +5,7 @@
 //! * the start: `boot` (PVH entry to the main task), [`memory_map`], [`acpi`], `smp`, `segments`;
 //! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the kernel's), `dma` (what devices share);
 //! * time and tasks: `time`, `timer`, `executor` and `run_queue`, `interrupts` and `interrupt_slot`, `apic`, `core_local`;
-//! * programs: `user_tables` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`;
+//! * programs: `user_tables`, `table_pool` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`;
 //! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`, `serial`;
 //! * the end: `console`, `panic`, `exit`.
 //!
@@ -24,8 +24,7 @@ pub mod frame_bitmap;
 #[cfg(any(test, target_os = "none"))]
 mod interrupt_slot;
 pub mod memory_map;
-#[cfg(any(test, target_os = "none"))]
-mod page_entry;
+pub mod page_entry;
 #[cfg(any(test, target_os = "none"))]
 mod run_queue;
 #[cfg(any(test, target_os = "none"))]
@@ -33,13 +32,16 @@ mod shortest;
 #[cfg(any(test, target_os = "none"))]
 mod sync;
 #[cfg(any(test, target_os = "none"))]
+mod table_pool;
+#[cfg(any(test, target_os = "none"))]
 mod user_tables;
 
 pub use command_line::CommandLine;
 pub use error::Error;
 pub use frame_bitmap::PAGE_SIZE;
-#[cfg(any(test, target_os = "none"))]
 pub use page_entry::USER_END;
+#[cfg(any(test, target_os = "none"))]
+pub use table_pool::TableFrames;
 #[cfg(any(test, target_os = "none"))]
 pub use user_tables::{Mapping, Rights};
 
@@ -89,7 +91,7 @@ pub use machine::*;
 
 #[cfg(target_os = "none")]
 mod machine {
-    pub use crate::address_space::AddressSpace;
+    pub use crate::address_space::{AddressSpace, Entries, Entry, flush_cores};
     pub use crate::boot::{Boot, MainTask, main_task};
     pub use crate::console::{line, report, set_level};
     pub use crate::core_local::{count as cores, current as current_core};

@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// One core's runnable tasks. Any core and any interrupt may add one; the core alone takes them.
 pub(crate) struct RunQueue<T> {
@@ -10,6 +10,8 @@ pub(crate) struct RunQueue<T> {
     tasks: Mutex<VecDeque<T>>,
     /// Set while the core sleeps or is about to: who clears it must interrupt the core.
     idle: AtomicBool,
+    /// Calls of [`RunQueue::pop`]. Only the core itself writes it.
+    polls: AtomicU64,
 }
 
 impl<T> RunQueue<T> {
@@ -17,6 +19,7 @@ impl<T> RunQueue<T> {
         Self {
             tasks: Mutex::new(VecDeque::with_capacity(64)),
             idle: AtomicBool::new(false),
+            polls: AtomicU64::new(0),
         }
     }
 
@@ -28,8 +31,30 @@ impl<T> RunQueue<T> {
         self.idle.swap(false, Ordering::SeqCst)
     }
 
+    /// Takes the next task to poll: a quiescent point of the core (see [`crate::table_pool`]).
+    ///
+    /// The count is a plain load and store. The queue's lock, which is taken anyway, is what orders
+    /// it against [`RunQueue::observe`].
     pub(crate) fn pop(&self) -> Option<T> {
+        let polls = self.polls.load(Ordering::Relaxed).wrapping_add(1);
+        self.polls.store(polls, Ordering::Release);
         self.tasks.lock().pop_front()
+    }
+
+    /// Returns the number of polls so far, or `None` when the core sleeps.
+    ///
+    /// What the caller did before is seen by the core's next poll, as that one locks the queue
+    /// after this call did; and when this returns `None`, or a later [`RunQueue::polls`] another number,
+    /// then the poll that ran during this call has ended.
+    pub(crate) fn observe(&self) -> Option<u64> {
+        let _tasks = self.tasks.lock();
+        let idle = self.idle.load(Ordering::Acquire);
+        (!idle).then(|| self.polls.load(Ordering::Acquire))
+    }
+
+    /// Returns the number of polls so far.
+    pub(crate) fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -66,6 +91,20 @@ mod tests {
         assert_eq!(interrupts, 1, "the first interrupt wakes it");
         assert!(!queue.push(4));
         assert!(!queue.is_empty());
+    }
+
+    #[test]
+    fn polls_are_counted_and_sleep_is_seen() {
+        let queue = RunQueue::<u32>::new();
+        assert_eq!(queue.observe(), Some(0));
+        let _ = queue.pop();
+        assert_eq!((queue.observe(), queue.polls()), (Some(1), 1));
+        queue.rest(|| assert_eq!(queue.observe(), None));
+        assert_eq!(queue.observe(), Some(1));
+        queue.rest(|| {
+            assert!(queue.push(1));
+            assert_eq!(queue.observe(), Some(1), "it is being woken");
+        });
     }
 }
 

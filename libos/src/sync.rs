@@ -1,7 +1,7 @@
 //! Locks and atomics of what interrupts and other cores reach. Under `cfg(interleave)` they are loom's, which tries all orders.
 
 #[cfg(not(interleave))]
-pub(crate) use core::sync::atomic::{AtomicBool, Ordering};
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[cfg(not(interleave))]
 pub(crate) use futures_util::task::AtomicWaker;
 #[cfg(not(interleave))]
@@ -10,7 +10,7 @@ pub(crate) use spin::Mutex;
 #[cfg(interleave)]
 pub(crate) use instead::{AtomicWaker, Mutex};
 #[cfg(interleave)]
-pub(crate) use loom::sync::atomic::{AtomicBool, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[cfg(interleave)]
 mod instead {

@@ -1,10 +1,14 @@
 //! A program's page tables, as logic over any memory: 4 KiB pages of the lower half.
 //!
-//! Nothing here holds a lock. The CPU itself sets the accessed and dirty bits at any time, so every change of an entry is
-//! one atomic operation anyway; and a table once hung in stays until the tree is dropped.
+//! A leaf entry is *present* (the CPU's format), *remote* (not present and not zero: its meaning is
+//! the caller's) or *empty* (zero). The CPU sets accessed and dirty marks at any time, so every
+//! change of an entry is one atomic operation. Walks take no lock. Adding a table and taking one
+//! out does; a table that was taken out is left to the caller as [`Unhooked`], because another core may
+//! still be walking it.
 
 use bitflags::bitflags;
 use hal::PhysAddr;
+use spin::Mutex;
 
 use crate::Error;
 use crate::frame_bitmap::PAGE_SIZE;
@@ -74,34 +78,63 @@ impl Mapping {
     }
 }
 
+/// What a table's entries point to.
+///
+/// Frames are kept apart by it: what writes to a stale leaf entry can't give the CPU a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// To pages.
+    Leaf,
+    /// To tables.
+    Upper,
+}
+
+impl Kind {
+    fn of(level: u32) -> Self {
+        if level == 1 { Self::Leaf } else { Self::Upper }
+    }
+}
+
 /// Physical memory as page tables need it.
 ///
-/// An address passed in is that of an entry in a table that `new_table` gave and `free_table` has not taken back.
+/// An address passed in is that of an entry in a table that `new_table` returned.
 pub(crate) trait TableMemory {
-    /// A zeroed frame for a table, if one is left.
-    fn new_table(&self) -> Option<PhysAddr>;
-    /// Takes a table back.
-    fn free_table(&self, table: PhysAddr);
+    /// Returns a zeroed frame for a table, if one is left.
+    fn new_table(&self, kind: Kind) -> Result<PhysAddr, Error>;
+    /// Takes back a table that is all zero. It stays so until no core can be walking it.
+    fn retire_table(&self, kind: Kind, table: PhysAddr);
     /// Loads an entry.
     fn load(&self, at: PhysAddr) -> u64;
-    /// Stores an entry and returns what was there, in one atomic step.
-    fn swap(&self, at: PhysAddr, entry: u64) -> u64;
+    /// Stores an entry.
+    fn store(&self, at: PhysAddr, entry: u64);
     /// Replaces `old` by `new`, or returns what is there instead.
     fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Result<(), u64>;
 }
 
-/// The tree of one address space. Dropping it frees the tables of the lower half and the root.
+/// The tree of one address space. Dropping it retires the tables of the lower half and the root.
 #[derive(Debug)]
 pub(crate) struct Tables<M: TableMemory> {
     memory: M,
     root: PhysAddr,
+    /// Held while a table is hung in or taken out. The locks of `memory` are taken under it.
+    structure: Mutex<()>,
 }
 
+/// Tables that were taken out of the tree, the leaf first. They are to be given to
+/// [`Tables::retire`], once no core will cache a way to them any more.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Unhooked([Option<PhysAddr>; BELOW_ROOT]);
+
 impl<M: TableMemory> Tables<M> {
-    /// An empty tree; `None` when memory is out. The upper half of its root is the caller's to fill.
-    pub(crate) fn new(memory: M) -> Option<Self> {
-        let root = memory.new_table()?;
-        Some(Self { memory, root })
+    /// Makes an empty tree. The upper half of its root is the caller's to fill.
+    pub(crate) fn new(memory: M) -> Result<Self, Error> {
+        let root = memory.new_table(Kind::Upper)?;
+        Ok(Self {
+            memory,
+            root,
+            structure: Mutex::new(()),
+        })
     }
 
     pub(crate) fn root(&self) -> PhysAddr {
@@ -117,39 +150,41 @@ impl<M: TableMemory> Tables<M> {
         rights: Rights,
     ) -> Result<Option<Mapping>, Error> {
         check(address)?;
-        let at = self.leaf_or_create(address)?;
+        let at = self.entry_or_create(address)?;
         let fresh = frame.0 | PRESENT | rights.bits_of_entry();
         match self.memory.compare_exchange(at, 0, fresh) {
             Ok(()) => Ok(None),
-            Err(there) if there & ADDRESS == frame.0 => Ok(self.set_rights(at, rights)),
+            Err(there) if there & PRESENT != 0 && there & ADDRESS == frame.0 => {
+                Ok(self.set_rights(at, rights))
+            }
             Err(_) => Err(Error::Mapped { address }),
         }
     }
 
     /// The page at `address`, if one is mapped.
     pub(crate) fn query(&self, address: u64) -> Option<Mapping> {
-        Mapping::of(self.memory.load(self.leaf(address)?))
+        Mapping::of(self.memory.load(self.page(address)?))
     }
 
     /// Unmaps the page at `address` and tells what it was. A core may go on using a translation that it has cached; if it can
     /// write by it, the dirty mark was set before.
     pub(crate) fn unmap(&self, address: u64) -> Option<Mapping> {
-        Mapping::of(self.memory.swap(self.leaf(address)?, 0))
+        self.change(self.page(address)?, |_| 0)
     }
 
     /// Changes a mapped page's rights and tells what it was; its marks stay.
     pub(crate) fn protect(&self, address: u64, rights: Rights) -> Option<Mapping> {
-        self.set_rights(self.leaf(address)?, rights)
+        self.set_rights(self.page(address)?, rights)
     }
 
     /// Takes the page's dirty mark and tells what it was.
     pub(crate) fn clear_dirty(&self, address: u64) -> Option<Mapping> {
-        self.change(self.leaf(address)?, |entry| entry & !DIRTY)
+        self.change(self.page(address)?, |entry| entry & !DIRTY)
     }
 
     /// Takes the page's accessed mark and tells what it was.
     pub(crate) fn clear_accessed(&self, address: u64) -> Option<Mapping> {
-        self.change(self.leaf(address)?, |entry| entry & !ACCESSED)
+        self.change(self.page(address)?, |entry| entry & !ACCESSED)
     }
 
     fn set_rights(&self, at: PhysAddr, rights: Rights) -> Option<Mapping> {
@@ -169,71 +204,148 @@ impl<M: TableMemory> Tables<M> {
         None
     }
 
-    /// Where the entry of the page at `address` is; `None` if its table does not exist, or `address` is no program's page.
-    fn leaf(&self, address: u64) -> Option<PhysAddr> {
+    /// Returns the entry of the page that begins at `address`.
+    fn page(&self, address: u64) -> Option<PhysAddr> {
         check(address).ok()?;
+        self.entry(address)
+    }
+
+    /// Returns the leaf entry of the page that holds `address`; `None` when its table does not
+    /// exist or `address` is not a program's.
+    #[inline]
+    pub(crate) fn entry(&self, address: u64) -> Option<PhysAddr> {
+        if address >= USER_END {
+            return None;
+        }
+        self.walk(address).ok()
+    }
+
+    /// Returns the leaf entry of the page that holds `address` and creates missing tables.
+    pub(crate) fn entry_or_create(&self, address: u64) -> Result<PhysAddr, Error> {
+        if address >= USER_END {
+            return Err(Error::NotUserAddress { address });
+        }
+        match self.walk(address) {
+            Ok(at) => Ok(at),
+            Err(_) => self.create(address),
+        }
+    }
+
+    /// Finds the leaf entry of `address`, or the level whose entry is empty.
+    #[inline]
+    fn walk(&self, address: u64) -> Result<PhysAddr, u32> {
         let mut table = self.root;
         for level in (2..=ROOT_LEVEL).rev() {
             let entry = self.memory.load(slot(table, address, level));
             if entry & PRESENT == 0 {
-                return None;
+                return Err(level);
             }
             table = PhysAddr(entry & ADDRESS);
-        }
-        Some(slot(table, address, 1))
-    }
-
-    fn leaf_or_create(&self, address: u64) -> Result<PhysAddr, Error> {
-        let mut table = self.root;
-        for level in (2..=ROOT_LEVEL).rev() {
-            let at = slot(table, address, level);
-            let entry = self.memory.load(at);
-            table = if entry & PRESENT == 0 {
-                self.hang_table(at)?
-            } else {
-                PhysAddr(entry & ADDRESS)
-            };
         }
         Ok(slot(table, address, 1))
     }
 
-    /// Hangs a new table into the empty entry at `at`; if another core was first, returns its table.
-    fn hang_table(&self, at: PhysAddr) -> Result<PhysAddr, Error> {
-        let table = self.memory.new_table().ok_or(Error::NoMemory)?;
-        // The leaf decides about rights.
-        match self
-            .memory
-            .compare_exchange(at, 0, table.0 | PRESENT | WRITABLE | USER)
-        {
-            Ok(()) => Ok(table),
-            Err(there) => {
-                self.memory.free_table(table);
-                Ok(PhysAddr(there & ADDRESS))
+    /// Walks as [`Tables::walk`] does and hangs in the tables that are missing.
+    #[cold]
+    fn create(&self, address: u64) -> Result<PhysAddr, Error> {
+        // From the root again: the tables that were walked without the lock may be retired.
+        let _structure = self.structure.lock();
+        let mut table = self.root;
+        for level in (2..=ROOT_LEVEL).rev() {
+            let at = slot(table, address, level);
+            let mut entry = self.memory.load(at);
+            if entry & PRESENT == 0 {
+                // The leaf decides about rights.
+                entry = self.memory.new_table(Kind::of(level - 1))?.0 | PRESENT | WRITABLE | USER;
+                self.memory.store(at, entry);
             }
+            table = PhysAddr(entry & ADDRESS);
+        }
+        Ok(slot(table, address, 1))
+    }
+
+    /// Returns the first address from `from` on and below `end` whose leaf table exists.
+    ///
+    /// Each step skips what one absent entry of an upper table covers.
+    pub(crate) fn next_table(&self, from: u64, end: u64) -> Option<u64> {
+        let end = end.min(USER_END);
+        let mut address = from;
+        while address < end {
+            match self.walk(address) {
+                Ok(_) => return Some(address),
+                Err(level) => address = (address | (span(level) - 1)) + 1,
+            }
+        }
+        None
+    }
+
+    /// Takes the leaf table that covers `address` out of the tree if it is empty, and then the
+    /// upper tables that have become so. The root stays.
+    pub(crate) fn unhook(&self, address: u64) -> Option<Unhooked> {
+        if address >= USER_END {
+            return None;
+        }
+        let _structure = self.structure.lock();
+        let mut way = [(self.root, self.root); BELOW_ROOT];
+        let mut table = self.root;
+        for (step, level) in way.iter_mut().zip((2..=ROOT_LEVEL).rev()) {
+            let at = slot(table, address, level);
+            let entry = self.memory.load(at);
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            table = PhysAddr(entry & ADDRESS);
+            *step = (at, table);
+        }
+        let mut unhooked = Unhooked([None; BELOW_ROOT]);
+        for (place, &(at, table)) in unhooked.0.iter_mut().zip(way.iter().rev()) {
+            if !self.is_empty(table) {
+                break;
+            }
+            // The CPU may be setting the entry's accessed mark, but only if it is still present
+            // (Intel SDM volume 3A, section 4.8).
+            self.memory.store(at, 0);
+            *place = Some(table);
+        }
+        unhooked.0[0].is_some().then_some(unhooked)
+    }
+
+    /// Retires tables that [`Tables::unhook`] took out.
+    pub(crate) fn retire(&self, unhooked: Unhooked) {
+        for (table, level) in unhooked.0.into_iter().flatten().zip(1..) {
+            self.memory.retire_table(Kind::of(level), table);
         }
     }
 
-    /// Frees a table of `level` and those below the first `entries` of it.
-    fn free(&self, table: PhysAddr, level: u32, entries: usize) {
-        if level > 1 {
-            for index in 0..entries as u64 {
-                let entry = self.memory.load(PhysAddr(table.0 + index * ENTRY));
-                if entry & PRESENT != 0 {
-                    self.free(PhysAddr(entry & ADDRESS), level - 1, ENTRIES);
-                }
+    fn is_empty(&self, table: PhysAddr) -> bool {
+        entries(table, ENTRIES).all(|at| self.memory.load(at) == 0)
+    }
+
+    /// Clears and retires a table of `level` and those below the first `used` entries of it. What
+    /// else its entries hold does not matter.
+    fn clear(&self, table: PhysAddr, level: u32, used: usize) {
+        for (index, at) in entries(table, ENTRIES).enumerate() {
+            let entry = self.memory.load(at);
+            if level > 1 && index < used && entry & PRESENT != 0 {
+                self.clear(PhysAddr(entry & ADDRESS), level - 1, ENTRIES);
+            }
+            if entry != 0 {
+                self.memory.store(at, 0);
             }
         }
-        self.memory.free_table(table);
+        self.memory.retire_table(Kind::of(level), table);
     }
 }
 
 impl<M: TableMemory> Drop for Tables<M> {
     fn drop(&mut self) {
         // The upper half is the kernel's.
-        self.free(self.root, ROOT_LEVEL, ENTRIES / 2);
+        self.clear(self.root, ROOT_LEVEL, ENTRIES / 2);
     }
 }
 
+/// Levels below the root's.
+const BELOW_ROOT: usize = ROOT_LEVEL as usize - 1;
 /// The size of an entry.
 const ENTRY: u64 = 8;
 
@@ -245,11 +357,25 @@ fn check(address: u64) -> Result<(), Error> {
     }
 }
 
+/// Returns the bytes that an entry of a table of `level` covers.
+fn span(level: u32) -> u64 {
+    1 << (12 + 9 * (level - 1))
+}
+
 fn slot(table: PhysAddr, address: u64, level: u32) -> PhysAddr {
-    let index = address >> (12 + 9 * (level - 1)) & (ENTRIES as u64 - 1);
+    let index = (address / span(level)) % ENTRIES as u64;
     PhysAddr(table.0 + index * ENTRY)
+}
+
+/// Returns the places of a table's first `count` entries.
+fn entries(table: PhysAddr, count: usize) -> impl Iterator<Item = PhysAddr> {
+    (0..count as u64).map(move |index| PhysAddr(table.0 + index * ENTRY))
 }
 
 #[cfg(test)]
 #[path = "user_tables_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "user_entries_tests.rs"]
+mod entries_tests;

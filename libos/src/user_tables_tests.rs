@@ -6,56 +6,80 @@ use proptest::prelude::*;
 
 use super::*;
 
-const PAGE: u64 = PAGE_SIZE as u64;
+pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Tables in a map, as strict as can be: an access outside a live table panics, and so does freeing one twice.
+/// Tables by number, as strict as can be: an access outside a live table panics, and so does freeing one twice.
 #[derive(Clone, Default)]
-struct FakeMemory(Rc<FakeState>);
+pub(super) struct FakeMemory(Rc<FakeState>);
+
+type FakeTable = (Kind, Box<[u64; ENTRIES]>);
+
+/// Where the tables begin: far up, so that a cut-off address shows.
+const BASE: u64 = 0x000f_0000_0000_0000;
 
 #[derive(Default)]
 struct FakeState {
-    tables: RefCell<BTreeMap<u64, Box<[u64; ENTRIES]>>>,
-    next: Cell<u64>,
+    /// The tables made so far; `None` for one that was retired.
+    tables: RefCell<Vec<Option<FakeTable>>>,
+    live: Cell<usize>,
     limit: Cell<Option<usize>>,
+    loads: Cell<usize>,
     /// Done once, just before the next compare-and-exchange: what another core gets in with.
     meanwhile: RefCell<Option<(u64, u64)>>,
 }
 
 impl FakeMemory {
-    fn live(&self) -> usize {
-        self.0.tables.borrow().len()
+    pub(super) fn live(&self) -> usize {
+        self.0.live.get()
+    }
+
+    pub(super) fn limit(&self, tables: Option<usize>) {
+        self.0.limit.set(tables);
+    }
+
+    /// Returns how many entries were loaded so far.
+    pub(super) fn loads(&self) -> usize {
+        self.0.loads.get()
     }
 
     fn with<R>(&self, at: PhysAddr, f: impl FnOnce(&mut u64) -> R) -> R {
         assert_eq!(at.0 % 8, 0);
         let mut tables = self.0.tables.borrow_mut();
-        let table = tables.get_mut(&(at.0 & !0xfff)).expect("no such table");
+        let (_, table) = tables[Self::number(at)].as_mut().expect("no such table");
         f(&mut table[usize::try_from(at.0 % 4096 / 8).unwrap()])
+    }
+
+    fn number(at: PhysAddr) -> usize {
+        usize::try_from((at.0 - BASE) / PAGE).unwrap()
     }
 }
 
 impl TableMemory for FakeMemory {
-    fn new_table(&self) -> Option<PhysAddr> {
+    fn new_table(&self, kind: Kind) -> Result<PhysAddr, Error> {
         if self.0.limit.get().is_some_and(|limit| self.live() >= limit) {
-            return None;
+            return Err(Error::NoMemory);
         }
-        // Far up, so that a cut-off address shows.
-        let at = 0x000f_0000_0000_0000 + self.0.next.get() * PAGE;
-        self.0.next.set(self.0.next.get() + 1);
-        self.0.tables.borrow_mut().insert(at, Box::new([0; ENTRIES]));
-        Some(PhysAddr(at))
+        let mut tables = self.0.tables.borrow_mut();
+        tables.push(Some((kind, Box::new([0; ENTRIES]))));
+        self.0.live.set(self.0.live.get() + 1);
+        Ok(PhysAddr(BASE + (tables.len() as u64 - 1) * PAGE))
     }
 
-    fn free_table(&self, table: PhysAddr) {
-        self.0.tables.borrow_mut().remove(&table.0).expect("freed twice");
+    fn retire_table(&self, kind: Kind, table: PhysAddr) {
+        let mut tables = self.0.tables.borrow_mut();
+        let (was, entries) = tables[Self::number(table)].take().expect("retired twice");
+        assert_eq!(was, kind);
+        assert!(entries.iter().all(|&entry| entry == 0), "retired in use");
+        self.0.live.set(self.0.live.get() - 1);
     }
 
     fn load(&self, at: PhysAddr) -> u64 {
+        self.0.loads.set(self.0.loads.get() + 1);
         self.with(at, |entry| *entry)
     }
 
-    fn swap(&self, at: PhysAddr, value: u64) -> u64 {
-        self.with(at, |entry| core::mem::replace(entry, value))
+    fn store(&self, at: PhysAddr, value: u64) {
+        self.with(at, |entry| *entry = value);
     }
 
     fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Result<(), u64> {
@@ -74,7 +98,13 @@ impl TableMemory for FakeMemory {
 }
 
 /// What the CPU does: walk, check, and set the marks. Written from the SDM's words, not by the walker's constants.
-fn access(memory: &FakeMemory, root: PhysAddr, address: u64, write: bool, fetch: bool) -> Option<u64> {
+pub(super) fn access(
+    memory: &FakeMemory,
+    root: PhysAddr,
+    address: u64,
+    write: bool,
+    fetch: bool,
+) -> Option<u64> {
     let mut table = root.0;
     let (mut user, mut writable, mut executable) = (true, true, true);
     for level in (0..4).rev() {
@@ -91,19 +121,19 @@ fn access(memory: &FakeMemory, root: PhysAddr, address: u64, write: bool, fetch:
             if !user || (write && !writable) || (fetch && !executable) {
                 return None;
             }
-            memory.swap(at, entry | 0x20 | if write { 0x40 } else { 0 });
+            memory.store(at, entry | 0x20 | if write { 0x40 } else { 0 });
         }
     }
     Some(table)
 }
 
-fn tables() -> (FakeMemory, Tables<FakeMemory>) {
+pub(super) fn tables() -> (FakeMemory, Tables<FakeMemory>) {
     let memory = FakeMemory::default();
     let tables = Tables::new(memory.clone()).unwrap();
     (memory, tables)
 }
 
-fn frame(n: u64) -> PhysAddr {
+pub(super) fn frame(n: u64) -> PhysAddr {
     PhysAddr(n * PAGE)
 }
 
@@ -112,7 +142,7 @@ fn the_kernels_half_is_never_touched() {
     let (memory, tables) = tables();
     // Tables that are not of this memory: the strict fake would panic.
     for index in 256..512 {
-        memory.swap(PhysAddr(tables.root().0 + index * 8), 0x1003);
+        memory.store(PhysAddr(tables.root().0 + index * 8), 0x1003);
     }
     tables.map(0x1000, frame(1), Rights::READ).unwrap();
     tables.map(USER_END - PAGE, frame(1), Rights::READ).unwrap();
@@ -134,7 +164,7 @@ fn an_entry_has_the_architectures_bits() {
         (Rights::empty(), 0x8000_0000_0000_0001_u64),
     ] {
         tables.map(address, frame(0xabcde), rights).unwrap();
-        let leaf = tables.leaf(address).unwrap();
+        let leaf = tables.page(address).unwrap();
         assert_eq!(memory.load(leaf), 0xabc_de000 | bits, "{rights:?}");
         tables.unmap(address).unwrap();
     }
@@ -206,24 +236,12 @@ fn out_of_memory_is_an_error_and_leaves_the_rest_alone() {
 }
 
 #[test]
-fn another_cores_table_is_taken() {
-    let (memory, tables) = tables();
-    // The other core's table for the level below the root comes first by a hair.
-    let theirs = memory.new_table().unwrap();
-    *memory.0.meanwhile.borrow_mut() = Some((tables.root().0, theirs.0 | 0x7));
-    tables.map(0x1000, frame(1), Rights::READ).unwrap();
-    assert_eq!(memory.load(tables.root()) & ADDRESS, theirs.0);
-    assert_eq!(memory.live(), 4, "a root and one table a level, none left over");
-    assert_eq!(access(&memory, tables.root(), 0x1000, false, false), Some(PAGE));
-}
-
-#[test]
 fn a_mark_set_meanwhile_is_not_lost() {
     let (memory, tables) = tables();
     tables
         .map(0x1000, frame(1), Rights::READ | Rights::WRITE)
         .unwrap();
-    let leaf = tables.leaf(0x1000).unwrap();
+    let leaf = tables.page(0x1000).unwrap();
     // The program writes between the walker's load and its change.
     *memory.0.meanwhile.borrow_mut() = Some((leaf.0, memory.load(leaf) | ACCESSED | DIRTY));
     let was = tables.protect(0x1000, Rights::READ).unwrap();
@@ -247,7 +265,7 @@ enum Step {
 }
 
 /// Few enough addresses that steps meet, spread over all levels of the tree.
-fn page() -> impl Strategy<Value = u64> {
+pub(super) fn page() -> impl Strategy<Value = u64> {
     (0..2_u64, 0..2_u64, 0..2_u64, 0..3_u64)
         .prop_map(|(a, b, c, d)| ((a * 0x7f) << 40) | ((b * 511) << 30) | ((c * 3) << 21) | (d << 12))
 }

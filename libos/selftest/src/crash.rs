@@ -36,6 +36,12 @@ pub(crate) fn crash(how: &str) -> Exit {
             // SAFETY: none: it must fault.
             unsafe { core::arch::asm!("ud2") };
         }
+        "foreign_entry" => {
+            // The kernel's own memory, for a program to write to.
+            let space = libos::AddressSpace::new().expect("memory");
+            let entry = space.entry_or_create(0x1000).expect("memory");
+            let _ = entry.compare_exchange(0, 0x20_0007);
+        }
         "failure" => return Exit::Failure,
         _ => {}
     }

@@ -1,6 +1,7 @@
 //! User mode in depth: each trap, all of a thread's state, and what page tables report. What fails panics.
 
 mod code;
+mod entries;
 mod exceptions;
 mod memory;
 mod state;
@@ -28,13 +29,15 @@ pub(crate) async fn run() {
     libos::report("test", format_args!("user_state\tok"));
     memory::run().await;
     libos::report("test", format_args!("user_memory\tok"));
+    entries::run().await;
+    libos::report("test", format_args!("user_entries\tok"));
 }
 
 /// Frames for the tests' pages. They are used again and again: one test's pages are gone when the next begins.
 fn frame(index: usize) -> PageFrame {
     static FRAMES: Once<&'static FrameArray> = Once::new();
     FRAMES
-        .call_once(|| FrameArray::allocate(8).expect("memory for the tests' pages"))
+        .call_once(|| FrameArray::allocate(16).expect("memory for the tests' pages"))
         .frame(index)
 }
 

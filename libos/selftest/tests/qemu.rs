@@ -98,6 +98,12 @@ fn everything_passes_on_two_cores() {
 
 #[test]
 #[ignore = "needs QEMU"]
+fn everything_passes_on_four_cores() {
+    assert_all_pass(&qemu(4, "", &[], b""));
+}
+
+#[test]
+#[ignore = "needs QEMU"]
 fn everything_passes_on_one_core_and_without_newer_features() {
     assert_all_pass(&qemu(1, "", &["-cpu", "qemu64"], b""));
 }
@@ -161,6 +167,10 @@ fn a_broken_kernel_says_how() {
         ("null", "kernel exception 14 (page fault), error 0x2, address 0x0"),
         ("overflow", "a kernel stack has overflowed"),
         ("undefined", "kernel exception 6 (invalid opcode)"),
+        (
+            "foreign_entry",
+            "entry 0x200007 points to no frame of a `FrameArray`",
+        ),
     ] {
         let run = qemu(2, &format!("crash={how}"), &[], b"");
         assert_eq!(run.status, Some(PANIC), "{how}: {}", run.log);

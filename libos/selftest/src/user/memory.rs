@@ -160,7 +160,7 @@ async fn tables_are_given_back() {
     // The core keeps the last space that it ran until it runs another.
     let mut last = Program::new(code::SYSCALL);
     last.expect_syscall().await;
-    let free = libos::frames::free();
+    let in_use = libos::frames::tables().in_use;
     for _ in 0..20 {
         let mut program = Program::in_frames(code::SYSCALL, 3);
         for n in 0..8 {
@@ -172,7 +172,7 @@ async fn tables_are_given_back() {
         program.expect_syscall().await;
     }
     last.expect_syscall().await;
-    assert_eq!(libos::frames::free(), free);
+    assert_eq!(libos::frames::tables().in_use, in_use);
 }
 
 async fn refreshed_code_is_the_same_code() {
@@ -187,13 +187,14 @@ async fn refreshed_code_is_the_same_code() {
     program.expect_syscall().await;
 }
 
-/// Runs `thread` on the second core until its first trap of its own, or until `stop`.
-fn on_second_core(
+/// Runs `thread` on another core until its first trap of its own, or until `stop`.
+fn on_core(
+    core: usize,
     mut thread: UserContext,
     space: Arc<AddressSpace>,
     stop: Arc<AtomicBool>,
 ) -> libos::Task<Option<Trap>> {
-    libos::spawn_on(1, async move {
+    libos::spawn_on(core, async move {
         while !stop.load(Ordering::Acquire) {
             match thread.run(&space) {
                 Trap::Preempted => libos::yield_now().await,
@@ -204,9 +205,9 @@ fn on_second_core(
     })
 }
 
-/// A program that counts in its data page on the second core.
-struct Counter {
-    space: Arc<AddressSpace>,
+/// A program that counts in its data page on another core.
+pub(super) struct Counter {
+    pub(super) space: Arc<AddressSpace>,
     data: libos::PageFrame,
     stop: Arc<AtomicBool>,
     task: libos::Task<Option<Trap>>,
@@ -214,11 +215,20 @@ struct Counter {
 
 impl Counter {
     fn start() -> Self {
+        Self::start_on(1, 0)
+    }
+
+    /// Starts one in three frames from `first` on.
+    pub(super) fn start_on(core: usize, first: usize) -> Self {
         let Program {
-            space, thread, data, ..
-        } = Program::with(code::COUNT, DATA);
+            space,
+            mut thread,
+            data,
+            ..
+        } = Program::in_frames(code::COUNT, first);
+        thread.registers.rdi = DATA;
         let stop = Arc::new(AtomicBool::new(false));
-        let task = on_second_core(thread, space.clone(), stop.clone());
+        let task = on_core(core, thread, space.clone(), stop.clone());
         Self {
             space,
             data,
@@ -232,21 +242,21 @@ impl Counter {
     }
 
     /// Waits until it has counted on from what it has now.
-    async fn moves(&self) {
+    pub(super) async fn moves(&self) {
         let start = self.count();
         let end = libos::now() + hal::Duration::from_secs(10);
         while self.count() == start {
-            assert!(libos::now() < end, "the second core does not count");
+            assert!(libos::now() < end, "the other core does not count");
             libos::yield_now().await;
         }
     }
 
     /// Its end, by the store that it could not do.
-    async fn expect_stopped_store(self, present: bool) {
+    pub(super) async fn expect_stopped_store(self, present: bool) {
         let stopped = self.count();
         let end = libos::now() + hal::Duration::from_secs(10);
         while !self.task.is_finished() {
-            assert!(libos::now() < end, "the second core goes on storing");
+            assert!(libos::now() < end, "the other core goes on storing");
             libos::yield_now().await;
         }
         let trap = self.task.await;
