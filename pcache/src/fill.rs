@@ -186,6 +186,8 @@ impl<M: Machine> Cache<M> {
             }
         }
         let set = sets.first();
+        // The mark of a store from before the page was shared.
+        set.lines[from_way].dirty |= pte.is_dirty();
         self.remove_mapping(set, from_way, at);
         // Cores may still read the old line: it must not serve another slot before the shootdown.
         batch.push(at.page);

@@ -118,6 +118,9 @@ pub(crate) struct Set<E> {
     leaving: u64,
     pub(crate) tick: u32,
     pub(crate) hand: usize,
+    /// The way used last, which is no victim: whoever faulted must get to use it, also when all
+    /// other lines are in flight.
+    newest: usize,
     /// The set is in a queue of the evictor.
     pub(crate) queued: bool,
     waiters: heapless::Vec<Waker, WAITERS>,
@@ -136,6 +139,7 @@ impl<E> Set<E> {
             leaving: 0,
             tick: 0,
             hand: 0,
+            newest: usize::MAX,
             queued: false,
             waiters: heapless::Vec::new(),
             counters: Counters::default(),
@@ -181,6 +185,7 @@ impl<E> Set<E> {
 
     fn begin(&mut self, way: usize, slot: Slot, state: State) {
         self.tick = self.tick.wrapping_add(1);
+        self.newest = way;
         self.tags[way] = slot.raw();
         self.lines[way] = Line {
             state,
@@ -217,6 +222,7 @@ impl<E> Set<E> {
     /// Marks a line as used.
     pub(crate) fn used(&mut self, way: usize) {
         self.tick = self.tick.wrapping_add(1);
+        self.newest = way;
         let line = &mut self.lines[way];
         line.stamp = self.tick;
         line.victim = false;
@@ -281,10 +287,10 @@ impl<E> Set<E> {
         for _ in 0..2 * ways {
             let way = self.hand;
             self.hand = (way + 1) % ways;
-            let line = &mut self.lines[way];
-            if !line.evictable() || line.reclaimable() {
+            if !self.may_leave(way) {
                 continue;
             }
+            let line = &mut self.lines[way];
             let used = (line.mapped() && accessed(line)) | (line.stamp != 0);
             line.stamp = 0;
             if !used {
@@ -295,11 +301,16 @@ impl<E> Set<E> {
         self.turn()
     }
 
+    fn may_leave(&self, way: usize) -> bool {
+        let line = &self.lines[way];
+        line.evictable() && !line.reclaimable() && way != self.newest
+    }
+
     fn turn(&mut self) -> Option<usize> {
         let ways = self.lines.len();
         let way = (0..ways)
             .map(|i| (self.hand + i) % ways)
-            .find(|&way| self.lines[way].evictable() && !self.lines[way].reclaimable())?;
+            .find(|&way| self.may_leave(way))?;
         self.hand = (way + 1) % ways;
         Some(way)
     }
@@ -307,7 +318,7 @@ impl<E> Set<E> {
     fn oldest(&self) -> Option<usize> {
         let age = |line: &Line<E>| self.tick.wrapping_sub(line.stamp);
         (0..self.lines.len())
-            .filter(|&way| self.lines[way].evictable() && !self.lines[way].reclaimable())
+            .filter(|&way| self.may_leave(way))
             .max_by_key(|&way| age(&self.lines[way]))
     }
 }
@@ -367,19 +378,19 @@ mod tests {
     fn fifo_ignores_use_and_lru_does_not() {
         let mut set = full_set(4);
         assert_eq!(set.victim(Policy::Fifo, |_| true), Some(0));
-        assert_eq!(set.victim(Policy::Lru, |l| entry_of(l) != 3), Some(3));
-        assert_eq!(set.victim(Policy::Lru, |_| false), Some(3), "marks were kept");
+        assert_eq!(set.victim(Policy::Lru, |l| entry_of(l) != 2), Some(2));
+        assert_eq!(set.victim(Policy::Lru, |_| false), Some(2), "marks were kept");
     }
 
     #[test]
-    fn random_finds_every_line() {
+    fn random_finds_every_line_but_the_newest() {
         let mut set = full_set(4);
         let mut seen = [false; 4];
         for _ in 0..100 {
             set.tick += 1;
             seen[set.victim(Policy::Random, |_| false).unwrap()] = true;
         }
-        assert_eq!(seen, [true; 4]);
+        assert_eq!(seen, [true, true, true, false], "all but the newest");
     }
 
     #[test]
@@ -392,6 +403,15 @@ mod tests {
             set.lines[3].dead = true;
             assert_eq!(set.victim(policy, |_| false), None);
             assert_eq!(set.take(slot(9), State::Reading), None);
+        }
+    }
+
+    #[test]
+    fn the_line_used_last_stays_though_all_others_are_in_flight() {
+        for policy in [Policy::Clock, Policy::Lru, Policy::Fifo, Policy::Random] {
+            let mut set = full_set(4);
+            (0..3).for_each(|way| set.lines[way].state = State::Reading);
+            assert_eq!(set.victim(policy, |_| false), None);
         }
     }
 

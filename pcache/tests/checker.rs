@@ -250,6 +250,7 @@ fn check(sets: u32, fails: bool, accesses: usize) {
                     ..Config::default()
                 };
                 let mut run = Run::new(seed * 100 + cores as u64, sets, config, cores, fails);
+                eprintln!("{config:?}");
                 for step in 0.. {
                     run.step();
                     if run.done >= each {
