@@ -139,6 +139,14 @@ impl Entry {
         self.word().compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
     }
 
+    /// Returns the entry `distance` pages on; `None` when another table holds it.
+    #[must_use]
+    pub fn offset(self, distance: i64) -> Option<Self> {
+        let at = self.0.get().wrapping_add_signed(distance.checked_mul(ENTRY.cast_signed())?);
+        let same_table = at / PAGE_SIZE as u64 == self.0.get() / PAGE_SIZE as u64;
+        NonZeroU64::new(at).filter(|_| same_table).map(Self)
+    }
+
     /// Returns the next page's entry; `None` behind the last of a table.
     #[must_use]
     pub fn next(self) -> Option<Self> {

@@ -255,6 +255,12 @@ impl<M: Machine> Cache<M> {
         }
     }
 
+    /// Takes the user from a slot that no entry names: one of a shared object that nothing maps.
+    pub fn drop_slot(&self, slot: Slot) {
+        let mut set = self.set(self.geometry.set_of(slot));
+        self.drop_user(&mut set, slot);
+    }
+
     pub(crate) fn set(&self, index: u32) -> MutexGuard<'_, Set<M::Entry>> {
         self.sets[index as usize].lock()
     }

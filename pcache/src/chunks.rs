@@ -204,6 +204,25 @@ impl Chunks {
         None
     }
 
+    /// Allocates a slot of any chunk that holds something, for when no chunk is left to begin.
+    #[must_use]
+    pub fn allocate_any(&self) -> Option<Slot> {
+        let made = self.lists.lock().made;
+        (0..made).find_map(|index| {
+            let id = ChunkId(index);
+            let chunk = self.chunk(id)?;
+            // A chunk that holds nothing may be on its way back to M.
+            let hold = |holds: u32| (holds > 0).then(|| holds + 1);
+            chunk
+                .holds
+                .fetch_update(Ordering::AcqRel, Ordering::Relaxed, hold)
+                .ok()?;
+            let slot = self.allocate(id, 0);
+            self.let_go(id);
+            slot
+        })
+    }
+
     /// Gives back a slot that was allocated and never used.
     pub fn cancel(&self, slot: Slot) {
         self.free(slot);
@@ -314,6 +333,18 @@ mod tests {
         chunks.share(slot);
         assert_eq!(chunks.users(slot), 3);
         assert_eq!([(); 3].map(|()| chunks.drop_user(slot)), [false, false, true]);
+    }
+
+    #[test]
+    fn any_slot_is_one_of_a_chunk_in_use() {
+        let chunks = Chunks::new(10);
+        chunks.add(at(0)).unwrap();
+        let used = chunks.add(at(1 << 21)).unwrap();
+        assert_eq!(chunks.allocate_any(), None, "no chunk holds anything");
+        let first = chunks.allocate(used, 3).unwrap();
+        let second = chunks.allocate_any().unwrap();
+        assert_eq!(second.chunk(), used);
+        assert_ne!(second, first);
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl Run {
             }
         }
         let object = std::mem::take(&mut self.object);
-        object.end(&self.cache, &self.spaces[0]);
+        object.end(&self.cache);
         self.fails = false;
         self.cache.evict();
         while self.cache.machine().transfers() > 0 {
@@ -250,7 +250,6 @@ fn check(sets: u32, fails: bool, accesses: usize) {
                     ..Config::default()
                 };
                 let mut run = Run::new(seed * 100 + cores as u64, sets, config, cores, fails);
-                eprintln!("{config:?}");
                 for step in 0.. {
                     run.step();
                     if run.done >= each {

@@ -4,7 +4,7 @@
 
 use alloc::vec::Vec;
 
-use messages::memory::Prot;
+use pcache::Rights;
 use messages::{PAGE_SIZE, USER_END};
 
 /// Bytes of the file header.
@@ -84,7 +84,7 @@ pub struct Segment {
     /// How many.
     pub file_len: u64,
     /// Its rights.
-    pub prot: Prot,
+    pub prot: Rights,
 }
 
 /// A program to load; addresses before relocation.
@@ -202,7 +202,7 @@ impl Header {
         }
         program.headers_addr = phdr.or_else(|| self.headers_in(&program.segments)).unwrap_or(0);
         let has_entry =
-            |s: &Segment| s.prot.contains(Prot::EXEC) && (s.addr..s.addr + s.len).contains(&self.entry);
+            |s: &Segment| s.prot.contains(Rights::EXEC) && (s.addr..s.addr + s.len).contains(&self.entry);
         if !program.segments.iter().any(has_entry) {
             return Err(ElfError::NoEntry(self.entry));
         }
@@ -221,10 +221,10 @@ impl Header {
 
 fn segment(raw: &[u8], file_len: u64) -> Option<Segment> {
     let flags = u32_at(raw, 4);
-    let mut prot = Prot::empty();
-    prot.set(Prot::EXEC, flags & 1 != 0);
-    prot.set(Prot::WRITE, flags & 2 != 0);
-    prot.set(Prot::READ, flags & 4 != 0);
+    let mut prot = Rights::empty();
+    prot.set(Rights::EXEC, flags & 1 != 0);
+    prot.set(Rights::WRITE, flags & 2 != 0);
+    prot.set(Rights::READ, flags & 4 != 0);
     let segment = Segment {
         addr: u64_at(raw, 16),
         len: u64_at(raw, 40),
@@ -294,7 +294,7 @@ mod tests {
         let program = parse(&tiny()).unwrap();
         assert_eq!((program.entry, program.headers_addr), (0x40_0100, 0x40_0040));
         assert_eq!(program.span(), (0x40_0000, 0x40_2000));
-        assert_eq!(program.segments[0].prot, Prot::READ | Prot::EXEC);
+        assert_eq!(program.segments[0].prot, Rights::READ | Rights::EXEC);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Page faults and exceptions of a program.
 
-use messages::memory::Prot;
+use pcache::Access;
 
 use crate::error::{Error, Exit, Result};
+use crate::mm::fault::Refused;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 
@@ -23,17 +24,6 @@ fn signal_of(vector: u8) -> u8 {
     }
 }
 
-/// Whether `prot` allows the access; on x86-64 what may be written or executed may be read.
-fn allowed(prot: Prot, write: bool, execute: bool) -> bool {
-    if execute {
-        prot.contains(Prot::EXEC)
-    } else if write {
-        prot.contains(Prot::WRITE)
-    } else {
-        !prot.is_empty()
-    }
-}
-
 impl<N: Node> Process<'_, N> {
     /// Runs the program to its end.
     ///
@@ -45,7 +35,7 @@ impl<N: Node> Process<'_, N> {
         loop {
             let outcome = match cpu.run().await {
                 Trap::Syscall => self.serve(cpu).await,
-                Trap::PageFault { addr, write, execute } => self.fault(cpu.ip(), addr, write, execute).await,
+                Trap::PageFault { addr, access } => self.fault(cpu.ip(), addr, access).await,
                 Trap::Exception { vector, error } => {
                     log::warn!("exception {vector} with error {error:#x} at ip {:#x}", cpu.ip());
                     Err(Error::Ended(Exit::Signal(signal_of(vector))))
@@ -64,24 +54,21 @@ impl<N: Node> Process<'_, N> {
     }
 
     /// Brings and maps the page that the program needs, or ends it.
-    async fn fault(&mut self, ip: u64, addr: u64, write: bool, execute: bool) -> Result<()> {
-        let Some(prot) = self
-            .layout
-            .rights(addr)
-            .filter(|&prot| allowed(prot, write, execute))
-        else {
-            let what = if execute {
-                "execute"
-            } else if write {
-                "write"
-            } else {
-                "read"
-            };
-            log::warn!("segmentation fault: cannot {what} {addr:#x} at ip {ip:#x}");
-            return Err(Error::Ended(Exit::Signal(SIGSEGV)));
+    async fn fault(&mut self, ip: u64, addr: u64, access: Access) -> Result<()> {
+        let Err(refused) = self.memory.fault(addr, access, false).await? else {
+            return Ok(());
         };
-        self.page(addr).await?.map(prot)?;
-        Ok(())
+        let what = match access {
+            Access::Execute => "execute",
+            Access::Write => "write",
+            Access::Read => "read",
+        };
+        let (name, signal) = match refused {
+            Refused::BeyondEnd => ("bus error", SIGBUS),
+            Refused::Unmapped | Refused::Forbidden => ("segmentation fault", SIGSEGV),
+        };
+        log::warn!("{name}: cannot {what} {addr:#x} at ip {ip:#x}");
+        Err(Error::Ended(Exit::Signal(signal)))
     }
 
     /// Serves the system call that the thread made.

@@ -4,21 +4,25 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use messages::memory::{MapFlags, Prot};
 use messages::storage::{FileId, OpenFlags, Stat};
-use messages::{Errno, PAGE_SIZE, USER_END, WINDOW_SIZE};
+use messages::{Errno, PAGE_SIZE, USER_END};
+use pcache::Rights;
+
+use core::ops::Range;
 
 use crate::elf::{ElfError, HEADER_SIZE, Header, Program};
 use crate::error::{Error, Result, errno};
 use crate::platform::{Cpu, Files, Platform};
 use crate::process::{Node, Process};
+use crate::mm::STACK_TOP;
+use crate::mm::map::Place;
+use crate::mm::vma::{Vma, VmaFlags};
 use crate::stack::{self, Facts};
 use crate::syscall::Heap;
 
-/// Bytes of a stack.
-const STACK_SIZE: u64 = 8 << 20;
-/// One past the stack: the last whole window below the user's end.
-const STACK_TOP: u64 = USER_END / WINDOW_SIZE * WINDOW_SIZE;
+/// Bytes of a stack below its first contents that are mapped from the start; it grows from there
+/// (Linux's `stack_expand`).
+const STACK_SPARE: u64 = 128 << 10;
 /// Where position-independent programs go.
 const RELOCATED_BASE: u64 = 0x5555_5540_0000;
 /// A file is read in pieces of this many bytes.
@@ -121,7 +125,7 @@ impl<'n, N: Node> Process<'n, N> {
             Err(Error::Errno(errno::ENOENT | errno::ENOTDIR)) => return Err(Refusal::NotFound(path())),
             opened => opened.map_err(failed)?,
         };
-        let mut process = Self::empty(node, pid).await.map_err(failed)?;
+        let mut process = Self::empty(node, pid).map_err(failed)?;
         let loaded = process.load(command, opened.file, &opened.stat, cpu).await;
         let closed = node.files().close(opened.file).await;
         match loaded.and(closed.map_err(Failure::from)) {
@@ -159,20 +163,6 @@ impl<'n, N: Node> Process<'n, N> {
         let program = header.program(&headers[..got], stat.size)?;
 
         let bias = self.load_segments(&program, file).await?;
-        let stack = STACK_TOP - STACK_SIZE;
-        let mut rights = Prot::READ | Prot::WRITE;
-        rights.set(Prot::EXEC, program.executable_stack);
-        self.map(stack, STACK_SIZE, rights, MapFlags::FIXED_NOREPLACE)
-            .await?;
-        // Nothing is ever mapped right below the stack, so that running over ends in a fault.
-        self.map(
-            stack - WINDOW_SIZE,
-            WINDOW_SIZE,
-            Prot::empty(),
-            MapFlags::FIXED_NOREPLACE,
-        )
-        .await?;
-
         let mut random = [0; 16];
         self.node.platform().random(&mut random);
         let entry = program.entry + bias;
@@ -191,45 +181,52 @@ impl<'n, N: Node> Process<'n, N> {
             hwcap: command.hwcap,
         };
         let stack = stack::build(STACK_TOP, &facts)?;
-        self.poke(stack.pointer, &stack.bytes).await?;
+        let mut rights = Rights::READ | Rights::WRITE;
+        rights.set(Rights::EXEC, program.executable_stack);
+        let bottom = (stack.pointer - STACK_SPARE) / PAGE_SIZE * PAGE_SIZE;
+        let mut vma = Vma::anonymous(rights);
+        vma.flags |= VmaFlags::GROWSDOWN;
+        self.memory
+            .map(Place::Free(bottom), STACK_TOP - bottom, vma)
+            .await?;
+        self.memory.load(stack.pointer, &stack.bytes).await?;
         cpu.start(entry, stack.pointer);
         Ok(())
     }
 
     /// Maps and fills the segments; returns what is to be added to the file's addresses.
     async fn load_segments(&mut self, program: &Program, file: FileId) -> Result<u64> {
-        let (first, end) = program.span();
+        let (_, end) = program.span();
         let bias = if program.relocatable { RELOCATED_BASE } else { 0 };
-        let (first, end) = (
-            first + bias,
-            end.checked_add(bias)
-                .filter(|&e| e <= USER_END)
-                .ok_or(errno::ENOMEM)?,
-        );
-        // One mapping for all, so that M backs it with one call; the holes between segments are closed at once.
-        self.map(
-            first,
-            end - first,
-            Prot::READ | Prot::WRITE,
-            MapFlags::FIXED_NOREPLACE,
-        )
-        .await?;
-        self.layout.protect(first..end, Prot::empty());
+        let end = end
+            .checked_add(bias)
+            .filter(|&end| end <= USER_END)
+            .ok_or(errno::ENOMEM)?;
         for segment in &program.segments {
             let start = segment.addr + bias;
             let pages = start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
-            // A page that two segments share gets the rights of both.
-            let shared = self.layout.rights(pages.start).unwrap_or(Prot::empty());
-            self.layout.protect(pages.clone(), segment.prot);
-            if !shared.is_empty() {
-                self.layout
-                    .protect(pages.start..pages.start + PAGE_SIZE, shared | segment.prot);
-            }
+            self.map_segment(pages, segment.prot).await?;
             self.populate(file, segment.file_offset, start, segment.file_len)
                 .await?;
         }
         self.heap = Heap::at(end);
         Ok(bias)
+    }
+
+    /// Maps the pages of a segment. A page that an earlier segment maps already gets the rights of both.
+    async fn map_segment(&mut self, pages: Range<u64>, rights: Rights) -> Result<()> {
+        let mut free = pages.clone();
+        if let Some(had) = self.memory.rights(pages.start) {
+            free.start += PAGE_SIZE;
+            let shared = pages.start..free.start;
+            self.memory.protect(shared, had | rights).await?;
+        }
+        if free.is_empty() {
+            return Ok(());
+        }
+        let (place, len) = (Place::Free(free.start), free.end - free.start);
+        self.memory.map(place, len, Vma::anonymous(rights)).await?;
+        Ok(())
     }
 
     /// Copies `len` bytes of a file from `offset` on to `addr`, or as many as the file has.
@@ -239,7 +236,7 @@ impl<'n, N: Node> Process<'n, N> {
         while done < len {
             let want = usize::try_from(len - done).map_or(PIECE, |left| left.min(PIECE));
             let got = self.read_file(file, offset + done, &mut piece[..want]).await?;
-            self.poke(addr + done, &piece[..got]).await?;
+            self.memory.load(addr + done, &piece[..got]).await?;
             done += got as u64;
             if got < want {
                 break;

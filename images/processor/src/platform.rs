@@ -5,11 +5,9 @@ use core::future::Future;
 use core::time::Duration;
 
 use hal::Instant;
-use messages::memory::{
-    MapRequest, Mapped, ProcessId, Prot, ProtectRequest, RangeRequest, WindowList, WindowRun, WindowsRequest,
-};
+use messages::memory::{Chunks, MAX_CHUNKS};
 use messages::storage::{FileId, OpenFlags, Opened, Stat};
-use pcache::{Lines, Mapper, RemoteStore};
+use pcache::Access;
 
 use crate::error::Result;
 
@@ -40,11 +38,6 @@ pub enum Stream {
     Stderr,
 }
 
-/// Page tables, lines and the one-sided way to remote memory, for pcache. Rights are those of a mapping.
-pub trait Hardware: Mapper<Rights = Prot> + RemoteStore + Lines {}
-
-impl<T: Mapper<Rights = Prot> + RemoteStore + Lines> Hardware for T {}
-
 /// Clock, chance and console.
 pub trait Platform {
     /// The monotonic time.
@@ -67,18 +60,13 @@ pub trait Platform {
 
 /// M as a client sees it. Each call ends within a deadline of its own, with an error that says so.
 pub trait Memory {
-    /// Makes an address space.
-    fn create(&self, pid: u32) -> impl Future<Output = Result<ProcessId>>;
-    /// Maps memory.
-    fn map(&self, request: MapRequest) -> impl Future<Output = Result<Mapped>>;
-    /// Unmaps memory.
-    fn unmap(&self, request: RangeRequest) -> impl Future<Output = Result<WindowRun>>;
-    /// Changes rights.
-    fn protect(&self, request: ProtectRequest) -> impl Future<Output = Result<WindowList>>;
-    /// Lists windows that a reply had no room for.
-    fn windows(&self, request: WindowsRequest) -> impl Future<Output = Result<WindowList>>;
-    /// Ends an address space.
-    fn end(&self, process: ProcessId) -> impl Future<Output = Result<()>>;
+    /// Asks for a promise of `chunks` chunks in all; ENOMEM if M can't keep it.
+    fn reserve(&self, chunks: u32) -> impl Future<Output = Result<()>>;
+    /// Asks for up to `count` chunks, accounted to process `pid`; ENOMEM if there is none, EAGAIN if M
+    /// is busy cleaning memory.
+    fn lend(&self, pid: u32, count: u16) -> impl Future<Output = Result<Chunks>>;
+    /// Returns chunks by their addresses.
+    fn give_back(&self, chunks: heapless::Vec<u64, MAX_CHUNKS>) -> impl Future<Output = Result<()>>;
 }
 
 /// S as a client sees it. Paths are absolute. Each call ends within a deadline of its own.
@@ -117,10 +105,8 @@ pub enum Trap {
     PageFault {
         /// The address touched.
         addr: u64,
-        /// A store.
-        write: bool,
-        /// An instruction fetch.
-        execute: bool,
+        /// The kind of access.
+        access: Access,
     },
     /// The CPU raised another exception.
     Exception {

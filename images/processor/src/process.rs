@@ -4,36 +4,45 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use hal::Instant;
-use messages::memory::ProcessId;
-use pcache::{Cache, SpaceId};
+use pcache::{Cache, Machine};
 use spin::Mutex;
 
 use crate::ahead::Ahead;
-use crate::error::Result;
+use crate::error::{Result, errno};
 use crate::files::Table;
-use crate::layout::Layout;
-use crate::platform::{Files, Hardware, Memory, Platform};
+use crate::mm::supply::Supply;
+use crate::mm::{Space, Tables};
+use crate::platform::{Files, Memory, Platform};
 use crate::signals::Signals;
-use crate::space::CacheMachine;
-use crate::syscall::{Heap, Stretch};
+use crate::syscall::Heap;
 
 /// Everything a process reaches beyond itself.
 pub trait Node {
-    /// Page tables, lines, one-sided transfers.
-    type Hardware: Hardware;
-    /// Clock, chance, console.
+    /// Lines, shootdowns, one-sided transfers.
+    type Machine: Machine;
+    /// The page tables of one address space.
+    type Tables: Tables<Entry = <Self::Machine as Machine>::Entry>;
+    /// Clock, RNG, console.
     type Platform: Platform;
     /// M.
     type Memory: Memory;
     /// S.
     type Files: Files;
-    /// The cache.
-    fn cache(&self) -> &Cache<CacheMachine<Self::Hardware>>;
-    /// The machine.
+    /// Returns the cache.
+    fn cache(&self) -> &Cache<Self::Machine>;
+    /// Returns the chunks and promises that this node has of M.
+    fn supply(&self) -> &Supply;
+    /// Makes the page tables of a new address space; `None` when there is no memory for them.
+    fn new_tables(&self) -> Option<Self::Tables>;
+    /// Looks once for pages that have come; false if the task had better let others run.
+    fn poll_pages(&self) -> bool;
+    /// Returns whether misses read neighbours ahead.
+    fn reads_ahead(&self) -> bool;
+    /// Returns the machine.
     fn platform(&self) -> &Self::Platform;
-    /// M.
+    /// Returns M.
     fn memory(&self) -> &Self::Memory;
-    /// S.
+    /// Returns S.
     fn files(&self) -> &Self::Files;
 }
 
@@ -41,12 +50,8 @@ pub trait Node {
 pub struct Process<'n, N: Node> {
     pub(crate) node: &'n N,
     pub(crate) pid: u32,
-    /// The address space at M, and its name in the cache.
-    pub(crate) id: ProcessId,
-    pub(crate) space: SpaceId,
-    pub(crate) layout: Layout,
+    pub(crate) memory: Space<'n, N>,
     pub(crate) heap: Heap,
-    pub(crate) stretch: Stretch,
     pub(crate) table: Table,
     pub(crate) ahead: Mutex<Ahead>,
     pub(crate) signals: Signals,
@@ -59,17 +64,18 @@ pub struct Process<'n, N: Node> {
 }
 
 impl<'n, N: Node> Process<'n, N> {
-    /// A process without a program: an empty address space at M, standard files.
-    pub(crate) async fn empty(node: &'n N, pid: u32) -> Result<Self> {
-        let id = node.memory().create(pid).await?;
+    /// Returns a process without a program: an empty address space, standard files.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM when there is no memory for page tables.
+    pub(crate) fn empty(node: &'n N, pid: u32) -> Result<Self> {
+        let tables = node.new_tables().ok_or(errno::ENOMEM)?;
         Ok(Self {
             node,
             pid,
-            id,
-            space: SpaceId(id.0),
-            layout: Layout::default(),
+            memory: Space::new(node, pid, tables),
             heap: Heap::default(),
-            stretch: Stretch::default(),
             table: Table::new(),
             ahead: Mutex::default(),
             signals: Signals::new(),
@@ -92,10 +98,9 @@ impl<'n, N: Node> Process<'n, N> {
         self.pid
     }
 
-    /// The address space's name in the cache and in page tables.
-    #[must_use]
-    pub fn space(&self) -> SpaceId {
-        self.space
+    /// Returns the address space.
+    pub fn memory(&self) -> &Space<'n, N> {
+        &self.memory
     }
 
     /// When the program's first instruction was about to run.
@@ -104,18 +109,12 @@ impl<'n, N: Node> Process<'n, N> {
         self.started
     }
 
-    /// The address space's layout.
-    #[must_use]
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
     /// System calls answered by ENOSYS, and how often.
     pub fn unimplemented(&self) -> impl Iterator<Item = (u64, u64)> {
         self.unimplemented.iter().map(|(&number, &count)| (number, count))
     }
 
-    /// Gives everything back: pages, files, the address space at M.
+    /// Gives everything back: pages, files, chunks.
     ///
     /// # Errors
     ///
@@ -124,10 +123,7 @@ impl<'n, N: Node> Process<'n, N> {
         for file in self.table.drain() {
             self.release(file).await?;
         }
-        let cache = self.node.cache();
-        cache.discard_space(self.space);
-        cache.quiesce(self.space).await;
-        cache.machine().spaces.remove_space(self.space);
-        self.node.memory().end(self.id).await
+        self.memory.end().await?;
+        self.node.supply().settle(self.node).await
     }
 }

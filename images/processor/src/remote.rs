@@ -4,10 +4,7 @@ use core::future::Future;
 
 use alloc::vec;
 
-use messages::memory::{
-    Map, MapRequest, Mapped, ProcessCreate, ProcessCreateRequest, ProcessEnd, ProcessId, ProcessRequest,
-    Protect, ProtectRequest, RangeRequest, Unmap, WindowList, WindowRun, Windows, WindowsRequest,
-};
+use messages::memory::{Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest, Return, ReturnRequest};
 use messages::storage::{
     Close, FileId, FileRequest, Getdents, GetdentsRequest, Open, OpenFlags, OpenRequest, Opened, Path, Read,
     ReadRequest, Readlink, Stat, StatFile, StatPath, StatRequest,
@@ -89,24 +86,16 @@ impl<C: Carrier> Remote<C> {
 }
 
 impl<C: Carrier> Memory for Remote<C> {
-    async fn create(&self, pid: u32) -> Result<ProcessId> {
-        self.call::<ProcessCreate, _>(&ProcessCreateRequest { pid }, &mut [], |id| id)
+    async fn reserve(&self, chunks: u32) -> Result<()> {
+        self.call::<Reserve, _>(&ReserveRequest { chunks }, &mut [], |()| ())
             .await
     }
-    async fn map(&self, request: MapRequest) -> Result<Mapped> {
-        self.call::<Map, _>(&request, &mut [], |mapped| mapped).await
+    async fn lend(&self, pid: u32, count: u16) -> Result<Chunks> {
+        self.call::<Lend, _>(&LendRequest { pid, count }, &mut [], |chunks| chunks)
+            .await
     }
-    async fn unmap(&self, request: RangeRequest) -> Result<WindowRun> {
-        self.call::<Unmap, _>(&request, &mut [], |run| run).await
-    }
-    async fn protect(&self, request: ProtectRequest) -> Result<WindowList> {
-        self.call::<Protect, _>(&request, &mut [], |list| list).await
-    }
-    async fn windows(&self, request: WindowsRequest) -> Result<WindowList> {
-        self.call::<Windows, _>(&request, &mut [], |list| list).await
-    }
-    async fn end(&self, process: ProcessId) -> Result<()> {
-        self.call::<ProcessEnd, _>(&ProcessRequest { process }, &mut [], |()| ())
+    async fn give_back(&self, chunks: heapless::Vec<u64, MAX_CHUNKS>) -> Result<()> {
+        self.call::<Return, _>(&ReturnRequest { chunks }, &mut [], |()| ())
             .await
     }
 }

@@ -44,16 +44,9 @@ impl Object {
         }
     }
 
-    /// Frees the object's pages; nothing maps them any more. A slot has no user then but the object.
-    pub fn end(self, cache: &Cache<World>, space: &Space) {
-        let mut batch = cache.batch();
-        for slot in self.slots.into_iter().flatten() {
-            // Through an entry that names it as a page's own.
-            let at = space.at(0);
-            let entry = pcache::Pte::remote(slot, Rights::READ);
-            pcache::Entry::exchange(at.entry, pcache::Pte::EMPTY, entry).unwrap();
-            cache.drop_page(at, &mut batch);
-        }
+    /// Frees the object's pages; nothing maps them any more.
+    pub fn end(self, cache: &Cache<World>) {
+        self.slots.into_iter().flatten().for_each(|slot| cache.drop_slot(slot));
     }
 }
 

@@ -66,7 +66,7 @@ impl<N: Node> Process<'_, N> {
             Kind::Stdin if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Stdin => return self.read_stdin(addr, count).await,
         };
-        let count = self.reachable(addr, count, true)?;
+        let count = self.memory.reachable(addr, count, true)?;
         let start = offset.unwrap_or_else(|| file.offset.load(Relaxed));
         let mut piece = vec![0; piece_len(count)];
         let mut done = 0;
@@ -75,7 +75,7 @@ impl<N: Node> Process<'_, N> {
             let got = self
                 .read_on(id, start.saturating_add(done), &mut piece[..want])
                 .await?;
-            self.write_user(addr + done, &piece[..got]).await?;
+            self.memory.write(addr + done, &piece[..got]).await?;
             done += got as u64;
             if offset.is_none() {
                 file.offset.store(start + done, Relaxed);
@@ -91,7 +91,7 @@ impl<N: Node> Process<'_, N> {
         if device == Device::Null || count == 0 {
             return Ok(0);
         }
-        let count = self.reachable(addr, count, true)?;
+        let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; piece_len(count)];
         let mut done = 0;
         while done < count {
@@ -99,7 +99,7 @@ impl<N: Node> Process<'_, N> {
             if device == Device::Random {
                 self.node.platform().random(&mut piece[..want]);
             }
-            self.write_user(addr + done, &piece[..want]).await?;
+            self.memory.write(addr + done, &piece[..want]).await?;
             done += want as u64;
         }
         Ok(done)
@@ -109,10 +109,10 @@ impl<N: Node> Process<'_, N> {
         if count == 0 {
             return Ok(0);
         }
-        let count = self.reachable(addr, count, true)?;
+        let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; piece_len(count)];
         let got = self.node.platform().read_stdin(&mut piece).await.min(piece.len());
-        self.write_user(addr, &piece[..got]).await?;
+        self.memory.write(addr, &piece[..got]).await?;
         Ok(got as u64)
     }
 
@@ -124,12 +124,12 @@ impl<N: Node> Process<'_, N> {
             Kind::Device(_) => return Ok(count),
             _ => return Err(errno::EBADF.into()),
         };
-        let count = self.reachable(addr, count, false)?;
+        let count = self.memory.reachable(addr, count, false)?;
         let mut piece = vec![0; piece_len(count)];
         let mut done = 0;
         while done < count {
             let want = piece_len(count - done);
-            self.read_user(addr + done, &mut piece[..want]).await?;
+            self.memory.read(addr + done, &mut piece[..want]).await?;
             self.node.platform().write(stream, &piece[..want]).await;
             done += want as u64;
         }
@@ -161,8 +161,8 @@ impl<N: Node> Process<'_, N> {
         for index in 0..count {
             let at = addr.checked_add(index * 16).ok_or(errno::EFAULT)?;
             let (base, len) = (
-                self.read_u64(at).await?,
-                self.read_u64(at.saturating_add(8)).await?,
+                self.memory.read_u64(at).await?,
+                self.memory.read_u64(at.saturating_add(8)).await?,
             );
             if len.cast_signed() < 0 {
                 return Err(errno::EINVAL.into());
@@ -205,7 +205,7 @@ impl<N: Node> Process<'_, N> {
         };
         let start = match offset_at {
             0 => from.offset.load(Relaxed),
-            at => self.read_u64(at).await?,
+            at => self.memory.read_u64(at).await?,
         };
         let count = count.min(MAX_COUNT);
         let mut piece = vec![0; piece_len(count)];
@@ -223,7 +223,7 @@ impl<N: Node> Process<'_, N> {
         }
         match offset_at {
             0 => from.offset.store(start + done, Relaxed),
-            at => self.write_words(at, &[start + done]).await?,
+            at => self.memory.write_words(at, &[start + done]).await?,
         }
         Ok(done)
     }
@@ -329,7 +329,7 @@ impl<N: Node> Process<'_, N> {
             records.extend(record);
             next = Some(entry.next);
         }
-        self.write_user(addr, &records).await?;
+        self.memory.write(addr, &records).await?;
         if let Some(next) = next {
             file.offset.store(next, Relaxed);
         }
@@ -342,7 +342,7 @@ impl<N: Node> Process<'_, N> {
             .filter(|&n| n <= MAX_FILES)
             .ok_or(errno::EINVAL)?;
         let mut entries = vec![0; count * 8];
-        self.read_user(addr, &mut entries).await?;
+        self.memory.read(addr, &mut entries).await?;
         let wait = u64::try_from(
             timeout.to_le_bytes()[..4]
                 .try_into()
@@ -360,7 +360,7 @@ impl<N: Node> Process<'_, N> {
                 ready += u64::from(found != 0);
             }
             if ready > 0 || end.is_some_and(|end| self.now() >= end) {
-                self.write_user(addr, &entries).await?;
+                self.memory.write(addr, &entries).await?;
                 return Ok(ready);
             }
             self.node.platform().sleep_until(self.now() + POLL_STEP).await;

@@ -1,30 +1,42 @@
-//! Address space: mmap, munmap, mprotect, mremap, brk, madvise.
+//! Memory: mmap, munmap, mprotect, mremap, madvise, brk.
 
-use alloc::vec;
+use alloc::sync::Arc;
 use core::ops::Range;
 
-use messages::memory::{
-    MapFlags, MapRequest, Prot, ProtectRequest, RangeRequest, WindowList, WindowsRequest,
-};
-use messages::{Errno, PAGE_SIZE, USER_END, WINDOW_SIZE};
-use pcache::{Page, Vpn};
+use messages::{Errno, PAGE_SIZE, USER_END};
+use pcache::{Access, Advice, Rights};
 
 use super::Args;
-use crate::error::{Result, errno};
+use crate::device::Device;
+use crate::error::{Error, Result, errno};
 use crate::files::Kind;
-use crate::load::PIECE;
-use crate::platform::Memory;
+use crate::mm::map::Place;
+use crate::mm::vma::{Backing, Vma, VmaFlags};
+use crate::mm::{MMAP_MIN, object::Object};
+use crate::platform::Files;
 use crate::process::{Node, Process};
 
 const MAP_SHARED: u64 = 1;
+const MAP_PRIVATE: u64 = 2;
+const MAP_SHARED_VALIDATE: u64 = 3;
 const MAP_TYPE: u64 = 0xf;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_32BIT: u64 = 0x40;
+const MAP_GROWSDOWN: u64 = 0x100;
+const MAP_NORESERVE: u64 = 0x4000;
+const MAP_POPULATE: u64 = 0x8000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+/// Flags that Linux knows (`LEGACY_MAP_MASK` and `MAP_SYNC` apart), for `MAP_SHARED_VALIDATE`.
+const MAP_KNOWN: u64 = 0x1f_ff7f;
+const PROT_KNOWN: u64 = 7;
+/// `PROT_GROWSDOWN` and `PROT_GROWSUP`.
+const PROT_GROWS: u64 = 0x300_0000;
+const PROT_SEM: u64 = 8;
 const MREMAP_MAYMOVE: u64 = 1;
-const MADV_DONTNEED: u64 = 4;
+const MREMAP_FIXED: u64 = 2;
 
-/// The whole pages of `addr..addr + len`.
+/// Returns the whole pages of `addr..addr + len`.
 fn pages(addr: u64, len: u64) -> core::result::Result<Range<u64>, Errno> {
     if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(errno::EINVAL);
@@ -37,139 +49,108 @@ fn pages(addr: u64, len: u64) -> core::result::Result<Range<u64>, Errno> {
     Ok(addr..end)
 }
 
-fn rights(raw: u64) -> Prot {
-    Prot::from_bits_truncate(raw.to_le_bytes()[0])
+fn rights(raw: u64) -> Rights {
+    Rights::from_bits_truncate(raw.to_le_bytes()[0])
+}
+
+/// What `madvise` asks for (Linux `include/uapi/asm-generic/mman-common.h`).
+enum Asked {
+    Usage(Advice),
+    WillNeed,
+    Discard,
+    Populate(Access),
+    Flag(VmaFlags, bool),
+    /// May be ignored.
+    Hint,
+}
+
+impl Asked {
+    fn decode(advice: u64) -> Option<Self> {
+        Some(match advice {
+            0 => Self::Usage(Advice::Normal),
+            1 => Self::Usage(Advice::Random),
+            2 => Self::Usage(Advice::Sequential),
+            3 => Self::WillNeed,
+            // MADV_FREE may free at once, as Linux does under pressure.
+            4 | 8 | 24 => Self::Discard,
+            10 => Self::Flag(VmaFlags::DONTFORK, true),
+            11 => Self::Flag(VmaFlags::DONTFORK, false),
+            18 => Self::Flag(VmaFlags::WIPEONFORK, true),
+            19 => Self::Flag(VmaFlags::WIPEONFORK, false),
+            22 => Self::Populate(Access::Read),
+            23 => Self::Populate(Access::Write),
+            // MERGEABLE to DODUMP, COLD, PAGEOUT.
+            12..=17 | 20 | 21 => Self::Hint,
+            _ => return None,
+        })
+    }
 }
 
 impl<N: Node> Process<'_, N> {
-    /// Maps memory at M and here; returns where.
-    pub(crate) async fn map(&mut self, hint: u64, len: u64, prot: Prot, flags: MapFlags) -> Result<u64> {
-        self.clear_spares(&(hint..hint.saturating_add(len))).await?;
-        let range = self.reserve(hint, len, prot, flags).await?;
-        let address = range.start;
-        self.layout.insert(range, prot);
-        Ok(address)
-    }
-
-    /// Maps memory at M only; returns its whole pages.
-    pub(super) async fn reserve(
-        &self,
-        hint: u64,
-        len: u64,
-        prot: Prot,
-        flags: MapFlags,
-    ) -> Result<Range<u64>> {
-        let request = MapRequest {
-            process: self.id,
-            hint,
-            len,
-            prot,
-            flags,
-        };
-        let mapped = self.node.memory().map(request).await?;
-        let range = pages(mapped.address, len)?;
-        self.back(range.clone(), mapped.windows).await?;
-        Ok(range)
-    }
-
-    /// Remembers the windows of a reply, and fetches those of `range` that it had no room for.
-    async fn back(&self, range: Range<u64>, mut list: WindowList) -> Result<()> {
-        let index = |addr: u64| u32::try_from(addr / WINDOW_SIZE).unwrap_or(u32::MAX);
-        let spaces = &self.node.cache().machine().spaces;
-        loop {
-            list.as_slice()
-                .iter()
-                .for_each(|window| spaces.add(self.space, window));
-            let Some(last) = list.as_slice().last().filter(|_| list.more) else {
-                return Ok(());
-            };
-            let first = last.index.saturating_add(1);
-            let count = index(range.end.next_multiple_of(WINDOW_SIZE)).saturating_sub(first);
-            list = self
-                .node
-                .memory()
-                .windows(WindowsRequest {
-                    process: self.id,
-                    first,
-                    count,
-                })
-                .await?;
-        }
-    }
-
-    /// Gives a range up: its pages here, then its memory at M.
-    async fn unmap(&mut self, range: Range<u64>) -> Result<()> {
-        if self.layout.pieces(range.clone()).is_empty() {
-            return Ok(());
-        }
-        self.clear_spares(&range).await?;
-        self.layout.remove(range.clone());
-        self.drop_pages(range.clone()).await;
-        self.give_back(range).await
-    }
-
-    /// Gives the memory of a range back to M. No page of it is in the cache.
-    pub(super) async fn give_back(&self, range: Range<u64>) -> Result<()> {
-        let request = RangeRequest {
-            process: self.id,
-            address: range.start,
-            len: range.end - range.start,
-        };
-        let run = self.node.memory().unmap(request).await?;
-        self.node.cache().machine().spaces.remove(self.space, run);
-        Ok(())
-    }
-
-    /// Makes the pages of a range start as zeros again.
-    pub(super) async fn drop_pages(&self, range: Range<u64>) {
-        let cache = self.node.cache();
-        let (first, count) = (Vpn::of(range.start), (range.end - range.start) / PAGE_SIZE);
-        if cache.discard_range(self.space, first, count) {
-            cache.quiesce(self.space).await;
-        }
-        cache.machine().spaces.forget(self.space, first, count);
-    }
-
     pub(super) async fn sys_mmap(&mut self, [addr, len, prot, flags, fd, offset]: Args) -> Result<u64> {
-        if len == 0 || !offset.is_multiple_of(PAGE_SIZE) || !(1..=3).contains(&(flags & MAP_TYPE)) {
+        let kind = flags & MAP_TYPE;
+        let known = kind == MAP_SHARED || kind == MAP_PRIVATE || kind == MAP_SHARED_VALIDATE;
+        if len == 0 || !offset.is_multiple_of(PAGE_SIZE) || !known {
             return Err(errno::EINVAL.into());
         }
-        let file = match flags & MAP_ANONYMOUS {
-            0 => Some(self.table.get(fd)?),
+        // With a file, this kind alone checks the other flags; without one there is no such kind.
+        if kind == MAP_SHARED_VALIDATE {
+            if flags & MAP_ANONYMOUS != 0 {
+                return Err(errno::EINVAL.into());
+            }
+            if flags & !MAP_KNOWN != 0 {
+                return Err(errno::EOPNOTSUPP.into());
+            }
+        }
+        let shared = kind != MAP_PRIVATE;
+        let source = match flags & MAP_ANONYMOUS {
+            0 => match self.table.get(fd)?.kind {
+                Kind::File(id) => Some(id),
+                Kind::Device(Device::Zero) => None,
+                Kind::Device(_) => return Err(errno::ENODEV.into()),
+                _ => return Err(errno::EACCES.into()),
+            },
             _ => None,
         };
-        let source = match file.as_ref().map(|f| f.kind) {
-            None => None,
-            Some(Kind::File(id)) => Some(id),
-            Some(_) => return Err(errno::EACCES.into()),
-        };
-        let prot = rights(prot);
-        if source.is_some() && flags & MAP_TYPE & MAP_SHARED != 0 && prot.contains(Prot::WRITE) {
+        let rights = rights(prot & PROT_KNOWN);
+        if source.is_some() && shared && rights.contains(Rights::WRITE) {
             return Err(errno::EACCES.into());
         }
-        let placement = if flags & MAP_FIXED_NOREPLACE != 0 {
-            MapFlags::FIXED_NOREPLACE
-        } else if flags & MAP_FIXED != 0 {
-            MapFlags::FIXED
-        } else {
-            MapFlags::empty()
-        };
-        let hint = if placement.is_empty() {
-            addr / PAGE_SIZE * PAGE_SIZE
-        } else {
-            addr
-        };
-        let range = if placement.is_empty() {
-            pages(0, len)?
-        } else {
-            pages(hint, len)?
-        };
-        if placement == MapFlags::FIXED {
-            self.unmap(range).await?;
+        let (place, len) = placement(addr, len, flags)?;
+        let mut vma = Vma::anonymous(rights);
+        vma.flags.set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
+        vma.flags.set(VmaFlags::GROWSDOWN, flags & MAP_GROWSDOWN != 0 && !shared);
+        if shared && source.is_none() {
+            vma.backing = Backing::Object(Arc::new(Object::default()), 0);
         }
-        let at = self.map(hint, len, prot, placement).await?;
+        // What lies beyond the file's last page is mapped to nothing.
+        let backed = match source {
+            None => len,
+            Some(id) => {
+                let size = self.node.files().stat_file(id).await?.size;
+                size.saturating_sub(offset)
+                    .checked_next_multiple_of(PAGE_SIZE)
+                    .map_or(len, |end| end.min(len))
+            }
+        };
+        let at = self.memory.map(place, len, vma.clone()).await?;
+        if backed < len {
+            self.memory.set_beyond(at + backed..at + len);
+        }
         if let Some(id) = source {
-            self.populate(id, offset, at, len).await?;
+            self.populate(id, offset, at, backed).await?;
+        }
+        if flags & MAP_POPULATE != 0 && source.is_none() && !rights.is_empty() {
+            let access = if rights.contains(Rights::WRITE) {
+                Access::Write
+            } else {
+                Access::Read
+            };
+            // As on Linux, pages that can't be had now are had later.
+            match self.memory.populate(at..at + len, access).await {
+                Err(Error::Errno(_)) => {}
+                done => done?,
+            }
         }
         Ok(at)
     }
@@ -179,85 +160,130 @@ impl<N: Node> Process<'_, N> {
         if range.is_empty() {
             return Err(errno::EINVAL.into());
         }
-        self.unmap(range).await?;
+        self.memory.unmap(range).await?;
         Ok(0)
     }
 
     pub(super) async fn sys_mprotect(&mut self, [addr, len, prot, ..]: Args) -> Result<u64> {
-        let range = pages(addr, len)?;
+        // Both growth flags at once, or unknown bits.
+        let grows = prot & PROT_GROWS;
+        if grows == PROT_GROWS || prot & !(PROT_KNOWN | PROT_SEM | PROT_GROWS) != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let mut range = pages(addr, len)?;
         if range.is_empty() {
             return Ok(0);
         }
-        if !self.layout.covers(range.clone()) {
-            return Err(errno::ENOMEM.into());
+        if grows != 0 {
+            range = self.memory.grown(range).ok_or(errno::EINVAL)?;
         }
-        let prot = rights(prot);
-        let len = range.end - range.start;
-        let request = ProtectRequest {
-            process: self.id,
-            address: range.start,
-            len,
-            prot,
-        };
-        let windows = self.node.memory().protect(request).await?;
-        self.back(range.clone(), windows).await?;
-        self.layout.protect(range.clone(), prot);
-        for vpn in range.start / PAGE_SIZE..range.end / PAGE_SIZE {
-            self.node
-                .cache()
-                .revoked(Page {
-                    space: self.space,
-                    vpn: Vpn(vpn),
-                })
-                .await;
-        }
+        self.memory.protect(range, rights(prot & PROT_KNOWN)).await?;
         Ok(0)
     }
 
-    pub(super) async fn sys_mremap(&mut self, [addr, old, new, flags, ..]: Args) -> Result<u64> {
-        let (was, wants) = (pages(addr, old)?, pages(addr, new)?);
-        if was.is_empty() || wants.is_empty() || flags & !MREMAP_MAYMOVE != 0 {
+    pub(super) async fn sys_mremap(&mut self, [addr, old, new, flags, to, ..]: Args) -> Result<u64> {
+        let fixed = flags & MREMAP_FIXED != 0;
+        let may_move = flags & MREMAP_MAYMOVE != 0;
+        if flags & !(MREMAP_MAYMOVE | MREMAP_FIXED) != 0 || fixed && !may_move {
             return Err(errno::EINVAL.into());
         }
-        let Some(prot) = self
-            .layout
-            .rights(addr)
-            .filter(|_| self.layout.covers(was.clone()))
-        else {
-            return Err(errno::EFAULT.into());
+        let was = pages(addr, old)?;
+        let new_len = new.checked_next_multiple_of(PAGE_SIZE).ok_or(errno::ENOMEM)?;
+        if was.is_empty() || new_len == 0 || new_len > USER_END {
+            return Err(errno::EINVAL.into());
+        }
+        let to = if fixed {
+            let target = pages(to, new).map_err(|_| errno::EINVAL)?;
+            if target.start < was.end && was.start < target.end || target.start < MMAP_MIN {
+                return Err(errno::EINVAL.into());
+            }
+            Some(target.start)
+        } else {
+            None
         };
-        if wants.end <= was.end {
-            self.unmap(wants.end..was.end).await?;
-            return Ok(addr);
-        }
-        match self.grow(was.end..wants.end, prot).await {
-            Ok(()) => return Ok(addr),
-            Err(crate::Error::Errno(errno::EEXIST | errno::EINVAL)) if flags & MREMAP_MAYMOVE != 0 => {}
-            Err(crate::Error::Errno(_)) => return Err(errno::ENOMEM.into()),
-            Err(other) => return Err(other),
-        }
-        let to = self
-            .map(0, wants.end - wants.start, prot, MapFlags::empty())
-            .await?;
-        let mut piece = vec![0; PIECE];
-        for at in (was.start..was.end).step_by(PIECE) {
-            let len = usize::try_from(was.end - at).map_or(PIECE, |left| left.min(PIECE));
-            self.read_user(at, &mut piece[..len]).await?;
-            self.poke(to + (at - was.start), &piece[..len]).await?;
-        }
-        self.unmap(was).await?;
-        Ok(to)
+        self.memory.remap(was, new_len, may_move, to).await
     }
 
     pub(super) async fn sys_madvise(&mut self, [addr, len, advice, ..]: Args) -> Result<u64> {
+        let asked = Asked::decode(advice & 0xffff_ffff).ok_or(errno::EINVAL)?;
         let range = pages(addr, len).map_err(|_| errno::EINVAL)?;
-        if !self.layout.covers(range.clone()) {
-            return Err(errno::ENOMEM.into());
+        if range.is_empty() {
+            return Ok(0);
         }
-        // All other advice may be ignored.
-        if advice == MADV_DONTNEED {
-            self.drop_pages(range).await;
+        // Linux does what is mapped, and then tells of the holes.
+        let pieces = self.memory.with_vmas(|vmas| vmas.pieces(range.clone()));
+        let whole = pieces.iter().map(|(piece, _)| piece.end - piece.start).sum::<u64>();
+        for (piece, _) in pieces {
+            match asked {
+                Asked::Usage(advice) => self.memory.advise(piece, advice),
+                Asked::WillNeed => self.memory.will_need(piece).await,
+                Asked::Discard => self.memory.discard(piece).await,
+                Asked::Populate(access) => self.memory.populate(piece, access).await?,
+                Asked::Flag(flag, on) => self.memory.set_flags(piece, flag, on),
+                Asked::Hint => {}
+            }
         }
-        Ok(0)
+        if whole == range.end - range.start {
+            Ok(0)
+        } else {
+            Err(errno::ENOMEM.into())
+        }
+    }
+
+    pub(super) async fn sys_brk(&mut self, [wish, ..]: Args) -> Result<u64> {
+        let (start, end) = (self.heap.start, self.heap.end);
+        let had = end.next_multiple_of(PAGE_SIZE);
+        let Some(wants) = wish
+            .checked_next_multiple_of(PAGE_SIZE)
+            .filter(|&wants| wish >= start && wants <= USER_END)
+        else {
+            return Ok(end);
+        };
+        if wants > had {
+            let vma = Vma::anonymous(Rights::READ | Rights::WRITE);
+            match self.memory.map(Place::Free(had), wants - had, vma).await {
+                Err(Error::Errno(_)) => return Ok(end),
+                mapped => mapped?,
+            };
+        } else if wants < had {
+            self.memory.unmap(wants..had).await?;
+        }
+        self.heap.end = wish;
+        Ok(wish)
+    }
+}
+
+/// Returns where a mapping goes, and its whole pages.
+fn placement(addr: u64, len: u64, flags: u64) -> Result<(Place, u64)> {
+    let fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0;
+    let range = pages(if fixed { addr } else { 0 }, len)?;
+    let len = range.end - range.start;
+    if fixed && addr < MMAP_MIN {
+        return Err(errno::EPERM.into());
+    }
+    let place = if flags & MAP_FIXED_NOREPLACE != 0 {
+        Place::Free(addr)
+    } else if flags & MAP_FIXED != 0 {
+        Place::Exactly(addr)
+    } else if flags & MAP_32BIT != 0 {
+        Place::Low
+    } else {
+        Place::Wish(addr / PAGE_SIZE * PAGE_SIZE)
+    };
+    Ok((place, len))
+}
+
+/// Where a program's heap lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Heap {
+    start: u64,
+    /// The break: one past the last byte that the program may use.
+    end: u64,
+}
+
+impl Heap {
+    /// Returns an empty heap at a page's start.
+    pub(crate) fn at(start: u64) -> Self {
+        Self { start, end: start }
     }
 }

@@ -31,8 +31,8 @@ impl<N: Node> Process<'_, N> {
         let done = match code {
             ARCH_SET_FS => cpu.set_fs_base(arg),
             ARCH_SET_GS => cpu.set_gs_base(arg),
-            ARCH_GET_FS => return self.write_words(arg, &[cpu.fs_base()]).await.map(|()| 0),
-            ARCH_GET_GS => return self.write_words(arg, &[cpu.gs_base()]).await.map(|()| 0),
+            ARCH_GET_FS => return self.memory.write_words(arg, &[cpu.fs_base()]).await.map(|()| 0),
+            ARCH_GET_GS => return self.memory.write_words(arg, &[cpu.gs_base()]).await.map(|()| 0),
             _ => return Err(errno::EINVAL.into()),
         };
         if done { Ok(0) } else { Err(errno::EPERM.into()) }
@@ -52,7 +52,7 @@ impl<N: Node> Process<'_, N> {
         for (field, place) in fields.iter().zip(bytes.chunks_exact_mut(NAME_SIZE)) {
             place[..field.len()].copy_from_slice(field.as_bytes());
         }
-        self.write_user(into, &bytes).await?;
+        self.memory.write(into, &bytes).await?;
         Ok(0)
     }
 
@@ -63,7 +63,7 @@ impl<N: Node> Process<'_, N> {
         for word in [0, 0, 0, cache, cache, 0, 0, 0, 0, 1, 0, 0] {
             bytes = bytes.u64(word);
         }
-        self.write_user(into, &bytes.u32(1).done(SYSINFO_SIZE)).await?;
+        self.memory.write(into, &bytes.u32(1).done(SYSINFO_SIZE)).await?;
         Ok(0)
     }
 
@@ -77,7 +77,7 @@ impl<N: Node> Process<'_, N> {
         while done < len {
             let want = usize::try_from(len - done).map_or(piece.len(), |left| left.min(piece.len()));
             self.node.platform().random(&mut piece[..want]);
-            self.write_user(into.saturating_add(done), &piece[..want]).await?;
+            self.memory.write(into.saturating_add(done), &piece[..want]).await?;
             done += want as u64;
         }
         Ok(done)
@@ -95,7 +95,7 @@ impl<N: Node> Process<'_, N> {
             _ => [u64::MAX; 2],
         };
         if into != 0 {
-            self.write_words(into, &limits).await?;
+            self.memory.write_words(into, &limits).await?;
         }
         Ok(0)
     }
@@ -107,7 +107,7 @@ impl<N: Node> Process<'_, N> {
         if len < 8 || !len.is_multiple_of(8) {
             return Err(errno::EINVAL.into());
         }
-        self.write_words(into, &[1]).await?;
+        self.memory.write_words(into, &[1]).await?;
         Ok(8)
     }
 
@@ -118,14 +118,14 @@ impl<N: Node> Process<'_, N> {
         }
         let mut action = [0; ACTION_SIZE];
         if new != 0 {
-            self.read_user(new, &mut action).await?;
+            self.memory.read(new, &mut action).await?;
         }
         let before = *self.signals.action(signal);
         if new != 0 {
             *self.signals.action(signal) = action;
         }
         if old != 0 {
-            self.write_user(old, &before).await?;
+            self.memory.write(old, &before).await?;
         }
         Ok(0)
     }
@@ -138,10 +138,10 @@ impl<N: Node> Process<'_, N> {
         let change = if new == 0 {
             None
         } else {
-            Some(self.read_u64(new).await?)
+            Some(self.memory.read_u64(new).await?)
         };
         if old != 0 {
-            self.write_words(old, &[before]).await?;
+            self.memory.write_words(old, &[before]).await?;
         }
         if let Some(set) = change {
             self.signals.set_mask(match how {
@@ -159,7 +159,7 @@ impl<N: Node> Process<'_, N> {
         if new != 0 {
             let mut words = [0; 3];
             for (index, word) in words.iter_mut().enumerate() {
-                *word = self.read_u64(new.saturating_add(index as u64 * 8)).await?;
+                *word = self.memory.read_u64(new.saturating_add(index as u64 * 8)).await?;
             }
             // Flags are an int with padding behind.
             words[1] &= 0xffff_ffff;
@@ -169,7 +169,7 @@ impl<N: Node> Process<'_, N> {
             self.signals.alternate = words;
         }
         if old != 0 {
-            self.write_words(old, &before).await?;
+            self.memory.write_words(old, &before).await?;
         }
         Ok(0)
     }

@@ -1,6 +1,5 @@
 //! System calls: from a number and six words to what is done.
 
-mod heap;
 mod io;
 mod layout;
 mod memory;
@@ -9,7 +8,7 @@ mod path;
 mod resolve;
 mod time;
 
-pub(crate) use heap::{Heap, Stretch};
+pub(crate) use memory::Heap;
 use linux_raw_sys::general as nr;
 
 use crate::error::{Error, Exit, Result, errno};

@@ -78,7 +78,7 @@ fn device_status(device: Device) -> Stat {
 impl<N: Node> Process<'_, N> {
     /// The absolute path of what the program calls `addr`, seen from folder `dir`.
     async fn path(&self, dir: u64, addr: u64) -> Result<Vec<u8>> {
-        let path = self.read_string(addr, PATH_MAX).await?;
+        let path = self.memory.read_string(addr, PATH_MAX).await?;
         if path.is_empty() {
             return Err(errno::ENOENT.into());
         }
@@ -149,7 +149,7 @@ impl<N: Node> Process<'_, N> {
     }
 
     async fn status_at(&self, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
-        if flags & EMPTY_PATH != 0 && (addr == 0 || self.read_string(addr, PATH_MAX).await?.is_empty()) {
+        if flags & EMPTY_PATH != 0 && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty()) {
             return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
                 self.node.files().stat(&self.cwd, true).await
             } else {
@@ -165,19 +165,19 @@ impl<N: Node> Process<'_, N> {
 
     pub(super) async fn sys_stat(&self, dir: u64, addr: u64, into: u64, flags: u64) -> Result<u64> {
         let status = self.status_at(dir, addr, flags).await?;
-        self.write_user(into, &layout::stat(&status)).await?;
+        self.memory.write(into, &layout::stat(&status)).await?;
         Ok(0)
     }
 
     pub(super) async fn sys_fstat(&self, [fd, into, ..]: Args) -> Result<u64> {
         let status = self.status_of(&*self.table.get(fd)?).await?;
-        self.write_user(into, &layout::stat(&status)).await?;
+        self.memory.write(into, &layout::stat(&status)).await?;
         Ok(0)
     }
 
     pub(super) async fn sys_statx(&self, [dir, addr, flags, _mask, into, _]: Args) -> Result<u64> {
         let status = self.status_at(dir, addr, flags).await?;
-        self.write_user(into, &layout::statx(&status)).await?;
+        self.memory.write(into, &layout::statx(&status)).await?;
         Ok(0)
     }
 
@@ -218,7 +218,7 @@ impl<N: Node> Process<'_, N> {
                 .min(PATH_MAX)
         };
         let got = got.min(len);
-        self.write_user(into, &target[..got]).await?;
+        self.memory.write(into, &target[..got]).await?;
         Ok(got as u64)
     }
 
@@ -228,7 +228,7 @@ impl<N: Node> Process<'_, N> {
         if (cwd.len() as u64) > len {
             return Err(errno::ERANGE.into());
         }
-        self.write_user(into, &cwd).await?;
+        self.memory.write(into, &cwd).await?;
         Ok(cwd.len() as u64)
     }
 

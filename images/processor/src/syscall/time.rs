@@ -38,7 +38,7 @@ impl<N: Node> Process<'_, N> {
 
     pub(super) async fn sys_clock_gettime(&self, [clock, into, ..]: Args) -> Result<u64> {
         let time = self.clock(clock)?;
-        self.write_words(into, &[time.as_secs(), u64::from(time.subsec_nanos())])
+        self.memory.write_words(into, &[time.as_secs(), u64::from(time.subsec_nanos())])
             .await?;
         Ok(0)
     }
@@ -46,7 +46,7 @@ impl<N: Node> Process<'_, N> {
     pub(super) async fn sys_clock_getres(&self, [clock, into, ..]: Args) -> Result<u64> {
         self.clock(clock)?;
         if into != 0 {
-            self.write_words(into, &[0, 1]).await?;
+            self.memory.write_words(into, &[0, 1]).await?;
         }
         Ok(0)
     }
@@ -54,11 +54,11 @@ impl<N: Node> Process<'_, N> {
     pub(super) async fn sys_gettimeofday(&self, [into, zone, ..]: Args) -> Result<u64> {
         let time = self.clock(CLOCK_REALTIME)?;
         if into != 0 {
-            self.write_words(into, &[time.as_secs(), u64::from(time.subsec_micros())])
+            self.memory.write_words(into, &[time.as_secs(), u64::from(time.subsec_micros())])
                 .await?;
         }
         if zone != 0 {
-            self.write_words(zone, &[0]).await?;
+            self.memory.write_words(zone, &[0]).await?;
         }
         Ok(0)
     }
@@ -66,7 +66,7 @@ impl<N: Node> Process<'_, N> {
     pub(super) async fn sys_time(&self, [into, ..]: Args) -> Result<u64> {
         let seconds = self.clock(CLOCK_REALTIME)?.as_secs();
         if into != 0 {
-            self.write_words(into, &[seconds]).await?;
+            self.memory.write_words(into, &[seconds]).await?;
         }
         Ok(seconds)
     }
@@ -74,8 +74,8 @@ impl<N: Node> Process<'_, N> {
     /// A `struct timespec`.
     async fn timespec(&self, addr: u64) -> Result<Duration> {
         let (seconds, nanos) = (
-            self.read_u64(addr).await?,
-            self.read_u64(addr.saturating_add(8)).await?,
+            self.memory.read_u64(addr).await?,
+            self.memory.read_u64(addr.saturating_add(8)).await?,
         );
         match u32::try_from(nanos) {
             Ok(nanos @ ..1_000_000_000) if seconds.cast_signed() >= 0 => Ok(Duration::new(seconds, nanos)),
@@ -108,14 +108,14 @@ impl<N: Node> Process<'_, N> {
         let mut words = [0; 18];
         words[0] = self.ran().as_secs();
         words[1] = u64::from(self.ran().subsec_micros());
-        self.write_words(into, &words).await?;
+        self.memory.write_words(into, &words).await?;
         Ok(0)
     }
 
     pub(super) async fn sys_times(&self, [into, ..]: Args) -> Result<u64> {
         let ticks = u64::try_from(self.ran().as_nanos()).unwrap_or(u64::MAX) / TICK_NANOS;
         if into != 0 {
-            self.write_words(into, &[ticks, 0, 0, 0]).await?;
+            self.memory.write_words(into, &[ticks, 0, 0, 0]).await?;
         }
         Ok(self.now().nanos / TICK_NANOS)
     }
@@ -133,7 +133,7 @@ impl<N: Node> Process<'_, N> {
             _ => return self.unknown(nr::__NR_futex.into()),
         };
         let mut word = [0; 4];
-        self.read_user(addr, &mut word).await?;
+        self.memory.read(addr, &mut word).await?;
         if u64::from(u32::from_le_bytes(word)) != value & 0xffff_ffff {
             return Err(errno::EAGAIN.into());
         }

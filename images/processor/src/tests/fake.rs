@@ -2,205 +2,210 @@
 //! do.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hal::Instant;
-use messages::memory::{
-    MapFlags, MapRequest, Mapped, ProcessId, Prot, ProtectRequest, RangeRequest, Window, WindowList,
-    WindowRun, WindowsRequest,
-};
+use messages::memory::{Chunks as Lent, MAX_CHUNKS};
 use messages::storage::{Entry, FileId, FileTime, OpenFlags, Opened, Stat};
-use messages::{Errno, WINDOW_SIZE, Wire, Writer};
+use messages::{CHUNK_SIZE, Errno, Wire, Writer};
 use pcache::{
-    Cache, Config, Geometry, LINE_SIZE, LineId, Lines, MapFailed, Mapper, Page, RemoteAddr, RemoteStore,
-    Token, Unmapped,
+    Access, Cache, Chunks, Config, Geometry, LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId,
 };
 use verbs::Rkey;
 
 use crate::error::errno;
-use crate::{CacheMachine, Cpu, Error, Files, Memory, Node, Platform, Result, Stream, SystemCall, Trap};
+use crate::mm::Tables;
+use crate::mm::supply::Supply;
+use crate::{Cpu, Error, Files, Memory, Node, Platform, Result, Stream, SystemCall, Trap};
 
-type Remote = BTreeMap<(u64, u64), Vec<u8>>;
+/// Where lines begin in physical memory.
+const BASE: u64 = 0x1000_0000;
 
-#[derive(Default)]
-pub(crate) struct FakeHardware {
-    pub(crate) tables: Mutex<BTreeMap<Page, (LineId, Prot, bool)>>,
-    lines: Mutex<Vec<Vec<u8>>>,
-    remote: Mutex<Remote>,
-    transfers: Mutex<Vec<(Token, RemoteAddr, bool)>>,
+/// One leaf table; leaked, as entries are places.
+type Leaf = &'static [AtomicU64; 512];
+
+#[derive(Clone, Copy)]
+pub(crate) struct FakeEntry {
+    leaf: Leaf,
+    index: usize,
 }
 
-impl FakeHardware {
-    /// The program stores through its mapping; false if that faults.
-    pub(crate) fn store(&self, page: Page, offset: usize, byte: u8) -> bool {
-        let mut tables = self.tables.lock().unwrap();
-        let Some((line, prot, dirty)) = tables.get_mut(&page) else {
+impl pcache::Entry for FakeEntry {
+    fn load(self) -> Pte {
+        Pte(self.leaf[self.index].load(Ordering::SeqCst))
+    }
+    fn exchange(self, old: Pte, new: Pte) -> core::result::Result<(), Pte> {
+        self.leaf[self.index]
+            .compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst)
+            .map(drop)
+            .map_err(Pte)
+    }
+    fn neighbour(self, distance: i64) -> Option<Self> {
+        let index = i64::try_from(self.index).unwrap() + distance;
+        let index = usize::try_from(index).ok().filter(|&index| index < 512)?;
+        Some(Self { index, ..self })
+    }
+}
+
+/// The leaf tables of one space.
+#[derive(Clone)]
+pub(crate) struct FakeTables {
+    id: SpaceId,
+    leaves: Rc<RefCell<BTreeMap<u64, Leaf>>>,
+}
+
+impl FakeTables {
+    fn new(id: u32) -> Self {
+        Self {
+            id: SpaceId(id),
+            leaves: Rc::default(),
+        }
+    }
+
+    /// How many leaf tables there are.
+    pub(crate) fn count(&self) -> usize {
+        self.leaves.borrow().len()
+    }
+}
+
+impl Tables for FakeTables {
+    type Entry = FakeEntry;
+    fn space(&self) -> SpaceId {
+        self.id
+    }
+    fn entry(&self, addr: u64) -> Option<FakeEntry> {
+        let leaf = *self.leaves.borrow().get(&(addr / CHUNK_SIZE))?;
+        let index = usize::try_from(addr / 4096 % 512).unwrap();
+        Some(FakeEntry { leaf, index })
+    }
+    fn entry_or_create(&self, addr: u64) -> Option<FakeEntry> {
+        let new = || &*Box::leak(Box::new([const { AtomicU64::new(0) }; 512]));
+        self.leaves
+            .borrow_mut()
+            .entry(addr / CHUNK_SIZE)
+            .or_insert_with(new);
+        self.entry(addr)
+    }
+    fn next_table(&self, from: u64, end: u64) -> Option<u64> {
+        let leaves = self.leaves.borrow();
+        let (&leaf, _) = leaves.range(from / CHUNK_SIZE..).next()?;
+        let at = from.max(leaf * CHUNK_SIZE);
+        (at < end).then_some(at)
+    }
+    fn release(&self, addr: u64) -> bool {
+        let mut leaves = self.leaves.borrow_mut();
+        let Some(leaf) = leaves.get(&(addr / CHUNK_SIZE)) else {
             return false;
         };
-        let allowed = prot.contains(Prot::WRITE);
-        if allowed {
-            *dirty = true;
-            self.lines.lock().unwrap()[line.0 as usize][offset] = byte;
+        let empty = leaf.iter().all(|entry| entry.load(Ordering::SeqCst) == 0);
+        if empty {
+            leaves.remove(&(addr / CHUNK_SIZE));
         }
-        allowed
+        empty
     }
 }
 
-impl Mapper for FakeHardware {
-    type Rights = Prot;
-    fn map(&self, page: Page, line: LineId, rights: Prot) -> core::result::Result<(), MapFailed> {
-        let mut tables = self.tables.lock().unwrap();
-        let dirty = tables.get(&page).is_some_and(|&(_, _, dirty)| dirty);
-        tables.insert(page, (line, rights, dirty));
-        Ok(())
-    }
-    fn unmap(&self, page: Page) -> Unmapped {
-        let (_, _, dirty) = self
-            .tables
-            .lock()
-            .unwrap()
-            .remove(&page)
-            .expect("unmaps only what is mapped");
-        Unmapped { dirty }
-    }
-    fn take_accessed(&self, _: Page) -> bool {
-        false
-    }
+/// Lines and transfers.
+#[derive(Default)]
+pub(crate) struct FakeMachine {
+    lines: Mutex<Vec<Vec<u8>>>,
+    remote: Mutex<BTreeMap<u64, Vec<u8>>>,
+    transfers: Mutex<Vec<(LineId, RemoteAddr, bool)>>,
+    pub(crate) most_stale: Cell<usize>,
 }
 
-impl RemoteStore for FakeHardware {
-    fn start_read(&self, token: Token, _: LineId, from: RemoteAddr) {
-        self.transfers.lock().unwrap().push((token, from, false));
+impl Machine for FakeMachine {
+    type Entry = FakeEntry;
+    fn now(&self) -> Instant {
+        Instant::from_nanos(1)
     }
-    fn start_write(&self, token: Token, _: LineId, to: RemoteAddr) {
-        self.transfers.lock().unwrap().push((token, to, true));
+    fn core(&self) -> usize {
+        0
     }
-}
-
-impl Lines for FakeHardware {
-    fn read(&self, line: LineId, offset: usize, into: &mut [u8]) {
+    fn frame(&self, line: LineId) -> u64 {
+        BASE + u64::from(line.0) * 4096
+    }
+    fn line(&self, frame: u64) -> Option<LineId> {
+        Some(LineId(u32::try_from(frame.checked_sub(BASE)? / 4096).ok()?))
+    }
+    fn read(&self, line: LineId, from: RemoteAddr) {
+        self.transfers.lock().unwrap().push((line, from, false));
+    }
+    fn write(&self, line: LineId, to: RemoteAddr) {
+        self.transfers.lock().unwrap().push((line, to, true));
+    }
+    fn ring(&self) {}
+    fn flush(&self, stale: &[Page]) {
+        self.most_stale.set(self.most_stale.get().max(stale.len()));
+    }
+    fn flush_own(&self, _: Page) {}
+    fn prepare_code(&self, _: LineId) {}
+    fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
         into.copy_from_slice(&self.lines.lock().unwrap()[line.0 as usize][offset..offset + into.len()]);
     }
-    fn write(&self, line: LineId, offset: usize, from: &[u8]) {
+    fn copy_in(&self, line: LineId, offset: usize, from: &[u8]) {
         self.lines.lock().unwrap()[line.0 as usize][offset..offset + from.len()].copy_from_slice(from);
+    }
+    fn copy_line(&self, from: LineId, to: LineId) {
+        let mut lines = self.lines.lock().unwrap();
+        lines[to.0 as usize] = lines[from.0 as usize].clone();
     }
     fn zero(&self, line: LineId) {
         self.lines.lock().unwrap()[line.0 as usize].fill(0);
     }
 }
 
-/// M: gives addresses from one cursor on, backs whole windows, and knows how much it has.
+/// M: knows how many chunks it has, which are lent, and what it promised.
 pub(crate) struct FakeMemory {
-    vmas: RefCell<Vec<(u64, u64)>>,
-    cursor: Cell<u64>,
-    windows: RefCell<BTreeMap<u32, u64>>,
     next_chunk: Cell<u64>,
-    pub(crate) windows_left: Cell<u64>,
+    pub(crate) total: Cell<u32>,
+    pub(crate) promised: Cell<u32>,
+    pub(crate) lent: RefCell<BTreeSet<u64>>,
     pub(crate) calls: Cell<u64>,
-    pub(crate) ended: Cell<bool>,
-}
-
-impl FakeMemory {
-    fn back(&self, start: u64, end: u64) -> Result<WindowList> {
-        let mut list = WindowList::default();
-        for index in start / WINDOW_SIZE..end.div_ceil(WINDOW_SIZE) {
-            let index = u32::try_from(index).unwrap();
-            if !self.windows.borrow().contains_key(&index) {
-                self.windows_left
-                    .set(self.windows_left.get().checked_sub(1).ok_or(errno::ENOMEM)?);
-                let addr = self.next_chunk.replace(self.next_chunk.get() + WINDOW_SIZE);
-                self.windows.borrow_mut().insert(index, addr);
-                list.push(Window {
-                    index,
-                    chunk: verbs::RemoteAddr { addr, rkey: Rkey(9) },
-                });
-            }
-        }
-        Ok(list)
-    }
+    /// Requests that are told to come again.
+    pub(crate) busy: Cell<u32>,
 }
 
 impl Memory for FakeMemory {
-    async fn create(&self, _: u32) -> Result<ProcessId> {
-        Ok(ProcessId(5))
-    }
-    async fn map(&self, request: MapRequest) -> Result<Mapped> {
+    async fn reserve(&self, chunks: u32) -> Result<()> {
         self.calls.set(self.calls.get() + 1);
-        let len = request.len.next_multiple_of(4096);
-        let fixed = !request.flags.is_empty();
-        let start = if fixed {
-            request.hint
-        } else {
-            self.cursor.replace(self.cursor.get() + len)
-        };
-        let taken = self
-            .vmas
-            .borrow()
-            .iter()
-            .any(|&(s, e)| s < start + len && start < e);
-        if taken && request.flags.contains(MapFlags::FIXED_NOREPLACE) {
-            return Err(errno::EEXIST.into());
+        if chunks > self.total.get() {
+            return Err(errno::ENOMEM.into());
         }
-        let windows = if request.prot.is_empty() {
-            WindowList::default()
-        } else {
-            self.back(start, start + len)?
-        };
-        self.vmas.borrow_mut().push((start, start + len));
-        Ok(Mapped {
-            address: start,
-            windows,
-        })
+        self.promised.set(chunks);
+        Ok(())
     }
-    async fn unmap(&self, request: RangeRequest) -> Result<WindowRun> {
+    async fn lend(&self, _: u32, count: u16) -> Result<Lent> {
         self.calls.set(self.calls.get() + 1);
-        let end = request.address + request.len;
-        let mut rest = Vec::new();
-        for (s, e) in self.vmas.borrow().iter().copied() {
-            rest.extend(
-                [(s, e.min(request.address)), (s.max(end), e)]
-                    .iter()
-                    .filter(|(s, e)| s < e),
-            );
+        if self.busy.get() > 0 {
+            self.busy.set(self.busy.get() - 1);
+            return Err(errno::EAGAIN.into());
         }
-        *self.vmas.borrow_mut() = rest;
-        let (first, last) = (request.address.div_ceil(WINDOW_SIZE), end / WINDOW_SIZE);
-        let run = WindowRun {
-            first: u32::try_from(first).unwrap(),
-            count: u32::try_from(last.saturating_sub(first)).unwrap(),
-        };
-        let mut windows = self.windows.borrow_mut();
-        let before = windows.len();
-        windows.retain(|&index, _| !(first..last).contains(&u64::from(index)));
-        let freed = (before - windows.len()) as u64;
-        self.windows_left.set(self.windows_left.get() + freed);
-        Ok(run)
+        let mut lent = Lent::new();
+        for _ in 0..count {
+            if self.lent.borrow().len() >= self.total.get() as usize {
+                break;
+            }
+            let addr = self.next_chunk.replace(self.next_chunk.get() + CHUNK_SIZE);
+            self.lent.borrow_mut().insert(addr);
+            lent.push(verbs::RemoteAddr { addr, rkey: Rkey(9) }).unwrap();
+        }
+        if lent.is_empty() {
+            return Err(errno::ENOMEM.into());
+        }
+        Ok(lent)
     }
-    async fn protect(&self, request: ProtectRequest) -> Result<WindowList> {
+    async fn give_back(&self, chunks: heapless::Vec<u64, MAX_CHUNKS>) -> Result<()> {
         self.calls.set(self.calls.get() + 1);
-        if request.prot.is_empty() {
-            Ok(WindowList::default())
-        } else {
-            self.back(request.address, request.address + request.len)
+        for addr in &chunks {
+            assert!(self.lent.borrow_mut().remove(addr), "{addr:#x} was lent");
         }
-    }
-    async fn windows(&self, request: WindowsRequest) -> Result<WindowList> {
-        let mut list = WindowList::default();
-        let windows = self.windows.borrow();
-        for (&index, &addr) in windows.range(request.first..request.first + request.count) {
-            list.push(Window {
-                index,
-                chunk: verbs::RemoteAddr { addr, rkey: Rkey(9) },
-            });
-        }
-        Ok(list)
-    }
-    async fn end(&self, _: ProcessId) -> Result<()> {
-        self.ended.set(true);
         Ok(())
     }
 }
@@ -396,19 +401,35 @@ impl Cpu for FakeCpu {
 }
 
 pub(crate) struct FakeNode {
-    pub(crate) cache: Cache<CacheMachine<FakeHardware>>,
+    pub(crate) cache: Cache<FakeMachine>,
+    pub(crate) supply: Supply,
     pub(crate) platform: FakePlatform,
     pub(crate) memory: FakeMemory,
     pub(crate) files: FakeFiles,
+    spaces: Cell<u32>,
 }
 
 impl Node for FakeNode {
-    type Hardware = FakeHardware;
+    type Machine = FakeMachine;
+    type Tables = FakeTables;
     type Platform = FakePlatform;
     type Memory = FakeMemory;
     type Files = FakeFiles;
-    fn cache(&self) -> &Cache<CacheMachine<FakeHardware>> {
+    fn cache(&self) -> &Cache<FakeMachine> {
         &self.cache
+    }
+    fn supply(&self) -> &Supply {
+        &self.supply
+    }
+    fn new_tables(&self) -> Option<FakeTables> {
+        self.spaces.set(self.spaces.get() + 1);
+        Some(FakeTables::new(self.spaces.get()))
+    }
+    fn poll_pages(&self) -> bool {
+        self.pump()
+    }
+    fn reads_ahead(&self) -> bool {
+        true
     }
     fn platform(&self) -> &FakePlatform {
         &self.platform
@@ -422,29 +443,29 @@ impl Node for FakeNode {
 }
 
 impl FakeNode {
-    /// A node with a cache of `lines` lines, an M of 64 windows, and files.
+    /// A node with a cache of `lines` lines, an M of 64 chunks, and files.
     pub(crate) fn new(lines: u64, files: &[(&str, &[u8])]) -> Self {
         let geometry = Geometry::new(lines * LINE_SIZE as u64, 4).unwrap();
         let bytes = (0..geometry.lines()).map(|_| vec![0xee; LINE_SIZE]).collect();
-        let hardware = FakeHardware {
+        let machine = FakeMachine {
             lines: Mutex::new(bytes),
-            ..FakeHardware::default()
+            ..FakeMachine::default()
         };
         let table = files
             .iter()
             .map(|(path, content)| (path.as_bytes().to_vec(), content.to_vec()))
             .collect();
         Self {
-            cache: Cache::new(geometry, Config::default(), CacheMachine::new(hardware)),
+            cache: Cache::new(geometry, Config::default(), Chunks::new(10_000), machine),
+            supply: Supply::default(),
             platform: FakePlatform::default(),
             memory: FakeMemory {
-                vmas: RefCell::default(),
-                cursor: Cell::new(0x7000_0000_0000),
-                windows: RefCell::default(),
                 next_chunk: Cell::new(1 << 32),
-                windows_left: Cell::new(64),
+                total: Cell::new(64),
+                promised: Cell::new(0),
+                lent: RefCell::default(),
                 calls: Cell::new(0),
-                ended: Cell::new(false),
+                busy: Cell::new(0),
             },
             files: FakeFiles {
                 files: table,
@@ -453,26 +474,50 @@ impl FakeNode {
                 reads: Cell::new(0),
                 most: 5_000,
             },
+            spaces: Cell::new(0),
         }
+    }
+
+    /// The program stores through its mapping; false if that faults.
+    pub(crate) fn store(&self, tables: &FakeTables, addr: u64, byte: u8) -> bool {
+        let Some(entry) = tables.entry(addr) else {
+            return false;
+        };
+        let pte = pcache::Entry::load(entry);
+        if !pte.permits(Access::Write) {
+            return false;
+        }
+        // As the CPU does: accessed and dirty.
+        pcache::Entry::exchange(entry, pte, Pte(pte.0 | 0x60)).unwrap();
+        let line = self.cache.machine().line(pte.frame()).unwrap();
+        let offset = usize::try_from(addr % 4096).unwrap();
+        self.cache.machine().copy_in(line, offset, &[byte]);
+        true
     }
 
     /// Ends the oldest transfer. False if there is none.
     fn pump(&self) -> bool {
-        let hardware = &self.cache.machine().hardware;
-        let Some(&(token, at, write)) = hardware.transfers.lock().unwrap().first() else {
+        let machine = self.cache.machine();
+        let mut transfers = machine.transfers.lock().unwrap();
+        if transfers.is_empty() {
             return false;
-        };
-        hardware.transfers.lock().unwrap().remove(0);
-        let line = token.line().0 as usize;
-        if write {
-            let bytes = hardware.lines.lock().unwrap()[line].clone();
-            hardware.remote.lock().unwrap().insert((at.key, at.addr), bytes);
-        } else {
-            let bytes = hardware.remote.lock().unwrap()[&(at.key, at.addr)].clone();
-            hardware.lines.lock().unwrap()[line] = bytes;
         }
-        self.cache.complete(token, Ok(()), self.platform.now()).unwrap();
+        let (line, at, write) = transfers.remove(0);
+        drop(transfers);
+        if write {
+            let bytes = machine.lines.lock().unwrap()[line.0 as usize].clone();
+            machine.remote.lock().unwrap().insert(at.addr, bytes);
+        } else {
+            let bytes = machine.remote.lock().unwrap()[&at.addr].clone();
+            machine.lines.lock().unwrap()[line.0 as usize] = bytes;
+        }
+        self.cache.complete(line, Ok(())).unwrap();
         true
+    }
+
+    /// Ends all transfers.
+    pub(crate) fn drain(&self) {
+        while self.pump() {}
     }
 
     /// Runs `future` to its end.

@@ -5,8 +5,7 @@ mod memory;
 
 use fake::{FakeCpu, FakeNode, errno_of};
 use linux_raw_sys::general as nr;
-use messages::memory::Prot;
-use pcache::{Page, Vpn};
+use pcache::Access;
 use proptest::prelude::*;
 
 use crate::elf::Header;
@@ -87,14 +86,14 @@ impl<'n> Run<'n> {
     }
 
     fn put(&self, addr: u64, bytes: &[u8]) -> u64 {
-        self.node.block_on(self.process.write_user(addr, bytes)).unwrap();
+        self.node.block_on(self.process.memory().write(addr, bytes)).unwrap();
         addr
     }
 
     fn get(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.node
-            .block_on(self.process.read_user(addr, &mut bytes))
+            .block_on(self.process.memory().read(addr, &mut bytes))
             .unwrap();
         bytes
     }
@@ -155,7 +154,7 @@ fn real_program_is_loaded_whole_through_a_small_cache() {
         );
         let zeros = usize::try_from(s.len - s.file_len).unwrap();
         assert!(run.get(s.addr + bias + s.file_len, zeros).iter().all(|&b| b == 0));
-        assert_eq!(run.process.layout().rights(s.addr + bias), Some(s.prot));
+        assert_eq!(run.process.memory().rights(s.addr + bias), Some(s.prot));
     }
     assert!(node.cache.counters().nr_pcache_eviction_dirty > 0);
 }
@@ -194,21 +193,21 @@ fn refusals_have_the_shell_s_statuses() {
         (refused("/script").status(), refused("/bin").status()),
         (126, 126)
     );
-    assert!(node.memory.ended.get());
+    assert!(node.memory.lent.borrow().is_empty());
 }
 
 #[test]
 fn stores_outside_or_against_rights_end_in_sigsegv() {
-    for (addr, write, execute) in [
-        (0, false, false),
-        (0x7fff_0000_0000, true, false),
-        (1 << 63, false, false),
+    for (addr, access) in [
+        (0, Access::Read),
+        (0x7ffe_0000_0000, Access::Write),
+        (1 << 63, Access::Read),
     ] {
         let node = node(64);
         let mut run = Run::new(&node);
         run.cpu
             .script
-            .push((Trap::PageFault { addr, write, execute }, SystemCall::default()));
+            .push((Trap::PageFault { addr, access }, SystemCall::default()));
         let exit = node.block_on(run.process.run(&mut run.cpu));
         assert_eq!(exit, Ok(Exit::Signal(11)), "{addr:#x}");
     }
@@ -221,10 +220,10 @@ fn code_is_not_executed_from_the_stack_nor_read_only_pages_written() {
     let mut run = Run::new(&node);
     let at = run.map(4096).unwrap();
     run.call(nr::__NR_mprotect, &[at, 4096, 1]).unwrap();
-    for (addr, write, execute) in [(at, true, false), (run.cpu.sp, false, true)] {
+    for (addr, access) in [(at, Access::Write), (run.cpu.sp, Access::Execute)] {
         run.cpu
             .script
-            .push((Trap::PageFault { addr, write, execute }, SystemCall::default()));
+            .push((Trap::PageFault { addr, access }, SystemCall::default()));
         assert_eq!(node.block_on(run.process.run(&mut run.cpu)), Ok(Exit::Signal(11)));
     }
 }
@@ -262,6 +261,7 @@ fn unknown_calls_are_counted_and_exit_ends_the_run() {
         [(57, 1), (u64::MAX, 1)]
     );
     node.block_on(run.process.end()).unwrap();
+    node.drain();
     assert_eq!(node.cache.lines_in_use(), (0, 0));
 }
 
@@ -273,11 +273,7 @@ fn program_s_own_stores_survive_eviction() {
     for n in 0..32u8 {
         let addr = at + u64::from(n) * 4096;
         run.cpu.script.push((
-            Trap::PageFault {
-                addr,
-                write: true,
-                execute: false,
-            },
+            Trap::PageFault { addr, access: Access::Write },
             SystemCall::default(),
         ));
         run.cpu.script.push((
@@ -288,11 +284,7 @@ fn program_s_own_stores_survive_eviction() {
             },
         ));
         node.block_on(run.process.run(&mut run.cpu)).unwrap();
-        let page = Page {
-            space: run.process.space(),
-            vpn: Vpn::of(addr),
-        };
-        assert!(node.cache.machine().hardware.store(page, 5, n));
+        assert!(node.store(run.process.memory().tables(), addr + 5, n));
     }
     for n in 0..32u8 {
         assert_eq!(run.get(at + u64::from(n) * 4096 + 5, 1), [n]);
@@ -567,11 +559,7 @@ fn rights_taken_away_take_effect_on_mapped_pages() {
     let mut run = Run::new(&node);
     let addr = run.map(4096).unwrap();
     run.cpu.script.push((
-        Trap::PageFault {
-            addr,
-            write: true,
-            execute: false,
-        },
+        Trap::PageFault { addr, access: Access::Write },
         SystemCall::default(),
     ));
     run.cpu.script.push((
@@ -582,16 +570,9 @@ fn rights_taken_away_take_effect_on_mapped_pages() {
         },
     ));
     node.block_on(run.process.run(&mut run.cpu)).unwrap();
-    let page = Page {
-        space: run.process.space(),
-        vpn: Vpn::of(addr),
-    };
-    assert_eq!(
-        node.cache.machine().hardware.tables.lock().unwrap()[&page].1,
-        Prot::READ | Prot::WRITE
-    );
+    assert!(node.store(run.process.memory().tables(), addr, 1));
     run.call(nr::__NR_mprotect, &[addr, 4096, 1]).unwrap();
-    assert!(!node.cache.machine().hardware.store(page, 0, 1));
+    assert!(!node.store(run.process.memory().tables(), addr, 1));
 }
 
 proptest! {
@@ -616,7 +597,10 @@ proptest! {
             }
         }
         node.block_on(run.process.end()).unwrap();
+        node.drain();
         prop_assert_eq!(node.cache.lines_in_use().0, 0);
+        prop_assert!(node.memory.lent.borrow().is_empty(), "chunks come back");
+        prop_assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
     }
 }
 

@@ -1,26 +1,23 @@
-//! Page tables, lines and the one-sided way to M, for the cache.
+//! Lines, page tables and the one-sided way to M, for the cache.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 
 use fit::PeerId;
-use hal::DmaBuffer;
-use libos::{AddressSpace, Exit, FrameArray, Rights, power_off, quirks};
-use messages::memory::Prot;
+use hal::{DmaBuffer, Instant};
+use libos::{AddressSpace, Exit, FrameArray, flush_cores, power_off, quirks};
 use node::{Core, Error, Node};
-use pcache::{
-    LINE_SIZE, LineId, Lines, MapFailed, Mapper, Page, RemoteAddr, RemoteStore, SpaceId, Token, Unmapped,
-};
+use pcache::{LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId};
+use processor::mm;
 use spin::{Mutex, RwLock};
 use verbs::{Access, Device, Region, Rkey, Sge};
 
-/// Tasks that may wait for a READ at once without a queue having to grow.
-const READERS: usize = 64;
+/// Changed pages of one space from which on all its translations are dropped instead.
+const MANY: usize = 32;
 
 /// A line on its way.
 #[derive(Clone, Copy)]
 struct Transfer {
-    token: Token,
     line: LineId,
     remote: RemoteAddr,
     read: bool,
@@ -38,15 +35,98 @@ impl Backlog {
     }
 }
 
+/// A leaf entry's place.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry(libos::Entry);
+
+impl pcache::Entry for Entry {
+    fn load(self) -> Pte {
+        Pte(self.0.load())
+    }
+
+    fn exchange(self, old: Pte, new: Pte) -> Result<(), Pte> {
+        self.0.compare_exchange(old.0, new.0).map_err(Pte)
+    }
+
+    fn neighbour(self, distance: i64) -> Option<Self> {
+        self.0.offset(distance).map(Self)
+    }
+}
+
+/// The spaces that there are, by number, for shootdowns.
+#[derive(Default)]
+pub(crate) struct Spaces {
+    spaces: RwLock<BTreeMap<SpaceId, Arc<AddressSpace>>>,
+    next: Mutex<u32>,
+}
+
+/// The page tables of one space.
+pub(crate) struct Tables {
+    id: SpaceId,
+    space: Arc<AddressSpace>,
+    all: &'static Spaces,
+}
+
+impl Spaces {
+    /// Makes the page tables of a new space.
+    pub(crate) fn create(&'static self) -> Option<Tables> {
+        let space = AddressSpace::new()?;
+        let id = {
+            let mut next = self.next.lock();
+            *next += 1;
+            SpaceId(*next)
+        };
+        self.spaces.write().insert(id, space.clone());
+        Some(Tables {
+            id,
+            space,
+            all: self,
+        })
+    }
+}
+
+impl Tables {
+    /// Returns the space, for threads to run in.
+    pub(crate) fn space(&self) -> Arc<AddressSpace> {
+        self.space.clone()
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        self.all.spaces.write().remove(&self.id);
+    }
+}
+
+impl mm::Tables for Tables {
+    type Entry = Entry;
+
+    fn space(&self) -> SpaceId {
+        self.id
+    }
+    fn entry(&self, addr: u64) -> Option<Entry> {
+        self.space.entry(addr).map(Entry)
+    }
+    fn entry_or_create(&self, addr: u64) -> Option<Entry> {
+        self.space.entry_or_create(addr).ok().map(Entry)
+    }
+    fn next_table(&self, from: u64, end: u64) -> Option<u64> {
+        self.space.next_table(from, end)
+    }
+    fn release(&self, addr: u64) -> bool {
+        self.space.release(addr)
+    }
+}
+
 /// What the cache works on.
 pub(crate) struct Hardware {
     frames: &'static FrameArray,
+    base: u64,
     /// The lines, as the HCA reaches them. Peers cannot.
     region: Region,
     core: Core,
     memory: PeerId,
-    /// The page tables. Taken under a set's lock of the cache; it takes none itself.
-    spaces: RwLock<BTreeMap<SpaceId, Arc<AddressSpace>>>,
+    spaces: &'static Spaces,
     /// FIT's lock is taken under it.
     backlog: Mutex<Backlog>,
 }
@@ -57,7 +137,13 @@ impl Hardware {
     /// # Errors
     ///
     /// When the machine has not so much contiguous memory, or the HCA refuses it.
-    pub(crate) async fn new(lines: u32, node: &Node, core: Core, memory: PeerId) -> Result<Self, Error> {
+    pub(crate) async fn new(
+        lines: u32,
+        node: &Node,
+        core: Core,
+        memory: PeerId,
+        spaces: &'static Spaces,
+    ) -> Result<Self, Error> {
         let len = lines as usize * LINE_SIZE;
         let frames = FrameArray::allocate(lines as usize).ok_or(hal::Error::NoDmaMemory { len });
         let frames = frames.map_err(|error| Error::Role(alloc::format!("pcache: {error}")))?;
@@ -65,46 +151,21 @@ impl Hardware {
             local_write: true,
             ..Access::default()
         };
-        let region = node
-            .card
-            .register(
-                node.fit.domain(memory),
-                frames.buffer().bus_addr().0,
-                len as u64,
-                access,
-            )
-            .await?;
+        let domain = node.fit.domain(memory);
+        let bus = frames.buffer().bus_addr().0;
+        let region = node.card.register(domain, bus, len as u64, access).await?;
         Ok(Self {
             frames,
+            base: frames.frame(0).phys().0,
             region,
             core,
             memory,
-            spaces: RwLock::default(),
+            spaces,
             backlog: Mutex::new(Backlog {
-                reads: VecDeque::with_capacity(READERS),
+                reads: VecDeque::with_capacity(lines as usize),
                 writes: VecDeque::with_capacity(lines as usize),
             }),
         })
-    }
-
-    /// Makes the page tables of an address space.
-    pub(crate) fn add_space(&self, space: SpaceId) -> Result<Arc<AddressSpace>, MapFailed> {
-        let mut spaces = self.spaces.write();
-        if let Some(known) = spaces.get(&space) {
-            return Ok(known.clone());
-        }
-        let tables = AddressSpace::new().ok_or(MapFailed)?;
-        spaces.insert(space, tables.clone());
-        Ok(tables)
-    }
-
-    /// Drops the page tables of an address space.
-    pub(crate) fn remove_space(&self, space: SpaceId) {
-        self.spaces.write().remove(&space);
-    }
-
-    fn with<T>(&self, space: SpaceId, what: impl FnOnce(&AddressSpace) -> T) -> Option<T> {
-        self.spaces.read().get(&space).map(|tables| what(tables))
     }
 
     /// Starts a transfer, or keeps it until FIT has room.
@@ -130,7 +191,7 @@ impl Hardware {
 
     /// Starts a transfer; false if FIT has no room for it now.
     fn try_start(&self, transfer: &Transfer) -> bool {
-        let (local, tag) = (self.piece(transfer.line), transfer.token.raw());
+        let (local, tag) = (self.piece(transfer.line), u64::from(transfer.line.0));
         let remote = Self::place(transfer.remote);
         let started = if transfer.read {
             self.core.start_read(self.memory, remote, local, tag)
@@ -157,7 +218,7 @@ impl Hardware {
     }
 
     fn place(at: RemoteAddr) -> verbs::RemoteAddr {
-        let rkey = u32::try_from(at.key).expect("the layout's keys are rkeys");
+        let rkey = u32::try_from(at.key).expect("a chunk's key is an rkey");
         verbs::RemoteAddr {
             addr: at.addr,
             rkey: Rkey(rkey),
@@ -165,78 +226,79 @@ impl Hardware {
     }
 }
 
-fn rights(prot: Prot) -> Rights {
-    let mut rights = Rights::empty();
-    rights.set(Rights::READ, prot.contains(Prot::READ));
-    rights.set(Rights::WRITE, prot.contains(Prot::WRITE));
-    rights.set(Rights::EXECUTE, prot.contains(Prot::EXEC));
-    rights
-}
+impl Machine for Hardware {
+    type Entry = Entry;
 
-impl Mapper for Hardware {
-    type Rights = Prot;
-
-    fn map(&self, page: Page, line: LineId, prot: Prot) -> Result<(), MapFailed> {
-        let frame = self.frames.frame(line.0 as usize);
-        if prot.contains(Prot::EXEC) {
-            quirks::refresh_code(frame);
-        }
-        let (address, rights) = (page.vpn.addr(), rights(prot));
-        let mapped = self.with(page.space, |tables| tables.map(address, frame, rights));
-        let mapped = match mapped {
-            Some(mapped) => mapped,
-            None => self.add_space(page.space)?.map(address, frame, rights),
-        };
-        mapped.map_err(|_| MapFailed)
+    fn now(&self) -> Instant {
+        libos::now()
+    }
+    fn core(&self) -> usize {
+        libos::current_core()
+    }
+    fn frame(&self, line: LineId) -> u64 {
+        self.base + u64::from(line.0) * LINE_SIZE as u64
+    }
+    fn line(&self, frame: u64) -> Option<LineId> {
+        let index = frame.checked_sub(self.base)? / LINE_SIZE as u64;
+        let line = u32::try_from(index).ok()?;
+        ((line as usize) < self.frames.count()).then_some(LineId(line))
     }
 
-    fn unmap(&self, page: Page) -> Unmapped {
-        let mapping = self
-            .with(page.space, |tables| tables.unmap(page.vpn.addr()))
-            .flatten();
-        Unmapped {
-            dirty: mapping.is_some_and(|mapping| mapping.dirty),
-        }
-    }
-
-    fn take_accessed(&self, page: Page) -> bool {
-        let mapping = self
-            .with(page.space, |tables| tables.clear_accessed(page.vpn.addr()))
-            .flatten();
-        mapping.is_some_and(|mapping| mapping.accessed)
-    }
-}
-
-impl RemoteStore for Hardware {
-    fn start_read(&self, token: Token, line: LineId, from: RemoteAddr) {
+    fn read(&self, line: LineId, from: RemoteAddr) {
         self.start(Transfer {
-            token,
             line,
             remote: from,
             read: true,
         });
     }
-
-    fn start_write(&self, token: Token, line: LineId, to: RemoteAddr) {
+    fn write(&self, line: LineId, to: RemoteAddr) {
         self.start(Transfer {
-            token,
             line,
             remote: to,
             read: false,
         });
     }
-}
+    fn ring(&self) {}
 
-impl Lines for Hardware {
-    fn read(&self, line: LineId, offset: usize, into: &mut [u8]) {
+    fn flush(&self, stale: &[Page]) {
+        let spaces = self.spaces.spaces.read();
+        // A batch is of few spaces, mostly of one, whose pages follow each other.
+        for run in stale.chunk_by(|a, b| a.space == b.space) {
+            let Some(space) = run.first().and_then(|page| spaces.get(&page.space)) else {
+                continue;
+            };
+            if run.len() >= MANY {
+                space.changed_all();
+            } else {
+                run.iter().for_each(|page| space.changed(page.vpn.addr()));
+            }
+        }
+        let runs = stale.chunk_by(|a, b| a.space == b.space);
+        let changed = runs.filter_map(|run| spaces.get(&run.first()?.space));
+        flush_cores(changed.map(|space| &**space));
+    }
+    fn flush_own(&self, page: Page) {
+        if let Some(space) = self.spaces.spaces.read().get(&page.space) {
+            space.flush_own(page.vpn.addr());
+        }
+    }
+    fn prepare_code(&self, line: LineId) {
+        quirks::refresh_code(self.frames.frame(line.0 as usize));
+    }
+
+    fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
         self.frames.frame(line.0 as usize).read(offset, into);
     }
-
-    fn write(&self, line: LineId, offset: usize, from: &[u8]) {
+    fn copy_in(&self, line: LineId, offset: usize, from: &[u8]) {
         self.frames.frame(line.0 as usize).write(offset, from);
     }
-
+    fn copy_line(&self, from: LineId, to: LineId) {
+        let mut bytes = [0; LINE_SIZE];
+        self.frames.frame(from.0 as usize).read(0, &mut bytes);
+        self.frames.frame(to.0 as usize).write(0, &bytes);
+    }
     fn zero(&self, line: LineId) {
         self.frames.frame(line.0 as usize).fill(0, LINE_SIZE, 0);
     }
 }
+

@@ -11,20 +11,24 @@ use alloc::format;
 use fit::{Config, Domains, Ended, KINDS, PeerId, PeerName, Role};
 use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
-use pcache::{Cache, Geometry, IoFailed, Token};
+use pcache::{Cache, Chunks, Geometry, IoFailed, LineId, Slot};
 use processor::remote::Remote;
-use processor::{CacheMachine, Command, Peer, Platform, Process, Refusal, Report, Stream};
+use processor::mm::supply::Supply;
+use processor::{Command, Peer, Platform, Process, Refusal, Report, Stream};
 use raw_cpuid::{CpuId, cpuid};
 use spin::Once;
 
 use carrier::FitCarrier;
-use hardware::Hardware;
+use hardware::{Hardware, Spaces, Tables};
 use stdio::Machine;
 use thread::Thread;
 
 /// The cache's size if the command line names none.
 const DEFAULT_PCACHE: u64 = 64 << 20;
 const DEFAULT_WAYS: u32 = 8;
+/// The most chunks that M may lend: 2 TB.
+const MAX_CHUNKS: u32 = 1 << 20;
+const _: () = assert!(MAX_CHUNKS <= Slot::MAX_CHUNKS);
 /// The first process.
 const PID: u32 = 1;
 /// The store's code for a transfer that the fabric did not carry out; the cause is in the log.
@@ -32,20 +36,36 @@ const TRANSFER_FAILED: u32 = 1;
 
 /// What the processor's logic reaches.
 struct Parts {
-    cache: Cache<CacheMachine<Hardware>>,
+    cache: Cache<Hardware>,
+    supply: Supply,
+    spaces: &'static Spaces,
+    reads_ahead: bool,
     machine: Machine,
     memory: Remote<FitCarrier>,
     files: Remote<FitCarrier>,
 }
 
 impl processor::Node for Parts {
-    type Hardware = Hardware;
+    type Machine = Hardware;
+    type Tables = Tables;
     type Platform = Machine;
     type Memory = Remote<FitCarrier>;
     type Files = Remote<FitCarrier>;
 
-    fn cache(&self) -> &Cache<CacheMachine<Hardware>> {
+    fn cache(&self) -> &Cache<Hardware> {
         &self.cache
+    }
+    fn supply(&self) -> &Supply {
+        &self.supply
+    }
+    fn new_tables(&self) -> Option<Tables> {
+        self.spaces.create()
+    }
+    fn poll_pages(&self) -> bool {
+        false
+    }
+    fn reads_ahead(&self) -> bool {
+        self.reads_ahead
     }
     fn platform(&self) -> &Machine {
         &self.machine
@@ -66,6 +86,7 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 async fn run(line: &CommandLine) -> Result<(), Error> {
     let command = command(line)?;
     let geometry = geometry(line)?;
+    let (cache_config, reads_ahead) = cache_config(line)?;
     let machine = Machine::new(line)?;
     let config = Config {
         message_version: messages::VERSION,
@@ -80,14 +101,21 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     node.join();
     let [memory, storage] = node.find([Role::Memory, Role::Storage]).await?;
     let core = node.fit.core(0);
-    let hardware = Hardware::new(geometry.lines(), &node, core.clone(), memory).await?;
+    static SPACES: Once<Spaces> = Once::new();
+    let spaces = SPACES.call_once(Spaces::default);
+    let hardware = Hardware::new(geometry.lines(), &node, core.clone(), memory, spaces).await?;
     let files = FitCarrier::with_data(core.clone(), storage, &node).await?;
+    let chunks = Chunks::new(MAX_CHUNKS);
     let parts = PARTS.call_once(|| Parts {
-        cache: Cache::new(geometry, pcache::Config::default(), CacheMachine::new(hardware)),
+        cache: Cache::new(geometry, cache_config, chunks, hardware),
+        supply: Supply::default(),
+        spaces,
+        reads_ahead,
         machine,
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
         files: Remote::new(Peer::Storage, files),
     });
+    libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) }).detach();
     log::info!("pcache: {} lines in {} ways", geometry.lines(), geometry.ways());
     libos::line(format_args!("report\tready"));
     let (report, status) = execute(parts, &command).await?;
@@ -98,14 +126,15 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
 
 /// Polls the HCA and tells the cache of the transfers that ended.
 async fn drive(fit: &Fit, parts: &'static Once<Parts>) -> Result<(), Error> {
-    let settle = |ended: Ended, now| {
+    let settle = |ended: Ended, _| {
         let Some(parts) = parts.get() else { return };
         let result = ended.result.map_err(|cause| {
             log::error!("a page's transfer failed: {cause}");
             IoFailed(TRANSFER_FAILED)
         });
-        let settled = parts.cache.complete(Token::from_raw(ended.tag), result, now);
-        parts.cache.machine().hardware.resume();
+        let line = u32::try_from(ended.tag).map_or(LineId(u32::MAX), LineId);
+        let settled = parts.cache.complete(line, result);
+        parts.cache.machine().resume();
         if let Err(error) = settled {
             // A fill's failure reaches the program that waits for it; a lost write-back has nobody to tell.
             log::error!("{error}");
@@ -132,17 +161,15 @@ async fn execute(parts: &Parts, command: &Command) -> Result<(Report, u8), Error
             return Ok((report, refusal.status()));
         }
     };
-    let hardware = &parts.cache.machine().hardware;
-    let space = hardware.add_space(process.space());
-    thread.enter(space.map_err(|error| Error::Role(format!("{error}")))?);
+    thread.enter(process.memory().tables().space());
     let ended = process.run(&mut thread).await.map_err(failed)?;
     report.run_time(parts.machine.now().since(process.started()));
     for (number, count) in process.unimplemented() {
         report.unimplemented(number, count);
     }
-    let space = process.space();
+    report.counter("nr_pgfault", process.memory().faults());
     process.end().await.map_err(failed)?;
-    hardware.remove_space(space);
+    thread.leave();
     Ok((report, ended.status()))
 }
 
@@ -210,4 +237,25 @@ fn geometry(line: &CommandLine) -> Result<Geometry, Error> {
     let size = line.size("pcache")?.unwrap_or(DEFAULT_PCACHE);
     let ways = line.parsed("ways")?.unwrap_or(DEFAULT_WAYS);
     Geometry::new(size, ways).map_err(|error| Error::Role(format!("pcache={size} ways={ways}: {error}")))
+}
+
+/// Reads how the cache chooses its victims, and whether misses read ahead.
+fn cache_config(line: &CommandLine) -> Result<(pcache::Config, bool), Error> {
+    let wrong = |option: &str, value: &str, why: &dyn core::fmt::Display| {
+        Error::Role(format!("{option}={value}: {why}"))
+    };
+    let mut config = pcache::Config::default();
+    if let Some(value) = line.value("policy") {
+        config.policy = value.parse().map_err(|why| wrong("policy", value, &why))?;
+    }
+    if let Some(value) = line.value("mechanism") {
+        config.mechanism = value.parse().map_err(|why| wrong("mechanism", value, &why))?;
+    }
+    let reads_ahead = match line.value("prefetch") {
+        None | Some("on") => true,
+        Some("off") => false,
+        Some(value) => return Err(wrong("prefetch", value, &"is neither on nor off")),
+    };
+    config.cores = u32::try_from(libos::cores()).unwrap_or(1);
+    Ok((config, reads_ahead))
 }

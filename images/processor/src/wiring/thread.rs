@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 
 use libos::{AddressSpace, UserContext};
+use pcache::Access;
 use processor::{Cpu, SystemCall, Trap};
 
 /// A thread and the page tables it runs in.
@@ -20,9 +21,14 @@ impl Thread {
         }
     }
 
-    /// Says in which page tables it runs.
+    /// Sets the page tables that it runs in.
     pub(crate) fn enter(&mut self, space: Arc<AddressSpace>) {
         self.space = Some(space);
+    }
+
+    /// Lets go of the page tables, of a thread that runs no more.
+    pub(crate) fn leave(&mut self) {
+        self.space = None;
     }
 }
 
@@ -33,7 +39,14 @@ impl Cpu for Thread {
             libos::Trap::Syscall => Trap::Syscall,
             libos::Trap::PageFault {
                 addr, write, execute, ..
-            } => Trap::PageFault { addr, write, execute },
+            } => {
+                let access = match (execute, write) {
+                    (true, _) => Access::Execute,
+                    (false, true) => Access::Write,
+                    (false, false) => Access::Read,
+                };
+                Trap::PageFault { addr, access }
+            }
             libos::Trap::Exception { vector, error } => Trap::Exception { vector, error },
             libos::Trap::Preempted => Trap::Preempted,
         }

@@ -1,0 +1,282 @@
+//! Page faults: misses, first touches, copy-on-write, stack growth.
+
+use core::future::poll_fn;
+use core::sync::atomic::Ordering;
+use core::task::{Poll, Waker};
+
+use messages::{CHUNK_SIZE, PAGE_SIZE};
+use pcache::{
+    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Mapping, Plan, Pte, Rights, Slot, Touch,
+};
+
+use super::vma::{Backing, VmaFlags, Vmas};
+use super::{EntryOf, STACK_GAP, Space, Tables};
+use crate::error::{Error, Exit, Result};
+use crate::process::Node;
+
+/// Looks at an entry whose READ was started before the task lets others run: some microseconds, in
+/// which most READs end.
+const LOOKS: u32 = 64;
+/// The signal that Linux's out-of-memory killer sends.
+const SIGKILL: u8 = 9;
+
+/// Why an access is not allowed. The numbers are those of Linux's `si_code`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// Nothing is mapped there (SIGSEGV, `SEGV_MAPERR`).
+    Unmapped,
+    /// The mapping's rights forbid it (SIGSEGV, `SEGV_ACCERR`).
+    Forbidden,
+    /// The page lies beyond the end of a file (SIGBUS, `BUS_ADRERR`).
+    BeyondEnd,
+}
+
+/// What one look at a fault came to.
+enum Step {
+    Done,
+    Wait,
+    Refused(Refused),
+    /// The region of the page has no chunk with a free slot.
+    NeedsChunk,
+}
+
+impl<N: Node> Space<'_, N> {
+    /// Makes the entry of the page at `addr` permit `access`. With `force` the rights of its VMA do not
+    /// matter, only that there is one: for the kernel's own loading.
+    ///
+    /// # Errors
+    ///
+    /// What ends the process or the node; an access that is not allowed is `Ok(Err(_))`.
+    pub(crate) async fn fault(
+        &self,
+        addr: u64,
+        access: Access,
+        force: bool,
+    ) -> Result<core::result::Result<(), Refused>> {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        let page = addr / PAGE_SIZE * PAGE_SIZE;
+        let mut first = true;
+        loop {
+            match self.step(page, access, force, first, None)? {
+                Step::Done => return Ok(Ok(())),
+                Step::Refused(why) => return Ok(Err(why)),
+                Step::NeedsChunk => self.fetch_chunk(page).await?,
+                Step::Wait => {
+                    if !self.look_for_completion(page, access) {
+                        self.wait(page, access, force).await?;
+                    }
+                }
+            }
+            first = false;
+        }
+    }
+
+    /// Polls the device for the READ that was just started; true if the page has come.
+    fn look_for_completion(&self, page: u64, access: Access) -> bool {
+        let Some(entry) = self.tables.entry(page) else {
+            return false;
+        };
+        for _ in 0..LOOKS {
+            if entry.load().permits(access) {
+                return true;
+            }
+            if !self.node.poll_pages() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Waits until a look at the page comes to something else than waiting.
+    async fn wait(&self, page: u64, access: Access, force: bool) -> Result<()> {
+        poll_fn(
+            |context| match self.step(page, access, force, false, Some(context.waker())) {
+                Ok(Step::Wait) => Poll::Pending,
+                Ok(_) => Poll::Ready(Ok(())),
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        )
+        .await
+    }
+
+    /// Does what one look at the page's entry allows.
+    fn step(
+        &self,
+        page: u64,
+        access: Access,
+        force: bool,
+        first: bool,
+        waker: Option<&Waker>,
+    ) -> Result<Step> {
+        let Some(entry) = self.tables.entry(page) else {
+            return self.first_touch(page, access, force, waker);
+        };
+        let at = self.mapping(page, entry);
+        let plan = if first && entry.load().is_remote() {
+            self.plan(page)
+        } else {
+            Plan::NONE
+        };
+        Ok(match self.node.cache().touch(at, access, first, plan, waker)? {
+            Touch::Done => Step::Done,
+            Touch::Started | Touch::Wait => Step::Wait,
+            Touch::Empty => return self.first_touch(page, access, force, waker),
+            Touch::Copy => self.copy_page(page, at, waker),
+            Touch::Denied if force && entry.load().is_present() => Step::Done,
+            Touch::Denied => Step::Refused(Refused::Forbidden),
+        })
+    }
+
+    /// Returns what to read with the page's READ.
+    fn plan(&self, page: u64) -> Plan {
+        if !self.node.reads_ahead() {
+            return Plan::NONE;
+        }
+        let advice = if self.advised.load(Ordering::Relaxed) {
+            self.vmas.lock().find(page).map_or(Advice::Normal, |(_, vma)| vma.advice)
+        } else {
+            Advice::Normal
+        };
+        let fate = self.node.cache().read_ahead();
+        self.prefetcher.lock().miss(self.page(page).vpn, advice, fate)
+    }
+
+    /// A page that nobody touched: its VMA says what is there.
+    fn first_touch(&self, page: u64, access: Access, force: bool, waker: Option<&Waker>) -> Result<Step> {
+        let mut vmas = self.vmas.lock();
+        if vmas.find(page).is_none() && !self.grow_stack(&mut vmas, page) {
+            return Ok(Step::Refused(Refused::Unmapped));
+        }
+        let Some((range, vma)) = vmas.find(page) else {
+            return Ok(Step::Refused(Refused::Unmapped));
+        };
+        if !force && !vma.rights.allow(access) {
+            return Ok(Step::Refused(Refused::Forbidden));
+        }
+        if matches!(vma.backing, Backing::Beyond) {
+            return Ok(Step::Refused(Refused::BeyondEnd));
+        }
+        let Some(entry) = self.tables.entry_or_create(page) else {
+            log::error!("no memory for page tables");
+            return Err(Error::Ended(Exit::Signal(SIGKILL)));
+        };
+        let at = self.mapping(page, entry);
+        if let Backing::Object(object, first) = &vma.backing {
+            let of_object = first + (page - range.start) / PAGE_SIZE;
+            if let Some(slot) = object.slot(of_object) {
+                // Others touched it: from here on it is a miss like any other.
+                let remote = Pte::remote(slot, vma.rights).with_object();
+                let _ = entry.exchange(Pte::EMPTY, remote);
+                drop(vmas);
+                return self.step(page, access, force, false, waker);
+            }
+            let Some(slot) = self.slot(page) else {
+                return Ok(Step::NeedsChunk);
+            };
+            let (object, rights) = (object.clone(), vma.rights);
+            let step = self.install(at, slot, rights, true, waker);
+            if matches!(step, Step::Done) && object.put(of_object, slot).is_some() {
+                log::error!("a page of an object was touched twice at once");
+            }
+            return Ok(step);
+        }
+        let rights = vma.rights;
+        let Some(slot) = self.slot(page) else {
+            return Ok(Step::NeedsChunk);
+        };
+        Ok(self.install(at, slot, rights, false, waker))
+    }
+
+    /// Maps a zeroed line.
+    fn install(
+        &self,
+        at: Mapping<EntryOf<N>>,
+        slot: Slot,
+        rights: Rights,
+        object: bool,
+        waker: Option<&Waker>,
+    ) -> Step {
+        let cache = self.node.cache();
+        let filled = cache.install(at, slot, rights, Content::Zero, object, waker);
+        if filled != Filled::Done {
+            cache.chunks().cancel(slot);
+        }
+        match filled {
+            Filled::Wait => Step::Wait,
+            _ => Step::Done,
+        }
+    }
+
+    /// Gives a page that is marked copy-on-write a slot of its own.
+    fn copy_page(&self, page: u64, at: Mapping<EntryOf<N>>, waker: Option<&Waker>) -> Step {
+        let cache = self.node.cache();
+        let mut filled = cache.reuse(at);
+        if filled == Filled::Wait {
+            let Some(slot) = self.slot(page) else {
+                return Step::NeedsChunk;
+            };
+            filled = cache.copy(at, slot, waker);
+            if filled != Filled::Done {
+                cache.chunks().cancel(slot);
+            }
+        }
+        match filled {
+            Filled::Wait => Step::Wait,
+            _ => Step::Done,
+        }
+    }
+
+    /// Allocates a slot of the page's region; `None` if that has no chunk, or none with room.
+    fn slot(&self, page: u64) -> Option<Slot> {
+        let chunk = *self.regions.lock().get(&(page / CHUNK_SIZE))?;
+        let wish = page / PAGE_SIZE % CHUNK_PAGES;
+        self.node.cache().chunks().allocate(chunk, wish)
+    }
+
+    /// Gets a chunk for the page's region. If M has none, the region gets one that has room still;
+    /// if there is no such either, the process ends as by Linux's out-of-memory killer.
+    async fn fetch_chunk(&self, page: u64) -> Result<()> {
+        let cache = self.node.cache();
+        let supply = self.node.supply();
+        let chunk = match supply.take(self.node, self.pid).await? {
+            Some(chunk) => Some(chunk),
+            None => cache.chunks().allocate_any().map(|slot| {
+                cache.chunks().cancel(slot);
+                slot.chunk()
+            }),
+        };
+        let Some(chunk) = chunk else {
+            log::error!("process {}: M has no memory left", self.pid);
+            return Err(Error::Ended(Exit::Signal(SIGKILL)));
+        };
+        self.set_region(page / CHUNK_SIZE, chunk);
+        Ok(())
+    }
+
+    /// Makes a chunk a region's, instead of one that is full.
+    fn set_region(&self, region: u64, chunk: ChunkId) {
+        let chunks = self.node.cache().chunks();
+        chunks.attach(chunk);
+        if let Some(full) = self.regions.lock().insert(region, chunk) {
+            chunks.detach(full);
+        }
+    }
+
+    /// Returns the start of the stack above `page` that may grow down to it.
+    pub(super) fn stack_above(&self, vmas: &Vmas, page: u64) -> Option<u64> {
+        let (range, vma) = vmas.above(page)?;
+        let may = vma.flags.contains(VmaFlags::GROWSDOWN) && range.end - page <= self.stack_limit;
+        let below = vmas.end_below(page + 1);
+        let clear = page >= below.saturating_add(STACK_GAP) && page >= super::MMAP_MIN;
+        (may && clear).then_some(range.start)
+    }
+
+    /// Grows the stack above `page` down to it; false if there is none that may.
+    fn grow_stack(&self, vmas: &mut Vmas, page: u64) -> bool {
+        let Some(start) = self.stack_above(vmas, page) else {
+            return false;
+        };
+        vmas.grow_down(start, page);
+        true
+    }
+}

@@ -1,0 +1,377 @@
+//! What changes an address space: mmap, munmap, mprotect, mremap, madvise, brk's memory, fork, exit.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use messages::{CHUNK_SIZE, PAGE_SIZE};
+use pcache::{Access, Advice, Machine, Rights};
+
+use super::vma::{Backing, MAX_VMAS, Piece, Vma, VmaFlags};
+use super::{MMAP_MIN, MMAP_TOP, Space, Tables};
+use crate::error::{Result, errno};
+use crate::process::Node;
+
+/// Where a mapping goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Here if it is free, else anywhere.
+    Wish(u64),
+    /// Anywhere in the 31-bit range (`MAP_32BIT`).
+    Low,
+    /// Here; what is there is unmapped.
+    Exactly(u64),
+    /// Here, or EEXIST.
+    Free(u64),
+}
+
+/// Addresses of `MAP_32BIT` (Linux `arch/x86/kernel/sys_x86_64.c`, `find_start_end`).
+const LOW: Range<u64> = 0x4000_0000..0x8000_0000;
+
+fn pages_of(range: &Range<u64>) -> u64 {
+    (range.end - range.start) / PAGE_SIZE
+}
+
+fn charged(pieces: &[Piece]) -> u64 {
+    let of = |(range, vma): &Piece| {
+        if vma.flags.contains(VmaFlags::CHARGED) {
+            pages_of(range)
+        } else {
+            0
+        }
+    };
+    pieces.iter().map(of).sum()
+}
+
+impl<N: Node> Space<'_, N> {
+    /// Maps `len` bytes, a multiple of the page size; returns where.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM if there is no room, too many VMAs, or M can't promise the memory; EEXIST for a place
+    /// that is taken.
+    pub(crate) async fn map(&mut self, place: Place, len: u64, mut vma: Vma) -> Result<u64> {
+        if let Place::Exactly(start) = place {
+            self.unmap(start..start + len).await?;
+        }
+        if self.vmas.get_mut().len() >= MAX_VMAS {
+            return Err(errno::ENOMEM.into());
+        }
+        let start = self.find_place(place, len)?;
+        if vma.accountable() {
+            self.node.supply().commit(self.node, len / PAGE_SIZE).await?;
+            vma.flags |= VmaFlags::CHARGED;
+        }
+        self.vmas.get_mut().insert(start..start + len, vma);
+        Ok(start)
+    }
+
+    fn find_place(&mut self, place: Place, len: u64) -> Result<u64> {
+        let vmas = self.vmas.get_mut();
+        let free = |start: u64| vmas.pieces(start..start + len).is_empty();
+        let limits = match place {
+            Place::Exactly(start) => return Ok(start),
+            Place::Free(start) if free(start) => return Ok(start),
+            Place::Free(_) => return Err(errno::EEXIST.into()),
+            Place::Wish(start) if start >= MMAP_MIN && fits(start, len) && free(start) => {
+                return Ok(start);
+            }
+            Place::Wish(_) => MMAP_MIN..MMAP_TOP,
+            Place::Low => LOW,
+        };
+        vmas.gap(len, limits).ok_or_else(|| errno::ENOMEM.into())
+    }
+
+    /// Unmaps a range, and frees what only it used.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM if a VMA would have to be split and there are too many.
+    pub(crate) async fn unmap(&mut self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let vmas = self.vmas.get_mut();
+        // A range inside one VMA leaves two.
+        let splits = vmas
+            .find(range.start)
+            .is_some_and(|(whole, _)| whole.start < range.start && range.end < whole.end);
+        if splits && vmas.len() >= MAX_VMAS {
+            return Err(errno::ENOMEM.into());
+        }
+        let removed = vmas.remove(range.clone());
+        if removed.is_empty() {
+            return Ok(());
+        }
+        self.empty(range).await;
+        self.forget(removed);
+        Ok(())
+    }
+
+    /// Takes back what VMAs that are gone were promised, and frees objects that nothing maps any more.
+    fn forget(&self, removed: Vec<Piece>) {
+        self.node.supply().uncommit(charged(&removed));
+        for (_, vma) in removed {
+            if let Backing::Object(object, _) = vma.backing
+                && let Some(object) = Arc::into_inner(object)
+            {
+                let cache = self.node.cache();
+                object.into_slots().into_iter().for_each(|slot| cache.drop_slot(slot));
+            }
+        }
+    }
+
+    /// Changes the rights of a range; what no table exists for costs nothing.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM if some of it is not mapped (the part before the hole is done), or M can't promise
+    /// what becomes usable.
+    pub(crate) async fn protect(&mut self, range: Range<u64>, rights: Rights) -> Result<()> {
+        let vmas = self.vmas.get_mut();
+        let mapped = mapped_from(vmas.pieces(range.clone()), &range);
+        if vmas.len() + 2 > MAX_VMAS {
+            return Err(errno::ENOMEM.into());
+        }
+        let newly = |vma: &Vma| {
+            let mut changed = vma.clone();
+            changed.rights = rights;
+            changed.accountable() && !vma.flags.contains(VmaFlags::CHARGED)
+        };
+        let more: u64 = vmas
+            .pieces(mapped.clone())
+            .iter()
+            .filter(|(_, vma)| newly(vma))
+            .map(|(piece, _)| pages_of(piece))
+            .sum();
+        if more > 0 {
+            self.node.supply().commit(self.node, more).await?;
+        }
+        self.vmas.get_mut().change(mapped.clone(), |vma| {
+            if newly(vma) {
+                vma.flags |= VmaFlags::CHARGED;
+            }
+            vma.rights = rights;
+        });
+        self.walk(mapped.clone(), |space, at, batch| {
+            space.node.cache().protect_page(at, rights, batch);
+        })
+        .await;
+        if mapped == range {
+            Ok(())
+        } else {
+            Err(errno::ENOMEM.into())
+        }
+    }
+
+    /// Grows, shrinks or moves a mapping; returns where it is. `to` asks for a place.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT unless one VMA maps all of it, ENOMEM if it can't grow.
+    pub(crate) async fn remap(
+        &mut self,
+        was: Range<u64>,
+        new_len: u64,
+        may_move: bool,
+        to: Option<u64>,
+    ) -> Result<u64> {
+        let (old_len, start) = (was.end - was.start, was.start);
+        let vma = match self.vmas.get_mut().find(start) {
+            Some((range, vma)) if range.end >= was.end => vma_at(vma, start - range.start),
+            _ => return Err(errno::EFAULT.into()),
+        };
+        if let Some(to) = to {
+            self.unmap(to..to + new_len).await?;
+        }
+        if new_len <= old_len {
+            self.unmap(start + new_len..was.end).await?;
+            if let Some(to) = to {
+                self.relocate(start..start + new_len, to, vma).await;
+            }
+            return Ok(to.unwrap_or(start));
+        }
+        let grown = was.end..start + new_len;
+        let more = (new_len - old_len) / PAGE_SIZE;
+        let in_place = to.is_none()
+            && grown.end <= messages::USER_END
+            && self.vmas.get_mut().pieces(grown.clone()).is_empty();
+        let target = match to {
+            Some(to) => to,
+            None if in_place => start,
+            None if may_move => self.find_place(Place::Wish(0), new_len)?,
+            None => return Err(errno::ENOMEM.into()),
+        };
+        if vma.flags.contains(VmaFlags::CHARGED) {
+            self.node.supply().commit(self.node, more).await?;
+        }
+        if target == start {
+            let rest = vma_at(&vma, old_len);
+            self.vmas.get_mut().insert(grown, rest);
+            return Ok(start);
+        }
+        self.relocate(was, target, vma.clone()).await;
+        let rest = vma_at(&vma, old_len);
+        let end = target + old_len;
+        self.vmas.get_mut().insert(end..target + new_len, rest);
+        Ok(target)
+    }
+
+    /// Moves a mapping and its pages to addresses that are free; no page is copied.
+    async fn relocate(&mut self, from: Range<u64>, to: u64, vma: Vma) {
+        if from.is_empty() {
+            return;
+        }
+        let vmas = self.vmas.get_mut();
+        vmas.remove(from.clone());
+        vmas.insert(to..to + (from.end - from.start), vma);
+        let mut lost = 0_u64;
+        let moved = from.clone();
+        self.walk(from.clone(), |space, at, batch| {
+            let target = to + (at.page.vpn.addr() - moved.start);
+            match space.tables.entry_or_create(target) {
+                Some(entry) => {
+                    let target = space.mapping(target, entry);
+                    space.node.cache().move_page(at, target, batch);
+                }
+                None => lost += 1,
+            }
+        })
+        .await;
+        if lost > 0 {
+            log::error!("{lost} pages are lost: no memory for page tables");
+        }
+        for table in (from.start / CHUNK_SIZE..from.end.div_ceil(CHUNK_SIZE)).map(|n| n * CHUNK_SIZE) {
+            // Whole tables that do not exist are skipped by the next search.
+            let Some(existing) = self.tables.next_table(table, from.end) else {
+                break;
+            };
+            self.release(existing);
+        }
+    }
+
+    /// Makes the pages of a range start as zeros (or as their object has them) again.
+    pub(crate) async fn discard(&self, range: Range<u64>) {
+        self.empty(range).await;
+    }
+
+    /// Changes the advice of the mappings of a range.
+    pub(crate) fn advise(&mut self, range: Range<u64>, advice: Advice) {
+        self.vmas.get_mut().change(range, |vma| vma.advice = advice);
+        self.advised.store(true, Ordering::Relaxed);
+    }
+
+    /// Sets or clears properties of the mappings of a range.
+    pub(crate) fn set_flags(&mut self, range: Range<u64>, flags: VmaFlags, on: bool) {
+        self.vmas.get_mut().change(range, |vma| vma.flags.set(flags, on));
+    }
+
+    /// Starts reading the remote pages of a range for which there is room.
+    pub(crate) async fn will_need(&self, range: Range<u64>) {
+        let mut budget = self.node.cache().geometry().lines() / 4;
+        self.walk(range, |space, at, _| {
+            if budget > 0 && space.node.cache().will_need(at) {
+                budget -= 1;
+            }
+        })
+        .await;
+        self.node.cache().machine().ring();
+    }
+
+    /// Touches each page of a range as `access` would.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT at the first page that does not allow it.
+    pub(crate) async fn populate(&self, range: Range<u64>, access: Access) -> Result<()> {
+        for page in range.step_by(4096) {
+            self.fault(page, access, false).await?.map_err(|_| errno::EFAULT)?;
+            self.breathe().await;
+        }
+        Ok(())
+    }
+
+    /// Copies the address space into an empty one (fork): private pages are shared copy-on-write.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM if M can't promise the copies, or there is no memory for page tables.
+    pub async fn fork_into(&mut self, child: &mut Self) -> Result<()> {
+        let pieces: Vec<Piece> = self
+            .vmas
+            .get_mut()
+            .iter()
+            .filter(|(_, vma)| !vma.flags.contains(VmaFlags::DONTFORK))
+            .map(|(range, vma)| (range, vma.clone()))
+            .collect();
+        self.node.supply().commit(self.node, charged(&pieces)).await?;
+        child.stack_limit = self.stack_limit;
+        let mut failed = false;
+        for (range, vma) in pieces {
+            child.vmas.get_mut().insert(range.clone(), vma.clone());
+            if vma.flags.contains(VmaFlags::WIPEONFORK) {
+                continue;
+            }
+            let private = !matches!(vma.backing, Backing::Object(..));
+            let tables = &child.tables;
+            self.walk(range, |space, at, batch| {
+                match tables.entry_or_create(at.page.vpn.addr()) {
+                    Some(entry) => space.node.cache().share_page(at, entry, private, batch),
+                    None => failed = true,
+                }
+            })
+            .await;
+        }
+        if failed { Err(errno::ENOMEM.into()) } else { Ok(()) }
+    }
+
+    /// Frees everything.
+    pub(crate) async fn end(&mut self) -> Result<()> {
+        self.unmap(0..messages::USER_END).await
+    }
+
+    /// Makes mapped pages lie beyond the end of a file: touching one is a bus error.
+    pub(crate) fn set_beyond(&mut self, range: Range<u64>) {
+        let beyond = |vma: &mut Vma| vma.backing = Backing::Beyond;
+        self.vmas.get_mut().change(range, beyond);
+    }
+
+    /// Extends a range to the start of the stack that it lies in; `None` if it lies in none.
+    pub(crate) fn grown(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let vmas = self.vmas.lock();
+        let (whole, vma) = vmas.find(range.start)?;
+        vma.flags
+            .contains(VmaFlags::GROWSDOWN)
+            .then_some(whole.start..range.end)
+    }
+}
+
+/// Returns whether `len` bytes from `start` on lie below the end of addresses.
+pub(super) fn fits(start: u64, len: u64) -> bool {
+    start.checked_add(len).is_some_and(|end| end <= messages::USER_END)
+}
+
+/// The VMA that a piece `bytes` into `vma` is.
+fn vma_at(vma: &Vma, bytes: u64) -> Vma {
+    let backing = match &vma.backing {
+        Backing::Object(object, first) => Backing::Object(object.clone(), first + bytes / PAGE_SIZE),
+        other => other.clone(),
+    };
+    Vma {
+        backing,
+        ..vma.clone()
+    }
+}
+
+/// What of `range` the pieces map without a hole from its start.
+fn mapped_from(pieces: Vec<Piece>, range: &Range<u64>) -> Range<u64> {
+    let mut end = range.start;
+    for (piece, _) in pieces {
+        if piece.start != end {
+            break;
+        }
+        end = piece.end;
+    }
+    range.start..end
+}

@@ -1,0 +1,132 @@
+//! A program's memory: VMAs, page tables, and the chunks behind them.
+//!
+//! A miss goes: trap ([`fault`]), walk ([`Tables::entry`]), slot ([`pcache::Cache::touch`]). The VMAs
+//! are asked only about pages that nobody touched. What changes an address space ([`map`]) walks the
+//! tables that exist, so its cost follows what is there, not the length asked for.
+//!
+//! * [`vma`]: which addresses a program may touch, and what is there first.
+//! * [`supply`]: chunks and promises from M.
+//! * [`fault`]: page faults: misses, first touches, copy-on-write, stack growth.
+//! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
+//! * [`copy`]: the kernel's way to a program's memory.
+//!
+//! One task at a time changes an address space (`&mut`). Faults need it only shared: an entry that is
+//! empty becomes another under the lock of the VMAs, and all else is the cache's.
+
+pub mod copy;
+pub mod fault;
+pub mod map;
+pub mod object;
+pub mod supply;
+pub mod vma;
+mod walk;
+
+use alloc::collections::BTreeMap;
+use core::sync::atomic::{AtomicBool, AtomicU32};
+
+use messages::{CHUNK_SIZE, USER_END};
+use pcache::{ChunkId, Machine, Mapping, Page, Prefetcher, SpaceId, Vpn};
+use spin::Mutex;
+
+use crate::process::Node;
+use vma::Vmas;
+
+/// One past the highest stack address: the last whole chunk's worth below the user's end.
+pub const STACK_TOP: u64 = USER_END / CHUNK_SIZE * CHUNK_SIZE;
+/// The limit of a stack that nobody changed (`RLIMIT_STACK`).
+pub const STACK_LIMIT: u64 = 8 << 20;
+/// Distance between a stack and what lies below it (Linux's `stack_guard_gap`: 256 pages).
+pub const STACK_GAP: u64 = 256 * 4096;
+/// One past the highest address that a mapping without a wish gets; stacks may grow to 128 MB above,
+/// Linux's least gap for them.
+pub const MMAP_TOP: u64 = STACK_TOP - (128 << 20) - STACK_GAP;
+/// The lowest address that may be mapped (Linux's `vm.mmap_min_addr`).
+pub const MMAP_MIN: u64 = 65_536;
+
+/// The page tables of one address space. A table's entries are not kept across a wait.
+pub trait Tables {
+    /// A leaf entry's place.
+    type Entry: pcache::Entry;
+    /// Returns the space's number, by which the machine's shootdowns know it.
+    fn space(&self) -> SpaceId;
+    /// Returns the leaf entry of a page; `None` when its table does not exist.
+    fn entry(&self, addr: u64) -> Option<Self::Entry>;
+    /// Returns the leaf entry of a page, making its tables; `None` when there is no memory for them.
+    fn entry_or_create(&self, addr: u64) -> Option<Self::Entry>;
+    /// Returns the first address from `from` on and below `end` whose leaf table exists.
+    fn next_table(&self, from: u64, end: u64) -> Option<u64>;
+    /// Takes the leaf table of an address away if it is empty; whether it did. Shootdowns of what it
+    /// held are done.
+    fn release(&self, addr: u64) -> bool;
+}
+
+/// An address space.
+pub struct Space<'n, N: Node> {
+    pub(crate) node: &'n N,
+    /// The process whose chunks M accounts these are.
+    pid: u32,
+    tables: N::Tables,
+    /// Taken by first touches and by what changes the address space; sets' locks are taken under it.
+    vmas: Mutex<Vmas>,
+    /// The chunk of each 2 MB of addresses, from which its pages get their slots.
+    regions: Mutex<BTreeMap<u64, ChunkId>>,
+    prefetcher: Mutex<Prefetcher>,
+    /// Some mapping has an advice: only then does a miss ask the VMAs for it.
+    advised: AtomicBool,
+    faults: AtomicU32,
+    /// Pages that were copied since other tasks had their turn.
+    breath: AtomicU32,
+    /// How far a stack may grow.
+    pub(crate) stack_limit: u64,
+}
+
+/// A leaf entry's place, as the node's machine knows it.
+pub(crate) type EntryOf<N> = <<N as Node>::Machine as Machine>::Entry;
+
+impl<'n, N: Node> Space<'n, N> {
+    /// Returns an empty address space with these page tables.
+    pub(crate) fn new(node: &'n N, pid: u32, tables: N::Tables) -> Self {
+        Self {
+            node,
+            pid,
+            tables,
+            vmas: Mutex::default(),
+            regions: Mutex::default(),
+            prefetcher: Mutex::default(),
+            advised: AtomicBool::new(false),
+            faults: AtomicU32::new(0),
+            breath: AtomicU32::new(0),
+            stack_limit: STACK_LIMIT,
+        }
+    }
+
+    /// Returns the page tables.
+    pub fn tables(&self) -> &N::Tables {
+        &self.tables
+    }
+
+    /// Calls `look` with the VMAs.
+    pub fn with_vmas<T>(&self, look: impl FnOnce(&Vmas) -> T) -> T {
+        look(&self.vmas.lock())
+    }
+
+    /// Returns the page faults handled, those of the kernel's own copies included.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.faults.load(core::sync::atomic::Ordering::Relaxed).into()
+    }
+
+    fn page(&self, addr: u64) -> Page {
+        Page {
+            space: self.tables.space(),
+            vpn: Vpn::of(addr),
+        }
+    }
+
+    fn mapping(&self, addr: u64, entry: EntryOf<N>) -> Mapping<EntryOf<N>> {
+        Mapping {
+            entry,
+            page: self.page(addr),
+        }
+    }
+}
