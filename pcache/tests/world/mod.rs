@@ -13,13 +13,18 @@
 pub mod program;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 #[cfg(interleave)]
-use shuttle::sync::atomic::AtomicU64;
+use shuttle::sync::{
+    Mutex,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize},
+};
 #[cfg(not(interleave))]
-use std::sync::atomic::AtomicU64;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize},
+};
 
 use hal::Instant;
 use pcache::{
@@ -124,13 +129,22 @@ pub struct World {
     pub forgets_flushes: AtomicBool,
 }
 
+#[cfg(not(interleave))]
 thread_local! {
     static CORE: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+#[cfg(interleave)]
+shuttle::thread_local! {
+    static CORE: std::cell::Cell<usize> = std::cell::Cell::new(0);
 }
 
 /// Says on which core this thread is.
 pub fn on_core(core: usize) {
-    CORE.set(core);
+    CORE.with(|own| own.set(core));
+}
+
+fn this_core() -> usize {
+    CORE.with(std::cell::Cell::get)
 }
 
 impl World {
@@ -206,7 +220,7 @@ impl World {
         } else {
             Access::Read
         };
-        let mut tlb = self.tlbs[CORE.get()].lock().unwrap();
+        let mut tlb = self.tlbs[this_core()].lock().unwrap();
         let cached = tlb.get(&at.page).copied();
         let usable = cached.filter(|c| write.is_none() || c.write && c.dirty);
         let line = match usable {
@@ -255,7 +269,7 @@ impl Machine for World {
         Instant::from_nanos(1)
     }
     fn core(&self) -> usize {
-        CORE.get()
+        this_core()
     }
     fn frame(&self, line: LineId) -> u64 {
         BASE + u64::from(line.0) * 4096
@@ -288,7 +302,7 @@ impl Machine for World {
         }
     }
     fn flush_own(&self, page: Page) {
-        self.tlbs[CORE.get()].lock().unwrap().remove(&page);
+        self.tlbs[this_core()].lock().unwrap().remove(&page);
     }
     fn prepare_code(&self, _: LineId) {}
     fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {

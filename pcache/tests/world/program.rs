@@ -120,7 +120,9 @@ impl Program {
             first = false;
             let filled = match touch {
                 Touch::Done => Filled::Done,
-                Touch::Started | Touch::Wait => return Outcome::Pending,
+                // Looks again, so that the waker is kept.
+                Touch::Started => continue,
+                Touch::Wait => return Outcome::Pending,
                 Touch::Denied => {
                     let vma = self.vmas[vpn].expect("only mapped pages have entries");
                     assert!(!vma.rights.allow(access), "{}: denied {access:?}", at.page);
@@ -195,6 +197,17 @@ impl Program {
             cache.chunks().cancel(slot);
         }
         filled
+    }
+
+    /// Another thread of the program. Each thread writes words of its own.
+    pub fn thread(&self) -> Self {
+        Self {
+            space: self.space,
+            vmas: self.vmas.clone(),
+            expected: self.expected.clone(),
+            chunk: self.chunk,
+            version: self.version + 1_000_000,
+        }
     }
 
     /// munmap of one page.

@@ -1,6 +1,6 @@
 //! P: an ELF file. What is accepted lies in order within the file and the program's half of the address space.
 
-use messages::memory::Prot;
+use pcache::Rights;
 use messages::{PAGE_SIZE, USER_END};
 use processor::elf::Header;
 
@@ -25,7 +25,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut code = program
         .segments
         .iter()
-        .filter(|segment| segment.prot.contains(Prot::EXEC));
+        .filter(|segment| segment.prot.contains(Rights::EXEC));
     assert!(code.any(|segment| holds_entry(segment.addr, segment.len)));
 }
 
