@@ -119,6 +119,8 @@ impl<N: Node> Space<'_, N> {
         };
         Ok(match self.node.cache().touch(at, access, first, plan, waker)? {
             Touch::Done => Step::Done,
+            // Looks again, so that the waker is kept.
+            Touch::Started if waker.is_some() => return self.step(page, access, force, false, waker),
             Touch::Started | Touch::Wait => Step::Wait,
             Touch::Empty => return self.first_touch(page, access, force, waker),
             Touch::Copy => self.copy_page(page, at, waker),
