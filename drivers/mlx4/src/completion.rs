@@ -5,7 +5,10 @@ use core::sync::atomic::Ordering;
 
 use hal::{DmaBuffer, Platform, Registers, fence};
 use mlx4_hw::bits::Low24;
-use mlx4_hw::cq::{CQE_INIT_BYTE, CQE_LEN, CQE_OWNER_OFFSET, Cqe, CqeOwner};
+use mlx4_hw::cq::{
+    CQE_COUNTER_OFFSET, CQE_INIT_BYTE, CQE_LAST_OFFSET, CQE_LEN, CQE_OPCODE_ERROR, CQE_OWNER_OFFSET, Cqe,
+    CqeCounter, CqeLast, CqeOwner, Syndrome,
+};
 use mlx4_hw::regs::{self, ARM_NEXT, ARM_SOLICITED, CqArm, CqArmRecord};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -14,6 +17,15 @@ use crate::hca::UAR_PAGE;
 
 /// QPN that the driver writes into entries of a QP that is gone. No table is that large.
 const GONE_QPN: u32 = Low24::MAX;
+
+/// What an entry says of a send.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SendEntry {
+    pub(crate) qpn: u32,
+    pub(crate) wqe: u16,
+    /// What went wrong, if anything did.
+    pub(crate) syndrome: Option<Syndrome>,
+}
 
 /// Offsets in the memory of a CQ: the ring, then its doorbell record.
 pub(crate) struct CompletionQueue<P: Platform> {
@@ -79,6 +91,35 @@ impl<P: Platform> CompletionQueue<P> {
             }
         }
         None
+    }
+
+    /// Looks at the next entry, of a queue whose queue pairs only send, without taking it. By dwords: an entry's bytes
+    /// that nobody needs are not copied.
+    #[inline]
+    pub(crate) fn look(&self) -> Option<SendEntry> {
+        let index = self.consumer as usize;
+        let at = (index & ((1 << self.log_entries) - 1)) * CQE_LEN;
+        let word = |offset| regs::swap(self.memory.read_u32(at + offset));
+        let last = CqeLast::from(word(CQE_LAST_OFFSET));
+        if last.pass() != (index >> self.log_entries & 1 == 1) {
+            return None;
+        }
+        fence::observe();
+        let counter = CqeCounter::from(word(CQE_COUNTER_OFFSET));
+        let qpn = Low24::new(word(0)).get();
+        let failed = last.opcode() == CQE_OPCODE_ERROR;
+        Some(SendEntry {
+            // One that is no send's names no queue pair that there is.
+            qpn: if last.send() { qpn } else { GONE_QPN },
+            wqe: counter.wqe(),
+            syndrome: failed.then(|| Syndrome(counter.syndrome())),
+        })
+    }
+
+    /// Takes the entry that was looked at.
+    #[inline]
+    pub(crate) fn advance(&mut self) {
+        self.consumer = self.consumer.wrapping_add(1);
     }
 
     /// Makes the entries of `qpn` that were not taken yet nobody's.

@@ -160,6 +160,40 @@ pub struct CqeOwner {
     pub opcode: u8,
 }
 
+/// Offset of a [`Cqe`]'s dword [`CqeCounter`].
+pub const CQE_COUNTER_OFFSET: usize = 0x18;
+/// Offset of a [`Cqe`]'s dword [`CqeLast`].
+pub const CQE_LAST_OFFSET: usize = 0x1c;
+
+/// The dword of a [`Cqe`] that says which WQE it is of and how that ended, for who reads an entry by dwords.
+#[bitfield(u32, order = Msb)]
+#[derive(PartialEq, Eq)]
+pub struct CqeCounter {
+    /// Which WQE.
+    pub wqe: u16,
+    /// The vendor's syndrome.
+    pub vendor_syndrome: u8,
+    /// In an error entry: what went wrong, a [`Syndrome`].
+    pub syndrome: u8,
+}
+
+/// The last dword of a [`Cqe`]: it ends with [`CqeOwner`].
+#[bitfield(u32, order = Msb)]
+#[derive(PartialEq, Eq)]
+pub struct CqeLast {
+    #[bits(24)]
+    __: u32,
+    /// As [`CqeOwner`] has it.
+    pub pass: bool,
+    /// As [`CqeOwner`] has it.
+    pub send: bool,
+    #[bits(1)]
+    __: u8,
+    /// As [`CqeOwner`] has it.
+    #[bits(5)]
+    pub opcode: u8,
+}
+
 /// Opcode of an entry that reports an error (Linux `MLX4_CQE_OPCODE_ERROR`).
 pub const CQE_OPCODE_ERROR: u8 = 0x1e;
 /// Opcode of the last entry before a resize (Linux `MLX4_CQE_OPCODE_RESIZE`).
@@ -265,5 +299,28 @@ mod tests {
         cqe.vendor_syndrome = 0x88;
         cqe.owner = CqeOwner::new().with_send(true).with_opcode(CQE_OPCODE_ERROR);
         assert_eq!(cqe.as_bytes()[0x1a..], [0x88, 0x13, 0, 0, 0, 0x5e]);
+    }
+
+    #[test]
+    fn an_entry_read_by_dwords_says_the_same() {
+        let mut cqe = Cqe::new_zeroed();
+        cqe.wqe_counter = 0x1234.into();
+        cqe.syndrome = Syndrome::REMOTE_ACCESS_ERR;
+        cqe.owner = CqeOwner::new()
+            .with_pass(true)
+            .with_send(true)
+            .with_opcode(CQE_OPCODE_ERROR);
+        let word = |at: usize| {
+            let bytes = cqe.as_bytes()[at..at + 4].try_into().expect("four bytes");
+            u32::from_be_bytes(bytes)
+        };
+        let counter = CqeCounter::from(word(CQE_COUNTER_OFFSET));
+        assert_eq!(
+            (counter.wqe(), Syndrome(counter.syndrome())),
+            (0x1234, cqe.syndrome)
+        );
+        let last = CqeLast::from(word(CQE_LAST_OFFSET));
+        assert!(last.pass() && last.send());
+        assert_eq!(last.opcode(), CQE_OPCODE_ERROR);
     }
 }

@@ -3,9 +3,11 @@
 //! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_wqe_*_seg`, `MLX4_WQE_CTRL_*`),
 //! `include/linux/mlx4/device.h` (`MLX4_OPCODE_*`), rdma-core `providers/mlx4/qp.c`.
 
+use core::mem::offset_of;
+
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::bits::{Low24, layout, open_enum};
 use crate::path::AddressVector;
@@ -262,6 +264,56 @@ impl DataSegment {
     }
 }
 
+/// A READ or WRITE of one piece on a connection: it fills one block, so nothing behind it needs a stamp.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct PageWqe {
+    control: ControlSegment,
+    remote: RemoteAddressSegment,
+    data: DataSegment,
+    _unused: [u8; 16],
+}
+
+layout!(PageWqe: 64, remote @ 0x10, data @ 0x20);
+
+impl PageWqe {
+    /// Offset of [`owner`](Self::owner).
+    pub const OWNER: usize = offset_of!(Self, control.owner);
+    /// Offset of [`flags`](Self::flags).
+    pub const FLAGS: usize = offset_of!(Self, control.flags);
+    /// Offset of the peer's address.
+    pub const REMOTE: usize = offset_of!(Self, remote.addr);
+    /// Offset of the peer's key.
+    pub const RKEY: usize = offset_of!(Self, remote.rkey);
+    /// Offset of the local address.
+    pub const LOCAL: usize = offset_of!(Self, data.addr);
+
+    /// Builds what all WQEs of `len` bytes under `lkey` have in common. It is not the device's in pass 0.
+    #[must_use]
+    pub fn template(len: u32, lkey: u32) -> Self {
+        let mut wqe = Self::new_zeroed();
+        wqe.control.owner = ControlOwner::new().with_pass(true);
+        // Control, remote address, one piece.
+        wqe.control.size = ControlSize::new().with_units(3);
+        wqe.data = DataSegment::new(0, len, lkey);
+        wqe
+    }
+
+    /// Returns the first dword, as a little-endian store writes it.
+    #[must_use]
+    pub fn owner(opcode: WqeOpcode, pass: bool) -> u32 {
+        let owner = ControlOwner::new().with_pass(pass).with_opcode(opcode);
+        zerocopy::transmute!(owner)
+    }
+
+    /// Returns the dword of flags, as a little-endian store writes it.
+    #[must_use]
+    pub fn flags(signalled: bool) -> u32 {
+        let completion = if signalled { COMPLETION_WANTED } else { 0 };
+        zerocopy::transmute!(ControlFlags::new().with_completion(completion))
+    }
+}
+
 /// Header of bytes that are in the WQE itself; they may not cross a [`BASIC_BLOCK_LEN`] boundary.
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -279,7 +331,6 @@ pub const INLINE_HEADER_LEN: usize = size_of::<InlineHeader>();
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::FromZeros;
 
     #[test]
     fn golden_control() {
@@ -298,6 +349,30 @@ mod tests {
             control.as_bytes(),
             [0x80, 0, 0, 9, 0, 0, 0, 0x43, 0, 0, 0, 0x0e, 1, 2, 3, 4]
         );
+    }
+
+    #[test]
+    fn a_page_wqe_is_the_segments_of_a_read() {
+        let template = PageWqe::template(4096, 0x300);
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(template.as_bytes());
+        assert_eq!(bytes[..4], [0x80, 0, 0, 0]);
+        let mut put = |at: usize, word: &[u8]| bytes[at..at + word.len()].copy_from_slice(word);
+        let owner = PageWqe::owner(WqeOpcode::RDMA_READ, false).to_le_bytes();
+        let flags = PageWqe::flags(true).to_le_bytes();
+        put(PageWqe::OWNER, &owner);
+        put(PageWqe::FLAGS, &flags);
+        put(PageWqe::REMOTE, &0x1000_u64.to_be_bytes());
+        put(PageWqe::RKEY, &0x77_u32.to_be_bytes());
+        put(PageWqe::LOCAL, &0x2000_u64.to_be_bytes());
+        let mut control = ControlSegment::new_zeroed();
+        control.owner = ControlOwner::new().with_opcode(WqeOpcode::RDMA_READ);
+        control.size = ControlSize::new().with_units(3);
+        control.flags = ControlFlags::new().with_completion(COMPLETION_WANTED);
+        let remote = RemoteAddressSegment::new(0x1000, 0x77);
+        let data = DataSegment::new(0x2000, 4096, 0x300);
+        let whole = [control.as_bytes(), remote.as_bytes(), data.as_bytes(), &[0; 16]].concat();
+        assert_eq!(bytes[..], whole);
     }
 
     #[test]
