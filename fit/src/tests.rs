@@ -12,5 +12,6 @@ mod cost;
 mod fake;
 mod faults;
 mod journal;
+mod pages;
 mod returns;
 mod rules;

@@ -207,13 +207,18 @@ impl<P: Platform> PageQueue for Pages<P> {
         result.map(|()| ended)
     }
 
-    fn take_back(&mut self) -> Option<(PageOp, u32)> {
+    fn oldest(&self) -> Option<(PageOp, u32)> {
         if self.outstanding() == 0 {
             return None;
         }
         let Posted { line, op, .. } = self.posted[self.slot(self.tail)];
-        self.tail = self.tail.wrapping_add(1);
         Some((op, line))
+    }
+
+    fn take_back(&mut self) -> Option<(PageOp, u32)> {
+        let oldest = self.oldest()?;
+        self.tail = self.tail.wrapping_add(1);
+        Some(oldest)
     }
 
     fn arm(&mut self) {

@@ -82,6 +82,9 @@ pub trait PageQueue: Send {
     /// [`PageFailure`], now and at every later call. The request that failed and all behind it stay outstanding.
     fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<u32, PageFailure>;
 
+    /// Returns the oldest outstanding request.
+    fn oldest(&self) -> Option<(PageOp, u32)>;
+
     /// Takes the oldest outstanding request back. The queue pair must be dead, or else the device may still carry it out.
     fn take_back(&mut self) -> Option<(PageOp, u32)>;
 
@@ -231,6 +234,10 @@ impl<Q: QueueSet> PageQueue for PagesOver<Q> {
             }
         }
         self.failure.map_or(Ok(ended), Err)
+    }
+
+    fn oldest(&self) -> Option<(PageOp, u32)> {
+        self.posted.front().map(|posted| (posted.op, posted.line))
     }
 
     fn take_back(&mut self) -> Option<(PageOp, u32)> {
