@@ -6,8 +6,7 @@ use core::sync::atomic::Ordering;
 use hal::{DmaBuffer, Platform, Registers, fence};
 use mlx4_hw::bits::Low24;
 use mlx4_hw::cq::{
-    CQE_COUNTER_OFFSET, CQE_INIT_BYTE, CQE_LAST_OFFSET, CQE_LEN, CQE_OPCODE_ERROR, CQE_OWNER_OFFSET, Cqe,
-    CqeCounter, CqeLast, CqeOwner, Syndrome,
+    CQE_END_OFFSET, CQE_INIT_BYTE, CQE_LAST_OFFSET, CQE_LEN, CQE_OWNER_OFFSET, Cqe, CqeEnd, CqeLast, CqeOwner,
 };
 use mlx4_hw::regs::{self, ARM_NEXT, ARM_SOLICITED, CqArm, CqArmRecord};
 use zerocopy::{FromZeros, IntoBytes};
@@ -18,19 +17,12 @@ use crate::hca::UAR_PAGE;
 /// QPN that the driver writes into entries of a QP that is gone. No table is that large.
 const GONE_QPN: u32 = Low24::MAX;
 
-/// What an entry says of a send.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SendEntry {
-    pub(crate) qpn: u32,
-    pub(crate) wqe: u16,
-    /// What went wrong, if anything did.
-    pub(crate) syndrome: Option<Syndrome>,
-}
-
 /// Offsets in the memory of a CQ: the ring, then its doorbell record.
 pub(crate) struct CompletionQueue<P: Platform> {
     pub(crate) cqn: u32,
     log_entries: u8,
+    /// The last entry's number.
+    last: u32,
     memory: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
     consumer: u32,
@@ -59,6 +51,7 @@ impl<P: Platform> CompletionQueue<P> {
         Self {
             cqn,
             log_entries,
+            last: (1 << log_entries) - 1,
             memory,
             uar,
             consumer: 0,
@@ -93,27 +86,29 @@ impl<P: Platform> CompletionQueue<P> {
         None
     }
 
-    /// Looks at the next entry, of a queue whose queue pairs only send, without taking it. By dwords: an entry's bytes
-    /// that nobody needs are not copied.
+    /// Where the next entry is.
     #[inline]
-    pub(crate) fn look(&self) -> Option<SendEntry> {
-        let index = self.consumer as usize;
-        let at = (index & ((1 << self.log_entries) - 1)) * CQE_LEN;
-        let word = |offset| regs::swap(self.memory.read_u32(at + offset));
-        let last = CqeLast::from(word(CQE_LAST_OFFSET));
-        if last.pass() != (index >> self.log_entries & 1 == 1) {
-            return None;
-        }
+    fn next_at(&self) -> usize {
+        (self.consumer & self.last) as usize * CQE_LEN
+    }
+
+    /// Returns whether there is a next entry.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        let last = self.memory.read_u32(self.next_at() + CQE_LAST_OFFSET);
+        let pass = self.consumer & (self.last + 1) != 0;
+        CqeLast::from(regs::swap(last)).pass() == pass
+    }
+
+    /// Looks at the next entry, which is [ready](Self::is_ready), without taking it: its queue pair, and what ended. By words:
+    /// bytes that nobody needs are not copied.
+    #[inline]
+    pub(crate) fn look(&self) -> (u32, CqeEnd) {
         fence::observe();
-        let counter = CqeCounter::from(word(CQE_COUNTER_OFFSET));
-        let qpn = Low24::new(word(0)).get();
-        let failed = last.opcode() == CQE_OPCODE_ERROR;
-        Some(SendEntry {
-            // One that is no send's names no queue pair that there is.
-            qpn: if last.send() { qpn } else { GONE_QPN },
-            wqe: counter.wqe(),
-            syndrome: failed.then(|| Syndrome(counter.syndrome())),
-        })
+        let at = self.next_at();
+        let end = CqeEnd::from(regs::swap_long(self.memory.read_u64(at + CQE_END_OFFSET)));
+        let qpn = Low24::new(regs::swap(self.memory.read_u32(at)));
+        (qpn.get(), end)
     }
 
     /// Takes the entry that was looked at.
@@ -138,6 +133,7 @@ impl<P: Platform> CompletionQueue<P> {
     }
 
     /// Tells the card what was taken.
+    #[inline]
     pub(crate) fn publish_consumer(&self) {
         let record = record_offset(self.log_entries);
         self.memory

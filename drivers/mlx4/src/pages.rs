@@ -1,7 +1,7 @@
 //! A queue pair for pages and its completion queue: READs and WRITEs of one piece, a block each.
 //!
-//! What all WQEs have in common is written once a slot, when the ring is made; a post writes the peer's address and key, the local
-//! address, the flags and the owner. Slots are one basic block, so no other block needs a stamp (Linux `stamp_send_wqe` stamps
+//! What all WQEs have in common is reckoned once; a post writes five words of one block, and then the owner. Slots are one
+//! basic block, so no other block needs a stamp (Linux `stamp_send_wqe` stamps
 //! each block but the first): a stale slot is told by its owner bit alone. Indices are the driver's own; what each slot
 //! was posted for is kept beside the ring, and a completion's counter is checked against what is outstanding.
 
@@ -11,12 +11,13 @@ use alloc::vec;
 use core::sync::atomic::Ordering;
 
 use hal::{DmaBuffer, Platform, Registers, fence};
+use mlx4_hw::cq::{CQE_OPCODE_ERROR, CqeEnd, Syndrome};
 use mlx4_hw::regs::{self, SendDoorbell};
-use mlx4_hw::wqe::{PageWqe, WqeOpcode};
+use mlx4_hw::wqe::{PageWqe, SEGMENT_UNIT, WqeOpcode};
 use verbs::{Cqn, Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, PollError, RemoteAddr, RingFull};
 use zerocopy::IntoBytes;
 
-use crate::completion::{CompletionQueue, SendEntry};
+use crate::completion::CompletionQueue;
 use crate::hca::UAR_PAGE;
 use crate::queues::status;
 use crate::work_queue::{Geometry, low_half};
@@ -39,7 +40,8 @@ pub struct Pages<P: Platform> {
     posted: Box<[Posted]>,
     /// Offset of the ring in its memory.
     offset: usize,
-    log_slots: u8,
+    /// The last slot's number.
+    last: u32,
     depth: u32,
     head: u32,
     tail: u32,
@@ -49,7 +51,9 @@ pub struct Pages<P: Platform> {
     /// Owner dwords by operation and pass.
     owners: [[u32; 2]; 2],
     /// Flags of an unsignalled and of a signalled request.
-    flags: [u32; 2],
+    flags: [u64; 2],
+    /// Length and local key.
+    piece: u64,
 }
 
 impl<P: Platform> Pages<P> {
@@ -63,7 +67,7 @@ impl<P: Platform> Pages<P> {
     ) -> Self {
         let offset = geometry.send_offset();
         let slots = 1_usize << geometry.log_send_slots;
-        let template = PageWqe::template(PAGE_LEN, lkey.0);
+        let template = PageWqe::template();
         for slot in 0..slots {
             memory.write(offset + slot * size_of::<PageWqe>(), template.as_bytes());
         }
@@ -79,7 +83,7 @@ impl<P: Platform> Pages<P> {
             cq,
             posted: vec![nothing; slots].into(),
             offset,
-            log_slots: geometry.log_send_slots,
+            last: (1 << geometry.log_send_slots) - 1,
             depth: geometry.send_depth,
             head: 0,
             tail: 0,
@@ -87,8 +91,31 @@ impl<P: Platform> Pages<P> {
             doorbell: regs::swap(SendDoorbell::new().with_qpn(qpn).into()),
             owners: [WqeOpcode::RDMA_READ, WqeOpcode::RDMA_WRITE].map(owners),
             flags: [false, true].map(PageWqe::flags),
+            piece: PageWqe::piece(PAGE_LEN, lkey.0),
         }
     }
+
+    /// Makes a page queue that no card knows of, for tests that count what it costs and play the card themselves: its
+    /// queue pair has the number [`Self::NO_CARD`], its ring of at least `depth` requests lies at the beginning of
+    /// `ring`, its completion queue of 2^`log_entries` entries at that of `completions`.
+    #[doc(hidden)]
+    pub fn without_card(
+        ring: P::Buffer,
+        completions: P::Buffer,
+        uar: P::Bar,
+        (depth, log_entries): (u32, u8),
+        lkey: Lkey,
+    ) -> Self {
+        let uar = Arc::new(uar);
+        let (completions, state) = (Arc::new(completions), Arc::default());
+        let cq = CompletionQueue::new(0, log_entries, completions, Arc::clone(&uar), state);
+        let geometry = Geometry::new(depth, size_of::<PageWqe>(), 1, SEGMENT_UNIT);
+        Self::new(Self::NO_CARD, cq, Arc::new(ring), uar, geometry, lkey)
+    }
+
+    /// The number of a queue pair [without a card](Self::without_card).
+    #[doc(hidden)]
+    pub const NO_CARD: u32 = 0x40;
 
     pub(crate) fn qpn(&self) -> u32 {
         self.qpn
@@ -106,44 +133,51 @@ impl<P: Platform> Pages<P> {
 
     #[inline]
     fn slot(&self, index: u32) -> usize {
-        index as usize & ((1 << self.log_slots) - 1)
+        (index & self.last) as usize
     }
 
-    /// Ends what an entry says has ended: the request it is of, and the unsignalled ones before it.
+    /// Ends what the next entry says has ended: the request it is of, and the unsignalled ones before it.
     #[inline]
-    fn complete(&mut self, entry: SendEntry, done: &mut impl FnMut(PageOp, u32)) -> Result<u32, PageFailure> {
-        let before = u32::from(entry.wqe.wrapping_sub(low_half(self.tail)));
-        if entry.qpn != self.qpn || before >= self.outstanding() {
-            return Err(inconsistent(entry));
+    fn complete(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
+        let (qpn, entry) = self.cq.look();
+        let before = u32::from(entry.wqe().wrapping_sub(low_half(self.tail)));
+        if qpn != self.qpn || before >= self.outstanding() || !entry.send() {
+            return Err(inconsistent(qpn, entry));
         }
         for _ in 0..before {
             let Posted { line, op, signalled } = self.posted[self.slot(self.tail)];
             if signalled {
-                return Err(inconsistent(entry));
+                return Err(inconsistent(qpn, entry));
             }
             self.tail = self.tail.wrapping_add(1);
             done(op, line);
         }
         let Posted { line, op, signalled } = self.posted[self.slot(self.tail)];
-        match entry.syndrome {
-            None if signalled => {}
-            None => return Err(inconsistent(entry)),
-            Some(syndrome) => return Err(PageFailure::Request(status(syndrome))),
+        if entry.opcode() == CQE_OPCODE_ERROR {
+            return Err(failed(entry));
+        }
+        if !signalled {
+            return Err(inconsistent(qpn, entry));
         }
         self.tail = self.tail.wrapping_add(1);
         done(op, line);
-        Ok(before + 1)
+        Ok(())
     }
 }
 
-/// The failure of a queue whose entry can't be: an unknown queue pair, a counter that nothing is outstanding for, or one that skips a
-/// signalled request.
+/// The failure of a queue whose entry can't be: an unknown queue pair, a counter that nothing is outstanding for, or one that
+/// skips a signalled request.
 #[cold]
-fn inconsistent(entry: SendEntry) -> PageFailure {
-    PageFailure::Poll(PollError::Inconsistent {
-        qpn: entry.qpn,
-        index: entry.wqe,
-    })
+#[inline(never)]
+fn inconsistent(qpn: u32, entry: CqeEnd) -> PageFailure {
+    let index = entry.wqe();
+    PageFailure::Poll(PollError::Inconsistent { qpn, index })
+}
+
+#[cold]
+#[inline(never)]
+fn failed(entry: CqeEnd) -> PageFailure {
+    PageFailure::Request(status(Syndrome(entry.syndrome())))
 }
 
 impl<P: Platform> PageQueue for Pages<P> {
@@ -160,14 +194,13 @@ impl<P: Platform> PageQueue for Pages<P> {
             return Err(RingFull);
         }
         let slot = self.slot(self.head);
+        self.posted[slot] = Posted { line, op, signalled };
         let at = self.offset + slot * size_of::<PageWqe>();
         let memory = &*self.memory;
-        memory.write_u32(at + PageWqe::FLAGS, self.flags[usize::from(signalled)]);
-        memory.write_u64(at + PageWqe::REMOTE, regs::swap_long(remote.addr));
-        memory.write_u32(at + PageWqe::RKEY, regs::swap(remote.rkey.0));
-        memory.write_u64(at + PageWqe::LOCAL, regs::swap_long(local));
-        self.posted[slot] = Posted { line, op, signalled };
-        let pass = self.head >> self.log_slots & 1 == 1;
+        let flags = self.flags[usize::from(signalled)];
+        let body = PageWqe::body(flags, (remote.addr, remote.rkey.0), self.piece, local);
+        memory.write_words(at + PageWqe::BODY, body);
+        let pass = self.head & (self.last + 1) != 0;
         // A card that is at work here takes the WQE as soon as it is its own, doorbell or not.
         fence::order();
         let owner = self.owners[usize::from(op == PageOp::Write)][usize::from(pass)];
@@ -184,27 +217,29 @@ impl<P: Platform> PageQueue for Pages<P> {
     }
 
     #[inline]
-    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<u32, PageFailure> {
+    fn is_ready(&self) -> bool {
+        self.cq.is_ready()
+    }
+
+    #[inline]
+    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
         if self.cq.state.failed.load(Ordering::Acquire) {
             return Err(PollError::QueueFailed.into());
         }
-        let mut ended = 0;
+        let before = self.tail;
         let mut result = Ok(());
-        while let Some(entry) = self.cq.look() {
-            match self.complete(entry, done) {
-                Ok(count) => ended += count,
+        while self.cq.is_ready() {
+            result = self.complete(done);
+            if result.is_err() {
                 // The entry stays: whoever looks again meets it again.
-                Err(failure) => {
-                    result = Err(failure);
-                    break;
-                }
+                break;
             }
             self.cq.advance();
         }
-        if ended > 0 {
+        if self.tail != before {
             self.cq.publish_consumer();
         }
-        result.map(|()| ended)
+        result
     }
 
     fn oldest(&self) -> Option<(PageOp, u32)> {

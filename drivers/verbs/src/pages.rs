@@ -75,12 +75,15 @@ pub trait PageQueue: Send {
     /// Shows the device everything posted so far, by one doorbell.
     fn ring(&mut self);
 
-    /// Hands each request that was carried out to `done`, oldest first; returns how many there were.
+    /// Returns whether there is anything to [poll](Self::poll).
+    fn is_ready(&self) -> bool;
+
+    /// Hands each request that was carried out to `done`, oldest first.
     ///
     /// # Errors
     ///
     /// [`PageFailure`], now and at every later call. The request that failed and all behind it stay outstanding.
-    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<u32, PageFailure>;
+    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure>;
 
     /// Returns the oldest outstanding request.
     fn oldest(&self) -> Option<(PageOp, u32)>;
@@ -138,12 +141,12 @@ impl<Q: QueueSet> PagesOver<Q> {
         self.queues
     }
 
-    /// Ends what `completion` says has ended; returns how many requests that were.
+    /// Ends what `completion` says has ended.
     fn complete(
         &mut self,
         completion: &Completion,
         done: &mut impl FnMut(PageOp, u32),
-    ) -> Result<u32, PageFailure> {
+    ) -> Result<(), PageFailure> {
         let Completion { id, kind, .. } = *completion;
         let bad = PollError::Inconsistent {
             qpn: self.qp.0.into(),
@@ -153,7 +156,6 @@ impl<Q: QueueSet> PagesOver<Q> {
         if kind != CompletionKind::Send || !(self.oldest..end).contains(&id) {
             return Err(bad.into());
         }
-        let mut ended = 0;
         while self.oldest <= id {
             let last = self.oldest == id;
             let failed = completion.status != Status::Success;
@@ -168,10 +170,9 @@ impl<Q: QueueSet> PagesOver<Q> {
             }
             self.posted.pop_front();
             self.oldest += 1;
-            ended += 1;
             done(op, line);
         }
-        Ok(ended)
+        Ok(())
     }
 }
 
@@ -221,19 +222,21 @@ impl<Q: QueueSet> PageQueue for PagesOver<Q> {
         self.queues.ring(self.qp);
     }
 
-    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<u32, PageFailure> {
-        let (mut ended, mut entry) = (0, [Completion::EMPTY]);
+    /// There may be: only polling tells.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
+        let mut entry = [Completion::EMPTY];
         while self.failure.is_none() {
             match self.queues.poll(&mut entry) {
-                Ok(0) => return Ok(ended),
-                Ok(_) => match self.complete(&entry[0], done) {
-                    Ok(count) => ended += count,
-                    Err(failure) => self.failure = Some(failure),
-                },
+                Ok(0) => return Ok(()),
+                Ok(_) => self.failure = self.complete(&entry[0], done).err(),
                 Err(error) => self.failure = Some(error.into()),
             }
         }
-        self.failure.map_or(Ok(ended), Err)
+        self.failure.map_or(Ok(()), Err)
     }
 
     fn oldest(&self) -> Option<(PageOp, u32)> {

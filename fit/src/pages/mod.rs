@@ -73,7 +73,7 @@ pub struct PagePath<Q: PageQueue> {
     parking: Arc<Parking<Q>>,
     /// Requests that were started and have not ended.
     pending: u32,
-    /// WRITEs since the last signalled request.
+    /// WRITEs since the last signalled one.
     unsignalled: u32,
     /// Whether anything was posted since the last doorbell.
     unrung: bool,
@@ -108,9 +108,17 @@ impl<Q: PageQueue> PagePath<Q> {
     /// [`PageRefused`]; nothing was started then.
     #[inline]
     pub fn read(&mut self, line: u32, local: u64, from: RemoteAddr) -> Result<(), PageRefused> {
-        self.take_place()?;
-        self.release(false);
-        self.post(PageOp::Read, line, local, from, true);
+        if !self.link.is_up() {
+            return Err(self.refusal());
+        }
+        if self.held.is_some() {
+            if self.room() == 0 {
+                return Err(PageRefused::Full);
+            }
+            self.release(false);
+        }
+        self.post(PageOp::Read, line, local, from, true)?;
+        self.pending += 1;
         self.counters.nr_rdma_read += 1;
         Ok(())
     }
@@ -123,8 +131,14 @@ impl<Q: PageQueue> PagePath<Q> {
     /// [`PageRefused`]; nothing was started then.
     #[inline]
     pub fn write(&mut self, line: u32, local: u64, to: RemoteAddr) -> Result<(), PageRefused> {
-        self.take_place()?;
+        if !self.link.is_up() {
+            return Err(self.refusal());
+        }
+        if self.room() == 0 {
+            return Err(PageRefused::Full);
+        }
         self.release(self.unsignalled >= SIGNAL_EVERY - 1);
+        self.pending += 1;
         self.held = Some(Held { line, local, to });
         self.counters.nr_rdma_write += 1;
         Ok(())
@@ -146,25 +160,37 @@ impl<Q: PageQueue> PagePath<Q> {
     /// is lost when that has been the oldest for [`Config::timeout`](crate::Config::timeout). Returns how many ended.
     #[inline]
     pub fn look(&mut self, now: Instant, mut done: impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
-        let Some(queue) = self.queue.as_mut().filter(|_| self.pending > 0) else {
+        let Some(queue) = self.queue.as_ref().filter(|_| self.pending > 0) else {
             return 0;
         };
+        if queue.is_ready() {
+            return self.take(now, &mut done);
+        }
+        if now < self.give_up && self.link.is_up() {
+            return 0;
+        }
+        self.look_closer(now, &mut done)
+    }
+
+    /// Takes what has ended.
+    #[inline]
+    fn take(&mut self, now: Instant, done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
+        let Some(queue) = &mut self.queue else { return 0 };
         let mut ended = 0;
         let polled = queue.poll(&mut |op, line| {
             ended += 1;
             done(op, line, Ok(()));
         });
-        if ended > 0 {
-            self.pending -= ended;
-            self.give_up = UNSET;
-            self.counters.nr_done += u64::from(ended);
-        } else if now < self.give_up && self.link.is_up() {
-            return 0;
+        if let Err(failure) = polled {
+            self.fail(failure);
         }
-        if polled.is_ok() && ended > 0 {
-            return ended;
+        if ended == 0 {
+            return self.look_closer(now, done);
         }
-        ended + self.look_closer(now, polled.err(), &mut done)
+        self.pending -= ended;
+        self.give_up = UNSET;
+        self.counters.nr_done += u64::from(ended);
+        ended
     }
 
     /// Asks for an interrupt at the next completion, by the vector of the core that the path was opened for. A completion that is
@@ -206,19 +232,6 @@ impl<Q: PageQueue> PagePath<Q> {
         self.counters
     }
 
-    /// Sees that a request may be started, and counts it.
-    #[inline]
-    fn take_place(&mut self) -> Result<(), PageRefused> {
-        if !self.link.is_up() {
-            return Err(self.refusal());
-        }
-        if self.room() == 0 {
-            return Err(PageRefused::Full);
-        }
-        self.pending += 1;
-        Ok(())
-    }
-
     #[cold]
     fn refusal(&self) -> PageRefused {
         PageRefused::Lost(self.link.cause())
@@ -229,18 +242,41 @@ impl<Q: PageQueue> PagePath<Q> {
     fn release(&mut self, signalled: bool) {
         if let Some(Held { line, local, to }) = self.held.take() {
             self.counters.nr_signalled_write += u64::from(signalled);
-            self.post(PageOp::Write, line, local, to, signalled);
+            let posted = self.post(PageOp::Write, line, local, to, signalled);
+            debug_assert!(posted.is_ok(), "its place was kept");
+            self.unsignalled = if signalled { 0 } else { self.unsignalled + 1 };
         }
     }
 
     #[inline]
-    fn post(&mut self, op: PageOp, line: u32, local: u64, remote: RemoteAddr, signalled: bool) {
-        let Some(queue) = &mut self.queue else { return };
+    fn post(
+        &mut self,
+        op: PageOp,
+        line: u32,
+        local: u64,
+        remote: RemoteAddr,
+        signalled: bool,
+    ) -> Result<(), PageRefused> {
+        let queue = self.queue.as_mut().ok_or(PageRefused::Full)?;
         let posted = queue.post(op, line, local, remote, signalled);
-        // Who started it has seen that there is room.
-        debug_assert!(posted.is_ok(), "a post beyond the ring");
-        self.unsignalled = if signalled { 0 } else { self.unsignalled + 1 };
+        posted.map_err(|_| PageRefused::Full)?;
         self.unrung = true;
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fail(&mut self, failure: PageFailure) {
+        if !self.link.is_up() {
+            return;
+        }
+        match failure {
+            PageFailure::Request(status) => self.link.fail(LostCause::Transport(status)),
+            PageFailure::Poll(error) => {
+                log::error!("{}: {error}", self.link.name);
+                self.link.fail(LostCause::Device);
+            }
+        }
     }
 
     /// Does what a look that found nothing may have to: begins or ends the oldest request's time, or ends what a dead queue pair
@@ -250,17 +286,8 @@ impl<Q: PageQueue> PagePath<Q> {
     fn look_closer(
         &mut self,
         now: Instant,
-        failure: Option<PageFailure>,
         done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>),
     ) -> u32 {
-        match failure {
-            Some(PageFailure::Request(status)) => self.link.fail(LostCause::Transport(status)),
-            Some(PageFailure::Poll(error)) => {
-                log::error!("{}: {error}", self.link.name);
-                self.link.fail(LostCause::Device);
-            }
-            None => {}
-        }
         match self.link.state() {
             PageState::Dead => return self.end_all(done),
             PageState::Up if self.give_up == UNSET => self.give_up = now + self.timeout,

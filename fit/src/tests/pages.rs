@@ -63,7 +63,12 @@ impl PageQueue for Queue {
         state.rung = state.posted.len();
         state.doorbells += 1;
     }
-    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<u32, PageFailure> {
+    fn is_ready(&self) -> bool {
+        let state = self.state();
+        let ended = state.posted.iter().take(state.carried_out).any(|posted| posted.2);
+        ended || state.failure.is_some()
+    }
+    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
         let mut state = self.state();
         // Up to the last signalled one that was carried out.
         let mut upto = state.carried_out;
@@ -77,7 +82,7 @@ impl PageQueue for Queue {
         state.carried_out -= upto;
         match state.failure {
             Some(failure) => Err(failure),
-            None => Ok(u32::try_from(upto).unwrap()),
+            None => Ok(()),
         }
     }
     fn oldest(&self) -> Option<(PageOp, u32)> {

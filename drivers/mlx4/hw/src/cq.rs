@@ -160,21 +160,30 @@ pub struct CqeOwner {
     pub opcode: u8,
 }
 
-/// Offset of a [`Cqe`]'s dword [`CqeCounter`].
-pub const CQE_COUNTER_OFFSET: usize = 0x18;
+/// Offset of a [`Cqe`]'s word [`CqeEnd`].
+pub const CQE_END_OFFSET: usize = 0x18;
 /// Offset of a [`Cqe`]'s dword [`CqeLast`].
 pub const CQE_LAST_OFFSET: usize = 0x1c;
 
-/// The dword of a [`Cqe`] that says which WQE it is of and how that ended, for who reads an entry by dwords.
-#[bitfield(u32, order = Msb)]
+/// The last word of a [`Cqe`], for who reads an entry by words: which WQE it is of, and how that ended.
+#[bitfield(u64, order = Msb)]
 #[derive(PartialEq, Eq)]
-pub struct CqeCounter {
+pub struct CqeEnd {
     /// Which WQE.
     pub wqe: u16,
     /// The vendor's syndrome.
     pub vendor_syndrome: u8,
     /// In an error entry: what went wrong, a [`Syndrome`].
     pub syndrome: u8,
+    #[bits(25)]
+    __: u32,
+    /// As [`CqeOwner`] has it.
+    pub send: bool,
+    #[bits(1)]
+    __: u8,
+    /// As [`CqeOwner`] has it.
+    #[bits(5)]
+    pub opcode: u8,
 }
 
 /// The last dword of a [`Cqe`]: it ends with [`CqeOwner`].
@@ -185,13 +194,8 @@ pub struct CqeLast {
     __: u32,
     /// As [`CqeOwner`] has it.
     pub pass: bool,
-    /// As [`CqeOwner`] has it.
-    pub send: bool,
-    #[bits(1)]
+    #[bits(7)]
     __: u8,
-    /// As [`CqeOwner`] has it.
-    #[bits(5)]
-    pub opcode: u8,
 }
 
 /// Opcode of an entry that reports an error (Linux `MLX4_CQE_OPCODE_ERROR`).
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_read_by_dwords_says_the_same() {
+    fn an_entry_read_by_words_says_the_same() {
         let mut cqe = Cqe::new_zeroed();
         cqe.wqe_counter = 0x1234.into();
         cqe.syndrome = Syndrome::REMOTE_ACCESS_ERR;
@@ -310,17 +314,11 @@ mod tests {
             .with_pass(true)
             .with_send(true)
             .with_opcode(CQE_OPCODE_ERROR);
-        let word = |at: usize| {
-            let bytes = cqe.as_bytes()[at..at + 4].try_into().expect("four bytes");
-            u32::from_be_bytes(bytes)
-        };
-        let counter = CqeCounter::from(word(CQE_COUNTER_OFFSET));
-        assert_eq!(
-            (counter.wqe(), Syndrome(counter.syndrome())),
-            (0x1234, cqe.syndrome)
-        );
-        let last = CqeLast::from(word(CQE_LAST_OFFSET));
-        assert!(last.pass() && last.send());
-        assert_eq!(last.opcode(), CQE_OPCODE_ERROR);
+        let end = cqe.as_bytes()[CQE_END_OFFSET..].try_into().expect("eight bytes");
+        let end = CqeEnd::from(u64::from_be_bytes(end));
+        assert_eq!((end.wqe(), Syndrome(end.syndrome())), (0x1234, cqe.syndrome));
+        assert_eq!((end.send(), end.opcode()), (true, CQE_OPCODE_ERROR));
+        let last = cqe.as_bytes()[CQE_LAST_OFFSET..].try_into().expect("four bytes");
+        assert!(CqeLast::from(u32::from_be_bytes(last)).pass());
     }
 }

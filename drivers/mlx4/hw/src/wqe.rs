@@ -279,24 +279,33 @@ layout!(PageWqe: 64, remote @ 0x10, data @ 0x20);
 impl PageWqe {
     /// Offset of [`owner`](Self::owner).
     pub const OWNER: usize = offset_of!(Self, control.owner);
-    /// Offset of [`flags`](Self::flags).
-    pub const FLAGS: usize = offset_of!(Self, control.flags);
-    /// Offset of the peer's address.
-    pub const REMOTE: usize = offset_of!(Self, remote.addr);
-    /// Offset of the peer's key.
-    pub const RKEY: usize = offset_of!(Self, remote.rkey);
-    /// Offset of the local address.
-    pub const LOCAL: usize = offset_of!(Self, data.addr);
+    /// Offset of [`body`](Self::body).
+    pub const BODY: usize = offset_of!(Self, control.flags);
 
-    /// Builds what all WQEs of `len` bytes under `lkey` have in common. It is not the device's in pass 0.
+    /// Builds what stands in a slot before its first WQE: its size, and an owner that is not the device in pass 0.
     #[must_use]
-    pub fn template(len: u32, lkey: u32) -> Self {
+    pub fn template() -> Self {
         let mut wqe = Self::new_zeroed();
         wqe.control.owner = ControlOwner::new().with_pass(true);
         // Control, remote address, one piece.
         wqe.control.size = ControlSize::new().with_units(3);
-        wqe.data = DataSegment::new(0, len, lkey);
         wqe
+    }
+
+    /// Returns the words from the flags on to the local address, as little-endian stores write them: the two of constants
+    /// ready made, the others turned.
+    #[must_use]
+    #[inline]
+    pub fn body(flags: u64, (remote, rkey): (u64, u32), piece: u64, local: u64) -> [u64; 5] {
+        let rkey = rkey.swap_bytes().into();
+        [flags, remote.swap_bytes(), rkey, piece, local.swap_bytes()]
+    }
+
+    /// Returns the word of a piece's length and local key, as a little-endian store writes it.
+    #[must_use]
+    pub fn piece(len: u32, lkey: u32) -> u64 {
+        let [piece, _]: [u64; 2] = zerocopy::transmute!(DataSegment::new(0, len, lkey));
+        piece
     }
 
     /// Returns the first dword, as a little-endian store writes it.
@@ -306,11 +315,12 @@ impl PageWqe {
         zerocopy::transmute!(owner)
     }
 
-    /// Returns the dword of flags, as a little-endian store writes it.
+    /// Returns the word of the flags and of no immediate, as a little-endian store writes it.
     #[must_use]
-    pub fn flags(signalled: bool) -> u32 {
+    pub fn flags(signalled: bool) -> u64 {
         let completion = if signalled { COMPLETION_WANTED } else { 0 };
-        zerocopy::transmute!(ControlFlags::new().with_completion(completion))
+        let flags = ControlFlags::new().with_completion(completion);
+        zerocopy::transmute!([flags, ControlFlags::new()])
     }
 }
 
@@ -353,18 +363,16 @@ mod tests {
 
     #[test]
     fn a_page_wqe_is_the_segments_of_a_read() {
-        let template = PageWqe::template(4096, 0x300);
+        let template = PageWqe::template();
         let mut bytes = [0; 64];
         bytes.copy_from_slice(template.as_bytes());
         assert_eq!(bytes[..4], [0x80, 0, 0, 0]);
         let mut put = |at: usize, word: &[u8]| bytes[at..at + word.len()].copy_from_slice(word);
         let owner = PageWqe::owner(WqeOpcode::RDMA_READ, false).to_le_bytes();
-        let flags = PageWqe::flags(true).to_le_bytes();
         put(PageWqe::OWNER, &owner);
-        put(PageWqe::FLAGS, &flags);
-        put(PageWqe::REMOTE, &0x1000_u64.to_be_bytes());
-        put(PageWqe::RKEY, &0x77_u32.to_be_bytes());
-        put(PageWqe::LOCAL, &0x2000_u64.to_be_bytes());
+        let (flags, piece) = (PageWqe::flags(true), PageWqe::piece(4096, 0x300));
+        let body = PageWqe::body(flags, (0x1000, 0x77), piece, 0x2000);
+        put(PageWqe::BODY, body.map(u64::to_le_bytes).as_flattened());
         let mut control = ControlSegment::new_zeroed();
         control.owner = ControlOwner::new().with_opcode(WqeOpcode::RDMA_READ);
         control.size = ControlSize::new().with_units(3);

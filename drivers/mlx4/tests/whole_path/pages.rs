@@ -118,11 +118,7 @@ fn a_read_and_a_write_go_by_one_doorbell() {
         bench.post(Read, 0, 0, true).unwrap();
         bench.post(Write, 1, 1, true).unwrap();
         a.platform.sleep(Duration::from_millis(1)).await;
-        assert_eq!(
-            bench.pages.poll(&mut |_, _| ()),
-            Ok(0),
-            "nothing goes without a doorbell"
-        );
+        assert!(!bench.pages.is_ready(), "nothing goes without a doorbell");
         bench.pages.ring();
         assert_eq!(bench.ended(&a.platform, 2).await, [(Read, 0), (Write, 1)]);
         assert_eq!(page(&bench.lines, 0), pattern(LEN, 1));
@@ -144,11 +140,7 @@ fn unsignalled_writes_end_with_the_read_behind_them() {
         }
         bench.pages.ring();
         a.platform.sleep(Duration::from_millis(1)).await;
-        assert_eq!(
-            bench.pages.poll(&mut |_, _| ()),
-            Ok(0),
-            "they make no completions"
-        );
+        assert!(!bench.pages.is_ready(), "they make no completions");
         assert_eq!(bench.pages.outstanding(), 3);
         bench.post(Read, 3, 0, true).unwrap();
         bench.pages.ring();
