@@ -17,12 +17,19 @@ use crate::hca::UAR_PAGE;
 /// QPN that the driver writes into entries of a QP that is gone. No table is that large.
 const GONE_QPN: u32 = Low24::MAX;
 
+/// Entries of which one is told of, where entries are [taken](CompletionQueue::advance) one by one. The queue has so many more
+/// than there can be completions, and a multiple of it in all: to the card it is full when the producer meets the consumer that it was told of.
+const TELL_EVERY: usize = 32;
+/// Entries beyond one a request that such a queue has.
+pub(crate) const UNTOLD: u32 = TELL_EVERY as u32;
+
 /// Offsets in the memory of a CQ: the ring, then its doorbell record.
 pub(crate) struct CompletionQueue<P: Platform> {
     pub(crate) cqn: u32,
     log_entries: u8,
-    /// The last entry's number.
-    last: u32,
+    /// Where the next entry is, for who looks by words, and what its pass bit is when it has come.
+    next_at: usize,
+    next_pass: CqeLast,
     memory: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
     consumer: u32,
@@ -51,7 +58,8 @@ impl<P: Platform> CompletionQueue<P> {
         Self {
             cqn,
             log_entries,
-            last: (1 << log_entries) - 1,
+            next_at: 0,
+            next_pass: CqeLast::of_pass(false),
             memory,
             uar,
             consumer: 0,
@@ -86,35 +94,41 @@ impl<P: Platform> CompletionQueue<P> {
         None
     }
 
-    /// Where the next entry is.
-    #[inline]
-    fn next_at(&self) -> usize {
-        (self.consumer & self.last) as usize * CQE_LEN
-    }
-
     /// Returns whether there is a next entry.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
-        let last = self.memory.read_u32(self.next_at() + CQE_LAST_OFFSET);
-        let pass = self.consumer & (self.last + 1) != 0;
-        CqeLast::from(regs::swap(last)).pass() == pass
+        let last = self.memory.read_u32(self.next_at + CQE_LAST_OFFSET);
+        CqeLast(last).has_pass_of(self.next_pass)
     }
 
-    /// Looks at the next entry, which is [ready](Self::is_ready), without taking it: its queue pair, and what ended. By words:
-    /// bytes that nobody needs are not copied.
+    /// Looks at what the next entry, which is [ready](Self::is_ready), says has ended, without taking it. By words: bytes that
+    /// nobody needs are not copied.
     #[inline]
-    pub(crate) fn look(&self) -> (u32, CqeEnd) {
+    pub(crate) fn look(&self) -> CqeEnd {
         fence::observe();
-        let at = self.next_at();
-        let end = CqeEnd::from(regs::swap_long(self.memory.read_u64(at + CQE_END_OFFSET)));
-        let qpn = Low24::new(regs::swap(self.memory.read_u32(at)));
-        (qpn.get(), end)
+        CqeEnd::from(regs::swap_long(
+            self.memory.read_u64(self.next_at + CQE_END_OFFSET),
+        ))
     }
 
-    /// Takes the entry that was looked at.
+    /// Takes the entry that was looked at. The card is told of every [`TELL_EVERY`]th.
     #[inline]
     pub(crate) fn advance(&mut self) {
         self.consumer = self.consumer.wrapping_add(1);
+        self.next_at += CQE_LEN;
+        if self.next_at & (TELL_EVERY * CQE_LEN - 1) == 0 {
+            self.tell();
+        }
+    }
+
+    /// Tells the card what was taken, and goes back to the first entry behind the last.
+    #[cold]
+    #[inline(never)]
+    fn tell(&mut self) {
+        self.publish_consumer();
+        let entries = 1 << self.log_entries;
+        self.next_at = (self.consumer % entries) as usize * CQE_LEN;
+        self.next_pass = CqeLast::of_pass(self.consumer / entries % 2 == 1);
     }
 
     /// Makes the entries of `qpn` that were not taken yet nobody's.

@@ -20,7 +20,7 @@ use verbs::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::command::Command;
-use crate::completion::CompletionQueue;
+use crate::completion::{CompletionQueue, UNTOLD};
 use crate::hca::{Hca, QpRecord, UAR_PAGE};
 use crate::pages::Pages;
 use crate::queues::{QueuePair, Queues, Transport};
@@ -399,7 +399,7 @@ impl<P: Platform> Hca<P> {
         // It receives nothing, but a queue pair has a ring for that.
         let geometry = Geometry::new(depth, BASIC_BLOCK_LEN, 1, SEGMENT_UNIT);
         let cq = self
-            .queue_for(geometry.send_depth.saturating_add(1), config.vector)
+            .queue_for(geometry.send_depth + UNTOLD, config.vector)
             .await?;
         let qpn = self.tables.lock().qpns.take()?;
         let plan = QpPlan {

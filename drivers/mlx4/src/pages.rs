@@ -8,10 +8,9 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;
-use core::sync::atomic::Ordering;
 
 use hal::{DmaBuffer, Platform, Registers, fence};
-use mlx4_hw::cq::{CQE_OPCODE_ERROR, CqeEnd, Syndrome};
+use mlx4_hw::cq::{CqeEnd, Syndrome};
 use mlx4_hw::regs::{self, SendDoorbell};
 use mlx4_hw::wqe::{PageWqe, SEGMENT_UNIT, WqeOpcode};
 use verbs::{Cqn, Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, PollError, RemoteAddr, RingFull};
@@ -21,6 +20,9 @@ use crate::completion::CompletionQueue;
 use crate::hca::UAR_PAGE;
 use crate::queues::status;
 use crate::work_queue::{Geometry, low_half};
+
+/// Opcodes by operation.
+const OPCODES: [WqeOpcode; 2] = [WqeOpcode::RDMA_READ, WqeOpcode::RDMA_WRITE];
 
 /// What a slot was posted for.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +50,8 @@ pub struct Pages<P: Platform> {
     qpn: u32,
     /// The send doorbell's value.
     doorbell: u32,
+    /// What a completion of each operation is.
+    successes: [u8; 2],
     /// Owner dwords by operation and pass.
     owners: [[u32; 2]; 2],
     /// Flags of an unsignalled and of a signalled request.
@@ -89,7 +93,8 @@ impl<P: Platform> Pages<P> {
             tail: 0,
             qpn,
             doorbell: regs::swap(SendDoorbell::new().with_qpn(qpn).into()),
-            owners: [WqeOpcode::RDMA_READ, WqeOpcode::RDMA_WRITE].map(owners),
+            successes: OPCODES.map(|opcode| CqeEnd::success_of(opcode.0)),
+            owners: OPCODES.map(owners),
             flags: [false, true].map(PageWqe::flags),
             piece: PageWqe::piece(PAGE_LEN, lkey.0),
         }
@@ -136,37 +141,33 @@ impl<P: Platform> Pages<P> {
         (index & self.last) as usize
     }
 
-    /// Ends what the next entry says has ended: the request it is of, and the unsignalled ones before it.
-    #[inline]
-    fn complete(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
-        let (qpn, entry) = self.cq.look();
-        let before = u32::from(entry.wqe().wrapping_sub(low_half(self.tail)));
-        if qpn != self.qpn || before >= self.outstanding() || !entry.send() {
-            return Err(inconsistent(qpn, entry));
-        }
-        for _ in 0..before {
-            let Posted { line, op, signalled } = self.posted[self.slot(self.tail)];
-            if signalled {
-                return Err(inconsistent(qpn, entry));
-            }
-            self.tail = self.tail.wrapping_add(1);
-            done(op, line);
+    /// Ends the oldest request, which the next entry says has ended: it is the entry's own, and the entry is taken with it, or one
+    /// before that made none. Returns it.
+    #[inline(always)]
+    fn complete(&mut self) -> Result<(PageOp, u32), PageFailure> {
+        // The queue pair's number is not looked at: it is the only one there.
+        let entry = self.cq.look();
+        let before = entry.wqe().wrapping_sub(low_half(self.tail));
+        if u32::from(before) >= self.outstanding() {
+            return Err(inconsistent(self.qpn, entry));
         }
         let Posted { line, op, signalled } = self.posted[self.slot(self.tail)];
-        if entry.opcode() == CQE_OPCODE_ERROR {
-            return Err(failed(entry));
-        }
-        if !signalled {
-            return Err(inconsistent(qpn, entry));
+        // An entry that fails stays: whoever looks again meets it again.
+        if before == 0 {
+            if entry.kind() != self.successes[usize::from(op == PageOp::Write)] {
+                return Err(failed(self.qpn, entry));
+            }
+            self.cq.advance();
+        } else if signalled {
+            return Err(inconsistent(self.qpn, entry));
         }
         self.tail = self.tail.wrapping_add(1);
-        done(op, line);
-        Ok(())
+        Ok((op, line))
     }
 }
 
-/// The failure of a queue whose entry can't be: an unknown queue pair, a counter that nothing is outstanding for, or one that
-/// skips a signalled request.
+/// The failure of a queue whose entry can't be: its counter is of nothing that is outstanding, or skips a signalled request, or it is
+/// of another operation.
 #[cold]
 #[inline(never)]
 fn inconsistent(qpn: u32, entry: CqeEnd) -> PageFailure {
@@ -176,7 +177,10 @@ fn inconsistent(qpn: u32, entry: CqeEnd) -> PageFailure {
 
 #[cold]
 #[inline(never)]
-fn failed(entry: CqeEnd) -> PageFailure {
+fn failed(qpn: u32, entry: CqeEnd) -> PageFailure {
+    if !entry.is_failure() {
+        return inconsistent(qpn, entry);
+    }
     PageFailure::Request(status(Syndrome(entry.syndrome())))
 }
 
@@ -222,24 +226,8 @@ impl<P: Platform> PageQueue for Pages<P> {
     }
 
     #[inline]
-    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
-        if self.cq.state.failed.load(Ordering::Acquire) {
-            return Err(PollError::QueueFailed.into());
-        }
-        let before = self.tail;
-        let mut result = Ok(());
-        while self.cq.is_ready() {
-            result = self.complete(done);
-            if result.is_err() {
-                // The entry stays: whoever looks again meets it again.
-                break;
-            }
-            self.cq.advance();
-        }
-        if self.tail != before {
-            self.cq.publish_consumer();
-        }
-        result
+    fn take(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
+        self.complete().map(|(op, line)| done(op, line))
     }
 
     fn oldest(&self) -> Option<(PageOp, u32)> {
@@ -257,6 +245,7 @@ impl<P: Platform> PageQueue for Pages<P> {
     }
 
     fn arm(&mut self) {
+        self.cq.publish_consumer();
         self.cq.arm(false);
     }
 

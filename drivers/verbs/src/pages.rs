@@ -75,15 +75,17 @@ pub trait PageQueue: Send {
     /// Shows the device everything posted so far, by one doorbell.
     fn ring(&mut self);
 
-    /// Returns whether there is anything to [poll](Self::poll).
+    /// Returns whether there is a completion to [take](Self::take).
     fn is_ready(&self) -> bool;
 
-    /// Hands each request that was carried out to `done`, oldest first.
+    /// Hands a request that has ended to `done`, or several, oldest first; a completion must be [ready](Self::is_ready), and stays
+    /// so until all that ended with it were handed out. A completion queue that failed may have none and is told by
+    /// [`DeviceEvent::CqFailed`](crate::DeviceEvent::CqFailed) alone.
     ///
     /// # Errors
     ///
     /// [`PageFailure`], now and at every later call. The request that failed and all behind it stay outstanding.
-    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure>;
+    fn take(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure>;
 
     /// Returns the oldest outstanding request.
     fn oldest(&self) -> Option<(PageOp, u32)>;
@@ -222,19 +224,19 @@ impl<Q: QueueSet> PageQueue for PagesOver<Q> {
         self.queues.ring(self.qp);
     }
 
-    /// There may be: only polling tells.
+    /// There may be: only taking tells.
     fn is_ready(&self) -> bool {
         true
     }
 
-    fn poll(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
+    fn take(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
         let mut entry = [Completion::EMPTY];
-        while self.failure.is_none() {
-            match self.queues.poll(&mut entry) {
-                Ok(0) => return Ok(()),
-                Ok(_) => self.failure = self.complete(&entry[0], done).err(),
-                Err(error) => self.failure = Some(error.into()),
-            }
+        if self.failure.is_none() {
+            self.failure = match self.queues.poll(&mut entry) {
+                Ok(0) => None,
+                Ok(_) => self.complete(&entry[0], done).err(),
+                Err(error) => Some(error.into()),
+            };
         }
         self.failure.map_or(Ok(()), Err)
     }

@@ -267,7 +267,7 @@ fn a_key_that_does_not_fit_ends_every_request_and_loses_the_peer() {
         ];
         assert_eq!(bench.ended(&mut path, 4).await, all);
         let refused = path.read(1, bench.local(1), bench.remote(0));
-        assert_eq!(refused, Err(PageRefused::Lost(cause)));
+        assert_eq!(refused, Err(PageRefused::Lost));
         // Both sides lose each other, and the other path goes with them.
         while other.lost().is_none() || bench.memory.handler.lost.lock().unwrap().is_empty() {
             bench.processor.machine.sleep(Duration::from_millis(1)).await;

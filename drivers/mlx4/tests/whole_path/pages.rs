@@ -68,12 +68,20 @@ impl<P: Platform> Bench<P> {
         self.pages.post(op, line, local, remote, signalled)
     }
 
+    /// Takes all completions that are there.
+    fn poll(&mut self, mut done: impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
+        while self.pages.is_ready() {
+            self.pages.take(&mut done)?;
+        }
+        Ok(())
+    }
+
     /// The next requests that end, until there are `count`.
     async fn ended(&mut self, clock: &P, count: usize) -> Vec<(PageOp, u32)> {
         let mut ended = Vec::new();
         let deadline = clock.now() + PATIENCE;
         while ended.len() < count {
-            let polled = self.pages.poll(&mut |op, line| ended.push((op, line)));
+            let polled = self.poll(|op, line| ended.push((op, line)));
             polled.expect("a working queue");
             assert!(clock.now() < deadline, "no completion");
             clock.sleep(Duration::from_micros(10)).await;
@@ -86,7 +94,7 @@ impl<P: Platform> Bench<P> {
         let mut ended = Vec::new();
         let deadline = clock.now() + PATIENCE;
         loop {
-            match self.pages.poll(&mut |op, line| ended.push((op, line))) {
+            match self.poll(|op, line| ended.push((op, line))) {
                 Ok(_) => assert!(clock.now() < deadline, "no failure"),
                 Err(failure) => return (ended, failure),
             }
@@ -218,10 +226,7 @@ fn a_failure_leaves_what_is_behind_it_in_order() {
         // What the failed one's completion covers was carried out.
         assert_eq!(ended, [(Write, 0), (Read, 1), (Write, 2)]);
         assert_eq!(failure, PageFailure::Request(Status::RemoteAccess));
-        assert_eq!(
-            bench.pages.poll(&mut |_, _| panic!("it has stopped")),
-            Err(failure)
-        );
+        assert_eq!(bench.poll(|_, _| panic!("it has stopped")), Err(failure));
         a.device.fail_qp(bench.qpn).await.unwrap();
         assert_eq!(bench.left(), [(Read, 3), (Write, 4), (Read, 5)]);
         assert_eq!(bench.pages.outstanding(), 0);
@@ -317,7 +322,7 @@ fn completions_that_can_not_be_stop_the_queue() {
             a.platform.sleep(Duration::from_millis(1)).await;
             let mut failure = None;
             for _ in 0..64 {
-                let polled = bench.pages.poll(&mut |op, line| {
+                let polled = bench.poll(|op, line| {
                     assert_eq!(
                         (op, line),
                         (Read, expected),
