@@ -30,8 +30,8 @@ impl Beside for () {
 }
 
 impl<D: Device, P: Platform> Fit<D, P> {
-    /// A core's data-path task: polls completions, and waits for the core's interrupt when none come. Spawned once for each
-    /// core.
+    /// A core's data-path task: polls completions, and waits for the core's interrupt when none
+    /// come. Spawned once for each core.
     ///
     /// # Errors
     ///
@@ -40,8 +40,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         self.run_core_with(index, |_, _| {}).await
     }
 
-    /// As [`run_core`](Self::run_core), and hands each [`Ended`] access that was started with a tag to `sink`, with the
-    /// time. The sink runs with no lock held and may start the next access.
+    /// As [`run_core`](Self::run_core), and hands each [`Ended`] access that was started with a tag
+    /// to `sink`, with the time. The sink runs with no lock held and may start the next access.
     ///
     /// # Errors
     ///
@@ -50,8 +50,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         self.run_core_beside(index, sink, ()).await
     }
 
-    /// As [`run_core_with`](Self::run_core_with), and looks at `beside` each time that the core looks: before the core rests
-    /// both are armed, and an interrupt of either ends the rest.
+    /// As [`run_core_with`](Self::run_core_with), and looks at `beside` each time that the core
+    /// looks: before the core rests both are armed, and an interrupt of either ends the rest.
     ///
     /// # Errors
     ///
@@ -84,8 +84,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
         }
     }
 
-    /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one message at a time: what
-    /// [`Config::workers`] of 0 stands for. While a handler waits for something, polling goes on.
+    /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one
+    /// message at a time: what [`Config::workers`] of 0 stands for. While a handler waits for
+    /// something, polling goes on.
     ///
     /// # Errors
     ///

@@ -17,11 +17,10 @@ use crate::hca::UAR_PAGE;
 /// QPN that the driver writes into entries of a QP that is gone. No table is that large.
 const GONE_QPN: u32 = Low24::MAX;
 
-/// Entries of which one is told of, where entries are [taken](CompletionQueue::advance) one by one. The queue has so many more
-/// than there can be completions, and a multiple of it in all: to the card it is full when the producer meets the consumer that it was told of.
-const TELL_EVERY: usize = 32;
-/// Entries beyond one a request that such a queue has.
-pub(crate) const UNTOLD: u32 = TELL_EVERY as u32;
+/// Entries of which one is told of, where entries are [taken](CompletionQueue::advance) one by one.
+/// The queue has so many more than there can be completions, and a multiple of it in all: to the
+/// card it is full when the producer meets the consumer that it was told of.
+pub(crate) const TELL_EVERY: u32 = 32;
 
 /// Offsets in the memory of a CQ: the ring, then its doorbell record.
 pub(crate) struct CompletionQueue<P: Platform> {
@@ -101,8 +100,8 @@ impl<P: Platform> CompletionQueue<P> {
         CqeLast(last).has_pass_of(self.next_pass)
     }
 
-    /// Looks at what the next entry, which is [ready](Self::is_ready), says has ended, without taking it. By words: bytes that
-    /// nobody needs are not copied.
+    /// Looks at what the next entry, which is [ready](Self::is_ready), says has ended, without
+    /// taking it. By words: bytes that nobody needs are not copied.
     #[inline]
     pub(crate) fn look(&self) -> CqeEnd {
         fence::observe();
@@ -116,7 +115,7 @@ impl<P: Platform> CompletionQueue<P> {
     pub(crate) fn advance(&mut self) {
         self.consumer = self.consumer.wrapping_add(1);
         self.next_at += CQE_LEN;
-        if self.next_at & (TELL_EVERY * CQE_LEN - 1) == 0 {
+        if self.next_at.is_multiple_of(TELL_EVERY as usize * CQE_LEN) {
             self.tell();
         }
     }

@@ -20,7 +20,7 @@ use verbs::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::command::Command;
-use crate::completion::{CompletionQueue, UNTOLD};
+use crate::completion::{CompletionQueue, TELL_EVERY};
 use crate::hca::{Hca, QpRecord, UAR_PAGE};
 use crate::pages::Pages;
 use crate::queues::{QueuePair, Queues, Transport};
@@ -135,7 +135,8 @@ impl<P: Platform> Hca<P> {
         Ok(QueuePair::new(qpn, transport, port, pd, &memory, plan.geometry))
     }
 
-    /// Makes the card's side of a queue pair and moves it to INIT; gives its memory, zeroed, and the number of its domain.
+    /// Makes the card's side of a queue pair and moves it to INIT; gives its memory, zeroed, and
+    /// the number of its domain.
     async fn make_pair(
         &self,
         cq: &CompletionQueue<P>,
@@ -399,7 +400,7 @@ impl<P: Platform> Hca<P> {
         // It receives nothing, but a queue pair has a ring for that.
         let geometry = Geometry::new(depth, BASIC_BLOCK_LEN, 1, SEGMENT_UNIT);
         let cq = self
-            .queue_for(geometry.send_depth + UNTOLD, config.vector)
+            .queue_for(geometry.send_depth + TELL_EVERY, config.vector)
             .await?;
         let qpn = self.tables.lock().qpns.take()?;
         let plan = QpPlan {
@@ -428,7 +429,8 @@ impl<P: Platform> Hca<P> {
         }
     }
 
-    /// Makes a completion queue of at least `depth` entries for the users' interrupt vector `vector`.
+    /// Makes a completion queue of at least `depth` entries for the users' interrupt vector
+    /// `vector`.
     async fn queue_for(&self, depth: u32, vector: u16) -> Result<CompletionQueue<P>, Error> {
         check(
             "the completion queue's depth",

@@ -1,9 +1,10 @@
 //! A queue pair for pages and its completion queue: READs and WRITEs of one piece, a block each.
 //!
-//! What all WQEs have in common is reckoned once; a post writes five words of one block, and then the owner. Slots are one
-//! basic block, so no other block needs a stamp (Linux `stamp_send_wqe` stamps
-//! each block but the first): a stale slot is told by its owner bit alone. Indices are the driver's own; what each slot
-//! was posted for is kept beside the ring, and a completion's counter is checked against what is outstanding.
+//! What all WQEs have in common is reckoned once; a post writes five words of one block, and then
+//! the owner. Slots are one basic block, so no other block needs a stamp (Linux `stamp_send_wqe`
+//! stamps each block but the first): a stale slot is told by its owner bit alone. Indices are the
+//! driver's own; what each slot was posted for is kept beside the ring, and a completion's counter
+//! is checked against what is outstanding.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -34,7 +35,8 @@ struct Posted {
 
 /// A page queue: see [`verbs::PageQueue`].
 ///
-/// Dropping it leaves the card's side in place; [`Device::destroy_pages`](verbs::Device::destroy_pages) takes it away in order.
+/// Dropping it leaves the card's side in place;
+/// [`Device::destroy_pages`](verbs::Device::destroy_pages) takes it away in order.
 pub struct Pages<P: Platform> {
     memory: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
@@ -100,9 +102,10 @@ impl<P: Platform> Pages<P> {
         }
     }
 
-    /// Makes a page queue that no card knows of, for tests that count what it costs and play the card themselves: its
-    /// queue pair has the number [`Self::NO_CARD`], its ring of at least `depth` requests lies at the beginning of
-    /// `ring`, its completion queue of 2^`log_entries` entries at that of `completions`.
+    /// Makes a page queue that no card knows of, for tests that count what it costs and play the
+    /// card themselves: its queue pair has the number [`Self::NO_CARD`], its ring of at least
+    /// `depth` requests lies at the beginning of `ring`, its completion queue of 2^`log_entries`
+    /// entries at that of `completions`.
     #[doc(hidden)]
     pub fn without_card(
         ring: P::Buffer,
@@ -130,7 +133,8 @@ impl<P: Platform> Pages<P> {
         self.cq.cqn
     }
 
-    /// Returns the completion queue's number, as [`DeviceEvent::CqFailed`](verbs::DeviceEvent::CqFailed) names it.
+    /// Returns the completion queue's number, as
+    /// [`DeviceEvent::CqFailed`](verbs::DeviceEvent::CqFailed) names it.
     #[must_use]
     pub fn completion_queue(&self) -> Cqn {
         Cqn(self.cq.cqn)
@@ -141,8 +145,8 @@ impl<P: Platform> Pages<P> {
         (index & self.last) as usize
     }
 
-    /// Ends the oldest request, which the next entry says has ended: it is the entry's own, and the entry is taken with it, or one
-    /// before that made none. Returns it.
+    /// Ends the oldest request, which the next entry says has ended: it is the entry's own, and the
+    /// entry is taken with it, or one before that made none. Returns it.
     #[inline(always)]
     fn complete(&mut self) -> Result<(PageOp, u32), PageFailure> {
         // The queue pair's number is not looked at: it is the only one there.
@@ -166,8 +170,8 @@ impl<P: Platform> Pages<P> {
     }
 }
 
-/// The failure of a queue whose entry can't be: its counter is of nothing that is outstanding, or skips a signalled request, or it is
-/// of another operation.
+/// The failure of a queue whose entry can't be: its counter is of nothing that is outstanding, or
+/// skips a signalled request, or it is of another operation.
 #[cold]
 #[inline(never)]
 fn inconsistent(qpn: u32, entry: CqeEnd) -> PageFailure {

@@ -310,8 +310,8 @@ pub trait Device: Send + Sync {
         qp: QpSlot,
     ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Makes a page queue: a queue pair in the state INIT that is connected as any other, and a completion queue of its
-    /// own. Peers reach nothing of this node through it.
+    /// Makes a page queue: a queue pair in the state INIT that is connected as any other, and a
+    /// completion queue of its own. Peers reach nothing of this node through it.
     fn create_pages(
         &self,
         config: &PagesConfig,

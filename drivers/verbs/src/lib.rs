@@ -6,7 +6,8 @@
 //!   Slow, asynchronous, answered by the HCA's firmware.
 //! * **Data** ([`QueueSet`]): posting work and polling completions. Never waits, never allocates, takes no lock.
 //!
-//! Pages have a data path of their own ([`PageQueue`]): one queue pair, READs and WRITEs of a page each, named by lines.
+//! Pages have a data path of their own ([`PageQueue`]): one queue pair, READs and WRITEs of a page
+//! each, named by lines.
 //!
 //! A queue set is one completion queue with all the queue pairs that complete into it. It belongs to one core: cores
 //! share no queue, so posting needs no lock.

@@ -1,9 +1,10 @@
 //! The data path of pages: READs and WRITEs of a page each, on a queue pair of their own.
 //!
-//! A request is named by the number of the local line that it fills or empties. Requests end in the order in which they were
-//! posted, so one completion ends all unsignalled ones before it. The first failure stops a queue for good: nothing
-//! ends by itself any more, and what is outstanding is [taken back](PageQueue::take_back) once the queue pair is dead,
-//! for the device may write into its lines until then.
+//! A request is named by the number of the local line that it fills or empties. Requests end in the
+//! order in which they were posted, so one completion ends all unsignalled ones before it. The
+//! first failure stops a queue for good: nothing ends by itself any more, and what is outstanding
+//! is [taken back](PageQueue::take_back) once the queue pair is dead, for the device may write into
+//! its lines until then.
 
 use alloc::collections::VecDeque;
 
@@ -55,10 +56,12 @@ pub struct PagesConfig {
     pub vector: u16,
 }
 
-/// One queue pair for pages and its completion queue: the property of one core. No call waits or takes a lock.
+/// One queue pair for pages and its completion queue: the property of one core. No call waits or
+/// takes a lock.
 pub trait PageQueue: Send {
-    /// Puts a request between the line at `local` and the peer's page at `remote` into the ring. The device is sure to see
-    /// it after the next [`ring`](Self::ring); an unsignalled one ends with a later signalled one.
+    /// Puts a request between the line at `local` and the peer's page at `remote` into the ring.
+    /// The device is sure to see it after the next [`ring`](Self::ring); an unsignalled one ends
+    /// with a later signalled one.
     ///
     /// # Errors
     ///
@@ -78,19 +81,22 @@ pub trait PageQueue: Send {
     /// Returns whether there is a completion to [take](Self::take).
     fn is_ready(&self) -> bool;
 
-    /// Hands a request that has ended to `done`, or several, oldest first; a completion must be [ready](Self::is_ready), and stays
-    /// so until all that ended with it were handed out. A completion queue that failed may have none and is told by
+    /// Hands a request that has ended to `done`, or several, oldest first; a completion must be
+    /// [ready](Self::is_ready), and stays so until all that ended with it were handed out. A
+    /// completion queue that failed may have none and is told by
     /// [`DeviceEvent::CqFailed`](crate::DeviceEvent::CqFailed) alone.
     ///
     /// # Errors
     ///
-    /// [`PageFailure`], now and at every later call. The request that failed and all behind it stay outstanding.
+    /// [`PageFailure`], now and at every later call. The request that failed and all behind it stay
+    /// outstanding.
     fn take(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure>;
 
     /// Returns the oldest outstanding request.
     fn oldest(&self) -> Option<(PageOp, u32)>;
 
-    /// Takes the oldest outstanding request back. The queue pair must be dead, or else the device may still carry it out.
+    /// Takes the oldest outstanding request back. The queue pair must be dead, or else the device
+    /// may still carry it out.
     fn take_back(&mut self) -> Option<(PageOp, u32)>;
 
     /// Asks for an interrupt at the next completion, as [`QueueSet::arm`] does.
@@ -125,7 +131,8 @@ pub struct PagesOver<Q> {
 }
 
 impl<Q: QueueSet> PagesOver<Q> {
-    /// Makes a page queue of the queue pair `qp`, the only one in `queues`, for `depth` requests and lines under `lkey`.
+    /// Makes a page queue of the queue pair `qp`, the only one in `queues`, for `depth` requests
+    /// and lines under `lkey`.
     pub fn new(queues: Q, qp: QpSlot, depth: u32, lkey: Lkey) -> Self {
         Self {
             queues,

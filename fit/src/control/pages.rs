@@ -1,7 +1,8 @@
 //! The connections of page paths: begun for this node's, lent to peers, buried.
 //!
-//! They are made as all connections are. On the caller's side the queue pair is a page queue; on the other it is a plain one in the
-//! caller's protection domain, on which nothing is ever posted: the HCA answers by itself.
+//! They are made as all connections are. On the caller's side the queue pair is a page queue; on
+//! the other it is a plain one in the caller's protection domain, on which nothing is ever posted:
+//! the HCA answers by itself.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -37,7 +38,8 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
-    /// Makes a queue pair for a page path of the member `name` to end at; returns the attempt's index.
+    /// Makes a queue pair for a page path of the member `name` to end at; returns the attempt's
+    /// index.
     pub(super) async fn lend(
         &mut self,
         port: &PortInfo,
@@ -104,7 +106,8 @@ impl<D: Device, P: Platform> Control<D, P> {
 
     async fn kill(&mut self, link: &Arc<PageLink>) {
         if let Err(error) = self.inner.device.fail_qp(link.qpn).await {
-            // Nothing more can be done about it: a device that does not answer is being lost itself.
+            // Nothing more can be done about it: a device that does not answer is being lost
+            // itself.
             log::error!("{}: {error}", link.qpn);
         }
         link.dead();

@@ -1,13 +1,15 @@
 //! The page path: READs and WRITEs of a page each to one peer, on a queue pair of one core's own.
 //!
-//! It is the way of a page fault, so it is short: calls are synchronous, allocate nothing and take no lock. Its owner starts
-//! requests, [rings](PagePath::ring) once for a batch, and [looks](PagePath::look) for what has ended. READs are signalled;
-//! a WRITE is only if nothing signalled follows it in its batch, so that one completion tells of all before it. For that the
+//! It is the way of a page fault, so it is short: calls are synchronous, allocate nothing and take
+//! no lock. Its owner starts requests, [rings](PagePath::ring) once for a batch, and
+//! [looks](PagePath::look) for what has ended. READs are signalled; a WRITE is only if nothing
+//! signalled follows it in its batch, so that one completion tells of all before it. For that the
 //! last WRITE started is held back until what comes after it is known.
 //!
-//! A lost path tells nothing before its queue pair is dead, for lines may be written until then; then every request that has not
-//! ended ends with the cause. A path that fails takes the peer with it, as each of a peer's connections does, and the other way
-//! round. A path that is dropped is closed in order by the control task, and the peer stays.
+//! A lost path tells nothing before its queue pair is dead, for lines may be written until then;
+//! then every request that has not ended ends with the cause. A path that fails takes the peer with
+//! it, as each of a peer's connections does, and the other way round. A path that is dropped is
+//! closed in order by the control task, and the peer stays.
 
 mod link;
 mod open;
@@ -22,7 +24,8 @@ use crate::sync::Mutex;
 use crate::{LostCause, Operation, PeerId, PeerName};
 pub(crate) use link::{PageLink, PageState};
 
-/// A batch of WRITEs has at least one in so many signalled, so that places in the ring come back before its end.
+/// A batch of WRITEs has at least one in so many signalled, so that places in the ring come back
+/// before its end.
 const SIGNAL_EVERY: u32 = 16;
 
 /// A deadline that is not reckoned yet: any time is past it.
@@ -98,8 +101,9 @@ impl<Q: PageQueue> PagePath<Q> {
         }
     }
 
-    /// Starts a READ of the peer's page at `from` into the line number `line`, which lies at `local` in the lines' region. The
-    /// line is lent until the READ has ended. With [`ring`](Self::ring) 104 instructions, the driver's among them.
+    /// Starts a READ of the peer's page at `from` into the line number `line`, which lies at
+    /// `local` in the lines' region. The line is lent until the READ has ended. With
+    /// [`ring`](Self::ring) 104 instructions, the driver's among them.
     ///
     /// # Errors
     ///
@@ -121,8 +125,8 @@ impl<Q: PageQueue> PagePath<Q> {
         Ok(())
     }
 
-    /// Starts a WRITE of the line number `line`, which lies at `local` in the lines' region, to the peer's page at `to`. The line is
-    /// lent until the WRITE has ended.
+    /// Starts a WRITE of the line number `line`, which lies at `local` in the lines' region, to the
+    /// peer's page at `to`. The line is lent until the WRITE has ended.
     ///
     /// # Errors
     ///
@@ -158,9 +162,10 @@ impl<Q: PageQueue> PagePath<Q> {
         }
     }
 
-    /// Tells `done` of the oldest request if it has ended, or of several, and looks at the deadline of the oldest that has not: the path
-    /// is lost when that has been the oldest for [`Config::timeout`](crate::Config::timeout). Returns how many ended: 0 when there
-    /// is nothing more to look at now. 30 instructions if there is nothing, 90 if a request has ended.
+    /// Tells `done` of the oldest request if it has ended, or of several, and looks at the deadline
+    /// of the oldest that has not: the path is lost when that has been the oldest for
+    /// [`Config::timeout`](crate::Config::timeout). Returns how many ended: 0 when there is nothing
+    /// more to look at now. 30 instructions if there is nothing, 90 if a request has ended.
     #[inline]
     pub fn look(&mut self, now: Instant, mut done: impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
         let Some(queue) = &self.queue else { return 0 };
@@ -173,7 +178,8 @@ impl<Q: PageQueue> PagePath<Q> {
         self.look_closer(now, &mut done)
     }
 
-    /// Takes a completion. Not inline: a look that finds nothing would pay for what this saves on the stack.
+    /// Takes a completion. Not inline: a look that finds nothing would pay for what this saves on
+    /// the stack.
     #[inline(never)]
     fn take(&mut self, now: Instant, done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
         let Some(queue) = &mut self.queue else { return 0 };
@@ -193,8 +199,8 @@ impl<Q: PageQueue> PagePath<Q> {
         ended
     }
 
-    /// Asks for an interrupt at the next completion, by the vector of the core that the path was opened for. A completion that is
-    /// there already may raise none: look once more afterwards.
+    /// Asks for an interrupt at the next completion, by the vector of the core that the path was
+    /// opened for. A completion that is there already may raise none: look once more afterwards.
     pub fn arm(&mut self) {
         if let Some(queue) = &mut self.queue {
             queue.arm();
@@ -220,7 +226,8 @@ impl<Q: PageQueue> PagePath<Q> {
         (self.link.peer, self.link.name)
     }
 
-    /// Returns why the path is lost, if it is. Requests may still be pending until the queue pair is dead.
+    /// Returns why the path is lost, if it is. Requests may still be pending until the queue pair
+    /// is dead.
     #[must_use]
     pub fn lost(&self) -> Option<LostCause> {
         (self.link.state() >= PageState::Failing).then(|| self.link.cause())
@@ -274,8 +281,8 @@ impl<Q: PageQueue> PagePath<Q> {
         }
     }
 
-    /// Does what a look that found nothing may have to: begins or ends the oldest request's time, or ends what a dead queue pair
-    /// leaves.
+    /// Does what a look that found nothing may have to: begins or ends the oldest request's time,
+    /// or ends what a dead queue pair leaves.
     #[cold]
     #[inline(never)]
     fn look_closer(

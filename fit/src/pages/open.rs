@@ -17,14 +17,15 @@ use crate::{Error, Fit, LostCause, PeerId};
 const LOOK: Duration = Duration::from_millis(5);
 
 impl<D: Device, P: Platform> Fit<D, P> {
-    /// Opens a page path from `core` to a peer that is connected, for lines in the region under `lkey`, which is registered in the
-    /// peer's [domain](Fit::domain). The peer must [accept](crate::Config::page_paths) such paths. [`control`](Fit::control)
-    /// must run.
+    /// Opens a page path from `core` to a peer that is connected, for lines in the region under
+    /// `lkey`, which is registered in the peer's [domain](Fit::domain). The peer must
+    /// [accept](crate::Config::page_paths) such paths. [`control`](Fit::control) must run.
     ///
     /// # Errors
     ///
-    /// [`Error::NotConnected`], [`Error::PeerLost`], [`Error::Refused`] when the peer accepts none, [`Error::NoConnection`] when
-    /// [`Config::connect_timeout`](crate::Config::connect_timeout) is over, [`Error::Device`].
+    /// [`Error::NotConnected`], [`Error::PeerLost`], [`Error::Refused`] when the peer accepts none,
+    /// [`Error::NoConnection`] when [`Config::connect_timeout`](crate::Config::connect_timeout) is
+    /// over, [`Error::Device`].
     ///
     /// # Panics
     ///

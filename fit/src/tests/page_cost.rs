@@ -1,6 +1,7 @@
-//! What a page costs FIT and the driver together, from "start" to the doorbell and from the completion to "done": allocations
-//! here, instructions by `cargo xtask bench rpc`, which runs [`faults`] under callgrind and counts what is executed inside the
-//! functions `page_*`, but not inside those named `outside_*`: the card. The driver is the real one; memory and registers are
+//! What a page costs FIT and the driver together, from "start" to the doorbell and from the
+//! completion to "done": allocations here, instructions by `cargo xtask bench rpc`, which runs
+//! [`faults`] under callgrind and counts what is executed inside the functions `page_*`, but not
+//! inside those named `outside_*`: the card. The driver is the real one; memory and registers are
 //! ordinary words, checked as the machine's are.
 
 use std::hint::black_box;

@@ -1,4 +1,5 @@
-//! The page path over a queue that does what it is told: what is signalled, what is refused, how a lost path ends.
+//! The page path over a queue that does what it is told: what is signalled, what is refused, how a
+//! lost path ends.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -52,7 +52,7 @@ fn bench(bed: &mut Testbed, ours: Config, theirs: Config) -> Bench {
     let (processor, memory, peer) = pair_of(bed, ours, theirs);
     bed.block_on(async {
         // M is told of P when P's confirmation has come.
-        while memory.fit.view().members.len() < 1 {
+        while memory.fit.view().members.is_empty() {
             memory.machine.sleep(Duration::from_millis(1)).await;
         }
         let borrower = memory.fit.view().members[0].0;
@@ -147,7 +147,8 @@ fn pages_come_and_go_by_a_path_of_their_own() {
     assert_eq!(violations, [0, 0]);
 }
 
-/// Shows what the adapter is asked for a page: `cargo test -p fit --test whole_path pages -- --nocapture`.
+/// Shows what the adapter is asked for a page: `cargo test -p fit --test whole_path pages --
+/// --nocapture`.
 #[test]
 fn a_batch_is_one_doorbell() {
     const ROUNDS: u32 = 100;

@@ -58,7 +58,8 @@ const SIDES: [(&str, [(&str, &str); 2]); 2] = [
         ],
     ),
 ];
-/// The test of pages, with as many rounds, and the functions in it that do FIT's and the driver's part, with what that is.
+/// The test of pages, with as many rounds, and the functions in it that do FIT's and the driver's
+/// part, with what that is.
 const PAGES_TEST: &str = "tests::page_cost::faults";
 const PAGES: [(&str, &str); 5] = [
     ("page_starts_read", "a READ, start to doorbell"),

@@ -165,7 +165,8 @@ pub const CQE_END_OFFSET: usize = 0x18;
 /// Offset of a [`Cqe`]'s dword [`CqeLast`].
 pub const CQE_LAST_OFFSET: usize = 0x1c;
 
-/// The last word of a [`Cqe`], for who reads an entry by words: which WQE it is of, and how that ended.
+/// The last word of a [`Cqe`], for who reads an entry by words: which WQE it is of, and how that
+/// ended.
 #[bitfield(u64, order = Msb)]
 #[derive(PartialEq, Eq)]
 pub struct CqeEnd {
@@ -184,13 +185,15 @@ pub struct CqeEnd {
 impl CqeEnd {
     const PASS: u8 = CqeOwner::new().with_pass(true).into_bits();
 
-    /// Returns the owner byte, but for the pass, of a send that was carried out, of a WQE with this opcode.
+    /// Returns the owner byte, but for the pass, of a send that was carried out, of a WQE with this
+    /// opcode.
     #[must_use]
     pub fn success_of(opcode: u8) -> u8 {
         CqeOwner::new().with_send(true).with_opcode(opcode).into()
     }
 
-    /// Returns the owner byte but for the pass: [`success_of`](Self::success_of) its WQE, if that was carried out.
+    /// Returns the owner byte but for the pass: [`success_of`](Self::success_of) its WQE, if that
+    /// was carried out.
     #[must_use]
     #[inline]
     pub fn kind(self) -> u8 {

@@ -264,7 +264,8 @@ impl DataSegment {
     }
 }
 
-/// A READ or WRITE of one piece on a connection: it fills one block, so nothing behind it needs a stamp.
+/// A READ or WRITE of one piece on a connection: it fills one block, so nothing behind it needs a
+/// stamp.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PageWqe {
@@ -282,7 +283,8 @@ impl PageWqe {
     /// Offset of [`body`](Self::body).
     pub const BODY: usize = offset_of!(Self, control.flags);
 
-    /// Builds what stands in a slot before its first WQE: its size, and an owner that is not the device in pass 0.
+    /// Builds what stands in a slot before its first WQE: its size, and an owner that is not the
+    /// device in pass 0.
     #[must_use]
     pub fn template() -> Self {
         let mut wqe = Self::new_zeroed();
@@ -292,8 +294,8 @@ impl PageWqe {
         wqe
     }
 
-    /// Returns the words from the flags on to the local address, as little-endian stores write them: the two of constants
-    /// ready made, the others turned.
+    /// Returns the words from the flags on to the local address, as little-endian stores write
+    /// them: the two of constants ready made, the others turned.
     #[must_use]
     #[inline]
     pub fn body(flags: u64, (remote, rkey): (u64, u32), piece: u64, local: u64) -> [u64; 5] {
