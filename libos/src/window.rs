@@ -78,8 +78,10 @@ impl Window {
     pub(crate) fn store_all<T: Word, const N: usize>(&self, offset: usize, values: [T; N]) {
         let to: *mut T = self.at(offset, size_of::<[T; N]>());
         for (index, value) in values.into_iter().enumerate() {
-            // SAFETY: `at` checked the range of all of them, and the alignment.
-            unsafe { to.add(index).write_volatile(value) };
+            // SAFETY: one of the words whose range `at` checked.
+            let to = unsafe { to.add(index) };
+            // SAFETY: as above, and `at` checked the alignment.
+            unsafe { to.write_volatile(value) };
         }
     }
 }
