@@ -79,7 +79,7 @@ impl Faults {
         self.spoil_one_in.store(n, Ordering::Relaxed);
     }
 
-    /// One in `n` dwords read from memory that the card may have written is spoiled; 0 for none.
+    /// One in `n` words, of 32 or 64 bits, read from memory that the card may have written is spoiled; 0 for none.
     pub fn spoil_words_one_in(&self, n: u32) {
         self.spoil_words_one_in.store(n, Ordering::Relaxed);
     }
@@ -102,6 +102,12 @@ impl Faults {
         let mut bytes = word.to_le_bytes();
         self.spoil_by(&self.spoil_words_one_in, &mut bytes);
         u32::from_le_bytes(bytes)
+    }
+
+    fn spoil_long(&self, word: u64) -> u64 {
+        let mut bytes = word.to_le_bytes();
+        self.spoil_by(&self.spoil_words_one_in, &mut bytes);
+        u64::from_le_bytes(bytes)
     }
 
     fn spoil_by(&self, one_in: &AtomicU32, bytes: &mut [u8]) {
@@ -232,7 +238,7 @@ impl<B: DmaBuffer> DmaBuffer for FaultyBuffer<B> {
         self.inner.write_u32(offset, value);
     }
     fn read_u64(&self, offset: usize) -> u64 {
-        self.inner.read_u64(offset)
+        self.faults.spoil_long(self.inner.read_u64(offset))
     }
     fn write_u64(&self, offset: usize, value: u64) {
         self.inner.write_u64(offset, value);
