@@ -27,6 +27,10 @@ pub struct Config {
     pub serves: u16,
     /// READs and WRITEs in flight or queued on a connection.
     pub one_sided: u16,
+    /// Requests that a page path of this node's holds at least.
+    pub page_depth: u16,
+    /// Page paths of peers that this side accepts at once; 0 if it lends no memory by pages.
+    pub page_paths: u16,
     /// Bytes of a message with its header.
     pub message_size: u32,
     /// One-way messages of a peer that this side keeps until a handler takes them; also the most that this side has under way.
@@ -125,6 +129,8 @@ impl Default for Config {
             calls: 16,
             serves: 16,
             one_sided: 64,
+            page_depth: 128,
+            page_paths: 0,
             message_size: 4096,
             one_ways: 8,
             bulk_size: 0,
@@ -205,6 +211,7 @@ impl Config {
             self.calls > 0 && self.serves > 0 && self.one_sided > 0,
             "a connection of depth zero"
         );
+        assert!(self.page_depth > 0, "a page path of depth zero");
         assert!(
             self.cores > 0 && self.peers > 0 && self.signal_every > 0,
             "cores, peers and signal_every"

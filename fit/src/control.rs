@@ -14,6 +14,7 @@ mod attempt;
 mod cm;
 mod group;
 mod lost;
+mod pages;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -47,15 +48,17 @@ pub(crate) struct Control<D: Device, P: Platform> {
     limiter: Limiter,
     next_port: Instant,
     group: Option<Group<D, P>>,
+    /// Where the queue pairs are that peers' page paths end at.
+    lent: Option<D::Queues>,
     left: bool,
 }
 
 impl<D: Device, P: Platform> Control<D, P> {
     pub(crate) fn new(inner: Arc<Inner<D, P>>) -> Self {
         let now = inner.platform.now();
-        let (chance, group) = {
+        let (chance, group, lent) = {
             let mut start = inner.start.lock();
-            (start.chance.fork(), start.group.take())
+            (start.chance.fork(), start.group.take(), start.lent.take())
         };
         Self {
             inner,
@@ -66,6 +69,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             limiter: Limiter::new(now),
             next_port: now,
             group,
+            lent,
             left: false,
         }
     }
@@ -77,6 +81,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             if let Some(port) = self.port {
                 self.look_at_members(&port).await;
                 self.begin_wanted(&port).await;
+                self.begin_pages(&port);
                 while let Some((from, mad)) = self.inner.device.take_mad(self.inner.config.port) {
                     self.on_mad(&port, from, &mad).await;
                 }
@@ -100,6 +105,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                     if let Some(group) = &mut self.group {
                         group.on_failed(qpn);
                     }
+                    self.inner.fail_pages(|link| link.qpn == qpn, LostCause::QpFailed);
                     for core in &self.inner.cores {
                         let mut core = core.lock();
                         if let Some(link) = core.by_qpn(qpn) {
@@ -109,6 +115,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 }
                 DeviceEvent::CqFailed { .. } | DeviceEvent::DeviceFailed => {
                     log::error!("{event:?}");
+                    self.inner.fail_pages(|_| true, LostCause::Device);
                     self.inner
                         .cores
                         .iter()
@@ -185,8 +192,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                     cores.for_each(|core| core.lock().probe(peer));
                 }
                 Action::Drop(peer) => {
-                    let cores = self.inner.cores.iter();
-                    cores.for_each(|core| core.lock().fail_peer(peer, LostCause::PeerLeft));
+                    self.inner.fail_peer(peer, LostCause::PeerLeft);
                 }
                 Action::Tell(change) => self.inner.tell(change),
             }

@@ -21,6 +21,10 @@ use crate::{Config, Incarnation, Key, Member, PeerName, Role, Target, VERSION};
 /// The service that FIT nodes call each other by: an OS-administered id (IBA 1.3, annex A3: first byte 2), `TESS`, 1.
 pub(crate) const SERVICE_ID: u64 = 0x0200_5445_5353_0001;
 
+/// The lanes of page paths: connections that only carry pages, beside those of which there are as
+/// many as cores. Each such path of the caller's has a number of its own from here on.
+pub(crate) const PAGE_LANES: u16 = 1 << 15;
+
 /// The most cores that a node may say it has.
 const MAX_CORES: u16 = 64;
 
@@ -33,7 +37,8 @@ const SIDE_LEN: usize = 16 + 3 * 4 + HELLO_LEN;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) role: Role,
-    /// Which of the connections between the two nodes this is.
+    /// Which of the connections between the two nodes this is; from [`PAGE_LANES`] on, a page path
+    /// of the caller's.
     pub(crate) lane: u16,
     /// Cores of the node that have queues.
     pub(crate) cores: u16,
@@ -128,7 +133,7 @@ impl Hello {
         let usable = hello.serves > 0
             && hello.message_size as usize >= MIN_MESSAGE
             && (1..=MAX_CORES).contains(&hello.cores)
-            && hello.lane < hello.lanes(config);
+            && (hello.lane >= PAGE_LANES || hello.lane < hello.lanes(config));
         usable.then_some(hello).ok_or(BadHello::Depths)
     }
 

@@ -137,6 +137,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
         for core in &self.0.cores {
             core.lock().fail_all(LostCause::WeLeft);
         }
+        self.0.fail_pages(|_| true, LostCause::WeLeft);
     }
 }
 
@@ -147,6 +148,14 @@ impl<D: Device, P: Platform> Inner<D, P> {
             Domains::Shared => Domain::default(),
             Domains::PerPeer => Domain(1 + u32::from(peer.0)),
         }
+    }
+
+    /// Loses every connection to `peer`.
+    pub(crate) fn fail_peer(&self, peer: PeerId, cause: LostCause) {
+        for core in &self.cores {
+            core.lock().fail_peer(peer, cause);
+        }
+        self.fail_pages(|link| link.peer == peer, cause);
     }
 
     /// Keeps a change for whoever watches.

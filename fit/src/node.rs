@@ -6,12 +6,11 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
-use core::pin::{Pin, pin};
-use core::sync::atomic::AtomicBool;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, AtomicU16};
 use core::task::{Context, Poll};
 
-use futures_util::future::{Either, select};
-use hal::{DmaBuffer, Duration, Instant, Platform};
+use hal::{DmaBuffer, Instant, Platform};
 use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
 
 use crate::config::{Layout, SEND_PIECES};
@@ -19,16 +18,14 @@ use crate::control::{Control, Group};
 use crate::link::Parts;
 use crate::membership::Membership;
 use crate::membership::proof::{Chance, Purpose, prove};
+use crate::pages::{PageLink, Parking};
 use crate::peers::Peers;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{
-    Call, CallId, Change, Config, Counters, Ended, Engine, Error, Exchange, Handler, Incarnation, Incoming,
-    Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile, Reply,
+    Call, CallId, Change, Config, Counters, Engine, Error, Exchange, Handler, Incarnation, Incoming, Key,
+    LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile, Reply,
     Role,
 };
-
-/// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
-const IDLE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) device: Arc<D>,
@@ -39,6 +36,10 @@ pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) peers: Mutex<Peers>,
     /// The registrations of the connections' buffers, by core and connection.
     pub(crate) regions: Mutex<BTreeMap<(u16, u16), Region>>,
+    /// The page paths of both sides that are not over.
+    pub(crate) pages: Mutex<Vec<Arc<PageLink>>>,
+    pub(crate) parking: Arc<Parking<D::Pages>>,
+    pub(crate) next_page_lane: AtomicU16,
     pub(crate) membership: Mutex<Membership>,
     pub(crate) changes: Mutex<VecDeque<Change>>,
     pub(crate) leaving: AtomicBool,
@@ -49,6 +50,8 @@ pub(crate) struct Inner<D: Device, P: Platform> {
 pub(crate) struct Start<D: Device, P: Platform> {
     pub(crate) chance: Chance,
     pub(crate) group: Option<Group<D, P>>,
+    /// The queue set of the queue pairs that peers' page paths end at, if any are accepted.
+    pub(crate) lent: Option<D::Queues>,
 }
 
 /// A node's FIT. Cheap to clone: every clone means the same one.
@@ -87,6 +90,11 @@ impl<D: Device, P: Platform> Fit<D, P> {
             true => Some(Group::new(&*device, &platform, &config).await?),
             false => None,
         };
+        // Nothing is ever posted there, so nothing completes.
+        let lent = match config.page_paths {
+            0 => None,
+            _ => Some(device.create_queues(2, config.first_vector).await?),
+        };
         let mut cores = Vec::new();
         let mut regions = BTreeMap::new();
         for core in 0..config.cores {
@@ -110,99 +118,16 @@ impl<D: Device, P: Platform> Fit<D, P> {
             membership: Mutex::new(membership),
             changes: Mutex::new(VecDeque::new()),
             leaving: AtomicBool::new(false),
-            start: Mutex::new(Start { chance, group }),
+            pages: Mutex::default(),
+            parking: Arc::default(),
+            next_page_lane: AtomicU16::new(0),
+            start: Mutex::new(Start { chance, group, lent }),
         })))
     }
 
     /// The control task: management datagrams, connecting, deadlines, lost peers. Spawned once; it never ends.
     pub async fn control(&self) {
         Control::new(self.0.clone()).run().await;
-    }
-
-    /// A core's data-path task: polls completions, and waits for the core's interrupt when none come. Spawned once for each
-    /// core.
-    ///
-    /// # Errors
-    ///
-    /// When the device can't wait for the interrupt any more; it never ends otherwise.
-    pub async fn run_core(&self, index: u16) -> Result<(), Error> {
-        self.run_core_with(index, |_, _| {}).await
-    }
-
-    /// As [`run_core`](Self::run_core), and hands each [`Ended`] access that was started with a tag to `sink`, with the
-    /// time. The sink runs with no lock held and may start the next access.
-    ///
-    /// # Errors
-    ///
-    /// As for [`run_core`](Self::run_core).
-    pub async fn run_core_with(&self, index: u16, mut sink: impl FnMut(Ended, Instant)) -> Result<(), Error> {
-        let engine = &self.0.cores[usize::from(index)];
-        let vector = self.0.config.first_vector + index;
-        let budget = self.0.config.polling.budget();
-        let mut empty = 0;
-        loop {
-            let any = self.poll_core(index, &mut sink);
-            empty = if any { 0 } else { empty + 1 };
-            if any || budget.is_none_or(|budget| empty < budget) {
-                self.0.platform.sleep(Duration::ZERO).await;
-                continue;
-            }
-            empty = 0;
-            engine.lock().arm();
-            // A completion that came between the last poll and the arming is taken here.
-            if !self.poll_core(index, &mut sink) {
-                engine.lock().count_interrupt_wait();
-                self.rest(engine, vector).await?;
-            }
-        }
-    }
-
-    /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one message at a time: what
-    /// [`Config::workers`] of 0 stands for. While a handler waits for something, polling goes on.
-    ///
-    /// # Errors
-    ///
-    /// As for [`run_core`](Self::run_core).
-    pub async fn run_core_serving<H: Handler>(
-        &self,
-        index: u16,
-        handler: &H,
-        sink: impl FnMut(Ended, Instant),
-    ) -> Result<(), Error> {
-        let core = self.core(index);
-        let polling = pin!(self.run_core_with(index, sink));
-        let serving = pin!(core.serve(handler));
-        match select(polling, serving).await {
-            Either::Left((ended, _)) => ended,
-            Either::Right(((), polling)) => polling.await,
-        }
-    }
-
-    /// Takes what completed; returns whether anything did.
-    fn poll_core(&self, index: u16, sink: &mut impl FnMut(Ended, Instant)) -> bool {
-        let index = usize::from(index);
-        let (engine, profile) = (&self.0.cores[index], &self.0.profiles[index]);
-        let now = self.0.platform.now();
-        let mut any = engine.lock().poll(now) > 0;
-        while let Some(ended) = { engine.lock().take_ended() } {
-            any = true;
-            sink(ended, now);
-        }
-        if any {
-            profile.end(Point::Poll, profile.begin(|| now), || self.0.platform.now());
-        }
-        any
-    }
-
-    /// Waits until the interrupt comes or something is started, at most for a while.
-    async fn rest(&self, engine: &CoreMutex<D, P>, vector: u16) -> Result<(), Error> {
-        let started = pin!(poll_fn(|context| engine.lock().poll_started(context.waker())));
-        let nap = pin!(self.0.platform.sleep(IDLE));
-        let interrupt = pin!(self.0.device.wait_completion(vector));
-        match select(interrupt, select(nap, started)).await {
-            Either::Left((result, _)) => Ok(result?),
-            Either::Right(_) => Ok(()),
-        }
     }
 
     /// Cores that have queues.
@@ -310,7 +235,7 @@ impl<D: Device, P: Platform> Clone for Core<D, P> {
 }
 
 type CoreEngine<D, P> = Engine<<D as Device>::Queues, <P as Platform>::Buffer>;
-type CoreMutex<D, P> = Mutex<CoreEngine<D, P>>;
+pub(crate) type CoreMutex<D, P> = Mutex<CoreEngine<D, P>>;
 
 impl<D: Device, P: Platform> Core<D, P> {
     pub(crate) fn engine(&self) -> MutexGuard<'_, CoreEngine<D, P>> {

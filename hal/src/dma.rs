@@ -35,4 +35,11 @@ pub trait DmaBuffer: Send + Sync {
     fn read_u64(&self, offset: usize) -> u64;
     /// Writes one 64-bit word.
     fn write_u64(&self, offset: usize, value: u64);
+    /// Writes 64-bit words one after the other, as [`write_u64`](Self::write_u64) does each.
+    #[inline]
+    fn write_words<const N: usize>(&self, offset: usize, words: [u64; N]) {
+        for (word, at) in words.into_iter().zip((offset..).step_by(8)) {
+            self.write_u64(at, word);
+        }
+    }
 }

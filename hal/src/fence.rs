@@ -12,6 +12,17 @@ pub fn publish() {
     fence(Ordering::SeqCst);
 }
 
+/// Makes what was written to DMA memory so far visible to the device no later than what is written
+/// to DMA memory after it.
+///
+/// Stands between the body of a descriptor and its owner bit where [`publish`] follows before the
+/// doorbell: both are ordinary memory. On x86-64 stores to it become visible in order, so it is no
+/// instruction, as Linux's `dma_wmb` in `mlx4_en_xmit` is none.
+#[inline]
+pub fn order() {
+    fence(Ordering::Release);
+}
+
 /// Keeps reads of what the device wrote from moving before the read that found it ready.
 ///
 /// Stands between reading an owner bit or a producer index and reading the entry it covers.

@@ -67,6 +67,11 @@ impl DmaBuffer for Buffer {
     fn write_u64(&self, offset: usize, value: u64) {
         self.window.store(offset, value);
     }
+
+    #[inline]
+    fn write_words<const N: usize>(&self, offset: usize, words: [u64; N]) {
+        self.window.store_all(offset, words);
+    }
 }
 
 /// A contiguous array of page frames that programs' pages are mapped to: the lines of a cache.

@@ -72,6 +72,18 @@ impl Window {
         // SAFETY: `at` checked range and alignment.
         unsafe { to.write_volatile(value) };
     }
+
+    /// Stores words one after the other, each untorn, with one check for all.
+    #[inline]
+    pub(crate) fn store_all<T: Word, const N: usize>(&self, offset: usize, values: [T; N]) {
+        let to: *mut T = self.at(offset, size_of::<[T; N]>());
+        for (index, value) in values.into_iter().enumerate() {
+            // SAFETY: one of the words whose range `at` checked.
+            let to = unsafe { to.add(index) };
+            // SAFETY: as above, and `at` checked the alignment.
+            unsafe { to.write_volatile(value) };
+        }
+    }
 }
 
 /// A word that one access moves.

@@ -5,7 +5,9 @@ use core::sync::atomic::Ordering;
 
 use hal::{DmaBuffer, Platform, Registers, fence};
 use mlx4_hw::bits::Low24;
-use mlx4_hw::cq::{CQE_INIT_BYTE, CQE_LEN, CQE_OWNER_OFFSET, Cqe, CqeOwner};
+use mlx4_hw::cq::{
+    CQE_END_OFFSET, CQE_INIT_BYTE, CQE_LAST_OFFSET, CQE_LEN, CQE_OWNER_OFFSET, Cqe, CqeEnd, CqeLast, CqeOwner,
+};
 use mlx4_hw::regs::{self, ARM_NEXT, ARM_SOLICITED, CqArm, CqArmRecord};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -15,10 +17,18 @@ use crate::hca::UAR_PAGE;
 /// QPN that the driver writes into entries of a QP that is gone. No table is that large.
 const GONE_QPN: u32 = Low24::MAX;
 
+/// Entries of which one is told of, where entries are [taken](CompletionQueue::advance) one by one.
+/// The queue has so many more than there can be completions, and a multiple of it in all: to the
+/// card it is full when the producer meets the consumer that it was told of.
+pub(crate) const TELL_EVERY: u32 = 32;
+
 /// Offsets in the memory of a CQ: the ring, then its doorbell record.
 pub(crate) struct CompletionQueue<P: Platform> {
     pub(crate) cqn: u32,
     log_entries: u8,
+    /// Where the next entry is, for who looks by words, and what its pass bit is when it has come.
+    next_at: usize,
+    next_pass: CqeLast,
     memory: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
     consumer: u32,
@@ -47,6 +57,8 @@ impl<P: Platform> CompletionQueue<P> {
         Self {
             cqn,
             log_entries,
+            next_at: 0,
+            next_pass: CqeLast::of_pass(false),
             memory,
             uar,
             consumer: 0,
@@ -81,6 +93,43 @@ impl<P: Platform> CompletionQueue<P> {
         None
     }
 
+    /// Returns whether there is a next entry.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        let last = self.memory.read_u32(self.next_at + CQE_LAST_OFFSET);
+        CqeLast(last).has_pass_of(self.next_pass)
+    }
+
+    /// Looks at what the next entry, which is [ready](Self::is_ready), says has ended, without
+    /// taking it. By words: bytes that nobody needs are not copied.
+    #[inline]
+    pub(crate) fn look(&self) -> CqeEnd {
+        fence::observe();
+        CqeEnd::from(regs::swap_long(
+            self.memory.read_u64(self.next_at + CQE_END_OFFSET),
+        ))
+    }
+
+    /// Takes the entry that was looked at. The card is told of every [`TELL_EVERY`]th.
+    #[inline]
+    pub(crate) fn advance(&mut self) {
+        self.consumer = self.consumer.wrapping_add(1);
+        self.next_at += CQE_LEN;
+        if self.next_at.is_multiple_of(TELL_EVERY as usize * CQE_LEN) {
+            self.tell();
+        }
+    }
+
+    /// Tells the card what was taken, and goes back to the first entry behind the last.
+    #[cold]
+    #[inline(never)]
+    fn tell(&mut self) {
+        self.publish_consumer();
+        let entries = 1 << self.log_entries;
+        self.next_at = (self.consumer % entries) as usize * CQE_LEN;
+        self.next_pass = CqeLast::of_pass(self.consumer / entries % 2 == 1);
+    }
+
     /// Makes the entries of `qpn` that were not taken yet nobody's.
     pub(crate) fn forget(&mut self, qpn: u32) {
         let entries = 1_u32 << self.log_entries;
@@ -97,6 +146,7 @@ impl<P: Platform> CompletionQueue<P> {
     }
 
     /// Tells the card what was taken.
+    #[inline]
     pub(crate) fn publish_consumer(&self) {
         let record = record_offset(self.log_entries);
         self.memory

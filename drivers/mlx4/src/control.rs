@@ -12,15 +12,17 @@ use mlx4_hw::qp::{
     MtuMessage, OptionalParameters, PATH_MIGRATED, QpContext, QpFlags, QpMailbox, QpState, QueueSize,
     RequesterParameters, ResponderParameters, RnrReceivePsn, Service,
 };
+use mlx4_hw::wqe::{BASIC_BLOCK_LEN, SEGMENT_UNIT};
 use verbs::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PathToPeer, PortInfo,
-    QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig, PathToPeer,
+    PortInfo, QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::command::Command;
-use crate::completion::CompletionQueue;
+use crate::completion::{CompletionQueue, TELL_EVERY};
 use crate::hca::{Hca, QpRecord, UAR_PAGE};
+use crate::pages::Pages;
 use crate::queues::{QueuePair, Queues, Transport};
 use crate::resources::Range;
 use crate::work_queue::{self, Geometry};
@@ -126,6 +128,20 @@ impl<P: Platform> Hca<P> {
         cq: &CompletionQueue<P>,
         plan: &QpPlan,
     ) -> Result<QueuePair<P>, Error> {
+        let (memory, pd) = self.make_pair(cq, plan).await?;
+        let QpPlan {
+            qpn, transport, port, ..
+        } = *plan;
+        Ok(QueuePair::new(qpn, transport, port, pd, &memory, plan.geometry))
+    }
+
+    /// Makes the card's side of a queue pair and moves it to INIT; gives its memory, zeroed, and
+    /// the number of its domain.
+    async fn make_pair(
+        &self,
+        cq: &CompletionQueue<P>,
+        plan: &QpPlan,
+    ) -> Result<(Arc<P::Buffer>, u32), Error> {
         let geometry = plan.geometry;
         let pd = self
             .pd(plan.domain)
@@ -133,7 +149,6 @@ impl<P: Platform> Hca<P> {
         let (memory, translation) = self
             .queue_memory(geometry.memory_len())
             .inspect_err(|_| self.tables.lock().qpns.give_back(plan.qpn))?;
-        let pair = QueuePair::new(plan.qpn, plan.transport, plan.port, pd, &memory, geometry);
         let mut context = QpContext::new_zeroed();
         context.flags = QpFlags::new()
             .with_service(plan.service)
@@ -161,7 +176,7 @@ impl<P: Platform> Hca<P> {
             context,
             fresh: context,
             translation,
-            _memory: memory,
+            _memory: Arc::clone(&memory),
         };
         self.tables.lock().qps.insert(plan.qpn, record);
         let connected = plan.service == Service::RC;
@@ -179,7 +194,7 @@ impl<P: Platform> Hca<P> {
             }
             return Err(error);
         }
-        Ok(pair)
+        Ok((memory, pd))
     }
 
     /// Moves a datagram queue pair (or QP0, QP1) from INIT to RTS.
@@ -286,7 +301,8 @@ impl<P: Platform> Hca<P> {
         context.primary_path.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout);
         context.requester = RequesterParameters::new()
             .with_log_ack_request(LOG_ACK_REQUEST)
-            .with_log_reads(exponent(rc.reads_as_requester))
+            // Rounded down, for the card holds back what is more than the peer answers at once.
+            .with_log_reads(u8::try_from(rc.reads_as_requester.checked_ilog2().unwrap_or(0)).unwrap_or(0))
             .with_retry_count(rc.retry_count)
             .with_rnr_retry(rc.rnr_retry);
         let optional = OptionalParameters::new()
@@ -332,7 +348,7 @@ impl<P: Platform> Hca<P> {
             config.send_depth,
             work_queue::send_descriptor_len(datagram, config.send_sge, config.inline),
             config.receive_depth,
-            usize::from(config.receive_sge) * mlx4_hw::wqe::SEGMENT_UNIT,
+            usize::from(config.receive_sge) * SEGMENT_UNIT,
         );
         check(
             "the send queue's slots",
@@ -367,6 +383,71 @@ impl<P: Platform> Hca<P> {
         self.create_pair(cq, &plan).await
     }
 
+    /// Makes a queue pair for pages, with its completion queue.
+    async fn make_pages(&self, config: &PagesConfig) -> Result<(Pages<P>, Qpn), Error> {
+        if config.port != self.port {
+            return Err(Error::OutOfRange {
+                what: "the port",
+                value: config.port.into(),
+            });
+        }
+        let depth = config.depth;
+        check(
+            "the send queue's depth",
+            depth.into(),
+            self.limits().max_queue_depth.into(),
+        )?;
+        // It receives nothing, but a queue pair has a ring for that.
+        let geometry = Geometry::new(depth, BASIC_BLOCK_LEN, 1, SEGMENT_UNIT);
+        let cq = self
+            .queue_for(geometry.send_depth + TELL_EVERY, config.vector)
+            .await?;
+        let qpn = self.tables.lock().qpns.take()?;
+        let plan = QpPlan {
+            qpn,
+            kind: QpKind::ReliableConnection,
+            domain: config.domain,
+            transport: Transport::Connected,
+            service: Service::RC,
+            port: config.port,
+            schedule: ScheduleQueue::of(config.port, 0),
+            geometry,
+            remote_access: Access::default(),
+        };
+        let cqn = cq.cqn;
+        match self.make_pair(&cq, &plan).await {
+            Ok((memory, _)) => {
+                let uar = Arc::clone(&self.uar);
+                let pages = Pages::new(qpn, cq, memory, uar, geometry, config.lkey);
+                Ok((pages, Qpn(qpn)))
+            }
+            Err(error) => {
+                // What fails here too is the card's whole use, which the first error tells.
+                let _ = self.destroy_cq(cqn).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a completion queue of at least `depth` entries for the users' interrupt vector
+    /// `vector`.
+    async fn queue_for(&self, depth: u32, vector: u16) -> Result<CompletionQueue<P>, Error> {
+        check(
+            "the completion queue's depth",
+            depth.into(),
+            self.limits().max_cq_depth.into(),
+        )?;
+        let eqn = self
+            .events
+            .eqn(usize::from(vector) + 1)
+            .ok_or(Error::OutOfRange {
+                what: "the completion vector",
+                value: vector.into(),
+            })?;
+        let log_entries = u8::try_from(depth.max(2).next_power_of_two().ilog2()).unwrap_or(u8::MAX);
+        self.create_cq(log_entries, eqn).await
+    }
+
     fn limits(&self) -> DeviceLimits {
         let cap = &self.cap;
         let reads = |log: u8| 1_u8 << log.min(icm::LOG_RDMARC);
@@ -390,27 +471,14 @@ impl<P: Platform> Hca<P> {
 
 impl<P: Platform> Device for Mlx4<P> {
     type Queues = Queues<P>;
+    type Pages = Pages<P>;
 
     fn limits(&self) -> DeviceLimits {
         self.hca.limits()
     }
 
     async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues<P>, DeviceError> {
-        check(
-            "the completion queue's depth",
-            depth.into(),
-            self.hca.limits().max_cq_depth.into(),
-        )?;
-        let eqn = self
-            .hca
-            .events
-            .eqn(usize::from(vector) + 1)
-            .ok_or(Error::OutOfRange {
-                what: "the completion vector",
-                value: vector.into(),
-            })?;
-        let log_entries = u8::try_from(depth.max(2).next_power_of_two().ilog2()).unwrap_or(u8::MAX);
-        let cq = self.hca.create_cq(log_entries, eqn).await?;
+        let cq = self.hca.queue_for(depth, vector).await?;
         Ok(Queues::new(Arc::clone(&self.hca), cq))
     }
 
@@ -478,6 +546,15 @@ impl<P: Platform> Device for Mlx4<P> {
         self.hca.destroy_pair(qpn.0).await?;
         queues.remove(qp);
         Ok(())
+    }
+
+    async fn create_pages(&self, config: &PagesConfig) -> Result<(Pages<P>, Qpn), DeviceError> {
+        Ok(self.hca.make_pages(config).await?)
+    }
+
+    async fn destroy_pages(&self, pages: Pages<P>) -> Result<(), DeviceError> {
+        self.hca.destroy_pair(pages.qpn()).await?;
+        Ok(self.hca.destroy_cq(pages.cqn()).await?)
     }
 
     async fn register(

@@ -33,6 +33,7 @@ mod event;
 mod hca;
 mod icm;
 mod multicast;
+mod pages;
 mod pci;
 mod port;
 mod queues;
@@ -47,6 +48,7 @@ use alloc::sync::Arc;
 use hal::{Duration, InterruptVector, Platform};
 
 pub use error::Error;
+pub use pages::Pages;
 pub use queues::Queues;
 
 use hca::Hca;

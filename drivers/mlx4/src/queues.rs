@@ -210,7 +210,7 @@ fn source(entry: &Cqe) -> DatagramSource {
     }
 }
 
-fn status(syndrome: Syndrome) -> Status {
+pub(crate) fn status(syndrome: Syndrome) -> Status {
     match syndrome {
         Syndrome::LOCAL_LENGTH_ERR => Status::LocalLength,
         Syndrome::LOCAL_QP_OP_ERR => Status::LocalQpOperation,

@@ -227,7 +227,7 @@ impl<B: DmaBuffer> SendQueue<B> {
     }
 }
 
-fn low_half(value: u32) -> u16 {
+pub(crate) fn low_half(value: u32) -> u16 {
     let [_, _, high, low] = value.to_be_bytes();
     u16::from_be_bytes([high, low])
 }

@@ -2,7 +2,9 @@
 
 use core::future::Future;
 
-use crate::{Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, QueueSet, Rkey};
+use crate::{
+    Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot, Qpn, QueueSet, Rkey,
+};
 
 /// What an HCA can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,6 +239,9 @@ pub trait Device: Send + Sync {
     /// The data path it makes.
     type Queues: QueueSet;
 
+    /// The data path of pages that it makes.
+    type Pages: PageQueue;
+
     /// What the device can hold.
     fn limits(&self) -> DeviceLimits;
 
@@ -304,6 +309,16 @@ pub trait Device: Send + Sync {
         queues: &mut Self::Queues,
         qp: QpSlot,
     ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+
+    /// Makes a page queue: a queue pair in the state INIT that is connected as any other, and a
+    /// completion queue of its own. Peers reach nothing of this node through it.
+    fn create_pages(
+        &self,
+        config: &PagesConfig,
+    ) -> impl Future<Output = Result<(Self::Pages, Qpn), DeviceError>> + Send;
+
+    /// Takes a page queue away. What was posted never completes, and touches no memory any more.
+    fn destroy_pages(&self, pages: Self::Pages) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
     /// Registers a contiguous piece of bus-addressable memory for the queue pairs of `domain`.
     fn register(

@@ -6,14 +6,20 @@
 //!   Slow, asynchronous, answered by the HCA's firmware.
 //! * **Data** ([`QueueSet`]): posting work and polling completions. Never waits, never allocates, takes no lock.
 //!
+//! Pages have a data path of their own ([`PageQueue`]): one queue pair, READs and WRITEs of a page
+//! each, named by lines.
+//!
 //! A queue set is one completion queue with all the queue pairs that complete into it. It belongs to one core: cores
 //! share no queue, so posting needs no lock.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod data;
 mod device;
 mod ids;
+mod pages;
 mod work;
 
 pub use data::{PollError, PostError, QueueSet};
@@ -22,6 +28,7 @@ pub use device::{
     QpKind, QpState, RcParameters, Region,
 };
 pub use ids::{Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
+pub use pages::{PAGE_LEN, PageFailure, PageOp, PageQueue, PagesConfig, PagesOver, RingFull};
 pub use work::{
     Completion, CompletionKind, DatagramSource, Payload, RemoteAddr, SendOp, SendRequest, Sge, Status,
     UdAddress,

@@ -1,5 +1,6 @@
 //! The making of one connection: taking a queue pair for it, and repeating what has no answer.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use hal::{Instant, Platform};
@@ -15,6 +16,7 @@ use crate::handshake::{
 };
 use crate::membership::Event;
 use crate::membership::proof::Purpose;
+use crate::pages::PageLink;
 use crate::peers::{PeerLine, Standing, Wish};
 use crate::{LostCause, PeerId, PeerName, Target};
 
@@ -36,14 +38,22 @@ pub(super) enum State {
     Ended,
 }
 
+/// What a connection is made for on this side.
+#[derive(Clone)]
+pub(super) enum End {
+    /// A core and its connection of this number.
+    Link(u16, u16),
+    /// A page path, this node's or the peer's.
+    Pages(Arc<PageLink>),
+}
+
 /// The making of one connection.
 pub(super) struct Attempt {
     pub(super) peer: PeerId,
     pub(super) name: PeerName,
-    /// Which of the connections to the peer this is to be, and this node's core that has it.
+    /// Which of the connections to the peer this is to be.
     pub(super) lane: u16,
-    pub(super) core: u16,
-    pub(super) link: u16,
+    pub(super) end: End,
     pub(super) state: State,
     /// This side calls.
     pub(super) calls: bool,
@@ -61,6 +71,33 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
+    /// Begins the making of a connection, this side calling.
+    pub(super) fn new(peer: PeerId, name: PeerName, end: End, ours: Side, now: Instant) -> Self {
+        Self {
+            peer,
+            name,
+            lane: ours.hello.lane,
+            end,
+            state: State::Path,
+            calls: true,
+            ours,
+            theirs: None,
+            target: None,
+            transaction: 0,
+            lid: Lid(0),
+            mtu: 256,
+            sl: 0,
+            tries: 0,
+            rounds: 0,
+            next: now,
+        }
+    }
+
+    /// Whether it is of this page path.
+    pub(super) fn is_of(&self, pages: &Arc<PageLink>) -> bool {
+        matches!(&self.end, End::Pages(link) if Arc::ptr_eq(link, pages))
+    }
+
     /// Both sides, once the peer has said who it is.
     pub(super) fn sides(&self) -> Option<Sides> {
         let theirs = self.theirs?;
@@ -151,25 +188,9 @@ impl<D: Device, P: Platform> Control<D, P> {
             return Err(RejectReason::NO_RESOURCES);
         }
         let ours = self.side(port, lane, qpn);
-        self.attempts.push(Attempt {
-            peer,
-            name,
-            lane,
-            core,
-            link,
-            state: State::Path,
-            calls: true,
-            ours,
-            theirs: None,
-            target: None,
-            transaction: 0,
-            lid: Lid(0),
-            mtu: 256,
-            sl: 0,
-            tries: 0,
-            rounds: 0,
-            next: self.inner.platform.now(),
-        });
+        let now = self.inner.platform.now();
+        self.attempts
+            .push(Attempt::new(peer, name, End::Link(core, link), ours, now));
         Ok(self.attempts.len() - 1)
     }
 
@@ -200,7 +221,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     /// This node's side of a new connection.
-    fn side(&mut self, port: &PortInfo, lane: u16, qpn: Qpn) -> Side {
+    pub(super) fn side(&mut self, port: &PortInfo, lane: u16, qpn: Qpn) -> Side {
         let me = self.inner.membership.lock().me();
         let psn = Psn(self.number() >> 8);
         let comm_id = self.number().max(1);
@@ -245,6 +266,8 @@ impl<D: Device, P: Platform> Control<D, P> {
         let asked = peers
             .get(attempt.peer)
             .is_some_and(|line| line.wish == Wish::User);
+        // Who opens a page path gives up by itself.
+        let asked = asked || matches!(attempt.end, End::Pages(_));
         !asked && attempt.rounds >= TRIES
     }
 
@@ -252,9 +275,18 @@ impl<D: Device, P: Platform> Control<D, P> {
     pub(super) fn give_up(&mut self, index: usize, cause: LostCause) {
         let attempt = &mut self.attempts[index];
         attempt.state = State::Failing;
-        self.inner.cores[usize::from(attempt.core)]
-            .lock()
-            .fail(attempt.link, cause);
+        match &attempt.end {
+            End::Link(core, link) => self.inner.cores[usize::from(*core)].lock().fail(*link, cause),
+            End::Pages(link) => link.fail(cause),
+        }
+    }
+
+    /// Notes how far the connecting to a peer is that is no member yet.
+    fn note_step(&self, index: usize, step: ConnectStep) {
+        let Attempt { peer, end, .. } = &self.attempts[index];
+        if matches!(end, End::Link(..)) {
+            self.set_standing(*peer, Standing::Trying(step));
+        }
     }
 
     /// Goes back to the first step under a new name and with a new nonce.
@@ -282,7 +314,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         };
         let mask = path_record_mask::DGID | path_record_mask::SGID | path_record_mask::NUMB_PATH;
         let query = SaMad::request(Method::GET, Attribute::PATH_RECORD, mask, &record, transaction);
-        self.set_standing(self.attempts[index].peer, Standing::Trying(ConnectStep::Path));
+        self.note_step(index, ConnectStep::Path);
         self.send(port.sm_lid, &query.to_mad()).await;
     }
 
@@ -319,9 +351,9 @@ impl<D: Device, P: Platform> Control<D, P> {
             ack_timeout: parameters.ack_timeout,
             private: introduction(&ours.hello, &ours.request(key, attempt.name.gid)),
         };
-        let (lid, peer) = (attempt.lid, attempt.peer);
+        let lid = attempt.lid;
         let mad = CmMessage::Req(req).to_mad(ours.comm_id.into());
-        self.set_standing(peer, Standing::Trying(ConnectStep::Answer));
+        self.note_step(index, ConnectStep::Answer);
         self.send(lid, &mad).await;
     }
 
@@ -403,6 +435,11 @@ impl<D: Device, P: Platform> Control<D, P> {
         if self.is_leaving() {
             return self.give_up(index, LostCause::WeLeft);
         }
+        if let End::Pages(link) = &attempt.end {
+            let up = link.up();
+            self.attempts[index].state = if up { State::Up } else { State::Failing };
+            return;
+        }
         if self
             .inner
             .peers
@@ -416,15 +453,20 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         let attempt = &mut self.attempts[index];
         let (peer, name, lid) = (attempt.peer, attempt.name, attempt.lid);
-        let mut engine = self.inner.cores[usize::from(attempt.core)].lock();
-        if !engine.up(attempt.link, target) {
+        let End::Link(core, link) = attempt.end else {
+            return;
+        };
+        let mut engine = self.inner.cores[usize::from(core)].lock();
+        if !engine.up(link, target) {
             // Its queue pair has failed already: it is about to be buried.
             attempt.state = State::Failing;
             return;
         }
         drop(engine);
         attempt.state = State::Up;
-        let connected = |attempt: &&Attempt| attempt.peer == peer && attempt.state == State::Up;
+        let connected = |attempt: &&Attempt| {
+            attempt.peer == peer && attempt.state == State::Up && matches!(attempt.end, End::Link(..))
+        };
         // A peer is a member when each of its connections stands.
         let lanes = theirs.hello.lanes(&self.inner.config);
         if self.attempts.iter().filter(connected).count() < lanes.into() {

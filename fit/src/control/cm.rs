@@ -6,9 +6,9 @@ use mad::sa::{PathRecord, SaMad};
 use mad::{Attribute, Header, Mad, Method, MgmtClass, Status};
 use verbs::{Device, Lid, PortInfo};
 
-use super::attempt::{Attempt, State};
+use super::attempt::{Attempt, End, State};
 use super::{Control, MAX_NONCES};
-use crate::handshake::{BadHello, Hello, SERVICE_ID, Side, Sides, back_off, mtu_bytes};
+use crate::handshake::{BadHello, Hello, PAGE_LANES, SERVICE_ID, Side, Sides, back_off, mtu_bytes};
 use crate::membership::Event;
 use crate::membership::proof::Purpose;
 use crate::peers::{Standing, Wish};
@@ -199,8 +199,10 @@ impl<D: Device, P: Platform> Control<D, P> {
         theirs: Side,
     ) -> Result<(usize, bool), RejectReason> {
         let lane = theirs.hello.lane;
+        // Lanes of page paths are numbered by their callers: the peer's is none of ours.
         let known = self.attempts.iter().position(|attempt| {
-            attempt.name.gid == name.gid && attempt.lane == lane && attempt.state != State::Ended
+            let same = attempt.name.gid == name.gid && attempt.lane == lane;
+            same && attempt.state != State::Ended && (lane < PAGE_LANES || !attempt.calls)
         });
         if let Some(index) = known {
             let attempt = &self.attempts[index];
@@ -240,6 +242,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         let index = match known {
             Some(index) => index,
+            None if lane >= PAGE_LANES => self.lend(port, name, lane).await?,
             None if lane == 0 && self.inner.peers.lock().is_up(name.gid) => {
                 return Err(RejectReason::STALE_CONNECTION);
             }
@@ -348,7 +351,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             return;
         };
         let attempt = &self.attempts[index];
-        let (core, link, lid) = (attempt.core, attempt.link, attempt.lid);
+        let lid = attempt.lid;
         let purpose = if attempt.calls {
             Purpose::CalleeLeaves
         } else {
@@ -361,11 +364,14 @@ impl<D: Device, P: Platform> Control<D, P> {
         if !proven || lid != from {
             return self.bad_proof(from, "a disconnection");
         }
-        {
-            // A completion that is already there tells the real cause.
-            let mut core = self.inner.cores[usize::from(core)].lock();
-            core.poll(self.inner.platform.now());
-            core.fail(link, LostCause::PeerLeft);
+        match &self.attempts[index].end {
+            End::Link(core, link) => {
+                // A completion that is already there tells the real cause.
+                let mut core = self.inner.cores[usize::from(*core)].lock();
+                core.poll(self.inner.platform.now());
+                core.fail(*link, LostCause::PeerLeft);
+            }
+            End::Pages(link) => link.fail(LostCause::PeerLeft),
         }
         let answer = Pair {
             local_comm_id: dreq.pair.remote_comm_id,
@@ -396,7 +402,10 @@ impl<D: Device, P: Platform> Control<D, P> {
     fn refused(&mut self, index: usize, reason: RejectReason) {
         let (peer, name) = (self.attempts[index].peer, self.attempts[index].name);
         self.log_limited(format_args!("{name} refused the connection: {reason}"));
-        self.set_standing(peer, Standing::Refused(reason.0));
+        match &self.attempts[index].end {
+            End::Link(..) => self.set_standing(peer, Standing::Refused(reason.0)),
+            End::Pages(link) => link.refuse(reason.0),
+        }
         self.give_up(index, LostCause::NoAnswer);
     }
 }

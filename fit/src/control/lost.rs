@@ -5,7 +5,7 @@ use mad::cm::{CmMessage, Dreq, Pair};
 use verbs::Device;
 
 use super::Control;
-use super::attempt::State;
+use super::attempt::{Attempt, End, State};
 use crate::error::ConnectStep;
 use crate::handshake::proof_only;
 use crate::membership::Event;
@@ -16,6 +16,7 @@ use crate::{LostCause, PeerId};
 impl<D: Device, P: Platform> Control<D, P> {
     /// Kills the queue pairs of lost connections, and tells everyone who waits.
     pub(super) async fn bury_lost(&mut self) {
+        self.bury_pages().await;
         for core in 0..self.inner.cores.len() {
             loop {
                 let failing = self.inner.cores[core].lock().failing();
@@ -29,7 +30,12 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.inner.cores[core].lock().dead(link);
                 let Some(peer) = peer else { continue };
                 let cause = cause.unwrap_or(LostCause::QpFailed);
-                self.end_attempt(core, link, peer, cause).await;
+                let ours = u16::try_from(core).expect("cores are counted in 16 bits");
+                let is_its = |attempt: &Attempt| {
+                    attempt.peer == peer
+                        && matches!(attempt.end, End::Link(core, at) if (core, at) == (ours, link))
+                };
+                self.end_attempt(is_its, cause).await;
                 self.end_peer(core, link, peer, cause);
             }
         }
@@ -37,15 +43,13 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     /// Ends the attempt that a lost connection was made by, and tells the peer.
-    async fn end_attempt(&mut self, core: usize, link: u16, peer: PeerId, cause: LostCause) {
-        let Some(attempt) = self.attempts.iter_mut().find(|attempt| {
-            let same = usize::from(attempt.core) == core && attempt.link == link;
-            same && attempt.peer == peer && attempt.state != State::Ended
-        }) else {
+    pub(super) async fn end_attempt(&mut self, is_its: impl Fn(&Attempt) -> bool, cause: LostCause) {
+        let is_its = |attempt: &&mut Attempt| attempt.state != State::Ended && is_its(attempt);
+        let Some(attempt) = self.attempts.iter_mut().find(is_its) else {
             return;
         };
         attempt.state = State::Ended;
-        log::debug!("{}, core {core}: {cause}", attempt.name);
+        log::debug!("{}, lane {:#x}: {cause}", attempt.name, attempt.lane);
         let Some(sides) = attempt.sides().filter(|_| cause != LostCause::PeerLeft) else {
             return;
         };
@@ -68,9 +72,7 @@ impl<D: Device, P: Platform> Control<D, P> {
 
     /// A peer lost on one core is lost on all.
     fn end_peer(&mut self, core: usize, link: u16, peer: PeerId, cause: LostCause) {
-        for other in &self.inner.cores {
-            other.lock().fail_peer(peer, cause);
-        }
+        self.inner.fail_peer(peer, cause);
         let Some(line) = self.inner.peers.lock().get(peer).copied() else {
             return;
         };

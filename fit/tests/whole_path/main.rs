@@ -2,6 +2,7 @@
 
 mod bulk;
 mod common;
+mod pages;
 
 use std::sync::{Arc, Mutex};
 

@@ -22,6 +22,7 @@ pub struct Faults {
     gone: AtomicBool,
     lost_interrupts: AtomicU32,
     spoil_one_in: AtomicU32,
+    spoil_words_one_in: AtomicU32,
     random: AtomicU64,
     /// Opcodes in the order in which they were sent.
     opcodes: Mutex<Vec<u16>>,
@@ -38,6 +39,7 @@ impl Faults {
             gone: AtomicBool::new(false),
             lost_interrupts: AtomicU32::new(0),
             spoil_one_in: AtomicU32::new(0),
+            spoil_words_one_in: AtomicU32::new(0),
             random: AtomicU64::new(seed | 1),
             opcodes: Mutex::default(),
         })
@@ -77,6 +79,11 @@ impl Faults {
         self.spoil_one_in.store(n, Ordering::Relaxed);
     }
 
+    /// One in `n` words, of 32 or 64 bits, read from memory that the card may have written is spoiled; 0 for none.
+    pub fn spoil_words_one_in(&self, n: u32) {
+        self.spoil_words_one_in.store(n, Ordering::Relaxed);
+    }
+
     /// The next number of a xorshift generator.
     fn random(&self) -> u64 {
         let mut x = self.random.load(Ordering::Relaxed);
@@ -88,7 +95,23 @@ impl Faults {
     }
 
     fn spoil(&self, bytes: &mut [u8]) {
-        let n = self.spoil_one_in.load(Ordering::Relaxed);
+        self.spoil_by(&self.spoil_one_in, bytes);
+    }
+
+    fn spoil_word(&self, word: u32) -> u32 {
+        let mut bytes = word.to_le_bytes();
+        self.spoil_by(&self.spoil_words_one_in, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn spoil_long(&self, word: u64) -> u64 {
+        let mut bytes = word.to_le_bytes();
+        self.spoil_by(&self.spoil_words_one_in, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn spoil_by(&self, one_in: &AtomicU32, bytes: &mut [u8]) {
+        let n = one_in.load(Ordering::Relaxed);
         if n == 0 || bytes.is_empty() || !self.random().is_multiple_of(u64::from(n)) {
             return;
         }
@@ -209,13 +232,13 @@ impl<B: DmaBuffer> DmaBuffer for FaultyBuffer<B> {
         self.inner.fill(offset, len, value);
     }
     fn read_u32(&self, offset: usize) -> u32 {
-        self.inner.read_u32(offset)
+        self.faults.spoil_word(self.inner.read_u32(offset))
     }
     fn write_u32(&self, offset: usize, value: u32) {
         self.inner.write_u32(offset, value);
     }
     fn read_u64(&self, offset: usize) -> u64 {
-        self.inner.read_u64(offset)
+        self.faults.spoil_long(self.inner.read_u64(offset))
     }
     fn write_u64(&self, offset: usize, value: u64) {
         self.inner.write_u64(offset, value);

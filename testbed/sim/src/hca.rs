@@ -5,9 +5,9 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use verbs::{
-    Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PathToPeer,
-    Payload, PollError, PortInfo, PortState, PostError, QpConfig, QpKind, QpSlot, QpState, Qpn, QueueSet,
-    RcParameters, Region, SendOp, SendRequest, Sge,
+    Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig,
+    PagesOver, PathToPeer, Payload, PollError, PortInfo, PortState, PostError, QpConfig, QpKind, QpSlot,
+    QpState, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge,
 };
 
 use crate::machine::Machine;
@@ -95,6 +95,7 @@ impl Hca {
 
 impl Device for Hca {
     type Queues = Queues;
+    type Pages = PagesOver<Queues>;
 
     fn limits(&self) -> DeviceLimits {
         LIMITS
@@ -287,6 +288,27 @@ impl Device for Hca {
             Ok(())
         })
         .await
+    }
+
+    async fn create_pages(&self, config: &PagesConfig) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
+        let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
+        let pair = QpConfig {
+            kind: QpKind::ReliableConnection,
+            domain: config.domain,
+            port: config.port,
+            send_depth: config.depth,
+            receive_depth: 1,
+            send_sge: 1,
+            receive_sge: 1,
+            inline: 0,
+            remote_access: Access::default(),
+        };
+        let (qp, qpn) = self.create_qp(&mut queues, &pair).await?;
+        Ok((PagesOver::new(queues, qp, config.depth, config.lkey), qpn))
+    }
+
+    async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), DeviceError> {
+        self.destroy_queues(pages.into_queues()).await
     }
 
     async fn register(

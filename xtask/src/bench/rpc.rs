@@ -58,6 +58,16 @@ const SIDES: [(&str, [(&str, &str); 2]); 2] = [
         ],
     ),
 ];
+/// The test of pages, with as many rounds, and the functions in it that do FIT's and the driver's
+/// part, with what that is.
+const PAGES_TEST: &str = "tests::page_cost::faults";
+const PAGES: [(&str, &str); 5] = [
+    ("page_starts_read", "a READ, start to doorbell"),
+    ("page_starts_both", "a READ and a WRITE, the same"),
+    ("page_ends_one", "its completion, to its end"),
+    ("page_ends_next", "both completions, the same"),
+    ("page_looks_in_vain", "a look that finds nothing"),
+];
 /// The beginning of the names of functions that stand for device and memory.
 const OUTSIDE: &str = "outside_";
 /// The test that counts on the model, and what its lines begin with.
@@ -104,16 +114,22 @@ fn count_all() -> Result<Vec<Vec<String>>> {
         let what = what.trim_start().to_owned();
         figures.push(vec!["instructions".into(), what, format!("{instructions:.1}")]);
     };
-    let empty = count(&valgrind, &test, EMPTY_POLL)?;
+    let empty = count(&valgrind, &test, TEST, EMPTY_POLL)?;
     for (side, [(work, works), (arrival, arrives)]) in SIDES {
-        let work = count(&valgrind, &test, work)?;
+        let work = count(&valgrind, &test, TEST, work)?;
         // Polling is what a look costs anyhow; what it costs more when a message is there is the call's.
-        let arrival = count(&valgrind, &test, arrival)? - empty;
+        let arrival = count(&valgrind, &test, TEST, arrival)? - empty;
         tell(side, work + arrival);
         tell(&format!("  {works}"), work);
         tell(&format!("  {arrives}"), arrival);
     }
     tell("a look that finds nothing", empty);
+    println!("\ninstructions of a page's transfer, FIT and driver, without the adapter");
+    for (function, what) in PAGES {
+        let counted = count(&valgrind, &test, PAGES_TEST, function)?;
+        println!("  {what:<32}{counted:>7.1}");
+        figures.push(vec!["page".into(), what.into(), format!("{counted:.1}")]);
+    }
     println!("\nthe modelled adapter's work, a call");
     let args = [
         "test",
@@ -166,13 +182,13 @@ fn build() -> Result<PathBuf> {
 }
 
 /// Instructions a call inside the functions named `function…`, less those of what is outside.
-fn count(valgrind: &Path, test: &Path, function: &str) -> Result<f64> {
+fn count(valgrind: &Path, program: &Path, test: &str, function: &str) -> Result<f64> {
     let out = project::target_folder()?.join(format!("callgrind.{function}out"));
     let mut command = Command::new(valgrind);
     command.args(["--tool=callgrind", "--collect-atstart=no"]);
     command.arg(format!("--toggle-collect=*{function}*"));
     command.arg(format!("--callgrind-out-file={}", out.display()));
-    quiet(command.arg(test).args([TEST, "--exact", "--test-threads=1"]))?;
+    quiet(command.arg(program).args([test, "--exact", "--test-threads=1"]))?;
     let profile = std::fs::read_to_string(&out).with_context(|| format!("can't read {}", out.display()))?;
     let counted = own(&profile).context("callgrind's file is not as expected")?;
     ensure!(counted > 0, "callgrind counted nothing in {function}…");

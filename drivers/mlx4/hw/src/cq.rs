@@ -160,6 +160,74 @@ pub struct CqeOwner {
     pub opcode: u8,
 }
 
+/// Offset of a [`Cqe`]'s word [`CqeEnd`].
+pub const CQE_END_OFFSET: usize = 0x18;
+/// Offset of a [`Cqe`]'s dword [`CqeLast`].
+pub const CQE_LAST_OFFSET: usize = 0x1c;
+
+/// The last word of a [`Cqe`], for who reads an entry by words: which WQE it is of, and how that
+/// ended.
+#[bitfield(u64, order = Msb)]
+#[derive(PartialEq, Eq)]
+pub struct CqeEnd {
+    /// Which WQE.
+    pub wqe: u16,
+    /// The vendor's syndrome.
+    pub vendor_syndrome: u8,
+    /// In an error entry: what went wrong, a [`Syndrome`].
+    pub syndrome: u8,
+    #[bits(24)]
+    __: u32,
+    /// The owner byte: [`CqeOwner`].
+    pub owner: u8,
+}
+
+impl CqeEnd {
+    const PASS: u8 = CqeOwner::new().with_pass(true).into_bits();
+
+    /// Returns the owner byte, but for the pass, of a send that was carried out, of a WQE with this
+    /// opcode.
+    #[must_use]
+    pub fn success_of(opcode: u8) -> u8 {
+        CqeOwner::new().with_send(true).with_opcode(opcode).into()
+    }
+
+    /// Returns the owner byte but for the pass: [`success_of`](Self::success_of) its WQE, if that
+    /// was carried out.
+    #[must_use]
+    #[inline]
+    pub fn kind(self) -> u8 {
+        self.owner() & !Self::PASS
+    }
+
+    /// Returns whether the entry is of a send that failed.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        self.kind() == Self::success_of(CQE_OPCODE_ERROR)
+    }
+}
+
+/// The last dword of a [`Cqe`] as a little-endian load reads it: [`CqeOwner`] is its last byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CqeLast(pub u32);
+
+impl CqeLast {
+    const PASS: u32 = u32::from_le_bytes([0, 0, 0, CqeOwner::new().with_pass(true).into_bits()]);
+
+    /// Returns a dword with this pass bit alone.
+    #[must_use]
+    pub const fn of_pass(pass: bool) -> Self {
+        Self(if pass { Self::PASS } else { 0 })
+    }
+
+    /// Returns whether both have the same pass bit.
+    #[must_use]
+    #[inline]
+    pub const fn has_pass_of(self, other: Self) -> bool {
+        (self.0 ^ other.0) & Self::PASS == 0
+    }
+}
+
 /// Opcode of an entry that reports an error (Linux `MLX4_CQE_OPCODE_ERROR`).
 pub const CQE_OPCODE_ERROR: u8 = 0x1e;
 /// Opcode of the last entry before a resize (Linux `MLX4_CQE_OPCODE_RESIZE`).
@@ -218,6 +286,7 @@ open_enum! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wqe::WqeOpcode;
     use zerocopy::FromZeros;
 
     #[test]
@@ -265,5 +334,24 @@ mod tests {
         cqe.vendor_syndrome = 0x88;
         cqe.owner = CqeOwner::new().with_send(true).with_opcode(CQE_OPCODE_ERROR);
         assert_eq!(cqe.as_bytes()[0x1a..], [0x88, 0x13, 0, 0, 0, 0x5e]);
+    }
+
+    #[test]
+    fn an_entry_read_by_words_says_the_same() {
+        let mut cqe = Cqe::new_zeroed();
+        cqe.wqe_counter = 0x1234.into();
+        cqe.syndrome = Syndrome::REMOTE_ACCESS_ERR;
+        cqe.owner = CqeOwner::new()
+            .with_pass(true)
+            .with_send(true)
+            .with_opcode(CQE_OPCODE_ERROR);
+        let end = cqe.as_bytes()[CQE_END_OFFSET..].try_into().expect("eight bytes");
+        let end = CqeEnd::from(u64::from_be_bytes(end));
+        assert_eq!((end.wqe(), Syndrome(end.syndrome())), (0x1234, cqe.syndrome));
+        assert!(end.is_failure() && end.kind() != CqeEnd::success_of(WqeOpcode::RDMA_READ.0));
+        let last = cqe.as_bytes()[CQE_LAST_OFFSET..].try_into().expect("four bytes");
+        let last = CqeLast(u32::from_le_bytes(last));
+        assert!(last.has_pass_of(CqeLast::of_pass(true)));
+        assert!(!last.has_pass_of(CqeLast::of_pass(false)));
     }
 }

@@ -45,6 +45,12 @@ pub const fn swap(value: u32) -> u32 {
     value.swap_bytes()
 }
 
+/// As [`swap`] for two dwords.
+#[must_use]
+pub const fn swap_long(value: u64) -> u64 {
+    value.swap_bytes()
+}
+
 /// Bytes of a UAR page.
 pub const UAR_PAGE_LEN: usize = 4096;
 /// The first UAR page whose QP and CQ doorbells work: those before it serve EQs only (illumos `hermon`; Linux `pd.c`

@@ -3,9 +3,11 @@
 //! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_wqe_*_seg`, `MLX4_WQE_CTRL_*`),
 //! `include/linux/mlx4/device.h` (`MLX4_OPCODE_*`), rdma-core `providers/mlx4/qp.c`.
 
+use core::mem::offset_of;
+
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::bits::{Low24, layout, open_enum};
 use crate::path::AddressVector;
@@ -262,6 +264,68 @@ impl DataSegment {
     }
 }
 
+/// A READ or WRITE of one piece on a connection: it fills one block, so nothing behind it needs a
+/// stamp.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct PageWqe {
+    control: ControlSegment,
+    remote: RemoteAddressSegment,
+    data: DataSegment,
+    _unused: [u8; 16],
+}
+
+layout!(PageWqe: 64, remote @ 0x10, data @ 0x20);
+
+impl PageWqe {
+    /// Offset of [`owner`](Self::owner).
+    pub const OWNER: usize = offset_of!(Self, control.owner);
+    /// Offset of [`body`](Self::body).
+    pub const BODY: usize = offset_of!(Self, control.flags);
+
+    /// Builds what stands in a slot before its first WQE: its size, and an owner that is not the
+    /// device in pass 0.
+    #[must_use]
+    pub fn template() -> Self {
+        let mut wqe = Self::new_zeroed();
+        wqe.control.owner = ControlOwner::new().with_pass(true);
+        // Control, remote address, one piece.
+        wqe.control.size = ControlSize::new().with_units(3);
+        wqe
+    }
+
+    /// Returns the words from the flags on to the local address, as little-endian stores write
+    /// them: the two of constants ready made, the others turned.
+    #[must_use]
+    #[inline]
+    pub fn body(flags: u64, (remote, rkey): (u64, u32), piece: u64, local: u64) -> [u64; 5] {
+        let rkey = rkey.swap_bytes().into();
+        [flags, remote.swap_bytes(), rkey, piece, local.swap_bytes()]
+    }
+
+    /// Returns the word of a piece's length and local key, as a little-endian store writes it.
+    #[must_use]
+    pub fn piece(len: u32, lkey: u32) -> u64 {
+        let [piece, _]: [u64; 2] = zerocopy::transmute!(DataSegment::new(0, len, lkey));
+        piece
+    }
+
+    /// Returns the first dword, as a little-endian store writes it.
+    #[must_use]
+    pub fn owner(opcode: WqeOpcode, pass: bool) -> u32 {
+        let owner = ControlOwner::new().with_pass(pass).with_opcode(opcode);
+        zerocopy::transmute!(owner)
+    }
+
+    /// Returns the word of the flags and of no immediate, as a little-endian store writes it.
+    #[must_use]
+    pub fn flags(signalled: bool) -> u64 {
+        let completion = if signalled { COMPLETION_WANTED } else { 0 };
+        let flags = ControlFlags::new().with_completion(completion);
+        zerocopy::transmute!([flags, ControlFlags::new()])
+    }
+}
+
 /// Header of bytes that are in the WQE itself; they may not cross a [`BASIC_BLOCK_LEN`] boundary.
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -279,7 +343,6 @@ pub const INLINE_HEADER_LEN: usize = size_of::<InlineHeader>();
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::FromZeros;
 
     #[test]
     fn golden_control() {
@@ -298,6 +361,28 @@ mod tests {
             control.as_bytes(),
             [0x80, 0, 0, 9, 0, 0, 0, 0x43, 0, 0, 0, 0x0e, 1, 2, 3, 4]
         );
+    }
+
+    #[test]
+    fn a_page_wqe_is_the_segments_of_a_read() {
+        let template = PageWqe::template();
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(template.as_bytes());
+        assert_eq!(bytes[..4], [0x80, 0, 0, 0]);
+        let mut put = |at: usize, word: &[u8]| bytes[at..at + word.len()].copy_from_slice(word);
+        let owner = PageWqe::owner(WqeOpcode::RDMA_READ, false).to_le_bytes();
+        put(PageWqe::OWNER, &owner);
+        let (flags, piece) = (PageWqe::flags(true), PageWqe::piece(4096, 0x300));
+        let body = PageWqe::body(flags, (0x1000, 0x77), piece, 0x2000);
+        put(PageWqe::BODY, body.map(u64::to_le_bytes).as_flattened());
+        let mut control = ControlSegment::new_zeroed();
+        control.owner = ControlOwner::new().with_opcode(WqeOpcode::RDMA_READ);
+        control.size = ControlSize::new().with_units(3);
+        control.flags = ControlFlags::new().with_completion(COMPLETION_WANTED);
+        let remote = RemoteAddressSegment::new(0x1000, 0x77);
+        let data = DataSegment::new(0x2000, 4096, 0x300);
+        let whole = [control.as_bytes(), remote.as_bytes(), data.as_bytes(), &[0; 16]].concat();
+        assert_eq!(bytes[..], whole);
     }
 
     #[test]

@@ -181,6 +181,15 @@ pub(crate) async fn join<P: Platform, Q: Platform>(
     (b, right): (&Node<Q>, &mut End<Q>),
     parameters: &RcParameters,
 ) {
+    join_pairs((a, left.qpn), (b, right.qpn), parameters).await;
+}
+
+/// Connects two queue pairs that are in INIT.
+pub(crate) async fn join_pairs<P: Platform, Q: Platform>(
+    (a, left): (&Node<P>, Qpn),
+    (b, right): (&Node<Q>, Qpn),
+    parameters: &RcParameters,
+) {
     let (lid_a, lid_b) = (lid(a).await, lid(b).await);
     let path = |lid, qpn, their: u32, our: u32| PathToPeer {
         lid,
@@ -191,8 +200,8 @@ pub(crate) async fn join<P: Platform, Q: Platform>(
         sl: 0,
     };
     // PSNs near their end, so that every test wraps.
-    let to_b = path(lid_b, right.qpn, 0xff_fff0, 0xff_fffe);
-    let to_a = path(lid_a, left.qpn, 0xff_fffe, 0xff_fff0);
+    let to_b = path(lid_b, right, 0xff_fff0, 0xff_fffe);
+    let to_a = path(lid_a, left, 0xff_fffe, 0xff_fff0);
     ready(a, left, &to_b, parameters).await;
     ready(b, right, &to_a, parameters).await;
 }
@@ -212,13 +221,13 @@ pub(crate) async fn end<P: Platform>(node: &Node<P>, config: &QpConfig) -> End<P
     End { queues, slot, qpn }
 }
 
-async fn ready<P: Platform>(node: &Node<P>, end: &mut End<P>, path: &PathToPeer, parameters: &RcParameters) {
+async fn ready<P: Platform>(node: &Node<P>, qpn: Qpn, path: &PathToPeer, parameters: &RcParameters) {
     node.device
-        .ready_to_receive(end.qpn, path, parameters)
+        .ready_to_receive(qpn, path, parameters)
         .await
         .expect("RTR");
     node.device
-        .ready_to_send(end.qpn, Some(path), parameters)
+        .ready_to_send(qpn, Some(path), parameters)
         .await
         .expect("RTS");
 }

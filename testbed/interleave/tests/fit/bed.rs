@@ -18,8 +18,9 @@ use mad::sa::{PathRecord, SaMad};
 use mad::{Header, Mad, MgmtClass, Status as MadStatus};
 use verbs::{
     Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Guid,
-    Lid, Lkey, PKey, PathToPeer, Payload, PollError, PortInfo, PortState, PostError, QpConfig, QpSlot, Qpn,
-    QueueSet, RcParameters, Region, RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status,
+    Lid, Lkey, PKey, PagesConfig, PagesOver, PathToPeer, Payload, PollError, PortInfo, PortState, PostError,
+    QpConfig, QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, RemoteAddr, Rkey, SendOp, SendRequest,
+    Sge, Status,
 };
 use zerocopy::big_endian::U16;
 
@@ -611,6 +612,7 @@ impl QueueSet for Queues {
 
 impl Device for Machine {
     type Queues = Queues;
+    type Pages = PagesOver<Queues>;
 
     fn limits(&self) -> DeviceLimits {
         DeviceLimits {
@@ -686,6 +688,25 @@ impl Device for Machine {
             );
             (slot, Qpn(qpn))
         }))
+    }
+    async fn create_pages(&self, config: &PagesConfig) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
+        let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
+        let pair = QpConfig {
+            kind: QpKind::ReliableConnection,
+            domain: config.domain,
+            port: config.port,
+            send_depth: config.depth,
+            receive_depth: 1,
+            send_sge: 1,
+            receive_sge: 1,
+            inline: 0,
+            remote_access: Access::default(),
+        };
+        let (qp, qpn) = self.create_qp(&mut queues, &pair).await?;
+        Ok((PagesOver::new(queues, qp, config.depth, config.lkey), qpn))
+    }
+    async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), DeviceError> {
+        self.destroy_queues(pages.into_queues()).await
     }
     async fn ready_to_receive(
         &self,

@@ -1,0 +1,135 @@
+//! Who polls: a task of each core, which rests when nothing comes.
+
+use core::future::poll_fn;
+use core::pin::pin;
+
+use futures_util::future::{Either, select};
+use hal::{Duration, Instant, Platform};
+use verbs::Device;
+
+use crate::node::CoreMutex;
+use crate::{Ended, Error, Fit, Handler, Point};
+
+/// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// What a core looks at beside its own connections, as its [page paths](crate::PagePath).
+pub trait Beside {
+    /// Looks; returns whether anything has happened.
+    fn look(&mut self, now: Instant) -> bool;
+    /// Asks for an interrupt by the core's vector when there is something to look at.
+    fn arm(&mut self);
+}
+
+/// Nothing beside.
+impl Beside for () {
+    fn look(&mut self, _: Instant) -> bool {
+        false
+    }
+    fn arm(&mut self) {}
+}
+
+impl<D: Device, P: Platform> Fit<D, P> {
+    /// A core's data-path task: polls completions, and waits for the core's interrupt when none
+    /// come. Spawned once for each core.
+    ///
+    /// # Errors
+    ///
+    /// When the device can't wait for the interrupt any more; it never ends otherwise.
+    pub async fn run_core(&self, index: u16) -> Result<(), Error> {
+        self.run_core_with(index, |_, _| {}).await
+    }
+
+    /// As [`run_core`](Self::run_core), and hands each [`Ended`] access that was started with a tag
+    /// to `sink`, with the time. The sink runs with no lock held and may start the next access.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run_core`](Self::run_core).
+    pub async fn run_core_with(&self, index: u16, sink: impl FnMut(Ended, Instant)) -> Result<(), Error> {
+        self.run_core_beside(index, sink, ()).await
+    }
+
+    /// As [`run_core_with`](Self::run_core_with), and looks at `beside` each time that the core
+    /// looks: before the core rests both are armed, and an interrupt of either ends the rest.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run_core`](Self::run_core).
+    pub async fn run_core_beside(
+        &self,
+        index: u16,
+        mut sink: impl FnMut(Ended, Instant),
+        mut beside: impl Beside,
+    ) -> Result<(), Error> {
+        let engine = &self.0.cores[usize::from(index)];
+        let vector = self.0.config.first_vector + index;
+        let budget = self.0.config.polling.budget();
+        let mut empty = 0;
+        loop {
+            let any = self.poll_core(index, &mut sink, &mut beside);
+            empty = if any { 0 } else { empty + 1 };
+            if any || budget.is_none_or(|budget| empty < budget) {
+                self.0.platform.sleep(Duration::ZERO).await;
+                continue;
+            }
+            empty = 0;
+            engine.lock().arm();
+            beside.arm();
+            // A completion that came between the last poll and the arming is taken here.
+            if !self.poll_core(index, &mut sink, &mut beside) {
+                engine.lock().count_interrupt_wait();
+                self.rest(engine, vector).await?;
+            }
+        }
+    }
+
+    /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one
+    /// message at a time: what [`Config::workers`] of 0 stands for. While a handler waits for
+    /// something, polling goes on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run_core`](Self::run_core).
+    pub async fn run_core_serving<H: Handler>(
+        &self,
+        index: u16,
+        handler: &H,
+        sink: impl FnMut(Ended, Instant),
+    ) -> Result<(), Error> {
+        let core = self.core(index);
+        let polling = pin!(self.run_core_with(index, sink));
+        let serving = pin!(core.serve(handler));
+        match select(polling, serving).await {
+            Either::Left((ended, _)) => ended,
+            Either::Right(((), polling)) => polling.await,
+        }
+    }
+
+    /// Takes what completed; returns whether anything did.
+    fn poll_core(&self, index: u16, sink: &mut impl FnMut(Ended, Instant), beside: &mut impl Beside) -> bool {
+        let index = usize::from(index);
+        let (engine, profile) = (&self.0.cores[index], &self.0.profiles[index]);
+        let now = self.0.platform.now();
+        let mut any = engine.lock().poll(now) > 0;
+        while let Some(ended) = { engine.lock().take_ended() } {
+            any = true;
+            sink(ended, now);
+        }
+        if any {
+            profile.end(Point::Poll, profile.begin(|| now), || self.0.platform.now());
+        }
+        any | beside.look(now)
+    }
+
+    /// Waits until the interrupt comes or something is started, at most for a while.
+    async fn rest(&self, engine: &CoreMutex<D, P>, vector: u16) -> Result<(), Error> {
+        let started = pin!(poll_fn(|context| engine.lock().poll_started(context.waker())));
+        let nap = pin!(self.0.platform.sleep(IDLE));
+        let interrupt = pin!(self.0.device.wait_completion(vector));
+        match select(interrupt, select(nap, started)).await {
+            Either::Left((result, _)) => Ok(result?),
+            Either::Right(_) => Ok(()),
+        }
+    }
+}
