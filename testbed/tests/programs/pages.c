@@ -7,6 +7,7 @@
  *   pages again FIRST LAST ROUNDS  writes to so many pages at random: with few more than fit, many have just been chosen to leave
  *   pages cow PAGES                writes to pages that are shared with a child
  *   pages calls COUNT              system calls, and mappings that nobody touches
+ *   pages scale THREADS MIB COUNT  COUNT reads of pages all over a part of a region in each thread
  *   pages random MIB COUNT         reads and writes words all over a region
  *   pages scan MIB ROUNDS          sums a region in order of address
  *   pages qsort MIB                sorts integers
@@ -15,6 +16,7 @@
  * Each part is a phase, which a no-operation tells the counting plugin of QEMU (xtask/src/bench/miss/plugin/counts.c). At the end it prints
  *
  *   phase <tab> NUMBER <tab> NAME <tab> OPERATIONS <tab> NANOSECONDS
+ *   scale <tab> THREADS <tab> OPERATIONS <tab> NANOSECONDS <tab> MEDIAN <tab> 99TH PERCENTILE   (nanoseconds of an operation)
  *   skip <tab> NAME <tab> REASON          the system lacks what the part needs
  *   wrong <tab> COUNT                     pages or results that are not as they must be; the exit status is then 1
  *
@@ -22,7 +24,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -211,6 +213,73 @@ static size_t calls(size_t count)
     return 0;
 }
 
+/* Times of operations: 16 buckets for each power of two of nanoseconds. */
+enum { BUCKETS = 16 * 64, MOST_THREADS = 64 };
+struct toucher {
+    pthread_t thread;
+    uint8_t *memory;
+    size_t pages, count;
+    uint32_t buckets[BUCKETS];
+};
+static size_t bucket_of(uint64_t time)
+{
+    unsigned power = 63 - (unsigned)__builtin_clzll(time | 16);
+    return (power - 4) * 16 + (time >> (power - 4)) % 16;
+}
+static uint64_t quantile(const struct toucher *all, size_t threads, uint64_t per_cent)
+{
+    uint64_t operations = 0, passed = 0;
+    for (size_t i = 0; i < threads; i++)
+        operations += all[i].count;
+    for (size_t b = 0; b < BUCKETS; b++) {
+        for (size_t i = 0; i < threads; i++)
+            passed += all[i].buckets[b];
+        if (passed * 100 >= operations * per_cent)
+            return (16 + b % 16) << (b / 16);
+    }
+    return 0;
+}
+static void *touch_at_random(void *of)
+{
+    struct toucher *me = of;
+    uint64_t state = (uint64_t)(uintptr_t)me, since = now();
+    for (size_t i = 0; i < me->count; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        sink += *word(me->memory, (size_t)(state >> 33) % me->pages);
+        uint64_t t = now();
+        me->buckets[bucket_of(t - since)]++;
+        since = t;
+    }
+    return NULL;
+}
+static size_t scale(size_t threads, size_t mib, size_t count)
+{
+    static struct toucher all[MOST_THREADS];
+    size_t pages = mib * PAGES_A_MIB;
+    uint8_t *memory = map(pages);
+    if (threads < 1 || threads > MOST_THREADS)
+        return 1;
+    write_all(memory, pages, 1);
+    uint64_t start = now();
+    for (size_t i = 0; i < threads; i++) {
+        all[i].pages = pages / threads;
+        all[i].memory = memory + i * all[i].pages * PAGE;
+        all[i].count = count;
+        int error = i ? pthread_create(&all[i].thread, NULL, touch_at_random, all + i) : 0;
+        if (error) {
+            REPORT("skip\t%zu threads\tpthread_create: %s\n", threads, strerror(error));
+            return 0;
+        }
+    }
+    touch_at_random(all);
+    for (size_t i = 1; i < threads; i++)
+        pthread_join(all[i].thread, NULL);
+    uint64_t time = now() - start;
+    REPORT("scale\t%zu\t%zu\t%llu\t%llu\t%llu\n", threads, threads * count, (unsigned long long)time,
+           (unsigned long long)quantile(all, threads, 50), (unsigned long long)quantile(all, threads, 99));
+    return wrong_in(memory, pages, 1);
+}
+
 static size_t random_touch(size_t mib, size_t count)
 {
     size_t pages = mib * PAGES_A_MIB, words = pages * PAGE / sizeof(uint64_t);
@@ -250,7 +319,7 @@ static size_t scan(size_t mib, size_t rounds)
 
 static void sort(uint32_t *a, size_t count)
 {
-    while (count > 24) {
+    while (count > 12) {
         uint32_t pivot = a[count / 2];
         size_t low = 0, high = count - 1;
         for (;; low++, high--) {
@@ -336,6 +405,8 @@ int main(int argc, char **argv)
         wrong = copy_on_write(n[0]);
     else if (!strcmp(what, "calls"))
         wrong = calls(n[0]);
+    else if (!strcmp(what, "scale"))
+        wrong = scale(n[0], n[1], n[2]);
     else if (!strcmp(what, "random"))
         wrong = random_touch(n[0], n[1]);
     else if (!strcmp(what, "scan"))

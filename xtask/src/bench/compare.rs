@@ -4,6 +4,23 @@ use super::figures::{Figure, Kind, find};
 
 /// A change below this is no change, however large its share: a rare interrupt, a timer.
 const SLACK: f64 = 0.05;
+/// The same for figures from [`MANY`] on.
+const SLACK_OF_MANY: f64 = 1.0;
+/// See [`SLACK_OF_MANY`].
+const MANY: f64 = 10.0;
+/// How many times the tolerance a figure may grow whose path depends on timing.
+const ROUGHLY: f64 = 5.0;
+
+/// Returns the most that a figure may be now; `None` if it may be anything.
+fn most(old: f64, kind: Kind, tolerance: f64) -> Option<f64> {
+    let tolerance = match kind {
+        Kind::Counted => tolerance,
+        Kind::Rough => ROUGHLY * tolerance,
+        Kind::Part | Kind::Timed => return None,
+    };
+    let slack = if old < MANY { SLACK } else { SLACK_OF_MANY };
+    Some(old * (1.0 + tolerance) + slack)
+}
 
 /// The difference between a record and new figures.
 #[derive(Debug, Default, PartialEq)]
@@ -34,7 +51,7 @@ pub(super) fn compare(before: &[Figure], now: &[Figure], tolerance: f64) -> Comp
         } else {
             "-".into()
         };
-        let is_worse = new.kind == Kind::Counted && change > old.value * tolerance + SLACK;
+        let is_worse = most(old.value, new.kind, tolerance).is_some_and(|most| new.value > most);
         let mark = if is_worse {
             format!("{percent}  WORSE")
         } else {
@@ -87,21 +104,23 @@ mod tests {
             figure("doorbells", 1.0, Kind::Counted),
             figure("driver", 100.0, Kind::Part),
             figure("looks", 3.0, Kind::Timed),
+            figure("waits", 1000.0, Kind::Rough),
         ];
         let now = [
             figure("instructions", 509.0, Kind::Counted),
             figure("doorbells", 2.0, Kind::Counted),
             figure("driver", 150.0, Kind::Part),
             figure("looks", 30.0, Kind::Timed),
+            figure("waits", 1090.0, Kind::Rough),
         ];
         let comparison = compare(&before, &now, 0.02);
         assert_eq!(comparison.worse, ["clean doorbells: 1.00 → 2.00"]);
-        assert_eq!(comparison.rows.len(), 5);
+        assert_eq!(comparison.rows.len(), 6);
         assert!(
             compare(&now, &before, 0.02).worse.is_empty(),
             "better is never worse"
         );
-        assert_eq!(compare(&before, &now, 0.01).worse.len(), 2);
+        assert_eq!(compare(&before, &now, 0.01).worse.len(), 3);
     }
 
     #[test]

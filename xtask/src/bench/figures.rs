@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 pub(super) enum Kind {
     /// Counted, and lower is better: a comparison fails if it grows.
     Counted,
+    /// Counted, but timing changes the path itself: a comparison allows for that.
+    Rough,
     /// A part of a counted figure: it may grow at another part's expense.
     Part,
     /// Depends on the machine and what else it does.
@@ -15,8 +17,9 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [(Self, &'static str); 3] = [
+    const ALL: [(Self, &'static str); 4] = [
         (Self::Counted, "counted"),
+        (Self::Rough, "rough"),
         (Self::Part, "part"),
         (Self::Timed, "timed"),
     ];
@@ -24,6 +27,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self {
             Self::Counted => "counted",
+            Self::Rough => "rough",
             Self::Part => "part",
             Self::Timed => "timed",
         }

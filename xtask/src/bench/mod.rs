@@ -2,14 +2,16 @@
 //!
 //! * [`hca`]: the modelled adapter under Linux's perftest.
 //! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed.
-//! * [`miss`]: a page miss, counted.
+//! * [`miss`]: a page miss, counted. * [`peer`]: programs in little memory, here and on Linux that swaps.
 //! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how they are kept in `docs/bench`.
-//! * [`mod@compare`]: what changed since.
+//! * [`mod@compare`]: what changed since. * [`child`]: runs of other commands.
 
+mod child;
 mod compare;
 mod figures;
 mod hca;
 mod miss;
+mod peer;
 mod plot;
 mod profile;
 mod record;
@@ -34,6 +36,7 @@ enum What {
     Hca(hca::Args),
     Rpc(rpc::Args),
     Miss(miss::Args),
+    Peer(peer::Args),
 }
 
 impl Args {
@@ -42,6 +45,7 @@ impl Args {
             Some(What::Hca(args)) => args.run(),
             Some(What::Rpc(args)) => args.run(),
             Some(What::Miss(args)) => args.run(),
+            Some(What::Peer(args)) => args.run(),
             None => miss::Args::comparing().run(),
         }
     }

@@ -21,8 +21,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 
 use self::cluster::{Cluster, End, Limits};
+pub(crate) use self::demo::measured_peak as sort_peak;
 use self::demo::{Collector, Native};
-pub(crate) use self::disk::{Add, busybox};
+pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::report::Report;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;

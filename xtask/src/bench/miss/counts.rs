@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 const MAGIC: &str = "tessera-counts 1";
 
 /// A phase's number, as the program marks it.
-pub(super) type Phase = u8;
+pub(in crate::bench) type Phase = u8;
 
 /// What the plugin counted.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(in crate::bench) struct Counts {
     /// Executions by phase and address.
-    pub(super) executed: BTreeMap<Phase, BTreeMap<u64, u64>>,
+    pub(in crate::bench) executed: BTreeMap<Phase, BTreeMap<u64, u64>>,
     /// The bytes of each instruction.
     pub(super) code: BTreeMap<u64, Vec<u8>>,
     excursions: Vec<Excursion>,
@@ -52,7 +52,7 @@ struct Access {
 
 impl Counts {
     /// Reads the plugin's file.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub(in crate::bench) fn parse(text: &str) -> Result<Self> {
         let mut lines = text.lines();
         let first = lines.next().unwrap_or_default();
         let rest = first

@@ -27,6 +27,8 @@ const OPTIONS: &[&str] = &["--pcache", "4M"];
 /// Of a cache of one set of 64 lines, random pages of 56 to 76, of which many have just been chosen to leave.
 const AGAIN: &[&str] = &["again", "56", "76", "40"];
 const AGAIN_OPTIONS: &[&str] = &["--pcache", "256K", "--ways", "64"];
+/// Operations that wait in several places, so that timing changes their path.
+const ROUGH: [&str; 2] = ["zero-fill-dirty", "mmap-munmap"];
 /// The name of the hit on a page that is on its way out.
 pub(super) const WRITE_BACK_HIT: &str = "write-back hit";
 /// Faults a page of a sequential scan below which P has prefetched.
@@ -199,7 +201,12 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
     let looks = samples.iter().map(|[free, ..]| free.looks).sum::<f64>() / samples.len() as f64;
     let name = phase.name.replace('_', "-");
     let (groups, frames) = grouped(&split.work, symbols, folder)?;
-    let mut total = Figure::new(&name, "instructions", split.total(), Kind::Counted);
+    let counted_kind = if ROUGH.contains(&&name[..]) {
+        Kind::Rough
+    } else {
+        Kind::Counted
+    };
+    let mut total = Figure::new(&name, "instructions", split.total(), counted_kind);
     total.spread = (runs.len() > 1).then(|| spread(&totals));
     let mut figures = vec![total];
     let mut add = |what: &str, value: f64, kind| figures.push(Figure::new(&name, what, value, kind));
@@ -212,32 +219,32 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
     }
     // A system call may wait several times: it has no such stages.
     if waits > 0.5 && sum(|one| one.count) < 1.5 {
-        add("trap to doorbell", split.stages[0], Kind::Counted);
+        add("trap to doorbell", split.stages[0], counted_kind);
         add("behind the transfer", split.stages[1], Kind::Part);
-        add("completion to return", split.stages[2], Kind::Counted);
+        add("completion to return", split.stages[2], counted_kind);
     }
     if let Some(a_look) = split.a_look {
-        add("a look that finds nothing", a_look, Kind::Counted);
+        add("a look that finds nothing", a_look, counted_kind);
         add("looks", looks, Kind::Timed);
         add("waiting", a_look * (looks - waits), Kind::Timed);
     }
     add("background, a ms", split.background, Kind::Timed);
-    add("traps", sum(|one| one.count), Kind::Counted);
+    add("traps", sum(|one| one.count), counted_kind);
     add(
         "doorbells",
         counted(&|counts| counts.adapter(number, true)),
-        Kind::Counted,
+        counted_kind,
     );
     add(
         "loads from the adapter",
         counted(&|counts| counts.adapter(number, false)),
-        Kind::Counted,
+        counted_kind,
     );
     for (costly, what) in Costly::ALL {
         let is_it =
             |address: &u64| held[0].code.get(address).and_then(|code| Costly::of(code)) == Some(costly);
         let of_it = split.work.iter().filter(|(address, _)| is_it(address));
-        add(what, of_it.map(|(_, count)| count).sum(), Kind::Counted);
+        add(what, of_it.map(|(_, count)| count).sum(), counted_kind);
     }
     Ok(Case {
         name,

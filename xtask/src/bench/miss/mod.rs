@@ -5,13 +5,13 @@
 //! * [`split`]: waiting apart from work. * [`model`]: the adapters' events. * [`measure`]: all figures. * [`report`]: tables.
 //! * [`scale`]: misses a second with several cores and threads.
 
-mod counts;
+pub(super) mod counts;
 mod groups;
 mod measure;
 mod model;
 pub(super) mod plugin;
 mod report;
-mod runs;
+pub(super) mod runs;
 mod scale;
 mod split;
 mod symbols;
@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use self::measure::Measured;
 use self::runs::Bed;
 use super::compare::compare;
-use super::figures::{to_json, to_tsv};
+use super::figures::{Figure, to_json, to_tsv};
 use super::record::{self, Circumstances, Record};
 use super::table::aligned;
 use crate::build_image::Role;
@@ -65,8 +65,8 @@ pub(crate) struct Args {
     scale: bool,
 }
 
-/// Twice what runs differ by.
-const TOLERANCE: f64 = 2.0;
+/// Runs differ by one per cent.
+const TOLERANCE: f64 = 3.0;
 /// The name of the record.
 const RECORD: &str = "miss";
 
@@ -111,10 +111,7 @@ impl Args {
         if self.frames {
             print!("{}", report::frames(&measured.cases));
         }
-        if let Some(file) = &self.tsv {
-            std::fs::write(file, to_tsv(&figures))
-                .with_context(|| format!("can't write {}", file.display()))?;
-        }
+        self.write_tsv(&figures)?;
         if self.record {
             let record = Record {
                 name: RECORD,
@@ -132,7 +129,7 @@ impl Args {
         }
     }
 
-    fn tell_changes(&self, before: &[super::figures::Figure], now: &[super::figures::Figure]) -> Result<()> {
+    fn tell_changes(&self, before: &[Figure], now: &[Figure]) -> Result<()> {
         let comparison = compare(before, now, self.tolerance / 100.0);
         // With --json, standard output is for the figures.
         eprintln!("\n{}", aligned(&comparison.rows));
@@ -148,15 +145,33 @@ impl Args {
         )
     }
 
+    fn scale(&self, bed: &Bed<'_>) -> Result<()> {
+        let (figures, note) = scale::measure(bed)?;
+        if self.json {
+            println!("{:#}", to_json(&figures));
+        } else {
+            println!("{}", scale::text(&figures));
+        }
+        if let Some(note) = note {
+            eprintln!("note: {note}");
+        }
+        self.write_tsv(&figures)
+    }
+
+    fn write_tsv(&self, figures: &[Figure]) -> Result<()> {
+        match &self.tsv {
+            Some(file) => std::fs::write(file, to_tsv(figures))
+                .with_context(|| format!("can't write {}", file.display())),
+            None => Ok(()),
+        }
+    }
+
     /// Measures, or returns `None` if all is printed.
     fn measure(&self, folder: &Path) -> Result<Option<(Measured, Circumstances)>> {
         run::prepare()?;
         let qemu = Qemu::obtain()?;
         let image = build_image::path(Role::Processor)?;
         let program = test_programs::pages()?;
-        if self.scale {
-            return scale::measure(folder, &program).map(|()| None);
-        }
         let plugin = step("Building the counting plugin", || plugin::build(&qemu, folder))?;
         let seen = measure::seen(&image)?;
         let bed = Bed {
@@ -165,6 +180,9 @@ impl Args {
             program: &program,
             seen: &seen,
         };
+        if self.scale {
+            return self.scale(&bed).map(|()| None);
+        }
         let measured = measure::measure(&bed, &image, self.runs.into())?;
         Ok(Some((measured, Circumstances::here(&qemu.version))))
     }

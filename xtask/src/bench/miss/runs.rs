@@ -1,14 +1,14 @@
 //! Runs of the test program on a cluster, counted or traced.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::counts::{Counts, Phase};
 use super::plugin;
+use crate::bench::child::xtask;
 
 /// The program's place on S's disk.
 const PROGRAM: &str = "/bin/pages";
@@ -47,24 +47,53 @@ pub(super) struct Run {
 
 /// What the program says at its end.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
+pub(in crate::bench) struct Said {
     /// The phases that it went through.
-    pub(super) phases: Vec<Phased>,
+    pub(in crate::bench) phases: Vec<Phased>,
+    /// What threads did.
+    pub(in crate::bench) scaled: Option<Scaled>,
     /// Parts that it left out, with the reason.
-    pub(super) skipped: Vec<(String, String)>,
+    pub(in crate::bench) skipped: Vec<(String, String)>,
 }
 
 /// A phase as the program tells it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Phased {
+pub(in crate::bench) struct Phased {
     /// Its number.
-    pub(super) number: Phase,
+    pub(in crate::bench) number: Phase,
     /// Its name.
-    pub(super) name: String,
+    pub(in crate::bench) name: String,
     /// Operations in it.
-    pub(super) operations: u64,
+    pub(in crate::bench) operations: u64,
     /// Its time by the guest's clock.
-    pub(super) nanos: u64,
+    pub(in crate::bench) nanos: u64,
+}
+
+/// Operations of several threads together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::bench) struct Scaled {
+    /// How many.
+    pub(in crate::bench) operations: u64,
+    /// The time of all.
+    pub(in crate::bench) nanos: u64,
+    /// The time of one: the median, and what 99 of 100 keep within.
+    pub(in crate::bench) quantiles: [u64; 2],
+}
+
+impl Scaled {
+    /// Reads what follows the number of threads.
+    fn parse(words: &[&str]) -> Option<Self> {
+        let numbers: Option<Vec<u64>> = words.iter().map(|word| word.parse().ok()).collect();
+        let &[operations, nanos, median, most] = &numbers?[..] else {
+            return None;
+        };
+        let quantiles = [median, most];
+        (nanos > 0).then_some(Self {
+            operations,
+            nanos,
+            quantiles,
+        })
+    }
 }
 
 impl Bed<'_> {
@@ -87,38 +116,22 @@ impl Bed<'_> {
         Ok(file)
     }
 
-    fn run(&self, options: &[&str], args: &[&str]) -> Result<Said> {
-        // A process of its own: each run of a cluster handles signals, and Ctrl-C reaches both.
-        let this = std::env::current_exe().context("can't find this program")?;
+    /// Runs the program.
+    pub(super) fn run(&self, options: &[&str], args: &[&str]) -> Result<Said> {
         let mut add = self.program.as_os_str().to_owned();
-        add.push(OsString::from(format!(":{PROGRAM}")));
-        let output = Command::new(this)
-            .args(["run", "--timeout", LIMIT, "--add"])
-            .arg(add)
-            .args(options)
-            .args(["--", PROGRAM])
-            .args(args)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .output()
-            .context("can't start a run")?;
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "`cargo xtask run {} -- {PROGRAM} {}` ended with {}:\n{stdout}{stderr}",
-                options.join(" "),
-                args.join(" "),
-                output.status
-            );
-        }
-        Said::parse(&stdout)
+        add.push(format!(":{PROGRAM}"));
+        let mut words: Vec<&OsStr> = ["run", "--timeout", LIMIT, "--add"].map(OsStr::new).to_vec();
+        words.push(&add);
+        words.extend(options.iter().map(OsStr::new));
+        words.extend(["--", PROGRAM].map(OsStr::new));
+        words.extend(args.iter().map(OsStr::new));
+        Said::parse(&xtask(&words)?)
     }
 }
 
 impl Said {
     /// Reads the program's output.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub(in crate::bench) fn parse(text: &str) -> Result<Self> {
         let (mut said, mut is_right) = (Self::default(), false);
         for line in text.lines() {
             let words: Vec<&str> = line.split('\t').collect();
@@ -131,6 +144,10 @@ impl Said {
                         operations: operations.parse().with_context(wrong)?,
                         nanos: nanos.parse().with_context(wrong)?,
                     });
+                }
+                ["scale", _, ref rest @ ..] => {
+                    let scaled = Scaled::parse(rest);
+                    said.scaled = Some(scaled.with_context(|| format!("{line:?} tells no times"))?);
                 }
                 ["skip", name, reason] => said.skipped.push((name.into(), reason.into())),
                 ["wrong", count] => {
@@ -157,6 +174,8 @@ mod tests {
             (phase.number, &phase.name[..], phase.operations),
             (4, "clean", 8192)
         );
+        let said = Said::parse("scale\t2\t100\t5000\t40\t90\nskip\tcow\tfork: no\nwrong\t0\n").unwrap();
+        assert_eq!(said.scaled.map(|scaled| scaled.quantiles), Some([40, 90]));
         assert_eq!(said.skipped, [("cow".to_owned(), "fork: no".to_owned())]);
     }
 
@@ -165,6 +184,7 @@ mod tests {
         for bad in [
             "wrong\t3\n",
             "phase\t4\tclean\t8192\t5\n",
+            "scale\t2\t100\twrong\t0\n",
             "phase\t400\tclean\t8192\t5\nwrong\t0\n",
             "",
         ] {
