@@ -1,10 +1,12 @@
 /*
- * Touches pages and makes system calls in ways whose cost `cargo xtask bench` counts. Built static against musl.
+ * Touches pages and makes system calls in ways whose cost `cargo xtask bench` counts. Built static
+ * against musl.
  *
  *   pages touch SMALL BIG CLEAN DIRTY
- *                                  pages of a region that fits in P's cache, and of one that does not: the latter is read and
- *                                  written so many times in phases of their own
- *   pages again FIRST LAST ROUNDS  writes to so many pages at random: with few more than fit, many have just been chosen to leave
+ *                                  touches SMALL pages, which fit in P's cache, and BIG, which do
+ *                                  not and are read and written so many times in own phases
+ *   pages again FIRST LAST ROUNDS  writes to so many pages at random: with few more than fit, many
+ *                                  have just been chosen to leave
  *   pages cow PAGES                writes to pages that are shared with a child
  *   pages calls COUNT              system calls, and mappings that nobody touches
  *   pages scale THREADS MIB COUNT  COUNT reads of pages all over a part of a region in each thread
@@ -13,12 +15,15 @@
  *   pages qsort MIB                sorts integers
  *   pages hash MIB COUNT           puts and finds keys of a hash table
  *
- * Each part is a phase, which a no-operation tells the counting plugin of QEMU (xtask/src/bench/miss/plugin/counts.c). At the end it prints
+ * Each part is a phase, which a no-operation tells the counting plugin of QEMU
+ * (xtask/src/bench/miss/plugin/counts.c). At the end it prints
  *
  *   phase <tab> NUMBER <tab> NAME <tab> OPERATIONS <tab> NANOSECONDS
- *   scale <tab> THREADS <tab> OPERATIONS <tab> NANOSECONDS <tab> MEDIAN <tab> 99TH PERCENTILE   (nanoseconds of an operation)
+ *   scale <tab> THREADS <tab> OPERATIONS <tab> NANOSECONDS <tab> MEDIAN <tab> 99TH PERCENTILE
  *   skip <tab> NAME <tab> REASON          the system lacks what the part needs
- *   wrong <tab> COUNT                     pages or results that are not as they must be; the exit status is then 1
+ *   wrong <tab> COUNT                     pages or results that are not as they must be
+ *
+ * Median and percentile are nanoseconds of an operation. The exit status is 1 if anything is wrong.
  *
  * Nothing is printed before all is done, for printing would be counted.
  */
@@ -78,7 +83,8 @@ static uint8_t *map(size_t pages)
     return memory;
 }
 
-/* All numbers below a power of two, once each in a scattered order, which is the same each time: no prefetcher finds a trend. */
+/* All numbers below a power of two, once each in a scattered order, which is the same each time:
+   no prefetcher finds a trend. */
 struct order {
     uint32_t state, mask, shift;
 };
@@ -92,7 +98,8 @@ static struct order order_of(size_t pages)
 }
 static inline uint32_t next(struct order *order)
 {
-    /* A generator of full period, and a bijection of its value: its low bits alone would repeat soon. */
+    /* A generator of full period, and a bijection of its value: its low bits alone would repeat
+       soon. */
     order->state = (order->state * 1664525u + 1013904223u) & order->mask;
     return order->state ^ order->state >> order->shift;
 }
@@ -131,7 +138,8 @@ static size_t touch(size_t small, size_t big, size_t clean, size_t dirty)
     uint8_t *few = map(small), *many = map(big);
     PHASE(1, "zero_fill", small, write_all(few, small, 1));
     PHASE(2, "hit", small, read_all(few, small));
-    /* The cache fills with pages that were written, so that each further one displaces such a page. */
+    /* The cache fills with pages that were written, so that each further one displaces such a
+       page. */
     write_all(many, big / 2, 1);
     PHASE(3, "zero_fill_dirty", big / 2, write_all(many + big / 2 * PAGE, big / 2, 1));
     read_all(many, big);
@@ -145,8 +153,9 @@ static size_t touch(size_t small, size_t big, size_t clean, size_t dirty)
 }
 
 /*
- * Of few more pages than the cache holds, those that are not mapped are largely the victims of late, which the cache may still hold.
- * How many it holds beside these pages is unknown here: several numbers are tried.
+ * Of few more pages than the cache holds, those that are not mapped are largely the victims of
+ * late, which the cache may still hold. How many it holds beside these pages is unknown here:
+ * several numbers are tried.
  */
 static size_t again(size_t first, size_t last, size_t rounds)
 {
@@ -183,7 +192,8 @@ static size_t copy_on_write(size_t pages)
         return 0;
     }
     if (child == 0) {
-        /* Keeps the pages shared until the parent has written to all, and looks whether its own are as before. */
+        /* Keeps the pages shared until the parent has written to all, and looks whether its own
+           are as before. */
         close(ends[1]);
         ssize_t got = read(ends[0], &byte, 1);
         _exit(got != 0 || wrong_in(memory, pages, 1) != 0);

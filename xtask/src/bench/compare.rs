@@ -1,4 +1,4 @@
-//! What changed since the last record, and whether anything counted got worse.
+//! Comparison of figures with the last record.
 
 use super::figures::{Figure, Kind, find};
 
@@ -8,7 +8,7 @@ const SLACK: f64 = 0.05;
 const SLACK_OF_MANY: f64 = 1.0;
 /// See [`SLACK_OF_MANY`].
 const MANY: f64 = 10.0;
-/// How many times the tolerance a figure may grow whose path depends on timing.
+/// Multiple of the tolerance that a figure may grow if timing changes its path.
 const ROUGHLY: f64 = 5.0;
 
 /// Returns the most that a figure may be now; `None` if it may be anything.
@@ -45,6 +45,9 @@ pub(super) fn compare(before: &[Figure], now: &[Figure], tolerance: f64) -> Comp
                 .push(row([&new.case, &new.what, "-", &value, "new"]));
             continue;
         };
+        if old.value.abs().max(new.value.abs()) < SLACK {
+            continue;
+        }
         let change = new.value - old.value;
         let percent = if old.value > 0.0 {
             format!("{:+.1} %", 100.0 * change / old.value)
@@ -129,7 +132,9 @@ mod tests {
             [figure("loads", 0.0, Kind::Counted)],
             [figure("loads", 0.04, Kind::Counted)],
         );
-        assert!(compare(&before, &now, 0.02).worse.is_empty());
+        let comparison = compare(&before, &now, 0.02);
+        assert!(comparison.worse.is_empty());
+        assert_eq!(comparison.rows.len(), 1, "only the header");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-/// What a figure is good for.
+/// Use of a figure in a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Counted, and lower is better: a comparison fails if it grows.
@@ -39,13 +39,14 @@ impl Kind {
 pub(super) struct Figure {
     /// The operation, or the program.
     pub(super) case: String,
-    /// What of it.
+    /// The figure's name.
     pub(super) what: String,
     /// The value for one operation.
     pub(super) value: f64,
-    /// The largest difference of a run from the mean, as a share of it; `None` if there was one run.
+    /// The largest difference of a run from the mean, as a share of it; `None` if there was one
+    /// run.
     pub(super) spread: Option<f64>,
-    /// What it is good for.
+    /// Its use in a comparison.
     pub(super) kind: Kind,
 }
 

@@ -10,7 +10,8 @@ const TOP: f64 = 84.0;
 const BAR: f64 = 22.0;
 const STEP: f64 = 34.0;
 const FONT: &str = "font-family=\"sans-serif\" font-size=\"12\"";
-/// Colours of the parts, told apart by people with any kind of colour vision (Okabe and Ito's, and greys).
+/// Colours of the parts, told apart by people with any kind of colour vision (Okabe and Ito's, and
+/// greys).
 const COLOURS: [&str; 11] = [
     "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#f0e442", "#d55e00", "#cc79a7", "#555555", "#888888",
     "#aaaaaa", "#000000",

@@ -1,4 +1,5 @@
-//! Records of a benchmark in `docs/bench`: a report for people, its plot, and the figures for the next comparison.
+//! Records of a benchmark in `docs/bench`: a report for people, its plot, and the figures for the
+//! next comparison.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use super::figures::{Figure, from_tsv, to_tsv};
 use crate::project;
 use crate::tools::{quiet, say};
 
-/// What goes into a record.
+/// Contents of a record.
 pub(super) struct Record<'a> {
     /// The name of its files.
     pub(super) name: &'a str,
@@ -26,7 +27,7 @@ pub(super) struct Record<'a> {
     pub(super) figures: &'a [Figure],
 }
 
-/// Where and of which source figures were measured.
+/// Machine and commit of a measurement.
 pub(super) struct Circumstances {
     commit: String,
     machine: String,

@@ -1,16 +1,17 @@
-//! The plugin's file: instructions by phase and address, excursions into the kernel, accesses to devices.
+//! The plugin's file: instructions by phase and address, excursions into the kernel, accesses to
+//! devices.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
-/// How the file begins; the number is its version.
+/// First word of the file; the number is the format's version.
 const MAGIC: &str = "tessera-counts 1";
 
 /// A phase's number, as the program marks it.
 pub(in crate::bench) type Phase = u8;
 
-/// What the plugin counted.
+/// Counts of one run of the plugin.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::bench) struct Counts {
     /// Executions by phase and address.
@@ -29,9 +30,10 @@ pub(super) struct Excursion {
     pub(super) entry: u64,
     /// Stores to the adapter in each; 3 for more.
     pub(super) stores: u64,
-    /// How many.
+    /// Number of excursions.
     pub(super) count: u64,
-    /// Instructions before the first store to the adapter, until the completion was seen, and after it.
+    /// Instructions before the first store to the adapter, until the completion was seen, and after
+    /// it.
     pub(super) stages: [u64; 3],
 }
 

@@ -1,10 +1,12 @@
-//! The table that maps code of P to parts of a miss. **Edit this file when code moves**; nothing else knows names of P's code.
+//! The table that maps code of P to parts of a miss. **Edit this file when code moves**; nothing
+//! else knows names of P's code.
 //!
-//! Each counted instruction lies in a chain of frames: the function that the compiler inlined last, that which it was inlined
-//! into, and so on to the function that has a symbol. A frame is written `FILE FUNCTION`: the file by its path in the source
-//! tree (`rust:…` in the standard library, `CRATE-VERSION/…` in another crate, `??` if unknown), the function without its
-//! type arguments. An instruction belongs to the group of the first rule that its innermost frame matches, else of the
-//! first that the next frame matches, and so on. What no rule matches is printed by symbol.
+//! Each counted instruction lies in a chain of frames: the function that the compiler inlined last,
+//! that which it was inlined into, and so on to the function that has a symbol. A frame is written
+//! `FILE FUNCTION`: the file by its path in the source tree (`rust:…` in the standard library,
+//! `CRATE-VERSION/…` in another crate, `??` if unknown), the function without its type arguments.
+//! An instruction belongs to the group of the first rule that its innermost frame matches, else of
+//! the first that the next frame matches, and so on. What no rule matches is printed by symbol.
 //!
 //! `cargo xtask bench miss --frames` prints the frames with their instructions and groups.
 
@@ -31,7 +33,7 @@ pub(super) enum Group {
     Calls,
     /// Copying and allocation, whoever asked for it.
     Library,
-    /// What no rule matches.
+    /// Instructions that no rule matches.
     Unassigned,
 }
 
@@ -69,11 +71,12 @@ impl Group {
     }
 }
 
-/// The function that looks for completions once: its entries tell how often P looked. The figures for polling need it.
+/// The function that looks for completions once: its entries tell how often P looked. The figures
+/// for polling need it.
 pub(super) const LOOK: &str = "fit::node::Fit<D,P>::poll_core";
 
-/// Functions with a symbol that run once FIT has found a one-sided request's completion. They part the time that is hidden
-/// behind the transfer from what follows it.
+/// Functions with a symbol that run once FIT has found a one-sided request's completion. They part
+/// the time that is hidden behind the transfer from what follows it.
 pub(super) const SEEN: &[&str] = &["fit::completions::<impl fit::link::Link<M>>::on_other"];
 
 /// The rules: a part of a frame, and the group. The first that matches counts.
@@ -162,8 +165,8 @@ const RULES: &[(&str, Group)] = &[
     ("__rust_", Group::Library),
 ];
 
-/// Rules for functions with a symbol that no rule above knows by any frame: generic code that the compiler did not inline, so that
-/// its caller is unknown.
+/// Rules for functions with a symbol that no rule above knows by any frame: generic code that the
+/// compiler did not inline, so that its caller is unknown.
 const ORPHANS: &[(&str, Group)] = &[
     ("alloc::collections::btree::", Group::Lookup),
     ("sha2::", Group::Fit),
@@ -173,8 +176,8 @@ const ORPHANS: &[(&str, Group)] = &[
     ("rust:", Group::Library),
 ];
 
-/// Returns the group of an instruction by its frames, the innermost first, and the frame that decided it: for an unassigned one
-/// that of its symbol.
+/// Returns the group of an instruction by its frames, the innermost first, and the frame that
+/// decided it: for an unassigned one that of its symbol.
 pub(super) fn group_of(chain: &[String]) -> (Group, &str) {
     let decides = |rules: &[(&str, Group)], frame: &str| {
         let rule = rules.iter().find(|(part, _)| frame.contains(part));

@@ -1,8 +1,11 @@
 //! `bench miss`: what a page miss costs P, counted so that the figures repeat.
 //!
-//! * [`plugin`], `plugin/counts.c`: the TCG plugin that counts. * [`runs`]: runs of `testbed/tests/programs/pages.c` with it.
-//! * [`counts`]: the plugin's file. * [`symbols`]: what code an address is. * [`groups`]: **the table to edit when code moves**.
-//! * [`split`]: waiting apart from work. * [`model`]: the adapters' events. * [`measure`]: all figures. * [`report`]: tables.
+//! * [`plugin`], `plugin/counts.c`: the TCG plugin that counts. * [`runs`]: runs of
+//!   `testbed/tests/programs/pages.c` with it.
+//! * [`counts`]: the plugin's file. * [`symbols`]: what code an address is. * [`groups`]: **the
+//!   table to edit when code moves**.
+//! * [`split`]: waiting apart from work. * [`model`]: the adapters' events. * [`measure`]: all
+//!   figures. * [`report`]: tables.
 //! * [`scale`]: misses a second with several cores and threads.
 
 pub(super) mod counts;
@@ -31,12 +34,12 @@ use crate::qemu::Qemu;
 use crate::tools::{say, step};
 use crate::{bed, build_image, run, test_programs};
 
-/// Counts what a page miss and other operations cost P: guest instructions by part of the path, doorbells, and what the
-/// adapters read and write
+/// Counts what a page miss and other operations cost P: guest instructions by part of the path,
+/// doorbells, and what the adapters read and write
 ///
-/// Each operation runs as it is and with P held at doorbells for two times, so that waiting and what P does as time passes can be
-/// told from work. The counts repeat to about
-/// a hundredth whatever else the machine does; a record and a comparison build on that.
+/// Each operation runs as it is and with P held at doorbells for two times, so that waiting and
+/// what P does as time passes can be told from work. The counts repeat to about a hundredth
+/// whatever else the machine does; a record and a comparison build on that.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Repetitions of each run; with one there is no spread
@@ -54,7 +57,8 @@ pub(crate) struct Args {
     /// Writes docs/bench/miss.md with a plot and the figures
     #[arg(long)]
     record: bool,
-    /// Shows what changed since the last record; fails if a counted figure grew beyond the tolerance
+    /// Shows what changed since the last record; fails if a counted figure grew beyond the
+    /// tolerance
     #[arg(long)]
     compare: bool,
     /// By how many per cent a counted figure may grow

@@ -1,4 +1,4 @@
-//! What the modelled adapters do for a miss, by the difference of traced runs that differ in misses only.
+//! The adapters' work for a miss, as the difference of traced runs that differ in misses only.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -20,7 +20,7 @@ const RARE: f64 = 0.01;
 /// Events and bytes of a kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Events {
-    /// How many.
+    /// Number of events.
     pub(super) count: f64,
     /// Their bytes in all.
     pub(super) bytes: f64,

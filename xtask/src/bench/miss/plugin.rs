@@ -50,7 +50,8 @@ pub(crate) fn build(qemu: &Qemu, folder: &Path) -> Result<PathBuf> {
 
 /// Returns the plugin with its arguments, as `--plugin` of `run` and `linux` takes it.
 ///
-/// `hold_us` is how long a core stops after a store to the adapter; `seen` are addresses that follow a completion.
+/// `hold_us` is how long a core stops after a store to the adapter; `seen` are addresses that
+/// follow a completion.
 pub(crate) fn option(node: &str, plugin: &Path, out: &Path, hold_us: u64, seen: &[u64]) -> String {
     let mut text = format!("{node}:{},out={}", plugin.display(), out.display());
     if hold_us > 0 {
@@ -62,7 +63,8 @@ pub(crate) fn option(node: &str, plugin: &Path, out: &Path, hold_us: u64, seen: 
     text
 }
 
-/// The first two numbers of a version, as `QEMU emulator version 11.1.0 (Debian 1:11.1.0+ds-1)` tells it.
+/// The first two numbers of a version, as `QEMU emulator version 11.1.0 (Debian 1:11.1.0+ds-1)`
+/// tells it.
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text
         .strip_prefix("QEMU emulator version ")?

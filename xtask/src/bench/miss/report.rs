@@ -15,7 +15,7 @@ const ROOM: usize = 90;
 /// Instructions an operation below which a function is not shown.
 const FEW: f64 = 1.0;
 
-/// What is aimed at: operation, figure, and the most that it should be.
+/// Targets: operation, figure, and the most that it should be.
 const TARGETS: [(&str, &str, f64); 10] = [
     ("clean", "trap to doorbell + completion to return", 500.0),
     ("clean", "instructions", 900.0),

@@ -15,7 +15,7 @@ const PROGRAM: &str = "/bin/pages";
 /// Seconds that a program may take under the plugin on a busy machine.
 const LIMIT: &str = "300";
 
-/// What each run needs.
+/// Files and settings that all runs share.
 pub(super) struct Bed<'a> {
     /// The folder of all runs.
     pub(super) folder: &'a Path,
@@ -27,7 +27,7 @@ pub(super) struct Bed<'a> {
     pub(super) seen: &'a [u64],
 }
 
-/// How P runs.
+/// Settings of one run.
 #[derive(Clone, Copy)]
 pub(super) struct Settings<'a> {
     /// Options of `run`.
@@ -39,18 +39,18 @@ pub(super) struct Settings<'a> {
 /// A counted run.
 #[derive(Default)]
 pub(super) struct Run {
-    /// What the plugin counted.
+    /// Counts of the plugin.
     pub(super) counts: Counts,
-    /// What the program said.
+    /// Output of the program.
     pub(super) said: Said,
 }
 
-/// What the program says at its end.
+/// Output of the program, parsed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::bench) struct Said {
     /// The phases that it went through.
     pub(in crate::bench) phases: Vec<Phased>,
-    /// What threads did.
+    /// Result of part `scale`.
     pub(in crate::bench) scaled: Option<Scaled>,
     /// Parts that it left out, with the reason.
     pub(in crate::bench) skipped: Vec<(String, String)>,
@@ -72,7 +72,7 @@ pub(in crate::bench) struct Phased {
 /// Operations of several threads together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::bench) struct Scaled {
-    /// How many.
+    /// Number of operations.
     pub(in crate::bench) operations: u64,
     /// The time of all.
     pub(in crate::bench) nanos: u64,

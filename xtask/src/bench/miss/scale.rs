@@ -1,6 +1,7 @@
 //! `bench miss --scale`: misses a second with 1 to 4 cores and 1 to 8 threads.
 //!
-//! These are times, so they are the machine's as much as P's: compare rows of one run with each other.
+//! These are times, so they are the machine's as much as P's: compare rows of one run with each
+//! other.
 
 use anyhow::{Context, Result};
 

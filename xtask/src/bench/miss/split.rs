@@ -1,16 +1,19 @@
-//! Instructions an operation, told apart by why they are executed: its own work, waiting, and what P does as time passes.
+//! Instructions an operation, told apart by why they are executed: its own work, waiting, and what
+//! P does as time passes.
 //!
-//! How often P looks for a completion before it comes depends on the speed of the machine, and so does how many timers run out
-//! meanwhile. So the same work is counted at three paces: as it is, and with P held after each doorbell until the transfer is
-//! done, which leaves hardly a look that finds nothing, for a short and for a long time. Each instruction's count is
-//! `own + look · looks + background · time`; a least-squares fit over all runs gives the three.
+//! The number of looks for a completion before it comes depends on the speed of the machine, and so
+//! does the number of timers that run out meanwhile. So the same work is counted at three paces: as
+//! it is, and with P held after each doorbell until the transfer is done, which leaves hardly a
+//! look that finds nothing, for a short and for a long time. Each instruction's count is `own +
+//! look · looks + background · time`; a least-squares fit over all runs gives the three.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Executions an operation, by address.
 pub(super) type PerOperation = BTreeMap<u64, f64>;
 
-/// The least variance of looks that tells what a look costs, and that of microseconds that tells what time costs.
+/// The least variance of looks that tells what a look costs, and that of microseconds that tells
+/// what time costs.
 const ENOUGH: f64 = 0.1;
 /// See [`ENOUGH`].
 const ENOUGH_US: f64 = 50.0 * 50.0;
@@ -39,8 +42,8 @@ struct Fit {
 }
 
 impl Fit {
-    /// Solves the normal equations for samples with so many looks and so much time. Of two explanations that the samples can't
-    /// tell apart, looks are preferred.
+    /// Solves the normal equations for samples with so many looks and so much time. Of two
+    /// explanations that the samples can't tell apart, looks are preferred.
     fn of(samples: &[Sample]) -> Self {
         let count = samples.len() as f64;
         let mean = |of: fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>() / count;
@@ -84,10 +87,11 @@ impl Fit {
     }
 }
 
-/// Why an operation's instructions are executed.
+/// Instructions of an operation by the reason for their execution.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Split {
-    /// Instructions of the operation itself, by address: with the looks that find what it waits for.
+    /// Instructions of the operation itself, by address: with the looks that find what it waits
+    /// for.
     pub(super) work: PerOperation,
     /// The same by the stages of excursions.
     pub(super) stages: [f64; 3],
@@ -98,7 +102,8 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// Splits samples of different paces. `finds` is how many looks of an operation find what it waits for.
+    /// Splits samples of different paces. `finds` is how many looks of an operation find what it
+    /// waits for.
     pub(super) fn of(samples: &[Sample], finds: f64) -> Self {
         let fit = Fit::of(samples);
         let (mut split, mut a_look, mut a_us) = (Self::default(), 0.0, 0.0);
@@ -148,7 +153,8 @@ pub(super) fn spread(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// At 1 a look begins; 2 runs once a look, 3 thrice; 4 is work, 5 the end of a look that finds; 6 runs at each millisecond.
+    /// At 1 a look begins; 2 runs once a look, 3 thrice; 4 is work, 5 the end of a look that finds;
+    /// 6 runs at each millisecond.
     fn sample(looks: f64, time_us: f64) -> Sample {
         let counts = [
             (1, looks),

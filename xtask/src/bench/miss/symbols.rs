@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::project;
 use crate::tools::{need, quiet};
 
-/// How to get the two programs.
+/// Remedy if one of the two programs is missing.
 const REMEDY: &str = "`apt-get install binutils`";
 
 /// An image with line information.

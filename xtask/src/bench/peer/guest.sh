@@ -1,10 +1,11 @@
 #!/bin/sh
-# peer-guest SWAP CLUSTER: runs jobs in a control group that has less memory than they need, and swaps to SWAP: `nvme` (the namespace that
-# the other guest offers over RDMA), `zram`, or `none`. CLUSTER is vm.page-cluster, or `-` for Linux's own.
+# peer-guest SWAP CLUSTER: runs jobs in control groups that have less memory than the jobs need,
+# and swaps to SWAP: `nvme` (the namespace that the other guest offers over RDMA), `zram`, or
+# `none`. CLUSTER is vm.page-cluster, or `-` for Linux's own.
 #
-# A job is a line of /usr/share/peer-jobs: its name, the limit in KiB (0: none), the program and its arguments. For each it prints
+# A job is a line of /usr/share/peer-jobs: its name, the limit in KiB (0: none), the program and its
+# arguments. For each it prints, after the program's own output,
 #   job NAME EXIT-STATUS CENTISECONDS MAJOR-FAULTS PAGES-IN PAGES-OUT
-# after what the program prints.
 set -e
 case $1 in
 nvme)
@@ -45,5 +46,7 @@ while read -r name limit program; do
     faults=$(counter pgmajfault) in=$(counter pswpin) out=$(counter pswpout) start=$(now) status=0
     # shellcheck disable=SC2086 -- the program and its arguments are words.
     sh -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$group" $program </dev/null || status=$?
-    echo "job $name $status $(($(now) - start)) $(($(counter pgmajfault) - faults)) $(($(counter pswpin) - in)) $(($(counter pswpout) - out))"
+    time=$(($(now) - start))
+    faults=$(($(counter pgmajfault) - faults)) in=$(($(counter pswpin) - in)) out=$(($(counter pswpout) - out))
+    echo "job $name $status $time $faults $in $out"
 done </usr/share/peer-jobs

@@ -1,10 +1,13 @@
-//! `bench peer`: the same programs with all and with a part of their memory local, on Tessera and on Linux that swaps.
+//! `bench peer`: the same programs with all and with a part of their memory local, on Tessera and
+//! on Linux that swaps.
 //!
-//! Linux swaps by NVMe over RDMA to the memory of a second guest, through the same modelled adapters, or to compressed memory of its
-//! own (zram). Both get the same local memory: P as its cache, Linux as the limit of a control group. Systems take turns program by
-//! program, so that a busy machine slows all.
+//! Linux swaps by NVMe over RDMA to the memory of a second guest, through the same modelled
+//! adapters, or to compressed memory of its own (zram). Both get the same local memory: P as its
+//! cache, Linux as the limit of a control group. Systems take turns program by program, so that a
+//! busy machine slows all.
 //!
-//! * [`programs`]: what runs. * [`systems`]: how it runs on each. * [`table`]: slowdowns and their ratio.
+//! * [`programs`]: what runs. * [`systems`]: how it runs on each. * [`table`]: slowdowns and their
+//!   ratio.
 
 mod programs;
 mod systems;
@@ -24,10 +27,11 @@ use crate::qemu::Qemu;
 use crate::tools::{say, step};
 use crate::{bed, linux, run, test_programs};
 
-/// Runs the same programs with 100, 50, 25 and 12.5 % of their memory local, on Tessera and on Linux guests that swap, and compares
-/// slowdowns
+/// Runs the same programs with 100, 50, 25 and 12.5 % of their memory local, on Tessera and on
+/// Linux guests that swap, and compares slowdowns
 ///
-/// Linux swaps by NVMe over RDMA to a second guest through the same modelled adapters, and to zram. Takes some ten minutes.
+/// Linux swaps by NVMe over RDMA to a second guest through the same modelled adapters, and to zram.
+/// Takes some ten minutes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only this program (repeatable)

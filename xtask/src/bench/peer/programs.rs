@@ -4,7 +4,8 @@ use anyhow::Result;
 
 use crate::run;
 
-/// Shares of a program's memory that are local, in per cent. The first is ample, for all to be compared with.
+/// Shares of a program's memory that are local, in per cent. The first is ample, for all to be
+/// compared with.
 pub(super) const SHARES: [f64; 4] = [100.0, 50.0, 25.0, 12.5];
 /// The names of all programs.
 pub(super) const NAMES: [&str; 5] = ["random", "scan", "qsort", "hash", "sort"];
@@ -39,10 +40,10 @@ pub(super) fn all() -> Result<Vec<Program>> {
         working_set: 16 << 10,
     };
     Ok(vec![
-        pages("random", &["random", REGION, "20000"]),
+        pages("random", &["random", REGION, "6000"]),
         pages("scan", &["scan", REGION, "3"]),
         pages("qsort", &["qsort", REGION]),
-        pages("hash", &["hash", REGION, "20000"]),
+        pages("hash", &["hash", REGION, "6000"]),
         Program {
             name: "sort",
             args: vec!["sort", "-o", "/dev/null"],

@@ -1,4 +1,4 @@
-//! How a program runs on Tessera and on Linux guests.
+//! Runs of a program on Tessera and on Linux guests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ use crate::bench::miss::plugin;
 use crate::bench::miss::runs::Said;
 use crate::{project, run};
 
-/// Where programs and word lists lie in a Linux guest.
+/// Folder of programs and word lists in a Linux guest.
 const THERE: &str = "/peer";
-/// Without the mitigations that slow each entry into the kernel, and without accounting of stalls: Linux at its best.
+/// Without the mitigations that slow each entry into the kernel, and without accounting of stalls:
+/// Linux at its best.
 const APPEND: &str = "mitigations=off psi=0";
 /// Seconds that a program may take with all shares.
 const LIMIT: &str = "600";
@@ -48,7 +49,7 @@ impl System {
     }
 }
 
-/// What a run took.
+/// Time and faults of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Time {
     /// Seconds of the program's main part.
@@ -59,7 +60,7 @@ pub(super) struct Time {
     pub(super) faults: u64,
 }
 
-/// What all runs need.
+/// Files that all runs share.
 pub(super) struct Bed<'a> {
     folder: &'a Path,
     pages: &'a Path,

@@ -32,7 +32,8 @@ fn slowdown(figures: &[Figure], program: &str, system: System, share: f64) -> Op
     Some(seconds(figures, program, system, share)? / seconds(figures, program, system, SHARES[0])?)
 }
 
-/// Returns the table of slowdowns, the first row being the header. A ratio is the run time that Linux adds, by what Tessera adds.
+/// Returns the table of slowdowns, the first row being the header. A ratio is the run time that
+/// Linux adds, by what Tessera adds.
 pub(super) fn rows(figures: &[Figure]) -> Vec<Vec<String>> {
     let mut header = ["program", "local", "Tessera"].map(str::to_owned).to_vec();
     for peer in System::PEERS {

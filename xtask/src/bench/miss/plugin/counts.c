@@ -1,19 +1,23 @@
 /*
- * Counts the instructions that a guest's kernel executes, by address, in phases that a program in the guest marks.
+ * Counts the instructions that a guest's kernel executes, by address, in phases that a program in
+ * the guest marks.
  *
  *   -plugin counts.so,out=FILE[,hold=MICROSECONDS][,seen=ADDRESS]...
  *
- * A program begins phase N (0 to 255) by executing `nopl 0x7e424dNN(%rax)`. Phase 0 lasts from reset to the first mark. In phases
- * 1 to 127 a vCPU that stores to the adapter stops for `hold` microseconds: with a hold that outlasts the adapter's work, the
- * completion is there at the first look, and polling all but disappears from the counts.
+ * A program begins phase N (0 to 255) by executing `nopl 0x7e424dNN(%rax)`. Phase 0 lasts from
+ * reset to the first mark. In phases 1 to 127 a vCPU that stores to the adapter stops for `hold`
+ * microseconds: with a hold that outlasts the adapter's work, the completion is there at the first
+ * look, and polling all but disappears from the counts.
  *
- * Kernel instructions are those in the upper half of the address space. Each has a counter of its own in each vCPU, which QEMU
- * increments inline before it executes the instruction. So a block that QEMU leaves early (by an exception, or to repeat a device
- * access alone) needs no correction. A REP instruction counts once an entry.
+ * Kernel instructions are those in the upper half of the address space. Each has a counter of its
+ * own in each vCPU, which QEMU increments inline before it executes the instruction. So a block
+ * that QEMU leaves early (by an exception, or to repeat a device access alone) needs no correction.
+ * A REP instruction counts once an entry.
  *
- * From a kernel instruction that follows one of the program's until the next of the program's the vCPU is on an excursion. Its
- * instructions are summed in three stages: until the first store to the adapter, from there until the latest execution of a `seen`
- * address (where software has found the completion), and the rest.
+ * From a kernel instruction that follows one of the program's until the next of the program's the
+ * vCPU is on an excursion. Its instructions are summed in three stages: until the first store to
+ * the adapter, from there until the latest execution of a `seen` address (where software has found
+ * the completion), and the rest.
  *
  * When QEMU exits it writes FILE:
  *
@@ -107,7 +111,8 @@ static void enter_stage(struct vcpu *vcpu, enum stage next)
     vcpu->stage = next;
 }
 
-/* With the lock held: attributes what was counted since the last call to the phase that ends now. */
+/* With the lock held: attributes what was counted since the last call to the phase that ends
+   now. */
 static void end_phase(int next)
 {
     if (!phase_counts[phase])
@@ -267,7 +272,8 @@ static void instrument_kernel(struct qemu_plugin_tb *tb, struct qemu_plugin_insn
     for (int i = 0; i < count_of_seen; i++)
         if (seen[i] == address)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_seen, WITHOUT_REGISTERS, NULL);
-    /* QEMU repeats an access to a device alone, in a block of one instruction. Looking at those only costs the others nothing. */
+    /* QEMU repeats an access to a device alone, in a block of one instruction. Looking at those
+       only costs the others nothing. */
     if (qemu_plugin_tb_n_insns(tb) == 1)
         qemu_plugin_register_vcpu_mem_cb(insn, on_access, WITHOUT_REGISTERS, READS_AND_WRITES, NULL);
 }

@@ -1,9 +1,10 @@
 /*
  * Declares what counts.c uses of QEMU's interface for TCG plugins.
  *
- * Debian's QEMU brings no header, and one from another version would differ silently. These declarations are of version 7 of the
- * interface (QEMU 11.1: each callback takes user data), as QEMU's `include/plugins/qemu-plugin.h` and `docs/devel/tcg-plugins.rst`
- * describe it. QEMU refuses a plugin whose version it does not speak.
+ * Debian's QEMU brings no header, and one from another version would differ silently. These
+ * declarations are of version 7 of the interface (QEMU 11.1: each callback takes user data), as
+ * QEMU's `include/plugins/qemu-plugin.h` and `docs/devel/tcg-plugins.rst` describe it. QEMU refuses
+ * a plugin whose version it does not speak.
  */
 #pragma once
 
