@@ -4,7 +4,8 @@
 //! Each counted instruction lies in a chain of frames: the function that the compiler inlined last,
 //! that which it was inlined into, and so on to the function that has a symbol. A frame is written
 //! `FILE FUNCTION`: the file by its path in the source tree (`rust:…` in the standard library,
-//! `CRATE-VERSION/…` in another crate, `??` if unknown), the function without its type arguments.
+//! `CRATE-VERSION/…` in another crate, `??` if unknown), then the function, of our code by its bare
+//! name.
 //! An instruction belongs to the group of the first rule that its innermost frame matches, else of
 //! the first that the next frame matches, and so on. What no rule matches is printed by symbol.
 //!
@@ -13,7 +14,7 @@
 /// A part of a miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Group {
-    /// Trap, entry into the kernel, and the way back into the program.
+    /// Trap and entry into the kernel.
     Trap,
     /// From the address to the decision what to do: mappings, rights, slots, the cache's sets.
     Lookup,
@@ -23,7 +24,7 @@ pub(super) enum Group {
     Driver,
     /// From a completion queue's entry to the waiting fault.
     Completion,
-    /// The page table's entry.
+    /// The page table's entry, and the way back into the program.
     Map,
     /// The victim: its choice, its unmapping, its write-back.
     Eviction,
@@ -71,22 +72,24 @@ impl Group {
     }
 }
 
-/// The function that looks for completions once: its entries tell how often P looked. The figures
-/// for polling need it.
-pub(super) const LOOK: &str = "fit::node::Fit<D,P>::poll_core";
+/// Frames of the function that looks for completions once: its entries tell how often P looked. If
+/// none is met, the instruction that waiting repeats most often stands for it.
+pub(super) const LOOK: &[&str] = &["fit/src/node.rs poll_core"];
 
-/// Functions with a symbol that run once FIT has found a one-sided request's completion. They part
-/// the time that is hidden behind the transfer from what follows it.
-pub(super) const SEEN: &[&str] = &["fit::completions::<impl fit::link::Link<M>>::on_other"];
+/// Frames of functions that run once a one-sided request's completion has been found. They part
+/// what is hidden behind the transfer from what follows it.
+pub(super) const SEEN: &[&str] = &["fit/src/completions.rs on_other"];
 
 /// The rules: a part of a frame, and the group. The first that matches counts.
 const RULES: &[(&str, Group)] = &[
+    // The way back into the program.
+    ("enter_user", Group::Map),
+    ("libos/src/user.rs enter", Group::Map),
     // Traps. What assembly has no line information for goes by its symbol.
     ("trap_from_user", Group::Trap),
     ("trap_common", Group::Trap),
     ("trap_stubs", Group::Trap),
     ("leave_user", Group::Trap),
-    ("enter_user", Group::Trap),
     ("syscall_entry", Group::Trap),
     ("libos/src/traps.rs", Group::Trap),
     ("libos/src/user.rs", Group::Trap),
@@ -100,34 +103,28 @@ const RULES: &[(&str, Group)] = &[
     ("pcache/src/set.rs reserve", Group::Eviction),
     ("clear_accessed", Group::Eviction),
     ("take_accessed", Group::Eviction),
-    ("AddressSpace::unmap", Group::Eviction),
-    ("AddressSpace::invalidate", Group::Eviction),
-    ("Mapper>::unmap", Group::Eviction),
+    ("libos/src/address_space.rs unmap", Group::Eviction),
+    ("libos/src/address_space.rs invalidate", Group::Eviction),
+    ("images/processor/src/wiring/hardware.rs unmap", Group::Eviction),
     ("note_written", Group::Eviction),
     // Mapping.
     ("pcache/src/pin.rs", Group::Map),
     ("libos/src/user_tables.rs", Group::Map),
     ("libos/src/page_entry.rs", Group::Map),
     ("libos/src/address_space.rs", Group::Map),
-    ("Mapper>::map", Group::Map),
+    ("images/processor/src/wiring/hardware.rs map", Group::Map),
     // Completions, from the queue's entry up.
     ("drivers/mlx4/src/completion.rs", Group::Completion),
-    (
-        "drivers/mlx4/src/queues.rs <mlx4::queues::Queues<P> as verbs::data::QueueSet>::poll",
-        Group::Completion,
-    ),
+    ("drivers/mlx4/src/queues.rs poll", Group::Completion),
     ("drivers/mlx4/src/queues.rs decode", Group::Completion),
     ("drivers/mlx4/src/work_queue.rs complete", Group::Completion),
     ("drivers/mlx4/hw/src/cq.rs", Group::Completion),
     ("fit/src/completions.rs", Group::Completion),
-    (
-        "fit/src/node.rs fit::node::Fit<D,P>::poll_core",
-        Group::Completion,
-    ),
+    ("fit/src/node.rs poll_core", Group::Completion),
     ("fit/src/ring.rs complete", Group::Completion),
     ("end_op", Group::Completion),
     ("take_ended", Group::Completion),
-    ("pcache::cache::Cache<M>::complete", Group::Completion),
+    ("pcache/src/cache.rs complete", Group::Completion),
     ("fit/src/engine.rs poll", Group::Completion),
     // Driver and FIT.
     ("drivers/", Group::Driver),
@@ -147,9 +144,8 @@ const RULES: &[(&str, Group)] = &[
     ("libos/src/time.rs", Group::Tasks),
     ("libos/src/interrupt", Group::Tasks),
     ("libos/src/apic.rs", Group::Tasks),
-    ("libos::executor::run", Group::Tasks),
     ("core::future::poll_fn", Group::Tasks),
-    ("processor::wiring::main", Group::Tasks),
+    ("images/processor/src/wiring/mod.rs main", Group::Tasks),
     // The rest of the fault: where the page is.
     ("images/processor/src/syscall", Group::Calls),
     ("images/processor/src/names.rs", Group::Calls),

@@ -10,7 +10,7 @@ use super::groups::{self, Group};
 use super::model::{self, Trace};
 use super::runs::{Bed, Phased, Run, Settings};
 use super::split::{PerOperation, Sample, Split, spread};
-use super::symbols::Symbols;
+use super::symbols::{self, Symbols};
 use crate::bench::figures::{Figure, Kind};
 use crate::tools::step;
 
@@ -74,24 +74,50 @@ impl Measured {
     }
 }
 
+/// Places in P's code that the counting needs.
+#[derive(Default)]
+pub(super) struct Places {
+    /// Beginnings of looks for completions.
+    look: Vec<u64>,
+    /// Addresses that follow a completion.
+    pub(super) seen: Vec<u64>,
+}
+
+/// Finds the places among the code that a few misses execute.
+pub(super) fn places(bed: &Bed<'_>, symbols: &Symbols) -> Result<Places> {
+    let settings = Settings {
+        options: OPTIONS,
+        hold_us: 0,
+    };
+    let run = step("Finding places in P's code", || {
+        bed.count("places", settings, &["touch", "512", "2048", "1", "0"])
+    })?;
+    let executed = run
+        .counts
+        .executed
+        .values()
+        .flat_map(|counts| counts.keys().copied());
+    let chains = symbols.chains(executed, bed.folder)?;
+    let find = |patterns| symbols::first_instructions(&chains, patterns);
+    Ok(Places {
+        look: find(groups::LOOK),
+        seen: find(groups::SEEN),
+    })
+}
+
 /// Measures everything, each operation `runs` times at each pace.
-pub(super) fn measure(bed: &Bed<'_>, image: &Path, runs: usize) -> Result<Measured> {
-    let symbols = Symbols::read(image)?;
+pub(super) fn measure(bed: &Bed<'_>, symbols: &Symbols, places: &Places, runs: usize) -> Result<Measured> {
     let mut measured = Measured::default();
-    let look = symbols.addresses(groups::LOOK);
-    if look.is_empty() {
-        measured.notes.push(format!(
-            "P has no function {}: LOOK in xtask/src/bench/miss/groups.rs is out of date, and waiting is the difference \
-             to runs held at doorbells",
-            groups::LOOK
-        ));
-    }
-    if bed.seen.is_empty() {
+    let stale = |what| format!("{what} in xtask/src/bench/miss/groups.rs fits no code that a miss executes");
+    if places.look.is_empty() {
         measured.notes.push(
-            "P has none of the functions SEEN in xtask/src/bench/miss/groups.rs: what follows a completion is counted \
-             with what is hidden behind the transfer"
-                .into(),
+            stale("LOOK") + ": looks are executions of the instruction that waiting repeats most often",
         );
+    }
+    if places.seen.is_empty() {
+        measured
+            .notes
+            .push(stale("SEEN") + ": what follows a completion is counted as behind the transfer");
     }
     for (name, args) in PROGRAMS {
         let runs = repeat(bed, name, args, runs)?;
@@ -101,7 +127,7 @@ pub(super) fn measure(bed: &Bed<'_>, image: &Path, runs: usize) -> Result<Measur
             if phase.name != "hit" {
                 measured
                     .cases
-                    .push(case(phase, &runs, &look, &symbols, bed.folder)?);
+                    .push(case(phase, &runs, &places.look, symbols, bed.folder)?);
             }
         }
     }
@@ -109,15 +135,6 @@ pub(super) fn measure(bed: &Bed<'_>, image: &Path, runs: usize) -> Result<Measur
     measured.cases.push(write_back_hit(bed, runs)?);
     measured.model = Some(step("Tracing the adapters", || model::measure(bed))?);
     Ok(measured)
-}
-
-/// Returns the addresses that follow a completion in an image.
-pub(super) fn seen(image: &Path) -> Result<Vec<u64>> {
-    let symbols = Symbols::read(image)?;
-    Ok(groups::SEEN
-        .iter()
-        .flat_map(|name| symbols.addresses(name))
-        .collect())
 }
 
 fn skipped(parts: &[(String, String)]) -> impl Iterator<Item = String> + '_ {
@@ -153,8 +170,8 @@ fn repeat(bed: &Bed<'_>, name: &str, args: &[&str], times: usize) -> Result<Vec<
     Ok(all)
 }
 
-/// Returns a phase of a run for each operation. `look` is where a look for completions begins.
-fn sample(run: &Run, phase: Phase, look: &[u64]) -> Sample {
+/// Returns a phase of a run for each operation, its looks not yet counted.
+fn sample(run: &Run, phase: Phase) -> Sample {
     let said = run.said.phases.iter().find(|said| said.number == phase);
     let (operations, nanos) = said.map_or((1.0, 0.0), |said| (said.operations as f64, said.nanos as f64));
     let executed = run.counts.executed.get(&phase);
@@ -170,11 +187,33 @@ fn sample(run: &Run, phase: Phase, look: &[u64]) -> Sample {
             .sum::<u64>()
     };
     Sample {
-        looks: look.iter().filter_map(|at| counts.get(at)).sum(),
+        looks: 0.0,
         counts,
         time_us: nanos / 1000.0 / operations,
         stages: [0, 1, 2].map(|at| stage(at) as f64 / operations),
     }
+}
+
+/// Counts looks by where they begin; without that, by the instruction that runs most often more as
+/// it is than held, for waiting is what they differ in.
+fn with_looks(mut samples: Vec<[Sample; 3]>, look: &[u64]) -> Vec<[Sample; 3]> {
+    let waiting = |address: u64| {
+        let difference = |[free, held, _]: &[Sample; 3]| free.count(address) - held.count(address);
+        samples.iter().map(difference).sum::<f64>()
+    };
+    let places = if look.is_empty() {
+        let all = samples.iter().flat_map(|[free, ..]| free.counts.keys().copied());
+        let most = all.max_by(|&a, &b| waiting(a).total_cmp(&waiting(b)));
+        most.filter(|&address| waiting(address) > 0.0)
+            .into_iter()
+            .collect()
+    } else {
+        look.to_vec()
+    };
+    for sample in samples.as_flattened_mut() {
+        sample.looks = places.iter().map(|&address| sample.count(address)).sum();
+    }
+    samples
 }
 
 /// Makes a phase's figures of repeated runs.
@@ -190,10 +229,11 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
         counted(&|counts: &Counts| counts.excursions(number).map(wanted).sum())
     };
     let waits = sum(|one| if one.stores > 0 { one.count } else { 0 });
-    let samples: Vec<[Sample; 3]> = runs
+    let samples = runs
         .iter()
-        .map(|paces| [0, 1, 2].map(|pace| sample(&paces[pace], number, look)))
+        .map(|paces| [0, 1, 2].map(|pace| sample(&paces[pace], number)))
         .collect();
+    let samples = with_looks(samples, look);
     let split = Split::of(samples.as_flattened(), waits);
     let totals: Vec<f64> = samples
         .iter()
@@ -407,6 +447,19 @@ mod tests {
         assert_eq!(value("pages in"), Some(1.0));
         assert_eq!(value("PCIe bytes written"), Some(4161.0));
         assert_eq!(value("M's interrupts"), Some(0.0));
+    }
+
+    #[test]
+    fn without_a_place_the_hottest_instruction_of_waiting_counts_looks() {
+        let sample = |looks: f64| Sample {
+            counts: [(1, looks), (2, 3.0 * looks), (3, 500.0)].into(),
+            ..Sample::default()
+        };
+        let samples = || vec![[sample(8.0), sample(1.0), sample(1.0)]];
+        assert_eq!(with_looks(samples(), &[1])[0][0].looks, 8.0);
+        assert_eq!(with_looks(samples(), &[])[0][0].looks, 24.0);
+        let still = vec![[sample(1.0), sample(1.0), sample(1.0)]];
+        assert_eq!(with_looks(still, &[])[0][0].looks, 0.0);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use anyhow::{Context, Result, bail};
 
 use self::measure::Measured;
 use self::runs::Bed;
+use self::symbols::Symbols;
 use super::compare::compare;
 use super::figures::{Figure, to_json, to_tsv};
 use super::record::{self, Circumstances, Record};
@@ -177,17 +178,19 @@ impl Args {
         let image = build_image::path(Role::Processor)?;
         let program = test_programs::pages()?;
         let plugin = step("Building the counting plugin", || plugin::build(&qemu, folder))?;
-        let seen = measure::seen(&image)?;
-        let bed = Bed {
+        let mut bed = Bed {
             folder,
             plugin: &plugin,
             program: &program,
-            seen: &seen,
+            seen: &[],
         };
         if self.scale {
             return self.scale(&bed).map(|()| None);
         }
-        let measured = measure::measure(&bed, &image, self.runs.into())?;
+        let symbols = Symbols::of(&image);
+        let places = measure::places(&bed, &symbols)?;
+        bed.seen = &places.seen;
+        let measured = measure::measure(&bed, &symbols, &places, self.runs.into())?;
         Ok(Some((measured, Circumstances::here(&qemu.version))))
     }
 }

@@ -33,6 +33,13 @@ pub(super) struct Sample {
     pub(super) stages: [f64; 3],
 }
 
+impl Sample {
+    /// Returns the executions at an address.
+    pub(super) fn count(&self, address: u64) -> f64 {
+        self.counts.get(&address).copied().unwrap_or(0.0)
+    }
+}
+
 /// Weights of the samples, by which sums of their counts give a coefficient.
 struct Fit {
     look: Vec<f64>,
@@ -112,11 +119,7 @@ impl Split {
             .flat_map(|sample| sample.counts.keys().copied())
             .collect();
         for address in addresses {
-            let values = || {
-                samples
-                    .iter()
-                    .map(|sample| sample.counts.get(&address).copied().unwrap_or(0.0))
-            };
+            let values = || samples.iter().map(|sample| sample.count(address));
             let look = Fit::sum(&fit.look, values());
             split
                 .work

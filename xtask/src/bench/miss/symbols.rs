@@ -1,4 +1,4 @@
-//! An image's symbols and the frames of its instructions, by binutils' `nm` and `addr2line`.
+//! The frames of an image's instructions, by binutils' `addr2line`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,44 +9,28 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::project;
-use crate::tools::{need, quiet};
+use crate::tools::need;
 
-/// Remedy if one of the two programs is missing.
+/// Remedy if it is missing.
 const REMEDY: &str = "`apt-get install binutils`";
 
 /// An image with line information.
 pub(super) struct Symbols {
     image: PathBuf,
-    named: Vec<(u64, String)>,
 }
 
-impl Symbols {
-    /// Reads an image's symbols.
-    pub(super) fn read(image: &Path) -> Result<Self> {
-        let nm = need("nm", REMEDY)?;
-        let text = quiet(Command::new(nm).arg("-C").arg(image))?;
-        let named: Vec<_> = text.lines().filter_map(symbol).collect();
-        ensure!(!named.is_empty(), "{} has no symbols", image.display());
-        let image = image.to_owned();
-        Ok(Self { image, named })
-    }
+/// Frames by address, the innermost first.
+pub(super) type Chains = BTreeMap<u64, Vec<String>>;
 
-    /// Returns the addresses of the functions of that name.
-    pub(super) fn addresses(&self, name: &str) -> Vec<u64> {
-        let wanted = |(_, its): &&(u64, String)| its == name;
-        self.named
-            .iter()
-            .filter(wanted)
-            .map(|(address, _)| *address)
-            .collect()
+impl Symbols {
+    /// The symbols of an image.
+    pub(super) fn of(image: &Path) -> Self {
+        let image = image.to_owned();
+        Self { image }
     }
 
     /// Returns the frames of each address, the innermost first.
-    pub(super) fn chains(
-        &self,
-        addresses: impl IntoIterator<Item = u64>,
-        folder: &Path,
-    ) -> Result<BTreeMap<u64, Vec<String>>> {
+    pub(super) fn chains(&self, addresses: impl IntoIterator<Item = u64>, folder: &Path) -> Result<Chains> {
         let addr2line = need("addr2line", REMEDY)?;
         let mut text = String::new();
         for address in addresses {
@@ -69,23 +53,38 @@ impl Symbols {
     }
 }
 
-/// A line of `nm`: address, type, name.
-fn symbol(line: &str) -> Option<(u64, String)> {
-    let mut words = line.splitn(3, ' ');
-    let address = u64::from_str_radix(words.next()?, 16).ok()?;
-    let is_code = matches!(words.next()?, "t" | "T" | "w" | "W");
-    is_code.then_some((address, words.next()?.to_owned()))
+/// Returns the first instruction of each function that a pattern fits, inlined or not.
+///
+/// That is the lowest address that was executed, once for each function with a symbol. Compilers lay
+/// code out in the order of its execution, mostly.
+pub(super) fn first_instructions(chains: &Chains, patterns: &[&str]) -> Vec<u64> {
+    let fits = |frame: &String| patterns.iter().any(|pattern| frame.contains(pattern));
+    let mut firsts = BTreeMap::<&str, u64>::new();
+    for (&address, chain) in chains {
+        if let Some(symbol) = chain.last().filter(|_| chain.iter().any(fits)) {
+            // Addresses come in ascending order.
+            firsts.entry(symbol).or_insert(address);
+        }
+    }
+    firsts.into_values().collect()
 }
 
 /// Reads what addr2line says: a line with the address, and two lines a frame.
-fn parse(text: &str, root: &str) -> BTreeMap<u64, Vec<String>> {
-    let mut chains: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+fn parse(text: &str, root: &str) -> Chains {
+    let mut chains = Chains::new();
     let (mut lines, mut now) = (text.lines(), None);
     while let Some(line) = lines.next() {
         if let Some(address) = line.strip_prefix("0x") {
             now = u64::from_str_radix(address, 16).ok();
         } else if let (Some(address), Some(place)) = (now, lines.next()) {
-            let frame = format!("{} {}", file(place, root), function(line));
+            let file = file(place, root);
+            // Outside our tree, paths tell more: a generic function has the file of its crate.
+            let name = if place.starts_with(root) {
+                bare(line)
+            } else {
+                function(line)
+            };
+            let frame = format!("{file} {name}");
             chains.entry(address).or_default().push(frame);
         }
     }
@@ -98,6 +97,22 @@ fn function(name: &str) -> &str {
         Some((head, _)) if !head.is_empty() && !head.contains("::") => head,
         _ => name,
     }
+}
+
+/// A function's name without its path, which inlined ones lack: of a closure with its function's.
+fn bare(name: &str) -> &str {
+    let (mut depth, mut starts) = (0_i32, vec![0]);
+    for (at, byte) in name.bytes().enumerate() {
+        match byte {
+            b'<' => depth += 1,
+            b'>' => depth -= 1,
+            b':' if depth == 0 && name[..at].ends_with(':') => starts.push(at + 1),
+            _ => {}
+        }
+    }
+    let is_closure = |start: &&usize| name[**start..].starts_with("{{");
+    let start = starts.iter().rev().find(|start| !is_closure(start));
+    function(&name[start.copied().unwrap_or(0)..])
 }
 
 /// A file by its path in the tree, in the standard library or in a crate.
@@ -133,10 +148,7 @@ mod tests {
         let chains = parse(text, "/tree/");
         assert_eq!(
             chains[&0xffff_ffff_8000_0010],
-            [
-                "rust:core/src/ptr/mod.rs write",
-                "a/src/d.rs a::<impl b::C<M>>::d"
-            ]
+            ["rust:core/src/ptr/mod.rs write", "a/src/d.rs d"]
         );
         assert_eq!(chains[&0xffff_ffff_8000_0020], ["?? enter_user"]);
         assert_eq!(
@@ -150,15 +162,23 @@ mod tests {
         assert_eq!(function("<a::B<P> as c::D>::poll"), "<a::B<P> as c::D>::poll");
         assert_eq!(function("a::B<M>::attempt"), "a::B<M>::attempt");
         assert_eq!(function("find_map<a::B, fn(C)>"), "find_map");
+        assert_eq!(bare("<a::B<P> as c::D>::poll"), "poll");
+        assert_eq!(bare("a::<impl b::C<M>>::page::{{closure}}"), "page::{{closure}}");
+        assert_eq!(bare("{closure#0}<!, x::y>"), "{closure#0}");
+        assert_eq!(bare("enter"), "enter");
     }
 
     #[test]
-    fn only_code_is_a_symbol() {
-        assert_eq!(
-            symbol("ffffffff80000000 T a::<b c>::d"),
-            Some((0xffff_ffff_8000_0000, "a::<b c>::d".into()))
-        );
-        assert_eq!(symbol("ffffffff80000000 B data"), None);
-        assert_eq!(symbol("                 U missing"), None);
+    fn a_function_begins_at_its_lowest_address() {
+        let chain = |frames: &[&str]| frames.iter().map(|&frame| frame.to_owned()).collect();
+        let chains: Chains = [
+            (1, chain(&["a.rs outer"])),
+            (2, chain(&["b.rs look", "a.rs outer"])),
+            (3, chain(&["rust:x.rs get", "b.rs look", "a.rs outer"])),
+            (9, chain(&["b.rs look"])),
+        ]
+        .into();
+        assert_eq!(first_instructions(&chains, &["b.rs look"]), [2, 9]);
+        assert!(first_instructions(&chains, &["c.rs"]).is_empty());
     }
 }
