@@ -373,30 +373,53 @@ static size_t quicksort(size_t mib)
     return wrong;
 }
 
-/* Open addressing over a power of two of slots, half of them taken. Key 0 is a free slot. */
+/*
+ * Open addressing over a power of two of slots, three of eight of them taken. The hash is a bijection
+ * of a key's low bits, so that the table can be filled in order of address. Key 0 is a free slot.
+ */
+static const uint64_t ODD = 0x9e3779b97f4a7c15u;
+static size_t slot_of(uint64_t key, size_t slots)
+{
+    uint64_t low = key & (slots - 1);
+    low = (low * ODD) & (slots - 1);
+    /* The upper bits are the well mixed ones: the two halves change places. */
+    unsigned bits = (unsigned)__builtin_ctzll(slots), half = bits / 2;
+    return (size_t)((low >> half | low << (bits - half)) & (slots - 1));
+}
+static uint64_t key_of(size_t slot, size_t slots)
+{
+    unsigned bits = (unsigned)__builtin_ctzll(slots), half = bits / 2;
+    uint64_t inverse = ODD, low = ((uint64_t)slot << half | (uint64_t)slot >> (bits - half)) & (slots - 1);
+    /* Newton's method doubles the right bits of the inverse of an odd number. */
+    for (int i = 0; i < 6; i++)
+        inverse *= 2 - ODD * inverse;
+    return (low * inverse) & (slots - 1);
+}
 static size_t hash_table(size_t mib, size_t count)
 {
     size_t slots = 1, wrong = 0;
     while (slots * 2 * sizeof(uint64_t[2]) <= mib << 20)
         slots *= 2;
     uint64_t(*table)[2] = (void *)map(slots * sizeof *table / PAGE);
-    size_t keys = slots / 2;
-#define SLOT_OF(key) ((size_t)((key)*0x9e3779b97f4a7c15u >> 20) & (slots - 1))
-    for (uint64_t key = 1; key <= keys; key++) {
-        size_t slot = SLOT_OF(key);
-        while (table[slot][0])
-            slot = (slot + 1) & (slots - 1);
-        table[slot][0] = key;
-        table[slot][1] = ~key;
+    for (size_t slot = 0; slot + 8 <= slots; slot += 8) {
+        /* Of three keys in eight slots the second has the first one's hash. */
+        uint64_t first = key_of(slot, slots) + slots;
+        uint64_t keys[3] = {first, first + slots, key_of(slot + 4, slots) + slots};
+        size_t places[3] = {slot, slot + 1, slot + 4};
+        for (int i = 0; i < 3; i++) {
+            table[places[i]][0] = keys[i];
+            table[places[i]][1] = ~keys[i];
+        }
     }
     uint64_t state = 1;
     PHASE(35, "hash", count, for (size_t i = 0; i < count; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
-        uint64_t key = 1 + (state >> 33) % keys;
-        size_t slot = SLOT_OF(key);
-        while (table[slot][0] != key)
+        size_t bucket = (size_t)(state >> 33) % (slots / 8) * 8;
+        uint64_t key = key_of(bucket, slots) + slots * (1 + (state >> 32 & 1));
+        size_t slot = slot_of(key, slots);
+        while (table[slot][0] != key && table[slot][0])
             slot = (slot + 1) & (slots - 1);
-        wrong += table[slot][1] != ~key;
+        wrong += table[slot][0] != key || table[slot][1] != ~key;
     });
     return wrong;
 }

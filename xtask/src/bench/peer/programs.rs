@@ -12,7 +12,7 @@ pub(super) const NAMES: [&str; 5] = ["random", "scan", "qsort", "hash", "sort"];
 /// Memory beside the working set, in KiB: the program itself, its stack and page tables.
 const BESIDE: u64 = 512;
 /// MiB of a region, for the programs that have one.
-const REGION: &str = "16";
+const REGION: &str = "8";
 /// A granule of the cache, in KiB.
 const GRANULE: u64 = 64;
 
@@ -37,13 +37,13 @@ pub(super) fn all() -> Result<Vec<Program>> {
         name,
         args: args.to_vec(),
         is_busybox: false,
-        working_set: 16 << 10,
+        working_set: 8 << 10,
     };
     Ok(vec![
-        pages("random", &["random", REGION, "6000"]),
+        pages("random", &["random", REGION, "4000"]),
         pages("scan", &["scan", REGION, "3"]),
         pages("qsort", &["qsort", REGION]),
-        pages("hash", &["hash", REGION, "6000"]),
+        pages("hash", &["hash", REGION, "4000"]),
         Program {
             name: "sort",
             args: vec!["sort", "-o", "/dev/null"],
