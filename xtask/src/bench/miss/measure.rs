@@ -234,10 +234,17 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
         .map(|paces| [0, 1, 2].map(|pace| sample(&paces[pace], number)))
         .collect();
     let samples = with_looks(samples, look);
-    let split = Split::of(samples.as_flattened(), waits);
+    // Without their place looks have another unit: where P is held, those that find are all there are.
+    let fewest = samples
+        .as_flattened()
+        .iter()
+        .map(|sample| sample.looks)
+        .fold(f64::MAX, f64::min);
+    let finds = if look.is_empty() { fewest } else { waits };
+    let split = Split::of(samples.as_flattened(), finds);
     let totals: Vec<f64> = samples
         .iter()
-        .map(|samples| Split::of(samples, waits).total())
+        .map(|samples| Split::of(samples, finds).total())
         .collect();
     let looks = samples.iter().map(|[free, ..]| free.looks).sum::<f64>() / samples.len() as f64;
     let name = phase.name.replace('_', "-");
@@ -274,7 +281,7 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
     if let Some(a_look) = split.a_look {
         add("a look that finds nothing", a_look, counted_kind);
         add("looks", looks, Kind::Timed);
-        add("waiting", a_look * (looks - waits), Kind::Timed);
+        add("waiting", a_look * (looks - finds), Kind::Timed);
     }
     add("background, a ms", split.background, Kind::Timed);
     add("traps", sum(|one| one.count), counted_kind);

@@ -211,12 +211,18 @@ pub(super) fn sections(measured: &Measured) -> String {
     text
 }
 
-/// Returns the plot of instructions by group.
+/// Tells system calls, which would dwarf the others, from touches of pages.
+fn is_call(case: &Case) -> bool {
+    let of_calls = case.groups.get(&Group::Calls);
+    of_calls.is_some_and(|instructions| *instructions > FEW)
+}
+
+/// Returns the plot of a page's instructions by group.
 pub(super) fn plot(cases: &[Case]) -> String {
     let groups = Group::ALL;
     let bars: Vec<Bar> = cases
         .iter()
-        .filter(|case| !case.groups.is_empty())
+        .filter(|case| !case.groups.is_empty() && !is_call(case))
         .map(|case| Bar {
             name: case.name.clone(),
             parts: groups
@@ -226,7 +232,7 @@ pub(super) fn plot(cases: &[Case]) -> String {
         })
         .collect();
     stacked(
-        "Instructions of P's kernel for an operation",
+        "Instructions of P's kernel for a page",
         &groups.map(Group::name),
         &bars,
     )
