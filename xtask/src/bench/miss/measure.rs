@@ -234,7 +234,8 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
         .map(|paces| [0, 1, 2].map(|pace| sample(&paces[pace], number)))
         .collect();
     let samples = with_looks(samples, look);
-    // Without their place looks have another unit: where P is held, those that find are all there are.
+    // Without their place looks have another unit. Where P is held, those that find are all there
+    // are.
     let fewest = samples
         .as_flattened()
         .iter()
