@@ -74,6 +74,13 @@ pub(crate) fn build(role: Role) -> Result<PathBuf> {
     build_named(role.name())
 }
 
+/// Returns the path of a component's image, which must have been built.
+pub(crate) fn path(role: Role) -> Result<PathBuf> {
+    Ok(project::target_folder()?
+        .join("images")
+        .join(format!("{}.elf", role.name())))
+}
+
 /// Builds the image that speaks to Linux's tools in tests, and gives its path.
 pub(crate) fn build_probe() -> Result<PathBuf> {
     build_named("probe")

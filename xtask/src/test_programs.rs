@@ -35,8 +35,9 @@ impl Args {
         let programs = [
             ("busybox", busybox()?),
             ("bash", debian.join("usr/bin/bash-static")),
-            ("work", build(&debian, "work")?),
-            ("stress", build(&debian, "stress")?),
+            ("work", build(&debian, "work", "-O1")?),
+            ("stress", build(&debian, "stress", "-O1")?),
+            ("pages", pages()?),
         ];
         for (name, path) in programs {
             ensure_static(&path)?;
@@ -46,8 +47,14 @@ impl Args {
     }
 }
 
+/// Builds the program that `bench` runs, and returns its path.
+pub(crate) fn pages() -> Result<PathBuf> {
+    // Optimized as programs are, for its run time is compared, too.
+    build(&BUNDLE.obtain()?, "pages", "-O2")
+}
+
 /// Builds one of the tests' own programs, as `musl-gcc -static` does.
-fn build(debian: &Path, name: &str) -> Result<PathBuf> {
+fn build(debian: &Path, name: &str, optimization: &str) -> Result<PathBuf> {
     let gcc = need("gcc", "`apt-get install gcc`")?;
     let folder = project::target_folder()?.join("test-programs");
     fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
@@ -64,7 +71,7 @@ fn build(debian: &Path, name: &str) -> Result<PathBuf> {
     let source = project::root().join(format!("testbed/tests/programs/{name}.c"));
     quiet(
         Command::new(gcc)
-            .args(["-O1", "-static", "-specs"])
+            .args([optimization, "-static", "-specs"])
             .arg(&file)
             .arg("-o")
             .arg(&program)

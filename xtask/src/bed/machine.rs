@@ -22,6 +22,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) slot: bool,
     /// Whether it starts again when it resets itself; otherwise QEMU ends.
     pub(crate) reboots: bool,
+    /// A plugin for TCG with its arguments, as QEMU's `-plugin` takes it.
+    pub(crate) plugin: Option<&'a str>,
 }
 
 impl Machine<'_> {
@@ -73,6 +75,9 @@ impl Machine<'_> {
             "driver": "vfio-user-pci", "bus": bus, "addr": place, "socket": { "type": "unix", "path": socket },
         });
         command.arg("-device").arg(device.to_string());
+        if let Some(plugin) = self.plugin {
+            command.args(["-plugin", plugin]);
+        }
         command
     }
 }

@@ -1,12 +1,13 @@
 //! What every set of VMs on a modelled fabric needs: a folder, the fabric's server, machines, and an end to them all.
 //!
 //! * [`process`]: starts and ends a process. * [`server`]: the fabric's server. * [`machine`]: QEMU's command line.
-//! * [`left`]: how an image left. * [`cmdline`]: what it is told. * [`streams`]: what the guests write, as it comes. * [`labelled`]: whose line it is.
+//! * [`plugin`]: a TCG plugin for one of them. * [`left`]: how an image left. * [`cmdline`]: what it is told. * [`streams`]: what the guests write, as it comes. * [`labelled`]: whose line it is.
 
 pub(crate) mod cmdline;
 pub(crate) mod labelled;
 pub(crate) mod left;
 pub(crate) mod machine;
+pub(crate) mod plugin;
 pub(crate) mod process;
 pub(crate) mod server;
 pub(crate) mod streams;

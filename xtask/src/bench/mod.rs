@@ -1,10 +1,20 @@
-//! `bench`: figures, for people to compare over time; nothing fails for being slow.
+//! `bench`: figures, for people to compare over time. No test fails for being slow; `--compare` fails for counting more.
 //!
 //! * [`hca`]: the modelled adapter under Linux's perftest.
-//! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed. * [`table`]: how figures are shown.
+//! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed.
+//! * [`miss`]: a page miss, counted. * [`peer`]: programs in little memory, here and on Linux that swaps.
+//! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how they are kept in `docs/bench`.
+//! * [`mod@compare`]: what changed since. * [`child`]: runs of other commands.
 
+mod child;
+mod compare;
+mod figures;
 mod hca;
+mod miss;
+mod peer;
+mod plot;
 mod profile;
+mod record;
 mod rpc;
 mod table;
 
@@ -12,22 +22,31 @@ use anyhow::Result;
 
 /// Measures a part of Tessera
 #[derive(clap::Args)]
+#[command(arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    /// Measures what has a record in docs/bench and shows what changed; fails if a counted figure grew beyond the tolerance
+    #[arg(long)]
+    compare: bool,
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
 }
 
 #[derive(clap::Subcommand)]
 enum What {
     Hca(hca::Args),
     Rpc(rpc::Args),
+    Miss(miss::Args),
+    Peer(peer::Args),
 }
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         match self.what {
-            What::Hca(args) => args.run(),
-            What::Rpc(args) => args.run(),
+            Some(What::Hca(args)) => args.run(),
+            Some(What::Rpc(args)) => args.run(),
+            Some(What::Miss(args)) => args.run(),
+            Some(What::Peer(args)) => args.run(),
+            None => miss::Args::comparing().run(),
         }
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::Forward;
 use crate::bed::labelled::Labelled;
 use crate::bed::machine::{Machine, file_chardev};
+use crate::bed::plugin::{self, Plugin};
 use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
 use crate::bed::{self, INTERRUPTED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, server};
@@ -54,6 +55,10 @@ pub(crate) struct Guests<'a> {
     pub(crate) managed_by_guest: bool,
     /// Whether node 0 has a shell for our standard input.
     pub(crate) console: bool,
+    /// Plugins for their TCG.
+    pub(crate) plugins: &'a [Plugin],
+    /// More words for their kernels' command lines.
+    pub(crate) append: &'a str,
     /// Whether they may reboot.
     pub(crate) reboots: bool,
     /// How long they may take to boot.
@@ -133,9 +138,10 @@ impl Guests<'_> {
         let manages = node == 0 && self.managed_by_guest;
         let flag = u8::from;
         let command_line = format!(
-            "console=ttyS0 panic=-1 {BUSY_HOST} node={node} outside={} manages={}",
+            "console=ttyS0 panic=-1 {BUSY_HOST} node={node} outside={} manages={} {}",
             flag(outside),
-            flag(manages)
+            flag(manages),
+            self.append
         );
         let machine = Machine {
             kernel: self.kernel,
@@ -145,6 +151,7 @@ impl Guests<'_> {
             adapter: &bed::socket(self.join.unwrap_or(self.folder), name),
             slot: true,
             reboots: self.reboots,
+            plugin: plugin::of_node(self.plugins, name),
         };
         let mut command = machine.command(qemu);
         command.arg("-initrd").arg(self.initramfs);

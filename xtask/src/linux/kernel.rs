@@ -11,7 +11,7 @@ use crate::debian::{BOOKWORM, Bundle};
 use crate::tools::{self, quiet};
 
 /// The modules that a guest may load, without those that they depend on.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 13] = [
     "mlx4_core",
     "mlx4_ib",
     "mlx4_en",
@@ -24,6 +24,7 @@ const MODULES: [&str; 12] = [
     "nvme_rdma",
     "nvmet_rdma",
     "brd",
+    "zram",
 ];
 /// How an xz stream begins.
 const XZ: &[u8] = b"\xfd7zXZ\0";

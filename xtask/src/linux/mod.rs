@@ -19,6 +19,7 @@ use anyhow::{Context, Result, ensure};
 use self::guests::Guests;
 use self::initramfs::Contents;
 use self::kernel::Kernel;
+use crate::bed::plugin::Plugin;
 use crate::bed::{self, FAILED};
 use crate::project;
 use crate::qemu::Qemu;
@@ -70,6 +71,12 @@ pub(crate) struct Args {
     /// tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Loads a TCG plugin into a guest's QEMU, as node0:FILE (once for each)
+    #[arg(long, value_name = "NODE:FILE[,ARGUMENTS]")]
+    plugin: Vec<Plugin>,
+    /// Adds words to the guests' kernel command lines
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    append: String,
     /// Lets guests reboot: a node's command then runs again, with BOOT=2 and so on
     #[arg(long)]
     reboots: bool,
@@ -185,6 +192,8 @@ impl Args {
             ports: self.ports,
             managed_by_guest: self.sm == Sm::Guest,
             console: self.commands.is_empty(),
+            plugins: &self.plugin,
+            append: &self.append,
             reboots: self.reboots,
             boot: Duration::from_secs(self.boot_timeout),
             limit: self.timeout.map(Duration::from_secs),

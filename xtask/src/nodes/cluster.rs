@@ -111,6 +111,7 @@ impl<'a> Cluster<'a> {
             adapter: &bed::socket(self.folder, name),
             slot: false,
             reboots: false,
+            plugin: None,
         };
         let command = silent(machine.image_command(&self.parts.qemu, &file));
         let follower = Follower::start(&file, log)?;

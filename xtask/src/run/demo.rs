@@ -64,6 +64,15 @@ fn peak(status: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// Returns the most memory that the program holds, in bytes, by running it here.
+pub(crate) fn measured_peak() -> Result<u64> {
+    let folder = crate::bed::make_folder()?;
+    let native = super::disk::stage(&folder, &[]).and_then(|()| run_here(&folder, &[]));
+    // What is left of it is in nobody's way.
+    let _ = fs::remove_dir_all(&folder);
+    Ok(native?.peak)
+}
+
 /// The size of the cache for a program of that peak: at most the share of it.
 pub(crate) fn cache_size(peak: u64) -> u64 {
     (peak / SHARE / GRANULE).max(1) * GRANULE

@@ -42,6 +42,12 @@ pub(crate) fn busybox() -> Result<PathBuf> {
     Ok(BUNDLE.obtain()?.join("usr/bin/busybox"))
 }
 
+/// The host's paths of the word lists that each disk holds.
+pub(crate) fn word_lists() -> Result<[PathBuf; 2]> {
+    let debian = BUNDLE.obtain()?;
+    Ok(WORDS.map(|path| debian.join(path.trim_start_matches('/'))))
+}
+
 /// A file or folder of the host to put on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Add {

@@ -21,11 +21,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 
 use self::cluster::{Cluster, End, Limits};
+pub(crate) use self::demo::measured_peak as sort_peak;
 use self::demo::{Collector, Native};
-pub(crate) use self::disk::{Add, busybox};
+pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::report::Report;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;
+use crate::bed::plugin::{self, Plugin};
 use crate::bed::streams::{self, Follower};
 use crate::bed::{self, FAILED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, make_folder, random_key, server};
 use crate::build_image::{Role, build};
@@ -87,6 +89,9 @@ pub(crate) struct Args {
     /// Writes the report to a file, for scripts: a line a value, its fields parted by tabs
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Loads a TCG plugin into the QEMU of processor, memory or storage (once for each)
+    #[arg(long, value_name = "WHO:FILE[,ARGUMENTS]")]
+    plugin: Vec<Plugin>,
     /// Seconds that the nodes may take to start the program
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     boot_timeout: u64,
@@ -298,7 +303,7 @@ impl Args {
         Ok(code)
     }
 
-    fn vms<'a>(&self, parts: &Parts, folder: &'a Path, pcache: u64) -> Result<Vec<Vm<'a>>> {
+    fn vms<'a>(&'a self, parts: &Parts, folder: &'a Path, pcache: u64) -> Result<Vec<Vm<'a>>> {
         let key = random_key()?;
         let vm = |role: Role| {
             let (memory, cpus) = match role {
@@ -319,6 +324,7 @@ impl Args {
                 command_line,
                 memory,
                 cpus,
+                plugin: plugin::of_node(&self.plugin, role.name()),
                 folder,
             })
         };

@@ -20,6 +20,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) memory: u64,
     /// Its cores.
     pub(crate) cpus: u32,
+    /// A plugin for its TCG.
+    pub(crate) plugin: Option<&'a str>,
     /// The folder of the run, with sockets, consoles and disk.
     pub(crate) folder: &'a Path,
 }
@@ -58,6 +60,7 @@ impl Vm<'_> {
             adapter: &socket(self.folder, self.role.name()),
             slot: false,
             reboots: false,
+            plugin: self.plugin,
         };
         let mut command = machine.image_command(qemu, &log(self.folder, self.role.name()));
         match self.role {
