@@ -50,7 +50,16 @@ impl<M: Machine> Cache<M> {
         let mut set = self.set(index);
         set.queued = false;
         while set.reserve() < reserve {
-            let chosen = set.victim(self.config.policy, |line| self.take_accessed(line));
+            let mut of_use = 0;
+            let chosen = set.victim(self.config.policy, |line| {
+                let accessed = self.take_accessed(line);
+                of_use += u64::from(accessed && core::mem::take(&mut line.prefetched));
+                accessed
+            });
+            set.counters.nr_pcache_prefetch_hit += of_use;
+            if of_use > 0 {
+                self.ahead.used.fetch_add(of_use, Ordering::Relaxed);
+            }
             let Some(way) = chosen else {
                 set.counters.nr_pcache_eviction_eagain_concurrent += 1;
                 return;

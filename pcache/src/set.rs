@@ -255,7 +255,7 @@ impl<E> Set<E> {
     pub(crate) fn victim(
         &mut self,
         policy: Policy,
-        mut accessed: impl FnMut(&Line<E>) -> bool,
+        mut accessed: impl FnMut(&mut Line<E>) -> bool,
     ) -> Option<usize> {
         match policy {
             Policy::Clock => self.clock(accessed),
@@ -282,7 +282,7 @@ impl<E> Set<E> {
     }
 
     /// Second chance: in turn, but a line used since its last turn is passed over once.
-    fn clock(&mut self, mut accessed: impl FnMut(&Line<E>) -> bool) -> Option<usize> {
+    fn clock(&mut self, mut accessed: impl FnMut(&mut Line<E>) -> bool) -> Option<usize> {
         let ways = self.lines.len();
         for _ in 0..2 * ways {
             let way = self.hand;

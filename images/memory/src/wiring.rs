@@ -21,6 +21,9 @@ const RESERVE: u64 = 32 << 20;
 /// Memory has few holes.
 const MAX_PIECES: usize = 8;
 
+/// Page paths that are accepted at once: of each P one a core that takes misses.
+const PAGE_PATHS: u16 = 64;
+
 /// M's main task.
 pub(crate) async fn main(boot: Boot) -> Exit {
     node::finish(run(&boot.command_line).await)
@@ -33,6 +36,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         domains: Domains::PerPeer,
         // A request that waits for memory to be cleaned keeps its worker.
         workers: WORKERS,
+        page_paths: PAGE_PATHS,
         capacity: u32::try_from(to_lend() >> 20).unwrap_or(u32::MAX),
         ..Config::default()
     };

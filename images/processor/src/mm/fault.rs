@@ -16,7 +16,7 @@ use crate::process::Node;
 
 /// Looks at an entry whose READ was started before the task lets others run: some microseconds, in
 /// which most READs end.
-const LOOKS: u32 = 64;
+const LOOKS: u32 = 256;
 /// The signal that Linux's out-of-memory killer sends.
 const SIGKILL: u8 = 9;
 

@@ -2,18 +2,22 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
-use fit::PeerId;
+use fit::{LostCause, PagePath, PageRefused, PeerId};
 use hal::{DmaBuffer, Instant};
 use libos::{AddressSpace, Exit, FrameArray, flush_cores, power_off, quirks};
-use node::{Core, Error, Node};
-use pcache::{LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId};
+use node::{Card, Error, Node};
+use pcache::{Cache, IoFailed, LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId};
 use processor::mm;
 use spin::{Mutex, RwLock};
-use verbs::{Access, Device, Region, Rkey, Sge};
+use verbs::{Access, Device, Region, Rkey};
 
 /// Changed pages of one space from which on all its translations are dropped instead.
 const MANY: usize = 32;
+
+/// The store's code for a transfer that the fabric did not carry out; the cause is in the log.
+const TRANSFER_FAILED: u32 = 1;
 
 /// A line on its way.
 #[derive(Clone, Copy)]
@@ -23,15 +27,73 @@ struct Transfer {
     read: bool,
 }
 
-/// Transfers that FIT has no room for, at most one a line.
-struct Backlog {
+/// One core's way to M, and the transfers that its ring has no room for, at most one a line.
+struct Way {
+    path: PagePath<<Card as Device>::Pages>,
     reads: VecDeque<Transfer>,
     writes: VecDeque<Transfer>,
 }
 
-impl Backlog {
-    fn queue(&mut self, read: bool) -> &mut VecDeque<Transfer> {
-        if read { &mut self.reads } else { &mut self.writes }
+impl Way {
+    /// Starts a transfer, or keeps it until the ring has room. A READ has a program waiting for it
+    /// and goes before WRITEs, which have not.
+    fn start(&mut self, region: &Region, transfer: Transfer) {
+        let may = self.reads.is_empty() && (transfer.read || self.writes.is_empty());
+        if may && self.try_start(region, &transfer) {
+            return;
+        }
+        if transfer.read {
+            self.reads.push_back(transfer);
+        } else {
+            self.writes.push_back(transfer);
+        }
+    }
+
+    /// Starts what waits for room; returns whether anything was.
+    fn resume(&mut self, region: &Region) -> bool {
+        let mut any = false;
+        loop {
+            let read = !self.reads.is_empty();
+            let queue = if read { &self.reads } else { &self.writes };
+            let Some(&transfer) = queue.front() else {
+                return any;
+            };
+            if !self.try_start(region, &transfer) {
+                return any;
+            }
+            any = true;
+            if read {
+                self.reads.pop_front();
+            } else {
+                self.writes.pop_front();
+            }
+        }
+    }
+
+    /// Starts a transfer; false if the ring has no room for it now.
+    fn try_start(&mut self, region: &Region, transfer: &Transfer) -> bool {
+        let Transfer { line, remote, read } = *transfer;
+        let local = region.addr + u64::from(line.0) * LINE_SIZE as u64;
+        let rkey = u32::try_from(remote.key).expect("a chunk's key is an rkey");
+        let remote = verbs::RemoteAddr {
+            addr: remote.addr,
+            rkey: Rkey(rkey),
+        };
+        let started = if read {
+            self.path.read(line.0, local, remote)
+        } else {
+            self.path.write(line.0, local, remote)
+        };
+        match started {
+            Ok(()) => true,
+            Err(PageRefused::Full) => false,
+            Err(PageRefused::Lost) => {
+                // It leaves a program without its memory: M is lost, and this node with it.
+                let (_, name) = self.path.peer();
+                log::error!("{name}: the way of pages is lost: {:?}", self.path.lost());
+                power_off(Exit::Failure)
+            }
+        }
     }
 }
 
@@ -124,11 +186,10 @@ pub(crate) struct Hardware {
     base: u64,
     /// The lines, as the HCA reaches them. Peers cannot.
     region: Region,
-    core: Core,
-    memory: PeerId,
     spaces: &'static Spaces,
-    /// FIT's lock is taken under it.
-    backlog: Mutex<Backlog>,
+    /// One a core that takes misses. Its lock is held for one request or one look; sets' locks are
+    /// taken under it, never the other way round.
+    ways: Vec<Mutex<Way>>,
 }
 
 impl Hardware {
@@ -140,7 +201,6 @@ impl Hardware {
     pub(crate) async fn new(
         lines: u32,
         node: &Node,
-        core: Core,
         memory: PeerId,
         spaces: &'static Spaces,
     ) -> Result<Self, Error> {
@@ -154,75 +214,65 @@ impl Hardware {
         let domain = node.fit.domain(memory);
         let bus = frames.buffer().bus_addr().0;
         let region = node.card.register(domain, bus, len as u64, access).await?;
+        let mut ways = Vec::new();
+        for core in 0..node.fit.cores() {
+            ways.push(Mutex::new(Way {
+                path: node.fit.open_pages(core, memory, region.lkey).await?,
+                reads: VecDeque::with_capacity(lines as usize),
+                writes: VecDeque::with_capacity(lines as usize),
+            }));
+        }
         Ok(Self {
             frames,
             base: frames.frame(0).phys().0,
             region,
-            core,
-            memory,
             spaces,
-            backlog: Mutex::new(Backlog {
-                reads: VecDeque::with_capacity(lines as usize),
-                writes: VecDeque::with_capacity(lines as usize),
-            }),
+            ways,
         })
     }
 
-    /// Starts a transfer, or keeps it until FIT has room.
+    /// Returns this core's way to M.
+    fn way(&self) -> &Mutex<Way> {
+        &self.ways[libos::current_core() % self.ways.len()]
+    }
+
     fn start(&self, transfer: Transfer) {
-        let mut backlog = self.backlog.lock();
-        // A READ has a program waiting for it and goes before WRITEs, which have not.
-        let may = backlog.reads.is_empty() && (transfer.read || backlog.writes.is_empty());
-        if !(may && self.try_start(&transfer)) {
-            backlog.queue(transfer.read).push_back(transfer);
-        }
+        self.way().lock().start(&self.region, transfer);
     }
 
-    /// Starts what waits for room. To be called when a transfer has ended.
-    pub(crate) fn resume(&self) {
-        let mut backlog = self.backlog.lock();
-        while let Some(&transfer) = backlog.reads.front().or(backlog.writes.front()) {
-            if !self.try_start(&transfer) {
-                return;
-            }
-            backlog.queue(transfer.read).pop_front();
-        }
-    }
-
-    /// Starts a transfer; false if FIT has no room for it now.
-    fn try_start(&self, transfer: &Transfer) -> bool {
-        let (local, tag) = (self.piece(transfer.line), u64::from(transfer.line.0));
-        let remote = Self::place(transfer.remote);
-        let started = if transfer.read {
-            self.core.start_read(self.memory, remote, local, tag)
-        } else {
-            self.core.start_write(self.memory, local, remote, tag)
-        };
-        match started {
-            Ok(()) => true,
-            Err(fit::Error::Overloaded { .. }) => false,
-            Err(error) => {
-                // It leaves a program without its memory: M is lost, and this node with it.
+    /// Looks once for transfers of this core that have ended; returns whether any has.
+    pub(crate) fn look(&self, cache: &Cache<Self>, now: Instant) -> bool {
+        let mut way = self.way().lock();
+        let mut done = |_, line, result: Result<(), LostCause>| {
+            let result = result.map_err(|cause| {
+                log::error!("a page's transfer failed: {cause}");
+                IoFailed(TRANSFER_FAILED)
+            });
+            if let Err(error) = cache.complete(LineId(line), result) {
+                // A fill's failure reaches the program that waits for it; a lost write-back has
+                // nobody to tell.
                 log::error!("{error}");
-                power_off(Exit::Failure)
+                if matches!(error, pcache::Error::WriteBack { .. }) {
+                    power_off(Exit::Failure);
+                }
+            }
+        };
+        let mut ended = 0;
+        loop {
+            match way.path.look(now, &mut done) {
+                0 => break,
+                more => ended += more,
             }
         }
+        if ended > 0 && way.resume(&self.region) {
+            way.path.ring();
+        }
+        ended > 0
     }
 
-    fn piece(&self, line: LineId) -> Sge {
-        Sge {
-            addr: self.region.addr + u64::from(line.0) * LINE_SIZE as u64,
-            len: 4096,
-            lkey: self.region.lkey,
-        }
-    }
-
-    fn place(at: RemoteAddr) -> verbs::RemoteAddr {
-        let rkey = u32::try_from(at.key).expect("a chunk's key is an rkey");
-        verbs::RemoteAddr {
-            addr: at.addr,
-            rkey: Rkey(rkey),
-        }
+    /// Asks for an interrupt when a transfer of this core ends.
+    pub(crate) fn arm(&self) {
+        self.way().lock().path.arm();
     }
 }
 
@@ -258,7 +308,9 @@ impl Machine for Hardware {
             read: false,
         });
     }
-    fn ring(&self) {}
+    fn ring(&self) {
+        self.way().lock().path.ring();
+    }
 
     fn flush(&self, stale: &[Page]) {
         let spaces = self.spaces.spaces.read();

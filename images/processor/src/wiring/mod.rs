@@ -8,10 +8,11 @@ mod thread;
 use alloc::collections::BTreeMap;
 use alloc::format;
 
-use fit::{Config, Domains, Ended, KINDS, PeerId, PeerName, Role};
+use fit::{Beside, Config, Domains, KINDS, PeerId, PeerName, Role};
+use hal::Instant;
 use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
-use pcache::{Cache, Chunks, Geometry, IoFailed, LineId, Slot};
+use pcache::{Cache, Chunks, Geometry, Slot};
 use processor::remote::Remote;
 use processor::mm::supply::Supply;
 use processor::{Command, Peer, Platform, Process, Refusal, Report, Stream};
@@ -31,8 +32,6 @@ const MAX_CHUNKS: u32 = 1 << 20;
 const _: () = assert!(MAX_CHUNKS <= Slot::MAX_CHUNKS);
 /// The first process.
 const PID: u32 = 1;
-/// The store's code for a transfer that the fabric did not carry out; the cause is in the log.
-const TRANSFER_FAILED: u32 = 1;
 
 /// What the processor's logic reaches.
 struct Parts {
@@ -62,7 +61,8 @@ impl processor::Node for Parts {
         self.spaces.create()
     }
     fn poll_pages(&self) -> bool {
-        false
+        self.cache.machine().look(&self.cache, libos::now());
+        true
     }
     fn reads_ahead(&self) -> bool {
         self.reads_ahead
@@ -103,7 +103,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let core = node.fit.core(0);
     static SPACES: Once<Spaces> = Once::new();
     let spaces = SPACES.call_once(Spaces::default);
-    let hardware = Hardware::new(geometry.lines(), &node, core.clone(), memory, spaces).await?;
+    let hardware = Hardware::new(geometry.lines(), &node, memory, spaces).await?;
     let files = FitCarrier::with_data(core.clone(), storage, &node).await?;
     let chunks = Chunks::new(MAX_CHUNKS);
     let parts = PARTS.call_once(|| Parts {
@@ -124,26 +124,25 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     Ok(())
 }
 
-/// Polls the HCA and tells the cache of the transfers that ended.
+/// Polls the HCA: FIT's connections, and the way of pages beside them.
 async fn drive(fit: &Fit, parts: &'static Once<Parts>) -> Result<(), Error> {
-    let settle = |ended: Ended, _| {
-        let Some(parts) = parts.get() else { return };
-        let result = ended.result.map_err(|cause| {
-            log::error!("a page's transfer failed: {cause}");
-            IoFailed(TRANSFER_FAILED)
-        });
-        let line = u32::try_from(ended.tag).map_or(LineId(u32::MAX), LineId);
-        let settled = parts.cache.complete(line, result);
-        parts.cache.machine().resume();
-        if let Err(error) = settled {
-            // A fill's failure reaches the program that waits for it; a lost write-back has nobody to tell.
-            log::error!("{error}");
-            if matches!(error, pcache::Error::WriteBack { .. }) {
-                libos::power_off(Exit::Failure);
-            }
+    Ok(fit.run_core_beside(0, |_, _| {}, Pages(parts)).await?)
+}
+
+/// The way of pages of the core that calls, once there is one.
+struct Pages(&'static Once<Parts>);
+
+impl Beside for Pages {
+    fn look(&mut self, now: Instant) -> bool {
+        let look = |parts: &Parts| parts.cache.machine().look(&parts.cache, now);
+        self.0.get().is_some_and(look)
+    }
+
+    fn arm(&mut self) {
+        if let Some(parts) = self.0.get() {
+            parts.cache.machine().arm();
         }
-    };
-    Ok(fit.run_core_with(0, settle).await?)
+    }
 }
 
 /// Runs the program; gives what it says of itself, and its exit status.
