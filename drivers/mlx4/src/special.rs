@@ -299,7 +299,7 @@ impl<P: Platform> Management<P> {
             descriptor.put_inline([headers(envelope, smi, psn).as_bytes(), &[]]);
             descriptor.put_pieces(&piece);
             descriptor.put_inline([&[0; ICRC_LEN], &[]]);
-            let len = descriptor.len();
+            let len = descriptor.seal();
             let control = control(envelope, smi);
             pair.send.finish(index as u64, WqeOpcode::SEND, len, control);
         }

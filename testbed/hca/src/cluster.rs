@@ -13,6 +13,9 @@ use crate::{ClusterConfig, Counters, Host, NodeConfig, NodeIndex, agents};
 /// Packets that one call delivers at most; the rest is left for [`Cluster::poll`].
 const WORK_PER_CALL: u32 = 4096;
 
+/// Before one register write in so many the card reads ahead in send queues.
+const READ_AHEAD: u64 = 16;
+
 /// All cards, the fabric and its subnet manager.
 ///
 /// Register accesses do their work at once: over a fabric without latency a doorbell write carries a whole RDMA
@@ -29,6 +32,7 @@ pub struct Cluster {
     /// By switch port: the node and its port's number.
     attached: Vec<(usize, u8)>,
     recorder: Option<Arc<dyn Recorder>>,
+    seed: u64,
 }
 
 struct Node {
@@ -42,6 +46,7 @@ impl Cluster {
     pub fn new(config: ClusterConfig) -> Self {
         Self {
             nodes: Vec::new(),
+            seed: config.fabric.seed,
             fabric: Fabric::new(config.fabric),
             attached: Vec::new(),
             recorder: None,
@@ -55,8 +60,9 @@ impl Cluster {
 
     /// Adds a card that sits in the machine `host`, and joins its ports to the switch.
     pub fn add_node(&mut self, config: NodeConfig, host: Arc<dyn Host>) -> NodeIndex {
-        let hca = Hca::new(&config, Some(host), self.recorder.clone());
         let index = self.nodes.len();
+        let seed = self.seed.wrapping_add(index as u64);
+        let hca = Hca::new(&config, Some(host), self.recorder.clone(), seed);
         let ports = hca
             .core
             .ports
@@ -94,6 +100,7 @@ impl Cluster {
     /// Writes registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus.
     pub fn bar_write(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, from: &[u8]) {
         let hca = self.hca(node, now);
+        hca.may_read_ahead(READ_AHEAD);
         match bar {
             0 => {
                 hca.write_registers(offset, from);
@@ -153,6 +160,12 @@ impl Cluster {
             .iter()
             .filter_map(|node| node.hca.core.timers.first().map(|(due, _)| *due));
         timers.chain(self.fabric.deadline()).min()
+    }
+
+    /// Has a card read ahead in the send queues that were rung last, once in `one_in` calls on average. It does so by itself
+    /// at times that follow from [`FabricConfig::seed`](fabric::FabricConfig::seed).
+    pub fn read_ahead(&mut self, node: NodeIndex, now: Instant, one_in: u64) {
+        self.hca(node, now).may_read_ahead(one_in);
     }
 
     /// A node's counters.

@@ -11,6 +11,7 @@ use crate::cq::CompletionQueues;
 use crate::eq::EventQueues;
 use crate::memory::Memory;
 use crate::port::Port;
+use crate::rng::Rng;
 use crate::srq::SharedQueues;
 
 /// Everything of a card but its queue pairs and its firmware.
@@ -28,6 +29,7 @@ pub(crate) struct Core {
     /// Queue pairs with something to do now.
     pub(crate) ready: VecDeque<u32>,
     pub(crate) counters: Counters,
+    pub(crate) rng: Rng,
 }
 
 impl Core {

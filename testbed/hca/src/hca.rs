@@ -20,12 +20,15 @@ use crate::pci::{BAR0_SIZE, ConfigSpace};
 use crate::port::Port;
 use crate::qp::QueuePair;
 use crate::registers::{Register, Registers};
+use crate::rng::Rng;
 use crate::srq::SharedQueues;
 use crate::trace::{Doorbell, Event, Recorder, Tracer};
 use crate::{Counters, Host, NodeConfig, agents};
 
 /// Packets that one doorbell or turn sends before others have theirs.
 const TURN: u32 = 64;
+/// Queue pairs that are read ahead at any time: those rung last.
+const RUNG: usize = 8;
 /// UAR pages: the area is 4 MB.
 const UAR_PAGES: u64 = 1024;
 
@@ -37,6 +40,8 @@ pub(crate) struct Hca {
     pub(crate) identity: Identity,
     pub(crate) core: Core,
     pub(crate) qps: HashMap<u32, QueuePair>,
+    /// The queue pairs whose send doorbell was rung last.
+    rung: VecDeque<u32>,
     /// The upper half of a CQ doorbell that comes in two stores, with its UAR page.
     half_doorbell: Option<(u32, u32)>,
 }
@@ -46,6 +51,7 @@ impl Hca {
         config: &NodeConfig,
         host: Option<Arc<dyn Host>>,
         recorder: Option<Arc<dyn Recorder>>,
+        seed: u64,
     ) -> Self {
         let ports = config.ports.clamp(1, 2);
         Self {
@@ -69,8 +75,10 @@ impl Hca {
                 timers: BTreeSet::new(),
                 ready: VecDeque::new(),
                 counters: Counters::default(),
+                rng: Rng::new(seed),
             },
             qps: HashMap::new(),
+            rung: VecDeque::new(),
             half_doorbell: None,
         }
     }
@@ -95,6 +103,7 @@ impl Hca {
     /// Ends all queues and takes the ports down (CLOSE_HCA and every reset).
     pub(crate) fn close(&mut self) {
         self.qps.clear();
+        self.rung.clear();
         self.core.events.reset();
         self.core.completions = CompletionQueues::default();
         self.core.shared = SharedQueues::default();
@@ -219,6 +228,10 @@ impl Hca {
             return;
         }
         qp.requester.ring();
+        if !self.rung.contains(&qpn) {
+            self.rung.truncate(RUNG - 1);
+            self.rung.push_front(qpn);
+        }
         if qp.pump(&mut self.core, TURN) {
             self.core.ready.push_back(qpn);
         }
@@ -248,6 +261,18 @@ impl Hca {
         }
         self.fail_with_queues();
         true
+    }
+
+    /// Reads the sends of the queue pairs that were rung last ahead of their doorbells, once in `one_in` calls.
+    pub(crate) fn may_read_ahead(&mut self, one_in: u64) {
+        if !self.core.rng.one_in(one_in) {
+            return;
+        }
+        for qpn in &self.rung {
+            if let Some(qp) = self.qps.get_mut(qpn) {
+                qp.read_ahead(&self.core);
+            }
+        }
     }
 
     /// Does what is due.

@@ -51,6 +51,7 @@ mod qp;
 mod registers;
 mod requester;
 mod responder;
+mod rng;
 mod srq;
 pub mod trace;
 mod wqe;

@@ -128,6 +128,8 @@ pub enum Purpose {
     Mcg,
     /// A send request.
     SendWqe,
+    /// Send requests that may not be written yet.
+    ReadAhead,
     /// A receive request.
     ReceiveWqe,
     /// A completion.

@@ -5,5 +5,6 @@ mod common;
 mod data_path;
 mod failures;
 mod multicast;
+mod read_ahead;
 mod reset;
 mod trace;

@@ -13,7 +13,7 @@ use mlx4_hw::qp::{
 use mlx4_hw::regs;
 use mlx4_hw::wqe::{
     COMPLETION_WANTED, ControlFlags, ControlOwner, ControlSegment, ControlSize, DataSegment,
-    RemoteAddressSegment, WqeOpcode,
+    RemoteAddressSegment, SEND_HEADROOM_LEN, STAMP, WqeOpcode,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -44,6 +44,13 @@ pub(crate) struct Qp {
     pub(crate) sent: u32,
     pub(crate) posted: u16,
     pub(crate) context: QpContext,
+}
+
+impl Qp {
+    /// The address of the send with a number.
+    pub(crate) fn slot(&self, number: u32) -> u64 {
+        self.buffer + u64::from(number % SQ_SLOTS * SQ_STRIDE)
+    }
 }
 
 /// A memory region.
@@ -174,10 +181,9 @@ impl Bench {
         };
         for slot in 0..SQ_SLOTS {
             // Owned by software in the first pass.
-            let stamp = ControlOwner::new().with_pass(true);
-            self.nodes[node]
-                .ram
-                .put(buffer + u64::from(slot * SQ_STRIDE), stamp.as_bytes());
+            let owner = ControlOwner::new().with_pass(true);
+            self.nodes[node].ram.put(qp.slot(slot), owner.as_bytes());
+            self.stamp(&qp, slot);
         }
         self.transition(&qp, Opcode::RST2INIT_QP, OptionalParameters::new())
             .unwrap();
@@ -229,8 +235,7 @@ impl Bench {
 
     /// Writes raw bytes as the next send, with the owner bit that makes it the device's.
     pub(crate) fn post_bytes(&mut self, qp: &mut Qp, opcode: WqeOpcode, bytes: &[u8]) {
-        let slot = qp.sent % SQ_SLOTS;
-        let at = qp.buffer + u64::from(slot * SQ_STRIDE);
+        let at = qp.slot(qp.sent);
         let owner = ControlOwner::new()
             .with_opcode(opcode)
             .with_pass(qp.sent & SQ_SLOTS != 0);
@@ -238,10 +243,18 @@ impl Bench {
         self.nodes[qp.node].ram.put(at, owner.as_bytes());
         // The slot behind stays software's.
         let next = qp.sent + 1;
-        let stamp = ControlOwner::new().with_pass(next & SQ_SLOTS == 0);
-        let at = qp.buffer + u64::from(next % SQ_SLOTS * SQ_STRIDE);
-        self.nodes[qp.node].ram.put(at, stamp.as_bytes());
+        let owner = ControlOwner::new().with_pass(next & SQ_SLOTS == 0);
+        self.nodes[qp.node].ram.put(qp.slot(next), owner.as_bytes());
         qp.sent = next;
+        self.stamp(qp, next + SEND_HEADROOM_LEN / SQ_STRIDE);
+    }
+
+    /// Marks the chunks behind a slot's first as not written.
+    fn stamp(&self, qp: &Qp, slot: u32) {
+        for chunk in (64..u64::from(SQ_STRIDE)).step_by(64) {
+            let at = qp.slot(slot) + chunk;
+            self.nodes[qp.node].ram.put(at, &STAMP.to_be_bytes());
+        }
     }
 
     pub(crate) fn post(&mut self, qp: &mut Qp, send: &Send<'_>) {
