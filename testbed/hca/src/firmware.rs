@@ -23,8 +23,9 @@ pub(crate) struct Firmware {
     running: bool,
     pub(crate) init: Option<InitHca>,
     special: Option<Special>,
-    /// Memory keys' entries that software gave to the device.
-    owned_mpts: BTreeSet<u32>,
+    /// Memory keys' entries that software has given to the device since INIT_HCA. Whose an entry is now, its status in
+    /// ICM tells.
+    given_mpts: BTreeSet<u32>,
 }
 
 /// The block of special queue pairs.

@@ -191,7 +191,7 @@ impl Hca {
         self.close();
         self.firmware.init = None;
         self.firmware.special = None;
-        self.firmware.owned_mpts.clear();
+        self.firmware.given_mpts.clear();
         Ok(0)
     }
 }

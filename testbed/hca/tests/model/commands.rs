@@ -166,6 +166,34 @@ fn a_region_belongs_to_one_side_at_a_time() {
     );
 }
 
+/// What `ibv_rereg_mr` and `ibv_dereg_mr` lead to (Linux `mr.c`: `mlx4_mr_hw_get_mpt`, `mlx4_mr_hw_write_mpt`): the entry
+/// comes back by its status byte, not by SW2HW_MPT.
+#[test]
+fn a_region_changed_in_icm_is_the_devices_again() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let region = bench.make_mr(0, 4096, all_rights());
+    for _ in 0..2 {
+        bench
+            .command_raw(0, Opcode::HW2SW_MPT, 1, region.index, 0)
+            .unwrap();
+        bench.put_mpt(0, region.index, &[0]);
+        bench.command_raw(0, Opcode::SYNC_TPT, 0, 0, 0).unwrap();
+    }
+    bench
+        .command_raw(0, Opcode::HW2SW_MPT, 0, region.index, 0)
+        .unwrap();
+    let entry: mlx4_hw::mpt::Mpt = bench.output(0);
+    bench
+        .command(
+            0,
+            Opcode::SW2HW_MPT,
+            0,
+            region.index,
+            zerocopy::IntoBytes::as_bytes(&entry),
+        )
+        .unwrap();
+}
+
 #[test]
 fn a_queue_in_use_is_not_given_back() {
     let mut bench = Bench::new(2, FabricConfig::default());

@@ -13,6 +13,7 @@ use mlx4_hw::command::{CmdStatus, Doorbell, Opcode, hcr, in_modifier::MapEq};
 use mlx4_hw::eq::{EQ_STATE_ARMED, EqContext, QueueFlags};
 use mlx4_hw::icm::MapEntry;
 use mlx4_hw::init_hca::{InitHca, VERSION};
+use mlx4_hw::mpt::Mpt;
 use mlx4_hw::mtt::MttEntry;
 use mlx4_hw::regs;
 use verbs::{Guid, Lid};
@@ -214,6 +215,12 @@ impl Bench {
         self.nodes[node]
             .ram
             .put(ICM_BUS + MTT + offset, MttEntry::new(addr).as_bytes());
+    }
+
+    /// Writes the beginning of a memory key's entry in ICM.
+    pub(crate) fn put_mpt(&self, node: usize, index: u32, bytes: &[u8]) {
+        let entry = u64::from(index) * size_of::<Mpt>() as u64;
+        self.nodes[node].ram.put(ICM_BUS + DMPT + entry, bytes);
     }
 
     /// A command with a mailbox or immediate in, and the immediate out.
