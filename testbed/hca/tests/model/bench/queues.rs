@@ -1,8 +1,8 @@
 //! Queues, regions and work requests of the bench.
 
 use mlx4_hw::bits::{Low24, QueueBuffer};
-use mlx4_hw::command::{CmdStatus, Opcode};
-use mlx4_hw::cq::{CQE_OPCODE_ERROR, CqContext, CqSize, Cqe, Syndrome};
+use mlx4_hw::command::{CmdStatus, Opcode, op_modifier};
+use mlx4_hw::cq::{CQE_OPCODE_ERROR, CQE_OPCODE_RESIZE, CqContext, CqSize, Cqe, Syndrome};
 use mlx4_hw::eq::{EQE_LEN, Eqe};
 use mlx4_hw::mpt::{HwKey, MPT_STATUS_SOFTWARE, Mpt, MptFlags, MptPd};
 use mlx4_hw::path::{AckTimeout, ScheduleQueue};
@@ -118,6 +118,32 @@ impl Bench {
             entries,
             consumer: 0,
         }
+    }
+
+    /// Moves a completion queue to a buffer of another size, as rdma-core does (`providers/mlx4/cq.c`,
+    /// `mlx4_cq_resize_copy_cqes`).
+    pub(crate) fn resize_cq(&mut self, cq: &mut Cq, log_size: u8) -> Result<(), CmdStatus> {
+        let entries = 1_u32 << log_size;
+        let len = u64::from(entries) * 32;
+        let buffer = self.alloc(cq.node, len);
+        let mut wanted = CqContext::new_zeroed();
+        wanted.size = CqSize::new().with_log_size(log_size);
+        wanted.buffer = QueueBuffer::new(self.map(cq.node, buffer, len), 12);
+        let resize = op_modifier::MODIFY_CQ_RESIZE;
+        self.command(cq.node, Opcode::MODIFY_CQ, resize, cq.cqn, wanted.as_bytes())?;
+        let ram = &self.nodes[cq.node].ram;
+        for index in cq.consumer.. {
+            let mut cqe: Cqe = ram.get(cq.buffer + u64::from(index % cq.entries * 32));
+            if cqe.owner.opcode() == CQE_OPCODE_RESIZE {
+                break;
+            }
+            cqe.owner.set_pass((index + 1) & entries != 0);
+            ram.put(buffer + u64::from((index + 1) % entries * 32), cqe.as_bytes());
+        }
+        (cq.buffer, cq.entries) = (buffer, entries);
+        cq.consumer += 1;
+        ram.put(cq.record, Low24::new(cq.consumer).as_bytes());
+        Ok(())
     }
 
     /// A region with the given rights over fresh memory.
