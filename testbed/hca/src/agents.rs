@@ -64,13 +64,20 @@ fn answer_smp(core: &mut Core, identity: &Identity, port: u8, mad: &Mad) -> Opti
     Some(smp.into_response(status).to_mad())
 }
 
-/// A block of a table by the attribute modifier.
-fn block<const LEN: usize>(modifier: u32) -> Result<core::ops::Range<usize>, Status> {
-    let first = usize::from(U16::new(u16::try_from(modifier).map_err(|_| Status::BAD_FIELD)?).get()) * LEN;
+/// A block of a table by its number.
+fn block<const LEN: usize>(number: u32) -> Result<core::ops::Range<usize>, Status> {
+    let number = u16::try_from(number).map_err(|_| Status::BAD_FIELD)?;
+    let first = usize::from(number) * LEN;
     if first + LEN > TABLE_LEN {
         return Err(Status::BAD_FIELD);
     }
     Ok(first..first + LEN)
+}
+
+/// The block of the partition table that a modifier names. Its upper half is a port of a switch, and ignored by a channel
+/// adapter (IBA 1.3, 14.2.5.7): `smpquery pkeys` puts one there.
+fn pkey_block(modifier: u32) -> Result<core::ops::Range<usize>, Status> {
+    block::<PKEYS_PER_BLOCK>(modifier & 0xffff)
 }
 
 fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<(), Status> {
@@ -92,9 +99,7 @@ fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<()
         }
         Attribute::PKEY_TABLE => {
             let mut table = PKeyTable::default();
-            table
-                .0
-                .copy_from_slice(&port.pkeys[block::<PKEYS_PER_BLOCK>(modifier)?]);
+            table.0.copy_from_slice(&port.pkeys[pkey_block(modifier)?]);
             data_of(&table)
         }
         Attribute::GUID_INFO => {
@@ -151,7 +156,7 @@ fn set(core: &mut Core, identity: &Identity, number: u8, smp: &mut Smp) -> Resul
         Attribute::PKEY_TABLE => {
             let table: PKeyTable = attribute(&smp.data).ok_or(Status::BAD_FIELD)?;
             let port = core.port_mut(number).ok_or(Status::BAD_FIELD)?;
-            let place = &mut port.pkeys[block::<PKEYS_PER_BLOCK>(modifier)?];
+            let place = &mut port.pkeys[pkey_block(modifier)?];
             let changed = *place != table.0;
             place.copy_from_slice(&table.0);
             if changed {

@@ -352,8 +352,10 @@ impl Hca {
     }
 
     pub(super) fn hash_group(&self, command: &Command) -> Outcome {
+        /// What the result holds above the hash, which is of 16 bits (Linux `mcg.c`, `mlx4_GID_HASH`).
+        const ABOVE: u64 = 0x0123_4567_89ab_0000;
         let gid: [u8; 16] = self.read_input(command)?;
-        Ok(u64::from(self.hash(gid)?))
+        Ok(ABOVE | u64::from(self.hash(gid)?))
     }
 
     /// The chain that a group is in. Any hash will do: software asks for it.

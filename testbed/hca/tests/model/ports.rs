@@ -2,15 +2,16 @@
 
 use fabric::FabricConfig;
 use hal::Duration;
-use mad::smp::{PortStateBits, Smp};
+use mad::smp::{PortCapabilities, PortStateBits, Smp};
 use mad::wire::{
     BaseTransport, BaseTransportFlags, DatagramTransport, LocalRoute, LocalRouteFirst, NEXT_BTH, Number,
 };
 use mad::{Attribute, Method, Status};
-use mlx4_hw::command::Opcode;
+use mlx4_hw::command::{CmdStatus, Opcode, op_modifier};
 use mlx4_hw::eq::{EventType, PortChange};
 use mlx4_hw::path::ScheduleQueue;
 use mlx4_hw::qp::{MtuMessage, OptionalParameters, Service};
+use mlx4_hw::set_port::{SetPortChange, SetPortIb};
 use mlx4_hw::wqe::{ControlSize, DataSegment, InlineHeader, MlxControlFlags, MlxControlSegment, WqeOpcode};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -55,6 +56,60 @@ fn the_agent_answers_opensm() {
     assert_eq!(ask(Attribute::PORT_INFO, 0x4000_0001).0, Status::BAD_FIELD);
     let (status, data) = ask(Attribute(0xff90), 1);
     assert_eq!((status, data[7], data[15]), (Status::OK, 1, 0));
+}
+
+/// `smpquery pkeys` and ibdiagnet name a port there.
+#[test]
+fn the_agent_ignores_a_port_in_the_modifier_of_the_partition_table() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let mut ask = |modifier| {
+        let smp = Smp::request(Method::GET, Attribute::PKEY_TABLE, modifier, 1);
+        bench.command(0, Opcode::MAD_IFC, 1, 1, &smp.to_mad()).unwrap();
+        let answer = Smp::parse(&bench.output::<[u8; 256]>(0)).unwrap();
+        (answer.header.status(), answer.data)
+    };
+    let plain = ask(0);
+    assert_eq!((plain.0, &plain.1[..2]), (Status::OK, &[0xff, 0xff][..]));
+    assert_eq!(ask(1 << 16), plain);
+    assert_eq!(ask(1 << 16 | 4).0, Status::BAD_FIELD);
+}
+
+/// Linux `hw/mlx4/main.c`, `mlx4_ib_SET_PORT`: a mask and no bit that asks for it.
+#[test]
+fn a_port_takes_the_capability_mask_that_it_is_given() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let before = bench.port_info(0).capabilities.get();
+    let is_sm = before | PortCapabilities::SM;
+    for capabilities in [is_sm, before] {
+        let mut set = SetPortIb::new_zeroed();
+        set.capability_mask = capabilities.into();
+        bench
+            .command(0, Opcode::SET_PORT, op_modifier::SET_PORT_IB, 1, set.as_bytes())
+            .unwrap();
+        assert_eq!(bench.port_info(0).capabilities.get(), capabilities);
+    }
+}
+
+#[test]
+fn a_port_refuses_more_lanes_of_an_mtu_than_its_buffers_hold() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    for (lanes, mtu, expected) in [
+        (8, 5, Err(CmdStatus::BAD_SIZE)),
+        (8, 4, Ok(4)),
+        (4, 5, Ok(3)),
+        (2, 5, Ok(2)),
+        (1, 5, Ok(1)),
+    ] {
+        let mut set = SetPortIb::new_zeroed();
+        set.change = SetPortChange::new()
+            .with_change_mtu_cap(true)
+            .with_mtu_cap(mtu)
+            .with_change_vl_cap(true)
+            .with_vl_cap(lanes);
+        let outcome = bench.command(0, Opcode::SET_PORT, op_modifier::SET_PORT_IB, 1, set.as_bytes());
+        let code = outcome.map(|_| bench.port_info(0).vl_cap.high());
+        assert_eq!(code, expected, "{lanes} lanes of MTU code {mtu}");
+    }
 }
 
 #[test]
