@@ -78,12 +78,12 @@ impl Cluster {
 
     /// Reads configuration space.
     pub fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
-        self.nodes[node.0].hca.pci.read(offset, into);
+        self.nodes[node.0].hca.read_config(offset, into);
     }
 
     /// Writes configuration space.
     pub fn config_write(&mut self, node: NodeIndex, now: Instant, offset: u16, from: &[u8]) {
-        if self.nodes[node.0].hca.pci.write(offset, from) == ConfigEffect::Reset {
+        if self.hca(node, now).write_config(offset, from) == ConfigEffect::Reset {
             self.reset(node, now);
         }
     }

@@ -21,6 +21,6 @@ pub struct Counters {
     pub dma_reads: u64,
     /// Writes to the node's memory.
     pub dma_writes: u64,
-    /// MSI-X messages.
+    /// MSI-X messages, and events that asked for the interrupt pin.
     pub interrupts: u64,
 }

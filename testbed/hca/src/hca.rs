@@ -16,7 +16,8 @@ use crate::cq::CompletionQueues;
 use crate::eq::EventQueues;
 use crate::firmware::Firmware;
 use crate::memory::Memory;
-use crate::pci::{BAR0_SIZE, ConfigSpace};
+use crate::pci::{BAR0_SIZE, ConfigEffect, ConfigSpace};
+use crate::pin::PIN;
 use crate::port::Port;
 use crate::qp::QueuePair;
 use crate::registers::{Register, Registers};
@@ -98,6 +99,7 @@ impl Hca {
         self.soft_reset();
         self.registers = Registers::default();
         self.pci = ConfigSpace::new(u8::try_from(self.core.ports.len()).unwrap_or(1));
+        self.follow_config();
     }
 
     /// Ends all queues and takes the ports down (CLOSE_HCA and every reset).
@@ -158,11 +160,42 @@ impl Hca {
             let register = Register::at(at);
             if register == Register::Reset && value == regs::RESET_VALUE {
                 self.soft_reset();
+            } else if let Register::ClearInterrupt(first) = register {
+                self.clear_interrupt(first, value);
             } else if self.registers.write(register, value) {
                 self.run_command();
             }
         }
         self.fail_with_queues();
+    }
+
+    /// Takes a write to the clear-interrupt register: the pins by their bits, from `first` on.
+    fn clear_interrupt(&self, first: u8, value: u32) {
+        let mask = PIN
+            .checked_sub(first)
+            .and_then(|bit| 1_u32.checked_shl(bit.into()));
+        if mask.is_some_and(|mask| value & mask != 0) {
+            let memory = &self.core.memory;
+            memory.set_pin(memory.pin.set_pending(false));
+        }
+    }
+
+    /// Writes configuration space, and follows what it says of interrupts.
+    pub(crate) fn write_config(&mut self, offset: u16, from: &[u8]) -> ConfigEffect {
+        let effect = self.pci.write(offset, from);
+        self.follow_config();
+        effect
+    }
+
+    /// Reads configuration space.
+    pub(crate) fn read_config(&self, offset: u16, into: &mut [u8]) {
+        self.pci.read(offset, into, self.core.memory.pin.is_pending());
+    }
+
+    fn follow_config(&self) {
+        let memory = &self.core.memory;
+        let (messages, disabled) = (self.pci.has_messages(), self.pci.pin_is_disabled());
+        memory.set_pin(memory.pin.configure(messages, disabled));
     }
 
     /// Takes a write to BAR 2.

@@ -21,6 +21,8 @@ pub(crate) enum Register {
     Semaphore,
     ClockHigh,
     ClockLow,
+    /// A dword of the clear-interrupt register: the pins that it is for, from the lowest on.
+    ClearInterrupt(u8),
     /// Anything else: reads as 0, writes have no effect.
     Other,
 }
@@ -38,6 +40,8 @@ impl Register {
             _ if (regs::HCR..regs::HCR + hcr::LEN).contains(&place) => Self::Command(place - regs::HCR),
             _ if offset == CLOCK => Self::ClockHigh,
             _ if offset == CLOCK + 4 => Self::ClockLow,
+            _ if offset == CLEAR_INTERRUPT => Self::ClearInterrupt(32),
+            _ if offset == CLEAR_INTERRUPT + 4 => Self::ClearInterrupt(0),
             _ => Self::Other,
         }
     }
@@ -68,7 +72,7 @@ impl Registers {
             Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
             Register::ClockHigh => dword(clock(), 1),
             Register::ClockLow => dword(clock(), 0),
-            Register::Reset | Register::Other => 0,
+            Register::Reset | Register::ClearInterrupt(_) | Register::Other => 0,
         }
     }
 

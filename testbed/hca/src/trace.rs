@@ -51,6 +51,11 @@ pub enum Event<'a> {
         /// Which one.
         vector: u16,
     },
+    /// The interrupt pin changed.
+    Pin {
+        /// Its level.
+        asserted: bool,
+    },
     /// The card was reset.
     Reset,
 }

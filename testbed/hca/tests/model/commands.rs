@@ -8,6 +8,8 @@ use mlx4_hw::qp::{OptionalParameters, QpMailbox, QpState, Service};
 use mlx4_hw::query_dev_cap::QueryDevCap;
 use mlx4_hw::regs;
 
+use std::sync::atomic::Ordering;
+
 use crate::bench::queues::{Connection, all_rights};
 use crate::bench::{Bench, EQN};
 use fabric::FabricConfig;
@@ -16,19 +18,9 @@ use fabric::FabricConfig;
 fn a_nop_in_event_mode_frees_the_register_and_raises_an_event() {
     let mut bench = Bench::new(1, FabricConfig::default());
     bench.events(0);
-    let consumer = bench.nodes[0].eq_consumer;
-    let arm = u32::from(regs::EqDoorbell::new().with_arm(true).with_consumer(consumer));
-    bench.ring(0, regs::eq_doorbell(EQN), &arm.to_be_bytes());
+    bench.arm_eq(0);
     let before = bench.cluster.counters(bench.nodes[0].index).interrupts;
-    bench.write(0, regs::HCR + hcr::TOKEN, hcr::token(0x1234));
-    let doorbell = Doorbell::new()
-        .with_go(true)
-        .with_event(true)
-        .with_toggle(true)
-        .with_opcode(Opcode::NOP);
-    bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
-    let done = Doorbell::from(bench.read(0, regs::HCR + hcr::DOORBELL));
-    assert!(!done.go() && done.toggle());
+    bench.nop_by_event(0);
     let events = bench.events(0);
     assert_eq!(events.len(), 1);
     assert_eq!(
@@ -164,6 +156,41 @@ fn a_region_belongs_to_one_side_at_a_time() {
         bench.command_raw(0, Opcode::HW2SW_MPT, 1, region.index, 0),
         Err(CmdStatus::BAD_RES_STATE)
     );
+}
+
+/// Linux `mlx4/eq.c`, `mlx4_interrupt`, with `mlx4_core msi_x=0`: the handler clears the pin, then takes the events.
+#[test]
+fn without_messages_an_event_asserts_the_pin_until_it_is_cleared() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    bench.events(0);
+    bench.command_raw(0, Opcode::QUERY_FW, 0, 0, 0).unwrap();
+    let clear = bench
+        .output::<mlx4_hw::query_fw::QueryFw>(0)
+        .clear_interrupt
+        .offset
+        .get();
+    bench.command_raw(0, Opcode::QUERY_ADAPTER, 0, 0, 0).unwrap();
+    let pin = bench
+        .output::<mlx4_hw::query_adapter::QueryAdapter>(0)
+        .interrupt_pin;
+    let register = usize::try_from(clear).unwrap() + if pin < 32 { 4 } else { 0 };
+    bench.enable_messages(0, false);
+    let asserted = |bench: &Bench| bench.nodes[0].ram.pin.load(Ordering::Relaxed);
+    for _ in 0..3 {
+        bench.arm_eq(0);
+        assert!(!asserted(&bench));
+        bench.nop_by_event(0);
+        assert!(asserted(&bench), "the event asks for an interrupt");
+        bench.write(0, register, 1 << ((pin + 1) % 32));
+        assert!(asserted(&bench), "another pin is cleared");
+        bench.write(0, register, 1 << (pin % 32));
+        assert!(!asserted(&bench));
+        assert_eq!(bench.events(0).len(), 1);
+    }
+    bench.arm_eq(0);
+    bench.nop_by_event(0);
+    bench.write(0, regs::RESET, regs::RESET_VALUE);
+    assert!(!asserted(&bench), "a reset lets the pin go");
 }
 
 /// What `ibv_rereg_mr` and `ibv_dereg_mr` lead to (Linux `mr.c`: `mlx4_mr_hw_get_mpt`, `mlx4_mr_hw_write_mpt`): the entry

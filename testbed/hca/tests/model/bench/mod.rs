@@ -2,7 +2,7 @@
 
 pub(crate) mod queues;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fabric::FabricConfig;
@@ -41,6 +41,8 @@ const HEAP: u64 = 0x40_0000;
 pub(crate) struct Ram {
     bytes: Mutex<Vec<u8>>,
     pub(crate) interrupts: AtomicU32,
+    /// The interrupt pin is asserted.
+    pub(crate) pin: AtomicBool,
 }
 
 impl Ram {
@@ -48,6 +50,7 @@ impl Ram {
         Arc::new(Self {
             bytes: Mutex::new(vec![0; RAM_LEN]),
             interrupts: AtomicU32::new(0),
+            pin: AtomicBool::new(false),
         })
     }
 
@@ -98,6 +101,10 @@ impl Host for Ram {
 
     fn raise(&self, _vector: u16) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn set_pin(&self, asserted: bool) {
+        self.pin.store(asserted, Ordering::Relaxed);
     }
 }
 
@@ -262,6 +269,28 @@ impl Bench {
         Ok(u64::from(high) << 32 | u64::from(low))
     }
 
+    /// A NOP that ends by an event.
+    pub(crate) fn nop_by_event(&mut self, node: usize) {
+        let toggle = self.nodes[node].toggle;
+        self.nodes[node].toggle = !toggle;
+        self.write(node, regs::HCR + hcr::TOKEN, hcr::token(0x1234));
+        let doorbell = Doorbell::new()
+            .with_go(true)
+            .with_event(true)
+            .with_toggle(toggle)
+            .with_opcode(Opcode::NOP);
+        self.write(node, regs::HCR + hcr::DOORBELL, doorbell.into());
+        let done = Doorbell::from(self.read(node, regs::HCR + hcr::DOORBELL));
+        assert!(!done.go() && done.toggle() == toggle);
+    }
+
+    /// Arms the event queue at what was taken of it.
+    pub(crate) fn arm_eq(&mut self, node: usize) {
+        let consumer = self.nodes[node].eq_consumer;
+        let arm = u32::from(regs::EqDoorbell::new().with_arm(true).with_consumer(consumer));
+        self.ring(node, regs::eq_doorbell(EQN), &arm.to_be_bytes());
+    }
+
     /// A command with a structure in its input mailbox.
     pub(crate) fn command(
         &mut self,
@@ -280,9 +309,18 @@ impl Bench {
         self.nodes[node].ram.get(OUT_MAILBOX)
     }
 
+    /// Turns MSI-X on or off.
+    pub(crate) fn enable_messages(&mut self, node: usize, on: bool) {
+        const MSIX_CONTROL_HIGH: u16 = 0x9f;
+        let (index, now) = (self.nodes[node].index, self.now);
+        self.cluster
+            .config_write(index, now, MSIX_CONTROL_HIGH, &[if on { 0x80 } else { 0 }]);
+    }
+
     /// From reset to a started port, the firmware's agents keeping QP0.
     pub(crate) fn bring_up(&mut self, node: usize) {
         self.write(node, regs::RESET, regs::RESET_VALUE);
+        self.enable_messages(node, true);
         self.command_raw(node, Opcode::QUERY_FW, 0, 0, 0).unwrap();
         self.command(node, Opcode::MAP_FA, 0, 1, MapEntry::new(0, HEAP, 9).as_bytes())
             .unwrap();
