@@ -54,7 +54,11 @@ impl Hca {
                 port.info.mtu_cap.set_low(change.mtu_cap());
             }
             if change.change_vl_cap() {
-                port.info.vl_cap.set_high(vl_code(change.vl_cap()));
+                let code = vl_code(change.vl_cap());
+                port.info.vl_cap.set_high(code);
+                // OpenSM takes a link down whose lanes in use differ from what both ends are able to.
+                let used = port.info.operational_vls.high().min(code);
+                port.info.operational_vls.set_high(used);
             }
         }
         Ok(0)

@@ -107,8 +107,10 @@ fn a_port_refuses_more_lanes_of_an_mtu_than_its_buffers_hold() {
             .with_change_vl_cap(true)
             .with_vl_cap(lanes);
         let outcome = bench.command(0, Opcode::SET_PORT, op_modifier::SET_PORT_IB, 1, set.as_bytes());
-        let code = outcome.map(|_| bench.port_info(0).vl_cap.high());
+        let info = bench.port_info(0);
+        let code = outcome.map(|_| info.vl_cap.high());
         assert_eq!(code, expected, "{lanes} lanes of MTU code {mtu}");
+        assert!(info.operational_vls.high() <= info.vl_cap.high());
     }
 }
 
