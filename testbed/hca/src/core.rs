@@ -1,8 +1,10 @@
 //! What all queue pairs of a card share: memory, queues, ports, and the way out.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use fabric::Packet;
+use fabric::counters::{CountedPorts, PortCounts};
 use hal::Instant;
 use mlx4_hw::cq::Cqe;
 
@@ -32,6 +34,16 @@ pub(crate) struct Core {
     pub(crate) rng: Rng,
 }
 
+impl CountedPorts for Core {
+    fn numbers(&self) -> RangeInclusive<u8> {
+        1..=u8::try_from(self.ports.len()).unwrap_or(1)
+    }
+
+    fn counts(&mut self, port: u8) -> Option<&mut PortCounts> {
+        self.port_mut(port).map(|port| &mut port.counts)
+    }
+}
+
 impl Core {
     /// Adds a completion.
     pub(crate) fn complete(&mut self, cqn: u32, cqe: Cqe, solicited: bool) {
@@ -51,7 +63,7 @@ impl Core {
             );
             return;
         }
-        state.count_sent(packet.payload.len());
+        state.counts.sent(&packet);
         self.counters.packets_sent += 1;
         self.counters.bytes_sent += packet.payload.len() as u64;
         self.outgoing.push_back((port, packet));

@@ -327,7 +327,7 @@ impl Hca {
         let Some(port) = self.core.port_mut(number) else {
             return;
         };
-        port.count_received(packet.payload.len());
+        port.counts.received(&packet);
         let active = port.is_active();
         self.core.counters.packets_received += 1;
         self.core.counters.bytes_received += packet.payload.len() as u64;

@@ -2,18 +2,19 @@
 
 use fabric::FabricConfig;
 use hal::Duration;
+use mad::pma::{self, PortCountersExt};
 use mad::smp::{PortCapabilities, PortStateBits, Smp};
 use mad::wire::{
     BaseTransport, BaseTransportFlags, DatagramTransport, LocalRoute, LocalRouteFirst, NEXT_BTH, Number,
 };
-use mad::{Attribute, Method, Status};
+use mad::{Attribute, Method, MgmtClass, Status};
 use mlx4_hw::command::{CmdStatus, Opcode, op_modifier};
 use mlx4_hw::eq::{EventType, PortChange};
 use mlx4_hw::path::ScheduleQueue;
 use mlx4_hw::qp::{MtuMessage, OptionalParameters, Service};
 use mlx4_hw::set_port::{SetPortChange, SetPortIb};
 use mlx4_hw::wqe::{ControlSize, DataSegment, InlineHeader, MlxControlFlags, MlxControlSegment, WqeOpcode};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::bench::queues::{Connection, Qp, all_rights};
 use crate::bench::{Bench, SPECIAL_BASE};
@@ -112,6 +113,56 @@ fn a_port_refuses_more_lanes_of_an_mtu_than_its_buffers_hold() {
         assert_eq!(code, expected, "{lanes} lanes of MTU code {mtu}");
         assert!(info.operational_vls.high() <= info.vl_cap.high());
     }
+}
+
+/// `perfquery -x` and `perfquery -R` on a port of an adapter.
+#[test]
+fn a_port_counts_and_its_counters_can_be_cleared() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (mut a, ..) = bench.pair(Service::RC, Connection::default());
+    let (from, into) = (
+        bench.make_mr(0, 4096, all_rights()),
+        bench.make_mr(1, 4096, all_rights()),
+    );
+    bench.post(
+        &mut a,
+        &crate::bench::queues::Send {
+            opcode: WqeOpcode::RDMA_WRITE,
+            remote: Some((into.addr, into.key)),
+            pieces: &[(from.addr, 8, from.key)],
+            imm: 0,
+            signalled: true,
+        },
+    );
+    let before = port_counters(&mut bench, Method::GET, 0);
+    bench.ring_send(&a);
+    let after = port_counters(&mut bench, Method::GET, 0);
+    // A WRITE of 8 bytes: 8 + 12 + 16 bytes of headers, 4 of a checksum; and its acknowledgement.
+    assert_eq!(after.xmit_data.get() - before.xmit_data.get(), 48 / 4);
+    assert_eq!(after.rcv_data.get() - before.rcv_data.get(), 28 / 4);
+    let unicast = after.by_kind[0].get() - before.by_kind[0].get();
+    assert_eq!((unicast, after.by_kind[2].get()), (1, 0));
+    let cleared = port_counters(&mut bench, Method::SET, 1 << 2);
+    assert_eq!(
+        (cleared.xmit_packets.get(), cleared.rcv_packets),
+        (0, after.rcv_packets)
+    );
+}
+
+/// The extended counters of port 1 of the first node; those selected are cleared by a Set.
+fn port_counters(bench: &mut Bench, method: Method, select: u16) -> PortCountersExt {
+    let mut mad = Smp::request(method, Attribute::PORT_COUNTERS_EXT, 0, 1).to_mad();
+    mad[1] = MgmtClass::PERF.0;
+    let wanted = PortCountersExt {
+        port: 1,
+        select: select.into(),
+        ..PortCountersExt::default()
+    };
+    mad[pma::DATA..].fill(0);
+    mad[pma::DATA..pma::DATA + size_of_val(&wanted)].copy_from_slice(wanted.as_bytes());
+    bench.command(0, Opcode::MAD_IFC, 3, 1, &mad).unwrap();
+    let answer: mad::Mad = bench.output(0);
+    PortCountersExt::read_from_prefix(&answer[pma::DATA..]).unwrap().0
 }
 
 #[test]
