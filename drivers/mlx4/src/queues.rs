@@ -156,7 +156,7 @@ impl<P: Platform> Queues<P> {
         let id = if send {
             pair.send.complete(index)
         } else {
-            pair.receive.complete(index)
+            pair.receive.complete()
         };
         let datagram = pair.transport != Transport::Connected;
         let mut completion = Completion {

@@ -202,7 +202,7 @@ fn a_silent_peer_ends_the_send_and_everything_is_flushed() {
     bench.run(Duration::from_millis(50));
     let expected = [
         (true, 0, Syndrome::TRANSPORT_RETRY_EXC_ERR),
-        (false, 0, Syndrome::WR_FLUSH_ERR),
+        (false, !0, Syndrome::WR_FLUSH_ERR),
     ];
     assert_eq!(bench.drain(&mut cq_a), expected);
     // What is posted later is flushed too: a send at its doorbell, a receive without one.
@@ -212,7 +212,7 @@ fn a_silent_peer_ends_the_send_and_everything_is_flushed() {
     bench.run(Duration::from_millis(50));
     let expected = [
         (true, 1, Syndrome::WR_FLUSH_ERR),
-        (false, 1, Syndrome::WR_FLUSH_ERR),
+        (false, !1, Syndrome::WR_FLUSH_ERR),
     ];
     let mut found = bench.drain(&mut cq_a);
     found.sort_by_key(|(send, ..)| !send);
@@ -243,11 +243,11 @@ fn a_failed_queue_pair_flushes_late_receives_and_costs_little_when_none_come() {
     assert!(looking <= idle + 10, "{looking} steps a second, {idle} before");
     bench.post_receive(&mut a, to.addr, 64, to.key);
     bench.run(Duration::from_millis(130));
-    assert_eq!(bench.drain(&mut cq), [(false, 0, Syndrome::WR_FLUSH_ERR)]);
+    assert_eq!(bench.drain(&mut cq), [(false, !0, Syndrome::WR_FLUSH_ERR)]);
     // Where one came, more may come.
     bench.post_receive(&mut a, to.addr, 64, to.key);
     bench.run(Duration::from_millis(3));
-    assert_eq!(bench.drain(&mut cq), [(false, 1, Syndrome::WR_FLUSH_ERR)]);
+    assert_eq!(bench.drain(&mut cq), [(false, !1, Syndrome::WR_FLUSH_ERR)]);
 }
 
 #[test]
