@@ -17,6 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::Error;
 use crate::bring_up::Claim;
 use crate::event::Events;
+use crate::health::Health;
 
 /// How long a command may take, and how long those that end the card's use may (Linux `include/linux/mlx4/cmd.h`,
 /// `MLX4_CMD_TIME_CLASS_A` to `_C`; `fw.c`, `mlx4_CLOSE_HCA`; `port.c`, `mlx4_CLOSE_PORT`).
@@ -103,6 +104,7 @@ pub(crate) struct Commands<P: Platform> {
     failed: AtomicBool,
     posting: Mutex<Posting>,
     events: Once<Arc<Events<P>>>,
+    health: Once<Health<P>>,
     by_event: AtomicBool,
 }
 
@@ -135,6 +137,7 @@ impl<P: Platform> Commands<P> {
                 token: 0,
             }),
             events: Once::new(),
+            health: Once::new(),
             by_event: AtomicBool::new(false),
         })
     }
@@ -143,6 +146,20 @@ impl<P: Platform> Commands<P> {
     pub(crate) fn use_events(&self, events: Arc<Events<P>>) {
         self.events.call_once(|| events);
         self.by_event.store(true, Ordering::Release);
+    }
+
+    /// From now on a dead firmware is noticed by its catastrophic error buffer.
+    pub(crate) fn watch(&self, health: Health<P>) {
+        self.health.call_once(|| health);
+    }
+
+    /// Looks at the firmware's health once in a while; gives the card up when it failed.
+    pub(crate) fn check_health(&self) -> Result<(), Error> {
+        let Some(health) = self.health.get() else {
+            return Ok(());
+        };
+        let result = health.check_at_times(self.platform.now());
+        result.inspect_err(|_| self.fail())
     }
 
     /// Back to polling, for the time when the event queue goes.
@@ -240,6 +257,10 @@ impl<P: Platform> Commands<P> {
             if let Some(end) = end {
                 break end;
             }
+            if self.has_failed() {
+                return Err(Error::Failed);
+            }
+            self.check_health()?;
             if self.platform.now() >= deadline {
                 return Err(timeout);
             }

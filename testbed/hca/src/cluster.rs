@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fabric::{Fabric, PortIndex};
 use hal::Instant;
+use mlx4_hw::eq::EventType;
 
 use crate::hca::Hca;
 use crate::pci::ConfigEffect;
@@ -166,6 +167,18 @@ impl Cluster {
     /// at times that follow from [`FabricConfig::seed`](fabric::FabricConfig::seed).
     pub fn read_ahead(&mut self, node: NodeIndex, now: Instant, one_in: u64) {
         self.hca(node, now).may_read_ahead(one_in);
+    }
+
+    /// Lets a card's firmware die: it takes no command any more and fills its catastrophic error buffer, and reports an event
+    /// if it still can. A reset of the card brings it back.
+    pub fn kill_firmware(&mut self, node: NodeIndex, now: Instant, reports: bool) {
+        let hca = self.hca(node, now);
+        hca.registers.dead = true;
+        if reports {
+            let core = &mut hca.core;
+            core.events
+                .report(&core.memory, EventType::LOCAL_CATASTROPHIC, 0, [0; 24]);
+        }
     }
 
     /// A node's counters.

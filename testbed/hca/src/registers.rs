@@ -7,9 +7,13 @@ use mlx4_hw::regs;
 pub(crate) const CLEAR_INTERRUPT: u64 = 0x3_e000;
 pub(crate) const CATASTROPHIC: u64 = 0x3_f000;
 pub(crate) const CATASTROPHIC_DWORDS: u32 = 0x10;
+const CATASTROPHIC_END: u64 = CATASTROPHIC + CATASTROPHIC_DWORDS as u64 * 4;
 pub(crate) const CLOCK: u64 = 0x3_d000;
 /// The clock's frequency in MHz, as real boards answer it.
 pub(crate) const CLOCK_MHZ: u16 = 427;
+
+/// What the buffer begins with when the firmware has died. Vendors' numbers are not published.
+const DEATH: [u32; 4] = [0x0000_0001, 0x1234_5678, 0, 0xdead_0000];
 
 /// The cells of BAR 0 that have a meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub(crate) enum Register {
     ClockLow,
     /// A dword of the clear-interrupt register: the pins that it is for, from the lowest on.
     ClearInterrupt(u8),
+    /// A dword of the catastrophic error buffer.
+    Catastrophic(usize),
     /// Anything else: reads as 0, writes have no effect.
     Other,
 }
@@ -40,6 +46,9 @@ impl Register {
             _ if (regs::HCR..regs::HCR + hcr::LEN).contains(&place) => Self::Command(place - regs::HCR),
             _ if offset == CLOCK => Self::ClockHigh,
             _ if offset == CLOCK + 4 => Self::ClockLow,
+            _ if (CATASTROPHIC..CATASTROPHIC_END).contains(&offset) => {
+                Self::Catastrophic(usize::try_from(offset - CATASTROPHIC).unwrap_or(0) / 4)
+            }
             _ if offset == CLEAR_INTERRUPT => Self::ClearInterrupt(32),
             _ if offset == CLEAR_INTERRUPT + 4 => Self::ClearInterrupt(0),
             _ => Self::Other,
@@ -53,6 +62,8 @@ pub(crate) struct Registers {
     pub(crate) command: [u32; hcr::LEN / 4],
     owned: bool,
     locked: bool,
+    /// The firmware is dead: it writes what happened into its buffer, and takes no command.
+    pub(crate) dead: bool,
 }
 
 impl Registers {
@@ -72,7 +83,8 @@ impl Registers {
             Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
             Register::ClockHigh => dword(clock(), 1),
             Register::ClockLow => dword(clock(), 0),
-            Register::Reset | Register::ClearInterrupt(_) | Register::Other => 0,
+            Register::Catastrophic(index) if self.dead => DEATH.get(index).copied().unwrap_or(0),
+            Register::Catastrophic(_) | Register::Reset | Register::ClearInterrupt(_) | Register::Other => 0,
         }
     }
 
@@ -81,7 +93,7 @@ impl Registers {
         match register {
             Register::Command(offset) => {
                 self.command[offset / 4] = value;
-                offset == hcr::DOORBELL && Doorbell::from(value).go()
+                offset == hcr::DOORBELL && Doorbell::from(value).go() && !self.dead
             }
             Register::Ownership => {
                 self.owned = value != 0;
