@@ -204,7 +204,11 @@ impl Hca {
         let Ok(place) = usize::try_from(offset) else {
             return;
         };
-        if page >= UAR_PAGES || self.firmware.init.is_none() {
+        let Some(init) = &self.firmware.init else {
+            return;
+        };
+        if page >= UAR_PAGES.min(1 << init.log_uars.get()) {
+            log::debug!("a doorbell in UAR page {page}, which INIT_HCA does not name");
             return;
         }
         self.core.counters.doorbells += 1;
@@ -310,6 +314,7 @@ impl Hca {
 
     /// Does what is due.
     pub(crate) fn tick(&mut self) {
+        self.report_ends();
         while let Some(&(due, qpn)) = self.core.timers.first() {
             if due > self.core.now {
                 break;
