@@ -125,10 +125,10 @@ impl Hca {
             event.out_param = result.into();
             let due = self.core.now + Duration::from_micros(self.core.rng.below(LATEST_END));
             self.firmware.ends.push((due, event));
-            self.report_ends();
         }
         let reads = self.core.rng.below(MOST_BUSY_READS + 1);
         self.registers.stay_busy(u8::try_from(reads).unwrap_or(0));
+        self.report_ends();
     }
 
     /// Reports the commands whose time has come.
@@ -140,6 +140,10 @@ impl Hca {
             .extract_if(.., |(due, _)| *due <= now)
             .collect();
         ended.sort_by_key(|(due, _)| *due);
+        if !ended.is_empty() && self.firmware.ends.is_empty() {
+            // Who has heard of all its commands need not look: Linux goes back to polling without.
+            self.registers.stay_busy(0);
+        }
         for (_, event) in ended {
             let data = zerocopy::transmute!(event);
             self.core
