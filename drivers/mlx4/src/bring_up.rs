@@ -23,6 +23,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::command::{Command, Commands};
 use crate::event::{self, EventQueue, Events};
 use crate::hca::{Hca, Tables, translate};
+use crate::health::Health;
 use crate::icm::{Icm, Pieces, Profile};
 use crate::multicast::Groups;
 use crate::{Config, Error, pci, special, wait};
@@ -93,7 +94,8 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     pci::reset(&platform, &registers).await?;
 
     let commands = Commands::new(&claim, platform.clone(), Arc::clone(&registers))?;
-    start_firmware(&claim, &commands).await?;
+    let firmware = start_firmware(&claim, &commands).await?;
+    commands.watch(Health::new(&registers, &firmware));
     let cap = query_limits(&commands, config).await?;
     let profile = Profile::new(&cap)?;
     let icm = Icm::map(&claim, &commands, &profile).await?;
@@ -150,7 +152,7 @@ fn map_bar<P: Platform>(platform: &P, index: u8, at_least: usize) -> Result<P::B
 }
 
 /// Finds the firmware out and gives it its memory.
-async fn start_firmware<P: Platform>(claim: &Claim<P>, commands: &Commands<P>) -> Result<(), Error> {
+async fn start_firmware<P: Platform>(claim: &Claim<P>, commands: &Commands<P>) -> Result<QueryFw, Error> {
     let firmware: QueryFw = commands.query(Command::new(Opcode::QUERY_FW)).await?;
     log::info!(
         "firmware {}.{}.{}, command interface {}",
@@ -180,7 +182,7 @@ async fn start_firmware<P: Platform>(claim: &Claim<P>, commands: &Commands<P>) -
         Err(error @ Error::Refused { .. }) => log::warn!("ICM page size: {error}"),
         Err(error) => return Err(error),
     }
-    Ok(())
+    Ok(firmware)
 }
 
 /// Asks for the card's limits and checks those that this driver relies on.

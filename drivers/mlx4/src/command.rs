@@ -8,7 +8,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use hal::{BusAddr, DmaBuffer, Duration, Platform, Registers, fence};
+use hal::{BusAddr, DmaBuffer, Duration, Instant, Platform, Registers, fence};
 use mlx4_hw::command::{CmdStatus, Doorbell, MAILBOX_LEN, Opcode, POLL_TOKEN, hcr};
 use mlx4_hw::regs;
 use spin::{Mutex, Once};
@@ -17,12 +17,26 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::Error;
 use crate::bring_up::Claim;
 use crate::event::Events;
+use crate::health::Health;
 
-/// How long a command may take.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks: at first, and after a while.
+/// How long a command may take, and how long those that end the card's use may (Linux `include/linux/mlx4/cmd.h`,
+/// `MLX4_CMD_TIME_CLASS_A` to `_C`; `fw.c`, `mlx4_CLOSE_HCA`; `port.c`, `mlx4_CLOSE_PORT`).
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+fn deadline_of(opcode: Opcode) -> Duration {
+    match opcode {
+        Opcode::CLOSE_HCA | Opcode::CLOSE_PORT => CLOSE_DEADLINE,
+        _ => DEADLINE,
+    }
+}
+
+/// Between two looks: at first, after a while, and when the firmware is very slow.
 const LOOK_AGAIN: Duration = Duration::from_micros(20);
 const LOOK_SELDOM: Duration = Duration::from_millis(1);
+const LOOK_RARELY: Duration = Duration::from_millis(20);
+/// Firmware that takes longer than this is very slow.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What a command gets.
 pub(crate) enum Input<'a> {
@@ -90,6 +104,7 @@ pub(crate) struct Commands<P: Platform> {
     failed: AtomicBool,
     posting: Mutex<Posting>,
     events: Once<Arc<Events<P>>>,
+    health: Once<Health<P>>,
     by_event: AtomicBool,
 }
 
@@ -122,6 +137,7 @@ impl<P: Platform> Commands<P> {
                 token: 0,
             }),
             events: Once::new(),
+            health: Once::new(),
             by_event: AtomicBool::new(false),
         })
     }
@@ -130,6 +146,25 @@ impl<P: Platform> Commands<P> {
     pub(crate) fn use_events(&self, events: Arc<Events<P>>) {
         self.events.call_once(|| events);
         self.by_event.store(true, Ordering::Release);
+    }
+
+    /// From now on a dead firmware is noticed by its catastrophic error buffer.
+    pub(crate) fn watch(&self, health: Health<P>) {
+        self.health.call_once(|| health);
+    }
+
+    /// Looks at the firmware's health once in a while; gives the card up when it failed, and tells the user.
+    pub(crate) fn check_health(&self) -> Result<(), Error> {
+        let Some(health) = self.health.get() else {
+            return Ok(());
+        };
+        let result = health.check_at_times(self.platform.now());
+        result.inspect_err(|_| {
+            self.fail();
+            if let Some(events) = self.events.get() {
+                events.fail();
+            }
+        })
     }
 
     /// Back to polling, for the time when the event queue goes.
@@ -167,7 +202,8 @@ impl<P: Platform> Commands<P> {
     }
 
     async fn turn(&self, opcode: Opcode) -> Result<Turn<'_, P>, Error> {
-        let deadline = self.platform.now() + DEADLINE;
+        let begin = self.platform.now();
+        let deadline = begin + DEADLINE;
         while self
             .busy
             .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
@@ -179,7 +215,10 @@ impl<P: Platform> Commands<P> {
                     waited: DEADLINE,
                 });
             }
-            self.platform.sleep(LOOK_AGAIN).await;
+            // The command ahead is short, unless firmware is very slow.
+            let slow = self.platform.now().since(begin) >= SLOW;
+            let pause = if slow { LOOK_RARELY } else { LOOK_AGAIN };
+            self.platform.sleep(pause).await;
         }
         let turn = Turn {
             commands: self,
@@ -197,24 +236,24 @@ impl<P: Platform> Commands<P> {
         command: Command<'_>,
     ) -> Result<(Turn<'t, P>, u64), Error> {
         let opcode = command.opcode;
-        let deadline = self.platform.now() + DEADLINE;
-        let timeout = Error::CommandTimeout {
-            opcode,
-            waited: DEADLINE,
-        };
+        let waited = deadline_of(opcode);
+        let begin = self.platform.now();
+        let deadline = begin + waited;
+        let timeout = Error::CommandTimeout { opcode, waited };
         let events = self
             .events
             .get()
             .filter(|_| self.by_event.load(Ordering::Acquire));
         turn.in_flight = true;
+        let mut pause = LOOK_AGAIN;
         while !self.register_free()? {
             if self.platform.now() >= deadline {
                 return Err(timeout);
             }
-            self.platform.sleep(LOOK_AGAIN).await;
+            pause = self.look_again(begin, pause).await;
         }
         let token = self.post(&command, events.is_some());
-        let mut pause = LOOK_AGAIN;
+        pause = LOOK_AGAIN;
         let (status, value) = loop {
             let end = match events {
                 Some(events) => events.take_command(token),
@@ -223,17 +262,31 @@ impl<P: Platform> Commands<P> {
             if let Some(end) = end {
                 break end;
             }
+            if self.has_failed() {
+                return Err(Error::Failed);
+            }
+            self.check_health()?;
             if self.platform.now() >= deadline {
                 return Err(timeout);
             }
-            self.platform.sleep(pause).await;
-            pause = (pause * 2).min(LOOK_SELDOM);
+            pause = self.look_again(begin, pause).await;
         };
         turn.in_flight = false;
         if status != CmdStatus::OK {
             return Err(Error::Refused { opcode, status });
         }
         Ok((turn, value))
+    }
+
+    /// Sleeps between two looks, and returns the next pause: it grows with the time since `begin`.
+    async fn look_again(&self, begin: Instant, pause: Duration) -> Duration {
+        self.platform.sleep(pause).await;
+        let most = if self.platform.now().since(begin) < SLOW {
+            LOOK_SELDOM
+        } else {
+            LOOK_RARELY
+        };
+        (pause * 2).min(most)
     }
 
     fn read(&self, offset: usize) -> u32 {

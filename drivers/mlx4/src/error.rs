@@ -41,6 +41,9 @@ pub enum Error {
         /// What was being done.
         during: &'static str,
     },
+    /// The firmware failed: the first dword of its catastrophic error buffer is not 0.
+    #[error("the firmware failed: its catastrophic error buffer begins with {0:#x}")]
+    Catastrophic(u32),
     /// An earlier failure makes the card unusable until it is started again.
     #[error("the card failed before and is not used any more")]
     Failed,
@@ -93,6 +96,7 @@ impl From<Error> for DeviceError {
                 status: status.0,
             },
             Error::Gone { during } => Self::Failed(during),
+            Error::Catastrophic(_) => Self::Failed("a catastrophic error of the firmware"),
             Error::Failed => Self::Failed("an earlier failure"),
             Error::Owned(_) => Self::Failed("another driver owns the card"),
             Error::Unsupported { what, value } | Error::OutOfRange { what, value } => {

@@ -181,6 +181,13 @@ impl<P: Platform> Events<P> {
         self.failed.load(Ordering::Acquire)
     }
 
+    /// Tells the user that the card failed.
+    pub(crate) fn fail(&self) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            self.keep(DeviceEvent::DeviceFailed);
+        }
+    }
+
     pub(crate) fn take_event(&self) -> Option<DeviceEvent> {
         self.kept.lock().pop_front()
     }
@@ -253,8 +260,7 @@ impl<P: Platform> Events<P> {
             }
             EventType::LOCAL_CATASTROPHIC | EventType::EQ_OVERFLOW => {
                 log::error!("{}: the card failed", entry.event);
-                self.failed.store(true, Ordering::Release);
-                self.keep(DeviceEvent::DeviceFailed);
+                self.fail();
             }
             EventType::COMMUNICATION_ESTABLISHED | EventType::SQ_DRAINED => {
                 log::debug!("{}: {}", entry.event, Qpn(entry.number()));

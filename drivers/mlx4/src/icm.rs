@@ -137,6 +137,8 @@ pub(crate) struct Profile {
     /// Unicast is steered by the group table too.
     unicast_steering: bool,
     log_eqs: u8,
+    /// Event queues that there are contexts for.
+    eqs: u64,
     system_eqs: u16,
     cmpt_entry_len: u64,
     mtt_entry_len: u64,
@@ -187,6 +189,7 @@ impl Profile {
             log_srqs,
             unicast_steering: cap.capabilities.unicast_steering() && cap.capabilities.multicast_steering(),
             log_eqs,
+            eqs,
             system_eqs,
             cmpt_entry_len: u64::from(cap.cmpt_entry_len.get()),
             mtt_entry_len: u64::from(cap.mtt_entry_len.get()),
@@ -241,6 +244,20 @@ impl Profile {
             at += table.len;
         }
         self.total = at;
+    }
+
+    /// The parts of the cMPT that are used, a protection entry for each number of a kind.
+    fn cmpt_windows(&self) -> [Table; 4] {
+        [
+            (CmptKind::Qp, 1 << self.log_qps),
+            (CmptKind::Srq, 1 << self.log_srqs),
+            (CmptKind::Cq, 1 << self.log_cqs),
+            (CmptKind::Eq, self.eqs),
+        ]
+        .map(|(kind, entries)| Table {
+            base: self.cmpt.base + kind.first() * self.cmpt_entry_len,
+            len: (self.cmpt_entry_len * entries).next_multiple_of(PAGE_LEN),
+        })
     }
 
     /// The mailbox that tells the card of it.
@@ -317,19 +334,8 @@ impl<P: Platform> Icm<P> {
             profile.dmpt,
             profile.groups,
         ];
-        let eqs = profile.eqc.len.ilog2() - 7;
-        let windows = [
-            (CmptKind::Qp, u32::from(profile.log_qps)),
-            (CmptKind::Srq, u32::from(profile.log_srqs)),
-            (CmptKind::Cq, u32::from(profile.log_cqs)),
-            (CmptKind::Eq, eqs),
-        ]
-        .map(|(kind, log_entries)| Table {
-            base: profile.cmpt.base + kind.first() * profile.cmpt_entry_len,
-            len: (profile.cmpt_entry_len << log_entries).next_multiple_of(PAGE_LEN),
-        });
         let mut others = Vec::new();
-        for table in whole.iter().chain(&windows) {
+        for table in whole.iter().chain(&profile.cmpt_windows()) {
             let mut pieces = Pieces::new(claim, table.len)?;
             pieces.map(commands, Opcode::MAP_ICM, table.base).await?;
             others.push(pieces);
@@ -416,6 +422,21 @@ mod tests {
             // What INIT_HCA says is what is mapped.
             let init = profile.init_hca();
             prop_assert_eq!((init.qpc.base(), init.qpc.log_entries()), (profile.qpc.base, profile.log_qps));
+        }
+    }
+
+    /// A context of an event queue may have other than 128 bytes.
+    #[test]
+    fn each_event_queue_has_a_protection_entry_whatever_the_size_of_its_context() {
+        for eqc_entry_len in [0x20, 0x40, 0x80, 0x100] {
+            let mut cap = QueryDevCap::new_zeroed();
+            cap.mtt_entry_len = 8.into();
+            cap.cmpt_entry_len = 0x40.into();
+            cap.max_icm = (1 << 40).into();
+            cap.system_eqs = 1024.into();
+            cap.eqc_entry_len = eqc_entry_len.into();
+            let [.., eqs] = Profile::new(&cap).unwrap().cmpt_windows();
+            assert_eq!(eqs.len, 1024 * 0x40, "contexts of {eqc_entry_len:#x} bytes");
         }
     }
 

@@ -31,6 +31,7 @@ mod directed_route;
 mod error;
 mod event;
 mod hca;
+mod health;
 mod icm;
 mod multicast;
 mod pages;

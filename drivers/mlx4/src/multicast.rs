@@ -114,6 +114,8 @@ impl<P: Platform> Hca<P> {
             what: "the index of a multicast group",
             value,
         };
+        // The hash is of 16 bits; what lies above is not defined (Linux `mcg.c`, `mlx4_GID_HASH`; iPXE `MT25408_PRM.h`).
+        let hash = hash & u64::from(u16::MAX);
         let mut index = u32::try_from(hash)
             .ok()
             .filter(|&index| index < HASHED)

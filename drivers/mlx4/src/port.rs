@@ -4,7 +4,7 @@ use hal::Platform;
 use mad::smp::{self, Smp};
 use mad::{Attribute, MAD_LEN, Mad, Method};
 use mlx4_hw::bits::High;
-use mlx4_hw::command::{Opcode, in_modifier, op_modifier};
+use mlx4_hw::command::{CmdStatus, Opcode, in_modifier, op_modifier};
 use mlx4_hw::mad_ifc::MadIfcExtended;
 use mlx4_hw::set_port::{SetPortChange, SetPortIb};
 use verbs::{DatagramSource, Gid, Guid, Lid, PortInfo, PortState};
@@ -14,8 +14,9 @@ use crate::Error;
 use crate::command::Command;
 use crate::hca::Hca;
 
-/// Virtual lanes and MTU that the port offers.
-const VL_CAP: u8 = 8;
+/// Virtual lanes that the port is to offer, and fewer where its buffers do not suffice.
+const VL_CAPS: [u8; 4] = [8, 4, 2, 1];
+/// MTU that the port offers: 4096 bytes.
 const MTU_CAP: u8 = 5;
 
 impl<P: Platform> Hca<P> {
@@ -62,14 +63,33 @@ impl<P: Platform> Hca<P> {
     /// Tells the port what it offers to its subnet manager: what the firmware says it can.
     pub(crate) async fn set_port(&self) -> Result<(), Error> {
         let info: smp::PortInfo = self.attribute(Attribute::PORT_INFO, self.port.into()).await?;
+        // Connections are made by this side's software.
+        let capabilities = info.capabilities.get() | smp::PortCapabilities::CM;
+        let mut result = Ok(());
+        for vl_cap in VL_CAPS {
+            result = self.offer(vl_cap, capabilities).await;
+            // Firmware whose port has no buffers for so many lanes of this MTU says so by either status (Linux `port.c`,
+            // `mlx4_SET_PORT`: both are ENOMEM).
+            if !matches!(
+                result,
+                Err(Error::Refused {
+                    status: CmdStatus::EXCEED_LIM | CmdStatus::BAD_SIZE,
+                    ..
+                })
+            ) {
+                break;
+            }
+        }
+        result
+    }
+
+    async fn offer(&self, vl_cap: u8, capabilities: u32) -> Result<(), Error> {
         let mut set = SetPortIb::new_zeroed();
         set.change = SetPortChange::new()
             .with_change_mtu_cap(true)
             .with_mtu_cap(MTU_CAP)
             .with_change_vl_cap(true)
-            .with_vl_cap(VL_CAP);
-        // Connections are made by this side's software.
-        let capabilities = info.capabilities.get() | smp::PortCapabilities::CM;
+            .with_vl_cap(vl_cap);
         set.capability_mask = capabilities.into();
         let command = Command::new(Opcode::SET_PORT)
             .op(op_modifier::SET_PORT_IB)

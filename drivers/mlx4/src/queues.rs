@@ -156,7 +156,7 @@ impl<P: Platform> Queues<P> {
         let id = if send {
             pair.send.complete(index)
         } else {
-            pair.receive.complete(index)
+            pair.receive.complete()
         };
         let datagram = pair.transport != Transport::Connected;
         let mut completion = Completion {
@@ -266,7 +266,7 @@ impl<P: Platform> QueueSet for Queues<P> {
             Payload::Gather(pieces) => descriptor.put_pieces(pieces),
             Payload::Inline(first, second) => descriptor.put_inline([first, second]),
         }
-        let len = descriptor.len();
+        let len = descriptor.seal();
         let (opcode, imm) = work_queue::opcode(request.op);
         let control = work_queue::control(request, imm);
         pair.send.finish(request.id, opcode, len, control);
@@ -289,7 +289,7 @@ impl<P: Platform> QueueSet for Queues<P> {
         pair.check_room(qp, work_queue::inline_send_len(head.len() + rest.len()))?;
         let mut descriptor = pair.send.begin();
         descriptor.put_inline([head, rest]);
-        let len = descriptor.len();
+        let len = descriptor.seal();
         let control = work_queue::send_control(signalled);
         pair.send.finish(id, WqeOpcode::SEND, len, control);
         Ok(())

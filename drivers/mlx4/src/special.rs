@@ -221,6 +221,7 @@ impl<P: Platform> Management<P> {
         if self.hca.commands.has_failed() {
             return Err(Error::Failed);
         }
+        self.hca.commands.check_health()?;
         self.hca.events.drain(0);
         self.pump();
         loop {
@@ -299,7 +300,7 @@ impl<P: Platform> Management<P> {
             descriptor.put_inline([headers(envelope, smi, psn).as_bytes(), &[]]);
             descriptor.put_pieces(&piece);
             descriptor.put_inline([&[0; ICRC_LEN], &[]]);
-            let len = descriptor.len();
+            let len = descriptor.seal();
             let control = control(envelope, smi);
             pair.send.finish(index as u64, WqeOpcode::SEND, len, control);
         }
@@ -380,8 +381,14 @@ fn headers(envelope: &Envelope, smi: bool, psn: u32) -> UdHeaders {
                 .with_next(NEXT_BTH),
             dlid: envelope.lid.0.into(),
             len: u16::try_from(dwords).unwrap_or(0).into(),
-            // Only used when the destination is permissive; the port's own otherwise.
-            slid: PERMISSIVE_LID.into(),
+            // Taken whole when the destination is permissive. Otherwise the card fills the port's LID in, and takes only
+            // the path bits from here (Linux `hw/mlx4/qp.c`, `build_mlx_header`).
+            slid: if envelope.lid.0 == PERMISSIVE_LID {
+                PERMISSIVE_LID
+            } else {
+                0
+            }
+            .into(),
         },
         transport: BaseTransport {
             opcode: UD_SEND_ONLY,

@@ -189,6 +189,7 @@ impl<B: DmaBuffer> SendQueue<B> {
         Descriptor {
             base: self.at(self.head),
             len: size_of::<ControlSegment>(),
+            heads: [0; MOST_BLOCKS - 1],
             memory: &*self.memory,
         }
     }
@@ -232,16 +233,32 @@ pub(crate) fn low_half(value: u32) -> u16 {
     u16::from_be_bytes([high, low])
 }
 
+/// Blocks of the longest WQE: its size is a number of 6 bits, in units of 16 bytes.
+const MOST_BLOCKS: usize = (1 << 6) * SEGMENT_UNIT / BASIC_BLOCK_LEN;
+
 /// A WQE being built.
+///
+/// The card reads the send queue ahead of the doorbell. It takes every block but a WQE's first for written as soon as the
+/// block's first dword is no [`STAMP`] (Linux `hw/mlx4/qp.c`, `set_data_seg`; rdma-core `providers/mlx4/qp.c`). So these
+/// dwords are kept here until [`seal`](Self::seal).
 pub(crate) struct Descriptor<'a, B: DmaBuffer> {
     memory: &'a B,
     base: usize,
     len: usize,
+    /// First dwords of the blocks behind the first: byte counts and inline headers.
+    heads: [u32; MOST_BLOCKS - 1],
 }
 
 impl<B: DmaBuffer> Descriptor<'_, B> {
     pub(crate) fn put<T: IntoBytes + Immutable>(&mut self, segment: &T) {
-        self.memory.write(self.base + self.len, segment.as_bytes());
+        let (mut at, mut bytes) = (self.base + self.len, segment.as_bytes());
+        if self.len.is_multiple_of(BASIC_BLOCK_LEN)
+            && let Some((head, rest)) = bytes.split_first_chunk()
+        {
+            self.heads[self.len / BASIC_BLOCK_LEN - 1] = u32::from_ne_bytes(*head);
+            (at, bytes) = (at + head.len(), rest);
+        }
+        self.memory.write(at, bytes);
         self.len += size_of::<T>();
     }
 
@@ -278,7 +295,16 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Shows the card the blocks behind the first, the last one first, and returns the WQE's length in bytes.
+    /// [`SendQueue::finish`] must follow.
+    pub(crate) fn seal(self) -> usize {
+        if self.len > BASIC_BLOCK_LEN {
+            fence::publish();
+            for block in (1..self.len.div_ceil(BASIC_BLOCK_LEN)).rev() {
+                let at = self.base + block * BASIC_BLOCK_LEN;
+                self.memory.write_u32(at, self.heads[block - 1]);
+            }
+        }
         self.len
     }
 }
@@ -415,14 +441,13 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
             .write_u32(self.record, regs::swap(u32::from(low_half(self.head))));
     }
 
-    /// The request that the next receive completion is of: receives end in order. `None` when the counter says another
-    /// one or nothing is posted.
-    pub(crate) fn complete(&mut self, counter: u16) -> Option<u64> {
-        let slots = self.posted.len();
-        let slot = self.tail as usize % slots;
-        if self.head == self.tail || usize::from(counter) % slots != slot {
+    /// Returns the request that the next receive completion is of, `None` when none is posted. Receives end in order; the
+    /// completion's own counter means nothing in a flush (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_one`).
+    pub(crate) fn complete(&mut self) -> Option<u64> {
+        if self.head == self.tail {
             return None;
         }
+        let slot = self.tail as usize % self.posted.len();
         self.tail = self.tail.wrapping_add(1);
         Some(self.posted[slot].id)
     }
@@ -488,7 +513,7 @@ mod tests {
     }
 
     fn post(queue: &mut SendQueue<Bytes>, id: u64) {
-        let len = queue.begin().len();
+        let len = queue.begin().seal();
         queue.finish(id, WqeOpcode::NOP, len, ControlSegment::new_zeroed());
     }
 
@@ -529,8 +554,9 @@ mod tests {
             let mut descriptor = queue.begin();
             descriptor.put(&RemoteAddressSegment::new(1, 2));
             descriptor.put_inline([first, second]);
-            prop_assert_eq!(descriptor.len(), needed_len(&request));
-            prop_assert!(descriptor.len() <= queue.stride());
+            let len = descriptor.seal();
+            prop_assert_eq!(len, needed_len(&request));
+            prop_assert!(len <= queue.stride());
             // Read it back as a card does.
             let wqe = memory.range(queue.at(0), queue.stride());
             let (mut at, mut read) = (32, Vec::new());
@@ -567,7 +593,7 @@ mod tests {
             post(&mut send, id.into());
             assert_eq!(send.complete(low_half(id)), Some(id.into()));
             receive.post(id.into(), &[]);
-            assert_eq!(receive.complete(low_half(id)), Some(id.into()));
+            assert_eq!(receive.complete(), Some(id.into()));
         }
         assert_eq!(send.room(), send.depth());
         assert_eq!(

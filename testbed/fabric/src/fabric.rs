@@ -4,15 +4,16 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use hal::Instant;
-use mad::Attribute;
 use mad::smp::{PERMISSIVE_LID, Smp};
+use mad::{Attribute, Header, MgmtClass};
 use verbs::{Lid, Qpn};
 
+use crate::counters::{self, CountedPorts, Counter};
 use crate::faults::FaultInjector;
 use crate::packet::is_multicast;
 use crate::sm::{SM_LID, SubnetManager, management_packet};
 use crate::switch::{Hop, LinkOrder, Switch};
-use crate::{FabricConfig, Manager, Packet};
+use crate::{FabricConfig, Manager, Operation, Packet};
 
 /// A port of the switch, in the order of [`Fabric::add_port`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +28,12 @@ impl PortIndex {
     fn of(number: u8) -> Option<Self> {
         usize::from(number).checked_sub(1).map(Self)
     }
+}
+
+/// Whether a packet is for the agent of the counters.
+fn is_of_counters(packet: &Packet) -> bool {
+    packet.dqpn == Qpn(1)
+        && Header::parse(&packet.payload).is_ok_and(|header| header.class == MgmtClass::PERF)
 }
 
 /// A link between the switch and a card.
@@ -174,18 +181,22 @@ impl Fabric {
         if self.links[from.0] != Link::Up {
             return;
         }
+        if let Some(counts) = self.switch.counts(from.number()) {
+            counts.received(&packet);
+        }
         let here = self.switch.lid();
         match packet.dlid {
             Lid(PERMISSIVE_LID) if packet.dqpn != Qpn(0) => {}
             Lid(PERMISSIVE_LID) => self.manage(now, from.number(), &packet),
             lid if lid == here && packet.dqpn == Qpn(0) => self.manage(now, from.number(), &packet),
+            lid if lid == here && is_of_counters(&packet) => self.answer_counters(now, &packet),
             lid if lid == here => {
                 if let Some(manager) = self.manager.as_mut().filter(|_| packet.dqpn == Qpn(1)) {
                     manager.administer(now, from, &packet, &mut self.switch);
                 }
                 self.send_management(now);
             }
-            lid if packet.vl15 => self.forward(now, lid, packet),
+            lid if packet.vl15 => self.relay(now, from, lid, packet),
             _ if !self.switch.carries_data(from.number()) => {
                 log::debug!("switch: port {} carries no data yet", from.number());
             }
@@ -195,8 +206,43 @@ impl Fabric {
                     self.leave(now, port, packet.clone());
                 }
             }
-            lid => self.forward(now, lid, packet),
+            lid => self.relay(now, from, lid, packet),
         }
+    }
+
+    /// Sends a packet that came by a port on towards a LID.
+    fn relay(&mut self, now: Instant, from: PortIndex, lid: Lid, packet: Packet) {
+        if self.switch.towards(lid).is_none()
+            && let Some(counts) = self.switch.counts(from.number())
+        {
+            counts.count(Counter::RelayErrors);
+        }
+        self.forward(now, lid, packet);
+    }
+
+    /// Answers who asks for the switch's counters.
+    fn answer_counters(&mut self, now: Instant, packet: &Packet) {
+        let Operation::Datagram { source, qkey, .. } = packet.operation else {
+            return;
+        };
+        let mad = packet.payload.as_slice().try_into().ok();
+        let Some(answer) = mad.and_then(|mad| counters::answer(&mut self.switch, mad)) else {
+            return;
+        };
+        let answer = Packet {
+            slid: packet.dlid,
+            dlid: packet.slid,
+            dqpn: source,
+            grh: None,
+            operation: Operation::Datagram {
+                qkey,
+                source: Qpn(1),
+                imm: None,
+            },
+            payload: answer.to_vec(),
+            ..packet.clone()
+        };
+        self.forward(now, packet.slid, answer);
     }
 
     /// Sends a packet on towards a LID.
@@ -210,10 +256,19 @@ impl Fabric {
     /// Lets a packet out by a port of the switch, if there is a link and, for data, if it is open.
     fn leave(&mut self, now: Instant, port: u8, packet: Packet) {
         let Some(to) = PortIndex::of(port).filter(|to| self.links.get(to.0) == Some(&Link::Up)) else {
+            self.discard(port);
             return;
         };
         if packet.vl15 || self.switch.carries_data(port) {
             self.carry(now, to, packet);
+        } else {
+            self.discard(port);
+        }
+    }
+
+    fn discard(&mut self, port: u8) {
+        if let Some(counts) = self.switch.counts(port) {
+            counts.count(Counter::Discards);
         }
     }
 
@@ -337,6 +392,9 @@ impl Fabric {
     }
 
     fn carry(&mut self, now: Instant, to: PortIndex, packet: Packet) {
+        if let Some(counts) = self.switch.counts(to.number()) {
+            counts.sent(&packet);
+        }
         let verdict = self.faults.judge();
         let delay = self.config.latency + verdict.late_by;
         for _ in 1..verdict.copies {

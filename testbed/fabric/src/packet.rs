@@ -34,6 +34,26 @@ pub struct Packet {
     pub payload: Vec<u8>,
 }
 
+impl Packet {
+    /// Bytes that it takes on a link, from its local route header to its invariant CRC (IBA 1.3, 7.7, 9.3).
+    #[must_use]
+    pub fn wire_len(&self) -> u64 {
+        const LOCAL_ROUTE: usize = 8;
+        const GLOBAL_ROUTE: usize = 40;
+        const BASE_TRANSPORT: usize = 12;
+        const INVARIANT_CRC: usize = 4;
+        let route = LOCAL_ROUTE + if self.grh.is_some() { GLOBAL_ROUTE } else { 0 };
+        let payload = self.payload.len().next_multiple_of(4);
+        (route + BASE_TRANSPORT + self.operation.header_len() + payload + INVARIANT_CRC) as u64
+    }
+
+    /// Whether it is for a multicast group.
+    #[must_use]
+    pub fn is_multicast(&self) -> bool {
+        is_multicast(self.dlid)
+    }
+}
+
 /// The global route header, as far as receivers see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grh {
@@ -221,6 +241,32 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Bytes of its extended transport headers (IBA 1.3, 9.3).
+    fn header_len(&self) -> usize {
+        const IMMEDIATE: usize = 4;
+        const INVALIDATE: usize = 4;
+        const REMOTE_RANGE: usize = 16;
+        const ATOMIC: usize = 28;
+        const ACKNOWLEDGE: usize = 4;
+        const ORIGINAL: usize = 8;
+        const DATAGRAM: usize = 8;
+        let optional = |there: bool, len| if there { len } else { 0 };
+        match self {
+            Self::Send { imm, invalidate, .. } => {
+                optional(imm.is_some(), IMMEDIATE) + optional(invalidate.is_some(), INVALIDATE)
+            }
+            Self::Write { to, imm, .. } => {
+                optional(to.is_some(), REMOTE_RANGE) + optional(imm.is_some(), IMMEDIATE)
+            }
+            Self::ReadRequest(_) => REMOTE_RANGE,
+            Self::ReadResponse { place, .. } => optional(*place != Place::Middle, ACKNOWLEDGE),
+            Self::Atomic { .. } => ATOMIC,
+            Self::AtomicResponse { .. } => ACKNOWLEDGE + ORIGINAL,
+            Self::Ack { .. } => ACKNOWLEDGE,
+            Self::Datagram { imm, .. } => DATAGRAM + optional(imm.is_some(), IMMEDIATE),
+        }
+    }
+
     /// Whether it is addressed to a requester, not to a responder.
     #[must_use]
     pub fn is_response(&self) -> bool {

@@ -9,6 +9,7 @@ mod agent;
 mod link_trap;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use hal::Instant;
 use mad::smp::{
@@ -19,6 +20,7 @@ use verbs::{Gid, Guid, Lid, PKey};
 use zerocopy::big_endian::{U16, U32, U64};
 
 use self::link_trap::LinkTrap;
+use crate::counters::{CountedPorts, Counter, PortCounts};
 use crate::packet::FIRST_MLID;
 
 /// External ports that there are at least, as of the usual switch of one chip.
@@ -55,6 +57,7 @@ struct Port {
     info: PortInfo,
     pkeys: [U16; PKEYS as usize],
     sl_to_vl: [u8; 8],
+    counts: PortCounts,
     /// A manager keeps the link down.
     disabled: bool,
     /// What a manager wants of the link and was not done yet.
@@ -151,6 +154,9 @@ impl Switch {
         let Some(state) = self.ports.get_mut(usize::from(port)) else {
             return;
         };
+        if !up && state.info.phys.state() == PHYS_LINK_UP {
+            state.counts.count(Counter::LinkDowned);
+        }
         let (logical, physical) = if up {
             (PortStateBits::INIT, PHYS_LINK_UP)
         } else if state.disabled {
@@ -361,9 +367,20 @@ impl Port {
             info,
             pkeys,
             sl_to_vl: [0x01, 0x23, 0x45, 0x67, 0x01, 0x23, 0x45, 0x67],
+            counts: PortCounts::default(),
             disabled: false,
             order: None,
         }
+    }
+}
+
+impl CountedPorts for Switch {
+    fn numbers(&self) -> RangeInclusive<u8> {
+        1..=u8::try_from(self.ports.len() - 1).unwrap_or(u8::MAX - 1)
+    }
+
+    fn counts(&mut self, port: u8) -> Option<&mut PortCounts> {
+        self.ports.get_mut(usize::from(port)).map(|port| &mut port.counts)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use fabric::{Fabric, FabricConfig, Manager, Operation, Packet, PortIndex, SM_LID, Service};
 use hal::{Duration, Instant};
+use mad::pma::{self, PortCounters, PortCountersExt};
 use mad::sa::{
     NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, mc_member_mask, node_record_mask, path_record_mask,
     port_info_record_mask,
@@ -10,7 +11,7 @@ use mad::smp::{
     LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PortInfo,
     PortStateBits, SmInfo, SmState, Smp, SwitchInfo, TRAP_LINK_STATE, attribute, data_of,
 };
-use mad::{Attribute, Method, Status};
+use mad::{Attribute, Header, Method, MgmtClass, Status};
 use verbs::{Gid, Guid, Lid, PKey, Psn, QKey, Qpn};
 
 fn guid(port: PortIndex) -> Guid {
@@ -644,4 +645,80 @@ fn a_manager_disables_enables_and_retrains_links_at_the_switch() {
     assert_eq!(port_state(&mut fabric, now, 2), PortStateBits::INIT);
     // A port that nobody is at.
     assert_eq!(order(&mut fabric, now, 7, down, POLLING), []);
+}
+
+/// Asks the switch for a port's counters, as `perfquery` does.
+fn counters<T>(fabric: &mut Fabric, now: Instant, method: Method, attribute: Attribute, of: &T) -> T
+where
+    T: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable + zerocopy::KnownLayout,
+{
+    let mut mad = SaMad::request(method, attribute, 0, &[0_u8; 0], 1).to_mad();
+    mad[1] = MgmtClass::PERF.0;
+    mad[2] = 1;
+    mad[pma::DATA..].fill(0);
+    mad[pma::DATA..pma::DATA + size_of::<T>()].copy_from_slice(of.as_bytes());
+    let request = Packet {
+        payload: mad.to_vec(),
+        ..request_packet(0, &SaMad::request(method, attribute, 0, &[0_u8; 0], 1))
+    };
+    fabric.send(now, PortIndex(0), request);
+    let (port, packet) = fabric.next(now).expect("an answer");
+    assert_eq!((port.0, packet.dqpn), (0, Qpn(1)));
+    let answered = Header::parse(&packet.payload).unwrap();
+    assert_eq!(
+        (answered.status(), answered.method),
+        (Status::OK, Method::GET_RESP)
+    );
+    T::read_from_prefix(&packet.payload[pma::DATA..]).unwrap().0
+}
+
+#[test]
+fn the_switch_counts_what_passes_its_ports() {
+    let (mut fabric, now) = subnet(2);
+    let small = |port| PortCounters {
+        port,
+        ..PortCounters::default()
+    };
+    let wide = |port| PortCountersExt {
+        port,
+        ..PortCountersExt::default()
+    };
+    let (get, set) = (Method::GET, Method::SET);
+    let clear = PortCounters {
+        select: 0xffff.into(),
+        ..small(0xff)
+    };
+    let cleared = counters(&mut fabric, now, set, Attribute::PORT_COUNTERS, &clear);
+    assert_eq!(cleared.xmit_packets.get(), 0);
+    let before = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS_EXT, &wide(2));
+    // A datagram of 256 bytes with all headers from port 0 to port 1.
+    let sent = Packet {
+        dlid: Lid(3),
+        ..request_packet(0, &SaMad::request(get, Attribute::NODE_RECORD, 0, &[0_u8; 0], 1))
+    };
+    fabric.send(now, PortIndex(0), sent.clone());
+    assert_eq!(fabric.next(now).map(|(port, _)| port), Some(PortIndex(1)));
+    let out = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS, &small(2));
+    // Local route, base transport and datagram headers, and the checksum.
+    assert_eq!(out.xmit_data.get() * 4, 8 + 12 + 8 + 256 + 4);
+    assert_eq!((out.xmit_packets.get(), out.rcv_packets.get()), (1, 0));
+    let out = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS_EXT, &wide(2));
+    let passed = out.by_kind[0].get() - before.by_kind[0].get();
+    assert_eq!((passed, out.by_kind[2].get()), (1, 0), "one port, no group");
+    // No route, a port without link, and a link that goes.
+    fabric.send(
+        now,
+        PortIndex(0),
+        Packet {
+            dlid: Lid(99),
+            ..sent.clone()
+        },
+    );
+    let came = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS, &small(1));
+    assert_eq!((came.rcv_relay_errors.get(), came.link_downed), (1, 0));
+    fabric.set_link(now, PortIndex(1), false);
+    let gone = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS, &small(2));
+    assert_eq!(gone.link_downed, 1);
+    let all = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS, &small(0xff));
+    assert_eq!((all.link_downed, all.rcv_relay_errors.get()), (1, 1));
 }

@@ -14,6 +14,8 @@ use crate::machine::{Board, Machine, World};
 
 /// A machine's memory in bytes.
 const MEMORY_LEN: usize = 64 << 20;
+/// Once in so many stores of a processor its card reads ahead in send queues, until a test wants it always.
+const READ_AHEAD: u64 = 64;
 /// A test that takes more virtual time than this does not end.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -25,6 +27,8 @@ struct Shared {
     now: AtomicU64,
     /// When the earliest sleeper wants to be polled again.
     wake_at: AtomicU64,
+    /// Once in so many stores of a processor its card reads ahead.
+    read_ahead: AtomicU64,
     /// Tasks that were spawned and not polled yet.
     spawned: Mutex<Vec<Task>>,
 }
@@ -36,6 +40,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     fn cluster(&self) -> MutexGuard<'_, Cluster> {
         lock(&self.cluster)
+    }
+
+    /// Lets a card read ahead between two stores of its processor.
+    fn stored(&self, node: NodeIndex) {
+        let one_in = self.read_ahead.load(Ordering::Relaxed);
+        // A store by whoever holds the cluster is none of a driver.
+        if let Ok(mut cluster) = self.cluster.try_lock() {
+            cluster.read_ahead(node, self.now(), one_in);
+        }
     }
 }
 
@@ -93,6 +106,7 @@ impl Testbed {
                 cluster: Mutex::new(Cluster::new(config)),
                 now: AtomicU64::new(1),
                 wake_at: AtomicU64::new(u64::MAX),
+                read_ahead: AtomicU64::new(READ_AHEAD),
                 spawned: Mutex::default(),
             }),
             tasks: Vec::new(),
@@ -114,6 +128,12 @@ impl Testbed {
         };
         let host: Arc<dyn Host> = Arc::clone(&board) as _;
         let node = self.world.cluster().add_node(config, host);
+        let world = Arc::downgrade(&self.world);
+        board.memory.on_store(move || {
+            if let Some(world) = world.upgrade() {
+                world.stored(node);
+            }
+        });
         Machine::new(Arc::clone(&self.world) as _, node, board)
     }
 
@@ -127,6 +147,11 @@ impl Testbed {
     pub fn with_cluster<T>(&self, action: impl FnOnce(&mut Cluster, Instant) -> T) -> T {
         let now = self.world.now();
         action(&mut self.world.cluster(), now)
+    }
+
+    /// Has the cards read ahead in their send queues after each store of their processors from now on.
+    pub fn read_ahead_always(&self) {
+        self.world.read_ahead.store(1, Ordering::Relaxed);
     }
 
     /// Runs a task beside whatever [`block_on`](Self::block_on) runs.

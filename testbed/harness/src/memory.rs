@@ -4,7 +4,7 @@
 //! is poisoned. So a driver that frees what its card still uses is found out.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hal::{BusAddr, DmaBuffer};
 use hca_model::DmaError;
@@ -24,6 +24,7 @@ struct Inner {
 /// A machine's memory.
 pub(crate) struct Memory {
     inner: Mutex<Inner>,
+    on_store: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Memory {
@@ -34,6 +35,19 @@ impl Memory {
                 pieces: BTreeMap::new(),
                 violations: 0,
             }),
+            on_store: OnceLock::new(),
+        }
+    }
+
+    /// Calls `action` after each store of the processor, the first action given counting: what the card does between two
+    /// stores.
+    pub(crate) fn on_store(&self, action: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_store.set(Box::new(action));
+    }
+
+    fn stored(&self) {
+        if let Some(action) = self.on_store.get() {
+            action();
         }
     }
 
@@ -142,6 +156,7 @@ impl Buffer {
             "offset {offset:#x} is misaligned for {N} bytes"
         );
         self.with(offset, N, |bytes| bytes.copy_from_slice(&word));
+        self.memory.stored();
     }
 }
 
@@ -163,9 +178,11 @@ impl DmaBuffer for Buffer {
     }
     fn write(&self, offset: usize, from: &[u8]) {
         self.with(offset, from.len(), |bytes| bytes.copy_from_slice(from));
+        self.memory.stored();
     }
     fn fill(&self, offset: usize, len: usize, value: u8) {
         self.with(offset, len, |bytes| bytes.fill(value));
+        self.memory.stored();
     }
     fn read_u32(&self, offset: usize) -> u32 {
         u32::from_le_bytes(self.word(offset))

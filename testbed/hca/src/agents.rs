@@ -1,7 +1,5 @@
 //! The firmware's management agents: subnet management and port counters.
 
-use mad::pma::{self, PortCounters, PortCountersExt};
-use mad::sa::ClassPortInfo;
 use mad::smp::{
     GuidInfo, NodeDescription, NodeInfo, NodeType, PKeyTable, PortInfo, SlToVl, Smp, attribute, data_of,
 };
@@ -11,8 +9,8 @@ use mlx4_hw::eq::{
     EventType, PortAttributes, PortChange, PortEvent, PortManagementChange, PortManagementEvent,
 };
 use verbs::Guid;
+use zerocopy::FromZeros;
 use zerocopy::big_endian::{U16, U32, U64};
-use zerocopy::{FromZeros, IntoBytes};
 
 use crate::core::Core;
 use crate::port::{Changed, TABLE_LEN};
@@ -32,15 +30,13 @@ const SM_KNOWS_SPEEDS: u32 = 1 << 31;
 const MAKERS_PORT_INFO: Attribute = Attribute(0xff90);
 const PKEYS_PER_BLOCK: usize = 32;
 const GUIDS_PER_BLOCK: usize = 8;
-/// PMA ClassPortInfo: the 64-bit counters are there.
-const EXTENDED_COUNTERS: u16 = 0x0200;
 
 /// Answers a datagram for the agents of a port. Nothing when it is not theirs to answer.
 pub(crate) fn answer(core: &mut Core, identity: &Identity, port: u8, mad: &Mad) -> Option<Mad> {
     let header = Header::parse(mad).ok()?;
     match header.class {
         MgmtClass::SUBN_LID | MgmtClass::SUBN_DIRECTED => answer_smp(core, identity, port, mad),
-        MgmtClass::PERF => answer_counters(core, port, mad, header),
+        MgmtClass::PERF => fabric::counters::answer(core, mad),
         _ => None,
     }
 }
@@ -64,13 +60,20 @@ fn answer_smp(core: &mut Core, identity: &Identity, port: u8, mad: &Mad) -> Opti
     Some(smp.into_response(status).to_mad())
 }
 
-/// A block of a table by the attribute modifier.
-fn block<const LEN: usize>(modifier: u32) -> Result<core::ops::Range<usize>, Status> {
-    let first = usize::from(U16::new(u16::try_from(modifier).map_err(|_| Status::BAD_FIELD)?).get()) * LEN;
+/// A block of a table by its number.
+fn block<const LEN: usize>(number: u32) -> Result<core::ops::Range<usize>, Status> {
+    let number = u16::try_from(number).map_err(|_| Status::BAD_FIELD)?;
+    let first = usize::from(number) * LEN;
     if first + LEN > TABLE_LEN {
         return Err(Status::BAD_FIELD);
     }
     Ok(first..first + LEN)
+}
+
+/// The block of the partition table that a modifier names. Its upper half is a port of a switch, and ignored by a channel
+/// adapter (IBA 1.3, 14.2.5.7): `smpquery pkeys` puts one there.
+fn pkey_block(modifier: u32) -> Result<core::ops::Range<usize>, Status> {
+    block::<PKEYS_PER_BLOCK>(modifier & 0xffff)
 }
 
 fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<(), Status> {
@@ -92,9 +95,7 @@ fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<()
         }
         Attribute::PKEY_TABLE => {
             let mut table = PKeyTable::default();
-            table
-                .0
-                .copy_from_slice(&port.pkeys[block::<PKEYS_PER_BLOCK>(modifier)?]);
+            table.0.copy_from_slice(&port.pkeys[pkey_block(modifier)?]);
             data_of(&table)
         }
         Attribute::GUID_INFO => {
@@ -151,7 +152,7 @@ fn set(core: &mut Core, identity: &Identity, number: u8, smp: &mut Smp) -> Resul
         Attribute::PKEY_TABLE => {
             let table: PKeyTable = attribute(&smp.data).ok_or(Status::BAD_FIELD)?;
             let port = core.port_mut(number).ok_or(Status::BAD_FIELD)?;
-            let place = &mut port.pkeys[block::<PKEYS_PER_BLOCK>(modifier)?];
+            let place = &mut port.pkeys[pkey_block(modifier)?];
             let changed = *place != table.0;
             place.copy_from_slice(&table.0);
             if changed {
@@ -236,64 +237,4 @@ fn report_management(core: &mut Core, number: u8, subtype: u8, changed: PortAttr
         subtype,
         zerocopy::transmute!(event),
     );
-}
-
-fn answer_counters(core: &Core, number: u8, mad: &Mad, header: Header) -> Option<Mad> {
-    if header.method.is_response() {
-        return None;
-    }
-    let mut out = *mad;
-    let mut response = header;
-    response.method = Method::GET_RESP;
-    let port = core.port(number)?;
-    let (sent, received) = (port.sent, port.received);
-    let known = matches!(header.method, Method::GET | Method::SET);
-    // Counters are in units of four bytes; the small ones stick at their largest value.
-    let small = |value: u64| U32::new(u32::try_from(value).unwrap_or(u32::MAX));
-    let data = &mut out[pma::DATA..];
-    let status = match header.attribute() {
-        _ if !known => Status::BAD_METHOD,
-        Attribute::CLASS_PORT_INFO => put(
-            data,
-            &ClassPortInfo {
-                base_version: 1,
-                class_version: 1,
-                capabilities: U16::new(EXTENDED_COUNTERS),
-                capabilities2_resp_time: U32::new(16),
-                targets: [0; 64],
-            },
-        ),
-        Attribute::PORT_COUNTERS => put(
-            data,
-            &PortCounters {
-                port: number,
-                xmit_data: small(sent.bytes / 4),
-                rcv_data: small(received.bytes / 4),
-                xmit_packets: small(sent.packets),
-                rcv_packets: small(received.packets),
-                ..PortCounters::default()
-            },
-        ),
-        Attribute::PORT_COUNTERS_EXT => put(
-            data,
-            &PortCountersExt {
-                port: number,
-                xmit_data: U64::new(sent.bytes / 4),
-                rcv_data: U64::new(received.bytes / 4),
-                xmit_packets: U64::new(sent.packets),
-                rcv_packets: U64::new(received.packets),
-                ..PortCountersExt::default()
-            },
-        ),
-        _ => Status::BAD_ATTRIBUTE,
-    };
-    response.status = U16::new(status.0);
-    out[..size_of::<Header>()].copy_from_slice(response.as_bytes());
-    Some(out)
-}
-
-fn put(data: &mut [u8], value: &(impl IntoBytes + zerocopy::Immutable)) -> Status {
-    let bytes = value.as_bytes();
-    data[..bytes.len()].copy_from_slice(bytes);
-    Status::OK
 }

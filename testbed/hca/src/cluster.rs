@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fabric::{Fabric, PortIndex};
 use hal::Instant;
+use mlx4_hw::eq::EventType;
 
 use crate::hca::Hca;
 use crate::pci::ConfigEffect;
@@ -12,6 +13,9 @@ use crate::{ClusterConfig, Counters, Host, NodeConfig, NodeIndex, agents};
 
 /// Packets that one call delivers at most; the rest is left for [`Cluster::poll`].
 const WORK_PER_CALL: u32 = 4096;
+
+/// Before one register write in so many the card reads ahead in send queues.
+const READ_AHEAD: u64 = 16;
 
 /// All cards, the fabric and its subnet manager.
 ///
@@ -29,6 +33,7 @@ pub struct Cluster {
     /// By switch port: the node and its port's number.
     attached: Vec<(usize, u8)>,
     recorder: Option<Arc<dyn Recorder>>,
+    seed: u64,
 }
 
 struct Node {
@@ -42,6 +47,7 @@ impl Cluster {
     pub fn new(config: ClusterConfig) -> Self {
         Self {
             nodes: Vec::new(),
+            seed: config.fabric.seed,
             fabric: Fabric::new(config.fabric),
             attached: Vec::new(),
             recorder: None,
@@ -55,8 +61,9 @@ impl Cluster {
 
     /// Adds a card that sits in the machine `host`, and joins its ports to the switch.
     pub fn add_node(&mut self, config: NodeConfig, host: Arc<dyn Host>) -> NodeIndex {
-        let hca = Hca::new(&config, Some(host), self.recorder.clone());
         let index = self.nodes.len();
+        let seed = self.seed.wrapping_add(index as u64);
+        let hca = Hca::new(&config, Some(host), self.recorder.clone(), seed);
         let ports = hca
             .core
             .ports
@@ -72,12 +79,12 @@ impl Cluster {
 
     /// Reads configuration space.
     pub fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
-        self.nodes[node.0].hca.pci.read(offset, into);
+        self.nodes[node.0].hca.read_config(offset, into);
     }
 
     /// Writes configuration space.
     pub fn config_write(&mut self, node: NodeIndex, now: Instant, offset: u16, from: &[u8]) {
-        if self.nodes[node.0].hca.pci.write(offset, from) == ConfigEffect::Reset {
+        if self.hca(node, now).write_config(offset, from) == ConfigEffect::Reset {
             self.reset(node, now);
         }
     }
@@ -94,6 +101,7 @@ impl Cluster {
     /// Writes registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus.
     pub fn bar_write(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, from: &[u8]) {
         let hca = self.hca(node, now);
+        hca.may_read_ahead(READ_AHEAD);
         match bar {
             0 => {
                 hca.write_registers(offset, from);
@@ -152,7 +160,26 @@ impl Cluster {
             .nodes
             .iter()
             .filter_map(|node| node.hca.core.timers.first().map(|(due, _)| *due));
-        timers.chain(self.fabric.deadline()).min()
+        let ends = self.nodes.iter().filter_map(|node| node.hca.firmware.next_end());
+        timers.chain(ends).chain(self.fabric.deadline()).min()
+    }
+
+    /// Has a card read ahead in the send queues that were rung last, once in `one_in` calls on average. It does so by itself
+    /// at times that follow from [`FabricConfig::seed`](fabric::FabricConfig::seed).
+    pub fn read_ahead(&mut self, node: NodeIndex, now: Instant, one_in: u64) {
+        self.hca(node, now).may_read_ahead(one_in);
+    }
+
+    /// Lets a card's firmware die: it takes no command any more and fills its catastrophic error buffer, and reports an event
+    /// if it still can. A reset of the card brings it back.
+    pub fn kill_firmware(&mut self, node: NodeIndex, now: Instant, reports: bool) {
+        let hca = self.hca(node, now);
+        hca.registers.dead = true;
+        if reports {
+            let core = &mut hca.core;
+            core.events
+                .report(&core.memory, EventType::LOCAL_CATASTROPHIC, 0, [0; 24]);
+        }
     }
 
     /// A node's counters.

@@ -1,8 +1,10 @@
 //! What all queue pairs of a card share: memory, queues, ports, and the way out.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use fabric::Packet;
+use fabric::counters::{CountedPorts, PortCounts};
 use hal::Instant;
 use mlx4_hw::cq::Cqe;
 
@@ -11,6 +13,7 @@ use crate::cq::CompletionQueues;
 use crate::eq::EventQueues;
 use crate::memory::Memory;
 use crate::port::Port;
+use crate::rng::Rng;
 use crate::srq::SharedQueues;
 
 /// Everything of a card but its queue pairs and its firmware.
@@ -28,6 +31,17 @@ pub(crate) struct Core {
     /// Queue pairs with something to do now.
     pub(crate) ready: VecDeque<u32>,
     pub(crate) counters: Counters,
+    pub(crate) rng: Rng,
+}
+
+impl CountedPorts for Core {
+    fn numbers(&self) -> RangeInclusive<u8> {
+        1..=u8::try_from(self.ports.len()).unwrap_or(1)
+    }
+
+    fn counts(&mut self, port: u8) -> Option<&mut PortCounts> {
+        self.port_mut(port).map(|port| &mut port.counts)
+    }
 }
 
 impl Core {
@@ -49,7 +63,7 @@ impl Core {
             );
             return;
         }
-        state.count_sent(packet.payload.len());
+        state.counts.sent(&packet);
         self.counters.packets_sent += 1;
         self.counters.bytes_sent += packet.payload.len() as u64;
         self.outgoing.push_back((port, packet));

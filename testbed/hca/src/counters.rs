@@ -17,10 +17,10 @@ pub struct Counters {
     pub bytes_received: u64,
     /// Packets sent again after a timeout or a NAK.
     pub retransmitted: u64,
-    /// Reads of the node's memory.
+    /// Reads of the node's memory, but for those of send queues ahead of their doorbell.
     pub dma_reads: u64,
     /// Writes to the node's memory.
     pub dma_writes: u64,
-    /// MSI-X messages.
+    /// MSI-X messages, and events that asked for the interrupt pin.
     pub interrupts: u64,
 }

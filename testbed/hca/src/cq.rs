@@ -155,8 +155,10 @@ impl CompletionQueues {
         true
     }
 
-    /// Moves a queue to another buffer: the old one ends with an entry that says so. False when what is in the queue
-    /// does not fit the new size, or there is no such queue.
+    /// Moves a queue to another buffer: the old one ends with an entry that says so, which takes a producer index like
+    /// every other. Software copies each entry before it to the place behind its own and goes on one further (rdma-core
+    /// `providers/mlx4/cq.c`, `mlx4_cq_resize_copy_cqes`). False when the old size has no entry left for it, when the new
+    /// one does not hold what is in the queue and this one, or when there is no such queue.
     pub(crate) fn resize(
         &mut self,
         memory: &Memory,
@@ -171,19 +173,17 @@ impl CompletionQueues {
             .get();
         let pending = queue.ahead_of(queue.producer, queue.consumer);
         let entries = 1_u32 << wanted.size.log_size().min(24);
-        if pending >= entries {
+        if pending >= entries.min(queue.entries()) {
             return Ok(false);
         }
         let mut last = Cqe::new_zeroed();
         last.owner = CqeOwner::new().with_opcode(CQE_OPCODE_RESIZE);
-        let producer = queue.producer;
         queue.write(memory, last)?;
-        queue.producer = producer;
         queue.context.size = queue.context.size.with_log_size(wanted.size.log_size());
         queue.context.buffer = wanted.buffer;
         queue.context.page_offset = wanted.page_offset;
         queue.ring = ring_of(&queue.context);
-        fill_for(memory, queue.ring, entries, producer)?;
+        fill_for(memory, queue.ring, entries, queue.producer)?;
         Ok(true)
     }
 

@@ -22,6 +22,8 @@ const GRH_LEN: u32 = 40;
 const LONGEST_HEADERS: u32 = 80;
 /// Next header of a GRH: a base transport header (IBA 1.3, 8.3.3).
 const GRH_NEXT_TRANSPORT: u8 = 0x1b;
+/// Bits of a LID that may tell paths to one port apart: the largest LMC is 7.
+const PATH_BITS: u16 = 0x7f;
 
 impl QueuePair {
     /// Sends a datagram.
@@ -119,7 +121,8 @@ impl QueuePair {
         let slid = if control.flags.slid_from_header() {
             Lid(route.slid.get())
         } else {
-            port.lid()
+            // The lower bits of the given one are path bits (Linux `hw/mlx4/qp.c`, `build_mlx_header`).
+            Lid(port.lid().0 | route.slid.get() & PATH_BITS)
         };
         Some(Packet {
             slid,

@@ -16,16 +16,20 @@ use crate::cq::CompletionQueues;
 use crate::eq::EventQueues;
 use crate::firmware::Firmware;
 use crate::memory::Memory;
-use crate::pci::{BAR0_SIZE, ConfigSpace};
+use crate::pci::{BAR0_SIZE, ConfigEffect, ConfigSpace};
+use crate::pin::PIN;
 use crate::port::Port;
 use crate::qp::QueuePair;
 use crate::registers::{Register, Registers};
+use crate::rng::Rng;
 use crate::srq::SharedQueues;
 use crate::trace::{Doorbell, Event, Recorder, Tracer};
 use crate::{Counters, Host, NodeConfig, agents};
 
 /// Packets that one doorbell or turn sends before others have theirs.
 const TURN: u32 = 64;
+/// Queue pairs that are read ahead at any time: those rung last.
+const RUNG: usize = 8;
 /// UAR pages: the area is 4 MB.
 const UAR_PAGES: u64 = 1024;
 
@@ -37,6 +41,8 @@ pub(crate) struct Hca {
     pub(crate) identity: Identity,
     pub(crate) core: Core,
     pub(crate) qps: HashMap<u32, QueuePair>,
+    /// The queue pairs whose send doorbell was rung last.
+    rung: VecDeque<u32>,
     /// The upper half of a CQ doorbell that comes in two stores, with its UAR page.
     half_doorbell: Option<(u32, u32)>,
 }
@@ -46,6 +52,7 @@ impl Hca {
         config: &NodeConfig,
         host: Option<Arc<dyn Host>>,
         recorder: Option<Arc<dyn Recorder>>,
+        seed: u64,
     ) -> Self {
         let ports = config.ports.clamp(1, 2);
         Self {
@@ -69,8 +76,10 @@ impl Hca {
                 timers: BTreeSet::new(),
                 ready: VecDeque::new(),
                 counters: Counters::default(),
+                rng: Rng::new(seed),
             },
             qps: HashMap::new(),
+            rung: VecDeque::new(),
             half_doorbell: None,
         }
     }
@@ -90,11 +99,13 @@ impl Hca {
         self.soft_reset();
         self.registers = Registers::default();
         self.pci = ConfigSpace::new(u8::try_from(self.core.ports.len()).unwrap_or(1));
+        self.follow_config();
     }
 
     /// Ends all queues and takes the ports down (CLOSE_HCA and every reset).
     pub(crate) fn close(&mut self) {
         self.qps.clear();
+        self.rung.clear();
         self.core.events.reset();
         self.core.completions = CompletionQueues::default();
         self.core.shared = SharedQueues::default();
@@ -149,11 +160,42 @@ impl Hca {
             let register = Register::at(at);
             if register == Register::Reset && value == regs::RESET_VALUE {
                 self.soft_reset();
+            } else if let Register::ClearInterrupt(first) = register {
+                self.clear_interrupt(first, value);
             } else if self.registers.write(register, value) {
                 self.run_command();
             }
         }
         self.fail_with_queues();
+    }
+
+    /// Takes a write to the clear-interrupt register: the pins by their bits, from `first` on.
+    fn clear_interrupt(&self, first: u8, value: u32) {
+        let mask = PIN
+            .checked_sub(first)
+            .and_then(|bit| 1_u32.checked_shl(bit.into()));
+        if mask.is_some_and(|mask| value & mask != 0) {
+            let memory = &self.core.memory;
+            memory.set_pin(memory.pin.set_pending(false));
+        }
+    }
+
+    /// Writes configuration space, and follows what it says of interrupts.
+    pub(crate) fn write_config(&mut self, offset: u16, from: &[u8]) -> ConfigEffect {
+        let effect = self.pci.write(offset, from);
+        self.follow_config();
+        effect
+    }
+
+    /// Reads configuration space.
+    pub(crate) fn read_config(&self, offset: u16, into: &mut [u8]) {
+        self.pci.read(offset, into, self.core.memory.pin.is_pending());
+    }
+
+    fn follow_config(&self) {
+        let memory = &self.core.memory;
+        let (messages, disabled) = (self.pci.has_messages(), self.pci.pin_is_disabled());
+        memory.set_pin(memory.pin.configure(messages, disabled));
     }
 
     /// Takes a write to BAR 2.
@@ -162,7 +204,11 @@ impl Hca {
         let Ok(place) = usize::try_from(offset) else {
             return;
         };
-        if page >= UAR_PAGES || self.firmware.init.is_none() {
+        let Some(init) = &self.firmware.init else {
+            return;
+        };
+        if page >= UAR_PAGES.min(1 << init.log_uars.get()) {
+            log::debug!("a doorbell in UAR page {page}, which INIT_HCA does not name");
             return;
         }
         self.core.counters.doorbells += 1;
@@ -219,6 +265,10 @@ impl Hca {
             return;
         }
         qp.requester.ring();
+        if !self.rung.contains(&qpn) {
+            self.rung.truncate(RUNG - 1);
+            self.rung.push_front(qpn);
+        }
         if qp.pump(&mut self.core, TURN) {
             self.core.ready.push_back(qpn);
         }
@@ -250,8 +300,21 @@ impl Hca {
         true
     }
 
+    /// Reads the sends of the queue pairs that were rung last ahead of their doorbells, once in `one_in` calls.
+    pub(crate) fn may_read_ahead(&mut self, one_in: u64) {
+        if !self.core.rng.one_in(one_in) {
+            return;
+        }
+        for qpn in &self.rung {
+            if let Some(qp) = self.qps.get_mut(qpn) {
+                qp.read_ahead(&self.core);
+            }
+        }
+    }
+
     /// Does what is due.
     pub(crate) fn tick(&mut self) {
+        self.report_ends();
         while let Some(&(due, qpn)) = self.core.timers.first() {
             if due > self.core.now {
                 break;
@@ -269,7 +332,7 @@ impl Hca {
         let Some(port) = self.core.port_mut(number) else {
             return;
         };
-        port.count_received(packet.payload.len());
+        port.counts.received(&packet);
         let active = port.is_active();
         self.core.counters.packets_received += 1;
         self.core.counters.bytes_received += packet.payload.len() as u64;

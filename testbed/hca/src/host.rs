@@ -40,4 +40,10 @@ pub trait Host: Send + Sync {
 
     /// Sends MSI-X message `vector`. Masking and the pending bits are the machine's.
     fn raise(&self, vector: u16);
+
+    /// Asserts or deasserts the interrupt pin, which stands in for MSI-X messages while these are off. A machine without the
+    /// line need not do anything.
+    fn set_pin(&self, asserted: bool) {
+        let _ = asserted;
+    }
 }

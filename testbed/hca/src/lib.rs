@@ -22,7 +22,7 @@
 //!
 //! * Ethernet ports and RoCE, and with them LSO, checksums, VLANs, RSS and flow steering.
 //! * SR-IOV, XRC, memory windows, alternate paths and their migration, BlueFlame, time stamps in completions, entries of 64
-//!   bytes, INTx (the clear-interrupt register is there and does nothing).
+//!   bytes.
 //! * Contexts lie in the model, not in ICM: software must map the pages, as the hardware demands, but never finds anything in
 //!   them. The dMPT, the MTT and the multicast table do lie there and are read at every use.
 //! * Moderation of completions is kept and not obeyed. Static rates, service levels and virtual lanes have no effect.
@@ -46,11 +46,13 @@ mod host;
 mod icm;
 mod memory;
 mod pci;
+mod pin;
 mod port;
 mod qp;
 mod registers;
 mod requester;
 mod responder;
+mod rng;
 mod srq;
 pub mod trace;
 mod wqe;

@@ -9,6 +9,7 @@ use mlx4_hw::mtt::{ENTRY_LEN, MttEntry};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::icm::IcmMap;
+use crate::pin::Pin;
 use crate::trace::{Direction, Event, Purpose, Tracer};
 use crate::{DmaError, Host};
 
@@ -69,6 +70,7 @@ pub(crate) struct Memory {
     pub(crate) icm: IcmMap,
     pub(crate) tables: Tables,
     pub(crate) tracer: Tracer,
+    pub(crate) pin: Pin,
     reads: Cell<u64>,
     writes: Cell<u64>,
 }
@@ -80,6 +82,7 @@ impl Memory {
             icm: IcmMap::default(),
             tables: Tables::default(),
             tracer,
+            pin: Pin::default(),
             reads: Cell::new(0),
             writes: Cell::new(0),
         }
@@ -93,6 +96,7 @@ impl Memory {
     pub(crate) fn reset(&mut self) {
         self.icm = IcmMap::default();
         self.tables = Tables::default();
+        self.set_pin(self.pin.set_pending(false));
     }
 
     /// DMA reads and writes made so far.
@@ -100,10 +104,24 @@ impl Memory {
         (self.reads.get(), self.writes.get())
     }
 
+    /// Interrupts the node: by a message, or by the pin while MSI-X is off.
     pub(crate) fn raise(&self, vector: u16) {
+        if !self.pin.has_messages() {
+            self.set_pin(self.pin.set_pending(true));
+            return;
+        }
         self.tracer.record(|| Event::Interrupt { vector });
         if let Some(host) = &self.host {
             host.raise(vector);
+        }
+    }
+
+    /// Tells the node of the pin's new level, if there is one.
+    pub(crate) fn set_pin(&self, changed: Option<bool>) {
+        let Some(asserted) = changed else { return };
+        self.tracer.record(|| Event::Pin { asserted });
+        if let Some(host) = &self.host {
+            host.set_pin(asserted);
         }
     }
 
@@ -254,6 +272,14 @@ impl Memory {
         self.over_pages(mtt, log_page, ring.offset + at, len, |bus, range| {
             self.read(purpose, bus, &mut into[range])
         })
+    }
+
+    /// Reads from a queue's buffer what may never be used; the counters leave it out.
+    pub(crate) fn read_ahead(&self, ring: RingMemory, at: u64, into: &mut [u8]) -> Result<(), AccessError> {
+        let counted = self.reads.get();
+        let result = self.ring_read(Purpose::ReadAhead, ring, at, into);
+        self.reads.set(counted);
+        result
     }
 
     /// Writes to a queue's buffer.

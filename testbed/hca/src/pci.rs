@@ -18,6 +18,13 @@ pub(crate) const BAR2_SIZE: u64 = 8 << 20;
 /// MSI-X messages.
 pub(crate) const VECTORS: u16 = 128;
 
+const COMMAND: usize = 0x04;
+/// In the command register's upper byte.
+const INTX_DISABLE: u8 = 0x04;
+const STATUS: usize = 0x06;
+const INTERRUPT_STATUS: u8 = 0x08;
+/// In the upper byte of MSI-X's control.
+const MSIX_ENABLE: u8 = 0x80;
 const PM: usize = 0x40;
 const VPD: usize = 0x48;
 const PCIE: usize = 0x60;
@@ -54,8 +61,8 @@ impl ConfigSpace {
 
     fn header(&mut self, ports: u8) {
         self.set(0x00, &[0xb3, 0x15, 0x03, 0x10]); // 15b3:1003
-        self.allow(0x04, &[0x46, 0x05]); // memory, bus master, parity, SERR, INTx disable
-        self.set(0x06, &[0x10, 0x00]); // capability list
+        self.allow(COMMAND, &[0x46, 0x05]); // memory, bus master, parity, SERR, INTx disable
+        self.set(STATUS, &[0x10, 0x00]); // capability list
         self.set(0x09, &[0x00, 0x07, 0x02]); // class 0x020700: InfiniBand
         self.allow(0x0c, &[0xff]); // cache line size
         self.set(0x10, &[0x04, 0, 0, 0]); // BAR 0: 64-bit memory
@@ -95,11 +102,24 @@ impl ConfigSpace {
         self.set(PCIE + 0x30, &[0x03]);
     }
 
-    /// Copies bytes out; those behind the space read as ones.
-    pub(crate) fn read(&self, offset: u16, into: &mut [u8]) {
+    /// Copies bytes out; those behind the space read as ones. `interrupt` is the status of the interrupt pin.
+    pub(crate) fn read(&self, offset: u16, into: &mut [u8], interrupt: bool) {
         for (at, byte) in (usize::from(offset)..).zip(into) {
             *byte = self.bytes.get(at).copied().unwrap_or(0xff);
+            if at == STATUS && interrupt {
+                *byte |= INTERRUPT_STATUS;
+            }
         }
+    }
+
+    /// Whether MSI-X is enabled.
+    pub(crate) fn has_messages(&self) -> bool {
+        self.bytes[MSIX + 3] & MSIX_ENABLE != 0
+    }
+
+    /// Whether the command register keeps the interrupt pin from being asserted.
+    pub(crate) fn pin_is_disabled(&self) -> bool {
+        self.bytes[COMMAND + 1] & INTX_DISABLE != 0
     }
 
     /// Stores the bits that software may change.
@@ -136,7 +156,7 @@ mod tests {
 
     fn dword(space: &ConfigSpace, offset: u16) -> u32 {
         let mut bytes = [0; 4];
-        space.read(offset, &mut bytes);
+        space.read(offset, &mut bytes, false);
         u32::from_le_bytes(bytes)
     }
 
@@ -144,12 +164,12 @@ mod tests {
     fn capability_chain_is_that_of_real_boards() {
         let space = ConfigSpace::new(2);
         let mut byte = [0];
-        space.read(0x34, &mut byte);
+        space.read(0x34, &mut byte, false);
         let mut found = Vec::new();
         let mut at = byte[0];
         while at != 0 {
             let mut cap = [0; 2];
-            space.read(u16::from(at), &mut cap);
+            space.read(u16::from(at), &mut cap, false);
             found.push((at, cap[0]));
             at = cap[1];
         }
@@ -185,7 +205,7 @@ mod tests {
     fn accesses_past_the_end_are_harmless() {
         let mut space = ConfigSpace::new(1);
         let mut bytes = [0; 8];
-        space.read(4092, &mut bytes);
+        space.read(4092, &mut bytes, false);
         assert_eq!(bytes[4..], [0xff; 4]);
         assert_eq!(space.write(u16::MAX, &[1, 2, 3, 4]), ConfigEffect::None);
     }

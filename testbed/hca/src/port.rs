@@ -1,5 +1,6 @@
 //! A port: its state, addresses and tables, as subnet management sees and sets them.
 
+use fabric::counters::{Counter, PortCounts};
 use fabric::{Grh, Packet};
 use mad::smp::{
     LinkWidth, MtuAndSl, Nibbles, PortCapabilities, PortInfo, PortPhys, PortStateBits, SpeedState,
@@ -23,13 +24,6 @@ const SPEEDS: u8 = 7;
 const SPEED_QDR: u8 = 4;
 /// FDR, among the extended speeds.
 const SPEED_FDR: u8 = 1;
-
-/// Traffic through a port.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Traffic {
-    pub(crate) packets: u64,
-    pub(crate) bytes: u64,
-}
 
 /// What a change of PortInfo is reported as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +53,7 @@ pub(crate) struct Port {
     /// GUIDs beyond the port's own, which is entry 0.
     pub(crate) guids: [U64; TABLE_LEN],
     pub(crate) sl_to_vl: [u8; 8],
-    pub(crate) sent: Traffic,
-    pub(crate) received: Traffic,
+    pub(crate) counts: PortCounts,
 }
 
 impl Port {
@@ -76,8 +69,7 @@ impl Port {
             pkeys: [U16::ZERO; TABLE_LEN],
             guids: [U64::ZERO; TABLE_LEN],
             sl_to_vl: [0; 8],
-            sent: Traffic::default(),
-            received: Traffic::default(),
+            counts: PortCounts::default(),
         };
         port.reset();
         port
@@ -87,6 +79,7 @@ impl Port {
     pub(crate) fn reset(&mut self) {
         self.enabled = false;
         self.bounced = false;
+        self.counts = PortCounts::default();
         self.pkeys = [U16::ZERO; TABLE_LEN];
         self.pkeys[0] = U16::new(PKey::DEFAULT.0);
         self.guids = [U64::ZERO; TABLE_LEN];
@@ -192,16 +185,6 @@ impl Port {
         self.is_active() || (packet.vl15 && self.link_is_up())
     }
 
-    pub(crate) fn count_sent(&mut self, bytes: usize) {
-        self.sent.packets += 1;
-        self.sent.bytes += bytes as u64;
-    }
-
-    pub(crate) fn count_received(&mut self, bytes: usize) {
-        self.received.packets += 1;
-        self.received.bytes += bytes as u64;
-    }
-
     /// Software starts or stops the port. Says whether it thereby left ACTIVE.
     pub(crate) fn enable(&mut self, enabled: bool) -> bool {
         self.enabled = enabled;
@@ -220,6 +203,9 @@ impl Port {
         let up = self.link_is_up();
         if up && self.state() != PortStateBits::DOWN {
             return false;
+        }
+        if self.state() != PortStateBits::DOWN && !up {
+            self.counts.count(Counter::LinkDowned);
         }
         let (state, phys) = if up {
             (PortStateBits::INIT, PHYS_LINK_UP)

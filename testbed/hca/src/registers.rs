@@ -7,9 +7,13 @@ use mlx4_hw::regs;
 pub(crate) const CLEAR_INTERRUPT: u64 = 0x3_e000;
 pub(crate) const CATASTROPHIC: u64 = 0x3_f000;
 pub(crate) const CATASTROPHIC_DWORDS: u32 = 0x10;
+const CATASTROPHIC_END: u64 = CATASTROPHIC + CATASTROPHIC_DWORDS as u64 * 4;
 pub(crate) const CLOCK: u64 = 0x3_d000;
 /// The clock's frequency in MHz, as real boards answer it.
 pub(crate) const CLOCK_MHZ: u16 = 427;
+
+/// What the buffer begins with when the firmware has died. Vendors' numbers are not published.
+const DEATH: [u32; 4] = [0x0000_0001, 0x1234_5678, 0, 0xdead_0000];
 
 /// The cells of BAR 0 that have a meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +25,10 @@ pub(crate) enum Register {
     Semaphore,
     ClockHigh,
     ClockLow,
+    /// A dword of the clear-interrupt register: the pins that it is for, from the lowest on.
+    ClearInterrupt(u8),
+    /// A dword of the catastrophic error buffer.
+    Catastrophic(usize),
     /// Anything else: reads as 0, writes have no effect.
     Other,
 }
@@ -38,6 +46,11 @@ impl Register {
             _ if (regs::HCR..regs::HCR + hcr::LEN).contains(&place) => Self::Command(place - regs::HCR),
             _ if offset == CLOCK => Self::ClockHigh,
             _ if offset == CLOCK + 4 => Self::ClockLow,
+            _ if (CATASTROPHIC..CATASTROPHIC_END).contains(&offset) => {
+                Self::Catastrophic(usize::try_from(offset - CATASTROPHIC).unwrap_or(0) / 4)
+            }
+            _ if offset == CLEAR_INTERRUPT => Self::ClearInterrupt(32),
+            _ if offset == CLEAR_INTERRUPT + 4 => Self::ClearInterrupt(0),
             _ => Self::Other,
         }
     }
@@ -47,8 +60,14 @@ impl Register {
 #[derive(Debug, Default)]
 pub(crate) struct Registers {
     pub(crate) command: [u32; hcr::LEN / 4],
+    /// The toggle bit of the last command that was taken.
+    toggle: bool,
+    /// Reads of the doorbell that still find the last command at work.
+    busy: u8,
     owned: bool,
     locked: bool,
+    /// The firmware is dead: it writes what happened into its buffer, and takes no command.
+    pub(crate) dead: bool,
 }
 
 impl Registers {
@@ -63,21 +82,52 @@ impl Registers {
     pub(crate) fn read(&mut self, register: Register, nanos: u64) -> u32 {
         let clock = || u128::from(nanos) * u128::from(CLOCK_MHZ) / 1000;
         match register {
+            Register::Command(hcr::DOORBELL) if self.busy > 0 => {
+                self.busy -= 1;
+                let done = Doorbell::from(self.command[hcr::DOORBELL / 4]);
+                done.with_go(true).into()
+            }
             Register::Command(offset) => self.command[offset / 4],
             Register::Ownership => u32::from(core::mem::replace(&mut self.owned, true)),
             Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
             Register::ClockHigh => dword(clock(), 1),
             Register::ClockLow => dword(clock(), 0),
-            Register::Reset | Register::Other => 0,
+            Register::Catastrophic(index) if self.dead => DEATH.get(index).copied().unwrap_or(0),
+            Register::Catastrophic(_) | Register::Reset | Register::ClearInterrupt(_) | Register::Other => 0,
         }
+    }
+
+    /// Whether a command is taken: by a toggle bit other than the last one's (Linux `cmd.c`, `cmd_pending`).
+    fn takes(&mut self, doorbell: Doorbell) -> bool {
+        if !doorbell.go() || self.dead {
+            return false;
+        }
+        if doorbell.toggle() == self.toggle {
+            log::warn!(
+                "{} is not taken: its toggle bit is the last one's",
+                doorbell.opcode()
+            );
+            return false;
+        }
+        self.toggle = doorbell.toggle();
+        true
+    }
+
+    /// Lets the next reads of the doorbell find the command that was carried out still at work.
+    pub(crate) fn stay_busy(&mut self, reads: u8) {
+        self.busy = reads;
     }
 
     /// Stores a dword. Says whether it starts a command.
     pub(crate) fn write(&mut self, register: Register, value: u32) -> bool {
         match register {
+            Register::Command(_) if self.busy > 0 => {
+                log::warn!("the command register is written while it is at work");
+                false
+            }
             Register::Command(offset) => {
                 self.command[offset / 4] = value;
-                offset == hcr::DOORBELL && Doorbell::from(value).go()
+                offset == hcr::DOORBELL && self.takes(Doorbell::from(value))
             }
             Register::Ownership => {
                 self.owned = value != 0;

@@ -8,6 +8,7 @@
 //! Every send keeps the sequence numbers of its packets; sending again means moving the cursor back.
 
 mod answers;
+mod read_ahead;
 
 use std::collections::VecDeque;
 
@@ -17,7 +18,7 @@ use mlx4_hw::bits::Low24;
 use mlx4_hw::cq::{Cqe, CqeOwner, Syndrome};
 use mlx4_hw::eq::EventType;
 use mlx4_hw::qp::{QpState, RequesterParameters, Service};
-use mlx4_hw::wqe::{BASIC_BLOCK_LEN, ControlSegment, SEGMENT_UNIT, WqeOpcode};
+use mlx4_hw::wqe::{BASIC_BLOCK_LEN, ControlSegment, LOG_BASIC_BLOCK_LEN, SEGMENT_UNIT, WqeOpcode};
 use verbs::Rkey;
 use zerocopy::{FromBytes, FromZeros};
 
@@ -26,11 +27,14 @@ use crate::fast_register;
 use crate::qp::QueuePair;
 use crate::trace::Purpose;
 use crate::wqe::{Accessor, Malformed, Task, Work, gather, parse};
+use read_ahead::ReadAhead;
 
 /// Packets of one queue pair on the way at most.
 const WINDOW: u32 = 1024;
 /// Sends fetched ahead at most.
 const FETCHED: usize = 256;
+/// After one turn in so many a queue pair reads its sends ahead.
+const READ_AHEAD: u64 = 4;
 /// When a failed queue pair is looked at for receives posted since: at first, and at most once nothing has come for long.
 const FLUSH_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(128));
 
@@ -66,6 +70,7 @@ pub(crate) struct Requester {
     slot: u16,
     /// Whether a doorbell said that there may be more.
     fetching: bool,
+    ahead: ReadAhead,
     next_psn: u32,
     /// Oldest sequence number that is not acknowledged.
     oldest: u32,
@@ -214,6 +219,9 @@ impl QueuePair {
         }
         self.set_timer(core);
         self.report_if_drained(core);
+        if core.rng.one_in(READ_AHEAD) {
+            self.read_ahead(core);
+        }
         more
     }
 
@@ -315,8 +323,15 @@ impl QueuePair {
         true
     }
 
-    /// Reads the send whose first slot is `counter`: its bytes and how many slots it takes. Nothing if it is not ours yet.
-    fn read_wqe(&self, core: &Core, counter: u16) -> Option<(Vec<u8>, u16)> {
+    /// Whether the send queue is read before its doorbell: its slots are of whole chunks, and it may send.
+    fn may_read_ahead(&self) -> bool {
+        let size = self.context.send_queue;
+        self.state == QpState::RTS && u32::from(size.log_stride()) >= LOG_BASIC_BLOCK_LEN
+    }
+
+    /// Reads the send whose first slot is `counter`: its bytes and how many slots it takes. `None` while it is not the
+    /// device's. Chunks that were read ahead are taken as they were then.
+    fn read_wqe(&mut self, core: &Core, counter: u16) -> Option<(Vec<u8>, u16)> {
         let size = self.context.send_queue;
         let stride = 1_usize << size.log_stride();
         let slots = 1_usize << size.log_slots();
@@ -324,25 +339,42 @@ impl QueuePair {
         let at = |slot: usize| (slot % slots * stride) as u64;
         let first = usize::from(counter);
         let mut bytes = vec![0; stride.clamp(SEGMENT_UNIT, BASIC_BLOCK_LEN)];
-        core.memory
-            .ring_read(Purpose::SendWqe, ring, at(first), &mut bytes)
-            .ok()?;
+        match self.requester.ahead.take(at(first)) {
+            Some(chunk) => bytes.copy_from_slice(&chunk),
+            None => core
+                .memory
+                .ring_read(Purpose::SendWqe, ring, at(first), &mut bytes)
+                .ok()?,
+        }
         let (control, _) = ControlSegment::read_from_prefix(&bytes).ok()?;
         if control.owner.pass() != (first & slots != 0) {
             return None;
         }
         let len = usize::from(control.size.units()).max(1) * SEGMENT_UNIT;
         let taken = len.div_ceil(stride);
-        if len > bytes.len() {
-            bytes.resize(taken * stride, 0);
+        let head = bytes.clone();
+        bytes.resize(taken * stride, 0);
+        if len > head.len() {
             for (slot, chunk) in (first..).zip(bytes.chunks_mut(stride)) {
                 core.memory
                     .ring_read(Purpose::SendWqe, ring, at(slot), chunk)
                     .ok()?;
             }
         }
+        bytes[..head.len()].copy_from_slice(&head);
+        self.take_ahead(at(first), &mut bytes);
         bytes.truncate(len);
         Some((bytes, u16::try_from(taken).unwrap_or(1)))
+    }
+
+    /// Replaces the chunks behind a send's first by what was read of them ahead.
+    fn take_ahead(&mut self, start: u64, bytes: &mut [u8]) {
+        let places = (start..).step_by(BASIC_BLOCK_LEN);
+        for (at, chunk) in places.zip(bytes.chunks_exact_mut(BASIC_BLOCK_LEN)).skip(1) {
+            if let Some(ahead) = self.requester.ahead.take(at) {
+                chunk.copy_from_slice(&ahead);
+            }
+        }
     }
 
     /// Does what needs no packet.

@@ -521,7 +521,7 @@ impl QueuePair {
     pub(crate) fn flush_receives(&mut self, core: &mut Core) {
         self.responder.answers.clear();
         if let Some(Message::Send { receive, .. }) = self.responder.message.take() {
-            self.complete_error(core, false, receive.counter, Syndrome::WR_FLUSH_ERR);
+            self.flush_receive(core, receive.counter);
         }
         if self.context.srq.enable() {
             return;
@@ -529,10 +529,21 @@ impl QueuePair {
         let slots = 1_u32 << self.context.receive_queue.log_slots();
         for _ in 0..slots {
             match self.take_receive(core) {
-                Some(receive) => self.complete_error(core, false, receive.counter, Syndrome::WR_FLUSH_ERR),
+                Some(receive) => self.flush_receive(core, receive.counter),
                 None => break,
             }
         }
+    }
+
+    /// Completes a receive as flushed. Of a queue pair's own queue the counter says nothing: drivers go by the order
+    /// (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_one`; rdma-core `providers/mlx4/cq.c`, `mlx4_parse_cqe`).
+    fn flush_receive(&self, core: &mut Core, counter: u16) {
+        let counter = if self.context.srq.enable() {
+            counter
+        } else {
+            !counter
+        };
+        self.complete_error(core, false, counter, Syndrome::WR_FLUSH_ERR);
     }
 
     /// The headers of a packet to the peer.

@@ -51,6 +51,11 @@ pub enum Event<'a> {
         /// Which one.
         vector: u16,
     },
+    /// The interrupt pin changed.
+    Pin {
+        /// Its level.
+        asserted: bool,
+    },
     /// The card was reset.
     Reset,
 }
@@ -128,6 +133,8 @@ pub enum Purpose {
     Mcg,
     /// A send request.
     SendWqe,
+    /// Send requests that may not be written yet.
+    ReadAhead,
     /// A receive request.
     ReceiveWqe,
     /// A completion.

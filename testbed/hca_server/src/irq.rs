@@ -1,4 +1,4 @@
-//! MSI-X vectors, each an eventfd that QEMU gave.
+//! Interrupts: MSI-X vectors, each an eventfd that QEMU gave, and the pin.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,12 +6,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use log::debug;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-/// A device's vectors.
+use crate::pin::Pin;
+
+/// A device's vectors, and the pin in their stead.
 ///
 /// The lock is a leaf: nothing else is taken under it.
 #[derive(Debug)]
 pub struct Vectors {
     eventfds: Mutex<Vec<Option<OwnedFd>>>,
+    /// The interrupt pin.
+    pub pin: Pin,
 }
 
 impl Vectors {
@@ -20,6 +24,7 @@ impl Vectors {
     pub fn new(count: u16) -> Self {
         Self {
             eventfds: Mutex::new((0..count).map(|_| None).collect()),
+            pin: Pin::default(),
         }
     }
 

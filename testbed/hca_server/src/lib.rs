@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  QEMU ──socket──► socket (messages, descriptors) ──► session (answers one request) ──► Function ──► Cluster
-//!       ◄─eventfd── irq (MSI-X vectors) ◄────────────────────────────────────────────── Host::raise
+//!       ◄─eventfd── irq (MSI-X vectors), pin ◄───────────────────────────────────────── Host::raise, set_pin
 //!       ◄─memory─── memory (guest memory, mapped) ◄───────────────────────────────────── Host::dma_*
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! * [`session`], one request in, one answer out; knows no socket.
 //! * [`socket`], receives and sends messages, and serves one connection after another.
 //! * [`memory`], the guest's memory. The only module with unsafe code.
-//! * [`irq`], eventfds.
+//! * [`irq`], eventfds; [`pin`], the one with a level.
 //! * [`layout`], finds a function's sizes in its configuration space.
 //! * [`local`], runs what drives a node whose machine is this process: [`node::Cluster::add_local`].
 //! * [`node`], joins a port to the model's cluster, and calls the cluster when its timers are due.
@@ -22,13 +22,14 @@
 //! * Regions that the guest maps: every BAR access comes as a message. One mappable region would turn off posted writes
 //!   for the whole device in QEMU 11.
 //! * DMA by messages (`DMA_READ`, `DMA_WRITE`): guest memory must come with a descriptor, that is from a `share=on` backend.
-//! * INTx: accepted so that QEMU starts, never raised. Migration and dirty logging.
+//! * Migration and dirty logging.
 
 pub mod irq;
 pub mod layout;
 pub mod local;
 pub mod memory;
 pub mod node;
+pub mod pin;
 pub mod session;
 pub mod socket;
 pub mod wire;

@@ -199,6 +199,10 @@ impl Host for Machine {
     fn raise(&self, vector: u16) {
         self.vectors.raise(vector);
     }
+
+    fn set_pin(&self, asserted: bool) {
+        self.vectors.pin.set(asserted);
+    }
 }
 
 /// One node's adapter.

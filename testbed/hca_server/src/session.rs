@@ -152,7 +152,7 @@ impl<'a> Session<'a> {
         Ok(answer.as_bytes().to_vec())
     }
 
-    /// INTx and the error notice are accepted and dropped; see the crate's doc.
+    /// The error notice is accepted and dropped: nothing gives it.
     fn set_irqs(&self, set: &SetIrqs, fds: Vec<OwnedFd>) -> Result<Vec<u8>, Errno> {
         let irq = Irq::from_index(set.index.get());
         let (start, count) = (set.start.get(), set.count.get());
@@ -162,32 +162,53 @@ impl<'a> Session<'a> {
         {
             return Err(Errno::INVAL);
         }
-        if irq != Irq::Msix {
-            return Ok(Vec::new());
-        }
         let to_usize = |number: u32| usize::try_from(number).map_err(|_| Errno::INVAL);
         let (start, count) = (to_usize(start)?, to_usize(count)?);
-        let trigger = wire::IRQ_ACTION_TRIGGER;
-        let known = match set.flags.get() {
-            flags if flags == wire::IRQ_DATA_NONE | trigger && count == 0 => {
+        let known = match irq {
+            Irq::Msix => self.set_vectors(set.flags.get(), start, count, fds),
+            Irq::Intx => self.set_pin(set.flags.get(), count, fds)?,
+            Irq::Error | Irq::None(_) => true,
+        };
+        if known { Ok(Vec::new()) } else { Err(Errno::INVAL) }
+    }
+
+    fn set_vectors(&self, flags: u32, start: usize, count: usize, fds: Vec<OwnedFd>) -> bool {
+        const NONE: u32 = wire::IRQ_DATA_NONE | wire::IRQ_ACTION_TRIGGER;
+        const EVENTFD: u32 = wire::IRQ_DATA_EVENTFD | wire::IRQ_ACTION_TRIGGER;
+        match flags {
+            NONE if count == 0 => {
                 self.vectors.clear();
                 true
             }
-            flags if flags == wire::IRQ_DATA_NONE | trigger => {
+            NONE => {
                 (start..start + count)
                     .filter_map(|n| u16::try_from(n).ok())
                     .for_each(|n| self.vectors.raise(n));
                 true
             }
-            flags if flags == wire::IRQ_DATA_EVENTFD | trigger && fds.is_empty() => {
-                self.vectors.disconnect(start, count)
-            }
-            flags if flags == wire::IRQ_DATA_EVENTFD | trigger && fds.len() == count => {
-                self.vectors.connect(start, fds)
-            }
+            EVENTFD if fds.is_empty() => self.vectors.disconnect(start, count),
+            EVENTFD if fds.len() == count => self.vectors.connect(start, fds),
             _ => false,
-        };
-        if known { Ok(Vec::new()) } else { Err(Errno::INVAL) }
+        }
+    }
+
+    /// The pin. A trigger without data takes the client away if it names no interrupt, and is not served otherwise.
+    fn set_pin(&self, flags: u32, count: usize, fds: Vec<OwnedFd>) -> Result<bool, Errno> {
+        let (data, action) = (flags & wire::IRQ_DATA, flags & wire::IRQ_ACTION);
+        let pin = &self.vectors.pin;
+        let fd = fds.into_iter().next();
+        match (data, action) {
+            (wire::IRQ_DATA_NONE, wire::IRQ_ACTION_TRIGGER) if count == 0 => {
+                pin.unmask_by(None)?;
+                pin.connect(None);
+            }
+            (wire::IRQ_DATA_EVENTFD, wire::IRQ_ACTION_TRIGGER) => pin.connect(fd),
+            (wire::IRQ_DATA_NONE, wire::IRQ_ACTION_MASK) => pin.mask(true),
+            (wire::IRQ_DATA_NONE, wire::IRQ_ACTION_UNMASK) => pin.mask(false),
+            (wire::IRQ_DATA_EVENTFD, wire::IRQ_ACTION_UNMASK) => pin.unmask_by(fd)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn read(&self, access: &RegionAccess) -> Result<Vec<u8>, Errno> {

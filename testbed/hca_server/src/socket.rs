@@ -59,6 +59,7 @@ impl Port<'_> {
         self.function.detach();
         self.memory.clear();
         self.vectors.clear();
+        self.vectors.pin.clear();
         result
     }
 

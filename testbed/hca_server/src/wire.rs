@@ -195,6 +195,10 @@ pub const IRQ_ACTION_MASK: u32 = 1 << 3;
 pub const IRQ_ACTION_UNMASK: u32 = 1 << 4;
 /// See [`IRQ_DATA_NONE`].
 pub const IRQ_ACTION_TRIGGER: u32 = 1 << 5;
+/// All bits that say what the data is.
+pub const IRQ_DATA: u32 = 7;
+/// All bits that say what to do.
+pub const IRQ_ACTION: u32 = IRQ_ACTION_MASK | IRQ_ACTION_UNMASK | IRQ_ACTION_TRIGGER;
 
 /// Body of REGION_READ and REGION_WRITE before the data.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

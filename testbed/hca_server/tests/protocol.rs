@@ -368,10 +368,39 @@ fn vectors_are_connected_raised_and_disconnected() {
             let refused = client.ask(SET_IRQS, &words(&[20, 0x21, 2, start, number]));
             assert_eq!(refused, Err(Errno::INVAL), "{start}+{number}");
         }
-        // INTx and the error notice are taken so that QEMU starts.
+        // The error notice is taken so that QEMU starts.
         client
             .ask_with(SET_IRQS, &words(&[20, 0x24, 3, 0, 1]), &borrowed[..1])
             .expect("error notice");
+    });
+}
+
+/// What QEMU does for the pin (`hw/vfio/pci.c`: `vfio_intx_enable`, `vfio_intx_enable_kvm`, `vfio_intx_disable`).
+#[test]
+fn the_pin_is_told_to_its_client_until_it_is_unmasked() {
+    let vectors = Vectors::new(4);
+    serve_well(&Memory::default(), &vectors, |client| {
+        let fd = |_| eventfd(0, EventfdFlags::empty()).expect("eventfd");
+        let [trigger, unmask] = [0, 1].map(fd);
+        let take = |fd: &OwnedFd| {
+            let mut bytes = [0; 8];
+            rustix::io::read(fd, &mut bytes).expect("signalled");
+        };
+        let mut set = |flags, count, fds: &[BorrowedFd<'_>]| {
+            client.ask_with(SET_IRQS, &words(&[20, flags, 0, 0, count]), fds)
+        };
+        set(0x24, 1, &[trigger.as_fd()]).expect("connect");
+        set(0x09, 1, &[]).expect("mask");
+        vectors.pin.set(true);
+        set(0x14, 1, &[unmask.as_fd()]).expect("eventfd that unmasks");
+        set(0x11, 1, &[]).expect("unmask");
+        for _ in 0..2 {
+            take(&trigger);
+            rustix::io::write(&unmask, &1_u64.to_ne_bytes()).expect("write");
+        }
+        take(&trigger);
+        set(0x21, 0, &[]).expect("off");
+        assert_eq!(set(0x22, 1, &[]), Err(Errno::INVAL), "data as bytes");
     });
 }
 

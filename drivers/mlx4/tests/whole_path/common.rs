@@ -49,6 +49,16 @@ pub(crate) fn start<P: Platform>(bed: &mut Testbed, platform: P) -> Node<P> {
 }
 
 pub(crate) fn start_with<P: Platform>(bed: &mut Testbed, platform: P, config: Config) -> Node<P> {
+    start_served(bed, platform, config, Duration::from_micros(50))
+}
+
+/// Starts a card whose service looks every so often: seldom, where a test waits for long.
+pub(crate) fn start_served<P: Platform>(
+    bed: &mut Testbed,
+    platform: P,
+    config: Config,
+    interval: Duration,
+) -> Node<P> {
     let device = bed
         .block_on(Mlx4::start(platform.clone(), config))
         .expect("the card starts");
@@ -63,7 +73,7 @@ pub(crate) fn start_with<P: Platform>(bed: &mut Testbed, platform: P, config: Co
                 return;
             }
             drop(device);
-            clock.sleep(Duration::from_micros(50)).await;
+            clock.sleep(interval).await;
         }
     });
     let node = Node { platform, device };

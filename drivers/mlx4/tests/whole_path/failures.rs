@@ -3,13 +3,16 @@
 use futures_util::future::{Either, select};
 use hal::{Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Faults, Faulty, LinkFaults, Testbed};
+use mlx4::{Config, Mlx4};
 use proptest::prelude::*;
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceEvent, Domain, Payload, PollError, QpConfig, QueueSet,
-    RemoteAddr, Rkey, SendOp, Status,
+    Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, Domain, Payload, PollError,
+    QpConfig, QueueSet, RemoteAddr, Rkey, SendOp, Status,
 };
 
-use crate::common::{ALL, End, Node, RC, connect, guid, log, pattern, rc_config, request, start, two_nodes};
+use crate::common::{
+    ALL, End, Node, RC, connect, guid, log, pattern, rc_config, request, start, start_served, two_nodes,
+};
 
 const SEND: SendOp = SendOp::Send { imm: None };
 
@@ -251,7 +254,7 @@ fn a_lost_interrupt_does_not_stop_the_service() {
     let mut bed = Testbed::default();
     let machine = bed.add_machine("a", guid(0));
     let platform = Faulty::new(machine, faults.clone());
-    let start = mlx4::Mlx4::start(platform.clone(), mlx4::Config::default());
+    let start = Mlx4::start(platform.clone(), Config::default());
     let device = std::sync::Arc::new(bed.block_on(start).unwrap());
     faults.lose_interrupts(1000);
     let served = device.clone();
@@ -304,7 +307,7 @@ fn a_command_that_is_given_up_ends_the_use_of_the_card() {
     let faults = Faults::new(1);
     let mut bed = Testbed::default();
     let machine = bed.add_machine("a", guid(0));
-    let start = mlx4::Mlx4::start(Faulty::new(machine, faults.clone()), mlx4::Config::default());
+    let start = Mlx4::start(Faulty::new(machine, faults.clone()), Config::default());
     let device = bed.block_on(start).unwrap();
     // The next command is on its way when its caller goes away.
     faults.drop_command(u32::try_from(faults.opcodes().len()).unwrap());
@@ -315,8 +318,50 @@ fn a_command_that_is_given_up_ends_the_use_of_the_card() {
     }
     assert!(matches!(
         bed.block_on(device.port(1)),
-        Err(verbs::DeviceError::Failed(_))
+        Err(DeviceError::Failed(_))
     ));
+}
+
+/// Linux `mlx4/catas.c`: the buffer is looked at, for firmware that dies may report nothing.
+#[test]
+fn firmware_that_dies_is_noticed_and_ends_every_wait() {
+    log();
+    for reports in [false, true] {
+        let mut bed = Testbed::default();
+        let machine = bed.add_machine("a", guid(0));
+        let device = bed
+            .block_on(Mlx4::start(machine.clone(), Config::default()))
+            .unwrap();
+        bed.block_on(device.service_once()).unwrap();
+        bed.with_cluster(|cluster, now| cluster.kill_firmware(machine.node(), now, reports));
+        let before = bed.now();
+        let error = bed.block_on(device.port(1)).err();
+        assert!(matches!(error, Some(DeviceError::Failed(_))), "{error:?}");
+        let ended = bed.block_on(device.service_once()).err();
+        assert_eq!(ended, Some(mlx4::Error::Failed));
+        assert_eq!(device.take_event(), Some(DeviceEvent::DeviceFailed));
+        assert!(bed.now().since(before) < Duration::from_secs(3));
+        drop(device);
+        // A reset repairs it.
+        bed.block_on(Mlx4::start(machine.clone(), Config::default()))
+            .unwrap();
+    }
+}
+
+#[test]
+fn firmware_that_dies_while_nothing_is_asked_is_noticed_by_the_service() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    let device = bed
+        .block_on(Mlx4::start(machine.clone(), Config::default()))
+        .unwrap();
+    bed.with_cluster(|cluster, now| cluster.kill_firmware(machine.node(), now, false));
+    let before = bed.now();
+    let error = bed.block_on(device.service()).err();
+    assert_eq!(error, Some(mlx4::Error::Catastrophic(1)));
+    assert_eq!(device.take_event(), Some(DeviceEvent::DeviceFailed));
+    assert!(bed.now().since(before) < Duration::from_secs(3));
 }
 
 proptest! {
@@ -328,7 +373,7 @@ proptest! {
         faults.spoil_one_in(one_in);
         let mut bed = Testbed::default();
         let machine = bed.add_machine("a", guid(0));
-        let start = mlx4::Mlx4::start(Faulty::new(machine.clone(), faults), mlx4::Config::default());
+        let start = Mlx4::start(Faulty::new(machine.clone(), faults), Config::default());
         if let Ok(device) = bed.block_on(start) {
             let _ = bed.block_on(device.service_once());
             let _ = bed.block_on(device.stop());
@@ -342,8 +387,11 @@ proptest! {
         let mut bed = Testbed::default();
         let machine = bed.add_machine("a", guid(0));
         let peer = bed.add_machine("b", guid(1));
-        let b = start(&mut bed, peer);
-        let a = start(&mut bed, Faulty::new(machine, faults.clone()));
+        // A command whose end is spoiled is waited for until its deadline.
+        let seldom = Duration::from_millis(5);
+        let b = start_served(&mut bed, peer, Config::default(), seldom);
+        let spoiled = Faulty::new(machine, faults.clone());
+        let a = start_served(&mut bed, spoiled, Config::default(), seldom);
         bed.block_on(async {
             let (mut left, mut right) = connect(&a, &b, &rc_config(8), &RC).await;
             let into = b.memory(4096, ALL).await;

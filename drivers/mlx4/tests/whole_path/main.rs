@@ -6,5 +6,6 @@ mod data_path;
 mod failures;
 mod multicast;
 mod pages;
+mod read_ahead;
 mod reset;
 mod trace;

@@ -133,7 +133,9 @@ impl Hca {
     }
 
     pub(super) fn query_adapter(&self, command: &Command) -> Outcome {
-        self.write_output(command, &QueryAdapter::new_zeroed())
+        let mut adapter = QueryAdapter::new_zeroed();
+        adapter.interrupt_pin = crate::pin::PIN;
+        self.write_output(command, &adapter)
     }
 
     pub(super) fn query_function(&self, command: &Command) -> Outcome {
@@ -191,7 +193,7 @@ impl Hca {
         self.close();
         self.firmware.init = None;
         self.firmware.special = None;
-        self.firmware.owned_mpts.clear();
+        self.firmware.given_mpts.clear();
         Ok(0)
     }
 }

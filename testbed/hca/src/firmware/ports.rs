@@ -42,18 +42,23 @@ impl Hca {
         let wanted: SetPortIb = self.read_input(command)?;
         let change = wanted.change;
         let mtu_refused = change.change_mtu_cap() && !(1..=MTU_4096).contains(&change.mtu_cap());
-        if mtu_refused || (change.change_vl_cap() && change.vl_cap() > VIRTUAL_LANES) {
+        let lanes_refused = change.change_vl_cap()
+            && (change.vl_cap() > VIRTUAL_LANES || !has_buffers(change.vl_cap(), change.mtu_cap()));
+        if mtu_refused || lanes_refused {
             return Err(CmdStatus::BAD_SIZE);
         }
         if let Some(port) = self.core.port_mut(number) {
-            if change.reset_capability_mask() {
-                port.info.capabilities = U32::new(wanted.capability_mask.get());
-            }
+            // Taken without a bit that asks for it: Linux sets none (`hw/mlx4/main.c`, `mlx4_ib_SET_PORT`).
+            port.info.capabilities = U32::new(wanted.capability_mask.get());
             if change.change_mtu_cap() {
                 port.info.mtu_cap.set_low(change.mtu_cap());
             }
             if change.change_vl_cap() {
-                port.info.vl_cap.set_high(vl_code(change.vl_cap()));
+                let code = vl_code(change.vl_cap());
+                port.info.vl_cap.set_high(code);
+                // OpenSM takes a link down whose lanes in use differ from what both ends are able to.
+                let used = port.info.operational_vls.high().min(code);
+                port.info.operational_vls.set_high(used);
             }
         }
         Ok(0)
@@ -96,6 +101,13 @@ impl Hca {
         self.identity.description = NodeDescription(self.read_input(command)?);
         Ok(0)
     }
+}
+
+/// Whether the port's buffers hold packets of an MTU on each of so many lanes. Firmware that has too few refuses with status
+/// 0x40, and Linux asks for half the lanes then (`port.c`, `mlx4_SET_PORT`; `cmd.c`, `mlx4_cmd_wait`).
+fn has_buffers(lanes: u8, mtu: u8) -> bool {
+    const LANES_OF_4096: u8 = 4;
+    mtu < MTU_4096 || lanes <= LANES_OF_4096
 }
 
 /// The code that PortInfo has for a number of lanes: 1, 2, 4, 8 lanes are 1, 2, 3, 4.

@@ -77,15 +77,28 @@ impl Hca {
         Ok((place, mpt))
     }
 
+    /// Whether the key in an entry is one of the index.
+    fn is_entry(&self, mpt: &Mpt, index: u32) -> Result<bool, CmdStatus> {
+        let log_mpts = self.profile()?.log_mpts.get().min(24);
+        Ok(u64::from(mpt.key.index()) & ((1 << log_mpts) - 1) == u64::from(index))
+    }
+
+    /// Whether an entry is the device's: by its status in ICM, where software may change it too (Linux `mr.c`,
+    /// `mlx4_mr_hw_write_mpt`).
+    fn is_devices(&self, mpt: &Mpt, index: u32) -> Result<bool, CmdStatus> {
+        Ok(mpt.flags.status() != MPT_STATUS_SOFTWARE && self.is_entry(mpt, index)?)
+    }
+
     /// Gives a region to the device.
     pub(super) fn take_mpt(&mut self, command: &Command) -> Outcome {
-        let (place, _) = self.read_mpt(command.in_modifier)?;
+        let (place, before) = self.read_mpt(command.in_modifier)?;
         let mut mpt: Mpt = self.read_input(command)?;
-        let log_mpts = self.profile()?.log_mpts.get().min(24);
-        if u64::from(mpt.key.index()) & ((1 << log_mpts) - 1) != u64::from(command.in_modifier) {
+        if !self.is_entry(&mpt, command.in_modifier)? {
             return Err(CmdStatus::BAD_PARAM);
         }
-        if self.firmware.owned_mpts.contains(&command.in_modifier) {
+        // The memory may hold what an earlier owner of the adapter left there.
+        let given = self.firmware.given_mpts.contains(&command.in_modifier);
+        if given && self.is_devices(&before, command.in_modifier)? {
             return Err(CmdStatus::BAD_RES_STATE);
         }
         if mpt.flags.status() != MPT_STATUS_FREE {
@@ -95,13 +108,13 @@ impl Hca {
             .memory
             .icm_write(Purpose::Mpt, place, mpt.as_bytes())
             .map_err(table_error)?;
-        self.firmware.owned_mpts.insert(command.in_modifier);
+        self.firmware.given_mpts.insert(command.in_modifier);
         Ok(0)
     }
 
     pub(super) fn give_mpt(&mut self, command: &Command) -> Outcome {
         let (place, mut mpt) = self.read_mpt(command.in_modifier)?;
-        if !self.firmware.owned_mpts.remove(&command.in_modifier) {
+        if !self.is_devices(&mpt, command.in_modifier)? {
             return Err(CmdStatus::BAD_RES_STATE);
         }
         if command.op_modifier != op_modifier::HW2SW_NO_OUTPUT {
@@ -339,8 +352,10 @@ impl Hca {
     }
 
     pub(super) fn hash_group(&self, command: &Command) -> Outcome {
+        /// What the result holds above the hash, which is of 16 bits (Linux `mcg.c`, `mlx4_GID_HASH`).
+        const ABOVE: u64 = 0x0123_4567_89ab_0000;
         let gid: [u8; 16] = self.read_input(command)?;
-        Ok(u64::from(self.hash(gid)?))
+        Ok(ABOVE | u64::from(self.hash(gid)?))
     }
 
     /// The chain that a group is in. Any hash will do: software asks for it.

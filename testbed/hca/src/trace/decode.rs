@@ -126,7 +126,7 @@ pub(super) fn dma(purpose: Purpose, bytes: &[u8]) -> Fields {
         Purpose::Cqe => cqe(bytes),
         Purpose::Eqe => eqe(bytes),
         Purpose::DoorbellRecord => vec![("counter".into(), format!("{:#x}", parse::<Low24>(bytes).get()))],
-        Purpose::Mailbox | Purpose::Payload | Purpose::PageList => Vec::new(),
+        Purpose::Mailbox | Purpose::Payload | Purpose::PageList | Purpose::ReadAhead => Vec::new(),
     }
 }
 

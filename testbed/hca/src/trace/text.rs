@@ -5,6 +5,7 @@
 //! SECONDS  NODE  doorbell   send|arm|events  FIELD=VALUE…
 //! SECONDS  NODE  read|write WHAT  addr=ADDRESS  len=N  FIELD=VALUE…
 //! SECONDS  NODE  interrupt  vector=N
+//! SECONDS  NODE  pin        asserted=0|1
 //! SECONDS  NODE  reset
 //! ```
 //!
@@ -122,6 +123,9 @@ impl<W> State<W> {
             Event::Doorbell(doorbell) => put_doorbell(&mut line, doorbell),
             Event::Interrupt { vector } => {
                 let _ = write!(line, "interrupt\tvector={vector:#x}");
+            }
+            Event::Pin { asserted } => {
+                let _ = write!(line, "pin\tasserted={}", u8::from(asserted));
             }
             Event::Reset => line += "reset",
         }

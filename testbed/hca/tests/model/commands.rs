@@ -8,27 +8,20 @@ use mlx4_hw::qp::{OptionalParameters, QpMailbox, QpState, Service};
 use mlx4_hw::query_dev_cap::QueryDevCap;
 use mlx4_hw::regs;
 
+use std::sync::atomic::Ordering;
+
 use crate::bench::queues::{Connection, all_rights};
-use crate::bench::{Bench, EQN};
+use crate::bench::{Bench, EQN, LOG_UARS};
 use fabric::FabricConfig;
+use hal::Duration;
 
 #[test]
 fn a_nop_in_event_mode_frees_the_register_and_raises_an_event() {
     let mut bench = Bench::new(1, FabricConfig::default());
     bench.events(0);
-    let consumer = bench.nodes[0].eq_consumer;
-    let arm = u32::from(regs::EqDoorbell::new().with_arm(true).with_consumer(consumer));
-    bench.ring(0, regs::eq_doorbell(EQN), &arm.to_be_bytes());
+    bench.arm_eq(0);
     let before = bench.cluster.counters(bench.nodes[0].index).interrupts;
-    bench.write(0, regs::HCR + hcr::TOKEN, hcr::token(0x1234));
-    let doorbell = Doorbell::new()
-        .with_go(true)
-        .with_event(true)
-        .with_toggle(true)
-        .with_opcode(Opcode::NOP);
-    bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
-    let done = Doorbell::from(bench.read(0, regs::HCR + hcr::DOORBELL));
-    assert!(!done.go() && done.toggle());
+    bench.nop_by_event(0);
     let events = bench.events(0);
     assert_eq!(events.len(), 1);
     assert_eq!(
@@ -39,6 +32,88 @@ fn a_nop_in_event_mode_frees_the_register_and_raises_an_event() {
         bench.cluster.counters(bench.nodes[0].index).interrupts,
         before + 1
     );
+}
+
+/// Writes a NOP's doorbell.
+fn post_nop(bench: &mut Bench, toggle: bool, by_event: bool, token: u16) {
+    bench.write(0, regs::HCR + hcr::TOKEN, hcr::token(token));
+    let doorbell = Doorbell::new()
+        .with_go(true)
+        .with_event(by_event)
+        .with_toggle(toggle)
+        .with_opcode(Opcode::NOP);
+    bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
+}
+
+fn commands_of(bench: &Bench) -> u64 {
+    bench.cluster.counters(bench.nodes[0].index).commands
+}
+
+/// Linux `cmd.c`, `cmd_pending`; iPXE `hermon.c`, `hermon_cmd_wait`.
+#[test]
+fn a_command_is_taken_by_its_toggle_bit_only() {
+    let mut bench = Bench::cold(1, FabricConfig::default());
+    bench.reset(0);
+    for (toggle, taken) in [(false, false), (true, true), (true, false), (false, true)] {
+        let before = commands_of(&bench);
+        post_nop(&mut bench, toggle, false, 0xffff);
+        assert_eq!(commands_of(&bench) - before, u64::from(taken), "toggle {toggle}");
+        if taken {
+            bench.register_free(0);
+        }
+    }
+}
+
+#[test]
+fn a_register_at_work_takes_nothing() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    bench.reset(0);
+    let (mut dropped, mut toggle) = (0, true);
+    for _ in 0..100 {
+        let before = commands_of(&bench);
+        post_nop(&mut bench, toggle, false, 0xffff);
+        // Software that does not wait.
+        post_nop(&mut bench, !toggle, false, 0xffff);
+        bench.register_free(0);
+        let taken = commands_of(&bench) - before;
+        dropped += 2 - taken;
+        toggle ^= taken == 1;
+    }
+    assert!((20..100).contains(&dropped), "{dropped} of 100 were dropped");
+}
+
+#[test]
+fn commands_by_event_may_end_in_another_order() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    bench.events(0);
+    let mut toggle = bench.nodes[0].toggle;
+    for token in 0..16 {
+        post_nop(&mut bench, toggle, true, token);
+        bench.register_free(0);
+        toggle = !toggle;
+    }
+    bench.run(Duration::from_micros(100));
+    let ended: Vec<u16> = bench
+        .events(0)
+        .iter()
+        .filter(|event| event.event == EventType::COMMAND)
+        .map(|event| event.command().token.get())
+        .collect();
+    let mut sorted = ended.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, Vec::from_iter(0..16));
+    assert_ne!(ended, sorted);
+}
+
+#[test]
+fn doorbells_work_in_the_pages_that_init_hca_names() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let rung = |bench: &Bench| bench.cluster.counters(bench.nodes[0].index).doorbells;
+    for (page, works) in [((1 << LOG_UARS) - 1, true), (1 << LOG_UARS, false)] {
+        let before = rung(&bench);
+        bench.ring(0, page * regs::UAR_PAGE_LEN + regs::SEND_DOORBELL, &[0; 4]);
+        assert_eq!(rung(&bench) - before, u64::from(works), "page {page}");
+    }
 }
 
 #[test]
@@ -166,6 +241,69 @@ fn a_region_belongs_to_one_side_at_a_time() {
     );
 }
 
+/// Linux `mlx4/eq.c`, `mlx4_interrupt`, with `mlx4_core msi_x=0`: the handler clears the pin, then takes the events.
+#[test]
+fn without_messages_an_event_asserts_the_pin_until_it_is_cleared() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    bench.events(0);
+    bench.command_raw(0, Opcode::QUERY_FW, 0, 0, 0).unwrap();
+    let clear = bench
+        .output::<mlx4_hw::query_fw::QueryFw>(0)
+        .clear_interrupt
+        .offset
+        .get();
+    bench.command_raw(0, Opcode::QUERY_ADAPTER, 0, 0, 0).unwrap();
+    let pin = bench
+        .output::<mlx4_hw::query_adapter::QueryAdapter>(0)
+        .interrupt_pin;
+    let register = usize::try_from(clear).unwrap() + if pin < 32 { 4 } else { 0 };
+    bench.enable_messages(0, false);
+    let asserted = |bench: &Bench| bench.nodes[0].ram.pin.load(Ordering::Relaxed);
+    for _ in 0..3 {
+        bench.arm_eq(0);
+        assert!(!asserted(&bench));
+        bench.nop_by_event(0);
+        assert!(asserted(&bench), "the event asks for an interrupt");
+        bench.write(0, register, 1 << ((pin + 1) % 32));
+        assert!(asserted(&bench), "another pin is cleared");
+        bench.write(0, register, 1 << (pin % 32));
+        assert!(!asserted(&bench));
+        assert_eq!(bench.events(0).len(), 1);
+    }
+    bench.arm_eq(0);
+    bench.nop_by_event(0);
+    bench.reset(0);
+    assert!(!asserted(&bench), "a reset lets the pin go");
+}
+
+/// What `ibv_rereg_mr` and `ibv_dereg_mr` lead to (Linux `mr.c`: `mlx4_mr_hw_get_mpt`, `mlx4_mr_hw_write_mpt`): the entry
+/// comes back by its status byte, not by SW2HW_MPT.
+#[test]
+fn a_region_changed_in_icm_is_the_devices_again() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let region = bench.make_mr(0, 4096, all_rights());
+    for _ in 0..2 {
+        bench
+            .command_raw(0, Opcode::HW2SW_MPT, 1, region.index, 0)
+            .unwrap();
+        bench.put_mpt(0, region.index, &[0]);
+        bench.command_raw(0, Opcode::SYNC_TPT, 0, 0, 0).unwrap();
+    }
+    bench
+        .command_raw(0, Opcode::HW2SW_MPT, 0, region.index, 0)
+        .unwrap();
+    let entry: mlx4_hw::mpt::Mpt = bench.output(0);
+    bench
+        .command(
+            0,
+            Opcode::SW2HW_MPT,
+            0,
+            region.index,
+            zerocopy::IntoBytes::as_bytes(&entry),
+        )
+        .unwrap();
+}
+
 #[test]
 fn a_queue_in_use_is_not_given_back() {
     let mut bench = Bench::new(2, FabricConfig::default());
@@ -183,11 +321,7 @@ fn an_event_queue_that_is_not_emptied_overflows_and_stops() {
     let mut bench = Bench::new(1, FabricConfig::default());
     bench.events(0);
     for _ in 0..200 {
-        let doorbell = Doorbell::new()
-            .with_go(true)
-            .with_event(true)
-            .with_opcode(Opcode::NOP);
-        bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
+        bench.nop_by_event(0);
     }
     bench.command_raw(0, Opcode::QUERY_EQ, 0, EQN, 0).unwrap();
     let context: mlx4_hw::eq::EqContext = bench.output(0);

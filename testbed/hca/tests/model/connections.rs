@@ -4,7 +4,7 @@ use crate::bench::queues::{Connection, Send, all_rights};
 use crate::bench::{Bench, PD};
 use fabric::{FabricConfig, Faults};
 use hal::Duration;
-use mlx4_hw::command::Opcode;
+use mlx4_hw::command::{CmdStatus, Opcode};
 use mlx4_hw::cq::{ReceiveOpcode, Syndrome};
 use mlx4_hw::eq::EventType;
 use mlx4_hw::mpt::MptFlags;
@@ -202,7 +202,7 @@ fn a_silent_peer_ends_the_send_and_everything_is_flushed() {
     bench.run(Duration::from_millis(50));
     let expected = [
         (true, 0, Syndrome::TRANSPORT_RETRY_EXC_ERR),
-        (false, 0, Syndrome::WR_FLUSH_ERR),
+        (false, !0, Syndrome::WR_FLUSH_ERR),
     ];
     assert_eq!(bench.drain(&mut cq_a), expected);
     // What is posted later is flushed too: a send at its doorbell, a receive without one.
@@ -212,7 +212,7 @@ fn a_silent_peer_ends_the_send_and_everything_is_flushed() {
     bench.run(Duration::from_millis(50));
     let expected = [
         (true, 1, Syndrome::WR_FLUSH_ERR),
-        (false, 1, Syndrome::WR_FLUSH_ERR),
+        (false, !1, Syndrome::WR_FLUSH_ERR),
     ];
     let mut found = bench.drain(&mut cq_a);
     found.sort_by_key(|(send, ..)| !send);
@@ -243,11 +243,11 @@ fn a_failed_queue_pair_flushes_late_receives_and_costs_little_when_none_come() {
     assert!(looking <= idle + 10, "{looking} steps a second, {idle} before");
     bench.post_receive(&mut a, to.addr, 64, to.key);
     bench.run(Duration::from_millis(130));
-    assert_eq!(bench.drain(&mut cq), [(false, 0, Syndrome::WR_FLUSH_ERR)]);
+    assert_eq!(bench.drain(&mut cq), [(false, !0, Syndrome::WR_FLUSH_ERR)]);
     // Where one came, more may come.
     bench.post_receive(&mut a, to.addr, 64, to.key);
     bench.run(Duration::from_millis(3));
-    assert_eq!(bench.drain(&mut cq), [(false, 1, Syndrome::WR_FLUSH_ERR)]);
+    assert_eq!(bench.drain(&mut cq), [(false, !1, Syndrome::WR_FLUSH_ERR)]);
 }
 
 #[test]
@@ -458,6 +458,49 @@ fn a_region_taken_back_is_reached_no_more() {
     );
     bench.ring_send(&a);
     assert_eq!(bench.drain(&mut cq), [(true, 0, Syndrome::REMOTE_ACCESS_ERR)]);
+}
+
+#[test]
+fn a_completion_queue_loses_nothing_when_it_is_resized_again_and_again() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let mut cq = bench.make_cq(0, 2);
+    let cq_b = bench.make_cq(1, 4);
+    let mut a = bench.make_qp(0, Service::RC, &cq);
+    let mut b = bench.make_qp(1, Service::RC, &cq_b);
+    bench.connect(&mut a, (1, b.qpn), Connection::default());
+    bench.connect(&mut b, (0, a.qpn), Connection::default());
+    let nop = send(WqeOpcode::NOP, None, &[]);
+    let mut taken = 0;
+    // Three entries, one, seven: sizes that `ibv_resize_cq` was called with.
+    for log_size in [1, 3, 1, 2, 4, 1, 2] {
+        bench.post(&mut a, &nop);
+        bench.ring_send(&a);
+        bench.resize_cq(&mut cq, log_size).unwrap();
+        bench.post(&mut a, &nop);
+        bench.ring_send(&a);
+        let expected = [taken, taken + 1].map(|wqe| (true, wqe, Syndrome::NONE));
+        assert_eq!(bench.drain(&mut cq), expected);
+        taken += 2;
+    }
+}
+
+#[test]
+fn a_completion_queue_is_not_resized_below_what_it_holds() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let mut cq = bench.make_cq(0, 2);
+    let cq_b = bench.make_cq(1, 4);
+    let mut a = bench.make_qp(0, Service::RC, &cq);
+    let mut b = bench.make_qp(1, Service::RC, &cq_b);
+    bench.connect(&mut a, (1, b.qpn), Connection::default());
+    bench.connect(&mut b, (0, a.qpn), Connection::default());
+    for (posted, log_size) in [(2, 1), (4, 3)] {
+        while a.sent < posted {
+            bench.post(&mut a, &send(WqeOpcode::NOP, None, &[]));
+        }
+        bench.ring_send(&a);
+        assert_eq!(bench.resize_cq(&mut cq, log_size), Err(CmdStatus::BAD_SIZE));
+    }
+    assert_eq!(bench.drain(&mut cq).len(), 4);
 }
 
 #[test]

@@ -210,7 +210,7 @@ fn multicast_reaches_those_who_joined_and_attached() {
 
 /// Attaches a queue pair at its card, in the chain that the card's hash names.
 fn attach(bench: &mut Bench, node: usize, mgid: [u8; 16], member: GroupQp) {
-    let bucket = bench.command(node, Opcode::MGID_HASH, 0, 0, &mgid).unwrap();
+    let bucket = bench.command(node, Opcode::MGID_HASH, 0, 0, &mgid).unwrap() & 0xffff;
     let mut entry = GroupEntry::new_zeroed();
     entry.gid = mgid;
     entry.members = GroupMembers::new().with_count(1);

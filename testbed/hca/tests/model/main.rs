@@ -6,3 +6,4 @@ mod connections;
 mod datagrams;
 mod hostile;
 mod ports;
+mod read_ahead;

@@ -2,17 +2,19 @@
 
 use fabric::FabricConfig;
 use hal::Duration;
-use mad::smp::{PortStateBits, Smp};
+use mad::pma::{self, PortCountersExt};
+use mad::smp::{PortCapabilities, PortStateBits, Smp};
 use mad::wire::{
     BaseTransport, BaseTransportFlags, DatagramTransport, LocalRoute, LocalRouteFirst, NEXT_BTH, Number,
 };
-use mad::{Attribute, Method, Status};
-use mlx4_hw::command::Opcode;
+use mad::{Attribute, Method, MgmtClass, Status};
+use mlx4_hw::command::{CmdStatus, Opcode, op_modifier};
 use mlx4_hw::eq::{EventType, PortChange};
 use mlx4_hw::path::ScheduleQueue;
 use mlx4_hw::qp::{MtuMessage, OptionalParameters, Service};
+use mlx4_hw::set_port::{SetPortChange, SetPortIb};
 use mlx4_hw::wqe::{ControlSize, DataSegment, InlineHeader, MlxControlFlags, MlxControlSegment, WqeOpcode};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::bench::queues::{Connection, Qp, all_rights};
 use crate::bench::{Bench, SPECIAL_BASE};
@@ -55,6 +57,112 @@ fn the_agent_answers_opensm() {
     assert_eq!(ask(Attribute::PORT_INFO, 0x4000_0001).0, Status::BAD_FIELD);
     let (status, data) = ask(Attribute(0xff90), 1);
     assert_eq!((status, data[7], data[15]), (Status::OK, 1, 0));
+}
+
+/// `smpquery pkeys` and ibdiagnet name a port there.
+#[test]
+fn the_agent_ignores_a_port_in_the_modifier_of_the_partition_table() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let mut ask = |modifier| {
+        let smp = Smp::request(Method::GET, Attribute::PKEY_TABLE, modifier, 1);
+        bench.command(0, Opcode::MAD_IFC, 1, 1, &smp.to_mad()).unwrap();
+        let answer = Smp::parse(&bench.output::<[u8; 256]>(0)).unwrap();
+        (answer.header.status(), answer.data)
+    };
+    let plain = ask(0);
+    assert_eq!((plain.0, &plain.1[..2]), (Status::OK, &[0xff, 0xff][..]));
+    assert_eq!(ask(1 << 16), plain);
+    assert_eq!(ask(1 << 16 | 4).0, Status::BAD_FIELD);
+}
+
+/// Linux `hw/mlx4/main.c`, `mlx4_ib_SET_PORT`: a mask and no bit that asks for it.
+#[test]
+fn a_port_takes_the_capability_mask_that_it_is_given() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let before = bench.port_info(0).capabilities.get();
+    let is_sm = before | PortCapabilities::SM;
+    for capabilities in [is_sm, before] {
+        let mut set = SetPortIb::new_zeroed();
+        set.capability_mask = capabilities.into();
+        bench
+            .command(0, Opcode::SET_PORT, op_modifier::SET_PORT_IB, 1, set.as_bytes())
+            .unwrap();
+        assert_eq!(bench.port_info(0).capabilities.get(), capabilities);
+    }
+}
+
+#[test]
+fn a_port_refuses_more_lanes_of_an_mtu_than_its_buffers_hold() {
+    let mut bench = Bench::new(1, FabricConfig::default());
+    for (lanes, mtu, expected) in [
+        (8, 5, Err(CmdStatus::BAD_SIZE)),
+        (8, 4, Ok(4)),
+        (4, 5, Ok(3)),
+        (2, 5, Ok(2)),
+        (1, 5, Ok(1)),
+    ] {
+        let mut set = SetPortIb::new_zeroed();
+        set.change = SetPortChange::new()
+            .with_change_mtu_cap(true)
+            .with_mtu_cap(mtu)
+            .with_change_vl_cap(true)
+            .with_vl_cap(lanes);
+        let outcome = bench.command(0, Opcode::SET_PORT, op_modifier::SET_PORT_IB, 1, set.as_bytes());
+        let info = bench.port_info(0);
+        let code = outcome.map(|_| info.vl_cap.high());
+        assert_eq!(code, expected, "{lanes} lanes of MTU code {mtu}");
+        assert!(info.operational_vls.high() <= info.vl_cap.high());
+    }
+}
+
+/// `perfquery -x` and `perfquery -R` on a port of an adapter.
+#[test]
+fn a_port_counts_and_its_counters_can_be_cleared() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let (mut a, ..) = bench.pair(Service::RC, Connection::default());
+    let (from, into) = (
+        bench.make_mr(0, 4096, all_rights()),
+        bench.make_mr(1, 4096, all_rights()),
+    );
+    bench.post(
+        &mut a,
+        &crate::bench::queues::Send {
+            opcode: WqeOpcode::RDMA_WRITE,
+            remote: Some((into.addr, into.key)),
+            pieces: &[(from.addr, 8, from.key)],
+            imm: 0,
+            signalled: true,
+        },
+    );
+    let before = port_counters(&mut bench, Method::GET, 0);
+    bench.ring_send(&a);
+    let after = port_counters(&mut bench, Method::GET, 0);
+    // A WRITE of 8 bytes: 8 + 12 + 16 bytes of headers, 4 of a checksum; and its acknowledgement.
+    assert_eq!(after.xmit_data.get() - before.xmit_data.get(), 48 / 4);
+    assert_eq!(after.rcv_data.get() - before.rcv_data.get(), 28 / 4);
+    let unicast = after.by_kind[0].get() - before.by_kind[0].get();
+    assert_eq!((unicast, after.by_kind[2].get()), (1, 0));
+    let cleared = port_counters(&mut bench, Method::SET, 1 << 2);
+    assert_eq!(
+        (cleared.xmit_packets.get(), cleared.rcv_packets),
+        (0, after.rcv_packets)
+    );
+}
+
+/// The extended counters of port 1 of the first node; those selected are cleared by a Set.
+fn port_counters(bench: &mut Bench, method: Method, select: u16) -> PortCountersExt {
+    let mut mad = Smp::request(method, Attribute::PORT_COUNTERS_EXT, 0, 1).to_mad();
+    mad[1] = MgmtClass::PERF.0;
+    let wanted = PortCountersExt {
+        port: 1,
+        select: select.into(),
+        ..PortCountersExt::default()
+    };
+    mad[pma::DATA..].fill(0);
+    mad[pma::DATA..pma::DATA + size_of_val(&wanted)].copy_from_slice(wanted.as_bytes());
+    bench.command(0, Opcode::MAD_IFC, 3, 1, &mad).unwrap();
+    let answer: mad::Mad = bench.output(0);
+    PortCountersExt::read_from_prefix(&answer[pma::DATA..]).unwrap().0
 }
 
 #[test]

@@ -14,7 +14,7 @@ const ACTIVE: &str = "
     ibstat mlx4_0 1 | grep 'State: Active'\n";
 
 pub(crate) fn groups() -> Vec<Group> {
-    vec![modules(), function(), reset_in_use(), reboot()]
+    vec![modules(), pin(), function(), reset_in_use(), reboot()]
 }
 
 fn traffic() -> Check {
@@ -45,6 +45,25 @@ fn modules() -> Group {
         };
     }
     group
+}
+
+/// A driver that is told to do without MSI-X: the interrupt pin stands in.
+fn pin() -> Group {
+    let reload = format!(
+        "ip link set ib0 down
+        rmmod ib_ipoib; rmmod mlx4_ib; rmmod mlx4_core
+        modprobe mlx4_core msi_x=0; modprobe mlx4_ib; modprobe ib_ipoib
+        {ACTIVE}
+        grep mlx4 /proc/interrupts"
+    );
+    Group::new("interrupt pin", &[])
+        .check(
+            Check::new("mlx4_core msi_x=0", &["", &reload])
+                .limit(120)
+                .expect("IO-APIC"),
+        )
+        .check(traffic())
+        .check(Check::pair("ibv_rc_pingpong -e -c", PORT).expect("iters in"))
 }
 
 /// The function is reset while no driver has it, as who hands it to another machine does; and by the driver's own means.

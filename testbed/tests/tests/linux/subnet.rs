@@ -65,8 +65,28 @@ fn switch() -> Group {
             )
             .expect("NodeDescription.........node0"),
         )
+        .check(counters())
         .check(disabled())
         .check(multicast())
+}
+
+/// Counters of the adapters and of the switch, read and cleared; nothing is counted as an error.
+fn counters() -> Check {
+    let script = "
+    field() { grep \"^$1:\" | tr -s . ' ' | cut -d' ' -f2; }
+    perfquery 1 1; perfquery -x 1 1; perfquery -a 1
+    perfquery -R 1 1
+    few=$(perfquery 1 1 | field PortXmitPkts)
+    ping -c 20 -i 0.05 ib1
+    many=$(perfquery 1 1 | field PortXmitPkts)
+    [ $((many - few)) -ge 20 ]
+    [ $(perfquery -x | field PortUnicastXmitPkts) -gt 0 ]
+    [ $(perfquery -x | field PortMulticastXmitPkts) -gt 0 ]
+    ibqueryerrors >/tmp/errors || { cat /tmp/errors; exit 1; }
+    cat /tmp/errors; ! grep -i timeout /tmp/errors
+    ls /sys/class/infiniband/mlx4_0/ports/1/counters
+    [ $(cat /sys/class/infiniband/mlx4_0/ports/1/counters/port_xmit_packets) -gt 0 ]";
+    Check::new("perfquery, ibqueryerrors", &[script, ""]).expect("## Summary: 3 nodes checked")
 }
 
 /// Takes node 0's link down at the switch, whose port 1 it is at, and lets it come back.

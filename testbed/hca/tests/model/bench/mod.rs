@@ -2,7 +2,7 @@
 
 pub(crate) mod queues;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fabric::FabricConfig;
@@ -13,6 +13,7 @@ use mlx4_hw::command::{CmdStatus, Doorbell, Opcode, hcr, in_modifier::MapEq};
 use mlx4_hw::eq::{EQ_STATE_ARMED, EqContext, QueueFlags};
 use mlx4_hw::icm::MapEntry;
 use mlx4_hw::init_hca::{InitHca, VERSION};
+use mlx4_hw::mpt::Mpt;
 use mlx4_hw::mtt::MttEntry;
 use mlx4_hw::regs;
 use verbs::{Guid, Lid};
@@ -20,6 +21,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 pub(crate) const RAM_LEN: usize = 24 << 20;
 pub(crate) const UAR: u32 = 128;
+/// UAR pages that INIT_HCA names: fewer than there are.
+pub(crate) const LOG_UARS: u8 = 8;
 pub(crate) const PD: u32 = 5;
 pub(crate) const EQN: u32 = 4;
 pub(crate) const SPECIAL_BASE: u32 = 0x40;
@@ -40,6 +43,8 @@ const HEAP: u64 = 0x40_0000;
 pub(crate) struct Ram {
     bytes: Mutex<Vec<u8>>,
     pub(crate) interrupts: AtomicU32,
+    /// The interrupt pin is asserted.
+    pub(crate) pin: AtomicBool,
 }
 
 impl Ram {
@@ -47,6 +52,7 @@ impl Ram {
         Arc::new(Self {
             bytes: Mutex::new(vec![0; RAM_LEN]),
             interrupts: AtomicU32::new(0),
+            pin: AtomicBool::new(false),
         })
     }
 
@@ -98,13 +104,17 @@ impl Host for Ram {
     fn raise(&self, _vector: u16) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
+
+    fn set_pin(&self, asserted: bool) {
+        self.pin.store(asserted, Ordering::Relaxed);
+    }
 }
 
 /// What software of one node keeps.
 pub(crate) struct Node {
     pub(crate) index: NodeIndex,
     pub(crate) ram: Arc<Ram>,
-    toggle: bool,
+    pub(crate) toggle: bool,
     heap: u64,
     pub(crate) next_mtt: u64,
     pub(crate) next_qpn: u32,
@@ -216,6 +226,12 @@ impl Bench {
             .put(ICM_BUS + MTT + offset, MttEntry::new(addr).as_bytes());
     }
 
+    /// Writes the beginning of a memory key's entry in ICM.
+    pub(crate) fn put_mpt(&self, node: usize, index: u32, bytes: &[u8]) {
+        let entry = u64::from(index) * size_of::<Mpt>() as u64;
+        self.nodes[node].ram.put(ICM_BUS + DMPT + entry, bytes);
+    }
+
     /// A command with a mailbox or immediate in, and the immediate out.
     pub(crate) fn command_raw(
         &mut self,
@@ -245,14 +261,48 @@ impl Bench {
             .with_op_modifier(op_mod)
             .with_opcode(op);
         self.write(node, regs::HCR + hcr::DOORBELL, doorbell.into());
-        let done = Doorbell::from(self.read(node, regs::HCR + hcr::DOORBELL));
-        assert!(!done.go() && done.toggle() == toggle, "{op} did not end");
+        let done = self.register_free(node);
+        assert_eq!(done.toggle(), toggle, "{op} did not end");
         if done.status() != CmdStatus::OK {
             return Err(done.status());
         }
         let high = self.read(node, regs::HCR + hcr::OUT_PARAM_HIGH);
         let low = self.read(node, regs::HCR + hcr::OUT_PARAM_LOW);
         Ok(u64::from(high) << 32 | u64::from(low))
+    }
+
+    /// A NOP that ends by an event.
+    pub(crate) fn nop_by_event(&mut self, node: usize) {
+        let toggle = self.nodes[node].toggle;
+        self.nodes[node].toggle = !toggle;
+        self.write(node, regs::HCR + hcr::TOKEN, hcr::token(0x1234));
+        let doorbell = Doorbell::new()
+            .with_go(true)
+            .with_event(true)
+            .with_toggle(toggle)
+            .with_opcode(Opcode::NOP);
+        self.write(node, regs::HCR + hcr::DOORBELL, doorbell.into());
+        let done = self.register_free(node);
+        assert_eq!(done.toggle(), toggle);
+        self.run(Duration::from_micros(100));
+    }
+
+    /// Waits until the command register is free again.
+    pub(crate) fn register_free(&mut self, node: usize) -> Doorbell {
+        for _ in 0..10 {
+            let doorbell = Doorbell::from(self.read(node, regs::HCR + hcr::DOORBELL));
+            if !doorbell.go() {
+                return doorbell;
+            }
+        }
+        panic!("the command register stays busy");
+    }
+
+    /// Arms the event queue at what was taken of it.
+    pub(crate) fn arm_eq(&mut self, node: usize) {
+        let consumer = self.nodes[node].eq_consumer;
+        let arm = u32::from(regs::EqDoorbell::new().with_arm(true).with_consumer(consumer));
+        self.ring(node, regs::eq_doorbell(EQN), &arm.to_be_bytes());
     }
 
     /// A command with a structure in its input mailbox.
@@ -273,9 +323,24 @@ impl Bench {
         self.nodes[node].ram.get(OUT_MAILBOX)
     }
 
+    /// Turns MSI-X on or off.
+    pub(crate) fn enable_messages(&mut self, node: usize, on: bool) {
+        const MSIX_CONTROL_HIGH: u16 = 0x9f;
+        let (index, now) = (self.nodes[node].index, self.now);
+        self.cluster
+            .config_write(index, now, MSIX_CONTROL_HIGH, &[if on { 0x80 } else { 0 }]);
+    }
+
+    /// Resets a card, whose command register then takes a toggle bit of 1.
+    pub(crate) fn reset(&mut self, node: usize) {
+        self.write(node, regs::RESET, regs::RESET_VALUE);
+        self.nodes[node].toggle = true;
+    }
+
     /// From reset to a started port, the firmware's agents keeping QP0.
     pub(crate) fn bring_up(&mut self, node: usize) {
-        self.write(node, regs::RESET, regs::RESET_VALUE);
+        self.reset(node);
+        self.enable_messages(node, true);
         self.command_raw(node, Opcode::QUERY_FW, 0, 0, 0).unwrap();
         self.command(node, Opcode::MAP_FA, 0, 1, MapEntry::new(0, HEAP, 9).as_bytes())
             .unwrap();
@@ -368,6 +433,6 @@ fn profile() -> InitHca {
     init.log_group_entry = Low::new(10);
     init.log_group_hash = Low::new(6);
     init.log_groups = Low::new(7);
-    init.log_uars = Low::new(10);
+    init.log_uars = Low::new(LOG_UARS);
     init
 }

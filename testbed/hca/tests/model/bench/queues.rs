@@ -1,8 +1,8 @@
 //! Queues, regions and work requests of the bench.
 
 use mlx4_hw::bits::{Low24, QueueBuffer};
-use mlx4_hw::command::{CmdStatus, Opcode};
-use mlx4_hw::cq::{CQE_OPCODE_ERROR, CqContext, CqSize, Cqe, Syndrome};
+use mlx4_hw::command::{CmdStatus, Opcode, op_modifier};
+use mlx4_hw::cq::{CQE_OPCODE_ERROR, CQE_OPCODE_RESIZE, CqContext, CqSize, Cqe, Syndrome};
 use mlx4_hw::eq::{EQE_LEN, Eqe};
 use mlx4_hw::mpt::{HwKey, MPT_STATUS_SOFTWARE, Mpt, MptFlags, MptPd};
 use mlx4_hw::path::{AckTimeout, ScheduleQueue};
@@ -13,7 +13,7 @@ use mlx4_hw::qp::{
 use mlx4_hw::regs;
 use mlx4_hw::wqe::{
     COMPLETION_WANTED, ControlFlags, ControlOwner, ControlSegment, ControlSize, DataSegment,
-    RemoteAddressSegment, WqeOpcode,
+    RemoteAddressSegment, SEND_HEADROOM_LEN, STAMP, WqeOpcode,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -44,6 +44,13 @@ pub(crate) struct Qp {
     pub(crate) sent: u32,
     pub(crate) posted: u16,
     pub(crate) context: QpContext,
+}
+
+impl Qp {
+    /// The address of the send with a number.
+    pub(crate) fn slot(&self, number: u32) -> u64 {
+        self.buffer + u64::from(number % SQ_SLOTS * SQ_STRIDE)
+    }
 }
 
 /// A memory region.
@@ -113,6 +120,32 @@ impl Bench {
         }
     }
 
+    /// Moves a completion queue to a buffer of another size, as rdma-core does (`providers/mlx4/cq.c`,
+    /// `mlx4_cq_resize_copy_cqes`).
+    pub(crate) fn resize_cq(&mut self, cq: &mut Cq, log_size: u8) -> Result<(), CmdStatus> {
+        let entries = 1_u32 << log_size;
+        let len = u64::from(entries) * 32;
+        let buffer = self.alloc(cq.node, len);
+        let mut wanted = CqContext::new_zeroed();
+        wanted.size = CqSize::new().with_log_size(log_size);
+        wanted.buffer = QueueBuffer::new(self.map(cq.node, buffer, len), 12);
+        let resize = op_modifier::MODIFY_CQ_RESIZE;
+        self.command(cq.node, Opcode::MODIFY_CQ, resize, cq.cqn, wanted.as_bytes())?;
+        let ram = &self.nodes[cq.node].ram;
+        for index in cq.consumer.. {
+            let mut cqe: Cqe = ram.get(cq.buffer + u64::from(index % cq.entries * 32));
+            if cqe.owner.opcode() == CQE_OPCODE_RESIZE {
+                break;
+            }
+            cqe.owner.set_pass((index + 1) & entries != 0);
+            ram.put(buffer + u64::from((index + 1) % entries * 32), cqe.as_bytes());
+        }
+        (cq.buffer, cq.entries) = (buffer, entries);
+        cq.consumer += 1;
+        ram.put(cq.record, Low24::new(cq.consumer).as_bytes());
+        Ok(())
+    }
+
     /// A region with the given rights over fresh memory.
     pub(crate) fn make_mr(&mut self, node: usize, len: u64, rights: MptFlags) -> Mr {
         let addr = self.alloc(node, len);
@@ -174,10 +207,9 @@ impl Bench {
         };
         for slot in 0..SQ_SLOTS {
             // Owned by software in the first pass.
-            let stamp = ControlOwner::new().with_pass(true);
-            self.nodes[node]
-                .ram
-                .put(buffer + u64::from(slot * SQ_STRIDE), stamp.as_bytes());
+            let owner = ControlOwner::new().with_pass(true);
+            self.nodes[node].ram.put(qp.slot(slot), owner.as_bytes());
+            self.stamp(&qp, slot);
         }
         self.transition(&qp, Opcode::RST2INIT_QP, OptionalParameters::new())
             .unwrap();
@@ -229,8 +261,7 @@ impl Bench {
 
     /// Writes raw bytes as the next send, with the owner bit that makes it the device's.
     pub(crate) fn post_bytes(&mut self, qp: &mut Qp, opcode: WqeOpcode, bytes: &[u8]) {
-        let slot = qp.sent % SQ_SLOTS;
-        let at = qp.buffer + u64::from(slot * SQ_STRIDE);
+        let at = qp.slot(qp.sent);
         let owner = ControlOwner::new()
             .with_opcode(opcode)
             .with_pass(qp.sent & SQ_SLOTS != 0);
@@ -238,10 +269,18 @@ impl Bench {
         self.nodes[qp.node].ram.put(at, owner.as_bytes());
         // The slot behind stays software's.
         let next = qp.sent + 1;
-        let stamp = ControlOwner::new().with_pass(next & SQ_SLOTS == 0);
-        let at = qp.buffer + u64::from(next % SQ_SLOTS * SQ_STRIDE);
-        self.nodes[qp.node].ram.put(at, stamp.as_bytes());
+        let owner = ControlOwner::new().with_pass(next & SQ_SLOTS == 0);
+        self.nodes[qp.node].ram.put(qp.slot(next), owner.as_bytes());
         qp.sent = next;
+        self.stamp(qp, next + SEND_HEADROOM_LEN / SQ_STRIDE);
+    }
+
+    /// Marks the chunks behind a slot's first as not written.
+    fn stamp(&self, qp: &Qp, slot: u32) {
+        for chunk in (64..u64::from(SQ_STRIDE)).step_by(64) {
+            let at = qp.slot(slot) + chunk;
+            self.nodes[qp.node].ram.put(at, &STAMP.to_be_bytes());
+        }
     }
 
     pub(crate) fn post(&mut self, qp: &mut Qp, send: &Send<'_>) {
