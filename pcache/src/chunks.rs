@@ -297,9 +297,7 @@ mod tests {
     fn a_taken_slot_gives_way_to_another_until_the_chunk_is_full() {
         let chunks = Chunks::new(10);
         let id = chunks.add(at(0)).unwrap();
-        let mut pages: Vec<u64> = (0..512)
-            .map(|_| chunks.allocate(id, 5).unwrap().page())
-            .collect();
+        let mut pages: Vec<u64> = (0..512).map(|_| chunks.allocate(id, 5).unwrap().page()).collect();
         assert_eq!(pages[0], 5);
         assert_eq!(chunks.allocate(id, 5), None);
         pages.sort_unstable();

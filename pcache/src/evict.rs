@@ -84,7 +84,9 @@ impl<M: Machine> Cache<M> {
         let line = &set.lines[way];
         let unwritten = line.fresh && !line.dirty && line.more.is_empty();
         let unwritten = unwritten && self.chunks.users(slot) == 1;
-        let Some(first) = set.lines[way].first.take() else { return };
+        let Some(first) = set.lines[way].first.take() else {
+            return;
+        };
         let was = leave(first.entry, slot, unwritten);
         self.unmapped(set, way, first, was, batch);
         if unwritten && !was.is_dirty() {
@@ -118,7 +120,9 @@ impl<M: Machine> Cache<M> {
     /// Makes room for another mapping of a line when the pool has no node left: the first mapping goes.
     pub(crate) fn steal_mapping(&self, set: &mut Set<M::Entry>, way: usize) {
         let slot = set.slot(way).expect("a mapped line holds a slot");
-        let Some(first) = set.lines[way].first.take() else { return };
+        let Some(first) = set.lines[way].first.take() else {
+            return;
+        };
         let was = leave(first.entry, slot, false);
         set.lines[way].dirty |= was.is_dirty();
         self.machine.flush(&[first.page]);

@@ -148,14 +148,7 @@ impl<M: Machine> Cache<M> {
     }
 
     /// Maps a line that holds the slot of a remote entry; false if the entry changed meanwhile.
-    fn map(
-        &self,
-        set: &mut Set<M::Entry>,
-        index: u32,
-        way: usize,
-        at: Mapping<M::Entry>,
-        pte: Pte,
-    ) -> bool {
+    fn map(&self, set: &mut Set<M::Entry>, index: u32, way: usize, at: Mapping<M::Entry>, pte: Pte) -> bool {
         let id = self.geometry.line(index, way);
         let present = pte.to_present(self.machine.frame(id)).with_accessed(true);
         if present.rights().contains(Rights::EXEC) {

@@ -92,14 +92,10 @@ impl<M: Machine> Cache<M> {
     }
 
     /// As [`reuse`](Self::reuse), with the set locked; [`Filled::Wait`] if there are other users.
-    fn reuse_locked(
-        &self,
-        set: &mut Set<M::Entry>,
-        way: usize,
-        at: Mapping<M::Entry>,
-        frame: u64,
-    ) -> Filled {
-        let Some(slot) = set.slot(way) else { return Filled::Raced };
+    fn reuse_locked(&self, set: &mut Set<M::Entry>, way: usize, at: Mapping<M::Entry>, frame: u64) -> Filled {
+        let Some(slot) = set.slot(way) else {
+            return Filled::Raced;
+        };
         let mut pte = at.entry.load();
         while pte.is_present() && pte.frame() == frame && pte.is_cow() {
             if pte.is_object() || self.chunks.users(slot) > 1 {
@@ -255,9 +251,13 @@ impl<M: Machine> Cache<M> {
 
     /// Copies bytes from `offset` of a page out; false if its entry does not permit `access` now.
     pub fn copy_out(&self, at: M::Entry, access: Access, offset: usize, into: &mut [u8]) -> bool {
-        self.with_line(at, |pte| pte.permits(access), |_, line| {
-            self.machine.copy_out(line, offset, into);
-        })
+        self.with_line(
+            at,
+            |pte| pte.permits(access),
+            |_, line| {
+                self.machine.copy_out(line, offset, into);
+            },
+        )
     }
 
     /// Copies bytes into a page at `offset`; false if its entry does not permit a store now. With

@@ -163,7 +163,9 @@ mod tests {
         assert_eq!(pool.remove(&mut chain, mapping(1).page).unwrap().entry, 1);
         assert!(pool.remove(&mut chain, mapping(1).page).is_none());
         assert!(pool.any(chain, |m| m.entry == 0) && !pool.any(chain, |m| m.entry == 1));
-        let rest: Vec<u64> = core::iter::from_fn(|| pool.pop(&mut chain)).map(|m| m.entry).collect();
+        let rest: Vec<u64> = core::iter::from_fn(|| pool.pop(&mut chain))
+            .map(|m| m.entry)
+            .collect();
         assert_eq!((rest, pool.free()), (vec![2, 0], 3));
     }
 }

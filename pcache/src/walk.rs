@@ -63,7 +63,9 @@ impl<M: Machine> Cache<M> {
     /// the batch is flushed and no transfer of the line is under way.
     pub fn drop_page(&self, at: Mapping<M::Entry>, batch: &mut Batch<'_, M>) {
         batch.make_room();
-        let Some(mut held) = self.hold(at.entry) else { return };
+        let Some(mut held) = self.hold(at.entry) else {
+            return;
+        };
         let pte = replace(at.entry, held.pte, |_| Pte::EMPTY);
         if let Some(way) = held.way {
             let line = &mut held.set.lines[way];
@@ -84,7 +86,9 @@ impl<M: Machine> Cache<M> {
 
     /// Makes a READ under way map nothing at `at` when it ends.
     fn forget_pending(&self, held: &mut Held<'_, M>, at: Mapping<M::Entry>) {
-        let Some(way) = held.set.find(held.slot) else { return };
+        let Some(way) = held.set.find(held.slot) else {
+            return;
+        };
         let line = &mut held.set.lines[way];
         if line.state == State::Reading && line.first.is_some_and(|first| first.page == at.page) {
             line.first = None;
@@ -103,7 +107,9 @@ impl<M: Machine> Cache<M> {
         batch: &mut Batch<'_, M>,
     ) {
         batch.make_room();
-        let Some(mut held) = self.hold(parent.entry) else { return };
+        let Some(mut held) = self.hold(parent.entry) else {
+            return;
+        };
         let slot = held.slot;
         let pte = if private {
             replace(parent.entry, held.pte, Pte::with_cow)
@@ -124,7 +130,11 @@ impl<M: Machine> Cache<M> {
             }
             held.set.update(way);
         }
-        let remote = if pte.is_present() { pte.to_remote(slot) } else { pte };
+        let remote = if pte.is_present() {
+            pte.to_remote(slot)
+        } else {
+            pte
+        };
         let remote = if private { remote.with_cow() } else { remote };
         let copied = child.exchange(Pte::EMPTY, remote);
         debug_assert!(copied.is_ok(), "the child's entry is empty");
@@ -133,7 +143,9 @@ impl<M: Machine> Cache<M> {
     /// Moves an entry to an empty one elsewhere (mremap).
     pub fn move_page(&self, from: Mapping<M::Entry>, to: Mapping<M::Entry>, batch: &mut Batch<'_, M>) {
         batch.make_room();
-        let Some(mut held) = self.hold(from.entry) else { return };
+        let Some(mut held) = self.hold(from.entry) else {
+            return;
+        };
         let pte = replace(from.entry, held.pte, |_| Pte::EMPTY);
         let moved = to.entry.exchange(Pte::EMPTY, pte);
         debug_assert!(moved.is_ok(), "the target is empty");

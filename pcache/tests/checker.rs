@@ -103,7 +103,10 @@ impl Run {
             970..980 => {
                 let rights = [Rights::empty(), Rights::READ, BOTH][self.rng.below(3)];
                 let vpn = self.mapped(n);
-                self.programs[n].as_mut().unwrap().protect(&self.cache, vpn, rights);
+                self.programs[n]
+                    .as_mut()
+                    .unwrap()
+                    .protect(&self.cache, vpn, rights);
             }
             980..995 => {
                 let (from, to) = (self.mapped(n), self.rng.below(world::PAGES));
@@ -154,10 +157,7 @@ impl Run {
         for vpn in start..(start + length).min(world::PAGES) {
             let (word, write) = (self.rng.below(world::WORDS), self.rng.below(2) == 0);
             let plan = if self.rng.below(4) == 0 {
-                Plan {
-                    stride: 1,
-                    count: 3,
-                }
+                Plan { stride: 1, count: 3 }
             } else {
                 let fate = self.cache.read_ahead();
                 self.prefetchers[n].miss(Vpn(vpn as u64), Advice::Normal, fate)
@@ -289,10 +289,7 @@ fn no_byte_is_wrong_when_transfers_fail() {
 fn missing_shootdowns_are_found() {
     let found = std::panic::catch_unwind(|| {
         let mut run = Run::new(1, 3, Config::default(), 2, false);
-        run.cache
-            .machine()
-            .forgets_flushes
-            .store(true, Ordering::SeqCst);
+        run.cache.machine().forgets_flushes.store(true, Ordering::SeqCst);
         for _ in 0..200_000 {
             run.step();
         }

@@ -4,8 +4,8 @@
 
 use alloc::vec::Vec;
 
-use pcache::Rights;
 use messages::{PAGE_SIZE, USER_END};
+use pcache::Rights;
 
 /// Bytes of the file header.
 pub const HEADER_SIZE: usize = 64;

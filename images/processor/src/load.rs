@@ -12,11 +12,11 @@ use core::ops::Range;
 
 use crate::elf::{ElfError, HEADER_SIZE, Header, Program};
 use crate::error::{Error, Result, errno};
-use crate::platform::{Cpu, Files, Platform};
-use crate::process::{Node, Process};
 use crate::mm::STACK_TOP;
 use crate::mm::map::Place;
 use crate::mm::vma::{Vma, VmaFlags};
+use crate::platform::{Cpu, Files, Platform};
+use crate::process::{Node, Process};
 use crate::stack::{self, Facts};
 use crate::syscall::Heap;
 

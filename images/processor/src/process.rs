@@ -35,7 +35,7 @@ pub trait Node {
     /// Makes the page tables of a new address space; `None` when there is no memory for them.
     fn new_tables(&self) -> Option<Self::Tables>;
     /// Looks once for pages that have come; false if the task had better let others run.
-    fn poll_pages(&self) -> bool;
+    fn poll_pages(&self, now: Instant) -> bool;
     /// Returns whether misses read neighbours ahead.
     fn reads_ahead(&self) -> bool;
     /// Returns the machine.

@@ -4,7 +4,9 @@ use core::future::Future;
 
 use alloc::vec;
 
-use messages::memory::{Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest, Return, ReturnRequest};
+use messages::memory::{
+    Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest, Return, ReturnRequest,
+};
 use messages::storage::{
     Close, FileId, FileRequest, Getdents, GetdentsRequest, Open, OpenFlags, OpenRequest, Opened, Path, Read,
     ReadRequest, Readlink, Stat, StatFile, StatPath, StatRequest,

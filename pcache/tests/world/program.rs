@@ -46,7 +46,10 @@ impl Object {
 
     /// Frees the object's pages; nothing maps them any more.
     pub fn end(self, cache: &Cache<World>) {
-        self.slots.into_iter().flatten().for_each(|slot| cache.drop_slot(slot));
+        self.slots
+            .into_iter()
+            .flatten()
+            .for_each(|slot| cache.drop_slot(slot));
     }
 }
 
@@ -150,7 +153,10 @@ impl Program {
 
     fn allocate(&self, cache: &Cache<World>, vpn: usize) -> Slot {
         let chunk = self.chunk[vpn / TABLE];
-        cache.chunks().allocate(chunk, vpn as u64 % 512).expect("a free slot")
+        cache
+            .chunks()
+            .allocate(chunk, vpn as u64 % 512)
+            .expect("a free slot")
     }
 
     fn first_touch(

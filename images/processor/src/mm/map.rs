@@ -117,7 +117,10 @@ impl<N: Node> Space<'_, N> {
                 && let Some(object) = Arc::into_inner(object)
             {
                 let cache = self.node.cache();
-                object.into_slots().into_iter().for_each(|slot| cache.drop_slot(slot));
+                object
+                    .into_slots()
+                    .into_iter()
+                    .for_each(|slot| cache.drop_slot(slot));
             }
         }
     }
@@ -286,7 +289,9 @@ impl<N: Node> Space<'_, N> {
     /// EFAULT at the first page that does not allow it.
     pub(crate) async fn populate(&self, range: Range<u64>, access: Access) -> Result<()> {
         for page in range.step_by(4096) {
-            self.fault(page, access, false).await?.map_err(|_| errno::EFAULT)?;
+            self.fault(page, access, false)
+                .await?
+                .map_err(|_| errno::EFAULT)?;
             self.breathe().await;
         }
         Ok(())
@@ -349,7 +354,9 @@ impl<N: Node> Space<'_, N> {
 
 /// Returns whether `len` bytes from `start` on lie below the end of addresses.
 pub(super) fn fits(start: u64, len: u64) -> bool {
-    start.checked_add(len).is_some_and(|end| end <= messages::USER_END)
+    start
+        .checked_add(len)
+        .is_some_and(|end| end <= messages::USER_END)
 }
 
 /// The VMA that a piece `bytes` into `vma` is.

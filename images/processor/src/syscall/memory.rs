@@ -119,7 +119,8 @@ impl<N: Node> Process<'_, N> {
         let (place, len) = placement(addr, len, flags)?;
         let mut vma = Vma::anonymous(rights);
         vma.flags.set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
-        vma.flags.set(VmaFlags::GROWSDOWN, flags & MAP_GROWSDOWN != 0 && !shared);
+        vma.flags
+            .set(VmaFlags::GROWSDOWN, flags & MAP_GROWSDOWN != 0 && !shared);
         if shared && source.is_none() {
             vma.backing = Backing::Object(Arc::new(Object::default()), 0);
         }
@@ -212,7 +213,10 @@ impl<N: Node> Process<'_, N> {
         }
         // Linux does what is mapped, and then tells of the holes.
         let pieces = self.memory.with_vmas(|vmas| vmas.pieces(range.clone()));
-        let whole = pieces.iter().map(|(piece, _)| piece.end - piece.start).sum::<u64>();
+        let whole = pieces
+            .iter()
+            .map(|(piece, _)| piece.end - piece.start)
+            .sum::<u64>();
         for (piece, _) in pieces {
             match asked {
                 Asked::Usage(advice) => self.memory.advise(piece, advice),

@@ -77,7 +77,9 @@ impl<N: Node> Process<'_, N> {
         while done < len {
             let want = usize::try_from(len - done).map_or(piece.len(), |left| left.min(piece.len()));
             self.node.platform().random(&mut piece[..want]);
-            self.memory.write(into.saturating_add(done), &piece[..want]).await?;
+            self.memory
+                .write(into.saturating_add(done), &piece[..want])
+                .await?;
             done += want as u64;
         }
         Ok(done)

@@ -8,8 +8,8 @@ mod path;
 mod resolve;
 mod time;
 
-pub(crate) use memory::Heap;
 use linux_raw_sys::general as nr;
+pub(crate) use memory::Heap;
 
 use crate::error::{Error, Exit, Result, errno};
 use crate::platform::{Cpu, SystemCall};

@@ -149,7 +149,8 @@ impl<N: Node> Process<'_, N> {
     }
 
     async fn status_at(&self, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
-        if flags & EMPTY_PATH != 0 && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty()) {
+        if flags & EMPTY_PATH != 0 && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty())
+        {
             return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
                 self.node.files().stat(&self.cwd, true).await
             } else {

@@ -38,7 +38,8 @@ impl<N: Node> Process<'_, N> {
 
     pub(super) async fn sys_clock_gettime(&self, [clock, into, ..]: Args) -> Result<u64> {
         let time = self.clock(clock)?;
-        self.memory.write_words(into, &[time.as_secs(), u64::from(time.subsec_nanos())])
+        self.memory
+            .write_words(into, &[time.as_secs(), u64::from(time.subsec_nanos())])
             .await?;
         Ok(0)
     }
@@ -54,7 +55,8 @@ impl<N: Node> Process<'_, N> {
     pub(super) async fn sys_gettimeofday(&self, [into, zone, ..]: Args) -> Result<u64> {
         let time = self.clock(CLOCK_REALTIME)?;
         if into != 0 {
-            self.memory.write_words(into, &[time.as_secs(), u64::from(time.subsec_micros())])
+            self.memory
+                .write_words(into, &[time.as_secs(), u64::from(time.subsec_micros())])
                 .await?;
         }
         if zone != 0 {

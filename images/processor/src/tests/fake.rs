@@ -425,7 +425,7 @@ impl Node for FakeNode {
         self.spaces.set(self.spaces.get() + 1);
         Some(FakeTables::new(self.spaces.get()))
     }
-    fn poll_pages(&self) -> bool {
+    fn poll_pages(&self, _: Instant) -> bool {
         self.pump()
     }
     fn reads_ahead(&self) -> bool {

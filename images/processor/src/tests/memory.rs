@@ -59,7 +59,11 @@ fn heap_stops_at_what_is_in_its_way() {
     let mut run = Run::new(&node);
     let start = run.call(nr::__NR_brk, &[0]).unwrap();
     let wall = start + 5 * 4096;
-    assert_eq!(run.mmap(wall, 4096, PROT_RW, 0x10_0022), Ok(wall), "MAP_FIXED_NOREPLACE");
+    assert_eq!(
+        run.mmap(wall, 4096, PROT_RW, 0x10_0022),
+        Ok(wall),
+        "MAP_FIXED_NOREPLACE"
+    );
     run.put(wall, b"wall");
     assert_eq!(run.call(nr::__NR_brk, &[wall]), Ok(wall));
     assert_eq!(run.call(nr::__NR_brk, &[wall + 4096]), Ok(wall));
@@ -266,9 +270,21 @@ fn remapping_needs_one_mapping_and_no_more_memory_than_it_grows() {
 fn flags_and_rights_are_checked_as_on_linux() {
     let node = node(64);
     let mut run = Run::new(&node);
-    assert_eq!(errno_of(run.mmap(0, 4096, 3, 0x23)), Some(errno::EINVAL), "both kinds");
-    assert_eq!(errno_of(run.mmap(0, 4096, 3, 0x20)), Some(errno::EINVAL), "no kind");
-    assert_eq!(errno_of(run.mmap(4096, 4096, 3, 0x32)), Some(errno::EPERM), "too low");
+    assert_eq!(
+        errno_of(run.mmap(0, 4096, 3, 0x23)),
+        Some(errno::EINVAL),
+        "both kinds"
+    );
+    assert_eq!(
+        errno_of(run.mmap(0, 4096, 3, 0x20)),
+        Some(errno::EINVAL),
+        "no kind"
+    );
+    assert_eq!(
+        errno_of(run.mmap(4096, 4096, 3, 0x32)),
+        Some(errno::EPERM),
+        "too low"
+    );
     let at = run.map(3 * 4096).unwrap();
     assert_eq!(
         run.errno(nr::__NR_mprotect, &[at, 4096, 0x40]),
@@ -310,7 +326,9 @@ fn stacks_grow_to_their_limit_and_no_further() {
     run.put(bottom + 100, b"deep");
     assert_eq!(run.get(bottom + 100, 4), b"deep");
     assert_eq!(run.touch(bottom - 8, Access::Write), Err(Refused::Unmapped));
-    let at = run.mmap(0x20_0000_0000, 4096, 3, PRIVATE | FIXED | 0x100).unwrap();
+    let at = run
+        .mmap(0x20_0000_0000, 4096, 3, PRIVATE | FIXED | 0x100)
+        .unwrap();
     assert_eq!(run.touch(at - 3 * 4096, Access::Write), Ok(()), "MAP_GROWSDOWN");
     let wall = at - (2 << 20);
     run.mmap(wall, 4096, 3, PRIVATE | FIXED).unwrap();
@@ -326,9 +344,7 @@ fn pages_beyond_the_end_of_a_file_are_bus_errors() {
     let node = node(64);
     let mut run = Run::new(&node);
     let file = run.open("/script").unwrap();
-    let at = run
-        .call(nr::__NR_mmap, &[0, 3 * 4096, 1, 2, file, 0])
-        .unwrap();
+    let at = run.call(nr::__NR_mmap, &[0, 3 * 4096, 1, 2, file, 0]).unwrap();
     assert_eq!(run.get(at, 2), b"#!");
     assert_eq!(run.touch(at + 4095, Access::Read), Ok(()));
     assert_eq!(run.touch(at + 4096, Access::Read), Err(Refused::BeyondEnd));
@@ -398,7 +414,10 @@ fn fork_shares_pages_until_they_are_written() {
     node.block_on(child.write(both, b"shared")).unwrap();
     assert_eq!(read(&child, at, 8), 0_u64.to_le_bytes());
     assert_eq!(run.get(at + 4096, 8), 1_u64.to_le_bytes());
-    assert_eq!((run.get(at, 8), read(&child, at + 4096, 8)), (b"parent's".to_vec(), b"child's!".to_vec()));
+    assert_eq!(
+        (run.get(at, 8), read(&child, at + 4096, 8)),
+        (b"parent's".to_vec(), b"child's!".to_vec())
+    );
     assert_eq!(run.get(both, 6), b"shared");
     for page in 2..40_u64 {
         assert_eq!(run.get(at + page * 4096, 8), page.to_le_bytes());

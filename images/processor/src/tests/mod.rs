@@ -86,7 +86,9 @@ impl<'n> Run<'n> {
     }
 
     fn put(&self, addr: u64, bytes: &[u8]) -> u64 {
-        self.node.block_on(self.process.memory().write(addr, bytes)).unwrap();
+        self.node
+            .block_on(self.process.memory().write(addr, bytes))
+            .unwrap();
         addr
     }
 
@@ -273,7 +275,10 @@ fn program_s_own_stores_survive_eviction() {
     for n in 0..32u8 {
         let addr = at + u64::from(n) * 4096;
         run.cpu.script.push((
-            Trap::PageFault { addr, access: Access::Write },
+            Trap::PageFault {
+                addr,
+                access: Access::Write,
+            },
             SystemCall::default(),
         ));
         run.cpu.script.push((
@@ -559,7 +564,10 @@ fn rights_taken_away_take_effect_on_mapped_pages() {
     let mut run = Run::new(&node);
     let addr = run.map(4096).unwrap();
     run.cpu.script.push((
-        Trap::PageFault { addr, access: Access::Write },
+        Trap::PageFault {
+            addr,
+            access: Access::Write,
+        },
         SystemCall::default(),
     ));
     run.cpu.script.push((

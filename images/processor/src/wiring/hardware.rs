@@ -139,11 +139,7 @@ impl Spaces {
             SpaceId(*next)
         };
         self.spaces.write().insert(id, space.clone());
-        Some(Tables {
-            id,
-            space,
-            all: self,
-        })
+        Some(Tables { id, space, all: self })
     }
 }
 
@@ -353,4 +349,3 @@ impl Machine for Hardware {
         self.frames.frame(line.0 as usize).fill(0, LINE_SIZE, 0);
     }
 }
-

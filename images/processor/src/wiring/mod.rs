@@ -13,8 +13,8 @@ use hal::Instant;
 use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Chunks, Geometry, Slot};
-use processor::remote::Remote;
 use processor::mm::supply::Supply;
+use processor::remote::Remote;
 use processor::{Command, Peer, Platform, Process, Refusal, Report, Stream};
 use raw_cpuid::{CpuId, cpuid};
 use spin::Once;
@@ -60,8 +60,8 @@ impl processor::Node for Parts {
     fn new_tables(&self) -> Option<Tables> {
         self.spaces.create()
     }
-    fn poll_pages(&self) -> bool {
-        self.cache.machine().look(&self.cache, libos::now());
+    fn poll_pages(&self, now: Instant) -> bool {
+        self.cache.machine().look(&self.cache, now);
         true
     }
     fn reads_ahead(&self) -> bool {

@@ -1,7 +1,7 @@
 //! P: an ELF file. What is accepted lies in order within the file and the program's half of the address space.
 
-use pcache::Rights;
 use messages::{PAGE_SIZE, USER_END};
+use pcache::Rights;
 use processor::elf::Header;
 
 pub(crate) fn run(bytes: &[u8]) {
