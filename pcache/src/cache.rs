@@ -203,6 +203,7 @@ impl<M: Machine> Cache<M> {
             .to_present(self.machine.frame(id))
             .with_accessed(!line.prefetched);
         if present.rights().contains(Rights::EXEC) {
+            line.code = true;
             self.machine.prepare_code(id);
         }
         // It fails if the entry went away, moved or has other rights now.
@@ -224,6 +225,13 @@ impl<M: Machine> Cache<M> {
             self.machine.now()
         } else {
             hal::Instant::default()
+        }
+    }
+
+    /// Gets a line that was just taken ready for other bytes.
+    pub(crate) fn renew(&self, set: &mut Set<M::Entry>, index: u32, way: usize) {
+        if core::mem::take(&mut set.lines[way].code) {
+            self.machine.retire_code(self.geometry.line(index, way));
         }
     }
 

@@ -250,7 +250,7 @@ impl Chunks {
         let users = chunk
             .users
             .call_once(|| (0..CHUNK_PAGES).map(|_| AtomicU32::new(0)).collect());
-        users[slot.page() as usize].fetch_add(1, Ordering::Relaxed);
+        users[index_of(slot)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns how many users a slot has. Called under the lock of its set.
@@ -259,7 +259,7 @@ impl Chunks {
             .known(slot.chunk())
             .users
             .get()
-            .map_or(0, |users| users[slot.page() as usize].load(Ordering::Relaxed));
+            .map_or(0, |users| users[index_of(slot)].load(Ordering::Relaxed));
         others + 1
     }
 
@@ -268,13 +268,18 @@ impl Chunks {
         let Some(users) = self.known(slot.chunk()).users.get() else {
             return true;
         };
-        let others = &users[slot.page() as usize];
+        let others = &users[index_of(slot)];
         let last = others.load(Ordering::Relaxed) == 0;
         if !last {
             others.fetch_sub(1, Ordering::Relaxed);
         }
         last
     }
+}
+
+/// A slot's place in its chunk's arrays.
+fn index_of(slot: Slot) -> usize {
+    usize::try_from(slot.page()).expect("less than 512")
 }
 
 #[cfg(test)]

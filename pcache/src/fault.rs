@@ -68,6 +68,7 @@ impl<M: Machine> Cache<M> {
                     Found::Failed(error) => return Err(error),
                 }
             } else if let Some(way) = set.take(slot, State::Reading) {
+                self.renew(&mut set, index, way);
                 set.counters.nr_pcache_miss += u64::from(first);
                 set.counters.nr_pcache_miss_again += u64::from(!first);
                 self.start(set, index, way, (at, pte), plan);
@@ -152,6 +153,7 @@ impl<M: Machine> Cache<M> {
         let id = self.geometry.line(index, way);
         let present = pte.to_present(self.machine.frame(id)).with_accessed(true);
         if present.rights().contains(Rights::EXEC) {
+            set.lines[way].code = true;
             self.machine.prepare_code(id);
         }
         if at.entry.exchange(pte, present).is_err() {
@@ -218,6 +220,7 @@ impl<M: Machine> Cache<M> {
             return None;
         }
         let way = set.take(slot, State::Reading)?;
+        self.renew(&mut set, index, way);
         set.counters.nr_pcache_prefetch += 1;
         let started = self.start_time(&set);
         let line = &mut set.lines[way];

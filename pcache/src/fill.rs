@@ -47,6 +47,7 @@ impl<M: Machine> Cache<M> {
         let Some((mut set, way)) = self.take(index, slot, waker) else {
             return Filled::Wait;
         };
+        self.renew(&mut set, index, way);
         let id = self.geometry.line(index, way);
         match content {
             Content::Zero => self.machine.zero(id),
@@ -59,6 +60,7 @@ impl<M: Machine> Cache<M> {
             }
         }
         if rights.contains(Rights::EXEC) {
+            set.lines[way].code = true;
             self.machine.prepare_code(id);
         }
         let mut present = Pte::present(self.machine.frame(id), rights).with_accessed(true);
@@ -164,6 +166,7 @@ impl<M: Machine> Cache<M> {
         batch: &mut Batch<'_, M>,
     ) -> bool {
         let (source, copy) = (self.geometry.line(from, from_way), self.geometry.line(to, to_way));
+        self.renew(sets.second(), to, to_way);
         self.machine.copy_line(source, copy);
         let mut pte = at.entry.load();
         let frame = self.machine.frame(source);
@@ -173,6 +176,7 @@ impl<M: Machine> Cache<M> {
                 return false;
             }
             if pte.rights().contains(Rights::EXEC) {
+                sets.second().lines[to_way].code = true;
                 self.machine.prepare_code(copy);
             }
             let own = Pte::present(self.machine.frame(copy), pte.rights()).with_accessed(true);

@@ -53,6 +53,8 @@ pub trait Machine {
     fn flush_own(&self, page: Page);
     /// Gets a line ready to be executed by programs.
     fn prepare_code(&self, line: LineId);
+    /// Tells that a line which programs may have executed is about to hold something else.
+    fn retire_code(&self, line: LineId);
 
     /// Copies bytes from `offset` of `line` out.
     ///

@@ -22,7 +22,7 @@ impl Slot {
     /// Returns page `page` (modulo [`CHUNK_PAGES`]) of `chunk`.
     #[must_use]
     pub const fn new(chunk: ChunkId, page: u64) -> Self {
-        Self((chunk.0 as u64) << 9 | page % CHUNK_PAGES)
+        Self(((chunk.0 as u64) << 9) | (page % CHUNK_PAGES))
     }
 
     /// Returns the slot with this number; the bits above [`Self::BITS`] are dropped.

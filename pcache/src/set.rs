@@ -53,6 +53,10 @@ pub(crate) struct Line<E> {
     pub(crate) flushed: bool,
     /// Read ahead and not known to be used yet.
     pub(crate) prefetched: bool,
+    /// Programs may have executed it. Outlives the slot: see [`Machine::retire_code`].
+    ///
+    /// [`Machine::retire_code`]: crate::Machine::retire_code
+    pub(crate) code: bool,
     /// Shootdowns under way that the line waits for before it is written back or used again.
     pub(crate) flushing: u16,
     /// When it was last used (or filled), in ticks of the set.
@@ -76,6 +80,7 @@ impl<E> Line<E> {
         victim: false,
         flushed: false,
         prefetched: false,
+        code: false,
         flushing: 0,
         stamp: 0,
         started: Instant::from_nanos(0),
@@ -190,6 +195,7 @@ impl<E> Set<E> {
         self.lines[way] = Line {
             state,
             stamp: self.tick,
+            code: self.lines[way].code,
             ..Line::FREE
         };
         self.update(way);
@@ -198,7 +204,10 @@ impl<E> Set<E> {
     /// Makes a way free.
     pub(crate) fn clear(&mut self, way: usize) {
         self.tags[way] = NO_SLOT;
-        self.lines[way] = Line::FREE;
+        self.lines[way] = Line {
+            code: self.lines[way].code,
+            ..Line::FREE
+        };
         self.update(way);
     }
 

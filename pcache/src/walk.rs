@@ -165,7 +165,8 @@ impl<M: Machine> Cache<M> {
         let mut pte = at.entry.load();
         while !pte.is_empty() {
             if rights.contains(Rights::EXEC) && pte.is_present() {
-                let (line, ..) = self.place_of(pte.frame());
+                let (line, index, way) = self.place_of(pte.frame());
+                self.set(index).lines[way].code = true;
                 self.machine.prepare_code(line);
             }
             match at.entry.exchange(pte, pte.with_rights(rights)) {

@@ -32,6 +32,15 @@ impl Rng {
     }
 }
 
+fn number(n: usize) -> u32 {
+    u32::try_from(n).expect("small")
+}
+
+/// Two chunks a program.
+fn chunks_for(programs: usize) -> u32 {
+    2 * number(programs)
+}
+
 /// A run: several address spaces on several cores, one step at a time in a random order.
 struct Run {
     cache: Cache<World>,
@@ -49,8 +58,8 @@ struct Run {
 
 impl Run {
     fn new(seed: u64, sets: u32, config: Config, cores: usize, fails: bool) -> Self {
-        let (cache, chunks) = world::cache(sets, 4, config, cores, 2 * SPACES as u32);
-        let spaces: Vec<Space> = (0..SPACES).map(|n| Space::new(n as u32 + 1)).collect();
+        let (cache, chunks) = world::cache(sets, 4, config, cores, chunks_for(SPACES));
+        let spaces: Vec<Space> = (0..SPACES).map(|n| Space::new(number(n) + 1)).collect();
         let mut run = Self {
             cache,
             chunks,
@@ -246,7 +255,7 @@ fn check(sets: u32, fails: bool, accesses: usize) {
                     policy,
                     mechanism,
                     batch: 4,
-                    cores: cores as u32,
+                    cores: number(cores),
                     ..Config::default()
                 };
                 let mut run = Run::new(seed * 100 + cores as u64, sets, config, cores, fails);
@@ -302,11 +311,11 @@ fn missing_shootdowns_are_found() {
 fn threads_find_no_wrong_byte() {
     const THREADS: usize = 4;
     let config = Config {
-        cores: THREADS as u32,
+        cores: number(THREADS),
         batch: 2,
         ..Config::default()
     };
-    let (cache, chunks) = world::cache(4, 4, config, THREADS + 1, 2 * THREADS as u32 + 2);
+    let (cache, chunks) = world::cache(4, 4, config, THREADS + 1, chunks_for(THREADS + 1));
     let ended = AtomicBool::new(false);
     let parent_space = Space::new(100);
     let of_parent = [chunks[2 * THREADS], chunks[2 * THREADS + 1]];
@@ -330,7 +339,7 @@ fn threads_find_no_wrong_byte() {
         }
         let threads: Vec<_> = (0..THREADS)
             .map(|n| {
-                let space = Space::new(n as u32 + 1);
+                let space = Space::new(number(n) + 1);
                 let child = parent.fork(&cache, space, [chunks[2 * n], chunks[2 * n + 1]]);
                 let cache = &cache;
                 scope.spawn(move || {

@@ -305,6 +305,7 @@ impl Machine for World {
         self.tlbs[this_core()].lock().unwrap().remove(&page);
     }
     fn prepare_code(&self, _: LineId) {}
+    fn retire_code(&self, _: LineId) {}
     fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
         for (i, part) in into.chunks_exact_mut(8).enumerate() {
             let value = self.word(line, offset + i * 8).load(Ordering::SeqCst);

@@ -312,7 +312,7 @@ mod tests {
                     Backing::Object(object.clone(), start)
                 };
                 for page in start..start + len {
-                    let slot: &mut Option<(Rights, Option<u64>)> = &mut table[page as usize];
+                    let slot: &mut Option<(Rights, Option<u64>)> = &mut table[usize::try_from(page).unwrap()];
                     *slot = match op {
                         0 => Some((rights, (bits & 1 != 0).then_some(page))),
                         1 => None,

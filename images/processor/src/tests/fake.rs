@@ -146,6 +146,7 @@ impl Machine for FakeMachine {
     }
     fn flush_own(&self, _: Page) {}
     fn prepare_code(&self, _: LineId) {}
+    fn retire_code(&self, _: LineId) {}
     fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
         into.copy_from_slice(&self.lines.lock().unwrap()[line.0 as usize][offset..offset + into.len()]);
     }
