@@ -85,7 +85,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
     }
 
     /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one
-    /// message at a time: what [`Config::workers`] of 0 stands for. While a handler waits for
+    /// message at a time: what [`Config::workers`](crate::Config::workers) of 0 stands for. While a handler waits for
     /// something, polling goes on.
     ///
     /// # Errors

@@ -66,7 +66,7 @@ struct Held {
     to: RemoteAddr,
 }
 
-/// The way of pages between one core and one peer. See the [module](self).
+/// The way of pages between one core and one peer.
 pub struct PagePath<Q: PageQueue> {
     /// There until this is dropped.
     queue: Option<Q>,

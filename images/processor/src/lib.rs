@@ -1,11 +1,12 @@
 //! P: runs programs whose memory is elsewhere.
 //!
-//! A [`Process`] is a Linux program: its address space ([`Layout`] says what it may touch, [`Spaces`] where its pages live), its
-//! files, and the system calls it makes. Its pages come and go through [`pcache`]; M backs them, S has the files. The
-//! kernel never faults on a program's memory: it copies through pinned lines, after a look at the rights.
+//! A [`Process`] is a Linux program: its memory ([`mm::Space`]), its files, and the system calls it makes. Its pages come
+//! and go through [`pcache`]; M lends the chunks behind them, S has the files. The kernel never faults on a program's
+//! memory: it looks at the entry's rights and copies while the line is locked.
 //!
-//! The library knows neither kernel nor network. The image's `main.rs` fills in [`Node`]: page tables and lines
-//! ([`Hardware`]), clock and console ([`Platform`]), M ([`Memory`]), S ([`Files`]) and threads ([`Cpu`]).
+//! The library knows neither kernel nor network. The image's `main.rs` fills in [`Node`]: lines and page tables
+//! ([`pcache::Machine`], [`mm::Tables`]), clock and console ([`Platform`]), M ([`Memory`]), S ([`Files`]) and threads
+//! ([`Cpu`]).
 //!
 //! # What is left out
 //!
