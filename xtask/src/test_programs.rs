@@ -37,6 +37,7 @@ impl Args {
             ("bash", debian.join("usr/bin/bash-static")),
             ("work", build(&debian, "work", "-O1")?),
             ("stress", build(&debian, "stress", "-O1")?),
+            ("memory", build(&debian, "memory", "-O1")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {

@@ -104,6 +104,18 @@ fn a_musl_program_that_sorts_more_than_the_cache_holds() {
     );
 }
 
+/// Memory lost behind a larger mapping, page tables that never came back, a walk over 64 TB of nothing.
+#[test]
+fn memory_keeps_linux_s_promises() {
+    let here = native(program("memory"), &[], b"");
+    let there = Run::new(&["--pcache", "8M"])
+        .add(program("memory"), "/bin/memory")
+        .run(&["/bin/memory"]);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
+    assert_eq!((there.code, here.code), (Some(0), Some(0)));
+}
+
 /// Each of the 5,120 sets may have a line on its way to M: far more than FIT carries at once.
 #[test]
 fn write_backs_wait_for_room_where_a_cache_has_many_sets() {
