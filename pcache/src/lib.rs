@@ -33,10 +33,14 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate self as pcache;
 
 mod batch;
 mod cache;
 mod chunks;
+#[cfg(all(test, not(interleave)))]
+mod cost;
 mod counters;
 mod entry;
 mod error;
@@ -53,6 +57,9 @@ mod rmap;
 mod set;
 mod sync;
 mod walk;
+#[cfg(all(test, not(interleave)))]
+#[path = "../tests/world/mod.rs"]
+mod world;
 
 pub use batch::Batch;
 pub use cache::{Cache, Config};

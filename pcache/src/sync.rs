@@ -3,8 +3,13 @@
 
 #[cfg(not(interleave))]
 pub(crate) use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-#[cfg(not(interleave))]
+#[cfg(all(not(interleave), not(test)))]
 pub(crate) use spin::{Mutex, MutexGuard};
+
+#[cfg(all(not(interleave), test))]
+pub(crate) use counted::Mutex;
+#[cfg(all(not(interleave), test))]
+pub(crate) use spin::MutexGuard;
 
 #[cfg(interleave)]
 pub(crate) use instead::Mutex;
@@ -26,6 +31,36 @@ mod instead {
 
         pub(crate) fn lock(&self) -> super::MutexGuard<'_, T> {
             self.0.lock().expect("a panic ends the test")
+        }
+    }
+}
+
+#[cfg(all(not(interleave), test))]
+pub(crate) mod counted {
+    //! spin's mutex that counts how often a thread takes one.
+
+    use std::cell::Cell;
+
+    thread_local! {
+        static TAKEN: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Returns how many locks this thread has taken since the last call.
+    pub(crate) fn taken() -> u32 {
+        TAKEN.replace(0)
+    }
+
+    #[derive(Default)]
+    pub(crate) struct Mutex<T>(spin::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(spin::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> super::MutexGuard<'_, T> {
+            TAKEN.set(TAKEN.get() + 1);
+            self.0.lock()
         }
     }
 }

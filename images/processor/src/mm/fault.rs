@@ -249,18 +249,17 @@ impl<N: Node> Space<'_, N> {
     async fn fetch_chunk(&self, page: u64) -> Result<()> {
         let cache = self.node.cache();
         let supply = self.node.supply();
-        let chunk = match supply.take(self.node, self.pid).await? {
-            Some(chunk) => Some(chunk),
-            None => cache.chunks().allocate_any().map(|slot| {
-                cache.chunks().cancel(slot);
-                slot.chunk()
-            }),
-        };
-        let Some(chunk) = chunk else {
+        if let Some(chunk) = supply.take(self.node, self.pid).await? {
+            self.set_region(page / CHUNK_SIZE, chunk);
+            return Ok(());
+        }
+        let Some(slot) = cache.chunks().allocate_any() else {
             log::error!("process {}: M has no memory left", self.pid);
             return Err(Error::Ended(Exit::Signal(SIGKILL)));
         };
-        self.set_region(page / CHUNK_SIZE, chunk);
+        // The slot keeps the chunk until it is the region's.
+        self.set_region(page / CHUNK_SIZE, slot.chunk());
+        cache.chunks().cancel(slot);
         Ok(())
     }
 

@@ -74,11 +74,11 @@ impl Group {
 
 /// Frames of the function that looks for completions once: its entries tell how often P looked. If
 /// none is met, the instruction that waiting repeats most often stands for it.
-pub(super) const LOOK: &[&str] = &["fit/src/node.rs poll_core"];
+pub(super) const LOOK: &[&str] = &["images/processor/src/wiring/hardware.rs look"];
 
 /// Frames of functions that run once a one-sided request's completion has been found. They part
 /// what is hidden behind the transfer from what follows it.
-pub(super) const SEEN: &[&str] = &["fit/src/completions.rs on_other"];
+pub(super) const SEEN: &[&str] = &["pcache/src/cache.rs complete"];
 
 /// The rules: a part of a frame, and the group. The first that matches counts.
 const RULES: &[(&str, Group)] = &[
@@ -94,26 +94,34 @@ const RULES: &[(&str, Group)] = &[
     ("libos/src/traps.rs", Group::Trap),
     ("libos/src/user.rs", Group::Trap),
     ("libos/src/fpu.rs", Group::Trap),
-    ("images/processor/src/user.rs", Group::Trap),
     // Eviction.
     ("pcache/src/evict.rs", Group::Eviction),
+    ("pcache/src/batch.rs", Group::Eviction),
+    ("pcache/src/queue.rs", Group::Eviction),
     ("pcache/src/set.rs victim", Group::Eviction),
+    ("pcache/src/set.rs clock", Group::Eviction),
+    ("pcache/src/set.rs turn", Group::Eviction),
+    ("pcache/src/set.rs may_leave", Group::Eviction),
     ("pcache/src/set.rs evictable", Group::Eviction),
-    ("pcache/src/set.rs reclaimable", Group::Eviction),
     ("pcache/src/set.rs reserve", Group::Eviction),
-    ("clear_accessed", Group::Eviction),
-    ("take_accessed", Group::Eviction),
-    ("libos/src/address_space.rs unmap", Group::Eviction),
-    ("libos/src/address_space.rs invalidate", Group::Eviction),
-    ("images/processor/src/wiring/hardware.rs unmap", Group::Eviction),
-    ("note_written", Group::Eviction),
+    ("libos/src/address_space.rs announce", Group::Eviction),
+    ("libos/src/address_space.rs changed", Group::Eviction),
+    ("libos/src/address_space.rs flush_cores", Group::Eviction),
+    ("libos/src/address_space.rs flush_own", Group::Eviction),
+    ("images/processor/src/wiring/hardware.rs flush", Group::Eviction),
     // Mapping.
-    ("pcache/src/pin.rs", Group::Map),
+    ("pcache/src/rmap.rs", Group::Map),
+    ("pcache/src/cache.rs read_ended", Group::Map),
     ("libos/src/user_tables.rs", Group::Map),
     ("libos/src/page_entry.rs", Group::Map),
     ("libos/src/address_space.rs", Group::Map),
-    ("images/processor/src/wiring/hardware.rs map", Group::Map),
     // Completions, from the queue's entry up.
+    ("images/processor/src/wiring/hardware.rs look", Group::Completion),
+    ("fit/src/pages/mod.rs look", Group::Completion),
+    ("fit/src/pages/mod.rs take", Group::Completion),
+    ("drivers/mlx4/src/pages.rs take", Group::Completion),
+    ("drivers/mlx4/src/pages.rs complete", Group::Completion),
+    ("drivers/mlx4/src/pages.rs is_ready", Group::Completion),
     ("drivers/mlx4/src/completion.rs", Group::Completion),
     ("drivers/mlx4/src/queues.rs poll", Group::Completion),
     ("drivers/mlx4/src/queues.rs decode", Group::Completion),
@@ -123,7 +131,6 @@ const RULES: &[(&str, Group)] = &[
     ("fit/src/node.rs poll_core", Group::Completion),
     ("fit/src/ring.rs complete", Group::Completion),
     ("end_op", Group::Completion),
-    ("take_ended", Group::Completion),
     ("pcache/src/cache.rs complete", Group::Completion),
     ("fit/src/engine.rs poll", Group::Completion),
     // Driver and FIT.
