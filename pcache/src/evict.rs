@@ -18,7 +18,11 @@ impl<M: Machine> Cache<M> {
     /// Queues a set for the evictor; returns whether enough wait for a batch. Called with no lock held.
     pub(crate) fn queue(&self, index: u32) -> bool {
         let enough = match self.config.mechanism {
-            Mechanism::Batch => (self.config.batch as usize).clamp(1, BATCH / 2),
+            // Of few sets the next miss may well be in one that waits: then it waits for a WRITE.
+            Mechanism::Batch => {
+                let few = (self.geometry.sets() / 16).max(1);
+                (self.config.batch.min(few) as usize).clamp(1, BATCH / 2)
+            }
             Mechanism::Inline | Mechanism::Piggyback => 1,
         };
         self.queues.push(self.machine.core(), index) >= enough

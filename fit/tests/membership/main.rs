@@ -361,6 +361,13 @@ fn a_stopped_node_whose_card_still_answers_is_lost_and_returns_when_it_runs_agai
     assert!(text.starts_with("memory@"), "{text}");
     let lost_after = bed.now().since(before);
     assert!(lost_after < Duration::from_secs(3), "{lost_after:?}");
+    // The call ends at once; the node leaves the view when the card has let go of its queue pairs.
+    wait(
+        &mut bed,
+        "the lost node leaves the view",
+        &processor.machine,
+        || processor.fit.view().members.is_empty(),
+    );
     memory.awake.store(true, Ordering::Relaxed);
     converge(&mut bed, &[&processor, &memory]);
     assert_ne!(processor.fit.view().members[0].0, peer);
