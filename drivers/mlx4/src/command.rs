@@ -153,18 +153,13 @@ impl<P: Platform> Commands<P> {
         self.health.call_once(|| health);
     }
 
-    /// Looks at the firmware's health once in a while; gives the card up when it failed, and tells the user.
+    /// Looks at the firmware's health once in a while; gives the card up when it failed.
     pub(crate) fn check_health(&self) -> Result<(), Error> {
         let Some(health) = self.health.get() else {
             return Ok(());
         };
         let result = health.check_at_times(self.platform.now());
-        result.inspect_err(|_| {
-            self.fail();
-            if let Some(events) = self.events.get() {
-                events.fail();
-            }
-        })
+        result.inspect_err(|_| self.fail())
     }
 
     /// Back to polling, for the time when the event queue goes.

@@ -221,7 +221,10 @@ impl<P: Platform> Management<P> {
         if self.hca.commands.has_failed() {
             return Err(Error::Failed);
         }
-        self.hca.commands.check_health()?;
+        self.hca
+            .commands
+            .check_health()
+            .inspect_err(|_| self.hca.events.fail())?;
         self.hca.events.drain(0);
         self.pump();
         loop {

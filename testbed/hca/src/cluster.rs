@@ -160,8 +160,7 @@ impl Cluster {
             .nodes
             .iter()
             .filter_map(|node| node.hca.core.timers.first().map(|(due, _)| *due));
-        let ends = self.nodes.iter().filter_map(|node| node.hca.firmware.next_end());
-        timers.chain(ends).chain(self.fabric.deadline()).min()
+        timers.chain(self.fabric.deadline()).min()
     }
 
     /// Has a card read ahead in the send queues that were rung last, once in `one_in` calls on average. It does so by itself

@@ -7,7 +7,6 @@ mod resources;
 
 use std::collections::BTreeSet;
 
-use hal::{Duration, Instant};
 use mlx4_hw::command::{CmdStatus, Doorbell, MAILBOX_LEN, Opcode, hcr};
 use mlx4_hw::eq::{CommandEvent, EventType};
 use mlx4_hw::init_hca::InitHca;
@@ -27,8 +26,6 @@ pub(crate) struct Firmware {
     /// Memory keys' entries that software has given to the device since INIT_HCA. Whose an entry is now, its status in
     /// ICM tells.
     given_mpts: BTreeSet<u32>,
-    /// Commands that were carried out and are to be reported by event, each at its time: in another order perhaps.
-    ends: Vec<(Instant, CommandEvent)>,
 }
 
 /// The block of special queue pairs.
@@ -42,17 +39,7 @@ struct Special {
 /// Special queue pairs come in a block of eight: QP0 of both ports, QP1 of both ports, four unused.
 const SPECIAL_BLOCK: u32 = 8;
 
-/// A command's end is reported within so many microseconds.
-const LATEST_END: u64 = 20;
-/// So many reads at most find the command register at work after a command was written.
-const MOST_BUSY_READS: u64 = 3;
-
 impl Firmware {
-    /// When the next command is to be reported.
-    pub(crate) fn next_end(&self) -> Option<Instant> {
-        self.ends.iter().map(|(due, _)| *due).min()
-    }
-
     pub(crate) fn agent_keeps(&self, special: u8) -> bool {
         self.special
             .is_some_and(|block| block.kept[usize::from(special & 1)])
@@ -123,28 +110,6 @@ impl Hca {
             event.token = token.into();
             event.status = status;
             event.out_param = result.into();
-            let due = self.core.now + Duration::from_micros(self.core.rng.below(LATEST_END));
-            self.firmware.ends.push((due, event));
-        }
-        let reads = self.core.rng.below(MOST_BUSY_READS + 1);
-        self.registers.stay_busy(u8::try_from(reads).unwrap_or(0));
-        self.report_ends();
-    }
-
-    /// Reports the commands whose time has come.
-    pub(crate) fn report_ends(&mut self) {
-        let now = self.core.now;
-        let mut ended: Vec<_> = self
-            .firmware
-            .ends
-            .extract_if(.., |(due, _)| *due <= now)
-            .collect();
-        ended.sort_by_key(|(due, _)| *due);
-        if !ended.is_empty() && self.firmware.ends.is_empty() {
-            // Who has heard of all its commands need not look: Linux goes back to polling without.
-            self.registers.stay_busy(0);
-        }
-        for (_, event) in ended {
             let data = zerocopy::transmute!(event);
             self.core
                 .events

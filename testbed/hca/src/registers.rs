@@ -60,10 +60,6 @@ impl Register {
 #[derive(Debug, Default)]
 pub(crate) struct Registers {
     pub(crate) command: [u32; hcr::LEN / 4],
-    /// The toggle bit of the last command that was taken.
-    toggle: bool,
-    /// Reads of the doorbell that still find the last command at work.
-    busy: u8,
     owned: bool,
     locked: bool,
     /// The firmware is dead: it writes what happened into its buffer, and takes no command.
@@ -82,11 +78,6 @@ impl Registers {
     pub(crate) fn read(&mut self, register: Register, nanos: u64) -> u32 {
         let clock = || u128::from(nanos) * u128::from(CLOCK_MHZ) / 1000;
         match register {
-            Register::Command(hcr::DOORBELL) if self.busy > 0 => {
-                self.busy -= 1;
-                let done = Doorbell::from(self.command[hcr::DOORBELL / 4]);
-                done.with_go(true).into()
-            }
             Register::Command(offset) => self.command[offset / 4],
             Register::Ownership => u32::from(core::mem::replace(&mut self.owned, true)),
             Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
@@ -97,37 +88,12 @@ impl Registers {
         }
     }
 
-    /// Whether a command is taken: by a toggle bit other than the last one's (Linux `cmd.c`, `cmd_pending`).
-    fn takes(&mut self, doorbell: Doorbell) -> bool {
-        if !doorbell.go() || self.dead {
-            return false;
-        }
-        if doorbell.toggle() == self.toggle {
-            log::warn!(
-                "{} is not taken: its toggle bit is the last one's",
-                doorbell.opcode()
-            );
-            return false;
-        }
-        self.toggle = doorbell.toggle();
-        true
-    }
-
-    /// Lets the next reads of the doorbell find the command that was carried out still at work.
-    pub(crate) fn stay_busy(&mut self, reads: u8) {
-        self.busy = reads;
-    }
-
     /// Stores a dword. Says whether it starts a command.
     pub(crate) fn write(&mut self, register: Register, value: u32) -> bool {
         match register {
-            Register::Command(_) if self.busy > 0 => {
-                log::warn!("the command register is written while it is at work");
-                false
-            }
             Register::Command(offset) => {
                 self.command[offset / 4] = value;
-                offset == hcr::DOORBELL && self.takes(Doorbell::from(value))
+                offset == hcr::DOORBELL && Doorbell::from(value).go() && !self.dead
             }
             Register::Ownership => {
                 self.owned = value != 0;

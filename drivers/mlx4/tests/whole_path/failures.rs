@@ -339,7 +339,6 @@ fn firmware_that_dies_is_noticed_and_ends_every_wait() {
         assert!(matches!(error, Some(DeviceError::Failed(_))), "{error:?}");
         let ended = bed.block_on(device.service_once()).err();
         assert_eq!(ended, Some(mlx4::Error::Failed));
-        assert_eq!(device.take_event(), Some(DeviceEvent::DeviceFailed));
         assert!(bed.now().since(before) < Duration::from_secs(3));
         drop(device);
         // A reset repairs it.

@@ -11,9 +11,8 @@ use mlx4_hw::regs;
 use std::sync::atomic::Ordering;
 
 use crate::bench::queues::{Connection, all_rights};
-use crate::bench::{Bench, EQN, LOG_UARS};
+use crate::bench::{Bench, EQN};
 use fabric::FabricConfig;
-use hal::Duration;
 
 #[test]
 fn a_nop_in_event_mode_frees_the_register_and_raises_an_event() {
@@ -32,88 +31,6 @@ fn a_nop_in_event_mode_frees_the_register_and_raises_an_event() {
         bench.cluster.counters(bench.nodes[0].index).interrupts,
         before + 1
     );
-}
-
-/// Writes a NOP's doorbell.
-fn post_nop(bench: &mut Bench, toggle: bool, by_event: bool, token: u16) {
-    bench.write(0, regs::HCR + hcr::TOKEN, hcr::token(token));
-    let doorbell = Doorbell::new()
-        .with_go(true)
-        .with_event(by_event)
-        .with_toggle(toggle)
-        .with_opcode(Opcode::NOP);
-    bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
-}
-
-fn commands_of(bench: &Bench) -> u64 {
-    bench.cluster.counters(bench.nodes[0].index).commands
-}
-
-/// Linux `cmd.c`, `cmd_pending`; iPXE `hermon.c`, `hermon_cmd_wait`.
-#[test]
-fn a_command_is_taken_by_its_toggle_bit_only() {
-    let mut bench = Bench::cold(1, FabricConfig::default());
-    bench.reset(0);
-    for (toggle, taken) in [(false, false), (true, true), (true, false), (false, true)] {
-        let before = commands_of(&bench);
-        post_nop(&mut bench, toggle, false, 0xffff);
-        assert_eq!(commands_of(&bench) - before, u64::from(taken), "toggle {toggle}");
-        if taken {
-            bench.register_free(0);
-        }
-    }
-}
-
-#[test]
-fn a_register_at_work_takes_nothing() {
-    let mut bench = Bench::new(1, FabricConfig::default());
-    bench.reset(0);
-    let (mut dropped, mut toggle) = (0, true);
-    for _ in 0..100 {
-        let before = commands_of(&bench);
-        post_nop(&mut bench, toggle, false, 0xffff);
-        // Software that does not wait.
-        post_nop(&mut bench, !toggle, false, 0xffff);
-        bench.register_free(0);
-        let taken = commands_of(&bench) - before;
-        dropped += 2 - taken;
-        toggle ^= taken == 1;
-    }
-    assert!((20..100).contains(&dropped), "{dropped} of 100 were dropped");
-}
-
-#[test]
-fn commands_by_event_may_end_in_another_order() {
-    let mut bench = Bench::new(1, FabricConfig::default());
-    bench.events(0);
-    let mut toggle = bench.nodes[0].toggle;
-    for token in 0..16 {
-        post_nop(&mut bench, toggle, true, token);
-        bench.register_free(0);
-        toggle = !toggle;
-    }
-    bench.run(Duration::from_micros(100));
-    let ended: Vec<u16> = bench
-        .events(0)
-        .iter()
-        .filter(|event| event.event == EventType::COMMAND)
-        .map(|event| event.command().token.get())
-        .collect();
-    let mut sorted = ended.clone();
-    sorted.sort_unstable();
-    assert_eq!(sorted, Vec::from_iter(0..16));
-    assert_ne!(ended, sorted);
-}
-
-#[test]
-fn doorbells_work_in_the_pages_that_init_hca_names() {
-    let mut bench = Bench::new(1, FabricConfig::default());
-    let rung = |bench: &Bench| bench.cluster.counters(bench.nodes[0].index).doorbells;
-    for (page, works) in [((1 << LOG_UARS) - 1, true), (1 << LOG_UARS, false)] {
-        let before = rung(&bench);
-        bench.ring(0, page * regs::UAR_PAGE_LEN + regs::SEND_DOORBELL, &[0; 4]);
-        assert_eq!(rung(&bench) - before, u64::from(works), "page {page}");
-    }
 }
 
 #[test]
@@ -272,7 +189,7 @@ fn without_messages_an_event_asserts_the_pin_until_it_is_cleared() {
     }
     bench.arm_eq(0);
     bench.nop_by_event(0);
-    bench.reset(0);
+    bench.write(0, regs::RESET, regs::RESET_VALUE);
     assert!(!asserted(&bench), "a reset lets the pin go");
 }
 
@@ -321,7 +238,11 @@ fn an_event_queue_that_is_not_emptied_overflows_and_stops() {
     let mut bench = Bench::new(1, FabricConfig::default());
     bench.events(0);
     for _ in 0..200 {
-        bench.nop_by_event(0);
+        let doorbell = Doorbell::new()
+            .with_go(true)
+            .with_event(true)
+            .with_opcode(Opcode::NOP);
+        bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
     }
     bench.command_raw(0, Opcode::QUERY_EQ, 0, EQN, 0).unwrap();
     let context: mlx4_hw::eq::EqContext = bench.output(0);

@@ -21,8 +21,6 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 pub(crate) const RAM_LEN: usize = 24 << 20;
 pub(crate) const UAR: u32 = 128;
-/// UAR pages that INIT_HCA names: fewer than there are.
-pub(crate) const LOG_UARS: u8 = 8;
 pub(crate) const PD: u32 = 5;
 pub(crate) const EQN: u32 = 4;
 pub(crate) const SPECIAL_BASE: u32 = 0x40;
@@ -114,7 +112,7 @@ impl Host for Ram {
 pub(crate) struct Node {
     pub(crate) index: NodeIndex,
     pub(crate) ram: Arc<Ram>,
-    pub(crate) toggle: bool,
+    toggle: bool,
     heap: u64,
     pub(crate) next_mtt: u64,
     pub(crate) next_qpn: u32,
@@ -261,8 +259,8 @@ impl Bench {
             .with_op_modifier(op_mod)
             .with_opcode(op);
         self.write(node, regs::HCR + hcr::DOORBELL, doorbell.into());
-        let done = self.register_free(node);
-        assert_eq!(done.toggle(), toggle, "{op} did not end");
+        let done = Doorbell::from(self.read(node, regs::HCR + hcr::DOORBELL));
+        assert!(!done.go() && done.toggle() == toggle, "{op} did not end");
         if done.status() != CmdStatus::OK {
             return Err(done.status());
         }
@@ -282,20 +280,8 @@ impl Bench {
             .with_toggle(toggle)
             .with_opcode(Opcode::NOP);
         self.write(node, regs::HCR + hcr::DOORBELL, doorbell.into());
-        let done = self.register_free(node);
-        assert_eq!(done.toggle(), toggle);
-        self.run(Duration::from_micros(100));
-    }
-
-    /// Waits until the command register is free again.
-    pub(crate) fn register_free(&mut self, node: usize) -> Doorbell {
-        for _ in 0..10 {
-            let doorbell = Doorbell::from(self.read(node, regs::HCR + hcr::DOORBELL));
-            if !doorbell.go() {
-                return doorbell;
-            }
-        }
-        panic!("the command register stays busy");
+        let done = Doorbell::from(self.read(node, regs::HCR + hcr::DOORBELL));
+        assert!(!done.go() && done.toggle() == toggle);
     }
 
     /// Arms the event queue at what was taken of it.
@@ -331,15 +317,9 @@ impl Bench {
             .config_write(index, now, MSIX_CONTROL_HIGH, &[if on { 0x80 } else { 0 }]);
     }
 
-    /// Resets a card, whose command register then takes a toggle bit of 1.
-    pub(crate) fn reset(&mut self, node: usize) {
-        self.write(node, regs::RESET, regs::RESET_VALUE);
-        self.nodes[node].toggle = true;
-    }
-
     /// From reset to a started port, the firmware's agents keeping QP0.
     pub(crate) fn bring_up(&mut self, node: usize) {
-        self.reset(node);
+        self.write(node, regs::RESET, regs::RESET_VALUE);
         self.enable_messages(node, true);
         self.command_raw(node, Opcode::QUERY_FW, 0, 0, 0).unwrap();
         self.command(node, Opcode::MAP_FA, 0, 1, MapEntry::new(0, HEAP, 9).as_bytes())
@@ -433,6 +413,6 @@ fn profile() -> InitHca {
     init.log_group_entry = Low::new(10);
     init.log_group_hash = Low::new(6);
     init.log_groups = Low::new(7);
-    init.log_uars = Low::new(LOG_UARS);
+    init.log_uars = Low::new(10);
     init
 }
