@@ -20,7 +20,7 @@ impl<M: Machine> Cache<M> {
         let enough = match self.config.mechanism {
             // Of few sets the next miss may well be in one that waits: then it waits for a WRITE.
             Mechanism::Batch => {
-                let few = (self.geometry.sets() / 16).max(1);
+                let few = (self.geometry.sets() / 64).max(1);
                 (self.config.batch.min(few) as usize).clamp(1, BATCH / 2)
             }
             Mechanism::Inline | Mechanism::Piggyback => 1,

@@ -36,6 +36,8 @@ pub enum Refused {
 /// What one look at a fault came to.
 enum Step {
     Done,
+    /// A READ was started; no waker was kept.
+    Started,
     Wait,
     Refused(Refused),
     /// The region of the page has no chunk with a free slot.
@@ -63,7 +65,7 @@ impl<N: Node> Space<'_, N> {
                 Step::Done => return Ok(Ok(())),
                 Step::Refused(why) => return Ok(Err(why)),
                 Step::NeedsChunk => self.fetch_chunk(page).await?,
-                Step::Wait => {
+                Step::Started | Step::Wait => {
                     if !self.look_for_completion(page, access) {
                         self.wait(page, access, force).await?;
                     }
@@ -125,9 +127,8 @@ impl<N: Node> Space<'_, N> {
         };
         Ok(match self.node.cache().touch(at, access, first, plan, waker)? {
             Touch::Done => Step::Done,
-            // Looks again, so that the waker is kept.
-            Touch::Started if waker.is_some() => return self.step(page, access, force, false, waker),
-            Touch::Started | Touch::Wait => Step::Wait,
+            Touch::Started => Step::Started,
+            Touch::Wait => Step::Wait,
             Touch::Empty => return self.first_touch(page, access, force, waker),
             Touch::Copy => self.copy_page(page, at, waker),
             Touch::Denied if force && entry.load().is_present() => Step::Done,

@@ -266,6 +266,11 @@ impl Hardware {
         ended > 0
     }
 
+    /// Returns whether transfers of this core are under way.
+    pub(crate) fn pending(&self) -> bool {
+        self.way().lock().path.pending() > 0
+    }
+
     /// Asks for an interrupt when a transfer of this core ends.
     pub(crate) fn arm(&self) {
         self.way().lock().path.arm();

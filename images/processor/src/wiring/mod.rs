@@ -134,7 +134,11 @@ struct Pages(&'static Once<Parts>);
 
 impl Beside for Pages {
     fn look(&mut self, now: Instant) -> bool {
-        let look = |parts: &Parts| parts.cache.machine().look(&parts.cache, now);
+        // A core does not rest while pages are on their way: most come sooner than an interrupt.
+        let look = |parts: &Parts| {
+            let machine = parts.cache.machine();
+            machine.look(&parts.cache, now) || machine.pending()
+        };
         self.0.get().is_some_and(look)
     }
 
