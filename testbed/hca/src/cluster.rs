@@ -14,9 +14,6 @@ use crate::{ClusterConfig, Counters, Host, NodeConfig, NodeIndex, agents};
 /// Packets that one call delivers at most; the rest is left for [`Cluster::poll`].
 const WORK_PER_CALL: u32 = 4096;
 
-/// Before one register write in so many the card reads ahead in send queues.
-const READ_AHEAD: u64 = 16;
-
 /// All cards, the fabric and its subnet manager.
 ///
 /// Register accesses do their work at once: over a fabric without latency a doorbell write carries a whole RDMA
@@ -101,7 +98,6 @@ impl Cluster {
     /// Writes registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus.
     pub fn bar_write(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, from: &[u8]) {
         let hca = self.hca(node, now);
-        hca.may_read_ahead(READ_AHEAD);
         match bar {
             0 => {
                 hca.write_registers(offset, from);

@@ -33,8 +33,6 @@ use read_ahead::ReadAhead;
 const WINDOW: u32 = 1024;
 /// Sends fetched ahead at most.
 const FETCHED: usize = 256;
-/// After one turn in so many a queue pair reads its sends ahead.
-const READ_AHEAD: u64 = 4;
 /// When a failed queue pair is looked at for receives posted since: at first, and at most once nothing has come for long.
 const FLUSH_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(128));
 
@@ -219,9 +217,6 @@ impl QueuePair {
         }
         self.set_timer(core);
         self.report_if_drained(core);
-        if core.rng.one_in(READ_AHEAD) {
-            self.read_ahead(core);
-        }
         more
     }
 
