@@ -1,4 +1,4 @@
-//! Who polls: a task of each core, which rests when nothing comes.
+//! The polling task of each core, which rests when nothing comes.
 
 use core::future::poll_fn;
 use core::pin::pin;
@@ -10,10 +10,10 @@ use verbs::Device;
 use crate::node::CoreMutex;
 use crate::{Ended, Error, Fit, Handler, Point};
 
-/// How long a core sleeps at most when no interrupt comes: the bound on a lost one.
+/// Bounds the sleep of a core when no interrupt comes: the bound on a lost one.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// What a core looks at beside its own connections, as its [page paths](crate::PagePath).
+/// Completion sources that a core polls beside its own connections, as its [page paths](crate::PagePath).
 pub trait Beside {
     /// Looks; returns whether anything has happened.
     fn look(&mut self, now: Instant) -> bool;

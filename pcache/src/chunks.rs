@@ -16,7 +16,7 @@ const BLOCK: usize = 256;
 /// Words of a chunk's bitmap.
 const WORDS: usize = (CHUNK_PAGES / 64) as usize;
 
-/// What is known of one chunk.
+/// One chunk's place, slots and users.
 struct Chunk {
     addr: AtomicU64,
     key: AtomicU64,

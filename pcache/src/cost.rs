@@ -1,4 +1,4 @@
-//! What a miss costs in locks, its share of evictions included.
+//! Counts the locks of a miss, its share of evictions included.
 
 use core::task::Waker;
 

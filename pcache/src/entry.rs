@@ -263,7 +263,7 @@ pub trait Entry: Copy + Send + Sync {
     ///
     /// # Errors
     ///
-    /// What is there instead of `old`.
+    /// Returns the value found instead of `old`.
     fn exchange(self, old: Pte, new: Pte) -> Result<(), Pte>;
     /// Returns the entry `distance` pages on, if the same table holds it.
     fn neighbour(self, distance: i64) -> Option<Self>;

@@ -1,4 +1,4 @@
-//! How lines leave: victims are unmapped in batches, one shootdown a batch, and written back by
+//! Eviction: victims are unmapped in batches, one shootdown a batch, and written back by
 //! WRITEs that nothing waits for. A fault on a page whose line is leaving finds the line again.
 
 use crate::batch::{BATCH, Batch};

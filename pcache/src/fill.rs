@@ -16,7 +16,7 @@ pub enum Content<'a> {
     Bytes(&'a [u8]),
 }
 
-/// What became of a page that was to get a slot.
+/// The outcome for a page that was to get a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Filled {
     /// The page is mapped to the slot.

@@ -71,7 +71,7 @@ pub use fault::Touch;
 pub use fill::{Content, Filled};
 pub use geometry::{Geometry, LINE_SIZE, MAX_WAYS, MIN_WAYS};
 pub use machine::{IoFailed, Machine, RemoteAddr};
-/// What [`Cache::fill_times`] and [`Cache::flush_times`] return.
+/// The result of [`Cache::fill_times`] and [`Cache::flush_times`].
 pub use metrics::Summary;
 pub use names::{CHUNK_PAGES, ChunkId, LineId, Page, Slot, SpaceId, Vpn};
 pub use policy::{Mechanism, Policy, Unknown};

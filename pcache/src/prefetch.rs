@@ -20,7 +20,7 @@ const MAX_STRIDE: i64 = 64;
 pub struct Plan {
     /// Pages from one to the next.
     pub stride: i64,
-    /// How many.
+    /// The number of pages.
     pub count: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What happens to one entry when its address space changes: munmap, fork, mremap, mprotect.
+//! Changes of one entry with its address space: munmap, fork, mremap, mprotect.
 //!
 //! Whoever walks a table calls these for each entry of the tables that exist. An entry that is not
 //! empty changes under the lock of its slot's set, but for rights, which change by themselves.

@@ -19,7 +19,7 @@ use crate::bring_up::Claim;
 use crate::event::Events;
 use crate::health::Health;
 
-/// How long a command may take, and how long those that end the card's use may (Linux `include/linux/mlx4/cmd.h`,
+/// Bounds the time of a command, and of those that end the card's use (Linux `include/linux/mlx4/cmd.h`,
 /// `MLX4_CMD_TIME_CLASS_A` to `_C`; `fw.c`, `mlx4_CLOSE_HCA`; `port.c`, `mlx4_CLOSE_PORT`).
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);

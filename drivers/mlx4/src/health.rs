@@ -12,7 +12,7 @@ use spin::Mutex;
 
 use crate::Error;
 
-/// How often the buffer is looked at while all seems well.
+/// The interval between two looks at the buffer while it is clear.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Dwords of the buffer that are logged at most.
 const MOST_DWORDS: usize = 64;

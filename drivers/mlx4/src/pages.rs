@@ -25,7 +25,7 @@ use crate::work_queue::{Geometry, low_half};
 /// Opcodes by operation.
 const OPCODES: [WqeOpcode; 2] = [WqeOpcode::RDMA_READ, WqeOpcode::RDMA_WRITE];
 
-/// What a slot was posted for.
+/// The request that a slot was posted for.
 #[derive(Debug, Clone, Copy)]
 struct Posted {
     line: u32,
@@ -52,7 +52,7 @@ pub struct Pages<P: Platform> {
     qpn: u32,
     /// The send doorbell's value.
     doorbell: u32,
-    /// What a completion of each operation is.
+    /// The completion opcode of each operation.
     successes: [u8; 2],
     /// Owner dwords by operation and pass.
     owners: [[u32; 2]; 2],

@@ -16,7 +16,7 @@ use crate::{
 /// Bytes that a request moves.
 pub const PAGE_LEN: u32 = 4096;
 
-/// What a request does.
+/// The operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageOp {
     /// Fills a local line from the peer's memory.
@@ -41,7 +41,7 @@ pub enum PageFailure {
     Poll(#[from] PollError),
 }
 
-/// What a new page queue is made for.
+/// The configuration of a new page queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PagesConfig {
     /// The domain of the lines' region, and of nothing else that the queue pair reaches.

@@ -1,4 +1,4 @@
-//! What the owner of a page path and the control task know of its queue pair together.
+//! The state of a page path's queue pair that its owner and the control task share.
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
@@ -7,7 +7,7 @@ use verbs::{QpSlot, Qpn};
 use crate::sync::Mutex;
 use crate::{LostCause, PeerId, PeerName};
 
-/// How far the connection of a page path is.
+/// The state of a page path's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum PageState {

@@ -45,7 +45,7 @@ pub enum PageRefused {
     Lost,
 }
 
-/// What a page path counts.
+/// The counters of a page path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageCounters {
     /// READs started.

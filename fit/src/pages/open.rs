@@ -13,7 +13,7 @@ use crate::node::Inner;
 use crate::peers::Standing;
 use crate::{Error, Fit, LostCause, PeerId};
 
-/// How often a task that waits for a connection looks again.
+/// The interval at which a task that waits for a connection looks again.
 const LOOK: Duration = Duration::from_millis(5);
 
 impl<D: Device, P: Platform> Fit<D, P> {

@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 const LEN: usize = PAGE_LEN as usize;
-/// What peers may do to lines: nothing.
+/// Peers have no rights over lines.
 const LINES: Access = Access {
     local_write: true,
     remote_read: false,

@@ -16,7 +16,7 @@ use crate::error::{Error, Exit, Result};
 use crate::platform::Platform;
 use crate::process::Node;
 
-/// How long a fault polls for its READ before the task lets others run. A READ takes some 5 µs on a
+/// Bounds the time that a fault polls for its READ before the task lets others run. A READ takes some 5 µs on a
 /// card (FDR) and 25 µs on the model; a sleep and an interrupt would cost more than either.
 const SPIN: Duration = Duration::from_micros(100);
 /// The signal that Linux's out-of-memory killer sends.
@@ -33,7 +33,7 @@ pub enum Refused {
     BeyondEnd,
 }
 
-/// What one look at a fault came to.
+/// The result of one look at a fault.
 enum Step {
     Done,
     /// A READ was started; no waker was kept.

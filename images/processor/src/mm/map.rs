@@ -1,4 +1,4 @@
-//! What changes an address space: mmap, munmap, mprotect, mremap, madvise, brk's memory, fork, exit.
+//! Changes of an address space: mmap, munmap, mprotect, mremap, madvise, brk's memory, fork, exit.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use super::{MMAP_MIN, MMAP_TOP, Space, Tables};
 use crate::error::{Result, errno};
 use crate::process::Node;
 
-/// Where a mapping goes.
+/// The place that a mapping asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
     /// Here if it is free, else anywhere.
@@ -371,7 +371,7 @@ fn vma_at(vma: &Vma, bytes: u64) -> Vma {
     }
 }
 
-/// What of `range` the pieces map without a hole from its start.
+/// Returns the part of `range` that the pieces map without a hole from its start.
 fn mapped_from(pieces: Vec<Piece>, range: &Range<u64>) -> Range<u64> {
     let mut end = range.start;
     for (piece, _) in pieces {

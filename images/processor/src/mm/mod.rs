@@ -76,7 +76,7 @@ pub struct Space<'n, N: Node> {
     faults: AtomicU32,
     /// Pages that were copied since other tasks had their turn.
     breath: AtomicU32,
-    /// How far a stack may grow.
+    /// The most bytes that a stack may grow to.
     pub(crate) stack_limit: u64,
 }
 

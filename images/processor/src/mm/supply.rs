@@ -26,7 +26,7 @@ const HIGH: usize = 32;
 const PROMISE: u64 = 32;
 /// Pause before M is asked again that is busy cleaning memory.
 const PAUSE: Duration = Duration::from_millis(2);
-/// How long M may be busy before it counts as having none.
+/// Bounds the time that M may be busy before it counts as having none.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The state of the supply.

@@ -31,7 +31,7 @@ bitflags! {
     }
 }
 
-/// What the pages of a VMA are before they are touched.
+/// The first contents of a VMA's pages.
 #[derive(Clone, Debug, Default)]
 pub enum Backing {
     /// Zeros, the process's own.
@@ -64,13 +64,13 @@ impl Backing {
 /// One mapping. Two neighbours that continue each other are one.
 #[derive(Clone, Debug, Default)]
 pub struct Vma {
-    /// What the program may do.
+    /// The program's rights.
     pub rights: Rights,
     /// Its properties.
     pub flags: VmaFlags,
     /// Its first contents.
     pub backing: Backing,
-    /// How it is used.
+    /// Its advised use.
     pub advice: Advice,
 }
 
@@ -112,7 +112,7 @@ pub type Piece = (Range<u64>, Vma);
 #[derive(Default, Debug)]
 pub struct Vmas {
     vmas: BTreeMap<u64, (u64, Vma)>,
-    /// Where the search for a gap goes on downwards: what lies above was found full.
+    /// The address below which the search for a gap begins: no gap was found above.
     hint: u64,
 }
 

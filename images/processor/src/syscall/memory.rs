@@ -53,7 +53,7 @@ fn rights(raw: u64) -> Rights {
     Rights::from_bits_truncate(raw.to_le_bytes()[0])
 }
 
-/// What `madvise` asks for (Linux `include/uapi/asm-generic/mman-common.h`).
+/// The request of `madvise` (Linux `include/uapi/asm-generic/mman-common.h`).
 enum Asked {
     Usage(Advice),
     WillNeed,
@@ -277,7 +277,7 @@ fn placement(addr: u64, len: u64, flags: u64) -> Result<(Place, u64)> {
     Ok((place, len))
 }
 
-/// Where a program's heap lies.
+/// The range of a program's heap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Heap {
     start: u64,
