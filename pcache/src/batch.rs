@@ -3,7 +3,7 @@
 use heapless::Vec;
 
 use crate::set::{Set, State};
-use crate::{Cache, Machine, Page};
+use crate::{Cache, Machine, Page, SpaceId};
 
 /// Translations, and lines, that a batch holds before it flushes by itself.
 pub(crate) const BATCH: usize = 64;
@@ -15,12 +15,18 @@ pub struct Batch<'a, M: Machine> {
     /// Lines that wait for the shootdown, by set and way.
     lines: Vec<(u32, usize), BATCH>,
     rings: bool,
+    /// The space whose table is walked: its translations of victims are flushed too.
+    walked: Option<SpaceId>,
+    /// The core on which victims are being unmapped.
+    unmapping: Option<usize>,
 }
 
 impl<'a, M: Machine> Batch<'a, M> {
-    pub(crate) const fn new(cache: &'a Cache<M>) -> Self {
+    pub(crate) const fn new(cache: &'a Cache<M>, walked: Option<SpaceId>) -> Self {
         Self {
             cache,
+            walked,
+            unmapping: None,
             stale: Vec::new(),
             lines: Vec::new(),
             rings: false,
@@ -31,6 +37,15 @@ impl<'a, M: Machine> Batch<'a, M> {
     pub(crate) fn make_room(&mut self) {
         if self.lines.is_full() || self.stale.is_full() {
             self.flush();
+        }
+    }
+
+    /// Notes that entries of victims are about to change, whose translations are pushed then.
+    pub(crate) fn begin_unmapping(&mut self) {
+        if self.unmapping.is_none() {
+            let core = self.cache.machine.core();
+            self.cache.shootdowns.begin(core);
+            self.unmapping = Some(core);
         }
     }
 
@@ -51,12 +66,21 @@ impl<'a, M: Machine> Batch<'a, M> {
         debug_assert!(pushed.is_ok(), "make_room was called");
     }
 
-    /// Returns when no core uses any of the translations, and lets go of the lines: those that have no
+    /// Returns when no core uses any of the translations (of the space that is walked: nor any that an
+    /// evictor took from it), and lets go of the lines: those that have no
     /// user are free then, and dirty victims are on their way. Called with no set locked.
     pub fn flush(&mut self) {
         if !self.stale.is_empty() {
             self.cache.machine.flush(&self.stale);
             self.stale.clear();
+        }
+        if let Some(core) = self.unmapping.take() {
+            self.cache.shootdowns.end(core);
+        }
+        if let Some(space) = self.walked
+            && self.cache.shootdowns.any()
+        {
+            self.cache.machine.flush_space(space);
         }
         while let Some((index, way)) = self.lines.pop() {
             self.let_go(index, way);

@@ -8,9 +8,11 @@ use crate::batch::Batch;
 use crate::queue::Queues;
 use crate::rmap::Pool;
 use crate::set::{Set, State};
+use crate::shootdown::Shootdowns;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::{
     Chunks, Counters, Entry, Error, Geometry, IoFailed, LineId, Machine, Mechanism, Policy, Rights, Slot,
+    SpaceId,
 };
 
 /// One transfer in this many has its time taken: two clock reads and a histogram cost as much as a
@@ -54,6 +56,7 @@ pub struct Cache<M: Machine> {
     sets: Box<[Mutex<Set<M::Entry>>]>,
     pub(crate) pool: Pool<M::Entry>,
     pub(crate) queues: Queues,
+    pub(crate) shootdowns: Shootdowns,
     fills: Histogram,
     flushes: Histogram,
     pub(crate) ahead: Ahead,
@@ -81,6 +84,7 @@ impl<M: Machine> Cache<M> {
                 .collect(),
             pool: Pool::new(geometry.lines()),
             queues: Queues::new(config.cores, geometry.sets()),
+            shootdowns: Shootdowns::new(config.cores),
             fills: Histogram::default(),
             flushes: Histogram::default(),
             ahead: Ahead::default(),
@@ -280,9 +284,9 @@ impl<M: Machine> Cache<M> {
         (line, index, way)
     }
 
-    /// Returns a batch for changes of entries that TLBs must hear of.
-    pub fn batch(&self) -> Batch<'_, M> {
-        Batch::new(self)
+    /// Returns a batch for changes of a space's entries that TLBs must hear of.
+    pub fn batch(&self, space: SpaceId) -> Batch<'_, M> {
+        Batch::new(self, Some(space))
     }
 
     /// Returns how many pages read ahead were used, and how many left unused.

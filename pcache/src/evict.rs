@@ -31,7 +31,7 @@ impl<M: Machine> Cache<M> {
     /// Prepares victims in every set that waits for one on this core. Called where a core has
     /// nothing better to do; misses call it when enough sets wait.
     pub fn evict(&self) {
-        self.evict_queued(&mut self.batch());
+        self.evict_queued(&mut Batch::new(self, None));
     }
 
     pub(crate) fn evict_queued(&self, batch: &mut Batch<'_, M>) {
@@ -43,7 +43,7 @@ impl<M: Machine> Cache<M> {
 
     /// Makes room in a set for a miss that found none, and in those that wait besides.
     pub(crate) fn make_room(&self, index: u32) {
-        let mut batch = self.batch();
+        let mut batch = Batch::new(self, None);
         self.evict_from(index, self.config.reserve, &mut batch);
         self.evict_queued(&mut batch);
     }
@@ -69,6 +69,7 @@ impl<M: Machine> Cache<M> {
                 return;
             };
             set.counters.nr_pcache_eviction_triggered += 1;
+            batch.begin_unmapping();
             self.unmap(&mut set, way, batch);
             set.lines[way].victim = true;
             batch.hold(&mut set, index, way);
@@ -127,9 +128,12 @@ impl<M: Machine> Cache<M> {
         let Some(first) = set.lines[way].first.take() else {
             return;
         };
+        let core = self.machine.core();
+        self.shootdowns.begin(core);
         let was = leave(first.entry, slot, false);
         set.lines[way].dirty |= was.is_dirty();
         self.machine.flush(&[first.page]);
+        self.shootdowns.end(core);
     }
 
     /// Counts whether a page read ahead was of use.

@@ -46,7 +46,6 @@ impl<M: Machine> Cache<M> {
         plan: Plan,
         waker: Option<&Waker>,
     ) -> Result<Touch, Error> {
-        let mut made_room = false;
         loop {
             let pte = at.entry.load();
             if !pte.is_remote() {
@@ -73,7 +72,7 @@ impl<M: Machine> Cache<M> {
                 set.counters.nr_pcache_miss_again += u64::from(!first);
                 self.start(set, index, way, (at, pte), plan);
                 return Ok(Touch::Started);
-            } else if made_room {
+            } else if set.is_stuck(self.config.reserve, None) {
                 if let Some(waker) = waker {
                     set.wait(waker);
                 }
@@ -81,7 +80,6 @@ impl<M: Machine> Cache<M> {
             } else {
                 drop(set);
                 self.make_room(index);
-                made_room = true;
             }
         }
     }

@@ -120,14 +120,13 @@ impl<M: Machine> Cache<M> {
     /// [reused](Filled::Reused) instead.
     pub fn copy(&self, at: Mapping<M::Entry>, slot: Slot, waker: Option<&Waker>) -> Filled {
         let to = self.geometry.set_of(slot);
-        let mut made_room = false;
         loop {
             let pte = at.entry.load();
             if !(pte.is_present() && pte.is_cow()) {
                 return Filled::Raced;
             }
             let (_, from, from_way) = self.place_of(pte.frame());
-            let mut batch = self.batch();
+            let mut batch = Batch::new(self, None);
             let mut sets = self.lock_two(from, to);
             match self.reuse_locked(sets.first(), from_way, at, pte.frame()) {
                 Filled::Wait => {}
@@ -143,17 +142,17 @@ impl<M: Machine> Cache<M> {
                 }
                 return if copied { Filled::Done } else { Filled::Raced };
             }
-            if made_room {
+            // The page itself must not be the one that makes room, or the copy never gets on.
+            let own = (from == to).then_some(from_way);
+            if sets.second().is_stuck(self.config.reserve, own) {
                 if let Some(waker) = waker {
                     sets.second().wait(waker);
                 }
                 return Filled::Wait;
             }
-            // The page itself must not be the one that makes room, or the copy never gets on.
             batch.hold(sets.first(), from, from_way);
             drop(sets);
             self.make_room(to);
-            made_room = true;
         }
     }
 
@@ -214,20 +213,20 @@ impl<M: Machine> Cache<M> {
         slot: Slot,
         waker: Option<&Waker>,
     ) -> Option<(MutexGuard<'_, Set<M::Entry>>, usize)> {
-        let mut set = self.set(index);
-        if let Some(way) = set.take(slot, State::Valid) {
-            return Some((set, way));
+        loop {
+            let mut set = self.set(index);
+            if let Some(way) = set.take(slot, State::Valid) {
+                return Some((set, way));
+            }
+            if set.is_stuck(self.config.reserve, None) {
+                if let Some(waker) = waker {
+                    set.wait(waker);
+                }
+                return None;
+            }
+            drop(set);
+            self.make_room(index);
         }
-        drop(set);
-        self.make_room(index);
-        set = self.set(index);
-        if let Some(way) = set.take(slot, State::Valid) {
-            return Some((set, way));
-        }
-        if let Some(waker) = waker {
-            set.wait(waker);
-        }
-        None
     }
 
     fn finish(&self, mut set: MutexGuard<'_, Set<M::Entry>>, index: u32, way: usize) {

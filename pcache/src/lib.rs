@@ -55,6 +55,7 @@ mod prefetch;
 mod queue;
 mod rmap;
 mod set;
+mod shootdown;
 mod sync;
 mod walk;
 #[cfg(all(test, not(interleave)))]

@@ -2,7 +2,7 @@
 
 use hal::Instant;
 
-use crate::{Entry, LineId, Page};
+use crate::{Entry, LineId, Page, SpaceId};
 
 /// A place in remote memory: opaque to the cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -49,6 +49,8 @@ pub trait Machine {
 
     /// Returns when no core uses a translation of these pages from before the call.
     fn flush(&self, stale: &[Page]);
+    /// Returns when no core uses a translation of a page of this space from before the call.
+    fn flush_space(&self, space: SpaceId);
     /// Drops this core's translation of a page, so that its next use sets the accessed mark again.
     fn flush_own(&self, page: Page);
     /// Gets a line ready to be executed by programs.

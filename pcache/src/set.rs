@@ -315,6 +315,14 @@ impl<E> Set<E> {
         line.evictable() && !line.reclaimable() && way != self.newest
     }
 
+    /// Returns whether room in a full set comes only by the end of a transfer or a shootdown, which
+    /// wakes who waits: eviction has nothing to do, as enough is leaving or no line may. `but` names a
+    /// line that must stay.
+    pub(crate) fn is_stuck(&self, reserve: u32, but: Option<usize>) -> bool {
+        let may = |way| Some(way) != but && self.may_leave(way);
+        self.reserve() >= reserve || !(0..self.lines.len()).any(may)
+    }
+
     fn turn(&mut self) -> Option<usize> {
         let ways = self.lines.len();
         let way = (0..ways)

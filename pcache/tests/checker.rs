@@ -152,7 +152,7 @@ impl Run {
         let vpn = self.mapped(n);
         let program = self.programs[n].as_mut().unwrap();
         let Some(vma) = program.vmas[vpn] else { return };
-        program.unmap(&self.cache, vpn, &mut self.cache.batch());
+        program.unmap(&self.cache, vpn, &mut self.cache.batch(program.space.id));
         let to = self.rng.below(world::PAGES);
         if program.vmas[to].is_none() {
             program.map(to, BOTH, vma.object);

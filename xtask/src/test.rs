@@ -47,11 +47,15 @@ pub(crate) struct Args {
         conflicts_with = "quick"
     )]
     linux: Option<String>,
+    /// Runs only the steps whose name holds this (for instance "clusters" or "documentation")
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["quick", "linux"])]
+    only: Option<String>,
 }
 
 /// What became of the steps.
 #[derive(Default)]
 struct Tally {
+    only: Option<String>,
     passed: u32,
     failed: u32,
 }
@@ -61,7 +65,10 @@ impl Args {
         if let Some(filter) = &self.linux {
             return linux_tests(&["--all", filter]);
         }
-        let mut tally = Tally::default();
+        let mut tally = Tally {
+            only: self.only.clone(),
+            ..Tally::default()
+        };
         tally.step("formatting", || shown(cargo().args(["fmt", "--all", "--check"])));
         tally.step("rules of the house", || lint::Args {}.run());
         tally.step("clippy, host", || clippy(&["--workspace", "--all-targets"]));
@@ -95,6 +102,9 @@ impl Args {
             tally.step("Linux on the modelled adapters", || linux_tests(&[]));
         }
         println!("{} passed, {} failed", tally.passed, tally.failed);
+        if let Some(only) = &self.only {
+            ensure!(tally.passed + tally.failed > 0, "no step's name holds {only:?}");
+        }
         ensure!(tally.failed == 0, "{} of the steps above failed", tally.failed);
         Ok(())
     }
@@ -102,6 +112,13 @@ impl Args {
 
 impl Tally {
     fn step(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
+        if self
+            .only
+            .as_ref()
+            .is_some_and(|only| !name.contains(only.as_str()))
+        {
+            return;
+        }
         println!("{name} …");
         // The step's own output follows.
         let _ = std::io::stdout().flush();

@@ -301,6 +301,12 @@ impl Machine for World {
             }
         }
     }
+    fn flush_space(&self, space: SpaceId) {
+        self.shootdowns.fetch_add(1, Ordering::SeqCst);
+        for tlb in &self.tlbs {
+            tlb.lock().unwrap().retain(|page, _| page.space != space);
+        }
+    }
     fn flush_own(&self, page: Page) {
         self.tlbs[this_core()].lock().unwrap().remove(&page);
     }

@@ -224,7 +224,7 @@ impl Program {
 
     /// `MADV_DONTNEED` of one page; one of an object keeps its contents.
     pub fn discard(&mut self, cache: &Cache<World>, vpn: usize) {
-        cache.drop_page(self.space.at(vpn), &mut cache.batch());
+        cache.drop_page(self.space.at(vpn), &mut cache.batch(self.space.id));
         self.expected[vpn] = [0; WORDS];
     }
 
@@ -232,7 +232,7 @@ impl Program {
     pub fn protect(&mut self, cache: &Cache<World>, vpn: usize, rights: Rights) {
         if let Some(vma) = &mut self.vmas[vpn] {
             vma.rights = rights;
-            cache.protect_page(self.space.at(vpn), rights, &mut cache.batch());
+            cache.protect_page(self.space.at(vpn), rights, &mut cache.batch(self.space.id));
         }
     }
 
@@ -243,12 +243,16 @@ impl Program {
         }
         self.vmas[to] = self.vmas[from].take();
         self.expected[to] = self.expected[from];
-        cache.move_page(self.space.at(from), self.space.at(to), &mut cache.batch());
+        cache.move_page(
+            self.space.at(from),
+            self.space.at(to),
+            &mut cache.batch(self.space.id),
+        );
     }
 
     /// fork.
     pub fn fork(&self, cache: &Cache<World>, space: Space, chunk: [ChunkId; 2]) -> Self {
-        let mut batch = cache.batch();
+        let mut batch = cache.batch(self.space.id);
         for (vpn, vma) in self.vmas.iter().enumerate() {
             if let Some(vma) = vma {
                 let private = vma.object.is_none();
@@ -267,7 +271,7 @@ impl Program {
 
     /// exit: every page goes.
     pub fn exit(mut self, cache: &Cache<World>) -> Space {
-        let mut batch = cache.batch();
+        let mut batch = cache.batch(self.space.id);
         for vpn in 0..PAGES {
             if self.vmas[vpn].is_some() {
                 self.unmap(cache, vpn, &mut batch);

@@ -156,7 +156,7 @@ fn munmap_against_a_fill_and_a_first_touch_after_it() {
     race(
         async |cache, mut program| {
             for vpn in 0..3 {
-                program.unmap(cache, vpn, &mut cache.batch());
+                program.unmap(cache, vpn, &mut cache.batch(program.space.id));
                 program.map(vpn, BOTH, None);
                 done(cache, &mut program, (vpn, 0), false).await;
                 done(cache, &mut program, (vpn, 1), true).await;

@@ -33,7 +33,7 @@ impl<N: Node> Space<'_, N> {
     ) -> Option<u64> {
         let start = self.tables.next_table(from, end)?;
         let table_end = (start / CHUNK_SIZE + 1) * CHUNK_SIZE;
-        let mut batch = self.node.cache().batch();
+        let mut batch = self.node.cache().batch(self.tables.space());
         let (mut addr, mut next) = (start, self.tables.entry(start));
         while let Some(entry) = next.filter(|_| addr < end) {
             if !entry.load().is_empty() {

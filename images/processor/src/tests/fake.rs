@@ -144,6 +144,7 @@ impl Machine for FakeMachine {
     fn flush(&self, stale: &[Page]) {
         self.most_stale.set(self.most_stale.get().max(stale.len()));
     }
+    fn flush_space(&self, _: SpaceId) {}
     fn flush_own(&self, _: Page) {}
     fn prepare_code(&self, _: LineId) {}
     fn retire_code(&self, _: LineId) {}

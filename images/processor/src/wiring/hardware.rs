@@ -330,6 +330,13 @@ impl Machine for Hardware {
         let changed = runs.filter_map(|run| spaces.get(&run.first()?.space));
         flush_cores(changed.map(|space| &**space));
     }
+    fn flush_space(&self, space: SpaceId) {
+        let spaces = self.spaces.spaces.read();
+        if let Some(space) = spaces.get(&space) {
+            space.changed_all();
+            flush_cores(core::iter::once(&**space));
+        }
+    }
     fn flush_own(&self, page: Page) {
         if let Some(space) = self.spaces.spaces.read().get(&page.space) {
             space.flush_own(page.vpn.addr());

@@ -115,11 +115,13 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
         files: Remote::new(Peer::Storage, files),
     });
-    libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) }).detach();
+    let keeper = libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
     log::info!("pcache: {} lines in {} ways", geometry.lines(), geometry.ways());
     libos::line(format_args!("report\tready"));
     let (report, status) = execute(parts, &command).await?;
     finish(report, status, parts, &core);
+    // It may wait for M's reply, which does not come once this node has left.
+    keeper.cancel().await;
     node.leave().await;
     Ok(())
 }

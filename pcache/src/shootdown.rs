@@ -1,0 +1,42 @@
+//! Evictions whose shootdowns are still to come, counted for each core.
+//!
+//! An evictor makes entries remote or empty first and tells the TLBs later, once for a batch. Whoever
+//! walks a table meanwhile (munmap, mprotect, fork) finds entries of which nothing need be told, though
+//! cores may still use what they were: so a walk asks here before it ends.
+
+use alloc::boxed::Box;
+
+use crate::sync::{AtomicU32, Ordering};
+
+/// A core's count, in a cache line of its own: an eviction touches that of its core only.
+#[repr(align(64))]
+#[derive(Default)]
+struct Core(AtomicU32);
+
+/// The counts.
+pub(crate) struct Shootdowns(Box<[Core]>);
+
+impl Shootdowns {
+    pub(crate) fn new(cores: u32) -> Self {
+        Self((0..cores.max(1)).map(|_| Core::default()).collect())
+    }
+
+    fn of(&self, core: usize) -> &AtomicU32 {
+        &self.0[core % self.0.len()].0
+    }
+
+    /// Notes that a core is about to change entries, before the first of them.
+    pub(crate) fn begin(&self, core: usize) {
+        self.of(core).fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Notes that no TLB has what the entries were any more.
+    pub(crate) fn end(&self, core: usize) {
+        self.of(core).fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Returns whether entries may have been changed of which TLBs still have to be told.
+    pub(crate) fn any(&self) -> bool {
+        self.0.iter().any(|core| core.0.load(Ordering::SeqCst) > 0)
+    }
+}
