@@ -38,6 +38,7 @@ impl Args {
             ("work", build(&debian, "work", "-O1")?),
             ("stress", build(&debian, "stress", "-O1")?),
             ("memory", build(&debian, "memory", "-O1")?),
+            ("threads", build(&debian, "threads", "-O1")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {

@@ -3,6 +3,7 @@
 //! Layout: System V ABI, gABI chapters 4 and 5 (<https://gabi.xinuos.com/elf/>), as in Linux `include/uapi/linux/elf.h`.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use messages::{PAGE_SIZE, USER_END};
 use pcache::Rights;
@@ -41,9 +42,9 @@ pub enum ElfError {
     /// It is no executable.
     #[error("an ELF file of type {0}, not an executable")]
     NotExecutable(u16),
-    /// It needs a program interpreter.
-    #[error("a dynamic program (PT_INTERP); those are not yet supported")]
-    Dynamic,
+    /// It names a program interpreter by a path that can't be one.
+    #[error("the name of its program interpreter makes no sense")]
+    BadInterpreter,
     /// Its program headers are of an odd size or too many.
     #[error("{count} program headers of {size} bytes")]
     BadHeaders {
@@ -102,6 +103,8 @@ pub struct Program {
     pub segments: Vec<Segment>,
     /// The stack may hold code.
     pub executable_stack: bool,
+    /// The place in the file of the path of the program that loads this one, its final zero included.
+    pub interpreter: Option<Range<u64>>,
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -123,6 +126,18 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
         .get(at..at + 8)
         .and_then(|b| b.try_into().ok())
         .map_or(0, u64::from_le_bytes)
+}
+
+/// Reads where in the file the interpreter's path is.
+fn interpreter(raw: &[u8], file_len: u64) -> Result<Range<u64>, ElfError> {
+    let (start, len) = (u64_at(raw, 8), u64_at(raw, 32));
+    let end = start.checked_add(len).filter(|&end| end <= file_len);
+    let range = start..end.ok_or(ElfError::BadInterpreter)?;
+    // Linux `fs/binfmt_elf.c`: two bytes to PATH_MAX.
+    if len < 2 || len > messages::storage::PATH_MAX as u64 {
+        return Err(ElfError::BadInterpreter);
+    }
+    Ok(range)
 }
 
 impl Header {
@@ -179,6 +194,7 @@ impl Header {
             headers: self.headers,
             segments: Vec::new(),
             executable_stack: false,
+            interpreter: None,
         };
         let mut phdr = None;
         for (index, raw) in headers.chunks_exact(PROGRAM_HEADER_SIZE).enumerate() {
@@ -194,7 +210,7 @@ impl Header {
                     }
                     program.segments.push(segment);
                 }
-                PT_INTERP => return Err(ElfError::Dynamic),
+                PT_INTERP => program.interpreter = Some(interpreter(raw, file_len)?),
                 PT_PHDR => phdr = Some(u64_at(raw, 16)),
                 PT_GNU_STACK => program.executable_stack = u32_at(raw, 4) & 1 != 0,
                 _ => {}
@@ -314,7 +330,7 @@ mod tests {
             })
         );
         assert_eq!(with(16, 1), Err(ElfError::NotExecutable(1)));
-        assert_eq!(with(64, 3), Err(ElfError::Dynamic));
+        assert_eq!(with(64, 3), Err(ElfError::BadInterpreter));
         assert_eq!(with(56, 0), Err(ElfError::BadHeaders { count: 0, size: 56 }));
         assert_eq!(
             with(64 + 16, 1),

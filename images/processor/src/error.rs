@@ -30,9 +30,12 @@ pub enum Error {
     /// The program gets this error number.
     #[error("{0}")]
     Errno(Errno),
-    /// The program is over.
+    /// The program is over, with all its threads.
     #[error("the program ended with {0:?}")]
     Ended(Exit),
+    /// The thread is over.
+    #[error("the thread ended with {0:?}")]
+    ThreadEnded(Exit),
     /// A page could not be brought, kept or mapped: the node cannot go on.
     #[error(transparent)]
     Cache(pcache::Error),
@@ -72,8 +75,14 @@ pub(crate) mod errno {
     macro_rules! numbers {
         ($($name:ident)*) => { $(pub(crate) const $name: Errno = Errno(raw::$name.cast_signed());)* };
     }
+    /// The call was interrupted: it is made again unless a handler without `SA_RESTART` runs (Linux
+    /// `include/linux/errno.h`). Never seen by programs.
+    pub(crate) const ERESTARTSYS: Errno = Errno(512);
+    /// As [`ERESTARTSYS`], but any handler makes it EINTR.
+    pub(crate) const ERESTARTNOHAND: Errno = Errno(514);
+
     numbers! {
-        E2BIG EACCES EAGAIN EBADF EEXIST EFAULT EINVAL EISDIR ELOOP EMFILE ENODEV ENOENT ENOMEM ENOSYS ENOTDIR ENOTTY
+        E2BIG EACCES EAGAIN EBADF ECHILD EEXIST EINTR ENOEXEC EPIPE EFAULT EINVAL EISDIR ELOOP EMFILE ENODEV ENOENT ENOMEM ENOSYS ENOTDIR ENOTTY
         ENAMETOOLONG EOPNOTSUPP EPERM ERANGE EROFS ESPIPE ESRCH ETIMEDOUT
     }
 }

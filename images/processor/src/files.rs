@@ -1,20 +1,27 @@
-//! A process's table of open files.
+//! Open files, and a process's table of them.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use messages::storage::FileId;
+use spin::Mutex;
 
+use crate::ahead::Ahead;
 use crate::device::Device;
 use crate::error::{Result, errno};
+use crate::kernel::Closing;
+use crate::object::Object;
 use crate::platform::Stream;
 
 /// The most files a process may have open.
 pub(crate) const MAX_FILES: usize = 1024;
+/// `O_NONBLOCK`, `O_APPEND` and `O_DIRECT`: the flags that `F_SETFL` changes.
+pub(crate) const CHANGEABLE: u32 = 0o4_000 | 0o2_000 | 0o40_000;
+pub(crate) const O_NONBLOCK: u32 = 0o4_000;
 
 /// What an open file is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Kind {
     /// Standard input.
     Stdin,
@@ -26,9 +33,11 @@ pub(crate) enum Kind {
     File(FileId),
     /// A folder of S.
     Folder(FileId),
+    /// Something of this node's own that is read and written like a stream.
+    Object(Arc<dyn Object>),
 }
 
-/// An open file, shared by the numbers that `dup` made.
+/// An open file, shared by the numbers that `dup` made and by processes that fork made.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     pub(crate) kind: Kind,
@@ -37,7 +46,48 @@ pub(crate) struct OpenFile {
     /// Where the next read begins.
     pub(crate) offset: AtomicU64,
     /// `F_GETFL`.
-    pub(crate) flags: u32,
+    flags: AtomicU32,
+    pub(crate) ahead: Mutex<Ahead>,
+    /// Where a file of S goes when nothing uses it any more.
+    closing: Option<Arc<Closing>>,
+}
+
+impl OpenFile {
+    /// Returns an open file. One of S needs the list of files to close.
+    pub(crate) fn new(kind: Kind, path: Vec<u8>, flags: u32, closing: Option<Arc<Closing>>) -> Self {
+        Self {
+            kind,
+            path,
+            offset: AtomicU64::new(0),
+            flags: AtomicU32::new(flags),
+            ahead: Mutex::default(),
+            closing,
+        }
+    }
+
+    /// Returns the file's flags, as `F_GETFL` gives them.
+    pub(crate) fn flags(&self) -> u32 {
+        self.flags.load(Ordering::Relaxed)
+    }
+
+    /// Sets those flags that may change.
+    pub(crate) fn set_flags(&self, flags: u32) {
+        let keep = self.flags() & !CHANGEABLE;
+        self.flags.store(keep | flags & CHANGEABLE, Ordering::Relaxed);
+    }
+
+    /// Returns whether calls fail instead of waiting.
+    pub(crate) fn nonblocking(&self) -> bool {
+        self.flags() & O_NONBLOCK != 0
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if let (Some(closing), Kind::File(id) | Kind::Folder(id)) = (&self.closing, &self.kind) {
+            closing.add(*id);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -47,13 +97,13 @@ struct Slot {
 }
 
 /// The table: file numbers to open files.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Table {
     slots: Vec<Option<Slot>>,
 }
 
 impl Table {
-    /// Numbers 0, 1 and 2.
+    /// Returns a table with the numbers 0, 1 and 2.
     pub(crate) fn new() -> Self {
         let mut table = Self { slots: Vec::new() };
         for (kind, flags) in [
@@ -61,21 +111,15 @@ impl Table {
             (Kind::Output(Stream::Stdout), 1),
             (Kind::Output(Stream::Stderr), 1),
         ] {
-            let file = OpenFile {
-                kind,
-                path: Vec::new(),
-                offset: AtomicU64::new(0),
-                flags,
-            };
             table.slots.push(Some(Slot {
-                file: Arc::new(file),
+                file: Arc::new(OpenFile::new(kind, Vec::new(), flags, None)),
                 close_on_exec: false,
             }));
         }
         table
     }
 
-    /// The open file of number `fd`.
+    /// Returns the open file of number `fd`.
     pub(crate) fn get(&self, fd: u64) -> Result<Arc<OpenFile>> {
         Ok(Arc::clone(&self.slot(fd)?.file))
     }
@@ -119,12 +163,32 @@ impl Table {
         slot.map(|slot| slot.file).ok_or_else(|| errno::EBADF.into())
     }
 
-    /// Whether `fd` closes on exec.
+    /// Takes the numbers of a range out of the table.
+    pub(crate) fn remove_range(&mut self, first: usize, last: usize) -> Vec<Arc<OpenFile>> {
+        let slots = self
+            .slots
+            .iter_mut()
+            .skip(first)
+            .take((last - first).saturating_add(1));
+        slots.filter_map(Option::take).map(|slot| slot.file).collect()
+    }
+
+    /// Makes the numbers of a range close on exec.
+    pub(crate) fn close_range_on_exec(&mut self, first: usize, last: usize) {
+        let slots = self
+            .slots
+            .iter_mut()
+            .skip(first)
+            .take((last - first).saturating_add(1));
+        slots.flatten().for_each(|slot| slot.close_on_exec = true);
+    }
+
+    /// Returns whether `fd` closes on exec.
     pub(crate) fn close_on_exec(&self, fd: u64) -> Result<bool> {
         Ok(self.slot(fd)?.close_on_exec)
     }
 
-    /// Says whether `fd` closes on exec.
+    /// Sets whether `fd` closes on exec.
     pub(crate) fn set_close_on_exec(&mut self, fd: u64, on: bool) -> Result<()> {
         self.slot(fd)?;
         if let Some(Some(slot)) = self.slots.get_mut((fd & 0xffff_ffff) as usize) {
@@ -133,8 +197,10 @@ impl Table {
         Ok(())
     }
 
-    /// Empties the table.
-    pub(crate) fn drain(&mut self) -> Vec<Arc<OpenFile>> {
-        self.slots.drain(..).flatten().map(|slot| slot.file).collect()
+    /// Takes out what closes on exec.
+    pub(crate) fn exec(&mut self) -> Vec<Arc<OpenFile>> {
+        let closes = |slot: &&mut Option<Slot>| slot.as_ref().is_some_and(|slot| slot.close_on_exec);
+        let closed = self.slots.iter_mut().filter(closes);
+        closed.filter_map(Option::take).map(|slot| slot.file).collect()
     }
 }

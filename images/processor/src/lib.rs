@@ -1,34 +1,47 @@
 //! P: runs programs whose memory is elsewhere.
 //!
-//! A [`Process`] is a Linux program: its memory ([`mm::Space`]), its files, and the system calls it makes. Its pages come
-//! and go through [`pcache`]; M lends the chunks behind them, S has the files. The kernel never faults on a program's
-//! memory: it looks at the entry's rights and copies while the line is locked.
+//! A [`Process`] is a Linux program, a [`Thread`] one of its flows of control. Memory ([`mm::Space`]),
+//! open files and signal actions are parts of their own, which threads share as `clone` says. Pages come
+//! and go through [`pcache`]; M lends the chunks behind them, S has the files. The kernel never faults on
+//! a program's memory: it looks at the entry's rights and copies while the line is locked.
 //!
 //! The library knows neither kernel nor network. The image's `main.rs` fills in [`Node`]: lines and page tables
-//! ([`pcache::Machine`], [`mm::Tables`]), clock and console ([`Platform`]), M ([`Memory`]), S ([`Files`]) and threads
+//! ([`pcache::Machine`], [`mm::Tables`]), clock and console ([`Platform`]), M ([`Memory`]), S ([`Files`]) and registers
 //! ([`Cpu`]).
+//!
+//! Where to look: `thread.rs` is a thread's life, `deliver.rs` what traps and signals do to it,
+//! `syscall/` the calls by family, `kernel.rs` what all processes have in common, `load.rs` how a program
+//! begins.
+//!
+//! # Locks
+//!
+//! Spin locks are held for a few instructions and never across a wait, in this order: the tree of
+//! processes, a process's threads, actions or pending signals, then queues. Across waits there are
+//! gates ([`Gate`](wait::Gate)): one an address space, for those that change it.
 //!
 //! # What is left out
 //!
-//! * Threads, fork, exec, pipes, sockets: one process of one thread. `docs/linux-abi.md` has the table of calls.
-//! * Delivery of signals to handlers: a signal that a program sends itself has its default effect.
-//! * Dynamic programs (PT_INTERP), writing to files, shared mappings of files. A private mapping of a file is read whole
-//!   when it is made.
+//! * Sockets, epoll, terminals, job control, timers; `docs/linux-abi.md` has the table of calls.
+//! * Writing to files of S, shared mappings of files. A private mapping of a file is read whole when it is made.
+//! * A thread stays on the core that it began on.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 mod ahead;
+mod deliver;
 mod device;
 pub mod elf;
 mod error;
-mod fault;
 mod files;
+mod futex;
 mod input;
+pub mod kernel;
 mod load;
 pub mod mm;
 mod names;
+mod object;
 mod platform;
 mod process;
 pub mod remote;
@@ -38,11 +51,15 @@ pub mod stack;
 mod syscall;
 #[cfg(test)]
 mod tests;
+mod thread;
+pub mod wait;
 
 pub use error::{Error, Exit, Result};
 pub use input::Input;
+pub use kernel::Kernel;
 pub use load::{Command, Refusal};
 pub use names::name as system_call_name;
-pub use platform::{Cpu, Files, Memory, Peer, Platform, Stream, SystemCall, Trap};
+pub use platform::{Cpu, Files, Memory, Peer, Platform, REGISTERS, Registers, Stream, SystemCall, Trap};
 pub use process::{Node, Process};
 pub use report::Report;
+pub use thread::Thread;

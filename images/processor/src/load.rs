@@ -1,37 +1,44 @@
-//! Starting a program: its file into memory, its stack, its first instruction.
+//! Loading a program: its file (and its interpreter's) into memory, its stack, its first instruction.
 
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
-use messages::storage::{FileId, OpenFlags, Stat};
+use messages::storage::{FileId, OpenFlags, Opened};
 use messages::{Errno, PAGE_SIZE, USER_END};
 use pcache::Rights;
 
-use core::ops::Range;
-
 use crate::elf::{ElfError, HEADER_SIZE, Header, Program};
 use crate::error::{Error, Result, errno};
-use crate::mm::STACK_TOP;
 use crate::mm::map::Place;
 use crate::mm::vma::{Vma, VmaFlags};
-use crate::platform::{Cpu, Files, Platform};
-use crate::process::{Node, Process};
+use crate::mm::{Heap, MMAP_TOP, STACK_TOP, Space};
+use crate::platform::{Files, Platform};
+use crate::process::Node;
 use crate::stack::{self, Facts};
-use crate::syscall::Heap;
 
 /// Bytes of a stack below its first contents that are mapped from the start; it grows from there
 /// (Linux's `stack_expand`).
 const STACK_SPARE: u64 = 128 << 10;
-/// Where position-independent programs go.
+/// The address of position-independent programs.
 const RELOCATED_BASE: u64 = 0x5555_5540_0000;
+/// The alignment of the interpreter's address: a chunk, so that its pages share no leaf table.
+const INTERPRETER_ALIGN: u64 = 2 << 20;
 /// A file is read in pieces of this many bytes.
 pub(crate) const PIECE: usize = 64 << 10;
+/// Bytes of a script's first line that are looked at (Linux's `BINPRM_BUF_SIZE`).
+const SCRIPT_LINE: usize = 256;
+/// Scripts that are each other's interpreter at most (Linux `fs/exec.c`).
+const MAX_SCRIPTS: usize = 5;
 /// `S_IFMT` and `S_IFREG`.
 const TYPE_MASK: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
+const ANY_EXECUTE: u32 = 0o111;
+/// Bytes of a signal's frame beside the vector state, and its alignment.
+const SIGNAL_FRAME: u64 = 1024;
 
-/// What to run.
+/// A program to run.
 #[derive(Clone, Debug, Default)]
 pub struct Command {
     /// The program's absolute path.
@@ -42,13 +49,9 @@ pub struct Command {
     pub env: Vec<Vec<u8>>,
     /// Its working folder; empty for `/`.
     pub cwd: Vec<u8>,
-    /// Log each system call.
-    pub strace: bool,
-    /// CPUID leaf 1, `edx`, for the program to see.
-    pub hwcap: u64,
 }
 
-/// Why a program did not start.
+/// The reason why a program did not start.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     /// There is no such file.
@@ -59,7 +62,7 @@ pub enum Refusal {
     NotRunnable {
         /// The path.
         path: String,
-        /// What is wrong with the file.
+        /// The fault of the file.
         cause: ElfError,
     },
     /// The file could not be opened, or its memory not be had.
@@ -67,18 +70,27 @@ pub enum Refusal {
     Failed {
         /// The path.
         path: String,
-        /// Why.
+        /// The cause.
         cause: Error,
     },
 }
 
 impl Refusal {
-    /// The status that a shell would exit with.
+    /// Returns the status that a shell would exit with.
     #[must_use]
     pub const fn status(&self) -> u8 {
         match self {
             Self::NotFound(_) => 127,
             _ => 126,
+        }
+    }
+
+    /// Returns what `execve` gives.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::NotFound(_) => errno::ENOENT.into(),
+            Self::NotRunnable { .. } => errno::ENOEXEC.into(),
+            Self::Failed { cause, .. } => cause,
         }
     }
 }
@@ -107,136 +119,271 @@ impl From<Errno> for Failure {
     }
 }
 
-impl<'n, N: Node> Process<'n, N> {
-    /// Makes a process that is about to run `command`, with its thread's registers in `cpu`.
-    ///
-    /// # Errors
-    ///
-    /// A [`Refusal`], whose text is one line for the user.
-    pub async fn start(
-        node: &'n N,
-        pid: u32,
-        command: &Command,
-        cpu: &mut impl Cpu,
-    ) -> core::result::Result<Self, Refusal> {
-        let path = || String::from_utf8_lossy(&command.path).into_owned();
-        let failed = |cause| Refusal::Failed { path: path(), cause };
-        let opened = match node.files().open(&command.path, OpenFlags::empty()).await {
-            Err(Error::Errno(errno::ENOENT | errno::ENOTDIR)) => return Err(Refusal::NotFound(path())),
+type Loading<T> = core::result::Result<T, Failure>;
+
+/// A program in memory, about to run.
+pub(crate) struct Image<N: Node> {
+    pub(crate) memory: Space<'static, N>,
+    pub(crate) entry: u64,
+    pub(crate) sp: u64,
+    /// The path of the file that runs.
+    pub(crate) path: Vec<u8>,
+}
+
+/// A file that is read while it is loaded.
+struct Source<'a, N: Node> {
+    node: &'a N,
+    opened: Opened,
+}
+
+impl<N: Node> Drop for Source<'_, N> {
+    fn drop(&mut self) {
+        self.node.kernel().closing.add(self.opened.file);
+    }
+}
+
+impl<'a, N: Node> Source<'a, N> {
+    async fn open(node: &'a N, path: &[u8]) -> Result<Self> {
+        let opened = node.files().open(path, OpenFlags::empty()).await?;
+        let source = Self { node, opened };
+        let mode = source.opened.stat.mode;
+        if mode & TYPE_MASK != REGULAR || mode & ANY_EXECUTE == 0 {
+            return Err(errno::EACCES.into());
+        }
+        Ok(source)
+    }
+
+    async fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        read_file(self.node, self.opened.file, offset, into).await
+    }
+
+    async fn program(&self) -> Loading<Program> {
+        let mut start = [0; HEADER_SIZE];
+        let got = self.read(0, &mut start).await?;
+        let header = Header::parse(&start[..got])?;
+        let mut headers = vec![0; header.headers_len()];
+        let got = self.read(header.headers_at, &mut headers).await?;
+        Ok(header.program(&headers[..got], self.opened.stat.size)?)
+    }
+
+    /// Returns what a script's first line says: the interpreter, and its argument.
+    async fn script(&self) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>> {
+        let mut line = [0; SCRIPT_LINE];
+        let got = self.read(0, &mut line).await?;
+        Ok(parse_script(&line[..got]))
+    }
+}
+
+/// Reads the first line of a script (Linux `fs/binfmt_script.c`).
+fn parse_script(start: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+    let line = start.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;
+    let line = line.trim_ascii();
+    let end = line.iter().position(|b| b" \t".contains(b)).unwrap_or(line.len());
+    let (interpreter, rest) = line.split_at(end);
+    let rest = rest.trim_ascii();
+    if interpreter.is_empty() {
+        return None;
+    }
+    Some((interpreter.to_vec(), (!rest.is_empty()).then(|| rest.to_vec())))
+}
+
+/// Loads a program into an address space of its own. `vectors` is the size of a thread's vector state.
+///
+/// # Errors
+///
+/// A [`Refusal`], whose text is one line for the user.
+pub(crate) async fn load<N: Node>(
+    node: &'static N,
+    pid: u32,
+    command: &Command,
+    vectors: usize,
+) -> core::result::Result<Image<N>, Refusal> {
+    let name = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    let mut command = command.clone();
+    for _ in 0..MAX_SCRIPTS {
+        let failed = |cause| Refusal::Failed {
+            path: name(&command.path),
+            cause,
+        };
+        let source = match Source::open(node, &command.path).await {
+            Err(Error::Errno(errno::ENOENT | errno::ENOTDIR)) => {
+                return Err(Refusal::NotFound(name(&command.path)));
+            }
             opened => opened.map_err(failed)?,
         };
-        let mut process = Self::empty(node, pid).map_err(failed)?;
-        let loaded = process.load(command, opened.file, &opened.stat, cpu).await;
-        let closed = node.files().close(opened.file).await;
-        match loaded.and(closed.map_err(Failure::from)) {
-            Ok(()) => Ok(process),
+        if let Some((interpreter, argument)) = source.script().await.map_err(failed)? {
+            let script = core::mem::replace(&mut command.path, interpreter.clone());
+            let rest = command.args.split_off(command.args.len().min(1));
+            command.args = vec![interpreter];
+            command.args.extend(argument);
+            command.args.push(script);
+            command.args.extend(rest);
+            continue;
+        }
+        let tables = node.new_tables().ok_or(errno::ENOMEM);
+        let tables = tables.map_err(|errno| failed(errno.into()))?;
+        let memory = Space::new(node, pid, tables);
+        return match fill(&memory, &source, &command, vectors).await {
+            Ok((entry, sp)) => Ok(Image {
+                memory,
+                entry,
+                sp,
+                path: command.path,
+            }),
             Err(failure) => {
-                process.end().await.map_err(failed)?;
+                memory.end().await.map_err(failed)?;
                 Err(match failure {
-                    Failure::Elf(cause) => Refusal::NotRunnable { path: path(), cause },
+                    Failure::Elf(cause) => Refusal::NotRunnable {
+                        path: name(&command.path),
+                        cause,
+                    },
                     Failure::Other(cause) => failed(cause),
                 })
             }
-        }
-    }
-
-    async fn load(
-        &mut self,
-        command: &Command,
-        file: FileId,
-        stat: &Stat,
-        cpu: &mut impl Cpu,
-    ) -> core::result::Result<(), Failure> {
-        if stat.mode & TYPE_MASK != REGULAR {
-            return Err(errno::EACCES.into());
-        }
-        self.exec_path.clone_from(&command.path);
-        self.strace = command.strace;
-        if !command.cwd.is_empty() {
-            self.cwd.clone_from(&command.cwd);
-        }
-        let mut start = [0; HEADER_SIZE];
-        let got = self.read_file(file, 0, &mut start).await?;
-        let header = Header::parse(&start[..got])?;
-        let mut headers = vec![0; header.headers_len()];
-        let got = self.read_file(file, header.headers_at, &mut headers).await?;
-        let program = header.program(&headers[..got], stat.size)?;
-
-        let bias = self.load_segments(&program, file).await?;
-        let mut random = [0; 16];
-        self.node.platform().random(&mut random);
-        let entry = program.entry + bias;
-        let facts = Facts {
-            exec_path: &command.path,
-            args: &command.args,
-            env: &command.env,
-            headers_addr: if program.headers_addr == 0 {
-                0
-            } else {
-                program.headers_addr.wrapping_add(bias)
-            },
-            headers: program.headers,
-            entry,
-            random,
-            hwcap: command.hwcap,
         };
-        let stack = stack::build(STACK_TOP, &facts)?;
-        let mut rights = Rights::READ | Rights::WRITE;
-        rights.set(Rights::EXEC, program.executable_stack);
-        let bottom = (stack.pointer - STACK_SPARE) / PAGE_SIZE * PAGE_SIZE;
-        let mut vma = Vma::anonymous(rights);
-        vma.flags |= VmaFlags::GROWSDOWN;
-        self.memory
-            .map(Place::Free(bottom), STACK_TOP - bottom, vma)
-            .await?;
-        self.memory.load(stack.pointer, &stack.bytes).await?;
-        cpu.start(entry, stack.pointer);
-        Ok(())
     }
+    Err(Refusal::Failed {
+        path: name(&command.path),
+        cause: errno::ELOOP.into(),
+    })
+}
 
-    /// Maps and fills the segments; returns what is to be added to the file's addresses.
-    async fn load_segments(&mut self, program: &Program, file: FileId) -> Result<u64> {
+/// Fills an empty address space; returns the first instruction and the stack pointer.
+async fn fill<N: Node>(
+    memory: &Space<'static, N>,
+    source: &Source<'_, N>,
+    command: &Command,
+    vectors: usize,
+) -> Loading<(u64, u64)> {
+    let node = source.node;
+    let program = source.program().await?;
+    let bias = if program.relocatable { RELOCATED_BASE } else { 0 };
+    let end = map_program(memory, &program, bias, source.opened.file).await?;
+    *memory.heap.lock() = Heap { start: end, end };
+    let (start, base) = match &program.interpreter {
+        Some(range) => interpret(memory, source, range.clone()).await?,
+        None => (program.entry + bias, 0),
+    };
+    let mut random = [0; 16];
+    node.platform().random(&mut random);
+    let facts = Facts {
+        exec_path: &command.path,
+        args: &command.args,
+        env: &command.env,
+        headers_addr: match program.headers_addr {
+            0 => 0,
+            addr => addr.wrapping_add(bias),
+        },
+        headers: program.headers,
+        entry: program.entry + bias,
+        base,
+        min_signal_stack: SIGNAL_FRAME + vectors as u64,
+        random,
+        hwcap: node.kernel().hwcap,
+    };
+    let stack = stack::build(STACK_TOP, &facts)?;
+    let mut rights = Rights::READ | Rights::WRITE;
+    rights.set(Rights::EXEC, program.executable_stack);
+    let bottom = (stack.pointer - STACK_SPARE) / PAGE_SIZE * PAGE_SIZE;
+    let mut vma = Vma::anonymous(rights);
+    vma.flags |= VmaFlags::GROWSDOWN;
+    memory.map(Place::Free(bottom), STACK_TOP - bottom, vma).await?;
+    memory.load(stack.pointer, &stack.bytes).await?;
+    Ok((start, stack.pointer))
+}
+
+/// Loads the program's interpreter; returns its first instruction and its address.
+async fn interpret<N: Node>(
+    memory: &Space<'static, N>,
+    source: &Source<'_, N>,
+    range: Range<u64>,
+) -> Loading<(u64, u64)> {
+    let len = usize::try_from(range.end - range.start).map_err(|_| ElfError::BadInterpreter)?;
+    let mut path = vec![0; len];
+    let got = source.read(range.start, &mut path).await?;
+    if got < len || path.pop() != Some(0) || path.contains(&0) {
+        return Err(ElfError::BadInterpreter.into());
+    }
+    let interpreter = Source::open(source.node, &path).await?;
+    let program = interpreter.program().await?;
+    let bias = if program.relocatable {
         let (_, end) = program.span();
-        let bias = if program.relocatable { RELOCATED_BASE } else { 0 };
-        let end = end
-            .checked_add(bias)
-            .filter(|&end| end <= USER_END)
-            .ok_or(errno::ENOMEM)?;
-        for segment in &program.segments {
-            let start = segment.addr + bias;
-            let pages = start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
-            self.map_segment(pages, segment.prot).await?;
-            self.populate(file, segment.file_offset, start, segment.file_len)
-                .await?;
-        }
-        self.heap = Heap::at(end);
-        Ok(bias)
-    }
+        let start = MMAP_TOP.checked_sub(end).ok_or(errno::ENOMEM)?;
+        start / INTERPRETER_ALIGN * INTERPRETER_ALIGN
+    } else {
+        0
+    };
+    map_program(memory, &program, bias, interpreter.opened.file).await?;
+    Ok((program.entry + bias, bias))
+}
 
-    /// Maps the pages of a segment. A page that an earlier segment maps already gets the rights of both.
-    async fn map_segment(&mut self, pages: Range<u64>, rights: Rights) -> Result<()> {
-        let mut free = pages.clone();
-        if let Some(had) = self.memory.rights(pages.start) {
-            free.start += PAGE_SIZE;
-            let shared = pages.start..free.start;
-            self.memory.protect(shared, had | rights).await?;
-        }
-        if free.is_empty() {
-            return Ok(());
-        }
-        let (place, len) = (Place::Free(free.start), free.end - free.start);
-        self.memory.map(place, len, Vma::anonymous(rights)).await?;
-        Ok(())
+/// Maps and fills the segments; returns the end of the last.
+async fn map_program<N: Node>(
+    memory: &Space<'static, N>,
+    program: &Program,
+    bias: u64,
+    file: FileId,
+) -> Result<u64> {
+    let (_, end) = program.span();
+    let end = end
+        .checked_add(bias)
+        .filter(|&end| end <= USER_END)
+        .ok_or(errno::ENOMEM)?;
+    for segment in &program.segments {
+        let start = segment.addr + bias;
+        let pages = start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
+        map_segment(memory, pages, segment.prot).await?;
+        memory
+            .load_file(file, segment.file_offset, start, segment.file_len)
+            .await?;
     }
+    Ok(end)
+}
 
+/// Maps the pages of a segment. A page that an earlier segment maps already gets the rights of both.
+async fn map_segment<N: Node>(memory: &Space<'static, N>, pages: Range<u64>, rights: Rights) -> Result<()> {
+    let mut free = pages.clone();
+    if let Some(had) = memory.rights(pages.start) {
+        free.start += PAGE_SIZE;
+        let shared = pages.start..free.start;
+        memory.protect(shared, had | rights).await?;
+    }
+    if free.is_empty() {
+        return Ok(());
+    }
+    let (place, len) = (Place::Free(free.start), free.end - free.start);
+    memory.map(place, len, Vma::anonymous(rights)).await?;
+    Ok(())
+}
+
+/// Reads until `into` is full or the file ends.
+pub(crate) async fn read_file<N: Node>(
+    node: &N,
+    file: FileId,
+    offset: u64,
+    into: &mut [u8],
+) -> Result<usize> {
+    let mut done = 0;
+    while done < into.len() {
+        let at = offset.checked_add(done as u64).ok_or(errno::EINVAL)?;
+        let got = node.files().read(file, at, &mut into[done..]).await?;
+        if got == 0 {
+            break;
+        }
+        done += got.min(into.len() - done);
+    }
+    Ok(done)
+}
+
+impl<N: Node> Space<'_, N> {
     /// Copies `len` bytes of a file from `offset` on to `addr`, or as many as the file has.
-    pub(crate) async fn populate(&self, file: FileId, offset: u64, addr: u64, len: u64) -> Result<()> {
+    pub(crate) async fn load_file(&self, file: FileId, offset: u64, addr: u64, len: u64) -> Result<()> {
         let mut piece = vec![0; PIECE];
         let mut done = 0;
         while done < len {
             let want = usize::try_from(len - done).map_or(PIECE, |left| left.min(PIECE));
-            let got = self.read_file(file, offset + done, &mut piece[..want]).await?;
-            self.memory.load(addr + done, &piece[..got]).await?;
+            let got = read_file(self.node, file, offset + done, &mut piece[..want]).await?;
+            self.load(addr + done, &piece[..got]).await?;
             done += got as u64;
             if got < want {
                 break;
@@ -244,18 +391,25 @@ impl<'n, N: Node> Process<'n, N> {
         }
         Ok(())
     }
+}
 
-    /// Reads until `into` is full or the file ends.
-    pub(crate) async fn read_file(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
-        let mut done = 0;
-        while done < into.len() {
-            let at = offset.checked_add(done as u64).ok_or(errno::EINVAL)?;
-            let got = self.node.files().read(file, at, &mut into[done..]).await?;
-            if got == 0 {
-                break;
-            }
-            done += got.min(into.len() - done);
-        }
-        Ok(done)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_lines_of_scripts_name_an_interpreter_and_one_argument() {
+        let parsed = |line: &str| {
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+            parse_script(line.as_bytes()).map(|(path, arg)| (text(path), arg.map(text)))
+        };
+        let some = |path: &str, arg: Option<&str>| Some((path.to_owned(), arg.map(str::to_owned)));
+        assert_eq!(parsed("#!/bin/sh\necho"), some("/bin/sh", None));
+        assert_eq!(
+            parsed("#! /usr/bin/env  python3 -u \nx"),
+            some("/usr/bin/env", Some("python3 -u"))
+        );
+        assert_eq!(parsed("#!\n/bin/sh"), None);
+        assert_eq!(parsed("\x7fELF"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! What P needs of the machine and the network.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::future::Future;
 use core::time::Duration;
@@ -119,23 +120,42 @@ pub enum Trap {
     Preempted,
 }
 
-/// A thread as the CPU sees it.
-pub trait Cpu {
+/// Words of a thread's general registers.
+pub const REGISTERS: usize = 18;
+
+/// General registers in the order of Linux's `struct sigcontext_64`: r8 to r15, rdi, rsi, rbp, rbx, rdx,
+/// rax, rcx, rsp, rip, rflags.
+pub type Registers = [u64; REGISTERS];
+
+/// A thread as the CPU sees it. `T` is the page tables that it runs with.
+pub trait Cpu<T>: Sized {
+    /// Returns a thread that starts at `ip` with the stack pointer `sp`, everything else clear.
+    fn new(ip: u64, sp: u64) -> Self;
+    /// Returns a copy, for another thread.
+    fn duplicate(&mut self) -> Self;
     /// Runs the thread until it traps.
-    fn run(&mut self) -> impl Future<Output = Trap>;
-    /// Where it starts and its stack, everything else clear.
-    fn start(&mut self, ip: u64, sp: u64);
-    /// The system call that it made.
+    fn run(&mut self, tables: &T) -> Trap;
+    /// Returns the system call that it made.
     fn system_call(&self) -> SystemCall;
     /// Gives the system call's result.
     fn set_result(&mut self, result: u64);
-    /// The instruction pointer.
+    /// Returns the instruction pointer.
     fn ip(&self) -> u64;
-    /// The base of `fs`.
+    /// Sets the stack pointer.
+    fn set_sp(&mut self, sp: u64);
+    /// Returns the general registers.
+    fn registers(&self) -> Registers;
+    /// Sets the general registers. Flags that are the kernel's do not change.
+    fn set_registers(&mut self, registers: &Registers);
+    /// Returns the vector state in the form that XSAVE (or FXSAVE) stores.
+    fn vectors(&mut self) -> Vec<u8>;
+    /// Sets the vector state; false if the CPU would not take it.
+    fn set_vectors(&mut self, state: &[u8]) -> bool;
+    /// Returns the base of `fs`.
     fn fs_base(&self) -> u64;
     /// Sets the base of `fs`. False if it is no address of the user's half.
     fn set_fs_base(&mut self, base: u64) -> bool;
-    /// The base of `gs`.
+    /// Returns the base of `gs`.
     fn gs_base(&self) -> u64;
     /// Sets the base of `gs`. False if it is no address of the user's half.
     fn set_gs_base(&mut self, base: u64) -> bool;

@@ -1,27 +1,30 @@
-//! A process: what the kernel knows of a running program.
+//! Processes: what the threads of a program share beside memory and files, and how processes are related.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use hal::Instant;
 use pcache::{Cache, Machine};
 use spin::Mutex;
 
-use crate::ahead::Ahead;
-use crate::error::{Result, errno};
-use crate::files::Table;
+use crate::error::Exit;
+use crate::kernel::Kernel;
 use crate::mm::supply::Supply;
 use crate::mm::{Space, Tables};
-use crate::platform::{Files, Memory, Platform};
-use crate::signals::Signals;
-use crate::syscall::Heap;
+use crate::platform::{Cpu, Files, Memory, Platform};
+use crate::signals::{Pending, SignalInfo};
+use crate::thread::{Shared, Thread};
+use crate::wait::WaitQueue;
 
-/// Everything a process reaches beyond itself.
-pub trait Node {
+/// Everything that processes reach beyond themselves.
+pub trait Node: Sized + 'static {
     /// Lines, shootdowns, one-sided transfers.
     type Machine: Machine;
     /// The page tables of one address space.
     type Tables: Tables<Entry = <Self::Machine as Machine>::Entry>;
+    /// A thread as the CPU sees it.
+    type Cpu: Cpu<Self::Tables>;
     /// Clock, RNG, console.
     type Platform: Platform;
     /// M.
@@ -44,86 +47,126 @@ pub trait Node {
     fn memory(&self) -> &Self::Memory;
     /// Returns S.
     fn files(&self) -> &Self::Files;
+    /// Returns the processes and what they have in common.
+    fn kernel(&self) -> &Kernel<Self>;
+    /// Returns how many cores run threads.
+    fn cores(&self) -> usize;
+    /// Runs a thread on a core, to its end.
+    fn spawn(&'static self, thread: Thread<Self>, core: usize);
+    /// Calls a core out of user mode, so that its thread looks for signals.
+    fn kick(&self, core: usize);
+    /// Ends the node: it cannot go on.
+    fn fail(&self, error: crate::Error);
 }
 
-/// One process of one thread.
-pub struct Process<'n, N: Node> {
-    pub(crate) node: &'n N,
+/// A process: a group of threads.
+pub struct Process<N: Node> {
+    pub(crate) node: &'static N,
     pub(crate) pid: u32,
-    pub(crate) memory: Space<'n, N>,
-    pub(crate) heap: Heap,
-    pub(crate) table: Table,
-    pub(crate) ahead: Mutex<Ahead>,
-    pub(crate) signals: Signals,
-    pub(crate) cwd: Vec<u8>,
-    pub(crate) exec_path: Vec<u8>,
-    pub(crate) umask: u64,
-    pub(crate) strace: bool,
     pub(crate) started: Instant,
-    pub(crate) unimplemented: BTreeMap<u64, u64>,
+    /// The threads that have not ended, by number.
+    pub(crate) threads: Mutex<BTreeMap<u32, Arc<Shared>>>,
+    /// Signals for whichever thread takes them.
+    pub(crate) pending: Mutex<Pending>,
+    ending: Mutex<Ending>,
+    /// Woken when a thread has ended.
+    pub(crate) fewer_threads: WaitQueue,
+    /// Woken when a child has ended.
+    pub(crate) children_changed: WaitQueue,
+    /// The address space, while there is one.
+    pub(crate) memory: Mutex<Option<Arc<Space<'static, N>>>>,
+    pub(crate) exec_path: Mutex<Vec<u8>>,
 }
 
-impl<'n, N: Node> Process<'n, N> {
-    /// Returns a process without a program: an empty address space, standard files.
-    ///
-    /// # Errors
-    ///
-    /// ENOMEM when there is no memory for page tables.
-    pub(crate) fn empty(node: &'n N, pid: u32) -> Result<Self> {
-        let tables = node.new_tables().ok_or(errno::ENOMEM)?;
-        Ok(Self {
+/// Which threads are to end.
+#[derive(Default)]
+struct Ending {
+    /// All, and this is the process's end.
+    exit: Option<Exit>,
+    /// All but this one, which runs another program then.
+    but: Option<u32>,
+}
+
+impl<N: Node> Process<N> {
+    pub(crate) fn new(node: &'static N, pid: u32) -> Self {
+        Self {
             node,
             pid,
-            memory: Space::new(node, pid, tables),
-            heap: Heap::default(),
-            table: Table::new(),
-            ahead: Mutex::default(),
-            signals: Signals::new(),
-            cwd: b"/".to_vec(),
-            exec_path: Vec::new(),
-            umask: 0o022,
-            strace: false,
             started: node.platform().now(),
-            unimplemented: BTreeMap::new(),
-        })
+            threads: Mutex::default(),
+            pending: Mutex::default(),
+            ending: Mutex::default(),
+            fewer_threads: WaitQueue::default(),
+            children_changed: WaitQueue::default(),
+            memory: Mutex::new(None),
+            exec_path: Mutex::default(),
+        }
     }
 
-    pub(crate) fn now(&self) -> Instant {
-        self.node.platform().now()
-    }
-
-    /// The process's number.
+    /// Returns the process's number.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Returns the address space.
-    pub fn memory(&self) -> &Space<'n, N> {
-        &self.memory
-    }
-
-    /// When the program's first instruction was about to run.
+    /// Returns the time at which it began.
     #[must_use]
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// System calls answered by ENOSYS, and how often.
-    pub fn unimplemented(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.unimplemented.iter().map(|(&number, &count)| (number, count))
+    /// Ends all threads; the first call says how the process ended.
+    pub(crate) fn end(&self, exit: Exit) {
+        self.ending.lock().exit.get_or_insert(exit);
+        self.call_all();
     }
 
-    /// Gives everything back: pages, files, chunks.
-    ///
-    /// # Errors
-    ///
-    /// What the node cannot go on from.
-    pub async fn end(mut self) -> Result<()> {
-        for file in self.table.drain() {
-            self.release(file).await?;
+    /// Ends all threads but `tid`; false if another thread asked first, or the process ends.
+    pub(crate) fn end_others(&self, tid: u32) -> bool {
+        {
+            let mut ending = self.ending.lock();
+            if ending.exit.is_some() || ending.but.is_some() {
+                return false;
+            }
+            ending.but = Some(tid);
         }
-        self.memory.end().await?;
-        self.node.supply().settle(self.node).await
+        self.call_all();
+        true
+    }
+
+    /// Lets threads live again, after [`end_others`](Self::end_others).
+    pub(crate) fn others_ended(&self) {
+        self.ending.lock().but = None;
+    }
+
+    /// Returns how the process ends, if it is about to.
+    pub(crate) fn ends(&self) -> Option<Exit> {
+        self.ending.lock().exit
+    }
+
+    /// Returns whether a thread is to end.
+    pub(crate) fn must_end(&self, tid: u32) -> bool {
+        let ending = self.ending.lock();
+        ending.exit.is_some() || ending.but.is_some_and(|but| but != tid)
+    }
+
+    fn call_all(&self) {
+        let threads: Vec<_> = self.threads.lock().values().cloned().collect();
+        threads.iter().for_each(|thread| thread.call(self.node));
+    }
+
+    /// Sends a signal to whichever thread takes it.
+    pub(crate) fn send(&self, info: SignalInfo) {
+        let threads: Vec<_> = self.threads.lock().values().cloned().collect();
+        let Some(first) = threads.first() else { return };
+        let takes = |thread: &&Arc<Shared>| !thread.masks(info.signal);
+        let taker = threads.iter().find(takes);
+        if first.ignores(info.signal) && taker.is_some() {
+            return;
+        }
+        self.pending.lock().add(info);
+        if let Some(thread) = taker {
+            thread.call(self.node);
+        }
     }
 }

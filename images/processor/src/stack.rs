@@ -11,6 +11,9 @@ use crate::error::{Result, errno};
 /// The most bytes that arguments and environment may take, as on Linux a quarter of the stack's limit.
 pub const MAX_STRINGS: usize = 2 << 20;
 
+/// Linux `arch/x86/include/uapi/asm/auxvec.h`.
+const AT_MINSIGSTKSZ: u32 = 51;
+
 /// What a program is told of itself and its machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
@@ -26,6 +29,10 @@ pub struct Facts<'a> {
     pub headers: u16,
     /// Its first instruction.
     pub entry: u64,
+    /// The address of the program that loads it; 0 for none.
+    pub base: u64,
+    /// The least size of a signal stack.
+    pub min_signal_stack: u64,
     /// Sixteen bytes no one can guess.
     pub random: [u8; 16],
     /// CPUID leaf 1, `edx`.
@@ -80,7 +87,7 @@ pub fn build(top: u64, facts: &Facts<'_>) -> Result<Stack> {
         (aux::AT_PHDR, facts.headers_addr),
         (aux::AT_PHENT, PROGRAM_HEADER_SIZE as u64),
         (aux::AT_PHNUM, u64::from(facts.headers)),
-        (aux::AT_BASE, 0),
+        (aux::AT_BASE, facts.base),
         (aux::AT_FLAGS, 0),
         (aux::AT_ENTRY, facts.entry),
         (aux::AT_UID, 0),
@@ -91,6 +98,7 @@ pub fn build(top: u64, facts: &Facts<'_>) -> Result<Stack> {
         (aux::AT_RANDOM, base + random),
         (aux::AT_EXECFN, base + path),
         (aux::AT_PLATFORM, base + platform),
+        (AT_MINSIGSTKSZ, facts.min_signal_stack),
         (aux::AT_NULL, 0),
     ];
     words.extend(pairs.iter().flat_map(|&(kind, value)| [u64::from(kind), value]));
@@ -116,6 +124,8 @@ mod tests {
             headers_addr: 0x40_0040,
             headers: 9,
             entry: 0x40_1000,
+            base: 0,
+            min_signal_stack: 2048,
             random: *b"0123456789abcdef",
             hwcap: 7,
         };
@@ -155,6 +165,8 @@ mod tests {
             headers_addr: 0,
             headers: 0,
             entry: 0,
+            base: 0,
+            min_signal_stack: 0,
             random: [0; 16],
             hwcap: 0,
         };

@@ -116,6 +116,25 @@ fn memory_keeps_linux_s_promises() {
     assert_eq!((there.code, here.code), (Some(0), Some(0)));
 }
 
+/// On one core and on two, with a third of the pages in the cache.
+#[test]
+fn threads_processes_and_signals_do_what_linux_does() {
+    let here = native(program("threads"), &[], b"");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    for cpus in ["1", "2"] {
+        let there = Run::new(&["--cpus", cpus, "--pcache", "4M"])
+            .add(program("threads"), "/bin/threads")
+            .run(&["/bin/threads"]);
+        assert_eq!(
+            text(&there.stdout),
+            text(&here.stdout),
+            "{cpus}: {}",
+            there.stderr
+        );
+        assert_eq!((there.code, here.code), (Some(0), Some(0)));
+    }
+}
+
 /// Each of the 5,120 sets may have a line on its way to M: far more than FIT carries at once.
 #[test]
 fn write_backs_wait_for_room_where_a_cache_has_many_sets() {

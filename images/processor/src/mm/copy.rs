@@ -158,6 +158,22 @@ impl<N: Node> Space<'_, N> {
         Ok(u64::from_le_bytes(word))
     }
 
+    /// Changes a word of four bytes as `new` says; returns what it was. Stores of the program between the
+    /// load and the store are lost: programs change such words by their own atomic instructions only
+    /// where they do not ask the kernel to.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT if it may not be written, ENOSYS if `new` gives nothing.
+    pub(crate) async fn change_word(&self, addr: u64, new: impl Fn(u32) -> Option<u32>) -> Result<u32> {
+        let mut bytes = [0; 4];
+        self.read(addr, &mut bytes).await?;
+        let old = u32::from_le_bytes(bytes);
+        let word = new(old).ok_or(errno::ENOSYS)?;
+        self.write(addr, &word.to_le_bytes()).await?;
+        Ok(old)
+    }
+
     /// Writes words, one behind the other.
     pub(crate) async fn write_words(&self, addr: u64, words: &[u64]) -> Result<()> {
         for (index, word) in (0..).zip(words) {

@@ -276,7 +276,8 @@ impl<N: Node> Space<'_, N> {
     /// Returns the start of the stack above `page` that may grow down to it.
     pub(super) fn stack_above(&self, vmas: &Vmas, page: u64) -> Option<u64> {
         let (range, vma) = vmas.above(page)?;
-        let may = vma.flags.contains(VmaFlags::GROWSDOWN) && range.end - page <= self.stack_limit;
+        let may = vma.flags.contains(VmaFlags::GROWSDOWN)
+            && range.end - page <= self.stack_limit.load(Ordering::Relaxed);
         let below = vmas.end_below(page + 1);
         let clear = page >= below.saturating_add(STACK_GAP) && page >= super::MMAP_MIN;
         (may && clear).then_some(range.start)

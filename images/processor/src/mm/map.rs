@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{Access, Advice, Machine, Rights};
 
-use super::vma::{Backing, MAX_VMAS, Piece, Vma, VmaFlags};
+use super::vma::{Backing, MAX_VMAS, Piece, Vma, VmaFlags, Vmas};
 use super::{MMAP_MIN, MMAP_TOP, Space, Tables};
 use crate::error::{Result, errno};
 use crate::process::Node;
@@ -51,11 +51,11 @@ impl<N: Node> Space<'_, N> {
     ///
     /// ENOMEM if there is no room, too many VMAs, or M can't promise the memory; EEXIST for a place
     /// that is taken.
-    pub(crate) async fn map(&mut self, place: Place, len: u64, mut vma: Vma) -> Result<u64> {
+    pub(crate) async fn map(&self, place: Place, len: u64, mut vma: Vma) -> Result<u64> {
         if let Place::Exactly(start) = place {
             self.unmap(start..start + len).await?;
         }
-        if self.vmas.get_mut().len() >= MAX_VMAS {
+        if self.vmas.lock().len() >= MAX_VMAS {
             return Err(errno::ENOMEM.into());
         }
         let start = self.find_place(place, len)?;
@@ -63,18 +63,18 @@ impl<N: Node> Space<'_, N> {
             self.node.supply().commit(self.node, len / PAGE_SIZE).await?;
             vma.flags |= VmaFlags::CHARGED;
         }
-        self.vmas.get_mut().insert(start..start + len, vma);
+        self.vmas.lock().insert(start..start + len, vma);
         Ok(start)
     }
 
-    fn find_place(&mut self, place: Place, len: u64) -> Result<u64> {
-        let vmas = self.vmas.get_mut();
-        let free = |start: u64| vmas.pieces(start..start + len).is_empty();
+    fn find_place(&self, place: Place, len: u64) -> Result<u64> {
+        let mut vmas = self.vmas.lock();
+        let free = |vmas: &Vmas, start: u64| vmas.pieces(start..start + len).is_empty();
         let limits = match place {
             Place::Exactly(start) => return Ok(start),
-            Place::Free(start) if free(start) => return Ok(start),
+            Place::Free(start) if free(&vmas, start) => return Ok(start),
             Place::Free(_) => return Err(errno::EEXIST.into()),
-            Place::Wish(start) if start >= MMAP_MIN && fits(start, len) && free(start) => {
+            Place::Wish(start) if start >= MMAP_MIN && fits(start, len) && free(&vmas, start) => {
                 return Ok(start);
             }
             Place::Wish(_) => MMAP_MIN..MMAP_TOP,
@@ -88,11 +88,21 @@ impl<N: Node> Space<'_, N> {
     /// # Errors
     ///
     /// ENOMEM if a VMA would have to be split and there are too many.
-    pub(crate) async fn unmap(&mut self, range: Range<u64>) -> Result<()> {
+    pub(crate) async fn unmap(&self, range: Range<u64>) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
-        let vmas = self.vmas.get_mut();
+        let removed = self.remove_vmas(&range)?;
+        if removed.is_empty() {
+            return Ok(());
+        }
+        self.empty(range).await;
+        self.forget(removed);
+        Ok(())
+    }
+
+    fn remove_vmas(&self, range: &Range<u64>) -> Result<Vec<Piece>> {
+        let mut vmas = self.vmas.lock();
         // A range inside one VMA leaves two.
         let splits = vmas
             .find(range.start)
@@ -100,13 +110,7 @@ impl<N: Node> Space<'_, N> {
         if splits && vmas.len() >= MAX_VMAS {
             return Err(errno::ENOMEM.into());
         }
-        let removed = vmas.remove(range.clone());
-        if removed.is_empty() {
-            return Ok(());
-        }
-        self.empty(range).await;
-        self.forget(removed);
-        Ok(())
+        Ok(vmas.remove(range.clone()))
     }
 
     /// Takes back what VMAs that are gone were promised, and frees objects that nothing maps any more.
@@ -131,27 +135,26 @@ impl<N: Node> Space<'_, N> {
     ///
     /// ENOMEM if some of it is not mapped (the part before the hole is done), or M can't promise
     /// what becomes usable.
-    pub(crate) async fn protect(&mut self, range: Range<u64>, rights: Rights) -> Result<()> {
-        let vmas = self.vmas.get_mut();
-        let mapped = mapped_from(vmas.pieces(range.clone()), &range);
-        if vmas.len() + 2 > MAX_VMAS {
-            return Err(errno::ENOMEM.into());
-        }
+    pub(crate) async fn protect(&self, range: Range<u64>, rights: Rights) -> Result<()> {
         let newly = |vma: &Vma| {
             let mut changed = vma.clone();
             changed.rights = rights;
             changed.accountable() && !vma.flags.contains(VmaFlags::CHARGED)
         };
-        let more: u64 = vmas
-            .pieces(mapped.clone())
-            .iter()
-            .filter(|(_, vma)| newly(vma))
-            .map(|(piece, _)| pages_of(piece))
-            .sum();
+        let (mapped, more) = {
+            let vmas = self.vmas.lock();
+            if vmas.len() + 2 > MAX_VMAS {
+                return Err(errno::ENOMEM.into());
+            }
+            let mapped = mapped_from(vmas.pieces(range.clone()), &range);
+            let pieces = vmas.pieces(mapped.clone());
+            let more = pieces.iter().filter(|(_, vma)| newly(vma));
+            (mapped, more.map(|(piece, _)| pages_of(piece)).sum::<u64>())
+        };
         if more > 0 {
             self.node.supply().commit(self.node, more).await?;
         }
-        self.vmas.get_mut().change(mapped.clone(), |vma| {
+        self.vmas.lock().change(mapped.clone(), |vma| {
             if newly(vma) {
                 vma.flags |= VmaFlags::CHARGED;
             }
@@ -174,14 +177,14 @@ impl<N: Node> Space<'_, N> {
     ///
     /// EFAULT unless one VMA maps all of it, ENOMEM if it can't grow.
     pub(crate) async fn remap(
-        &mut self,
+        &self,
         was: Range<u64>,
         new_len: u64,
         may_move: bool,
         to: Option<u64>,
     ) -> Result<u64> {
         let (old_len, start) = (was.end - was.start, was.start);
-        let vma = match self.vmas.get_mut().find(start) {
+        let vma = match self.vmas.lock().find(start) {
             Some((range, vma)) if range.end >= was.end => vma_at(vma, start - range.start),
             _ => return Err(errno::EFAULT.into()),
         };
@@ -199,7 +202,7 @@ impl<N: Node> Space<'_, N> {
         let more = (new_len - old_len) / PAGE_SIZE;
         let in_place = to.is_none()
             && grown.end <= messages::USER_END
-            && self.vmas.get_mut().pieces(grown.clone()).is_empty();
+            && self.vmas.lock().pieces(grown.clone()).is_empty();
         let target = match to {
             Some(to) => to,
             None if in_place => start,
@@ -211,24 +214,26 @@ impl<N: Node> Space<'_, N> {
         }
         if target == start {
             let rest = vma_at(&vma, old_len);
-            self.vmas.get_mut().insert(grown, rest);
+            self.vmas.lock().insert(grown, rest);
             return Ok(start);
         }
         self.relocate(was, target, vma.clone()).await;
         let rest = vma_at(&vma, old_len);
         let end = target + old_len;
-        self.vmas.get_mut().insert(end..target + new_len, rest);
+        self.vmas.lock().insert(end..target + new_len, rest);
         Ok(target)
     }
 
     /// Moves a mapping and its pages to addresses that are free; no page is copied.
-    async fn relocate(&mut self, from: Range<u64>, to: u64, vma: Vma) {
+    async fn relocate(&self, from: Range<u64>, to: u64, vma: Vma) {
         if from.is_empty() {
             return;
         }
-        let vmas = self.vmas.get_mut();
-        vmas.remove(from.clone());
-        vmas.insert(to..to + (from.end - from.start), vma);
+        {
+            let mut vmas = self.vmas.lock();
+            vmas.remove(from.clone());
+            vmas.insert(to..to + (from.end - from.start), vma);
+        }
         let mut lost = 0_u64;
         let moved = from.clone();
         self.walk(from.clone(), |space, at, batch| {
@@ -260,14 +265,14 @@ impl<N: Node> Space<'_, N> {
     }
 
     /// Changes the advice of the mappings of a range.
-    pub(crate) fn advise(&mut self, range: Range<u64>, advice: Advice) {
-        self.vmas.get_mut().change(range, |vma| vma.advice = advice);
+    pub(crate) fn advise(&self, range: Range<u64>, advice: Advice) {
+        self.vmas.lock().change(range, |vma| vma.advice = advice);
         self.advised.store(true, Ordering::Relaxed);
     }
 
     /// Sets or clears properties of the mappings of a range.
-    pub(crate) fn set_flags(&mut self, range: Range<u64>, flags: VmaFlags, on: bool) {
-        self.vmas.get_mut().change(range, |vma| vma.flags.set(flags, on));
+    pub(crate) fn set_flags(&self, range: Range<u64>, flags: VmaFlags, on: bool) {
+        self.vmas.lock().change(range, |vma| vma.flags.set(flags, on));
     }
 
     /// Starts reading the remote pages of a range for which there is room.
@@ -302,19 +307,22 @@ impl<N: Node> Space<'_, N> {
     /// # Errors
     ///
     /// ENOMEM if M can't promise the copies, or there is no memory for page tables.
-    pub async fn fork_into(&mut self, child: &mut Self) -> Result<()> {
+    pub async fn fork_into(&self, child: &Self) -> Result<()> {
         let pieces: Vec<Piece> = self
             .vmas
-            .get_mut()
+            .lock()
             .iter()
             .filter(|(_, vma)| !vma.flags.contains(VmaFlags::DONTFORK))
             .map(|(range, vma)| (range, vma.clone()))
             .collect();
         self.node.supply().commit(self.node, charged(&pieces)).await?;
-        child.stack_limit = self.stack_limit;
+        child
+            .stack_limit
+            .store(self.stack_limit.load(Ordering::Relaxed), Ordering::Relaxed);
+        *child.heap.lock() = *self.heap.lock();
         let mut failed = false;
         for (range, vma) in pieces {
-            child.vmas.get_mut().insert(range.clone(), vma.clone());
+            child.vmas.lock().insert(range.clone(), vma.clone());
             if vma.flags.contains(VmaFlags::WIPEONFORK) {
                 continue;
             }
@@ -332,14 +340,14 @@ impl<N: Node> Space<'_, N> {
     }
 
     /// Frees everything.
-    pub(crate) async fn end(&mut self) -> Result<()> {
+    pub(crate) async fn end(&self) -> Result<()> {
         self.unmap(0..messages::USER_END).await
     }
 
     /// Makes mapped pages lie beyond the end of a file: touching one is a bus error.
-    pub(crate) fn set_beyond(&mut self, range: Range<u64>) {
+    pub(crate) fn set_beyond(&self, range: Range<u64>) {
         let beyond = |vma: &mut Vma| vma.backing = Backing::Beyond;
-        self.vmas.get_mut().change(range, beyond);
+        self.vmas.lock().change(range, beyond);
     }
 
     /// Extends a range to the start of the stack that it lies in; `None` if it lies in none.

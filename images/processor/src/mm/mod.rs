@@ -10,8 +10,8 @@
 //! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
 //! * [`copy`]: the kernel's way to a program's memory.
 //!
-//! One task at a time changes an address space (`&mut`). Faults need it only shared: an entry that is
-//! empty becomes another under the lock of the VMAs, and all else is the cache's.
+//! One thread at a time changes an address space ([`Space::change`]). Faults and copies go on meanwhile:
+//! an entry that is empty becomes another under the lock of the VMAs, and all else is the cache's.
 
 pub mod copy;
 pub mod fault;
@@ -22,13 +22,14 @@ pub mod vma;
 mod walk;
 
 use alloc::collections::BTreeMap;
-use core::sync::atomic::{AtomicBool, AtomicU32};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use messages::{CHUNK_SIZE, USER_END};
 use pcache::{ChunkId, Machine, Mapping, Page, Prefetcher, SpaceId, Vpn};
 use spin::Mutex;
 
 use crate::process::Node;
+use crate::wait::{Gate, Pass};
 use vma::Vmas;
 
 /// One past the highest stack address: the last whole chunk's worth below the user's end.
@@ -60,6 +61,14 @@ pub trait Tables {
     fn release(&self, addr: u64) -> bool;
 }
 
+/// The range of a program's heap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Heap {
+    pub(crate) start: u64,
+    /// The break: one past the last byte that the program may use.
+    pub(crate) end: u64,
+}
+
 /// An address space.
 pub struct Space<'n, N: Node> {
     pub(crate) node: &'n N,
@@ -77,7 +86,11 @@ pub struct Space<'n, N: Node> {
     /// Pages that were copied since other tasks had their turn.
     breath: AtomicU32,
     /// The most bytes that a stack may grow to.
-    pub(crate) stack_limit: u64,
+    pub(crate) stack_limit: AtomicU64,
+    /// The heap's range, which `brk` moves the end of.
+    pub(crate) heap: Mutex<Heap>,
+    /// Held by whoever changes the address space.
+    change: Gate,
 }
 
 /// A leaf entry's place, as the node's machine knows it.
@@ -96,13 +109,25 @@ impl<'n, N: Node> Space<'n, N> {
             advised: AtomicBool::new(false),
             faults: AtomicU32::new(0),
             breath: AtomicU32::new(0),
-            stack_limit: STACK_LIMIT,
+            stack_limit: AtomicU64::new(STACK_LIMIT),
+            heap: Mutex::default(),
+            change: Gate::default(),
         }
     }
 
     /// Returns the page tables.
     pub fn tables(&self) -> &N::Tables {
         &self.tables
+    }
+
+    /// Waits for the right to change the address space; faults and copies go on meanwhile.
+    pub(crate) async fn change(&self) -> Pass<'_> {
+        self.change.pass().await
+    }
+
+    /// Returns whether somebody changes the address space now.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.change.try_pass().is_none()
     }
 
     /// Calls `look` with the VMAs.

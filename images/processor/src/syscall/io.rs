@@ -1,34 +1,31 @@
 //! Open files: read, write, seek, duplicate, list, poll.
 
-use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
-use core::time::Duration;
 
 use linux_raw_sys::general as nr;
-use linux_raw_sys::general::{F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL};
+use linux_raw_sys::general::{
+    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ,
+};
 use messages::storage::Entries;
 
-use super::Args;
 use super::layout::dirent;
+use super::{Args, int};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
-use crate::files::{Kind, MAX_FILES, OpenFile};
-use crate::load::PIECE;
+use crate::files::{Kind, MAX_FILES, O_NONBLOCK, OpenFile};
+use crate::load::{PIECE, read_file};
+use crate::object::PIPE_SIZE;
 use crate::platform::{Files, Peer, Platform};
-use crate::process::{Node, Process};
+use crate::process::Node;
+use crate::thread::Thread;
 
 /// The most pieces of one readv or writev (`UIO_MAXIOV`).
 const MAX_PIECES: u64 = 1024;
 /// The most bytes of one read or write (`MAX_RW_COUNT`).
 const MAX_COUNT: u64 = 0x7fff_f000;
 const O_CLOEXEC: u64 = 0o2_000_000;
-const POLL_IN: u16 = 1;
-const POLL_OUT: u16 = 4;
-const POLL_NVAL: u16 = 0x20;
-/// How often poll looks at standard input again.
-const POLL_STEP: Duration = Duration::from_millis(2);
 
 /// What was done before an error counts: the error comes with the next call.
 fn so_far(done: u64, result: Result<u64>) -> Result<u64> {
@@ -43,26 +40,17 @@ fn piece_len(left: u64) -> usize {
     usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
 }
 
-impl<N: Node> Process<'_, N> {
-    /// Closes a file once no number means it any more.
-    pub(crate) async fn release(&self, file: Arc<OpenFile>) -> Result<()> {
-        match Arc::into_inner(file).map(|file| file.kind) {
-            Some(Kind::File(id) | Kind::Folder(id)) => {
-                self.ahead.lock().forget(id);
-                self.node.files().close(id).await
-            }
-            _ => Ok(()),
-        }
-    }
-
+impl<N: Node> Thread<N> {
     /// Reads into the program, from `offset` of a file or from where it stands.
     async fn read_into(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
         let count = count.min(MAX_COUNT);
-        let id = match file.kind {
-            Kind::File(id) => id,
+        let id = match &file.kind {
+            Kind::File(id) => *id,
             Kind::Folder(_) => return Err(errno::EISDIR.into()),
             Kind::Output(_) => return Err(errno::EBADF.into()),
-            Kind::Device(device) => return self.read_device(device, addr, count).await,
+            Kind::Device(device) => return self.read_device(*device, addr, count).await,
+            Kind::Object(_) if offset.is_some() => return Err(errno::ESPIPE.into()),
+            Kind::Object(object) => return self.read_object(file, object, addr, count).await,
             Kind::Stdin if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Stdin => return self.read_stdin(addr, count).await,
         };
@@ -72,9 +60,8 @@ impl<N: Node> Process<'_, N> {
         let mut done = 0;
         while done < count {
             let want = piece_len(count - done);
-            let got = self
-                .read_on(id, start.saturating_add(done), &mut piece[..want])
-                .await?;
+            let at = start.saturating_add(done);
+            let got = self.read_on(file, id, at, &mut piece[..want]).await?;
             self.memory.write(addr + done, &piece[..got]).await?;
             done += got as u64;
             if offset.is_none() {
@@ -111,7 +98,9 @@ impl<N: Node> Process<'_, N> {
         }
         let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; piece_len(count)];
-        let got = self.node.platform().read_stdin(&mut piece).await.min(piece.len());
+        let reading = self.node.platform().read_stdin(&mut piece);
+        let got = self.unless_called(reading).await?;
+        let got = got.min(piece.len());
         self.memory.write(addr, &piece[..got]).await?;
         Ok(got as u64)
     }
@@ -119,9 +108,13 @@ impl<N: Node> Process<'_, N> {
     /// Writes from the program to an open file.
     async fn write_from(&self, file: &OpenFile, addr: u64, count: u64) -> Result<u64> {
         let count = count.min(MAX_COUNT);
-        let stream = match file.kind {
-            Kind::Output(stream) => stream,
+        if file.flags() & 3 == 0 && !matches!(file.kind, Kind::Output(_)) {
+            return Err(errno::EBADF.into());
+        }
+        let stream = match &file.kind {
+            Kind::Output(stream) => *stream,
             Kind::Device(_) => return Ok(count),
+            Kind::Object(object) => return self.write_object(file, object, addr, count).await,
             _ => return Err(errno::EBADF.into()),
         };
         let count = self.memory.reachable(addr, count, false)?;
@@ -137,15 +130,15 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_read(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
-        self.read_into(&*self.table.get(fd)?, addr, count, None).await
+        self.read_into(&*self.file(fd)?, addr, count, None).await
     }
 
     pub(super) async fn sys_write(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
-        self.write_from(&*self.table.get(fd)?, addr, count).await
+        self.write_from(&*self.file(fd)?, addr, count).await
     }
 
     pub(super) async fn sys_pread(&self, [fd, addr, count, offset, ..]: Args) -> Result<u64> {
-        let file = self.table.get(fd)?;
+        let file = self.file(fd)?;
         if offset.cast_signed() < 0 {
             return Err(errno::EINVAL.into());
         }
@@ -173,7 +166,7 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_readv(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
-        let file = self.table.get(fd)?;
+        let file = self.file(fd)?;
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
@@ -186,7 +179,7 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_writev(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
-        let file = self.table.get(fd)?;
+        let file = self.file(fd)?;
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
@@ -199,8 +192,8 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_sendfile(&self, [to, from, offset_at, count, ..]: Args) -> Result<u64> {
-        let (to, from) = (self.table.get(to)?, self.table.get(from)?);
-        let (Kind::File(id), Kind::Output(stream)) = (from.kind, to.kind) else {
+        let (to, from) = (self.file(to)?, self.file(from)?);
+        let (&Kind::File(id), &Kind::Output(stream)) = (&from.kind, &to.kind) else {
             return Err(errno::EINVAL.into());
         };
         let start = match offset_at {
@@ -212,9 +205,7 @@ impl<N: Node> Process<'_, N> {
         let mut done = 0;
         while done < count {
             let want = piece_len(count - done);
-            let got = self
-                .read_file(id, start.saturating_add(done), &mut piece[..want])
-                .await?;
+            let got = read_file(self.node, id, start.saturating_add(done), &mut piece[..want]).await?;
             self.node.platform().write(stream, &piece[..got]).await;
             done += got as u64;
             if got < want {
@@ -229,8 +220,8 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_lseek(&self, [fd, offset, whence, ..]: Args) -> Result<u64> {
-        let file = self.table.get(fd)?;
-        let (Kind::File(id) | Kind::Folder(id)) = file.kind else {
+        let file = self.file(fd)?;
+        let (&Kind::File(id) | &Kind::Folder(id)) = &file.kind else {
             return Err(errno::ESPIPE.into());
         };
         let base = match whence {
@@ -247,16 +238,16 @@ impl<N: Node> Process<'_, N> {
         Ok(at)
     }
 
-    pub(super) async fn sys_close(&mut self, [fd, ..]: Args) -> Result<u64> {
-        let file = self.table.remove(fd)?;
-        self.release(file).await?;
+    pub(super) fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
+        let file = self.table().remove(fd)?;
+        drop(file);
         Ok(0)
     }
 
-    pub(super) async fn sys_dup(&mut self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {
-        let file = self.table.get(old)?;
+    pub(super) fn sys_dup(&self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {
+        let file = self.file(old)?;
         if number == nr::__NR_dup {
-            return self.table.add(file, 0, false);
+            return self.table().add(file, 0, false);
         }
         let to = usize::try_from(new & 0xffff_ffff)
             .ok()
@@ -268,40 +259,83 @@ impl<N: Node> Process<'_, N> {
         }
         if !same {
             let close = number == nr::__NR_dup3 && flags & O_CLOEXEC != 0;
-            if let Some(replaced) = self.table.put(to, file, close) {
-                self.release(replaced).await?;
-            }
+            let replaced = self.table().put(to, file, close);
+            drop(replaced);
         }
         Ok(to as u64)
     }
 
-    pub(super) fn sys_fcntl(&mut self, [fd, command, arg, ..]: Args) -> Result<u64> {
-        let file = self.table.get(fd)?;
+    pub(super) fn sys_fcntl(&self, [fd, command, arg, ..]: Args) -> Result<u64> {
+        let file = self.file(fd)?;
         match u32::try_from(command).map_err(|_| errno::EINVAL)? {
             command @ (F_DUPFD | F_DUPFD_CLOEXEC) => {
                 let from = usize::try_from(arg)
                     .ok()
                     .filter(|&fd| fd < MAX_FILES)
                     .ok_or(errno::EINVAL)?;
-                self.table.add(file, from, command == F_DUPFD_CLOEXEC)
+                self.table().add(file, from, command == F_DUPFD_CLOEXEC)
             }
-            F_GETFD => Ok(u64::from(self.table.close_on_exec(fd)?)),
-            F_SETFD => self.table.set_close_on_exec(fd, arg & 1 != 0).map(|()| 0),
-            F_GETFL => Ok(u64::from(file.flags)),
-            F_SETFL => Ok(0),
+            F_GETFD => Ok(u64::from(self.table().close_on_exec(fd)?)),
+            F_SETFD => self.table().set_close_on_exec(fd, arg & 1 != 0).map(|()| 0),
+            F_GETFL => Ok(u64::from(file.flags())),
+            F_SETFL => {
+                file.set_flags(int(arg));
+                Ok(0)
+            }
+            F_GETPIPE_SZ | F_SETPIPE_SZ => match &file.kind {
+                Kind::Object(_) => Ok(PIPE_SIZE as u64),
+                _ => Err(errno::EBADF.into()),
+            },
             _ => Err(errno::EINVAL.into()),
         }
     }
 
-    pub(super) fn sys_ioctl(&self, [fd, ..]: Args) -> Result<u64> {
-        // The console's ends are streams, and nothing else is a terminal either.
-        self.table.get(fd)?;
-        Err(errno::ENOTTY.into())
+    pub(super) fn sys_close_range(&self, [first, last, flags, ..]: Args) -> Result<u64> {
+        const UNSHARE: u64 = 2;
+        const CLOEXEC: u64 = 4;
+        if int(first) > int(last) || flags & !(UNSHARE | CLOEXEC) != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let number = |fd: u64| usize::try_from(int(fd)).map_or(MAX_FILES, |fd| fd.min(MAX_FILES));
+        let (first, last) = (number(first), number(last));
+        if flags & CLOEXEC != 0 {
+            self.table().close_range_on_exec(first, last);
+        } else {
+            let closed = self.table().remove_range(first, last);
+            drop(closed);
+        }
+        Ok(0)
+    }
+
+    pub(super) async fn sys_ioctl(&self, [fd, request, arg, ..]: Args) -> Result<u64> {
+        const FIONREAD: u64 = 0x541b;
+        const FIONBIO: u64 = 0x5421;
+        const FIOCLEX: u64 = 0x5451;
+        const FIONCLEX: u64 = 0x5450;
+        let file = self.file(fd)?;
+        match (request & 0xffff_ffff, &file.kind) {
+            (FIOCLEX, _) => self.table().set_close_on_exec(fd, true).map(|()| 0),
+            (FIONCLEX, _) => self.table().set_close_on_exec(fd, false).map(|()| 0),
+            (FIONBIO, _) => {
+                let mut on = [0; 4];
+                self.memory.read(arg, &mut on).await?;
+                let flags = file.flags() & !O_NONBLOCK;
+                file.set_flags(flags | if on == [0; 4] { 0 } else { O_NONBLOCK });
+                Ok(0)
+            }
+            (FIONREAD, Kind::Object(object)) => {
+                let count = u32::try_from(object.readable()).unwrap_or(u32::MAX);
+                self.memory.write(arg, &count.to_le_bytes()).await?;
+                Ok(0)
+            }
+            // The console's ends are streams, and nothing else is a terminal either.
+            _ => Err(errno::ENOTTY.into()),
+        }
     }
 
     pub(super) async fn sys_getdents(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
-        let file = self.table.get(fd)?;
-        let Kind::Folder(id) = file.kind else {
+        let file = self.file(fd)?;
+        let &Kind::Folder(id) = &file.kind else {
             return Err(errno::ENOTDIR.into());
         };
         let room = usize::try_from(count).unwrap_or(usize::MAX);
@@ -334,48 +368,5 @@ impl<N: Node> Process<'_, N> {
             file.offset.store(next, Relaxed);
         }
         Ok(records.len() as u64)
-    }
-
-    pub(super) async fn sys_poll(&self, [addr, count, timeout, ..]: Args) -> Result<u64> {
-        let count = usize::try_from(count)
-            .ok()
-            .filter(|&n| n <= MAX_FILES)
-            .ok_or(errno::EINVAL)?;
-        let mut entries = vec![0; count * 8];
-        self.memory.read(addr, &mut entries).await?;
-        let wait = u64::try_from(
-            timeout.to_le_bytes()[..4]
-                .try_into()
-                .map_or(-1, i32::from_le_bytes),
-        )
-        .ok();
-        let end = wait.map(|ms| self.now() + Duration::from_millis(ms));
-        loop {
-            let mut ready = 0;
-            for entry in entries.chunks_exact_mut(8) {
-                let fd = i32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-                let asked = u16::from_le_bytes([entry[4], entry[5]]);
-                let found = u64::try_from(fd).map_or(0, |fd| self.poll_one(fd, asked));
-                entry[6..].copy_from_slice(&found.to_le_bytes());
-                ready += u64::from(found != 0);
-            }
-            if ready > 0 || end.is_some_and(|end| self.now() >= end) {
-                self.memory.write(addr, &entries).await?;
-                return Ok(ready);
-            }
-            self.node.platform().sleep_until(self.now() + POLL_STEP).await;
-        }
-    }
-
-    fn poll_one(&self, fd: u64, asked: u16) -> u16 {
-        let Ok(file) = self.table.get(fd) else {
-            return POLL_NVAL;
-        };
-        match file.kind {
-            Kind::Stdin if !self.node.platform().stdin_ready() => 0,
-            Kind::Stdin => asked & POLL_IN,
-            Kind::Output(_) => asked & POLL_OUT,
-            _ => asked & (POLL_IN | POLL_OUT),
-        }
     }
 }

@@ -12,9 +12,10 @@ use crate::error::{Error, Result, errno};
 use crate::files::Kind;
 use crate::mm::map::Place;
 use crate::mm::vma::{Backing, Vma, VmaFlags};
-use crate::mm::{MMAP_MIN, object::Object};
+use crate::mm::{Heap, MMAP_MIN, object::Object};
 use crate::platform::Files;
-use crate::process::{Node, Process};
+use crate::process::Node;
+use crate::thread::Thread;
 
 const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
@@ -86,8 +87,8 @@ impl Asked {
     }
 }
 
-impl<N: Node> Process<'_, N> {
-    pub(super) async fn sys_mmap(&mut self, [addr, len, prot, flags, fd, offset]: Args) -> Result<u64> {
+impl<N: Node> Thread<N> {
+    pub(super) async fn sys_mmap(&self, [addr, len, prot, flags, fd, offset]: Args) -> Result<u64> {
         let kind = flags & MAP_TYPE;
         let known = kind == MAP_SHARED || kind == MAP_PRIVATE || kind == MAP_SHARED_VALIDATE;
         if len == 0 || !offset.is_multiple_of(PAGE_SIZE) || !known {
@@ -104,8 +105,8 @@ impl<N: Node> Process<'_, N> {
         }
         let shared = kind != MAP_PRIVATE;
         let source = match flags & MAP_ANONYMOUS {
-            0 => match self.table.get(fd)?.kind {
-                Kind::File(id) => Some(id),
+            0 => match &self.file(fd)?.kind {
+                Kind::File(id) => Some(*id),
                 Kind::Device(Device::Zero) => None,
                 Kind::Device(_) => return Err(errno::ENODEV.into()),
                 _ => return Err(errno::EACCES.into()),
@@ -134,12 +135,13 @@ impl<N: Node> Process<'_, N> {
                     .map_or(len, |end| end.min(len))
             }
         };
+        let _change = self.memory.change().await;
         let at = self.memory.map(place, len, vma.clone()).await?;
         if backed < len {
             self.memory.set_beyond(at + backed..at + len);
         }
         if let Some(id) = source {
-            self.populate(id, offset, at, backed).await?;
+            self.memory.load_file(id, offset, at, backed).await?;
         }
         if flags & MAP_POPULATE != 0 && source.is_none() && !rights.is_empty() {
             let access = if rights.contains(Rights::WRITE) {
@@ -156,16 +158,17 @@ impl<N: Node> Process<'_, N> {
         Ok(at)
     }
 
-    pub(super) async fn sys_munmap(&mut self, [addr, len, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_munmap(&self, [addr, len, ..]: Args) -> Result<u64> {
         let range = pages(addr, len).map_err(|_| errno::EINVAL)?;
         if range.is_empty() {
             return Err(errno::EINVAL.into());
         }
+        let _change = self.memory.change().await;
         self.memory.unmap(range).await?;
         Ok(0)
     }
 
-    pub(super) async fn sys_mprotect(&mut self, [addr, len, prot, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_mprotect(&self, [addr, len, prot, ..]: Args) -> Result<u64> {
         // Both growth flags at once, or unknown bits.
         let grows = prot & PROT_GROWS;
         if grows == PROT_GROWS || prot & !(PROT_KNOWN | PROT_SEM | PROT_GROWS) != 0 {
@@ -175,6 +178,7 @@ impl<N: Node> Process<'_, N> {
         if range.is_empty() {
             return Ok(0);
         }
+        let _change = self.memory.change().await;
         if grows != 0 {
             range = self.memory.grown(range).ok_or(errno::EINVAL)?;
         }
@@ -182,7 +186,7 @@ impl<N: Node> Process<'_, N> {
         Ok(0)
     }
 
-    pub(super) async fn sys_mremap(&mut self, [addr, old, new, flags, to, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_mremap(&self, [addr, old, new, flags, to, ..]: Args) -> Result<u64> {
         let fixed = flags & MREMAP_FIXED != 0;
         let may_move = flags & MREMAP_MAYMOVE != 0;
         if flags & !(MREMAP_MAYMOVE | MREMAP_FIXED) != 0 || fixed && !may_move {
@@ -202,15 +206,17 @@ impl<N: Node> Process<'_, N> {
         } else {
             None
         };
+        let _change = self.memory.change().await;
         self.memory.remap(was, new_len, may_move, to).await
     }
 
-    pub(super) async fn sys_madvise(&mut self, [addr, len, advice, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_madvise(&self, [addr, len, advice, ..]: Args) -> Result<u64> {
         let asked = Asked::decode(advice & 0xffff_ffff).ok_or(errno::EINVAL)?;
         let range = pages(addr, len).map_err(|_| errno::EINVAL)?;
         if range.is_empty() {
             return Ok(0);
         }
+        let _change = self.memory.change().await;
         // Linux does what is mapped, and then tells of the holes.
         let pieces = self.memory.with_vmas(|vmas| vmas.pieces(range.clone()));
         let whole = pieces
@@ -234,8 +240,9 @@ impl<N: Node> Process<'_, N> {
         }
     }
 
-    pub(super) async fn sys_brk(&mut self, [wish, ..]: Args) -> Result<u64> {
-        let (start, end) = (self.heap.start, self.heap.end);
+    pub(super) async fn sys_brk(&self, [wish, ..]: Args) -> Result<u64> {
+        let _change = self.memory.change().await;
+        let Heap { start, end } = *self.memory.heap.lock();
         let had = end.next_multiple_of(PAGE_SIZE);
         let Some(wants) = wish
             .checked_next_multiple_of(PAGE_SIZE)
@@ -252,7 +259,7 @@ impl<N: Node> Process<'_, N> {
         } else if wants < had {
             self.memory.unmap(wants..had).await?;
         }
-        self.heap.end = wish;
+        self.memory.heap.lock().end = wish;
         Ok(wish)
     }
 }
@@ -275,19 +282,4 @@ fn placement(addr: u64, len: u64, flags: u64) -> Result<(Place, u64)> {
         Place::Wish(addr / PAGE_SIZE * PAGE_SIZE)
     };
     Ok((place, len))
-}
-
-/// The range of a program's heap.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Heap {
-    start: u64,
-    /// The break: one past the last byte that the program may use.
-    end: u64,
-}
-
-impl Heap {
-    /// Returns an empty heap at a page's start.
-    pub(crate) fn at(start: u64) -> Self {
-        Self { start, end: start }
-    }
 }

@@ -7,8 +7,8 @@ use super::layout::Bytes;
 use crate::error::{Result, errno};
 use crate::files::MAX_FILES;
 use crate::platform::{Cpu, Platform};
-use crate::process::{Node, Process};
-use crate::signals::{ACTION_SIZE, Signals};
+use crate::process::Node;
+use crate::thread::Thread;
 
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
@@ -22,17 +22,26 @@ const RLIMITS: u64 = 16;
 const NAME_SIZE: usize = 65;
 /// Bytes of `struct sysinfo`.
 const SYSINFO_SIZE: usize = 112;
-/// Bytes of a signal mask.
-const MASK_SIZE: u64 = 8;
-const SS_DISABLE: u64 = 2;
 
-impl<N: Node> Process<'_, N> {
-    pub(super) async fn sys_arch_prctl(&self, cpu: &mut impl Cpu, [code, arg, ..]: Args) -> Result<u64> {
+impl<N: Node> Thread<N> {
+    pub(super) async fn sys_arch_prctl(&mut self, [code, arg, ..]: Args) -> Result<u64> {
         let done = match code {
-            ARCH_SET_FS => cpu.set_fs_base(arg),
-            ARCH_SET_GS => cpu.set_gs_base(arg),
-            ARCH_GET_FS => return self.memory.write_words(arg, &[cpu.fs_base()]).await.map(|()| 0),
-            ARCH_GET_GS => return self.memory.write_words(arg, &[cpu.gs_base()]).await.map(|()| 0),
+            ARCH_SET_FS => self.cpu.set_fs_base(arg),
+            ARCH_SET_GS => self.cpu.set_gs_base(arg),
+            ARCH_GET_FS => {
+                return self
+                    .memory
+                    .write_words(arg, &[self.cpu.fs_base()])
+                    .await
+                    .map(|()| 0);
+            }
+            ARCH_GET_GS => {
+                return self
+                    .memory
+                    .write_words(arg, &[self.cpu.gs_base()])
+                    .await
+                    .map(|()| 0);
+            }
             _ => return Err(errno::EINVAL.into()),
         };
         if done { Ok(0) } else { Err(errno::EPERM.into()) }
@@ -103,87 +112,26 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_affinity(&self, [pid, len, into, ..]: Args) -> Result<u64> {
-        if pid != 0 && pid != u64::from(self.pid) {
+        let known =
+            pid == 0 || u32::try_from(pid).is_ok_and(|pid| self.node.kernel().process_of(pid).is_some());
+        if !known {
             return Err(errno::ESRCH.into());
         }
+        let cores = self.node.cores().min(64);
         if len < 8 || !len.is_multiple_of(8) {
             return Err(errno::EINVAL.into());
         }
-        self.memory.write_words(into, &[1]).await?;
+        self.memory.write_words(into, &[u64::MAX >> (64 - cores)]).await?;
         Ok(8)
     }
 
-    pub(super) async fn sys_sigaction(&mut self, [signal, new, old, size, ..]: Args) -> Result<u64> {
-        let signal = Signals::number(signal)?;
-        if size != MASK_SIZE || (new != 0 && !Signals::changeable(signal)) {
-            return Err(errno::EINVAL.into());
+    pub(super) async fn sys_getcpu(&self, [cpu, node, ..]: Args) -> Result<u64> {
+        let core = u32::try_from(self.core()).unwrap_or(0);
+        if cpu != 0 {
+            self.memory.write(cpu, &core.to_le_bytes()).await?;
         }
-        let mut action = [0; ACTION_SIZE];
-        if new != 0 {
-            self.memory.read(new, &mut action).await?;
-        }
-        let before = *self.signals.action(signal);
-        if new != 0 {
-            *self.signals.action(signal) = action;
-        }
-        if old != 0 {
-            self.memory.write(old, &before).await?;
-        }
-        Ok(0)
-    }
-
-    pub(super) async fn sys_sigprocmask(&mut self, [how, new, old, size, ..]: Args) -> Result<u64> {
-        if size != MASK_SIZE {
-            return Err(errno::EINVAL.into());
-        }
-        let before = self.signals.mask;
-        let change = if new == 0 {
-            None
-        } else {
-            Some(self.memory.read_u64(new).await?)
-        };
-        if old != 0 {
-            self.memory.write_words(old, &[before]).await?;
-        }
-        if let Some(set) = change {
-            self.signals.set_mask(match how {
-                0 => before | set,
-                1 => before & !set,
-                2 => set,
-                _ => return Err(errno::EINVAL.into()),
-            })?;
-        }
-        Ok(0)
-    }
-
-    pub(super) async fn sys_sigaltstack(&mut self, [new, old, ..]: Args) -> Result<u64> {
-        let before = self.signals.alternate;
-        if new != 0 {
-            let mut words = [0; 3];
-            for (index, word) in words.iter_mut().enumerate() {
-                *word = self.memory.read_u64(new.saturating_add(index as u64 * 8)).await?;
-            }
-            // Flags are an int with padding behind.
-            words[1] &= 0xffff_ffff;
-            if words[1] & !SS_DISABLE != 0 {
-                return Err(errno::EINVAL.into());
-            }
-            self.signals.alternate = words;
-        }
-        if old != 0 {
-            self.memory.write_words(old, &before).await?;
-        }
-        Ok(0)
-    }
-
-    pub(super) fn sys_kill(&mut self, target: u64, signal: u64) -> Result<u64> {
-        // Process 0 is the own group; there is no one else.
-        let target = target & 0xffff_ffff;
-        if target != 0 && target != u64::from(self.pid) {
-            return Err(errno::ESRCH.into());
-        }
-        if signal != 0 {
-            self.signals.send(Signals::number(signal)?)?;
+        if node != 0 {
+            self.memory.write(node, &[0; 4]).await?;
         }
         Ok(0)
     }

@@ -1,30 +1,62 @@
 //! System calls: from a number and six words to what is done.
 
+mod futex;
 mod io;
 mod layout;
 mod memory;
 mod misc;
 mod path;
+mod poll;
+mod process;
 mod resolve;
+mod signal;
 mod time;
 
-use linux_raw_sys::general as nr;
-pub(crate) use memory::Heap;
+use alloc::sync::Arc;
 
+use linux_raw_sys::general as nr;
+
+use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
-use crate::platform::{Cpu, SystemCall};
-use crate::process::{Node, Process};
+use crate::files::OpenFile;
+use crate::platform::SystemCall;
+use crate::process::Node;
+use crate::thread::Thread;
 
 /// The words of a call.
 type Args = [u64; 6];
 
-impl<N: Node> Process<'_, N> {
+/// Returns an argument that is an int: the upper half of the register does not count.
+const fn int(word: u64) -> u32 {
+    (word & 0xffff_ffff) as u32
+}
+
+impl<N: Node> Thread<N> {
     /// Does what the program asked for.
-    pub(crate) async fn system_call(&mut self, cpu: &mut impl Cpu, call: SystemCall) -> Result<u64> {
+    pub(crate) async fn system_call(&mut self, call: SystemCall) -> Result<Outcome> {
         let a = call.args;
         let Ok(number) = u32::try_from(call.number) else {
-            return self.unknown(call.number);
+            return Err(self.unknown(call.number));
         };
+        match number {
+            nr::__NR_rt_sigreturn => {
+                self.sys_sigreturn().await?;
+                Ok(Outcome::Registers)
+            }
+            nr::__NR_execve => self.sys_execve(path::AT_FDCWD, a[0], a[1], a[2]).await,
+            nr::__NR_exit => Err(self.sys_exit(a[0])),
+            // The low byte is what a parent sees.
+            nr::__NR_exit_group => Err(Error::Ended(Exit::Code(a[0].to_le_bytes()[0]))),
+            _ => self.file_call(number, a).await.map(Outcome::Value),
+        }
+    }
+
+    /// Returns the open file of a number.
+    pub(crate) fn file(&self, fd: u64) -> Result<Arc<OpenFile>> {
+        self.table().get(fd)
+    }
+
+    async fn file_call(&mut self, number: u32, a: Args) -> Result<u64> {
         match number {
             nr::__NR_read => self.sys_read(a).await,
             nr::__NR_write => self.sys_write(a).await,
@@ -33,11 +65,19 @@ impl<N: Node> Process<'_, N> {
             nr::__NR_pread64 => self.sys_pread(a).await,
             nr::__NR_sendfile => self.sys_sendfile(a).await,
             nr::__NR_lseek => self.sys_lseek(a).await,
-            nr::__NR_close => self.sys_close(a).await,
-            nr::__NR_dup | nr::__NR_dup2 | nr::__NR_dup3 => self.sys_dup(number, a).await,
+            nr::__NR_close => self.sys_close(a),
+            nr::__NR_close_range => self.sys_close_range(a),
+            nr::__NR_dup | nr::__NR_dup2 | nr::__NR_dup3 => self.sys_dup(number, a),
             nr::__NR_fcntl => self.sys_fcntl(a),
-            nr::__NR_ioctl => self.sys_ioctl(a),
+            nr::__NR_ioctl => self.sys_ioctl(a).await,
             nr::__NR_poll => self.sys_poll(a).await,
+            nr::__NR_ppoll => self.sys_ppoll(a).await,
+            nr::__NR_select => self.sys_select(a).await,
+            nr::__NR_pselect6 => self.sys_pselect(a).await,
+            nr::__NR_pipe => self.sys_pipe([a[0], 0, 0, 0, 0, 0]).await,
+            nr::__NR_pipe2 => self.sys_pipe(a).await,
+            nr::__NR_eventfd => self.sys_eventfd(a[0], 0),
+            nr::__NR_eventfd2 => self.sys_eventfd(a[0], a[1]),
             nr::__NR_getdents64 => self.sys_getdents(a).await,
             nr::__NR_mmap => self.sys_mmap(a).await,
             nr::__NR_munmap => self.sys_munmap(a).await,
@@ -45,11 +85,7 @@ impl<N: Node> Process<'_, N> {
             nr::__NR_mremap => self.sys_mremap(a).await,
             nr::__NR_brk => self.sys_brk(a).await,
             nr::__NR_madvise => self.sys_madvise(a).await,
-            nr::__NR_arch_prctl => self.sys_arch_prctl(cpu, a).await,
-            nr::__NR_exit | nr::__NR_exit_group => {
-                // The low byte is what a parent sees.
-                Err(Error::Ended(Exit::Code(a[0].to_le_bytes()[0])))
-            }
+            nr::__NR_arch_prctl => self.sys_arch_prctl(a).await,
             _ => self.path_call(number, a).await,
         }
     }
@@ -101,44 +137,77 @@ impl<N: Node> Process<'_, N> {
 
     async fn other_call(&mut self, number: u32, a: Args) -> Result<u64> {
         match number {
-            nr::__NR_getpid | nr::__NR_gettid | nr::__NR_set_tid_address => Ok(u64::from(self.pid)),
-            nr::__NR_getppid | nr::__NR_getuid | nr::__NR_geteuid | nr::__NR_getgid | nr::__NR_getegid => {
-                Ok(0)
-            }
-            nr::__NR_getpgrp | nr::__NR_getpgid | nr::__NR_getsid => Ok(u64::from(self.pid)),
+            nr::__NR_getpid => Ok(self.pid.into()),
+            nr::__NR_gettid => Ok(self.tid().into()),
+            nr::__NR_getppid => self.sys_getppid(),
+            nr::__NR_getuid | nr::__NR_geteuid | nr::__NR_getgid | nr::__NR_getegid => Ok(0),
+            nr::__NR_getpgrp => self.sys_getpgid(0),
+            nr::__NR_getpgid => self.sys_getpgid(a[0]),
+            nr::__NR_setpgid => self.sys_setpgid(a),
+            nr::__NR_getsid => self.sys_getsid(a[0]),
+            nr::__NR_setsid => self.sys_setsid(),
             nr::__NR_setuid | nr::__NR_setgid | nr::__NR_setreuid | nr::__NR_setregid => Ok(0),
             nr::__NR_setresuid | nr::__NR_setresgid | nr::__NR_getgroups | nr::__NR_setgroups => Ok(0),
-            nr::__NR_set_robust_list | nr::__NR_sched_setaffinity | nr::__NR_setrlimit => Ok(0),
-            nr::__NR_futex => self.sys_futex(a).await,
+            nr::__NR_sched_setaffinity | nr::__NR_setrlimit => Ok(0),
             nr::__NR_sched_yield => self.sys_yield().await,
-            nr::__NR_umask => Ok(core::mem::replace(&mut self.umask, a[0] & 0o777)),
+            nr::__NR_umask => {
+                let mut fs = self.fs.lock();
+                Ok(core::mem::replace(&mut fs.umask, a[0] & 0o777))
+            }
             nr::__NR_uname => self.sys_uname(a).await,
             nr::__NR_sysinfo => self.sys_sysinfo(a).await,
             nr::__NR_getrandom => self.sys_getrandom(a).await,
             nr::__NR_prlimit64 => self.sys_limit(a[1], a[3]).await,
             nr::__NR_getrlimit => self.sys_limit(a[0], a[1]).await,
             nr::__NR_sched_getaffinity => self.sys_affinity(a).await,
+            nr::__NR_getcpu => self.sys_getcpu(a).await,
+            _ => self.thread_call(number, a).await,
+        }
+    }
+
+    async fn thread_call(&mut self, number: u32, a: Args) -> Result<u64> {
+        match number {
+            nr::__NR_clone => self.sys_clone(a).await,
+            nr::__NR_clone3 => self.sys_clone3(a).await,
+            nr::__NR_fork => self.sys_fork().await,
+            nr::__NR_vfork => self.sys_vfork().await,
+            nr::__NR_wait4 => self.sys_wait4(a).await,
+            nr::__NR_waitid => self.sys_waitid(a).await,
+            nr::__NR_futex => self.sys_futex(a).await,
+            nr::__NR_set_tid_address => Ok(self.sys_set_tid_address(a[0])),
+            nr::__NR_set_robust_list => self.sys_set_robust_list(a),
+            nr::__NR_get_robust_list => self.sys_get_robust_list(a).await,
+            nr::__NR_rt_sigaction => self.sys_sigaction(a).await,
+            nr::__NR_rt_sigprocmask => self.sys_sigprocmask(a).await,
+            nr::__NR_rt_sigpending => self.sys_sigpending(a).await,
+            nr::__NR_rt_sigsuspend => self.sys_sigsuspend(a).await,
+            nr::__NR_rt_sigtimedwait => self.sys_sigtimedwait(a).await,
+            nr::__NR_rt_sigqueueinfo => self.sys_sigqueueinfo(a).await,
+            nr::__NR_sigaltstack => self.sys_sigaltstack(a).await,
+            nr::__NR_pause => self.sys_pause().await,
+            nr::__NR_kill => self.sys_kill(a),
+            nr::__NR_tkill => self.sys_tgkill(None, a[0], a[1]),
+            nr::__NR_tgkill => self.sys_tgkill(Some(a[0]), a[1], a[2]),
+            _ => self.clock_call(number, a).await,
+        }
+    }
+
+    async fn clock_call(&mut self, number: u32, a: Args) -> Result<u64> {
+        match number {
             nr::__NR_clock_gettime => self.sys_clock_gettime(a).await,
             nr::__NR_clock_getres => self.sys_clock_getres(a).await,
             nr::__NR_gettimeofday => self.sys_gettimeofday(a).await,
             nr::__NR_time => self.sys_time(a).await,
-            nr::__NR_nanosleep => self.sys_nanosleep(a[0]).await,
+            nr::__NR_nanosleep => self.sys_nanosleep(a).await,
             nr::__NR_clock_nanosleep => self.sys_clock_nanosleep(a).await,
             nr::__NR_getrusage => self.sys_getrusage(a).await,
             nr::__NR_times => self.sys_times(a).await,
-            nr::__NR_rt_sigaction => self.sys_sigaction(a).await,
-            nr::__NR_rt_sigprocmask => self.sys_sigprocmask(a).await,
-            nr::__NR_sigaltstack => self.sys_sigaltstack(a).await,
-            nr::__NR_kill | nr::__NR_tkill => self.sys_kill(a[0], a[1]),
-            nr::__NR_tgkill => self.sys_kill(a[1], a[2]),
-            _ => self.unknown(u64::from(number)),
+            _ => Err(self.unknown(u64::from(number))),
         }
     }
 
-    pub(super) fn unknown(&mut self, number: u64) -> Result<u64> {
-        // A program may try any number: the table stays bounded by those that Linux has.
-        let known = crate::system_call_name(number).map_or(u64::MAX, |_| number);
-        *self.unimplemented.entry(known).or_default() += 1;
-        Err(errno::ENOSYS.into())
+    pub(super) fn unknown(&self, number: u64) -> Error {
+        self.node.kernel().count_unimplemented(number);
+        errno::ENOSYS.into()
     }
 }

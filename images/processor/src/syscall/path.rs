@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU64;
 
 use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 
@@ -14,7 +13,8 @@ use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::platform::Files;
-use crate::process::{Node, Process};
+use crate::process::Node;
+use crate::thread::Thread;
 
 /// Stands for the working folder where a folder's number is asked for.
 pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -75,9 +75,14 @@ fn device_status(device: Device) -> Stat {
     }
 }
 
-impl<N: Node> Process<'_, N> {
+impl<N: Node> Thread<N> {
+    /// Returns the working folder.
+    pub(super) fn cwd(&self) -> Vec<u8> {
+        self.fs.lock().cwd.clone()
+    }
+
     /// The absolute path of what the program calls `addr`, seen from folder `dir`.
-    async fn path(&self, dir: u64, addr: u64) -> Result<Vec<u8>> {
+    pub(super) async fn path(&self, dir: u64, addr: u64) -> Result<Vec<u8>> {
         let path = self.memory.read_string(addr, PATH_MAX).await?;
         if path.is_empty() {
             return Err(errno::ENOENT.into());
@@ -87,9 +92,9 @@ impl<N: Node> Process<'_, N> {
         }
         // Only the lower half of the register counts: the number is an int.
         let mut whole = if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
-            self.cwd.clone()
+            self.cwd()
         } else {
-            let file = self.table.get(dir)?;
+            let file = self.file(dir)?;
             if !matches!(file.kind, Kind::Folder(_)) {
                 return Err(errno::ENOTDIR.into());
             }
@@ -105,7 +110,7 @@ impl<N: Node> Process<'_, N> {
         Ok(whole)
     }
 
-    pub(super) async fn sys_open(&mut self, dir: u64, addr: u64, flags: u64) -> Result<u64> {
+    pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64) -> Result<u64> {
         let path = self.path(dir, addr).await?;
         let mut wants = OpenFlags::empty();
         wants.set(OpenFlags::WRITE, flags & O_ACCMODE != 0);
@@ -115,7 +120,10 @@ impl<N: Node> Process<'_, N> {
             Kind::Device(device)
         } else {
             match self.node.files().open(&path, wants).await {
-                Ok(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => return Err(errno::EEXIST.into()),
+                Ok(opened) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
+                    self.node.kernel().closing.add(opened.file);
+                    return Err(errno::EEXIST.into());
+                }
                 Ok(opened) if opened.stat.mode & TYPE_MASK == FOLDER => Kind::Folder(opened.file),
                 Ok(opened) => Kind::File(opened.file),
                 // It would have to be created.
@@ -125,26 +133,21 @@ impl<N: Node> Process<'_, N> {
         };
         // What F_GETFL gives: not the flags that only mattered for opening.
         let status = u32::try_from(flags & 0o3 | flags & 0o6_000 | 0o100_000).unwrap_or(0);
-        let file = Arc::new(OpenFile {
-            kind,
-            path: tidy(&path).unwrap_or(path),
-            offset: AtomicU64::new(0),
-            flags: status,
-        });
-        match self.table.add(Arc::clone(&file), 0, flags & O_CLOEXEC != 0) {
-            Ok(fd) => Ok(fd),
-            Err(error) => {
-                self.release(file).await?;
-                Err(error)
-            }
-        }
+        let closing = Some(self.node.kernel().closing.clone());
+        let path = tidy(&path).unwrap_or(path);
+        let file = Arc::new(OpenFile::new(kind, path, status, closing));
+        self.table().add(file, 0, flags & O_CLOEXEC != 0)
     }
 
     async fn status_of(&self, file: &OpenFile) -> Result<Stat> {
-        match file.kind {
-            Kind::File(id) | Kind::Folder(id) => self.node.files().stat_file(id).await,
-            Kind::Device(device) => Ok(device_status(device)),
+        match &file.kind {
+            Kind::File(id) | Kind::Folder(id) => self.node.files().stat_file(*id).await,
+            Kind::Device(device) => Ok(device_status(*device)),
             Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
+            Kind::Object(object) => Ok(Stat {
+                mode: object.mode(),
+                ..stream_status()
+            }),
         }
     }
 
@@ -152,9 +155,9 @@ impl<N: Node> Process<'_, N> {
         if flags & EMPTY_PATH != 0 && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty())
         {
             return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
-                self.node.files().stat(&self.cwd, true).await
+                self.node.files().stat(&self.cwd(), true).await
             } else {
-                self.status_of(&*self.table.get(dir)?).await
+                self.status_of(&*self.file(dir)?).await
             };
         }
         let path = self.path(dir, addr).await?;
@@ -171,7 +174,7 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_fstat(&self, [fd, into, ..]: Args) -> Result<u64> {
-        let status = self.status_of(&*self.table.get(fd)?).await?;
+        let status = self.status_of(&*self.file(fd)?).await?;
         self.memory.write(into, &layout::stat(&status)).await?;
         Ok(0)
     }
@@ -209,7 +212,7 @@ impl<N: Node> Process<'_, N> {
         let path = self.path(dir, addr).await?;
         let mut target = vec![0; PATH_MAX];
         let got = if path == b"/proc/self/exe" {
-            target.clone_from(&self.exec_path);
+            target.clone_from(&self.exec_path.lock());
             target.len()
         } else {
             self.node
@@ -224,7 +227,7 @@ impl<N: Node> Process<'_, N> {
     }
 
     pub(super) async fn sys_getcwd(&self, [into, len, ..]: Args) -> Result<u64> {
-        let mut cwd = self.cwd.clone();
+        let mut cwd = self.cwd();
         cwd.push(0);
         if (cwd.len() as u64) > len {
             return Err(errno::ERANGE.into());
@@ -233,21 +236,23 @@ impl<N: Node> Process<'_, N> {
         Ok(cwd.len() as u64)
     }
 
-    pub(super) async fn sys_chdir(&mut self, [addr, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_chdir(&self, [addr, ..]: Args) -> Result<u64> {
         let path = self.path(AT_FDCWD, addr).await?;
         if self.node.files().stat(&path, true).await?.mode & TYPE_MASK != FOLDER {
             return Err(errno::ENOTDIR.into());
         }
-        self.cwd = self.real_path(&path).await?;
+        let path = self.real_path(&path).await?;
+        self.fs.lock().cwd = path;
         Ok(0)
     }
 
-    pub(super) async fn sys_fchdir(&mut self, [fd, ..]: Args) -> Result<u64> {
-        let file = self.table.get(fd)?;
+    pub(super) async fn sys_fchdir(&self, [fd, ..]: Args) -> Result<u64> {
+        let file = self.file(fd)?;
         if !matches!(file.kind, Kind::Folder(_)) {
             return Err(errno::ENOTDIR.into());
         }
-        self.cwd = self.real_path(&file.path).await?;
+        let path = self.real_path(&file.path).await?;
+        self.fs.lock().cwd = path;
         Ok(0)
     }
 

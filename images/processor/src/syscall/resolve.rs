@@ -7,7 +7,8 @@ use messages::storage::PATH_MAX;
 
 use crate::error::{Error, Result, errno};
 use crate::platform::Files;
-use crate::process::{Node, Process};
+use crate::process::Node;
+use crate::thread::Thread;
 
 /// The most symbolic links on one way (Linux `MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -28,7 +29,7 @@ pub(super) fn tidy(path: &[u8]) -> Option<Vec<u8>> {
     Some(if tidied.is_empty() { b"/".to_vec() } else { tidied })
 }
 
-impl<N: Node> Process<'_, N> {
+impl<N: Node> Thread<N> {
     /// Where an absolute path leads: no `.`, no `..`, no symbolic link.
     pub(super) async fn real_path(&self, path: &[u8]) -> Result<Vec<u8>> {
         let parts =

@@ -2,30 +2,22 @@
 
 use core::time::Duration;
 
-use hal::Instant;
-use linux_raw_sys::general as nr;
-
 use super::Args;
 use crate::error::{Result, errno};
 use crate::platform::Platform;
-use crate::process::{Node, Process};
+use crate::process::Node;
+use crate::thread::Thread;
+use hal::Instant;
 
 const CLOCK_REALTIME: u64 = 0;
 const CLOCK_REALTIME_COARSE: u64 = 5;
 /// The highest clock that Linux numbers (`CLOCK_TAI`).
 const LAST_CLOCK: u64 = 11;
-/// Operations of futex(2), and the bits beside them.
-const FUTEX_COMMAND: u64 = 0x7f;
-const FUTEX_WAIT: u64 = 0;
-const FUTEX_WAKE: u64 = 1;
-const FUTEX_WAIT_BITSET: u64 = 9;
-const FUTEX_WAKE_BITSET: u64 = 10;
-const FUTEX_CLOCK_REALTIME: u64 = 0x100;
 const TIMER_ABSTIME: u64 = 1;
 /// Clock ticks a second (`USER_HZ`).
 const TICK_NANOS: u64 = 10_000_000;
 
-impl<N: Node> Process<'_, N> {
+impl<N: Node> Thread<N> {
     fn clock(&self, clock: u64) -> Result<Duration> {
         match clock {
             CLOCK_REALTIME | CLOCK_REALTIME_COARSE | LAST_CLOCK => Ok(self.node.platform().wall_clock()),
@@ -74,7 +66,7 @@ impl<N: Node> Process<'_, N> {
     }
 
     /// A `struct timespec`.
-    async fn timespec(&self, addr: u64) -> Result<Duration> {
+    pub(super) async fn timespec(&self, addr: u64) -> Result<Duration> {
         let (seconds, nanos) = (
             self.memory.read_u64(addr).await?,
             self.memory.read_u64(addr.saturating_add(8)).await?,
@@ -85,20 +77,34 @@ impl<N: Node> Process<'_, N> {
         }
     }
 
-    pub(super) async fn sys_nanosleep(&self, addr: u64) -> Result<u64> {
-        let time = self.timespec(addr).await?;
-        self.node.platform().sleep_until(self.now() + time).await;
+    /// Sleeps, and tells what was left if a signal ended it.
+    async fn sleep(&self, time: Duration, left: u64) -> Result<u64> {
+        let end = self.now() + time;
+        let slept = self.unless_called(self.node.platform().sleep_until(end)).await;
+        if slept.is_err() {
+            if left != 0 {
+                let rest = end.since(self.now());
+                let words = [rest.as_secs(), u64::from(rest.subsec_nanos())];
+                self.memory.write_words(left, &words).await?;
+            }
+            return Err(errno::EINTR.into());
+        }
         Ok(0)
     }
 
-    pub(super) async fn sys_clock_nanosleep(&self, [clock, flags, addr, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_nanosleep(&self, [addr, left, ..]: Args) -> Result<u64> {
+        let time = self.timespec(addr).await?;
+        self.sleep(time, left).await
+    }
+
+    pub(super) async fn sys_clock_nanosleep(&self, [clock, flags, addr, left, ..]: Args) -> Result<u64> {
         let now = self.clock(clock)?;
-        let mut time = self.timespec(addr).await?;
+        let time = self.timespec(addr).await?;
         if flags & TIMER_ABSTIME != 0 {
-            time = time.saturating_sub(now);
+            self.sleep(time.saturating_sub(now), 0).await
+        } else {
+            self.sleep(time, left).await
         }
-        self.node.platform().sleep_until(self.now() + time).await;
-        Ok(0)
     }
 
     fn ran(&self) -> Duration {
@@ -120,41 +126,6 @@ impl<N: Node> Process<'_, N> {
             self.memory.write_words(into, &[ticks, 0, 0, 0]).await?;
         }
         Ok(self.now().nanos / TICK_NANOS)
-    }
-
-    /// Waits on and wakes a word of memory. There is no other thread: nobody is ever woken, and who waits does so until its
-    /// time is up.
-    pub(super) async fn sys_futex(&mut self, [addr, op, value, timeout, ..]: Args) -> Result<u64> {
-        if !addr.is_multiple_of(4) {
-            return Err(errno::EINVAL.into());
-        }
-        let absolute = match op & FUTEX_COMMAND {
-            FUTEX_WAKE | FUTEX_WAKE_BITSET => return Ok(0),
-            FUTEX_WAIT => false,
-            FUTEX_WAIT_BITSET => true,
-            _ => return self.unknown(nr::__NR_futex.into()),
-        };
-        let mut word = [0; 4];
-        self.memory.read(addr, &mut word).await?;
-        if u64::from(u32::from_le_bytes(word)) != value & 0xffff_ffff {
-            return Err(errno::EAGAIN.into());
-        }
-        if timeout == 0 {
-            loop {
-                self.node
-                    .platform()
-                    .sleep_until(self.now() + Duration::from_secs(3600))
-                    .await;
-            }
-        }
-        let mut time = self.timespec(timeout).await?;
-        if absolute && op & FUTEX_CLOCK_REALTIME != 0 {
-            time = time.saturating_sub(self.node.platform().wall_clock());
-        } else if absolute {
-            time = time.saturating_sub(Duration::from_nanos(self.now().nanos));
-        }
-        self.node.platform().sleep_until(self.now() + time).await;
-        Err(errno::ETIMEDOUT.into())
     }
 
     pub(super) async fn sys_yield(&self) -> Result<u64> {

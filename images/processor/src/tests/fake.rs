@@ -22,7 +22,10 @@ use verbs::Rkey;
 use crate::error::errno;
 use crate::mm::Tables;
 use crate::mm::supply::Supply;
-use crate::{Cpu, Error, Files, Memory, Node, Platform, Result, Stream, SystemCall, Trap};
+use crate::{
+    Cpu, Error, Exit, Files, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, Stream,
+    SystemCall, Thread, Trap,
+};
 
 /// Where lines begin in physical memory.
 const BASE: u64 = 0x1000_0000;
@@ -338,6 +341,16 @@ impl Platform for FakePlatform {
         into.fill(0x5a);
     }
     async fn sleep_until(&self, until: Instant) {
+        // A wait, if a short one: who sleeps again and again is seen to wait.
+        let mut slept = false;
+        std::future::poll_fn(|_| {
+            if std::mem::replace(&mut slept, true) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
         self.clock.set(self.clock.get().max(until.nanos));
     }
     async fn yield_now(&self) {}
@@ -355,34 +368,81 @@ impl Platform for FakePlatform {
     }
 }
 
-/// A thread that only follows a script of traps.
-#[derive(Default)]
+/// A thread that only follows a script of traps; at its end it exits.
+#[derive(Clone, Default)]
 pub(crate) struct FakeCpu {
-    pub(crate) ip: u64,
-    pub(crate) sp: u64,
+    registers: Registers,
     fs: u64,
+    vectors: Vec<u8>,
     pub(crate) script: Vec<(Trap, SystemCall)>,
     call: SystemCall,
     pub(crate) results: Vec<u64>,
 }
 
-impl Cpu for FakeCpu {
-    async fn run(&mut self) -> Trap {
+const RAX: usize = 13;
+const RSP: usize = 15;
+const RIP: usize = 16;
+
+impl FakeCpu {
+    pub(crate) fn sp(&self) -> u64 {
+        self.registers[RSP]
+    }
+}
+
+impl Cpu<FakeTables> for FakeCpu {
+    fn new(ip: u64, sp: u64) -> Self {
+        let mut registers = [0; REGISTERS];
+        (registers[RIP], registers[RSP]) = (ip, sp);
+        Self {
+            registers,
+            vectors: vec![0; 832],
+            ..Self::default()
+        }
+    }
+    fn duplicate(&mut self) -> Self {
+        Self {
+            script: Vec::new(),
+            ..self.clone()
+        }
+    }
+    fn run(&mut self, _: &FakeTables) -> Trap {
+        if self.script.is_empty() {
+            self.call = SystemCall {
+                number: 60,
+                args: [0; 6],
+            };
+            return Trap::Syscall;
+        }
         let (trap, call) = self.script.remove(0);
         self.call = call;
         trap
-    }
-    fn start(&mut self, ip: u64, sp: u64) {
-        (self.ip, self.sp) = (ip, sp);
     }
     fn system_call(&self) -> SystemCall {
         self.call
     }
     fn set_result(&mut self, result: u64) {
+        self.registers[RAX] = result;
         self.results.push(result);
     }
     fn ip(&self) -> u64 {
-        self.ip
+        self.registers[RIP]
+    }
+    fn set_sp(&mut self, sp: u64) {
+        self.registers[RSP] = sp;
+    }
+    fn registers(&self) -> Registers {
+        self.registers
+    }
+    fn set_registers(&mut self, registers: &Registers) {
+        self.registers = *registers;
+    }
+    fn vectors(&mut self) -> Vec<u8> {
+        self.vectors.clone()
+    }
+    fn set_vectors(&mut self, state: &[u8]) -> bool {
+        let len = self.vectors.len();
+        self.vectors.copy_from_slice(&state[..len]);
+        true
     }
     fn fs_base(&self) -> u64 {
         self.fs
@@ -408,12 +468,16 @@ pub(crate) struct FakeNode {
     pub(crate) platform: FakePlatform,
     pub(crate) memory: FakeMemory,
     pub(crate) files: FakeFiles,
+    pub(crate) kernel: Kernel<FakeNode>,
+    /// Threads that were started and have not run.
+    pub(crate) started: RefCell<Vec<Thread<FakeNode>>>,
     spaces: Cell<u32>,
 }
 
 impl Node for FakeNode {
     type Machine = FakeMachine;
     type Tables = FakeTables;
+    type Cpu = FakeCpu;
     type Platform = FakePlatform;
     type Memory = FakeMemory;
     type Files = FakeFiles;
@@ -442,11 +506,24 @@ impl Node for FakeNode {
     fn files(&self) -> &FakeFiles {
         &self.files
     }
+    fn kernel(&self) -> &Kernel<Self> {
+        &self.kernel
+    }
+    fn cores(&self) -> usize {
+        2
+    }
+    fn spawn(&'static self, thread: Thread<Self>, _: usize) {
+        self.started.borrow_mut().push(thread);
+    }
+    fn kick(&self, _: usize) {}
+    fn fail(&self, error: Error) {
+        panic!("the node fails: {error}");
+    }
 }
 
 impl FakeNode {
     /// A node with a cache of `lines` lines, an M of 64 chunks, and files.
-    pub(crate) fn new(lines: u64, files: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn new(lines: u64, files: &[(&str, &[u8])]) -> &'static mut Self {
         let geometry = Geometry::new(lines * LINE_SIZE as u64, 4).unwrap();
         let bytes = (0..geometry.lines()).map(|_| vec![0xee; LINE_SIZE]).collect();
         let machine = FakeMachine {
@@ -457,7 +534,8 @@ impl FakeNode {
             .iter()
             .map(|(path, content)| (path.as_bytes().to_vec(), content.to_vec()))
             .collect();
-        Self {
+        // Threads live as long as their node.
+        Box::leak(Box::new(Self {
             cache: Cache::new(geometry, Config::default(), Chunks::new(10_000), machine),
             supply: Supply::default(),
             platform: FakePlatform::default(),
@@ -476,8 +554,28 @@ impl FakeNode {
                 reads: Cell::new(0),
                 most: 5_000,
             },
+            kernel: Kernel::new(7, false),
+            started: RefCell::default(),
             spaces: Cell::new(0),
+        }))
+    }
+
+    /// Runs the threads that were started to their ends.
+    pub(crate) fn run_started(&self) {
+        loop {
+            let Some(thread) = self.started.borrow_mut().pop() else {
+                return;
+            };
+            self.block_on(thread.run());
         }
+    }
+
+    /// Returns how a process ended, if it did and nobody has asked.
+    pub(crate) fn ended(&self, pid: u32) -> Option<Exit> {
+        self.kernel
+            .relation(pid, |relations| relations.ended)
+            .ok()
+            .flatten()
     }
 
     /// The program stores through its mapping; false if that faults.
@@ -524,14 +622,26 @@ impl FakeNode {
 
     /// Runs `future` to its end.
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.drive(future, 1000).expect("something ends the wait")
+    }
+
+    /// Runs `future` to its end; `None`, and without it, when it waits for what does not come.
+    pub(crate) fn try_block_on<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        self.drive(future, 2)
+    }
+
+    /// Polls until the end, or until `patience` polls have seen no transfer.
+    fn drive<T>(&self, future: impl Future<Output = T>, patience: u32) -> Option<T> {
         let mut future = pin!(future);
         let mut context = Context::from_waker(Waker::noop());
-        loop {
+        let mut idle = 0;
+        while idle < patience {
             if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
-                return value;
+                return Some(value);
             }
-            assert!(self.pump(), "waits for nothing");
+            idle = if self.pump() { 0 } else { idle + 1 };
         }
+        None
     }
 }
 

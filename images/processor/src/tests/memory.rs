@@ -15,8 +15,8 @@ const SHARED: u64 = 0x21;
 const FIXED: u64 = 0x10;
 const NORESERVE: u64 = 0x4000;
 
-impl Run<'_> {
-    fn mmap(&mut self, addr: u64, len: u64, prot: u64, flags: u64) -> Result<u64, Error> {
+impl Run {
+    pub(super) fn mmap(&mut self, addr: u64, len: u64, prot: u64, flags: u64) -> Result<u64, Error> {
         self.call(nr::__NR_mmap, &[addr, len, prot, flags, u64::MAX, 0])
     }
 
@@ -26,20 +26,20 @@ impl Run<'_> {
 
     fn touch(&mut self, addr: u64, access: Access) -> Result<(), Refused> {
         self.node
-            .block_on(self.process.memory().fault(addr, access, false))
+            .block_on(self.thread.memory().fault(addr, access, false))
             .unwrap()
     }
 
-    fn unreadable(&self, addr: u64) -> bool {
-        let read = self.node.block_on(self.process.memory().read(addr, &mut [0]));
+    pub(super) fn unreadable(&self, addr: u64) -> bool {
+        let read = self.node.block_on(self.thread.memory().read(addr, &mut [0]));
         errno_of(read) == Some(errno::EFAULT)
     }
 }
 
 #[test]
 fn heap_grows_and_shrinks() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let start = run.call(nr::__NR_brk, &[0]).unwrap();
     assert_eq!(run.call(nr::__NR_brk, &[start + 10_000]), Ok(start + 10_000));
     run.put(start + 9_000, b"heap");
@@ -55,8 +55,8 @@ fn heap_grows_and_shrinks() {
 
 #[test]
 fn heap_stops_at_what_is_in_its_way() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let start = run.call(nr::__NR_brk, &[0]).unwrap();
     let wall = start + 5 * 4096;
     assert_eq!(
@@ -78,8 +78,8 @@ fn heap_stops_at_what_is_in_its_way() {
 
 #[test]
 fn mapping_and_unmapping_send_nothing() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let first = run.map(1 << 20).unwrap();
     run.put(first, b"x");
     let before = node.memory.calls.get();
@@ -93,8 +93,8 @@ fn mapping_and_unmapping_send_nothing() {
 
 #[test]
 fn memory_stays_though_more_is_mapped_behind_it() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let at = run.map(1 << 20).unwrap();
     for page in 0..256 {
         run.put(at + page * 4096, &[0x5a]);
@@ -107,30 +107,30 @@ fn memory_stays_though_more_is_mapped_behind_it() {
 
 #[test]
 fn page_tables_and_chunks_of_what_is_unmapped_come_back() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let start = 0x10_0000_0000;
-    let tables = run.process.memory().tables().count();
+    let tables = run.thread.memory().tables().count();
     for n in 0..60_000_u64 {
         let at = start + n * (2 << 20);
         assert_eq!(run.mmap(at, 4096, PROT_RW, PRIVATE | FIXED), Ok(at));
         run.put(at, b"x");
         run.call(nr::__NR_munmap, &[at, 4096]).unwrap();
     }
-    assert_eq!(run.process.memory().tables().count(), tables);
+    assert_eq!(run.thread.memory().tables().count(), tables);
     assert!(node.memory.lent.borrow().len() <= 64);
 }
 
 #[test]
 fn what_no_table_exists_for_costs_nothing() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let len = 64 << 40;
     let at = run.mmap(0, len, 0, PRIVATE | NORESERVE).unwrap();
     assert_eq!(run.call(nr::__NR_mprotect, &[at, len, 1]), Ok(0));
     assert_eq!(run.call(nr::__NR_madvise, &[at, len, 4]), Ok(0));
     assert_eq!(run.call(nr::__NR_munmap, &[at, len]), Ok(0));
-    assert_eq!(node.supply.committed(), run.process.memory().with_vmas(committed));
+    assert_eq!(node.supply.committed(), run.thread.memory().with_vmas(committed));
 }
 
 fn committed(vmas: &crate::mm::vma::Vmas) -> u64 {
@@ -142,8 +142,8 @@ fn committed(vmas: &crate::mm::vma::Vmas) -> u64 {
 
 #[test]
 fn reservations_cost_nothing_until_they_get_rights() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let before = node.supply.committed();
     let huge = run.mmap(0, 16 << 40, PROT_RW, PRIVATE | NORESERVE).unwrap();
     run.put(huge + (7 << 40), b"sparse");
@@ -164,8 +164,8 @@ fn reservations_cost_nothing_until_they_get_rights() {
 
 #[test]
 fn memory_beyond_m_is_enomem() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     assert_eq!(errno_of(run.map(1 << 30)), Some(errno::ENOMEM));
     assert_eq!(errno_of(run.map(u64::MAX)), Some(errno::ENOMEM));
     assert_eq!(errno_of(run.map(0)), Some(errno::EINVAL));
@@ -173,17 +173,17 @@ fn memory_beyond_m_is_enomem() {
 
 #[test]
 fn unpromised_memory_that_runs_out_ends_the_program_not_the_node() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let at = run.mmap(0, 1 << 40, PROT_RW, PRIVATE | NORESERVE).unwrap();
     let ended = (0..200).find_map(|n| {
-        let written = node.block_on(run.process.memory().write(at + n * (2 << 20), b"x"));
+        let written = node.block_on(run.thread.memory().write(at + n * (2 << 20), b"x"));
         written.err()
     });
     // Chunks that have room serve other regions first, so pages of one slot each go far beyond 64.
     assert_eq!(ended, None);
     let ended = (0..64 * CHUNK_PAGES).find_map(|n| {
-        let written = node.block_on(run.process.memory().write(at + n * 4096, b"x"));
+        let written = node.block_on(run.thread.memory().write(at + n * 4096, b"x"));
         written.err()
     });
     assert_eq!(ended, Some(Error::Ended(Exit::Signal(9))));
@@ -191,9 +191,9 @@ fn unpromised_memory_that_runs_out_ends_the_program_not_the_node() {
 
 #[test]
 fn m_that_is_busy_is_asked_again() {
-    let node = node(64);
+    let node: &FakeNode = node(64);
     node.memory.busy.set(5);
-    let mut run = Run::new(&node);
+    let mut run = Run::new(node);
     let at = run.map(4096).unwrap();
     run.put(at, b"came");
     assert_eq!(node.memory.busy.get(), 0);
@@ -201,8 +201,8 @@ fn m_that_is_busy_is_asked_again() {
 
 #[test]
 fn more_memory_than_the_cache_holds_keeps_its_bytes() {
-    let node = node(16);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(16);
+    let mut run = Run::new(node);
     let at = run.map(100 * 4096).unwrap();
     run.put(at, b"x");
     let calls = node.memory.calls.get();
@@ -222,8 +222,8 @@ fn more_memory_than_the_cache_holds_keeps_its_bytes() {
 
 #[test]
 fn remapping_moves_pages_and_copies_none() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let at = run.map(2 * 4096).unwrap();
     // Found from the top down: the next one lies below.
     let wall = run.mmap(at + 2 * 4096, 4096, PROT_RW, 0x10_0022);
@@ -247,8 +247,8 @@ fn remapping_moves_pages_and_copies_none() {
 
 #[test]
 fn remapping_needs_one_mapping_and_no_more_memory_than_it_grows() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let two = run.map(2 * 4096).unwrap();
     run.call(nr::__NR_mprotect, &[two + 4096, 4096, 1]).unwrap();
     assert_eq!(
@@ -268,8 +268,8 @@ fn remapping_needs_one_mapping_and_no_more_memory_than_it_grows() {
 
 #[test]
 fn flags_and_rights_are_checked_as_on_linux() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     assert_eq!(
         errno_of(run.mmap(0, 4096, 3, 0x23)),
         Some(errno::EINVAL),
@@ -299,8 +299,8 @@ fn flags_and_rights_are_checked_as_on_linux() {
 
 #[test]
 fn holes_are_told_after_the_rest_is_done() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let at = run.map(3 * 4096).unwrap();
     run.put(at, b"one");
     run.put(at + 8192, b"three");
@@ -320,8 +320,8 @@ fn holes_are_told_after_the_rest_is_done() {
 
 #[test]
 fn stacks_grow_to_their_limit_and_no_further() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let bottom = STACK_TOP - (8 << 20);
     run.put(bottom + 100, b"deep");
     assert_eq!(run.get(bottom + 100, 4), b"deep");
@@ -341,8 +341,8 @@ fn stacks_grow_to_their_limit_and_no_further() {
 
 #[test]
 fn pages_beyond_the_end_of_a_file_are_bus_errors() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let file = run.open("/script").unwrap();
     let at = run.call(nr::__NR_mmap, &[0, 3 * 4096, 1, 2, file, 0]).unwrap();
     assert_eq!(run.get(at, 2), b"#!");
@@ -352,8 +352,8 @@ fn pages_beyond_the_end_of_a_file_are_bus_errors() {
 
 #[test]
 fn dev_zero_is_memory() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let zero = run.open("/dev/zero").unwrap();
     let at = run.call(nr::__NR_mmap, &[0, 4096, 3, 2, zero, 0]).unwrap();
     run.put(at + 1, b"own");
@@ -367,8 +367,8 @@ fn dev_zero_is_memory() {
 
 #[test]
 fn whole_mappings_go_at_the_limit_of_vmas() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let start = 0x20_0000_0000;
     let mut last = 0;
     for n in 0..MAX_VMAS as u64 {
@@ -380,30 +380,30 @@ fn whole_mappings_go_at_the_limit_of_vmas() {
             }
         }
     }
-    let count = run.process.memory().with_vmas(crate::mm::vma::Vmas::len);
+    let count = run.thread.memory().with_vmas(crate::mm::vma::Vmas::len);
     assert_eq!(count, MAX_VMAS);
     assert_eq!(run.call(nr::__NR_munmap, &[last, 8192]), Ok(0));
     assert_eq!(run.call(nr::__NR_munmap, &[start, 8192]), Ok(0));
 }
 
 /// A child with a copy of a run's memory.
-fn fork<'n>(node: &'n FakeNode, run: &mut Run<'n>) -> Space<'n, FakeNode> {
-    let mut child = Space::new(node, 8, node.new_tables().unwrap());
-    node.block_on(run.process.memory.fork_into(&mut child)).unwrap();
+fn fork(node: &'static FakeNode, run: &Run) -> Space<'static, FakeNode> {
+    let child = Space::new(node, 8, node.new_tables().unwrap());
+    node.block_on(run.thread.memory().fork_into(&child)).unwrap();
     child
 }
 
 #[test]
 fn fork_shares_pages_until_they_are_written() {
-    let node = node(16);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(16);
+    let mut run = Run::new(node);
     let at = run.map(40 * 4096).unwrap();
     for page in 0..40_u64 {
         run.put(at + page * 4096, &page.to_le_bytes());
     }
     let both = run.mmap(0, 4096, PROT_RW, SHARED).unwrap();
     run.put(both, b"before");
-    let mut child = fork(&node, &mut run);
+    let child = fork(node, &run);
     let read = |child: &Space<'_, FakeNode>, at: u64, len: usize| {
         let mut bytes = vec![0; len];
         node.block_on(child.read(at, &mut bytes)).unwrap();
@@ -423,10 +423,10 @@ fn fork_shares_pages_until_they_are_written() {
         assert_eq!(run.get(at + page * 4096, 8), page.to_le_bytes());
         assert_eq!(read(&child, at + page * 4096, 8), page.to_le_bytes());
     }
-    node.block_on(run.process.end()).unwrap();
+    run.end();
     assert_eq!(read(&child, at + 39 * 4096, 8), 39_u64.to_le_bytes());
     node.block_on(child.end()).unwrap();
-    node.block_on(node.supply.settle(&node)).unwrap();
+    node.block_on(node.supply.settle(node)).unwrap();
     node.drain();
     assert_eq!(node.cache.lines_in_use(), (0, 0));
     assert!(node.memory.lent.borrow().is_empty());

@@ -2,15 +2,18 @@
 
 mod fake;
 mod memory;
+mod threads;
 
-use fake::{FakeCpu, FakeNode, errno_of};
+use fake::{FakeNode, errno_of};
 use linux_raw_sys::general as nr;
 use pcache::Access;
 use proptest::prelude::*;
 
+use crate::Cpu;
+use crate::deliver::Outcome;
 use crate::elf::Header;
 use crate::error::errno;
-use crate::{Command, Error, Exit, Process, Refusal, Stream, SystemCall, Trap};
+use crate::{Command, Error, Exit, Refusal, Stream, SystemCall, Thread, Trap};
 
 /// A program of one segment at 0x400000: code and data in one, 0x2000 bytes in memory.
 fn program() -> Vec<u8> {
@@ -32,7 +35,7 @@ fn program() -> Vec<u8> {
     file
 }
 
-fn node(lines: u64) -> FakeNode {
+fn node(lines: u64) -> &'static mut FakeNode {
     let big: Vec<u8> = (0..100_000u32)
         .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1])
         .collect();
@@ -58,21 +61,38 @@ fn command(path: &str) -> Command {
 /// A data address of the program, writable and initially zero.
 const DATA: u64 = 0x40_1000;
 
-struct Run<'n> {
-    node: &'n FakeNode,
-    process: Process<'n, FakeNode>,
-    cpu: FakeCpu,
+struct Run {
+    node: &'static FakeNode,
+    thread: Thread<FakeNode>,
 }
 
-impl<'n> Run<'n> {
-    fn new(node: &'n FakeNode) -> Self {
-        let mut cpu = FakeCpu::default();
-        let process = node.block_on(Process::start(node, 7, &command("/bin/program"), &mut cpu));
-        Self {
-            node,
-            process: process.unwrap(),
-            cpu,
+impl Run {
+    fn new(node: &'static FakeNode) -> Self {
+        Self::of(node, "/bin/program")
+    }
+
+    fn of(node: &'static FakeNode, path: &str) -> Self {
+        let thread = node.block_on(Thread::first(node, &command(path))).unwrap();
+        Self { node, thread }
+    }
+
+    /// Runs the program's script to its end.
+    fn go(&mut self) -> Result<Exit, Error> {
+        loop {
+            match self.node.block_on(self.thread.step()) {
+                Ok(()) => {}
+                Err(Error::Ended(exit) | Error::ThreadEnded(exit)) => return Ok(exit),
+                Err(error) => return Err(error),
+            }
         }
+    }
+
+    /// Ends the program, and all that it started.
+    fn end(self) {
+        self.thread.process.end(Exit::Code(0));
+        self.node.block_on(self.thread.run());
+        self.node.run_started();
+        self.node.block_on(self.node.supply.settle(self.node)).unwrap();
     }
 
     fn call(&mut self, number: u32, args: &[u64]) -> Result<u64, Error> {
@@ -82,12 +102,19 @@ impl<'n> Run<'n> {
             number: u64::from(number),
             args: all,
         };
-        self.node.block_on(self.process.system_call(&mut self.cpu, call))
+        let done = self.node.block_on(self.thread.system_call(call));
+        self.node
+            .block_on(self.node.kernel.close_files(self.node))
+            .unwrap();
+        done.map(|outcome| match outcome {
+            Outcome::Value(value) => value,
+            Outcome::Registers => 0,
+        })
     }
 
     fn put(&self, addr: u64, bytes: &[u8]) -> u64 {
         self.node
-            .block_on(self.process.memory().write(addr, bytes))
+            .block_on(self.thread.memory().write(addr, bytes))
             .unwrap();
         addr
     }
@@ -95,7 +122,7 @@ impl<'n> Run<'n> {
     fn get(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.node
-            .block_on(self.process.memory().read(addr, &mut bytes))
+            .block_on(self.thread.memory().read(addr, &mut bytes))
             .unwrap();
         bytes
     }
@@ -112,12 +139,12 @@ impl<'n> Run<'n> {
 
 #[test]
 fn program_is_loaded_with_its_arguments() {
-    let node = node(64);
-    let run = Run::new(&node);
-    assert_eq!((run.cpu.ip, run.cpu.sp % 16), (0x40_0100, 0));
+    let node: &FakeNode = node(64);
+    let run = Run::new(node);
+    assert_eq!((run.thread.cpu.ip(), run.thread.cpu.sp() % 16), (0x40_0100, 0));
     assert_eq!(run.get(0x40_0000, 0x1000), program());
     assert_eq!(run.get(DATA, 0x1000), vec![0; 0x1000]);
-    let word = |n: u64| u64::from_le_bytes(run.get(run.cpu.sp + n * 8, 8).try_into().unwrap());
+    let word = |n: u64| u64::from_le_bytes(run.get(run.thread.cpu.sp() + n * 8, 8).try_into().unwrap());
     assert_eq!(word(0), 2);
     assert_eq!(run.get(word(2), 4), b"one\0");
     assert_eq!(node.files.open.get(), 0, "the program's file is closed again");
@@ -129,21 +156,13 @@ fn real_program_is_loaded_whole_through_a_small_cache() {
     let path = std::env::var("TESSERA_STATIC_PROGRAM").expect("TESSERA_STATIC_PROGRAM names a program");
     let file = std::fs::read(path).expect("the program can be read");
     let node = FakeNode::new(32, &[("/busybox", &file)]);
-    let mut cpu = FakeCpu::default();
-    let process = node
-        .block_on(Process::start(&node, 7, &command("/busybox"), &mut cpu))
-        .unwrap();
-    let run = Run {
-        node: &node,
-        process,
-        cpu,
-    };
+    let run = Run::of(node, "/busybox");
     let header = Header::parse(&file).unwrap();
     let at = usize::try_from(header.headers_at).unwrap();
     let program = header
         .program(&file[at..at + header.headers_len()], file.len() as u64)
         .unwrap();
-    let bias = run.cpu.ip - program.entry;
+    let bias = run.thread.cpu.ip() - program.entry;
     for s in &program.segments {
         let (from, len) = (
             usize::try_from(s.file_offset).unwrap(),
@@ -156,45 +175,54 @@ fn real_program_is_loaded_whole_through_a_small_cache() {
         );
         let zeros = usize::try_from(s.len - s.file_len).unwrap();
         assert!(run.get(s.addr + bias + s.file_len, zeros).iter().all(|&b| b == 0));
-        assert_eq!(run.process.memory().rights(s.addr + bias), Some(s.prot));
+        assert_eq!(run.thread.memory().rights(s.addr + bias), Some(s.prot));
     }
     assert!(node.cache.counters().nr_pcache_eviction_dirty > 0);
 }
 
 #[test]
-fn dynamic_program_is_refused_by_name() {
-    // This very test is a dynamic program.
-    let file = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-    let head = &file[..file.len().min(1 << 16)];
-    let node = FakeNode::new(32, &[("/test", head)]);
-    let refusal = node
-        .block_on(Process::start(
-            &node,
-            7,
-            &command("/test"),
-            &mut FakeCpu::default(),
-        ))
+fn a_dynamic_program_begins_in_its_interpreter() {
+    let mut dynamic = program();
+    // A second program header, PT_INTERP, names the file whose path follows.
+    dynamic[56] = 2;
+    dynamic[120..124].copy_from_slice(&[3, 0, 0, 0]);
+    for (at, value) in [(120 + 8, 0x800_u64), (120 + 32, 8)] {
+        dynamic[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    dynamic[0x800..0x808].copy_from_slice(b"/bin/ld\0");
+    let mut interpreter = program();
+    // Position-independent, at 0.
+    interpreter[16] = 3;
+    for (at, value) in [(24, 0x100_u64), (64 + 16, 0)] {
+        interpreter[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    let node: &FakeNode = FakeNode::new(64, &[("/dynamic", &dynamic), ("/bin/ld", &interpreter)]);
+    let run = Run::of(node, "/dynamic");
+    let ip = run.thread.cpu.ip();
+    assert_eq!(ip % (2 << 20), 0x100);
+    assert_eq!(run.get(ip - 0x100, 0x1000), interpreter);
+    assert_eq!(run.get(0x40_0000, 0x1000), dynamic);
+    let node: &FakeNode = FakeNode::new(64, &[("/dynamic", &dynamic)]);
+    let refused = node
+        .block_on(Thread::first(node, &command("/dynamic")))
         .err()
         .unwrap();
-    assert_eq!(refusal.status(), 126);
-    assert!(refusal.to_string().contains("not yet supported"), "{refusal}");
+    assert_eq!(refused.status(), 126);
 }
 
 #[test]
 fn refusals_have_the_shell_s_statuses() {
-    let node = node(64);
+    let node: &FakeNode = node(64);
     let refused = |path: &str| {
-        let outcome = node.block_on(Process::start(&node, 7, &command(path), &mut FakeCpu::default()));
+        let outcome = node.block_on(Thread::first(node, &command(path)));
         outcome.map(|_| ()).unwrap_err()
     };
     assert_eq!(refused("/nowhere").status(), 127);
     assert_eq!(refused("/nowhere").to_string(), "/nowhere: not found");
-    assert!(matches!(refused("/script"), Refusal::NotRunnable { .. }));
-    assert_eq!(refused("/script").to_string(), "/script: not an ELF file");
-    assert_eq!(
-        (refused("/script").status(), refused("/bin").status()),
-        (126, 126)
-    );
+    assert!(matches!(refused("/big"), Refusal::NotRunnable { .. }));
+    assert_eq!(refused("/big").to_string(), "/big: not an ELF file");
+    assert_eq!(refused("/script").to_string(), "/bin/sh: not found");
+    assert_eq!((refused("/big").status(), refused("/bin").status()), (126, 126));
     assert!(node.memory.lent.borrow().is_empty());
 }
 
@@ -205,12 +233,13 @@ fn stores_outside_or_against_rights_end_in_sigsegv() {
         (0x7ffe_0000_0000, Access::Write),
         (1 << 63, Access::Read),
     ] {
-        let node = node(64);
-        let mut run = Run::new(&node);
-        run.cpu
+        let node: &FakeNode = node(64);
+        let mut run = Run::new(node);
+        run.thread
+            .cpu
             .script
             .push((Trap::PageFault { addr, access }, SystemCall::default()));
-        let exit = node.block_on(run.process.run(&mut run.cpu));
+        let exit = run.go();
         assert_eq!(exit, Ok(Exit::Signal(11)), "{addr:#x}");
     }
     assert_eq!(Exit::Signal(11).status(), 139);
@@ -218,78 +247,70 @@ fn stores_outside_or_against_rights_end_in_sigsegv() {
 
 #[test]
 fn code_is_not_executed_from_the_stack_nor_read_only_pages_written() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let at = run.map(4096).unwrap();
     run.call(nr::__NR_mprotect, &[at, 4096, 1]).unwrap();
-    for (addr, access) in [(at, Access::Write), (run.cpu.sp, Access::Execute)] {
-        run.cpu
+    for (addr, access) in [(at, Access::Write), (run.thread.cpu.sp(), Access::Execute)] {
+        run.thread
+            .cpu
             .script
             .push((Trap::PageFault { addr, access }, SystemCall::default()));
-        assert_eq!(node.block_on(run.process.run(&mut run.cpu)), Ok(Exit::Signal(11)));
+        assert_eq!(run.go(), Ok(Exit::Signal(11)));
     }
 }
 
 #[test]
 fn exceptions_become_signals() {
     for (vector, signal) in [(0, 8), (6, 4), (13, 11), (17, 7), (3, 5)] {
-        let node = node(64);
-        let mut run = Run::new(&node);
-        run.cpu
+        let node: &FakeNode = node(64);
+        let mut run = Run::new(node);
+        run.thread
+            .cpu
             .script
             .push((Trap::Exception { vector, error: 0 }, SystemCall::default()));
-        assert_eq!(
-            node.block_on(run.process.run(&mut run.cpu)),
-            Ok(Exit::Signal(signal))
-        );
+        assert_eq!(run.go(), Ok(Exit::Signal(signal)));
     }
 }
 
 #[test]
 fn unknown_calls_are_counted_and_exit_ends_the_run() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     for (number, args) in [
-        (u64::from(nr::__NR_fork), [0; 6]),
+        (u64::from(nr::__NR_io_setup), [0; 6]),
         (1 << 40, [0; 6]),
         (60, [0x1_03, 0, 0, 0, 0, 0]),
     ] {
-        run.cpu.script.push((Trap::Syscall, SystemCall { number, args }));
+        run.thread
+            .cpu
+            .script
+            .push((Trap::Syscall, SystemCall { number, args }));
     }
-    assert_eq!(node.block_on(run.process.run(&mut run.cpu)), Ok(Exit::Code(3)));
-    assert_eq!(run.cpu.results, [(-38i64).cast_unsigned(); 2]);
-    assert_eq!(
-        run.process.unimplemented().collect::<Vec<_>>(),
-        [(57, 1), (u64::MAX, 1)]
-    );
-    node.block_on(run.process.end()).unwrap();
+    assert_eq!(run.go(), Ok(Exit::Code(3)));
+    assert_eq!(run.thread.cpu.results, [(-38i64).cast_unsigned(); 2]);
+    assert_eq!(node.kernel.unimplemented(), [(206, 1), (u64::MAX, 1)]);
+    run.end();
     node.drain();
     assert_eq!(node.cache.lines_in_use(), (0, 0));
 }
 
 #[test]
 fn program_s_own_stores_survive_eviction() {
-    let node = node(8);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(8);
+    let mut run = Run::new(node);
     let at = run.map(32 * 4096).unwrap();
     for n in 0..32u8 {
         let addr = at + u64::from(n) * 4096;
-        run.cpu.script.push((
+        run.thread.cpu.script.push((
             Trap::PageFault {
                 addr,
                 access: Access::Write,
             },
             SystemCall::default(),
         ));
-        run.cpu.script.push((
-            Trap::Syscall,
-            SystemCall {
-                number: 60,
-                args: [0; 6],
-            },
-        ));
-        node.block_on(run.process.run(&mut run.cpu)).unwrap();
-        assert!(node.store(run.process.memory().tables(), addr + 5, n));
+        node.block_on(run.thread.step()).unwrap();
+        assert!(node.store(run.thread.memory().tables(), addr + 5, n));
     }
     for n in 0..32u8 {
         assert_eq!(run.get(at + u64::from(n) * 4096 + 5, 1), [n]);
@@ -298,8 +319,8 @@ fn program_s_own_stores_survive_eviction() {
 
 #[test]
 fn files_are_read_by_pieces_positions_and_mappings() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let big = node.files.files[b"/big".as_slice()].clone();
     let fd = run.open("/big").unwrap();
     assert_eq!(fd, 3);
@@ -332,8 +353,8 @@ fn files_are_read_by_pieces_positions_and_mappings() {
 
 #[test]
 fn output_is_whole_and_input_ends() {
-    let node = node(16);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(16);
+    let mut run = Run::new(node);
     let at = run.map(300_000).unwrap();
     let text: Vec<u8> = (0..300_000u32).map(|n| n.to_le_bytes()[0]).collect();
     run.put(at, &text);
@@ -363,8 +384,8 @@ fn output_is_whole_and_input_ends() {
 
 #[test]
 fn errors_are_linux_s() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     run.put(DATA, b"/new\0");
     assert_eq!(
         errno_of(run.call(nr::__NR_open, &[DATA, 0o101])),
@@ -393,10 +414,6 @@ fn errors_are_linux_s() {
         Some(errno::EINVAL)
     );
     assert_eq!(errno_of(run.call(nr::__NR_kill, &[99, 9])), Some(errno::ESRCH));
-    assert_eq!(
-        run.call(nr::__NR_kill, &[7, 6]),
-        Err(Error::Ended(Exit::Signal(6)))
-    );
     let fd = run.open("/bin").unwrap();
     assert_eq!(
         errno_of(run.call(nr::__NR_read, &[fd, DATA, 1])),
@@ -411,8 +428,8 @@ fn errors_are_linux_s() {
 
 #[test]
 fn working_folder_is_followed() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     run.put(DATA, b"bin\0");
     assert_eq!(run.call(nr::__NR_chdir, &[DATA]), Ok(0));
     assert_eq!(run.call(nr::__NR_getcwd, &[DATA, 100]), Ok(5));
@@ -427,7 +444,7 @@ fn working_folder_is_followed() {
 
 #[test]
 fn working_folder_is_where_links_lead() {
-    let mut node = FakeNode::new(
+    let node = FakeNode::new(
         64,
         &[
             ("/bin/program", &program()),
@@ -444,7 +461,8 @@ fn working_folder_is_where_links_lead() {
     ] {
         node.files.links.insert(link.into(), target.into());
     }
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node;
+    let mut run = Run::new(node);
     for (call, path, leads) in [(nr::__NR_chdir, "/link", "/a/b"), (nr::__NR_chdir, "..", "/a")] {
         run.put(DATA, format!("{path}\0").as_bytes());
         assert_eq!(run.call(call, &[DATA]), Ok(0));
@@ -466,26 +484,30 @@ fn working_folder_is_where_links_lead() {
 
 #[test]
 fn devices_give_zeros_chance_or_nothing() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let at = run.map(100_000).unwrap();
     for (path, got, byte) in [
         ("/dev/null", 0, 0xff),
         ("/dev/zero", 90_000, 0),
         ("/dev/urandom", 90_000, 0x5a),
     ] {
-        let fd = run.open(path).unwrap();
+        run.put(DATA, format!("{path}\0").as_bytes());
+        let fd = run.call(nr::__NR_open, &[DATA, 2]).unwrap();
         run.put(at + 89_999, &[0xff]);
         assert_eq!(run.call(nr::__NR_read, &[fd, at, 90_000]), Ok(got), "{path}");
         assert_eq!(run.get(at + 89_999, 1), [byte], "{path}");
         assert_eq!(run.call(nr::__NR_write, &[fd, at, 90_000]), Ok(90_000), "{path}");
+        let read_only = run.open(path).unwrap();
+        let refused = run.call(nr::__NR_write, &[read_only, at, 1]);
+        assert_eq!(errno_of(refused), Some(errno::EBADF), "{path}");
     }
 }
 
 #[test]
 fn changes_of_files_are_refused_as_on_a_read_only_disk() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let (new, old) = (run.put(DATA, b"/new\0"), run.put(DATA + 100, b"/big\0"));
     for (number, args, errno) in [
         (nr::__NR_mkdir, [new, 0], errno::EROFS),
@@ -508,8 +530,8 @@ fn changes_of_files_are_refused_as_on_a_read_only_disk() {
 
 #[test]
 fn futex_wakes_nobody_and_waits_no_longer_than_told() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     run.put(DATA, &7u32.to_le_bytes());
     let time: Vec<u8> = [2u64, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
     run.put(DATA + 16, &time);
@@ -524,9 +546,10 @@ fn futex_wakes_nobody_and_waits_no_longer_than_told() {
 
 #[test]
 fn small_reads_one_behind_the_other_are_few_calls() {
-    let mut node = node(64);
+    let node = node(64);
     node.files.most = 1 << 20;
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node;
+    let mut run = Run::new(node);
     let fd = run.open("/big").unwrap();
     let at = run.map(100_000).unwrap();
     let before = node.files.reads.get();
@@ -560,27 +583,20 @@ fn small_reads_one_behind_the_other_are_few_calls() {
 
 #[test]
 fn rights_taken_away_take_effect_on_mapped_pages() {
-    let node = node(64);
-    let mut run = Run::new(&node);
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
     let addr = run.map(4096).unwrap();
-    run.cpu.script.push((
+    run.thread.cpu.script.push((
         Trap::PageFault {
             addr,
             access: Access::Write,
         },
         SystemCall::default(),
     ));
-    run.cpu.script.push((
-        Trap::Syscall,
-        SystemCall {
-            number: 60,
-            args: [0; 6],
-        },
-    ));
-    node.block_on(run.process.run(&mut run.cpu)).unwrap();
-    assert!(node.store(run.process.memory().tables(), addr, 1));
+    node.block_on(run.thread.step()).unwrap();
+    assert!(node.store(run.thread.memory().tables(), addr, 1));
     run.call(nr::__NR_mprotect, &[addr, 4096, 1]).unwrap();
-    assert!(!node.store(run.process.memory().tables(), addr, 1));
+    assert!(!node.store(run.thread.memory().tables(), addr, 1));
 }
 
 proptest! {
@@ -591,20 +607,18 @@ proptest! {
     fn any_call_is_survived(
         calls in prop::collection::vec((0u32..470, prop::array::uniform6(word())), 1..40),
     ) {
-        let node = node(32);
-        let mut run = Run::new(&node);
+        let node: &FakeNode = node(32);
+        let mut run = Run::new(node);
         for (number, args) in calls {
-            // A program may well wait for nothing for ever.
-            if [nr::__NR_poll, nr::__NR_futex].contains(&number) {
-                continue;
-            }
-            match run.call(number, &args) {
-                Ok(_) | Err(Error::Errno(_)) => {}
-                Err(Error::Ended(_)) => break,
-                Err(error) => prop_assert!(false, "call {} stopped the node: {}", number, error),
+            let call = SystemCall { number: number.into(), args };
+            match node.try_block_on(run.thread.system_call(call)) {
+                // A program may well wait for nothing for ever.
+                None | Some(Ok(_) | Err(Error::Errno(_))) => {}
+                Some(Err(Error::Ended(_) | Error::ThreadEnded(_))) => break,
+                Some(Err(error)) => prop_assert!(false, "call {} stopped the node: {}", number, error),
             }
         }
-        node.block_on(run.process.end()).unwrap();
+        run.end();
         node.drain();
         prop_assert_eq!(node.cache.lines_in_use().0, 0);
         prop_assert!(node.memory.lent.borrow().is_empty(), "chunks come back");

@@ -8,6 +8,7 @@ use libos::dma::Buffer;
 use messages::Kind;
 use node::{Core, Error, Node};
 use processor::remote::{Carrier, MAX_READ, NoAnswer};
+use processor::wait::Gate;
 use verbs::{Access, Device, Region};
 
 /// Carries calls to one peer.
@@ -22,6 +23,8 @@ pub(crate) struct FitCarrier {
 struct Landing {
     buffer: Buffer,
     region: Region,
+    /// Passed by one call at a time.
+    gate: Gate,
     /// Set for good when a call did not end in order: the peer may still write.
     lent: AtomicBool,
 }
@@ -63,6 +66,7 @@ impl FitCarrier {
         let data = Some(Landing {
             buffer,
             region,
+            gate: Gate::default(),
             lent: AtomicBool::new(false),
         });
         Ok(Self { core, peer, data })
@@ -92,6 +96,7 @@ impl Carrier for FitCarrier {
         let Some(landing) = &self.data else {
             return Err(NoAnswer);
         };
+        let _pass = landing.gate.pass().await;
         if landing.lent.swap(true, Ordering::AcqRel) {
             log::error!(
                 "{}: the data buffer is lent to an earlier call",

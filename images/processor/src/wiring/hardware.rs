@@ -145,8 +145,8 @@ impl Spaces {
 
 impl Tables {
     /// Returns the space, for threads to run in.
-    pub(crate) fn space(&self) -> Arc<AddressSpace> {
-        self.space.clone()
+    pub(crate) fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
     }
 }
 

@@ -15,14 +15,14 @@ use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Chunks, Geometry, Slot};
 use processor::mm::supply::Supply;
 use processor::remote::Remote;
-use processor::{Command, Peer, Platform, Process, Refusal, Report, Stream};
+use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Stream, Thread};
 use raw_cpuid::{CpuId, cpuid};
 use spin::Once;
 
 use carrier::FitCarrier;
 use hardware::{Hardware, Spaces, Tables};
 use stdio::Machine;
-use thread::Thread;
+use thread::Context;
 
 /// The cache's size if the command line names none.
 const DEFAULT_PCACHE: u64 = 64 << 20;
@@ -30,8 +30,6 @@ const DEFAULT_WAYS: u32 = 8;
 /// The most chunks that M may lend: 2 TB.
 const MAX_CHUNKS: u32 = 1 << 20;
 const _: () = assert!(MAX_CHUNKS <= Slot::MAX_CHUNKS);
-/// The first process.
-const PID: u32 = 1;
 
 /// What the processor's logic reaches.
 struct Parts {
@@ -42,11 +40,14 @@ struct Parts {
     machine: Machine,
     memory: Remote<FitCarrier>,
     files: Remote<FitCarrier>,
+    kernel: Kernel<Parts>,
+    cores: usize,
 }
 
 impl processor::Node for Parts {
     type Machine = Hardware;
     type Tables = Tables;
+    type Cpu = Context;
     type Platform = Machine;
     type Memory = Remote<FitCarrier>;
     type Files = Remote<FitCarrier>;
@@ -76,6 +77,22 @@ impl processor::Node for Parts {
     fn files(&self) -> &Remote<FitCarrier> {
         &self.files
     }
+    fn kernel(&self) -> &Kernel<Self> {
+        &self.kernel
+    }
+    fn cores(&self) -> usize {
+        self.cores
+    }
+    fn spawn(&'static self, thread: Thread<Self>, core: usize) {
+        libos::spawn_on(core, thread.run()).detach();
+    }
+    fn kick(&self, core: usize) {
+        // A core with a task to run leaves user mode.
+        libos::spawn_on(core, async {}).detach();
+    }
+    fn fail(&self, error: processor::Error) {
+        node::end(Err(failed(error)))
+    }
 }
 
 /// P's main task.
@@ -91,13 +108,23 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let config = Config {
         message_version: messages::VERSION,
         domains: Domains::PerPeer,
+        // Every core runs threads, and each looks for its own pages.
+        cores: u16::try_from(libos::cores()).unwrap_or(u16::MAX),
         ..Config::default()
     };
     let node = Node::start(Role::Processor, line, config).await?;
     let fit = node.fit.clone();
     static PARTS: Once<Parts> = Once::new();
-    libos::spawn(async move { node::end(drive(&fit, &PARTS).await) }).detach();
-    node.run_other_cores();
+    libos::spawn(async move { node::end(drive(&fit, 0, &PARTS).await) }).detach();
+    let cores = usize::from(node.fit.cores());
+    for core in 1..node.fit.cores() {
+        let fit = node.fit.clone();
+        libos::spawn_on(
+            core.into(),
+            async move { node::end(drive(&fit, core, &PARTS).await) },
+        )
+        .detach();
+    }
     node.join();
     let [memory, storage] = node.find([Role::Memory, Role::Storage]).await?;
     let core = node.fit.core(0);
@@ -114,6 +141,8 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         machine,
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
         files: Remote::new(Peer::Storage, files),
+        kernel: Kernel::new(hwcap(), line.has("strace")),
+        cores,
     });
     let keeper = libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
     log::info!("pcache: {} lines in {} ways", geometry.lines(), geometry.ways());
@@ -127,8 +156,8 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
 }
 
 /// Polls the HCA: FIT's connections, and the way of pages beside them.
-async fn drive(fit: &Fit, parts: &'static Once<Parts>) -> Result<(), Error> {
-    Ok(fit.run_core_beside(0, |_, _| {}, Pages(parts)).await?)
+async fn drive(fit: &Fit, core: u16, parts: &'static Once<Parts>) -> Result<(), Error> {
+    Ok(fit.run_core_beside(core, |_, _| {}, Pages(parts)).await?)
 }
 
 /// The way of pages of the core that calls, once there is one.
@@ -151,12 +180,12 @@ impl Beside for Pages {
     }
 }
 
-/// Runs the program; gives what it says of itself, and its exit status.
-async fn execute(parts: &Parts, command: &Command) -> Result<(Report, u8), Error> {
+/// Runs the program and what it starts; gives what is to be reported, and its exit status.
+async fn execute(parts: &'static Parts, command: &Command) -> Result<(Report, u8), Error> {
+    use processor::Node as _;
     let mut report = Report::default();
-    let mut thread = Thread::new();
-    let mut process = match Process::start(parts, PID, command, &mut thread).await {
-        Ok(process) => process,
+    let thread = match Thread::first(parts, command).await {
+        Ok(thread) => thread,
         Err(Refusal::Failed { path, cause }) if !matches!(cause, processor::Error::Errno(_)) => {
             return Err(Error::Role(format!("{path}: {cause}")));
         }
@@ -166,15 +195,15 @@ async fn execute(parts: &Parts, command: &Command) -> Result<(Report, u8), Error
             return Ok((report, refusal.status()));
         }
     };
-    thread.enter(process.memory().tables().space());
-    let ended = process.run(&mut thread).await.map_err(failed)?;
-    report.run_time(parts.machine.now().since(process.started()));
-    for (number, count) in process.unimplemented() {
+    let started = parts.machine.now();
+    let core = thread.core();
+    parts.spawn(thread, core);
+    let ended = parts.kernel.finish(parts).await.map_err(failed)?;
+    report.run_time(parts.machine.now().since(started));
+    for (number, count) in parts.kernel.unimplemented() {
         report.unimplemented(number, count);
     }
-    report.counter("nr_pgfault", process.memory().faults());
-    process.end().await.map_err(failed)?;
-    thread.leave();
+    report.counter("nr_pgfault", parts.kernel.faults());
     Ok((report, ended.status()))
 }
 
@@ -225,17 +254,14 @@ fn command(line: &CommandLine) -> Result<Command, Error> {
         .map(|variable| variable.as_bytes().to_vec())
         .collect();
     let cwd = line.value("cwd").unwrap_or_default().as_bytes().to_vec();
-    let hwcap = CpuId::new()
+    Ok(Command { path, args, env, cwd })
+}
+
+/// Returns CPUID leaf 1, `edx`, for programs to see.
+fn hwcap() -> u64 {
+    CpuId::new()
         .get_feature_info()
-        .map_or(0, |_| u64::from(cpuid!(1).edx));
-    Ok(Command {
-        path,
-        args,
-        env,
-        cwd,
-        strace: line.has("strace"),
-        hwcap,
-    })
+        .map_or(0, |_| u64::from(cpuid!(1).edx))
 }
 
 fn geometry(line: &CommandLine) -> Result<Geometry, Error> {

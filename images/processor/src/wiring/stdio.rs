@@ -9,16 +9,15 @@ use hal::Instant;
 use libos::CommandLine;
 use libos::virtio::{self, Reader, Writer};
 use node::Error;
+use processor::wait::{Gate, Pass};
 use processor::{Input, Platform, Stream};
 use spin::Mutex;
 
-/// Clock, chance and the two consoles: the first is stdout and stdin, the second stderr.
-///
-/// A program has one thread, so a console is in one hand at a time: it is taken out for as long as it is used.
+/// Clock, RNG and the two consoles: the first is stdout and stdin, the second stderr.
 pub(crate) struct Machine {
-    stdin: Mutex<Option<Reader>>,
-    stdout: Mutex<Option<Writer>>,
-    stderr: Mutex<Option<Writer>>,
+    stdin: Console<Reader>,
+    stdout: Console<Writer>,
+    stderr: Console<Writer>,
     input: Mutex<Input>,
     /// The time since 1970 when the machine's clock began.
     epoch: Duration,
@@ -40,16 +39,62 @@ impl Machine {
         let clock = Duration::from_secs(line.parsed("clock")?.unwrap_or(0));
         let epoch = clock.saturating_sub(Duration::from_nanos(libos::now().nanos));
         Ok(Self {
-            stdin: Mutex::new(Some(stdout.reader)),
-            stdout: Mutex::new(Some(stdout.writer)),
-            stderr: Mutex::new(Some(stderr.writer)),
+            stdin: Console::new(stdout.reader),
+            stdout: Console::new(stdout.writer),
+            stderr: Console::new(stderr.writer),
             input: Mutex::default(),
             epoch,
         })
     }
+}
 
-    fn in_use() -> ! {
-        panic!("two tasks use a program's console at once")
+/// One end of a console, which one task uses at a time.
+struct Console<T> {
+    gate: Gate,
+    end: Mutex<Option<T>>,
+}
+
+/// An end of a console in use; it goes back when this is dropped, also in the middle of a wait.
+struct InUse<'a, T> {
+    console: &'a Console<T>,
+    end: Option<T>,
+    _pass: Pass<'a>,
+}
+
+impl<T> Console<T> {
+    fn new(end: T) -> Self {
+        Self {
+            gate: Gate::default(),
+            end: Mutex::new(Some(end)),
+        }
+    }
+
+    async fn take(&self) -> InUse<'_, T> {
+        self.with(self.gate.pass().await)
+    }
+
+    fn try_take(&self) -> Option<InUse<'_, T>> {
+        self.gate.try_pass().map(|pass| self.with(pass))
+    }
+
+    fn with<'a>(&'a self, pass: Pass<'a>) -> InUse<'a, T> {
+        InUse {
+            console: self,
+            end: self.end.lock().take(),
+            _pass: pass,
+        }
+    }
+}
+
+impl<T> InUse<'_, T> {
+    fn get(&mut self) -> &mut T {
+        self.end.as_mut().expect("whoever passed the gate has it")
+    }
+}
+
+impl<T> Drop for InUse<'_, T> {
+    fn drop(&mut self) {
+        *self.console.end.lock() = self.end.take();
     }
 }
 
@@ -84,11 +129,12 @@ impl Platform for Machine {
                 }
             }
             let mut came = [0; 4096];
-            let taken = self.stdin.lock().take();
-            let Some(mut stdin) = taken else { Self::in_use() };
-            let got = stdin.read(&mut came).await;
-            *self.stdin.lock() = Some(stdin);
-            match got {
+            let mut stdin = self.stdin.take().await;
+            // Another task may have read meanwhile.
+            if self.input.lock().ready() {
+                continue;
+            }
+            match stdin.get().read(&mut came).await {
                 Ok(count) => self.input.lock().take(&came[..count]),
                 Err(error) => {
                     log::error!("stdin: {error}");
@@ -100,12 +146,12 @@ impl Platform for Machine {
 
     fn stdin_ready(&self) -> bool {
         let mut came = [0; 4096];
-        let mut stdin = self.stdin.lock();
-        let Some(stdin) = stdin.as_mut() else {
-            Self::in_use()
+        // Whoever reads takes what comes.
+        let Some(mut stdin) = self.stdin.try_take() else {
+            return self.input.lock().ready();
         };
         // Dropping the read loses nothing: what came is kept by the console.
-        let polled = pin!(stdin.read(&mut came)).poll(&mut Context::from_waker(Waker::noop()));
+        let polled = pin!(stdin.get().read(&mut came)).poll(&mut Context::from_waker(Waker::noop()));
         let mut input = self.input.lock();
         if let core::task::Poll::Ready(Ok(count)) = polled {
             input.take(&came[..count]);
@@ -118,11 +164,7 @@ impl Platform for Machine {
             Stream::Stdout => &self.stdout,
             Stream::Stderr => &self.stderr,
         };
-        let taken = place.lock().take();
-        let Some(mut console) = taken else { Self::in_use() };
-        let written = console.write(bytes).await;
-        *place.lock() = Some(console);
-        if let Err(error) = written {
+        if let Err(error) = place.take().await.get().write(bytes).await {
             log::error!("{stream:?}: {error}");
         }
     }

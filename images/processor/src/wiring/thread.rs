@@ -1,41 +1,27 @@
 //! A program's thread on this machine.
 
-use alloc::sync::Arc;
+use alloc::vec::Vec;
 
-use libos::{AddressSpace, UserContext};
+use libos::UserContext;
 use pcache::Access;
-use processor::{Cpu, SystemCall, Trap};
+use processor::{Cpu, Registers, SystemCall, Trap};
 
-/// A thread and the page tables it runs in.
-pub(crate) struct Thread {
-    context: UserContext,
-    space: Option<Arc<AddressSpace>>,
-}
+use super::hardware::Tables;
 
-impl Thread {
-    /// A thread without a program.
-    pub(crate) fn new() -> Self {
-        Self {
-            context: UserContext::new(0, 0),
-            space: None,
-        }
+/// A thread's registers.
+pub(crate) struct Context(UserContext);
+
+impl Cpu<Tables> for Context {
+    fn new(ip: u64, sp: u64) -> Self {
+        Self(UserContext::new(ip, sp))
     }
 
-    /// Sets the page tables that it runs in.
-    pub(crate) fn enter(&mut self, space: Arc<AddressSpace>) {
-        self.space = Some(space);
+    fn duplicate(&mut self) -> Self {
+        Self(self.0.duplicate())
     }
 
-    /// Lets go of the page tables, of a thread that runs no more.
-    pub(crate) fn leave(&mut self) {
-        self.space = None;
-    }
-}
-
-impl Cpu for Thread {
-    async fn run(&mut self) -> Trap {
-        let space = self.space.as_ref().expect("a thread runs in an address space");
-        match self.context.run(space) {
+    fn run(&mut self, tables: &Tables) -> Trap {
+        match self.0.run(tables.space()) {
             libos::Trap::Syscall => Trap::Syscall,
             libos::Trap::PageFault {
                 addr, write, execute, ..
@@ -52,12 +38,8 @@ impl Cpu for Thread {
         }
     }
 
-    fn start(&mut self, ip: u64, sp: u64) {
-        self.context = UserContext::new(ip, sp);
-    }
-
     fn system_call(&self) -> SystemCall {
-        let r = &self.context.registers;
+        let r = &self.0.registers;
         SystemCall {
             number: r.rax,
             args: [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9],
@@ -65,26 +47,54 @@ impl Cpu for Thread {
     }
 
     fn set_result(&mut self, result: u64) {
-        self.context.registers.rax = result;
+        self.0.registers.rax = result;
     }
 
     fn ip(&self) -> u64 {
-        self.context.registers.rip
+        self.0.registers.rip
+    }
+
+    fn set_sp(&mut self, sp: u64) {
+        self.0.registers.rsp = sp;
+    }
+
+    fn registers(&self) -> Registers {
+        let r = &self.0.registers;
+        [
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
+            r.rcx, r.rsp, r.rip, r.rflags,
+        ]
+    }
+
+    fn set_registers(&mut self, registers: &Registers) {
+        let r = &mut self.0.registers;
+        [
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
+            r.rcx, r.rsp, r.rip, r.rflags,
+        ] = *registers;
+    }
+
+    fn vectors(&mut self) -> Vec<u8> {
+        self.0.fpu_state()
+    }
+
+    fn set_vectors(&mut self, state: &[u8]) -> bool {
+        self.0.set_fpu_state(state)
     }
 
     fn fs_base(&self) -> u64 {
-        self.context.fs_base()
+        self.0.fs_base()
     }
 
     fn set_fs_base(&mut self, base: u64) -> bool {
-        self.context.set_fs_base(base).is_ok()
+        self.0.set_fs_base(base).is_ok()
     }
 
     fn gs_base(&self) -> u64 {
-        self.context.gs_base()
+        self.0.gs_base()
     }
 
     fn set_gs_base(&mut self, base: u64) -> bool {
-        self.context.set_gs_base(base).is_ok()
+        self.0.set_gs_base(base).is_ok()
     }
 }

@@ -69,7 +69,18 @@ fn main() -> ExitCode {
     if list {
         return ExitCode::SUCCESS;
     }
-    let Tally { passed, failed } = tally;
+    let Tally {
+        passed,
+        failed,
+        failures,
+        unsteady,
+    } = tally;
+    for line in unsteady {
+        println!("unsteady: {line}");
+    }
+    for line in failures {
+        println!("failed: {line}");
+    }
     println!("{passed} passed, {failed} failed, {left_out} left out (run by --linux)");
     if failed == 0 && passed > 0 {
         ExitCode::SUCCESS

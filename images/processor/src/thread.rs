@@ -1,0 +1,436 @@
+//! Threads: registers, mask and memory of one, and its life from the first instruction to the end.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::ops::Deref;
+use core::pin::pin;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::task::{Poll, Waker};
+
+use spin::{Mutex, MutexGuard};
+
+use crate::error::{Error, Exit, Result, errno};
+use crate::files::Table;
+use crate::futex::ANY;
+use crate::kernel::FIRST;
+use crate::mm::Space;
+use crate::platform::{Cpu, Platform, Trap};
+use crate::process::{Node, Process};
+use crate::signals::{Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo};
+use crate::wait::WaitQueue;
+
+/// Locks that a dead thread may have held are looked through no further (Linux's `ROBUST_LIST_LIMIT`).
+const ROBUST_LIMIT: usize = 2048;
+/// The futex bits for "somebody waits" and "the owner died".
+const FUTEX_WAITERS: u32 = 0x8000_0000;
+const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
+const FUTEX_TID: u32 = 0x3fff_ffff;
+
+/// The folder and mask of new files' rights, which `CLONE_FS` shares.
+#[derive(Clone, Debug)]
+pub(crate) struct Fs {
+    pub(crate) cwd: Vec<u8>,
+    pub(crate) umask: u64,
+}
+
+/// What others know of a thread.
+pub(crate) struct Shared {
+    tid: AtomicU32,
+    core: usize,
+    /// Blocked signals.
+    mask: AtomicU64,
+    /// The head of the list of locks that others must be told of.
+    pub(crate) robust_list: AtomicU64,
+    /// Signals for this thread alone.
+    pub(crate) pending: Mutex<Pending>,
+    actions: Mutex<Arc<Mutex<Actions>>>,
+    /// The CPU runs the program, or is about to.
+    in_user: AtomicBool,
+    /// Wakes the thread out of a wait that a signal may end.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Shared {
+    pub(crate) fn new(tid: u32, core: usize, mask: u64, actions: Arc<Mutex<Actions>>) -> Self {
+        Self {
+            tid: AtomicU32::new(tid),
+            core,
+            mask: AtomicU64::new(mask),
+            robust_list: AtomicU64::new(0),
+            pending: Mutex::default(),
+            actions: Mutex::new(actions),
+            in_user: AtomicBool::new(false),
+            waker: Mutex::default(),
+        }
+    }
+
+    /// Returns the thread's number.
+    pub(crate) fn tid(&self) -> u32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    /// Changes the thread's number: that of a new program is its process's.
+    pub(crate) fn set_tid(&self, tid: u32) {
+        self.tid.store(tid, Ordering::Relaxed);
+    }
+
+    /// Returns the core that the thread runs on.
+    pub(crate) fn core(&self) -> usize {
+        self.core
+    }
+
+    /// Changes the actions, which are a new program's own.
+    pub(crate) fn set_actions(&self, actions: Arc<Mutex<Actions>>) {
+        *self.actions.lock() = actions;
+    }
+
+    /// Returns whether a signal would do nothing.
+    pub(crate) fn ignores(&self, signal: u8) -> bool {
+        self.actions.lock().lock().ignores(signal)
+    }
+
+    /// Returns whether children that end leave nothing to wait for.
+    fn forgets_children(&self) -> bool {
+        self.actions.lock().lock().forgets_children()
+    }
+
+    pub(crate) fn mask(&self) -> u64 {
+        self.mask.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_mask(&self, mask: u64) {
+        self.mask.store(crate::signals::blockable(mask), Ordering::SeqCst);
+    }
+
+    pub(crate) fn masks(&self, signal: u8) -> bool {
+        self.mask() & crate::signals::bit(signal) != 0
+    }
+
+    /// Makes the thread look at its signals, wherever it is.
+    pub(crate) fn call<N: Node>(&self, node: &N) {
+        if let Some(waker) = self.waker.lock().take() {
+            waker.wake();
+        }
+        if self.in_user.load(Ordering::SeqCst) {
+            node.kick(self.core);
+        }
+    }
+
+    /// Sends a signal to this thread.
+    pub(crate) fn send<N: Node>(&self, node: &N, info: SignalInfo) {
+        if self.ignores(info.signal) && !self.masks(info.signal) {
+            return;
+        }
+        self.pending.lock().add(info);
+        self.call(node);
+    }
+}
+
+/// Told once, when a child lets its parent's memory go (vfork).
+#[derive(Default)]
+pub(crate) struct Release {
+    done: AtomicBool,
+    queue: WaitQueue,
+}
+
+impl Release {
+    pub(crate) fn release(&self) {
+        self.done.store(true, Ordering::Release);
+        self.queue.wake();
+    }
+
+    pub(crate) async fn wait(&self) {
+        let done = || self.done.load(Ordering::Acquire).then_some(());
+        self.queue.until(done).await;
+    }
+}
+
+/// A thread. Its parts that threads may share are behind `Arc`s of their own, as clone's flags say.
+pub struct Thread<N: Node> {
+    pub(crate) process: Arc<Process<N>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) cpu: N::Cpu,
+    pub(crate) memory: Arc<Space<'static, N>>,
+    pub(crate) files: Arc<Mutex<Table>>,
+    pub(crate) fs: Arc<Mutex<Fs>>,
+    pub(crate) actions: Arc<Mutex<Actions>>,
+    /// The alternate signal stack as `stack_t` has it: base, flags, size.
+    pub(crate) alternate: [u64; 3],
+    /// The mask to return to after a handler that interrupted a wait with another mask.
+    pub(crate) saved_mask: Option<u64>,
+    /// The word that is cleared, and waiters on it woken, at the end.
+    pub(crate) clear_tid: u64,
+    pub(crate) release: Option<Arc<Release>>,
+}
+
+impl<N: Node> Deref for Thread<N> {
+    type Target = Process<N>;
+
+    fn deref(&self) -> &Process<N> {
+        &self.process
+    }
+}
+
+impl<N: Node> Thread<N> {
+    pub(crate) fn tid(&self) -> u32 {
+        self.shared.tid()
+    }
+
+    pub(crate) fn now(&self) -> hal::Instant {
+        self.node.platform().now()
+    }
+
+    /// Returns the address space.
+    pub fn memory(&self) -> &Space<'static, N> {
+        &self.memory
+    }
+
+    /// Locks the table of open files.
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.files.lock()
+    }
+
+    /// Returns the signals that wait and are not blocked.
+    pub(crate) fn due(&self) -> u64 {
+        let pending = self.shared.pending.lock().set() | self.process.pending.lock().set();
+        pending & !self.shared.mask()
+    }
+
+    /// Returns whether a wait that signals end must end.
+    pub(crate) fn called(&self) -> bool {
+        self.due() != 0 || self.process.must_end(self.tid())
+    }
+
+    /// Waits, unless a signal comes first.
+    ///
+    /// # Errors
+    ///
+    /// [`errno::ERESTARTSYS`] when one does.
+    pub(crate) async fn unless_called<T>(&self, wait: impl Future<Output = T>) -> Result<T> {
+        self.unless(|| self.called(), wait).await
+    }
+
+    /// Waits, unless the thread is to end first: other signals are taken later.
+    ///
+    /// # Errors
+    ///
+    /// As [`unless_called`](Self::unless_called).
+    pub(crate) async fn unless_ended<T>(&self, wait: impl Future<Output = T>) -> Result<T> {
+        self.unless(|| self.process.must_end(self.tid()), wait).await
+    }
+
+    async fn unless<T>(&self, called: impl Fn() -> bool, wait: impl Future<Output = T>) -> Result<T> {
+        let mut wait = pin!(wait);
+        poll_fn(|context| {
+            if let Poll::Ready(value) = wait.as_mut().poll(context) {
+                return Poll::Ready(Ok(value));
+            }
+            *self.shared.waker.lock() = Some(context.waker().clone());
+            if called() {
+                return Poll::Ready(Err(errno::ERESTARTSYS.into()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Runs the thread from where it stands to its end.
+    pub async fn run(mut self) {
+        let exit = loop {
+            match self.step().await {
+                Ok(()) => {}
+                Err(Error::Ended(exit)) => {
+                    self.process.end(exit);
+                    break exit;
+                }
+                Err(Error::ThreadEnded(exit)) => break exit,
+                Err(error) => {
+                    self.node.fail(error);
+                    break Exit::Signal(SIGKILL);
+                }
+            }
+        };
+        let node = self.node;
+        if let Err(error) = self.end(exit).await {
+            node.fail(error);
+        }
+    }
+
+    /// Runs the program until it needs the kernel, and serves it.
+    pub(crate) async fn step(&mut self) -> Result<()> {
+        self.shared.in_user.store(true, Ordering::SeqCst);
+        if self.called() {
+            self.shared.in_user.store(false, Ordering::SeqCst);
+            return self.take_signals().await;
+        }
+        let trap = self.cpu.run(self.memory.tables());
+        self.shared.in_user.store(false, Ordering::SeqCst);
+        match trap {
+            Trap::Syscall => self.serve().await,
+            Trap::PageFault { addr, access } => self.fault(addr, access).await,
+            Trap::Exception { vector, error } => self.exception(vector, error),
+            Trap::Preempted => {
+                self.node.platform().yield_now().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives back what the thread has. `exit` is how the process ended, if it was the last thread and
+    /// nothing else ended it.
+    async fn end(mut self, exit: Exit) -> Result<()> {
+        self.release_locks().await?;
+        let Self {
+            process,
+            shared,
+            memory,
+            files,
+            release,
+            cpu,
+            ..
+        } = self;
+        drop((files, cpu));
+        let node = process.node;
+        node.kernel().close_files(node).await?;
+        // Each thread lets go of the memory before it leaves: the last one finds nobody else's hold.
+        drop(memory);
+        let last = {
+            let mut threads = process.threads.lock();
+            threads.remove(&shared.tid());
+            threads.is_empty()
+        };
+        if last {
+            let memory = process.memory.lock().take();
+            if let Some(space) = memory.and_then(Arc::into_inner) {
+                node.kernel().add_faults(space.faults());
+                space.end().await?;
+            }
+        }
+        if let Some(release) = release {
+            release.release();
+        }
+        node.kernel().leave_core(shared.core);
+        process.fewer_threads.wake();
+        if last {
+            process.ended(process.ends().unwrap_or(exit));
+        }
+        Ok(())
+    }
+
+    /// Tells those that wait for this thread: for its end, and for locks that it held.
+    async fn release_locks(&mut self) -> Result<()> {
+        // A program that ends may have unmapped any of this: errors are its own affair.
+        match self.walk_robust_list().await {
+            Err(Error::Errno(_)) | Ok(()) => {}
+            Err(error) => return Err(error),
+        }
+        // Nobody waits for the last user of an address space.
+        if self.clear_tid != 0 && Arc::strong_count(&self.memory) > 2 {
+            match self.memory.write(self.clear_tid, &[0; 4]).await {
+                Ok(()) => {
+                    self.wake_futex(self.clear_tid, 1, ANY);
+                }
+                Err(Error::Errno(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks the locks of the robust list as those of a dead owner (Linux
+    /// `Documentation/locking/robust-futex-ABI.rst`).
+    async fn walk_robust_list(&self) -> Result<()> {
+        let head = self.shared.robust_list.load(Ordering::Relaxed);
+        if head == 0 {
+            return Ok(());
+        }
+        let offset = self.memory.read_u64(head.saturating_add(8)).await?;
+        let pending = self.memory.read_u64(head.saturating_add(16)).await? & !1;
+        let mut entry = self.memory.read_u64(head).await? & !1;
+        for _ in 0..ROBUST_LIMIT {
+            if entry == head || entry == 0 {
+                break;
+            }
+            let next = self.memory.read_u64(entry).await? & !1;
+            if entry != pending {
+                self.owner_died(entry.wrapping_add(offset)).await?;
+            }
+            entry = next;
+        }
+        if pending != 0 {
+            self.owner_died(pending.wrapping_add(offset)).await?;
+        }
+        Ok(())
+    }
+
+    async fn owner_died(&self, word: u64) -> Result<()> {
+        let mut bytes = [0; 4];
+        self.memory.read(word, &mut bytes).await?;
+        let value = u32::from_le_bytes(bytes);
+        if value & FUTEX_TID == self.tid() {
+            let dead = value & FUTEX_WAITERS | FUTEX_OWNER_DIED;
+            self.memory.write(word, &dead.to_le_bytes()).await?;
+            self.wake_futex(word, 1, ANY);
+        }
+        Ok(())
+    }
+}
+
+impl<N: Node> Process<N> {
+    /// Notes that the last thread has ended: the parent may ask how.
+    fn ended(&self, exit: Exit) {
+        let kernel = self.node.kernel();
+        let parent = {
+            let mut tree = kernel.tree.lock();
+            let mut orphans_ended = false;
+            for relations in tree.processes.values_mut() {
+                if relations.parent == self.pid {
+                    relations.parent = FIRST;
+                    orphans_ended |= relations.ended.is_some();
+                }
+            }
+            let Some(own) = tree.processes.get_mut(&self.pid) else {
+                return;
+            };
+            own.ended = Some(exit);
+            let (parent, signal) = (own.parent, own.exit_signal);
+            if orphans_ended && let Some(first) = tree.processes.get(&FIRST) {
+                first.process.children_changed.wake();
+            }
+            let parent = tree.processes.get(&parent).map(|parent| parent.process.clone());
+            let parent = parent.filter(|parent| parent.forgets(signal).is_none());
+            if parent.is_none() && self.pid != FIRST {
+                tree.processes.remove(&self.pid);
+            }
+            parent.map(|parent| (parent, signal))
+        };
+        if let Some((parent, signal)) = parent {
+            if signal != 0 {
+                parent.send(child_info(signal, self.pid, exit));
+            }
+            parent.children_changed.wake();
+        }
+        kernel.process_ended.wake();
+    }
+
+    /// Returns whether the process wants to hear nothing of children's ends.
+    fn forgets(&self, signal: u8) -> Option<()> {
+        let threads = self.threads.lock();
+        let first = threads.values().next()?;
+        (signal == SIGCHLD && first.forgets_children()).then_some(())
+    }
+}
+
+/// Returns what a parent is told of a child's end.
+pub(crate) fn child_info(signal: u8, pid: u32, exit: Exit) -> SignalInfo {
+    let (code, status) = match exit {
+        Exit::Code(code) => (CLD_EXITED, code),
+        Exit::Signal(signal) => (CLD_KILLED, signal),
+    };
+    SignalInfo {
+        signal,
+        code,
+        fields: [pid.into(), status.into()],
+    }
+}

@@ -1,0 +1,110 @@
+//! Waiting: queues of tasks that wait for something to change, and gates that one passes at a time.
+
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Poll, Waker};
+
+use spin::Mutex;
+
+/// Tasks that wait for something to change.
+///
+/// Whoever changes it calls [`wake`](Self::wake) afterwards; whoever waits looks again then.
+#[derive(Debug, Default)]
+pub struct WaitQueue {
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl WaitQueue {
+    /// Wakes all that wait.
+    pub fn wake(&self) {
+        let wakers = core::mem::take(&mut *self.wakers.lock());
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Keeps a waker until the next [`wake`](Self::wake). Look at what is waited for after this.
+    pub fn register(&self, waker: &Waker) {
+        let mut wakers = self.wakers.lock();
+        if !wakers.iter().any(|known| known.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
+    }
+
+    /// Waits until `look` gives something.
+    pub async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|context| {
+            if let Some(found) = look() {
+                return Poll::Ready(found);
+            }
+            self.register(context.waker());
+            look().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+/// A lock that tasks hold across waits.
+#[derive(Debug, Default)]
+pub struct Gate {
+    taken: AtomicBool,
+    queue: WaitQueue,
+}
+
+impl Gate {
+    /// Waits for the gate.
+    pub async fn pass(&self) -> Pass<'_> {
+        self.queue.until(|| self.try_pass()).await
+    }
+
+    /// Passes the gate if nobody is in it.
+    pub fn try_pass(&self) -> Option<Pass<'_>> {
+        let free = self
+            .taken
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        free.ok().map(|_| Pass(self))
+    }
+}
+
+/// The right to be in a gate, until it is dropped.
+#[derive(Debug)]
+pub struct Pass<'a>(&'a Gate);
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.0.taken.store(false, Ordering::Release);
+        self.0.queue.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Wake};
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn one_passes_at_a_time_and_the_next_is_woken() {
+        let (gate, count) = (Gate::default(), Arc::new(Count::default()));
+        let waker = Waker::from(count.clone());
+        let mut context = Context::from_waker(&waker);
+        let first = gate.try_pass().unwrap();
+        let mut second = pin!(gate.pass());
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        drop(first);
+        assert_eq!(count.0.load(Ordering::SeqCst), 1, "a waker is kept once");
+        assert!(second.as_mut().poll(&mut context).is_ready());
+        assert!(gate.try_pass().is_some(), "the second has left again");
+    }
+}
