@@ -67,7 +67,7 @@ fn peak(status: &str) -> Option<u64> {
 /// Returns the most memory that the program holds, in bytes, by running it here.
 pub(crate) fn measured_peak() -> Result<u64> {
     let folder = crate::bed::make_folder()?;
-    let native = super::disk::stage(&folder, &[]).and_then(|()| run_here(&folder, &[]));
+    let native = super::disk::stage(&folder, None, &[]).and_then(|()| run_here(&folder, &[]));
     // What is left of it is in nobody's way.
     let _ = fs::remove_dir_all(&folder);
     Ok(native?.peak)

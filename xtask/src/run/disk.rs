@@ -11,7 +11,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::debian::{Bundle, TRIXIE};
-use crate::tools::{need, quiet, step};
+use crate::tools::{need, quiet, say, step};
 
 /// The program and the text that each disk holds.
 const BUNDLE: Bundle<'_> = Bundle {
@@ -84,8 +84,33 @@ impl FromStr for Add {
     }
 }
 
-/// Lays out the disk's files in a new folder.
-pub(crate) fn stage(folder: &Path, adds: &[Add]) -> Result<()> {
+/// Lays out the disk's files in a new folder: those of `root` if there is one, else busybox and what
+/// it needs; then what the user adds.
+pub(crate) fn stage(folder: &Path, root: Option<&Path>, adds: &[Add]) -> Result<()> {
+    match root {
+        Some(root) => put(root, folder, Copy::Linked)
+            .with_context(|| format!("can't lay out the files of {}", root.display()))?,
+        None => stage_busybox(folder)?,
+    }
+    for name in ["data", "dev", "etc", "proc", "root", "tmp"] {
+        fs::create_dir_all(folder.join(name)).with_context(|| format!("can't make the folder {name}"))?;
+    }
+    for (name, text) in USERS {
+        let path = folder.join("etc").join(name);
+        if fs::symlink_metadata(&path).is_err() {
+            fs::write(path, text).with_context(|| format!("can't make /etc/{name}"))?;
+        }
+    }
+    for add in adds {
+        // A folder is added to the one that a link names; a file replaces a link.
+        let put_there = within(folder, &add.guest, add.host.is_dir());
+        let put_there = put_there.and_then(|to| put(&add.host, &to, Copy::Whole));
+        put_there.with_context(|| format!("can't add {} as {}", add.host.display(), add.guest.display()))?;
+    }
+    Ok(())
+}
+
+fn stage_busybox(folder: &Path) -> Result<()> {
     let debian = BUNDLE.obtain()?;
     let files = [
         (debian.join("usr/bin/busybox"), BUSYBOX),
@@ -93,28 +118,67 @@ pub(crate) fn stage(folder: &Path, adds: &[Add]) -> Result<()> {
         (debian.join("usr/share/dict/american-english-huge"), WORDS[1]),
     ];
     for (host, guest) in files {
-        put(&host, &within(folder, Path::new(guest)))?;
+        put(&host, &within(folder, Path::new(guest), false)?, Copy::Whole)?;
     }
-    symlink("busybox", folder.join("bin/sh")).context("can't make /bin/sh")?;
-    for name in ["data", "etc", "root", "tmp"] {
-        fs::create_dir_all(folder.join(name)).with_context(|| format!("can't make the folder {name}"))?;
-    }
-    for (name, text) in USERS {
-        fs::write(folder.join("etc").join(name), text).with_context(|| format!("can't make /etc/{name}"))?;
-    }
-    for add in adds {
-        put(&add.host, &within(folder, &add.guest))
-            .with_context(|| format!("can't add {} as {}", add.host.display(), add.guest.display()))?;
-    }
-    Ok(())
+    symlink("busybox", folder.join("bin/sh")).context("can't make /bin/sh")
 }
 
-fn within(folder: &Path, guest: &Path) -> PathBuf {
-    folder.join(guest.strip_prefix("/").unwrap_or(guest))
+/// Symbolic links that are followed on one way.
+const MAX_LINKS: usize = 40;
+
+/// Returns the place of a guest's path within the folder. Links on the way are followed as the guest
+/// would follow them, so that no path leaves the folder; one at the end only if `follow`.
+fn within(folder: &Path, guest: &Path, follow: bool) -> Result<PathBuf> {
+    let mut rest: Vec<PathBuf> = parts(guest);
+    let mut at = PathBuf::new();
+    let mut links = 0;
+    while let Some(part) = rest.pop() {
+        if part == Path::new("..") {
+            at.pop();
+            continue;
+        }
+        at.push(part);
+        let link = fs::read_link(folder.join(&at)).ok();
+        let link = link.filter(|_| follow || !rest.is_empty());
+        if let Some(target) = link {
+            links += 1;
+            ensure!(
+                links <= MAX_LINKS,
+                "too many symbolic links on the way to {}",
+                guest.display()
+            );
+            at.pop();
+            if target.is_absolute() {
+                at = PathBuf::new();
+            }
+            rest.extend(parts(&target));
+        }
+    }
+    Ok(folder.join(at))
 }
 
-/// Copies a file, a folder with all it holds, or a symbolic link below the top.
-fn put(host: &Path, to: &Path) -> Result<()> {
+/// Returns a path's parts, the last one first.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    let named = |part: Component<'_>| match part {
+        Component::Normal(name) => Some(PathBuf::from(name)),
+        Component::ParentDir => Some(PathBuf::from("..")),
+        _ => None,
+    };
+    path.components().rev().filter_map(named).collect()
+}
+
+/// How a file gets to another place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Copy {
+    /// Its bytes are copied.
+    Whole,
+    /// By a hard link, where the file system can: nothing writes to the place afterwards.
+    Linked,
+}
+
+/// Copies a file, a folder with all it holds, or a symbolic link below the top. What is in the way of a
+/// file or link is replaced.
+fn put(host: &Path, to: &Path, how: Copy) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).with_context(|| format!("can't make {}", parent.display()))?;
     }
@@ -125,25 +189,47 @@ fn put(host: &Path, to: &Path) -> Result<()> {
             "{} is neither a file nor a folder",
             host.display()
         );
+        make_way(to)?;
+        if how == Copy::Linked && fs::hard_link(host, to).is_ok() {
+            return Ok(());
+        }
         fs::copy(host, to).with_context(|| format!("can't copy {}", host.display()))?;
         return same_times(&kind, to);
+    }
+    if fs::symlink_metadata(to).is_ok_and(|there| !there.is_dir()) {
+        make_way(to)?;
     }
     fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
     for entry in fs::read_dir(host).with_context(|| format!("can't list {}", host.display()))? {
         let entry = entry.with_context(|| format!("can't list {}", host.display()))?;
         let (from, to) = (entry.path(), to.join(entry.file_name()));
-        if entry
+        let kind = entry
             .file_type()
-            .with_context(|| format!("can't read {}", from.display()))?
-            .is_symlink()
-        {
+            .with_context(|| format!("can't read {}", from.display()))?;
+        if kind.is_symlink() {
             let target = fs::read_link(&from).with_context(|| format!("can't read {}", from.display()))?;
+            make_way(&to)?;
             symlink(target, &to).with_context(|| format!("can't make {}", to.display()))?;
+        } else if kind.is_dir() || kind.is_file() {
+            put(&from, &to, how)?;
         } else {
-            put(&from, &to)?;
+            say(&format!(
+                "{} is left out: it is no file, folder or link",
+                from.display()
+            ));
         }
     }
     same_times(&kind, to)
+}
+
+/// Removes a file or link; a folder stays, and is an error of whoever wants a file there.
+fn make_way(place: &Path) -> Result<()> {
+    match fs::symlink_metadata(place) {
+        Ok(there) if !there.is_dir() => {
+            fs::remove_file(place).with_context(|| format!("can't replace {}", place.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gives a copy the times of its original: programs show them and compare them.
@@ -251,7 +337,7 @@ mod tests {
                 .expect("times");
         }
         symlink("sub/file", from.join("link")).expect("link");
-        put(&from, &to.join("a/b")).expect("put");
+        put(&from, &to.join("a/b"), Copy::Whole).expect("put");
         assert_eq!(
             fs::read_link(to.join("a/b/link")).expect("link"),
             Path::new("sub/file")
@@ -261,7 +347,46 @@ mod tests {
             let copied = fs::metadata(to.join(name)).expect("a copy");
             assert_eq!(copied.modified().expect("a time"), long_ago, "{name}");
         }
-        assert!(put(&scratch.join("none"), &to.join("c")).is_err());
+        assert!(put(&scratch.join("none"), &to.join("c"), Copy::Whole).is_err());
+        fs::remove_dir_all(scratch).expect("remove");
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_out_of_the_disk_s_folder() {
+        let scratch = std::env::temp_dir().join(format!("tessera-links-{}", std::process::id()));
+        let (disk, victim, new) = (scratch.join("disk"), scratch.join("victim"), scratch.join("new"));
+        fs::create_dir_all(disk.join("usr/lib")).expect("folder");
+        fs::create_dir_all(&victim).expect("folder");
+        fs::write(victim.join("x"), "old").expect("file");
+        fs::write(&new, "new").expect("file");
+        // To the outside by an absolute path, by dots, at the end, and in a circle; and one within.
+        symlink(&victim, disk.join("away")).expect("link");
+        symlink("../../victim", disk.join("dots")).expect("link");
+        symlink(victim.join("x"), disk.join("end")).expect("link");
+        symlink("circle", disk.join("circle")).expect("link");
+        symlink("usr/lib", disk.join("lib")).expect("link");
+        for (guest, lands) in [
+            ("/end", "end"),
+            ("/dots/x", "victim/x"),
+            ("/lib/x", "usr/lib/x"),
+            ("/lib/../lib/y", "usr/lib/y"),
+        ] {
+            let place = within(&disk, Path::new(guest), false).expect("a place");
+            assert_eq!(place, disk.join(lands), "{guest}");
+            put(&new, &place, Copy::Whole).expect("put");
+        }
+        let away = within(&disk, Path::new("/away/x"), false).expect("a place");
+        assert!(away.starts_with(&disk));
+        assert!(within(&disk, Path::new("/circle/x"), false).is_err());
+        assert_eq!(
+            within(&disk, Path::new("/lib"), true).expect("a place"),
+            disk.join("usr/lib")
+        );
+        assert_eq!(fs::read(victim.join("x")).expect("file"), b"old");
+        // A hard link to a cached file is replaced, not written.
+        fs::hard_link(victim.join("x"), disk.join("hard")).expect("link");
+        put(&new, &disk.join("hard"), Copy::Whole).expect("put");
+        assert_eq!(fs::read(victim.join("x")).expect("file"), b"old");
         fs::remove_dir_all(scratch).expect("remove");
     }
 }

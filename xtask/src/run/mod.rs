@@ -8,6 +8,7 @@ mod cluster;
 mod demo;
 mod disk;
 mod report;
+mod root;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub(crate) use self::demo::measured_peak as sort_peak;
 use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::report::Report;
+use self::root::Root;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;
 use crate::bed::plugin::{self, Plugin};
@@ -66,6 +68,13 @@ pub(crate) struct Args {
     /// Puts a file or folder on S's disk, under /data/NAME if no guest path is given (repeatable)
     #[arg(long, value_name = "HOST[:GUEST]")]
     add: Vec<Add>,
+    /// Fills S's disk with a root file system: Debian's `bookworm` or `trixie` (fetched once, unpacked in the cache
+    /// folder), or a folder of the host. Without it the disk holds busybox and two word lists
+    #[arg(long, value_name = "RELEASE|FOLDER")]
+    root: Option<Root>,
+    /// Adds Debian packages, and what they depend on, to the root file system
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', requires = "root")]
+    packages: Vec<String>,
     /// Sets a variable in the program's environment (repeatable)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<OsString>,
@@ -206,7 +215,16 @@ impl Args {
     fn run_in(&self, folder: &Path) -> Result<u8> {
         let parts = Parts::obtain()?;
         let staged = folder.join("disk");
-        disk::stage(&staged, &self.add)?;
+        let root = self
+            .root
+            .as_ref()
+            .map(|root| root.obtain(&self.packages))
+            .transpose()?;
+        ensure!(
+            root.is_none() || !self.program.is_empty(),
+            "--root needs a program to run: give it after `--`"
+        );
+        disk::stage(&staged, root.as_deref(), &self.add)?;
         let native = if self.program.is_empty() {
             Some(demo::run_here(&staged, &self.environment()?)?)
         } else {

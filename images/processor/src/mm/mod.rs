@@ -10,7 +10,7 @@
 //! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
 //! * [`copy`]: the kernel's way to a program's memory.
 //!
-//! One thread at a time changes an address space ([`Space::change`]). Faults and copies go on meanwhile:
+//! One thread at a time changes an address space (`Space::change`). Faults and copies go on meanwhile:
 //! an entry that is empty becomes another under the lock of the VMAs, and all else is the cache's.
 
 pub mod copy;
