@@ -13,6 +13,7 @@ use crate::error::{Result, errno};
 use crate::kernel::Closing;
 use crate::object::Object;
 use crate::platform::Stream;
+use crate::tmpfs::TmpFile;
 
 /// The most files a process may have open.
 pub(crate) const MAX_FILES: usize = 1024;
@@ -33,6 +34,10 @@ pub(crate) enum Kind {
     File(FileId),
     /// A folder of S.
     Folder(FileId),
+    /// A file of this node's own.
+    Tmp(Arc<TmpFile>),
+    /// A folder of this node's own, by its number.
+    TmpFolder(u64),
     /// Something of this node's own that is read and written like a stream.
     Object(Arc<dyn Object>),
 }

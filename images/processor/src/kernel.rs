@@ -6,12 +6,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use messages::storage::FileId;
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
-use crate::platform::Files;
+use crate::mm::Space;
+use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
+use crate::tmpfs::Tmpfs;
 use crate::wait::WaitQueue;
 
 /// Cores that threads are counted for.
@@ -25,6 +27,7 @@ const MAX_PID: u32 = 32_768;
 pub struct Kernel<N: Node> {
     pub(crate) tree: Mutex<Tree<N>>,
     pub(crate) futexes: Futexes,
+    tmpfs: Once<Tmpfs<N>>,
     pub(crate) closing: Arc<Closing>,
     loads: [AtomicU32; MAX_CORES],
     /// Woken when a process has ended.
@@ -58,6 +61,8 @@ pub(crate) struct Relations<N: Node> {
 #[derive(Debug, Default)]
 pub(crate) struct Closing {
     files: Mutex<Vec<FileId>>,
+    /// Addresses and lengths of files of this node's own, in the kernel's space.
+    regions: Mutex<Vec<(u64, u64)>>,
     count: AtomicU32,
 }
 
@@ -65,6 +70,23 @@ impl Closing {
     pub(crate) fn add(&self, file: FileId) {
         self.files.lock().push(file);
         self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_region(&self, start: u64, len: u64) {
+        self.regions.lock().push((start, len));
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn take_region(&self) -> Option<(u64, u64)> {
+        let region = self.regions.lock().pop()?;
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        Some(region)
+    }
+
+    fn take_file(&self) -> Option<FileId> {
+        let file = self.files.lock().pop()?;
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        Some(file)
     }
 
     /// Returns whether there is something to close.
@@ -84,6 +106,7 @@ impl<N: Node> Kernel<N> {
                 last: 0,
             }),
             futexes: Futexes::default(),
+            tmpfs: Once::new(),
             closing: Arc::default(),
             loads: [const { AtomicU32::new(0) }; MAX_CORES],
             process_ended: WaitQueue::default(),
@@ -92,6 +115,20 @@ impl<N: Node> Kernel<N> {
             hwcap,
             strace,
         }
+    }
+
+    /// Makes the file systems of this node's own.
+    pub(crate) fn begin(&self, node: &'static N) -> Result<()> {
+        let tables = node.new_tables().ok_or(errno::ENOMEM)?;
+        let now = node.platform().wall_clock();
+        self.tmpfs
+            .call_once(|| Tmpfs::new(Space::new(node, 0, tables), now, self.closing.clone()));
+        Ok(())
+    }
+
+    /// Returns the file systems of this node's own.
+    pub(crate) fn tmpfs(&self) -> &Tmpfs<N> {
+        self.tmpfs.get().expect("made with the first process")
     }
 
     /// Returns the page faults of processes that have ended.
@@ -119,11 +156,11 @@ impl<N: Node> Kernel<N> {
 
     /// Closes the files of S that nothing uses any more.
     pub(crate) async fn close_files(&self, node: &N) -> Result<()> {
-        while self.closing.any() {
-            let file = self.closing.files.lock().pop();
-            let Some(file) = file else { break };
-            self.closing.count.fetch_sub(1, Ordering::Relaxed);
+        while let Some(file) = self.closing.take_file() {
             node.files().close(file).await?;
+        }
+        while let Some((start, len)) = self.closing.take_region() {
+            self.tmpfs().free(start, len).await?;
         }
         Ok(())
     }
@@ -197,6 +234,7 @@ impl<N: Node> Kernel<N> {
         let none = || self.living().is_empty().then_some(());
         self.process_ended.until(none).await;
         self.close_files(node).await?;
+        self.tmpfs().end().await?;
         node.supply().settle(node).await?;
         Ok(exit)
     }

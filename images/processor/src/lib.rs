@@ -52,6 +52,7 @@ mod syscall;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod tmpfs;
 pub mod wait;
 
 pub use error::{Error, Exit, Result};

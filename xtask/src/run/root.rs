@@ -29,8 +29,22 @@ const BASE: [&str; 14] = [
 ];
 /// Folders at the root that Debian has moved below `/usr`; some packages of Debian 12 have not.
 const MOVED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
-/// Links that packages' scripts would make, which do not run here.
-const LINKS: [(&str, &str); 2] = [("usr/bin/sh", "dash"), ("usr/bin/awk", "mawk")];
+/// Links that packages' scripts would make, which do not run here: to the first target that is there.
+const LINKS: [(&str, &[&str]); 7] = [
+    ("usr/bin/sh", &["dash"]),
+    ("usr/bin/awk", &["gawk", "mawk"]),
+    ("usr/bin/python", &["python3"]),
+    ("usr/bin/cc", &["gcc"]),
+    ("usr/bin/which", &["which.debianutils"]),
+    (
+        "usr/lib/x86_64-linux-gnu/libblas.so.3",
+        &["openblas-pthread/libblas.so.3", "blas/libblas.so.3"],
+    ),
+    (
+        "usr/lib/x86_64-linux-gnu/liblapack.so.3",
+        &["openblas-pthread/liblapack.so.3", "lapack/liblapack.so.3"],
+    ),
+];
 /// Files that packages' scripts would copy.
 const COPIES: [(&str, &str); 2] = [
     ("etc/passwd", "usr/share/base-passwd/passwd.master"),
@@ -125,9 +139,15 @@ fn finish(folder: &Path) -> Result<()> {
             symlink(Path::new("usr").join(name), &old)?;
         }
     }
-    for (link, target) in LINKS {
+    for (link, targets) in LINKS {
         let link = folder.join(link);
-        if fs::symlink_metadata(&link).is_err() {
+        let beside = link.parent().context("a link lies in a folder")?;
+        let there = targets
+            .iter()
+            .find(|target| fs::symlink_metadata(beside.join(target)).is_ok());
+        if let Some(target) = there
+            && fs::symlink_metadata(&link).is_err()
+        {
             symlink(target, link)?;
         }
     }

@@ -28,6 +28,7 @@ use messages::{CHUNK_SIZE, USER_END};
 use pcache::{ChunkId, Machine, Mapping, Page, Prefetcher, SpaceId, Vpn};
 use spin::Mutex;
 
+use crate::platform::Platform;
 use crate::process::Node;
 use crate::wait::{Gate, Pass};
 use vma::Vmas;
@@ -113,6 +114,12 @@ impl<'n, N: Node> Space<'n, N> {
             heap: Mutex::default(),
             change: Gate::default(),
         }
+    }
+
+    /// Returns the time since 1970 in nanoseconds.
+    pub(crate) fn node_time(&self) -> u64 {
+        let now = self.node.platform().wall_clock();
+        u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Returns the page tables.

@@ -46,7 +46,8 @@ impl<N: Node> Thread<N> {
         let count = count.min(MAX_COUNT);
         let id = match &file.kind {
             Kind::File(id) => *id,
-            Kind::Folder(_) => return Err(errno::EISDIR.into()),
+            Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
+            Kind::Folder(_) | Kind::TmpFolder(_) => return Err(errno::EISDIR.into()),
             Kind::Output(_) => return Err(errno::EBADF.into()),
             Kind::Device(device) => return self.read_device(*device, addr, count).await,
             Kind::Object(_) if offset.is_some() => return Err(errno::ESPIPE.into()),
@@ -105,8 +106,8 @@ impl<N: Node> Thread<N> {
         Ok(got as u64)
     }
 
-    /// Writes from the program to an open file.
-    async fn write_from(&self, file: &OpenFile, addr: u64, count: u64) -> Result<u64> {
+    /// Writes from the program to an open file, at `offset` or where it stands.
+    async fn write_from(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
         let count = count.min(MAX_COUNT);
         if file.flags() & 3 == 0 && !matches!(file.kind, Kind::Output(_)) {
             return Err(errno::EBADF.into());
@@ -114,6 +115,8 @@ impl<N: Node> Thread<N> {
         let stream = match &file.kind {
             Kind::Output(stream) => *stream,
             Kind::Device(_) => return Ok(count),
+            Kind::Tmp(tmp) => return self.write_tmp(file, tmp, addr, count, offset).await,
+            _ if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Object(object) => return self.write_object(file, object, addr, count).await,
             _ => return Err(errno::EBADF.into()),
         };
@@ -134,7 +137,7 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_write(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
-        self.write_from(&*self.file(fd)?, addr, count).await
+        self.write_from(&*self.file(fd)?, addr, count, None).await
     }
 
     pub(super) async fn sys_pread(&self, [fd, addr, count, offset, ..]: Args) -> Result<u64> {
@@ -143,6 +146,14 @@ impl<N: Node> Thread<N> {
             return Err(errno::EINVAL.into());
         }
         self.read_into(&file, addr, count, Some(offset)).await
+    }
+
+    pub(super) async fn sys_pwrite(&self, [fd, addr, count, offset, ..]: Args) -> Result<u64> {
+        let file = self.file(fd)?;
+        if offset.cast_signed() < 0 {
+            return Err(errno::EINVAL.into());
+        }
+        self.write_from(&file, addr, count, Some(offset)).await
     }
 
     /// The pieces of a readv or writev: addresses and lengths.
@@ -183,7 +194,7 @@ impl<N: Node> Thread<N> {
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
-            done = so_far(done, self.write_from(&file, base, len).await)?;
+            done = so_far(done, self.write_from(&file, base, len, None).await)?;
             if done - before < len {
                 break;
             }
@@ -221,13 +232,16 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_lseek(&self, [fd, offset, whence, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
-        let (&Kind::File(id) | &Kind::Folder(id)) = &file.kind else {
+        if !matches!(
+            file.kind,
+            Kind::File(_) | Kind::Folder(_) | Kind::Tmp(_) | Kind::TmpFolder(_)
+        ) {
             return Err(errno::ESPIPE.into());
-        };
+        }
         let base = match whence {
             0 => 0,
             1 => file.offset.load(Relaxed),
-            2 => self.node.files().stat_file(id).await?.size,
+            2 => self.status_of(&file).await?.size,
             _ => return Err(errno::EINVAL.into()),
         };
         let at = base
@@ -335,8 +349,10 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_getdents(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
-        let &Kind::Folder(id) = &file.kind else {
-            return Err(errno::ENOTDIR.into());
+        let id = match &file.kind {
+            Kind::Folder(id) => *id,
+            Kind::TmpFolder(inode) => return self.list_tmp(&file, *inode, addr, count).await,
+            _ => return Err(errno::ENOTDIR.into()),
         };
         let room = usize::try_from(count).unwrap_or(usize::MAX);
         let mut encoded = vec![0; messages::MAX_MESSAGE];

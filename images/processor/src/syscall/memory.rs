@@ -16,6 +16,7 @@ use crate::mm::{Heap, MMAP_MIN, object::Object};
 use crate::platform::Files;
 use crate::process::Node;
 use crate::thread::Thread;
+use crate::tmpfs::TmpFile;
 
 const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
@@ -104,14 +105,24 @@ impl<N: Node> Thread<N> {
             }
         }
         let shared = kind != MAP_PRIVATE;
-        let source = match flags & MAP_ANONYMOUS {
-            0 => match &self.file(fd)?.kind {
+        let file = match flags & MAP_ANONYMOUS {
+            0 => Some(self.file(fd)?),
+            _ => None,
+        };
+        if let Some(Kind::Tmp(tmp)) = file.as_ref().map(|file| &file.kind) {
+            let writes = file.as_ref().is_some_and(|file| file.flags() & 3 == 2);
+            return self
+                .map_tmp(tmp, [addr, len, prot, flags, fd, offset], shared, writes)
+                .await;
+        }
+        let source = match &file {
+            Some(file) => match &file.kind {
                 Kind::File(id) => Some(*id),
                 Kind::Device(Device::Zero) => None,
                 Kind::Device(_) => return Err(errno::ENODEV.into()),
                 _ => return Err(errno::EACCES.into()),
             },
-            _ => None,
+            None => None,
         };
         let rights = rights(prot & PROT_KNOWN);
         if source.is_some() && shared && rights.contains(Rights::WRITE) {
@@ -153,6 +164,49 @@ impl<N: Node> Thread<N> {
             match self.memory.populate(at..at + len, access).await {
                 Err(Error::Errno(_)) => {}
                 done => done?,
+            }
+        }
+        Ok(at)
+    }
+
+    /// Maps a file of this node's own: its pages if shared, else copies.
+    async fn map_tmp(
+        &self,
+        file: &TmpFile,
+        [addr, len, prot, flags, _, offset]: Args,
+        shared: bool,
+        writes: bool,
+    ) -> Result<u64> {
+        let rights = rights(prot & PROT_KNOWN);
+        if shared && rights.contains(Rights::WRITE) && !writes {
+            return Err(errno::EACCES.into());
+        }
+        let (place, len) = placement(addr, len, flags)?;
+        let tmpfs = self.node.kernel().tmpfs();
+        let size = file.size();
+        let backed = size.saturating_sub(offset).next_multiple_of(PAGE_SIZE).min(len);
+        let mut vma = Vma::anonymous(rights);
+        if shared {
+            let object = tmpfs.object(file, offset.saturating_add(len)).await?;
+            vma.backing = Backing::Object(object, offset / PAGE_SIZE);
+            vma.flags |= VmaFlags::NORESERVE;
+        }
+        let _change = self.memory.change().await;
+        let at = self.memory.map(place, len, vma).await?;
+        if backed < len {
+            self.memory.set_beyond(at + backed..at + len);
+        }
+        if !shared {
+            let mut piece = alloc::vec![0; crate::load::PIECE];
+            let mut done = 0;
+            while done < backed {
+                let want = usize::try_from(backed - done).map_or(piece.len(), |left| left.min(piece.len()));
+                let got = tmpfs.read(file, offset + done, &mut piece[..want]).await?;
+                self.memory.load(at + done, &piece[..got]).await?;
+                done += got as u64;
+                if got < want {
+                    break;
+                }
             }
         }
         Ok(at)

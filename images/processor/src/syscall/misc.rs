@@ -135,4 +135,43 @@ impl<N: Node> Thread<N> {
         }
         Ok(0)
     }
+
+    /// Names and flags of a process: a name is kept nowhere, and nothing here can be dumped or traced.
+    pub(super) async fn sys_prctl(&self, [option, arg, ..]: Args) -> Result<u64> {
+        const PR_SET_PDEATHSIG: u64 = 1;
+        const PR_GET_DUMPABLE: u64 = 3;
+        const PR_SET_DUMPABLE: u64 = 4;
+        const PR_SET_NAME: u64 = 15;
+        const PR_GET_NAME: u64 = 16;
+        const PR_CAPBSET_READ: u64 = 23;
+        const PR_SET_NO_NEW_PRIVS: u64 = 38;
+        const PR_GET_NO_NEW_PRIVS: u64 = 39;
+        match option {
+            PR_SET_PDEATHSIG | PR_SET_DUMPABLE | PR_SET_NO_NEW_PRIVS | PR_GET_NO_NEW_PRIVS => Ok(0),
+            PR_GET_DUMPABLE | PR_CAPBSET_READ => Ok(1),
+            PR_SET_NAME => self.memory.read_string(arg, 4096).await.map(|_| 0),
+            PR_GET_NAME => {
+                let path = self.exec_path.lock().clone();
+                let mut name = path.rsplit(|&b| b == b'/').next().unwrap_or_default().to_vec();
+                // `TASK_COMM_LEN`, the final zero included.
+                name.resize(name.len().min(15), 0);
+                name.resize(16, 0);
+                self.memory.write(arg, &name).await?;
+                Ok(0)
+            }
+            _ => Err(errno::EINVAL.into()),
+        }
+    }
+
+    /// Tells of a file system as large as M's promise, whichever is asked for.
+    pub(super) async fn sys_statfs(&self, into: u64) -> Result<u64> {
+        const TMPFS_MAGIC: u64 = 0x0102_1994;
+        let blocks = self.node.cache().geometry().usable_bytes() / 4096;
+        let mut bytes = Bytes::default().u64(TMPFS_MAGIC).u64(4096);
+        for word in [blocks, blocks, blocks, 1 << 20, 1 << 20, 0, 255, 4096, 0] {
+            bytes = bytes.u64(word);
+        }
+        self.memory.write(into, &bytes.done(120)).await?;
+        Ok(0)
+    }
 }

@@ -11,6 +11,7 @@ mod process;
 mod resolve;
 mod signal;
 mod time;
+mod tmp;
 
 use alloc::sync::Arc;
 
@@ -62,6 +63,7 @@ impl<N: Node> Thread<N> {
             nr::__NR_write => self.sys_write(a).await,
             nr::__NR_readv => self.sys_readv(a).await,
             nr::__NR_writev => self.sys_writev(a).await,
+            nr::__NR_pwrite64 => self.sys_pwrite(a).await,
             nr::__NR_pread64 => self.sys_pread(a).await,
             nr::__NR_sendfile => self.sys_sendfile(a).await,
             nr::__NR_lseek => self.sys_lseek(a).await,
@@ -93,9 +95,12 @@ impl<N: Node> Thread<N> {
     async fn path_call(&mut self, number: u32, a: Args) -> Result<u64> {
         let [dir, path, ..] = a;
         match number {
-            nr::__NR_open => self.sys_open(path::AT_FDCWD, a[0], a[1]).await,
-            nr::__NR_creat => self.sys_open(path::AT_FDCWD, a[0], path::CREATE_TO_WRITE).await,
-            nr::__NR_openat => self.sys_open(dir, path, a[2]).await,
+            nr::__NR_open => self.sys_open(path::AT_FDCWD, a[0], a[1], a[2]).await,
+            nr::__NR_creat => {
+                self.sys_open(path::AT_FDCWD, a[0], path::CREATE_TO_WRITE, a[1])
+                    .await
+            }
+            nr::__NR_openat => self.sys_open(dir, path, a[2], a[3]).await,
             nr::__NR_stat => self.sys_stat(path::AT_FDCWD, a[0], a[1], 0).await,
             nr::__NR_lstat => self.sys_stat(path::AT_FDCWD, a[0], a[1], path::NOFOLLOW).await,
             nr::__NR_newfstatat => self.sys_stat(dir, path, a[2], a[3]).await,
@@ -112,27 +117,57 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    /// Calls that would change files, by the folder and path that they would change.
+    /// Calls that change files.
     async fn changing_call(&mut self, number: u32, a: Args) -> Result<u64> {
-        use path::{AT_FDCWD, Change};
-        let (change, dir, path) = match number {
-            nr::__NR_mkdir | nr::__NR_mknod => (Change::Create, AT_FDCWD, a[0]),
-            nr::__NR_mkdirat | nr::__NR_mknodat => (Change::Create, a[0], a[1]),
-            nr::__NR_symlink | nr::__NR_link => (Change::Create, AT_FDCWD, a[1]),
-            nr::__NR_symlinkat => (Change::Create, a[1], a[2]),
-            nr::__NR_linkat => (Change::Create, a[2], a[3]),
-            nr::__NR_rmdir | nr::__NR_unlink | nr::__NR_rename => (Change::Remove, AT_FDCWD, a[0]),
-            nr::__NR_unlinkat | nr::__NR_renameat | nr::__NR_renameat2 => (Change::Remove, a[0], a[1]),
-            nr::__NR_truncate
-            | nr::__NR_chmod
-            | nr::__NR_chown
-            | nr::__NR_lchown
-            | nr::__NR_utime
-            | nr::__NR_utimes => (Change::Modify, AT_FDCWD, a[0]),
-            nr::__NR_fchmodat | nr::__NR_fchownat | nr::__NR_utimensat => (Change::Modify, a[0], a[1]),
-            _ => return self.other_call(number, a).await,
-        };
-        self.sys_change(change, dir, path).await
+        use path::AT_FDCWD;
+        match number {
+            nr::__NR_mkdir => self.sys_mkdirat(AT_FDCWD, a[0], a[1]).await,
+            nr::__NR_mkdirat => self.sys_mkdirat(a[0], a[1], a[2]).await,
+            nr::__NR_mknod => self.sys_mknodat(AT_FDCWD, a[0], a[1]).await,
+            nr::__NR_mknodat => self.sys_mknodat(a[0], a[1], a[2]).await,
+            nr::__NR_symlink => self.sys_symlinkat(a[0], AT_FDCWD, a[1]).await,
+            nr::__NR_symlinkat => self.sys_symlinkat(a[0], a[1], a[2]).await,
+            nr::__NR_link => self.sys_linkat([AT_FDCWD, a[0], AT_FDCWD, a[1], 0, 0]).await,
+            nr::__NR_linkat => self.sys_linkat(a).await,
+            nr::__NR_unlink => self.sys_unlinkat(AT_FDCWD, a[0], 0).await,
+            nr::__NR_rmdir => self.sys_unlinkat(AT_FDCWD, a[0], 0x200).await,
+            nr::__NR_unlinkat => self.sys_unlinkat(a[0], a[1], a[2]).await,
+            nr::__NR_rename => self.sys_renameat([AT_FDCWD, a[0], AT_FDCWD, a[1], 0, 0]).await,
+            nr::__NR_renameat => self.sys_renameat([a[0], a[1], a[2], a[3], 0, 0]).await,
+            nr::__NR_renameat2 => self.sys_renameat(a).await,
+            nr::__NR_truncate => self.sys_truncate(a).await,
+            nr::__NR_ftruncate => self.sys_ftruncate(a).await,
+            nr::__NR_fallocate => self.sys_fallocate(a).await,
+            nr::__NR_utimensat => self.sys_utimensat(a).await,
+            nr::__NR_fsync | nr::__NR_fdatasync => self.file(a[0]).map(|_| 0),
+            nr::__NR_sync => Ok(0),
+            _ => self.owner_call(number, a).await,
+        }
+    }
+
+    /// Calls that change modes and owners.
+    async fn owner_call(&mut self, number: u32, a: Args) -> Result<u64> {
+        use crate::tmpfs::Change;
+        use path::{AT_FDCWD, NOFOLLOW};
+        let mode = |mode: u64| Change::Mode(int(mode));
+        let owner = |uid: u64, gid: u64| Change::Owner(int(uid), int(gid));
+        match number {
+            nr::__NR_chmod => self.change_at(AT_FDCWD, a[0], true, mode(a[1])).await,
+            nr::__NR_fchmod => self.change_file(a[0], &mode(a[1])),
+            nr::__NR_fchmodat => self.change_at(a[0], a[1], true, mode(a[2])).await,
+            nr::__NR_chown => self.change_at(AT_FDCWD, a[0], true, owner(a[1], a[2])).await,
+            nr::__NR_lchown => self.change_at(AT_FDCWD, a[0], false, owner(a[1], a[2])).await,
+            nr::__NR_fchown => self.change_file(a[0], &owner(a[1], a[2])),
+            nr::__NR_fchownat => {
+                let follow = a[4] & NOFOLLOW == 0;
+                self.change_at(a[0], a[1], follow, owner(a[2], a[3])).await
+            }
+            nr::__NR_utime | nr::__NR_utimes => {
+                self.change_at(AT_FDCWD, a[0], true, Change::Times(None, None))
+                    .await
+            }
+            _ => self.other_call(number, a).await,
+        }
     }
 
     async fn other_call(&mut self, number: u32, a: Args) -> Result<u64> {
@@ -202,6 +237,32 @@ impl<N: Node> Thread<N> {
             nr::__NR_clock_nanosleep => self.sys_clock_nanosleep(a).await,
             nr::__NR_getrusage => self.sys_getrusage(a).await,
             nr::__NR_times => self.sys_times(a).await,
+            _ => self.quiet_call(number, a).await,
+        }
+    }
+
+    /// Calls that change nothing here, and what they say.
+    async fn quiet_call(&self, number: u32, a: Args) -> Result<u64> {
+        match number {
+            // Every page may be elsewhere, and comes back by itself.
+            nr::__NR_mlock | nr::__NR_munlock | nr::__NR_mlockall | nr::__NR_munlockall => Ok(0),
+            nr::__NR_msync | nr::__NR_fadvise64 | nr::__NR_readahead | nr::__NR_syncfs => Ok(0),
+            nr::__NR_setpriority | nr::__NR_ioprio_set | nr::__NR_sched_setscheduler => Ok(0),
+            // As for a nice value of 0: 20 less that.
+            nr::__NR_getpriority => Ok(20),
+            nr::__NR_sched_getscheduler | nr::__NR_sched_get_priority_min => Ok(0),
+            nr::__NR_sched_get_priority_max => Ok(if matches!(a[0], 1 | 2) { 99 } else { 0 }),
+            nr::__NR_sched_getparam => self.memory.write(a[1], &[0; 4]).await.map(|()| 0),
+            nr::__NR_personality => Ok(0),
+            nr::__NR_getresuid | nr::__NR_getresgid => {
+                for at in &a[..3] {
+                    self.memory.write(*at, &[0; 4]).await?;
+                }
+                Ok(0)
+            }
+            nr::__NR_prctl => self.sys_prctl(a).await,
+            nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,
+            nr::__NR_flock => self.file(a[0]).map(|_| 0),
             _ => Err(self.unknown(u64::from(number))),
         }
     }

@@ -6,15 +6,16 @@ use alloc::vec::Vec;
 
 use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 
-use super::Args;
 use super::layout;
 use super::resolve::tidy;
+use super::{Args, int};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
-use crate::platform::Files;
+use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::thread::Thread;
+use crate::tmpfs::{Found, Make};
 
 /// Stands for the working folder where a folder's number is asked for.
 pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -27,6 +28,7 @@ const O_CREAT: u64 = 0o100;
 const O_EXCL: u64 = 0o200;
 const O_DIRECTORY: u64 = 0o200_000;
 const O_NOFOLLOW: u64 = 0o400_000;
+const O_TRUNC: u64 = 0o1_000;
 const O_CLOEXEC: u64 = 0o2_000_000;
 /// What creat(2) means: `O_CREAT | O_WRONLY | O_TRUNC`.
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
@@ -95,7 +97,7 @@ impl<N: Node> Thread<N> {
             self.cwd()
         } else {
             let file = self.file(dir)?;
-            if !matches!(file.kind, Kind::Folder(_)) {
+            if !matches!(file.kind, Kind::Folder(_) | Kind::TmpFolder(_)) {
                 return Err(errno::ENOTDIR.into());
             }
             file.path.clone()
@@ -110,25 +112,14 @@ impl<N: Node> Thread<N> {
         Ok(whole)
     }
 
-    pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64) -> Result<u64> {
+    pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64, mode: u64) -> Result<u64> {
         let path = self.path(dir, addr).await?;
-        let mut wants = OpenFlags::empty();
-        wants.set(OpenFlags::WRITE, flags & O_ACCMODE != 0);
-        wants.set(OpenFlags::DIRECTORY, flags & O_DIRECTORY != 0);
-        wants.set(OpenFlags::NOFOLLOW, flags & O_NOFOLLOW != 0);
         let kind = if let Some(device) = Device::named(&path) {
             Kind::Device(device)
         } else {
-            match self.node.files().open(&path, wants).await {
-                Ok(opened) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
-                    self.node.kernel().closing.add(opened.file);
-                    return Err(errno::EEXIST.into());
-                }
-                Ok(opened) if opened.stat.mode & TYPE_MASK == FOLDER => Kind::Folder(opened.file),
-                Ok(opened) => Kind::File(opened.file),
-                // It would have to be created.
-                Err(Error::Errno(errno::ENOENT)) if flags & O_CREAT != 0 => return Err(errno::EROFS.into()),
-                Err(error) => return Err(error),
+            match self.node.kernel().tmpfs().find(&path, flags & O_NOFOLLOW == 0)? {
+                Found::Storage(path) => self.open_storage(&path, flags).await?,
+                found => self.open_tmp(found, flags, mode).await?,
             }
         };
         // What F_GETFL gives: not the flags that only mattered for opening.
@@ -139,11 +130,65 @@ impl<N: Node> Thread<N> {
         self.table().add(file, 0, flags & O_CLOEXEC != 0)
     }
 
-    async fn status_of(&self, file: &OpenFile) -> Result<Stat> {
+    async fn open_storage(&self, path: &[u8], flags: u64) -> Result<Kind> {
+        let mut wants = OpenFlags::empty();
+        wants.set(OpenFlags::WRITE, flags & O_ACCMODE != 0);
+        wants.set(OpenFlags::DIRECTORY, flags & O_DIRECTORY != 0);
+        wants.set(OpenFlags::NOFOLLOW, flags & O_NOFOLLOW != 0);
+        match self.node.files().open(path, wants).await {
+            Ok(opened) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
+                self.node.kernel().closing.add(opened.file);
+                Err(errno::EEXIST.into())
+            }
+            Ok(opened) if opened.stat.mode & TYPE_MASK == FOLDER => Ok(Kind::Folder(opened.file)),
+            Ok(opened) => Ok(Kind::File(opened.file)),
+            // It would have to be created.
+            Err(Error::Errno(errno::ENOENT)) if flags & O_CREAT != 0 => Err(errno::EROFS.into()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens, and makes if that is asked for, a file or folder of this node's own.
+    async fn open_tmp(&self, found: Found, flags: u64, mode: u64) -> Result<Kind> {
+        let tmpfs = self.node.kernel().tmpfs();
+        let inode = match found {
+            Found::Storage(_) => return Err(errno::ENOENT.into()),
+            Found::Here(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
+                return Err(errno::EEXIST.into());
+            }
+            Found::Here(inode) => inode,
+            Found::Missing(..) if flags & O_CREAT == 0 => return Err(errno::ENOENT.into()),
+            Found::Missing(folder, name) => {
+                let now = self.node.platform().wall_clock();
+                let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
+                tmpfs.make(folder, &name, mode, Make::File, now)?
+            }
+        };
+        let kind = tmpfs.stat(inode)?.mode & TYPE_MASK;
+        if kind == FOLDER {
+            if flags & (O_ACCMODE | O_CREAT) != 0 {
+                return Err(errno::EISDIR.into());
+            }
+            return Ok(Kind::TmpFolder(inode));
+        }
+        if flags & O_DIRECTORY != 0 {
+            return Err(errno::ENOTDIR.into());
+        }
+        // A link that is not to be followed.
+        let file = tmpfs.file(inode).ok_or(errno::ELOOP)?;
+        if flags & O_TRUNC != 0 && flags & O_ACCMODE != 0 {
+            tmpfs.resize(&file, 0).await?;
+        }
+        Ok(Kind::Tmp(file))
+    }
+
+    pub(super) async fn status_of(&self, file: &OpenFile) -> Result<Stat> {
         match &file.kind {
             Kind::File(id) | Kind::Folder(id) => self.node.files().stat_file(*id).await,
             Kind::Device(device) => Ok(device_status(*device)),
             Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
+            Kind::Tmp(tmp) => Ok(self.node.kernel().tmpfs().stat_file(tmp)),
+            Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),
             Kind::Object(object) => Ok(Stat {
                 mode: object.mode(),
                 ..stream_status()
@@ -155,16 +200,25 @@ impl<N: Node> Thread<N> {
         if flags & EMPTY_PATH != 0 && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty())
         {
             return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
-                self.node.files().stat(&self.cwd(), true).await
+                self.status_of_path(&self.cwd(), true).await
             } else {
                 self.status_of(&*self.file(dir)?).await
             };
         }
         let path = self.path(dir, addr).await?;
-        if let Some(device) = Device::named(&path) {
+        self.status_of_path(&path, flags & NOFOLLOW == 0).await
+    }
+
+    async fn status_of_path(&self, path: &[u8], follow: bool) -> Result<Stat> {
+        if let Some(device) = Device::named(path) {
             return Ok(device_status(device));
         }
-        self.node.files().stat(&path, flags & NOFOLLOW == 0).await
+        let tmpfs = self.node.kernel().tmpfs();
+        match tmpfs.find(path, follow)? {
+            Found::Storage(path) => self.node.files().stat(&path, follow).await,
+            Found::Here(inode) => tmpfs.stat(inode),
+            Found::Missing(..) => Err(errno::ENOENT.into()),
+        }
     }
 
     pub(super) async fn sys_stat(&self, dir: u64, addr: u64, into: u64, flags: u64) -> Result<u64> {
@@ -190,8 +244,8 @@ impl<N: Node> Thread<N> {
             return Err(errno::EINVAL.into());
         }
         let status = self.status_at(dir, addr, 0).await?;
-        let device = status.device != 0;
-        if mode & W_OK != 0 && !device {
+        let writable = status.device != 0 || status.inode >= crate::tmpfs::FIRST_INODE;
+        if mode & W_OK != 0 && !writable {
             return Err(errno::EROFS.into());
         }
         // The program is root: it may execute what anyone may.
@@ -215,11 +269,17 @@ impl<N: Node> Thread<N> {
             target.clone_from(&self.exec_path.lock());
             target.len()
         } else {
-            self.node
-                .files()
-                .readlink(&path, &mut target)
-                .await?
-                .min(PATH_MAX)
+            match self.node.kernel().tmpfs().find(&path, false)? {
+                Found::Storage(path) => {
+                    let files = self.node.files();
+                    files.readlink(&path, &mut target).await?.min(PATH_MAX)
+                }
+                Found::Here(inode) => {
+                    target = self.node.kernel().tmpfs().target(inode)?;
+                    target.len()
+                }
+                Found::Missing(..) => return Err(errno::ENOENT.into()),
+            }
         };
         let got = got.min(len);
         self.memory.write(into, &target[..got]).await?;
@@ -238,7 +298,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_chdir(&self, [addr, ..]: Args) -> Result<u64> {
         let path = self.path(AT_FDCWD, addr).await?;
-        if self.node.files().stat(&path, true).await?.mode & TYPE_MASK != FOLDER {
+        if self.status_of_path(&path, true).await?.mode & TYPE_MASK != FOLDER {
             return Err(errno::ENOTDIR.into());
         }
         let path = self.real_path(&path).await?;
@@ -248,7 +308,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_fchdir(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
-        if !matches!(file.kind, Kind::Folder(_)) {
+        if !matches!(file.kind, Kind::Folder(_) | Kind::TmpFolder(_)) {
             return Err(errno::ENOTDIR.into());
         }
         let path = self.real_path(&file.path).await?;
@@ -256,12 +316,12 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    /// A call that would change what a path names: the error that Linux has for a file system mounted read-only.
-    pub(super) async fn sys_change(&self, change: Change, dir: u64, addr: u64) -> Result<u64> {
-        let path = self.path(dir, addr).await?;
-        let found = match Device::named(&path) {
+    /// Returns the error that Linux has for a change of what a path names, on a file system mounted
+    /// read-only.
+    pub(super) async fn refuse_change(&self, path: &[u8], change: Change) -> Result<u64> {
+        let found = match Device::named(path) {
             Some(_) => Ok(()),
-            None => self.node.files().stat(&path, false).await.map(drop),
+            None => self.node.files().stat(path, false).await.map(drop),
         };
         match (change, found) {
             (Change::Create, Ok(())) => Err(errno::EEXIST.into()),

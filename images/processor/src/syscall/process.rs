@@ -76,6 +76,10 @@ impl<N: Node> Thread<N> {
     /// A [`Refusal`], whose text is one line for the user.
     pub async fn first(node: &'static N, command: &Command) -> core::result::Result<Self, Refusal> {
         let mut cpu = N::Cpu::new(0, 0);
+        node.kernel().begin(node).map_err(|cause| Refusal::Failed {
+            path: String::from_utf8_lossy(&command.path).into_owned(),
+            cause,
+        })?;
         let image = load::load(node, FIRST, command, cpu.vectors().len()).await;
         node.kernel()
             .close_files(node)

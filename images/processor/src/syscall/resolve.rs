@@ -9,6 +9,7 @@ use crate::error::{Error, Result, errno};
 use crate::platform::Files;
 use crate::process::Node;
 use crate::thread::Thread;
+use crate::tmpfs::Found;
 
 /// The most symbolic links on one way (Linux `MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -34,6 +35,12 @@ impl<N: Node> Thread<N> {
     pub(super) async fn real_path(&self, path: &[u8]) -> Result<Vec<u8>> {
         let parts =
             |path: &[u8]| -> Vec<Vec<u8>> { path.rsplit(|&b| b == b'/').map(<[u8]>::to_vec).collect() };
+        // What is this node's own has been looked for, and its links are not S's to follow.
+        if let Ok(Found::Here(_)) = self.node.kernel().tmpfs().find(path, true)
+            && let Some(tidied) = tidy(path)
+        {
+            return Ok(tidied);
+        }
         let (mut real, mut links) = (Vec::new(), 0);
         let mut target = vec![0; PATH_MAX];
         // The next part last.

@@ -3,6 +3,7 @@
 mod fake;
 mod memory;
 mod threads;
+mod tmp;
 
 use fake::{FakeNode, errno_of};
 use linux_raw_sys::general as nr;

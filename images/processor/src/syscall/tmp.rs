@@ -1,0 +1,361 @@
+//! Files and folders of this node's own: reading, writing, and what changes names.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
+use core::time::Duration;
+
+use messages::storage::{Entry, PATH_MAX};
+
+use super::Args;
+use super::int;
+use super::layout::dirent;
+use super::path::AT_FDCWD;
+use crate::error::{Error, Result, errno};
+use crate::files::{Kind, OpenFile};
+use crate::load::PIECE;
+use crate::platform::Platform;
+use crate::process::Node;
+use crate::thread::Thread;
+use crate::tmpfs::{Change, FOLDER, Found, LINK, Make, TYPE_MASK, TmpFile, Tmpfs, last_part};
+
+const O_APPEND: u32 = 0o2_000;
+const AT_REMOVEDIR: u64 = 0x200;
+const RENAME_NOREPLACE: u64 = 1;
+/// `UTIME_NOW` and `UTIME_OMIT`.
+const UTIME_NOW: u64 = 0x3fff_ffff;
+const UTIME_OMIT: u64 = 0x3fff_fffe;
+
+impl<N: Node> Thread<N> {
+    fn tmpfs(&self) -> &Tmpfs<N> {
+        self.node.kernel().tmpfs()
+    }
+
+    fn wall(&self) -> Duration {
+        self.node.platform().wall_clock()
+    }
+
+    pub(super) async fn read_tmp(
+        &self,
+        file: &OpenFile,
+        tmp: &TmpFile,
+        addr: u64,
+        count: u64,
+        offset: Option<u64>,
+    ) -> Result<u64> {
+        let count = self.memory.reachable(addr, count, true)?;
+        let start = offset.unwrap_or_else(|| file.offset.load(Relaxed));
+        let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
+        let mut done = 0;
+        while done < count {
+            let want = usize::try_from(count - done).map_or(PIECE, |left| left.min(PIECE));
+            let got = self.tmpfs().read(tmp, start + done, &mut piece[..want]).await?;
+            self.memory.write(addr + done, &piece[..got]).await?;
+            done += got as u64;
+            if got < want {
+                break;
+            }
+        }
+        if offset.is_none() {
+            file.offset.store(start + done, Relaxed);
+        }
+        Ok(done)
+    }
+
+    pub(super) async fn write_tmp(
+        &self,
+        file: &OpenFile,
+        tmp: &TmpFile,
+        addr: u64,
+        count: u64,
+        offset: Option<u64>,
+    ) -> Result<u64> {
+        let count = self.memory.reachable(addr, count, false)?;
+        let mut at = match offset {
+            Some(offset) => Some(offset),
+            None if file.flags() & O_APPEND != 0 => None,
+            None => Some(file.offset.load(Relaxed)),
+        };
+        let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
+        let mut done = 0;
+        while done < count {
+            let want = usize::try_from(count - done).map_or(PIECE, |left| left.min(PIECE));
+            self.memory.read(addr + done, &mut piece[..want]).await?;
+            match self.tmpfs().write(tmp, at, &piece[..want]).await {
+                Ok(end) => {
+                    done += want as u64;
+                    at = at.map(|_| end);
+                    if offset.is_none() {
+                        file.offset.store(end, Relaxed);
+                    }
+                }
+                Err(Error::Errno(_)) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    pub(super) async fn list_tmp(&self, file: &OpenFile, inode: u64, addr: u64, count: u64) -> Result<u64> {
+        let position = file.offset.load(Relaxed);
+        let entries = self
+            .tmpfs()
+            .entries(inode, usize::try_from(position).unwrap_or(usize::MAX))?;
+        let mut records: Vec<u8> = Vec::new();
+        let mut next = position;
+        for (inode, mode, name) in entries {
+            let kind = match mode {
+                FOLDER => 4,
+                LINK => 10,
+                _ => 8,
+            };
+            let record = dirent(&Entry {
+                inode,
+                next: next + 1,
+                kind,
+                name: &name,
+            });
+            if (records.len() + record.len()) as u64 > count {
+                if records.is_empty() {
+                    return Err(errno::EINVAL.into());
+                }
+                break;
+            }
+            records.extend(record);
+            next += 1;
+        }
+        self.memory.write(addr, &records).await?;
+        file.offset.store(next, Relaxed);
+        Ok(records.len() as u64)
+    }
+
+    /// Returns an open file's data here.
+    ///
+    /// # Errors
+    ///
+    /// EROFS for a file of S, EINVAL for what has no length.
+    fn tmp_of(&self, fd: u64) -> Result<alloc::sync::Arc<OpenFile>> {
+        let file = self.file(fd)?;
+        match file.kind {
+            Kind::Tmp(_) if file.flags() & 3 != 0 => Ok(file),
+            Kind::File(_) => Err(errno::EROFS.into()),
+            _ => Err(errno::EINVAL.into()),
+        }
+    }
+
+    pub(super) async fn sys_ftruncate(&self, [fd, size, ..]: Args) -> Result<u64> {
+        if size.cast_signed() < 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let file = self.tmp_of(fd)?;
+        if let Kind::Tmp(tmp) = &file.kind {
+            self.tmpfs().resize(tmp, size).await?;
+        }
+        Ok(0)
+    }
+
+    pub(super) async fn sys_fallocate(&self, [fd, mode, offset, len, ..]: Args) -> Result<u64> {
+        const KEEP_SIZE: u64 = 1;
+        if offset.cast_signed() < 0 || len.cast_signed() <= 0 {
+            return Err(errno::EINVAL.into());
+        }
+        if mode & !KEEP_SIZE != 0 {
+            return Err(errno::EOPNOTSUPP.into());
+        }
+        let file = self.tmp_of(fd)?;
+        if let Kind::Tmp(tmp) = &file.kind {
+            let end = offset.checked_add(len).ok_or(errno::EFBIG)?;
+            if mode == 0 && end > tmp.size() {
+                self.tmpfs().resize(tmp, end).await?;
+            }
+        }
+        Ok(0)
+    }
+
+    /// Returns where a path of the program leads, and the absolute path.
+    pub(super) async fn locate(&self, dir: u64, addr: u64, follow: bool) -> Result<(Vec<u8>, Found)> {
+        let path = self.path(dir, addr).await?;
+        let found = self.tmpfs().find(&path, follow)?;
+        Ok((path, found))
+    }
+
+    pub(super) async fn sys_mkdirat(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
+        self.create(dir, addr, mode, |_| Make::Folder).await
+    }
+
+    pub(super) async fn sys_mknodat(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
+        let kind = int(mode) & TYPE_MASK;
+        if kind != 0 && kind != crate::tmpfs::REGULAR {
+            return Err(errno::EPERM.into());
+        }
+        self.create(dir, addr, mode, |_| Make::File).await
+    }
+
+    pub(super) async fn sys_symlinkat(&self, target: u64, dir: u64, addr: u64) -> Result<u64> {
+        let target = self.memory.read_string(target, PATH_MAX).await?;
+        if target.is_empty() {
+            return Err(errno::ENOENT.into());
+        }
+        self.create(dir, addr, 0o777, |_| Make::Link(target.clone()))
+            .await
+    }
+
+    async fn create(&self, dir: u64, addr: u64, mode: u64, what: impl Fn(&[u8]) -> Make) -> Result<u64> {
+        let (path, found) = self.locate(dir, addr, false).await?;
+        match found {
+            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Create).await,
+            Found::Here(_) => Err(errno::EEXIST.into()),
+            Found::Missing(folder, name) => {
+                let what = what(&name);
+                let masked = match what {
+                    Make::Link(_) => 0o777,
+                    _ => int(mode) & 0o7777 & !int(self.fs.lock().umask),
+                };
+                self.tmpfs().make(folder, &name, masked, what, self.wall())?;
+                Ok(0)
+            }
+        }
+    }
+
+    pub(super) async fn sys_unlinkat(&self, dir: u64, addr: u64, flags: u64) -> Result<u64> {
+        let (path, found) = self.locate(dir, addr, false).await?;
+        match found {
+            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Remove).await,
+            Found::Missing(..) => Err(errno::ENOENT.into()),
+            Found::Here(inode) => {
+                if flags & AT_REMOVEDIR != 0 && last_part(&path) == b"." {
+                    return Err(errno::EINVAL.into());
+                }
+                self.tmpfs()
+                    .remove(inode, &path, flags & AT_REMOVEDIR != 0, self.wall())?;
+                Ok(0)
+            }
+        }
+    }
+
+    pub(super) async fn sys_renameat(&self, [from_dir, from, to_dir, to, flags, _]: Args) -> Result<u64> {
+        if flags & !RENAME_NOREPLACE != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let (old, was) = self.locate(from_dir, from, false).await?;
+        let (_, wanted) = self.locate(to_dir, to, false).await?;
+        let (inode, new) = match (was, wanted) {
+            (Found::Storage(_), Found::Storage(_)) => {
+                return self.refuse_change(&old, super::path::Change::Remove).await;
+            }
+            (Found::Storage(_), _) | (_, Found::Storage(_)) => return Err(errno::EXDEV.into()),
+            (Found::Missing(..), _) => return Err(errno::ENOENT.into()),
+            (Found::Here(inode), new) => (inode, new),
+        };
+        let (folder, name) = match new {
+            Found::Missing(folder, name) => (folder, name),
+            _ => {
+                let path = self.path(to_dir, to).await?;
+                self.folder_of(&path)?
+            }
+        };
+        let no_replace = flags & RENAME_NOREPLACE != 0;
+        self.tmpfs()
+            .rename((inode, &old), (folder, &name), no_replace, self.wall())?;
+        Ok(0)
+    }
+
+    /// Returns the folder here that a path's last part is in, and that part.
+    fn folder_of(&self, path: &[u8]) -> Result<(u64, Vec<u8>)> {
+        let name = last_part(path).to_vec();
+        let mut up = path.to_vec();
+        while up.last() == Some(&b'/') {
+            up.pop();
+        }
+        up.truncate(up.len() - name.len());
+        match self.tmpfs().find(&up, true)? {
+            Found::Here(folder) if !name.is_empty() => Ok((folder, name)),
+            _ => Err(errno::ENOENT.into()),
+        }
+    }
+
+    pub(super) async fn sys_linkat(&self, [from_dir, from, to_dir, to, flags, _]: Args) -> Result<u64> {
+        const FOLLOW: u64 = 0x400;
+        let (_, was) = self.locate(from_dir, from, flags & FOLLOW != 0).await?;
+        let (new, wanted) = self.locate(to_dir, to, false).await?;
+        match (was, wanted) {
+            (Found::Storage(_), Found::Storage(_)) => {
+                self.refuse_change(&new, super::path::Change::Create).await
+            }
+            (Found::Storage(_), _) | (_, Found::Storage(_)) => Err(errno::EXDEV.into()),
+            (_, Found::Here(_)) => Err(errno::EEXIST.into()),
+            (Found::Missing(..), _) => Err(errno::ENOENT.into()),
+            (Found::Here(inode), Found::Missing(folder, name)) => {
+                self.tmpfs().link(inode, folder, &name, self.wall())?;
+                Ok(0)
+            }
+        }
+    }
+
+    pub(super) async fn sys_truncate(&self, [addr, size, ..]: Args) -> Result<u64> {
+        let (path, found) = self.locate(AT_FDCWD, addr, true).await?;
+        match found {
+            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Modify).await,
+            Found::Missing(..) => Err(errno::ENOENT.into()),
+            Found::Here(inode) => {
+                let file = self.tmpfs().file(inode).ok_or(errno::EISDIR)?;
+                self.tmpfs().resize(&file, size).await?;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Changes what is known of a path.
+    pub(super) async fn change_at(&self, dir: u64, addr: u64, follow: bool, change: Change) -> Result<u64> {
+        let (path, found) = self.locate(dir, addr, follow).await?;
+        match found {
+            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Modify).await,
+            Found::Missing(..) => Err(errno::ENOENT.into()),
+            Found::Here(inode) => {
+                self.tmpfs().change(inode, &change, self.wall())?;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Changes what is known of an open file.
+    pub(super) fn change_file(&self, fd: u64, change: &Change) -> Result<u64> {
+        let file = self.file(fd)?;
+        let inode = match &file.kind {
+            Kind::Tmp(tmp) => tmp.inode(),
+            Kind::TmpFolder(inode) => *inode,
+            Kind::File(_) | Kind::Folder(_) => return Err(errno::EROFS.into()),
+            _ => return Ok(0),
+        };
+        match self.tmpfs().change(inode, change, self.wall()) {
+            // It has no name any more, so nobody sees.
+            Err(Error::Errno(errno::ENOENT)) => Ok(0),
+            changed => changed.map(|()| 0),
+        }
+    }
+
+    pub(super) async fn sys_utimensat(&self, [dir, addr, times, flags, ..]: Args) -> Result<u64> {
+        let now = self.wall();
+        let mut wanted = [Some(now); 2];
+        if times != 0 {
+            for (index, wanted) in (0..).zip(&mut wanted) {
+                let at = times.saturating_add(index * 16);
+                let nanos = self.memory.read_u64(at.saturating_add(8)).await?;
+                *wanted = match nanos {
+                    UTIME_NOW => Some(now),
+                    UTIME_OMIT => None,
+                    _ => Some(self.timespec(at).await?),
+                };
+            }
+        }
+        let change = Change::Times(wanted[0], wanted[1]);
+        if addr == 0 {
+            return self.change_file(dir, &change);
+        }
+        if wanted == [None; 2] {
+            return Ok(0);
+        }
+        let follow = flags & super::path::NOFOLLOW == 0;
+        self.change_at(dir, addr, follow, change).await
+    }
+}

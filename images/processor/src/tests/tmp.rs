@@ -1,0 +1,236 @@
+//! Files of the node's own: names, data, mappings.
+
+use super::*;
+use crate::error::errno;
+
+const O_RDWR: u64 = 2;
+const O_CREAT: u64 = 0o100;
+const O_TRUNC: u64 = 0o1000;
+const O_APPEND: u64 = 0o2000;
+const AT_FDCWD: u64 = (-100i64).cast_unsigned();
+
+impl Run {
+    fn name(&self, place: u64, path: &str) -> u64 {
+        self.put(DATA + place * 64, format!("{path}\0").as_bytes())
+    }
+
+    fn create(&mut self, path: &str, flags: u64) -> Result<u64, Error> {
+        let name = self.name(0, path);
+        self.call(nr::__NR_open, &[name, O_RDWR | O_CREAT | flags, 0o666])
+    }
+
+    fn two(&mut self, call: u32, from: &str, to: &str) -> Result<u64, Error> {
+        let (from, to) = (self.name(0, from), self.name(1, to));
+        self.call(call, &[from, to])
+    }
+
+    /// Returns links, mode and length of a path.
+    fn status(&mut self, path: &str) -> Option<(u64, u32, u64)> {
+        let name = self.name(0, path);
+        self.call(nr::__NR_lstat, &[name, DATA + 256]).ok()?;
+        let bytes = self.get(DATA + 256, 144);
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        Some((
+            word(16),
+            u32::from_le_bytes(bytes[24..28].try_into().unwrap()),
+            word(48),
+        ))
+    }
+
+    fn text(&mut self, path: &str) -> Vec<u8> {
+        let fd = self.open(path).unwrap();
+        let len = self.call(nr::__NR_read, &[fd, DATA + 512, 512]).unwrap();
+        self.call(nr::__NR_close, &[fd]).unwrap();
+        self.get(DATA + 512, usize::try_from(len).unwrap())
+    }
+
+    fn write_text(&mut self, path: &str, text: &str) {
+        let fd = self.create(path, O_TRUNC).unwrap();
+        self.put(DATA + 512, text.as_bytes());
+        assert_eq!(
+            self.call(nr::__NR_write, &[fd, DATA + 512, text.len() as u64]),
+            Ok(text.len() as u64)
+        );
+        self.call(nr::__NR_close, &[fd]).unwrap();
+    }
+}
+
+/// Ends the run, and looks that nothing is left.
+fn ends_clean(node: &'static FakeNode, run: Run) {
+    run.thread.process.end(Exit::Code(0));
+    node.block_on(run.thread.run());
+    assert_eq!(node.block_on(node.kernel.finish(node)), Ok(Exit::Code(0)));
+    // A line that was being written back lets its chunk go only now.
+    node.drain();
+    node.block_on(node.supply.settle(node)).unwrap();
+    assert_eq!(node.cache.lines_in_use(), (0, 0));
+    assert!(node.memory.lent.borrow().is_empty());
+    assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
+}
+
+#[test]
+fn what_was_written_is_read_at_any_place_through_a_small_cache() {
+    let node: &FakeNode = node(32);
+    let mut run = Run::new(node);
+    let fd = run.create("/tmp/data", 0).unwrap();
+    let at = run.map(400_000).unwrap();
+    let bytes: Vec<u8> = (0..400_000u32).map(|n| ((n * 7) >> 3).to_le_bytes()[0]).collect();
+    run.put(at, &bytes);
+    assert_eq!(run.call(nr::__NR_write, &[fd, at, 300_000]), Ok(300_000));
+    // A hole, and more behind it.
+    assert_eq!(run.call(nr::__NR_pwrite64, &[fd, at, 100, 500_000]), Ok(100));
+    assert_eq!(run.status("/tmp/data"), Some((1, 0o100_644, 500_100)));
+    let to = run.map(500_100).unwrap();
+    assert_eq!(run.call(nr::__NR_lseek, &[fd, 0, 0]), Ok(0));
+    assert_eq!(run.call(nr::__NR_read, &[fd, to, 600_000]), Ok(500_100));
+    let read = run.get(to, 500_100);
+    assert!(read[..300_000] == bytes[..300_000] && read[500_000..] == bytes[..100]);
+    assert!(read[300_000..500_000].iter().all(|&byte| byte == 0));
+    // Cut and grown again, it holds zeros there.
+    assert_eq!(run.call(nr::__NR_ftruncate, &[fd, 5_000]), Ok(0));
+    assert_eq!(run.call(nr::__NR_ftruncate, &[fd, 20_000]), Ok(0));
+    assert_eq!(run.call(nr::__NR_pread64, &[fd, to, 30_000, 0]), Ok(20_000));
+    let read = run.get(to, 20_000);
+    assert!(read[..5_000] == bytes[..5_000] && read[5_000..].iter().all(|&byte| byte == 0));
+    ends_clean(node, run);
+}
+
+#[test]
+fn mappings_share_a_file_s_pages_or_copy_them() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.write_text("/dev/shm/x", "before");
+    let fd = run.create("/dev/shm/x", 0).unwrap();
+    let shared = run.call(nr::__NR_mmap, &[0, 4096, 3, 1, fd, 0]).unwrap();
+    let private = run.call(nr::__NR_mmap, &[0, 4096, 3, 2, fd, 0]).unwrap();
+    run.put(shared, b"AFTER");
+    run.put(private, b"own");
+    assert_eq!(run.text("/dev/shm/x"), b"AFTERe");
+    assert_eq!(run.get(private, 6), b"ownore");
+    run.call(nr::__NR_close, &[fd]).unwrap();
+    let name = run.name(0, "/dev/shm/x");
+    assert_eq!(run.call(nr::__NR_unlink, &[name]), Ok(0));
+    assert_eq!(run.get(shared, 6), b"AFTERe", "the mapping keeps the pages");
+    ends_clean(node, run);
+}
+
+#[test]
+fn names_come_and_go_as_on_linux() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let name = run.name(0, "/tmp/d");
+    assert_eq!(run.call(nr::__NR_mkdir, &[name, 0o777]), Ok(0));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_mkdir, &[name, 0o777])),
+        Some(errno::EEXIST)
+    );
+    assert_eq!(run.status("/tmp/d").map(|status| status.1), Some(0o040_755));
+    run.write_text("/tmp/d/one", "1");
+    let name = run.name(0, "/tmp/d");
+    assert_eq!(
+        errno_of(run.call(nr::__NR_rmdir, &[name])),
+        Some(errno::ENOTEMPTY)
+    );
+    assert_eq!(run.two(nr::__NR_link, "/tmp/d/one", "/tmp/two"), Ok(0));
+    assert_eq!(run.status("/tmp/two").map(|status| status.0), Some(2));
+    assert_eq!(run.two(nr::__NR_rename, "/tmp/two", "/tmp/d/three"), Ok(0));
+    run.write_text("/tmp/four", "4");
+    assert_eq!(run.two(nr::__NR_rename, "/tmp/four", "/tmp/d/three"), Ok(0));
+    assert_eq!(
+        (run.text("/tmp/d/three"), run.text("/tmp/d/one")),
+        (b"4".to_vec(), b"1".to_vec())
+    );
+    assert_eq!(run.status("/tmp/d/one").map(|status| status.0), Some(1));
+    assert_eq!(run.two(nr::__NR_rename, "/tmp/d", "/tmp/e"), Ok(0));
+    assert_eq!(
+        errno_of(run.two(nr::__NR_rename, "/tmp/e", "/tmp/e/f")),
+        Some(errno::EINVAL)
+    );
+    assert_eq!(
+        errno_of(run.two(nr::__NR_rename, "/big", "/tmp/big")),
+        Some(errno::EXDEV)
+    );
+    assert_eq!(
+        errno_of(run.two(nr::__NR_rename, "/tmp/none", "/tmp/x")),
+        Some(errno::ENOENT)
+    );
+    assert_eq!(run.two(nr::__NR_symlink, "../tmp/e", "/tmp/link"), Ok(0));
+    assert_eq!(run.text("/tmp/link/one"), b"1");
+    let link = run.name(0, "/tmp/link");
+    assert_eq!(run.call(nr::__NR_readlink, &[link, DATA + 256, 100]), Ok(8));
+    assert_eq!(run.two(nr::__NR_symlink, "/big", "/tmp/storage"), Ok(0));
+    assert_eq!(run.text("/tmp/storage").len(), 512, "a link to S's disk");
+    assert_eq!(run.two(nr::__NR_symlink, "loop", "/tmp/loop"), Ok(0));
+    assert_eq!(errno_of(run.open("/tmp/loop")), Some(errno::ELOOP));
+    for (path, errno) in [
+        ("/tmp/none/x", errno::ENOENT),
+        ("/tmp/e/one/x", errno::ENOTDIR),
+        ("/tmp/e", errno::EISDIR),
+    ] {
+        assert_eq!(errno_of(run.create(path, 0)), Some(errno), "{path}");
+    }
+    let name = run.name(0, "/tmp");
+    assert_eq!(errno_of(run.call(nr::__NR_rmdir, &[name])), Some(errno::EBUSY));
+    ends_clean(node, run);
+}
+
+#[test]
+fn folders_are_listed_and_be_worked_in() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let name = run.name(0, "/tmp/many");
+    run.call(nr::__NR_mkdir, &[name, 0o700]).unwrap();
+    assert_eq!(run.call(nr::__NR_chdir, &[name]), Ok(0));
+    for n in 0..30 {
+        run.write_text(&format!("file{n}"), "x");
+    }
+    let fd = run.open(".").unwrap();
+    let mut names = Vec::new();
+    loop {
+        let len = run.call(nr::__NR_getdents64, &[fd, DATA + 512, 300]).unwrap();
+        if len == 0 {
+            break;
+        }
+        let mut records = &run.get(DATA + 512, usize::try_from(len).unwrap())[..];
+        while !records.is_empty() {
+            let len = usize::from(u16::from_le_bytes([records[16], records[17]]));
+            let name = records[19..len].split(|&byte| byte == 0).next().unwrap();
+            names.push(String::from_utf8(name.to_vec()).unwrap());
+            records = &records[len..];
+        }
+    }
+    names.sort();
+    let mut expected: Vec<_> = (0..30).map(|n| format!("file{n}")).collect();
+    expected.extend([".".to_owned(), "..".to_owned()]);
+    expected.sort();
+    assert_eq!(names, expected);
+    let name = run.name(0, "file3");
+    assert_eq!(run.call(nr::__NR_unlinkat, &[fd, name, 0]), Ok(0));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_unlinkat, &[AT_FDCWD, name, 0])),
+        Some(errno::ENOENT)
+    );
+    ends_clean(node, run);
+}
+
+#[test]
+fn appending_goes_to_the_end_and_an_open_file_outlives_its_name() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.write_text("/tmp/log", "one\n");
+    let fd = run.create("/tmp/log", O_APPEND).unwrap();
+    run.put(DATA + 512, b"two\n");
+    assert_eq!(run.call(nr::__NR_write, &[fd, DATA + 512, 4]), Ok(4));
+    assert_eq!(run.text("/tmp/log"), b"one\ntwo\n");
+    let name = run.name(0, "/tmp/log");
+    assert_eq!(run.call(nr::__NR_unlink, &[name]), Ok(0));
+    assert_eq!(run.status("/tmp/log"), None);
+    assert_eq!(run.call(nr::__NR_pread64, &[fd, DATA + 512, 100, 0]), Ok(8));
+    assert_eq!(run.call(nr::__NR_fstat, &[fd, DATA + 256]), Ok(0));
+    let read_only = run.open("/big").unwrap();
+    assert_eq!(
+        errno_of(run.call(nr::__NR_ftruncate, &[read_only, 0])),
+        Some(errno::EROFS)
+    );
+    ends_clean(node, run);
+}
