@@ -135,6 +135,28 @@ fn threads_processes_and_signals_do_what_linux_does() {
     }
 }
 
+/// Debian's own dynamic programs, several processes at once, and files that they make in `/tmp`.
+#[test]
+fn a_debian_root_runs_its_own_tools() {
+    const SCRIPT: &str = r#"cd /tmp; mkdir a
+for i in $(seq 20); do echo "line $i" > a/f$i; done
+tar cf a.tar a; gzip a.tar; rm -r a; tar xzf a.tar.gz
+cat a/* | sort -k2n | tail -2; find a -type f | wc -l
+sha256sum < a/f3; awk 'BEGIN { print 6 * 7 }'; grep -r 'line 7' a
+(exit 3); echo $?; kill -9 $BASHPID & wait $!; echo $?"#;
+    let there =
+        Run::new(&["--root", "trixie", "--cpus", "2", "--pcache", "16M"]).run(&["/bin/bash", "-c", SCRIPT]);
+    let expected = "line 19\nline 20\n20\n\
+        9c60bc932a19cda85d74a5852c20d89262ecdb0ee2e3c28464fd17df0f885439  -\n42\na/f7:line 7\n3\n137\n";
+    assert_eq!(
+        String::from_utf8_lossy(&there.stdout),
+        expected,
+        "{}",
+        there.stderr
+    );
+    assert_eq!(there.code, Some(0));
+}
+
 /// Each of the 5,120 sets may have a line on its way to M: far more than FIT carries at once.
 #[test]
 fn write_backs_wait_for_room_where_a_cache_has_many_sets() {

@@ -1,0 +1,184 @@
+//! The data of files: objects in an address space that only the kernel reaches.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use messages::PAGE_SIZE;
+use pcache::Rights;
+use spin::Mutex;
+
+use super::Tmpfs;
+use crate::error::{Error, Result, errno};
+use crate::kernel::Closing;
+use crate::mm::map::Place;
+use crate::mm::object::Object;
+use crate::mm::vma::{Backing, Vma, VmaFlags};
+use crate::process::Node;
+use crate::wait::Gate;
+
+/// Bytes of addresses that a file has at least once it has data.
+const LEAST: u64 = 64 << 10;
+/// The longest file.
+const MAX_SIZE: u64 = 1 << 40;
+
+/// A file's data.
+#[derive(Debug)]
+pub(crate) struct TmpFile {
+    inode: u64,
+    size: AtomicU64,
+    /// Passed by whoever reads, writes or resizes.
+    gate: Gate,
+    /// The addresses in the kernel's space, and the pages.
+    region: Mutex<Option<Region>>,
+    /// Where the addresses go when nothing uses the file any more.
+    closing: Arc<Closing>,
+    pub(crate) modified: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Region {
+    start: u64,
+    len: u64,
+    object: Arc<Object>,
+}
+
+impl TmpFile {
+    pub(super) fn new(inode: u64, closing: Arc<Closing>) -> Self {
+        Self {
+            inode,
+            size: AtomicU64::new(0),
+            gate: Gate::default(),
+            region: Mutex::new(None),
+            closing,
+            modified: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the file's length.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
+impl Drop for TmpFile {
+    fn drop(&mut self) {
+        if let Some(region) = self.region.get_mut().take() {
+            self.closing.add_region(region.start, region.len);
+        }
+    }
+}
+
+impl<N: Node> Tmpfs<N> {
+    /// Reads from a file into kernel memory; returns how much.
+    pub(crate) async fn read(&self, file: &TmpFile, offset: u64, into: &mut [u8]) -> Result<usize> {
+        let _pass = file.gate.pass().await;
+        let left = file.size().saturating_sub(offset);
+        let len = usize::try_from(left).map_or(into.len(), |left| left.min(into.len()));
+        let region = file.region.lock().clone();
+        match region {
+            _ if len == 0 => Ok(0),
+            Some(region) => {
+                let within = region.len.saturating_sub(offset);
+                let here = usize::try_from(within).map_or(len, |within| within.min(len));
+                self.space.read(region.start + offset, &mut into[..here]).await?;
+                into[here..len].fill(0);
+                Ok(len)
+            }
+            None => {
+                into[..len].fill(0);
+                Ok(len)
+            }
+        }
+    }
+
+    /// Writes from kernel memory to a file, at its end if there is no offset; returns where it ended.
+    pub(crate) async fn write(&self, file: &TmpFile, offset: Option<u64>, from: &[u8]) -> Result<u64> {
+        let _pass = file.gate.pass().await;
+        let offset = offset.unwrap_or_else(|| file.size());
+        let end = offset
+            .checked_add(from.len() as u64)
+            .filter(|&end| end <= MAX_SIZE);
+        let end = end.ok_or(errno::EFBIG)?;
+        if from.is_empty() {
+            return Ok(offset);
+        }
+        let region = self.reach(file, end).await?;
+        match self.space.write(region.start + offset, from).await {
+            // The only reason for a page of ours to be out of reach.
+            Err(Error::Errno(_)) => return Err(errno::ENOSPC.into()),
+            written => written?,
+        }
+        file.size.fetch_max(end, Ordering::AcqRel);
+        let now = self.space.node_time();
+        file.modified.store(now, Ordering::Relaxed);
+        Ok(end)
+    }
+
+    /// Sets a file's length.
+    pub(crate) async fn resize(&self, file: &TmpFile, size: u64) -> Result<()> {
+        if size > MAX_SIZE {
+            return Err(errno::EFBIG.into());
+        }
+        let _pass = file.gate.pass().await;
+        let was = file.size.swap(size, Ordering::AcqRel);
+        let region = file.region.lock().clone();
+        if let Some(region) = region.filter(|_| size < was) {
+            // What is behind the end is zero when the file grows again.
+            let whole = size.next_multiple_of(PAGE_SIZE);
+            let rest = usize::try_from(whole.min(was) - size).expect("less than a page");
+            if rest > 0 && size < region.len {
+                self.space.write(region.start + size, &[0; 4096][..rest]).await?;
+            }
+            let gone = whole.min(region.len)..was.next_multiple_of(PAGE_SIZE).min(region.len);
+            let _change = self.space.change().await;
+            self.space
+                .discard(region.start + gone.start..region.start + gone.end)
+                .await;
+            for page in gone.start / PAGE_SIZE..gone.end / PAGE_SIZE {
+                if let Some(slot) = region.object.take(page) {
+                    self.space.node.cache().drop_slot(slot);
+                }
+            }
+        }
+        file.modified.store(self.space.node_time(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Returns a file's pages as far as its length, for a mapping.
+    pub(crate) async fn object(&self, file: &TmpFile, end: u64) -> Result<Arc<Object>> {
+        let _pass = file.gate.pass().await;
+        Ok(self.reach(file, end.max(1)).await?.object)
+    }
+
+    /// Returns a file's addresses, after making them reach to `end`.
+    async fn reach(&self, file: &TmpFile, end: u64) -> Result<Region> {
+        let had = file.region.lock().clone();
+        if let Some(region) = had.as_ref().filter(|region| region.len >= end) {
+            return Ok(region.clone());
+        }
+        let had_len = had.as_ref().map_or(0, |region| region.len);
+        let len = end.max(had_len * 2).max(LEAST).next_multiple_of(PAGE_SIZE);
+        let _change = self.space.change().await;
+        let region = match had {
+            Some(region) => {
+                let was = region.start..region.start + region.len;
+                let start = self.space.remap(was, len, true, None).await?;
+                Region { start, len, ..region }
+            }
+            None => {
+                let object = Arc::new(Object::default());
+                let mut vma = Vma::anonymous(Rights::READ | Rights::WRITE);
+                vma.flags |= VmaFlags::NORESERVE;
+                vma.backing = Backing::Object(object.clone(), 0);
+                let start = self.space.map(Place::Wish(0), len, vma).await?;
+                Region { start, len, object }
+            }
+        };
+        *file.region.lock() = Some(region.clone());
+        Ok(region)
+    }
+}

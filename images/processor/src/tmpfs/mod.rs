@@ -1,0 +1,367 @@
+//! A file system of this node's own, for `/tmp` and the like: names here, data in slots.
+//!
+//! The data of a file is a shared [`Object`], mapped in an address space that only the kernel reaches: so
+//! a program's mapping of the file shares the pages, and they leave for M and come back as all pages do.
+
+mod data;
+mod tree;
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use messages::PAGE_SIZE;
+use messages::storage::{FileTime, Stat};
+use spin::Mutex;
+
+use crate::error::{Result, errno};
+use crate::kernel::Closing;
+use crate::mm::Space;
+use crate::process::Node;
+pub(crate) use data::TmpFile;
+pub(crate) use tree::last_part;
+use tree::{Body, Step, Tree};
+
+/// Folders that are file systems of this node's own.
+const MOUNTS: [(&[u8], u32); 3] = [(b"/tmp", 0o1777), (b"/dev/shm", 0o1777), (b"/run", 0o755)];
+/// Numbers of inodes begin here: far from those of S's disk.
+pub(crate) const FIRST_INODE: u64 = 1 << 40;
+/// Names at most, of all folders together.
+const MAX_NAMES: usize = 1 << 20;
+/// The longest name.
+const NAME_MAX: usize = 255;
+/// Links that are followed on one way (Linux `MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+
+pub(crate) const TYPE_MASK: u32 = 0o170_000;
+pub(crate) const FOLDER: u32 = 0o040_000;
+pub(crate) const REGULAR: u32 = 0o100_000;
+pub(crate) const LINK: u32 = 0o120_000;
+
+/// The place that a path leads to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// A path of S.
+    Storage(Vec<u8>),
+    /// An inode here.
+    Here(u64),
+    /// Nothing of this name in a folder here.
+    Missing(u64, Vec<u8>),
+}
+
+/// The file system.
+pub(crate) struct Tmpfs<N: Node> {
+    tree: Mutex<Tree>,
+    space: Space<'static, N>,
+    closing: Arc<Closing>,
+}
+
+/// A kind of thing to make.
+pub(crate) enum Make {
+    File,
+    Folder,
+    Link(Vec<u8>),
+}
+
+impl<N: Node> Tmpfs<N> {
+    /// Returns empty file systems. `space` is the kernel's own.
+    pub(crate) fn new(space: Space<'static, N>, now: Duration, closing: Arc<Closing>) -> Self {
+        let mut tree = Tree::new();
+        for (index, (_, mode)) in MOUNTS.into_iter().enumerate() {
+            let inode = tree.add(FOLDER | mode, now, |own| Body::Folder {
+                parent: own,
+                names: BTreeMap::new(),
+            });
+            tree.mounts[index] = inode;
+        }
+        Self {
+            tree: Mutex::new(tree),
+            space,
+            closing,
+        }
+    }
+
+    /// Frees the addresses of a file that nothing uses any more.
+    pub(crate) async fn free(&self, start: u64, len: u64) -> Result<()> {
+        let _change = self.space.change().await;
+        self.space.unmap(start..start + len).await
+    }
+
+    /// Frees everything.
+    pub(crate) async fn end(&self) -> Result<()> {
+        let gone = core::mem::take(&mut self.tree.lock().inodes);
+        drop(gone);
+        self.space.end().await
+    }
+
+    /// Finds out where an absolute path leads; a link at its end is followed if `follow`.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT, ENOTDIR, ELOOP as Linux has them.
+    pub(crate) fn find(&self, path: &[u8], follow: bool) -> Result<Found> {
+        let tree = self.tree.lock();
+        let mut path = path.to_vec();
+        for _ in 0..=MAX_LINKS {
+            match tree.walk(&path, follow)? {
+                Step::Found(found) => return Ok(found),
+                Step::Elsewhere(to) => path = to,
+            }
+        }
+        Err(errno::ELOOP.into())
+    }
+
+    /// Makes something under a name that does not exist; returns its number.
+    pub(crate) fn make(&self, folder: u64, name: &[u8], mode: u32, what: Make, now: Duration) -> Result<u64> {
+        if name.len() > NAME_MAX {
+            return Err(errno::ENAMETOOLONG.into());
+        }
+        let mut tree = self.tree.lock();
+        if tree.names >= MAX_NAMES {
+            return Err(errno::ENOSPC.into());
+        }
+        if tree.folder(folder)?.contains_key(name) {
+            return Err(errno::EEXIST.into());
+        }
+        let (kind, closing) = (what.kind(), self.closing.clone());
+        let inode = tree.add(kind | mode, now, |own| match what {
+            Make::File => Body::File(Arc::new(TmpFile::new(own, closing))),
+            Make::Folder => Body::Folder {
+                parent: folder,
+                names: BTreeMap::new(),
+            },
+            Make::Link(target) => Body::Link(target),
+        });
+        tree.enter(folder, name, inode, now)?;
+        Ok(inode)
+    }
+
+    /// Gives a file another name.
+    pub(crate) fn link(&self, inode: u64, folder: u64, name: &[u8], now: Duration) -> Result<()> {
+        let mut tree = self.tree.lock();
+        if tree.folder(folder)?.contains_key(name) {
+            return Err(errno::EEXIST.into());
+        }
+        let there = tree.inodes.get_mut(&inode).ok_or(errno::ENOENT)?;
+        if there.mode & TYPE_MASK == FOLDER {
+            return Err(errno::EPERM.into());
+        }
+        there.links += 1;
+        tree.enter(folder, name, inode, now)
+    }
+
+    /// Removes a name: a folder's if `folder_wanted`, else that of something else.
+    pub(crate) fn remove(&self, inode: u64, path: &[u8], folder_wanted: bool, now: Duration) -> Result<()> {
+        let mut tree = self.tree.lock();
+        if tree.mounts.contains(&inode) {
+            return Err(errno::EBUSY.into());
+        }
+        let there = tree.inodes.get(&inode).ok_or(errno::ENOENT)?;
+        match (&there.body, folder_wanted) {
+            (Body::Folder { names, .. }, true) if !names.is_empty() => return Err(errno::ENOTEMPTY.into()),
+            (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
+            (Body::File(_) | Body::Link(_), true) => return Err(errno::ENOTDIR.into()),
+            _ => {}
+        }
+        let name = last_part(path);
+        let folder = tree.parent_of(path, inode, name)?;
+        tree.leave(folder, name, now)
+    }
+
+    /// Renames; what has the new name is replaced.
+    pub(crate) fn rename(
+        &self,
+        (inode, from): (u64, &[u8]),
+        (folder, name): (u64, &[u8]),
+        no_replace: bool,
+        now: Duration,
+    ) -> Result<()> {
+        let mut tree = self.tree.lock();
+        if tree.mounts.contains(&inode) {
+            return Err(errno::EBUSY.into());
+        }
+        let is_folder = matches!(
+            tree.inodes.get(&inode).ok_or(errno::ENOENT)?.body,
+            Body::Folder { .. }
+        );
+        if is_folder && tree.is_within(folder, inode) {
+            return Err(errno::EINVAL.into());
+        }
+        if let Some(&there) = tree.folder(folder)?.get(name) {
+            if no_replace {
+                return Err(errno::EEXIST.into());
+            }
+            if there == inode {
+                return Ok(());
+            }
+            match (&tree.inodes.get(&there).ok_or(errno::ENOENT)?.body, is_folder) {
+                (Body::Folder { names, .. }, true) if !names.is_empty() => {
+                    return Err(errno::ENOTEMPTY.into());
+                }
+                (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
+                (Body::File(_) | Body::Link(_), true) => return Err(errno::ENOTDIR.into()),
+                _ => tree.leave(folder, name, now)?,
+            }
+        }
+        let old_name = last_part(from);
+        let old_folder = tree.parent_of(from, inode, old_name)?;
+        // The inode must outlive its old name.
+        if let Some(own) = tree.inodes.get_mut(&inode) {
+            own.links += 1;
+        }
+        tree.leave(old_folder, old_name, now)?;
+        if let Some(own) = tree.inodes.get_mut(&inode)
+            && let Body::Folder { parent, .. } = &mut own.body
+        {
+            *parent = folder;
+        }
+        tree.enter(folder, name, inode, now)?;
+        if let Some(own) = tree.inodes.get_mut(&inode)
+            && is_folder
+        {
+            own.links = 2;
+        }
+        Ok(())
+    }
+
+    /// Returns the data of a file; `None` of something else.
+    pub(crate) fn file(&self, inode: u64) -> Option<Arc<TmpFile>> {
+        match &self.tree.lock().inodes.get(&inode)?.body {
+            Body::File(file) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
+    /// Returns a link's target.
+    pub(crate) fn target(&self, inode: u64) -> Result<Vec<u8>> {
+        match self.tree.lock().inodes.get(&inode).map(|inode| &inode.body) {
+            Some(Body::Link(target)) => Ok(target.clone()),
+            _ => Err(errno::EINVAL.into()),
+        }
+    }
+
+    /// Returns the status of an open file, which may have no name any more.
+    pub(crate) fn stat_file(&self, file: &TmpFile) -> Stat {
+        self.stat(file.inode()).unwrap_or_else(|_| Stat {
+            inode: file.inode(),
+            mode: REGULAR | 0o600,
+            links: 0,
+            uid: 0,
+            gid: 0,
+            size: file.size(),
+            block_size: 4096,
+            blocks: file.size().div_ceil(PAGE_SIZE) * 8,
+            accessed: time(Duration::ZERO),
+            modified: time(Duration::from_nanos(file.modified.load(Ordering::Relaxed))),
+            changed: time(Duration::ZERO),
+            device: 0,
+        })
+    }
+
+    /// Returns the status of an inode.
+    pub(crate) fn stat(&self, inode: u64) -> Result<Stat> {
+        let tree = self.tree.lock();
+        let there = tree.inodes.get(&inode).ok_or(errno::ENOENT)?;
+        let size = match &there.body {
+            Body::File(file) => file.size(),
+            Body::Folder { names, .. } => names.len() as u64 * 20,
+            Body::Link(target) => target.len() as u64,
+        };
+        let mut times = there.times.map(time);
+        if let Body::File(file) = &there.body {
+            let written = Duration::from_nanos(file.modified.load(Ordering::Relaxed));
+            if written > there.times[1] {
+                (times[1], times[2]) = (time(written), time(written));
+            }
+        }
+        Ok(Stat {
+            inode,
+            mode: there.mode,
+            links: there.links,
+            uid: there.uid,
+            gid: there.gid,
+            size,
+            block_size: 4096,
+            blocks: size.div_ceil(PAGE_SIZE) * 8,
+            accessed: times[0],
+            modified: times[1],
+            changed: times[2],
+            device: 0,
+        })
+    }
+
+    /// Changes mode, owner or times of an inode.
+    pub(crate) fn change(&self, inode: u64, change: &Change, now: Duration) -> Result<()> {
+        let mut tree = self.tree.lock();
+        let there = tree.inodes.get_mut(&inode).ok_or(errno::ENOENT)?;
+        match *change {
+            Change::Mode(mode) => there.mode = there.mode & TYPE_MASK | mode & 0o7777,
+            Change::Owner(uid, gid) => {
+                if uid != u32::MAX {
+                    there.uid = uid;
+                }
+                if gid != u32::MAX {
+                    there.gid = gid;
+                }
+            }
+            Change::Times(accessed, modified) => {
+                if let Some(accessed) = accessed {
+                    there.times[0] = accessed;
+                }
+                if let Some(modified) = modified {
+                    there.times[1] = modified;
+                    if let Body::File(file) = &there.body {
+                        file.modified.store(0, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        there.times[2] = now;
+        Ok(())
+    }
+
+    /// Returns the entries of a folder from `position` on: number, type and name.
+    pub(crate) fn entries(&self, inode: u64, position: usize) -> Result<Vec<(u64, u32, Vec<u8>)>> {
+        let tree = self.tree.lock();
+        let Body::Folder { parent, names } = &tree.inodes.get(&inode).ok_or(errno::ENOENT)?.body else {
+            return Err(errno::ENOTDIR.into());
+        };
+        let own = [(inode, b".".to_vec()), (*parent, b"..".to_vec())];
+        let all = own
+            .into_iter()
+            .chain(names.iter().map(|(name, &inode)| (inode, name.clone())));
+        let typed = all.map(|(inode, name)| {
+            let kind = tree.inodes.get(&inode).map_or(0, |there| there.mode & TYPE_MASK);
+            (inode, kind, name)
+        });
+        Ok(typed.skip(position).take(512).collect())
+    }
+}
+
+/// A change of what is known of an inode.
+pub(crate) enum Change {
+    Mode(u32),
+    /// `u32::MAX` leaves one as it is.
+    Owner(u32, u32),
+    /// Last access and last change of the data.
+    Times(Option<Duration>, Option<Duration>),
+}
+
+impl Make {
+    fn kind(&self) -> u32 {
+        match self {
+            Self::File => REGULAR,
+            Self::Folder => FOLDER,
+            Self::Link(_) => LINK,
+        }
+    }
+}
+
+fn time(since: Duration) -> FileTime {
+    FileTime {
+        seconds: since.as_secs().cast_signed(),
+        nanos: since.subsec_nanos(),
+    }
+}

@@ -1,0 +1,228 @@
+//! Folders, names and links.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{FIRST_INODE, Found, MOUNTS, TmpFile};
+use crate::error::{Result, errno};
+
+/// A file, folder or link without its names.
+#[derive(Debug)]
+pub(super) struct Inode {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) links: u32,
+    pub(super) times: [Duration; 3],
+    pub(super) body: Body,
+}
+
+#[derive(Debug)]
+pub(super) enum Body {
+    File(Arc<TmpFile>),
+    Folder {
+        parent: u64,
+        names: BTreeMap<Vec<u8>, u64>,
+    },
+    Link(Vec<u8>),
+}
+
+/// All folders and files.
+#[derive(Debug)]
+pub(super) struct Tree {
+    pub(super) inodes: BTreeMap<u64, Inode>,
+    next: u64,
+    pub(super) names: usize,
+    pub(super) mounts: [u64; MOUNTS.len()],
+}
+
+/// One walk, as far as no link leads elsewhere.
+pub(super) enum Step {
+    Found(Found),
+    Elsewhere(Vec<u8>),
+}
+
+/// Returns a path's parts without `.`; `..` takes the part before it away.
+fn normal(path: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    for part in path.split(|&b| b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts
+}
+
+/// Returns the last part of a path.
+pub(crate) fn last_part(path: &[u8]) -> &[u8] {
+    path.split(|&b| b == b'/')
+        .rfind(|part| !part.is_empty())
+        .unwrap_or(b"")
+}
+
+impl Tree {
+    pub(super) fn new() -> Self {
+        Self {
+            inodes: BTreeMap::new(),
+            next: FIRST_INODE,
+            names: 0,
+            mounts: [0; MOUNTS.len()],
+        }
+    }
+
+    pub(super) fn add(&mut self, mode: u32, now: Duration, body: impl FnOnce(u64) -> Body) -> u64 {
+        let inode = self.next;
+        self.next += 1;
+        let body = body(inode);
+        let links = if matches!(body, Body::Folder { .. }) { 1 } else { 0 };
+        let entry = Inode {
+            mode,
+            uid: 0,
+            gid: 0,
+            links,
+            times: [now; 3],
+            body,
+        };
+        self.inodes.insert(inode, entry);
+        inode
+    }
+
+    pub(super) fn folder(&self, inode: u64) -> Result<&BTreeMap<Vec<u8>, u64>> {
+        match self.inodes.get(&inode).map(|inode| &inode.body) {
+            Some(Body::Folder { names, .. }) => Ok(names),
+            Some(_) => Err(errno::ENOTDIR.into()),
+            None => Err(errno::ENOENT.into()),
+        }
+    }
+
+    fn folder_mut(&mut self, inode: u64) -> Result<&mut Inode> {
+        self.folder(inode)?;
+        self.inodes.get_mut(&inode).ok_or_else(|| errno::ENOENT.into())
+    }
+
+    /// Puts a name into a folder.
+    pub(super) fn enter(&mut self, folder: u64, name: &[u8], inode: u64, now: Duration) -> Result<()> {
+        let there = self.folder_mut(folder)?;
+        if let Body::Folder { names, .. } = &mut there.body {
+            names.insert(name.to_vec(), inode);
+        }
+        there.times[1] = now;
+        self.names += 1;
+        if let Some(own) = self.inodes.get_mut(&inode) {
+            own.times[2] = now;
+            if own.links == 0 || matches!(own.body, Body::Folder { .. }) {
+                own.links += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a name out of a folder; the inode goes with its last one.
+    pub(super) fn leave(&mut self, folder: u64, name: &[u8], now: Duration) -> Result<()> {
+        let there = self.folder_mut(folder)?;
+        there.times[1] = now;
+        let Body::Folder { names, .. } = &mut there.body else {
+            return Err(errno::ENOTDIR.into());
+        };
+        let inode = names.remove(name).ok_or(errno::ENOENT)?;
+        self.names -= 1;
+        let own = self.inodes.get_mut(&inode).ok_or(errno::ENOENT)?;
+        let least = if matches!(own.body, Body::Folder { .. }) {
+            2
+        } else {
+            1
+        };
+        own.links = own.links.saturating_sub(1);
+        if own.links < least {
+            self.inodes.remove(&inode);
+        }
+        Ok(())
+    }
+
+    /// Returns the folder in which the last part of a path is the name of `inode`.
+    pub(super) fn parent_of(&self, path: &[u8], inode: u64, name: &[u8]) -> Result<u64> {
+        let mut up = path.to_vec();
+        up.extend_from_slice(b"/..");
+        let by_path = match self.walk(&up, true) {
+            Ok(Step::Found(Found::Here(folder))) => Some(folder),
+            _ => None,
+        };
+        let holds = |folder: &u64| {
+            self.folder(*folder)
+                .is_ok_and(|names| names.get(name) == Some(&inode))
+        };
+        let found = by_path
+            .filter(holds)
+            .or_else(|| self.inodes.keys().copied().find(holds));
+        found.ok_or_else(|| errno::ENOENT.into())
+    }
+
+    pub(super) fn is_within(&self, mut folder: u64, outer: u64) -> bool {
+        loop {
+            if folder == outer {
+                return true;
+            }
+            match self.inodes.get(&folder).map(|inode| &inode.body) {
+                Some(Body::Folder { parent, .. }) if *parent != folder => folder = *parent,
+                _ => return false,
+            }
+        }
+    }
+
+    pub(super) fn walk(&self, path: &[u8], follow: bool) -> Result<Step> {
+        let parts = normal(path);
+        let mount = MOUNTS.iter().zip(self.mounts).find(|((mount, _), _)| {
+            let mount = normal(mount);
+            parts.starts_with(&mount)
+        });
+        let Some(((mount, _), root)) = mount else {
+            return Ok(Step::Found(Found::Storage(path.to_vec())));
+        };
+        let depth = normal(mount).len();
+        let must_be_folder = path.ends_with(b"/");
+        let mut at = root;
+        for (index, part) in parts.iter().enumerate().skip(depth) {
+            let last = index + 1 == parts.len();
+            let Some(&next) = self.folder(at)?.get(*part) else {
+                return if last {
+                    Ok(Step::Found(Found::Missing(at, part.to_vec())))
+                } else {
+                    Err(errno::ENOENT.into())
+                };
+            };
+            let there = self.inodes.get(&next).ok_or(errno::ENOENT)?;
+            if let Body::Link(target) = &there.body
+                && (follow || !last || must_be_folder)
+            {
+                return Ok(Step::Elsewhere(redirect(&parts, index, target)));
+            }
+            at = next;
+        }
+        if must_be_folder {
+            self.folder(at)?;
+        }
+        Ok(Step::Found(Found::Here(at)))
+    }
+}
+
+/// Returns the path with the part at `index` replaced by a link's target.
+fn redirect(parts: &[&[u8]], index: usize, target: &[u8]) -> Vec<u8> {
+    let mut path = Vec::new();
+    if !target.starts_with(b"/") {
+        for part in &parts[..index] {
+            path.push(b'/');
+            path.extend_from_slice(part);
+        }
+        path.push(b'/');
+    }
+    path.extend_from_slice(target);
+    for part in &parts[index + 1..] {
+        path.push(b'/');
+        path.extend_from_slice(part);
+    }
+    path
+}
