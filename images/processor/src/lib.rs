@@ -21,7 +21,7 @@
 //!
 //! # What is left out
 //!
-//! * Sockets, epoll, terminals, job control, timers; `docs/linux-abi.md` has the table of calls.
+//! * Sockets, terminals, job control, timers; `docs/linux-abi.md` has the table of calls.
 //! * Writing to files of S, shared mappings of files. A private mapping of a file is read whole when it is made.
 //! * A thread stays on the core that it began on.
 #![cfg_attr(not(test), no_std)]
@@ -33,6 +33,7 @@ mod ahead;
 mod deliver;
 mod device;
 pub mod elf;
+mod epoll;
 mod error;
 mod files;
 mod futex;

@@ -8,9 +8,11 @@ use alloc::sync::Arc;
 use alloc::vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
+use core::task::Waker;
 
 use spin::Mutex;
 
+use crate::epoll::Epoll;
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::process::Node;
@@ -52,6 +54,14 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     fn ready(&self) -> u16;
     /// Returns the queue that is woken at each change.
     fn queue(&self) -> &WaitQueue;
+    /// Keeps a waker until the next change.
+    fn register(&self, waker: &Waker) {
+        self.queue().register(waker);
+    }
+    /// Returns the object as a set of files that are waited for, if it is one.
+    fn as_epoll(&self) -> Option<&Epoll> {
+        None
+    }
     /// Returns the type and rights as `stat` gives them.
     fn mode(&self) -> u32;
     /// Returns how many bytes could be read.

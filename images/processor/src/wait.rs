@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use core::future::poll_fn;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 
 use spin::Mutex;
@@ -13,13 +13,20 @@ use spin::Mutex;
 #[derive(Debug, Default)]
 pub struct WaitQueue {
     wakers: Mutex<Vec<Waker>>,
+    changes: AtomicU64,
 }
 
 impl WaitQueue {
     /// Wakes all that wait.
     pub fn wake(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
         let wakers = core::mem::take(&mut *self.wakers.lock());
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Returns how often it was woken, so that who looked before sees that something has changed.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Keeps a waker until the next [`wake`](Self::wake). Look at what is waited for after this.

@@ -1,5 +1,6 @@
 //! System calls: from a number and six words to what is done.
 
+mod epoll;
 mod futex;
 mod io;
 mod layout;
@@ -80,6 +81,13 @@ impl<N: Node> Thread<N> {
             nr::__NR_pipe2 => self.sys_pipe(a).await,
             nr::__NR_eventfd => self.sys_eventfd(a[0], 0),
             nr::__NR_eventfd2 => self.sys_eventfd(a[0], a[1]),
+            nr::__NR_epoll_create if int(a[0]).cast_signed() > 0 => self.sys_epoll_create(0),
+            nr::__NR_epoll_create => Err(errno::EINVAL.into()),
+            nr::__NR_epoll_create1 => self.sys_epoll_create(a[0]),
+            nr::__NR_epoll_ctl => self.sys_epoll_ctl(a).await,
+            nr::__NR_epoll_wait => self.sys_epoll_wait(a).await,
+            nr::__NR_epoll_pwait => self.sys_epoll_pwait(a).await,
+            nr::__NR_epoll_pwait2 => self.sys_epoll_pwait2(a).await,
             nr::__NR_getdents64 => self.sys_getdents(a).await,
             nr::__NR_mmap => self.sys_mmap(a).await,
             nr::__NR_munmap => self.sys_munmap(a).await,

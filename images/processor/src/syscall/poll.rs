@@ -65,7 +65,7 @@ impl<N: Node> Thread<N> {
         self.add_object(Arc::new(counter), status, flags & O_CLOEXEC != 0)
     }
 
-    fn add_object(&self, object: Arc<dyn Object>, flags: u32, close_on_exec: bool) -> Result<u64> {
+    pub(super) fn add_object(&self, object: Arc<dyn Object>, flags: u32, close_on_exec: bool) -> Result<u64> {
         let file = OpenFile::new(Kind::Object(object), Vec::new(), flags, None);
         self.table().add(Arc::new(file), 0, close_on_exec)
     }
@@ -81,16 +81,22 @@ impl<N: Node> Thread<N> {
             0 => None,
             addr => Some(self.timespec(addr).await?),
         };
-        if mask != 0 {
-            let mask = self.memory.read_u64(mask).await?;
-            self.mask_for_wait(mask);
-        }
+        self.mask_from(mask).await?;
         let done = self.poll(addr, count, wait).await;
         self.unmask(done)
     }
 
+    /// Sets the mask at an address for the time of a wait; 0 leaves it.
+    pub(super) async fn mask_from(&mut self, addr: u64) -> Result<()> {
+        if addr != 0 {
+            let mask = self.memory.read_u64(addr).await?;
+            self.mask_for_wait(mask);
+        }
+        Ok(())
+    }
+
     /// Goes back to the mask from before a wait, unless a handler is to run first, which does.
-    fn unmask(&mut self, done: Result<u64>) -> Result<u64> {
+    pub(super) fn unmask(&mut self, done: Result<u64>) -> Result<u64> {
         if done != Err(errno::ERESTARTNOHAND.into())
             && let Some(mask) = self.saved_mask.take()
         {
@@ -183,19 +189,22 @@ impl<N: Node> Thread<N> {
             Some(Err(_)) => return POLL_NVAL,
             Some(Ok(file)) => file,
         };
-        let holds = match &file.kind {
+        if let (Some(waker), Kind::Object(object)) = (waker, &file.kind) {
+            object.register(waker);
+        }
+        let holds = self.ready_bits(file);
+        holds & (asked | POLL_ERR | POLL_HUP)
+    }
+
+    /// Returns the poll bits that hold for a file now.
+    pub(super) fn ready_bits(&self, file: &OpenFile) -> u16 {
+        match &file.kind {
             Kind::Stdin if !self.node.platform().stdin_ready() => 0,
             Kind::Stdin => POLL_IN | POLL_RDNORM,
             Kind::Output(_) => POLL_OUT | POLL_WRNORM,
-            Kind::Object(object) => {
-                if let Some(waker) = waker {
-                    object.queue().register(waker);
-                }
-                object.ready()
-            }
+            Kind::Object(object) => object.ready(),
             _ => POLL_IN | POLL_RDNORM | POLL_OUT | POLL_WRNORM,
-        };
-        holds & (asked | POLL_ERR | POLL_HUP)
+        }
     }
 
     pub(super) async fn sys_select(&self, [count, read, write, except, timeout, _]: Args) -> Result<u64> {

@@ -351,3 +351,110 @@ fn groups_and_sessions_follow_linux_s_rules() {
     assert_eq!((signal, code, u64::from(pid)), (17, 2, child));
     assert_eq!(u32_at(&run, DATA + 24), 9);
 }
+
+/// Waits on a set without patience; returns the events as (bits, data).
+fn epoll_now(run: &mut Run, set: u64) -> Vec<(u32, u64)> {
+    let count = run.call(nr::__NR_epoll_wait, &[set, DATA + 256, 8, 0]).unwrap();
+    let bytes = run.get(DATA + 256, usize::try_from(count).unwrap() * 12);
+    let event = |event: &[u8]| {
+        let bits = u32::from_le_bytes(event[..4].try_into().unwrap());
+        (bits, u64::from_le_bytes(event[4..].try_into().unwrap()))
+    };
+    bytes.chunks_exact(12).map(event).collect()
+}
+
+fn epoll_ctl(run: &mut Run, set: u64, op: u64, fd: u64, events: u32) -> Result<u64, Error> {
+    let event = [&events.to_le_bytes()[..], &(fd * 100).to_le_bytes()].concat();
+    run.put(DATA + 128, &event);
+    run.call(nr::__NR_epoll_ctl, &[set, op, fd, DATA + 128])
+}
+
+#[test]
+fn sets_of_files_tell_by_level_by_edge_and_once() {
+    const EDGE: u32 = 1 << 31;
+    const ONCE: u32 = 1 << 30;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let set = run.call(nr::__NR_epoll_create1, &[0]).unwrap();
+    let outer = run.call(nr::__NR_epoll_create1, &[0]).unwrap();
+    let counter = run.call(nr::__NR_eventfd2, &[0, 0]).unwrap();
+    assert_eq!(epoll_ctl(&mut run, set, 1, counter, 1), Ok(0));
+    assert_eq!(epoll_ctl(&mut run, outer, 1, set, 1), Ok(0));
+    assert_eq!(
+        errno_of(epoll_ctl(&mut run, set, 1, counter, 1)),
+        Some(errno::EEXIST)
+    );
+    assert_eq!(
+        errno_of(epoll_ctl(&mut run, set, 1, outer, 1)),
+        Some(errno::ELOOP)
+    );
+    let file = run.open("/big").unwrap();
+    assert_eq!(errno_of(epoll_ctl(&mut run, set, 1, file, 1)), Some(errno::EPERM));
+    assert_eq!(epoll_now(&mut run, set), []);
+    let add = |run: &mut Run| {
+        run.put(DATA, &1u64.to_le_bytes());
+        run.call(nr::__NR_write, &[counter, DATA, 8]).unwrap();
+    };
+    add(&mut run);
+    for _ in 0..2 {
+        assert_eq!(epoll_now(&mut run, set), [(1, counter * 100)]);
+        assert_eq!(epoll_now(&mut run, outer), [(1, set * 100)]);
+    }
+    assert_eq!(epoll_ctl(&mut run, set, 3, counter, 1 | EDGE), Ok(0));
+    assert_eq!(epoll_now(&mut run, set), [(1, counter * 100)]);
+    assert_eq!(epoll_now(&mut run, set), [], "nothing has changed");
+    add(&mut run);
+    assert_eq!(epoll_now(&mut run, set), [(1, counter * 100)]);
+    assert_eq!(epoll_ctl(&mut run, set, 3, counter, 1 | ONCE), Ok(0));
+    assert_eq!(epoll_now(&mut run, set), [(1, counter * 100)]);
+    add(&mut run);
+    assert_eq!(epoll_now(&mut run, set), []);
+    assert_eq!(epoll_ctl(&mut run, set, 3, counter, 4), Ok(0));
+    assert_eq!(epoll_now(&mut run, set), [(4, counter * 100)]);
+    assert_eq!(epoll_ctl(&mut run, set, 2, counter, 0), Ok(0));
+    assert_eq!(
+        errno_of(epoll_ctl(&mut run, set, 2, counter, 0)),
+        Some(errno::ENOENT)
+    );
+    // A file that is closed leaves by itself.
+    assert_eq!(epoll_ctl(&mut run, set, 1, counter, 4), Ok(0));
+    run.call(nr::__NR_close, &[counter]).unwrap();
+    assert_eq!(epoll_now(&mut run, set), []);
+}
+
+#[test]
+fn a_wait_for_a_set_ends_when_a_file_of_an_inner_set_changes() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    assert_eq!(run.call(nr::__NR_pipe2, &[DATA, 0]), Ok(0));
+    let (reader, writer) = (u64::from(u32_at(&run, DATA)), u64::from(u32_at(&run, DATA + 4)));
+    let set = run.call(nr::__NR_epoll_create1, &[0]).unwrap();
+    let outer = run.call(nr::__NR_epoll_create1, &[0]).unwrap();
+    assert_eq!(epoll_ctl(&mut run, set, 1, reader, 1), Ok(0));
+    assert_eq!(epoll_ctl(&mut run, outer, 1, set, 1), Ok(0));
+    run.call(nr::__NR_clone, &[THREAD, DATA + 256]).unwrap();
+    let mut other = node.started.borrow_mut().pop().unwrap();
+    let wait = SystemCall {
+        number: nr::__NR_epoll_wait.into(),
+        args: [outer, DATA + 512, 8, u64::MAX, 0, 0],
+    };
+    let count = std::sync::Arc::new(Wakes::default());
+    let waker = std::task::Waker::from(count.clone());
+    let mut waits = Box::pin(other.system_call(wait));
+    let mut context = std::task::Context::from_waker(&waker);
+    assert!(waits.as_mut().poll(&mut context).is_pending());
+    let before = count.0.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(run.call(nr::__NR_write, &[writer, DATA, 1]), Ok(1));
+    assert!(count.0.load(std::sync::atomic::Ordering::SeqCst) > before);
+    assert_eq!(node.block_on(waits), Ok(Outcome::Value(1)));
+}
+
+/// Counts how often a task was woken.
+#[derive(Default)]
+struct Wakes(std::sync::atomic::AtomicUsize);
+
+impl std::task::Wake for Wakes {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
