@@ -3,7 +3,7 @@
 use pcache::Access;
 
 use crate::error::{Error, Exit, Result};
-use crate::mm::fault::Refused;
+use crate::mm::fault::{Now, Refused};
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 
@@ -35,7 +35,11 @@ impl<N: Node> Process<'_, N> {
         loop {
             let outcome = match cpu.run().await {
                 Trap::Syscall => self.serve(cpu).await,
-                Trap::PageFault { addr, access } => self.fault(cpu.ip(), addr, access).await,
+                Trap::PageFault { addr, access } => match self.memory.fault_now(addr, access) {
+                    Ok(Now::Done) => continue,
+                    Ok(Now::Later { first }) => self.fault(cpu.ip(), (addr, access), first).await,
+                    Err(error) => Err(error),
+                },
                 Trap::Exception { vector, error } => {
                     log::warn!("exception {vector} with error {error:#x} at ip {:#x}", cpu.ip());
                     Err(Error::Ended(Exit::Signal(signal_of(vector))))
@@ -54,8 +58,9 @@ impl<N: Node> Process<'_, N> {
     }
 
     /// Brings and maps the page that the program needs, or ends it.
-    async fn fault(&mut self, ip: u64, addr: u64, access: Access) -> Result<()> {
-        let Err(refused) = self.memory.fault(addr, access, false).await? else {
+    async fn fault(&mut self, ip: u64, (addr, access): (u64, Access), first: bool) -> Result<()> {
+        let outcome = self.memory.fault_later(addr, access, false, first).await?;
+        let Err(refused) = outcome else {
             return Ok(());
         };
         let what = match access {
@@ -74,7 +79,10 @@ impl<N: Node> Process<'_, N> {
     /// Serves the system call that the thread made.
     async fn serve(&mut self, cpu: &mut impl Cpu) -> Result<()> {
         let call = cpu.system_call();
-        let outcome = self.system_call(cpu, call).await;
+        let outcome = match self.call_now(call.number) {
+            Some(value) => Ok(value),
+            None => self.system_call(cpu, call).await,
+        };
         if self.strace {
             let name = crate::system_call_name(call.number).unwrap_or("?");
             let [a, b, c, d, ..] = call.args;

@@ -4,6 +4,7 @@ mod io;
 mod layout;
 mod memory;
 mod misc;
+mod now;
 mod path;
 mod resolve;
 mod time;
@@ -101,14 +102,6 @@ impl<N: Node> Process<'_, N> {
 
     async fn other_call(&mut self, number: u32, a: Args) -> Result<u64> {
         match number {
-            nr::__NR_getpid | nr::__NR_gettid | nr::__NR_set_tid_address => Ok(u64::from(self.pid)),
-            nr::__NR_getppid | nr::__NR_getuid | nr::__NR_geteuid | nr::__NR_getgid | nr::__NR_getegid => {
-                Ok(0)
-            }
-            nr::__NR_getpgrp | nr::__NR_getpgid | nr::__NR_getsid => Ok(u64::from(self.pid)),
-            nr::__NR_setuid | nr::__NR_setgid | nr::__NR_setreuid | nr::__NR_setregid => Ok(0),
-            nr::__NR_setresuid | nr::__NR_setresgid | nr::__NR_getgroups | nr::__NR_setgroups => Ok(0),
-            nr::__NR_set_robust_list | nr::__NR_sched_setaffinity | nr::__NR_setrlimit => Ok(0),
             nr::__NR_futex => self.sys_futex(a).await,
             nr::__NR_sched_yield => self.sys_yield().await,
             nr::__NR_umask => Ok(core::mem::replace(&mut self.umask, a[0] & 0o777)),
@@ -131,7 +124,10 @@ impl<N: Node> Process<'_, N> {
             nr::__NR_sigaltstack => self.sys_sigaltstack(a).await,
             nr::__NR_kill | nr::__NR_tkill => self.sys_kill(a[0], a[1]),
             nr::__NR_tgkill => self.sys_kill(a[1], a[2]),
-            _ => self.unknown(u64::from(number)),
+            _ => match self.call_now(u64::from(number)) {
+                Some(value) => Ok(value),
+                None => self.unknown(u64::from(number)),
+            },
         }
     }
 
