@@ -34,6 +34,7 @@ impl<N: Node> Process<'_, N> {
         self.started = self.now();
         loop {
             let outcome = match cpu.run().await {
+                Trap::Syscall if self.serve_now(cpu) => continue,
                 Trap::Syscall => self.serve(cpu).await,
                 Trap::PageFault { addr, access } => match self.memory.fault_now(addr, access) {
                     Ok(Now::Done) => continue,
@@ -76,13 +77,16 @@ impl<N: Node> Process<'_, N> {
         Err(Error::Ended(Exit::Signal(signal)))
     }
 
+    /// Serves the system call that the thread made, if it has its answer at once.
+    fn serve_now(&self, cpu: &mut impl Cpu) -> bool {
+        let value = self.call_now(cpu.system_call().number).filter(|_| !self.strace);
+        value.inspect(|&value| cpu.set_result(value)).is_some()
+    }
+
     /// Serves the system call that the thread made.
     async fn serve(&mut self, cpu: &mut impl Cpu) -> Result<()> {
         let call = cpu.system_call();
-        let outcome = match self.call_now(call.number) {
-            Some(value) => Ok(value),
-            None => self.system_call(cpu, call).await,
-        };
+        let outcome = self.system_call(cpu, call).await;
         if self.strace {
             let name = crate::system_call_name(call.number).unwrap_or("?");
             let [a, b, c, d, ..] = call.args;

@@ -19,7 +19,7 @@ use crate::platform::Platform;
 use crate::process::Node;
 
 /// Bounds the time that a fault polls for its READ before the task lets others run. A READ takes some 5 µs on a
-/// card (FDR) and 25 µs on the model; a sleep and an interrupt would cost more than either.
+/// card (FDR) and 25 µs on the model, on a busy machine longer; a sleep and an interrupt would cost more than either.
 const SPIN: Duration = Duration::from_micros(200);
 /// The signal that Linux's out-of-memory killer sends.
 const SIGKILL: u8 = 9;
@@ -148,12 +148,9 @@ impl<N: Node> Space<'_, N> {
         let platform = self.node.platform();
         let mut now = platform.now();
         let end = now + SPIN;
-        while now < end {
+        while now < end && self.node.poll_pages(now) {
             if entry.load().permits(access) {
                 return true;
-            }
-            if !self.node.poll_pages(now) {
-                return false;
             }
             now = platform.now();
         }
@@ -199,6 +196,7 @@ impl<N: Node> Space<'_, N> {
     }
 
     /// Returns what to read with the page's READ.
+    #[inline]
     fn plan(&self, vpn: Vpn) -> Plan {
         if !self.node.reads_ahead() {
             return Plan::NONE;

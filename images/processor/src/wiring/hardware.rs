@@ -37,6 +37,7 @@ struct Way {
 impl Way {
     /// Starts a transfer, or keeps it until the ring has room. A READ has a program waiting for it
     /// and goes before WRITEs, which have not.
+    #[inline]
     fn start(&mut self, region: &Region, transfer: Transfer) {
         let may = self.reads.is_empty() && (transfer.read || self.writes.is_empty());
         if may && self.try_start(region, &transfer) {
@@ -71,6 +72,7 @@ impl Way {
     }
 
     /// Starts a transfer; false if the ring has no room for it now.
+    #[inline]
     fn try_start(&mut self, region: &Region, transfer: &Transfer) -> bool {
         let Transfer { line, remote, read } = *transfer;
         let local = region.addr + u64::from(line.0) * LINE_SIZE as u64;
