@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{Access, Advice, Machine, Rights};
 
-use super::vma::{Backing, MAX_VMAS, Piece, Vma, VmaFlags};
+use super::vma::{Backing, MAX_VMAS, Piece, Vma, VmaFlags, Vmas};
 use super::{MMAP_MIN, MMAP_TOP, Space, Tables};
 use crate::error::{Result, errno};
 use crate::process::Node;
@@ -94,10 +94,11 @@ impl<N: Node> Space<'_, N> {
         }
         let vmas = self.vmas.get_mut();
         // A range inside one VMA leaves two.
-        let splits = vmas
-            .find(range.start)
-            .is_some_and(|(whole, _)| whole.start < range.start && range.end < whole.end);
-        if splits && vmas.len() >= MAX_VMAS {
+        let splits = |vmas: &Vmas| {
+            vmas.find(range.start)
+                .is_some_and(|(whole, _)| whole.start < range.start && range.end < whole.end)
+        };
+        if vmas.len() >= MAX_VMAS && splits(vmas) {
             return Err(errno::ENOMEM.into());
         }
         let removed = vmas.remove(range.clone());
