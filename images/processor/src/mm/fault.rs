@@ -18,9 +18,13 @@ use crate::error::{Error, Exit, Result};
 use crate::platform::Platform;
 use crate::process::Node;
 
-/// Bounds the time that a fault polls for its READ before the task lets others run. A READ takes some 5 µs on a
-/// card (FDR) and 25 µs on the model, on a busy machine longer; a sleep and an interrupt would cost more than either.
-const SPIN: Duration = Duration::from_micros(200);
+/// Bounds the time that a fault polls for a READ that it started. A READ takes some 5 µs on a card (FDR)
+/// and 25 µs on the model, on a busy machine longer; a sleep and an interrupt would cost more. What the
+/// core has to do besides ends it sooner ([`Node::poll_pages`]).
+const READ_SPIN: Duration = Duration::from_millis(1);
+/// Bounds the time that a fault polls for what another one started: it may be a WRITE, whose end only
+/// makes room.
+const WAIT_SPIN: Duration = Duration::from_micros(100);
 /// The signal that Linux's out-of-memory killer sends.
 const SIGKILL: u8 = 9;
 
@@ -101,12 +105,11 @@ impl<N: Node> Space<'_, N> {
                 Step::Done => return Ok(Ok(())),
                 Step::Refused(why) => return Ok(Err(why)),
                 Step::NeedsChunk => self.fetch_chunk(page).await?,
-                Step::Started | Step::Wait => {
-                    let came = self
-                        .tables
-                        .entry(page)
-                        .is_some_and(|entry| self.look_for_completion(entry, access));
-                    if !came {
+                step @ (Step::Started | Step::Wait) => {
+                    let started = matches!(step, Step::Started);
+                    let spin = if started { READ_SPIN } else { WAIT_SPIN };
+                    let entry = self.tables.entry(page);
+                    if !entry.is_some_and(|entry| self.look_for_completion(entry, access, spin)) {
                         self.wait(page, access, force).await?;
                     }
                 }
@@ -137,17 +140,17 @@ impl<N: Node> Space<'_, N> {
         let plan = self.plan(at.page.vpn);
         let came = match self.node.cache().touch(at, access, true, plan, None)? {
             Touch::Done => true,
-            Touch::Started => self.look_for_completion(entry, access),
+            Touch::Started => self.look_for_completion(entry, access, READ_SPIN),
             Touch::Wait | Touch::Empty | Touch::Copy | Touch::Denied => false,
         };
         Ok(Now::of(came, false))
     }
 
-    /// Polls the device for the READ that was just started; true if the page has come.
-    fn look_for_completion(&self, entry: EntryOf<N>, access: Access) -> bool {
+    /// Polls the device, for no longer than `spin`, until the page has come; true if it has.
+    fn look_for_completion(&self, entry: EntryOf<N>, access: Access, spin: Duration) -> bool {
         let platform = self.node.platform();
         let mut now = platform.now();
-        let end = now + SPIN;
+        let end = now + spin;
         while now < end && self.node.poll_pages(now) {
             if entry.load().permits(access) {
                 return true;
