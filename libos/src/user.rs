@@ -230,6 +230,7 @@ impl UserContext {
     /// # Panics
     ///
     /// When the thread ran on another core and was not unloaded there.
+    #[inline]
     pub fn run(&mut self, space: &Arc<AddressSpace>) -> Trap {
         let core = core_local::this();
         loop {
@@ -237,7 +238,10 @@ impl UserContext {
             if self.registers.rip >= USER_END {
                 return Trap::Exception { vector: GENERAL_PROTECTION, error: 0 };
             }
-            self.load_fpu(core);
+            // Only the core itself sets it, and whoever takes the state away from it clears it.
+            if core.fpu_context.load(Ordering::Relaxed) != self.id {
+                self.load_fpu(core);
+            }
             self.enter(core, space);
             if let Some(trap) = self.trap(core) {
                 return trap;
@@ -245,6 +249,7 @@ impl UserContext {
         }
     }
 
+    #[inline]
     fn enter(&mut self, core: &CoreLocal, space: &Arc<AddressSpace>) {
         let registers = &mut self.registers;
         registers.rflags = registers.rflags & USER_FLAGS | FORCED_FLAGS;
@@ -253,8 +258,7 @@ impl UserContext {
             && registers.rcx == registers.rip
             && registers.r11 == registers.rflags;
         if core.armed.get() == u64::MAX || core.timers.next() < core.armed.get() {
-            let end = (time::now() + QUANTUM).nanos;
-            timer::arm(core, end.min(core.timers.next()));
+            arm_timer(core);
         }
         // Only this core writes it. The store orders: first it is seen here, then the changes are looked at.
         let epoch = core.user_epoch.load(Ordering::Relaxed);
@@ -268,7 +272,24 @@ impl UserContext {
     }
 
     /// Loads address space and segment bases, where the core has others.
+    #[inline]
     fn load(&self, core: &CoreLocal, space: &Arc<AddressSpace>) {
+        let has_all = {
+            let loaded = core.loaded.borrow();
+            loaded.is(space)
+                && loaded.generation == space.generation()
+                && loaded.context == self.id
+                && loaded.fs_base == self.fs_base
+                && loaded.gs_base == self.gs_base
+        };
+        if !has_all {
+            self.load_missing(core, space);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_missing(&self, core: &CoreLocal, space: &Arc<AddressSpace>) {
         let mut loaded = core.loaded.borrow_mut();
         let generation = space.generation();
         if !loaded.is(space) {
@@ -292,10 +313,9 @@ impl UserContext {
         loaded.context = self.id;
     }
 
+    #[cold]
+    #[inline(never)]
     fn load_fpu(&mut self, core: &CoreLocal) {
-        if self.live_on == Some(core.index) && core.fpu_context.load(Ordering::Relaxed) == self.id {
-            return;
-        }
         assert!(self.live_on.is_none_or(|on| on == core.index), "a thread left its core without its FPU state");
         let mut owner = core.fpu.lock();
         if owner.context != 0 {
@@ -311,6 +331,7 @@ impl UserContext {
     }
 
     /// Turns what `trap.s` left into a trap; `None` if the program may go on.
+    #[inline]
     fn trap(&mut self, core: &CoreLocal) -> Option<Trap> {
         let Registers { vector, error, .. } = self.registers;
         match vector {
@@ -321,6 +342,15 @@ impl UserContext {
                 let (present, write, execute) = (error & 1 != 0, error & 2 != 0, error & 16 != 0);
                 Some(Trap::PageFault { addr, write, execute, present })
             }
+            _ => self.other_trap(core),
+        }
+    }
+
+    /// As [`UserContext::trap`], for all but what programs cause by the thousand.
+    #[inline(never)]
+    fn other_trap(&mut self, core: &CoreLocal) -> Option<Trap> {
+        let Registers { vector, error, .. } = self.registers;
+        match vector {
             2 | 8 | 18 => panic!("exception {vector} in a program at {:#x}", self.registers.rip),
             0..FIRST_INTERRUPT => {
                 Some(Trap::Exception { vector: u8::try_from(vector).unwrap_or_default(), error })
@@ -344,6 +374,14 @@ impl Drop for UserContext {
             }
         }
     }
+}
+
+/// Sets the timer to the end of a program's time, or to the next deadline if that comes first.
+#[cold]
+#[inline(never)]
+fn arm_timer(core: &CoreLocal) {
+    let end = (time::now() + QUANTUM).nanos;
+    timer::arm(core, end.min(core.timers.next()));
 }
 
 fn next_id() -> u64 {

@@ -3,6 +3,7 @@
 use heapless::Vec;
 
 use crate::set::{Set, State};
+use crate::sync::MutexGuard;
 use crate::{Cache, Machine, Page, SpaceId};
 
 /// Translations, and lines, that a batch holds before it flushes by itself.
@@ -35,9 +36,13 @@ impl<'a, M: Machine> Batch<'a, M> {
 
     /// Makes room for one more line. Called with no set locked.
     pub(crate) fn make_room(&mut self) {
-        if self.lines.is_full() || self.stale.is_full() {
+        if self.is_full() {
             self.flush();
         }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.lines.is_full() || self.stale.is_full()
     }
 
     /// Notes that entries of victims are about to change, whose translations are pushed then.
@@ -96,27 +101,31 @@ impl<'a, M: Machine> Batch<'a, M> {
         let line = &mut set.lines[way];
         line.flushing -= 1;
         let leaves = line.victim && line.evictable() && !line.mapped();
-        let slot = set.slot(way);
-        if let Some(slot) = slot.filter(|_| leaves && set.lines[way].dirty) {
-            let started = cache.start_time(&set);
-            let line = &mut set.lines[way];
-            (line.state, line.started) = (State::Writing, started);
-            (line.dirty, line.fresh, line.flushed) = (false, false, true);
-            set.update(way);
-            drop(set);
-            let id = cache.geometry.line(index, way);
-            cache.machine.write(id, cache.chunks.place(slot));
-            self.rings = true;
-            return;
-        }
-        if leaves {
-            let skipped = !set.lines[way].flushed;
+        if !leaves {
+            cache.settle(&mut set, way);
+        } else if line.dirty {
+            return self.write_back(set, index, way);
+        } else {
+            let skipped = !line.flushed;
             set.counters.nr_clflush_clean_skipped += u64::from(skipped);
+            set.update(way);
         }
-        cache.settle(&mut set, way);
-        let waiters = set.take_waiters();
+        Set::changed(set);
+    }
+
+    /// Starts the WRITE of a victim that nothing maps any more.
+    fn write_back(&mut self, mut set: MutexGuard<'_, Set<M::Entry>>, index: u32, way: usize) {
+        let cache = self.cache;
+        let slot = set.slot(way).expect("a victim holds a slot");
+        let started = cache.start_time(&set);
+        let line = &mut set.lines[way];
+        (line.state, line.started) = (State::Writing, started);
+        (line.dirty, line.fresh, line.flushed) = (false, false, true);
+        set.update(way);
         drop(set);
-        waiters.wake();
+        let id = cache.geometry.line(index, way);
+        cache.machine.write(id, cache.chunks.place(slot));
+        self.rings = true;
     }
 }
 

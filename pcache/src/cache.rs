@@ -4,20 +4,22 @@ use alloc::boxed::Box;
 
 use metrics::{Histogram, Summary};
 
-use crate::batch::Batch;
+use crate::batch::{BATCH, Batch};
 use crate::queue::Queues;
 use crate::rmap::Pool;
 use crate::set::{Set, State};
 use crate::shootdown::Shootdowns;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::{
-    Chunks, Counters, Entry, Error, Geometry, IoFailed, LineId, Machine, Mechanism, Policy, Rights, Slot,
-    SpaceId,
+    Chunks, Counters, Entry, Error, Geometry, IoFailed, LineId, Machine, Mechanism, Policy, Slot, SpaceId,
 };
 
 /// One transfer in this many has its time taken: two clock reads and a histogram cost as much as a
 /// lookup.
 const TIMED: u32 = 8;
+
+/// At most one set in so many waits for a victim: some three misses in a hundred meet one that does.
+const FEW: u32 = 16;
 
 /// How a cache chooses and prepares its victims.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +55,8 @@ pub struct Cache<M: Machine> {
     pub(crate) chunks: Chunks,
     pub(crate) geometry: Geometry,
     pub(crate) config: Config,
+    /// Sets that wait before a batch is begun.
+    pub(crate) batch: usize,
     sets: Box<[Mutex<Set<M::Entry>>]>,
     pub(crate) pool: Pool<M::Entry>,
     pub(crate) queues: Queues,
@@ -74,11 +78,15 @@ impl<M: Machine> Cache<M> {
     #[must_use]
     pub fn new(geometry: Geometry, config: Config, chunks: Chunks, machine: M) -> Self {
         let reserve = config.reserve.clamp(1, geometry.ways() / 2);
+        // Of few sets the next miss may well be in one that waits: then it may wait for a WRITE.
+        let few = (geometry.sets() / FEW).max(1);
+        let batch = (config.batch.min(few) as usize).clamp(1, BATCH / 2);
         Self {
             machine,
             chunks,
             geometry,
             config: Config { reserve, ..config },
+            batch,
             sets: (0..geometry.sets())
                 .map(|_| Mutex::new(Set::new(geometry.ways())))
                 .collect(),
@@ -160,59 +168,70 @@ impl<M: Machine> Cache<M> {
     pub fn complete(&self, id: LineId, result: Result<(), IoFailed>) -> Result<(), Error> {
         let (index, way) = self.geometry.place(id).ok_or(Error::UnknownTransfer(id))?;
         let mut set = self.set(index);
-        let Some(slot) = set.slot(way) else {
-            return Err(Error::UnknownTransfer(id));
-        };
         let outcome = match (set.lines[way].state, result) {
             (State::Reading, Ok(())) => {
-                set.counters.nr_pcache_fill_from_memory += 1;
                 self.read_ended(&mut set, way, id);
                 Ok(())
-            }
-            (State::Reading, Err(cause)) => {
-                set.counters.nr_pcache_fill_failed += 1;
-                let line = &mut set.lines[way];
-                (line.state, line.first) = (State::Failed(cause), None);
-                Err(Error::Fill { slot, cause })
             }
             (State::Writing, Ok(())) => {
                 set.counters.nr_clflush += 1;
                 set.lines[way].state = State::Valid;
                 self.took(&self.flushes, &set, way);
+                self.settle(&mut set, way);
                 Ok(())
             }
-            (State::Writing, Err(cause)) => {
-                set.counters.nr_clflush_fail += 1;
-                let line = &mut set.lines[way];
-                (line.state, line.dirty) = (State::Valid, true);
-                Err(Error::WriteBack { slot, cause })
-            }
-            _ => return Err(Error::UnknownTransfer(id)),
+            (_, Err(cause)) => Err(self.failed(&mut set, id, way, cause)),
+            _ => Err(Error::UnknownTransfer(id)),
         };
-        self.settle(&mut set, way);
-        let waiters = set.take_waiters();
-        drop(set);
-        waiters.wake();
+        Set::changed(set);
         outcome
+    }
+
+    /// Takes the end of a transfer that failed.
+    #[cold]
+    fn failed(&self, set: &mut Set<M::Entry>, id: LineId, way: usize, cause: IoFailed) -> Error {
+        let Some(slot) = set.slot(way) else {
+            return Error::UnknownTransfer(id);
+        };
+        let line = &mut set.lines[way];
+        let error = match line.state {
+            State::Reading => {
+                (line.state, line.first) = (State::Failed(cause), None);
+                set.counters.nr_pcache_fill_failed += 1;
+                Error::Fill { slot, cause }
+            }
+            State::Writing => {
+                (line.state, line.dirty) = (State::Valid, true);
+                set.counters.nr_clflush_fail += 1;
+                Error::WriteBack { slot, cause }
+            }
+            _ => return Error::UnknownTransfer(id),
+        };
+        self.settle(set, way);
+        error
     }
 
     /// Maps a page that has come.
     fn read_ended(&self, set: &mut Set<M::Entry>, way: usize, id: LineId) {
+        set.counters.nr_pcache_fill_from_memory += 1;
         self.took(&self.fills, set, way);
         let line = &mut set.lines[way];
         line.state = State::Valid;
-        let Some(at) = line.first else { return };
+        let Some(at) = line.first else {
+            return self.settle(set, way);
+        };
         let present = line
             .expected
             .to_present(self.machine.frame(id))
             .with_accessed(!line.prefetched);
-        if present.rights().contains(Rights::EXEC) {
+        if present.is_executable() {
             line.code = true;
             self.machine.prepare_code(id);
         }
         // It fails if the entry went away, moved or has other rights now.
         if line.dead || at.entry.exchange(line.expected, present).is_err() {
             line.first = None;
+            self.settle(set, way);
         }
     }
 

@@ -70,6 +70,21 @@ const RIGHTS_SHIFT: u32 = 2;
 const RIGHTS_MASK: u64 = 7 << RIGHTS_SHIFT;
 const SLOT_SHIFT: u32 = 12;
 
+const READ: u64 = Rights::READ.bits() as u64;
+const WRITE: u64 = Rights::WRITE.bits() as u64;
+const EXEC: u64 = Rights::EXEC.bits() as u64;
+
+/// Returns bit `from` of `bits` in the place of bit `to`. Without branches: rights are converted
+/// twice a miss.
+const fn moved(bits: u64, from: u64, to: u64) -> u64 {
+    let (low, high) = (from.trailing_zeros(), to.trailing_zeros());
+    if low < high {
+        (bits & from) << (high - low)
+    } else {
+        (bits & from) >> (low - high)
+    }
+}
+
 impl Pte {
     /// The entry of a page that nobody touched.
     pub const EMPTY: Self = Self(0);
@@ -145,21 +160,12 @@ impl Pte {
         }
     }
 
+    /// Returns the bits of a present entry with these rights and this entry's marks.
     fn rights_bits(self, rights: Rights) -> u64 {
-        let mut bits = 0;
-        if !rights.is_empty() {
-            bits |= USER;
-        }
-        if rights.contains(Rights::WRITE) {
-            bits |= SOFT_WRITE;
-            if !self.is_cow() {
-                bits |= WRITABLE;
-            }
-        }
-        if !rights.contains(Rights::EXEC) {
-            bits |= NO_EXECUTE;
-        }
-        bits
+        let bits = u64::from(rights.bits());
+        let user = if bits == 0 { 0 } else { USER };
+        let writable = moved(bits, WRITE, WRITABLE) & !moved(self.0, COW, WRITABLE);
+        user | writable | moved(bits, WRITE, SOFT_WRITE) | moved(!bits, EXEC, NO_EXECUTE)
     }
 
     /// Returns whether nobody touched the page.
@@ -198,11 +204,9 @@ impl Pte {
         if !self.is_present() {
             return Rights::from_bits_truncate((self.0 >> RIGHTS_SHIFT).to_le_bytes()[0] & 7);
         }
-        let mut rights = Rights::empty();
-        rights.set(Rights::READ, self.0 & USER != 0);
-        rights.set(Rights::WRITE, self.0 & SOFT_WRITE != 0);
-        rights.set(Rights::EXEC, self.0 & NO_EXECUTE == 0);
-        rights
+        let bits =
+            moved(self.0, USER, READ) | moved(self.0, SOFT_WRITE, WRITE) | moved(!self.0, NO_EXECUTE, EXEC);
+        Rights::from_bits_truncate(bits.to_le_bytes()[0])
     }
 
     /// Returns whether a store copies the page first.
@@ -232,12 +236,18 @@ impl Pte {
     /// Returns whether a present entry lets the CPU do `access` now, copy-on-write considered.
     #[must_use]
     pub fn permits(self, access: Access) -> bool {
-        self.is_present()
-            && match access {
-                Access::Read => self.0 & USER != 0,
-                Access::Write => self.0 & (USER | WRITABLE) == USER | WRITABLE,
-                Access::Execute => self.0 & USER != 0 && self.0 & NO_EXECUTE == 0,
-            }
+        let (of, must) = match access {
+            Access::Read => (0, 0),
+            Access::Write => (WRITABLE, WRITABLE),
+            Access::Execute => (NO_EXECUTE, 0),
+        };
+        self.0 & (PRESENT | USER | of) == PRESENT | USER | must
+    }
+
+    /// Returns whether a program may execute a present entry's page.
+    #[must_use]
+    pub const fn is_executable(self) -> bool {
+        self.0 & NO_EXECUTE == 0
     }
 
     /// Returns the remote entry that a present one becomes when its line leaves for `slot`.
@@ -249,7 +259,8 @@ impl Pte {
     /// Returns the present entry that a remote one becomes when `frame` holds its bytes.
     #[must_use]
     pub fn to_present(self, frame: u64) -> Self {
-        Self::present(frame, self.rights()).with_marks_of(self)
+        let marks = Self(self.0 & (COW | OBJECT));
+        Self(frame & FRAME | PRESENT | marks.0 | marks.rights_bits(self.rights()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Eviction: victims are unmapped in batches, one shootdown a batch, and written back by
 //! WRITEs that nothing waits for. A fault on a page whose line is leaving finds the line again.
 
-use crate::batch::{BATCH, Batch};
+use crate::batch::Batch;
 use crate::set::{Line, Set};
 use crate::sync::Ordering;
 use crate::{Cache, Entry, Machine, Mapping, Mechanism, Pte, Slot};
@@ -10,7 +10,7 @@ impl<M: Machine> Cache<M> {
     /// Notes that a line of a set was taken: the set may need a victim. Called under its lock;
     /// returns whether the set is to be [queued](Self::queue).
     pub(crate) fn wants_victim(&self, set: &mut Set<M::Entry>) -> bool {
-        let wants = set.reserve() < self.config.reserve && !set.queued;
+        let wants = !set.queued && !set.has_reserve(self.config.reserve);
         set.queued |= wants;
         wants
     }
@@ -18,11 +18,7 @@ impl<M: Machine> Cache<M> {
     /// Queues a set for the evictor; returns whether enough wait for a batch. Called with no lock held.
     pub(crate) fn queue(&self, index: u32) -> bool {
         let enough = match self.config.mechanism {
-            // Of few sets the next miss may well be in one that waits: then it waits for a WRITE.
-            Mechanism::Batch => {
-                let few = (self.geometry.sets() / 64).max(1);
-                (self.config.batch.min(few) as usize).clamp(1, BATCH / 2)
-            }
+            Mechanism::Batch => self.batch,
             Mechanism::Inline | Mechanism::Piggyback => 1,
         };
         self.queues.push(self.machine.core(), index) >= enough
@@ -35,13 +31,22 @@ impl<M: Machine> Cache<M> {
     }
 
     pub(crate) fn evict_queued(&self, batch: &mut Batch<'_, M>) {
-        while let Some(index) = self.queues.pop(self.machine.core()) {
-            self.evict_from(index, self.config.reserve, batch);
+        let core = self.machine.core();
+        loop {
+            let sets = self.queues.take(core);
+            for &index in &sets {
+                self.evict_from(index, self.config.reserve, batch);
+            }
+            if !sets.is_full() {
+                break;
+            }
         }
         batch.flush();
     }
 
     /// Makes room in a set for a miss that found none, and in those that wait besides.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn make_room(&self, index: u32) {
         let mut batch = Batch::new(self, None);
         self.evict_from(index, self.config.reserve, &mut batch);
@@ -53,7 +58,7 @@ impl<M: Machine> Cache<M> {
         batch.make_room();
         let mut set = self.set(index);
         set.queued = false;
-        while set.reserve() < reserve {
+        while !set.has_reserve(reserve) {
             let mut of_use = 0;
             let chosen = set.victim(self.config.policy, |line| {
                 let accessed = self.take_accessed(line);
@@ -71,12 +76,11 @@ impl<M: Machine> Cache<M> {
             set.counters.nr_pcache_eviction_triggered += 1;
             batch.begin_unmapping();
             self.unmap(&mut set, way, batch);
-            set.lines[way].victim = true;
             batch.hold(&mut set, index, way);
-            set.update(way);
-            if set.reserve() < reserve {
+            set.leaves(way);
+            if batch.is_full() {
                 drop(set);
-                batch.make_room();
+                batch.flush();
                 set = self.set(index);
             }
         }

@@ -98,22 +98,29 @@ impl<M: Machine> Cache<M> {
         (line.first, line.expected, line.started) = (Some(at), pte, started);
         let wants_victim = self.wants_victim(&mut set);
         drop(set);
-        let id = self.geometry.line(index, way);
-        self.machine.read(id, self.chunks.place(pte.slot()));
-        let due = wants_victim && self.queue(index);
-        let due = self.read_ahead_of(at, plan) | due;
-        if due && self.config.mechanism == Mechanism::Piggyback {
-            self.evict();
-            self.machine.ring();
-        } else {
-            self.machine.ring();
-            if due {
+        let (id, place) = (self.geometry.line(index, way), self.chunks.place(pte.slot()));
+        let piggyback = self.config.mechanism == Mechanism::Piggyback;
+        if plan.count == 0 && !piggyback {
+            self.machine.read_now(id, place);
+            if wants_victim && self.queue(index) {
                 self.evict();
             }
+            return;
+        }
+        self.machine.read(id, place);
+        let due = wants_victim && self.queue(index);
+        let due = self.read_ahead_of(at, plan) | due;
+        if due && piggyback {
+            self.evict();
+        }
+        self.machine.ring();
+        if due && !piggyback {
+            self.evict();
         }
     }
 
-    /// A fault whose slot has a line.
+    /// A fault whose slot has a line. Not inline: a miss would pay for its registers.
+    #[inline(never)]
     fn found(
         &self,
         set: &mut Set<M::Entry>,
@@ -150,7 +157,7 @@ impl<M: Machine> Cache<M> {
     fn map(&self, set: &mut Set<M::Entry>, index: u32, way: usize, at: Mapping<M::Entry>, pte: Pte) -> bool {
         let id = self.geometry.line(index, way);
         let present = pte.to_present(self.machine.frame(id)).with_accessed(true);
-        if present.rights().contains(Rights::EXEC) {
+        if present.is_executable() {
             set.lines[way].code = true;
             self.machine.prepare_code(id);
         }

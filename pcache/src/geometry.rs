@@ -1,5 +1,6 @@
 //! The shape of a cache: how many sets of how many ways, and which set a slot falls into.
 
+use crate::divisor::Divisor;
 use crate::{Error, LineId, Slot};
 
 /// Bytes in a line: one page.
@@ -18,8 +19,8 @@ pub const MAX_WAYS: u32 = 64;
 /// The shape of a cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
-    sets: u32,
-    ways: u32,
+    sets: Divisor,
+    ways: Divisor,
 }
 
 impl Geometry {
@@ -41,7 +42,10 @@ impl Geometry {
         }
         // A line's number is 32 bits wide.
         match u32::try_from(sets) {
-            Ok(sets) if sets.checked_mul(ways).is_some() => Ok(Self { sets, ways }),
+            Ok(sets) if sets.checked_mul(ways).is_some() => Ok(Self {
+                sets: Divisor::new(sets),
+                ways: Divisor::new(ways),
+            }),
             _ => Err(Error::TooLarge(bytes)),
         }
     }
@@ -49,19 +53,19 @@ impl Geometry {
     /// Returns the number of sets.
     #[must_use]
     pub const fn sets(self) -> u32 {
-        self.sets
+        self.sets.get()
     }
 
     /// Returns the lines in each set.
     #[must_use]
     pub const fn ways(self) -> u32 {
-        self.ways
+        self.ways.get()
     }
 
     /// Returns the number of lines.
     #[must_use]
     pub const fn lines(self) -> u32 {
-        self.sets * self.ways
+        self.sets() * self.ways()
     }
 
     /// Returns the bytes that the lines take: the part of the memory given that is used.
@@ -76,22 +80,30 @@ impl Geometry {
     /// slot's number is only rotated. The rotation depends on the run, so that chunks which
     /// programs use at the same offsets do not meet in the same few sets.
     #[must_use]
+    #[inline]
     pub fn set_of(self, slot: Slot) -> u32 {
-        let sets = u64::from(self.sets);
-        let (run, within) = (slot.raw() / sets, slot.raw() % sets);
-        let set = (within + mix(run) % sets) % sets;
-        u32::try_from(set).expect("a remainder of a 32-bit number")
+        let sets = self.sets();
+        let (run, within) = self.sets.divide(slot.raw());
+        let turned = (((mix(run) >> 32) * u64::from(sets)) >> 32) as u32;
+        let left = sets - within;
+        if turned < left {
+            within + turned
+        } else {
+            turned - left
+        }
     }
 
     /// Returns the line that is way `way` of set `set`.
     pub(crate) fn line(self, set: u32, way: usize) -> LineId {
         let way = u32::try_from(way).expect("ways are counted in 32 bits");
-        LineId(set * self.ways + way)
+        LineId(set * self.ways() + way)
     }
 
     /// Returns the set and way of `line`; `None` if the cache has no such line.
     pub(crate) fn place(self, line: LineId) -> Option<(u32, usize)> {
-        (line.0 < self.lines()).then(|| (line.0 / self.ways, (line.0 % self.ways) as usize))
+        let (set, way) = self.ways.divide(line.0.into());
+        let set = u32::try_from(set).ok()?;
+        (set < self.sets()).then_some((set, way as usize))
     }
 }
 

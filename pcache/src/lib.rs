@@ -42,6 +42,7 @@ mod chunks;
 #[cfg(all(test, not(interleave)))]
 mod cost;
 mod counters;
+mod divisor;
 mod entry;
 mod error;
 mod evict;

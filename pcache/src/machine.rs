@@ -46,6 +46,11 @@ pub trait Machine {
     fn write(&self, line: LineId, to: RemoteAddr);
     /// Shows the device all that was started.
     fn ring(&self);
+    /// Starts reading `line` from `from` and shows it to the device: a miss that brings nothing else.
+    fn read_now(&self, line: LineId, from: RemoteAddr) {
+        self.read(line, from);
+        self.ring();
+    }
 
     /// Returns when no core uses a translation of these pages from before the call.
     fn flush(&self, stale: &[Page]);

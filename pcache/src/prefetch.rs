@@ -53,6 +53,8 @@ pub struct Prefetcher {
     plan: Plan,
     votes: [i64; VOTES],
     next_vote: usize,
+    /// The distance that most of the votes are for, if it is one to follow.
+    trend: Option<i64>,
     limit: Option<u32>,
     judged: (u64, u64),
 }
@@ -66,8 +68,7 @@ impl Prefetcher {
         let predicted = self.predicted(distance);
         self.last = vpn;
         if !predicted {
-            self.votes[self.next_vote] = distance;
-            self.next_vote = (self.next_vote + 1) % VOTES;
+            self.vote(distance);
         }
         self.plan = match advice {
             Advice::Random => Plan::NONE,
@@ -79,7 +80,7 @@ impl Prefetcher {
                 stride: self.plan.stride,
                 count: (self.plan.count * 2 + 1).min(self.limit()),
             },
-            Advice::Normal => match self.trend() {
+            Advice::Normal => match self.trend {
                 Some(stride) => Plan {
                     stride,
                     count: 1.min(self.limit()),
@@ -104,18 +105,21 @@ impl Prefetcher {
         (1..=i64::from(count) + 1).contains(&(distance / stride))
     }
 
-    /// Returns the distance that most of the last misses had (Boyer and Moore's majority vote).
-    fn trend(&self) -> Option<i64> {
-        let (mut candidate, mut lead) = (0, 0);
-        for &vote in &self.votes {
-            if lead == 0 {
-                candidate = vote;
-            }
-            lead += if vote == candidate { 1 } else { -1 };
+    /// Takes a vote in the place of the oldest. Only that which comes can gain a majority, and only
+    /// that which goes can lose it: misses at random are not counted at all.
+    fn vote(&mut self, distance: i64) {
+        let gone = core::mem::replace(&mut self.votes[self.next_vote], distance);
+        self.next_vote = (self.next_vote + 1) % VOTES;
+        let fits = distance != 0 && (-MAX_STRIDE..=MAX_STRIDE).contains(&distance);
+        if fits && self.has_majority(distance) {
+            self.trend = Some(distance);
+        } else if self.trend == Some(gone) && !self.has_majority(gone) {
+            self.trend = None;
         }
-        let count = self.votes.iter().filter(|&&vote| vote == candidate).count();
-        let fits = candidate != 0 && candidate.abs() <= MAX_STRIDE;
-        (fits && count > VOTES / 2).then_some(candidate)
+    }
+
+    fn has_majority(&self, distance: i64) -> bool {
+        self.votes.iter().filter(|&&vote| vote == distance).count() > VOTES / 2
     }
 
     /// Narrows the window when most pages read ahead left unused, and widens it when few did.

@@ -17,6 +17,7 @@ use core::task::Waker;
 use hal::Instant;
 
 use crate::rmap::{Chain, Mapping};
+use crate::sync::MutexGuard;
 use crate::{Counters, IoFailed, Policy, Pte, Slot};
 
 /// Tasks that can wait for one set at a time without disturbing each other.
@@ -153,7 +154,16 @@ impl<E> Set<E> {
 
     /// Returns the way that holds, or will hold, or is just giving up `slot`.
     pub(crate) fn find(&self, slot: Slot) -> Option<usize> {
-        self.tags.iter().position(|&tag| tag == slot.raw())
+        let tag = slot.raw();
+        // Four at a time: two instructions a way in place of five.
+        let (fours, rest) = self.tags.as_chunks::<4>();
+        for (index, four) in fours.iter().enumerate() {
+            if let Some(way) = position_of(tag, four) {
+                return Some(4 * index + way);
+            }
+        }
+        let way = rest.iter().position(|&there| there == tag)?;
+        Some(4 * fours.len() + way)
     }
 
     /// Returns the slot of a way.
@@ -198,7 +208,9 @@ impl<E> Set<E> {
             code: self.lines[way].code,
             ..Line::FREE
         };
-        self.update(way);
+        // It is neither, whatever `state` is: whoever took it says what becomes of it.
+        self.spare &= !(1 << way);
+        self.leaving &= !(1 << way);
     }
 
     /// Makes a way free.
@@ -223,9 +235,21 @@ impl<E> Set<E> {
         }
     }
 
-    /// Returns how many lines can serve a new slot now or soon, without anyone's doing.
-    pub(crate) fn reserve(&self) -> u32 {
-        (self.spare | self.leaving).count_ones()
+    /// Makes a line that was unmapped, and that a shootdown waits for, a victim.
+    pub(crate) fn leaves(&mut self, way: usize) {
+        self.lines[way].victim = true;
+        self.leaving |= 1 << way;
+        debug_assert!(self.lines[way].leaving());
+    }
+
+    /// Returns whether so many lines can serve a new slot now or soon, without anyone's doing.
+    pub(crate) fn has_reserve(&self, count: u32) -> bool {
+        // Without the instruction for it, counting the bits takes 17 others; the reserve is mostly 1.
+        let mut lines = self.spare | self.leaving;
+        for _ in 1..count {
+            lines &= lines.wrapping_sub(1);
+        }
+        lines != 0
     }
 
     /// Marks a line as used.
@@ -251,16 +275,24 @@ impl<E> Set<E> {
         }
     }
 
-    /// Takes the waiters out, to be woken once the set is unlocked.
-    pub(crate) fn take_waiters(&mut self) -> Waiters {
-        if self.waiters.is_empty() {
-            return Waiters(heapless::Vec::new());
+    /// Unlocks a set that has changed, and wakes who waits for that.
+    pub(crate) fn changed(set: MutexGuard<'_, Self>) {
+        if !set.waiters.is_empty() {
+            Self::wake(set);
         }
-        Waiters(core::mem::take(&mut self.waiters))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake(mut set: MutexGuard<'_, Self>) {
+        let waiters = core::mem::take(&mut set.waiters);
+        drop(set);
+        waiters.into_iter().for_each(Waker::wake);
     }
 
     /// Chooses the next line to leave; `None` if all are in flight or leaving. `accessed` asks the
     /// entries of a line whether it was used, and makes them forget.
+    #[inline]
     pub(crate) fn victim(
         &mut self,
         policy: Policy,
@@ -291,11 +323,12 @@ impl<E> Set<E> {
     }
 
     /// Second chance: in turn, but a line used since its last turn is passed over once.
+    #[inline]
     fn clock(&mut self, mut accessed: impl FnMut(&mut Line<E>) -> bool) -> Option<usize> {
         let ways = self.lines.len();
         for _ in 0..2 * ways {
             let way = self.hand;
-            self.hand = (way + 1) % ways;
+            self.hand = if way + 1 == ways { 0 } else { way + 1 };
             if !self.may_leave(way) {
                 continue;
             }
@@ -311,8 +344,7 @@ impl<E> Set<E> {
     }
 
     fn may_leave(&self, way: usize) -> bool {
-        let line = &self.lines[way];
-        line.evictable() && !line.reclaimable() && way != self.newest
+        self.spare & (1 << way) == 0 && way != self.newest && self.lines[way].evictable()
     }
 
     /// Returns whether room in a full set comes only by the end of a transfer or a shootdown, which
@@ -320,7 +352,7 @@ impl<E> Set<E> {
     /// line that must stay.
     pub(crate) fn is_stuck(&self, reserve: u32, but: Option<usize>) -> bool {
         let may = |way| Some(way) != but && self.may_leave(way);
-        self.reserve() >= reserve || !(0..self.lines.len()).any(may)
+        self.has_reserve(reserve) || !(0..self.lines.len()).any(may)
     }
 
     fn turn(&mut self) -> Option<usize> {
@@ -340,15 +372,18 @@ impl<E> Set<E> {
     }
 }
 
-/// Waiters that were taken out of a set.
-pub(crate) struct Waiters(heapless::Vec<Waker, WAITERS>);
-
-impl Waiters {
-    /// Wakes them. Called with no lock held.
-    pub(crate) fn wake(self) {
-        for waker in self.0 {
-            waker.wake();
-        }
+/// Returns where `tag` is among four; written out, as the compiler does not unroll a search.
+fn position_of(tag: u64, [a, b, c, d]: &[u64; 4]) -> Option<usize> {
+    if *a == tag {
+        Some(0)
+    } else if *b == tag {
+        Some(1)
+    } else if *c == tag {
+        Some(2)
+    } else if *d == tag {
+        Some(3)
+    } else {
+        None
     }
 }
 

@@ -22,7 +22,7 @@ impl Shootdowns {
     }
 
     fn of(&self, core: usize) -> &AtomicU32 {
-        &self.0[core % self.0.len()].0
+        &self.0.get(core).unwrap_or_else(|| &self.0[core % self.0.len()]).0
     }
 
     /// Notes that a core is about to change entries, before the first of them.

@@ -167,15 +167,15 @@ impl<Q: PageQueue> PagePath<Q> {
     /// [`Config::timeout`](crate::Config::timeout). Returns how many ended: 0 when there is nothing
     /// more to look at now. 30 instructions if there is nothing, 90 if a request has ended.
     #[inline]
-    pub fn look(&mut self, now: Instant, mut done: impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
+    pub fn look(&mut self, now: Instant, done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
         let Some(queue) = &self.queue else { return 0 };
         if queue.is_ready() {
-            return self.take(now, &mut done);
+            return self.take(now, done);
         }
         if self.pending == 0 || now < self.give_up && self.link.is_up() {
             return 0;
         }
-        self.look_closer(now, &mut done)
+        self.look_closer(now, done)
     }
 
     /// Takes a completion. Not inline: a look that finds nothing would pay for what this saves on

@@ -230,7 +230,7 @@ fn page_starts_both(path: &mut Path, lines: [u32; 2], locals: [u64; 2], remote: 
 /// A look that finds one completion.
 #[inline(never)]
 fn page_ends_one(path: &mut Path, now: Instant, ended: &mut [u32; 2]) -> u32 {
-    path.look(now, |op, line, result| {
+    path.look(now, &mut |op, line, result| {
         if result.is_ok() {
             ended[usize::from(op == PageOp::Write)] = line;
         }
@@ -240,7 +240,7 @@ fn page_ends_one(path: &mut Path, now: Instant, ended: &mut [u32; 2]) -> u32 {
 /// The same, for the two of [`page_starts_both`].
 #[inline(never)]
 fn page_ends_next(path: &mut Path, now: Instant, ended: &mut [u32; 2]) -> u32 {
-    let count = path.look(now, |op, line, result| {
+    let count = path.look(now, &mut |op, line, result| {
         if result.is_ok() {
             ended[usize::from(op == PageOp::Write)] = line;
         }
@@ -251,7 +251,7 @@ fn page_ends_next(path: &mut Path, now: Instant, ended: &mut [u32; 2]) -> u32 {
 /// A look that finds nothing though something is pending.
 #[inline(never)]
 fn page_looks_in_vain(path: &mut Path, now: Instant) -> bool {
-    path.look(now, |_, _, _| ()) == 0
+    path.look(now, &mut |_, _, _| ()) == 0
 }
 
 fn one_read(path: &mut Path, card: &mut Card, round: u32) {
@@ -259,7 +259,7 @@ fn one_read(path: &mut Path, card: &mut Card, round: u32) {
     let now = Instant::from_nanos(u64::from(round) + 1);
     page_starts_read(path, round, local, from);
     // The first look begins the time.
-    path.look(now, |_, _, _| ());
+    path.look(now, &mut |_, _, _| ());
     assert!(black_box(page_looks_in_vain(path, now)));
     assert_eq!(outside_card(card), 1);
     let mut ended = [u32::MAX; 2];

@@ -140,7 +140,7 @@ impl Bench {
         let now = Instant::from_nanos(1) + Duration::from_secs(secs);
         let count = self
             .path
-            .look(now, |op, line, result| ended.push((op, line, result)));
+            .look(now, &mut |op, line, result| ended.push((op, line, result)));
         assert_eq!(count as usize, ended.len());
         ended
     }

@@ -101,7 +101,7 @@ impl Bench {
         let (mut ended, mut wait) = (Vec::new(), Duration::from_micros(1));
         while ended.len() < count {
             let now = self.processor.machine.now();
-            path.look(now, |op, line, result| ended.push((op, line, result)));
+            path.look(now, &mut |op, line, result| ended.push((op, line, result)));
             self.processor.machine.sleep(wait).await;
             wait = (wait * 2).min(Duration::from_millis(1));
         }

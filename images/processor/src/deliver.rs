@@ -98,8 +98,8 @@ impl<N: Node> Thread<N> {
     }
 
     /// Brings and maps the page that the program needs, or raises a signal.
-    pub(crate) async fn fault(&mut self, addr: u64, access: Access) -> Result<()> {
-        let Err(mut refused) = self.memory.fault(addr, access, false).await? else {
+    pub(crate) async fn fault(&mut self, addr: u64, access: Access, first: bool) -> Result<()> {
+        let Err(mut refused) = self.memory.fault_later(addr, access, false, first).await? else {
             return Ok(());
         };
         if self.memory.is_changing() {
@@ -142,11 +142,13 @@ impl<N: Node> Thread<N> {
             return Err(Error::Ended(Exit::Signal(info.signal)));
         }
         self.shared.pending.lock().add(info);
+        self.shared.attend();
         Ok(())
     }
 
     /// Takes the signals that are due, before the program goes on.
     pub(crate) async fn take_signals(&mut self) -> Result<()> {
+        self.shared.attended();
         if self.process.must_end(self.tid()) {
             let exit = self.process.ends().unwrap_or(Exit::Code(0));
             return Err(Error::ThreadEnded(exit));
@@ -158,6 +160,8 @@ impl<N: Node> Thread<N> {
                 Effect::End => return Err(Error::Ended(Exit::Signal(info.signal))),
                 Effect::Handle(action) => {
                     self.handle(&info, &action).await?;
+                    // More may be due, and interrupt the handler at once.
+                    self.shared.attend();
                     return Ok(());
                 }
             }

@@ -150,7 +150,7 @@ impl<N: Node> Process<N> {
         ending.exit.is_some() || ending.but.is_some_and(|but| but != tid)
     }
 
-    fn call_all(&self) {
+    pub(crate) fn call_all(&self) {
         let threads: Vec<_> = self.threads.lock().values().cloned().collect();
         threads.iter().for_each(|thread| thread.call(self.node));
     }

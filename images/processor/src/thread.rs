@@ -8,6 +8,7 @@ use core::pin::pin;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 
+use pcache::Access;
 use spin::{Mutex, MutexGuard};
 
 use crate::error::{Error, Exit, Result, errno};
@@ -15,6 +16,7 @@ use crate::files::Table;
 use crate::futex::ANY;
 use crate::kernel::FIRST;
 use crate::mm::Space;
+use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 use crate::signals::{Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo};
@@ -45,6 +47,8 @@ pub(crate) struct Shared {
     /// Signals for this thread alone.
     pub(crate) pending: Mutex<Pending>,
     actions: Mutex<Arc<Mutex<Actions>>>,
+    /// There may be signals to take, or the thread is to end: looked at before the program goes on.
+    attention: AtomicBool,
     /// The CPU runs the program, or is about to.
     in_user: AtomicBool,
     /// Wakes the thread out of a wait that a signal may end.
@@ -60,6 +64,7 @@ impl Shared {
             robust_list: AtomicU64::new(0),
             pending: Mutex::default(),
             actions: Mutex::new(actions),
+            attention: AtomicBool::new(false),
             in_user: AtomicBool::new(false),
             waker: Mutex::default(),
         }
@@ -101,6 +106,18 @@ impl Shared {
 
     pub(crate) fn set_mask(&self, mask: u64) {
         self.mask.store(crate::signals::blockable(mask), Ordering::SeqCst);
+        // A signal may have waited for this.
+        self.attend();
+    }
+
+    /// Makes the thread look at its signals before the program goes on.
+    pub(crate) fn attend(&self) {
+        self.attention.store(true, Ordering::SeqCst);
+    }
+
+    /// Notes that the thread looks now.
+    pub(crate) fn attended(&self) {
+        self.attention.store(false, Ordering::SeqCst);
     }
 
     pub(crate) fn masks(&self, signal: u8) -> bool {
@@ -109,6 +126,7 @@ impl Shared {
 
     /// Makes the thread look at its signals, wherever it is.
     pub(crate) fn call<N: Node>(&self, node: &N) {
+        self.attend();
         if let Some(waker) = self.waker.lock().take() {
             waker.wake();
         }
@@ -162,6 +180,18 @@ pub struct Thread<N: Node> {
     /// The word that is cleared, and waiters on it woken, at the end.
     pub(crate) clear_tid: u64,
     pub(crate) release: Option<Arc<Release>>,
+}
+
+/// What a turn came to.
+enum Turn {
+    /// The program can go on.
+    Done,
+    /// Signals, or the end, are to be looked for.
+    Signals,
+    /// A fault that has to wait; `first` if the cache was not asked yet.
+    Fault { addr: u64, access: Access, first: bool },
+    /// All else.
+    Trap(Trap),
 }
 
 impl<N: Node> Deref for Thread<N> {
@@ -238,7 +268,12 @@ impl<N: Node> Thread<N> {
     /// Runs the thread from where it stands to its end.
     pub async fn run(mut self) {
         let exit = loop {
-            match self.step().await {
+            let outcome = match self.turn() {
+                Ok(Turn::Done) => continue,
+                Ok(turn) => self.go_on(turn).await,
+                Err(error) => Err(error),
+            };
+            match outcome {
                 Ok(()) => {}
                 Err(Error::Ended(exit)) => {
                     self.process.end(exit);
@@ -257,24 +292,59 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    /// Runs the program until it needs the kernel, and serves it.
-    pub(crate) async fn step(&mut self) -> Result<()> {
+    /// Runs the program until it needs the kernel, and does what can be done without waiting: all of
+    /// most faults. No `async` function: its state need not outlive the call.
+    #[inline]
+    fn turn(&mut self) -> Result<Turn> {
+        // Who sends a signal sets `attention` before it looks at `in_user`.
         self.shared.in_user.store(true, Ordering::SeqCst);
-        if self.called() {
-            self.shared.in_user.store(false, Ordering::SeqCst);
-            return self.take_signals().await;
+        if self.shared.attention.load(Ordering::SeqCst) {
+            self.shared.in_user.store(false, Ordering::Release);
+            return Ok(Turn::Signals);
         }
         let trap = self.cpu.run(self.memory.tables());
-        self.shared.in_user.store(false, Ordering::SeqCst);
-        match trap {
-            Trap::Syscall => self.serve().await,
-            Trap::PageFault { addr, access } => self.fault(addr, access).await,
-            Trap::Exception { vector, error } => self.exception(vector, error),
-            Trap::Preempted => {
+        self.shared.in_user.store(false, Ordering::Release);
+        Ok(match trap {
+            Trap::Syscall if self.serve_now() => Turn::Done,
+            Trap::PageFault { addr, access } => match self.memory.fault_now(addr, access)? {
+                Now::Done => Turn::Done,
+                Now::Later { first } => Turn::Fault { addr, access, first },
+            },
+            trap => Turn::Trap(trap),
+        })
+    }
+
+    /// Goes on with what a turn could not end.
+    async fn go_on(&mut self, turn: Turn) -> Result<()> {
+        match turn {
+            Turn::Done => Ok(()),
+            Turn::Signals => self.take_signals().await,
+            Turn::Fault { addr, access, first } => self.fault(addr, access, first).await,
+            Turn::Trap(Trap::Syscall) => self.serve().await,
+            Turn::Trap(Trap::PageFault { addr, access }) => self.fault(addr, access, true).await,
+            Turn::Trap(Trap::Exception { vector, error }) => self.exception(vector, error),
+            Turn::Trap(Trap::Preempted) => {
                 self.node.platform().yield_now().await;
                 Ok(())
             }
         }
+    }
+
+    /// Serves the system call that the thread made, if it has its answer at once.
+    #[inline]
+    fn serve_now(&mut self) -> bool {
+        if self.node.kernel().strace {
+            return false;
+        }
+        let value = self.call_now(self.cpu.system_call().number);
+        value.inspect(|&value| self.cpu.set_result(value)).is_some()
+    }
+
+    /// Takes one turn, whole.
+    #[cfg(test)]
+    pub(crate) async fn step(&mut self) -> Result<()> {
+        let turn = self.turn()?;
+        self.go_on(turn).await
     }
 
     /// Gives back what the thread has. `exit` is how the process ended, if it was the last thread and
@@ -300,6 +370,10 @@ impl<N: Node> Thread<N> {
             threads.remove(&shared.tid());
             threads.is_empty()
         };
+        if !last && process.pending.lock().set() != 0 {
+            // What this thread was called for and did not take is another's.
+            process.call_all();
+        }
         if last {
             let memory = process.memory.lock().take();
             if let Some(space) = memory.and_then(Arc::into_inner) {

@@ -8,7 +8,9 @@ use core::time::Duration;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{
     Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Mapping, Plan, Pte, Rights, Slot, Touch,
+    Vpn,
 };
+use spin::MutexGuard;
 
 use super::vma::{Backing, VmaFlags, Vmas};
 use super::{EntryOf, STACK_GAP, Space, Tables};
@@ -16,9 +18,13 @@ use crate::error::{Error, Exit, Result};
 use crate::platform::Platform;
 use crate::process::Node;
 
-/// Bounds the time that a fault polls for its READ before the task lets others run. A READ takes some 5 µs on a
-/// card (FDR) and 25 µs on the model; a sleep and an interrupt would cost more than either.
-const SPIN: Duration = Duration::from_micros(100);
+/// Bounds the time that a fault polls for a READ that it started. A READ takes some 5 µs on a card (FDR)
+/// and 25 µs on the model, on a busy machine longer; a sleep and an interrupt would cost more. What the
+/// core has to do besides ends it sooner ([`Node::poll_pages`]).
+const READ_SPIN: Duration = Duration::from_millis(1);
+/// Bounds the time that a fault polls for what another one started: it may be a WRITE, whose end only
+/// makes room.
+const WAIT_SPIN: Duration = Duration::from_micros(100);
 /// The signal that Linux's out-of-memory killer sends.
 const SIGKILL: u8 = 9;
 
@@ -31,6 +37,23 @@ pub enum Refused {
     Forbidden,
     /// The page lies beyond the end of a file (SIGBUS, `BUS_ADRERR`).
     BeyondEnd,
+}
+
+/// The result of what can be done of a fault at once.
+pub(crate) enum Now {
+    /// The entry permits the access.
+    Done,
+    /// The fault must wait, or has to do with more than its entry.
+    Later {
+        /// The cache was not asked yet.
+        first: bool,
+    },
+}
+
+impl Now {
+    fn of(done: bool, first: bool) -> Self {
+        if done { Self::Done } else { Self::Later { first } }
+    }
 }
 
 /// The result of one look at a fault.
@@ -57,16 +80,36 @@ impl<N: Node> Space<'_, N> {
         access: Access,
         force: bool,
     ) -> Result<core::result::Result<(), Refused>> {
-        self.faults.fetch_add(1, Ordering::Relaxed);
+        match self.fault_now(addr, access)? {
+            Now::Done => Ok(Ok(())),
+            Now::Later { first } => self.fault_later(addr, access, force, first).await,
+        }
+    }
+
+    /// Goes on with what [`fault_now`](Self::fault_now) could not end. `first` and results are as there and with
+    /// [`fault`](Self::fault).
+    ///
+    /// # Errors
+    ///
+    /// As [`fault`](Self::fault).
+    pub(crate) async fn fault_later(
+        &self,
+        addr: u64,
+        access: Access,
+        force: bool,
+        mut first: bool,
+    ) -> Result<core::result::Result<(), Refused>> {
         let page = addr / PAGE_SIZE * PAGE_SIZE;
-        let mut first = true;
         loop {
             match self.step(page, access, force, first, None)? {
                 Step::Done => return Ok(Ok(())),
                 Step::Refused(why) => return Ok(Err(why)),
                 Step::NeedsChunk => self.fetch_chunk(page).await?,
-                Step::Started | Step::Wait => {
-                    if !self.look_for_completion(page, access) {
+                step @ (Step::Started | Step::Wait) => {
+                    let started = matches!(step, Step::Started);
+                    let spin = if started { READ_SPIN } else { WAIT_SPIN };
+                    let entry = self.tables.entry(page);
+                    if !entry.is_some_and(|entry| self.look_for_completion(entry, access, spin)) {
                         self.wait(page, access, force).await?;
                     }
                 }
@@ -75,20 +118,42 @@ impl<N: Node> Space<'_, N> {
         }
     }
 
-    /// Polls the device for the READ that was just started; true if the page has come.
-    fn look_for_completion(&self, page: u64, access: Access) -> bool {
-        let Some(entry) = self.tables.entry(page) else {
-            return false;
+    /// Does all of a fault that can be done without letting others run: a first touch of memory that
+    /// has a chunk, and a miss that needs nothing but its READ, for which it polls. It is the whole way
+    /// of nearly every fault, and no `async` function: its state need not outlive the call.
+    ///
+    /// # Errors
+    ///
+    /// What ends the node, as [`fault`](Self::fault).
+    #[inline]
+    pub(crate) fn fault_now(&self, addr: u64, access: Access) -> Result<Now> {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        let entry = self.tables.entry(addr).filter(|entry| !entry.load().is_empty());
+        let Some(entry) = entry else {
+            let step = self.first_touch(addr / PAGE_SIZE * PAGE_SIZE, access, false, None)?;
+            return Ok(Now::of(matches!(step, Step::Done), true));
         };
+        if !entry.load().is_remote() {
+            return Ok(Now::Later { first: true });
+        }
+        let at = self.mapping(addr, entry);
+        let plan = self.plan(at.page.vpn);
+        let came = match self.node.cache().touch(at, access, true, plan, None)? {
+            Touch::Done => true,
+            Touch::Started => self.look_for_completion(entry, access, READ_SPIN),
+            Touch::Wait | Touch::Empty | Touch::Copy | Touch::Denied => false,
+        };
+        Ok(Now::of(came, false))
+    }
+
+    /// Polls the device, for no longer than `spin`, until the page has come; true if it has.
+    fn look_for_completion(&self, entry: EntryOf<N>, access: Access, spin: Duration) -> bool {
         let platform = self.node.platform();
         let mut now = platform.now();
-        let end = now + SPIN;
-        while now < end {
+        let end = now + spin;
+        while now < end && self.node.poll_pages(now) {
             if entry.load().permits(access) {
                 return true;
-            }
-            if !self.node.poll_pages(now) {
-                return false;
             }
             now = platform.now();
         }
@@ -120,42 +185,56 @@ impl<N: Node> Space<'_, N> {
             return self.first_touch(page, access, force, waker);
         };
         let at = self.mapping(page, entry);
-        let plan = if first && entry.load().is_remote() {
-            self.plan(page)
-        } else {
-            Plan::NONE
-        };
-        Ok(match self.node.cache().touch(at, access, first, plan, waker)? {
-            Touch::Done => Step::Done,
-            Touch::Started => Step::Started,
-            Touch::Wait => Step::Wait,
-            Touch::Empty => return self.first_touch(page, access, force, waker),
-            Touch::Copy => self.copy_page(page, at, waker),
-            Touch::Denied if force && entry.load().is_present() => Step::Done,
-            Touch::Denied => Step::Refused(Refused::Forbidden),
-        })
+        Ok(
+            match self.node.cache().touch(at, access, first, Plan::NONE, waker)? {
+                Touch::Done => Step::Done,
+                Touch::Started => Step::Started,
+                Touch::Wait => Step::Wait,
+                Touch::Empty => return self.first_touch(page, access, force, waker),
+                Touch::Copy => self.copy_page(page, at, waker),
+                Touch::Denied if force && entry.load().is_present() => Step::Done,
+                Touch::Denied => Step::Refused(Refused::Forbidden),
+            },
+        )
     }
 
     /// Returns what to read with the page's READ.
-    fn plan(&self, page: u64) -> Plan {
+    #[inline]
+    fn plan(&self, vpn: Vpn) -> Plan {
         if !self.node.reads_ahead() {
             return Plan::NONE;
         }
         let advice = if self.advised.load(Ordering::Relaxed) {
             self.vmas
                 .lock()
-                .find(page)
+                .find(vpn.addr())
                 .map_or(Advice::Normal, |(_, vma)| vma.advice)
         } else {
             Advice::Normal
         };
         let fate = self.node.cache().read_ahead();
-        self.prefetcher.lock().miss(self.page(page).vpn, advice, fate)
+        self.prefetcher.lock().miss(vpn, advice, fate)
     }
 
     /// A page that nobody touched: its VMA says what is there.
+    #[inline]
     fn first_touch(&self, page: u64, access: Access, force: bool, waker: Option<&Waker>) -> Result<Step> {
         let mut vmas = self.vmas.lock();
+        match vmas.anonymous(page) {
+            Some(rights) if rights.allow(access) => self.touch_anonymous(page, rights, waker),
+            _ => self.first_touch_of_other(vmas, page, (access, force), waker),
+        }
+    }
+
+    /// As [`first_touch`](Self::first_touch), for what is no anonymous memory or does not allow the access.
+    #[inline(never)]
+    fn first_touch_of_other(
+        &self,
+        mut vmas: MutexGuard<'_, Vmas>,
+        page: u64,
+        (access, force): (Access, bool),
+        waker: Option<&Waker>,
+    ) -> Result<Step> {
         if vmas.find(page).is_none() && !self.grow_stack(&mut vmas, page) {
             return Ok(Step::Refused(Refused::Unmapped));
         }
@@ -168,38 +247,52 @@ impl<N: Node> Space<'_, N> {
         if matches!(vma.backing, Backing::Beyond) {
             return Ok(Step::Refused(Refused::BeyondEnd));
         }
-        let Some(entry) = self.tables.entry_or_create(page) else {
-            log::error!("no memory for page tables");
-            return Err(Error::Ended(Exit::Signal(SIGKILL)));
-        };
-        let at = self.mapping(page, entry);
+        let rights = vma.rights;
         if let Backing::Object(object, first) = &vma.backing {
+            let at = self.make_entry(page)?;
             let of_object = first + (page - range.start) / PAGE_SIZE;
             if let Some(slot) = object.slot(of_object) {
                 // Others touched it: from here on it is a miss like any other.
-                let remote = Pte::remote(slot, vma.rights).with_object();
-                let _ = entry.exchange(Pte::EMPTY, remote);
+                let remote = Pte::remote(slot, rights).with_object();
+                let _ = at.entry.exchange(Pte::EMPTY, remote);
                 drop(vmas);
                 return self.step(page, access, force, false, waker);
             }
             let Some(slot) = self.slot(page) else {
                 return Ok(Step::NeedsChunk);
             };
-            let (object, rights) = (object.clone(), vma.rights);
+            let object = object.clone();
             let step = self.install(at, slot, rights, true, waker);
             if matches!(step, Step::Done) && object.put(of_object, slot).is_some() {
                 log::error!("a page of an object was touched twice at once");
             }
             return Ok(step);
         }
-        let rights = vma.rights;
+        self.touch_anonymous(page, rights, waker)
+    }
+
+    /// Gives a page that nobody touched, and that starts as zeros, a slot. Called with the VMAs locked.
+    #[inline]
+    fn touch_anonymous(&self, page: u64, rights: Rights, waker: Option<&Waker>) -> Result<Step> {
+        let at = self.make_entry(page)?;
         let Some(slot) = self.slot(page) else {
             return Ok(Step::NeedsChunk);
         };
         Ok(self.install(at, slot, rights, false, waker))
     }
 
+    /// Returns the place of a page's entry, with its tables made. Called with the VMAs locked.
+    #[inline]
+    fn make_entry(&self, page: u64) -> Result<Mapping<EntryOf<N>>> {
+        let Some(entry) = self.tables.entry_or_create(page) else {
+            log::error!("no memory for page tables");
+            return Err(Error::Ended(Exit::Signal(SIGKILL)));
+        };
+        Ok(self.mapping(page, entry))
+    }
+
     /// Maps a zeroed line.
+    #[inline]
     fn install(
         &self,
         at: Mapping<EntryOf<N>>,
@@ -239,6 +332,7 @@ impl<N: Node> Space<'_, N> {
     }
 
     /// Allocates a slot of the page's region; `None` if that has no chunk, or none with room.
+    #[inline]
     fn slot(&self, page: u64) -> Option<Slot> {
         let chunk = *self.regions.lock().get(&(page / CHUNK_SIZE))?;
         let wish = page / PAGE_SIZE % CHUNK_PAGES;

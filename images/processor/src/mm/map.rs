@@ -104,10 +104,11 @@ impl<N: Node> Space<'_, N> {
     fn remove_vmas(&self, range: &Range<u64>) -> Result<Vec<Piece>> {
         let mut vmas = self.vmas.lock();
         // A range inside one VMA leaves two.
-        let splits = vmas
-            .find(range.start)
-            .is_some_and(|(whole, _)| whole.start < range.start && range.end < whole.end);
-        if splits && vmas.len() >= MAX_VMAS {
+        let splits = |vmas: &Vmas| {
+            vmas.find(range.start)
+                .is_some_and(|(whole, _)| whole.start < range.start && range.end < whole.end)
+        };
+        if vmas.len() >= MAX_VMAS && splits(&vmas) {
             return Err(errno::ENOMEM.into());
         }
         Ok(vmas.remove(range.clone()))

@@ -6,6 +6,7 @@ mod io;
 mod layout;
 mod memory;
 mod misc;
+mod now;
 mod path;
 mod poll;
 mod process;
@@ -180,18 +181,12 @@ impl<N: Node> Thread<N> {
 
     async fn other_call(&mut self, number: u32, a: Args) -> Result<u64> {
         match number {
-            nr::__NR_getpid => Ok(self.pid.into()),
-            nr::__NR_gettid => Ok(self.tid().into()),
             nr::__NR_getppid => self.sys_getppid(),
-            nr::__NR_getuid | nr::__NR_geteuid | nr::__NR_getgid | nr::__NR_getegid => Ok(0),
             nr::__NR_getpgrp => self.sys_getpgid(0),
             nr::__NR_getpgid => self.sys_getpgid(a[0]),
             nr::__NR_setpgid => self.sys_setpgid(a),
             nr::__NR_getsid => self.sys_getsid(a[0]),
             nr::__NR_setsid => self.sys_setsid(),
-            nr::__NR_setuid | nr::__NR_setgid | nr::__NR_setreuid | nr::__NR_setregid => Ok(0),
-            nr::__NR_setresuid | nr::__NR_setresgid | nr::__NR_getgroups | nr::__NR_setgroups => Ok(0),
-            nr::__NR_sched_setaffinity | nr::__NR_setrlimit => Ok(0),
             nr::__NR_sched_yield => self.sys_yield().await,
             nr::__NR_umask => {
                 let mut fs = self.fs.lock();
@@ -271,7 +266,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,
             nr::__NR_flock => self.file(a[0]).map(|_| 0),
-            _ => Err(self.unknown(u64::from(number))),
+            _ => match self.call_now(u64::from(number)) {
+                Some(value) => Ok(value),
+                None => Err(self.unknown(u64::from(number))),
+            },
         }
     }
 

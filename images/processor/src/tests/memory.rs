@@ -121,6 +121,89 @@ fn page_tables_and_chunks_of_what_is_unmapped_come_back() {
     assert!(node.memory.lent.borrow().len() <= 64);
 }
 
+/// What M, the cache and the supply hold for processes.
+fn held(node: &FakeNode) -> [usize; 7] {
+    let (used, busy) = node.cache.lines_in_use();
+    [
+        node.memory.lent.borrow().len(),
+        node.memory.promised.get() as usize,
+        node.cache.chunks().len(),
+        used,
+        busy,
+        node.cache.spare_mappings(),
+        usize::try_from(node.supply.committed()).unwrap(),
+    ]
+}
+
+#[test]
+fn processes_that_end_leave_m_and_p_as_they_were() {
+    let node: &FakeNode = node(64);
+    let mut parent = Run::new(node);
+    // Sixteen times what the cache holds.
+    let len = 16 * 64 * 4096;
+    let mut before = None;
+    for _ in 0..if cfg!(debug_assertions) { 20 } else { 1000 } {
+        parent.call(nr::__NR_fork, &[]).unwrap();
+        let thread = node.started.borrow_mut().pop().unwrap();
+        let mut run = Run { node, thread };
+        let at = run.map(len).unwrap();
+        (at..at + len).step_by(4096).for_each(|page| {
+            run.put(page, &page.to_le_bytes());
+        });
+        assert_eq!(run.get(at + 4096, 8), (at + 4096).to_le_bytes());
+        let tables = run.thread.memory().tables().clone();
+        assert!(tables.count() > 0);
+        node.block_on(run.thread.run());
+        parent.call(nr::__NR_wait4, &[u64::MAX, 0, 0, 0]).unwrap();
+        // Slots of lines that were being written come free when that ends.
+        node.drain();
+        node.block_on(node.supply.settle(node)).unwrap();
+        let held = (held(node), tables.count());
+        assert_eq!(held, *before.get_or_insert(held));
+        assert_eq!(tables.count(), 0);
+    }
+}
+
+#[test]
+fn misses_and_first_touches_allocate_nothing() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let len = 256 * 4096;
+    let at = run.map(len).unwrap();
+    // Its table, its chunk, and room for as many transfers as there ever are.
+    run.put(at, b"first");
+    for addr in (at..at + len).step_by(4096).skip(1) {
+        run.put(addr, b"touched");
+    }
+    let misses = || {
+        let counted = allocation_counter::measure(|| {
+            for addr in (at..at + len).step_by(4096).filter(|addr| addr / 4096 % 7 != 0) {
+                run.thread.memory().fault_now(addr, Access::Write).unwrap();
+                node.drain();
+            }
+        });
+        counted.count_total
+    };
+    // The first rounds write pages back, for which the fake's M makes room.
+    for _ in 0..3 {
+        misses();
+    }
+    let missed = node.cache.counters().nr_pcache_fill_from_memory;
+    assert_eq!(misses(), 0, "of misses");
+    assert!(node.cache.counters().nr_pcache_fill_from_memory > missed + 100);
+    let fresh = run.map(64 * 4096).unwrap();
+    run.put(fresh, b"its table");
+    let before = node.cache.counters().nr_pcache_fill_zerofill;
+    let counted = allocation_counter::measure(|| {
+        for addr in (fresh + 4096..fresh + 32 * 4096).step_by(4096) {
+            run.thread.memory().fault_now(addr, Access::Write).unwrap();
+            node.drain();
+        }
+    });
+    assert!(node.cache.counters().nr_pcache_fill_zerofill > before + 20);
+    assert_eq!(counted.count_total, 0, "of first touches");
+}
+
 #[test]
 fn what_no_table_exists_for_costs_nothing() {
     let node: &FakeNode = node(64);

@@ -1,6 +1,6 @@
 //! Lines, page tables and the one-sided way to M, for the cache.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -37,6 +37,7 @@ struct Way {
 impl Way {
     /// Starts a transfer, or keeps it until the ring has room. A READ has a program waiting for it
     /// and goes before WRITEs, which have not.
+    #[inline]
     fn start(&mut self, region: &Region, transfer: Transfer) {
         let may = self.reads.is_empty() && (transfer.read || self.writes.is_empty());
         if may && self.try_start(region, &transfer) {
@@ -71,6 +72,7 @@ impl Way {
     }
 
     /// Starts a transfer; false if the ring has no room for it now.
+    #[inline]
     fn try_start(&mut self, region: &Region, transfer: &Transfer) -> bool {
         let Transfer { line, remote, read } = *transfer;
         let local = region.addr + u64::from(line.0) * LINE_SIZE as u64;
@@ -115,11 +117,13 @@ impl pcache::Entry for Entry {
     }
 }
 
-/// The spaces that there are, by number, for shootdowns.
+/// The spaces that there are, by number, for shootdowns. Numbers are used again.
 #[derive(Default)]
-pub(crate) struct Spaces {
-    spaces: RwLock<BTreeMap<SpaceId, Arc<AddressSpace>>>,
-    next: Mutex<u32>,
+pub(crate) struct Spaces(RwLock<Vec<Option<Arc<AddressSpace>>>>);
+
+/// Returns the space of a number.
+fn space_of(spaces: &[Option<Arc<AddressSpace>>], id: SpaceId) -> Option<&AddressSpace> {
+    spaces.get(id.0 as usize)?.as_deref()
 }
 
 /// The page tables of one space.
@@ -133,12 +137,13 @@ impl Spaces {
     /// Makes the page tables of a new space.
     pub(crate) fn create(&'static self) -> Option<Tables> {
         let space = AddressSpace::new()?;
-        let id = {
-            let mut next = self.next.lock();
-            *next += 1;
-            SpaceId(*next)
-        };
-        self.spaces.write().insert(id, space.clone());
+        let mut spaces = self.0.write();
+        let index = spaces.iter().position(Option::is_none).unwrap_or(spaces.len());
+        let id = SpaceId(u32::try_from(index).ok()?);
+        if index == spaces.len() {
+            spaces.push(None);
+        }
+        spaces[index] = Some(space.clone());
         Some(Tables { id, space, all: self })
     }
 }
@@ -152,7 +157,7 @@ impl Tables {
 
 impl Drop for Tables {
     fn drop(&mut self) {
-        self.all.spaces.write().remove(&self.id);
+        self.all.0.write()[self.id.0 as usize] = None;
     }
 }
 
@@ -229,7 +234,11 @@ impl Hardware {
 
     /// Returns this core's way to M.
     fn way(&self) -> &Mutex<Way> {
-        &self.ways[libos::current_core() % self.ways.len()]
+        let core = libos::current_core();
+        // A division only where there are fewer ways than cores.
+        self.ways
+            .get(core)
+            .unwrap_or_else(|| &self.ways[core % self.ways.len()])
     }
 
     fn start(&self, transfer: Transfer) {
@@ -245,25 +254,17 @@ impl Hardware {
                 IoFailed(TRANSFER_FAILED)
             });
             if let Err(error) = cache.complete(LineId(line), result) {
-                // A fill's failure reaches the program that waits for it; a lost write-back has
-                // nobody to tell.
-                log::error!("{error}");
-                if matches!(error, pcache::Error::WriteBack { .. }) {
-                    power_off(Exit::Failure);
-                }
+                tell(error);
             }
         };
-        let mut ended = 0;
-        loop {
-            match way.path.look(now, &mut done) {
-                0 => break,
-                more => ended += more,
-            }
+        let mut ended = false;
+        while way.path.pending() > 0 && way.path.look(now, &mut done) > 0 {
+            ended = true;
         }
-        if ended > 0 && way.resume(&self.region) {
+        if ended && way.resume(&self.region) {
             way.path.ring();
         }
-        ended > 0
+        ended
     }
 
     /// Returns whether transfers of this core are under way.
@@ -274,6 +275,16 @@ impl Hardware {
     /// Asks for an interrupt when a transfer of this core ends.
     pub(crate) fn arm(&self) {
         self.way().lock().path.arm();
+    }
+}
+
+/// Tells of a transfer that failed. A fill's failure reaches the program that waits for it; a lost
+/// write-back has nobody to tell.
+#[cold]
+fn tell(error: pcache::Error) {
+    log::error!("{error}");
+    if matches!(error, pcache::Error::WriteBack { .. }) {
+        power_off(Exit::Failure);
     }
 }
 
@@ -312,12 +323,22 @@ impl Machine for Hardware {
     fn ring(&self) {
         self.way().lock().path.ring();
     }
+    fn read_now(&self, line: LineId, from: RemoteAddr) {
+        let transfer = Transfer {
+            line,
+            remote: from,
+            read: true,
+        };
+        let mut way = self.way().lock();
+        way.start(&self.region, transfer);
+        way.path.ring();
+    }
 
     fn flush(&self, stale: &[Page]) {
-        let spaces = self.spaces.spaces.read();
+        let spaces = self.spaces.0.read();
         // A batch is of few spaces, mostly of one, whose pages follow each other.
         for run in stale.chunk_by(|a, b| a.space == b.space) {
-            let Some(space) = run.first().and_then(|page| spaces.get(&page.space)) else {
+            let Some(space) = run.first().and_then(|page| space_of(&spaces, page.space)) else {
                 continue;
             };
             if run.len() >= MANY {
@@ -327,18 +348,17 @@ impl Machine for Hardware {
             }
         }
         let runs = stale.chunk_by(|a, b| a.space == b.space);
-        let changed = runs.filter_map(|run| spaces.get(&run.first()?.space));
-        flush_cores(changed.map(|space| &**space));
+        flush_cores(runs.filter_map(|run| space_of(&spaces, run.first()?.space)));
     }
     fn flush_space(&self, space: SpaceId) {
-        let spaces = self.spaces.spaces.read();
-        if let Some(space) = spaces.get(&space) {
+        let spaces = self.spaces.0.read();
+        if let Some(space) = space_of(&spaces, space) {
             space.changed_all();
-            flush_cores(core::iter::once(&**space));
+            flush_cores(core::iter::once(space));
         }
     }
     fn flush_own(&self, page: Page) {
-        if let Some(space) = self.spaces.spaces.read().get(&page.space) {
+        if let Some(space) = space_of(&self.spaces.0.read(), page.space) {
             space.flush_own(page.vpn.addr());
         }
     }
