@@ -126,3 +126,34 @@ impl Hasher {
         Some(if hash == END << 1 { (END - 1) << 1 } else { hash })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_match_those_of_debugfs() {
+        // `debugfs -R "dx_hash -h VERSION -s SEED NAME"` of e2fsprogs 1.47.0; UUID seeds are stored in their byte order.
+        let seed = [0x5cd2_3a6f, 0x314a_a166, 0xb490_b5a1, 0xf1b6_1aec];
+        let hasher = Hasher {
+            seed,
+            unsigned: false,
+        };
+        let names = ["a", "a name of more than thirty-two characters", "n\u{e4}me"];
+        let golden = [
+            (LEGACY, [0xe74b_53e2, 0xa889_3a20, 0x7c55_fda4]),
+            (HALF_MD4, [0x3cf4_1b12, 0x280d_b3c0, 0x0000_6da6]),
+            (TEA, [0x99db_c158, 0x964a_d6d6, 0xf8ed_7c2c]),
+        ];
+        for (version, hashes) in golden {
+            for (name, hash) in names.into_iter().zip(hashes) {
+                assert_eq!(
+                    hasher.hash(version, name.as_bytes()),
+                    Some(hash),
+                    "{version} {name}"
+                );
+            }
+        }
+        assert_eq!(hasher.hash(6, b"a"), None);
+    }
+}

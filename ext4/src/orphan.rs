@@ -51,6 +51,9 @@ impl Op<'_> {
     /// Does a part of the work that an orphan's deletion or cut needs; returns whether it is finished and the inode is
     /// off the list.
     pub(crate) fn shrink_orphan(&mut self, number: u32) -> Step<bool> {
+        if number < self.geometry.first_inode {
+            return corrupt("orphan list", number.into());
+        }
         let mut inode = self.inode(number)?;
         let size = self.geometry.block_size as u64;
         let gone = inode.links() == 0;

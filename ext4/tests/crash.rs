@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 
@@ -14,8 +15,7 @@ use common::model::{Kind, Model};
 use common::tools::{e2fsck, mke2fs, replay};
 use common::work::{Load, Op, World};
 use common::{Rng, at, block_on};
-use ext4::{Ext4, Options};
-use std::collections::BTreeMap;
+use ext4::{Ext4, NewNode, Options, ROOT};
 
 const OPTIONS: Options = Options {
     read_only: false,
@@ -225,4 +225,54 @@ fn the_checker_notices_a_missing_flush_before_the_commit_block() {
     let image = mke2fs(4 << 20, &["-b", "1024"]);
     let failed = try_seeds(&image, 0..80, Honesty::IgnoresFlushBeforeCommit, LOAD);
     assert!(!failed.is_empty(), "nothing of 80 noticed");
+}
+
+/// Removes directories, fills the disk with a file, syncs, and lets the power go; returns whether the file is intact.
+///
+/// The file has blocks of the removed directories, of which the log holds copies.
+fn reuses_directories(honesty: Honesty) -> bool {
+    let disk = MemDisk::new(mke2fs(4 << 20, &["-b", "1024", "-O", "^metadata_csum,^64bit"]), 1);
+    disk.set_honesty(honesty);
+    let fs = block_on(Ext4::mount(disk.clone(), OPTIONS)).expect("mounts");
+    let new = NewNode {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        now: at(1),
+    };
+    block_on(async {
+        for number in 0..20 {
+            fs.mkdir(ROOT, format!("dir {number}").as_bytes(), new)
+                .await
+                .expect("is made");
+        }
+        fs.sync(at(1)).await.expect("syncs");
+        for number in 0..20 {
+            fs.rmdir(ROOT, format!("dir {number}").as_bytes(), at(2))
+                .await
+                .expect("is removed");
+        }
+        fs.sync(at(2)).await.expect("syncs");
+        let file = fs.create(ROOT, b"file", new).await.expect("is made");
+        let written = fs
+            .write(file, 0, &vec![0x77; 8 << 20], at(3))
+            .await
+            .expect("fills the disk");
+        assert!(written < 8 << 20);
+        fs.sync(at(3)).await.expect("syncs");
+    });
+    let disk = MemDisk::new(disk.after_power_loss(), 1);
+    let fs = block_on(Ext4::mount(disk, OPTIONS)).expect("mounts");
+    let found = block_on(read_all(&fs)).expect("is readable");
+    let data = &found[b"/file".as_slice()].data;
+    data.len() > 1 << 20 && data.iter().all(|&byte| byte == 0x77)
+}
+
+#[test]
+fn replay_spares_blocks_that_were_reused() {
+    assert!(reuses_directories(Honesty::Honest));
+    assert!(
+        !reuses_directories(Honesty::ForgetsRevokes),
+        "without revoke blocks nothing was overwritten"
+    );
 }
