@@ -9,7 +9,7 @@ use crate::op::Op;
 use crate::superblock::FREE_INODES as TOTAL_FREE_INODES;
 use crate::{Errno, superblock::Geometry};
 
-/// What a new inode starts with.
+/// Mode and owners of a new inode.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fresh {
     pub(crate) mode: u16,

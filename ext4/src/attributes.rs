@@ -9,7 +9,7 @@ use crate::names::{Contents, Place};
 use crate::superblock::{FREE_INODES, free_blocks};
 use crate::{DirEntry, Disk, Errno, Error, Ext4, Rename, Stat, Time};
 
-/// What a new file, directory or node starts with.
+/// Mode, owners and time of a new file, directory or node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewNode {
     /// Permissions, and for [`Ext4::mknod`] the type, as `st_mode`.

@@ -43,7 +43,7 @@ pub struct DirEntry {
     pub name: Vec<u8>,
 }
 
-/// Where an entry stands.
+/// The place of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
     /// The block on the disk.

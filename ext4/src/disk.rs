@@ -8,7 +8,7 @@ use crate::DiskError;
 ///
 /// Several requests may be in flight at a time. Offsets and lengths are multiples of 1,024 bytes.
 ///
-/// What a completed write stored is returned by later reads. It survives a loss of power only if a flush that began
+/// Later reads return the bytes of a completed write. They survive a loss of power only if a flush that began
 /// after the write's completion has completed; until then any part of it may be lost, in any order.
 pub trait Disk: Send + Sync {
     /// Fills `into` with the bytes from `offset` on.

@@ -50,7 +50,7 @@ pub struct DiskError {
     pub offset: u64,
 }
 
-/// Why an operation failed.
+/// The failure of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -101,7 +101,7 @@ impl Error {
     }
 }
 
-/// Why an attempt at an operation ended early; the attempt's changes are dropped.
+/// The early end of an attempt at an operation; the attempt's changes are dropped.
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// A block is not in memory: the operation is tried again once it is.

@@ -209,7 +209,7 @@ pub(super) struct Level {
     pub(super) at: usize,
 }
 
-/// What a file has at a block.
+/// The mapping of a file's block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mapping {
     /// The rest of an extent, from the block on.

@@ -31,7 +31,7 @@ struct Piece {
 }
 
 impl Piece {
-    /// Whether the disk holds data of the file there.
+    /// Returns whether the disk holds data of the file there.
     fn has_data(&self) -> bool {
         !self.new && !self.extent.unwritten
     }

@@ -30,15 +30,15 @@ pub struct Ext4<D> {
     pub(crate) read_only: bool,
 }
 
-/// What operations change in memory.
+/// The state that operations change in memory.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) store: Store,
     /// `None` on a read-only file system.
     pub(crate) journal: Option<Journal>,
-    /// How often each inode is held open.
+    /// Number of holds of each inode.
     pub(crate) holds: BTreeMap<u32, u32>,
-    /// Why nothing may be changed any more: a commit failed.
+    /// Failure of a commit; nothing may be changed after it.
     pub(crate) failed: Option<Error>,
     /// Data was written that no flush has covered yet.
     pub(crate) unflushed: bool,

@@ -104,7 +104,7 @@ impl Group {
     }
 }
 
-/// Where a group's descriptor lies: block and offset.
+/// Returns the block of a group's descriptor and its offset there.
 fn place(geometry: &Geometry, group: u32) -> (u64, usize) {
     let at = u64::from(group) * geometry.descriptor_size as u64;
     let size = geometry.block_size as u64;

@@ -13,7 +13,7 @@ const TEA: u8 = 2;
 /// Hashes with the low bit clear are below this (`EXT4_HTREE_EOF_32BIT`).
 const END: u32 = 0x7fff_ffff;
 
-/// How a file system hashes names.
+/// A file system's parameters of hashing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Hasher {
     /// `s_hash_seed`.

@@ -49,7 +49,7 @@ pub struct Time {
     pub nanos: u32,
 }
 
-/// What `stat` returns of a file.
+/// A file's attributes, as `stat` returns them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// Number of the inode.
@@ -269,7 +269,7 @@ impl Inode {
         crc32c(sum, &self.generation().to_le_bytes())
     }
 
-    /// Whether the checksum's high half has a place (`EXT4_FITS_IN_INODE(i_checksum_hi)`).
+    /// Returns whether the checksum's high half has a place (`EXT4_FITS_IN_INODE(i_checksum_hi)`).
     fn has_high_checksum(&self) -> bool {
         self.extra_size() >= 4
     }
@@ -336,7 +336,7 @@ impl Inode {
 }
 
 impl Op<'_> {
-    /// Where an inode lies: block and offset.
+    /// Returns an inode's block and offset there.
     fn inode_place(&self, number: u32) -> Step<(u64, usize)> {
         let g = self.geometry;
         if number == 0 || number > g.inodes {

@@ -78,7 +78,7 @@ pub(crate) struct Journal {
     first: u32,
     len: u32,
     seed: u32,
-    /// Where the next transaction goes, and its number.
+    /// Place and number of the next transaction.
     head: u32,
     sequence: u32,
     /// Blocks of the log that checkpoints have not freed.
@@ -141,12 +141,12 @@ impl Journal {
         be32_at(&self.raw, SB_INCOMPAT)
     }
 
-    /// Whether blocks of the log carry checksums.
+    /// Returns whether blocks of the log carry checksums.
     fn sums(&self) -> bool {
         self.incompat() & FEATURE_CSUM_V3 != 0
     }
 
-    /// Whether block numbers have 64 bits.
+    /// Returns whether block numbers have 64 bits.
     fn wide(&self) -> bool {
         self.incompat() & FEATURE_64BIT != 0
     }

@@ -20,7 +20,7 @@ use crate::superblock::{
 };
 use crate::{Disk, Errno, Error, Ext4, Time};
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Nothing is written, except for a journal that must be replayed.

@@ -20,7 +20,7 @@ const LINK_MAX: u16 = 65_000;
 /// Longest chain of directories that a rename follows to the root.
 const MAX_DEPTH: usize = 1 << 16;
 
-/// What a rename does with an existing target (flags of `renameat2`).
+/// Treatment of an existing target by a rename (flags of `renameat2`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rename {
     /// The target is replaced.

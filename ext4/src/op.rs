@@ -15,7 +15,7 @@ use crate::ranges::Ranges;
 use crate::store::{Block, Change, Store};
 use crate::superblock::{Geometry, seal};
 
-/// What an operation sees.
+/// An operation's view of the file system.
 pub(crate) struct Op<'a> {
     pub(crate) geometry: &'a Geometry,
     pub(crate) store: &'a Store,
@@ -23,7 +23,7 @@ pub(crate) struct Op<'a> {
     pub(crate) system: &'a Ranges,
     /// Blocks read for earlier attempts, which the clean layer may have dropped since.
     loaded: &'a BTreeMap<u64, Block>,
-    /// How often each inode is held open.
+    /// Number of holds of each inode.
     pub(crate) held: &'a BTreeMap<u32, u32>,
     pub(crate) change: Change,
     pub(crate) now: Time,

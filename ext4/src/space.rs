@@ -9,7 +9,7 @@ use crate::op::Op;
 use crate::orphan::BUDGET;
 use crate::{Disk, Errno, Error, Ext4, Time};
 
-/// What `fallocate` does with a range.
+/// Modes of `fallocate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allocation {
     /// Allocates blocks where there are none, and grows the file.

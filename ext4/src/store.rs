@@ -24,7 +24,7 @@ pub(crate) type Block = Arc<Vec<u8>>;
 /// Blocks that the clean layer holds at most.
 const CLEAN_BLOCKS: usize = 2048;
 
-/// What a commit makes durable at once.
+/// Changes that one commit makes durable.
 #[derive(Debug, Default)]
 pub(crate) struct Transaction {
     /// New contents of metadata blocks.
@@ -51,7 +51,7 @@ impl Transaction {
 #[derive(Debug)]
 struct Clean {
     bytes: Block,
-    /// Whether the block's checksum was compared.
+    /// Set once the block's checksum was compared.
     checked: AtomicBool,
 }
 
@@ -171,7 +171,7 @@ impl Store {
     }
 }
 
-/// What an operation changed.
+/// The changes of an operation.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     pub(crate) overlay: BTreeMap<u64, Vec<u8>>,

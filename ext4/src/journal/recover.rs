@@ -22,7 +22,7 @@ pub(crate) struct Copy {
     checksum: u32,
 }
 
-/// What is to be replayed.
+/// The result of a scan: blocks to be replayed.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     /// The newest copy of each block of the file system.
@@ -107,82 +107,109 @@ async fn read<D: Disk>(journal: &Journal, disk: &D, block: u32) -> Result<Vec<u8
     Ok(bytes)
 }
 
+/// A scan of the log under way.
+struct Scan<'a> {
+    journal: &'a Journal,
+    /// Number of the first transaction of the log.
+    first: u32,
+    /// Number of the transaction that the scan is in.
+    sequence: u32,
+    /// The last transaction that revoked each block.
+    revokes: BTreeMap<u64, u32>,
+    copies: Vec<(u64, Copy)>,
+    /// Copies and revoked blocks of the transaction whose commit block is still to come.
+    pending: Vec<(u64, Copy)>,
+    pending_revokes: Vec<u64>,
+}
+
+impl Scan<'_> {
+    /// Takes a block of the log; returns how many blocks it stands for, `None` at the log's end.
+    fn take(&mut self, at: u32, block: &[u8]) -> Option<u32> {
+        let journal = self.journal;
+        if (be32_at(block, 0), be32_at(block, 8)) != (MAGIC, self.sequence) {
+            return None;
+        }
+        match be32_at(block, 4) {
+            DESCRIPTOR if tail_good(journal, block) => return Some(self.take_descriptor(at, block)),
+            REVOKE if tail_good(journal, block) => self.pending_revokes.extend(revoked(journal, block)),
+            COMMIT if commit_good(journal, block) => {
+                let sequence = self.sequence;
+                let revoked = self.pending_revokes.drain(..);
+                self.revokes.extend(revoked.map(|block| (block, sequence)));
+                self.copies.append(&mut self.pending);
+                self.sequence = sequence.wrapping_add(1);
+            }
+            _ => return None,
+        }
+        Some(1)
+    }
+
+    fn take_descriptor(&mut self, at: u32, descriptor: &[u8]) -> u32 {
+        let sequence = self.sequence;
+        let (mut log, mut taken) = (at, 1);
+        for tag in tags(self.journal, descriptor) {
+            log = self.journal.next(log);
+            taken += 1;
+            let (flags, checksum) = (tag.flags, tag.checksum);
+            let copy = Copy {
+                log,
+                sequence,
+                flags,
+                checksum,
+            };
+            self.pending.push((tag.block, copy));
+        }
+        taken
+    }
+
+    fn finish(self) -> Recovered {
+        // Sequence numbers wrap around: they are compared by their distance from the first.
+        let age = |sequence: u32| sequence.wrapping_sub(self.first);
+        let lives = |(block, copy): &(u64, Copy)| {
+            let revoked = self.revokes.get(block);
+            revoked.is_none_or(|&revoked| age(revoked) < age(copy.sequence))
+        };
+        Recovered {
+            blocks: self.copies.into_iter().filter(lives).collect(),
+            // The number of the transaction that did not commit is not used again (`jbd2_journal_recover`).
+            sequence: self.sequence.wrapping_add(1),
+        }
+    }
+}
+
 /// Reads the log from its start to the last committed transaction.
 pub(crate) async fn scan<D: Disk>(journal: &Journal, disk: &D) -> Result<Recovered, Error> {
-    let Some((start, mut sequence)) = journal.start() else {
+    let Some((start, first)) = journal.start() else {
         let sequence = journal.sequence;
         return Ok(Recovered {
             sequence,
             ..Recovered::default()
         });
     };
-    super::check(
-        "journal s_start",
-        start.into(),
-        start >= journal.first && start < journal.len,
-    )?;
-    let mut revokes: BTreeMap<u64, u32> = BTreeMap::new();
-    let mut copies: Vec<(u64, Copy)> = Vec::new();
-    let (mut pending, mut pending_revokes) = (Vec::new(), Vec::new());
+    let inside = start >= journal.first && start < journal.len;
+    super::check("journal s_start", start.into(), inside)?;
+    let mut scan = Scan {
+        journal,
+        first,
+        sequence: first,
+        revokes: BTreeMap::new(),
+        copies: Vec::new(),
+        pending: Vec::new(),
+        pending_revokes: Vec::new(),
+    };
     let mut at = start;
     let mut left = journal.len - journal.first;
     while left > 0 {
         let block = read(journal, disk, at).await?;
-        if (be32_at(&block, 0), be32_at(&block, 8)) != (MAGIC, sequence) {
+        let Some(taken) = scan.take(at, &block).filter(|&taken| taken <= left) else {
             break;
-        }
-        let mut taken = 1;
-        match be32_at(&block, 4) {
-            DESCRIPTOR if tail_good(journal, &block) => {
-                let mut log = at;
-                for tag in tags(journal, &block) {
-                    log = journal.next(log);
-                    let Tag {
-                        block,
-                        flags,
-                        checksum,
-                    } = tag;
-                    pending.push((
-                        block,
-                        Copy {
-                            log,
-                            sequence,
-                            flags,
-                            checksum,
-                        },
-                    ));
-                    taken += 1;
-                }
-            }
-            REVOKE if tail_good(journal, &block) => pending_revokes.extend(revoked(journal, &block)),
-            COMMIT if commit_good(journal, &block) => {
-                revokes.extend(pending_revokes.drain(..).map(|block| (block, sequence)));
-                copies.append(&mut pending);
-                sequence = sequence.wrapping_add(1);
-            }
-            _ => break,
-        }
-        if taken > left {
-            break;
-        }
+        };
         left -= taken;
         for _ in 0..taken {
             at = journal.next(at);
         }
     }
-    // Sequence numbers wrap around: they are compared by their distance from the first.
-    let (_, first) = journal.start().unwrap_or_default();
-    let age = |sequence: u32| sequence.wrapping_sub(first);
-    let lives = |(block, copy): &(u64, Copy)| {
-        revokes
-            .get(block)
-            .is_none_or(|&revoked| age(revoked) < age(copy.sequence))
-    };
-    // The number of the transaction that did not commit is not used again (`jbd2_journal_recover`).
-    Ok(Recovered {
-        blocks: copies.into_iter().filter(lives).collect(),
-        sequence: sequence.wrapping_add(1),
-    })
+    Ok(scan.finish())
 }
 
 impl Recovered {

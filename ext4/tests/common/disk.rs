@@ -62,9 +62,9 @@ impl Layered {
 
 #[derive(Debug)]
 struct Inner {
-    /// What a loss of power leaves.
+    /// Bytes that survive a loss of power.
     durable: Layered,
-    /// What reads return.
+    /// Bytes that reads return.
     current: Layered,
     pending: Vec<(usize, Vec<u8>)>,
     /// Writes and flushes until the power goes.

@@ -1,4 +1,4 @@
-//! What the tests share: a disk in memory that can lose power, an executor, e2fsprogs, and a reference of files.
+//! Shared by the tests: a disk in memory that can lose power, an executor, e2fsprogs, and a reference of files.
 
 #![allow(dead_code, reason = "each test uses a part")]
 

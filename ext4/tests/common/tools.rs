@@ -47,7 +47,7 @@ impl Drop for Image {
     }
 }
 
-/// What free blocks hold at first: stale bytes that no file may show.
+/// Initial content of free blocks: stale bytes that no file may show.
 const STALE: u8 = 0xa5;
 
 /// Makes an ext4 file system of Debian's default features and these options.
