@@ -237,6 +237,7 @@ impl<D: Disk> Ext4<D> {
     pub async fn write(&self, inode: u32, offset: u64, bytes: &[u8], now: Time) -> Result<usize, Error> {
         self.check_writable()?;
         let _guard = self.locks.exclusive(inode).await;
+        self.finish_cut(inode, now).await?;
         self.write_held(inode, offset, bytes, now).await
     }
 
@@ -248,6 +249,7 @@ impl<D: Disk> Ext4<D> {
     pub async fn append(&self, inode: u32, bytes: &[u8], now: Time) -> Result<(u64, usize), Error> {
         self.check_writable()?;
         let _guard = self.locks.exclusive(inode).await;
+        self.finish_cut(inode, now).await?;
         let size = self.run(now, |op| Ok(op.used_inode(inode)?.size())).await?;
         Ok((size, self.write_held(inode, size, bytes, now).await?))
     }
@@ -362,6 +364,21 @@ impl<D: Disk> Ext4<D> {
         Ok(())
     }
 
+    /// Finishes an earlier cut that was given up half-way: what it left behind the file's end must not come back when the
+    /// file grows.
+    pub(crate) async fn finish_cut(&self, number: u32, now: Time) -> Result<(), Error> {
+        if !self.state.lock().store.orphans.contains(&number) {
+            return Ok(());
+        }
+        let step = |op: &mut Op<'_>| {
+            let inode = op.used_inode(number)?;
+            changeable(&inode)?;
+            op.cut(number, inode.size())
+        };
+        while !self.run(now, step).await? {}
+        Ok(())
+    }
+
     /// Sets a file's size. Bytes behind the old end read as zeroes.
     ///
     /// # Errors
@@ -370,6 +387,7 @@ impl<D: Disk> Ext4<D> {
     pub async fn truncate(&self, inode: u32, to: u64, now: Time) -> Result<(), Error> {
         self.check_writable()?;
         let _guard = self.locks.exclusive(inode).await;
+        self.finish_cut(inode, now).await?;
         let size = self
             .run(now, |op| {
                 let inode = op.used_inode(inode)?;
@@ -387,10 +405,7 @@ impl<D: Disk> Ext4<D> {
             self.zero_within(inode, to, to.next_multiple_of(block), now)
                 .await?;
         }
-        let mut listed = false;
-        while !self.run(now, |op| op.cut(inode, to, listed)).await? {
-            listed = true;
-        }
+        while !self.run(now, |op| op.cut(inode, to)).await? {}
         Ok(())
     }
 

@@ -24,6 +24,9 @@
 //! * What is read from the disk is checked before it becomes an index, a length or a bound of a loop; corrupt metadata is
 //!   an error, never a panic.
 //!
+//! * A task may be dropped at any time: its operation is then done, not done, or (a long write, cut or allocation) done in
+//!   part. A deletion that was given up is finished by the next mount.
+//!
 //! # What is left out
 //!
 //! Files mapped by indirect blocks (ext2, ext3), inline data, encryption, case folding, quotas, bigalloc, `meta_bg`, large

@@ -17,8 +17,20 @@ impl Op<'_> {
         Ok(u32_at(self.superblock()?, LAST_ORPHAN))
     }
 
-    /// Adds an inode to the list. The caller writes the inode.
+    /// Returns whether an inode is on the list: its earlier deletion or cut may have been given up half-way.
+    fn is_orphan(&self, number: u32) -> bool {
+        let changed = self.change.orphans.get(&number);
+        changed
+            .copied()
+            .unwrap_or_else(|| self.store.orphans.contains(&number))
+    }
+
+    /// Adds an inode to the list unless it is on it. The caller writes the inode.
     pub(crate) fn add_orphan(&mut self, inode: &mut Inode) -> Step<()> {
+        if self.is_orphan(inode.number) {
+            return Ok(());
+        }
+        self.change.orphans.insert(inode.number, true);
         let next = self.first_orphan()?;
         inode.set_dtime(next);
         self.edit_superblock(|sb| put_u32(sb, LAST_ORPHAN, inode.number))
@@ -28,6 +40,10 @@ impl Op<'_> {
     pub(crate) fn remove_orphan(&mut self, inode: &mut Inode) -> Step<()> {
         let next = inode.dtime();
         let mut at = self.first_orphan()?;
+        if at != inode.number && !self.is_orphan(inode.number) {
+            return Ok(());
+        }
+        self.change.orphans.insert(inode.number, false);
         if at == inode.number {
             inode.set_dtime(0);
             return self.edit_superblock(|sb| put_u32(sb, LAST_ORPHAN, next));
@@ -35,7 +51,7 @@ impl Op<'_> {
         // A list with a loop ends at the number of inodes.
         for _ in 0..self.geometry.inodes {
             if at == 0 {
-                return Ok(());
+                break;
             }
             let mut before = self.inode(at)?;
             if before.dtime() == inode.number {
@@ -73,8 +89,8 @@ impl Op<'_> {
     }
 
     /// Frees a part of the blocks behind a file's size, after setting that to `size`; returns whether none are left. An
-    /// unfinished file is on the list, which `listed` tells of the attempt before.
-    pub(crate) fn cut(&mut self, number: u32, size: u64, listed: bool) -> Step<bool> {
+    /// unfinished file is on the list.
+    pub(crate) fn cut(&mut self, number: u32, size: u64) -> Step<bool> {
         let mut inode = self.used_inode(number)?;
         let keep = size.div_ceil(self.geometry.block_size as u64);
         inode.set_size(size);
@@ -82,10 +98,10 @@ impl Op<'_> {
         inode.set_time(Clock::Changed, self.now);
         let finished = self.remove_extents(&mut inode, keep, u32::MAX.into(), BUDGET, false)?;
         // A file without names is on the list anyway.
-        if inode.links() > 0 && !finished && !listed {
-            self.add_orphan(&mut inode)?;
-        } else if inode.links() > 0 && finished && listed {
+        if inode.links() > 0 && finished {
             self.remove_orphan(&mut inode)?;
+        } else if inode.links() > 0 {
+            self.add_orphan(&mut inode)?;
         }
         self.put_inode(&inode)?;
         Ok(finished)

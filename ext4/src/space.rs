@@ -95,6 +95,7 @@ impl<D: Disk> Ext4<D> {
             return Err(Errno::EINVAL.into());
         }
         let _guard = self.locks.exclusive(inode).await;
+        self.finish_cut(inode, now).await?;
         let max = self
             .run(now, |op| {
                 changeable(&op.used_inode(inode)?)?;

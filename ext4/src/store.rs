@@ -67,6 +67,8 @@ pub(crate) struct Store {
     pub(crate) busy: Ranges,
     /// Blocks that are being filled with data before the operation that allocates them.
     pub(crate) reserved: Ranges,
+    /// Inodes on the list of orphans, except those that the mount found there.
+    pub(crate) orphans: BTreeSet<u32>,
     /// Number of the state that `clean` copies: a block read under an older number may be stale.
     pub(crate) generation: u64,
 }
@@ -119,6 +121,13 @@ impl Store {
         }
         for (start, len) in change.reserved.iter() {
             self.reserved.insert(start, len);
+        }
+        for (inode, listed) in change.orphans {
+            if listed {
+                self.orphans.insert(inode);
+            } else {
+                self.orphans.remove(&inode);
+            }
         }
         for &block in &change.revoked {
             self.running.blocks.remove(&block);
@@ -181,6 +190,8 @@ pub(crate) struct Change {
     pub(crate) reserved: Ranges,
     /// An inode that is now held open once more.
     pub(crate) hold: Option<u32>,
+    /// Inodes that were put on the list of orphans (`true`) or taken off it.
+    pub(crate) orphans: BTreeMap<u32, bool>,
 }
 
 impl Change {

@@ -72,6 +72,8 @@ struct Inner {
     dead: bool,
     honesty: Honesty,
     held_back: Vec<(usize, Vec<u8>)>,
+    /// Percentage of reads that fail.
+    failing: u64,
     rng: Rng,
     pub(crate) counts: Counts,
 }
@@ -106,6 +108,7 @@ impl MemDisk {
             dead: false,
             honesty: Honesty::Honest,
             held_back: Vec::new(),
+            failing: 0,
             rng: Rng(seed),
             counts: Counts::default(),
         })))
@@ -118,6 +121,11 @@ impl MemDisk {
 
     pub(crate) fn set_honesty(&self, honesty: Honesty) {
         self.0.lock().unwrap().honesty = honesty;
+    }
+
+    /// Lets a percentage of reads fail.
+    pub(crate) fn fail_reads(&self, percent: u64) {
+        self.0.lock().unwrap().failing = percent;
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -164,13 +172,13 @@ impl MemDisk {
     /// Lets other tasks run now and then, as a disk that takes its time does.
     async fn pause(&self) {
         let mut turns = self.0.lock().unwrap().rng.below(3);
-        poll_fn(move |_| {
+        poll_fn(move |context| {
             turns = turns.saturating_sub(1);
             if turns == 0 {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
+                return Poll::Ready(());
             }
+            context.waker().wake_by_ref();
+            Poll::Pending
         })
         .await;
     }
@@ -193,7 +201,8 @@ impl Disk for MemDisk {
         let mut inner = self.0.lock().unwrap();
         inner.counts.reads += 1;
         let at = offset_of(offset, into.len(), inner.current.base.len())?;
-        if inner.dead {
+        let failing = inner.failing;
+        if inner.dead || inner.rng.chance(failing) {
             return Err(DiskError { offset });
         }
         inner.current.read(at, into);

@@ -52,6 +52,16 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     panic!("the future never ends");
 }
 
+/// Polls a future some times, then drops it; returns its value if it ended.
+pub(crate) fn give_up<F: Future>(future: F, polls: u64) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    (0..polls).find_map(|_| match future.as_mut().poll(&mut context) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    })
+}
+
 /// A time that grows by steps.
 pub(crate) fn at(step: u64) -> Time {
     Time {
