@@ -93,7 +93,7 @@ fn crates(metadata: &Value) -> Result<Vec<(Crate, PathBuf)>> {
 fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
     let ours = |name: &str| crates.iter().any(|(other, _)| other.name == name);
     let forbidden = |need: &str| match of.name.as_str() {
-        "hal" | "mlx4_hw" | "ksyms" | "metrics" => ours(need),
+        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "metrics" => ours(need),
         // An image's symbol table is written by the build and read by the kernel.
         "xtask" => ours(need) && need != "ksyms",
         "libos" => !matches!(need, "hal" | "ksyms"),
@@ -223,6 +223,7 @@ mod tests {
         );
         assert_eq!(edges("libos", &["hal"]), 0);
         assert_eq!(edges("metrics", &["hal"]), 1);
+        assert_eq!(edges("ext4", &["hal"]), 1);
         assert_eq!(edges("pcache", &["hal", "metrics", "fit"]), 1);
         assert_eq!(edges("node", &["libos", "mlx4", "fit", "processor"]), 1);
         assert_eq!(edges("fit", &["metrics", "mlx4"]), 1);

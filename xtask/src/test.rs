@@ -12,7 +12,8 @@ use crate::tools::{find, quiet, shown};
 use crate::{build_image, fuzz, interleave, ipxe, lint, linux, nodes, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
-const BARE_PACKAGES: [&str; 16] = [
+const BARE_PACKAGES: [&str; 17] = [
+    "ext4",
     "hal",
     "libos",
     "mad",

@@ -173,6 +173,11 @@ impl<N: Node> Kernel<N> {
         core
     }
 
+    /// Returns how many threads a core has.
+    pub(crate) fn threads_on(&self, core: usize) -> u32 {
+        self.loads[core % MAX_CORES].load(Ordering::Relaxed)
+    }
+
     pub(crate) fn leave_core(&self, core: usize) {
         self.loads[core % MAX_CORES].fetch_sub(1, Ordering::Relaxed);
     }

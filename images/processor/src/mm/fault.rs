@@ -7,8 +7,8 @@ use core::time::Duration;
 
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{
-    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Mapping, Plan, Pte, Rights, Slot, Touch,
-    Vpn,
+    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Machine, Mapping, Plan, Pte, Rights, Slot,
+    Touch, Vpn,
 };
 use spin::MutexGuard;
 
@@ -107,7 +107,7 @@ impl<N: Node> Space<'_, N> {
                 Step::NeedsChunk => self.fetch_chunk(page).await?,
                 step @ (Step::Started | Step::Wait) => {
                     let started = matches!(step, Step::Started);
-                    let spin = if started { READ_SPIN } else { WAIT_SPIN };
+                    let spin = if started { self.read_spin() } else { WAIT_SPIN };
                     let entry = self.tables.entry(page);
                     if !entry.is_some_and(|entry| self.look_for_completion(entry, access, spin)) {
                         self.wait(page, access, force).await?;
@@ -140,10 +140,20 @@ impl<N: Node> Space<'_, N> {
         let plan = self.plan(at.page.vpn);
         let came = match self.node.cache().touch(at, access, true, plan, None)? {
             Touch::Done => true,
-            Touch::Started => self.look_for_completion(entry, access, READ_SPIN),
+            Touch::Started => self.look_for_completion(entry, access, self.read_spin()),
             Touch::Wait | Touch::Empty | Touch::Copy | Touch::Denied => false,
         };
         Ok(Now::of(came, false))
+    }
+
+    /// Returns how long to poll for a READ: no longer than other threads of the core can do without it.
+    fn read_spin(&self) -> Duration {
+        let core = self.node.cache().machine().core();
+        if self.node.kernel().threads_on(core) > 1 {
+            WAIT_SPIN
+        } else {
+            READ_SPIN
+        }
     }
 
     /// Polls the device, for no longer than `spin`, until the page has come; true if it has.
