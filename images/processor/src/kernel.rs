@@ -11,6 +11,7 @@ use spin::{Mutex, Once};
 use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::mm::Space;
+use crate::mm::file::FileCache;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
 use crate::tmpfs::Tmpfs;
@@ -28,6 +29,7 @@ pub struct Kernel<N: Node> {
     pub(crate) tree: Mutex<Tree<N>>,
     pub(crate) futexes: Futexes,
     tmpfs: Once<Tmpfs<N>>,
+    pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) closing: Arc<Closing>,
     loads: [AtomicU32; MAX_CORES],
     /// Woken when a process has ended.
@@ -107,6 +109,7 @@ impl<N: Node> Kernel<N> {
             }),
             futexes: Futexes::default(),
             tmpfs: Once::new(),
+            file_cache: Mutex::default(),
             closing: Arc::default(),
             loads: [const { AtomicU32::new(0) }; MAX_CORES],
             process_ended: WaitQueue::default(),
@@ -238,6 +241,8 @@ impl<N: Node> Kernel<N> {
             .for_each(|process| process.end(Exit::Signal(9)));
         let none = || self.living().is_empty().then_some(());
         self.process_ended.until(none).await;
+        let kept = self.file_cache.lock().clear();
+        drop(kept);
         self.close_files(node).await?;
         self.tmpfs().end().await?;
         node.supply().settle(node).await?;

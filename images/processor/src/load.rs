@@ -1,6 +1,7 @@
 //! Loading a program: its file (and its interpreter's) into memory, its stack, its first instruction.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -9,10 +10,12 @@ use messages::storage::{FileId, OpenFlags, Opened};
 use messages::{Errno, PAGE_SIZE, USER_END};
 use pcache::Rights;
 
-use crate::elf::{ElfError, HEADER_SIZE, Header, Program};
+use crate::elf::{ElfError, HEADER_SIZE, Header, Program, Segment};
 use crate::error::{Error, Result, errno};
+use crate::files::{Kind, OpenFile};
+use crate::mm::file::{FilePages, pages_of};
 use crate::mm::map::Place;
-use crate::mm::vma::{Vma, VmaFlags};
+use crate::mm::vma::{Backing, Vma, VmaFlags};
 use crate::mm::{Heap, MMAP_TOP, STACK_TOP, Space};
 use crate::platform::{Files, Platform};
 use crate::process::Node;
@@ -134,18 +137,16 @@ pub(crate) struct Image<N: Node> {
 struct Source<'a, N: Node> {
     node: &'a N,
     opened: Opened,
-}
-
-impl<N: Node> Drop for Source<'_, N> {
-    fn drop(&mut self) {
-        self.node.kernel().closing.add(self.opened.file);
-    }
+    /// Closes the file when neither this nor a mapping needs it.
+    open: Arc<OpenFile>,
 }
 
 impl<'a, N: Node> Source<'a, N> {
     async fn open(node: &'a N, path: &[u8]) -> Result<Self> {
         let opened = node.files().open(path, OpenFlags::empty()).await?;
-        let source = Self { node, opened };
+        let closing = Some(node.kernel().closing.clone());
+        let open = Arc::new(OpenFile::new(Kind::File(opened.file), path.to_vec(), 0, closing));
+        let source = Self { node, opened, open };
         let mode = source.opened.stat.mode;
         if mode & TYPE_MASK != REGULAR || mode & ANY_EXECUTE == 0 {
             return Err(errno::EACCES.into());
@@ -258,7 +259,7 @@ async fn fill<N: Node>(
     let node = source.node;
     let program = source.program().await?;
     let bias = if program.relocatable { RELOCATED_BASE } else { 0 };
-    let end = map_program(memory, &program, bias, source.opened.file).await?;
+    let end = map_program(memory, &program, bias, source).await?;
     *memory.heap.lock() = Heap { start: end, end };
     let (start, base) = match &program.interpreter {
         Some(range) => interpret(memory, source, range.clone()).await?,
@@ -313,7 +314,7 @@ async fn interpret<N: Node>(
     } else {
         0
     };
-    map_program(memory, &program, bias, interpreter.opened.file).await?;
+    map_program(memory, &program, bias, &interpreter).await?;
     Ok((program.entry + bias, bias))
 }
 
@@ -322,22 +323,68 @@ async fn map_program<N: Node>(
     memory: &Space<'static, N>,
     program: &Program,
     bias: u64,
-    file: FileId,
+    source: &Source<'_, N>,
 ) -> Result<u64> {
     let (_, end) = program.span();
     let end = end
         .checked_add(bias)
         .filter(|&end| end <= USER_END)
         .ok_or(errno::ENOMEM)?;
+    let (file, stat) = (source.opened.file, &source.opened.stat);
+    let pages = pages_of(source.node, source.open.clone(), file, stat.inode, stat.size).await?;
     for segment in &program.segments {
         let start = segment.addr + bias;
-        let pages = start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
-        map_segment(memory, pages, segment.prot).await?;
-        memory
-            .load_file(file, segment.file_offset, start, segment.file_len)
-            .await?;
+        let whole = start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
+        if needs_own_pages(memory, segment, &whole) {
+            map_segment(memory, whole, segment.prot).await?;
+            memory
+                .load_file(file, segment.file_offset, start, segment.file_len)
+                .await?;
+        } else {
+            map_file_segment(memory, &pages, segment, start, whole).await?;
+        }
     }
     Ok(end)
+}
+
+/// Returns whether a segment cannot have the file's own pages: it begins in a page of the one before, or
+/// ends in zeros that can't be written afterwards.
+fn needs_own_pages<N: Node>(memory: &Space<'static, N>, segment: &Segment, whole: &Range<u64>) -> bool {
+    let zeros = segment.len > segment.file_len && !segment.prot.contains(Rights::WRITE);
+    memory.rights(whole.start).is_some() || zeros
+}
+
+/// Maps a segment's pages of the file, and zeros behind them.
+async fn map_file_segment<N: Node>(
+    memory: &Space<'static, N>,
+    pages: &Arc<FilePages>,
+    segment: &Segment,
+    start: u64,
+    whole: Range<u64>,
+) -> Result<()> {
+    let file_end = start + segment.file_len;
+    let split = if segment.file_len == 0 {
+        whole.start
+    } else {
+        file_end.next_multiple_of(PAGE_SIZE)
+    };
+    if whole.start < split {
+        let mut vma = Vma::anonymous(segment.prot);
+        vma.backing = Backing::File(pages.clone(), segment.file_offset / PAGE_SIZE);
+        memory
+            .map(Place::Free(whole.start), split - whole.start, vma)
+            .await?;
+        if segment.len > segment.file_len && file_end < split {
+            // What the file has behind the segment is not the program's.
+            let rest = usize::try_from(split - file_end).expect("less than a page");
+            memory.write(file_end, &[0; 4096][..rest]).await?;
+        }
+    }
+    if split < whole.end {
+        let vma = Vma::anonymous(segment.prot);
+        memory.map(Place::Free(split), whole.end - split, vma).await?;
+    }
+    Ok(())
 }
 
 /// Maps the pages of a segment. A page that an earlier segment maps already gets the rights of both.

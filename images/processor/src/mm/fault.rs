@@ -1,5 +1,7 @@
 //! Page faults: misses, first touches, copy-on-write, stack growth.
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::future::poll_fn;
 use core::sync::atomic::Ordering;
 use core::task::{Poll, Waker};
@@ -12,6 +14,7 @@ use pcache::{
 };
 use spin::MutexGuard;
 
+use super::file::{self, FilePages};
 use super::vma::{Backing, VmaFlags, Vmas};
 use super::{EntryOf, STACK_GAP, Space, Tables};
 use crate::error::{Error, Exit, Result};
@@ -63,6 +66,8 @@ enum Step {
     Started,
     Wait,
     Refused(Refused),
+    /// A page of a file must be brought first.
+    NeedsFile(Arc<FilePages>, u64),
     /// The region of the page has no chunk with a free slot.
     NeedsChunk,
 }
@@ -105,6 +110,11 @@ impl<N: Node> Space<'_, N> {
                 Step::Done => return Ok(Ok(())),
                 Step::Refused(why) => return Ok(Err(why)),
                 Step::NeedsChunk => self.fetch_chunk(page).await?,
+                Step::NeedsFile(file, of_file) => match self.bring(&file, of_file).await {
+                    // S can't read it: as a disk that fails.
+                    Err(Error::Errno(_)) => return Ok(Err(Refused::BeyondEnd)),
+                    brought => brought?,
+                },
                 step @ (Step::Started | Step::Wait) => {
                     let started = matches!(step, Step::Started);
                     let spin = if started { self.read_spin() } else { WAIT_SPIN };
@@ -144,6 +154,12 @@ impl<N: Node> Space<'_, N> {
             Touch::Wait | Touch::Empty | Touch::Copy | Touch::Denied => false,
         };
         Ok(Now::of(came, false))
+    }
+
+    /// Brings a page of a file. Boxed: the kernel's own space is filled by faults of its own.
+    async fn bring(&self, file: &FilePages, page: u64) -> Result<()> {
+        let space = self.node.kernel().tmpfs().space();
+        Box::pin(file::bring(self.node, space, file, page)).await
     }
 
     /// Returns how long to poll for a READ: no longer than other threads of the core can do without it.
@@ -258,6 +274,20 @@ impl<N: Node> Space<'_, N> {
             return Ok(Step::Refused(Refused::BeyondEnd));
         }
         let rights = vma.rights;
+        if let Backing::File(file, first) = &vma.backing {
+            let of_file = first + (page - range.start) / PAGE_SIZE;
+            if of_file >= file.count() {
+                return Ok(Step::Refused(Refused::BeyondEnd));
+            }
+            let Some(slot) = file.slot(of_file) else {
+                return Ok(Step::NeedsFile(file.clone(), of_file));
+            };
+            let at = self.make_entry(page)?;
+            let remote = Pte::remote(slot, rights).with_object().with_cow();
+            let _ = at.entry.exchange(Pte::EMPTY, remote);
+            drop(vmas);
+            return self.step(page, access, force, false, waker);
+        }
         if let Backing::Object(object, first) = &vma.backing {
             let at = self.make_entry(page)?;
             let of_object = first + (page - range.start) / PAGE_SIZE;

@@ -372,6 +372,7 @@ pub(super) fn fits(start: u64, len: u64) -> bool {
 fn vma_at(vma: &Vma, bytes: u64) -> Vma {
     let backing = match &vma.backing {
         Backing::Object(object, first) => Backing::Object(object.clone(), first + bytes / PAGE_SIZE),
+        Backing::File(file, first) => Backing::File(file.clone(), first + bytes / PAGE_SIZE),
         other => other.clone(),
     };
     Vma {

@@ -9,6 +9,7 @@ use bitflags::bitflags;
 use messages::PAGE_SIZE;
 use pcache::{Advice, Rights};
 
+use super::file::FilePages;
 use super::object::Object;
 
 /// VMAs of an address space at most (Linux's `vm.max_map_count`).
@@ -39,6 +40,8 @@ pub enum Backing {
     Anonymous,
     /// Pages of a shared object, from this one on.
     Object(Arc<Object>, u64),
+    /// Pages of a file of S, from this one on; a store copies them.
+    File(Arc<FilePages>, u64),
     /// Nothing: beyond the end of a file. Touching it is a bus error.
     Beyond,
 }
@@ -48,6 +51,7 @@ impl Backing {
     fn skip(&self, pages: u64) -> Self {
         match self {
             Self::Object(object, first) => Self::Object(object.clone(), first + pages),
+            Self::File(file, first) => Self::File(file.clone(), first + pages),
             other => other.clone(),
         }
     }
@@ -56,6 +60,7 @@ impl Backing {
         match (self, other) {
             (Self::Anonymous, Self::Anonymous) | (Self::Beyond, Self::Beyond) => true,
             (Self::Object(a, first), Self::Object(b, second)) => Arc::ptr_eq(a, b) && first == second,
+            (Self::File(a, first), Self::File(b, second)) => Arc::ptr_eq(a, b) && first == second,
             _ => false,
         }
     }
@@ -88,7 +93,9 @@ impl Vma {
     #[must_use]
     pub fn accountable(&self) -> bool {
         let unpromised = VmaFlags::NORESERVE.union(VmaFlags::GROWSDOWN);
-        !self.rights.is_empty() && !self.flags.intersects(unpromised)
+        // Pages of a file that are only read are the file's.
+        let read = matches!(self.backing, Backing::File(..)) && !self.rights.contains(Rights::WRITE);
+        !read && !self.rights.is_empty() && !self.flags.intersects(unpromised)
     }
 
     /// Returns the VMA that begins `bytes` further on.

@@ -10,6 +10,7 @@ use super::Args;
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::Kind;
+use crate::mm::file::pages_of;
 use crate::mm::map::Place;
 use crate::mm::vma::{Backing, Vma, VmaFlags};
 use crate::mm::{Heap, MMAP_MIN, object::Object};
@@ -140,8 +141,12 @@ impl<N: Node> Thread<N> {
         let backed = match source {
             None => len,
             Some(id) => {
-                let size = self.node.files().stat_file(id).await?.size;
-                size.saturating_sub(offset)
+                let stat = self.node.files().stat_file(id).await?;
+                let open = file.clone().ok_or(errno::EBADF)?;
+                let pages = pages_of(self.node, open, id, stat.inode, stat.size).await?;
+                vma.backing = Backing::File(pages, offset / PAGE_SIZE);
+                stat.size
+                    .saturating_sub(offset)
                     .checked_next_multiple_of(PAGE_SIZE)
                     .map_or(len, |end| end.min(len))
             }
@@ -151,10 +156,7 @@ impl<N: Node> Thread<N> {
         if backed < len {
             self.memory.set_beyond(at + backed..at + len);
         }
-        if let Some(id) = source {
-            self.memory.load_file(id, offset, at, backed).await?;
-        }
-        if flags & MAP_POPULATE != 0 && source.is_none() && !rights.is_empty() {
+        if flags & MAP_POPULATE != 0 && !rights.is_empty() {
             let access = if rights.contains(Rights::WRITE) {
                 Access::Write
             } else {

@@ -83,6 +83,11 @@ impl<N: Node> Tmpfs<N> {
         }
     }
 
+    /// Returns the kernel's own space.
+    pub(crate) fn space(&self) -> &Space<'static, N> {
+        &self.space
+    }
+
     /// Frees the addresses of a file that nothing uses any more.
     pub(crate) async fn free(&self, start: u64, len: u64) -> Result<()> {
         let _change = self.space.change().await;
