@@ -22,7 +22,7 @@
 //! # What is left out
 //!
 //! * Sockets, terminals, job control, timers; `docs/linux-abi.md` has the table of calls.
-//! * Writing to files of S, shared mappings of files. A private mapping of a file is read whole when it is made.
+//! * Writing to files of S, and shared writable mappings of them.
 //! * A thread stays on the core that it began on.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
