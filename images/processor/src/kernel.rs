@@ -121,12 +121,12 @@ impl<N: Node> Kernel<N> {
     }
 
     /// Makes the file systems of this node's own.
-    pub(crate) fn begin(&self, node: &'static N) -> Result<()> {
+    pub(crate) async fn begin(&self, node: &'static N) -> Result<()> {
         let tables = node.new_tables().ok_or(errno::ENOMEM)?;
         let now = node.platform().wall_clock();
         self.tmpfs
             .call_once(|| Tmpfs::new(Space::new(node, 0, tables), now, self.closing.clone()));
-        Ok(())
+        self.tmpfs().look_below(node).await
     }
 
     /// Returns the file systems of this node's own.

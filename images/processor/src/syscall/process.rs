@@ -76,7 +76,7 @@ impl<N: Node> Thread<N> {
     /// A [`Refusal`], whose text is one line for the user.
     pub async fn first(node: &'static N, command: &Command) -> core::result::Result<Self, Refusal> {
         let mut cpu = N::Cpu::new(0, 0);
-        node.kernel().begin(node).map_err(|cause| Refusal::Failed {
+        node.kernel().begin(node).await.map_err(|cause| Refusal::Failed {
             path: String::from_utf8_lossy(&command.path).into_owned(),
             cause,
         })?;

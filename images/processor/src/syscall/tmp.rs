@@ -107,6 +107,8 @@ impl<N: Node> Thread<N> {
             let kind = match mode {
                 FOLDER => 4,
                 LINK => 10,
+                // A program that must know asks for the status.
+                0 => 0,
                 _ => 8,
             };
             let record = dirent(&Entry {

@@ -234,3 +234,23 @@ fn appending_goes_to_the_end_and_an_open_file_outlives_its_name() {
     );
     ends_clean(node, run);
 }
+
+#[test]
+fn what_the_disk_has_in_tmp_stays_seen() {
+    let node: &FakeNode = FakeNode::new(
+        64,
+        &[
+            ("/bin/program", &program()),
+            ("/tmp", b""),
+            ("/tmp/given", b""),
+            ("/tmp/given/file", b"text"),
+        ],
+    );
+    let mut run = Run::new(node);
+    assert_eq!(run.text("/tmp/given/file"), b"text");
+    assert_eq!(run.text("/tmp/./given/../given/file"), b"text");
+    assert_eq!(errno_of(run.create("/tmp/given/other", 0)), Some(errno::EROFS));
+    run.write_text("/tmp/own", "own");
+    assert_eq!(run.text("/tmp/own"), b"own");
+    ends_clean(node, run);
+}

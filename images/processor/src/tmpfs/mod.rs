@@ -3,6 +3,7 @@
 //! The data of a file is a shared [`Object`], mapped in an address space that only the kernel reaches: so
 //! a program's mapping of the file shares the pages, and they leave for M and come back as all pages do.
 
+mod below;
 mod data;
 mod tree;
 
@@ -28,6 +29,8 @@ use tree::{Body, Step, Tree};
 const MOUNTS: [(&[u8], u32); 3] = [(b"/tmp", 0o1777), (b"/dev/shm", 0o1777), (b"/run", 0o755)];
 /// Numbers of inodes begin here: far from those of S's disk.
 pub(crate) const FIRST_INODE: u64 = 1 << 40;
+/// The number that entries of S's disk have in listings.
+const BELOW: u64 = 1;
 /// Names at most, of all folders together.
 const MAX_NAMES: usize = 1 << 20;
 /// The longest name.
@@ -81,6 +84,15 @@ impl<N: Node> Tmpfs<N> {
             space,
             closing,
         }
+    }
+
+    /// Looks what S's disk has in the folders that are mounted over: it stays seen, and read-only.
+    pub(crate) async fn look_below(&self, node: &N) -> Result<()> {
+        for (index, (path, _)) in MOUNTS.into_iter().enumerate() {
+            let names = below::names(node, path).await?;
+            self.tree.lock().below[index] = names;
+        }
+        Ok(())
     }
 
     /// Returns the kernel's own space.
@@ -337,6 +349,12 @@ impl<N: Node> Tmpfs<N> {
         let all = own
             .into_iter()
             .chain(names.iter().map(|(name, &inode)| (inode, name.clone())));
+        // Of what S's disk has, nothing but the names is known here.
+        let mounts = tree.mounts.iter().zip(&tree.below);
+        let below = mounts
+            .filter(|(root, _)| **root == inode)
+            .flat_map(|(_, names)| names);
+        let all = all.chain(below.map(|name| (BELOW, name.clone())));
         let typed = all.map(|(inode, name)| {
             let kind = tree.inodes.get(&inode).map_or(0, |there| there.mode & TYPE_MASK);
             (inode, kind, name)

@@ -1,6 +1,6 @@
 //! Folders, names and links.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -36,6 +36,8 @@ pub(super) struct Tree {
     next: u64,
     pub(super) names: usize,
     pub(super) mounts: [u64; MOUNTS.len()],
+    /// Names that S's disk has in the folders that are mounted over: they stay seen.
+    pub(super) below: [BTreeSet<Vec<u8>>; MOUNTS.len()],
 }
 
 /// One walk, as far as no link leads elsewhere.
@@ -71,6 +73,7 @@ impl Tree {
             next: FIRST_INODE,
             names: 0,
             mounts: [0; MOUNTS.len()],
+            below: Default::default(),
         }
     }
 
@@ -173,6 +176,14 @@ impl Tree {
         }
     }
 
+    /// Returns whether S's disk has a name in a folder that is mounted over.
+    fn is_below(&self, folder: u64, name: &[u8]) -> bool {
+        let mounts = self.mounts.iter().zip(&self.below);
+        mounts
+            .filter(|(root, _)| **root == folder)
+            .any(|(_, names)| names.contains(name))
+    }
+
     pub(super) fn walk(&self, path: &[u8], follow: bool) -> Result<Step> {
         let parts = normal(path);
         let mount = MOUNTS.iter().zip(self.mounts).find(|((mount, _), _)| {
@@ -188,7 +199,9 @@ impl Tree {
         for (index, part) in parts.iter().enumerate().skip(depth) {
             let last = index + 1 == parts.len();
             let Some(&next) = self.folder(at)?.get(*part) else {
-                return if last {
+                return if self.is_below(at, part) {
+                    Ok(Step::Found(Found::Storage(whole_path(&parts, must_be_folder))))
+                } else if last {
                     Ok(Step::Found(Found::Missing(at, part.to_vec())))
                 } else {
                     Err(errno::ENOENT.into())
@@ -207,6 +220,17 @@ impl Tree {
         }
         Ok(Step::Found(Found::Here(at)))
     }
+}
+
+/// Returns the path of parts.
+fn whole_path(parts: &[&[u8]], folder: bool) -> Vec<u8> {
+    let mut path = Vec::new();
+    for part in parts {
+        path.push(b'/');
+        path.extend_from_slice(part);
+    }
+    path.extend(folder.then_some(b'/'));
+    path
 }
 
 /// Returns the path with the part at `index` replaced by a link's target.
