@@ -6,7 +6,7 @@
 //!
 //! * [`vma`]: which addresses a program may touch, and what is there first.
 //! * [`supply`]: chunks and promises from M.
-//! * [`file`]: pages of files of S, shared by all that map them.
+//! * [`mod@file`]: pages of files of S, shared by all that map them.
 //! * [`fault`]: page faults: misses, first touches, copy-on-write, stack growth.
 //! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
 //! * [`copy`]: the kernel's way to a program's memory.
