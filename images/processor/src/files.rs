@@ -53,7 +53,7 @@ pub(crate) struct OpenFile {
     /// `F_GETFL`.
     flags: AtomicU32,
     pub(crate) ahead: Mutex<Ahead>,
-    /// Where a file of S goes when nothing uses it any more.
+    /// The list that a file of S is put on when nothing uses it any more.
     closing: Option<Arc<Closing>>,
 }
 

@@ -1,4 +1,4 @@
-//! What all processes have in common: their table, futexes, files to be closed, cores' loads.
+//! State that all processes have in common: their table, futexes, files to be closed, cores' loads.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;

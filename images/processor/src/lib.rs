@@ -9,7 +9,7 @@
 //! ([`pcache::Machine`], [`mm::Tables`]), clock and console ([`Platform`]), M ([`Memory`]), S ([`Files`]) and registers
 //! ([`Cpu`]).
 //!
-//! Where to look: `thread.rs` is a thread's life, `deliver.rs` what traps and signals do to it,
+//! A map: `thread.rs` is a thread's life, `deliver.rs` what traps and signals do to it,
 //! `syscall/` the calls by family, `kernel.rs` what all processes have in common, `load.rs` how a program
 //! begins.
 //!

@@ -1,4 +1,4 @@
-//! What programs read and write beside files: pipes, event counters.
+//! Things that programs read and write beside files: pipes, event counters.
 //!
 //! An [`Object`] never waits: it does what it can now and says EAGAIN else. Whoever may wait registers
 //! in its queue and tries again ([`Thread::read_object`]).

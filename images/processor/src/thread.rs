@@ -36,7 +36,7 @@ pub(crate) struct Fs {
     pub(crate) umask: u64,
 }
 
-/// What others know of a thread.
+/// The part of a thread that others reach.
 pub(crate) struct Shared {
     tid: AtomicU32,
     core: usize,
@@ -182,7 +182,7 @@ pub struct Thread<N: Node> {
     pub(crate) release: Option<Arc<Release>>,
 }
 
-/// What a turn came to.
+/// The outcome of a turn.
 enum Turn {
     /// The program can go on.
     Done,

@@ -167,7 +167,7 @@ fn parts(path: &Path) -> Vec<PathBuf> {
     path.components().rev().filter_map(named).collect()
 }
 
-/// How a file gets to another place.
+/// The way that a file is put in another place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Copy {
     /// Its bytes are copied.

@@ -134,7 +134,7 @@ impl<N: Node> Space<'_, N> {
     ///
     /// # Errors
     ///
-    /// What ends the node, as [`fault`](Self::fault).
+    /// As [`fault`](Self::fault): those that end the node.
     #[inline]
     pub(crate) fn fault_now(&self, addr: u64, access: Access) -> Result<Now> {
         self.faults.fetch_add(1, Ordering::Relaxed);

@@ -163,7 +163,7 @@ pub(crate) async fn pages_of<N: Node>(
 ///
 /// # Errors
 ///
-/// What S says, or the node cannot go on from.
+/// The errno that S answers, or an error that ends the node.
 pub(super) async fn bring<N: Node>(
     node: &N,
     space: &Space<'static, N>,

@@ -121,7 +121,7 @@ fn page_tables_and_chunks_of_what_is_unmapped_come_back() {
     assert!(node.memory.lent.borrow().len() <= 64);
 }
 
-/// What M, the cache and the supply hold for processes.
+/// Returns the resources that M, the cache and the supply hold for processes.
 fn held(node: &FakeNode) -> [usize; 7] {
     let (used, busy) = node.cache.lines_in_use();
     [

@@ -6,7 +6,7 @@ use crate::error::errno;
 const PROT_RW: u64 = 3;
 const PRIVATE: u64 = 0x22;
 const SHARED: u64 = 0x21;
-/// What glibc's `pthread_create` asks for.
+/// The flags of glibc's `pthread_create`.
 const THREAD: u64 = 0x3d_0f00;
 const SIGUSR1: u64 = 10;
 const SIGCHLD: u64 = 17;

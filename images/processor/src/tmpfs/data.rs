@@ -30,7 +30,7 @@ pub(crate) struct TmpFile {
     gate: Gate,
     /// The addresses in the kernel's space, and the pages.
     region: Mutex<Option<Region>>,
-    /// Where the addresses go when nothing uses the file any more.
+    /// The list that the addresses are put on when nothing uses the file any more.
     closing: Arc<Closing>,
     pub(crate) modified: AtomicU64,
 }
