@@ -153,7 +153,7 @@ impl<N: Node> Thread<N> {
             let exit = self.process.ends().unwrap_or(Exit::Code(0));
             return Err(Error::ThreadEnded(exit));
         }
-        while let Some(info) = self.next_signal() {
+        while let Some(info) = self.take_signal(!self.shared.mask()) {
             let effect = self.actions.lock().effect(info.signal);
             match effect {
                 Effect::Ignore => {}
@@ -169,10 +169,11 @@ impl<N: Node> Thread<N> {
         Ok(())
     }
 
-    fn next_signal(&mut self) -> Option<SignalInfo> {
-        let open = !self.shared.mask();
-        let own = self.shared.pending.lock().take(open);
-        own.or_else(|| self.process.pending.lock().take(open))
+    /// Takes the first signal of a set that waits for this thread or its process.
+    pub(crate) fn take_signal(&self, set: u64) -> Option<SignalInfo> {
+        let own = self.shared.pending.lock().take(set);
+        let taken = own.or_else(|| self.process.pending.lock().take(set));
+        taken.inspect(|info| self.process.note_overrun(info))
     }
 
     /// Makes the program run a handler next.

@@ -14,6 +14,7 @@ use crate::mm::Space;
 use crate::mm::file::FileCache;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
+use crate::timer::Timers;
 use crate::tmpfs::Tmpfs;
 use crate::wait::WaitQueue;
 
@@ -28,6 +29,7 @@ const MAX_PID: u32 = 32_768;
 pub struct Kernel<N: Node> {
     pub(crate) tree: Mutex<Tree<N>>,
     pub(crate) futexes: Futexes,
+    timers: Arc<Timers>,
     tmpfs: Once<Tmpfs<N>>,
     pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) closing: Arc<Closing>,
@@ -108,6 +110,7 @@ impl<N: Node> Kernel<N> {
                 last: 0,
             }),
             futexes: Futexes::default(),
+            timers: Arc::default(),
             tmpfs: Once::new(),
             file_cache: Mutex::default(),
             closing: Arc::default(),
@@ -132,6 +135,11 @@ impl<N: Node> Kernel<N> {
     /// Returns the file systems of this node's own.
     pub(crate) fn tmpfs(&self) -> &Tmpfs<N> {
         self.tmpfs.get().expect("made with the first process")
+    }
+
+    /// Returns the armed timers.
+    pub(crate) fn timers(&self) -> &Arc<Timers> {
+        &self.timers
     }
 
     /// Returns the page faults of processes that have ended.

@@ -30,6 +30,7 @@
 extern crate alloc;
 
 mod ahead;
+mod cpu_time;
 mod deliver;
 mod device;
 pub mod elf;
@@ -47,12 +48,15 @@ mod platform;
 mod process;
 pub mod remote;
 mod report;
+mod signal_file;
 mod signals;
 pub mod stack;
 mod syscall;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod timer;
+mod timer_file;
 mod tmpfs;
 pub mod wait;
 

@@ -16,8 +16,10 @@ use crate::epoll::Epoll;
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::process::Node;
+use crate::signal_file::SignalFile;
 use crate::signals::{SI_USER, SIGPIPE, SignalInfo};
 use crate::thread::Thread;
+use crate::timer::Timer;
 use crate::wait::WaitQueue;
 
 /// Bits of `poll`.
@@ -60,6 +62,14 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     }
     /// Returns the object as a set of files that are waited for, if it is one.
     fn as_epoll(&self) -> Option<&Epoll> {
+        None
+    }
+    /// Returns the set of signals that are read from the object, if that is what it is.
+    fn as_signals(&self) -> Option<&SignalFile> {
+        None
+    }
+    /// Returns the object's timer, if it has one.
+    fn as_timer(&self) -> Option<&Arc<Timer>> {
         None
     }
     /// Returns the type and rights as `stat` gives them.
@@ -255,6 +265,9 @@ impl<N: Node> Thread<N> {
         addr: u64,
         count: u64,
     ) -> Result<u64> {
+        if object.as_signals().is_some() {
+            return self.read_signals(file, object, addr, count).await;
+        }
         let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let attempt = || match object.read(&mut piece) {
@@ -289,7 +302,7 @@ impl<N: Node> Thread<N> {
                 Ok(written) => done += written as u64,
                 Err(Error::Errno(errno::EPIPE)) if done == 0 => {
                     let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
-                    self.shared.send(self.node, info);
+                    self.process.send_thread(&self.shared, info);
                     return Err(errno::EPIPE.into());
                 }
                 Err(Error::Errno(_)) if done > 0 => break,

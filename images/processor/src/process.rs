@@ -8,6 +8,7 @@ use hal::Instant;
 use pcache::{Cache, Machine};
 use spin::Mutex;
 
+use crate::cpu_time::ProcessTime;
 use crate::error::Exit;
 use crate::kernel::Kernel;
 use crate::mm::supply::Supply;
@@ -15,6 +16,7 @@ use crate::mm::{Space, Tables};
 use crate::platform::{Cpu, Files, Memory, Platform};
 use crate::signals::{Pending, SignalInfo};
 use crate::thread::{Shared, Thread};
+use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
 /// Everything that processes reach beyond themselves.
@@ -76,6 +78,12 @@ pub struct Process<N: Node> {
     /// The address space, while there is one.
     pub(crate) memory: Mutex<Option<Arc<Space<'static, N>>>>,
     pub(crate) exec_path: Mutex<Vec<u8>>,
+    pub(crate) timers: Mutex<ProcessTimers>,
+    /// Overruns that the last signals of timers told of, by timer.
+    pub(crate) overruns: Mutex<BTreeMap<i32, u64>>,
+    pub(crate) cpu_time: ProcessTime,
+    /// Woken at each signal, for files that signals are read from.
+    pub(crate) signalled: Arc<WaitQueue>,
 }
 
 /// Which threads are to end.
@@ -100,6 +108,10 @@ impl<N: Node> Process<N> {
             children_changed: WaitQueue::default(),
             memory: Mutex::new(None),
             exec_path: Mutex::default(),
+            timers: Mutex::default(),
+            overruns: Mutex::default(),
+            cpu_time: ProcessTime::default(),
+            signalled: Arc::default(),
         }
     }
 
@@ -165,8 +177,15 @@ impl<N: Node> Process<N> {
             return;
         }
         self.pending.lock().add(info);
+        self.signalled.wake();
         if let Some(thread) = taker {
             thread.call(self.node);
         }
+    }
+
+    /// Sends a signal to one thread.
+    pub(crate) fn send_thread(&self, thread: &Shared, info: SignalInfo) {
+        thread.send(self.node, info);
+        self.signalled.wake();
     }
 }

@@ -18,8 +18,11 @@ pub(crate) const SIGFPE: u8 = 8;
 pub(crate) const SIGKILL: u8 = 9;
 pub(crate) const SIGSEGV: u8 = 11;
 pub(crate) const SIGPIPE: u8 = 13;
+pub(crate) const SIGALRM: u8 = 14;
 pub(crate) const SIGCHLD: u8 = 17;
 pub(crate) const SIGSTOP: u8 = 19;
+pub(crate) const SIGVTALRM: u8 = 26;
+pub(crate) const SIGPROF: u8 = 27;
 const FIRST_REAL_TIME: u8 = 32;
 
 const SIG_DFL: u64 = 0;
@@ -40,7 +43,10 @@ pub(crate) const SA_RESETHAND: u64 = 0x8000_0000;
 /// Causes of a signal (`si_code`; Linux `include/uapi/asm-generic/siginfo.h`).
 pub(crate) const SI_USER: i32 = 0;
 pub(crate) const SI_KERNEL: i32 = 0x80;
+pub(crate) const SI_TIMER: i32 = -2;
 pub(crate) const SI_TKILL: i32 = -6;
+/// The most that an overrun says (`DELAYTIMER_MAX`).
+const MAX_OVERRUN: u64 = 0x7fff_ffff;
 pub(crate) const SEGV_MAPERR: i32 = 1;
 pub(crate) const SEGV_ACCERR: i32 = 2;
 pub(crate) const BUS_ADRERR: i32 = 2;
@@ -87,6 +93,42 @@ impl SignalInfo {
         }
     }
 
+    /// Returns what a timer of `timer_create` says.
+    pub(crate) fn timer(signal: u8, id: i32, value: u64) -> Self {
+        Self {
+            signal,
+            code: SI_TIMER,
+            fields: [id.cast_unsigned().into(), value],
+        }
+    }
+
+    /// Returns the same, for a timer that expired so many times more than are told of.
+    pub(crate) fn with_overrun(self, more: u64) -> Self {
+        if self.code != SI_TIMER {
+            return self;
+        }
+        let sum = (self.overrun() + more).min(MAX_OVERRUN);
+        let id = self.fields[0] & 0xffff_ffff;
+        Self {
+            fields: [id | sum << 32, self.fields[1]],
+            ..self
+        }
+    }
+
+    /// Returns the overrun of a timer's signal.
+    pub(crate) fn overrun(&self) -> u64 {
+        self.fields[0] >> 32
+    }
+
+    /// Returns the number of a timer of `timer_create` that sent the signal.
+    pub(crate) fn timer_id(&self) -> Option<i32> {
+        (self.code == SI_TIMER).then(|| {
+            u32::try_from(self.fields[0] & 0xffff_ffff)
+                .unwrap_or(0)
+                .cast_signed()
+        })
+    }
+
     /// Returns what a fault at an address says.
     pub(crate) fn fault(signal: u8, code: i32, addr: u64) -> Self {
         Self {
@@ -117,6 +159,14 @@ pub(crate) struct Pending {
 impl Pending {
     /// Adds a signal. One below the real-time signals waits once at most.
     pub(crate) fn add(&mut self, info: SignalInfo) {
+        if let Some(id) = info.timer_id() {
+            // A timer has one signal in the queue, which counts what it stands for.
+            let same = |other: &&mut SignalInfo| other.signal == info.signal && other.timer_id() == Some(id);
+            if let Some(other) = self.infos.iter_mut().find(same) {
+                *other = other.with_overrun(info.overrun() + 1);
+                return;
+            }
+        }
         let there = self.set & bit(info.signal) != 0;
         if there && (info.signal < FIRST_REAL_TIME || self.infos.len() >= MAX_QUEUED) {
             return;

@@ -11,6 +11,7 @@ use core::task::{Poll, Waker};
 use pcache::Access;
 use spin::{Mutex, MutexGuard};
 
+use crate::cpu_time::ThreadTime;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
 use crate::futex::ANY;
@@ -20,6 +21,7 @@ use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 use crate::signals::{Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo};
+use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
 /// Locks that a dead thread may have held are looked through no further (Linux's `ROBUST_LIST_LIMIT`).
@@ -51,6 +53,7 @@ pub(crate) struct Shared {
     attention: AtomicBool,
     /// The CPU runs the program, or is about to.
     in_user: AtomicBool,
+    pub(crate) time: ThreadTime,
     /// Wakes the thread out of a wait that a signal may end.
     waker: Mutex<Option<Waker>>,
 }
@@ -66,6 +69,7 @@ impl Shared {
             actions: Mutex::new(actions),
             attention: AtomicBool::new(false),
             in_user: AtomicBool::new(false),
+            time: ThreadTime::default(),
             waker: Mutex::default(),
         }
     }
@@ -223,8 +227,12 @@ impl<N: Node> Thread<N> {
 
     /// Returns the signals that wait and are not blocked.
     pub(crate) fn due(&self) -> u64 {
-        let pending = self.shared.pending.lock().set() | self.process.pending.lock().set();
-        pending & !self.shared.mask()
+        self.pending() & !self.shared.mask()
+    }
+
+    /// Returns the signals that wait, blocked or not.
+    pub(crate) fn pending(&self) -> u64 {
+        self.shared.pending.lock().set() | self.process.pending.lock().set()
     }
 
     /// Returns whether a wait that signals end must end.
@@ -265,8 +273,8 @@ impl<N: Node> Thread<N> {
         .await
     }
 
-    /// Runs the thread from where it stands to its end.
-    pub async fn run(mut self) {
+    /// Goes through the thread's turns to its end.
+    pub(crate) async fn live(mut self) {
         let exit = loop {
             let outcome = match self.turn() {
                 Ok(Turn::Done) => continue,
@@ -386,7 +394,10 @@ impl<N: Node> Thread<N> {
         }
         node.kernel().leave_core(shared.core);
         process.fewer_threads.wake();
+        let now = node.platform().now();
+        process.cpu_time.add(shared.time.split(now));
         if last {
+            *process.timers.lock() = ProcessTimers::default();
             process.ended(process.ends().unwrap_or(exit));
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::future::poll_fn;
+use core::pin::pin;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 
@@ -50,6 +51,16 @@ impl WaitQueue {
     }
 }
 
+/// Waits for either of two; returns what the first gave, or `None` if the second ended before.
+pub async fn either<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> Option<T> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    poll_fn(|context| match first.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => second.as_mut().poll(context).map(|()| None),
+    })
+    .await
+}
+
 /// A lock that tasks hold across waits.
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -86,7 +97,6 @@ impl Drop for Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::pin::pin;
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Wake};

@@ -26,7 +26,7 @@ mod walk;
 use alloc::collections::BTreeMap;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use messages::{CHUNK_SIZE, USER_END};
+use messages::{CHUNK_SIZE, PAGE_SIZE, USER_END};
 use pcache::{ChunkId, Machine, Mapping, Page, Prefetcher, SpaceId, Vpn};
 use spin::Mutex;
 
@@ -148,6 +148,14 @@ impl<'n, N: Node> Space<'n, N> {
     #[must_use]
     pub fn faults(&self) -> u64 {
         self.faults.load(core::sync::atomic::Ordering::Relaxed).into()
+    }
+
+    /// Returns the bytes of pages that were touched and not given back, wherever they are.
+    pub(crate) fn resident(&self) -> u64 {
+        let regions = self.regions.lock();
+        let chunks = self.node.cache().chunks();
+        let pages: u64 = regions.values().map(|&id| u64::from(chunks.in_use(id))).sum();
+        pages * PAGE_SIZE
     }
 
     fn page(&self, addr: u64) -> Page {

@@ -13,6 +13,7 @@ mod process;
 mod resolve;
 mod signal;
 mod time;
+mod timer;
 mod tmp;
 
 use alloc::sync::Arc;
@@ -240,7 +241,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_clock_nanosleep => self.sys_clock_nanosleep(a).await,
             nr::__NR_getrusage => self.sys_getrusage(a).await,
             nr::__NR_times => self.sys_times(a).await,
-            _ => self.quiet_call(number, a).await,
+            _ => match self.timer_call(number, a).await {
+                Some(done) => done,
+                None => self.quiet_call(number, a).await,
+            },
         }
     }
 

@@ -202,7 +202,10 @@ impl<N: Node> Thread<N> {
             Kind::Stdin if !self.node.platform().stdin_ready() => 0,
             Kind::Stdin => POLL_IN | POLL_RDNORM,
             Kind::Output(_) => POLL_OUT | POLL_WRNORM,
-            Kind::Object(object) => object.ready(),
+            Kind::Object(object) => match object.as_signals() {
+                Some(signals) if self.pending() & signals.set() != 0 => POLL_IN | POLL_RDNORM,
+                _ => object.ready(),
+            },
             _ => POLL_IN | POLL_RDNORM | POLL_OUT | POLL_WRNORM,
         }
     }

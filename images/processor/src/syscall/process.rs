@@ -4,9 +4,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 
 use spin::Mutex;
 
+use super::time::rusage;
 use super::{Args, int};
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
@@ -46,8 +48,6 @@ const WNOHANG: u64 = 1;
 const WAIT_KNOWN: u64 = WNOHANG | 2 | 8 | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
 const WEXITED: u64 = 4;
 const WNOWAIT: u64 = 0x100_0000;
-/// Bytes of `struct rusage`.
-const RUSAGE: usize = 144;
 
 /// A request to clone.
 #[derive(Default)]
@@ -59,6 +59,9 @@ struct Clone {
     child_tid: u64,
     tls: u64,
 }
+
+/// A child that has ended: its number, how, and its CPU time.
+type Ended = (u32, Exit, Duration);
 
 /// The children that a wait is for.
 #[derive(Clone, Copy)]
@@ -415,6 +418,7 @@ impl<N: Node> Thread<N> {
         }
         let closed = self.table().exec();
         drop(closed);
+        self.process.delete_timers();
         self.alternate = [0, 2, 0];
         self.clear_tid = 0;
         self.shared.robust_list.store(0, Ordering::Relaxed);
@@ -460,7 +464,7 @@ impl<N: Node> Thread<N> {
             one @ 1.. => Children::One(one.cast_unsigned()),
             group => Children::Group(group.unsigned_abs()),
         };
-        let Some((child, exit)) = self.wait_for(children, options & WNOHANG != 0, true).await? else {
+        let Some((child, exit, time)) = self.wait_for(children, options & WNOHANG != 0, true).await? else {
             return Ok(0);
         };
         if status != 0 {
@@ -469,12 +473,12 @@ impl<N: Node> Thread<N> {
                 .await?;
         }
         if usage != 0 {
-            self.memory.write(usage, &[0; RUSAGE]).await?;
+            self.memory.write_words(usage, &rusage(time, 0, 0)).await?;
         }
         Ok(child.into())
     }
 
-    pub(super) async fn sys_waitid(&self, [kind, id, info, options, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_waitid(&self, [kind, id, info, options, usage, _]: Args) -> Result<u64> {
         let id = u32::try_from(id & 0xffff_ffff).expect("32 bits");
         let children = match kind {
             0 => Children::Any,
@@ -489,16 +493,19 @@ impl<N: Node> Thread<N> {
         let reap = options & WNOWAIT == 0;
         let found = self.wait_for(children, options & WNOHANG != 0, reap).await?;
         if info != 0 {
-            let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, exit)| {
+            let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, exit, _)| {
                 crate::thread::child_info(SIGCHLD, child, exit).encode()
             });
             self.memory.write(info, &told).await?;
+        }
+        if let Some((_, _, time)) = found.filter(|_| usage != 0) {
+            self.memory.write_words(usage, &rusage(time, 0, 0)).await?;
         }
         Ok(0)
     }
 
     /// Waits for a child's end; `None` if none has ended and the call is not to wait.
-    async fn wait_for(&self, children: Children, no_wait: bool, reap: bool) -> Result<Option<(u32, Exit)>> {
+    async fn wait_for(&self, children: Children, no_wait: bool, reap: bool) -> Result<Option<Ended>> {
         let look = || match self.ended_child(children, reap) {
             Ok(None) if !no_wait => None,
             found => Some(found),
@@ -508,7 +515,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns a child that has ended, if one has; with `reap` it is forgotten then.
-    fn ended_child(&self, children: Children, reap: bool) -> Result<Option<(u32, Exit)>> {
+    fn ended_child(&self, children: Children, reap: bool) -> Result<Option<Ended>> {
         let mut tree = self.node.kernel().tree.lock();
         let mut any = false;
         let mut found = None;
@@ -520,11 +527,15 @@ impl<N: Node> Thread<N> {
             };
             if relations.parent == self.pid && meant {
                 any = true;
-                found = found.or(relations.ended.map(|exit| (pid, exit)));
+                let time = &relations.process.cpu_time;
+                let time = || time.total() + time.of_children();
+                found = found.or_else(|| relations.ended.map(|exit| (pid, exit, time())));
             }
         }
-        if let Some((pid, _)) = found.filter(|_| reap) {
-            tree.processes.remove(&pid);
+        if let Some((pid, ..)) = found.filter(|_| reap)
+            && let Some(child) = tree.processes.remove(&pid)
+        {
+            self.process.cpu_time.add_child(&child.process.cpu_time);
         }
         if any { Ok(found) } else { Err(errno::ECHILD.into()) }
     }

@@ -100,8 +100,7 @@ impl<N: Node> Thread<N> {
         // The signals of the set are blocked; they wake this wait all the same.
         let before = self.shared.mask();
         let found = loop {
-            let own = self.shared.pending.lock().take(set);
-            if let Some(found) = own.or_else(|| self.process.pending.lock().take(set)) {
+            if let Some(found) = self.take_signal(set) {
                 break found;
             }
             if end.is_some_and(|end| self.now() >= end) {
@@ -200,7 +199,7 @@ impl<N: Node> Thread<N> {
         let thread = process.threads.lock().get(&tid).cloned();
         let thread = thread.ok_or(errno::ESRCH)?;
         if let Some(info) = info {
-            thread.send(self.node, info);
+            process.send_thread(&thread, info);
         }
         Ok(0)
     }

@@ -335,7 +335,7 @@ impl Platform for FakePlatform {
         Instant::from_nanos(self.clock.get())
     }
     fn wall_clock(&self) -> Duration {
-        Duration::from_secs(1_700_000_000)
+        Duration::from_secs(1_700_000_000) + Duration::from_nanos(self.clock.get())
     }
     fn random(&self, into: &mut [u8]) {
         into.fill(0x5a);

@@ -4,6 +4,7 @@ mod fake;
 mod memory;
 mod shared_files;
 mod threads;
+mod timers;
 mod tmp;
 
 use fake::{FakeNode, errno_of};

@@ -145,6 +145,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         cores,
     });
     let keeper = libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
+    libos::spawn(async move { parts.kernel.keep_timers(parts).await }).detach();
     log::info!("pcache: {} lines in {} ways", geometry.lines(), geometry.ways());
     libos::line(format_args!("report\tready"));
     let (report, status) = execute(parts, &command).await?;
