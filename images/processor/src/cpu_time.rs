@@ -28,8 +28,12 @@ impl ThreadTime {
     }
 
     /// Ends a turn; returns how long it was, in nanoseconds.
-    fn end(&self, now: Instant) -> u64 {
+    pub(crate) fn end(&self, now: Instant) -> u64 {
         let since = self.since.swap(0, Ordering::Relaxed);
+        // A thread that moved has ended its turn already.
+        if since == 0 {
+            return 0;
+        }
         let ran = now.nanos.saturating_sub(since);
         self.nanos.fetch_add(ran, Ordering::Relaxed);
         ran
@@ -113,9 +117,12 @@ impl<N: Node> Thread<N> {
         let platform = process.node.platform();
         let mut life = pin!(self.live());
         poll_fn(|context| {
+            let core = shared.core();
+            process.node.kernel().cores.set_running(core, true);
             shared.time.begin(platform.now());
             let polled = life.as_mut().poll(context);
             let ran = shared.time.end(platform.now());
+            process.node.kernel().cores.set_running(core, false);
             if let Some(total) = process.cpu_time.add(ran) {
                 process.expire_cpu_timers(total);
             }
@@ -141,6 +148,7 @@ mod tests {
         time.begin(at(100));
         assert_eq!(time.total(at(130)), Duration::from_nanos(30));
         assert_eq!(time.end(at(150)), 50);
+        assert_eq!(time.end(at(160)), 0);
         assert_eq!(time.total(at(900)), Duration::from_nanos(50));
     }
 

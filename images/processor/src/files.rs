@@ -15,8 +15,10 @@ use crate::object::Object;
 use crate::platform::Stream;
 use crate::tmpfs::TmpFile;
 
-/// The most files a process may have open.
-pub(crate) const MAX_FILES: usize = 1024;
+/// The most files that a process may have open, whatever its limit (Linux's `fs.nr_open`).
+pub(crate) const MAX_FILES: usize = 65_536;
+/// The limit of a process that has not set one.
+const DEFAULT_LIMIT: usize = 1024;
 /// `O_NONBLOCK`, `O_APPEND` and `O_DIRECT`: the flags that `F_SETFL` changes.
 pub(crate) const CHANGEABLE: u32 = 0o4_000 | 0o2_000 | 0o40_000;
 pub(crate) const O_NONBLOCK: u32 = 0o4_000;
@@ -105,12 +107,17 @@ struct Slot {
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     slots: Vec<Option<Slot>>,
+    /// New numbers are below this (`RLIMIT_NOFILE`).
+    limit: usize,
 }
 
 impl Table {
     /// Returns a table with the numbers 0, 1 and 2.
     pub(crate) fn new() -> Self {
-        let mut table = Self { slots: Vec::new() };
+        let mut table = Self {
+            slots: Vec::new(),
+            limit: DEFAULT_LIMIT,
+        };
         for (kind, flags) in [
             (Kind::Stdin, 0),
             (Kind::Output(Stream::Stdout), 1),
@@ -122,6 +129,22 @@ impl Table {
             }));
         }
         table
+    }
+
+    /// Sets the limit of new numbers; files above it stay open.
+    pub(crate) fn set_limit(&mut self, limit: u64) {
+        self.limit = usize::try_from(limit).map_or(MAX_FILES, |limit| limit.min(MAX_FILES));
+    }
+
+    /// Returns the limit of new numbers.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Returns the open files with their numbers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Arc<OpenFile>)> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter_map(|(fd, slot)| Some((fd, &slot.as_ref()?.file)))
     }
 
     /// Returns the open file of number `fd`.
@@ -140,7 +163,7 @@ impl Table {
 
     /// Puts a file at the lowest free number from `from` on.
     pub(crate) fn add(&mut self, file: Arc<OpenFile>, from: usize, close_on_exec: bool) -> Result<u64> {
-        let free = (from..MAX_FILES).find(|&fd| self.slots.get(fd).is_none_or(Option::is_none));
+        let free = (from..self.limit).find(|&fd| self.slots.get(fd).is_none_or(Option::is_none));
         let fd = free.ok_or(errno::EMFILE)?;
         self.put(fd, file, close_on_exec);
         Ok(fd as u64)

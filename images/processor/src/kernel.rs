@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use messages::storage::FileId;
 use spin::{Mutex, Once};
 
+use crate::cores::Cores;
 use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::mm::Space;
@@ -18,8 +19,6 @@ use crate::timer::Timers;
 use crate::tmpfs::Tmpfs;
 use crate::wait::WaitQueue;
 
-/// Cores that threads are counted for.
-const MAX_CORES: usize = 256;
 /// The first process: a run lasts as long as it does, and orphans are its children.
 pub const FIRST: u32 = 1;
 /// The highest number of a process or thread (Linux's `PID_MAX_DEFAULT`).
@@ -33,11 +32,13 @@ pub struct Kernel<N: Node> {
     tmpfs: Once<Tmpfs<N>>,
     pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) closing: Arc<Closing>,
-    loads: [AtomicU32; MAX_CORES],
+    pub(crate) cores: Cores,
     /// Woken when a process has ended.
     pub(crate) process_ended: WaitQueue,
     unimplemented: Mutex<BTreeMap<u64, u64>>,
     faults: AtomicU64,
+    /// The name that `uname` tells of the node.
+    pub(crate) host_name: Mutex<Vec<u8>>,
     /// CPUID leaf 1, `edx`, for programs to see.
     pub(crate) hwcap: u64,
     /// Log each system call.
@@ -114,10 +115,11 @@ impl<N: Node> Kernel<N> {
             tmpfs: Once::new(),
             file_cache: Mutex::default(),
             closing: Arc::default(),
-            loads: [const { AtomicU32::new(0) }; MAX_CORES],
+            cores: Cores::default(),
             process_ended: WaitQueue::default(),
             unimplemented: Mutex::default(),
             faults: AtomicU64::new(0),
+            host_name: Mutex::new(b"tessera".to_vec()),
             hwcap,
             strace,
         }
@@ -174,23 +176,6 @@ impl<N: Node> Kernel<N> {
             self.tmpfs().free(start, len).await?;
         }
         Ok(())
-    }
-
-    /// Chooses the core with the fewest threads for one more.
-    pub(crate) fn choose_core(&self, cores: usize) -> usize {
-        let load = |core: &usize| self.loads[*core].load(Ordering::Relaxed);
-        let core = (0..cores.clamp(1, MAX_CORES)).min_by_key(load).unwrap_or(0);
-        self.loads[core].fetch_add(1, Ordering::Relaxed);
-        core
-    }
-
-    /// Returns how many threads a core has.
-    pub(crate) fn threads_on(&self, core: usize) -> u32 {
-        self.loads[core % MAX_CORES].load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn leave_core(&self, core: usize) {
-        self.loads[core % MAX_CORES].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Returns a process that has not been waited for.
@@ -259,6 +244,16 @@ impl<N: Node> Kernel<N> {
 }
 
 impl<N: Node> Tree<N> {
+    /// Returns how many threads run as a user.
+    pub(crate) fn owned_by(&self, user: u32) -> u64 {
+        let count = |relations: &Relations<N>| {
+            let threads = relations.process.threads.lock();
+            let owned = threads.values().filter(|thread| thread.creds().user.real == user);
+            owned.count() as u64
+        };
+        self.processes.values().map(count).sum()
+    }
+
     /// Returns a number that no process, thread or group has.
     pub(crate) fn new_id(&mut self) -> Result<u32> {
         for _ in 0..MAX_PID {

@@ -21,16 +21,17 @@
 //!
 //! # What is left out
 //!
-//! * Sockets, terminals, job control, timers; `docs/linux-abi.md` has the table of calls.
+//! * Sockets, terminals, job control; `docs/linux-abi.md` has the table of calls.
 //! * Writing to files of S, and shared writable mappings of them.
-//! * A thread stays on the core that it began on.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 mod ahead;
+mod cores;
 mod cpu_time;
+mod creds;
 mod deliver;
 mod device;
 pub mod elf;
@@ -40,6 +41,7 @@ mod files;
 mod futex;
 mod input;
 pub mod kernel;
+mod limits;
 mod load;
 pub mod mm;
 mod names;

@@ -6,10 +6,11 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use messages::storage::{FileId, OpenFlags, Opened};
+use messages::storage::{FileId, OpenFlags, Stat};
 use messages::{Errno, PAGE_SIZE, USER_END};
 use pcache::Rights;
 
+use crate::creds::{Creds, EXECUTE};
 use crate::elf::{ElfError, HEADER_SIZE, Header, Program, Segment};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
@@ -19,7 +20,8 @@ use crate::mm::vma::{Backing, Vma, VmaFlags};
 use crate::mm::{Heap, MMAP_TOP, STACK_TOP, Space};
 use crate::platform::{Files, Platform};
 use crate::process::Node;
-use crate::stack::{self, Facts};
+use crate::stack::{self, Facts, Identity};
+use crate::tmpfs::{Found, TmpFile};
 
 /// Bytes of a stack below its first contents that are mapped from the start; it grows from there
 /// (Linux's `stack_expand`).
@@ -37,7 +39,6 @@ const MAX_SCRIPTS: usize = 5;
 /// `S_IFMT` and `S_IFREG`.
 const TYPE_MASK: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
-const ANY_EXECUTE: u32 = 0o111;
 /// Bytes of a signal's frame beside the vector state, and its alignment.
 const SIGNAL_FRAME: u64 = 1024;
 
@@ -131,31 +132,81 @@ pub(crate) struct Image<N: Node> {
     pub(crate) sp: u64,
     /// The path of the file that runs.
     pub(crate) path: Vec<u8>,
+    /// The program's identity.
+    pub(crate) creds: Creds,
 }
 
 /// A file that is read while it is loaded.
 struct Source<'a, N: Node> {
     node: &'a N,
-    opened: Opened,
-    /// Closes the file when neither this nor a mapping needs it.
-    open: Arc<OpenFile>,
+    file: SourceFile,
+    stat: Stat,
+}
+
+/// The place of a file that is loaded.
+enum SourceFile {
+    /// On S. The open file closes it when neither this nor a mapping needs it.
+    Storage(FileId, Arc<OpenFile>),
+    /// Of this node's own.
+    Tmp(Arc<TmpFile>),
 }
 
 impl<'a, N: Node> Source<'a, N> {
-    async fn open(node: &'a N, path: &[u8]) -> Result<Self> {
-        let opened = node.files().open(path, OpenFlags::empty()).await?;
-        let closing = Some(node.kernel().closing.clone());
-        let open = Arc::new(OpenFile::new(Kind::File(opened.file), path.to_vec(), 0, closing));
-        let source = Self { node, opened, open };
-        let mode = source.opened.stat.mode;
-        if mode & TYPE_MASK != REGULAR || mode & ANY_EXECUTE == 0 {
+    async fn open(node: &'a N, path: &[u8], creds: &Creds) -> Result<Self> {
+        let tmpfs = node.kernel().tmpfs();
+        let (file, stat) = match tmpfs.find(path, true)? {
+            Found::Storage(path) => {
+                let opened = node.files().open(&path, OpenFlags::empty()).await?;
+                let closing = Some(node.kernel().closing.clone());
+                let open = Arc::new(OpenFile::new(Kind::File(opened.file), path, 0, closing));
+                (SourceFile::Storage(opened.file, open), opened.stat)
+            }
+            Found::Here(inode) => {
+                let file = tmpfs.file(inode).ok_or(errno::EACCES)?;
+                (SourceFile::Tmp(file), tmpfs.stat(inode)?)
+            }
+            Found::Missing(..) => return Err(errno::ENOENT.into()),
+        };
+        let source = Self { node, file, stat };
+        let (mode, uid, gid) = (source.stat.mode, source.stat.uid, source.stat.gid);
+        if mode & TYPE_MASK != REGULAR || !creds.may(mode, uid, gid, EXECUTE) {
             return Err(errno::EACCES.into());
         }
         Ok(source)
     }
 
+    /// Reads until `into` is full or the file ends.
     async fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        read_file(self.node, self.opened.file, offset, into).await
+        match &self.file {
+            SourceFile::Storage(id, _) => read_file(self.node, *id, offset, into).await,
+            SourceFile::Tmp(file) => self.node.kernel().tmpfs().read(file, offset, into).await,
+        }
+    }
+
+    /// Copies `len` bytes of the file from `offset` on to `addr`, or as many as the file has.
+    async fn copy_to(&self, memory: &Space<'static, N>, offset: u64, addr: u64, len: u64) -> Result<()> {
+        let mut piece = vec![0; PIECE];
+        let mut done = 0;
+        while done < len {
+            let want = usize::try_from(len - done).map_or(PIECE, |left| left.min(PIECE));
+            let got = self.read(offset + done, &mut piece[..want]).await?;
+            memory.load(addr + done, &piece[..got]).await?;
+            done += got as u64;
+            if got < want {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the file's pages, which all that map it share; `None` for a file whose pages a private
+    /// mapping can't share.
+    async fn pages(&self) -> Result<Option<Arc<FilePages>>> {
+        let SourceFile::Storage(id, open) = &self.file else {
+            return Ok(None);
+        };
+        let pages = pages_of(self.node, open.clone(), *id, self.stat.inode, self.stat.size);
+        Ok(Some(pages.await?))
     }
 
     async fn program(&self) -> Loading<Program> {
@@ -164,7 +215,7 @@ impl<'a, N: Node> Source<'a, N> {
         let header = Header::parse(&start[..got])?;
         let mut headers = vec![0; header.headers_len()];
         let got = self.read(header.headers_at, &mut headers).await?;
-        Ok(header.program(&headers[..got], self.opened.stat.size)?)
+        Ok(header.program(&headers[..got], self.stat.size)?)
     }
 
     /// Returns what a script's first line says: the interpreter, and its argument.
@@ -188,7 +239,8 @@ fn parse_script(start: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     Some((interpreter.to_vec(), (!rest.is_empty()).then(|| rest.to_vec())))
 }
 
-/// Loads a program into an address space of its own. `vectors` is the size of a thread's vector state.
+/// Loads a program into an address space of its own. `creds` is the identity of who asks; `vectors` is the
+/// size of a thread's vector state.
 ///
 /// # Errors
 ///
@@ -197,6 +249,7 @@ pub(crate) async fn load<N: Node>(
     node: &'static N,
     pid: u32,
     command: &Command,
+    creds: &Creds,
     vectors: usize,
 ) -> core::result::Result<Image<N>, Refusal> {
     let name = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
@@ -206,7 +259,7 @@ pub(crate) async fn load<N: Node>(
             path: name(&command.path),
             cause,
         };
-        let source = match Source::open(node, &command.path).await {
+        let source = match Source::open(node, &command.path, creds).await {
             Err(Error::Errno(errno::ENOENT | errno::ENOTDIR)) => {
                 return Err(Refusal::NotFound(name(&command.path)));
             }
@@ -224,12 +277,16 @@ pub(crate) async fn load<N: Node>(
         let tables = node.new_tables().ok_or(errno::ENOMEM);
         let tables = tables.map_err(|errno| failed(errno.into()))?;
         let memory = Space::new(node, pid, tables);
-        return match fill(&memory, &source, &command, vectors).await {
+        let mut creds = creds.clone();
+        let secure = creds.execute(source.stat.mode, source.stat.uid, source.stat.gid);
+        let identity = Identity::of(&creds, secure);
+        return match fill(&memory, &source, &command, identity, vectors).await {
             Ok((entry, sp)) => Ok(Image {
                 memory,
                 entry,
                 sp,
                 path: command.path,
+                creds,
             }),
             Err(failure) => {
                 memory.end().await.map_err(failed)?;
@@ -254,6 +311,7 @@ async fn fill<N: Node>(
     memory: &Space<'static, N>,
     source: &Source<'_, N>,
     command: &Command,
+    identity: Identity,
     vectors: usize,
 ) -> Loading<(u64, u64)> {
     let node = source.node;
@@ -280,6 +338,7 @@ async fn fill<N: Node>(
         base,
         min_signal_stack: SIGNAL_FRAME + vectors as u64,
         random,
+        identity,
         hwcap: node.kernel().hwcap,
     };
     let stack = stack::build(STACK_TOP, &facts)?;
@@ -305,7 +364,8 @@ async fn interpret<N: Node>(
     if got < len || path.pop() != Some(0) || path.contains(&0) {
         return Err(ElfError::BadInterpreter.into());
     }
-    let interpreter = Source::open(source.node, &path).await?;
+    // Whoever may execute the program may execute what loads it.
+    let interpreter = Source::open(source.node, &path, &Creds::new(0, 0)).await?;
     let program = interpreter.program().await?;
     let bias = if program.relocatable {
         let (_, end) = program.span();
@@ -330,18 +390,20 @@ async fn map_program<N: Node>(
         .checked_add(bias)
         .filter(|&end| end <= USER_END)
         .ok_or(errno::ENOMEM)?;
-    let (file, stat) = (source.opened.file, &source.opened.stat);
-    let pages = pages_of(source.node, source.open.clone(), file, stat.inode, stat.size).await?;
+    let pages = source.pages().await?;
     for segment in &program.segments {
         let start = segment.addr + bias;
         let whole = start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
-        if needs_own_pages(memory, segment, &whole) {
-            map_segment(memory, whole, segment.prot).await?;
-            memory
-                .load_file(file, segment.file_offset, start, segment.file_len)
-                .await?;
-        } else {
-            map_file_segment(memory, &pages, segment, start, whole).await?;
+        match &pages {
+            Some(pages) if !needs_own_pages(memory, segment, &whole) => {
+                map_file_segment(memory, pages, segment, start, whole).await?;
+            }
+            _ => {
+                map_segment(memory, whole, segment.prot).await?;
+                source
+                    .copy_to(memory, segment.file_offset, start, segment.file_len)
+                    .await?;
+            }
         }
     }
     Ok(end)
@@ -420,24 +482,6 @@ pub(crate) async fn read_file<N: Node>(
         done += got.min(into.len() - done);
     }
     Ok(done)
-}
-
-impl<N: Node> Space<'_, N> {
-    /// Copies `len` bytes of a file from `offset` on to `addr`, or as many as the file has.
-    pub(crate) async fn load_file(&self, file: FileId, offset: u64, addr: u64, len: u64) -> Result<()> {
-        let mut piece = vec![0; PIECE];
-        let mut done = 0;
-        while done < len {
-            let want = usize::try_from(len - done).map_or(PIECE, |left| left.min(PIECE));
-            let got = read_file(self.node, file, offset + done, &mut piece[..want]).await?;
-            self.load(addr + done, &piece[..got]).await?;
-            done += got as u64;
-            if got < want {
-                break;
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use spin::Mutex;
 use crate::cpu_time::ProcessTime;
 use crate::error::Exit;
 use crate::kernel::Kernel;
+use crate::limits::Limits;
 use crate::mm::supply::Supply;
 use crate::mm::{Space, Tables};
 use crate::platform::{Cpu, Files, Memory, Platform};
@@ -78,6 +79,7 @@ pub struct Process<N: Node> {
     /// The address space, while there is one.
     pub(crate) memory: Mutex<Option<Arc<Space<'static, N>>>>,
     pub(crate) exec_path: Mutex<Vec<u8>>,
+    pub(crate) limits: Mutex<Limits>,
     pub(crate) timers: Mutex<ProcessTimers>,
     /// Overruns that the last signals of timers told of, by timer.
     pub(crate) overruns: Mutex<BTreeMap<i32, u64>>,
@@ -108,6 +110,7 @@ impl<N: Node> Process<N> {
             children_changed: WaitQueue::default(),
             memory: Mutex::new(None),
             exec_path: Mutex::default(),
+            limits: Mutex::default(),
             timers: Mutex::default(),
             overruns: Mutex::default(),
             cpu_time: ProcessTime::default(),

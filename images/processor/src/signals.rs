@@ -21,6 +21,7 @@ pub(crate) const SIGPIPE: u8 = 13;
 pub(crate) const SIGALRM: u8 = 14;
 pub(crate) const SIGCHLD: u8 = 17;
 pub(crate) const SIGSTOP: u8 = 19;
+pub(crate) const SIGXFSZ: u8 = 25;
 pub(crate) const SIGVTALRM: u8 = 26;
 pub(crate) const SIGPROF: u8 = 27;
 const FIRST_REAL_TIME: u8 = 32;

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use linux_raw_sys::auxvec as aux;
 use messages::PAGE_SIZE;
 
+use crate::creds::Creds;
 use crate::elf::PROGRAM_HEADER_SIZE;
 use crate::error::{Result, errno};
 
@@ -13,6 +14,27 @@ pub const MAX_STRINGS: usize = 2 << 20;
 
 /// Linux `arch/x86/include/uapi/asm/auxvec.h`.
 const AT_MINSIGSTKSZ: u32 = 51;
+
+/// The numbers of the user and the group that a program runs as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Identity {
+    /// The user: real and effective.
+    pub user: [u32; 2],
+    /// The group: real and effective.
+    pub group: [u32; 2],
+    /// The program has rights that its caller does not have.
+    pub secure: bool,
+}
+
+impl Identity {
+    pub(crate) fn of(creds: &Creds, secure: bool) -> Self {
+        Self {
+            user: [creds.user.real, creds.user.effective],
+            group: [creds.group.real, creds.group.effective],
+            secure,
+        }
+    }
+}
 
 /// What a program is told of itself and its machine.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +57,8 @@ pub struct Facts<'a> {
     pub min_signal_stack: u64,
     /// Sixteen bytes no one can guess.
     pub random: [u8; 16],
+    /// The user and the group.
+    pub identity: Identity,
     /// CPUID leaf 1, `edx`.
     pub hwcap: u64,
 }
@@ -90,11 +114,11 @@ pub fn build(top: u64, facts: &Facts<'_>) -> Result<Stack> {
         (aux::AT_BASE, facts.base),
         (aux::AT_FLAGS, 0),
         (aux::AT_ENTRY, facts.entry),
-        (aux::AT_UID, 0),
-        (aux::AT_EUID, 0),
-        (aux::AT_GID, 0),
-        (aux::AT_EGID, 0),
-        (aux::AT_SECURE, 0),
+        (aux::AT_UID, facts.identity.user[0].into()),
+        (aux::AT_EUID, facts.identity.user[1].into()),
+        (aux::AT_GID, facts.identity.group[0].into()),
+        (aux::AT_EGID, facts.identity.group[1].into()),
+        (aux::AT_SECURE, facts.identity.secure.into()),
         (aux::AT_RANDOM, base + random),
         (aux::AT_EXECFN, base + path),
         (aux::AT_PLATFORM, base + platform),
@@ -127,6 +151,7 @@ mod tests {
             base: 0,
             min_signal_stack: 2048,
             random: *b"0123456789abcdef",
+            identity: Identity::default(),
             hwcap: 7,
         };
         let top = 0x7fff_0000;
@@ -168,6 +193,7 @@ mod tests {
             base: 0,
             min_signal_stack: 0,
             random: [0; 16],
+            identity: Identity::default(),
             hwcap: 0,
         };
         assert_eq!(build(1 << 40, &facts), Err(errno::E2BIG.into()));

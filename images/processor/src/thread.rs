@@ -5,13 +5,14 @@ use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::ops::Deref;
 use core::pin::pin;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::task::{Poll, Waker};
 
 use pcache::Access;
 use spin::{Mutex, MutexGuard};
 
 use crate::cpu_time::ThreadTime;
+use crate::creds::Creds;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
 use crate::futex::ANY;
@@ -41,7 +42,9 @@ pub(crate) struct Fs {
 /// The part of a thread that others reach.
 pub(crate) struct Shared {
     tid: AtomicU32,
-    core: usize,
+    core: AtomicUsize,
+    /// The cores that the thread may run on, a bit each.
+    affinity: AtomicU64,
     /// Blocked signals.
     mask: AtomicU64,
     /// The head of the list of locks that others must be told of.
@@ -54,15 +57,27 @@ pub(crate) struct Shared {
     /// The CPU runs the program, or is about to.
     in_user: AtomicBool,
     pub(crate) time: ThreadTime,
+    creds: Mutex<Arc<Creds>>,
+    /// The name that `prctl` sets, and `/proc` shows.
+    pub(crate) name: Mutex<Vec<u8>>,
     /// Wakes the thread out of a wait that a signal may end.
     waker: Mutex<Option<Waker>>,
 }
 
 impl Shared {
-    pub(crate) fn new(tid: u32, core: usize, mask: u64, actions: Arc<Mutex<Actions>>) -> Self {
+    pub(crate) fn new(
+        tid: u32,
+        core: usize,
+        mask: u64,
+        actions: Arc<Mutex<Actions>>,
+        creds: Arc<Creds>,
+    ) -> Self {
         Self {
+            creds: Mutex::new(creds),
+            name: Mutex::default(),
             tid: AtomicU32::new(tid),
-            core,
+            core: AtomicUsize::new(core),
+            affinity: AtomicU64::new(u64::MAX),
             mask: AtomicU64::new(mask),
             robust_list: AtomicU64::new(0),
             pending: Mutex::default(),
@@ -84,9 +99,35 @@ impl Shared {
         self.tid.store(tid, Ordering::Relaxed);
     }
 
+    /// Returns the thread's identity.
+    pub(crate) fn creds(&self) -> Arc<Creds> {
+        self.creds.lock().clone()
+    }
+
+    /// Changes the thread's identity.
+    pub(crate) fn change_creds<T>(&self, change: impl FnOnce(&mut Creds) -> T) -> T {
+        change(Arc::make_mut(&mut self.creds.lock()))
+    }
+
     /// Returns the core that the thread runs on.
     pub(crate) fn core(&self) -> usize {
-        self.core
+        self.core.load(Ordering::Relaxed)
+    }
+
+    /// Returns the cores that the thread may run on, a bit each.
+    pub(crate) fn affinity(&self) -> u64 {
+        self.affinity.load(Ordering::Relaxed)
+    }
+
+    /// Sets the cores that the thread may run on; it moves when it next enters the program.
+    pub(crate) fn set_affinity(&self, cores: u64) {
+        self.affinity.store(cores, Ordering::Relaxed);
+        self.attend();
+    }
+
+    /// Moves the thread: its next turn is on another core.
+    pub(crate) fn set_core(&self, core: usize) {
+        self.core.store(core, Ordering::Relaxed);
     }
 
     /// Changes the actions, which are a new program's own.
@@ -135,7 +176,7 @@ impl Shared {
             waker.wake();
         }
         if self.in_user.load(Ordering::SeqCst) {
-            node.kick(self.core);
+            node.kick(self.core());
         }
     }
 
@@ -282,7 +323,10 @@ impl<N: Node> Thread<N> {
                 Err(error) => Err(error),
             };
             match outcome {
-                Ok(()) => {}
+                Ok(()) => match self.new_core() {
+                    Some(core) => return self.move_to(core),
+                    None => {}
+                },
                 Err(Error::Ended(exit)) => {
                     self.process.end(exit);
                     break exit;
@@ -332,10 +376,28 @@ impl<N: Node> Thread<N> {
             Turn::Trap(Trap::PageFault { addr, access }) => self.fault(addr, access, true).await,
             Turn::Trap(Trap::Exception { vector, error }) => self.exception(vector, error),
             Turn::Trap(Trap::Preempted) => {
+                let (cores, core) = (&self.node.kernel().cores, self.core());
+                cores.begin_wait(core);
                 self.node.platform().yield_now().await;
+                cores.end_wait(core);
                 Ok(())
             }
         }
+    }
+
+    /// Returns the core that the thread had better go on with, if it is another one.
+    fn new_core(&self) -> Option<usize> {
+        let cores = &self.node.kernel().cores;
+        cores.better(self.core(), self.node.cores(), self.shared.affinity())
+    }
+
+    /// Ends this task and goes on in one of another core.
+    fn move_to(self, core: usize) {
+        let node = self.node;
+        node.kernel().cores.leave(self.core());
+        self.process.cpu_time.add(self.shared.time.end(self.now()));
+        self.shared.set_core(core);
+        node.spawn(self, core);
     }
 
     /// Serves the system call that the thread made, if it has its answer at once.
@@ -392,7 +454,7 @@ impl<N: Node> Thread<N> {
         if let Some(release) = release {
             release.release();
         }
-        node.kernel().leave_core(shared.core);
+        node.kernel().cores.leave(shared.core());
         process.fewer_threads.wake();
         let now = node.platform().now();
         process.cpu_time.add(shared.time.split(now));

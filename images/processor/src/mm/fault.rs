@@ -165,7 +165,7 @@ impl<N: Node> Space<'_, N> {
     /// Returns how long to poll for a READ: no longer than other threads of the core can do without it.
     fn read_spin(&self) -> Duration {
         let core = self.node.cache().machine().core();
-        if self.node.kernel().threads_on(core) > 1 {
+        if self.node.kernel().cores.threads_on(core) > 1 {
             WAIT_SPIN
         } else {
             READ_SPIN

@@ -150,6 +150,12 @@ impl<'n, N: Node> Space<'n, N> {
         self.faults.load(core::sync::atomic::Ordering::Relaxed).into()
     }
 
+    /// Sets how far the stack may grow.
+    pub(crate) fn set_stack_limit(&self, limit: u64) {
+        self.stack_limit
+            .store(limit, core::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Returns the bytes of pages that were touched and not given back, wherever they are.
     pub(crate) fn resident(&self) -> u64 {
         let regions = self.regions.lock();

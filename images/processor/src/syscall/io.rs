@@ -265,7 +265,7 @@ impl<N: Node> Thread<N> {
         }
         let to = usize::try_from(new & 0xffff_ffff)
             .ok()
-            .filter(|&fd| fd < MAX_FILES)
+            .filter(|&fd| fd < self.table().limit())
             .ok_or(errno::EBADF)?;
         let same = old & 0xffff_ffff == to as u64;
         if number == nr::__NR_dup3 && (same || flags & !O_CLOEXEC != 0) {
@@ -285,7 +285,7 @@ impl<N: Node> Thread<N> {
             command @ (F_DUPFD | F_DUPFD_CLOEXEC) => {
                 let from = usize::try_from(arg)
                     .ok()
-                    .filter(|&fd| fd < MAX_FILES)
+                    .filter(|&fd| fd < self.table().limit())
                     .ok_or(errno::EINVAL)?;
                 self.table().add(file, from, command == F_DUPFD_CLOEXEC)
             }

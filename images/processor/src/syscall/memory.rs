@@ -130,6 +130,7 @@ impl<N: Node> Thread<N> {
             return Err(errno::EACCES.into());
         }
         let (place, len) = placement(addr, len, flags)?;
+        self.may_map(len)?;
         let mut vma = Vma::anonymous(rights);
         vma.flags.set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
         vma.flags
@@ -307,6 +308,9 @@ impl<N: Node> Thread<N> {
             return Ok(end);
         };
         if wants > had {
+            if self.may_map(wants - had).is_err() {
+                return Ok(end);
+            }
             let vma = Vma::anonymous(Rights::READ | Rights::WRITE);
             match self.memory.map(Place::Free(had), wants - had, vma).await {
                 Err(Error::Errno(_)) => return Ok(end),

@@ -1,23 +1,19 @@
-//! The rest: the machine, limits, randomness, signals, thread-local storage.
+//! The rest: the machine, randomness, thread-local storage, priorities.
 
+use alloc::sync::Arc;
 use alloc::vec;
 
-use super::Args;
 use super::layout::Bytes;
+use super::{Args, int};
 use crate::error::{Result, errno};
-use crate::files::MAX_FILES;
 use crate::platform::{Cpu, Platform};
 use crate::process::Node;
-use crate::thread::Thread;
+use crate::thread::{Shared, Thread};
 
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const ARCH_GET_FS: u64 = 0x1003;
 const ARCH_GET_GS: u64 = 0x1004;
-const RLIMIT_STACK: u64 = 3;
-const RLIMIT_CORE: u64 = 4;
-const RLIMIT_NOFILE: u64 = 7;
-const RLIMITS: u64 = 16;
 /// Bytes of each field of `struct utsname`.
 const NAME_SIZE: usize = 65;
 /// Bytes of `struct sysinfo`.
@@ -49,17 +45,18 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_uname(&self, [into, ..]: Args) -> Result<u64> {
         // The release is what the C library looks at: one that it takes for recent enough.
-        let fields = [
-            "Linux",
-            "tessera",
-            "6.1.0-tessera",
-            "#1 Tessera",
-            "x86_64",
-            "(none)",
+        let name = self.node.kernel().host_name.lock().clone();
+        let fields: [&[u8]; 6] = [
+            b"Linux",
+            &name,
+            b"6.1.0-tessera",
+            b"#1 SMP Tessera",
+            b"x86_64",
+            b"(none)",
         ];
         let mut bytes = vec![0; fields.len() * NAME_SIZE];
         for (field, place) in fields.iter().zip(bytes.chunks_exact_mut(NAME_SIZE)) {
-            place[..field.len()].copy_from_slice(field.as_bytes());
+            place[..field.len()].copy_from_slice(field);
         }
         self.memory.write(into, &bytes).await?;
         Ok(0)
@@ -94,35 +91,47 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    /// Gives a limit; to set one is accepted and changes nothing.
-    pub(super) async fn sys_limit(&self, resource: u64, into: u64) -> Result<u64> {
-        if resource >= RLIMITS {
-            return Err(errno::EINVAL.into());
+    /// Returns a thread by its number; 0 is the caller.
+    fn thread_named(&self, tid: u64) -> Result<Arc<Shared>> {
+        let tid = int(tid);
+        if tid == 0 || tid == self.tid() {
+            return Ok(self.shared.clone());
         }
-        let limits = match resource {
-            RLIMIT_STACK => [8 << 20, u64::MAX],
-            RLIMIT_CORE => [0, 0],
-            RLIMIT_NOFILE => [MAX_FILES as u64; 2],
-            _ => [u64::MAX; 2],
-        };
-        if into != 0 {
-            self.memory.write_words(into, &limits).await?;
-        }
-        Ok(0)
+        let process = self.node.kernel().process_of(tid).ok_or(errno::ESRCH)?;
+        let thread = process.threads.lock().get(&tid).cloned();
+        thread.ok_or_else(|| errno::ESRCH.into())
     }
 
-    pub(super) async fn sys_affinity(&self, [pid, len, into, ..]: Args) -> Result<u64> {
-        let known =
-            pid == 0 || u32::try_from(pid).is_ok_and(|pid| self.node.kernel().process_of(pid).is_some());
-        if !known {
-            return Err(errno::ESRCH.into());
-        }
-        let cores = self.node.cores().min(64);
+    pub(super) async fn sys_affinity(&self, [tid, len, into, ..]: Args) -> Result<u64> {
+        let thread = self.thread_named(tid)?;
         if len < 8 || !len.is_multiple_of(8) {
             return Err(errno::EINVAL.into());
         }
-        self.memory.write_words(into, &[u64::MAX >> (64 - cores)]).await?;
+        let cores = self.node.cores().min(64);
+        let present = u64::MAX >> (64 - cores);
+        self.memory
+            .write_words(into, &[thread.affinity() & present])
+            .await?;
         Ok(8)
+    }
+
+    pub(super) async fn sys_set_affinity(&self, [tid, len, from, ..]: Args) -> Result<u64> {
+        let thread = self.thread_named(tid)?;
+        let mut bytes = [0; 8];
+        let len = usize::try_from(len).map_or(8, |len| len.min(8));
+        self.memory.read(from, &mut bytes[..len]).await?;
+        let cores = self.node.cores().min(64);
+        let allowed = u64::from_le_bytes(bytes) & u64::MAX >> (64 - cores);
+        if allowed == 0 {
+            return Err(errno::EINVAL.into());
+        }
+        thread.set_affinity(allowed);
+        thread.call(self.node);
+        if thread.tid() == self.tid() {
+            // The call returns on a core that is allowed.
+            self.node.platform().yield_now().await;
+        }
+        Ok(0)
     }
 
     pub(super) async fn sys_getcpu(&self, [cpu, node, ..]: Args) -> Result<u64> {
@@ -134,33 +143,6 @@ impl<N: Node> Thread<N> {
             self.memory.write(node, &[0; 4]).await?;
         }
         Ok(0)
-    }
-
-    /// Names and flags of a process: a name is kept nowhere, and nothing here can be dumped or traced.
-    pub(super) async fn sys_prctl(&self, [option, arg, ..]: Args) -> Result<u64> {
-        const PR_SET_PDEATHSIG: u64 = 1;
-        const PR_GET_DUMPABLE: u64 = 3;
-        const PR_SET_DUMPABLE: u64 = 4;
-        const PR_SET_NAME: u64 = 15;
-        const PR_GET_NAME: u64 = 16;
-        const PR_CAPBSET_READ: u64 = 23;
-        const PR_SET_NO_NEW_PRIVS: u64 = 38;
-        const PR_GET_NO_NEW_PRIVS: u64 = 39;
-        match option {
-            PR_SET_PDEATHSIG | PR_SET_DUMPABLE | PR_SET_NO_NEW_PRIVS | PR_GET_NO_NEW_PRIVS => Ok(0),
-            PR_GET_DUMPABLE | PR_CAPBSET_READ => Ok(1),
-            PR_SET_NAME => self.memory.read_string(arg, 4096).await.map(|_| 0),
-            PR_GET_NAME => {
-                let path = self.exec_path.lock().clone();
-                let mut name = path.rsplit(|&b| b == b'/').next().unwrap_or_default().to_vec();
-                // `TASK_COMM_LEN`, the final zero included.
-                name.resize(name.len().min(15), 0);
-                name.resize(16, 0);
-                self.memory.write(arg, &name).await?;
-                Ok(0)
-            }
-            _ => Err(errno::EINVAL.into()),
-        }
     }
 
     /// Tells of a file system as large as M's promise, whichever is asked for.

@@ -2,6 +2,7 @@
 
 mod epoll;
 mod futex;
+mod identity;
 mod io;
 mod layout;
 mod memory;
@@ -116,8 +117,9 @@ impl<N: Node> Thread<N> {
             nr::__NR_newfstatat => self.sys_stat(dir, path, a[2], a[3]).await,
             nr::__NR_fstat => self.sys_fstat(a).await,
             nr::__NR_statx => self.sys_statx(a).await,
-            nr::__NR_access => self.sys_access(path::AT_FDCWD, a[0], a[1]).await,
-            nr::__NR_faccessat | nr::__NR_faccessat2 => self.sys_access(dir, path, a[2]).await,
+            nr::__NR_access => self.sys_access(path::AT_FDCWD, a[0], a[1], 0).await,
+            nr::__NR_faccessat => self.sys_access(dir, path, a[2], 0).await,
+            nr::__NR_faccessat2 => self.sys_access(dir, path, a[2], a[3]).await,
             nr::__NR_readlink => self.sys_readlink(path::AT_FDCWD, a[0], a[1], a[2]).await,
             nr::__NR_readlinkat => self.sys_readlink(dir, path, a[2], a[3]).await,
             nr::__NR_getcwd => self.sys_getcwd(a).await,
@@ -196,8 +198,6 @@ impl<N: Node> Thread<N> {
             nr::__NR_uname => self.sys_uname(a).await,
             nr::__NR_sysinfo => self.sys_sysinfo(a).await,
             nr::__NR_getrandom => self.sys_getrandom(a).await,
-            nr::__NR_prlimit64 => self.sys_limit(a[1], a[3]).await,
-            nr::__NR_getrlimit => self.sys_limit(a[0], a[1]).await,
             nr::__NR_sched_getaffinity => self.sys_affinity(a).await,
             nr::__NR_getcpu => self.sys_getcpu(a).await,
             _ => self.thread_call(number, a).await,
@@ -243,7 +243,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_times => self.sys_times(a).await,
             _ => match self.timer_call(number, a).await {
                 Some(done) => done,
-                None => self.quiet_call(number, a).await,
+                None => match self.identity_call(number, a).await {
+                    Some(done) => done,
+                    None => self.quiet_call(number, a).await,
+                },
             },
         }
     }
@@ -261,15 +264,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_sched_get_priority_max => Ok(if matches!(a[0], 1 | 2) { 99 } else { 0 }),
             nr::__NR_sched_getparam => self.memory.write(a[1], &[0; 4]).await.map(|()| 0),
             nr::__NR_personality => Ok(0),
-            nr::__NR_getresuid | nr::__NR_getresgid => {
-                for at in &a[..3] {
-                    self.memory.write(*at, &[0; 4]).await?;
-                }
-                Ok(0)
-            }
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,
             nr::__NR_flock => self.file(a[0]).map(|_| 0),
+            nr::__NR_sched_setaffinity => self.sys_set_affinity(a).await,
             _ => match self.call_now(u64::from(number)) {
                 Some(value) => Ok(value),
                 None => Err(self.unknown(u64::from(number))),

@@ -12,10 +12,10 @@ impl<N: Node> Thread<N> {
         Some(match u32::try_from(number).ok()? {
             nr::__NR_getpid => self.process.pid.into(),
             nr::__NR_gettid => self.tid().into(),
-            nr::__NR_getuid | nr::__NR_geteuid | nr::__NR_getgid | nr::__NR_getegid => 0,
-            nr::__NR_setuid | nr::__NR_setgid | nr::__NR_setreuid | nr::__NR_setregid => 0,
-            nr::__NR_setresuid | nr::__NR_setresgid | nr::__NR_getgroups | nr::__NR_setgroups => 0,
-            nr::__NR_sched_setaffinity | nr::__NR_setrlimit => 0,
+            nr::__NR_getuid => self.creds().user.real.into(),
+            nr::__NR_geteuid => self.creds().user.effective.into(),
+            nr::__NR_getgid => self.creds().group.real.into(),
+            nr::__NR_getegid => self.creds().group.effective.into(),
             _ => return None,
         })
     }

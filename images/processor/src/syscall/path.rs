@@ -9,10 +9,11 @@ use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 use super::layout;
 use super::resolve::tidy;
 use super::{Args, int};
+use crate::creds::{READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
-use crate::platform::{Files, Platform};
+use crate::platform::Files;
 use crate::process::Node;
 use crate::thread::Thread;
 use crate::tmpfs::{Found, Make};
@@ -34,9 +35,10 @@ const O_CLOEXEC: u64 = 0o2_000_000;
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
 const TYPE_MASK: u32 = 0o170_000;
 const FOLDER: u32 = 0o040_000;
-/// Bits of access(2).
+/// `W_OK` of access(2).
 const W_OK: u64 = 2;
-const X_OK: u64 = 1;
+/// `AT_EACCESS`: the effective numbers count, not the real ones.
+const AT_EACCESS: u64 = 0x200;
 
 /// What a call would do to what a path names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +49,16 @@ pub(super) enum Change {
     Remove,
     /// Change it: it must exist.
     Modify,
+}
+
+/// Returns the rights that opening with these flags asks for, as bits of access(2).
+fn wanted(flags: u64) -> u32 {
+    let mode = match flags & O_ACCMODE {
+        0 => READ,
+        1 => WRITE,
+        _ => READ | WRITE,
+    };
+    if flags & O_TRUNC != 0 { mode | WRITE } else { mode }
 }
 
 /// The status of an end of the console: a pipe.
@@ -140,6 +152,10 @@ impl<N: Node> Thread<N> {
                 self.node.kernel().closing.add(opened.file);
                 Err(errno::EEXIST.into())
             }
+            Ok(opened) if self.check_rights(&opened.stat, wanted(flags)).is_err() => {
+                self.node.kernel().closing.add(opened.file);
+                Err(errno::EACCES.into())
+            }
             Ok(opened) if opened.stat.mode & TYPE_MASK == FOLDER => Ok(Kind::Folder(opened.file)),
             Ok(opened) => Ok(Kind::File(opened.file)),
             // It would have to be created.
@@ -159,12 +175,15 @@ impl<N: Node> Thread<N> {
             Found::Here(inode) => inode,
             Found::Missing(..) if flags & O_CREAT == 0 => return Err(errno::ENOENT.into()),
             Found::Missing(folder, name) => {
-                let now = self.node.platform().wall_clock();
                 let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
-                tmpfs.make(folder, &name, mode, Make::File, now)?
+                let made = self.make(folder, &name, mode, Make::File)?;
+                let file = tmpfs.file(made).ok_or(errno::ENOENT)?;
+                return Ok(Kind::Tmp(file));
             }
         };
-        let kind = tmpfs.stat(inode)?.mode & TYPE_MASK;
+        let stat = tmpfs.stat(inode)?;
+        self.check_rights(&stat, wanted(flags))?;
+        let kind = stat.mode & TYPE_MASK;
         if kind == FOLDER {
             if flags & (O_ACCMODE | O_CREAT) != 0 {
                 return Err(errno::EISDIR.into());
@@ -239,21 +258,26 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    pub(super) async fn sys_access(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
-        if mode & !7 != 0 {
+    pub(super) async fn sys_access(&self, dir: u64, addr: u64, mode: u64, flags: u64) -> Result<u64> {
+        if mode & !7 != 0 || flags & !(AT_EACCESS | NOFOLLOW | EMPTY_PATH) != 0 {
             return Err(errno::EINVAL.into());
         }
-        let status = self.status_at(dir, addr, 0).await?;
+        let status = self.status_at(dir, addr, flags & !AT_EACCESS).await?;
         let writable = status.device != 0 || status.inode >= crate::tmpfs::FIRST_INODE;
         if mode & W_OK != 0 && !writable {
             return Err(errno::EROFS.into());
         }
-        // The program is root: it may execute what anyone may.
-        let folder = status.mode & TYPE_MASK == FOLDER;
-        if mode & X_OK != 0 && !folder && status.mode & 0o111 == 0 {
-            return Err(errno::EACCES.into());
+        let own = self.creds();
+        let creds = if flags & AT_EACCESS != 0 {
+            (*own).clone()
+        } else {
+            own.as_real()
+        };
+        if creds.may(status.mode, status.uid, status.gid, int(mode)) {
+            Ok(0)
+        } else {
+            Err(errno::EACCES.into())
         }
-        Ok(0)
     }
 
     pub(super) async fn sys_readlink(&self, dir: u64, addr: u64, into: u64, len: u64) -> Result<u64> {

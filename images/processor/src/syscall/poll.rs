@@ -108,7 +108,7 @@ impl<N: Node> Thread<N> {
     async fn poll(&self, addr: u64, count: u64, wait: Option<Duration>) -> Result<u64> {
         let count = usize::try_from(count)
             .ok()
-            .filter(|&n| n <= MAX_FILES)
+            .filter(|&n| n <= self.table().limit())
             .ok_or(errno::EINVAL)?;
         let mut entries = vec![0; count * 8];
         self.memory.read(addr, &mut entries).await?;
@@ -249,6 +249,7 @@ impl<N: Node> Thread<N> {
 
     async fn select(&self, count: u64, sets: [u64; 3], wait: Option<Duration>) -> Result<u64> {
         let count = usize::try_from(int(count).cast_signed()).map_err(|_| errno::EINVAL)?;
+        // Numbers above the highest that can be open are not looked at.
         let count = count.min(MAX_FILES);
         let len = count.div_ceil(64) * 8;
         let mut bits = [const { Vec::new() }; 3];

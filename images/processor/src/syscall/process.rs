@@ -10,10 +10,12 @@ use spin::Mutex;
 
 use super::time::rusage;
 use super::{Args, int};
+use crate::creds::Creds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
 use crate::kernel::{FIRST, Relations};
+use crate::limits::Resource;
 use crate::load::{self, Command, Refusal};
 use crate::mm::Space;
 use crate::platform::Cpu;
@@ -83,7 +85,8 @@ impl<N: Node> Thread<N> {
             path: String::from_utf8_lossy(&command.path).into_owned(),
             cause,
         })?;
-        let image = load::load(node, FIRST, command, cpu.vectors().len()).await;
+        let creds = Creds::new(0, 0);
+        let image = load::load(node, FIRST, command, &creds, cpu.vectors().len()).await;
         node.kernel()
             .close_files(node)
             .await
@@ -93,8 +96,14 @@ impl<N: Node> Thread<N> {
             })?;
         let image = image?;
         let actions = Arc::new(Mutex::new(Actions::default()));
-        let core = node.kernel().choose_core(node.cores());
-        let shared = Arc::new(Shared::new(FIRST, core, 0, actions.clone()));
+        let core = node.kernel().cores.choose(node.cores(), u64::MAX);
+        let shared = Arc::new(Shared::new(
+            FIRST,
+            core,
+            0,
+            actions.clone(),
+            Arc::new(image.creds),
+        ));
         let process = Arc::new(Process::new(node, FIRST));
         let memory = Arc::new(image.memory);
         *process.memory.lock() = Some(memory.clone());
@@ -119,7 +128,7 @@ impl<N: Node> Thread<N> {
         } else {
             command.cwd.clone()
         };
-        Ok(Self {
+        let thread = Self {
             process,
             shared,
             cpu: N::Cpu::new(image.entry, image.sp),
@@ -131,7 +140,9 @@ impl<N: Node> Thread<N> {
             saved_mask: None,
             clear_tid: 0,
             release: None,
-        })
+        };
+        thread.name_after(&command.path);
+        Ok(thread)
     }
 
     /// Returns the core that the thread is to run on.
@@ -238,12 +249,12 @@ impl<N: Node> Thread<N> {
             }
             Arc::new(Mutex::new(actions))
         };
-        let core = node.kernel().choose_core(node.cores());
+        let core = node.kernel().cores.choose(node.cores(), self.shared.affinity());
         let release = has(CLONE_VFORK).then(Arc::<Release>::default);
         let (process, shared) = match self.enlist(&clone, core, actions.clone()) {
             Ok(enlisted) => enlisted,
             Err(error) => {
-                node.kernel().leave_core(core);
+                node.kernel().cores.leave(core);
                 if let Some(space) = Arc::into_inner(memory) {
                     space.end().await?;
                 }
@@ -307,8 +318,15 @@ impl<N: Node> Thread<N> {
         actions: Arc<Mutex<Actions>>,
     ) -> Result<(Arc<Process<N>>, Arc<Shared>)> {
         let mut tree = self.node.kernel().tree.lock();
+        let limit = self.process.limits.lock().soft(Resource::Processes);
+        let creds = self.creds();
+        if limit != u64::MAX && creds.user.real != 0 && tree.owned_by(creds.user.real) >= limit {
+            return Err(errno::EAGAIN.into());
+        }
         let id = tree.new_id()?;
-        let shared = Arc::new(Shared::new(id, core, self.shared.mask(), actions));
+        let shared = Arc::new(Shared::new(id, core, self.shared.mask(), actions, self.creds()));
+        shared.name.lock().clone_from(&self.shared.name.lock());
+        shared.set_affinity(self.shared.affinity());
         if clone.flags & CLONE_THREAD != 0 {
             let mut threads = self.process.threads.lock();
             if self.process.must_end(self.tid()) {
@@ -331,6 +349,7 @@ impl<N: Node> Thread<N> {
             .exec_path
             .lock()
             .clone_from(&self.process.exec_path.lock());
+        process.limits.lock().clone_from(&self.process.limits.lock());
         process.threads.lock().insert(id, shared.clone());
         let relations = Relations {
             process: process.clone(),
@@ -367,13 +386,15 @@ impl<N: Node> Thread<N> {
             cwd: Vec::new(),
         };
         let vectors = self.cpu.vectors().len();
-        let image = load::load(self.node, self.pid, &command, vectors).await;
+        let image = load::load(self.node, self.pid, &command, &self.creds(), vectors).await;
         let image = image.map_err(Refusal::into_error)?;
         if let Err(error) = self.be_alone().await {
             image.memory.end().await?;
             return Err(error);
         }
         self.become_program(image).await?;
+        // A script's thread is named after the script.
+        self.name_after(&command.path);
         Ok(Outcome::Registers)
     }
 
@@ -397,6 +418,7 @@ impl<N: Node> Thread<N> {
         let memory = Arc::new(image.memory);
         *self.process.memory.lock() = Some(memory.clone());
         *self.process.exec_path.lock() = image.path;
+        self.shared.change_creds(|creds| *creds = image.creds);
         let old = core::mem::replace(&mut self.memory, memory);
         if let Some(space) = Arc::into_inner(old) {
             self.node.kernel().add_faults(space.faults());
@@ -423,6 +445,7 @@ impl<N: Node> Thread<N> {
         self.clear_tid = 0;
         self.shared.robust_list.store(0, Ordering::Relaxed);
         self.cpu = N::Cpu::new(image.entry, image.sp);
+        self.apply_limits();
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Signals: actions, masks, sending, waiting.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -7,7 +8,7 @@ use super::{Args, int};
 use crate::deliver::on_stack;
 use crate::error::{Result, errno};
 use crate::platform::{Cpu, Platform};
-use crate::process::Node;
+use crate::process::{Node, Process};
 use crate::signals::{ACTION_SIZE, Action, INFO_SIZE, SI_TKILL, SI_USER, SignalInfo, bit, blockable, number};
 use crate::thread::Thread;
 
@@ -179,6 +180,12 @@ impl<N: Node> Thread<N> {
         if targets.is_empty() {
             return Err(errno::ESRCH.into());
         }
+        let creds = self.creds();
+        let may = |other: &Arc<Process<N>>| other.creds().is_none_or(|other| creds.may_signal(&other));
+        let targets: Vec<_> = targets.into_iter().filter(may).collect();
+        if targets.is_empty() {
+            return Err(errno::EPERM.into());
+        }
         if let Some(info) = info {
             targets.iter().for_each(|process| process.send(info));
         }
@@ -198,6 +205,9 @@ impl<N: Node> Thread<N> {
         }
         let thread = process.threads.lock().get(&tid).cloned();
         let thread = thread.ok_or(errno::ESRCH)?;
+        if !self.creds().may_signal(&thread.creds()) {
+            return Err(errno::EPERM.into());
+        }
         if let Some(info) = info {
             process.send_thread(&thread, info);
         }

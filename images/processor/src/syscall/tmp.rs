@@ -11,6 +11,7 @@ use super::Args;
 use super::int;
 use super::layout::dirent;
 use super::path::AT_FDCWD;
+use crate::creds::{EXECUTE, WRITE};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::load::PIECE;
@@ -81,6 +82,10 @@ impl<N: Node> Thread<N> {
         while done < count {
             let want = usize::try_from(count - done).map_or(PIECE, |left| left.min(PIECE));
             self.memory.read(addr + done, &mut piece[..want]).await?;
+            let end = at.unwrap_or_else(|| tmp.size()).saturating_add(want as u64);
+            if let Err(error) = self.check_size(end) {
+                return if done > 0 { Ok(done) } else { Err(error) };
+            }
             match self.tmpfs().write(tmp, at, &piece[..want]).await {
                 Ok(end) => {
                     done += want as u64;
@@ -151,6 +156,7 @@ impl<N: Node> Thread<N> {
         }
         let file = self.tmp_of(fd)?;
         if let Kind::Tmp(tmp) = &file.kind {
+            self.check_size(size)?;
             self.tmpfs().resize(tmp, size).await?;
         }
         Ok(0)
@@ -213,10 +219,21 @@ impl<N: Node> Thread<N> {
                     Make::Link(_) => 0o777,
                     _ => int(mode) & 0o7777 & !int(self.fs.lock().umask),
                 };
-                self.tmpfs().make(folder, &name, masked, what, self.wall())?;
+                self.make(folder, &name, masked, what)?;
                 Ok(0)
             }
         }
+    }
+
+    /// Makes something of the thread's own in a folder that it may write to; returns its number.
+    pub(super) fn make(&self, folder: u64, name: &[u8], mode: u32, what: Make) -> Result<u64> {
+        self.check_rights(&self.tmpfs().stat(folder)?, WRITE | EXECUTE)?;
+        let now = self.wall();
+        let made = self.tmpfs().make(folder, name, mode, what, now)?;
+        let creds = self.creds();
+        let owner = Change::Owner(creds.user.fs, creds.group.fs);
+        self.tmpfs().change(made, &owner, now)?;
+        Ok(made)
     }
 
     pub(super) async fn sys_unlinkat(&self, dir: u64, addr: u64, flags: u64) -> Result<u64> {
@@ -314,6 +331,7 @@ impl<N: Node> Thread<N> {
             Found::Storage(_) => self.refuse_change(&path, super::path::Change::Modify).await,
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Here(inode) => {
+                self.check_change(&self.tmpfs().stat(inode)?, &change)?;
                 self.tmpfs().change(inode, &change, self.wall())?;
                 Ok(0)
             }
@@ -329,6 +347,9 @@ impl<N: Node> Thread<N> {
             Kind::File(_) | Kind::Folder(_) => return Err(errno::EROFS.into()),
             _ => return Ok(0),
         };
+        if let Ok(stat) = self.tmpfs().stat(inode) {
+            self.check_change(&stat, change)?;
+        }
         match self.tmpfs().change(inode, change, self.wall()) {
             // It has no name any more, so nobody sees.
             Err(Error::Errno(errno::ENOENT)) => Ok(0),

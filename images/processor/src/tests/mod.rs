@@ -1,6 +1,7 @@
 //! Processes on a fake node.
 
 mod fake;
+mod identity;
 mod memory;
 mod shared_files;
 mod threads;
