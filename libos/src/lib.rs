@@ -5,7 +5,7 @@
 //! * the start: `boot` (PVH entry to the main task), [`memory_map`], [`acpi`], `smp`, `segments`;
 //! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the kernel's), `dma` (what devices share);
 //! * time and tasks: `time`, `timer`, `executor` and `run_queue`, `interrupts` and `interrupt_slot`, `apic`, `core_local`;
-//! * programs: `user_tables`, `table_pool` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`;
+//! * programs: `user_tables`, `table_pool` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`, `vdso`;
 //! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`, `serial`;
 //! * the end: `console`, `panic`, `exit`.
 //!
@@ -81,6 +81,7 @@ machine! {
     mod timer;
     mod traps;
     mod user;
+    pub mod vdso;
     pub mod virtio;
     mod virtio_console;
     mod window;
@@ -99,7 +100,7 @@ mod machine {
     pub use crate::executor::{Task, YieldNow, spawn, spawn_on, yield_now};
     pub use crate::exit::{Exit, power_off};
     pub use crate::random::random_bytes;
-    pub use crate::time::now;
+    pub use crate::time::{now, tsc_hz};
     pub use crate::timer::{Sleep, sleep, sleep_until};
     pub use crate::user::{Registers, Trap, UserContext};
 }

@@ -41,6 +41,21 @@ pub fn now() -> Instant {
     Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
+/// Returns how the clock is read: the counter at its beginning, and nanoseconds a tick in units of 2^-32.
+pub(crate) fn clock() -> [u64; 2] {
+    [
+        START.load(Ordering::Relaxed),
+        NANOS_PER_TICK.load(Ordering::Relaxed),
+    ]
+}
+
+/// Returns the time stamp counter's frequency.
+#[must_use]
+pub fn tsc_hz() -> u64 {
+    let scale = u128::from(NANOS_PER_TICK.load(Ordering::Relaxed)).max(1);
+    u64::try_from((1_000_000_000_u128 << 32) / scale).unwrap_or(u64::MAX)
+}
+
 /// Measures the counter and the APIC's timer.
 pub(crate) fn init() {
     START.store(ticks(), Ordering::Relaxed);

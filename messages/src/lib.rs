@@ -24,7 +24,7 @@ pub use errno::Errno;
 pub use wire::{Reader, Wire, WireError, Writer};
 
 /// The version of the whole message set; raised by each change of a layout.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;

@@ -61,6 +61,16 @@ impl Wire<'_> for ReturnRequest {
     }
 }
 
+wire_struct! {
+    /// The memory that M has, in chunks.
+    CapacityReply {
+        /// All that can be lent.
+        total: u32,
+        /// What is neither lent nor promised to anyone.
+        free: u32,
+    }
+}
+
 calls! {
     /// A request to M.
     #[expect(clippy::large_enum_variant, reason = "requests live shortly, on the stack")]
@@ -76,4 +86,6 @@ calls! {
     /// Returns chunks. EINVAL, and nothing has changed, if one of them is not lent to the peer or
     /// named twice. P has ended its transfers to and from them before it asks.
     Return = 3, "p2m_return": ReturnRequest => ();
+    /// Tells how much memory M has: a program asks by `/proc/meminfo`.
+    Capacity = 4, "p2m_capacity": () => CapacityReply;
 }

@@ -9,6 +9,8 @@ pub struct Counters {
     pub handle_p2m_lend: u64,
     /// Answers to requests that return chunks.
     pub handle_p2m_return: u64,
+    /// Questions for how much memory there is.
+    pub handle_p2m_capacity: u64,
     /// Requests that could not be decoded, ask for no chunk, or return what is not lent.
     pub nr_bad_requests: u64,
     /// Requests refused for lack of memory.

@@ -3,7 +3,8 @@
 use alloc::collections::BTreeSet;
 
 use messages::memory::{
-    Chunks, Lend, LendRequest, MAX_CHUNKS, MemoryRequest, Reserve, ReserveRequest, Return, ReturnRequest,
+    Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, MemoryRequest, Reserve, ReserveRequest,
+    Return, ReturnRequest,
 };
 use messages::{Call, Errno, Kind, encode_reply};
 use verbs::Rkey;
@@ -167,7 +168,19 @@ impl Manager {
                 None => put::<Lend>(&self.lend(from, request), reply),
             },
             MemoryRequest::Return(request) => put::<Return>(&self.take_back(from, request), reply),
+            MemoryRequest::Capacity(()) => put::<Capacity>(&Ok(self.capacity()), reply),
         })
+    }
+
+    fn capacity(&mut self) -> CapacityReply {
+        self.counters.handle_p2m_capacity += 1;
+        let counters = self.counters();
+        let taken = counters.nr_chunks_lent.max(counters.nr_chunks_promised);
+        let chunks = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        CapacityReply {
+            total: chunks(counters.nr_chunks),
+            free: chunks(counters.nr_chunks.saturating_sub(taken)),
+        }
     }
 
     fn reserve(&mut self, from: PeerKey, request: &ReserveRequest) -> Result<(), Errno> {

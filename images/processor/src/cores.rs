@@ -3,7 +3,7 @@
 //! A core's executor shares its time among the threads that it has. A thread moves between turns only,
 //! from a core where others wait to one that has nothing to run: it ends its task and begins another.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Cores at most.
 const MAX_CORES: usize = 256;
@@ -17,14 +17,19 @@ struct Core {
     waiting: AtomicU32,
     /// A thread has its turn.
     running: AtomicBool,
+    /// Nanoseconds of all turns that are over.
+    busy: AtomicU64,
 }
 
 impl Core {
-    const NEW: Self = Self {
-        threads: AtomicU32::new(0),
-        waiting: AtomicU32::new(0),
-        running: AtomicBool::new(false),
-    };
+    const fn new() -> Self {
+        Self {
+            threads: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            running: AtomicBool::new(false),
+            busy: AtomicU64::new(0),
+        }
+    }
 
     fn is_idle(&self) -> bool {
         !self.running.load(Ordering::Relaxed) && self.waiting.load(Ordering::Relaxed) == 0
@@ -37,7 +42,7 @@ pub(crate) struct Cores([Core; MAX_CORES]);
 
 impl Default for Cores {
     fn default() -> Self {
-        Self([const { Core::NEW }; MAX_CORES])
+        Self([const { Core::new() }; MAX_CORES])
     }
 }
 
@@ -77,9 +82,26 @@ impl Cores {
         self.of(core).threads.load(Ordering::Relaxed)
     }
 
-    /// Notes that a thread begins or ends a turn.
-    pub(crate) fn set_running(&self, core: usize, running: bool) {
-        self.of(core).running.store(running, Ordering::Relaxed);
+    /// Notes that a thread begins a turn.
+    pub(crate) fn begin_turn(&self, core: usize) {
+        self.of(core).running.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a thread's turn is over, which took so many nanoseconds.
+    pub(crate) fn end_turn(&self, core: usize, nanos: u64) {
+        let core = self.of(core);
+        core.running.store(false, Ordering::Relaxed);
+        core.busy.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Returns the nanoseconds that threads have had of a core.
+    pub(crate) fn busy_of(&self, core: usize) -> u64 {
+        self.of(core).busy.load(Ordering::Relaxed)
+    }
+
+    /// Returns the nanoseconds that threads have had of the first `count` cores.
+    pub(crate) fn busy(&self, count: usize) -> u64 {
+        (0..count.min(MAX_CORES)).map(|core| self.busy_of(core)).sum()
     }
 
     /// Notes that a preempted thread waits for its next turn.
@@ -118,7 +140,7 @@ mod tests {
     fn new_threads_go_where_nothing_runs() {
         let cores = Cores::default();
         assert_eq!(cores.choose(2, u64::MAX), 0);
-        cores.set_running(0, true);
+        cores.begin_turn(0);
         assert_eq!(cores.choose(2, u64::MAX), 1);
         assert_eq!(
             cores.choose(2, u64::MAX),
@@ -135,7 +157,7 @@ mod tests {
         cores.begin_wait(0);
         assert_eq!(cores.better(0, 2, u64::MAX), Some(1));
         assert_eq!(cores.better(0, 2, 1), None, "it may not");
-        cores.set_running(1, true);
+        cores.begin_turn(1);
         assert_eq!(cores.better(0, 2, u64::MAX), None, "nobody is idle");
         cores.end_wait(0);
         assert_eq!(cores.better(0, 2, 2), Some(1), "it may no longer stay");

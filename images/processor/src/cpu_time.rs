@@ -51,6 +51,11 @@ impl ThreadTime {
         Duration::from_nanos(self.nanos.load(Ordering::Relaxed)) + self.turn(now)
     }
 
+    /// Returns whether the thread has the CPU.
+    pub(crate) fn is_running(&self) -> bool {
+        self.since.load(Ordering::Relaxed) != 0
+    }
+
     /// Returns how long the current turn has been.
     pub(crate) fn turn(&self, now: Instant) -> Duration {
         match self.since.load(Ordering::Relaxed) {
@@ -118,11 +123,11 @@ impl<N: Node> Thread<N> {
         let mut life = pin!(self.live());
         poll_fn(|context| {
             let core = shared.core();
-            process.node.kernel().cores.set_running(core, true);
+            process.node.kernel().cores.begin_turn(core);
             shared.time.begin(platform.now());
             let polled = life.as_mut().poll(context);
             let ran = shared.time.end(platform.now());
-            process.node.kernel().cores.set_running(core, false);
+            process.node.kernel().cores.end_turn(core, ran);
             if let Some(total) = process.cpu_time.add(ran) {
                 process.expire_cpu_timers(total);
             }

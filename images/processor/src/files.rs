@@ -13,6 +13,7 @@ use crate::error::{Result, errno};
 use crate::kernel::Closing;
 use crate::object::Object;
 use crate::platform::Stream;
+use crate::pseudo::{Name, OpenText};
 use crate::tmpfs::TmpFile;
 
 /// The most files that a process may have open, whatever its limit (Linux's `fs.nr_open`).
@@ -40,6 +41,10 @@ pub(crate) enum Kind {
     Tmp(Arc<TmpFile>),
     /// A folder of this node's own, by its number.
     TmpFolder(u64),
+    /// A file whose text was made when it was opened.
+    Text(Arc<OpenText>),
+    /// A folder of a file system without data, by its names.
+    Listing(Arc<Vec<Name>>),
     /// Something of this node's own that is read and written like a stream.
     Object(Arc<dyn Object>),
 }
@@ -81,6 +86,11 @@ impl OpenFile {
     pub(crate) fn set_flags(&self, flags: u32) {
         let keep = self.flags() & !CHANGEABLE;
         self.flags.store(keep | flags & CHANGEABLE, Ordering::Relaxed);
+    }
+
+    /// Returns whether the file is a folder.
+    pub(crate) fn is_folder(&self) -> bool {
+        matches!(self.kind, Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_))
     }
 
     /// Returns whether calls fail instead of waiting.

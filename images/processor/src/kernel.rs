@@ -13,16 +13,18 @@ use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::mm::Space;
 use crate::mm::file::FileCache;
+use crate::mm::object::Object;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
 use crate::timer::Timers;
 use crate::tmpfs::Tmpfs;
+use crate::vdso;
 use crate::wait::WaitQueue;
 
 /// The first process: a run lasts as long as it does, and orphans are its children.
 pub const FIRST: u32 = 1;
 /// The highest number of a process or thread (Linux's `PID_MAX_DEFAULT`).
-const MAX_PID: u32 = 32_768;
+pub(crate) const MAX_PID: u32 = 32_768;
 
 /// The node's processes.
 pub struct Kernel<N: Node> {
@@ -30,6 +32,8 @@ pub struct Kernel<N: Node> {
     pub(crate) futexes: Futexes,
     timers: Arc<Timers>,
     tmpfs: Once<Tmpfs<N>>,
+    /// The pages of the vDSO.
+    vdso: Mutex<Option<Arc<Object>>>,
     pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) closing: Arc<Closing>,
     pub(crate) cores: Cores,
@@ -113,6 +117,7 @@ impl<N: Node> Kernel<N> {
             futexes: Futexes::default(),
             timers: Arc::default(),
             tmpfs: Once::new(),
+            vdso: Mutex::default(),
             file_cache: Mutex::default(),
             closing: Arc::default(),
             cores: Cores::default(),
@@ -131,7 +136,17 @@ impl<N: Node> Kernel<N> {
         let now = node.platform().wall_clock();
         self.tmpfs
             .call_once(|| Tmpfs::new(Space::new(node, 0, tables), now, self.closing.clone()));
+        let parts = node.platform().vdso();
+        if !parts.functions.is_empty() && self.vdso().is_none() {
+            let pages = vdso::make(self.tmpfs().space(), &parts).await?;
+            *self.vdso.lock() = Some(pages);
+        }
         self.tmpfs().look_below(node).await
+    }
+
+    /// Returns the pages of the vDSO, if the machine has one.
+    pub(crate) fn vdso(&self) -> Option<Arc<Object>> {
+        self.vdso.lock().clone()
     }
 
     /// Returns the file systems of this node's own.
@@ -186,6 +201,27 @@ impl<N: Node> Kernel<N> {
             .map(|relations| relations.process.clone())
     }
 
+    /// Returns the numbers of all processes, of those too that have ended and nobody has asked how.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.tree.lock().processes.keys().copied().collect()
+    }
+
+    /// Returns how many threads run now, and how many there are.
+    pub(crate) fn count_threads(&self) -> (usize, usize) {
+        let (mut running, mut all) = (0, 0);
+        for process in self.living() {
+            let threads = process.threads.lock();
+            all += threads.len();
+            running += threads.values().filter(|thread| thread.time.is_running()).count();
+        }
+        (running, all)
+    }
+
+    /// Returns the number that was given last.
+    pub(crate) fn last_id(&self) -> u32 {
+        self.tree.lock().last
+    }
+
     /// Returns the process that a thread belongs to.
     pub(crate) fn process_of(&self, tid: u32) -> Option<Arc<Process<N>>> {
         if let Some(process) = self.process(tid) {
@@ -234,7 +270,7 @@ impl<N: Node> Kernel<N> {
             .for_each(|process| process.end(Exit::Signal(9)));
         let none = || self.living().is_empty().then_some(());
         self.process_ended.until(none).await;
-        let kept = self.file_cache.lock().clear();
+        let kept = (self.file_cache.lock().clear(), self.vdso.lock().take());
         drop(kept);
         self.close_files(node).await?;
         self.tmpfs().end().await?;

@@ -48,6 +48,7 @@ mod names;
 mod object;
 mod platform;
 mod process;
+mod pseudo;
 pub mod remote;
 mod report;
 mod signal_file;
@@ -60,6 +61,7 @@ mod thread;
 mod timer;
 mod timer_file;
 mod tmpfs;
+pub mod vdso;
 pub mod wait;
 
 pub use error::{Error, Exit, Result};
@@ -67,7 +69,9 @@ pub use input::Input;
 pub use kernel::Kernel;
 pub use load::{Command, Refusal};
 pub use names::name as system_call_name;
-pub use platform::{Cpu, Files, Memory, Peer, Platform, REGISTERS, Registers, Stream, SystemCall, Trap};
+pub use platform::{
+    Cpu, CpuFacts, Files, Memory, Peer, Platform, REGISTERS, Registers, Stream, SystemCall, Trap,
+};
 pub use process::{Node, Process};
 pub use report::Report;
 pub use thread::Thread;

@@ -22,6 +22,7 @@ use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::stack::{self, Facts, Identity};
 use crate::tmpfs::{Found, TmpFile};
+use crate::vdso;
 
 /// Bytes of a stack below its first contents that are mapped from the start; it grows from there
 /// (Linux's `stack_expand`).
@@ -53,6 +54,19 @@ pub struct Command {
     pub env: Vec<Vec<u8>>,
     /// Its working folder; empty for `/`.
     pub cwd: Vec<u8>,
+}
+
+impl Command {
+    /// Returns arguments and environment as `/proc/PID` shows them.
+    pub(crate) fn strings(&self) -> (Vec<u8>, Vec<u8>) {
+        let joined = |strings: &[Vec<u8>]| {
+            let whole = strings
+                .iter()
+                .flat_map(|string| string.iter().copied().chain([0]));
+            whole.collect()
+        };
+        (joined(&self.args), joined(&self.env))
+    }
 }
 
 /// The reason why a program did not start.
@@ -323,6 +337,10 @@ async fn fill<N: Node>(
         Some(range) => interpret(memory, source, range.clone()).await?,
         None => (program.entry + bias, 0),
     };
+    let vdso = match node.kernel().vdso() {
+        Some(pages) => vdso::map(memory, &pages).await?,
+        None => 0,
+    };
     let mut random = [0; 16];
     node.platform().random(&mut random);
     let facts = Facts {
@@ -336,6 +354,7 @@ async fn fill<N: Node>(
         headers: program.headers,
         entry: program.entry + bias,
         base,
+        vdso,
         min_signal_stack: SIGNAL_FRAME + vectors as u64,
         random,
         identity,

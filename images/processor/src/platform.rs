@@ -1,16 +1,18 @@
 //! What P needs of the machine and the network.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::Future;
 use core::time::Duration;
 
 use hal::Instant;
-use messages::memory::{Chunks, MAX_CHUNKS};
+use messages::memory::{CapacityReply, Chunks, MAX_CHUNKS};
 use messages::storage::{FileId, OpenFlags, Opened, Stat};
 use pcache::Access;
 
 use crate::error::Result;
+use crate::vdso::VdsoParts;
 
 /// A component that P asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +41,31 @@ pub enum Stream {
     Stderr,
 }
 
-/// Clock, chance and console.
+/// What programs are told of the CPU.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CpuFacts {
+    /// CPUID leaf 0.
+    pub vendor: String,
+    /// The name, as its leaves 0x80000002 to 4 have it.
+    pub name: String,
+    /// Family, model and stepping, extended parts included.
+    pub family: u32,
+    /// See `family`.
+    pub model: u32,
+    /// See `family`.
+    pub stepping: u32,
+    /// The frequency of the time stamp counter.
+    pub megahertz: u64,
+    /// Features by Linux's names, parted by spaces.
+    pub flags: String,
+}
+
+/// Clock, RNG and console.
 pub trait Platform {
+    /// Returns what programs are told of the CPU.
+    fn cpu(&self) -> CpuFacts;
+    /// Returns the code of the vDSO; empty if the machine has none.
+    fn vdso(&self) -> VdsoParts;
     /// The monotonic time.
     fn now(&self) -> Instant;
     /// The time since 1970, as far as the machine knows it.
@@ -61,6 +86,8 @@ pub trait Platform {
 
 /// M as a client sees it. Each call ends within a deadline of its own, with an error that says so.
 pub trait Memory {
+    /// Returns how much memory there is.
+    fn capacity(&self) -> impl Future<Output = Result<CapacityReply>>;
     /// Asks for a promise of `chunks` chunks in all; ENOMEM if M can't keep it.
     fn reserve(&self, chunks: u32) -> impl Future<Output = Result<()>>;
     /// Asks for up to `count` chunks, accounted to process `pid`; ENOMEM if there is none, EAGAIN if M

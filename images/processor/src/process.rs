@@ -79,6 +79,8 @@ pub struct Process<N: Node> {
     /// The address space, while there is one.
     pub(crate) memory: Mutex<Option<Arc<Space<'static, N>>>>,
     pub(crate) exec_path: Mutex<Vec<u8>>,
+    /// Arguments and environment of the program, each string with its final zero.
+    pub(crate) arguments: Mutex<(Vec<u8>, Vec<u8>)>,
     pub(crate) limits: Mutex<Limits>,
     pub(crate) timers: Mutex<ProcessTimers>,
     /// Overruns that the last signals of timers told of, by timer.
@@ -110,6 +112,7 @@ impl<N: Node> Process<N> {
             children_changed: WaitQueue::default(),
             memory: Mutex::new(None),
             exec_path: Mutex::default(),
+            arguments: Mutex::default(),
             limits: Mutex::default(),
             timers: Mutex::default(),
             overruns: Mutex::default(),
@@ -128,6 +131,13 @@ impl<N: Node> Process<N> {
     #[must_use]
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Returns the name that the program's file gives the process.
+    pub(crate) fn last_name(&self) -> Vec<u8> {
+        let path = self.exec_path.lock();
+        let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
+        name[..name.len().min(15)].to_vec()
     }
 
     /// Ends all threads; the first call says how the process ended.

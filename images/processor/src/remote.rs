@@ -5,7 +5,8 @@ use core::future::Future;
 use alloc::vec;
 
 use messages::memory::{
-    Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest, Return, ReturnRequest,
+    Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest, Return,
+    ReturnRequest,
 };
 use messages::storage::{
     Close, FileId, FileRequest, Getdents, GetdentsRequest, Open, OpenFlags, OpenRequest, Opened, Path, Read,
@@ -88,6 +89,9 @@ impl<C: Carrier> Remote<C> {
 }
 
 impl<C: Carrier> Memory for Remote<C> {
+    async fn capacity(&self) -> Result<CapacityReply> {
+        self.call::<Capacity, _>(&(), &mut [], |capacity| capacity).await
+    }
     async fn reserve(&self, chunks: u32) -> Result<()> {
         self.call::<Reserve, _>(&ReserveRequest { chunks }, &mut [], |()| ())
             .await

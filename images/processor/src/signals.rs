@@ -305,6 +305,15 @@ impl Actions {
         }
     }
 
+    /// Returns the signals that are ignored by the program's wish, and those with handlers.
+    pub(crate) fn ignored_and_caught(&self) -> (u64, u64) {
+        let of = |holds: fn(u64) -> bool| {
+            let set = (1..=64).filter(|&signal| holds(self.of(signal).handler));
+            set.fold(0, |set, signal| set | bit(signal))
+        };
+        (of(|handler| handler == SIG_IGN), of(|handler| handler > SIG_IGN))
+    }
+
     /// Returns whether a signal would do nothing.
     pub(crate) fn ignores(&self, signal: u8) -> bool {
         let handler = self.of(signal).handler;

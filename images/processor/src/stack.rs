@@ -53,6 +53,8 @@ pub struct Facts<'a> {
     pub entry: u64,
     /// The address of the program that loads it; 0 for none.
     pub base: u64,
+    /// The address of the vDSO; 0 for none.
+    pub vdso: u64,
     /// The least size of a signal stack.
     pub min_signal_stack: u64,
     /// Sixteen bytes no one can guess.
@@ -105,6 +107,7 @@ pub fn build(top: u64, facts: &Facts<'_>) -> Result<Stack> {
     words.extend(env.iter().map(|at| base + at));
     words.push(0);
     let pairs = [
+        (aux::AT_SYSINFO_EHDR, facts.vdso),
         (aux::AT_HWCAP, facts.hwcap),
         (aux::AT_PAGESZ, PAGE_SIZE),
         (aux::AT_CLKTCK, 100),
@@ -149,6 +152,7 @@ mod tests {
             headers: 9,
             entry: 0x40_1000,
             base: 0,
+            vdso: 0,
             min_signal_stack: 2048,
             random: *b"0123456789abcdef",
             identity: Identity::default(),
@@ -191,6 +195,7 @@ mod tests {
             headers: 0,
             entry: 0,
             base: 0,
+            vdso: 0,
             min_signal_stack: 0,
             random: [0; 16],
             identity: Identity::default(),

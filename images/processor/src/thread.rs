@@ -135,6 +135,11 @@ impl Shared {
         *self.actions.lock() = actions;
     }
 
+    /// Returns the signals that are ignored, and those with handlers.
+    pub(crate) fn ignored_and_caught(&self) -> (u64, u64) {
+        self.actions.lock().lock().ignored_and_caught()
+    }
+
     /// Returns whether a signal would do nothing.
     pub(crate) fn ignores(&self, signal: u8) -> bool {
         self.actions.lock().lock().ignores(signal)
@@ -323,10 +328,11 @@ impl<N: Node> Thread<N> {
                 Err(error) => Err(error),
             };
             match outcome {
-                Ok(()) => match self.new_core() {
-                    Some(core) => return self.move_to(core),
-                    None => {}
-                },
+                Ok(()) => {
+                    if let Some(core) = self.new_core() {
+                        return self.move_to(core);
+                    }
+                }
                 Err(Error::Ended(exit)) => {
                     self.process.end(exit);
                     break exit;

@@ -31,8 +31,9 @@ const KEPT: usize = 64;
 #[derive(Debug)]
 pub struct FilePages {
     /// Keeps the file open at S.
-    _open: Arc<OpenFile>,
+    open: Arc<OpenFile>,
     id: FileId,
+    inode: u64,
     /// The first address in the kernel's space, and the length: that of the file, in whole pages.
     start: u64,
     len: u64,
@@ -52,6 +53,16 @@ impl FilePages {
         (word >> (page % 64) & 1 != 0)
             .then(|| self.object.slot(page))
             .flatten()
+    }
+
+    /// Returns the path that the file was opened by.
+    pub(crate) fn path(&self) -> &[u8] {
+        &self.open.path
+    }
+
+    /// Returns the file's inode on S.
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
     }
 
     /// Returns how many pages the file has.
@@ -145,8 +156,9 @@ pub(crate) async fn pages_of<N: Node>(
     };
     let words = usize::try_from((len / PAGE_SIZE).div_ceil(64)).map_err(|_| errno::ENOMEM)?;
     let file = Arc::new(FilePages {
-        _open: open,
+        open,
         id,
+        inode,
         start,
         len,
         object,

@@ -47,7 +47,8 @@ impl<N: Node> Thread<N> {
         let id = match &file.kind {
             Kind::File(id) => *id,
             Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
-            Kind::Folder(_) | Kind::TmpFolder(_) => return Err(errno::EISDIR.into()),
+            Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_) => return Err(errno::EISDIR.into()),
+            Kind::Text(text) => return self.read_text(file, text, addr, count, offset).await,
             Kind::Output(_) => return Err(errno::EBADF.into()),
             Kind::Device(device) => return self.read_device(*device, addr, count).await,
             Kind::Object(_) if offset.is_some() => return Err(errno::ESPIPE.into()),
@@ -114,7 +115,9 @@ impl<N: Node> Thread<N> {
         }
         let stream = match &file.kind {
             Kind::Output(stream) => *stream,
+            Kind::Device(Device::Full) => return Err(errno::ENOSPC.into()),
             Kind::Device(_) => return Ok(count),
+            Kind::Text(text) => return self.write_text(text, addr, count).await,
             Kind::Tmp(tmp) => return self.write_tmp(file, tmp, addr, count, offset).await,
             _ if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Object(object) => return self.write_object(file, object, addr, count).await,
@@ -234,7 +237,12 @@ impl<N: Node> Thread<N> {
         let file = self.file(fd)?;
         if !matches!(
             file.kind,
-            Kind::File(_) | Kind::Folder(_) | Kind::Tmp(_) | Kind::TmpFolder(_)
+            Kind::File(_)
+                | Kind::Folder(_)
+                | Kind::Tmp(_)
+                | Kind::TmpFolder(_)
+                | Kind::Text(_)
+                | Kind::Listing(_)
         ) {
             return Err(errno::ESPIPE.into());
         }
@@ -352,6 +360,7 @@ impl<N: Node> Thread<N> {
         let id = match &file.kind {
             Kind::Folder(id) => *id,
             Kind::TmpFolder(inode) => return self.list_tmp(&file, *inode, addr, count).await,
+            Kind::Listing(names) => return self.list_pseudo(&file, names, addr, count).await,
             _ => return Err(errno::ENOTDIR.into()),
         };
         let room = usize::try_from(count).unwrap_or(usize::MAX);

@@ -11,8 +11,24 @@ pub(super) const STAT_SIZE: usize = 144;
 pub(super) const STATX_SIZE: usize = 256;
 /// `STATX_BASIC_STATS`.
 const STATX_BASIC: u32 = 0x7ff;
-/// The number of the one device: S's disk.
-const DEVICE: u64 = 0xfe00;
+/// Returns the number of the file system that an inode is of: S's disk, this node's own files, or files
+/// without data.
+fn device_of(inode: u64) -> u64 {
+    match inode {
+        crate::pseudo::FIRST_INODE.. => 0x18,
+        crate::tmpfs::FIRST_INODE.. => 0x17,
+        _ => 0xfe00,
+    }
+}
+
+/// Returns the major and the minor part of a device's number.
+fn device_parts(device: u64) -> [u32; 2] {
+    let word = |value: u64| u32::try_from(value & 0xffff_ffff).unwrap_or(0);
+    [
+        word(device >> 8 & 0xfff),
+        word(device & 0xff | device >> 12 & 0xfff_ff00),
+    ]
+}
 
 /// Bytes laid out field by field, little-endian.
 #[derive(Default)]
@@ -49,7 +65,7 @@ impl Bytes {
 /// `struct stat`.
 pub(super) fn stat(s: &Stat) -> Vec<u8> {
     let mut bytes = Bytes::default()
-        .u64(DEVICE)
+        .u64(device_of(s.inode))
         .u64(s.inode)
         .u64(u64::from(s.links))
         .u32(s.mode)
@@ -86,6 +102,12 @@ pub(super) fn statx(s: &Stat) -> Vec<u8> {
     // Times: access, birth (unknown), change, modification.
     for time in [s.accessed, birth, s.changed, s.modified] {
         bytes = bytes.u64(time.seconds.cast_unsigned()).u32(time.nanos).u32(0);
+    }
+    for part in device_parts(s.device)
+        .into_iter()
+        .chain(device_parts(device_of(s.inode)))
+    {
+        bytes = bytes.u32(part);
     }
     bytes.done(STATX_SIZE)
 }

@@ -63,10 +63,11 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_sysinfo(&self, [into, ..]: Args) -> Result<u64> {
-        let cache = self.node.cache().geometry().usable_bytes();
+        let (total, free) = self.memory_of_all().await?;
+        let (_, threads) = self.node.kernel().count_threads();
         let mut bytes = Bytes::default().u64(self.now().nanos / 1_000_000_000);
-        // Loads; then memory: the cache's size stands for all, as nobody here knows M's.
-        for word in [0, 0, 0, cache, cache, 0, 0, 0, 0, 1, 0, 0] {
+        // Loads, memory, the number of threads; sizes are in bytes.
+        for word in [0, 0, 0, total, free, 0, 0, 0, 0, threads as u64, 0, 0] {
             bytes = bytes.u64(word);
         }
         self.memory.write(into, &bytes.u32(1).done(SYSINFO_SIZE)).await?;

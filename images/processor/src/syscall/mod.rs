@@ -11,6 +11,7 @@ mod now;
 mod path;
 mod poll;
 mod process;
+mod pseudo;
 mod resolve;
 mod signal;
 mod time;

@@ -15,6 +15,7 @@ use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::platform::Files;
 use crate::process::Node;
+use crate::pseudo::{Entry, OpenText, Sink, Walked};
 use crate::thread::Thread;
 use crate::tmpfs::{Found, Make};
 
@@ -109,7 +110,7 @@ impl<N: Node> Thread<N> {
             self.cwd()
         } else {
             let file = self.file(dir)?;
-            if !matches!(file.kind, Kind::Folder(_) | Kind::TmpFolder(_)) {
+            if !file.is_folder() {
                 return Err(errno::ENOTDIR.into());
             }
             file.path.clone()
@@ -126,13 +127,9 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64, mode: u64) -> Result<u64> {
         let path = self.path(dir, addr).await?;
-        let kind = if let Some(device) = Device::named(&path) {
-            Kind::Device(device)
-        } else {
-            match self.node.kernel().tmpfs().find(&path, flags & O_NOFOLLOW == 0)? {
-                Found::Storage(path) => self.open_storage(&path, flags).await?,
-                found => self.open_tmp(found, flags, mode).await?,
-            }
+        let (kind, path) = match self.pseudo(&path, flags & O_NOFOLLOW == 0)? {
+            Walked::Entry(entry, path) => (self.open_pseudo(entry, &path, flags).await?, path),
+            Walked::Elsewhere(path) => (self.open_elsewhere(&path, flags, mode).await?, path),
         };
         // What F_GETFL gives: not the flags that only mattered for opening.
         let status = u32::try_from(flags & 0o3 | flags & 0o6_000 | 0o100_000).unwrap_or(0);
@@ -140,6 +137,41 @@ impl<N: Node> Thread<N> {
         let path = tidy(&path).unwrap_or(path);
         let file = Arc::new(OpenFile::new(kind, path, status, closing));
         self.table().add(file, 0, flags & O_CLOEXEC != 0)
+    }
+
+    /// Opens what S or this node's own file systems have under a path.
+    async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
+        match self.node.kernel().tmpfs().find(path, flags & O_NOFOLLOW == 0)? {
+            Found::Storage(path) => self.open_storage(&path, flags).await,
+            found => self.open_tmp(found, flags, mode).await,
+        }
+    }
+
+    /// Opens a file of `/proc`, `/sys` or `/dev`.
+    async fn open_pseudo(&self, entry: Entry<N>, path: &[u8], flags: u64) -> Result<Kind> {
+        if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL {
+            return Err(errno::EEXIST.into());
+        }
+        let folder = matches!(entry, Entry::Folder(_));
+        if flags & O_DIRECTORY != 0 && !folder {
+            return Err(errno::ENOTDIR.into());
+        }
+        let stat = self.pseudo_status(&entry, path);
+        match entry {
+            Entry::Folder(_) if flags & (O_ACCMODE | O_CREAT) != 0 => Err(errno::EISDIR.into()),
+            Entry::Folder(names) => Ok(Kind::Listing(Arc::new(names))),
+            Entry::Link(_) => Err(errno::ELOOP.into()),
+            Entry::Device(device) => Ok(Kind::Device(device)),
+            Entry::Open(file) => Ok(file.kind.clone()),
+            Entry::Text(text) => {
+                let sink = text.sink();
+                if flags & O_ACCMODE != 0 && sink == Sink::Nothing {
+                    return Err(errno::EACCES.into());
+                }
+                let bytes = self.pseudo_text(&text).await?;
+                Ok(Kind::Text(Arc::new(OpenText { bytes, sink, stat })))
+            }
+        }
     }
 
     async fn open_storage(&self, path: &[u8], flags: u64) -> Result<Kind> {
@@ -208,6 +240,8 @@ impl<N: Node> Thread<N> {
             Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
             Kind::Tmp(tmp) => Ok(self.node.kernel().tmpfs().stat_file(tmp)),
             Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),
+            Kind::Text(text) => Ok(text.stat),
+            Kind::Listing(names) => Ok(self.pseudo_status(&Entry::Folder((**names).clone()), &file.path)),
             Kind::Object(object) => Ok(Stat {
                 mode: object.mode(),
                 ..stream_status()
@@ -229,9 +263,11 @@ impl<N: Node> Thread<N> {
     }
 
     async fn status_of_path(&self, path: &[u8], follow: bool) -> Result<Stat> {
-        if let Some(device) = Device::named(path) {
-            return Ok(device_status(device));
-        }
+        let path = &match self.pseudo(path, follow)? {
+            Walked::Entry(Entry::Open(file), _) if follow => return self.status_of(&file).await,
+            Walked::Entry(entry, path) => return Ok(self.pseudo_status(&entry, &path)),
+            Walked::Elsewhere(path) => path,
+        };
         let tmpfs = self.node.kernel().tmpfs();
         match tmpfs.find(path, follow)? {
             Found::Storage(path) => self.node.files().stat(&path, follow).await,
@@ -289,11 +325,18 @@ impl<N: Node> Thread<N> {
         };
         let path = self.path(dir, addr).await?;
         let mut target = vec![0; PATH_MAX];
-        let got = if path == b"/proc/self/exe" {
-            target.clone_from(&self.exec_path.lock());
-            target.len()
-        } else {
-            match self.node.kernel().tmpfs().find(&path, false)? {
+        let path = match self.pseudo(&path, false)? {
+            Walked::Elsewhere(path) => Ok(path),
+            Walked::Entry(Entry::Link(to), _) => Err(to),
+            Walked::Entry(Entry::Open(file), _) => Err(self.name_of(&file)),
+            Walked::Entry(..) => return Err(errno::EINVAL.into()),
+        };
+        let got = match path {
+            Err(to) => {
+                target = to;
+                target.len()
+            }
+            Ok(path) => match self.node.kernel().tmpfs().find(&path, false)? {
                 Found::Storage(path) => {
                     let files = self.node.files();
                     files.readlink(&path, &mut target).await?.min(PATH_MAX)
@@ -303,11 +346,29 @@ impl<N: Node> Thread<N> {
                     target.len()
                 }
                 Found::Missing(..) => return Err(errno::ENOENT.into()),
-            }
+            },
         };
         let got = got.min(len);
         self.memory.write(into, &target[..got]).await?;
         Ok(got as u64)
+    }
+
+    /// Returns what `/proc/self/fd` calls a file without a path of its own.
+    fn name_of(&self, file: &OpenFile) -> Vec<u8> {
+        match &file.kind {
+            Kind::Object(object) => {
+                let kind: &[u8] = match object.mode() & TYPE_MASK {
+                    0o010_000 => b"pipe",
+                    0o140_000 => b"socket",
+                    _ => return b"anon_inode:[object]".to_vec(),
+                };
+                let number = Arc::as_ptr(object).cast::<u8>() as usize & 0xffff_ffff;
+                [kind, b":[", alloc::format!("{number}").as_bytes(), b"]"].concat()
+            }
+            Kind::Stdin => b"pipe:[0]".to_vec(),
+            Kind::Output(stream) => alloc::format!("pipe:[{}]", *stream as u8 + 1).into_bytes(),
+            _ => file.path.clone(),
+        }
     }
 
     pub(super) async fn sys_getcwd(&self, [into, len, ..]: Args) -> Result<u64> {
@@ -332,7 +393,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_fchdir(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
-        if !matches!(file.kind, Kind::Folder(_) | Kind::TmpFolder(_)) {
+        if !file.is_folder() {
             return Err(errno::ENOTDIR.into());
         }
         let path = self.real_path(&file.path).await?;

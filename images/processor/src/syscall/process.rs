@@ -20,6 +20,7 @@ use crate::load::{self, Command, Refusal};
 use crate::mm::Space;
 use crate::platform::Cpu;
 use crate::process::{Node, Process};
+use crate::pseudo::Walked;
 use crate::signals::{Actions, SIGCHLD};
 use crate::stack::MAX_STRINGS;
 use crate::thread::{Fs, Release, Shared, Thread};
@@ -108,6 +109,7 @@ impl<N: Node> Thread<N> {
         let memory = Arc::new(image.memory);
         *process.memory.lock() = Some(memory.clone());
         *process.exec_path.lock() = image.path;
+        *process.arguments.lock() = command.strings();
         process.threads.lock().insert(FIRST, shared.clone());
         {
             let mut tree = node.kernel().tree.lock();
@@ -349,6 +351,10 @@ impl<N: Node> Thread<N> {
             .exec_path
             .lock()
             .clone_from(&self.process.exec_path.lock());
+        process
+            .arguments
+            .lock()
+            .clone_from(&self.process.arguments.lock());
         process.limits.lock().clone_from(&self.process.limits.lock());
         process.threads.lock().insert(id, shared.clone());
         let relations = Relations {
@@ -378,7 +384,10 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_execve(&mut self, dir: u64, path: u64, args: u64, env: u64) -> Result<Outcome> {
         let mut room = MAX_STRINGS;
-        let path = self.path(dir, path).await?;
+        let path = match self.pseudo(&self.path(dir, path).await?, true)? {
+            Walked::Elsewhere(path) => path,
+            Walked::Entry(..) => return Err(errno::EACCES.into()),
+        };
         let command = Command {
             path,
             args: self.strings(args, &mut room).await?,
@@ -392,6 +401,7 @@ impl<N: Node> Thread<N> {
             image.memory.end().await?;
             return Err(error);
         }
+        *self.process.arguments.lock() = command.strings();
         self.become_program(image).await?;
         // A script's thread is named after the script.
         self.name_after(&command.path);

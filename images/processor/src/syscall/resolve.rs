@@ -8,6 +8,7 @@ use messages::storage::PATH_MAX;
 use crate::error::{Error, Result, errno};
 use crate::platform::Files;
 use crate::process::Node;
+use crate::pseudo::Walked;
 use crate::thread::Thread;
 use crate::tmpfs::Found;
 
@@ -35,6 +36,10 @@ impl<N: Node> Thread<N> {
     pub(super) async fn real_path(&self, path: &[u8]) -> Result<Vec<u8>> {
         let parts =
             |path: &[u8]| -> Vec<Vec<u8>> { path.rsplit(|&b| b == b'/').map(<[u8]>::to_vec).collect() };
+        let path = &match self.pseudo(path, true)? {
+            Walked::Entry(_, path) => return Ok(path),
+            Walked::Elsewhere(path) => path,
+        };
         // What is this node's own has been looked for, and its links are not S's to follow.
         if let Ok(Found::Here(_)) = self.node.kernel().tmpfs().find(path, true)
             && let Some(tidied) = tidy(path)

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hal::Instant;
-use messages::memory::{Chunks as Lent, MAX_CHUNKS};
+use messages::memory::{CapacityReply, Chunks as Lent, MAX_CHUNKS};
 use messages::storage::{Entry, FileId, FileTime, OpenFlags, Opened, Stat};
 use messages::{CHUNK_SIZE, Errno, Wire, Writer};
 use pcache::{
@@ -178,6 +178,12 @@ pub(crate) struct FakeMemory {
 }
 
 impl Memory for FakeMemory {
+    async fn capacity(&self) -> Result<CapacityReply> {
+        let total = self.total.get();
+        let lent = u32::try_from(self.lent.borrow().len()).unwrap();
+        let free = total.saturating_sub(lent.max(self.promised.get()));
+        Ok(CapacityReply { total, free })
+    }
     async fn reserve(&self, chunks: u32) -> Result<()> {
         self.calls.set(self.calls.get() + 1);
         if chunks > self.total.get() {
@@ -330,6 +336,16 @@ pub(crate) struct FakePlatform {
 }
 
 impl Platform for FakePlatform {
+    fn vdso(&self) -> crate::vdso::VdsoParts {
+        crate::vdso::VdsoParts {
+            code: &[0xc3],
+            functions: vec![("time", 0)],
+            data: vec![7],
+        }
+    }
+    fn cpu(&self) -> crate::CpuFacts {
+        crate::CpuFacts::default()
+    }
     fn now(&self) -> Instant {
         self.clock.set(self.clock.get() + 10);
         Instant::from_nanos(self.clock.get())

@@ -1,6 +1,7 @@
 //! What P is made of on the machine: hardware for the cache, calls for M and S, consoles for the program.
 
 mod carrier;
+mod cpu;
 mod hardware;
 mod stdio;
 mod thread;

@@ -9,8 +9,9 @@ use hal::Instant;
 use libos::CommandLine;
 use libos::virtio::{self, Reader, Writer};
 use node::Error;
+use processor::vdso::{self, VdsoParts};
 use processor::wait::{Gate, Pass};
-use processor::{Input, Platform, Stream};
+use processor::{CpuFacts, Input, Platform, Stream};
 use spin::Mutex;
 
 /// Clock, RNG and the two consoles: the first is stdout and stdin, the second stderr.
@@ -99,6 +100,20 @@ impl<T> Drop for InUse<'_, T> {
 }
 
 impl Platform for Machine {
+    fn vdso(&self) -> VdsoParts {
+        const { assert!(vdso::CODE == libos::vdso::CODE_OFFSET) };
+        let words = libos::vdso::data(self.epoch);
+        VdsoParts {
+            code: libos::vdso::code(),
+            functions: libos::vdso::functions().to_vec(),
+            data: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        }
+    }
+
+    fn cpu(&self) -> CpuFacts {
+        super::cpu::facts()
+    }
+
     fn now(&self) -> Instant {
         libos::now()
     }
