@@ -14,7 +14,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Exit, power_off};
 use crate::layout::direct;
 use crate::memory_map::{ENTRY_LEN, MemoryMap, START_INFO_LEN, StartInfo};
-use crate::{apic, console, core_local, executor, frames, paging, pci, smp, time, user};
+use crate::{apic, console, core_local, executor, frames, paging, pci, smp, time, user, vdso};
 
 /// What the boot page tables map: the first GiB.
 pub(crate) const BOOT_MAPPED: u64 = 1 << 30;
@@ -103,6 +103,7 @@ extern "C" fn start(start_info: u32) -> ! {
     let core = core_local::prepare(0, apic::id());
     user::init_core();
     core_local::adopt(core);
+    vdso::init_core();
     set_up_command_line(&line, info.rsdp);
     // The boot stack has no guard below it and is left for good.
     // SAFETY: a fresh stack; nothing on the old one is used again.

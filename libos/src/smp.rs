@@ -9,7 +9,7 @@ use hal::{Duration, PhysAddr};
 use crate::core_local::{self, MAX_CORES};
 use crate::layout::direct;
 use crate::paging::{self, new_stack};
-use crate::{apic, executor, time, user};
+use crate::{apic, executor, time, user, vdso};
 
 /// Where a new core begins, below 1 MiB.
 pub(crate) const TRAMPOLINE: u64 = 0x8000;
@@ -83,5 +83,6 @@ pub(crate) extern "C" fn ap_start() -> ! {
     apic::init();
     user::init_core();
     core_local::adopt(core);
+    vdso::init_core();
     executor::run()
 }

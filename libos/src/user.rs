@@ -18,7 +18,7 @@ use crate::fpu::{self, Area};
 use crate::page_entry::USER_END;
 use crate::segments::{KERNEL_CODE, USER_DATA};
 use crate::traps::{FIRST_INTERRUPT, enter_user, syscall_entry};
-use crate::{Error, apic, interrupts, paging, time, timer, vdso};
+use crate::{Error, apic, interrupts, paging, time, timer};
 
 /// What `trap.s` leaves as the vector of a system call.
 pub(crate) const SYSCALL_VECTOR: u64 = 256;
@@ -396,7 +396,6 @@ fn user_address(address: u64) -> Result<u64, Error> {
 /// Makes this core ready to run programs.
 pub(crate) fn init_core() {
     fpu::init();
-    vdso::init_core();
     // SAFETY: the selectors are those of `segments`; SYSRET adds 8 and 16 to its own.
     unsafe { Star::write_raw(USER_DATA - 8, KERNEL_CODE) };
     LStar::write(VirtAddr::new(syscall_entry as *const () as u64));

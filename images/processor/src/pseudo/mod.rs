@@ -172,6 +172,8 @@ impl<N: Node> Thread<N> {
     /// ENOENT, ENOTDIR, ELOOP as Linux has them.
     pub(crate) fn pseudo(&self, path: &[u8], follow: bool) -> Result<Walked<N>> {
         let mut path = path.to_vec();
+        // The name of a folder's own entry is never that of a link.
+        let follow = follow || path.ends_with(b"/.") || path.ends_with(b"/..");
         for _ in 0..MAX_LINKS {
             let walked = parts(&path);
             let step = match walked.split_first() {

@@ -153,6 +153,7 @@ fn open_files_are_reached_by_their_numbers() {
     assert!(run.open(&format!("/proc/self/fd/{reader}")).is_ok());
     assert_eq!(errno_of(run.open("/proc/self/fd/77")), Some(errno::ENOENT));
     assert_eq!(run.kind_of("/proc/self/exe", nr::__NR_lstat), Some(0o12));
+    assert_eq!(run.kind_of("/proc/self/fd/..", nr::__NR_lstat), Some(0o4));
     assert_eq!(
         run.kind_of("/proc/self/exe", nr::__NR_stat),
         Some(0o10),
