@@ -39,6 +39,7 @@ impl Args {
             ("stress", build(&debian, "stress", "-O1")?),
             ("memory", build(&debian, "memory", "-O1")?),
             ("threads", build(&debian, "threads", "-O1")?),
+            ("calls", build(&debian, "calls", "-O1")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {

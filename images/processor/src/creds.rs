@@ -22,6 +22,7 @@ const CAP_SETGID: u32 = 6;
 const CAP_SETUID: u32 = 7;
 pub(crate) const CAP_SETPCAP: u32 = 8;
 pub(crate) const CAP_SYS_ADMIN: u32 = 21;
+pub(crate) const CAP_SYS_NICE: u32 = 23;
 pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
 
 /// Rights of access(2).

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use messages::storage::FileId;
+use messages::storage::{FileId, Stat};
 use spin::Mutex;
 
 use crate::ahead::Ahead;
@@ -23,6 +23,8 @@ const DEFAULT_LIMIT: usize = 1024;
 /// `O_NONBLOCK`, `O_APPEND` and `O_DIRECT`: the flags that `F_SETFL` changes.
 pub(crate) const CHANGEABLE: u32 = 0o4_000 | 0o2_000 | 0o40_000;
 pub(crate) const O_NONBLOCK: u32 = 0o4_000;
+/// `O_PATH`: the file stands for its place only.
+pub(crate) const O_PATH: u32 = 0o10_000_000;
 
 /// What an open file is.
 #[derive(Clone, Debug)]
@@ -43,6 +45,8 @@ pub(crate) enum Kind {
     TmpFolder(u64),
     /// A file whose text was made when it was opened.
     Text(Arc<OpenText>),
+    /// A symbolic link, opened as itself.
+    Link(Arc<Stat>),
     /// A folder of a file system without data, by its names.
     Listing(Arc<Vec<Name>>),
     /// Something of this node's own that is read and written like a stream.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::ops::Deref;
 use core::pin::pin;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::task::{Poll, Waker};
 
 use pcache::Access;
@@ -58,6 +58,9 @@ pub(crate) struct Shared {
     in_user: AtomicBool,
     pub(crate) time: ThreadTime,
     creds: Mutex<Arc<Creds>>,
+    nice: AtomicI32,
+    /// The scheduling policy and its static priority, which are only told.
+    policy: Mutex<(u32, u32)>,
     /// The name that `prctl` sets, and `/proc` shows.
     pub(crate) name: Mutex<Vec<u8>>,
     /// Wakes the thread out of a wait that a signal may end.
@@ -74,6 +77,8 @@ impl Shared {
     ) -> Self {
         Self {
             creds: Mutex::new(creds),
+            nice: AtomicI32::new(0),
+            policy: Mutex::default(),
             name: Mutex::default(),
             tid: AtomicU32::new(tid),
             core: AtomicUsize::new(core),
@@ -107,6 +112,24 @@ impl Shared {
     /// Changes the thread's identity.
     pub(crate) fn change_creds<T>(&self, change: impl FnOnce(&mut Creds) -> T) -> T {
         change(Arc::make_mut(&mut self.creds.lock()))
+    }
+
+    /// Returns the niceness.
+    pub(crate) fn nice(&self) -> i32 {
+        self.nice.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_nice(&self, nice: i32) {
+        self.nice.store(nice, Ordering::Relaxed);
+    }
+
+    /// Returns the scheduling policy and its static priority.
+    pub(crate) fn policy(&self) -> (u32, u32) {
+        *self.policy.lock()
+    }
+
+    pub(crate) fn set_policy(&self, policy: u32, priority: u32) {
+        *self.policy.lock() = (policy, priority);
     }
 
     /// Returns the core that the thread runs on.

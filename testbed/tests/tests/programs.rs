@@ -135,6 +135,18 @@ fn threads_processes_and_signals_do_what_linux_does() {
     }
 }
 
+/// Edges of small calls, each as Linux has it.
+#[test]
+fn calls_do_what_linux_does() {
+    let here = native(program("calls"), &[], b"");
+    let there = Run::new(&["--pcache", "4M"])
+        .add(program("calls"), "/bin/calls")
+        .run(&["/bin/calls"]);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
+    assert_eq!((there.code, here.code), (Some(0), Some(0)));
+}
+
 /// Debian's own dynamic programs, several processes at once, and files that they make in `/tmp`.
 #[test]
 fn a_debian_root_runs_its_own_tools() {

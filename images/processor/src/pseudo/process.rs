@@ -288,13 +288,20 @@ impl<N: Node> Thread<N> {
         } = related;
         let time = ticks(process.cpu_time.total().as_nanos());
         let children = ticks(process.cpu_time.of_children().as_nanos());
-        let threads = process.threads.lock().len();
+        let (threads, nice) = {
+            let threads = process.threads.lock();
+            (
+                threads.len(),
+                threads.values().next().map_or(0, |thread| thread.nice()),
+            )
+        };
+        let priority = 20 + nice;
         let start = process.started().nanos / TICK_NANOS;
         let pages = resident / PAGE_SIZE;
         let mut line = format!("{tid} (").into_bytes();
         line.extend_from_slice(comm);
         let rest = format!(
-            ") {state} {parent} {group} {session} 0 -1 4194304 {faults} 0 0 0 {time} 0 {children} 0 20 0 {threads} 0 \
+            ") {state} {parent} {group} {session} 0 -1 4194304 {faults} 0 0 0 {time} 0 {children} 0 {priority} {nice} {threads} 0 \
              {start} {size} {pages} 18446744073709551615 0 0 {STACK_TOP} 0 0 0 0 0 0 0 0 0 17 {core} 0 0 0 0 0 0 0 0 0 0 \
              0 0 0\n",
             core = 0,

@@ -8,6 +8,7 @@ use linux_raw_sys::general as nr;
 use linux_raw_sys::general::{
     F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ,
 };
+use messages::USER_END;
 use messages::storage::Entries;
 
 use super::layout::dirent;
@@ -36,6 +37,15 @@ fn so_far(done: u64, result: Result<u64>) -> Result<u64> {
     }
 }
 
+/// Returns EFAULT if a range is not in the half of the addresses that programs have, as Linux does before
+/// it looks at what is mapped.
+fn user_range(addr: u64, count: u64) -> Result<()> {
+    match addr.checked_add(count) {
+        Some(end) if end <= USER_END => Ok(()),
+        _ => Err(errno::EFAULT.into()),
+    }
+}
+
 fn piece_len(left: u64) -> usize {
     usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
 }
@@ -49,7 +59,7 @@ impl<N: Node> Thread<N> {
             Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
             Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_) => return Err(errno::EISDIR.into()),
             Kind::Text(text) => return self.read_text(file, text, addr, count, offset).await,
-            Kind::Output(_) => return Err(errno::EBADF.into()),
+            Kind::Output(_) | Kind::Link(_) => return Err(errno::EBADF.into()),
             Kind::Device(device) => return self.read_device(*device, addr, count).await,
             Kind::Object(_) if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Object(object) => return self.read_object(file, object, addr, count).await,
@@ -136,10 +146,12 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_read(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
+        user_range(addr, count)?;
         self.read_into(&*self.file(fd)?, addr, count, None).await
     }
 
     pub(super) async fn sys_write(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
+        user_range(addr, count)?;
         self.write_from(&*self.file(fd)?, addr, count, None).await
     }
 
@@ -235,6 +247,9 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_lseek(&self, [fd, offset, whence, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
+        if matches!(file.kind, Kind::Device(_)) {
+            return Ok(0);
+        }
         if !matches!(
             file.kind,
             Kind::File(_)
@@ -245,6 +260,9 @@ impl<N: Node> Thread<N> {
                 | Kind::Listing(_)
         ) {
             return Err(errno::ESPIPE.into());
+        }
+        if matches!(whence, 3 | 4) && !file.is_folder() {
+            return self.seek_data(&file, offset, whence == 4).await;
         }
         let base = match whence {
             0 => 0,
@@ -260,6 +278,17 @@ impl<N: Node> Thread<N> {
         Ok(at)
     }
 
+    /// Seeks data, or a hole: a file is taken for one piece of data, with a hole behind its end.
+    async fn seek_data(&self, file: &OpenFile, offset: u64, hole: bool) -> Result<u64> {
+        let size = self.status_of(file).await?.size;
+        if offset >= size {
+            return Err(errno::ENXIO.into());
+        }
+        let at = if hole { size } else { offset };
+        file.offset.store(at, Relaxed);
+        Ok(at)
+    }
+
     pub(super) fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.table().remove(fd)?;
         drop(file);
@@ -267,7 +296,7 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) fn sys_dup(&self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {
-        let file = self.file(old)?;
+        let file = self.place(old)?;
         if number == nr::__NR_dup {
             return self.table().add(file, 0, false);
         }
@@ -288,7 +317,7 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) fn sys_fcntl(&self, [fd, command, arg, ..]: Args) -> Result<u64> {
-        let file = self.file(fd)?;
+        let file = self.place(fd)?;
         match u32::try_from(command).map_err(|_| errno::EINVAL)? {
             command @ (F_DUPFD | F_DUPFD_CLOEXEC) => {
                 let from = usize::try_from(arg)

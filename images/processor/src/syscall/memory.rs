@@ -40,7 +40,7 @@ const MREMAP_MAYMOVE: u64 = 1;
 const MREMAP_FIXED: u64 = 2;
 
 /// Returns the whole pages of `addr..addr + len`.
-fn pages(addr: u64, len: u64) -> core::result::Result<Range<u64>, Errno> {
+pub(super) fn pages(addr: u64, len: u64) -> core::result::Result<Range<u64>, Errno> {
     if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(errno::EINVAL);
     }

@@ -80,7 +80,8 @@ impl<N: Node> Thread<N> {
         }
         let mut piece = [0; 256];
         let mut done = 0;
-        let len = len.min(i32::MAX as u64);
+        // A length beyond what is writable fills what there is.
+        let len = self.memory.reachable(into, len.min(i32::MAX as u64), true)?;
         while done < len {
             let want = usize::try_from(len - done).map_or(piece.len(), |left| left.min(piece.len()));
             self.node.platform().random(&mut piece[..want]);
@@ -93,7 +94,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns a thread by its number; 0 is the caller.
-    fn thread_named(&self, tid: u64) -> Result<Arc<Shared>> {
+    pub(super) fn thread_named(&self, tid: u64) -> Result<Arc<Shared>> {
         let tid = int(tid);
         if tid == 0 || tid == self.tid() {
             return Ok(self.shared.clone());

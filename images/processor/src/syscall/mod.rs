@@ -10,8 +10,10 @@ mod misc;
 mod now;
 mod path;
 mod poll;
+mod priority;
 mod process;
 mod pseudo;
+mod resident;
 mod resolve;
 mod signal;
 mod time;
@@ -24,7 +26,7 @@ use linux_raw_sys::general as nr;
 
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
-use crate::files::OpenFile;
+use crate::files::{O_PATH, OpenFile};
 use crate::platform::SystemCall;
 use crate::process::Node;
 use crate::thread::Thread;
@@ -57,8 +59,21 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    /// Returns the open file of a number.
+    /// Returns the open file of a number, for what reads, writes or changes it.
+    ///
+    /// # Errors
+    ///
+    /// EBADF if there is none, or one that `O_PATH` opened.
     pub(crate) fn file(&self, fd: u64) -> Result<Arc<OpenFile>> {
+        let file = self.place(fd)?;
+        if file.flags() & O_PATH != 0 {
+            return Err(errno::EBADF.into());
+        }
+        Ok(file)
+    }
+
+    /// Returns the open file of a number, for what asks where or what it is.
+    pub(crate) fn place(&self, fd: u64) -> Result<Arc<OpenFile>> {
         self.table().get(fd)
     }
 
@@ -244,26 +259,29 @@ impl<N: Node> Thread<N> {
             nr::__NR_times => self.sys_times(a).await,
             _ => match self.timer_call(number, a).await {
                 Some(done) => done,
-                None => match self.identity_call(number, a).await {
-                    Some(done) => done,
-                    None => self.quiet_call(number, a).await,
-                },
+                None => self.kept_call(number, a).await,
             },
+        }
+    }
+
+    /// Calls about what is kept of a thread or process.
+    async fn kept_call(&self, number: u32, a: Args) -> Result<u64> {
+        if let Some(done) = self.identity_call(number, a).await {
+            return done;
+        }
+        if let Some(done) = self.priority_call(number, a).await {
+            return done;
+        }
+        match self.resident_call(number, a).await {
+            Some(done) => done,
+            None => self.quiet_call(number, a).await,
         }
     }
 
     /// Calls that change nothing here, and what they say.
     async fn quiet_call(&self, number: u32, a: Args) -> Result<u64> {
         match number {
-            // Every page may be elsewhere, and comes back by itself.
-            nr::__NR_mlock | nr::__NR_munlock | nr::__NR_mlockall | nr::__NR_munlockall => Ok(0),
-            nr::__NR_msync | nr::__NR_fadvise64 | nr::__NR_readahead | nr::__NR_syncfs => Ok(0),
-            nr::__NR_setpriority | nr::__NR_ioprio_set | nr::__NR_sched_setscheduler => Ok(0),
-            // As for a nice value of 0: 20 less that.
-            nr::__NR_getpriority => Ok(20),
-            nr::__NR_sched_getscheduler | nr::__NR_sched_get_priority_min => Ok(0),
-            nr::__NR_sched_get_priority_max => Ok(if matches!(a[0], 1 | 2) { 99 } else { 0 }),
-            nr::__NR_sched_getparam => self.memory.write(a[1], &[0; 4]).await.map(|()| 0),
+            nr::__NR_fadvise64 | nr::__NR_readahead | nr::__NR_syncfs => Ok(0),
             nr::__NR_personality => Ok(0),
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,

@@ -12,7 +12,7 @@ use super::{Args, int};
 use crate::creds::{READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
-use crate::files::{Kind, OpenFile};
+use crate::files::{Kind, O_PATH, OpenFile};
 use crate::platform::Files;
 use crate::process::Node;
 use crate::pseudo::{Entry, OpenText, Sink, Walked};
@@ -109,7 +109,7 @@ impl<N: Node> Thread<N> {
         let mut whole = if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
             self.cwd()
         } else {
-            let file = self.file(dir)?;
+            let file = self.place(dir)?;
             if !file.is_folder() {
                 return Err(errno::ENOTDIR.into());
             }
@@ -127,6 +127,9 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64, mode: u64) -> Result<u64> {
         let path = self.path(dir, addr).await?;
+        if flags & u64::from(O_PATH) != 0 {
+            return self.open_place(path, flags).await;
+        }
         let (kind, path) = match self.pseudo(&path, flags & O_NOFOLLOW == 0)? {
             Walked::Entry(entry, path) => (self.open_pseudo(entry, &path, flags).await?, path),
             Walked::Elsewhere(path) => (self.open_elsewhere(&path, flags, mode).await?, path),
@@ -136,6 +139,28 @@ impl<N: Node> Thread<N> {
         let closing = Some(self.node.kernel().closing.clone());
         let path = tidy(&path).unwrap_or(path);
         let file = Arc::new(OpenFile::new(kind, path, status, closing));
+        self.table().add(file, 0, flags & O_CLOEXEC != 0)
+    }
+
+    /// Opens a path for its place only (`O_PATH`): other flags do not matter, nor do rights.
+    async fn open_place(&self, path: Vec<u8>, flags: u64) -> Result<u64> {
+        const LINK: u32 = 0o120_000;
+        let flags = flags & (O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        let stat = self.status_of_path(&path, flags & O_NOFOLLOW == 0).await?;
+        let kind = if stat.mode & TYPE_MASK == LINK {
+            if flags & O_DIRECTORY != 0 {
+                return Err(errno::ENOTDIR.into());
+            }
+            Kind::Link(Arc::new(stat))
+        } else {
+            match self.pseudo(&path, true)? {
+                Walked::Entry(entry, path) => self.open_pseudo(entry, &path, flags).await?,
+                Walked::Elsewhere(path) => self.open_elsewhere(&path, flags, 0).await?,
+            }
+        };
+        let closing = Some(self.node.kernel().closing.clone());
+        let path = tidy(&path).unwrap_or(path);
+        let file = Arc::new(OpenFile::new(kind, path, O_PATH, closing));
         self.table().add(file, 0, flags & O_CLOEXEC != 0)
     }
 
@@ -240,6 +265,7 @@ impl<N: Node> Thread<N> {
             Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
             Kind::Tmp(tmp) => Ok(self.node.kernel().tmpfs().stat_file(tmp)),
             Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),
+            Kind::Link(stat) => Ok(**stat),
             Kind::Text(text) => Ok(text.stat),
             Kind::Listing(names) => Ok(self.pseudo_status(&Entry::Folder((**names).clone()), &file.path)),
             Kind::Object(object) => Ok(Stat {
@@ -250,12 +276,17 @@ impl<N: Node> Thread<N> {
     }
 
     async fn status_at(&self, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
+        /// `AT_NO_AUTOMOUNT`, `AT_SYMLINK_FOLLOW` and the ways to ask a server, which statx(2) has.
+        const ALSO: u64 = 0x800 | 0x400 | 0x6000;
+        if flags & !(EMPTY_PATH | NOFOLLOW | ALSO) != 0 {
+            return Err(errno::EINVAL.into());
+        }
         if flags & EMPTY_PATH != 0 && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty())
         {
             return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
                 self.status_of_path(&self.cwd(), true).await
             } else {
-                self.status_of(&*self.file(dir)?).await
+                self.status_of(&*self.place(dir)?).await
             };
         }
         let path = self.path(dir, addr).await?;
@@ -283,7 +314,7 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_fstat(&self, [fd, into, ..]: Args) -> Result<u64> {
-        let status = self.status_of(&*self.file(fd)?).await?;
+        let status = self.status_of(&*self.place(fd)?).await?;
         self.memory.write(into, &layout::stat(&status)).await?;
         Ok(0)
     }
@@ -392,7 +423,7 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_fchdir(&self, [fd, ..]: Args) -> Result<u64> {
-        let file = self.file(fd)?;
+        let file = self.place(fd)?;
         if !file.is_folder() {
             return Err(errno::ENOTDIR.into());
         }

@@ -329,6 +329,9 @@ impl<N: Node> Thread<N> {
         let shared = Arc::new(Shared::new(id, core, self.shared.mask(), actions, self.creds()));
         shared.name.lock().clone_from(&self.shared.name.lock());
         shared.set_affinity(self.shared.affinity());
+        shared.set_nice(self.shared.nice());
+        let (policy, priority) = self.shared.policy();
+        shared.set_policy(policy, priority);
         if clone.flags & CLONE_THREAD != 0 {
             let mut threads = self.process.threads.lock();
             if self.process.must_end(self.tid()) {

@@ -237,6 +237,9 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_unlinkat(&self, dir: u64, addr: u64, flags: u64) -> Result<u64> {
+        if flags & !AT_REMOVEDIR != 0 {
+            return Err(errno::EINVAL.into());
+        }
         let (path, found) = self.locate(dir, addr, false).await?;
         match found {
             Found::Storage(_) => self.refuse_change(&path, super::path::Change::Remove).await,
