@@ -46,6 +46,25 @@ fn user_range(addr: u64, count: u64) -> Result<()> {
     }
 }
 
+/// Checks `RWF_*`: hints and what every write does here anyway, but neither appending nor "do not wait".
+fn check_flags(flags: u64) -> Result<()> {
+    const HIPRI: u64 = 1;
+    const DSYNC: u64 = 2;
+    const SYNC: u64 = 4;
+    if flags & !(HIPRI | DSYNC | SYNC) == 0 {
+        Ok(())
+    } else {
+        Err(errno::EOPNOTSUPP.into())
+    }
+}
+
+fn check_offset(offset: u64, flags: u64) -> Result<()> {
+    if offset.cast_signed() < 0 {
+        return Err(errno::EINVAL.into());
+    }
+    check_flags(flags)
+}
+
 fn piece_len(left: u64) -> usize {
     usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
 }
@@ -210,6 +229,54 @@ impl<N: Node> Thread<N> {
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
             done = so_far(done, self.write_from(&file, base, len, None).await)?;
+            if done - before < len {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Reads pieces at an offset; -1 is where the file stands, in the newer call.
+    pub(super) async fn sys_preadv(
+        &self,
+        number: u32,
+        [fd, addr, count, offset, _, flags]: Args,
+    ) -> Result<u64> {
+        let newer = number == nr::__NR_preadv2;
+        if newer && offset == u64::MAX {
+            check_flags(flags)?;
+            return self.sys_readv([fd, addr, count, 0, 0, 0]).await;
+        }
+        check_offset(offset, if newer { flags } else { 0 })?;
+        let file = self.file(fd)?;
+        let mut done = 0;
+        for (base, len) in self.pieces(addr, count).await? {
+            let before = done;
+            done = so_far(done, self.read_into(&file, base, len, Some(offset + done)).await)?;
+            if done - before < len {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes pieces at an offset; -1 is where the file stands, in the newer call.
+    pub(super) async fn sys_pwritev(
+        &self,
+        number: u32,
+        [fd, addr, count, offset, _, flags]: Args,
+    ) -> Result<u64> {
+        let newer = number == nr::__NR_pwritev2;
+        if newer && offset == u64::MAX {
+            check_flags(flags)?;
+            return self.sys_writev([fd, addr, count, 0, 0, 0]).await;
+        }
+        check_offset(offset, if newer { flags } else { 0 })?;
+        let file = self.file(fd)?;
+        let mut done = 0;
+        for (base, len) in self.pieces(addr, count).await? {
+            let before = done;
+            done = so_far(done, self.write_from(&file, base, len, Some(offset + done)).await)?;
             if done - before < len {
                 break;
             }

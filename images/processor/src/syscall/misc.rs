@@ -3,9 +3,12 @@
 use alloc::sync::Arc;
 use alloc::vec;
 
+use pcache::Machine as _;
+
 use super::layout::Bytes;
 use super::{Args, int};
 use crate::error::{Result, errno};
+use crate::mm::Tables as _;
 use crate::platform::{Cpu, Platform};
 use crate::process::Node;
 use crate::thread::{Shared, Thread};
@@ -134,6 +137,47 @@ impl<N: Node> Thread<N> {
             self.node.platform().yield_now().await;
         }
         Ok(0)
+    }
+
+    /// Makes all threads of the process see memory in one order (membarrier(2)): every core in user mode
+    /// with this address space answers an interrupt before this returns, as for a change of mappings.
+    pub(super) fn sys_membarrier(&self, [command, flags, ..]: Args) -> Result<u64> {
+        const PRIVATE_EXPEDITED: u32 = 8;
+        const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
+        if flags != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        match int(command) {
+            0 => Ok((PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED).into()),
+            PRIVATE_EXPEDITED => {
+                let space = self.memory.tables().space();
+                self.node.cache().machine().flush_space(space);
+                Ok(0)
+            }
+            REGISTER_PRIVATE_EXPEDITED => Ok(0),
+            _ => Err(errno::EINVAL.into()),
+        }
+    }
+
+    /// Tells how the clock is adjusted (adjtimex(2)): not at all.
+    pub(super) async fn sys_adjtimex(&self, [into, ..]: Args) -> Result<u64> {
+        /// Bytes of `struct timex`, and the places of the tick and of the time in it.
+        const TIMEX: usize = 208;
+        const TIME_ERROR: u64 = 5;
+        let mut bytes = vec![0; TIMEX];
+        self.memory.read(into, &mut bytes).await?;
+        if bytes[..4] != [0; 4] {
+            return Err(errno::EPERM.into());
+        }
+        let now = self.node.platform().wall_clock();
+        let mut put = |at: usize, word: u64| bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        // STA_UNSYNC.
+        put(40, 0x40);
+        put(72, now.as_secs());
+        put(80, now.subsec_micros().into());
+        put(88, 10_000);
+        self.memory.write(into, &bytes).await?;
+        Ok(TIME_ERROR)
     }
 
     pub(super) async fn sys_getcpu(&self, [cpu, node, ..]: Args) -> Result<u64> {

@@ -1,5 +1,6 @@
 //! System calls: from a number and six words to what is done.
 
+mod attributes;
 mod epoll;
 mod futex;
 mod identity;
@@ -51,7 +52,8 @@ impl<N: Node> Thread<N> {
                 self.sys_sigreturn().await?;
                 Ok(Outcome::Registers)
             }
-            nr::__NR_execve => self.sys_execve(path::AT_FDCWD, a[0], a[1], a[2]).await,
+            nr::__NR_execve => self.sys_execve(path::AT_FDCWD, [a[0], a[1], a[2], 0]).await,
+            nr::__NR_execveat => self.sys_execve(a[0], [a[1], a[2], a[3], a[4]]).await,
             nr::__NR_exit => Err(self.sys_exit(a[0])),
             // The low byte is what a parent sees.
             nr::__NR_exit_group => Err(Error::Ended(Exit::Code(a[0].to_le_bytes()[0]))),
@@ -85,6 +87,8 @@ impl<N: Node> Thread<N> {
             nr::__NR_writev => self.sys_writev(a).await,
             nr::__NR_pwrite64 => self.sys_pwrite(a).await,
             nr::__NR_pread64 => self.sys_pread(a).await,
+            nr::__NR_preadv | nr::__NR_preadv2 => self.sys_preadv(number, a).await,
+            nr::__NR_pwritev | nr::__NR_pwritev2 => self.sys_pwritev(number, a).await,
             nr::__NR_sendfile => self.sys_sendfile(a).await,
             nr::__NR_lseek => self.sys_lseek(a).await,
             nr::__NR_close => self.sys_close(a),
@@ -190,10 +194,9 @@ impl<N: Node> Thread<N> {
                 let follow = a[4] & NOFOLLOW == 0;
                 self.change_at(a[0], a[1], follow, owner(a[2], a[3])).await
             }
-            nr::__NR_utime | nr::__NR_utimes => {
-                self.change_at(AT_FDCWD, a[0], true, Change::Times(None, None))
-                    .await
-            }
+            nr::__NR_utime => self.sys_utime(a).await,
+            nr::__NR_utimes => self.sys_futimesat([AT_FDCWD, a[0], a[1], 0, 0, 0]).await,
+            nr::__NR_futimesat => self.sys_futimesat(a).await,
             _ => self.other_call(number, a).await,
         }
     }
@@ -237,7 +240,8 @@ impl<N: Node> Thread<N> {
             nr::__NR_rt_sigpending => self.sys_sigpending(a).await,
             nr::__NR_rt_sigsuspend => self.sys_sigsuspend(a).await,
             nr::__NR_rt_sigtimedwait => self.sys_sigtimedwait(a).await,
-            nr::__NR_rt_sigqueueinfo => self.sys_sigqueueinfo(a).await,
+            nr::__NR_rt_sigqueueinfo => self.sys_sigqueueinfo(None, [a[0], a[1], a[2]]).await,
+            nr::__NR_rt_tgsigqueueinfo => self.sys_sigqueueinfo(Some(a[0]), [a[1], a[2], a[3]]).await,
             nr::__NR_sigaltstack => self.sys_sigaltstack(a).await,
             nr::__NR_pause => self.sys_pause().await,
             nr::__NR_kill => self.sys_kill(a),
@@ -272,6 +276,9 @@ impl<N: Node> Thread<N> {
         if let Some(done) = self.priority_call(number, a).await {
             return done;
         }
+        if let Some(done) = self.attribute_call(number, a).await {
+            return done;
+        }
         match self.resident_call(number, a).await {
             Some(done) => done,
             None => self.quiet_call(number, a).await,
@@ -286,6 +293,11 @@ impl<N: Node> Thread<N> {
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,
             nr::__NR_flock => self.file(a[0]).map(|_| 0),
+            nr::__NR_membarrier => self.sys_membarrier(a),
+            nr::__NR_clock_settime | nr::__NR_settimeofday | nr::__NR_clock_adjtime => {
+                Err(errno::EPERM.into())
+            }
+            nr::__NR_adjtimex => self.sys_adjtimex(a).await,
             nr::__NR_sched_setaffinity => self.sys_set_affinity(a).await,
             _ => match self.call_now(u64::from(number)) {
                 Some(value) => Ok(value),

@@ -24,7 +24,7 @@ pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
 /// `AT_SYMLINK_NOFOLLOW`.
 pub(super) const NOFOLLOW: u64 = 0x100;
 /// `AT_EMPTY_PATH`.
-const EMPTY_PATH: u64 = 0x1000;
+pub(super) const EMPTY_PATH: u64 = 0x1000;
 const O_ACCMODE: u64 = 3;
 const O_CREAT: u64 = 0o100;
 const O_EXCL: u64 = 0o200;
@@ -275,7 +275,7 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    async fn status_at(&self, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
+    pub(super) async fn status_at(&self, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
         /// `AT_NO_AUTOMOUNT`, `AT_SYMLINK_FOLLOW` and the ways to ask a server, which statx(2) has.
         const ALSO: u64 = 0x800 | 0x400 | 0x6000;
         if flags & !(EMPTY_PATH | NOFOLLOW | ALSO) != 0 {
@@ -293,7 +293,7 @@ impl<N: Node> Thread<N> {
         self.status_of_path(&path, flags & NOFOLLOW == 0).await
     }
 
-    async fn status_of_path(&self, path: &[u8], follow: bool) -> Result<Stat> {
+    pub(super) async fn status_of_path(&self, path: &[u8], follow: bool) -> Result<Stat> {
         let path = &match self.pseudo(path, follow)? {
             Walked::Entry(Entry::Open(file), _) if follow => return self.status_of(&file).await,
             Walked::Entry(entry, path) => return Ok(self.pseudo_status(&entry, &path)),

@@ -6,8 +6,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
+use messages::storage::PATH_MAX;
 use spin::Mutex;
 
+use super::path::{EMPTY_PATH, NOFOLLOW};
 use super::time::rusage;
 use super::{Args, int};
 use crate::creds::Creds;
@@ -385,9 +387,15 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    pub(super) async fn sys_execve(&mut self, dir: u64, path: u64, args: u64, env: u64) -> Result<Outcome> {
+    /// Runs another program: by its path, the addresses of arguments and environment, and the flags of
+    /// `execveat`.
+    pub(super) async fn sys_execve(
+        &mut self,
+        dir: u64,
+        [path, args, env, flags]: [u64; 4],
+    ) -> Result<Outcome> {
         let mut room = MAX_STRINGS;
-        let path = match self.pseudo(&self.path(dir, path).await?, true)? {
+        let path = match self.pseudo(&self.program_path(dir, path, flags).await?, flags & NOFOLLOW == 0)? {
             Walked::Elsewhere(path) => path,
             Walked::Entry(..) => return Err(errno::EACCES.into()),
         };
@@ -409,6 +417,24 @@ impl<N: Node> Thread<N> {
         // A script's thread is named after the script.
         self.name_after(&command.path);
         Ok(Outcome::Registers)
+    }
+
+    /// Returns the path of a program to run; with `AT_EMPTY_PATH` that of the open file `dir`.
+    async fn program_path(&self, dir: u64, path: u64, flags: u64) -> Result<Vec<u8>> {
+        if flags & !(EMPTY_PATH | NOFOLLOW) != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        if flags & EMPTY_PATH != 0 && self.memory.read_string(path, PATH_MAX).await?.is_empty() {
+            return Ok(self.place(dir)?.path.clone());
+        }
+        let path = self.path(dir, path).await?;
+        if flags & NOFOLLOW != 0 {
+            const LINK: u32 = 0o12;
+            if self.status_of_path(&path, false).await?.mode >> 12 == LINK {
+                return Err(errno::ELOOP.into());
+            }
+        }
+        Ok(path)
     }
 
     /// Ends the process's other threads; this one gets the process's number.

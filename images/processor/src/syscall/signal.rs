@@ -215,21 +215,33 @@ impl<N: Node> Thread<N> {
     }
 
     /// Sends a signal with what the program says of it (`rt_sigqueueinfo`).
-    pub(super) async fn sys_sigqueueinfo(&self, [target, signal, info, ..]: Args) -> Result<u64> {
+    /// With `group` the target is a thread of that process.
+    pub(super) async fn sys_sigqueueinfo(
+        &self,
+        group: Option<u64>,
+        [target, signal, info]: [u64; 3],
+    ) -> Result<u64> {
         let signal = number(signal)?;
         let mut bytes = [0; INFO_SIZE];
         self.memory.read(info, &mut bytes).await?;
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let code = i32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
-        let process = self.node.kernel().process(int(target)).ok_or(errno::ESRCH)?;
-        if code >= 0 && process.pid != self.pid {
+        let pid = int(group.unwrap_or(target));
+        let process = self.node.kernel().process(pid).ok_or(errno::ESRCH)?;
+        if (code >= 0 || code == SI_TKILL) && process.pid != self.pid {
             return Err(errno::EPERM.into());
         }
-        process.send(SignalInfo {
+        let info = SignalInfo {
             signal,
             code,
             fields: [word(16), word(24)],
-        });
+        };
+        if group.is_some() {
+            let thread = process.threads.lock().get(&int(target)).cloned();
+            process.send_thread(&*thread.ok_or(errno::ESRCH)?, info);
+        } else {
+            process.send(info);
+        }
         Ok(0)
     }
 

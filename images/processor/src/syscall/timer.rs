@@ -144,7 +144,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Reads a `struct timeval`.
-    async fn timeval(&self, addr: u64) -> Result<Duration> {
+    pub(super) async fn timeval(&self, addr: u64) -> Result<Duration> {
         let seconds = self.memory.read_u64(addr).await?;
         let micros = self.memory.read_u64(addr.saturating_add(8)).await?;
         match u32::try_from(micros) {

@@ -360,6 +360,34 @@ impl<N: Node> Thread<N> {
         }
     }
 
+    /// Sets times by whole seconds: a `struct utimbuf`, or now.
+    pub(super) async fn sys_utime(&self, [addr, times, ..]: Args) -> Result<u64> {
+        let mut wanted = [self.wall(); 2];
+        if times != 0 {
+            for (index, wanted) in (0..).zip(&mut wanted) {
+                let seconds = self.memory.read_u64(times.saturating_add(index * 8)).await?;
+                *wanted = Duration::from_secs(seconds);
+            }
+        }
+        let change = Change::Times(Some(wanted[0]), Some(wanted[1]));
+        self.change_at(AT_FDCWD, addr, true, change).await
+    }
+
+    /// Sets times by microseconds: two `struct timeval`, or now.
+    pub(super) async fn sys_futimesat(&self, [dir, addr, times, ..]: Args) -> Result<u64> {
+        let mut wanted = [self.wall(); 2];
+        if times != 0 {
+            for (index, wanted) in (0..).zip(&mut wanted) {
+                *wanted = self.timeval(times.saturating_add(index * 16)).await?;
+            }
+        }
+        let change = Change::Times(Some(wanted[0]), Some(wanted[1]));
+        if addr == 0 {
+            return self.change_file(dir, &change);
+        }
+        self.change_at(dir, addr, true, change).await
+    }
+
     pub(super) async fn sys_utimensat(&self, [dir, addr, times, flags, ..]: Args) -> Result<u64> {
         let now = self.wall();
         let mut wanted = [Some(now); 2];

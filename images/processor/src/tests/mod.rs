@@ -1,5 +1,6 @@
 //! Processes on a fake node.
 
+mod calls;
 mod fake;
 mod identity;
 mod memory;
