@@ -1,39 +1,13 @@
-//! The locks and atomics of shared state. Under `cfg(interleave)` they are shuttle's, which tries the
-//! orders in which cores can come to them (`testbed/interleave`).
+//! The locks and atomics of shared state, which the model checker can replace; in this crate's own tests
+//! the locks are counted.
 
-#[cfg(not(interleave))]
-pub(crate) use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-#[cfg(all(not(interleave), not(test)))]
-pub(crate) use spin::{Mutex, MutexGuard};
+pub(crate) use locks::{AtomicU32, AtomicU64, MutexGuard, Ordering};
+
+#[cfg(any(interleave, not(test)))]
+pub(crate) use locks::Mutex;
 
 #[cfg(all(not(interleave), test))]
 pub(crate) use counted::Mutex;
-#[cfg(all(not(interleave), test))]
-pub(crate) use spin::MutexGuard;
-
-#[cfg(interleave)]
-pub(crate) use instead::Mutex;
-#[cfg(interleave)]
-pub(crate) use shuttle::sync::MutexGuard;
-#[cfg(interleave)]
-pub(crate) use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-#[cfg(interleave)]
-mod instead {
-    /// shuttle's mutex with spin's interface.
-    #[derive(Default)]
-    pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
-
-    impl<T> Mutex<T> {
-        pub(crate) fn new(value: T) -> Self {
-            Self(shuttle::sync::Mutex::new(value))
-        }
-
-        pub(crate) fn lock(&self) -> super::MutexGuard<'_, T> {
-            self.0.lock().expect("a panic ends the test")
-        }
-    }
-}
 
 #[cfg(all(not(interleave), test))]
 pub(crate) mod counted {
@@ -51,11 +25,11 @@ pub(crate) mod counted {
     }
 
     #[derive(Default)]
-    pub(crate) struct Mutex<T>(spin::Mutex<T>);
+    pub(crate) struct Mutex<T>(locks::Mutex<T>);
 
     impl<T> Mutex<T> {
         pub(crate) fn new(value: T) -> Self {
-            Self(spin::Mutex::new(value))
+            Self(locks::Mutex::new(value))
         }
 
         pub(crate) fn lock(&self) -> super::MutexGuard<'_, T> {

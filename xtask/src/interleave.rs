@@ -1,4 +1,4 @@
-//! `interleave`: tries the orders in which cores come to what they share, by loom and shuttle (`testbed/interleave`, libos).
+//! `interleave`: tries the orders in which cores come to what they share, by loom and shuttle (`testbed/interleave`, libos, processor).
 //!
 //! The flag that puts their locks in place of ours changes every crate that has some, so it builds into a folder of its own.
 
@@ -14,8 +14,8 @@ pub(crate) struct Args {
     name: Option<String>,
 }
 
-/// What libos's own tests of this kind have in their names.
-const LIBOS: &str = "interleavings";
+/// The part of their names that tests of this kind beside the code have in common.
+const OWN: &str = "interleavings";
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
@@ -27,7 +27,8 @@ impl Args {
 pub(crate) fn run(name: Option<&str>) -> Result<()> {
     let folder = project::target_folder()?.join("interleave");
     for (package, part, filter) in [
-        ("libos", "--lib", Some(name.unwrap_or(LIBOS))),
+        ("libos", "--lib", Some(name.unwrap_or(OWN))),
+        ("processor", "--lib", Some(name.unwrap_or(OWN))),
         ("interleave", "--tests", name),
     ] {
         let mut command = cargo();

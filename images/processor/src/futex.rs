@@ -5,11 +5,10 @@
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Waker;
 
+use locks::{AtomicBool, Mutex, MutexGuard, Ordering};
 use pcache::SpaceId;
-use spin::{Mutex, MutexGuard};
 
 /// Buckets; a power of two.
 const BUCKETS: usize = 64;

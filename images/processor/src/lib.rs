@@ -40,6 +40,8 @@ mod error;
 mod files;
 mod futex;
 mod input;
+#[cfg(all(test, interleave))]
+mod interleavings;
 pub mod kernel;
 mod limits;
 mod load;

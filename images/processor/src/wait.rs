@@ -3,10 +3,9 @@
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::pin::pin;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 
-use spin::Mutex;
+use locks::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// Tasks that wait for something to change.
 ///

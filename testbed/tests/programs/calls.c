@@ -64,9 +64,16 @@ static void alarm_ends(void) {
 static void timers(void) {
     say("SIGALRM's default", status_of(alarm_ends));
     signal(SIGALRM, handler);
+    sigset_t set, none;
+    sigemptyset(&none);
+    sigemptyset(&set);
+    sigaddset(&set, SIGALRM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
     struct itimerval soon = {{0, 0}, {0, 10000}}, left;
     setitimer(ITIMER_REAL, &soon, NULL);
-    while (caught != SIGALRM) pause();
+    // It may have come already.
+    while (caught != SIGALRM) sigsuspend(&none);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
     getitimer(ITIMER_REAL, &left);
     say("a timer that expired has nothing left", left.it_value.tv_sec + left.it_value.tv_usec);
     TRY(alarm(100));
@@ -78,7 +85,6 @@ static void timers(void) {
     timer_t timer;
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
     event.sigev_value.sival_int = 77;
-    sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGUSR1);
     sigprocmask(SIG_BLOCK, &set, NULL);
