@@ -17,6 +17,7 @@ use crate::mm::object::Object;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
 use crate::timer::Timers;
+use crate::socket::Net;
 use crate::tmpfs::Tmpfs;
 use crate::vdso;
 use crate::wait::WaitQueue;
@@ -37,6 +38,7 @@ pub struct Kernel<N: Node> {
     pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) closing: Arc<Closing>,
     pub(crate) cores: Cores,
+    pub(crate) net: Arc<Net>,
     /// Woken when a process has ended.
     pub(crate) process_ended: WaitQueue,
     unimplemented: Mutex<BTreeMap<u64, u64>>,
@@ -121,6 +123,7 @@ impl<N: Node> Kernel<N> {
             file_cache: Mutex::default(),
             closing: Arc::default(),
             cores: Cores::default(),
+            net: Arc::default(),
             process_ended: WaitQueue::default(),
             unimplemented: Mutex::default(),
             faults: AtomicU64::new(0),

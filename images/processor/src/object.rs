@@ -18,6 +18,7 @@ use crate::files::OpenFile;
 use crate::process::Node;
 use crate::signal_file::SignalFile;
 use crate::signals::{SI_USER, SIGPIPE, SignalInfo};
+use crate::socket::Socket;
 use crate::thread::Thread;
 use crate::timer::Timer;
 use crate::wait::WaitQueue;
@@ -30,6 +31,8 @@ pub(crate) const POLL_HUP: u16 = 0x10;
 pub(crate) const POLL_NVAL: u16 = 0x20;
 pub(crate) const POLL_RDNORM: u16 = 0x40;
 pub(crate) const POLL_WRNORM: u16 = 0x100;
+pub(crate) const POLL_WRBAND: u16 = 0x200;
+pub(crate) const POLL_RDHUP: u16 = 0x2000;
 
 /// Bytes that a pipe holds.
 pub(crate) const PIPE_SIZE: usize = 65_536;
@@ -59,6 +62,14 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     /// Keeps a waker until the next change.
     fn register(&self, waker: &Waker) {
         self.queue().register(waker);
+    }
+    /// Returns a number that differs after each change.
+    fn changes(&self) -> u64 {
+        self.queue().changes()
+    }
+    /// Returns the object as a socket, if it is one.
+    fn as_socket(&self) -> Option<&Socket> {
+        None
     }
     /// Returns the object as a set of files that are waited for, if it is one.
     fn as_epoll(&self) -> Option<&Epoll> {
@@ -268,6 +279,9 @@ impl<N: Node> Thread<N> {
         if object.as_signals().is_some() {
             return self.read_signals(file, object, addr, count).await;
         }
+        if let Some(socket) = object.as_socket() {
+            return self.receive_plain(file, socket, &[(addr, count)]).await;
+        }
         let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let attempt = || match object.read(&mut piece) {
@@ -287,6 +301,9 @@ impl<N: Node> Thread<N> {
         addr: u64,
         count: u64,
     ) -> Result<u64> {
+        if let Some(socket) = object.as_socket() {
+            return self.send_plain(file, socket, &[(addr, count)]).await;
+        }
         let count = self.memory.reachable(addr, count, false)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let mut done = 0;

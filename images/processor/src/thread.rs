@@ -460,6 +460,7 @@ impl<N: Node> Thread<N> {
             ..
         } = self;
         drop((files, cpu));
+        process.node.kernel().net.collect();
         let node = process.node;
         node.kernel().close_files(node).await?;
         // Each thread lets go of the memory before it leaves: the last one finds nobody else's hold.

@@ -1,5 +1,6 @@
 //! Open files: read, write, seek, duplicate, list, poll.
 
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
@@ -191,7 +192,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// The pieces of a readv or writev: addresses and lengths.
-    async fn pieces(&self, addr: u64, count: u64) -> Result<Vec<(u64, u64)>> {
+    pub(super) async fn pieces(&self, addr: u64, count: u64) -> Result<Vec<(u64, u64)>> {
         if count > MAX_PIECES {
             return Err(errno::EINVAL.into());
         }
@@ -212,6 +213,11 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_readv(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
+        if let Ok(socket) = crate::socket::of(&file) {
+            return self
+                .receive_plain(&file, socket, &self.pieces(addr, count).await?)
+                .await;
+        }
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
@@ -225,6 +231,11 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_writev(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
+        if let Ok(socket) = crate::socket::of(&file) {
+            return self
+                .send_plain(&file, socket, &self.pieces(addr, count).await?)
+                .await;
+        }
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
@@ -358,7 +369,11 @@ impl<N: Node> Thread<N> {
 
     pub(super) fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.table().remove(fd)?;
+        let way = crate::socket::of(&file).is_ok().then(|| Arc::downgrade(&file));
         drop(file);
+        if let Some(file) = way.and_then(|file| file.upgrade()) {
+            self.node.kernel().net.closed(file);
+        }
         Ok(0)
     }
 
@@ -427,6 +442,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_ioctl(&self, [fd, request, arg, ..]: Args) -> Result<u64> {
         const FIONREAD: u64 = 0x541b;
+        const SIOCOUTQ: u64 = 0x5411;
         const FIONBIO: u64 = 0x5421;
         const FIOCLEX: u64 = 0x5451;
         const FIONCLEX: u64 = 0x5450;
@@ -443,6 +459,12 @@ impl<N: Node> Thread<N> {
             }
             (FIONREAD, Kind::Object(object)) => {
                 let count = u32::try_from(object.readable()).unwrap_or(u32::MAX);
+                self.memory.write(arg, &count.to_le_bytes()).await?;
+                Ok(0)
+            }
+            (SIOCOUTQ, Kind::Object(object)) if object.as_socket().is_some() => {
+                let waiting = object.as_socket().map_or(0, |socket| socket.unreceived());
+                let count = u32::try_from(waiting).unwrap_or(u32::MAX);
                 self.memory.write(arg, &count.to_le_bytes()).await?;
                 Ok(0)
             }

@@ -17,6 +17,7 @@ mod pseudo;
 mod resident;
 mod resolve;
 mod signal;
+mod socket;
 mod time;
 mod timer;
 mod tmp;
@@ -119,7 +120,7 @@ impl<N: Node> Thread<N> {
             nr::__NR_brk => self.sys_brk(a).await,
             nr::__NR_madvise => self.sys_madvise(a).await,
             nr::__NR_arch_prctl => self.sys_arch_prctl(a).await,
-            _ => self.path_call(number, a).await,
+            _ => self.socket_call(number, a).await,
         }
     }
 

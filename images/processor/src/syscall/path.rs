@@ -250,6 +250,9 @@ impl<N: Node> Thread<N> {
         if flags & O_DIRECTORY != 0 {
             return Err(errno::ENOTDIR.into());
         }
+        if kind == crate::tmpfs::SOCKET {
+            return Err(errno::ENXIO.into());
+        }
         // A link that is not to be followed.
         let file = tmpfs.file(inode).ok_or(errno::ELOOP)?;
         if flags & O_TRUNC != 0 && flags & O_ACCMODE != 0 {

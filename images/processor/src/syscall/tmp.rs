@@ -18,7 +18,7 @@ use crate::load::PIECE;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::thread::Thread;
-use crate::tmpfs::{Change, FOLDER, Found, LINK, Make, TYPE_MASK, TmpFile, Tmpfs, last_part};
+use crate::tmpfs::{Change, FOLDER, Found, LINK, Make, SOCKET, TYPE_MASK, TmpFile, Tmpfs, last_part};
 
 const O_APPEND: u32 = 0o2_000;
 const AT_REMOVEDIR: u64 = 0x200;
@@ -112,6 +112,7 @@ impl<N: Node> Thread<N> {
             let kind = match mode {
                 FOLDER => 4,
                 LINK => 10,
+                SOCKET => 12,
                 // A program that must know asks for the status.
                 0 => 0,
                 _ => 8,

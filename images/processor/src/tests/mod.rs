@@ -6,6 +6,7 @@ mod identity;
 mod memory;
 mod pseudo;
 mod shared_files;
+mod sockets;
 mod threads;
 mod timers;
 mod tmp;

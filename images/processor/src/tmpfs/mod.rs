@@ -42,6 +42,7 @@ pub(crate) const TYPE_MASK: u32 = 0o170_000;
 pub(crate) const FOLDER: u32 = 0o040_000;
 pub(crate) const REGULAR: u32 = 0o100_000;
 pub(crate) const LINK: u32 = 0o120_000;
+pub(crate) const SOCKET: u32 = 0o140_000;
 
 /// The place that a path leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,6 +67,7 @@ pub(crate) enum Make {
     File,
     Folder,
     Link(Vec<u8>),
+    Socket,
 }
 
 impl<N: Node> Tmpfs<N> {
@@ -150,6 +152,7 @@ impl<N: Node> Tmpfs<N> {
                 names: BTreeMap::new(),
             },
             Make::Link(target) => Body::Link(target),
+            Make::Socket => Body::Socket,
         });
         tree.enter(folder, name, inode, now)?;
         Ok(inode)
@@ -179,7 +182,8 @@ impl<N: Node> Tmpfs<N> {
         match (&there.body, folder_wanted) {
             (Body::Folder { names, .. }, true) if !names.is_empty() => return Err(errno::ENOTEMPTY.into()),
             (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
-            (Body::File(_) | Body::Link(_), true) => return Err(errno::ENOTDIR.into()),
+            (Body::Folder { .. }, true) => {}
+            (_, true) => return Err(errno::ENOTDIR.into()),
             _ => {}
         }
         let name = last_part(path);
@@ -218,7 +222,7 @@ impl<N: Node> Tmpfs<N> {
                     return Err(errno::ENOTEMPTY.into());
                 }
                 (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
-                (Body::File(_) | Body::Link(_), true) => return Err(errno::ENOTDIR.into()),
+                (Body::File(_) | Body::Link(_) | Body::Socket, true) => return Err(errno::ENOTDIR.into()),
                 _ => tree.leave(folder, name, now)?,
             }
         }
@@ -285,6 +289,7 @@ impl<N: Node> Tmpfs<N> {
             Body::File(file) => file.size(),
             Body::Folder { names, .. } => names.len() as u64 * 20,
             Body::Link(target) => target.len() as u64,
+            Body::Socket => 0,
         };
         let mut times = there.times.map(time);
         if let Body::File(file) = &there.body {
@@ -378,6 +383,7 @@ impl Make {
             Self::File => REGULAR,
             Self::Folder => FOLDER,
             Self::Link(_) => LINK,
+            Self::Socket => SOCKET,
         }
     }
 }

@@ -27,6 +27,8 @@ pub(super) enum Body {
         names: BTreeMap<Vec<u8>, u64>,
     },
     Link(Vec<u8>),
+    /// What a local socket is bound to; the socket is looked for by the inode's number.
+    Socket,
 }
 
 /// All folders and files.
