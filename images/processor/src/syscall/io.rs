@@ -7,7 +7,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use linux_raw_sys::general as nr;
 use linux_raw_sys::general::{
-    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ,
+    F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_GETPIPE_SZ, F_SETFD, F_SETFL,
+    F_SETPIPE_SZ,
 };
 use messages::USER_END;
 use messages::storage::Entries;
@@ -398,7 +399,7 @@ impl<N: Node> Thread<N> {
         Ok(to as u64)
     }
 
-    pub(super) fn sys_fcntl(&self, [fd, command, arg, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_fcntl(&self, [fd, command, arg, ..]: Args) -> Result<u64> {
         let file = self.place(fd)?;
         match u32::try_from(command).map_err(|_| errno::EINVAL)? {
             command @ (F_DUPFD | F_DUPFD_CLOEXEC) => {
@@ -419,6 +420,8 @@ impl<N: Node> Thread<N> {
                 Kind::Object(_) => Ok(PIPE_SIZE as u64),
                 _ => Err(errno::EBADF.into()),
             },
+            F_GET_SEALS => self.sys_get_seals(&file),
+            F_ADD_SEALS => self.sys_add_seals(&file, arg).await,
             _ => Err(errno::EINVAL.into()),
         }
     }

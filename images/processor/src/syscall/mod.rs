@@ -6,6 +6,7 @@ mod futex;
 mod identity;
 mod io;
 mod layout;
+mod memfd;
 mod memory;
 mod misc;
 mod now;
@@ -95,7 +96,8 @@ impl<N: Node> Thread<N> {
             nr::__NR_close => self.sys_close(a),
             nr::__NR_close_range => self.sys_close_range(a),
             nr::__NR_dup | nr::__NR_dup2 | nr::__NR_dup3 => self.sys_dup(number, a),
-            nr::__NR_fcntl => self.sys_fcntl(a),
+            nr::__NR_fcntl => self.sys_fcntl(a).await,
+            nr::__NR_memfd_create => self.sys_memfd_create(a).await,
             nr::__NR_ioctl => self.sys_ioctl(a).await,
             nr::__NR_poll => self.sys_poll(a).await,
             nr::__NR_ppoll => self.sys_ppoll(a).await,

@@ -31,6 +31,8 @@ const O_EXCL: u64 = 0o200;
 const O_DIRECTORY: u64 = 0o200_000;
 const O_NOFOLLOW: u64 = 0o400_000;
 const O_TRUNC: u64 = 0o1_000;
+/// `__O_TMPFILE | O_DIRECTORY`.
+const O_TMPFILE: u64 = 0o20_200_000;
 const O_CLOEXEC: u64 = 0o2_000_000;
 /// What creat(2) means: `O_CREAT | O_WRONLY | O_TRUNC`.
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
@@ -167,6 +169,7 @@ impl<N: Node> Thread<N> {
     /// Opens what S or this node's own file systems have under a path.
     async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
         match self.node.kernel().tmpfs().find(path, flags & O_NOFOLLOW == 0)? {
+            found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
             Found::Storage(path) => self.open_storage(&path, flags).await,
             found => self.open_tmp(found, flags, mode).await,
         }

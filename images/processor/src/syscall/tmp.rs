@@ -299,6 +299,13 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_linkat(&self, [from_dir, from, to_dir, to, flags, _]: Args) -> Result<u64> {
         const FOLLOW: u64 = 0x400;
+        const EMPTY_PATH: u64 = 0x1000;
+        if flags & (FOLLOW | EMPTY_PATH) != 0 {
+            let path = self.memory.read_string(from, PATH_MAX).await?;
+            if let Some(file) = self.unnamed_file(from_dir, &path) {
+                return self.link_file(&file, to_dir, to).await;
+            }
+        }
         let (_, was) = self.locate(from_dir, from, flags & FOLLOW != 0).await?;
         let (new, wanted) = self.locate(to_dir, to, false).await?;
         match (was, wanted) {
@@ -355,8 +362,13 @@ impl<N: Node> Thread<N> {
             self.check_change(&stat, change)?;
         }
         match self.tmpfs().change(inode, change, self.wall()) {
-            // It has no name any more, so nobody sees.
-            Err(Error::Errno(errno::ENOENT)) => Ok(0),
+            // It has no name.
+            Err(Error::Errno(errno::ENOENT)) => {
+                if let (Kind::Tmp(tmp), Change::Mode(mode)) = (&file.kind, change) {
+                    tmp.set_mode(*mode);
+                }
+                Ok(0)
+            }
             changed => changed.map(|()| 0),
         }
     }

@@ -3,6 +3,7 @@
 mod calls;
 mod fake;
 mod identity;
+mod memfd;
 mod memory;
 mod pseudo;
 mod shared_files;

@@ -5,6 +5,7 @@
 
 mod below;
 mod data;
+mod seals;
 mod tree;
 
 use alloc::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::kernel::Closing;
 use crate::mm::Space;
 use crate::process::Node;
 pub(crate) use data::TmpFile;
+pub(crate) use seals::{SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_SEAL, SEAL_WRITE};
 pub(crate) use tree::last_part;
 use tree::{Body, Step, Tree};
 
@@ -267,7 +269,7 @@ impl<N: Node> Tmpfs<N> {
     pub(crate) fn stat_file(&self, file: &TmpFile) -> Stat {
         self.stat(file.inode()).unwrap_or_else(|_| Stat {
             inode: file.inode(),
-            mode: REGULAR | 0o600,
+            mode: file.mode.load(Ordering::Relaxed),
             links: 0,
             uid: 0,
             gid: 0,

@@ -79,9 +79,14 @@ impl Tree {
         }
     }
 
-    pub(super) fn add(&mut self, mode: u32, now: Duration, body: impl FnOnce(u64) -> Body) -> u64 {
-        let inode = self.next;
+    /// Returns the number of a new inode.
+    pub(super) fn new_inode(&mut self) -> u64 {
         self.next += 1;
+        self.next - 1
+    }
+
+    pub(super) fn add(&mut self, mode: u32, now: Duration, body: impl FnOnce(u64) -> Body) -> u64 {
+        let inode = self.new_inode();
         let body = body(inode);
         let links = if matches!(body, Body::Folder { .. }) { 1 } else { 0 };
         let entry = Inode {
