@@ -11,6 +11,7 @@ use spin::{Mutex, Once};
 use crate::cores::Cores;
 use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
+use crate::locks::Locks;
 use crate::mm::Space;
 use crate::mm::file::FileCache;
 use crate::mm::object::Object;
@@ -39,6 +40,7 @@ pub struct Kernel<N: Node> {
     pub(crate) closing: Arc<Closing>,
     pub(crate) cores: Cores,
     pub(crate) net: Arc<Net>,
+    pub(crate) locks: Arc<Locks>,
     /// Woken when a process has ended.
     pub(crate) process_ended: WaitQueue,
     unimplemented: Mutex<BTreeMap<u64, u64>>,
@@ -124,6 +126,7 @@ impl<N: Node> Kernel<N> {
             closing: Arc::default(),
             cores: Cores::default(),
             net: Arc::default(),
+            locks: Arc::default(),
             process_ended: WaitQueue::default(),
             unimplemented: Mutex::default(),
             faults: AtomicU64::new(0),

@@ -43,6 +43,7 @@ mod input;
 pub mod kernel;
 mod limits;
 mod load;
+mod locks;
 pub mod mm;
 mod names;
 mod object;

@@ -17,6 +17,7 @@ use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
 use crate::futex::ANY;
 use crate::kernel::FIRST;
+use crate::locks::Owner;
 use crate::mm::Space;
 use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
@@ -490,6 +491,7 @@ impl<N: Node> Thread<N> {
         process.cpu_time.add(shared.time.split(now));
         if last {
             *process.timers.lock() = ProcessTimers::default();
+            node.kernel().locks.release(Owner::Process(process.pid));
             process.ended(process.ends().unwrap_or(exit));
         }
         Ok(())

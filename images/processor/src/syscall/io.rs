@@ -1,14 +1,13 @@
 //! Open files: read, write, seek, duplicate, list, poll.
 
-use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
 use linux_raw_sys::general as nr;
 use linux_raw_sys::general::{
-    F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_GETPIPE_SZ, F_SETFD, F_SETFL,
-    F_SETPIPE_SZ,
+    F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_GETLK, F_GETPIPE_SZ, F_OFD_GETLK,
+    F_OFD_SETLK, F_OFD_SETLKW, F_SETFD, F_SETFL, F_SETLK, F_SETLKW, F_SETPIPE_SZ,
 };
 use messages::USER_END;
 use messages::storage::Entries;
@@ -368,17 +367,13 @@ impl<N: Node> Thread<N> {
         Ok(at)
     }
 
-    pub(super) fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.table().remove(fd)?;
-        let way = crate::socket::of(&file).is_ok().then(|| Arc::downgrade(&file));
-        drop(file);
-        if let Some(file) = way.and_then(|file| file.upgrade()) {
-            self.node.kernel().net.closed(file);
-        }
+        self.closed(file).await?;
         Ok(0)
     }
 
-    pub(super) fn sys_dup(&self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_dup(&self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {
         let file = self.place(old)?;
         if number == nr::__NR_dup {
             return self.table().add(file, 0, false);
@@ -394,7 +389,9 @@ impl<N: Node> Thread<N> {
         if !same {
             let close = number == nr::__NR_dup3 && flags & O_CLOEXEC != 0;
             let replaced = self.table().put(to, file, close);
-            drop(replaced);
+            if let Some(replaced) = replaced {
+                self.closed(replaced).await?;
+            }
         }
         Ok(to as u64)
     }
@@ -420,13 +417,16 @@ impl<N: Node> Thread<N> {
                 Kind::Object(_) => Ok(PIPE_SIZE as u64),
                 _ => Err(errno::EBADF.into()),
             },
+            command @ (F_GETLK | F_SETLK | F_SETLKW | F_OFD_GETLK | F_OFD_SETLK | F_OFD_SETLKW) => {
+                self.sys_lock(&file, command, arg).await
+            }
             F_GET_SEALS => self.sys_get_seals(&file),
             F_ADD_SEALS => self.sys_add_seals(&file, arg).await,
             _ => Err(errno::EINVAL.into()),
         }
     }
 
-    pub(super) fn sys_close_range(&self, [first, last, flags, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_close_range(&self, [first, last, flags, ..]: Args) -> Result<u64> {
         const UNSHARE: u64 = 2;
         const CLOEXEC: u64 = 4;
         if int(first) > int(last) || flags & !(UNSHARE | CLOEXEC) != 0 {
@@ -438,7 +438,9 @@ impl<N: Node> Thread<N> {
             self.table().close_range_on_exec(first, last);
         } else {
             let closed = self.table().remove_range(first, last);
-            drop(closed);
+            for file in closed {
+                self.closed(file).await?;
+            }
         }
         Ok(0)
     }

@@ -6,6 +6,7 @@ mod futex;
 mod identity;
 mod io;
 mod layout;
+mod lock;
 mod memfd;
 mod memory;
 mod misc;
@@ -93,9 +94,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_pwritev | nr::__NR_pwritev2 => self.sys_pwritev(number, a).await,
             nr::__NR_sendfile => self.sys_sendfile(a).await,
             nr::__NR_lseek => self.sys_lseek(a).await,
-            nr::__NR_close => self.sys_close(a),
-            nr::__NR_close_range => self.sys_close_range(a),
-            nr::__NR_dup | nr::__NR_dup2 | nr::__NR_dup3 => self.sys_dup(number, a),
+            nr::__NR_close => self.sys_close(a).await,
+            nr::__NR_close_range => self.sys_close_range(a).await,
+            nr::__NR_dup | nr::__NR_dup2 | nr::__NR_dup3 => self.sys_dup(number, a).await,
+            nr::__NR_flock => self.sys_flock(a).await,
             nr::__NR_fcntl => self.sys_fcntl(a).await,
             nr::__NR_memfd_create => self.sys_memfd_create(a).await,
             nr::__NR_ioctl => self.sys_ioctl(a).await,
@@ -295,7 +297,6 @@ impl<N: Node> Thread<N> {
             nr::__NR_personality => Ok(0),
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,
-            nr::__NR_flock => self.file(a[0]).map(|_| 0),
             nr::__NR_membarrier => self.sys_membarrier(a),
             nr::__NR_clock_settime | nr::__NR_settimeofday | nr::__NR_clock_adjtime => {
                 Err(errno::EPERM.into())

@@ -478,7 +478,9 @@ impl<N: Node> Thread<N> {
             self.files = Arc::new(Mutex::new(own));
         }
         let closed = self.table().exec();
-        drop(closed);
+        for file in closed {
+            self.closed(file).await?;
+        }
         self.process.delete_timers();
         self.alternate = [0, 2, 0];
         self.clear_tid = 0;
