@@ -17,8 +17,7 @@ use super::{Args, int};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, MAX_FILES, O_NONBLOCK, OpenFile};
-use crate::load::{PIECE, read_file};
-use crate::object::PIPE_SIZE;
+use crate::load::PIECE;
 use crate::platform::{Files, Peer, Platform};
 use crate::process::Node;
 use crate::thread::Thread;
@@ -295,34 +294,6 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    pub(super) async fn sys_sendfile(&self, [to, from, offset_at, count, ..]: Args) -> Result<u64> {
-        let (to, from) = (self.file(to)?, self.file(from)?);
-        let (&Kind::File(id), &Kind::Output(stream)) = (&from.kind, &to.kind) else {
-            return Err(errno::EINVAL.into());
-        };
-        let start = match offset_at {
-            0 => from.offset.load(Relaxed),
-            at => self.memory.read_u64(at).await?,
-        };
-        let count = count.min(MAX_COUNT);
-        let mut piece = vec![0; piece_len(count)];
-        let mut done = 0;
-        while done < count {
-            let want = piece_len(count - done);
-            let got = read_file(self.node, id, start.saturating_add(done), &mut piece[..want]).await?;
-            self.node.platform().write(stream, &piece[..got]).await;
-            done += got as u64;
-            if got < want {
-                break;
-            }
-        }
-        match offset_at {
-            0 => from.offset.store(start + done, Relaxed),
-            at => self.memory.write_words(at, &[start + done]).await?,
-        }
-        Ok(done)
-    }
-
     pub(super) async fn sys_lseek(&self, [fd, offset, whence, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
         if matches!(file.kind, Kind::Device(_)) {
@@ -413,10 +384,8 @@ impl<N: Node> Thread<N> {
                 file.set_flags(int(arg));
                 Ok(0)
             }
-            F_GETPIPE_SZ | F_SETPIPE_SZ => match &file.kind {
-                Kind::Object(_) => Ok(PIPE_SIZE as u64),
-                _ => Err(errno::EBADF.into()),
-            },
+            F_GETPIPE_SZ => self.pipe_size(&file, None),
+            F_SETPIPE_SZ => self.pipe_size(&file, Some(arg)),
             command @ (F_GETLK | F_SETLK | F_SETLKW | F_OFD_GETLK | F_OFD_SETLK | F_OFD_SETLKW) => {
                 self.sys_lock(&file, command, arg).await
             }

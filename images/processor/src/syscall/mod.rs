@@ -2,6 +2,7 @@
 
 mod attributes;
 mod epoll;
+mod fifo;
 mod futex;
 mod identity;
 mod io;
@@ -20,6 +21,7 @@ mod resident;
 mod resolve;
 mod signal;
 mod socket;
+mod splice;
 mod time;
 mod timer;
 mod tmp;
@@ -93,6 +95,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_preadv | nr::__NR_preadv2 => self.sys_preadv(number, a).await,
             nr::__NR_pwritev | nr::__NR_pwritev2 => self.sys_pwritev(number, a).await,
             nr::__NR_sendfile => self.sys_sendfile(a).await,
+            nr::__NR_splice => self.sys_splice(a).await,
+            nr::__NR_tee => self.sys_tee(a).await,
+            nr::__NR_vmsplice => self.sys_vmsplice(a).await,
+            nr::__NR_copy_file_range => self.sys_copy_file_range(a).await,
             nr::__NR_lseek => self.sys_lseek(a).await,
             nr::__NR_close => self.sys_close(a).await,
             nr::__NR_close_range => self.sys_close_range(a).await,

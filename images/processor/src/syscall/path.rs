@@ -253,6 +253,9 @@ impl<N: Node> Thread<N> {
         if flags & O_DIRECTORY != 0 {
             return Err(errno::ENOTDIR.into());
         }
+        if let Some(pipe) = tmpfs.fifo(inode) {
+            return self.open_fifo(&pipe, flags).await;
+        }
         if kind == crate::tmpfs::SOCKET {
             return Err(errno::ENXIO.into());
         }

@@ -18,9 +18,14 @@ use crate::load::PIECE;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::thread::Thread;
-use crate::tmpfs::{Change, FOLDER, Found, LINK, Make, SOCKET, TYPE_MASK, TmpFile, Tmpfs, last_part};
+use crate::tmpfs::{
+    Change, FIFO, FOLDER, Found, LINK, Make, REGULAR, SOCKET, TYPE_MASK, TmpFile, Tmpfs, last_part,
+};
 
 const O_APPEND: u32 = 0o2_000;
+/// `S_IFCHR` and `S_IFBLK`.
+const DEVICE_CHAR: u32 = 0o020_000;
+const DEVICE_BLOCK: u32 = 0o060_000;
 const AT_REMOVEDIR: u64 = 0x200;
 const RENAME_NOREPLACE: u64 = 1;
 /// `UTIME_NOW` and `UTIME_OMIT`.
@@ -113,6 +118,7 @@ impl<N: Node> Thread<N> {
                 FOLDER => 4,
                 LINK => 10,
                 SOCKET => 12,
+                FIFO => 1,
                 // A program that must know asks for the status.
                 0 => 0,
                 _ => 8,
@@ -194,10 +200,13 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_mknodat(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
         let kind = int(mode) & TYPE_MASK;
-        if kind != 0 && kind != crate::tmpfs::REGULAR {
-            return Err(errno::EPERM.into());
+        match kind {
+            0 | REGULAR => self.create(dir, addr, mode, |_| Make::File).await,
+            FIFO => self.create(dir, addr, mode, |_| Make::Fifo).await,
+            SOCKET => self.create(dir, addr, mode, |_| Make::Socket).await,
+            FOLDER | DEVICE_CHAR | DEVICE_BLOCK => Err(errno::EPERM.into()),
+            _ => Err(errno::EINVAL.into()),
         }
-        self.create(dir, addr, mode, |_| Make::File).await
     }
 
     pub(super) async fn sys_symlinkat(&self, target: u64, dir: u64, addr: u64) -> Result<u64> {

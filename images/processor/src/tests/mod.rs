@@ -6,6 +6,7 @@ mod identity;
 mod locks;
 mod memfd;
 mod memory;
+mod pipes;
 mod pseudo;
 mod shared_files;
 mod sockets;

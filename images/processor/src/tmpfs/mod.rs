@@ -21,6 +21,7 @@ use spin::Mutex;
 use crate::error::{Result, errno};
 use crate::kernel::Closing;
 use crate::mm::Space;
+use crate::pipe::Pipe;
 use crate::process::Node;
 pub(crate) use data::TmpFile;
 pub(crate) use seals::{SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_SEAL, SEAL_WRITE};
@@ -45,6 +46,7 @@ pub(crate) const FOLDER: u32 = 0o040_000;
 pub(crate) const REGULAR: u32 = 0o100_000;
 pub(crate) const LINK: u32 = 0o120_000;
 pub(crate) const SOCKET: u32 = 0o140_000;
+pub(crate) const FIFO: u32 = 0o010_000;
 
 /// The place that a path leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,6 +72,7 @@ pub(crate) enum Make {
     Folder,
     Link(Vec<u8>),
     Socket,
+    Fifo,
 }
 
 impl<N: Node> Tmpfs<N> {
@@ -155,6 +158,7 @@ impl<N: Node> Tmpfs<N> {
             },
             Make::Link(target) => Body::Link(target),
             Make::Socket => Body::Socket,
+            Make::Fifo => Body::Fifo(Arc::default()),
         });
         tree.enter(folder, name, inode, now)?;
         Ok(inode)
@@ -224,7 +228,9 @@ impl<N: Node> Tmpfs<N> {
                     return Err(errno::ENOTEMPTY.into());
                 }
                 (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
-                (Body::File(_) | Body::Link(_) | Body::Socket, true) => return Err(errno::ENOTDIR.into()),
+                (Body::File(_) | Body::Link(_) | Body::Socket | Body::Fifo(_), true) => {
+                    return Err(errno::ENOTDIR.into());
+                }
                 _ => tree.leave(folder, name, now)?,
             }
         }
@@ -253,6 +259,14 @@ impl<N: Node> Tmpfs<N> {
     pub(crate) fn file(&self, inode: u64) -> Option<Arc<TmpFile>> {
         match &self.tree.lock().inodes.get(&inode)?.body {
             Body::File(file) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
+    /// Returns the pipe of a FIFO; `None` of something else.
+    pub(crate) fn fifo(&self, inode: u64) -> Option<Arc<Pipe>> {
+        match &self.tree.lock().inodes.get(&inode)?.body {
+            Body::Fifo(pipe) => Some(pipe.clone()),
             _ => None,
         }
     }
@@ -291,7 +305,7 @@ impl<N: Node> Tmpfs<N> {
             Body::File(file) => file.size(),
             Body::Folder { names, .. } => names.len() as u64 * 20,
             Body::Link(target) => target.len() as u64,
-            Body::Socket => 0,
+            Body::Socket | Body::Fifo(_) => 0,
         };
         let mut times = there.times.map(time);
         if let Body::File(file) = &there.body {
@@ -386,6 +400,7 @@ impl Make {
             Self::Folder => FOLDER,
             Self::Link(_) => LINK,
             Self::Socket => SOCKET,
+            Self::Fifo => FIFO,
         }
     }
 }

@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use super::{FIRST_INODE, Found, MOUNTS, TmpFile};
 use crate::error::{Result, errno};
+use crate::pipe::Pipe;
 
 /// A file, folder or link without its names.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub(super) enum Body {
     Link(Vec<u8>),
     /// What a local socket is bound to; the socket is looked for by the inode's number.
     Socket,
+    Fifo(Arc<Pipe>),
 }
 
 /// All folders and files.

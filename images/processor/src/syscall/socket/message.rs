@@ -8,7 +8,6 @@ use super::control::{Control, Given, SCM_CREDENTIALS, SCM_RIGHTS};
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::process::Node;
-use crate::signals::{SI_USER, SIGPIPE, SignalInfo};
 use crate::socket::{self, Address, BUFFER, Credentials, How, Message, Socket, Taken, To, Type};
 use crate::thread::Thread;
 
@@ -220,11 +219,11 @@ impl<N: Node> Thread<N> {
                 }
                 Err(Error::Errno(_)) if done > 0 => return Ok(done),
                 Err(Error::Errno(errno::EPIPE)) => {
-                    if flags & MSG_NOSIGNAL == 0 {
-                        let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
-                        self.shared.send(self.node, info);
-                    }
-                    return Err(errno::EPIPE.into());
+                    return Err(if flags & MSG_NOSIGNAL == 0 {
+                        self.broken_pipe()
+                    } else {
+                        errno::EPIPE.into()
+                    });
                 }
                 Err(error) => return Err(error),
             }
