@@ -47,6 +47,7 @@ mod locks;
 pub mod mm;
 mod names;
 mod object;
+mod pidfd;
 mod pipe;
 mod platform;
 mod process;

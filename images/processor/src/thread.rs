@@ -581,6 +581,7 @@ impl<N: Node> Process<N> {
             let parent = parent.filter(|parent| parent.forgets(signal).is_none());
             if parent.is_none() && self.pid != FIRST {
                 tree.processes.remove(&self.pid);
+                self.lifetime.forget();
             }
             parent.map(|parent| (parent, signal))
         };
@@ -590,6 +591,7 @@ impl<N: Node> Process<N> {
             }
             parent.children_changed.wake();
         }
+        self.lifetime.end();
         kernel.process_ended.wake();
     }
 

@@ -13,6 +13,7 @@ mod memory;
 mod misc;
 mod now;
 mod path;
+mod pidfd;
 mod poll;
 mod priority;
 mod process;
@@ -242,6 +243,8 @@ impl<N: Node> Thread<N> {
             nr::__NR_vfork => self.sys_vfork().await,
             nr::__NR_wait4 => self.sys_wait4(a).await,
             nr::__NR_waitid => self.sys_waitid(a).await,
+            nr::__NR_pidfd_open => self.sys_pidfd_open(a),
+            nr::__NR_pidfd_send_signal => self.sys_pidfd_send_signal(a).await,
             nr::__NR_futex => self.sys_futex(a).await,
             nr::__NR_set_tid_address => Ok(self.sys_set_tid_address(a[0])),
             nr::__NR_set_robust_list => self.sys_set_robust_list(a),

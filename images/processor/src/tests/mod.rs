@@ -6,6 +6,7 @@ mod identity;
 mod locks;
 mod memfd;
 mod memory;
+mod pidfd;
 mod pipes;
 mod pseudo;
 mod shared_files;
