@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{Args, int};
+use crate::creds::{EXECUTE, WRITE};
 use crate::error::{Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::platform::Platform;
@@ -52,9 +53,11 @@ impl<N: Node> Thread<N> {
             Found::Missing(..) => return Err(errno::ENOENT.into()),
             Found::Storage(_) => return Err(errno::EOPNOTSUPP.into()),
         };
-        if tmpfs.stat(folder)?.mode & TYPE_MASK != FOLDER {
+        let stat = tmpfs.stat(folder)?;
+        if stat.mode & TYPE_MASK != FOLDER {
             return Err(errno::ENOTDIR.into());
         }
+        self.check_rights(&stat, WRITE | EXECUTE)?;
         if flags & O_ACCMODE == 0 {
             return Err(errno::EINVAL.into());
         }
@@ -90,8 +93,10 @@ impl<N: Node> Thread<N> {
         if !file.is_linkable() {
             return Err(errno::ENOENT.into());
         }
+        let tmpfs = self.node.kernel().tmpfs();
+        self.check_rights(&tmpfs.stat(folder)?, WRITE | EXECUTE)?;
         let now = self.node.platform().wall_clock();
-        self.node.kernel().tmpfs().adopt(file, folder, &name, now)?;
+        tmpfs.adopt(file, folder, &name, now)?;
         Ok(0)
     }
 

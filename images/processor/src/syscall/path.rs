@@ -13,6 +13,7 @@ use crate::creds::{READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, O_PATH, OpenFile};
+use crate::object::Object;
 use crate::platform::Files;
 use crate::process::Node;
 use crate::pseudo::{Entry, OpenText, Sink, Walked};
@@ -90,6 +91,11 @@ fn device_status(device: Device) -> Stat {
         device: device.number(),
         ..stream_status()
     }
+}
+
+/// Returns the number that an object shows as its inode.
+fn object_number(object: &Arc<dyn Object>) -> u64 {
+    Arc::as_ptr(object).cast::<u8>().addr() as u64 & 0xffff_ffff
 }
 
 impl<N: Node> Thread<N> {
@@ -278,6 +284,7 @@ impl<N: Node> Thread<N> {
             Kind::Text(text) => Ok(text.stat),
             Kind::Listing(names) => Ok(self.pseudo_status(&Entry::Folder((**names).clone()), &file.path)),
             Kind::Object(object) => Ok(Stat {
+                inode: object_number(object),
                 mode: object.mode(),
                 ..stream_status()
             }),
@@ -402,7 +409,7 @@ impl<N: Node> Thread<N> {
                     0o140_000 => b"socket",
                     _ => return b"anon_inode:[object]".to_vec(),
                 };
-                let number = Arc::as_ptr(object).cast::<u8>() as usize & 0xffff_ffff;
+                let number = object_number(object);
                 [kind, b":[", alloc::format!("{number}").as_bytes(), b"]"].concat()
             }
             Kind::Stdin => b"pipe:[0]".to_vec(),

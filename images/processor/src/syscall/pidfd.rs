@@ -80,6 +80,10 @@ impl<N: Node> Thread<N> {
         }
         let process = self.process_at(&file)?;
         if let Some(info) = info {
+            let creds = self.creds();
+            if process.creds().is_some_and(|other| !creds.may_signal(&other)) {
+                return Err(errno::EPERM.into());
+            }
             if info.code >= 0 && info.code != SI_USER && process.pid != self.pid {
                 return Err(errno::EPERM.into());
             }

@@ -36,7 +36,10 @@ fn pipe_end(file: &OpenFile) -> Option<&PipeEnd> {
 
 /// Returns whether a file has positions.
 fn seeks(file: &OpenFile) -> bool {
-    matches!(file.kind, Kind::File(_) | Kind::Tmp(_) | Kind::Device(_))
+    matches!(
+        file.kind,
+        Kind::File(_) | Kind::Tmp(_) | Kind::Device(_) | Kind::Text(_)
+    )
 }
 
 /// A file and where in it: at its own position, or at one that the program keeps.
@@ -89,6 +92,13 @@ impl<N: Node> Thread<N> {
         let got = match &file.kind {
             Kind::File(id) => self.read_on(file, *id, place.at, into).await?,
             Kind::Tmp(tmp) => self.node.kernel().tmpfs().read(tmp, place.at, into).await?,
+            Kind::Text(text) => {
+                let from = usize::try_from(place.at).map_or(text.bytes.len(), |at| at.min(text.bytes.len()));
+                let rest = &text.bytes[from..];
+                let len = rest.len().min(into.len());
+                into[..len].copy_from_slice(&rest[..len]);
+                len
+            }
             Kind::Device(Device::Null) => 0,
             Kind::Device(device) => {
                 into.fill(0);
@@ -123,6 +133,8 @@ impl<N: Node> Thread<N> {
         match &file.kind {
             Kind::Tmp(tmp) => {
                 let at = (file.flags() & O_APPEND == 0).then_some(place.at);
+                let end = at.unwrap_or_else(|| tmp.size());
+                self.check_size(end.saturating_add(from.len() as u64))?;
                 place.at = self.node.kernel().tmpfs().write(tmp, at, from).await?;
                 return Ok(from.len());
             }
@@ -212,7 +224,7 @@ impl<N: Node> Thread<N> {
         if from.flags() & 3 == 1 || to.flags() & 3 == 0 && !matches!(to.kind, Kind::Output(_)) {
             return Err(errno::EBADF.into());
         }
-        if !matches!(from.kind, Kind::File(_) | Kind::Tmp(_)) || to.flags() & O_APPEND != 0 {
+        if !matches!(from.kind, Kind::File(_) | Kind::Tmp(_) | Kind::Text(_)) || to.flags() & O_APPEND != 0 {
             return Err(errno::EINVAL.into());
         }
         let mut from = self.position(from, offset_at).await?;

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::super::{Args, int};
 use super::control::{Control, Given, SCM_CREDENTIALS, SCM_RIGHTS};
+use crate::creds::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN};
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::process::Node;
@@ -258,19 +259,35 @@ impl<N: Node> Thread<N> {
         } else {
             Vec::new()
         };
-        if let Some(credentials) = control.credentials
-            && credentials.pid != self.pid
-            && self.node.kernel().process(credentials.pid).is_none()
-        {
-            return Err(errno::ESRCH.into());
+        if let Some(claimed) = control.credentials {
+            self.may_claim(claimed)?;
         }
         let message = Message {
             bytes: Vec::new(),
             rights,
-            credentials: control.credentials.unwrap_or_else(|| self.credentials()),
+            credentials: control.credentials.unwrap_or_else(|| self.sender_credentials()),
             from: socket.local(),
         };
         Ok(Outgoing { message, to })
+    }
+
+    /// Checks what a process says of itself to another.
+    ///
+    /// # Errors
+    ///
+    /// EPERM if it is not so and it may not say so; ESRCH if it names nobody.
+    fn may_claim(&self, claimed: Credentials) -> Result<()> {
+        let creds = self.creds();
+        let allowed = (claimed.pid == self.pid || creds.can(CAP_SYS_ADMIN))
+            && (creds.user.names(claimed.uid) || creds.can(CAP_SETUID))
+            && (creds.group.names(claimed.gid) || creds.can(CAP_SETGID));
+        if !allowed {
+            return Err(errno::EPERM.into());
+        }
+        if claimed.pid != self.pid && self.node.kernel().process(claimed.pid).is_none() {
+            return Err(errno::ESRCH.into());
+        }
+        Ok(())
     }
 
     /// Returns where a message with a name goes.

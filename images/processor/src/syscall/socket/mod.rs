@@ -17,6 +17,7 @@ use linux_raw_sys::general as nr;
 use messages::storage::PATH_MAX;
 
 use super::{Args, int, path};
+use crate::creds::WRITE;
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::platform::{Files, Platform};
@@ -91,10 +92,21 @@ impl<N: Node> Thread<N> {
 
     /// Returns what another process is told of this one.
     fn credentials(&self) -> Credentials {
+        let creds = self.creds();
         Credentials {
             pid: self.pid,
-            uid: 0,
-            gid: 0,
+            uid: creds.user.effective,
+            gid: creds.group.effective,
+        }
+    }
+
+    /// Returns what a message says of its sender, who did not say it itself.
+    fn sender_credentials(&self) -> Credentials {
+        let creds = self.creds();
+        Credentials {
+            pid: self.pid,
+            uid: creds.user.real,
+            gid: creds.group.real,
         }
     }
 
@@ -217,8 +229,7 @@ impl<N: Node> Thread<N> {
             },
             Found::Missing(folder, name) => {
                 let mode = 0o777 & !int(self.fs.lock().umask);
-                let now = self.node.platform().wall_clock();
-                match tmpfs.make(folder, &name, mode, Make::Socket, now) {
+                match self.make(folder, &name, mode, Make::Socket) {
                     Err(Error::Errno(errno::EEXIST)) => Err(errno::EADDRINUSE.into()),
                     made => made,
                 }
@@ -236,8 +247,14 @@ impl<N: Node> Thread<N> {
         let whole = self.socket_path(path)?;
         let tmpfs = self.node.kernel().tmpfs();
         match tmpfs.find(&whole, true)? {
-            Found::Here(inode) if tmpfs.stat(inode)?.mode & TYPE_MASK == SOCKET => Ok(UnixName::Inode(inode)),
-            Found::Here(_) => Err(errno::ECONNREFUSED.into()),
+            Found::Here(inode) => {
+                let stat = tmpfs.stat(inode)?;
+                self.check_rights(&stat, WRITE)?;
+                if stat.mode & TYPE_MASK != SOCKET {
+                    return Err(errno::ECONNREFUSED.into());
+                }
+                Ok(UnixName::Inode(inode))
+            }
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Storage(path) => {
                 self.node.files().stat(&path, true).await?;
