@@ -10,7 +10,7 @@ use spin::{Mutex, Once};
 use crate::ahead::Ahead;
 use crate::device::Device;
 use crate::error::{Result, errno};
-use crate::kernel::Closing;
+use crate::kernel::{Closed, Closing};
 use crate::locks::{Locks, Owner};
 use crate::object::Object;
 use crate::platform::Stream;
@@ -117,6 +117,24 @@ impl OpenFile {
     }
 }
 
+impl OpenFile {
+    /// Leaves word of the close for those who watch the file.
+    fn tell_closed(&self) {
+        let inode = match &self.kind {
+            Kind::Tmp(tmp) => tmp.inode(),
+            Kind::TmpFolder(inode) => *inode,
+            _ => return,
+        };
+        if let Some(closing) = self.closing.as_ref().filter(|closing| closing.watches.any()) {
+            closing.add_closed(Closed {
+                inode,
+                path: self.path.clone(),
+                wrote: self.flags() & 3 != 0,
+            });
+        }
+    }
+}
+
 impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(locks) = self.locks.get() {
@@ -125,6 +143,7 @@ impl Drop for OpenFile {
         if let (Some(closing), Kind::File(id) | Kind::Folder(id)) = (&self.closing, &self.kind) {
             closing.add(*id);
         }
+        self.tell_closed();
     }
 }
 

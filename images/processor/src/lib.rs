@@ -39,6 +39,7 @@ mod epoll;
 mod error;
 mod files;
 mod futex;
+mod inotify;
 mod input;
 pub mod kernel;
 mod limits;

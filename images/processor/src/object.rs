@@ -13,6 +13,7 @@ use spin::Mutex;
 use crate::epoll::Epoll;
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
+use crate::inotify::Inotify;
 use crate::pidfd::PidFd;
 use crate::pipe::PipeEnd;
 use crate::process::Node;
@@ -62,6 +63,10 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     /// Returns a number that differs after each change.
     fn changes(&self) -> u64 {
         self.queue().changes()
+    }
+    /// Returns the object as a queue of what happens to files, if it is one.
+    fn as_inotify(&self) -> Option<&Inotify> {
+        None
     }
     /// Returns the object as a process, if it is one.
     fn as_pidfd(&self) -> Option<&PidFd> {

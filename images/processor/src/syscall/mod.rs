@@ -5,6 +5,7 @@ mod epoll;
 mod fifo;
 mod futex;
 mod identity;
+mod inotify;
 mod io;
 mod layout;
 mod lock;
@@ -96,6 +97,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_preadv | nr::__NR_preadv2 => self.sys_preadv(number, a).await,
             nr::__NR_pwritev | nr::__NR_pwritev2 => self.sys_pwritev(number, a).await,
             nr::__NR_sendfile => self.sys_sendfile(a).await,
+            nr::__NR_inotify_init => self.sys_inotify_init(0),
+            nr::__NR_inotify_init1 => self.sys_inotify_init(a[0]),
+            nr::__NR_inotify_add_watch => self.sys_inotify_add_watch(a).await,
+            nr::__NR_inotify_rm_watch => self.sys_inotify_rm_watch(a),
             nr::__NR_splice => self.sys_splice(a).await,
             nr::__NR_tee => self.sys_tee(a).await,
             nr::__NR_vmsplice => self.sys_vmsplice(a).await,

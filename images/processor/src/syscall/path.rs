@@ -13,12 +13,13 @@ use crate::creds::{READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, O_PATH, OpenFile};
+use crate::inotify::{MODIFY, OPEN};
 use crate::object::Object;
 use crate::platform::Files;
 use crate::process::Node;
 use crate::pseudo::{Entry, OpenText, Sink, Walked};
 use crate::thread::Thread;
-use crate::tmpfs::{Found, Make};
+use crate::tmpfs::{Found, Make, last_part};
 
 /// Stands for the working folder where a folder's number is asked for.
 pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -177,7 +178,7 @@ impl<N: Node> Thread<N> {
         match self.node.kernel().tmpfs().find(path, flags & O_NOFOLLOW == 0)? {
             found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
             Found::Storage(path) => self.open_storage(&path, flags).await,
-            found => self.open_tmp(found, flags, mode).await,
+            found => self.open_tmp(path, found, flags, mode).await,
         }
     }
 
@@ -231,8 +232,9 @@ impl<N: Node> Thread<N> {
     }
 
     /// Opens, and makes if that is asked for, a file or folder of this node's own.
-    async fn open_tmp(&self, found: Found, flags: u64, mode: u64) -> Result<Kind> {
+    async fn open_tmp(&self, path: &[u8], found: Found, flags: u64, mode: u64) -> Result<Kind> {
         let tmpfs = self.node.kernel().tmpfs();
+        let tell = |inode, what| tmpfs.happened(inode, last_part(path), what);
         let inode = match found {
             Found::Storage(_) => return Err(errno::ENOENT.into()),
             Found::Here(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
@@ -244,6 +246,7 @@ impl<N: Node> Thread<N> {
                 let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
                 let made = self.make(folder, &name, mode, Make::File)?;
                 let file = tmpfs.file(made).ok_or(errno::ENOENT)?;
+                tell(made, OPEN);
                 return Ok(Kind::Tmp(file));
             }
         };
@@ -254,6 +257,7 @@ impl<N: Node> Thread<N> {
             if flags & (O_ACCMODE | O_CREAT) != 0 {
                 return Err(errno::EISDIR.into());
             }
+            tell(inode, OPEN);
             return Ok(Kind::TmpFolder(inode));
         }
         if flags & O_DIRECTORY != 0 {
@@ -267,8 +271,10 @@ impl<N: Node> Thread<N> {
         }
         // A link that is not to be followed.
         let file = tmpfs.file(inode).ok_or(errno::ELOOP)?;
+        tell(inode, OPEN);
         if flags & O_TRUNC != 0 && flags & O_ACCMODE != 0 {
             tmpfs.resize(&file, 0).await?;
+            tell(inode, MODIFY);
         }
         Ok(Kind::Tmp(file))
     }

@@ -8,6 +8,7 @@ use super::{Args, int};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
+use crate::inotify::{ACCESS, MODIFY};
 use crate::object::Object;
 use crate::pipe::PipeEnd;
 use crate::platform::Platform;
@@ -123,6 +124,9 @@ impl<N: Node> Thread<N> {
             Kind::Stdin => self.unless_called(self.node.platform().read_stdin(into)).await?,
             _ => return Err(errno::EINVAL.into()),
         };
+        if got > 0 {
+            self.tell(file, ACCESS);
+        }
         place.at += got as u64;
         Ok(got)
     }
@@ -136,6 +140,7 @@ impl<N: Node> Thread<N> {
                 let end = at.unwrap_or_else(|| tmp.size());
                 self.check_size(end.saturating_add(from.len() as u64))?;
                 place.at = self.node.kernel().tmpfs().write(tmp, at, from).await?;
+                self.tell(file, MODIFY);
                 return Ok(from.len());
             }
             Kind::Output(stream) => self.node.platform().write(*stream, from).await,

@@ -14,6 +14,7 @@ use super::path::AT_FDCWD;
 use crate::creds::{EXECUTE, WRITE};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
+use crate::inotify::{ACCESS, ATTRIB, MODIFY};
 use crate::load::PIECE;
 use crate::platform::Platform;
 use crate::process::Node;
@@ -65,6 +66,9 @@ impl<N: Node> Thread<N> {
         if offset.is_none() {
             file.offset.store(start + done, Relaxed);
         }
+        if done > 0 {
+            self.tell(file, ACCESS);
+        }
         Ok(done)
     }
 
@@ -103,6 +107,7 @@ impl<N: Node> Thread<N> {
                 Err(error) => return Err(error),
             }
         }
+        self.tell(file, MODIFY);
         Ok(done)
     }
 
@@ -140,6 +145,7 @@ impl<N: Node> Thread<N> {
         }
         self.memory.write(addr, &records).await?;
         file.offset.store(next, Relaxed);
+        self.tell(file, ACCESS);
         Ok(records.len() as u64)
     }
 
@@ -165,6 +171,7 @@ impl<N: Node> Thread<N> {
         if let Kind::Tmp(tmp) = &file.kind {
             self.check_size(size)?;
             self.tmpfs().resize(tmp, size).await?;
+            self.tell(&file, MODIFY);
         }
         Ok(0)
     }
@@ -183,6 +190,7 @@ impl<N: Node> Thread<N> {
             if mode == 0 && end > tmp.size() {
                 self.tmpfs().resize(tmp, end).await?;
             }
+            self.tell(&file, MODIFY);
         }
         Ok(0)
     }
@@ -339,6 +347,7 @@ impl<N: Node> Thread<N> {
             Found::Here(inode) => {
                 let file = self.tmpfs().file(inode).ok_or(errno::EISDIR)?;
                 self.tmpfs().resize(&file, size).await?;
+                self.tmpfs().happened(inode, last_part(&path), MODIFY);
                 Ok(0)
             }
         }
@@ -353,6 +362,7 @@ impl<N: Node> Thread<N> {
             Found::Here(inode) => {
                 self.check_change(&self.tmpfs().stat(inode)?, &change)?;
                 self.tmpfs().change(inode, &change, self.wall())?;
+                self.tmpfs().happened(inode, last_part(&path), ATTRIB);
                 Ok(0)
             }
         }
@@ -370,7 +380,9 @@ impl<N: Node> Thread<N> {
         if let Ok(stat) = self.tmpfs().stat(inode) {
             self.check_change(&stat, change)?;
         }
-        match self.tmpfs().change(inode, change, self.wall()) {
+        let changed = self.tmpfs().change(inode, change, self.wall());
+        self.tell(&file, ATTRIB);
+        match changed {
             // It has no name.
             Err(Error::Errno(errno::ENOENT)) => {
                 if let (Kind::Tmp(tmp), Change::Mode(mode)) = (&file.kind, change) {

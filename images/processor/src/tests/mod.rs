@@ -3,6 +3,7 @@
 mod calls;
 mod fake;
 mod identity;
+mod inotify;
 mod locks;
 mod memfd;
 mod memory;

@@ -288,7 +288,9 @@ fn local_servers_listen_at_paths_and_names() {
     fails(run.call(nr::__NR_listen, &[server, 1]), errno::EINVAL);
     fails(run.bind(server, &unix(b"/big/x")), errno::EROFS);
     assert_eq!(run.bind(server, &unix(b"/tmp/s")), Ok(0));
+    fails(run.bind(server, &unix(b"/tmp/s")), errno::EADDRINUSE);
     fails(run.bind(server, &unix(b"/tmp/t")), errno::EINVAL);
+    fails(run.open("/tmp/t"), errno::ENOENT);
     let client = run.socket(AF_UNIX, STREAM | NONBLOCK);
     fails(run.connect(client, &unix(b"/tmp/s")), errno::ECONNREFUSED);
     fails(run.connect(client, &unix(b"/tmp/none")), errno::ENOENT);

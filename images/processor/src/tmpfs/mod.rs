@@ -7,6 +7,7 @@ mod below;
 mod data;
 mod seals;
 mod tree;
+mod watch;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -19,6 +20,7 @@ use messages::storage::{FileTime, Stat};
 use spin::Mutex;
 
 use crate::error::{Result, errno};
+use crate::inotify::Watches;
 use crate::kernel::Closing;
 use crate::mm::Space;
 use crate::pipe::Pipe;
@@ -27,6 +29,7 @@ pub(crate) use data::TmpFile;
 pub(crate) use seals::{SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_SEAL, SEAL_WRITE};
 pub(crate) use tree::last_part;
 use tree::{Body, Step, Tree};
+use watch::Named;
 
 /// Folders that are file systems of this node's own.
 const MOUNTS: [(&[u8], u32); 3] = [(b"/tmp", 0o1777), (b"/dev/shm", 0o1777), (b"/run", 0o755)];
@@ -64,6 +67,8 @@ pub(crate) struct Tmpfs<N: Node> {
     tree: Mutex<Tree>,
     space: Space<'static, N>,
     closing: Arc<Closing>,
+    /// Who watches what.
+    watches: Arc<Watches>,
 }
 
 /// A kind of thing to make.
@@ -89,6 +94,7 @@ impl<N: Node> Tmpfs<N> {
         Self {
             tree: Mutex::new(tree),
             space,
+            watches: closing.watches.clone(),
             closing,
         }
     }
@@ -161,6 +167,8 @@ impl<N: Node> Tmpfs<N> {
             Make::Fifo => Body::Fifo(Arc::default()),
         });
         tree.enter(folder, name, inode, now)?;
+        drop(tree);
+        self.entered(inode, &Named { folder, name }, false);
         Ok(inode)
     }
 
@@ -175,7 +183,10 @@ impl<N: Node> Tmpfs<N> {
             return Err(errno::EPERM.into());
         }
         there.links += 1;
-        tree.enter(folder, name, inode, now)
+        tree.enter(folder, name, inode, now)?;
+        drop(tree);
+        self.entered(inode, &Named { folder, name }, true);
+        Ok(())
     }
 
     /// Removes a name: a folder's if `folder_wanted`, else that of something else.
@@ -194,7 +205,11 @@ impl<N: Node> Tmpfs<N> {
         }
         let name = last_part(path);
         let folder = tree.parent_of(path, inode, name)?;
-        tree.leave(folder, name, now)
+        tree.leave(folder, name, now)?;
+        let gone = !tree.inodes.contains_key(&inode);
+        drop(tree);
+        self.left(inode, &Named { folder, name }, folder_wanted, gone);
+        Ok(())
     }
 
     /// Renames; what has the new name is replaced.
@@ -216,7 +231,8 @@ impl<N: Node> Tmpfs<N> {
         if is_folder && tree.is_within(folder, inode) {
             return Err(errno::EINVAL.into());
         }
-        if let Some(&there) = tree.folder(folder)?.get(name) {
+        let replaced = tree.folder(folder)?.get(name).copied();
+        if let Some(there) = replaced {
             if no_replace {
                 return Err(errno::EEXIST.into());
             }
@@ -252,6 +268,12 @@ impl<N: Node> Tmpfs<N> {
         {
             own.links = 2;
         }
+        drop(tree);
+        let from = Named {
+            folder: old_folder,
+            name: old_name,
+        };
+        self.moved(inode, &from, &Named { folder, name }, replaced);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use super::tree::{Body, Inode};
+use super::watch::Named;
 use super::{REGULAR, TmpFile, Tmpfs};
 use crate::error::{Result, errno};
 use crate::process::Node;
@@ -90,7 +91,10 @@ impl<N: Node> Tmpfs<N> {
         let there = tree.inodes.entry(file.inode()).or_insert_with(entry);
         // One that has names gets one more.
         there.links += u32::from(there.links > 0);
-        tree.enter(folder, name, file.inode(), now)
+        tree.enter(folder, name, file.inode(), now)?;
+        drop(tree);
+        self.entered(file.inode(), &Named { folder, name }, true);
+        Ok(())
     }
 
     /// Adds seals.

@@ -38,6 +38,7 @@ pub(super) enum Body {
 pub(super) struct Tree {
     pub(super) inodes: BTreeMap<u64, Inode>,
     next: u64,
+    cookie: u32,
     pub(super) names: usize,
     pub(super) mounts: [u64; MOUNTS.len()],
     /// Names that S's disk has in the folders that are mounted over: they stay seen.
@@ -75,10 +76,17 @@ impl Tree {
         Self {
             inodes: BTreeMap::new(),
             next: FIRST_INODE,
+            cookie: 0,
             names: 0,
             mounts: [0; MOUNTS.len()],
             below: Default::default(),
         }
+    }
+
+    /// Returns a number that joins the two events of a move.
+    pub(super) fn new_cookie(&mut self) -> u32 {
+        self.cookie = self.cookie.wrapping_add(1).max(1);
+        self.cookie
     }
 
     /// Returns the number of a new inode.

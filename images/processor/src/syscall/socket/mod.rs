@@ -208,9 +208,8 @@ impl<N: Node> Thread<N> {
             return Ok(0);
         }
         let address = Address::parse_unix(&bytes)?;
-        net.nameless(socket)?;
         let inode = match &address {
-            Address::Path(path) => Some(self.make_socket_inode(path).await?),
+            Address::Path(path) => Some(self.make_socket_inode(socket, path).await?),
             _ => None,
         };
         net.bind_unix(socket, address, inode)?;
@@ -218,7 +217,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Makes the inode that a path is bound as.
-    async fn make_socket_inode(&self, path: &[u8]) -> Result<u64> {
+    async fn make_socket_inode(&self, socket: &Socket, path: &[u8]) -> Result<u64> {
         let whole = self.socket_path(path)?;
         let tmpfs = self.node.kernel().tmpfs();
         match tmpfs.find(&whole, false)? {
@@ -228,6 +227,7 @@ impl<N: Node> Thread<N> {
                 refused => refused,
             },
             Found::Missing(folder, name) => {
+                self.node.kernel().net.nameless(socket)?;
                 let mode = 0o777 & !int(self.fs.lock().umask);
                 match self.make(folder, &name, mode, Make::Socket) {
                     Err(Error::Errno(errno::EEXIST)) => Err(errno::EADDRINUSE.into()),
