@@ -422,8 +422,9 @@ impl<N: Node> Thread<N> {
     }
 
     /// Ends this task and goes on in one of another core.
-    fn move_to(self, core: usize) {
+    fn move_to(mut self, core: usize) {
         let node = self.node;
+        self.cpu.leave_core();
         node.kernel().cores.leave(self.core());
         self.process.cpu_time.add(self.shared.time.end(self.now()));
         self.shared.set_core(core);
