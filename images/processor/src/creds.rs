@@ -18,8 +18,8 @@ pub(crate) const CAP_CHOWN: u32 = 0;
 pub(crate) const CAP_DAC_OVERRIDE: u32 = 1;
 pub(crate) const CAP_FOWNER: u32 = 3;
 pub(crate) const CAP_KILL: u32 = 5;
-const CAP_SETGID: u32 = 6;
-const CAP_SETUID: u32 = 7;
+pub(crate) const CAP_SETGID: u32 = 6;
+pub(crate) const CAP_SETUID: u32 = 7;
 pub(crate) const CAP_SETPCAP: u32 = 8;
 pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 pub(crate) const CAP_SYS_NICE: u32 = 23;
@@ -40,6 +40,11 @@ pub(crate) struct Ids {
 }
 
 impl Ids {
+    /// Returns whether a number is one of a process's own: real, effective or saved.
+    pub(crate) fn names(self, id: u32) -> bool {
+        [self.real, self.effective, self.saved].contains(&id)
+    }
+
     /// Returns four times the same number.
     pub(crate) const fn all(id: u32) -> Self {
         Self {

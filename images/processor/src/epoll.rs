@@ -158,7 +158,7 @@ impl Item {
 
 fn changes(file: &OpenFile) -> u64 {
     match &file.kind {
-        Kind::Object(object) => object.queue().changes(),
+        Kind::Object(object) => object.changes(),
         _ => 0,
     }
 }

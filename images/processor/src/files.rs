@@ -5,12 +5,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use messages::storage::{FileId, Stat};
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 use crate::ahead::Ahead;
 use crate::device::Device;
 use crate::error::{Result, errno};
-use crate::kernel::Closing;
+use crate::kernel::{Closed, Closing};
+use crate::locks::{Locks, Owner};
 use crate::object::Object;
 use crate::platform::Stream;
 use crate::pseudo::{Name, OpenText};
@@ -66,6 +67,8 @@ pub(crate) struct OpenFile {
     pub(crate) ahead: Mutex<Ahead>,
     /// The list that a file of S is put on when nothing uses it any more.
     closing: Option<Arc<Closing>>,
+    /// Where the file may have locks of its own.
+    locks: Once<Arc<Locks>>,
 }
 
 impl OpenFile {
@@ -78,7 +81,18 @@ impl OpenFile {
             flags: AtomicU32::new(flags),
             ahead: Mutex::default(),
             closing,
+            locks: Once::new(),
         }
+    }
+
+    /// Returns the number by which the file holds locks: no two open files have the same.
+    pub(crate) fn identity(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
+    /// Notes that the file may hold locks, which end with it.
+    pub(crate) fn locked_in(&self, locks: &Arc<Locks>) {
+        self.locks.call_once(|| locks.clone());
     }
 
     /// Returns the file's flags, as `F_GETFL` gives them.
@@ -103,11 +117,33 @@ impl OpenFile {
     }
 }
 
+impl OpenFile {
+    /// Leaves word of the close for those who watch the file.
+    fn tell_closed(&self) {
+        let inode = match &self.kind {
+            Kind::Tmp(tmp) => tmp.inode(),
+            Kind::TmpFolder(inode) => *inode,
+            _ => return,
+        };
+        if let Some(closing) = self.closing.as_ref().filter(|closing| closing.watches.any()) {
+            closing.add_closed(Closed {
+                inode,
+                path: self.path.clone(),
+                wrote: self.flags() & 3 != 0,
+            });
+        }
+    }
+}
+
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        if let Some(locks) = self.locks.get() {
+            locks.release(Owner::File(self.identity()));
+        }
         if let (Some(closing), Kind::File(id) | Kind::Folder(id)) = (&self.closing, &self.kind) {
             closing.add(*id);
         }
+        self.tell_closed();
     }
 }
 

@@ -11,11 +11,14 @@ use spin::{Mutex, Once};
 use crate::cores::Cores;
 use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
+use crate::inotify::Watches;
+use crate::locks::Locks;
 use crate::mm::Space;
 use crate::mm::file::FileCache;
 use crate::mm::object::Object;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
+use crate::socket::Net;
 use crate::timer::Timers;
 use crate::tmpfs::Tmpfs;
 use crate::vdso;
@@ -37,6 +40,8 @@ pub struct Kernel<N: Node> {
     pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) closing: Arc<Closing>,
     pub(crate) cores: Cores,
+    pub(crate) net: Arc<Net>,
+    pub(crate) locks: Arc<Locks>,
     /// Woken when a process has ended.
     pub(crate) process_ended: WaitQueue,
     unimplemented: Mutex<BTreeMap<u64, u64>>,
@@ -72,10 +77,38 @@ pub(crate) struct Closing {
     files: Mutex<Vec<FileId>>,
     /// Addresses and lengths of files of this node's own, in the kernel's space.
     regions: Mutex<Vec<(u64, u64)>>,
+    /// Closed files of this node's own, while something is watched.
+    closed: Mutex<Vec<Closed>>,
+    /// Who watches what.
+    pub(crate) watches: Arc<Watches>,
     count: AtomicU32,
 }
 
+/// A file that was closed: its inode, the path that opened it, and whether it could be written.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    pub(crate) inode: u64,
+    pub(crate) path: Vec<u8>,
+    pub(crate) wrote: bool,
+}
+
 impl Closing {
+    /// Notes the end of an open file of this node's own, for those who watch it.
+    pub(crate) fn add_closed(&self, closed: Closed) {
+        self.closed.lock().push(closed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn take_closed(&self) -> Option<Closed> {
+        let mut closed = self.closed.lock();
+        if closed.is_empty() {
+            return None;
+        }
+        let first = closed.remove(0);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        Some(first)
+    }
+
     pub(crate) fn add(&self, file: FileId) {
         self.files.lock().push(file);
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -121,6 +154,8 @@ impl<N: Node> Kernel<N> {
             file_cache: Mutex::default(),
             closing: Arc::default(),
             cores: Cores::default(),
+            net: Arc::default(),
+            locks: Arc::default(),
             process_ended: WaitQueue::default(),
             unimplemented: Mutex::default(),
             faults: AtomicU64::new(0),
@@ -186,6 +221,9 @@ impl<N: Node> Kernel<N> {
     pub(crate) async fn close_files(&self, node: &N) -> Result<()> {
         while let Some(file) = self.closing.take_file() {
             node.files().close(file).await?;
+        }
+        while let Some(closed) = self.closing.take_closed() {
+            self.tmpfs().was_closed(&closed);
         }
         while let Some((start, len)) = self.closing.take_region() {
             self.tmpfs().free(start, len).await?;

@@ -21,7 +21,7 @@
 //!
 //! # What is left out
 //!
-//! * Sockets, terminals, job control; `docs/linux-abi.md` has the table of calls.
+//! * Terminals, job control, networks other than this node; `docs/linux-abi.md` has the table of calls.
 //! * Writing to files of S, and shared writable mappings of them.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -39,15 +39,19 @@ mod epoll;
 mod error;
 mod files;
 mod futex;
+mod inotify;
 mod input;
 #[cfg(all(test, interleave))]
 mod interleavings;
 pub mod kernel;
 mod limits;
 mod load;
+mod locks;
 pub mod mm;
 mod names;
 mod object;
+mod pidfd;
+mod pipe;
 mod platform;
 mod process;
 mod pseudo;
@@ -55,6 +59,7 @@ pub mod remote;
 mod report;
 mod signal_file;
 mod signals;
+mod socket;
 pub mod stack;
 mod syscall;
 #[cfg(test)]

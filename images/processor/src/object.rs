@@ -1,13 +1,11 @@
-//! Things that programs read and write beside files: pipes, event counters.
+//! What programs read and write beside files, and event counters.
 //!
 //! An [`Object`] never waits: it does what it can now and says EAGAIN else. Whoever may wait registers
 //! in its queue and tries again ([`Thread::read_object`]).
 
-use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
 use core::task::Waker;
 
 use spin::Mutex;
@@ -15,9 +13,13 @@ use spin::Mutex;
 use crate::epoll::Epoll;
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
+use crate::inotify::Inotify;
+use crate::pidfd::PidFd;
+use crate::pipe::PipeEnd;
 use crate::process::Node;
 use crate::signal_file::SignalFile;
 use crate::signals::{SI_USER, SIGPIPE, SignalInfo};
+use crate::socket::Socket;
 use crate::thread::Thread;
 use crate::timer::Timer;
 use crate::wait::WaitQueue;
@@ -30,11 +32,9 @@ pub(crate) const POLL_HUP: u16 = 0x10;
 pub(crate) const POLL_NVAL: u16 = 0x20;
 pub(crate) const POLL_RDNORM: u16 = 0x40;
 pub(crate) const POLL_WRNORM: u16 = 0x100;
+pub(crate) const POLL_WRBAND: u16 = 0x200;
+pub(crate) const POLL_RDHUP: u16 = 0x2000;
 
-/// Bytes that a pipe holds.
-pub(crate) const PIPE_SIZE: usize = 65_536;
-/// Bytes that are written in one piece or not at all (`PIPE_BUF`).
-const ATOMIC: usize = 4096;
 /// Bytes that are copied at once between a program and an object.
 const PIECE: usize = 16 << 10;
 
@@ -60,6 +60,26 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     fn register(&self, waker: &Waker) {
         self.queue().register(waker);
     }
+    /// Returns a number that differs after each change.
+    fn changes(&self) -> u64 {
+        self.queue().changes()
+    }
+    /// Returns the object as a queue of what happens to files, if it is one.
+    fn as_inotify(&self) -> Option<&Inotify> {
+        None
+    }
+    /// Returns the object as a process, if it is one.
+    fn as_pidfd(&self) -> Option<&PidFd> {
+        None
+    }
+    /// Returns the object as an end of a pipe, if it is one.
+    fn as_pipe(&self) -> Option<&PipeEnd> {
+        None
+    }
+    /// Returns the object as a socket, if it is one.
+    fn as_socket(&self) -> Option<&Socket> {
+        None
+    }
     /// Returns the object as a set of files that are waited for, if it is one.
     fn as_epoll(&self) -> Option<&Epoll> {
         None
@@ -76,121 +96,6 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     fn mode(&self) -> u32;
     /// Returns how many bytes could be read.
     fn readable(&self) -> usize;
-}
-
-/// The bytes between a pipe's two ends.
-#[derive(Debug, Default)]
-struct Pipe {
-    bytes: Mutex<VecDeque<u8>>,
-    readers: AtomicU32,
-    writers: AtomicU32,
-    queue: WaitQueue,
-}
-
-/// The end that is read.
-#[derive(Debug)]
-pub(crate) struct PipeReader(Arc<Pipe>);
-
-/// The end that is written.
-#[derive(Debug)]
-pub(crate) struct PipeWriter(Arc<Pipe>);
-
-/// Returns the two ends of a new pipe.
-pub(crate) fn pipe() -> (PipeReader, PipeWriter) {
-    let pipe = Arc::new(Pipe {
-        readers: AtomicU32::new(1),
-        writers: AtomicU32::new(1),
-        ..Pipe::default()
-    });
-    (PipeReader(pipe.clone()), PipeWriter(pipe))
-}
-
-const FIFO: u32 = 0o010_600;
-
-impl Object for PipeReader {
-    fn read(&self, into: &mut [u8]) -> Result<usize> {
-        let mut bytes = self.0.bytes.lock();
-        let count = bytes.len().min(into.len());
-        if count == 0 {
-            return if self.0.writers.load(Ordering::Acquire) == 0 || into.is_empty() {
-                Ok(0)
-            } else {
-                Err(errno::EAGAIN.into())
-            };
-        }
-        for (place, byte) in into.iter_mut().zip(bytes.drain(..count)) {
-            *place = byte;
-        }
-        drop(bytes);
-        self.0.queue.wake();
-        Ok(count)
-    }
-    fn write(&self, _: &[u8]) -> Result<usize> {
-        Err(errno::EBADF.into())
-    }
-    fn ready(&self) -> u16 {
-        let some = !self.0.bytes.lock().is_empty();
-        let ended = self.0.writers.load(Ordering::Acquire) == 0;
-        (if some { POLL_IN | POLL_RDNORM } else { 0 }) | if ended { POLL_HUP } else { 0 }
-    }
-    fn queue(&self) -> &WaitQueue {
-        &self.0.queue
-    }
-    fn mode(&self) -> u32 {
-        FIFO
-    }
-    fn readable(&self) -> usize {
-        self.0.bytes.lock().len()
-    }
-}
-
-impl Drop for PipeReader {
-    fn drop(&mut self) {
-        self.0.readers.store(0, Ordering::Release);
-        self.0.queue.wake();
-    }
-}
-
-impl Object for PipeWriter {
-    fn read(&self, _: &mut [u8]) -> Result<usize> {
-        Err(errno::EBADF.into())
-    }
-    fn write(&self, from: &[u8]) -> Result<usize> {
-        if self.0.readers.load(Ordering::Acquire) == 0 {
-            return Err(errno::EPIPE.into());
-        }
-        let mut bytes = self.0.bytes.lock();
-        let room = PIPE_SIZE - bytes.len();
-        if room == 0 || (from.len() <= ATOMIC && room < from.len()) {
-            return Err(errno::EAGAIN.into());
-        }
-        let count = room.min(from.len());
-        bytes.extend(&from[..count]);
-        drop(bytes);
-        self.0.queue.wake();
-        Ok(count)
-    }
-    fn ready(&self) -> u16 {
-        let room = PIPE_SIZE - self.0.bytes.lock().len() >= ATOMIC;
-        let nobody = self.0.readers.load(Ordering::Acquire) == 0;
-        (if room { POLL_OUT | POLL_WRNORM } else { 0 }) | if nobody { POLL_ERR } else { 0 }
-    }
-    fn queue(&self) -> &WaitQueue {
-        &self.0.queue
-    }
-    fn mode(&self) -> u32 {
-        FIFO
-    }
-    fn readable(&self) -> usize {
-        self.0.bytes.lock().len()
-    }
-}
-
-impl Drop for PipeWriter {
-    fn drop(&mut self) {
-        self.0.writers.store(0, Ordering::Release);
-        self.0.queue.wake();
-    }
 }
 
 /// A counter that is added to by writing and taken from by reading (`eventfd`).
@@ -257,6 +162,13 @@ impl Object for EventCounter {
 }
 
 impl<N: Node> Thread<N> {
+    /// Sends SIGPIPE, and returns EPIPE.
+    pub(crate) fn broken_pipe(&self) -> Error {
+        let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
+        self.process.send_thread(&self.shared, info);
+        errno::EPIPE.into()
+    }
+
     /// Reads into the program from an object, and waits for bytes unless the file says not to.
     pub(crate) async fn read_object(
         &self,
@@ -267,6 +179,9 @@ impl<N: Node> Thread<N> {
     ) -> Result<u64> {
         if object.as_signals().is_some() {
             return self.read_signals(file, object, addr, count).await;
+        }
+        if let Some(socket) = object.as_socket() {
+            return self.receive_plain(file, socket, &[(addr, count)]).await;
         }
         let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
@@ -287,6 +202,9 @@ impl<N: Node> Thread<N> {
         addr: u64,
         count: u64,
     ) -> Result<u64> {
+        if let Some(socket) = object.as_socket() {
+            return self.send_plain(file, socket, &[(addr, count)]).await;
+        }
         let count = self.memory.reachable(addr, count, false)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let mut done = 0;
@@ -300,11 +218,7 @@ impl<N: Node> Thread<N> {
             let tried = self.unless_called(object.queue().until(attempt)).await;
             match tried.flatten() {
                 Ok(written) => done += written as u64,
-                Err(Error::Errno(errno::EPIPE)) if done == 0 => {
-                    let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
-                    self.process.send_thread(&self.shared, info);
-                    return Err(errno::EPIPE.into());
-                }
+                Err(Error::Errno(errno::EPIPE)) if done == 0 => return Err(self.broken_pipe()),
                 Err(Error::Errno(_)) if done > 0 => break,
                 Err(error) => return Err(error),
             }
@@ -316,30 +230,6 @@ impl<N: Node> Thread<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pipe_holds_what_fits_and_ends_with_its_writer() {
-        let (reader, writer) = pipe();
-        let mut into = [0; 10];
-        assert_eq!(reader.read(&mut into), Err(errno::EAGAIN.into()));
-        assert_eq!(writer.write(&vec![7; PIPE_SIZE - 10]), Ok(PIPE_SIZE - 10));
-        assert_eq!(writer.write(&[8; 20]), Err(errno::EAGAIN.into()), "in one piece");
-        assert_eq!(writer.write(&[8; 5000]), Ok(10));
-        assert_eq!(writer.ready() & POLL_OUT, 0);
-        let mut all = vec![0; PIPE_SIZE];
-        assert_eq!(reader.read(&mut all), Ok(PIPE_SIZE));
-        assert_eq!(all[PIPE_SIZE - 11..PIPE_SIZE - 9], [7, 8]);
-        drop(writer);
-        assert_eq!((reader.read(&mut into), reader.ready()), (Ok(0), POLL_HUP));
-    }
-
-    #[test]
-    fn a_pipe_without_a_reader_is_broken() {
-        let (reader, writer) = pipe();
-        drop(reader);
-        assert_eq!(writer.write(&[1]), Err(errno::EPIPE.into()));
-        assert_ne!(writer.ready() & POLL_ERR, 0);
-    }
 
     #[test]
     fn event_counters_add_and_are_taken_whole_or_by_one() {

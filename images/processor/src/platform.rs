@@ -160,6 +160,8 @@ pub trait Cpu<T>: Sized {
     fn new(ip: u64, sp: u64) -> Self;
     /// Returns a copy, for another thread.
     fn duplicate(&mut self) -> Self;
+    /// Takes the thread's state out of the core's registers, before it goes to another core.
+    fn leave_core(&mut self);
     /// Runs the thread until it traps.
     fn run(&mut self, tables: &T) -> Trap;
     /// Returns the system call that it made.

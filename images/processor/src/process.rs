@@ -14,6 +14,7 @@ use crate::kernel::Kernel;
 use crate::limits::Limits;
 use crate::mm::supply::Supply;
 use crate::mm::{Space, Tables};
+use crate::pidfd::Lifetime;
 use crate::platform::{Cpu, Files, Memory, Platform};
 use crate::signals::{Pending, SignalInfo};
 use crate::thread::{Shared, Thread};
@@ -88,6 +89,8 @@ pub struct Process<N: Node> {
     pub(crate) cpu_time: ProcessTime,
     /// Woken at each signal, for files that signals are read from.
     pub(crate) signalled: Arc<WaitQueue>,
+    /// Its end, for those who hold it as a file.
+    pub(crate) lifetime: Arc<Lifetime>,
 }
 
 /// Which threads are to end.
@@ -118,6 +121,7 @@ impl<N: Node> Process<N> {
             overruns: Mutex::default(),
             cpu_time: ProcessTime::default(),
             signalled: Arc::default(),
+            lifetime: Arc::default(),
         }
     }
 

@@ -139,6 +139,20 @@ impl SignalInfo {
         }
     }
 
+    /// Reads the bytes of a `siginfo_t`.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if there is no such signal.
+    pub(crate) fn decode(bytes: &[u8; INFO_SIZE]) -> Result<Self> {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        Ok(Self {
+            signal: number(word(0))?,
+            code: i32::from_le_bytes(bytes[8..12].try_into().expect("four bytes")),
+            fields: [word(16), word(24)],
+        })
+    }
+
     /// Returns the bytes of `siginfo_t`.
     pub(crate) fn encode(&self) -> [u8; INFO_SIZE] {
         let mut bytes = [0; INFO_SIZE];

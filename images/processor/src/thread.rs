@@ -17,6 +17,7 @@ use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
 use crate::futex::ANY;
 use crate::kernel::FIRST;
+use crate::locks::Owner;
 use crate::mm::Space;
 use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
@@ -421,8 +422,9 @@ impl<N: Node> Thread<N> {
     }
 
     /// Ends this task and goes on in one of another core.
-    fn move_to(self, core: usize) {
+    fn move_to(mut self, core: usize) {
         let node = self.node;
+        self.cpu.leave_core();
         node.kernel().cores.leave(self.core());
         self.process.cpu_time.add(self.shared.time.end(self.now()));
         self.shared.set_core(core);
@@ -460,6 +462,7 @@ impl<N: Node> Thread<N> {
             ..
         } = self;
         drop((files, cpu));
+        process.node.kernel().net.collect();
         let node = process.node;
         node.kernel().close_files(node).await?;
         // Each thread lets go of the memory before it leaves: the last one finds nobody else's hold.
@@ -489,6 +492,7 @@ impl<N: Node> Thread<N> {
         process.cpu_time.add(shared.time.split(now));
         if last {
             *process.timers.lock() = ProcessTimers::default();
+            node.kernel().locks.release(Owner::Process(process.pid));
             process.ended(process.ends().unwrap_or(exit));
         }
         Ok(())
@@ -578,6 +582,7 @@ impl<N: Node> Process<N> {
             let parent = parent.filter(|parent| parent.forgets(signal).is_none());
             if parent.is_none() && self.pid != FIRST {
                 tree.processes.remove(&self.pid);
+                self.lifetime.forget();
             }
             parent.map(|parent| (parent, signal))
         };
@@ -587,6 +592,7 @@ impl<N: Node> Process<N> {
             }
             parent.children_changed.wake();
         }
+        self.lifetime.end();
         kernel.process_ended.wake();
     }
 

@@ -147,6 +147,18 @@ fn calls_do_what_linux_does() {
     assert_eq!((there.code, here.code), (Some(0), Some(0)));
 }
 
+/// Sockets, locks, pipes, files without a name and watches.
+#[test]
+fn sockets_and_what_goes_with_them_do_what_linux_does() {
+    let here = native(program("sockets"), &[], b"");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let there = Run::new(&["--pcache", "8M"])
+        .add(program("sockets"), "/bin/sockets")
+        .run(&["/bin/sockets"]);
+    assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
+    assert_eq!((there.code, here.code), (Some(0), Some(0)));
+}
+
 /// Debian's own dynamic programs, several processes at once, and files that they make in `/tmp`.
 #[test]
 fn a_debian_root_runs_its_own_tools() {

@@ -6,7 +6,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use linux_raw_sys::general as nr;
 use linux_raw_sys::general::{
-    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ,
+    F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_GETLK, F_GETPIPE_SZ, F_OFD_GETLK,
+    F_OFD_SETLK, F_OFD_SETLKW, F_SETFD, F_SETFL, F_SETLK, F_SETLKW, F_SETPIPE_SZ,
 };
 use messages::USER_END;
 use messages::storage::Entries;
@@ -16,8 +17,7 @@ use super::{Args, int};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, MAX_FILES, O_NONBLOCK, OpenFile};
-use crate::load::{PIECE, read_file};
-use crate::object::PIPE_SIZE;
+use crate::load::PIECE;
 use crate::platform::{Files, Peer, Platform};
 use crate::process::Node;
 use crate::thread::Thread;
@@ -191,7 +191,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// The pieces of a readv or writev: addresses and lengths.
-    async fn pieces(&self, addr: u64, count: u64) -> Result<Vec<(u64, u64)>> {
+    pub(super) async fn pieces(&self, addr: u64, count: u64) -> Result<Vec<(u64, u64)>> {
         if count > MAX_PIECES {
             return Err(errno::EINVAL.into());
         }
@@ -212,6 +212,11 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_readv(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
+        if let Ok(socket) = crate::socket::of(&file) {
+            return self
+                .receive_plain(&file, socket, &self.pieces(addr, count).await?)
+                .await;
+        }
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
@@ -225,6 +230,11 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_writev(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
+        if let Ok(socket) = crate::socket::of(&file) {
+            return self
+                .send_plain(&file, socket, &self.pieces(addr, count).await?)
+                .await;
+        }
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
@@ -284,34 +294,6 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    pub(super) async fn sys_sendfile(&self, [to, from, offset_at, count, ..]: Args) -> Result<u64> {
-        let (to, from) = (self.file(to)?, self.file(from)?);
-        let (&Kind::File(id), &Kind::Output(stream)) = (&from.kind, &to.kind) else {
-            return Err(errno::EINVAL.into());
-        };
-        let start = match offset_at {
-            0 => from.offset.load(Relaxed),
-            at => self.memory.read_u64(at).await?,
-        };
-        let count = count.min(MAX_COUNT);
-        let mut piece = vec![0; piece_len(count)];
-        let mut done = 0;
-        while done < count {
-            let want = piece_len(count - done);
-            let got = read_file(self.node, id, start.saturating_add(done), &mut piece[..want]).await?;
-            self.node.platform().write(stream, &piece[..got]).await;
-            done += got as u64;
-            if got < want {
-                break;
-            }
-        }
-        match offset_at {
-            0 => from.offset.store(start + done, Relaxed),
-            at => self.memory.write_words(at, &[start + done]).await?,
-        }
-        Ok(done)
-    }
-
     pub(super) async fn sys_lseek(&self, [fd, offset, whence, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
         if matches!(file.kind, Kind::Device(_)) {
@@ -356,13 +338,13 @@ impl<N: Node> Thread<N> {
         Ok(at)
     }
 
-    pub(super) fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.table().remove(fd)?;
-        drop(file);
+        self.closed(file).await?;
         Ok(0)
     }
 
-    pub(super) fn sys_dup(&self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_dup(&self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {
         let file = self.place(old)?;
         if number == nr::__NR_dup {
             return self.table().add(file, 0, false);
@@ -378,12 +360,14 @@ impl<N: Node> Thread<N> {
         if !same {
             let close = number == nr::__NR_dup3 && flags & O_CLOEXEC != 0;
             let replaced = self.table().put(to, file, close);
-            drop(replaced);
+            if let Some(replaced) = replaced {
+                self.closed(replaced).await?;
+            }
         }
         Ok(to as u64)
     }
 
-    pub(super) fn sys_fcntl(&self, [fd, command, arg, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_fcntl(&self, [fd, command, arg, ..]: Args) -> Result<u64> {
         let file = self.place(fd)?;
         match u32::try_from(command).map_err(|_| errno::EINVAL)? {
             command @ (F_DUPFD | F_DUPFD_CLOEXEC) => {
@@ -400,15 +384,18 @@ impl<N: Node> Thread<N> {
                 file.set_flags(int(arg));
                 Ok(0)
             }
-            F_GETPIPE_SZ | F_SETPIPE_SZ => match &file.kind {
-                Kind::Object(_) => Ok(PIPE_SIZE as u64),
-                _ => Err(errno::EBADF.into()),
-            },
+            F_GETPIPE_SZ => self.pipe_size(&file, None),
+            F_SETPIPE_SZ => self.pipe_size(&file, Some(arg)),
+            command @ (F_GETLK | F_SETLK | F_SETLKW | F_OFD_GETLK | F_OFD_SETLK | F_OFD_SETLKW) => {
+                self.sys_lock(&file, command, arg).await
+            }
+            F_GET_SEALS => self.sys_get_seals(&file),
+            F_ADD_SEALS => self.sys_add_seals(&file, arg).await,
             _ => Err(errno::EINVAL.into()),
         }
     }
 
-    pub(super) fn sys_close_range(&self, [first, last, flags, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_close_range(&self, [first, last, flags, ..]: Args) -> Result<u64> {
         const UNSHARE: u64 = 2;
         const CLOEXEC: u64 = 4;
         if int(first) > int(last) || flags & !(UNSHARE | CLOEXEC) != 0 {
@@ -420,13 +407,16 @@ impl<N: Node> Thread<N> {
             self.table().close_range_on_exec(first, last);
         } else {
             let closed = self.table().remove_range(first, last);
-            drop(closed);
+            for file in closed {
+                self.closed(file).await?;
+            }
         }
         Ok(0)
     }
 
     pub(super) async fn sys_ioctl(&self, [fd, request, arg, ..]: Args) -> Result<u64> {
         const FIONREAD: u64 = 0x541b;
+        const SIOCOUTQ: u64 = 0x5411;
         const FIONBIO: u64 = 0x5421;
         const FIOCLEX: u64 = 0x5451;
         const FIONCLEX: u64 = 0x5450;
@@ -443,6 +433,12 @@ impl<N: Node> Thread<N> {
             }
             (FIONREAD, Kind::Object(object)) => {
                 let count = u32::try_from(object.readable()).unwrap_or(u32::MAX);
+                self.memory.write(arg, &count.to_le_bytes()).await?;
+                Ok(0)
+            }
+            (SIOCOUTQ, Kind::Object(object)) if object.as_socket().is_some() => {
+                let waiting = object.as_socket().map_or(0, |socket| socket.unreceived());
+                let count = u32::try_from(waiting).unwrap_or(u32::MAX);
                 self.memory.write(arg, &count.to_le_bytes()).await?;
                 Ok(0)
             }

@@ -17,7 +17,7 @@ use crate::mm::{Heap, MMAP_MIN, object::Object};
 use crate::platform::Files;
 use crate::process::Node;
 use crate::thread::Thread;
-use crate::tmpfs::TmpFile;
+use crate::tmpfs::{SEAL_FUTURE_WRITE, SEAL_WRITE, TmpFile};
 
 const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
@@ -184,6 +184,11 @@ impl<N: Node> Thread<N> {
         if shared && rights.contains(Rights::WRITE) && !writes {
             return Err(errno::EACCES.into());
         }
+        if shared && rights.contains(Rights::WRITE) && file.sealed(SEAL_WRITE | SEAL_FUTURE_WRITE) {
+            return Err(errno::EPERM.into());
+        }
+        // What nobody can write any more may as well be copied, and then no change of rights can write it.
+        let shared = shared && !file.sealed(SEAL_WRITE);
         let (place, len) = placement(addr, len, flags)?;
         let tmpfs = self.node.kernel().tmpfs();
         let size = file.size();

@@ -2,14 +2,19 @@
 
 mod attributes;
 mod epoll;
+mod fifo;
 mod futex;
 mod identity;
+mod inotify;
 mod io;
 mod layout;
+mod lock;
+mod memfd;
 mod memory;
 mod misc;
 mod now;
 mod path;
+mod pidfd;
 mod poll;
 mod priority;
 mod process;
@@ -17,6 +22,8 @@ mod pseudo;
 mod resident;
 mod resolve;
 mod signal;
+mod socket;
+mod splice;
 mod time;
 mod timer;
 mod tmp;
@@ -90,11 +97,21 @@ impl<N: Node> Thread<N> {
             nr::__NR_preadv | nr::__NR_preadv2 => self.sys_preadv(number, a).await,
             nr::__NR_pwritev | nr::__NR_pwritev2 => self.sys_pwritev(number, a).await,
             nr::__NR_sendfile => self.sys_sendfile(a).await,
+            nr::__NR_inotify_init => self.sys_inotify_init(0),
+            nr::__NR_inotify_init1 => self.sys_inotify_init(a[0]),
+            nr::__NR_inotify_add_watch => self.sys_inotify_add_watch(a).await,
+            nr::__NR_inotify_rm_watch => self.sys_inotify_rm_watch(a),
+            nr::__NR_splice => self.sys_splice(a).await,
+            nr::__NR_tee => self.sys_tee(a).await,
+            nr::__NR_vmsplice => self.sys_vmsplice(a).await,
+            nr::__NR_copy_file_range => self.sys_copy_file_range(a).await,
             nr::__NR_lseek => self.sys_lseek(a).await,
-            nr::__NR_close => self.sys_close(a),
-            nr::__NR_close_range => self.sys_close_range(a),
-            nr::__NR_dup | nr::__NR_dup2 | nr::__NR_dup3 => self.sys_dup(number, a),
-            nr::__NR_fcntl => self.sys_fcntl(a),
+            nr::__NR_close => self.sys_close(a).await,
+            nr::__NR_close_range => self.sys_close_range(a).await,
+            nr::__NR_dup | nr::__NR_dup2 | nr::__NR_dup3 => self.sys_dup(number, a).await,
+            nr::__NR_flock => self.sys_flock(a).await,
+            nr::__NR_fcntl => self.sys_fcntl(a).await,
+            nr::__NR_memfd_create => self.sys_memfd_create(a).await,
             nr::__NR_ioctl => self.sys_ioctl(a).await,
             nr::__NR_poll => self.sys_poll(a).await,
             nr::__NR_ppoll => self.sys_ppoll(a).await,
@@ -119,7 +136,7 @@ impl<N: Node> Thread<N> {
             nr::__NR_brk => self.sys_brk(a).await,
             nr::__NR_madvise => self.sys_madvise(a).await,
             nr::__NR_arch_prctl => self.sys_arch_prctl(a).await,
-            _ => self.path_call(number, a).await,
+            _ => self.socket_call(number, a).await,
         }
     }
 
@@ -231,6 +248,8 @@ impl<N: Node> Thread<N> {
             nr::__NR_vfork => self.sys_vfork().await,
             nr::__NR_wait4 => self.sys_wait4(a).await,
             nr::__NR_waitid => self.sys_waitid(a).await,
+            nr::__NR_pidfd_open => self.sys_pidfd_open(a),
+            nr::__NR_pidfd_send_signal => self.sys_pidfd_send_signal(a).await,
             nr::__NR_futex => self.sys_futex(a).await,
             nr::__NR_set_tid_address => Ok(self.sys_set_tid_address(a[0])),
             nr::__NR_set_robust_list => self.sys_set_robust_list(a),
@@ -292,7 +311,6 @@ impl<N: Node> Thread<N> {
             nr::__NR_personality => Ok(0),
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,
-            nr::__NR_flock => self.file(a[0]).map(|_| 0),
             nr::__NR_membarrier => self.sys_membarrier(a),
             nr::__NR_clock_settime | nr::__NR_settimeofday | nr::__NR_clock_adjtime => {
                 Err(errno::EPERM.into())

@@ -13,11 +13,13 @@ use crate::creds::{READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, O_PATH, OpenFile};
+use crate::inotify::{MODIFY, OPEN};
+use crate::object::Object;
 use crate::platform::Files;
 use crate::process::Node;
 use crate::pseudo::{Entry, OpenText, Sink, Walked};
 use crate::thread::Thread;
-use crate::tmpfs::{Found, Make};
+use crate::tmpfs::{Found, Make, last_part};
 
 /// Stands for the working folder where a folder's number is asked for.
 pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -31,6 +33,8 @@ const O_EXCL: u64 = 0o200;
 const O_DIRECTORY: u64 = 0o200_000;
 const O_NOFOLLOW: u64 = 0o400_000;
 const O_TRUNC: u64 = 0o1_000;
+/// `__O_TMPFILE | O_DIRECTORY`.
+const O_TMPFILE: u64 = 0o20_200_000;
 const O_CLOEXEC: u64 = 0o2_000_000;
 /// What creat(2) means: `O_CREAT | O_WRONLY | O_TRUNC`.
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
@@ -88,6 +92,11 @@ fn device_status(device: Device) -> Stat {
         device: device.number(),
         ..stream_status()
     }
+}
+
+/// Returns the number that an object shows as its inode.
+fn object_number(object: &Arc<dyn Object>) -> u64 {
+    Arc::as_ptr(object).cast::<u8>().addr() as u64 & 0xffff_ffff
 }
 
 impl<N: Node> Thread<N> {
@@ -167,8 +176,9 @@ impl<N: Node> Thread<N> {
     /// Opens what S or this node's own file systems have under a path.
     async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
         match self.node.kernel().tmpfs().find(path, flags & O_NOFOLLOW == 0)? {
+            found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
             Found::Storage(path) => self.open_storage(&path, flags).await,
-            found => self.open_tmp(found, flags, mode).await,
+            found => self.open_tmp(path, found, flags, mode).await,
         }
     }
 
@@ -222,8 +232,9 @@ impl<N: Node> Thread<N> {
     }
 
     /// Opens, and makes if that is asked for, a file or folder of this node's own.
-    async fn open_tmp(&self, found: Found, flags: u64, mode: u64) -> Result<Kind> {
+    async fn open_tmp(&self, path: &[u8], found: Found, flags: u64, mode: u64) -> Result<Kind> {
         let tmpfs = self.node.kernel().tmpfs();
+        let tell = |inode, what| tmpfs.happened(inode, last_part(path), what);
         let inode = match found {
             Found::Storage(_) => return Err(errno::ENOENT.into()),
             Found::Here(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
@@ -235,6 +246,7 @@ impl<N: Node> Thread<N> {
                 let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
                 let made = self.make(folder, &name, mode, Make::File)?;
                 let file = tmpfs.file(made).ok_or(errno::ENOENT)?;
+                tell(made, OPEN);
                 return Ok(Kind::Tmp(file));
             }
         };
@@ -245,15 +257,24 @@ impl<N: Node> Thread<N> {
             if flags & (O_ACCMODE | O_CREAT) != 0 {
                 return Err(errno::EISDIR.into());
             }
+            tell(inode, OPEN);
             return Ok(Kind::TmpFolder(inode));
         }
         if flags & O_DIRECTORY != 0 {
             return Err(errno::ENOTDIR.into());
         }
+        if let Some(pipe) = tmpfs.fifo(inode) {
+            return self.open_fifo(&pipe, flags).await;
+        }
+        if kind == crate::tmpfs::SOCKET {
+            return Err(errno::ENXIO.into());
+        }
         // A link that is not to be followed.
         let file = tmpfs.file(inode).ok_or(errno::ELOOP)?;
+        tell(inode, OPEN);
         if flags & O_TRUNC != 0 && flags & O_ACCMODE != 0 {
             tmpfs.resize(&file, 0).await?;
+            tell(inode, MODIFY);
         }
         Ok(Kind::Tmp(file))
     }
@@ -269,6 +290,7 @@ impl<N: Node> Thread<N> {
             Kind::Text(text) => Ok(text.stat),
             Kind::Listing(names) => Ok(self.pseudo_status(&Entry::Folder((**names).clone()), &file.path)),
             Kind::Object(object) => Ok(Stat {
+                inode: object_number(object),
                 mode: object.mode(),
                 ..stream_status()
             }),
@@ -393,7 +415,7 @@ impl<N: Node> Thread<N> {
                     0o140_000 => b"socket",
                     _ => return b"anon_inode:[object]".to_vec(),
                 };
-                let number = Arc::as_ptr(object).cast::<u8>() as usize & 0xffff_ffff;
+                let number = object_number(object);
                 [kind, b":[", alloc::format!("{number}").as_bytes(), b"]"].concat()
             }
             Kind::Stdin => b"pipe:[0]".to_vec(),

@@ -12,8 +12,9 @@ use super::{Args, int};
 use crate::error::{Result, errno};
 use crate::files::{Kind, MAX_FILES, O_NONBLOCK, OpenFile};
 use crate::object::{
-    EventCounter, Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_NVAL, POLL_OUT, POLL_RDNORM, POLL_WRNORM, pipe,
+    EventCounter, Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_NVAL, POLL_OUT, POLL_RDNORM, POLL_WRNORM,
 };
+use crate::pipe::pipe;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::thread::Thread;

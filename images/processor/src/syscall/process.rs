@@ -20,6 +20,7 @@ use crate::kernel::{FIRST, Relations};
 use crate::limits::Resource;
 use crate::load::{self, Command, Refusal};
 use crate::mm::Space;
+use crate::pidfd::PidFd;
 use crate::platform::Cpu;
 use crate::process::{Node, Process};
 use crate::pseudo::Walked;
@@ -36,6 +37,7 @@ const CLONE_VFORK: u64 = 0x4000;
 const CLONE_PARENT: u64 = 0x8000;
 const CLONE_THREAD: u64 = 0x1_0000;
 const CLONE_SETTLS: u64 = 0x8_0000;
+const CLONE_DETACHED: u64 = 0x40_0000;
 const CLONE_PARENT_SETTID: u64 = 0x10_0000;
 const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 const CLONE_CHILD_SETTID: u64 = 0x100_0000;
@@ -58,6 +60,8 @@ const WNOWAIT: u64 = 0x100_0000;
 #[derive(Default)]
 struct Clone {
     flags: u64,
+    /// Where the number of the process as a file goes.
+    pidfd: u64,
     signal: u64,
     stack: u64,
     parent_tid: u64,
@@ -159,10 +163,15 @@ impl<N: Node> Thread<N> {
         &mut self,
         [flags, stack, parent_tid, child_tid, tls, _]: Args,
     ) -> Result<u64> {
+        if flags & CLONE_PIDFD != 0 && flags & CLONE_PARENT_SETTID != 0 {
+            return Err(errno::EINVAL.into());
+        }
         self.clone_thread(Clone {
             flags: flags & !CSIGNAL & 0xffff_ffff,
             signal: flags & CSIGNAL,
             stack,
+            // The old call has one place for both.
+            pidfd: parent_tid,
             parent_tid,
             child_tid,
             tls,
@@ -212,6 +221,7 @@ impl<N: Node> Thread<N> {
             flags: word(0),
             signal: word(4),
             stack: stack.wrapping_add(stack_size),
+            pidfd: word(1),
             parent_tid: word(3),
             child_tid: word(2),
             tls: word(7),
@@ -219,14 +229,29 @@ impl<N: Node> Thread<N> {
         .await
     }
 
-    /// Makes a thread or a process as clone's flags say.
+    /// Makes a thread or a process as clone's flags say, and a file of the process if they ask for one.
     async fn clone_thread(&mut self, clone: Clone) -> Result<u64> {
+        if clone.flags & CLONE_PIDFD == 0 {
+            return self.clone_with(clone, None).await;
+        }
+        if clone.flags & (CLONE_THREAD | CLONE_DETACHED) != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let (fd, object) = self.reserve_pidfd()?;
+        let made = self.clone_with(clone, Some((fd, object))).await;
+        if made.is_err() {
+            let unused = self.table().remove(fd);
+            drop(unused);
+        }
+        made
+    }
+
+    async fn clone_with(&mut self, clone: Clone, pidfd: Option<(u64, Arc<PidFd>)>) -> Result<u64> {
         let flags = clone.flags;
         let has = |flag: u64| flags & flag != 0;
         let broken = has(CLONE_THREAD) && !has(CLONE_SIGHAND)
             || has(CLONE_SIGHAND) && !has(CLONE_VM)
-            || has(CLONE_CLEAR_SIGHAND) && has(CLONE_SIGHAND)
-            || has(CLONE_PIDFD);
+            || has(CLONE_CLEAR_SIGHAND) && has(CLONE_SIGHAND);
         if broken || flags & CLONE_NEW != 0 {
             return Err(errno::EINVAL.into());
         }
@@ -299,6 +324,14 @@ impl<N: Node> Thread<N> {
             release: release.clone(),
         };
         let tid = child.tid();
+        if let Some((fd, object)) = pidfd {
+            object.name(tid, &child.process.lifetime);
+            if !has(CLONE_FILES) {
+                let copied = child.table().remove(fd);
+                drop(copied);
+            }
+            quiet(self.memory.write(clone.pidfd, &int(fd).to_le_bytes()).await)?;
+        }
         if has(CLONE_PARENT_SETTID) {
             // As on Linux, a bad address does not undo the clone.
             quiet(self.memory.write(clone.parent_tid, &tid.to_le_bytes()).await)?;
@@ -478,7 +511,9 @@ impl<N: Node> Thread<N> {
             self.files = Arc::new(Mutex::new(own));
         }
         let closed = self.table().exec();
-        drop(closed);
+        for file in closed {
+            self.closed(file).await?;
+        }
         self.process.delete_timers();
         self.alternate = [0, 2, 0];
         self.clear_tid = 0;
@@ -542,7 +577,15 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_waitid(&self, [kind, id, info, options, usage, _]: Args) -> Result<u64> {
         let id = u32::try_from(id & 0xffff_ffff).expect("32 bits");
+        let mut waits = options & WNOHANG == 0;
+        let mut again = false;
         let children = match kind {
+            3 => {
+                let (pid, may_wait) = self.child_at(id)?;
+                again = !may_wait && waits;
+                waits &= may_wait;
+                Children::One(pid)
+            }
             0 => Children::Any,
             1 => Children::One(id),
             2 if id == 0 => Children::Group(self.node.kernel().relation(self.pid, |own| own.group)?),
@@ -553,7 +596,10 @@ impl<N: Node> Thread<N> {
             return Err(errno::EINVAL.into());
         }
         let reap = options & WNOWAIT == 0;
-        let found = self.wait_for(children, options & WNOHANG != 0, reap).await?;
+        let found = self.wait_for(children, !waits, reap).await?;
+        if again && found.is_none() {
+            return Err(errno::EAGAIN.into());
+        }
         if info != 0 {
             let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, exit, _)| {
                 crate::thread::child_info(SIGCHLD, child, exit).encode()
@@ -598,6 +644,7 @@ impl<N: Node> Thread<N> {
             && let Some(child) = tree.processes.remove(&pid)
         {
             self.process.cpu_time.add_child(&child.process.cpu_time);
+            child.process.lifetime.forget();
         }
         if any { Ok(found) } else { Err(errno::ECHILD.into()) }
     }

@@ -14,13 +14,19 @@ use super::path::AT_FDCWD;
 use crate::creds::{EXECUTE, WRITE};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
+use crate::inotify::{ACCESS, ATTRIB, MODIFY};
 use crate::load::PIECE;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::thread::Thread;
-use crate::tmpfs::{Change, FOLDER, Found, LINK, Make, TYPE_MASK, TmpFile, Tmpfs, last_part};
+use crate::tmpfs::{
+    Change, FIFO, FOLDER, Found, LINK, Make, REGULAR, SOCKET, TYPE_MASK, TmpFile, Tmpfs, last_part,
+};
 
 const O_APPEND: u32 = 0o2_000;
+/// `S_IFCHR` and `S_IFBLK`.
+const DEVICE_CHAR: u32 = 0o020_000;
+const DEVICE_BLOCK: u32 = 0o060_000;
 const AT_REMOVEDIR: u64 = 0x200;
 const RENAME_NOREPLACE: u64 = 1;
 /// `UTIME_NOW` and `UTIME_OMIT`.
@@ -60,6 +66,9 @@ impl<N: Node> Thread<N> {
         if offset.is_none() {
             file.offset.store(start + done, Relaxed);
         }
+        if done > 0 {
+            self.tell(file, ACCESS);
+        }
         Ok(done)
     }
 
@@ -98,6 +107,7 @@ impl<N: Node> Thread<N> {
                 Err(error) => return Err(error),
             }
         }
+        self.tell(file, MODIFY);
         Ok(done)
     }
 
@@ -112,6 +122,8 @@ impl<N: Node> Thread<N> {
             let kind = match mode {
                 FOLDER => 4,
                 LINK => 10,
+                SOCKET => 12,
+                FIFO => 1,
                 // A program that must know asks for the status.
                 0 => 0,
                 _ => 8,
@@ -133,6 +145,7 @@ impl<N: Node> Thread<N> {
         }
         self.memory.write(addr, &records).await?;
         file.offset.store(next, Relaxed);
+        self.tell(file, ACCESS);
         Ok(records.len() as u64)
     }
 
@@ -158,6 +171,7 @@ impl<N: Node> Thread<N> {
         if let Kind::Tmp(tmp) = &file.kind {
             self.check_size(size)?;
             self.tmpfs().resize(tmp, size).await?;
+            self.tell(&file, MODIFY);
         }
         Ok(0)
     }
@@ -176,6 +190,7 @@ impl<N: Node> Thread<N> {
             if mode == 0 && end > tmp.size() {
                 self.tmpfs().resize(tmp, end).await?;
             }
+            self.tell(&file, MODIFY);
         }
         Ok(0)
     }
@@ -193,10 +208,13 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_mknodat(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
         let kind = int(mode) & TYPE_MASK;
-        if kind != 0 && kind != crate::tmpfs::REGULAR {
-            return Err(errno::EPERM.into());
+        match kind {
+            0 | REGULAR => self.create(dir, addr, mode, |_| Make::File).await,
+            FIFO => self.create(dir, addr, mode, |_| Make::Fifo).await,
+            SOCKET => self.create(dir, addr, mode, |_| Make::Socket).await,
+            FOLDER | DEVICE_CHAR | DEVICE_BLOCK => Err(errno::EPERM.into()),
+            _ => Err(errno::EINVAL.into()),
         }
-        self.create(dir, addr, mode, |_| Make::File).await
     }
 
     pub(super) async fn sys_symlinkat(&self, target: u64, dir: u64, addr: u64) -> Result<u64> {
@@ -298,6 +316,13 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_linkat(&self, [from_dir, from, to_dir, to, flags, _]: Args) -> Result<u64> {
         const FOLLOW: u64 = 0x400;
+        const EMPTY_PATH: u64 = 0x1000;
+        if flags & (FOLLOW | EMPTY_PATH) != 0 {
+            let path = self.memory.read_string(from, PATH_MAX).await?;
+            if let Some(file) = self.unnamed_file(from_dir, &path) {
+                return self.link_file(&file, to_dir, to).await;
+            }
+        }
         let (_, was) = self.locate(from_dir, from, flags & FOLLOW != 0).await?;
         let (new, wanted) = self.locate(to_dir, to, false).await?;
         match (was, wanted) {
@@ -322,6 +347,7 @@ impl<N: Node> Thread<N> {
             Found::Here(inode) => {
                 let file = self.tmpfs().file(inode).ok_or(errno::EISDIR)?;
                 self.tmpfs().resize(&file, size).await?;
+                self.tmpfs().happened(inode, last_part(&path), MODIFY);
                 Ok(0)
             }
         }
@@ -336,6 +362,7 @@ impl<N: Node> Thread<N> {
             Found::Here(inode) => {
                 self.check_change(&self.tmpfs().stat(inode)?, &change)?;
                 self.tmpfs().change(inode, &change, self.wall())?;
+                self.tmpfs().happened(inode, last_part(&path), ATTRIB);
                 Ok(0)
             }
         }
@@ -353,9 +380,16 @@ impl<N: Node> Thread<N> {
         if let Ok(stat) = self.tmpfs().stat(inode) {
             self.check_change(&stat, change)?;
         }
-        match self.tmpfs().change(inode, change, self.wall()) {
-            // It has no name any more, so nobody sees.
-            Err(Error::Errno(errno::ENOENT)) => Ok(0),
+        let changed = self.tmpfs().change(inode, change, self.wall());
+        self.tell(&file, ATTRIB);
+        match changed {
+            // It has no name.
+            Err(Error::Errno(errno::ENOENT)) => {
+                if let (Kind::Tmp(tmp), Change::Mode(mode)) = (&file.kind, change) {
+                    tmp.set_mode(*mode);
+                }
+                Ok(0)
+            }
             changed => changed.map(|()| 0),
         }
     }

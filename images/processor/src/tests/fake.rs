@@ -393,6 +393,8 @@ pub(crate) struct FakeCpu {
     pub(crate) script: Vec<(Trap, SystemCall)>,
     call: SystemCall,
     pub(crate) results: Vec<u64>,
+    /// How often the thread's state was taken out of a core.
+    pub(crate) left_cores: u32,
 }
 
 const RAX: usize = 13;
@@ -420,6 +422,9 @@ impl Cpu<FakeTables> for FakeCpu {
             script: Vec::new(),
             ..self.clone()
         }
+    }
+    fn leave_core(&mut self) {
+        self.left_cores += 1;
     }
     fn run(&mut self, _: &FakeTables) -> Trap {
         if self.script.is_empty() {

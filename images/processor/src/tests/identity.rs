@@ -139,3 +139,23 @@ fn a_thread_goes_to_the_cores_that_it_may_run_on() {
     node.block_on(moved.run());
     node.block_on(node.kernel.finish(node)).unwrap();
 }
+
+#[test]
+fn a_thread_that_moves_takes_its_state_out_of_the_core() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let here = run.thread.core();
+    run.put(DATA, &(1u64 << (1 - here)).to_le_bytes());
+    let call = |number: u32, args: [u64; 6]| {
+        let number = number.into();
+        (Trap::Syscall, SystemCall { number, args })
+    };
+    run.thread.cpu.script = vec![
+        call(nr::__NR_sched_setaffinity, [0, 8, DATA, 0, 0, 0]),
+        call(nr::__NR_sched_yield, [0; 6]),
+    ];
+    node.block_on(run.thread.run());
+    let moved = node.started.borrow_mut().pop().expect("it goes on elsewhere");
+    assert_eq!((moved.core(), moved.cpu.left_cores), (1 - here, 1));
+    node.block_on(moved.run());
+}

@@ -3,9 +3,15 @@
 mod calls;
 mod fake;
 mod identity;
+mod inotify;
+mod locks;
+mod memfd;
 mod memory;
+mod pidfd;
+mod pipes;
 mod pseudo;
 mod shared_files;
+mod sockets;
 mod threads;
 mod timers;
 mod tmp;

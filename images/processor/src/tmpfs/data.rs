@@ -1,13 +1,13 @@
 //! The data of files: objects in an address space that only the kernel reaches.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use messages::PAGE_SIZE;
 use pcache::Rights;
 use spin::Mutex;
 
-use super::Tmpfs;
+use super::{REGULAR, SEAL_SEAL, Tmpfs};
 use crate::error::{Error, Result, errno};
 use crate::kernel::Closing;
 use crate::mm::map::Place;
@@ -27,12 +27,17 @@ pub(crate) struct TmpFile {
     inode: u64,
     size: AtomicU64,
     /// Passed by whoever reads, writes or resizes.
-    gate: Gate,
+    pub(super) gate: Gate,
     /// The addresses in the kernel's space, and the pages.
     region: Mutex<Option<Region>>,
     /// The list that the addresses are put on when nothing uses the file any more.
     closing: Arc<Closing>,
     pub(crate) modified: AtomicU64,
+    pub(super) seals: AtomicU32,
+    /// Type and rights, of a file without a name.
+    pub(super) mode: AtomicU32,
+    /// A name may be given to it.
+    linkable: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -51,6 +56,9 @@ impl TmpFile {
             region: Mutex::new(None),
             closing,
             modified: AtomicU64::new(0),
+            seals: AtomicU32::new(SEAL_SEAL),
+            mode: AtomicU32::new(REGULAR | 0o600),
+            linkable: AtomicBool::new(true),
         }
     }
 
@@ -61,6 +69,23 @@ impl TmpFile {
 
     pub(crate) fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// Returns whether a program has mapped the file's pages.
+    pub(super) fn is_mapped(&self) -> bool {
+        let region = self.region.lock();
+        // This list and the kernel's own mapping hold them anyway.
+        region
+            .as_ref()
+            .is_some_and(|region| Arc::strong_count(&region.object) > 2)
+    }
+
+    pub(crate) fn is_linkable(&self) -> bool {
+        self.linkable.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_linkable(&self, linkable: bool) {
+        self.linkable.store(linkable, Ordering::Relaxed);
     }
 }
 
@@ -106,6 +131,7 @@ impl<N: Node> Tmpfs<N> {
         if from.is_empty() {
             return Ok(offset);
         }
+        file.may_write(end)?;
         let region = self.reach(file, end).await?;
         match self.space.write(region.start + offset, from).await {
             // The only reason for a page of ours to be out of reach.
@@ -124,6 +150,7 @@ impl<N: Node> Tmpfs<N> {
             return Err(errno::EFBIG.into());
         }
         let _pass = file.gate.pass().await;
+        file.may_resize(size)?;
         let was = file.size.swap(size, Ordering::AcqRel);
         let region = file.region.lock().clone();
         if let Some(region) = region.filter(|_| size < was) {

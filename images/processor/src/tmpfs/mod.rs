@@ -5,7 +5,9 @@
 
 mod below;
 mod data;
+mod seals;
 mod tree;
+mod watch;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -18,12 +20,16 @@ use messages::storage::{FileTime, Stat};
 use spin::Mutex;
 
 use crate::error::{Result, errno};
+use crate::inotify::Watches;
 use crate::kernel::Closing;
 use crate::mm::Space;
+use crate::pipe::Pipe;
 use crate::process::Node;
 pub(crate) use data::TmpFile;
+pub(crate) use seals::{SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_SEAL, SEAL_WRITE};
 pub(crate) use tree::last_part;
 use tree::{Body, Step, Tree};
+use watch::Named;
 
 /// Folders that are file systems of this node's own.
 const MOUNTS: [(&[u8], u32); 3] = [(b"/tmp", 0o1777), (b"/dev/shm", 0o1777), (b"/run", 0o755)];
@@ -42,6 +48,8 @@ pub(crate) const TYPE_MASK: u32 = 0o170_000;
 pub(crate) const FOLDER: u32 = 0o040_000;
 pub(crate) const REGULAR: u32 = 0o100_000;
 pub(crate) const LINK: u32 = 0o120_000;
+pub(crate) const SOCKET: u32 = 0o140_000;
+pub(crate) const FIFO: u32 = 0o010_000;
 
 /// The place that a path leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,6 +67,8 @@ pub(crate) struct Tmpfs<N: Node> {
     tree: Mutex<Tree>,
     space: Space<'static, N>,
     closing: Arc<Closing>,
+    /// Who watches what.
+    watches: Arc<Watches>,
 }
 
 /// A kind of thing to make.
@@ -66,6 +76,8 @@ pub(crate) enum Make {
     File,
     Folder,
     Link(Vec<u8>),
+    Socket,
+    Fifo,
 }
 
 impl<N: Node> Tmpfs<N> {
@@ -82,6 +94,7 @@ impl<N: Node> Tmpfs<N> {
         Self {
             tree: Mutex::new(tree),
             space,
+            watches: closing.watches.clone(),
             closing,
         }
     }
@@ -150,8 +163,12 @@ impl<N: Node> Tmpfs<N> {
                 names: BTreeMap::new(),
             },
             Make::Link(target) => Body::Link(target),
+            Make::Socket => Body::Socket,
+            Make::Fifo => Body::Fifo(Arc::default()),
         });
         tree.enter(folder, name, inode, now)?;
+        drop(tree);
+        self.entered(inode, &Named { folder, name }, false);
         Ok(inode)
     }
 
@@ -166,7 +183,10 @@ impl<N: Node> Tmpfs<N> {
             return Err(errno::EPERM.into());
         }
         there.links += 1;
-        tree.enter(folder, name, inode, now)
+        tree.enter(folder, name, inode, now)?;
+        drop(tree);
+        self.entered(inode, &Named { folder, name }, true);
+        Ok(())
     }
 
     /// Removes a name: a folder's if `folder_wanted`, else that of something else.
@@ -179,12 +199,17 @@ impl<N: Node> Tmpfs<N> {
         match (&there.body, folder_wanted) {
             (Body::Folder { names, .. }, true) if !names.is_empty() => return Err(errno::ENOTEMPTY.into()),
             (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
-            (Body::File(_) | Body::Link(_), true) => return Err(errno::ENOTDIR.into()),
+            (Body::Folder { .. }, true) => {}
+            (_, true) => return Err(errno::ENOTDIR.into()),
             _ => {}
         }
         let name = last_part(path);
         let folder = tree.parent_of(path, inode, name)?;
-        tree.leave(folder, name, now)
+        tree.leave(folder, name, now)?;
+        let gone = !tree.inodes.contains_key(&inode);
+        drop(tree);
+        self.left(inode, &Named { folder, name }, folder_wanted, gone);
+        Ok(())
     }
 
     /// Renames; what has the new name is replaced.
@@ -206,7 +231,8 @@ impl<N: Node> Tmpfs<N> {
         if is_folder && tree.is_within(folder, inode) {
             return Err(errno::EINVAL.into());
         }
-        if let Some(&there) = tree.folder(folder)?.get(name) {
+        let replaced = tree.folder(folder)?.get(name).copied();
+        if let Some(there) = replaced {
             if no_replace {
                 return Err(errno::EEXIST.into());
             }
@@ -218,7 +244,9 @@ impl<N: Node> Tmpfs<N> {
                     return Err(errno::ENOTEMPTY.into());
                 }
                 (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
-                (Body::File(_) | Body::Link(_), true) => return Err(errno::ENOTDIR.into()),
+                (Body::File(_) | Body::Link(_) | Body::Socket | Body::Fifo(_), true) => {
+                    return Err(errno::ENOTDIR.into());
+                }
                 _ => tree.leave(folder, name, now)?,
             }
         }
@@ -240,6 +268,12 @@ impl<N: Node> Tmpfs<N> {
         {
             own.links = 2;
         }
+        drop(tree);
+        let from = Named {
+            folder: old_folder,
+            name: old_name,
+        };
+        self.moved(inode, &from, &Named { folder, name }, replaced);
         Ok(())
     }
 
@@ -247,6 +281,14 @@ impl<N: Node> Tmpfs<N> {
     pub(crate) fn file(&self, inode: u64) -> Option<Arc<TmpFile>> {
         match &self.tree.lock().inodes.get(&inode)?.body {
             Body::File(file) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
+    /// Returns the pipe of a FIFO; `None` of something else.
+    pub(crate) fn fifo(&self, inode: u64) -> Option<Arc<Pipe>> {
+        match &self.tree.lock().inodes.get(&inode)?.body {
+            Body::Fifo(pipe) => Some(pipe.clone()),
             _ => None,
         }
     }
@@ -263,7 +305,7 @@ impl<N: Node> Tmpfs<N> {
     pub(crate) fn stat_file(&self, file: &TmpFile) -> Stat {
         self.stat(file.inode()).unwrap_or_else(|_| Stat {
             inode: file.inode(),
-            mode: REGULAR | 0o600,
+            mode: file.mode.load(Ordering::Relaxed),
             links: 0,
             uid: 0,
             gid: 0,
@@ -285,6 +327,7 @@ impl<N: Node> Tmpfs<N> {
             Body::File(file) => file.size(),
             Body::Folder { names, .. } => names.len() as u64 * 20,
             Body::Link(target) => target.len() as u64,
+            Body::Socket | Body::Fifo(_) => 0,
         };
         let mut times = there.times.map(time);
         if let Body::File(file) = &there.body {
@@ -378,6 +421,8 @@ impl Make {
             Self::File => REGULAR,
             Self::Folder => FOLDER,
             Self::Link(_) => LINK,
+            Self::Socket => SOCKET,
+            Self::Fifo => FIFO,
         }
     }
 }

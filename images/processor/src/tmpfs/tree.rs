@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use super::{FIRST_INODE, Found, MOUNTS, TmpFile};
 use crate::error::{Result, errno};
+use crate::pipe::Pipe;
 
 /// A file, folder or link without its names.
 #[derive(Debug)]
@@ -27,6 +28,9 @@ pub(super) enum Body {
         names: BTreeMap<Vec<u8>, u64>,
     },
     Link(Vec<u8>),
+    /// What a local socket is bound to; the socket is looked for by the inode's number.
+    Socket,
+    Fifo(Arc<Pipe>),
 }
 
 /// All folders and files.
@@ -34,6 +38,7 @@ pub(super) enum Body {
 pub(super) struct Tree {
     pub(super) inodes: BTreeMap<u64, Inode>,
     next: u64,
+    cookie: u32,
     pub(super) names: usize,
     pub(super) mounts: [u64; MOUNTS.len()],
     /// Names that S's disk has in the folders that are mounted over: they stay seen.
@@ -71,15 +76,27 @@ impl Tree {
         Self {
             inodes: BTreeMap::new(),
             next: FIRST_INODE,
+            cookie: 0,
             names: 0,
             mounts: [0; MOUNTS.len()],
             below: Default::default(),
         }
     }
 
-    pub(super) fn add(&mut self, mode: u32, now: Duration, body: impl FnOnce(u64) -> Body) -> u64 {
-        let inode = self.next;
+    /// Returns a number that joins the two events of a move.
+    pub(super) fn new_cookie(&mut self) -> u32 {
+        self.cookie = self.cookie.wrapping_add(1).max(1);
+        self.cookie
+    }
+
+    /// Returns the number of a new inode.
+    pub(super) fn new_inode(&mut self) -> u64 {
         self.next += 1;
+        self.next - 1
+    }
+
+    pub(super) fn add(&mut self, mode: u32, now: Duration, body: impl FnOnce(u64) -> Body) -> u64 {
+        let inode = self.new_inode();
         let body = body(inode);
         let links = if matches!(body, Body::Folder { .. }) { 1 } else { 0 };
         let entry = Inode {

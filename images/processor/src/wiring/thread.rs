@@ -20,6 +20,10 @@ impl Cpu<Tables> for Context {
         Self(self.0.duplicate())
     }
 
+    fn leave_core(&mut self) {
+        self.0.unload();
+    }
+
     fn run(&mut self, tables: &Tables) -> Trap {
         match self.0.run(tables.space()) {
             libos::Trap::Syscall => Trap::Syscall,
