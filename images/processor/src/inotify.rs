@@ -40,6 +40,9 @@ const ONESHOT: u32 = 0x8000_0000;
 const MAX_EVENTS: usize = 16_384;
 /// Watches at most, of all queues together.
 const MAX_WATCHES: usize = 8192;
+/// Queues at most (Linux's `fs.inotify.max_user_instances`), and events of all queues together.
+const MAX_QUEUES: usize = 128;
+const MAX_WAITING: usize = 65_536;
 /// Bytes of `struct inotify_event` without its name, and what names are padded to.
 const HEADER: usize = 16;
 
@@ -93,6 +96,9 @@ pub(crate) struct Inotify {
 pub(crate) struct Watches {
     by_inode: Mutex<BTreeMap<u64, Vec<Weak<Inotify>>>>,
     count: AtomicUsize,
+    queues: AtomicUsize,
+    /// Events that wait, of all queues together.
+    waiting: AtomicUsize,
 }
 
 impl Watches {
@@ -146,13 +152,22 @@ impl Watches {
 }
 
 impl Inotify {
-    pub(crate) fn new(all: &Arc<Watches>) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
+    /// Makes a queue.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE if there are too many.
+    pub(crate) fn new(all: &Arc<Watches>) -> Result<Arc<Self>> {
+        if all.queues.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUES {
+            all.queues.fetch_sub(1, Ordering::AcqRel);
+            return Err(errno::EMFILE.into());
+        }
+        Ok(Arc::new_cyclic(|me| Self {
             state: Mutex::default(),
             queue: WaitQueue::default(),
             all: all.clone(),
             me: me.clone(),
-        })
+        }))
     }
 
     /// Watches an inode, or changes what is told of it; returns the watch's number.
@@ -189,7 +204,7 @@ impl Inotify {
     pub(crate) fn unwatch(&self, watch: i32) -> Result<()> {
         let mut state = self.state.lock();
         let (inode, _) = state.watches.remove(&watch).ok_or(errno::EINVAL)?;
-        state.push(watch, IGNORED, 0, &[]);
+        self.push(&mut state, watch, IGNORED, 0, &[]);
         drop(state);
         self.all.remove(inode, &self.me);
         self.queue.wake();
@@ -205,12 +220,12 @@ impl Inotify {
         let gone = mask & DELETE_SELF != 0;
         let told = mask & asked & ALL_EVENTS != 0;
         if told {
-            state.push(watch, mask, cookie, name);
+            self.push(&mut state, watch, mask, cookie, name);
         }
         let over = gone || told && asked & ONESHOT != 0;
         if over {
             state.watches.remove(&watch);
-            state.push(watch, IGNORED, 0, &[]);
+            self.push(&mut state, watch, IGNORED, 0, &[]);
         }
         drop(state);
         if over {
@@ -220,17 +235,16 @@ impl Inotify {
             self.queue.wake();
         }
     }
-}
 
-impl State {
-    fn push(&mut self, watch: i32, mask: u32, cookie: u32, name: &[u8]) {
+    fn push(&self, state: &mut State, watch: i32, mask: u32, cookie: u32, name: &[u8]) {
         let mut event = Event {
             watch,
             mask,
             cookie,
             name: name.to_vec(),
         };
-        if self.events.len() >= MAX_EVENTS {
+        let all = self.all.waiting.load(Ordering::Relaxed);
+        if state.events.len() >= MAX_EVENTS || all >= MAX_WAITING {
             event = Event {
                 watch: -1,
                 mask: OVERFLOW,
@@ -239,8 +253,9 @@ impl State {
             };
         }
         // The same again says nothing new.
-        if self.events.back() != Some(&event) {
-            self.events.push_back(event);
+        if state.events.back() != Some(&event) {
+            state.events.push_back(event);
+            self.all.waiting.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -255,6 +270,7 @@ impl Object for Inotify {
             }
             event.encode(&mut bytes);
             state.events.pop_front();
+            self.all.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         if bytes.is_empty() {
             let none = state.events.is_empty();
@@ -296,7 +312,10 @@ impl Object for Inotify {
 
 impl Drop for Inotify {
     fn drop(&mut self) {
-        let watches = core::mem::take(&mut self.state.get_mut().watches);
+        let state = self.state.get_mut();
+        self.all.waiting.fetch_sub(state.events.len(), Ordering::Relaxed);
+        self.all.queues.fetch_sub(1, Ordering::AcqRel);
+        let watches = core::mem::take(&mut state.watches);
         for (inode, _) in watches.into_values() {
             self.all.remove(inode, &self.me);
         }
@@ -324,7 +343,7 @@ mod tests {
     #[test]
     fn events_are_told_to_those_who_asked_and_not_twice() {
         let all = Arc::new(Watches::default());
-        let (one, other) = (Inotify::new(&all), Inotify::new(&all));
+        let (one, other) = (Inotify::new(&all).unwrap(), Inotify::new(&all).unwrap());
         all.tell(5, CREATE, 0, b"nobody");
         assert_eq!(one.watch(5, CREATE | DELETE), Ok(1));
         assert_eq!(other.watch(5, MODIFY), Ok(1));
@@ -354,7 +373,7 @@ mod tests {
     #[test]
     fn too_many_events_and_watches_are_said_to_be() {
         let all = Arc::new(Watches::default());
-        let queue = Inotify::new(&all);
+        let queue = Inotify::new(&all).unwrap();
         queue.watch(1, ALL_EVENTS).unwrap();
         for n in 0..MAX_EVENTS + 10 {
             all.tell(1, CREATE, 0, format!("{n}").as_bytes());
@@ -367,5 +386,9 @@ mod tests {
             queue.watch(inode, MODIFY).unwrap();
         }
         assert_eq!(queue.watch(1 << 30, MODIFY), Err(errno::ENOSPC.into()));
+        let more: Vec<_> = (1..MAX_QUEUES).map(|_| Inotify::new(&all).unwrap()).collect();
+        assert!(Inotify::new(&all).is_err());
+        drop((more, queue));
+        assert!(Inotify::new(&all).is_ok() && all.waiting.load(Ordering::Relaxed) == 0);
     }
 }

@@ -132,6 +132,7 @@ pub(crate) enum To {
 
 impl Socket {
     fn make(net: &Arc<Net>, family: u16, kind: Type, paired: bool) -> Arc<Self> {
+        net.count_socket(true);
         Arc::new_cyclic(|me| Self {
             family,
             kind,
@@ -248,6 +249,7 @@ impl Socket {
             half = self.receive.half.lock();
         }
         let stream = self.is_stream();
+        let before = half.charge();
         if !stream && let Some(error) = half.error.take() {
             return Err(error.into());
         }
@@ -265,6 +267,7 @@ impl Socket {
                 None => self.nothing(ended),
             };
         };
+        self.net.count_queued(before, half.charge());
         drop(half);
         if let Some(flight) = &mut flight
             && !how.peek
@@ -386,6 +389,7 @@ impl Drop for Socket {
             let unread = !half.is_empty() || self.embryo.load(Ordering::Acquire);
             half.gone = true;
             half.ended |= pair && (self.family == AF_UNIX || unread);
+            self.net.count_queued(half.charge(), 0);
             let rights = half.clear();
             drop(half);
             flight.land(&rights);
@@ -401,6 +405,7 @@ impl Drop for Socket {
             peer.wake();
         }
         self.receive.wake();
+        self.net.count_socket(false);
         drop(waiting);
         self.net.bury(rights);
     }

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use spin::{Mutex, MutexGuard};
 
@@ -15,6 +15,10 @@ use crate::error::{Result, errno};
 
 /// Connections that wait to be accepted at most (Linux's `net.core.somaxconn`).
 const MAX_BACKLOG: usize = 4096;
+/// Sockets at most, those that wait to be accepted among them.
+const MAX_SOCKETS: usize = 16_384;
+/// Bytes that wait at all sockets together at most, but for what one call adds.
+const MAX_QUEUED: usize = 32 << 20;
 
 /// What the node's sockets have in common.
 #[derive(Debug, Default)]
@@ -26,16 +30,60 @@ pub(crate) struct Net {
     digging: AtomicBool,
     /// Some file may be on its way.
     any_flying: AtomicBool,
+    /// Sockets that there are.
+    sockets: AtomicUsize,
+    /// Bytes that were sent and not received, overhead included.
+    queued: AtomicUsize,
 }
 
 impl Net {
     /// Makes a socket.
-    pub(crate) fn socket(self: &Arc<Self>, family: u16, kind: Type) -> Arc<Socket> {
-        Socket::make(self, family, kind, false)
+    ///
+    /// # Errors
+    ///
+    /// ENFILE if there are too many.
+    pub(crate) fn socket(self: &Arc<Self>, family: u16, kind: Type) -> Result<Arc<Socket>> {
+        if self.sockets.load(Ordering::Relaxed) >= MAX_SOCKETS {
+            return Err(errno::ENFILE.into());
+        }
+        Ok(Socket::make(self, family, kind, false))
+    }
+
+    /// Counts sockets: one more, or one less.
+    pub(super) fn count_socket(&self, more: bool) {
+        if more {
+            self.sockets.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.sockets.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that what waits at a socket has changed.
+    pub(super) fn count_queued(&self, before: usize, after: usize) {
+        if after >= before {
+            self.queued.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.queued.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    /// Checks that the node has room for what is sent.
+    ///
+    /// # Errors
+    ///
+    /// ENOBUFS.
+    pub(super) fn has_room(&self) -> Result<()> {
+        if self.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
+            return Err(errno::ENOBUFS.into());
+        }
+        Ok(())
     }
 
     /// Makes two connected sockets.
-    pub(crate) fn pair(self: &Arc<Self>, kind: Type, own: Credentials) -> [Arc<Socket>; 2] {
+    pub(crate) fn pair(self: &Arc<Self>, kind: Type, own: Credentials) -> Result<[Arc<Socket>; 2]> {
+        if self.sockets.load(Ordering::Relaxed) >= MAX_SOCKETS {
+            return Err(errno::ENFILE.into());
+        }
         let pair = [(); 2].map(|()| Socket::make(self, AF_UNIX, kind, true));
         for (socket, other) in [(&pair[0], &pair[1]), (&pair[1], &pair[0])] {
             let mut state = socket.state.lock();
@@ -43,7 +91,7 @@ impl Net {
             state.peer = Some(other.receive.clone());
             state.peer_credentials = Some(own);
         }
-        pair
+        Ok(pair)
     }
 
     pub(super) fn flight(&self) -> MutexGuard<'_, Flight> {
@@ -108,6 +156,15 @@ impl Net {
         if flying {
             self.collect();
         }
+    }
+
+    /// Returns the sockets that there are, and the bytes that wait at them.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (
+            self.sockets.load(Ordering::Relaxed),
+            self.queued.load(Ordering::Relaxed),
+        )
     }
 
     /// Returns whether any file is on its way.
@@ -243,6 +300,9 @@ impl Net {
     ) -> Result<()> {
         let mut names = self.names.lock();
         client.may_connect()?;
+        if self.sockets.load(Ordering::Relaxed) >= MAX_SOCKETS {
+            return Err(errno::ENOBUFS.into());
+        }
         if listener.kind != client.kind {
             return Err(errno::EPROTOTYPE.into());
         }

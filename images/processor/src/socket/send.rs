@@ -13,6 +13,7 @@ impl Socket {
     ///
     /// EAGAIN if there is no room, and what became of the connection.
     pub(crate) fn try_send(&self, message: &mut Message<Right>, to: &To) -> Result<usize> {
+        self.net.has_room()?;
         let flying: Vec<_> = message.rights.clone();
         if !flying.is_empty() {
             self.net.fly(&flying)?;
@@ -56,7 +57,9 @@ impl Socket {
             self.receive.data.wake();
             return Ok(message.bytes.len());
         }
+        let before = half.charge();
         let count = half.push_stream(message)?;
+        self.net.count_queued(before, half.charge());
         drop(half);
         peer.data.wake();
         Ok(count)
@@ -94,7 +97,9 @@ impl Socket {
         } else {
             MAX_WAITING
         };
+        let before = half.charge();
         let count = half.push_message(message, most)?;
+        self.net.count_queued(before, half.charge());
         drop(half);
         peer.data.wake();
         Ok(count)
@@ -127,7 +132,9 @@ impl Socket {
             Some(target) => {
                 let mut half = target.receive.half.lock();
                 // What finds no room is lost, as a datagram may be.
+                let before = half.charge();
                 let pushed = half.push_message(message, usize::MAX);
+                self.net.count_queued(before, half.charge());
                 drop(half);
                 if pushed.is_ok() {
                     target.receive.data.wake();

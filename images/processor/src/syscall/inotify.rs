@@ -29,7 +29,7 @@ impl<N: Node> Thread<N> {
         if flags & !(IN_CLOEXEC | O_NONBLOCK) != 0 {
             return Err(errno::EINVAL.into());
         }
-        let object = Inotify::new(self.node.kernel().tmpfs().watches());
+        let object = Inotify::new(self.node.kernel().tmpfs().watches())?;
         self.add_object(object, flags & O_NONBLOCK, flags & IN_CLOEXEC != 0)
     }
 

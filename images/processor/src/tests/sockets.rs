@@ -141,6 +141,13 @@ impl Run {
         assert_eq!(self.call(nr::__NR_close, &[fd]), Ok(0));
     }
 
+    /// Ends, and looks that no socket and no byte is left.
+    fn ends(self) {
+        let node = self.node;
+        self.end();
+        assert_eq!(node.kernel.net.held(), (0, 0));
+    }
+
     fn flying(&self) -> bool {
         self.node.kernel.net.any_flying()
     }
@@ -187,7 +194,7 @@ fn a_pair_carries_bytes_until_an_end_closes() {
     assert_eq!(run.polled(a), 0x2355);
     fails(run.send(a, 1, 0), errno::EPIPE);
     assert_eq!(run.thread.due(), 1 << 12, "SIGPIPE");
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -199,7 +206,7 @@ fn what_was_not_read_resets_the_other_end() {
     run.close(b);
     fails(run.receive(a, 1, 0), errno::ECONNRESET);
     assert_eq!(run.receive(a, 1, 0), Ok(0));
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -236,7 +243,7 @@ fn a_full_stream_blocks_and_waitall_waits() {
         run.set_option(b, SOL_SOCKET, 20, &words(&[0, 1_000_000])),
         errno::EDOM,
     );
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -277,7 +284,7 @@ fn datagrams_have_bounds_names_and_limits() {
     let huge = run.map(1 << 20).unwrap();
     let sending = [a, huge, 212_961, 0, 0, 0];
     fails(run.call(nr::__NR_sendto, &sending), errno::EMSGSIZE);
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -340,7 +347,7 @@ fn local_servers_listen_at_paths_and_names() {
     fails(run.receive(second, 1, 0), errno::ECONNRESET);
     fails(run.connect(third, &unix(b"/tmp/s")), errno::ECONNREFUSED);
     fails(run.open("/tmp/s"), errno::ENXIO);
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -376,7 +383,7 @@ fn files_travel_and_keep_what_they_are() {
     }
     assert_eq!(node.files.open.get(), 1);
     assert!(!run.flying());
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -397,7 +404,7 @@ fn credentials_are_passed_to_who_asks() {
     let control = [words(&[28]), vec![1, 0, 0, 0, 2, 0, 0, 0], vec![77; 12]].concat();
     run.header(1, &control, 0);
     fails(run.call(nr::__NR_sendmsg, &[a, HEADER, 0]), errno::ESRCH);
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -445,7 +452,7 @@ fn sockets_that_only_reach_each_other_end() {
     assert!(!run.flying());
     run.close(file);
     assert_eq!(node.files.open.get(), 1);
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -465,7 +472,7 @@ fn a_socket_that_someone_can_receive_lives() {
     let (got, _) = run.receive_files(b, 64);
     let (inner, _) = run.receive_files(got[0], 64);
     assert_eq!(run.read_from(inner[0]).unwrap(), b"kept");
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -520,7 +527,7 @@ fn options_say_what_linux_says() {
         run.call(nr::__NR_socketpair, &[AF_INET, STREAM, 0, DATA]),
         errno::EOPNOTSUPP,
     );
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -562,7 +569,7 @@ fn tcp_connects_programs_of_the_node() {
     assert_eq!(run.write_to(accepted, b"x"), Ok(1));
     assert_eq!(run.polled(accepted), 0x215d);
     fails(run.send(accepted, 1, MSG_NOSIGNAL), errno::EPIPE);
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -597,7 +604,7 @@ fn a_connection_that_is_not_waited_for_is_told_of_later() {
         run.option(refused, SOL_SOCKET, SO_ERROR),
         Ok(errno::ECONNREFUSED.0.cast_unsigned())
     );
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -636,7 +643,7 @@ fn udp_finds_ports_and_says_when_nobody_is_there() {
     fails(run.receive(client, 1, 0), errno::ECONNREFUSED);
     let huge = run.map(1 << 17).unwrap();
     fails(run.call(nr::__NR_write, &[client, huge, 65_508]), errno::EMSGSIZE);
-    run.end();
+    run.ends();
 }
 
 #[test]
@@ -661,5 +668,34 @@ fn a_call_that_waits_goes_on_when_something_comes() {
     let read = node.block_on(child.system_call(call(nr::__NR_read, &[b, BUF, 10])));
     assert!(matches!(read, Ok(Outcome::Value(4))));
     node.block_on(child.run());
-    run.end();
+    run.ends();
+}
+
+#[test]
+fn what_all_sockets_hold_is_bounded() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let big = run.map(1 << 20).unwrap();
+    let mut pairs = Vec::new();
+    let refused = loop {
+        let Ok((a, b)) = run
+            .call(nr::__NR_socketpair, &[AF_UNIX, STREAM | NONBLOCK, 0, DATA])
+            .map(|_| (u64::from(run.int(DATA)), u64::from(run.int(DATA + 4))))
+        else {
+            panic!("numbers of files end before memory does");
+        };
+        pairs.push((a, b));
+        let sent = run.call(nr::__NR_write, &[a, big, 1 << 20]);
+        if sent.is_err() {
+            break sent;
+        }
+    };
+    fails(refused, errno::ENOBUFS);
+    assert!(node.kernel.net.held().1 < 33 << 20);
+    // What is received makes room again.
+    let (_, first) = pairs[0];
+    assert!(run.call(nr::__NR_read, &[first, big, 1 << 20]).unwrap() > 100_000);
+    let (refused, _) = pairs[pairs.len() - 1];
+    assert_eq!(run.call(nr::__NR_write, &[refused, big, 10]), Ok(10));
+    run.ends();
 }

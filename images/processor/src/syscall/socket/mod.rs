@@ -118,7 +118,7 @@ impl<N: Node> Thread<N> {
     fn sys_socket(&self, [domain, asked, protocol, ..]: Args) -> Result<u64> {
         let flags = int(asked) & (SOCK_NONBLOCK | SOCK_CLOEXEC);
         let (family, kind) = kind(int(domain), int(asked) & !flags, int(protocol))?;
-        let socket = self.node.kernel().net.socket(family, kind);
+        let socket = self.node.kernel().net.socket(family, kind)?;
         self.add_socket(socket, flags)
     }
 
@@ -128,7 +128,7 @@ impl<N: Node> Thread<N> {
         if family != AF_UNIX {
             return Err(errno::EOPNOTSUPP.into());
         }
-        let [one, other] = self.node.kernel().net.pair(kind, self.credentials());
+        let [one, other] = self.node.kernel().net.pair(kind, self.credentials())?;
         let first = self.add_socket(one, flags)?;
         let second = match self.add_socket(other, flags) {
             Ok(second) => second,
