@@ -515,3 +515,57 @@ fn fork_shares_pages_until_they_are_written() {
     assert!(node.memory.lent.borrow().is_empty());
     assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
 }
+
+/// What is answered without waiting is what is answered with it, and nothing is left behind.
+#[test]
+fn mapping_and_unmapping_at_once_does_the_same() {
+    let nodes: [&FakeNode; 2] = [node(64), node(64)];
+    let mut runs = nodes.map(Run::new);
+    let mut state = 5_u64;
+    let mut below = |end: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(state >> 33).unwrap() % end
+    };
+    let (mut mapped, mut at_once) = (vec![], 0);
+    for _ in 0..3_000 {
+        let (number, args) = if mapped.is_empty() || below(2) == 0 {
+            let flags = [PRIVATE, PRIVATE | NORESERVE, SHARED, PRIVATE | 0x40][below(4)];
+            let (len, prot) = ((1 + below(900)) * 4096 - below(2), below(4) as u64);
+            (nr::__NR_mmap, [0, len as u64, prot, flags, u64::MAX, 0])
+        } else {
+            let (at, len): (u64, u64) = mapped[below(mapped.len())];
+            let skip = below(4) as u64 * 4096;
+            (nr::__NR_munmap, [at + skip, len >> below(3), 0, 0, 0, 0])
+        };
+        let slow = runs[0].call(number, &args);
+        let now = runs[1].thread.call_now(number.into(), || args);
+        at_once += u32::from(now.is_some());
+        assert_eq!(now.map_or_else(|| runs[1].call(number, &args), Ok), slow);
+        if let (nr::__NR_mmap, Ok(at)) = (number, slow) {
+            mapped.push((at, args[1]));
+            if args[2] == PROT_RW && below(4) == 0 {
+                let [first, second] = &runs;
+                assert_eq!(first.put(at, b"touched"), second.put(at, b"touched"));
+            }
+        }
+        let [a, b] = runs.each_ref().map(|run| {
+            let vmas = run
+                .thread
+                .memory()
+                .with_vmas(|vmas| format!("{:?}", vmas.iter().collect::<Vec<_>>()));
+            let node = run.node;
+            (
+                vmas,
+                node.supply.committed(),
+                run.thread.memory().tables().count(),
+            )
+        });
+        assert_eq!(a, b);
+    }
+    assert!(at_once > 500, "{at_once} calls were answered at once");
+    for (run, node) in runs.into_iter().zip(nodes) {
+        run.end();
+        assert!(node.memory.lent.borrow().is_empty());
+        assert_eq!(node.cache.lines_in_use(), (0, 0));
+    }
+}
