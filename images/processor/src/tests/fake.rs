@@ -123,6 +123,14 @@ pub(crate) struct FakeMachine {
     pub(crate) most_stale: Cell<usize>,
 }
 
+impl FakeMachine {
+    /// Forgets what M keeps of chunks that it does not lend any more.
+    pub(crate) fn forget_all_but(&self, lent: &BTreeSet<u64>) {
+        let mut remote = self.remote.lock().unwrap();
+        remote.retain(|addr, _| lent.contains(&(addr / CHUNK_SIZE * CHUNK_SIZE)));
+    }
+}
+
 impl Machine for FakeMachine {
     type Entry = FakeEntry;
     fn now(&self) -> Instant {
