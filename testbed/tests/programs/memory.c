@@ -72,6 +72,7 @@ static void reserved(void)
 {
     char *none = map(64 * TB, PROT_NONE, MAP_NORESERVE);
     say("64 TB reserved", none == MAP_FAILED);
+    say("it has no rights still", error(mprotect(none, 64 * TB, PROT_NONE)));
     say("its rights changed", error(mprotect(none, 64 * TB, PROT_READ)));
     say("discarded", error(madvise(none, 64 * TB, MADV_DONTNEED)));
     say("given back", error(munmap(none, 64 * TB)));

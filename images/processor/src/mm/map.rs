@@ -103,7 +103,7 @@ impl<N: Node> Space<'_, N> {
             return Ok(());
         }
         self.empty(range).await;
-        self.forget(removed);
+        self.forget(removed).await;
         Ok(())
     }
 
@@ -121,17 +121,16 @@ impl<N: Node> Space<'_, N> {
     }
 
     /// Takes back what VMAs that are gone were promised, and frees objects that nothing maps any more.
-    fn forget(&self, removed: Vec<Piece>) {
+    async fn forget(&self, removed: Vec<Piece>) {
         self.node.supply().uncommit(charged(&removed));
         for (_, vma) in removed {
             if let Backing::Object(object, _) = vma.backing
                 && let Some(object) = Arc::into_inner(object)
             {
-                let cache = self.node.cache();
-                object
-                    .into_slots()
-                    .into_iter()
-                    .for_each(|slot| cache.drop_slot(slot));
+                for slot in object.into_slots() {
+                    self.node.cache().drop_slot(slot);
+                    self.breathe().await;
+                }
             }
         }
     }

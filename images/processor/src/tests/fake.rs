@@ -114,6 +114,24 @@ impl Tables for FakeTables {
     }
 }
 
+/// What a core does before other tasks have their turn: pages copied, zeroed or unmapped.
+#[derive(Default)]
+pub(crate) struct Turns {
+    work: Cell<u64>,
+    pub(crate) most: Cell<u64>,
+}
+
+impl Turns {
+    fn did(&self, pages: usize) {
+        self.work.set(self.work.get() + pages as u64);
+        self.most.set(self.most.get().max(self.work.get()));
+    }
+
+    fn next(&self) {
+        self.work.set(0);
+    }
+}
+
 /// Lines and transfers.
 #[derive(Default)]
 pub(crate) struct FakeMachine {
@@ -121,6 +139,7 @@ pub(crate) struct FakeMachine {
     remote: Mutex<BTreeMap<u64, Vec<u8>>>,
     transfers: Mutex<Vec<(LineId, RemoteAddr, bool)>>,
     pub(crate) most_stale: Cell<usize>,
+    turns: Rc<Turns>,
 }
 
 impl FakeMachine {
@@ -154,22 +173,27 @@ impl Machine for FakeMachine {
     fn ring(&self) {}
     fn flush(&self, stale: &[Page]) {
         self.most_stale.set(self.most_stale.get().max(stale.len()));
+        self.turns.did(stale.len());
     }
     fn flush_space(&self, _: SpaceId) {}
     fn flush_own(&self, _: Page) {}
     fn prepare_code(&self, _: LineId) {}
     fn retire_code(&self, _: LineId) {}
     fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
+        self.turns.did(1);
         into.copy_from_slice(&self.lines.lock().unwrap()[line.0 as usize][offset..offset + into.len()]);
     }
     fn copy_in(&self, line: LineId, offset: usize, from: &[u8]) {
+        self.turns.did(1);
         self.lines.lock().unwrap()[line.0 as usize][offset..offset + from.len()].copy_from_slice(from);
     }
     fn copy_line(&self, from: LineId, to: LineId) {
+        self.turns.did(1);
         let mut lines = self.lines.lock().unwrap();
         lines[to.0 as usize] = lines[from.0 as usize].clone();
     }
     fn zero(&self, line: LineId) {
+        self.turns.did(1);
         self.lines.lock().unwrap()[line.0 as usize].fill(0);
     }
 }
@@ -341,6 +365,7 @@ pub(crate) struct FakePlatform {
     pub(crate) clock: Cell<u64>,
     pub(crate) stdin: RefCell<Vec<u8>>,
     pub(crate) out: RefCell<Vec<(Stream, Vec<u8>)>>,
+    pub(crate) turns: Rc<Turns>,
 }
 
 impl Platform for FakePlatform {
@@ -377,7 +402,9 @@ impl Platform for FakePlatform {
         .await;
         self.clock.set(self.clock.get().max(until.nanos));
     }
-    async fn yield_now(&self) {}
+    async fn yield_now(&self) {
+        self.turns.next();
+    }
     async fn read_stdin(&self, into: &mut [u8]) -> usize {
         let mut stdin = self.stdin.borrow_mut();
         let len = stdin.len().min(into.len());
@@ -554,6 +581,7 @@ impl FakeNode {
             lines: Mutex::new(bytes),
             ..FakeMachine::default()
         };
+        let turns = machine.turns.clone();
         let table = files
             .iter()
             .map(|(path, content)| (path.as_bytes().to_vec(), content.to_vec()))
@@ -562,7 +590,10 @@ impl FakeNode {
         Box::leak(Box::new(Self {
             cache: Cache::new(geometry, Config::default(), Chunks::new(10_000), machine),
             supply: Supply::default(),
-            platform: FakePlatform::default(),
+            platform: FakePlatform {
+                turns,
+                ..FakePlatform::default()
+            },
             memory: FakeMemory {
                 next_chunk: Cell::new(1 << 32),
                 total: Cell::new(64),
@@ -665,6 +696,7 @@ impl FakeNode {
             if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
                 return Some(value);
             }
+            self.platform.turns.next();
             idle = if self.pump() { 0 } else { idle + 1 };
         }
         None

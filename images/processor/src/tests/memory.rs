@@ -585,3 +585,49 @@ fn mapping_and_unmapping_at_once_does_the_same() {
         assert_eq!(node.cache.lines_in_use(), (0, 0));
     }
 }
+
+/// No call keeps the core from its other tasks for long, however much it has to do.
+#[test]
+fn long_calls_let_other_tasks_run() {
+    // All fits: no wait for a page lets them run either.
+    let node: &FakeNode = node(8192);
+    let mut run = Run::new(node);
+    let (len, small) = (16 << 20, 256 << 10);
+    let at = run.map(len).unwrap();
+    for page in (at..at + len).step_by(4096) {
+        run.put(page, &[1]);
+    }
+    let both = run.mmap(0, len, PROT_RW, SHARED).unwrap();
+    for page in (both..both + len).step_by(4096) {
+        run.put(page, &[1]);
+    }
+    let pieces = run.map(4096 * 4).unwrap();
+    for n in 0..1024 {
+        run.put(
+            pieces + n * 16,
+            &[at.to_le_bytes(), u64::to_le_bytes(small)].concat(),
+        );
+    }
+    let zero = run.open("/dev/zero").unwrap();
+    let random = run.open("/dev/urandom").unwrap();
+    let calls: [(u32, &[u64]); 10] = [
+        (nr::__NR_readv, &[zero, pieces, 1024]),
+        (nr::__NR_read, &[zero, at, len]),
+        (nr::__NR_read, &[random, at, len]),
+        (nr::__NR_getrandom, &[at, len, 0]),
+        (nr::__NR_fork, &[]),
+        (nr::__NR_mprotect, &[at, len, 1]),
+        (nr::__NR_mprotect, &[at, len, 3]),
+        (nr::__NR_mremap, &[at, len, len, 3, at - (1 << 30)]),
+        (nr::__NR_madvise, &[at - (1 << 30), len, 4]),
+        (nr::__NR_munmap, &[both, len]),
+    ];
+    for (number, args) in calls {
+        node.platform.turns.most.set(0);
+        run.call(number, args).unwrap();
+        let most = node.platform.turns.most.get();
+        // A table's pages, and a few.
+        assert!(most <= 600, "call {number}: {most} pages in one turn");
+    }
+    run.end();
+}
