@@ -19,6 +19,7 @@ use pcache::{
 };
 use verbs::Rkey;
 
+use super::turns::Turns;
 use crate::error::errno;
 use crate::mm::Tables;
 use crate::mm::supply::Supply;
@@ -111,24 +112,6 @@ impl Tables for FakeTables {
             leaves.remove(&(addr / CHUNK_SIZE));
         }
         empty
-    }
-}
-
-/// What a core does before other tasks have their turn: pages copied, zeroed or unmapped.
-#[derive(Default)]
-pub(crate) struct Turns {
-    work: Cell<u64>,
-    pub(crate) most: Cell<u64>,
-}
-
-impl Turns {
-    fn did(&self, pages: usize) {
-        self.work.set(self.work.get() + pages as u64);
-        self.most.set(self.most.get().max(self.work.get()));
-    }
-
-    fn next(&self) {
-        self.work.set(0);
     }
 }
 

@@ -8,6 +8,7 @@ mod shared_files;
 mod threads;
 mod timers;
 mod tmp;
+mod turns;
 
 use fake::{FakeNode, errno_of};
 use linux_raw_sys::general as nr;
