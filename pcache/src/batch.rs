@@ -101,12 +101,19 @@ impl<'a, M: Machine> Batch<'a, M> {
         let line = &mut set.lines[way];
         line.flushing -= 1;
         let leaves = line.victim && line.evictable() && !line.mapped();
+        let (dirty, skipped) = (line.dirty, !line.flushed);
         if !leaves {
             cache.settle(&mut set, way);
-        } else if line.dirty {
+        } else if let Some(written) = cache.move_to_victims(&mut set, index, way) {
+            Set::changed(set);
+            if let Some((id, slot)) = written {
+                cache.machine.write(id, cache.chunks.place(slot));
+                self.rings = true;
+            }
+            return;
+        } else if dirty {
             return self.write_back(set, index, way);
         } else {
-            let skipped = !line.flushed;
             set.counters.nr_clflush_clean_skipped += u64::from(skipped);
             set.update(way);
         }

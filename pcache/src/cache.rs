@@ -10,6 +10,7 @@ use crate::rmap::Pool;
 use crate::set::{Set, State};
 use crate::shootdown::Shootdowns;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::victims::{MOST, Victims};
 use crate::{
     Chunks, Counters, Entry, Error, Geometry, IoFailed, LineId, Machine, Mechanism, Policy, Slot, SpaceId,
 };
@@ -33,8 +34,21 @@ pub struct Config {
     pub reserve: u32,
     /// Sets that wait for a victim before a batch is begun, for [`Mechanism::Batch`].
     pub batch: u32,
+    /// Lines of the victim cache, for [`Mechanism::Victim`]: at least 1 and at most 128.
+    pub victims: u32,
     /// Cores that take misses.
     pub cores: u32,
+}
+
+impl Config {
+    /// Returns the lines that a machine must have beside those of the sets.
+    #[must_use]
+    pub fn further_lines(&self) -> u32 {
+        match self.mechanism {
+            Mechanism::Victim => self.victims.clamp(1, MOST),
+            _ => 0,
+        }
+    }
 }
 
 impl Default for Config {
@@ -44,6 +58,7 @@ impl Default for Config {
             mechanism: Mechanism::default(),
             reserve: 1,
             batch: 16,
+            victims: 8,
             cores: 1,
         }
     }
@@ -61,6 +76,7 @@ pub struct Cache<M: Machine> {
     pub(crate) pool: Pool<M::Entry>,
     pub(crate) queues: Queues,
     pub(crate) shootdowns: Shootdowns,
+    pub(crate) victims: Option<Victims>,
     fills: Histogram,
     flushes: Histogram,
     pub(crate) ahead: Ahead,
@@ -81,6 +97,7 @@ impl<M: Machine> Cache<M> {
         // Of few sets the next miss may well be in one that waits: then it may wait for a WRITE.
         let few = (geometry.sets() / FEW).max(1);
         let batch = (config.batch.min(few) as usize).clamp(1, BATCH / 2);
+        let further = config.further_lines();
         Self {
             machine,
             chunks,
@@ -93,6 +110,7 @@ impl<M: Machine> Cache<M> {
             pool: Pool::new(geometry.lines()),
             queues: Queues::new(config.cores, geometry.sets()),
             shootdowns: Shootdowns::new(config.cores),
+            victims: (further > 0).then(|| Victims::new(geometry.lines(), further)),
             fills: Histogram::default(),
             flushes: Histogram::default(),
             ahead: Ahead::default(),
@@ -142,7 +160,7 @@ impl<M: Machine> Cache<M> {
     /// Returns how many lines are in use, and how many of them are being read or written.
     #[must_use]
     pub fn lines_in_use(&self) -> (usize, usize) {
-        let mut sum = (0, 0);
+        let mut sum = self.victims.as_ref().map_or((0, 0), Victims::in_use);
         for set in &self.sets {
             for line in &set.lock().lines {
                 sum.0 += usize::from(line.state != State::Free);
@@ -166,7 +184,9 @@ impl<M: Machine> Cache<M> {
     /// [`Error::Fill`] or [`Error::WriteBack`] if the transfer failed: the node must say so, for a
     /// program's data is at stake. [`Error::UnknownTransfer`] if none is under way; nothing changed.
     pub fn complete(&self, id: LineId, result: Result<(), IoFailed>) -> Result<(), Error> {
-        let (index, way) = self.geometry.place(id).ok_or(Error::UnknownTransfer(id))?;
+        let Some((index, way)) = self.geometry.place(id) else {
+            return self.victim_written(id, result);
+        };
         let mut set = self.set(index);
         let outcome = match (set.lines[way].state, result) {
             (State::Reading, Ok(())) => {
@@ -176,7 +196,7 @@ impl<M: Machine> Cache<M> {
             (State::Writing, Ok(())) => {
                 set.counters.nr_clflush += 1;
                 set.lines[way].state = State::Valid;
-                self.took(&self.flushes, &set, way);
+                self.flush_took(set.lines[way].started);
                 self.settle(&mut set, way);
                 Ok(())
             }
@@ -214,7 +234,7 @@ impl<M: Machine> Cache<M> {
     /// Maps a page that has come.
     fn read_ended(&self, set: &mut Set<M::Entry>, way: usize, id: LineId) {
         set.counters.nr_pcache_fill_from_memory += 1;
-        self.took(&self.fills, set, way);
+        self.took(&self.fills, set.lines[way].started);
         let line = &mut set.lines[way];
         line.state = State::Valid;
         let Some(at) = line.first else {
@@ -235,8 +255,12 @@ impl<M: Machine> Cache<M> {
         }
     }
 
-    fn took(&self, times: &Histogram, set: &Set<M::Entry>, way: usize) {
-        let started = set.lines[way].started;
+    /// Notes how long a write-back took.
+    pub(crate) fn flush_took(&self, started: hal::Instant) {
+        self.took(&self.flushes, started);
+    }
+
+    fn took(&self, times: &Histogram, started: hal::Instant) {
         if started.nanos != 0 {
             times.record(self.machine.now().since(started));
         }
@@ -282,7 +306,8 @@ impl<M: Machine> Cache<M> {
                 set.lines[way].dead = true;
                 self.settle(set, way);
             }
-            None => self.chunks.free(slot),
+            None if self.forget_victim(slot) => self.chunks.free(slot),
+            None => {}
         }
     }
 

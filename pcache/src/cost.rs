@@ -48,15 +48,15 @@ fn locks_of_hundred(write: bool, rounds: usize) -> u64 {
     let locks = u64::from(taken());
     let misses = cache.counters().nr_pcache_miss - before;
     assert!(misses >= 1000, "{misses} misses");
-    locks * 100 / misses
+    // The test program looks once more after each READ was started, which takes the set's lock.
+    (locks - misses) * 100 / misses
 }
 
 #[test]
 fn a_miss_takes_few_locks_and_none_of_all_cores() {
     let (clean, dirty) = (locks_of_hundred(false, 20), locks_of_hundred(true, 20));
     println!("locks of a hundred misses: clean {clean}, dirty {dirty}");
-    // The test program looks once more after each READ was started, which takes the set's lock.
-    // Counted when this was written: clean 712, dirty 812.
-    assert!(clean <= 800, "{clean}");
-    assert!(dirty <= 900, "{dirty}");
+    // Counted when this was written: clean 600, dirty 700.
+    assert!(clean <= 700, "{clean}");
+    assert!(dirty <= 800, "{dirty}");
 }

@@ -62,6 +62,12 @@ counters! {
     nr_pcache_eviction_dirty,
     /// Times that no line of a set could be chosen, all being in flight or leaving.
     nr_pcache_eviction_eagain_concurrent,
+    /// Victims copied into the victim cache.
+    nr_victim_finish_insert,
+    /// Faults that found their page in the victim cache.
+    nr_victim_hit,
+    /// Victims for which the victim cache had no room.
+    nr_victim_eviction_eagain,
     /// Write-backs that ended.
     nr_clflush,
     /// Victims that needed no write-back.

@@ -19,7 +19,7 @@ impl<M: Machine> Cache<M> {
     pub(crate) fn queue(&self, index: u32) -> bool {
         let enough = match self.config.mechanism {
             Mechanism::Batch => self.batch,
-            Mechanism::Inline | Mechanism::Piggyback => 1,
+            Mechanism::Inline | Mechanism::Piggyback | Mechanism::Victim => 1,
         };
         self.queues.push(self.machine.core(), index) >= enough
     }

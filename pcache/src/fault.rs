@@ -66,6 +66,13 @@ impl<M: Machine> Cache<M> {
                     Found::Wait => return Ok(Touch::Wait),
                     Found::Failed(error) => return Err(error),
                 }
+            } else if self.return_victim(&mut set, index, slot) {
+                // The next look finds it in its set.
+                let wants_victim = self.wants_victim(&mut set);
+                drop(set);
+                if wants_victim && self.queue(index) {
+                    self.evict();
+                }
             } else if let Some(way) = set.take(slot, State::Reading) {
                 self.renew(&mut set, index, way);
                 set.counters.nr_pcache_miss += u64::from(first);
@@ -221,7 +228,7 @@ impl<M: Machine> Cache<M> {
         let slot = pte.slot();
         let index = self.geometry.set_of(slot);
         let mut set = self.set(index);
-        if at.entry.load() != pte || set.find(slot).is_some() {
+        if at.entry.load() != pte || set.find(slot).is_some() || self.has_victim(slot) {
             return None;
         }
         let way = set.take(slot, State::Reading)?;

@@ -22,12 +22,12 @@
 //! One spin lock a set. An entry that is not empty changes only under the lock of its slot's set
 //! (its marks and rights excepted), so a line's reverse map and the entries always agree. Two sets
 //! are locked only to copy a page, the lower first. Leaf locks under them: the pool of further
-//! mappings, a core's queue of sets that want a victim, the list of empty chunks.
+//! mappings, a core's queue of sets that want a victim, the list of empty chunks, the victim cache
+//! where there is one.
 //!
 //! # What is left out
 //!
 //! * Lines larger than a page.
-//! * LegoOS's victim cache as a memory of its own: here the reserve of each set keeps its pages.
 //! * A write-back that fails is tried again only when its line is evicted again; the node is told.
 #![cfg_attr(not(any(test, interleave)), no_std)]
 #![forbid(unsafe_code)]
@@ -58,6 +58,7 @@ mod rmap;
 mod set;
 mod shootdown;
 mod sync;
+mod victims;
 mod walk;
 #[cfg(all(test, not(interleave)))]
 #[path = "../tests/world/mod.rs"]

@@ -24,6 +24,8 @@ pub enum Mechanism {
     Batch,
     /// At the miss, one set at a time (LegoOS's per-set eviction list).
     Inline,
+    /// At the miss, by a copy into a few lines that all sets share (LegoOS's victim cache).
+    Victim,
     /// At the miss; the victim's WRITE goes in the doorbell of the miss's READ (LegoOS's piggyback).
     Piggyback,
 }
@@ -55,7 +57,8 @@ impl FromStr for Mechanism {
             "batch" => Self::Batch,
             "inline" => Self::Inline,
             "piggyback" => Self::Piggyback,
-            _ => return Err(Unknown("batch, inline, piggyback")),
+            "victim" => Self::Victim,
+            _ => return Err(Unknown("batch, inline, piggyback, victim")),
         })
     }
 }

@@ -14,7 +14,12 @@ use world::program::{Object, Outcome, Program};
 use world::{Space, World, on_core};
 
 const POLICIES: [Policy; 4] = [Policy::Clock, Policy::Lru, Policy::Fifo, Policy::Random];
-const MECHANISMS: [Mechanism; 3] = [Mechanism::Batch, Mechanism::Inline, Mechanism::Piggyback];
+const MECHANISMS: [Mechanism; 4] = [
+    Mechanism::Batch,
+    Mechanism::Inline,
+    Mechanism::Piggyback,
+    Mechanism::Victim,
+];
 const SPACES: usize = 4;
 const OBJECT_PAGES: usize = 6;
 const BOTH: Rights = Rights::READ.union(Rights::WRITE);
@@ -191,9 +196,13 @@ impl Run {
 
     fn complete(&mut self) {
         let fails = self.fails && self.rng.below(20) == 0;
+        if self.fails && self.rng.below(40) == 0 {
+            let turns = self.rng.below(300);
+            self.cache.machine().lose(self.rng.below(100), turns);
+        }
         let ended = self.cache.machine().carry_out(self.rng.below(100), fails);
         if let Some((line, result)) = ended {
-            assert_eq!(self.cache.complete(line, result).is_err(), fails);
+            assert_eq!(self.cache.complete(line, result).is_err(), result.is_err());
         }
     }
 
@@ -255,6 +264,7 @@ fn check(sets: u32, fails: bool, accesses: usize) {
                     policy,
                     mechanism,
                     batch: 4,
+                    victims: 3,
                     cores: number(cores),
                     ..Config::default()
                 };
@@ -266,8 +276,11 @@ fn check(sets: u32, fails: bool, accesses: usize) {
                     }
                     assert!(step < 200 * each + 100_000, "accesses get on: {config:?}");
                 }
-                let run = run.finish();
-                assert!(run.cache.counters().nr_pcache_miss > 0);
+                let counters = run.finish().cache.counters();
+                assert!(counters.nr_pcache_miss > 0);
+                if mechanism == Mechanism::Victim && sets <= 3 {
+                    assert!(counters.nr_victim_hit > 0 && counters.nr_victim_eviction_eagain > 0);
+                }
             }
         }
     }
@@ -289,7 +302,7 @@ fn no_byte_is_wrong_where_much_fits() {
 }
 
 #[test]
-fn no_byte_is_wrong_when_transfers_fail() {
+fn no_byte_is_wrong_when_transfers_fail_or_are_lost() {
     check(3, true, accesses() / 2);
 }
 

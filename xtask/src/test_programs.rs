@@ -41,6 +41,7 @@ impl Args {
             ("threads", build(&debian, "threads", "-O1")?),
             ("calls", build(&debian, "calls", "-O1")?),
             ("sockets", build(&debian, "sockets", "-O1")?),
+            ("checker", build(&debian, "checker", "-O2")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {

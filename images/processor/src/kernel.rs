@@ -63,7 +63,6 @@ pub(crate) struct Tree<N: Node> {
 /// A process among others. It stays after its end until its parent has asked how it ended.
 pub(crate) struct Relations<N: Node> {
     pub(crate) process: Arc<Process<N>>,
-    pub(crate) parent: u32,
     pub(crate) group: u32,
     pub(crate) session: u32,
     /// The signal that tells the parent of the end; 0 for none.

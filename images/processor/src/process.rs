@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use hal::Instant;
 use pcache::{Cache, Machine};
@@ -67,6 +68,8 @@ pub trait Node: Sized + 'static {
 pub struct Process<N: Node> {
     pub(crate) node: &'static N,
     pub(crate) pid: u32,
+    /// The parent's number; changes under the lock of the tree of processes.
+    parent: AtomicU32,
     pub(crate) started: Instant,
     /// The threads that have not ended, by number.
     pub(crate) threads: Mutex<BTreeMap<u32, Arc<Shared>>>,
@@ -103,10 +106,11 @@ struct Ending {
 }
 
 impl<N: Node> Process<N> {
-    pub(crate) fn new(node: &'static N, pid: u32) -> Self {
+    pub(crate) fn new(node: &'static N, pid: u32, parent: u32) -> Self {
         Self {
             node,
             pid,
+            parent: AtomicU32::new(parent),
             started: node.platform().now(),
             threads: Mutex::default(),
             pending: Mutex::default(),
@@ -129,6 +133,16 @@ impl<N: Node> Process<N> {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Returns the parent's number.
+    pub(crate) fn parent(&self) -> u32 {
+        self.parent.load(Ordering::Relaxed)
+    }
+
+    /// Makes the process another one's child. Called with the tree of processes locked.
+    pub(crate) fn set_parent(&self, parent: u32) {
+        self.parent.store(parent, Ordering::Relaxed);
     }
 
     /// Returns the time at which it began.

@@ -437,7 +437,7 @@ impl<N: Node> Thread<N> {
         if self.node.kernel().strace {
             return false;
         }
-        let value = self.call_now(self.cpu.system_call().number);
+        let value = self.call_now(self.cpu.system_call().number, || self.cpu.system_call().args);
         value.inspect(|&value| self.cpu.set_result(value)).is_some()
     }
 
@@ -564,9 +564,9 @@ impl<N: Node> Process<N> {
         let parent = {
             let mut tree = kernel.tree.lock();
             let mut orphans_ended = false;
-            for relations in tree.processes.values_mut() {
-                if relations.parent == self.pid {
-                    relations.parent = FIRST;
+            for relations in tree.processes.values() {
+                if relations.process.parent() == self.pid {
+                    relations.process.set_parent(FIRST);
                     orphans_ended |= relations.ended.is_some();
                 }
             }
@@ -574,7 +574,7 @@ impl<N: Node> Process<N> {
                 return;
             };
             own.ended = Some(exit);
-            let (parent, signal) = (own.parent, own.exit_signal);
+            let (parent, signal) = (own.process.parent(), own.exit_signal);
             if orphans_ended && let Some(first) = tree.processes.get(&FIRST) {
                 first.process.children_changed.wake();
             }

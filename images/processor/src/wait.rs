@@ -20,8 +20,12 @@ impl WaitQueue {
     /// Wakes all that wait.
     pub fn wake(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
-        let wakers = core::mem::take(&mut *self.wakers.lock());
-        wakers.into_iter().for_each(Waker::wake);
+        let mut wakers = self.wakers.lock();
+        if !wakers.is_empty() {
+            let taken = core::mem::take(&mut *wakers);
+            drop(wakers);
+            taken.into_iter().for_each(Waker::wake);
+        }
     }
 
     /// Returns how often it was woken, so that who looked before sees that something has changed.

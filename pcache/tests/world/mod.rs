@@ -113,6 +113,8 @@ struct Transfer {
     remote: RemoteAddr,
     read: bool,
     rung: bool,
+    /// The fabric lost it: it fails, and not before so many others were asked for.
+    lost_until: usize,
 }
 
 /// The machine.
@@ -122,6 +124,8 @@ pub struct World {
     remote: Mutex<HashMap<u64, [u64; WORDS]>>,
     transfers: Mutex<Vec<Transfer>>,
     tlbs: Vec<Mutex<HashMap<Page, Cached>>>,
+    /// How often a transfer was to be carried out.
+    turns: AtomicUsize,
     pub rings: AtomicUsize,
     pub shootdowns: AtomicUsize,
     pub writes: AtomicUsize,
@@ -157,6 +161,7 @@ impl World {
             remote: Mutex::default(),
             transfers: Mutex::default(),
             tlbs: (0..cores).map(|_| Mutex::default()).collect(),
+            turns: AtomicUsize::new(0),
             rings: AtomicUsize::new(0),
             shootdowns: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
@@ -175,6 +180,7 @@ impl World {
             remote,
             read,
             rung: false,
+            lost_until: 0,
         });
     }
 
@@ -183,17 +189,38 @@ impl World {
         self.transfers.lock().unwrap().len()
     }
 
+    /// Loses the `which`th transfer of those that the device knows for `turns` turns.
+    pub fn lose(&self, which: usize, turns: usize) {
+        let until = self.turns.load(Ordering::SeqCst) + turns;
+        let mut transfers = self.transfers.lock().unwrap();
+        let mut known: Vec<_> = transfers
+            .iter_mut()
+            .filter(|transfer| transfer.rung && transfer.lost_until == 0)
+            .collect();
+        let count = known.len().max(1);
+        if let Some(transfer) = known.get_mut(which % count) {
+            transfer.lost_until = until;
+        }
+    }
+
     /// Carries a transfer out; the `which`th of those that the device knows.
     pub fn carry_out(&self, which: usize, fails: bool) -> Option<(LineId, Result<(), IoFailed>)> {
+        let turn = self.turns.fetch_add(1, Ordering::SeqCst);
         let mut transfers = self.transfers.lock().unwrap();
-        let known: Vec<usize> = (0..transfers.len()).filter(|&i| transfers[i].rung).collect();
+        let due = |transfer: &Transfer| transfer.rung && transfer.lost_until <= turn;
+        let known: Vec<usize> = (0..transfers.len()).filter(|&i| due(&transfers[i])).collect();
         if known.is_empty() {
             return None;
         }
         let Transfer {
-            line, remote, read, ..
+            line,
+            remote,
+            read,
+            lost_until,
+            ..
         } = transfers.remove(known[which % known.len()]);
         drop(transfers);
+        let fails = fails || lost_until > 0;
         let words = &self.lines[line.0 as usize];
         if !fails && read {
             let from = self.remote.lock().unwrap().get(&remote.addr).copied();
@@ -207,6 +234,11 @@ impl World {
         } else if read {
             // A failed READ may have put anything there.
             words.iter().for_each(|word| word.store(0xbad, Ordering::SeqCst));
+        } else {
+            // A failed WRITE may have come through in part.
+            let mut pages = self.remote.lock().unwrap();
+            let page = pages.entry(remote.addr).or_insert([0xbad; WORDS]);
+            page[0] = words[0].load(Ordering::SeqCst);
         }
         self.busy[line.0 as usize].store(false, Ordering::SeqCst);
         let result = if fails { Err(IoFailed(1)) } else { Ok(()) };
@@ -356,6 +388,7 @@ pub fn cache(
             id
         })
         .collect();
-    let cache = Cache::new(geometry, config, table, World::new(geometry.lines(), cores));
+    let machine = World::new(geometry.lines() + config.further_lines(), cores);
+    let cache = Cache::new(geometry, config, table, machine);
     (cache, lent)
 }

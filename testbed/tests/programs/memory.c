@@ -1,12 +1,21 @@
 /*
  * What Linux promises of a program's memory, one line a promise. Run here and there, the output is
  * to be the same.
+ *
+ *   memory [PART]
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #define MB (1UL << 20)
 #define TB (1UL << 40)
@@ -63,6 +72,7 @@ static void reserved(void)
 {
     char *none = map(64 * TB, PROT_NONE, MAP_NORESERVE);
     say("64 TB reserved", none == MAP_FAILED);
+    say("it has no rights still", error(mprotect(none, 64 * TB, PROT_NONE)));
     say("its rights changed", error(mprotect(none, 64 * TB, PROT_READ)));
     say("discarded", error(madvise(none, 64 * TB, MADV_DONTNEED)));
     say("given back", error(munmap(none, 64 * TB)));
@@ -120,14 +130,82 @@ static void used_and_given_back(void)
     say("pages that did not start as zeros", wrong);
 }
 
-int main(void)
+/* Mappings that nothing joins, until there may be no more. */
+static void at_the_limit(void)
+{
+    enum { MANY = 70000 };
+    char *all = map(3UL * MANY * PAGE, PROT_NONE, MAP_NORESERVE);
+    long failed = 0, kept;
+    munmap(all, 3UL * MANY * PAGE);
+    for (kept = 0; kept < MANY && !failed; kept++)
+        failed = mmap(all + 3 * kept * PAGE, 2 * PAGE, PROT_NONE, ANON | MAP_FIXED, -1, 0) == MAP_FAILED;
+    say("mappings are few", kept < 60000);
+    say("a mapping unmapped at the limit", error(munmap(all + 300 * PAGE, 2 * PAGE)));
+    say("and mapped again", mmap(all + 300 * PAGE, 2 * PAGE, RW, ANON | MAP_FIXED, -1, 0) == MAP_FAILED);
+    say("all unmapped at once", error(munmap(all, 3UL * MANY * PAGE)));
+}
+
+static sigjmp_buf back;
+
+static void on_bus_error(int signal)
+{
+    siglongjmp(back, signal);
+}
+
+static void of_files(const char *program)
+{
+    struct stat stat;
+    int file = open(program, O_RDONLY), zero = open("/dev/zero", O_RDWR);
+    fstat(file, &stat);
+    size_t size = ((size_t)stat.st_size + PAGE - 1) / PAGE * PAGE;
+    volatile char *a = mmap(NULL, size + PAGE, PROT_READ, MAP_PRIVATE, file, 0);
+    say("a file's first byte", a[0]);
+    signal(SIGBUS, on_bus_error);
+    int signal = sigsetjmp(back, 1);
+    if (!signal)
+        say("beyond its end", a[size]);
+    say("the signal of its end", signal);
+    char *zeros = mmap(NULL, PAGE, RW, MAP_PRIVATE, zero, 0);
+    say("/dev/zero can't be mapped", (void *)zeros == MAP_FAILED);
+    say("it is not zero", (void *)zeros == MAP_FAILED || zeros[5]);
+    close(file), close(zero);
+}
+
+/* Calls that have much to do: meanwhile the node must answer its peers. */
+static void long_calls(void)
+{
+    enum { PIECES = 1024 };
+    static struct iovec pieces[PIECES];
+    int zero = open("/dev/zero", O_RDONLY), random = open("/dev/urandom", O_RDONLY);
+    char *a = map(MB, RW, 0);
+    for (int i = 0; i < PIECES; i++)
+        pieces[i] = (struct iovec){ a, MB };
+    say("readv of 1,024 pieces", readv(zero, pieces, PIECES) >> 20);
+    long had = 0, last = 1;
+    char *b = map(32 * MB, RW, 0);
+    for (int i = 0; i < 8 && last > 0; i++, had += last > 0)
+        last = read(random, b, 32 * MB - 1);
+    say("reads of /dev/urandom", had);
+    say("getrandom", getrandom(b, 16 * MB, 0) >> 20);
+    say("discarded", error(madvise(b, 32 * MB, MADV_DONTNEED)));
+    close(zero), close(random);
+}
+
+int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    kept();
-    scattered();
-    reserved();
-    moved();
-    checked();
-    used_and_given_back();
+    const char *part = argc > 1 ? argv[1] : "";
+#define PART(name, call)                                                                                     \
+    if (!*part || !strcmp(part, name))                                                                       \
+        call
+    PART("kept", kept());
+    PART("scattered", scattered());
+    PART("reserved", reserved());
+    PART("moved", moved());
+    PART("checked", checked());
+    PART("limit", at_the_limit());
+    PART("files", of_files(argv[0]));
+    PART("long", long_calls());
+    PART("used", used_and_given_back());
     return 0;
 }

@@ -26,6 +26,31 @@ pub enum Place {
     Free(u64),
 }
 
+impl Place {
+    /// Returns where a mapping of `len` bytes goes.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM if there is no room or there are too many VMAs; EEXIST for a place that is taken.
+    pub(super) fn find(self, vmas: &mut Vmas, len: u64) -> Result<u64> {
+        if vmas.len() >= MAX_VMAS {
+            return Err(errno::ENOMEM.into());
+        }
+        let free = |vmas: &Vmas, start: u64| vmas.pieces(start..start + len).is_empty();
+        let limits = match self {
+            Self::Exactly(start) => return Ok(start),
+            Self::Free(start) if free(vmas, start) => return Ok(start),
+            Self::Free(_) => return Err(errno::EEXIST.into()),
+            Self::Wish(start) if start >= MMAP_MIN && fits(start, len) && free(vmas, start) => {
+                return Ok(start);
+            }
+            Self::Wish(_) => MMAP_MIN..MMAP_TOP,
+            Self::Low => LOW,
+        };
+        vmas.gap(len, limits).ok_or_else(|| errno::ENOMEM.into())
+    }
+}
+
 /// Addresses of `MAP_32BIT` (Linux `arch/x86/kernel/sys_x86_64.c`, `find_start_end`).
 const LOW: Range<u64> = 0x4000_0000..0x8000_0000;
 
@@ -55,32 +80,13 @@ impl<N: Node> Space<'_, N> {
         if let Place::Exactly(start) = place {
             self.unmap(start..start + len).await?;
         }
-        if self.vmas.lock().len() >= MAX_VMAS {
-            return Err(errno::ENOMEM.into());
-        }
-        let start = self.find_place(place, len)?;
+        let start = place.find(&mut self.vmas.lock(), len)?;
         if vma.accountable() {
             self.node.supply().commit(self.node, len / PAGE_SIZE).await?;
             vma.flags |= VmaFlags::CHARGED;
         }
         self.vmas.lock().insert(start..start + len, vma);
         Ok(start)
-    }
-
-    fn find_place(&self, place: Place, len: u64) -> Result<u64> {
-        let mut vmas = self.vmas.lock();
-        let free = |vmas: &Vmas, start: u64| vmas.pieces(start..start + len).is_empty();
-        let limits = match place {
-            Place::Exactly(start) => return Ok(start),
-            Place::Free(start) if free(&vmas, start) => return Ok(start),
-            Place::Free(_) => return Err(errno::EEXIST.into()),
-            Place::Wish(start) if start >= MMAP_MIN && fits(start, len) && free(&vmas, start) => {
-                return Ok(start);
-            }
-            Place::Wish(_) => MMAP_MIN..MMAP_TOP,
-            Place::Low => LOW,
-        };
-        vmas.gap(len, limits).ok_or_else(|| errno::ENOMEM.into())
     }
 
     /// Unmaps a range, and frees what only it used.
@@ -97,7 +103,7 @@ impl<N: Node> Space<'_, N> {
             return Ok(());
         }
         self.empty(range).await;
-        self.forget(removed);
+        self.forget(removed).await;
         Ok(())
     }
 
@@ -115,17 +121,16 @@ impl<N: Node> Space<'_, N> {
     }
 
     /// Takes back what VMAs that are gone were promised, and frees objects that nothing maps any more.
-    fn forget(&self, removed: Vec<Piece>) {
+    async fn forget(&self, removed: Vec<Piece>) {
         self.node.supply().uncommit(charged(&removed));
         for (_, vma) in removed {
             if let Backing::Object(object, _) = vma.backing
                 && let Some(object) = Arc::into_inner(object)
             {
-                let cache = self.node.cache();
-                object
-                    .into_slots()
-                    .into_iter()
-                    .for_each(|slot| cache.drop_slot(slot));
+                for slot in object.into_slots() {
+                    self.node.cache().drop_slot(slot);
+                    self.breathe().await;
+                }
             }
         }
     }
@@ -207,7 +212,7 @@ impl<N: Node> Space<'_, N> {
         let target = match to {
             Some(to) => to,
             None if in_place => start,
-            None if may_move => self.find_place(Place::Wish(0), new_len)?,
+            None if may_move => Place::Wish(0).find(&mut self.vmas.lock(), new_len)?,
             None => return Err(errno::ENOMEM.into()),
         };
         if vma.flags.contains(VmaFlags::CHARGED) {

@@ -8,6 +8,7 @@
 //! * [`supply`]: chunks and promises from M.
 //! * [`mod@file`]: pages of files of S, shared by all that map them.
 //! * [`fault`]: page faults: misses, first touches, copy-on-write, stack growth.
+//! * `now`: mappings made and unmade without waiting.
 //! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
 //! * [`copy`]: the kernel's way to a program's memory.
 //!
@@ -18,6 +19,7 @@ pub mod copy;
 pub mod fault;
 pub mod file;
 pub mod map;
+mod now;
 pub mod object;
 pub mod supply;
 pub mod vma;

@@ -69,17 +69,11 @@ impl Supply {
     ///
     /// ENOMEM if M has not so much that is promised to nobody.
     pub(crate) async fn commit<N: Node>(&self, node: &N, pages: u64) -> Result<()> {
-        let chunks = |pages: u64| pages.div_ceil(CHUNK_PAGES);
-        let total = {
-            let mut state = self.state.lock();
-            let total = state.committed.checked_add(pages).ok_or(errno::ENOMEM)?;
-            if chunks(total) <= state.promised {
-                state.committed = total;
-                return Ok(());
-            }
-            total
-        };
-        let exact = chunks(total);
+        if self.commit_now(pages) {
+            return Ok(());
+        }
+        let total = self.committed().checked_add(pages).ok_or(errno::ENOMEM)?;
+        let exact = total.div_ceil(CHUNK_PAGES);
         for wish in [exact.next_multiple_of(PROMISE), exact] {
             let Ok(asked) = u32::try_from(wish) else {
                 continue;
@@ -96,6 +90,14 @@ impl Supply {
             }
         }
         Err(errno::ENOMEM.into())
+    }
+
+    /// Promises `pages` more pages out of what M has promised; false if that is not enough.
+    pub(crate) fn commit_now(&self, pages: u64) -> bool {
+        let mut state = self.state.lock();
+        let total = state.committed.checked_add(pages);
+        let total = total.filter(|total| total.div_ceil(CHUNK_PAGES) <= state.promised);
+        total.inspect(|&total| state.committed = total).is_some()
     }
 
     /// Takes a promise of `pages` pages back.

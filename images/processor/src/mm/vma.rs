@@ -1,6 +1,7 @@
 //! The VMAs of an address space: which addresses a program may touch, how, and what is there first.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -124,6 +125,8 @@ pub struct Vmas {
     /// The [anonymous](Self::anonymous) mapping that was found last; empty after each change. A search
     /// of the tree takes 290 instructions, more than all else that a first touch asks of VMAs.
     recent: (Range<u64>, Rights),
+    /// The start of a gap that was found and the end of the mapping below it, until the next change.
+    found: Option<(u64, u64)>,
 }
 
 impl Vmas {
@@ -170,9 +173,14 @@ impl Vmas {
         if range.is_empty() {
             return;
         }
-        self.recent = Default::default();
+        // Whoever has just found a gap knows that nothing ends where it begins.
+        let alone = self
+            .found
+            .is_some_and(|(start, below)| start == range.start && below < start);
+        self.changed();
         let (mut merged, mut vma) = (range, vma);
-        if let Some((&start, (end, before))) = self.vmas.range(..merged.start).next_back()
+        if !alone
+            && let Some((&start, (end, before))) = self.vmas.range(..merged.start).next_back()
             && *end == merged.start
             && vma.continues(before, end - start)
         {
@@ -188,9 +196,15 @@ impl Vmas {
         self.vmas.insert(merged.start, (merged.end, vma));
     }
 
+    /// Forgets what was found before a change.
+    fn changed(&mut self) {
+        self.recent = Default::default();
+        self.found = None;
+    }
+
     /// Unmaps `range`; returns what was mapped of it, in order.
     pub fn remove(&mut self, range: Range<u64>) -> Vec<Piece> {
-        self.recent = Default::default();
+        self.changed();
         let mut removed = Vec::new();
         // From the end, so that one search finds the mapping of most calls: a search takes as long as all else.
         let mut top = range.end;
@@ -218,6 +232,26 @@ impl Vmas {
         removed
     }
 
+    /// Unmaps `range` if it begins an anonymous mapping and does not reach beyond it; returns the mapping's
+    /// flags. One search in place of the three of [`remove`](Self::remove).
+    pub fn cut(&mut self, range: &Range<u64>) -> Option<VmaFlags> {
+        let Entry::Occupied(entry) = self.vmas.entry(range.start) else {
+            return None;
+        };
+        let (end, vma) = entry.get();
+        if *end < range.end || !matches!(vma.backing, Backing::Anonymous) {
+            return None;
+        }
+        let (end, vma) = entry.remove();
+        let flags = vma.flags;
+        if range.end < end {
+            self.vmas.insert(range.end, (end, vma));
+        }
+        self.changed();
+        self.hint = self.hint.max(range.end);
+        Some(flags)
+    }
+
     /// Changes what is mapped in `range`.
     pub fn change(&mut self, range: Range<u64>, change: impl Fn(&mut Vma)) {
         let hint = self.hint;
@@ -230,7 +264,7 @@ impl Vmas {
 
     /// Moves the start of the VMA at `start` down to `to`, through addresses that are free.
     pub fn grow_down(&mut self, start: u64, to: u64) {
-        self.recent = Default::default();
+        self.changed();
         if let Some(entry) = self.vmas.remove(&start) {
             self.vmas.insert(to, entry);
         }
@@ -286,20 +320,20 @@ impl Vmas {
     /// The search begins below the last gap found, and again from the top if there is none.
     pub fn gap(&mut self, len: u64, limits: Range<u64>) -> Option<u64> {
         let from = self.hint.clamp(limits.start, limits.end);
-        let found = self
+        self.found = self
             .gap_below(len, limits.start..from)
             .or_else(|| self.gap_below(len, limits));
-        if let Some(start) = found {
-            self.hint = start;
-        }
-        found
+        let (start, _) = self.found?;
+        self.hint = start;
+        Some(start)
     }
 
-    fn gap_below(&self, len: u64, limits: Range<u64>) -> Option<u64> {
+    /// Returns the start of the highest gap, and the end of the mapping below it.
+    fn gap_below(&self, len: u64, limits: Range<u64>) -> Option<(u64, u64)> {
         let mut top = limits.end;
         for (&start, (end, _)) in self.vmas.range(..limits.end).rev() {
             if *end <= top && top - end >= len && top - len >= limits.start {
-                return Some(top - len);
+                return Some((top - len, *end));
             }
             top = top.min(start);
             if top < limits.start {
@@ -307,7 +341,7 @@ impl Vmas {
             }
         }
         let start = top.checked_sub(len)?;
-        (start >= limits.start).then_some(start)
+        (start >= limits.start).then_some((start, 0))
     }
 
     /// Returns all VMAs in order.
@@ -330,7 +364,7 @@ mod tests {
     proptest! {
         #[test]
         fn vmas_agree_with_a_table_of_pages(
-            ops in prop::collection::vec((0u8..3, 0u64..30, 0u64..10, 0u8..8), 1..60),
+            ops in prop::collection::vec((0u8..4, 0u64..30, 0u64..10, 0u8..8), 1..60),
         ) {
             let object = Arc::new(Object::default());
             let mut vmas = Vmas::default();
@@ -343,11 +377,22 @@ mod tests {
                 } else {
                     Backing::Object(object.clone(), start)
                 };
+                if op == 3 && len > 0 {
+                    let whole = vmas.find(range.start).map(|(whole, vma)| (whole.end, vma.backing.clone()));
+                    let begins = vmas.find(range.start).is_some_and(|(whole, _)| whole.start == range.start);
+                    let one = whole.is_some_and(|(end, backing)| {
+                        begins && range.end <= end && matches!(backing, Backing::Anonymous)
+                    });
+                    prop_assert_eq!(vmas.cut(&range).is_some(), one);
+                    if !one {
+                        continue;
+                    }
+                }
                 for page in start..start + len {
                     let slot: &mut Option<(Rights, Option<u64>)> = &mut table[usize::try_from(page).unwrap()];
                     *slot = match op {
                         0 => Some((rights, (bits & 1 != 0).then_some(page))),
-                        1 => None,
+                        1 | 3 => None,
                         _ => slot.map(|(_, of)| (rights, of)),
                     };
                 }
@@ -357,6 +402,7 @@ mod tests {
                         vmas.insert(range, Vma { rights, backing, ..Vma::default() });
                     }
                     1 => drop(vmas.remove(range)),
+                    3 => {}
                     _ => vmas.change(range, |vma| vma.rights = rights),
                 }
                 for (page, expected) in (0..).zip(&table) {

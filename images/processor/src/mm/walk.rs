@@ -48,14 +48,19 @@ impl<N: Node> Space<'_, N> {
     /// Empties the entries of a range that is not mapped any more, and gives its tables and chunks up.
     pub(super) async fn empty(&self, range: Range<u64>) {
         let mut at = range.start;
-        let mut drop_page = |space: &Self, at: Mapping<EntryOf<N>>, batch: &mut Batch<'_, N::Machine>| {
-            space.node.cache().drop_page(at, batch);
-        };
-        while let Some(end) = self.walk_table(at, range.end, &mut drop_page) {
-            self.release(end - CHUNK_SIZE);
+        while let Some(end) = self.empty_table(at, range.end) {
             at = end;
             self.node.platform().yield_now().await;
         }
+    }
+
+    /// Empties the first table of a range that is not mapped any more; returns the table's end.
+    pub(super) fn empty_table(&self, from: u64, end: u64) -> Option<u64> {
+        let end = self.walk_table(from, end, &mut |space, at, batch| {
+            space.node.cache().drop_page(at, batch);
+        })?;
+        self.release(end - CHUNK_SIZE);
+        Some(end)
     }
 
     /// Gives a table and its region's chunk up, if nothing is in it any more.

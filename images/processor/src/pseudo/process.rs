@@ -204,7 +204,7 @@ impl<N: Node> Thread<N> {
 
     fn related(&self, process: &Process<N>) -> Result<Related> {
         self.node.kernel().relation(process.pid(), |of| Related {
-            parent: of.parent,
+            parent: of.process.parent(),
             group: of.group,
             session: of.session,
             ended: of.ended.is_some(),

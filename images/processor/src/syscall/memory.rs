@@ -89,7 +89,35 @@ impl Asked {
     }
 }
 
+/// Returns the mapping that `mmap` is to make, before it has a backing.
+fn vma(rights: Rights, flags: u64) -> Vma {
+    let mut vma = Vma::anonymous(rights);
+    vma.flags.set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
+    let grows = flags & MAP_GROWSDOWN != 0 && flags & MAP_TYPE == MAP_PRIVATE;
+    vma.flags.set(VmaFlags::GROWSDOWN, grows);
+    vma
+}
+
 impl<N: Node> Thread<N> {
+    /// Maps anonymous memory of the process's own if that takes no waiting; what is wrong with a call
+    /// is for [`sys_mmap`](Self::sys_mmap) to say.
+    pub(super) fn mmap_now(&self, [addr, len, prot, flags, _, offset]: Args) -> Option<u64> {
+        let private = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_POPULATE) == MAP_PRIVATE | MAP_ANONYMOUS;
+        if !private || len == 0 || !offset.is_multiple_of(PAGE_SIZE) {
+            return None;
+        }
+        let (place, len) = placement(addr, len, flags).ok()?;
+        self.may_map(len).ok()?;
+        self.memory
+            .map_now(place, len, vma(rights(prot & PROT_KNOWN), flags))
+    }
+
+    /// Unmaps memory if that takes no waiting.
+    pub(super) fn munmap_now(&self, [addr, len, ..]: Args) -> Option<u64> {
+        let range = pages(addr, len).ok().filter(|range| !range.is_empty())?;
+        self.memory.unmap_now(range).then_some(0)
+    }
+
     pub(super) async fn sys_mmap(&self, [addr, len, prot, flags, fd, offset]: Args) -> Result<u64> {
         let kind = flags & MAP_TYPE;
         let known = kind == MAP_SHARED || kind == MAP_PRIVATE || kind == MAP_SHARED_VALIDATE;
@@ -131,10 +159,7 @@ impl<N: Node> Thread<N> {
         }
         let (place, len) = placement(addr, len, flags)?;
         self.may_map(len)?;
-        let mut vma = Vma::anonymous(rights);
-        vma.flags.set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
-        vma.flags
-            .set(VmaFlags::GROWSDOWN, flags & MAP_GROWSDOWN != 0 && !shared);
+        let mut vma = vma(rights, flags);
         if shared && source.is_none() {
             vma.backing = Backing::Object(Arc::new(Object::default()), 0);
         }

@@ -220,7 +220,6 @@ impl<N: Node> Thread<N> {
 
     async fn other_call(&mut self, number: u32, a: Args) -> Result<u64> {
         match number {
-            nr::__NR_getppid => self.sys_getppid(),
             nr::__NR_getpgrp => self.sys_getpgid(0),
             nr::__NR_getpgid => self.sys_getpgid(a[0]),
             nr::__NR_setpgid => self.sys_setpgid(a),
@@ -317,7 +316,7 @@ impl<N: Node> Thread<N> {
             }
             nr::__NR_adjtimex => self.sys_adjtimex(a).await,
             nr::__NR_sched_setaffinity => self.sys_set_affinity(a).await,
-            _ => match self.call_now(u64::from(number)) {
+            _ => match self.call_now(u64::from(number), || a) {
                 Some(value) => Ok(value),
                 None => Err(self.unknown(u64::from(number))),
             },

@@ -111,7 +111,7 @@ impl<N: Node> Thread<N> {
             actions.clone(),
             Arc::new(image.creds),
         ));
-        let process = Arc::new(Process::new(node, FIRST));
+        let process = Arc::new(Process::new(node, FIRST, 0));
         let memory = Arc::new(image.memory);
         *process.memory.lock() = Some(memory.clone());
         *process.exec_path.lock() = image.path;
@@ -123,7 +123,6 @@ impl<N: Node> Thread<N> {
             debug_assert_eq!(id, Ok(FIRST));
             let relations = Relations {
                 process: process.clone(),
-                parent: 0,
                 group: FIRST,
                 session: FIRST,
                 exit_signal: 0,
@@ -378,13 +377,13 @@ impl<N: Node> Thread<N> {
         let (parent, group, session) = {
             let own = tree.processes.get(&self.pid).ok_or(errno::ESRCH)?;
             let parent = if clone.flags & CLONE_PARENT != 0 {
-                own.parent
+                self.process.parent()
             } else {
                 self.pid
             };
             (parent, own.group, own.session)
         };
-        let process = Arc::new(Process::new(self.node, id));
+        let process = Arc::new(Process::new(self.node, id, parent));
         process
             .exec_path
             .lock()
@@ -397,7 +396,6 @@ impl<N: Node> Thread<N> {
         process.threads.lock().insert(id, shared.clone());
         let relations = Relations {
             process: process.clone(),
-            parent,
             group,
             session,
             exit_signal: u8::try_from(clone.signal).unwrap_or(SIGCHLD),
@@ -633,7 +631,7 @@ impl<N: Node> Thread<N> {
                 Children::One(one) => pid == one,
                 Children::Group(group) => relations.group == group,
             };
-            if relations.parent == self.pid && meant {
+            if relations.process.parent() == self.pid && meant {
                 any = true;
                 let time = &relations.process.cpu_time;
                 let time = || time.total() + time.of_children();
@@ -647,10 +645,6 @@ impl<N: Node> Thread<N> {
             child.process.lifetime.forget();
         }
         if any { Ok(found) } else { Err(errno::ECHILD.into()) }
-    }
-
-    pub(super) fn sys_getppid(&self) -> Result<u64> {
-        self.node.kernel().relation(self.pid, |own| own.parent.into())
     }
 
     pub(super) fn sys_getpgid(&self, pid: u64) -> Result<u64> {
@@ -682,7 +676,7 @@ impl<N: Node> Thread<N> {
         let mut tree = self.node.kernel().tree.lock();
         let own = tree.processes.get(&self.pid).map(|own| own.session);
         let there = tree.processes.get(&pid).ok_or(errno::ESRCH)?;
-        if pid != self.pid && there.parent != self.pid {
+        if pid != self.pid && there.process.parent() != self.pid {
             return Err(errno::ESRCH.into());
         }
         let (session, leader) = (there.session, there.session == pid);

@@ -19,6 +19,7 @@ use pcache::{
 };
 use verbs::Rkey;
 
+use super::turns::Turns;
 use crate::error::errno;
 use crate::mm::Tables;
 use crate::mm::supply::Supply;
@@ -121,6 +122,15 @@ pub(crate) struct FakeMachine {
     remote: Mutex<BTreeMap<u64, Vec<u8>>>,
     transfers: Mutex<Vec<(LineId, RemoteAddr, bool)>>,
     pub(crate) most_stale: Cell<usize>,
+    turns: Rc<Turns>,
+}
+
+impl FakeMachine {
+    /// Forgets what M keeps of chunks that it does not lend any more.
+    pub(crate) fn forget_all_but(&self, lent: &BTreeSet<u64>) {
+        let mut remote = self.remote.lock().unwrap();
+        remote.retain(|addr, _| lent.contains(&(addr / CHUNK_SIZE * CHUNK_SIZE)));
+    }
 }
 
 impl Machine for FakeMachine {
@@ -146,22 +156,27 @@ impl Machine for FakeMachine {
     fn ring(&self) {}
     fn flush(&self, stale: &[Page]) {
         self.most_stale.set(self.most_stale.get().max(stale.len()));
+        self.turns.did(stale.len());
     }
     fn flush_space(&self, _: SpaceId) {}
     fn flush_own(&self, _: Page) {}
     fn prepare_code(&self, _: LineId) {}
     fn retire_code(&self, _: LineId) {}
     fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
+        self.turns.did(1);
         into.copy_from_slice(&self.lines.lock().unwrap()[line.0 as usize][offset..offset + into.len()]);
     }
     fn copy_in(&self, line: LineId, offset: usize, from: &[u8]) {
+        self.turns.did(1);
         self.lines.lock().unwrap()[line.0 as usize][offset..offset + from.len()].copy_from_slice(from);
     }
     fn copy_line(&self, from: LineId, to: LineId) {
+        self.turns.did(1);
         let mut lines = self.lines.lock().unwrap();
         lines[to.0 as usize] = lines[from.0 as usize].clone();
     }
     fn zero(&self, line: LineId) {
+        self.turns.did(1);
         self.lines.lock().unwrap()[line.0 as usize].fill(0);
     }
 }
@@ -333,6 +348,7 @@ pub(crate) struct FakePlatform {
     pub(crate) clock: Cell<u64>,
     pub(crate) stdin: RefCell<Vec<u8>>,
     pub(crate) out: RefCell<Vec<(Stream, Vec<u8>)>>,
+    pub(crate) turns: Rc<Turns>,
 }
 
 impl Platform for FakePlatform {
@@ -369,7 +385,9 @@ impl Platform for FakePlatform {
         .await;
         self.clock.set(self.clock.get().max(until.nanos));
     }
-    async fn yield_now(&self) {}
+    async fn yield_now(&self) {
+        self.turns.next();
+    }
     async fn read_stdin(&self, into: &mut [u8]) -> usize {
         let mut stdin = self.stdin.borrow_mut();
         let len = stdin.len().min(into.len());
@@ -551,6 +569,7 @@ impl FakeNode {
             lines: Mutex::new(bytes),
             ..FakeMachine::default()
         };
+        let turns = machine.turns.clone();
         let table = files
             .iter()
             .map(|(path, content)| (path.as_bytes().to_vec(), content.to_vec()))
@@ -559,7 +578,10 @@ impl FakeNode {
         Box::leak(Box::new(Self {
             cache: Cache::new(geometry, Config::default(), Chunks::new(10_000), machine),
             supply: Supply::default(),
-            platform: FakePlatform::default(),
+            platform: FakePlatform {
+                turns,
+                ..FakePlatform::default()
+            },
             memory: FakeMemory {
                 next_chunk: Cell::new(1 << 32),
                 total: Cell::new(64),
@@ -662,6 +684,7 @@ impl FakeNode {
             if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
                 return Some(value);
             }
+            self.platform.turns.next();
             idle = if self.pump() { 0 } else { idle + 1 };
         }
         None

@@ -135,14 +135,15 @@ fn held(node: &FakeNode) -> [usize; 7] {
     ]
 }
 
-#[test]
-fn processes_that_end_leave_m_and_p_as_they_were() {
-    let node: &FakeNode = node(64);
+/// Lets processes that use `len` bytes end one after the other: each leaves what the first one left.
+fn end_again_and_again(lines: u64, len: u64, rounds: u64) {
+    let node: &FakeNode = node(lines);
+    node.memory
+        .total
+        .set(64 + u32::try_from(len.div_ceil(2 << 20)).unwrap());
     let mut parent = Run::new(node);
-    // Sixteen times what the cache holds.
-    let len = 16 * 64 * 4096;
     let mut before = None;
-    for _ in 0..if cfg!(debug_assertions) { 20 } else { 1000 } {
+    for _ in 0..rounds {
         parent.call(nr::__NR_fork, &[]).unwrap();
         let thread = node.started.borrow_mut().pop().unwrap();
         let mut run = Run { node, thread };
@@ -161,7 +162,22 @@ fn processes_that_end_leave_m_and_p_as_they_were() {
         let held = (held(node), tables.count());
         assert_eq!(held, *before.get_or_insert(held));
         assert_eq!(tables.count(), 0);
+        node.cache.machine().forget_all_but(&node.memory.lent.borrow());
     }
+}
+
+#[test]
+fn processes_that_end_leave_m_and_p_as_they_were() {
+    // Sixteen times what the cache holds.
+    let rounds = if cfg!(debug_assertions) { 20 } else { 1000 };
+    end_again_and_again(64, 16 * 64 * 4096, rounds);
+}
+
+#[test]
+#[ignore = "takes minutes: PROCESS_ROUNDS (1000) processes that use 1 GB each"]
+fn large_processes_that_end_leave_m_and_p_as_they_were() {
+    let rounds = std::env::var("PROCESS_ROUNDS").map_or(1000, |text| text.parse().unwrap());
+    end_again_and_again(4096, 1 << 30, rounds);
 }
 
 #[test]
@@ -514,4 +530,104 @@ fn fork_shares_pages_until_they_are_written() {
     assert_eq!(node.cache.lines_in_use(), (0, 0));
     assert!(node.memory.lent.borrow().is_empty());
     assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
+}
+
+/// What is answered without waiting is what is answered with it, and nothing is left behind.
+#[test]
+fn mapping_and_unmapping_at_once_does_the_same() {
+    let nodes: [&FakeNode; 2] = [node(64), node(64)];
+    let mut runs = nodes.map(Run::new);
+    let mut state = 5_u64;
+    let mut below = |end: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(state >> 33).unwrap() % end
+    };
+    let (mut mapped, mut at_once) = (vec![], 0);
+    for _ in 0..3_000 {
+        let (number, args) = if mapped.is_empty() || below(2) == 0 {
+            let flags = [PRIVATE, PRIVATE | NORESERVE, SHARED, PRIVATE | 0x40][below(4)];
+            let (len, prot) = ((1 + below(900)) * 4096 - below(2), below(4) as u64);
+            (nr::__NR_mmap, [0, len as u64, prot, flags, u64::MAX, 0])
+        } else {
+            let (at, len): (u64, u64) = mapped[below(mapped.len())];
+            let skip = below(4) as u64 * 4096;
+            (nr::__NR_munmap, [at + skip, len >> below(3), 0, 0, 0, 0])
+        };
+        let slow = runs[0].call(number, &args);
+        let now = runs[1].thread.call_now(number.into(), || args);
+        at_once += u32::from(now.is_some());
+        assert_eq!(now.map_or_else(|| runs[1].call(number, &args), Ok), slow);
+        if let (nr::__NR_mmap, Ok(at)) = (number, slow) {
+            mapped.push((at, args[1]));
+            if args[2] == PROT_RW && below(4) == 0 {
+                let [first, second] = &runs;
+                assert_eq!(first.put(at, b"touched"), second.put(at, b"touched"));
+            }
+        }
+        let [a, b] = runs.each_ref().map(|run| {
+            let vmas = run
+                .thread
+                .memory()
+                .with_vmas(|vmas| format!("{:?}", vmas.iter().collect::<Vec<_>>()));
+            let node = run.node;
+            (
+                vmas,
+                node.supply.committed(),
+                run.thread.memory().tables().count(),
+            )
+        });
+        assert_eq!(a, b);
+    }
+    assert!(at_once > 500, "{at_once} calls were answered at once");
+    for (run, node) in runs.into_iter().zip(nodes) {
+        run.end();
+        assert!(node.memory.lent.borrow().is_empty());
+        assert_eq!(node.cache.lines_in_use(), (0, 0));
+    }
+}
+
+/// No call keeps the core from its other tasks for long, however much it has to do.
+#[test]
+fn long_calls_let_other_tasks_run() {
+    // All fits: no wait for a page lets them run either.
+    let node: &FakeNode = node(8192);
+    let mut run = Run::new(node);
+    let (len, small) = (16 << 20, 256 << 10);
+    let at = run.map(len).unwrap();
+    for page in (at..at + len).step_by(4096) {
+        run.put(page, &[1]);
+    }
+    let both = run.mmap(0, len, PROT_RW, SHARED).unwrap();
+    for page in (both..both + len).step_by(4096) {
+        run.put(page, &[1]);
+    }
+    let pieces = run.map(4096 * 4).unwrap();
+    for n in 0..1024 {
+        run.put(
+            pieces + n * 16,
+            &[at.to_le_bytes(), u64::to_le_bytes(small)].concat(),
+        );
+    }
+    let zero = run.open("/dev/zero").unwrap();
+    let random = run.open("/dev/urandom").unwrap();
+    let calls: [(u32, &[u64]); 10] = [
+        (nr::__NR_readv, &[zero, pieces, 1024]),
+        (nr::__NR_read, &[zero, at, len]),
+        (nr::__NR_read, &[random, at, len]),
+        (nr::__NR_getrandom, &[at, len, 0]),
+        (nr::__NR_fork, &[]),
+        (nr::__NR_mprotect, &[at, len, 1]),
+        (nr::__NR_mprotect, &[at, len, 3]),
+        (nr::__NR_mremap, &[at, len, len, 3, at - (1 << 30)]),
+        (nr::__NR_madvise, &[at - (1 << 30), len, 4]),
+        (nr::__NR_munmap, &[both, len]),
+    ];
+    for (number, args) in calls {
+        node.platform.turns.most.set(0);
+        run.call(number, args).unwrap();
+        let most = node.platform.turns.most.get();
+        // A table's pages, and a few.
+        assert!(most <= 600, "call {number}: {most} pages in one turn");
+    }
+    run.end();
 }

@@ -15,6 +15,7 @@ mod sockets;
 mod threads;
 mod timers;
 mod tmp;
+mod turns;
 
 use fake::{FakeNode, errno_of};
 use linux_raw_sys::general as nr;

@@ -11,7 +11,7 @@ use node::{Card, Error, Node};
 use pcache::{Cache, IoFailed, LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId};
 use processor::mm;
 use spin::{Mutex, RwLock};
-use verbs::{Access, Device, Region, Rkey};
+use verbs::{Access, Device, PageOp, Region, Rkey};
 
 /// Changed pages of one space from which on all its translations are dropped instead.
 const MANY: usize = 32;
@@ -27,19 +27,28 @@ struct Transfer {
     read: bool,
 }
 
-/// One core's way to M, and the transfers that its ring has no room for, at most one a line.
+type Path = PagePath<<Card as Device>::Pages>;
+
+/// One core's way to M, and the transfers that its rings have no room for, at most one a line.
 struct Way {
-    path: PagePath<<Card as Device>::Pages>,
+    path: Path,
+    /// The path of WRITEs, so that a READ, which a program waits for, does not wait behind a batch of
+    /// them; without it both go by one path, and by one doorbell.
+    writes_path: Option<Path>,
     reads: VecDeque<Transfer>,
     writes: VecDeque<Transfer>,
 }
 
 impl Way {
-    /// Starts a transfer, or keeps it until the ring has room. A READ has a program waiting for it
-    /// and goes before WRITEs, which have not.
+    /// Starts a transfer, or keeps it until its ring has room. On a path that both share a READ goes
+    /// before WRITEs.
     #[inline]
     fn start(&mut self, region: &Region, transfer: Transfer) {
-        let may = self.reads.is_empty() && (transfer.read || self.writes.is_empty());
+        let may = if transfer.read {
+            self.reads.is_empty()
+        } else {
+            self.writes.is_empty() && (self.writes_path.is_some() || self.reads.is_empty())
+        };
         if may && self.try_start(region, &transfer) {
             return;
         }
@@ -50,28 +59,32 @@ impl Way {
         }
     }
 
-    /// Starts what waits for room; returns whether anything was.
-    fn resume(&mut self, region: &Region) -> bool {
-        let mut any = false;
-        loop {
-            let read = !self.reads.is_empty();
-            let queue = if read { &self.reads } else { &self.writes };
-            let Some(&transfer) = queue.front() else {
-                return any;
-            };
-            if !self.try_start(region, &transfer) {
-                return any;
-            }
-            any = true;
-            if read {
-                self.reads.pop_front();
-            } else {
-                self.writes.pop_front();
-            }
+    /// Starts what waits for room, and shows it to the device.
+    fn resume(&mut self, region: &Region) {
+        while let Some(&transfer) = self.reads.front()
+            && self.try_start(region, &transfer)
+        {
+            self.reads.pop_front();
+        }
+        let may = self.writes_path.is_some() || self.reads.is_empty();
+        while let Some(&transfer) = self.writes.front().filter(|_| may)
+            && self.try_start(region, &transfer)
+        {
+            self.writes.pop_front();
+        }
+        self.ring();
+    }
+
+    /// Returns the path of an operation.
+    #[inline]
+    fn path_of(&mut self, read: bool) -> &mut Path {
+        match &mut self.writes_path {
+            Some(path) if !read => path,
+            _ => &mut self.path,
         }
     }
 
-    /// Starts a transfer; false if the ring has no room for it now.
+    /// Starts a transfer; false if its ring has no room for it now.
     #[inline]
     fn try_start(&mut self, region: &Region, transfer: &Transfer) -> bool {
         let Transfer { line, remote, read } = *transfer;
@@ -81,20 +94,56 @@ impl Way {
             addr: remote.addr,
             rkey: Rkey(rkey),
         };
+        let path = self.path_of(read);
         let started = if read {
-            self.path.read(line.0, local, remote)
+            path.read(line.0, local, remote)
         } else {
-            self.path.write(line.0, local, remote)
+            path.write(line.0, local, remote)
         };
         match started {
             Ok(()) => true,
             Err(PageRefused::Full) => false,
             Err(PageRefused::Lost) => {
                 // It leaves a program without its memory: M is lost, and this node with it.
-                let (_, name) = self.path.peer();
-                log::error!("{name}: the way of pages is lost: {:?}", self.path.lost());
+                let (_, name) = path.peer();
+                log::error!("{name}: the way of pages is lost: {:?}", path.lost());
                 power_off(Exit::Failure)
             }
+        }
+    }
+
+    #[inline]
+    fn ring(&mut self) {
+        self.path.ring();
+        if let Some(path) = &mut self.writes_path {
+            path.ring();
+        }
+    }
+
+    /// Tells `done` of all transfers that have ended; returns whether any has.
+    #[inline]
+    fn look(&mut self, now: Instant, done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>)) -> bool {
+        let mut ended = false;
+        while self.path.pending() > 0 && self.path.look(now, done) > 0 {
+            ended = true;
+        }
+        let Some(path) = &mut self.writes_path else {
+            return ended;
+        };
+        while path.pending() > 0 && path.look(now, done) > 0 {
+            ended = true;
+        }
+        ended
+    }
+
+    fn pending(&self) -> u32 {
+        self.path.pending() + self.writes_path.as_ref().map_or(0, Path::pending)
+    }
+
+    fn arm(&mut self) {
+        self.path.arm();
+        if let Some(path) = &mut self.writes_path {
+            path.arm();
         }
     }
 }
@@ -194,7 +243,8 @@ pub(crate) struct Hardware {
 }
 
 impl Hardware {
-    /// Takes memory for `lines` lines and shows it to the HCA.
+    /// Takes memory for `lines` lines and shows it to the HCA. With `writes_apart` WRITEs go by page paths
+    /// of their own.
     ///
     /// # Errors
     ///
@@ -203,6 +253,7 @@ impl Hardware {
         lines: u32,
         node: &Node,
         memory: PeerId,
+        writes_apart: bool,
         spaces: &'static Spaces,
     ) -> Result<Self, Error> {
         let len = lines as usize * LINE_SIZE;
@@ -217,8 +268,15 @@ impl Hardware {
         let region = node.card.register(domain, bus, len as u64, access).await?;
         let mut ways = Vec::new();
         for core in 0..node.fit.cores() {
+            let path = node.fit.open_pages(core, memory, region.lkey).await?;
+            let writes_path = if writes_apart {
+                Some(node.fit.open_pages(core, memory, region.lkey).await?)
+            } else {
+                None
+            };
             ways.push(Mutex::new(Way {
-                path: node.fit.open_pages(core, memory, region.lkey).await?,
+                path,
+                writes_path,
                 reads: VecDeque::with_capacity(lines as usize),
                 writes: VecDeque::with_capacity(lines as usize),
             }));
@@ -248,7 +306,7 @@ impl Hardware {
     /// Looks once for transfers of this core that have ended; returns whether any has.
     pub(crate) fn look(&self, cache: &Cache<Self>, now: Instant) -> bool {
         let mut way = self.way().lock();
-        let mut done = |_, line, result: Result<(), LostCause>| {
+        let mut done = |_: PageOp, line, result: Result<(), LostCause>| {
             let result = result.map_err(|cause| {
                 log::error!("a page's transfer failed: {cause}");
                 IoFailed(TRANSFER_FAILED)
@@ -257,24 +315,21 @@ impl Hardware {
                 tell(error);
             }
         };
-        let mut ended = false;
-        while way.path.pending() > 0 && way.path.look(now, &mut done) > 0 {
-            ended = true;
-        }
-        if ended && way.resume(&self.region) {
-            way.path.ring();
+        let ended = way.look(now, &mut done);
+        if ended && !(way.reads.is_empty() && way.writes.is_empty()) {
+            way.resume(&self.region);
         }
         ended
     }
 
     /// Returns whether transfers of this core are under way.
     pub(crate) fn pending(&self) -> bool {
-        self.way().lock().path.pending() > 0
+        self.way().lock().pending() > 0
     }
 
     /// Asks for an interrupt when a transfer of this core ends.
     pub(crate) fn arm(&self) {
-        self.way().lock().path.arm();
+        self.way().lock().arm();
     }
 }
 
@@ -321,7 +376,7 @@ impl Machine for Hardware {
         });
     }
     fn ring(&self) {
-        self.way().lock().path.ring();
+        self.way().lock().ring();
     }
     fn read_now(&self, line: LineId, from: RemoteAddr) {
         let transfer = Transfer {

@@ -131,7 +131,10 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let core = node.fit.core(0);
     static SPACES: Once<Spaces> = Once::new();
     let spaces = SPACES.call_once(Spaces::default);
-    let hardware = Hardware::new(geometry.lines(), &node, memory, spaces).await?;
+    let lines = geometry.lines() + cache_config.further_lines();
+    // A piggybacked WRITE goes in its READ's doorbell.
+    let writes_apart = cache_config.mechanism != pcache::Mechanism::Piggyback;
+    let hardware = Hardware::new(lines, &node, memory, writes_apart, spaces).await?;
     let files = FitCarrier::with_data(core.clone(), storage, &node).await?;
     let chunks = Chunks::new(MAX_CHUNKS);
     let parts = PARTS.call_once(|| Parts {
@@ -283,6 +286,9 @@ fn cache_config(line: &CommandLine) -> Result<(pcache::Config, bool), Error> {
     }
     if let Some(value) = line.value("mechanism") {
         config.mechanism = value.parse().map_err(|why| wrong("mechanism", value, &why))?;
+    }
+    if let Some(entries) = line.parsed("victims")? {
+        config.victims = entries;
     }
     let reads_ahead = match line.value("prefetch") {
         None | Some("on") => true,
