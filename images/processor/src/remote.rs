@@ -124,6 +124,7 @@ impl<C: Carrier> Files for Remote<C> {
             &OpenRequest {
                 path: path(name)?,
                 flags,
+                mode: 0,
             },
             &mut [],
             |opened| opened,
