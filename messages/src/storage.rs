@@ -521,10 +521,10 @@ calls! {
     Symlink = 29, "p2s_symlink": Path<'a> => ();
     /// Gives a file another name.
     Link = 30, "p2s_link": LinkRequest<'a> => ();
-    /// Renames a file.
-    Rename = 31, "p2s_rename": RenameRequest<'a> => ();
-    /// Removes a name.
-    Remove = 32, "p2s_unlink": RemoveRequest<'a> => ();
+    /// Renames a file; the reply is the inode that the new name had before, or 0.
+    Rename = 31, "p2s_rename": RenameRequest<'a> => u64;
+    /// Removes a name; the reply is the inode that it had.
+    Remove = 32, "p2s_unlink": RemoveRequest<'a> => u64;
     /// Changes attributes of the file at a path.
     SetPath = 33, "p2s_setattr": SetPathRequest<'a> => ();
     /// Changes attributes of an open file.

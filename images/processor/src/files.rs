@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use messages::storage::{FileId, Stat};
+use messages::storage::Stat;
 use spin::Mutex;
 
 use crate::ahead::Ahead;
@@ -14,6 +14,7 @@ use crate::kernel::Closing;
 use crate::object::Object;
 use crate::platform::Stream;
 use crate::pseudo::{Name, OpenText};
+use crate::storage::StorageFile;
 use crate::tmpfs::TmpFile;
 
 /// The most files that a process may have open, whatever its limit (Linux's `fs.nr_open`).
@@ -36,9 +37,9 @@ pub(crate) enum Kind {
     /// A device.
     Device(Device),
     /// A file of S.
-    File(FileId),
+    File(StorageFile),
     /// A folder of S.
-    Folder(FileId),
+    Folder(StorageFile),
     /// A file of this node's own.
     Tmp(Arc<TmpFile>),
     /// A folder of this node's own, by its number.
@@ -105,8 +106,8 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        if let (Some(closing), Kind::File(id) | Kind::Folder(id)) = (&self.closing, &self.kind) {
-            closing.add(*id);
+        if let (Some(closing), Kind::File(file) | Kind::Folder(file)) = (&self.closing, &self.kind) {
+            closing.add(file.id);
         }
     }
 }

@@ -49,6 +49,15 @@ impl<D: Disk> Server<D> {
         }
     }
 
+    /// Refuses a change of names on a read-only file system before the names are looked for, as Linux does.
+    fn check_writable(&self) -> Result<(), Errno> {
+        if self.files.is_read_only() {
+            Err(Errno::EROFS)
+        } else {
+            Ok(())
+        }
+    }
+
     pub(crate) async fn write(
         &self,
         from: PeerKey,
@@ -172,7 +181,7 @@ impl<D: Disk> Server<D> {
         Ok(self.files.link(inode, dir.held.inode(), name, self.now()).await?)
     }
 
-    pub(crate) async fn rename(&self, ask: &RenameRequest<'_>, bulk: &mut dyn Bulk) -> Result<(), Error> {
+    pub(crate) async fn rename(&self, ask: &RenameRequest<'_>, bulk: &mut dyn Bulk) -> Result<u64, Error> {
         let new = bulk_path(bulk)?;
         let how = match ask.flags {
             flags if flags == RenameFlags::all() => return Err(Errno::EINVAL.into()),
@@ -185,20 +194,23 @@ impl<D: Disk> Server<D> {
         let (Some(old_dir), Some(new_dir)) = (&from.dir, &to.dir) else {
             return Err(Errno::EBUSY.into());
         };
+        self.check_writable()?;
         let moved = from.node.as_ref().ok_or(Errno::ENOENT)?;
         if (from.slash || to.slash) && !moved.is_dir() {
             return Err(Errno::ENOTDIR.into());
         }
         let old = (old_dir.held.inode(), from.name.as_slice());
         let new = (new_dir.held.inode(), to.name.as_slice());
-        Ok(self.files.rename(old, new, how, self.now()).await?)
+        self.files.rename(old, new, how, self.now()).await?;
+        Ok(to.node.map_or(0, |node| node.stat.inode.into()))
     }
 
-    pub(crate) async fn remove(&self, ask: &RemoveRequest<'_>) -> Result<(), Error> {
+    pub(crate) async fn remove(&self, ask: &RemoveRequest<'_>) -> Result<u64, Error> {
         let found = self.walker().find(ask.path.as_bytes(), false).await?;
         let Some(dir) = &found.dir else {
             return Err(no_name(&found.name, ask.directory).into());
         };
+        self.check_writable()?;
         let node = found.node.as_ref().ok_or(Errno::ENOENT)?;
         if found.slash && !node.is_dir() {
             return Err(Errno::ENOTDIR.into());
@@ -209,7 +221,7 @@ impl<D: Disk> Server<D> {
         } else {
             self.files.unlink(dir, name, self.now()).await?;
         }
-        Ok(())
+        Ok(node.stat.inode.into())
     }
 
     pub(crate) async fn set_path(&self, ask: &SetPathRequest<'_>) -> Result<(), Error> {

@@ -73,8 +73,9 @@ impl<N: Node> Thread<N> {
     /// Reads into the program, from `offset` of a file or from where it stands.
     async fn read_into(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
         let count = count.min(MAX_COUNT);
-        let id = match &file.kind {
-            Kind::File(id) => *id,
+        let of = match &file.kind {
+            Kind::File(_) if file.flags() & 3 == 1 => return Err(errno::EBADF.into()),
+            Kind::File(of) => *of,
             Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
             Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_) => return Err(errno::EISDIR.into()),
             Kind::Text(text) => return self.read_text(file, text, addr, count, offset).await,
@@ -92,7 +93,7 @@ impl<N: Node> Thread<N> {
         while done < count {
             let want = piece_len(count - done);
             let at = start.saturating_add(done);
-            let got = self.read_on(file, id, at, &mut piece[..want]).await?;
+            let got = self.read_on(file, of, at, &mut piece[..want]).await?;
             self.memory.write(addr + done, &piece[..got]).await?;
             done += got as u64;
             if offset.is_none() {
@@ -148,6 +149,7 @@ impl<N: Node> Thread<N> {
             Kind::Device(_) => return Ok(count),
             Kind::Text(text) => return self.write_text(text, addr, count).await,
             Kind::Tmp(tmp) => return self.write_tmp(file, tmp, addr, count, offset).await,
+            Kind::File(of) => return self.write_storage(file, *of, addr, count, offset).await,
             _ if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Object(object) => return self.write_object(file, object, addr, count).await,
             _ => return Err(errno::EBADF.into()),
@@ -286,7 +288,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_sendfile(&self, [to, from, offset_at, count, ..]: Args) -> Result<u64> {
         let (to, from) = (self.file(to)?, self.file(from)?);
-        let (&Kind::File(id), &Kind::Output(stream)) = (&from.kind, &to.kind) else {
+        let (&Kind::File(of), &Kind::Output(stream)) = (&from.kind, &to.kind) else {
             return Err(errno::EINVAL.into());
         };
         let start = match offset_at {
@@ -298,7 +300,7 @@ impl<N: Node> Thread<N> {
         let mut done = 0;
         while done < count {
             let want = piece_len(count - done);
-            let got = read_file(self.node, id, start.saturating_add(done), &mut piece[..want]).await?;
+            let got = read_file(self.node, of.id, start.saturating_add(done), &mut piece[..want]).await?;
             self.node.platform().write(stream, &piece[..got]).await;
             done += got as u64;
             if got < want {
@@ -454,7 +456,7 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_getdents(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
         let id = match &file.kind {
-            Kind::Folder(id) => *id,
+            Kind::Folder(of) => of.id,
             Kind::TmpFolder(inode) => return self.list_tmp(&file, *inode, addr, count).await,
             Kind::Listing(names) => return self.list_pseudo(&file, names, addr, count).await,
             _ => return Err(errno::ENOTDIR.into()),

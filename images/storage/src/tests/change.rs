@@ -42,7 +42,7 @@ fn make(server: &Server<Ram>, name: &str, mode: u32, device: u64) -> Result<(), 
     )
 }
 
-fn remove(server: &Server<Ram>, name: &str, directory: bool) -> Result<(), Errno> {
+fn remove(server: &Server<Ram>, name: &str, directory: bool) -> Result<u64, Errno> {
     ask!(
         server,
         Remove,
@@ -54,7 +54,7 @@ fn remove(server: &Server<Ram>, name: &str, directory: bool) -> Result<(), Errno
     )
 }
 
-fn rename(server: &Server<Ram>, old: &str, new: &str, flags: RenameFlags) -> Result<(), Errno> {
+fn rename(server: &Server<Ram>, old: &str, new: &str, flags: RenameFlags) -> Result<u64, Errno> {
     ask!(
         server,
         Rename,
@@ -187,7 +187,8 @@ fn a_file_outlives_its_name_while_it_is_open() {
     let sizes = |server: &Server<Ram>| ask!(server, StatFs, (), b"").unwrap();
     let before = sizes(&server);
     let file = open(&server, "/big", OpenFlags::WRITE).unwrap().file;
-    remove(&server, "/big", false).unwrap();
+    let inode = stat(&server, "/big", true).unwrap().inode;
+    assert_eq!(remove(&server, "/big", false), Ok(inode));
     assert_eq!(stat(&server, "/big", true), Err(Errno::ENOENT));
     assert_eq!(write(&server, file, 0, b"still").unwrap().len, 5);
     assert_eq!(read(&server, file, 0, 5).unwrap(), b"still");
@@ -245,31 +246,37 @@ fn names_change_as_on_linux() {
     rename(&server, "/a/moved", "/d/hard", RenameFlags::EXCHANGE).unwrap();
     assert_eq!(contents(&server, "/a/moved").unwrap(), b"hello, world\n");
     for (result, errno) in [
-        (rename(&server, "/d", "/d/below", replace), Errno::EINVAL),
-        (rename(&server, "/hello", "/d", replace), Errno::EISDIR),
-        (rename(&server, "/d", "/hello", replace), Errno::ENOTDIR),
         (
-            rename(&server, "/hello", "/d/hard", RenameFlags::NO_REPLACE),
+            rename(&server, "/d", "/d/below", replace).map(drop),
+            Errno::EINVAL,
+        ),
+        (rename(&server, "/hello", "/d", replace).map(drop), Errno::EISDIR),
+        (rename(&server, "/d", "/hello", replace).map(drop), Errno::ENOTDIR),
+        (
+            rename(&server, "/hello", "/d/hard", RenameFlags::NO_REPLACE).map(drop),
             Errno::EEXIST,
         ),
-        (rename(&server, "/none", "/d/x", replace), Errno::ENOENT),
-        (rename(&server, "/", "/d/x", replace), Errno::EBUSY),
-        (rename(&server, "/hello", "/d/x/", replace), Errno::ENOTDIR),
+        (rename(&server, "/none", "/d/x", replace).map(drop), Errno::ENOENT),
+        (rename(&server, "/", "/d/x", replace).map(drop), Errno::EBUSY),
         (
-            rename(&server, "/hello", "/d/x", RenameFlags::all()),
+            rename(&server, "/hello", "/d/x/", replace).map(drop),
+            Errno::ENOTDIR,
+        ),
+        (
+            rename(&server, "/hello", "/d/x", RenameFlags::all()).map(drop),
             Errno::EINVAL,
         ),
         (make(&server, "/d", 0o040_755, 0), Errno::EEXIST),
         (make(&server, "/", 0o040_755, 0), Errno::EEXIST),
         (make(&server, "/no/d", 0o040_755, 0), Errno::ENOENT),
         (make(&server, "/d/f/", 0o100_644, 0), Errno::ENOENT),
-        (remove(&server, "/d", true), Errno::ENOTEMPTY),
-        (remove(&server, "/d", false), Errno::EISDIR),
-        (remove(&server, "/hello", true), Errno::ENOTDIR),
-        (remove(&server, "/hello/", false), Errno::ENOTDIR),
-        (remove(&server, "/d/.", true), Errno::EINVAL),
-        (remove(&server, "/d/..", true), Errno::ENOTEMPTY),
-        (remove(&server, "/", true), Errno::EBUSY),
+        (remove(&server, "/d", true).map(drop), Errno::ENOTEMPTY),
+        (remove(&server, "/d", false).map(drop), Errno::EISDIR),
+        (remove(&server, "/hello", true).map(drop), Errno::ENOTDIR),
+        (remove(&server, "/hello/", false).map(drop), Errno::ENOTDIR),
+        (remove(&server, "/d/.", true).map(drop), Errno::EINVAL),
+        (remove(&server, "/d/..", true).map(drop), Errno::ENOTEMPTY),
+        (remove(&server, "/", true).map(drop), Errno::EBUSY),
         (open(&server, "/d", MAKE).map(drop), Errno::EISDIR),
         (open(&server, "/d/f/", MAKE).map(drop), Errno::EISDIR),
         (open(&server, "/no/f", MAKE).map(drop), Errno::ENOENT),
@@ -341,8 +348,11 @@ fn a_read_only_file_system_refuses_all_changes() {
     );
     assert_eq!(make(&server, "/d", 0o040_755, 0), rofs);
     assert_eq!(make(&server, "/a", 0o040_755, 0), Err(Errno::EEXIST));
-    assert_eq!(remove(&server, "/hello", false), rofs);
-    assert_eq!(rename(&server, "/hello", "/x", RenameFlags::empty()), rofs);
+    assert_eq!(remove(&server, "/hello", false).map(drop), rofs);
+    assert_eq!(
+        rename(&server, "/hello", "/x", RenameFlags::empty()).map(drop),
+        rofs
+    );
     assert!(ask!(server, StatFs, (), b"").unwrap().read_only);
     assert_eq!(ask!(server, Sync, (), b""), Ok(()));
 }
