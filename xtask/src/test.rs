@@ -202,7 +202,9 @@ fn cluster_tests() -> Result<()> {
     nodes::prepare()?;
     let mut command = cargo();
     command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
-    command.args(["--test", "programs", "--test", "endings", "--test", "members"]);
+    command.args([
+        "--test", "programs", "--test", "endings", "--test", "members", "--test", "files",
+    ]);
     command.args(["--", "--test-threads=1"]);
     command.env("TESSERA_XTASK", std::env::current_exe()?);
     let start = Instant::now();

@@ -40,6 +40,7 @@ impl Args {
             ("memory", build(&debian, "memory", "-O1")?),
             ("threads", build(&debian, "threads", "-O1")?),
             ("calls", build(&debian, "calls", "-O1")?),
+            ("files", build(&debian, "files", "-O1")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {
