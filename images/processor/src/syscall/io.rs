@@ -46,12 +46,14 @@ fn user_range(addr: u64, count: u64) -> Result<()> {
     }
 }
 
-/// Checks `RWF_*`: hints and what every write does here anyway, but neither appending nor "do not wait".
+/// Make what is written durable.
+const RWF_DSYNC: u64 = 2;
+const RWF_SYNC: u64 = 4;
+
+/// Checks `RWF_*`: hints and durability, but neither appending nor "do not wait".
 fn check_flags(flags: u64) -> Result<()> {
     const HIPRI: u64 = 1;
-    const DSYNC: u64 = 2;
-    const SYNC: u64 = 4;
-    if flags & !(HIPRI | DSYNC | SYNC) == 0 {
+    if flags & !(HIPRI | RWF_DSYNC | RWF_SYNC) == 0 {
         Ok(())
     } else {
         Err(errno::EOPNOTSUPP.into())
@@ -269,11 +271,21 @@ impl<N: Node> Thread<N> {
         [fd, addr, count, offset, _, flags]: Args,
     ) -> Result<u64> {
         let newer = number == nr::__NR_pwritev2;
-        if newer && offset == u64::MAX {
+        let flags = if newer { flags } else { 0 };
+        let done = if newer && offset == u64::MAX {
             check_flags(flags)?;
-            return self.sys_writev([fd, addr, count, 0, 0, 0]).await;
+            self.sys_writev([fd, addr, count, 0, 0, 0]).await?
+        } else {
+            check_offset(offset, flags)?;
+            self.write_pieces(fd, addr, count, offset).await?
+        };
+        if flags & (RWF_DSYNC | RWF_SYNC) != 0 {
+            self.sync_written(fd).await?;
         }
-        check_offset(offset, if newer { flags } else { 0 })?;
+        Ok(done)
+    }
+
+    async fn write_pieces(&self, fd: u64, addr: u64, count: u64, offset: u64) -> Result<u64> {
         let file = self.file(fd)?;
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {

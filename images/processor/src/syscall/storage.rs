@@ -246,6 +246,14 @@ impl<N: Node> Thread<N> {
         }
     }
 
+    /// Makes what was written to an open file durable, if it is one of S.
+    pub(super) async fn sync_written(&self, fd: u64) -> Result<()> {
+        match self.file(fd)?.kind {
+            Kind::File(of) => self.node.files().fsync(of.id).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Makes everything durable. sync(2) tells of no failure.
     pub(super) async fn sys_sync(&self) -> Result<u64> {
         match self.node.files().sync().await {

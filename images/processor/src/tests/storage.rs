@@ -229,3 +229,51 @@ fn sizes_of_the_file_system_are_s_s() {
     assert_eq!(word(&run, 0), 0x0102_1994);
     ends_clean(node, run);
 }
+
+#[test]
+fn users_are_bound_by_rights_and_own_what_they_make() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.call(nr::__NR_umask, &[0]).unwrap();
+    let open = run.name(0, "/open");
+    run.call(nr::__NR_mkdir, &[open, 0o777]).unwrap();
+    run.write_text("/open/root's", "text");
+    run.call(nr::__NR_setresuid, &[1000, 1000, 1000]).unwrap();
+    for (path, flags) in [("/big", 0), ("/new", 0), ("/big", TRUNC)] {
+        assert_eq!(
+            errno_of(run.create(path, flags)),
+            Some(errno::EACCES),
+            "{path} {flags:o}"
+        );
+    }
+    assert_eq!(run.status("/big").unwrap().2, 100_000, "it was not emptied");
+    let names = [
+        run.name(0, "/big"),
+        run.name(1, "/new"),
+        run.name(2, "/open/root's"),
+    ];
+    for (call, args, errno) in [
+        (nr::__NR_unlink, [names[0], 0], errno::EACCES),
+        (nr::__NR_mkdir, [names[1], 0o777], errno::EACCES),
+        (nr::__NR_symlink, [names[0], names[1]], errno::EACCES),
+        (nr::__NR_rename, [names[0], names[1]], errno::EACCES),
+        (nr::__NR_link, [names[0], names[1]], errno::EACCES),
+        (nr::__NR_truncate, [names[0], 0], errno::EACCES),
+        (nr::__NR_chmod, [names[2], 0o777], errno::EPERM),
+    ] {
+        assert_eq!(errno_of(run.call(call, &args)), Some(errno), "{call}");
+    }
+    let uid = |run: &mut Run, path: &str| {
+        run.status(path).unwrap();
+        u32::from_le_bytes(run.get(DATA + 256 + 28, 4).try_into().unwrap())
+    };
+    run.write_text("/open/own", "own");
+    assert_eq!(
+        (uid(&mut run, "/open/own"), uid(&mut run, "/open/root's")),
+        (1000, 0)
+    );
+    // Writable for all, and root's all the same.
+    run.create("/open/root's", 0).unwrap();
+    assert_eq!(uid(&mut run, "/open/root's"), 0);
+    ends_clean(node, run);
+}
