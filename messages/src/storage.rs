@@ -4,7 +4,7 @@
 //! by RDMA WRITE into the buffer that FIT's call carries, so [`Read`]'s reply holds only its length; data to be written
 //! comes the same way, as does the second path of a call that has two.
 //!
-//! A file that was made belongs to root: requests carry no credentials yet, and S checks no access rights.
+//! Requests carry no credentials yet: S checks no access rights, and what was made belongs to root until P changes that.
 
 use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
 use crate::{Reader, Wire, WireError, Writer};

@@ -6,7 +6,7 @@
 //!
 //! # What is left out
 //!
-//! Access checks (every peer acts as root), extended attributes, locks of files. What several processors keep of one file
+//! Access checks (every peer acts as root; P checks for its users), extended attributes, locks of files. What several processors keep of one file
 //! is not kept in step.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
