@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use crate::alloc_inodes::Fresh;
 use crate::bytes::u32_at;
+use crate::error::corrupt;
 use crate::inode::{Clock, DIRECTORY, Inode, REGULAR, SYMLINK, TYPE_MASK};
 use crate::names::{Contents, Place};
 use crate::superblock::{FREE_INODES, free_blocks};
@@ -295,13 +296,35 @@ impl<D: Disk> Ext4<D> {
         .await
     }
 
+    /// Finds a name in a directory and holds what it names open, in one step; returns its attributes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub async fn hold_named(&self, dir: u32, name: &[u8]) -> Result<Stat, Error> {
+        self.run(Time::default(), |op| {
+            let dir = op.used_inode(dir)?;
+            if name.len() > crate::NAME_MAX {
+                return Err(Errno::ENAMETOOLONG.into());
+            }
+            let found = op.find(&dir, name)?.ok_or(Errno::ENOENT)?;
+            let inode = op.used_inode(found.inode)?;
+            if inode.links() == 0 {
+                return corrupt("inode of a name", found.inode.into());
+            }
+            op.change.hold = Some(inode.number);
+            Ok(inode.stat(op.geometry))
+        })
+        .await
+    }
+
     /// Ends a hold; a file without names goes with the last.
     ///
     /// # Errors
     ///
     /// The failure of the deletion.
     pub async fn release(&self, inode: u32, now: Time) -> Result<(), Error> {
-        let last = {
+        let may_be_nameless = {
             let mut state = self.state.lock();
             let count = state.holds.get(&inode).copied().unwrap_or_default();
             if count > 1 {
@@ -309,9 +332,10 @@ impl<D: Disk> Ext4<D> {
             } else {
                 state.holds.remove(&inode);
             }
-            count == 1
+            // One without names is on the list of orphans.
+            count == 1 && state.store.orphans.contains(&inode)
         };
-        let nameless = last && self.run(now, |op| Ok(op.used_inode(inode)?.links() == 0)).await?;
+        let nameless = may_be_nameless && self.run(now, |op| Ok(op.used_inode(inode)?.links() == 0)).await?;
         if nameless {
             self.delete(inode, now).await
         } else {

@@ -52,6 +52,18 @@ struct Loaded {
 }
 
 impl<D: Disk> Ext4<D> {
+    /// Returns the bytes of a block.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        u32::try_from(self.geometry.block_size).unwrap_or(u32::MAX)
+    }
+
+    /// Returns whether nothing can be changed.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// Carries an operation out, reading the blocks it misses.
     pub(crate) async fn run<T>(
         &self,

@@ -59,6 +59,9 @@ const MIN_BLOCKS: u32 = 1024;
 /// Largest transaction, however large the journal: bounds the memory of a commit.
 const MAX_TRANSACTION: u32 = 2048;
 
+/// Most blocks of the log in use: until a checkpoint their copies are kept in memory.
+const MAX_USED: u32 = 8192;
+
 /// A run of the journal's blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -193,7 +196,8 @@ impl Journal {
 
     /// Returns whether a transaction of so many blocks, with what comes with it, fits before a checkpoint.
     pub(crate) fn has_room(&self, blocks: u32) -> bool {
-        self.used + blocks < self.len - self.first
+        // The largest transaction is a quarter of either bound.
+        self.used + blocks < (self.len - self.first).min(MAX_USED)
     }
 
     /// Returns the superblock for an empty log that the next commit continues; `features` are switched on as the file

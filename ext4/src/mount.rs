@@ -14,16 +14,19 @@ use crate::journal::{Journal, Recovered, Run, scan};
 use crate::locks::Locks;
 use crate::op::Op;
 use crate::ranges::Ranges;
-use crate::store::Store;
+use crate::store::{Block, Store};
 use crate::superblock::{
     FEATURE_INCOMPAT, Geometry, INCOMPAT_RECOVER, OFFSET, SIZE, note_mount, seal, writable,
 };
 use crate::{Disk, Errno, Error, Ext4, Time};
 
+/// Blocks of a log that is replayed in memory.
+const MAX_REPLAYED: usize = 16_384;
+
 /// Options of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Nothing is written, except for a journal that must be replayed.
+    /// Nothing is written: a journal that must be replayed is replayed in memory.
     pub read_only: bool,
     /// The time.
     pub now: Time,
@@ -113,7 +116,7 @@ impl<D: Disk> Ext4<D> {
         let mut runs = Vec::new();
         if fs.geometry.has_journal {
             runs = fs.open_journal(options.now, dirty).await?;
-            (fs.geometry, _) = read_geometry(&fs.disk).await?;
+            fs.geometry = fs.geometry_now().await?;
         }
         fs.system = fs.run(options.now, system_blocks).await?;
         for run in runs {
@@ -164,17 +167,47 @@ impl<D: Disk> Ext4<D> {
         let mut journal = Journal::parse(&bytes, self.geometry.block_size, runs.clone())?;
         // Linux discards a log of a file system that does not ask for it (`jbd2_journal_wipe`).
         let recovered = scan(&journal, &self.disk).await?;
-        if dirty {
-            self.replay(&journal, &recovered).await?;
+        let mut store = Store::default();
+        match (dirty, self.read_only) {
+            (false, _) => {}
+            (true, false) => self.replay(&journal, &recovered).await?,
+            (true, true) => store.checkpoint = self.replayed(&journal, &recovered).await?,
         }
         journal.resume(recovered.sequence);
         let replayed = journal.start().is_some();
         self.state.lock().journal = Some(journal);
-        if replayed && dirty {
+        if replayed && dirty && !self.read_only {
             self.stop_log().await?;
         }
-        self.state.lock().store = Store::default();
+        self.state.lock().store = store;
         Ok(runs)
+    }
+
+    /// Returns the log's blocks, to be read instead of those in their places.
+    async fn replayed(
+        &self,
+        journal: &Journal,
+        recovered: &Recovered,
+    ) -> Result<BTreeMap<u64, Block>, Error> {
+        if recovered.blocks.len() > MAX_REPLAYED {
+            return Err(Errno::EROFS.into());
+        }
+        let mut blocks = BTreeMap::new();
+        for (&block, &copy) in &recovered.blocks {
+            let bytes = Recovered::read(journal, &self.disk, copy).await?;
+            blocks.insert(block, Block::new(bytes));
+        }
+        Ok(blocks)
+    }
+
+    /// Returns the geometry that the superblock says after the replay.
+    async fn geometry_now(&self) -> Result<Geometry, Error> {
+        let (block, at) = self.geometry.superblock_place();
+        let replayed = self.state.lock().store.checkpoint.get(&block).cloned();
+        match replayed {
+            Some(bytes) => Geometry::parse(&bytes[at..at + SIZE]),
+            None => Ok(read_geometry(&self.disk).await?.0),
+        }
     }
 
     /// Writes the log's blocks to their places.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::check::read_image;
+use common::check::{read_all, read_image};
 use common::disk::MemDisk;
 use common::tools::{Image, debugfs, debugfs_cat, e2fsck, mke2fs, reindex};
 use common::{Rng, at, block_on};
@@ -181,6 +181,41 @@ fn a_journal_that_another_program_left_is_replayed() {
             replayed[9001 * 1024..9002 * 1024].iter().all(|&byte| byte != 8),
             "{features}: revoked"
         );
+        finish(fs, &disk);
+    }
+}
+
+#[test]
+fn a_read_only_mount_replays_in_memory() {
+    for options in [
+        &["-b", "1024"][..],
+        &["-b", "4096", "-O", "^metadata_csum,^64bit"],
+    ] {
+        let disk = MemDisk::new(mke2fs(16 << 20, options), 1);
+        let fs = mount(&disk);
+        block_on(async {
+            for number in 0..40 {
+                let name = format!("file {number}");
+                let file = fs
+                    .create(ROOT, name.as_bytes(), node(at(1)))
+                    .await
+                    .expect("is made");
+                fs.write(file, 0, name.as_bytes(), at(1))
+                    .await
+                    .expect("is written");
+            }
+            fs.unlink(ROOT, b"file 7", at(1)).await.expect("is removed");
+            fs.sync(at(1)).await.expect("syncs");
+        });
+        // Nothing but the log has it.
+        let left = MemDisk::new(disk.image(), 1);
+        let mounted = block_on(Ext4::mount(left.clone(), self::options(true))).expect("mounts");
+        let found = block_on(read_all(&mounted)).expect("is readable");
+        assert_eq!(found.len(), 39);
+        assert_eq!(found[b"/file 39".as_slice()].data, b"file 39");
+        let refused = block_on(mounted.create(ROOT, b"x", node(at(2))));
+        assert_eq!(refused.map_err(Error::errno), Err(Errno::EROFS));
+        assert_eq!(left.counts().writes, 0);
         finish(fs, &disk);
     }
 }

@@ -6,7 +6,7 @@
 //! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the kernel's), `dma` (what devices share);
 //! * time and tasks: `time`, `timer`, `executor` and `run_queue`, `interrupts` and `interrupt_slot`, `apic`, `core_local`;
 //! * programs: `user_tables`, `table_pool` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`, `vdso`;
-//! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`, `serial`;
+//! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`, `virtio_disk`, `serial`;
 //! * the end: `console`, `panic`, `exit`.
 //!
 //! Only the pure parts exist on the host, where they are tested; the rest is tested on the machine by `libos/selftest`.
@@ -84,6 +84,7 @@ machine! {
     pub mod vdso;
     pub mod virtio;
     mod virtio_console;
+    mod virtio_disk;
     mod window;
 }
 

@@ -8,7 +8,6 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use hal::PhysAddr;
-use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::transport::pci::bus::PciRoot;
 use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
 use virtio_drivers::transport::DeviceType;
@@ -21,6 +20,7 @@ use crate::pci::{self, Config, Function};
 use crate::{Error, paging};
 
 pub use crate::virtio_console::{Console, Reader, Writer};
+pub use crate::virtio_disk::{Disk, DiskError, MAX_TRANSFER, SECTOR};
 
 /// The machine, for virtio-drivers.
 #[derive(Debug)]
@@ -77,9 +77,6 @@ fn devices(kind: DeviceType) -> impl Iterator<Item = Result<(Function, PciTransp
         .map(|function| transport(function).map(|transport| (function, transport)))
 }
 
-/// A disk. Its calls poll until the device is done.
-pub type Disk = VirtIOBlk<VirtioHal, PciTransport>;
-
 /// The disks, by their place on the bus.
 ///
 /// # Errors
@@ -89,7 +86,7 @@ pub fn disks() -> Result<Vec<Disk>, Error> {
     devices(DeviceType::Block)
         .map(|found| {
             let (function, transport) = found?;
-            VirtIOBlk::new(transport).map_err(|cause| failed(function, &cause))
+            Disk::new(function, transport)
         })
         .collect()
 }

@@ -40,8 +40,12 @@ errnos! {
     ENOMEM = 12,
     /// Not permitted.
     EACCES = 13,
+    /// It is in use.
+    EBUSY = 16,
     /// It is there already.
     EEXIST = 17,
+    /// On another file system.
+    EXDEV = 18,
     /// A path goes through something that is no folder.
     ENOTDIR = 20,
     /// A folder where a file is wanted.
@@ -52,18 +56,30 @@ errnos! {
     ENFILE = 23,
     /// The peer has too many open files.
     EMFILE = 24,
+    /// A file would be too large.
+    EFBIG = 27,
+    /// The disk is full.
+    ENOSPC = 28,
     /// A read-only file system.
     EROFS = 30,
+    /// An inode has too many names.
+    EMLINK = 31,
     /// A name is too long.
     ENAMETOOLONG = 36,
     /// No such call.
     ENOSYS = 38,
+    /// A directory has entries.
+    ENOTEMPTY = 39,
     /// Too many symbolic links on the way.
     ELOOP = 40,
     /// A message that makes no sense.
     EPROTO = 71,
     /// A number does not fit its field.
     EOVERFLOW = 75,
+    /// Not supported.
+    EOPNOTSUPP = 95,
+    /// The file system's metadata makes no sense.
+    EUCLEAN = 117,
 }
 
 impl fmt::Debug for Errno {

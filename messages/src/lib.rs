@@ -46,7 +46,7 @@ pub struct Kind(pub u16);
 
 impl Kind {
     /// One past the highest number in use: the size of a table of counters.
-    pub const COUNT: usize = 32;
+    pub const COUNT: usize = 40;
 
     /// The call's name, or nothing for a number that no call has.
     #[must_use]

@@ -1,7 +1,10 @@
-//! What P asks of S: files, read-only.
+//! What P asks of S: files.
 //!
-//! Paths are absolute byte strings of at most [`PATH_MAX`] bytes; P puts its working folder in front. Data read goes
-//! by RDMA WRITE into the buffer that FIT's call carries, so [`Read`]'s reply holds only its length.
+//! Paths are absolute byte strings of at most [`PATH_MAX`] bytes; P puts its working directory in front. Data read goes
+//! by RDMA WRITE into the buffer that FIT's call carries, so [`Read`]'s reply holds only its length; data to be written
+//! comes the same way, as does the second path of a call that has two.
+//!
+//! Requests carry no credentials yet: S checks no access rights, and what was made belongs to root until P changes that.
 
 use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
 use crate::{Reader, Wire, WireError, Writer};
@@ -65,15 +68,65 @@ bitflags::bitflags! {
     /// How a file is opened.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct OpenFlags: u8 {
-        /// For writing: EROFS, as there is no writing yet.
+        /// For writing; EROFS if the file system is read-only.
         const WRITE = 1;
         /// ENOTDIR unless it is a folder (`O_DIRECTORY`).
         const DIRECTORY = 2;
         /// ELOOP if the last component is a symbolic link (`O_NOFOLLOW`).
         const NOFOLLOW = 4;
+        /// A regular file is made if there is none (`O_CREAT`).
+        const CREATE = 8;
+        /// With `CREATE`: EEXIST if there is one (`O_EXCL`).
+        const EXCLUSIVE = 16;
+        /// With `WRITE`: a regular file is made empty (`O_TRUNC`).
+        const TRUNCATE = 32;
+        /// A file without a name is made in the directory of the path (`O_TMPFILE`).
+        const UNNAMED = 64;
     }
 }
 wire_flags!(OpenFlags, "the flags of an open");
+
+bitflags::bitflags! {
+    /// How blocks of a file are allocated or freed (`fallocate`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub struct AllocateFlags: u8 {
+        /// The size stays (`FALLOC_FL_KEEP_SIZE`).
+        const KEEP_SIZE = 1;
+        /// The range's blocks are freed; the size stays (`FALLOC_FL_PUNCH_HOLE`).
+        const PUNCH_HOLE = 2;
+    }
+}
+wire_flags!(AllocateFlags, "the flags of an allocation");
+
+bitflags::bitflags! {
+    /// How a name is changed (`renameat2`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub struct RenameFlags: u8 {
+        /// EEXIST if the new name exists (`RENAME_NOREPLACE`).
+        const NO_REPLACE = 1;
+        /// Both names swap what they name (`RENAME_EXCHANGE`).
+        const EXCHANGE = 2;
+    }
+}
+wire_flags!(RenameFlags, "the flags of a rename");
+
+bitflags::bitflags! {
+    /// The fields of [`Attributes`] that are to be changed.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub struct AttributeFlags: u8 {
+        /// `mode`.
+        const MODE = 1;
+        /// `uid`.
+        const UID = 2;
+        /// `gid`.
+        const GID = 4;
+        /// `accessed`.
+        const ACCESSED = 8;
+        /// `modified`.
+        const MODIFIED = 16;
+    }
+}
+wire_flags!(AttributeFlags, "the attributes to change");
 
 /// Opens a file or folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,40 +135,97 @@ pub struct OpenRequest<'a> {
     pub path: Path<'a>,
     /// How.
     pub flags: OpenFlags,
+    /// Permissions of a file that is made.
+    pub mode: u32,
 }
 
 impl<'a> Wire<'a> for OpenRequest<'a> {
     fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
         self.path.put(to)?;
-        self.flags.put(to)
+        self.flags.put(to)?;
+        self.mode.put(to)
     }
     fn take(from: &mut Reader<'a>) -> Result<Self, WireError> {
         Ok(Self {
             path: Path::take(from)?,
             flags: OpenFlags::take(from)?,
+            mode: u32::take(from)?,
         })
     }
 }
 
-/// Asks for a file's status by its path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StatRequest<'a> {
-    /// Which.
-    pub path: Path<'a>,
-    /// Whether a symbolic link at the end is followed (`stat`) or not (`lstat`).
-    pub follow: bool,
+/// Defines a request that begins with a path, behind which its other fields follow in order.
+macro_rules! path_request {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $name<'a> {
+            /// The path.
+            pub path: Path<'a>,
+            $($(#[$fdoc])* pub $field: $ty,)*
+        }
+        impl<'a> Wire<'a> for $name<'a> {
+            fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
+                self.path.put(to)?;
+                $(self.$field.put(to)?;)*
+                Ok(())
+            }
+            fn take(from: &mut Reader<'a>) -> Result<Self, WireError> {
+                Ok(Self { path: Path::take(from)?, $($field: Wire::take(from)?,)* })
+            }
+        }
+    };
 }
 
-impl<'a> Wire<'a> for StatRequest<'a> {
-    fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-        self.path.put(to)?;
-        self.follow.put(to)
+path_request! {
+    /// Asks for a file's status by its path.
+    StatRequest {
+        /// Whether a symbolic link at the end is followed (`stat`) or not (`lstat`).
+        follow: bool,
     }
-    fn take(from: &mut Reader<'a>) -> Result<Self, WireError> {
-        Ok(Self {
-            path: Path::take(from)?,
-            follow: bool::take(from)?,
-        })
+}
+
+path_request! {
+    /// Makes a directory or a node.
+    MakeRequest {
+        /// Type and permissions, as `st_mode`.
+        mode: u32,
+        /// The device's number, if it is a device node.
+        device: u64,
+    }
+}
+
+path_request! {
+    /// Gives a file another name; the call's bulk is the new path.
+    LinkRequest {
+        /// Whether a symbolic link at the end of the old path is followed.
+        follow: bool,
+    }
+}
+
+path_request! {
+    /// Renames a file; the call's bulk is the new path.
+    RenameRequest {
+        /// How.
+        flags: RenameFlags,
+    }
+}
+
+path_request! {
+    /// Removes a name.
+    RemoveRequest {
+        /// Whether it is that of a directory (`rmdir`) or of anything else (`unlink`).
+        directory: bool,
+    }
+}
+
+path_request! {
+    /// Changes attributes of the file at a path.
+    SetPathRequest {
+        /// Whether a symbolic link at the end is followed.
+        follow: bool,
+        /// What to change.
+        set: Attributes,
     }
 }
 
@@ -178,6 +288,102 @@ wire_struct! {
         offset: u64,
         /// How many bytes at most.
         len: u32,
+    }
+}
+
+wire_struct! {
+    /// Writes the call's bulk to a file.
+    WriteRequest {
+        /// Which.
+        file: FileId,
+        /// From which byte on; not used with `append`.
+        offset: u64,
+        /// Whether the bytes go to the file's end, wherever that is then (`O_APPEND`).
+        append: bool,
+    }
+}
+
+wire_struct! {
+    /// The result of a write.
+    Written {
+        /// The offset of the first byte written.
+        offset: u64,
+        /// Bytes written: fewer than given only if the disk is full.
+        len: u32,
+    }
+}
+
+wire_struct! {
+    /// Sets a file's size.
+    TruncateRequest {
+        /// Which.
+        file: FileId,
+        /// Its new size.
+        size: u64,
+    }
+}
+
+wire_struct! {
+    /// Allocates or frees a range of a file.
+    AllocateRequest {
+        /// Which.
+        file: FileId,
+        /// How.
+        flags: AllocateFlags,
+        /// The range's first byte.
+        offset: u64,
+        /// The range's length.
+        len: u64,
+    }
+}
+
+wire_struct! {
+    /// Attributes of a file to be changed: those that `which` names.
+    Attributes {
+        /// The fields that count.
+        which: AttributeFlags,
+        /// Permissions.
+        mode: u32,
+        /// The owner.
+        uid: u32,
+        /// The group.
+        gid: u32,
+        /// Last read.
+        accessed: FileTime,
+        /// Last change of the contents.
+        modified: FileTime,
+    }
+}
+
+wire_struct! {
+    /// Changes attributes of an open file.
+    SetFileRequest {
+        /// Which.
+        file: FileId,
+        /// What to change.
+        set: Attributes,
+    }
+}
+
+wire_struct! {
+    /// Sizes of the file system.
+    Statfs {
+        /// Bytes of a block.
+        block_size: u32,
+        /// Blocks.
+        blocks: u64,
+        /// Free blocks.
+        free: u64,
+        /// Free blocks for users other than root.
+        available: u64,
+        /// Inodes.
+        inodes: u64,
+        /// Free inodes.
+        free_inodes: u64,
+        /// A number that tells file systems apart.
+        id: u64,
+        /// Whether nothing can be changed.
+        read_only: bool,
     }
 }
 
@@ -299,4 +505,32 @@ calls! {
     Readlink = 21, "p2s_readlink": Path<'a> => Path<'a>;
     /// Closes a file.
     Close = 22, "p2s_close": FileRequest => ();
+    /// Writes the call's bulk to a file.
+    Write = 23, "p2s_write": WriteRequest => Written;
+    /// Sets a file's size.
+    Truncate = 24, "p2s_truncate": TruncateRequest => ();
+    /// Allocates or frees a range of a file.
+    Allocate = 25, "p2s_fallocate": AllocateRequest => ();
+    /// Makes a file's data and attributes durable.
+    Fsync = 26, "p2s_fsync": FileRequest => ();
+    /// Makes everything durable.
+    Sync = 27, "p2s_sync": () => ();
+    /// Makes a directory or a node.
+    Make = 28, "p2s_mknod": MakeRequest<'a> => ();
+    /// Makes a symbolic link; the call's bulk is its target.
+    Symlink = 29, "p2s_symlink": Path<'a> => ();
+    /// Gives a file another name.
+    Link = 30, "p2s_link": LinkRequest<'a> => ();
+    /// Renames a file; the reply is the inode that the new name had before, or 0.
+    Rename = 31, "p2s_rename": RenameRequest<'a> => u64;
+    /// Removes a name; the reply is the inode that it had.
+    Remove = 32, "p2s_unlink": RemoveRequest<'a> => u64;
+    /// Changes attributes of the file at a path.
+    SetPath = 33, "p2s_setattr": SetPathRequest<'a> => ();
+    /// Changes attributes of an open file.
+    SetFile = 34, "p2s_fsetattr": SetFileRequest => ();
+    /// Sizes of the file system.
+    StatFs = 35, "p2s_statfs": () => Statfs;
+    /// Gives an open file, which may have none, a name; the call's bulk is the path.
+    LinkFile = 36, "p2s_flink": FileRequest => ();
 }

@@ -47,7 +47,54 @@ fn replies_keep_their_bytes(bytes: &[u8]) -> Result<(), TestCaseError> {
     reply_keeps_its_bytes::<StatFile>(bytes)?;
     reply_keeps_its_bytes::<Getdents>(bytes)?;
     reply_keeps_its_bytes::<Readlink>(bytes)?;
+    reply_keeps_its_bytes::<Write>(bytes)?;
+    reply_keeps_its_bytes::<StatFs>(bytes)?;
     reply_keeps_its_bytes::<Close>(bytes)
+}
+
+fn time() -> impl Strategy<Value = FileTime> {
+    (any::<i64>(), any::<u32>()).prop_map(|(seconds, nanos)| FileTime { seconds, nanos })
+}
+
+fn attributes() -> impl Strategy<Value = Attributes> {
+    let ids = (0u8..32, any::<u32>(), any::<u32>(), any::<u32>());
+    (ids, time(), time()).prop_map(|((which, mode, uid, gid), accessed, modified)| Attributes {
+        which: AttributeFlags::from_bits_truncate(which),
+        mode,
+        uid,
+        gid,
+        accessed,
+        modified,
+    })
+}
+
+/// Requests on open files, and on the whole file system.
+fn file_request() -> impl Strategy<Value = StorageRequest<'static>> {
+    let file = any::<u64>().prop_map(FileId);
+    let numbers = (any::<u64>(), any::<u64>(), 0u8..4);
+    (file, numbers, attributes(), 0u8..9).prop_map(|(file, (offset, len, flags), set, which)| match which {
+        0 => StorageRequest::Write(WriteRequest {
+            file,
+            offset,
+            append: flags & 1 != 0,
+        }),
+        1 => StorageRequest::Truncate(TruncateRequest { file, size: len }),
+        2 => {
+            let flags = AllocateFlags::from_bits_truncate(flags);
+            StorageRequest::Allocate(AllocateRequest {
+                file,
+                flags,
+                offset,
+                len,
+            })
+        }
+        3 => StorageRequest::Fsync(FileRequest { file }),
+        4 => StorageRequest::Sync(()),
+        5 => StorageRequest::SetFile(SetFileRequest { file, set }),
+        6 => StorageRequest::StatFs(()),
+        7 => StorageRequest::LinkFile(FileRequest { file }),
+        _ => StorageRequest::Close(FileRequest { file }),
+    })
 }
 
 /// Bytes to put into a message, and where.
@@ -78,18 +125,43 @@ proptest! {
     #[test]
     fn paths_round_trip(
         path in proptest::collection::vec(1u8.., 0..PATH_MAX),
-        flags in 0u8..8,
+        flags in 0u8..128,
+        mode: u32,
+        device: u64,
+        set in attributes(),
         follow: bool,
     ) {
         let path = Path::new(&path).unwrap();
         for request in [
-            StorageRequest::Open(OpenRequest { path, flags: OpenFlags::from_bits_truncate(flags) }),
+            StorageRequest::Open(OpenRequest { path, flags: OpenFlags::from_bits_truncate(flags), mode }),
             StorageRequest::StatPath(StatRequest { path, follow }),
             StorageRequest::Readlink(path),
+            StorageRequest::Make(MakeRequest { path, mode, device }),
+            StorageRequest::Symlink(path),
+            StorageRequest::Link(LinkRequest { path, follow }),
+            StorageRequest::Rename(RenameRequest { path, flags: RenameFlags::from_bits_truncate(flags) }),
+            StorageRequest::Remove(RemoveRequest { path, directory: follow }),
+            StorageRequest::SetPath(SetPathRequest { path, follow, set }),
         ] {
             let mut bytes = [0; MAX_MESSAGE];
             let (kind, len) = request.encode(&mut bytes).unwrap();
             prop_assert_eq!(StorageRequest::decode(kind, &bytes[..len]).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn requests_on_files_round_trip(request in file_request(), damage in damage()) {
+        let mut bytes = [0; MAX_MESSAGE];
+        let (kind, len) = request.encode(&mut bytes).unwrap();
+        prop_assert_eq!(StorageRequest::decode(kind, &bytes[..len]).unwrap(), request);
+        prop_assert!(kind.name().is_some());
+        prop_assert!(StorageRequest::decode(kind, &bytes[..len + 1]).is_err());
+        spoil(&mut bytes[..len], &damage);
+        let spoilt = bytes;
+        if let Ok(request) = StorageRequest::decode(kind, &spoilt[..len]) {
+            let mut again = [0; MAX_MESSAGE];
+            prop_assert_eq!(request.encode(&mut again).unwrap(), (kind, len));
+            prop_assert_eq!(&again[..len], &spoilt[..len]);
         }
     }
 
@@ -122,7 +194,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(kind in 0u16..40, bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+    fn arbitrary_bytes_never_panic(kind in 0u16..44, bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
         let kind = Kind(kind);
         if let Ok(request) = MemoryRequest::decode(kind, &bytes) {
             let mut again = [0; MAX_MESSAGE];
@@ -182,8 +254,23 @@ fn the_longest_requests_and_replies_fit_a_message() {
     let open = OpenRequest {
         path: Path::new(&path).unwrap(),
         flags: OpenFlags::all(),
+        mode: 0o777,
     };
     assert!(encode_request::<Open>(&open, &mut bytes).is_ok());
+    let never = FileTime {
+        seconds: -1,
+        nanos: 0,
+    };
+    let set = Attributes {
+        which: AttributeFlags::all(),
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        accessed: never,
+        modified: never,
+    };
+    let (path, follow) = (open.path, true);
+    assert!(encode_request::<SetPath>(&SetPathRequest { path, follow, set }, &mut bytes).is_ok());
     let chunks = Chunks::from([RemoteAddr::default(); MAX_CHUNKS]);
     assert!(encode_reply::<Lend>(&Ok(chunks), &mut bytes).is_ok());
     let chunks = heapless::Vec::from([0; MAX_CHUNKS]);

@@ -202,8 +202,10 @@ fn cluster_tests() -> Result<()> {
     nodes::prepare()?;
     let mut command = cargo();
     command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
-    command.args(["--test", "programs", "--test", "checker", "--test", "endings"]);
-    command.args(["--test", "members"]);
+    command.args([
+        "--test", "programs", "--test", "checker", "--test", "endings", "--test", "members", "--test",
+        "files",
+    ]);
     command.args(["--", "--test-threads=1"]);
     command.env("TESSERA_XTASK", std::env::current_exe()?);
     let start = Instant::now();

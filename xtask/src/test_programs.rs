@@ -42,6 +42,7 @@ impl Args {
             ("calls", build(&debian, "calls", "-O1")?),
             ("sockets", build(&debian, "sockets", "-O1")?),
             ("checker", build(&debian, "checker", "-O2")?),
+            ("files", build(&debian, "files", "-O1")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {

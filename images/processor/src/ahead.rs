@@ -3,30 +3,34 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use messages::storage::FileId;
-
 use crate::error::Result;
 use crate::files::OpenFile;
 use crate::load::{PIECE, read_file};
 use crate::process::Node;
+use crate::storage::StorageFile;
 use crate::thread::Thread;
 
-/// The bytes of an open file that were read last. Files of S do not change.
+/// The bytes of an open file that were read last.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
     /// Where in the file the bytes begin.
     start: u64,
     bytes: Vec<u8>,
+    /// The file's version before they were read.
+    version: u64,
 }
 
 impl Ahead {
     /// Keeps bytes of the file from `start` on.
-    fn keep(&mut self, start: u64, bytes: Vec<u8>) {
-        (self.start, self.bytes) = (start, bytes);
+    fn keep(&mut self, start: u64, bytes: Vec<u8>, version: u64) {
+        (self.start, self.bytes, self.version) = (start, bytes, version);
     }
 
-    /// Copies the bytes from `at` on that are kept; returns how many.
-    fn copy(&self, at: u64, into: &mut [u8]) -> usize {
+    /// Copies the bytes from `at` on that are kept and are those of the file's `version`; returns how many.
+    fn copy(&self, at: u64, into: &mut [u8], version: u64) -> usize {
+        if self.version != version {
+            return 0;
+        }
         let from = at
             .checked_sub(self.start)
             .and_then(|skip| self.bytes.get(usize::try_from(skip).ok()?..))
@@ -47,28 +51,30 @@ impl<N: Node> Thread<N> {
     pub(crate) async fn read_on(
         &self,
         file: &OpenFile,
-        id: FileId,
+        of: StorageFile,
         offset: u64,
         into: &mut [u8],
     ) -> Result<usize> {
         let mut done = 0;
         while done < into.len() {
             let (at, rest) = (offset.saturating_add(done as u64), &mut into[done..]);
-            let copied = file.ahead.lock().copy(at, rest);
+            let version = self.node.kernel().changes.version(of.inode);
+            let copied = file.ahead.lock().copy(at, rest, version);
             if copied > 0 {
                 done += copied;
                 continue;
             }
             let far = file.ahead.lock().continues(at) && rest.len() < PIECE;
             if !far {
-                let got = read_file(self.node, id, at, rest).await?;
-                file.ahead.lock().keep(at.saturating_add(got as u64), Vec::new());
+                let got = read_file(self.node, of.id, at, rest).await?;
+                let end = at.saturating_add(got as u64);
+                file.ahead.lock().keep(end, Vec::new(), version);
                 return Ok(done + got);
             }
             let mut bytes = vec![0; PIECE];
-            let got = read_file(self.node, id, at, &mut bytes).await?;
+            let got = read_file(self.node, of.id, at, &mut bytes).await?;
             bytes.truncate(got);
-            file.ahead.lock().keep(at, bytes);
+            file.ahead.lock().keep(at, bytes, version);
             if got == 0 {
                 break;
             }

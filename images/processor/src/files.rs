@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use messages::storage::{FileId, Stat};
+use messages::storage::Stat;
 use spin::{Mutex, Once};
 
 use crate::ahead::Ahead;
@@ -15,6 +15,7 @@ use crate::locks::{Locks, Owner};
 use crate::object::Object;
 use crate::platform::Stream;
 use crate::pseudo::{Name, OpenText};
+use crate::storage::StorageFile;
 use crate::tmpfs::TmpFile;
 
 /// The most files that a process may have open, whatever its limit (Linux's `fs.nr_open`).
@@ -37,9 +38,9 @@ pub(crate) enum Kind {
     /// A device.
     Device(Device),
     /// A file of S.
-    File(FileId),
+    File(StorageFile),
     /// A folder of S.
-    Folder(FileId),
+    Folder(StorageFile),
     /// A file of this node's own.
     Tmp(Arc<TmpFile>),
     /// A folder of this node's own, by its number.
@@ -140,8 +141,8 @@ impl Drop for OpenFile {
         if let Some(locks) = self.locks.get() {
             locks.release(Owner::File(self.identity()));
         }
-        if let (Some(closing), Kind::File(id) | Kind::Folder(id)) = (&self.closing, &self.kind) {
-            closing.add(*id);
+        if let (Some(closing), Kind::File(file) | Kind::Folder(file)) = (&self.closing, &self.kind) {
+            closing.add(file.id);
         }
         self.tell_closed();
     }

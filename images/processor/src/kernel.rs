@@ -9,7 +9,7 @@ use messages::storage::FileId;
 use spin::{Mutex, Once};
 
 use crate::cores::Cores;
-use crate::error::{Exit, Result, errno};
+use crate::error::{Error, Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::inotify::Watches;
 use crate::locks::Locks;
@@ -19,6 +19,7 @@ use crate::mm::object::Object;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
 use crate::socket::Net;
+use crate::storage::Changes;
 use crate::timer::Timers;
 use crate::tmpfs::Tmpfs;
 use crate::vdso;
@@ -39,6 +40,7 @@ pub struct Kernel<N: Node> {
     vdso: Mutex<Option<Arc<Object>>>,
     pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) closing: Arc<Closing>,
+    pub(crate) changes: Changes,
     pub(crate) cores: Cores,
     pub(crate) net: Arc<Net>,
     pub(crate) locks: Arc<Locks>,
@@ -152,6 +154,7 @@ impl<N: Node> Kernel<N> {
             vdso: Mutex::default(),
             file_cache: Mutex::default(),
             closing: Arc::default(),
+            changes: Changes::default(),
             cores: Cores::default(),
             net: Arc::default(),
             locks: Arc::default(),
@@ -310,6 +313,13 @@ impl<N: Node> Kernel<N> {
         let kept = (self.file_cache.lock().clear(), self.vdso.lock().take());
         drop(kept);
         self.close_files(node).await?;
+        // What programs wrote outlives the run, whether or not they asked for it.
+        if self.changes.take() {
+            match node.files().sync().await {
+                Err(Error::Errno(errno)) => log::error!("S can't make what was written durable: {errno}"),
+                synced => synced?,
+            }
+        }
         self.tmpfs().end().await?;
         node.supply().settle(node).await?;
         Ok(exit)

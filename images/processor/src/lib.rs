@@ -22,7 +22,7 @@
 //! # What is left out
 //!
 //! * Terminals, job control, networks other than this node; `docs/linux-abi.md` has the table of calls.
-//! * Writing to files of S, and shared writable mappings of them.
+//! * Shared writable mappings of files of S; what several nodes keep of one file is not kept in step.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -61,6 +61,7 @@ mod signal_file;
 mod signals;
 mod socket;
 pub mod stack;
+mod storage;
 mod syscall;
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,7 @@ use crate::mm::{Heap, MMAP_TOP, STACK_TOP, Space};
 use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::stack::{self, Facts, Identity};
+use crate::storage::StorageFile;
 use crate::tmpfs::{Found, TmpFile};
 use crate::vdso;
 
@@ -170,9 +171,13 @@ impl<'a, N: Node> Source<'a, N> {
         let tmpfs = node.kernel().tmpfs();
         let (file, stat) = match tmpfs.find(path, true)? {
             Found::Storage(path) => {
-                let opened = node.files().open(&path, OpenFlags::empty()).await?;
+                let opened = node.files().open(&path, OpenFlags::empty(), 0).await?;
+                let of = StorageFile {
+                    id: opened.file,
+                    inode: opened.stat.inode,
+                };
                 let closing = Some(node.kernel().closing.clone());
-                let open = Arc::new(OpenFile::new(Kind::File(opened.file), path, 0, closing));
+                let open = Arc::new(OpenFile::new(Kind::File(of), path, 0, closing));
                 (SourceFile::Storage(opened.file, open), opened.stat)
             }
             Found::Here(inode) => {

@@ -8,7 +8,9 @@ use core::time::Duration;
 
 use hal::Instant;
 use messages::memory::{CapacityReply, Chunks, MAX_CHUNKS};
-use messages::storage::{FileId, OpenFlags, Opened, Stat};
+use messages::storage::{
+    AllocateFlags, Attributes, FileId, OpenFlags, Opened, RenameFlags, Stat, Statfs, Written,
+};
 use pcache::Access;
 
 use crate::error::Result;
@@ -99,8 +101,8 @@ pub trait Memory {
 
 /// S as a client sees it. Paths are absolute. Each call ends within a deadline of its own.
 pub trait Files {
-    /// Opens a file or folder.
-    fn open(&self, path: &[u8], flags: OpenFlags) -> impl Future<Output = Result<Opened>>;
+    /// Opens a file or folder; `mode` has the permissions of a file that is made.
+    fn open(&self, path: &[u8], flags: OpenFlags, mode: u32) -> impl Future<Output = Result<Opened>>;
     /// Reads up to `into.len()` bytes; 0 at the end of the file.
     fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> impl Future<Output = Result<usize>>;
     /// A path's status.
@@ -113,6 +115,41 @@ pub trait Files {
     fn readlink(&self, path: &[u8], into: &mut [u8]) -> impl Future<Output = Result<usize>>;
     /// Closes a file.
     fn close(&self, file: FileId) -> impl Future<Output = Result<()>>;
+    /// Writes bytes, at the file's end if there is no offset; fewer than given only if the disk is full or they are many.
+    fn write(&self, file: FileId, offset: Option<u64>, bytes: &[u8])
+    -> impl Future<Output = Result<Written>>;
+    /// Sets a file's size.
+    fn truncate(&self, file: FileId, size: u64) -> impl Future<Output = Result<()>>;
+    /// Allocates or frees a range of a file.
+    fn allocate(
+        &self,
+        file: FileId,
+        flags: AllocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>>;
+    /// Makes a file durable.
+    fn fsync(&self, file: FileId) -> impl Future<Output = Result<()>>;
+    /// Makes everything durable.
+    fn sync(&self) -> impl Future<Output = Result<()>>;
+    /// Makes a directory or a node of the type in `mode`.
+    fn make(&self, path: &[u8], mode: u32, device: u64) -> impl Future<Output = Result<()>>;
+    /// Makes a symbolic link.
+    fn symlink(&self, path: &[u8], target: &[u8]) -> impl Future<Output = Result<()>>;
+    /// Gives a file another name.
+    fn link(&self, old: &[u8], follow: bool, new: &[u8]) -> impl Future<Output = Result<()>>;
+    /// Gives an open file, which may have none, a name.
+    fn link_file(&self, file: FileId, new: &[u8]) -> impl Future<Output = Result<()>>;
+    /// Renames; gives the inode that the new name had before, or 0.
+    fn rename(&self, old: &[u8], new: &[u8], flags: RenameFlags) -> impl Future<Output = Result<u64>>;
+    /// Removes the name of a directory or of anything else; gives the inode.
+    fn remove(&self, path: &[u8], directory: bool) -> impl Future<Output = Result<u64>>;
+    /// Changes attributes by path.
+    fn set_path(&self, path: &[u8], follow: bool, set: &Attributes) -> impl Future<Output = Result<()>>;
+    /// Changes attributes of an open file.
+    fn set_file(&self, file: FileId, set: &Attributes) -> impl Future<Output = Result<()>>;
+    /// The file system's sizes.
+    fn statfs(&self) -> impl Future<Output = Result<Statfs>>;
 }
 
 /// The registers of a program's thread that Linux's ABI speaks of.

@@ -9,16 +9,19 @@ use messages::memory::{
     ReturnRequest,
 };
 use messages::storage::{
-    Close, FileId, FileRequest, Getdents, GetdentsRequest, Open, OpenFlags, OpenRequest, Opened, Path, Read,
-    ReadRequest, Readlink, Stat, StatFile, StatPath, StatRequest,
+    Allocate, AllocateFlags, AllocateRequest, Attributes, Close, FileId, FileRequest, Fsync, Getdents,
+    GetdentsRequest, Link, LinkFile, LinkRequest, Make, MakeRequest, Open, OpenFlags, OpenRequest, Opened,
+    Path, Read, ReadRequest, Readlink, Remove, RemoveRequest, Rename, RenameFlags, RenameRequest, SetFile,
+    SetFileRequest, SetPath, SetPathRequest, Stat, StatFile, StatFs, StatPath, StatRequest, Statfs, Symlink,
+    Sync, Truncate, TruncateRequest, Write, WriteRequest, Written,
 };
 use messages::{Call, Kind, MAX_MESSAGE};
 
 use crate::error::{Error, Result, errno};
 use crate::platform::{Files, Memory, Peer};
 
-/// The longest data that one read brings; the carrier's buffers are at least this long.
-pub const MAX_READ: usize = 64 << 10;
+/// The longest data that one call carries; the carrier's buffers are at least this long.
+pub const MAX_DATA: usize = 64 << 10;
 
 /// The peer did not answer within the carrier's deadline; the carrier has logged why.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -34,7 +37,7 @@ pub trait Carrier {
         request: &[u8],
         reply: &mut [u8],
     ) -> impl Future<Output = core::result::Result<usize, NoAnswer>>;
-    /// As [`Carrier::call`], for a call whose peer also writes data (at most [`MAX_READ`] bytes) into `data`.
+    /// As [`Carrier::call`], for a call whose peer also writes data (at most [`MAX_DATA`] bytes) into `data`.
     fn call_for_data(
         &self,
         kind: Kind,
@@ -42,6 +45,21 @@ pub trait Carrier {
         reply: &mut [u8],
         data: &mut [u8],
     ) -> impl Future<Output = core::result::Result<usize, NoAnswer>>;
+    /// As [`Carrier::call`], with `data` (at most [`MAX_DATA`] bytes) for the peer.
+    fn call_with_data(
+        &self,
+        kind: Kind,
+        request: &[u8],
+        reply: &mut [u8],
+        data: &[u8],
+    ) -> impl Future<Output = core::result::Result<usize, NoAnswer>>;
+}
+
+/// The data of a call.
+enum Data<'a> {
+    None,
+    Sent(&'a [u8]),
+    Wanted(&'a mut [u8]),
 }
 
 /// A peer reached by a carrier.
@@ -60,7 +78,7 @@ impl<C: Carrier> Remote<C> {
     async fn call<K: Call, T>(
         &self,
         request: &K::Request<'_>,
-        data: &mut [u8],
+        data: Data<'_>,
         done: impl FnOnce(K::Reply<'_>) -> T,
     ) -> Result<T> {
         let nonsense = Error::Nonsense {
@@ -71,12 +89,11 @@ impl<C: Carrier> Remote<C> {
         // Only a path that is too long does not fit.
         let len = messages::encode_request::<K>(request, &mut asked).map_err(|_| errno::ENAMETOOLONG)?;
         let mut answer = vec![0; MAX_MESSAGE];
-        let sent = if data.is_empty() {
-            self.carrier.call(K::KIND, &asked[..len], &mut answer).await
-        } else {
-            self.carrier
-                .call_for_data(K::KIND, &asked[..len], &mut answer, data)
-                .await
+        let (carrier, asked) = (&self.carrier, &asked[..len]);
+        let sent = match data {
+            Data::Wanted(data) => carrier.call_for_data(K::KIND, asked, &mut answer, data).await,
+            Data::Sent(data) => carrier.call_with_data(K::KIND, asked, &mut answer, data).await,
+            Data::None => carrier.call(K::KIND, asked, &mut answer).await,
         };
         let got = sent.map_err(|NoAnswer| Error::Lost(self.peer))?;
         let answer = answer.get(..got).ok_or(nonsense)?;
@@ -90,18 +107,19 @@ impl<C: Carrier> Remote<C> {
 
 impl<C: Carrier> Memory for Remote<C> {
     async fn capacity(&self) -> Result<CapacityReply> {
-        self.call::<Capacity, _>(&(), &mut [], |capacity| capacity).await
+        self.call::<Capacity, _>(&(), Data::None, |capacity| capacity)
+            .await
     }
     async fn reserve(&self, chunks: u32) -> Result<()> {
-        self.call::<Reserve, _>(&ReserveRequest { chunks }, &mut [], |()| ())
+        self.call::<Reserve, _>(&ReserveRequest { chunks }, Data::None, |()| ())
             .await
     }
     async fn lend(&self, pid: u32, count: u16) -> Result<Chunks> {
-        self.call::<Lend, _>(&LendRequest { pid, count }, &mut [], |chunks| chunks)
+        self.call::<Lend, _>(&LendRequest { pid, count }, Data::None, |chunks| chunks)
             .await
     }
     async fn give_back(&self, chunks: heapless::Vec<u64, MAX_CHUNKS>) -> Result<()> {
-        self.call::<Return, _>(&ReturnRequest { chunks }, &mut [], |()| ())
+        self.call::<Return, _>(&ReturnRequest { chunks }, Data::None, |()| ())
             .await
     }
 }
@@ -119,26 +137,27 @@ fn copy(from: &[u8], into: &mut [u8]) -> usize {
 }
 
 impl<C: Carrier> Files for Remote<C> {
-    async fn open(&self, name: &[u8], flags: OpenFlags) -> Result<Opened> {
+    async fn open(&self, name: &[u8], flags: OpenFlags, mode: u32) -> Result<Opened> {
         self.call::<Open, _>(
             &OpenRequest {
                 path: path(name)?,
                 flags,
+                mode,
             },
-            &mut [],
+            Data::None,
             |opened| opened,
         )
         .await
     }
     async fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
-        let room = into.len().min(MAX_READ);
+        let room = into.len().min(MAX_DATA);
         if room == 0 {
             return Ok(0);
         }
-        let len = u32::try_from(room).expect("at most MAX_READ");
+        let len = u32::try_from(room).expect("at most MAX_DATA");
         let request = ReadRequest { file, offset, len };
         let got = self
-            .call::<Read, _>(&request, &mut into[..room], |got| got)
+            .call::<Read, _>(&request, Data::Wanted(&mut into[..room]), |got| got)
             .await?;
         if got > len {
             return Err(Error::Nonsense {
@@ -154,29 +173,109 @@ impl<C: Carrier> Files for Remote<C> {
                 path: path(name)?,
                 follow,
             },
-            &mut [],
+            Data::None,
             |stat| stat,
         )
         .await
     }
     async fn stat_file(&self, file: FileId) -> Result<Stat> {
-        self.call::<StatFile, _>(&FileRequest { file }, &mut [], |stat| stat)
+        self.call::<StatFile, _>(&FileRequest { file }, Data::None, |stat| stat)
             .await
     }
     async fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> Result<usize> {
         // Room for the errno in front.
         let max = u32::try_from(into.len().min(MAX_MESSAGE - 8)).expect("at most MAX_MESSAGE");
         let request = GetdentsRequest { file, position, max };
-        self.call::<Getdents, _>(&request, &mut [], |entries| copy(entries.0, into))
+        self.call::<Getdents, _>(&request, Data::None, |entries| copy(entries.0, into))
             .await
     }
     async fn readlink(&self, name: &[u8], into: &mut [u8]) -> Result<usize> {
-        self.call::<Readlink, _>(&path(name)?, &mut [], |target| copy(target.as_bytes(), into))
+        self.call::<Readlink, _>(&path(name)?, Data::None, |target| copy(target.as_bytes(), into))
             .await
     }
     async fn close(&self, file: FileId) -> Result<()> {
-        self.call::<Close, _>(&FileRequest { file }, &mut [], |()| ())
+        self.call::<Close, _>(&FileRequest { file }, Data::None, |()| ())
             .await
+    }
+    async fn write(&self, file: FileId, offset: Option<u64>, bytes: &[u8]) -> Result<Written> {
+        let bytes = &bytes[..bytes.len().min(MAX_DATA)];
+        let append = offset.is_none();
+        let offset = offset.unwrap_or(0);
+        let request = WriteRequest { file, offset, append };
+        let written = self
+            .call::<Write, _>(&request, Data::Sent(bytes), |written| written)
+            .await?;
+        let sound = written.len as usize <= bytes.len() && (append || written.offset == offset);
+        if sound {
+            return Ok(written);
+        }
+        let (peer, kind) = (self.peer, Write::KIND.0);
+        Err(Error::Nonsense { peer, kind })
+    }
+    async fn truncate(&self, file: FileId, size: u64) -> Result<()> {
+        self.call::<Truncate, _>(&TruncateRequest { file, size }, Data::None, |()| ())
+            .await
+    }
+    async fn allocate(&self, file: FileId, flags: AllocateFlags, offset: u64, len: u64) -> Result<()> {
+        let request = AllocateRequest {
+            file,
+            flags,
+            offset,
+            len,
+        };
+        self.call::<Allocate, _>(&request, Data::None, |()| ()).await
+    }
+    async fn fsync(&self, file: FileId) -> Result<()> {
+        self.call::<Fsync, _>(&FileRequest { file }, Data::None, |()| ())
+            .await
+    }
+    async fn sync(&self) -> Result<()> {
+        self.call::<Sync, _>(&(), Data::None, |()| ()).await
+    }
+    async fn make(&self, name: &[u8], mode: u32, device: u64) -> Result<()> {
+        let path = path(name)?;
+        self.call::<Make, _>(&MakeRequest { path, mode, device }, Data::None, |()| ())
+            .await
+    }
+    async fn symlink(&self, name: &[u8], target: &[u8]) -> Result<()> {
+        path(target)?;
+        self.call::<Symlink, _>(&path(name)?, Data::Sent(target), |()| ())
+            .await
+    }
+    async fn link(&self, old: &[u8], follow: bool, new: &[u8]) -> Result<()> {
+        path(new)?;
+        let path = path(old)?;
+        self.call::<Link, _>(&LinkRequest { path, follow }, Data::Sent(new), |()| ())
+            .await
+    }
+    async fn link_file(&self, file: FileId, new: &[u8]) -> Result<()> {
+        path(new)?;
+        self.call::<LinkFile, _>(&FileRequest { file }, Data::Sent(new), |()| ())
+            .await
+    }
+    async fn rename(&self, old: &[u8], new: &[u8], flags: RenameFlags) -> Result<u64> {
+        path(new)?;
+        let path = path(old)?;
+        self.call::<Rename, _>(&RenameRequest { path, flags }, Data::Sent(new), |inode| inode)
+            .await
+    }
+    async fn remove(&self, name: &[u8], directory: bool) -> Result<u64> {
+        let path = path(name)?;
+        self.call::<Remove, _>(&RemoveRequest { path, directory }, Data::None, |inode| inode)
+            .await
+    }
+    async fn set_path(&self, name: &[u8], follow: bool, set: &Attributes) -> Result<()> {
+        let (path, set) = (path(name)?, *set);
+        self.call::<SetPath, _>(&SetPathRequest { path, follow, set }, Data::None, |()| ())
+            .await
+    }
+    async fn set_file(&self, file: FileId, set: &Attributes) -> Result<()> {
+        let set = *set;
+        self.call::<SetFile, _>(&SetFileRequest { file, set }, Data::None, |()| ())
+            .await
+    }
+    async fn statfs(&self) -> Result<Statfs> {
+        self.call::<StatFs, _>(&(), Data::None, |sizes| sizes).await
     }
 }
 
@@ -218,6 +317,16 @@ mod tests {
             data: &mut [u8],
         ) -> core::result::Result<usize, NoAnswer> {
             data[..self.data.len()].copy_from_slice(&self.data);
+            self.call(kind, request, reply).await
+        }
+        async fn call_with_data(
+            &self,
+            kind: Kind,
+            request: &[u8],
+            reply: &mut [u8],
+            data: &[u8],
+        ) -> core::result::Result<usize, NoAnswer> {
+            assert!(data.len() <= MAX_DATA);
             self.call(kind, request, reply).await
         }
     }

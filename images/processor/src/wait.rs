@@ -17,6 +17,14 @@ pub struct WaitQueue {
 }
 
 impl WaitQueue {
+    /// Returns a queue that nobody waits in.
+    const fn new() -> Self {
+        Self {
+            wakers: Mutex::new(Vec::new()),
+            changes: AtomicU64::new(0),
+        }
+    }
+
     /// Wakes all that wait.
     pub fn wake(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
@@ -72,6 +80,15 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Returns a gate that nobody is in.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            taken: AtomicBool::new(false),
+            queue: WaitQueue::new(),
+        }
+    }
+
     /// Waits for the gate.
     pub async fn pass(&self) -> Pass<'_> {
         self.queue.until(|| self.try_pass()).await

@@ -1,26 +1,26 @@
 //! S: keeps files.
 //!
-//! * [`BlockDevice`]: the disk, read in pieces of any size.
-//! * [`Ext4`]: a read-only ext4 file system on it.
 //! * [`Server`]: the open files of each peer, and the answers to [`messages::storage`].
+//! * `walk`: from a path to an inode of [`ext4`].
+//! * `change`: the requests that change something.
 //!
 //! # What is left out
 //!
-//! Writing; journal replay (a file system that needs it is refused); files with block maps instead of extents, inline
-//! data, encryption, case folding; access checks (every peer reads as root); checksums.
+//! Access checks (every peer acts as root; P checks for its users), extended attributes, locks of files. What several processors keep of one file
+//! is not kept in step.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
-mod disk;
+mod change;
+mod convert;
 mod error;
-mod ext4;
+mod held;
 mod server;
 #[cfg(test)]
 mod tests;
+mod walk;
 
-pub use disk::{BlockDevice, DiskError};
 pub use error::Error;
-pub use ext4::{DirEntry, Ext4, Inode};
 pub use server::{Bulk, Counters, MAX_OPEN, PeerKey, Server};

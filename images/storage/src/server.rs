@@ -1,36 +1,54 @@
 //! The open files of each peer, and the answers to its requests.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use ext4::{Disk, Ext4, NewNode, Time};
 use messages::storage::{
-    Close, Entries, Entry, FileId, Getdents, GetdentsRequest, Open, OpenFlags, OpenRequest, Opened, Path,
-    Read, ReadRequest, Readlink, Stat, StatFile, StatPath, StatRequest, StorageRequest,
+    Allocate, Close, Entries, Entry, FileId, Fsync, Getdents, GetdentsRequest, Link, LinkFile, Make, Open,
+    OpenFlags, OpenRequest, Opened, Path, Read, ReadRequest, Readlink, Remove, Rename, SetFile, SetPath,
+    StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink, Sync, Truncate, Write,
 };
 use messages::{Call, Errno, Kind, Wire, Writer, encode_reply};
 use spin::Mutex;
 
-use crate::{BlockDevice, Error, Ext4, Inode};
+use crate::Error;
+use crate::convert::{self, DIRECTORY, REGULAR, is};
+use crate::held::{Held, Holds};
+use crate::walk::{Node, Walker};
 
 /// The most files a peer may have open.
 pub const MAX_OPEN: usize = 4096;
 
-/// Bytes read from the disk in one go.
-const PIECE: usize = 64 << 10;
+/// Bytes of a file that are read or written in one go.
+pub(crate) const PIECE: usize = 64 << 10;
 
 /// The most encoded entries in one reply, in bytes: a message without its errno.
 const MAX_ENTRIES: usize = messages::MAX_MESSAGE - 4;
+
+/// Attempts to open a file that others make and remove meanwhile.
+const ATTEMPTS: usize = 16;
 
 /// Who asks: FIT's number of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey(pub u16);
 
-/// The caller's buffer for what is read.
+/// The bulk of a call: what came with the request, and the caller's buffer for what is read.
 pub trait Bulk: Send {
-    /// Bytes it takes.
+    /// Returns the bytes that came with the request.
+    fn len(&self) -> usize;
+    /// Returns whether none came.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Copies what came from `offset` on; returns how many bytes there were. None once the peer is lost.
+    fn read(&mut self, offset: usize, into: &mut [u8]) -> usize;
+    /// Returns the bytes that the caller's buffer takes.
     fn limit(&self) -> usize;
-    /// Puts bytes into it at `offset`.
+    /// Puts bytes into the caller's buffer at `offset`.
     fn write(&mut self, offset: usize, bytes: &[u8]);
 }
 
@@ -43,9 +61,15 @@ pub struct Counters {
     pub handle_read: u64,
     /// Bytes read.
     pub nr_bytes_read: u64,
+    /// Writes.
+    pub handle_write: u64,
+    /// Bytes written.
+    pub nr_bytes_written: u64,
+    /// Requests to make something durable.
+    pub handle_fsync: u64,
     /// Status requests, by path or file.
     pub handle_stat: u64,
-    /// Folder lists.
+    /// Directory lists.
     pub handle_getdents: u64,
     /// Requests that were none.
     pub nr_bad_requests: u64,
@@ -53,43 +77,93 @@ pub struct Counters {
     pub nr_io_errors: u64,
 }
 
+/// A file that a peer has open.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) held: Held,
+    /// `OpenFlags::WRITE` was given.
+    pub(crate) writable: bool,
+    /// Type of the file, as `st_mode`.
+    kind: u16,
+}
+
 #[derive(Default)]
 struct State {
-    open: BTreeMap<(PeerKey, FileId), Inode>,
+    open: BTreeMap<(PeerKey, FileId), Arc<OpenFile>>,
     next: u64,
     counters: Counters,
 }
 
 /// S's logic over a mounted file system.
-pub struct Server<B> {
-    files: Ext4<B>,
+pub struct Server<D: Disk> {
+    pub(crate) files: Ext4<D>,
+    clock: Box<dyn Fn() -> Time + Send + core::marker::Sync>,
+    holds: Holds,
     state: Mutex<State>,
 }
 
-impl<B: BlockDevice> Server<B> {
-    /// Serves `files`.
-    pub fn new(files: Ext4<B>) -> Self {
+impl<D: Disk> Server<D> {
+    /// Serves `files`; `clock` gives the time since 1970.
+    pub fn new(files: Ext4<D>, clock: impl Fn() -> Time + Send + core::marker::Sync + 'static) -> Self {
         Self {
             files,
+            clock: Box::new(clock),
+            holds: Holds::default(),
             state: Mutex::new(State::default()),
         }
     }
 
-    /// What was counted.
+    /// Returns what was counted.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.state.lock().counters
     }
 
-    /// Closes everything that a lost peer had open.
+    /// Closes everything that a lost peer had open. [`Self::commit`] does what that entails.
     pub fn peer_lost(&self, peer: PeerKey) {
-        self.state.lock().open.retain(|(owner, _), _| *owner != peer);
+        let mut gone = Vec::new();
+        let mut state = self.state.lock();
+        let theirs = state.open.range((peer, FileId(0))..=(peer, FileId(u64::MAX)));
+        let theirs: Vec<_> = theirs.map(|(key, _)| *key).collect();
+        gone.extend(theirs.iter().filter_map(|key| state.open.remove(key)));
+        drop(state);
     }
 
-    /// Open files of all peers.
+    /// Returns the open files of all peers.
     #[must_use]
     pub fn open_files(&self) -> usize {
         self.state.lock().open.len()
+    }
+
+    /// Deletes files without names that nobody has open any more, and makes all changes until now durable. To be called
+    /// now and then: a program need not ask for it.
+    ///
+    /// # Errors
+    ///
+    /// The file system's failure.
+    pub async fn commit(&self) -> Result<(), Error> {
+        self.holds.release(&self.files, self.now()).await?;
+        Ok(self.files.sync(self.now()).await?)
+    }
+
+    /// Gives the file system back, for an unmount.
+    pub fn into_files(self) -> Ext4<D> {
+        self.files
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        (self.clock)()
+    }
+
+    pub(crate) fn walker(&self) -> Walker<'_, D> {
+        Walker {
+            files: &self.files,
+            holds: &self.holds,
+        }
+    }
+
+    pub(crate) fn count(&self, count: impl FnOnce(&mut Counters)) {
+        count(&mut self.state.lock().counters);
     }
 
     /// Answers one request; returns the length of the reply, which needs [`messages::MAX_MESSAGE`] bytes at most.
@@ -105,20 +179,31 @@ impl<B: BlockDevice> Server<B> {
             Ok(request) => request,
             Err(error) => {
                 log::warn!("peer {}: call {kind}: {error}", from.0);
-                self.state.lock().counters.nr_bad_requests += 1;
+                self.count(|counters| counters.nr_bad_requests += 1);
                 return put::<Close>(&Err(Errno::EPROTO), reply);
             }
         };
+        let len = self.answer(from, request, reply, bulk).await;
+        if let Err(error) = self.holds.release(&self.files, self.now()).await {
+            // A deletion that failed is finished by the next mount.
+            log::error!("a file that is not open any more is not deleted: {error}");
+        }
+        len
+    }
+
+    async fn answer(
+        &self,
+        from: PeerKey,
+        request: StorageRequest<'_>,
+        reply: &mut [u8],
+        bulk: &mut dyn Bulk,
+    ) -> usize {
         match request {
             StorageRequest::Open(open) => put::<Open>(&self.told(self.open(from, &open).await), reply),
             StorageRequest::Read(read) => put::<Read>(&self.told(self.read(from, &read, bulk).await), reply),
             StorageRequest::StatPath(stat) => put::<StatPath>(&self.told(self.stat(&stat).await), reply),
-            StorageRequest::StatFile(file) => {
-                self.state.lock().counters.handle_stat += 1;
-                put::<StatFile>(
-                    &self.file(from, file.file).map(|inode| self.files.stat(&inode)),
-                    reply,
-                )
+            StorageRequest::StatFile(ask) => {
+                put::<StatFile>(&self.told(self.stat_file(from, ask.file).await), reply)
             }
             StorageRequest::Getdents(ask) => {
                 let mut entries = vec![0; MAX_ENTRIES];
@@ -129,73 +214,200 @@ impl<B: BlockDevice> Server<B> {
                 Ok(target) => put::<Readlink>(&Path::new(&target).map_err(|_| Errno::EIO), reply),
                 Err(errno) => put::<Readlink>(&Err(errno), reply),
             },
-            StorageRequest::Close(file) => {
-                let closed = self.state.lock().open.remove(&(from, file.file));
-                put::<Close>(&closed.map(|_| ()).ok_or(Errno::EBADF), reply)
+            StorageRequest::Close(ask) => {
+                let closed = self.state.lock().open.remove(&(from, ask.file));
+                put::<Close>(&closed.map(drop).ok_or(Errno::EBADF), reply)
             }
+            StorageRequest::StatFs(()) => put::<StatFs>(&self.told(self.statfs().await), reply),
+            request => self.answer_change(from, request, reply, bulk).await,
         }
     }
 
-    /// What the peer is told; S's own troubles are logged.
+    /// Answers a request that changes something.
+    async fn answer_change(
+        &self,
+        from: PeerKey,
+        request: StorageRequest<'_>,
+        reply: &mut [u8],
+        bulk: &mut dyn Bulk,
+    ) -> usize {
+        match request {
+            StorageRequest::Write(ask) => put::<Write>(&self.told(self.write(from, &ask, bulk).await), reply),
+            StorageRequest::Truncate(ask) => {
+                put::<Truncate>(&self.told(self.truncate(from, &ask).await), reply)
+            }
+            StorageRequest::Allocate(ask) => {
+                put::<Allocate>(&self.told(self.allocate(from, &ask).await), reply)
+            }
+            StorageRequest::Fsync(ask) => put::<Fsync>(&self.told(self.fsync(from, ask.file).await), reply),
+            StorageRequest::Sync(()) => put::<Sync>(&self.told(self.sync_all().await), reply),
+            StorageRequest::Make(ask) => put::<Make>(&self.told(self.make(&ask).await), reply),
+            StorageRequest::Symlink(path) => {
+                put::<Symlink>(&self.told(self.symlink(path, bulk).await), reply)
+            }
+            StorageRequest::Link(ask) => put::<Link>(&self.told(self.link(&ask, bulk).await), reply),
+            StorageRequest::LinkFile(ask) => {
+                put::<LinkFile>(&self.told(self.link_file(from, ask.file, bulk).await), reply)
+            }
+            StorageRequest::Rename(ask) => put::<Rename>(&self.told(self.rename(&ask, bulk).await), reply),
+            StorageRequest::Remove(ask) => put::<Remove>(&self.told(self.remove(&ask).await), reply),
+            StorageRequest::SetPath(ask) => put::<SetPath>(&self.told(self.set_path(&ask).await), reply),
+            StorageRequest::SetFile(ask) => {
+                put::<SetFile>(&self.told(self.set_file(from, &ask).await), reply)
+            }
+            _ => put::<Close>(&Err(Errno::ENOSYS), reply),
+        }
+    }
+
+    /// Returns what the peer is told; S's own troubles are logged.
     fn told<T>(&self, result: Result<T, Error>) -> Result<T, Errno> {
         result.map_err(|error| {
             if !matches!(error, Error::Errno(_)) {
                 log::error!("{error}");
-                self.state.lock().counters.nr_io_errors += 1;
+                self.count(|counters| counters.nr_io_errors += 1);
             }
             error.errno()
         })
     }
 
-    fn file(&self, from: PeerKey, file: FileId) -> Result<Inode, Errno> {
+    /// Returns a peer's open file.
+    pub(crate) fn file(&self, from: PeerKey, file: FileId) -> Result<Arc<OpenFile>, Errno> {
         self.state
             .lock()
             .open
             .get(&(from, file))
-            .copied()
+            .cloned()
             .ok_or(Errno::EBADF)
     }
 
     async fn open(&self, from: PeerKey, request: &OpenRequest<'_>) -> Result<Opened, Error> {
-        self.state.lock().counters.handle_open += 1;
-        let follow = !request.flags.contains(OpenFlags::NOFOLLOW);
-        let inode = self.files.resolve(request.path.as_bytes(), follow).await?;
-        if request.flags.contains(OpenFlags::DIRECTORY) && !inode.is_dir() {
-            return Err(Errno::ENOTDIR.into());
-        }
-        if inode.is_symlink() {
-            return Err(Errno::ELOOP.into());
-        }
-        if request.flags.contains(OpenFlags::WRITE) {
-            return Err(if inode.is_dir() {
-                Errno::EISDIR
-            } else {
-                Errno::EROFS
-            }
-            .into());
-        }
-        let stat = self.files.stat(&inode);
-        let mut state = self.state.lock();
-        let theirs = state
-            .open
-            .range((from, FileId(0))..=(from, FileId(u64::MAX)))
-            .count();
-        if theirs >= MAX_OPEN {
+        self.count(|counters| counters.handle_open += 1);
+        if self.opened_by(from) >= MAX_OPEN {
             return Err(Errno::EMFILE.into());
         }
+        let flags = request.flags;
+        let node = if flags.contains(OpenFlags::UNNAMED) {
+            self.make_unnamed(request).await?
+        } else {
+            self.open_or_make(request).await?
+        };
+        let writable = flags.contains(OpenFlags::WRITE);
+        let regular = is(&node.stat, REGULAR);
+        let mut stat = node.stat;
+        if writable && regular && flags.contains(OpenFlags::TRUNCATE) {
+            let inode = node.held.inode();
+            self.files.truncate(inode, 0, self.now()).await?;
+            stat = self.files.stat(inode).await?;
+        }
+        self.enter(from, node, writable, &stat)
+    }
+
+    fn opened_by(&self, peer: PeerKey) -> usize {
+        let state = self.state.lock();
+        state
+            .open
+            .range((peer, FileId(0))..=(peer, FileId(u64::MAX)))
+            .count()
+    }
+
+    /// Adds an open file to the table.
+    fn enter(&self, from: PeerKey, node: Node, writable: bool, stat: &ext4::Stat) -> Result<Opened, Error> {
+        let opened = OpenFile {
+            held: node.held,
+            writable,
+            kind: stat.mode & convert::TYPE_MASK,
+        };
+        let mut state = self.state.lock();
         state.next += 1;
         let file = FileId(state.next);
-        state.open.insert((from, file), inode);
+        state.open.insert((from, file), Arc::new(opened));
+        let stat = convert::stat(stat, self.files.block_size());
         Ok(Opened { file, stat })
     }
 
-    async fn read(&self, from: PeerKey, request: &ReadRequest, bulk: &mut dyn Bulk) -> Result<u32, Error> {
-        let inode = self.file(from, request.file)?;
-        if inode.is_dir() {
+    /// Finds what a path names, or makes a file.
+    async fn open_or_make(&self, request: &OpenRequest<'_>) -> Result<Node, Error> {
+        let flags = request.flags;
+        let exclusive = flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUSIVE);
+        let follow = !exclusive && !flags.contains(OpenFlags::NOFOLLOW);
+        let walker = self.walker();
+        for _ in 0..ATTEMPTS {
+            let found = walker.find(request.path.as_bytes(), follow).await?;
+            if found.node.is_some() && exclusive {
+                return Err(Errno::EEXIST.into());
+            }
+            let (Some(dir), None) = (&found.dir, &found.node) else {
+                let node = found.existing()?;
+                return self.check_open(node, flags);
+            };
+            if !flags.contains(OpenFlags::CREATE) {
+                return Err(Errno::ENOENT.into());
+            }
+            if found.slash {
+                return Err(Errno::EISDIR.into());
+            }
+            let made = self
+                .files
+                .create(dir.held.inode(), &found.name, self.new_node(request.mode))
+                .await;
+            match made.map_err(Error::from) {
+                Err(Error::Errno(Errno::EEXIST)) if !exclusive => continue,
+                made => made?,
+            };
+            match walker.step(dir, &found.name).await {
+                // Somebody has removed it already.
+                Err(Error::Errno(Errno::ENOENT)) => {}
+                opened => return opened,
+            }
+        }
+        Err(Errno::EAGAIN.into())
+    }
+
+    /// Checks that what a path names may be opened so.
+    fn check_open(&self, node: Node, flags: OpenFlags) -> Result<Node, Error> {
+        if node.is_symlink() {
+            return Err(Errno::ELOOP.into());
+        }
+        if node.is_dir() && flags.intersects(OpenFlags::WRITE | OpenFlags::CREATE) {
             return Err(Errno::EISDIR.into());
         }
-        if !inode.is_file() {
-            return Err(Errno::EINVAL.into());
+        if !node.is_dir() && flags.contains(OpenFlags::DIRECTORY) {
+            return Err(Errno::ENOTDIR.into());
+        }
+        let changes = flags.contains(OpenFlags::WRITE) && is(&node.stat, REGULAR);
+        if changes && self.files.is_read_only() {
+            return Err(Errno::EROFS.into());
+        }
+        Ok(node)
+    }
+
+    async fn make_unnamed(&self, request: &OpenRequest<'_>) -> Result<Node, Error> {
+        let dir = self.walker().existing(request.path.as_bytes(), true).await?;
+        if !dir.is_dir() {
+            return Err(Errno::ENOTDIR.into());
+        }
+        let new = self.new_node(request.mode);
+        let inode = self.files.create_unnamed(dir.held.inode(), new).await?;
+        let held = self.holds.take(inode);
+        let stat = self.files.stat(inode).await?;
+        Ok(Node { held, stat })
+    }
+
+    /// Returns what a new inode begins with; its type is the maker's to add.
+    pub(crate) fn new_node(&self, mode: u32) -> NewNode {
+        NewNode {
+            // The low twelve bits are permissions.
+            mode: u16::try_from(mode & 0o7777).unwrap_or(0),
+            uid: 0,
+            gid: 0,
+            now: self.now(),
+        }
+    }
+
+    async fn read(&self, from: PeerKey, request: &ReadRequest, bulk: &mut dyn Bulk) -> Result<u32, Error> {
+        let file = self.file(from, request.file)?;
+        if file.kind == DIRECTORY {
+            return Err(Errno::EISDIR.into());
         }
         let len = bulk
             .limit()
@@ -207,49 +419,54 @@ impl<B: BlockDevice> Server<B> {
                 break;
             };
             let want = piece.len().min(len - done);
-            let got = self.files.read(&inode, at, &mut piece[..want]).await?;
+            let got = self.files.read(file.held.inode(), at, &mut piece[..want]).await?;
             bulk.write(done, &piece[..got]);
             done += got;
             if got < want {
                 break;
             }
         }
-        let counters = &mut self.state.lock().counters;
-        counters.handle_read += 1;
-        counters.nr_bytes_read += done as u64;
+        self.count(|counters| {
+            counters.handle_read += 1;
+            counters.nr_bytes_read += done as u64;
+        });
         Ok(u32::try_from(done).expect("at most what was asked for"))
     }
 
-    async fn stat(&self, request: &StatRequest<'_>) -> Result<Stat, Error> {
-        self.state.lock().counters.handle_stat += 1;
-        let inode = self
-            .files
-            .resolve(request.path.as_bytes(), request.follow)
+    async fn stat(&self, request: &StatRequest<'_>) -> Result<messages::storage::Stat, Error> {
+        self.count(|counters| counters.handle_stat += 1);
+        let node = self
+            .walker()
+            .existing(request.path.as_bytes(), request.follow)
             .await?;
-        Ok(self.files.stat(&inode))
+        Ok(convert::stat(&node.stat, self.files.block_size()))
+    }
+
+    async fn stat_file(&self, from: PeerKey, file: FileId) -> Result<messages::storage::Stat, Error> {
+        self.count(|counters| counters.handle_stat += 1);
+        let file = self.file(from, file)?;
+        let stat = self.files.stat(file.held.inode()).await?;
+        Ok(convert::stat(&stat, self.files.block_size()))
     }
 
     async fn readlink(&self, path: Path<'_>) -> Result<Vec<u8>, Error> {
-        let inode = self.files.resolve(path.as_bytes(), false).await?;
-        self.files.link_target(&inode).await
+        let node = self.walker().existing(path.as_bytes(), false).await?;
+        Ok(self.files.read_link(node.held.inode()).await?)
     }
 
-    /// Encodes as many entries as fit; none at the folder's end. EINVAL when not even one fits.
+    /// Encodes as many entries as fit; none at the directory's end. EINVAL when not even one fits.
     async fn getdents(&self, from: PeerKey, ask: &GetdentsRequest, into: &mut [u8]) -> Result<usize, Error> {
-        self.state.lock().counters.handle_getdents += 1;
-        let folder = self.file(from, ask.file)?;
-        if !folder.is_dir() {
-            return Err(Errno::ENOTDIR.into());
-        }
+        self.count(|counters| counters.handle_getdents += 1);
+        let dir = self.file(from, ask.file)?;
         let max = into.len().min(usize::try_from(ask.max).unwrap_or(usize::MAX));
         let mut writer = Writer::new(&mut into[..max]);
         let mut position = ask.position;
-        while let Some((entries, next)) = self.files.entries(&folder, position).await? {
+        while let Some((entries, next)) = self.files.entries(dir.held.inode(), position).await? {
             for entry in &entries {
                 let wire = Entry {
                     inode: entry.inode.into(),
                     next: entry.next,
-                    kind: entry.kind,
+                    kind: convert::entry_type(entry.kind),
                     name: &entry.name,
                 };
                 if wire.put(&mut writer).is_err() {
@@ -263,6 +480,20 @@ impl<B: BlockDevice> Server<B> {
             position = next;
         }
         Ok(writer.len())
+    }
+
+    async fn statfs(&self) -> Result<messages::storage::Statfs, Error> {
+        let sizes = self.files.statfs().await?;
+        Ok(messages::storage::Statfs {
+            block_size: sizes.block_size,
+            blocks: sizes.blocks,
+            free: sizes.free,
+            available: sizes.available,
+            inodes: sizes.inodes.into(),
+            free_inodes: sizes.free_inodes.into(),
+            id: u64::from_le_bytes(core::array::from_fn(|at| sizes.uuid[at] ^ sizes.uuid[at + 8])),
+            read_only: self.files.is_read_only(),
+        })
     }
 }
 

@@ -1,22 +1,24 @@
-//! What S is made of on the machine: a virtio disk, and an ear for its readers.
+//! What S is made of on the machine: a virtio disk, and an ear for those who use its files.
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
 
+use ext4::{DiskError, Errno, Ext4, Options, Time};
 use fit::{Config, Domains, Exchange, LostCause, PeerId, Role};
-use libos::virtio::{self, Disk};
+use futures_util::future::try_join_all;
+use hal::Duration;
+use libos::virtio::{self, Disk, MAX_TRANSFER, SECTOR};
 use libos::{Boot, CommandLine, Exit};
 use node::{Error, Fit, Node};
-use spin::Mutex;
-use storage::{BlockDevice, Bulk, DiskError, Ext4, PeerKey};
+use storage::{Bulk, PeerKey};
 
-/// Bytes of a sector, the unit of a virtio disk.
-const SECTOR: usize = 512;
-/// The longest read that the disk is asked for at once.
-const PIECE: usize = 64 << 10;
-/// The longest piece of a file that goes into one reply.
+/// The longest piece of a file that one call carries.
 const BULK: u32 = 64 << 10;
+/// Requests that are answered at a time: one that waits for the disk holds none of the others up.
+const WORKERS: u16 = 8;
+/// The time after which a change is made durable that nobody asked to be (as Linux's `commit=`).
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// S's main task.
 pub(crate) async fn main(boot: Boot) -> Exit {
@@ -24,69 +26,139 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 }
 
 async fn run(line: &CommandLine) -> Result<(), Error> {
+    let clock = clock(line)?;
     let disk = virtio::disks()?.into_iter().next();
-    let disk = VirtioDisk(Mutex::new(
-        disk.ok_or_else(|| Error::Role("no virtio disk in this machine".into()))?,
-    ));
-    let files = Ext4::mount(disk)
-        .await
-        .map_err(|error| Error::Role(format!("the disk: {error}")))?;
-    log::info!("ext4 mounted, blocks of {} bytes", files.block_size());
+    let disk = disk.ok_or_else(|| Error::Role("no virtio disk in this machine".into()))?;
+    let files = mount(Box::leak(Box::new(disk)), clock()).await?;
     let config = Config {
         message_version: messages::VERSION,
         bulk_size: BULK,
         domains: Domains::PerPeer,
+        workers: WORKERS,
         ..Config::default()
     };
     let node = Node::start(Role::Storage, line, config).await?;
     let server: &'static Server = Box::leak(Box::new(Server {
-        files: storage::Server::new(files),
+        files: storage::Server::new(files, clock),
         fit: node.fit.clone(),
     }));
+    libos::spawn(server.keep()).detach();
     node.serve(server);
     node.join();
     core::future::pending().await
 }
 
-/// The disk. Its driver polls, so that one read is at work at a time.
-struct VirtioDisk(Mutex<Disk>);
-
-impl BlockDevice for VirtioDisk {
-    async fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        let failed = DiskError {
-            offset,
-            len: into.len(),
-        };
-        let mut done = 0;
-        while done < into.len() {
-            let at = offset.checked_add(done as u64).ok_or(failed)?;
-            let at = usize::try_from(at).map_err(|_| failed)?;
-            let skip = at % SECTOR;
-            let count = (into.len() - done).min(PIECE - skip);
-            let len = (skip + count).next_multiple_of(SECTOR);
-            let sector = at / SECTOR;
-            let mut piece = vec![0; len];
-            self.0.lock().read_blocks(sector, &mut piece).map_err(|error| {
-                log::error!("disk: {len} bytes at sector {sector}: {error}");
-                failed
-            })?;
-            into[done..done + count].copy_from_slice(&piece[skip..skip + count]);
-            done += count;
+/// Returns the time since 1970; `clock=` on the command line gives the seconds at the start.
+fn clock(line: &CommandLine) -> Result<impl Fn() -> Time + Copy + Send + Sync + 'static, Error> {
+    let start = line.parsed::<u64>("clock")?.unwrap_or(0);
+    let begun = libos::now();
+    Ok(move || {
+        let passed = libos::now().since(begun);
+        Time {
+            seconds: start.saturating_add(passed.as_secs()).cast_signed(),
+            nanos: passed.subsec_nanos(),
         }
-        Ok(())
+    })
+}
+
+/// Mounts the disk's file system: to be written, unless the disk or the file system can't be.
+async fn mount(disk: &'static Disk, now: Time) -> Result<Ext4<VirtioDisk>, Error> {
+    let failed = |error: ext4::Error| Error::Role(format!("the disk: {error}"));
+    let options = Options {
+        read_only: disk.read_only(),
+        now,
+    };
+    let files = match Ext4::mount(VirtioDisk(disk), options).await {
+        Err(ext4::Error::Errno(Errno::EROFS)) => {
+            log::warn!("the file system has no journal: it is not written");
+            let options = Options {
+                read_only: true,
+                ..options
+            };
+            Ext4::mount(VirtioDisk(disk), options).await.map_err(failed)?
+        }
+        mounted => mounted.map_err(failed)?,
+    };
+    let how = if files.is_read_only() {
+        "read-only"
+    } else {
+        "read-write"
+    };
+    log::info!("ext4 mounted {how}, blocks of {} bytes", files.block_size());
+    Ok(files)
+}
+
+/// The disk as the file system sees it: requests of any length, cut into those that the device takes.
+#[derive(Clone, Copy)]
+struct VirtioDisk(&'static Disk);
+
+/// Cuts a request into `(offset in it, sector, length)`.
+fn cut(offset: u64, len: usize) -> impl Iterator<Item = (usize, u64, usize)> {
+    (0..len).step_by(MAX_TRANSFER).map(move |at| {
+        let sector = offset.saturating_add(at as u64) / SECTOR as u64;
+        (at, sector, (len - at).min(MAX_TRANSFER))
+    })
+}
+
+fn failed(offset: u64) -> impl Fn(virtio::DiskError) -> DiskError {
+    move |error| {
+        log::error!("{error}");
+        DiskError { offset }
     }
 }
 
-/// Answers the readers.
+impl ext4::Disk for VirtioDisk {
+    async fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        let parts = cut(offset, into.len()).zip(into.chunks_mut(MAX_TRANSFER));
+        let reads = parts.map(|((_, sector, _), part)| self.0.read(sector, part));
+        try_join_all(reads).await.map(drop).map_err(failed(offset))
+    }
+
+    async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        let parts = cut(offset, bytes.len());
+        let writes = parts.map(|(at, sector, len)| self.0.write(sector, &bytes[at..at + len]));
+        try_join_all(writes).await.map(drop).map_err(failed(offset))
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
+        self.0.flush().await.map_err(failed(0))
+    }
+}
+
+/// Answers the peers.
 struct Server {
     files: storage::Server<VirtioDisk>,
     fit: Fit,
 }
 
-/// The caller's buffer, through FIT.
+impl Server {
+    /// Makes changes durable now and then.
+    async fn keep(&self) {
+        let mut told = None;
+        loop {
+            libos::sleep(COMMIT_INTERVAL).await;
+            let failed = self.files.commit().await.err();
+            // Once the log has failed nothing can be changed any more, and whoever tries is told.
+            if let Some(error) = failed.filter(|_| failed != told) {
+                log::error!("changes can't be made durable: {error}");
+            }
+            told = failed;
+        }
+    }
+}
+
+/// A call's bulk, through FIT.
 struct FitBulk<'a>(&'a mut dyn Exchange);
 
 impl Bulk for FitBulk<'_> {
+    fn len(&self) -> usize {
+        self.0.bulk_len()
+    }
+
+    fn read(&mut self, offset: usize, into: &mut [u8]) -> usize {
+        self.0.read_bulk(offset, into)
+    }
+
     fn limit(&self) -> usize {
         self.0.bulk_limit()
     }

@@ -128,18 +128,60 @@ pub(crate) async fn a_device_interrupts() -> Outcome {
     Ok(())
 }
 
-/// The runner fills the disk by a rule.
-pub(crate) fn a_disk_is_read() -> Outcome {
+/// The runner fills the disk by a rule. More reads are made at a time than the driver has buffers for.
+pub(crate) async fn a_disk_works() -> Outcome {
     let disks = virtio::disks().map_err(|error| format!("{error}"))?;
-    let Some(mut disk) = disks.into_iter().next() else {
+    let Some(disk) = disks.into_iter().next() else {
         return Ok(());
     };
+    let disk = &*alloc::boxed::Box::leak(alloc::boxed::Box::new(disk));
+    let reads: Vec<_> = (0..40).map(|_| libos::spawn(read_two_sectors(disk))).collect();
+    for read in reads {
+        read.await?;
+    }
+    // A read that is given up leaves the disk as it was.
+    drop(libos::spawn(read_two_sectors(disk)));
+    read_two_sectors(disk).await?;
+    let beyond = disk.read(disk.sectors(), &mut [0; 512]).await;
+    check!(
+        matches!(beyond, Err(virtio::DiskError::Refused { .. })),
+        "{beyond:?}"
+    );
+    a_disk_is_written(disk).await
+}
+
+async fn read_two_sectors(disk: &virtio::Disk) -> Outcome {
     let mut sectors = [0; 1024];
-    disk.read_blocks(1, &mut sectors)
+    disk.read(1, &mut sectors)
+        .await
         .map_err(|error| format!("{error}"))?;
     for (at, byte) in sectors.iter().enumerate() {
         let expected = (at + 512) / 7 % 251;
         check!(usize::from(*byte) == expected, "at {at}");
+    }
+    Ok(())
+}
+
+/// What is written and flushed is read back, by many tasks at a time; the sectors lie behind those of the rule.
+async fn a_disk_is_written(disk: &'static virtio::Disk) -> Outcome {
+    let tasks: Vec<_> = (0..24)
+        .map(|task| libos::spawn(write_and_read(disk, task)))
+        .collect();
+    for task in tasks {
+        task.await?;
+    }
+    disk.flush().await.map_err(|error| format!("{error}"))
+}
+
+async fn write_and_read(disk: &virtio::Disk, task: u8) -> Outcome {
+    let failed = |error: virtio::DiskError| format!("{error}");
+    let sector = 64 + 16 * u64::from(task);
+    for round in 0..20_u8 {
+        let written = [task ^ round; 8192];
+        disk.write(sector, &written).await.map_err(failed)?;
+        let mut read = [0; 8192];
+        disk.read(sector, &mut read).await.map_err(failed)?;
+        check!(read == written, "task {task}, round {round}");
     }
     Ok(())
 }

@@ -150,6 +150,10 @@ fn devices_work() {
         b"",
     );
     assert_all_pass(&run);
+    let written = std::fs::read(&disk).expect("the disk is read");
+    for (task, bytes) in (0..24).zip(written[64 * 512..].chunks(8192)) {
+        assert!(bytes.iter().all(|&byte| byte == task ^ 19), "task {task}");
+    }
     let output = reader.join().expect("the reader ends");
     assert!(output.starts_with(b"hello there\nxxx"));
     assert_eq!(output.len(), b"hello there\n".len() + (1 << 20));

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Component, Path, PathBuf};
@@ -244,32 +245,32 @@ fn same_times(original: &Metadata, copy: &Path) -> Result<()> {
     times().with_context(|| format!("can't set the times of {}", copy.display()))
 }
 
-/// Makes the file system.
-pub(crate) fn make(staged: &Path, image: &Path) -> Result<()> {
+/// Inodes of a new file system besides those in use.
+const SPARE_INODES: u64 = 16_384;
+/// MiB of the journal: what S keeps of it in its memory is bounded by this.
+const JOURNAL: &str = "size=16";
+
+/// Makes the file system, with `room` bytes to spare.
+pub(crate) fn make(staged: &Path, image: &Path, room: u64) -> Result<()> {
     let mke2fs = need(
         "mke2fs",
         "`apt-get install e2fsprogs`, or your system's package of that name",
     )?;
     let (bytes, files) = measure(staged)?;
-    // A quarter for the file system's own, and some.
-    let kib = (bytes + bytes / 4) / 1024 + files + 8192;
+    // An eighth for the tables of the file system, and some for the journal.
+    let kib = (bytes + bytes / 8 + room) / 1024 + files + 32_768;
+    // A larger image that is there would keep its length.
+    match fs::remove_file(image) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't replace {}", image.display()));
+        }
+        _ => {}
+    }
     step(&format!("Making S's disk: {} MiB", kib / 1024), || {
         let mut command = Command::new(mke2fs);
-        command.args([
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-b",
-            "4096",
-            "-m",
-            "0",
-            "-O",
-            "^has_journal",
-            "-L",
-            "tessera",
-        ]);
-        command.arg("-N").arg((files + 64).to_string());
+        command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "tessera"]);
+        command.args(["-J", JOURNAL, "-E", "root_owner=0:0"]);
+        command.arg("-N").arg((files + SPARE_INODES).to_string());
         command.arg("-d").arg(staged).arg(image).arg(format!("{kib}k"));
         quiet(&mut command)?;
         Ok(())

@@ -1,12 +1,13 @@
 //! `run`: a cluster in QEMU, and a program on it.
 //!
-//! * [`disk`]: S's disk. * [`vm`]: QEMU's.
+//! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
 
 mod cluster;
 mod demo;
 mod disk;
+mod drive;
 mod report;
 mod root;
 mod vm;
@@ -25,6 +26,7 @@ use self::cluster::{Cluster, End, Limits};
 pub(crate) use self::demo::measured_peak as sort_peak;
 use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox, word_lists};
+use self::drive::{Drive, DriveArgs};
 use self::report::Report;
 use self::root::Root;
 use self::vm::{Vm, names};
@@ -75,6 +77,8 @@ pub(crate) struct Args {
     /// Adds Debian packages, and what they depend on, to the root file system
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', requires = "root")]
     packages: Vec<String>,
+    #[command(flatten)]
+    drive: DriveArgs,
     /// Sets a variable in the program's environment (repeatable)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<OsString>,
@@ -214,6 +218,13 @@ impl Args {
 
     fn run_in(&self, folder: &Path) -> Result<u8> {
         let parts = Parts::obtain()?;
+        let drive = self
+            .drive
+            .drive(folder, self.root.is_some() || !self.add.is_empty())?;
+        ensure!(
+            drive.make || !self.program.is_empty(),
+            "a disk that exists needs a program to run: give it after `--`"
+        );
         let staged = folder.join("disk");
         let root = self
             .root
@@ -224,13 +235,17 @@ impl Args {
             root.is_none() || !self.program.is_empty(),
             "--root needs a program to run: give it after `--`"
         );
-        disk::stage(&staged, root.as_deref(), &self.add)?;
+        if drive.make {
+            disk::stage(&staged, root.as_deref(), &self.add)?;
+        }
         let native = if self.program.is_empty() {
             Some(demo::run_here(&staged, &self.environment()?)?)
         } else {
             None
         };
-        disk::make(&staged, &names::disk(folder))?;
+        if drive.make {
+            disk::make(&staged, &drive.file, drive.room)?;
+        }
         let pcache = self
             .pcache
             .unwrap_or_else(|| native.as_ref().map_or(8 << 20, |run| demo::cache_size(run.peak)));
@@ -243,7 +258,7 @@ impl Args {
             ));
         }
         bed::handle_signals()?;
-        let (end, report) = self.cluster(&parts, folder, pcache, native.as_ref())?;
+        let (end, report) = self.cluster(&parts, folder, &drive, pcache, native.as_ref())?;
         match end {
             End::Interrupted => Ok(INTERRUPTED_STATUS),
             End::OutputClosed => Ok(OUTPUT_CLOSED_STATUS),
@@ -256,6 +271,7 @@ impl Args {
         &self,
         parts: &Parts,
         folder: &Path,
+        drive: &Drive,
         pcache: u64,
         native: Option<&Native>,
     ) -> Result<(End, Report)> {
@@ -280,7 +296,7 @@ impl Args {
             .map(|file| [OsStr::new("--trace"), file.as_os_str()]);
         let options = trace.as_ref().map_or(&[][..], |words| words);
         let (server, _) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", options)?;
-        let vms = self.vms(parts, folder, pcache)?;
+        let vms = self.vms(parts, folder, drive, pcache)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder)?;
         let _input = if native.is_some() {
@@ -321,7 +337,13 @@ impl Args {
         Ok(code)
     }
 
-    fn vms<'a>(&'a self, parts: &Parts, folder: &'a Path, pcache: u64) -> Result<Vec<Vm<'a>>> {
+    fn vms<'a>(
+        &'a self,
+        parts: &Parts,
+        folder: &'a Path,
+        drive: &'a Drive,
+        pcache: u64,
+    ) -> Result<Vec<Vm<'a>>> {
         let key = random_key()?;
         let vm = |role: Role| {
             let (memory, cpus) = match role {
@@ -344,6 +366,7 @@ impl Args {
                 cpus,
                 plugin: plugin::of_node(&self.plugin, role.name()),
                 folder,
+                drive,
             })
         };
         Role::ALL.into_iter().map(vm).collect()
@@ -360,6 +383,10 @@ impl Args {
         for extra in self.boot.iter().filter(|extra| extra.is_for(role)) {
             extra.add_to(&mut line);
         }
+        if role != Role::Memory {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            line.option("clock", now.unwrap_or_default().as_secs().to_string());
+        }
         if role == Role::Processor {
             line.option("pcache", pcache.to_string());
             line.option("ways", self.ways.to_string());
@@ -367,8 +394,6 @@ impl Args {
                 line.flag("strace");
             }
             line.option("cwd", "/");
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            line.option("clock", now.unwrap_or_default().as_secs().to_string());
             for variable in default_environment()
                 .map(OsString::from)
                 .into_iter()

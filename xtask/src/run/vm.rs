@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::drive::Drive;
 use crate::bed::machine::{Machine, file_chardev};
 use crate::bed::{log, socket};
 use crate::build_image::Role;
@@ -22,8 +23,10 @@ pub(crate) struct Vm<'a> {
     pub(crate) cpus: u32,
     /// A plugin for its TCG.
     pub(crate) plugin: Option<&'a str>,
-    /// The folder of the run, with sockets, consoles and disk.
+    /// The folder of the run, with sockets and consoles.
     pub(crate) folder: &'a Path,
+    /// S's disk.
+    pub(crate) drive: &'a Drive,
 }
 
 /// Files of a run, by the names that the server, the VMs and we agree on.
@@ -43,7 +46,7 @@ pub(crate) mod names {
         folder.join("stdin")
     }
 
-    /// S's disk.
+    /// S's disk, if it does not outlive the run.
     pub(crate) fn disk(folder: &Path) -> PathBuf {
         folder.join("disk.img")
     }
@@ -65,7 +68,7 @@ impl Vm<'_> {
         let mut command = machine.image_command(qemu, &log(self.folder, self.role.name()));
         match self.role {
             Role::Processor => self.consoles(&mut command),
-            Role::Storage => self.disk(&mut command),
+            Role::Storage => self.drive.add_to(&mut command),
             Role::Memory => {}
         }
         command
@@ -85,14 +88,5 @@ impl Vm<'_> {
                 &format!("virtserialport,nr=1,chardev={id},bus=bus-{id}.0"),
             ]);
         }
-    }
-
-    fn disk(&self, command: &mut Command) {
-        let node = serde_json::json!({
-            "driver": "raw", "node-name": "disk", "read-only": true,
-            "file": { "driver": "file", "filename": names::disk(self.folder).display().to_string(), "read-only": true },
-        });
-        command.arg("-blockdev").arg(node.to_string());
-        command.args(["-device", "virtio-blk-pci,drive=disk,addr=0x10,disable-legacy=on"]);
     }
 }

@@ -1,12 +1,14 @@
 //! Files of S that programs map: their pages, read when they are touched and shared by all mappings.
 //!
 //! The pages are an object, as those of shared memory, mapped at addresses of the kernel's space by which
-//! they are filled. A program's mapping shares them copy-on-write. Files of S do not change.
+//! they are filled. A program's mapping shares them copy-on-write. What this node's programs change of a file is
+//! changed in its pages, too ([`crate::storage`]).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use messages::PAGE_SIZE;
 use messages::storage::FileId;
@@ -34,15 +36,23 @@ pub struct FilePages {
     open: Arc<OpenFile>,
     id: FileId,
     inode: u64,
-    /// The first address in the kernel's space, and the length: that of the file, in whole pages.
-    start: u64,
-    len: u64,
+    region: Mutex<Region>,
+    /// The file's size; pages behind it are not to be reached.
+    size: AtomicU64,
     object: Arc<Object>,
     /// A bit for each page whose bytes have come. A slot alone says nothing: it is there before them.
     here: Mutex<Vec<u64>>,
     /// Passed by who brings pages.
     gate: Gate,
     closing: Arc<Closing>,
+}
+
+/// Addresses in the kernel's space, at which the pages are filled.
+#[derive(Clone, Copy, Debug)]
+struct Region {
+    start: u64,
+    /// In whole pages.
+    len: u64,
 }
 
 impl FilePages {
@@ -67,7 +77,12 @@ impl FilePages {
 
     /// Returns how many pages the file has.
     pub(super) fn count(&self) -> u64 {
-        self.len / PAGE_SIZE
+        let size = self.size.load(Ordering::Acquire);
+        size.min(self.region().len).div_ceil(PAGE_SIZE)
+    }
+
+    fn region(&self) -> Region {
+        *self.region.lock()
     }
 
     fn arrived(&self, page: u64) {
@@ -81,9 +96,99 @@ impl FilePages {
     }
 }
 
+impl FilePages {
+    /// Puts bytes that S has stored into those pages that are here.
+    pub(crate) async fn update<N: Node>(
+        &self,
+        space: &Space<'static, N>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let _pass = self.gate.pass().await;
+        let end = offset.saturating_add(bytes.len() as u64);
+        self.size.fetch_max(end, Ordering::AcqRel);
+        let parts = |at: u64| {
+            let from = usize::try_from(at - offset).unwrap_or(usize::MAX);
+            bytes.get(from..).unwrap_or_default()
+        };
+        self.each_page(space, offset, end, |at, len| &parts(at)[..len])
+            .await
+    }
+
+    /// Overwrites a range with zeroes in those pages that are here.
+    pub(crate) async fn clear<N: Node>(&self, space: &Space<'static, N>, from: u64, to: u64) -> Result<()> {
+        let _pass = self.gate.pass().await;
+        self.each_page(space, from, to, |_, len| &ZEROES[..len]).await
+    }
+
+    /// Takes over a new size. What lies behind it reads as zeroes if the file grows again.
+    pub(crate) async fn resize<N: Node>(&self, space: &Space<'static, N>, size: u64) -> Result<()> {
+        let _pass = self.gate.pass().await;
+        self.size.store(size, Ordering::Release);
+        self.each_page(space, size, u64::MAX, |_, len| &ZEROES[..len])
+            .await
+    }
+
+    /// Writes to the pages of a range that are here. Called by who has passed the gate.
+    async fn each_page<'a, N: Node>(
+        &self,
+        space: &Space<'static, N>,
+        from: u64,
+        to: u64,
+        bytes: impl Fn(u64, usize) -> &'a [u8],
+    ) -> Result<()> {
+        let Region { start, len } = self.region();
+        let (mut at, to) = (from, to.min(len));
+        while at < to {
+            let end = (at / PAGE_SIZE + 1) * PAGE_SIZE;
+            let count = usize::try_from(end.min(to) - at).unwrap_or(0);
+            if self.slot(at / PAGE_SIZE).is_some() {
+                space.write(start + at, bytes(at, count)).await?;
+            } else {
+                space.breathe().await;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Makes room for a file that has grown. Called by who has not passed the gate.
+    async fn grow<N: Node>(&self, space: &Space<'static, N>, size: u64) -> Result<()> {
+        let _pass = self.gate.pass().await;
+        self.size.fetch_max(size, Ordering::AcqRel);
+        let had = self.region();
+        if size <= had.len {
+            return Ok(());
+        }
+        let len = region_len(size.max(had.len.saturating_mul(2)))?;
+        let _change = space.change().await;
+        let start = space
+            .remap(had.start..had.start + had.len, len, true, None)
+            .await?;
+        *self.region.lock() = Region { start, len };
+        self.here.lock().resize(words(len)?, 0);
+        Ok(())
+    }
+}
+
+/// A page of zeroes.
+static ZEROES: [u8; 4096] = [0; 4096];
+
+/// Returns the length of the region for a file: whole pages, at least one.
+fn region_len(size: u64) -> Result<u64> {
+    let len = size.max(1).checked_next_multiple_of(PAGE_SIZE);
+    len.ok_or_else(|| errno::ENOMEM.into())
+}
+
+/// Returns the words of bits for the pages of a region.
+fn words(len: u64) -> Result<usize> {
+    usize::try_from((len / PAGE_SIZE).div_ceil(64)).map_err(|_| errno::ENOMEM.into())
+}
+
 impl Drop for FilePages {
     fn drop(&mut self) {
-        self.closing.add_region(self.start, self.len);
+        let Region { start, len } = *self.region.get_mut();
+        self.closing.add_region(start, len);
     }
 }
 
@@ -96,8 +201,20 @@ pub(crate) struct FileCache {
 
 impl FileCache {
     fn get(&mut self, inode: u64) -> Option<Arc<FilePages>> {
-        let file = self.files.get(&inode)?.upgrade()?;
+        let file = self.known(inode)?;
         self.keep(&file);
+        Some(file)
+    }
+
+    /// Returns the pages of a file, if it has some.
+    pub(crate) fn known(&self, inode: u64) -> Option<Arc<FilePages>> {
+        self.files.get(&inode)?.upgrade()
+    }
+
+    /// Keeps the pages of a file no longer than they are mapped; returns them for the caller to drop.
+    pub(crate) fn forget(&mut self, inode: u64) -> Option<Arc<FilePages>> {
+        let file = self.known(inode)?;
+        self.recent.retain(|other| !Arc::ptr_eq(other, &file));
         Some(file)
     }
 
@@ -138,14 +255,13 @@ pub(crate) async fn pages_of<N: Node>(
     size: u64,
 ) -> Result<Arc<FilePages>> {
     let kernel = node.kernel();
-    if let Some(known) = kernel.file_cache.lock().get(inode) {
+    let space = kernel.tmpfs().space();
+    let known = kernel.file_cache.lock().get(inode);
+    if let Some(known) = known {
+        known.grow(space, size).await?;
         return Ok(known);
     }
-    let space = kernel.tmpfs().space();
-    let len = size
-        .max(1)
-        .checked_next_multiple_of(PAGE_SIZE)
-        .ok_or(errno::ENOMEM)?;
+    let len = region_len(size)?;
     let object = Arc::new(Object::default());
     let mut vma = Vma::anonymous(Rights::READ | Rights::WRITE);
     vma.flags |= VmaFlags::NORESERVE;
@@ -154,15 +270,14 @@ pub(crate) async fn pages_of<N: Node>(
         let _change = space.change().await;
         space.map(Place::Wish(0), len, vma).await?
     };
-    let words = usize::try_from((len / PAGE_SIZE).div_ceil(64)).map_err(|_| errno::ENOMEM)?;
     let file = Arc::new(FilePages {
         open,
         id,
         inode,
-        start,
-        len,
+        region: Mutex::new(Region { start, len }),
+        size: AtomicU64::new(size),
         object,
-        here: Mutex::new(vec![0; words]),
+        here: Mutex::new(vec![0; words(len)?]),
         gate: Gate::default(),
         closing: kernel.closing.clone(),
     });
@@ -187,12 +302,13 @@ pub(super) async fn bring<N: Node>(
         return Ok(());
     }
     let offset = page * PAGE_SIZE;
-    let left = usize::try_from(file.len.saturating_sub(offset)).map_or(PIECE, |left| left.min(PIECE));
+    let Region { start, len } = file.region();
+    let left = usize::try_from(len.saturating_sub(offset)).map_or(PIECE, |left| left.min(PIECE));
     let mut piece = vec![0; left];
     read_file(node, file.id, offset, &mut piece).await?;
     for (page, bytes) in (page..).zip(piece.chunks(4096)) {
         if file.slot(page).is_none() {
-            space.write(file.start + page * PAGE_SIZE, bytes).await?;
+            space.write(start + page * PAGE_SIZE, bytes).await?;
             file.arrived(page);
         }
     }

@@ -46,12 +46,14 @@ fn user_range(addr: u64, count: u64) -> Result<()> {
     }
 }
 
-/// Checks `RWF_*`: hints and what every write does here anyway, but neither appending nor "do not wait".
+/// Make what is written durable.
+const RWF_DSYNC: u64 = 2;
+const RWF_SYNC: u64 = 4;
+
+/// Checks `RWF_*`: hints and durability, but neither appending nor "do not wait".
 fn check_flags(flags: u64) -> Result<()> {
     const HIPRI: u64 = 1;
-    const DSYNC: u64 = 2;
-    const SYNC: u64 = 4;
-    if flags & !(HIPRI | DSYNC | SYNC) == 0 {
+    if flags & !(HIPRI | RWF_DSYNC | RWF_SYNC) == 0 {
         Ok(())
     } else {
         Err(errno::EOPNOTSUPP.into())
@@ -73,8 +75,9 @@ impl<N: Node> Thread<N> {
     /// Reads into the program, from `offset` of a file or from where it stands.
     async fn read_into(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
         let count = count.min(MAX_COUNT);
-        let id = match &file.kind {
-            Kind::File(id) => *id,
+        let of = match &file.kind {
+            Kind::File(_) if file.flags() & 3 == 1 => return Err(errno::EBADF.into()),
+            Kind::File(of) => *of,
             Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
             Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_) => return Err(errno::EISDIR.into()),
             Kind::Text(text) => return self.read_text(file, text, addr, count, offset).await,
@@ -92,7 +95,7 @@ impl<N: Node> Thread<N> {
         while done < count {
             let want = piece_len(count - done);
             let at = start.saturating_add(done);
-            let got = self.read_on(file, id, at, &mut piece[..want]).await?;
+            let got = self.read_on(file, of, at, &mut piece[..want]).await?;
             self.memory.write(addr + done, &piece[..got]).await?;
             done += got as u64;
             if offset.is_none() {
@@ -148,6 +151,7 @@ impl<N: Node> Thread<N> {
             Kind::Device(_) => return Ok(count),
             Kind::Text(text) => return self.write_text(text, addr, count).await,
             Kind::Tmp(tmp) => return self.write_tmp(file, tmp, addr, count, offset).await,
+            Kind::File(of) => return self.write_storage(file, *of, addr, count, offset).await,
             _ if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Object(object) => return self.write_object(file, object, addr, count).await,
             _ => return Err(errno::EBADF.into()),
@@ -277,11 +281,21 @@ impl<N: Node> Thread<N> {
         [fd, addr, count, offset, _, flags]: Args,
     ) -> Result<u64> {
         let newer = number == nr::__NR_pwritev2;
-        if newer && offset == u64::MAX {
+        let flags = if newer { flags } else { 0 };
+        let done = if newer && offset == u64::MAX {
             check_flags(flags)?;
-            return self.sys_writev([fd, addr, count, 0, 0, 0]).await;
+            self.sys_writev([fd, addr, count, 0, 0, 0]).await?
+        } else {
+            check_offset(offset, flags)?;
+            self.write_pieces(fd, addr, count, offset).await?
+        };
+        if flags & (RWF_DSYNC | RWF_SYNC) != 0 {
+            self.sync_written(fd).await?;
         }
-        check_offset(offset, if newer { flags } else { 0 })?;
+        Ok(done)
+    }
+
+    async fn write_pieces(&self, fd: u64, addr: u64, count: u64, offset: u64) -> Result<u64> {
         let file = self.file(fd)?;
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
@@ -450,7 +464,7 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_getdents(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
         let id = match &file.kind {
-            Kind::Folder(id) => *id,
+            Kind::Folder(of) => of.id,
             Kind::TmpFolder(inode) => return self.list_tmp(&file, *inode, addr, count).await,
             Kind::Listing(names) => return self.list_pseudo(&file, names, addr, count).await,
             _ => return Err(errno::ENOTDIR.into()),

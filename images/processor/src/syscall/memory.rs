@@ -146,7 +146,7 @@ impl<N: Node> Thread<N> {
         }
         let source = match &file {
             Some(file) => match &file.kind {
-                Kind::File(id) => Some(*id),
+                Kind::File(of) => Some(of.id),
                 Kind::Device(Device::Zero) => None,
                 Kind::Device(_) => return Err(errno::ENODEV.into()),
                 _ => return Err(errno::EACCES.into()),

@@ -192,7 +192,8 @@ impl<N: Node> Thread<N> {
     }
 
     /// Tells of a file system as large as M's promise, whichever is asked for.
-    pub(super) async fn sys_statfs(&self, into: u64) -> Result<u64> {
+    /// Tells the sizes of a file system of this node's own.
+    pub(super) async fn put_tmp_statfs(&self, into: u64) -> Result<u64> {
         const TMPFS_MAGIC: u64 = 0x0102_1994;
         let blocks = self.node.cache().geometry().usable_bytes() / 4096;
         let mut bytes = Bytes::default().u64(TMPFS_MAGIC).u64(4096);

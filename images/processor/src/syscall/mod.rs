@@ -24,6 +24,7 @@ mod resolve;
 mod signal;
 mod socket;
 mod splice;
+mod storage;
 mod time;
 mod timer;
 mod tmp;
@@ -172,8 +173,8 @@ impl<N: Node> Thread<N> {
         match number {
             nr::__NR_mkdir => self.sys_mkdirat(AT_FDCWD, a[0], a[1]).await,
             nr::__NR_mkdirat => self.sys_mkdirat(a[0], a[1], a[2]).await,
-            nr::__NR_mknod => self.sys_mknodat(AT_FDCWD, a[0], a[1]).await,
-            nr::__NR_mknodat => self.sys_mknodat(a[0], a[1], a[2]).await,
+            nr::__NR_mknod => self.sys_mknodat(AT_FDCWD, a[0], a[1], a[2]).await,
+            nr::__NR_mknodat => self.sys_mknodat(a[0], a[1], a[2], a[3]).await,
             nr::__NR_symlink => self.sys_symlinkat(a[0], AT_FDCWD, a[1]).await,
             nr::__NR_symlinkat => self.sys_symlinkat(a[0], a[1], a[2]).await,
             nr::__NR_link => self.sys_linkat([AT_FDCWD, a[0], AT_FDCWD, a[1], 0, 0]).await,
@@ -188,8 +189,9 @@ impl<N: Node> Thread<N> {
             nr::__NR_ftruncate => self.sys_ftruncate(a).await,
             nr::__NR_fallocate => self.sys_fallocate(a).await,
             nr::__NR_utimensat => self.sys_utimensat(a).await,
-            nr::__NR_fsync | nr::__NR_fdatasync => self.file(a[0]).map(|_| 0),
-            nr::__NR_sync => Ok(0),
+            nr::__NR_fsync | nr::__NR_fdatasync => self.sys_fsync(a).await,
+            nr::__NR_sync => self.sys_sync().await,
+            nr::__NR_syncfs => self.sys_syncfs(a).await,
             _ => self.owner_call(number, a).await,
         }
     }
@@ -202,11 +204,11 @@ impl<N: Node> Thread<N> {
         let owner = |uid: u64, gid: u64| Change::Owner(int(uid), int(gid));
         match number {
             nr::__NR_chmod => self.change_at(AT_FDCWD, a[0], true, mode(a[1])).await,
-            nr::__NR_fchmod => self.change_file(a[0], &mode(a[1])),
+            nr::__NR_fchmod => self.change_file(a[0], &mode(a[1])).await,
             nr::__NR_fchmodat => self.change_at(a[0], a[1], true, mode(a[2])).await,
             nr::__NR_chown => self.change_at(AT_FDCWD, a[0], true, owner(a[1], a[2])).await,
             nr::__NR_lchown => self.change_at(AT_FDCWD, a[0], false, owner(a[1], a[2])).await,
-            nr::__NR_fchown => self.change_file(a[0], &owner(a[1], a[2])),
+            nr::__NR_fchown => self.change_file(a[0], &owner(a[1], a[2])).await,
             nr::__NR_fchownat => {
                 let follow = a[4] & NOFOLLOW == 0;
                 self.change_at(a[0], a[1], follow, owner(a[2], a[3])).await
@@ -306,10 +308,11 @@ impl<N: Node> Thread<N> {
     /// Calls that change nothing here, and what they say.
     async fn quiet_call(&self, number: u32, a: Args) -> Result<u64> {
         match number {
-            nr::__NR_fadvise64 | nr::__NR_readahead | nr::__NR_syncfs => Ok(0),
+            nr::__NR_fadvise64 | nr::__NR_readahead => Ok(0),
             nr::__NR_personality => Ok(0),
             nr::__NR_prctl => self.sys_prctl(a).await,
-            nr::__NR_statfs | nr::__NR_fstatfs => self.sys_statfs(a[1]).await,
+            nr::__NR_statfs => self.sys_statfs(a[0], a[1]).await,
+            nr::__NR_fstatfs => self.sys_fstatfs(a[0], a[1]).await,
             nr::__NR_membarrier => self.sys_membarrier(a),
             nr::__NR_clock_settime | nr::__NR_settimeofday | nr::__NR_clock_adjtime => {
                 Err(errno::EPERM.into())

@@ -9,7 +9,7 @@ use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 use super::layout;
 use super::resolve::tidy;
 use super::{Args, int};
-use crate::creds::{READ, WRITE};
+use crate::creds::{EXECUTE, READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, O_PATH, OpenFile};
@@ -18,6 +18,7 @@ use crate::object::Object;
 use crate::platform::Files;
 use crate::process::Node;
 use crate::pseudo::{Entry, OpenText, Sink, Walked};
+use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
 use crate::tmpfs::{Found, Make, last_part};
 
@@ -33,9 +34,11 @@ const O_EXCL: u64 = 0o200;
 const O_DIRECTORY: u64 = 0o200_000;
 const O_NOFOLLOW: u64 = 0o400_000;
 const O_TRUNC: u64 = 0o1_000;
-/// `__O_TMPFILE | O_DIRECTORY`.
-const O_TMPFILE: u64 = 0o20_200_000;
 const O_CLOEXEC: u64 = 0o2_000_000;
+/// `O_TMPFILE`, which has `O_DIRECTORY` in it.
+const O_TMPFILE: u64 = 0o20_200_000;
+/// Flags that an open file keeps: access mode, `O_APPEND`, `O_NONBLOCK`, `O_DSYNC`, `O_DIRECT`, `O_LARGEFILE`, `O_SYNC`.
+const KEPT: u64 = 0o3 | 0o6_000 | 0o10_000 | 0o40_000 | 0o4_000_000;
 /// What creat(2) means: `O_CREAT | O_WRONLY | O_TRUNC`.
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
 const TYPE_MASK: u32 = 0o170_000;
@@ -50,7 +53,7 @@ const AT_EACCESS: u64 = 0x200;
 pub(super) enum Change {
     /// Make it: it must not exist.
     Create,
-    /// Remove it, or give it another name. Linux sees that it may not before it looks for it.
+    /// Remove it, or give it another name.
     Remove,
     /// Change it: it must exist.
     Modify,
@@ -144,7 +147,7 @@ impl<N: Node> Thread<N> {
             Walked::Elsewhere(path) => (self.open_elsewhere(&path, flags, mode).await?, path),
         };
         // What F_GETFL gives: not the flags that only mattered for opening.
-        let status = u32::try_from(flags & 0o3 | flags & 0o6_000 | 0o100_000).unwrap_or(0);
+        let status = u32::try_from(flags & KEPT | 0o100_000).unwrap_or(0);
         let closing = Some(self.node.kernel().closing.clone());
         let path = tidy(&path).unwrap_or(path);
         let file = Arc::new(OpenFile::new(kind, path, status, closing));
@@ -176,8 +179,8 @@ impl<N: Node> Thread<N> {
     /// Opens what S or this node's own file systems have under a path.
     async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
         match self.node.kernel().tmpfs().find(path, flags & O_NOFOLLOW == 0)? {
+            Found::Storage(path) => self.open_storage(&path, flags, mode).await,
             found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
-            Found::Storage(path) => self.open_storage(&path, flags).await,
             found => self.open_tmp(path, found, flags, mode).await,
         }
     }
@@ -209,24 +212,58 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    async fn open_storage(&self, path: &[u8], flags: u64) -> Result<Kind> {
+    async fn open_storage(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
+        let writes = flags & O_ACCMODE != 0;
+        let unnamed = flags & O_TMPFILE == O_TMPFILE;
+        if unnamed && !writes {
+            return Err(errno::EINVAL.into());
+        }
         let mut wants = OpenFlags::empty();
-        wants.set(OpenFlags::WRITE, flags & O_ACCMODE != 0);
-        wants.set(OpenFlags::DIRECTORY, flags & O_DIRECTORY != 0);
-        wants.set(OpenFlags::NOFOLLOW, flags & O_NOFOLLOW != 0);
-        match self.node.files().open(path, wants).await {
-            Ok(opened) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
-                self.node.kernel().closing.add(opened.file);
-                Err(errno::EEXIST.into())
+        for (flag, wanted) in [
+            (OpenFlags::WRITE, writes),
+            (OpenFlags::DIRECTORY, flags & O_DIRECTORY != 0 && !unnamed),
+            (OpenFlags::NOFOLLOW, flags & O_NOFOLLOW != 0),
+            (OpenFlags::CREATE, flags & O_CREAT != 0),
+            (OpenFlags::EXCLUSIVE, flags & O_EXCL != 0),
+            (OpenFlags::TRUNCATE, flags & O_TRUNC != 0),
+            (OpenFlags::UNNAMED, unnamed),
+        ] {
+            wants.set(flag, wanted);
+        }
+        let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
+        self.check_open(path, flags, wants).await?;
+        let opened = self.open_or_make(path, wants, mode).await?;
+        let of = StorageFile {
+            id: opened.file,
+            inode: opened.stat.inode,
+        };
+        if opened.stat.mode & TYPE_MASK == FOLDER {
+            return Ok(Kind::Folder(of));
+        }
+        if wants.intersects(OpenFlags::CREATE | OpenFlags::UNNAMED) {
+            self.node.kernel().changes.note();
+        }
+        if wants.contains(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+            let _pass = self.node.kernel().changes.pass(of.inode).await;
+            // Somebody may have written since it was emptied.
+            let size = self.node.files().stat_file(of.id).await?.size;
+            storage::resized(self.node, of.inode, size).await?;
+        }
+        Ok(Kind::File(of))
+    }
+
+    /// Returns EACCES if the thread may not open what a path of S names, or make it. S does what it is asked as root would.
+    async fn check_open(&self, path: &[u8], flags: u64, wants: OpenFlags) -> Result<()> {
+        if !self.is_user() {
+            return Ok(());
+        }
+        let follow = !wants.intersects(OpenFlags::NOFOLLOW | OpenFlags::EXCLUSIVE);
+        match self.node.files().stat(path, follow).await {
+            Ok(stat) if wants.contains(OpenFlags::UNNAMED) => self.check_rights(&stat, WRITE | EXECUTE),
+            Ok(stat) => self.check_rights(&stat, wanted(flags)),
+            Err(Error::Errno(errno::ENOENT)) if wants.contains(OpenFlags::CREATE) => {
+                self.check_parent(path).await
             }
-            Ok(opened) if self.check_rights(&opened.stat, wanted(flags)).is_err() => {
-                self.node.kernel().closing.add(opened.file);
-                Err(errno::EACCES.into())
-            }
-            Ok(opened) if opened.stat.mode & TYPE_MASK == FOLDER => Ok(Kind::Folder(opened.file)),
-            Ok(opened) => Ok(Kind::File(opened.file)),
-            // It would have to be created.
-            Err(Error::Errno(errno::ENOENT)) if flags & O_CREAT != 0 => Err(errno::EROFS.into()),
             Err(error) => Err(error),
         }
     }
@@ -281,7 +318,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn status_of(&self, file: &OpenFile) -> Result<Stat> {
         match &file.kind {
-            Kind::File(id) | Kind::Folder(id) => self.node.files().stat_file(*id).await,
+            Kind::File(of) | Kind::Folder(of) => self.node.files().stat_file(of.id).await,
             Kind::Device(device) => Ok(device_status(*device)),
             Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
             Kind::Tmp(tmp) => Ok(self.node.kernel().tmpfs().stat_file(tmp)),
@@ -353,7 +390,7 @@ impl<N: Node> Thread<N> {
         }
         let status = self.status_at(dir, addr, flags & !AT_EACCESS).await?;
         let writable = status.device != 0 || status.inode >= crate::tmpfs::FIRST_INODE;
-        if mode & W_OK != 0 && !writable {
+        if mode & W_OK != 0 && !writable && self.storage_is_read_only().await? {
             return Err(errno::EROFS.into());
         }
         let own = self.creds();
@@ -454,7 +491,7 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    /// Returns the error that Linux has for a change of what a path names, on a file system mounted
+    /// Returns the error for a change of one of the devices, which have no names on the disk: that of a file system mounted
     /// read-only.
     pub(super) async fn refuse_change(&self, path: &[u8], change: Change) -> Result<u64> {
         let found = match Device::named(path) {

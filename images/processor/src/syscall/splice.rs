@@ -159,7 +159,12 @@ impl<N: Node> Thread<N> {
                 }
                 return Ok(done);
             }
-            Kind::File(_) => return Err(errno::EROFS.into()),
+            Kind::File(of) => {
+                let at = (file.flags() & O_APPEND == 0).then_some(place.at);
+                let (end, len) = self.write_storage_from(*of, at, from).await?;
+                place.at = end;
+                return Ok(len);
+            }
             _ => return Err(errno::EINVAL.into()),
         }
         Ok(from.len())

@@ -149,29 +149,23 @@ impl<N: Node> Thread<N> {
         Ok(records.len() as u64)
     }
 
-    /// Returns an open file's data here.
-    ///
-    /// # Errors
-    ///
-    /// EROFS for a file of S, EINVAL for what has no length.
-    fn tmp_of(&self, fd: u64) -> Result<alloc::sync::Arc<OpenFile>> {
-        let file = self.file(fd)?;
-        match file.kind {
-            Kind::Tmp(_) if file.flags() & 3 != 0 => Ok(file),
-            Kind::File(_) => Err(errno::EROFS.into()),
-            _ => Err(errno::EINVAL.into()),
-        }
-    }
-
     pub(super) async fn sys_ftruncate(&self, [fd, size, ..]: Args) -> Result<u64> {
         if size.cast_signed() < 0 {
             return Err(errno::EINVAL.into());
         }
-        let file = self.tmp_of(fd)?;
-        if let Kind::Tmp(tmp) = &file.kind {
-            self.check_size(size)?;
-            self.tmpfs().resize(tmp, size).await?;
-            self.tell(&file, MODIFY);
+        let file = self.file(fd)?;
+        match &file.kind {
+            _ if file.flags() & 3 == 0 => return Err(errno::EINVAL.into()),
+            Kind::Tmp(tmp) => {
+                self.check_size(size)?;
+                self.tmpfs().resize(tmp, size).await?;
+                self.tell(&file, MODIFY);
+            }
+            Kind::File(of) => {
+                self.check_size(size)?;
+                self.resize_storage(*of, size).await?;
+            }
+            _ => return Err(errno::EINVAL.into()),
         }
         Ok(0)
     }
@@ -181,16 +175,21 @@ impl<N: Node> Thread<N> {
         if offset.cast_signed() < 0 || len.cast_signed() <= 0 {
             return Err(errno::EINVAL.into());
         }
-        if mode & !KEEP_SIZE != 0 {
-            return Err(errno::EOPNOTSUPP.into());
+        let file = self.file(fd)?;
+        if file.flags() & 3 == 0 {
+            return Err(errno::EBADF.into());
         }
-        let file = self.tmp_of(fd)?;
-        if let Kind::Tmp(tmp) = &file.kind {
-            let end = offset.checked_add(len).ok_or(errno::EFBIG)?;
-            if mode == 0 && end > tmp.size() {
-                self.tmpfs().resize(tmp, end).await?;
+        match &file.kind {
+            Kind::File(of) => return self.allocate_storage(*of, mode, offset, len).await,
+            Kind::Tmp(_) if mode & !KEEP_SIZE != 0 => return Err(errno::EOPNOTSUPP.into()),
+            Kind::Tmp(tmp) => {
+                let end = offset.checked_add(len).ok_or(errno::EFBIG)?;
+                if mode == 0 && end > tmp.size() {
+                    self.tmpfs().resize(tmp, end).await?;
+                }
+                self.tell(&file, MODIFY);
             }
-            self.tell(&file, MODIFY);
+            _ => return Err(errno::ENODEV.into()),
         }
         Ok(0)
     }
@@ -203,18 +202,17 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_mkdirat(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
-        self.create(dir, addr, mode, |_| Make::Folder).await
+        self.create(dir, addr, mode & 0o7777, 0, Make::Folder).await
     }
 
-    pub(super) async fn sys_mknodat(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
-        let kind = int(mode) & TYPE_MASK;
-        match kind {
-            0 | REGULAR => self.create(dir, addr, mode, |_| Make::File).await,
-            FIFO => self.create(dir, addr, mode, |_| Make::Fifo).await,
-            SOCKET => self.create(dir, addr, mode, |_| Make::Socket).await,
-            FOLDER | DEVICE_CHAR | DEVICE_BLOCK => Err(errno::EPERM.into()),
-            _ => Err(errno::EINVAL.into()),
-        }
+    pub(super) async fn sys_mknodat(&self, dir: u64, addr: u64, mode: u64, device: u64) -> Result<u64> {
+        let what = match int(mode) & TYPE_MASK {
+            FOLDER => return Err(errno::EPERM.into()),
+            FIFO => Make::Fifo,
+            SOCKET => Make::Socket,
+            _ => Make::File,
+        };
+        self.create(dir, addr, mode, device, what).await
     }
 
     pub(super) async fn sys_symlinkat(&self, target: u64, dir: u64, addr: u64) -> Result<u64> {
@@ -222,22 +220,29 @@ impl<N: Node> Thread<N> {
         if target.is_empty() {
             return Err(errno::ENOENT.into());
         }
-        self.create(dir, addr, 0o777, |_| Make::Link(target.clone()))
-            .await
+        self.create(dir, addr, 0o777, 0, Make::Link(target)).await
     }
 
-    async fn create(&self, dir: u64, addr: u64, mode: u64, what: impl Fn(&[u8]) -> Make) -> Result<u64> {
-        let (path, found) = self.locate(dir, addr, false).await?;
+    async fn create(&self, dir: u64, addr: u64, mode: u64, device: u64, what: Make) -> Result<u64> {
+        let (_, found) = self.locate(dir, addr, false).await?;
+        let mask = match what {
+            Make::Link(_) => 0,
+            _ => int(self.fs.lock().umask),
+        };
+        let masked = int(mode) & !mask;
         match found {
-            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Create).await,
+            Found::Storage(path) => {
+                self.make_storage(&path, masked & (TYPE_MASK | 0o7777), device, what)
+                    .await
+            }
             Found::Here(_) => Err(errno::EEXIST.into()),
             Found::Missing(folder, name) => {
-                let what = what(&name);
-                let masked = match what {
-                    Make::Link(_) => 0o777,
-                    _ => int(mode) & 0o7777 & !int(self.fs.lock().umask),
-                };
-                self.make(folder, &name, masked, what)?;
+                match int(mode) & TYPE_MASK {
+                    0 | REGULAR | FIFO | SOCKET => {}
+                    DEVICE_CHAR | DEVICE_BLOCK => return Err(errno::EPERM.into()),
+                    _ => return Err(errno::EINVAL.into()),
+                }
+                self.make(folder, &name, masked & 0o7777, what)?;
                 Ok(0)
             }
         }
@@ -260,7 +265,7 @@ impl<N: Node> Thread<N> {
         }
         let (path, found) = self.locate(dir, addr, false).await?;
         match found {
-            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Remove).await,
+            Found::Storage(path) => self.remove_storage(&path, flags & AT_REMOVEDIR != 0).await,
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Here(inode) => {
                 if flags & AT_REMOVEDIR != 0 && last_part(&path) == b"." {
@@ -274,15 +279,13 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_renameat(&self, [from_dir, from, to_dir, to, flags, _]: Args) -> Result<u64> {
-        if flags & !RENAME_NOREPLACE != 0 {
-            return Err(errno::EINVAL.into());
-        }
         let (old, was) = self.locate(from_dir, from, false).await?;
         let (_, wanted) = self.locate(to_dir, to, false).await?;
         let (inode, new) = match (was, wanted) {
-            (Found::Storage(_), Found::Storage(_)) => {
-                return self.refuse_change(&old, super::path::Change::Remove).await;
+            (Found::Storage(old), Found::Storage(new)) => {
+                return self.rename_storage(&old, &new, flags).await;
             }
+            _ if flags & !RENAME_NOREPLACE != 0 => return Err(errno::EINVAL.into()),
             (Found::Storage(_), _) | (_, Found::Storage(_)) => return Err(errno::EXDEV.into()),
             (Found::Missing(..), _) => return Err(errno::ENOENT.into()),
             (Found::Here(inode), new) => (inode, new),
@@ -323,12 +326,17 @@ impl<N: Node> Thread<N> {
                 return self.link_file(&file, to_dir, to).await;
             }
         }
-        let (_, was) = self.locate(from_dir, from, flags & FOLLOW != 0).await?;
-        let (new, wanted) = self.locate(to_dir, to, false).await?;
+        if let Some(linked) = self
+            .link_open_file([from_dir, from, to_dir, to, flags, 0])
+            .await?
+        {
+            return Ok(linked);
+        }
+        let follow = flags & FOLLOW != 0;
+        let (_, was) = self.locate(from_dir, from, follow).await?;
+        let (_, wanted) = self.locate(to_dir, to, false).await?;
         match (was, wanted) {
-            (Found::Storage(_), Found::Storage(_)) => {
-                self.refuse_change(&new, super::path::Change::Create).await
-            }
+            (Found::Storage(old), Found::Storage(new)) => self.link_storage(&old, follow, &new).await,
             (Found::Storage(_), _) | (_, Found::Storage(_)) => Err(errno::EXDEV.into()),
             (_, Found::Here(_)) => Err(errno::EEXIST.into()),
             (Found::Missing(..), _) => Err(errno::ENOENT.into()),
@@ -340,9 +348,12 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_truncate(&self, [addr, size, ..]: Args) -> Result<u64> {
+        if size.cast_signed() < 0 {
+            return Err(errno::EINVAL.into());
+        }
         let (path, found) = self.locate(AT_FDCWD, addr, true).await?;
         match found {
-            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Modify).await,
+            Found::Storage(path) => self.truncate_storage(&path, size).await,
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Here(inode) => {
                 let file = self.tmpfs().file(inode).ok_or(errno::EISDIR)?;
@@ -357,7 +368,7 @@ impl<N: Node> Thread<N> {
     pub(super) async fn change_at(&self, dir: u64, addr: u64, follow: bool, change: Change) -> Result<u64> {
         let (path, found) = self.locate(dir, addr, follow).await?;
         match found {
-            Found::Storage(_) => self.refuse_change(&path, super::path::Change::Modify).await,
+            Found::Storage(path) => self.change_storage(&path, follow, &change).await,
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Here(inode) => {
                 self.check_change(&self.tmpfs().stat(inode)?, &change)?;
@@ -369,12 +380,12 @@ impl<N: Node> Thread<N> {
     }
 
     /// Changes what is known of an open file.
-    pub(super) fn change_file(&self, fd: u64, change: &Change) -> Result<u64> {
+    pub(super) async fn change_file(&self, fd: u64, change: &Change) -> Result<u64> {
         let file = self.file(fd)?;
         let inode = match &file.kind {
             Kind::Tmp(tmp) => tmp.inode(),
             Kind::TmpFolder(inode) => *inode,
-            Kind::File(_) | Kind::Folder(_) => return Err(errno::EROFS.into()),
+            Kind::File(of) | Kind::Folder(of) => return self.change_storage_file(*of, change).await,
             _ => return Ok(0),
         };
         if let Ok(stat) = self.tmpfs().stat(inode) {
@@ -417,7 +428,7 @@ impl<N: Node> Thread<N> {
         }
         let change = Change::Times(Some(wanted[0]), Some(wanted[1]));
         if addr == 0 {
-            return self.change_file(dir, &change);
+            return self.change_file(dir, &change).await;
         }
         self.change_at(dir, addr, true, change).await
     }
@@ -438,7 +449,7 @@ impl<N: Node> Thread<N> {
         }
         let change = Change::Times(wanted[0], wanted[1]);
         if addr == 0 {
-            return self.change_file(dir, &change);
+            return self.change_file(dir, &change).await;
         }
         if wanted == [None; 2] {
             return Ok(0);

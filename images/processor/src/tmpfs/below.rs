@@ -15,7 +15,7 @@ const MOST: usize = 4096;
 
 /// Returns the names in a folder of S's disk; none if there is no such folder.
 pub(super) async fn names<N: Node>(node: &N, path: &[u8]) -> Result<BTreeSet<Vec<u8>>> {
-    let opened = match node.files().open(path, OpenFlags::DIRECTORY).await {
+    let opened = match node.files().open(path, OpenFlags::DIRECTORY, 0).await {
         Err(Error::Errno(_)) => return Ok(BTreeSet::new()),
         opened => opened?,
     };

@@ -99,13 +99,24 @@ impl<N: Node> Tmpfs<N> {
         }
     }
 
-    /// Looks what S's disk has in the folders that are mounted over: it stays seen, and read-only.
+    /// Looks what S's disk has in the folders that are mounted over: it stays seen.
     pub(crate) async fn look_below(&self, node: &N) -> Result<()> {
         for (index, (path, _)) in MOUNTS.into_iter().enumerate() {
             let names = below::names(node, path).await?;
             self.tree.lock().below[index] = names;
         }
         Ok(())
+    }
+
+    /// Forgets a name of S's disk in a folder that is mounted over, now that S has it no more.
+    pub(crate) fn forget_below(&self, path: &[u8]) {
+        let mut tree = self.tree.lock();
+        for (index, (mount, _)) in MOUNTS.into_iter().enumerate() {
+            let below = path.strip_prefix(mount).and_then(|rest| rest.strip_prefix(b"/"));
+            if let Some(name) = below {
+                tree.below[index].remove(name);
+            }
+        }
     }
 
     /// Returns the kernel's own space.

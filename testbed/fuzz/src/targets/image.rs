@@ -1,22 +1,27 @@
-//! A small ext4 file system, made by hand, and a disk that counts what is read of it: for the targets on S.
+//! A small ext4 file system with a journal, made by hand, and a disk that counts what is read of it: for the targets on S.
 //!
 //! ```text
+//!  blocks: 1 superblock, 2 descriptors, 3 to 6 inodes, 7 and 16 bitmaps, 8 to 15 files, 32 to 1055 the journal (inode 8)
+//!
 //!  /            inode 2       /a              inode 11     /a/hello   inode 12, two blocks
 //!  /link        inode 13, a fast link to a/hello           /tree      inode 14, an extent tree of depth 1 with a hole
 //!  /long        inode 15, a link whose target has a block
 //! ```
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
-use storage::{BlockDevice, DiskError};
+use ext4::DiskError;
 
 const BLOCK: usize = 1024;
-const BLOCKS: usize = 32;
+const BLOCKS: usize = 1536;
+/// The journal's first block and length.
+const JOURNAL: (u32, u32) = (32, 1024);
 const INODE: usize = 128;
 const INODE_TABLE: usize = 3 * BLOCK;
 
 /// Bytes of the image.
-pub(super) const LEN: usize = BLOCK * BLOCKS;
+const LEN: usize = BLOCK * BLOCKS;
 
 fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
     image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -63,24 +68,74 @@ fn folder(entries: &[(u32, u8, &str)]) -> Vec<u8> {
     block
 }
 
-/// The file system, whole.
-pub(super) fn build() -> Vec<u8> {
-    let mut image = vec![0; LEN];
+/// Sets bits of a bitmap.
+fn mark(image: &mut [u8], block: usize, bits: std::ops::Range<usize>) {
+    bits.for_each(|bit| image[block * BLOCK + bit / 8] |= 1 << (bit % 8));
+}
+
+/// Puts the superblock, the descriptor, the bitmaps and the journal.
+fn put_tables(image: &mut [u8]) {
+    let (first, len) = JOURNAL;
+    let used = 16 + len;
+    let blocks = u32::try_from(BLOCKS).unwrap_or(0);
     let sb = BLOCK;
     for (at, value) in [
-        (0, 16_u32),
-        (4, 32),
+        (0, 32_u32),
+        (4, blocks),
+        (0xc, blocks - used),
+        (0x10, 17),
         (0x14, 1),
         (0x20, 8192),
-        (0x28, 16),
+        (0x28, 32),
         (0x4c, 1),
+        (0x54, 11),
+        (0x5c, 0x4),
         (0x60, 0x42),
+        (0xe0, 8),
     ] {
-        put(&mut image, sb + at, &value.to_le_bytes());
+        put(image, sb + at, &value.to_le_bytes());
     }
-    put(&mut image, sb + 0x38, &0xef53_u16.to_le_bytes());
-    put(&mut image, sb + 0x58, &128_u16.to_le_bytes());
-    put(&mut image, 2 * BLOCK + 8, &3_u32.to_le_bytes());
+    put(image, sb + 0x38, &0xef53_u16.to_le_bytes());
+    put(image, sb + 0x58, &128_u16.to_le_bytes());
+    // Bitmaps and inode table; free blocks and inodes, directories.
+    for (at, value) in [
+        (0, 7_u32),
+        (4, 16),
+        (8, 3),
+        (0xc, (blocks - used) | (17 << 16)),
+        (0x10, 2),
+    ] {
+        put(image, 2 * BLOCK + at, &value.to_le_bytes());
+    }
+    // Bit 0 is block 1.
+    mark(image, 7, 0..16);
+    mark(image, 7, 31..31 + len as usize);
+    mark(image, 7, BLOCKS - 1..8 * BLOCK);
+    mark(image, 16, 0..15);
+    mark(image, 16, 32..8 * BLOCK);
+    inode(image, 8, 0x8180, len * 1024, true, &node(0, &[[0, len, first]]));
+    let journal = first as usize * BLOCK;
+    for (at, value) in [
+        (0, 0xc03b_3998_u32),
+        (4, 4),
+        (0xc, 1024),
+        (0x10, len),
+        (0x14, 1),
+        (0x18, 1),
+    ] {
+        put(image, journal + at, &value.to_be_bytes());
+    }
+}
+
+/// The file system, whole.
+pub(super) fn build() -> Vec<u8> {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(make).clone()
+}
+
+fn make() -> Vec<u8> {
+    let mut image = vec![0; LEN];
+    put_tables(&mut image);
     inode(&mut image, 2, 0x41ed, 1024, true, &node(0, &[[0, 1, 8]]));
     inode(&mut image, 11, 0x41ed, 1024, true, &node(0, &[[0, 1, 9]]));
     inode(&mut image, 12, 0x81a4, 1500, true, &node(0, &[[0, 2, 10]]));
@@ -113,7 +168,7 @@ pub(super) fn build() -> Vec<u8> {
 
 /// A disk in memory. It panics when more is read of it than anything may cost.
 pub(super) struct Disk {
-    bytes: Vec<u8>,
+    bytes: Mutex<Vec<u8>>,
     read: AtomicUsize,
     most: usize,
 }
@@ -121,28 +176,34 @@ pub(super) struct Disk {
 impl Disk {
     pub(super) fn new(bytes: Vec<u8>, most: usize) -> Self {
         Self {
-            bytes,
+            bytes: Mutex::new(bytes),
             read: AtomicUsize::new(0),
             most,
         }
     }
+
+    fn range(&self, offset: u64, len: usize, with: impl FnOnce(&mut [u8])) -> Result<(), DiskError> {
+        let error = DiskError { offset };
+        let start = usize::try_from(offset).map_err(|_| error)?;
+        let mut bytes = self.bytes.lock().expect("no panic");
+        let range = bytes.get_mut(start..).and_then(|bytes| bytes.get_mut(..len));
+        with(range.ok_or(error)?);
+        Ok(())
+    }
 }
 
-impl BlockDevice for Disk {
+impl ext4::Disk for Disk {
     async fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
         let read = self.read.fetch_add(into.len(), Ordering::Relaxed);
-        assert!(
-            read < self.most,
-            "{read} bytes read of a disk of {}",
-            self.bytes.len()
-        );
-        let error = DiskError {
-            offset,
-            len: into.len(),
-        };
-        let start = usize::try_from(offset).map_err(|_| error)?;
-        let from = self.bytes.get(start..).and_then(|bytes| bytes.get(..into.len()));
-        into.copy_from_slice(from.ok_or(error)?);
+        assert!(read < self.most, "{read} bytes read of a disk of {LEN}");
+        self.range(offset, into.len(), |range| into.copy_from_slice(range))
+    }
+
+    async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.range(offset, bytes.len(), |range| range.copy_from_slice(bytes))
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
         Ok(())
     }
 }

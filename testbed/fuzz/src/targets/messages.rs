@@ -1,7 +1,10 @@
 //! messages: each request and reply. What is taken apart is put together again byte by byte.
 
 use messages::memory::{Lend, MemoryRequest, Reserve, Return};
-use messages::storage::{Close, Getdents, Open, Read, Readlink, StatFile, StatPath, StorageRequest};
+use messages::storage::{
+    Allocate, Close, Fsync, Getdents, Link, LinkFile, Make, Open, Read, Readlink, Remove, Rename, SetFile,
+    SetPath, StatFile, StatFs, StatPath, StorageRequest, Symlink, Sync, Truncate, Write,
+};
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply, encode_reply};
 
 use crate::input::Input;
@@ -41,16 +44,43 @@ pub(crate) fn run(bytes: &[u8]) {
         Getdents::KIND => reply!(Getdents, bytes),
         Readlink::KIND => reply!(Readlink, bytes),
         Close::KIND => reply!(Close, bytes),
+        Write::KIND => reply!(Write, bytes),
+        Truncate::KIND => reply!(Truncate, bytes),
+        Allocate::KIND => reply!(Allocate, bytes),
+        Fsync::KIND => reply!(Fsync, bytes),
+        Sync::KIND => reply!(Sync, bytes),
+        Make::KIND => reply!(Make, bytes),
+        Symlink::KIND => reply!(Symlink, bytes),
+        Link::KIND => reply!(Link, bytes),
+        LinkFile::KIND => reply!(LinkFile, bytes),
+        Rename::KIND => reply!(Rename, bytes),
+        Remove::KIND => reply!(Remove, bytes),
+        SetPath::KIND => reply!(SetPath, bytes),
+        SetFile::KIND => reply!(SetFile, bytes),
+        StatFs::KIND => reply!(StatFs, bytes),
         other => assert_eq!(other.name(), None, "a call that is left out here"),
     }
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // Every call with a body of zeroes of its request's length, and some that mean more.
-    let mut seeds: Vec<_> = [(1, 4), (2, 6), (3, 2), (17, 20), (19, 8), (20, 20), (22, 8)]
-        .map(|(kind, len)| [vec![kind], vec![0; len]].concat())
-        .into();
-    seeds.push(b"\x10\x05\0/a/bc\x07".to_vec());
+    let mut seeds: Vec<_> = [
+        (1, 4),
+        (2, 6),
+        (3, 2),
+        (17, 20),
+        (19, 8),
+        (20, 20),
+        (22, 8),
+        (23, 17),
+        (24, 16),
+        (25, 25),
+        (34, 45),
+    ]
+    .map(|(kind, len)| [vec![kind], vec![0; len]].concat())
+    .into();
+    seeds.push(b"\x10\x05\0/a/bc\x07\xa4\x01\0\0".to_vec());
+    seeds.push(b"\x1f\x02\0/a\x01".to_vec());
     seeds.push(b"\x12\x01\0/\x01".to_vec());
     seeds.push(b"\x15\0\0\0\0\x04\0/tmp".to_vec());
     let entry = [&[0; 4][..], &[7; 8], &[9; 8], &[8, 3], b"abc"].concat();

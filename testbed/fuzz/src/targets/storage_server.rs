@@ -1,12 +1,15 @@
 //! S under a hostile P: any requests of two peers to a sound file system.
 
+use ext4::{Ext4, Options, Time};
 use futures_util::FutureExt;
 use messages::storage::{
-    Close, FileId, FileRequest, GetdentsRequest, Open, OpenFlags, OpenRequest, Path, ReadRequest,
-    StatRequest, StorageRequest,
+    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Close, FileId, FileRequest, FileTime,
+    GetdentsRequest, LinkRequest, MakeRequest, Open, OpenFlags, OpenRequest, Path, ReadRequest,
+    RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest, StatRequest, StorageRequest,
+    TruncateRequest, Write, WriteRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply};
-use storage::{Bulk, Ext4, PeerKey, Server};
+use storage::{Bulk, PeerKey, Server};
 
 use super::image::{self, Disk};
 use crate::input::Input;
@@ -14,12 +17,22 @@ use crate::input::Input;
 /// What one input's requests may read: each walks a path of at most some 2,000 parts through folders of a block.
 const MOST_READ: usize = 256 << 20;
 
-struct Buffer {
+struct Buffer<'a> {
+    sent: &'a [u8],
     limit: usize,
     end: usize,
 }
 
-impl Bulk for Buffer {
+impl Bulk for Buffer<'_> {
+    fn len(&self) -> usize {
+        self.sent.len()
+    }
+    fn read(&mut self, offset: usize, into: &mut [u8]) -> usize {
+        let from = self.sent.get(offset..).unwrap_or_default();
+        let len = from.len().min(into.len());
+        into[..len].copy_from_slice(&from[..len]);
+        len
+    }
     fn limit(&self) -> usize {
         self.limit
     }
@@ -38,10 +51,11 @@ fn path<'a>(input: &mut Input<'a>) -> Path<'a> {
 
 fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
     let file = FileId(u64::from(input.u8() % 16));
-    match input.u8() % 8 {
+    match input.u8() % 24 {
         0 | 7 => StorageRequest::Open(OpenRequest {
             path: path(input),
             flags: OpenFlags::from_bits_truncate(input.u8()),
+            mode: input.u16().into(),
         }),
         1 => StorageRequest::Read(ReadRequest {
             file,
@@ -67,18 +81,97 @@ fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
             max: input.u32(),
         }),
         5 => StorageRequest::Readlink(path(input)),
-        _ => StorageRequest::Close(FileRequest { file }),
+        6 => StorageRequest::Close(FileRequest { file }),
+        what => change(what, file, input),
+    }
+}
+
+fn offset(input: &mut Input<'_>) -> u64 {
+    if input.bool() {
+        input.u64()
+    } else {
+        input.u16().into()
+    }
+}
+
+/// A request that changes something.
+fn change<'a>(what: u8, file: FileId, input: &mut Input<'a>) -> StorageRequest<'a> {
+    match what {
+        8 | 9 => StorageRequest::Write(WriteRequest {
+            file,
+            offset: offset(input),
+            append: input.bool(),
+        }),
+        10 => StorageRequest::Truncate(TruncateRequest {
+            file,
+            size: offset(input),
+        }),
+        11 => StorageRequest::Allocate(AllocateRequest {
+            file,
+            flags: AllocateFlags::from_bits_truncate(input.u8()),
+            offset: input.u16().into(),
+            // The disk is full long before.
+            len: u64::from(input.u32()),
+        }),
+        12 => StorageRequest::Fsync(FileRequest { file }),
+        13 => StorageRequest::Make(MakeRequest {
+            path: path(input),
+            mode: input.u16().into(),
+            device: input.u64(),
+        }),
+        14 => StorageRequest::Symlink(path(input)),
+        15 => StorageRequest::Link(LinkRequest {
+            path: path(input),
+            follow: input.bool(),
+        }),
+        16 | 17 => StorageRequest::Rename(RenameRequest {
+            path: path(input),
+            flags: RenameFlags::from_bits_truncate(input.u8()),
+        }),
+        18 | 19 => StorageRequest::Remove(RemoveRequest {
+            path: path(input),
+            directory: input.bool(),
+        }),
+        20 => {
+            let (path, follow, set) = (path(input), input.bool(), attributes(input));
+            StorageRequest::SetPath(SetPathRequest { path, follow, set })
+        }
+        21 => {
+            let set = attributes(input);
+            StorageRequest::SetFile(SetFileRequest { file, set })
+        }
+        22 => StorageRequest::LinkFile(FileRequest { file }),
+        _ => StorageRequest::Sync(()),
+    }
+}
+
+fn attributes(input: &mut Input<'_>) -> Attributes {
+    let time = FileTime {
+        seconds: input.u64().cast_signed(),
+        nanos: input.u32(),
+    };
+    Attributes {
+        which: AttributeFlags::from_bits_truncate(input.u8()),
+        mode: input.u32(),
+        uid: input.u32(),
+        gid: input.u32(),
+        accessed: time,
+        modified: time,
     }
 }
 
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let disk = Disk::new(image::build(), MOST_READ);
-    let files = Ext4::mount(disk)
+    let options = Options {
+        read_only: false,
+        now: Time::default(),
+    };
+    let files = Ext4::mount(disk, options)
         .now_or_never()
         .expect("a disk in memory")
         .expect("a sound one");
-    let server = Server::new(files);
+    let server = Server::new(files, Time::default);
     while !input.is_empty() {
         let from = PeerKey(u16::from(input.u8() & 1));
         let mut raw = [0; MAX_MESSAGE];
@@ -100,7 +193,8 @@ pub(crate) fn run(bytes: &[u8]) {
         };
         let mut reply = [0; MAX_MESSAGE];
         let limit = usize::from(input.u16()) << 4;
-        let mut bulk = Buffer { limit, end: 0 };
+        let sent = input.string();
+        let mut bulk = Buffer { sent, limit, end: 0 };
         let answered = server
             .handle(from, kind, &raw[..len], &mut reply, &mut bulk)
             .now_or_never();
@@ -118,6 +212,7 @@ pub(crate) fn run(bytes: &[u8]) {
                     "an answer is one"
                 );
             }
+            Write::KIND => assert!(decode_reply::<Write>(reply).is_ok(), "an answer is one"),
             Close::KIND => assert!(decode_reply::<Close>(reply).is_ok(), "an answer is one"),
             _ => {}
         }
@@ -126,17 +221,35 @@ pub(crate) fn run(bytes: &[u8]) {
         server.peer_lost(peer);
     }
     assert_eq!(server.open_files(), 0, "nothing stays open");
+    let committed = server.commit().now_or_never();
+    committed.expect("a disk in memory").expect("a sound file system");
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    let step = |file: u8, what: u8, rest: &[u8]| [&[0, 2, file, what][..], rest, &[0, 1]].concat();
-    let open = |path: u8| step(0, 0, &[path, 0]);
+    let step =
+        |file: u8, what: u8, rest: &[u8]| [&[0, 2, file, what][..], rest, &[0, 1], &[2, b'/', b'x']].concat();
+    let open = |path: u8| step(0, 0, &[path, 0, 0, 0]);
+    let make = |path: u8| step(0, 0, &[path, 9, 0xa4, 1]);
     let read = |file: u8| step(file, 1, &[0, 0, 0, 0, 8, 0, 0]);
     let list = |file: u8| step(file, 4, &[0, 0, 0, 0, 4, 0, 0]);
     vec![
         [open(2), read(1), step(1, 3, &[]), step(1, 6, &[])].concat(),
         [open(0), list(1), open(5), read(2)].concat(),
+        [
+            make(2),
+            step(1, 8, &[0, 0, 0, 0]),
+            step(1, 10, &[0, 9, 0]),
+            step(1, 12, &[]),
+        ]
+        .concat(),
+        [
+            step(0, 15, &[2, 0]),
+            step(0, 16, &[1, 0]),
+            step(0, 18, &[3, 0]),
+            step(0, 23, &[]),
+        ]
+        .concat(),
         [step(0, 5, &[3]), step(0, 5, &[4]), step(0, 2, &[4, 1])].concat(),
-        vec![0, 1, 16, 4, 2, 0, b'/', b'a', 0, 0],
+        vec![0, 1, 16, 4, 2, 0, b'/', b'a', 0, 0, 0],
     ]
 }

@@ -1,0 +1,461 @@
+//! Files and directories of S: what changes them.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
+use core::time::Duration;
+
+use messages::storage::{
+    AllocateFlags, AttributeFlags, Attributes, FileTime, OpenFlags, Opened, PATH_MAX, RenameFlags, Statfs,
+};
+
+use super::layout::Bytes;
+use super::path::{AT_FDCWD, Change};
+use super::{Args, int};
+use crate::creds::{CAP_DAC_OVERRIDE, EXECUTE, WRITE};
+use crate::device::Device;
+use crate::error::{Error, Result, errno};
+use crate::files::{Kind, OpenFile};
+use crate::load::PIECE;
+use crate::platform::Files;
+use crate::process::Node;
+use crate::storage::{self, StorageFile};
+use crate::thread::Thread;
+use crate::tmpfs::{self, FOLDER, Found, Make};
+
+const O_APPEND: u32 = 0o2_000;
+/// `O_DSYNC`, a part of `O_SYNC`.
+const O_DSYNC: u32 = 0o10_000;
+/// `AT_EMPTY_PATH` and `AT_SYMLINK_FOLLOW` of linkat.
+const EMPTY_PATH: u64 = 0x1000;
+const FOLLOW: u64 = 0x400;
+const EXT4_MAGIC: u64 = 0xef53;
+/// Where programs find the files that they have open, by number.
+const OPEN_FILES: &[u8] = b"/proc/self/fd/";
+
+fn piece_len(left: u64) -> usize {
+    usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
+}
+
+fn time(since: Duration) -> FileTime {
+    FileTime {
+        seconds: since.as_secs().cast_signed(),
+        nanos: since.subsec_nanos(),
+    }
+}
+
+/// Returns a change as S is told it.
+fn attributes(change: &tmpfs::Change) -> Attributes {
+    let never = time(Duration::ZERO);
+    let mut set = Attributes {
+        which: AttributeFlags::empty(),
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        accessed: never,
+        modified: never,
+    };
+    match *change {
+        tmpfs::Change::Mode(mode) => {
+            set.which = AttributeFlags::MODE;
+            set.mode = mode & 0o7777;
+        }
+        tmpfs::Change::Owner(uid, gid) => {
+            set.which.set(AttributeFlags::UID, uid != u32::MAX);
+            set.which.set(AttributeFlags::GID, gid != u32::MAX);
+            (set.uid, set.gid) = (uid, gid);
+        }
+        tmpfs::Change::Times(accessed, modified) => {
+            set.which.set(AttributeFlags::ACCESSED, accessed.is_some());
+            set.which.set(AttributeFlags::MODIFIED, modified.is_some());
+            (set.accessed, set.modified) = (accessed.map_or(never, time), modified.map_or(never, time));
+        }
+    }
+    set
+}
+
+impl<N: Node> Thread<N> {
+    /// Returns whether rights of files bind the thread.
+    pub(super) fn is_user(&self) -> bool {
+        !self.creds().can(CAP_DAC_OVERRIDE)
+    }
+
+    /// Returns EACCES or EPERM if the thread may not change the last name of a path of S.
+    pub(super) async fn check_parent(&self, path: &[u8]) -> Result<()> {
+        const STICKY: u32 = 0o1000;
+        if !self.is_user() {
+            return Ok(());
+        }
+        let files = self.node.files();
+        let end = path.len() - path.iter().rev().take_while(|&&byte| byte == b'/').count();
+        let cut = path[..end].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+        let dir = files.stat(&path[..cut.max(1)], true).await?;
+        self.check_rights(&dir, WRITE | EXECUTE)?;
+        let user = self.creds().user.fs;
+        if dir.mode & STICKY == 0 || dir.uid == user {
+            return Ok(());
+        }
+        match files.stat(path, false).await {
+            Ok(there) if there.uid != user => Err(errno::EPERM.into()),
+            Err(Error::Errno(errno::ENOENT)) => Ok(()),
+            there => there.map(drop),
+        }
+    }
+
+    /// Returns the change that makes something the thread's own; `None` if S does that by itself.
+    fn owner(&self) -> Option<tmpfs::Change> {
+        let creds = self.creds();
+        let (user, group) = (creds.user.fs, creds.group.fs);
+        ((user, group) != (0, 0)).then_some(tmpfs::Change::Owner(user, group))
+    }
+
+    /// Opens a file or directory of S. One that is made becomes the thread's own; a user makes none through a symbolic
+    /// link that leads to nothing (ENOENT).
+    pub(super) async fn open_or_make(&self, path: &[u8], wants: OpenFlags, mode: u32) -> Result<Opened> {
+        let files = self.node.files();
+        let exclusive = OpenFlags::CREATE | OpenFlags::EXCLUSIVE;
+        let Some(owner) = self.owner() else {
+            return files.open(path, wants, mode).await;
+        };
+        let mut wants = wants;
+        if wants & exclusive == OpenFlags::CREATE {
+            // Only this tells a file that was made from one that was there.
+            match files.open(path, wants | exclusive, mode).await {
+                Err(Error::Errno(errno::EEXIST)) => wants.remove(OpenFlags::CREATE),
+                opened => return self.owned(opened?, &owner).await,
+            }
+        }
+        let opened = files.open(path, wants, mode).await?;
+        if wants.contains(exclusive) || wants.contains(OpenFlags::UNNAMED) {
+            return self.owned(opened, &owner).await;
+        }
+        Ok(opened)
+    }
+
+    /// Gives a file that was made its owner.
+    async fn owned(&self, opened: Opened, owner: &tmpfs::Change) -> Result<Opened> {
+        let set = self.node.files().set_file(opened.file, &attributes(owner)).await;
+        if let Err(error) = set {
+            self.node.kernel().closing.add(opened.file);
+            return Err(error);
+        }
+        Ok(opened)
+    }
+
+    /// Writes from the program to a file of S, through at once.
+    pub(super) async fn write_storage(
+        &self,
+        file: &OpenFile,
+        of: StorageFile,
+        addr: u64,
+        count: u64,
+        offset: Option<u64>,
+    ) -> Result<u64> {
+        let count = self.memory.reachable(addr, count, false)?;
+        let _pass = self.node.kernel().changes.pass(of.inode).await;
+        // As on Linux, pwrite appends to a file that is open for that.
+        let append = file.flags() & O_APPEND != 0;
+        let mut at = match offset {
+            _ if append => None,
+            Some(offset) => Some(offset),
+            None => Some(file.offset.load(Relaxed)),
+        };
+        let mut piece = vec![0; piece_len(count)];
+        let mut done = 0;
+        while done < count {
+            let want = piece_len(count - done);
+            self.memory.read(addr + done, &mut piece[..want]).await?;
+            let (end, len) = match self.put_storage(of, at, &piece[..want]).await {
+                Err(Error::Errno(_)) if done > 0 => break,
+                written => written?,
+            };
+            at = at.map(|_| end);
+            if offset.is_none() {
+                file.offset.store(end, Relaxed);
+            }
+            done += len as u64;
+            if len < want {
+                break;
+            }
+        }
+        if file.flags() & O_DSYNC != 0 {
+            self.node.files().fsync(of.id).await?;
+        }
+        Ok(done)
+    }
+
+    /// Writes from the kernel to a file of S, at its end if there is no offset; returns where it ended and
+    /// how much it was. The caller has passed the gate of the file's changes.
+    async fn put_storage(&self, of: StorageFile, at: Option<u64>, from: &[u8]) -> Result<(u64, usize)> {
+        if let Some(at) = at {
+            self.check_size(at.saturating_add(from.len() as u64))?;
+        }
+        let written = self.node.files().write(of.id, at, from).await?;
+        let len = written.len as usize;
+        storage::written(self.node, of.inode, written.offset, &from[..len]).await?;
+        Ok((written.offset + u64::from(written.len), len))
+    }
+
+    /// Writes what the kernel has to an open file of S, as [`put_storage`](Self::put_storage) does.
+    pub(super) async fn write_storage_from(
+        &self,
+        of: StorageFile,
+        at: Option<u64>,
+        from: &[u8],
+    ) -> Result<(u64, usize)> {
+        let _pass = self.node.kernel().changes.pass(of.inode).await;
+        self.put_storage(of, at, from).await
+    }
+
+    /// Sets the size of an open file of S.
+    pub(super) async fn resize_storage(&self, of: StorageFile, size: u64) -> Result<()> {
+        let _pass = self.node.kernel().changes.pass(of.inode).await;
+        self.node.files().truncate(of.id, size).await?;
+        storage::resized(self.node, of.inode, size).await
+    }
+
+    /// Sets the size of the file of S at a path.
+    pub(super) async fn truncate_storage(&self, path: &[u8], size: u64) -> Result<u64> {
+        self.check_size(size)?;
+        let opened = self.node.files().open(path, OpenFlags::WRITE, 0).await?;
+        if let Err(error) = self.check_rights(&opened.stat, WRITE) {
+            self.node.kernel().closing.add(opened.file);
+            return Err(error);
+        }
+        let of = StorageFile {
+            id: opened.file,
+            inode: opened.stat.inode,
+        };
+        let resized = self.resize_storage(of, size).await;
+        self.node.kernel().closing.add(opened.file);
+        resized.map(|()| 0)
+    }
+
+    /// Allocates or frees a range of an open file of S.
+    pub(super) async fn allocate_storage(
+        &self,
+        of: StorageFile,
+        mode: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let flags = match mode {
+            0 => AllocateFlags::empty(),
+            1 => AllocateFlags::KEEP_SIZE,
+            3 => AllocateFlags::KEEP_SIZE | AllocateFlags::PUNCH_HOLE,
+            _ => return Err(errno::EOPNOTSUPP.into()),
+        };
+        let end = offset.checked_add(len).ok_or(errno::EFBIG)?;
+        let _pass = self.node.kernel().changes.pass(of.inode).await;
+        self.node.files().allocate(of.id, flags, offset, len).await?;
+        if flags.contains(AllocateFlags::PUNCH_HOLE) {
+            storage::punched(self.node, of.inode, offset, end).await?;
+        } else if flags.is_empty() {
+            storage::written(self.node, of.inode, end, &[]).await?;
+        }
+        Ok(0)
+    }
+
+    /// Makes an open file durable; what is no file of S is not kept anyway.
+    pub(super) async fn sys_fsync(&self, [fd, ..]: Args) -> Result<u64> {
+        let file = self.file(fd)?;
+        match &file.kind {
+            Kind::File(of) | Kind::Folder(of) => self.node.files().fsync(of.id).await.map(|()| 0),
+            Kind::Tmp(_) | Kind::TmpFolder(_) => Ok(0),
+            _ => Err(errno::EINVAL.into()),
+        }
+    }
+
+    /// Makes what was written to an open file durable, if it is one of S.
+    pub(super) async fn sync_written(&self, fd: u64) -> Result<()> {
+        match self.file(fd)?.kind {
+            Kind::File(of) => self.node.files().fsync(of.id).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes everything durable. sync(2) tells of no failure.
+    pub(super) async fn sys_sync(&self) -> Result<u64> {
+        match self.node.files().sync().await {
+            Err(Error::Errno(_)) => Ok(0),
+            synced => synced.map(|()| 0),
+        }
+    }
+
+    pub(super) async fn sys_syncfs(&self, [fd, ..]: Args) -> Result<u64> {
+        self.file(fd)?;
+        self.node.files().sync().await.map(|()| 0)
+    }
+
+    /// Makes something on S's disk; `mode` has the program's mask applied.
+    pub(super) async fn make_storage(&self, path: &[u8], mode: u32, device: u64, what: Make) -> Result<u64> {
+        if Device::named(path).is_some() {
+            return Err(errno::EEXIST.into());
+        }
+        self.check_parent(path).await?;
+        let files = self.node.files();
+        match what {
+            Make::Folder => files.make(path, FOLDER | mode, 0).await?,
+            // The mode says which of them it is.
+            Make::File | Make::Fifo | Make::Socket => files.make(path, mode, device).await?,
+            Make::Link(target) => files.symlink(path, &target).await?,
+        }
+        if let Some(owner) = self.owner() {
+            files.set_path(path, false, &attributes(&owner)).await?;
+        }
+        self.node.kernel().changes.note();
+        Ok(0)
+    }
+
+    pub(super) async fn remove_storage(&self, path: &[u8], directory: bool) -> Result<u64> {
+        if Device::named(path).is_some() {
+            return self.refuse_change(path, Change::Remove).await;
+        }
+        self.check_parent(path).await?;
+        let inode = self.node.files().remove(path, directory).await?;
+        self.node.kernel().tmpfs().forget_below(path);
+        storage::removed(self.node, inode);
+        Ok(0)
+    }
+
+    pub(super) async fn rename_storage(&self, old: &[u8], new: &[u8], flags: u64) -> Result<u64> {
+        if Device::named(old).is_some() || Device::named(new).is_some() {
+            return self.refuse_change(old, Change::Remove).await;
+        }
+        let flags = u8::try_from(flags).ok().and_then(RenameFlags::from_bits);
+        let flags = flags.ok_or(errno::EINVAL)?;
+        self.check_parent(old).await?;
+        self.check_parent(new).await?;
+        let replaced = self.node.files().rename(old, new, flags).await?;
+        if !flags.contains(RenameFlags::EXCHANGE) {
+            self.node.kernel().tmpfs().forget_below(old);
+            storage::removed(self.node, replaced);
+        }
+        self.node.kernel().changes.note();
+        Ok(0)
+    }
+
+    pub(super) async fn link_storage(&self, old: &[u8], follow: bool, new: &[u8]) -> Result<u64> {
+        if Device::named(old).is_some() || Device::named(new).is_some() {
+            return self.refuse_change(new, Change::Create).await;
+        }
+        self.check_parent(new).await?;
+        self.node.files().link(old, follow, new).await?;
+        self.node.kernel().changes.note();
+        Ok(0)
+    }
+
+    /// Gives an open file of S, which linkat names by its number, a name; `None` if it names none.
+    pub(super) async fn link_open_file(
+        &self,
+        [from_dir, from, to_dir, to, flags, _]: Args,
+    ) -> Result<Option<u64>> {
+        let old = self.memory.read_string(from, PATH_MAX).await?;
+        let fd = match old.strip_prefix(OPEN_FILES) {
+            Some(number) if flags & FOLLOW != 0 => {
+                let number = core::str::from_utf8(number)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                number.ok_or(errno::ENOENT)?
+            }
+            _ if flags & EMPTY_PATH != 0 && old.is_empty() && int(from_dir) != int(AT_FDCWD) => from_dir,
+            _ => return Ok(None),
+        };
+        let file = self.file(fd)?;
+        let Kind::File(of) = &file.kind else {
+            return Err(errno::EXDEV.into());
+        };
+        let (_, wanted) = self.locate(to_dir, to, false).await?;
+        match wanted {
+            Found::Storage(new) => {
+                self.check_parent(&new).await?;
+                self.node.files().link_file(of.id, &new).await?;
+            }
+            Found::Here(_) => return Err(errno::EEXIST.into()),
+            Found::Missing(..) => return Err(errno::EXDEV.into()),
+        }
+        self.node.kernel().changes.note();
+        Ok(Some(0))
+    }
+
+    /// Changes attributes of what a path of S names.
+    pub(super) async fn change_storage(
+        &self,
+        path: &[u8],
+        follow: bool,
+        change: &tmpfs::Change,
+    ) -> Result<u64> {
+        if Device::named(path).is_some() {
+            return self.refuse_change(path, Change::Modify).await;
+        }
+        let files = self.node.files();
+        if self.owner().is_some() {
+            self.check_change(&files.stat(path, follow).await?, change)?;
+        }
+        files.set_path(path, follow, &attributes(change)).await?;
+        self.node.kernel().changes.note();
+        Ok(0)
+    }
+
+    /// Changes attributes of an open file of S.
+    pub(super) async fn change_storage_file(&self, of: StorageFile, change: &tmpfs::Change) -> Result<u64> {
+        let files = self.node.files();
+        if self.owner().is_some() {
+            self.check_change(&files.stat_file(of.id).await?, change)?;
+        }
+        files.set_file(of.id, &attributes(change)).await?;
+        self.node.kernel().changes.note();
+        Ok(0)
+    }
+
+    pub(super) async fn sys_statfs(&self, path: u64, into: u64) -> Result<u64> {
+        let (_, found) = self.locate(AT_FDCWD, path, true).await?;
+        match found {
+            Found::Storage(path) if Device::named(&path).is_none() => {
+                self.node.files().stat(&path, true).await?;
+                self.put_statfs(into).await
+            }
+            Found::Missing(..) => Err(errno::ENOENT.into()),
+            _ => self.put_tmp_statfs(into).await,
+        }
+    }
+
+    pub(super) async fn sys_fstatfs(&self, fd: u64, into: u64) -> Result<u64> {
+        match self.file(fd)?.kind {
+            Kind::File(_) | Kind::Folder(_) => self.put_statfs(into).await,
+            _ => self.put_tmp_statfs(into).await,
+        }
+    }
+
+    async fn put_statfs(&self, into: u64) -> Result<u64> {
+        const READ_ONLY: u64 = 1;
+        let s: Statfs = self.node.files().statfs().await?;
+        let flags = if s.read_only { READ_ONLY } else { 0 };
+        let size = u64::from(s.block_size);
+        let mut bytes = Bytes::default();
+        for word in [
+            EXT4_MAGIC,
+            size,
+            s.blocks,
+            s.free,
+            s.available,
+            s.inodes,
+            s.free_inodes,
+            s.id,
+        ] {
+            bytes = bytes.u64(word);
+        }
+        // The longest name, the size of a fragment, flags with the bit that says they count.
+        for word in [255, size, flags | 0x20] {
+            bytes = bytes.u64(word);
+        }
+        let bytes: Vec<u8> = bytes.done(120);
+        self.memory.write(into, &bytes).await?;
+        Ok(0)
+    }
+
+    /// Returns whether S's disk can't be changed.
+    pub(super) async fn storage_is_read_only(&self) -> Result<bool> {
+        Ok(self.node.files().statfs().await?.read_only)
+    }
+}

@@ -1,0 +1,279 @@
+//! Files of S: what programs change there, and what this node keeps of them.
+
+use super::tmp::ends_clean;
+use super::*;
+
+const APPEND: u64 = 0o2000;
+const TRUNC: u64 = 0o1000;
+const DSYNC: u64 = 0o10_000;
+const PRIVATE: u64 = 2;
+const SHARED: u64 = 1;
+
+#[test]
+fn writes_go_through_at_once() {
+    let node: &FakeNode = node(32);
+    let mut run = Run::new(node);
+    let fd = run.create("/new", 0).unwrap();
+    let at = run.map(200_000).unwrap();
+    let bytes: Vec<u8> = (0..200_000u32).map(|n| ((n * 7) >> 3).to_le_bytes()[0]).collect();
+    run.put(at, &bytes);
+    assert_eq!(run.call(nr::__NR_write, &[fd, at, 150_000]), Ok(150_000));
+    assert_eq!(run.call(nr::__NR_pwrite64, &[fd, at, 10, 199_990]), Ok(10));
+    assert_eq!(run.status("/new").unwrap().1, 0o100_644);
+    assert_eq!(run.status("/new").unwrap().2, 200_000);
+    let to = run.map(200_000).unwrap();
+    assert_eq!(run.call(nr::__NR_pread64, &[fd, to, 300_000, 0]), Ok(200_000));
+    let read = run.get(to, 200_000);
+    assert!(read[..150_000] == bytes[..150_000] && read[199_990..] == bytes[..10]);
+    assert!(read[150_000..199_990].iter().all(|&byte| byte == 0));
+    assert_eq!(node.files.syncs.get(), 0);
+    assert_eq!(run.call(nr::__NR_fsync, &[fd]), Ok(0));
+    assert_eq!(run.call(nr::__NR_fdatasync, &[fd]), Ok(0));
+    let sync = run.create("/new", DSYNC | APPEND).unwrap();
+    assert_eq!(run.call(nr::__NR_pwrite64, &[sync, at, 3, 0]), Ok(3));
+    assert_eq!(node.files.syncs.get(), 3);
+    assert_eq!(
+        run.status("/new").unwrap().2,
+        200_003,
+        "pwrite appends, as on Linux"
+    );
+    assert_eq!(run.call(nr::__NR_lseek, &[fd, 0, 2]), Ok(200_003));
+    let writer = run.name(0, "/new");
+    let writer = run.call(nr::__NR_open, &[writer, 1]).unwrap();
+    assert_eq!(
+        errno_of(run.call(nr::__NR_read, &[writer, to, 1])),
+        Some(errno::EBADF)
+    );
+    ends_clean(node, run);
+    assert_eq!(node.files.syncs.get(), 4, "the end of the run makes all durable");
+    assert_eq!(node.files.open.get(), 0);
+}
+
+#[test]
+fn a_run_that_changes_nothing_syncs_nothing() {
+    let node: &FakeNode = node(32);
+    let mut run = Run::new(node);
+    let fd = run.open("/big").unwrap();
+    assert_eq!(run.call(nr::__NR_read, &[fd, DATA, 100]), Ok(100));
+    ends_clean(node, run);
+    assert_eq!(node.files.syncs.get(), 0);
+}
+
+#[test]
+fn names_and_attributes_change_at_s() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let dir = run.name(0, "/dir");
+    assert_eq!(run.call(nr::__NR_umask, &[0o027]), Ok(0o022));
+    assert_eq!(run.call(nr::__NR_mkdir, &[dir, 0o777]), Ok(0));
+    assert_eq!(run.status("/dir").unwrap().1, 0o040_750);
+    run.write_text("/dir/a", "one");
+    assert_eq!(run.two(nr::__NR_rename, "/dir/a", "/dir/b"), Ok(0));
+    assert_eq!(run.two(nr::__NR_link, "/dir/b", "/dir/c"), Ok(0));
+    let name = run.name(0, "/dir/b");
+    assert_eq!(run.call(nr::__NR_unlink, &[name]), Ok(0));
+    assert_eq!(
+        (run.status("/dir/b"), run.text("/dir/c")),
+        (None, b"one".to_vec())
+    );
+    let name = run.name(0, "/dir/c");
+    assert_eq!(run.call(nr::__NR_chmod, &[name, 0o4711]), Ok(0));
+    assert_eq!(run.call(nr::__NR_truncate, &[name, 2]), Ok(0));
+    assert_eq!(run.status("/dir/c").unwrap().1, 0o104_711);
+    assert_eq!(run.text("/dir/c"), b"on");
+    assert_eq!(
+        errno_of(run.two(nr::__NR_rename, "/dir/c", "/tmp/c")),
+        Some(errno::EXDEV)
+    );
+    assert_eq!(errno_of(run.create("/dir/c", 0o200)), Some(errno::EEXIST));
+    // A file that never had a name gets one.
+    let name = run.name(0, "/dir");
+    let fd = run.call(nr::__NR_open, &[name, 0o20_200_002, 0o600]);
+    assert_eq!(
+        errno_of(fd),
+        Some(errno::EISDIR),
+        "the fake knows no files without names"
+    );
+    let fd = run.create("/dir/c", 0).unwrap();
+    let (empty, new) = (run.name(2, ""), run.name(3, "/dir/d"));
+    let at_cwd = (-100i64).cast_unsigned();
+    assert_eq!(
+        run.call(nr::__NR_linkat, &[fd, empty, at_cwd, new, 0x1000]),
+        Ok(0)
+    );
+    assert_eq!(run.text("/dir/d"), b"on");
+    // The devices are not on the disk.
+    let null = run.name(0, "/dev/null");
+    for (call, errno) in [(nr::__NR_unlink, errno::EROFS), (nr::__NR_mkdir, errno::EEXIST)] {
+        assert_eq!(errno_of(run.call(call, &[null, 0])), Some(errno));
+    }
+    ends_clean(node, run);
+}
+
+#[test]
+fn reading_ahead_never_shows_what_was_overwritten() {
+    let node = node(64);
+    node.files.most = 1 << 20;
+    let node: &FakeNode = node;
+    let mut run = Run::new(node);
+    let fd = run.open("/big").unwrap();
+    // Read ahead is what is read one behind the other.
+    for _ in 0..3 {
+        assert_eq!(run.call(nr::__NR_read, &[fd, DATA, 100]), Ok(100));
+    }
+    let writer = run.create("/big", 0).unwrap();
+    run.put(DATA, b"fresh");
+    assert_eq!(run.call(nr::__NR_pwrite64, &[writer, DATA, 5, 300]), Ok(5));
+    assert_eq!(run.call(nr::__NR_read, &[fd, DATA + 100, 5]), Ok(5));
+    assert_eq!(run.get(DATA + 100, 5), b"fresh");
+    assert_eq!(run.call(nr::__NR_ftruncate, &[writer, 310]), Ok(0));
+    assert_eq!(run.call(nr::__NR_read, &[fd, DATA + 100, 100]), Ok(5));
+    ends_clean(node, run);
+}
+
+#[test]
+fn mappings_see_what_is_written_cut_and_punched() {
+    let node: &FakeNode = node(16);
+    let mut run = Run::new(node);
+    let fd = run.create("/big", 0).unwrap();
+    let map = |run: &mut Run, len, prot, kind| run.call(nr::__NR_mmap, &[0, len, prot, kind, fd, 0]);
+    let seen = map(&mut run, 100_000, 1, SHARED).unwrap();
+    let own = map(&mut run, 100_000, 3, PRIVATE).unwrap();
+    let before = run.get(seen, 100_000);
+    run.put(own + 8192, b"own");
+    // Across pages that are here, and pages that have not come.
+    run.put(DATA, &[0x77; 300]);
+    for at in [4000, 8190, 70_000, 99_900] {
+        assert_eq!(run.call(nr::__NR_pwrite64, &[fd, DATA, 300, at]), Ok(300));
+    }
+    assert_eq!(
+        run.get(seen + 3999, 302),
+        [&before[3999..4000], &[0x77; 300], &before[4300..4301]].concat()
+    );
+    assert_eq!(
+        run.get(own + 8190, 6),
+        b"\x77\x77own\x6d".map(|byte| if byte == 0x6d { before[8195] } else { byte })
+    );
+    assert_eq!(
+        (run.get(seen + 70_000, 300), run.get(seen + 99_900, 100)),
+        (vec![0x77; 300], vec![0x77; 100])
+    );
+    // All pages go to remote memory and come back.
+    let other = run.map(64 * 4096).unwrap();
+    for page in 0..64 {
+        run.put(other + page * 4096, &[1]);
+    }
+    assert_eq!(run.get(seen + 8190, 300), [0x77; 300]);
+    assert_eq!(run.call(nr::__NR_fallocate, &[fd, 3, 60_000, 20_000]), Ok(0));
+    assert_eq!(run.get(seen + 59_999, 2), [before[59_999], 0]);
+    assert_eq!(run.get(seen + 70_000, 10), [0; 10]);
+    // Cut, and grown again.
+    assert_eq!(run.call(nr::__NR_ftruncate, &[fd, 5000]), Ok(0));
+    assert_eq!(run.call(nr::__NR_ftruncate, &[fd, 90_000]), Ok(0));
+    assert_eq!(
+        run.get(seen + 4290, 12),
+        [&[0x77; 10][..], &before[4300..4302]].concat()
+    );
+    assert_eq!(
+        (run.get(seen + 5000, 100), run.get(seen + 80_000, 100)),
+        (vec![0; 100], vec![0; 100])
+    );
+    // A longer file, mapped again, has its new pages.
+    assert_eq!(run.call(nr::__NR_pwrite64, &[fd, DATA, 300, 300_000]), Ok(300));
+    let longer = map(&mut run, 300_300, 1, PRIVATE).unwrap();
+    assert_eq!(run.get(longer + 300_000, 300), [0x77; 300]);
+    assert_eq!(run.call(nr::__NR_pwrite64, &[fd, DATA, 100, 300_000]), Ok(100));
+    assert_eq!(run.get(longer + 4000, 300), [0x77; 300]);
+    // Emptied by an open: nothing is behind the end.
+    run.create("/big", TRUNC).unwrap();
+    let refused = run.call(nr::__NR_write, &[fd, longer + 200_000, 10]);
+    assert_eq!(errno_of(refused), Some(errno::EFAULT));
+    assert_eq!(run.get(longer + 4000, 300), [0; 300]);
+    ends_clean(node, run);
+    assert_eq!(node.files.open.get(), 0);
+}
+
+#[test]
+fn pages_of_a_removed_file_are_kept_only_while_they_are_mapped() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.write_text("/old", "old text");
+    let fd = run.open("/old").unwrap();
+    let at = run.call(nr::__NR_mmap, &[0, 4096, 1, PRIVATE, fd, 0]).unwrap();
+    assert_eq!(run.get(at, 8), b"old text");
+    run.call(nr::__NR_close, &[fd]).unwrap();
+    let open = node.files.open.get();
+    run.write_text("/fresh", "new");
+    assert_eq!(run.two(nr::__NR_rename, "/fresh", "/old"), Ok(0));
+    assert_eq!(
+        (run.get(at, 8), run.text("/old")),
+        (b"old text".to_vec(), b"new".to_vec())
+    );
+    assert_eq!(node.files.open.get(), open);
+    run.call(nr::__NR_munmap, &[at, 4096]).unwrap();
+    run.call(nr::__NR_getppid, &[]).unwrap();
+    assert_eq!(node.files.open.get(), open - 1);
+    ends_clean(node, run);
+}
+
+#[test]
+fn sizes_of_the_file_system_are_s_s() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let word = |run: &Run, at: u64| u64::from_le_bytes(run.get(DATA + 256 + at * 8, 8).try_into().unwrap());
+    let name = run.name(0, "/bin");
+    assert_eq!(run.call(nr::__NR_statfs, &[name, DATA + 256]), Ok(0));
+    assert_eq!([0, 2, 3, 10].map(|at| word(&run, at)), [0xef53, 1000, 500, 0x20]);
+    let fd = run.create("/tmp/x", 0).unwrap();
+    assert_eq!(run.call(nr::__NR_fstatfs, &[fd, DATA + 256]), Ok(0));
+    assert_eq!(word(&run, 0), 0x0102_1994);
+    ends_clean(node, run);
+}
+
+#[test]
+fn users_are_bound_by_rights_and_own_what_they_make() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.call(nr::__NR_umask, &[0]).unwrap();
+    let open = run.name(0, "/open");
+    run.call(nr::__NR_mkdir, &[open, 0o777]).unwrap();
+    run.write_text("/open/root's", "text");
+    run.call(nr::__NR_setresuid, &[1000, 1000, 1000]).unwrap();
+    for (path, flags) in [("/big", 0), ("/new", 0), ("/big", TRUNC)] {
+        assert_eq!(
+            errno_of(run.create(path, flags)),
+            Some(errno::EACCES),
+            "{path} {flags:o}"
+        );
+    }
+    assert_eq!(run.status("/big").unwrap().2, 100_000, "it was not emptied");
+    let names = [
+        run.name(0, "/big"),
+        run.name(1, "/new"),
+        run.name(2, "/open/root's"),
+    ];
+    for (call, args, errno) in [
+        (nr::__NR_unlink, [names[0], 0], errno::EACCES),
+        (nr::__NR_mkdir, [names[1], 0o777], errno::EACCES),
+        (nr::__NR_symlink, [names[0], names[1]], errno::EACCES),
+        (nr::__NR_rename, [names[0], names[1]], errno::EACCES),
+        (nr::__NR_link, [names[0], names[1]], errno::EACCES),
+        (nr::__NR_truncate, [names[0], 0], errno::EACCES),
+        (nr::__NR_chmod, [names[2], 0o777], errno::EPERM),
+    ] {
+        assert_eq!(errno_of(run.call(call, &args)), Some(errno), "{call}");
+    }
+    let uid = |run: &mut Run, path: &str| {
+        run.status(path).unwrap();
+        u32::from_le_bytes(run.get(DATA + 256 + 28, 4).try_into().unwrap())
+    };
+    run.write_text("/open/own", "own");
+    assert_eq!(
+        (uid(&mut run, "/open/own"), uid(&mut run, "/open/root's")),
+        (1000, 0)
+    );
+    // Writable for all, and root's all the same.
+    run.create("/open/root's", 0).unwrap();
+    assert_eq!(uid(&mut run, "/open/root's"), 0);
+    ends_clean(node, run);
+}

@@ -1,0 +1,277 @@
+//! Files that programs change on S's disk: as on Linux, from run to run, and after S was killed.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use testbed_tests::{Run, descendants, native, program};
+
+const PROGRAM: &str = "/bin/files";
+/// What a cluster may take to come up on a busy machine, and S's first write.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Kills in CI; `TESSERA_KILLS` sets another number.
+const KILLS: u64 = 3;
+
+fn scratch(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// Runs a tool of e2fsprogs on an image; gives its exit status and what it said.
+fn tool(name: &str, args: &[&str]) -> (i32, String) {
+    let places = [
+        name.to_owned(),
+        format!("/usr/sbin/{name}"),
+        format!("/sbin/{name}"),
+    ];
+    let ran = places
+        .iter()
+        .find_map(|place| Command::new(place).args(args).output().ok());
+    let ran = ran.unwrap_or_else(|| panic!("{name} of e2fsprogs is there"));
+    let said = [ran.stdout, ran.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    (ran.status.code().expect("an exit status"), said)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+/// Replays the log and finishes deletions, as a mount does; then nothing may be left to repair.
+fn assert_sound(image: &Path) {
+    let (status, said) = tool("e2fsck", &["-fp", text(image)]);
+    assert!(status <= 1, "e2fsck -fp ended with {status}: {said}");
+    let (status, said) = tool("e2fsck", &["-fn", text(image)]);
+    assert_eq!(status, 0, "{said}");
+}
+
+/// Copies a directory out of an image.
+fn dump(image: &Path, from: &str, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    let (status, said) = tool(
+        "debugfs",
+        &["-R", &format!("rdump {from} {}", text(to)), text(image)],
+    );
+    assert_eq!(status, 0, "{said}");
+}
+
+#[test]
+fn programs_change_files_as_on_linux() {
+    let here = native(program("files"), &["check", text(&scratch("files-here"))], b"");
+    let empty = scratch("files-empty");
+    let there = Run::new(&["--pcache", "4M"])
+        .add(program("files"), PROGRAM)
+        .add(&empty, "/data/work")
+        .run(&[PROGRAM, "check", "/data/work"]);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
+    assert_eq!((there.code, here.code), (Some(0), Some(0)));
+}
+
+#[test]
+fn a_disk_that_is_kept_has_what_earlier_runs_wrote() {
+    let folder = scratch("files-kept");
+    let disk = folder.join("disk");
+    let save = |options: &[&str], what: &str| {
+        let run = Run::new(&[&["--disk", text(&disk)], options].concat());
+        let run = if disk.exists() {
+            run
+        } else {
+            run.add(program("files"), PROGRAM)
+        };
+        let ran = run.run(&[PROGRAM, "save", "/data", what]);
+        (
+            ran.code,
+            String::from_utf8_lossy(&ran.stdout).into_owned(),
+            ran.stderr,
+        )
+    };
+    let (code, said, stderr) = save(&["--disk-room", "32M"], "first");
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(said.starts_with("before: 0 bytes"), "{said}");
+    let (code, said, stderr) = save(&[], "SECOND RUN");
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(said.starts_with("before: 5 bytes"), "{said}");
+    let (code, said, stderr) = save(&["--disk-read-only"], "x");
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "open: -1 Read-only file system\n"),
+        "{stderr}"
+    );
+    assert_sound(&disk);
+    dump(&disk, "/data/saved", &folder);
+    assert_eq!(fs::read(folder.join("saved")).expect("the file"), b"SECOND RUN");
+    fs::remove_dir_all(folder).expect("removed");
+}
+
+/// The bytes of a file's generation: as `fill` of the program.
+fn fill(len: usize, worker: i64, name: i64, generation: i64) -> Vec<u8> {
+    let seed = worker * 7919 + name * 104_729 + generation * 31 + 1;
+    // The program counts in 32 bits.
+    let mut state = u32::try_from(seed & 0xffff_ffff).expect("32 bits");
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..len).map(next).collect()
+}
+
+fn length_of(generation: i64) -> usize {
+    let scattered = u32::try_from(generation)
+        .expect("positive")
+        .wrapping_mul(2_654_435_761);
+    usize::try_from(1 + scattered % 60_000).expect("small")
+}
+
+/// Compares what is there with what was promised; returns how many promises were looked at.
+fn check_promises(work: &Path, seed: u64, said: &str) -> usize {
+    let base = i64::try_from(seed).expect("small") * 1_000_000;
+    let mut promises = 0;
+    let words = said.lines().filter_map(|line| {
+        let (what, numbers) = line.split_once(' ')?;
+        let numbers: Option<Vec<i64>> = numbers.split(' ').map(|word| word.parse().ok()).collect();
+        Some((what, numbers?))
+    });
+    for (what, numbers) in words {
+        match (what, numbers.as_slice()) {
+            ("replaced", &[worker, name, generation]) => {
+                let path = work.join(format!("w{worker}/f{name}"));
+                let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                let header = bytes.get(..16).expect("a header");
+                let digits = header.split(|&byte| byte == 0).next().expect("one part");
+                let found: i64 = std::str::from_utf8(digits)
+                    .ok()
+                    .and_then(|d| d.parse().ok())
+                    .expect("a number");
+                assert!(
+                    found >= generation,
+                    "{what} {numbers:?}: generation {found} is there"
+                );
+                let expected = fill(length_of(found), worker, name, found);
+                assert!(
+                    bytes[16..] == expected,
+                    "{what} {numbers:?}: generation {found} is not whole"
+                );
+            }
+            ("appended", &[worker, sequence]) => {
+                let bytes = fs::read(work.join(format!("w{worker}/log"))).expect("the log");
+                let records = bytes.chunks_exact(64);
+                assert!(
+                    records.len() as i64 > sequence,
+                    "{what} {numbers:?}: {} bytes",
+                    bytes.len()
+                );
+                let whole = |(number, record): (i64, &[u8])| record == fill(64, worker, -1, base + number);
+                let upto = usize::try_from(sequence + 1).expect("positive");
+                assert!(
+                    (0..).zip(records).take(upto).all(whole),
+                    "{what} {numbers:?}: other bytes"
+                );
+            }
+            _ => panic!("what is {what} {numbers:?}?"),
+        }
+        promises += 1;
+    }
+    promises
+}
+
+/// Reads a program's output as it comes; the receiver gets all of it so far.
+fn follow(child: &mut Child) -> mpsc::Receiver<Vec<u8>> {
+    let mut stdout = child.stdout.take().expect("a pipe");
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = stdout.read(&mut piece) {
+            if send.send(piece[..count].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receive
+}
+
+/// Kills S some time after the first promise; gives what was promised.
+fn killed_after(disk: &Path, seed: u64, delay: Duration) -> String {
+    let run = Run::new(&["--disk", text(disk), "--pcache", "4M", "--cpus", "2"]);
+    let mut child = run.start(&[PROGRAM, "load", "/data/work", &seed.to_string()]);
+    let output = follow(&mut child);
+    let first = output.recv_timeout(PATIENCE).unwrap_or_else(|error| {
+        let _ = child.kill();
+        let mut said = String::new();
+        let _ = child.stderr.take().expect("a pipe").read_to_string(&mut said);
+        panic!("nothing was promised: {error}\n{said}");
+    });
+    let killed = Instant::now() + delay;
+    let mut said = first;
+    while let Some(left) = killed.checked_duration_since(Instant::now()) {
+        match output.recv_timeout(left) {
+            Ok(more) => said.extend(more),
+            Err(mpsc::RecvTimeoutError::Timeout) => break,
+            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("the load ended by itself"),
+        }
+    }
+    let storage = descendants(child.id())
+        .into_iter()
+        .find(|(_, line)| line.contains("storage.elf"))
+        .and_then(|(pid, _)| Pid::from_raw(pid))
+        .expect("S runs");
+    kill_process(storage, Signal::KILL).expect("S is killed");
+    // What was promised before reaches us after the kill, too.
+    let ended = child.wait().expect("the run ends");
+    assert_eq!(ended.code(), Some(125), "a run ends when S does");
+    while let Ok(more) = output.recv_timeout(Duration::from_secs(5)) {
+        said.extend(more);
+    }
+    let mut said = String::from_utf8(said).expect("text");
+    said.truncate(said.rfind('\n').map_or(0, |end| end + 1));
+    said
+}
+
+/// A small generator of numbers (SplitMix64).
+fn mixed(seed: u64) -> u64 {
+    let z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z ^ (z >> 27)
+}
+
+#[test]
+fn nothing_that_fsync_promised_is_lost_when_s_is_killed() {
+    let kills = std::env::var("TESSERA_KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok());
+    let kills: u64 = kills.unwrap_or(KILLS);
+    let folder = scratch("files-killed");
+    let (disk, empty) = (folder.join("disk"), folder.join("empty"));
+    fs::create_dir(&empty).expect("a folder");
+    let made = Run::new(&["--disk", text(&disk), "--disk-room", "64M"])
+        .add(program("files"), PROGRAM)
+        .add(&empty, "/data/work")
+        .run(&["/bin/busybox", "true"]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let mut promises = 0;
+    for seed in 0..kills {
+        // Each kill meets the log that the one before has left; every fourth image is checked before it is used again.
+        let delay = Duration::from_millis(mixed(seed) % 4_000);
+        let said = killed_after(&disk, seed, delay);
+        let image = folder.join("image");
+        fs::copy(&disk, &image).expect("a copy");
+        assert_sound(&image);
+        let found = folder.join(format!("found-{seed}"));
+        dump(&image, "/data/work", &found);
+        let kept = check_promises(&found.join("work"), seed, &said);
+        println!("kill {seed} after {delay:?}: {kept} promises kept");
+        promises += kept;
+        fs::remove_dir_all(found).expect("removed");
+        if seed % 4 == 3 {
+            fs::rename(&image, &disk).expect("the checked image");
+        }
+    }
+    assert!(promises > 0);
+    fs::remove_dir_all(folder).expect("removed");
+}
