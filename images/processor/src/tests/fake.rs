@@ -1,7 +1,7 @@
 //! A node whose M, S, page tables and network are a few maps: transfers and calls end only when the executor has nothing else to
 //! do.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::rc::Rc;
@@ -12,23 +12,20 @@ use std::time::Duration;
 
 use hal::Instant;
 use messages::memory::{CapacityReply, Chunks as Lent, MAX_CHUNKS};
-use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, Entry, FileId, FileTime, OpenFlags, Opened, RenameFlags, Stat,
-    Statfs, Written,
-};
-use messages::{CHUNK_SIZE, Errno, Wire, Writer};
+use messages::{CHUNK_SIZE, Errno};
 use pcache::{
     Access, Cache, Chunks, Config, Geometry, LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId,
 };
 use verbs::Rkey;
 
+use super::fake_files::FakeFiles;
 use super::turns::Turns;
 use crate::error::errno;
 use crate::mm::Tables;
 use crate::mm::supply::Supply;
 use crate::{
-    Cpu, Error, Exit, Files, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, Stream,
-    SystemCall, Thread, Trap,
+    Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, Stream, SystemCall,
+    Thread, Trap,
 };
 
 /// Where lines begin in physical memory.
@@ -236,278 +233,6 @@ impl Memory for FakeMemory {
             assert!(self.lent.borrow_mut().remove(addr), "{addr:#x} was lent");
         }
         Ok(())
-    }
-}
-
-/// S: files by path; a path with nothing behind it is a folder.
-#[derive(Default)]
-pub(crate) struct FakeFiles {
-    /// What there is at first.
-    pub(crate) files: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub(crate) links: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub(crate) open: Cell<i64>,
-    pub(crate) reads: Cell<u64>,
-    pub(crate) syncs: Cell<u64>,
-    /// The most bytes that a read or write takes.
-    pub(crate) most: usize,
-    pub(crate) read_only: Cell<bool>,
-    disk: RefCell<FakeDisk>,
-}
-
-/// Inodes by position, which is also the number of an open file; names that are gone keep theirs.
-#[derive(Default)]
-struct FakeDisk {
-    names: BTreeMap<Vec<u8>, usize>,
-    inodes: Vec<FakeInode>,
-}
-
-#[derive(Clone)]
-struct FakeInode {
-    data: Vec<u8>,
-    mode: u32,
-    uid: u32,
-}
-
-impl FakeInode {
-    fn write(&mut self, at: usize, bytes: &[u8]) {
-        let end = at + bytes.len();
-        self.data.resize(self.data.len().max(end), 0);
-        self.data[at..end].copy_from_slice(bytes);
-    }
-}
-
-impl FakeFiles {
-    fn disk(&self) -> RefMut<'_, FakeDisk> {
-        let mut disk = self.disk.borrow_mut();
-        if disk.inodes.is_empty() {
-            for (index, (path, data)) in self.files.iter().enumerate() {
-                let mode = if data.is_empty() { 0o040_755 } else { 0o100_755 };
-                let (data, uid) = (data.clone(), 0);
-                disk.inodes.push(FakeInode { data, mode, uid });
-                disk.names.insert(path.clone(), index);
-            }
-        }
-        disk
-    }
-
-    fn changing(&self) -> Result<RefMut<'_, FakeDisk>> {
-        if self.read_only.get() {
-            return Err(errno::EROFS.into());
-        }
-        Ok(self.disk())
-    }
-
-    fn find(&self, path: &[u8]) -> Result<usize> {
-        self.disk()
-            .names
-            .get(trimmed(path))
-            .copied()
-            .ok_or_else(|| errno::ENOENT.into())
-    }
-
-    fn stat_of(&self, at: usize) -> Stat {
-        let inode = self.disk().inodes[at].clone();
-        let never = FileTime { seconds: 0, nanos: 0 };
-        Stat {
-            inode: at as u64 + 10,
-            mode: inode.mode,
-            links: 1,
-            uid: inode.uid,
-            gid: 0,
-            size: inode.data.len() as u64,
-            block_size: 4096,
-            blocks: 8,
-            accessed: never,
-            modified: never,
-            changed: never,
-            device: 0,
-        }
-    }
-
-    fn add(&self, path: &[u8], mode: u32) -> Result<usize> {
-        if self.find(path).is_ok() {
-            return Err(errno::EEXIST.into());
-        }
-        let mut disk = self.changing()?;
-        let (data, uid) = (Vec::new(), 0);
-        disk.inodes.push(FakeInode { data, mode, uid });
-        let at = disk.inodes.len() - 1;
-        disk.names.insert(trimmed(path).to_vec(), at);
-        Ok(at)
-    }
-
-    fn set(&self, at: usize, set: &Attributes) -> Result<()> {
-        let inode = &mut self.changing()?.inodes[at];
-        if set.which.contains(AttributeFlags::MODE) {
-            inode.mode = inode.mode & !0o7777 | set.mode;
-        }
-        if set.which.contains(AttributeFlags::UID) {
-            inode.uid = set.uid;
-        }
-        Ok(())
-    }
-}
-
-fn trimmed(path: &[u8]) -> &[u8] {
-    match path {
-        [rest @ .., b'/'] if !rest.is_empty() => trimmed(rest),
-        path => path,
-    }
-}
-
-fn index(file: FileId) -> usize {
-    usize::try_from(file.0).unwrap()
-}
-
-impl Files for FakeFiles {
-    async fn open(&self, path: &[u8], flags: OpenFlags, mode: u32) -> Result<Opened> {
-        let at = match self.find(path) {
-            Err(_) if flags.contains(OpenFlags::CREATE) => self.add(path, 0o100_000 | mode)?,
-            Ok(_) if flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUSIVE) => {
-                return Err(errno::EEXIST.into());
-            }
-            found => found?,
-        };
-        if flags.contains(OpenFlags::WRITE) {
-            let inode = &mut self.changing()?.inodes[at];
-            if inode.mode & 0o170_000 == 0o040_000 {
-                return Err(errno::EISDIR.into());
-            }
-            if flags.contains(OpenFlags::TRUNCATE) {
-                inode.data.clear();
-            }
-        }
-        self.open.set(self.open.get() + 1);
-        Ok(Opened {
-            file: FileId(at as u64),
-            stat: self.stat_of(at),
-        })
-    }
-    async fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
-        self.reads.set(self.reads.get() + 1);
-        let content = &self.disk().inodes[index(file)].data;
-        let rest = content.get(usize::try_from(offset).unwrap()..).unwrap_or(&[]);
-        // Fewer than asked for, as a peer may.
-        let len = rest.len().min(into.len()).min(self.most);
-        into[..len].copy_from_slice(&rest[..len]);
-        Ok(len)
-    }
-    async fn stat(&self, path: &[u8], _: bool) -> Result<Stat> {
-        Ok(self.stat_of(self.find(path)?))
-    }
-    async fn stat_file(&self, file: FileId) -> Result<Stat> {
-        Ok(self.stat_of(index(file)))
-    }
-    async fn getdents(&self, _: FileId, position: u64, into: &mut [u8]) -> Result<usize> {
-        let mut writer = Writer::new(into);
-        let names: Vec<_> = self.disk().names.keys().cloned().collect();
-        for (at, path) in names.iter().enumerate().skip(usize::try_from(position).unwrap()) {
-            let name = path
-                .rsplit(|&b| b == b'/')
-                .next()
-                .filter(|n| !n.is_empty())
-                .unwrap_or(b".");
-            Entry {
-                inode: 1,
-                next: at as u64 + 1,
-                kind: 8,
-                name,
-            }
-            .put(&mut writer)
-            .unwrap();
-        }
-        Ok(writer.len())
-    }
-    async fn readlink(&self, path: &[u8], into: &mut [u8]) -> Result<usize> {
-        let target = self.links.get(path).ok_or(errno::EINVAL)?;
-        into[..target.len()].copy_from_slice(target);
-        Ok(target.len())
-    }
-    async fn close(&self, _: FileId) -> Result<()> {
-        self.open.set(self.open.get() - 1);
-        Ok(())
-    }
-    async fn write(&self, file: FileId, offset: Option<u64>, bytes: &[u8]) -> Result<Written> {
-        let inode = &mut self.changing()?.inodes[index(file)];
-        let at = offset.map_or(inode.data.len(), |at| usize::try_from(at).unwrap());
-        inode.write(at, bytes);
-        Ok(Written {
-            offset: at as u64,
-            len: u32::try_from(bytes.len()).unwrap(),
-        })
-    }
-    async fn truncate(&self, file: FileId, size: u64) -> Result<()> {
-        let inode = &mut self.changing()?.inodes[index(file)];
-        inode.data.resize(usize::try_from(size).unwrap(), 0);
-        Ok(())
-    }
-    async fn allocate(&self, file: FileId, flags: AllocateFlags, offset: u64, len: u64) -> Result<()> {
-        let inode = &mut self.changing()?.inodes[index(file)];
-        let (from, end) = (
-            usize::try_from(offset).unwrap(),
-            usize::try_from(offset + len).unwrap(),
-        );
-        if flags.contains(AllocateFlags::PUNCH_HOLE) {
-            let end = end.min(inode.data.len());
-            inode.data[from..end].fill(0);
-        } else if flags.is_empty() {
-            inode.data.resize(inode.data.len().max(end), 0);
-        }
-        Ok(())
-    }
-    async fn fsync(&self, _: FileId) -> Result<()> {
-        self.syncs.set(self.syncs.get() + 1);
-        Ok(())
-    }
-    async fn sync(&self) -> Result<()> {
-        self.syncs.set(self.syncs.get() + 1);
-        Ok(())
-    }
-    async fn make(&self, path: &[u8], mode: u32, _: u64) -> Result<()> {
-        self.add(path, mode).map(drop)
-    }
-    async fn symlink(&self, path: &[u8], _: &[u8]) -> Result<()> {
-        self.add(path, 0o120_777).map(drop)
-    }
-    async fn link(&self, old: &[u8], _: bool, new: &[u8]) -> Result<()> {
-        let at = self.find(old)?;
-        if self.find(new).is_ok() {
-            return Err(errno::EEXIST.into());
-        }
-        self.changing()?.names.insert(new.to_vec(), at);
-        Ok(())
-    }
-    async fn link_file(&self, file: FileId, new: &[u8]) -> Result<()> {
-        self.changing()?.names.insert(new.to_vec(), index(file));
-        Ok(())
-    }
-    async fn rename(&self, old: &[u8], new: &[u8], _: RenameFlags) -> Result<u64> {
-        let mut disk = self.changing()?;
-        let at = disk.names.remove(old).ok_or(errno::ENOENT)?;
-        let had = disk.names.insert(new.to_vec(), at);
-        Ok(had.map_or(0, |had| had as u64 + 10))
-    }
-    async fn remove(&self, path: &[u8], _: bool) -> Result<u64> {
-        let at = self.changing()?.names.remove(path).ok_or(errno::ENOENT)?;
-        Ok(at as u64 + 10)
-    }
-    async fn set_path(&self, path: &[u8], _: bool, set: &Attributes) -> Result<()> {
-        self.set(self.find(path)?, set)
-    }
-    async fn set_file(&self, file: FileId, set: &Attributes) -> Result<()> {
-        self.set(index(file), set)
-    }
-    async fn statfs(&self) -> Result<Statfs> {
-        Ok(Statfs {
-            block_size: 4096,
-            blocks: 1000,
-            free: 500,
-            available: 400,
-            inodes: 100,
-            free_inodes: 50,
-            id: 7,
-            read_only: self.read_only.get(),
-        })
     }
 }
 
@@ -758,11 +483,7 @@ impl FakeNode {
                 calls: Cell::new(0),
                 busy: Cell::new(0),
             },
-            files: FakeFiles {
-                files: table,
-                most: 5_000,
-                ..FakeFiles::default()
-            },
+            files: FakeFiles::new(table),
             kernel: Kernel::new(7, false),
             started: RefCell::default(),
             spaces: Cell::new(0),

@@ -2,6 +2,7 @@
 
 mod calls;
 mod fake;
+mod fake_files;
 mod identity;
 mod inotify;
 mod locks;
