@@ -1,6 +1,7 @@
 //! System calls: from a number and six words to what is done.
 
 mod attributes;
+mod clone;
 mod epoll;
 mod fifo;
 mod futex;
