@@ -132,6 +132,9 @@ impl<N: Node> Thread<N> {
             actions.handles(info.signal)
         };
         if !handled {
+            if self.pid == crate::kernel::FIRST {
+                self.node.kernel().note_fatal(info.fields[0], self.cpu.ip());
+            }
             tell();
             log::warn!(
                 "process {} ends by signal {} at ip {:#x}",

@@ -7,6 +7,8 @@ pub(crate) enum Device {
     Null,
     /// Zeros without end.
     Zero,
+    /// Zeros without end, and no room for what is written.
+    Full,
     /// Bytes no one can guess: `/dev/random` and `/dev/urandom`, which do the same here.
     Random,
 }
@@ -17,6 +19,7 @@ impl Device {
         match path {
             b"/dev/null" => Some(Self::Null),
             b"/dev/zero" => Some(Self::Zero),
+            b"/dev/full" => Some(Self::Full),
             b"/dev/random" | b"/dev/urandom" => Some(Self::Random),
             _ => None,
         }
@@ -27,6 +30,7 @@ impl Device {
         match self {
             Self::Null => 0x103,
             Self::Zero => 0x105,
+            Self::Full => 0x107,
             Self::Random => 0x109,
         }
     }

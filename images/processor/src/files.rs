@@ -12,7 +12,6 @@ use crate::device::Device;
 use crate::error::{Result, errno};
 use crate::kernel::Closing;
 use crate::object::Object;
-use crate::platform::Stream;
 use crate::tmpfs::TmpFile;
 
 /// The most files a process may have open.
@@ -24,10 +23,6 @@ pub(crate) const O_NONBLOCK: u32 = 0o4_000;
 /// What an open file is.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    /// Standard input.
-    Stdin,
-    /// Standard output or error.
-    Output(Stream),
     /// A device.
     Device(Device),
     /// A file of S.
@@ -109,19 +104,16 @@ pub(crate) struct Table {
 
 impl Table {
     /// Returns a table with the numbers 0, 1 and 2.
-    pub(crate) fn new() -> Self {
-        let mut table = Self { slots: Vec::new() };
-        for (kind, flags) in [
-            (Kind::Stdin, 0),
-            (Kind::Output(Stream::Stdout), 1),
-            (Kind::Output(Stream::Stderr), 1),
-        ] {
-            table.slots.push(Some(Slot {
-                file: Arc::new(OpenFile::new(kind, Vec::new(), flags, None)),
-                close_on_exec: false,
-            }));
+    pub(crate) fn new(streams: [Kind; 3]) -> Self {
+        let open = |(kind, flags)| Slot {
+            file: Arc::new(OpenFile::new(kind, Vec::new(), flags, None)),
+            close_on_exec: false,
+        };
+        // The first is read, the others are written.
+        let slots = streams.into_iter().zip([0, 1, 1]);
+        Self {
+            slots: slots.map(open).map(Some).collect(),
         }
-        table
     }
 
     /// Returns the open file of number `fd`.

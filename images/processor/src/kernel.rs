@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use messages::storage::FileId;
 use spin::{Mutex, Once};
 
+use crate::console::Console;
 use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::mm::Space;
@@ -35,9 +36,13 @@ pub struct Kernel<N: Node> {
     /// Woken when a process has ended.
     pub(crate) process_ended: WaitQueue,
     unimplemented: Mutex<BTreeMap<u64, u64>>,
+    /// The address and instruction of the fault that ended the first process.
+    fatal: Mutex<(u64, u64)>,
     faults: AtomicU64,
     /// CPUID leaf 1, `edx`, for programs to see.
     pub(crate) hwcap: u64,
+    /// The program's streams.
+    pub(crate) console: Arc<Console>,
     /// Log each system call.
     pub(crate) strace: bool,
 }
@@ -114,10 +119,18 @@ impl<N: Node> Kernel<N> {
             loads: [const { AtomicU32::new(0) }; MAX_CORES],
             process_ended: WaitQueue::default(),
             unimplemented: Mutex::default(),
+            fatal: Mutex::default(),
             faults: AtomicU64::new(0),
             hwcap,
+            console: Arc::default(),
             strace,
         }
+    }
+
+    /// Returns the program's streams.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
     }
 
     /// Makes the file systems of this node's own.
@@ -142,6 +155,16 @@ impl<N: Node> Kernel<N> {
 
     pub(crate) fn add_faults(&self, faults: u64) {
         self.faults.fetch_add(faults, Ordering::Relaxed);
+    }
+
+    /// Returns the address and the instruction of the fault that ended the first process.
+    #[must_use]
+    pub fn fatal(&self) -> (u64, u64) {
+        *self.fatal.lock()
+    }
+
+    pub(crate) fn note_fatal(&self, addr: u64, ip: u64) {
+        *self.fatal.lock() = (addr, ip);
     }
 
     /// Returns the system calls answered by ENOSYS, and how often.

@@ -30,14 +30,15 @@
 extern crate alloc;
 
 mod ahead;
+mod console;
 mod deliver;
 mod device;
 pub mod elf;
 mod epoll;
 mod error;
 mod files;
+mod find;
 mod futex;
-mod input;
 pub mod kernel;
 mod load;
 pub mod mm;
@@ -56,12 +57,13 @@ mod thread;
 mod tmpfs;
 pub mod wait;
 
+pub use crate::console::Console;
 pub use error::{Error, Exit, Result};
-pub use input::Input;
+pub use find::find;
 pub use kernel::Kernel;
 pub use load::{Command, Refusal};
 pub use names::name as system_call_name;
-pub use platform::{Cpu, Files, Memory, Peer, Platform, REGISTERS, Registers, Stream, SystemCall, Trap};
+pub use platform::{Cpu, Files, Memory, Peer, Platform, REGISTERS, Registers, SystemCall, Trap};
 pub use process::{Node, Process};
 pub use report::Report;
 pub use thread::Thread;

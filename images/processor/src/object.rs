@@ -280,23 +280,34 @@ impl<N: Node> Thread<N> {
         while done < count {
             let want = usize::try_from(count - done).map_or(PIECE, |left| left.min(PIECE));
             self.memory.read(addr + done, &mut piece[..want]).await?;
-            let attempt = || match object.write(&piece[..want]) {
-                Err(Error::Errno(errno::EAGAIN)) if !file.nonblocking() => None,
-                tried => Some(tried),
-            };
-            let tried = self.unless_called(object.queue().until(attempt)).await;
-            match tried.flatten() {
+            match self.write_piece(file, object, &piece[..want]).await {
+                Ok(0) => break,
                 Ok(written) => done += written as u64,
-                Err(Error::Errno(errno::EPIPE)) if done == 0 => {
-                    let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
-                    self.shared.send(self.node, info);
-                    return Err(errno::EPIPE.into());
-                }
                 Err(Error::Errno(_)) if done > 0 => break,
                 Err(error) => return Err(error),
             }
         }
         Ok(done)
+    }
+
+    /// Writes bytes to an object, as many as it takes at once.
+    pub(crate) async fn write_piece(
+        &self,
+        file: &OpenFile,
+        object: &Arc<dyn Object>,
+        piece: &[u8],
+    ) -> Result<usize> {
+        let attempt = || match object.write(piece) {
+            Err(Error::Errno(errno::EAGAIN)) if !file.nonblocking() => None,
+            tried => Some(tried),
+        };
+        let tried = self.unless_called(object.queue().until(attempt)).await;
+        let tried = tried.flatten();
+        if tried == Err(errno::EPIPE.into()) {
+            let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
+            self.shared.send(self.node, info);
+        }
+        tried
     }
 }
 

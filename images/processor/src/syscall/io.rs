@@ -48,12 +48,9 @@ impl<N: Node> Thread<N> {
             Kind::File(id) => *id,
             Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
             Kind::Folder(_) | Kind::TmpFolder(_) => return Err(errno::EISDIR.into()),
-            Kind::Output(_) => return Err(errno::EBADF.into()),
             Kind::Device(device) => return self.read_device(*device, addr, count).await,
             Kind::Object(_) if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Object(object) => return self.read_object(file, object, addr, count).await,
-            Kind::Stdin if offset.is_some() => return Err(errno::ESPIPE.into()),
-            Kind::Stdin => return self.read_stdin(addr, count).await,
         };
         let count = self.memory.reachable(addr, count, true)?;
         let start = offset.unwrap_or_else(|| file.offset.load(Relaxed));
@@ -93,43 +90,20 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    async fn read_stdin(&self, addr: u64, count: u64) -> Result<u64> {
-        if count == 0 {
-            return Ok(0);
-        }
-        let count = self.memory.reachable(addr, count, true)?;
-        let mut piece = vec![0; piece_len(count)];
-        let reading = self.node.platform().read_stdin(&mut piece);
-        let got = self.unless_called(reading).await?;
-        let got = got.min(piece.len());
-        self.memory.write(addr, &piece[..got]).await?;
-        Ok(got as u64)
-    }
-
     /// Writes from the program to an open file, at `offset` or where it stands.
     async fn write_from(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
         let count = count.min(MAX_COUNT);
-        if file.flags() & 3 == 0 && !matches!(file.kind, Kind::Output(_)) {
+        if file.flags() & 3 == 0 {
             return Err(errno::EBADF.into());
         }
-        let stream = match &file.kind {
-            Kind::Output(stream) => *stream,
-            Kind::Device(_) => return Ok(count),
-            Kind::Tmp(tmp) => return self.write_tmp(file, tmp, addr, count, offset).await,
-            _ if offset.is_some() => return Err(errno::ESPIPE.into()),
-            Kind::Object(object) => return self.write_object(file, object, addr, count).await,
-            _ => return Err(errno::EBADF.into()),
-        };
-        let count = self.memory.reachable(addr, count, false)?;
-        let mut piece = vec![0; piece_len(count)];
-        let mut done = 0;
-        while done < count {
-            let want = piece_len(count - done);
-            self.memory.read(addr + done, &mut piece[..want]).await?;
-            self.node.platform().write(stream, &piece[..want]).await;
-            done += want as u64;
+        match &file.kind {
+            Kind::Device(Device::Full) if count > 0 => Err(errno::ENOSPC.into()),
+            Kind::Device(_) => Ok(count),
+            Kind::Tmp(tmp) => self.write_tmp(file, tmp, addr, count, offset).await,
+            _ if offset.is_some() => Err(errno::ESPIPE.into()),
+            Kind::Object(object) => self.write_object(file, object, addr, count).await,
+            _ => Err(errno::EBADF.into()),
         }
-        Ok(done)
     }
 
     pub(super) async fn sys_read(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
@@ -204,9 +178,12 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_sendfile(&self, [to, from, offset_at, count, ..]: Args) -> Result<u64> {
         let (to, from) = (self.file(to)?, self.file(from)?);
-        let (&Kind::File(id), &Kind::Output(stream)) = (&from.kind, &to.kind) else {
+        let (&Kind::File(id), Kind::Object(object)) = (&from.kind, &to.kind) else {
             return Err(errno::EINVAL.into());
         };
+        if to.flags() & 3 == 0 {
+            return Err(errno::EBADF.into());
+        }
         let start = match offset_at {
             0 => from.offset.load(Relaxed),
             at => self.memory.read_u64(at).await?,
@@ -217,9 +194,10 @@ impl<N: Node> Thread<N> {
         while done < count {
             let want = piece_len(count - done);
             let got = read_file(self.node, id, start.saturating_add(done), &mut piece[..want]).await?;
-            self.node.platform().write(stream, &piece[..got]).await;
-            done += got as u64;
-            if got < want {
+            let written = self.write_piece(&to, object, &piece[..got]).await;
+            let written = so_far(done, written.map(|count| count as u64))? - done;
+            done += written;
+            if written < want as u64 {
                 break;
             }
         }

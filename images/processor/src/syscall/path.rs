@@ -186,7 +186,6 @@ impl<N: Node> Thread<N> {
         match &file.kind {
             Kind::File(id) | Kind::Folder(id) => self.node.files().stat_file(*id).await,
             Kind::Device(device) => Ok(device_status(*device)),
-            Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
             Kind::Tmp(tmp) => Ok(self.node.kernel().tmpfs().stat_file(tmp)),
             Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),
             Kind::Object(object) => Ok(Stat {

@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering;
 use spin::Mutex;
 
 use super::{Args, int};
+use crate::console::kinds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
@@ -111,6 +112,7 @@ impl<N: Node> Thread<N> {
             };
             tree.processes.insert(FIRST, relations);
         }
+        let streams = kinds(&node.kernel().console, command.streams);
         let cwd = if command.cwd.is_empty() {
             b"/".to_vec()
         } else {
@@ -121,7 +123,7 @@ impl<N: Node> Thread<N> {
             shared,
             cpu: N::Cpu::new(image.entry, image.sp),
             memory,
-            files: Arc::new(Mutex::new(Table::new())),
+            files: Arc::new(Mutex::new(Table::new(streams))),
             fs: Arc::new(Mutex::new(Fs { cwd, umask: 0o022 })),
             actions,
             alternate: [0, 2, 0],
@@ -361,7 +363,7 @@ impl<N: Node> Thread<N> {
             path,
             args: self.strings(args, &mut room).await?,
             env: self.strings(env, &mut room).await?,
-            cwd: Vec::new(),
+            ..Command::default()
         };
         let vectors = self.cpu.vectors().len();
         let image = load::load(self.node, self.pid, &command, vectors).await;
