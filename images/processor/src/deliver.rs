@@ -152,6 +152,7 @@ impl<N: Node> Thread<N> {
     /// Takes the signals that are due, before the program goes on.
     pub(crate) async fn take_signals(&mut self) -> Result<()> {
         self.shared.attended();
+        self.thaw().await;
         if self.process.must_end(self.tid()) {
             let exit = self.process.ends().unwrap_or(Exit::Code(0));
             return Err(Error::ThreadEnded(exit));
@@ -160,6 +161,10 @@ impl<N: Node> Thread<N> {
             let effect = self.actions.lock().effect(info.signal);
             match effect {
                 Effect::Ignore => {}
+                Effect::Stop => {
+                    self.process.stop(info.signal);
+                    self.thaw().await;
+                }
                 Effect::End => return Err(Error::Ended(Exit::Signal(info.signal))),
                 Effect::Handle(action) => {
                     self.handle(&info, &action).await?;
@@ -309,9 +314,11 @@ impl<N: Node> Thread<N> {
         let call = self.cpu.system_call();
         let outcome = self.system_call(call).await;
         self.trace(call, &outcome);
-        if self.node.kernel().closing.any() {
-            self.node.kernel().close_files(self.node).await?;
+        let kernel = self.node.kernel();
+        if kernel.closing.any() {
+            kernel.close_files(self.node).await?;
         }
+        kernel.send_terminals_signals();
         let result = match outcome {
             Ok(Outcome::Value(value)) => value,
             Ok(Outcome::Registers) => return Ok(()),

@@ -109,8 +109,15 @@ impl Table {
             file: Arc::new(OpenFile::new(kind, Vec::new(), flags, None)),
             close_on_exec: false,
         };
-        // The first is read, the others are written.
-        let slots = streams.into_iter().zip([0, 1, 1]);
+        // The first is read, the others are written, and a terminal does both.
+        let flags = |kind: &Kind, own| match kind {
+            Kind::Object(object) if object.as_terminal().is_some() => 2,
+            _ => own,
+        };
+        let slots = streams.into_iter().zip([0, 1, 1]).map(|(kind, own)| {
+            let flags = flags(&kind, own);
+            (kind, flags)
+        });
         Self {
             slots: slots.map(open).map(Some).collect(),
         }

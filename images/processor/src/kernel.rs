@@ -11,10 +11,12 @@ use spin::{Mutex, Once};
 use crate::console::Console;
 use crate::error::{Exit, Result, errno};
 use crate::futex::Futexes;
+use crate::jobs::News;
 use crate::mm::Space;
 use crate::mm::file::FileCache;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
+use crate::terminal::Terminals;
 use crate::tmpfs::Tmpfs;
 use crate::wait::WaitQueue;
 
@@ -43,6 +45,8 @@ pub struct Kernel<N: Node> {
     pub(crate) hwcap: u64,
     /// The program's streams.
     pub(crate) console: Arc<Console>,
+    /// Terminals, and the signals that they cause.
+    pub(crate) terminals: Arc<Terminals>,
     /// Log each system call.
     pub(crate) strace: bool,
 }
@@ -62,6 +66,8 @@ pub(crate) struct Relations<N: Node> {
     /// The signal that tells the parent of the end; 0 for none.
     pub(crate) exit_signal: u8,
     pub(crate) ended: Option<Exit>,
+    /// A stop, or a going on, that the parent has not asked for.
+    pub(crate) news: Option<News>,
 }
 
 /// Files of S that nothing uses any more: closing is a call to S, which the drop of a file can't make.
@@ -107,6 +113,7 @@ impl<N: Node> Kernel<N> {
     /// call is logged.
     #[must_use]
     pub fn new(hwcap: u64, strace: bool) -> Self {
+        let terminals = Arc::<Terminals>::default();
         Self {
             tree: Mutex::new(Tree {
                 processes: BTreeMap::new(),
@@ -122,7 +129,8 @@ impl<N: Node> Kernel<N> {
             fatal: Mutex::default(),
             faults: AtomicU64::new(0),
             hwcap,
-            console: Arc::default(),
+            console: Arc::new(Console::new(terminals.clone())),
+            terminals,
             strace,
         }
     }

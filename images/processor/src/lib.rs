@@ -39,6 +39,7 @@ mod error;
 mod files;
 mod find;
 mod futex;
+mod jobs;
 pub mod kernel;
 mod load;
 pub mod mm;
@@ -51,6 +52,7 @@ mod report;
 mod signals;
 pub mod stack;
 mod syscall;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod thread;

@@ -17,6 +17,7 @@ use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::process::Node;
 use crate::signals::{SI_USER, SIGPIPE, SignalInfo};
+use crate::terminal::{Side, Terminal};
 use crate::thread::Thread;
 use crate::wait::WaitQueue;
 
@@ -66,6 +67,14 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     fn mode(&self) -> u32;
     /// Returns how many bytes could be read.
     fn readable(&self) -> usize;
+    /// Returns the device's number as `st_rdev` has it; 0 for what is no device.
+    fn device(&self) -> u64 {
+        0
+    }
+    /// Returns the terminal, and which side of it this is, if it is one.
+    fn as_terminal(&self) -> Option<(&Arc<Terminal>, Side)> {
+        None
+    }
 }
 
 /// The bytes between a pipe's two ends.
@@ -255,6 +264,9 @@ impl<N: Node> Thread<N> {
         addr: u64,
         count: u64,
     ) -> Result<u64> {
+        if let Some((terminal, Side::Program)) = object.as_terminal() {
+            return self.read_terminal(file, terminal, addr, count).await;
+        }
         let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let attempt = || match object.read(&mut piece) {
@@ -274,6 +286,11 @@ impl<N: Node> Thread<N> {
         addr: u64,
         count: u64,
     ) -> Result<u64> {
+        if let Some((terminal, Side::Program)) = object.as_terminal()
+            && terminal.stops_writers()
+        {
+            self.may_change(terminal)?;
+        }
         let count = self.memory.reachable(addr, count, false)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let mut done = 0;

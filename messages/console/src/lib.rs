@@ -7,9 +7,9 @@
 //!  0x01 start   what to run (Start)       0x81 stdout  bytes
 //!  0x02 input   bytes                     0x82 stderr  bytes
 //!  0x03 end     errno (u16), 0: the end   0x83 trace   bytes
-//!  0x04 window  rows, columns, x, y (u16) 0x84 want    bytes of input that P has room for (u32)
-//!  0x05 broken  stream (u8), errno (u16)  0x85 finish  P has no more output
-//!  0x06 done    all output is written
+//!  0x04 window  rows, columns, x, y (u16) 0x84 terminal bytes
+//!  0x05 broken  stream (u8), errno (u16)  0x85 want    bytes of input that P has room for (u32)
+//!  0x06 done    all output is written     0x86 finish  P has no more output
 //! ```
 //!
 //! Both sides use [`Decoder`], which checks each frame; [`start`] is the layout of what to run. All
@@ -38,17 +38,19 @@ pub const MAX_START: usize = 8 << 20;
 /// An output of P.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Output {
-    /// Standard output; the terminal's, if there is one.
+    /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
     /// The trace of system calls.
     Trace,
+    /// The terminal.
+    Terminal,
 }
 
 impl Output {
     /// All, by number.
-    pub const ALL: [Self; 3] = [Self::Stdout, Self::Stderr, Self::Trace];
+    pub const ALL: [Self; 4] = [Self::Stdout, Self::Stderr, Self::Trace, Self::Terminal];
 
     /// Returns the output's number.
     #[must_use]
@@ -138,8 +140,8 @@ const WINDOW: u8 = 4;
 const BROKEN: u8 = 5;
 const DONE: u8 = 6;
 const OUTPUT: u8 = 0x81;
-const WANT: u8 = 0x84;
-const FINISH: u8 = 0x85;
+const WANT: u8 = 0x85;
+const FINISH: u8 = 0x86;
 
 impl Frame {
     /// Appends the frame's bytes.
@@ -224,7 +226,7 @@ fn check(kind: u8, len: usize) -> Result<(), FrameError> {
         BROKEN => len == 3,
         DONE | FINISH => len == 0,
         WANT => len == 4,
-        0x81..=0x83 => (1..=MAX_BYTES).contains(&len),
+        0x81..=0x84 => (1..=MAX_BYTES).contains(&len),
         _ => return Err(FrameError::Kind(kind)),
     };
     if fits {
@@ -260,14 +262,14 @@ mod tests {
         assert_eq!(bytes(Frame::Done), b"\x06\0\0\0");
         let trace = Frame::Output(Output::Trace, vec![b'x'; 0x102]);
         assert_eq!(bytes(trace)[..5], *b"\x83\x02\x01\0x");
-        assert_eq!(bytes(Frame::Want(0x1_0000)), b"\x84\x04\0\0\0\0\x01\0");
-        assert_eq!(bytes(Frame::Finish), b"\x85\0\0\0");
+        assert_eq!(bytes(Frame::Want(0x1_0000)), b"\x85\x04\0\0\0\0\x01\0");
+        assert_eq!(bytes(Frame::Finish), b"\x86\0\0\0");
     }
 
     #[test]
     fn lengths_and_kinds_are_checked() {
         assert_eq!(check(0, 0), Err(FrameError::Kind(0)));
-        assert_eq!(check(0x86, 0), Err(FrameError::Kind(0x86)));
+        assert_eq!(check(0x87, 0), Err(FrameError::Kind(0x87)));
         for (kind, len) in [
             (INPUT, 0),
             (INPUT, MAX_BYTES + 1),
@@ -278,7 +280,7 @@ mod tests {
             assert_eq!(check(kind, len), Err(FrameError::Length { kind, len }));
         }
         assert_eq!(
-            Frame::decode(BROKEN, &[3, 0, 0]),
+            Frame::decode(BROKEN, &[4, 0, 0]),
             Err(FrameError::Payload(BROKEN))
         );
     }

@@ -75,11 +75,12 @@ impl<'a> Cluster<'a> {
         Ok(cluster)
     }
 
-    /// Waits until the program ends, or something else ends the run.
+    /// Waits until the program ends, or something else ends the run. Calls `look` now and then, and tells it whether the
+    /// program runs.
     ///
     /// # Errors
     /// Names the node that failed or did not come up in time, with the end of its log.
-    pub(crate) fn watch(&mut self, limits: &Limits) -> Result<End> {
+    pub(crate) fn watch(&mut self, limits: &Limits, mut look: impl FnMut(bool) -> Result<()>) -> Result<End> {
         let mut running_since = None;
         loop {
             if INTERRUPTED.load(Ordering::Relaxed) {
@@ -89,6 +90,7 @@ impl<'a> Cluster<'a> {
                 return Ok(End::Program);
             }
             self.others_alive()?;
+            look(running_since.is_some())?;
             match running_since {
                 None if self
                     .log(Role::Processor)

@@ -10,16 +10,24 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use console::{Decoder, Frame, MAX_BYTES, Output, Start};
+use console::{Decoder, Frame, MAX_BYTES, Output, Start, Window};
 use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::bed::INTERRUPTED;
 
 /// Bytes read from the channel at once.
 const PIECE: usize = 64 << 10;
+/// Typed bytes read at once.
+const TYPED: u32 = 1024;
+/// The key (Ctrl-]) that ends a run when it is typed three times within a second, as `systemd-nspawn` has it.
+const ESCAPE: u8 = 0x1d;
 
 /// The two ends before the cluster starts.
 pub(crate) struct Channel {
@@ -32,11 +40,18 @@ pub(crate) struct Streams {
     /// What its input is read from.
     pub(crate) input: Box<dyn Read + Send>,
     /// What [`Output::ALL`] are written to.
-    pub(crate) outputs: [Box<dyn Write + Send>; 3],
+    pub(crate) outputs: Outputs,
+    /// The input is a terminal: it is read as soon as the program runs, as keys may be signals.
+    pub(crate) typed: bool,
 }
+
+/// An output for each of [`Output::ALL`].
+pub(crate) type Outputs = [Box<dyn Write + Send>; Output::ALL.len()];
 
 /// The threads that serve the channel.
 pub(crate) struct Server {
+    wants: Sender<u32>,
+    to: Arc<Mutex<UnixStream>>,
     reader: JoinHandle<Vec<(Output, std::io::Error)>>,
 }
 
@@ -56,19 +71,38 @@ impl Channel {
 
     /// Begins to serve it. The threads end with the channel, or with this process.
     pub(crate) fn serve(self, start: Start, streams: Streams) -> Result<Server> {
-        let Streams { input, outputs } = streams;
+        let Streams {
+            input,
+            outputs,
+            typed,
+        } = streams;
         let to = Arc::new(Mutex::new(self.ours.try_clone().context("can't share a socket")?));
         let (wants, wanted) = channel();
         spawn({
             let to = Arc::clone(&to);
-            move || send_input(&start, input, &wanted, &to)
+            let times = if typed { usize::MAX } else { 1 };
+            move || send_input(&start, input, &wanted, &to, times)
         });
-        let reader = spawn(move || receive(self.ours, outputs, &wants, &to));
-        Ok(Server { reader })
+        let reader = spawn({
+            let (wants, to) = (wants.clone(), Arc::clone(&to));
+            move || receive(self.ours, outputs, &wants, &to)
+        });
+        Ok(Server { wants, to, reader })
     }
 }
 
 impl Server {
+    /// Begins to read the terminal.
+    pub(crate) fn read_terminal(&self) {
+        // The thread may have ended, with the channel.
+        let _ = self.wants.send(TYPED);
+    }
+
+    /// Says that the terminal's window has changed.
+    pub(crate) fn set_window(&self, window: Window) {
+        send(&self.to, &Frame::Window(window));
+    }
+
     /// Waits until the channel has ended and all output is written.
     ///
     /// # Errors
@@ -86,6 +120,7 @@ impl Server {
                     Output::Stdout => "standard output",
                     Output::Stderr => "standard error",
                     Output::Trace => "the trace",
+                    Output::Terminal => "the terminal",
                 };
                 Err(error).with_context(|| format!("can't write {name}"))
             }
@@ -101,13 +136,20 @@ fn send(to: &Mutex<UnixStream>, frame: &Frame) -> bool {
     to.write_all(&bytes).is_ok()
 }
 
-/// Says what to run; then reads input whenever P wants some, and never before.
-fn send_input(start: &Start, mut from: impl Read, wanted: &Receiver<u32>, to: &Mutex<UnixStream>) {
+/// Says what to run; then reads input whenever P wants some, and never before; `times` for each wish.
+fn send_input(
+    start: &Start,
+    mut from: impl Read,
+    wanted: &Receiver<u32>,
+    to: &Mutex<UnixStream>,
+    times: usize,
+) {
     if !send(to, &Frame::Start(start.clone())) {
         return;
     }
     let mut buffer = vec![0; MAX_BYTES];
-    for want in wanted {
+    let mut escape = Escape::default();
+    for want in wanted.iter().flat_map(|want| std::iter::repeat_n(want, times)) {
         let room = usize::try_from(want).map_or(MAX_BYTES, |want| want.clamp(1, MAX_BYTES));
         let frame = loop {
             match from.read(&mut buffer[..room]) {
@@ -117,16 +159,44 @@ fn send_input(start: &Start, mut from: impl Read, wanted: &Receiver<u32>, to: &M
                 Err(error) => break Frame::InputEnd(errno(&error)),
             }
         };
-        if !send(to, &frame) {
+        if let Frame::Input(bytes) = &frame
+            && times > 1
+            && escape.typed(bytes, Instant::now())
+        {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        }
+        let last = matches!(frame, Frame::InputEnd(_)) && times > 1;
+        if !send(to, &frame) || last {
             return;
         }
+    }
+}
+
+/// Looks for the key that ends a run.
+#[derive(Default)]
+struct Escape {
+    times: Vec<Instant>,
+}
+
+impl Escape {
+    /// Returns whether the key was typed for the third time within a second, and nothing between.
+    fn typed(&mut self, bytes: &[u8], now: Instant) -> bool {
+        for &byte in bytes {
+            if byte == ESCAPE {
+                self.times.push(now);
+            } else {
+                self.times.clear();
+            }
+        }
+        let recent = |time: &&Instant| now.duration_since(**time) <= Duration::from_secs(1);
+        self.times.iter().filter(recent).count() >= 3
     }
 }
 
 /// Writes what comes to where it belongs, to the channel's end; returns the outputs that failed.
 fn receive(
     mut from: UnixStream,
-    mut outputs: [Box<dyn Write + Send>; 3],
+    mut outputs: Outputs,
     wants: &Sender<u32>,
     to: &Mutex<UnixStream>,
 ) -> Vec<(Output, std::io::Error)> {
@@ -246,11 +316,16 @@ mod tests {
         }
     }
 
-    fn serve(input: impl Read + Send + 'static, outputs: [Box<dyn Write + Send>; 3]) -> (Guest, Server) {
+    fn serve(input: impl Read + Send + 'static, outputs: Outputs) -> (Guest, Server) {
         let channel = Channel::new().expect("sockets");
         let socket = UnixStream::from(channel.theirs.try_clone().expect("a socket"));
         let input = Box::new(input);
-        let server = channel.serve(Start::default(), Streams { input, outputs });
+        let streams = Streams {
+            input,
+            outputs,
+            typed: false,
+        };
+        let server = channel.serve(Start::default(), streams);
         let mut guest = Guest {
             socket,
             decoder: Decoder::default(),
@@ -259,8 +334,8 @@ mod tests {
         (guest, server.expect("threads"))
     }
 
-    fn sinks() -> ([Sink; 3], [Box<dyn Write + Send>; 3]) {
-        let sinks = [(); 3].map(|()| Sink::default());
+    fn sinks() -> ([Sink; 4], Outputs) {
+        let sinks = [(); 4].map(|()| Sink::default());
         let outputs = sinks.clone().map(|sink| Box::new(sink) as Box<dyn Write + Send>);
         (sinks, outputs)
     }
@@ -283,6 +358,16 @@ mod tests {
     }
 
     #[test]
+    fn three_escapes_in_a_second_end_the_run() {
+        let (mut escape, start) = (Escape::default(), Instant::now());
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        assert!(!escape.typed(b"\x1d\x1dx\x1d", at(0)), "another key between");
+        assert!(!escape.typed(b"\x1d", at(900)));
+        assert!(!escape.typed(b"\x1d", at(1100)), "the first was long ago");
+        assert!(escape.typed(b"\x1d", at(1200)));
+    }
+
+    #[test]
     fn output_goes_where_it_belongs_and_its_end_is_acknowledged() {
         let (sinks, outputs) = sinks();
         let (mut guest, server) = serve(std::io::empty(), outputs);
@@ -299,14 +384,14 @@ mod tests {
         // The pair's other end is QEMU's, whose exit closes it.
         server.finish().expect("all is written");
         let texts = sinks.map(|sink| sink.0.lock().expect("lock").clone());
-        assert_eq!(texts, [b"ac".to_vec(), b"b".to_vec(), Vec::new()]);
+        assert_eq!(texts, [b"ac".to_vec(), b"b".to_vec(), Vec::new(), Vec::new()]);
     }
 
     #[test]
     fn an_output_that_can_t_be_written_is_told_and_the_others_go_on() {
-        let ([_, stderr, _], [_, second, third]) = sinks();
+        let ([_, stderr, ..], [_, second, third, fourth]) = sinks();
         let full = File::options().write(true).open("/dev/full").expect("/dev/full");
-        let (mut guest, server) = serve(std::io::empty(), [Box::new(full), second, third]);
+        let (mut guest, server) = serve(std::io::empty(), [Box::new(full), second, third, fourth]);
         guest.send(&Frame::Output(Output::Stdout, b"lost".to_vec()));
         assert_eq!(guest.next(), Frame::Broken(Output::Stdout, 28), "ENOSPC");
         guest.send(&Frame::Output(Output::Stdout, b"lost".to_vec()));

@@ -13,6 +13,7 @@ mod disk;
 mod report;
 mod root;
 mod start;
+mod terminal;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::report::Report;
 use self::root::Root;
+use self::terminal::Terminal;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;
 use crate::bed::plugin::{self, Plugin};
@@ -254,14 +256,21 @@ impl Args {
         native: Option<&Native>,
     ) -> Result<(End, Report)> {
         let collected = Collector::default();
-        let (program, sources, streams) = if native.is_some() {
+        let terminal = Terminal::of_stdin().filter(|_| native.is_none());
+        let (program, streams) = if native.is_some() {
             let program = demo::program().map(OsString::from).to_vec();
-            (program, Default::default(), start::demo_streams(&collected))
+            (program, start::demo_streams(&collected))
         } else {
-            let streams = start::streams(self.strace_file()?)?;
-            (self.program.clone(), start::sources(), streams)
+            let streams = start::streams(self.strace_file()?, terminal.as_ref())?;
+            (self.program.clone(), streams)
         };
-        let start = start::start(&program, &self.env, self.workdir.as_os_str(), sources);
+        let mut start = start::start(&program, &self.env, self.workdir.as_os_str());
+        if native.is_none() {
+            start.sources = start::sources(terminal.as_ref());
+        }
+        if let Some(terminal) = &terminal {
+            start.window = terminal.window();
+        }
         let channel = Channel::new()?;
         let trace = self
             .trace
@@ -273,11 +282,13 @@ impl Args {
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
         let console = channel.serve(start, streams)?;
+        let mut attended = Attended::new(terminal.as_ref(), &console);
         let limits = Limits {
             boot: Duration::from_secs(self.boot_timeout),
             program: self.timeout.map(Duration::from_secs),
         };
-        let end = cluster.watch(&limits);
+        let end = cluster.watch(&limits, |running| attended.look(running));
+        drop(attended);
         let report = cluster.report();
         cluster.stop();
         let end = end?;
@@ -372,6 +383,43 @@ impl Args {
         }
         line.finish()
             .with_context(|| format!("the kernel command line of {}", role.name()))
+    }
+}
+
+/// The terminal while the program has it.
+struct Attended<'a> {
+    terminal: Option<&'a Terminal>,
+    console: &'a console::Server,
+    raw: Option<terminal::Raw>,
+    window: ::console::Window,
+}
+
+impl<'a> Attended<'a> {
+    fn new(terminal: Option<&'a Terminal>, console: &'a console::Server) -> Self {
+        let window = terminal.map(Terminal::window).unwrap_or_default();
+        Self {
+            terminal,
+            console,
+            raw: None,
+            window,
+        }
+    }
+
+    /// Gives the program the terminal once it runs, and tells it of a new size.
+    fn look(&mut self, running: bool) -> Result<()> {
+        let Some(terminal) = self.terminal.filter(|_| running) else {
+            return Ok(());
+        };
+        if self.raw.is_none() {
+            self.raw = Some(terminal.raw()?);
+            self.console.read_terminal();
+        }
+        let window = terminal.window();
+        if window != self.window {
+            self.window = window;
+            self.console.set_window(window);
+        }
+        Ok(())
     }
 }
 

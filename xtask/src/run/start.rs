@@ -9,9 +9,11 @@ use anyhow::{Context, Result};
 use console::{Source, Start};
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::stdio::{stderr, stdin, stdout};
+use rustix::termios::isatty;
 
 use super::console::{Patient, Streams};
 use super::demo::Collector;
+use super::terminal::Terminal;
 
 /// What each program's environment holds, unless it is told otherwise.
 const ENVIRONMENT: [&str; 2] = ["PATH=/bin:/usr/bin", "HOME=/root"];
@@ -40,16 +42,10 @@ fn name(variable: &OsStr) -> &[u8] {
         .unwrap_or_default()
 }
 
-/// Returns what is to run, with streams as ours are.
-pub(super) fn start(
-    program: &[OsString],
-    own_env: &[OsString],
-    folder: &OsStr,
-    sources: [Source; 3],
-) -> Start {
+/// Returns what is to run.
+pub(super) fn start(program: &[OsString], own_env: &[OsString], folder: &OsStr) -> Start {
     let bytes = |words: &[OsString]| words.iter().map(|word| word.as_bytes().to_vec()).collect();
     Start {
-        sources,
         folder: folder.as_bytes().to_vec(),
         args: bytes(program),
         env: bytes(&environment(own_env)),
@@ -59,8 +55,14 @@ pub(super) fn start(
 
 /// Returns what our standard input, output and error are: `/dev/null` and `/dev/full` are P's own then, which
 /// answer each call as Linux's do.
-pub(super) fn sources() -> [Source; 3] {
-    [source(stdin()), source(stdout()), source(stderr())]
+///
+/// Only where the input is a terminal of ours are the outputs one: it is then raw, and P edits.
+pub(super) fn sources(terminal: Option<&Terminal>) -> [Source; 3] {
+    let own = [stdin(), stdout(), stderr()];
+    own.map(|stream| match terminal {
+        Some(_) if isatty(stream) => Source::Terminal,
+        _ => source(stream),
+    })
 }
 
 fn source(stream: BorrowedFd<'_>) -> Source {
@@ -76,7 +78,7 @@ fn source(stream: BorrowedFd<'_>) -> Source {
 }
 
 /// Returns our own streams; the trace of calls goes to standard error unless it has a file.
-pub(super) fn streams(trace: Option<std::fs::File>) -> Result<Streams> {
+pub(super) fn streams(trace: Option<std::fs::File>, terminal: Option<&Terminal>) -> Result<Streams> {
     let own = |stream: BorrowedFd<'_>| {
         let shared = stream.as_fd().try_clone_to_owned();
         shared
@@ -88,9 +90,14 @@ pub(super) fn streams(trace: Option<std::fs::File>) -> Result<Streams> {
         None => Box::new(own(stderr())?),
     };
     let input: Box<dyn Read + Send> = Box::new(own(stdin())?);
+    let shown: Box<dyn Write + Send> = match terminal {
+        Some(terminal) => Box::new(Patient(terminal.output()?)),
+        None => Box::new(std::io::sink()),
+    };
     Ok(Streams {
         input,
-        outputs: [Box::new(own(stdout())?), Box::new(own(stderr())?), trace],
+        outputs: [Box::new(own(stdout())?), Box::new(own(stderr())?), trace, shown],
+        typed: terminal.is_some(),
     })
 }
 
@@ -102,7 +109,9 @@ pub(super) fn demo_streams(collected: &Collector) -> Streams {
             Box::new(collected.clone()),
             Box::new(std::io::stderr()),
             Box::new(std::io::stderr()),
+            Box::new(std::io::sink()),
         ],
+        typed: false,
     }
 }
 

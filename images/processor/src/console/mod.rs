@@ -8,14 +8,18 @@
 mod stream;
 
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::task::Poll;
 
-use console::{Decoder, Frame, FrameError, MAX_BYTES, Output, Start};
+use console::{Decoder, Frame, FrameError, MAX_BYTES, Output, Source, Start};
 use messages::Errno;
 use spin::Mutex;
 
 use crate::error::{Error, Result, errno};
 use crate::object::{POLL_IN, POLL_OUT, POLL_RDNORM, POLL_WRNORM};
+use crate::terminal::{Terminal, Terminals};
 use crate::wait::WaitQueue;
 
 pub(crate) use stream::kinds;
@@ -30,9 +34,10 @@ const ATOMIC: usize = 4096;
 const CONTROL: usize = 64;
 
 /// P's end of the console channel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Console {
     state: Mutex<State>,
+    terminals: Arc<Terminals>,
     /// Woken when input, room for output or the end has come.
     changed: WaitQueue,
     /// Woken when there is something to send.
@@ -43,6 +48,8 @@ pub struct Console {
 struct State {
     decoder: Decoder,
     start: Option<Start>,
+    /// The terminal at the other end, if there is one.
+    terminal: Option<Arc<Terminal>>,
     input: VecDeque<u8>,
     /// The input's end: an error number, or 0.
     ended: Option<u16>,
@@ -57,19 +64,39 @@ struct State {
 }
 
 impl State {
-    fn take(&mut self, frame: Frame) {
+    fn take(&mut self, frame: Frame, terminals: &Arc<Terminals>) {
         match frame {
-            Frame::Start(start) => self.start = Some(start),
+            Frame::Start(start) => {
+                if start.sources.contains(&Source::Terminal) {
+                    self.terminal = Some(terminals.add_console(start.window));
+                }
+                self.start = Some(start);
+            }
+            Frame::Input(bytes) if self.terminal.is_some() => {
+                if let Some(terminal) = &self.terminal {
+                    // As with a line too long, what there is no room for is lost.
+                    terminal.type_bytes(&bytes);
+                }
+            }
             Frame::Input(bytes) => {
                 self.wanted = false;
                 // A host that sends more than was asked for loses the rest.
                 let room = MAX_BYTES.saturating_sub(self.input.len());
                 self.input.extend(bytes.iter().take(room));
             }
-            Frame::InputEnd(errno) => self.ended = Some(errno),
+            Frame::InputEnd(errno) => {
+                self.ended = Some(errno);
+                if let Some(terminal) = &self.terminal {
+                    terminal.hang_up();
+                }
+            }
             Frame::Broken(output, errno) => self.broken[output.index()] = Some(errno),
             Frame::Done => self.done = true,
-            Frame::Window(_) => {}
+            Frame::Window(window) => {
+                if let Some(terminal) = &self.terminal {
+                    terminal.set_window(window);
+                }
+            }
             // These go the other way.
             Frame::Output(..) | Frame::Want(_) | Frame::Finish => {}
         }
@@ -84,6 +111,16 @@ impl State {
 }
 
 impl Console {
+    /// Returns the end of a channel on which nothing came yet.
+    pub(crate) fn new(terminals: Arc<Terminals>) -> Self {
+        Self {
+            state: Mutex::default(),
+            terminals,
+            changed: WaitQueue::default(),
+            outgoing: WaitQueue::default(),
+        }
+    }
+
     /// Takes what came from the channel, cut anywhere.
     ///
     /// # Errors
@@ -95,7 +132,7 @@ impl Console {
             state.decoder.push(bytes);
             loop {
                 match state.decoder.next_frame() {
-                    Ok(Some(frame)) => state.take(frame),
+                    Ok(Some(frame)) => state.take(frame, &self.terminals),
                     Ok(None) => break Ok(()),
                     Err(error) => break Err(error),
                 }
@@ -122,7 +159,23 @@ impl Console {
 
     /// Waits for frames to send and moves them to the end of `into`.
     pub async fn output(&self, into: &mut Vec<u8>) {
-        self.outgoing.until(|| self.take_output(into).then_some(())).await;
+        poll_fn(|context| {
+            self.outgoing.register(context.waker());
+            if let Some(terminal) = self.terminal() {
+                terminal.other_end.register(context.waker());
+            }
+            if self.take_output(into) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// Returns the terminal at the other end, if there is one.
+    fn terminal(&self) -> Option<Arc<Terminal>> {
+        self.state.lock().terminal.clone()
     }
 
     /// Moves the frames to send to the end of `into`; false if there are none.
@@ -132,10 +185,24 @@ impl Console {
             into.append(&mut state.out);
             !into.is_empty()
         };
+        let some = some | self.take_shown(into);
         if some {
             self.changed.wake();
         }
         some
+    }
+
+    /// Adds the terminal's output; false if there is none.
+    fn take_shown(&self, into: &mut Vec<u8>) -> bool {
+        let Some(terminal) = self.terminal() else {
+            return false;
+        };
+        let mut shown = Vec::new();
+        terminal.take_output(&mut shown, MAX_BYTES);
+        if !shown.is_empty() {
+            console::put_output(into, Output::Terminal, &shown);
+        }
+        !shown.is_empty()
     }
 
     /// Waits until the host has said what to run; `None` if the channel is lost.
@@ -149,6 +216,11 @@ impl Console {
 
     /// Waits until the host has written all output.
     pub async fn finish(&self) {
+        if let Some(terminal) = self.terminal() {
+            terminal.stop(false);
+            let shown = || (terminal.unshown() == 0).then_some(());
+            terminal.changed.until(shown).await;
+        }
         self.send(&Frame::Finish);
         self.changed.until(|| self.state.lock().done.then_some(())).await;
     }
@@ -253,12 +325,10 @@ impl Console {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::sync::Arc;
     use alloc::vec;
-    use console::Source;
 
     fn console() -> Arc<Console> {
-        Arc::default()
+        Arc::new(Console::new(Arc::default()))
     }
 
     fn send(console: &Console, frame: &Frame) {
@@ -277,7 +347,7 @@ mod tests {
     #[test]
     fn input_is_asked_for_once_and_only_when_it_is_read() {
         let console = console();
-        let [input, ..] = streams(&console, [Source::Stream; 3]);
+        let [input, ..] = streams(&console);
         assert_eq!(sent(&console), []);
         let mut into = [0; 4];
         assert_eq!(input.read(&mut into), Err(errno::EAGAIN.into()));
@@ -310,7 +380,7 @@ mod tests {
     #[test]
     fn outputs_keep_their_order_and_wait_for_room() {
         let console = console();
-        let [_, out, err] = streams(&console, [Source::Stream; 3]);
+        let [_, out, err] = streams(&console);
         assert_eq!(
             (out.write(b"a"), err.write(b"b"), out.write(b"c")),
             (Ok(1), Ok(1), Ok(1))
@@ -335,7 +405,7 @@ mod tests {
     #[test]
     fn a_broken_output_fails_and_a_lost_channel_ends_all() {
         let console = console();
-        let [input, out, err] = streams(&console, [Source::Stream; 3]);
+        let [input, out, err] = streams(&console);
         send(&console, &Frame::Broken(Output::Stdout, 32));
         assert_eq!(
             (out.write(b"a"), err.write(b"b")),

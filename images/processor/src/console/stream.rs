@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::error::{Result, errno};
 use crate::files::Kind;
 use crate::object::Object;
+use crate::terminal::Tty;
 use crate::wait::WaitQueue;
 
 /// `S_IFIFO`, readable and writable by its owner.
@@ -16,17 +17,25 @@ const FIFO: u32 = 0o010_600;
 
 /// Returns what the first three descriptors are.
 pub(crate) fn kinds(console: &Arc<Console>, sources: [Source; 3]) -> [Kind; 3] {
-    let streams = streams(console, sources).into_iter();
+    let streams = streams(console).into_iter();
+    let terminal = console.terminal().filter(|_| sources.contains(&Source::Terminal));
+    let tty = terminal
+        .and_then(|terminal| Tty::open(&terminal).ok())
+        .map(Arc::new);
     let mut kinds = streams.zip(sources).map(|(stream, source)| match source {
         Source::Null => Kind::Device(Device::Null),
         Source::Full => Kind::Device(Device::Full),
-        Source::Stream | Source::Terminal => Kind::Object(stream),
+        Source::Stream => Kind::Object(stream),
+        Source::Terminal => match tty.clone() {
+            Some(tty) => Kind::Object(tty),
+            None => Kind::Object(stream),
+        },
     });
     [(); 3].map(|()| kinds.next().expect("three of them"))
 }
 
 /// Returns the objects of the three streams.
-pub(crate) fn streams(console: &Arc<Console>, _: [Source; 3]) -> [Arc<dyn Object>; 3] {
+pub(crate) fn streams(console: &Arc<Console>) -> [Arc<dyn Object>; 3] {
     let stream = |output| Arc::new(OutputStream(console.clone(), output));
     [
         Arc::new(InputStream(console.clone())),

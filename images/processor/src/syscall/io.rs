@@ -315,12 +315,16 @@ impl<N: Node> Thread<N> {
                 file.set_flags(flags | if on == [0; 4] { 0 } else { O_NONBLOCK });
                 Ok(0)
             }
+            (_, Kind::Object(object)) if object.as_terminal().is_some() => {
+                let (terminal, side) = object.as_terminal().ok_or(errno::ENOTTY)?;
+                self.terminal_ioctl(terminal, side, [fd, request, arg, 0, 0, 0])
+                    .await
+            }
             (FIONREAD, Kind::Object(object)) => {
                 let count = u32::try_from(object.readable()).unwrap_or(u32::MAX);
                 self.memory.write(arg, &count.to_le_bytes()).await?;
                 Ok(0)
             }
-            // The console's ends are streams, and nothing else is a terminal either.
             _ => Err(errno::ENOTTY.into()),
         }
     }

@@ -12,6 +12,7 @@ mod poll;
 mod process;
 mod resolve;
 mod signal;
+mod terminal;
 mod time;
 mod tmp;
 

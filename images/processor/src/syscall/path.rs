@@ -115,7 +115,11 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64, mode: u64) -> Result<u64> {
         let path = self.path(dir, addr).await?;
         let kind = if let Some(device) = Device::named(&path) {
-            Kind::Device(device)
+            if device.is_terminal() {
+                self.open_terminal(device, flags)?
+            } else {
+                Kind::Device(device)
+            }
         } else {
             match self.node.kernel().tmpfs().find(&path, flags & O_NOFOLLOW == 0)? {
                 Found::Storage(path) => self.open_storage(&path, flags).await?,
@@ -190,6 +194,7 @@ impl<N: Node> Thread<N> {
             Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),
             Kind::Object(object) => Ok(Stat {
                 mode: object.mode(),
+                device: object.device(),
                 ..stream_status()
             }),
         }
@@ -210,6 +215,11 @@ impl<N: Node> Thread<N> {
 
     async fn status_of_path(&self, path: &[u8], follow: bool) -> Result<Stat> {
         if let Some(device) = Device::named(path) {
+            if let Device::Pty(number) = device
+                && self.node.kernel().terminals.pty(number).is_none()
+            {
+                return Err(errno::ENOENT.into());
+            }
             return Ok(device_status(device));
         }
         let tmpfs = self.node.kernel().tmpfs();

@@ -12,6 +12,7 @@ use crate::console::kinds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
+use crate::jobs::{News, news_info};
 use crate::kernel::{FIRST, Relations};
 use crate::load::{self, Command, Refusal};
 use crate::mm::Space;
@@ -19,6 +20,7 @@ use crate::platform::Cpu;
 use crate::process::{Node, Process};
 use crate::signals::{Actions, SIGCHLD};
 use crate::stack::MAX_STRINGS;
+use crate::terminal::Jobs;
 use crate::thread::{Fs, Release, Shared, Thread};
 
 const CLONE_VM: u64 = 0x100;
@@ -43,8 +45,11 @@ const CLONE_ARGS_FIRST: usize = 64;
 const CLONE_ARGS_KNOWN: usize = 88;
 
 const WNOHANG: u64 = 1;
-/// `WUNTRACED`, `WCONTINUED`, `__WNOTHREAD`, `__WALL`, `__WCLONE`: nothing stops here.
-const WAIT_KNOWN: u64 = WNOHANG | 2 | 8 | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
+/// `WUNTRACED` of wait4, `WSTOPPED` of waitid.
+const WUNTRACED: u64 = 2;
+const WCONTINUED: u64 = 8;
+/// `__WNOTHREAD`, `__WALL`, `__WCLONE` among them.
+const WAIT_KNOWN: u64 = WNOHANG | WUNTRACED | WCONTINUED | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
 const WEXITED: u64 = 4;
 const WNOWAIT: u64 = 0x100_0000;
 /// Bytes of `struct rusage`.
@@ -109,10 +114,17 @@ impl<N: Node> Thread<N> {
                 session: FIRST,
                 exit_signal: 0,
                 ended: None,
+                news: None,
             };
             tree.processes.insert(FIRST, relations);
         }
         let streams = kinds(&node.kernel().console, command.streams);
+        if let Some(terminal) = node.kernel().terminals.console() {
+            terminal.set_jobs(Jobs {
+                session: FIRST,
+                group: FIRST,
+            });
+        }
         let cwd = if command.cwd.is_empty() {
             b"/".to_vec()
         } else {
@@ -338,6 +350,7 @@ impl<N: Node> Thread<N> {
             session,
             exit_signal: u8::try_from(clone.signal).unwrap_or(SIGCHLD),
             ended: None,
+            news: None,
         };
         tree.processes.insert(id, relations);
         Ok((process, shared))
@@ -462,12 +475,12 @@ impl<N: Node> Thread<N> {
             one @ 1.. => Children::One(one.cast_unsigned()),
             group => Children::Group(group.unsigned_abs()),
         };
-        let Some((child, exit)) = self.wait_for(children, options & WNOHANG != 0, true).await? else {
+        let Some((child, change)) = self.wait_for(children, options | WEXITED).await? else {
             return Ok(0);
         };
         if status != 0 {
             self.memory
-                .write(status, &wait_status(exit).to_le_bytes())
+                .write(status, &wait_status(change).to_le_bytes())
                 .await?;
         }
         if usage != 0 {
@@ -485,32 +498,36 @@ impl<N: Node> Thread<N> {
             2 => Children::Group(id),
             _ => return Err(errno::EINVAL.into()),
         };
-        if options & WEXITED == 0 {
+        if options & (WEXITED | WUNTRACED | WCONTINUED) == 0 {
             return Err(errno::EINVAL.into());
         }
-        let reap = options & WNOWAIT == 0;
-        let found = self.wait_for(children, options & WNOHANG != 0, reap).await?;
+        let found = self.wait_for(children, options).await?;
         if info != 0 {
-            let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, exit)| {
-                crate::thread::child_info(SIGCHLD, child, exit).encode()
+            let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, change)| {
+                let info = match change {
+                    Change::Ended(exit) => crate::thread::child_info(SIGCHLD, child, exit),
+                    Change::News(news) => news_info(child, news),
+                };
+                info.encode()
             });
             self.memory.write(info, &told).await?;
         }
         Ok(0)
     }
 
-    /// Waits for a child's end; `None` if none has ended and the call is not to wait.
-    async fn wait_for(&self, children: Children, no_wait: bool, reap: bool) -> Result<Option<(u32, Exit)>> {
-        let look = || match self.ended_child(children, reap) {
-            Ok(None) if !no_wait => None,
+    /// Waits for a change of a child that the options ask for; `None` if there is none and the call is not to
+    /// wait.
+    async fn wait_for(&self, children: Children, options: u64) -> Result<Option<(u32, Change)>> {
+        let look = || match self.changed_child(children, options) {
+            Ok(None) if options & WNOHANG == 0 => None,
             found => Some(found),
         };
         self.unless_called(self.process.children_changed.until(look))
             .await?
     }
 
-    /// Returns a child that has ended, if one has; with `reap` it is forgotten then.
-    fn ended_child(&self, children: Children, reap: bool) -> Result<Option<(u32, Exit)>> {
+    /// Returns a child that has changed, if one has; unless the caller only looks, it is told once.
+    fn changed_child(&self, children: Children, options: u64) -> Result<Option<(u32, Change)>> {
         let mut tree = self.node.kernel().tree.lock();
         let mut any = false;
         let mut found = None;
@@ -522,11 +539,19 @@ impl<N: Node> Thread<N> {
             };
             if relations.parent == self.pid && meant {
                 any = true;
-                found = found.or(relations.ended.map(|exit| (pid, exit)));
+                found = found.or_else(|| change_of(relations, options).map(|change| (pid, change)));
             }
         }
-        if let Some((pid, _)) = found.filter(|_| reap) {
-            tree.processes.remove(&pid);
+        if options & WNOWAIT == 0 {
+            match found {
+                Some((pid, Change::Ended(_))) => drop(tree.processes.remove(&pid)),
+                Some((pid, Change::News(_))) => {
+                    if let Some(child) = tree.processes.get_mut(&pid) {
+                        child.news = None;
+                    }
+                }
+                None => {}
+            }
         }
         if any { Ok(found) } else { Err(errno::ECHILD.into()) }
     }
@@ -594,11 +619,32 @@ impl<N: Node> Thread<N> {
     }
 }
 
-/// Returns a process's end as `wait` tells it.
-fn wait_status(exit: Exit) -> u32 {
-    match exit {
-        Exit::Code(code) => u32::from(code) << 8,
-        Exit::Signal(signal) => signal.into(),
+/// What a wait tells of a child.
+#[derive(Clone, Copy)]
+enum Change {
+    Ended(Exit),
+    News(News),
+}
+
+/// Returns the change of a child that the options of a wait ask for.
+fn change_of<N: Node>(child: &Relations<N>, options: u64) -> Option<Change> {
+    if let Some(exit) = child.ended {
+        return (options & WEXITED != 0).then_some(Change::Ended(exit));
+    }
+    let asked = match child.news? {
+        News::Stopped(_) => WUNTRACED,
+        News::Continued => WCONTINUED,
+    };
+    (options & asked != 0).then_some(Change::News(child.news?))
+}
+
+/// Returns a process's change as `wait` tells it.
+fn wait_status(change: Change) -> u32 {
+    match change {
+        Change::Ended(Exit::Code(code)) => u32::from(code) << 8,
+        Change::Ended(Exit::Signal(signal)) => signal.into(),
+        Change::News(News::Stopped(signal)) => u32::from(signal) << 8 | 0x7f,
+        Change::News(News::Continued) => 0xffff,
     }
 }
 

@@ -8,7 +8,10 @@ use crate::deliver::on_stack;
 use crate::error::{Result, errno};
 use crate::platform::{Cpu, Platform};
 use crate::process::Node;
-use crate::signals::{ACTION_SIZE, Action, INFO_SIZE, SI_TKILL, SI_USER, SignalInfo, bit, blockable, number};
+use crate::signals::{
+    ACTION_SIZE, Action, INFO_SIZE, SI_TKILL, SI_USER, SIGCONT, SIGKILL, STOPS, SignalInfo, bit, blockable,
+    number,
+};
 use crate::thread::Thread;
 
 /// Bytes of a signal mask.
@@ -199,8 +202,11 @@ impl<N: Node> Thread<N> {
         }
         let thread = process.threads.lock().get(&tid).cloned();
         let thread = thread.ok_or(errno::ESRCH)?;
-        if let Some(info) = info {
-            thread.send(self.node, info);
+        match info {
+            // These are the whole process's.
+            Some(info) if (STOPS | bit(SIGCONT) | bit(SIGKILL)) & bit(info.signal) != 0 => process.send(info),
+            Some(info) => thread.send(self.node, info),
+            None => {}
         }
         Ok(0)
     }

@@ -1,6 +1,7 @@
 //! Processes on a fake node.
 
 mod fake;
+mod jobs;
 mod memory;
 mod shared_files;
 mod threads;

@@ -76,6 +76,7 @@ pub(crate) async fn receive(parts: &'static Parts, mut reader: Reader) {
                 Err(())
             }
         };
+        parts.kernel.send_terminals_signals();
         if taken.is_err() {
             return;
         }
