@@ -158,6 +158,7 @@ impl<N: Node> Thread<N> {
             return Err(Error::ThreadEnded(exit));
         }
         while let Some(info) = self.next_signal() {
+            self.trace_signal(&info).await;
             let effect = self.actions.lock().effect(info.signal);
             match effect {
                 Effect::Ignore => {}
@@ -312,8 +313,9 @@ impl<N: Node> Thread<N> {
     /// Serves the system call that the thread made.
     pub(crate) async fn serve(&mut self) -> Result<()> {
         let call = self.cpu.system_call();
+        let traced = self.trace_begin(call).await;
         let outcome = self.system_call(call).await;
-        self.trace(call, &outcome);
+        self.trace_end(call, traced, &outcome).await;
         let kernel = self.node.kernel();
         if kernel.closing.any() {
             kernel.close_files(self.node).await?;
@@ -331,15 +333,6 @@ impl<N: Node> Thread<N> {
         };
         self.cpu.set_result(result);
         Ok(())
-    }
-
-    fn trace(&self, call: SystemCall, outcome: &Result<Outcome>) {
-        if self.node.kernel().strace {
-            let name = crate::system_call_name(call.number).unwrap_or("?");
-            let [a, b, c, d, ..] = call.args;
-            let tid = self.tid();
-            log::info!("strace [{tid}] {name}({a:#x}, {b:#x}, {c:#x}, {d:#x}) = {outcome:x?}");
-        }
     }
 
     /// Ends a call that a signal interrupted: it gives EINTR, or is made again after the signal.

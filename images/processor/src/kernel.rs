@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use console::Output;
 use messages::storage::FileId;
 use spin::{Mutex, Once};
 
@@ -16,6 +17,7 @@ use crate::mm::Space;
 use crate::mm::file::FileCache;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
+use crate::strace::{Tallies, summary};
 use crate::terminal::Terminals;
 use crate::tmpfs::Tmpfs;
 use crate::wait::WaitQueue;
@@ -47,8 +49,10 @@ pub struct Kernel<N: Node> {
     pub(crate) console: Arc<Console>,
     /// Terminals, and the signals that they cause.
     pub(crate) terminals: Arc<Terminals>,
-    /// Log each system call.
+    /// Trace each system call.
     pub(crate) strace: bool,
+    /// The calls traced.
+    pub(crate) tallies: Mutex<Tallies>,
 }
 
 /// The processes, how they are related, and the numbers in use.
@@ -132,6 +136,20 @@ impl<N: Node> Kernel<N> {
             console: Arc::new(Console::new(terminals.clone())),
             terminals,
             strace,
+            tallies: Mutex::default(),
+        }
+    }
+
+    /// Returns whether there has been more than one process or thread.
+    pub(crate) fn had_several(&self) -> bool {
+        self.tree.lock().last > FIRST
+    }
+
+    /// Writes the summary of the trace, if there is one.
+    pub async fn end_trace(&self) {
+        if self.strace {
+            let summary = summary(&self.tallies.lock());
+            self.console.write_all(Output::Trace, summary.as_bytes()).await;
         }
     }
 

@@ -11,7 +11,8 @@
 //!
 //! A map: `thread.rs` is a thread's life, `deliver.rs` what traps and signals do to it,
 //! `syscall/` the calls by family, `kernel.rs` what all processes have in common, `load.rs` how a program
-//! begins.
+//! begins. `console/` is the channel of the program's streams, `terminal/` what a terminal is, `jobs.rs`
+//! job control, `strace/` the trace of calls.
 //!
 //! # Locks
 //!
@@ -21,7 +22,7 @@
 //!
 //! # What is left out
 //!
-//! * Sockets, terminals, job control, timers; `docs/linux-abi.md` has the table of calls.
+//! * Sockets, timers; `docs/linux-abi.md` has the table of calls.
 //! * Writing to files of S, and shared writable mappings of them.
 //! * A thread stays on the core that it began on.
 #![cfg_attr(not(test), no_std)]
@@ -51,6 +52,7 @@ pub mod remote;
 mod report;
 mod signals;
 pub mod stack;
+mod strace;
 mod syscall;
 mod terminal;
 #[cfg(test)]

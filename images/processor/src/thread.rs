@@ -319,6 +319,7 @@ impl<N: Node> Thread<N> {
             }
         };
         let node = self.node;
+        self.trace_exit(self.process.ends().unwrap_or(exit)).await;
         if let Err(error) = self.end(exit).await {
             node.fail(error);
         }

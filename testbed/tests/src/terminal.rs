@@ -41,7 +41,7 @@ impl Terminal {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let slave = open(name.as_c_str(), flags, Mode::empty()).expect("its other end");
         let end = || Stdio::from(slave.try_clone().expect("a descriptor"));
-        // `setsid` of util-linux makes the terminal the controlling one.
+        // `setsid` of util-linux makes the terminal the controlling one, and becomes the command.
         let mut launched = Command::new("setsid");
         launched
             .args(["--ctty", "--wait"])

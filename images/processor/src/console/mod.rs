@@ -139,7 +139,11 @@ impl Console {
             }
         };
         match taken {
-            Ok(()) => self.changed.wake(),
+            Ok(()) => {
+                self.changed.wake();
+                // There may be a terminal now, whose output whoever sends does not wait for yet.
+                self.outgoing.wake();
+            }
             Err(_) => self.lose(),
         }
         taken
@@ -326,6 +330,10 @@ impl Console {
 mod tests {
     use super::*;
     use alloc::vec;
+    use core::pin::pin;
+    use core::sync::atomic::{AtomicUsize, Ordering};
+    use core::task::{Context, Waker};
+    use std::task::Wake;
 
     fn console() -> Arc<Console> {
         Arc::new(Console::new(Arc::default()))
@@ -400,6 +408,39 @@ mod tests {
         assert_eq!((out.ready(), err.write(b"x")), (0, Err(errno::EAGAIN.into())));
         sent(&console);
         assert_eq!(err.write(b"x"), Ok(1));
+    }
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whoever sends waits from before the first frame comes, and hears of a terminal's output all the same.
+    #[test]
+    fn a_terminal_s_output_wakes_who_waited_before_there_was_one() {
+        let console = console();
+        let count = Arc::<Count>::default();
+        let waker = Waker::from(count.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut bytes = Vec::new();
+        let mut output = pin!(console.output(&mut bytes));
+        let woken = || count.0.swap(0, Ordering::SeqCst) > 0;
+        assert!(output.as_mut().poll(&mut context).is_pending());
+        let start = Start {
+            sources: [Source::Terminal; 3],
+            ..Start::default()
+        };
+        send(&console, &Frame::Start(start));
+        while woken() {
+            assert!(output.as_mut().poll(&mut context).is_pending());
+        }
+        console.terminal().unwrap().type_bytes(b"x");
+        assert!(woken(), "the echo");
+        assert!(output.as_mut().poll(&mut context).is_ready());
     }
 
     #[test]

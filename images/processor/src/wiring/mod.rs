@@ -151,6 +151,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let command = command(line, parts).await?;
     libos::line(format_args!("report\tready"));
     let (report, status) = execute(parts, command).await?;
+    parts.kernel.end_trace().await;
     parts.kernel.console().finish().await;
     finish(report, status, parts, &core);
     // It may wait for M's reply, which does not come once this node has left.
