@@ -12,7 +12,7 @@
 //!  0x06 done    all output is written     0x86 finish  P has no more output
 //! ```
 //!
-//! Both sides use [`Decoder`], which checks each frame; [`start`] is the layout of what to run. All
+//! Both sides use [`Decoder`], which checks each frame; [`Start`] is what to run. All
 //! output takes one channel, so that it keeps its order. The host reads its own input only after a
 //! `want`, or at once if the input is a terminal.
 #![no_std]
