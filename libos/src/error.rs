@@ -56,12 +56,4 @@ pub enum Error {
         /// What the driver says.
         cause: String,
     },
-    /// The host has not taken a console's output in time.
-    #[error("console {device} took nothing for {seconds} s")]
-    ConsoleStuck {
-        /// Its place on the PCI bus.
-        device: String,
-        /// The time waited.
-        seconds: u64,
-    },
 }

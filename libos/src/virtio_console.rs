@@ -5,7 +5,6 @@
 // UNSAFETY: lends buffers to a device.
 #![expect(unsafe_code, reason = "DMA")]
 
-use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -30,8 +29,8 @@ const PORT_QUEUES: [u16; 2] = [0, 4];
 const CONTROL_QUEUE: u16 = 2;
 /// Bytes handed to the device at once.
 const CHUNK: usize = 64 << 10;
-/// How long the host may take for one chunk: it may well be a reader that takes its time.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a write that the host does not take is logged.
+const NOTICE: Duration = Duration::from_secs(60);
 /// How long the device may take to answer a control message.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
 /// A device is asked so long by yielding before it is asked now and then.
@@ -141,11 +140,11 @@ impl Console {
 }
 
 impl Writer {
-    /// Writes all of `bytes`.
+    /// Writes all of `bytes`. The wait has no end of its own: the host's reader may be a person, who takes time. It is
+    /// logged each minute, and dropping the future ends it; what the host has then may still arrive, before a later write.
     ///
     /// # Errors
     ///
-    /// [`Error::ConsoleStuck`] when the host takes no chunk for a minute (what it has then may still arrive, before a later write),
     /// [`Error::Virtio`] when the device breaks.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         for chunk in bytes.chunks(CHUNK) {
@@ -172,11 +171,12 @@ impl Writer {
     async fn take_back(&mut self) -> Result<(), Error> {
         let Some((token, len)) = self.lent else { return Ok(()) };
         let mut patience = Patience::new();
+        let mut noticed = NOTICE;
         while !self.queue.can_pop() {
             patience.wait().await;
-            if patience.waited() > PATIENCE {
-                let device = self.device.function.to_string();
-                return Err(Error::ConsoleStuck { device, seconds: PATIENCE.as_secs() });
+            if patience.waited() > noticed {
+                log::info!("console {}: the host has taken nothing for {} s", self.device.function, noticed.as_secs());
+                noticed += NOTICE;
             }
         }
         let inputs = [&self.buffer[..len]];

@@ -3,23 +3,49 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Prints a line of progress; standard output is the program's.
-pub(crate) fn say(text: &str) {
-    eprintln!("tessera: {text}");
+/// A step that takes no longer is not worth a line.
+const SHORT: Duration = Duration::from_secs(1);
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Makes [`say`] say nothing from now on.
+pub(crate) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Does a step that may take long: says so before, and how long it took if that was over two seconds.
+/// Prints a line of progress; standard output is the program's.
+pub(crate) fn say(text: &str) {
+    if !QUIET.load(Ordering::Relaxed) {
+        eprintln!("tessera: {text}");
+    }
+}
+
+/// Does a step that may take long: says so once it has taken a second, and how long it took in the end.
 pub(crate) fn step<T>(what: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    say(what);
     let start = Instant::now();
-    let done = body().with_context(|| format!("{what}: failed"))?;
-    let seconds = start.elapsed().as_secs_f32();
-    if seconds > 2.0 {
-        say(&format!("{what}: {seconds:.1} s"));
+    let (done, ended) = mpsc::channel::<()>();
+    let announced = std::thread::scope(|scope| {
+        let told = scope.spawn(move || {
+            let long = ended.recv_timeout(SHORT) == Err(RecvTimeoutError::Timeout);
+            if long {
+                say(what);
+            }
+            long
+        });
+        let result = body();
+        drop(done);
+        (result, told.join().unwrap_or(true))
+    });
+    let (result, long) = announced;
+    let done = result.with_context(|| format!("{what}: failed"))?;
+    if long {
+        say(&format!("{what}: {:.1} s", start.elapsed().as_secs_f32()));
     }
     Ok(done)
 }

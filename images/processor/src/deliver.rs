@@ -132,6 +132,9 @@ impl<N: Node> Thread<N> {
             actions.handles(info.signal)
         };
         if !handled {
+            if self.pid == crate::kernel::FIRST {
+                self.node.kernel().note_fatal(info.fields[0], self.cpu.ip());
+            }
             tell();
             log::warn!(
                 "process {} ends by signal {} at ip {:#x}",
@@ -149,14 +152,20 @@ impl<N: Node> Thread<N> {
     /// Takes the signals that are due, before the program goes on.
     pub(crate) async fn take_signals(&mut self) -> Result<()> {
         self.shared.attended();
+        self.thaw().await;
         if self.process.must_end(self.tid()) {
             let exit = self.process.ends().unwrap_or(Exit::Code(0));
             return Err(Error::ThreadEnded(exit));
         }
         while let Some(info) = self.take_signal(!self.shared.mask()) {
+            self.trace_signal(&info).await;
             let effect = self.actions.lock().effect(info.signal);
             match effect {
                 Effect::Ignore => {}
+                Effect::Stop => {
+                    self.process.stop(info.signal);
+                    self.thaw().await;
+                }
                 Effect::End => return Err(Error::Ended(Exit::Signal(info.signal))),
                 Effect::Handle(action) => {
                     self.handle(&info, &action).await?;
@@ -305,11 +314,14 @@ impl<N: Node> Thread<N> {
     /// Serves the system call that the thread made.
     pub(crate) async fn serve(&mut self) -> Result<()> {
         let call = self.cpu.system_call();
+        let traced = self.trace_begin(call).await;
         let outcome = self.system_call(call).await;
-        self.trace(call, &outcome);
-        if self.node.kernel().closing.any() {
-            self.node.kernel().close_files(self.node).await?;
+        self.trace_end(call, traced, &outcome).await;
+        let kernel = self.node.kernel();
+        if kernel.closing.any() {
+            kernel.close_files(self.node).await?;
         }
+        kernel.send_terminals_signals();
         let result = match outcome {
             Ok(Outcome::Value(value)) => value,
             Ok(Outcome::Registers) => return Ok(()),
@@ -322,15 +334,6 @@ impl<N: Node> Thread<N> {
         };
         self.cpu.set_result(result);
         Ok(())
-    }
-
-    fn trace(&self, call: SystemCall, outcome: &Result<Outcome>) {
-        if self.node.kernel().strace {
-            let name = crate::system_call_name(call.number).unwrap_or("?");
-            let [a, b, c, d, ..] = call.args;
-            let tid = self.tid();
-            log::info!("strace [{tid}] {name}({a:#x}, {b:#x}, {c:#x}, {d:#x}) = {outcome:x?}");
-        }
     }
 
     /// Ends a call that a signal interrupted: it gives EINTR, or is made again after the signal.

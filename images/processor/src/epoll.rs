@@ -81,17 +81,6 @@ impl Epoll {
         Ok(())
     }
 
-    /// Returns the files, and whether one of them is standard input, which tells nobody of a change.
-    pub(crate) fn has_stdin(&self) -> bool {
-        let items = self.items.lock();
-        let stdin = |item: &Item| {
-            item.file
-                .upgrade()
-                .is_some_and(|file| matches!(file.kind, Kind::Stdin))
-        };
-        items.values().any(stdin)
-    }
-
     /// Returns up to `most` files that are ready, as bits and data. `ready` tells the bits of one.
     pub(crate) fn take_ready(&self, most: usize, ready: impl Fn(&OpenFile) -> u16) -> Vec<(u32, u64)> {
         let mut items = self.items.lock();

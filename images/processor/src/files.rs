@@ -13,7 +13,6 @@ use crate::error::{Result, errno};
 use crate::kernel::{Closed, Closing};
 use crate::locks::{Locks, Owner};
 use crate::object::Object;
-use crate::platform::Stream;
 use crate::pseudo::{Name, OpenText};
 use crate::storage::StorageFile;
 use crate::tmpfs::TmpFile;
@@ -31,10 +30,6 @@ pub(crate) const O_PATH: u32 = 0o10_000_000;
 /// What an open file is.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    /// Standard input.
-    Stdin,
-    /// Standard output or error.
-    Output(Stream),
     /// A device.
     Device(Device),
     /// A file of S.
@@ -164,22 +159,24 @@ pub(crate) struct Table {
 
 impl Table {
     /// Returns a table with the numbers 0, 1 and 2.
-    pub(crate) fn new() -> Self {
-        let mut table = Self {
-            slots: Vec::new(),
-            limit: DEFAULT_LIMIT,
+    pub(crate) fn new(streams: [Kind; 3]) -> Self {
+        let open = |(kind, flags)| Slot {
+            file: Arc::new(OpenFile::new(kind, Vec::new(), flags, None)),
+            close_on_exec: false,
         };
-        for (kind, flags) in [
-            (Kind::Stdin, 0),
-            (Kind::Output(Stream::Stdout), 1),
-            (Kind::Output(Stream::Stderr), 1),
-        ] {
-            table.slots.push(Some(Slot {
-                file: Arc::new(OpenFile::new(kind, Vec::new(), flags, None)),
-                close_on_exec: false,
-            }));
+        // The first is read, the others are written, and a terminal does both.
+        let flags = |kind: &Kind, own| match kind {
+            Kind::Object(object) if object.as_terminal().is_some() => 2,
+            _ => own,
+        };
+        let slots = streams.into_iter().zip([0, 1, 1]).map(|(kind, own)| {
+            let flags = flags(&kind, own);
+            (kind, flags)
+        });
+        Self {
+            slots: slots.map(open).map(Some).collect(),
+            limit: DEFAULT_LIMIT,
         }
-        table
     }
 
     /// Sets the limit of new numbers; files above it stay open.

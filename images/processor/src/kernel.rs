@@ -5,13 +5,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use console::Output;
 use messages::storage::FileId;
 use spin::{Mutex, Once};
 
+use crate::console::Console;
 use crate::cores::Cores;
 use crate::error::{Error, Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::inotify::Watches;
+use crate::jobs::News;
 use crate::locks::Locks;
 use crate::mm::Space;
 use crate::mm::file::FileCache;
@@ -20,6 +23,8 @@ use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
 use crate::socket::Net;
 use crate::storage::Changes;
+use crate::strace::{Tallies, summary};
+use crate::terminal::Terminals;
 use crate::timer::Timers;
 use crate::tmpfs::Tmpfs;
 use crate::vdso;
@@ -47,13 +52,21 @@ pub struct Kernel<N: Node> {
     /// Woken when a process has ended.
     pub(crate) process_ended: WaitQueue,
     unimplemented: Mutex<BTreeMap<u64, u64>>,
+    /// The address and instruction of the fault that ended the first process.
+    fatal: Mutex<(u64, u64)>,
     faults: AtomicU64,
     /// The name that `uname` tells of the node.
     pub(crate) host_name: Mutex<Vec<u8>>,
     /// CPUID leaf 1, `edx`, for programs to see.
     pub(crate) hwcap: u64,
-    /// Log each system call.
+    /// The program's streams.
+    pub(crate) console: Arc<Console>,
+    /// Terminals, and the signals that they cause.
+    pub(crate) terminals: Arc<Terminals>,
+    /// Trace each system call.
     pub(crate) strace: bool,
+    /// The calls traced.
+    pub(crate) tallies: Mutex<Tallies>,
 }
 
 /// The processes, how they are related, and the numbers in use.
@@ -70,6 +83,8 @@ pub(crate) struct Relations<N: Node> {
     /// The signal that tells the parent of the end; 0 for none.
     pub(crate) exit_signal: u8,
     pub(crate) ended: Option<Exit>,
+    /// A stop, or a going on, that the parent has not asked for.
+    pub(crate) news: Option<News>,
 }
 
 /// Files of S that nothing uses any more: closing is a call to S, which the drop of a file can't make.
@@ -143,6 +158,7 @@ impl<N: Node> Kernel<N> {
     /// call is logged.
     #[must_use]
     pub fn new(hwcap: u64, strace: bool) -> Self {
+        let terminals = Arc::<Terminals>::default();
         Self {
             tree: Mutex::new(Tree {
                 processes: BTreeMap::new(),
@@ -160,11 +176,34 @@ impl<N: Node> Kernel<N> {
             locks: Arc::default(),
             process_ended: WaitQueue::default(),
             unimplemented: Mutex::default(),
+            fatal: Mutex::default(),
             faults: AtomicU64::new(0),
             host_name: Mutex::new(b"tessera".to_vec()),
             hwcap,
+            console: Arc::new(Console::new(terminals.clone())),
+            terminals,
             strace,
+            tallies: Mutex::default(),
         }
+    }
+
+    /// Returns whether there has been more than one process or thread.
+    pub(crate) fn had_several(&self) -> bool {
+        self.tree.lock().last > FIRST
+    }
+
+    /// Writes the summary of the trace, if there is one.
+    pub async fn end_trace(&self) {
+        if self.strace {
+            let summary = summary(&self.tallies.lock());
+            self.console.write_all(Output::Trace, summary.as_bytes()).await;
+        }
+    }
+
+    /// Returns the program's streams.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
     }
 
     /// Makes the file systems of this node's own.
@@ -204,6 +243,16 @@ impl<N: Node> Kernel<N> {
 
     pub(crate) fn add_faults(&self, faults: u64) {
         self.faults.fetch_add(faults, Ordering::Relaxed);
+    }
+
+    /// Returns the address and the instruction of the fault that ended the first process.
+    #[must_use]
+    pub fn fatal(&self) -> (u64, u64) {
+        *self.fatal.lock()
+    }
+
+    pub(crate) fn note_fatal(&self, addr: u64, ip: u64) {
+        *self.fatal.lock() = (addr, ip);
     }
 
     /// Returns the system calls answered by ENOSYS, and how often.

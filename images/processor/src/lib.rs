@@ -11,7 +11,8 @@
 //!
 //! A map: `thread.rs` is a thread's life, `deliver.rs` what traps and signals do to it,
 //! `syscall/` the calls by family, `kernel.rs` what all processes have in common, `load.rs` how a program
-//! begins.
+//! begins. `console/` is the channel of the program's streams, `terminal/` what a terminal is, `jobs.rs`
+//! job control, `strace/` the trace of calls.
 //!
 //! # Locks
 //!
@@ -21,7 +22,7 @@
 //!
 //! # What is left out
 //!
-//! * Terminals, job control, networks other than this node; `docs/linux-abi.md` has the table of calls.
+//! * Networks other than this node; `docs/linux-abi.md` has the table of calls.
 //! * Shared writable mappings of files of S; what several nodes keep of one file is not kept in step.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@
 extern crate alloc;
 
 mod ahead;
+mod console;
 mod cores;
 mod cpu_time;
 mod creds;
@@ -38,11 +40,12 @@ pub mod elf;
 mod epoll;
 mod error;
 mod files;
+mod find;
 mod futex;
 mod inotify;
-mod input;
 #[cfg(all(test, interleave))]
 mod interleavings;
+mod jobs;
 pub mod kernel;
 mod limits;
 mod load;
@@ -62,7 +65,9 @@ mod signals;
 mod socket;
 pub mod stack;
 mod storage;
+mod strace;
 mod syscall;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -72,14 +77,13 @@ mod tmpfs;
 pub mod vdso;
 pub mod wait;
 
+pub use crate::console::Console;
 pub use error::{Error, Exit, Result};
-pub use input::Input;
+pub use find::find;
 pub use kernel::Kernel;
 pub use load::{Command, Refusal};
 pub use names::name as system_call_name;
-pub use platform::{
-    Cpu, CpuFacts, Files, Memory, Peer, Platform, REGISTERS, Registers, Stream, SystemCall, Trap,
-};
+pub use platform::{Cpu, CpuFacts, Files, Memory, Peer, Platform, REGISTERS, Registers, SystemCall, Trap};
 pub use process::{Node, Process};
 pub use report::Report;
 pub use thread::Thread;

@@ -55,6 +55,8 @@ pub struct Command {
     pub env: Vec<Vec<u8>>,
     /// Its working folder; empty for `/`.
     pub cwd: Vec<u8>,
+    /// What its first three descriptors are on the host.
+    pub streams: [console::Source; 3],
 }
 
 impl Command {
@@ -76,6 +78,20 @@ pub enum Refusal {
     /// There is no such file.
     #[error("{0}: not found")]
     NotFound(String),
+    /// No folder of PATH has the program.
+    #[error("{name}: not found in PATH, {path}: give the program's path, or --env PATH=…")]
+    NotInPath {
+        /// The program's name.
+        name: String,
+        /// The folders.
+        path: String,
+    },
+    /// The working folder is not there.
+    #[error("{0}: no such folder to work in: --workdir names a folder on S's disk")]
+    NoFolder(String),
+    /// The program is a folder.
+    #[error("{0}: is a folder: name a program in it")]
+    IsFolder(String),
     /// The file is no program that runs here.
     #[error("{path}: {cause}")]
     NotRunnable {
@@ -99,7 +115,8 @@ impl Refusal {
     #[must_use]
     pub const fn status(&self) -> u8 {
         match self {
-            Self::NotFound(_) => 127,
+            Self::NotFound(_) | Self::NotInPath { .. } => 127,
+            Self::NoFolder(_) => 125,
             _ => 126,
         }
     }
@@ -107,7 +124,8 @@ impl Refusal {
     /// Returns what `execve` gives.
     pub(crate) fn into_error(self) -> Error {
         match self {
-            Self::NotFound(_) => errno::ENOENT.into(),
+            Self::NotFound(_) | Self::NotInPath { .. } | Self::NoFolder(_) => errno::ENOENT.into(),
+            Self::IsFolder(_) => errno::EACCES.into(),
             Self::NotRunnable { .. } => errno::ENOEXEC.into(),
             Self::Failed { cause, .. } => cause,
         }

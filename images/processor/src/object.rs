@@ -20,6 +20,7 @@ use crate::process::Node;
 use crate::signal_file::SignalFile;
 use crate::signals::{SI_USER, SIGPIPE, SignalInfo};
 use crate::socket::Socket;
+use crate::terminal::{Side, Terminal};
 use crate::thread::Thread;
 use crate::timer::Timer;
 use crate::wait::WaitQueue;
@@ -96,6 +97,14 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     fn mode(&self) -> u32;
     /// Returns how many bytes could be read.
     fn readable(&self) -> usize;
+    /// Returns the device's number as `st_rdev` has it; 0 for what is no device.
+    fn device(&self) -> u64 {
+        0
+    }
+    /// Returns the terminal, and which side of it this is, if it is one.
+    fn as_terminal(&self) -> Option<(&Arc<Terminal>, Side)> {
+        None
+    }
 }
 
 /// A counter that is added to by writing and taken from by reading (`eventfd`).
@@ -183,6 +192,9 @@ impl<N: Node> Thread<N> {
         if let Some(socket) = object.as_socket() {
             return self.receive_plain(file, socket, &[(addr, count)]).await;
         }
+        if let Some((terminal, Side::Program)) = object.as_terminal() {
+            return self.read_terminal(file, terminal, addr, count).await;
+        }
         let count = self.memory.reachable(addr, count, true)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let attempt = || match object.read(&mut piece) {
@@ -205,25 +217,45 @@ impl<N: Node> Thread<N> {
         if let Some(socket) = object.as_socket() {
             return self.send_plain(file, socket, &[(addr, count)]).await;
         }
+        if let Some((terminal, Side::Program)) = object.as_terminal()
+            && terminal.stops_writers()
+        {
+            self.may_change(terminal)?;
+        }
         let count = self.memory.reachable(addr, count, false)?;
         let mut piece = vec![0; usize::try_from(count).map_or(PIECE, |count| count.min(PIECE))];
         let mut done = 0;
         while done < count {
             let want = usize::try_from(count - done).map_or(PIECE, |left| left.min(PIECE));
             self.memory.read(addr + done, &mut piece[..want]).await?;
-            let attempt = || match object.write(&piece[..want]) {
-                Err(Error::Errno(errno::EAGAIN)) if !file.nonblocking() => None,
-                tried => Some(tried),
-            };
-            let tried = self.unless_called(object.queue().until(attempt)).await;
-            match tried.flatten() {
+            match self.write_piece(file, object, &piece[..want]).await {
+                Ok(0) => break,
                 Ok(written) => done += written as u64,
-                Err(Error::Errno(errno::EPIPE)) if done == 0 => return Err(self.broken_pipe()),
                 Err(Error::Errno(_)) if done > 0 => break,
                 Err(error) => return Err(error),
             }
         }
         Ok(done)
+    }
+
+    /// Writes bytes to an object, as many as it takes at once.
+    pub(crate) async fn write_piece(
+        &self,
+        file: &OpenFile,
+        object: &Arc<dyn Object>,
+        piece: &[u8],
+    ) -> Result<usize> {
+        let attempt = || match object.write(piece) {
+            Err(Error::Errno(errno::EAGAIN)) if !file.nonblocking() => None,
+            tried => Some(tried),
+        };
+        let tried = self.unless_called(object.queue().until(attempt)).await;
+        let tried = tried.flatten();
+        if tried == Err(errno::EPIPE.into()) {
+            let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
+            self.shared.send(self.node, info);
+        }
+        tried
     }
 }
 

@@ -34,15 +34,6 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Where a program's output goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
 /// What programs are told of the CPU.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CpuFacts {
@@ -62,7 +53,7 @@ pub struct CpuFacts {
     pub flags: String,
 }
 
-/// Clock, RNG and console.
+/// Clock and RNG.
 pub trait Platform {
     /// Returns what programs are told of the CPU.
     fn cpu(&self) -> CpuFacts;
@@ -78,12 +69,6 @@ pub trait Platform {
     fn sleep_until(&self, until: Instant) -> impl Future<Output = ()>;
     /// Lets other tasks run.
     fn yield_now(&self) -> impl Future<Output = ()>;
-    /// Waits for input and reads some; 0 at its end.
-    fn read_stdin(&self, into: &mut [u8]) -> impl Future<Output = usize>;
-    /// Whether reading would give something (or the end) at once.
-    fn stdin_ready(&self) -> bool;
-    /// Writes all of `bytes`.
-    fn write(&self, stream: Stream, bytes: &[u8]) -> impl Future<Output = ()>;
 }
 
 /// M as a client sees it. Each call ends within a deadline of its own, with an error that says so.

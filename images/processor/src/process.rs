@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hal::Instant;
 use pcache::{Cache, Machine};
@@ -17,7 +17,7 @@ use crate::mm::supply::Supply;
 use crate::mm::{Space, Tables};
 use crate::pidfd::Lifetime;
 use crate::platform::{Cpu, Files, Memory, Platform};
-use crate::signals::{Pending, SignalInfo};
+use crate::signals::{Pending, SIGCONT, SIGKILL, STOPS, SignalInfo, bit};
 use crate::thread::{Shared, Thread};
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
@@ -76,6 +76,8 @@ pub struct Process<N: Node> {
     /// Signals for whichever thread takes them.
     pub(crate) pending: Mutex<Pending>,
     ending: Mutex<Ending>,
+    /// The process is stopped, by job control.
+    stopped: AtomicBool,
     /// Woken when a thread has ended.
     pub(crate) fewer_threads: WaitQueue,
     /// Woken when a child has ended.
@@ -115,6 +117,7 @@ impl<N: Node> Process<N> {
             threads: Mutex::default(),
             pending: Mutex::default(),
             ending: Mutex::default(),
+            stopped: AtomicBool::new(false),
             fewer_threads: WaitQueue::default(),
             children_changed: WaitQueue::default(),
             memory: Mutex::new(None),
@@ -193,18 +196,50 @@ impl<N: Node> Process<N> {
         ending.exit.is_some() || ending.but.is_some_and(|but| but != tid)
     }
 
+    /// Returns whether the process is stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the process is stopped, or goes on; false if it was so before.
+    pub(crate) fn set_stopped(&self, stopped: bool) -> bool {
+        self.stopped.swap(stopped, Ordering::SeqCst) != stopped
+    }
+
     pub(crate) fn call_all(&self) {
         let threads: Vec<_> = self.threads.lock().values().cloned().collect();
         threads.iter().for_each(|thread| thread.call(self.node));
+    }
+
+    /// Forgets signals that wait.
+    fn forget(&self, threads: &[Arc<Shared>], signals: u64) {
+        self.pending.lock().discard(signals);
+        threads
+            .iter()
+            .for_each(|thread| thread.pending.lock().discard(signals));
     }
 
     /// Sends a signal to whichever thread takes it.
     pub(crate) fn send(&self, info: SignalInfo) {
         let threads: Vec<_> = self.threads.lock().values().cloned().collect();
         let Some(first) = threads.first() else { return };
+        match info.signal {
+            SIGCONT => {
+                self.forget(&threads, STOPS);
+                self.resume(true);
+            }
+            // A stopped process dies like any other.
+            SIGKILL => self.resume(false),
+            signal if STOPS & bit(signal) != 0 => self.forget(&threads, bit(SIGCONT)),
+            _ => {}
+        }
         let takes = |thread: &&Arc<Shared>| !thread.masks(info.signal);
         let taker = threads.iter().find(takes);
         if first.ignores(info.signal) && taker.is_some() {
+            return;
+        }
+        if taker.is_some() && first.stops(info.signal) {
+            self.stop(info.signal);
             return;
         }
         self.pending.lock().add(info);

@@ -54,6 +54,16 @@ impl Report {
         self.line(&["bytes", "received", &format!("{peer}"), &format!("{received}")]);
     }
 
+    /// The first process was ended by a signal, for an access to `addr` at instruction `ip` if it was a fault.
+    pub fn killed(&mut self, signal: u8, addr: u64, ip: u64) {
+        self.line(&[
+            "killed",
+            &format!("{signal}"),
+            &format!("{addr:#x}"),
+            &format!("{ip:#x}"),
+        ]);
+    }
+
     /// A system call that was answered by ENOSYS.
     pub fn unimplemented(&mut self, number: u64, count: u64) {
         let name = system_call_name(number).map_or_else(|| format!("{number}"), String::from);

@@ -11,6 +11,9 @@ pub(crate) const INFO_SIZE: usize = 128;
 /// Real-time signals that wait at most, of one process or thread (Linux bounds them a user).
 const MAX_QUEUED: usize = 1024;
 
+pub(crate) const SIGHUP: u8 = 1;
+pub(crate) const SIGINT: u8 = 2;
+pub(crate) const SIGQUIT: u8 = 3;
 pub(crate) const SIGILL: u8 = 4;
 pub(crate) const SIGTRAP: u8 = 5;
 pub(crate) const SIGBUS: u8 = 7;
@@ -20,10 +23,15 @@ pub(crate) const SIGSEGV: u8 = 11;
 pub(crate) const SIGPIPE: u8 = 13;
 pub(crate) const SIGALRM: u8 = 14;
 pub(crate) const SIGCHLD: u8 = 17;
+pub(crate) const SIGCONT: u8 = 18;
 pub(crate) const SIGSTOP: u8 = 19;
+pub(crate) const SIGTSTP: u8 = 20;
+pub(crate) const SIGTTIN: u8 = 21;
+pub(crate) const SIGTTOU: u8 = 22;
 pub(crate) const SIGXFSZ: u8 = 25;
 pub(crate) const SIGVTALRM: u8 = 26;
 pub(crate) const SIGPROF: u8 = 27;
+pub(crate) const SIGWINCH: u8 = 28;
 const FIRST_REAL_TIME: u8 = 32;
 
 const SIG_DFL: u64 = 0;
@@ -31,9 +39,10 @@ const SIG_IGN: u64 = 1;
 /// SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
 const IGNORED: u64 = bit(17) | bit(18) | bit(23) | bit(28);
 /// SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU.
-const STOPS: u64 = bit(19) | bit(20) | bit(21) | bit(22);
+pub(crate) const STOPS: u64 = bit(SIGSTOP) | bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
 
 /// Flags of an action (Linux `include/uapi/asm-generic/signal-defs.h`).
+const SA_NOCLDSTOP: u64 = 1;
 pub(crate) const SA_NOCLDWAIT: u64 = 2;
 pub(crate) const SA_RESTORER: u64 = 0x0400_0000;
 pub(crate) const SA_ONSTACK: u64 = 0x0800_0000;
@@ -53,6 +62,8 @@ pub(crate) const SEGV_ACCERR: i32 = 2;
 pub(crate) const BUS_ADRERR: i32 = 2;
 pub(crate) const CLD_EXITED: i32 = 1;
 pub(crate) const CLD_KILLED: i32 = 2;
+pub(crate) const CLD_STOPPED: i32 = 5;
+pub(crate) const CLD_CONTINUED: i32 = 6;
 
 /// Returns the bit of a signal in a set.
 pub(crate) const fn bit(signal: u8) -> u64 {
@@ -230,6 +241,8 @@ pub(crate) enum Effect {
     Ignore,
     /// The process ends.
     End,
+    /// The process stops.
+    Stop,
     /// A handler runs.
     Handle(Action),
 }
@@ -312,8 +325,10 @@ impl Actions {
                 }
             }
         }
-        if (IGNORED | STOPS) & bit(signal) != 0 {
+        if IGNORED & bit(signal) != 0 {
             Effect::Ignore
+        } else if STOPS & bit(signal) != 0 {
+            Effect::Stop
         } else {
             Effect::End
         }
@@ -331,8 +346,17 @@ impl Actions {
     /// Returns whether a signal would do nothing.
     pub(crate) fn ignores(&self, signal: u8) -> bool {
         let handler = self.of(signal).handler;
-        FORCED & bit(signal) == 0
-            && (handler == SIG_IGN || handler == SIG_DFL && (IGNORED | STOPS) & bit(signal) != 0)
+        FORCED & bit(signal) == 0 && (handler == SIG_IGN || handler == SIG_DFL && IGNORED & bit(signal) != 0)
+    }
+
+    /// Returns whether a signal would stop the process.
+    pub(crate) fn stops(&self, signal: u8) -> bool {
+        STOPS & bit(signal) != 0 && self.of(signal).handler == SIG_DFL
+    }
+
+    /// Returns whether the parent is to get signals when children stop and go on.
+    pub(crate) fn hears_of_stops(&self) -> bool {
+        self.of(SIGCHLD).flags & SA_NOCLDSTOP == 0
     }
 
     /// Returns whether a handler runs for a signal.

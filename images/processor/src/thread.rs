@@ -169,6 +169,16 @@ impl Shared {
         self.actions.lock().lock().ignores(signal)
     }
 
+    /// Returns whether a signal would stop the process.
+    pub(crate) fn stops(&self, signal: u8) -> bool {
+        self.actions.lock().lock().stops(signal)
+    }
+
+    /// Returns whether the process wants signals when children stop.
+    pub(crate) fn hears_of_stops(&self) -> bool {
+        self.actions.lock().lock().hears_of_stops()
+    }
+
     /// Returns whether children that end leave nothing to wait for.
     fn forgets_children(&self) -> bool {
         self.actions.lock().lock().forgets_children()
@@ -331,16 +341,38 @@ impl<N: Node> Thread<N> {
     async fn unless<T>(&self, called: impl Fn() -> bool, wait: impl Future<Output = T>) -> Result<T> {
         let mut wait = pin!(wait);
         poll_fn(|context| {
+            // Before anything is looked at: who changes it wakes this.
+            *self.shared.waker.lock() = Some(context.waker().clone());
+            if self.is_frozen() {
+                return Poll::Pending;
+            }
             if let Poll::Ready(value) = wait.as_mut().poll(context) {
                 return Poll::Ready(Ok(value));
             }
-            *self.shared.waker.lock() = Some(context.waker().clone());
             if called() {
                 return Poll::Ready(Err(errno::ERESTARTSYS.into()));
             }
             Poll::Pending
         })
         .await
+    }
+
+    /// Returns whether the thread is to do nothing until its process goes on.
+    fn is_frozen(&self) -> bool {
+        self.process.is_stopped() && !self.process.must_end(self.tid())
+    }
+
+    /// Waits for as long as the process is stopped.
+    pub(crate) async fn thaw(&self) {
+        poll_fn(|context| {
+            *self.shared.waker.lock() = Some(context.waker().clone());
+            if self.is_frozen() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
     }
 
     /// Goes through the thread's turns to its end.
@@ -369,6 +401,7 @@ impl<N: Node> Thread<N> {
             }
         };
         let node = self.node;
+        self.trace_exit(self.process.ends().unwrap_or(exit)).await;
         if let Err(error) = self.end(exit).await {
             node.fail(error);
         }
@@ -561,11 +594,13 @@ impl<N: Node> Process<N> {
     /// Notes that the last thread has ended: the parent may ask how.
     fn ended(&self, exit: Exit) {
         let kernel = self.node.kernel();
-        let parent = {
+        let mut groups = Vec::new();
+        let (session, parent) = {
             let mut tree = kernel.tree.lock();
             let mut orphans_ended = false;
             for relations in tree.processes.values() {
                 if relations.process.parent() == self.pid {
+                    groups.push(relations.group);
                     relations.process.set_parent(FIRST);
                     orphans_ended |= relations.ended.is_some();
                 }
@@ -574,6 +609,8 @@ impl<N: Node> Process<N> {
                 return;
             };
             own.ended = Some(exit);
+            groups.push(own.group);
+            let session = own.session;
             let (parent, signal) = (own.process.parent(), own.exit_signal);
             if orphans_ended && let Some(first) = tree.processes.get(&FIRST) {
                 first.process.children_changed.wake();
@@ -584,8 +621,9 @@ impl<N: Node> Process<N> {
                 tree.processes.remove(&self.pid);
                 self.lifetime.forget();
             }
-            parent.map(|parent| (parent, signal))
+            (session, parent.map(|parent| (parent, signal)))
         };
+        kernel.leave_jobs(self.pid, session, &groups);
         if let Some((parent, signal)) = parent {
             if signal != 0 {
                 parent.send(child_info(signal, self.pid, exit));

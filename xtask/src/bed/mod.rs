@@ -18,7 +18,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::tools::need;
@@ -54,6 +54,31 @@ pub(crate) fn socket(folder: &Path, node: &str) -> PathBuf {
 /// A node's log.
 pub(crate) fn log(folder: &Path, node: &str) -> PathBuf {
     folder.join(format!("{node}.log"))
+}
+
+/// The longest path of a socket (Linux `sun_path`, with its end mark).
+const MAX_SOCKET: usize = 107;
+/// Bytes that a node's socket adds to the path of the temporary folder, at most.
+const SOCKET_NAME: usize = "/tessera-4194304-99/processor.sock".len();
+
+/// Checks that the nodes' sockets can lie in the temporary folder.
+pub(crate) fn check_folder() -> Result<()> {
+    check_path(&std::env::temp_dir())
+}
+
+fn check_path(base: &Path) -> Result<()> {
+    let text = base.as_os_str().as_encoded_bytes();
+    ensure!(
+        text.len() + SOCKET_NAME <= MAX_SOCKET,
+        "the temporary folder's path is too long for sockets, {} bytes: set TMPDIR to one of at most {}",
+        text.len(),
+        MAX_SOCKET - SOCKET_NAME
+    );
+    ensure!(
+        !text.contains(&b','),
+        "the temporary folder's path has a comma, which parts options of the fabric's server: set TMPDIR to another"
+    );
+    Ok(())
 }
 
 /// A new folder that only we may enter, with a path short enough for sockets.
@@ -101,4 +126,18 @@ pub(crate) fn tail(path: &Path) -> String {
         .map(|line| format!("    {}", line.trim_end()))
         .collect();
     last.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_folders_that_sockets_can_t_lie_in_are_refused() {
+        assert!(check_path(Path::new("/tmp")).is_ok());
+        let longest = "/".repeat(MAX_SOCKET - SOCKET_NAME);
+        assert!(check_path(Path::new(&longest)).is_ok());
+        assert!(check_path(Path::new(&(longest + "x"))).is_err());
+        assert!(check_path(Path::new("/tmp/a,b")).is_err());
+    }
 }

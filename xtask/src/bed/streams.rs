@@ -71,70 +71,10 @@ fn follow(mut file: File, mut to: impl Write, ended: &AtomicBool) -> std::io::Re
     }
 }
 
-/// The pipe to P's input, open for as long as this lives: QEMU's opening it would wait for ever without a writer, and what
-/// was sent before QEMU opened it would be lost.
-pub(crate) struct Input {
-    _open: File,
-}
-
-/// Sends our standard input, or none, to P in frames. `pipe` is open both ways. The thread ends with the process at the
-/// latest.
-pub(crate) fn send_input(pipe: File, from: impl Read + Send + 'static) -> Result<Input> {
-    let mut to = pipe
-        .try_clone()
-        .context("can't share the pipe for standard input")?;
-    spawn(move || {
-        if let Err(error) = frame(from, &mut to) {
-            eprintln!("tessera: standard input is lost: {error}");
-        }
-    });
-    Ok(Input { _open: pipe })
-}
-
-/// Each frame is a length and as many bytes; a length of 0 ends the input.
-fn frame(mut from: impl Read, to: &mut impl Write) -> std::io::Result<()> {
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let count = match from.read(&mut buffer[4..]) {
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let len = u32::try_from(count).expect("less than the buffer");
-        buffer[..4].copy_from_slice(&len.to_le_bytes());
-        to.write_all(&buffer[..4 + count])?;
-        if count == 0 {
-            return Ok(());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use std::sync::Mutex;
-
-    #[test]
-    fn input_is_framed_and_ended() {
-        let mut framed = Vec::new();
-        frame(&b"words"[..], &mut framed).expect("frame");
-        assert_eq!(framed, b"\x05\0\0\0words\0\0\0\0");
-    }
-
-    #[test]
-    fn input_that_ends_before_anybody_reads_is_kept() {
-        let path = std::env::temp_dir().join(format!("tessera-input-{}", std::process::id()));
-        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("pipe");
-        let pipe = File::options().read(true).write(true).open(&path).expect("open");
-        let input = send_input(pipe, std::io::empty()).expect("send");
-        let mut reader = File::open(&path).expect("an open that waits for no writer");
-        let mut bytes = [1; 4];
-        reader.read_exact(&mut bytes).expect("read");
-        assert_eq!(bytes, [0; 4]);
-        drop(input);
-        std::fs::remove_file(path).expect("remove");
-    }
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,6 @@ use super::report::Report;
 use super::vm::Vm;
 use crate::bed::left::{self, Left};
 use crate::bed::process::{Process, silent};
-use crate::bed::streams::Follower;
 use crate::bed::{INTERRUPTED, log, tail};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
@@ -26,8 +25,8 @@ pub(crate) enum End {
     Program,
     /// We were told to end.
     Interrupted,
-    /// Whoever read the program's output has gone.
-    OutputClosed,
+    /// The program ended, but not all of its output could be written.
+    Unwritten,
 }
 
 /// The limits of a run.
@@ -47,16 +46,28 @@ pub(crate) struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// Starts the VMs in the order given.
-    pub(crate) fn start(qemu: &Qemu, vms: &[Vm<'_>], server: Process, folder: &'a Path) -> Result<Self> {
+    /// Starts the VMs in the order given. `console` is the end of the console channel that P's QEMU gets.
+    pub(crate) fn start(
+        qemu: &Qemu,
+        vms: &[Vm<'_>],
+        server: Process,
+        folder: &'a Path,
+        console: Stdio,
+    ) -> Result<Self> {
         let mut cluster = Self {
             folder,
             nodes: Vec::new(),
             server,
             started: Instant::now(),
         };
+        let mut console = Some(console);
         for vm in vms {
-            let command = silent(vm.command(qemu));
+            let mut command = silent(vm.command(qemu));
+            if vm.role == Role::Processor
+                && let Some(end) = console.take()
+            {
+                command.stdin(end);
+            }
             cluster
                 .nodes
                 .push((vm.role, Process::start(vm.role.name(), command, folder)?));
@@ -64,11 +75,12 @@ impl<'a> Cluster<'a> {
         Ok(cluster)
     }
 
-    /// Waits until the program ends, or something else ends the run.
+    /// Waits until the program ends, or something else ends the run. Calls `look` now and then, and tells it whether the
+    /// program runs.
     ///
     /// # Errors
     /// Names the node that failed or did not come up in time, with the end of its log.
-    pub(crate) fn watch(&mut self, limits: &Limits, output: &[Follower]) -> Result<End> {
+    pub(crate) fn watch(&mut self, limits: &Limits, mut look: impl FnMut(bool) -> Result<()>) -> Result<End> {
         let mut running_since = None;
         loop {
             if INTERRUPTED.load(Ordering::Relaxed) {
@@ -78,9 +90,7 @@ impl<'a> Cluster<'a> {
                 return Ok(End::Program);
             }
             self.others_alive()?;
-            if output.iter().any(Follower::has_failed) {
-                return Ok(End::OutputClosed);
-            }
+            look(running_since.is_some())?;
             match running_since {
                 None if self
                     .log(Role::Processor)

@@ -1,8 +1,10 @@
 //! The job of a run without a program: `sort` over word lists, in far less memory than it needs, compared with the
 //! same program run here.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,19 +28,19 @@ pub(crate) struct Native {
 }
 
 /// The program and its arguments, as P gets them.
-pub(crate) fn program() -> Vec<String> {
-    [BUSYBOX, "sort", WORDS[0], WORDS[1]].map(str::to_owned).to_vec()
+pub(crate) fn program() -> [&'static str; 4] {
+    [BUSYBOX, "sort", WORDS[0], WORDS[1]]
 }
 
 /// Runs the program here, over the same files.
-pub(crate) fn run_here(staged: &Path, environment: &[(String, String)]) -> Result<Native> {
+pub(crate) fn run_here(staged: &Path, environment: &[OsString]) -> Result<Native> {
     step("Running the same program here, to compare with", || {
         let here = |path: &str| staged.join(path.trim_start_matches('/'));
         let mut child = Command::new(here(BUSYBOX))
             .arg("sort")
             .args(WORDS.map(here))
             .env_clear()
-            .envs(environment.iter().cloned())
+            .envs(environment.iter().filter_map(|variable| split(variable)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -55,6 +57,16 @@ pub(crate) fn run_here(staged: &Path, environment: &[(String, String)]) -> Resul
         let peak = peak(&status).context("/proc tells no peak memory of busybox")?;
         Ok(Native { output, peak })
     })
+}
+
+/// Parts a variable's name from its value.
+fn split(variable: &OsStr) -> Option<(&OsStr, &OsStr)> {
+    let bytes = variable.as_bytes();
+    let at = bytes.iter().position(|&byte| byte == b'=')?;
+    Some((
+        OsStr::from_bytes(&bytes[..at]),
+        OsStr::from_bytes(&bytes[at + 1..]),
+    ))
 }
 
 /// The highest resident size that `/proc/PID/status` tells, in bytes.

@@ -1,53 +1,69 @@
 //! `run`: a cluster in QEMU, and a program on it.
 //!
-//! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's.
+//! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`.
+//! * [`start`]: what to run. * [`console`]: its streams.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
 
+mod boot;
 mod cluster;
+mod console;
 mod demo;
 mod disk;
 mod drive;
 mod report;
 mod root;
+mod start;
+mod terminal;
 mod vm;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use self::boot::BootOption;
 use self::cluster::{Cluster, End, Limits};
+use self::console::Channel;
 pub(crate) use self::demo::measured_peak as sort_peak;
 use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::drive::{Drive, DriveArgs};
 use self::report::Report;
 use self::root::Root;
+use self::terminal::Terminal;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;
 use crate::bed::plugin::{self, Plugin};
-use crate::bed::streams::{self, Follower};
-use crate::bed::{self, FAILED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, make_folder, random_key, server};
+use crate::bed::{self, FAILED, INTERRUPTED_STATUS, make_folder, random_key, server};
 use crate::build_image::{Role, build};
 use crate::project;
 use crate::qemu::Qemu;
-use crate::tools::{parse_size, say, step};
+use crate::tools::{self, parse_size, say, step};
 
 /// What P's kernel needs beside its cache, and S's in all.
 const KERNEL_MEMORY: u64 = 128 << 20;
+/// The least memory of M with which a program starts.
+const MIN_MEMORY: u64 = 96 << 20;
+/// Exit status for wrong usage, as clap's.
+const USAGE: u8 = 2;
+/// Exit status when the program's output could not be written, as that of a program that sees it.
+const UNWRITTEN: u8 = 1;
 /// Size of a page, and of a line of the cache.
 const PAGE: u64 = 4096;
 
 /// Starts a processor, a memory and a storage node in QEMU and runs a program on them
 ///
 /// Without a program: sorts word lists with busybox in a cache of an eighth of the memory that this needs, and compares
-/// with the same program run on the host. Exit status: the program's; 125 if the run itself failed; 130 after Ctrl-C.
+/// with the same program run on the host.
+///
+/// Exit status: the program's, 128 + N if signal N ended it; 127 if there is no such program, 126 if it can't be run;
+/// 125 if the run itself failed; 2 for wrong usage; 1 if the program's output can't be written; 130 after Ctrl-C.
 #[derive(clap::Args)]
 #[command(args_override_self = true)]
 pub(crate) struct Args {
@@ -55,7 +71,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pcache: Option<u64>,
     /// Lines in a set of the cache
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=64))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(4..=64))]
     ways: u64,
     /// Cores of P
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -79,12 +95,21 @@ pub(crate) struct Args {
     packages: Vec<String>,
     #[command(flatten)]
     drive: DriveArgs,
-    /// Sets a variable in the program's environment (repeatable)
+    /// Sets a variable in the program's environment (repeatable; the last of a name counts)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<OsString>,
-    /// Logs each system call of the program in P's log; implies --keep-logs
+    /// The program's working folder
+    #[arg(long, value_name = "FOLDER", default_value = "/")]
+    workdir: PathBuf,
+    /// Writes each system call of the program, as strace does, to standard error or a file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    strace: Option<Option<PathBuf>>,
+    /// Says nothing but what the program says, and errors
+    #[arg(long, short)]
+    quiet: bool,
+    /// Prints the table of counters on standard error; where that is a terminal it comes without asking
     #[arg(long)]
-    strace: bool,
+    stats: bool,
     /// Adds an option to the kernel command line of a component, or of all: `memory:workers=4`, `all:polling=busy`; see
     /// docs/architecture.md (repeatable)
     #[arg(long, value_name = "WHO:OPTION")]
@@ -111,53 +136,9 @@ pub(crate) struct Args {
     /// Seconds that the program may take [default: no limit]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// The program, by its path on S's disk, and its arguments
+    /// The program, by its path on S's disk or a name that is looked for in PATH, and its arguments
     #[arg(last = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
-}
-
-/// An option for the kernel command line of some components.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct BootOption {
-    /// None for all.
-    role: Option<Role>,
-    key: String,
-    value: Option<String>,
-}
-
-impl BootOption {
-    fn is_for(&self, role: Role) -> bool {
-        self.role.is_none_or(|only| only == role)
-    }
-
-    fn add_to(&self, line: &mut CommandLine) {
-        match &self.value {
-            Some(value) => line.option(&self.key, value),
-            None => line.flag(&self.key),
-        }
-    }
-}
-
-impl std::str::FromStr for BootOption {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let form =
-            || "it is WHO:OPTION or WHO:OPTION=VALUE, WHO being all, processor, memory or storage".to_owned();
-        let (who, option) = text.split_once(':').ok_or_else(form)?;
-        let role = Role::ALL.into_iter().find(|role| role.name() == who);
-        if role.is_none() && who != "all" {
-            return Err(form());
-        }
-        let (key, value) = match option.split_once('=') {
-            Some((key, value)) => (key, Some(value.to_owned())),
-            None => (option, None),
-        };
-        if key.is_empty() {
-            return Err(form());
-        }
-        let key = key.to_owned();
-        Ok(Self { role, key, value })
-    }
 }
 
 /// What is made before a run.
@@ -173,6 +154,14 @@ pub(crate) fn prepare() -> Result<()> {
 }
 
 pub(crate) fn main(args: Args) -> ExitCode {
+    if let Err(error) = args.check() {
+        eprintln!("error: {error:#}");
+        return USAGE.into();
+    }
+    // Where standard error is not for a person it is the program's alone.
+    if args.quiet || !args.program.is_empty() && !std::io::stderr().is_terminal() {
+        tools::be_quiet();
+    }
     match args.run() {
         Ok(code) => code.into(),
         Err(error) => {
@@ -184,16 +173,16 @@ pub(crate) fn main(args: Args) -> ExitCode {
 
 impl Args {
     fn run(self) -> Result<u8> {
-        self.check()?;
+        bed::need_launcher()?;
         let folder = make_folder()?;
         let result = self.run_in(&folder);
         // Only logs are worth keeping.
         let _ = fs::remove_file(names::disk(&folder));
         let _ = fs::remove_dir_all(folder.join("disk"));
-        if result.is_ok() && !self.keep_logs && !self.strace {
+        if result.is_ok() && !self.keep_logs {
             let _ = fs::remove_dir_all(&folder);
         } else {
-            say(&format!("The nodes' logs are in {}", folder.display()));
+            eprintln!("tessera: The nodes' logs are in {}", folder.display());
         }
         result
     }
@@ -203,8 +192,19 @@ impl Args {
             .iter()
             .try_for_each(|variable| disk::check_environment(variable))?;
         ensure!(
-            self.memory >= 64 << 20,
-            "--memory must be at least 64M: M's kernel lives in it too"
+            self.memory >= MIN_MEMORY,
+            "--memory must be at least {}M: M's kernel and the memory of the smallest program live in it",
+            MIN_MEMORY >> 20
+        );
+        bed::check_folder()?;
+        ensure!(
+            self.workdir.is_absolute(),
+            "--workdir is a folder on S's disk: give an absolute path, not {}",
+            self.workdir.display()
+        );
+        ensure!(
+            self.root.is_none() || !self.program.is_empty(),
+            "--root needs a program to run: give it after `--`"
         );
         if let Some(size) = self.pcache {
             let line = self.ways * PAGE;
@@ -213,7 +213,7 @@ impl Args {
                 "--pcache must be a multiple of 4K and hold a set, {line} bytes"
             );
         }
-        bed::need_launcher()
+        Ok(())
     }
 
     fn run_in(&self, folder: &Path) -> Result<u8> {
@@ -231,15 +231,11 @@ impl Args {
             .as_ref()
             .map(|root| root.obtain(&self.packages))
             .transpose()?;
-        ensure!(
-            root.is_none() || !self.program.is_empty(),
-            "--root needs a program to run: give it after `--`"
-        );
         if drive.make {
             disk::stage(&staged, root.as_deref(), &self.add)?;
         }
         let native = if self.program.is_empty() {
-            Some(demo::run_here(&staged, &self.environment()?)?)
+            Some(demo::run_here(&staged, &start::environment(&self.env))?)
         } else {
             None
         };
@@ -261,7 +257,7 @@ impl Args {
         let (end, report) = self.cluster(&parts, folder, &drive, pcache, native.as_ref())?;
         match end {
             End::Interrupted => Ok(INTERRUPTED_STATUS),
-            End::OutputClosed => Ok(OUTPUT_CLOSED_STATUS),
+            End::Unwritten => Ok(UNWRITTEN),
             End::Program => self.finish(&report),
         }
     }
@@ -275,21 +271,23 @@ impl Args {
         pcache: u64,
         native: Option<&Native>,
     ) -> Result<(End, Report)> {
-        let (stdout, stderr) = (names::stdout(folder), names::stderr(folder));
-        for file in [&stdout, &stderr] {
-            File::create_new(file).with_context(|| format!("can't make {}", file.display()))?;
-        }
         let collected = Collector::default();
-        let to: Box<dyn Write + Send> = if native.is_some() {
-            Box::new(collected.clone())
+        let terminal = Terminal::of_stdin().filter(|_| native.is_none());
+        let (program, streams) = if native.is_some() {
+            let program = demo::program().map(OsString::from).to_vec();
+            (program, start::demo_streams(&collected))
         } else {
-            Box::new(std::io::stdout())
+            let streams = start::streams(self.strace_file()?, terminal.as_ref())?;
+            (self.program.clone(), streams)
         };
-        let mut output = [
-            Follower::start(&stdout, to)?,
-            Follower::start(&stderr, std::io::stderr())?,
-        ];
-        let input = make_input(folder)?;
+        let mut start = start::start(&program, &self.env, self.workdir.as_os_str());
+        if native.is_none() {
+            start.sources = start::sources(terminal.as_ref());
+        }
+        if let Some(terminal) = &terminal {
+            start.window = terminal.window();
+        }
+        let channel = Channel::new()?;
         let trace = self
             .trace
             .as_ref()
@@ -298,23 +296,23 @@ impl Args {
         let (server, _) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", options)?;
         let vms = self.vms(parts, folder, drive, pcache)?;
         say("Starting the cluster");
-        let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder)?;
-        let _input = if native.is_some() {
-            streams::send_input(input, std::io::empty())?
-        } else {
-            streams::send_input(input, std::io::stdin())?
-        };
+        let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
+        let console = channel.serve(start, streams)?;
+        let mut attended = Attended::new(terminal.as_ref(), &console);
         let limits = Limits {
             boot: Duration::from_secs(self.boot_timeout),
             program: self.timeout.map(Duration::from_secs),
         };
-        let end = cluster.watch(&limits, &output);
+        let end = cluster.watch(&limits, |running| attended.look(running));
+        drop(attended);
         let report = cluster.report();
         cluster.stop();
-        let flushed = output.iter_mut().try_for_each(Follower::finish);
         let end = end?;
         if end == End::Program {
-            flushed?;
+            if let Err(error) = console.finish() {
+                eprintln!("error: {error:#}");
+                return Ok((End::Unwritten, report));
+            }
             if let Some(native) = native {
                 say(&demo::compare(&collected.take(), &native.output)?);
             }
@@ -327,7 +325,12 @@ impl Args {
         if let Some(file) = &self.report {
             fs::write(file, report.to_tsv()).with_context(|| format!("can't write {}", file.display()))?;
         }
-        eprint!("{}", report.table());
+        if self.stats || !self.quiet && std::io::stderr().is_terminal() {
+            eprint!("{}", report.table());
+        }
+        if let Some(killed) = report.killed() {
+            eprintln!("tessera: {killed} (--keep-logs keeps the nodes' logs)");
+        }
         let code = report
             .exit_code()
             .context("processor: it left without reporting the program's exit status")?;
@@ -335,6 +338,15 @@ impl Args {
             bail!("the program ended with {code}");
         }
         Ok(code)
+    }
+
+    /// Makes the file that the trace of calls goes to, if one is asked for.
+    fn strace_file(&self) -> Result<Option<File>> {
+        let Some(Some(path)) = &self.strace else {
+            return Ok(None);
+        };
+        let file = File::create(path).with_context(|| format!("can't make {}", path.display()))?;
+        Ok(Some(file))
     }
 
     fn vms<'a>(
@@ -390,46 +402,50 @@ impl Args {
         if role == Role::Processor {
             line.option("pcache", pcache.to_string());
             line.option("ways", self.ways.to_string());
-            if self.strace {
+            if self.strace.is_some() {
                 line.flag("strace");
-            }
-            line.option("cwd", "/");
-            for variable in default_environment()
-                .map(OsString::from)
-                .into_iter()
-                .chain(self.env.iter().cloned())
-            {
-                line.option("env", variable);
-            }
-            if self.program.is_empty() {
-                line.program(&demo::program());
-            } else {
-                line.program(&self.program);
             }
         }
         line.finish()
             .with_context(|| format!("the kernel command line of {}", role.name()))
     }
-
-    /// The environment as the host's run of the same program gets it.
-    fn environment(&self) -> Result<Vec<(String, String)>> {
-        let own = self.env.iter().map(|variable| variable.clone().into_string());
-        default_environment()
-            .into_iter()
-            .map(|variable| Ok(variable.to_owned()))
-            .chain(own)
-            .map(|variable| {
-                let variable = variable.ok().context("a variable is not text")?;
-                let (name, value) = variable.split_once('=').context("a variable without `=`")?;
-                Ok((name.to_owned(), value.to_owned()))
-            })
-            .collect()
-    }
 }
 
-/// What each program's environment holds.
-fn default_environment() -> [&'static str; 2] {
-    ["PATH=/bin:/usr/bin", "HOME=/root"]
+/// The terminal while the program has it.
+struct Attended<'a> {
+    terminal: Option<&'a Terminal>,
+    console: &'a console::Server,
+    raw: Option<terminal::Raw>,
+    window: ::console::Window,
+}
+
+impl<'a> Attended<'a> {
+    fn new(terminal: Option<&'a Terminal>, console: &'a console::Server) -> Self {
+        let window = terminal.map(Terminal::window).unwrap_or_default();
+        Self {
+            terminal,
+            console,
+            raw: None,
+            window,
+        }
+    }
+
+    /// Gives the program the terminal once it runs, and tells it of a new size.
+    fn look(&mut self, running: bool) -> Result<()> {
+        let Some(terminal) = self.terminal.filter(|_| running) else {
+            return Ok(());
+        };
+        if self.raw.is_none() {
+            self.raw = Some(terminal.raw()?);
+            self.console.read_terminal();
+        }
+        let window = terminal.window();
+        if window != self.window {
+            self.window = window;
+            self.console.set_window(window);
+        }
+        Ok(())
+    }
 }
 
 impl Parts {
@@ -442,16 +458,6 @@ impl Parts {
     }
 }
 
-/// The pipe that QEMU reads the program's input from. Open both ways, so that neither opening it nor a pause ends it.
-fn make_input(folder: &Path) -> Result<File> {
-    let pipe = names::stdin(folder);
-    let open = bed::make_pipe(&pipe)?;
-    if std::io::stdin().is_terminal() {
-        say("The program reads this terminal; Ctrl-D ends its input, Ctrl-C the run");
-    }
-    Ok(open)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -461,22 +467,6 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: Args,
-    }
-
-    #[test]
-    fn boot_options_go_to_whom_they_are_for() {
-        let parsed = |text: &str| text.parse::<BootOption>();
-        let workers = parsed("memory:workers=4").unwrap();
-        assert!(workers.is_for(Role::Memory) && !workers.is_for(Role::Storage));
-        let all = parsed("all:profile").unwrap();
-        assert!(Role::ALL.into_iter().all(|role| all.is_for(role)));
-        let mut line = CommandLine::default();
-        workers.add_to(&mut line);
-        all.add_to(&mut line);
-        assert_eq!(line.finish().unwrap(), "workers=4 profile");
-        for bad in ["workers=4", "disk:workers=4", "memory:", "memory:=4", ""] {
-            assert!(parsed(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -24,6 +24,26 @@ impl Report {
         self.rows("exit").last()?.first()?.parse().ok()
     }
 
+    /// Returns how a signal ended the program, in words, if one did.
+    pub(crate) fn killed(&self) -> Option<String> {
+        let [signal, addr, ip] = self.rows("killed").last()? else {
+            return None;
+        };
+        let name = match signal.as_str() {
+            "4" => "SIGILL (invalid instruction)",
+            "5" => "SIGTRAP (trap)",
+            "7" => "SIGBUS (bus error)",
+            "8" => "SIGFPE (arithmetic error)",
+            "11" => "SIGSEGV (invalid memory access)",
+            // A reader that has gone and Ctrl-C need no word, as in a shell.
+            "2" | "13" => return None,
+            other => return Some(format!("the program was ended by signal {other}")),
+        };
+        Some(format!(
+            "the program was ended by {name} at address {addr}, instruction {ip}"
+        ))
+    }
+
     /// The lines again, without the word `report`, as a file for scripts.
     pub(crate) fn to_tsv(&self) -> String {
         self.lines.iter().map(|line| line.join("\t") + "\n").collect()
@@ -123,6 +143,18 @@ mod tests {
                 .to_tsv()
                 .ends_with("bytes\tsent\tmemory\t4096\nexit\t139\n")
         );
+    }
+
+    #[test]
+    fn what_ended_the_program_is_told_in_a_line() {
+        let killed = |log: &str| Report::parse(log).killed();
+        let fault = killed("report\tkilled\t11\t0x10\t0x401000\n").expect("a fault");
+        assert!(
+            fault.contains("SIGSEGV") && fault.contains("0x10,") && fault.contains("0x401000"),
+            "{fault}"
+        );
+        assert!(killed("report\tkilled\t15\t0x0\t0x0\n").is_some_and(|text| text.contains("signal 15")));
+        assert_eq!(killed("report\tkilled\t13\t0x0\t0x0\nreport\texit\t141\n"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::drive::Drive;
-use crate::bed::machine::{Machine, file_chardev};
+use crate::bed::machine::Machine;
 use crate::bed::{log, socket};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
@@ -33,19 +33,6 @@ pub(crate) struct Vm<'a> {
 pub(crate) mod names {
     use std::path::{Path, PathBuf};
 
-    /// P's standard output, error and input.
-    pub(crate) fn stdout(folder: &Path) -> PathBuf {
-        folder.join("stdout")
-    }
-    /// See [`stdout`].
-    pub(crate) fn stderr(folder: &Path) -> PathBuf {
-        folder.join("stderr")
-    }
-    /// See [`stdout`].
-    pub(crate) fn stdin(folder: &Path) -> PathBuf {
-        folder.join("stdin")
-    }
-
     /// S's disk, if it does not outlive the run.
     pub(crate) fn disk(folder: &Path) -> PathBuf {
         folder.join("disk.img")
@@ -67,26 +54,20 @@ impl Vm<'_> {
         };
         let mut command = machine.image_command(qemu, &log(self.folder, self.role.name()));
         match self.role {
-            Role::Processor => self.consoles(&mut command),
+            Role::Processor => Self::console(&mut command),
             Role::Storage => self.drive.add_to(&mut command),
             Role::Memory => {}
         }
         command
     }
 
-    /// Two virtio serial devices with a port each, in the order of their slots.
-    fn consoles(&self, command: &mut Command) {
-        let input = names::stdin(self.folder);
-        file_chardev(command, "stdout", &names::stdout(self.folder), Some(&input));
-        file_chardev(command, "stderr", &names::stderr(self.folder), None);
-        for (id, slot) in [("stdout", "0x10"), ("stderr", "0x11")] {
-            let bus = format!("virtio-serial-pci,id=bus-{id},addr={slot},max_ports=2,disable-legacy=on");
-            command.args([
-                "-device",
-                &bus,
-                "-device",
-                &format!("virtserialport,nr=1,chardev={id},bus=bus-{id}.0"),
-            ]);
-        }
+    /// A virtio serial device with one port, the console channel, whose other end is QEMU's standard input.
+    fn console(command: &mut Command) {
+        command.args(["-chardev", "socket,id=console,fd=0"]);
+        command.args([
+            "-device",
+            "virtio-serial-pci,id=bus,addr=0x10,max_ports=2,disable-legacy=on",
+        ]);
+        command.args(["-device", "virtserialport,nr=1,chardev=console,bus=bus.0"]);
     }
 }

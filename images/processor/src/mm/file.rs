@@ -2,7 +2,7 @@
 //!
 //! The pages are an object, as those of shared memory, mapped at addresses of the kernel's space by which
 //! they are filled. A program's mapping shares them copy-on-write. What this node's programs change of a file is
-//! changed in its pages, too ([`crate::storage`]).
+//! changed in its pages, too (`storage.rs`).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};

@@ -156,7 +156,7 @@ fn number(part: &[u8]) -> Option<u32> {
 }
 
 /// Returns an inode number for a path: these file systems keep none.
-fn inode_of(path: &[u8]) -> u64 {
+pub(crate) fn inode_of(path: &[u8]) -> u64 {
     // FNV-1a.
     let hash = path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
@@ -229,6 +229,7 @@ impl<N: Node> Thread<N> {
                     .map(|(name, _)| (name.to_vec(), CHARACTER))
                     .collect();
                 names.push((b"shm".to_vec(), FOLDER));
+                names.push((b"pts".to_vec(), FOLDER));
                 let links: [&[u8]; 4] = [b"fd", b"stdin", b"stdout", b"stderr"];
                 names.extend(links.map(|name| (name.to_vec(), LINK)));
                 Ok(Some(Step::Entry(Entry::Folder(names))))
@@ -238,11 +239,34 @@ impl<N: Node> Thread<N> {
             [b"stdout", ..] => link(b"/proc/self/fd/1"),
             [b"stderr", ..] => link(b"/proc/self/fd/2"),
             [b"shm", ..] => Ok(None),
+            [b"pts", rest @ ..] => self.dev_pts(rest).map(Some),
             [name, rest @ ..] => match Device::of_name(name) {
                 Some(_) if !rest.is_empty() => Err(errno::ENOTDIR.into()),
                 Some(device) => Ok(Some(Step::Entry(Entry::Device(device)))),
                 None => Ok(None),
             },
+        }
+    }
+
+    /// Walks `/dev/pts`.
+    fn dev_pts(&self, parts: &[&[u8]]) -> Result<Step<N>> {
+        /// Pseudo-terminals at most.
+        const MOST: u32 = 1024;
+        let terminals = &self.node.kernel().terminals;
+        match parts {
+            [] => {
+                let there = (0..MOST).filter(|&number| terminals.pty(number).is_some());
+                let names = there.map(|number| (alloc::format!("{number}").into_bytes(), CHARACTER));
+                Ok(Step::Entry(Entry::Folder(
+                    names.chain([(b"ptmx".to_vec(), CHARACTER)]).collect(),
+                )))
+            }
+            [b"ptmx"] => Ok(Step::Entry(Entry::Device(Device::Ptmx))),
+            [name] => match number(name).filter(|&number| terminals.pty(number).is_some()) {
+                Some(number) => Ok(Step::Entry(Entry::Device(Device::Pty(number)))),
+                None => missing(),
+            },
+            _ => Err(errno::ENOTDIR.into()),
         }
     }
 

@@ -298,6 +298,7 @@ impl<N: Node> Thread<N> {
             session,
             exit_signal: u8::try_from(clone.signal).unwrap_or(SIGCHLD),
             ended: None,
+            news: None,
         };
         tree.processes.insert(id, relations);
         Ok((process, shared))

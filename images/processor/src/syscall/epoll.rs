@@ -24,8 +24,6 @@ const MOD: u64 = 3;
 const EVENT: usize = 12;
 /// Events that one call gives at most.
 const MAX_EVENTS: usize = 4096;
-/// The pause between two looks at standard input, which tells nobody when something comes.
-const STEP: Duration = Duration::from_millis(2);
 
 impl<N: Node> Thread<N> {
     pub(super) fn sys_epoll_create(&self, flags: u64) -> Result<u64> {
@@ -53,7 +51,6 @@ impl<N: Node> Thread<N> {
                     .into());
                 }
             }
-            Kind::Stdin | Kind::Output(_) => {}
             _ => return Err(errno::EPERM.into()),
         }
         if op == DEL {
@@ -111,10 +108,8 @@ impl<N: Node> Thread<N> {
         }
         let end = wait.map(|wait| self.now() + wait);
         let found = loop {
-            let step = epoll.has_stdin().then(|| self.now() + STEP);
-            let until = [end, step].into_iter().flatten().min();
             let looked = self
-                .unless_called(self.epoll_once(epoll, most.min(MAX_EVENTS), until))
+                .unless_called(self.epoll_once(epoll, most.min(MAX_EVENTS), end))
                 .await;
             let found = looked.map_err(|_| errno::ERESTARTNOHAND)?;
             if !found.is_empty() || end.is_some_and(|end| self.now() >= end) {

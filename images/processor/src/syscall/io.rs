@@ -81,12 +81,10 @@ impl<N: Node> Thread<N> {
             Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
             Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_) => return Err(errno::EISDIR.into()),
             Kind::Text(text) => return self.read_text(file, text, addr, count, offset).await,
-            Kind::Output(_) | Kind::Link(_) => return Err(errno::EBADF.into()),
+            Kind::Link(_) => return Err(errno::EBADF.into()),
             Kind::Device(device) => return self.read_device(*device, addr, count).await,
             Kind::Object(_) if offset.is_some() => return Err(errno::ESPIPE.into()),
             Kind::Object(object) => return self.read_object(file, object, addr, count).await,
-            Kind::Stdin if offset.is_some() => return Err(errno::ESPIPE.into()),
-            Kind::Stdin => return self.read_stdin(addr, count).await,
         };
         let count = self.memory.reachable(addr, count, true)?;
         let start = offset.unwrap_or_else(|| file.offset.load(Relaxed));
@@ -126,46 +124,22 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    async fn read_stdin(&self, addr: u64, count: u64) -> Result<u64> {
-        if count == 0 {
-            return Ok(0);
-        }
-        let count = self.memory.reachable(addr, count, true)?;
-        let mut piece = vec![0; piece_len(count)];
-        let reading = self.node.platform().read_stdin(&mut piece);
-        let got = self.unless_called(reading).await?;
-        let got = got.min(piece.len());
-        self.memory.write(addr, &piece[..got]).await?;
-        Ok(got as u64)
-    }
-
     /// Writes from the program to an open file, at `offset` or where it stands.
     async fn write_from(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
         let count = count.min(MAX_COUNT);
-        if file.flags() & 3 == 0 && !matches!(file.kind, Kind::Output(_)) {
+        if file.flags() & 3 == 0 {
             return Err(errno::EBADF.into());
         }
-        let stream = match &file.kind {
-            Kind::Output(stream) => *stream,
-            Kind::Device(Device::Full) => return Err(errno::ENOSPC.into()),
-            Kind::Device(_) => return Ok(count),
-            Kind::Text(text) => return self.write_text(text, addr, count).await,
-            Kind::Tmp(tmp) => return self.write_tmp(file, tmp, addr, count, offset).await,
-            Kind::File(of) => return self.write_storage(file, *of, addr, count, offset).await,
-            _ if offset.is_some() => return Err(errno::ESPIPE.into()),
-            Kind::Object(object) => return self.write_object(file, object, addr, count).await,
-            _ => return Err(errno::EBADF.into()),
-        };
-        let count = self.memory.reachable(addr, count, false)?;
-        let mut piece = vec![0; piece_len(count)];
-        let mut done = 0;
-        while done < count {
-            let want = piece_len(count - done);
-            self.memory.read(addr + done, &mut piece[..want]).await?;
-            self.node.platform().write(stream, &piece[..want]).await;
-            done += want as u64;
+        match &file.kind {
+            Kind::Device(Device::Full) if count > 0 => Err(errno::ENOSPC.into()),
+            Kind::Device(_) => Ok(count),
+            Kind::Text(text) => self.write_text(text, addr, count).await,
+            Kind::Tmp(tmp) => self.write_tmp(file, tmp, addr, count, offset).await,
+            Kind::File(of) => self.write_storage(file, *of, addr, count, offset).await,
+            _ if offset.is_some() => Err(errno::ESPIPE.into()),
+            Kind::Object(object) => self.write_object(file, object, addr, count).await,
+            _ => Err(errno::EBADF.into()),
         }
-        Ok(done)
     }
 
     pub(super) async fn sys_read(&self, [fd, addr, count, ..]: Args) -> Result<u64> {
@@ -445,6 +419,11 @@ impl<N: Node> Thread<N> {
                 file.set_flags(flags | if on == [0; 4] { 0 } else { O_NONBLOCK });
                 Ok(0)
             }
+            (_, Kind::Object(object)) if object.as_terminal().is_some() => {
+                let (terminal, side) = object.as_terminal().ok_or(errno::ENOTTY)?;
+                self.terminal_ioctl(terminal, side, [fd, request, arg, 0, 0, 0])
+                    .await
+            }
             (FIONREAD, Kind::Object(object)) => {
                 let count = u32::try_from(object.readable()).unwrap_or(u32::MAX);
                 self.memory.write(arg, &count.to_le_bytes()).await?;
@@ -456,7 +435,6 @@ impl<N: Node> Thread<N> {
                 self.memory.write(arg, &count.to_le_bytes()).await?;
                 Ok(0)
             }
-            // The console's ends are streams, and nothing else is a terminal either.
             _ => Err(errno::ENOTTY.into()),
         }
     }

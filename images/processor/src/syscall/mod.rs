@@ -26,6 +26,7 @@ mod signal;
 mod socket;
 mod splice;
 mod storage;
+mod terminal;
 mod time;
 mod timer;
 mod tmp;

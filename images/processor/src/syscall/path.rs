@@ -17,7 +17,7 @@ use crate::inotify::{MODIFY, OPEN};
 use crate::object::Object;
 use crate::platform::Files;
 use crate::process::Node;
-use crate::pseudo::{Entry, OpenText, Sink, Walked};
+use crate::pseudo::{Entry, OpenText, Sink, Walked, inode_of};
 use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
 use crate::tmpfs::{Found, Make, last_part};
@@ -85,6 +85,17 @@ fn stream_status() -> Stat {
         modified: never,
         changed: never,
         device: 0,
+    }
+}
+
+/// Returns the path of a terminal with this device number.
+fn terminal_path(device: u64) -> Vec<u8> {
+    const PTS_MAJOR: u64 = 136;
+    match device >> 8 {
+        PTS_MAJOR.. => {
+            alloc::format!("/dev/pts/{}", ((device >> 8) - PTS_MAJOR) * 256 + (device & 0xff)).into_bytes()
+        }
+        _ => b"/dev/console".to_vec(),
     }
 }
 
@@ -199,6 +210,7 @@ impl<N: Node> Thread<N> {
             Entry::Folder(_) if flags & (O_ACCMODE | O_CREAT) != 0 => Err(errno::EISDIR.into()),
             Entry::Folder(names) => Ok(Kind::Listing(Arc::new(names))),
             Entry::Link(_) => Err(errno::ELOOP.into()),
+            Entry::Device(device) if device.is_terminal() => self.open_terminal(device, flags),
             Entry::Device(device) => Ok(Kind::Device(device)),
             Entry::Open(file) => Ok(file.kind.clone()),
             Entry::Text(text) => {
@@ -320,15 +332,18 @@ impl<N: Node> Thread<N> {
         match &file.kind {
             Kind::File(of) | Kind::Folder(of) => self.node.files().stat_file(of.id).await,
             Kind::Device(device) => Ok(device_status(*device)),
-            Kind::Stdin | Kind::Output(_) => Ok(stream_status()),
             Kind::Tmp(tmp) => Ok(self.node.kernel().tmpfs().stat_file(tmp)),
             Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),
             Kind::Link(stat) => Ok(**stat),
             Kind::Text(text) => Ok(text.stat),
             Kind::Listing(names) => Ok(self.pseudo_status(&Entry::Folder((**names).clone()), &file.path)),
             Kind::Object(object) => Ok(Stat {
-                inode: object_number(object),
+                inode: match object.device() {
+                    0 => object_number(object),
+                    device => inode_of(&terminal_path(device)),
+                },
                 mode: object.mode(),
+                device: object.device(),
                 ..stream_status()
             }),
         }
@@ -446,6 +461,7 @@ impl<N: Node> Thread<N> {
     /// Returns what `/proc/self/fd` calls a file without a path of its own.
     fn name_of(&self, file: &OpenFile) -> Vec<u8> {
         match &file.kind {
+            Kind::Object(object) if object.device() != 0 => terminal_path(object.device()),
             Kind::Object(object) => {
                 let kind: &[u8] = match object.mode() & TYPE_MASK {
                     0o010_000 => b"pipe",
@@ -455,8 +471,6 @@ impl<N: Node> Thread<N> {
                 let number = object_number(object);
                 [kind, b":[", alloc::format!("{number}").as_bytes(), b"]"].concat()
             }
-            Kind::Stdin => b"pipe:[0]".to_vec(),
-            Kind::Output(stream) => alloc::format!("pipe:[{}]", *stream as u8 + 1).into_bytes(),
             _ => file.path.clone(),
         }
     }

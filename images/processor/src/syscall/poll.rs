@@ -22,8 +22,6 @@ use crate::thread::Thread;
 const O_CLOEXEC: u64 = 0o2_000_000;
 const O_DIRECT: u64 = 0o40_000;
 const EFD_SEMAPHORE: u64 = 1;
-/// The pause between two looks at standard input, which tells nobody when something comes.
-const STEP: Duration = Duration::from_millis(2);
 /// Bits of `POLL_IN` and of what counts as readable for select, and so on.
 const READABLE: u16 = POLL_IN | POLL_RDNORM | POLL_HUP | POLL_ERR;
 const WRITABLE: u16 = POLL_OUT | POLL_WRNORM | POLL_ERR;
@@ -131,21 +129,9 @@ impl<N: Node> Thread<N> {
     /// Waits until something asked for holds; returns the bits of each file.
     async fn poll_files(&self, asked: &[Asked], wait: Option<Duration>) -> Result<Vec<u16>> {
         let end = wait.map(|wait| self.now() + wait);
-        loop {
-            let step = self.now() + STEP;
-            let look_again = asked.iter().any(|&(fd, _)| self.is_stdin(fd));
-            let until = match (end, look_again) {
-                (Some(end), true) => Some(end.min(step)),
-                (None, true) => Some(step),
-                (end, false) => end,
-            };
-            let found = self.unless_called(self.poll_once(asked, until)).await;
-            match found {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) if end.is_some_and(|end| self.now() >= end) => return Ok(vec![0; asked.len()]),
-                Ok(None) => {}
-                Err(_) => return Err(errno::ERESTARTNOHAND.into()),
-            }
+        match self.unless_called(self.poll_once(asked, end)).await {
+            Ok(found) => Ok(found.unwrap_or_else(|| vec![0; asked.len()])),
+            Err(_) => Err(errno::ERESTARTNOHAND.into()),
         }
     }
 
@@ -174,10 +160,6 @@ impl<N: Node> Thread<N> {
         .await
     }
 
-    fn is_stdin(&self, fd: i32) -> bool {
-        matches!(self.polled(fd), Some(Ok(file)) if matches!(file.kind, Kind::Stdin))
-    }
-
     /// Returns a polled file; `None` for a negative number, which is passed over.
     fn polled(&self, fd: i32) -> Option<Result<Arc<OpenFile>>> {
         u64::try_from(fd).ok().map(|fd| self.file(fd))
@@ -200,9 +182,6 @@ impl<N: Node> Thread<N> {
     /// Returns the poll bits that hold for a file now.
     pub(super) fn ready_bits(&self, file: &OpenFile) -> u16 {
         match &file.kind {
-            Kind::Stdin if !self.node.platform().stdin_ready() => 0,
-            Kind::Stdin => POLL_IN | POLL_RDNORM,
-            Kind::Output(_) => POLL_OUT | POLL_WRNORM,
             Kind::Object(object) => match object.as_signals() {
                 Some(signals) if self.pending() & signals.set() != 0 => POLL_IN | POLL_RDNORM,
                 _ => object.ready(),

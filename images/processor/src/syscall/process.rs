@@ -12,10 +12,12 @@ use spin::Mutex;
 use super::path::{EMPTY_PATH, NOFOLLOW};
 use super::time::rusage;
 use super::{Args, int};
+use crate::console::kinds;
 use crate::creds::Creds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
+use crate::jobs::{News, news_info};
 use crate::kernel::{FIRST, Relations};
 use crate::load::{self, Command, Refusal};
 use crate::platform::Cpu;
@@ -23,16 +25,20 @@ use crate::process::{Node, Process};
 use crate::pseudo::Walked;
 use crate::signals::{Actions, SIGCHLD};
 use crate::stack::MAX_STRINGS;
+use crate::terminal::Jobs;
 use crate::thread::{Fs, Shared, Thread};
 
 const WNOHANG: u64 = 1;
-/// `WUNTRACED`, `WCONTINUED`, `__WNOTHREAD`, `__WALL`, `__WCLONE`: nothing stops here.
-const WAIT_KNOWN: u64 = WNOHANG | 2 | 8 | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
+/// `WUNTRACED` of wait4, `WSTOPPED` of waitid.
+const WUNTRACED: u64 = 2;
+const WCONTINUED: u64 = 8;
+/// `__WNOTHREAD`, `__WALL`, `__WCLONE` among them.
+const WAIT_KNOWN: u64 = WNOHANG | WUNTRACED | WCONTINUED | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
 const WEXITED: u64 = 4;
 const WNOWAIT: u64 = 0x100_0000;
 
-/// A child that has ended: its number, how, and its CPU time.
-type Ended = (u32, Exit, Duration);
+/// A child that has changed: its number, how, and its CPU time.
+type Changed = (u32, Change, Duration);
 
 /// The children that a wait is for.
 #[derive(Clone, Copy)]
@@ -89,8 +95,16 @@ impl<N: Node> Thread<N> {
                 session: FIRST,
                 exit_signal: 0,
                 ended: None,
+                news: None,
             };
             tree.processes.insert(FIRST, relations);
+        }
+        let streams = kinds(&node.kernel().console, command.streams);
+        if let Some(terminal) = node.kernel().terminals.console() {
+            terminal.set_jobs(Jobs {
+                session: FIRST,
+                group: FIRST,
+            });
         }
         let cwd = if command.cwd.is_empty() {
             b"/".to_vec()
@@ -102,7 +116,7 @@ impl<N: Node> Thread<N> {
             shared,
             cpu: N::Cpu::new(image.entry, image.sp),
             memory,
-            files: Arc::new(Mutex::new(Table::new())),
+            files: Arc::new(Mutex::new(Table::new(streams))),
             fs: Arc::new(Mutex::new(Fs { cwd, umask: 0o022 })),
             actions,
             alternate: [0, 2, 0],
@@ -136,7 +150,7 @@ impl<N: Node> Thread<N> {
             path,
             args: self.strings(args, &mut room).await?,
             env: self.strings(env, &mut room).await?,
-            cwd: Vec::new(),
+            ..Command::default()
         };
         let vectors = self.cpu.vectors().len();
         let image = load::load(self.node, self.pid, &command, &self.creds(), vectors).await;
@@ -261,12 +275,12 @@ impl<N: Node> Thread<N> {
             one @ 1.. => Children::One(one.cast_unsigned()),
             group => Children::Group(group.unsigned_abs()),
         };
-        let Some((child, exit, time)) = self.wait_for(children, options & WNOHANG != 0, true).await? else {
+        let Some((child, change, time)) = self.wait_for(children, options | WEXITED).await? else {
             return Ok(0);
         };
         if status != 0 {
             self.memory
-                .write(status, &wait_status(exit).to_le_bytes())
+                .write(status, &wait_status(change).to_le_bytes())
                 .await?;
         }
         if usage != 0 {
@@ -292,17 +306,21 @@ impl<N: Node> Thread<N> {
             2 => Children::Group(id),
             _ => return Err(errno::EINVAL.into()),
         };
-        if options & WEXITED == 0 {
+        if options & (WEXITED | WUNTRACED | WCONTINUED) == 0 {
             return Err(errno::EINVAL.into());
         }
-        let reap = options & WNOWAIT == 0;
-        let found = self.wait_for(children, !waits, reap).await?;
+        let options = if waits { options } else { options | WNOHANG };
+        let found = self.wait_for(children, options).await?;
         if again && found.is_none() {
             return Err(errno::EAGAIN.into());
         }
         if info != 0 {
-            let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, exit, _)| {
-                crate::thread::child_info(SIGCHLD, child, exit).encode()
+            let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, change, _)| {
+                let info = match change {
+                    Change::Ended(exit) => crate::thread::child_info(SIGCHLD, child, exit),
+                    Change::News(news) => news_info(child, news),
+                };
+                info.encode()
             });
             self.memory.write(info, &told).await?;
         }
@@ -312,18 +330,19 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    /// Waits for a child's end; `None` if none has ended and the call is not to wait.
-    async fn wait_for(&self, children: Children, no_wait: bool, reap: bool) -> Result<Option<Ended>> {
-        let look = || match self.ended_child(children, reap) {
-            Ok(None) if !no_wait => None,
+    /// Waits for a change of a child that the options ask for; `None` if there is none and the call is not to
+    /// wait.
+    async fn wait_for(&self, children: Children, options: u64) -> Result<Option<Changed>> {
+        let look = || match self.changed_child(children, options) {
+            Ok(None) if options & WNOHANG == 0 => None,
             found => Some(found),
         };
         self.unless_called(self.process.children_changed.until(look))
             .await?
     }
 
-    /// Returns a child that has ended, if one has; with `reap` it is forgotten then.
-    fn ended_child(&self, children: Children, reap: bool) -> Result<Option<Ended>> {
+    /// Returns a child that has changed, if one has; unless the caller only looks, it is told once.
+    fn changed_child(&self, children: Children, options: u64) -> Result<Option<Changed>> {
         let mut tree = self.node.kernel().tree.lock();
         let mut any = false;
         let mut found = None;
@@ -337,14 +356,24 @@ impl<N: Node> Thread<N> {
                 any = true;
                 let time = &relations.process.cpu_time;
                 let time = || time.total() + time.of_children();
-                found = found.or_else(|| relations.ended.map(|exit| (pid, exit, time())));
+                found = found.or_else(|| change_of(relations, options).map(|change| (pid, change, time())));
             }
         }
-        if let Some((pid, ..)) = found.filter(|_| reap)
-            && let Some(child) = tree.processes.remove(&pid)
-        {
-            self.process.cpu_time.add_child(&child.process.cpu_time);
-            child.process.lifetime.forget();
+        if options & WNOWAIT == 0 {
+            match found {
+                Some((pid, Change::Ended(_), _)) => {
+                    if let Some(child) = tree.processes.remove(&pid) {
+                        self.process.cpu_time.add_child(&child.process.cpu_time);
+                        child.process.lifetime.forget();
+                    }
+                }
+                Some((pid, Change::News(_), _)) => {
+                    if let Some(child) = tree.processes.get_mut(&pid) {
+                        child.news = None;
+                    }
+                }
+                None => {}
+            }
         }
         if any { Ok(found) } else { Err(errno::ECHILD.into()) }
     }
@@ -408,10 +437,31 @@ impl<N: Node> Thread<N> {
     }
 }
 
-/// Returns a process's end as `wait` tells it.
-fn wait_status(exit: Exit) -> u32 {
-    match exit {
-        Exit::Code(code) => u32::from(code) << 8,
-        Exit::Signal(signal) => signal.into(),
+/// What a wait tells of a child.
+#[derive(Clone, Copy)]
+enum Change {
+    Ended(Exit),
+    News(News),
+}
+
+/// Returns the change of a child that the options of a wait ask for.
+fn change_of<N: Node>(child: &Relations<N>, options: u64) -> Option<Change> {
+    if let Some(exit) = child.ended {
+        return (options & WEXITED != 0).then_some(Change::Ended(exit));
+    }
+    let asked = match child.news? {
+        News::Stopped(_) => WUNTRACED,
+        News::Continued => WCONTINUED,
+    };
+    (options & asked != 0).then_some(Change::News(child.news?))
+}
+
+/// Returns a process's change as `wait` tells it.
+fn wait_status(change: Change) -> u32 {
+    match change {
+        Change::Ended(Exit::Code(code)) => u32::from(code) << 8,
+        Change::Ended(Exit::Signal(signal)) => signal.into(),
+        Change::News(News::Stopped(signal)) => u32::from(signal) << 8 | 0x7f,
+        Change::News(News::Continued) => 0xffff,
     }
 }

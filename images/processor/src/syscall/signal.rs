@@ -9,7 +9,10 @@ use crate::deliver::on_stack;
 use crate::error::{Result, errno};
 use crate::platform::{Cpu, Platform};
 use crate::process::{Node, Process};
-use crate::signals::{ACTION_SIZE, Action, INFO_SIZE, SI_TKILL, SI_USER, SignalInfo, bit, blockable, number};
+use crate::signals::{
+    ACTION_SIZE, Action, INFO_SIZE, SI_TKILL, SI_USER, SIGCONT, SIGKILL, STOPS, SignalInfo, bit, blockable,
+    number,
+};
 use crate::thread::Thread;
 
 /// Bytes of a signal mask.
@@ -208,8 +211,11 @@ impl<N: Node> Thread<N> {
         if !self.creds().may_signal(&thread.creds()) {
             return Err(errno::EPERM.into());
         }
-        if let Some(info) = info {
-            process.send_thread(&thread, info);
+        match info {
+            // These are the whole process's.
+            Some(info) if (STOPS | bit(SIGCONT) | bit(SIGKILL)) & bit(info.signal) != 0 => process.send(info),
+            Some(info) => process.send_thread(&thread, info),
+            None => {}
         }
         Ok(0)
     }

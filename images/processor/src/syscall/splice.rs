@@ -121,7 +121,6 @@ impl<N: Node> Thread<N> {
                     None => self.with_object(object, waits, || object.read(into)).await?,
                 }
             }
-            Kind::Stdin => self.unless_called(self.node.platform().read_stdin(into)).await?,
             _ => return Err(errno::EINVAL.into()),
         };
         if got > 0 {
@@ -143,7 +142,6 @@ impl<N: Node> Thread<N> {
                 self.tell(file, MODIFY);
                 return Ok(from.len());
             }
-            Kind::Output(stream) => self.node.platform().write(*stream, from).await,
             Kind::Device(_) => {}
             Kind::Object(object) => {
                 let waits = waits && !file.nonblocking();
@@ -231,7 +229,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_sendfile(&self, [to, from, offset_at, count, ..]: Args) -> Result<u64> {
         let (from, to) = (self.file(from)?, self.file(to)?);
-        if from.flags() & 3 == 1 || to.flags() & 3 == 0 && !matches!(to.kind, Kind::Output(_)) {
+        if from.flags() & 3 == 1 || to.flags() & 3 == 0 {
             return Err(errno::EBADF.into());
         }
         if !matches!(from.kind, Kind::File(_) | Kind::Tmp(_) | Kind::Text(_)) || to.flags() & O_APPEND != 0 {
@@ -254,7 +252,7 @@ impl<N: Node> Thread<N> {
             return Ok(0);
         }
         let (from, to) = (self.file(from)?, self.file(to)?);
-        if from.flags() & 3 == 1 || to.flags() & 3 == 0 && !matches!(to.kind, Kind::Output(_)) {
+        if from.flags() & 3 == 1 || to.flags() & 3 == 0 {
             return Err(errno::EBADF.into());
         }
         let refused = match (pipe_end(&from), pipe_end(&to)) {

@@ -20,12 +20,13 @@ use verbs::Rkey;
 
 use super::fake_files::FakeFiles;
 use super::turns::Turns;
+use console::{Decoder, Frame, Output};
+
 use crate::error::errno;
 use crate::mm::Tables;
 use crate::mm::supply::Supply;
 use crate::{
-    Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, Stream, SystemCall,
-    Thread, Trap,
+    Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, SystemCall, Thread, Trap,
 };
 
 /// Where lines begin in physical memory.
@@ -239,8 +240,9 @@ impl Memory for FakeMemory {
 #[derive(Default)]
 pub(crate) struct FakePlatform {
     pub(crate) clock: Cell<u64>,
+    /// Input that is left, and ends when it is taken.
     pub(crate) stdin: RefCell<Vec<u8>>,
-    pub(crate) out: RefCell<Vec<(Stream, Vec<u8>)>>,
+    pub(crate) out: RefCell<Vec<(Output, Vec<u8>)>>,
     pub(crate) turns: Rc<Turns>,
 }
 
@@ -280,18 +282,6 @@ impl Platform for FakePlatform {
     }
     async fn yield_now(&self) {
         self.turns.next();
-    }
-    async fn read_stdin(&self, into: &mut [u8]) -> usize {
-        let mut stdin = self.stdin.borrow_mut();
-        let len = stdin.len().min(into.len());
-        into[..len].copy_from_slice(&stdin.drain(..len).collect::<Vec<_>>());
-        len
-    }
-    fn stdin_ready(&self) -> bool {
-        !self.stdin.borrow().is_empty()
-    }
-    async fn write(&self, stream: Stream, bytes: &[u8]) {
-        self.out.borrow_mut().push((stream, bytes.to_vec()));
     }
 }
 
@@ -527,6 +517,40 @@ impl FakeNode {
 
     /// Ends the oldest transfer. False if there is none.
     fn pump(&self) -> bool {
+        self.pump_console() || self.pump_page()
+    }
+
+    /// Plays the host of the console channel. False if there is nothing to do.
+    fn pump_console(&self) -> bool {
+        let (mut bytes, mut decoder) = (Vec::new(), Decoder::default());
+        if !self.kernel.console.take_output(&mut bytes) {
+            return false;
+        }
+        decoder.push(&bytes);
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            let answer = match frame {
+                Frame::Output(output, bytes) => {
+                    self.platform.out.borrow_mut().push((output, bytes));
+                    continue;
+                }
+                Frame::Want(_) if self.platform.stdin.borrow().is_empty() => Frame::InputEnd(0),
+                Frame::Want(_) => Frame::Input(self.platform.stdin.take()),
+                _ => continue,
+            };
+            self.send(&answer);
+        }
+        true
+    }
+
+    /// Sends P a frame.
+    pub(crate) fn send(&self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.kernel.console.take(&bytes).unwrap();
+    }
+
+    /// Ends the oldest page transfer. False if there is none.
+    fn pump_page(&self) -> bool {
         let machine = self.cache.machine();
         let mut transfers = machine.transfers.lock().unwrap();
         if transfers.is_empty() {

@@ -5,6 +5,7 @@ mod fake;
 mod fake_files;
 mod identity;
 mod inotify;
+mod jobs;
 mod locks;
 mod memfd;
 mod memory;
@@ -24,11 +25,13 @@ use linux_raw_sys::general as nr;
 use pcache::Access;
 use proptest::prelude::*;
 
+use console::Output;
+
 use crate::Cpu;
 use crate::deliver::Outcome;
 use crate::elf::Header;
 use crate::error::errno;
-use crate::{Command, Error, Exit, Refusal, Stream, SystemCall, Thread, Trap};
+use crate::{Command, Error, Exit, Refusal, SystemCall, Thread, Trap};
 
 /// A program of one segment at 0x400000: code and data in one, 0x2000 bytes in memory.
 fn program() -> Vec<u8> {
@@ -384,6 +387,7 @@ fn output_is_whole_and_input_ends() {
     let text: Vec<u8> = (0..300_000u32).map(|n| n.to_le_bytes()[0]).collect();
     run.put(at, &text);
     assert_eq!(run.call(nr::__NR_write, &[1, at, 300_000]), Ok(300_000));
+    node.drain();
     let written: Vec<u8> = node
         .platform
         .out
@@ -395,8 +399,10 @@ fn output_is_whole_and_input_ends() {
     let pieces: Vec<u8> = [at, 3, at + 10, 2].iter().flat_map(|w| w.to_le_bytes()).collect();
     run.put(DATA, &pieces);
     assert_eq!(run.call(nr::__NR_writev, &[2, DATA, 2]), Ok(5));
-    let (stream, bytes) = node.platform.out.take().remove(0);
-    assert_eq!((stream, bytes), (Stream::Stderr, text[..3].to_vec()));
+    node.drain();
+    let out = node.platform.out.take();
+    let bytes: Vec<u8> = out.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+    assert_eq!((out[0].0, &bytes[..3]), (Output::Stderr, &text[..3]));
     node.platform.stdin.borrow_mut().extend(b"in");
     assert_eq!(run.call(nr::__NR_read, &[0, at, 100]), Ok(2));
     assert_eq!(run.call(nr::__NR_read, &[0, at, 100]), Ok(0));

@@ -16,7 +16,7 @@ use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Chunks, Geometry, Slot};
 use processor::mm::supply::Supply;
 use processor::remote::Remote;
-use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Stream, Thread};
+use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Thread};
 use raw_cpuid::{CpuId, cpuid};
 use spin::Once;
 
@@ -102,10 +102,10 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 }
 
 async fn run(line: &CommandLine) -> Result<(), Error> {
-    let command = command(line)?;
     let geometry = geometry(line)?;
     let (cache_config, reads_ahead) = cache_config(line)?;
     let machine = Machine::new(line)?;
+    let channel = stdio::channel()?;
     let config = Config {
         message_version: messages::VERSION,
         domains: Domains::PerPeer,
@@ -148,11 +148,16 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         kernel: Kernel::new(hwcap(), line.has("strace")),
         cores,
     });
+    libos::spawn(stdio::receive(parts, channel.reader)).detach();
+    libos::spawn(stdio::send(parts, channel.writer)).detach();
     let keeper = libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
     libos::spawn(async move { parts.kernel.keep_timers(parts).await }).detach();
     log::info!("pcache: {} lines in {} ways", geometry.lines(), geometry.ways());
+    let command = command(line, parts).await?;
     libos::line(format_args!("report\tready"));
-    let (report, status) = execute(parts, &command).await?;
+    let (report, status) = execute(parts, command).await?;
+    parts.kernel.end_trace().await;
+    parts.kernel.console().finish().await;
     finish(report, status, parts, &core);
     // It may wait for M's reply, which does not come once this node has left.
     keeper.cancel().await;
@@ -186,17 +191,22 @@ impl Beside for Pages {
 }
 
 /// Runs the program and what it starts; gives what is to be reported, and its exit status.
-async fn execute(parts: &'static Parts, command: &Command) -> Result<(Report, u8), Error> {
+async fn execute(parts: &'static Parts, command: Command) -> Result<(Report, u8), Error> {
     use processor::Node as _;
     let mut report = Report::default();
-    let thread = match Thread::first(parts, command).await {
+    let found = processor::find(parts, command).await;
+    let thread = match found {
+        Ok(command) => Thread::first(parts, &command).await,
+        Err(refusal) => Err(refusal),
+    };
+    let thread = match thread {
         Ok(thread) => thread,
         Err(Refusal::Failed { path, cause }) if !matches!(cause, processor::Error::Errno(_)) => {
             return Err(Error::Role(format!("{path}: {cause}")));
         }
         Err(refusal) => {
             let text = format!("tessera: {refusal}\n");
-            parts.machine.write(Stream::Stderr, text.as_bytes()).await;
+            parts.kernel.console().say(text.as_bytes()).await;
             return Ok((report, refusal.status()));
         }
     };
@@ -209,6 +219,10 @@ async fn execute(parts: &'static Parts, command: &Command) -> Result<(Report, u8
         report.unimplemented(number, count);
     }
     report.counter("nr_pgfault", parts.kernel.faults());
+    if let processor::Exit::Signal(signal) = ended {
+        let (addr, ip) = parts.kernel.fatal();
+        report.killed(signal, addr, ip);
+    }
     Ok((report, ended.status()))
 }
 
@@ -246,20 +260,28 @@ fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
     }
 }
 
-/// What the command line says to run.
-fn command(line: &CommandLine) -> Result<Command, Error> {
+/// Returns what to run: what the command line says after `--`, or else what the host says.
+async fn command(line: &CommandLine, parts: &'static Parts) -> Result<Command, Error> {
     let args = line.program().to_vec();
-    let Some(path) = args.first().cloned() else {
-        return Err(Error::Role(
-            "the command line names no program: nothing stands after --".into(),
-        ));
-    };
-    let env = line
-        .values("env")
-        .map(|variable| variable.as_bytes().to_vec())
-        .collect();
-    let cwd = line.value("cwd").unwrap_or_default().as_bytes().to_vec();
-    Ok(Command { path, args, env, cwd })
+    if let Some(path) = args.first().cloned() {
+        let env = line.values("env").map(|variable| variable.as_bytes().to_vec());
+        return Ok(Command {
+            path,
+            args,
+            env: env.collect(),
+            cwd: line.value("cwd").unwrap_or_default().as_bytes().to_vec(),
+            ..Command::default()
+        });
+    }
+    let missing = || Error::Role("nobody said what to run".into());
+    let start = stdio::start(parts).await.ok_or_else(missing)?;
+    Ok(Command {
+        path: start.args.first().cloned().ok_or_else(missing)?,
+        args: start.args,
+        env: start.env,
+        cwd: start.folder,
+        streams: start.sources,
+    })
 }
 
 /// Returns CPUID leaf 1, `edx`, for programs to see.

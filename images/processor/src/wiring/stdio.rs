@@ -1,101 +1,101 @@
-//! The program's standard streams, clock and chance.
+//! P's clock, RNG and console channel.
 
-use core::future::Future;
+use alloc::vec::Vec;
+use core::future::poll_fn;
 use core::pin::pin;
-use core::task::{Context, Waker};
+use core::task::Poll;
 use core::time::Duration;
+
+use console::Start;
 
 use hal::Instant;
 use libos::CommandLine;
 use libos::virtio::{self, Reader, Writer};
 use node::Error;
 use processor::vdso::{self, VdsoParts};
-use processor::wait::{Gate, Pass};
-use processor::{CpuFacts, Input, Platform, Stream};
-use spin::Mutex;
+use processor::{CpuFacts, Platform};
 
-/// Clock, RNG and the two consoles: the first is stdout and stdin, the second stderr.
+use super::Parts;
+
+/// Bytes that are taken from the channel at once.
+const PIECE: usize = 4096;
+/// The time that the host may take to say what to run.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Clock and RNG.
 pub(crate) struct Machine {
-    stdin: Console<Reader>,
-    stdout: Console<Writer>,
-    stderr: Console<Writer>,
-    input: Mutex<Input>,
     /// The time since 1970 when the machine's clock began.
     epoch: Duration,
 }
 
 impl Machine {
-    /// Finds the consoles; `clock=` on the command line gives the seconds since 1970.
+    /// Reads `clock=`, the seconds since 1970, from the command line.
     ///
     /// # Errors
     ///
-    /// When a console is missing or broken, or `clock=` is no number.
+    /// When it is no number.
     pub(crate) fn new(line: &CommandLine) -> Result<Self, Error> {
-        let mut consoles = virtio::consoles()?.into_iter();
-        let mut next = |name| {
-            let missing = || Error::Role(alloc::format!("no virtio console for {name}"));
-            consoles.next().ok_or_else(missing)
-        };
-        let (stdout, stderr) = (next("stdout and stdin")?, next("stderr")?);
         let clock = Duration::from_secs(line.parsed("clock")?.unwrap_or(0));
         let epoch = clock.saturating_sub(Duration::from_nanos(libos::now().nanos));
-        Ok(Self {
-            stdin: Console::new(stdout.reader),
-            stdout: Console::new(stdout.writer),
-            stderr: Console::new(stderr.writer),
-            input: Mutex::default(),
-            epoch,
-        })
+        Ok(Self { epoch })
     }
 }
 
-/// One end of a console, which one task uses at a time.
-struct Console<T> {
-    gate: Gate,
-    end: Mutex<Option<T>>,
+/// Finds the console channel's device.
+///
+/// # Errors
+///
+/// When it is missing or broken.
+pub(crate) fn channel() -> Result<virtio::Console, Error> {
+    let missing = || Error::Role("no virtio console for the program's streams".into());
+    virtio::consoles()?.into_iter().next().ok_or_else(missing)
 }
 
-/// An end of a console in use; it goes back when this is dropped, also in the middle of a wait.
-struct InUse<'a, T> {
-    console: &'a Console<T>,
-    end: Option<T>,
-    _pass: Pass<'a>,
+/// Waits for the host to say what to run; `None` if it does not.
+pub(crate) async fn start(parts: &'static Parts) -> Option<Start> {
+    let mut said = pin!(parts.kernel.console().start());
+    let mut late = pin!(libos::sleep_until(libos::now() + START_PATIENCE));
+    poll_fn(|context| match said.as_mut().poll(context) {
+        Poll::Ready(start) => Poll::Ready(start),
+        Poll::Pending => late.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
-impl<T> Console<T> {
-    fn new(end: T) -> Self {
-        Self {
-            gate: Gate::default(),
-            end: Mutex::new(Some(end)),
+/// Takes what comes from the host, for ever.
+pub(crate) async fn receive(parts: &'static Parts, mut reader: Reader) {
+    let console = parts.kernel.console();
+    let mut came = [0; PIECE];
+    loop {
+        let taken = match reader.read(&mut came).await {
+            Ok(count) => console
+                .take(&came[..count])
+                .map_err(|error| log::error!("console: {error}")),
+            Err(error) => {
+                log::error!("console: {error}");
+                console.lose();
+                Err(())
+            }
+        };
+        parts.kernel.send_terminals_signals();
+        if taken.is_err() {
+            return;
         }
     }
+}
 
-    async fn take(&self) -> InUse<'_, T> {
-        self.with(self.gate.pass().await)
-    }
-
-    fn try_take(&self) -> Option<InUse<'_, T>> {
-        self.gate.try_pass().map(|pass| self.with(pass))
-    }
-
-    fn with<'a>(&'a self, pass: Pass<'a>) -> InUse<'a, T> {
-        InUse {
-            console: self,
-            end: self.end.lock().take(),
-            _pass: pass,
+/// Gives the host what there is for it, for ever.
+pub(crate) async fn send(parts: &'static Parts, mut writer: Writer) {
+    let console = parts.kernel.console();
+    let mut bytes = Vec::new();
+    loop {
+        console.output(&mut bytes).await;
+        if let Err(error) = writer.write(&bytes).await {
+            log::error!("console: {error}");
+            console.lose();
+            return;
         }
-    }
-}
-
-impl<T> InUse<'_, T> {
-    fn get(&mut self) -> &mut T {
-        self.end.as_mut().expect("whoever passed the gate has it")
-    }
-}
-
-impl<T> Drop for InUse<'_, T> {
-    fn drop(&mut self) {
-        *self.console.end.lock() = self.end.take();
+        bytes.clear();
     }
 }
 
@@ -132,55 +132,5 @@ impl Platform for Machine {
 
     async fn yield_now(&self) {
         libos::yield_now().await;
-    }
-
-    async fn read_stdin(&self, into: &mut [u8]) -> usize {
-        loop {
-            {
-                let mut input = self.input.lock();
-                let count = input.read(into);
-                if count > 0 || input.ended() || into.is_empty() {
-                    return count;
-                }
-            }
-            let mut came = [0; 4096];
-            let mut stdin = self.stdin.take().await;
-            // Another task may have read meanwhile.
-            if self.input.lock().ready() {
-                continue;
-            }
-            match stdin.get().read(&mut came).await {
-                Ok(count) => self.input.lock().take(&came[..count]),
-                Err(error) => {
-                    log::error!("stdin: {error}");
-                    self.input.lock().end();
-                }
-            }
-        }
-    }
-
-    fn stdin_ready(&self) -> bool {
-        let mut came = [0; 4096];
-        // Whoever reads takes what comes.
-        let Some(mut stdin) = self.stdin.try_take() else {
-            return self.input.lock().ready();
-        };
-        // Dropping the read loses nothing: what came is kept by the console.
-        let polled = pin!(stdin.get().read(&mut came)).poll(&mut Context::from_waker(Waker::noop()));
-        let mut input = self.input.lock();
-        if let core::task::Poll::Ready(Ok(count)) = polled {
-            input.take(&came[..count]);
-        }
-        input.ready()
-    }
-
-    async fn write(&self, stream: Stream, bytes: &[u8]) {
-        let place = match stream {
-            Stream::Stdout => &self.stdout,
-            Stream::Stderr => &self.stderr,
-        };
-        if let Err(error) = place.take().await.get().write(bytes).await {
-            log::error!("{stream:?}: {error}");
-        }
     }
 }

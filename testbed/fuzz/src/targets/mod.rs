@@ -3,6 +3,7 @@
 mod acpi;
 mod command_line;
 mod connection_management;
+mod console_channel;
 mod driver;
 mod elf;
 mod ext4;
@@ -19,7 +20,6 @@ mod memory_map;
 mod memory_server;
 mod messages;
 mod planted;
-mod standard_input;
 mod storage_server;
 mod subnet_administration;
 mod subnet_management;
@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     target!(acpi, 1024),
     target!(command_line, 512),
     target!(connection_management, 256),
+    target!(console_channel, 512),
     target!(driver, 512),
     target!(elf, 1024),
     target!(ext4, 512),
@@ -58,7 +59,6 @@ pub const TARGETS: &[Target] = &[
     target!(memory_map, 1024),
     target!(memory_server, 1024),
     target!(messages, 2048),
-    target!(standard_input, 512),
     target!(storage_server, 1024),
     target!(subnet_administration, 2048),
     target!(subnet_management, 1024),

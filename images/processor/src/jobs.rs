@@ -1,0 +1,167 @@
+//! Job control: processes that stop and go on, what their parents hear, and orphaned groups.
+//!
+//! A process is stopped by whoever sends the signal: its threads leave user mode and wait, and those that
+//! wait in the kernel are frozen there, so that no call is interrupted by a stop.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::kernel::{FIRST, Kernel, Relations, Tree};
+use crate::process::{Node, Process};
+use crate::signals::{CLD_CONTINUED, CLD_STOPPED, SI_KERNEL, SIGCHLD, SIGCONT, SIGHUP, SIGSTOP, SignalInfo};
+use crate::terminal::To;
+
+/// What a parent may still ask of a child that has not ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum News {
+    /// It was stopped by a signal.
+    Stopped(u8),
+    /// It goes on.
+    Continued,
+}
+
+impl<N: Node> Process<N> {
+    /// Does what a stop signal's default is: stops the process, unless its group is orphaned or it is the
+    /// first, which nobody could let go on.
+    pub(crate) fn stop(&self, signal: u8) {
+        let kernel = self.node.kernel();
+        let orphaned = signal != SIGSTOP && kernel.is_orphaned(self.pid);
+        if self.pid == FIRST || orphaned || !self.set_stopped(true) {
+            return;
+        }
+        self.tell_parent(News::Stopped(signal));
+        self.call_all();
+    }
+
+    /// Lets a stopped process go on; with `tell` its parent hears of it.
+    pub(crate) fn resume(&self, tell: bool) {
+        if !self.set_stopped(false) {
+            return;
+        }
+        if tell {
+            self.tell_parent(News::Continued);
+        }
+        self.call_all();
+    }
+
+    fn tell_parent(&self, news: News) {
+        let parent = {
+            let mut tree = self.node.kernel().tree.lock();
+            let Some(own) = tree.processes.get_mut(&self.pid) else {
+                return;
+            };
+            own.news = Some(news);
+            let parent = own.process.parent();
+            tree.processes.get(&parent).map(|parent| parent.process.clone())
+        };
+        let Some(parent) = parent else { return };
+        if parent.hears_of_stops() {
+            parent.send(news_info(self.pid, news));
+        }
+        parent.children_changed.wake();
+    }
+
+    /// Returns whether the process wants signals when children stop.
+    fn hears_of_stops(&self) -> bool {
+        let threads = self.threads.lock();
+        threads
+            .values()
+            .next()
+            .is_some_and(|thread| thread.hears_of_stops())
+    }
+}
+
+/// Returns what a parent is told of a child's news.
+pub(crate) fn news_info(pid: u32, news: News) -> SignalInfo {
+    let (code, status) = match news {
+        News::Stopped(signal) => (CLD_STOPPED, signal),
+        News::Continued => (CLD_CONTINUED, SIGCONT),
+    };
+    SignalInfo {
+        signal: SIGCHLD,
+        code,
+        fields: [pid.into(), status.into()],
+    }
+}
+
+impl<N: Node> Tree<N> {
+    /// Returns whether no process of a group has a parent in another group of the same session, who could
+    /// let it go on.
+    pub(crate) fn is_orphaned(&self, group: u32) -> bool {
+        let has_keeper = |member: &Relations<N>| {
+            let parent = self.processes.get(&member.process.parent());
+            parent.is_some_and(|parent| {
+                let keeps = parent.session == member.session && parent.group != member.group;
+                parent.ended.is_none() && keeps
+            })
+        };
+        let mut members = self.processes.values().filter(|member| member.group == group);
+        !members.any(|member| member.ended.is_none() && has_keeper(member))
+    }
+
+    /// Returns the members of a group that have not ended.
+    pub(crate) fn members(&self, group: u32) -> Vec<Arc<Process<N>>> {
+        let members = self
+            .processes
+            .values()
+            .filter(|other| other.group == group && other.ended.is_none());
+        members.map(|member| member.process.clone()).collect()
+    }
+
+    /// Returns the groups that hold stopped processes and are orphaned.
+    pub(crate) fn stuck_groups(&self, candidates: &[u32]) -> Vec<u32> {
+        let stuck = |&&group: &&u32| {
+            let mut members = self.processes.values().filter(|member| member.group == group);
+            members.any(|member| member.process.is_stopped()) && self.is_orphaned(group)
+        };
+        candidates.iter().filter(stuck).copied().collect()
+    }
+}
+
+impl<N: Node> Kernel<N> {
+    /// Returns whether the group of a process is orphaned.
+    pub(crate) fn is_orphaned(&self, pid: u32) -> bool {
+        let tree = self.tree.lock();
+        let group = tree.processes.get(&pid).map(|own| own.group);
+        group.is_none_or(|group| tree.is_orphaned(group))
+    }
+
+    /// Sends a signal of the kernel's own to a group.
+    pub(crate) fn signal_group(&self, group: u32, signal: u8) {
+        let members = self.tree.lock().members(group);
+        let info = SignalInfo::from_process(signal, SI_KERNEL, 0);
+        members.iter().for_each(|member| member.send(info));
+    }
+
+    /// Sends the signals that terminals have caused.
+    pub fn send_terminals_signals(&self) {
+        if !self.terminals.due() {
+            return;
+        }
+        for (to, signal) in self.terminals.take_signals() {
+            match to {
+                To::Group(group) => self.signal_group(group, signal),
+                To::Process(pid) => {
+                    if let Some(process) = self.process(pid) {
+                        process.send(SignalInfo::from_process(signal, SI_KERNEL, 0));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what the end of a process means for others: stopped members of groups that it leaves without a
+    /// keeper hear of it and go on, and its session, if it led one, loses its terminal.
+    pub(crate) fn leave_jobs(&self, pid: u32, session: u32, groups: &[u32]) {
+        if pid == session {
+            self.terminals.leave_session(session);
+        }
+        let stuck = self.tree.lock().stuck_groups(groups);
+        for group in stuck {
+            for signal in [SIGHUP, SIGCONT] {
+                self.signal_group(group, signal);
+            }
+        }
+        self.send_terminals_signals();
+    }
+}
