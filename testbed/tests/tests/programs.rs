@@ -181,6 +181,36 @@ sha256sum < a/f3; awk 'BEGIN { print 6 * 7 }'; grep -r 'line 7' a
     assert_eq!(there.code, Some(0));
 }
 
+/// Debian's compiler, build tool, databases and version control, with several processes at once. Its packages are
+/// some 150 MB, so it runs when asked for: `cargo test -p testbed_tests --test programs -- --ignored`.
+#[test]
+#[ignore = "fetches a compiler; see docs/testing.md"]
+fn debian_s_tools_build_store_and_keep_versions() {
+    const SCRIPT: &str = r#"cd /tmp
+printf '#include <stdio.h>\nint main(void) { puts("compiled"); return 7; }\n' > a.c
+gcc -O1 -o a a.c && ./a; echo $?
+perl -e 'my %h; $h{$_ % 7}++ for 1..1000; print join(",", map {"$_=$h{$_}"} sort keys %h), "\n"'
+sqlite3 t.db "create table t(a int, b text);
+with recursive n(x) as (select 1 union all select x+1 from n where x<20000) insert into t select x, 'row '||x from n;
+select count(*), sum(a) from t; pragma integrity_check;"
+mkdir p; cd p; printf 'all: a b c d\n%%:\n\techo $@ > $@\n' > Makefile; make -s -j4; cat a b c d | tr '\n' ' '; cd ..
+git init -q r; cd r; git config user.email a@b; git config user.name n; seq 100 > f; git add f; git commit -qm one; cd ..
+git clone -q r s; wc -l < s/f; git -C s fsck
+tar cJf x.tar.xz p; tar tJf x.tar.xz | sort | head -2"#;
+    let packages = "gcc,libc6-dev,perl,sqlite3,git,make,xz-utils";
+    let root = ["--root", "trixie", "--packages", packages];
+    let machine = ["--cpus", "2", "--memory", "2G", "--pcache", "64M"];
+    let there = Run::new(&[&root[..], &machine[..]].concat()).run(&["/bin/bash", "-c", SCRIPT]);
+    let expected = "compiled\n7\n0=142,1=143,2=143,3=143,4=143,5=143,6=143\n20000|200010000\nok\n\
+        a b c d 100\np/\np/Makefile\n";
+    assert_eq!(
+        String::from_utf8_lossy(&there.stdout),
+        expected,
+        "{}",
+        there.stderr
+    );
+}
+
 /// Each of the 5,120 sets may have a line on its way to M: far more than FIT carries at once.
 #[test]
 fn write_backs_wait_for_room_where_a_cache_has_many_sets() {

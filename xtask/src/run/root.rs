@@ -50,6 +50,11 @@ const COPIES: [(&str, &str); 2] = [
     ("etc/passwd", "usr/share/base-passwd/passwd.master"),
     ("etc/group", "usr/share/base-passwd/group.master"),
 ];
+/// Files that an installation would write.
+const WRITTEN: [(&str, &str); 1] = [(
+    "etc/hosts",
+    "127.0.0.1\tlocalhost\n127.0.1.1\ttessera\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+)];
 
 /// The source of a root file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +162,13 @@ fn finish(folder: &Path) -> Result<()> {
             fs::copy(from, to)?;
         }
     }
+    for (path, text) in WRITTEN {
+        let path = folder.join(path);
+        if fs::symlink_metadata(&path).is_err() {
+            fs::create_dir_all(path.parent().context("a file lies in a folder")?)?;
+            fs::write(&path, text)?;
+        }
+    }
     Ok(())
 }
 
@@ -215,6 +227,8 @@ mod tests {
             ] {
                 assert_eq!(fs::read_to_string(folder.join(path)).unwrap(), text, "{path}");
             }
+            let hosts = fs::read_to_string(folder.join("etc/hosts")).unwrap();
+            assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"));
         }
         fs::remove_dir_all(folder).unwrap();
     }
