@@ -97,7 +97,9 @@ impl Record<'_> {
 fn record(block: &[u8], at: usize) -> Option<Record<'_>> {
     let rest = block.get(at..).filter(|rest| rest.len() >= MIN_RECORD)?;
     let (len, name_len) = (usize::from(u16_at(rest, 4)), usize::from(rest[6]));
-    let sound = len >= MIN_RECORD && len.is_multiple_of(4) && len <= rest.len() && 8 + name_len <= len;
+    let named = name_len > 0 || u32_at(rest, 0) == 0;
+    let sound =
+        named && len >= MIN_RECORD && len.is_multiple_of(4) && len <= rest.len() && 8 + name_len <= len;
     sound.then(|| Record {
         at,
         len,
@@ -428,4 +430,20 @@ fn pack(geometry: &Geometry, seed: u32, entries: &[(u32, u8, Vec<u8>)]) -> Vec<u
     }
     seal(geometry, seed, &mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_in_use_has_a_name() {
+        let mut block = [0; 24];
+        put_entry(&mut block, 0, 24, 12, 1, b"a");
+        assert_eq!(record(&block, 0).unwrap().name, b"a");
+        block[6] = 0;
+        assert!(record(&block, 0).is_none());
+        block[..4].fill(0);
+        assert!(record(&block, 0).is_some(), "a free one need not");
+    }
 }

@@ -157,12 +157,22 @@ fn make() -> Vec<u8> {
         &folder(&[(11, 2, "."), (2, 2, ".."), (12, 1, "hello")]),
     );
     put(&mut image, 10 * BLOCK, &[0x61; 1500]);
-    put(&mut image, 12 * BLOCK, &node(0, &[[0, 1, 14], [3, 2, 15]]));
+    put(&mut image, 12 * BLOCK, &node(0, &[[0, 1, 14], [3, 1, 15]]));
     put(
         &mut image,
         13 * BLOCK,
         &[&b"./".repeat(37)[..], b"a/link"].concat(),
     );
+    // Blocks of each, those of extent trees included, in units of 512 bytes.
+    for (number, blocks) in [(2, 1), (8, JOURNAL.1), (11, 1), (12, 2), (14, 3), (15, 1)] {
+        let at = INODE_TABLE + (number - 1) * INODE;
+        put(&mut image, at + 0x1c, &(blocks * 2).to_le_bytes());
+    }
+    // Directories are named by their own entries, too.
+    for (number, links) in [(2, 3_u16), (11, 2)] {
+        let at = INODE_TABLE + (number - 1) * INODE;
+        put(&mut image, at + 0x1a, &links.to_le_bytes());
+    }
     image
 }
 

@@ -1,6 +1,6 @@
 //! messages: each request and reply. What is taken apart is put together again byte by byte.
 
-use messages::memory::{Lend, MemoryRequest, Reserve, Return};
+use messages::memory::{Capacity, Lend, MemoryRequest, Reserve, Return};
 use messages::storage::{
     Allocate, Close, Fsync, Getdents, Link, LinkFile, Make, Open, Read, Readlink, Remove, Rename, SetFile,
     SetPath, StatFile, StatFs, StatPath, StorageRequest, Symlink, Sync, Truncate, Write,
@@ -37,6 +37,7 @@ pub(crate) fn run(bytes: &[u8]) {
         Reserve::KIND => reply!(Reserve, bytes),
         Lend::KIND => reply!(Lend, bytes),
         Return::KIND => reply!(Return, bytes),
+        Capacity::KIND => reply!(Capacity, bytes),
         Open::KIND => reply!(Open, bytes),
         Read::KIND => reply!(Read, bytes),
         StatPath::KIND => reply!(StatPath, bytes),
@@ -68,6 +69,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         (1, 4),
         (2, 6),
         (3, 2),
+        (4, 0),
         (17, 20),
         (19, 8),
         (20, 20),
