@@ -63,7 +63,7 @@ pub(crate) struct OpenFile {
     pub(crate) ahead: Mutex<Ahead>,
     /// The list that a file of S is put on when nothing uses it any more.
     closing: Option<Arc<Closing>>,
-    /// Where the file may have locks of its own.
+    /// The node's lock table, once the open file may own locks in it.
     locks: Once<Arc<Locks>>,
 }
 

@@ -91,7 +91,7 @@ pub(crate) struct Inotify {
     me: Weak<Inotify>,
 }
 
-/// Who watches what.
+/// The watches of all inotify queues of a node, by inode.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     by_inode: Mutex<BTreeMap<u64, Vec<Weak<Inotify>>>>,

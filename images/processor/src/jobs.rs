@@ -11,7 +11,7 @@ use crate::process::{Node, Process};
 use crate::signals::{CLD_CONTINUED, CLD_STOPPED, SI_KERNEL, SIGCHLD, SIGCONT, SIGHUP, SIGSTOP, SignalInfo};
 use crate::terminal::To;
 
-/// What a parent may still ask of a child that has not ended.
+/// A stop or continuation of a child that its parent has not been told of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum News {
     /// It was stopped by a signal.

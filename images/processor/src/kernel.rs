@@ -95,7 +95,7 @@ pub(crate) struct Closing {
     regions: Mutex<Vec<(u64, u64)>>,
     /// Closed files of this node's own, while something is watched.
     closed: Mutex<Vec<Closed>>,
-    /// Who watches what.
+    /// The inotify watches.
     pub(crate) watches: Arc<Watches>,
     count: AtomicU32,
 }

@@ -55,7 +55,7 @@ pub struct Command {
     pub env: Vec<Vec<u8>>,
     /// Its working folder; empty for `/`.
     pub cwd: Vec<u8>,
-    /// What its first three descriptors are on the host.
+    /// The kinds of its first three descriptors on the host.
     pub streams: [console::Source; 3],
 }
 

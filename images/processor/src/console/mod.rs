@@ -125,7 +125,7 @@ impl Console {
     ///
     /// # Errors
     ///
-    /// What is no frame: the input is over then.
+    /// Ends the input: the channel's bytes were malformed.
     pub fn take(&self, bytes: &[u8]) -> core::result::Result<(), FrameError> {
         let taken = {
             let mut state = self.state.lock();

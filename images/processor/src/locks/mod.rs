@@ -32,7 +32,7 @@ pub(crate) struct Locks {
 #[derive(Debug, Default)]
 struct Table {
     files: BTreeMap<u64, FileLocks>,
-    /// What threads wait for, by number.
+    /// The locks that threads wait for, by thread.
     waiting: BTreeMap<u32, (u64, Lock)>,
 }
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-/// Who holds a lock.
+/// The owner of a lock.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Owner {
     /// A process (`F_SETLK`).

@@ -67,7 +67,7 @@ pub(crate) struct Tmpfs<N: Node> {
     tree: Mutex<Tree>,
     space: Space<'static, N>,
     closing: Arc<Closing>,
-    /// Who watches what.
+    /// The inotify watches.
     watches: Arc<Watches>,
 }
 
