@@ -125,7 +125,7 @@ impl Console {
     ///
     /// # Errors
     ///
-    /// Ends the input: the channel's bytes were malformed.
+    /// The fault of malformed bytes, which end the input.
     pub fn take(&self, bytes: &[u8]) -> core::result::Result<(), FrameError> {
         let taken = {
             let mut state = self.state.lock();

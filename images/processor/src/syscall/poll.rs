@@ -38,7 +38,14 @@ impl<N: Node> Thread<N> {
         let status = u32::try_from(flags & !O_CLOEXEC).unwrap_or(0);
         let close = flags & O_CLOEXEC != 0;
         let first = self.add_object(Arc::new(reader), status, close)?;
-        let second = match self.add_object(Arc::new(writer), status | 1, close) {
+        let second = self.add_object(Arc::new(writer), status | 1, close);
+        self.give_pair(first, second, into).await
+    }
+
+    /// Gives the program two new descriptors; if the second could not be made, or the program can't take
+    /// them, none stays.
+    pub(super) async fn give_pair(&self, first: u64, second: Result<u64>, into: u64) -> Result<u64> {
+        let second = match second {
             Ok(second) => second,
             Err(error) => {
                 let first = self.table().remove(first);

@@ -130,21 +130,8 @@ impl<N: Node> Thread<N> {
         }
         let [one, other] = self.node.kernel().net.pair(kind, self.credentials())?;
         let first = self.add_socket(one, flags)?;
-        let second = match self.add_socket(other, flags) {
-            Ok(second) => second,
-            Err(error) => {
-                let first = self.table().remove(first);
-                drop(first);
-                return Err(error);
-            }
-        };
-        let pair = (second << 32 | first).to_le_bytes();
-        if let Err(error) = self.memory.write(into, &pair).await {
-            let ends = [first, second].map(|fd| self.table().remove(fd));
-            drop(ends);
-            return Err(error);
-        }
-        Ok(0)
+        let second = self.add_socket(other, flags);
+        self.give_pair(first, second, into).await
     }
 
     /// Reads an address of the program.
