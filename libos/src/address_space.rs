@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hal::{Duration, PhysAddr};
 use spin::Mutex;
 
+use crate::asid::Asid;
 use crate::core_local;
 use crate::dma::{PageFrame, is_program_frame};
 use crate::frame_bitmap::PAGE_SIZE;
@@ -217,25 +218,34 @@ impl Iterator for Entries<'_> {
 pub struct AddressSpace {
     /// A core that has them loaded holds a reference to this, so none walks them when they go.
     tables: Tables<Ram>,
-    /// Counts the changes that a translation may have been cached before.
-    generation: AtomicU64,
+    /// Names the count of changes that a translation may have been cached before.
+    asid: Asid,
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        self.asid.release();
+    }
 }
 
 impl AddressSpace {
-    /// An empty address space; `None` when memory is out.
+    /// An empty address space; `None` when memory or numbers are out.
     #[must_use]
     pub fn new() -> Option<Arc<Self>> {
         let tables = Tables::new(Ram).ok()?;
         paging::copy_kernel_half(tables.root());
-        Some(Arc::new(Self { tables, generation: AtomicU64::new(0) }))
+        let asid = Asid::allocate()?;
+        Some(Arc::new(Self { tables, asid }))
+    }
+
+    /// Returns the space's number.
+    #[must_use]
+    pub const fn asid(&self) -> Asid {
+        self.asid
     }
 
     pub(crate) fn root(&self) -> PhysAddr {
         self.tables.root()
-    }
-
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::SeqCst)
     }
 
     /// Returns the leaf entry of the page that holds `address`; `None` when its table does not
@@ -293,40 +303,14 @@ impl AddressSpace {
         true
     }
 
-    /// Announces that the present entry of the page at `address` was taken or lost a right or a
-    /// mark. No core enters user mode with the old translation after this.
-    ///
-    /// This core's translation is dropped. [`flush_cores`] calls out the cores that are in user
-    /// mode, once for a batch of changes.
+    /// Announces a change of the page at `address`: see [`Asid::changed`].
     pub fn changed(&self, address: u64) {
-        self.announce(|| invalidate(address));
+        self.asid.changed(address);
     }
 
-    /// Announces changes of many pages: as [`AddressSpace::changed`], but drops all of the space's
-    /// translations on this core. It is the cheaper way from some 64 pages on.
+    /// Announces changes of many pages: see [`Asid::changed_all`].
     pub fn changed_all(&self) {
-        self.announce(|| paging::load_root(self.root()));
-    }
-
-    /// Drops this core's translation of the page at `address`, without telling other cores.
-    ///
-    /// It suffices when the accessed mark was taken, which is a hint, or a right was added.
-    pub fn flush_own(&self, address: u64) {
-        if core_local::this().loaded.borrow().is(self) {
-            invalidate(address);
-        }
-    }
-
-    fn announce(&self, drop_own: impl FnOnce()) {
-        let before = self.generation.fetch_add(1, Ordering::SeqCst);
-        let mut loaded = core_local::this().loaded.borrow_mut();
-        if loaded.is(self) {
-            drop_own();
-            // If nothing else was missed, this core need not flush when it enters user mode.
-            if loaded.generation == before {
-                loaded.generation = before + 1;
-            }
-        }
+        self.asid.changed_all();
     }
 
     /// Maps the page at `address` to `frame`. A page that is mapped to the same frame already gets the new rights, as by
@@ -380,7 +364,7 @@ impl AddressSpace {
     pub fn clear_accessed(&self, address: u64) -> Option<Mapping> {
         let was = self.tables.clear_accessed(address)?;
         if was.accessed {
-            self.flush_own(address);
+            self.asid.flush_own(address);
         }
         Some(was)
     }
@@ -389,7 +373,7 @@ impl AddressSpace {
     /// new ones when it repeats the access.
     fn rights_changed(&self, address: u64, was: Mapping, rights: Rights) {
         if rights.contains(was.rights) {
-            self.flush_own(address);
+            self.asid.flush_own(address);
         } else {
             self.invalidate(address);
         }
@@ -398,20 +382,60 @@ impl AddressSpace {
     /// Drops the translation of one page everywhere.
     fn invalidate(&self, address: u64) {
         self.changed(address);
-        flush_cores(core::iter::once(self));
+        flush_cores(core::iter::once(self.asid));
+    }
+}
+
+impl Asid {
+    /// Announces that the present entry of the page at `address` was taken or lost a right or a
+    /// mark. No core enters user mode with the old translation after this.
+    ///
+    /// This core's translation is dropped. [`flush_cores`] calls out the cores that are in user
+    /// mode, once for a batch of changes. It takes no lock.
+    pub fn changed(self, address: u64) {
+        self.announce(|_| invalidate(address));
+    }
+
+    /// Announces changes of many pages: as [`Asid::changed`], but drops all of the space's
+    /// translations on this core. It is the cheaper way from some 64 pages on.
+    pub fn changed_all(self) {
+        self.announce(paging::load_root);
+    }
+
+    /// Drops this core's translation of the page at `address`, without telling other cores.
+    ///
+    /// It suffices when the accessed mark was taken, which is a hint, or a right was added. It takes
+    /// no lock.
+    pub fn flush_own(self, address: u64) {
+        if core_local::this().loaded.borrow().is(self) {
+            invalidate(address);
+        }
+    }
+
+    /// Counts a change, and drops by `drop_own`, which gets the root, what this core has of the space.
+    fn announce(self, drop_own: impl FnOnce(PhysAddr)) {
+        let before = self.advance();
+        let mut loaded = core_local::this().loaded.borrow_mut();
+        if let Some(root) = loaded.root_of(self) {
+            drop_own(root);
+            // If nothing else was missed, this core need not flush when it enters user mode.
+            if loaded.generation == before {
+                loaded.generation = before + 1;
+            }
+        }
     }
 }
 
 /// Calls every other core that runs a program in one of `spaces` out of user mode, once.
 ///
-/// When it returns, no core uses a translation from before what [`AddressSpace::changed`] or
-/// [`AddressSpace::changed_all`] announced for these spaces. All cores are called first and waited
+/// When it returns, no core uses a translation from before what [`Asid::changed`] or
+/// [`Asid::changed_all`] announced for these spaces. All cores are called first and waited
 /// for then. A space may be given more than once.
 ///
 /// # Panics
 ///
 /// When a core does not leave user mode within 10 s.
-pub fn flush_cores<'a>(spaces: impl Iterator<Item = &'a AddressSpace> + Clone) {
+pub fn flush_cores(spaces: impl Iterator<Item = Asid> + Clone) {
     let own = core_local::this().index;
     // A core that is not waited for has an even number here, which no epoch in user mode is.
     let mut epochs = [0; MAX_CORES];
@@ -420,8 +444,8 @@ pub fn flush_cores<'a>(spaces: impl Iterator<Item = &'a AddressSpace> + Clone) {
         if epoch % 2 == 0 {
             continue;
         }
-        let root = core.user_root.load(Ordering::SeqCst);
-        if spaces.clone().any(|space| space.root().0 == root) {
+        let runs = core.user_space.load(Ordering::SeqCst);
+        if spaces.clone().any(|space| space.number() == runs) {
             apic::interrupt(core.apic_id, apic::CALL_VECTOR);
             epochs[core.index] = epoch;
         }

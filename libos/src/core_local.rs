@@ -4,7 +4,7 @@
 
 use alloc::boxed::Box;
 use core::cell::{Cell, RefCell};
-use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use async_task::Runnable;
 use spin::Mutex;
@@ -33,8 +33,8 @@ pub(crate) struct CoreLocal {
     pub(crate) timers: Timers,
     /// Odd while the core runs a program.
     pub(crate) user_epoch: AtomicU64,
-    /// The root table of the program that runs.
-    pub(crate) user_root: AtomicU64,
+    /// The number of the address space that the program runs in.
+    pub(crate) user_space: AtomicU32,
     /// What of a program this core has loaded.
     pub(crate) loaded: RefCell<Loaded>,
     /// Whose FPU state the core's registers hold. No lock is taken under it.
@@ -85,7 +85,7 @@ pub(crate) fn prepare(index: usize, apic_id: u32) -> &'static CoreLocal {
         queue: RunQueue::new(),
         timers: Timers::new(),
         user_epoch: AtomicU64::new(0),
-        user_root: AtomicU64::new(0),
+        user_space: AtomicU32::new(0),
         loaded: RefCell::new(Loaded::default()),
         fpu: Mutex::new(FpuOwner::default()),
         fpu_context: AtomicU64::new(0),

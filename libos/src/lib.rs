@@ -18,6 +18,8 @@
 extern crate alloc;
 
 pub mod acpi;
+#[cfg(any(test, target_os = "none"))]
+mod asid;
 mod command_line;
 mod error;
 pub mod frame_bitmap;
@@ -36,6 +38,8 @@ mod table_pool;
 #[cfg(any(test, target_os = "none"))]
 mod user_tables;
 
+#[cfg(any(test, target_os = "none"))]
+pub use asid::Asid;
 pub use command_line::CommandLine;
 pub use error::Error;
 pub use frame_bitmap::PAGE_SIZE;

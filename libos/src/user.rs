@@ -6,13 +6,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hal::Duration;
+use hal::{Duration, PhysAddr};
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 use x86_64::registers::model_specific::{Efer, EferFlags, FsBase, KernelGsBase, LStar, SFMask, Star};
 use x86_64::registers::rflags::RFlags;
 
 use crate::address_space::AddressSpace;
+use crate::asid::Asid;
 use crate::core_local::{self, CoreLocal};
 use crate::fpu::{self, Area};
 use crate::page_entry::USER_END;
@@ -104,9 +105,14 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Whether it is this space that the core has loaded.
-    pub(crate) fn is(&self, space: &AddressSpace) -> bool {
-        self.space.as_ref().is_some_and(|loaded| core::ptr::eq(Arc::as_ptr(loaded), space))
+    /// Returns whether the core has this space loaded. A number is not used again before that ends.
+    pub(crate) fn is(&self, space: Asid) -> bool {
+        self.space.as_ref().is_some_and(|loaded| loaded.asid() == space)
+    }
+
+    /// Returns the root table of this space if the core has it loaded.
+    pub(crate) fn root_of(&self, space: Asid) -> Option<PhysAddr> {
+        self.space.as_ref().filter(|loaded| loaded.asid() == space).map(|loaded| loaded.root())
     }
 }
 
@@ -262,7 +268,7 @@ impl UserContext {
         }
         // Only this core writes it. The store orders: first it is seen here, then the changes are looked at.
         let epoch = core.user_epoch.load(Ordering::Relaxed);
-        core.user_root.store(space.root().0, Ordering::Relaxed);
+        core.user_space.store(space.asid().number(), Ordering::Relaxed);
         core.user_epoch.store(epoch + 1, Ordering::SeqCst);
         // From here on others call this core out of user mode; what they changed before is caught up with.
         self.load(core, space);
@@ -276,8 +282,8 @@ impl UserContext {
     fn load(&self, core: &CoreLocal, space: &Arc<AddressSpace>) {
         let has_all = {
             let loaded = core.loaded.borrow();
-            loaded.is(space)
-                && loaded.generation == space.generation()
+            loaded.is(space.asid())
+                && loaded.generation == space.asid().generation()
                 && loaded.context == self.id
                 && loaded.fs_base == self.fs_base
                 && loaded.gs_base == self.gs_base
@@ -291,8 +297,8 @@ impl UserContext {
     #[inline(never)]
     fn load_missing(&self, core: &CoreLocal, space: &Arc<AddressSpace>) {
         let mut loaded = core.loaded.borrow_mut();
-        let generation = space.generation();
-        if !loaded.is(space) {
+        let generation = space.asid().generation();
+        if !loaded.is(space.asid()) {
             paging::load_root(space.root());
             // The old space may go only now.
             loaded.space = Some(space.clone());

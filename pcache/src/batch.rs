@@ -4,10 +4,13 @@ use heapless::Vec;
 
 use crate::set::{Set, State};
 use crate::sync::MutexGuard;
-use crate::{Cache, Machine, Page, SpaceId};
+use crate::{Cache, LineId, Machine, Page, RemoteAddr, SpaceId};
 
 /// Translations, and lines, that a batch holds before it flushes by itself.
 pub(crate) const BATCH: usize = 64;
+
+/// WRITEs of a batch.
+type Writes = Vec<(LineId, RemoteAddr), BATCH>;
 
 /// A batch. It flushes when it is dropped, and before if it is full.
 pub struct Batch<'a, M: Machine> {
@@ -15,7 +18,6 @@ pub struct Batch<'a, M: Machine> {
     stale: Vec<Page, BATCH>,
     /// Lines that wait for the shootdown, by set and way.
     lines: Vec<(u32, usize), BATCH>,
-    rings: bool,
     /// The space whose table is walked: its translations of victims are flushed too.
     walked: Option<SpaceId>,
     /// The core on which victims are being unmapped.
@@ -30,7 +32,6 @@ impl<'a, M: Machine> Batch<'a, M> {
             unmapping: None,
             stale: Vec::new(),
             lines: Vec::new(),
-            rings: false,
         }
     }
 
@@ -87,15 +88,20 @@ impl<'a, M: Machine> Batch<'a, M> {
         {
             self.cache.machine.flush_space(space);
         }
+        let mut writes = Writes::new();
         while let Some((index, way)) = self.lines.pop() {
-            self.let_go(index, way);
+            if let Some(write) = self.let_go(index, way) {
+                let pushed = writes.push(write);
+                debug_assert!(pushed.is_ok(), "no more than lines");
+            }
         }
-        if core::mem::take(&mut self.rings) {
-            self.cache.machine.ring();
+        if !writes.is_empty() {
+            self.cache.machine.write_now(&writes);
         }
     }
 
-    fn let_go(&mut self, index: u32, way: usize) {
+    /// Ends a line's wait for the shootdown; returns the WRITE that is to be started for it.
+    fn let_go(&self, index: u32, way: usize) -> Option<(LineId, RemoteAddr)> {
         let cache = self.cache;
         let mut set = cache.set(index);
         let line = &mut set.lines[way];
@@ -106,22 +112,24 @@ impl<'a, M: Machine> Batch<'a, M> {
             cache.settle(&mut set, way);
         } else if let Some(written) = cache.move_to_victims(&mut set, index, way) {
             Set::changed(set);
-            if let Some((id, slot)) = written {
-                cache.machine.write(id, cache.chunks.place(slot));
-                self.rings = true;
-            }
-            return;
+            return written.map(|(id, slot)| (id, cache.chunks.place(slot)));
         } else if dirty {
-            return self.write_back(set, index, way);
+            return Some(self.write_back(set, index, way));
         } else {
             set.counters.nr_clflush_clean_skipped += u64::from(skipped);
             set.update(way);
         }
         Set::changed(set);
+        None
     }
 
-    /// Starts the WRITE of a victim that nothing maps any more.
-    fn write_back(&mut self, mut set: MutexGuard<'_, Set<M::Entry>>, index: u32, way: usize) {
+    /// Makes a victim that nothing maps any more one that is being written; returns its WRITE.
+    fn write_back(
+        &self,
+        mut set: MutexGuard<'_, Set<M::Entry>>,
+        index: u32,
+        way: usize,
+    ) -> (LineId, RemoteAddr) {
         let cache = self.cache;
         let slot = set.slot(way).expect("a victim holds a slot");
         let started = cache.start_time(&set);
@@ -130,9 +138,7 @@ impl<'a, M: Machine> Batch<'a, M> {
         (line.dirty, line.fresh, line.flushed) = (false, false, true);
         set.update(way);
         drop(set);
-        let id = cache.geometry.line(index, way);
-        cache.machine.write(id, cache.chunks.place(slot));
-        self.rings = true;
+        (cache.geometry.line(index, way), cache.chunks.place(slot))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use core::task::Waker;
 
-use crate::sync::counted::taken;
+use locks::taken;
+
 use crate::world::program::{Outcome, Program};
 use crate::world::{self, Space, World};
 use crate::{Cache, Config, Plan, Rights};

@@ -78,5 +78,5 @@ pub use machine::{IoFailed, Machine, RemoteAddr};
 pub use metrics::Summary;
 pub use names::{CHUNK_PAGES, ChunkId, LineId, Page, Slot, SpaceId, Vpn};
 pub use policy::{Mechanism, Policy, Unknown};
-pub use prefetch::{Advice, MAX_WINDOW, Plan, Prefetcher};
+pub use prefetch::{Advice, MAX_WINDOW, Miss, Plan, Prefetcher};
 pub use rmap::Mapping;

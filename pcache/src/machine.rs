@@ -52,6 +52,14 @@ pub trait Machine {
         self.ring();
     }
 
+    /// Starts writing lines, in order, and shows the WRITEs to the device: the dirty victims of a batch.
+    fn write_now(&self, lines: &[(LineId, RemoteAddr)]) {
+        for &(line, to) in lines {
+            self.write(line, to);
+        }
+        self.ring();
+    }
+
     /// Returns when no core uses a translation of these pages from before the call.
     fn flush(&self, stale: &[Page]);
     /// Returns when no core uses a translation of a page of this space from before the call.

@@ -46,6 +46,18 @@ pub enum Advice {
     Random,
 }
 
+/// A miss, as a [`Prefetcher`] is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Miss {
+    /// The page.
+    pub vpn: Vpn,
+    /// The advice that its mapping was given.
+    pub advice: Advice,
+    /// Pages read ahead that were used, and that left unused:
+    /// [`Cache::read_ahead`](crate::Cache::read_ahead).
+    pub fate: (u64, u64),
+}
+
 /// The recent misses of a thread.
 #[derive(Clone, Debug, Default)]
 pub struct Prefetcher {
@@ -60,9 +72,8 @@ pub struct Prefetcher {
 }
 
 impl Prefetcher {
-    /// Takes a miss of `vpn`; returns what to read with it. `fate` is
-    /// [`Cache::read_ahead`](crate::Cache::read_ahead).
-    pub fn miss(&mut self, vpn: Vpn, advice: Advice, fate: (u64, u64)) -> Plan {
+    /// Takes a miss; returns what to read with it.
+    pub fn miss(&mut self, Miss { vpn, advice, fate }: Miss) -> Plan {
         self.judge(fate);
         let distance = vpn.0.wrapping_sub(self.last.0).cast_signed();
         let predicted = self.predicted(distance);
@@ -145,6 +156,10 @@ impl Prefetcher {
 mod tests {
     use super::*;
 
+    fn told(vpn: Vpn, advice: Advice, fate: (u64, u64)) -> Miss {
+        Miss { vpn, advice, fate }
+    }
+
     /// Plays accesses to pages; returns how many missed.
     fn misses(pages: impl Iterator<Item = u64>) -> usize {
         let (mut prefetcher, mut here) = (Prefetcher::default(), std::collections::BTreeSet::new());
@@ -152,7 +167,7 @@ mod tests {
         for vpn in pages {
             if here.insert(vpn) {
                 misses += 1;
-                let plan = prefetcher.miss(Vpn(vpn), Advice::Normal, (0, 0));
+                let plan = prefetcher.miss(told(Vpn(vpn), Advice::Normal, (0, 0)));
                 here.extend(plan.distances().map(|d| vpn.wrapping_add_signed(d)));
             }
         }
@@ -183,7 +198,7 @@ mod tests {
         let planned: u32 = (0..1000)
             .map(|_| {
                 x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                prefetcher.miss(Vpn(x >> 40), Advice::Normal, (0, 0)).count
+                prefetcher.miss(told(Vpn(x >> 40), Advice::Normal, (0, 0))).count
             })
             .sum();
         assert_eq!(planned, 0);
@@ -192,9 +207,9 @@ mod tests {
     #[test]
     fn advice_overrides_the_trend() {
         let mut prefetcher = Prefetcher::default();
-        let plan = prefetcher.miss(Vpn(5), Advice::Sequential, (0, 0));
+        let plan = prefetcher.miss(told(Vpn(5), Advice::Sequential, (0, 0)));
         assert_eq!((plan.stride, plan.count), (1, MAX_WINDOW));
-        let plan = prefetcher.miss(Vpn(6), Advice::Random, (0, 0));
+        let plan = prefetcher.miss(told(Vpn(6), Advice::Random, (0, 0)));
         assert_eq!(plan, Plan::NONE);
     }
 
@@ -203,7 +218,7 @@ mod tests {
         let mut prefetcher = Prefetcher::default();
         let mut scan = |fate, from: u64| {
             (from..from + 200)
-                .map(|n| prefetcher.miss(Vpn(n), Advice::Normal, fate).count)
+                .map(|n| prefetcher.miss(told(Vpn(n), Advice::Normal, fate)).count)
                 .max()
         };
         assert_eq!(scan((0, 100), 0), Some(7));

@@ -9,7 +9,7 @@ mod world;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
-use pcache::{Advice, Cache, ChunkId, Config, Mechanism, Plan, Policy, Prefetcher, Rights, Vpn};
+use pcache::{Advice, Cache, ChunkId, Config, Mechanism, Miss, Plan, Policy, Prefetcher, Rights, Vpn};
 use world::program::{Object, Outcome, Program};
 use world::{Space, World, on_core};
 
@@ -174,7 +174,11 @@ impl Run {
                 Plan { stride: 1, count: 3 }
             } else {
                 let fate = self.cache.read_ahead();
-                self.prefetchers[n].miss(Vpn(vpn as u64), Advice::Normal, fate)
+                self.prefetchers[n].miss(Miss {
+                    vpn: Vpn(vpn as u64),
+                    advice: Advice::Normal,
+                    fate,
+                })
             };
             let program = self.programs[n].as_mut().unwrap();
             let object = Some(&mut self.object);

@@ -8,7 +8,7 @@ use core::pin::pin;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::task::{Poll, Waker};
 
-use pcache::Access;
+use pcache::{Access, Prefetcher};
 use spin::{Mutex, MutexGuard};
 
 use crate::cpu_time::ThreadTime;
@@ -254,6 +254,8 @@ pub struct Thread<N: Node> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) cpu: N::Cpu,
     pub(crate) memory: Arc<Space<'static, N>>,
+    /// The recent misses, for reading ahead.
+    pub(crate) prefetcher: Prefetcher,
     pub(crate) files: Arc<Mutex<Table>>,
     pub(crate) fs: Arc<Mutex<Fs>>,
     pub(crate) actions: Arc<Mutex<Actions>>,
@@ -421,10 +423,16 @@ impl<N: Node> Thread<N> {
         self.shared.in_user.store(false, Ordering::Release);
         Ok(match trap {
             Trap::Syscall if self.serve_now() => Turn::Done,
-            Trap::PageFault { addr, access } => match self.memory.fault_now(addr, access)? {
-                Now::Done => Turn::Done,
-                Now::Later { first } => Turn::Fault { addr, access, first },
-            },
+            Trap::PageFault { addr, access } => {
+                let prefetcher = &mut self.prefetcher;
+                match self
+                    .memory
+                    .fault_now(addr, access, |miss| prefetcher.miss(miss))?
+                {
+                    Now::Done => Turn::Done,
+                    Now::Later { first } => Turn::Fault { addr, access, first },
+                }
+            }
             trap => Turn::Trap(trap),
         })
     }

@@ -7,12 +7,12 @@ use core::sync::atomic::Ordering;
 use core::task::{Poll, Waker};
 use core::time::Duration;
 
+use locks::MutexGuard;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{
-    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Machine, Mapping, Plan, Pte, Rights, Slot,
-    Touch, Vpn,
+    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Machine, Mapping, Miss, Plan, Pte, Rights,
+    Slot, Touch, Vpn,
 };
-use spin::MutexGuard;
 
 use super::file::{self, FilePages};
 use super::vma::{Backing, VmaFlags, Vmas};
@@ -85,7 +85,8 @@ impl<N: Node> Space<'_, N> {
         access: Access,
         force: bool,
     ) -> Result<core::result::Result<(), Refused>> {
-        match self.fault_now(addr, access)? {
+        let plan = |miss: Miss| self.prefetcher.lock().miss(miss);
+        match self.fault_now(addr, access, plan)? {
             Now::Done => Ok(Ok(())),
             Now::Later { first } => self.fault_later(addr, access, force, first).await,
         }
@@ -130,13 +131,24 @@ impl<N: Node> Space<'_, N> {
 
     /// Does all of a fault that can be done without letting others run: a first touch of memory that
     /// has a chunk, and a miss that needs nothing but its READ, for which it polls. It is the whole way
-    /// of nearly every fault, and no `async` function: its state need not outlive the call.
+    /// of nearly every fault, and no `async` function: its state need not outlive the call. `plan` says
+    /// what to read with a page that was missed; a thread keeps its own history for that, so that the
+    /// streams of threads are told apart and none waits for another's lock.
+    ///
+    /// Locks of a clean miss: the set's twice (start, end), the page path's twice (post, completion); of
+    /// its share of evictions: the set's twice, the queue's once. A batch of victims adds one of the
+    /// queue and, with WRITEs, one of the page path. All but sets' are this core's own.
     ///
     /// # Errors
     ///
     /// As [`fault`](Self::fault): those that end the node.
     #[inline]
-    pub(crate) fn fault_now(&self, addr: u64, access: Access) -> Result<Now> {
+    pub(crate) fn fault_now(
+        &self,
+        addr: u64,
+        access: Access,
+        plan: impl FnOnce(Miss) -> Plan,
+    ) -> Result<Now> {
         self.faults.fetch_add(1, Ordering::Relaxed);
         let entry = self.tables.entry(addr).filter(|entry| !entry.load().is_empty());
         let Some(entry) = entry else {
@@ -147,7 +159,7 @@ impl<N: Node> Space<'_, N> {
             return Ok(Now::Later { first: true });
         }
         let at = self.mapping(addr, entry);
-        let plan = self.plan(at.page.vpn);
+        let plan = self.miss(at.page.vpn).map_or(Plan::NONE, plan);
         let came = match self.node.cache().touch(at, access, true, plan, None)? {
             Touch::Done => true,
             Touch::Started => self.look_for_completion(entry, access, self.read_spin()),
@@ -224,22 +236,21 @@ impl<N: Node> Space<'_, N> {
         )
     }
 
-    /// Returns what to read with the page's READ.
+    /// Returns what a prefetcher is to know of a miss; `None` if nothing is read ahead.
     #[inline]
-    fn plan(&self, vpn: Vpn) -> Plan {
+    fn miss(&self, vpn: Vpn) -> Option<Miss> {
         if !self.node.reads_ahead() {
-            return Plan::NONE;
+            return None;
         }
         let advice = if self.advised.load(Ordering::Relaxed) {
-            self.vmas
-                .lock()
-                .find(vpn.addr())
+            let vmas = self.vmas.lock();
+            vmas.find(vpn.addr())
                 .map_or(Advice::Normal, |(_, vma)| vma.advice)
         } else {
             Advice::Normal
         };
         let fate = self.node.cache().read_ahead();
-        self.prefetcher.lock().miss(vpn, advice, fate)
+        Some(Miss { vpn, advice, fate })
     }
 
     /// A page that nobody touched: its VMA says what is there.

@@ -28,9 +28,9 @@ mod walk;
 use alloc::collections::BTreeMap;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
+use locks::Mutex;
 use messages::{CHUNK_SIZE, PAGE_SIZE, USER_END};
 use pcache::{ChunkId, Machine, Mapping, Page, Prefetcher, SpaceId, Vpn};
-use spin::Mutex;
 
 use crate::platform::Platform;
 use crate::process::Node;
@@ -84,6 +84,7 @@ pub struct Space<'n, N: Node> {
     vmas: Mutex<Vmas>,
     /// The chunk of each 2 MB of addresses, from which its pages get their slots.
     regions: Mutex<BTreeMap<u64, ChunkId>>,
+    /// The misses of the kernel's own copies.
     prefetcher: Mutex<Prefetcher>,
     /// Some mapping has an advice: only then does a miss ask the VMAs for it.
     advised: AtomicBool,

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 
+use pcache::Prefetcher;
 use spin::Mutex;
 
 use super::{Args, int};
@@ -190,6 +191,7 @@ impl<N: Node> Thread<N> {
             shared,
             cpu,
             memory,
+            prefetcher: Prefetcher::default(),
             files: if has(CLONE_FILES) {
                 self.files.clone()
             } else {

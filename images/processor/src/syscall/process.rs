@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use messages::storage::PATH_MAX;
+use pcache::Prefetcher;
 use spin::Mutex;
 
 use super::path::{EMPTY_PATH, NOFOLLOW};
@@ -116,6 +117,7 @@ impl<N: Node> Thread<N> {
             shared,
             cpu: N::Cpu::new(image.entry, image.sp),
             memory,
+            prefetcher: Prefetcher::default(),
             files: Arc::new(Mutex::new(Table::new(streams))),
             fs: Arc::new(Mutex::new(Fs { cwd, umask: 0o022 })),
             actions,

@@ -6,11 +6,11 @@ use alloc::vec::Vec;
 
 use fit::{LostCause, PagePath, PageRefused, PeerId};
 use hal::{DmaBuffer, Instant};
-use libos::{AddressSpace, Exit, FrameArray, flush_cores, power_off, quirks};
+use libos::{AddressSpace, Asid, Exit, FrameArray, flush_cores, power_off, quirks};
 use node::{Card, Error, Node};
 use pcache::{Cache, IoFailed, LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId};
 use processor::mm;
-use spin::{Mutex, RwLock};
+use spin::Mutex;
 use verbs::{Access, Device, PageOp, Region, Rkey};
 
 /// Changed pages of one space from which on all its translations are dropped instead.
@@ -166,55 +166,33 @@ impl pcache::Entry for Entry {
     }
 }
 
-/// The spaces that there are, by number, for shootdowns. Numbers are used again.
-#[derive(Default)]
-pub(crate) struct Spaces(RwLock<Vec<Option<Arc<AddressSpace>>>>);
-
-/// Returns the space of a number.
-fn space_of(spaces: &[Option<Arc<AddressSpace>>], id: SpaceId) -> Option<&AddressSpace> {
-    spaces.get(id.0 as usize)?.as_deref()
-}
-
 /// The page tables of one space.
 pub(crate) struct Tables {
-    id: SpaceId,
     space: Arc<AddressSpace>,
-    all: &'static Spaces,
-}
-
-impl Spaces {
-    /// Makes the page tables of a new space.
-    pub(crate) fn create(&'static self) -> Option<Tables> {
-        let space = AddressSpace::new()?;
-        let mut spaces = self.0.write();
-        let index = spaces.iter().position(Option::is_none).unwrap_or(spaces.len());
-        let id = SpaceId(u32::try_from(index).ok()?);
-        if index == spaces.len() {
-            spaces.push(None);
-        }
-        spaces[index] = Some(space.clone());
-        Some(Tables { id, space, all: self })
-    }
 }
 
 impl Tables {
+    /// Makes the page tables of a new space; `None` when memory or numbers of spaces are out.
+    pub(crate) fn create() -> Option<Self> {
+        AddressSpace::new().map(|space| Self { space })
+    }
+
     /// Returns the space, for threads to run in.
     pub(crate) fn space(&self) -> &Arc<AddressSpace> {
         &self.space
     }
 }
 
-impl Drop for Tables {
-    fn drop(&mut self) {
-        self.all.0.write()[self.id.0 as usize] = None;
-    }
+/// Returns a space's number as libos has it.
+const fn asid(space: SpaceId) -> Asid {
+    Asid::from_number(space.0)
 }
 
 impl mm::Tables for Tables {
     type Entry = Entry;
 
     fn space(&self) -> SpaceId {
-        self.id
+        SpaceId(self.space.asid().number())
     }
     fn entry(&self, addr: u64) -> Option<Entry> {
         self.space.entry(addr).map(Entry)
@@ -236,7 +214,6 @@ pub(crate) struct Hardware {
     base: u64,
     /// The lines, as the HCA reaches them. Peers cannot.
     region: Region,
-    spaces: &'static Spaces,
     /// One a core that takes misses. Its lock is held for one request or one look; sets' locks are
     /// taken under it, never the other way round.
     ways: Vec<Mutex<Way>>,
@@ -254,7 +231,6 @@ impl Hardware {
         node: &Node,
         memory: PeerId,
         writes_apart: bool,
-        spaces: &'static Spaces,
     ) -> Result<Self, Error> {
         let len = lines as usize * LINE_SIZE;
         let frames = FrameArray::allocate(lines as usize).ok_or(hal::Error::NoDmaMemory { len });
@@ -285,7 +261,6 @@ impl Hardware {
             frames,
             base: frames.frame(0).phys().0,
             region,
-            spaces,
             ways,
         })
     }
@@ -389,33 +364,38 @@ impl Machine for Hardware {
         way.path.ring();
     }
 
-    fn flush(&self, stale: &[Page]) {
-        let spaces = self.spaces.0.read();
-        // A batch is of few spaces, mostly of one, whose pages follow each other.
-        for run in stale.chunk_by(|a, b| a.space == b.space) {
-            let Some(space) = run.first().and_then(|page| space_of(&spaces, page.space)) else {
-                continue;
+    fn write_now(&self, lines: &[(LineId, RemoteAddr)]) {
+        let mut way = self.way().lock();
+        for &(line, remote) in lines {
+            let transfer = Transfer {
+                line,
+                remote,
+                read: false,
             };
+            way.start(&self.region, transfer);
+        }
+        way.ring();
+    }
+
+    fn flush(&self, stale: &[Page]) {
+        // A batch is of few spaces, mostly of one, whose pages follow each other.
+        let runs = stale.chunk_by(|a, b| a.space == b.space);
+        for run in runs.clone() {
+            let space = asid(run[0].space);
             if run.len() >= MANY {
                 space.changed_all();
             } else {
                 run.iter().for_each(|page| space.changed(page.vpn.addr()));
             }
         }
-        let runs = stale.chunk_by(|a, b| a.space == b.space);
-        flush_cores(runs.filter_map(|run| space_of(&spaces, run.first()?.space)));
+        flush_cores(runs.map(|run| asid(run[0].space)));
     }
     fn flush_space(&self, space: SpaceId) {
-        let spaces = self.spaces.0.read();
-        if let Some(space) = space_of(&spaces, space) {
-            space.changed_all();
-            flush_cores(core::iter::once(space));
-        }
+        asid(space).changed_all();
+        flush_cores(core::iter::once(asid(space)));
     }
     fn flush_own(&self, page: Page) {
-        if let Some(space) = space_of(&self.spaces.0.read(), page.space) {
-            space.flush_own(page.vpn.addr());
-        }
+        asid(page.space).flush_own(page.vpn.addr());
     }
     fn retire_code(&self, line: LineId) {
         // TCG makes every store to a frame slow as long as it has translations of code there, which

@@ -21,7 +21,7 @@ use raw_cpuid::{CpuId, cpuid};
 use spin::Once;
 
 use carrier::FitCarrier;
-use hardware::{Hardware, Spaces, Tables};
+use hardware::{Hardware, Tables};
 use stdio::Machine;
 use thread::Context;
 
@@ -36,7 +36,6 @@ const _: () = assert!(MAX_CHUNKS <= Slot::MAX_CHUNKS);
 struct Parts {
     cache: Cache<Hardware>,
     supply: Supply,
-    spaces: &'static Spaces,
     reads_ahead: bool,
     machine: Machine,
     memory: Remote<FitCarrier>,
@@ -60,7 +59,7 @@ impl processor::Node for Parts {
         &self.supply
     }
     fn new_tables(&self) -> Option<Tables> {
-        self.spaces.create()
+        Tables::create()
     }
     fn poll_pages(&self, now: Instant) -> bool {
         self.cache.machine().look(&self.cache, now);
@@ -129,18 +128,15 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     node.join();
     let [memory, storage] = node.find([Role::Memory, Role::Storage]).await?;
     let core = node.fit.core(0);
-    static SPACES: Once<Spaces> = Once::new();
-    let spaces = SPACES.call_once(Spaces::default);
     let lines = geometry.lines() + cache_config.further_lines();
     // A piggybacked WRITE goes in its READ's doorbell.
     let writes_apart = cache_config.mechanism != pcache::Mechanism::Piggyback;
-    let hardware = Hardware::new(lines, &node, memory, writes_apart, spaces).await?;
+    let hardware = Hardware::new(lines, &node, memory, writes_apart).await?;
     let files = FitCarrier::with_data(core.clone(), storage, &node).await?;
     let chunks = Chunks::new(MAX_CHUNKS);
     let parts = PARTS.call_once(|| Parts {
         cache: Cache::new(geometry, cache_config, chunks, hardware),
         supply: Supply::default(),
-        spaces,
         reads_ahead,
         machine,
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),

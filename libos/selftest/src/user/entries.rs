@@ -185,7 +185,7 @@ async fn changes_in_a_batch_reach_every_core() {
                 counter.space.changed_all();
             }
         }
-        libos::flush_cores(counters.iter().map(|counter| &*counter.space));
+        libos::flush_cores(counters.iter().map(|counter| counter.space.asid()));
         for counter in counters {
             counter.expect_stopped_store(false).await;
         }
@@ -209,7 +209,7 @@ async fn tables_are_released_under_a_running_program() {
         counter.moves().await;
         take(counter.space.entry(DATA).expect("its table exists"));
         counter.space.changed(DATA);
-        libos::flush_cores(core::iter::once(&*counter.space));
+        libos::flush_cores(core::iter::once(counter.space.asid()));
         counter.expect_stopped_store(false).await;
     }
 }

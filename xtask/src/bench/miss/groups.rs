@@ -109,6 +109,7 @@ const RULES: &[(&str, Group)] = &[
     ("libos/src/address_space.rs changed", Group::Eviction),
     ("libos/src/address_space.rs flush_cores", Group::Eviction),
     ("libos/src/address_space.rs flush_own", Group::Eviction),
+    ("libos/src/asid.rs", Group::Eviction),
     ("images/processor/src/wiring/hardware.rs flush", Group::Eviction),
     // Mapping.
     ("pcache/src/rmap.rs", Group::Map),
