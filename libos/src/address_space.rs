@@ -218,8 +218,9 @@ impl Iterator for Entries<'_> {
 pub struct AddressSpace {
     /// A core that has them loaded holds a reference to this, so none walks them when they go.
     tables: Tables<Ram>,
-    /// Names the count of changes that a translation may have been cached before.
     asid: Asid,
+    /// Counts the changes that a translation may have been cached before. It is the number's.
+    generation: &'static AtomicU64,
 }
 
 impl Drop for AddressSpace {
@@ -235,13 +236,17 @@ impl AddressSpace {
         let tables = Tables::new(Ram).ok()?;
         paging::copy_kernel_half(tables.root());
         let asid = Asid::allocate()?;
-        Some(Arc::new(Self { tables, asid }))
+        Some(Arc::new(Self { tables, asid, generation: asid.word() }))
     }
 
     /// Returns the space's number.
     #[must_use]
     pub const fn asid(&self) -> Asid {
         self.asid
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     pub(crate) fn root(&self) -> PhysAddr {

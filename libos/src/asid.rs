@@ -65,14 +65,10 @@ impl Asid {
         Self(number)
     }
 
-    fn word(self) -> &'static AtomicU64 {
+    /// Returns the count of the space's changes.
+    pub(crate) fn word(self) -> &'static AtomicU64 {
         let block = BLOCKS_MADE.get(self.0 as usize / BLOCK).and_then(Once::get);
         &block.expect("a number that a space has")[self.0 as usize % BLOCK].0
-    }
-
-    /// Returns the generation: changes up to now that a translation may have been cached before.
-    pub(crate) fn generation(self) -> u64 {
-        self.word().load(Ordering::SeqCst)
     }
 
     /// Counts a change; returns the generation before it.
@@ -90,12 +86,12 @@ mod tests {
         let first = Asid::allocate().unwrap();
         let second = Asid::allocate().unwrap();
         assert_ne!(first, second);
-        let before = first.generation();
+        let before = first.word().load(Ordering::SeqCst);
         assert_eq!(first.advance(), before);
         assert_eq!(Asid::from_number(first.number()), first);
-        assert_eq!(second.generation(), 0, "the other's is its own");
+        assert_eq!(second.word().load(Ordering::SeqCst), 0, "the other's is its own");
         first.release();
         let again = Asid::allocate().unwrap();
-        assert_eq!((again, again.generation()), (first, before + 1));
+        assert_eq!((again, again.word().load(Ordering::SeqCst)), (first, before + 1));
     }
 }

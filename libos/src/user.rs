@@ -101,18 +101,20 @@ pub(crate) struct Loaded {
     fs_base: u64,
     gs_base: u64,
     space: Option<Arc<AddressSpace>>,
+    /// The number of `space`.
+    asid: Option<Asid>,
     pub(crate) generation: u64,
 }
 
 impl Loaded {
     /// Returns whether the core has this space loaded. A number is not used again before that ends.
     pub(crate) fn is(&self, space: Asid) -> bool {
-        self.space.as_ref().is_some_and(|loaded| loaded.asid() == space)
+        self.asid == Some(space)
     }
 
     /// Returns the root table of this space if the core has it loaded.
     pub(crate) fn root_of(&self, space: Asid) -> Option<PhysAddr> {
-        self.space.as_ref().filter(|loaded| loaded.asid() == space).map(|loaded| loaded.root())
+        self.space.as_ref().filter(|_| self.is(space)).map(|loaded| loaded.root())
     }
 }
 
@@ -283,7 +285,7 @@ impl UserContext {
         let has_all = {
             let loaded = core.loaded.borrow();
             loaded.is(space.asid())
-                && loaded.generation == space.asid().generation()
+                && loaded.generation == space.generation()
                 && loaded.context == self.id
                 && loaded.fs_base == self.fs_base
                 && loaded.gs_base == self.gs_base
@@ -297,11 +299,12 @@ impl UserContext {
     #[inline(never)]
     fn load_missing(&self, core: &CoreLocal, space: &Arc<AddressSpace>) {
         let mut loaded = core.loaded.borrow_mut();
-        let generation = space.asid().generation();
+        let generation = space.generation();
         if !loaded.is(space.asid()) {
             paging::load_root(space.root());
             // The old space may go only now.
             loaded.space = Some(space.clone());
+            loaded.asid = Some(space.asid());
             loaded.generation = generation;
         } else if loaded.generation != generation {
             paging::load_root(space.root());
