@@ -17,7 +17,7 @@ pub trait DmaBuffer: Send + Sync {
     fn bus_addr(&self) -> BusAddr;
     /// The length in bytes.
     fn len(&self) -> usize;
-    /// Whether the buffer has no bytes.
+    /// Returns whether the buffer has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -4,7 +4,7 @@ use core::future::Future;
 
 use crate::{DmaBuffer, Duration, Instant};
 
-/// What a platform can fail to give.
+/// Errors of a platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -38,7 +38,7 @@ pub enum Error {
 pub trait Registers: Send + Sync {
     /// The BAR's size in bytes.
     fn len(&self) -> usize;
-    /// Whether the BAR has no bytes.
+    /// Returns whether the BAR has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

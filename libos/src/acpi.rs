@@ -13,7 +13,7 @@ const HEADER_LEN: usize = 36;
 const TABLE_MAX: usize = 1 << 20;
 /// More tables than this are not looked at; firmware has some tens.
 const MAX_TABLES: usize = 256;
-/// Where PC firmware puts the root pointer.
+/// Addresses at which PC firmware puts the root pointer.
 const SEARCH: core::ops::Range<u64> = 0xe_0000..0x10_0000;
 
 /// Memory-mapped configuration space.
@@ -27,7 +27,7 @@ pub struct Ecam {
     pub last_bus: u8,
 }
 
-/// What the tables tell.
+/// Contents of the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
     /// The local APIC ids of the usable cores.

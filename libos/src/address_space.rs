@@ -20,7 +20,8 @@ use crate::table_pool::{MAX_CORES, Pool, TableFrames};
 use crate::user_tables::{Kind, Mapping, Rights, TableMemory, Tables};
 use crate::{Error, apic, paging, time};
 
-/// How long a core may take to leave user mode when called. Emulated cores may be off their CPU for a while.
+/// Time that a core may take to leave user mode when called. Emulated cores may be off their CPU
+/// for a while.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The size of an entry.

@@ -46,7 +46,7 @@ const BASE_MSR: u32 = 0x1b;
 const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ENABLE: u64 = 1 << 11;
 const X2APIC_MSRS: u32 = 0x800;
-/// How often a command's delivery is looked for.
+/// Number of looks at a command's delivery before it counts as failed.
 const PATIENCE: u32 = 1_000_000;
 
 static X2APIC: AtomicBool = AtomicBool::new(false);
@@ -126,7 +126,7 @@ pub(crate) fn set_timer(count: u32) {
     write(TIMER_INITIAL, count);
 }
 
-/// What is left of the timer's count.
+/// Returns the rest of the timer's count.
 pub(crate) fn timer_left() -> u32 {
     read(TIMER_CURRENT)
 }

@@ -16,7 +16,7 @@ use crate::layout::direct;
 use crate::memory_map::{ENTRY_LEN, MemoryMap, START_INFO_LEN, StartInfo};
 use crate::{apic, console, core_local, executor, frames, paging, pci, smp, time, user, vdso};
 
-/// What the boot page tables map: the first GiB.
+/// Bytes that the boot page tables map: the first GiB.
 pub(crate) const BOOT_MAPPED: u64 = 1 << 30;
 const BOOT_STACK_SIZE: usize = 64 << 10;
 /// The longest command line that is read.
@@ -42,7 +42,7 @@ core::arch::global_asm!(
     options(att_syntax),
 );
 
-/// What an image's main task is given.
+/// Argument of an image's main task.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Boot {

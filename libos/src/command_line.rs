@@ -39,7 +39,7 @@ impl CommandLine {
         Ok(parsed)
     }
 
-    /// Whether the option stands on the line, with a value or without.
+    /// Returns whether the option stands on the line, with a value or without.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.options.iter().any(|(name, _)| name == key)

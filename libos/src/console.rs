@@ -8,7 +8,7 @@ use crate::serial::Serial;
 
 /// Taken for one line at a time. No lock is taken under it.
 static SERIAL: Mutex<Serial> = Mutex::new(Serial::new());
-/// How long a panicking core waits for the line that another one is writing.
+/// Number of tries of a panicking core to get the line that another core is writing.
 const PANIC_PATIENCE: u32 = 10_000_000;
 
 struct Backend;

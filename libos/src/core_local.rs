@@ -1,4 +1,4 @@
-//! What each core has of its own, found through its GS base.
+//! Per-core data, found through the core's GS base.
 // UNSAFETY: reads the GS base and publishes pointers to leaked memory.
 #![expect(unsafe_code, reason = "per-core data")]
 
@@ -19,7 +19,7 @@ use crate::user::{FpuOwner, Loaded};
 /// A core's own data. The first fields are named by offset in `trap.s`.
 #[repr(C)]
 pub(crate) struct CoreLocal {
-    /// Where this is: a load through GS gives the address.
+    /// Address of this structure, for a load through GS.
     this: *const Self,
     /// The stack to return to when user mode is left.
     pub(crate) kernel_rsp: Cell<u64>,
@@ -35,9 +35,9 @@ pub(crate) struct CoreLocal {
     pub(crate) user_epoch: AtomicU64,
     /// The number of the address space that the program runs in.
     pub(crate) user_space: AtomicU32,
-    /// What of a program this core has loaded.
+    /// The program state that this core has loaded.
     pub(crate) loaded: RefCell<Loaded>,
-    /// Whose FPU state the core's registers hold. No lock is taken under it.
+    /// Owner of the FPU state in the core's registers. No lock is taken under it.
     pub(crate) fpu: Mutex<FpuOwner>,
     /// The context that `fpu` names, for a look without the lock.
     pub(crate) fpu_context: AtomicU64,

@@ -1,4 +1,4 @@
-//! What can go wrong in libos.
+//! Errors of libos.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -53,7 +53,7 @@ pub enum Error {
     Virtio {
         /// Its place on the PCI bus.
         device: String,
-        /// What the driver says.
+        /// The driver's error.
         cause: String,
     },
 }

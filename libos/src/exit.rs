@@ -7,7 +7,7 @@ use x86_64::instructions::port::Port;
 /// The port that `docs/architecture.md` gives the device.
 const PORT: u16 = 0xf4;
 
-/// How a node's run ended.
+/// Outcomes of a node's run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// All is done: QEMU exits with 1.

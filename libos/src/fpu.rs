@@ -24,7 +24,7 @@ const AVX512: u64 = 0xe0;
 const X87_SSE: u64 = 3;
 const AVX: u64 = 4;
 
-/// What the CPU saves.
+/// Format of the state that the CPU saves.
 #[derive(Debug, Clone, Copy)]
 struct Format {
     /// The enabled state components; none where the CPU has FXSAVE only.
@@ -113,7 +113,7 @@ impl Area {
         true
     }
 
-    /// Whether a load would not fault: no reserved bit of MXCSR or of the header is set.
+    /// Returns whether a load would not fault: no reserved bit of MXCSR or of the header is set.
     fn is_loadable(&self, bytes: &[u8]) -> bool {
         let word = |range: core::ops::Range<usize>| {
             bytes[range].iter().rev().fold(0_u64, |word, &byte| word << 8 | u64::from(byte))

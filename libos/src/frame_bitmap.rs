@@ -1,4 +1,4 @@
-//! Which page frames are free: one bit each. Pure; `frames` keeps the machine's.
+//! A bitmap of free page frames. Pure; `frames` keeps the machine's.
 //!
 //! A bitmap and not a buddy system: runs of any length and alignment come from one search, freeing needs no order, and a
 //! run can be given back piecemeal. Single frames, the common case, are found from a hint in a step or two.

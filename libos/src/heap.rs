@@ -16,7 +16,7 @@ use crate::frames::Frames;
 use crate::layout::direct;
 
 const CHUNK: usize = 1 << 20;
-/// What talc needs of a new chunk for its own marks.
+/// Bytes of a new chunk that talc needs for its own marks.
 const OVERHEAD: usize = 2 * PAGE_SIZE;
 
 /// The frame allocator's lock is taken under it.

@@ -1,4 +1,4 @@
-//! Whether an interrupt vector has fired, and who waits for it: [`Slot`].
+//! The state of an interrupt vector, fired or not, and the task that waits for it: [`Slot`].
 
 use core::task::{Poll, Waker};
 

@@ -1,4 +1,4 @@
-//! Where things are in the kernel's half of the address space. `docs/libos.md` draws it.
+//! Layout of the kernel's half of the address space. `docs/libos.md` draws it.
 // UNSAFETY: names the linker script's symbols. Only their addresses are taken.
 #![expect(unsafe_code, reason = "linker symbols")]
 

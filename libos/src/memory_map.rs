@@ -1,4 +1,4 @@
-//! What memory the machine has, as the PVH boot protocol tells it.
+//! The machine's memory map, from the PVH boot protocol.
 //!
 //! Layouts: Xen's `public/arch-x86/hvm/start_info.h` (`hvm_start_info` version 1, `hvm_memmap_table_entry`).
 
@@ -16,7 +16,7 @@ const TYPE_RAM: u32 = 1;
 /// The most pieces of RAM that are kept; firmware reports about ten.
 const MAX_REGIONS: usize = 64;
 
-/// Where the boot loader put what it hands over; all physical addresses, zero for none.
+/// Addresses of what the boot loader hands over; all physical, zero for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StartInfo {
     /// The command line, a C string.

@@ -23,7 +23,7 @@ const TABLE_RIGHTS: u64 = PRESENT | WRITABLE;
 const DATA: u64 = PRESENT | WRITABLE | NO_EXECUTE | GLOBAL;
 const READ_ONLY: u64 = PRESENT | NO_EXECUTE | GLOBAL;
 const CODE: u64 = PRESENT | GLOBAL;
-/// What one entry of the root covers.
+/// Bytes that one entry of the root covers.
 const ROOT_SPAN: usize = 1 << 39;
 
 /// Read by `boot.s`, too.
@@ -170,7 +170,7 @@ pub(crate) fn new_stack(bytes: usize) -> u64 {
     base + bytes as u64
 }
 
-/// Whether `address` lies in the unmapped page below a stack, or near it.
+/// Returns whether `address` lies in the unmapped page below a stack, or near it.
 pub(crate) fn is_stack_guard(address: u64) -> bool {
     (STACKS_BASE..NEXT_STACK.load(Ordering::Acquire)).contains(&address)
         && translate(kernel_root(), address).is_none()

@@ -28,7 +28,7 @@ const MSIX: u8 = 0x11;
 const MSIX_ENABLE: u32 = 1 << 31;
 const MSIX_MASK_ALL: u32 = 1 << 30;
 const MSIX_ENTRY: usize = 16;
-/// Where interrupt messages are written (Intel SDM volume 3A, section 11.11.1).
+/// Address to which interrupt messages are written (Intel SDM volume 3A, section 11.11.1).
 const MESSAGE_ADDRESS: u32 = 0xfee0_0000;
 
 static ECAM: Once<Option<Ecam>> = Once::new();

@@ -1,4 +1,4 @@
-//! Where a machine is not what it says.
+//! Differences of a machine from its specification.
 
 use raw_cpuid::CpuId;
 use spin::Once;
@@ -6,7 +6,7 @@ use spin::Once;
 use crate::dma::PageFrame;
 use crate::frame_bitmap::PAGE_SIZE;
 
-/// Whether the CPU is QEMU's own emulation, by the signature in CPUID leaf 0x4000_0000.
+/// Returns whether the CPU is QEMU's own emulation, by the signature in CPUID leaf 0x4000_0000.
 #[must_use]
 pub fn is_tcg() -> bool {
     static TCG: Once<bool> = Once::new();

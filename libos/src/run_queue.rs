@@ -118,7 +118,7 @@ mod interleavings {
 
     use super::*;
 
-    /// What ends a core's sleep; pending until then.
+    /// The event that ends a core's sleep; pending until then.
     struct Interrupt(loom::sync::Mutex<bool>, Condvar);
 
     impl Interrupt {

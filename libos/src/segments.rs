@@ -23,7 +23,7 @@ const TSS: u16 = 0x28;
 /// Traps that must not trust the stack they interrupt: double fault, NMI, machine check.
 const IST_VECTORS: [(usize, u16); 3] = [(8, 0), (2, 1), (18, 2)];
 const IST_STACK: usize = 16 << 10;
-/// Where a trap from user mode pushes its seven words.
+/// Bytes of the stack onto which a trap from user mode pushes its seven words.
 const ENTRY_STACK: usize = 4 << 10;
 const STUB_BYTES: u64 = 16;
 

@@ -12,7 +12,7 @@ const COM1: u16 = 0x3f8;
 /// Line status: the transmit FIFO is empty.
 const LSR_THR_EMPTY: u8 = 1 << 5;
 const FIFO_BYTES: usize = 16;
-/// How often the status is read before the line counts as dead.
+/// Number of reads of the status before the line counts as dead.
 const PATIENCE: u32 = 1_000_000;
 
 /// COM1. Output only.

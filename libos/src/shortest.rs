@@ -1,4 +1,4 @@
-//! What a span measures when others may run in between.
+//! Minimum over several measurements of a span in which others may run.
 
 /// The shortest of several measurements of one span: a delay can only lengthen one.
 #[derive(Default)]

@@ -11,11 +11,11 @@ use crate::layout::direct;
 use crate::paging::{self, new_stack};
 use crate::{apic, executor, time, user, vdso};
 
-/// Where a new core begins, below 1 MiB.
+/// Address at which a new core begins, below 1 MiB.
 pub(crate) const TRAMPOLINE: u64 = 0x8000;
 const TRAMPOLINE_PAGE: u8 = 8;
 pub(crate) const STACK: usize = 128 << 10;
-/// How long a core may take to start.
+/// Time that a core may take to start.
 const START_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Read by `boot.s`.

@@ -36,7 +36,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Whether a core that was seen like this has passed a quiescent point by `now`.
+    /// Returns whether a core that made this progress has passed a quiescent point by `now`.
     pub(crate) fn has_passed(self, now: Self) -> bool {
         let next_entry = (self.user_epoch + 1) | 1;
         now.polls != self.polls || now.user_epoch >= next_entry
@@ -127,7 +127,7 @@ pub(crate) struct Pool {
     retired: Retired,
 }
 
-/// How many table frames there are, by state.
+/// Numbers of table frames, by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TableFrames {
     /// Tables of address spaces that exist.

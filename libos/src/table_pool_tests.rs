@@ -71,7 +71,7 @@ impl Machine {
         self.pool.retire([table], own, self.cores.iter());
     }
 
-    /// Whether a table that core 0 has just retired is used again after `passing`.
+    /// Returns whether a table that core 0 has just retired is used again after `passing`.
     fn comes_back(before: impl FnOnce(&FakeCore), passing: impl FnOnce(&FakeCore)) -> bool {
         let mut machine = Self::new(2);
         let table = machine.take(0);

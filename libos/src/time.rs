@@ -19,7 +19,7 @@ const PIT_HZ: u64 = 1_193_182;
 const PIT_COUNT: u16 = 5966;
 /// Measured at most so often.
 const ROUNDS: usize = 12;
-/// How often the PIT is asked.
+/// Number of reads of the PIT before it counts as absent.
 const PATIENCE: u32 = 10_000_000;
 
 /// Nanoseconds a tick, in units of 2^-32.

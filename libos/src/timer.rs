@@ -69,7 +69,7 @@ pub(crate) fn interrupt(core: &CoreLocal) {
 #[must_use = "futures do nothing unless polled"]
 pub struct Sleep {
     deadline: u64,
-    /// Where it waits: the core and the key.
+    /// Place in a core's timers: the core and the key; `None` if it is in none.
     place: Option<(usize, (u64, u64))>,
 }
 

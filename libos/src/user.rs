@@ -21,9 +21,9 @@ use crate::segments::{KERNEL_CODE, USER_DATA};
 use crate::traps::{FIRST_INTERRUPT, enter_user, syscall_entry};
 use crate::{Error, apic, interrupts, paging, time, timer};
 
-/// What `trap.s` leaves as the vector of a system call.
+/// Vector that `trap.s` leaves for a system call.
 pub(crate) const SYSCALL_VECTOR: u64 = 256;
-/// How long a program runs before the core's other tasks get their turn.
+/// Time that a program runs before the core's other tasks get their turn.
 const QUANTUM: Duration = Duration::from_millis(10);
 /// The flags that a program may set itself.
 const USER_FLAGS: u64 = 0x0025_0dd5;
@@ -59,7 +59,7 @@ pub struct Registers {
     pub(crate) error: u64,
 }
 
-/// Why a program stopped running.
+/// Reasons why a program stopped running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trap {
     /// It executed SYSCALL: the number is in `rax`, the arguments are in `rdi`, `rsi`, `rdx`, `r10`, `r8` and `r9`, and the
@@ -87,14 +87,14 @@ pub enum Trap {
     Preempted,
 }
 
-/// Whose FPU state a core's registers hold.
+/// Owner of the FPU state in a core's registers.
 #[derive(Debug, Default)]
 pub(crate) struct FpuOwner {
     context: u64,
     area: usize,
 }
 
-/// What of a program a core has loaded.
+/// The program state that a core has loaded.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
     context: u64,
@@ -355,7 +355,8 @@ impl UserContext {
         }
     }
 
-    /// As [`UserContext::trap`], for all but what programs cause by the thousand.
+    /// Decodes traps as [`UserContext::trap`] does, all but those that programs cause by the
+    /// thousand.
     #[inline(never)]
     fn other_trap(&mut self, core: &CoreLocal) -> Option<Trap> {
         let Registers { vector, error, .. } = self.registers;

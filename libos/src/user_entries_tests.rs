@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::tests::{FakeMemory, PAGE, access, frame, page, tables};
 use super::*;
 
-/// What one leaf table covers.
+/// Bytes that one leaf table covers.
 const LEAF: u64 = 2 << 20;
 /// An entry that is not present, with bits that mean something in a present one.
 const REMOTE: u64 = 0x8000_1234_5678_9006;
@@ -182,8 +182,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the tree should hold: for each existing leaf table, by its first address, the entries that
-/// are not empty.
+/// Model of the tree: for each existing leaf table, by its first address, the entries that are not
+/// empty.
 type Model = BTreeMap<u64, BTreeMap<u64, u64>>;
 
 fn apply(step: &Step, memory: &FakeMemory, tables: &Tables<FakeMemory>, model: &mut Model) {

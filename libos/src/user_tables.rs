@@ -17,8 +17,8 @@ use crate::page_entry::{
 };
 
 bitflags! {
-    /// What a program may do with a page. The CPU can't forbid reading a page that may be written or executed; a page
-    /// without any right stays mapped, out of the program's reach.
+    /// Rights of a program to a page. The CPU can't forbid reading a page that may be written or
+    /// executed; a page without any right stays mapped, out of the program's reach.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Rights: u8 {
         /// Load from it.
@@ -59,7 +59,7 @@ impl Rights {
 pub struct Mapping {
     /// The frame's physical address.
     pub frame: PhysAddr,
-    /// What the program may do. Reading is part of every other right.
+    /// Rights of the program. Reading is part of every other right.
     pub rights: Rights,
     /// The program has written to it since it was mapped or the mark was taken.
     pub dirty: bool,
@@ -78,7 +78,7 @@ impl Mapping {
     }
 }
 
-/// What a table's entries point to.
+/// Kinds of tables, by what their entries point to.
 ///
 /// Frames are kept apart by it: what writes to a stale leaf entry can't give the CPU a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ pub(super) struct FakeMemory(Rc<FakeState>);
 
 type FakeTable = (Kind, Box<[u64; ENTRIES]>);
 
-/// Where the tables begin: far up, so that a cut-off address shows.
+/// Address of the first table: far up, so that a cut-off address shows.
 const BASE: u64 = 0x000f_0000_0000_0000;
 
 #[derive(Default)]
@@ -97,7 +97,8 @@ impl TableMemory for FakeMemory {
     }
 }
 
-/// What the CPU does: walk, check, and set the marks. Written from the SDM's words, not by the walker's constants.
+/// Accesses a page as the CPU does: walks, checks, and sets the marks. Written from the SDM's
+/// words, not by the walker's constants.
 pub(super) fn access(
     memory: &FakeMemory,
     root: PhysAddr,

@@ -29,9 +29,9 @@ const PORT_QUEUES: [u16; 2] = [0, 4];
 const CONTROL_QUEUE: u16 = 2;
 /// Bytes handed to the device at once.
 const CHUNK: usize = 64 << 10;
-/// How often a write that the host does not take is logged.
+/// Time between two log lines about writes that the host does not take.
 const NOTICE: Duration = Duration::from_secs(60);
-/// How long the device may take to answer a control message.
+/// Time that the device may take to answer a control message.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
 /// A device is asked so long by yielding before it is asked now and then.
 const POLL_FOR: Duration = Duration::from_micros(100);
@@ -57,13 +57,13 @@ bitflags::bitflags! {
 /// A byte stream to and from the host; its halves may go to different tasks.
 #[derive(Debug)]
 pub struct Console {
-    /// What comes from the host.
+    /// Bytes from the host.
     pub reader: Reader,
-    /// What goes to the host.
+    /// Bytes to the host.
     pub writer: Writer,
 }
 
-/// What the halves share.
+/// State that both halves share.
 struct Device {
     function: Function,
     /// Held for one notification. No lock is taken under it.
@@ -87,7 +87,7 @@ pub struct Reader {
     buffer: Vec<u8>,
     /// The token of the buffer while the device has it.
     token: Option<u16>,
-    /// What of the buffer is filled and not yet read.
+    /// The filled part of the buffer that is not yet read.
     unread: core::ops::Range<usize>,
 }
 

@@ -122,7 +122,7 @@ enum State {
     Free,
     /// The device has the buffers, under this token.
     Lent(u16),
-    /// As `Lent`, but nobody waits any more.
+    /// Lent, and the caller has stopped waiting.
     Abandoned(u16),
     /// The device has given the buffers back.
     Done,

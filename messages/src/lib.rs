@@ -61,9 +61,9 @@ pub trait Call {
     const KIND: Kind;
     /// Its name in counters and logs.
     const NAME: &'static str;
-    /// What is asked.
+    /// Arguments of the call.
     type Request<'a>: Wire<'a>;
-    /// What is answered.
+    /// Result of the call.
     type Reply<'a>: Wire<'a>;
 }
 

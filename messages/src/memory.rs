@@ -66,7 +66,7 @@ wire_struct! {
     CapacityReply {
         /// All that can be lent.
         total: u32,
-        /// What is neither lent nor promised to anyone.
+        /// Chunks that are neither lent nor promised.
         free: u32,
     }
 }

@@ -1,4 +1,4 @@
-//! What P asks of S: files.
+//! Calls of P to S: files.
 //!
 //! Paths are absolute byte strings of at most [`PATH_MAX`] bytes; P puts its working directory in front. Data read goes
 //! by RDMA WRITE into the buffer that FIT's call carries, so [`Read`]'s reply holds only its length; data to be written
@@ -65,7 +65,7 @@ pub struct FileId(pub u64);
 wire_handle!(FileId);
 
 bitflags::bitflags! {
-    /// How a file is opened.
+    /// Flags of an open.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct OpenFlags: u8 {
         /// For writing; EROFS if the file system is read-only.
@@ -87,7 +87,7 @@ bitflags::bitflags! {
 wire_flags!(OpenFlags, "the flags of an open");
 
 bitflags::bitflags! {
-    /// How blocks of a file are allocated or freed (`fallocate`).
+    /// Flags of allocating or freeing blocks of a file (`fallocate`).
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct AllocateFlags: u8 {
         /// The size stays (`FALLOC_FL_KEEP_SIZE`).
@@ -99,7 +99,7 @@ bitflags::bitflags! {
 wire_flags!(AllocateFlags, "the flags of an allocation");
 
 bitflags::bitflags! {
-    /// How a name is changed (`renameat2`).
+    /// Flags of a rename (`renameat2`).
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct RenameFlags: u8 {
         /// EEXIST if the new name exists (`RENAME_NOREPLACE`).
@@ -131,9 +131,9 @@ wire_flags!(AttributeFlags, "the attributes to change");
 /// Opens a file or folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenRequest<'a> {
-    /// Which.
+    /// The file's path.
     pub path: Path<'a>,
-    /// How.
+    /// Flags of the open.
     pub flags: OpenFlags,
     /// Permissions of a file that is made.
     pub mode: u32,
@@ -180,7 +180,7 @@ macro_rules! path_request {
 path_request! {
     /// Asks for a file's status by its path.
     StatRequest {
-        /// Whether a symbolic link at the end is followed (`stat`) or not (`lstat`).
+        /// Whether to follow a symbolic link at the end (`stat`) or not (`lstat`).
         follow: bool,
     }
 }
@@ -198,7 +198,7 @@ path_request! {
 path_request! {
     /// Gives a file another name; the call's bulk is the new path.
     LinkRequest {
-        /// Whether a symbolic link at the end of the old path is followed.
+        /// Whether to follow a symbolic link at the end of the old path.
         follow: bool,
     }
 }
@@ -206,7 +206,7 @@ path_request! {
 path_request! {
     /// Renames a file; the call's bulk is the new path.
     RenameRequest {
-        /// How.
+        /// Flags of the rename.
         flags: RenameFlags,
     }
 }
@@ -214,7 +214,7 @@ path_request! {
 path_request! {
     /// Removes a name.
     RemoveRequest {
-        /// Whether it is that of a directory (`rmdir`) or of anything else (`unlink`).
+        /// Whether to remove a directory (`rmdir`) or anything else (`unlink`).
         directory: bool,
     }
 }
@@ -222,9 +222,9 @@ path_request! {
 path_request! {
     /// Changes attributes of the file at a path.
     SetPathRequest {
-        /// Whether a symbolic link at the end is followed.
+        /// Whether to follow a symbolic link at the end.
         follow: bool,
-        /// What to change.
+        /// Attributes to change.
         set: Attributes,
     }
 }
@@ -282,11 +282,11 @@ wire_struct! {
 wire_struct! {
     /// Reads from a file, into the buffer that FIT's call carries.
     ReadRequest {
-        /// Which.
+        /// The open file.
         file: FileId,
         /// From which byte on.
         offset: u64,
-        /// How many bytes at most.
+        /// Number of bytes at most.
         len: u32,
     }
 }
@@ -294,7 +294,7 @@ wire_struct! {
 wire_struct! {
     /// Writes the call's bulk to a file.
     WriteRequest {
-        /// Which.
+        /// The open file.
         file: FileId,
         /// From which byte on; not used with `append`.
         offset: u64,
@@ -316,7 +316,7 @@ wire_struct! {
 wire_struct! {
     /// Sets a file's size.
     TruncateRequest {
-        /// Which.
+        /// The open file.
         file: FileId,
         /// Its new size.
         size: u64,
@@ -326,9 +326,9 @@ wire_struct! {
 wire_struct! {
     /// Allocates or frees a range of a file.
     AllocateRequest {
-        /// Which.
+        /// The open file.
         file: FileId,
-        /// How.
+        /// Flags of the allocation.
         flags: AllocateFlags,
         /// The range's first byte.
         offset: u64,
@@ -358,9 +358,9 @@ wire_struct! {
 wire_struct! {
     /// Changes attributes of an open file.
     SetFileRequest {
-        /// Which.
+        /// The open file.
         file: FileId,
-        /// What to change.
+        /// Attributes to change.
         set: Attributes,
     }
 }
@@ -382,7 +382,7 @@ wire_struct! {
         free_inodes: u64,
         /// A number that tells file systems apart.
         id: u64,
-        /// Whether nothing can be changed.
+        /// Whether the file system is read-only.
         read_only: bool,
     }
 }
@@ -390,7 +390,7 @@ wire_struct! {
 wire_struct! {
     /// Reads the entries of a folder.
     GetdentsRequest {
-        /// Which.
+        /// The open file.
         file: FileId,
         /// 0, or the `next` of the last entry seen.
         position: u64,
@@ -402,7 +402,7 @@ wire_struct! {
 wire_struct! {
     /// Names an open file.
     FileRequest {
-        /// Which.
+        /// The open file.
         file: FileId,
     }
 }
@@ -412,7 +412,7 @@ wire_struct! {
 pub struct Entry<'a> {
     /// The inode's number.
     pub inode: u64,
-    /// Where to go on reading behind this entry (`d_off`).
+    /// Position to go on reading from behind this entry (`d_off`).
     pub next: u64,
     /// Its type, as `d_type` of Linux: 4 a folder, 8 a file, 10 a symbolic link.
     pub kind: u8,
@@ -501,7 +501,7 @@ calls! {
     StatFile = 19, "p2s_fstat": FileRequest => Stat;
     /// The entries of a folder.
     Getdents = 20, "p2s_getdents": GetdentsRequest => Entries<'a>;
-    /// Where a symbolic link points.
+    /// Reads the target of a symbolic link.
     Readlink = 21, "p2s_readlink": Path<'a> => Path<'a>;
     /// Closes a file.
     Close = 22, "p2s_close": FileRequest => ();

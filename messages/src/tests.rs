@@ -27,7 +27,7 @@ fn memory_request() -> impl Strategy<Value = MemoryRequest> {
     ]
 }
 
-/// What decodes as a reply of call `C` says all of its bytes.
+/// Checks that the bytes which decode as a reply of call `C` encode to themselves.
 fn reply_keeps_its_bytes<C: Call>(bytes: &[u8]) -> Result<(), TestCaseError> {
     if let Ok(reply) = decode_reply::<C>(bytes) {
         let mut again = [0; MAX_MESSAGE];

@@ -1,6 +1,6 @@
 //! Bytes in and out: a cursor each way, and the trait of everything that travels.
 
-/// Why bytes are no message, or a message does not become bytes.
+/// Errors of encoding and decoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
@@ -118,7 +118,7 @@ impl<'a> Writer<'a> {
         self.len
     }
 
-    /// Whether nothing was written yet.
+    /// Returns whether nothing was written yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0

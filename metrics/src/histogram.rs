@@ -20,7 +20,7 @@ pub struct Histogram {
     buckets: [AtomicU64; BUCKETS],
 }
 
-/// What a [`Histogram`] knows; times in nanoseconds.
+/// Summary of a [`Histogram`]; times in nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Summary {
     /// The number of samples.

@@ -1,4 +1,4 @@
-//! What the parts of a node measure with: a [`Histogram`] of times and its [`Summary`].
+//! Measuring for the parts of a node: a [`Histogram`] of times and its [`Summary`].
 //!
 //! # What is left out
 //!

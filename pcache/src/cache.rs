@@ -22,12 +22,12 @@ const TIMED: u32 = 8;
 /// At most one set in so many waits for a victim: some three misses in a hundred meet one that does.
 const FEW: u32 = 16;
 
-/// How a cache chooses and prepares its victims.
+/// Parameters of choosing and preparing victims.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
     /// The line of a full set that leaves first.
     pub policy: Policy,
-    /// When lines leave.
+    /// Mechanism of eviction.
     pub mechanism: Mechanism,
     /// Lines of each set that are kept free or clean and unmapped (they still hold their page), so
     /// that a miss finds one at once. At most half of the ways.

@@ -1,4 +1,4 @@
-//! What the cache counts, by LegoOS's names where it has them.
+//! Counters of the cache, by LegoOS's names where it has them.
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {

@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! Errors of the cache.
 
 use crate::{IoFailed, LineId, Slot};
 

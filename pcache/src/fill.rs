@@ -93,7 +93,8 @@ impl<M: Machine> Cache<M> {
         self.reuse_locked(&mut set, way, at, pte.frame())
     }
 
-    /// As [`reuse`](Self::reuse), with the set locked; [`Filled::Wait`] if there are other users.
+    /// Reuses a line as [`reuse`](Self::reuse) does, with the set locked; [`Filled::Wait`] if there
+    /// are other users.
     fn reuse_locked(&self, set: &mut Set<M::Entry>, way: usize, at: Mapping<M::Entry>, frame: u64) -> Filled {
         let Some(slot) = set.slot(way) else {
             return Filled::Raced;

@@ -1,4 +1,4 @@
-//! What the cache needs of the machine around it.
+//! The machine around the cache, as the cache needs it.
 
 use hal::Instant;
 
@@ -9,7 +9,7 @@ use crate::{Entry, LineId, Page, SpaceId};
 pub struct RemoteAddr {
     /// The address on the remote side.
     pub addr: u64,
-    /// What selects the remote side and opens it (a region's key, a peer's number).
+    /// Key that selects and opens the remote side: a region's rkey, a peer's number.
     pub key: u64,
 }
 

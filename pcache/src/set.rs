@@ -23,7 +23,7 @@ use crate::{Counters, IoFailed, Policy, Pte, Slot};
 /// Tasks that can wait for one set at a time without disturbing each other.
 const WAITERS: usize = 8;
 
-/// What a line holds.
+/// State of a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
     /// Nothing.
@@ -60,9 +60,9 @@ pub(crate) struct Line<E> {
     pub(crate) code: bool,
     /// Shootdowns under way that the line waits for before it is written back or used again.
     pub(crate) flushing: u16,
-    /// When it was last used (or filled), in ticks of the set.
+    /// Tick of the set at which it was last used or filled.
     pub(crate) stamp: u32,
-    /// When the transfer under way began; zero if its time is not taken.
+    /// Start of the transfer in flight; zero if its time is not taken.
     pub(crate) started: Instant,
     /// While `Reading`: what the entry of `first` must still be when the READ ends.
     pub(crate) expected: Pte,

@@ -19,19 +19,19 @@ use crate::{Cache, Error, IoFailed, LineId, Machine, Slot};
 /// Entries at most (LegoOS's `VICTIM_NR_ENTRIES`).
 pub(crate) const MOST: u32 = 128;
 
-/// What is in an entry.
+/// State of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Held {
     Nothing,
-    /// What M has.
+    /// Bytes that M has, too.
     Clean,
-    /// What is being written to M.
+    /// Bytes that are being written to M.
     Writing,
-    /// As `Writing`; a line of the set has the slot again.
+    /// Being written; a line of the set has the slot again.
     Returned,
-    /// As `Writing`; the slot has no user any more.
+    /// Being written; the slot has no user any more.
     Dead,
-    /// What could not be written to M.
+    /// Bytes that could not be written to M.
     Unwritten,
 }
 
@@ -39,7 +39,7 @@ enum Held {
 struct Entry {
     slot: Slot,
     held: Held,
-    /// When the WRITE began; zero if its time is not taken.
+    /// Start of the WRITE; zero if its time is not taken.
     started: Instant,
 }
 

@@ -12,7 +12,7 @@ use super::Rng;
 /// Writes of more than this tear when the power goes.
 const ATOMIC: usize = 4096;
 
-/// Which flushes the disk lies about: the crash checker must notice.
+/// Flushes that the disk reports done without doing them. The crash checker must notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Honesty {
     Honest,

@@ -41,7 +41,7 @@ pub(crate) enum State {
     Returning,
     /// Without a region; a former borrower's bytes begin at this offset.
     Dirty(u64),
-    /// As `Dirty`, and the piece at this offset is being zeroed.
+    /// Dirty, and the piece at this offset is being zeroed.
     Zeroing(u64),
     /// Its region could not be deregistered, so its former borrower may still write to it.
     Unusable,

@@ -73,7 +73,7 @@ pub trait Machine: Send + Sync {
 pub struct Server<M> {
     pub(crate) manager: Mutex<Manager>,
     pub(crate) machine: M,
-    /// How many requests of each peer wait.
+    /// Number of waiting requests of each peer.
     waiting: Mutex<BTreeMap<PeerKey, usize>>,
     /// Wakes the task that runs [`clean`](Self::clean).
     cleaner: AtomicWaker,

@@ -1,8 +1,8 @@
-//! Why a component could not start or go on.
+//! Errors that keep a component from starting or going on.
 
 use alloc::string::String;
 
-/// What ends a component with an error that its log names.
+/// An error that ends a component; its log names it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -1,4 +1,4 @@
-//! What every component does first: bring the HCA up, join the fabric and the cluster.
+//! Start of every component: bring the HCA up, join the fabric and the cluster.
 //!
 //! A component's `main.rs` starts a `Node`, finds the members it needs, and then runs its role. On the host the crate is empty: everything
 //! here needs the machine.

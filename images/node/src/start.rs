@@ -19,7 +19,7 @@ const DEVICE: u16 = 0x1003;
 /// Connections that each core can have: enough for some peers with more cores than this node.
 const CONNECTIONS: u16 = 8;
 
-/// How long the peers are given to hear that a component leaves.
+/// Time that the peers get to hear that a component leaves.
 const LEAVE: Duration = Duration::from_millis(50);
 
 /// The card of a component.

@@ -13,7 +13,7 @@ use crate::thread::Thread;
 /// The bytes of an open file that were read last.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
-    /// Where in the file the bytes begin.
+    /// Offset in the file of the first byte.
     start: u64,
     bytes: Vec<u8>,
     /// The file's version before they were read.

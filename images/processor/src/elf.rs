@@ -23,7 +23,7 @@ const PT_INTERP: u32 = 3;
 const PT_PHDR: u32 = 6;
 const PT_GNU_STACK: u32 = 0x6474_e551;
 
-/// Why a file is not run.
+/// Reasons not to run a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ElfError {
     /// It is no ELF file at all.
@@ -67,9 +67,9 @@ pub struct Header {
     /// Position-independent: may be loaded anywhere.
     pub relocatable: bool,
     entry: u64,
-    /// Where in the file the program headers are.
+    /// Offset in the file of the program headers.
     pub headers_at: u64,
-    /// How many there are.
+    /// Number of program headers.
     pub headers: u16,
 }
 
@@ -80,9 +80,9 @@ pub struct Segment {
     pub addr: u64,
     /// Bytes in memory; those beyond `file_len` are zero.
     pub len: u64,
-    /// Where in the file its bytes are.
+    /// Offset in the file of the segment's bytes.
     pub file_offset: u64,
-    /// How many.
+    /// Length in the file, in bytes.
     pub file_len: u64,
     /// Its rights.
     pub prot: Rights,
@@ -97,9 +97,9 @@ pub struct Program {
     pub entry: u64,
     /// The program headers in memory, 0 if they are not loaded.
     pub headers_addr: u64,
-    /// How many there are.
+    /// Number of program headers.
     pub headers: u16,
-    /// What to load, in rising order.
+    /// Segments to load, by rising address.
     pub segments: Vec<Segment>,
     /// The stack may hold code.
     pub executable_stack: bool,
@@ -225,7 +225,7 @@ impl Header {
         Ok(program)
     }
 
-    /// Where the segment that holds the program headers puts them.
+    /// Returns the address of the program headers, from the segment that holds them.
     fn headers_in(&self, segments: &[Segment]) -> Option<u64> {
         let within = |s: &&Segment| (s.file_offset..s.file_offset + s.file_len).contains(&self.headers_at);
         segments

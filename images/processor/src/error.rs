@@ -1,10 +1,10 @@
-//! What ends a system call, a program or a run.
+//! Errors that end a system call, a program or a run.
 
 use messages::Errno;
 
 use crate::Peer;
 
-/// How a program ended.
+/// The end of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
     /// By itself, with this status.
@@ -24,7 +24,7 @@ impl Exit {
     }
 }
 
-/// Why something did not go on. Only the first is the program's to handle.
+/// Reasons why an operation did not go on. Only the first is the program's to handle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Error {
     /// The program gets this error number.
@@ -45,7 +45,7 @@ pub enum Error {
     /// A peer answered what makes no sense: the node cannot go on.
     #[error("{peer} answered call {kind} with nonsense")]
     Nonsense {
-        /// Who.
+        /// The lost peer.
         peer: Peer,
         /// The call's number.
         kind: u16,
@@ -78,7 +78,7 @@ pub(crate) mod errno {
     /// The call was interrupted: it is made again unless a handler without `SA_RESTART` runs (Linux
     /// `include/linux/errno.h`). Never seen by programs.
     pub(crate) const ERESTARTSYS: Errno = Errno(512);
-    /// As [`ERESTARTSYS`], but any handler makes it EINTR.
+    /// Interrupted like [`ERESTARTSYS`], but any handler makes it EINTR.
     pub(crate) const ERESTARTNOHAND: Errno = Errno(514);
 
     numbers! {

@@ -27,7 +27,7 @@ pub(crate) const O_NONBLOCK: u32 = 0o4_000;
 /// `O_PATH`: the file stands for its place only.
 pub(crate) const O_PATH: u32 = 0o10_000_000;
 
-/// What an open file is.
+/// The kinds of an open file.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
     /// A device.
@@ -56,7 +56,7 @@ pub(crate) struct OpenFile {
     pub(crate) kind: Kind,
     /// The absolute path that opened it.
     pub(crate) path: Vec<u8>,
-    /// Where the next read begins.
+    /// Offset of the next read.
     pub(crate) offset: AtomicU64,
     /// `F_GETFL`.
     flags: AtomicU32,

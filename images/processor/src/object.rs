@@ -1,4 +1,4 @@
-//! What programs read and write beside files, and event counters.
+//! Open objects that are no files of a file system (devices, streams), and event counters.
 //!
 //! An [`Object`] never waits: it does what it can now and says EAGAIN else. Whoever may wait registers
 //! in its queue and tries again ([`Thread::read_object`]).

@@ -9,8 +9,8 @@ use crate::error::{Result, errno};
 use crate::object::{Object, POLL_HUP, POLL_IN, POLL_RDNORM};
 use crate::wait::WaitQueue;
 
-/// Whether one process has ended, and those who wait for that. Outlives the process, whose number may be
-/// another's then.
+/// The end of one process, and the tasks that wait for it. Outlives the process, whose number may
+/// be another's then.
 #[derive(Debug, Default)]
 pub(crate) struct Lifetime {
     ended: AtomicBool,

@@ -33,7 +33,7 @@ struct State {
     capacity: usize,
     readers: u32,
     writers: u32,
-    /// How often each end was opened, for who waits for the other end of a FIFO.
+    /// Number of opens of the read end, for those who wait for the other end of a FIFO.
     read_opens: u64,
     write_opens: u64,
 }

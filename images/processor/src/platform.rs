@@ -1,4 +1,4 @@
-//! What P needs of the machine and the network.
+//! The machine and the network, as P's logic needs them.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -34,7 +34,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What programs are told of the CPU.
+/// Facts about the CPU that programs may ask for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CpuFacts {
     /// CPUID leaf 0.
@@ -96,7 +96,7 @@ pub trait Files {
     fn stat_file(&self, file: FileId) -> impl Future<Output = Result<Stat>>;
     /// Encoded entries of a folder from `position` on into `into`; how many bytes, 0 at the end.
     fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> impl Future<Output = Result<usize>>;
-    /// Where a symbolic link points; how many bytes.
+    /// Reads the target of a symbolic link; returns its length in bytes.
     fn readlink(&self, path: &[u8], into: &mut [u8]) -> impl Future<Output = Result<usize>>;
     /// Closes a file.
     fn close(&self, file: FileId) -> impl Future<Output = Result<()>>;
@@ -146,7 +146,7 @@ pub struct SystemCall {
     pub args: [u64; 6],
 }
 
-/// Why a thread stopped running.
+/// Reasons why a thread stopped running.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trap {
     /// It made a system call.

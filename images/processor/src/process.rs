@@ -98,7 +98,7 @@ pub struct Process<N: Node> {
     pub(crate) lifetime: Arc<Lifetime>,
 }
 
-/// Which threads are to end.
+/// The threads that are to end.
 #[derive(Default)]
 struct Ending {
     /// All, and this is the process's end.

@@ -37,7 +37,8 @@ pub trait Carrier {
         request: &[u8],
         reply: &mut [u8],
     ) -> impl Future<Output = core::result::Result<usize, NoAnswer>>;
-    /// As [`Carrier::call`], for a call whose peer also writes data (at most [`MAX_DATA`] bytes) into `data`.
+    /// Calls as [`Carrier::call`] does; the peer also writes at most [`MAX_DATA`] bytes into
+    /// `data`.
     fn call_for_data(
         &self,
         kind: Kind,
@@ -45,7 +46,7 @@ pub trait Carrier {
         reply: &mut [u8],
         data: &mut [u8],
     ) -> impl Future<Output = core::result::Result<usize, NoAnswer>>;
-    /// As [`Carrier::call`], with `data` (at most [`MAX_DATA`] bytes) for the peer.
+    /// Calls as [`Carrier::call`] does, with `data` (at most [`MAX_DATA`] bytes) for the peer.
     fn call_with_data(
         &self,
         kind: Kind,

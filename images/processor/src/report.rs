@@ -33,7 +33,7 @@ impl Report {
         self.line(&["time", name, &count, &avg, &p50, &p99]);
     }
 
-    /// What the cache counted and measured.
+    /// Adds the counters and times of the cache.
     pub fn cache<M: Machine>(&mut self, cache: &Cache<M>) {
         for (name, value) in cache.counters().named() {
             self.counter(name, value);

@@ -18,7 +18,7 @@ pub(crate) const SIGNAL_SIZE: usize = 128;
 #[derive(Debug)]
 pub(crate) struct SignalFile {
     set: AtomicU64,
-    /// That of the process that made it.
+    /// Wait queue of the process that made it.
     queue: Arc<WaitQueue>,
 }
 

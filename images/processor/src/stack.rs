@@ -36,7 +36,7 @@ impl Identity {
     }
 }
 
-/// What a program is told of itself and its machine.
+/// Facts about a program and its machine that its stack holds at the start.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// Its path.
@@ -45,9 +45,9 @@ pub struct Facts<'a> {
     pub args: &'a [Vec<u8>],
     /// Its environment, each `NAME=VALUE`.
     pub env: &'a [Vec<u8>],
-    /// Where its program headers are.
+    /// Address of its program headers.
     pub headers_addr: u64,
-    /// How many there are.
+    /// Number of its program headers.
     pub headers: u16,
     /// Its first instruction.
     pub entry: u64,
@@ -70,7 +70,7 @@ pub struct Facts<'a> {
 pub struct Stack {
     /// The stack pointer, a multiple of 16.
     pub pointer: u64,
-    /// What lies there, up to the stack's top.
+    /// Content from there up to the stack's top.
     pub bytes: Vec<u8>,
 }
 

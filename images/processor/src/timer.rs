@@ -35,7 +35,7 @@ pub(crate) enum Clock {
     Process,
 }
 
-/// Who is told of an expiry.
+/// Receivers of an expiry.
 #[derive(Debug)]
 pub(crate) enum Target {
     /// Nobody: the timer is only asked for.

@@ -24,14 +24,14 @@ use crate::mm::vma::{Backing, Vma, VmaFlags};
 use crate::mm::{STACK_TOP, Space};
 use crate::process::Node;
 
-/// What the machine gives: code, functions and the words that they read.
+/// The vDSO's parts as the machine provides them: code, functions and the words that they read.
 #[derive(Clone, Debug, Default)]
 pub struct VdsoParts {
     /// The code; it lies [`CODE`] bytes into its page.
     pub code: &'static [u8],
     /// The functions by their names in C, and their places in the code.
     pub functions: Vec<(&'static str, usize)>,
-    /// What lies in the page before the image.
+    /// Content of the page before the image.
     pub data: Vec<u8>,
 }
 

@@ -1,8 +1,8 @@
-//! What S can fail with.
+//! Errors of S.
 
 use messages::Errno;
 
-/// Why a request is not answered as wished.
+/// Reasons for an error reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -32,7 +32,7 @@ const MAX_ENTRIES: usize = messages::MAX_MESSAGE - 4;
 /// Attempts to open a file that others make and remove meanwhile.
 const ATTEMPTS: usize = 16;
 
-/// Who asks: FIT's number of the peer.
+/// The peer that asks, by FIT's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey(pub u16);
 
@@ -52,7 +52,7 @@ pub trait Bulk: Send {
     fn write(&mut self, offset: usize, bytes: &[u8]);
 }
 
-/// What S counts, by LegoOS's names where it has them.
+/// Counters of S, by LegoOS's names where it has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Files opened.

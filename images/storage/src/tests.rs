@@ -51,7 +51,7 @@ const NOW: Time = Time {
     nanos: 123_456_789,
 };
 
-/// What comes with a request, and room for what is read.
+/// Data that comes with a request, and room for data that is read.
 #[derive(Default)]
 struct Buffer {
     sent: Vec<u8>,

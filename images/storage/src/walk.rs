@@ -39,7 +39,7 @@ pub(crate) struct Found {
     pub(crate) dir: Option<Node>,
     /// The last component; empty for the root.
     pub(crate) name: Vec<u8>,
-    /// What has that name, if anything.
+    /// The node of that name; `None` if there is none.
     pub(crate) node: Option<Node>,
     /// The path ends in a slash, which asks for a directory.
     pub(crate) slash: bool,

@@ -1,4 +1,4 @@
-//! What S is made of on the machine: a virtio disk, and an ear for those who use its files.
+//! S on the machine: a virtio disk, and the server's tasks.
 
 use alloc::boxed::Box;
 use alloc::format;

@@ -7,7 +7,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 
 use crate::{SECTION, encode};
 
-/// Why an image can't be given its table.
+/// Reasons why an image can't be given its table.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

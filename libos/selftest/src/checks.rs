@@ -162,7 +162,8 @@ async fn read_two_sectors(disk: &virtio::Disk) -> Outcome {
     Ok(())
 }
 
-/// What is written and flushed is read back, by many tasks at a time; the sectors lie behind those of the rule.
+/// Checks that many tasks at a time read back what they wrote and flushed; the sectors lie behind
+/// those of the rule.
 async fn a_disk_is_written(disk: &'static virtio::Disk) -> Outcome {
     let tasks: Vec<_> = (0..24)
         .map(|task| libos::spawn(write_and_read(disk, task)))

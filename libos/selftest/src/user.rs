@@ -11,13 +11,13 @@ use alloc::sync::Arc;
 use libos::{AddressSpace, FrameArray, PAGE_SIZE, PageFrame, Rights, Trap, UserContext};
 use spin::Once;
 
-/// Where [`Program`] has its code, one page.
+/// Address of [`Program`]'s code, one page.
 const CODE: u64 = 0x40_0000;
 /// Its data, one page.
 const DATA: u64 = 0x60_0000;
 /// Its stack's end. The stack is one page, with nothing around it.
 const STACK_END: u64 = 0x7000_0000_0000;
-/// Where nothing is mapped.
+/// An address at which nothing is mapped.
 const NOWHERE: u64 = 0x1234_5678_9000;
 const PAGE: u64 = PAGE_SIZE as u64;
 

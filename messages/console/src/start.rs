@@ -1,4 +1,4 @@
-//! What to run: the program's arguments, environment, folder and streams.
+//! The program to run: arguments, environment, folder and streams.
 //!
 //! ```text
 //!  0  sources of descriptors 0, 1, 2 (u8 each), flags (u8, 0)
@@ -30,7 +30,7 @@ impl Source {
     const ALL: [Self; 4] = [Self::Stream, Self::Terminal, Self::Null, Self::Full];
 }
 
-/// What to run.
+/// The program to run.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Start {
     /// Standard input, output and error.

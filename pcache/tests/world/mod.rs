@@ -38,7 +38,7 @@ pub const WORDS: usize = 4;
 pub const PAGES: usize = 128;
 /// Entries of a leaf table.
 pub const TABLE: usize = 64;
-/// Where lines begin in physical memory.
+/// Physical address of the first line.
 const BASE: u64 = 0x1000_0000;
 
 /// A leaf entry's place.
@@ -124,7 +124,7 @@ pub struct World {
     remote: Mutex<HashMap<u64, [u64; WORDS]>>,
     transfers: Mutex<Vec<Transfer>>,
     tlbs: Vec<Mutex<HashMap<Page, Cached>>>,
-    /// How often a transfer was to be carried out.
+    /// Number of rounds in which a transfer was to be carried out.
     turns: AtomicUsize,
     pub rings: AtomicUsize,
     pub shootdowns: AtomicUsize,
@@ -184,7 +184,7 @@ impl World {
         });
     }
 
-    /// How many transfers are under way, those not shown to the device included.
+    /// Returns the number of transfers in flight, those not yet shown to the device included.
     pub fn transfers(&self) -> usize {
         self.transfers.lock().unwrap().len()
     }

@@ -9,7 +9,7 @@ use pcache::{Access, Batch, Cache, ChunkId, Content, Filled, Plan, Rights, Slot,
 
 use super::{PAGES, Space, TABLE, WORDS, World};
 
-/// What a program's page is to it.
+/// A program's view of one of its pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vma {
     pub rights: Rights,

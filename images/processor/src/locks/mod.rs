@@ -111,7 +111,7 @@ impl Locks {
         Ok(())
     }
 
-    /// As [`set`](Self::set); thread `tid` will wait if it does not succeed.
+    /// Sets a lock as [`set`](Self::set) does; thread `tid` will wait if it does not succeed.
     ///
     /// # Errors
     ///

@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// What each owner holds of each byte.
+    /// Model: the mode in which each owner holds each byte.
     type Model = [[Option<Mode>; 20]; 3];
 
     fn held(ranges: &Ranges, owner: u32, byte: u64) -> Option<Mode> {

@@ -31,7 +31,7 @@ const WAIT_SPIN: Duration = Duration::from_micros(100);
 /// The signal that Linux's out-of-memory killer sends.
 const SIGKILL: u8 = 9;
 
-/// Why an access is not allowed. The numbers are those of Linux's `si_code`.
+/// Reasons to refuse an access. The numbers are those of Linux's `si_code`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
     /// Nothing is mapped there (SIGSEGV, `SEGV_MAPERR`).
@@ -263,7 +263,8 @@ impl<N: Node> Space<'_, N> {
         }
     }
 
-    /// As [`first_touch`](Self::first_touch), for what is no anonymous memory or does not allow the access.
+    /// Handles a first touch of all but anonymous memory, and accesses that the rights do not
+    /// allow.
     #[inline(never)]
     fn first_touch_of_other(
         &self,

@@ -41,7 +41,7 @@ pub(crate) enum Entry<N: Node> {
     Text(Text<N>),
     /// A symbolic link that is not followed.
     Link(Vec<u8>),
-    /// What an open file's number stands for.
+    /// The open file that a number stands for.
     Open(Arc<OpenFile>),
     /// A device.
     Device(Device),
@@ -51,7 +51,7 @@ pub(crate) enum Entry<N: Node> {
 pub(crate) enum Text<N: Node> {
     /// The same always.
     Constant(&'static [u8]),
-    /// What was made already.
+    /// Content that was made when the file was opened.
     Made(Vec<u8>),
     /// Something of the machine.
     Machine(machine::Kind),
@@ -59,7 +59,7 @@ pub(crate) enum Text<N: Node> {
     Process(Arc<Process<N>>, Arc<Shared>, process::Kind),
 }
 
-/// What is kept when such a file is written to.
+/// The settings that writing to such a file changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Sink {
     /// Nothing can be written.

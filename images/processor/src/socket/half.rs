@@ -56,7 +56,7 @@ impl<R> Taken<R> {
     }
 }
 
-/// How to receive.
+/// Options of a receive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct How {
     /// Bytes at most.
@@ -376,7 +376,7 @@ mod tests {
         );
     }
 
-    /// What a stream does, seen from outside: bytes, each with the rights that came at it.
+    /// Model of a stream: bytes, each with the rights that came with it.
     type Model = VecDeque<(u8, Vec<u32>)>;
 
     fn model_take(model: &mut Model, most: usize, peek: bool) -> (Vec<u8>, Vec<u32>) {

@@ -39,7 +39,7 @@ use names::{Proto, Sharing};
 pub(crate) use net::Net;
 pub(crate) use options::{BUFFER, Options};
 
-/// What travels beside the bytes: an open file.
+/// An open file that travels beside the bytes (SCM_RIGHTS).
 type Right = Arc<OpenFile>;
 
 /// `S_IFSOCK` with all rights, as `fstat` gives it.
@@ -75,7 +75,7 @@ impl Channel {
     }
 }
 
-/// How far a socket that connects has come.
+/// Progress of a socket that connects.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Fresh,
@@ -121,10 +121,10 @@ pub(crate) struct Socket {
     pub(crate) options: Mutex<Options>,
 }
 
-/// Where a datagram goes.
+/// Destination of a datagram.
 #[derive(Clone, Debug)]
 pub(crate) enum To {
-    /// Where the socket is connected to.
+    /// The address that the socket is connected to.
     Peer,
     Channel(Arc<Channel>),
     Ip(SocketAddr),

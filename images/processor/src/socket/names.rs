@@ -27,7 +27,7 @@ pub(crate) enum Proto {
     Udp,
 }
 
-/// What decides whether a port may be shared.
+/// The facts that decide whether a port may be shared.
 #[derive(Debug, Default)]
 pub(crate) struct Sharing {
     pub(crate) reuse_addr: AtomicBool,

@@ -1,4 +1,4 @@
-//! How sockets come together: binding, listening, connecting.
+//! Binding, listening and connecting of sockets.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -20,7 +20,7 @@ const MAX_SOCKETS: usize = 16_384;
 /// Bytes that wait at all sockets together at most, but for what one call adds.
 const MAX_QUEUED: usize = 32 << 20;
 
-/// What the node's sockets have in common.
+/// State that all sockets of the node share.
 #[derive(Debug, Default)]
 pub(crate) struct Net {
     names: Mutex<Names>,

@@ -17,7 +17,7 @@ const LEAST_RECEIVE: usize = 2304;
 pub(crate) struct Options {
     pub(crate) send_buffer: usize,
     pub(crate) receive_buffer: usize,
-    /// What the other end holds beside.
+    /// Bytes that the other end holds besides.
     beyond: usize,
     pub(crate) send_timeout: Option<Duration>,
     pub(crate) receive_timeout: Option<Duration>,

@@ -25,7 +25,7 @@ pub(crate) struct Flight {
 #[derive(Debug)]
 struct Flying {
     file: Weak<OpenFile>,
-    /// How often it is on its way.
+    /// Number of messages in flight that carry it.
     count: usize,
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct Tally {
     errors: u64,
 }
 
-/// What the trace has counted, by the call's number.
+/// Counts of the trace, by the call's number.
 pub(crate) type Tallies = BTreeMap<u64, Tally>;
 
 /// A call whose end has not come.

@@ -6,7 +6,7 @@ use super::words::{
     ACCESS, ADVICE, AT, CLOCKS, CLONE, CONTROL, EPOLL_OPS, FUTEX, HOW, IOCTLS, MAP, PROT, WAIT, WHENCE, Words,
 };
 
-/// How an argument is shown.
+/// Formats of an argument.
 #[derive(Clone, Copy)]
 pub(super) enum Arg {
     /// A signed number of 32 bits.
@@ -31,7 +31,7 @@ pub(super) enum Arg {
     OutInt,
     /// A list of strings.
     Strings,
-    /// How many strings a list has.
+    /// The number of strings of a list.
     Count,
     /// The flags of open.
     Open,

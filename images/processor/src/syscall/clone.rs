@@ -42,7 +42,7 @@ const CLONE_ARGS_KNOWN: usize = 88;
 #[derive(Default)]
 struct Clone {
     flags: u64,
-    /// Where the number of the process as a file goes.
+    /// Address to which the pidfd is written.
     pidfd: u64,
     signal: u64,
     stack: u64,

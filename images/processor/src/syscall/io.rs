@@ -28,7 +28,8 @@ const MAX_PIECES: u64 = 1024;
 const MAX_COUNT: u64 = 0x7fff_f000;
 const O_CLOEXEC: u64 = 0o2_000_000;
 
-/// What was done before an error counts: the error comes with the next call.
+/// Turns an error after some bytes into the count of those bytes: the error comes with the next
+/// call.
 fn so_far(done: u64, result: Result<u64>) -> Result<u64> {
     match result {
         Ok(more) => Ok(done + more),

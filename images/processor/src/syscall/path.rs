@@ -39,7 +39,7 @@ const O_CLOEXEC: u64 = 0o2_000_000;
 const O_TMPFILE: u64 = 0o20_200_000;
 /// Flags that an open file keeps: access mode, `O_APPEND`, `O_NONBLOCK`, `O_DSYNC`, `O_DIRECT`, `O_LARGEFILE`, `O_SYNC`.
 const KEPT: u64 = 0o3 | 0o6_000 | 0o10_000 | 0o40_000 | 0o4_000_000;
-/// What creat(2) means: `O_CREAT | O_WRONLY | O_TRUNC`.
+/// Flags of creat(2): `O_CREAT | O_WRONLY | O_TRUNC`.
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
 const TYPE_MASK: u32 = 0o170_000;
 const FOLDER: u32 = 0o040_000;
@@ -48,7 +48,7 @@ const W_OK: u64 = 2;
 /// `AT_EACCESS`: the effective numbers count, not the real ones.
 const AT_EACCESS: u64 = 0x200;
 
-/// What a call would do to what a path names.
+/// Changes that a call makes to the object that a path names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Change {
     /// Make it: it must not exist.

@@ -439,7 +439,7 @@ impl<N: Node> Thread<N> {
     }
 }
 
-/// What a wait tells of a child.
+/// Changes of a child that a wait reports.
 #[derive(Clone, Copy)]
 enum Change {
     Ended(Exit),

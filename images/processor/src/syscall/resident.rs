@@ -1,5 +1,5 @@
-//! What is in memory: mincore, and the calls that would keep it there. A page may be at M at any time,
-//! and comes back by itself; these calls only check what they are given.
+//! Residency: mincore, and the calls that would keep pages in memory. A page may be at M at any
+//! time and comes back by itself, so these calls only check their arguments.
 
 use alloc::vec;
 

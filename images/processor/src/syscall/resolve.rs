@@ -32,7 +32,7 @@ pub(super) fn tidy(path: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl<N: Node> Thread<N> {
-    /// Where an absolute path leads: no `.`, no `..`, no symbolic link.
+    /// Resolves an absolute path to one without `.`, `..` and symbolic links.
     pub(super) async fn real_path(&self, path: &[u8]) -> Result<Vec<u8>> {
         let parts =
             |path: &[u8]| -> Vec<Vec<u8>> { path.rsplit(|&b| b == b'/').map(<[u8]>::to_vec).collect() };

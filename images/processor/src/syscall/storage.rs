@@ -30,7 +30,7 @@ const O_DSYNC: u32 = 0o10_000;
 const EMPTY_PATH: u64 = 0x1000;
 const FOLLOW: u64 = 0x400;
 const EXT4_MAGIC: u64 = 0xef53;
-/// Where programs find the files that they have open, by number.
+/// Folder in which programs find their open files, by number.
 const OPEN_FILES: &[u8] = b"/proc/self/fd/";
 
 fn piece_len(left: u64) -> usize {

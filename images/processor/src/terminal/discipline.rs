@@ -24,7 +24,7 @@ pub(crate) struct Discipline {
     line: Vec<u8>,
     /// The column at which it began.
     line_column: usize,
-    /// What programs may read.
+    /// Bytes that programs may read.
     ready: VecDeque<u8>,
     /// Lengths of the lines in `ready`; an end of file is one without a line feed.
     lines: VecDeque<usize>,

@@ -34,7 +34,7 @@ const MOST_FOR_ONE: usize = 8;
 /// Bytes that are processed at once.
 const PIECE: usize = 4096;
 
-/// Who a terminal's signal is for.
+/// Receivers of a terminal's signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum To {
     /// A process group.
@@ -112,7 +112,7 @@ impl Terminals {
     }
 }
 
-/// Which terminal one is.
+/// Name of a terminal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Name {
     /// `/dev/console`.

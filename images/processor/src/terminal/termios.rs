@@ -147,7 +147,7 @@ impl Termios {
 mod tests {
     use super::*;
 
-    /// As `stty -g` shows them on a new terminal of Linux, with iutf8.
+    /// Linux's settings of a new terminal as `stty -g` prints them, with iutf8.
     #[test]
     fn a_new_terminal_has_linux_s_settings() {
         let bytes = Termios::default().encode();

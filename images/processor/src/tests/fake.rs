@@ -29,7 +29,7 @@ use crate::{
     Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, SystemCall, Thread, Trap,
 };
 
-/// Where lines begin in physical memory.
+/// Physical address of the first line.
 const BASE: u64 = 0x1000_0000;
 
 /// One leaf table; leaked, as entries are places.
@@ -73,7 +73,7 @@ impl FakeTables {
         }
     }
 
-    /// How many leaf tables there are.
+    /// Returns the number of leaf tables.
     pub(crate) fn count(&self) -> usize {
         self.leaves.borrow().len()
     }
@@ -294,7 +294,7 @@ pub(crate) struct FakeCpu {
     pub(crate) script: Vec<(Trap, SystemCall)>,
     call: SystemCall,
     pub(crate) results: Vec<u64>,
-    /// How often the thread's state was taken out of a core.
+    /// Number of times that the thread's state was taken out of a core.
     pub(crate) left_cores: u32,
 }
 

@@ -15,7 +15,7 @@ use crate::{Files, Result};
 /// S: files by path; a path with nothing behind it is a folder.
 #[derive(Default)]
 pub(crate) struct FakeFiles {
-    /// What there is at first.
+    /// The files at the start.
     pub(crate) files: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) links: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) open: Cell<i64>,

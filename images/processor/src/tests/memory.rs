@@ -589,7 +589,7 @@ fn fork_shares_pages_until_they_are_written() {
     assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
 }
 
-/// What is answered without waiting is what is answered with it, and nothing is left behind.
+/// Checks that answers without waiting equal those with it, and that nothing is left behind.
 #[test]
 fn mapping_and_unmapping_at_once_does_the_same() {
     let nodes: [&FakeNode; 2] = [node(64), node(64)];

@@ -1,8 +1,8 @@
-//! How much a core does at a time.
+//! Counts of the work that a core does between two turns.
 
 use std::cell::Cell;
 
-/// What a core does before other tasks have their turn: pages copied, zeroed or unmapped.
+/// Work of a core before other tasks have their turn: pages copied, zeroed or unmapped.
 #[derive(Default)]
 pub(crate) struct Turns {
     work: Cell<u64>,

@@ -28,7 +28,7 @@ pub(super) enum Body {
         names: BTreeMap<Vec<u8>, u64>,
     },
     Link(Vec<u8>),
-    /// What a local socket is bound to; the socket is looked for by the inode's number.
+    /// The name of a bound local socket; the socket itself is found by the inode's number.
     Socket,
     Fifo(Arc<Pipe>),
 }

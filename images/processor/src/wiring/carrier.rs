@@ -15,7 +15,7 @@ use verbs::{Access, Device, Region};
 pub(crate) struct FitCarrier {
     core: Core,
     peer: PeerId,
-    /// Where the peer writes data; none for a peer that never does.
+    /// Buffer for the data that the peer writes; `None` for a peer that never does.
     data: Option<Landing>,
 }
 

@@ -1,4 +1,4 @@
-//! What programs are told of the CPU, from CPUID.
+//! Facts about the CPU for programs, from CPUID.
 
 use alloc::string::{String, ToString};
 

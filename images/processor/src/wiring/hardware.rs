@@ -208,7 +208,7 @@ impl mm::Tables for Tables {
     }
 }
 
-/// What the cache works on.
+/// The machine under the cache: frames, page tables, and page paths to M.
 pub(crate) struct Hardware {
     frames: &'static FrameArray,
     base: u64,

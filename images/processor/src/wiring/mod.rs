@@ -1,4 +1,4 @@
-//! What P is made of on the machine: hardware for the cache, calls for M and S, consoles for the program.
+//! P on the machine: hardware for the cache, calls for M and S, consoles for the program.
 
 mod carrier;
 mod cpu;
@@ -32,7 +32,7 @@ const DEFAULT_WAYS: u32 = 8;
 const MAX_CHUNKS: u32 = 1 << 20;
 const _: () = assert!(MAX_CHUNKS <= Slot::MAX_CHUNKS);
 
-/// What the processor's logic reaches.
+/// The parts of the machine that the processor's logic uses.
 struct Parts {
     cache: Cache<Hardware>,
     supply: Supply,

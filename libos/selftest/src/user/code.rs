@@ -147,7 +147,7 @@ pub(crate) const XMM: &[u8] = &[
     0xeb, 0xf7, // jmp 0x5
 ];
 
-/// As above, by the upper half of ymm15.
+/// Loops like the code above, by the upper half of ymm15.
 pub(crate) const YMM: &[u8] = &[
     0x66, 0x48, 0x0f, 0x6e, 0xc7, // movq xmm0,rdi
     0xc4, 0x63, 0x05, 0x18, 0xf8, 0x01, // vinsertf128 ymm15,ymm15,xmm0,0x1

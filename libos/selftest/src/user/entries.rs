@@ -9,7 +9,7 @@ use super::code;
 use super::memory::Counter;
 use super::{CODE, DATA, NOWHERE, PAGE, Program, data_word, frame};
 
-/// What one leaf table covers.
+/// Bytes that one leaf table covers.
 const LEAF: u64 = 2 << 20;
 /// An entry that is not present.
 const REMOTE: u64 = 0x1234_5678_9abc_def0;

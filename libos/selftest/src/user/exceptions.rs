@@ -1,4 +1,4 @@
-//! What a program may not do, and what it does wrong.
+//! Exceptions: forbidden and faulty instructions of programs.
 
 use libos::{Rights, Trap, USER_END};
 

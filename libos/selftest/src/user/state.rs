@@ -1,4 +1,4 @@
-//! What of a thread stays as it is, and what it may not change.
+//! The state of a thread that must survive other threads, and that it may not change.
 
 use alloc::vec;
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! What travels beside the bytes of a message (`struct cmsghdr`): open files and who sent it.
+//! Control messages (`struct cmsghdr`): open files, and the sender's identity.
 
 use alloc::vec::Vec;
 
@@ -13,7 +13,7 @@ pub(super) const HEADER: usize = 16;
 /// Open files that one message carries at most (`SCM_MAX_FD`).
 pub(super) const MAX_FILES: usize = 253;
 
-/// What a program sends beside the bytes.
+/// The control messages that a program sends.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Control {
     pub(super) files: Vec<u32>,

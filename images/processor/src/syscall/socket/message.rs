@@ -51,7 +51,7 @@ fn total(pieces: &Pieces) -> u64 {
     sum.min(MAX_COUNT)
 }
 
-/// What is sent beside the bytes, and where to.
+/// Destination and control messages of a send.
 struct Outgoing {
     message: Message<alloc::sync::Arc<OpenFile>>,
     to: To,
