@@ -1,4 +1,4 @@
-//! What of a peer waits for a handler, in the order in which it came.
+//! Messages of a peer that wait for a handler, in the order of their arrival.
 
 use alloc::collections::VecDeque;
 
@@ -51,7 +51,7 @@ impl Arrivals {
         self.one_ways.push_back((before, message));
     }
 
-    /// Whether one-way messages wait; who takes a request looks for these [first](Self::pop_one_way).
+    /// Returns whether one-way messages wait; who takes a request looks for these [first](Self::pop_one_way).
     #[inline(always)]
     pub(crate) fn has_one_ways(&self) -> bool {
         !self.one_ways.is_empty()

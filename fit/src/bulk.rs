@@ -21,7 +21,7 @@ use crate::serve::{Incoming, ServeState};
 use crate::wire::{DESCRIPTOR_LEN, Descriptor, HEADER_LEN, Header};
 use crate::{Config, LostCause, MAX_PIECES};
 
-/// What a request has to do with bulk.
+/// Bulk data of a request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BulkPart {
     /// Whether there is any; without, the lengths and counts are zero.
@@ -43,7 +43,7 @@ pub(crate) struct BulkPart {
 }
 
 impl BulkPart {
-    /// Whether there is any.
+    /// Returns whether there is any.
     #[inline]
     pub(crate) fn is_any(&self) -> bool {
         self.any
@@ -59,7 +59,7 @@ impl BulkPart {
         }
     }
 
-    /// Whether the request's bulk came in its message.
+    /// Returns whether the request's bulk came in its message.
     pub(crate) fn is_carried(&self) -> bool {
         self.len > 0 && self.gathers == 0
     }

@@ -26,7 +26,7 @@ pub(crate) enum CallState {
 }
 
 impl CallState {
-    /// Whether the peer owes the reply.
+    /// Returns whether the peer owes the reply.
     pub(crate) fn is_owed(self) -> bool {
         matches!(self, Self::Waiting | Self::Expired(_) | Self::Orphaned)
     }
@@ -53,7 +53,7 @@ pub(crate) struct CallSlot {
 /// No slot.
 const NONE: u16 = u16::MAX;
 
-/// Which slots of a connection are free: a list through the slots, the last one freed first.
+/// Free call slots of a connection: a list through the slots, the last one freed first.
 #[derive(Debug)]
 pub(crate) struct FreeCalls {
     first: u16,
@@ -105,7 +105,7 @@ impl CallSlot {
         self.generation = old.generation.wrapping_add(1);
     }
 
-    /// Whether it is this call's.
+    /// Returns whether it is this call's.
     #[inline(always)]
     pub(crate) fn is_of(&self, id: CallId) -> bool {
         self.generation == id.generation
@@ -119,7 +119,7 @@ impl CallSlot {
         self.next_free = core::mem::replace(&mut free.first, slot);
     }
 
-    /// Whether it waits for this reply.
+    /// Returns whether it waits for this reply.
     #[inline(always)]
     pub(crate) fn awaits(&self, reply: &Brief) -> bool {
         self.generation == reply.generation && self.state == CallState::Waiting && self.kind == reply.kind

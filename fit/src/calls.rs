@@ -15,7 +15,7 @@ use crate::{Error, LinkState, LostCause, MAX_PIECES, Operation};
 /// A piece of this node's registered memory that a call uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it begins, as its region counts.
+    /// Start address, as its region counts.
     pub addr: u64,
     /// Its length in bytes.
     pub len: u32,
@@ -66,10 +66,10 @@ impl Piece {
     }
 }
 
-/// What a call says, and which memory it lends until it ends.
+/// A call: its content, and the memory that it lends until it ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// What it asks for, by a number that both sides know.
+    /// Kind of the call, by a number that both sides know.
     pub kind: u16,
     /// The request's body. Copied, so short ones are best; it must fit a message.
     pub body: &'a [u8],
@@ -112,7 +112,7 @@ fn total(pieces: &[Piece]) -> u64 {
     pieces.iter().map(|piece| u64::from(piece.len)).sum()
 }
 
-/// What a call brought.
+/// Result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
     /// Bytes of the reply, now in the caller's slice.
@@ -313,7 +313,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Whether there is such a call.
+    /// Returns whether there is such a call.
     #[inline(always)]
     pub(crate) fn has_call(&self, id: CallId) -> bool {
         let call = self.calls.get(usize::from(id.slot));

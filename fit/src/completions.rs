@@ -1,4 +1,4 @@
-//! What becomes of each completion of a connection, and of the messages that arrive.
+//! Handling of a connection's completions, and of the messages that arrive.
 
 use alloc::vec::Vec;
 use core::task::Waker;

@@ -8,7 +8,8 @@ use crate::keepalive::PINGS;
 use crate::wire::{HEADER_BYTES, MAX_DESCRIPTORS_LEN};
 use crate::{Cluster, Error, HEADER_LEN, MAX_PIECES};
 
-/// How FIT is set up on a node. Nothing here must be equal on both sides: what matters to the peer is negotiated.
+/// Settings of FIT on a node. They need not be equal on both sides: a value that matters to the
+/// peer is negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// The HCA's port, from 1.
@@ -42,7 +43,7 @@ pub struct Config {
     pub bulk_buffers: u16,
     /// Every how many requests one is signalled that would not need to be.
     pub signal_every: u16,
-    /// How a core learns of completions.
+    /// The way in which a core learns of completions.
     pub polling: Polling,
     /// Tasks a core that run handlers, 1 to [`MAX_WORKERS`]; 0 if the polling task runs them itself, one at a time.
     pub workers: u16,
@@ -50,26 +51,27 @@ pub struct Config {
     pub profile: bool,
     /// The deadline of a call, READ or WRITE for which none is given.
     pub timeout: Duration,
-    /// How long [`Fit::connect`](crate::Fit::connect) and [`Fit::find`](crate::Fit::find) try.
+    /// Time for which [`Fit::connect`](crate::Fit::connect) and [`Fit::find`](crate::Fit::find)
+    /// try.
     pub connect_timeout: Duration,
     /// The cluster that this node is of.
     pub cluster: Cluster,
     /// Whether to look for the other members by multicast, and to connect to them.
     pub discover: bool,
-    /// What this node has to offer, in MiB; told to the others.
+    /// Capacity that this node offers, in MiB; told to the others.
     pub capacity: u32,
-    /// How long a peer may be silent before it is lost; zero for as long as it likes.
+    /// Time that a peer may be silent before it is lost; zero for no limit.
     pub keepalive: Duration,
     /// Bytes that nobody can guess: nonces and the incarnation are drawn from them.
     pub entropy: [u8; 32],
-    /// Which protection domains the connections and what is registered for them lie in.
+    /// Protection domains of the connections and of the regions registered for them.
     pub domains: Domains,
 }
 
 /// The most worker tasks of a core.
 pub const MAX_WORKERS: u16 = 16;
 
-/// How a core learns of completions.
+/// Ways in which a core learns of completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polling {
     /// It looks again and again and never rests: the shortest time, and a whole processor core.
@@ -109,7 +111,7 @@ impl core::str::FromStr for Polling {
     }
 }
 
-/// How peers are kept out of each other's memory.
+/// Protection domains that keep peers out of each other's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Domains {
     /// All connections lie in [`verbs::Domain::default`]: a peer reaches whatever is registered for any of them.
@@ -151,7 +153,7 @@ impl Default for Config {
     }
 }
 
-/// What one connection takes of its queues.
+/// Entries of its queues that one connection takes.
 ///
 /// * Receive queue: one for each call and one-way message the peer may have under way, one for each reply we may be owed, and those
 ///   for pings, pongs and credits. Each is posted again before the credit it stands for goes back, so an honest peer never finds the
@@ -262,7 +264,8 @@ const CREDITS: u32 = 2;
 /// Bytes that a message must have at least.
 pub(crate) const MIN_MESSAGE: usize = HEADER_LEN + MAX_DESCRIPTORS_LEN;
 
-/// How one connection's memory is cut: receives, then requests, replies and one-way messages, then buffers for bulk.
+/// Layout of one connection's memory: receives, then requests, replies and one-way messages, then
+/// buffers for bulk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     message: usize,
@@ -306,7 +309,7 @@ impl Layout {
         assert!(index < self.bulks, "bulk {index} of {}", self.bulks);
         self.messages() * self.message + index * self.bulk
     }
-    /// How many receives there are.
+    /// Returns the number of receives.
     pub(crate) fn receives(&self) -> u16 {
         u16::try_from(self.receives).expect("receives are counted in 16 bits")
     }

@@ -1,4 +1,4 @@
-//! What FIT counts, by LegoOS's names where it has them.
+//! Counters of FIT, by LegoOS's names where it has them.
 
 use metrics::Histogram;
 

@@ -1,4 +1,4 @@
-//! What a caller is told when something went wrong.
+//! Errors of FIT.
 
 use core::fmt;
 
@@ -7,7 +7,7 @@ use verbs::{DeviceError, Status};
 
 use crate::{LinkState, MAX_PIECES, OneSided, PeerName, Role, Waiting};
 
-/// What a waiter was waiting for.
+/// Operations that a caller can wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// The reply to a call of this kind.
@@ -40,7 +40,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Why a connection ended.
+/// Reasons why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LostCause {
@@ -99,7 +99,7 @@ impl fmt::Display for LostCause {
     }
 }
 
-/// What FIT can fail with.
+/// Errors of FIT.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -108,9 +108,9 @@ pub enum Error {
     Deadline {
         /// The peer.
         peer: PeerName,
-        /// What was waited for.
+        /// The operation that was waited for.
         operation: Operation,
-        /// For how long.
+        /// Age of the operation.
         age: Duration,
         /// The connection's state at that moment.
         state: LinkState,
@@ -120,9 +120,9 @@ pub enum Error {
     PeerLost {
         /// The peer.
         peer: PeerName,
-        /// Why.
+        /// Cause of the loss.
         cause: LostCause,
-        /// What was waited for; nothing if the peer was lost before.
+        /// The operation that was waited for; `None` if the peer was lost before.
         waiting: Option<Waiting>,
     },
     /// No such peer on this core.
@@ -133,7 +133,7 @@ pub enum Error {
     Overloaded {
         /// The peer.
         peer: PeerName,
-        /// How many may wait.
+        /// Number of waiters at most.
         limit: usize,
     },
     /// A message is longer than the connection takes.
@@ -151,7 +151,7 @@ pub enum Error {
     TooManyPieces {
         /// The peer.
         peer: PeerName,
-        /// How many.
+        /// Number of pieces.
         pieces: usize,
     },
     /// The peer takes no one-way messages.
@@ -162,9 +162,9 @@ pub enum Error {
     NoConnection {
         /// The peer.
         peer: PeerName,
-        /// How long was waited.
+        /// Time waited.
         waited: Duration,
-        /// What was being waited for last.
+        /// The last step that was waited for.
         step: ConnectStep,
     },
     /// No node of a role joined in time.
@@ -172,7 +172,7 @@ pub enum Error {
     NoMember {
         /// The role that is missing.
         role: Role,
-        /// How long was waited.
+        /// Time waited.
         waited: Duration,
     },
     /// The peer refused, for good.
@@ -186,11 +186,11 @@ pub enum Error {
     /// The depths asked for do not fit the device.
     #[error("{what}: {wanted} wanted, the device has {have}")]
     TooDeep {
-        /// What does not fit.
+        /// The resource that does not suffice.
         what: Resource,
-        /// How much is needed.
+        /// Amount needed.
         wanted: u32,
-        /// How much there is.
+        /// Amount that the device has.
         have: u32,
     },
     /// The device refused or failed.
@@ -201,7 +201,7 @@ pub enum Error {
     Memory(#[from] hal::Error),
 }
 
-/// What FIT needs of a device.
+/// Resources of a device that FIT needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
     /// Send requests of a queue pair.
@@ -231,7 +231,7 @@ impl fmt::Display for Resource {
     }
 }
 
-/// How far connecting has come.
+/// Steps of connecting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectStep {
     /// Waiting for this node's port to become active.

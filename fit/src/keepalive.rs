@@ -16,17 +16,17 @@ use crate::wire::{Header, MessageType};
 /// Pings that can be under way: one each quarter of the bound, and one more when the peer is probed.
 pub(crate) const PINGS: u32 = 4;
 
-/// What is known of the peer's life.
+/// Signs of life of the peer.
 #[derive(Debug)]
 pub(crate) struct Alive {
     bound: Duration,
-    /// When this node last looked.
+    /// Time of this node's last look.
     looked: Option<Instant>,
     /// Whether something came since the last look.
     heard: bool,
     /// The time without a word that counts.
     silent: Duration,
-    /// How much of it there was at the last ping.
+    /// Length of the silence at the last ping.
     asked: Option<Duration>,
     ping_due: bool,
     pong_due: bool,
@@ -59,7 +59,7 @@ impl Alive {
         }
     }
 
-    /// Whether a ping or pong is due.
+    /// Returns whether a ping or pong is due.
     pub(crate) fn owes_signs(&self) -> bool {
         self.ping_due || self.pong_due
     }

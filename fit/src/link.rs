@@ -41,7 +41,7 @@ pub enum LinkState {
     Down,
 }
 
-/// What both sides agreed on.
+/// Parameters that both sides agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     /// Calls that the peer takes at once.
@@ -56,7 +56,7 @@ pub struct Target {
     pub reads: u8,
 }
 
-/// Why a slot failed, without the names that are the same for all of the connection.
+/// Reasons why a slot failed, without the names that are the same for all of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
     Lost,
@@ -74,7 +74,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) carried: &'a [Piece],
 }
 
-/// What a connection is made of.
+/// Parts of a connection.
 pub(crate) struct Parts<M> {
     pub(crate) peer: PeerName,
     pub(crate) qp: QpSlot,
@@ -84,7 +84,8 @@ pub(crate) struct Parts<M> {
     pub(crate) max_inline: u32,
 }
 
-/// What has to be done on a connection when a round of work is over, as bits: one look tells that there is nothing.
+/// Work that is due on a connection at the end of a round, as bits: one look tells that there is
+/// none.
 pub(crate) mod due {
     /// Something may wait to be posted.
     pub(crate) const BACKLOG: u8 = 1;
@@ -96,7 +97,7 @@ pub(crate) mod due {
 
 /// One connection of one core.
 pub(crate) struct Link<M> {
-    /// Whose it is.
+    /// The peer that the connection belongs to.
     pub(crate) owner: Option<PeerId>,
     pub(crate) peer: PeerName,
     pub(crate) qp: QpSlot,
@@ -109,7 +110,7 @@ pub(crate) struct Link<M> {
     pub(crate) memory: M,
     pub(crate) serves: Box<[ServeSlot]>,
     pub(crate) arrived: Arrivals,
-    /// What is [due].
+    /// Work that is [due].
     pub(crate) due: u8,
     pub(crate) queued_replies: VecDeque<u16>,
     pub(crate) bulk: Buffers,
@@ -211,7 +212,7 @@ impl<M: DmaBuffer> Link<M> {
         link
     }
 
-    /// Whether the peer is lost and everybody who waited has been told.
+    /// Returns whether the peer is lost and everybody who waited has been told.
     pub(crate) fn is_over(&self) -> bool {
         self.state == LinkState::Down && !self.has_ended()
     }
@@ -253,7 +254,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// What stops a new operation, if anything does; a connection still being made is only a reason to wait.
+    /// Checks that the connection is up; one still being made is only a reason to wait.
     pub(crate) fn check_up(&self) -> Result<(), Error> {
         match self.state {
             LinkState::Up | LinkState::Connecting => Ok(()),
@@ -300,7 +301,7 @@ impl<M: DmaBuffer> Link<M> {
         })
     }
 
-    /// Whether such a body may be [sent at once](Self::send_at_once).
+    /// Returns whether such a body may be [sent at once](Self::send_at_once).
     #[inline(always)]
     pub(crate) fn goes_at_once(&self, body: &[u8]) -> bool {
         body.len() < self.at_once as usize
@@ -494,7 +495,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Whether something waits to be posted.
+    /// Returns whether something waits to be posted.
     fn has_backlog(&self) -> bool {
         !self.queued_replies.is_empty()
             || !self.bulk.fetching.is_empty()

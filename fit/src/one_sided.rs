@@ -46,7 +46,7 @@ pub struct OpId {
 pub struct Ended {
     /// The tag.
     pub tag: u64,
-    /// Why it failed, if it did.
+    /// Result of the access.
     pub result: Result<(), LostCause>,
 }
 
@@ -196,7 +196,7 @@ impl<M: DmaBuffer> Link<M> {
         self.ops.ended.pop_front()
     }
 
-    /// Whether an end waits to be taken.
+    /// Returns whether an end waits to be taken.
     pub(crate) fn has_ended(&self) -> bool {
         !self.ops.ended.is_empty()
     }
@@ -229,7 +229,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Whether an access waits to be posted.
+    /// Returns whether an access waits to be posted.
     pub(crate) fn has_queued_ops(&self) -> bool {
         !self.ops.queued.is_empty()
     }
@@ -262,7 +262,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Whether one more READ may be posted.
+    /// Returns whether one more READ may be posted.
     pub(crate) fn may_read(&self) -> bool {
         self.ring.room() > 0 && self.reads_out < self.target.reads
     }

@@ -9,10 +9,10 @@ use hal::{DmaBuffer, Duration, Instant};
 use crate::LostCause;
 use crate::link::Link;
 
-/// How long a request may take: some five times what the transport tries before it gives up.
+/// Time that a request may take: some five times the time for which the transport tries.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// For how long the oldest request that must complete has been that.
+/// Tracks how long the oldest signalled request has been outstanding.
 #[derive(Debug, Default)]
 pub(crate) struct Overdue {
     oldest: Option<u64>,

@@ -1,11 +1,11 @@
-//! Who a peer is: its role, its address, and its place in this node's tables.
+//! Peers: role, address, and place in this node's tables.
 
 use core::fmt;
 use core::str::FromStr;
 
 use verbs::Gid;
 
-/// What a node is for. The numbers travel in the connection's private data.
+/// Role of a node. The numbers travel in the connection's private data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Runs programs.
@@ -55,7 +55,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// Why a `peer=` option is none.
+/// Error of a `peer=` option that names no peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not ROLE@GID with role processor, memory or storage and a GID written as an IPv6 address")]
 pub struct BadPeerSpec;

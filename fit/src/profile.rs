@@ -51,7 +51,7 @@ impl Point {
     }
 }
 
-/// What was measured on a core.
+/// Times that were measured on a core.
 #[derive(Debug, Default)]
 pub struct Profile {
     on: bool,
@@ -92,7 +92,7 @@ impl Profile {
         all.filter(|(_, time)| time.count > 0)
     }
 
-    /// What was measured at a point; all zero if nothing was.
+    /// Returns the times measured at a point; all zero if there are none.
     #[must_use]
     pub fn summary(&self, point: Point) -> Summary {
         self.points[point as usize].summary()
@@ -100,7 +100,7 @@ impl Profile {
 }
 
 impl<D: Device, P: Platform> Core<D, P> {
-    /// What was measured at this core's profile points.
+    /// Returns the times measured at this core's profile points.
     #[must_use]
     pub fn profile(&self) -> &Profile {
         &self.inner.profiles[self.index]

@@ -14,10 +14,10 @@ use crate::{LinkState, LostCause};
 #[derive(Debug)]
 pub(crate) struct Receive {
     index: u16,
-    /// Where that is in the connection's memory.
+    /// Offset in the connection's memory.
     pub(crate) at: usize,
     piece: Sge,
-    /// Whether the device has it, and what it brings will be looked at.
+    /// Whether it is posted, and its completion will be looked at.
     posted: bool,
 }
 
@@ -46,7 +46,7 @@ impl Receive {
         core::mem::take(&mut self.posted).then_some((self.index, self.at))
     }
 
-    /// What it brings, if the device still has it, is nobody's any more.
+    /// Detaches the receive from its call: a message that still arrives in it is dropped.
     pub(crate) fn forget(&mut self) {
         self.posted = false;
     }
@@ -78,7 +78,7 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// As for sends, the credits make this impossible.
+    /// Ends the connection: as for sends, the credits make a refused receive impossible.
     #[cold]
     pub(crate) fn on_refused_receive(&mut self, error: &PostError) {
         log::error!("{}: {error}", self.peer);

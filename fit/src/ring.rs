@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-/// What a posted request was for.
+/// Purpose of a posted request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// A message, or a WRITE in front of one, whose completion tells nothing but that its place is free.
@@ -18,7 +18,7 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    /// Whether somebody waits for its completion.
+    /// Returns whether somebody waits for its completion.
     fn is_awaited(self) -> bool {
         self != Self::Unanswered
     }
@@ -42,7 +42,7 @@ pub(crate) struct Place {
     pub(crate) signalled: bool,
 }
 
-/// What is posted, numbered on and on; the number is the request's id.
+/// Posted requests, numbered without a gap; the number is the request's id.
 #[derive(Debug)]
 pub(crate) struct SendRing {
     /// The number of the next request.

@@ -21,9 +21,9 @@ use crate::{LinkState, LostCause, Member, PeerId};
 /// A message of a peer that a handler has taken; a request is to be answered through its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incoming {
-    /// Who sent it.
+    /// The sender.
     pub from: PeerId,
-    /// What kind of call or message it is.
+    /// Kind of the call or message.
     pub kind: u16,
     /// Bytes of its body, now in the server's slice.
     pub len: usize,
@@ -33,13 +33,13 @@ pub struct Incoming {
     pub bulk_len: u32,
     /// Bytes of bulk that the caller takes and this side can send.
     pub bulk_limit: u32,
-    /// When it arrived.
+    /// Time of arrival.
     pub arrived: Instant,
     /// Whether the bulk stands behind the body in the server's slice.
     pub(crate) carried: bool,
     pub(crate) link: u16,
     pub(crate) slot: u16,
-    /// Which of the requests in this slot it is.
+    /// Serial number among the requests in this slot.
     pub(crate) serial: u32,
 }
 
@@ -59,7 +59,7 @@ pub trait Exchange: Send {
     fn write_bulk(&mut self, offset: usize, bytes: &[u8]) -> usize;
 }
 
-/// What a node does with the messages of its peers.
+/// Handler of the peers' messages.
 pub trait Handler: Send + Sync {
     /// Answers one request.
     fn handle(
@@ -107,7 +107,7 @@ pub(crate) struct ServeSlot {
     /// The caller's name for it.
     generation: u32,
     kind: u16,
-    /// Where the request stands until a handler takes it, and how long its body is.
+    /// The receive that holds the request until a handler takes it, and the length of its body.
     pub(crate) receive: u16,
     body: u32,
     arrived: Instant,
@@ -259,7 +259,7 @@ impl<M: DmaBuffer> Link<M> {
         incoming
     }
 
-    /// Whether a handler is still at work on it, and its peer still there.
+    /// Returns whether a handler is still at work on it, and its peer still there.
     #[inline(always)]
     pub(crate) fn is_serving(&self, incoming: &Incoming) -> bool {
         let serve = &self.serves[usize::from(incoming.slot)];

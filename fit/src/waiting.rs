@@ -1,4 +1,5 @@
-//! What a waiter is told when its peer is lost: what it waited for, for how long, and why it was in vain.
+//! The report to a waiter whose peer is lost: the awaited operation, its age, and the reason of the
+//! loss.
 
 use core::fmt;
 
@@ -7,12 +8,12 @@ use verbs::Device;
 
 use crate::{Core, Error, LinkState, Operation, PeerId};
 
-/// What a waiter waited for when its peer was lost.
+/// An operation that was waited for when its peer was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waiting {
     /// The operation.
     pub operation: Operation,
-    /// For how long it had been under way.
+    /// Age of the operation.
     pub age: Duration,
     /// The connection's state when the waiter was told.
     pub state: LinkState,

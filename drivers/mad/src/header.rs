@@ -13,7 +13,7 @@ pub const MAD_LEN: usize = 256;
 pub type Mad = [u8; MAD_LEN];
 
 open_enum! {
-    /// Which kind of management a datagram is for.
+    /// Management class of a datagram.
     #[derive(Unaligned)]
     pub struct MgmtClass(u8) {
         /// Subnet management, routed by LID.
@@ -30,7 +30,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// What a datagram asks for. The top bit marks a response.
+    /// Method of a datagram. The top bit marks a response.
     #[derive(Unaligned)]
     pub struct Method(u8) {
         /// Asks for an attribute.
@@ -57,7 +57,7 @@ open_enum! {
 }
 
 impl Method {
-    /// Whether it answers another datagram.
+    /// Returns whether it answers another datagram.
     #[must_use]
     pub const fn is_response(self) -> bool {
         self.0 & 0x80 != 0
@@ -65,7 +65,7 @@ impl Method {
 }
 
 open_enum! {
-    /// What a datagram is about; numbers mean different things from class to class.
+    /// Attribute of a datagram; numbers mean different things from class to class.
     pub struct Attribute(u16) {
         /// The class's abilities (all classes but subnet management).
         CLASS_PORT_INFO = 0x0001,
@@ -112,7 +112,7 @@ impl Attribute {
 }
 
 open_enum! {
-    /// How a request ended. The upper byte belongs to the class.
+    /// Status of a response. The upper byte belongs to the class.
     pub struct Status(u16) {
         /// Done.
         OK = 0x0000,

@@ -24,7 +24,7 @@ pub mod wire;
 
 pub use header::{Attribute, Header, MAD_LEN, Mad, Method, MgmtClass, Status};
 
-/// Why bytes are not the datagram that was looked for.
+/// Reasons why bytes are not the expected datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

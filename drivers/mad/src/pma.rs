@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::number::layout;
 
-/// Where the attribute lies in the datagram.
+/// Offset of the attribute in the datagram.
 pub const DATA: usize = 64;
 
 /// The classic counters, which stick at their largest value (16.1.3.5).
@@ -18,7 +18,7 @@ pub struct PortCounters {
     pub reserved: u8,
     /// The port.
     pub port: u8,
-    /// Which counters a Set clears.
+    /// Counters that a Set clears.
     pub select: U16,
     /// Symbol errors.
     pub symbol_errors: U16,
@@ -38,7 +38,7 @@ pub struct PortCounters {
     pub xmit_constraint_errors: u8,
     /// Packets received and dropped because of their partition or version.
     pub rcv_constraint_errors: u8,
-    /// Which further counters a Set clears: bit 0 is [`xmit_wait`](Self::xmit_wait).
+    /// Further counters that a Set clears: bit 0 is [`xmit_wait`](Self::xmit_wait).
     pub select2: u8,
     /// Local link integrity errors, excessive buffer overruns: four bits each.
     pub integrity_overruns: u8,
@@ -69,7 +69,7 @@ pub struct PortCountersExt {
     pub reserved: u8,
     /// The port.
     pub port: u8,
-    /// Which counters a Set clears.
+    /// Counters that a Set clears.
     pub select: U16,
     /// Reserved.
     pub reserved2: U32,

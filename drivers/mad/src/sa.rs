@@ -25,7 +25,7 @@ pub struct Rmpp {
     pub kind: u8,
     /// Response time (5 bits), last, first, active.
     pub flags: u8,
-    /// Why it stopped.
+    /// Reason for a stop or abort.
     pub status: u8,
     /// Segment number.
     pub segment: [u8; 4],
@@ -57,7 +57,7 @@ impl Rmpp {
         }
     }
 
-    /// Whether the datagram speaks of a transfer and carries nothing itself: acknowledges, stops or aborts it.
+    /// Returns whether the datagram speaks of a transfer and carries nothing itself: acknowledges, stops or aborts it.
     #[must_use]
     pub fn is_control(&self) -> bool {
         self.flags & Self::ACTIVE != 0 && self.kind != 1
@@ -78,7 +78,7 @@ pub struct SaMad {
     pub attribute_offset: U16,
     /// Reserved.
     pub reserved: U16,
-    /// Which fields of the record mean something.
+    /// Fields of the record that are valid.
     pub component_mask: U64,
     /// The record.
     pub data: [u8; 200],

@@ -111,13 +111,13 @@ impl Smp {
         mad
     }
 
-    /// Whether it follows a directed route.
+    /// Returns whether it follows a directed route.
     #[must_use]
     pub fn is_directed(&self) -> bool {
         self.header.class == MgmtClass::SUBN_DIRECTED
     }
 
-    /// Whether it is on its way back on a directed route.
+    /// Returns whether it is on its way back on a directed route.
     #[must_use]
     pub fn is_returning(&self) -> bool {
         self.header.status.get() & DIRECTION != 0
@@ -129,13 +129,13 @@ impl Smp {
         self.header.status = U16::new(if returning { status | DIRECTION } else { status });
     }
 
-    /// Where on its route it is.
+    /// Returns the hop pointer of its route.
     #[must_use]
     pub fn hop_pointer(&self) -> u8 {
         self.header.class_specific.get().to_be_bytes()[0]
     }
 
-    /// How many hops its route has.
+    /// Returns the number of hops of its route.
     #[must_use]
     pub fn hop_count(&self) -> u8 {
         self.header.class_specific.get().to_be_bytes()[1]

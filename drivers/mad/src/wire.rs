@@ -25,7 +25,7 @@ pub const ICRC_LEN: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct UdHeaders {
-    /// Where the packet goes.
+    /// Local route header: the packet's destination.
     pub route: LocalRoute,
     /// To which queue pair.
     pub transport: BaseTransport,

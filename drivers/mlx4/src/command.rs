@@ -38,7 +38,7 @@ const LOOK_RARELY: Duration = Duration::from_millis(20);
 /// Firmware that takes longer than this is very slow.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// What a command gets.
+/// Input of a command.
 pub(crate) enum Input<'a> {
     Nothing,
     Immediate(u64),
@@ -301,7 +301,7 @@ impl<P: Platform> Commands<P> {
         }
     }
 
-    /// Whether the register takes a command: the last one was taken, seen by the toggle reading back.
+    /// Returns whether the register takes a command: the last one was taken, seen by the toggle reading back.
     fn register_free(&self) -> Result<bool, Error> {
         let doorbell = self.doorbell()?;
         Ok(!doorbell.go() && doorbell.toggle() != self.posting.lock().toggle)
@@ -346,7 +346,7 @@ impl<P: Platform> Commands<P> {
         token
     }
 
-    /// How a polled command ended, if it did.
+    /// Returns the status and output of a polled command; `None` while it runs.
     fn polled_end(&self) -> Result<Option<(CmdStatus, u64)>, Error> {
         let doorbell = self.doorbell()?;
         // `toggle` was inverted when the command was posted.

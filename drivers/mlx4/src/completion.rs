@@ -26,7 +26,7 @@ pub(crate) const TELL_EVERY: u32 = 32;
 pub(crate) struct CompletionQueue<P: Platform> {
     pub(crate) cqn: u32,
     log_entries: u8,
-    /// Where the next entry is, for who looks by words, and what its pass bit is when it has come.
+    /// Place of the next entry, for lookups by words, and its pass bit once it has come.
     next_at: usize,
     next_pass: CqeLast,
     memory: Arc<P::Buffer>,
@@ -40,7 +40,7 @@ pub(crate) fn memory_len(log_entries: u8) -> usize {
     (CQE_LEN << log_entries) + 64
 }
 
-/// Where the doorbell record is in a CQ's memory.
+/// Returns the offset of the doorbell record in a CQ's memory.
 pub(crate) fn record_offset(log_entries: u8) -> usize {
     CQE_LEN << log_entries
 }

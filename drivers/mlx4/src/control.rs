@@ -39,7 +39,7 @@ const LOG_ACK_REQUEST: u8 = 8;
 const MAX_LOG_STRIDE: u8 = 11;
 const MAX_LOG_SLOTS: u8 = 14;
 
-/// What a queue pair is made from, for users' and for the driver's own.
+/// Parameters of a queue pair, for users' and the driver's own.
 pub(crate) struct QpPlan {
     pub(crate) qpn: u32,
     pub(crate) kind: QpKind,

@@ -1,10 +1,10 @@
-//! What can go wrong between the driver and the card.
+//! Errors between the driver and the card.
 
 use hal::Duration;
 use mlx4_hw::command::{CmdStatus, Opcode};
 use verbs::DeviceError;
 
-/// Why a step of the driver failed.
+/// Reasons why a step of the driver failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,9 +14,9 @@ pub enum Error {
     /// Nothing came within the deadline.
     #[error("no answer to {what} within {waited:?}")]
     Timeout {
-        /// What was waited for.
+        /// The awaited event.
         what: &'static str,
-        /// How long.
+        /// Time waited.
         waited: Duration,
     },
     /// A command had no answer within its deadline. The card is not used any more.
@@ -24,7 +24,7 @@ pub enum Error {
     CommandTimeout {
         /// The command.
         opcode: Opcode,
-        /// How long was waited.
+        /// Time waited.
         waited: Duration,
     },
     /// The firmware refused a command.
@@ -38,7 +38,7 @@ pub enum Error {
     /// Registers read as all ones: the card is gone.
     #[error("the card is gone (seen while {during})")]
     Gone {
-        /// What was being done.
+        /// The step during which it happened.
         during: &'static str,
     },
     /// The firmware failed: the first dword of its catastrophic error buffer is not 0.
@@ -71,7 +71,7 @@ pub enum Error {
     Exhausted {
         /// The resource.
         resource: &'static str,
-        /// How many there are.
+        /// The limit.
         limit: u64,
     },
 }

@@ -111,7 +111,7 @@ impl<P: Platform> EventQueue<P> {
     }
 }
 
-/// What the event side and the polling side of a CQ share.
+/// State that the event side and the polling side of a CQ share.
 #[derive(Debug, Default)]
 pub(crate) struct CqState {
     /// Completion events so far: the doorbell's sequence.
@@ -176,7 +176,7 @@ impl<P: Platform> Events<P> {
         self.cqs.lock().remove(&cqn);
     }
 
-    /// Whether the card reported its own failure.
+    /// Returns whether the card reported its own failure.
     pub(crate) fn device_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }

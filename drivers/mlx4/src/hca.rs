@@ -56,7 +56,7 @@ struct CqRecord<P: Platform> {
     _memory: Arc<P::Buffer>,
 }
 
-/// What was handed out.
+/// Objects that were handed out.
 pub(crate) struct Tables<P: Platform> {
     pub(crate) qpns: Numbers,
     cqns: Numbers,

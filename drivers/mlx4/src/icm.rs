@@ -40,7 +40,7 @@ const LOG_EQS: u8 = 8;
 /// Memory lent to the card in pieces.
 pub(crate) struct Pieces<P: Platform> {
     pieces: Vec<Arc<P::Buffer>>,
-    /// Where they were mapped.
+    /// Address in ICM to which they were mapped.
     icm_addr: u64,
 }
 
@@ -126,7 +126,7 @@ struct Table {
     len: u64,
 }
 
-/// How many of everything, and where their tables lie in ICM.
+/// Numbers of all objects, and the places of their tables in ICM.
 #[derive(Debug, Clone)]
 pub(crate) struct Profile {
     pub(crate) log_qps: u8,
@@ -366,7 +366,7 @@ impl<P: Platform> Icm<P> {
         commands.run(Command::new(Opcode::UNMAP_ICM_AUX)).await.map(drop)
     }
 
-    /// How much memory the card was given, in bytes.
+    /// Returns the bytes of memory that the card was given.
     pub(crate) fn len(&self) -> usize {
         self.mtt.len() + self.auxiliary.len() + self.others.iter().map(Pieces::len).sum::<usize>()
     }

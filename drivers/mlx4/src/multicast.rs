@@ -25,7 +25,7 @@ const ENTRIES: u32 = 1 << LOG_GROUPS;
 /// Between two looks whether somebody else's change of the table is through.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
 
-/// What the driver keeps of the table.
+/// The driver's copy of the table.
 pub(crate) struct Groups {
     /// Somebody changes the table.
     busy: AtomicBool,
@@ -61,7 +61,7 @@ struct Found {
     matches: bool,
 }
 
-/// How many of an entry's members there are; no more than it has room for.
+/// Returns the number of an entry's members, no more than it has room for.
 fn count(entry: &GroupEntry) -> usize {
     (entry.members.count() as usize).min(QPS_PER_ENTRY)
 }

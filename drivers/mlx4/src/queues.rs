@@ -17,7 +17,7 @@ use crate::completion::CompletionQueue;
 use crate::hca::{Hca, UAR_PAGE};
 use crate::work_queue::{self, Geometry, ReceiveQueue, SendQueue};
 
-/// What a queue pair is to its posts.
+/// Transport of a queue pair, as posts see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     Connected,
@@ -55,7 +55,7 @@ impl<P: Platform> QueuePair<P> {
         }
     }
 
-    /// Whether the send queue takes a descriptor of so many bytes now.
+    /// Returns whether the send queue takes a descriptor of so many bytes now.
     fn check_room(&self, qp: QpSlot, needed: usize) -> Result<(), PostError> {
         if self.send.room() == 0 {
             let depth = self.send.depth();
@@ -79,7 +79,7 @@ pub struct Queues<P: Platform> {
     pairs: Vec<Option<QueuePair<P>>>,
     /// Slots by QPN, sorted.
     slots: Vec<(u32, u16)>,
-    /// What the last poll met behind the completions that it returned.
+    /// The error that the last poll met behind the completions that it returned.
     pending: Option<PollError>,
 }
 
@@ -144,7 +144,7 @@ impl<P: Platform> Queues<P> {
         }
     }
 
-    /// What a completion entry means; everything in it is checked.
+    /// Decodes a completion entry; everything in it is checked.
     fn decode(&mut self, entry: &Cqe) -> Result<Completion, PollError> {
         let qpn = entry.qpn.get();
         let index = entry.wqe_counter.get();
@@ -229,7 +229,7 @@ pub(crate) fn status(syndrome: Syndrome) -> Status {
     }
 }
 
-/// Whether the kind of queue pair takes such a request at all.
+/// Returns whether the kind of queue pair takes such a request at all.
 fn check_kind(qp: QpSlot, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
     let not_possible = |what| Err(PostError::NotPossible { qp, what });
     match (transport, request.op, request.to) {

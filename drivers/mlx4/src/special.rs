@@ -65,7 +65,7 @@ pub(crate) fn first_qpn(cap: &QueryDevCap) -> u32 {
     (1_u32 << cap.log_reserved_qps.get()).next_multiple_of(BLOCK)
 }
 
-/// Where to and how a datagram goes.
+/// Destination and options of a datagram.
 struct Envelope {
     slot: QpSlot,
     lid: Lid,

@@ -18,7 +18,8 @@ use mlx4_hw::{bits::Low24, regs};
 use verbs::{Payload, SendOp, SendRequest, Sge, UdAddress};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
-/// How the memory of a queue pair is divided: the ring with the larger stride first, then the doorbell record.
+/// Division of a queue pair's memory: the ring with the larger stride first, then the doorbell
+/// record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
     pub(crate) log_send_slots: u8,
@@ -76,7 +77,7 @@ impl Geometry {
         self.send_len() + self.receive_len()
     }
 
-    /// Where the doorbell record is.
+    /// Returns the offset of the doorbell record.
     pub(crate) fn record_offset(self) -> usize {
         self.rings_len().next_multiple_of(64)
     }
@@ -87,7 +88,7 @@ impl Geometry {
     }
 }
 
-/// What a send needs of a descriptor: control, then by kind an address, then data.
+/// Returns the length of a send's descriptor: control, then by kind an address, then data.
 pub(crate) fn send_descriptor_len(datagram: bool, sge: u8, inline: u32) -> usize {
     let address = if datagram {
         size_of::<DatagramSegment>()

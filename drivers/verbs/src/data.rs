@@ -2,7 +2,7 @@
 
 use crate::{Completion, Payload, QpSlot, SendOp, SendRequest, Sge};
 
-/// Why a request was not taken. The queue is as it was.
+/// Reasons why a request was not taken. The queue is as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PostError {
@@ -11,7 +11,7 @@ pub enum PostError {
     QueueFull {
         /// The queue pair.
         qp: QpSlot,
-        /// How many requests it holds.
+        /// Number of requests that it holds.
         depth: u32,
     },
     /// More pieces or inline bytes than the queue pair was made for.
@@ -29,7 +29,7 @@ pub enum PostError {
     NotPossible {
         /// The queue pair.
         qp: QpSlot,
-        /// What was asked.
+        /// The request's kind.
         what: &'static str,
     },
     /// No such queue pair in this set, or it is not in a state that takes the request.
@@ -40,7 +40,7 @@ pub enum PostError {
     },
 }
 
-/// Why a completion queue could not be polled.
+/// Reasons why a completion queue could not be polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PollError {
@@ -66,8 +66,8 @@ pub trait QueueSet: Send {
     /// See [`PostError`]; nothing was posted then.
     fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError>;
 
-    /// As [`post_send`](Self::post_send) for the request that is made most often: a solicited SEND on a connection of the bytes
-    /// of `head` and `rest`, [inline](Payload::Inline).
+    /// Posts as [`post_send`](Self::post_send) does, the request that is made most often: a
+    /// solicited SEND on a connection of the bytes of `head` and `rest`, [inline](Payload::Inline).
     ///
     /// # Errors
     ///

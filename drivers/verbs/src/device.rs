@@ -6,7 +6,7 @@ use crate::{
     Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot, Qpn, QueueSet, Rkey,
 };
 
-/// What an HCA can hold.
+/// Limits of an HCA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLimits {
     /// READs (and atomics) outstanding per queue pair, as requester.
@@ -27,7 +27,7 @@ pub struct DeviceLimits {
     pub max_domains: u32,
 }
 
-/// What a port says of itself.
+/// State of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortInfo {
     /// Its state.
@@ -57,7 +57,7 @@ pub enum PortState {
     Active,
 }
 
-/// What the device reports without being asked.
+/// Events that the device reports without being asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceEvent {
@@ -92,7 +92,7 @@ pub enum QpKind {
     },
 }
 
-/// What a new queue pair is made for.
+/// Parameters of a new queue pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QpConfig {
     /// Its transport.
@@ -111,7 +111,7 @@ pub struct QpConfig {
     pub receive_sge: u8,
     /// Inline bytes per send request.
     pub inline: u32,
-    /// What peers may do to this node's memory through it (READ, WRITE).
+    /// Rights of peers to this node's memory through it (READ, WRITE).
     pub remote_access: Access,
 }
 
@@ -132,7 +132,7 @@ pub struct PathToPeer {
     pub sl: u8,
 }
 
-/// How persistent a reliable connection is.
+/// Timeouts and retries of a reliable connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RcParameters {
     /// ACK timeout exponent: 4.096 µs × 2^n.
@@ -180,7 +180,7 @@ pub struct Access {
 /// A registered memory region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
-    /// Where it begins: the address that [`Sge`](crate::Sge) and [`RemoteAddr`](crate::RemoteAddr) count from.
+    /// Start address, from which [`Sge`](crate::Sge) and [`RemoteAddr`](crate::RemoteAddr) count.
     pub addr: u64,
     /// Bytes.
     pub len: u64,
@@ -190,16 +190,16 @@ pub struct Region {
     pub rkey: Rkey,
 }
 
-/// Why the device refused, or did not answer.
+/// Reasons why the device refused, or did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// No answer within the deadline.
     #[error("no answer to {what} within {millis} ms")]
     Timeout {
-        /// What was waited for.
+        /// The awaited event.
         what: &'static str,
-        /// How long.
+        /// Time waited, in milliseconds.
         millis: u64,
     },
     /// The firmware refused a command.
@@ -215,7 +215,7 @@ pub enum DeviceError {
     Exhausted {
         /// The resource.
         resource: &'static str,
-        /// How many there are.
+        /// The limit.
         limit: u64,
     },
     /// The machine could not give memory, BARs or vectors.
@@ -242,7 +242,7 @@ pub trait Device: Send + Sync {
     /// The data path of pages that it makes.
     type Pages: PageQueue;
 
-    /// What the device can hold.
+    /// Returns the limits of the device.
     fn limits(&self) -> DeviceLimits;
 
     /// Makes a completion queue of at least `depth` entries that raises interrupt vector `vector` (from 0 on), with no

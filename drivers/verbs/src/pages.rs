@@ -30,7 +30,7 @@ pub enum PageOp {
 #[error("the ring of a page queue is full")]
 pub struct RingFull;
 
-/// Why a page queue has stopped.
+/// Reasons why a page queue has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PageFailure {
     /// The oldest outstanding request failed.

@@ -5,8 +5,8 @@ use crate::{Gid, Lid, Lkey, PKey, QKey, QpSlot, Qpn, Rkey};
 /// A local piece of registered memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sge {
-    /// Where it begins, in the address space of the region that `lkey` names (bus addresses for a region registered
-    /// by [`Device::register`](crate::Device::register)).
+    /// Start address in the address space of the region that `lkey` names (bus addresses for a
+    /// region registered by [`Device::register`](crate::Device::register)).
     pub addr: u64,
     /// Its length in bytes.
     pub len: u32,
@@ -23,7 +23,7 @@ pub struct RemoteAddr {
     pub rkey: Rkey,
 }
 
-/// What a send request does.
+/// Operation of a send request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendOp {
     /// Delivers the payload into the peer's next posted receive.
@@ -33,14 +33,14 @@ pub enum SendOp {
     },
     /// Writes the payload into the peer's memory.
     Write {
-        /// Where to.
+        /// Destination in the peer's memory.
         to: RemoteAddr,
         /// With it the peer also gets a receive completion, and one of its posted receives is used up.
         imm: Option<u32>,
     },
     /// Reads the peer's memory into the local pieces.
     Read {
-        /// Where from.
+        /// Source in the peer's memory.
         from: RemoteAddr,
     },
 }
@@ -75,7 +75,7 @@ pub struct UdAddress {
 pub struct SendRequest<'a> {
     /// Handed back in the completion.
     pub id: u64,
-    /// What it does.
+    /// The operation.
     pub op: SendOp,
     /// With which bytes.
     pub payload: Payload<'a>,
@@ -90,8 +90,8 @@ pub struct SendRequest<'a> {
     pub to: Option<UdAddress>,
 }
 
-/// How a request ended (InfiniBand Architecture 1.3, section 11.6.2; ConnectX syndromes in Linux `enum
-/// ib_wc_status` order).
+/// Status of a request (InfiniBand Architecture 1.3, section 11.6.2; ConnectX syndromes in Linux
+/// `enum ib_wc_status` order).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Status {
@@ -127,7 +127,7 @@ pub enum Status {
     Other(u8),
 }
 
-/// What a completion is of.
+/// Kinds of completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompletionKind {
     /// A send request (also a WRITE or READ) of this side.
@@ -138,7 +138,7 @@ pub enum CompletionKind {
     ReceiveWrite,
 }
 
-/// Where a datagram came from.
+/// Source of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatagramSource {
     /// The sender's port.
@@ -160,9 +160,9 @@ pub struct Completion {
     pub id: u64,
     /// The queue pair, by its place in the queue set.
     pub qp: QpSlot,
-    /// How it ended. When it is not success, only `id`, `qp` and `kind` mean anything.
+    /// Status of the request. When it is not success, only `id`, `qp` and `kind` are valid.
     pub status: Status,
-    /// What it is of.
+    /// Kind of the request.
     pub kind: CompletionKind,
     /// Bytes received or read; for datagrams it includes the 40 bytes of the GRH.
     pub bytes: u32,
@@ -173,7 +173,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// What a slice for [`QueueSet::poll`](crate::QueueSet::poll) holds before it is filled.
+    /// An entry to fill a slice for [`QueueSet::poll`](crate::QueueSet::poll) with.
     pub const EMPTY: Self = Self {
         id: 0,
         qp: QpSlot(0),

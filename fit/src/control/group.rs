@@ -32,7 +32,7 @@ const FULL_MEMBER: u8 = 1;
 /// The scope of a link-local group (IBA 1.3, 4.1.1).
 const LINK_LOCAL: u8 = 2;
 
-/// What was heard.
+/// A datagram that was received.
 pub(super) struct Heard {
     pub(super) from: Lid,
     pub(super) bytes: Vec<u8>,
@@ -155,7 +155,7 @@ impl<D: Device, P: Platform> Group<D, P> {
         (self.lid, self.tries, self.next) = (None, 0, now);
     }
 
-    /// Whether to ask to join, once more or for the first time.
+    /// Returns whether to ask to join, once more or for the first time.
     pub(super) fn is_join_due(&self, now: Instant) -> bool {
         now >= self.next
     }

@@ -76,7 +76,7 @@ struct Device {
 }
 
 impl Device {
-    /// What the engine names is the connection's memory, or what its user lent.
+    /// Checks that the engine names the connection's memory only, or memory that its user lent.
     fn check(&self, piece: &Sge) {
         let end = piece
             .addr

@@ -20,7 +20,7 @@ struct Bed {
     cluster: Cluster,
     now: Instant,
     next_peer: u16,
-    /// Who was told as a member, and not as lost since.
+    /// Peers that were reported as members, and not as lost since.
     told: BTreeMap<Gid, PeerId>,
 }
 

@@ -1,4 +1,5 @@
-//! What the fuzz targets on FIT run: a function a target, over parts that only this crate sees. Feature `fuzz` alone has it.
+//! Fuzz targets on FIT, a function each, over parts that only this crate sees. Only the feature
+//! `fuzz` has them.
 //!
 //! Each takes any bytes and panics when something does not hold; `testbed/fuzz` names them and gives seeds.
 

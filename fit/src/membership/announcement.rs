@@ -1,4 +1,4 @@
-//! What a node tells everyone of itself, as a datagram to the cluster's multicast group.
+//! Announcement of a node to all others, as a datagram to the cluster's multicast group.
 //!
 //! ```text
 //!  0         1      2       3          4                 6      8      12         16     24    40            48
@@ -36,11 +36,11 @@ pub(crate) struct Announcement {
     pub(crate) sequence: u64,
     /// Members that the sender sees, itself included.
     pub(crate) members: u32,
-    /// Who they are, hashed.
+    /// Hash of the members.
     pub(crate) digest: u64,
 }
 
-/// Why an announcement is dropped.
+/// Reasons why an announcement is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bad {
     /// It is none, or of another cluster of this fabric: no reason to worry.

@@ -1,4 +1,4 @@
-//! What a node is told of its cluster: a name and a key.
+//! Name and key of a cluster.
 
 use core::fmt;
 use core::str::FromStr;
@@ -10,7 +10,7 @@ use verbs::{Gid, QKey};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key(pub(crate) [u8; Self::LEN]);
 
-/// Why an option `key=` is none.
+/// Error of an option `key=` that is no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not 64 hexadecimal digits")]
 pub struct BadKey;

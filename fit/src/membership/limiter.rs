@@ -20,7 +20,7 @@ impl Limiter {
         }
     }
 
-    /// Whether a line may be written now.
+    /// Returns whether a line may be written now.
     pub(crate) fn allows(&mut self, now: Instant) -> bool {
         while self.left < BURST && now.since(self.refilled) >= REFILL {
             self.left += 1;

@@ -1,4 +1,4 @@
-//! Who is in the cluster.
+//! Membership: the nodes of the cluster.
 //!
 //! A node is told its cluster's name and key and nothing else. It announces itself to a multicast group whose GID follows
 //! from the name, hears the others there, and connects to them; `handshake` proves that both sides hold the key. An
@@ -51,9 +51,9 @@ impl fmt::Display for Incarnation {
 pub struct Member {
     /// Its role and GID.
     pub name: PeerName,
-    /// Which of its lives.
+    /// Incarnation of the node.
     pub incarnation: Incarnation,
-    /// What it has to offer, in MiB: memory to lend, or of its disk. 0 if it has not said.
+    /// Capacity that it offers, in MiB: memory to lend, or of its disk. 0 if it has not said.
     pub capacity: u32,
 }
 
@@ -66,7 +66,7 @@ pub enum Change {
     Lost(PeerId, Member),
 }
 
-/// Who is there, as one node sees it.
+/// Members of the cluster, as one node sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// The node itself.
@@ -75,7 +75,7 @@ pub struct View {
     pub members: Vec<(PeerId, Member)>,
     /// A hash over all of them and the node itself. Nodes with the same view have the same digest.
     pub digest: u64,
-    /// How many of the others last announced the same digest.
+    /// Number of other members that last announced the same digest.
     pub agreeing: usize,
 }
 

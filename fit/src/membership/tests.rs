@@ -13,7 +13,7 @@ use crate::Role;
 const STEP: Duration = Duration::from_millis(50);
 const KEEPALIVE: u64 = 2000;
 
-/// What the fuzzer does to the cluster.
+/// Faults that the test brings about in the cluster.
 #[derive(Debug, Clone)]
 enum Fault {
     Crash(usize),
@@ -31,7 +31,7 @@ enum Due {
     /// A node of this life asks for a connection.
     Call(Gid, Incarnation),
     CallFailed(Gid),
-    /// Whether the link with this number still has another end is found out.
+    /// A node finds out whether the link with this number still has another end.
     Check(PeerId),
 }
 
@@ -185,7 +185,7 @@ impl World {
         }
     }
 
-    /// Whether the other end of a connection has it too.
+    /// Returns whether the other end of a connection has it too.
     fn stands(&self, at: Gid, peer: PeerId) -> bool {
         let node = &self.nodes[&at];
         let Some((other, life)) = node.links.get(&peer) else {

@@ -117,7 +117,7 @@ impl PageLink {
         self.fail(LostCause::WeLeft);
     }
 
-    /// Whether the peer is lost with it. One that was never up, or that either side gave up by
+    /// Returns whether the peer is lost with it. One that was never up, or that either side gave up by
     /// itself, is no sign of that.
     pub(crate) fn loses_peer(&self) -> bool {
         let closed = self.closed.load(Ordering::Acquire) || self.cause() == LostCause::PeerLeft;

@@ -34,7 +34,7 @@ const UNSET: Instant = Instant::from_nanos(0);
 /// Page queues whose owners are gone, to be taken away.
 pub(crate) type Parking<Q> = Mutex<Vec<(Qpn, Q)>>;
 
-/// Why a request was not started.
+/// Reasons why a request was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PageRefused {
     /// The ring is full: [`look`](PagePath::look) makes room.
@@ -79,7 +79,7 @@ pub struct PagePath<Q: PageQueue> {
     /// Whether anything was posted since the last doorbell.
     unrung: bool,
     held: Option<Held>,
-    /// When the oldest request is given up.
+    /// Deadline of the oldest request.
     give_up: Instant,
     timeout: Duration,
     counters: PageCounters,

@@ -1,7 +1,8 @@
-//! What a short call costs the engine itself: allocations here, instructions by `cargo xtask bench rpc`, which runs
-//! [`short_calls`] under callgrind and counts what is executed inside the functions `caller_side_*`, `callee_side_*`,
-//! `caller_polls_*`, `callee_polls_*` and `empty_poll_*`, but not inside those named `outside_*`: the device, and the copying
-//! between its memory and ours.
+//! Cost of a short call in the engine itself: allocations here, instructions by `cargo xtask bench
+//! rpc`, which runs [`short_calls`] under callgrind and counts the instructions inside the
+//! functions `caller_side_*`, `callee_side_*`, `caller_polls_*`, `callee_polls_*` and
+//! `empty_poll_*`, but not inside those named `outside_*`: the device, and the copying between its
+//! memory and ours.
 
 use std::collections::VecDeque;
 use std::hint::black_box;

@@ -134,7 +134,7 @@ pub(super) struct Qp {
     pub(super) cq_depth: usize,
 }
 
-/// What goes wrong with one request.
+/// Faults of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,

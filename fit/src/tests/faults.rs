@@ -265,7 +265,7 @@ impl Run {
         });
     }
 
-    /// What is under way arrives, and is taken and answered.
+    /// Lets messages in flight arrive, and be taken and answered.
     fn flow(&mut self) {
         for node in 0..2 {
             while self.pair.step(node, Fault::None) {}

@@ -72,7 +72,8 @@ impl OldReceives {
         }
     }
 
-    /// How many messages arrive until one finds no receive, when every trigger is served twice, the second time late.
+    /// Returns the number of messages that arrive until one finds no receive, when every trigger is
+    /// served twice, the second time late.
     fn messages_until_dry(late: u32) -> Option<u32> {
         let mut queue = Self {
             posted: (0..256).map(|id| id % 64).collect(),

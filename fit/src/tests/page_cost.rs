@@ -103,7 +103,7 @@ impl Registers for Doorbells {
     }
 }
 
-/// What this machine has none of.
+/// A device that this machine does not have.
 enum Nothing {}
 
 impl ConfigSpace for Nothing {

@@ -15,7 +15,7 @@ use PageOp::{Read, Write};
 const DEPTH: u32 = 40;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the queue has, and what the test lets happen.
+/// Content of the queue, and the events that the test allows.
 #[derive(Default)]
 struct State {
     /// Operation, line, whether signalled.

@@ -54,7 +54,7 @@ fn begin_anew(pair: &mut Pair, peer: PeerId) {
     }
 }
 
-/// How often a task was woken.
+/// Counts how often a task was woken.
 #[derive(Default)]
 struct Woken(AtomicU32);
 

@@ -1,4 +1,4 @@
-//! What holds on a fabric without faults, and what a peer that breaks the protocol brings about.
+//! Rules that hold on a fabric without faults, and the fate of a peer that breaks the protocol.
 
 use std::task::{Poll, Waker};
 

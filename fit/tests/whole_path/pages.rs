@@ -96,7 +96,7 @@ impl Bench {
         }
     }
 
-    /// What ends until there are `count`.
+    /// Returns the ends of transfers, once there are `count`.
     async fn ended(&self, path: &mut Path, count: usize) -> Ended {
         let (mut ended, mut wait) = (Vec::new(), Duration::from_micros(1));
         while ended.len() < count {

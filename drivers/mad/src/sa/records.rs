@@ -11,7 +11,7 @@ use crate::smp::{NodeDescription, NodeInfo, PortInfo};
 #[bitfield(u8, order = Msb)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct Selector {
-    /// How to compare.
+    /// Comparison of a selector.
     #[bits(2)]
     pub how: u8,
     /// MTU code, rate code or packet life time.
@@ -35,9 +35,9 @@ impl Selector {
 pub struct PathRecord {
     /// Service the path is for.
     pub service_id: U64,
-    /// Where to.
+    /// GID of the destination.
     pub dgid: [u8; 16],
-    /// Where from.
+    /// GID of the source.
     pub sgid: [u8; 16],
     /// LID of the destination.
     pub dlid: U16,
@@ -151,7 +151,7 @@ pub mod mc_member_mask {
     pub const FLOW_LABEL: u64 = 1 << 13;
     /// The join state counts.
     pub const JOIN_STATE: u64 = 1 << 16;
-    /// What a request to create a group must name.
+    /// Components that a request to create a group must name.
     pub const CREATE: u64 = QKEY | TRAFFIC_CLASS | PKEY | SL | FLOW_LABEL | JOIN_STATE;
 }
 
@@ -163,7 +163,7 @@ pub struct NodeRecord {
     pub lid: U16,
     /// Reserved.
     pub reserved: U16,
-    /// What it is.
+    /// The node's NodeInfo.
     pub info: NodeInfo,
     /// Its text.
     pub description: NodeDescription,
@@ -224,7 +224,7 @@ pub mod port_info_record_mask {
     pub const ABILITIES_INCLUDED: u32 = 1 << 31;
 }
 
-/// What a class can do and where it redirects to (13.4.8.1; Linux `struct ib_class_port_info`).
+/// Capabilities of a class and its redirection (13.4.8.1; Linux `struct ib_class_port_info`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ClassPortInfo {

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::number::{layout, open_enum};
 
 open_enum! {
-    /// What a node is.
+    /// Type of a node.
     #[derive(Unaligned)]
     pub struct NodeType(u8) {
         /// A channel adapter.
@@ -19,7 +19,7 @@ open_enum! {
     }
 }
 
-/// What a node is and who made it (14.2.5.3).
+/// NodeInfo: type, identity and maker of a node (14.2.5.3).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

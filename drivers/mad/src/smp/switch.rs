@@ -11,7 +11,7 @@ pub const LINEAR_BLOCK: usize = 64;
 /// LIDs of a block of [`MulticastForwarding`].
 pub const MULTICAST_BLOCK: usize = 32;
 
-/// How long packets may wait in a switch, and whether a port's state has changed.
+/// LifeTimeValue of packets in a switch, and the bit that a port's state has changed.
 #[bitfield(u8, order = Msb)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct LifeState {
@@ -24,7 +24,7 @@ pub struct LifeState {
     __: u8,
 }
 
-/// What a switch can do with partitions and raw packets, and what its port 0 is.
+/// Partition and raw packet enforcement of a switch, and the type of its port 0.
 #[bitfield(u8, order = Msb)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct SwitchFlags {
@@ -54,11 +54,11 @@ pub struct SwitchInfo {
     pub multicast_cap: U16,
     /// The highest LID of the linear forwarding table in use.
     pub linear_top: U16,
-    /// Where packets for LIDs without entry go.
+    /// Port for packets whose LID has no entry.
     pub default_port: u8,
-    /// Where multicast packets without entry go.
+    /// Port for multicast packets without an entry.
     pub default_multicast_primary: u8,
-    /// Where those go that came in by the primary one.
+    /// Port for multicast packets without an entry that came in by the primary one.
     pub default_multicast_other: u8,
     /// Life time of packets, and the mark of a change.
     pub life_state: LifeState,
@@ -87,7 +87,7 @@ pub struct LinearForwarding(pub [u8; LINEAR_BLOCK]);
 #[repr(transparent)]
 pub struct MulticastForwarding(pub [U16; MULTICAST_BLOCK]);
 
-/// What a subnet manager is at present (14.4.1).
+/// State of a subnet manager (14.4.1).
 pub struct SmState;
 impl SmState {
     /// It does nothing.
@@ -120,7 +120,7 @@ pub struct Priority {
 pub struct SmInfo {
     /// GUID of its port.
     pub guid: U64,
-    /// What proves it.
+    /// Key that proves the manager.
     pub key: U64,
     /// Counts on while it lives.
     pub activity: U32,
@@ -130,7 +130,7 @@ pub struct SmInfo {
 layout!(SmInfo: 21, key @ 8, activity @ 16, priority @ 20);
 
 open_enum! {
-    /// How urgent a notice is, with the bit of a generic one.
+    /// Type of a notice (urgency), with the bit of a generic one.
     #[derive(Unaligned)]
     pub struct NoticeType(u8) {
         /// Generic, urgent.
@@ -145,15 +145,15 @@ pub const TRAP_LINK_STATE: u16 = 128;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Notice {
-    /// How urgent it is.
+    /// Type of the notice.
     pub kind: NoticeType,
     /// The node type of who reports, 24 bits.
     pub producer: [u8; 3],
-    /// What happened.
+    /// Trap number: the event.
     pub trap: U16,
-    /// Who reports.
+    /// LID of the reporter.
     pub issuer: U16,
-    /// Whether it is in a queue, and how many times it was reported.
+    /// Notice toggle and count: whether it is in a queue, and how many times it was reported.
     pub toggle_count: U16,
     /// More, by the kind of trap.
     pub details: [u8; 54],

@@ -103,7 +103,7 @@ impl TableBase {
         ))
     }
 
-    /// Where the table begins in ICM.
+    /// Returns the table's base address in ICM.
     #[must_use]
     pub const fn base(self) -> u64 {
         self.0.get() & !Self::LOG_MASK
@@ -122,7 +122,7 @@ impl core::fmt::Debug for TableBase {
     }
 }
 
-/// Where a queue's buffer is: a run of MTT entries and the size of the pages they name.
+/// Buffer of a queue: a run of MTT entries and the size of the pages they name.
 ///
 /// The form that the EQ, CQ and QP contexts share: a byte with log2(page) − 12, two bytes of nothing, 40 bits of the
 /// byte offset in the MTT table (Linux `mlx4.h`: `log_page_size`, `mtt_base_addr_h`, `mtt_base_addr_l`).

@@ -50,7 +50,7 @@ pub const MAILBOX_LEN: usize = 4096;
 #[bitfield(u32, order = Msb)]
 #[derive(PartialEq, Eq)]
 pub struct Doorbell {
-    /// How the last command ended; valid when `go` is clear.
+    /// Status of the last command; valid when `go` is clear.
     #[bits(8)]
     pub status: CmdStatus,
     /// Set by software to start a command, cleared by the device when the register is free again.
@@ -188,7 +188,7 @@ open_enum! {
         SET_IF_STAT = 0x055,
         /// This function's share of the device.
         QUERY_FUNC = 0x056,
-        /// What the firmware wants done.
+        /// Asks for the operation that the firmware requests.
         GET_OP_REQ = 0x059,
         /// Sets the node description.
         SET_NODE = 0x05a,
@@ -206,7 +206,7 @@ open_enum! {
         ALLOCATE_VPP = 0x080,
         /// Sets a virtual port's quality of service.
         SET_VPORT_QOS = 0x081,
-        /// Which MADs a guest may send.
+        /// Sets the MADs that a guest may send.
         MAD_DEMUX = 0x203,
         /// Starts the firmware in its area.
         RUN_FW = 0xff6,
@@ -232,7 +232,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// How a command ended (Linux `cmd.c`, `CMD_STAT_*`).
+    /// Status of a command (Linux `cmd.c`, `CMD_STAT_*`).
     #[derive(zerocopy::Unaligned)]
     pub struct CmdStatus(u8) {
         /// Done.
@@ -332,7 +332,7 @@ pub mod in_modifier {
     #[bitfield(u32, order = Msb)]
     #[derive(PartialEq, Eq)]
     pub struct MadIfc {
-        /// Where the MAD came from; only with extended information.
+        /// LID of the MAD's sender; only with extended information.
         pub slid: u16,
         #[bits(8)]
         __: u8,

@@ -73,7 +73,7 @@ pub const CQ_STATE_FIRED: u8 = 0xa;
 pub struct DoorbellRecord {
     /// Consumer index.
     pub consumer: Low24,
-    /// What the queue was last armed for: [`CqArmRecord`](crate::regs::CqArmRecord).
+    /// Last arming of the queue: [`CqArmRecord`](crate::regs::CqArmRecord).
     pub arm: U32,
 }
 
@@ -81,7 +81,7 @@ layout!(DoorbellRecord: 8, arm @ 4);
 
 /// Bytes of a completion queue entry.
 pub const CQE_LEN: usize = 32;
-/// Where the entry's last byte, [`CqeOwner`], is: it is read before the rest.
+/// Offset of the entry's last byte, [`CqeOwner`], which is read before the rest.
 pub const CQE_OWNER_OFFSET: usize = 0x1f;
 /// Every byte of an entry that software initialises itself (Linux `cq.c`, `mlx4_init_user_cqes`).
 pub const CQE_INIT_BYTE: u8 = 0xcc;
@@ -105,7 +105,8 @@ pub struct Cqe {
     pub checksum_status: U32,
     /// Bytes received or read; a datagram's include 40 for the GRH.
     pub byte_count: U32,
-    /// Which WQE: for a send, the index of its first slot; for a receive, its number; both as counters of 16 bits.
+    /// WQE of the completion: for a send, the index of its first slot; for a receive, its number;
+    /// both as counters of 16 bits.
     pub wqe_counter: U16,
     /// Checksum, or in an error entry the vendor's syndrome in the first byte.
     pub vendor_syndrome: u8,
@@ -155,7 +156,8 @@ pub struct CqeOwner {
     pub send: bool,
     #[bits(1)]
     __: u8,
-    /// What it completes: a [`WqeOpcode`](crate::wqe::WqeOpcode) or a [`ReceiveOpcode`], or one of the constants here.
+    /// Opcode of the completed request: a [`WqeOpcode`](crate::wqe::WqeOpcode) or a
+    /// [`ReceiveOpcode`], or one of the constants here.
     #[bits(5)]
     pub opcode: u8,
 }
@@ -170,7 +172,7 @@ pub const CQE_LAST_OFFSET: usize = 0x1c;
 #[bitfield(u64, order = Msb)]
 #[derive(PartialEq, Eq)]
 pub struct CqeEnd {
-    /// Which WQE.
+    /// Counter of the WQE.
     pub wqe: u16,
     /// The vendor's syndrome.
     pub vendor_syndrome: u8,
@@ -249,7 +251,7 @@ impl ReceiveOpcode {
 }
 
 open_enum! {
-    /// What an error completion says went wrong (Linux `cq.h`, `MLX4_CQE_SYNDROME_*`).
+    /// Syndrome of an error completion (Linux `cq.h`, `MLX4_CQE_SYNDROME_*`).
     #[derive(zerocopy::Unaligned)]
     pub struct Syndrome(u8) {
         /// No error, or not an error entry.

@@ -86,7 +86,7 @@ pub const EQE_LEN: usize = 32;
 #[repr(C)]
 pub struct Eqe {
     _reserved_00: u8,
-    /// What happened.
+    /// Type of the event.
     pub event: EventType,
     _reserved_02: u8,
     /// More exactly; see [`PortChange`] and [`PortManagementChange`].
@@ -96,7 +96,7 @@ pub struct Eqe {
     /// The virtual function concerned.
     pub slave: u8,
     _reserved_1d: [u8; 2],
-    /// Whose entry it is.
+    /// Owner of the entry.
     pub owner: EqeOwner,
 }
 
@@ -112,7 +112,7 @@ pub struct EqeOwner {
     __: u8,
 }
 
-/// Where the owner byte is: it is read before the rest.
+/// Offset of the owner byte, which is read before the rest.
 pub const EQE_OWNER_OFFSET: usize = 0x1f;
 
 /// Data of a command's completion event.
@@ -123,7 +123,7 @@ pub struct CommandEvent {
     /// The command's token.
     pub token: U16,
     _reserved_08: [u8; 7],
-    /// How it ended.
+    /// Status of the command.
     pub status: crate::command::CmdStatus,
     /// Its immediate output.
     pub out_param: U64,
@@ -169,7 +169,7 @@ pub struct PortManagementEvent {
     pub sm_lid: U16,
     /// The port's address.
     pub lid: U16,
-    /// What changed.
+    /// Attributes that changed.
     pub changed: PortAttributes,
     _reserved_10: [u8; 3],
     /// The subnet manager's service level.
@@ -180,7 +180,7 @@ pub struct PortManagementEvent {
 
 layout!(PortManagementEvent: 24, port @ 3, sm_lid @ 4, lid @ 6, changed @ 8, sm_sl @ 15, gid_prefix @ 16);
 
-/// What a [`PortManagementEvent`] says has changed.
+/// Changes that a [`PortManagementEvent`] reports.
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Lsb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct PortAttributes {
@@ -287,7 +287,7 @@ impl PortManagementChange {
 }
 
 open_enum! {
-    /// What an event queue entry reports.
+    /// Type of an event queue entry.
     #[derive(zerocopy::Unaligned)]
     pub struct EventType(u8) {
         /// A CQ that was armed has a completion.

@@ -80,13 +80,13 @@ layout!(LocalInvalidateSegment: 32, key @ 8);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct MaskedAtomicSegment {
-    /// What to swap in.
+    /// Bits to swap in.
     pub swap_add: U64,
-    /// What to compare with.
+    /// Bits to compare with.
     pub compare: U64,
-    /// Which bits to swap.
+    /// Mask of the bits to swap.
     pub swap_add_mask: U64,
-    /// Which bits to compare.
+    /// Mask of the bits to compare.
     pub compare_mask: U64,
 }
 

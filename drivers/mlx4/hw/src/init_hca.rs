@@ -20,7 +20,7 @@ pub struct InitHca {
     /// [`VERSION`].
     pub version: u8,
     _reserved_001: [u8; 3],
-    /// What the device offers (QUERY_HCA only).
+    /// Capabilities of the device (QUERY_HCA only).
     pub global_capabilities: U32,
     _reserved_008: [u8; 4],
     /// The clock's frequency in MHz (QUERY_HCA only).
@@ -29,7 +29,7 @@ pub struct InitHca {
     pub cache_line: CacheLine,
     _reserved_00f: u8,
     _reserved_010: [u8; 4],
-    /// What is turned on.
+    /// Features that are turned on.
     pub flags: InitFlags,
     /// Bit 31: report recoverable errors.
     pub recoverable_errors: U32,

@@ -9,10 +9,10 @@ use crate::bits::{High, layout};
 
 /// Bytes of a MAD.
 pub const MAD_LEN: usize = 256;
-/// Where a receive's MAD begins: behind the place of the GRH.
+/// Bytes before a receive's MAD: the place of the GRH.
 pub const GRH_LEN: usize = 40;
 
-/// Where the MAD came from; at byte 256 of the input mailbox.
+/// Source of a MAD; at byte 256 of the input mailbox.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct MadIfcExtended {

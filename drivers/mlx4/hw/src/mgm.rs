@@ -19,7 +19,7 @@ pub const ENTRY_LEN: usize = 1 << 10;
 pub struct GroupEntry {
     /// The next entry with this hash.
     pub next: GroupNext,
-    /// How many QPs, and of which protocol.
+    /// Number of member QPs, and their protocol.
     pub members: GroupMembers,
     _reserved_08: [u8; 8],
     /// The group's GID.
@@ -50,7 +50,7 @@ pub struct GroupMembers {
     pub protocol: u8,
     #[bits(6)]
     __: u8,
-    /// How many.
+    /// Number of members.
     #[bits(24)]
     pub count: u32,
 }

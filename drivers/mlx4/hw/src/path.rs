@@ -109,7 +109,7 @@ pub struct ScheduleQueue {
 }
 
 impl ScheduleQueue {
-    /// That of an ordinary QP on `port` (from 1).
+    /// Returns the path of an ordinary QP on `port` (from 1).
     #[must_use]
     pub fn of(port: u8, sl: u8) -> Self {
         Self::new()
@@ -119,7 +119,7 @@ impl ScheduleQueue {
             .with_low(3)
     }
 
-    /// That of QP0 on `port` (from 1).
+    /// Returns the path of QP0 on `port` (from 1).
     #[must_use]
     pub fn of_qp0(port: u8) -> Self {
         Self::new()

@@ -22,7 +22,8 @@ pub struct QpMailbox {
 
 layout!(QpMailbox: 0x100, context @ 8);
 
-/// Which fields a transition takes besides those that it always takes (Linux `MLX4_QP_OPTPAR_*`).
+/// Optional fields that a transition takes besides those that it always takes (Linux
+/// `MLX4_QP_OPTPAR_*`).
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Lsb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct OptionalParameters {
@@ -303,10 +304,10 @@ pub struct RequesterParameters {
     __: u8,
     /// Regions may be registered by work requests.
     pub fast_register: bool,
-    /// What is left of `rnr_retry`.
+    /// Retries left of `rnr_retry`.
     #[bits(3)]
     pub current_rnr_retry: u8,
-    /// What is left of `retry_count`.
+    /// Retries left of `retry_count`.
     #[bits(3)]
     pub current_retry: u8,
     #[bits(5)]
@@ -358,7 +359,7 @@ pub struct RnrReceivePsn {
     pub next_psn: u32,
 }
 
-/// Whether the QP uses a shared receive queue.
+/// Use of a shared receive queue by the QP.
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct SrqUse {
@@ -366,7 +367,7 @@ pub struct SrqUse {
     __: u8,
     /// It does.
     pub enable: bool,
-    /// Which.
+    /// Number of the shared receive queue.
     #[bits(24)]
     pub srqn: u32,
 }

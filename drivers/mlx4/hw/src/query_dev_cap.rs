@@ -65,7 +65,7 @@ pub struct QueryDevCap {
     /// log2 of all READs outstanding.
     pub log_max_reads: Low<6>,
     _reserved_30: [u8; 5],
-    /// How long this HCA takes to acknowledge: 4.096 µs × 2^n.
+    /// Time of this HCA to acknowledge: 4.096 µs × 2^n.
     pub ack_delay: Low<5>,
     _old_mtu_width: u8,
     /// Ports.
@@ -168,7 +168,7 @@ layout!(QueryDevCap: 0x100, log_max_srq_wqes @ 0x10, log_reserved_qps @ 0x12, lo
     eqc_entry_len @ 0x88, cqc_entry_len @ 0x8a, srqc_entry_len @ 0x8c, cmpt_entry_len @ 0x8e, mtt_entry_len @ 0x90,
     dmpt_entry_len @ 0x92, memory_extensions @ 0x94, reserved_lkey @ 0x98, max_icm @ 0xa0);
 
-/// What the device can do (Linux `device.h`, `MLX4_DEV_CAP_FLAG_*`).
+/// Capabilities of the device (Linux `device.h`, `MLX4_DEV_CAP_FLAG_*`).
 #[bitfield(u64, repr = U64, from = U64::new, into = U64::get, order = Lsb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct Capabilities {

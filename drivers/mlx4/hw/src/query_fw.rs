@@ -48,7 +48,7 @@ pub struct QueryFw {
 layout!(QueryFw: 0x60, command_revision @ 0x0a, log_max_commands @ 0x0f, clear_interrupt @ 0x20,
     catastrophic_offset @ 0x30, catastrophic_len @ 0x38, catastrophic_bar @ 0x3c, comm_channel @ 0x40, clock @ 0x50);
 
-/// Where a register is: an offset and the BAR it counts in.
+/// Place of a register: an offset and the BAR it counts in.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RegisterPlace {

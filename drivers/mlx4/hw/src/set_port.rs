@@ -13,7 +13,7 @@ use crate::bits::{High, layout};
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SetPortIb {
-    /// What is set, and to what.
+    /// The setting to change, and its value.
     pub change: SetPortChange,
     /// PortInfo's capability mask.
     pub capability_mask: U32,
@@ -104,7 +104,7 @@ pub struct SetPortGeneral {
     _reserved_00: [u8; 2],
     /// More of what is set.
     pub flags_2: u8,
-    /// What is set: bit 0 MTU, 1 receive pause, 2 send pause, 4 RoCE mode.
+    /// Fields that are set: bit 0 MTU, 1 receive pause, 2 send pause, 4 RoCE mode.
     pub flags: u8,
     /// RoCE mode and frame check.
     pub roce_mode: u8,

@@ -16,7 +16,7 @@ use crate::path::AddressVector;
 pub const BASIC_BLOCK_LEN: usize = 1 << LOG_BASIC_BLOCK_LEN;
 /// log2 of it.
 pub const LOG_BASIC_BLOCK_LEN: u32 = 6;
-/// What sizes in a WQE count in.
+/// Unit of sizes in a WQE, in bytes.
 pub const SEGMENT_UNIT: usize = 16;
 /// Bytes of a send queue that stay free for the device's prefetching (Linux `mlx4_ib`, `sq_overhead`: 2048 bytes and
 /// one slot).
@@ -25,7 +25,7 @@ pub const SEND_HEADROOM_LEN: u32 = 2048;
 pub const STAMP: u32 = 0xffff_ffff;
 
 open_enum! {
-    /// What a send does; also the opcode of its completion.
+    /// Opcode of a send; also that of its completion.
     pub struct WqeOpcode(u8) {
         /// Nothing.
         NOP = 0x00,
@@ -85,7 +85,7 @@ pub struct ControlOwner {
     pub pass: bool,
     #[bits(26)]
     __: u32,
-    /// What to do.
+    /// Opcode of the request.
     #[bits(5)]
     pub opcode: WqeOpcode,
 }
@@ -139,7 +139,7 @@ pub struct MlxControlSegment {
     _schedule: [u8; 3],
     /// Fence and size.
     pub size: ControlSize,
-    /// How to send.
+    /// Flags of the send.
     pub flags: MlxControlFlags,
     /// The destination LID.
     pub remote_lid: U16,
@@ -177,7 +177,7 @@ pub struct MlxControlFlags {
     pub force_loopback: bool,
 }
 
-/// Where an RDMA WRITE or READ goes.
+/// Remote address of an RDMA WRITE or READ.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RemoteAddressSegment {
@@ -206,15 +206,15 @@ impl RemoteAddressSegment {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct AtomicSegment {
-    /// What to swap in or add.
+    /// Bits to swap in, or the number to add.
     pub swap_add: U64,
-    /// What to compare with.
+    /// Bits to compare with.
     pub compare: U64,
 }
 
 layout!(AtomicSegment: 16, compare @ 8);
 
-/// Where a datagram goes.
+/// Destination of a datagram.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct DatagramSegment {

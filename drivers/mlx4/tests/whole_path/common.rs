@@ -1,4 +1,4 @@
-//! What the whole-path tests share: machines whose cards are up, and connected queue pairs.
+//! Helpers of the whole-path tests: machines whose cards are up, and connected queue pairs.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use verbs::{
     Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge,
 };
 
-/// What tests wait for takes at most this long.
+/// Time that a test's wait may take at most.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const RC: RcParameters = RcParameters {

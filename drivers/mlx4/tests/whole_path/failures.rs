@@ -1,4 +1,4 @@
-//! What goes wrong on the fabric, at the peer and in the card, and how it is told.
+//! Failures of the fabric, of the peer and of the card, and the errors that report them.
 
 use futures_util::future::{Either, select};
 use hal::{Duration, Platform};

@@ -1,4 +1,4 @@
-//! What a recorder is told of a bring-up and of one WRITE.
+//! Trace of a bring-up and of one WRITE.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
