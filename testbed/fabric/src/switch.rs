@@ -60,11 +60,11 @@ struct Port {
     counts: PortCounts,
     /// A manager keeps the link down.
     disabled: bool,
-    /// What a manager wants of the link and was not done yet.
+    /// Order of a manager for the link that was not carried out yet.
     order: Option<LinkOrder>,
 }
 
-/// What a subnet manager wants of a link.
+/// Order of a subnet manager for a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkOrder {
     /// It goes down and comes back.
@@ -89,7 +89,7 @@ pub(crate) struct Switch {
     trap: LinkTrap,
 }
 
-/// Where a packet on QP0 goes from here.
+/// Next hop of a packet on QP0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hop {
     /// It has arrived: it is for the switch, or for who manages the subnet from here.
@@ -191,7 +191,7 @@ impl Switch {
         Some((u8::try_from(number).ok()?, order))
     }
 
-    /// Whether a manager keeps a port's link down.
+    /// Returns whether a manager keeps a port's link down.
     pub(crate) fn is_disabled(&self, port: u8) -> bool {
         self.ports
             .get(usize::from(port))
@@ -208,7 +208,7 @@ impl Switch {
         Lid(self.ports[0].info.lid.get())
     }
 
-    /// Whether data may pass a port.
+    /// Returns whether data may pass a port.
     pub(crate) fn carries_data(&self, port: u8) -> bool {
         let state = self
             .ports
