@@ -16,7 +16,7 @@ mod targets;
 /// Something to be fed with bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// What it is called on the command line.
+    /// Name on the command line.
     pub name: &'static str,
     /// Takes the bytes; panics when something does not hold.
     pub run: fn(&[u8]),

@@ -21,11 +21,11 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What all machines share.
+/// State that all machines share.
 struct Shared {
     cluster: Mutex<Cluster>,
     now: AtomicU64,
-    /// When the earliest sleeper wants to be polled again.
+    /// Earliest time at which a sleeping task is to be polled again.
     wake_at: AtomicU64,
     /// Once in so many stores of a processor its card reads ahead.
     read_ahead: AtomicU64,

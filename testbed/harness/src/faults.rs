@@ -14,7 +14,7 @@ const OPCODE_MASK: u32 = 0xfff_u32.swap_bytes();
 const UNKNOWN_OPCODE: u32 = 0xfee_u32.swap_bytes();
 const NEVER: u32 = u32::MAX;
 
-/// What goes wrong, and how much has happened so far. Commands count from 0.
+/// Faults to inject, and counts of what has happened so far. Commands count from 0.
 pub struct Faults {
     commands: AtomicU32,
     drop_command: AtomicU32,
@@ -64,7 +64,7 @@ impl Faults {
         self.refuse_command.store(index, Ordering::Relaxed);
     }
 
-    /// Whether the card is gone: registers read as all ones.
+    /// Sets whether the card is gone: registers read as all ones.
     pub fn set_gone(&self, gone: bool) {
         self.gone.store(gone, Ordering::Relaxed);
     }

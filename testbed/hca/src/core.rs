@@ -1,4 +1,4 @@
-//! What all queue pairs of a card share: memory, queues, ports, and the way out.
+//! State that all queue pairs of a card share: memory, queues, ports, and packets on their way out.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;

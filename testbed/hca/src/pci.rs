@@ -32,7 +32,7 @@ const MSIX: usize = 0x9c;
 const DEVICE_CONTROL: usize = PCIE + 8;
 const INITIATE_RESET: u8 = 0x80;
 
-/// What a write to the configuration space asks of the device.
+/// Effect of a configuration space write on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConfigEffect {
     /// Nothing beyond the stored bits.
@@ -112,12 +112,12 @@ impl ConfigSpace {
         }
     }
 
-    /// Whether MSI-X is enabled.
+    /// Returns whether MSI-X is enabled.
     pub(crate) fn has_messages(&self) -> bool {
         self.bytes[MSIX + 3] & MSIX_ENABLE != 0
     }
 
-    /// Whether the command register keeps the interrupt pin from being asserted.
+    /// Returns whether the command register's INTx disable bit is set.
     pub(crate) fn pin_is_disabled(&self) -> bool {
         self.bytes[COMMAND + 1] & INTX_DISABLE != 0
     }

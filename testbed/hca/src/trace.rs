@@ -1,4 +1,4 @@
-//! What a card is asked and does, told to whoever wants to record it.
+//! Trace of a card: its commands, doorbells, DMA and interrupts, as events for a recorder.
 //!
 //! A [`Recorder`] gets every command, doorbell, DMA and interrupt as an [`Event`]; [`Text`] is one that writes them as lines.
 //! Without a recorder the model only looks whether there is one.
@@ -35,20 +35,20 @@ pub enum Event<'a> {
     Doorbell(Doorbell),
     /// The card reached for memory.
     Dma {
-        /// Which way.
+        /// Direction.
         direction: Direction,
-        /// What for.
+        /// Purpose.
         purpose: Purpose,
         /// The bus address.
         addr: u64,
-        /// What was read or written.
+        /// Bytes read or written.
         bytes: &'a [u8],
-        /// Whether there was memory.
+        /// The access succeeded: there was memory.
         done: bool,
     },
     /// An MSI-X message was sent.
     Interrupt {
-        /// Which one.
+        /// Number of the vector.
         vector: u16,
     },
     /// The interrupt pin changed.
@@ -63,11 +63,11 @@ pub enum Event<'a> {
 /// A command and how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Command {
-    /// Which.
+    /// Opcode.
     pub opcode: Opcode,
     /// Its variant.
     pub op_modifier: u8,
-    /// What it is about: mostly the number of a resource.
+    /// Input modifier: mostly the number of a resource.
     pub in_modifier: u32,
     /// A mailbox's bus address, or a value.
     pub in_param: u64,
@@ -77,7 +77,7 @@ pub struct Command {
     pub token: u16,
     /// Its end was to be reported by an event.
     pub by_event: bool,
-    /// How it ended.
+    /// Status at its end.
     pub status: CmdStatus,
     /// Its immediate result; the mailbox's address if it has none.
     pub result: u64,
@@ -111,7 +111,7 @@ pub enum Doorbell {
     },
 }
 
-/// Which way a DMA goes.
+/// Direction of a DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From memory to the card.
@@ -120,7 +120,7 @@ pub enum Direction {
     Write,
 }
 
-/// What a DMA is for.
+/// Purpose of a DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// A command's input or output.

@@ -108,7 +108,7 @@ impl Host for Ram {
     }
 }
 
-/// What software of one node keeps.
+/// State of one node's software.
 pub(crate) struct Node {
     pub(crate) index: NodeIndex,
     pub(crate) ram: Arc<Ram>,
