@@ -20,7 +20,7 @@ use verbs::Gid;
 const VENDOR: u16 = 0x15b3;
 const DEVICE: u16 = 0x1003;
 
-/// What ends the image with an error that its log names.
+/// Error that ends the image, and that its log names.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     /// There is no card in the machine.
@@ -141,7 +141,7 @@ impl Stream for Serial {
     }
 }
 
-/// What a future gives, unless it takes too long.
+/// Waits for a future's value, for at most [`PATIENCE`].
 async fn within<T>(future: impl Future<Output = T>) -> Result<T, Error> {
     let mut future = pin!(future);
     let mut late = pin!(libos::sleep(PATIENCE));

@@ -5,7 +5,7 @@ use crate::world::NodeIndex;
 
 pub(crate) const MS: u64 = 1_000_000;
 
-/// Who a node is that should not be there.
+/// Identity of a node that should not be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guise {
     /// It knows the cluster's name and holds another key.
@@ -29,7 +29,7 @@ pub enum Kind {
     Partition {
         /// A bit for each node; strangers share them.
         nodes: u64,
-        /// Whether the subnet manager is on their side.
+        /// The subnet manager is on the side of `nodes`.
         manager: bool,
     },
     /// The node's tasks run up to so many nanoseconds late.
@@ -87,14 +87,14 @@ impl Kind {
     }
 }
 
-/// When a fault begins and ends, in nanoseconds.
+/// Planned fault with its begin and end, in nanoseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// Its beginning.
     pub from: u64,
     /// Its end.
     pub until: u64,
-    /// What goes wrong.
+    /// Kind of fault.
     pub kind: Kind,
 }
 

@@ -10,7 +10,7 @@ const KEPT: usize = 64;
 /// The most bytes of a packet.
 const MTU: u64 = 4096;
 
-/// What he has recorded. Some of it is of lives long over.
+/// Hostile node's recorded packets. Some are of lives that ended long ago.
 #[derive(Default)]
 pub(crate) struct Recorder {
     kept: Vec<Packet>,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use verbs::{Access, Domain, Lkey, Region, Rkey};
 
-/// Who may touch a piece of memory.
+/// Right of access to a range of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Guard {
     /// Nobody asked: queues' memory and what a node exports.
@@ -38,7 +38,7 @@ pub(crate) enum Right {
     RemoteWrite,
 }
 
-/// Why the device does not get at memory.
+/// Reason for which the device can't access memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// The key does not cover it: hardware says so.
@@ -114,7 +114,7 @@ impl Memory {
         }
     }
 
-    /// How many regions are registered.
+    /// Returns the number of registered regions.
     pub(crate) fn regions(&self) -> usize {
         self.regions.len()
     }

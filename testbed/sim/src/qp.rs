@@ -15,7 +15,7 @@ pub(crate) enum Source {
     Gather(Vec<Sge>),
 }
 
-/// What a posted send request does.
+/// Operation of a posted send request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Op {
     Send { imm: Option<u32> },
@@ -173,7 +173,7 @@ impl Qp {
     }
 }
 
-/// How far `a` is ahead of `b`, in 24 bits: negative if behind.
+/// Returns how many sequence numbers `a` is ahead of `b`, in 24 bits: negative if behind.
 pub(crate) fn ahead(a: Psn, b: Psn) -> i64 {
     let distance = i64::from(a.0.wrapping_sub(b.0) & 0xff_ffff);
     if distance < 0x80_0000 {
@@ -192,7 +192,7 @@ pub(crate) struct Entry {
     pub(crate) frees: Option<u64>,
 }
 
-/// What the user asked to be interrupted by.
+/// Armed state: the completions that raise an interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Armed {
     No,

@@ -174,7 +174,8 @@ impl World {
         self.fail_pair(node, qpn, false);
     }
 
-    /// Whether a packet from `from` belongs to the connection of this queue pair.
+    /// Returns whether a packet of queue pair `qpn` at LID `from` belongs to this queue pair's
+    /// connection.
     pub(crate) fn connected(&self, node: NodeIndex, (from, qpn): (Lid, Qpn)) -> bool {
         let qp = self.nodes[node].qps.get(&qpn.0);
         qp.and_then(|qp| qp.path).is_some_and(|path| path.lid == from)

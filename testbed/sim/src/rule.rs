@@ -1,4 +1,4 @@
-//! What must hold, and what is said when it does not.
+//! Invariants, and the message of a broken one.
 
 use std::fmt;
 
@@ -23,9 +23,9 @@ pub enum Rule {
     ReceiveBuffer,
     /// A call's request is seen by a handler at most once.
     SeenOnce,
-    /// What a call or READ brings is what was asked for.
+    /// A call or READ returns the right bytes.
     Content,
-    /// What was acknowledged has happened.
+    /// An acknowledged operation has taken effect.
     Acknowledged,
     /// Every operation ends, by its deadline and a bound.
     Ends,
@@ -60,9 +60,9 @@ pub enum Rule {
 pub struct Violation {
     /// The rule.
     pub rule: Rule,
-    /// When, in nanoseconds of virtual time.
+    /// Time of the violation, in nanoseconds of virtual time.
     pub at: u64,
-    /// What happened.
+    /// Event that broke the rule, as text.
     pub what: String,
 }
 

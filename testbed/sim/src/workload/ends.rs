@@ -15,7 +15,7 @@ enum End {
     Come(bool),
 }
 
-/// What has ended, or will.
+/// Results of one-sided accesses by tag, or the waiters for them.
 #[derive(Default)]
 pub(super) struct Ends(Mutex<BTreeMap<u64, End>>);
 
