@@ -46,7 +46,8 @@ fn a_full_output_fails_as_natively() {
     assert_eq!(end_of(command), (Some(1), String::new(), said.into()));
 }
 
-/// What one descriptor of the host gets keeps the order in which the program wrote it to two of its own.
+/// Checks that a program's two outputs keep their order where both go to one descriptor of the
+/// host.
 #[test]
 fn both_outputs_keep_their_order_where_they_go_to_one_place() {
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("both");
