@@ -29,9 +29,9 @@ pub(crate) struct Bundle<'a> {
     pub(crate) release: &'a str,
     /// The packages.
     pub(crate) packages: &'a [&'a str],
-    /// Whether what they depend on is needed as well.
+    /// Their dependencies are fetched as well.
     pub(crate) dependencies: bool,
-    /// Whether they come from backports.
+    /// They come from backports.
     pub(crate) backports: bool,
     /// Files that must be there, by their path within.
     pub(crate) files: &'a [&'a str],

@@ -1,8 +1,8 @@
-//! How an image of ours left, by QEMU's exit status (see "Leaving" in `docs/architecture.md`).
+//! Result of an image of ours, by QEMU's exit status (see "Leaving" in `docs/architecture.md`).
 
 use std::process::ExitStatus;
 
-/// How a node left.
+/// Result of a node.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Left {
     /// Its work was done.

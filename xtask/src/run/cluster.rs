@@ -16,9 +16,9 @@ use crate::bed::{INTERRUPTED, log, tail};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
 
-/// How often the nodes are looked at; a node that dies is noticed within this.
+/// Poll interval of the nodes; a node that dies is noticed within this.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How a run ended, other than by an error.
+/// End of a run, other than by an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The program ended.
@@ -118,7 +118,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// What P reported.
+    /// Returns P's report.
     pub(crate) fn report(&self) -> Report {
         Report::parse(&self.log(Role::Processor))
     }
