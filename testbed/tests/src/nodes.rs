@@ -22,7 +22,7 @@ pub struct Line {
     pub text: String,
 }
 
-/// An event that a node tells of; `docs/nodes.md` lists them.
+/// Event that a node reports; `docs/user/nodes.md` lists them.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// Node that reports the event.

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Starts nodes of FIT in QEMU on one modelled fabric, kills, stops and unplugs them, as lines of standard input say
 ///
 /// The lines: `start NODE [OPTION…]`, `kill NODE`, `stop NODE`, `continue NODE`, `cable NODE in` and `cable NODE out`. A node's
-/// options are in docs/nodes.md. What each node says comes under its name; a line that is carried out comes back as
+/// options are in docs/user/nodes.md. What each node says comes under its name; a line that is carried out comes back as
 /// `nodes: LINE`. The end of the input ends all nodes. Exit status: 0; 125 if the run itself failed; 130 after Ctrl-C.
 #[derive(clap::Args)]
 pub(crate) struct Args {
