@@ -8,7 +8,7 @@
 //! * [`nodes`]: starts nodes of FIT, and kills, stops and unplugs them on request.
 //! * [`build_image`]: builds the unikernels.
 //! * [`mod@test`]: runs every check and test.
-//! * [`mod@bench`]: measures.
+//! * [`mod@bench`]: runs the benchmarks.
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
 //! * [`mod@fuzz`]: fuzzes every parser of untrusted input.
 //! * [`interleave`]: model-checks shared state under loom and shuttle.
