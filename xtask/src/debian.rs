@@ -21,7 +21,7 @@ const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
 ];
 
-/// Some packages, and what is taken of them.
+/// Packages of Debian, and the files needed from them.
 pub(crate) struct Bundle<'a> {
     /// Names the folder in the cache. A change of the list changes the version in the name.
     pub(crate) name: &'a str,

@@ -1,4 +1,4 @@
-//! `fuzz`: feeds bytes to everything that takes foreign bytes apart, guided by what they reach (`testbed/fuzz`).
+//! `fuzz`: fuzzes every parser of untrusted input, guided by coverage (`testbed/fuzz`).
 //!
 //! libFuzzer searches; the compiler counts edges and tells comparisons, by passes that stable Rust has. All targets are in one
 //! program. Before anything else it must find what is planted in a target of its own, or the search is not guided.
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::project::{self, cargo};
 use crate::tools::{find, quiet, shown, step};
 
-/// Feeds changed bytes to decoders and state machines, guided by coverage
+/// Fuzzes every parser of untrusted input, guided by coverage
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Targets to fuzz; all if none is named
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     input: Option<PathBuf>,
 }
 
-/// Counts edges, and tells libFuzzer what is compared with what.
+/// Compiler flags that count edges and trace comparisons for libFuzzer.
 const COVERAGE: [&str; 7] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -42,7 +42,7 @@ const COVERAGE: [&str; 7] = [
 ];
 /// An input that takes so many seconds is a finding. Even a machine with much else to do needs far less.
 const SLOW: u32 = 30;
-/// So is one that takes so many megabytes.
+/// An input that takes so many megabytes of memory is a finding, too.
 const LARGE: u32 = 2048;
 /// Inputs within which the planted bytes must be found; some thousands are usual.
 const PLANTED_RUNS: u32 = 5_000_000;
@@ -84,7 +84,7 @@ impl Args {
     }
 }
 
-/// A short search of all targets, from their seeds alone and in the same order each time.
+/// Runs a short search of all targets, from their seeds alone and in the same order each time.
 pub(crate) fn test() -> Result<()> {
     let fuzzer = Fuzzer::build()?;
     fuzzer.find_planted()?;

@@ -40,7 +40,7 @@ fn is_of_counters(packet: &Packet) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Down,
-    /// It carries nothing until then.
+    /// The link is training and carries nothing until this time.
     Training(Instant),
     Up,
 }

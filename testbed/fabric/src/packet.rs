@@ -168,9 +168,9 @@ pub enum NakCode {
 /// The answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckCode {
-    /// Everything up to the packet's PSN is done.
+    /// All packets up to this PSN are acknowledged.
     Ack,
-    /// No receive is posted: try again after the time with this code.
+    /// No receive is posted: the requester retries after the time of this RNR timer code.
     ReceiverNotReady(u8),
     /// Refused.
     Nak(NakCode),

@@ -27,7 +27,7 @@ use crate::packet::FIRST_MLID;
 const PORTS: usize = 36;
 /// External ports that there are at most: 255 means none.
 const MOST_PORTS: usize = 254;
-/// No port, in a forwarding table.
+/// Marks a LID without a port in a forwarding table.
 const NO_PORT: u8 = 255;
 /// The highest unicast LID.
 const LAST_LID: u16 = FIRST_MLID - 1;
@@ -38,7 +38,7 @@ const PKEYS: u8 = 32;
 /// Code of 4096 bytes.
 const MTU_4096: u8 = 5;
 const VLS_8: u8 = 4;
-/// In a Set: leave the physical state.
+/// PortPhysicalState in a Set that leaves the state as it is.
 const PHYS_NO_CHANGE: u8 = 0;
 const PHYS_POLLING: u8 = 2;
 const PHYS_DISABLED: u8 = 3;
@@ -67,11 +67,11 @@ struct Port {
 /// Order of a subnet manager for a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkOrder {
-    /// It goes down and comes back.
+    /// Takes the link down and trains it again.
     Retrain,
-    /// It goes down and stays so.
+    /// Takes the link down and keeps it down.
     Disable,
-    /// It may come back.
+    /// Lets the link train again.
     Enable,
 }
 
@@ -92,9 +92,9 @@ pub(crate) struct Switch {
 /// Next hop of a packet on QP0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hop {
-    /// It has arrived: it is for the switch, or for who manages the subnet from here.
+    /// The packet has arrived: it is for the switch, or for the subnet manager on it.
     Here,
-    /// It leaves by a port.
+    /// The packet leaves by this port.
     Leave(u8),
     /// The directed part of its route is over: it goes on to a LID.
     To(Lid),

@@ -10,7 +10,7 @@ pub const SERVED_LEN: usize = 9 * 8;
 pub struct Served {
     /// Requests that the handler saw.
     pub requests: u64,
-    /// Of these, those that were not as they should be.
+    /// Requests among them whose bytes were wrong.
     pub wrong: u64,
     /// Bytes of the requests.
     pub request_bytes: u64,

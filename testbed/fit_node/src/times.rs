@@ -9,11 +9,11 @@ pub struct Times(Vec<u32>);
 /// Median, mean and 99th percentile of the calls' durations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// The one in the middle.
+    /// Median.
     pub typical_ns: u64,
-    /// The mean.
+    /// Mean.
     pub average_ns: u64,
-    /// The one that 99 of 100 do not exceed.
+    /// 99th percentile.
     pub p99_ns: u64,
 }
 

@@ -13,7 +13,7 @@
 mod input;
 mod targets;
 
-/// Something to be fed with bytes.
+/// Fuzz target.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
     /// Name on the command line.

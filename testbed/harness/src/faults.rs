@@ -29,7 +29,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// No faults yet; random ones will follow from `seed`.
+    /// Returns a platform's faults, none at first; random ones follow from `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {

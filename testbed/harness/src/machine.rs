@@ -19,7 +19,7 @@ const MSIX_ENABLE: u32 = 1 << 31;
 pub trait World: Send + Sync {
     /// The time.
     fn now(&self) -> Instant;
-    /// Somebody sleeps until then.
+    /// Asks for a wakeup at `deadline`.
     fn wake_at(&self, deadline: Instant);
     /// Reads the configuration space of a node's card.
     fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]);

@@ -16,7 +16,7 @@ use crate::port::Port;
 use crate::rng::Rng;
 use crate::srq::SharedQueues;
 
-/// Everything of a card but its queue pairs and its firmware.
+/// Card's state except its queue pairs and its firmware.
 pub(crate) struct Core {
     /// The time of the call that is being served.
     pub(crate) now: Instant,

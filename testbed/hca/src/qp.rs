@@ -274,7 +274,7 @@ impl QueuePair {
         self.fail(core);
     }
 
-    /// In the error state: completes as flushed whatever has been posted since.
+    /// Completes as flushed the requests posted to a queue pair in the error state.
     pub(crate) fn flush(&mut self, core: &mut Core) {
         self.flush_sends(core);
         self.flush_receives(core);

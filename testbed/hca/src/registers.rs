@@ -69,7 +69,7 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
-    /// After a software reset: the owner stays, the semaphore is free.
+    /// Resets the registers as software's reset does: the owner stays, the semaphore becomes free.
     pub(crate) fn reset(&mut self) {
         *self = Self {
             owned: self.owned,

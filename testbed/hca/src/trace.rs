@@ -25,7 +25,7 @@ pub trait Recorder: Send + Sync {
     fn record(&self, node: &str, now: Instant, event: &Event<'_>);
 }
 
-/// Something that a card was asked or did.
+/// Event of a card's trace.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -65,7 +65,7 @@ pub enum Event<'a> {
 pub struct Command {
     /// Opcode.
     pub opcode: Opcode,
-    /// Its variant.
+    /// Opcode modifier: the command's variant.
     pub op_modifier: u8,
     /// Input modifier: mostly the number of a resource.
     pub in_modifier: u32,
@@ -73,9 +73,9 @@ pub struct Command {
     pub in_param: u64,
     /// A mailbox's bus address.
     pub out_param: u64,
-    /// Software's name for it.
+    /// Token by which software identifies the command.
     pub token: u16,
-    /// Its end was to be reported by an event.
+    /// Software asked for an event at its end.
     pub by_event: bool,
     /// Status at its end.
     pub status: CmdStatus,
@@ -114,9 +114,9 @@ pub enum Doorbell {
 /// Direction of a DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From memory to the card.
+    /// The card reads memory.
     Read,
-    /// From the card to memory.
+    /// The card writes memory.
     Write,
 }
 

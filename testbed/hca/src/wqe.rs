@@ -16,9 +16,9 @@ pub(crate) const LONGEST_MESSAGE: u64 = 1 << 30;
 /// A piece of a message's bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Piece {
-    /// In memory.
+    /// Data in memory.
     Memory(DataSegment),
-    /// In the entry itself.
+    /// Data in the entry itself.
     Inline(Vec<u8>),
 }
 

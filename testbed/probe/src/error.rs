@@ -56,7 +56,7 @@ pub enum Error {
         /// Status of its completion.
         status: Status,
     },
-    /// Something did not come in time.
+    /// A wait has timed out.
     #[error("waited in vain for {0}")]
     Timeout(Wait),
     /// The peer refused the connection.

@@ -23,10 +23,10 @@ const DEVICE: u16 = 0x1003;
 /// Error that ends the image, and that its log names.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// There is no card in the machine.
+    /// The machine has no ConnectX-3.
     #[error("no ConnectX-3 in this machine")]
     NoCard,
-    /// There is no virtio serial device.
+    /// The machine has no virtio serial device.
     #[error("no virtio serial device")]
     NoConsole,
     /// An option is missing, or nothing known.

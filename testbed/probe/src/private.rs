@@ -32,7 +32,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// At the head of private data, the rest of which is zero.
+    /// Encodes the header at the head of private data; the rest is zero.
     pub(crate) fn to_private<const N: usize>(self) -> [u8; N] {
         let mut bytes = [0; N];
         bytes[1] = IPV4;

@@ -27,7 +27,7 @@ pub(crate) enum Phase {
     Traffic,
     /// Faults are over: the views agree, and everyone proves that it can call everyone, with all credits.
     Exam,
-    /// Nothing is started any more.
+    /// Rest: the workload starts nothing.
     Rest,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Checker {
     pub(crate) phase: Phase,
     /// Nodes of the cluster: who has a higher number is none of it.
     pub(crate) nodes: usize,
-    /// Every how many sends one asks for its completion.
+    /// Number of sends for each signalled one.
     signal_every: u64,
     next: u64,
     open: BTreeMap<u64, Open>,
@@ -211,7 +211,8 @@ impl World {
         self.check.whole.extend(whole);
     }
 
-    /// At rest each connection has had all its receives posted and its send queue free.
+    /// Checks that each connection had all its receives posted and its send queue free at some time
+    /// of the rest.
     pub(crate) fn check_credits(&mut self) {
         let nodes = self.nodes.iter().enumerate();
         let mut all = nodes.flat_map(|(node, of)| of.qps.values().map(move |qp| (node, qp)));

@@ -18,9 +18,10 @@ use crate::trace::{Detail, Trace};
 use crate::workload;
 use crate::world::{Bed, Event, NodeIndex, Stats, World};
 
-/// Within so much time after the last fault all views must agree, and everyone be able to call everyone.
+/// Time after the last fault within which all views must agree, and each node can call each other.
 const CONVERGENCE: u64 = 30_000_000_000;
-/// So much longer if nodes have to find out by themselves that a subnet manager has forgotten them.
+/// Additional time if nodes have to find out by themselves that a subnet manager has forgotten
+/// them.
 const FORGOTTEN: u64 = 60_000_000_000;
 /// Length of the rest after that, in which nothing may happen.
 const REST: u64 = 4_000_000_000;
@@ -227,7 +228,7 @@ impl Run {
         false
     }
 
-    /// Within what time after the last fault all must be well.
+    /// Returns the time after the last fault within which all must be well.
     fn bound(&self) -> u64 {
         let untold = Kind::Forget { told: false };
         let forgotten = self.plan.faults.iter().any(|fault| fault.kind == untold);

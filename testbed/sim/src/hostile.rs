@@ -1,4 +1,5 @@
-//! Somebody on the fabric who holds no key: records announcements and connection messages, and sends what he likes.
+//! Hostile node without the key: it records announcements and connection messages, and sends
+//! recorded, garbled and made-up ones.
 
 use verbs::Lid;
 
@@ -17,7 +18,7 @@ pub(crate) struct Recorder {
 }
 
 impl World {
-    /// He hears a datagram, and perhaps sends one himself.
+    /// Lets the hostile node record a datagram and perhaps send one.
     pub(crate) fn overhear(&mut self, packet: &Packet) {
         let rate = self.rates.hostile;
         if rate == 0 || !is_worth(&packet.body) {

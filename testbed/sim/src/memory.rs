@@ -9,7 +9,7 @@ use verbs::{Access, Domain, Lkey, Region, Rkey};
 /// Right of access to a range of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Guard {
-    /// Nobody asked: queues' memory and what a node exports.
+    /// Access is not checked: queues' memory and the memory that a node exports.
     Open,
     /// Its owner has it: no device may touch it.
     Owned,
@@ -45,7 +45,7 @@ pub(crate) enum Denied {
     Key,
     /// Its owner has not lent it: hardware would not notice.
     Owned(u64),
-    /// It was freed: hardware would not notice.
+    /// The memory was freed. Hardware would not notice.
     Freed(u64),
 }
 

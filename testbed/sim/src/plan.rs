@@ -73,7 +73,7 @@ impl Rates {
     }
 }
 
-/// Everything that a run is made of.
+/// Parameters and faults of a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Seed of the run's RNGs.
@@ -108,7 +108,7 @@ pub struct Plan {
     pub calls: u16,
     /// One-sided accesses at once.
     pub one_sided: u16,
-    /// Every how many requests one is signalled.
+    /// Number of requests for each signalled one.
     pub signal_every: u16,
     /// Empty polls before a core rests.
     pub poll_budget: u32,

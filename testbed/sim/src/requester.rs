@@ -132,7 +132,7 @@ impl World {
         self.after(span, Event::AckTimeout { life, qpn, timer });
     }
 
-    /// No acknowledgement came: sends everything under way again, or gives up.
+    /// Handles an acknowledgement timeout: sends all requests in flight again, or gives up.
     pub(crate) fn ack_timeout(&mut self, node: NodeIndex, qpn: Qpn, timer: u64) {
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;

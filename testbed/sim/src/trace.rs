@@ -7,12 +7,12 @@ use crate::rng::mix;
 /// Amount of a run's trace that is kept as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Detail {
-    /// Nothing: only the hash.
+    /// Only the hash.
     #[default]
     None,
     /// All but the turns of tasks and timers.
     Events,
-    /// Everything.
+    /// All events, with the turns of tasks and timers.
     All,
 }
 

@@ -46,15 +46,16 @@ struct Told {
 
 /// True membership, which nodes can't know.
 pub(crate) struct Truth {
-    /// Every life of FIT, by the incarnation that it drew.
+    /// Identity of every life of FIT, by the incarnation that it drew.
     lives: BTreeMap<Incarnation, Identity>,
     /// Time at which each life ended or began to leave.
     ended: BTreeMap<Life, u64>,
-    /// Since when nothing that a node sends reaches another: `[to][from]`.
+    /// Time since which no packet of node `from` reaches node `to`: `[to][from]`; `None` while
+    /// packets pass.
     deaf: Vec<Vec<Option<u64>>>,
-    /// Since when a node has been running as it should.
+    /// Time since which each node has been running normally; `None` while it is not.
     steady: Vec<Option<u64>>,
-    /// Since when each connection stands in a view.
+    /// Time since which each connection has been in a view.
     seen: BTreeMap<(Life, PeerId), u64>,
     /// Reports to each life's handler.
     told: BTreeMap<Life, Told>,

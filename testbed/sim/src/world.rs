@@ -1,4 +1,4 @@
-//! Everything but the tasks: time, what is going to happen, the nodes, the network.
+//! Simulated world without the tasks: time, future events, the nodes, the network.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -39,7 +39,7 @@ pub(crate) enum Event {
     Timer { slot: usize, generation: u64 },
     /// A packet arrives.
     Packet(Box<Packet>),
-    /// Nothing was acknowledged for long.
+    /// The acknowledgement timer of a queue pair has expired.
     AckTimeout { life: Life, qpn: Qpn, timer: u64 },
     /// A receiver that was not ready may be by now.
     Rnr { life: Life, qpn: Qpn, timer: u64 },
@@ -117,7 +117,7 @@ pub(crate) struct Cpu {
     pub(crate) free_at: u64,
     /// Each turn comes up to so much late.
     pub(crate) slow: u64,
-    /// Nothing runs before.
+    /// Time before which none of the node's tasks runs.
     pub(crate) stopped_until: u64,
 }
 

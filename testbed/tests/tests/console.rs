@@ -97,7 +97,8 @@ fn input_that_the_program_does_not_read_stays_where_it_is() {
     assert_eq!(text(&output.stdout), "left: one\n");
 }
 
-/// Nobody reads for a while: the program waits, and neither a file nor memory grows without bound.
+/// Checks a reader that pauses: the program waits, and neither a file nor memory grows without
+/// bound.
 #[test]
 fn a_slow_reader_holds_the_program_and_loses_nothing() {
     let mut command = run(&[], &["busybox", "seq", "300000"]);

@@ -117,7 +117,7 @@ fn memory_keeps_linux_s_promises() {
     assert_eq!((there.code, here.code), (Some(0), Some(0)));
 }
 
-/// On one core and on two, with a third of the pages in the cache.
+/// Compares with Linux on one core and on two, with a third of the pages in the cache.
 #[test]
 fn threads_processes_and_signals_do_what_linux_does() {
     let here = native(program("threads"), &[], b"");

@@ -9,7 +9,7 @@ pub(crate) enum Left {
     Well,
     /// Its kernel panicked.
     Panic,
-    /// By an error that its log names.
+    /// It ended with an error that its log names.
     Error,
     /// QEMU ended, whatever the node wanted.
     Otherwise,
@@ -26,7 +26,7 @@ impl From<ExitStatus> for Left {
     }
 }
 
-/// The same in words.
+/// Describes a status in words.
 pub(crate) fn describe(status: ExitStatus) -> String {
     match Left::from(status) {
         Left::Well => "left".to_owned(),

@@ -74,7 +74,7 @@ struct Guest {
     process: Process,
     /// File with the guest's messages to us.
     said: PathBuf,
-    /// To tell it something.
+    /// Pipe for our messages to the guest.
     tell: File,
     /// Its console's input, open for as long as QEMU, which otherwise would wait for a writer.
     typed: File,

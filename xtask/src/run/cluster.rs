@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(crate) enum End {
     /// The program ended.
     Program,
-    /// We were told to end.
+    /// We got Ctrl-C or SIGTERM.
     Interrupted,
     /// The program ended, but not all of its output could be written.
     Unwritten,
@@ -31,9 +31,9 @@ pub(crate) enum End {
 
 /// The limits of a run.
 pub(crate) struct Limits {
-    /// From the VMs' start until P starts the program.
+    /// Time limit from the VMs' start until P starts the program.
     pub(crate) boot: Duration,
-    /// From then on, until the program ends; none if it may take for ever.
+    /// Time limit of the program, from its start; `None` for no limit.
     pub(crate) program: Option<Duration>,
 }
 

@@ -6,7 +6,7 @@ use mad::{Attribute, Method};
 use verbs::Lid;
 use zerocopy::big_endian::U16;
 
-/// Between two traps.
+/// Interval between two traps.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A manager that does not answer so many looks at the switch sooner or later all the same.
 const TRIES: u32 = 10;

@@ -19,7 +19,7 @@ const _: () = assert!(REQUEST >= HEADER_LEN);
 /// Poll interval for the end of all calls.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Those who call, and what they count.
+/// Calling tasks and their counts.
 pub(crate) struct Callers {
     core: Core,
     options: Options,

@@ -60,7 +60,7 @@ impl QueuePair {
         }
     }
 
-    /// Everything up to `psn` has arrived, as far as no response is missing.
+    /// Completes the packets up to `psn` as acknowledged, up to the first missing response.
     fn acknowledge(&mut self, core: &mut Core, psn: u32) {
         let reached = psn_plus(psn, 1);
         if psn_distance(reached, self.requester.oldest) > 0 {

@@ -82,7 +82,7 @@ fn what_is_not_known_or_not_yet_possible_is_refused() {
     assert!(caps.capabilities.port_management_events() && !caps.capabilities.roce());
 }
 
-/// Every transition from every state: only the ones that there are succeed.
+/// Checks every transition from every state: only the legal ones succeed.
 #[test]
 fn queue_pairs_change_state_only_as_they_may() {
     let transitions = [

@@ -25,7 +25,7 @@ impl Ends {
         self.with(|ends| ends.insert(tag, End::Awaited(None)));
     }
 
-    /// It was not.
+    /// Forgets a tag: its access was not started.
     pub(super) fn give_up(&self, tag: u64) {
         self.with(|ends| ends.remove(&tag));
     }

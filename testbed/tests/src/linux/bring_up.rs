@@ -58,7 +58,7 @@ const CHOSEN: [&str; 44] = [
     "in.context.uar",
     "in.context.primary_path.remote_lid",
 ];
-/// The same, by how they begin.
+/// Beginnings of the names of more such fields.
 const CHOSEN_PARTS: [&str; 7] = [
     "out.",
     "result",

@@ -25,7 +25,7 @@ pub struct Group {
 /// Starts something: gives more options of `cargo xtask linux`, and what is dropped when the guests have ended.
 pub type Starter = fn() -> io::Result<(Vec<String>, Box<dyn Any>)>;
 
-/// Something that holds or doesn't: a script for each node, which must end well.
+/// Check: a script for each node, each of which must succeed.
 pub struct Check {
     /// Name: the claim that is checked, or the command that shows it.
     pub name: String,

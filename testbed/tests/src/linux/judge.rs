@@ -41,7 +41,7 @@ pub enum Event {
 }
 
 impl<'a> Judge<'a> {
-    /// Before the first line.
+    /// Creates a judge that has seen no line.
     #[must_use]
     pub fn new(group: &'a Group) -> Self {
         let nodes = group.nodes();

@@ -19,9 +19,9 @@ const TAIL: usize = 40;
 /// Results of the checks.
 #[derive(Default)]
 pub struct Tally {
-    /// Those that hold.
+    /// Number of checks that passed.
     pub passed: usize,
-    /// Those that don't, or were not reached.
+    /// Number of checks that failed or were not reached.
     pub failed: usize,
     /// Failed checks with their reasons, a line each.
     pub failures: Vec<String>,

@@ -37,7 +37,7 @@ const IMAGE_GUID: Guid = Guid(0x0002_c903_0000_0a00);
 /// Node 0's IPoIB address, and one that our card has as far as Linux knows.
 pub(crate) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 pub(crate) const OUR_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
-/// The same for the card of the image.
+/// IPoIB address of the image's card.
 pub(crate) const IMAGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 10);
 /// TCP port that the pingpongs listen on.
 const PINGPONG_PORT: u16 = 18515;
