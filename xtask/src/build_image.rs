@@ -12,7 +12,7 @@ use crate::tools::{shown, step};
 /// Builds the unikernels into target/images
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which one
+    /// The one to build
     #[arg(long, value_enum, default_value_t = Choice::All)]
     role: Choice,
 }
@@ -25,7 +25,7 @@ enum Choice {
     All,
 }
 
-/// What a node is.
+/// Role of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
     /// Keeps files.

@@ -21,7 +21,7 @@ const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
 ];
 
-/// Some packages, and what is taken of them.
+/// Packages of Debian, and the files needed from them.
 pub(crate) struct Bundle<'a> {
     /// Names the folder in the cache. A change of the list changes the version in the name.
     pub(crate) name: &'a str,
@@ -29,9 +29,9 @@ pub(crate) struct Bundle<'a> {
     pub(crate) release: &'a str,
     /// The packages.
     pub(crate) packages: &'a [&'a str],
-    /// Whether what they depend on is needed as well.
+    /// Their dependencies are fetched as well.
     pub(crate) dependencies: bool,
-    /// Whether they come from backports.
+    /// They come from backports.
     pub(crate) backports: bool,
     /// Files that must be there, by their path within.
     pub(crate) files: &'a [&'a str],

@@ -12,7 +12,7 @@ use crate::tools::{find, quiet};
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
-/// How one thing stands.
+/// State of one requirement.
 enum State {
     Here(String),
     /// Missing, and the other commands will get it by themselves.

@@ -1,4 +1,4 @@
-//! `fuzz`: feeds bytes to everything that takes foreign bytes apart, guided by what they reach (`testbed/fuzz`).
+//! `fuzz`: fuzzes every parser of untrusted input, guided by coverage (`testbed/fuzz`).
 //!
 //! libFuzzer searches; the compiler counts edges and tells comparisons, by passes that stable Rust has. All targets are in one
 //! program. Before anything else it must find what is planted in a target of its own, or the search is not guided.
@@ -14,12 +14,12 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::project::{self, cargo};
 use crate::tools::{find, quiet, shown, step};
 
-/// Feeds changed bytes to decoders and state machines, guided by coverage
+/// Fuzzes every parser of untrusted input, guided by coverage
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to feed; all targets if none is named
+    /// Targets to fuzz; all if none is named
     targets: Vec<String>,
-    /// How long each target is fed
+    /// Seconds for each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
     /// Lists the targets
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     input: Option<PathBuf>,
 }
 
-/// Counts edges, and tells libFuzzer what is compared with what.
+/// Compiler flags that count edges and trace comparisons for libFuzzer.
 const COVERAGE: [&str; 7] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -42,12 +42,12 @@ const COVERAGE: [&str; 7] = [
 ];
 /// An input that takes so many seconds is a finding. Even a machine with much else to do needs far less.
 const SLOW: u32 = 30;
-/// So is one that takes so many megabytes.
+/// An input that takes so many megabytes of memory is a finding, too.
 const LARGE: u32 = 2048;
 /// Inputs within which the planted bytes must be found; some thousands are usual.
 const PLANTED_RUNS: u32 = 5_000_000;
-/// How long each target is fed in `cargo xtask test`, and with how many inputs at most: a fast machine is to try nothing there
-/// that a slow one does not try when given time.
+/// Limits of each target in `cargo xtask test`, in seconds and in inputs. The limit of inputs keeps
+/// a fast machine from trying there what a slow one tries only when given more time.
 const TEST_SECONDS: u32 = 2;
 const TEST_RUNS: u32 = 50_000;
 
@@ -84,7 +84,7 @@ impl Args {
     }
 }
 
-/// A short search of all targets, from their seeds alone and in the same order each time.
+/// Runs a short search of all targets, from their seeds alone and in the same order each time.
 pub(crate) fn test() -> Result<()> {
     let fuzzer = Fuzzer::build()?;
     fuzzer.find_planted()?;
@@ -103,9 +103,9 @@ pub(crate) fn test() -> Result<()> {
     )
 }
 
-/// How a search goes.
+/// Parameters of a search.
 struct Search {
-    /// Where each target has a folder of the inputs that reached something new.
+    /// Folder with a folder for each target, of the inputs that reached something new.
     corpus: PathBuf,
     seconds: u32,
     runs: Option<u32>,
@@ -261,7 +261,8 @@ impl Fuzzer {
     }
 }
 
-/// What a search did: inputs, edges and the inputs that reached something new.
+/// Returns a search's figures from libFuzzer's output: inputs, edges and the inputs that reached
+/// something new.
 fn summary(told: &str) -> Option<String> {
     let after = |line: &str, label: &str| {
         let (_, rest) = line.split_once(label)?;
@@ -274,7 +275,7 @@ fn summary(told: &str) -> Option<String> {
     Some(format!("{runs:>9} runs, {edges:>5} edges, {new:>4} new inputs"))
 }
 
-/// What was found, and the command that does it again.
+/// Returns the report of a finding, with the command that reproduces it.
 fn finding(target: &str, output: &Output, told: &str) -> String {
     let mut lines: Vec<&str> = told
         .lines()

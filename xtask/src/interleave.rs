@@ -1,4 +1,4 @@
-//! `interleave`: tries the orders in which cores come to what they share, by loom and shuttle (`testbed/interleave`, libos, processor).
+//! `interleave`: model-checks shared state under loom and shuttle (`testbed/interleave`, libos, processor).
 //!
 //! The flag that puts their locks in place of ours changes every crate that has some, so it builds into a folder of its own.
 
@@ -7,14 +7,14 @@ use anyhow::Result;
 use crate::project::{self, cargo};
 use crate::tools::shown;
 
-/// Tries the orders in which tasks of different cores come to what they share
+/// Model-checks shared state under loom and shuttle
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only the tests whose name holds this
+    /// Runs only the tests with this in their name
     name: Option<String>,
 }
 
-/// The part of their names that tests of this kind beside the code have in common.
+/// Part of the names of all tests of this kind beside the code.
 const OWN: &str = "interleavings";
 
 impl Args {
@@ -23,7 +23,7 @@ impl Args {
     }
 }
 
-/// Runs all tests, or those whose name holds `name`.
+/// Runs all tests, or those with `name` in their name.
 pub(crate) fn run(name: Option<&str>) -> Result<()> {
     let folder = project::target_folder()?.join("interleave");
     for (package, part, filter) in [

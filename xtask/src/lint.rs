@@ -1,8 +1,8 @@
 //! `lint`: rules of the house that no compiler checks.
 //!
-//! * Who depends on whom (`docs/architecture.md`): the edges that must never appear.
-//! * No source file beyond [`MAX_LINES`].
-//! * Unsafe code only where it is allowed, and forbidden by each other crate.
+//! * The crate graph (`docs/architecture.md`) has none of the forbidden edges.
+//! * No source file has more than [`MAX_LINES`] lines.
+//! * Unsafe code is only where it is allowed, and every other crate forbids it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

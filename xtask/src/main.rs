@@ -1,22 +1,24 @@
-//! What a user and a developer of Tessera type: `cargo xtask COMMAND`.
+//! Commands for users and developers of Tessera: `cargo xtask COMMAND`.
 //!
-//! One file a command; it depends on no crate of the kernel's but `ksyms`, the format of an image's symbol table, and runs programs (cargo, apt-get, QEMU) to do its work.
+//! Each command is one file. The crate depends on no crate of the kernel except `ksyms`, the format
+//! of an image's symbol table; it runs programs (cargo, apt-get, QEMU) to do its work.
 //!
 //! * [`run`]: starts a cluster and runs a program on it.
 //! * [`linux`]: starts Linux guests on a modelled fabric.
-//! * [`nodes`]: starts nodes of FIT and does to them what it is told.
+//! * [`nodes`]: starts nodes of FIT, and kills, stops and unplugs them on request.
 //! * [`build_image`]: builds the unikernels.
-//! * [`mod@test`]: everything that must hold.
-//! * [`mod@bench`] gives figures.
+//! * [`mod@test`]: runs every check and test.
+//! * [`mod@bench`]: runs the benchmarks.
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
-//! * [`mod@fuzz`]: feeds bytes to everything that takes foreign bytes apart.
-//! * [`interleave`]: tries the orders in which cores come to what they share.
-//! * [`doctor`]: what is here and what is missing.
-//! * [`lint`]: rules of the house that no compiler checks.
-//! * [`test_programs`]: what the tests run on a cluster.
+//! * [`mod@fuzz`]: fuzzes every parser of untrusted input.
+//! * [`interleave`]: model-checks shared state under loom and shuttle.
+//! * [`doctor`]: lists the required programs that are present or missing.
+//! * [`lint`]: checks the house rules that no compiler checks.
+//! * [`test_programs`]: gets and builds the programs that the tests run on a cluster.
 //!
-//! Beside the commands: [`bed`] runs VMs on a modelled fabric, [`debian`] fetches Debian packages without installing them, [`qemu`] finds a QEMU, [`project`] knows
-//! the source tree and calls cargo, [`tools`] finds programs and reports steps.
+//! Beside the commands: [`bed`] runs VMs on a modelled fabric, [`debian`] fetches Debian packages
+//! without installing them, [`qemu`] finds a QEMU, [`project`] knows the source tree and calls
+//! cargo, [`tools`] finds programs and reports steps.
 #![forbid(unsafe_code)]
 
 mod bed;

@@ -25,13 +25,13 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// What cargo says of the workspace: its own packages only.
+/// Returns `cargo metadata` of the workspace: its own packages only.
 pub(crate) fn metadata() -> Result<Value> {
     let text = tools::quiet(cargo().args(["metadata", "--no-deps", "--format-version", "1", "--locked"]))?;
     serde_json::from_str(&text).context("can't read what `cargo metadata` says")
 }
 
-/// Where cargo puts what it builds.
+/// Returns the folder of cargo's build results.
 pub(crate) fn target_folder() -> Result<PathBuf> {
     let metadata = metadata()?;
     let folder = metadata["target_directory"]
@@ -53,7 +53,7 @@ pub(crate) fn build_hca_server() -> Result<PathBuf> {
     Ok(target_folder()?.join("release/hca_server"))
 }
 
-/// Whether the target for unikernels is installed.
+/// Returns whether the target for unikernels is installed.
 pub(crate) fn has_bare_target() -> Result<bool> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let sysroot = tools::quiet(

@@ -27,12 +27,12 @@ const BUNDLE: Bundle<'_> = Bundle {
     ],
 };
 
-/// How to start QEMU.
+/// QEMU's program, with the arguments that it needs before others.
 #[derive(Clone, Debug)]
 pub(crate) struct Qemu {
     program: PathBuf,
     args: Vec<String>,
-    /// What its `--version` says first.
+    /// First line of `--version`.
     pub(crate) version: String,
 }
 

@@ -9,7 +9,7 @@ use crate::tools::shown;
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {
-    /// What the simulation is given
+    /// Arguments of the simulation
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<String>,
 }

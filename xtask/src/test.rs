@@ -53,7 +53,7 @@ pub(crate) struct Args {
     only: Option<String>,
 }
 
-/// What became of the steps.
+/// Counts of passed and failed steps.
 #[derive(Default)]
 struct Tally {
     only: Option<String>,
@@ -231,5 +231,5 @@ fn linux_tests(args: &[&str]) -> Result<()> {
     shown(command.env("TESSERA_XTASK", std::env::current_exe()?))
 }
 
-/// What the clusters may take in all.
+/// Time limit of all clusters together.
 const LIMIT: Duration = Duration::from_secs(25 * 60);

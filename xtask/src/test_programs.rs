@@ -22,7 +22,7 @@ const BUNDLE: Bundle<'_> = Bundle {
     backports: false,
     files: &["usr/bin/bash-static", SPECS, "usr/lib/x86_64-linux-musl/libc.a"],
 };
-/// What `musl-gcc` tells the compiler.
+/// Compiler specs file of `musl-gcc`.
 const SPECS: &str = "usr/lib/x86_64-linux-musl/musl-gcc.specs";
 
 /// Gets and builds the programs that the tests run; prints each one's name and path
@@ -98,7 +98,7 @@ fn ensure_static(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a 64-bit little-endian ELF file has a program header of type `PT_INTERP` (3).
+/// Returns whether a 64-bit little-endian ELF file has a program header of type `PT_INTERP` (3).
 fn has_interpreter(file: &[u8]) -> bool {
     let field = |at: usize, len: usize| -> Option<usize> {
         let mut bytes = [0; 8];

@@ -60,7 +60,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// As [`find`], with an error that says how to get the program.
+/// Finds a program with [`find`]; the error says how to get it.
 pub(crate) fn need(program: &str, remedy: &str) -> Result<PathBuf> {
     find(program).with_context(|| format!("`{program}` is missing: {remedy}"))
 }

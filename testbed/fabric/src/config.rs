@@ -7,17 +7,18 @@ use hal::Duration;
 pub struct FabricConfig {
     /// The time a packet takes from port to port. Zero delivers within the call that sent it.
     pub latency: Duration,
-    /// How long a link trains before it carries anything. Linux opens a port some time before it can answer.
+    /// Training time of a link, before it carries packets. Linux opens a port some time before it
+    /// can answer.
     pub training: Duration,
-    /// Who manages the subnet.
+    /// Manager of the subnet.
     pub manager: Manager,
-    /// What goes wrong on the links; nothing by default.
+    /// Fault rates on the links; zero by default.
     pub faults: Faults,
-    /// Where the faults' random numbers begin: the same seed and calls give the same faults.
+    /// Seed of the faults' RNG: the same seed and the same calls give the same faults.
     pub seed: u64,
 }
 
-/// Who manages the subnet.
+/// Manager of the subnet: the fabric's own or a node's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Manager {
     /// The fabric's own subnet manager, on the switch, of the highest priority: another one stands by.
@@ -36,6 +37,6 @@ pub struct Faults {
     pub duplicate: f64,
     /// A packet is held back by [`delay`](Self::delay) more, so that later ones overtake it.
     pub reorder: f64,
-    /// How long a held packet is held.
+    /// Extra delay of a packet that is held back.
     pub delay: Duration,
 }

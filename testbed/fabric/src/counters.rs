@@ -17,7 +17,7 @@ const EXTENDED: u16 = 0x0200;
 /// All ports of a node, as a port.
 const EVERY_PORT: u8 = 0xff;
 
-/// What is counted.
+/// Performance counter of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counter {
     /// Units of four bytes sent.
@@ -44,7 +44,7 @@ pub enum Counter {
     Discards,
 }
 
-/// How many counters there are, and how many of them have 64 bits.
+/// Number of counters, and of those that have 64 bits.
 const COUNTERS: usize = 11;
 const EXTENDED_COUNTERS: usize = 8;
 

@@ -30,7 +30,7 @@ impl PortIndex {
     }
 }
 
-/// Whether a packet is for the agent of the counters.
+/// Returns whether a packet is addressed to the performance management agent.
 fn is_of_counters(packet: &Packet) -> bool {
     packet.dqpn == Qpn(1)
         && Header::parse(&packet.payload).is_ok_and(|header| header.class == MgmtClass::PERF)
@@ -40,7 +40,7 @@ fn is_of_counters(packet: &Packet) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Down,
-    /// It carries nothing until then.
+    /// The link is training and carries nothing until this time.
     Training(Instant),
     Up,
 }
@@ -74,7 +74,7 @@ impl Ord for InFlight {
 pub struct Fabric {
     config: FabricConfig,
     links: Vec<Link>,
-    /// Whether each port's card wants a link.
+    /// Ports whose card wants a link, by port index.
     wanted: Vec<bool>,
     /// Links that came up or went down and whose cards were not told yet.
     changes: VecDeque<(PortIndex, bool)>,
@@ -312,7 +312,7 @@ impl Fabric {
         }
     }
 
-    /// What the switch, or the manager on it, answers an SMP that has arrived.
+    /// Returns the response of the switch, or of the manager on it, to an SMP that has arrived.
     fn answer(&mut self, now: Instant, from: u8, smp: Smp) -> Option<Smp> {
         match &mut self.manager {
             Some(manager) if smp.header.method.is_response() => {
@@ -366,13 +366,14 @@ impl Fabric {
         }
     }
 
-    /// Whether something has arrived that was not taken yet.
+    /// Returns whether a packet has arrived that was not taken yet.
     #[must_use]
     pub fn has_arrivals(&self) -> bool {
         !self.arrived.is_empty()
     }
 
-    /// When there is something to do or to take next, at the earliest; not counting what has arrived already.
+    /// Returns the earliest time at which there is something to do or to take; packets that have
+    /// arrived do not count.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let travelling = self.travelling.peek().map(|Reverse(first)| first.due);

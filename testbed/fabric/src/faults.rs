@@ -4,12 +4,12 @@ use hal::Duration;
 
 use crate::Faults;
 
-/// What happens to one packet.
+/// Fault injector's decision on one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// How many copies arrive.
+    /// Copies that arrive: 0 if the packet is lost, 2 if it is duplicated.
     pub(crate) copies: u8,
-    /// How much later than usual.
+    /// Delay beyond the usual latency.
     pub(crate) late_by: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What travels on the fabric (IBA 1.3, chapters 5 and 9), as structures.
+//! Packets of the fabric (IBA 1.3, chapters 5 and 9), as structures.
 
 use mad::smp::PERMISSIVE_LID;
 use verbs::{Gid, Lid, PKey, Psn, QKey, Qpn, Rkey};
@@ -12,7 +12,7 @@ pub struct Packet {
     pub dlid: Lid,
     /// Service level.
     pub sl: u8,
-    /// Whether it goes by the management lane.
+    /// The packet uses the management lane, VL15.
     pub vl15: bool,
     /// The global route header.
     pub grh: Option<Grh>,
@@ -22,13 +22,13 @@ pub struct Packet {
     pub dqpn: Qpn,
     /// Its sequence number.
     pub psn: Psn,
-    /// Whether the receiver's completion is solicited.
+    /// The receiver's completion is solicited.
     pub solicited: bool,
-    /// Whether the sender wants an acknowledgement.
+    /// The sender requests an acknowledgement.
     pub ack_request: bool,
     /// The transport.
     pub service: Service,
-    /// What it does.
+    /// Operation, with its headers.
     pub operation: Operation,
     /// The bytes it carries.
     pub payload: Vec<u8>,
@@ -47,7 +47,7 @@ impl Packet {
         (route + BASE_TRANSPORT + self.operation.header_len() + payload + INVARIANT_CRC) as u64
     }
 
-    /// Whether it is for a multicast group.
+    /// Returns whether the packet is addressed to a multicast group.
     #[must_use]
     pub fn is_multicast(&self) -> bool {
         is_multicast(self.dlid)
@@ -105,13 +105,13 @@ impl Place {
         }
     }
 
-    /// Whether a message begins here.
+    /// Returns whether the packet begins a message.
     #[must_use]
     pub fn is_first(self) -> bool {
         matches!(self, Self::First | Self::Only)
     }
 
-    /// Whether a message ends here.
+    /// Returns whether the packet ends a message.
     #[must_use]
     pub fn is_last(self) -> bool {
         matches!(self, Self::Last | Self::Only)
@@ -121,7 +121,7 @@ impl Place {
 /// Remote memory that a request names (the RETH).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RemoteRange {
-    /// Where it begins.
+    /// Start address.
     pub addr: u64,
     /// The key to it.
     pub rkey: Rkey,
@@ -129,30 +129,30 @@ pub struct RemoteRange {
     pub len: u32,
 }
 
-/// What an atomic does to the eight bytes that it names. All in the order of numbers, not of memory.
+/// Atomic operation on eight bytes. All values are numbers, not bytes in memory order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtomicOp {
     /// Stores `swap` under `swap_mask` if the value equals `compare` under `compare_mask`.
     CompareSwap {
-        /// What to compare with.
+        /// Value to compare with.
         compare: u64,
-        /// What to store.
+        /// Value to store.
         swap: u64,
-        /// Which bits to compare.
+        /// Mask of the bits to compare.
         compare_mask: u64,
-        /// Which bits to store.
+        /// Mask of the bits to store.
         swap_mask: u64,
     },
     /// Adds; a set bit of `boundary` ends a field, into which no carry comes from below.
     FetchAdd {
-        /// What to add.
+        /// Value to add.
         add: u64,
         /// The highest bit of each field.
         boundary: u64,
     },
 }
 
-/// Why a responder refuses (IBA 1.3, 9.7.5.2.8).
+/// Reason for which a responder refuses a request (IBA 1.3, 9.7.5.2.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NakCode {
     /// A packet is missing; `psn` is the one expected.
@@ -168,15 +168,15 @@ pub enum NakCode {
 /// The answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckCode {
-    /// Everything up to the packet's PSN is done.
+    /// All packets up to this PSN are acknowledged.
     Ack,
-    /// No receive is posted: try again after the time with this code.
+    /// No receive is posted: the requester retries after the time of this RNR timer code.
     ReceiverNotReady(u8),
     /// Refused.
     Nak(NakCode),
 }
 
-/// What a packet does.
+/// Operation of a packet: its opcode and extended headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// A piece of a SEND.
@@ -192,7 +192,7 @@ pub enum Operation {
     Write {
         /// Its place.
         place: Place,
-        /// Where to, with the first piece.
+        /// Target range, in the first packet only.
         to: Option<RemoteRange>,
         /// Immediate data, with the last piece.
         imm: Option<u32>,
@@ -208,11 +208,11 @@ pub enum Operation {
     },
     /// Changes eight bytes.
     Atomic {
-        /// Where.
+        /// Address of the eight bytes.
         addr: u64,
         /// The key.
         rkey: Rkey,
-        /// How.
+        /// Operation on the value.
         op: AtomicOp,
     },
     /// The value before the change.
@@ -224,7 +224,7 @@ pub enum Operation {
     },
     /// Acknowledges or refuses.
     Ack {
-        /// Which.
+        /// Acknowledgement or reason of refusal.
         code: AckCode,
         /// Messages done so far.
         msn: u32,
@@ -267,7 +267,7 @@ impl Operation {
         }
     }
 
-    /// Whether it is addressed to a requester, not to a responder.
+    /// Returns whether the packet is addressed to a requester, not to a responder.
     #[must_use]
     pub fn is_response(&self) -> bool {
         matches!(
@@ -280,7 +280,7 @@ impl Operation {
 /// The lowest LID of a multicast group (IBA 1.3, 4.1.3).
 pub(crate) const FIRST_MLID: u16 = 0xc000;
 
-/// Whether a LID names a multicast group.
+/// Returns whether a LID is that of a multicast group.
 #[must_use]
 pub fn is_multicast(lid: Lid) -> bool {
     (FIRST_MLID..PERMISSIVE_LID).contains(&lid.0)

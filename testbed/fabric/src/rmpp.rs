@@ -14,9 +14,9 @@ use crate::{Packet, PortIndex};
 const SA_HEADER: usize = 20;
 /// Transfers that wait for an acknowledgement; the oldest gives way.
 const MOST_TRANSFERS: usize = 64;
-/// How long an acknowledgement may take.
+/// Deadline of an acknowledgement, after which segments are sent again.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often segments are sent again, without any new acknowledgement, before the transfer is given up.
+/// Retries without any new acknowledgement before the transfer is given up.
 const MOST_TRIES: u32 = 5;
 
 /// A table on its way.
@@ -27,7 +27,7 @@ struct Transfer {
     sent: usize,
     /// The receiver has these.
     seen: usize,
-    /// When those that were sent and not seen are sent again.
+    /// Time at which segments that were sent and not acknowledged are sent again.
     due: Instant,
     tries: u32,
 }
@@ -53,7 +53,7 @@ impl Transfer {
     }
 }
 
-/// Whose transfer, and of which transaction.
+/// Key of a transfer: the receiver's port and the transaction.
 type Key = (PortIndex, u64);
 
 /// All transfers that are not acknowledged whole.
@@ -116,7 +116,8 @@ impl Transfers {
         transfer.advance(window)
     }
 
-    /// What is sent again because nobody has acknowledged it, and to whom.
+    /// Returns the segments to send again because their acknowledgement is overdue, with their
+    /// receivers.
     pub(crate) fn poll(&mut self, now: Instant) -> Vec<(PortIndex, Packet)> {
         let mut again = Vec::new();
         let mut given_up = Vec::new();
@@ -147,7 +148,7 @@ impl Transfers {
         again
     }
 
-    /// When something is sent again.
+    /// Returns the time of the next retry.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.waiting.values().map(|transfer| transfer.due).min()
     }

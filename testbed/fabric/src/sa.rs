@@ -33,7 +33,7 @@ const PACKET_LIFE: u8 = 18;
 
 struct Group {
     record: McMemberRecord,
-    /// How each has joined.
+    /// Join state of each member.
     members: BTreeMap<PortIndex, u8>,
 }
 
@@ -90,7 +90,7 @@ type Answer = Result<Response, Status>;
 
 enum Response {
     Record(SaMad),
-    /// What each segment begins with, and the records.
+    /// Header of each segment, and the records.
     Table(SaMad, Vec<u8>),
 }
 
@@ -104,12 +104,12 @@ impl Administrator {
         }
     }
 
-    /// What is due again of tables that are on their way.
+    /// Returns the segments of tables in flight whose retry is due.
     pub(crate) fn poll(&mut self, now: Instant) -> Vec<(PortIndex, Packet)> {
         self.transfers.poll(now)
     }
 
-    /// When something is due.
+    /// Returns the time at which the next retry is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.transfers.deadline()
     }
@@ -165,7 +165,7 @@ impl Administrator {
         }
     }
 
-    /// The groups asked for; to who knows the key also each one's members, a record each (IBA 1.3, 15.2.5.17).
+    /// The groups asked for; to who knows the key also each one's members, a record each.
     fn groups_matching(&self, ports: &[Port], request: &SaMad) -> Vec<McMemberRecord> {
         let Some(wanted) = request.record::<McMemberRecord>() else {
             return Vec::new();

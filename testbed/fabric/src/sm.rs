@@ -20,14 +20,14 @@ use crate::{Operation, Packet, PortIndex, Service};
 
 /// The subnet manager's LID.
 pub const SM_LID: Lid = Lid(1);
-/// What OpenSM's manual calls the default: managers with different keys take no notice of each other.
+/// Default management key in OpenSM's manual. Managers with different keys ignore each other.
 pub(crate) const KEY: u64 = 1;
 /// The highest there is.
 const PRIORITY: u8 = 15;
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const SLOWEST_RETRY: Duration = Duration::from_millis(640);
 
-/// Where a port's bring-up stands: the SMP that is sent next or waits for its answer.
+/// State of a port's bring-up: the SMP that is sent next or waits for its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     NodeInfo,
@@ -54,7 +54,7 @@ impl Step {
     }
 }
 
-/// What the manager knows of a switch port.
+/// Manager's record of a switch port.
 #[derive(Debug, Clone)]
 pub(crate) struct Port {
     step: Option<Step>,
@@ -69,7 +69,7 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Whether the port was brought to ACTIVE.
+    /// Returns whether the port was brought to ACTIVE.
     pub(crate) fn is_active(&self) -> bool {
         self.step == Some(Step::Done)
     }
@@ -277,7 +277,7 @@ fn request(port: &Port, step: Step, transaction: u64) -> Option<Smp> {
     })
 }
 
-/// What the port is set to: its own answer, with the addresses and limits of this subnet.
+/// Returns the PortInfo to set: the port's own, with the addresses and limits of this subnet.
 fn configuration(port: &Port) -> PortInfo {
     let mut info = port.info;
     info.m_key = U64::ZERO;

@@ -27,7 +27,7 @@ use crate::packet::FIRST_MLID;
 const PORTS: usize = 36;
 /// External ports that there are at most: 255 means none.
 const MOST_PORTS: usize = 254;
-/// No port, in a forwarding table.
+/// Marks a LID without a port in a forwarding table.
 const NO_PORT: u8 = 255;
 /// The highest unicast LID.
 const LAST_LID: u16 = FIRST_MLID - 1;
@@ -38,7 +38,7 @@ const PKEYS: u8 = 32;
 /// Code of 4096 bytes.
 const MTU_4096: u8 = 5;
 const VLS_8: u8 = 4;
-/// In a Set: leave the physical state.
+/// PortPhysicalState in a Set that leaves the state as it is.
 const PHYS_NO_CHANGE: u8 = 0;
 const PHYS_POLLING: u8 = 2;
 const PHYS_DISABLED: u8 = 3;
@@ -60,18 +60,18 @@ struct Port {
     counts: PortCounts,
     /// A manager keeps the link down.
     disabled: bool,
-    /// What a manager wants of the link and was not done yet.
+    /// Order of a manager for the link that was not carried out yet.
     order: Option<LinkOrder>,
 }
 
-/// What a subnet manager wants of a link.
+/// Order of a subnet manager for a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkOrder {
-    /// It goes down and comes back.
+    /// Takes the link down and trains it again.
     Retrain,
-    /// It goes down and stays so.
+    /// Takes the link down and keeps it down.
     Disable,
-    /// It may come back.
+    /// Lets the link train again.
     Enable,
 }
 
@@ -89,12 +89,12 @@ pub(crate) struct Switch {
     trap: LinkTrap,
 }
 
-/// Where a packet on QP0 goes from here.
+/// Next hop of a packet on QP0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hop {
-    /// It has arrived: it is for the switch, or for who manages the subnet from here.
+    /// The packet has arrived: it is for the switch, or for the subnet manager on it.
     Here,
-    /// It leaves by a port.
+    /// The packet leaves by this port.
     Leave(u8),
     /// The directed part of its route is over: it goes on to a LID.
     To(Lid),
@@ -191,7 +191,7 @@ impl Switch {
         Some((u8::try_from(number).ok()?, order))
     }
 
-    /// Whether a manager keeps a port's link down.
+    /// Returns whether a manager keeps a port's link down.
     pub(crate) fn is_disabled(&self, port: u8) -> bool {
         self.ports
             .get(usize::from(port))
@@ -208,7 +208,7 @@ impl Switch {
         Lid(self.ports[0].info.lid.get())
     }
 
-    /// Whether data may pass a port.
+    /// Returns whether data may pass a port.
     pub(crate) fn carries_data(&self, port: u8) -> bool {
         let state = self
             .ports

@@ -191,7 +191,8 @@ fn a_small_table_comes_in_one_datagram() {
     assert_eq!(response.rmpp, Rmpp::data(1, true, 20 + 2 * 64));
 }
 
-/// As Linux acknowledges (`drivers/infiniband/core/mad_rmpp.c`, `format_ack`): the answer's header with the request's method.
+/// Builds an acknowledgement like Linux (`drivers/infiniband/core/mad_rmpp.c`, `format_ack`): the
+/// answer's header with the request's method.
 fn acknowledge(segment: &SaMad, window: u32) -> SaMad {
     let mut ack = *segment;
     ack.header.method = Method::GET_TABLE;
@@ -342,7 +343,7 @@ fn groups_are_joined_left_and_created_only_by_those_who_say_how() {
     assert_eq!(again.header.status(), Status::SA_NO_RECORDS);
 }
 
-/// As `saquery -s` asks for subnet managers.
+/// Queries ports by their abilities, like `saquery -s` when it looks for subnet managers.
 #[test]
 fn ports_are_found_by_their_abilities() {
     let (mut fabric, now) = subnet(2);

@@ -1,4 +1,4 @@
-//! What the command line asks of the node, beside what every node reads itself.
+//! Node's own options on the command line, beside those that every node reads itself.
 
 use fit::Role;
 use libos::{CommandLine, Error};
@@ -7,7 +7,7 @@ use libos::{CommandLine, Error};
 const MAX_CALLERS: u16 = 16;
 const ROLES: [Role; 3] = [Role::Processor, Role::Memory, Role::Storage];
 
-/// What the node does besides being a member.
+/// Node's task beside being a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// Answers.

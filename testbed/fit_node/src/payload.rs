@@ -16,7 +16,7 @@ pub const MAX_BULK: u32 = 8192;
 /// The shortest request.
 pub const HEADER_LEN: usize = 12;
 
-/// What a request asks for.
+/// Request of the workload: the call's number and the wanted length of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
     /// The call's number.
@@ -55,7 +55,7 @@ impl Ask {
         fill(!self.number, into);
     }
 
-    /// Whether this is the reply, in length and in each byte.
+    /// Returns whether `reply` is the right reply, in length and in each byte.
     #[must_use]
     pub fn is_answered_by(self, reply: &[u8]) -> bool {
         u32::try_from(reply.len()) == Ok(self.reply) && is_filled(!self.number, reply)

@@ -1,16 +1,16 @@
-//! What the two sides of a series of calls have counted, and whether they agree.
+//! Tallies of the two sides of a series of calls, and their comparison.
 
 use core::ops::Sub;
 
 /// Bytes of a callee's tally on the wire.
 pub const SERVED_LEN: usize = 9 * 8;
 
-/// What a callee counts of one caller, from the connection's beginning.
+/// Callee's tally of one caller, from the connection's beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Served {
     /// Requests that the handler saw.
     pub requests: u64,
-    /// Of these, those that were not as they should be.
+    /// Requests among them whose bytes were wrong.
     pub wrong: u64,
     /// Bytes of the requests.
     pub request_bytes: u64,
@@ -68,7 +68,7 @@ impl Served {
         }
     }
 
-    /// As a reply: little-endian, in the order of the fields.
+    /// Encodes the tally as a reply: little-endian, in the order of the fields.
     #[must_use]
     pub fn encode(self) -> [u8; SERVED_LEN] {
         let mut bytes = [0; SERVED_LEN];
@@ -90,7 +90,7 @@ impl Served {
     }
 }
 
-/// What was counted in between. Counters only grow; one that does not, of a hostile peer, counts as nothing.
+/// Subtracts an earlier tally. Counters only grow; one that shrank, of a hostile peer, gives 0.
 impl Sub for Served {
     type Output = Self;
 
@@ -103,7 +103,7 @@ impl Sub for Served {
     }
 }
 
-/// What the caller counts of a series of calls.
+/// Caller's tally of a series of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Made {
     /// Calls made.
@@ -134,13 +134,13 @@ pub struct Disagreement {
     pub reply: u64,
     /// The counter.
     pub what: Counter,
-    /// What it says.
+    /// Value found.
     pub found: u64,
-    /// What it should say.
+    /// Value expected.
     pub wanted: u64,
 }
 
-/// What is compared.
+/// Counter that [`compare`] checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counter {
     /// [`Made::checked`].

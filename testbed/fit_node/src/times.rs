@@ -1,4 +1,4 @@
-//! How long calls took: every one is kept, so the figures are exact.
+//! Durations of calls: every one is kept, so the figures are exact.
 
 use alloc::vec::Vec;
 
@@ -6,14 +6,14 @@ use alloc::vec::Vec;
 #[derive(Debug, Default)]
 pub struct Times(Vec<u32>);
 
-/// What they amount to.
+/// Median, mean and 99th percentile of the calls' durations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// The one in the middle.
+    /// Median.
     pub typical_ns: u64,
-    /// The mean.
+    /// Mean.
     pub average_ns: u64,
-    /// The one that 99 of 100 do not exceed.
+    /// 99th percentile.
     pub p99_ns: u64,
 }
 
@@ -34,13 +34,13 @@ impl Times {
         self.0.append(&mut other.0);
     }
 
-    /// How many there are.
+    /// Returns the number of calls.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether no call was added.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

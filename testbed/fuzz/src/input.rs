@@ -20,7 +20,7 @@ impl<'a> Input<'a> {
         taken
     }
 
-    /// As many bytes as the next byte says.
+    /// Takes a string whose length is the next byte.
     pub(crate) fn string(&mut self) -> &'a [u8] {
         let len = self.u8().into();
         self.bytes(len)

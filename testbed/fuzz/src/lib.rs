@@ -13,10 +13,10 @@
 mod input;
 mod targets;
 
-/// Something to be fed with bytes.
+/// Fuzz target.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// What it is called on the command line.
+    /// Name on the command line.
     pub name: &'static str,
     /// Takes the bytes; panics when something does not hold.
     pub run: fn(&[u8]),

@@ -14,20 +14,20 @@ use crate::machine::{Board, Machine, World};
 
 /// A machine's memory in bytes.
 const MEMORY_LEN: usize = 64 << 20;
-/// Once in so many stores of a processor its card reads ahead in send queues, until a test wants it always.
+/// Default number of processor stores for each read of a card ahead in its send queues.
 const READ_AHEAD: u64 = 64;
 /// A test that takes more virtual time than this does not end.
 const LIMIT: Duration = Duration::from_secs(600);
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What all machines share.
+/// State that all machines share.
 struct Shared {
     cluster: Mutex<Cluster>,
     now: AtomicU64,
-    /// When the earliest sleeper wants to be polled again.
+    /// Earliest time at which a sleeping task is to be polled again.
     wake_at: AtomicU64,
-    /// Once in so many stores of a processor its card reads ahead.
+    /// Processor stores for each read of a card ahead in its send queues.
     read_ahead: AtomicU64,
     /// Tasks that were spawned and not polled yet.
     spawned: Mutex<Vec<Task>>,

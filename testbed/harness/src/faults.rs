@@ -14,7 +14,7 @@ const OPCODE_MASK: u32 = 0xfff_u32.swap_bytes();
 const UNKNOWN_OPCODE: u32 = 0xfee_u32.swap_bytes();
 const NEVER: u32 = u32::MAX;
 
-/// What goes wrong, and how much has happened so far. Commands count from 0.
+/// Faults to inject, and counts of what has happened so far. Commands count from 0.
 pub struct Faults {
     commands: AtomicU32,
     drop_command: AtomicU32,
@@ -29,7 +29,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// No faults yet; random ones will follow from `seed`.
+    /// Returns a platform's faults, none at first; random ones follow from `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
@@ -64,7 +64,7 @@ impl Faults {
         self.refuse_command.store(index, Ordering::Relaxed);
     }
 
-    /// Whether the card is gone: registers read as all ones.
+    /// Sets whether the card is gone: registers read as all ones.
     pub fn set_gone(&self, gone: bool) {
         self.gone.store(gone, Ordering::Relaxed);
     }

@@ -15,11 +15,11 @@ const CAPABILITIES: u16 = 0x34;
 const CAPABILITY_MSIX: u8 = 0x11;
 const MSIX_ENABLE: u32 = 1 << 31;
 
-/// Where a machine's card is: what serves its registers, and the machine's clock.
+/// Machine's surroundings: the model that serves its card's registers, and its clock.
 pub trait World: Send + Sync {
     /// The time.
     fn now(&self) -> Instant;
-    /// Somebody sleeps until then.
+    /// Asks for a wakeup at `deadline`.
     fn wake_at(&self, deadline: Instant);
     /// Reads the configuration space of a node's card.
     fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]);
@@ -33,7 +33,7 @@ pub trait World: Send + Sync {
     fn detach(&self, node: NodeIndex);
 }
 
-/// What the card reaches of a machine: its memory and its interrupts.
+/// Machine as its card sees it: memory and interrupts.
 pub struct Board {
     pub(crate) memory: Arc<Memory>,
     interrupts: Mutex<Vec<Arc<AtomicBool>>>,
@@ -95,7 +95,7 @@ impl Machine {
         self.node
     }
 
-    /// How often the card reached for memory that was not allocated.
+    /// Returns the number of accesses of the card to memory that was not allocated.
     #[must_use]
     pub fn violations(&self) -> u64 {
         self.board.memory.violations()

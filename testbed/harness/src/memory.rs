@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use hal::{BusAddr, DmaBuffer};
 use hca_model::DmaError;
 
-/// Where memory begins: beyond 32 bits, so that a truncated address is none.
+/// Bus address of the first byte: beyond 32 bits, so that a truncated address is not allocated.
 const BASE: u64 = 0x1_0000_0000;
-/// What freed memory is filled with.
+/// Byte that fills freed memory.
 const POISON: u8 = 0xdd;
 
 struct Inner {
@@ -55,7 +55,7 @@ impl Memory {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often the card reached for memory that was not allocated.
+    /// Returns the number of accesses of the card to memory that was not allocated.
     pub(crate) fn violations(&self) -> u64 {
         self.lock().violations
     }

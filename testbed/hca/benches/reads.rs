@@ -1,4 +1,5 @@
-//! How many READs of 4 KB a second the model carries out in one process, a doorbell each: `cargo bench -p hca_model`.
+//! Benchmark of READs: how many of 4 KB, with a doorbell each, the model carries out in a second in
+//! one process (`cargo bench -p hca_model`).
 //!
 //! Prints one line for `cargo xtask bench hca`.
 #![forbid(unsafe_code)]

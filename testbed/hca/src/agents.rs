@@ -15,7 +15,7 @@ use zerocopy::big_endian::{U16, U32, U64};
 use crate::core::Core;
 use crate::port::{Changed, TABLE_LEN};
 
-/// What the card says it is.
+/// Card's identity in management datagrams.
 pub(crate) struct Identity {
     pub(crate) guid: Guid,
     pub(crate) description: NodeDescription,

@@ -27,7 +27,7 @@ const WORK_PER_CALL: u32 = 4096;
 pub struct Cluster {
     nodes: Vec<Node>,
     fabric: Fabric,
-    /// By switch port: the node and its port's number.
+    /// Node and its port's number, by switch port.
     attached: Vec<(usize, u8)>,
     recorder: Option<Arc<dyn Recorder>>,
     seed: u64,

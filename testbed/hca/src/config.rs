@@ -1,4 +1,4 @@
-//! What a testbed is made of.
+//! Parameters of a testbed.
 
 use fabric::FabricConfig;
 use verbs::Guid;

@@ -1,4 +1,4 @@
-//! What all queue pairs of a card share: memory, queues, ports, and the way out.
+//! State that all queue pairs of a card share: memory, queues, ports, and packets on their way out.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
@@ -16,7 +16,7 @@ use crate::port::Port;
 use crate::rng::Rng;
 use crate::srq::SharedQueues;
 
-/// Everything of a card but its queue pairs and its firmware.
+/// Card's state except its queue pairs and its firmware.
 pub(crate) struct Core {
     /// The time of the call that is being served.
     pub(crate) now: Instant,

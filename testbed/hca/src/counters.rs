@@ -1,4 +1,4 @@
-//! What a card did, counted.
+//! Counters of a card's work.
 
 /// One card's counters since it was added to the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -15,7 +15,7 @@ use crate::eq::{EventQueues, fill_entries, write_entry};
 use crate::memory::{AccessError, Memory, RingMemory};
 use crate::trace::Purpose;
 
-/// What an armed queue waits for.
+/// Armed state of a completion queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arm {
     None,
@@ -35,7 +35,7 @@ struct CompletionQueue {
     failed: bool,
 }
 
-/// Why a queue failed, as the error event says it.
+/// Syndrome of a completion queue's error event: the queue overran.
 const OVERRUN: u8 = 1;
 const ACCESS_VIOLATION: u8 = 2;
 
@@ -60,7 +60,7 @@ impl CompletionQueue {
         Low24::new(index.wrapping_sub(consumer)).get()
     }
 
-    /// Whether no entry is free, by the consumer index in the doorbell record.
+    /// Returns whether no entry is free, by the consumer index in the doorbell record.
     fn is_full(&mut self, memory: &Memory) -> bool {
         if self.ahead_of(self.producer, self.consumer) < self.entries() {
             return false;

@@ -1,4 +1,4 @@
-//! What work requests do to memory keys: register and invalidate.
+//! Work requests that change memory keys: register and invalidate.
 
 use mlx4_hw::extended::FastRegisterSegment;
 use mlx4_hw::mpt::{HwKey, MPT_STATUS_FREE, MPT_STATUS_SOFTWARE, Mpt};

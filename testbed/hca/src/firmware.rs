@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use crate::hca::Hca;
 use crate::trace::{self, Event, Purpose};
 
-/// What the firmware remembers from command to command.
+/// Firmware's state between commands.
 #[derive(Default)]
 pub(crate) struct Firmware {
     /// Pages of the firmware area that MAP_FA gave.
@@ -63,7 +63,7 @@ struct Command {
     out_param: u64,
 }
 
-/// How a command ends: with an immediate result or an error.
+/// Outcome of a command: an immediate result or an error.
 type Outcome = Result<u64, CmdStatus>;
 
 impl Hca {
@@ -183,7 +183,7 @@ impl Hca {
         }
     }
 
-    /// Whether bring-up has come far enough for a command.
+    /// Checks that bring-up has come far enough for a command.
     fn check_stage(&self, opcode: Opcode) -> Result<(), CmdStatus> {
         let always = matches!(
             opcode,

@@ -412,7 +412,7 @@ impl Hca {
 }
 
 impl QueuePair {
-    /// Whether a packet comes from the peer that the queue pair is connected to.
+    /// Returns whether a packet comes from the peer that the queue pair is connected to.
     fn is_peer(&self, packet: &Packet) -> bool {
         packet.slid.0 == self.context.primary_path.remote_lid.get()
     }

@@ -1,4 +1,4 @@
-//! What a card needs of the machine that it sits in.
+//! Interface of a card to its machine: DMA and interrupts.
 
 /// A device address that the machine has no memory for, or not with this right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -10,7 +10,7 @@ const MOST_EXTENTS: usize = 1 << 20;
 /// A map from ICM addresses to bus addresses, in extents of whole pages.
 #[derive(Debug, Default)]
 pub(crate) struct IcmMap {
-    /// By first ICM address: length and bus address.
+    /// Length and bus address of each extent, by its first ICM address.
     extents: BTreeMap<u64, (u64, u64)>,
 }
 

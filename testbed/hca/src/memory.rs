@@ -16,7 +16,7 @@ use crate::{DmaError, Host};
 /// The key that reaches bus addresses directly, for queue pairs that may use it (the value QUERY_DEV_CAP answers).
 pub(crate) const RESERVED_LKEY: u32 = 0x700;
 
-/// Why an access through a memory key fails.
+/// Reason for which an access through a memory key fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AccessError {
     #[error("no region has key {0:#x}")]
@@ -33,7 +33,7 @@ pub(crate) enum AccessError {
     Dma(#[from] DmaError),
 }
 
-/// What an access needs to be allowed.
+/// Right that an access needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Right {
     LocalRead,
@@ -43,7 +43,7 @@ pub(crate) enum Right {
     RemoteAtomic,
 }
 
-/// Where the tables are in ICM (from INIT_HCA).
+/// Places of the MTT and MPT in ICM (from INIT_HCA).
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tables {
     pub(crate) mtt: u64,
@@ -208,7 +208,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Whether every page of an ICM range is mapped.
+    /// Returns whether every page of an ICM range is mapped.
     pub(crate) fn icm_is_mapped(&self, icm: u64, len: u64) -> bool {
         let mut at = icm;
         let end = icm.saturating_add(len);
@@ -296,7 +296,7 @@ impl Memory {
         })
     }
 
-    /// Where the entry of a key is in ICM.
+    /// Returns the ICM address of a key's MPT entry.
     pub(crate) fn mpt_place(&self, index: u32) -> u64 {
         let mask = 1_u64
             .checked_shl(u32::from(self.tables.log_mpts))

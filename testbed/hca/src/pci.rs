@@ -19,11 +19,11 @@ pub(crate) const BAR2_SIZE: u64 = 8 << 20;
 pub(crate) const VECTORS: u16 = 128;
 
 const COMMAND: usize = 0x04;
-/// In the command register's upper byte.
+/// INTx disable bit in the command register's upper byte.
 const INTX_DISABLE: u8 = 0x04;
 const STATUS: usize = 0x06;
 const INTERRUPT_STATUS: u8 = 0x08;
-/// In the upper byte of MSI-X's control.
+/// MSI-X enable bit in the upper byte of MSI-X's control.
 const MSIX_ENABLE: u8 = 0x80;
 const PM: usize = 0x40;
 const VPD: usize = 0x48;
@@ -32,10 +32,10 @@ const MSIX: usize = 0x9c;
 const DEVICE_CONTROL: usize = PCIE + 8;
 const INITIATE_RESET: u8 = 0x80;
 
-/// What a write to the configuration space asks of the device.
+/// Effect of a configuration space write on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConfigEffect {
-    /// Nothing beyond the stored bits.
+    /// The write has no effect beyond the stored bits.
     None,
     /// A function-level reset.
     Reset,
@@ -112,12 +112,12 @@ impl ConfigSpace {
         }
     }
 
-    /// Whether MSI-X is enabled.
+    /// Returns whether MSI-X is enabled.
     pub(crate) fn has_messages(&self) -> bool {
         self.bytes[MSIX + 3] & MSIX_ENABLE != 0
     }
 
-    /// Whether the command register keeps the interrupt pin from being asserted.
+    /// Returns whether the command register's INTx disable bit is set.
     pub(crate) fn pin_is_disabled(&self) -> bool {
         self.bytes[COMMAND + 1] & INTX_DISABLE != 0
     }

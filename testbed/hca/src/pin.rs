@@ -24,7 +24,7 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
-    /// Whether interrupts are MSI-X messages.
+    /// Returns whether interrupts are MSI-X messages.
     pub(crate) fn has_messages(&self) -> bool {
         self.messages.get()
     }

@@ -25,7 +25,7 @@ const SPEED_QDR: u8 = 4;
 /// FDR, among the extended speeds.
 const SPEED_FDR: u8 = 1;
 
-/// What a change of PortInfo is reported as.
+/// Changes that a write of PortInfo makes, each reported by its own event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Changed {
     pub(crate) became_active: bool,
@@ -139,12 +139,12 @@ impl Port {
         self.state() == PortStateBits::ACTIVE
     }
 
-    /// Whether the port tries to have a link.
+    /// Returns whether the port tries to have a link.
     pub(crate) fn wants_link(&self) -> bool {
         self.cable && self.enabled
     }
 
-    /// Whether the link is trained.
+    /// Returns whether the link is trained.
     pub(crate) fn link_is_up(&self) -> bool {
         self.wants_link() && self.linked
     }
@@ -180,7 +180,8 @@ impl Port {
         }
     }
 
-    /// Whether the port's state lets the packet out: management always with a link, data when active.
+    /// Returns whether the port's state lets the packet out: management packets whenever the link
+    /// is up, data when the port is active.
     pub(crate) fn may_send(&self, packet: &Packet) -> bool {
         self.is_active() || (packet.vl15 && self.link_is_up())
     }

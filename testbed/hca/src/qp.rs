@@ -71,7 +71,7 @@ impl QueuePair {
         128 << self.context.mtu.mtu_code().clamp(1, 5)
     }
 
-    /// Whether it takes packets.
+    /// Returns whether the queue pair takes packets.
     pub(crate) fn receives(&self) -> bool {
         matches!(
             self.state,
@@ -205,7 +205,8 @@ impl QueuePair {
         self.requester.reconfigure(self.context.requester);
     }
 
-    /// Where the send queue is. It comes first unless the receive queue's slots are larger.
+    /// Returns the place of the send queue. It comes first unless the receive queue's slots are
+    /// larger.
     pub(crate) fn send_ring(&self) -> RingMemory {
         let receive = self.context.receive_queue;
         self.ring(if self.receives_first() {
@@ -215,14 +216,15 @@ impl QueuePair {
         })
     }
 
-    /// Where the receive queue is.
+    /// Returns the place of the receive queue.
     pub(crate) fn receive_ring(&self) -> RingMemory {
         let send = self.context.send_queue;
         self.ring(if self.receives_first() { 0 } else { ring_len(send) })
     }
 
-    /// Whether the receive queue comes first in the buffer. With a shared one it has none, and its size says nothing:
-    /// Linux writes a stride of 0 bytes there, less the 4 that the field leaves out
+    /// Returns whether the receive queue comes first in the buffer. A queue pair with a shared
+    /// receive queue has none of its own; its size field is then meaningless: Linux writes a stride
+    /// of 0 bytes there, that is 0 less the 4 that the field leaves out
     /// (Linux `drivers/infiniband/hw/mlx4/qp.c`, `__mlx4_ib_modify_qp`).
     fn receives_first(&self) -> bool {
         let (send, receive) = (self.context.send_queue, self.context.receive_queue);
@@ -272,14 +274,14 @@ impl QueuePair {
         self.fail(core);
     }
 
-    /// In the error state: completes as flushed whatever has been posted since.
+    /// Completes as flushed the requests posted to a queue pair in the error state.
     pub(crate) fn flush(&mut self, core: &mut Core) {
         self.flush_sends(core);
         self.flush_receives(core);
     }
 }
 
-/// What the vendor calls an error, where owners of real cards have published it; 0 where nobody has.
+/// Returns the vendor's syndrome of an error, where owners of real cards have published it, else 0.
 ///
 /// 0x81: Oracle's document 1614576.1 (`mcxnex`, the driver of ConnectX). 0x88: NVIDIA's forum, topic 207715 (ConnectX-2).
 /// 0xf9: accelio's issue 181 (ConnectX-3).

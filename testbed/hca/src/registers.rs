@@ -3,7 +3,8 @@
 use mlx4_hw::command::{Doorbell, hcr};
 use mlx4_hw::regs;
 
-/// Where QUERY_FW says that these are: free cells of BAR 0.
+/// Address of the clear-interrupt register, as QUERY_FW reports it. This and the cells below are
+/// free in BAR 0.
 pub(crate) const CLEAR_INTERRUPT: u64 = 0x3_e000;
 pub(crate) const CATASTROPHIC: u64 = 0x3_f000;
 pub(crate) const CATASTROPHIC_DWORDS: u32 = 0x10;
@@ -12,7 +13,8 @@ pub(crate) const CLOCK: u64 = 0x3_d000;
 /// The clock's frequency in MHz, as real boards answer it.
 pub(crate) const CLOCK_MHZ: u16 = 427;
 
-/// What the buffer begins with when the firmware has died. Vendors' numbers are not published.
+/// First dwords of the error buffer after the firmware has died. The vendor's numbers are not
+/// published.
 const DEATH: [u32; 4] = [0x0000_0001, 0x1234_5678, 0, 0xdead_0000];
 
 /// The cells of BAR 0 that have a meaning.
@@ -34,7 +36,7 @@ pub(crate) enum Register {
 }
 
 impl Register {
-    /// What is at an offset, which is a multiple of 4.
+    /// Returns the register at `offset`, a multiple of 4.
     pub(crate) fn at(offset: u64) -> Self {
         let Ok(place) = usize::try_from(offset) else {
             return Self::Other;
@@ -67,7 +69,7 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
-    /// After a software reset: the owner stays, the semaphore is free.
+    /// Resets the registers as software's reset does: the owner stays, the semaphore becomes free.
     pub(crate) fn reset(&mut self) {
         *self = Self {
             owned: self.owned,

@@ -33,7 +33,8 @@ use read_ahead::ReadAhead;
 const WINDOW: u32 = 1024;
 /// Sends fetched ahead at most.
 const FETCHED: usize = 256;
-/// When a failed queue pair is looked at for receives posted since: at first, and at most once nothing has come for long.
+/// Intervals at which a failed queue pair is checked for receives posted since: the first, and the
+/// longest, reached by backoff while none comes.
 const FLUSH_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(128));
 
 /// A fetched send.
@@ -44,7 +45,7 @@ struct Pending {
     packets: u32,
     /// Response packets of a READ or atomic received.
     received: u32,
-    /// What needs no packet has been done.
+    /// The part of the request that needs no packet is done.
     done: bool,
     /// The error it ends with when its turn comes.
     failed: Option<Syndrome>,
@@ -66,7 +67,7 @@ pub(crate) struct Requester {
     queue: VecDeque<Pending>,
     /// Index of the slot that is fetched next.
     slot: u16,
-    /// Whether a doorbell said that there may be more.
+    /// A doorbell was rung since the send queue was last seen empty.
     fetching: bool,
     ahead: ReadAhead,
     next_psn: u32,
@@ -84,11 +85,11 @@ pub(crate) struct Requester {
     /// A gap in responses has been answered by sending again from here.
     gap: Option<u32>,
     timer: Option<Instant>,
-    /// How long a failed queue pair was left alone before it was looked at last.
+    /// Interval before the last check of a failed queue pair for new receives.
     flush_interval: Option<Duration>,
 }
 
-/// How far `a` is ahead of `b`, in sequence numbers.
+/// Returns how many sequence numbers `a` is ahead of `b`; negative if behind.
 pub(crate) fn psn_distance(a: u32, b: u32) -> i32 {
     let ahead = Low24::new(a.wrapping_sub(b)).get();
     let full = i32::try_from(Low24::MAX).unwrap_or(i32::MAX) + 1;
@@ -125,7 +126,7 @@ impl Requester {
         self.slot
     }
 
-    /// Whether nothing is on the way.
+    /// Returns whether no send is outstanding.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty()
     }
@@ -276,7 +277,7 @@ impl QueuePair {
         true
     }
 
-    /// Whether a send must wait for responses before it begins.
+    /// Returns whether a send must wait for responses before it begins.
     fn must_wait(&self, pending: &Pending, outstanding: usize) -> bool {
         let limit = 1_usize << self.requester.parameters.log_reads();
         outstanding > 0 && (pending.work.fence || (pending.wants_response() && outstanding >= limit))
@@ -318,7 +319,8 @@ impl QueuePair {
         true
     }
 
-    /// Whether the send queue is read before its doorbell: its slots are of whole chunks, and it may send.
+    /// Returns whether the send queue may be read before its doorbell: its slots are whole chunks,
+    /// and the queue pair may send.
     fn may_read_ahead(&self) -> bool {
         let size = self.context.send_queue;
         self.state == QpState::RTS && u32::from(size.log_stride()) >= LOG_BASIC_BLOCK_LEN
@@ -617,7 +619,7 @@ impl QueuePair {
     }
 }
 
-/// What the packet number `packet` of a send does.
+/// Returns the operation of packet number `packet` of a send.
 fn operation(pending: &Pending, packet: u32, mtu: u32) -> Operation {
     let last = packet + 1 == pending.packets;
     let place = Place::new(packet == 0, last);

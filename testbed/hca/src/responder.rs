@@ -37,7 +37,7 @@ enum Message {
     Write { to: RemoteRange, offset: u32 },
 }
 
-/// What is still to be sent to the peer.
+/// Response that is still to be sent to the peer.
 enum Answer {
     Ack {
         psn: u32,
@@ -72,7 +72,7 @@ pub(crate) struct Responder {
     announced: bool,
 }
 
-/// Why a request is not carried out.
+/// Reason for which a request is refused.
 enum Refusal {
     /// The peer is told, and this side fails.
     Nak(NakCode),
@@ -297,7 +297,7 @@ impl QueuePair {
         }
     }
 
-    /// Whether a piece fits where the message stands, and has the length that its place demands.
+    /// Checks that a packet fits the message's state, and has the length that its place demands.
     fn check_place(&self, packet: &Packet, place: Place) -> Result<(), Refusal> {
         let continues = match (&self.responder.message, &packet.operation) {
             (None, _) => false,
@@ -586,7 +586,7 @@ fn remote_error(qpn: u32, error: AccessError) -> Refusal {
     })
 }
 
-/// What an atomic makes of a value.
+/// Returns the value that an atomic stores, given the old one.
 fn apply(op: AtomicOp, value: u64) -> u64 {
     match op {
         AtomicOp::CompareSwap {

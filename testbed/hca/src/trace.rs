@@ -1,4 +1,4 @@
-//! What a card is asked and does, told to whoever wants to record it.
+//! Trace of a card: its commands, doorbells, DMA and interrupts, as events for a recorder.
 //!
 //! A [`Recorder`] gets every command, doorbell, DMA and interrupt as an [`Event`]; [`Text`] is one that writes them as lines.
 //! Without a recorder the model only looks whether there is one.
@@ -25,7 +25,7 @@ pub trait Recorder: Send + Sync {
     fn record(&self, node: &str, now: Instant, event: &Event<'_>);
 }
 
-/// Something that a card was asked or did.
+/// Event of a card's trace.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -35,20 +35,20 @@ pub enum Event<'a> {
     Doorbell(Doorbell),
     /// The card reached for memory.
     Dma {
-        /// Which way.
+        /// Direction.
         direction: Direction,
-        /// What for.
+        /// Purpose.
         purpose: Purpose,
         /// The bus address.
         addr: u64,
-        /// What was read or written.
+        /// Bytes read or written.
         bytes: &'a [u8],
-        /// Whether there was memory.
+        /// The access succeeded: there was memory.
         done: bool,
     },
     /// An MSI-X message was sent.
     Interrupt {
-        /// Which one.
+        /// Number of the vector.
         vector: u16,
     },
     /// The interrupt pin changed.
@@ -63,21 +63,21 @@ pub enum Event<'a> {
 /// A command and how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Command {
-    /// Which.
+    /// Opcode.
     pub opcode: Opcode,
-    /// Its variant.
+    /// Opcode modifier: the command's variant.
     pub op_modifier: u8,
-    /// What it is about: mostly the number of a resource.
+    /// Input modifier: mostly the number of a resource.
     pub in_modifier: u32,
     /// A mailbox's bus address, or a value.
     pub in_param: u64,
     /// A mailbox's bus address.
     pub out_param: u64,
-    /// Software's name for it.
+    /// Token by which software identifies the command.
     pub token: u16,
-    /// Its end was to be reported by an event.
+    /// Software asked for an event at its end.
     pub by_event: bool,
-    /// How it ended.
+    /// Status at its end.
     pub status: CmdStatus,
     /// Its immediate result; the mailbox's address if it has none.
     pub result: u64,
@@ -111,16 +111,16 @@ pub enum Doorbell {
     },
 }
 
-/// Which way a DMA goes.
+/// Direction of a DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From memory to the card.
+    /// The card reads memory.
     Read,
-    /// From the card to memory.
+    /// The card writes memory.
     Write,
 }
 
-/// What a DMA is for.
+/// Purpose of a DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// A command's input or output.

@@ -16,9 +16,9 @@ pub(crate) const LONGEST_MESSAGE: u64 = 1 << 30;
 /// A piece of a message's bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Piece {
-    /// In memory.
+    /// Data in memory.
     Memory(DataSegment),
-    /// In the entry itself.
+    /// Data in the entry itself.
     Inline(Vec<u8>),
 }
 
@@ -31,7 +31,7 @@ impl Piece {
     }
 }
 
-/// What an entry asks for.
+/// Operation of a work queue entry.
 #[derive(Debug, Clone)]
 pub(crate) enum Task {
     Nop,
@@ -282,7 +282,7 @@ impl Reader<'_> {
     }
 }
 
-/// Who accesses: the protection domain, and whether the reserved key is his.
+/// Identity of an access: the protection domain, and whether it may use the reserved key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Accessor {
     pub(crate) pd: u32,

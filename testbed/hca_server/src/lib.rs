@@ -38,7 +38,7 @@ use rustix::io::Errno;
 
 use crate::layout::Layout;
 
-/// What can go wrong with one connection.
+/// Error that ends a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A message's size is less than its header or more than we take; the stream can't be followed.
@@ -73,7 +73,7 @@ pub enum Error {
 ///
 /// Offsets and lengths have been checked against [`Layout`].
 pub trait Function: Send + Sync {
-    /// What the function shows. Does not change.
+    /// Returns the function's layout: its regions and vectors. It never changes.
     fn layout(&self) -> Layout;
     /// Reads configuration space.
     fn config_read(&self, offset: u16, into: &mut [u8]);

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// How often waiting tasks look again. Nothing wakes them: interrupts and deadlines are looked at.
+/// Poll interval of waiting tasks. They have no wakers: interrupts and deadlines are polled.
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// Tasks that run beside a main one, all on the caller's thread.

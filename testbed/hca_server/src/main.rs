@@ -36,10 +36,11 @@ struct Args {
     /// Look for the next message this long before sleeping; takes a core a node while it does
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1000))]
     spin_us: u64,
-    /// Who manages the subnet: the fabric itself, or a program on a node, before which no port is active
+    /// Manager of the subnet: the fabric itself, or a program on a node, before which no port is
+    /// active
     #[arg(long, value_name = "WHO", value_enum, default_value = "fabric")]
     sm: Sm,
-    /// How long a link trains before it carries anything
+    /// Time a link trains before it carries packets
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     training_ms: u64,
     /// Records every command, doorbell, DMA and interrupt of all adapters in this file: one line each, parted by tabs
@@ -47,7 +48,7 @@ struct Args {
     trace: Option<PathBuf>,
 }
 
-/// Who manages the subnet.
+/// Manager of the subnet.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Sm {
     /// The fabric itself.

@@ -32,11 +32,11 @@ pub const PAGE: u64 = 4096;
 pub struct NotMapped {
     /// The first address that could not be reached.
     pub address: u64,
-    /// How much of the access was left.
+    /// Bytes of the access that remained.
     pub len: usize,
 }
 
-/// What the client lent, by address.
+/// Memory lent by the client, by device address.
 ///
 /// The lock is a leaf: nothing else is taken under it.
 #[derive(Debug, Default)]

@@ -27,7 +27,7 @@ pub struct Cluster {
 
 struct State {
     model: hca_model::Cluster,
-    /// When the timer thread wakes by itself.
+    /// Time of the timer thread's next wakeup; `None` while nothing is due.
     armed: Option<Instant>,
 }
 
@@ -160,7 +160,8 @@ impl World for Cluster {
 /// Memory of a machine in this process.
 const LOCAL_MEMORY_LEN: usize = 64 << 20;
 
-/// Why the cluster's lock is never poisoned: a panic in the model would leave it half changed, so it ends the process.
+/// Panic message for a poisoned cluster lock. It is never seen: a panic in the model would leave it
+/// half changed, so a panic ends the process.
 const WHOLE: &str = "a thread panicked within the model";
 
 /// A node's machine as the model reaches it: what its client lent.

@@ -25,7 +25,7 @@ pub struct Port<'a> {
     pub memory: &'a Memory,
     /// The guest's vectors, as the function's model raises them.
     pub vectors: &'a Vectors,
-    /// How long to look for the next message before sleeping. Takes a core while it does.
+    /// Busy-poll time for the next message before the thread sleeps. It occupies a core.
     pub spin: Duration,
 }
 

@@ -94,7 +94,7 @@ pub struct DmaMap {
     pub argsz: U32,
     /// Bit 0: readable by the device. Bit 1: writable.
     pub flags: U32,
-    /// Where in the descriptor the memory starts.
+    /// Offset of the memory in the descriptor's file.
     pub offset: U64,
     /// The device's address of it.
     pub address: U64,
@@ -143,7 +143,7 @@ pub struct RegionInfo {
     pub argsz: U32,
     /// Bit 0: readable. Bit 1: writable.
     pub flags: U32,
-    /// Which region; see [`Region`].
+    /// Number of the region; see [`Region`].
     pub index: U32,
     /// Offset of the first capability; unused without the capability flag.
     pub cap_offset: U32,
@@ -162,9 +162,9 @@ pub struct IrqInfo {
     pub argsz: U32,
     /// Bit 0: by eventfd. Bits 1 and 2: maskable, masks itself. Bit 3: the set can't grow while in use.
     pub flags: U32,
-    /// Which kind of interrupt; see [`Irq`].
+    /// Kind of interrupt; see [`Irq`].
     pub index: U32,
-    /// How many of that kind.
+    /// Number of vectors of that kind.
     pub count: U32,
 }
 
@@ -176,11 +176,11 @@ pub struct SetIrqs {
     pub argsz: U32,
     /// One `IRQ_DATA_` and one `IRQ_ACTION_` bit.
     pub flags: U32,
-    /// Which kind of interrupt.
+    /// Kind of interrupt; see [`Irq`].
     pub index: U32,
     /// The first vector.
     pub start: U32,
-    /// How many vectors.
+    /// Number of vectors.
     pub count: U32,
 }
 const _: () = assert!(size_of::<SetIrqs>() == 20);
@@ -206,7 +206,7 @@ pub const IRQ_ACTION: u32 = IRQ_ACTION_MASK | IRQ_ACTION_UNMASK | IRQ_ACTION_TRI
 pub struct RegionAccess {
     /// Offset in the region.
     pub offset: U64,
-    /// Which region.
+    /// Number of the region; see [`Region`].
     pub region: U32,
     /// Number of bytes.
     pub count: U32,
@@ -217,7 +217,7 @@ const _: () = assert!(size_of::<RegionAccess>() == 16);
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct MultiWrite {
-    /// Where.
+    /// Place of the write.
     pub access: RegionAccess,
     /// The first `access.count` of these.
     pub data: [u8; 8],
@@ -236,7 +236,7 @@ pub enum Region {
 }
 
 impl Region {
-    /// How many region numbers the device answers for.
+    /// Number of region numbers that the device answers for.
     pub const COUNT: u32 = 9;
 
     /// The region of that number.
@@ -264,7 +264,7 @@ pub enum Irq {
 }
 
 impl Irq {
-    /// How many kinds the device answers for.
+    /// Number of interrupt kinds that the device answers for.
     pub const COUNT: u32 = 5;
 
     /// The kind of that number.
@@ -279,7 +279,7 @@ impl Irq {
     }
 }
 
-/// What a client asks.
+/// Command of a client.
 #[derive(Debug)]
 pub enum Request<'a> {
     /// The first message: which version of the protocol.
@@ -291,11 +291,11 @@ pub enum Request<'a> {
     DmaMap(DmaMap),
     /// Takes memory back.
     DmaUnmap(DmaUnmap),
-    /// What device is this?
+    /// Asks for the device's kind and its numbers of regions and interrupts.
     Info(DeviceInfo),
-    /// How large is a region?
+    /// Asks for a region's size and rights.
     RegionInfo(RegionInfo),
-    /// How many interrupts of a kind?
+    /// Asks for the number of interrupts of a kind.
     IrqInfo(IrqInfo),
     /// Connects interrupts to eventfds.
     SetIrqs(SetIrqs),

@@ -192,12 +192,12 @@ fn serve(
     (fake.done.into_inner().expect("lock"), end)
 }
 
-/// As [`serve`], with memory and vectors that nothing else looks at.
+/// Calls [`serve`] with new memory and vectors, which the test does not look at.
 fn serve_plain(client: impl FnOnce(&mut Client) + Send) -> (Vec<String>, Result<(), Error>) {
     serve(&Memory::default(), &Vectors::new(4), client)
 }
 
-/// As [`serve`], for a client that hangs up properly.
+/// Calls [`serve`] and checks that the connection ends well.
 fn serve_well(memory: &Memory, vectors: &Vectors, client: impl FnOnce(&mut Client) + Send) {
     serve(memory, vectors, client)
         .1
@@ -375,7 +375,8 @@ fn vectors_are_connected_raised_and_disconnected() {
     });
 }
 
-/// What QEMU does for the pin (`hw/vfio/pci.c`: `vfio_intx_enable`, `vfio_intx_enable_kvm`, `vfio_intx_disable`).
+/// Follows QEMU's use of the pin (`hw/vfio/pci.c`: `vfio_intx_enable`, `vfio_intx_enable_kvm`,
+/// `vfio_intx_disable`).
 #[test]
 fn the_pin_is_told_to_its_client_until_it_is_unmasked() {
     let vectors = Vectors::new(4);

@@ -1,4 +1,4 @@
-//! Tests that try the orders in which tasks of different cores come to what they share; `cargo xtask test` runs them.
+//! Tests that model-check shared state under loom and shuttle; `cargo xtask test` runs them.
 //!
 //! Everything is in `tests`, and exists under `cfg(interleave)` alone: there the locks of FIT and `pcache` are shuttle's. It
 //! runs a test thousands of times, each in another order, and a test in which everybody waits for ever fails: that is what a

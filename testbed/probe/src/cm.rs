@@ -22,9 +22,9 @@ use crate::node::{Node, PERSISTENT, Pair};
 use crate::private::{Header, service_id};
 use crate::{Error, Wait};
 
-/// How often a message is repeated until its answer comes.
+/// Retry interval of a message whose answer has not come.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How often datagrams are looked for.
+/// Poll interval for datagrams.
 const LOOK: Duration = Duration::from_micros(200);
 /// READs each way.
 const READS: u8 = 1;
@@ -318,7 +318,8 @@ fn request<D: Device, P: Platform>(
     }
 }
 
-/// What to ask of the peer's READs, given what it answers and wants.
+/// Returns the connection's READ limits, given how many READs the peer answers and how many it
+/// wants to issue.
 fn parameters(answers: u8, wants: u8) -> RcParameters {
     RcParameters {
         reads_as_requester: READS.min(answers),

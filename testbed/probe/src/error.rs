@@ -1,11 +1,11 @@
-//! What can go wrong between us and a tool of Linux's.
+//! Errors of an exchange with one of Linux's tools.
 
 use core::fmt;
 
 use mad::cm::{CmAttribute, RejectReason};
 use verbs::{DeviceError, PollError, PostError, Status};
 
-/// What was waited for.
+/// Event that a timed-out wait was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
     /// The port to become ACTIVE.
@@ -32,7 +32,7 @@ impl fmt::Display for Wait {
     }
 }
 
-/// Why an exchange with a peer failed.
+/// Error of an exchange with a peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -53,10 +53,10 @@ pub enum Error {
     Request {
         /// Its id.
         id: u64,
-        /// How.
+        /// Status of its completion.
         status: Status,
     },
-    /// Something did not come in time.
+    /// A wait has timed out.
     #[error("waited in vain for {0}")]
     Timeout(Wait),
     /// The peer refused the connection.
@@ -70,19 +70,19 @@ pub enum Error {
     Length {
         /// Its length.
         len: u32,
-        /// What was due.
+        /// Length that the protocol says.
         wanted: u32,
     },
-    /// What came is not what was sent.
+    /// Received data differs from the data sent.
     #[error("byte {at} of round {round} is {found:#04x}, not {wanted:#04x}")]
     Data {
         /// The round, from 0.
         round: u32,
         /// The place of the first wrong byte.
         at: usize,
-        /// What is there.
+        /// Byte received.
         found: u8,
-        /// What should be there.
+        /// Byte expected.
         wanted: u8,
     },
     /// The peer has ended the stream.

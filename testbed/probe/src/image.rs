@@ -20,13 +20,13 @@ use verbs::Gid;
 const VENDOR: u16 = 0x15b3;
 const DEVICE: u16 = 0x1003;
 
-/// What ends the image with an error that its log names.
+/// Error that ends the image, and that its log names.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// There is no card in the machine.
+    /// The machine has no ConnectX-3.
     #[error("no ConnectX-3 in this machine")]
     NoCard,
-    /// There is no virtio serial device.
+    /// The machine has no virtio serial device.
     #[error("no virtio serial device")]
     NoConsole,
     /// An option is missing, or nothing known.
@@ -141,7 +141,7 @@ impl Stream for Serial {
     }
 }
 
-/// What a future gives, unless it takes too long.
+/// Waits for a future's value, for at most [`PATIENCE`].
 async fn within<T>(future: impl Future<Output = T>) -> Result<T, Error> {
     let mut future = pin!(future);
     let mut late = pin!(libos::sleep(PATIENCE));

@@ -14,9 +14,9 @@ use verbs::{
 
 use crate::{Error, Wait};
 
-/// How long anything may take: guests without hardware virtualisation are slow.
+/// Deadline of any wait: guests without hardware virtualisation are slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// How often completions and datagrams are looked for.
+/// Poll interval for completions and datagrams.
 const LOOK: Duration = Duration::from_micros(20);
 
 /// All that a region may allow.
@@ -63,7 +63,7 @@ impl<D: Device, P: Platform> Node<D, P> {
         }
     }
 
-    /// When [`PATIENCE`] ends.
+    /// Returns the time at which [`PATIENCE`], counted from now, ends.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.platform.now() + PATIENCE
@@ -156,7 +156,7 @@ impl<P: Platform> Piece<P> {
         self.len
     }
 
-    /// Whether it has no bytes.
+    /// Returns whether the buffer has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -320,7 +320,7 @@ impl<D: Device, P: Platform> Pair<D, P> {
     }
 }
 
-/// How persistent a connection is, as Linux's tools have it.
+/// Retry and timeout parameters of a connection, as Linux's tools set them.
 pub const PERSISTENT: RcParameters = RcParameters {
     ack_timeout: 14,
     retry_count: 7,

@@ -32,7 +32,7 @@ const DONE: &[u8; 5] = b"done\0";
 const GRH_LEN: u32 = 40;
 const SEND: SendOp = SendOp::Send { imm: None };
 
-/// Where a queue pair is.
+/// Address of a queue pair: LID, GID, number and first PSN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
     /// The port.
@@ -46,7 +46,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// As it stands on the stream.
+    /// Encodes the address as it is sent on the stream.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; ADDRESS_LEN] {
         let (lid, qpn, psn) = (self.lid.0, self.qpn.0 & 0xff_ffff, self.psn.0 & 0xff_ffff);
@@ -92,7 +92,7 @@ impl Address {
     }
 }
 
-/// Which side this is.
+/// Side of the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Speaks first.
@@ -101,16 +101,17 @@ pub enum Side {
     Server,
 }
 
-/// What is sent.
+/// Parameters of a pingpong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
-    /// Which side this is.
+    /// This side.
     pub side: Side,
     /// Rounds (`-n`).
     pub rounds: u32,
     /// Bytes of a message (`-s`).
     pub size: u32,
-    /// Whether to send what came, as Linux's tool does, and check nothing; otherwise the peer must do so.
+    /// Send back the received bytes, as Linux's tool does, and check nothing. If unset, the peer
+    /// must do so and this side checks.
     pub echo: bool,
 }
 

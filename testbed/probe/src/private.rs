@@ -1,4 +1,5 @@
-//! What Linux's RDMA CM says in the private data of a connection request: which addresses and port are meant.
+//! Private data of a connection request of Linux's RDMA CM: the addresses and the port that are
+//! meant.
 //!
 //! IBA annex A11 (RDMA IP CM service); Linux `drivers/infiniband/core/cma.c`, `struct cma_hdr`:
 //!
@@ -22,7 +23,7 @@ pub(crate) fn service_id(port: u16) -> u64 {
     TCP_SERVICES | u64::from(port)
 }
 
-/// Who calls whom.
+/// Addresses and port of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) source_port: u16,
@@ -31,7 +32,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// At the head of private data, the rest of which is zero.
+    /// Encodes the header at the head of private data; the rest is zero.
     pub(crate) fn to_private<const N: usize>(self) -> [u8; N] {
         let mut bytes = [0; N];
         bytes[1] = IPV4;

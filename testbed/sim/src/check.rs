@@ -1,4 +1,4 @@
-//! What the checker knows besides the hardware: operations that are open, requests that were seen, credits at rest.
+//! Checker's state beside the hardware's: open operations, seen requests, credits at rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,14 +10,16 @@ use crate::qp::{Qp, Wqe};
 use crate::rule::Rule;
 use crate::world::{Event, Life, NodeIndex, World};
 
-/// What an operation may take beyond its deadline: the control task's tick, the death of a queue pair, a slow node.
+/// Time an operation may take beyond its deadline: the control task's tick, the teardown of a queue
+/// pair, a slow node.
 const GRACE: u64 = 2_000_000_000;
-/// When whoever waits for a lost peer must know, after its handler was told.
+/// Time within which every waiter for a lost peer must get an error, counted from the handler's
+/// report of the loss.
 const TOLD: u64 = 500_000_000;
-/// How often the watchdog looks.
+/// Interval of the watchdog's checks.
 const WATCH: u64 = 100_000_000;
 
-/// How far a run is.
+/// Phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Phase {
     /// Traffic and faults.
@@ -25,7 +27,7 @@ pub(crate) enum Phase {
     Traffic,
     /// Faults are over: the views agree, and everyone proves that it can call everyone, with all credits.
     Exam,
-    /// Nothing is started any more.
+    /// Rest: the workload starts nothing.
     Rest,
 }
 
@@ -34,7 +36,7 @@ struct Open {
     peer: PeerId,
     what: &'static str,
     due: u64,
-    /// When it must end because its peer is lost.
+    /// Time by which the operation must end because its peer is lost; `None` while the peer is not.
     told: Option<u64>,
 }
 
@@ -43,7 +45,7 @@ pub(crate) struct Checker {
     pub(crate) phase: Phase,
     /// Nodes of the cluster: who has a higher number is none of it.
     pub(crate) nodes: usize,
-    /// Every how many sends one asks for its completion.
+    /// Number of sends for each signalled one.
     signal_every: u64,
     next: u64,
     open: BTreeMap<u64, Open>,
@@ -141,7 +143,7 @@ impl World {
         }
     }
 
-    /// Whether an acknowledged WRITE stands in its target's memory, as long as that lives.
+    /// Checks that an acknowledged WRITE is in its target's memory, as long as that node lives.
     pub(crate) fn check_written(&mut self, target: Life, at: RemoteAddr, wanted: &[u8]) {
         let Some(node) = self.living(target) else { return };
         // Memory that the target has taken back meanwhile says nothing.
@@ -209,7 +211,8 @@ impl World {
         self.check.whole.extend(whole);
     }
 
-    /// At rest each connection has had all its receives posted and its send queue free.
+    /// Checks that each connection had all its receives posted and its send queue free at some time
+    /// of the rest.
     pub(crate) fn check_credits(&mut self) {
         let nodes = self.nodes.iter().enumerate();
         let mut all = nodes.flat_map(|(node, of)| of.qps.values().map(move |qp| (node, qp)));
@@ -238,7 +241,8 @@ impl World {
     }
 }
 
-/// Whether a queue pair has all its receives and, but for those that no completion was asked for, all its sends.
+/// Returns whether all receives of a queue pair are posted and no sends are outstanding, except
+/// unsignalled ones that wait for the next signalled send.
 fn is_whole(qp: &Qp, signal_every: u64) -> bool {
     let unsignalled = qp.posted - qp.freed < signal_every;
     qp.receives.len() == qp.receive_depth as usize && unsignalled && qp.sent == 0

@@ -18,29 +18,30 @@ use crate::trace::{Detail, Trace};
 use crate::workload;
 use crate::world::{Bed, Event, NodeIndex, Stats, World};
 
-/// Within so much time after the last fault all views must agree, and everyone be able to call everyone.
+/// Time after the last fault within which all views must agree, and each node can call each other.
 const CONVERGENCE: u64 = 30_000_000_000;
-/// So much longer if nodes have to find out by themselves that a subnet manager has forgotten them.
+/// Additional time if nodes have to find out by themselves that a subnet manager has forgotten
+/// them.
 const FORGOTTEN: u64 = 60_000_000_000;
-/// How long nothing may happen after that.
+/// Length of the rest after that, in which nothing may happen.
 const REST: u64 = 4_000_000_000;
 /// Turns of a task between two looks of the watchdog, a tenth of a second apart: more are a loop.
 const TURNS: u32 = 50_000;
 /// Lines of FIT's table of peers, for those who are lost, refused or idle.
 const OLD_PEERS: usize = 66;
 
-/// How a run ended.
+/// Outcome of a run.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The first broken rule.
     pub violation: Option<Violation>,
     /// Stands for everything that happened.
     pub hash: u64,
-    /// How much that was.
+    /// Number of events.
     pub events: u64,
     /// Virtual nanoseconds.
     pub time: u64,
-    /// What was injected.
+    /// Counts of faults and operations.
     pub stats: Stats,
     /// The trace as text, if it was asked for.
     pub lines: Vec<String>,
@@ -227,14 +228,14 @@ impl Run {
         false
     }
 
-    /// Within what time after the last fault all must be well.
+    /// Returns the time after the last fault within which all must be well.
     fn bound(&self) -> u64 {
         let untold = Kind::Forget { told: false };
         let forgotten = self.plan.faults.iter().any(|fault| fault.kind == untold);
         CONVERGENCE + if forgotten { FORGOTTEN } else { 0 }
     }
 
-    /// What must hold when nothing has happened for a while.
+    /// Checks the rules that hold once nothing has happened for a while.
     fn check_rest(&self, world: &mut World, views: &BTreeMap<NodeIndex, View>) {
         world.check_credits();
         if let Some(apart) = world.disagreement(&self.plan, views) {

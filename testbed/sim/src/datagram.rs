@@ -41,7 +41,7 @@ impl World {
         }
     }
 
-    /// To one port, or to each member of a group.
+    /// Sends a datagram to one port, or to each member of a group.
     fn spread(&mut self, node: NodeIndex, dlid: Lid, to: Qpn, body: &Body) {
         let slid = self.nodes[node].lid;
         let members = if dlid.0 >= FIRST_MLID {

@@ -10,7 +10,7 @@ use crate::world::{Bed, Event, Life, World};
 
 type Body = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Who was woken, and what was spawned, since the executor last looked.
+/// Tasks woken and tasks spawned since the executor's last turn.
 #[derive(Default)]
 pub(crate) struct Ready {
     woken: Mutex<Vec<usize>>,
@@ -29,7 +29,7 @@ impl Ready {
 
 struct TaskWaker {
     task: usize,
-    /// Whether it is woken already and had no turn since.
+    /// The task is woken already and had no turn since.
     queued: AtomicBool,
     ready: Arc<Ready>,
 }

@@ -5,31 +5,31 @@ use crate::world::NodeIndex;
 
 pub(crate) const MS: u64 = 1_000_000;
 
-/// Who a node is that should not be there.
+/// Identity of a node that should not be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guise {
-    /// It knows the cluster's name and holds another key.
+    /// Stranger with the cluster's name and another key.
     OtherKey,
-    /// It is of another cluster, by name and key.
+    /// Stranger of another cluster, by name and key.
     OtherCluster,
-    /// It holds the key and has the GID of this node, as a copy of a machine has.
+    /// Stranger with the key and the GID of this node, like a copy of a machine.
     Twin(NodeIndex),
 }
 
 /// A planned fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// The node is gone, and starts anew at the end.
+    /// The node is switched off, and restarts at the end.
     Crash(NodeIndex),
     /// The node starts only at the end.
     Late(NodeIndex),
-    /// The node leaves in order, is switched off so many nanoseconds later, and starts anew at the end.
+    /// The node leaves in order, is switched off so many nanoseconds later, and restarts at the end.
     Leave(NodeIndex, u64),
     /// Nodes whose bit is set, and perhaps the subnet manager, are cut off from the others.
     Partition {
         /// A bit for each node; strangers share them.
         nodes: u64,
-        /// Whether the subnet manager is on their side.
+        /// The subnet manager is on the side of `nodes`.
         manager: bool,
     },
     /// The node's tasks run up to so many nanoseconds late.
@@ -44,9 +44,9 @@ pub enum Kind {
     Silence,
     /// Datagrams are lost nine times in ten.
     Burst,
-    /// The subnet manager starts anew and has forgotten all multicast groups; whether ports are told to say again what they had.
+    /// The subnet manager restarts and has forgotten all multicast groups.
     Forget {
-        /// They are.
+        /// The ports are told to register again.
         told: bool,
     },
     /// The queue pair by which the node hears its cluster's group fails.
@@ -87,14 +87,14 @@ impl Kind {
     }
 }
 
-/// When a fault begins and ends, in nanoseconds.
+/// Planned fault with its begin and end, in nanoseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// Its beginning.
     pub from: u64,
     /// Its end.
     pub until: u64,
-    /// What goes wrong.
+    /// Kind of fault.
     pub kind: Kind,
 }
 

@@ -50,7 +50,7 @@ impl Run {
         world.note_hearing();
     }
 
-    /// Whether a fault keeps the node down at the moment.
+    /// Returns whether a fault keeps the node down now.
     pub(crate) fn is_down(&self, node: NodeIndex) -> bool {
         self.any(|kind| kind.downs() == Some(node))
     }

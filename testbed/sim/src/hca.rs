@@ -381,7 +381,7 @@ impl Device for Hca {
 }
 
 impl World {
-    /// Whether the deliberate bug that takes one receive of each connection strikes.
+    /// Returns whether the deliberate bug that takes one receive of each connection strikes.
     fn leaks(&mut self, node: usize, qpn: Qpn) -> bool {
         let life = self.life(node);
         self.has(Sabotage::LeakedReceive) && self.check.leaked.insert((life, qpn))

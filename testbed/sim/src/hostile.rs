@@ -1,4 +1,5 @@
-//! Somebody on the fabric who holds no key: records announcements and connection messages, and sends what he likes.
+//! Hostile node without the key: it records announcements and connection messages, and sends
+//! recorded, garbled and made-up ones.
 
 use verbs::Lid;
 
@@ -10,14 +11,14 @@ const KEPT: usize = 64;
 /// The most bytes of a packet.
 const MTU: u64 = 4096;
 
-/// What he has recorded. Some of it is of lives long over.
+/// Hostile node's recorded packets. Some are of lives that ended long ago.
 #[derive(Default)]
 pub(crate) struct Recorder {
     kept: Vec<Packet>,
 }
 
 impl World {
-    /// He hears a datagram, and perhaps sends one himself.
+    /// Lets the hostile node record a datagram and perhaps send one.
     pub(crate) fn overhear(&mut self, packet: &Packet) {
         let rate = self.rates.hostile;
         if rate == 0 || !is_worth(&packet.body) {

@@ -9,9 +9,9 @@ use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVe
 use crate::memory::Guard;
 use crate::world::{Bed, Life, World};
 
-/// What a yield takes.
+/// Time that a yield takes.
 const YIELD: u64 = 200;
-/// How often FIT's control task looks around.
+/// Interval of FIT's control task.
 const TICK: u64 = 5_000_000;
 
 /// One life of a machine. After the machine's crash nothing that it does has an effect.
@@ -150,7 +150,8 @@ impl DmaBuffer for Buffer {
     }
 }
 
-/// What a simulated machine has none of: registers, configuration space, vectors of its own.
+/// Stand-in for what a simulated machine lacks: registers, configuration space, vectors of its own.
+/// It has no value.
 pub(crate) enum Nothing {}
 
 impl Registers for Nothing {

@@ -132,7 +132,7 @@ fn one(args: &Args, seed: u64) -> bool {
     outcome.violation.is_none()
 }
 
-/// What many runs came to.
+/// Sum of the outcomes of many runs.
 #[derive(Default)]
 struct Sum {
     seeds: u64,

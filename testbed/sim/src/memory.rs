@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use verbs::{Access, Domain, Lkey, Region, Rkey};
 
-/// Who may touch a piece of memory.
+/// Right of access to a range of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Guard {
-    /// Nobody asked: queues' memory and what a node exports.
+    /// Access is not checked: queues' memory and the memory that a node exports.
     Open,
     /// Its owner has it: no device may touch it.
     Owned,
@@ -38,14 +38,14 @@ pub(crate) enum Right {
     RemoteWrite,
 }
 
-/// Why the device does not get at memory.
+/// Reason for which the device can't access memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// The key does not cover it: hardware says so.
     Key,
     /// Its owner has not lent it: hardware would not notice.
     Owned(u64),
-    /// It was freed: hardware would not notice.
+    /// The memory was freed. Hardware would not notice.
     Freed(u64),
 }
 
@@ -114,7 +114,7 @@ impl Memory {
         }
     }
 
-    /// How many regions are registered.
+    /// Returns the number of registered regions.
     pub(crate) fn regions(&self) -> usize {
         self.regions.len()
     }

@@ -9,7 +9,7 @@ pub(crate) const SM_LID: Lid = Lid(1);
 /// The first multicast LID.
 pub(crate) const FIRST_MLID: u16 = 0xc000;
 
-/// What a reliable request carries.
+/// Operation of a reliable request.
 #[derive(Debug, Clone)]
 pub(crate) enum WireOp {
     Send {
@@ -29,7 +29,7 @@ pub(crate) enum WireOp {
     },
 }
 
-/// Why a responder does not carry a request out.
+/// Reason for which a responder refuses a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nak {
     Sequence,
@@ -38,7 +38,7 @@ pub(crate) enum Nak {
     Access,
 }
 
-/// What a packet is. A message is one packet here, whatever its length.
+/// Content of a packet. A message is one packet here, whatever its length.
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
     Request {
@@ -83,7 +83,7 @@ pub(crate) struct Network {
     pub(crate) port_up: Vec<bool>,
     /// Extra nanoseconds on each packet from or to a node.
     pub(crate) slow: Vec<u64>,
-    /// When the last packet in order from one node to another arrives.
+    /// Arrival time of the last in-order packet, for each pair of nodes.
     last: Vec<u64>,
 }
 

@@ -1,11 +1,11 @@
-//! What a run does: everything follows from the seed, and can be taken away piece by piece.
+//! Plan of a run: everything follows from the seed, and parts can be taken away one by one.
 
 use crate::fault::{self, Fault, Guise, Kind, MS};
 use crate::rng::{Ppm, Rng};
 use crate::sabotage::Sabotage;
 use crate::world::NodeIndex;
 
-/// How often small things go wrong.
+/// Rates of small faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rates {
     /// Packets of reliable connections lost (hardware sends them again).
@@ -73,15 +73,16 @@ impl Rates {
     }
 }
 
-/// Everything that a run is made of.
+/// Parameters and faults of a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Where it all comes from.
+    /// Seed of the run's RNGs.
     pub seed: u64,
     /// Nodes.
     pub nodes: usize,
-    /// Whether they find each other by multicast. Otherwise each is told its neighbours, and tries to reach each for as long as
-    /// it runs: then nobody else looks after a lost connection, and no peer is forgotten.
+    /// Nodes find each other by multicast. If unset, each is given its neighbours and tries to
+    /// connect to each as long as it runs: nobody else restores a lost connection, and no peer is
+    /// forgotten.
     pub discover: bool,
     /// Peers that each node talks to.
     pub degree: usize,
@@ -91,15 +92,15 @@ pub struct Plan {
     pub rates: Rates,
     /// Big things that go wrong.
     pub faults: Vec<Fault>,
-    /// When the faults stop, in nanoseconds.
+    /// Time at which the faults stop, in nanoseconds.
     pub calm: u64,
-    /// How fast or slow clocks run at most.
+    /// Largest deviation of a clock's rate.
     pub skew: Ppm,
     /// The deadline of operations, in milliseconds.
     pub timeout_ms: u64,
-    /// How long a peer may be silent, in milliseconds.
+    /// Keep-alive bound: the longest silence of a peer, in milliseconds.
     pub keepalive_ms: u64,
-    /// Whether each peer's connections and memory lie in a protection domain of their own.
+    /// Each peer's connections and memory are in a protection domain of their own.
     pub own_domains: bool,
     /// Connections that a node can have beyond those it needs.
     pub spare: u16,
@@ -107,7 +108,7 @@ pub struct Plan {
     pub calls: u16,
     /// One-sided accesses at once.
     pub one_sided: u16,
-    /// Every how many requests one is signalled.
+    /// Number of requests for each signalled one.
     pub signal_every: u16,
     /// Empty polls before a core rests.
     pub poll_budget: u32,
@@ -170,7 +171,7 @@ impl Plan {
         strangers.max().unwrap_or(0).max(self.nodes)
     }
 
-    /// Who is at a place that no node of the cluster has.
+    /// Returns the guise of the stranger at `place`, which is not a place of the cluster's nodes.
     pub(crate) fn guise(&self, place: NodeIndex) -> Option<Guise> {
         self.faults.iter().find_map(|fault| match fault.kind {
             Kind::Stranger(at, guise) if at == place => Some(guise),
@@ -188,7 +189,7 @@ impl Plan {
         u16::try_from(needed).expect("few nodes") + self.spare
     }
 
-    /// Whether two nodes talk to each other: a ring with chords.
+    /// Returns whether two nodes talk to each other: a ring with chords.
     #[must_use]
     pub fn talk(&self, a: NodeIndex, b: NodeIndex) -> bool {
         if a.max(b) >= self.nodes {

@@ -15,7 +15,7 @@ pub(crate) enum Source {
     Gather(Vec<Sge>),
 }
 
-/// What a posted send request does.
+/// Operation of a posted send request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Op {
     Send { imm: Option<u32> },
@@ -83,9 +83,9 @@ pub(crate) struct Qp {
     pub(crate) receives_taken: u32,
     /// Posted and not finished.
     pub(crate) sends: VecDeque<Wqe>,
-    /// Of them, shown by a doorbell.
+    /// Number of them that a doorbell has shown to the device.
     pub(crate) shown: usize,
-    /// Of them, under way.
+    /// Number of them in flight.
     pub(crate) sent: usize,
     pub(crate) receives: VecDeque<Receive>,
     pub(crate) next_psn: Psn,
@@ -155,8 +155,9 @@ impl Qp {
         sent.filter(|wqe| matches!(wqe.op, Op::Read { .. })).count()
     }
 
-    /// Something came for a request behind the READ at the front, whose bytes have not come. The first such sign has everything under
-    /// way sent again; true then. The others may be answers to what was sent before, so after that the timer decides.
+    /// Handles a packet for a request behind the READ at the front, whose bytes have not come. The
+    /// first such packet has all requests in flight sent again; the result is then true. Later ones
+    /// may answer earlier attempts, so the timer decides.
     pub(crate) fn starts_again(&mut self) -> bool {
         let read = self.sends.front().map(|wqe| wqe.psn);
         let first = self.read_again != read;
@@ -173,7 +174,7 @@ impl Qp {
     }
 }
 
-/// How far `a` is ahead of `b`, in 24 bits: negative if behind.
+/// Returns how many sequence numbers `a` is ahead of `b`, in 24 bits: negative if behind.
 pub(crate) fn ahead(a: Psn, b: Psn) -> i64 {
     let distance = i64::from(a.0.wrapping_sub(b.0) & 0xff_ffff);
     if distance < 0x80_0000 {
@@ -192,7 +193,7 @@ pub(crate) struct Entry {
     pub(crate) frees: Option<u64>,
 }
 
-/// What the user asked to be interrupted by.
+/// Armed state: the completions that raise an interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Armed {
     No,

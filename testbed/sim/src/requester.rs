@@ -132,7 +132,7 @@ impl World {
         self.after(span, Event::AckTimeout { life, qpn, timer });
     }
 
-    /// No acknowledgement came: sends everything under way again, or gives up.
+    /// Handles an acknowledgement timeout: sends all requests in flight again, or gives up.
     pub(crate) fn ack_timeout(&mut self, node: NodeIndex, qpn: Qpn, timer: u64) {
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;
@@ -174,7 +174,8 @@ impl World {
         self.fail_pair(node, qpn, false);
     }
 
-    /// Whether a packet from `from` belongs to the connection of this queue pair.
+    /// Returns whether a packet of queue pair `qpn` at LID `from` belongs to this queue pair's
+    /// connection.
     pub(crate) fn connected(&self, node: NodeIndex, (from, qpn): (Lid, Qpn)) -> bool {
         let qp = self.nodes[node].qps.get(&qpn.0);
         qp.and_then(|qp| qp.path).is_some_and(|path| path.lid == from)

@@ -41,7 +41,7 @@ impl Rng {
         usize::try_from(self.below(len as u64)).expect("below a length")
     }
 
-    /// Whether something of this rate happens.
+    /// Returns true with probability `rate`.
     pub(crate) fn chance(&mut self, rate: Ppm) -> bool {
         rate > 0 && self.below(1_000_000) < u64::from(rate)
     }

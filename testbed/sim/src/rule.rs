@@ -1,4 +1,4 @@
-//! What must hold, and what is said when it does not.
+//! Invariants, and the message of a broken one.
 
 use std::fmt;
 
@@ -23,35 +23,36 @@ pub enum Rule {
     ReceiveBuffer,
     /// A call's request is seen by a handler at most once.
     SeenOnce,
-    /// What a call or READ brings is what was asked for.
+    /// A call or READ returns the right bytes.
     Content,
-    /// What was acknowledged has happened.
+    /// An acknowledged operation has taken effect.
     Acknowledged,
     /// Every operation ends, by its deadline and a bound.
     Ends,
-    /// Every operation ends once.
+    /// Every operation ends only once.
     EndsOnce,
     /// Once faults stop, everyone can call everyone within a bound.
     Convergence,
-    /// Once faults stop, all views are the same within a bound, and hold whoever is there and nobody else; and stay so.
+    /// Once faults stop, all views become the same within a bound, contain exactly the live nodes,
+    /// and stay so.
     Views,
-    /// Nobody sees two incarnations of one node at once.
+    /// No view contains two incarnations of one node at once.
     OneLife,
     /// A handler is told that a node has joined and that it is lost in turn, of each that its node sees.
     JoinedAndLost,
     /// A peer that is gone, stopped or out of reach is lost within a bound.
     LostInTime,
-    /// Nobody is a member who does not hold the key, or is not who he says.
+    /// Every member holds the key and has its own identity.
     Stranger,
     /// Whoever waits for a lost peer is told.
     Told,
-    /// At rest every credit and slot is back.
+    /// At rest all credits and slots are free.
     Credits,
     /// Tables are bounded, and what is registered for a lost peer is taken back.
     Growth,
-    /// Nothing panics.
+    /// No task panics.
     Panic,
-    /// No task wakes itself again and again.
+    /// No task wakes itself endlessly.
     Progress,
 }
 
@@ -60,9 +61,9 @@ pub enum Rule {
 pub struct Violation {
     /// The rule.
     pub rule: Rule,
-    /// When, in nanoseconds of virtual time.
+    /// Time of the violation, in nanoseconds of virtual time.
     pub at: u64,
-    /// What happened.
+    /// Event that broke the rule, as text.
     pub what: String,
 }
 

@@ -10,7 +10,7 @@ use zerocopy::big_endian::U16;
 use crate::network::{Body, FIRST_MLID, Packet, SM_LID};
 use crate::world::{NodeIndex, World};
 
-/// What it keeps.
+/// Subnet administrator's state.
 #[derive(Default)]
 pub(crate) struct Administrator {
     /// Answers nothing for the time being.

@@ -14,7 +14,7 @@ pub enum Sabotage {
     LostReceive,
     /// A completion queue is shorter than was asked for.
     ShortCompletionQueue,
-    /// Nobody looks at deadlines any more.
+    /// Deadlines are no longer checked.
     StandingClock,
     /// The subnet administrator never answers, though no fault says so.
     SilentAdministrator,
@@ -24,7 +24,7 @@ pub enum Sabotage {
     KeptReceive,
     /// A queue pair is said to be ready to send, and is not.
     StuckQueuePair,
-    /// Of each connection one receive is forgotten: too few to run dry.
+    /// One receive of each connection is lost: too few to run dry.
     LeakedReceive,
     /// The switch forwards no multicast to or from one node.
     DeafNode,
@@ -48,7 +48,7 @@ pub enum Sabotage {
     StaleList,
     /// A handler is not told of a peer that is lost.
     UntoldLoss,
-    /// Nobody asks whether silent peers are alive.
+    /// Silent peers are not probed.
     NoKeepAlive,
     /// A stranger was given the key.
     LeakedKey,

@@ -5,7 +5,7 @@ use crate::plan::{Plan, rate_names};
 use crate::rule::Rule;
 use crate::trace::Detail;
 
-/// What was taken away from a seed's plan. It is what a replay is given.
+/// Parts taken away from a seed's plan, to be given to a replay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cuts {
     /// Faults, by their place in the plan.

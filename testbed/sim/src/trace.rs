@@ -1,18 +1,18 @@
-//! What happened, in order: always as a hash, and as text when someone reads it.
+//! Trace of a run, in order: always as a hash, and as text on request.
 
 use std::fmt;
 
 use crate::rng::mix;
 
-/// How much of a run is told as text.
+/// Amount of a run's trace that is kept as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Detail {
-    /// Nothing: only the hash.
+    /// Only the hash.
     #[default]
     None,
     /// All but the turns of tasks and timers.
     Events,
-    /// Everything.
+    /// All events, with the turns of tasks and timers.
     All,
 }
 

@@ -1,4 +1,4 @@
-//! Who is there in truth, and what each node says of it.
+//! True membership of the cluster, against which each node's view is checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,20 +11,21 @@ use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::world::{Life, NodeIndex, World};
 
-/// What losing a silent peer may take beyond the keep-alive bound: looks that come late, the death of queue pairs.
+/// Time that the loss of a silent peer may take beyond the keep-alive bound: late checks, the
+/// teardown of queue pairs.
 const LOSS_GRACE: u64 = 1_500_000_000;
 
-/// What a life of a node is.
+/// Identity of a life of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) life: Life,
     pub(crate) gid: Gid,
-    /// Why it should not be there, if it should not.
+    /// Guise, if the node should not be there; `None` for a node of the cluster.
     pub(crate) guise: Option<Guise>,
 }
 
 impl Identity {
-    /// Whether the two hold the same key.
+    /// Returns whether the two hold the same key.
     fn is_akin(&self, other: &Self) -> bool {
         let camp = |guise: Option<Guise>| match guise {
             None | Some(Guise::Twin(_)) => 0,
@@ -35,7 +36,7 @@ impl Identity {
     }
 }
 
-/// What a handler was told.
+/// Membership as a life's handler was told it.
 #[derive(Default)]
 struct Told {
     here: BTreeMap<PeerId, Member>,
@@ -43,19 +44,20 @@ struct Told {
     used: BTreeSet<PeerId>,
 }
 
-/// What the nodes can't know.
+/// True membership, which nodes can't know.
 pub(crate) struct Truth {
-    /// Every life of FIT, by the incarnation that it drew.
+    /// Identity of every life of FIT, by the incarnation that it drew.
     lives: BTreeMap<Incarnation, Identity>,
-    /// When a life ended, or began to leave.
+    /// Time at which each life ended or began to leave.
     ended: BTreeMap<Life, u64>,
-    /// Since when nothing that a node sends reaches another: `[to][from]`.
+    /// Time since which no packet of node `from` reaches node `to`: `[to][from]`; `None` while
+    /// packets pass.
     deaf: Vec<Vec<Option<u64>>>,
-    /// Since when a node has been running as it should.
+    /// Time since which each node has been running normally; `None` while it is not.
     steady: Vec<Option<u64>>,
-    /// Since when each connection stands in a view.
+    /// Time since which each connection has been in a view.
     seen: BTreeMap<(Life, PeerId), u64>,
-    /// What handlers were told.
+    /// Reports to each life's handler.
     told: BTreeMap<Life, Told>,
     /// The last views, for a node that forgets to strike out.
     stale: BTreeMap<Life, Vec<(PeerId, Member)>>,
@@ -92,14 +94,14 @@ impl Truth {
         self.seen.retain(|(of, _), _| *of != life);
     }
 
-    /// Whether a life is over, or about to be.
+    /// Returns whether a life has ended or begun to leave.
     pub(crate) fn has_ended(&self, life: Life) -> bool {
         self.ended.contains_key(&life)
     }
 }
 
 impl World {
-    /// Whether a life goes on and has not left.
+    /// Returns whether a life goes on and has not left.
     fn is_there(&self, life: Life) -> bool {
         let node = &self.nodes[life.node];
         node.alive && node.incarnation == life.incarnation && !self.truth.has_ended(life)
@@ -184,7 +186,7 @@ impl World {
         }
     }
 
-    /// What is missing for all views to be as they should be, if anything is.
+    /// Returns the first difference between the views and the truth; `None` if all agree.
     pub(crate) fn disagreement(&self, plan: &Plan, views: &BTreeMap<NodeIndex, View>) -> Option<String> {
         let there: BTreeMap<NodeIndex, (Gid, Incarnation)> = self
             .truth
@@ -273,7 +275,7 @@ impl World {
             .say(now, format_args!("node {node}: peer {} is lost", peer.0));
     }
 
-    /// When all is quiet nobody comes or goes.
+    /// Reports a violation if a member comes or goes in the rest, after the last fault.
     fn quiet(&mut self, node: NodeIndex, member: &Member) {
         if self.check.phase == Phase::Rest && node < self.check.nodes {
             self.violate(
@@ -286,7 +288,7 @@ impl World {
         }
     }
 
-    /// What handlers were told is what the views say, once all is quiet.
+    /// Checks that a handler was told the members of its view, once all is quiet.
     pub(crate) fn check_told(&mut self, node: NodeIndex, view: &View) {
         let life = self.life(node);
         let told = self.truth.told.get(&life);
@@ -306,7 +308,7 @@ impl World {
     }
 }
 
-/// What nodes that see the same do not know to be the same.
+/// Returns the first difference between views whose digests must be equal; `None` if there is none.
 fn disputed(
     views: &BTreeMap<NodeIndex, View>,
     there: &BTreeMap<NodeIndex, (Gid, Incarnation)>,

@@ -1,4 +1,4 @@
-//! Everything but the tasks: time, what is going to happen, the nodes, the network.
+//! Simulated world without the tasks: time, future events, the nodes, the network.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -31,7 +31,7 @@ pub type NodeIndex = usize;
 /// The first port GUID.
 const GUID: u64 = 0x0002_c903_0000_1000;
 
-/// What is going to happen.
+/// Event in the future.
 pub(crate) enum Event {
     /// A task gets its turn.
     Run(usize),
@@ -39,7 +39,7 @@ pub(crate) enum Event {
     Timer { slot: usize, generation: u64 },
     /// A packet arrives.
     Packet(Box<Packet>),
-    /// Nothing was acknowledged for long.
+    /// The acknowledgement timer of a queue pair has expired.
     AckTimeout { life: Life, qpn: Qpn, timer: u64 },
     /// A receiver that was not ready may be by now.
     Rnr { life: Life, qpn: Qpn, timer: u64 },
@@ -104,7 +104,7 @@ impl Clock {
         self.offset + u64::try_from(local).expect("a clock that runs forwards")
     }
 
-    /// How long a local span really takes.
+    /// Converts a span of the node's clock to virtual time.
     pub(crate) fn real(&self, span: u64) -> u64 {
         let real = u128::from(span) * 1_000_000 / u128::try_from(1_000_000 + self.ppm).expect("forwards");
         u64::try_from(real).unwrap_or(u64::MAX >> 2).saturating_add(1)
@@ -117,7 +117,7 @@ pub(crate) struct Cpu {
     pub(crate) free_at: u64,
     /// Each turn comes up to so much late.
     pub(crate) slow: u64,
-    /// Nothing runs before.
+    /// Time before which none of the node's tasks runs.
     pub(crate) stopped_until: u64,
 }
 
@@ -164,7 +164,7 @@ impl Node {
     }
 }
 
-/// What was injected and what happened.
+/// Counts of injected faults and of ended operations.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
     /// Faults by kind.
@@ -173,7 +173,8 @@ pub struct Stats {
     pub ended: u64,
     /// Operations that ended with an error.
     pub failed: u64,
-    /// How long after the last fault all views agreed and everyone had called everyone, in nanoseconds.
+    /// Time from the last fault until all views agreed and each node had called every other, in
+    /// nanoseconds.
     pub settled: u64,
 }
 
@@ -193,7 +194,7 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) trace: Trace,
     pub(crate) nodes: Vec<Node>,
-    /// Who has each LID.
+    /// Node at each LID.
     lids: Vec<Option<NodeIndex>>,
     pub(crate) net: Network,
     pub(crate) recorder: Recorder,
@@ -361,7 +362,7 @@ impl World {
         }
     }
 
-    /// Whether the deliberate bug `kind` strikes now. It does so now and then, not always.
+    /// Returns whether the deliberate bug `kind` strikes now. It strikes every seventh time.
     pub(crate) fn sabotaged(&mut self, kind: Sabotage) -> bool {
         if self.sabotage != Some(kind) {
             return false;
@@ -370,12 +371,12 @@ impl World {
         self.sabotaged.is_multiple_of(7)
     }
 
-    /// Whether the deliberate bug `kind` is built in for good.
+    /// Returns whether the deliberate bug `kind` is built in for good.
     pub(crate) fn has(&self, kind: Sabotage) -> bool {
         self.sabotage == Some(kind)
     }
 
-    /// Whether the deliberate bug of a clock that stands strikes.
+    /// Returns whether the clock stands still by the deliberate bug.
     pub(crate) fn clock_stands(&self) -> bool {
         self.sabotage == Some(Sabotage::StandingClock) && self.now > 1_000_000_000
     }

@@ -82,7 +82,8 @@ fn finds(sabotage: Sabotage, rule: Rule) {
     finds_with(sabotage, rule, |_| {});
 }
 
-/// The same of plans that `change` makes apt for it.
+/// Checks that a deliberate bug is found as a break of `rule`, in plans that `change` prepares for
+/// it.
 fn finds_with(sabotage: Sabotage, rule: Rule, change: impl Fn(&mut Plan)) {
     let mut found = Vec::new();
     for seed in 1..=6 {

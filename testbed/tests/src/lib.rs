@@ -58,7 +58,7 @@ pub fn program(name: &str) -> &'static Path {
     programs.get(name).unwrap_or_else(|| panic!("no program {name}"))
 }
 
-/// How a program ended and what it said.
+/// Exit status and output of a program.
 #[derive(Debug)]
 pub struct Ran {
     /// Exit status as a shell shows it.

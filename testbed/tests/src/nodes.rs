@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::xtask;
 
-/// How long something may take on a busy machine that must happen.
+/// Deadline of any wait for something that must happen, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Lines that a failure shows.
 const TAIL: usize = 60;
@@ -16,22 +16,22 @@ const TAIL: usize = 60;
 /// A line of a node's log, or of `xtask nodes` itself under the name `nodes`.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// Whose line it is.
+    /// Node that wrote the line.
     pub node: String,
-    /// What it says.
+    /// Text of the line.
     pub text: String,
 }
 
-/// An event that a node tells of; `docs/nodes.md` lists them.
+/// Event that a node reports; `docs/user/nodes.md` lists them.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// Who tells it.
+    /// Node that reports the event.
     pub node: String,
-    /// What it is.
+    /// Name of the event.
     pub key: String,
-    /// When, by the node's own clock.
+    /// Time of the event, by the node's own clock.
     pub at: Duration,
-    /// What else is told.
+    /// Other fields of the event.
     pub fields: Vec<String>,
 }
 
@@ -55,12 +55,12 @@ impl Event {
     }
 }
 
-/// Who a node says that it is.
+/// Identity that a node reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Its role and GID.
     pub name: String,
-    /// Which of its lives.
+    /// Incarnation: differs in each of the node's lives.
     pub life: String,
 }
 
@@ -123,7 +123,7 @@ impl Nodes {
         self.heard.lines.lock().expect("lock")
     }
 
-    /// How much has been said so far.
+    /// Returns the number of lines so far.
     #[must_use]
     pub fn now(&self) -> usize {
         self.lines().len()

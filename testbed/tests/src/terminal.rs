@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
-/// How long an answer may take: a cluster's boot on a busy machine.
+/// Deadline of an answer: long enough for a cluster's boot on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A program with a terminal of its own.
@@ -21,7 +21,7 @@ pub struct Terminal {
     master: File,
     slave: OwnedFd,
     shown: Receiver<Vec<u8>>,
-    /// What was shown and not yet expected.
+    /// Text that was shown and not yet matched.
     unread: String,
 }
 

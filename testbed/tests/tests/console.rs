@@ -46,7 +46,8 @@ fn a_full_output_fails_as_natively() {
     assert_eq!(end_of(command), (Some(1), String::new(), said.into()));
 }
 
-/// What one descriptor of the host gets keeps the order in which the program wrote it to two of its own.
+/// Checks that a program's two outputs keep their order where both go to one descriptor of the
+/// host.
 #[test]
 fn both_outputs_keep_their_order_where_they_go_to_one_place() {
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("both");
@@ -96,7 +97,8 @@ fn input_that_the_program_does_not_read_stays_where_it_is() {
     assert_eq!(text(&output.stdout), "left: one\n");
 }
 
-/// Nobody reads for a while: the program waits, and neither a file nor memory grows without bound.
+/// Checks a reader that pauses: the program waits, and neither a file nor memory grows without
+/// bound.
 #[test]
 fn a_slow_reader_holds_the_program_and_loses_nothing() {
     let mut command = run(&[], &["busybox", "seq", "300000"]);

@@ -1,4 +1,4 @@
-//! How runs end that don't end well: each names what went wrong, and leaves no process behind.
+//! Runs that end badly: each must name what went wrong, and leave no process behind.
 
 use std::io::Read;
 use std::process::Child;
@@ -9,7 +9,7 @@ use testbed_tests::{Ran, Run, descendants, program};
 
 /// A run that lost a node ends within this; see `docs/user/run.md`.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// What a cluster may take to come up on a busy machine.
+/// Deadline for a cluster to come up on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn work(args: &[&str]) -> Ran {
@@ -24,7 +24,7 @@ fn a_null_pointer_is_sigsegv() {
     assert_eq!(ran.code, Some(139), "{}", ran.stderr);
 }
 
-/// As Linux's signals have it: SIGSEGV 11, SIGFPE 8, SIGABRT 6.
+/// Checks that a crash gives the status of Linux's signal: SIGSEGV 11, SIGFPE 8, SIGABRT 6.
 #[test]
 fn crashes_have_linux_s_statuses() {
     for (how, code) in [("text", 139), ("overflow", 139), ("divide", 136), ("abort", 134)] {

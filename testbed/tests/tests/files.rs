@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use testbed_tests::{Run, descendants, native, program};
 
 const PROGRAM: &str = "/bin/files";
-/// What a cluster may take to come up on a busy machine, and S's first write.
+/// Deadline for a cluster to come up on a busy machine, and for S's first write.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Kills in CI; `TESSERA_KILLS` sets another number.
 const KILLS: u64 = 3;

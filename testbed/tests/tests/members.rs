@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use testbed_tests::nodes::{Event, Identity, Line, Nodes};
 
-/// How long a member may be silent: what `xtask nodes` tells its nodes.
+/// Keep-alive bound of the members, as `xtask nodes` sets it.
 const KEEPALIVE: Duration = Duration::from_secs(2);
 /// A look at the silence comes late by an eighth of the bound at most, as far as it counts.
 const LATE_LOOK: Duration = Duration::from_millis(250);
-/// How much longer a call to a lost peer may have been under way by its node's clock, which goes on while a busy machine does
-/// not let the node run.
+/// Time that a call to a lost peer may take beyond the bound by its node's clock, which goes on
+/// while a busy machine does not let the node run.
 const SLACK: Duration = Duration::from_secs(20);
-/// How long a machine is stopped.
+/// Time for which a machine is stopped.
 const STOPPED: Duration = Duration::from_secs(10);
 
 /// Tasks of each node that call each other one.
 const CALLERS: usize = 2;
 /// A node that calls all others, and waits for each answer much longer than a peer may be silent.
 const CALLS: &str = "part=call callers=2 pace=50 timeout=120000";
-/// What a member logs of an announcement whose proof is wrong.
+/// Text that a member logs of an announcement with a wrong proof.
 const REFUSED: &str = " is refused: Proof";
 const ROLES: [&str; 4] = ["processor", "memory", "storage", "memory"];
 
@@ -97,7 +97,8 @@ fn check_failure(failed: &Event, of: &Identity) {
     }
 }
 
-/// If the cause is silence, then as much as the bound says, as far as it counts.
+/// Returns whether the cause of a loss is silence. Checks that the silence was at least the
+/// keep-alive bound, and little more.
 fn check_silence(cause: &str) -> bool {
     let Some(age) = cause.strip_prefix("nothing was heard of it for ") else {
         return false;

@@ -37,7 +37,8 @@ fn busybox(options: &[&str], args: &[&str]) -> (Ran, Ran) {
     (there, here)
 }
 
-/// What a tool prints of its file's name is replaced, for it lies elsewhere on the host.
+/// Checks that a tool gives the same exit status and output on the cluster as on the host, but for
+/// the name of its file, which lies elsewhere there.
 fn assert_same(there: &Ran, here: &Ran) {
     let name = text().to_str().expect("text").as_bytes();
     let mut expected = here.stdout.clone();
@@ -116,7 +117,7 @@ fn memory_keeps_linux_s_promises() {
     assert_eq!((there.code, here.code), (Some(0), Some(0)));
 }
 
-/// On one core and on two, with a third of the pages in the cache.
+/// Compares with Linux on one core and on two, with a third of the pages in the cache.
 #[test]
 fn threads_processes_and_signals_do_what_linux_does() {
     let here = native(program("threads"), &[], b"");

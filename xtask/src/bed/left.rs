@@ -1,15 +1,15 @@
-//! How an image of ours left, by QEMU's exit status (see "Leaving" in `docs/architecture.md`).
+//! Result of an image of ours, by QEMU's exit status (see "Leaving" in `docs/architecture.md`).
 
 use std::process::ExitStatus;
 
-/// How a node left.
+/// Result of a node.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Left {
     /// Its work was done.
     Well,
     /// Its kernel panicked.
     Panic,
-    /// By an error that its log names.
+    /// It ended with an error that its log names.
     Error,
     /// QEMU ended, whatever the node wanted.
     Otherwise,
@@ -26,7 +26,7 @@ impl From<ExitStatus> for Left {
     }
 }
 
-/// The same in words.
+/// Describes a status in words.
 pub(crate) fn describe(status: ExitStatus) -> String {
     match Left::from(status) {
         Left::Well => "left".to_owned(),

@@ -18,9 +18,10 @@ pub(crate) struct Machine<'a> {
     pub(crate) cpus: u32,
     /// Its adapter's socket.
     pub(crate) adapter: &'a Path,
-    /// Whether the adapter is in a slot, behind a port that tells the link's width and speed, and not on the root bus.
+    /// The adapter is in a slot, behind a port that reports the link's width and speed. If unset,
+    /// it is on the root bus.
     pub(crate) slot: bool,
-    /// Whether it starts again when it resets itself; otherwise QEMU ends.
+    /// The machine starts again when it resets itself. If unset, QEMU ends.
     pub(crate) reboots: bool,
     /// A plugin for TCG with its arguments, as QEMU's `-plugin` takes it.
     pub(crate) plugin: Option<&'a str>,

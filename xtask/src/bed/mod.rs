@@ -1,7 +1,9 @@
-//! What every set of VMs on a modelled fabric needs: a folder, the fabric's server, machines, and an end to them all.
+//! VMs on a modelled fabric: their folder, the fabric's server, the machines, and the end of all.
 //!
-//! * [`process`]: starts and ends a process. * [`server`]: the fabric's server. * [`machine`]: QEMU's command line.
-//! * [`plugin`]: a TCG plugin for one of them. * [`left`]: how an image left. * [`cmdline`]: what it is told. * [`streams`]: what the guests write, as it comes. * [`labelled`]: whose line it is.
+//! * [`process`]: starts and ends a process. * [`server`]: the fabric's server.
+//! * [`machine`]: QEMU's command line. * [`plugin`]: a TCG plugin for a machine.
+//! * [`left`]: an image's result, by its exit status. * [`cmdline`]: an image's command line.
+//! * [`streams`]: follows the guests' output. * [`labelled`]: puts a node's name before its lines.
 
 pub(crate) mod cmdline;
 pub(crate) mod labelled;

@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a process may take to end when asked, before it is killed.
+/// Time that a process may take to end when asked, before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often one that should end is looked at.
+/// Poll interval of a process that should end.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What starts a VM so that it dies with us, whatever ends us. Part of util-linux.
+/// Command that starts a VM so that it dies with us, whatever ends us. Part of util-linux.
 pub(crate) const LAUNCHER: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
 /// A process that is ended when this is dropped.
 pub(crate) struct Process {
-    /// Whose process it is, for errors.
+    /// Name of the process, for errors.
     pub(crate) name: String,
-    /// What it says on its standard error.
+    /// File with its standard error.
     pub(crate) stderr: PathBuf,
     child: Child,
     status: Option<ExitStatus>,
@@ -51,7 +51,7 @@ impl Process {
         &mut self.child
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status; `None` while the process runs.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = self

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::process::Process;
 use super::{socket, tail};
 
-/// How long the server may take to listen.
+/// Deadline of the server's start, until it listens.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Starts the server with an adapter for each node; gives it with the GID of each node's first port.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-/// How often a file that has not grown is looked at.
+/// Poll interval of a file that has not grown.
 const PAUSE: Duration = Duration::from_millis(4);
 
 /// A file that is followed into a writer by a thread.
@@ -37,7 +37,7 @@ impl Follower {
         })
     }
 
-    /// Whether it has stopped before its time: the writer failed.
+    /// Returns whether the follower has stopped before its time: the writer failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }

@@ -4,7 +4,7 @@ use super::figures::{Figure, Kind, find};
 
 /// A change below this is no change, however large its share: a rare interrupt, a timer.
 const SLACK: f64 = 0.05;
-/// The same for figures from [`MANY`] on.
+/// Slack of figures from [`MANY`] on.
 const SLACK_OF_MANY: f64 = 1.0;
 /// See [`SLACK_OF_MANY`].
 const MANY: f64 = 10.0;

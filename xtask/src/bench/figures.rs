@@ -62,7 +62,7 @@ impl Figure {
         }
     }
 
-    /// As a row of tab-separated values.
+    /// Returns the figure as a row of tab-separated values.
     fn row(&self) -> String {
         let spread = self.spread.map_or("-".into(), |spread| format!("{spread:.4}"));
         let (value, kind) = (format!("{:.3}", self.value), self.kind.name());

@@ -30,7 +30,7 @@ const SIZES: [(u32, u32); 4] = [(64, 10_000), (4096, 10_000), (65_536, 2000), (1
 const FEW: u32 = 20;
 /// The port of perftest's first words.
 const PORT: u16 = 18515;
-/// What the guest may take for one run, in seconds of its clock.
+/// Time limit of the guest's run, in seconds of its clock.
 const LIMIT: u32 = 120;
 const HEADER: [&str; 8] = [
     "tool",
@@ -121,7 +121,7 @@ impl Case {
     }
 }
 
-/// What was seen of one run of a tool.
+/// Measurements of one run of a tool.
 #[derive(Default)]
 struct Run {
     /// The server's time at its beginning, and until its end, in nanoseconds.
@@ -280,7 +280,7 @@ fn find_server(of: u32) -> Result<u32> {
     pids.find(is_server).context("the fabric's server is not running")
 }
 
-/// How long a process's threads have run on any core so far, in nanoseconds.
+/// Returns the time that a process's threads have run on any core so far, in nanoseconds.
 fn busy_ns(pid: u32) -> Result<u64> {
     let folder = format!("/proc/{pid}/task");
     let mut sum = 0;
@@ -322,7 +322,7 @@ mod tests {
         }
     }
 
-    /// As perftest 4.5 prints it.
+    /// Sample output of perftest 4.5.
     const LATENCY: &str = " 64      1000          15.20          200.97       16.11     	       17.42       	3.1     	40.00    	200.97 ";
     const BANDWIDTH: &str = " 64         1000             5.40               3.07   		   0.050345";
 

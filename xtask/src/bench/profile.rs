@@ -14,11 +14,11 @@ use crate::bed::left::{self, Left};
 use crate::nodes::cluster::{Cluster, Parts};
 use crate::tools::say;
 
-/// Who answers: the task that polls, or so many workers.
+/// Workers of the callee's handler; with 0 the polling task answers.
 const WORKERS: [u16; 3] = [0, 1, 4];
-/// How long a node may take to boot, to find the other, or to make a series of few calls.
+/// Deadline of a node's boot, of finding the other node, and of a series of few calls.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a call may take, with all others of its series.
+/// Time allowed for each call, with all others of its series.
 const PATIENCE_A_CALL: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(50);
 /// A busy machine may hold a node up for seconds.
@@ -39,7 +39,7 @@ pub(super) const HEADER: [&str; 12] = [
     "their waits",
 ];
 
-/// What was measured.
+/// Results of the profile.
 pub(super) struct Profile {
     /// A row for each series.
     pub(super) rows: Vec<Vec<String>>,

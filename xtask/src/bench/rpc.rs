@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// Calls of each size, number of tasks and kind of handler
     #[arg(long, value_name = "N", default_value_t = CALLS_A_SERIES, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     calls: u32,
-    /// As --calls 100000
+    /// Same as --calls 100000
     #[arg(long, conflicts_with = "calls")]
     stress: bool,
     /// Sets a boot option of both nodes, as `polling=busy` (repeatable)

@@ -20,26 +20,27 @@ use crate::bed::{self, INTERRUPTED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, se
 use crate::qemu::Qemu;
 use crate::tools::say;
 
-/// How often the guests are looked at.
+/// Poll interval of the guests.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long node 0's command runs before the others' start.
+/// Time that node 0's command runs before the others' start.
 const LEAD: Duration = Duration::from_millis(300);
 /// A guest may stand still for long where the host is busy. Its kernel would take that for a fault of its own and complain.
 const BUSY_HOST: &str = "nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
-/// As long as real links need at least: what comes while Linux still opens the port is an error to its kernel.
+/// Training time of the links: the least that real ones need. Packets that come while Linux still
+/// opens the port are errors to its kernel.
 const TRAINING: [&str; 2] = ["--training-ms", "300"];
 
 /// Guests to be run.
 pub(crate) struct Guests<'a> {
     /// The folder of the run.
     pub(crate) folder: &'a Path,
-    /// How many.
+    /// Number of guests.
     pub(crate) nodes: usize,
     /// A folder with their adapters' sockets, of a server that runs already.
     pub(crate) join: Option<&'a Path>,
     /// TCP ports of node 0, reached by ports of this machine.
     pub(crate) forward: &'a [Forward],
-    /// Where to record what the adapters do.
+    /// File for the trace of the adapters.
     pub(crate) trace: Option<&'a Path>,
     /// Their files.
     pub(crate) initramfs: &'a Path,
@@ -51,19 +52,19 @@ pub(crate) struct Guests<'a> {
     pub(crate) cpus: u32,
     /// Each adapter's ports.
     pub(crate) ports: u8,
-    /// Whether node 0 runs the subnet manager.
+    /// Node 0 runs the subnet manager.
     pub(crate) managed_by_guest: bool,
-    /// Whether node 0 has a shell for our standard input.
+    /// Node 0 has a shell on our standard input.
     pub(crate) console: bool,
     /// Plugins for their TCG.
     pub(crate) plugins: &'a [Plugin],
     /// More words for their kernels' command lines.
     pub(crate) append: &'a str,
-    /// Whether they may reboot.
+    /// The guests may reboot.
     pub(crate) reboots: bool,
-    /// How long they may take to boot.
+    /// Time limit of the guests' boot.
     pub(crate) boot: Duration,
-    /// How long the commands may take.
+    /// Time limit of the commands; `None` for no limit.
     pub(crate) limit: Option<Duration>,
 }
 
@@ -71,17 +72,17 @@ pub(crate) struct Guests<'a> {
 struct Guest {
     name: String,
     process: Process,
-    /// What it tells us.
+    /// File with the guest's messages to us.
     said: PathBuf,
-    /// To tell it something.
+    /// Pipe for our messages to the guest.
     tell: File,
     /// Its console's input, open for as long as QEMU, which otherwise would wait for a writer.
     typed: File,
-    /// How often it was told to begin: once a boot.
+    /// Times that it was told to begin: once a boot.
     begun: usize,
-    /// Whether it asked to be killed, and was.
+    /// It asked to be killed, and was.
     lost: bool,
-    /// How many times it asked for a cable to be plugged or pulled, and was heard.
+    /// Requests to plug or pull a cable that were carried out.
     cables: usize,
 }
 
@@ -330,7 +331,7 @@ impl Guests<'_> {
     }
 }
 
-/// What the guests are doing.
+/// Phase of the run.
 enum Phase {
     Boot,
     /// Node 0 has been told to begin.
@@ -347,7 +348,7 @@ impl Guest {
         self.lines().lines().filter(|&line| line == word).count()
     }
 
-    /// How often it has booted.
+    /// Returns the number of boots so far.
     fn boots(&self) -> usize {
         self.said("up")
     }
@@ -397,7 +398,8 @@ impl Guest {
         Ok(())
     }
 
-    /// How its command ended, if it has. One that lost its power wanted just that.
+    /// Returns the command's exit status; `None` while it runs. A guest that asked for the loss of
+    /// its power has status 0.
     fn exit_code(&self) -> Option<u8> {
         if self.lost {
             return Some(0);

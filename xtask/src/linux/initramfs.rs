@@ -12,7 +12,7 @@ use super::kernel::Kernel;
 use crate::debian::{BOOKWORM, Bundle};
 use crate::run::Add;
 
-/// What every guest has.
+/// Packages of every guest.
 const TOOLS: Bundle<'_> = Bundle {
     name: "linux-tools-2",
     release: BOOKWORM,
@@ -60,7 +60,7 @@ const LEFT_OUT: [&str; 12] = [
 /// Folders at the root that Debian has moved below `/usr`, and some packages of Debian 12 have not.
 const MOVED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
-/// What goes into guests beside the kernel's modules.
+/// Contents of the guests' root beside the kernel's modules.
 pub(crate) struct Contents<'a> {
     /// More packages.
     pub(crate) packages: &'a [String],
@@ -68,7 +68,7 @@ pub(crate) struct Contents<'a> {
     pub(crate) add: &'a [Add],
     /// Each node's command.
     pub(crate) commands: &'a [String],
-    /// How many guests there are.
+    /// Number of guests.
     pub(crate) nodes: usize,
 }
 
@@ -184,7 +184,7 @@ fn put(archive: &mut Archive<impl Write>, host: &Path, guest: &str) -> Result<()
     Ok(())
 }
 
-/// Where a path lies now that `/bin` and others are links.
+/// Returns a path's place now that `/bin` and others are links.
 fn moved(path: &str) -> String {
     let first = path.split('/').next().unwrap_or_default();
     if MOVED.contains(&first) {

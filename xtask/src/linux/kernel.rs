@@ -26,7 +26,7 @@ const MODULES: [&str; 13] = [
     "brd",
     "zram",
 ];
-/// How an xz stream begins.
+/// Magic number of an xz stream.
 const XZ: &[u8] = b"\xfd7zXZ\0";
 
 /// A kernel, fetched and made ready.
@@ -34,7 +34,7 @@ pub(crate) struct Kernel {
     root: PathBuf,
     /// Its release, as `uname -r` tells it.
     pub(crate) release: String,
-    /// What QEMU loads.
+    /// Image that QEMU loads.
     pub(crate) image: PathBuf,
 }
 

@@ -36,7 +36,7 @@ const KERNEL: &str = "amd64";
 #[derive(clap::Args)]
 #[command(args_override_self = true)]
 pub(crate) struct Args {
-    /// How many guests [default: one a command, at least 1]
+    /// Number of guests [default: one a command, at least 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     nodes: Option<u8>,
     /// More packages of Debian 12 for the guests, by name, with all that they depend on
@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Ports of each adapter
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     ports: u8,
-    /// Who manages the subnet: the fabric itself, or opensm on node 0, whose log is /tmp/opensm.log
+    /// Manager of the subnet: the fabric itself, or opensm on node 0, whose log is /tmp/opensm.log
     #[arg(long, value_name = "WHO", value_enum, default_value = "fabric")]
     sm: Sm,
     /// Main memory of each guest
@@ -94,7 +94,7 @@ pub(crate) struct Args {
     commands: Vec<String>,
 }
 
-/// Who manages the subnet.
+/// Manager of the subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Sm {
     /// The fabric itself.

@@ -20,7 +20,7 @@ use crate::{build_image, project};
 /// Main memory of a node.
 const MEMORY: u64 = 128 << 20;
 
-/// What is made before nodes can start.
+/// Programs and image that must be made before nodes can start.
 pub(crate) struct Parts {
     qemu: Qemu,
     server: PathBuf,
@@ -43,7 +43,7 @@ impl Parts {
 pub(crate) struct Cluster<'a> {
     parts: &'a Parts,
     folder: &'a Path,
-    /// What every node is told.
+    /// Options of every node.
     options: Vec<(String, String)>,
     nodes: BTreeMap<String, Node>,
     server: Process,

@@ -19,13 +19,13 @@ use crate::bed::labelled::Labelled;
 use crate::bed::{self, FAILED, INTERRUPTED, INTERRUPTED_STATUS, left};
 use crate::tools::say;
 
-/// How often the nodes are looked at.
+/// Poll interval of the nodes.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Starts nodes of FIT in QEMU on one modelled fabric, kills, stops and unplugs them, as lines of standard input say
 ///
 /// The lines: `start NODE [OPTION…]`, `kill NODE`, `stop NODE`, `continue NODE`, `cable NODE in` and `cable NODE out`. A node's
-/// options are in docs/nodes.md. What each node says comes under its name; a line that is carried out comes back as
+/// options are in docs/user/nodes.md. What each node says comes under its name; a line that is carried out comes back as
 /// `nodes: LINE`. The end of the input ends all nodes. Exit status: 0; 125 if the run itself failed; 130 after Ctrl-C.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Milliseconds that a node may be silent before the others take it for lost; 0 for ever
     #[arg(long, default_value_t = 2000, value_name = "MS")]
     keepalive: u64,
-    /// How much the nodes log
+    /// Log level of the nodes
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
     /// Keeps the folder with the nodes' logs, and says where it is; a failed run keeps it always

@@ -16,14 +16,14 @@ use crate::bed::{INTERRUPTED, log, tail};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
 
-/// How often the nodes are looked at; a node that dies is noticed within this.
+/// Poll interval of the nodes; a node that dies is noticed within this.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How a run ended, other than by an error.
+/// End of a run, other than by an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The program ended.
     Program,
-    /// We were told to end.
+    /// We got Ctrl-C or SIGTERM.
     Interrupted,
     /// The program ended, but not all of its output could be written.
     Unwritten,
@@ -31,9 +31,9 @@ pub(crate) enum End {
 
 /// The limits of a run.
 pub(crate) struct Limits {
-    /// From the VMs' start until P starts the program.
+    /// Time limit from the VMs' start until P starts the program.
     pub(crate) boot: Duration,
-    /// From then on, until the program ends; none if it may take for ever.
+    /// Time limit of the program, from its start; `None` for no limit.
     pub(crate) program: Option<Duration>,
 }
 
@@ -118,7 +118,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// What P reported.
+    /// Returns P's report.
     pub(crate) fn report(&self) -> Report {
         Report::parse(&self.log(Role::Processor))
     }

@@ -35,11 +35,11 @@ pub(crate) struct Channel {
     theirs: OwnedFd,
 }
 
-/// What the program's streams are connected to here.
+/// Ends of the program's streams on this side.
 pub(crate) struct Streams {
-    /// What its input is read from.
+    /// Source of its input.
     pub(crate) input: Box<dyn Read + Send>,
-    /// What [`Output::ALL`] are written to.
+    /// Targets of [`Output::ALL`].
     pub(crate) outputs: Outputs,
     /// The input is a terminal: it is read as soon as the program runs, as keys may be signals.
     pub(crate) typed: bool,

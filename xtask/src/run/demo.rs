@@ -19,7 +19,7 @@ const SHARE: u64 = 8;
 /// Granule of the cache's size.
 const GRANULE: u64 = 256 << 10;
 
-/// What the host's run of the same program gave.
+/// Result of the same program run on the host.
 pub(crate) struct Native {
     /// Its output.
     pub(crate) output: Vec<u8>,
@@ -95,7 +95,7 @@ pub(crate) fn cache_size(peak: u64) -> u64 {
 pub(crate) struct Collector(Arc<Mutex<Vec<u8>>>);
 
 impl Collector {
-    /// What was written.
+    /// Takes the bytes written so far.
     pub(crate) fn take(&self) -> Vec<u8> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -28,14 +28,14 @@ const BUNDLE: Bundle<'_> = Bundle {
     ],
 };
 
-/// Where the word lists lie on the disk.
+/// Paths of the word lists on the disk.
 pub(crate) const WORDS: [&str; 2] = ["/usr/share/dict/web2", "/usr/share/dict/american-english-huge"];
 /// The only user, for programs that show names.
 const USERS: [(&str, &str); 2] = [
     ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("group", "root:x:0:\n"),
 ];
-/// Where busybox lies on the disk.
+/// Path of busybox on the disk.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// The host's path of the program that each disk holds.
@@ -52,7 +52,7 @@ pub(crate) fn word_lists() -> Result<[PathBuf; 2]> {
 /// A file or folder of the host to put on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Add {
-    /// Where it lies on the host.
+    /// Path on the host.
     pub(crate) host: PathBuf,
     /// Its absolute path in the guest.
     pub(crate) guest: PathBuf,

@@ -1,4 +1,4 @@
-//! Where S's disk lies, and whether it outlives the run.
+//! S's disk: its file, and whether it outlives the run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

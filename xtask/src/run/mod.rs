@@ -46,7 +46,7 @@ use crate::project;
 use crate::qemu::Qemu;
 use crate::tools::{self, parse_size, say, step};
 
-/// What P's kernel needs beside its cache, and S's in all.
+/// Memory of P's kernel beside its cache, and of S in all.
 const KERNEL_MEMORY: u64 = 128 << 20;
 /// The least memory of M with which a program starts.
 const MIN_MEMORY: u64 = 96 << 20;
@@ -114,7 +114,7 @@ pub(crate) struct Args {
     /// docs/architecture.md (repeatable)
     #[arg(long, value_name = "WHO:OPTION")]
     boot: Vec<BootOption>,
-    /// How much the nodes log
+    /// Log level of the nodes
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
     /// Keeps the folder with the nodes' logs, and says where it is; a failed run keeps it always
@@ -141,7 +141,7 @@ pub(crate) struct Args {
     program: Vec<OsString>,
 }
 
-/// What is made before a run.
+/// Programs and images that must be made before a run.
 struct Parts {
     qemu: Qemu,
     server: PathBuf,

@@ -1,4 +1,5 @@
-//! What P says of a run: the `report` lines of its log (see `docs/architecture.md`), and the table made of them.
+//! P's report of a run: the `report` lines of its log (see `docs/architecture.md`), and the table
+//! made of them.
 
 use std::fmt::Write;
 

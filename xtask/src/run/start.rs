@@ -1,4 +1,4 @@
-//! What to run: the program's words, environment and folder, and what its streams are here.
+//! Start of a program: its arguments, environment and folder, and the kinds of its streams here.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use super::console::{Patient, Streams};
 use super::demo::Collector;
 use super::terminal::Terminal;
 
-/// What each program's environment holds, unless it is told otherwise.
+/// Default environment of each program.
 const ENVIRONMENT: [&str; 2] = ["PATH=/bin:/usr/bin", "HOME=/root"];
 /// Linux's memory devices (`Documentation/admin-guide/devices.txt`).
 const MEMORY: u32 = 1;

@@ -11,7 +11,7 @@ use crate::qemu::Qemu;
 
 /// One node's machine.
 pub(crate) struct Vm<'a> {
-    /// What it is.
+    /// Role of the node.
     pub(crate) role: Role,
     /// Its image.
     pub(crate) image: PathBuf,

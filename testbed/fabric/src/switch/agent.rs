@@ -47,12 +47,12 @@ impl Switch {
         self.trap.poll(now, lid).map(|smp| (manager, smp))
     }
 
-    /// When there is something to report.
+    /// Returns the time of the next report.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.trap.deadline()
     }
 
-    /// What the switch is, as seen by `port`.
+    /// Returns the switch's NodeInfo as `port` sees it.
     pub(crate) fn node_info(&self, port: u8) -> NodeInfo {
         NodeInfo {
             base_version: 1,
@@ -237,8 +237,9 @@ impl Port {
         Ok(())
     }
 
-    /// What becomes of the link (IBA 1.3, 14.2.5.6: PortState and PortPhysicalState). `ibportstate` disables a port by its
-    /// physical state, and enables it by polling.
+    /// Returns the order for the link that a written PortInfo means (IBA 1.3, 14.2.5.6: PortState
+    /// and PortPhysicalState). `ibportstate` disables a port by its physical state, and enables it
+    /// by polling.
     fn link_order(&self, wanted: &PortInfo, own: bool) -> Result<Option<LinkOrder>, Status> {
         let down = wanted.speed_state.state() == PortStateBits::DOWN;
         match wanted.phys.state() {

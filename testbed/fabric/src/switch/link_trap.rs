@@ -6,12 +6,12 @@ use mad::{Attribute, Method};
 use verbs::Lid;
 use zerocopy::big_endian::U16;
 
-/// Between two traps.
+/// Interval between two traps.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A manager that does not answer so many looks at the switch sooner or later all the same.
 const TRIES: u32 = 10;
 
-/// What is left to report.
+/// Report of a link's change, sent until the manager acknowledges it.
 #[derive(Default)]
 pub(crate) struct LinkTrap {
     due: Option<Instant>,
@@ -31,7 +31,7 @@ impl LinkTrap {
         self.due = None;
     }
 
-    /// When there is something to report.
+    /// Returns the time of the next report.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.due
     }

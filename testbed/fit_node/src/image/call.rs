@@ -16,10 +16,10 @@ use super::micros;
 const REQUEST: usize = 32;
 const REPLY: usize = 64;
 const _: () = assert!(REQUEST >= HEADER_LEN);
-/// How often it is looked whether all calls are made.
+/// Poll interval for the end of all calls.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Those who call, and what they count.
+/// Calling tasks and their counts.
 pub(crate) struct Callers {
     core: Core,
     options: Options,

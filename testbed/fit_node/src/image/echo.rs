@@ -9,7 +9,7 @@ use fit_node::tally::Served;
 use node::Core;
 use spin::Mutex;
 
-/// What was seen of each caller.
+/// Echo service, with its tally of each caller.
 #[derive(Default)]
 pub(crate) struct Echo(Mutex<State>);
 
@@ -42,7 +42,7 @@ impl Echo {
         }
     }
 
-    /// What was counted of a caller.
+    /// Returns the tally of caller `from`: the handler's, with FIT's own counters.
     pub(crate) fn tally(&self, from: PeerId, core: &Core) -> Served {
         let links = core.link_counters();
         let link = links.iter().rfind(|(peer, ..)| *peer == from);

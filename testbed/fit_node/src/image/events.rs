@@ -7,7 +7,7 @@ use verbs::Gid;
 
 use super::micros;
 
-/// How often the view is looked at.
+/// Poll interval of the view.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Tells of a member that joins.

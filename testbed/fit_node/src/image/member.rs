@@ -17,7 +17,7 @@ pub(crate) struct Member {
     core: Core,
     echo: Echo,
     callers: Arc<Callers>,
-    /// No lock is taken under it.
+    /// Members by peer. The lock is a leaf: no other is taken under it.
     peers: Mutex<BTreeMap<PeerId, fit::Member>>,
 }
 

@@ -116,7 +116,7 @@ async fn measure(from: &Caller, series: &Series, tell: bool) -> Result<u64, Erro
     Ok(made.calls)
 }
 
-/// What all tasks call with: each has its own place in the memory.
+/// Resources that all calling tasks share. Each task has its own part of the memory.
 #[derive(Clone)]
 struct Caller {
     core: Core,
@@ -192,7 +192,7 @@ async fn call(from: Caller, task: usize, series: Series, next: Arc<AtomicU64>) -
     }
 }
 
-/// What this side's FIT counts.
+/// Counters of this side's FIT.
 #[derive(Default)]
 struct Ours {
     started: u64,
@@ -203,7 +203,7 @@ struct Ours {
 }
 
 impl Ours {
-    /// What was counted since; nothing if the connection has been lost.
+    /// Returns the growth since `earlier`; 0 where the connection has been lost.
     fn since(self, earlier: &Self) -> Self {
         Self {
             started: self.started.saturating_sub(earlier.started),
@@ -229,7 +229,7 @@ fn ours(core: &Core, peer: PeerId) -> Ours {
     }
 }
 
-/// What the callee counts.
+/// Asks the callee for its tally.
 async fn theirs(core: &Core, peer: PeerId) -> Result<Served, Error> {
     let mut reply = [0; SERVED_LEN];
     let ended = core.call(peer, Call::new(TALLY, &[]), &mut reply).await?;

@@ -202,7 +202,7 @@ fn block_len(entry: &MapEntry) -> u64 {
     PAGE_LEN << entry.log_pages()
 }
 
-/// How many of everything: the values of real boards where they are published.
+/// Sets the limits on each kind of resource: the values of real boards where they are published.
 fn limits(caps: &mut QueryDevCap) {
     caps.log_max_srq_wqes = 14;
     caps.log_max_qp_wqes = 14;

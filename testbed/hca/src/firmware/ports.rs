@@ -103,8 +103,9 @@ impl Hca {
     }
 }
 
-/// Whether the port's buffers hold packets of an MTU on each of so many lanes. Firmware that has too few refuses with status
-/// 0x40, and Linux asks for half the lanes then (`port.c`, `mlx4_SET_PORT`; `cmd.c`, `mlx4_cmd_wait`).
+/// Returns whether the port's buffers hold packets of an MTU on so many lanes. Firmware with too
+/// few buffers refuses with status 0x40, and Linux then asks for half the lanes (`port.c`,
+/// `mlx4_SET_PORT`; `cmd.c`, `mlx4_cmd_wait`).
 fn has_buffers(lanes: u8, mtu: u8) -> bool {
     const LANES_OF_4096: u8 = 4;
     mtu < MTU_4096 || lanes <= LANES_OF_4096

@@ -28,7 +28,7 @@ const MPT_STATUS_VALID: u8 = 0;
 /// MTT entries that one WRITE_MTT holds.
 const MTTS_PER_MAILBOX: usize = (mlx4_hw::command::MAILBOX_LEN - 16) / 8;
 
-/// What an error on the way to the device's own tables is reported as.
+/// Returns the command status for an error in reading the device's own tables.
 fn table_error(error: AccessError) -> CmdStatus {
     match error {
         AccessError::Page(_) => CmdStatus::ICM_ERROR,
@@ -77,14 +77,14 @@ impl Hca {
         Ok((place, mpt))
     }
 
-    /// Whether the key in an entry is one of the index.
+    /// Returns whether the key in an entry belongs to `index`.
     fn is_entry(&self, mpt: &Mpt, index: u32) -> Result<bool, CmdStatus> {
         let log_mpts = self.profile()?.log_mpts.get().min(24);
         Ok(u64::from(mpt.key.index()) & ((1 << log_mpts) - 1) == u64::from(index))
     }
 
-    /// Whether an entry is the device's: by its status in ICM, where software may change it too (Linux `mr.c`,
-    /// `mlx4_mr_hw_write_mpt`).
+    /// Returns whether the device owns an entry: by its status in ICM, where software may change it
+    /// too (Linux `mr.c`, `mlx4_mr_hw_write_mpt`).
     fn is_devices(&self, mpt: &Mpt, index: u32) -> Result<bool, CmdStatus> {
         Ok(mpt.flags.status() != MPT_STATUS_SOFTWARE && self.is_entry(mpt, index)?)
     }
@@ -317,7 +317,7 @@ impl Hca {
         self.write_output(command, context)
     }
 
-    /// Where a multicast group entry is in ICM.
+    /// Returns the ICM address of a multicast group entry.
     fn group_place(&self, index: u32) -> Result<u64, CmdStatus> {
         let profile = self.profile()?;
         if u64::from(index) >= 1 << profile.log_groups.get() {
@@ -352,7 +352,8 @@ impl Hca {
     }
 
     pub(super) fn hash_group(&self, command: &Command) -> Outcome {
-        /// What the result holds above the hash, which is of 16 bits (Linux `mcg.c`, `mlx4_GID_HASH`).
+        /// Bits of the result above the 16-bit hash, which software must ignore (Linux `mcg.c`,
+        /// `mlx4_GID_HASH`).
         const ABOVE: u64 = 0x0123_4567_89ab_0000;
         let gid: [u8; 16] = self.read_input(command)?;
         Ok(ABOVE | u64::from(self.hash(gid)?))

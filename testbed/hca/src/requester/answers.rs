@@ -1,4 +1,4 @@
-//! What the peer answers: acknowledgements, refusals and responses.
+//! Requester's handling of the peer's answers: acknowledgements, refusals and responses.
 
 use fabric::{AckCode, NakCode, Operation, Packet, Place};
 use hal::Duration;
@@ -60,7 +60,7 @@ impl QueuePair {
         }
     }
 
-    /// Everything up to `psn` has arrived, as far as no response is missing.
+    /// Completes the packets up to `psn` as acknowledged, up to the first missing response.
     fn acknowledge(&mut self, core: &mut Core, psn: u32) {
         let reached = psn_plus(psn, 1);
         if psn_distance(reached, self.requester.oldest) > 0 {
@@ -175,7 +175,7 @@ impl QueuePair {
         }
     }
 
-    /// What a refusal of `psn` says of the packets before it: they arrived.
+    /// Acknowledges all packets before `psn`: a refusal of `psn` means that they arrived.
     fn reached(&mut self, core: &mut Core, psn: u32) {
         if psn_distance(psn, self.requester.oldest) > 0 {
             self.acknowledge(core, psn_plus(psn, Low24::MAX));

@@ -47,7 +47,7 @@ struct Stretch {
 }
 
 impl Stretch {
-    /// Whether the chunk at `at` counts as written, by its first dword.
+    /// Returns whether the chunk at `at` counts as written, by its first dword.
     fn is_written(&self, at: u64, chunk: &[u8]) -> bool {
         let Ok((owner, _)) = ControlOwner::read_from_prefix(chunk) else {
             return false;

@@ -1,4 +1,4 @@
-//! What the responder says: acknowledgements, refusals and responses, in order.
+//! Responder's answers: acknowledgements, refusals and responses, in order.
 
 use fabric::{AckCode, Operation, Packet, Place, RemoteRange};
 use mlx4_hw::bits::Low24;
@@ -13,8 +13,9 @@ use crate::qp::QueuePair;
 const MOST_ANSWERS: usize = 1024;
 
 impl QueuePair {
-    /// Whether as many READs and atomics are being answered as the peer may have on the way. One more is an invalid request
-    /// (IBA 1.3, 9.7.4.1; Linux `drivers/infiniband/sw/rxe/rxe_resp.c`, `RESPST_ERR_TOO_MANY_RDMA_ATM_REQ`).
+    /// Returns whether as many READs and atomics are being answered as the peer may have
+    /// outstanding. One more is an invalid request (IBA 1.3, 9.7.4.1; Linux
+    /// `drivers/infiniband/sw/rxe/rxe_resp.c`, `RESPST_ERR_TOO_MANY_RDMA_ATM_REQ`).
     pub(super) fn serves_all_it_may(&self) -> bool {
         let takes_one = |answer: &&Answer| {
             matches!(

@@ -115,7 +115,7 @@ struct Raw<'a> {
     bytes: &'a [u8],
 }
 
-/// What the card read or wrote.
+/// Decodes the bytes of a DMA by its purpose.
 pub(super) fn dma(purpose: Purpose, bytes: &[u8]) -> Fields {
     match purpose {
         Purpose::Mpt => of::<Mpt>(bytes),

@@ -54,7 +54,7 @@ fn walk_array(inner: &str, path: &str, out: &mut Vec<(String, String)>) {
     }
 }
 
-/// What stands between a name followed by `open` and the closing bracket at the end.
+/// Returns the text between a name followed by `open` and the closing bracket at the end.
 fn within<'a>(text: &'a str, open: &str, close: char) -> Option<&'a str> {
     let (name, rest) = text.split_once(open)?;
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')

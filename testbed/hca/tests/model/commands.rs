@@ -82,7 +82,7 @@ fn what_is_not_known_or_not_yet_possible_is_refused() {
     assert!(caps.capabilities.port_management_events() && !caps.capabilities.roce());
 }
 
-/// Every transition from every state: only the ones that there are succeed.
+/// Checks every transition from every state: only the legal ones succeed.
 #[test]
 fn queue_pairs_change_state_only_as_they_may() {
     let transitions = [
@@ -193,8 +193,9 @@ fn without_messages_an_event_asserts_the_pin_until_it_is_cleared() {
     assert!(!asserted(&bench), "a reset lets the pin go");
 }
 
-/// What `ibv_rereg_mr` and `ibv_dereg_mr` lead to (Linux `mr.c`: `mlx4_mr_hw_get_mpt`, `mlx4_mr_hw_write_mpt`): the entry
-/// comes back by its status byte, not by SW2HW_MPT.
+/// Checks the path of `ibv_rereg_mr` and `ibv_dereg_mr` (Linux `mr.c`: `mlx4_mr_hw_get_mpt`,
+/// `mlx4_mr_hw_write_mpt`): the entry becomes the device's again by its status byte, not by
+/// SW2HW_MPT.
 #[test]
 fn a_region_changed_in_icm_is_the_devices_again() {
     let mut bench = Bench::new(1, FabricConfig::default());

@@ -219,7 +219,7 @@ fn a_silent_peer_ends_the_send_and_everything_is_flushed() {
     assert_eq!(found, expected);
 }
 
-/// How often the cluster does something in a second.
+/// Returns the number of the cluster's steps in a second.
 fn steps_in_a_second(bench: &mut Bench) -> u32 {
     let end = bench.now + Duration::from_secs(1);
     let mut steps = 0;
@@ -283,7 +283,7 @@ fn more_reads_at_once_than_were_agreed_are_refused() {
     assert!(kinds.contains(&EventType::WQ_INVALID_REQUEST), "{kinds:?}");
 }
 
-/// What goes wrong, and how both sides report it.
+/// Checks that each kind of bad access gives the right syndrome on both sides.
 #[test]
 fn access_checks_give_the_right_syndromes() {
     let read_only = MptFlags::new().with_local_read(true).with_remote_read(true);

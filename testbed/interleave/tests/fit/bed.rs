@@ -27,7 +27,7 @@ use zerocopy::big_endian::U16;
 const SM: Lid = Lid(1);
 const MEMORY: usize = 1 << 20;
 
-/// What a device does wrong, for a test that asks whether that is found.
+/// Deliberate bug of a device, for a test that must find it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum Sabotage {
     #[default]
@@ -424,7 +424,8 @@ impl DmaBuffer for Buffer {
     }
 }
 
-/// What these machines have none of.
+/// Stand-in for what these machines lack: registers, configuration space and vectors. It has no
+/// value.
 pub(crate) enum Nothing {}
 
 impl Registers for Nothing {

@@ -346,7 +346,7 @@ fn whoever_waits_for_a_lost_peer_is_told() {
     });
 }
 
-/// Whether shuttle comes to an order in which the test fails.
+/// Returns whether shuttle finds an order in which the test fails.
 fn is_found(sabotage: Sabotage) -> bool {
     let runner = Runner::new(RandomScheduler::new_from_seed(SEED, SABOTAGED), runner_config());
     catch_unwind(AssertUnwindSafe(|| {

@@ -15,7 +15,7 @@ enum End {
     Come(bool),
 }
 
-/// What has ended, or will.
+/// Results of one-sided accesses by tag, or the waiters for them.
 #[derive(Default)]
 pub(super) struct Ends(Mutex<BTreeMap<u64, End>>);
 
@@ -25,7 +25,7 @@ impl Ends {
         self.with(|ends| ends.insert(tag, End::Awaited(None)));
     }
 
-    /// It was not.
+    /// Forgets a tag: its access was not started.
     pub(super) fn give_up(&self, tag: u64) {
         self.with(|ends| ends.remove(&tag));
     }

@@ -1,4 +1,4 @@
-//! What must work once faults are over.
+//! Exam: the operations that must work once faults are over.
 
 use fit::{Core, Error, OneSided};
 use futures_util::future::join_all;
@@ -36,7 +36,8 @@ impl Link {
         Ok(())
     }
 
-    /// Whether all READs and WRITEs that there are slots for work at once; not if the peer lends nothing just now.
+    /// Returns whether READs and WRITEs in all slots work at once; false if the peer lends no
+    /// memory now.
     async fn all_slots(&self, session: &mut Session) -> Result<bool, Error> {
         let Some(place) = self.place(session).await? else {
             return Ok(false);

@@ -15,7 +15,7 @@ use crate::rng::Rng;
 use crate::rule::Rule;
 use crate::world::NodeIndex;
 
-/// How long a link waits that has nothing to do.
+/// Wait of a link without work.
 const IDLE: u64 = 100_000_000;
 
 /// One node's talk with one peer.
@@ -33,7 +33,7 @@ pub(super) struct Session {
     pub(super) peer: PeerId,
     /// Memory that the peer lends, once it was asked for.
     pub(super) place: Option<Place>,
-    /// What stands there, if that is known.
+    /// Bytes last written there; `None` if they are unknown.
     pub(super) written: Option<Vec<u8>>,
     pub(super) local: Local,
     pub(super) second: Local,

@@ -31,7 +31,7 @@ impl Local {
         }
     }
 
-    /// As a peer names it.
+    /// Returns the address and key by which a peer names the memory.
     pub(super) fn remote(&self) -> RemoteAddr {
         RemoteAddr {
             addr: self.region.addr,

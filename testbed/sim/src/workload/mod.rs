@@ -1,4 +1,5 @@
-//! What the nodes do: find each other, call each other in all ways, access each other's memory; and each is checked.
+//! Workload of the nodes: find each other, call each other in all ways, access each other's memory;
+//! each operation is checked.
 //!
 //! * `answers`: a node's handler, and the memory that it lends to its peers.
 //! * `link`: one node's talk with one peer. `operations`, `one_sided`: what it says; a new kind of operation is a function
@@ -99,7 +100,7 @@ fn pattern(number: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// What the tasks of one life of a node share.
+/// State that the tasks of one life of a node share.
 struct NodeLife {
     machine: Machine,
     device: Arc<Hca>,

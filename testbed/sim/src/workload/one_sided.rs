@@ -44,7 +44,7 @@ impl Link {
         ended
     }
 
-    /// Whether a READ brought what was written last, as far as that is known.
+    /// Checks that a READ returned the bytes written last, if they are known.
     fn check_read(&self, session: &Session, what: &str) {
         let bytes = session.second.bytes(PLACE);
         if session.written.as_ref().is_some_and(|written| *written != bytes) {

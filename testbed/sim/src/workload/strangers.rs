@@ -1,4 +1,4 @@
-//! Who has no business here.
+//! Strangers: nodes that must not become members.
 
 use std::sync::Arc;
 

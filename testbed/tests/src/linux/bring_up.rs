@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Heading of the list in the document.
 const HEADING: &str = "## Our driver's commands and Linux's";
-/// How the list says that it is about the command as a whole.
+/// Field name in the document's list for the command as a whole.
 const WHOLE: &str = "the command";
 
 /// Fields that say where something of the driver's is, how large it makes it, or which number it gives it.
@@ -58,7 +58,7 @@ const CHOSEN: [&str; 44] = [
     "in.context.uar",
     "in.context.primary_path.remote_lid",
 ];
-/// The same, by how they begin.
+/// Beginnings of the names of more such fields.
 const CHOSEN_PARTS: [&str; 7] = [
     "out.",
     "result",
@@ -85,7 +85,7 @@ const IMMEDIATE: [&str; 1] = ["MAP_EQ"];
 /// Command and field; no field for the command itself.
 type Key = (String, String);
 
-/// What each field of each command was.
+/// Values of each field of each command.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Commands(BTreeMap<Key, BTreeSet<String>>);
 
@@ -117,7 +117,8 @@ impl Commands {
         }
     }
 
-    /// Whether the command was given; those on queue pairs by service: `RTR2RTS_QP RC`.
+    /// Returns whether the command was given. Commands on queue pairs have the service in their
+    /// name: `RTR2RTS_QP RC`.
     #[must_use]
     pub fn has(&self, command: &str) -> bool {
         self.0.contains_key(&(command.into(), String::new()))
@@ -138,7 +139,8 @@ impl Commands {
         }
     }
 
-    /// Where two drivers differ: a command that only one gives, or a field with other values, and the values.
+    /// Returns the differences of two drivers: each command that only one gives, and each field
+    /// with other values.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<Difference> {
         let keys: BTreeSet<&Key> = self.0.keys().chain(other.0.keys()).collect();

@@ -3,16 +3,17 @@
 use std::any::Any;
 use std::io;
 
-/// How long a part of a check may take unless said otherwise, in seconds of the guest.
+/// Default time limit of each script of a check, in seconds of the guest.
 const LIMIT: u32 = 60;
 
 /// Checks that share one boot of guests, in their order.
 pub struct Group {
-    /// What it is about: `pingpong`. The module's name comes before it.
+    /// Name after the module's: `pingpong`.
     pub name: String,
     /// Options of `cargo xtask linux`.
     pub options: Vec<String>,
-    /// What the kernel may say though it sounds like a complaint: an extended regular expression.
+    /// Extended regular expression of kernel messages that are allowed though they sound like
+    /// complaints.
     pub allowed: Option<&'static str>,
     /// The checks; the last one is of the kernels' logs.
     pub checks: Vec<Check>,
@@ -24,15 +25,15 @@ pub struct Group {
 /// Starts something: gives more options of `cargo xtask linux`, and what is dropped when the guests have ended.
 pub type Starter = fn() -> io::Result<(Vec<String>, Box<dyn Any>)>;
 
-/// Something that holds or doesn't: a script for each node, which must end well.
+/// Check: a script for each node, each of which must succeed.
 pub struct Check {
-    /// What holds, or the command that shows it.
+    /// Name: the claim that is checked, or the command that shows it.
     pub name: String,
     /// Each node's script, node 0's first. A node without one does nothing.
     pub scripts: Vec<String>,
-    /// How long each script may take, in seconds.
+    /// Time limit of each script, in seconds.
     pub limit: u32,
-    /// What must be found in what the nodes print, each line with `nodeN: ` before it.
+    /// Texts that the nodes' output must contain, each line with `nodeN: ` before it.
     pub expected: Vec<String>,
     full: bool,
 }

@@ -1,4 +1,4 @@
-//! What the guests said, taken apart into checks.
+//! Judge of the checks: parses the guests' output into verdicts.
 //!
 //! A guest's `checks.sh` prints `@check NUMBER begins`, then what the script says, then `@check NUMBER ended STATUS`; `xtask linux`
 //! puts `nodeN: ` before each line. A guest that prints `@gone` takes no further part.
@@ -9,7 +9,7 @@ use super::group::{Check, Group};
 pub struct Judge<'a> {
     checks: Vec<Progress<'a>>,
     nodes: usize,
-    /// Which check each node is at.
+    /// Number of each node's current check; `None` between checks.
     at: Vec<Option<usize>>,
 }
 
@@ -20,18 +20,18 @@ struct Progress<'a> {
     statuses: Vec<Option<i32>>,
 }
 
-/// How a check went.
+/// Result of a check.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Its number in the group.
     pub number: usize,
-    /// Why it failed, a line a reason; empty if it passed.
+    /// Reasons of a failure, a line each; empty if the check passed.
     pub faults: Vec<String>,
-    /// What the nodes said.
+    /// Output of the nodes.
     pub said: String,
 }
 
-/// What a line meant.
+/// Meaning of a line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// A node begins a check, the first to do so.
@@ -41,7 +41,7 @@ pub enum Event {
 }
 
 impl<'a> Judge<'a> {
-    /// Before the first line.
+    /// Creates a judge that has seen no line.
     #[must_use]
     pub fn new(group: &'a Group) -> Self {
         let nodes = group.nodes();
@@ -118,7 +118,7 @@ impl<'a> Judge<'a> {
         }))
     }
 
-    /// What the nodes have said of a check that has not ended.
+    /// Returns the nodes' output of a check that has not ended.
     #[must_use]
     pub fn said(&self, number: usize) -> &str {
         self.checks.get(number).map_or("", |progress| &progress.said)

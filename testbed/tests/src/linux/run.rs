@@ -9,23 +9,23 @@ use super::group::Group;
 use super::judge::{Event, Judge};
 use crate::xtask;
 
-/// What guests may take to boot on a busy machine, in seconds.
+/// Time limit of the guests' boot on a busy machine, in seconds.
 const BOOT: u32 = 300;
-/// What the nodes may wait for each other beyond the limits of their checks, in seconds.
+/// Time that nodes may wait for each other beyond the limits of their checks, in seconds.
 const SLACK: u32 = 120;
 /// Lines that are shown of what was said of a failed check.
 const TAIL: usize = 40;
 
-/// What became of the checks.
+/// Results of the checks.
 #[derive(Default)]
 pub struct Tally {
-    /// Those that hold.
+    /// Number of checks that passed.
     pub passed: usize,
-    /// Those that don't, or were not reached.
+    /// Number of checks that failed or were not reached.
     pub failed: usize,
-    /// What failed, and how: a line each.
+    /// Failed checks with their reasons, a line each.
     pub failures: Vec<String>,
-    /// What failed at first and held when its group ran again: a line each.
+    /// Checks that failed at first and passed when their group ran again, a line each.
     pub unsteady: Vec<String>,
 }
 
@@ -66,7 +66,7 @@ impl Tally {
     }
 }
 
-/// What is known of a running group.
+/// Progress of a running group.
 struct Report<'a> {
     group: &'a Group,
     tally: &'a mut Tally,

@@ -1,4 +1,4 @@
-//! What goes wrong on purpose, and the completions and events that Linux then hears of.
+//! Deliberate faults, and the completions and events that Linux then gets.
 
 use testbed_tests::linux::group::{Check, Group};
 

@@ -43,7 +43,7 @@ fn pings(size: u32, reply: &str) -> Check {
         .expect("node1: 3 packets transmitted, 3 packets received, 0% packet loss")
 }
 
-/// What must pass in either mode.
+/// Adds the traffic that must pass in either mode.
 fn traffic(group: Group) -> Group {
     group
         .check(pings(56, "64 bytes"))

@@ -2,7 +2,7 @@
 
 use testbed_tests::linux::group::{Check, Group};
 
-/// What a pingpong listens on.
+/// TCP port that a pingpong listens on.
 const PORT: u16 = 18515;
 
 /// Waits until the port is up again.

@@ -19,7 +19,7 @@ pub(crate) fn groups() -> Vec<Group> {
     vec![both_ports(), queries(), switch(), standby(), opensm(), cables()]
 }
 
-/// What the fabric's switch tells of itself, and what is found through it.
+/// Queries the fabric's switch, and what is found through it.
 fn switch() -> Group {
     let alone = |name: &str, script: &str| Check::new(name, &[script, ""]);
     Group::new("switch", &[])
@@ -131,7 +131,7 @@ fn multicast() -> Check {
     .expect("node1: test complete")
 }
 
-/// Where OpenSM's log speaks of a datagram that went wrong.
+/// Script that fails if OpenSM's log reports a bad datagram.
 const OPENSM_CONTENT: &str = "if grep -E 'ERR|rror' /tmp/opensm.log; then exit 1; fi";
 
 /// OpenSM finds the fabric's own manager, and leaves the subnet to it.

@@ -157,7 +157,8 @@ fn options() -> Group {
         .full()
 }
 
-/// By the RDMA connection manager: over IPoIB's addresses and without TCP, of which no list of sockets tells.
+/// Checks perftest with the RDMA connection manager: over IPoIB's addresses and without TCP, so
+/// that no list of sockets shows the server.
 fn rdma_cm() -> Group {
     let bounded = ["ib_write_bw -R -n 200", "ib_send_lat -R -n 200"];
     let full = [
@@ -177,7 +178,8 @@ fn rdma_cm() -> Group {
         .checks(full.map(|tool| check(tool).full()))
 }
 
-/// Another hand's measurements, which check the results of their atomics. Its server runs until it is told to end.
+/// Checks qperf, which verifies the results of its atomics. Its server runs until it is told to
+/// end.
 fn qperf() -> Group {
     let tests = [
         "rc_bi_bw",

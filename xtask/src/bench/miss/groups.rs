@@ -16,7 +16,7 @@
 pub(super) enum Group {
     /// Trap and entry into the kernel.
     Trap,
-    /// From the address to the decision what to do: mappings, rights, slots, the cache's sets.
+    /// From the address to the decision: mappings, rights, slots, the cache's sets.
     Lookup,
     /// FIT: requests, connections, credits, membership.
     Fit,

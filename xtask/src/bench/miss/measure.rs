@@ -1,4 +1,4 @@
-//! From counted runs to figures.
+//! Figures of counted runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

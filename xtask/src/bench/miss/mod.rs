@@ -62,7 +62,7 @@ pub(crate) struct Args {
     /// tolerance
     #[arg(long)]
     compare: bool,
-    /// By how many per cent a counted figure may grow
+    /// Growth of a counted figure that is allowed, in per cent
     #[arg(long, value_name = "PERCENT", default_value_t = TOLERANCE, requires = "compare")]
     tolerance: f64,
     /// Measures misses a second with 1 to 4 cores and 1 to 8 threads instead

@@ -34,10 +34,10 @@ use crate::{bed, linux, run, test_programs};
 /// Takes some ten minutes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this program (repeatable)
+    /// Runs only this program (repeatable)
     #[arg(long, value_name = "NAME", value_parser = programs::NAMES)]
     program: Vec<String>,
-    /// Only this system beside Tessera (repeatable)
+    /// Runs only this system beside Tessera (repeatable)
     #[arg(long, value_name = "NAME", value_parser = ["nvme", "zram"])]
     peer: Vec<String>,
     /// Leaves the count of Linux's instructions a fault out

@@ -22,7 +22,7 @@ pub(super) struct Program {
     pub(super) name: &'static str,
     /// Its arguments: `pages`'s, or busybox's.
     pub(super) args: Vec<&'static str>,
-    /// Whether it is busybox, and not `pages`.
+    /// The program is busybox, not `pages`.
     pub(super) is_busybox: bool,
     /// Its working set in KiB.
     pub(super) working_set: u64,

@@ -108,7 +108,7 @@ impl Host for Ram {
     }
 }
 
-/// What software of one node keeps.
+/// State of one node's software.
 pub(crate) struct Node {
     pub(crate) index: NodeIndex,
     pub(crate) ram: Arc<Ram>,
@@ -317,7 +317,7 @@ impl Bench {
             .config_write(index, now, MSIX_CONTROL_HIGH, &[if on { 0x80 } else { 0 }]);
     }
 
-    /// From reset to a started port, the firmware's agents keeping QP0.
+    /// Brings a node up from reset to a started port; the firmware's agents keep QP0.
     pub(crate) fn bring_up(&mut self, node: usize) {
         self.write(node, regs::RESET, regs::RESET_VALUE);
         self.enable_messages(node, true);

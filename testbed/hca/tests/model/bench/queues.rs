@@ -62,7 +62,7 @@ pub(crate) struct Mr {
     pub(crate) index: u32,
 }
 
-/// How a connection is set up.
+/// Parameters of a connection.
 #[derive(Clone, Copy)]
 pub(crate) struct Connection {
     pub(crate) mtu_code: u8,

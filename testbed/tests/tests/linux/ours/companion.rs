@@ -28,7 +28,8 @@ use super::image::Image;
 use super::ipxe::link_comes_up;
 use super::tcp::{LOOK, Tcp};
 
-/// As long as real links need at least: what comes while Linux still opens the port is an error to its kernel.
+/// Training time of the links: the least that real ones need. Packets that come while Linux still
+/// opens the port are errors to its kernel.
 const TRAINING: Duration = Duration::from_millis(300);
 const GUEST_GUID: Guid = Guid(0x0002_c903_0000_0100);
 const OUR_GUID: Guid = Guid(0x0002_c903_0000_0900);
@@ -36,12 +37,12 @@ const IMAGE_GUID: Guid = Guid(0x0002_c903_0000_0a00);
 /// Node 0's IPoIB address, and one that our card has as far as Linux knows.
 pub(crate) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 pub(crate) const OUR_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
-/// The same for the card of the image.
+/// IPoIB address of the image's card.
 pub(crate) const IMAGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 10);
-/// Where the pingpongs listen.
+/// TCP port that the pingpongs listen on.
 const PINGPONG_PORT: u16 = 18515;
 
-/// What guests need to join the fabric, and to reach our side.
+/// Fabric of the guests, with the forwarded port by which they reach our side.
 pub(crate) struct Companion {
     folder: PathBuf,
     forwarded: u16,
@@ -222,7 +223,7 @@ async fn run_image(image: &Arc<Image>, what: &str, clock: &Machine) -> Result<()
 /// Commands that our driver has given once all checks before the comparison have run.
 const PARTS: [&str; 3] = ["RTR2RTS_QP RC", "RTR2RTS_QP UD", "SW2HW_MPT"];
 
-/// What all cards were asked and did.
+/// Trace of all cards, and its file.
 struct Trace {
     text: Arc<Text<BufWriter<File>>>,
     path: PathBuf,

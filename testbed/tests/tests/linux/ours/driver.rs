@@ -1,4 +1,4 @@
-//! What our driver's side does when a guest asks for it.
+//! Our driver's side of the tests, which serves a guest's requests.
 
 use std::net::{TcpListener, TcpStream};
 
@@ -12,7 +12,7 @@ use verbs::Gid;
 
 use super::tcp::{LOOK, Tcp};
 
-/// As many as the guest's scripts say.
+/// Rounds of a pingpong, as in the guest's scripts.
 pub(crate) const ROUNDS: u32 = 100;
 /// `rping -C`.
 pub(crate) const PINGS: u32 = 10;
@@ -24,9 +24,9 @@ pub(crate) const DATAGRAM: u32 = 1024;
 pub(crate) struct Ours {
     /// Our card.
     pub(crate) node: Node<Mlx4<Machine>, Machine>,
-    /// Where guests' pingpongs call us.
+    /// Listener for the guests' pingpongs.
     pub(crate) pingpong: TcpListener,
-    /// Where QEMU takes calls for the guest's pingpong.
+    /// Host port that QEMU forwards to the guest's pingpong.
     pub(crate) forwarded: u16,
     /// The guest's port.
     pub(crate) guest: Gid,

@@ -17,9 +17,9 @@ use verbs::Gid;
 use super::companion::{GUEST_ADDRESS, IMAGE_ADDRESS};
 use super::driver::{CONNECTED, DATAGRAM, PINGS, ROUNDS};
 
-/// How long a run may take, in seconds: QEMU is ended then.
+/// Time limit of a run, in seconds, after which QEMU is ended.
 const LIMIT: &str = "100";
-/// How long something on the way to a run may take.
+/// Deadline of each step of a run.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// QEMU's exit status when the image ends with success.
@@ -27,13 +27,13 @@ const SUCCESS: i32 = 1;
 /// The client's last word, with its NUL.
 const DONE_LEN: usize = 5;
 
-/// What a run of the image needs.
+/// Parameters of a run of the image.
 pub(crate) struct Image {
     /// The folder with the card's socket, `image.sock`.
     pub(crate) folder: PathBuf,
-    /// Where the guest's pingpongs call.
+    /// Listener for the guests' pingpongs.
     pub(crate) pingpong: TcpListener,
-    /// Where QEMU takes calls for the guest's pingpong.
+    /// Host port that QEMU forwards to the guest's pingpong.
     pub(crate) forwarded: u16,
     /// The guest's port.
     pub(crate) guest: Gid,

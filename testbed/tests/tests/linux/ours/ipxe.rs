@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long the firmware and iPXE may take.
+/// Deadline of the firmware and iPXE.
 const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(100);
-/// What iPXE says when the link is up, and at the end of its script either way.
+/// Text that iPXE's script prints when the link is up. The one below ends the script either way.
 const UP: &str = "the link is up";
 const END: &str = "the script has ended";
 

@@ -8,7 +8,7 @@ use harness::Machine;
 use probe::node::PATIENCE;
 use probe::{Error, Stream, Wait};
 
-/// How often what is not there yet is looked for.
+/// Poll interval for sockets that are not ready.
 pub(crate) const LOOK: Duration = Duration::from_millis(2);
 
 /// A connection.
