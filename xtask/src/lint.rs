@@ -2,7 +2,12 @@
 //!
 //! * The crate graph (`docs/architecture.md`) has none of the forbidden edges.
 //! * No source file has more than [`MAX_LINES`] lines.
+//! * Doc summaries say what an item is, and comments have at most 100 columns ([`prose`]).
+//! * Links and file names in the documentation exist ([`links`]).
 //! * Unsafe code is only where it is allowed, and every other crate forbids it.
+
+mod links;
+mod prose;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,8 +49,14 @@ impl Args {
             .collect();
         for (krate, folder) in &crates {
             faults.extend(long_files(&folder.join("src"))?);
+            for part in ["src", "tests"].map(|part| folder.join(part)) {
+                for file in part.exists().then(|| sources(&part)).transpose()?.into_iter().flatten() {
+                    faults.extend(prose::faults(&file)?);
+                }
+            }
             faults.extend(unsafe_not_forbidden(&krate.name, folder)?);
         }
+        faults.extend(links::faults(project::root())?);
         if faults.is_empty() {
             return Ok(());
         }
