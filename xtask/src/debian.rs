@@ -38,7 +38,7 @@ pub(crate) struct Bundle<'a> {
 }
 
 impl<'a> Bundle<'a> {
-    /// The folder that holds the unpacked packages, fetched now if they are not there.
+    /// Returns the folder of the unpacked packages, fetched now if they are missing.
     pub(crate) fn obtain(&self) -> Result<PathBuf> {
         let cache = cache_folder()?;
         fs::create_dir_all(&cache).with_context(|| format!("can't make the folder {}", cache.display()))?;
@@ -60,7 +60,7 @@ impl<'a> Bundle<'a> {
         Ok(folder)
     }
 
-    /// The first file that is not there.
+    /// Returns the first file that is missing.
     fn missing(&self, folder: &Path) -> Option<&'a str> {
         self.files
             .iter()
@@ -91,7 +91,7 @@ impl<'a> Bundle<'a> {
     }
 }
 
-/// The user's cache folder of this project.
+/// Returns the user's cache folder of this project.
 pub(crate) fn cache_folder() -> Result<PathBuf> {
     let absolute = |name| {
         std::env::var_os(name)
@@ -196,7 +196,7 @@ fn user() -> &'static str {
     "root"
 }
 
-/// The Debian mirror that the machine's own apt sources name.
+/// Returns the Debian mirror that the machine's own apt sources name.
 fn mirror() -> Result<String> {
     let folder = Path::new("/etc/apt/sources.list.d");
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
@@ -217,7 +217,8 @@ fn mirror() -> Result<String> {
         )
 }
 
-/// The first Debian archive that an apt source file names, in the one-line format or in deb822.
+/// Returns the first Debian archive that an apt source file names, in the one-line format or in
+/// deb822.
 ///
 /// It is known by its path: every full mirror keeps Debian under `/debian`, and security updates elsewhere.
 fn mirror_in(text: &str) -> Option<String> {

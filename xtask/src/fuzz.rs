@@ -163,7 +163,7 @@ impl Fuzzer {
         })
     }
 
-    /// The program, set to a target.
+    /// Returns the program's command, set to a target.
     fn command(&self, target: &str) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -297,7 +297,7 @@ fn finding(target: &str, output: &Output, told: &str) -> String {
     format!("{}\n{again}", lines.join("\n"))
 }
 
-/// The target that this machine's own programs are built for.
+/// Returns the target that this machine's own programs are built for.
 fn host() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let told = quiet(Command::new(rustc).arg("-vV").current_dir(project::root()))?;

@@ -20,7 +20,7 @@ const BUNDLE: Bundle<'_> = Bundle {
     ],
 };
 
-/// The folder with both, fetched if they are not there.
+/// Returns the folder with both, fetched if they are missing.
 pub(crate) fn obtain() -> Result<PathBuf> {
     BUNDLE.obtain()
 }

@@ -132,7 +132,7 @@ fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
         .collect()
 }
 
-/// The Rust files under a folder.
+/// Lists the Rust files under a folder.
 fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))? {
@@ -163,7 +163,7 @@ fn long_files(folder: &Path) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// A crate's root must forbid unsafe code, unless the crate may hold it.
+/// Checks that a crate's root forbids unsafe code, unless the crate may hold it.
 fn unsafe_not_forbidden(name: &str, folder: &Path) -> Result<Vec<String>> {
     if MAY_BE_UNSAFE.contains(&name) {
         return Ok(Vec::new());

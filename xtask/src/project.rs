@@ -11,14 +11,14 @@ use crate::tools;
 /// The target that unikernels are built for.
 pub(crate) const BARE: &str = "x86_64-unknown-none";
 
-/// The root of the source tree.
+/// Returns the root of the source tree.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("xtask lies within the source tree")
 }
 
-/// Cargo, in the source tree.
+/// Returns a command of cargo in the source tree.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());

@@ -37,7 +37,7 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
-    /// The system's QEMU, or one fetched from Debian now or before.
+    /// Returns the system's QEMU, or one fetched from Debian now or before.
     pub(crate) fn obtain() -> Result<Self> {
         if let Some(qemu) = Self::system() {
             return Ok(qemu);
@@ -48,7 +48,7 @@ impl Qemu {
         )
     }
 
-    /// The system's, if it has the device.
+    /// Returns the system's QEMU, if it has the device.
     pub(crate) fn system() -> Option<Self> {
         let program = find(PROGRAM)?;
         let devices = tools::quiet(Command::new(&program).args(["-device", "help"])).ok()?;
@@ -63,7 +63,8 @@ impl Qemu {
         })
     }
 
-    /// Debian's, run by its own loader so that it finds its own libraries and nothing need be installed.
+    /// Returns Debian's QEMU, run by its own loader so that it finds its own libraries and nothing
+    /// need be installed.
     ///
     /// It is not asked for its devices: where another QEMU is installed it would look for modules in that one's folder
     /// and refuse them.
@@ -92,7 +93,7 @@ impl Qemu {
         })
     }
 
-    /// A command that starts it, with the options that it always needs.
+    /// Returns a command that starts it, with the options that it always needs.
     pub(crate) fn command(&self, launcher: &[&str]) -> Command {
         let mut words = launcher.iter().map(PathBuf::from).chain([self.program.clone()]);
         let mut command = Command::new(words.next().expect("at least the program"));
@@ -100,7 +101,7 @@ impl Qemu {
         command
     }
 
-    /// The words of that command, for a test that starts QEMU itself.
+    /// Returns that command's words, for a test that starts QEMU itself.
     ///
     /// # Errors
     /// If one holds a space, which parts them.

@@ -168,7 +168,7 @@ fn host_tests() -> Result<()> {
     Ok(())
 }
 
-/// The loader's test of a real program: Debian's busybox.
+/// Tests the loader with a real program: Debian's busybox.
 fn loader_test() -> Result<()> {
     let busybox = run::busybox()?;
     let mut command = cargo();
@@ -196,7 +196,8 @@ fn libos_tests() -> Result<()> {
     shown(command.env("TESSERA_QEMU", words))
 }
 
-/// The clusters run one at a time, for each wants the machine. They find us by a variable.
+/// Runs the tests of clusters one at a time, for each needs the machine. A variable tells them this
+/// program.
 fn cluster_tests() -> Result<()> {
     run::prepare()?;
     nodes::prepare()?;
@@ -218,7 +219,7 @@ fn cluster_tests() -> Result<()> {
     Ok(())
 }
 
-/// Linux guests, one group after the other; they print a line a check.
+/// Runs the Linux guests, one group after the other; they print a line a check.
 fn linux_tests(args: &[&str]) -> Result<()> {
     linux::prepare()?;
     let mut command = cargo();

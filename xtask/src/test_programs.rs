@@ -87,7 +87,7 @@ fn build(debian: &Path, name: &str, optimization: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// A program that wants an interpreter could not run on P.
+/// Checks that a program needs no interpreter: it could not run on P.
 fn ensure_static(path: &Path) -> Result<()> {
     let bytes = fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
     ensure!(

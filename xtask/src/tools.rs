@@ -96,7 +96,7 @@ pub(crate) fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A size in bytes: `4096`, `4K`, `16M`, `1G`.
+/// Parses a size in bytes: `4096`, `4K`, `16M`, `1G`.
 pub(crate) fn parse_size(text: &str) -> Result<u64> {
     let (digits, unit) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),

@@ -185,10 +185,10 @@ impl PortCounts {
 
 /// The counters of a node's ports, as its agent reaches them.
 pub trait CountedPorts {
-    /// The numbers of the ports that have counters.
+    /// Returns the numbers of the ports that have counters.
     fn numbers(&self) -> std::ops::RangeInclusive<u8>;
 
-    /// A port's counters.
+    /// Returns a port's counters.
     fn counts(&mut self, port: u8) -> Option<&mut PortCounts>;
 }
 

@@ -20,7 +20,7 @@ use crate::{FabricConfig, Manager, Operation, Packet};
 pub struct PortIndex(pub usize);
 
 impl PortIndex {
-    /// The port's number at the switch: from 1 on.
+    /// Returns the port's number at the switch, from 1.
     pub(crate) fn number(self) -> u8 {
         u8::try_from(self.0 + 1).expect("a switch has no more ports than it can number")
     }
@@ -88,7 +88,7 @@ pub struct Fabric {
 }
 
 impl Fabric {
-    /// A switch without ports.
+    /// Creates a switch without ports.
     #[must_use]
     pub fn new(config: FabricConfig) -> Self {
         let mut switch = Switch::new();

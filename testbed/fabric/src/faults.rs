@@ -47,7 +47,8 @@ impl FaultInjector {
         probability > 0.0 && self.fraction() < probability
     }
 
-    /// A number from 0 up to 1, by splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
+    /// Draws a number from 0 up to 1, by splitmix64 (Steele, Lea, Flood: "Fast splittable
+    /// pseudorandom number generators").
     fn fraction(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;

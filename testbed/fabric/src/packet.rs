@@ -94,7 +94,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// The place of a packet which is the first, the last, both or neither.
+    /// Returns the place of a packet which is the first, the last, both or neither.
     #[must_use]
     pub fn new(first: bool, last: bool) -> Self {
         match (first, last) {

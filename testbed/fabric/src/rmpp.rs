@@ -33,14 +33,14 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// The segments up to the one that the receiver has room for, without those that were sent.
+    /// Returns the segments that were not sent yet, up to the one that the receiver has room for.
     fn advance(&mut self, window: usize) -> Vec<Packet> {
         let first = self.sent;
         self.sent = self.sent.max(window.min(self.segments.len()));
         self.packets(first)
     }
 
-    /// The segments that were sent, from the one with this index on.
+    /// Returns the segments that were sent, from index `first` on.
     fn packets(&self, first: usize) -> Vec<Packet> {
         let segments = self.segments.get(first..self.sent).unwrap_or_default();
         segments
@@ -165,7 +165,8 @@ impl Transfers {
     }
 }
 
-/// The segments of a table, at least one. The first's length is that of the whole, the last's its own.
+/// Cuts a table into segments, at least one. The length in the first is that of the table, in the
+/// last its own.
 fn cut(head: &SaMad, table: &[u8]) -> Vec<SaMad> {
     let room = head.data.len();
     let count = table.len().div_ceil(room).max(1);

@@ -165,7 +165,8 @@ impl Administrator {
         }
     }
 
-    /// The groups asked for; to who knows the key also each one's members, a record each.
+    /// Returns the groups that a request selects; if it has the key, also their members, a record
+    /// each.
     fn groups_matching(&self, ports: &[Port], request: &SaMad) -> Vec<McMemberRecord> {
         let Some(wanted) = request.record::<McMemberRecord>() else {
             return Vec::new();
@@ -279,7 +280,8 @@ impl Administrator {
     }
 }
 
-/// The port that joins: the one named, which must be the sender's (no proxies), or the sender's.
+/// Returns the port that joins: the named one, which must be the sender's (there are no proxies),
+/// or the sender's.
 fn member_of(ports: &[Port], from: PortIndex, wanted: &McMemberRecord, mask: u64) -> Option<PortIndex> {
     let named = mask & mc_member_mask::PORT_GID != 0;
     (!named || ports[from.0].gid() == Gid(wanted.port_gid)).then_some(from)
@@ -407,7 +409,7 @@ fn records<T: IntoBytes + Immutable>(request: &SaMad, found: &[T]) -> Answer {
     Ok(Response::Table(response, table))
 }
 
-/// An empty datagram back to who asked.
+/// Returns an empty datagram to the sender of `request`.
 fn envelope(request: &Packet, to: Qpn) -> Packet {
     Packet {
         slid: SM_LID,

@@ -74,7 +74,7 @@ impl Port {
         self.step == Some(Step::Done)
     }
 
-    /// The port's first GID.
+    /// Returns the port's first GID.
     pub(crate) fn gid(&self) -> Gid {
         Gid::new(Gid::DEFAULT_PREFIX, Guid(self.node.port_guid.get()))
     }
@@ -251,7 +251,7 @@ impl SubnetManager {
     }
 }
 
-/// The request of a step, before it is given a route.
+/// Returns the request of a step, before it gets a route.
 fn request(port: &Port, step: Step, transaction: u64) -> Option<Smp> {
     let smp = |method, attribute| Smp::request(method, attribute, 0, transaction);
     let set = |info: &PortInfo| Smp {
@@ -302,7 +302,7 @@ fn smp_packet(smp: &Smp) -> Packet {
     management_packet(Lid(PERMISSIVE_LID), Lid(PERMISSIVE_LID), smp)
 }
 
-/// An SMP between two QP0s.
+/// Builds a packet with an SMP between two QP0s.
 pub(crate) fn management_packet(slid: Lid, dlid: Lid, smp: &Smp) -> Packet {
     Packet {
         slid,

@@ -198,12 +198,12 @@ impl Switch {
             .is_some_and(|port| port.disabled)
     }
 
-    /// The parameters of its ports, port 0 first.
+    /// Returns the PortInfo of each port, port 0 first.
     pub(crate) fn port_infos(&self) -> impl Iterator<Item = PortInfo> + '_ {
         self.ports.iter().map(|port| port.info)
     }
 
-    /// The switch's own LID; 0 before it has one.
+    /// Returns the switch's own LID; 0 before it has one.
     pub(crate) fn lid(&self) -> Lid {
         Lid(self.ports[0].info.lid.get())
     }
@@ -217,13 +217,13 @@ impl Switch {
         matches!(state, Some(PortStateBits::ARMED | PortStateBits::ACTIVE))
     }
 
-    /// The port towards a LID.
+    /// Returns the port towards a LID.
     pub(crate) fn towards(&self, lid: Lid) -> Option<u8> {
         let port = *self.unicast.get(usize::from(lid.0))?;
         (port != NO_PORT && lid.0 <= self.info.linear_top.get()).then_some(port)
     }
 
-    /// The ports towards the members of a multicast group.
+    /// Returns the ports towards the members of a multicast group.
     pub(crate) fn towards_group(&self, lid: Lid) -> impl Iterator<Item = u8> + '_ {
         let words = self.multicast.get(&lid.0).map_or(&[][..], Vec::as_slice);
         (0_u8..=NO_PORT - 1).filter(|&port| {

@@ -393,7 +393,7 @@ fn only_who_knows_the_key_learns_a_groups_members() {
     assert_eq!(members(&list), [gid(0).0, gid(1).0]);
 }
 
-/// A directed-route packet of the manager at a port, by the switch's ports in `path`.
+/// Builds a directed-route packet of a manager at a port; `path` has the switch's ports.
 fn directed(path: &[u8], smp: Smp) -> Packet {
     let route: Vec<u8> = [1].iter().chain(path).copied().collect();
     let mut smp = smp.directed(&route).unwrap();
@@ -434,7 +434,7 @@ fn ask_switch(fabric: &mut Fabric, now: Instant, smp: Smp) -> Smp {
     answer
 }
 
-/// A fabric without a manager of its own, its first ports with links.
+/// Creates a fabric without a manager of its own; its first ports have links.
 fn unmanaged(ports: usize) -> (Fabric, Instant) {
     let mut fabric = Fabric::new(FabricConfig {
         manager: Manager::Foreign,

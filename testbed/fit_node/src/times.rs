@@ -18,7 +18,7 @@ pub struct Summary {
 }
 
 impl Times {
-    /// Room for as many calls.
+    /// Creates an empty list with room for `calls` calls.
     #[must_use]
     pub fn with_capacity(calls: usize) -> Self {
         Self(Vec::with_capacity(calls))
@@ -46,7 +46,7 @@ impl Times {
         self.0.is_empty()
     }
 
-    /// The figures; zeros if there is no call.
+    /// Returns the figures; zeros if there is no call.
     #[must_use]
     pub fn summary(mut self) -> Summary {
         let count = self.0.len();

@@ -13,7 +13,7 @@ impl<'a> Input<'a> {
         self.0.is_empty()
     }
 
-    /// The next `len` bytes, or as many as are left.
+    /// Takes the next `len` bytes, or as many as are left.
     pub(crate) fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (taken, left) = self.0.split_at(len.min(self.0.len()));
         self.0 = left;

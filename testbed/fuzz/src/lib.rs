@@ -28,7 +28,7 @@ pub struct Target {
 
 pub use targets::{PLANTED, TARGETS};
 
-/// The target of this name.
+/// Returns the target of this name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Target> {
     TARGETS

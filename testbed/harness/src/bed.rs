@@ -98,7 +98,7 @@ impl Default for Testbed {
 }
 
 impl Testbed {
-    /// A testbed without machines.
+    /// Creates a testbed without machines.
     #[must_use]
     pub fn new(config: ClusterConfig) -> Self {
         Self {
@@ -137,7 +137,7 @@ impl Testbed {
         Machine::new(Arc::clone(&self.world) as _, node, board)
     }
 
-    /// The time.
+    /// Returns the virtual time.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.world.now()

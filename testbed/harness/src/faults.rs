@@ -45,7 +45,7 @@ impl Faults {
         })
     }
 
-    /// The opcodes of the commands sent so far.
+    /// Returns the opcodes of the commands sent so far.
     #[must_use]
     pub fn opcodes(&self) -> Vec<u16> {
         self.opcodes
@@ -54,12 +54,12 @@ impl Faults {
             .clone()
     }
 
-    /// The card never sees command number `index`.
+    /// Drops command number `index`: the card never sees it.
     pub fn drop_command(&self, index: u32) {
         self.drop_command.store(index, Ordering::Relaxed);
     }
 
-    /// The firmware does not know command number `index`.
+    /// Replaces the opcode of command number `index` by one that the firmware does not know.
     pub fn refuse_command(&self, index: u32) {
         self.refuse_command.store(index, Ordering::Relaxed);
     }
@@ -69,22 +69,23 @@ impl Faults {
         self.gone.store(gone, Ordering::Relaxed);
     }
 
-    /// The next `count` interrupts are lost.
+    /// Loses the next `count` interrupts.
     pub fn lose_interrupts(&self, count: u32) {
         self.lost_interrupts.store(count, Ordering::Relaxed);
     }
 
-    /// One in `n` reads of memory that the card may have written is spoiled; 0 for none.
+    /// Spoils one in `n` reads of memory that the card may have written; 0 for none.
     pub fn spoil_one_in(&self, n: u32) {
         self.spoil_one_in.store(n, Ordering::Relaxed);
     }
 
-    /// One in `n` words, of 32 or 64 bits, read from memory that the card may have written is spoiled; 0 for none.
+    /// Spoils one in `n` words, of 32 or 64 bits, read from memory that the card may have written;
+    /// 0 for none.
     pub fn spoil_words_one_in(&self, n: u32) {
         self.spoil_words_one_in.store(n, Ordering::Relaxed);
     }
 
-    /// The next number of a xorshift generator.
+    /// Draws the next number of a xorshift generator.
     fn random(&self) -> u64 {
         let mut x = self.random.load(Ordering::Relaxed);
         x ^= x << 13;
@@ -122,7 +123,7 @@ impl Faults {
         }
     }
 
-    /// A command on its way to the card: as it arrives there, if it does.
+    /// Returns a command as it arrives at the card; `None` if it is dropped.
     fn command(&self, value: u32) -> Option<u32> {
         let index = self.commands.fetch_add(1, Ordering::Relaxed);
         let opcode = u16::try_from((value & OPCODE_MASK).swap_bytes()).unwrap_or(0);

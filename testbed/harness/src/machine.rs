@@ -17,7 +17,7 @@ const MSIX_ENABLE: u32 = 1 << 31;
 
 /// Machine's surroundings: the model that serves its card's registers, and its clock.
 pub trait World: Send + Sync {
-    /// The time.
+    /// Returns the time.
     fn now(&self) -> Instant;
     /// Asks for a wakeup at `deadline`.
     fn wake_at(&self, deadline: Instant);
@@ -40,7 +40,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// A board with that many bytes of memory.
+    /// Creates a board with `memory_len` bytes of memory.
     #[must_use]
     pub fn new(memory_len: usize) -> Self {
         Self {
@@ -83,13 +83,13 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine with this board, whose card is `node` of `world`.
+    /// Creates the machine with this board, whose card is `node` of `world`.
     #[must_use]
     pub fn new(world: Arc<dyn World>, node: NodeIndex, board: Arc<Board>) -> Self {
         Self { world, node, board }
     }
 
-    /// The card's place in the cluster.
+    /// Returns the card's place in the cluster.
     #[must_use]
     pub fn node(&self) -> NodeIndex {
         self.node

@@ -95,7 +95,7 @@ impl Memory {
         }
     }
 
-    /// The card's access: the range must lie in one allocated piece.
+    /// Accesses memory for the card: the range must lie in one allocated piece.
     pub(crate) fn dma<T>(
         &self,
         addr: u64,

@@ -60,7 +60,7 @@ fn answer_smp(core: &mut Core, identity: &Identity, port: u8, mad: &Mad) -> Opti
     Some(smp.into_response(status).to_mad())
 }
 
-/// A block of a table by its number.
+/// Returns the range of a table's block.
 fn block<const LEN: usize>(number: u32) -> Result<core::ops::Range<usize>, Status> {
     let number = u16::try_from(number).map_err(|_| Status::BAD_FIELD)?;
     let first = usize::from(number) * LEN;
@@ -70,8 +70,9 @@ fn block<const LEN: usize>(number: u32) -> Result<core::ops::Range<usize>, Statu
     Ok(first..first + LEN)
 }
 
-/// The block of the partition table that a modifier names. Its upper half is a port of a switch, and ignored by a channel
-/// adapter (IBA 1.3, 14.2.5.7): `smpquery pkeys` puts one there.
+/// Returns the block of the partition table that a modifier names. The modifier's upper half is a
+/// port of a switch, and ignored by a channel adapter (IBA 1.3, 14.2.5.7): `smpquery pkeys` puts
+/// one there.
 fn pkey_block(modifier: u32) -> Result<core::ops::Range<usize>, Status> {
     block::<PKEYS_PER_BLOCK>(modifier & 0xffff)
 }
@@ -113,7 +114,7 @@ fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<()
     Ok(())
 }
 
-/// FDR10 is there and may be used, but is not.
+/// Returns the vendor's PortInfo: FDR10 is supported and enabled, but not active.
 fn makers_port_info() -> [u8; 64] {
     const SUPPORTED: usize = 7;
     const ENABLED: usize = 11;

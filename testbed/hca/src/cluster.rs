@@ -39,7 +39,7 @@ struct Node {
 }
 
 impl Cluster {
-    /// A fabric without nodes.
+    /// Creates a cluster without nodes.
     #[must_use]
     pub fn new(config: ClusterConfig) -> Self {
         Self {
@@ -177,7 +177,7 @@ impl Cluster {
         }
     }
 
-    /// A node's counters.
+    /// Returns a node's counters.
     #[must_use]
     pub fn counters(&self, node: NodeIndex) -> Counters {
         self.nodes[node.0].hca.counters()

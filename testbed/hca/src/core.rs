@@ -69,12 +69,12 @@ impl Core {
         self.outgoing.push_back((port, packet));
     }
 
-    /// The port with a number from 1.
+    /// Returns the port with this number, from 1.
     pub(crate) fn port(&self, number: u8) -> Option<&Port> {
         self.ports.get(usize::from(number).wrapping_sub(1))
     }
 
-    /// The port with a number from 1.
+    /// Returns the port with this number, from 1, for changes.
     pub(crate) fn port_mut(&mut self, number: u8) -> Option<&mut Port> {
         self.ports.get_mut(usize::from(number).wrapping_sub(1))
     }

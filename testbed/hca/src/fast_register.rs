@@ -13,7 +13,7 @@ const MOST_PAGES: u64 = 511;
 /// A status that is neither software's nor free: the entry works.
 const VALID: u8 = 0;
 
-/// The entry of an index, whatever its state.
+/// Returns a key's entry and its address, whatever the entry's state.
 fn entry(memory: &Memory, key: u32) -> Option<(u64, Mpt)> {
     let place = memory.mpt_place(HwKey::from_key(key).index());
     let mut mpt = Mpt::new_zeroed();

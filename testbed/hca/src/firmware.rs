@@ -45,7 +45,7 @@ impl Firmware {
             .is_some_and(|block| block.kept[usize::from(special & 1)])
     }
 
-    /// The queue pair that stands for QP0 or QP1 of a port.
+    /// Returns the queue pair that serves as QP0 or QP1 of a port.
     pub(crate) fn special_qp(&self, special: u8, port: u8) -> Option<u32> {
         let block = self.special?;
         Some(block.base + u32::from(special) * 2 + u32::from(port) - 1)
@@ -239,13 +239,13 @@ impl Hca {
         Ok(command.out_param)
     }
 
-    /// INIT_HCA's profile.
+    /// Returns INIT_HCA's profile.
     fn profile(&self) -> Result<&InitHca, CmdStatus> {
         self.firmware.init.as_ref().ok_or(CmdStatus::BAD_SYS_STATE)
     }
 }
 
-/// A mailbox is a page, but iPXE uses quarter pages.
+/// Checks a mailbox's alignment. A mailbox is a page, but iPXE uses quarter pages.
 fn check_mailbox(addr: u64) -> Result<(), CmdStatus> {
     const SMALLEST: u64 = 1024;
     let fits = addr.is_multiple_of(SMALLEST) && addr.checked_add(MAILBOX_LEN as u64).is_some();

@@ -359,7 +359,8 @@ impl Hca {
         }
     }
 
-    /// A packet for QP0 or QP1: for the firmware's agent if it kept the queue pair, else for software's.
+    /// Delivers a packet for QP0 or QP1: to the firmware's agent if it kept the queue pair, else to
+    /// software's.
     fn receive_special(&mut self, number: u8, special: u8, packet: &Packet) {
         if self.firmware.agent_keeps(special) {
             let answer = packet
@@ -418,7 +419,7 @@ impl QueuePair {
     }
 }
 
-/// The agent's answer on its way back.
+/// Builds the packet with the agent's answer.
 fn agent_reply(request: &Packet, port: Option<&Port>, answer: &mad::Mad) -> Packet {
     let (to, qkey) = match request.operation {
         fabric::Operation::Datagram { source, qkey, .. } => (source, qkey),

@@ -50,7 +50,8 @@ impl IcmMap {
         }
     }
 
-    /// The bus address of an ICM address, and how many bytes follow it contiguously.
+    /// Returns the bus address of an ICM address, and the number of bytes that follow it
+    /// contiguously.
     pub(crate) fn translate(&self, icm: u64) -> Option<(u64, u64)> {
         let (start, (len, bus)) = self.extents.range(..=icm).next_back()?;
         let within = icm - start;

@@ -99,7 +99,7 @@ impl Memory {
         self.set_pin(self.pin.set_pending(false));
     }
 
-    /// DMA reads and writes made so far.
+    /// Returns the numbers of DMA reads and writes so far.
     pub(crate) fn accesses(&self) -> (u64, u64) {
         (self.reads.get(), self.writes.get())
     }
@@ -307,7 +307,7 @@ impl Memory {
             .wrapping_add((u64::from(index) & mask).wrapping_mul(size_of::<Mpt>() as u64))
     }
 
-    /// The entry of a key, if it is valid and the key is its own.
+    /// Returns the entry of a key, if it is valid and the key is its own.
     pub(crate) fn mpt(&self, key: u32) -> Result<Mpt, AccessError> {
         let wanted = HwKey::from_key(key);
         let mut mpt = Mpt::new_zeroed();

@@ -48,7 +48,7 @@ pub(crate) struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// The state after power-on. `ports` selects the subsystem id.
+    /// Creates the space in its state after power-on. `ports` selects the subsystem ID.
     pub(crate) fn new(ports: u8) -> Self {
         let mut space = Self {
             bytes: Box::new([0; SIZE]),

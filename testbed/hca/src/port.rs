@@ -75,7 +75,7 @@ impl Port {
         port
     }
 
-    /// The state after a reset of the card: down, without addresses.
+    /// Puts the port into its state after a reset of the card: down, without addresses.
     pub(crate) fn reset(&mut self) {
         self.enabled = false;
         self.bounced = false;
@@ -126,7 +126,7 @@ impl Port {
         Lid(self.info.lid.get())
     }
 
-    /// Payload bytes of a full datagram.
+    /// Returns the payload bytes of a full datagram.
     pub(crate) fn mtu(&self) -> u32 {
         128 << self.info.mtu_sm_sl.mtu().clamp(1, MTU_4096)
     }
@@ -149,7 +149,7 @@ impl Port {
         self.wants_link() && self.linked
     }
 
-    /// The link was trained, or its other end let it go. Says whether the port thereby left ACTIVE.
+    /// Sets whether the link is trained. Returns whether the port thereby left ACTIVE.
     pub(crate) fn link(&mut self, linked: bool) -> bool {
         self.linked = linked;
         self.retrain()
@@ -169,7 +169,7 @@ impl Port {
         Gid::new(self.info.gid_prefix.get(), Guid(guid))
     }
 
-    /// The global route header of a packet from here.
+    /// Builds the global route header of a packet from this port.
     pub(crate) fn grh(&self, gid_index: u8, traffic: TrafficClass, hop_limit: u8, to: [u8; 16]) -> Grh {
         Grh {
             traffic_class: traffic.class(),
@@ -186,13 +186,13 @@ impl Port {
         self.is_active() || (packet.vl15 && self.link_is_up())
     }
 
-    /// Software starts or stops the port. Says whether it thereby left ACTIVE.
+    /// Starts or stops the port on software's behalf. Returns whether it thereby left ACTIVE.
     pub(crate) fn enable(&mut self, enabled: bool) -> bool {
         self.enabled = enabled;
         self.retrain()
     }
 
-    /// The cable is plugged or pulled. Says whether the port thereby left ACTIVE.
+    /// Plugs or pulls the cable. Returns whether the port thereby left ACTIVE.
     pub(crate) fn plug(&mut self, plugged: bool) -> bool {
         self.cable = plugged;
         self.retrain()

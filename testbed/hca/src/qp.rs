@@ -24,7 +24,7 @@ pub(crate) struct QueuePair {
     pub(crate) report_drained: bool,
 }
 
-/// The states a transition leads from and to. `None` as origin: any but RESET.
+/// Returns the states that a transition leads from and to. `None` as origin: any but RESET.
 pub(crate) fn transition(opcode: Opcode) -> Option<(Option<QpState>, QpState)> {
     Some(match opcode {
         Opcode::RST2INIT_QP => (Some(QpState::RST), QpState::INIT),
@@ -61,12 +61,12 @@ impl QueuePair {
         self.context.pd.get()
     }
 
-    /// The port that the queue pair sends and receives at, from 1.
+    /// Returns the port that the queue pair sends and receives at, from 1.
     pub(crate) fn port(&self) -> u8 {
         self.context.primary_path.schedule.port()
     }
 
-    /// Payload bytes of a full packet.
+    /// Returns the payload bytes of a full packet.
     pub(crate) fn mtu(&self) -> u32 {
         128 << self.context.mtu.mtu_code().clamp(1, 5)
     }
@@ -79,7 +79,7 @@ impl QueuePair {
         )
     }
 
-    /// The context as QUERY_QP shows it.
+    /// Returns the context as QUERY_QP shows it.
     pub(crate) fn query(&self) -> QpContext {
         let mut context = self.context;
         context.flags.set_state(match self.state {
@@ -298,7 +298,7 @@ fn ring_len(size: QueueSize) -> u64 {
     1 << (u32::from(size.log_slots()) + u32::from(size.log_stride()))
 }
 
-/// A context as QUERY_QP's mailbox has it.
+/// Encodes a context as QUERY_QP's mailbox has it.
 pub(crate) fn context_mailbox(context: &QpContext) -> Vec<u8> {
     let mut mailbox = mlx4_hw::qp::QpMailbox::new_zeroed();
     mailbox.context = *context;

@@ -110,7 +110,7 @@ impl Registers {
     }
 }
 
-/// The dword number `index`, from the low end.
+/// Returns dword number `index`, from the low end.
 fn dword(value: u128, index: usize) -> u32 {
     let bytes = value.to_le_bytes();
     let at = index * 4;

@@ -160,7 +160,7 @@ impl Requester {
         self.cursor = (index, u32::try_from(packet).unwrap_or(0));
     }
 
-    /// The sequence number at the cursor.
+    /// Returns the sequence number at the cursor.
     fn cursor_psn(&self) -> u32 {
         let (index, packet) = self.cursor;
         self.queue

@@ -180,7 +180,7 @@ impl QueuePair {
         self.pump_responses(core, &mut budget);
     }
 
-    /// Unreliable: a message with a gap is dropped as a whole.
+    /// Handles a packet of an unreliable service: a message with a gap is dropped as a whole.
     fn receive_unreliable(&mut self, core: &mut Core, packet: &Packet) {
         let begins = matches!(
             packet.operation,
@@ -546,7 +546,7 @@ impl QueuePair {
         self.complete_error(core, false, counter, Syndrome::WR_FLUSH_ERR);
     }
 
-    /// The headers of a packet to the peer.
+    /// Returns the headers of a packet to the peer.
     pub(crate) fn header(&self, core: &Core) -> Option<Packet> {
         let path = &self.context.primary_path;
         let port = core.port(self.port())?;

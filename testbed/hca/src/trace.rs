@@ -21,7 +21,7 @@ pub use text::Text;
 ///
 /// No method may call back into the [`Cluster`](crate::Cluster).
 pub trait Recorder: Send + Sync {
-    /// The card of the node named `node` did something at `now`.
+    /// Records an event of the card of the node named `node`, at `now`.
     fn record(&self, node: &str, now: Instant, event: &Event<'_>);
 }
 

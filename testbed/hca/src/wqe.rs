@@ -252,7 +252,7 @@ impl Reader<'_> {
         T::read_from_bytes(bytes).map_err(|_| Malformed::Operation)
     }
 
-    /// The data segments up to the entry's end.
+    /// Returns the data segments up to the entry's end.
     fn pieces(&mut self) -> Result<Vec<Piece>, Malformed> {
         let mut pieces = Vec::new();
         while self.at < self.bytes.len() {
@@ -370,7 +370,7 @@ pub(crate) fn scatter(
     Ok(())
 }
 
-/// The pieces that a range of the message touches, each with the part of the piece.
+/// Returns the pieces that a range of the message touches, each with the touched part.
 fn overlaps(pieces: &[Piece], offset: u64, len: u64) -> impl Iterator<Item = (&Piece, std::ops::Range<u64>)> {
     let end = offset + len;
     let mut start = 0;

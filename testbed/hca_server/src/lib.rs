@@ -85,8 +85,8 @@ pub trait Function: Send + Sync {
     fn bar_write(&self, bar: u8, offset: u64, from: &[u8]);
     /// Resets the function, as at power-on.
     fn reset(&self);
-    /// A machine comes: interrupts and DMA may follow.
+    /// Attaches the machine: interrupts and DMA may follow.
     fn attach(&self);
-    /// The machine has gone: no interrupt and no DMA may follow.
+    /// Detaches the machine: no interrupt and no DMA may follow.
     fn detach(&self);
 }

@@ -105,7 +105,8 @@ impl FromStr for NodeArg {
     }
 }
 
-/// The node GUID of the `index`th node that gives none: Mellanox's OUI, and room for each node's ports.
+/// Returns the default node GUID of the node at `index`: Mellanox's OUI, with room for each node's
+/// ports.
 fn default_guid(index: usize) -> u64 {
     0x0002_c903_0000_0000 | (index as u64 + 1) << 8
 }
@@ -196,7 +197,7 @@ fn follow(line: &str, cables: &BTreeMap<String, Cables>) -> Result<()> {
     Ok(())
 }
 
-/// A recorder that writes to a new file.
+/// Creates a recorder that writes to a new file.
 fn open_trace(path: &Path) -> Result<Arc<Text<BufWriter<File>>>> {
     let file = File::create(path).with_context(|| format!("can't make {}", path.display()))?;
     Ok(Arc::new(Text::new(BufWriter::new(file))))

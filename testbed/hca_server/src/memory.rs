@@ -245,7 +245,7 @@ impl Window {
         unsafe { AtomicU8::from_ptr(byte) }
     }
 
-    /// The address of the `len` bytes at `offset`: within the mapping and aligned to `len`.
+    /// Returns the address of the `len` bytes at `offset`: within the mapping and aligned to `len`.
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let within = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(
@@ -257,7 +257,8 @@ impl Window {
     }
 }
 
-/// Length of the next atomic access of a copy: the widest that the offset is aligned for. Mappings are page-aligned.
+/// Returns the length of the next atomic access of a copy: the widest that the offset is aligned
+/// for. Mappings are page-aligned.
 fn step(offset: usize, len: usize) -> usize {
     [8, 4]
         .into_iter()

@@ -32,7 +32,7 @@ struct State {
 }
 
 impl Cluster {
-    /// A fabric without nodes.
+    /// Creates a cluster without nodes.
     #[must_use]
     pub fn new(config: ClusterConfig) -> Arc<Self> {
         let state = State {
@@ -132,7 +132,7 @@ impl World for Cluster {
         Self::now(self)
     }
 
-    /// Whoever runs the machine's tasks looks at the time.
+    /// Does nothing: whoever runs the machine's tasks polls the time.
     fn wake_at(&self, _: Instant) {}
 
     fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {

@@ -152,7 +152,7 @@ impl<'a> Session<'a> {
         Ok(answer.as_bytes().to_vec())
     }
 
-    /// The error notice is accepted and dropped: nothing gives it.
+    /// Carries out SET_IRQS. The error notice is accepted and ignored: nothing raises it.
     fn set_irqs(&self, set: &SetIrqs, fds: Vec<OwnedFd>) -> Result<Vec<u8>, Errno> {
         let irq = Irq::from_index(set.index.get());
         let (start, count) = (set.start.get(), set.count.get());
@@ -192,7 +192,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The pin. A trigger without data takes the client away if it names no interrupt, and is not served otherwise.
+    /// Sets the pin's eventfds. A trigger without data disconnects the client if it names no
+    /// interrupt, and is not served otherwise.
     fn set_pin(&self, flags: u32, count: usize, fds: Vec<OwnedFd>) -> Result<bool, Errno> {
         let (data, action) = (flags & wire::IRQ_DATA, flags & wire::IRQ_ACTION);
         let pin = &self.vectors.pin;
@@ -241,7 +242,7 @@ impl<'a> Session<'a> {
         Ok(access.as_bytes().to_vec())
     }
 
-    /// The region and offset of an access that lies within its region.
+    /// Returns the region and offset of an access, if it lies within its region.
     fn check(&self, access: &RegionAccess) -> Result<(Region, u64), Errno> {
         let region = Region::from_index(access.region.get());
         let (offset, count) = (access.offset.get(), access.count.get());

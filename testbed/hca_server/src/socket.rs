@@ -90,7 +90,7 @@ impl Port<'_> {
     }
 }
 
-/// The bytes of a reply: a header, and the body or an errno.
+/// Encodes a reply: a header, and the body or an errno.
 fn reply(to: &Header, answer: Result<Vec<u8>, Errno>) -> Vec<u8> {
     let (body, flags, error) = match answer {
         Ok(body) => (body, wire::FLAG_REPLY, 0),

@@ -63,13 +63,13 @@ pub const FLAG_NO_REPLY: u32 = 1 << 4;
 pub const FLAG_ERROR: u32 = 1 << 5;
 
 impl Header {
-    /// The command's number.
+    /// Returns the command's number.
     #[must_use]
     pub fn command(&self) -> Command {
         Command(self.command.get())
     }
 
-    /// The length of what follows the header.
+    /// Returns the length of the body that follows the header.
     ///
     /// # Errors
     /// [`Error::MessageSize`] if the size is less than a header's or beyond [`MAX_MESSAGE`]: the stream can't be followed
@@ -239,7 +239,7 @@ impl Region {
     /// Number of region numbers that the device answers for.
     pub const COUNT: u32 = 9;
 
-    /// The region of that number.
+    /// Returns the region of that number.
     #[must_use]
     pub fn from_index(index: u32) -> Self {
         match (index, u8::try_from(index)) {
@@ -267,7 +267,7 @@ impl Irq {
     /// Number of interrupt kinds that the device answers for.
     pub const COUNT: u32 = 5;
 
-    /// The kind of that number.
+    /// Returns the kind of that number.
     #[must_use]
     pub fn from_index(index: u32) -> Self {
         match index {

@@ -27,7 +27,7 @@ const BOTH: Rights = Rights::READ.union(Rights::WRITE);
 /// Pages of each program: more than the cache's four lines.
 const PAGES: usize = 6;
 
-/// A word of a page, read or written, whatever has to be waited for.
+/// Reads or writes a word of a page, and waits for whatever it needs.
 async fn access(cache: &Cache<World>, program: &mut Program, at: (usize, usize), write: bool) -> Outcome {
     poll_fn(
         |context| match program.access(cache, at, write, None, Plan::NONE, context.waker()) {
@@ -56,7 +56,7 @@ async fn network(cache: Arc<Cache<World>>, running: Arc<AtomicUsize>) {
     }
 }
 
-/// A program with pages that were written, most of which are in remote memory.
+/// Creates a program with written pages, most of which are in remote memory.
 async fn begin(cache: &Cache<World>, chunks: &[pcache::ChunkId]) -> Program {
     let mut program = Program::new(Space::new(1), [chunks[0], chunks[1]]);
     for vpn in 0..PAGES {

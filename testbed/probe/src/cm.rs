@@ -328,12 +328,12 @@ fn parameters(answers: u8, wants: u8) -> RcParameters {
     }
 }
 
-/// The bytes of an MTU code; of one that is none, the smallest.
+/// Returns the bytes of an MTU code; for an invalid code those of the smallest.
 fn mtu_bytes(code: u8) -> u16 {
     if (1..=5).contains(&code) { 128 << code } else { 256 }
 }
 
-/// A name for a connection, from the clock.
+/// Returns a new ID for a connection, from the clock.
 fn fresh_name<D: Device, P: Platform>(node: &Node<D, P>) -> u32 {
     let [a, b, c, d, ..] = (node.platform.now().nanos >> 10).to_le_bytes();
     u32::from_le_bytes([a, b, c, d]) | 1

@@ -212,7 +212,7 @@ impl<D: Device, P: Platform> Pair<D, P> {
         self.qpn
     }
 
-    /// The card that it is on.
+    /// Returns the card's node.
     #[must_use]
     pub fn node(&self) -> &Node<D, P> {
         &self.node
@@ -270,7 +270,7 @@ impl<D: Device, P: Platform> Pair<D, P> {
         Ok(())
     }
 
-    /// The next completion of a request of this side, or of a message that came.
+    /// Waits for the next completion of a request of this side, or of a received message.
     ///
     /// # Errors
     ///

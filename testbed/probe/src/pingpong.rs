@@ -246,7 +246,7 @@ async fn answer(stream: &mut impl Stream, ours: &Address) -> Result<(), Error> {
     }
 }
 
-/// The rounds. The first bytes of `memory` are for what comes, the last for what is sent.
+/// Plays the rounds. The first bytes of `memory` are for received data, the last for sent data.
 async fn play<D: Device, P: Platform>(
     pair: &mut Pair<D, P>,
     memory: &Piece<P>,

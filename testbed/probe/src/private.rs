@@ -17,7 +17,7 @@ const TCP_SERVICES: u64 = 0x0000_0000_0106_0000;
 const IPV4: u8 = 4 << 4;
 const HEADER_LEN: usize = 36;
 
-/// The service id of a port.
+/// Returns the service ID of a port.
 #[must_use]
 pub(crate) fn service_id(port: u16) -> u64 {
     TCP_SERVICES | u64::from(port)

@@ -67,7 +67,7 @@ impl<P: Platform> Words<P> {
         Ok(())
     }
 
-    /// The peer's word; the receive of the next is posted.
+    /// Waits for the peer's message, and posts the receive of the next.
     async fn hear<D: Device>(&self, pair: &mut Pair<D, P>) -> Result<Advert, Error> {
         let got = pair.next(CompletionKind::Receive).await?;
         if got.bytes != ADVERT_LEN {
@@ -210,7 +210,7 @@ fn advert<P: Platform>(piece: &Piece<P>) -> Advert {
     }
 }
 
-/// A round's data: a string that fills it, with its NUL.
+/// Returns a round's data: a string that fills it, with its NUL.
 fn text(round: u32) -> Vec<u8> {
     let mut text = format!("rdma-ping-{round}: ").into_bytes();
     let letters = (b'A'..=b'z').cycle().skip(usize::try_from(round).unwrap_or(0));

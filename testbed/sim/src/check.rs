@@ -73,7 +73,7 @@ impl Checker {
         }
     }
 
-    /// A number that no operation had.
+    /// Returns a number that no operation had.
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -87,7 +87,7 @@ impl Checker {
         self.late_sends.retain(|(node, ..)| *node != life.node);
     }
 
-    /// A peer is lost: whoever waits for it must be told soon.
+    /// Notes that a peer is lost: every waiter for it must get an error soon.
     pub(crate) fn lost(&mut self, life: Life, peer: PeerId, now: u64) {
         let open = self.open.values_mut();
         open.filter(|open| open.life == life && open.peer == peer)
@@ -96,7 +96,8 @@ impl Checker {
 }
 
 impl World {
-    /// An operation with a peer begins, which must end within `timeout` (of the node's own clock) and a bound.
+    /// Notes the start of an operation with a peer, which must end within `timeout` (of the node's
+    /// own clock) and a bound.
     pub(crate) fn open(&mut self, life: Life, peer: PeerId, what: &'static str, timeout: u64) -> u64 {
         let number = self.check.number();
         let due = self.now + self.nodes[life.node].clock.real(timeout) + GRACE;
@@ -111,7 +112,7 @@ impl World {
         number
     }
 
-    /// An operation ended, or was given up by its caller.
+    /// Notes that an operation ended, or was given up by its caller.
     pub(crate) fn close(&mut self, number: u64, ok: bool) {
         match self.check.open.remove(&number) {
             Some(_) if ok => self.stats.ended += 1,
@@ -122,7 +123,7 @@ impl World {
         self.trace.event(now, 4, [number, u64::from(ok), 0]);
     }
 
-    /// A handler sees the request of a call.
+    /// Notes that a handler sees the request of a call.
     pub(crate) fn saw(&mut self, life: Life, number: u64) {
         if self.check.seen.insert(number, life).is_some() {
             self.violate(
@@ -132,7 +133,7 @@ impl World {
         }
     }
 
-    /// A call was answered: someone of that name must have seen it.
+    /// Checks a call's answer: the node that answered must have seen the request.
     pub(crate) fn answered(&mut self, number: u64, by: NodeIndex) {
         let seen = self.check.seen.get(&number);
         if seen.is_none_or(|life| self.nodes[life.node].guid != self.nodes[by].guid) {
@@ -234,7 +235,7 @@ impl World {
         }
     }
 
-    /// Memory that FIT has registered: what was registered without the workload's.
+    /// Returns the number of regions that FIT has registered: all without the workload's.
     pub(crate) fn registered(&self, node: NodeIndex) -> usize {
         let workload = self.check.regions.get(&node).copied().unwrap_or(0);
         self.nodes[node].memory.regions() - workload

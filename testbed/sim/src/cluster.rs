@@ -156,7 +156,7 @@ impl Run {
         machine.spawn(workload::live(machine.clone(), self.plan.clone()));
     }
 
-    /// The watchdog looks at everything. Returns whether the run is over.
+    /// Checks everything, as the watchdog. Returns whether the run is over.
     fn watch(&mut self) -> bool {
         let busiest = self.executor.busiest();
         let (mut views, mut peers) = (BTreeMap::new(), BTreeMap::new());
@@ -255,7 +255,7 @@ impl Run {
         }
     }
 
-    /// A pair that has not passed its exam.
+    /// Returns a pair that has not passed its exam.
     fn missing(&self, world: &World) -> Option<(NodeIndex, NodeIndex)> {
         let nodes = 0..self.plan.nodes;
         let mut pairs = nodes.clone().flat_map(|a| nodes.clone().map(move |b| (a, b)));

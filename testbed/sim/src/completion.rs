@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// A completion became visible: raises the interrupt if one was asked for.
+    /// Makes a completion visible: raises the interrupt if the queue is armed.
     pub(crate) fn completion_visible(&mut self, node: NodeIndex, cqn: u32) {
         let now = self.now;
         let Some(cq) = self.nodes[node].cqs.get_mut(cqn as usize) else {

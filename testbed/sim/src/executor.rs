@@ -98,7 +98,7 @@ impl Executor {
         }
     }
 
-    /// One turn of a task.
+    /// Runs one turn of a task.
     pub(crate) fn run(&mut self, index: usize) {
         let Some(task) = &mut self.tasks[index] else {
             return;
@@ -122,7 +122,7 @@ impl Executor {
         }
     }
 
-    /// The task that had most turns since this was last asked: its node and their number.
+    /// Returns the node and number of turns of the task with most turns since the last call.
     pub(crate) fn busiest(&mut self) -> Option<(usize, u32)> {
         let tasks = self.tasks.iter_mut().flatten();
         tasks

@@ -78,7 +78,7 @@ impl Kind {
         }
     }
 
-    /// The node that is down while it holds.
+    /// Returns the node that the fault keeps down.
     pub(crate) fn downs(&self) -> Option<NodeIndex> {
         match *self {
             Self::Crash(node) | Self::Late(node) | Self::Leave(node, _) => Some(node),
@@ -98,7 +98,7 @@ pub struct Fault {
     pub kind: Kind,
 }
 
-/// The faults of a run of so many nodes, of which the first `span` nanoseconds may be disturbed.
+/// Draws the faults of a run of so many nodes, in its first `span` nanoseconds.
 pub(crate) fn draw(rng: &mut Rng, nodes: usize, span: u64) -> Vec<Fault> {
     let count = rng.below(8);
     let mut strangers = nodes;

@@ -15,7 +15,7 @@ use crate::world::{Event, Life, NodeIndex, World};
 const BURST: u32 = 900_000;
 
 impl Run {
-    /// A planned fault begins or ends.
+    /// Begins or ends a planned fault.
     pub(crate) fn fault(&mut self, index: usize, begins: bool) {
         let kind = self.plan.faults[index].kind.clone();
         if begins {
@@ -63,7 +63,7 @@ impl Run {
         drop(gone);
     }
 
-    /// A node that has left, and was not switched off otherwise, is.
+    /// Switches a node off that has left, unless that has happened.
     pub(crate) fn off(&mut self, life: Life) {
         let lives = self.bed.world().living(life).is_some();
         if lives {
@@ -114,7 +114,7 @@ impl Run {
             .any(|&index| wanted(&self.plan.faults[index].kind))
     }
 
-    /// The most that active faults want of something for a node.
+    /// Returns the largest value that active faults have for a node.
     fn most(&self, node: NodeIndex, pick: impl Fn(&Kind) -> Option<(NodeIndex, u64)>) -> u64 {
         let all = self
             .active
@@ -178,7 +178,8 @@ impl World {
         }
     }
 
-    /// The queue pair that is attached to a group fails; whether its user is told by an event as well is left to chance.
+    /// Fails the queue pair that is attached to a group; the RNG decides whether its user gets an
+    /// event as well.
     fn fail_group_pair(&mut self, node: NodeIndex) {
         let pairs = &self.nodes[node].qps;
         let attached = pairs.values().find(|qp| !qp.groups.is_empty());

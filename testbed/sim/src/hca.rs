@@ -55,7 +55,7 @@ impl Hca {
         self.0.life.node
     }
 
-    /// A firmware command: takes a while, and has its effect somewhere within it.
+    /// Runs a firmware command: it takes a while, and has its effect at some time within it.
     async fn command<T>(
         &self,
         effect: impl FnOnce(&mut World, usize) -> Result<T, DeviceError> + Send,

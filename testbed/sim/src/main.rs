@@ -69,7 +69,7 @@ impl Args {
         }
     }
 
-    /// The command that does the same again.
+    /// Returns the command that repeats the run.
     fn command(&self, seed: u64, cuts: &Cuts) -> String {
         let mut words = vec![format!("cargo xtask sim --seed {seed}")];
         words.extend(self.nodes.map(|nodes| format!("--nodes {nodes}")));

@@ -112,7 +112,7 @@ impl Network {
 }
 
 impl World {
-    /// The node with this LID; the subnet manager is none.
+    /// Returns the node with this LID; the subnet manager is `Some(None)`.
     fn at_lid(&self, lid: Lid) -> Option<Option<NodeIndex>> {
         if lid == SM_LID {
             return Some(None);
@@ -172,7 +172,7 @@ impl World {
         self.overhear(&packet);
     }
 
-    /// A packet is at the end of its way.
+    /// Delivers a packet at the end of its way.
     pub(crate) fn arrive(&mut self, packet: Packet) {
         let (Some(from), Some(to)) = (self.at_lid(packet.slid), self.at_lid(packet.dlid)) else {
             return;

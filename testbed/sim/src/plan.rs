@@ -117,7 +117,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a seed, of a number of nodes or one that the seed chooses.
+    /// Creates the plan of a seed, with `nodes` nodes or a number that the seed chooses.
     #[must_use]
     pub fn new(seed: u64, nodes: Option<usize>) -> Self {
         let mut rng = Rng::of(seed, 0);
@@ -179,7 +179,8 @@ impl Plan {
         })
     }
 
-    /// The most that a node needs of connections: to each other node, or to those that it is told.
+    /// Returns the most connections that a node needs: to each other node, or to its given
+    /// neighbours.
     pub(crate) fn connections(&self) -> u16 {
         let needed = if self.discover {
             self.nodes - 1

@@ -135,7 +135,7 @@ impl Qp {
         }
     }
 
-    /// Back to RESET: nothing is posted, nothing under way.
+    /// Returns the queue pair to RESET: nothing posted, nothing in flight.
     pub(crate) fn reset(&mut self) {
         self.state = QpState::Reset;
         self.sends.clear();
@@ -168,7 +168,7 @@ impl Qp {
         first
     }
 
-    /// The place in the send queue of the request with this number, if it is under way.
+    /// Returns the place in the send queue of the request with this number, if it is in flight.
     pub(crate) fn under_way(&self, psn: Psn) -> Option<usize> {
         self.sends.iter().take(self.sent).position(|wqe| wqe.psn == psn)
     }
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(ahead(Psn(0xff_ffff), Psn(1)), -2);
     }
 
-    /// A queue pair that has sent READs with these numbers.
+    /// Creates a queue pair that has sent READs with these numbers.
     fn reading(numbers: [u32; 2]) -> Qp {
         let config = QpConfig {
             kind: QpKind::ReliableConnection,

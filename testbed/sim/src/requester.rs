@@ -148,7 +148,7 @@ impl World {
         self.pump(node, qpn);
     }
 
-    /// A receiver that was not ready has had its time.
+    /// Ends the wait for a receiver that was not ready.
     pub(crate) fn rnr_over(&mut self, node: NodeIndex, qpn: Qpn, timer: u64) {
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;
@@ -159,7 +159,7 @@ impl World {
         }
     }
 
-    /// The oldest unfinished request fails, and with it the queue pair.
+    /// Fails the oldest unfinished request, and with it the queue pair.
     pub(crate) fn fail_request(&mut self, node: NodeIndex, qpn: Qpn, status: Status) {
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;
@@ -181,7 +181,7 @@ impl World {
         qp.and_then(|qp| qp.path).is_some_and(|path| path.lid == from)
     }
 
-    /// An acknowledgement, or the bytes of a READ, which acknowledge as well.
+    /// Handles an acknowledgement, or the bytes of a READ, which acknowledge as well.
     pub(crate) fn on_ack(&mut self, node: NodeIndex, at: (Lid, Qpn), psn: Psn, data: Option<Vec<u8>>) {
         let qpn = at.1;
         if !self.connected(node, at) {

@@ -185,7 +185,7 @@ impl World {
         receive
     }
 
-    /// The deliberate bug: delivers a message that was delivered before.
+    /// Delivers a message again that was delivered before: a deliberate bug.
     pub(crate) fn deliver_again(&mut self, node: NodeIndex, qpn: Qpn, data: &[u8]) {
         let receives = self.nodes[node].qps.get_mut(&qpn.0).map(|qp| &mut qp.receives);
         let Some(receive) = receives.and_then(std::collections::VecDeque::pop_front) else {
@@ -279,7 +279,7 @@ impl World {
         }
     }
 
-    /// The bytes that a READ brings; nothing if the queue pair answers none.
+    /// Returns the bytes of a READ; `None` if the queue pair answers none.
     fn look(
         &mut self,
         node: NodeIndex,

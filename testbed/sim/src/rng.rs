@@ -8,35 +8,35 @@ pub(crate) struct Rng(u64);
 pub type Ppm = u32;
 
 impl Rng {
-    /// The generator of `seed`.
+    /// Creates the generator of `seed`.
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Self(seed);
         rng.number();
         rng
     }
 
-    /// A generator for one purpose, which the use of others does not disturb.
+    /// Creates a generator for one purpose, independent of the others.
     pub(crate) fn of(seed: u64, purpose: u64) -> Self {
         Self::new(mix(seed ^ mix(purpose.wrapping_add(0x5eed))))
     }
 
-    /// Any number.
+    /// Draws any number.
     pub(crate) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `bound`; 0 if that is 0.
+    /// Draws a number below `bound`; 0 if that is 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.number().checked_rem(bound).unwrap_or(0)
     }
 
-    /// A number from `low` to `high`, both included.
+    /// Draws a number from `low` to `high`, both included.
     pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high.saturating_sub(low) + 1)
     }
 
-    /// An index below `len`.
+    /// Draws an index below `len`.
     pub(crate) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).expect("below a length")
     }
@@ -46,7 +46,7 @@ impl Rng {
         rate > 0 && self.below(1_000_000) < u64::from(rate)
     }
 
-    /// One of them.
+    /// Draws one of `of`.
     ///
     /// # Panics
     ///
@@ -63,7 +63,7 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Sixty-four bits that stand for some bytes.
+/// Returns a hash of 64 bits.
 pub(crate) fn digest(bytes: &[u8]) -> u64 {
     let mut hash = bytes.len() as u64;
     for chunk in bytes.chunks(8) {

@@ -24,20 +24,20 @@ struct Group {
 }
 
 impl Administrator {
-    /// A port is gone: it is a member of nothing.
+    /// Removes a port from all groups.
     pub(crate) fn forget(&mut self, node: NodeIndex) {
         for group in self.groups.values_mut() {
             group.members.remove(&node);
         }
     }
 
-    /// The group of a multicast LID.
+    /// Returns the group of a multicast LID.
     pub(crate) fn members(&self, mlid: Lid) -> Option<(Gid, Vec<NodeIndex>)> {
         let (mgid, group) = self.groups.iter().find(|(_, group)| group.mlid == mlid.0)?;
         Some((Gid(*mgid), group.members.iter().copied().collect()))
     }
 
-    /// The subnet manager starts anew: nobody is a member of anything.
+    /// Forgets all members of all groups: the subnet manager restarts.
     pub(crate) fn forget_all(&mut self) {
         self.groups.clear();
     }

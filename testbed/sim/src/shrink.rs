@@ -19,7 +19,7 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// The plan without what is cut.
+    /// Returns the plan without the cut parts.
     #[must_use]
     pub fn apply(&self, plan: &Plan) -> Plan {
         let mut plan = plan.clone();

@@ -76,17 +76,17 @@ impl Truth {
         }
     }
 
-    /// A life of FIT begins.
+    /// Notes that a life of FIT begins.
     pub(crate) fn begins(&mut self, incarnation: Incarnation, identity: Identity) {
         self.lives.insert(incarnation, identity);
     }
 
-    /// A life says that it leaves.
+    /// Notes that a life announces its leave.
     pub(crate) fn leaves(&mut self, life: Life, now: u64) {
         self.ended.entry(life).or_insert(now);
     }
 
-    /// A life is over.
+    /// Notes that a life is over.
     pub(crate) fn ends(&mut self, life: Life, now: u64) {
         self.leaves(life, now);
         self.told.remove(&life);
@@ -162,7 +162,7 @@ impl World {
             .retain(|(of, peer), _| *of != life || view.members.iter().any(|(known, _)| known == peer));
     }
 
-    /// A silent peer is lost in time.
+    /// Checks that a silent peer is lost in time.
     fn look_at_member(&mut self, node: NodeIndex, peer: PeerId, of: Life, bound: u64) {
         let (life, now) = (self.life(node), self.now);
         let seen = *self.truth.seen.entry((life, peer)).or_insert(now);
@@ -224,7 +224,7 @@ impl World {
         }
     }
 
-    /// A handler is told that a node has joined.
+    /// Checks a handler's report that a node has joined.
     pub(crate) fn told_joined(&mut self, life: Life, peer: PeerId, member: Member) {
         let node = life.node;
         self.quiet(node, &member);
@@ -254,7 +254,7 @@ impl World {
         );
     }
 
-    /// A handler is told that a peer is lost: whoever waits for it is told soon.
+    /// Checks a handler's report that a peer is lost: every waiter for it must get an error soon.
     pub(crate) fn told_lost(&mut self, life: Life, peer: PeerId) {
         let node = life.node;
         let known = self.truth.told.entry(life).or_default().here.remove(&peer);

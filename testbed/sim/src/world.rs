@@ -260,7 +260,7 @@ impl World {
         Some(next.event)
     }
 
-    /// The node, if this life of it goes on.
+    /// Returns the node, if this life of it goes on.
     pub(crate) fn living(&mut self, life: Life) -> Option<&mut Node> {
         self.nodes
             .get_mut(life.node)
@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    /// The node that has this LID.
+    /// Returns the node with this LID.
     pub(crate) fn by_lid(&self, lid: Lid) -> Option<NodeIndex> {
         self.lids.get(usize::from(lid.0)).copied().flatten()
     }
@@ -429,7 +429,7 @@ impl Bed {
         })
     }
 
-    /// The FIT of each node that runs.
+    /// Returns the FIT of each running node.
     pub(crate) fn fits(&self) -> MutexGuard<'_, BTreeMap<NodeIndex, Fit<Hca, Machine>>> {
         self.fits.lock().unwrap_or_else(PoisonError::into_inner)
     }

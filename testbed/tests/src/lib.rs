@@ -22,7 +22,7 @@ use std::thread;
 /// The most that a node's boot and a test's program may take together, in seconds.
 const TIMEOUT: &str = "300";
 
-/// The xtask that runs these tests, or cargo's.
+/// Returns the xtask that runs these tests, or cargo's.
 #[must_use]
 pub fn xtask() -> Command {
     match std::env::var_os("TESSERA_XTASK") {
@@ -35,7 +35,7 @@ pub fn xtask() -> Command {
     }
 }
 
-/// The programs that tests put on S's disk, by name; built and fetched once.
+/// Returns the program of a name that tests put on S's disk; all are built and fetched once.
 ///
 /// # Panics
 /// If they can't be had: a test that lacks its program has failed.
@@ -72,7 +72,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// The sum of the last fields of the report's lines that begin with these fields.
+    /// Returns the sum of the last fields of the report's lines that begin with `fields`.
     #[must_use]
     pub fn sum(&self, fields: &[&str]) -> u64 {
         let begins =
@@ -93,7 +93,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run with these options of `xtask run`.
+    /// Creates a run with these options of `xtask run`.
     #[must_use]
     pub fn new(options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -204,7 +204,7 @@ fn finish(mut child: Child, input: Vec<u8>) -> Output {
     output
 }
 
-/// The processes that a process has started and those have, by number and command line.
+/// Returns the descendants of a process, by number and command line.
 #[must_use]
 pub fn descendants(of: u32) -> Vec<(i32, String)> {
     let mut found = Vec::new();

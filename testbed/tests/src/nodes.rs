@@ -48,7 +48,7 @@ impl Event {
         })
     }
 
-    /// A field; empty if it is not there.
+    /// Returns a field; empty if it does not exist.
     #[must_use]
     pub fn field(&self, index: usize) -> &str {
         self.fields.get(index).map_or("", String::as_str)
@@ -79,7 +79,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// A fabric with as many adapters, and no node yet.
+    /// Starts a fabric with `adapters` adapters and no node.
     ///
     /// # Panics
     /// If it can't be had.
@@ -198,7 +198,7 @@ impl Nodes {
         })
     }
 
-    /// The events of a kind since then.
+    /// Returns the events named `key` since then.
     #[must_use]
     pub fn events(&self, key: &str, since: usize) -> Vec<Event> {
         let lines = self.lines();

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use testbed_tests::{Run, xtask};
 
-/// A run with the given streams and nothing on standard error but the program's own words.
+/// Prepares a run with the given streams and only the program's own output on standard error.
 fn run(options: &[&str], program: &[&str]) -> Command {
     let mut command = xtask();
     command

@@ -72,7 +72,7 @@ fn more_memory_than_there_is_is_enomem() {
     );
 }
 
-/// A run of a program that never ends, with its cluster up.
+/// Starts a program that never ends, and waits until its cluster is up.
 fn endless() -> Child {
     let run = Run::new(&[]).add(program("work"), "/bin/work");
     let mut child = run.start(&["/bin/work", "spin"]);

@@ -110,7 +110,7 @@ fn a_disk_that_is_kept_has_what_earlier_runs_wrote() {
     fs::remove_dir_all(folder).expect("removed");
 }
 
-/// The bytes of a file's generation: as `fill` of the program.
+/// Returns the bytes of a file's generation, like `fill` of the program.
 fn fill(len: usize, worker: i64, name: i64, generation: i64) -> Vec<u8> {
     let seed = worker * 7919 + name * 104_729 + generation * 31 + 1;
     // The program counts in 32 bits.
@@ -233,7 +233,7 @@ fn killed_after(disk: &Path, seed: u64, delay: Duration) -> String {
     said
 }
 
-/// A small generator of numbers (SplitMix64).
+/// Mixes a number's bits, after SplitMix64.
 fn mixed(seed: u64) -> u64 {
     let z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

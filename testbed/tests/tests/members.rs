@@ -34,7 +34,7 @@ struct Members {
 }
 
 impl Members {
-    /// A cluster that has found itself, on a fabric with more adapters.
+    /// Starts a cluster and waits until its views agree, on a fabric with more adapters.
     fn new(count: usize, adapters: u8) -> Self {
         let mut members = Self {
             nodes: Nodes::new(adapters),
@@ -84,7 +84,8 @@ impl Members {
     }
 }
 
-/// The error of a call to a lost peer names peer, operation, age and the connection's state; and it came in time.
+/// Checks that the error of a call to a lost peer names peer, operation, age and the connection's
+/// state, and came in time.
 fn check_failure(failed: &Event, of: &Identity) {
     let (age, error) = (failed.field(2), failed.field(3));
     assert!(error.starts_with(&format!("{} is lost: ", of.name)), "{error}");

@@ -7,7 +7,7 @@ use testbed_tests::{Ran, Run, native, program};
 
 const TEXT: &str = "/data/text";
 
-/// A text of a few hundred kilobytes, made here so that it is the same everywhere.
+/// Makes a text of a few hundred kilobytes, the same on every machine.
 fn text() -> &'static PathBuf {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     FILE.get_or_init(|| {

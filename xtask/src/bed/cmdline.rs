@@ -27,7 +27,7 @@ impl CommandLine {
         self.text.push_str(&encode(value.as_ref().as_bytes()));
     }
 
-    /// The line.
+    /// Returns the line.
     ///
     /// # Errors
     /// If it is too long.

@@ -16,7 +16,7 @@ impl<W: Write> Labelled<W> {
         Self { name, line, to }
     }
 
-    /// One call, so that lines of two nodes do not mix.
+    /// Writes a whole line by one call, so that lines of two nodes do not mix.
     fn end_line(&mut self) -> io::Result<()> {
         let text = String::from_utf8_lossy(&self.line);
         let line = format!("{}: {}\n", self.name, text.trim_end_matches('\r'));

@@ -28,7 +28,8 @@ pub(crate) struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// The command that starts it with an image of ours, whose log goes to a file and which can power itself off.
+    /// Returns the command that starts it with an image of ours, whose log goes to a file and which
+    /// can power itself off.
     pub(crate) fn image_command(&self, qemu: &Qemu, log: &Path) -> Command {
         let mut command = self.command(qemu);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
@@ -37,7 +38,7 @@ impl Machine<'_> {
         command
     }
 
-    /// The command that starts it.
+    /// Returns the command that starts it.
     pub(crate) fn command(&self, qemu: &Qemu) -> Command {
         let mut command = qemu.command(&LAUNCHER);
         let size = format!("{}K", self.memory.div_ceil(1 << 20) << 10);

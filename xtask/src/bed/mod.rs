@@ -48,12 +48,12 @@ pub(crate) fn need_launcher() -> Result<()> {
     need(process::LAUNCHER[0], remedy).map(drop)
 }
 
-/// A node's adapter.
+/// Returns the socket of a node's adapter.
 pub(crate) fn socket(folder: &Path, node: &str) -> PathBuf {
     folder.join(format!("{node}.sock"))
 }
 
-/// A node's log.
+/// Returns the file of a node's log.
 pub(crate) fn log(folder: &Path, node: &str) -> PathBuf {
     folder.join(format!("{node}.log"))
 }
@@ -83,7 +83,7 @@ fn check_path(base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A new folder that only we may enter, with a path short enough for sockets.
+/// Makes a new folder that only we may enter, with a path short enough for sockets.
 pub(crate) fn make_folder() -> Result<PathBuf> {
     let base = std::env::temp_dir();
     for attempt in 0..100 {
@@ -97,7 +97,8 @@ pub(crate) fn make_folder() -> Result<PathBuf> {
     bail!("too many old folders {}/tessera-*: remove them", base.display())
 }
 
-/// A new pipe that QEMU reads from. Open both ways, so that neither opening it nor a pause ends it.
+/// Makes a new pipe that QEMU reads from. It is open both ways, so that neither opening it nor a
+/// pause ends it.
 pub(crate) fn make_pipe(path: &Path) -> Result<fs::File> {
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
         .with_context(|| format!("can't make the pipe {}", path.display()))?;
@@ -108,7 +109,7 @@ pub(crate) fn make_pipe(path: &Path) -> Result<fs::File> {
         .with_context(|| format!("can't open the pipe {}", path.display()))
 }
 
-/// A cluster's key, as 64 hexadecimal digits.
+/// Returns a random key of a cluster, as 64 hexadecimal digits.
 pub(crate) fn random_key() -> Result<String> {
     let mut key = [0; 32];
     let source = "/dev/urandom";
@@ -118,7 +119,7 @@ pub(crate) fn random_key() -> Result<String> {
     Ok(key.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The last lines of a file, indented; empty if there is none.
+/// Returns the last lines of a file, indented; empty if there is none.
 pub(crate) fn tail(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);

@@ -46,7 +46,7 @@ impl Process {
         })
     }
 
-    /// The child, for its pipes.
+    /// Returns the child, for its pipes.
     pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.child
     }
@@ -107,7 +107,7 @@ impl Drop for Process {
     }
 }
 
-/// A command without input or output.
+/// Returns the command without input or output.
 pub(crate) fn silent(mut command: Command) -> Command {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command

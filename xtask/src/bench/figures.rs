@@ -51,7 +51,7 @@ pub(super) struct Figure {
 }
 
 impl Figure {
-    /// A figure of a single run.
+    /// Creates a figure of a single run.
     pub(super) fn new(case: &str, what: &str, value: f64, kind: Kind) -> Self {
         Self {
             case: case.into(),

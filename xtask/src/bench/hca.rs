@@ -83,7 +83,7 @@ impl Case {
         }
     }
 
-    /// The node's part: with few iterations as check 2N, with many as check 2N + 1.
+    /// Returns the node's script: with few iterations as check 2N, with many as check 2N + 1.
     fn script(&self, number: usize) -> String {
         let (tool, bytes) = (self.tool(), self.bytes);
         let mut script = String::new();
@@ -95,8 +95,9 @@ impl Case {
         script
     }
 
-    /// The figures' part of the row, from perftest's last line: `#bytes #iterations` and then, of a latency, minimum, maximum,
-    /// typical, average, deviation, 99 % and 99.9 % in microseconds; of a bandwidth, peak and average in MB/s and 10^6 messages/s.
+    /// Returns the figures' part of the row, from perftest's last line: `#bytes #iterations` and
+    /// then, of a latency, minimum, maximum, typical, average, deviation, 99 % and 99.9 % in
+    /// microseconds; of a bandwidth, peak and average in MB/s and 10^6 messages/s.
     fn figures(&self, line: &str) -> Result<[String; 5]> {
         let fields: Vec<f64> = line
             .split_whitespace()
@@ -245,14 +246,14 @@ fn row(case: &Case, few: Option<&Run>, many: Option<&Run>) -> Result<Vec<String>
     Ok(row)
 }
 
-/// A mark of `checks.sh` in a guest's line: the check's number and what becomes of it.
+/// Parses a mark of `checks.sh` in a guest's line: the check's number and its event.
 fn mark(line: &str) -> Option<(usize, &str)> {
     let (_, mark) = line.split_once(": @check ")?;
     let (number, what) = mark.split_once(' ')?;
     Some((number.parse().ok()?, what))
 }
 
-/// Two guests that both run the script.
+/// Starts two guests that both run the script.
 fn start_guests(script: &str) -> Result<Child> {
     let tools = project::root().join("testbed/tests/guest");
     let mut command = Command::new(std::env::current_exe().context("can't find xtask itself")?);
@@ -268,7 +269,7 @@ fn start_guests(script: &str) -> Result<Child> {
     command.spawn().context("can't start `xtask linux`")
 }
 
-/// The fabric's server among what a process has started.
+/// Returns the fabric's server among a process's descendants.
 fn find_server(of: u32) -> Result<u32> {
     let children = format!("/proc/{of}/task/{of}/children");
     let list = fs::read_to_string(&children).with_context(|| format!("can't read {children}"))?;
@@ -290,7 +291,8 @@ fn busy_ns(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-/// Linux, Documentation/scheduler/sched-stats.rst: the first field is the time spent on the cpu.
+/// Returns a thread's time on the CPU: the first field (Linux,
+/// Documentation/scheduler/sched-stats.rst).
 fn busy_thread_ns(thread: &Path) -> Result<u64> {
     let file = thread.join("schedstat");
     let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;

@@ -80,7 +80,7 @@ fn handler(workers: u16) -> String {
     }
 }
 
-/// All series with one kind of callee.
+/// Measures all series with one kind of callee.
 fn measure_one(mut cluster: Cluster<'_>, (workers, calls): (u16, u32), profile: &mut Profile) -> Result<()> {
     let (lines, said) = Lines::channel();
     cluster.start(
@@ -126,8 +126,9 @@ fn measure_one(mut cluster: Cluster<'_>, (workers, calls): (u16, u32), profile: 
     Ok(())
 }
 
-/// A row, of what the caller says of a series: bytes of request and reply, tasks, calls, checked replies, nanoseconds (typical,
-/// average, 99 %, all in all), doorbells and waits for an interrupt on both sides.
+/// Returns a row, of the caller's report of a series: bytes of request and reply, tasks, calls,
+/// checked replies, nanoseconds (typical, average, 99 %, all in all), doorbells and waits for an
+/// interrupt on both sides.
 fn row(workers: u16, fields: &str) -> Result<Vec<String>> {
     let numbers: Option<Vec<u64>> = fields.split('\t').map(|field| field.parse().ok()).collect();
     let Some(

@@ -196,7 +196,7 @@ fn count(valgrind: &Path, program: &Path, test: &str, function: &str) -> Result<
     Ok(counted as f64 / CALLS as f64)
 }
 
-/// The instructions of a callgrind profile, less those of calls to what is outside.
+/// Returns the instructions of a callgrind profile, without those of calls to functions outside.
 ///
 /// A line `cfn=(id) name` names the callee (the name stands there the first time only), `calls=` announces a call, and the
 /// last number of the line behind it is what the call cost, callees included (Valgrind's manual, "Callgrind Format").

@@ -17,7 +17,7 @@ pub(crate) struct Archive<W> {
 }
 
 impl<W: Write> Archive<W> {
-    /// An empty archive.
+    /// Creates an empty archive.
     pub(crate) fn new(to: W) -> Self {
         Self {
             to,
@@ -61,7 +61,8 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    /// Header: 13 numbers of 8 hexadecimal digits; then the name with its end mark, then the bytes, each padded to 4.
+    /// Writes an entry: 13 numbers of 8 hexadecimal digits; then the name with its end mark, then
+    /// the bytes, each padded to 4.
     fn entry(&mut self, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
         let too_long = |_| io::Error::other(format!("{path} is too long for an archive"));
         self.inode += 1;

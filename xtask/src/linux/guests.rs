@@ -191,7 +191,8 @@ impl Guests<'_> {
         Ok((guest, follower))
     }
 
-    /// An Ethernet for what tools say beside the fabric: node 0 has a hub, the others a cable to it.
+    /// Adds an Ethernet for the tools' traffic beside the fabric: node 0 has a hub, the others a
+    /// cable to it.
     fn network(&self, command: &mut Command, node: usize) {
         if self.nodes < 2 {
             return;
@@ -224,7 +225,8 @@ impl Guests<'_> {
         ]);
     }
 
-    /// A network that reaches this machine, and that this machine reaches by the forwarded ports.
+    /// Adds a network that reaches this machine, and that this machine reaches by the forwarded
+    /// ports.
     fn outside(&self, command: &mut Command) {
         let mut netdev = "user,id=outside".to_owned();
         for Forward { host, guest } in self.forward {

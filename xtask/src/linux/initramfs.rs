@@ -72,7 +72,7 @@ pub(crate) struct Contents<'a> {
     pub(crate) nodes: usize,
 }
 
-/// The folders of the packages, fetched if they are not there.
+/// Returns the folders of the packages, fetched if they are missing.
 fn roots(packages: &[String]) -> Result<Vec<PathBuf>> {
     let mut roots = vec![TOOLS.obtain()?];
     if !packages.is_empty() {

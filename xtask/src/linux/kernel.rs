@@ -39,7 +39,7 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel of the package `linux-image-VERSION`.
+    /// Returns the kernel of the package `linux-image-VERSION`, fetched if it is missing.
     pub(crate) fn obtain(version: &str) -> Result<Self> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-+~".contains(&byte);
         ensure!(version.bytes().all(plain), "{version:?} is no kernel version");
@@ -101,7 +101,7 @@ impl Kernel {
         fs::remove_file(from).context("can't remove the kernel's payload")
     }
 
-    /// A program of the bundle, run by its own loader under the name it goes by.
+    /// Returns a command of a program of the bundle, run by its own loader under its usual name.
     fn program(&self, path: &str, name: &str) -> Command {
         let mut command = Command::new(self.root.join(LOADER));
         let folders = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
@@ -111,12 +111,13 @@ impl Kernel {
         command
     }
 
-    /// The folder of its modules and their lists.
+    /// Returns the folder of its modules and their lists.
     pub(crate) fn module_folder(&self) -> PathBuf {
         self.root.join("lib/modules").join(&self.release)
     }
 
-    /// The modules that guests need, with all that they depend on, by their paths below [`Self::module_folder`].
+    /// Returns the modules that guests need, with their dependencies, by their paths below
+    /// [`Self::module_folder`].
     pub(crate) fn modules(&self) -> Result<BTreeSet<String>> {
         let list =
             fs::read_to_string(self.module_folder().join("modules.dep")).context("can't read modules.dep")?;
@@ -126,7 +127,7 @@ impl Kernel {
 
 const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
-/// The modules named, and what `modules.dep` says that they need: it lists what is needed indirectly as well.
+/// Returns the named modules and their dependencies: `modules.dep` lists indirect ones as well.
 fn closure(list: &str, names: &[&str]) -> Result<BTreeSet<String>> {
     let mut files = BTreeSet::new();
     let mut missing: BTreeSet<&str> = names.iter().copied().collect();
@@ -142,7 +143,8 @@ fn closure(list: &str, names: &[&str]) -> Result<BTreeSet<String>> {
     Ok(files)
 }
 
-/// The compressed kernel in a bzImage (Linux `Documentation/x86/boot.rst`: setup_sects, payload_offset, payload_length).
+/// Returns the compressed kernel in a bzImage (Linux `Documentation/x86/boot.rst`: setup_sects,
+/// payload_offset, payload_length).
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let number = |at: usize| {
         let bytes = image.get(at..at + 4)?.try_into().ok()?;

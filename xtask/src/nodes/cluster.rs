@@ -157,7 +157,7 @@ impl<'a> Cluster<'a> {
         writeln!(pipe, "cable {name} 1 {way}").context("can't tell the fabric server of a cable")
     }
 
-    /// The nodes that have ended by themselves since the last look, and how.
+    /// Returns the nodes that have ended by themselves since the last call, with their statuses.
     pub(crate) fn ended(&mut self) -> Result<Vec<(String, ExitStatus)>> {
         if let Some(status) = self.server.ended()? {
             let said = bed::tail(&self.server.stderr);

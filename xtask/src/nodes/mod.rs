@@ -101,7 +101,7 @@ impl Args {
     }
 }
 
-/// Standard input, line by line. The thread ends with the process at the latest.
+/// Reads standard input line by line, in a thread that ends with the process at the latest.
 fn read_lines() -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {

@@ -27,7 +27,7 @@ pub(crate) struct Native {
     pub(crate) peak: u64,
 }
 
-/// The program and its arguments, as P gets them.
+/// Returns the program and its arguments, as P gets them.
 pub(crate) fn program() -> [&'static str; 4] {
     [BUSYBOX, "sort", WORDS[0], WORDS[1]]
 }
@@ -69,7 +69,7 @@ fn split(variable: &OsStr) -> Option<(&OsStr, &OsStr)> {
     ))
 }
 
-/// The highest resident size that `/proc/PID/status` tells, in bytes.
+/// Returns the highest resident size in `/proc/PID/status`, in bytes.
 fn peak(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
@@ -85,7 +85,7 @@ pub(crate) fn measured_peak() -> Result<u64> {
     Ok(native?.peak)
 }
 
-/// The size of the cache for a program of that peak: at most the share of it.
+/// Returns the size of the cache for a program of that peak: at most the share of it.
 pub(crate) fn cache_size(peak: u64) -> u64 {
     (peak / SHARE / GRANULE).max(1) * GRANULE
 }

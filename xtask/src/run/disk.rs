@@ -38,12 +38,12 @@ const USERS: [(&str, &str); 2] = [
 /// Path of busybox on the disk.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
-/// The host's path of the program that each disk holds.
+/// Returns the host's path of the program that each disk holds.
 pub(crate) fn busybox() -> Result<PathBuf> {
     Ok(BUNDLE.obtain()?.join("usr/bin/busybox"))
 }
 
-/// The host's paths of the word lists that each disk holds.
+/// Returns the host's paths of the word lists that each disk holds.
 pub(crate) fn word_lists() -> Result<[PathBuf; 2]> {
     let debian = BUNDLE.obtain()?;
     Ok(WORDS.map(|path| debian.join(path.trim_start_matches('/'))))

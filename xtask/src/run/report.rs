@@ -20,7 +20,7 @@ impl Report {
         Self { lines }
     }
 
-    /// The program's exit status, if the program ended.
+    /// Returns the program's exit status, if the program ended.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         self.rows("exit").last()?.first()?.parse().ok()
     }
@@ -45,12 +45,12 @@ impl Report {
         ))
     }
 
-    /// The lines again, without the word `report`, as a file for scripts.
+    /// Returns the lines without the word `report`, as a file for scripts.
     pub(crate) fn to_tsv(&self) -> String {
         self.lines.iter().map(|line| line.join("\t") + "\n").collect()
     }
 
-    /// The table for people; empty without a report.
+    /// Returns the table for people; empty without a report.
     pub(crate) fn table(&self) -> String {
         let mut table = String::new();
         if let Some(nanos) = self

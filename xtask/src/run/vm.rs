@@ -33,14 +33,14 @@ pub(crate) struct Vm<'a> {
 pub(crate) mod names {
     use std::path::{Path, PathBuf};
 
-    /// S's disk, if it does not outlive the run.
+    /// Returns the file of S's disk, if it does not outlive the run.
     pub(crate) fn disk(folder: &Path) -> PathBuf {
         folder.join("disk.img")
     }
 }
 
 impl Vm<'_> {
-    /// The command that starts it.
+    /// Returns the command that starts it.
     pub(crate) fn command(&self, qemu: &Qemu) -> Command {
         let machine = Machine {
             kernel: &self.image,
@@ -61,7 +61,8 @@ impl Vm<'_> {
         command
     }
 
-    /// A virtio serial device with one port, the console channel, whose other end is QEMU's standard input.
+    /// Adds a virtio serial device with one port, the console channel, whose other end is QEMU's
+    /// standard input.
     fn console(command: &mut Command) {
         command.args(["-chardev", "socket,id=console,fd=0"]);
         command.args([

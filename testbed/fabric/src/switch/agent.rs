@@ -36,7 +36,8 @@ impl Switch {
         Some(smp.into_response(done.err().unwrap_or(Status::OK)))
     }
 
-    /// The report that is due to the subnet manager, with its LID. None before the switch and the manager have LIDs.
+    /// Returns the report that is due to the subnet manager, with the manager's LID; `None` before
+    /// switch and manager have LIDs.
     pub(crate) fn report(&mut self, now: Instant) -> Option<(Lid, Smp)> {
         let manager = Lid(self.ports[0].info.sm_lid.get());
         let lid = self.lid();
@@ -253,7 +254,7 @@ impl Port {
     }
 }
 
-/// The port of a partition table; each has one block.
+/// Returns the port of a partition table's modifier; each port has one block.
 fn one_block(modifier: u32) -> Result<u32, Status> {
     if modifier & 0xffff == 0 {
         Ok(modifier >> 16)
@@ -262,7 +263,7 @@ fn one_block(modifier: u32) -> Result<u32, Status> {
     }
 }
 
-/// The first LID of a block.
+/// Returns the first LID of a block.
 fn linear_block(modifier: u32) -> Result<usize, Status> {
     let first = usize::try_from(modifier)
         .ok()
@@ -272,7 +273,8 @@ fn linear_block(modifier: u32) -> Result<usize, Status> {
         .ok_or(Status::BAD_FIELD)
 }
 
-/// The first LID of a block, and which sixteen ports: the upper four bits of the modifier.
+/// Returns the first LID of a block and the number of its group of sixteen ports: the modifier's
+/// upper four bits.
 fn multicast_block(modifier: u32) -> Result<(u16, usize), Status> {
     let position = usize::try_from(modifier >> 28).map_err(|_| Status::BAD_FIELD)?;
     let block = usize::try_from(modifier & 0x0fff_ffff).map_err(|_| Status::BAD_FIELD)?;

@@ -20,13 +20,13 @@ pub(crate) struct LinkTrap {
 }
 
 impl LinkTrap {
-    /// A link has changed.
+    /// Starts to report that a link has changed.
     pub(crate) fn begin(&mut self, now: Instant) {
         self.tries = TRIES;
         self.due = Some(now);
     }
 
-    /// The manager has heard.
+    /// Stops reporting: the manager has acknowledged.
     pub(crate) fn end(&mut self) {
         self.due = None;
     }
@@ -36,7 +36,7 @@ impl LinkTrap {
         self.due
     }
 
-    /// The report that is due, of the switch with this LID.
+    /// Returns the report that is due, from the switch with this LID.
     pub(crate) fn poll(&mut self, now: Instant, lid: Lid) -> Option<Smp> {
         self.due.filter(|&due| due <= now)?;
         self.tries = self.tries.saturating_sub(1);

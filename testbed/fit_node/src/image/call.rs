@@ -62,7 +62,7 @@ impl Callers {
         libos::report("calls", format_args!("{at}\t{made}\t{answered}\t{failed}"));
     }
 
-    /// The number of the next call, unless all are made.
+    /// Returns the number of the next call; `None` if all are made.
     fn next(&self) -> Option<u64> {
         let number = self.made.fetch_add(1, Relaxed);
         let is_more = self.options.calls.is_none_or(|calls| number < calls.into());

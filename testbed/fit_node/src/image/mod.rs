@@ -24,7 +24,7 @@ use member::Member;
 /// The most other nodes.
 const PEERS: u16 = 8;
 
-/// The image's main task.
+/// Runs the image: its main task.
 pub(crate) async fn main(boot: Boot) -> Exit {
     node::finish(run(&boot.command_line).await)
 }

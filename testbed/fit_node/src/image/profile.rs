@@ -149,7 +149,7 @@ impl Caller {
     }
 }
 
-/// One task's calls: takes the next number until all are taken.
+/// Makes one task's calls: takes the next number until all are taken.
 async fn call(from: Caller, task: usize, series: Series, next: Arc<AtomicU64>) -> Result<Times, Error> {
     let mut request = vec![0; series.request as usize];
     let mut reply = vec![0; series.reply as usize];

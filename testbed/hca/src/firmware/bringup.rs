@@ -29,7 +29,7 @@ pub(super) const LOG_MAX_CQES: u8 = 22;
 /// Local invalidate, remote invalidate, reserved L_Key, fast register (Linux `MLX4_BMME_FLAG_*`).
 const MEMORY_EXTENSIONS: u32 = 1 << 6 | 1 << 7 | 1 << 10 | 1 << 11;
 
-/// The auxiliary pages that a device with so much ICM wants.
+/// Returns the auxiliary pages that a device with so much ICM requests.
 pub(super) fn auxiliary_pages(icm_len: u64) -> u64 {
     const ICM_PER_PAGE: u64 = 2 << 20;
     (icm_len / ICM_PER_PAGE).clamp(1, 4096)
@@ -51,7 +51,7 @@ impl Hca {
         self.write_output(command, &fw)
     }
 
-    /// The blocks of a mapping command's mailbox.
+    /// Returns the checked blocks of a mapping command's mailbox.
     pub(super) fn check_map(&self, command: &Command) -> Result<Vec<MapEntry>, CmdStatus> {
         let count = usize::try_from(command.in_modifier).unwrap_or(usize::MAX);
         if !(1..=ENTRIES_PER_MAILBOX).contains(&count) {

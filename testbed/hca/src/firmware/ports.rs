@@ -111,12 +111,12 @@ fn has_buffers(lanes: u8, mtu: u8) -> bool {
     mtu < MTU_4096 || lanes <= LANES_OF_4096
 }
 
-/// The code that PortInfo has for a number of lanes: 1, 2, 4, 8 lanes are 1, 2, 3, 4.
+/// Returns PortInfo's code of a number of lanes: 1, 2, 4, 8 lanes are 1, 2, 3, 4.
 fn vl_code(lanes: u8) -> u8 {
     u8::try_from(lanes.max(1).ilog2() + 1).unwrap_or(1)
 }
 
-/// A unicast MAC address out of a GUID: its ends.
+/// Returns a unicast MAC address made of a GUID's ends.
 fn mac_of(guid: u64) -> u64 {
     let [a, b, c, _, _, d, e, f] = guid.to_be_bytes();
     u64::from_be_bytes([0, 0, a, b, c, d, e, f])

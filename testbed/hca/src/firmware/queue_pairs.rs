@@ -11,7 +11,8 @@ use crate::qp::{QueuePair, context_mailbox};
 /// Bytes that a context takes in ICM.
 pub(super) const QPC_ENTRY: u16 = 0x100;
 
-/// CONF_SPECIAL_QP's operation modifiers in which the firmware's agents keep QP0 and QP1 (illumos `hermon`).
+/// Decodes CONF_SPECIAL_QP's operation modifier: whether the firmware's agents keep QP0 and QP1
+/// (illumos `hermon`).
 fn kept_agents(op_modifier: u8) -> Option<[bool; 2]> {
     Some(match op_modifier {
         0 => [false, false],
@@ -23,7 +24,7 @@ fn kept_agents(op_modifier: u8) -> Option<[bool; 2]> {
 }
 
 impl Hca {
-    /// The queue pair that a command is about.
+    /// Returns the queue pair that a command is about.
     ///
     /// As many low bits as the table has entries for say where its context is. Those above are software's to choose: iPXE takes
     /// them at random (`hermon.c`, `HERMON_QPN_RANDOM_MASK`), and Linux's own tables look at the low ones only.

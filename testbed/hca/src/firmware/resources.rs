@@ -359,7 +359,7 @@ impl Hca {
         Ok(ABOVE | u64::from(self.hash(gid)?))
     }
 
-    /// The chain that a group is in. Any hash will do: software asks for it.
+    /// Returns the hash chain of a group. Any hash will do, as software queries it.
     fn hash(&self, gid: [u8; 16]) -> Result<u32, CmdStatus> {
         let buckets = 1_u32 << self.profile()?.log_group_hash.get().min(15);
         let sum = gid.iter().fold(0_u32, |sum, byte| {
@@ -368,7 +368,7 @@ impl Hca {
         Ok(sum % buckets)
     }
 
-    /// The queue pairs that are attached to a group.
+    /// Returns the queue pairs that are attached to a group.
     pub(crate) fn group_members(&self, gid: [u8; 16]) -> Vec<GroupQp> {
         const LONGEST_CHAIN: usize = 1024;
         let Ok(mut index) = self.hash(gid) else {

@@ -87,7 +87,7 @@ impl QueuePair {
         self.restart_timeout(core.now);
     }
 
-    /// A response is missing: asks again, once for each gap.
+    /// Requests a missing response again, once for each gap.
     fn resend_from_gap(&mut self, core: &mut Core, psn: u32) {
         if self.requester.gap != Some(psn) {
             core.counters.retransmitted += 1;

@@ -27,7 +27,7 @@ type Fields = Vec<(String, String)>;
 /// Entries of a list that are shown; bring-up maps thousands of pages.
 const SHOWN: usize = 4;
 
-/// A layout at the head of the bytes; what is missing of it reads as zero.
+/// Parses a layout at the head of the bytes; missing bytes read as zero.
 fn parse<T: FromBytes + IntoBytes>(bytes: &[u8]) -> T {
     let mut value = T::new_zeroed();
     let into = value.as_mut_bytes();
@@ -40,7 +40,7 @@ fn of<T: FromBytes + IntoBytes + Debug>(bytes: &[u8]) -> Fields {
     fields(&parse::<T>(bytes))
 }
 
-/// A list of structures, the first few of which are shown.
+/// Decodes a list of structures, of which it shows the first few.
 fn list<T: FromBytes + IntoBytes + Debug>(name: &str, bytes: &[u8]) -> Fields {
     let mut out = Vec::new();
     for (index, entry) in bytes.chunks_exact(size_of::<T>()).take(SHOWN).enumerate() {
@@ -52,12 +52,12 @@ fn list<T: FromBytes + IntoBytes + Debug>(name: &str, bytes: &[u8]) -> Fields {
     out
 }
 
-/// The MAD in a mailbox: its header.
+/// Decodes the header of the MAD in a mailbox.
 fn mad(bytes: &[u8]) -> Fields {
     of::<mad::Header>(bytes)
 }
 
-/// A command's input mailbox.
+/// Decodes a command's input mailbox.
 pub(super) fn input(command: &Command, bytes: &[u8]) -> Fields {
     if bytes.is_empty() {
         return Vec::new();
@@ -79,7 +79,7 @@ pub(super) fn input(command: &Command, bytes: &[u8]) -> Fields {
     }
 }
 
-/// A command's output mailbox.
+/// Decodes a command's output mailbox.
 pub(super) fn output(command: &Command, bytes: &[u8]) -> Fields {
     if bytes.is_empty() {
         return Vec::new();
@@ -130,7 +130,7 @@ pub(super) fn dma(purpose: Purpose, bytes: &[u8]) -> Fields {
     }
 }
 
-/// A send request: its control segment, and where in the peer's memory it goes.
+/// Decodes a send request: its control segment, and the address in the peer's memory.
 fn send(bytes: &[u8]) -> Fields {
     let control: ControlSegment = parse(bytes);
     let mut out = fields(&control);
@@ -148,7 +148,7 @@ fn send(bytes: &[u8]) -> Fields {
     out
 }
 
-/// A completion. Its last dwords, which the owner bit is in, are written by themselves.
+/// Decodes a completion. Its last dwords, with the owner bit, are written separately.
 fn cqe(bytes: &[u8]) -> Fields {
     match bytes.len() {
         CQE_LEN => of::<Cqe>(bytes),
@@ -162,7 +162,7 @@ fn cqe(bytes: &[u8]) -> Fields {
     }
 }
 
-/// An event, but for its owner bit, which is written by itself.
+/// Decodes an event without its owner bit, which is written separately.
 fn eqe(bytes: &[u8]) -> Fields {
     if bytes.len() <= 8 || bytes.len() > EQE_LEN {
         return Vec::new();

@@ -3,7 +3,7 @@
 use core::fmt::Debug;
 use core::fmt::Write;
 
-/// The fields of a value that are not zero, in order: name and value.
+/// Returns the fields of a value that are not zero, in order: name and value.
 ///
 /// Names of nested structures are joined by dots, places in arrays stand in brackets. Arrays of bytes are one field of hex
 /// digits. Numbers are hexadecimal.
@@ -86,7 +86,7 @@ fn is_nothing(text: &str) -> bool {
     matches!(text, "" | "0" | "0x0" | "false" | "0x0 (2^0)" | "None")
 }
 
-/// Hexadecimal numbers get their prefix.
+/// Adds `0x` to a hexadecimal number; other text stays.
 fn scalar(text: &str) -> String {
     if text.chars().all(|c| c.is_ascii_hexdigit()) {
         format!("0x{text}")

@@ -82,7 +82,7 @@ impl<W: Write + Send> Recorder for Text<W> {
 }
 
 impl<W> State<W> {
-    /// The line of an event; none for what will be told with a later one.
+    /// Returns the line of an event; `None` if a later event's line includes it.
     fn line(&mut self, node: &str, event: &Event<'_>) -> Option<String> {
         let mut line = String::new();
         match *event {

@@ -149,7 +149,7 @@ fn a_port_counts_and_its_counters_can_be_cleared() {
     );
 }
 
-/// The extended counters of port 1 of the first node; those selected are cleared by a Set.
+/// Queries the extended counters of port 1 of the first node; a Set clears those selected.
 fn port_counters(bench: &mut Bench, method: Method, select: u16) -> PortCountersExt {
     let mut mad = Smp::request(method, Attribute::PORT_COUNTERS_EXT, 0, 1).to_mad();
     mad[1] = MgmtClass::PERF.0;
@@ -202,7 +202,8 @@ fn a_machine_that_ends_and_comes_back_starts_anew() {
     assert_eq!(bench.nodes[1].lid.0, 3);
 }
 
-/// A send on QP0 as software builds it: route, transport and datagram header inline, the datagram, room for the CRC.
+/// Builds a send on QP0 as software does: route, transport and datagram header inline, the
+/// datagram, room for the CRC.
 fn management_send(data: DataSegment) -> Vec<u8> {
     let headers = (
         LocalRoute {

@@ -15,7 +15,7 @@ use crate::bench::queues::{Connection, Cq, Mr, Qp, all_rights};
 const FIRST: usize = 44;
 const SECOND: usize = 60;
 
-/// A SEND of two chunks, all bytes of its message being `fill`.
+/// Builds a SEND of two chunks, all bytes of its message being `fill`.
 fn inline_send(fill: u8) -> Vec<u8> {
     let mut control = ControlSegment::new_zeroed();
     control.size = ControlSize::new().with_units(8);
@@ -41,7 +41,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Two connected queue pairs, the first of which has sent once.
+    /// Creates two connected queue pairs, the first of which has sent once.
     fn new() -> Self {
         let mut bench = Bench::new(2, FabricConfig::default());
         let (a, cq_a, b, cq_b) = bench.pair(Service::RC, Connection::default());

@@ -203,7 +203,7 @@ impl World {
         woken
     }
 
-    /// A queue pair fails: everything posted is flushed.
+    /// Fails a queue pair: everything posted is flushed.
     fn flush(&mut self, node: usize, qpn: u32) -> Vec<Waker> {
         let qp = self.nodes[node].qps.get_mut(&qpn).expect("a queue pair");
         qp.failed = true;
@@ -248,8 +248,8 @@ impl Bed {
         action(&mut self.0.lock().expect("nothing panics under it"))
     }
 
-    /// Two nodes that are connected, before anything runs beside anything. Wakes come in the orders that shuttle tries from
-    /// then on. Their control tasks stand still until somebody spawns them.
+    /// Creates two connected nodes, before anything runs concurrently. From then on wakes come in
+    /// the orders that shuttle tries. Their control tasks do not run until somebody spawns them.
     pub(crate) fn connected(config: Config, sabotage: Sabotage) -> Connected {
         let bed = Self::default();
         let machine = |node| Machine::of(&bed, node);
@@ -357,7 +357,7 @@ impl Machine {
         }
     }
 
-    /// Memory that both the device and the peer reach.
+    /// Allocates memory that both the device and the peer can access.
     pub(crate) fn memory(&self, len: usize) -> (Sge, RemoteAddr) {
         let addr = self.alloc(len, 64).expect("memory is left").addr;
         let piece = Sge {
@@ -798,7 +798,7 @@ impl Device for Machine {
     }
 }
 
-/// The subnet administrator: every path is there.
+/// Answers as the subnet administrator: every path exists.
 fn path_answer(from: usize, mad: &Mad) -> Option<Mad> {
     let header = Header::parse(mad).ok()?;
     if header.class != MgmtClass::SUBN_ADM {

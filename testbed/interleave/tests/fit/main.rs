@@ -86,7 +86,7 @@ fn run(node: &Node2, core: u16, workers: usize) -> Arc<Echo> {
     echo
 }
 
-/// Two nodes that run, the second with workers that answer.
+/// Starts two nodes, the second with workers that answer.
 fn start(config: Config, sabotage: Sabotage, workers: usize) -> (Connected, Arc<Echo>) {
     let two = Bed::connected(config, sabotage);
     drop(spawn(two.bed.clone().wire()));

@@ -20,7 +20,7 @@ enum End {
 pub(super) struct Ends(Mutex<BTreeMap<u64, End>>);
 
 impl Ends {
-    /// An access was started with this tag.
+    /// Notes that an access was started with this tag.
     pub(super) fn expect(&self, tag: u64) {
         self.with(|ends| ends.insert(tag, End::Awaited(None)));
     }
@@ -34,7 +34,7 @@ impl Ends {
         action(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// FIT hands out an end.
+    /// Takes the end of an access from FIT.
     pub(super) fn end(&self, machine: &Machine, ended: Ended) {
         let ok = ended.result.is_ok();
         machine.living(|world| {

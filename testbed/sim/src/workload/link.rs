@@ -63,7 +63,7 @@ impl Link {
         }
     }
 
-    /// The peer's number: as a member, or by asking for a connection to it.
+    /// Returns the peer's number: as a member, or by a request for a connection.
     async fn find(&mut self) -> Option<PeerId> {
         let peer = self.peer;
         let gid = self.node.machine.living(|world| world.nodes[peer].gid())?;
@@ -145,7 +145,7 @@ impl Link {
             .unwrap_or(true)
     }
 
-    /// One operation, which the generator chooses.
+    /// Does one operation, which the RNG chooses.
     async fn operate(&mut self, session: &mut Session) -> Result<(), Error> {
         match self.rng.below(14) {
             0..4 => self.call(session, None).await,
@@ -166,7 +166,7 @@ impl Link {
         }
     }
 
-    /// An operation with the peer begins; its number.
+    /// Notes the start of an operation with the peer. Returns its number.
     pub(super) fn open(&self, peer: PeerId, what: &'static str) -> u64 {
         let timeout = self.node.plan.timeout_ms * 1_000_000;
         let machine = &self.node.machine;

@@ -47,7 +47,7 @@ impl Local {
 }
 
 impl NodeLife {
-    /// Memory that the connection to `peer` reaches, while its guard allows it.
+    /// Registers memory that the connection to `peer` can access while its guard allows it.
     pub(super) async fn local(&self, peer: PeerId, len: u32, guard: Guard) -> Option<Local> {
         let buffer = self.machine.alloc(len as usize, 64).ok()?;
         let addr = buffer.bus_addr().0;

@@ -93,7 +93,7 @@ fn config(plan: &Plan, life: Life, guise: Option<Guise>, leaked: bool) -> Config
     }
 }
 
-/// The bytes that stand for a number.
+/// Returns the bytes that encode a number.
 fn pattern(number: u64, len: usize) -> Vec<u8> {
     (0..len as u64)
         .map(|at| mix(number ^ (at << 40)).to_le_bytes()[0])
@@ -109,7 +109,7 @@ struct NodeLife {
     ends: Ends,
 }
 
-/// A node's life: starts FIT and everything that uses it.
+/// Runs a node's life: starts FIT and everything that uses it.
 pub(crate) async fn live(machine: Machine, plan: Arc<Plan>) {
     let life = machine.life;
     let guise = plan.guise(life.node);
@@ -153,7 +153,7 @@ pub(crate) async fn live(machine: Machine, plan: Arc<Plan>) {
 }
 
 impl NodeLife {
-    /// The tasks that FIT needs, and those that answer.
+    /// Starts the tasks that FIT needs, and those that answer.
     fn start(self: &Arc<Self>) {
         let control = self.fit.clone();
         self.machine.spawn(async move { control.control().await });
@@ -172,7 +172,7 @@ impl NodeLife {
         self.machine.spawn(async move { watch.watch(&*answers).await });
     }
 
-    /// A talk with each neighbour.
+    /// Starts the traffic with each neighbour.
     fn talk(self: &Arc<Self>) {
         let Life { node, incarnation } = self.machine.life;
         for peer in (0..self.plan.nodes).filter(|peer| self.plan.talk(node, *peer)) {
@@ -182,7 +182,7 @@ impl NodeLife {
         }
     }
 
-    /// Deliberate bugs that are tasks of their own.
+    /// Starts the deliberate bugs that are tasks of their own.
     fn misbehave(self: &Arc<Self>) {
         match self.plan.sabotage {
             Some(Sabotage::RestlessCaller) => self.machine.spawn(strangers::call_nobody(self.clone())),

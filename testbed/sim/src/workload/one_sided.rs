@@ -12,7 +12,7 @@ use crate::rule::Rule;
 use crate::sabotage::Sabotage;
 
 impl Link {
-    /// A WRITE.
+    /// Does a WRITE.
     pub(super) async fn write(&mut self, session: &mut Session) -> Result<(), Error> {
         let Some(place) = self.place(session).await? else {
             return Ok(());
@@ -30,7 +30,7 @@ impl Link {
         self.wrote(session, bytes, ended)
     }
 
-    /// A WRITE has ended.
+    /// Handles the end of a WRITE.
     fn wrote(&self, session: &mut Session, bytes: Vec<u8>, ended: Result<(), Error>) -> Result<(), Error> {
         match (&ended, session.place) {
             (Ok(()), Some(place)) => {
@@ -52,7 +52,7 @@ impl Link {
         }
     }
 
-    /// A READ.
+    /// Does a READ.
     pub(super) async fn read(&mut self, session: &mut Session) -> Result<(), Error> {
         let Some(place) = self.place(session).await? else {
             return Ok(());
@@ -71,7 +71,7 @@ impl Link {
         Ok(())
     }
 
-    /// A WRITE and a READ of the same place behind it, with one doorbell.
+    /// Does a WRITE and a READ of the same place behind it, with one doorbell.
     pub(super) async fn batch(&mut self, session: &mut Session) -> Result<(), Error> {
         if self.node.plan.one_sided < 2 {
             return Ok(());
@@ -127,7 +127,7 @@ impl Link {
             .map_or(Ok(()), Err)
     }
 
-    /// The deliberate bug: what was posted and not yet sent is changed.
+    /// Changes posted bytes that are not yet sent: a deliberate bug.
     fn scribble(&self, session: &Session) {
         let machine = &self.node.machine;
         if machine.living(|world| world.sabotaged(Sabotage::ScribbledWrite)) == Some(true) {
@@ -135,7 +135,7 @@ impl Link {
         }
     }
 
-    /// A READ or WRITE that ends by its tag.
+    /// Does a READ or WRITE that ends by its tag.
     pub(super) async fn tagged(&mut self, session: &mut Session) -> Result<(), Error> {
         let Some(place) = self.place(session).await? else {
             return Ok(());
@@ -179,7 +179,7 @@ impl Link {
         Ok(())
     }
 
-    /// The deliberate bug: memory is freed while it is lent.
+    /// Frees memory while it is lent: a deliberate bug.
     fn free_early(&self, local: &super::local::Local) {
         let node = self.node.machine.life.node;
         self.node.machine.living(|world| {

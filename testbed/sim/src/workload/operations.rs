@@ -17,7 +17,7 @@ use crate::rule::Rule;
 use crate::sabotage::Sabotage;
 
 impl Link {
-    /// A request that says how it is to be answered, and the length of its answer.
+    /// Builds a request that says how to answer it. Returns it with its answer's length.
     fn request(&mut self, number: u64, [bulk, own_bulk]: [u32; 2]) -> (Vec<u8>, usize) {
         let room = MESSAGE as usize - fit::HEADER_LEN;
         let slow = self.phase() == Phase::Traffic;
@@ -36,7 +36,7 @@ impl Link {
         (request, reply)
     }
 
-    /// The length of a bulk: often none.
+    /// Draws the length of a bulk: often 0.
     fn bulk_len(&mut self) -> u32 {
         if self.rng.chance(300_000) {
             u32::try_from(self.rng.between(1, u64::from(BULK))).expect("small")
@@ -45,7 +45,7 @@ impl Link {
         }
     }
 
-    /// All of a bulk, cut in two somewhere.
+    /// Cuts a bulk into two pieces at a random place; none if it is empty.
     fn pieces(&mut self, region: &Region, len: u32) -> Vec<Piece> {
         if len == 0 {
             return Vec::new();
@@ -57,7 +57,8 @@ impl Link {
         ]
     }
 
-    /// A call, perhaps with bulk of the request or of the reply, perhaps given up after a while.
+    /// Makes a call, perhaps with bulk of the request or of the reply, perhaps given up after a
+    /// while.
     pub(super) async fn call(&mut self, session: &mut Session, patience: Option<u64>) -> Result<(), Error> {
         let (bulk_len, own_len) = (self.bulk_len(), self.bulk_len());
         let number = self.open(session.peer, "a call");
@@ -131,7 +132,7 @@ impl Link {
         }
     }
 
-    /// A message that wants no answer.
+    /// Sends a message without an answer.
     pub(super) async fn one_way(&mut self, peer: PeerId) -> Result<(), Error> {
         let number = self.open(peer, "a one-way message");
         let (message, _) = self.request(number, [0, 0]);
@@ -141,7 +142,7 @@ impl Link {
         ended
     }
 
-    /// Several short calls at once. Returns how many were answered.
+    /// Makes several short calls at once. Returns the number of answers.
     pub(super) async fn burst(&mut self, peer: PeerId, count: usize) -> Result<usize, Error> {
         let calls: Vec<_> = (0..count)
             .map(|_| {
@@ -165,7 +166,7 @@ impl Link {
         ended.into_iter().find_map(Result::err).map_or(Ok(answered), Err)
     }
 
-    /// A request that no message holds is refused at once.
+    /// Checks that a request that no message holds is refused at once.
     pub(super) async fn too_long(&self, session: &Session) -> Result<(), Error> {
         let number = self.open(session.peer, "a call that is too long");
         let ended = self
@@ -181,7 +182,7 @@ impl Link {
         Ok(())
     }
 
-    /// The memory that the peer lends; asked for once a connection.
+    /// Returns the memory that the peer lends; requests it once a connection.
     pub(super) async fn place(&self, session: &mut Session) -> Result<Option<Place>, Error> {
         if session.place.is_some() {
             return Ok(session.place);

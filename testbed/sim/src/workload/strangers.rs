@@ -40,7 +40,7 @@ pub(super) async fn intrude(node: Arc<NodeLife>) {
     }
 }
 
-/// The deliberate bug: calls ever more nodes that do not exist.
+/// Calls ever more nodes that do not exist: a deliberate bug.
 pub(super) async fn call_nobody(node: Arc<NodeLife>) {
     for number in 0_u64.. {
         node.machine.pause(2_000_000).await;

@@ -90,7 +90,7 @@ type Key = (String, String);
 pub struct Commands(BTreeMap<Key, BTreeSet<String>>);
 
 impl Commands {
-    /// The commands of a node in a trace.
+    /// Returns the commands of a node in a trace.
     #[must_use]
     pub fn of(trace: &str, node: &str) -> Self {
         let mut commands = Self::default();
@@ -165,7 +165,8 @@ impl Commands {
     }
 }
 
-/// A command's name; with the service if it is about a queue pair, which only the mailboxes of some tell.
+/// Returns a command's name, with the service if it is about a queue pair; only the mailboxes of
+/// some commands show the service.
 fn full_name(name: &str, fields: &[&str], services: &mut BTreeMap<String, String>) -> String {
     if !name.ends_with("_QP") || name == "CONF_SPECIAL_QP" {
         return name.into();
@@ -201,7 +202,7 @@ pub struct Difference {
     pub values: [String; 2],
 }
 
-/// The differences that a document explains: by command, the fields.
+/// Returns the differences that a document explains, by command and field.
 #[must_use]
 pub fn explained(document: &str) -> BTreeSet<Key> {
     let mut found = BTreeSet::new();

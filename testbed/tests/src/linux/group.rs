@@ -39,7 +39,8 @@ pub struct Check {
 }
 
 impl Group {
-    /// A group that plain `cargo xtask test` runs, of guests with these options of `cargo xtask linux`.
+    /// Creates a group that plain `cargo xtask test` runs, of guests with these options of `cargo
+    /// xtask linux`.
     #[must_use]
     pub fn new(name: &str, options: &[&str]) -> Self {
         Self {
@@ -116,7 +117,7 @@ impl Group {
         (Some(self), left_out)
     }
 
-    /// A node's whole command.
+    /// Returns a node's whole command.
     #[must_use]
     pub fn command(&self, node: usize) -> String {
         let mut command = String::from(". /data/guest/checks.sh\n");
@@ -131,7 +132,8 @@ impl Group {
 }
 
 impl Check {
-    /// A check of these scripts, node 0's first. They are run by `sh -e`, all at the same time.
+    /// Creates a check of these scripts, node 0's first. They are run by `sh -e`, all at the same
+    /// time.
     #[must_use]
     pub fn new(name: &str, scripts: &[&str]) -> Self {
         Self {
@@ -143,7 +145,8 @@ impl Check {
         }
     }
 
-    /// A command on node 0 that listens on a TCP port, and the same with `node0` as its last argument on node 1.
+    /// Creates a check of a command that listens on a TCP port on node 0, and the same with `node0`
+    /// as its last argument on node 1.
     #[must_use]
     pub fn pair(command: &str, port: u16) -> Self {
         let client = format!("await node0 {port}; {command} node0");

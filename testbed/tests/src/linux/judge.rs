@@ -83,7 +83,8 @@ impl<'a> Judge<'a> {
         (first && !begun).then_some(Event::Begins(number))
     }
 
-    /// A node has ended on purpose: it has nothing more to show, in this check and those that follow.
+    /// Handles a node that has ended on purpose: it takes no part in this check and those that
+    /// follow.
     fn gone(&mut self, node: usize) -> Option<Event> {
         let at = self.at[node];
         for (number, progress) in self.checks.iter_mut().enumerate() {

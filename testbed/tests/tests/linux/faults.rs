@@ -31,7 +31,7 @@ fn connections() -> Group {
         .checks(CASES.map(check))
 }
 
-/// A machine that ends in the middle of a transfer: its peer's retries are spent.
+/// Ends a machine in the middle of a transfer: its peer's retries are exhausted.
 fn lost_peer() -> Group {
     let survivor = "await node1 18515
         if ib_write_bw -D 20 node1 >/tmp/out 2>&1; then exit 1; fi

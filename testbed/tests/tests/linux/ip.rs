@@ -33,7 +33,7 @@ fn mode(name: &str, script: &str) -> Check {
     Check::new(name, &[script, script])
 }
 
-/// Both ways at once; those larger than the MTU in fragments.
+/// Pings both ways at once; packets larger than the MTU are fragmented.
 fn pings(size: u32, reply: &str) -> Check {
     let to = |node: u8| format!("ping -c 3 -s {size} ib{node}");
     Check::new(&format!("ping with {size} bytes"), &[&to(1), &to(0)])
@@ -64,7 +64,7 @@ fn traffic(group: Group) -> Group {
         .check(by_address("udaddy -c 5 -C 50 -S 2000", "", "-s ib0").full())
 }
 
-/// Random bytes by TCP, compared by their checksums.
+/// Sends random bytes by TCP and compares their checksums.
 fn file() -> Check {
     let server = "dd if=/dev/urandom of=/tmp/file bs=1M count=16
         sum=$(sha256sum </tmp/file | cut -d' ' -f1)
@@ -82,8 +82,9 @@ fn iperf(options: &str) -> Check {
     Check::new(&format!("iperf3 {options}"), &["iperf3 -s -1", &client]).expect("node1: iperf Done.")
 }
 
-/// A tool that listens on node 0 by the RDMA connection manager. A client that came too early must not try again: of ten connections some
-/// may have reached a server that began to listen meanwhile, and end it.
+/// Runs a tool that listens on node 0 by the RDMA connection manager. A client that came too early
+/// must not try again: of ten connections some may have reached a server that began to listen
+/// meanwhile, and end it.
 fn by_address(tool: &str, server: &str, client: &str) -> Check {
     let program = tool.split(' ').next().unwrap_or(tool);
     let client = format!("await_cm node0 {program}; {tool} {client}");
@@ -112,7 +113,7 @@ fn cmtime() -> Check {
     until_told("cmtime", "cmtime", "await_cm node0 cmtime; cmtime -s ib0 -c 100")
 }
 
-/// A server that does not end by itself.
+/// Runs a server that does not end by itself.
 fn until_told(name: &str, server: &str, client: &str) -> Check {
     let server = format!("{server} &\n until noted node1; do sleep 0.2; done");
     Check::new(name, &[&server, &format!("{client}; note done")])

@@ -21,7 +21,7 @@ fn traffic() -> Check {
     Check::pair("ibv_rc_pingpong -c", PORT).expect("iters in")
 }
 
-/// The peer's connections and interface stay up meanwhile.
+/// Unloads and loads the modules, while the peer's connections and interface stay up.
 fn modules() -> Group {
     let reload = format!(
         "ip link set ib0 down
@@ -47,7 +47,7 @@ fn modules() -> Group {
     group
 }
 
-/// A driver that is told to do without MSI-X: the interrupt pin stands in.
+/// Runs the driver without MSI-X, with the interrupt pin.
 fn pin() -> Group {
     let reload = format!(
         "ip link set ib0 down
@@ -66,7 +66,8 @@ fn pin() -> Group {
         .check(Check::pair("ibv_rc_pingpong -e -c", PORT).expect("iters in"))
 }
 
-/// The function is reset while no driver has it, as who hands it to another machine does; and by the driver's own means.
+/// Resets the function while no driver has it, as for another machine, and by the driver's own
+/// means.
 fn function() -> Group {
     let reset = format!(
         "cd /sys/bus/pci/devices/*/infiniband/mlx4_0/device; function=$(basename $(pwd -P))
@@ -85,7 +86,7 @@ fn function() -> Group {
         .check(traffic())
 }
 
-/// The function is reset under its driver, which finds the device dead and starts it again.
+/// Resets the function under its driver, which finds the device dead and restarts it.
 fn reset_in_use() -> Group {
     let reset = format!(
         "cd /sys/bus/pci/devices/*/infiniband/mlx4_0/device; function=$(basename $(pwd -P)); cd /

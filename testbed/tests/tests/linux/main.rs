@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use testbed_tests::linux::group::Group;
 use testbed_tests::linux::run::Tally;
 
-/// All groups, their modules' names before their own.
+/// Returns all groups, their modules' names before their own.
 fn groups() -> impl Iterator<Item = Group> {
     let modules = [
         ("faults", faults::groups()),

@@ -17,7 +17,7 @@ pub(crate) fn groups() -> Vec<Group> {
     vec![in_one_process(), in_a_unikernel(), under_opensm()]
 }
 
-/// A check in which our side does its part while Linux's does.
+/// Creates a check in which our side runs beside Linux's.
 fn beside(name: &str, ours: &str, linux: &str) -> Check {
     // Where a tool listens is not always told; our side tries again, as `again` does.
     let script = format!(
@@ -28,7 +28,8 @@ fn beside(name: &str, ours: &str, linux: &str) -> Check {
     Check::new(name, &[&script]).limit(150).expect("node0: ours: ok")
 }
 
-/// Linux's `rping`, of a client whose peer has no IPoIB: Linux is told where its address is.
+/// Returns the script of Linux's `rping` as client of a peer without IPoIB: Linux is given the
+/// place of its address.
 fn rping_to(who: &str) -> String {
     format!(
         "/usr/bin/ip neigh replace ${who}_address lladdr ${who}_hardware dev ib0 nud permanent
@@ -45,7 +46,7 @@ fn start(manager: Manager) -> std::io::Result<(Vec<String>, Box<dyn std::any::An
     Ok((companion.options(), Box::new(companion)))
 }
 
-/// The guest's subnet manager is the only one.
+/// Runs with the guest's subnet manager as the only one.
 fn under_opensm() -> Group {
     Group::new("opensm", &["--sm", "guest"])
         .beside(|| start(Manager::Foreign))

@@ -134,7 +134,7 @@ fn multicast() -> Check {
 /// Script that fails if OpenSM's log reports a bad datagram.
 const OPENSM_CONTENT: &str = "if grep -E 'ERR|rror' /tmp/opensm.log; then exit 1; fi";
 
-/// OpenSM finds the fabric's own manager, and leaves the subnet to it.
+/// Checks that OpenSM finds the fabric's own manager, and leaves the subnet to it.
 fn standby() -> Group {
     let begin = format!(
         "opensm --daemon --log_file /tmp/opensm.log
@@ -148,7 +148,7 @@ fn standby() -> Group {
     Group::new("two managers", &[]).check(check)
 }
 
-/// A fabric without a manager of its own; OpenSM runs on node 0.
+/// Runs a fabric without a manager of its own; OpenSM runs on node 0.
 fn opensm() -> Group {
     Group::new("opensm", &["--ports", "2", "--sm", "guest"])
         .check(Check::new("all ports active", &[BOTH_ACTIVE, BOTH_ACTIVE]))

@@ -17,7 +17,8 @@ pub(crate) fn groups() -> Vec<Group> {
     ]
 }
 
-/// Both sides tell their iterations and, by `-c`, check what they receive. Their messages of 4 KB are two packets.
+/// Runs the pingpongs: both sides print their iterations and, by `-c`, check what they receive.
+/// Their messages of 4 KB are two packets.
 fn pingpongs() -> Group {
     let bounded = [
         "ibv_rc_pingpong",
@@ -78,7 +79,7 @@ fn perftest() -> Group {
     Group::new("perftest", &[]).checks(bounded.map(measured))
 }
 
-/// All sizes from 2 bytes to 8 MB by `-a`; of UD up to the MTU.
+/// Runs all sizes from 2 bytes to 8 MB by `-a`; of UD up to the MTU.
 ///
 /// `ib_send_lat -e` is not among them: in Debian 12's perftest it takes the events of both its completion queues from one
 /// channel, for whichever it waits, and then looks at a completion that it may not have got.
@@ -213,7 +214,8 @@ fn qperf() -> Group {
         .full()
 }
 
-/// Both sides on one adapter. By events, as two that poll would wait for each other's share of the only core.
+/// Runs both sides on one adapter, by events: two that poll would wait for each other's share of
+/// the only core.
 fn loopback() -> Group {
     let alone = |tool: &str| {
         let script = format!("{tool} & server=$!\nawait localhost {PORT}; {tool} localhost; wait $server");

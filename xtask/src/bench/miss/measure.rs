@@ -403,7 +403,7 @@ fn prefetch(measured: &mut Measured) {
     }
 }
 
-/// The figures that the trace of a node's adapter gives.
+/// Returns the figures of the trace of a node's adapter.
 fn model_figures(case: &str, trace: &Trace) -> Vec<Figure> {
     let figure = |what: &str, value, kind| Figure::new(case, what, value, kind);
     let of = |kind: &str| model::sum(trace, "processor", kind);

@@ -76,7 +76,7 @@ const TOLERANCE: f64 = 3.0;
 const RECORD: &str = "miss";
 
 impl Args {
-    /// A comparison with the last record, all else being as by default.
+    /// Returns the arguments of a comparison with the last record, all else by default.
     pub(super) fn comparing() -> Self {
         Self {
             runs: 2,

@@ -63,8 +63,8 @@ pub(crate) fn option(node: &str, plugin: &Path, out: &Path, hold_us: u64, seen: 
     text
 }
 
-/// The first two numbers of a version, as `QEMU emulator version 11.1.0 (Debian 1:11.1.0+ds-1)`
-/// tells it.
+/// Returns the first two numbers of a version, from `QEMU emulator version 11.1.0 (Debian
+/// 1:11.1.0+ds-1)`.
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text
         .strip_prefix("QEMU emulator version ")?

@@ -46,7 +46,7 @@ fn figures(cases: &[Case]) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// A value with some three digits; nothing for what is nothing.
+/// Formats a value with some three digits; `0` if it is below 0.005.
 fn short(value: f64) -> String {
     match value.abs() {
         ..0.005 => "0".into(),

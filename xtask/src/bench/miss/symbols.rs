@@ -23,7 +23,7 @@ pub(super) struct Symbols {
 pub(super) type Chains = BTreeMap<u64, Vec<String>>;
 
 impl Symbols {
-    /// The symbols of an image.
+    /// Reads the symbols of an image.
     pub(super) fn of(image: &Path) -> Self {
         let image = image.to_owned();
         Self { image }
@@ -91,7 +91,7 @@ fn parse(text: &str, root: &str) -> Chains {
     chains
 }
 
-/// A function's name without the type arguments that inlined ones carry.
+/// Returns a function's name without the type arguments that inlined ones carry.
 fn function(name: &str) -> &str {
     match name.split_once('<') {
         Some((head, _)) if !head.is_empty() && !head.contains("::") => head,
@@ -99,7 +99,8 @@ fn function(name: &str) -> &str {
     }
 }
 
-/// A function's name without its path, which inlined ones lack: of a closure with its function's.
+/// Returns a function's name without its path, which inlined ones lack; for a closure its
+/// function's name.
 fn bare(name: &str) -> &str {
     let (mut depth, mut starts) = (0_i32, vec![0]);
     for (at, byte) in name.bytes().enumerate() {
@@ -115,7 +116,7 @@ fn bare(name: &str) -> &str {
     function(&name[start.copied().unwrap_or(0)..])
 }
 
-/// A file by its path in the tree, in the standard library or in a crate.
+/// Returns a file's path in the tree, in the standard library or in a crate.
 fn file<'a>(place: &'a str, root: &str) -> std::borrow::Cow<'a, str> {
     let path = place.split(" (").next().unwrap_or(place);
     let path = path.rsplit_once(':').map_or(path, |(path, _)| path);

@@ -223,26 +223,26 @@ impl<'a> Bed<'a> {
     }
 }
 
-/// The lines that node 1 said.
+/// Returns the lines of node 1.
 fn of_node(text: &str) -> String {
     let lines = text.lines().filter_map(|line| line.strip_prefix("node1: "));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-/// A value of P's report.
+/// Returns a value of P's report.
 fn value(report: &str, name: &str) -> Option<u64> {
     let mut rows = report.lines().map(|line| line.split('\t'));
     rows.find_map(|mut row| row.any(|cell| cell == name).then(|| row.next()?.parse().ok())?)
 }
 
-/// The nanoseconds of a program's main part.
+/// Returns the nanoseconds of a program's main part.
 fn main_part(said: &str) -> Result<u64> {
     let said = Said::parse(said)?;
     let phase = said.phases.first().context("the program told no time")?;
     Ok(phase.nanos)
 }
 
-/// The times of all jobs that guests said. Of `pages`, its main part's.
+/// Returns the times of all jobs in the guests' output; for `pages` those of its main part.
 fn jobs_of(text: &str, is_busybox: bool) -> Result<Vec<Time>> {
     let (mut times, mut said) = (Vec::new(), String::new());
     for line in of_node(text).lines() {

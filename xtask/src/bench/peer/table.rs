@@ -27,7 +27,7 @@ fn seconds(figures: &[Figure], program: &str, system: System, share: f64) -> Opt
     Some(find(figures, program, &what)?.value)
 }
 
-/// The run time with a share of the memory local, as a multiple of that with all of it.
+/// Returns the run time with a share of the memory local, as a multiple of that with all of it.
 fn slowdown(figures: &[Figure], program: &str, system: System, share: f64) -> Option<f64> {
     Some(seconds(figures, program, system, share)? / seconds(figures, program, system, SHARES[0])?)
 }
@@ -61,7 +61,7 @@ pub(super) fn rows(figures: &[Figure]) -> Vec<Vec<String>> {
     rows
 }
 
-/// A ratio of what is added; nothing if hardly anything is.
+/// Formats the ratio of the added times; `-` if we add hardly any.
 fn ratio(theirs: f64, ours: f64) -> String {
     if ours > 0.02 {
         format!("{:.1}", theirs / ours)

@@ -230,7 +230,7 @@ impl Bench {
         self.nodes[node].ram.put(ICM_BUS + DMPT + entry, bytes);
     }
 
-    /// A command with a mailbox or immediate in, and the immediate out.
+    /// Issues a command with a mailbox or immediate input. Returns the immediate output.
     pub(crate) fn command_raw(
         &mut self,
         node: usize,
@@ -269,7 +269,7 @@ impl Bench {
         Ok(u64::from(high) << 32 | u64::from(low))
     }
 
-    /// A NOP that ends by an event.
+    /// Issues a NOP that ends by an event.
     pub(crate) fn nop_by_event(&mut self, node: usize) {
         let toggle = self.nodes[node].toggle;
         self.nodes[node].toggle = !toggle;
@@ -291,7 +291,7 @@ impl Bench {
         self.ring(node, regs::eq_doorbell(EQN), &arm.to_be_bytes());
     }
 
-    /// A command with a structure in its input mailbox.
+    /// Issues a command with a structure in its input mailbox.
     pub(crate) fn command(
         &mut self,
         node: usize,
@@ -304,7 +304,7 @@ impl Bench {
         self.command_raw(node, op, op_mod, in_mod, IN_MAILBOX)
     }
 
-    /// The output mailbox.
+    /// Returns the output mailbox.
     pub(crate) fn output<T: FromBytes + IntoBytes>(&self, node: usize) -> T {
         self.nodes[node].ram.get(OUT_MAILBOX)
     }

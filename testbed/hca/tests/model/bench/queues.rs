@@ -47,7 +47,7 @@ pub(crate) struct Qp {
 }
 
 impl Qp {
-    /// The address of the send with a number.
+    /// Returns the address of the send with a number.
     pub(crate) fn slot(&self, number: u32) -> u64 {
         self.buffer + u64::from(number % SQ_SLOTS * SQ_STRIDE)
     }
@@ -146,7 +146,7 @@ impl Bench {
         Ok(())
     }
 
-    /// A region with the given rights over fresh memory.
+    /// Creates a region with the given rights over fresh memory.
     pub(crate) fn make_mr(&mut self, node: usize, len: u64, rights: MptFlags) -> Mr {
         let addr = self.alloc(node, len);
         let mtt = self.map(node, addr, len);
@@ -171,7 +171,7 @@ impl Bench {
         }
     }
 
-    /// A queue pair in INIT that peers may read and write through.
+    /// Creates a queue pair in INIT that peers may read and write through.
     pub(crate) fn make_qp(&mut self, node: usize, service: Service, cq: &Cq) -> Qp {
         let len = u64::from(SQ_SLOTS * SQ_STRIDE + RQ_SLOTS * RQ_STRIDE);
         let buffer = self.alloc(node, len);
@@ -249,7 +249,7 @@ impl Bench {
             .unwrap();
     }
 
-    /// Two connected queue pairs, with a completion queue each.
+    /// Creates two connected queue pairs, with a completion queue each.
     pub(crate) fn pair(&mut self, service: Service, how: Connection) -> (Qp, Cq, Qp, Cq) {
         let (cq_a, cq_b) = (self.make_cq(0, 8), self.make_cq(1, 8));
         let mut a = self.make_qp(0, service, &cq_a);
@@ -335,7 +335,7 @@ impl Bench {
         Some(cqe)
     }
 
-    /// All completions: for each whether of a send, the WQE, and the syndrome.
+    /// Takes all completions. Returns for each whether it is of a send, the WQE, and the syndrome.
     pub(crate) fn drain(&mut self, cq: &mut Cq) -> Vec<(bool, u16, Syndrome)> {
         let mut all = Vec::new();
         while let Some(cqe) = self.poll_cq(cq) {

@@ -153,12 +153,12 @@ fn tell_guest(folder: &Path, control: &TcpListener, pingpong: &TcpListener) -> i
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
-/// The GID of a node's first port.
+/// Returns the GID of a node's first port.
 fn gid(node: Guid) -> Gid {
     Gid::new(Gid::DEFAULT_PREFIX, Guid(node.0 + 1))
 }
 
-/// An address as IPoIB has them: a queue pair, here none's, and a GID.
+/// Returns an IPoIB hardware address: a queue pair number, here 0, and a GID.
 fn hardware_address(node: Guid) -> String {
     let queue_pair = "80:00:00:48".to_owned();
     gid(node)

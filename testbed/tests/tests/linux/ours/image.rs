@@ -120,7 +120,8 @@ impl Image {
         Ok(Some(image))
     }
 
-    /// The image calls. The guest's tool may not listen yet: QEMU takes the connection all the same, and ends it.
+    /// Passes on a call of the image. The guest's tool may not listen yet: QEMU then takes the
+    /// connection all the same, and ends it.
     fn pass_call(&self, image: &mut UnixStream) -> io::Result<()> {
         let mut address = [0; ADDRESS_LEN];
         image.read_exact(&mut address)?;
@@ -143,7 +144,7 @@ impl Image {
         guest.write_all(&done)
     }
 
-    /// The guest's tool calls.
+    /// Passes on a call of the guest's tool.
     fn pass_answer(&self, image: &mut UnixStream) -> io::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let guest = loop {
@@ -166,7 +167,7 @@ impl Image {
     }
 }
 
-/// The image's serial port, as soon as QEMU has made it.
+/// Connects to the image's serial port, as soon as QEMU has made it.
 fn serial(path: &Path) -> io::Result<UnixStream> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -24,7 +24,7 @@ impl Tcp {
         Ok(Self { stream, clock })
     }
 
-    /// The next connection to a listener that does not block.
+    /// Accepts the next connection of a listener that does not block.
     pub(crate) async fn accept(listener: &TcpListener, clock: &Machine) -> Result<Self, Error> {
         let deadline = clock.now() + PATIENCE;
         loop {
@@ -36,7 +36,7 @@ impl Tcp {
         }
     }
 
-    /// A line, without its end.
+    /// Reads a line. Returns it without its end.
     pub(crate) async fn line(&mut self) -> Result<String, Error> {
         let mut line = Vec::new();
         loop {
