@@ -1,4 +1,4 @@
-//! `doctor`: what is here, what is missing, and what to do about it.
+//! `doctor`: lists the required programs, present and missing, and how to get the missing ones.
 
 use std::process::Command;
 

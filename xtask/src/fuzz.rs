@@ -40,7 +40,7 @@ const COVERAGE: [&str; 7] = [
     "-Cdebuginfo=line-tables-only",
     "-Ccodegen-units=1",
 ];
-/// An input that takes so many seconds is a finding. Even a machine with much else to do needs far less.
+/// An input that takes so many seconds is a finding. Even a busy machine needs far less.
 const SLOW: u32 = 30;
 /// An input that takes so many megabytes of memory is a finding, too.
 const LARGE: u32 = 2048;
@@ -174,7 +174,7 @@ impl Fuzzer {
         command
     }
 
-    /// Shows that the search is guided: nobody guesses nine bytes.
+    /// Checks that the search is guided: nine bytes cannot be guessed.
     fn find_planted(&self) -> Result<()> {
         let prefix = format!("-artifact_prefix={}/", self.findings()?.display());
         let output = self

@@ -1,4 +1,5 @@
-//! iPXE, whose driver of the card was written by others: a second judge of the model. And the firmware that starts it.
+//! iPXE with its own driver of the card, which tests the model independently of Linux's, and the
+//! firmware that starts it.
 
 use std::path::PathBuf;
 

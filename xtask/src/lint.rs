@@ -1,4 +1,4 @@
-//! `lint`: rules of the house that no compiler checks.
+//! `lint`: checks the house rules that no compiler checks.
 //!
 //! * The crate graph (`docs/architecture.md`) has none of the forbidden edges.
 //! * No source file has more than [`MAX_LINES`] lines.

@@ -1,4 +1,5 @@
-//! A QEMU that speaks vfio-user: the system's where it does, else Debian's from its backports, unpacked in the cache.
+//! A QEMU that has vfio-user: the system's if it does, else Debian's from its backports, unpacked
+//! in the cache.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! `test`: everything that must hold. What the README names and CI runs.
+//! `test`: runs every check and test, as the README names it and CI runs it.
 
 use std::io::Write;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Finding and running programs, and telling what takes long.
+//! Programs: finding and running them, and reports of steps that take long.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -26,7 +26,8 @@ pub(crate) fn say(text: &str) {
     }
 }
 
-/// Does a step that may take long: says so once it has taken a second, and how long it took in the end.
+/// Runs a step that may take long: prints its name once it has taken a second, and its duration at
+/// the end.
 pub(crate) fn step<T>(what: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let (done, ended) = mpsc::channel::<()>();

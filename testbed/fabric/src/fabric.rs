@@ -1,4 +1,4 @@
-//! Links, what is under way on them, and who gets it.
+//! The fabric: its links, the packets in flight on them, and their delivery.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -157,7 +157,7 @@ pub enum AtomicOp {
 pub enum NakCode {
     /// A packet is missing; `psn` is the one expected.
     Sequence,
-    /// The request makes no sense.
+    /// The request is malformed.
     InvalidRequest,
     /// The key does not allow it.
     RemoteAccess,

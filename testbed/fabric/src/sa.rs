@@ -1,4 +1,4 @@
-//! The subnet administrator: answers what is asked of the subnet, and keeps the multicast groups.
+//! The subnet administrator: answers queries about the subnet, and keeps the multicast groups.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The switch: its ports, where it sends what, and its place on directed routes.
+//! The switch: its ports, its forwarding, and its place on directed routes.
 //!
 //! * `agent`: its subnet management agent. * `link_trap`: how it reports a link that changed.
 //!
@@ -84,7 +84,7 @@ pub(crate) struct Switch {
     info: SwitchInfo,
     /// Port by LID.
     unicast: Vec<u8>,
-    /// Sixteen ports a word, by multicast LID.
+    /// Port masks by multicast LID: sixteen ports a word.
     multicast: BTreeMap<u16, Vec<u16>>,
     trap: LinkTrap,
 }
@@ -98,7 +98,7 @@ pub(crate) enum Hop {
     Leave(u8),
     /// The directed part of its route is over: it goes on to a LID.
     To(Lid),
-    /// Its route makes no sense.
+    /// Its route is invalid.
     Lost,
 }
 

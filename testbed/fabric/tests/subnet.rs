@@ -1,4 +1,4 @@
-//! The subnet manager and administrator, asked by ports that answer as a card's agent does.
+//! Tests of the subnet manager and administrator, by ports that answer like a card's agent.
 
 use fabric::{Fabric, FabricConfig, Manager, Operation, Packet, PortIndex, SM_LID, Service};
 use hal::{Duration, Instant};

@@ -12,7 +12,7 @@ const ROLES: [Role; 3] = [Role::Processor, Role::Memory, Role::Storage];
 pub enum Part {
     /// Answers.
     Serve,
-    /// Answers nobody.
+    /// Answers no calls, only reports.
     Watch,
     /// Calls every other member, at a steady pace, and answers.
     Call,
@@ -44,7 +44,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// The first option that makes no sense.
+    /// The first invalid option.
     pub fn read(line: &CommandLine) -> Result<Self, Error> {
         let wrong = |key: &str| Error::OptionValue {
             key: key.into(),

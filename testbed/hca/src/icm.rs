@@ -1,4 +1,4 @@
-//! The device's virtual context memory: which pages of host memory back it.
+//! The device's virtual context memory (ICM), and the pages of host memory that back it.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Queue pairs: what they were configured to, their state machine, and what both halves share.
+//! Queue pairs: their context, their state machine, and what requester and responder share.
 
 use mlx4_hw::bits::Low24;
 use mlx4_hw::command::Opcode;

@@ -1,4 +1,5 @@
-//! The sending half of a connection: fetches sends, cuts them into packets, and waits for what the peer answers.
+//! The sending half of a connection: fetches sends, cuts them into packets, and waits for the
+//! peer's responses.
 //!
 //! ```text
 //!   send queue ──fetch──► queue: [ acknowledged in part | sent | ...cursor: being sent | not yet sent ]

@@ -170,7 +170,7 @@ impl Tracer {
         self.now.set(now);
     }
 
-    /// Tells an event, which is made only if somebody wants it.
+    /// Passes an event to the recorder; it is built only if there is one.
     #[inline]
     pub(crate) fn record<'a>(&self, event: impl FnOnce() -> Event<'a>) {
         if let Some(recorder) = &self.recorder {

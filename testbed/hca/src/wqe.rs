@@ -1,4 +1,4 @@
-//! Send work queue entries, taken apart and checked.
+//! Send work queue entries: parser and checks.
 
 use fabric::AtomicOp;
 use mlx4_hw::qp::Service;

@@ -1,4 +1,4 @@
-//! vfio-user messages as bytes: what the client asks, parsed before anything acts on it.
+//! vfio-user messages as bytes: a client's requests are parsed before anything acts on them.
 //!
 //! The protocol is VFIO's ioctls as messages over a Unix socket, all numbers in the host's byte order (little endian
 //! here). Sources: QEMU `docs/interop/vfio-user.rst`, QEMU `hw/vfio-user/protocol.h`, Linux `include/uapi/linux/vfio.h`.

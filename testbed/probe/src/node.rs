@@ -201,7 +201,7 @@ pub struct Pair<D: Device, P: Platform> {
     queues: D::Queues,
     slot: QpSlot,
     qpn: Qpn,
-    /// Completions that came before somebody waited for them.
+    /// Completions that came before a task waited for them.
     early: VecDeque<Completion>,
 }
 

@@ -201,7 +201,8 @@ impl World {
         self.after(WATCH, Event::Watch);
     }
 
-    /// Notes who has all credits. Signs of life go on at rest, so nobody has them always.
+    /// Notes the queue pairs that have all credits now. Keep-alives go on at rest, so none has them
+    /// always.
     fn note_credits(&mut self) {
         let nodes = self.nodes.iter().enumerate();
         let all = nodes.flat_map(|(node, of)| of.qps.values().map(move |qp| (node, qp)));

@@ -1,4 +1,4 @@
-//! A run: boots the nodes, lets things happen in order, and tells how it ended.
+//! A run: boots the nodes, handles events in order, and returns the outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,5 @@
-//! Completions: into bounded queues, visible now or later, with the interrupt that was asked for.
+//! Completions: into bounded queues, visible at once or later, with an interrupt if the queue is
+//! armed.
 
 use verbs::{Completion, CompletionKind, DeviceEvent, QpState, Qpn, Status};
 

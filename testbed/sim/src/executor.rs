@@ -1,4 +1,4 @@
-//! One thread, one task at a time, in an order that follows from the seed.
+//! The executor: one thread, one task at a time, in an order that follows from the seed.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -67,7 +67,7 @@ impl Executor {
         }
     }
 
-    /// Gives whoever was spawned or woken a turn, when their node's processor comes to it.
+    /// Schedules a turn for each task that was spawned or woken, at its node's processor.
     pub(crate) fn collect(&mut self) {
         let ready = Arc::clone(&self.bed.ready);
         for (life, body) in std::mem::take(&mut *lock(&ready.spawned)) {

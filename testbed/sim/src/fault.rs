@@ -1,4 +1,4 @@
-//! Big things that go wrong for a while, by plan.
+//! Planned faults, each of which lasts for a while.
 
 use crate::rng::Rng;
 use crate::world::NodeIndex;
@@ -49,7 +49,7 @@ pub enum Kind {
         /// The ports are told to register again.
         told: bool,
     },
-    /// The queue pair by which the node hears its cluster's group fails.
+    /// The queue pair by which the node receives its cluster's group fails.
     Deafened(NodeIndex),
     /// A node that should not be there starts, at this place behind the others. A twin is switched off at the end, others stay.
     Stranger(NodeIndex, Guise),

@@ -1,4 +1,4 @@
-//! Lets planned faults begin and end.
+//! Begin and end of planned faults.
 
 use fit::Fit;
 use verbs::DeviceEvent;

@@ -14,10 +14,10 @@ use sim::{Cuts, Detail, Outcome, Plan, Sabotage, run, shrink};
 #[derive(Parser, Clone)]
 #[command(name = "cargo xtask sim", bin_name = "cargo xtask sim")]
 struct Args {
-    /// Runs so many seeds, one after another
+    /// Number of seeds to run
     #[arg(long, default_value_t = 100)]
     seeds: u64,
-    /// The first of them
+    /// The first seed
     #[arg(long, default_value_t = 1)]
     first: u64,
     /// Runs this seed alone and prints what happened
@@ -26,7 +26,7 @@ struct Args {
     /// Nodes, 2 to 64; otherwise each seed chooses
     #[arg(long)]
     nodes: Option<usize>,
-    /// Goes on with further seeds until so many minutes are over
+    /// Goes on with further seeds until this many minutes are over
     #[arg(long)]
     minutes: Option<f64>,
     /// Takes away what the failing seed does not need

@@ -1,4 +1,4 @@
-//! One node's memory, the regions registered in it, and who owns which piece at the moment.
+//! One node's memory, the regions registered in it, and the owner of each range.
 //!
 //! Addresses are never given out twice within a life of the node, so that a late access is seen.
 
@@ -41,7 +41,7 @@ pub(crate) enum Right {
 /// Reason for which the device can't access memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
-    /// The key does not cover it: hardware says so.
+    /// The key does not cover it; hardware reports that.
     Key,
     /// Its owner has not lent it: hardware would not notice.
     Owned(u64),

@@ -32,7 +32,8 @@ pub struct Rates {
     pub interrupt_lost: Ppm,
     /// Receivers that say that they are not ready.
     pub not_ready: Ppm,
-    /// Announcements and connection messages that somebody plays again, garbles or makes up, for each that is sent.
+    /// Announcements and connection messages that the hostile node replays, garbles or makes up,
+    /// for each that is sent.
     pub hostile: Ppm,
 }
 

@@ -1,4 +1,4 @@
-//! The only source of chance.
+//! The RNG, from which all random choices come.
 
 /// A generator of numbers that follow from a seed (SplitMix64: Steele, Lea, Flood, OOPSLA 2014).
 #[derive(Debug, Clone)]

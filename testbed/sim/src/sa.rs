@@ -1,4 +1,4 @@
-//! The subnet administrator: paths, and who is a member of which multicast group.
+//! The subnet administrator: paths, and the members of multicast groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 

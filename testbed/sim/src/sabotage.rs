@@ -1,4 +1,4 @@
-//! Bugs that are built in on purpose: a checker that never failed is not believed.
+//! Deliberate bugs, by which the tests see that the checker finds each kind.
 
 /// A deliberate bug, which shows that a rule can be broken. It is in the simulated hardware, or in what the simulated
 /// nodes do with FIT; never in FIT.
@@ -16,7 +16,7 @@ pub enum Sabotage {
     ShortCompletionQueue,
     /// Deadlines are no longer checked.
     StandingClock,
-    /// The subnet administrator never answers, though no fault says so.
+    /// The subnet administrator never answers, without a planned fault.
     SilentAdministrator,
     /// A send queue is shorter than was asked for.
     ShortSendQueue,
@@ -44,7 +44,7 @@ pub enum Sabotage {
     SpinningTask,
     /// A task that waits for the end of an operation is not woken when its peer is lost.
     LostWake,
-    /// A node's list of members still has whoever was there before.
+    /// A node's list of members still contains lost ones.
     StaleList,
     /// A handler is not told of a peer that is lost.
     UntoldLoss,

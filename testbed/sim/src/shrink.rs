@@ -1,4 +1,4 @@
-//! Takes away from a failing run what it does not need to fail.
+//! Shrinking: takes away the parts of a failing run that it does not need to fail.
 
 use crate::cluster::run;
 use crate::plan::{Plan, rate_names};
@@ -41,7 +41,8 @@ impl Cuts {
     }
 }
 
-/// Cuts as much from `plan` as it can and still have `rule` broken; `tell` hears of each success.
+/// Cuts as much from `plan` as possible so that `rule` is still broken; calls `tell` after each
+/// success.
 pub fn shrink(plan: &Plan, rule: Rule, mut cuts: Cuts, mut tell: impl FnMut(&Cuts)) -> Cuts {
     let fails = |cuts: &Cuts| {
         let outcome = run(&cuts.apply(plan), Detail::None);

@@ -1,4 +1,4 @@
-//! Runs repeat, hold, and find what is broken on purpose.
+//! Tests of runs: they repeat, they keep the rules, and they find each deliberate bug.
 
 use sim::{Cuts, Detail, Fault, Guise, Kind, Plan, Rates, Rule, Sabotage, run, shrink};
 

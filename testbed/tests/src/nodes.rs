@@ -1,4 +1,4 @@
-//! Nodes of FIT in QEMU (`xtask nodes`), and what they have said so far.
+//! Nodes of FIT in QEMU (`xtask nodes`), and their output so far.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Stdio};

@@ -1,4 +1,4 @@
-//! A program on a pseudo-terminal of the host, as a person at a keyboard has it.
+//! A program on a pseudo-terminal of the host, as a person at a keyboard uses it.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,4 +1,5 @@
-//! `xtask run` as a program among others in a shell: streams, statuses, words and refusals are those of a native run.
+//! Tests of `xtask run` in a shell: streams, statuses, arguments and refusals are those of a native
+//! run.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,4 +1,5 @@
-//! Members of a cluster that are whole machines: killed, stopped, unplugged, started anew, late, gone, and without the key.
+//! Members of a cluster that are whole machines: killed, stopped, unplugged, restarted, late, gone,
+//! and without the key.
 //!
 //! The bounds of FIT are read from what the nodes say by their own clocks; what is waited for here may take long on a busy
 //! machine.

@@ -1,4 +1,4 @@
-//! Unmodified programs give byte for byte what they give on the host.
+//! Unmodified programs: byte for byte the same output as on the host.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

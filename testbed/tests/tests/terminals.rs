@@ -1,4 +1,5 @@
-//! Interactive programs: the host's terminal is theirs, with job control, and is given back whatever happens.
+//! Interactive programs: they have the host's terminal, with job control, and it is restored in any
+//! case.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

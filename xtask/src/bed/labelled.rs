@@ -1,4 +1,4 @@
-//! Output of several nodes, told apart: a node's name before each line.
+//! Output of several nodes, with the node's name before each line.
 
 use std::io::{self, Write};
 

@@ -29,7 +29,7 @@ use crate::tools::need;
 pub(crate) const FAILED: u8 = 125;
 /// Exit status after Ctrl-C: 128 + SIGINT.
 pub(crate) const INTERRUPTED_STATUS: u8 = 130;
-/// Exit status when nobody reads the output any more: 128 + SIGPIPE.
+/// Exit status when the output has no reader any more: 128 + SIGPIPE.
 pub(crate) const OUTPUT_CLOSED_STATUS: u8 = 141;
 /// Lines of a node's log that an error shows.
 const TAIL: usize = 20;

@@ -1,4 +1,5 @@
-//! A process of the cluster: its own group, so that Ctrl-C reaches it through us only, and an end on every path.
+//! A process of the cluster: in a group of its own, so that Ctrl-C reaches it through us only, and
+//! ended on every path.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;

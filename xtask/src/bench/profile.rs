@@ -47,7 +47,7 @@ pub(super) struct Profile {
     pub(super) calls: u64,
 }
 
-/// Measures with so many calls in each series. Both nodes are told the boot options.
+/// Measures with `calls` calls in each series. Both nodes get the boot options.
 pub(super) fn measure(folder: &Path, calls: u32, boot: &[String]) -> Result<Profile> {
     let parts = Parts::obtain()?;
     let mut profile = Profile {

@@ -1,4 +1,5 @@
-//! `bench rpc`: what a call costs: instructions by callgrind, what the modelled adapter was asked to do, and times between machines.
+//! `bench rpc`: the cost of a call: instructions by callgrind, work of the modelled adapter, and
+//! times between machines.
 //!
 //! The times are [`profile`]'s. What is counted comes from tests of `fit` (`fit/src/tests/cost.rs`, `fit/tests/whole_path.rs`), so that the figures are of what is tested.
 

@@ -1,4 +1,4 @@
-//! Machines with the image of `testbed/fit_node` on one fabric, and what can be done to each.
+//! Machines with the image of `testbed/fit_node` on one fabric, and the commands that act on them.
 
 use std::collections::BTreeMap;
 use std::fs::File;

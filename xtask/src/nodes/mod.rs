@@ -1,4 +1,4 @@
-//! `nodes`: nodes of FIT in QEMU, and what befalls them, line by line of standard input.
+//! `nodes`: runs nodes of FIT in QEMU, which lines of standard input start, kill, stop and unplug.
 //!
 //! [`cluster`] runs the machines; the image is `testbed/fit_node`.
 

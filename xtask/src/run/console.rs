@@ -1,4 +1,4 @@
-//! The host's end of P's console channel: what to run, input when it is asked for, output in its order.
+//! The host's end of P's console channel: the program to run, input on request, output in order.
 //!
 //! QEMU gets one end of a socket pair as its standard input, so that nothing lies in the temporary
 //! folder and no path bounds it. A reader that is slow here leaves bytes in the socket, QEMU stops the

@@ -1,4 +1,4 @@
-//! `run`: a cluster in QEMU, and a program on it.
+//! `run`: starts a cluster in QEMU and runs a program on it.
 //!
 //! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`.
 //! * [`start`]: what to run. * [`console`]: its streams.

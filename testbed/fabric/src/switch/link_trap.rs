@@ -1,4 +1,5 @@
-//! Trap 128: the switch tells the master subnet manager that a link changed, until that takes it back.
+//! Trap 128: the switch reports a link's change to the master subnet manager until that
+//! acknowledges it.
 
 use hal::{Duration, Instant};
 use mad::smp::{NodeType, Notice, NoticeType, Smp, TRAP_LINK_STATE, data_of};
@@ -8,7 +9,7 @@ use zerocopy::big_endian::U16;
 
 /// Interval between two traps.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A manager that does not answer so many looks at the switch sooner or later all the same.
+/// Traps before the switch gives up: a manager that misses all of them still sweeps the switch.
 const TRIES: u32 = 10;
 
 /// Report of a link's change, sent until the manager acknowledges it.

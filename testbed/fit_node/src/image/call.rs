@@ -1,4 +1,5 @@
-//! Calling each member of a role at a steady pace. Each error is told, and ends the calls of its task if the peer is lost.
+//! Calls to each member of a role at a steady pace. Each error is reported, and ends the task's
+//! calls if the peer is lost.
 
 use alloc::sync::Arc;
 use alloc::vec;

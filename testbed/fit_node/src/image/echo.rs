@@ -1,4 +1,4 @@
-//! Answering: each request is checked and counted, by caller.
+//! The echo service: checks and counts each request, by caller.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! Telling who comes and goes, a line each; see `docs/user/nodes.md`.
+//! Reports of members that join and are lost, a line each; see `docs/user/nodes.md`.
 
 use fit::{LostCause, Member};
 use hal::Duration;

@@ -1,4 +1,4 @@
-//! The member: what it does with requests, and with those who come and go.
+//! The member: its handler of requests, and of other members' joins and losses.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;

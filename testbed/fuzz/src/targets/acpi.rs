@@ -1,4 +1,4 @@
-//! libos: the firmware's tables, as they stand and with sums that hold.
+//! libos: the firmware's tables, unchanged and with correct checksums.
 //!
 //! What is read in all is bounded whatever the tables point at: a list may name the same table a thousand times.
 

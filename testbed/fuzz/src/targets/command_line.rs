@@ -1,4 +1,5 @@
-//! libos: the kernel command line. What was read reads the same when it is written again with every byte escaped.
+//! libos: the kernel command line. Written again with every byte escaped, it must parse to the
+//! same.
 
 use libos::CommandLine;
 

@@ -1,4 +1,4 @@
-//! mad: a CM message that is taken apart and put together again says the same.
+//! mad: a CM message that is parsed and built again must be the same.
 
 use mad::cm::CmMessage;
 use mad::{Header, MAD_LEN, Mad};

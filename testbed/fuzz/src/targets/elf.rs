@@ -1,4 +1,5 @@
-//! P: an ELF file. What is accepted lies in order within the file and the program's half of the address space.
+//! P: an ELF file. The segments of an accepted one are in order, within the file and the program's
+//! half of the address space.
 
 use messages::{PAGE_SIZE, USER_END};
 use pcache::Rights;

@@ -1,4 +1,5 @@
-//! A fabric whose ports are cards that answer subnet management, but say what the input says: for the targets on it.
+//! A fabric whose ports are cards that answer subnet management with the input's bytes, for the
+//! targets on it.
 
 use fabric::{Fabric, FabricConfig, Operation, Packet, PortIndex, Service};
 use hal::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! FIT: what a node tells everyone of itself, by somebody who holds the key and by somebody who does not.
+//! FIT: announcements to the cluster's multicast group, by a peer with the key and by one without.
 
 pub(crate) use fit::fuzzing::announcement as run;
 

@@ -1,4 +1,4 @@
-//! libos: what the boot loader says of the machine's memory.
+//! libos: the boot loader's map of the machine's memory.
 
 use libos::PAGE_SIZE;
 use libos::memory_map::{MemoryMap, START_INFO_LEN, StartInfo};

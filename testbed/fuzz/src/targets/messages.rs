@@ -1,4 +1,4 @@
-//! messages: each request and reply. What is taken apart is put together again byte by byte.
+//! messages: each request and reply. A parsed one must be encoded to the same bytes.
 
 use messages::memory::{Capacity, Lend, MemoryRequest, Reserve, Return};
 use messages::storage::{

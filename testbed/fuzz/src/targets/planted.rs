@@ -1,4 +1,5 @@
-//! What shows that coverage guides the search: eight bytes that nobody guesses, of which each comparison tells a part.
+//! A planted finding that shows that coverage guides the search: eight bytes that cannot be
+//! guessed, of which each comparison reveals a part.
 //!
 //! Not among the targets that are run; `cargo xtask fuzz` first asks that it is found.
 

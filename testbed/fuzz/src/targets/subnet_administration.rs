@@ -1,4 +1,5 @@
-//! mad and fabric: requests to the subnet administrator, its tables in segments, and what is said of those.
+//! mad and fabric: requests to the subnet administrator, its tables in segments, and
+//! acknowledgements of these.
 
 use fabric::{FabricConfig, SM_LID};
 use hal::Duration;

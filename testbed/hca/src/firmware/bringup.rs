@@ -1,4 +1,4 @@
-//! Bring-up commands: what the device is, its memory, and its profile.
+//! Bring-up commands: the device's capabilities, its memory, and its profile.
 
 use mlx4_hw::bits::{High, Low};
 use mlx4_hw::command::{CmdStatus, op_modifier};

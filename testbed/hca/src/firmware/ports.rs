@@ -24,7 +24,7 @@ impl Hca {
         self.core.port(number).map(|_| number).ok_or(CmdStatus::BAD_PARAM)
     }
 
-    /// Starts or stops a port. Its subnet manager hears of it from the link.
+    /// Starts or stops a port. The subnet manager learns of it by the link's state.
     pub(super) fn init_port(&mut self, command: &Command, start: bool) -> Outcome {
         let number = self.port_number(command)?;
         let left = self.core.port_mut(number).is_some_and(|port| port.enable(start));

@@ -1,4 +1,5 @@
-//! A layout's fields as text, from its `Debug` form: names joined by dots, what is zero left out.
+//! A layout's fields as text, from its `Debug` form: names joined by dots, without the fields that
+//! are zero.
 
 use core::fmt::Debug;
 use core::fmt::Write;

@@ -1,4 +1,4 @@
-//! Software that does anything: the model neither panics nor works without end.
+//! Hostile software: whatever it does, the model neither panics nor works without end.
 
 use mlx4_hw::command::Opcode;
 use mlx4_hw::qp::Service;

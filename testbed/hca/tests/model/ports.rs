@@ -1,4 +1,5 @@
-//! Ports: bring-up by the subnet manager, with the agents in firmware and in software, and what happens when links go.
+//! Ports: bring-up by the subnet manager, with the agents in firmware and in software, and links
+//! that go down.
 
 use fabric::FabricConfig;
 use hal::Duration;

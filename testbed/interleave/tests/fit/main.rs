@@ -162,7 +162,7 @@ fn a_call_that_follows_on_rest_is_not_slept_over() {
     });
 }
 
-/// Waits for `main`, but only for so many turns.
+/// Waits for `main`, for a bounded number of turns.
 async fn for_turns<T>(main: impl Future<Output = T>, turns: u32) -> Option<T> {
     let mut left = turns;
     let end = poll_fn(|context| {

@@ -1,4 +1,4 @@
-//! One node's talk with one peer, over as many connections as it takes.
+//! One node's traffic with one peer, over as many connections as it takes.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Memory of the workload that is registered.
+//! Registered memory of the workload.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ impl NodeLife {
         Some(Local { buffer, region })
     }
 
-    /// Takes memory back: nobody may touch it any more, whatever the device still knows of it.
+    /// Takes memory back: no device or peer may access it any more, even if it still has the key.
     pub(super) async fn take_back(self: &Arc<Self>, local: Local) {
         local.buffer.guard(Guard::Owned);
         self.count_region(-1);

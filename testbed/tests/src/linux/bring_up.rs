@@ -1,4 +1,5 @@
-//! Two drivers' commands compared, and the differences with those that `docs/hardware.md` explains.
+//! Comparison of two drivers' commands, and of the differences with those that `docs/hardware.md`
+//! explains.
 //!
 //! The commands come from a trace (`hca_server --trace`). Compared are, for each command, the values that each of its fields had in
 //! all its uses: not how often it was used, and not in which order. Numbers, addresses and sizes that a driver

@@ -1,4 +1,4 @@
-//! Groups of checks: what is done in which guests.
+//! Groups of checks, and their scripts in the guests.
 
 use std::any::Any;
 use std::io;

@@ -1,4 +1,4 @@
-//! IPoIB in both of its modes, and what connects by its addresses.
+//! IPoIB in both of its modes, and the tools that connect by its addresses.
 
 use testbed_tests::linux::group::{Check, Group};
 

@@ -1,4 +1,4 @@
-//! Adapters that are let go and taken up again: modules, machines, functions.
+//! Adapters that drivers release and take again: modules, machines, functions.
 
 use testbed_tests::linux::group::{Check, Group};
 

@@ -1,4 +1,5 @@
-//! NVMe over RDMA between two guests: memory registered by work requests, keys taken back by the peer's SENDs.
+//! NVMe over RDMA between two guests: memory registered by work requests, keys invalidated by the
+//! peer's SENDs.
 
 use testbed_tests::linux::group::{Check, Group};
 

@@ -1,4 +1,4 @@
-//! Ports, the subnet and what the fabric answers.
+//! Ports, the subnet, and the fabric's answers.
 
 use testbed_tests::linux::group::{Check, Group};
 

@@ -1,4 +1,4 @@
-//! `bench miss`: what a page miss costs P, counted so that the figures repeat.
+//! `bench miss`: a page miss's cost on P, counted so that the figures repeat.
 //!
 //! * [`plugin`], `plugin/counts.c`: the TCG plugin that counts. * [`runs`]: runs of
 //!   `testbed/tests/programs/pages.c` with it.

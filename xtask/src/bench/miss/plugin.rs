@@ -1,4 +1,5 @@
-//! The counting plugin: built from `plugin/counts.c` for each run, and how QEMU is told to load it.
+//! The counting plugin: built from `plugin/counts.c` for each run, with the options by which QEMU
+//! loads it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Tables of what was measured, for people and for the record.
+//! Tables of the measurements, for people and for the record.
 
 use super::groups::Group;
 use super::measure::{Case, Measured, names};

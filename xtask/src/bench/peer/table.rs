@@ -1,4 +1,4 @@
-//! Slowdowns, and how they compare.
+//! Slowdowns, and their comparison.
 
 use super::programs::{NAMES, Program, SHARES};
 use super::systems::{System, Time};

@@ -1,4 +1,4 @@
-//! TCP beside the fabric, without holding up the card's service.
+//! TCP beside the fabric, without delaying the card's service.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
