@@ -1,7 +1,8 @@
-//! Files of Debian packages, fetched by `apt-get` with a state of its own and unpacked into the user's cache folder.
+//! Files of Debian packages, fetched by `apt-get` with a state of its own and unpacked into the
+//! user's cache folder.
 //!
-//! Nothing is installed, nothing needs root, and the machine's own apt state is left alone. The mirror is the one that the
-//! machine's apt sources name. See `docs/user/run.md`.
+//! Nothing is installed, nothing needs root, and the machine's own apt state is left alone. The
+//! mirror is the one that the machine's apt sources name. See `docs/user/run.md`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -220,7 +221,8 @@ fn mirror() -> Result<String> {
 /// Returns the first Debian archive that an apt source file names, in the one-line format or in
 /// deb822.
 ///
-/// It is known by its path: every full mirror keeps Debian under `/debian`, and security updates elsewhere.
+/// It is known by its path: every full mirror keeps Debian under `/debian`, and security updates
+/// elsewhere.
 fn mirror_in(text: &str) -> Option<String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     lines

@@ -1,7 +1,8 @@
 //! `fuzz`: fuzzes every parser of untrusted input, guided by coverage (`testbed/fuzz`).
 //!
-//! libFuzzer searches; the compiler counts edges and tells comparisons, by passes that stable Rust has. All targets are in one
-//! program. Before anything else it must find what is planted in a target of its own, or the search is not guided.
+//! libFuzzer searches; the compiler counts edges and tells comparisons, by passes that stable Rust
+//! has. All targets are in one program. Before anything else it must find what is planted in a
+//! target of its own, or the search is not guided.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
-//! `interleave`: model-checks shared state under loom and shuttle (`testbed/interleave`, libos, processor).
+//! `interleave`: model-checks shared state under loom and shuttle (`testbed/interleave`, libos,
+//! processor).
 //!
-//! The flag that puts their locks in place of ours changes every crate that has some, so it builds into a folder of its own.
+//! The flag that puts their locks in place of ours changes every crate that has some, so it builds
+//! into a folder of its own.
 
 use anyhow::Result;
 

@@ -67,8 +67,8 @@ impl Qemu {
     /// Returns Debian's QEMU, run by its own loader so that it finds its own libraries and nothing
     /// need be installed.
     ///
-    /// It is not asked for its devices: where another QEMU is installed it would look for modules in that one's folder
-    /// and refuse them.
+    /// It is not asked for its devices: where another QEMU is installed it would look for modules
+    /// in that one's folder and refuse them.
     fn private() -> Result<Self> {
         let root = BUNDLE.obtain()?;
         let path = |part: &str| root.join(part).display().to_string();

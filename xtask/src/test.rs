@@ -38,7 +38,8 @@ pub(crate) struct Args {
     /// Leaves out the clusters in QEMU, and says so
     #[arg(long)]
     quick: bool,
-    /// Runs all checks by Linux guests and nothing else; with a value those whose group's or own name holds it
+    /// Runs all checks by Linux guests and nothing else; with a value those whose group's or own
+    /// name holds it
     #[arg(
         long,
         value_name = "NAME",

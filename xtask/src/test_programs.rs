@@ -1,6 +1,7 @@
 //! `test-programs`: the programs that the tests run on a cluster and on the host.
 //!
-//! Some come from Debian, linked statically with glibc; the others are ours, built against musl by the specs of Debian's `musl-tools`.
+//! Some come from Debian, linked statically with glibc; the others are ours, built against musl by
+//! the specs of Debian's `musl-tools`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use crate::project;
 use crate::run::busybox;
 use crate::tools::{need, quiet};
 
-/// `musl-tools` depends on a compiler, which the machine must have; its specs and library are in `musl-dev`.
+/// `musl-tools` depends on a compiler, which the machine must have; its specs and library are in
+/// `musl-dev`.
 const BUNDLE: Bundle<'_> = Bundle {
     name: "test-programs-1",
     release: TRIXIE,

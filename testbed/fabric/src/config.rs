@@ -21,7 +21,8 @@ pub struct FabricConfig {
 /// Manager of the subnet: the fabric's own or a node's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Manager {
-    /// The fabric's own subnet manager, on the switch, of the highest priority: another one stands by.
+    /// The fabric's own subnet manager, on the switch, of the highest priority: another one stands
+    /// by.
     #[default]
     Own,
     /// One behind a port. Until it comes, no port is ACTIVE.

@@ -1,7 +1,7 @@
 //! Port counters and the performance management agent that shows them (IBA 1.3, 16.1).
 //!
-//! A port keeps every counter twice, once for each attribute: PortCounters has few bits, at which a counter stops, and a
-//! Set of one attribute leaves the other's counters alone.
+//! A port keeps every counter twice, once for each attribute: PortCounters has few bits, at which a
+//! counter stops, and a Set of one attribute leaves the other's counters alone.
 
 use mad::pma::{self, PortCounters, PortCountersExt};
 use mad::sa::ClassPortInfo;
@@ -192,7 +192,8 @@ pub trait CountedPorts {
     fn counts(&mut self, port: u8) -> Option<&mut PortCounts>;
 }
 
-/// Answers a performance management datagram from the counters of a node's ports. `None` for what is no request.
+/// Answers a performance management datagram from the counters of a node's ports. `None` for what
+/// is no request.
 pub fn answer(ports: &mut dyn CountedPorts, mad: &Mad) -> Option<Mad> {
     let header = Header::parse(mad).ok()?;
     if header.class != MgmtClass::PERF || header.method.is_response() {

@@ -121,7 +121,8 @@ impl Fabric {
         PortIndex(self.links.len() - 1)
     }
 
-    /// Says whether a port's card wants a link. Whether there is one is told by [`next_link`](Self::next_link).
+    /// Says whether a port's card wants a link. Whether there is one is told by
+    /// [`next_link`](Self::next_link).
     pub fn set_link(&mut self, now: Instant, port: PortIndex, wanted: bool) {
         self.wanted[port.0] = wanted;
         self.try_link(now, port);
@@ -155,7 +156,8 @@ impl Fabric {
         self.send_management(now);
     }
 
-    /// Says that a port lost its state (its card was reset) though the link looks the same: it is brought up anew.
+    /// Says that a port lost its state (its card was reset) though the link looks the same: it is
+    /// brought up anew.
     pub fn restart_link(&mut self, now: Instant, port: PortIndex) {
         self.set_link(now, port, false);
         self.set_link(now, port, true);

@@ -1,24 +1,26 @@
 //! The modelled InfiniBand fabric: links, one switch, a subnet manager and a subnet administrator.
 //!
-//! [`Fabric`] is sans-IO: cards hand it [`Packet`]s with the time, and take from it what has arrived where. Packets are
-//! structures, not bytes: between two cards of one process nothing needs to be serialised.
+//! [`Fabric`] is sans-IO: cards hand it [`Packet`]s with the time, and take from it what has
+//! arrived where. Packets are structures, not bytes: between two cards of one process nothing needs
+//! to be serialised.
 //!
-//! The switch is a node with an agent of its own: it passes directed routes on, answers SMPs, reports links that changed, and
-//! forwards by the tables that a subnet manager writes into it.
+//! The switch is a node with an agent of its own: it passes directed routes on, answers SMPs,
+//! reports links that changed, and forwards by the tables that a subnet manager writes into it.
 //!
-//! The fabric's own subnet manager sits on the switch, at LID 1. It brings each port that has a link up to ACTIVE by
-//! directed-route SMPs, gives LIDs in the order in which ports first arrive (a port keeps its LID), and answers subnet
-//! administration on QP1: paths, nodes, ports and multicast groups. A fabric can also be left to a subnet manager behind one
-//! of its ports ([`Manager::Foreign`]).
+//! The fabric's own subnet manager sits on the switch, at LID 1. It brings each port that has a
+//! link up to ACTIVE by directed-route SMPs, gives LIDs in the order in which ports first arrive (a
+//! port keeps its LID), and answers subnet administration on QP1: paths, nodes, ports and multicast
+//! groups. A fabric can also be left to a subnet manager behind one of its ports
+//! ([`Manager::Foreign`]).
 //!
 //! # What is left out
 //!
-//! * One switch: no topology, no credit flow between ports, no virtual lanes that could block each other. A link's
-//!   bandwidth is not modelled, only its latency.
+//! * One switch: no topology, no credit flow between ports, no virtual lanes that could block each
+//!   other. A link's bandwidth is not modelled, only its latency.
 //! * The switch checks no M_Key and no partitions. Its links make no errors that could be counted.
 //! * The own subnet manager takes no traps and hands over to nobody.
-//! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]. A table of one segment
-//!   is not sent again when it gets lost: who asked has to ask anew.
+//! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]. A
+//!   table of one segment is not sent again when it gets lost: who asked has to ask anew.
 //! * Ethernet.
 #![forbid(unsafe_code)]
 

@@ -35,7 +35,8 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Bytes that it takes on a link, from its local route header to its invariant CRC (IBA 1.3, 7.7, 9.3).
+    /// Bytes that it takes on a link, from its local route header to its invariant CRC (IBA 1.3,
+    /// 7.7, 9.3).
     #[must_use]
     pub fn wire_len(&self) -> u64 {
         const LOCAL_ROUTE: usize = 8;

@@ -1,7 +1,8 @@
 //! Reliable multi-packet transfer: tables that do not fit one datagram (IBA 1.3, 13.6; Linux
 //! `drivers/infiniband/core/mad_rmpp.c`).
 //!
-//! Only the sender's side, which answers need. What is not acknowledged in time is sent again, a few times over.
+//! Only the sender's side, which answers need. What is not acknowledged in time is sent again, a
+//! few times over.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! The subnet manager: brings each port with a link to ACTIVE.
 //!
-//! One SMP at a time and port, each a step of [`Step`]; an SMP without answer is sent again, ever more slowly, as long as
-//! the link is up (the node's driver may not listen yet).
+//! One SMP at a time and port, each a step of [`Step`]; an SMP without answer is sent again, ever
+//! more slowly, as long as the link is up (the node's driver may not listen yet).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -230,7 +230,8 @@ impl SubnetManager {
     fn ask(&mut self, now: Instant, index: PortIndex, switch: &mut Switch) {
         let port = &mut self.ports[index.0];
         let Some(step) = port.step else { return };
-        // The switch's side of the link first, so that it is open when the other side begins to send.
+        // The switch's side of the link first, so that it is open when the other side begins to
+        // send.
         match step {
             Step::Arm => switch.set_state(index.number(), PortStateBits::ARMED),
             Step::Activate => switch.set_state(index.number(), PortStateBits::ACTIVE),

@@ -2,8 +2,9 @@
 //!
 //! * `agent`: its subnet management agent. * `link_trap`: how it reports a link that changed.
 //!
-//! Port 0 is the switch's own; the others have the number of their [`PortIndex`](crate::PortIndex) and one. A subnet manager
-//! writes its tables by SMPs; the fabric's own one, which runs on the switch, writes them straight.
+//! Port 0 is the switch's own; the others have the number of their [`PortIndex`](crate::PortIndex)
+//! and one. A subnet manager writes its tables by SMPs; the fabric's own one, which runs on the
+//! switch, writes them straight.
 
 mod agent;
 mod link_trap;
@@ -49,7 +50,8 @@ const SPEED_QDR: u8 = 4;
 /// FDR, among the extended speeds.
 const SPEED_FDR: u8 = 1;
 
-/// The switch's GUID: smaller than those of adapters, so that it wins among subnet managers of one priority.
+/// The switch's GUID: smaller than those of adapters, so that it wins among subnet managers of one
+/// priority.
 pub(crate) const GUID: Guid = Guid(0x0002_c902_0000_0001);
 
 /// A port of the switch.
@@ -277,7 +279,8 @@ impl Switch {
         }
     }
 
-    /// Moves a directed route's SMP one hop on (IBA 1.3, 14.2.2.2). `from` is the port it came by, 0 if it begins here.
+    /// Moves a directed route's SMP one hop on (IBA 1.3, 14.2.2.2). `from` is the port it came by,
+    /// 0 if it begins here.
     pub(crate) fn hop(&self, smp: &mut Smp, from: u8) -> Hop {
         if smp.is_returning() {
             self.hop_back(smp)
@@ -398,7 +401,8 @@ mod tests {
 
     #[test]
     fn a_route_through_the_switch_goes_there_and_back() {
-        // From a card at port 3 by its port 1, then by the switch's port 5; the card has counted the first hop.
+        // From a card at port 3 by its port 1, then by the switch's port 5; the card has counted
+        // the first hop.
         let switch = Switch::new();
         let mut smp = directed(&[1, 5]);
         smp.set_hops(1, 2);

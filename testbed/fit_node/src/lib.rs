@@ -1,8 +1,11 @@
-//! A node of FIT and nothing else, for tests of whole machines and for measurements: the image of this package joins a cluster,
-//! answers, calls, and tells on its console what becomes of it. Here is what it decides without a machine:
+//! A node of FIT and nothing else, for tests of whole machines and for measurements: the image of
+//! this package joins a cluster, answers, calls, and tells on its console what becomes of it. Here
+//! is what it decides without a machine:
 //!
-//! * [`options`]: what the command line asks for. * [`payload`]: requests and replies that can be checked byte by byte.
-//! * [`tally`]: what both sides count, and whether they agree. * [`times`]: typical, average and late calls.
+//! * [`options`]: what the command line asks for. * [`payload`]: requests and replies that can be
+//!   checked byte by byte.
+//! * [`tally`]: what both sides count, and whether they agree. * [`times`]: typical, average and
+//!   late calls.
 //!
 //! # What is left out
 //!

@@ -1,4 +1,5 @@
-//! The image: a node that joins a cluster and plays the part that its command line names. On the host this is an empty program.
+//! The image: a node that joins a cluster and plays the part that its command line names. On the
+//! host this is an empty program.
 //!
 //! `docs/user/nodes.md` has the options and the lines that it prints.
 #![cfg_attr(target_os = "none", no_std, no_main)]

@@ -1,4 +1,5 @@
-//! Requests and replies whose every byte follows from the call's number, so that either side can check them.
+//! Requests and replies whose every byte follows from the call's number, so that either side can
+//! check them.
 //!
 //! ```text
 //!  0        8            12

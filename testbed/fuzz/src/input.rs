@@ -1,4 +1,5 @@
-//! A fuzz input as a supply of numbers: [`Input`]. What is missing at its end reads as zero, so every input means something.
+//! A fuzz input as a supply of numbers: [`Input`]. What is missing at its end reads as zero, so
+//! every input means something.
 
 /// The bytes of an input that were not used yet.
 #[derive(Debug, Clone, Copy)]

@@ -1,13 +1,16 @@
-//! Fuzz targets: each takes any bytes, feeds them to something that takes foreign bytes apart, and asserts what must hold.
+//! Fuzz targets: each takes any bytes, feeds them to something that takes foreign bytes apart, and
+//! asserts what must hold.
 //!
-//! * [`TARGETS`]: all of them, a file each in `targets`. Some read their bytes as they stand, some take them as the
-//!   script of a hostile peer, disk, guest or device.
-//! * [`Target`]: a name, the function, and seeds: inputs that mean something, where the search begins.
-//! * `main.rs` (feature `engine`) hands the bytes of libFuzzer to a target, by `cargo xtask fuzz`; `tests/seeds.rs` runs the
-//!   seeds and what is near them as plain tests, without coverage.
+//! * [`TARGETS`]: all of them, a file each in `targets`. Some read their bytes as they stand, some
+//!   take them as the script of a hostile peer, disk, guest or device.
+//! * [`Target`]: a name, the function, and seeds: inputs that mean something, where the search
+//!   begins.
+//! * `main.rs` (feature `engine`) hands the bytes of libFuzzer to a target, by `cargo xtask fuzz`;
+//!   `tests/seeds.rs` runs the seeds and what is near them as plain tests, without coverage.
 //!
-//! A panic is a finding, and so are an input that takes seconds and one that takes hundreds of megabytes.
-//! `docs/testing.md` tells how to run one, how to do a finding again, and how to add a target.
+//! A panic is a finding, and so are an input that takes seconds and one that takes hundreds of
+//! megabytes. `docs/testing.md` tells how to run one, how to do a finding again, and how to add a
+//! target.
 #![forbid(unsafe_code)]
 
 mod input;

@@ -1,4 +1,5 @@
-//! Each target takes its seeds and what is near them: cut anywhere, with bits changed, and joined to each other.
+//! Each target takes its seeds and what is near them: cut anywhere, with bits changed, and joined
+//! to each other.
 //!
 //! The changes follow from the seed's place alone, so a failure comes again.
 

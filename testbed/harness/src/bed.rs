@@ -84,8 +84,8 @@ impl World for Shared {
 
 /// Machines, their cards and the fabric, in virtual time on one thread.
 ///
-/// Tasks run round-robin; when all of them wait, time goes on to the next thing that is due. The same test makes the
-/// same run each time.
+/// Tasks run round-robin; when all of them wait, time goes on to the next thing that is due. The
+/// same test makes the same run each time.
 pub struct Testbed {
     world: Arc<Shared>,
     tasks: Vec<Task>,
@@ -149,7 +149,8 @@ impl Testbed {
         action(&mut self.world.cluster(), now)
     }
 
-    /// Has the cards read ahead in their send queues after each store of their processors from now on.
+    /// Has the cards read ahead in their send queues after each store of their processors from now
+    /// on.
     pub fn read_ahead_always(&self) {
         self.world.read_ahead.store(1, Ordering::Relaxed);
     }

@@ -1,12 +1,14 @@
-//! A platform that fails on purpose: wrapped around another one, it drops or spoils commands, loses interrupts, or spoils
-//! what the driver reads of what the card wrote. Everything follows from a seed and from what a test sets.
+//! A platform that fails on purpose: wrapped around another one, it drops or spoils commands, loses
+//! interrupts, or spoils what the driver reads of what the card wrote. Everything follows from a
+//! seed and from what a test sets.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers};
 
-/// The command register's last dword in BAR 0 (Linux `cmd.c`: `MLX4_HCR_BASE` + `HCR_STATUS_OFFSET`).
+/// The command register's last dword in BAR 0 (Linux `cmd.c`: `MLX4_HCR_BASE` +
+/// `HCR_STATUS_OFFSET`).
 const COMMAND_DOORBELL: usize = 0x8_0680 + 0x18;
 /// Its opcode field, as a little-endian store of the big-endian register has it.
 const OPCODE_MASK: u32 = 0xfff_u32.swap_bytes();

@@ -1,7 +1,7 @@
 //! A machine in the test's own process: the hal over the ConnectX-3 model.
 //!
-//! A [`Testbed`] has a cluster of modelled cards and a clock of its own. Each [`Machine`] is a [`hal::Platform`] that a
-//! driver runs on unchanged; [`Faulty`] around it makes things go wrong.
+//! A [`Testbed`] has a cluster of modelled cards and a clock of its own. Each [`Machine`] is a
+//! [`hal::Platform`] that a driver runs on unchanged; [`Faulty`] around it makes things go wrong.
 //!
 //! ```
 //! use harness::Testbed;
@@ -14,8 +14,8 @@
 //! assert_eq!(bed.now().since(before), Duration::from_millis(5));
 //! ```
 //!
-//! Left out: interrupt masking (every vector is unmasked once enabled), more than one card a machine, real time, commands
-//! that are delayed rather than lost.
+//! Left out: interrupt masking (every vector is unmasked once enabled), more than one card a
+//! machine, real time, commands that are delayed rather than lost.
 #![forbid(unsafe_code)]
 
 mod bed;

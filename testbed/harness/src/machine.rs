@@ -74,7 +74,8 @@ impl Host for Board {
     }
 }
 
-/// One machine, as its card's driver sees it: of a [`Testbed`](crate::Testbed), or of another [`World`].
+/// One machine, as its card's driver sees it: of a [`Testbed`](crate::Testbed), or of another
+/// [`World`].
 #[derive(Clone)]
 pub struct Machine {
     world: Arc<dyn World>,

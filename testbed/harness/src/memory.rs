@@ -1,7 +1,8 @@
 //! A machine's memory: a byte array with a strict allocator.
 //!
-//! Only what is allocated exists for the card: an access to anything else is an error that is counted, and freed memory
-//! is poisoned. So a driver that frees what its card still uses is found out.
+//! Only what is allocated exists for the card: an access to anything else is an error that is
+//! counted, and freed memory is poisoned. So a driver that frees what its card still uses is found
+//! out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -39,8 +40,8 @@ impl Memory {
         }
     }
 
-    /// Calls `action` after each store of the processor, the first action given counting: what the card does between two
-    /// stores.
+    /// Calls `action` after each store of the processor, the first action given counting: what the
+    /// card does between two stores.
     pub(crate) fn on_store(&self, action: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_store.set(Box::new(action));
     }

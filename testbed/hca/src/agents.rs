@@ -25,8 +25,9 @@ const VENDOR: [u8; 3] = [0x00, 0x02, 0xc9];
 const DEVICE: u16 = 0x1003;
 /// PortInfo's modifier (IBA 1.3, 14.2.5.6; OpenSM sets it with every Set).
 const SM_KNOWS_SPEEDS: u32 = 1 << 31;
-/// The maker's own attribute of a port: FDR10, by bit 0 of bytes 7 (supported), 11 (enabled) and 15 (active). OpenSM asks each
-/// ConnectX for it (`ib_types.h`, `ib_mlnx_ext_port_info_t`), Linux those with QDR (mlx4_ib `main.c`).
+/// The maker's own attribute of a port: FDR10, by bit 0 of bytes 7 (supported), 11 (enabled) and 15
+/// (active). OpenSM asks each ConnectX for it (`ib_types.h`, `ib_mlnx_ext_port_info_t`), Linux
+/// those with QDR (mlx4_ib `main.c`).
 const MAKERS_PORT_INFO: Attribute = Attribute(0xff90);
 const PKEYS_PER_BLOCK: usize = 32;
 const GUIDS_PER_BLOCK: usize = 8;
@@ -84,8 +85,8 @@ fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<()
         Attribute::NODE_INFO => data_of(&node_info(core, identity, number)),
         Attribute::NODE_DESCRIPTION => identity.description.0,
         Attribute::PORT_INFO => {
-            // The modifier names a port of this node; 0 is the one that was asked. Its top bit says that the manager
-            // understands extended speeds.
+            // The modifier names a port of this node; 0 is the one that was asked. Its top bit says
+            // that the manager understands extended speeds.
             let wanted = u8::try_from(modifier & !SM_KNOWS_SPEEDS).map_err(|_| Status::BAD_FIELD)?;
             let port = if wanted == 0 {
                 port

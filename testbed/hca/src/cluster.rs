@@ -16,14 +16,15 @@ const WORK_PER_CALL: u32 = 4096;
 
 /// All cards, the fabric and its subnet manager.
 ///
-/// Register accesses do their work at once: over a fabric without latency a doorbell write carries a whole RDMA
-/// operation out, packets, DMA, completion and interrupt included. The work of one call is bounded; what is left, and
-/// what waits for time to pass, is done by [`poll`](Self::poll): call it after every other call that takes the time, to
-/// learn when it wants to be called again.
+/// Register accesses do their work at once: over a fabric without latency a doorbell write carries
+/// a whole RDMA operation out, packets, DMA, completion and interrupt included. The work of one
+/// call is bounded; what is left, and what waits for time to pass, is done by [`poll`](Self::poll):
+/// call it after every other call that takes the time, to learn when it wants to be called again.
 ///
 /// # Panics
 ///
-/// Every method panics on a [`NodeIndex`] that did not come from this cluster's [`add_node`](Self::add_node).
+/// Every method panics on a [`NodeIndex`] that did not come from this cluster's
+/// [`add_node`](Self::add_node).
 pub struct Cluster {
     nodes: Vec<Node>,
     fabric: Fabric,
@@ -86,8 +87,8 @@ impl Cluster {
         }
     }
 
-    /// Reads registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus. What is not there reads as
-    /// ones, and so does every doorbell page.
+    /// Reads registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus. What
+    /// is not there reads as ones, and so does every doorbell page.
     pub fn bar_read(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, into: &mut [u8]) {
         match bar {
             0 => self.hca(node, now).read_registers(offset, into),
@@ -110,14 +111,16 @@ impl Cluster {
         self.run(now);
     }
 
-    /// Resets a card as a reset of its machine does: everything is lost but the node's place in the fabric.
+    /// Resets a card as a reset of its machine does: everything is lost but the node's place in the
+    /// fabric.
     pub fn reset(&mut self, node: NodeIndex, now: Instant) {
         self.hca(node, now).hard_reset();
         self.follow_links(node.0, now);
         self.run(now);
     }
 
-    /// Takes a node's machine away (it ended): the card is reset, its links go down and it makes no more DMA.
+    /// Takes a node's machine away (it ended): the card is reset, its links go down and it makes no
+    /// more DMA.
     pub fn detach(&mut self, node: NodeIndex, now: Instant) {
         self.nodes[node.0].hca.core.memory.set_host(None);
         self.reset(node, now);
@@ -139,8 +142,8 @@ impl Cluster {
         self.run(now);
     }
 
-    /// Does what is due, and says when it wants to be called next: `now` or earlier when work is left, nothing when only
-    /// a register access can cause more.
+    /// Does what is due, and says when it wants to be called next: `now` or earlier when work is
+    /// left, nothing when only a register access can cause more.
     pub fn poll(&mut self, now: Instant) -> Option<Instant> {
         for index in 0..self.nodes.len() {
             self.hca(NodeIndex(index), now).tick();
@@ -159,14 +162,15 @@ impl Cluster {
         timers.chain(self.fabric.deadline()).min()
     }
 
-    /// Has a card read ahead in the send queues that were rung last, once in `one_in` calls on average. It does so by itself
-    /// at times that follow from [`FabricConfig::seed`](fabric::FabricConfig::seed).
+    /// Has a card read ahead in the send queues that were rung last, once in `one_in` calls on
+    /// average. It does so by itself at times that follow from
+    /// [`FabricConfig::seed`](fabric::FabricConfig::seed).
     pub fn read_ahead(&mut self, node: NodeIndex, now: Instant, one_in: u64) {
         self.hca(node, now).may_read_ahead(one_in);
     }
 
-    /// Lets a card's firmware die: it takes no command any more and fills its catastrophic error buffer, and reports an event
-    /// if it still can. A reset of the card brings it back.
+    /// Lets a card's firmware die: it takes no command any more and fills its catastrophic error
+    /// buffer, and reports an event if it still can. A reset of the card brings it back.
     pub fn kill_firmware(&mut self, node: NodeIndex, now: Instant, reports: bool) {
         let hca = self.hca(node, now);
         hca.registers.dead = true;
@@ -225,8 +229,8 @@ impl Cluster {
         }
     }
 
-    /// Delivers packets, and lets queue pairs with work have their turns, until nothing is left or the call has done
-    /// enough.
+    /// Delivers packets, and lets queue pairs with work have their turns, until nothing is left or
+    /// the call has done enough.
     fn run(&mut self, now: Instant) {
         for _ in 0..WORK_PER_CALL {
             self.hear_links(now);

@@ -145,7 +145,8 @@ impl CompletionQueues {
         Some(context)
     }
 
-    /// Sets the moderation, which is kept and not obeyed: every armed completion is reported at once.
+    /// Sets the moderation, which is kept and not obeyed: every armed completion is reported at
+    /// once.
     pub(crate) fn moderate(&mut self, cqn: u32, wanted: &CqContext) -> bool {
         let Some(queue) = self.queues.get_mut(&cqn) else {
             return false;
@@ -155,9 +156,10 @@ impl CompletionQueues {
         true
     }
 
-    /// Moves a queue to another buffer: the old one ends with an entry that says so, which takes a producer index like
-    /// every other. Software copies each entry before it to the place behind its own and goes on one further (rdma-core
-    /// `providers/mlx4/cq.c`, `mlx4_cq_resize_copy_cqes`). False when the old size has no entry left for it, when the new
+    /// Moves a queue to another buffer: the old one ends with an entry that says so, which takes a
+    /// producer index like every other. Software copies each entry before it to the place behind
+    /// its own and goes on one further (rdma-core `providers/mlx4/cq.c`,
+    /// `mlx4_cq_resize_copy_cqes`). False when the old size has no entry left for it, when the new
     /// one does not hold what is in the queue and this one, or when there is no such queue.
     pub(crate) fn resize(
         &mut self,
@@ -232,7 +234,8 @@ impl CompletionQueues {
         }
     }
 
-    /// Takes a CQ's doorbell from UAR page `uar`: arms it, or reports at once if there is something already.
+    /// Takes a CQ's doorbell from UAR page `uar`: arms it, or reports at once if there is something
+    /// already.
     pub(crate) fn ring(
         &mut self,
         memory: &Memory,
@@ -271,8 +274,8 @@ fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue
     events.post(memory, eqn, EventType::COMPLETION, 0, Eqe::number_data(cqn));
 }
 
-/// Makes every entry of a queue the device's for a producer that stands at `producer`: those that it comes to in this
-/// pass are owned as the pass before, the others as this one.
+/// Makes every entry of a queue the device's for a producer that stands at `producer`: those that
+/// it comes to in this pass are owned as the pass before, the others as this one.
 fn fill_for(memory: &Memory, ring: RingMemory, entries: u32, producer: u32) -> Result<(), AccessError> {
     let pass = producer & entries != 0;
     for entry in 0..entries {

@@ -121,7 +121,8 @@ impl QueuePair {
         let slid = if control.flags.slid_from_header() {
             Lid(route.slid.get())
         } else {
-            // The lower bits of the given one are path bits (Linux `hw/mlx4/qp.c`, `build_mlx_header`).
+            // The lower bits of the given one are path bits (Linux `hw/mlx4/qp.c`,
+            // `build_mlx_header`).
             Lid(port.lid().0 | route.slid.get() & PATH_BITS)
         };
         Some(Packet {

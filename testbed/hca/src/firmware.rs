@@ -23,8 +23,8 @@ pub(crate) struct Firmware {
     running: bool,
     pub(crate) init: Option<InitHca>,
     special: Option<Special>,
-    /// Memory keys' entries that software has given to the device since INIT_HCA. Whose an entry is now, its status in
-    /// ICM tells.
+    /// Memory keys' entries that software has given to the device since INIT_HCA. Whose an entry is
+    /// now, its status in ICM tells.
     given_mpts: BTreeSet<u32>,
 }
 
@@ -132,7 +132,8 @@ impl Hca {
             Opcode::QUERY_ADAPTER => self.query_adapter(command),
             Opcode::QUERY_FUNC => self.query_function(command),
             Opcode::SET_ICM_SIZE => Ok(bringup::auxiliary_pages(command.in_param)),
-            // The firmware area and the auxiliary area are never used: what they hold is in the model.
+            // The firmware area and the auxiliary area are never used: what they hold is in the
+            // model.
             Opcode::MAP_ICM_AUX => self.check_map(command).map(|_| 0),
             Opcode::UNMAP_ICM_AUX | Opcode::SYNC_TPT | Opcode::NOP => Ok(0),
             Opcode::MAP_ICM => self.map_icm(command),

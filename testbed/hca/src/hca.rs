@@ -296,7 +296,8 @@ impl Hca {
         true
     }
 
-    /// Reads the sends of the queue pairs that were rung last ahead of their doorbells, once in `one_in` calls.
+    /// Reads the sends of the queue pairs that were rung last ahead of their doorbells, once in
+    /// `one_in` calls.
     pub(crate) fn may_read_ahead(&mut self, one_in: u64) {
         if !self.core.rng.one_in(one_in) {
             return;
@@ -385,8 +386,9 @@ impl Hca {
         }
     }
 
-    /// Gives a multicast packet that leaves by a port to the card's own members of the group, its sender among them, unless
-    /// that was attached so that it does not hear itself (Linux `mcg.c`, `MGM_BLCK_LB_BIT`).
+    /// Gives a multicast packet that leaves by a port to the card's own members of the group, its
+    /// sender among them, unless that was attached so that it does not hear itself (Linux `mcg.c`,
+    /// `MGM_BLCK_LB_BIT`).
     pub(crate) fn loop_back(&mut self, number: u8, packet: &Packet) {
         if let fabric::Operation::Datagram { source, .. } = packet.operation
             && is_multicast(packet.dlid)

@@ -12,15 +12,17 @@ pub struct DmaError {
 
 /// One node's machine, as its card reaches it.
 ///
-/// The node's processors run meanwhile: memory changes at any time, and what the card reads it checks.
+/// The node's processors run meanwhile: memory changes at any time, and what the card reads it
+/// checks.
 ///
 /// Implementers promise three things:
 ///
-/// * An access of exactly 4 or 8 bytes at a multiple of its length is one untorn access: doorbell records, owner words
-///   and atomics depend on it.
-/// * An access sees everything that the node's processors stored before the register access which led to it.
-/// * Writes become visible in the order in which they were made, and all of them before a [`raise`](Self::raise) that
-///   follows.
+/// * An access of exactly 4 or 8 bytes at a multiple of its length is one untorn access: doorbell
+///   records, owner words and atomics depend on it.
+/// * An access sees everything that the node's processors stored before the register access which
+///   led to it.
+/// * Writes become visible in the order in which they were made, and all of them before a
+///   [`raise`](Self::raise) that follows.
 ///
 /// No method may call back into the [`Cluster`](crate::Cluster).
 pub trait Host: Send + Sync {
@@ -35,14 +37,15 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     ///
-    /// When a part of the range is no memory that devices can reach; a part of the bytes may have been written.
+    /// When a part of the range is no memory that devices can reach; a part of the bytes may have
+    /// been written.
     fn dma_write(&self, addr: u64, from: &[u8]) -> Result<(), DmaError>;
 
     /// Sends MSI-X message `vector`. Masking and the pending bits are the machine's.
     fn raise(&self, vector: u16);
 
-    /// Asserts or deasserts the interrupt pin, which stands in for MSI-X messages while these are off. A machine without the
-    /// line need not do anything.
+    /// Asserts or deasserts the interrupt pin, which stands in for MSI-X messages while these are
+    /// off. A machine without the line need not do anything.
     fn set_pin(&self, asserted: bool) {
         let _ = asserted;
     }

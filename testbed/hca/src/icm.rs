@@ -15,7 +15,8 @@ pub(crate) struct IcmMap {
 }
 
 impl IcmMap {
-    /// Maps `len` bytes; what was mapped there before is replaced. False when the range or the map is too large.
+    /// Maps `len` bytes; what was mapped there before is replaced. False when the range or the map
+    /// is too large.
     pub(crate) fn map(&mut self, icm: u64, bus: u64, len: u64) -> bool {
         let fits = icm.checked_add(len).is_some() && bus.checked_add(len).is_some();
         let aligned = [icm, bus, len].iter().all(|number| number % PAGE_LEN == 0);

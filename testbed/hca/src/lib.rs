@@ -1,8 +1,9 @@
 //! A software model of the ConnectX-3.
 //!
-//! [`Cluster`] holds every card of a testbed, the fabric that joins them and its subnet manager. It is sans-IO: it has no
-//! clock, no thread and no device of its own. Whoever serves it (a vfio-user server, a test) calls it with the register
-//! accesses of each node and with the time, and lends it each node's memory and interrupts through [`Host`].
+//! [`Cluster`] holds every card of a testbed, the fabric that joins them and its subnet manager. It
+//! is sans-IO: it has no clock, no thread and no device of its own. Whoever serves it (a vfio-user
+//! server, a test) calls it with the register accesses of each node and with the time, and lends it
+//! each node's memory and interrupts through [`Host`].
 //!
 //! ```text
 //!   register access ──► Cluster ──► Hca ──► Firmware        commands: contexts, tables, ports
@@ -15,19 +16,22 @@
 //!
 //! Whoever wants to know what the cards are asked and do gives the cluster a [`trace::Recorder`].
 //!
-//! It is made for Linux's drivers as its client. `docs/hardware.md` tells what it models and how it answers where the
-//! hardware's behaviour is not certain.
+//! It is made for Linux's drivers as its client. `docs/hardware.md` tells what it models and how it
+//! answers where the hardware's behaviour is not certain.
 //!
 //! # What the model leaves out
 //!
 //! * Ethernet ports and RoCE, and with them LSO, checksums, VLANs, RSS and flow steering.
-//! * SR-IOV, XRC, memory windows, alternate paths and their migration, BlueFlame, time stamps in completions, entries of 64
-//!   bytes.
-//! * Contexts lie in the model, not in ICM: software must map the pages, as the hardware demands, but never finds anything in
-//!   them. The dMPT, the MTT and the multicast table do lie there and are read at every use.
-//! * Moderation of completions is kept and not obeyed. Static rates, service levels and virtual lanes have no effect.
+//! * SR-IOV, XRC, memory windows, alternate paths and their migration, BlueFlame, time stamps in
+//!   completions, entries of 64 bytes.
+//! * Contexts lie in the model, not in ICM: software must map the pages, as the hardware demands,
+//!   but never finds anything in them. The dMPT, the MTT and the multicast table do lie there and
+//!   are read at every use.
+//! * Moderation of completions is kept and not obeyed. Static rates, service levels and virtual
+//!   lanes have no effect.
 //! * Locally attached multicast receivers get what other ports send, not what this port sends.
-//! * M_Keys, B_Keys and P_Keys of connections are not enforced; violations are not counted; no traps are sent.
+//! * M_Keys, B_Keys and P_Keys of connections are not enforced; violations are not counted; no
+//!   traps are sent.
 //! * Memory outside the machine's is an error of the access, never a machine check.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! Host memory as the card reaches it: by bus address, through ICM, through MTTs, and through memory keys.
+//! Host memory as the card reaches it: by bus address, through ICM, through MTTs, and through
+//! memory keys.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use crate::pin::Pin;
 use crate::trace::{Direction, Event, Purpose, Tracer};
 use crate::{DmaError, Host};
 
-/// The key that reaches bus addresses directly, for queue pairs that may use it (the value QUERY_DEV_CAP answers).
+/// The key that reaches bus addresses directly, for queue pairs that may use it (the value
+/// QUERY_DEV_CAP answers).
 pub(crate) const RESERVED_LKEY: u32 = 0x700;
 
 /// Reason for which an access through a memory key fails.
@@ -221,8 +223,8 @@ impl Memory {
         true
     }
 
-    /// Runs `access` over the bus ranges behind `len` bytes at `at` of a run of MTT entries: each with its bus address
-    /// and its place in the range.
+    /// Runs `access` over the bus ranges behind `len` bytes at `at` of a run of MTT entries: each
+    /// with its bus address and its place in the range.
     fn over_pages(
         &self,
         mtt_offset: u64,

@@ -6,8 +6,8 @@
 //! 0x34 ──► 0x40 PM ──► 0x48 VPD ──► 0x9c MSI-X ──► 0x60 PCI Express ──► end
 //! ```
 //!
-//! A virtual machine monitor usually answers BAR and MSI-X accesses itself; they are kept here all the same, so that a
-//! plain reader sees a whole function.
+//! A virtual machine monitor usually answers BAR and MSI-X accesses itself; they are kept here all
+//! the same, so that a plain reader sees a whole function.
 
 /// Bytes of configuration space of a PCI Express function.
 const SIZE: usize = 4096;
@@ -102,7 +102,8 @@ impl ConfigSpace {
         self.set(PCIE + 0x30, &[0x03]);
     }
 
-    /// Copies bytes out; those behind the space read as ones. `interrupt` is the status of the interrupt pin.
+    /// Copies bytes out; those behind the space read as ones. `interrupt` is the status of the
+    /// interrupt pin.
     pub(crate) fn read(&self, offset: u16, into: &mut [u8], interrupt: bool) {
         for (at, byte) in (usize::from(offset)..).zip(into) {
             *byte = self.bytes.get(at).copied().unwrap_or(0xff);
@@ -134,7 +135,8 @@ impl ConfigSpace {
                 effect = ConfigEffect::Reset;
             }
             if at == VPD + 3 {
-                // The flag tells completion by inverting: a read (0) is answered by 1 at once, a write (1) by 0.
+                // The flag tells completion by inverting: a read (0) is answered by 1 at once, a
+                // write (1) by 0.
                 self.bytes[at] ^= 0x80;
             }
         }
@@ -179,7 +181,8 @@ mod tests {
 
     #[test]
     fn the_link_names_each_speed_up_to_its_highest() {
-        // Linux pci.c, pcie_get_speed_cap: beyond 5 GT/s it believes the second register of link abilities alone.
+        // Linux pci.c, pcie_get_speed_cap: beyond 5 GT/s it believes the second register of link
+        // abilities alone.
         let space = ConfigSpace::new(1);
         assert_eq!(dword(&space, 0x60 + 0x0c) & 0xf, 3);
         assert_eq!(dword(&space, 0x60 + 0x2c), 0b1110);

@@ -6,7 +6,8 @@
 //!   MSI-X off, INTx not disabled ────────┘
 //! ```
 //!
-//! Source: Linux `mlx4/eq.c` (`mlx4_interrupt`, `eq_table.clr_int`, `clr_mask`), PCI 3.0, 6.2.2 and 6.2.3.
+//! Source: Linux `mlx4/eq.c` (`mlx4_interrupt`, `eq_table.clr_int`, `clr_mask`), PCI 3.0, 6.2.2 and
+//! 6.2.3.
 
 use std::cell::Cell;
 
@@ -39,7 +40,8 @@ impl Pin {
         self.update()
     }
 
-    /// Follows configuration space: MSI-X enable and INTx disable. Returns the new level if it changes by that.
+    /// Follows configuration space: MSI-X enable and INTx disable. Returns the new level if it
+    /// changes by that.
     pub(crate) fn configure(&self, messages: bool, disabled: bool) -> Option<bool> {
         self.messages.set(messages);
         self.disabled.set(disabled);

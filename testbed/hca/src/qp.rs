@@ -283,8 +283,8 @@ impl QueuePair {
 
 /// Returns the vendor's syndrome of an error, where owners of real cards have published it, else 0.
 ///
-/// 0x81: Oracle's document 1614576.1 (`mcxnex`, the driver of ConnectX). 0x88: NVIDIA's forum, topic 207715 (ConnectX-2).
-/// 0xf9: accelio's issue 181 (ConnectX-3).
+/// 0x81: Oracle's document 1614576.1 (`mcxnex`, the driver of ConnectX). 0x88: NVIDIA's forum,
+/// topic 207715 (ConnectX-2). 0xf9: accelio's issue 181 (ConnectX-3).
 fn vendor_syndrome(syndrome: Syndrome) -> u8 {
     match syndrome {
         Syndrome::TRANSPORT_RETRY_EXC_ERR => 0x81,

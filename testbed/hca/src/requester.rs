@@ -6,7 +6,8 @@
 //!                         front completes first
 //! ```
 //!
-//! Every send keeps the sequence numbers of its packets; sending again means moving the cursor back.
+//! Every send keeps the sequence numbers of its packets; sending again means moving the cursor
+//! back.
 
 mod answers;
 mod read_ahead;
@@ -169,7 +170,8 @@ impl Requester {
             .map_or(self.next_psn, |pending| psn_plus(pending.first_psn, packet))
     }
 
-    /// Notes that everything before `psn` has arrived; what was to be sent again and has arrived is not.
+    /// Notes that everything before `psn` has arrived; what was to be sent again and has arrived is
+    /// not.
     fn advance(&mut self, psn: u32) {
         self.oldest = psn;
         if psn_distance(self.cursor_psn(), psn) < 0 {
@@ -222,9 +224,9 @@ impl QueuePair {
         more
     }
 
-    /// Flushes what has been posted to a failed queue pair. Its receives come without a doorbell, and who drains it posts one and
-    /// waits for its end (Linux `drivers/infiniband/core/verbs.c`, `ib_drain_rq`): so this looks again, less often the longer
-    /// nothing came.
+    /// Flushes what has been posted to a failed queue pair. Its receives come without a doorbell,
+    /// and who drains it posts one and waits for its end (Linux `drivers/infiniband/core/verbs.c`,
+    /// `ib_drain_rq`): so this looks again, less often the longer nothing came.
     fn look_for_posted(&mut self, core: &mut Core) {
         let planned = self.requester.resume_at.filter(|&at| at > core.now);
         let taken = self.responder.taken;
@@ -327,8 +329,8 @@ impl QueuePair {
         self.state == QpState::RTS && u32::from(size.log_stride()) >= LOG_BASIC_BLOCK_LEN
     }
 
-    /// Reads the send whose first slot is `counter`: its bytes and how many slots it takes. `None` while it is not the
-    /// device's. Chunks that were read ahead are taken as they were then.
+    /// Reads the send whose first slot is `counter`: its bytes and how many slots it takes. `None`
+    /// while it is not the device's. Chunks that were read ahead are taken as they were then.
     fn read_wqe(&mut self, core: &Core, counter: u16) -> Option<(Vec<u8>, u16)> {
         let size = self.context.send_queue;
         let stride = 1_usize << size.log_stride();
@@ -517,7 +519,8 @@ impl QueuePair {
         core.complete(self.context.send_cqn.get(), cqe, false);
     }
 
-    /// Ends the oldest send with an error. A datagram queue pair only stops sending, the others fail.
+    /// Ends the oldest send with an error. A datagram queue pair only stops sending, the others
+    /// fail.
     fn fail_send(&mut self, core: &mut Core, counter: u16, syndrome: Syndrome) {
         log::debug!("QP {:#x}: send {counter:#x} ends with {syndrome}", self.qpn);
         self.complete_error(core, true, counter, syndrome);

@@ -148,7 +148,8 @@ impl QueuePair {
             }
             Err(Refusal::Nak(code)) => self.refuse(core, psn, code),
             Err(Refusal::Receive(counter, syndrome, code)) => {
-                // The receive tells software, so no event does (IBA 1.3, 9.9.3: class C, beside classes without a receive).
+                // The receive tells software, so no event does (IBA 1.3, 9.9.3: class C, beside
+                // classes without a receive).
                 self.complete_error(core, false, counter, syndrome);
                 self.answer_refusal(core, psn, code);
                 self.fail(core);
@@ -448,7 +449,8 @@ impl QueuePair {
             .check(rkey.0, self.pd(), addr, 8, Right::RemoteAtomic)
             .and_then(|region| core.memory.region_read(&region, &mut bytes).map(|()| region))
             .map_err(|error| remote_error(self.qpn, error))?;
-        // Memory holds the value in the order of the machine, which is little-endian (INIT_HCA's flag is not offered).
+        // Memory holds the value in the order of the machine, which is little-endian (INIT_HCA's
+        // flag is not offered).
         let original = u64::from_le_bytes(bytes);
         let changed = apply(op, original);
         core.memory
@@ -535,8 +537,9 @@ impl QueuePair {
         }
     }
 
-    /// Completes a receive as flushed. Of a queue pair's own queue the counter says nothing: drivers go by the order
-    /// (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_one`; rdma-core `providers/mlx4/cq.c`, `mlx4_parse_cqe`).
+    /// Completes a receive as flushed. Of a queue pair's own queue the counter says nothing:
+    /// drivers go by the order (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_one`; rdma-core
+    /// `providers/mlx4/cq.c`, `mlx4_parse_cqe`).
     fn flush_receive(&self, core: &mut Core, counter: u16) {
         let counter = if self.context.srq.enable() {
             counter

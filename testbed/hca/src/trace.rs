@@ -1,7 +1,7 @@
 //! Trace of a card: its commands, doorbells, DMA and interrupts, as events for a recorder.
 //!
-//! A [`Recorder`] gets every command, doorbell, DMA and interrupt as an [`Event`]; [`Text`] is one that writes them as lines.
-//! Without a recorder the model only looks whether there is one.
+//! A [`Recorder`] gets every command, doorbell, DMA and interrupt as an [`Event`]; [`Text`] is one
+//! that writes them as lines. Without a recorder the model only looks whether there is one.
 
 mod decode;
 mod fields;

@@ -84,7 +84,8 @@ pub(crate) struct Work {
     pub(crate) len: u32,
 }
 
-/// An entry that can't be carried out: its syndrome is "local QP operation error" or, if too long, "local length error".
+/// An entry that can't be carried out: its syndrome is "local QP operation error" or, if too long,
+/// "local length error".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Malformed {
     Operation,
@@ -340,7 +341,8 @@ pub(crate) fn gather(
     Ok(out)
 }
 
-/// Writes bytes into a message's pieces from `offset` on. What does not fit is an access out of bounds.
+/// Writes bytes into a message's pieces from `offset` on. What does not fit is an access out of
+/// bounds.
 pub(crate) fn scatter(
     memory: &Memory,
     who: Accessor,

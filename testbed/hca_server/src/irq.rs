@@ -28,7 +28,8 @@ impl Vectors {
         }
     }
 
-    /// Connects vectors from `start` on. Gives false, and changes nothing, if there are not as many.
+    /// Connects vectors from `start` on. Gives false, and changes nothing, if there are not as
+    /// many.
     pub fn connect(&self, start: usize, fds: Vec<OwnedFd>) -> bool {
         let mut eventfds = self.lock();
         let Some(slots) = slots(&mut eventfds, start, fds.len()) else {
@@ -45,7 +46,8 @@ impl Vectors {
         true
     }
 
-    /// Disconnects `count` vectors from `start` on. Gives false, and changes nothing, if there are not as many.
+    /// Disconnects `count` vectors from `start` on. Gives false, and changes nothing, if there are
+    /// not as many.
     pub fn disconnect(&self, start: usize, count: usize) -> bool {
         let mut eventfds = self.lock();
         let Some(slots) = slots(&mut eventfds, start, count) else {
@@ -60,7 +62,8 @@ impl Vectors {
         self.lock().fill_with(|| None);
     }
 
-    /// Raises a vector. One that is not connected is lost, as on a bus whose function has MSI-X off.
+    /// Raises a vector. One that is not connected is lost, as on a bus whose function has MSI-X
+    /// off.
     pub fn raise(&self, vector: u16) {
         let eventfds = self.lock();
         let Some(Some(fd)) = eventfds.get(usize::from(vector)) else {

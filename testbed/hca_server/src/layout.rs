@@ -23,7 +23,8 @@ const MSIX: u8 = 0x11;
 const MAX_CAPABILITIES: usize = 48;
 
 impl Layout {
-    /// Sizes a function's BARs by writing ones to them, and counts its vectors. The BARs are left as they were.
+    /// Sizes a function's BARs by writing ones to them, and counts its vectors. The BARs are left
+    /// as they were.
     #[must_use]
     pub fn probe(cluster: &mut Cluster, node: NodeIndex, now: Instant) -> Self {
         let mut layout = Self {

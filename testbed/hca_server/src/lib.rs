@@ -1,7 +1,8 @@
 //! Serves the modelled ConnectX-3s of one cluster to QEMU over vfio-user.
 //!
-//! One process holds the whole cluster: its fabric and each node's adapter. So an RDMA transfer is a copy between two guests'
-//! memories, both mapped here. A node's QEMU connects to the node's socket and gets a PCI device.
+//! One process holds the whole cluster: its fabric and each node's adapter. So an RDMA transfer is
+//! a copy between two guests' memories, both mapped here. A node's QEMU connects to the node's
+//! socket and gets a PCI device.
 //!
 //! ```text
 //!  QEMU ──socket──► socket (messages, descriptors) ──► session (answers one request) ──► Function ──► Cluster
@@ -15,13 +16,15 @@
 //! * [`memory`], the guest's memory. The only module with unsafe code.
 //! * [`irq`], eventfds; [`pin`], the one with a level.
 //! * [`layout`], finds a function's sizes in its configuration space.
-//! * [`local`], runs what drives a node whose machine is this process: [`node::Cluster::add_local`].
+//! * [`local`], runs what drives a node whose machine is this process:
+//!   [`node::Cluster::add_local`].
 //! * [`node`], joins a port to the model's cluster, and calls the cluster when its timers are due.
 //!
 //! # What is left out
-//! * Regions that the guest maps: every BAR access comes as a message. One mappable region would turn off posted writes
-//!   for the whole device in QEMU 11.
-//! * DMA by messages (`DMA_READ`, `DMA_WRITE`): guest memory must come with a descriptor, that is from a `share=on` backend.
+//! * Regions that the guest maps: every BAR access comes as a message. One mappable region would
+//!   turn off posted writes for the whole device in QEMU 11.
+//! * DMA by messages (`DMA_READ`, `DMA_WRITE`): guest memory must come with a descriptor, that is
+//!   from a `share=on` backend.
 //! * Migration and dirty logging.
 
 pub mod irq;

@@ -1,8 +1,8 @@
 //! Serves modelled ConnectX-3s to QEMU over vfio-user.
 //!
-//! Prints a line `ready<TAB>NAME<TAB>GID` for each node, the GID being that of its first port, once all sockets listen.
-//! Then it takes lines `cable NODE PORT in` and `cable NODE PORT out` on its standard input. It ends when that does, or by SIGINT
-//! or SIGTERM.
+//! Prints a line `ready<TAB>NAME<TAB>GID` for each node, the GID being that of its first port, once
+//! all sockets listen. Then it takes lines `cable NODE PORT in` and `cable NODE PORT out` on its
+//! standard input. It ends when that does, or by SIGINT or SIGTERM.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,7 +26,8 @@ use verbs::{Gid, Guid};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// A node: its name and the socket to make, and optionally its node GUID and its number of ports
+    /// A node: its name and the socket to make, and optionally its node GUID and its number of
+    /// ports
     #[arg(
         long = "node",
         value_name = "NAME=SOCKET[,guid=HEX][,ports=N]",
@@ -43,7 +44,8 @@ struct Args {
     /// Time a link trains before it carries packets
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     training_ms: u64,
-    /// Records every command, doorbell, DMA and interrupt of all adapters in this file: one line each, parted by tabs
+    /// Records every command, doorbell, DMA and interrupt of all adapters in this file: one line
+    /// each, parted by tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 }

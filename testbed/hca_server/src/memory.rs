@@ -1,11 +1,12 @@
 //! A guest's memory, as the client lends it: mapped here, read and written on the device's behalf.
 //!
-//! Each access looks its address up under a lock, since firmware and guest remap at boot; no pointer outlives the lock.
-//! Other processes (the guest's cores) touch the same bytes at the same time, so all accesses are atomic ones of up to
-//! eight bytes: an aligned word is never torn, and a copy is a row of words with no order promised within.
+//! Each access looks its address up under a lock, since firmware and guest remap at boot; no
+//! pointer outlives the lock. Other processes (the guest's cores) touch the same bytes at the same
+//! time, so all accesses are atomic ones of up to eight bytes: an aligned word is never torn, and a
+//! copy is a row of words with no order promised within.
 //!
-//! A client that shrinks the file behind a mapping ends this process by SIGBUS; QEMU's `memory-backend-memfd` seals its file
-//! against that.
+//! A client that shrinks the file behind a mapping ends this process by SIGBUS; QEMU's
+//! `memory-backend-memfd` seals its file against that.
 
 // UNSAFETY: maps descriptors that a client lends, and reads and writes the mapped bytes.
 #![expect(
@@ -44,7 +45,8 @@ pub struct Memory {
     mappings: RwLock<BTreeMap<u64, Mapping>>,
 }
 
-/// One range. Without a window it is one the client named but gave no descriptor for (ROM, another device's BAR).
+/// One range. Without a window it is one the client named but gave no descriptor for (ROM, another
+/// device's BAR).
 #[derive(Debug)]
 struct Mapping {
     size: u64,
@@ -59,7 +61,8 @@ struct Window {
     len: usize,
 }
 
-// SAFETY: a window is memory shared with other processes anyway; it is reached by atomic accesses alone.
+// SAFETY: a window is memory shared with other processes anyway; it is reached by atomic accesses
+// alone.
 unsafe impl Send for Window {}
 // SAFETY: as above.
 unsafe impl Sync for Window {}
@@ -68,8 +71,8 @@ impl Memory {
     /// Adds the range `[address, address + size)`, backed by `fd` from `offset` on.
     ///
     /// # Errors
-    /// `EINVAL` for what is not page-aligned, empty, overflowing, or beyond the file's end; `EEXIST` for what overlaps a
-    /// mapping; or `mmap`'s error.
+    /// `EINVAL` for what is not page-aligned, empty, overflowing, or beyond the file's end;
+    /// `EEXIST` for what overlaps a mapping; or `mmap`'s error.
     pub fn map(
         &self,
         address: u64,
@@ -145,7 +148,8 @@ impl Memory {
         })
     }
 
-    /// Calls `each` with the windows that hold a range, the offset in each, and the part of the caller's buffer.
+    /// Calls `each` with the windows that hold a range, the offset in each, and the part of the
+    /// caller's buffer.
     fn walk(
         &self,
         address: u64,
@@ -229,19 +233,22 @@ impl Window {
 
     fn word64(&self, offset: usize) -> &AtomicU64 {
         let word = self.at(offset, 8);
-        // SAFETY: `at` gave eight aligned bytes of the mapping, which only atomics reach and which outlives `self`.
+        // SAFETY: `at` gave eight aligned bytes of the mapping, which only atomics reach and which
+        // outlives `self`.
         unsafe { AtomicU64::from_ptr(word.cast()) }
     }
 
     fn word32(&self, offset: usize) -> &AtomicU32 {
         let word = self.at(offset, 4);
-        // SAFETY: `at` gave four aligned bytes of the mapping, which only atomics reach and which outlives `self`.
+        // SAFETY: `at` gave four aligned bytes of the mapping, which only atomics reach and which
+        // outlives `self`.
         unsafe { AtomicU32::from_ptr(word.cast()) }
     }
 
     fn byte(&self, offset: usize) -> &AtomicU8 {
         let byte = self.at(offset, 1);
-        // SAFETY: `at` gave a byte of the mapping, which only atomics reach and which outlives `self`.
+        // SAFETY: `at` gave a byte of the mapping, which only atomics reach and which outlives
+        // `self`.
         unsafe { AtomicU8::from_ptr(byte) }
     }
 
@@ -268,7 +275,8 @@ fn step(offset: usize, len: usize) -> usize {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: the range is what `mmap` gave, and no reference into it outlives a method of `self`.
+        // SAFETY: the range is what `mmap` gave, and no reference into it outlives a method of
+        // `self`.
         let result = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
         if let Err(error) = result {
             log::warn!("munmap of {} bytes: {error}", self.len);

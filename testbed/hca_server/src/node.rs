@@ -1,7 +1,8 @@
 //! One node's adapter in the shared model, and the thread that keeps the model's time.
 //!
-//! Lock order: the cluster's lock, then a leaf (guest memory or vectors). A session thread holds the cluster's lock for one
-//! access; the model answers at once, so that no guest core waits long for another's access.
+//! Lock order: the cluster's lock, then a leaf (guest memory or vectors). A session thread holds
+//! the cluster's lock for one access; the model answers at once, so that no guest core waits long
+//! for another's access.
 
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -76,8 +77,8 @@ impl Cluster {
         }
     }
 
-    /// Adds a node whose machine is in this process: for a driver that runs here, beside those in guests. Its time is the
-    /// cluster's.
+    /// Adds a node whose machine is in this process: for a driver that runs here, beside those in
+    /// guests. Its time is the cluster's.
     pub fn add_local(self: &Arc<Self>, config: NodeConfig) -> harness::Machine {
         let board = Arc::new(Board::new(LOCAL_MEMORY_LEN));
         let host = Arc::clone(&board) as Arc<dyn Host>;
@@ -216,8 +217,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Serves clients for ever, one at a time, each looked after for `spin` before sleeping; gives up only if the listening
-    /// socket fails, with its error.
+    /// Serves clients for ever, one at a time, each looked after for `spin` before sleeping; gives
+    /// up only if the listening socket fails, with its error.
     pub fn serve(&self, name: &str, listener: &UnixListener, spin: Duration) -> std::io::Error {
         let port = Port {
             function: self,

@@ -1,7 +1,7 @@
 //! Answers one request of a client: checks it, calls the function, and forms the answer.
 //!
-//! Sources of what a client wants to see: QEMU 11 `hw/vfio-user/{device,proxy,container}.c`; what QEMU does with it
-//! was tried out.
+//! Sources of what a client wants to see: QEMU 11 `hw/vfio-user/{device,proxy,container}.c`; what
+//! QEMU does with it was tried out.
 
 use std::os::fd::OwnedFd;
 
@@ -19,7 +19,8 @@ use crate::wire::{
     SetIrqs,
 };
 
-/// Our side of VERSION: version 0.0 (QEMU 11 refuses a minor version above its own), and what we can take.
+/// Our side of VERSION: version 0.0 (QEMU 11 refuses a minor version above its own), and what we
+/// can take.
 const CAPABILITIES: &str = concat!(
     r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":65535,"#,
     r#""pgsizes":4096,"write_multiple":true}}"#,

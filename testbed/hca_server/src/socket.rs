@@ -49,7 +49,8 @@ impl Port<'_> {
         }
     }
 
-    /// Serves one client until it hangs up. Afterwards the function is detached and nothing of the client's is held.
+    /// Serves one client until it hangs up. Afterwards the function is detached and nothing of the
+    /// client's is held.
     ///
     /// # Errors
     /// What ended the connection, if not the client's hanging up between two messages.
@@ -167,7 +168,8 @@ impl Inbox {
     }
 }
 
-/// Looks for input for as long as `spin` says. Without any it returns as well, and the next receive sleeps.
+/// Looks for input for as long as `spin` says. Without any it returns as well, and the next receive
+/// sleeps.
 fn await_readable(socket: BorrowedFd<'_>, spin: Duration) -> Result<(), Error> {
     if spin.is_zero() {
         return Ok(());

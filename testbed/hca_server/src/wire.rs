@@ -1,7 +1,8 @@
 //! vfio-user messages as bytes: a client's requests are parsed before anything acts on them.
 //!
-//! The protocol is VFIO's ioctls as messages over a Unix socket, all numbers in the host's byte order (little endian
-//! here). Sources: QEMU `docs/interop/vfio-user.rst`, QEMU `hw/vfio-user/protocol.h`, Linux `include/uapi/linux/vfio.h`.
+//! The protocol is VFIO's ioctls as messages over a Unix socket, all numbers in the host's byte
+//! order (little endian here). Sources: QEMU `docs/interop/vfio-user.rst`, QEMU
+//! `hw/vfio-user/protocol.h`, Linux `include/uapi/linux/vfio.h`.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -72,8 +73,8 @@ impl Header {
     /// Returns the length of the body that follows the header.
     ///
     /// # Errors
-    /// [`Error::MessageSize`] if the size is less than a header's or beyond [`MAX_MESSAGE`]: the stream can't be followed
-    /// any further.
+    /// [`Error::MessageSize`] if the size is less than a header's or beyond [`MAX_MESSAGE`]: the
+    /// stream can't be followed any further.
     pub fn body_len(&self) -> Result<usize, Error> {
         let size = self.size.get();
         let body = usize::try_from(size)
@@ -160,7 +161,8 @@ const _: () = assert!(size_of::<RegionInfo>() == 32);
 pub struct IrqInfo {
     /// Length the client has room for.
     pub argsz: U32,
-    /// Bit 0: by eventfd. Bits 1 and 2: maskable, masks itself. Bit 3: the set can't grow while in use.
+    /// Bit 0: by eventfd. Bits 1 and 2: maskable, masks itself. Bit 3: the set can't grow while in
+    /// use.
     pub flags: U32,
     /// Kind of interrupt; see [`Irq`].
     pub index: U32,
@@ -370,7 +372,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// `struct vfio_irq_set` and the message header, bytes as QEMU 11 sent them when a guest enabled two vectors.
+    /// `struct vfio_irq_set` and the message header, bytes as QEMU 11 sent them when a guest
+    /// enabled two vectors.
     #[test]
     fn set_irqs_is_little_endian() {
         let body = [20, 0, 0, 0, 0x24, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];

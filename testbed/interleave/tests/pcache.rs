@@ -1,8 +1,9 @@
 //! pcache on several cores, in every order that shuttle comes to: faults against faults, eviction,
 //! fork, munmap and mprotect, and the shootdowns between them.
 //!
-//! The machine is the one of pcache's own tests: every core has a TLB that keeps what it is not told
-//! to drop, and every word read is checked. A task that waits and is not woken makes the run fail.
+//! The machine is the one of pcache's own tests: every core has a TLB that keeps what it is not
+//! told to drop, and every word read is checked. A task that waits and is not woken makes the run
+//! fail.
 #![cfg(interleave)]
 #![forbid(unsafe_code)]
 

@@ -53,7 +53,8 @@ pub struct Connection<D: Device, P: Platform> {
     peer_qpn: Qpn,
 }
 
-/// Connects to whoever listens there. `prepare` posts the receives that must be there when the peer begins to send.
+/// Connects to whoever listens there. `prepare` posts the receives that must be there when the peer
+/// begins to send.
 ///
 /// # Errors
 ///

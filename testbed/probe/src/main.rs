@@ -1,5 +1,5 @@
-//! The probe as a unikernel: plays one part against a tool of Linux's, and ends with how it went. On the host this is an empty
-//! program.
+//! The probe as a unikernel: plays one part against a tool of Linux's, and ends with how it went.
+//! On the host this is an empty program.
 //!
 //! | option | meaning |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! `ibv_rc_pingpong` and `ibv_ud_pingpong`, either side.
 //!
-//! Both sides tell each other where their queue pair is, over TCP (rdma-core `libibverbs/examples/rc_pingpong.c`,
-//! `pp_client_exch_dest`, `pp_server_exch_dest`):
+//! Both sides tell each other where their queue pair is, over TCP (rdma-core
+//! `libibverbs/examples/rc_pingpong.c`, `pp_client_exch_dest`, `pp_server_exch_dest`):
 //!
 //! ```text
 //!  client ── "lid:qpn:psn:gid" and a NUL ──► server       %04x:%06x:%06x: and 32 hex digits
@@ -9,8 +9,9 @@
 //!         ── "done" and a NUL ─────────────►
 //! ```
 //!
-//! Then the client sends, the server answers, and so on. Linux's tool receives into the buffer that it sends from, so what
-//! comes back is what was sent: that is checked here, in each round with other bytes.
+//! Then the client sends, the server answers, and so on. Linux's tool receives into the buffer that
+//! it sends from, so what comes back is what was sent: that is checked here, in each round with
+//! other bytes.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -119,7 +120,8 @@ pub struct Plan {
 ///
 /// # Errors
 ///
-/// The first thing that went wrong; [`Error::StreamEnded`] before anything was sent when the peer is not there yet.
+/// The first thing that went wrong; [`Error::StreamEnded`] before anything was sent when the peer
+/// is not there yet.
 pub async fn rc<D: Device, P: Platform>(
     node: &Node<D, P>,
     stream: &mut impl Stream,
@@ -320,7 +322,8 @@ mod tests {
 
     #[test]
     fn an_address_is_as_linux_prints_it() {
-        // rc_pingpong.c: sprintf(msg, "%04x:%06x:%06x:%s", lid, qpn, psn, wgid); sizeof msg includes the NUL.
+        // rc_pingpong.c: sprintf(msg, "%04x:%06x:%06x:%s", lid, qpn, psn, wgid); sizeof msg
+        // includes the NUL.
         let address = Address {
             lid: Lid(2),
             qpn: Qpn(0x208),

@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux cma.c: cma_version 0; ip_version 4 << 4; port be16; union cma_ip_addr { in6; { be32 pad[3]; be32 addr } }.
+        // Linux cma.c: cma_version 0; ip_version 4 << 4; port be16; union cma_ip_addr { in6; { be32
+        // pad[3]; be32 addr } }.
         let header = Header {
             source_port: 0x1c06,
             source: Ipv4Addr::new(10, 0, 1, 9),

@@ -7,8 +7,8 @@
 //!         ◄── SEND: go on ──────────
 //! ```
 //!
-//! Both messages of both sides have 16 bytes: address, rkey and length, big-endian. The data is a string with a NUL at its
-//! end: Linux's server writes no more than that back.
+//! Both messages of both sides have 16 bytes: address, rkey and length, big-endian. The data is a
+//! string with a NUL at its end: Linux's server writes no more than that back.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -136,7 +136,8 @@ async fn ask<D: Device, P: Platform>(
     check(round, &text, &sink.read(0, text.len()))
 }
 
-/// Waits for a client and serves it: reads its memory and writes it `rounds` times, until it leaves.
+/// Waits for a client and serves it: reads its memory and writes it `rounds` times, until it
+/// leaves.
 ///
 /// # Errors
 ///

@@ -25,7 +25,8 @@ pub(crate) enum Phase {
     /// Traffic and faults.
     #[default]
     Traffic,
-    /// Faults are over: the views agree, and everyone proves that it can call everyone, with all credits.
+    /// Faults are over: the views agree, and everyone proves that it can call everyone, with all
+    /// credits.
     Exam,
     /// Rest: the workload starts nothing.
     Rest,

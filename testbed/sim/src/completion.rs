@@ -28,7 +28,8 @@ impl World {
         self.push(node, cqn, completion, false, Some(wqe.index + 1));
     }
 
-    /// Completes a request that was carried out. Now and then the completion never comes, or comes twice.
+    /// Completes a request that was carried out. Now and then the completion never comes, or comes
+    /// twice.
     pub(crate) fn complete_well(&mut self, node: NodeIndex, qpn: Qpn, wqe: &Wqe, bytes: u32) {
         if wqe.signalled && self.rng.chance(self.rates.completion_lost) {
             return self.stats.count("completion lost");

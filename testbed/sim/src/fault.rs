@@ -23,7 +23,8 @@ pub enum Kind {
     Crash(NodeIndex),
     /// The node starts only at the end.
     Late(NodeIndex),
-    /// The node leaves in order, is switched off so many nanoseconds later, and restarts at the end.
+    /// The node leaves in order, is switched off so many nanoseconds later, and restarts at the
+    /// end.
     Leave(NodeIndex, u64),
     /// Nodes whose bit is set, and perhaps the subnet manager, are cut off from the others.
     Partition {
@@ -51,7 +52,8 @@ pub enum Kind {
     },
     /// The queue pair by which the node receives its cluster's group fails.
     Deafened(NodeIndex),
-    /// A node that should not be there starts, at this place behind the others. A twin is switched off at the end, others stay.
+    /// A node that should not be there starts, at this place behind the others. A twin is switched
+    /// off at the end, others stay.
     Stranger(NodeIndex, Guise),
 }
 

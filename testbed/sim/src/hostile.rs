@@ -100,8 +100,8 @@ impl World {
     }
 }
 
-/// Announcements, and messages of the connection manager. Answers of the subnet administrator prove nothing, so whoever
-/// could forge them could keep nodes apart for as long as he likes.
+/// Announcements, and messages of the connection manager. Answers of the subnet administrator prove
+/// nothing, so whoever could forge them could keep nodes apart for as long as he likes.
 fn is_worth(body: &Body) -> bool {
     match body {
         Body::Datagram { .. } => true,

@@ -1,26 +1,29 @@
 //! Deterministic simulation of whole clusters of FIT.
 //!
-//! A run is a seed. The unmodified asynchronous [`fit::Fit`] of each node runs over a simulated machine (`hal`) and a
-//! simulated HCA (`verbs`), on one thread and in virtual time. From the seed follow the nodes, the faults, the traffic
-//! and the order in which everything happens; the same seed makes the same run, down to the hash of its trace.
+//! A run is a seed. The unmodified asynchronous [`fit::Fit`] of each node runs over a simulated
+//! machine (`hal`) and a simulated HCA (`verbs`), on one thread and in virtual time. From the seed
+//! follow the nodes, the faults, the traffic and the order in which everything happens; the same
+//! seed makes the same run, down to the hash of its trace.
 //!
-//! * [`Plan`]: what follows from the seed. [`run`] carries it out and tells the [`Outcome`]; [`shrink`] takes away
-//!   what a failing plan does not need.
-//! * `world`, `executor`, `machine`: time, tasks, clocks and processors that may be skewed, slow or stopped.
-//! * `hca`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is stricter than hardware. What hardware
-//!   would only misbehave on is a [`Violation`].
-//! * `network`, `sa`: packets, and the subnet administrator with its multicast groups. `hostile`: somebody without a key who
-//!   sends what he likes.
+//! * [`Plan`]: what follows from the seed. [`run`] carries it out and tells the [`Outcome`];
+//!   [`shrink`] takes away what a failing plan does not need.
+//! * `world`, `executor`, `machine`: time, tasks, clocks and processors that may be skewed, slow or
+//!   stopped.
+//! * `hca`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is stricter than
+//!   hardware. What hardware would only misbehave on is a [`Violation`].
+//! * `network`, `sa`: packets, and the subnet administrator with its multicast groups. `hostile`:
+//!   somebody without a key who sends what he likes.
 //! * [`Kind`], `faults`: what goes wrong by plan.
-//! * `workload`: what the nodes do. `check`, `views`, [`Rule`]: what must hold, and who is there in truth.
+//! * `workload`: what the nodes do. `check`, `views`, [`Rule`]: what must hold, and who is there in
+//!   truth.
 //! * [`Sabotage`]: bugs that are built in to see that each rule can be broken.
 //!
 //! `docs/simulation.md` tells how to use it and what it cannot see.
 //!
 //! # What is left out
 //!
-//! Messages are one packet each, so nothing is torn within a message. One port, one core a node. Peers that hold the key and
-//! break the protocol: whoever is connected speaks FIT.
+//! Messages are one packet each, so nothing is torn within a message. One port, one core a node.
+//! Peers that hold the key and break the protocol: whoever is connected speaks FIT.
 #![forbid(unsafe_code)]
 
 mod check;

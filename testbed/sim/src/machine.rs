@@ -67,7 +67,8 @@ impl Future for Sleep {
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        // A sleep that nobody waits for wakes nobody: a task must not live on wakes that it did not ask for.
+        // A sleep that nobody waits for wakes nobody: a task must not live on wakes that it did not
+        // ask for.
         if let Some(timer) = self.timer {
             self.machine.bed.world().end_timer(timer);
         }

@@ -96,7 +96,8 @@ pub(crate) struct Qp {
     pub(crate) timer: u64,
     /// Waiting out a receiver that was not ready.
     pub(crate) rnr_waiting: bool,
-    /// The READ that was sent again because what came for later requests showed that its bytes are lost.
+    /// The READ that was sent again because what came for later requests showed that its bytes are
+    /// lost.
     pub(crate) read_again: Option<Psn>,
 }
 

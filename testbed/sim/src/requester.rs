@@ -1,4 +1,5 @@
-//! The requester's half of a reliable connection: sends in order, waits for acknowledgements, retries, gives up.
+//! The requester's half of a reliable connection: sends in order, waits for acknowledgements,
+//! retries, gives up.
 
 use verbs::{Lid, Psn, QpState, Qpn, Status};
 

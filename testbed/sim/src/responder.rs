@@ -40,8 +40,9 @@ impl World {
             );
         }
         if distance < 0 {
-            // It was carried out before; a READ's bytes are fetched again. If their owner has them back, then the requester has
-            // them too: only a network that puts packets out of order, as this one does, brings such a repetition so late.
+            // It was carried out before; a READ's bytes are fetched again. If their owner has them
+            // back, then the requester has them too: only a network that puts packets out of order,
+            // as this one does, brings such a repetition so late.
             return match op {
                 WireOp::Read { from, len } => {
                     if let Ok(Some(data)) = self.look(node, qpn, from.rkey.0, from.addr, len) {

@@ -38,7 +38,8 @@ pub enum Rule {
     Views,
     /// No view contains two incarnations of one node at once.
     OneLife,
-    /// A handler is told that a node has joined and that it is lost in turn, of each that its node sees.
+    /// A handler is told that a node has joined and that it is lost in turn, of each that its node
+    /// sees.
     JoinedAndLost,
     /// A peer that is gone, stopped or out of reach is lost within a bound.
     LostInTime,

@@ -108,7 +108,8 @@ impl World {
     }
 
     fn path(&mut self, from: NodeIndex, wanted: &PathRecord) -> Option<PathRecord> {
-        // A port whose machine has not started has a link, but no driver: the subnet knows it all the same.
+        // A port whose machine has not started has a link, but no driver: the subnet knows it all
+        // the same.
         let known = |node: &NodeIndex| {
             let gid = self.nodes[*node].gid().0 == wanted.dgid;
             gid && self.net.port_up[*node] && self.net.side[*node] == self.net.sm_side

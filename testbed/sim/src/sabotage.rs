@@ -1,7 +1,7 @@
 //! Deliberate bugs, by which the tests see that the checker finds each kind.
 
-/// A deliberate bug, which shows that a rule can be broken. It is in the simulated hardware, or in what the simulated
-/// nodes do with FIT; never in FIT.
+/// A deliberate bug, which shows that a rule can be broken. It is in the simulated hardware, or in
+/// what the simulated nodes do with FIT; never in FIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sabotage {
     /// A message is delivered twice.

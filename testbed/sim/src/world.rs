@@ -347,7 +347,8 @@ impl World {
         }
     }
 
-    /// Tells of memory that the device must not touch. Returns whether hardware itself would have refused.
+    /// Tells of memory that the device must not touch. Returns whether hardware itself would have
+    /// refused.
     pub(crate) fn denied(&mut self, node: NodeIndex, denied: Denied) {
         match denied {
             Denied::Key => {}

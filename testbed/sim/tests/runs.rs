@@ -45,8 +45,8 @@ fn a_cluster_whose_nodes_are_told_their_neighbours_holds() {
 fn a_node_and_its_twin_keep_nobody_apart_once_the_twin_is_gone() {
     for seed in 25..35 {
         let mut plan = small(seed);
-        // The twin's role is another, so that the two have different names; both are connected to again and again, and by
-        // seed 30 at the same moment.
+        // The twin's role is another, so that the two have different names; both are connected to
+        // again and again, and by seed 30 at the same moment.
         let twin = Kind::Stranger(plan.nodes, Guise::Twin(1));
         only(&mut plan, SECOND, 9 * SECOND, twin);
         plan.rates = Rates {
@@ -129,7 +129,8 @@ fn writes_that_are_not_done_are_found() {
 
 #[test]
 fn receives_that_are_forgotten_are_found_before_and_after_the_queue_runs_dry() {
-    // A queue has receives for more than what is usually under way: it takes some traffic to miss one.
+    // A queue has receives for more than what is usually under way: it takes some traffic to miss
+    // one.
     finds_with(Sabotage::LostReceive, Rule::ReceiveQueueDry, |plan| {
         plan.operations = 2000;
     });

@@ -1,9 +1,12 @@
 //! End-to-end tests: the three components in QEMU on the modelled fabric.
 //!
-//! They call `cargo xtask run` as a user would, and compare with the same binaries run on the host. `cargo xtask test` runs
-//! them; nothing skips them but its `--quick`. What the tests share is here.
+//! They call `cargo xtask run` as a user would, and compare with the same binaries run on the host.
+//! `cargo xtask test` runs them; nothing skips them but its `--quick`. What the tests share is
+//! here.
 //!
-//! [`terminal`] is a terminal of the host with a program on it. [`nodes`] is what tests of FIT on whole machines need. Those of Linux guests are in `tests/linux`; [`linux`] is what they are made of.
+//! [`terminal`] is a terminal of the host with a program on it. [`nodes`] is what tests of FIT on
+//! whole machines need. Those of Linux guests are in `tests/linux`; [`linux`] is what they are made
+//! of.
 #![forbid(unsafe_code)]
 
 pub mod linux;

@@ -218,7 +218,8 @@ impl Nodes {
         }
     }
 
-    /// Waits until the latest views of all these nodes are the same, hold them all, and each knows that the others agree.
+    /// Waits until the latest views of all these nodes are the same, hold them all, and each knows
+    /// that the others agree.
     ///
     /// # Panics
     /// As [`wait`](Self::wait).

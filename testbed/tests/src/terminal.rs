@@ -114,7 +114,8 @@ impl Terminal {
         tcsetwinsize(&self.master, size).expect("a terminal");
     }
 
-    /// Returns whether the terminal edits lines and echoes, as it does before and after a program that makes it raw.
+    /// Returns whether the terminal edits lines and echoes, as it does before and after a program
+    /// that makes it raw.
     ///
     /// # Panics
     /// If the terminal is gone.

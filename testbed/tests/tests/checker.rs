@@ -1,5 +1,5 @@
-//! Every word that a program reads is what it wrote, over the cache's policies and mechanisms, on one to
-//! four cores, with threads, fork, shared mappings, mremap, munmap, mprotect and madvise.
+//! Every word that a program reads is what it wrote, over the cache's policies and mechanisms, on
+//! one to four cores, with threads, fork, shared mappings, mremap, munmap, mprotect and madvise.
 //!
 //! The program is `programs/checker.c`; `pcache/tests/checker.rs` does the same in one process.
 

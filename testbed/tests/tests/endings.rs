@@ -103,7 +103,8 @@ fn find(child: &Child, part: &str) -> Option<Pid> {
         .and_then(|(pid, _)| Pid::from_raw(pid))
 }
 
-/// Waits for a run's end; gives its exit status and what it said, and checks that its processes have gone.
+/// Waits for a run's end; gives its exit status and what it said, and checks that its processes
+/// have gone.
 fn end_of(mut child: Child, deadline: Duration) -> (Option<i32>, String) {
     let processes = descendants(child.id());
     let end = Instant::now() + deadline;

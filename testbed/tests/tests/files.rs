@@ -256,7 +256,8 @@ fn nothing_that_fsync_promised_is_lost_when_s_is_killed() {
     assert_eq!(made.code, Some(0), "{}", made.stderr);
     let mut promises = 0;
     for seed in 0..kills {
-        // Each kill meets the log that the one before has left; every fourth image is checked before it is used again.
+        // Each kill meets the log that the one before has left; every fourth image is checked
+        // before it is used again.
         let delay = Duration::from_millis(mixed(seed) % 4_000);
         let said = killed_after(&disk, seed, delay);
         let image = folder.join("image");

@@ -1,8 +1,8 @@
 //! Members of a cluster that are whole machines: killed, stopped, unplugged, restarted, late, gone,
 //! and without the key.
 //!
-//! The bounds of FIT are read from what the nodes say by their own clocks; what is waited for here may take long on a busy
-//! machine.
+//! The bounds of FIT are read from what the nodes say by their own clocks; what is waited for here
+//! may take long on a busy machine.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -56,7 +56,8 @@ impl Members {
         members
     }
 
-    /// Waits until all are of one view, and this one and each other have answered each other since then.
+    /// Waits until all are of one view, and this one and each other have answered each other since
+    /// then.
     fn is_back(&self, index: usize, since: usize) {
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
         self.nodes.wait_for_one_view(&names);
@@ -68,7 +69,8 @@ impl Members {
         }
     }
 
-    /// Waits until the node `by` has lost `lost` since then, and has told each task that called it; gives the cause.
+    /// Waits until the node `by` has lost `lost` since then, and has told each task that called it;
+    /// gives the cause.
     fn loses(&self, by: usize, lost: usize, since: usize) -> String {
         let (node, of) = (&self.names[by], &self.identities[lost]);
         let loss = self.nodes.wait_event(node, "lost", since, |event| {

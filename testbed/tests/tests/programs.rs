@@ -105,7 +105,8 @@ fn a_musl_program_that_sorts_more_than_the_cache_holds() {
     );
 }
 
-/// Memory lost behind a larger mapping, page tables that never came back, a walk over 64 TB of nothing.
+/// Memory lost behind a larger mapping, page tables that never came back, a walk over 64 TB of
+/// nothing.
 #[test]
 fn memory_keeps_linux_s_promises() {
     let here = native(program("memory"), &[], b"");
@@ -182,8 +183,9 @@ sha256sum < a/f3; awk 'BEGIN { print 6 * 7 }'; grep -r 'line 7' a
     assert_eq!(there.code, Some(0));
 }
 
-/// Debian's compiler, build tool, databases and version control, with several processes at once. Its packages are
-/// some 150 MB, so it runs when asked for: `cargo test -p testbed_tests --test programs -- --ignored`.
+/// Debian's compiler, build tool, databases and version control, with several processes at once.
+/// Its packages are some 150 MB, so it runs when asked for: `cargo test -p testbed_tests --test
+/// programs -- --ignored`.
 #[test]
 #[ignore = "fetches a compiler; see docs/testing.md"]
 fn debian_s_tools_build_store_and_keep_versions() {
@@ -225,7 +227,8 @@ fn write_backs_wait_for_room_where_a_cache_has_many_sets() {
     );
 }
 
-/// M on two cores with a task each that polls and runs handlers, S with workers and interrupts, P polling for good.
+/// M on two cores with a task each that polls and runs handlers, S with workers and interrupts, P
+/// polling for good.
 #[test]
 fn how_components_poll_and_who_runs_their_handlers_changes_no_output() {
     let boot = [
@@ -240,7 +243,8 @@ fn how_components_poll_and_who_runs_their_handlers_changes_no_output() {
     assert_same(&there, &here);
 }
 
-/// The emulator keeps translations of code that a device has overwritten; libos makes it look again.
+/// The emulator keeps translations of code that a device has overwritten; libos makes it look
+/// again.
 #[test]
 fn code_that_came_by_rdma_runs_as_it_is() {
     let run = Run::new(&["--pcache", "1M"]).add(program("work"), "/bin/work");

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Result, ensure};
 
-/// The longest line that QEMU's loader takes (QEMU `pc-bios/optionrom/pvh_main.c`: `CMDLINE_BUFSIZE`, with its end mark).
+/// The longest line that QEMU's loader takes (QEMU `pc-bios/optionrom/pvh_main.c`:
+/// `CMDLINE_BUFSIZE`, with its end mark).
 const MAX_LEN: usize = 4095;
 
 /// A command line in the making.

@@ -16,9 +16,11 @@ use super::{socket, tail};
 /// Deadline of the server's start, until it listens.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Starts the server with an adapter for each node; gives it with the GID of each node's first port.
+/// Starts the server with an adapter for each node; gives it with the GID of each node's first
+/// port.
 ///
-/// `adapter` follows each node's socket on the server's command line: `,ports=2`. `options` are the server's own.
+/// `adapter` follows each node's socket on the server's command line: `,ports=2`. `options` are the
+/// server's own.
 pub(crate) fn start(
     program: &Path,
     folder: &Path,

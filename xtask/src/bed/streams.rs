@@ -1,7 +1,8 @@
 //! The program's standard streams, between us and P's serial ports.
 //!
-//! QEMU writes a port to a regular file and we follow the file as it grows: no byte is lost, whatever the reader's pace and
-//! whichever way QEMU leaves. Input goes through a named pipe, which QEMU reads as fast as the guest takes it.
+//! QEMU writes a port to a regular file and we follow the file as it grows: no byte is lost,
+//! whatever the reader's pace and whichever way QEMU leaves. Input goes through a named pipe, which
+//! QEMU reads as fast as the guest takes it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

@@ -1,7 +1,9 @@
-//! `bench hca`: perftest's own figures between two Linux guests, and the time that the model takes of a core for each message.
+//! `bench hca`: perftest's own figures between two Linux guests, and the time that the model takes
+//! of a core for each message.
 //!
-//! Each tool is run twice, with few iterations and with many: what the second costs the fabric's server beyond the first is
-//! what its additional messages cost, without making and connecting queue pairs.
+//! Each tool is run twice, with few iterations and with many: what the second costs the fabric's
+//! server beyond the first is what its additional messages cost, without making and connecting
+//! queue pairs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +17,8 @@ use super::table;
 use crate::project::{self, cargo};
 use crate::tools::{quiet, say, step};
 
-/// Measures the modelled adapter: perftest between two Linux guests, and READs of 4 KB in one process
+/// Measures the modelled adapter: perftest between two Linux guests, and READs of 4 KB in one
+/// process
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Writes the table to this file, too, as tab-separated values
@@ -74,7 +77,8 @@ impl Case {
         format!("ib_{}_{}", self.verb, if self.latency { "lat" } else { "bw" })
     }
 
-    /// Messages of both sides: a latency is that of a WRITE or SEND to the other side and one back, and of a READ alone.
+    /// Messages of both sides: a latency is that of a WRITE or SEND to the other side and one back,
+    /// and of a READ alone.
     fn messages(&self, iterations: u32) -> u32 {
         if self.latency && self.verb != "read" {
             2 * iterations

@@ -1,9 +1,12 @@
-//! `bench`: figures, for people to compare over time. No test fails for being slow; `--compare` fails for counting more.
+//! `bench`: figures, for people to compare over time. No test fails for being slow; `--compare`
+//! fails for counting more.
 //!
 //! * [`hca`]: the modelled adapter under Linux's perftest.
 //! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed.
-//! * [`miss`]: a page miss, counted. * [`peer`]: programs in little memory, here and on Linux that swaps.
-//! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how they are kept in `docs/bench`.
+//! * [`miss`]: a page miss, counted. * [`peer`]: programs in little memory, here and on Linux that
+//!   swaps.
+//! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
+//!   they are kept in `docs/bench`.
 //! * [`mod@compare`]: what changed since. * [`child`]: runs of other commands.
 
 mod child;
@@ -24,7 +27,8 @@ use anyhow::Result;
 #[derive(clap::Args)]
 #[command(arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
-    /// Measures what has a record in docs/bench and shows what changed; fails if a counted figure grew beyond the tolerance
+    /// Measures what has a record in docs/bench and shows what changed; fails if a counted figure
+    /// grew beyond the tolerance
     #[arg(long)]
     compare: bool,
     #[command(subcommand)]

@@ -1,7 +1,8 @@
-//! The RPC profile of LegoOS's journal: calls of four sizes, by one, two and four tasks, between two machines in QEMU.
+//! The RPC profile of LegoOS's journal: calls of four sizes, by one, two and four tasks, between
+//! two machines in QEMU.
 //!
-//! `testbed/fit_node` makes the calls, checks every reply, and compares after each series what both sides have counted; a
-//! difference ends it with an error.
+//! `testbed/fit_node` makes the calls, checks every reply, and compares after each series what both
+//! sides have counted; a difference ends it with an error.
 
 use std::io::{self, Write};
 use std::path::Path;

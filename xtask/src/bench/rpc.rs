@@ -1,7 +1,8 @@
 //! `bench rpc`: the cost of a call: instructions by callgrind, work of the modelled adapter, and
 //! times between machines.
 //!
-//! The times are [`profile`]'s. What is counted comes from tests of `fit` (`fit/src/tests/cost.rs`, `fit/tests/whole_path.rs`), so that the figures are of what is tested.
+//! The times are [`profile`]'s. What is counted comes from tests of `fit` (`fit/src/tests/cost.rs`,
+//! `fit/tests/whole_path.rs`), so that the figures are of what is tested.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +14,9 @@ use crate::bed;
 use crate::project::{self, cargo};
 use crate::tools::{need, quiet, say, step};
 
-/// Counts what a short call costs: instructions of FIT by callgrind, and work of the modelled adapter; then times calls of several
-/// sizes between two machines in QEMU, with every reply checked
+/// Counts what a short call costs: instructions of FIT by callgrind, and work of the modelled
+/// adapter; then times calls of several sizes between two machines in QEMU, with every reply
+/// checked
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Calls of each size, number of tasks and kind of handler
@@ -39,10 +41,11 @@ const STRESS: u32 = 100_000;
 /// The test that is run under callgrind, and how many calls it makes (`CALLS` there).
 const TEST: &str = "tests::cost::short_calls";
 const CALLS: u64 = 2000;
-/// The beginning of the name of the function in that test that looks for completions and finds none.
+/// The beginning of the name of the function in that test that looks for completions and finds
+/// none.
 const EMPTY_POLL: &str = "empty_poll_";
-/// The sides of a call: the beginnings of the names of the functions that do its work, and of the one that finds its message, with what
-/// these are.
+/// The sides of a call: the beginnings of the names of the functions that do its work, and of the
+/// one that finds its message, with what these are.
 const SIDES: [(&str, [(&str, &str); 2]); 2] = [
     (
         "caller",
@@ -118,7 +121,8 @@ fn count_all() -> Result<Vec<Vec<String>>> {
     let empty = count(&valgrind, &test, TEST, EMPTY_POLL)?;
     for (side, [(work, works), (arrival, arrives)]) in SIDES {
         let work = count(&valgrind, &test, TEST, work)?;
-        // Polling is what a look costs anyhow; what it costs more when a message is there is the call's.
+        // Polling is what a look costs anyhow; what it costs more when a message is there is the
+        // call's.
         let arrival = count(&valgrind, &test, TEST, arrival)? - empty;
         tell(side, work + arrival);
         tell(&format!("  {works}"), work);
@@ -199,8 +203,9 @@ fn count(valgrind: &Path, program: &Path, test: &str, function: &str) -> Result<
 
 /// Returns the instructions of a callgrind profile, without those of calls to functions outside.
 ///
-/// A line `cfn=(id) name` names the callee (the name stands there the first time only), `calls=` announces a call, and the
-/// last number of the line behind it is what the call cost, callees included (Valgrind's manual, "Callgrind Format").
+/// A line `cfn=(id) name` names the callee (the name stands there the first time only), `calls=`
+/// announces a call, and the last number of the line behind it is what the call cost, callees
+/// included (Valgrind's manual, "Callgrind Format").
 fn own(profile: &str) -> Option<u64> {
     let mut outside = std::collections::BTreeMap::new();
     let (mut total, mut callee, mut is_call, mut away) = (None, "", false, 0);

@@ -67,7 +67,8 @@ fn question(words: &str) -> Option<&'static str> {
     QUESTIONS.into_iter().find(|question| asks(question))
 }
 
-/// Returns whether a line could be broken and is not. Rows of tables, drawings and lone words (addresses) cannot.
+/// Returns whether a line could be broken and is not. Rows of tables, drawings and lone words
+/// (addresses) cannot.
 fn is_too_long(line: &str, words: &str) -> bool {
     let drawn = words.starts_with('|') || words.contains(['│', '─', '┌', '└', '►', '◄']);
     line.chars().count() > COLUMNS && !drawn && words.contains(' ')

@@ -69,7 +69,8 @@ impl<W: Write> Archive<W> {
         let name_len = u32::try_from(path.len() + 1).map_err(too_long)?;
         let len = u32::try_from(bytes.len()).map_err(too_long)?;
         write!(self.to, "070701")?;
-        // Inode, mode, owner, group, links, time, length, device (2), special device (2), length of the name, checksum.
+        // Inode, mode, owner, group, links, time, length, device (2), special device (2), length of
+        // the name, checksum.
         for number in [self.inode, mode, 0, 0, 1, 0, len, 0, 0, 0, 0, name_len, 0] {
             write!(self.to, "{number:08x}")?;
         }

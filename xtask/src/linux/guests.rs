@@ -24,7 +24,8 @@ use crate::tools::say;
 const PAUSE: Duration = Duration::from_millis(20);
 /// Time that node 0's command runs before the others' start.
 const LEAD: Duration = Duration::from_millis(300);
-/// A guest may stand still for long where the host is busy. Its kernel would take that for a fault of its own and complain.
+/// A guest may stand still for long where the host is busy. Its kernel would take that for a fault
+/// of its own and complain.
 const BUSY_HOST: &str = "nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 /// Training time of the links: the least that real ones need. Packets that come while Linux still
 /// opens the port are errors to its kernel.
@@ -87,7 +88,8 @@ struct Guest {
 }
 
 impl Guests<'_> {
-    /// Runs them on a fabric that this server serves, or on one that is there; gives the first failed command's exit status, or 0.
+    /// Runs them on a fabric that this server serves, or on one that is there; gives the first
+    /// failed command's exit status, or 0.
     pub(crate) fn run(&self, qemu: &Qemu, server: Option<&Path>) -> Result<u8> {
         let names: Vec<String> = (0..self.nodes).map(|node| format!("node{node}")).collect();
         let nodes: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -378,7 +380,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Tells the fabric server which cables the guest wants to be plugged or pulled since last time.
+    /// Tells the fabric server which cables the guest wants to be plugged or pulled since last
+    /// time.
     fn pass_on_cables(&mut self, server: Option<&mut Process>) -> Result<()> {
         let text = self.lines();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);

@@ -61,7 +61,8 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Uncompresses the image, so that no guest has to, and lists what each module depends on; once.
+    /// Uncompresses the image, so that no guest has to, and lists what each module depends on;
+    /// once.
     fn prepare(&self) -> Result<()> {
         let lock = File::create(self.root.join("prepare.lock")).context("can't make a lock file")?;
         lock.lock().context("can't lock the kernel's folder")?;

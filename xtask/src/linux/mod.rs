@@ -29,10 +29,12 @@ use crate::tools::{parse_size, say, step};
 /// The package of Debian's ordinary kernel is named `linux-image-` and this.
 const KERNEL: &str = "amd64";
 
-/// Starts Debian guests in QEMU, their adapters on one modelled InfiniBand fabric, and runs a command in each
+/// Starts Debian guests in QEMU, their adapters on one modelled InfiniBand fabric, and runs a
+/// command in each
 ///
-/// Each node's output comes under its name. Without commands: a shell on node 0. Exit status: the first command's that
-/// failed, by the order of the nodes; 125 if the run itself failed; 130 after Ctrl-C.
+/// Each node's output comes under its name. Without commands: a shell on node 0. Exit status: the
+/// first command's that failed, by the order of the nodes; 125 if the run itself failed; 130 after
+/// Ctrl-C.
 #[derive(clap::Args)]
 #[command(args_override_self = true)]
 pub(crate) struct Args {
@@ -45,7 +47,8 @@ pub(crate) struct Args {
     /// The kernel: that of Debian 12's package `linux-image-VERSION`
     #[arg(long, value_name = "VERSION", default_value = KERNEL)]
     kernel: String,
-    /// Puts a file or folder of the host into the guests, under /data/NAME if no guest path is given (repeatable)
+    /// Puts a file or folder of the host into the guests, under /data/NAME if no guest path is
+    /// given (repeatable)
     #[arg(long, value_name = "HOST[:GUEST]")]
     add: Vec<Add>,
     /// Ports of each adapter
@@ -60,15 +63,15 @@ pub(crate) struct Args {
     /// Cores of each guest
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: u32,
-    /// Lets programs of this machine reach a TCP port of node 0 at 127.0.0.1 (repeatable); node 0 in turn reaches this
-    /// machine at 10.0.2.2
+    /// Lets programs of this machine reach a TCP port of node 0 at 127.0.0.1 (repeatable); node 0
+    /// in turn reaches this machine at 10.0.2.2
     #[arg(long, value_name = "HOST:GUEST")]
     forward: Vec<Forward>,
     /// Uses adapters that a server has made already: FOLDER/node0.sock and so on
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["ports", "trace"])]
     join: Option<PathBuf>,
-    /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each, its fields parted by
-    /// tabs
+    /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each,
+    /// its fields parted by tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Loads a TCG plugin into a guest's QEMU, as node0:FILE (once for each)
@@ -80,7 +83,8 @@ pub(crate) struct Args {
     /// Lets guests reboot: a node's command then runs again, with BOOT=2 and so on
     #[arg(long)]
     reboots: bool,
-    /// Keeps the folder with the guests' kernel logs, and says where it is; a failed run keeps it always
+    /// Keeps the folder with the guests' kernel logs, and says where it is; a failed run keeps it
+    /// always
     #[arg(long)]
     keep_logs: bool,
     /// Seconds that the guests may take to boot
@@ -123,7 +127,8 @@ impl FromStr for Forward {
     }
 }
 
-/// Gets and builds all that guests need, so that the first of many runs takes no longer than the others.
+/// Gets and builds all that guests need, so that the first of many runs takes no longer than the
+/// others.
 pub(crate) fn prepare() -> Result<()> {
     Kernel::obtain(KERNEL)?;
     initramfs::prepare()

@@ -58,7 +58,8 @@ struct Node {
 }
 
 impl<'a> Cluster<'a> {
-    /// Starts the fabric, with adapters for nodes of these names. All nodes are of one cluster, with a key drawn here.
+    /// Starts the fabric, with adapters for nodes of these names. All nodes are of one cluster,
+    /// with a key drawn here.
     pub(crate) fn new(parts: &'a Parts, folder: &'a Path, names: &[&str]) -> Result<Self> {
         let (server, _) = server::start(&parts.server, folder, names, "", &[])?;
         let options = [("cluster", "nodes".to_owned()), ("key", bed::random_key()?)];
@@ -79,8 +80,8 @@ impl<'a> Cluster<'a> {
         self.options.push((key.into(), value.into()));
     }
 
-    /// Starts a node's machine with these options, which come after those of all nodes and override them. Its log goes to
-    /// `log`, too.
+    /// Starts a node's machine with these options, which come after those of all nodes and override
+    /// them. Its log goes to `log`, too.
     pub(crate) fn start(
         &mut self,
         name: &str,

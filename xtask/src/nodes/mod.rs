@@ -22,11 +22,13 @@ use crate::tools::say;
 /// Poll interval of the nodes.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts nodes of FIT in QEMU on one modelled fabric, kills, stops and unplugs them, as lines of standard input say
+/// Starts nodes of FIT in QEMU on one modelled fabric, kills, stops and unplugs them, as lines of
+/// standard input say
 ///
-/// The lines: `start NODE [OPTION…]`, `kill NODE`, `stop NODE`, `continue NODE`, `cable NODE in` and `cable NODE out`. A node's
-/// options are in docs/user/nodes.md. What each node says comes under its name; a line that is carried out comes back as
-/// `nodes: LINE`. The end of the input ends all nodes. Exit status: 0; 125 if the run itself failed; 130 after Ctrl-C.
+/// The lines: `start NODE [OPTION…]`, `kill NODE`, `stop NODE`, `continue NODE`, `cable NODE in`
+/// and `cable NODE out`. A node's options are in docs/user/nodes.md. What each node says comes
+/// under its name; a line that is carried out comes back as `nodes: LINE`. The end of the input
+/// ends all nodes. Exit status: 0; 125 if the run itself failed; 130 after Ctrl-C.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Adapters on the fabric, for nodes named node0, node1 and so on
@@ -43,7 +45,8 @@ pub(crate) struct Args {
     keep_logs: bool,
 }
 
-/// Gets and builds all that nodes need, so that the first of many runs takes no longer than the others.
+/// Gets and builds all that nodes need, so that the first of many runs takes no longer than the
+/// others.
 pub(crate) fn prepare() -> Result<()> {
     Parts::obtain().map(drop)
 }

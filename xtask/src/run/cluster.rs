@@ -46,7 +46,8 @@ pub(crate) struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// Starts the VMs in the order given. `console` is the end of the console channel that P's QEMU gets.
+    /// Starts the VMs in the order given. `console` is the end of the console channel that P's QEMU
+    /// gets.
     pub(crate) fn start(
         qemu: &Qemu,
         vms: &[Vm<'_>],
@@ -75,8 +76,8 @@ impl<'a> Cluster<'a> {
         Ok(cluster)
     }
 
-    /// Waits until the program ends, or something else ends the run. Calls `look` now and then, and tells it whether the
-    /// program runs.
+    /// Waits until the program ends, or something else ends the run. Calls `look` now and then, and
+    /// tells it whether the program runs.
     ///
     /// # Errors
     /// Names the node that failed or did not come up in time, with the end of its log.

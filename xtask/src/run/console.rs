@@ -1,8 +1,8 @@
 //! The host's end of P's console channel: the program to run, input on request, output in order.
 //!
 //! QEMU gets one end of a socket pair as its standard input, so that nothing lies in the temporary
-//! folder and no path bounds it. A reader that is slow here leaves bytes in the socket, QEMU stops the
-//! port then, and the program waits as it would for a full pipe. See decision 0160.
+//! folder and no path bounds it. A reader that is slow here leaves bytes in the socket, QEMU stops
+//! the port then, and the program waits as it would for a full pipe. See decision 0160.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -26,7 +26,8 @@ use crate::bed::INTERRUPTED;
 const PIECE: usize = 64 << 10;
 /// Typed bytes read at once.
 const TYPED: u32 = 1024;
-/// The key (Ctrl-]) that ends a run when it is typed three times within a second, as `systemd-nspawn` has it.
+/// The key (Ctrl-]) that ends a run when it is typed three times within a second, as
+/// `systemd-nspawn` has it.
 const ESCAPE: u8 = 0x1d;
 
 /// The two ends before the cluster starts.
@@ -136,7 +137,8 @@ fn send(to: &Mutex<UnixStream>, frame: &Frame) -> bool {
     to.write_all(&bytes).is_ok()
 }
 
-/// Says what to run; then reads input whenever P wants some, and never before; `times` for each wish.
+/// Says what to run; then reads input whenever P wants some, and never before; `times` for each
+/// wish.
 fn send_input(
     start: &Start,
     mut from: impl Read,

@@ -1,5 +1,5 @@
-//! The job of a run without a program: `sort` over word lists, in far less memory than it needs, compared with the
-//! same program run here.
+//! The job of a run without a program: `sort` over word lists, in far less memory than it needs,
+//! compared with the same program run here.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -48,7 +48,8 @@ pub(crate) fn run_here(staged: &Path, environment: &[OsString]) -> Result<Native
         let mut stdout = child.stdout.take().context("no output")?;
         let mut output = vec![0; 1];
         let first = stdout.read_exact(&mut output);
-        // It has sorted all it was given, and waits for us to take its output: no moment needs more memory.
+        // It has sorted all it was given, and waits for us to take its output: no moment needs more
+        // memory.
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
         let rest = stdout.read_to_end(&mut output);
         let end = child.wait().context("can't wait for busybox")?;

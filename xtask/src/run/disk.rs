@@ -85,8 +85,8 @@ impl FromStr for Add {
     }
 }
 
-/// Lays out the disk's files in a new folder: those of `root` if there is one, else busybox and what
-/// it needs; then what the user adds.
+/// Lays out the disk's files in a new folder: those of `root` if there is one, else busybox and
+/// what it needs; then what the user adds.
 pub(crate) fn stage(folder: &Path, root: Option<&Path>, adds: &[Add]) -> Result<()> {
     match root {
         Some(root) => put(root, folder, Copy::Linked)
@@ -127,8 +127,8 @@ fn stage_busybox(folder: &Path) -> Result<()> {
 /// Symbolic links that are followed on one way.
 const MAX_LINKS: usize = 40;
 
-/// Returns the place of a guest's path within the folder. Links on the way are followed as the guest
-/// would follow them, so that no path leaves the folder; one at the end only if `follow`.
+/// Returns the place of a guest's path within the folder. Links on the way are followed as the
+/// guest would follow them, so that no path leaves the folder; one at the end only if `follow`.
 fn within(folder: &Path, guest: &Path, follow: bool) -> Result<PathBuf> {
     let mut rest: Vec<PathBuf> = parts(guest);
     let mut at = PathBuf::new();
@@ -177,8 +177,8 @@ enum Copy {
     Linked,
 }
 
-/// Copies a file, a folder with all it holds, or a symbolic link below the top. What is in the way of a
-/// file or link is replaced.
+/// Copies a file, a folder with all it holds, or a symbolic link below the top. What is in the way
+/// of a file or link is replaced.
 fn put(host: &Path, to: &Path, how: Copy) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).with_context(|| format!("can't make {}", parent.display()))?;

@@ -11,8 +11,9 @@ use crate::tools::parse_size;
 /// Options about S's disk.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub(crate) struct DriveArgs {
-    /// Keeps S's disk in FILE from run to run: made as --root and --add say if the file does not exist, else used as it
-    /// is. Without this option each run makes a disk that is removed at its end, and with it what the program wrote
+    /// Keeps S's disk in FILE from run to run: made as --root and --add say if the file does not
+    /// exist, else used as it is. Without this option each run makes a disk that is removed at its
+    /// end, and with it what the program wrote
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
     /// Makes the disk of --disk anew, whatever it holds
@@ -63,7 +64,8 @@ impl DriveArgs {
 }
 
 impl Drive {
-    /// Gives QEMU the disk. The host's cache is flushed when S flushes, unless the disk does not outlive the run anyway.
+    /// Gives QEMU the disk. The host's cache is flushed when S flushes, unless the disk does not
+    /// outlive the run anyway.
     pub(crate) fn add_to(&self, command: &mut Command) {
         let node = serde_json::json!({
             "driver": "raw", "node-name": "disk", "read-only": self.read_only,

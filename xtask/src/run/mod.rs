@@ -59,15 +59,17 @@ const PAGE: u64 = 4096;
 
 /// Starts a processor, a memory and a storage node in QEMU and runs a program on them
 ///
-/// Without a program: sorts word lists with busybox in a cache of an eighth of the memory that this needs, and compares
-/// with the same program run on the host.
+/// Without a program: sorts word lists with busybox in a cache of an eighth of the memory that this
+/// needs, and compares with the same program run on the host.
 ///
-/// Exit status: the program's, 128 + N if signal N ended it; 127 if there is no such program, 126 if it can't be run;
-/// 125 if the run itself failed; 2 for wrong usage; 1 if the program's output can't be written; 130 after Ctrl-C.
+/// Exit status: the program's, 128 + N if signal N ended it; 127 if there is no such program, 126
+/// if it can't be run; 125 if the run itself failed; 2 for wrong usage; 1 if the program's output
+/// can't be written; 130 after Ctrl-C.
 #[derive(clap::Args)]
 #[command(args_override_self = true)]
 pub(crate) struct Args {
-    /// Size of P's cache: a number of bytes with K, M or G [default: 8M, or an eighth of the demo's peak memory]
+    /// Size of P's cache: a number of bytes with K, M or G [default: 8M, or an eighth of the demo's
+    /// peak memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pcache: Option<u64>,
     /// Lines in a set of the cache
@@ -76,8 +78,8 @@ pub(crate) struct Args {
     /// Cores of P
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
-    /// Milliseconds that a node may be silent before the others take it for lost; 0 for ever. A busy host may hold a node up
-    /// for seconds
+    /// Milliseconds that a node may be silent before the others take it for lost; 0 for ever. A
+    /// busy host may hold a node up for seconds
     #[arg(long, default_value_t = 15_000, value_name = "MS")]
     keepalive: u64,
     /// Main memory of M
@@ -86,8 +88,9 @@ pub(crate) struct Args {
     /// Puts a file or folder on S's disk, under /data/NAME if no guest path is given (repeatable)
     #[arg(long, value_name = "HOST[:GUEST]")]
     add: Vec<Add>,
-    /// Fills S's disk with a root file system: Debian's `bookworm` or `trixie` (fetched once, unpacked in the cache
-    /// folder), or a folder of the host. Without it the disk holds busybox and two word lists
+    /// Fills S's disk with a root file system: Debian's `bookworm` or `trixie` (fetched once,
+    /// unpacked in the cache folder), or a folder of the host. Without it the disk holds busybox
+    /// and two word lists
     #[arg(long, value_name = "RELEASE|FOLDER")]
     root: Option<Root>,
     /// Adds Debian packages, and what they depend on, to the root file system
@@ -107,11 +110,12 @@ pub(crate) struct Args {
     /// Says nothing but what the program says, and errors
     #[arg(long, short)]
     quiet: bool,
-    /// Prints the table of counters on standard error; where that is a terminal it comes without asking
+    /// Prints the table of counters on standard error; where that is a terminal it comes without
+    /// asking
     #[arg(long)]
     stats: bool,
-    /// Adds an option to the kernel command line of a component, or of all: `memory:workers=4`, `all:polling=busy`; see
-    /// docs/architecture.md (repeatable)
+    /// Adds an option to the kernel command line of a component, or of all: `memory:workers=4`,
+    /// `all:polling=busy`; see docs/architecture.md (repeatable)
     #[arg(long, value_name = "WHO:OPTION")]
     boot: Vec<BootOption>,
     /// Log level of the nodes
@@ -120,8 +124,8 @@ pub(crate) struct Args {
     /// Keeps the folder with the nodes' logs, and says where it is; a failed run keeps it always
     #[arg(long)]
     keep_logs: bool,
-    /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each, its fields parted by
-    /// tabs
+    /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each,
+    /// its fields parted by tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Writes the report to a file, for scripts: a line a value, its fields parted by tabs

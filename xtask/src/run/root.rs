@@ -29,7 +29,8 @@ const BASE: [&str; 14] = [
 ];
 /// Folders at the root that Debian has moved below `/usr`; some packages of Debian 12 have not.
 const MOVED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
-/// Links that packages' scripts would make, which do not run here: to the first target that is there.
+/// Links that packages' scripts would make, which do not run here: to the first target that is
+/// there.
 const LINKS: [(&str, &[&str]); 7] = [
     ("usr/bin/sh", &["dash"]),
     ("usr/bin/awk", &["gawk", "mawk"]),

@@ -53,8 +53,8 @@ pub(super) fn start(program: &[OsString], own_env: &[OsString], folder: &OsStr) 
     }
 }
 
-/// Returns what our standard input, output and error are: `/dev/null` and `/dev/full` are P's own then, which
-/// answer each call as Linux's do.
+/// Returns what our standard input, output and error are: `/dev/null` and `/dev/full` are P's own
+/// then, which answer each call as Linux's do.
 ///
 /// Only where the input is a terminal of ours are the outputs one: it is then raw, and P edits.
 pub(super) fn sources(terminal: Option<&Terminal>) -> [Source; 3] {

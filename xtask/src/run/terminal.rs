@@ -1,5 +1,5 @@
-//! The host's terminal while a program of P has it: raw, so that P's line discipline edits and makes
-//! signals, and restored on every way out.
+//! The host's terminal while a program of P has it: raw, so that P's line discipline edits and
+//! makes signals, and restored on every way out.
 
 use std::fs::File;
 use std::io::Write;
@@ -25,8 +25,8 @@ pub(super) struct Raw {
 }
 
 impl Terminal {
-    /// Returns the terminal if our standard input is one and we are in its foreground: from the background, reading or
-    /// changing it would stop us.
+    /// Returns the terminal if our standard input is one and we are in its foreground: from the
+    /// background, reading or changing it would stop us.
     pub(super) fn of_stdin() -> Option<Self> {
         let foreground = isatty(stdin()) && tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
         let fd = stdin().try_clone_to_owned().ok().filter(|_| foreground)?;

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::packet::FIRST_MLID;
 
-/// The maker of the adapters, with the number of its InfiniScale III: none of the later ones, which have attributes of
-/// their own.
+/// The maker of the adapters, with the number of its InfiniScale III: none of the later ones, which
+/// have attributes of their own.
 const VENDOR: [u8; 3] = [0x00, 0x02, 0xc9];
 const DEVICE: u16 = 47396;
 
@@ -102,7 +102,8 @@ impl Switch {
                 data_of(&info)
             }
             Attribute::PKEY_TABLE => data_of(&PKeyTable(self.port(one_block(modifier)?)?.pkeys)),
-            // The modifier: the port that packets come in by, and the one that they leave by, whose table is all there is.
+            // The modifier: the port that packets come in by, and the one that they leave by, whose
+            // table is all there is.
             Attribute::SL_TO_VL => data_of(&SlToVl(self.port(modifier & 0xff)?.sl_to_vl)),
             Attribute::VL_ARBITRATION => [0; 64],
             Attribute::LINEAR_FORWARDING => {

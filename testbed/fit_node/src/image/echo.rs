@@ -21,7 +21,8 @@ struct State {
 }
 
 impl Echo {
-    /// Answers a request by what it asks for, in the message or, if the caller has room for it, as bulk.
+    /// Answers a request by what it asks for, in the message or, if the caller has room for it, as
+    /// bulk.
     pub(crate) fn answer(&self, from: PeerId, request: &[u8], exchange: &mut dyn Exchange) {
         let mut state = self.0.lock();
         let State { seen, bytes } = &mut *state;

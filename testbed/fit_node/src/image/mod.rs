@@ -1,5 +1,5 @@
-//! The image's tasks. [`member`] answers, with [`echo`], and tells who comes and goes, with [`events`]; [`call`] and
-//! [`profile`] call.
+//! The image's tasks. [`member`] answers, with [`echo`], and tells who comes and goes, with
+//! [`events`]; [`call`] and [`profile`] call.
 
 mod call;
 mod echo;

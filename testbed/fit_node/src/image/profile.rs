@@ -1,4 +1,5 @@
-//! The RPC profile: calls of several sizes by several tasks, each reply checked, each series compared with what the callee counted.
+//! The RPC profile: calls of several sizes by several tasks, each reply checked, each series
+//! compared with what the callee counted.
 
 use alloc::format;
 use alloc::sync::Arc;
@@ -25,7 +26,8 @@ const CALLS: u32 = 1000;
 /// Calls before the first series, so that QEMU has translated what runs.
 const WARM: u32 = 200;
 
-/// Bytes of a request that are its body, and the longest reply that comes in its message; what is longer is bulk.
+/// Bytes of a request that are its body, and the longest reply that comes in its message; what is
+/// longer is bulk.
 const BODY: usize = 32;
 /// Bytes of a task's memory for the bulk of its requests, and of as much for that of its replies.
 const BULK: usize = MAX_BULK as usize;

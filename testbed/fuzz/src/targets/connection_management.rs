@@ -18,7 +18,8 @@ pub(crate) fn run(bytes: &[u8]) {
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    // Base version, class 7 (CM), class version 2, Send; then each attribute of Linux `enum cm_msg_attr_id`.
+    // Base version, class 7 (CM), class version 2, Send; then each attribute of Linux `enum
+    // cm_msg_attr_id`.
     (0x10..=0x1a)
         .map(|attribute| {
             let mut mad = vec![0x5a; MAD_LEN];

@@ -1,5 +1,5 @@
-//! The console channel between the host and P: any bytes, cut anywhere, against the same bytes whole; what was
-//! read is written as it was.
+//! The console channel between the host and P: any bytes, cut anywhere, against the same bytes
+//! whole; what was read is written as it was.
 
 use console::{Decoder, Frame, Output, Window};
 

@@ -1,7 +1,8 @@
 //! mlx4: the driver and a card that now and then answers something else than it should.
 //!
-//! The card is the model; a script from the input changes what the driver reads of its registers and of memory that the
-//! card writes. Bring-up, a queue pair, a region, datagrams and tear-down must each end, well or not, and nothing panics.
+//! The card is the model; a script from the input changes what the driver reads of its registers
+//! and of memory that the card writes. Bring-up, a queue pair, a region, datagrams and tear-down
+//! must each end, well or not, and nothing panics.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -31,7 +32,8 @@ impl Script {
         script
     }
 
-    /// Up to 65,025 reads until the next change: the square of a byte, so that small numbers are finely told.
+    /// Up to 65,025 reads until the next change: the square of a byte, so that small numbers are
+    /// finely told.
     fn rest(&mut self) {
         self.wait = self
             .left
@@ -166,7 +168,8 @@ impl Platform for Spoiled<Machine> {
     }
 }
 
-/// What a user does with a card that is up: a queue pair connected to itself, a message, a datagram.
+/// What a user does with a card that is up: a queue pair connected to itself, a message, a
+/// datagram.
 async fn use_it(device: &Mlx4<Spoiled<Machine>>, platform: &Spoiled<Machine>) -> Result<(), DeviceError> {
     let mut queues = device.create_queues(64, 0).await?;
     let config = QpConfig {

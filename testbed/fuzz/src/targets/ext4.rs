@@ -1,4 +1,5 @@
-//! S: a file system with any bytes changed. It is refused, or answers; nothing panics, and nothing reads without end.
+//! S: a file system with any bytes changed. It is refused, or answers; nothing panics, and nothing
+//! reads without end.
 
 use ext4::{Ext4, NewNode, Options, ROOT, Time};
 use futures_util::FutureExt;
@@ -6,7 +7,8 @@ use futures_util::FutureExt;
 use super::image::{self, Disk};
 use crate::input::Input;
 
-/// What an input's requests may read in all: each of some thirty looks at a few folders, none larger than the disk.
+/// What an input's requests may read in all: each of some thirty looks at a few folders, none
+/// larger than the disk.
 const MOST_READ: usize = 64 << 20;
 
 const PATHS: [&str; 8] = [
@@ -122,7 +124,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // Every change once, after looks without any damage.
     let changes: Vec<u8> = (0..7).flat_map(|what| [2, 12, what, 0, 4, what]).collect();
     let changes = [&[0; 1 + 1 + 8 * 7 + 1 + 4 + 4][..], &[7], &changes].concat();
-    // One change each: a size, an extent's length, a tree's depth, a record's length, the block size, a leaf's depth.
+    // One change each: a size, an extent's length, a tree's depth, a record's length, the block
+    // size, a leaf's depth.
     let change = |region: u8, at: u16, bytes: [u8; 4], len: u8| {
         let [low, high] = at.to_le_bytes();
         [&[1, region, low, high][..], &bytes, &[len]].concat()

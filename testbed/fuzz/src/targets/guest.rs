@@ -1,4 +1,5 @@
-//! hca_model: software of a guest that writes anything anywhere: memory, commands, doorbells, work requests, registers.
+//! hca_model: software of a guest that writes anything anywhere: memory, commands, doorbells, work
+//! requests, registers.
 
 use fabric::FabricConfig;
 use hal::Duration;

@@ -1,4 +1,5 @@
-//! A small ext4 file system with a journal, made by hand, and a disk that counts what is read of it: for the targets on S.
+//! A small ext4 file system with a journal, made by hand, and a disk that counts what is read of
+//! it: for the targets on S.
 //!
 //! ```text
 //!  blocks: 1 superblock, 2 descriptors, 3 to 6 inodes, 7 and 16 bitmaps, 8 to 15 files, 32 to 1055 the journal (inode 8)

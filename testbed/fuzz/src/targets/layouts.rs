@@ -1,4 +1,5 @@
-//! mlx4_hw: every structure that a card or a driver writes. Reading takes any bytes, and each field can be told.
+//! mlx4_hw: every structure that a card or a driver writes. Reading takes any bytes, and each field
+//! can be told.
 
 use std::fmt::Debug;
 

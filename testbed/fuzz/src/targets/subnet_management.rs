@@ -1,4 +1,5 @@
-//! mad and fabric: SMPs by any card, to the switch, its agent, the subnet manager and the other cards.
+//! mad and fabric: SMPs by any card, to the switch, its agent, the subnet manager and the other
+//! cards.
 
 use fabric::{FabricConfig, Manager, SM_LID};
 use hal::Duration;
@@ -51,7 +52,8 @@ pub(crate) fn run(bytes: &[u8]) {
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    // Directed routes to the switch and through it, and by LID: Get and Set of the attributes that there are.
+    // Directed routes to the switch and through it, and by LID: Get and Set of the attributes that
+    // there are.
     let mut seeds = Vec::new();
     for manager in [0, 1] {
         for attribute in [0x10_u8, 0x11, 0x12, 0x14, 0x15, 0x16, 0x17, 0x19, 0x1b, 0x20] {

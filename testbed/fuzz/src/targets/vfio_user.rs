@@ -1,4 +1,5 @@
-//! hca_server: the messages of a hostile client, to a function that is small and counts what reaches it.
+//! hca_server: the messages of a hostile client, to a function that is small and counts what
+//! reaches it.
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;

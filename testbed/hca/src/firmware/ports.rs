@@ -48,7 +48,8 @@ impl Hca {
             return Err(CmdStatus::BAD_SIZE);
         }
         if let Some(port) = self.core.port_mut(number) {
-            // Taken without a bit that asks for it: Linux sets none (`hw/mlx4/main.c`, `mlx4_ib_SET_PORT`).
+            // Taken without a bit that asks for it: Linux sets none (`hw/mlx4/main.c`,
+            // `mlx4_ib_SET_PORT`).
             port.info.capabilities = U32::new(wanted.capability_mask.get());
             if change.change_mtu_cap() {
                 port.info.mtu_cap.set_low(change.mtu_cap());
@@ -56,7 +57,8 @@ impl Hca {
             if change.change_vl_cap() {
                 let code = vl_code(change.vl_cap());
                 port.info.vl_cap.set_high(code);
-                // OpenSM takes a link down whose lanes in use differ from what both ends are able to.
+                // OpenSM takes a link down whose lanes in use differ from what both ends are able
+                // to.
                 let used = port.info.operational_vls.high().min(code);
                 port.info.operational_vls.set_high(used);
             }
@@ -79,15 +81,16 @@ impl Hca {
         self.write_output(command, &answer)
     }
 
-    /// Gives a datagram to the firmware's agents. One that they do not answer comes back as a bad packet.
+    /// Gives a datagram to the firmware's agents. One that they do not answer comes back as a bad
+    /// packet.
     pub(super) fn give_mad(&mut self, command: &Command) -> Outcome {
         let port = MadIfc::from(command.in_modifier).port();
         self.core.port(port).ok_or(CmdStatus::BAD_PARAM)?;
         let mad: mad::Mad = self.read_input(command)?;
         let mut answer =
             agents::answer(&mut self.core, &self.identity, port, &mad).ok_or(CmdStatus::BAD_PKT)?;
-        // The way back on a directed route is software's business: iPXE takes any status for an error, and Linux sets the
-        // bit itself (`hw/mlx4/mad.c`).
+        // The way back on a directed route is software's business: iPXE takes any status for an
+        // error, and Linux sets the bit itself (`hw/mlx4/mad.c`).
         if let Ok(mut smp) = Smp::parse(&answer)
             && smp.is_directed()
         {

@@ -26,8 +26,9 @@ fn kept_agents(op_modifier: u8) -> Option<[bool; 2]> {
 impl Hca {
     /// Returns the queue pair that a command is about.
     ///
-    /// As many low bits as the table has entries for say where its context is. Those above are software's to choose: iPXE takes
-    /// them at random (`hermon.c`, `HERMON_QPN_RANDOM_MASK`), and Linux's own tables look at the low ones only.
+    /// As many low bits as the table has entries for say where its context is. Those above are
+    /// software's to choose: iPXE takes them at random (`hermon.c`, `HERMON_QPN_RANDOM_MASK`), and
+    /// Linux's own tables look at the low ones only.
     fn qpn(&self, command: &Command) -> Result<u32, CmdStatus> {
         let qpn = mlx4_hw::bits::Low24::new(command.in_modifier).get();
         let table = self.profile()?.qpc;

@@ -1,4 +1,5 @@
-//! Commands on memory regions, event queues, completion queues, shared receive queues and multicast groups.
+//! Commands on memory regions, event queues, completion queues, shared receive queues and multicast
+//! groups.
 
 use mlx4_hw::bits::TableBase;
 use mlx4_hw::command::{CmdStatus, in_modifier::MapEq, op_modifier};
@@ -37,7 +38,8 @@ fn table_error(error: AccessError) -> CmdStatus {
 }
 
 impl Hca {
-    /// Checks a number against its table and the firmware's own numbers, and that ICM backs its context.
+    /// Checks a number against its table and the firmware's own numbers, and that ICM backs its
+    /// context.
     pub(super) fn check_number(
         &self,
         number: u32,
@@ -133,7 +135,8 @@ impl Hca {
         self.write_output(command, &mpt)
     }
 
-    /// Writes MTT entries: the start is a byte offset in the table, as iPXE gives it to real firmware.
+    /// Writes MTT entries: the start is a byte offset in the table, as iPXE gives it to real
+    /// firmware.
     pub(super) fn write_mtt(&self, command: &Command) -> Outcome {
         let count = usize::try_from(command.in_modifier).unwrap_or(usize::MAX);
         if !(1..=MTTS_PER_MAILBOX).contains(&count) {

@@ -43,8 +43,9 @@ impl QueuePair {
                 self.read_response(core, psn, place, &packet.payload)
             }
             Operation::AtomicResponse { original, .. } if known => {
-                // In the host's order, in which the responder's memory has it too: programs compare what they get with plain
-                // integers (qperf `src/rdma.c`, `ib_client_verify_atomic`), and INIT_HCA tells the order (Linux
+                // In the host's order, in which the responder's memory has it too: programs compare
+                // what they get with plain integers (qperf `src/rdma.c`,
+                // `ib_client_verify_atomic`), and INIT_HCA tells the order (Linux
                 // `drivers/net/ethernet/mellanox/mlx4/fw.c`, "Check endianness").
                 self.read_response(core, psn, Place::Only, &original.to_le_bytes());
             }

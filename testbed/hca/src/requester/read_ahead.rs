@@ -1,16 +1,16 @@
 //! Reads of the send queue ahead of its doorbell.
 //!
-//! The device reads up to 2 KB of a send queue in advance and later uses what it has read (Linux `hw/mlx4/qp.c`, the
-//! comments of `set_kernel_sq_size`, `stamp_send_wqe` and `set_data_seg`). It tells a chunk of 64 bytes that is not
-//! written yet by its first dword only:
+//! The device reads up to 2 KB of a send queue in advance and later uses what it has read (Linux
+//! `hw/mlx4/qp.c`, the comments of `set_kernel_sq_size`, `stamp_send_wqe` and `set_data_seg`). It
+//! tells a chunk of 64 bytes that is not written yet by its first dword only:
 //!
 //! ```text
 //!   first chunk of a slot     the owner bit is not that of this pass through the ring
 //!   every other chunk         0xffff_ffff, the stamp
 //! ```
 //!
-//! So software that writes another first dword before the rest of the chunk, or leaves an old one, has the device send
-//! stale bytes.
+//! So software that writes another first dword before the rest of the chunk, or leaves an old one,
+//! has the device send stale bytes.
 
 use std::collections::BTreeMap;
 
@@ -65,8 +65,8 @@ impl Stretch {
             .zip(bytes.chunks_exact(BASIC_BLOCK_LEN))
     }
 
-    /// Reads the chunks that count as written. The first dwords are read before the rest: a processor may write meanwhile, and a
-    /// chunk as the device reads it is of one moment.
+    /// Reads the chunks that count as written. The first dwords are read before the rest: a
+    /// processor may write meanwhile, and a chunk as the device reads it is of one moment.
     fn read(&self, memory: &Memory, ring: RingMemory) -> Vec<(u64, Chunk)> {
         let (mut first, mut whole) = (vec![0; self.len], vec![0; self.len]);
         let read = memory
@@ -84,7 +84,8 @@ impl Stretch {
 }
 
 impl QueuePair {
-    /// Reads what follows the next send. Chunks that were read before and count as written stay as they were read.
+    /// Reads what follows the next send. Chunks that were read before and count as written stay as
+    /// they were read.
     pub(crate) fn read_ahead(&mut self, core: &Core) {
         let size = self.context.send_queue;
         if !self.may_read_ahead() {

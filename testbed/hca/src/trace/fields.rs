@@ -6,8 +6,8 @@ use core::fmt::Write;
 
 /// Returns the fields of a value that are not zero, in order: name and value.
 ///
-/// Names of nested structures are joined by dots, places in arrays stand in brackets. Arrays of bytes are one field of hex
-/// digits. Numbers are hexadecimal.
+/// Names of nested structures are joined by dots, places in arrays stand in brackets. Arrays of
+/// bytes are one field of hex digits. Numbers are hexadecimal.
 pub fn fields(value: &impl Debug) -> Vec<(String, String)> {
     let mut out = Vec::new();
     walk(&format!("{value:x?}"), String::new(), &mut out);

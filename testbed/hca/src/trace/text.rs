@@ -27,7 +27,8 @@ pub struct Text<W: Write + Send> {
 
 struct State<W> {
     out: W,
-    /// Mailboxes that each card has read and written since its last command: they are told with the next.
+    /// Mailboxes that each card has read and written since its last command: they are told with the
+    /// next.
     mailboxes: BTreeMap<String, Mailboxes>,
     failed: bool,
 }

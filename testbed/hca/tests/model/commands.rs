@@ -158,7 +158,8 @@ fn a_region_belongs_to_one_side_at_a_time() {
     );
 }
 
-/// Linux `mlx4/eq.c`, `mlx4_interrupt`, with `mlx4_core msi_x=0`: the handler clears the pin, then takes the events.
+/// Linux `mlx4/eq.c`, `mlx4_interrupt`, with `mlx4_core msi_x=0`: the handler clears the pin, then
+/// takes the events.
 #[test]
 fn without_messages_an_event_asserts_the_pin_until_it_is_cleared() {
     let mut bench = Bench::new(1, FabricConfig::default());
@@ -250,8 +251,8 @@ fn an_event_queue_that_is_not_emptied_overflows_and_stops() {
     assert_eq!(context.flags.status(), mlx4_hw::eq::STATUS_OVERFLOW);
 }
 
-/// iPXE (`hermon.c`, `HERMON_QPN_RANDOM_MASK`) takes the bits of a number above the table's at random, so that a peer's old packets
-/// do not find a new queue pair.
+/// iPXE (`hermon.c`, `HERMON_QPN_RANDOM_MASK`) takes the bits of a number above the table's at
+/// random, so that a peer's old packets do not find a new queue pair.
 #[test]
 fn a_queue_pairs_number_may_have_more_bits_than_its_table() {
     let mut bench = Bench::new(1, FabricConfig::default());
@@ -268,7 +269,8 @@ fn a_queue_pairs_number_may_have_more_bits_than_its_table() {
     assert_eq!(shared, Err(CmdStatus::BAD_QP_STATE));
 }
 
-/// iPXE takes any status for an error, and Linux sets the bit itself (`hw/mlx4/mad.c`, `ib_process_mad`).
+/// iPXE takes any status for an error, and Linux sets the bit itself (`hw/mlx4/mad.c`,
+/// `ib_process_mad`).
 #[test]
 fn the_agents_answer_does_not_say_that_it_is_on_its_way_back() {
     let mut bench = Bench::new(1, FabricConfig::default());

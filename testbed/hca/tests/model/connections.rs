@@ -292,7 +292,8 @@ fn access_checks_give_the_right_syndromes() {
         .with_local_write(true)
         .with_remote_write(true);
     let (read, write) = (WqeOpcode::RDMA_READ, WqeOpcode::RDMA_WRITE);
-    // Rights of the region, operation, offset and length, change of the key: the requester's syndrome.
+    // Rights of the region, operation, offset and length, change of the key: the requester's
+    // syndrome.
     let cases = [
         (all_rights(), read, 0, 64, 0, Syndrome::NONE),
         (all_rights(), write, 4096 - 64, 64, 0, Syndrome::NONE),
@@ -576,8 +577,9 @@ fn faulty(seed: u64, loss: f64, reorder: f64, duplicate: f64) -> FabricConfig {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
-    /// Whatever the links lose, double or reorder: every message arrives exactly once and in order, every READ brings what
-    /// is there, every WRITE what was sent; or, after too many losses, the connection says that it failed.
+    /// Whatever the links lose, double or reorder: every message arrives exactly once and in order,
+    /// every READ brings what is there, every WRITE what was sent; or, after too many losses, the
+    /// connection says that it failed.
     #[test]
     fn connections_survive_bad_links(
         seed: u64,

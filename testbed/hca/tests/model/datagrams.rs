@@ -269,7 +269,8 @@ fn make_srq(bench: &mut Bench, srqn: u32) {
     bench.nodes[1].ram.put(record, &3_u32.to_be_bytes());
 }
 
-/// Linux leaves the size of a receive queue that there is not at a stride of 0 bytes, which overflows its field.
+/// Linux leaves the size of a receive queue that there is not at a stride of 0 bytes, which
+/// overflows its field.
 #[test]
 fn a_queue_pair_with_shared_receives_sends_whatever_its_receive_queues_size() {
     let mut bench = Bench::new(2, FabricConfig::default());

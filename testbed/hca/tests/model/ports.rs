@@ -42,7 +42,8 @@ fn ports_get_lids_in_order_and_keep_them() {
 
 #[test]
 fn the_agent_answers_opensm() {
-    // OpenSM 3.3.23: PortInfo's modifier says that it understands extended speeds, and each ConnectX is asked for FDR10.
+    // OpenSM 3.3.23: PortInfo's modifier says that it understands extended speeds, and each
+    // ConnectX is asked for FDR10.
     let mut bench = Bench::new(1, FabricConfig::default());
     let mut ask = |attribute, modifier| {
         let smp = Smp::request(Method::GET, attribute, modifier, 1);

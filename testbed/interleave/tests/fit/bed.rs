@@ -1,10 +1,15 @@
-//! Two machines back to back, for FIT: the hal and an RDMA device that keep strictly to what their traits say, and no more.
+//! Two machines back to back, for FIT: the hal and an RDMA device that keep strictly to what their
+//! traits say, and no more.
 //!
-//! * An interrupt comes for the first completion after the queue was armed, or at once if one is there that was not polled.
-//! * What was shown by a doorbell is carried out by [`Bed::wire`], a task of its own, one request at a time.
-//! * Time stands unless [`Bed::pass`] moves it. So who waits for a time that never comes, because nobody woke it, waits for ever.
+//! * An interrupt comes for the first completion after the queue was armed, or at once if one is
+//!   there that was not polled.
+//! * What was shown by a doorbell is carried out by [`Bed::wire`], a task of its own, one request
+//!   at a time.
+//! * Time stands unless [`Bed::pass`] moves it. So who waits for a time that never comes, because
+//!   nobody woke it, waits for ever.
 //!
-//! No scheduling point of shuttle lies under the world's lock: wakers are called when it is free again.
+//! No scheduling point of shuttle lies under the world's lock: wakers are called when it is free
+//! again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};

@@ -1,8 +1,9 @@
-//! FIT's asynchronous face on several cores, in every order that shuttle comes to: nothing that comes between looking and
-//! sleeping is slept over.
+//! FIT's asynchronous face on several cores, in every order that shuttle comes to: nothing that
+//! comes between looking and sleeping is slept over.
 //!
-//! Each test runs thousands of times, in orders that follow from a seed. Time stands still, so a wake-up that gets lost leaves
-//! everybody waiting, and shuttle says so. The last tests build a lost wake-up in and ask that it is found.
+//! Each test runs thousands of times, in orders that follow from a seed. Time stands still, so a
+//! wake-up that gets lost leaves everybody waiting, and shuttle says so. The last tests build a
+//! lost wake-up in and ask that it is found.
 #![cfg(interleave)]
 #![forbid(unsafe_code)]
 
@@ -53,7 +54,8 @@ fn runner_config() -> shuttle::Config {
     config
 }
 
-/// Tries a test in many orders: half of them by chance, half with few changes between tasks, which finds rare ones.
+/// Tries a test in many orders: half of them by chance, half with few changes between tasks, which
+/// finds rare ones.
 fn orders(test: impl Fn() + Send + Sync + Copy + 'static) {
     let by_chance = RandomScheduler::new_from_seed(SEED, ORDERS / 2);
     Runner::new(by_chance, runner_config()).run(test);

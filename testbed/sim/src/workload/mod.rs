@@ -2,8 +2,9 @@
 //! each operation is checked.
 //!
 //! * `answers`: a node's handler, and the memory that it lends to its peers.
-//! * `link`: one node's talk with one peer. `operations`, `one_sided`: what it says; a new kind of operation is a function
-//!   there and a line in `Link::operate`. `exam`: what must work once faults are over.
+//! * `link`: one node's talk with one peer. `operations`, `one_sided`: what it says; a new kind of
+//!   operation is a function there and a line in `Link::operate`. `exam`: what must work once
+//!   faults are over.
 //! * `local`: memory that is lent for an operation. `ends`: accesses that end by their tag.
 //! * `strangers`: who has no business here.
 
@@ -40,7 +41,8 @@ use link::Link;
 const MESSAGE: u32 = 300;
 /// Bytes of the longest bulk of a request or reply.
 const BULK: u32 = 2048;
-/// Bytes in front of a request's filler: number, delay in microseconds, length of the reply, of its bulk and of the request's.
+/// Bytes in front of a request's filler: number, delay in microseconds, length of the reply, of its
+/// bulk and of the request's.
 const HEAD: usize = 24;
 /// Tasks that answer.
 const WORKERS: usize = 6;

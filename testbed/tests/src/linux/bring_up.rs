@@ -1,9 +1,10 @@
 //! Comparison of two drivers' commands, and of the differences with those that `docs/hardware.md`
 //! explains.
 //!
-//! The commands come from a trace (`hca_server --trace`). Compared are, for each command, the values that each of its fields had in
-//! all its uses: not how often it was used, and not in which order. Numbers, addresses and sizes that a driver
-//! chooses, and what it is answered, are left out. Commands on queue pairs are told apart by the queue pair's service.
+//! The commands come from a trace (`hca_server --trace`). Compared are, for each command, the
+//! values that each of its fields had in all its uses: not how often it was used, and not in which
+//! order. Numbers, addresses and sizes that a driver chooses, and what it is answered, are left
+//! out. Commands on queue pairs are told apart by the queue pair's service.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,8 @@ const HEADING: &str = "## Our driver's commands and Linux's";
 /// Field name in the document's list for the command as a whole.
 const WHOLE: &str = "the command";
 
-/// Fields that say where something of the driver's is, how large it makes it, or which number it gives it.
+/// Fields that say where something of the driver's is, how large it makes it, or which number it
+/// gives it.
 const CHOSEN: [&str; 44] = [
     "out",
     "poll",
@@ -69,7 +71,8 @@ const CHOSEN_PARTS: [&str; 7] = [
     "in.context.receive_queue.",
     "in.context.send_queue.",
 ];
-/// Commands whose modifier is not the number of something that the driver has made, nor a count of its pages.
+/// Commands whose modifier is not the number of something that the driver has made, nor a count of
+/// its pages.
 const MODIFIED: [&str; 8] = [
     "INIT_PORT",
     "MAD_IFC",

@@ -22,7 +22,8 @@ pub struct Group {
     full: bool,
 }
 
-/// Starts something: gives more options of `cargo xtask linux`, and what is dropped when the guests have ended.
+/// Starts something: gives more options of `cargo xtask linux`, and what is dropped when the guests
+/// have ended.
 pub type Starter = fn() -> io::Result<(Vec<String>, Box<dyn Any>)>;
 
 /// Check: a script for each node, each of which must succeed.
@@ -95,9 +96,11 @@ impl Group {
         scripts.max().unwrap_or(0).max(1)
     }
 
-    /// Parts the group into what is to be run, with a check of the kernels' logs at its end, and the number of checks left out.
+    /// Parts the group into what is to be run, with a check of the kernels' logs at its end, and
+    /// the number of checks left out.
     ///
-    /// With a filter, only checks whose group's or own name holds it are run. Nothing is left of a group without such a check.
+    /// With a filter, only checks whose group's or own name holds it are run. Nothing is left of a
+    /// group without such a check.
     #[must_use]
     pub fn select(mut self, all: bool, filter: Option<&str>) -> (Option<Self>, usize) {
         // It keeps its guests, even if those that need the most of them are left out.

@@ -1,7 +1,8 @@
 //! Judge of the checks: parses the guests' output into verdicts.
 //!
-//! A guest's `checks.sh` prints `@check NUMBER begins`, then what the script says, then `@check NUMBER ended STATUS`; `xtask linux`
-//! puts `nodeN: ` before each line. A guest that prints `@gone` takes no further part.
+//! A guest's `checks.sh` prints `@check NUMBER begins`, then what the script says, then `@check
+//! NUMBER ended STATUS`; `xtask linux` puts `nodeN: ` before each line. A guest that prints `@gone`
+//! takes no further part.
 
 use super::group::{Check, Group};
 

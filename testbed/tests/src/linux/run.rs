@@ -30,8 +30,9 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Runs a group in guests of its own. A group in which a check fails runs once more: a machine that
-    /// stood still for seconds fails a guest's own timeouts. What held only then is listed apart.
+    /// Runs a group in guests of its own. A group in which a check fails runs once more: a machine
+    /// that stood still for seconds fails a guest's own timeouts. What held only then is listed
+    /// apart.
     pub fn run(&mut self, group: &Group) {
         let mut first = Self::default();
         first.run_once(group);

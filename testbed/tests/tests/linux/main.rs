@@ -1,8 +1,11 @@
-//! Debian's unmodified drivers and tools on the modelled adapters: a client that was written for real cards.
+//! Debian's unmodified drivers and tools on the modelled adapters: a client that was written for
+//! real cards.
 //!
-//! A module a subject; each gives groups of checks. What checks can say is in `testbed_tests::linux::group`.
+//! A module a subject; each gives groups of checks. What checks can say is in
+//! `testbed_tests::linux::group`.
 //!
-//! Arguments: `--all` for the full set (a bounded one otherwise), `--list` to print it only, and a part of the names of groups or checks.
+//! Arguments: `--all` for the full set (a bounded one otherwise), `--list` to print it only, and a
+//! part of the names of groups or checks.
 #![forbid(unsafe_code)]
 
 mod faults;

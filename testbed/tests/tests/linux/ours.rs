@@ -1,6 +1,8 @@
-//! Our driver against Linux's on one fabric: ours runs in this process or in a unikernel, Linux in a guest. And iPXE's driver.
+//! Our driver against Linux's on one fabric: ours runs in this process or in a unikernel, Linux in
+//! a guest. And iPXE's driver.
 //!
-//! The guest's scripts ask for our part by `ours WHAT`, which ends when our part has, with its result.
+//! The guest's scripts ask for our part by `ours WHAT`, which ends when our part has, with its
+//! result.
 
 mod companion;
 mod driver;

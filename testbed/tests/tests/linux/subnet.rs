@@ -108,7 +108,8 @@ fn disabled() -> Check {
     Check::new("a link is disabled and enabled at the switch", &[&theirs, mine])
 }
 
-/// Groups come with their first member and go with the last; a sender that is a member hears itself.
+/// Groups come with their first member and go with the last; a sender that is a member hears
+/// itself.
 fn multicast() -> Check {
     Check::new(
         "a multicast group is joined, used and left",
@@ -171,7 +172,8 @@ fn opensm() -> Group {
         .check(Check::new("OpenSM's log clean", &[OPENSM_CONTENT, ""]))
 }
 
-/// Pulls the cable of port 1 and plugs it in again. Whoever manages the subnet must bring the port up anew.
+/// Pulls the cable of port 1 and plugs it in again. Whoever manages the subnet must bring the port
+/// up anew.
 const PULL: &str = "
     state() {
         for try in $(seq 150); do

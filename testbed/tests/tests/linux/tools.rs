@@ -81,8 +81,9 @@ fn perftest() -> Group {
 
 /// Runs all sizes from 2 bytes to 8 MB by `-a`; of UD up to the MTU.
 ///
-/// `ib_send_lat -e` is not among them: in Debian 12's perftest it takes the events of both its completion queues from one
-/// channel, for whichever it waits, and then looks at a completion that it may not have got.
+/// `ib_send_lat -e` is not among them: in Debian 12's perftest it takes the events of both its
+/// completion queues from one channel, for whichever it waits, and then looks at a completion that
+/// it may not have got.
 fn sizes() -> Group {
     let commands = [
         "ib_write_lat -a -n 20",

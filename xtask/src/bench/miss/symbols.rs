@@ -55,8 +55,8 @@ impl Symbols {
 
 /// Returns the first instruction of each function that a pattern fits, inlined or not.
 ///
-/// That is the lowest address that was executed, once for each function with a symbol. Compilers lay
-/// code out in the order of its execution, mostly.
+/// That is the lowest address that was executed, once for each function with a symbol. Compilers
+/// lay code out in the order of its execution, mostly.
 pub(super) fn first_instructions(chains: &Chains, patterns: &[&str]) -> Vec<u64> {
     let fits = |frame: &String| patterns.iter().any(|pattern| frame.contains(pattern));
     let mut firsts = BTreeMap::<&str, u64>::new();

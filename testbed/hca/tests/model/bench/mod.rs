@@ -381,7 +381,8 @@ impl Bench {
         mad::smp::attribute(&answer.data).unwrap()
     }
 
-    /// Lets the cluster do what is due, and moves time to what it waits for. False when it waits for nothing.
+    /// Lets the cluster do what is due, and moves time to what it waits for. False when it waits
+    /// for nothing.
     pub(crate) fn step(&mut self) -> bool {
         match self.cluster.poll(self.now) {
             Some(due) => {

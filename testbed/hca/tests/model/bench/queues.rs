@@ -120,8 +120,8 @@ impl Bench {
         }
     }
 
-    /// Moves a completion queue to a buffer of another size, as rdma-core does (`providers/mlx4/cq.c`,
-    /// `mlx4_cq_resize_copy_cqes`).
+    /// Moves a completion queue to a buffer of another size, as rdma-core does
+    /// (`providers/mlx4/cq.c`, `mlx4_cq_resize_copy_cqes`).
     pub(crate) fn resize_cq(&mut self, cq: &mut Cq, log_size: u8) -> Result<(), CmdStatus> {
         let entries = 1_u32 << log_size;
         let len = u64::from(entries) * 32;

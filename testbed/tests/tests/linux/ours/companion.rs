@@ -1,4 +1,5 @@
-//! The fabric in this process: a card for a guest, one for our driver, and a thread that runs our side.
+//! The fabric in this process: a card for a guest, one for our driver, and a thread that runs our
+//! side.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -49,7 +50,8 @@ pub(crate) struct Companion {
 }
 
 impl Companion {
-    /// Starts the fabric, with a subnet manager of its own or without, and our side. They live as long as the process.
+    /// Starts the fabric, with a subnet manager of its own or without, and our side. They live as
+    /// long as the process.
     ///
     /// # Errors
     ///
@@ -132,7 +134,8 @@ fn make_folder() -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-/// Writes what the guest's scripts need: `ports` with variables, and `ours`, which asks for our part.
+/// Writes what the guest's scripts need: `ports` with variables, and `ours`, which asks for our
+/// part.
 fn tell_guest(folder: &Path, control: &TcpListener, pingpong: &TcpListener) -> io::Result<()> {
     fs::create_dir(folder)?;
     let ports = format!(

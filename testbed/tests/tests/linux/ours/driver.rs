@@ -62,7 +62,8 @@ impl Ours {
         }
     }
 
-    /// Calls the guest's tool, which may not listen yet: QEMU takes the connection all the same, and ends it.
+    /// Calls the guest's tool, which may not listen yet: QEMU takes the connection all the same,
+    /// and ends it.
     async fn call(&self, datagrams: bool) -> Result<(), Error> {
         let deadline = self.node.deadline();
         loop {

@@ -1,6 +1,8 @@
-//! Our driver in a unikernel: `testbed/probe`'s image in QEMU, on a card of its own beside the guest's.
+//! Our driver in a unikernel: `testbed/probe`'s image in QEMU, on a card of its own beside the
+//! guest's.
 //!
-//! The stream of its pingpongs is a serial port of its machine; what goes through it is passed on here from and to TCP.
+//! The stream of its pingpongs is a serial port of its machine; what goes through it is passed on
+//! here from and to TCP.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -63,7 +65,8 @@ impl Image {
         let mut child = qemu
             .spawn()
             .map_err(|error| format!("QEMU does not start: {error}"))?;
-        // Open until the image has ended: QEMU drops what it has not passed on yet when the other end closes.
+        // Open until the image has ended: QEMU drops what it has not passed on yet when the other
+        // end closes.
         let passed = self.pass(part, &stream);
         if passed.is_err() {
             // It has nobody to speak to.
