@@ -9,9 +9,9 @@ use libos::acpi::{ReadPhys, Tables};
 
 use crate::input::Input;
 
-/// Where a root pointer with good sums is put, behind what the input says.
+/// Address of a root pointer with correct checksums, behind the input's bytes.
 const BASE: usize = 0x1000;
-/// What reading the tables of a machine may take.
+/// Limit of the bytes read from a machine's tables.
 const MOST_READ: usize = 8 << 20;
 
 struct Memory {

@@ -16,7 +16,8 @@ use verbs::{
 
 use crate::input::Input;
 
-/// What is changed, and after how many reads. At the script's end the card is honest.
+/// Script of changes to what the card returns: the values, and the reads between them. At its end
+/// the card is honest.
 struct Script {
     left: Vec<u8>,
     wait: u32,
@@ -168,8 +169,7 @@ impl Platform for Spoiled<Machine> {
     }
 }
 
-/// What a user does with a card that is up: a queue pair connected to itself, a message, a
-/// datagram.
+/// Uses a card that is up: a queue pair connected to itself, a message, a datagram.
 async fn use_it(device: &Mlx4<Spoiled<Machine>>, platform: &Spoiled<Machine>) -> Result<(), DeviceError> {
     let mut queues = device.create_queues(64, 0).await?;
     let config = QpConfig {

@@ -7,8 +7,8 @@ use futures_util::FutureExt;
 use super::image::{self, Disk};
 use crate::input::Input;
 
-/// What an input's requests may read in all: each of some thirty looks at a few folders, none
-/// larger than the disk.
+/// Limit of the bytes that an input's requests read: each of some thirty looks at a few folders,
+/// none larger than the disk.
 const MOST_READ: usize = 64 << 20;
 
 const PATHS: [&str; 8] = [

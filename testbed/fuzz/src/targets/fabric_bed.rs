@@ -41,7 +41,7 @@ pub(super) fn datagram(to: Lid, qpn: u32, payload: &[u8]) -> Packet {
     }
 }
 
-/// What a card's agent answers, of `ports` ports.
+/// Returns the answer of the agent of the card at `port`.
 fn answer(port: PortIndex, smp: &Smp) -> Mad {
     let mut smp = *smp;
     let guid = 0x0002_c903_0000_0001 + port.0 as u64;

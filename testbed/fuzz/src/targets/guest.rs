@@ -18,10 +18,10 @@ mod bench;
 use bench::queues::{Connection, all_rights};
 use bench::{Bench, EQN, RAM_LEN};
 
-/// Where a command's input is; its output goes a page on.
+/// Address of a command's input; its output goes a page further.
 const MAILBOX: u32 = 0x1_0000;
 
-/// Where things of interest lie: queues and tables, or anywhere.
+/// Draws an address: of queues and tables, or any.
 fn place(input: &mut Input<'_>) -> u64 {
     let offset = u64::from(input.u32());
     match input.u8() % 4 {

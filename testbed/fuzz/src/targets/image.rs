@@ -2,10 +2,12 @@
 //! it: for the targets on S.
 //!
 //! ```text
-//!  blocks: 1 superblock, 2 descriptors, 3 to 6 inodes, 7 and 16 bitmaps, 8 to 15 files, 32 to 1055 the journal (inode 8)
+//!  blocks: 1 superblock, 2 descriptors, 3 to 6 inodes, 7 and 16 bitmaps, 8 to 15 files,
+//!          32 to 1055 the journal (inode 8)
 //!
 //!  /            inode 2       /a              inode 11     /a/hello   inode 12, two blocks
-//!  /link        inode 13, a fast link to a/hello           /tree      inode 14, an extent tree of depth 1 with a hole
+//!  /link        inode 13, a fast link to a/hello
+//!  /tree        inode 14, an extent tree of depth 1 with a hole
 //!  /long        inode 15, a link whose target has a block
 //! ```
 

@@ -14,8 +14,8 @@ use storage::{Bulk, PeerKey, Server};
 use super::image::{self, Disk};
 use crate::input::Input;
 
-/// What one input's requests may read: each walks a path of at most some 2,000 parts through
-/// folders of a block.
+/// Limit of the bytes that one input's requests read: each walks a path of at most some 2,000 parts
+/// through folders of a block.
 const MOST_READ: usize = 256 << 20;
 
 struct Buffer<'a> {

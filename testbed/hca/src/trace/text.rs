@@ -1,7 +1,8 @@
 //! A trace as text: one line an event, its parts separated by tabs.
 //!
 //! ```text
-//! SECONDS  NODE  command    NAME  op=N  modifier=N  in=ADDRESS  out=ADDRESS  status=NAME  in.FIELD=VALUE…  out.FIELD=VALUE…
+//! SECONDS  NODE  command    NAME  op=N  modifier=N  in=ADDRESS  out=ADDRESS  status=NAME
+//!                           in.FIELD=VALUE…  out.FIELD=VALUE…   (on the same line)
 //! SECONDS  NODE  doorbell   send|arm|events  FIELD=VALUE…
 //! SECONDS  NODE  read|write WHAT  addr=ADDRESS  len=N  FIELD=VALUE…
 //! SECONDS  NODE  interrupt  vector=N
