@@ -230,6 +230,7 @@ fn failed(error: processor::Error) -> Error {
 /// Adds what the cache and FIT counted, and prints all.
 fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
     report.cache(&parts.cache);
+    report.counter("nr_kernel_frames_free", libos::frames::free() as u64);
     // A peer with several cores has several connections.
     let mut peers: BTreeMap<PeerId, (PeerName, [u64; KINDS], u64, u64)> = BTreeMap::new();
     for (peer, name, counters) in core.link_counters() {
