@@ -91,7 +91,8 @@ impl<'a> Bundle<'a> {
     }
 }
 
-/// Returns the folder with the unpacked and patched source package `name` of a release; fetches it if the cache lacks it.
+/// Returns the folder with the unpacked and patched source package `name` of a release; fetches it
+/// if the cache lacks it.
 ///
 /// # Errors
 /// Fails without `dpkg-source`, or if the package can't be fetched.

@@ -1,17 +1,21 @@
 //! A cache of paths' attributes and of symbolic links in front of S.
 //!
-//! A call to S costs some microseconds on hardware and a millisecond in QEMU, and programs ask for the same paths over and
-//! over: dynamic loaders, shells that search PATH, Python's imports. [`CachedFiles`] answers `stat`, `readlink` and the
-//! opening of what does not exist from what S said before.
+//! A call to S costs some microseconds on hardware and a millisecond in QEMU, and programs ask for
+//! the same paths over and over: dynamic loaders, shells that search PATH, Python's imports.
+//! [`CachedFiles`] answers `stat`, `readlink` and the opening of what does not exist from what S
+//! said before.
 //!
-//! Every change goes through here, so the cache never answers with what was true before a change that has ended:
+//! Every change goes through here, so the cache never answers with what was true before a change
+//! that has ended:
 //!
-//! * A change of names (create, rename, remove, link, set attributes by path) makes the whole cache stale.
-//! * A change of an open file makes the attributes stale of the files whose inodes have its remainder.
+//! * A change of names (create, rename, remove, link, set attributes by path) makes the whole cache
+//!   stale.
+//! * A change of an open file makes the attributes stale of the files whose inodes have its
+//!   remainder.
 //! * A reply is kept only if no change ended while its request was under way.
 //!
-//! This holds while one processor changes the files of S. With several, S would have to grant leases on directories and
-//! inodes, and take them back before another processor's change.
+//! This holds while one processor changes the files of S. With several, S would have to grant
+//! leases on directories and inodes, and take them back before another processor's change.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -75,7 +79,8 @@ struct Entries {
 pub struct CachedFiles<F> {
     files: F,
     entries: Mutex<Entries>,
-    /// Counts all changes. A change counts here first, so that whoever sees its other counts sees this one.
+    /// Counts all changes. A change counts here first, so that whoever sees its other counts sees
+    /// this one.
     changes: AtomicU64,
     names: AtomicU64,
     inodes: [AtomicU64; SHARDS],
@@ -168,7 +173,8 @@ impl<F> CachedFiles<F> {
         }
     }
 
-    /// Begins a change of an open file; of one that was not opened to be changed, as a change of names.
+    /// Begins a change of an open file; of one that was not opened to be changed, as a change of
+    /// names.
     fn change_file(&self, file: FileId) -> Changing<'_, F> {
         Changing {
             cache: self,

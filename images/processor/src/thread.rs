@@ -610,7 +610,8 @@ impl<N: Node> Process<N> {
                 if relations.process.parent() == self.pid {
                     groups.push(relations.group);
                     relations.process.set_parent(FIRST);
-                    // Another signal could end the first process (Linux `kernel/exit.c`, `reparent_leader`).
+                    // Another signal could end the first process (Linux `kernel/exit.c`,
+                    // `reparent_leader`).
                     relations.exit_signal = SIGCHLD;
                     orphans_ended |= relations.ended.is_some();
                 }

@@ -1,12 +1,14 @@
-//! What processes and threads used comes back: memory of M, the kernel's own memory on P, handles of S.
+//! Checks that processes and threads give back all they used: memory of M, P's kernel memory, S's
+//! handles.
 //!
-//! The program is `programs/many.c`. S has 4,096 handles, so the long form would run out of them if each new program left
-//! one open.
+//! The program is `programs/many.c`. S has 4,096 handles, so the long form would run out of them if
+//! each new program left one open.
 
 use testbed_tests::{Run, program};
 
-/// Frames by which the kernel's heap grows at a time (1 MiB), and how many such steps may differ: what is under way at
-/// the end, such as processes that die while others start, differs from run to run.
+/// Frames by which the kernel's heap grows at a time (1 MiB), and how many such steps may differ:
+/// what is under way at the end, such as processes that die while others start, differs from run to
+/// run.
 const FRAMES: u64 = 2 * 256;
 
 /// Runs the program and returns the frames that P's kernel had free at the end.

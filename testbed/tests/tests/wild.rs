@@ -1,6 +1,7 @@
 //! Random system calls and random code end nothing but the programs that make them.
 //!
-//! The program is `programs/wild.c`: root and a user, three threads a process, numbers and pointers of all kinds.
+//! The program is `programs/wild.c`: root and a user, three threads a process, numbers and pointers
+//! of all kinds.
 
 use testbed_tests::{Run, program};
 

@@ -1,7 +1,8 @@
 //! Runs cases one after the other, many in one cluster or one `chroot`.
 //!
-//! A script in the root file system runs the cases and tells of each one's begin and end on its standard output. A cluster that dies
-//! or says nothing for too long is started again at the next case.
+//! A script in the root file system runs the cases and tells of each one's begin and end on its
+//! standard output. A cluster that dies or says nothing for too long is started again at the next
+//! case.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -20,9 +21,10 @@ use crate::bed::INTERRUPTED;
 use crate::bed::process::LAUNCHER;
 use crate::tools::{find, need, say};
 
-/// Runs cases from the one whose number is given, each in a process group of its own (`set -m`). It starts no program
-/// of its own for a case: each would cost as much as a short test. A watchdog, which is a copy of the shell, ends a case at its limit
-/// by killing everything but process 1, the shell itself; the shell does the same to whatever a case left running.
+/// Runs cases from the one whose number is given, each in a process group of its own (`set -m`). It
+/// starts no program of its own for a case: each would cost as much as a short test. A watchdog,
+/// which is a copy of the shell, ends a case at its limit by killing everything but process 1, the
+/// shell itself; the shell does the same to whatever a case left running.
 const SCRIPT: &str = r#"#!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 shopt -s nullglob dotglob
@@ -55,8 +57,8 @@ while IFS=$'\t' read -r limit command; do
 done </conformance/cases
 exit 0
 "#;
-/// What `chroot` needs around it: file systems that P has of its own, and no capability by which a test could change
-/// this machine, such as its clock.
+/// What `chroot` needs around it: file systems that P has of its own, and no capability by which a
+/// test could change this machine, such as its clock.
 const ENTER: &str = r#"set -e
 mount -t proc proc "$1/proc"; mount --rbind /dev "$1/dev"; mount -t tmpfs tmpfs "$1/tmp"
 mount -t tmpfs tmpfs "$1/dev/shm"; mount -t tmpfs tmpfs "$1/run"
@@ -281,7 +283,8 @@ impl Session {
         let since = Instant::now();
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid {
-            // One that has ended is a zombie until it is waited for, so the number is still its own.
+            // One that has ended is a zombie until it is waited for, so the number is still its
+            // own.
             let _ = kill_process(pid, Signal::INT);
         }
         while since.elapsed() < FAREWELL {

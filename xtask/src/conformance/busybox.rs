@@ -48,7 +48,8 @@ impl Suite for Busybox {
                     .arg(&tests),
             )?;
         }
-        // The tests' shell has an `echo` without `-ne`; their own replacement is built on the spot otherwise.
+        // The tests' shell has an `echo` without `-ne`; their own replacement is built on the spot
+        // otherwise.
         quiet(
             Command::new(need("gcc", "`apt-get install gcc`")?)
                 .args(["-Os", "-w", "-static", "-o"])
@@ -74,8 +75,9 @@ impl Suite for Busybox {
         applets.sort();
         applets.dedup();
         let case = |applet: String| Case {
-            // In P's own memory, as the suite makes a link for each applet before each run; but the program stays
-            // on the disk, for P copies a file of its own each time that it is executed.
+            // In P's own memory, as the suite makes a link for each applet before each run; but the
+            // program stays on the disk, for P copies a file of its own each time that it is
+            // executed.
             command: format!(
                 "[ -d /tmp/suite ] || {{ cp -r {FOLDER} /tmp/suite; ln -sf {FOLDER}/busybox \
                  /tmp/suite/busybox; }}; cd /tmp/suite/testsuite && bindir=/tmp/suite VERBOSE= \

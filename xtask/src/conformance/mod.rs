@@ -1,8 +1,9 @@
 //! `conformance`: runs test suites that others wrote, on a cluster and on this machine's Linux.
 //!
-//! * [`suite`]: the interface of a suite. * [`busybox`], [`posix`], [`python`], [`stress`], [`nix`]: one suite each.
-//! * [`bed`]: runs cases on a cluster or in a `chroot`. * [`table`]: compares both runs. [`record`] keeps the results in
-//!   `docs/conformance.md`.
+//! * [`suite`]: the interface of a suite. * [`busybox`], [`posix`], [`python`], [`stress`],
+//!   [`nix`]: one suite each.
+//! * [`bed`]: runs cases on a cluster or in a `chroot`. * [`table`]: compares both runs. [`record`]
+//!   keeps the results in `docs/conformance.md`.
 
 mod bed;
 mod busybox;
@@ -33,11 +34,12 @@ use crate::{project, run};
 /// How often a run tells how far it is.
 const PROGRESS: Duration = Duration::from_secs(60);
 
-/// Runs a test suite that others wrote on a cluster, and what fails there on this machine's Linux as well
+/// Runs a test suite that others wrote on a cluster, and what fails there on this machine's Linux
+/// as well
 ///
-/// A test that fails in both places counts against neither. The same programs run in both: in a root file system of Debian
-/// 13, natively by `chroot` in namespaces of their own. The exit status is 1 if a test fails on the cluster alone and
-/// docs/conformance.md gives no reason for it.
+/// A test that fails in both places counts against neither. The same programs run in both: in a
+/// root file system of Debian 13, natively by `chroot` in namespaces of their own. The exit status
+/// is 1 if a test fails on the cluster alone and docs/conformance.md gives no reason for it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The suite: busybox, posix, python, stress or nix

@@ -53,8 +53,8 @@ impl Suite for Nix {
     }
 }
 
-/// Fetches the crate as a dependency of an empty one, copies its source and builds its tests. The crates that only its tests
-/// need come by its own list.
+/// Fetches the crate as a dependency of an empty one, copies its source and builds its tests. The
+/// crates that only its tests need come by its own list.
 fn build(folder: &Path) -> Result<PathBuf> {
     let work = folder.parent().context("the suite has a folder")?.join("source");
     fs::create_dir_all(work.join("fetch/src")).context("can't make a folder for the source")?;

@@ -1,4 +1,5 @@
-//! The Open POSIX Test Suite: its programs for the interfaces of POSIX, built here and run one by one.
+//! The Open POSIX Test Suite: its programs for the interfaces of POSIX, built here and run one by
+//! one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -102,8 +103,8 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Builds what is not there yet, on all cores. What does not compile is left out: some tests need functions that glibc
-/// has removed.
+/// Builds what is not there yet, on all cores. What does not compile is left out: some tests need
+/// functions that glibc has removed.
 fn build(source: &Path, tests: &[String], folder: &Path) -> Result<()> {
     let gcc = need("gcc", "`apt-get install gcc`")?;
     let next = AtomicUsize::new(0);

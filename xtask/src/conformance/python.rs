@@ -1,7 +1,7 @@
 //! CPython's own tests, a listed set of modules, run by Debian's Python.
 //!
-//! Left out are modules that need a network, other systems or a graphical display, and those that take minutes on
-//! any machine.
+//! Left out are modules that need a network, other systems or a graphical display, and those that
+//! take minutes on any machine.
 
 use std::path::Path;
 
@@ -9,7 +9,8 @@ use anyhow::Result;
 
 use super::suite::{Case, Ended, Outcome, Suite, Verdict, last_line};
 
-/// Seconds for a module. QEMU without hardware acceleration computes some 20 times slower than the host.
+/// Seconds for a module. QEMU without hardware acceleration computes some 20 times slower than the
+/// host.
 const LIMIT: u64 = 300;
 /// The modules, those that ask most of a kernel first.
 const MODULES: &str = "
@@ -99,8 +100,8 @@ fn running(output: &str) -> String {
     frame.map_or_else(|| last_line(output), |line| line.trim().to_owned())
 }
 
-/// Returns the failed tests: `unittest` prints a line `FAIL: NAME (CLASS)` or `ERROR: …` for each, and the traceback's last
-/// line before the next line of dashes.
+/// Returns the failed tests: `unittest` prints a line `FAIL: NAME (CLASS)` or `ERROR: …` for each,
+/// and the traceback's last line before the next line of dashes.
 fn failed(output: &str) -> Vec<Verdict> {
     let mut verdicts: Vec<Verdict> = Vec::new();
     let mut within = false;

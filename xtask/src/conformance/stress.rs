@@ -1,4 +1,5 @@
-//! stress-ng: each stressor alone, for a few seconds. It asks that nothing hangs and nothing but the program ends.
+//! stress-ng: each stressor alone, for a few seconds. It asks that nothing hangs and nothing but
+//! the program ends.
 
 use std::path::Path;
 use std::process::Command;

@@ -26,7 +26,8 @@ pub(super) trait Suite: Sync + Send {
     fn about(&self) -> &'static str;
     /// Returns the Debian packages that the root file system needs besides the base.
     fn packages(&self) -> &'static [&'static str];
-    /// Fetches and builds the suite's files into `folder`, which becomes [`FOLDER`], and returns its cases.
+    /// Fetches and builds the suite's files into `folder`, which becomes [`FOLDER`], and returns
+    /// its cases.
     ///
     /// # Errors
     /// Names what could not be fetched or built.

@@ -28,7 +28,8 @@ pub(super) enum Meaning {
 }
 
 impl Row {
-    /// Judges the cluster by the difference. A test that the cluster did not come to has failed if it ran on Linux.
+    /// Judges the cluster by the difference. A test that the cluster did not come to has failed if
+    /// it ran on Linux.
     pub(super) fn meaning(&self) -> Meaning {
         match (self.ours, self.linux) {
             (Some(Outcome::Pass), _) => Meaning::Pass,
@@ -135,7 +136,8 @@ impl Table {
         }
     }
 
-    /// Returns a line for each test: its name, the result on the cluster, on Linux, and what it said.
+    /// Returns a line for each test: its name, the result on the cluster, on Linux, and what it
+    /// said.
     pub(super) fn to_tsv(&self) -> String {
         let word = |outcome: Option<Outcome>| outcome.map_or("-", Outcome::word);
         let line = |(name, row): (&String, &Row)| {

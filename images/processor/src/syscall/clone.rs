@@ -278,7 +278,8 @@ impl<N: Node> Thread<N> {
         }
         let (parent, signal, group, session) = {
             let own = tree.processes.get(&self.pid).ok_or(errno::ESRCH)?;
-            // A sibling tells the parent of its end as its maker does (Linux `kernel/fork.c`, `copy_process`).
+            // A sibling tells the parent of its end as its maker does (Linux `kernel/fork.c`,
+            // `copy_process`).
             let (parent, signal) = if clone.flags & CLONE_PARENT != 0 {
                 (self.process.parent(), own.exit_signal)
             } else {

@@ -18,8 +18,8 @@ fn pidfd(file: &OpenFile) -> Result<&PidFd> {
     found.ok_or_else(|| errno::EBADF.into())
 }
 
-/// Returns the process that a signal can be sent to: also that of an open `/proc/PID` (Linux `kernel/signal.c`,
-/// `pidfd_to_pid`).
+/// Returns the process that a signal can be sent to: also that of an open `/proc/PID` (Linux
+/// `kernel/signal.c`, `pidfd_to_pid`).
 fn addressee(file: &OpenFile) -> Result<&PidFd> {
     match &file.kind {
         Kind::Listing(listing) => listing.process.as_ref().ok_or_else(|| errno::EBADF.into()),

@@ -231,7 +231,8 @@ impl<N: Node> Thread<N> {
             self.closed(file).await?;
         }
         self.process.delete_timers();
-        // A program's maker asked for another signal of the program before (Linux `fs/exec.c`, `de_thread`).
+        // A program's maker asked for another signal of the program before (Linux `fs/exec.c`,
+        // `de_thread`).
         if let Some(own) = self.node.kernel().tree.lock().processes.get_mut(&self.pid)
             && self.pid != FIRST
         {
