@@ -76,7 +76,7 @@ impl<'a> Bundle<'a> {
         }
         let root = work.join("root");
         fs::create_dir_all(&root).with_context(|| format!("can't make the folder {}", root.display()))?;
-        let packages = Apt::new(&work, self)?.download(self)?;
+        let packages = Apt::new(&work, self.release, self.backports)?.download(self)?;
         let dpkg = need("dpkg-deb", "it comes with Debian's `dpkg`")?;
         for package in packages {
             quiet(Command::new(&dpkg).arg("-x").arg(&package).arg(&root))
@@ -90,6 +90,47 @@ impl<'a> Bundle<'a> {
         let _ = fs::remove_dir_all(&work);
         Ok(())
     }
+}
+
+/// Returns the folder with the unpacked and patched source package `name` of a release; fetches it
+/// if the cache lacks it.
+///
+/// # Errors
+/// Fails without `dpkg-source`, or if the package can't be fetched.
+pub(crate) fn source(name: &str, release: &str) -> Result<PathBuf> {
+    let cache = cache_folder()?;
+    fs::create_dir_all(&cache).with_context(|| format!("can't make the folder {}", cache.display()))?;
+    let label = format!("source-{release}-{name}");
+    let folder = cache.join(&label);
+    let lock = File::create(cache.join(format!("{label}.lock"))).context("can't make a lock file")?;
+    lock.lock().context("can't lock the cache folder")?;
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let unpack = need("dpkg-source", "`apt-get install dpkg-dev`")?;
+    tools::step(
+        &format!("Fetching the source of {name} from Debian {release}"),
+        || {
+            let work = cache.join(format!("{label}.partial"));
+            if work.exists() {
+                fs::remove_dir_all(&work).with_context(|| format!("can't remove {}", work.display()))?;
+            }
+            let description = Apt::new(&work, release, false)?.download_source(name)?;
+            let unpacked = work.join("unpacked");
+            quiet(
+                Command::new(unpack)
+                    .arg("--no-check")
+                    .arg("-x")
+                    .args([&description, &unpacked]),
+            )
+            .with_context(|| format!("can't unpack {}", description.display()))?;
+            fs::rename(&unpacked, &folder).with_context(|| format!("can't make {}", folder.display()))?;
+            // Only the download remains in there; another try does without it.
+            let _ = fs::remove_dir_all(&work);
+            Ok(())
+        },
+    )?;
+    Ok(folder)
 }
 
 /// Returns the user's cache folder of this project.
@@ -112,7 +153,7 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(work: &Path, bundle: &Bundle<'_>) -> Result<Self> {
+    fn new(work: &Path, release: &str, backports: bool) -> Result<Self> {
         let program = need(
             "apt-get",
             "packages come from Debian; run on Debian, or see docs/user/run.md",
@@ -125,13 +166,15 @@ impl Apt {
         for folder in ["state/lists/partial", "cache/archives/partial", "packages"] {
             fs::create_dir_all(work.join(folder)).context("can't make a folder for apt")?;
         }
-        let mut suites = vec![bundle.release.to_owned()];
-        if bundle.backports {
-            suites.push(format!("{}-backports", bundle.release));
+        let mut suites = vec![release.to_owned()];
+        if backports {
+            suites.push(format!("{release}-backports"));
         }
         let sources: String = suites
             .iter()
-            .map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
+            .flat_map(|suite| {
+                ["deb", "deb-src"].map(|kind| format!("{kind} [signed-by={keyring}] {mirror} {suite} main\n"))
+            })
             .collect();
         fs::write(work.join("sources.list"), sources).context("can't write apt's sources")?;
         fs::write(work.join("status"), "").context("can't write apt's status")?;
@@ -189,6 +232,21 @@ impl Apt {
         );
         packages.sort();
         Ok(packages)
+    }
+}
+
+impl Apt {
+    /// Downloads a source package; apt checks it against the signed lists. Returns its description.
+    fn download_source(&self, name: &str) -> Result<PathBuf> {
+        quiet(self.command().arg("update")).context("can't read Debian's package lists")?;
+        quiet(self.command().args(["source", "--download-only", name]))
+            .context("can't download the source")?;
+        let folder = self.work.join("packages");
+        let entries = fs::read_dir(&folder).context("can't list the downloads")?;
+        entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "dsc"))
+            .with_context(|| format!("apt-get left no description of the source of {name}"))
     }
 }
 

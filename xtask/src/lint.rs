@@ -50,7 +50,13 @@ impl Args {
         for (krate, folder) in &crates {
             faults.extend(long_files(&folder.join("src"))?);
             for part in ["src", "tests"].map(|part| folder.join(part)) {
-                for file in part.exists().then(|| sources(&part)).transpose()?.into_iter().flatten() {
+                for file in part
+                    .exists()
+                    .then(|| sources(&part))
+                    .transpose()?
+                    .into_iter()
+                    .flatten()
+                {
                     faults.extend(prose::faults(&file)?);
                 }
             }

@@ -12,6 +12,7 @@
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
 //! * [`mod@fuzz`]: fuzzes every parser of untrusted input.
 //! * [`interleave`]: model-checks shared state under loom and shuttle.
+//! * [`conformance`]: runs foreign test suites and compares with Linux.
 //! * [`doctor`]: lists the required programs that are present or missing.
 //! * [`lint`]: checks the house rules that no compiler checks.
 //! * [`test_programs`]: gets and builds the programs that the tests run on a cluster.
@@ -24,6 +25,7 @@
 mod bed;
 mod bench;
 mod build_image;
+mod conformance;
 mod debian;
 mod doctor;
 mod fuzz;
@@ -58,6 +60,7 @@ enum Command {
     Linux(linux::Args),
     Nodes(nodes::Args),
     BuildImage(build_image::Args),
+    Conformance(conformance::Args),
     Test(test::Args),
     Bench(bench::Args),
     Sim(sim::Args),
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Linux(args) => return linux::main(args),
         Command::Nodes(args) => return nodes::main(args),
         Command::BuildImage(args) => args.run(),
+        Command::Conformance(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Sim(args) => args.run(),

@@ -206,7 +206,7 @@ fn cluster_tests() -> Result<()> {
     command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
     command.args([
         "--test", "programs", "--test", "checker", "--test", "endings", "--test", "members", "--test",
-        "files",
+        "files", "--test", "wild", "--test", "many",
     ]);
     command.args(["--", "--test-threads=1"]);
     command.env("TESSERA_XTASK", std::env::current_exe()?);

@@ -44,6 +44,8 @@ impl Args {
             ("calls", build(&debian, "calls", "-O1")?),
             ("sockets", build(&debian, "sockets", "-O1")?),
             ("checker", build(&debian, "checker", "-O2")?),
+            ("many", build(&debian, "many", "-O1")?),
+            ("wild", build(&debian, "wild", "-O1")?),
             ("files", build(&debian, "files", "-O1")?),
             ("pages", pages()?),
         ];

@@ -13,6 +13,7 @@ use crate::error::{Result, errno};
 use crate::kernel::{Closed, Closing};
 use crate::locks::{Locks, Owner};
 use crate::object::Object;
+use crate::pidfd::PidFd;
 use crate::pseudo::{Name, OpenText};
 use crate::storage::StorageFile;
 use crate::tmpfs::TmpFile;
@@ -45,9 +46,17 @@ pub(crate) enum Kind {
     /// A symbolic link, opened as itself.
     Link(Arc<Stat>),
     /// A folder of a file system without data, by its names.
-    Listing(Arc<Vec<Name>>),
+    Listing(Arc<Listing>),
     /// Something of this node's own that is read and written like a stream.
     Object(Arc<dyn Object>),
+}
+
+/// An open folder of a file system without data.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) names: Vec<Name>,
+    /// The process whose `/proc/PID` it is.
+    pub(crate) process: Option<PidFd>,
 }
 
 /// An open file, shared by the numbers that `dup` made and by processes that fork made.

@@ -30,6 +30,7 @@
 extern crate alloc;
 
 mod ahead;
+pub mod cached_files;
 mod console;
 mod cores;
 mod cpu_time;

@@ -22,7 +22,7 @@ use crate::mm::Space;
 use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
-use crate::signals::{Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo};
+use crate::signals::{Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo, number};
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
@@ -606,10 +606,13 @@ impl<N: Node> Process<N> {
         let (session, parent) = {
             let mut tree = kernel.tree.lock();
             let mut orphans_ended = false;
-            for relations in tree.processes.values() {
+            for relations in tree.processes.values_mut() {
                 if relations.process.parent() == self.pid {
                     groups.push(relations.group);
                     relations.process.set_parent(FIRST);
+                    // Another signal could end the first process (Linux `kernel/exit.c`,
+                    // `reparent_leader`).
+                    relations.exit_signal = SIGCHLD;
                     orphans_ended |= relations.ended.is_some();
                 }
             }
@@ -633,7 +636,8 @@ impl<N: Node> Process<N> {
         };
         kernel.leave_jobs(self.pid, session, &groups);
         if let Some((parent, signal)) = parent {
-            if signal != 0 {
+            // `clone` takes any byte for a signal (Linux `kernel/signal.c`, `do_notify_parent`).
+            if number(signal.into()).is_ok() {
                 parent.send(child_info(signal, self.pid, exit));
             }
             parent.children_changed.wake();

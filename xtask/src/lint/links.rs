@@ -50,7 +50,11 @@ fn pages(root: &Path) -> Result<Vec<PathBuf>> {
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
     entries
-        .map(|entry| Ok(entry.with_context(|| format!("can't list {}", folder.display()))?.path()))
+        .map(|entry| {
+            Ok(entry
+                .with_context(|| format!("can't list {}", folder.display()))?
+                .path())
+        })
         .collect()
 }
 
@@ -62,7 +66,9 @@ fn is_page(path: &Path) -> bool {
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let files = targets.filter(|target| !target.contains("://") && !target.contains(char::is_whitespace));
-    files.filter_map(|target| target.split('#').next()).filter(|target| !target.is_empty())
+    files
+        .filter_map(|target| target.split('#').next())
+        .filter(|target| !target.is_empty())
 }
 
 /// Returns the names in backquotes that are paths.
@@ -77,7 +83,8 @@ mod tests {
 
     #[test]
     fn links_and_names_are_found() {
-        let text = "See [a](docs/a.md#part), [b](https://b.example/) and [c](#here); `src/x.rs`, `no` and `a b/c`.";
+        let text =
+            "See [a](docs/a.md#part), [b](https://b.example/) and [c](#here); `src/x.rs`, `no` and `a b/c`.";
         assert_eq!(links(text).collect::<Vec<_>>(), ["docs/a.md"]);
         assert_eq!(names(text).collect::<Vec<_>>(), ["src/x.rs"]);
     }

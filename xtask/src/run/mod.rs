@@ -35,7 +35,7 @@ use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::drive::{Drive, DriveArgs};
 use self::report::Report;
-use self::root::Root;
+pub(crate) use self::root::Root;
 use self::terminal::Terminal;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;

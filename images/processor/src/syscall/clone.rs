@@ -7,7 +7,7 @@ use spin::Mutex;
 
 use super::{Args, int};
 use crate::error::{Error, Result, errno};
-use crate::kernel::Relations;
+use crate::kernel::{FIRST, Relations};
 use crate::limits::Resource;
 use crate::mm::Space;
 use crate::pidfd::PidFd;
@@ -144,7 +144,9 @@ impl<N: Node> Thread<N> {
         let has = |flag: u64| flags & flag != 0;
         let broken = has(CLONE_THREAD) && !has(CLONE_SIGHAND)
             || has(CLONE_SIGHAND) && !has(CLONE_VM)
-            || has(CLONE_CLEAR_SIGHAND) && has(CLONE_SIGHAND);
+            || has(CLONE_CLEAR_SIGHAND) && has(CLONE_SIGHAND)
+            // The first process has no parent whose child another could be.
+            || has(CLONE_PARENT) && self.pid == FIRST;
         if broken || flags & CLONE_NEW != 0 {
             return Err(errno::EINVAL.into());
         }
@@ -274,14 +276,16 @@ impl<N: Node> Thread<N> {
             threads.insert(id, shared.clone());
             return Ok((self.process.clone(), shared));
         }
-        let (parent, group, session) = {
+        let (parent, signal, group, session) = {
             let own = tree.processes.get(&self.pid).ok_or(errno::ESRCH)?;
-            let parent = if clone.flags & CLONE_PARENT != 0 {
-                self.process.parent()
+            // A sibling tells the parent of its end as its maker does (Linux `kernel/fork.c`,
+            // `copy_process`).
+            let (parent, signal) = if clone.flags & CLONE_PARENT != 0 {
+                (self.process.parent(), own.exit_signal)
             } else {
-                self.pid
+                (self.pid, u8::try_from(clone.signal).unwrap_or(SIGCHLD))
             };
-            (parent, own.group, own.session)
+            (parent, signal, own.group, own.session)
         };
         let process = Arc::new(Process::new(self.node, id, parent));
         process
@@ -298,7 +302,7 @@ impl<N: Node> Thread<N> {
             process: process.clone(),
             group,
             session,
-            exit_signal: u8::try_from(clone.signal).unwrap_or(SIGCHLD),
+            exit_signal: signal,
             ended: None,
             news: None,
         };

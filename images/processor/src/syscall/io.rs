@@ -445,7 +445,7 @@ impl<N: Node> Thread<N> {
         let id = match &file.kind {
             Kind::Folder(of) => of.id,
             Kind::TmpFolder(inode) => return self.list_tmp(&file, *inode, addr, count).await,
-            Kind::Listing(names) => return self.list_pseudo(&file, names, addr, count).await,
+            Kind::Listing(listing) => return self.list_pseudo(&file, &listing.names, addr, count).await,
             _ => return Err(errno::ENOTDIR.into()),
         };
         let room = usize::try_from(count).unwrap_or(usize::MAX);

@@ -12,7 +12,7 @@ use super::{Args, int};
 use crate::creds::{EXECUTE, READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
-use crate::files::{Kind, O_PATH, OpenFile};
+use crate::files::{Kind, Listing, O_PATH, OpenFile};
 use crate::inotify::{MODIFY, OPEN};
 use crate::object::Object;
 use crate::platform::Files;
@@ -208,7 +208,10 @@ impl<N: Node> Thread<N> {
         let stat = self.pseudo_status(&entry, path);
         match entry {
             Entry::Folder(_) if flags & (O_ACCMODE | O_CREAT) != 0 => Err(errno::EISDIR.into()),
-            Entry::Folder(names) => Ok(Kind::Listing(Arc::new(names))),
+            Entry::Folder(names) => {
+                let process = self.pidfd_of_folder(path);
+                Ok(Kind::Listing(Arc::new(Listing { names, process })))
+            }
             Entry::Link(_) => Err(errno::ELOOP.into()),
             Entry::Device(device) if device.is_terminal() => self.open_terminal(device, flags),
             Entry::Device(device) => Ok(Kind::Device(device)),
@@ -336,7 +339,9 @@ impl<N: Node> Thread<N> {
             Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),
             Kind::Link(stat) => Ok(**stat),
             Kind::Text(text) => Ok(text.stat),
-            Kind::Listing(names) => Ok(self.pseudo_status(&Entry::Folder((**names).clone()), &file.path)),
+            Kind::Listing(listing) => {
+                Ok(self.pseudo_status(&Entry::Folder(listing.names.clone()), &file.path))
+            }
             Kind::Object(object) => Ok(Stat {
                 inode: match object.device() {
                     0 => object_number(object),

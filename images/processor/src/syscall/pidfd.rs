@@ -18,7 +18,26 @@ fn pidfd(file: &OpenFile) -> Result<&PidFd> {
     found.ok_or_else(|| errno::EBADF.into())
 }
 
+/// Returns the process that a signal can be sent to: also that of an open `/proc/PID` (Linux
+/// `kernel/signal.c`, `pidfd_to_pid`).
+fn addressee(file: &OpenFile) -> Result<&PidFd> {
+    match &file.kind {
+        Kind::Listing(listing) => listing.process.as_ref().ok_or_else(|| errno::EBADF.into()),
+        _ => pidfd(file),
+    }
+}
+
 impl<N: Node> Thread<N> {
+    /// Returns the process whose folder in `/proc` has this path, for its open file.
+    pub(super) fn pidfd_of_folder(&self, path: &[u8]) -> Option<PidFd> {
+        let number = core::str::from_utf8(path.strip_prefix(b"/proc/")?).ok()?;
+        let pid = number.trim_end_matches('/').parse().ok()?;
+        let process = self.node.kernel().process(pid)?;
+        let object = PidFd::default();
+        object.name(pid, &process.lifetime);
+        Some(object)
+    }
+
     pub(super) fn sys_pidfd_open(&self, [pid, flags, ..]: Args) -> Result<u64> {
         let (pid, flags) = (int(pid), int(flags));
         if flags & !O_NONBLOCK != 0 || pid.cast_signed() <= 0 {
@@ -43,8 +62,8 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns the process that a file is, if nobody has waited for it.
-    fn process_at(&self, file: &OpenFile) -> Result<Arc<Process<N>>> {
-        let (pid, lifetime) = pidfd(file)?.of().ok_or(errno::ESRCH)?;
+    fn process_of_file(&self, file: &PidFd) -> Result<Arc<Process<N>>> {
+        let (pid, lifetime) = file.of().ok_or(errno::ESRCH)?;
         let process = self.node.kernel().process(*pid).ok_or(errno::ESRCH)?;
         if !Arc::ptr_eq(&process.lifetime, lifetime) {
             return Err(errno::ESRCH.into());
@@ -55,8 +74,7 @@ impl<N: Node> Thread<N> {
     /// Returns the number of the child that a file is, for `waitid`, and whether the call is to wait.
     pub(super) fn child_at(&self, fd: u32) -> Result<(u32, bool)> {
         let file = self.file(fd.into())?;
-        pidfd(&file)?;
-        let process = self.process_at(&file).map_err(|_| errno::ECHILD)?;
+        let process = self.process_of_file(pidfd(&file)?).map_err(|_| errno::ECHILD)?;
         Ok((process.pid, !file.nonblocking()))
     }
 
@@ -65,7 +83,7 @@ impl<N: Node> Thread<N> {
             return Err(errno::EINVAL.into());
         }
         let file = self.file(fd)?;
-        pidfd(&file)?;
+        let to = addressee(&file)?;
         let info = match (int(signal), info) {
             (0, _) => None,
             (_, 0) => Some(SignalInfo::from_process(number(signal)?, SI_USER, self.pid)),
@@ -78,7 +96,7 @@ impl<N: Node> Thread<N> {
         if info.is_some_and(|info| u32::from(info.signal) != int(signal)) {
             return Err(errno::EINVAL.into());
         }
-        let process = self.process_at(&file)?;
+        let process = self.process_of_file(to)?;
         if let Some(info) = info {
             let creds = self.creds();
             if process.creds().is_some_and(|other| !creds.may_signal(&other)) {

@@ -231,6 +231,13 @@ impl<N: Node> Thread<N> {
             self.closed(file).await?;
         }
         self.process.delete_timers();
+        // A program's maker asked for another signal of the program before (Linux `fs/exec.c`,
+        // `de_thread`).
+        if let Some(own) = self.node.kernel().tree.lock().processes.get_mut(&self.pid)
+            && self.pid != FIRST
+        {
+            own.exit_signal = SIGCHLD;
+        }
         self.alternate = [0, 2, 0];
         self.clear_tid = 0;
         self.shared.robust_list.store(0, Ordering::Relaxed);

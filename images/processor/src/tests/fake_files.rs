@@ -21,6 +21,8 @@ pub(crate) struct FakeFiles {
     pub(crate) open: Cell<i64>,
     pub(crate) reads: Cell<u64>,
     pub(crate) syncs: Cell<u64>,
+    /// Questions about paths: `stat`, `readlink`, `open`.
+    pub(crate) asked: Cell<u64>,
     /// The most bytes that a read or write takes.
     pub(crate) most: usize,
     pub(crate) read_only: Cell<bool>,
@@ -143,6 +145,7 @@ fn index(file: FileId) -> usize {
 
 impl Files for FakeFiles {
     async fn open(&self, path: &[u8], flags: OpenFlags, mode: u32) -> Result<Opened> {
+        self.asked.set(self.asked.get() + 1);
         let at = match self.find(path) {
             Err(_) if flags.contains(OpenFlags::CREATE) => self.add(path, 0o100_000 | mode)?,
             Ok(_) if flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUSIVE) => {
@@ -175,6 +178,7 @@ impl Files for FakeFiles {
         Ok(len)
     }
     async fn stat(&self, path: &[u8], _: bool) -> Result<Stat> {
+        self.asked.set(self.asked.get() + 1);
         Ok(self.stat_of(self.find(path)?))
     }
     async fn stat_file(&self, file: FileId) -> Result<Stat> {
@@ -201,6 +205,7 @@ impl Files for FakeFiles {
         Ok(writer.len())
     }
     async fn readlink(&self, path: &[u8], into: &mut [u8]) -> Result<usize> {
+        self.asked.set(self.asked.get() + 1);
         let target = self.links.get(path).ok_or(errno::EINVAL)?;
         into[..target.len()].copy_from_slice(target);
         Ok(target.len())

@@ -2,7 +2,7 @@
 
 mod calls;
 mod fake;
-mod fake_files;
+pub(crate) mod fake_files;
 mod identity;
 mod inotify;
 mod jobs;

@@ -84,3 +84,26 @@ fn clone_gives_the_parent_a_file_of_the_child() {
     assert_eq!(errno_of(run.call(nr::__NR_clone, &both)), Some(errno::EINVAL));
     run.end();
 }
+
+#[test]
+fn a_folder_of_proc_takes_signals_and_is_no_pidfd_else() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let child = run.call(nr::__NR_fork, &[]).unwrap();
+    let open = |run: &mut Run, path: &str| {
+        run.put(DATA, &[path.as_bytes(), &[0]].concat());
+        run.call(nr::__NR_open, &[DATA, 0]).unwrap()
+    };
+    let folder = open(&mut run, &format!("/proc/{child}"));
+    let other = open(&mut run, "/proc");
+    assert_eq!(run.call(nr::__NR_pidfd_send_signal, &[folder, 0, 0, 0]), Ok(0));
+    let signal = run.call(nr::__NR_pidfd_send_signal, &[other, 0, 0, 0]);
+    assert_eq!(errno_of(signal), Some(errno::EBADF));
+    let waited = run.call(nr::__NR_waitid, &[P_PIDFD, folder, DATA, WEXITED | WNOHANG, 0]);
+    assert_eq!(errno_of(waited), Some(errno::EBADF));
+    let thread = node.started.borrow_mut().pop().unwrap();
+    node.block_on(thread.run());
+    assert_eq!(run.call(nr::__NR_wait4, &[child, DATA, 0, 0]), Ok(child));
+    let signal = run.call(nr::__NR_pidfd_send_signal, &[folder, 0, 0, 0]);
+    assert_eq!(errno_of(signal), Some(errno::ESRCH));
+}

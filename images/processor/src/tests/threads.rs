@@ -139,6 +139,37 @@ fn orphans_are_the_first_process_s_and_ignored_children_nobody_s() {
     assert_eq!(errno_of(none), Some(errno::ECHILD));
 }
 
+/// A process that has lost its parent could else end the first one by a signal of its choice.
+#[test]
+fn children_end_with_a_signal_of_their_choice_for_their_makers_only() {
+    const REAL_TIME: u64 = 39;
+    const NO_SIGNAL: u64 = 200;
+    const CLONE_PARENT: u64 = 0x8000;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let sibling = run.call(nr::__NR_clone, &[CLONE_PARENT | REAL_TIME, 0]);
+    assert_eq!(errno_of(sibling), Some(errno::EINVAL), "of the first process");
+    run.call(nr::__NR_fork, &[]).unwrap();
+    let mut first = node.started.borrow_mut().pop().unwrap();
+    for flags in [REAL_TIME, CLONE_PARENT | REAL_TIME] {
+        let clone = SystemCall {
+            number: nr::__NR_clone.into(),
+            args: [flags, 0, 0, 0, 0, 0],
+        };
+        node.block_on(first.system_call(clone)).unwrap();
+    }
+    let orphans = std::mem::take(&mut *node.started.borrow_mut());
+    node.block_on(first.run());
+    assert_eq!(orphans.len(), 2);
+    orphans.into_iter().for_each(|orphan| node.block_on(orphan.run()));
+    assert_eq!(run.thread.due() & 1 << (REAL_TIME - 1), 0);
+    for (signal, heard) in [(NO_SIGNAL, false), (REAL_TIME, true)] {
+        run.call(nr::__NR_clone, &[signal, 0]).unwrap();
+        node.run_started();
+        assert_eq!(run.thread.due() & 1 << (REAL_TIME - 1) != 0, heard);
+    }
+}
+
 #[test]
 fn execve_brings_another_program_and_keeps_what_it_should() {
     let node: &FakeNode = node(64);

@@ -14,6 +14,7 @@ use hal::Instant;
 use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Chunks, Geometry, Slot};
+use processor::cached_files::CachedFiles;
 use processor::mm::supply::Supply;
 use processor::remote::Remote;
 use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Thread};
@@ -39,7 +40,7 @@ struct Parts {
     reads_ahead: bool,
     machine: Machine,
     memory: Remote<FitCarrier>,
-    files: Remote<FitCarrier>,
+    files: CachedFiles<Remote<FitCarrier>>,
     kernel: Kernel<Parts>,
     cores: usize,
 }
@@ -50,7 +51,7 @@ impl processor::Node for Parts {
     type Cpu = Context;
     type Platform = Machine;
     type Memory = Remote<FitCarrier>;
-    type Files = Remote<FitCarrier>;
+    type Files = CachedFiles<Remote<FitCarrier>>;
 
     fn cache(&self) -> &Cache<Hardware> {
         &self.cache
@@ -74,7 +75,7 @@ impl processor::Node for Parts {
     fn memory(&self) -> &Remote<FitCarrier> {
         &self.memory
     }
-    fn files(&self) -> &Remote<FitCarrier> {
+    fn files(&self) -> &CachedFiles<Remote<FitCarrier>> {
         &self.files
     }
     fn kernel(&self) -> &Kernel<Self> {
@@ -140,7 +141,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         reads_ahead,
         machine,
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
-        files: Remote::new(Peer::Storage, files),
+        files: CachedFiles::new(Remote::new(Peer::Storage, files)),
         kernel: Kernel::new(hwcap(), line.has("strace")),
         cores,
     });
@@ -229,6 +230,7 @@ fn failed(error: processor::Error) -> Error {
 /// Adds what the cache and FIT counted, and prints all.
 fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
     report.cache(&parts.cache);
+    report.counter("nr_kernel_frames_free", libos::frames::free() as u64);
     // A peer with several cores has several connections.
     let mut peers: BTreeMap<PeerId, (PeerName, [u64; KINDS], u64, u64)> = BTreeMap::new();
     for (peer, name, counters) in core.link_counters() {

@@ -1,0 +1,210 @@
+//! `conformance`: runs test suites that others wrote, on a cluster and on this machine's Linux.
+//!
+//! * [`suite`]: the interface of a suite. * [`busybox`], [`posix`], [`python`], [`stress`],
+//!   [`nix`]: one suite each.
+//! * [`bed`]: runs cases on a cluster or in a `chroot`. * [`table`]: compares both runs. [`record`]
+//!   keeps the results in `docs/conformance.md`.
+
+mod bed;
+mod busybox;
+mod nix;
+mod posix;
+mod python;
+mod record;
+mod stress;
+mod suite;
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use self::bed::{Bed, Place};
+use self::suite::{Case, FOLDER, SUITES, Suite};
+use self::table::Table;
+use crate::bed::handle_signals;
+use crate::run::Root;
+use crate::tools::{quiet, say, step};
+use crate::{project, run};
+
+/// How often a run tells how far it is.
+const PROGRESS: Duration = Duration::from_secs(60);
+
+/// Runs a test suite that others wrote on a cluster, and what fails there on this machine's Linux
+/// as well
+///
+/// A test that fails in both places counts against neither. The same programs run in both: in a
+/// root file system of Debian 13, natively by `chroot` in namespaces of their own. The exit status
+/// is 1 if a test fails on the cluster alone and docs/conformance.md gives no reason for it.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The suite: busybox, posix, python, stress or nix
+    suite: &'static dyn Suite,
+    /// Runs only the cases whose names hold NAME (repeatable)
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Lists the cases and runs nothing
+    #[arg(long)]
+    list: bool,
+    /// Writes all results to a file: a line each, its fields parted by tabs
+    #[arg(long, value_name = "FILE")]
+    tsv: Option<PathBuf>,
+    /// Writes the suite's section of docs/conformance.md anew; reasons that stand there are kept
+    #[arg(long, conflicts_with = "only")]
+    record: bool,
+    /// Seconds that a case may take [default: the suite's]
+    #[arg(long, value_name = "SECONDS")]
+    limit: Option<u64>,
+    /// Cores of P
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cpus: u32,
+    /// Size of P's cache
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pcache: String,
+    /// Main memory of M
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    memory: String,
+    /// Prints what each failed case said
+    #[arg(long)]
+    verbose: bool,
+}
+
+impl FromStr for &'static dyn Suite {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names: Vec<_> = SUITES.iter().map(|suite| suite.name()).collect();
+        let found = SUITES.into_iter().find(|suite| suite.name() == text);
+        found.ok_or_else(|| format!("it is one of {}", names.join(", ")))
+    }
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<()> {
+        let suite = self.suite;
+        let folder = project::target_folder()?.join("conformance").join(suite.name());
+        let files = folder.join("files");
+        fs::create_dir_all(&files).with_context(|| format!("can't make {}", files.display()))?;
+        let mut cases = suite.prepare(&files)?;
+        if !self.only.is_empty() {
+            cases.retain(|case| self.only.iter().any(|only| case.name.contains(only)));
+        }
+        ensure!(!cases.is_empty(), "no case of {} has such a name", suite.name());
+        if self.list {
+            for case in &cases {
+                println!("{}", case.name);
+            }
+            return Ok(());
+        }
+        for case in &mut cases {
+            case.limit = self.limit.unwrap_or(case.limit);
+        }
+        run::prepare()?;
+        handle_signals()?;
+        let root = folder.join("root");
+        step("Laying out the root file system", || stage(suite, &files, &root))?;
+        let table = self.judge(&cases, &root)?;
+        fs::remove_dir_all(&root).with_context(|| format!("can't remove {}", root.display()))?;
+        self.tell(&table)
+    }
+
+    /// Runs the cases on the cluster, and natively those that did not just pass there.
+    fn judge(&self, cases: &[Case], root: &Path) -> Result<Table> {
+        let suite = self.suite;
+        let mut table = Table::default();
+        let options = [
+            "--cpus",
+            &self.cpus.to_string(),
+            "--pcache",
+            &self.pcache,
+            "--memory",
+            &self.memory,
+        ]
+        .map(str::to_owned);
+        let cluster = Bed {
+            root,
+            place: Place::Cluster(&options),
+        };
+        let (mut done, mut told) = (0, Instant::now());
+        cluster.run(cases, |case, ended, output| {
+            done += 1;
+            if told.elapsed() > PROGRESS {
+                told = Instant::now();
+                say(&format!("{done}/{} cases", cases.len()));
+            }
+            let verdicts = suite.judge(case, &ended, output);
+            let bad = table.add_ours(case, verdicts);
+            if bad {
+                say(&format!("{done}/{}: {}: {ended}", cases.len(), case.name));
+                if self.verbose {
+                    eprintln!("{output}");
+                }
+            }
+        })?;
+        let again: Vec<Case> = cases
+            .iter()
+            .filter(|case| !table.all_pass(case))
+            .cloned()
+            .collect();
+        if again.is_empty() {
+            return Ok(table);
+        }
+        say(&format!("{} cases run natively for comparison", again.len()));
+        let native = Bed {
+            root,
+            place: Place::Native,
+        };
+        native.run(&again, |case, ended, output| {
+            table.add_linux(case, suite.judge(case, &ended, output));
+        })?;
+        Ok(table)
+    }
+
+    fn tell(&self, table: &Table) -> Result<()> {
+        if let Some(file) = &self.tsv {
+            fs::write(file, table.to_tsv()).with_context(|| format!("can't write {}", file.display()))?;
+        }
+        let page = project::root().join("docs/conformance.md");
+        let reasons = record::Reasons::read(&page, self.suite.name())?;
+        if self.record {
+            record::write(&page, self.suite, table, &reasons)?;
+        }
+        print!("{table}");
+        let new: Vec<&str> = table.failed().filter(|name| !reasons.has(name)).collect();
+        ensure!(
+            new.is_empty(),
+            "{} tests fail without a reason in docs/conformance.md: {}",
+            new.len(),
+            new.join(", ")
+        );
+        Ok(())
+    }
+}
+
+/// Copies Debian's root file system and puts the suite's files in it. Tests may change the copy.
+fn stage(suite: &dyn Suite, files: &Path, root: &Path) -> Result<()> {
+    let packages: Vec<String> = suite.packages().iter().map(|&name| name.to_owned()).collect();
+    let debian = Root::Debian(crate::debian::TRIXIE).obtain(&packages)?;
+    if root.exists() {
+        fs::remove_dir_all(root).with_context(|| format!("can't remove {}", root.display()))?;
+    }
+    quiet(
+        Command::new("cp")
+            .args(["-a", "--reflink=auto"])
+            .args([&debian, root]),
+    )?;
+    for name in ["dev", "etc", "proc", "root", "tmp", "sys", "run"] {
+        fs::create_dir_all(root.join(name)).with_context(|| format!("can't make the folder {name}"))?;
+    }
+    let inside = root.join(FOLDER.trim_start_matches('/'));
+    quiet(
+        Command::new("cp")
+            .args(["-a", "--reflink=auto"])
+            .args([files, &inside]),
+    )?;
+    Ok(())
+}
