@@ -93,10 +93,10 @@ fn crates(metadata: &Value) -> Result<Vec<(Crate, PathBuf)>> {
 fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
     let ours = |name: &str| crates.iter().any(|(other, _)| other.name == name);
     let forbidden = |need: &str| match of.name.as_str() {
-        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "metrics" | "console" => ours(need),
+        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "handover" | "metrics" | "console" => ours(need),
         // Both are layouts of what the host and an image exchange.
         "xtask" => ours(need) && !matches!(need, "ksyms" | "console"),
-        "libos" => !matches!(need, "hal" | "ksyms"),
+        "libos" => !matches!(need, "hal" | "ksyms" | "handover"),
         "mad" | "verbs" | "messages" => !matches!(need, "hal" | "verbs" | "mad"),
         "pcache" => !matches!(need, "hal" | "locks" | "metrics"),
         "mlx4" => matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need),
