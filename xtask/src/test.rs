@@ -74,7 +74,7 @@ impl Args {
         tally.step("rules of the house", || lint::Args {}.run());
         tally.step("clippy, host", || clippy(&["--workspace", "--all-targets"]));
         tally.step("clippy, bare", || {
-            project::need_bare_target()?;
+            project::need_target(BARE)?;
             let packages = BARE_PACKAGES.into_iter().flat_map(|name| ["--package", name]);
             clippy(
                 &["--target", BARE, "--lib", "--bins"]
