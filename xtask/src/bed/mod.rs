@@ -1,9 +1,10 @@
 //! What every set of VMs on a modelled fabric needs: a folder, the fabric's server, machines, and an end to them all.
 //!
-//! * [`process`]: starts and ends a process. * [`server`]: the fabric's server. * [`machine`]: QEMU's command line.
+//! * [`process`]: starts and ends a process. * [`server`]: the fabric's server. * [`machine`]: QEMU's command line. * [`firmware`]: what starts a machine.
 //! * [`plugin`]: a TCG plugin for one of them. * [`left`]: how an image left. * [`cmdline`]: what it is told. * [`streams`]: what the guests write, as it comes. * [`labelled`]: whose line it is.
 
 pub(crate) mod cmdline;
+pub(crate) mod firmware;
 pub(crate) mod labelled;
 pub(crate) mod left;
 pub(crate) mod machine;
