@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::project::{self, BARE, cargo};
+use crate::project::{self, BARE, UEFI, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
 use crate::{build_image, fuzz, interleave, ipxe, lint, linux, nodes, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
-const BARE_PACKAGES: [&str; 17] = [
+const BARE_PACKAGES: [&str; 18] = [
     "ext4",
     "hal",
+    "handover",
     "libos",
     "mad",
     "mlx4",
@@ -82,6 +83,10 @@ impl Args {
                     .chain(packages)
                     .collect::<Vec<_>>(),
             )
+        });
+        tally.step("clippy, UEFI", || {
+            project::need_target(UEFI)?;
+            clippy(&["--target", UEFI, "--lib", "--bins", "--package", "uefi_loader"])
         });
         tally.step("documentation", || {
             shown(
@@ -204,7 +209,7 @@ fn cluster_tests() -> Result<()> {
     command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
     command.args([
         "--test", "programs", "--test", "checker", "--test", "endings", "--test", "members", "--test",
-        "files",
+        "firmware", "--test", "files",
     ]);
     command.args(["--", "--test-threads=1"]);
     command.env("TESSERA_XTASK", std::env::current_exe()?);

@@ -41,6 +41,10 @@ enum Failure {
     FiveLevels,
 }
 
+/// What the firmware is asked to do, for its refusal.
+#[derive(Clone, Copy)]
+struct What(&'static str);
+
 #[entry]
 fn main() -> Status {
     if let Err(error) = uefi::helpers::init() {
@@ -65,11 +69,11 @@ fn start() -> Result<core::convert::Infallible, Failure> {
     );
 
     let image_len = usize::try_from(image.len()).unwrap_or(usize::MAX);
-    let (image_phys, memory) = allocate(image_len, "give memory for the image")?;
+    let (image_phys, memory) = allocate(image_len, What("give memory for the image"))?;
     image.load(memory);
 
     let pages = Tables::pages_for(image.len());
-    let (root, memory) = allocate(pages * PAGE, "give memory for page tables")?;
+    let (root, memory) = allocate(pages * PAGE, What("give memory for page tables"))?;
     // SAFETY: whole pages of ours, and any words are a table.
     let tables = unsafe { core::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<Table>(), pages) };
     let mut tables = Tables::new(tables, root);
@@ -79,7 +83,7 @@ fn start() -> Result<core::convert::Infallible, Failure> {
     tables.map(first, first, last - first)?;
 
     let map_room = map_len()? + MAP_ROOM;
-    let (record_phys, record) = allocate(PAGE + line.len() + map_room, "give memory for the record")?;
+    let (record_phys, record) = allocate(PAGE + line.len() + map_room, What("give memory for the record"))?;
     let mut handover = Handover {
         magic: MAGIC,
         image: image_phys,
@@ -156,11 +160,11 @@ fn file() -> Option<Vec<u8>> {
 }
 
 /// Takes pages below 4 GiB, which stay the image's own.
-fn allocate(len: usize, what: &'static str) -> Result<(u64, &'static mut [u8]), Failure> {
+fn allocate(len: usize, what: What) -> Result<(u64, &'static mut [u8]), Failure> {
     let pages = len.div_ceil(PAGE);
     let below = AllocateType::MaxAddress(MAPPED - 1);
-    let start =
-        boot::allocate_pages(below, MemoryType::LOADER_DATA, pages).map_err(|error| refused(what, &error))?;
+    let start = boot::allocate_pages(below, MemoryType::LOADER_DATA, pages)
+        .map_err(|error| refused(what.0, &error))?;
     // SAFETY: the firmware has just given these pages.
     let memory = unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), pages * PAGE) };
     memory.fill(0);

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
@@ -24,7 +25,7 @@ const BUNDLE: Bundle<'_> = Bundle {
 /// The type of an EFI system partition.
 const ESP: &str = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B";
 /// All times in the image, and what makes its identifiers: 2000-01-01.
-const EPOCH: &str = "946684800";
+const EPOCH: Duration = Duration::from_secs(946_684_800);
 const DATE: &str = "2000010100000000";
 
 fn xorriso() -> Result<Command> {
@@ -49,13 +50,22 @@ pub(super) fn write(path: &Path, volume: &[u8]) -> Result<()> {
     fs::create_dir_all(&root).with_context(problem)?;
     let esp = work.join("esp.img");
     fs::write(&esp, volume).with_context(problem)?;
+    let readme = root.join("README.TXT");
     fs::write(
-        root.join("README.TXT"),
+        &readme,
         "Tessera. UEFI firmware boots the appended partition.\r\n",
     )
     .with_context(problem)?;
+    // xorriso records the times that the host has for them.
+    for path in [&readme, &root] {
+        fs::File::open(path)
+            .and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH + EPOCH))
+            .with_context(problem)?;
+    }
     let mut command = xorriso()?;
-    command.env("SOURCE_DATE_EPOCH", EPOCH).env("TZ", "UTC");
+    command
+        .env("SOURCE_DATE_EPOCH", EPOCH.as_secs().to_string())
+        .env("TZ", "UTC");
     command.args(["-no_rc", "-as", "mkisofs", "-quiet", "-V", "TESSERA"]);
     command.arg(format!("--modification-date={DATE}"));
     command.args([

@@ -59,10 +59,10 @@ impl std::str::FromStr for BootFrom {
 
 /// The way of a role; the last option that is for it counts.
 pub(super) fn way(options: &[BootFrom], role: Role) -> Way {
-    let own = options
+    let mut own = options
         .iter()
         .filter(|option| option.role.is_none_or(|only| only == role));
-    own.last().map_or(Way::default(), |option| option.way)
+    own.next_back().map_or(Way::default(), |option| option.way)
 }
 
 /// The memory of a node's machine.
