@@ -10,18 +10,16 @@ use hal::PhysAddr;
 use spin::Mutex;
 
 use crate::acpi::{ReadPhys, Tables};
+use crate::boot_info::{BootInfo, PVH_MAPPED, Piece};
 use crate::command_line::CommandLine;
 use crate::exit::{Exit, power_off};
-use crate::layout::direct;
-use crate::memory_map::{ENTRY_LEN, MemoryMap, START_INFO_LEN, StartInfo};
+use crate::layout::{Image, direct};
 use crate::{apic, console, core_local, executor, frames, paging, pci, smp, time, user, vdso};
 
-/// Bytes that the boot page tables map: the first GiB.
-pub(crate) const BOOT_MAPPED: u64 = 1 << 30;
 const BOOT_STACK_SIZE: usize = 64 << 10;
-/// The longest command line that is read.
-const COMMAND_LINE_MAX: usize = 64 << 10;
-const MEMORY_MAP_MAX: usize = 128;
+/// Which entry was taken, as `boot.s` tells it.
+const BY_PVH: u32 = 0;
+const BY_HANDOVER: u32 = 1;
 
 #[repr(C, align(16))]
 struct BootStack([u8; BOOT_STACK_SIZE]);
@@ -32,13 +30,14 @@ core::arch::global_asm!(
     boot_stack = sym BOOT_STACK,
     boot_stack_size = const BOOT_STACK_SIZE,
     start = sym start,
+    pvh = const BY_PVH,
+    handover = const BY_HANDOVER,
     ap_root = sym paging::KERNEL_ROOT,
     ap_stack = sym smp::AP_STACK,
     ap_start = sym smp::ap_start,
 );
 core::arch::global_asm!(
     include_str!("trampoline.s"),
-    trampoline = const smp::TRAMPOLINE,
     options(att_syntax),
 );
 
@@ -64,39 +63,34 @@ pub fn main_task(task: impl Future<Output = Exit> + Send + 'static) -> MainTask 
     Box::pin(task)
 }
 
-/// Copies what the boot loader left below [`BOOT_MAPPED`].
-fn read_boot_memory(address: u64, into: &mut [u8]) -> bool {
-    let in_reach = address != 0
-        && address
-            .checked_add(into.len() as u64)
-            .is_some_and(|end| end <= BOOT_MAPPED);
-    if in_reach {
-        // SAFETY: mapped by the boot page tables, and nothing writes there now.
-        unsafe { direct(PhysAddr(address)).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+/// Physical memory that the loader mapped.
+struct Mapped(u64);
+
+impl ReadPhys for Mapped {
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        let in_reach = address != 0
+            && address
+                .checked_add(into.len() as u64)
+                .is_some_and(|end| end <= self.0);
+        if in_reach {
+            // SAFETY: mapped by the loader's page tables, and nothing writes there now.
+            unsafe { direct(PhysAddr(address)).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        }
+        in_reach
     }
-    in_reach
 }
 
-extern "C" fn start(start_info: u32) -> ! {
+extern "C" fn start(record: u64, entry: u32) -> ! {
     console::init();
-    let mut bytes = [0; START_INFO_LEN];
-    assert!(
-        read_boot_memory(start_info.into(), &mut bytes),
-        "no start_info at {start_info:#x}"
-    );
-    let info = StartInfo::parse(&bytes).expect("start_info is not of the PVH protocol, version 1 or later");
-    let mut table = [0; MEMORY_MAP_MAX * ENTRY_LEN];
-    let entries = usize::try_from(info.map_entries).map_or(MEMORY_MAP_MAX, |count| count.min(MEMORY_MAP_MAX));
-    let table = &mut table[..entries * ENTRY_LEN];
-    assert!(
-        read_boot_memory(info.map, table),
-        "no memory map at {:#x}",
-        info.map
-    );
-    let map = MemoryMap::parse(table);
-    frames::init(&map);
-    let line = read_command_line(info.command_line);
-    paging::init(&map);
+    let info = match entry {
+        BY_HANDOVER => BootInfo::from_handover(&Mapped(handover::MAPPED), record),
+        _ => BootInfo::from_pvh(&Mapped(PVH_MAPPED), record),
+    };
+    let info = info.unwrap_or_else(|error| panic!("{error}"));
+    Image::place(info.image);
+    frames::init(&info);
+    let line = read_command_line(&info);
+    paging::init(&info.map);
     apic::silence_legacy();
     apic::init();
     time::init();
@@ -104,6 +98,10 @@ extern "C" fn start(start_info: u32) -> ! {
     user::init_core();
     core_local::adopt(core);
     vdso::init_core();
+    log::info!("started by {}", info.loader);
+    if info.map.lost() > 0 {
+        log::warn!("{} MiB of RAM lie in too many pieces to be used", info.map.lost() >> 20);
+    }
     set_up_command_line(&line, info.rsdp);
     // The boot stack has no guard below it and is left for good.
     // SAFETY: a fresh stack; nothing on the old one is used again.
@@ -159,14 +157,12 @@ impl ReadPhys for Firmware {
     }
 }
 
-fn read_command_line(address: u64) -> alloc::vec::Vec<u8> {
-    let mut line = alloc::vec::Vec::new();
-    let mut byte = [0];
-    while line.len() < COMMAND_LINE_MAX
-        && read_boot_memory(address + line.len() as u64, &mut byte)
-        && byte[0] != 0
-    {
-        line.push(byte[0]);
+fn read_command_line(info: &BootInfo) -> alloc::vec::Vec<u8> {
+    let Piece { start, len } = info.command_line;
+    let mut line = alloc::vec![0; usize::try_from(len).unwrap_or_default()];
+    if !line.is_empty() && !Mapped(info.mapped).read(start, &mut line) {
+        log::error!("no command line at {start:#x}");
+        line.clear();
     }
     line
 }

@@ -1,4 +1,4 @@
-// From the PVH entry to 64-bit Rust.
+// From the loader to 64-bit Rust.
 //
 // The boot protocol (Xen's "PVH direct boot", docs/misc/pvh.pandoc) enters in flat 32-bit protected mode without paging,
 // ebx holding the physical address of hvm_start_info. QEMU finds the entry by the ELF note of type 18 and reads its
@@ -12,6 +12,14 @@
     .asciz "Xen"
     .quad pvh_start
 
+// The entry for a loader of ours (see the crate `handover`).
+.balign 4
+    .long 8
+    .long 8
+    .long 1
+    .asciz "Tessera"
+    .quad handover_start
+
 .section .boot, "awx", @progbits
 .code32
 .global pvh_start
@@ -20,16 +28,7 @@ pvh_start:
     cld
     mov esi, ebx
     mov esp, offset boot_small_stack
-    call enter_long_mode
-    // Still 32-bit code, now in compatibility mode: a far return enters the 64-bit segment.
-    mov eax, offset boot_long
-    push 0x08
-    push eax
-    retf
-
-// Turns on paging with the boot page tables; used by the other cores too.
-.global enter_long_mode
-enter_long_mode:
+    // Turns on paging with the boot page tables.
     mov eax, cr4
     or eax, 0x20                    // PAE
     mov cr4, eax
@@ -43,7 +42,11 @@ enter_long_mode:
     or eax, 0x80010001              // PG, WP, PE
     mov cr0, eax
     lgdt [boot_gdt_pointer]
-    ret
+    // Still 32-bit code, now in compatibility mode: a far return enters the 64-bit segment.
+    mov eax, offset boot_long
+    push 0x08
+    push eax
+    retf
 
 .code64
 boot_long:
@@ -55,42 +58,17 @@ boot_long:
     mov ss, eax
     movabs rsp, offset {boot_stack} + {boot_stack_size}
     mov edi, esi
+    mov esi, {pvh}
     xor ebp, ebp
     movabs rax, offset {start}
     push 0                          // the end of the frame-pointer chain
-    jmp rax
-
-// The other cores, started one at a time, come from the trampoline in flat protected mode.
-.code32
-ap_start32:
-    mov eax, 0x18
-    mov ds, eax
-    mov ss, eax
-    mov esp, offset boot_small_stack
-    call enter_long_mode
-    mov eax, offset ap_long
-    push 0x08
-    push eax
-    retf
-.code64
-ap_long:
-    xor eax, eax
-    mov ds, eax
-    mov es, eax
-    mov fs, eax
-    mov gs, eax
-    mov ss, eax
-    movabs rax, offset ap_high
     jmp rax
 
 .balign 8
 boot_gdt:
     .quad 0
     .quad 0x00af9b000000ffff        // 64-bit code
-    .quad 0x00cf9b000000ffff        // 32-bit code, flat
-    .quad 0x00cf93000000ffff        // data, flat
 boot_gdt_end:
-.global boot_gdt_pointer
 boot_gdt_pointer:
     .word boot_gdt_end - boot_gdt - 1
     .quad boot_gdt
@@ -121,7 +99,19 @@ boot_pd:
     .set page, page + 1
     .endr
 .text
-// At the link address: the stack is only mapped by the kernel's own tables, which don't map the code above.
+// Where a loader of ours enters: see the crate `handover`. The image may lie anywhere.
+.global handover_start
+handover_start:
+    cli
+    cld
+    lea rsp, [rip + {boot_stack} + {boot_stack_size}]
+    mov esi, {handover}
+    xor ebp, ebp
+    push 0                          // the end of the frame-pointer chain
+    jmp {start}
+
+// The other cores, at the link address: the stack is only mapped by the kernel's own tables, which don't map the trampoline.
+.global ap_high
 ap_high:
     mov rax, [rip + {ap_root}]
     mov cr3, rax

@@ -48,6 +48,15 @@ pub enum Error {
     /// There is no memory left.
     #[error("out of memory")]
     NoMemory,
+    /// There is no record of a boot loader where it should be, or it says what can't be.
+    #[error("no usable record of a boot loader at {address:#x}")]
+    NoBootRecord {
+        /// The physical address that the loader gave.
+        address: u64,
+    },
+    /// The boot loader names no RAM.
+    #[error("the boot loader names no RAM")]
+    NoMemoryMap,
     /// A virtio device can't be set up.
     #[error("virtio device {device}: {cause}")]
     Virtio {

@@ -6,9 +6,9 @@ use hal::PhysAddr;
 use spin::Mutex;
 
 use crate::address_space;
+use crate::boot_info::BootInfo;
 use crate::frame_bitmap::{FrameBitmap, PAGE_SIZE, words_for};
-use crate::layout::{IMAGE_OFFSET, Image, direct};
-use crate::memory_map::MemoryMap;
+use crate::layout::{Image, direct};
 use crate::table_pool::TableFrames;
 
 /// Memory below is left to firmware and to the cores' start.
@@ -96,24 +96,18 @@ pub fn free() -> usize {
     FRAMES.lock().as_ref().map_or(0, FrameBitmap::free_frames)
 }
 
-/// Puts the bitmap into RAM and fills it. Only the first GiB can be reached yet.
-pub(crate) fn init(map: &MemoryMap) {
+/// Puts the bitmap into RAM and fills it. Only what the loader mapped can be reached yet.
+pub(crate) fn init(info: &BootInfo) {
+    let map = &info.map;
     let frames = usize::try_from(map.end()).expect("64-bit") / PAGE_SIZE;
     let words = words_for(frames);
     let bytes = (words * size_of::<u64>()).next_multiple_of(PAGE_SIZE) as u64;
-    let image_end = (Image::get().end - IMAGE_OFFSET).next_multiple_of(PAGE_SIZE as u64);
-    let home = map
-        .regions()
-        .iter()
-        .map(|region| (region.start.max(image_end), region.end))
-        .find(|&(start, end)| start + bytes <= end)
-        .map(|(start, _)| start)
-        .expect("no RAM for the frame bitmap");
-    assert!(
-        home + bytes <= crate::boot::BOOT_MAPPED,
-        "the frame bitmap is out of the boot map's reach"
-    );
-    // SAFETY: RAM that nothing uses yet (it lies past the image), mapped, aligned to a page.
+    let image = Image::get().phys();
+    // Modules and the record are read before anything is allocated, but for the modules' contents.
+    let end = info.modules.iter().map(|module| module.start.saturating_add(module.len)).fold(image.end, u64::max);
+    let taken = if info.modules.is_empty() { image.clone() } else { image.start..end.next_multiple_of(PAGE_SIZE as u64) };
+    let home = map.find(bytes, LOW_MEMORY_END..info.mapped, &taken).expect("no RAM for the frame bitmap that the loader mapped");
+    // SAFETY: RAM that nothing uses yet (it is no part of the image), mapped, aligned to a page.
     let words = unsafe { core::slice::from_raw_parts_mut(direct(PhysAddr(home)).cast::<u64>(), words) };
     let mut bitmap = FrameBitmap::new(words);
     let page = |address: u64| usize::try_from(address).expect("64-bit") / PAGE_SIZE;
@@ -121,7 +115,11 @@ pub(crate) fn init(map: &MemoryMap) {
         bitmap.provide(page(region.start), page(region.end));
     }
     bitmap.withhold(0, page(LOW_MEMORY_END));
-    bitmap.withhold(page(Image::get().start - IMAGE_OFFSET), page(image_end));
+    bitmap.withhold(page(image.start), page(image.end));
+    for module in &info.modules {
+        let end = module.start.saturating_add(module.len).min(map.end());
+        bitmap.withhold(page(module.start.min(end)), page(end.next_multiple_of(PAGE_SIZE as u64)));
+    }
     bitmap.withhold(page(home), page(home + bytes));
     *FRAMES.lock() = Some(bitmap);
 }

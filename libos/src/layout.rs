@@ -2,7 +2,12 @@
 // UNSAFETY: names the linker script's symbols. Only their addresses are taken.
 #![expect(unsafe_code, reason = "linker symbols")]
 
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use hal::PhysAddr;
+
+use crate::frame_bitmap::PAGE_SIZE;
 
 /// All of RAM, linearly.
 pub(crate) const DIRECT_BASE: u64 = 0xffff_8000_0000_0000;
@@ -10,10 +15,12 @@ pub(crate) const DIRECT_BASE: u64 = 0xffff_8000_0000_0000;
 pub(crate) const DEVICE_BASE: u64 = 0xffff_c000_0000_0000;
 /// The cores' stacks, each below an unmapped page.
 pub(crate) const STACKS_BASE: u64 = 0xffff_ff00_0000_0000;
-/// The image: its link address less its load address.
-pub(crate) const IMAGE_OFFSET: u64 = 0xffff_ffff_8000_0000;
+/// Where the loader put the image's first byte.
+static IMAGE_HOME: AtomicU64 = AtomicU64::new(0);
 /// Physical addresses beyond this one are not mapped: the windows above would overlap.
 pub(crate) const PHYS_LIMIT: u64 = STACKS_BASE - DEVICE_BASE;
+const _: () = assert!(DIRECT_BASE == handover::DIRECT_BASE);
+
 unsafe extern "C" {
     static __image_start: u8;
     static __text_start: u8;
@@ -41,6 +48,22 @@ impl Image {
             rodata_end: (&raw const __rodata_end).addr() as u64,
             end: (&raw const __image_end).addr() as u64,
         }
+    }
+
+    /// Notes where the loader put the image.
+    pub(crate) fn place(home: u64) {
+        assert_eq!(Self::get().start, handover::LINK_BASE);
+        IMAGE_HOME.store(home, Ordering::Release);
+    }
+
+    /// The physical address of one of the image's own addresses.
+    pub(crate) fn phys_of(address: u64) -> u64 {
+        address - handover::LINK_BASE + IMAGE_HOME.load(Ordering::Acquire)
+    }
+
+    /// Where the image lies, in whole pages.
+    pub(crate) fn phys(self) -> Range<u64> {
+        Self::phys_of(self.start)..Self::phys_of(self.end.next_multiple_of(PAGE_SIZE as u64))
     }
 
     pub(crate) fn contains_text(address: u64) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! `docs/libos.md` tells how to write an image, draws the memory map and lists what is left out. Here is who does what:
 //!
-//! * the start: `boot` (PVH entry to the main task), [`memory_map`], [`acpi`], `smp`, `segments`;
+//! * the start: [`boot_info`] (what the loader tells, of PVH or UEFI), `boot` (from there to the main task), [`memory_map`], [`acpi`], `smp`, `segments`;
 //! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the kernel's), `dma` (what devices share);
 //! * time and tasks: `time`, `timer`, `executor` and `run_queue`, `interrupts` and `interrupt_slot`, `apic`, `core_local`;
 //! * programs: `user_tables`, `table_pool` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`, `vdso`;
@@ -20,6 +20,7 @@ extern crate alloc;
 pub mod acpi;
 #[cfg(any(test, target_os = "none"))]
 mod asid;
+pub mod boot_info;
 mod command_line;
 mod error;
 pub mod frame_bitmap;

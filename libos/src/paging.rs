@@ -8,11 +8,12 @@ use hal::PhysAddr;
 use raw_cpuid::CpuId;
 use spin::{Mutex, Once};
 use x86_64::registers::control::{Cr3, Cr3Flags, Cr4, Cr4Flags};
+use x86_64::registers::model_specific::Msr;
 use x86_64::structures::paging::PhysFrame;
 
 use crate::frame_bitmap::PAGE_SIZE;
 use crate::frames::Frames;
-use crate::layout::{DEVICE_BASE, DIRECT_BASE, IMAGE_OFFSET, Image, PHYS_LIMIT, STACKS_BASE};
+use crate::layout::{DEVICE_BASE, DIRECT_BASE, Image, PHYS_LIMIT, STACKS_BASE};
 use crate::memory_map::MemoryMap;
 use crate::page_table::{
     ENTRIES, GLOBAL, LARGE, LARGE_PAGE, NO_EXECUTE, PRESENT, UNCACHED, WRITABLE, entry_or_create, table, translate,
@@ -23,6 +24,8 @@ const TABLE_RIGHTS: u64 = PRESENT | WRITABLE;
 const DATA: u64 = PRESENT | WRITABLE | NO_EXECUTE | GLOBAL;
 const READ_ONLY: u64 = PRESENT | NO_EXECUTE | GLOBAL;
 const CODE: u64 = PRESENT | GLOBAL;
+const PAT_MSR: u32 = 0x277;
+const PAT_AFTER_RESET: u64 = 0x0007_0406_0007_0406;
 /// Bytes that one entry of the root covers.
 const ROOT_SPAN: usize = 1 << 39;
 
@@ -75,15 +78,14 @@ fn map_image(root: PhysAddr) {
         (image.rodata_end, image.end, DATA),
     ] {
         for address in (start..end).step_by(PAGE_SIZE) {
-            set(root, address, (address - IMAGE_OFFSET) | rights);
+            set(root, address, Image::phys_of(address) | rights);
         }
     }
 }
 
 /// Maps RAM into the direct map, but for the image: its frames have the rights above and no others.
 fn map_ram(root: PhysAddr, start: u64, end: u64) {
-    let image = Image::get();
-    let hole = image.start - IMAGE_OFFSET..image.end - IMAGE_OFFSET;
+    let hole = Image::get().phys();
     let mut at = start;
     while at < end {
         let large = at.is_multiple_of(LARGE_PAGE)
@@ -106,8 +108,16 @@ fn set(root: PhysAddr, address: u64, word: u64) {
     entry_or_create(root, address, 1, TABLE_RIGHTS).expect("no memory for page tables").store(word, Ordering::Release);
 }
 
+/// Returns the RAM between `within`'s ends that is lowest and has `len` bytes.
+pub(crate) fn find_ram(len: u64, within: core::ops::Range<u64>) -> Option<u64> {
+    RAM.get()?.find(len, within, &Image::get().phys())
+}
+
 /// Loads the kernel's tables and turns on what protects them.
 pub(crate) fn load_on_this_core() {
+    // SAFETY: the value after reset (Intel SDM volume 3A, section 12.12.4), which [`UNCACHED`] counts on; firmware may
+    // have changed it.
+    unsafe { Msr::new(PAT_MSR).write(PAT_AFTER_RESET) };
     let features = CpuId::new().get_extended_feature_info();
     let mut wanted = Cr4Flags::PAGE_GLOBAL;
     if features.as_ref().is_some_and(raw_cpuid::ExtendedFeatures::has_smep) {
@@ -186,6 +196,15 @@ pub(crate) fn copy_kernel_half(root: PhysAddr) {
     for (to, from) in table(root).iter().zip(table(kernel_root())).skip(ENTRIES / 2) {
         to.store(from.load(Ordering::Acquire), Ordering::Release);
     }
+}
+
+/// Fills a root table and the two pages behind it so that they map the first 2 MiB where they are, and the kernel's half.
+pub(crate) fn map_low_memory(root: PhysAddr) {
+    let (upper, lower) = (PhysAddr(root.0 + PAGE), PhysAddr(root.0 + 2 * PAGE));
+    table(root)[0].store(upper.0 | TABLE_RIGHTS, Ordering::Release);
+    table(upper)[0].store(lower.0 | TABLE_RIGHTS, Ordering::Release);
+    table(lower)[0].store(PRESENT | LARGE, Ordering::Release);
+    copy_kernel_half(root);
 }
 
 fn pointer<T>(address: u64) -> *mut T {

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::project::{self, BARE};
+use crate::project::{self, BARE, UEFI};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet};
 
@@ -44,10 +44,10 @@ fn examine() -> Vec<(&'static str, State)> {
         Ok(version) => State::Here(version.trim().into()),
         Err(error) => State::Missing(format!("install Rust from https://rustup.rs ({error:#})")),
     };
-    let target = match project::has_bare_target() {
+    let target = |name: &str| match project::has_target(name) {
         Ok(true) => State::Here("installed".into()),
         Ok(false) if find("rustup").is_some() => {
-            State::Obtained(format!("`rustup target add {BARE}` gets it"))
+            State::Obtained(format!("`rustup target add {name}` gets it"))
         }
         _ => State::Missing("install rustup (https://rustup.rs), which follows rust-toolchain.toml".into()),
     };
@@ -65,7 +65,8 @@ fn examine() -> Vec<(&'static str, State)> {
     };
     let mut states = vec![
         ("cargo", cargo),
-        (BARE, target),
+        (BARE, target(BARE)),
+        (UEFI, target(UEFI)),
         ("packages", packages),
         ("qemu", qemu),
     ];

@@ -20,7 +20,7 @@ use crate::project;
 /// Longest source file.
 const MAX_LINES: usize = 700;
 /// Crates that may hold unsafe code.
-const MAY_BE_UNSAFE: [&str; 3] = ["libos", "selftest", "hca_server"];
+const MAY_BE_UNSAFE: [&str; 4] = ["libos", "selftest", "hca_server", "uefi_loader"];
 /// Images are programs: what they forbid is what their `main.rs` and library say.
 const TESTBED: [&str; 10] = [
     "fabric",
@@ -110,10 +110,11 @@ fn crates(metadata: &Value) -> Result<Vec<(Crate, PathBuf)>> {
 fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
     let ours = |name: &str| crates.iter().any(|(other, _)| other.name == name);
     let forbidden = |need: &str| match of.name.as_str() {
-        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "metrics" | "console" => ours(need),
+        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "handover" | "metrics" | "console" => ours(need),
         // Both are layouts of what the host and an image exchange.
         "xtask" => ours(need) && !matches!(need, "ksyms" | "console"),
-        "libos" => !matches!(need, "hal" | "ksyms"),
+        "libos" => !matches!(need, "hal" | "ksyms" | "handover"),
+        "uefi_loader" => need != "handover",
         "mad" | "verbs" | "messages" => !matches!(need, "hal" | "verbs" | "mad"),
         "pcache" => !matches!(need, "hal" | "locks" | "metrics"),
         "mlx4" => matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need),
@@ -206,6 +207,8 @@ mod tests {
             "node",
             "xtask",
             "processor",
+            "handover",
+            "uefi_loader",
         ];
         let plain = |name: &str| {
             (
@@ -244,6 +247,7 @@ mod tests {
         assert_eq!(edges("pcache", &["hal", "metrics", "fit"]), 1);
         assert_eq!(edges("node", &["libos", "mlx4", "fit", "processor"]), 1);
         assert_eq!(edges("fit", &["metrics", "mlx4"]), 1);
+        assert_eq!(edges("uefi_loader", &["handover", "libos"]), 1);
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::tools;
 /// The target that unikernels are built for.
 pub(crate) const BARE: &str = "x86_64-unknown-none";
 
+/// Target that the UEFI loader is built for.
+pub(crate) const UEFI: &str = "x86_64-unknown-uefi";
+
 /// Returns the root of the source tree.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -53,8 +56,8 @@ pub(crate) fn build_hca_server() -> Result<PathBuf> {
     Ok(target_folder()?.join("release/hca_server"))
 }
 
-/// Returns whether the target for unikernels is installed.
-pub(crate) fn has_bare_target() -> Result<bool> {
+/// Returns whether a target is installed.
+pub(crate) fn has_target(target: &str) -> Result<bool> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let sysroot = tools::quiet(
         Command::new(rustc)
@@ -63,22 +66,22 @@ pub(crate) fn has_bare_target() -> Result<bool> {
     )?;
     Ok(Path::new(sysroot.trim())
         .join("lib/rustlib")
-        .join(BARE)
+        .join(target)
         .join("lib")
         .is_dir())
 }
 
-/// Installs the target for unikernels if it is missing.
-pub(crate) fn need_bare_target() -> Result<()> {
-    if has_bare_target()? {
+/// Installs a target if it is missing.
+pub(crate) fn need_target(target: &str) -> Result<()> {
+    if has_target(target)? {
         return Ok(());
     }
     let remedy = "install rustup (https://rustup.rs), which follows rust-toolchain.toml";
     let rustup = tools::need("rustup", remedy)?;
-    tools::step(&format!("Installing the Rust target {BARE}"), || {
+    tools::step(&format!("Installing the Rust target {target}"), || {
         tools::shown(
             Command::new(rustup)
-                .args(["target", "add", BARE])
+                .args(["target", "add", target])
                 .current_dir(root()),
         )
     })

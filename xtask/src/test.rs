@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::project::{self, BARE, cargo};
+use crate::project::{self, BARE, UEFI, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
 use crate::{build_image, fuzz, interleave, ipxe, lint, linux, nodes, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
-const BARE_PACKAGES: [&str; 17] = [
+const BARE_PACKAGES: [&str; 18] = [
     "ext4",
     "hal",
+    "handover",
     "libos",
     "mad",
     "mlx4",
@@ -75,7 +76,7 @@ impl Args {
         tally.step("rules of the house", || lint::Args {}.run());
         tally.step("clippy, host", || clippy(&["--workspace", "--all-targets"]));
         tally.step("clippy, bare", || {
-            project::need_bare_target()?;
+            project::need_target(BARE)?;
             let packages = BARE_PACKAGES.into_iter().flat_map(|name| ["--package", name]);
             clippy(
                 &["--target", BARE, "--lib", "--bins"]
@@ -83,6 +84,10 @@ impl Args {
                     .chain(packages)
                     .collect::<Vec<_>>(),
             )
+        });
+        tally.step("clippy, UEFI", || {
+            project::need_target(UEFI)?;
+            clippy(&["--target", UEFI, "--lib", "--bins", "--package", "uefi_loader"])
         });
         tally.step("documentation", || {
             shown(
@@ -206,7 +211,7 @@ fn cluster_tests() -> Result<()> {
     command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
     command.args([
         "--test", "programs", "--test", "checker", "--test", "endings", "--test", "members", "--test",
-        "files", "--test", "wild", "--test", "many",
+        "firmware", "--test", "files", "--test", "wild", "--test", "many",
     ]);
     command.args(["--", "--test-threads=1"]);
     command.env("TESSERA_XTASK", std::env::current_exe()?);

@@ -3,15 +3,46 @@
 use std::path::Path;
 use std::process::Command;
 
+use clap::ValueEnum;
+
+use super::firmware::Start;
 use super::process::LAUNCHER;
 use crate::qemu::Qemu;
 
+/// A machine's chipset.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Chipset {
+    /// Intel's of 2009, with PCI Express.
+    #[default]
+    Q35,
+    /// Intel's i440FX of 1996, with PCI.
+    Pc,
+}
+
+impl Chipset {
+    fn machine(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Pc => "pc",
+        }
+    }
+
+    fn bus(self) -> &'static str {
+        match self {
+            Self::Q35 => "pcie.0",
+            Self::Pc => "pci.0",
+        }
+    }
+}
+
 /// A machine whose memory the fabric's server may map, its adapter in slot 8.
 pub(crate) struct Machine<'a> {
-    /// Its kernel, with a PVH entry or for Linux's boot protocol.
-    pub(crate) kernel: &'a Path,
-    /// Its kernel command line.
-    pub(crate) command_line: &'a str,
+    /// What starts it.
+    pub(crate) start: Start<'a>,
+    /// Its chipset.
+    pub(crate) chipset: Chipset,
+    /// Its CPUs' model, as QEMU names it.
+    pub(crate) cpu_model: &'a str,
     /// Its main memory in bytes.
     pub(crate) memory: u64,
     /// Its cores.
@@ -50,9 +81,9 @@ impl Machine<'_> {
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max",
+            self.cpu_model,
             "-machine",
-            "q35,memory-backend=mem",
+            &format!("{},memory-backend=mem", self.chipset.machine()),
         ]);
         // The server maps this memory, and does DMA in it.
         command.args([
@@ -62,16 +93,13 @@ impl Machine<'_> {
             &size,
         ]);
         command.args(["-smp", &self.cpus.to_string()]);
-        command
-            .arg("-kernel")
-            .arg(self.kernel)
-            .args(["-append", self.command_line]);
+        self.start.add_to(&mut command);
         let socket = self.adapter.display().to_string();
         let (bus, place) = if self.slot {
             command.args(["-device", "pcie-root-port,id=root-port,addr=0x8"]);
             ("root-port", "0x0")
         } else {
-            ("pcie.0", "0x8")
+            (self.chipset.bus(), "0x8")
         };
         let device = serde_json::json!({
             "driver": "vfio-user-pci", "bus": bus, "addr": place, "socket": { "type": "unix", "path": socket },

@@ -1,11 +1,12 @@
 //! VMs on a modelled fabric: their folder, the fabric's server, the machines, and the end of all.
 //!
 //! * [`process`]: starts and ends a process. * [`server`]: the fabric's server.
-//! * [`machine`]: QEMU's command line. * [`plugin`]: a TCG plugin for a machine.
+//! * [`machine`]: QEMU's command line. * [`firmware`]: firmware and boot media. * [`plugin`]: a TCG plugin for a machine.
 //! * [`left`]: an image's result, by its exit status. * [`cmdline`]: an image's command line.
 //! * [`streams`]: follows the guests' output. * [`labelled`]: puts a node's name before its lines.
 
 pub(crate) mod cmdline;
+pub(crate) mod firmware;
 pub(crate) mod labelled;
 pub(crate) mod left;
 pub(crate) mod machine;

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::Forward;
+use crate::bed::firmware::Start;
 use crate::bed::labelled::Labelled;
-use crate::bed::machine::{Machine, file_chardev};
+use crate::bed::machine::{Chipset, Machine, file_chardev};
 use crate::bed::plugin::{self, Plugin};
 use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
@@ -147,8 +148,12 @@ impl Guests<'_> {
             self.append
         );
         let machine = Machine {
-            kernel: self.kernel,
-            command_line: &command_line,
+            start: Start::Kernel {
+                kernel: self.kernel,
+                command_line: &command_line,
+            },
+            chipset: Chipset::Q35,
+            cpu_model: "max",
             memory: self.memory,
             cpus: self.cpus,
             adapter: &bed::socket(self.join.unwrap_or(self.folder), name),

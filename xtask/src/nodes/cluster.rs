@@ -9,7 +9,8 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::bed::cmdline::CommandLine;
-use crate::bed::machine::Machine;
+use crate::bed::firmware::Start;
+use crate::bed::machine::{Chipset, Machine};
 use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
 use crate::bed::{self, server};
@@ -105,8 +106,12 @@ impl<'a> Cluster<'a> {
         let file = bed::log(self.folder, &format!("{name}-{}", node.lives));
         File::create_new(&file).with_context(|| format!("can't make {}", file.display()))?;
         let machine = Machine {
-            kernel: &self.parts.image,
-            command_line: &line.finish()?,
+            start: Start::Kernel {
+                kernel: &self.parts.image,
+                command_line: &line.finish()?,
+            },
+            chipset: Chipset::Q35,
+            cpu_model: "max",
             memory: MEMORY,
             cpus: 1,
             adapter: &bed::socket(self.folder, name),

@@ -18,6 +18,8 @@ use crate::qemu::Qemu;
 
 /// Poll interval of the nodes; a node that dies is noticed within this.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Start of libos's line in the log once the loader has handed over (`libos/src/boot.rs`).
+const KERNEL_BEGUN: &str = "libos::boot: started by ";
 /// End of a run, other than by an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -63,7 +65,7 @@ impl<'a> Cluster<'a> {
         };
         let mut console = Some(console);
         for vm in vms {
-            let mut command = silent(vm.command(qemu));
+            let mut command = silent(vm.command(qemu)?);
             if vm.role == Role::Processor
                 && let Some(end) = console.take()
             {
@@ -74,6 +76,29 @@ impl<'a> Cluster<'a> {
                 .push((vm.role, Process::start(vm.role.name(), command, folder)?));
         }
         Ok(cluster)
+    }
+
+    /// Waits until P's firmware has handed over to its kernel.
+    ///
+    /// Until then nothing may lie on the console channel: OVMF has a driver for the channel's device, and bytes that came while it had
+    /// the device never reached P.
+    ///
+    /// # Errors
+    /// If a node fails, or the kernel has not begun in time.
+    pub(crate) fn wait_for_kernel(&mut self, limit: Duration) -> Result<()> {
+        let begun = |log: &str| log.lines().any(|line| line.contains(KERNEL_BEGUN));
+        while !begun(&self.log(Role::Processor)) && !INTERRUPTED.load(Ordering::Relaxed) {
+            if self.processor_ended()? {
+                break;
+            }
+            self.others_alive()?;
+            if self.started.elapsed() > limit {
+                let log = tail(&log(self.folder, Role::Processor.name()));
+                bail!("processor: its firmware started no kernel within {limit:?}; its log ends:\n{log}");
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
     }
 
     /// Waits until the program ends, or something else ends the run. Calls `look` now and then, and

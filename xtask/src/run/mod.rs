@@ -1,6 +1,6 @@
 //! `run`: starts a cluster in QEMU and runs a program on it.
 //!
-//! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`.
+//! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. * [`media`]: `--boot-from`.
 //! * [`start`]: what to run. * [`console`]: its streams.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
@@ -11,6 +11,7 @@ mod console;
 mod demo;
 mod disk;
 mod drive;
+mod media;
 mod report;
 mod root;
 mod start;
@@ -34,11 +35,13 @@ pub(crate) use self::demo::measured_peak as sort_peak;
 use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::drive::{Drive, DriveArgs};
+use self::media::{BootFrom, Source};
 use self::report::Report;
 pub(crate) use self::root::Root;
 use self::terminal::Terminal;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;
+use crate::bed::machine::Chipset;
 use crate::bed::plugin::{self, Plugin};
 use crate::bed::{self, FAILED, INTERRUPTED_STATUS, make_folder, random_key, server};
 use crate::build_image::{Role, build};
@@ -118,6 +121,16 @@ pub(crate) struct Args {
     /// `all:polling=busy`; see docs/architecture.md (repeatable)
     #[arg(long, value_name = "WHO:OPTION")]
     boot: Vec<BootOption>,
+    /// Starts the machines of all nodes, or of one, otherwise than by QEMU's own loader: by UEFI firmware from a USB stick
+    /// (`disk`), an ISO (`iso`) or the network (`pxe`) (repeatable; the last for a node counts)
+    #[arg(long, value_name = "[WHO:]WAY")]
+    boot_from: Vec<BootFrom>,
+    /// The nodes' chipset
+    #[arg(long, value_enum, default_value_t = Chipset::Q35)]
+    chipset: Chipset,
+    /// The model of the nodes' CPUs, as QEMU names it
+    #[arg(long, value_name = "MODEL", default_value = "max")]
+    cpu_model: String,
     /// Log level of the nodes
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
@@ -183,6 +196,7 @@ impl Args {
         // Only logs are worth keeping.
         let _ = fs::remove_file(names::disk(&folder));
         let _ = fs::remove_dir_all(folder.join("disk"));
+        Source::remove(&folder);
         if result.is_ok() && !self.keep_logs {
             let _ = fs::remove_dir_all(&folder);
         } else {
@@ -301,6 +315,9 @@ impl Args {
         let vms = self.vms(parts, folder, drive, pcache)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
+        if media::way(&self.boot_from, Role::Processor) != media::Way::Pvh {
+            cluster.wait_for_kernel(Duration::from_secs(self.boot_timeout))?;
+        }
         let console = channel.serve(start, streams)?;
         let mut attended = Attended::new(terminal.as_ref(), &console);
         let limits = Limits {
@@ -374,11 +391,14 @@ impl Args {
                 .filter_map(|extra| extra.value.as_deref()?.parse().ok())
                 .fold(cpus, u32::max);
             let command_line = self.command_line(role, pcache, &key)?;
+            let way = media::way(&self.boot_from, role);
+            let image = &parts.images[role.name()];
             Ok(Vm {
                 role,
-                image: parts.images[role.name()].clone(),
-                command_line,
-                memory,
+                source: Source::make(way, role, image, command_line, folder)?,
+                chipset: self.chipset,
+                cpu_model: &self.cpu_model,
+                memory: media::memory(way, memory),
                 cpus,
                 plugin: plugin::of_node(&self.plugin, role.name()),
                 folder,

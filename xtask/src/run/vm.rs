@@ -1,10 +1,13 @@
 //! QEMU's command line for one node.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use anyhow::Result;
+
 use super::drive::Drive;
-use crate::bed::machine::Machine;
+use super::media::Source;
+use crate::bed::machine::{Chipset, Machine};
 use crate::bed::{log, socket};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
@@ -13,10 +16,12 @@ use crate::qemu::Qemu;
 pub(crate) struct Vm<'a> {
     /// Role of the node.
     pub(crate) role: Role,
-    /// Its image.
-    pub(crate) image: PathBuf,
-    /// Its kernel command line.
-    pub(crate) command_line: String,
+    /// What its machine starts from.
+    pub(super) source: Source,
+    /// Its chipset.
+    pub(crate) chipset: Chipset,
+    /// Its CPUs' model.
+    pub(crate) cpu_model: &'a str,
     /// Its main memory in bytes.
     pub(crate) memory: u64,
     /// Its cores.
@@ -41,10 +46,11 @@ pub(crate) mod names {
 
 impl Vm<'_> {
     /// Returns the command that starts it.
-    pub(crate) fn command(&self, qemu: &Qemu) -> Command {
+    pub(crate) fn command(&self, qemu: &Qemu) -> Result<Command> {
         let machine = Machine {
-            kernel: &self.image,
-            command_line: &self.command_line,
+            start: self.source.start(self.role, self.folder)?,
+            chipset: self.chipset,
+            cpu_model: self.cpu_model,
             memory: self.memory,
             cpus: self.cpus,
             adapter: &socket(self.folder, self.role.name()),
@@ -58,7 +64,7 @@ impl Vm<'_> {
             Role::Storage => self.drive.add_to(&mut command),
             Role::Memory => {}
         }
-        command
+        Ok(command)
     }
 
     /// Adds a virtio serial device with one port, the console channel, whose other end is QEMU's

@@ -1,6 +1,7 @@
 //! The targets, a file each, and the table of them.
 
 mod acpi;
+mod boot_info;
 mod command_line;
 mod connection_management;
 mod console_channel;
@@ -43,6 +44,7 @@ macro_rules! target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     target!(acpi, 1024),
+    target!(boot_info, 512),
     target!(command_line, 512),
     target!(connection_management, 256),
     target!(console_channel, 512),

@@ -1,0 +1,77 @@
+//! Images that UEFI firmware starts: OVMF, from a stick, a CD and the network.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use testbed_tests::{Run, xtask};
+
+/// Each component is started in another way, and the three run one program. A program that reads files needs all of them.
+#[test]
+fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
+    let run = Run::new(&[
+        "--boot-from=processor:disk",
+        "--boot-from=memory:iso",
+        "--boot-from=storage:pxe",
+        "--cpus=2",
+        "--keep-logs",
+    ]);
+    let ran = run.run(&["busybox", "sort", "/usr/share/dict/web2"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let lines: Vec<&[u8]> = ran.stdout.split(|&byte| byte == b'\n').collect();
+    assert!(lines.len() > 1000 && lines[..lines.len() - 1].is_sorted());
+    let folder = ran
+        .stderr
+        .lines()
+        .find_map(|line| {
+            line.split_once("logs are in ")
+                .map(|(_, folder)| PathBuf::from(folder))
+        })
+        .expect("--keep-logs says where they are");
+    for (node, source) in [
+        ("processor", "the file"),
+        ("memory", "the build"),
+        ("storage", "the build"),
+    ] {
+        let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
+        let log = String::from_utf8_lossy(&log);
+        assert!(log.contains("libos::boot: started by UEFI"), "{node}: {log}");
+        assert!(
+            log.contains(&format!("the command line from {source}")),
+            "{node}: {log}"
+        );
+    }
+    let left = ["processor.stick", "memory.iso", "storage.tftp", "storage.vars"];
+    for file in left {
+        assert!(!folder.join(file).exists(), "{file} holds the key and is left");
+    }
+    fs::remove_dir_all(folder).expect("removed");
+}
+
+/// The same input gives the same bytes, at another time too.
+#[test]
+fn files_for_firmware_are_the_same_each_time() {
+    for format in ["efi", "iso", "disk"] {
+        let made = || {
+            let output = xtask()
+                .args([
+                    "build-image",
+                    "memory",
+                    "--format",
+                    format,
+                    "--cmdline",
+                    "cluster=a",
+                ])
+                .stderr(Stdio::inherit())
+                .output()
+                .expect("xtask runs");
+            assert!(output.status.success());
+            let said = String::from_utf8(output.stdout).expect("text");
+            let path = said.lines().next().and_then(|line| line.rsplit('\t').next());
+            fs::read(path.expect("the file's path")).expect("the file")
+        };
+        let first = made();
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        assert!(first == made(), "{format}");
+    }
+}

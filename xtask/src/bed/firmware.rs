@@ -1,0 +1,121 @@
+//! What starts a machine: QEMU itself, or firmware that finds an image on a medium or in the network.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::ipxe;
+
+/// What starts a machine.
+#[derive(Debug)]
+pub(crate) enum Start<'a> {
+    /// QEMU's own loader.
+    Kernel {
+        /// A file with a PVH entry or for Linux's boot protocol.
+        kernel: &'a Path,
+        /// Its kernel command line.
+        command_line: &'a str,
+    },
+    /// UEFI firmware.
+    Firmware {
+        /// The firmware, with this machine's own variables.
+        firmware: Firmware,
+        /// Where the firmware finds what it starts.
+        medium: Medium<'a>,
+    },
+}
+
+/// Where firmware finds what it starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Medium<'a> {
+    /// A disk's contents on a USB stick.
+    Stick(&'a Path),
+    /// An ISO in a CD drive.
+    Cd(&'a Path),
+    /// A file that a boot server in the network gives, of a folder that TFTP serves.
+    Network {
+        /// The folder.
+        folder: &'a Path,
+        /// The file's name.
+        file: &'a str,
+    },
+}
+
+/// UEFI firmware of one machine: OVMF.
+#[derive(Debug)]
+pub(crate) struct Firmware {
+    code: PathBuf,
+    variables: PathBuf,
+}
+
+impl Firmware {
+    /// Fetches OVMF, if need be, and gives it empty variables in a file.
+    pub(crate) fn obtain(variables: PathBuf) -> Result<Self> {
+        let root = ipxe::obtain()?;
+        let fresh = root.join("usr/share/OVMF/OVMF_VARS_4M.fd");
+        fs::copy(&fresh, &variables).with_context(|| format!("can't make {}", variables.display()))?;
+        let code = root.join("usr/share/OVMF/OVMF_CODE_4M.fd");
+        Ok(Self { code, variables })
+    }
+
+    fn add_to(&self, command: &mut Command) {
+        drive(command, "code", &self.code, true);
+        drive(command, "variables", &self.variables, false);
+        command.args(["-machine", "pflash0=code,pflash1=variables"]);
+    }
+}
+
+impl Start<'_> {
+    /// Adds what starts the machine to its command.
+    pub(crate) fn add_to(&self, command: &mut Command) {
+        match self {
+            Self::Kernel { kernel, command_line } => {
+                command.arg("-kernel").arg(kernel).args(["-append", command_line]);
+            }
+            Self::Firmware { firmware, medium } => {
+                firmware.add_to(command);
+                medium.add_to(command);
+            }
+        }
+    }
+}
+
+impl Medium<'_> {
+    fn add_to(&self, command: &mut Command) {
+        match self {
+            Self::Stick(path) => {
+                drive(command, "medium", path, true);
+                command.args(["-device", "qemu-xhci,id=usb", "-device"]);
+                command.arg("usb-storage,bus=usb.0,drive=medium,bootindex=0");
+            }
+            Self::Cd(path) => {
+                drive(command, "medium", path, true);
+                command.args(["-device", "ich9-ahci,id=sata", "-device"]);
+                command.arg("ide-cd,bus=sata.0,drive=medium,bootindex=0");
+            }
+            Self::Network { folder, file } => {
+                let folder = folder.display().to_string().replace(',', ",,");
+                // QEMU's own network: nothing gets out.
+                command.args([
+                    "-netdev",
+                    &format!("user,id=boot,restrict=on,tftp={folder},bootfile={file}"),
+                ]);
+                // Without its option ROM, so that the firmware's driver and PXE client serve it.
+                command.args(["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=0"]);
+                // The firmware's network needs random numbers.
+                command.args(["-device", "virtio-rng-pci"]);
+            }
+        }
+    }
+}
+
+/// Gives QEMU a raw file as a block device.
+fn drive(command: &mut Command, name: &str, path: &Path, read_only: bool) {
+    let node = serde_json::json!({
+        "driver": "raw", "node-name": name, "read-only": read_only,
+        "file": { "driver": "file", "filename": path.display().to_string(), "read-only": read_only },
+    });
+    command.arg("-blockdev").arg(node.to_string());
+}
