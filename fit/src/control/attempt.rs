@@ -7,7 +7,7 @@ use hal::{Instant, Platform};
 use mad::cm::{CmMessage, RejectReason, Rep, Req};
 use mad::sa::{PathRecord, SaMad, path_record_mask};
 use mad::{Attribute, Method};
-use verbs::{Access, Device, DeviceError, Domain, Lid, PKey, PathToPeer, PortInfo, Psn, Qpn};
+use verbs::{Access, Device, DeviceError, Domain, Gid, Lid, PKey, PathToPeer, PortInfo, Psn, Qpn};
 
 use super::Control;
 use crate::error::ConnectStep;
@@ -281,6 +281,36 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
+    /// Whether a connection to this port is with another life of its node than the one that says this of itself, or with one
+    /// that has other cores. All lanes of a peer are with one life.
+    pub(super) fn is_another_life(&self, gid: Gid, hello: &Hello) -> bool {
+        let differs =
+            |known: &Side| (known.hello.incarnation, known.hello.cores) != (hello.incarnation, hello.cores);
+        self.attempts
+            .iter()
+            .filter(|attempt| attempt.name.gid == gid && attempt.state != State::Ended)
+            .filter(|attempt| matches!(attempt.end, End::Link(..)))
+            .any(|attempt| attempt.theirs.as_ref().is_some_and(differs))
+    }
+
+    /// Gives up the connections to this port that have not proven themselves, and finds out whether the others still answer.
+    pub(super) fn give_up_former(&mut self, gid: Gid) {
+        for index in 0..self.attempts.len() {
+            let attempt = &self.attempts[index];
+            if attempt.name.gid != gid || !matches!(attempt.end, End::Link(..)) {
+                continue;
+            }
+            match attempt.state {
+                State::Replied => self.give_up(index, LostCause::NoProof),
+                State::Up => {
+                    let peer = attempt.peer;
+                    self.inner.cores.iter().for_each(|core| core.lock().probe(peer));
+                }
+                State::Path | State::Asked | State::Failing | State::Ended => {}
+            }
+        }
+    }
+
     /// Notes how far the connecting to a peer is that is no member yet.
     fn note_step(&self, index: usize, step: ConnectStep) {
         let Attempt { peer, end, .. } = &self.attempts[index];
@@ -464,8 +494,14 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         drop(engine);
         attempt.state = State::Up;
+        let life = theirs.hello.incarnation;
         let connected = |attempt: &&Attempt| {
-            attempt.peer == peer && attempt.state == State::Up && matches!(attempt.end, End::Link(..))
+            attempt.peer == peer
+                && attempt.state == State::Up
+                && matches!(attempt.end, End::Link(..))
+                && attempt
+                    .theirs
+                    .is_some_and(|theirs| theirs.hello.incarnation == life)
         };
         // A peer is a member when each of its connections stands.
         let lanes = theirs.hello.lanes(&self.inner.config);

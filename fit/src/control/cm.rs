@@ -240,10 +240,17 @@ impl<D: Device, P: Platform> Control<D, P> {
         if self.is_leaving() {
             return Err(RejectReason::NO_RESOURCES);
         }
+        if lane < PAGE_LANES && self.is_another_life(name.gid, &theirs.hello) {
+            // Connections of the former life end within the keep-alive bound, or at once if it never proved itself.
+            self.give_up_former(name.gid);
+            return Err(RejectReason::STALE_CONNECTION);
+        }
         let index = match known {
             Some(index) => index,
-            None if lane >= PAGE_LANES => self.lend(port, name, lane).await?,
-            None if lane == 0 && self.inner.peers.lock().is_up(name.gid) => {
+            None if lane >= PAGE_LANES => self.lend(port, name, (lane, theirs.hello.incarnation)).await?,
+            None if self.inner.peers.lock().is_up(name.gid) => {
+                // Perhaps another life of it: whoever answers on the connections that stand is the one.
+                self.on_member_event(Event::CalledAgain(name.gid));
                 return Err(RejectReason::STALE_CONNECTION);
             }
             None => {
@@ -322,6 +329,19 @@ impl<D: Device, P: Platform> Control<D, P> {
         if hello.role != name.role {
             log::error!("{name} is a {}", hello.role);
             self.refused(index, RejectReason::CONSUMER_DEFINED);
+            return None;
+        }
+        let other = match self.attempts[index].end {
+            End::Link(..) => self.is_another_life(name.gid, &hello),
+            End::Pages(ref link) => {
+                let line = self.inner.peers.lock().get(link.peer).copied();
+                let member = line.and_then(|line| line.member);
+                member.is_none_or(|(member, _)| member.incarnation != hello.incarnation)
+            }
+        };
+        if other {
+            // It came back while it was called: all of its connections begin anew.
+            self.give_up(index, LostCause::Duplicate);
             return None;
         }
         Some(theirs)
