@@ -16,7 +16,6 @@ mod group;
 mod lost;
 mod pages;
 
-use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -38,7 +37,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(5);
 /// Management datagrams that are dealt with before others have their turn: a port full of them must not keep this task from
 /// all else.
 const MADS_PER_TURN: usize = 16;
-/// Requests whose nonces are remembered, so that they can't be played again.
+/// Requests whose nonces are remembered, so that they can't be played again; then there is another challenge.
 const MAX_NONCES: usize = 256;
 
 pub(crate) struct Control<D: Device, P: Platform> {
@@ -46,8 +45,10 @@ pub(crate) struct Control<D: Device, P: Platform> {
     port: Option<PortInfo>,
     attempts: Vec<Attempt>,
     chance: Chance,
-    /// Nonces of requests that were taken up.
-    nonces: VecDeque<Nonce>,
+    /// Nonces of requests that were taken up under this challenge.
+    nonces: Vec<Nonce>,
+    /// What requests must be proven for.
+    challenge: u64,
     limiter: Limiter,
     next_port: Instant,
     group: Option<Group<D, P>>,
@@ -65,12 +66,14 @@ impl<D: Device, P: Platform> Control<D, P> {
             let mut start = inner.start.lock();
             (start.chance.fork(), start.group.take(), start.lent.take())
         };
+        let challenge = inner.membership.lock().me().incarnation.0;
         Self {
             inner,
             port: None,
             attempts: Vec::new(),
             chance,
-            nonces: VecDeque::with_capacity(MAX_NONCES),
+            nonces: Vec::with_capacity(MAX_NONCES),
+            challenge,
             limiter: Limiter::new(now),
             next_port: now,
             group,

@@ -48,10 +48,14 @@ impl<D: Device, P: Platform> Fit<D, P> {
                 Some(Standing::Refused(reason)) => return Err(Error::Refused { peer, reason }),
                 Some(Standing::Lost | Standing::Idle) | None => return Err(lost(LostCause::QpFailed)),
                 Some(Standing::Trying(step)) if waited >= self.0.config.connect_timeout => {
-                    if let Some(line) = self.0.peers.lock().get_mut(id) {
+                    let hearsay = self.0.peers.lock().get_mut(id).and_then(|line| {
                         line.wish = Wish::Membership;
-                    }
-                    return Err(Error::NoConnection { peer, waited, step });
+                        line.hearsay.take()
+                    });
+                    return Err(match hearsay {
+                        Some(reason) => Error::Refused { peer, reason },
+                        None => Error::NoConnection { peer, waited, step },
+                    });
                 }
                 Some(Standing::Trying(_)) => self.0.platform.sleep(LOOK).await,
             }

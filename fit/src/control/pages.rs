@@ -33,8 +33,9 @@ impl<D: Device, P: Platform> Control<D, P> {
             }
             let ours = self.side(port, link.lane, link.qpn);
             let (peer, name, now) = (link.peer, link.name, self.inner.platform.now());
-            self.attempts
-                .push(Attempt::new(peer, name, End::Pages(link), ours, now));
+            let mut attempt = Attempt::new(peer, name, End::Pages(link), ours, now);
+            attempt.challenge = self.inner.membership.lock().challenge(name.gid);
+            self.attempts.push(attempt);
         }
     }
 

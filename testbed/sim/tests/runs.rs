@@ -233,7 +233,7 @@ fn a_waiter_who_is_not_told_that_its_peer_is_lost_is_found() {
 fn what_is_left_after_shrinking_still_fails_and_nothing_more_can_go() {
     let plan = Plan {
         sabotage: Some(Sabotage::ShortCompletionQueue),
-        ..small(4)
+        ..small(5)
     };
     assert!(!plan.faults.is_empty(), "there is something to take away");
     let cuts = shrink(&plan, Rule::CompletionQueue, Cuts::default(), |_| {});
