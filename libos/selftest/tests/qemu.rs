@@ -170,9 +170,9 @@ fn a_card_behind_a_second_root_bridge_is_found() {
             "-device",
             "pxb-pcie,id=second,bus_nr=128,bus=pcie.0",
             "-device",
-            "pcie-root-port,id=port,bus=second,chassis=1",
+            "pcie-root-port,id=below,bus=second,chassis=1",
             "-device",
-            "e1000e,romfile=,bus=port",
+            "e1000e,romfile=,bus=below",
         ],
         b"",
     );
