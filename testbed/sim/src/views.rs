@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fit::{Incarnation, Member, PeerId, View};
-use verbs::Gid;
+use verbs::{Domain, Gid, QpState};
 
 use crate::check::Phase;
 use crate::fault::Guise;
@@ -250,6 +250,18 @@ impl World {
                 member.incarnation, peer.0
             ),
         );
+    }
+
+    /// When a peer is reported as lost, none of its queue pairs touches memory any more: those of its domain are reset.
+    pub(crate) fn check_let_go(&mut self, node: NodeIndex, domain: Domain) {
+        let mut pairs = self.nodes[node].qps.values();
+        let alive = pairs.find(|qp| qp.domain == domain && qp.state != QpState::Reset);
+        if let Some((qpn, state)) = alive.map(|qp| (qp.qpn, qp.state)) {
+            self.violate(
+                Rule::OwnedMemory,
+                format_args!("node {node}: {qpn} is in {state:?} though its peer was reported as lost"),
+            );
+        }
     }
 
     /// A handler is told that a peer is lost: whoever waits for it is told soon.
