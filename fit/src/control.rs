@@ -16,14 +16,13 @@ mod group;
 mod lost;
 mod pages;
 
-use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hal::{Duration, Instant, Platform};
 use mad::Mad;
-use verbs::{Device, DeviceEvent, Lid, PKey, PortInfo, PortState};
+use verbs::{Device, DeviceError, DeviceEvent, Lid, PKey, PortInfo, PortState};
 
 use crate::membership::proof::{Chance, Nonce};
 use crate::membership::{Action, Event, Limiter};
@@ -33,9 +32,12 @@ use crate::{LostCause, PeerId};
 use attempt::Attempt;
 pub(crate) use group::Group;
 
-/// How often the control task looks around.
-const TICK: Duration = Duration::from_millis(5);
-/// Requests whose nonces are remembered, so that they can't be played again.
+/// How often the control task looks around, and deadlines are looked at.
+pub(crate) const TICK: Duration = Duration::from_millis(5);
+/// Management datagrams that are dealt with before others have their turn: a port full of them must not keep this task from
+/// all else.
+const MADS_PER_TURN: usize = 16;
+/// Requests whose nonces are remembered, so that they can't be played again; then there is another challenge.
 const MAX_NONCES: usize = 256;
 
 pub(crate) struct Control<D: Device, P: Platform> {
@@ -43,14 +45,18 @@ pub(crate) struct Control<D: Device, P: Platform> {
     port: Option<PortInfo>,
     attempts: Vec<Attempt>,
     chance: Chance,
-    /// Nonces of requests that were taken up.
-    nonces: VecDeque<Nonce>,
+    /// Nonces of requests that were taken up under this challenge.
+    nonces: Vec<Nonce>,
+    /// What requests must be proven for.
+    challenge: u64,
     limiter: Limiter,
     next_port: Instant,
     group: Option<Group<D, P>>,
     /// Where the queue pairs are that peers' page paths end at.
     lent: Option<D::Queues>,
     left: bool,
+    /// Lost members that are not reported yet, and why they are lost.
+    lost: Vec<(PeerId, LostCause)>,
 }
 
 impl<D: Device, P: Platform> Control<D, P> {
@@ -60,17 +66,20 @@ impl<D: Device, P: Platform> Control<D, P> {
             let mut start = inner.start.lock();
             (start.chance.fork(), start.group.take(), start.lent.take())
         };
+        let challenge = inner.membership.lock().me().incarnation.0;
         Self {
             inner,
             port: None,
             attempts: Vec::new(),
             chance,
-            nonces: VecDeque::with_capacity(MAX_NONCES),
+            nonces: Vec::with_capacity(MAX_NONCES),
+            challenge,
             limiter: Limiter::new(now),
             next_port: now,
             group,
             lent,
             left: false,
+            lost: Vec::new(),
         }
     }
 
@@ -82,13 +91,17 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.look_at_members(&port).await;
                 self.begin_wanted(&port).await;
                 self.begin_pages(&port);
-                while let Some((from, mad)) = self.inner.device.take_mad(self.inner.config.port) {
+                for _ in 0..MADS_PER_TURN {
+                    let Some((from, mad)) = self.inner.device.take_mad(self.inner.config.port) else {
+                        break;
+                    };
                     self.on_mad(&port, from, &mad).await;
                 }
                 self.step_attempts(&port).await;
             }
-            let now = self.inner.platform.now();
-            self.inner.cores.iter().for_each(|core| core.lock().tick(now));
+            if self.inner.cores.iter().any(|core| core.lock().has_failed()) {
+                self.inner.end(DeviceError::Failed("a completion queue"));
+            }
             self.bury_lost().await;
             self.inner.platform.sleep(TICK).await;
         }
@@ -113,13 +126,14 @@ impl<D: Device, P: Platform> Control<D, P> {
                         }
                     }
                 }
-                DeviceEvent::CqFailed { .. } | DeviceEvent::DeviceFailed => {
+                // A completion queue serves all connections of a core, and a node without that core would be none.
+                DeviceEvent::CqFailed { .. } => {
                     log::error!("{event:?}");
-                    self.inner.fail_pages(|_| true, LostCause::Device);
-                    self.inner
-                        .cores
-                        .iter()
-                        .for_each(|core| core.lock().fail_all(LostCause::Device));
+                    self.inner.end(DeviceError::Failed("a completion queue"));
+                }
+                DeviceEvent::DeviceFailed => {
+                    log::error!("{event:?}");
+                    self.inner.end(DeviceError::Failed("it says so itself"));
                 }
                 other => log::debug!("{other:?}"),
             }

@@ -84,6 +84,8 @@ pub struct Engine<Q, M> {
     poller: Option<Waker>,
     /// Something was started since the poller last looked.
     started: bool,
+    /// The completion queue failed.
+    failed: bool,
     counters: Counters,
     /// Where completions are taken to; kept, as clearing it at each poll would cost more than all the rest of a call.
     batch: Box<[Completion]>,
@@ -104,6 +106,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             last_lane: 0,
             poller: None,
             started: false,
+            failed: false,
             counters: Counters::default(),
             batch: alloc::vec![Completion::EMPTY; BATCH].into(),
             gone: VecDeque::with_capacity(MAX_GONE),
@@ -232,10 +235,18 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Finds out whether `peer` still answers: a connection without a sign of it soon is lost.
     pub(crate) fn probe(&mut self, peer: PeerId) {
-        if let Ok((link, queues)) = self.link(peer) {
+        let queues = &mut self.queues;
+        let theirs = self.links.iter_mut().filter(|link| link.owner == Some(peer));
+        theirs.for_each(|link| {
             link.probe();
             link.flush(queues);
-        }
+        });
+    }
+
+    /// Whether none of the connections to `peer` touches memory any more.
+    pub(crate) fn is_dead(&self, peer: PeerId) -> bool {
+        let mut theirs = self.links.iter().filter(|link| link.owner == Some(peer));
+        theirs.all(|link| link.state == LinkState::Down)
     }
 
     /// Loses the connection `index`.
@@ -365,6 +376,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     #[cold]
     fn poll_failed(&mut self, error: &PollError) -> usize {
         if matches!(error, PollError::QueueFailed) {
+            self.failed = true;
             let links = self.links.iter_mut();
             links.for_each(|link| link.fail(LostCause::Device));
             return 0;
@@ -551,6 +563,17 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     #[inline(never)]
+    /// Lets the poller look, though nothing was started.
+    pub(crate) fn rouse(&mut self) {
+        self.started = true;
+        self.wake_poller();
+    }
+
+    /// Whether the completion queue failed: nothing ends here any more.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     fn wake_poller(&mut self) {
         if let Some(poller) = self.poller.take() {
             poller.wake();

@@ -7,12 +7,24 @@
 //!  | version | role | lane | message version | serves | message size | capacity | incarnation | tag | bulk size | one-ways | cores | nonce | proof |
 //! ```
 //!
-//! Little-endian. REQ's proof speaks of the caller's side and whom it calls, the others' of both sides: each GID, queue
-//! pair, first PSN, communication id and hello, the caller's first. As both hellos hold a fresh nonce, a proof is good for one
-//! connection; as each message has a purpose of its own in its proof, none can be sent back to where it came from.
+//! Little-endian. REQ's proof speaks of the caller's side, of whom it calls, of the way between them and of the callee's
+//! challenge; the others' of both sides and the way: each GID, LID, queue pair, first PSN, communication id, READs and hello,
+//! the caller's first. As both hellos hold a fresh nonce, a proof is good for one connection; as each message has a purpose of
+//! its own in its proof, none can be sent back to where it came from.
+//!
+//! The challenge is a number that the callee has drawn: its incarnation, and another each time that it has remembered as many
+//! nonces as it can. So a request that was made for another life of the callee, or that it has forgotten, proves nothing. A caller
+//! that does not know the challenge proves its request for 0, and is told it by REJ:
+//!
+//! ```text
+//!  0           8       40
+//!  | challenge | proof |
+//! ```
+//!
+//! REJ's proof speaks of the request's, the reason and the challenge.
 
 use hal::Duration;
-use verbs::{DeviceLimits, Gid, Psn, Qpn, RcParameters};
+use verbs::{DeviceLimits, Gid, Lid, Psn, Qpn, RcParameters};
 
 use crate::config::MIN_MESSAGE;
 use crate::membership::proof::{NONCE_LEN, Nonce, PROOF_LEN, Proof, Purpose, holds, prove};
@@ -31,7 +43,10 @@ const MAX_CORES: u16 = 64;
 /// Bytes of a [`Hello`].
 pub(crate) const HELLO_LEN: usize = 56;
 const NONCE: usize = HELLO_LEN - NONCE_LEN;
-const SIDE_LEN: usize = 16 + 3 * 4 + HELLO_LEN;
+const SIDE_LEN: usize = 16 + 3 * 4 + 4 + HELLO_LEN;
+/// The challenge of a caller that does not know the callee's.
+pub(crate) const NO_CHALLENGE: u64 = 0;
+const REFUSAL_LEN: usize = 8 + PROOF_LEN;
 
 /// What each side says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +186,27 @@ pub(crate) struct Side {
     pub(crate) qpn: Qpn,
     pub(crate) psn: Psn,
     pub(crate) comm_id: u32,
+    pub(crate) lid: Lid,
+    /// READs that it answers at once, and that it wants outstanding.
+    pub(crate) reads: (u8, u8),
     pub(crate) hello: Hello,
+}
+
+/// The way between two sides, as the caller chose it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Way {
+    /// The callee's port.
+    pub(crate) callee: Lid,
+    /// The MTU's code.
+    pub(crate) mtu: u8,
+    pub(crate) sl: u8,
+}
+
+impl Way {
+    fn encode(self) -> [u8; 4] {
+        let [low, high] = self.callee.0.to_le_bytes();
+        [low, high, self.mtu, self.sl]
+    }
 }
 
 impl Side {
@@ -181,20 +216,46 @@ impl Side {
         bytes[16..20].copy_from_slice(&self.qpn.0.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.psn.0.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.comm_id.to_le_bytes());
-        bytes[28..].copy_from_slice(&self.hello.encode());
+        bytes[28..30].copy_from_slice(&self.lid.0.to_le_bytes());
+        (bytes[30], bytes[31]) = self.reads;
+        bytes[32..].copy_from_slice(&self.hello.encode());
         bytes
     }
 
-    /// The proof that goes with this side's request to the port `callee`.
-    pub(crate) fn request(&self, key: &Key, callee: Gid) -> Proof {
-        prove(key, Purpose::Request, &[&self.encode(), &callee.0])
+    /// The proof that goes with this side's request to the port `callee`, by this way.
+    pub(crate) fn request(&self, key: &Key, (callee, way): (Gid, Way), challenge: u64) -> Proof {
+        let parts: [&[u8]; 4] = [&self.encode(), &callee.0, &way.encode(), &challenge.to_le_bytes()];
+        prove(key, Purpose::Request, &parts)
     }
 
     /// Whether a request's proof holds.
-    pub(crate) fn check_request(&self, key: &Key, callee: Gid, private: &[u8]) -> bool {
-        let parts: [&[u8]; 2] = [&self.encode(), &callee.0];
+    pub(crate) fn check_request(
+        &self,
+        key: &Key,
+        (callee, way): (Gid, Way),
+        challenge: u64,
+        private: &[u8],
+    ) -> bool {
+        let parts: [&[u8]; 4] = [&self.encode(), &callee.0, &way.encode(), &challenge.to_le_bytes()];
         holds(key, Purpose::Request, &parts, behind_hello(private))
     }
+}
+
+/// Private data of the refusal, for this reason, of a request with this private data.
+pub(crate) fn refusal<const N: usize>(key: &Key, request: &[u8], reason: u16, challenge: u64) -> [u8; N] {
+    let challenge = challenge.to_le_bytes();
+    let parts: [&[u8]; 3] = [behind_hello(request), &reason.to_le_bytes(), &challenge];
+    let mut private = [0; N];
+    private[..8].copy_from_slice(&challenge);
+    private[8..REFUSAL_LEN].copy_from_slice(&prove(key, Purpose::Refuse, &parts));
+    private
+}
+
+/// The callee's challenge, if this is the private data of its refusal of the request with this proof.
+pub(crate) fn read_refusal(key: &Key, request: &Proof, reason: u16, private: &[u8]) -> Option<u64> {
+    let (challenge, rest) = private.split_first_chunk::<8>()?;
+    let parts: [&[u8]; 3] = [request, &reason.to_le_bytes(), challenge];
+    holds(key, Purpose::Refuse, &parts, rest.get(..PROOF_LEN)?).then_some(u64::from_le_bytes(*challenge))
 }
 
 /// Both sides of a connection.
@@ -202,16 +263,18 @@ impl Side {
 pub(crate) struct Sides {
     pub(crate) caller: Side,
     pub(crate) callee: Side,
+    pub(crate) way: Way,
 }
 
 impl Sides {
     pub(crate) fn prove(&self, key: &Key, purpose: Purpose) -> Proof {
-        prove(key, purpose, &[&self.caller.encode(), &self.callee.encode()])
+        let parts: [&[u8]; 3] = [&self.caller.encode(), &self.callee.encode(), &self.way.encode()];
+        prove(key, purpose, &parts)
     }
 
     /// Whether the proof at the head of `private` holds.
     pub(crate) fn check(&self, key: &Key, purpose: Purpose, private: &[u8]) -> bool {
-        let parts: [&[u8]; 2] = [&self.caller.encode(), &self.callee.encode()];
+        let parts: [&[u8]; 3] = [&self.caller.encode(), &self.callee.encode(), &self.way.encode()];
         let proof = private.get(..PROOF_LEN).unwrap_or_default();
         holds(key, purpose, &parts, proof)
     }
@@ -290,13 +353,23 @@ mod tests {
             qpn: Qpn(number.into()),
             psn: Psn(7),
             comm_id: 3,
+            lid: Lid(number.into()),
+            reads: (16, 16),
             hello: hello(0, number),
         };
         Sides {
             caller: side(a),
             callee: side(b),
+            way: WAY,
         }
     }
+
+    const WAY: Way = Way {
+        callee: Lid(9),
+        mtu: 4,
+        sl: 0,
+    };
+    const TO: (Gid, Way) = (Gid([2; 16]), WAY);
 
     proptest! {
         #[test]
@@ -311,19 +384,20 @@ mod tests {
         fn arbitrary_private_data_never_panics_and_proves_nothing(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = Hello::decode(&bytes, &Config::default());
             let key = Key::new([1; 32]);
-            prop_assert!(!sides(1, 2).caller.check_request(&key, Gid([2; 16]), &bytes));
+            prop_assert!(!sides(1, 2).caller.check_request(&key, TO, 5, &bytes));
+            prop_assert_eq!(read_refusal(&key, &[1; PROOF_LEN], 28, &bytes), None);
             prop_assert!(!sides(1, 2).check(&key, Purpose::Accept, &bytes));
         }
 
         #[test]
         fn a_changed_request_is_noticed(bit in 0..(HELLO_LEN + PROOF_LEN) * 8) {
             let (key, config) = (Key::new([1; 32]), Config::default());
-            let (caller, callee) = (sides(1, 2).caller, Gid([2; 16]));
-            let mut private: [u8; 92] = introduction(&caller.hello, &caller.request(&key, callee));
-            prop_assert!(caller.check_request(&key, callee, &private));
+            let caller = sides(1, 2).caller;
+            let mut private: [u8; 92] = introduction(&caller.hello, &caller.request(&key, TO, 5));
+            prop_assert!(caller.check_request(&key, TO, 5, &private));
             private[bit / 8] ^= 1 << (bit % 8);
             let believed = Hello::decode(&private, &config).is_ok_and(|hello| {
-                Side { hello, ..caller }.check_request(&key, callee, &private)
+                Side { hello, ..caller }.check_request(&key, TO, 5, &private)
             });
             prop_assert!(!believed);
         }
@@ -374,12 +448,49 @@ mod tests {
         again.caller.hello.nonce = [5; NONCE_LEN];
         assert!(!again.check(&key, Purpose::Accept, &proof), "played again");
         assert!(!sides(1, 2).check(&Key::new([2; 32]), Purpose::Accept, &proof));
-        let request = sides(1, 2).caller.request(&key, Gid([2; 16]));
+        let request = sides(1, 2).caller.request(&key, TO, 5);
         let private: [u8; 92] = introduction(&sides(1, 2).caller.hello, &request);
+        let caller = sides(1, 2).caller;
         assert!(
-            !sides(1, 2).caller.check_request(&key, Gid([3; 16]), &private),
+            !caller.check_request(&key, (Gid([3; 16]), WAY), 5, &private),
             "sent on"
         );
+        assert!(!caller.check_request(&key, TO, 6, &private), "for another life");
+        for way in [
+            Way {
+                callee: Lid(8),
+                ..WAY
+            },
+            Way { mtu: 5, ..WAY },
+            Way { sl: 1, ..WAY },
+        ] {
+            assert!(!caller.check_request(&key, (TO.0, way), 5, &private), "{way:?}");
+        }
+        let moved = Side {
+            lid: Lid(7),
+            ..caller
+        };
+        let greedy = Side {
+            reads: (16, 4),
+            ..caller
+        };
+        for changed in [moved, greedy] {
+            assert!(!changed.check_request(&key, TO, 5, &private), "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_good_for_its_request_and_reason_only() {
+        let key = Key::new([1; 32]);
+        let private: [u8; 92] = introduction(&sides(1, 2).caller.hello, &[7; PROOF_LEN]);
+        let told: [u8; 148] = refusal(&key, &private, 28, 99);
+        assert_eq!(read_refusal(&key, &[7; PROOF_LEN], 28, &told), Some(99));
+        assert_eq!(read_refusal(&key, &[8; PROOF_LEN], 28, &told), None);
+        assert_eq!(read_refusal(&key, &[7; PROOF_LEN], 10, &told), None);
+        assert_eq!(read_refusal(&Key::new([2; 32]), &[7; PROOF_LEN], 28, &told), None);
+        let mut other = told;
+        other[0] ^= 1;
+        assert_eq!(read_refusal(&key, &[7; PROOF_LEN], 28, &other), None);
     }
 
     #[test]

@@ -4,8 +4,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hal::{Duration, Platform};
-use verbs::{Device, Domain};
+use verbs::{Device, DeviceError, Domain};
 
+use crate::control::TICK;
 use crate::node::Inner;
 use crate::peers::{Standing, Wish};
 use crate::{
@@ -47,10 +48,14 @@ impl<D: Device, P: Platform> Fit<D, P> {
                 Some(Standing::Refused(reason)) => return Err(Error::Refused { peer, reason }),
                 Some(Standing::Lost | Standing::Idle) | None => return Err(lost(LostCause::QpFailed)),
                 Some(Standing::Trying(step)) if waited >= self.0.config.connect_timeout => {
-                    if let Some(line) = self.0.peers.lock().get_mut(id) {
+                    let hearsay = self.0.peers.lock().get_mut(id).and_then(|line| {
                         line.wish = Wish::Membership;
-                    }
-                    return Err(Error::NoConnection { peer, waited, step });
+                        line.hearsay.take()
+                    });
+                    return Err(match hearsay {
+                        Some(reason) => Error::Refused { peer, reason },
+                        None => Error::NoConnection { peer, waited, step },
+                    });
                 }
                 Some(Standing::Trying(_)) => self.0.platform.sleep(LOOK).await,
             }
@@ -156,6 +161,33 @@ impl<D: Device, P: Platform> Inner<D, P> {
             core.lock().fail_peer(peer, cause);
         }
         self.fail_pages(|link| link.peer == peer, cause);
+    }
+
+    /// Ends the node: its device can't be trusted to let go of memory, or can't serve it. Connections are lost, those who
+    /// wait and lent nothing are told, and [`Fit::run_core`] ends with the error. What was lent stays lent.
+    pub(crate) fn end(&self, error: DeviceError) {
+        self.ended.lock().get_or_insert(error);
+        self.is_over.store(true, Ordering::Release);
+        self.fail_pages(|_| true, LostCause::Device);
+        for core in &self.cores {
+            let mut core = core.lock();
+            core.fail_all(LostCause::Device);
+            core.rouse();
+        }
+    }
+
+    /// Whether the node has [ended](Self::end).
+    pub(crate) fn has_ended(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Looks at every deadline, each few milliseconds, whatever else there is to do.
+    pub(crate) async fn watch_deadlines(&self) {
+        loop {
+            let now = self.platform.now();
+            self.cores.iter().for_each(|core| core.lock().tick(now));
+            self.platform.sleep(TICK).await;
+        }
     }
 
     /// Keeps a change for whoever watches.

@@ -6,12 +6,13 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
-use core::pin::Pin;
+use core::pin::{Pin, pin};
 use core::sync::atomic::{AtomicBool, AtomicU16};
 use core::task::{Context, Poll};
 
-use hal::{DmaBuffer, Instant, Platform};
-use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
+use futures_util::future::select;
+use hal::{DmaBuffer, Duration, Instant, Platform};
+use verbs::{Access, Device, DeviceError, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
 
 use crate::config::{Layout, SEND_PIECES};
 use crate::control::{Control, Group};
@@ -43,6 +44,9 @@ pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) membership: Mutex<Membership>,
     pub(crate) changes: Mutex<VecDeque<Change>>,
     pub(crate) leaving: AtomicBool,
+    /// The node has ended, and why.
+    pub(crate) is_over: AtomicBool,
+    pub(crate) ended: Mutex<Option<DeviceError>>,
     pub(crate) start: Mutex<Start<D, P>>,
 }
 
@@ -118,6 +122,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
             membership: Mutex::new(membership),
             changes: Mutex::new(VecDeque::new()),
             leaving: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            ended: Mutex::default(),
             pages: Mutex::default(),
             parking: Arc::default(),
             next_page_lane: AtomicU16::new(0),
@@ -127,7 +133,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
 
     /// The control task: management datagrams, connecting, deadlines, lost peers. Spawned once; it never ends.
     pub async fn control(&self) {
-        Control::new(self.0.clone()).run().await;
+        // Deadlines and signs of life do not wait for firmware, nor for others' connections.
+        let control = pin!(Control::new(self.0.clone()).run());
+        select(control, pin!(self.0.watch_deadlines())).await;
     }
 
     /// Cores that have queues.
@@ -447,7 +455,13 @@ impl<D: Device, P: Platform> Core<D, P> {
         let mut message = vec![0; size].into_boxed_slice();
         let (profile, clock) = (self.profile(), || self.inner.platform.now());
         loop {
-            let incoming = poll_fn(|context| self.engine().poll_request(context.waker(), &mut request)).await;
+            let mut waited = false;
+            let incoming = poll_fn(|context| {
+                let taken = self.engine().poll_request(context.waker(), &mut request);
+                waited |= taken.is_pending();
+                taken
+            })
+            .await;
             let taken = profile.begin(clock);
             if let Some(taken) = taken {
                 profile.note(Point::Queue, taken.since(incoming.arrived));
@@ -457,6 +471,7 @@ impl<D: Device, P: Platform> Core<D, P> {
             if incoming.one_way {
                 handler.receive(from, kind, body).await;
                 profile.end(Point::Handler, taken, clock);
+                self.give_way(waited).await;
                 continue;
             }
             let limit = self.engine().reply_limit(&incoming);
@@ -474,6 +489,16 @@ impl<D: Device, P: Platform> Core<D, P> {
             let done = profile.begin(clock);
             self.engine().reply(&incoming, &message[..len], bulk);
             profile.end(Point::PostReply, done, clock);
+            self.give_way(waited).await;
+        }
+    }
+}
+
+impl<D: Device, P: Platform> Core<D, P> {
+    /// Lets the task that polls have its turn, unless this one waited before: with requests without end it would have none.
+    async fn give_way(&self, waited: bool) {
+        if !waited {
+            self.inner.platform.sleep(Duration::ZERO).await;
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{Error, LinkState, LostCause, PeerId};
 /// The credits of one-way messages in both directions. All counts wrap.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    /// Messages that may be under way to the peer.
+    /// Messages that may be under way, to the peer and from it.
     limit: u16,
     sent: u32,
     /// How many the peer has taken, as far as it has said.
@@ -72,7 +72,8 @@ impl Window {
 
     /// Whether the peer waits for nothing else to be told.
     pub(crate) fn is_credit_due(&self) -> bool {
-        self.untold > 0 && self.untold >= self.size.div_ceil(2)
+        // Both sides know the limit, as each takes what the other does: the smaller of the two windows.
+        self.untold > 0 && self.untold >= self.limit.div_ceil(2)
     }
 }
 
@@ -206,6 +207,7 @@ mod tests {
             let (mut sender, mut receiver) = (Window::new(size), Window::new(size));
             (sender.sent, sender.taken, receiver.returned) = (first, first, first);
             sender.open(size);
+            receiver.open(size);
             let (mut told, mut most) = (std::collections::VecDeque::new(), 0);
             let take = |receiver: &mut Window, told: &mut std::collections::VecDeque<u32>| {
                 receiver.held -= 1;
@@ -238,6 +240,31 @@ mod tests {
                 prop_assert!(sender.hear(taken).is_some());
             }
             prop_assert!(sender.under_way() < size.into(), "the sender may go on");
+        }
+    }
+
+    #[test]
+    fn windows_of_different_sizes_do_not_stall() {
+        for (ours, theirs) in [(2, 8), (8, 2), (1, 64), (3, 4)] {
+            let (mut sender, mut receiver) = (Window::new(ours), Window::new(theirs));
+            sender.open(theirs);
+            receiver.open(ours);
+            let mut told = 0;
+            for _ in 0..100 {
+                assert!(
+                    sender.under_way() < sender.limit.into(),
+                    "{ours} and {theirs} stall"
+                );
+                sender.sent += 1;
+                receiver.returned += 1;
+                receiver.untold += 1;
+                if receiver.is_credit_due() {
+                    told += 1;
+                    let taken = receiver.tell();
+                    assert!(sender.hear(taken).is_some());
+                }
+            }
+            assert!(told > 0);
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct PeerLine {
     pub(crate) wish: Wish,
     /// Who the peer has proven to be.
     pub(crate) member: Option<(Member, Lid)>,
+    /// The reason of a refusal that proves nothing: perhaps the peer's, which holds another key.
+    pub(crate) hearsay: Option<u16>,
 }
 
 /// The table. A number is given once.
@@ -86,6 +88,7 @@ impl Peers {
             standing: Standing::Trying(step),
             wish,
             member: None,
+            hearsay: None,
         };
         self.lines.insert(peer, line);
         self.forget_old();

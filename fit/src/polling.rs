@@ -5,7 +5,7 @@ use core::pin::pin;
 
 use futures_util::future::{Either, select};
 use hal::{Duration, Instant, Platform};
-use verbs::Device;
+use verbs::{Device, DeviceError};
 
 use crate::node::CoreMutex;
 use crate::{Ended, Error, Fit, Handler, Point};
@@ -68,6 +68,10 @@ impl<D: Device, P: Platform> Fit<D, P> {
         let mut empty = 0;
         loop {
             let any = self.poll_core(index, &mut sink, &mut beside);
+            if !any && self.0.has_ended() {
+                let why = self.0.ended.lock().clone();
+                return Err(why.unwrap_or(DeviceError::Failed("no cause is known")).into());
+            }
             empty = if any { 0 } else { empty + 1 };
             if any || budget.is_none_or(|budget| empty < budget) {
                 self.0.platform.sleep(Duration::ZERO).await;

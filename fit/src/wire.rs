@@ -17,7 +17,7 @@
 use verbs::{RemoteAddr, Rkey};
 
 /// The protocol's version; stated in the connection's private data.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 24;

@@ -50,6 +50,10 @@ fn read(at: DeviceFunction, offset: u16) -> u32 {
     if offset >= 0x100 {
         return u32::MAX;
     }
+    read_by_ports(at, offset)
+}
+
+fn read_by_ports(at: DeviceFunction, offset: u16) -> u32 {
     let _ports = PORTS.lock();
     select(at, offset);
     // SAFETY: the configuration data port, after its address.
@@ -132,12 +136,17 @@ impl fmt::Debug for Function {
     }
 }
 
-/// All functions, bus by bus, behind bridges too (as firmware numbered them).
+/// All functions, bus by bus, behind bridges too (as firmware numbered them), beginning with bus 0.
 #[must_use]
 pub fn functions() -> Vec<Function> {
+    functions_from(0, &mut Vec::new())
+}
+
+/// The functions on a bus and on those behind its bridges, which are added to the `buses` that were looked at.
+fn functions_from(bus: u8, buses: &mut Vec<u8>) -> Vec<Function> {
     let mut found = Vec::new();
-    let mut buses = alloc::vec![0_u8];
-    let mut next = 0;
+    let mut next = buses.len();
+    buses.push(bus);
     while let Some(&bus) = buses.get(next) {
         next += 1;
         for device in 0..32 {
@@ -158,7 +167,34 @@ pub fn functions() -> Vec<Function> {
 /// The first function with these ids.
 #[must_use]
 pub fn find(vendor: u16, device: u16) -> Option<Function> {
-    functions().into_iter().find(|function| (function.vendor, function.device) == (vendor, device))
+    find_any(&[(vendor, device)])
+}
+
+/// The first function with one of these pairs of vendor and device id. It may be behind another root bridge than bus 0's,
+/// as the cards of a second processor are: then each bus that ACPI's MCFG covers is looked at.
+#[must_use]
+pub fn find_any(ids: &[(u16, u16)]) -> Option<Function> {
+    let is_it = |function: &Function| ids.contains(&(function.vendor, function.device));
+    let mut buses = Vec::new();
+    if let Some(function) = functions_from(0, &mut buses).into_iter().find(is_it) {
+        return Some(function);
+    }
+    let (first, last) = ECAM.get().copied().flatten().map_or((0, u8::MAX), |ecam| (ecam.first_bus, ecam.last_bus));
+    for bus in first..=last {
+        // By ports, as most have nothing, and mapping one takes page tables.
+        if buses.contains(&bus) || !has_any_by_ports(bus) {
+            continue;
+        }
+        if let Some(function) = functions_from(bus, &mut buses).into_iter().find(is_it) {
+            return Some(function);
+        }
+    }
+    None
+}
+
+/// Whether a bus has any device.
+fn has_any_by_ports(bus: u8) -> bool {
+    (0..32).any(|device| read_by_ports(DeviceFunction { bus, device, function: 0 }, 0) & 0xffff != 0xffff)
 }
 
 fn probe(at: DeviceFunction) -> Option<Function> {
@@ -176,9 +212,12 @@ fn secondary_bus(at: DeviceFunction) -> Option<u8> {
 impl Function {
     /// Lets the function answer to memory accesses and master the bus, and keeps its pin interrupt quiet.
     pub(crate) fn enable(self) {
+        self.command(Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE);
+    }
+
+    fn command(self, wanted: Command) {
         let mut root = PciRoot::new(Config);
         let (_, command) = root.get_status_command(self.at);
-        let wanted = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
         root.set_command(self.at, command | wanted);
     }
 
@@ -259,7 +298,8 @@ impl hal::Platform for Function {
 
     fn map_bar(&self, index: u8) -> Result<Bar, hal::Error> {
         let bar = self.bar(index).ok_or(hal::Error::NoBar { index })?;
-        self.enable();
+        // The bus is the driver's to give: the function may still have work for memory that is another's now.
+        self.command(Command::MEMORY_SPACE | Command::INTERRUPT_DISABLE);
         Ok(Bar(bar))
     }
 

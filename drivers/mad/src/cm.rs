@@ -137,6 +137,8 @@ pub struct Rej {
     pub rejected: u8,
     /// Why.
     pub reason: RejectReason,
+    /// For the service.
+    pub private: [u8; 148],
 }
 
 /// Confirms a connection.
@@ -367,6 +369,7 @@ impl CmMessage {
                 });
                 fields.u8(8, rej.rejected << 6);
                 fields.u16(10, rej.reason.0);
+                fields.put(84, &rej.private);
             }
             Self::Rtu(rtu) => {
                 fields.pair(rtu.pair);
@@ -405,6 +408,7 @@ impl CmMessage {
                 remote_comm_id: view.u32(4),
                 rejected: view.u8(8) >> 6,
                 reason: RejectReason(view.u16(10)),
+                private: view.bytes(84),
             }),
             CmAttribute::RTU => Self::Rtu(Rtu {
                 pair: view.pair(),
@@ -525,9 +529,11 @@ mod tests {
             remote_comm_id: 2,
             rejected: 1,
             reason,
+            private: [0xee; 148],
         };
         let mad = CmMessage::Rej(rej).to_mad(0);
         assert_eq!(mad[24..36], [0, 0, 0, 1, 0, 0, 0, 2, 1 << 6, 0, 0, 28]);
+        assert_eq!((&mad[36..108], &mad[108..]), (&[0; 72][..], &[0xee; 148][..]));
         let pair = Pair {
             local_comm_id: 1,
             remote_comm_id: 2,

@@ -26,7 +26,8 @@ use crate::hca::{Hca, Tables, translate};
 use crate::health::Health;
 use crate::icm::{Icm, Pieces, Profile};
 use crate::multicast::Groups;
-use crate::{Config, Error, pci, special, wait};
+use crate::pci::{self, Saved};
+use crate::{Config, Error, special, wait};
 
 /// Command interface revisions that this driver speaks (Linux `fw.c`, `MLX4_COMMAND_INTERFACE_*`).
 const COMMAND_REVISION: u16 = 3;
@@ -35,11 +36,12 @@ const INTERRUPT_DEADLINE: Duration = Duration::from_secs(2);
 /// Doorbells of EQs that fit before the pages of QPs and CQs.
 const MAX_EQN: u32 = 4 * regs::FIRST_QUEUE_UAR;
 
-/// The ownership of the card, and memory that it was told of. When it goes the card is reset, unless it was stopped in
-/// order, and only then is that memory freed.
+/// The ownership of the card, and memory that it was told of. When it goes the bus is taken from the card, unless it was
+/// stopped in order, and only then is that memory freed.
 pub(crate) struct Claim<P: Platform> {
     platform: P,
     registers: Arc<P::Bar>,
+    saved: Saved,
     lent: Mutex<Vec<Arc<P::Buffer>>>,
     stopped: AtomicBool,
 }
@@ -52,9 +54,14 @@ impl<P: Platform> Claim<P> {
         Ok(buffer)
     }
 
-    /// Resets the card, so that it reaches no memory from then on.
-    pub(crate) fn reset(&self) {
-        pci::start_reset(&self.platform, &*self.registers);
+    /// Resets the card, so that it reaches no memory from then on; if it does not return, it loses the bus all the same.
+    pub(crate) async fn reset(&self) {
+        // Not before it: what is reset may still be at work.
+        pci::take_bus(&self.platform);
+        if let Err(error) = pci::reset(&self.platform, &self.registers, &self.saved).await {
+            log::error!("the card can't be reset: {error}");
+        }
+        pci::take_bus(&self.platform);
     }
 
     /// Whether the card was given up.
@@ -72,7 +79,7 @@ impl<P: Platform> Claim<P> {
 impl<P: Platform> Drop for Claim<P> {
     fn drop(&mut self) {
         if !self.stopped.load(Ordering::Acquire) {
-            self.reset();
+            pci::take_bus(&self.platform);
             self.release();
         }
     }
@@ -85,13 +92,18 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     let uar_len = regs::UAR_PAGE_LEN << crate::icm::LOG_UARS;
     let uar = Arc::new(map_bar(&platform, regs::UAR_BAR, uar_len)?);
     pci::claim(&*registers)?;
+    // Until it is reset: who knows what memory it was told of.
+    pci::take_bus(&platform);
     let claim = Claim::<P> {
         platform: platform.clone(),
         registers: Arc::clone(&registers),
+        saved: Saved::of(&platform.config()),
         lent: Mutex::default(),
         stopped: AtomicBool::new(false),
     };
-    pci::reset(&platform, &registers).await?;
+    pci::reset(&platform, &registers, &claim.saved).await?;
+    // A reset may have cleared it: whoever reads it first has it again.
+    let _ = registers.read_u32(regs::OWNERSHIP);
 
     let commands = Commands::new(&claim, platform.clone(), Arc::clone(&registers))?;
     let firmware = start_firmware(&claim, &commands).await?;

@@ -26,8 +26,8 @@ const ENTRIES: u32 = 1 << LOG_ENTRIES;
 pub(crate) const QUEUE_LEN: usize = EQE_LEN << LOG_ENTRIES;
 /// The card must hear of consumed entries at least this often.
 const CONSUME_AT_ONCE: u32 = ENTRIES / 4;
-/// Events kept for the user; older ones give way.
-const KEPT_EVENTS: usize = 64;
+/// Events kept for the user: more than there are queues that could fail.
+const KEPT_EVENTS: usize = 4096;
 
 /// The event types that go to the async queue.
 pub(crate) fn async_mask(port_management: bool) -> u64 {
@@ -118,6 +118,24 @@ pub(crate) struct CqState {
     pub(crate) events: AtomicU32,
     /// The CQ failed.
     pub(crate) failed: AtomicBool,
+}
+
+/// Keeps an event for the user. One that is kept already says no more the second time, so there are at most as many as there
+/// are ports and queues; false, and all gives way to the device's failure, if a card names more than that.
+fn keep(kept: &mut VecDeque<DeviceEvent>, event: DeviceEvent) -> bool {
+    if kept.contains(&event) {
+        return true;
+    }
+    let has_room = kept.len() < KEPT_EVENTS;
+    if !has_room {
+        kept.clear();
+    }
+    kept.push_back(if has_room {
+        event
+    } else {
+        DeviceEvent::DeviceFailed
+    });
+    has_room
 }
 
 /// All event queues of the card.
@@ -295,10 +313,36 @@ impl<P: Platform> Events<P> {
     }
 
     fn keep(&self, event: DeviceEvent) {
-        let mut kept = self.kept.lock();
-        if kept.len() == KEPT_EVENTS {
-            kept.pop_front();
+        if !keep(&mut self.kept.lock(), event) {
+            log::error!("the card reports more than it can have");
+            self.failed.store(true, Ordering::Release);
         }
-        kept.push_back(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_comes_again_is_kept_once_and_pushes_none_out() {
+        let mut kept = VecDeque::new();
+        let failed = |qpn| DeviceEvent::QpFailed { qpn: Qpn(qpn) };
+        for round in 0..10_000 {
+            assert!(keep(&mut kept, DeviceEvent::PortChanged { port: 1 }));
+            assert!(keep(&mut kept, failed(round % 1024)));
+        }
+        assert_eq!(kept.len(), 1025);
+        assert_eq!(kept[0], DeviceEvent::PortChanged { port: 1 });
+    }
+
+    #[test]
+    fn a_card_that_names_more_than_there_is_has_failed() {
+        let mut kept = VecDeque::new();
+        let most = u32::try_from(KEPT_EVENTS).unwrap();
+        let mut all = (0..=most).map(|qpn| keep(&mut kept, DeviceEvent::QpFailed { qpn: Qpn(qpn) }));
+        assert!(all.by_ref().take(KEPT_EVENTS).all(|known| known));
+        assert_eq!(all.next(), Some(false));
+        assert_eq!(kept, [DeviceEvent::DeviceFailed]);
     }
 }

@@ -49,6 +49,7 @@ use alloc::sync::Arc;
 use hal::{Duration, InterruptVector, Platform};
 
 pub use error::Error;
+pub use mlx4_hw::regs::PCI_IDS;
 pub use pages::Pages;
 pub use queues::Queues;
 

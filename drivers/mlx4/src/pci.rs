@@ -1,4 +1,4 @@
-//! Taking the card over: memory space, bus mastering, ownership, reset.
+//! Taking the card over and giving it up: memory space, bus mastering, ownership, reset.
 //!
 //! Source: Linux `reset.c`, `main.c` (`mlx4_get_ownership`), and [`mlx4_hw::regs`].
 
@@ -11,8 +11,10 @@ use crate::Error;
 const ID: u16 = 0x00;
 /// Config space offset of command and status.
 const COMMAND: u16 = 0x04;
-/// Command: memory space, bus master, no INTx.
-const COMMAND_ENABLE: u32 = 1 << 1 | 1 << 2 | 1 << 10;
+/// Command: memory space, no INTx.
+const COMMAND_ENABLE: u32 = 1 << 1 | 1 << 10;
+/// Command: the card may reach memory.
+const COMMAND_MASTER: u32 = 1 << 2;
 /// The status half of the dword is cleared by ones: it is written as zero.
 const COMMAND_MASK: u32 = 0xffff;
 /// Dwords of the header.
@@ -27,7 +29,47 @@ const RESET_SETTLE: Duration = Duration::from_millis(1000);
 const RESET_DEADLINE: Duration = Duration::from_secs(2);
 const SEMAPHORE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Turns the function's memory space and bus mastering on.
+/// What a reset loses of configuration space.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Saved {
+    id: u32,
+    header: [u32; HEADER_DWORDS as usize],
+    /// Offsets and values of the PCI Express controls.
+    controls: Option<[(u16, u32); 2]>,
+}
+
+impl Saved {
+    /// Reads it, while the card is whole.
+    pub(crate) fn of<C: ConfigSpace>(config: &C) -> Self {
+        let mut header = [0; HEADER_DWORDS as usize];
+        for (dword, value) in (0..HEADER_DWORDS).zip(header.iter_mut()) {
+            *value = config.read_u32(dword * 4);
+        }
+        let pcie = find_capability(config, CAPABILITY_PCIE);
+        Self {
+            id: header[0],
+            header,
+            controls: pcie.map(|at| PCIE_CONTROLS.map(|offset| (at + offset, config.read_u32(at + offset)))),
+        }
+    }
+
+    /// Writes it back, and lets the card reach memory: it has forgotten all that it knew of it.
+    fn restore<C: ConfigSpace>(&self, config: &C) {
+        for (offset, value) in self.controls.into_iter().flatten() {
+            // The upper half is status, cleared by ones.
+            config.write_u32(offset, value & COMMAND_MASK);
+        }
+        for (dword, value) in (0..HEADER_DWORDS).zip(self.header) {
+            if dword * 4 != COMMAND {
+                config.write_u32(dword * 4, value);
+            }
+        }
+        let command = self.header[usize::from(COMMAND / 4)] & COMMAND_MASK;
+        config.write_u32(COMMAND, command | COMMAND_MASTER);
+    }
+}
+
+/// Turns the function's memory space on. Nothing else is changed, for the card may be another driver's.
 pub(crate) fn enable<P: Platform>(platform: &P) -> Result<(), Error> {
     let config = platform.config();
     if config.read_u32(ID) == regs::GONE {
@@ -56,29 +98,26 @@ pub(crate) fn release<R: Registers>(registers: &R) {
     registers.write_u32(regs::OWNERSHIP, 0);
 }
 
-/// Starts a reset without waiting for its end: when this returns the card reaches no memory.
-pub(crate) fn start_reset<P: Platform>(platform: &P, registers: &P::Bar) {
-    registers.write_u32(regs::RESET, regs::swap(regs::RESET_VALUE));
+/// Takes the bus from the card, at once: when this returns it reaches no memory. It keeps its configuration space, so that
+/// whoever starts it next can reset it; a reset here would have to be waited for, and leave it without addresses.
+pub(crate) fn take_bus<P: Platform>(platform: &P) {
+    let config = platform.config();
+    let command = config.read_u32(COMMAND) & COMMAND_MASK;
+    config.write_u32(COMMAND, command & !COMMAND_MASTER);
     // A read is answered behind the write, which may otherwise be under way still.
-    let _ = platform.config().read_u32(ID);
+    let _ = config.read_u32(ID);
 }
 
-/// Resets the card and restores its config space.
-pub(crate) async fn reset<P: Platform>(platform: &P, registers: &P::Bar) -> Result<(), Error> {
+/// Resets the card, waits for its return, and gives it back what it lost of configuration space.
+pub(crate) async fn reset<P: Platform>(platform: &P, registers: &P::Bar, saved: &Saved) -> Result<(), Error> {
     let config = platform.config();
-    let id = config.read_u32(ID);
-    let mut header = [0; HEADER_DWORDS as usize];
-    for (dword, value) in (0..HEADER_DWORDS).zip(header.iter_mut()) {
-        *value = config.read_u32(dword * 4);
-    }
-    let pcie = find_capability(&config, CAPABILITY_PCIE);
-    let controls = pcie.map(|at| PCIE_CONTROLS.map(|offset| (at + offset, config.read_u32(at + offset))));
-
     take_semaphore(platform, registers).await?;
-    start_reset(platform, registers);
+    registers.write_u32(regs::RESET, regs::swap(regs::RESET_VALUE));
+    // A read is answered behind the write.
+    let _ = config.read_u32(ID);
     platform.sleep(RESET_SETTLE).await;
     let deadline = platform.now() + RESET_DEADLINE;
-    while config.read_u32(ID) != id {
+    while config.read_u32(ID) != saved.id {
         if platform.now() >= deadline {
             return Err(Error::Timeout {
                 what: "the card's return from reset",
@@ -88,16 +127,7 @@ pub(crate) async fn reset<P: Platform>(platform: &P, registers: &P::Bar) -> Resu
         platform.sleep(Duration::from_millis(1)).await;
     }
 
-    for (offset, value) in controls.into_iter().flatten() {
-        // The upper half is status, cleared by ones.
-        config.write_u32(offset, value & COMMAND_MASK);
-    }
-    for (dword, value) in (0..HEADER_DWORDS).zip(header) {
-        if dword * 4 != COMMAND {
-            config.write_u32(dword * 4, value);
-        }
-    }
-    config.write_u32(COMMAND, header[usize::from(COMMAND / 4)] & COMMAND_MASK);
+    saved.restore(&config);
     Ok(())
 }
 

@@ -18,7 +18,7 @@ impl<P: Platform> Hca<P> {
         self.commands.fail();
         if let Err(error) = &result {
             log::warn!("the card is reset, because it could not be stopped in order: {error}");
-            self.claim.reset();
+            self.claim.reset().await;
         }
         self.claim.release();
         result

@@ -7,15 +7,16 @@ use hal::{Instant, Platform};
 use mad::cm::{CmMessage, RejectReason, Rep, Req};
 use mad::sa::{PathRecord, SaMad, path_record_mask};
 use mad::{Attribute, Method};
-use verbs::{Access, Device, DeviceError, Domain, Lid, PKey, PathToPeer, PortInfo, Psn, Qpn};
+use verbs::{Access, Device, DeviceError, Domain, Gid, Lid, PKey, PathToPeer, PortInfo, Psn, Qpn};
 
 use super::Control;
 use crate::error::ConnectStep;
 use crate::handshake::{
-    Hello, SERVICE_ID, Side, Sides, back_off, introduction, mtu_code, persistence, proof_only,
+    Hello, NO_CHALLENGE, SERVICE_ID, Side, Sides, Way, back_off, introduction, mtu_code, persistence,
+    proof_only,
 };
 use crate::membership::Event;
-use crate::membership::proof::Purpose;
+use crate::membership::proof::{PROOF_LEN, Proof, Purpose};
 use crate::pages::PageLink;
 use crate::peers::{PeerLine, Standing, Wish};
 use crate::{LostCause, PeerId, PeerName, Target};
@@ -65,6 +66,12 @@ pub(super) struct Attempt {
     pub(super) lid: Lid,
     pub(super) mtu: u16,
     pub(super) sl: u8,
+    /// The way that REQ named.
+    pub(super) way: Way,
+    /// What the peer wants REQ to be proven for, as far as is known.
+    pub(super) challenge: u64,
+    /// The proof of the last REQ.
+    pub(super) asked: Proof,
     pub(super) tries: u32,
     pub(super) rounds: u32,
     pub(super) next: Instant,
@@ -87,6 +94,9 @@ impl Attempt {
             lid: Lid(0),
             mtu: 256,
             sl: 0,
+            way: Way::default(),
+            challenge: NO_CHALLENGE,
+            asked: [0; PROOF_LEN],
             tries: 0,
             rounds: 0,
             next: now,
@@ -101,16 +111,15 @@ impl Attempt {
     /// Both sides, once the peer has said who it is.
     pub(super) fn sides(&self) -> Option<Sides> {
         let theirs = self.theirs?;
-        Some(if self.calls {
-            Sides {
-                caller: self.ours,
-                callee: theirs,
-            }
+        let (caller, callee) = if self.calls {
+            (self.ours, theirs)
         } else {
-            Sides {
-                caller: theirs,
-                callee: self.ours,
-            }
+            (theirs, self.ours)
+        };
+        Some(Sides {
+            caller,
+            callee,
+            way: self.way,
         })
     }
 }
@@ -189,8 +198,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         let ours = self.side(port, lane, qpn);
         let now = self.inner.platform.now();
-        self.attempts
-            .push(Attempt::new(peer, name, End::Link(core, link), ours, now));
+        let mut attempt = Attempt::new(peer, name, End::Link(core, link), ours, now);
+        attempt.challenge = self.inner.membership.lock().challenge(name.gid);
+        self.attempts.push(attempt);
         Ok(self.attempts.len() - 1)
     }
 
@@ -226,11 +236,14 @@ impl<D: Device, P: Platform> Control<D, P> {
         let psn = Psn(self.number() >> 8);
         let comm_id = self.number().max(1);
         let nonce = self.chance.nonce();
+        let limits = self.inner.device.limits();
         Side {
             gid: port.gid,
             qpn,
             psn,
             comm_id,
+            lid: port.lid,
+            reads: (limits.max_reads_as_responder, limits.max_reads),
             hello: Hello::of(&self.inner.config, &me, lane, nonce),
         }
     }
@@ -281,6 +294,36 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
+    /// Whether a connection to this port is with another life of its node than the one that says this of itself, or with one
+    /// that has other cores. All lanes of a peer are with one life.
+    pub(super) fn is_another_life(&self, gid: Gid, hello: &Hello) -> bool {
+        let differs =
+            |known: &Side| (known.hello.incarnation, known.hello.cores) != (hello.incarnation, hello.cores);
+        self.attempts
+            .iter()
+            .filter(|attempt| attempt.name.gid == gid && attempt.state != State::Ended)
+            .filter(|attempt| matches!(attempt.end, End::Link(..)))
+            .any(|attempt| attempt.theirs.as_ref().is_some_and(differs))
+    }
+
+    /// Gives up the connections to this port that have not proven themselves, and finds out whether the others still answer.
+    pub(super) fn give_up_former(&mut self, gid: Gid) {
+        for index in 0..self.attempts.len() {
+            let attempt = &self.attempts[index];
+            if attempt.name.gid != gid || !matches!(attempt.end, End::Link(..)) {
+                continue;
+            }
+            match attempt.state {
+                State::Replied => self.give_up(index, LostCause::NoProof),
+                State::Up => {
+                    let peer = attempt.peer;
+                    self.inner.cores.iter().for_each(|core| core.lock().probe(peer));
+                }
+                State::Path | State::Asked | State::Failing | State::Ended => {}
+            }
+        }
+    }
+
     /// Notes how far the connecting to a peer is that is no member yet.
     fn note_step(&self, index: usize, step: ConnectStep) {
         let Attempt { peer, end, .. } = &self.attempts[index];
@@ -320,20 +363,27 @@ impl<D: Device, P: Platform> Control<D, P> {
 
     pub(super) async fn ask(&mut self, index: usize, port: &PortInfo) {
         let now = self.inner.platform.now();
-        let limits = self.inner.device.limits();
         let key = &self.inner.config.cluster.key;
         let attempt = &mut self.attempts[index];
         attempt.next = now + back_off(attempt.tries);
         attempt.tries += 1;
         let parameters = persistence(0, 0);
+        attempt.ours.lid = port.lid;
+        attempt.way = Way {
+            callee: attempt.lid,
+            mtu: mtu_code(attempt.mtu.min(port.mtu)),
+            sl: attempt.sl,
+        };
+        let to = (attempt.name.gid, attempt.way);
+        attempt.asked = attempt.ours.request(key, to, attempt.challenge);
         let ours = &attempt.ours;
         let req = Req {
             local_comm_id: ours.comm_id,
             service_id: SERVICE_ID,
             ca_guid: port.guid,
             qpn: ours.qpn,
-            responder_resources: limits.max_reads_as_responder,
-            initiator_depth: limits.max_reads,
+            responder_resources: ours.reads.0,
+            initiator_depth: ours.reads.1,
             starting_psn: ours.psn,
             remote_response_timeout: 18, // about a second
             local_response_timeout: 18,
@@ -341,15 +391,15 @@ impl<D: Device, P: Platform> Control<D, P> {
             rnr_retry: parameters.rnr_retry,
             max_cm_retries: 15,
             pkey: PKey::DEFAULT,
-            mtu: mtu_code(attempt.mtu.min(port.mtu)),
-            local_lid: port.lid,
+            mtu: attempt.way.mtu,
+            local_lid: ours.lid,
             remote_lid: attempt.lid,
             local_gid: ours.gid,
             remote_gid: attempt.name.gid,
             rate: 7, // 40 Gb/s; nothing here depends on it
             sl: attempt.sl,
             ack_timeout: parameters.ack_timeout,
-            private: introduction(&ours.hello, &ours.request(key, attempt.name.gid)),
+            private: introduction(&ours.hello, &attempt.asked),
         };
         let lid = attempt.lid;
         let mad = CmMessage::Req(req).to_mad(ours.comm_id.into());
@@ -360,7 +410,6 @@ impl<D: Device, P: Platform> Control<D, P> {
     /// Sends REP; again when no RTU comes.
     pub(super) async fn accept(&mut self, index: usize, port: &PortInfo) {
         let now = self.inner.platform.now();
-        let limits = self.inner.device.limits();
         let key = &self.inner.config.cluster.key;
         let attempt = &mut self.attempts[index];
         attempt.next = now + back_off(attempt.tries);
@@ -372,8 +421,8 @@ impl<D: Device, P: Platform> Control<D, P> {
             remote_comm_id: sides.caller.comm_id,
             qpn: ours.qpn,
             starting_psn: ours.psn,
-            responder_resources: limits.max_reads_as_responder,
-            initiator_depth: limits.max_reads,
+            responder_resources: ours.reads.0,
+            initiator_depth: ours.reads.1,
             rnr_retry: persistence(0, 0).rnr_retry,
             ca_guid: port.guid,
             private: introduction(&ours.hello, &sides.prove(key, Purpose::Accept)),
@@ -400,12 +449,8 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     /// Takes the queue pair to RTS, with the READs that the peer answers and those that it wants outstanding.
-    pub(super) async fn establish(
-        &mut self,
-        index: usize,
-        theirs: Side,
-        (resources, depth): (u8, u8),
-    ) -> Result<(), DeviceError> {
+    pub(super) async fn establish(&mut self, index: usize, theirs: Side) -> Result<(), DeviceError> {
+        let (resources, depth) = theirs.reads;
         let device = self.inner.device.clone();
         let limits = device.limits();
         let attempt = &mut self.attempts[index];
@@ -464,8 +509,14 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         drop(engine);
         attempt.state = State::Up;
+        let life = theirs.hello.incarnation;
         let connected = |attempt: &&Attempt| {
-            attempt.peer == peer && attempt.state == State::Up && matches!(attempt.end, End::Link(..))
+            attempt.peer == peer
+                && attempt.state == State::Up
+                && matches!(attempt.end, End::Link(..))
+                && attempt
+                    .theirs
+                    .is_some_and(|theirs| theirs.hello.incarnation == life)
         };
         // A peer is a member when each of its connections stands.
         let lanes = theirs.hello.lanes(&self.inner.config);

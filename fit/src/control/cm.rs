@@ -8,11 +8,23 @@ use verbs::{Device, Lid, PortInfo};
 
 use super::attempt::{Attempt, End, State};
 use super::{Control, MAX_NONCES};
-use crate::handshake::{BadHello, Hello, PAGE_LANES, SERVICE_ID, Side, Sides, back_off, mtu_bytes};
+use crate::handshake::{
+    BadHello, Hello, NO_CHALLENGE, PAGE_LANES, SERVICE_ID, Side, Sides, Way, back_off, mtu_bytes,
+    read_refusal, refusal,
+};
 use crate::membership::Event;
 use crate::membership::proof::Purpose;
 use crate::peers::{Standing, Wish};
 use crate::{LostCause, PeerName, VERSION};
+
+/// The way that a request names.
+fn way(req: &Req) -> Way {
+    Way {
+        callee: req.remote_lid,
+        mtu: req.mtu,
+        sl: req.sl,
+    }
+}
 
 impl<D: Device, P: Platform> Control<D, P> {
     pub(super) async fn on_mad(&mut self, port: &PortInfo, from: Lid, mad: &Mad) {
@@ -78,7 +90,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     async fn on_cm(&mut self, port: &PortInfo, from: Lid, transaction: u64, message: CmMessage) {
         match message {
             CmMessage::Req(req) => self.on_req(port, from, transaction, &req).await,
-            CmMessage::Rep(rep) => self.on_rep(port, &rep).await,
+            CmMessage::Rep(rep) => self.on_rep(port, from, &rep).await,
             CmMessage::Rej(rej) => self.on_rej(port, &rej),
             CmMessage::Rtu(rtu) => self.on_rtu(&rtu),
             CmMessage::Dreq(dreq) => self.on_dreq(from, transaction, &dreq).await,
@@ -112,6 +124,12 @@ impl<D: Device, P: Platform> Control<D, P> {
             remote_comm_id: req.local_comm_id,
             rejected: 0,
             reason,
+            private: refusal(
+                &self.inner.config.cluster.key,
+                &req.private,
+                reason.0,
+                self.challenge,
+            ),
         };
         self.send(to, &CmMessage::Rej(rej).to_mad(transaction)).await;
     }
@@ -127,9 +145,10 @@ impl<D: Device, P: Platform> Control<D, P> {
                     attempt.lid = from;
                     attempt.mtu = mtu_bytes(req.mtu).unwrap_or(256).min(port.mtu);
                     attempt.sl = req.sl;
+                    attempt.way = way(req);
+                    attempt.ours.lid = port.lid;
                     attempt.tries = 0;
-                    let reads = (req.responder_resources, req.initiator_depth);
-                    match self.establish(index, theirs, reads).await {
+                    match self.establish(index, theirs).await {
                         Ok(()) => {
                             self.attempts[index].state = State::Replied;
                             return self.accept(index, port).await;
@@ -176,11 +195,19 @@ impl<D: Device, P: Platform> Control<D, P> {
             qpn: req.qpn,
             psn: req.starting_psn,
             comm_id: req.local_comm_id,
+            lid: req.local_lid,
+            reads: (req.responder_resources, req.initiator_depth),
             hello,
         };
         let key = &self.inner.config.cluster.key;
-        let proven = req.remote_gid == port.gid && theirs.check_request(key, port.gid, &req.private);
-        if !proven || req.local_gid == port.gid {
+        let to = (port.gid, way(req));
+        let proves = |challenge| theirs.check_request(key, to, challenge, &req.private);
+        let direct = req.remote_gid == port.gid && req.remote_lid == port.lid && req.local_lid == from;
+        if !direct || req.local_gid == port.gid || !proves(self.challenge) {
+            if direct && proves(NO_CHALLENGE) {
+                // It holds the key, and learns by the refusal what it is to prove.
+                return Err(RejectReason::STALE_CONNECTION);
+            }
             self.bad_proof(from, "a connection request");
             return Err(RejectReason::CONSUMER_DEFINED);
         }
@@ -240,10 +267,17 @@ impl<D: Device, P: Platform> Control<D, P> {
         if self.is_leaving() {
             return Err(RejectReason::NO_RESOURCES);
         }
+        if lane < PAGE_LANES && self.is_another_life(name.gid, &theirs.hello) {
+            // Connections of the former life end within the keep-alive bound, or at once if it never proved itself.
+            self.give_up_former(name.gid);
+            return Err(RejectReason::STALE_CONNECTION);
+        }
         let index = match known {
             Some(index) => index,
-            None if lane >= PAGE_LANES => self.lend(port, name, lane).await?,
-            None if lane == 0 && self.inner.peers.lock().is_up(name.gid) => {
+            None if lane >= PAGE_LANES => self.lend(port, name, (lane, theirs.hello.incarnation)).await?,
+            None if self.inner.peers.lock().is_up(name.gid) => {
+                // Perhaps another life of it: whoever answers on the connections that stand is the one.
+                self.on_member_event(Event::CalledAgain(name.gid));
                 return Err(RejectReason::STALE_CONNECTION);
             }
             None => {
@@ -262,14 +296,18 @@ impl<D: Device, P: Platform> Control<D, P> {
             }
         };
         if self.nonces.len() == MAX_NONCES {
-            self.nonces.pop_front();
+            // What was proven so far proves nothing any more, so that none of it need be remembered.
+            self.challenge = self.chance.number();
+            self.nonces.clear();
         }
-        self.nonces.push_back(nonce);
+        self.nonces.push(nonce);
         Ok((index, false))
     }
 
-    async fn on_rep(&mut self, port: &PortInfo, rep: &Rep) {
-        let named = |attempt: &Attempt| attempt.calls && attempt.ours.comm_id == rep.remote_comm_id;
+    async fn on_rep(&mut self, port: &PortInfo, from: Lid, rep: &Rep) {
+        let named = |attempt: &Attempt| {
+            attempt.calls && attempt.ours.comm_id == rep.remote_comm_id && attempt.lid == from
+        };
         let Some(index) = self.attempts.iter().position(named) else {
             return;
         };
@@ -277,8 +315,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             let Some(theirs) = self.look_at_rep(index, rep) else {
                 return;
             };
-            let reads = (rep.responder_resources, rep.initiator_depth);
-            if let Err(error) = self.establish(index, theirs, reads).await {
+            if let Err(error) = self.establish(index, theirs).await {
                 log::error!("{}: {error}", self.attempts[index].name);
                 return self.give_up(index, LostCause::Device);
             }
@@ -307,11 +344,14 @@ impl<D: Device, P: Platform> Control<D, P> {
             qpn: rep.qpn,
             psn: rep.starting_psn,
             comm_id: rep.local_comm_id,
+            lid,
+            reads: (rep.responder_resources, rep.initiator_depth),
             hello,
         };
         let sides = Sides {
             caller: ours,
             callee: theirs,
+            way: attempt.way,
         };
         let key = &self.inner.config.cluster.key;
         let proof = crate::handshake::behind_hello(&rep.private);
@@ -322,6 +362,19 @@ impl<D: Device, P: Platform> Control<D, P> {
         if hello.role != name.role {
             log::error!("{name} is a {}", hello.role);
             self.refused(index, RejectReason::CONSUMER_DEFINED);
+            return None;
+        }
+        let other = match self.attempts[index].end {
+            End::Link(..) => self.is_another_life(name.gid, &hello),
+            End::Pages(ref link) => {
+                let line = self.inner.peers.lock().get(link.peer).copied();
+                let member = line.and_then(|line| line.member);
+                member.is_none_or(|(member, _)| member.incarnation != hello.incarnation)
+            }
+        };
+        if other {
+            // It came back while it was called: all of its connections begin anew.
+            self.give_up(index, LostCause::Duplicate);
             return None;
         }
         Some(theirs)
@@ -386,6 +439,25 @@ impl<D: Device, P: Platform> Control<D, P> {
         let Some(index) = self.attempts.iter().position(named) else {
             return;
         };
+        let key = &self.inner.config.cluster.key;
+        let Some(told) = read_refusal(key, &self.attempts[index].asked, rej.reason.0, &rej.private) else {
+            // Anybody can say so. Whoever waits is told if it comes to nothing otherwise.
+            if let (End::Link(..), Some(line)) = (
+                &self.attempts[index].end,
+                self.inner.peers.lock().get_mut(self.attempts[index].peer),
+            ) {
+                line.hearsay = Some(rej.reason.0);
+            }
+            return;
+        };
+        if told != self.attempts[index].challenge {
+            // Another life of it, or one that we knew nothing of: now we know what to prove.
+            self.restart(index, port);
+            let now = self.inner.platform.now();
+            let attempt = &mut self.attempts[index];
+            (attempt.challenge, attempt.next) = (told, now);
+            return;
+        }
         if rej.reason == RejectReason::CONSUMER_DEFINED {
             return self.refused(index, rej.reason);
         }

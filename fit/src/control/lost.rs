@@ -1,8 +1,10 @@
 //! What becomes of lost connections.
 
+use alloc::vec::Vec;
+
 use hal::Platform;
 use mad::cm::{CmMessage, Dreq, Pair};
-use verbs::Device;
+use verbs::{Device, Qpn};
 
 use super::Control;
 use super::attempt::{Attempt, End, State};
@@ -10,24 +12,37 @@ use crate::error::ConnectStep;
 use crate::handshake::proof_only;
 use crate::membership::Event;
 use crate::membership::proof::Purpose;
+use crate::pages::PageState;
 use crate::peers::{Standing, Wish};
 use crate::{LostCause, PeerId};
 
 impl<D: Device, P: Platform> Control<D, P> {
     /// Kills the queue pairs of lost connections, and tells everyone who waits.
     pub(super) async fn bury_lost(&mut self) {
-        self.bury_pages().await;
+        // What is buried may take other connections of its peer with it, on cores that were looked at before.
+        while self.bury_pages().await | self.bury_links().await {}
+        self.tell_lost();
+        self.attempts.retain(|attempt| attempt.state != State::Ended);
+    }
+
+    /// Kills the queue pairs of lost connections; whether there were any.
+    async fn bury_links(&mut self) -> bool {
+        let mut any = false;
         for core in 0..self.inner.cores.len() {
             loop {
                 let failing = self.inner.cores[core].lock().failing();
                 let Some((link, peer, qpn, cause)) = failing else {
                     break;
                 };
-                if let Err(error) = self.inner.device.fail_qp(qpn).await {
-                    // Nothing more can be done about it: a device that does not answer is being lost itself.
-                    log::error!("{qpn}: {error}");
+                if !self.kill_pair(qpn).await {
+                    return false;
                 }
-                self.inner.cores[core].lock().dead(link);
+                {
+                    let mut engine = self.inner.cores[core].lock();
+                    engine.forget(link);
+                    engine.dead(link);
+                }
+                any = true;
                 let Some(peer) = peer else { continue };
                 let cause = cause.unwrap_or(LostCause::QpFailed);
                 let ours = u16::try_from(core).expect("cores are counted in 16 bits");
@@ -39,7 +54,46 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.end_peer(core, link, peer, cause);
             }
         }
-        self.attempts.retain(|attempt| attempt.state != State::Ended);
+        any
+    }
+
+    /// Resets a lost queue pair, after which the HCA touches no memory for it. ERR would not do: what the HCA has begun
+    /// may still end there. If the device does not take the command nobody can know, so all that is lent stays
+    /// lent, and the node ends; false then.
+    pub(super) async fn kill_pair(&self, qpn: Qpn) -> bool {
+        if self.inner.has_ended() {
+            return false;
+        }
+        match self.inner.device.reset_qp(qpn).await {
+            Ok(()) => true,
+            Err(error) => {
+                log::error!("{qpn} can't be reset: {error}");
+                self.inner.end(error);
+                false
+            }
+        }
+    }
+
+    /// Reports the lost peers of whose connections none can touch memory any more.
+    fn tell_lost(&mut self) {
+        let inner = &self.inner;
+        let is_dead = |peer: PeerId| {
+            let pages = inner.pages.lock();
+            let mut theirs = pages.iter().filter(|link| link.peer == peer);
+            theirs.all(|link| link.state() == PageState::Dead)
+                && inner.cores.iter().all(|core| core.lock().is_dead(peer))
+        };
+        let (dead, rest) = self.lost.drain(..).partition(|&(peer, _)| is_dead(peer));
+        let dead: Vec<(PeerId, LostCause)> = dead;
+        self.lost = rest;
+        for (peer, cause) in dead {
+            let name = self.inner.peers.lock().get(peer).map(|line| line.name);
+            if let Some(name) = name {
+                log::warn!("{name} is lost: {cause}");
+            }
+            self.set_standing(peer, Standing::Lost);
+            self.on_member_event(Event::Lost(peer));
+        }
     }
 
     /// Ends the attempt that a lost connection was made by, and tells the peer.
@@ -78,9 +132,11 @@ impl<D: Device, P: Platform> Control<D, P> {
         };
         match line.standing {
             Standing::Up => {
-                log::warn!("{} is lost: {cause}", line.name);
-                self.set_standing(peer, Standing::Lost);
-                return self.on_member_event(Event::Lost(peer));
+                // Told when the last of its connections is buried: until then the others may touch memory.
+                if self.lost.iter().all(|(lost, _)| *lost != peer) {
+                    self.lost.push((peer, cause));
+                }
+                return;
             }
             Standing::Lost => return,
             // Another of its connections was buried before.

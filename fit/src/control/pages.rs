@@ -14,8 +14,8 @@ use verbs::{Access, Device, PortInfo, QpConfig, QpKind};
 use super::Control;
 use super::attempt::{Attempt, End};
 use crate::pages::{PageLink, PageState};
-use crate::peers::Standing;
-use crate::{LostCause, PeerName};
+use crate::peers::{PeerLine, Standing};
+use crate::{Incarnation, LostCause, PeerName};
 
 impl<D: Device, P: Platform> Control<D, P> {
     /// Makes attempts for the page paths that are wanted and have none.
@@ -33,8 +33,9 @@ impl<D: Device, P: Platform> Control<D, P> {
             }
             let ours = self.side(port, link.lane, link.qpn);
             let (peer, name, now) = (link.peer, link.name, self.inner.platform.now());
-            self.attempts
-                .push(Attempt::new(peer, name, End::Pages(link), ours, now));
+            let mut attempt = Attempt::new(peer, name, End::Pages(link), ours, now);
+            attempt.challenge = self.inner.membership.lock().challenge(name.gid);
+            self.attempts.push(attempt);
         }
     }
 
@@ -44,13 +45,17 @@ impl<D: Device, P: Platform> Control<D, P> {
         &mut self,
         port: &PortInfo,
         name: PeerName,
-        lane: u16,
+        (lane, incarnation): (u16, Incarnation),
     ) -> Result<usize, RejectReason> {
         let peer = {
             let peers = self.inner.peers.lock();
-            let member = peers
-                .iter()
-                .find(|(_, line)| line.name == name && line.standing == Standing::Up);
+            let is_it = |line: &PeerLine| {
+                let same = line
+                    .member
+                    .is_some_and(|(member, _)| member.incarnation == incarnation);
+                same && line.name == name && line.standing == Standing::Up
+            };
+            let member = peers.iter().find(|(_, line)| is_it(line));
             // It may know of its connections before this side does, and calls again.
             member.ok_or(RejectReason::STALE_CONNECTION)?.0
         };
@@ -90,25 +95,28 @@ impl<D: Device, P: Platform> Control<D, P> {
         Ok(self.attempts.len() - 1)
     }
 
-    /// Kills the queue pairs of lost page paths and takes away those whose owners are gone.
-    pub(super) async fn bury_pages(&mut self) {
+    /// Kills the queue pairs of lost page paths and takes away those whose owners are gone; whether any was killed.
+    pub(super) async fn bury_pages(&mut self) -> bool {
         let links = self.inner.pages.lock().clone();
+        let mut any = false;
         for link in links {
             if link.state() == PageState::Failing {
-                self.kill(&link).await;
+                if !self.kill(&link).await {
+                    return false;
+                }
+                any = true;
             }
             if link.state() == PageState::Dead && self.take_away(&link).await {
                 let mut pages = self.inner.pages.lock();
                 pages.retain(|other| !Arc::ptr_eq(other, &link));
             }
         }
+        any
     }
 
-    async fn kill(&mut self, link: &Arc<PageLink>) {
-        if let Err(error) = self.inner.device.fail_qp(link.qpn).await {
-            // Nothing more can be done about it: a device that does not answer is being lost
-            // itself.
-            log::error!("{}: {error}", link.qpn);
+    async fn kill(&mut self, link: &Arc<PageLink>) -> bool {
+        if !self.kill_pair(link.qpn).await {
+            return false;
         }
         link.dead();
         let cause = link.cause();
@@ -116,6 +124,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         if link.loses_peer() {
             self.inner.fail_peer(link.peer, cause);
         }
+        true
     }
 
     /// Takes a dead queue pair away; false if its owner has it still.

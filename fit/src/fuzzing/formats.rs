@@ -1,9 +1,9 @@
 //! FIT's formats: the header, the announcement, the hello and its proofs.
 
-use verbs::{DeviceLimits, Gid, Psn, Qpn};
+use verbs::{DeviceLimits, Gid, Lid, Psn, Qpn};
 
 use super::Input;
-use crate::handshake::{HELLO_LEN, Hello, Side, Sides, mtu_bytes, mtu_code};
+use crate::handshake::{HELLO_LEN, Hello, Side, Sides, Way, mtu_bytes, mtu_code};
 use crate::membership::announcement::{ANNOUNCEMENT_LEN, Announcement};
 use crate::membership::proof::{PROOF_LEN, Purpose, prove};
 use crate::wire::{Header, MessageType};
@@ -88,6 +88,8 @@ pub fn handshake(bytes: &[u8]) {
         qpn: Qpn(number.into()),
         psn: Psn(1),
         comm_id: 2,
+        lid: Lid(3),
+        reads: (16, 16),
         hello,
     };
     let (key, sides) = (
@@ -95,11 +97,17 @@ pub fn handshake(bytes: &[u8]) {
         Sides {
             caller: side(1),
             callee: side(2),
+            way: Way::default(),
         },
     );
     let proof = &private[HELLO_LEN..];
+    assert_eq!(
+        crate::handshake::read_refusal(key, &[0; 32], 28, &private),
+        None,
+        "refused without the key"
+    );
     assert!(
-        !side(1).check_request(key, Gid([2; 16]), &private),
+        !side(1).check_request(key, (Gid([2; 16]), Way::default()), 1, &private),
         "proven without the key"
     );
     for purpose in [

@@ -10,6 +10,7 @@ use verbs::{Gid, Lid};
 use super::announcement::{Announcement, Bad};
 use super::proof::Chance;
 use super::{ANNOUNCEMENT_LEN, Change, Cluster, Incarnation, Limiter, Member, View, digest};
+use crate::handshake::NO_CHALLENGE;
 use crate::{PeerId, PeerName};
 
 /// The most nodes that are known of, members or not.
@@ -158,6 +159,12 @@ impl Membership {
     /// This node.
     pub(crate) fn me(&self) -> Member {
         self.me
+    }
+
+    /// What a request to this port is to be proven for, as far as is known: the incarnation of the node there.
+    pub(crate) fn challenge(&self, gid: Gid) -> u64 {
+        let known = self.known.get(&gid);
+        known.map_or(NO_CHALLENGE, |known| known.member.incarnation.0)
     }
 
     pub(crate) fn counters(&mut self) -> &mut MembershipCounters {

@@ -27,6 +27,8 @@ pub(crate) enum Purpose {
     Request,
     /// The callee accepts.
     Accept,
+    /// The callee refuses.
+    Refuse,
     /// The caller confirms.
     Confirm,
     /// The caller ends the connection.
@@ -43,6 +45,7 @@ impl Purpose {
             Self::Announce => b"tessera 1 announce",
             Self::Request => b"tessera 1 request",
             Self::Accept => b"tessera 1 accept",
+            Self::Refuse => b"tessera 1 refuse",
             Self::Confirm => b"tessera 1 confirm",
             Self::CallerLeaves => b"tessera 1 caller leaves",
             Self::CalleeLeaves => b"tessera 1 callee leaves",

@@ -22,7 +22,7 @@ const QKEY: QKey = QKey(0x5445_5353);
 
 /// Remembers the connection requests that nodes send.
 #[derive(Default)]
-struct Requests(Mutex<Vec<mad::Mad>>);
+pub(super) struct Requests(pub(super) Mutex<Vec<mad::Mad>>);
 
 impl Recorder for Requests {
     fn record(&self, _: &str, _: Instant, event: &Event<'_>) {
@@ -45,7 +45,7 @@ impl Recorder for Requests {
 }
 
 /// A machine on the fabric whose software is the test's.
-fn hostile(bed: &mut Testbed) -> (Machine, Arc<Mlx4<Machine>>) {
+pub(super) fn hostile(bed: &mut Testbed) -> (Machine, Arc<Mlx4<Machine>>) {
     let machine = machine(bed, 9, Role::Storage);
     let started = bed.block_on(Mlx4::start(machine.clone(), mlx4::Config::default()));
     let device = Arc::new(started.unwrap());
@@ -109,7 +109,10 @@ fn what_strangers_send_ends_no_connection_and_makes_none() {
     });
     bed.block_on(async {
         for _ in 0..3 {
-            let sent = stranger.send_mad(1, to_memory, PKey::DEFAULT, &recorded[0]).await;
+            let sent = processor
+                .device
+                .send_mad(1, to_memory, PKey::DEFAULT, &recorded[0])
+                .await;
             sent.unwrap();
             clock.sleep(Duration::from_millis(20)).await;
         }

@@ -7,7 +7,7 @@ use alloc::string::String;
 #[non_exhaustive]
 pub enum Error {
     /// There is no card in the machine.
-    #[error("no ConnectX-3 (PCI 15b3:1003) in this machine")]
+    #[error("no ConnectX-3 (PCI 15b3:1003 or 15b3:1007) in this machine")]
     NoCard,
     /// The card did not come up, or failed later.
     #[error("the HCA: {0}")]

@@ -12,10 +12,6 @@ use mlx4::Mlx4;
 
 use crate::Error;
 
-/// A ConnectX-3's PCI identity.
-const VENDOR: u16 = 0x15b3;
-const DEVICE: u16 = 0x1003;
-
 /// Connections that each core can have: enough for some peers with more cores than this node.
 const CONNECTIONS: u16 = 8;
 
@@ -50,7 +46,7 @@ impl Node {
     /// The first step that failed, or an option that is missing or makes no sense.
     pub async fn start(role: Role, line: &CommandLine, config: Config) -> Result<Self, Error> {
         let config = configure(line, config)?;
-        let function = pci::find(VENDOR, DEVICE).ok_or(Error::NoCard)?;
+        let function = pci::find_any(&mlx4::PCI_IDS).ok_or(Error::NoCard)?;
         let card = mlx4::Config {
             port: config.port,
             completion_vectors: config.cores,

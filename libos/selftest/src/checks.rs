@@ -104,6 +104,7 @@ pub(crate) async fn a_device_interrupts() -> Outcome {
     let Some(card) = pci::find(0x8086, 0x10d3) else {
         return Ok(());
     };
+    log::info!("an 82574 at {card}");
     let bar = card.map_bar(0).map_err(|error| format!("{error}"))?;
     check!(card.map_bar(5).is_err());
     check!(card.enable_vectors(100).is_err());

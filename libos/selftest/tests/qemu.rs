@@ -159,6 +159,27 @@ fn devices_work() {
     assert_eq!(output.len(), b"hello there\n".len() + (1 << 20));
 }
 
+/// Cards of a second processor are behind a root bridge of their own.
+#[test]
+#[ignore = "needs QEMU"]
+fn a_card_behind_a_second_root_bridge_is_found() {
+    let run = qemu(
+        2,
+        "log=info",
+        &[
+            "-device",
+            "pxb-pcie,id=second,bus_nr=128,bus=pcie.0",
+            "-device",
+            "pcie-root-port,id=below,bus=second,chassis=1",
+            "-device",
+            "e1000e,romfile=,bus=below",
+        ],
+        b"",
+    );
+    assert_all_pass(&run);
+    assert!(run.log.contains("an 82574 at 81:00.0"), "{}", run.log);
+}
+
 /// The kernel's rules hold, and a kernel that broke one says which and where.
 #[test]
 #[ignore = "needs QEMU"]

@@ -62,7 +62,7 @@ impl World for Shared {
     }
 
     fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
-        self.cluster().config_read(node, offset, into);
+        self.cluster().config_read_at(node, self.now(), offset, into);
     }
 
     fn config_write(&self, node: NodeIndex, offset: u16, from: &[u8]) {
@@ -81,6 +81,9 @@ impl World for Shared {
         self.cluster().detach(node, self.now());
     }
 }
+
+/// Where the machines' firmware places the card's BARs 0 and 2.
+const BARS: [u32; 2] = [0xf000_0000, 0xe000_0000];
 
 /// Machines, their cards and the fabric, in virtual time on one thread.
 ///
@@ -128,6 +131,7 @@ impl Testbed {
         };
         let host: Arc<dyn Host> = Arc::clone(&board) as _;
         let node = self.world.cluster().add_node(config, host);
+        self.world.cluster().put_on_bus(node, self.now(), BARS);
         let world = Arc::downgrade(&self.world);
         board.memory.on_store(move || {
             if let Some(world) = world.upgrade() {

@@ -75,6 +75,22 @@ impl Cluster {
         NodeIndex(index)
     }
 
+    /// Puts a card on a bus, with its BARs where firmware has placed them: BARs answer while memory space is enabled, DMA is
+    /// made while the card may master the bus, and its reset register loses configuration space and ownership, and leaves
+    /// it away for a second. A virtual machine monitor sees to most of that itself, so its cards are on none.
+    pub fn put_on_bus(&mut self, node: NodeIndex, now: Instant, bars: [u32; 2]) {
+        let hca = self.hca(node, now);
+        for (offset, bar) in [(0x10, bars[0]), (0x18, bars[1])] {
+            hca.write_config(offset, &bar.to_le_bytes());
+        }
+        hca.put_on_bus();
+    }
+
+    /// Reads configuration space of a card that may be away after a reset.
+    pub fn config_read_at(&self, node: NodeIndex, now: Instant, offset: u16, into: &mut [u8]) {
+        self.nodes[node.0].hca.read_config_at(now, offset, into);
+    }
+
     /// Reads configuration space.
     pub fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
         self.nodes[node.0].hca.read_config(offset, into);
@@ -91,7 +107,7 @@ impl Cluster {
     /// is not there reads as ones, and so does every doorbell page.
     pub fn bar_read(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, into: &mut [u8]) {
         match bar {
-            0 => self.hca(node, now).read_registers(offset, into),
+            0 if self.hca(node, now).answers(0) => self.hca(node, now).read_registers(offset, into),
             _ => into.fill(0xff),
         }
     }
@@ -100,6 +116,7 @@ impl Cluster {
     pub fn bar_write(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, from: &[u8]) {
         let hca = self.hca(node, now);
         match bar {
+            _ if !hca.answers(bar) => return,
             0 => {
                 hca.write_registers(offset, from);
                 self.follow_links(node.0, now);

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use fabric::{Packet, Service as Wire, is_multicast};
-use hal::Instant;
+use hal::{Duration, Instant};
 use mad::smp::NodeDescription;
 use mlx4_hw::qp::{QpState, Service};
 use mlx4_hw::regs::{self, CqArm, EqDoorbell, SendDoorbell};
@@ -45,7 +45,14 @@ pub(crate) struct Hca {
     rung: VecDeque<u32>,
     /// The upper half of a CQ doorbell that comes in two stores, with its UAR page.
     half_doorbell: Option<(u32, u32)>,
+    /// Whether configuration space counts, as on a bus; a virtual machine monitor answers for it itself.
+    on_bus: bool,
+    /// Until when the card answers nothing after a reset.
+    gone_until: Instant,
 }
+
+/// How long a card is away after a reset (Linux `reset.c` waits as long before it looks).
+const AWAY: Duration = Duration::from_millis(1000);
 
 impl Hca {
     pub(crate) fn new(
@@ -81,7 +88,28 @@ impl Hca {
             qps: HashMap::new(),
             rung: VecDeque::new(),
             half_doorbell: None,
+            on_bus: false,
+            gone_until: Instant::default(),
         }
+    }
+
+    /// Puts the card on a bus: from now on configuration space counts, and a reset loses it.
+    pub(crate) fn put_on_bus(&mut self) {
+        self.on_bus = true;
+        self.follow_config();
+    }
+
+    /// Resets as the reset register does on hardware: configuration space and ownership are lost as well, and nothing
+    /// answers for a while (Linux `reset.c`, `mlx4_reset`, saves the header before and restores it after).
+    fn reset_on_bus(&mut self) {
+        let away = self.core.now + AWAY;
+        self.hard_reset();
+        self.gone_until = away;
+    }
+
+    /// Whether loads and stores to this BAR reach the card.
+    pub(crate) fn answers(&self, bar: u8) -> bool {
+        !self.on_bus || self.core.now >= self.gone_until && self.pci.is_mapped(bar)
     }
 
     /// Forgets everything but configuration space, owner and cables.
@@ -159,6 +187,10 @@ impl Hca {
             let value = u32::from_be_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
             let register = Register::at(at);
             if register == Register::Reset && value == regs::RESET_VALUE {
+                if self.on_bus {
+                    self.reset_on_bus();
+                    break;
+                }
                 self.soft_reset();
             } else if let Register::ClearInterrupt(first) = register {
                 self.clear_interrupt(first, value);
@@ -182,9 +214,21 @@ impl Hca {
 
     /// Writes configuration space, and follows what it says of interrupts.
     pub(crate) fn write_config(&mut self, offset: u16, from: &[u8]) -> ConfigEffect {
+        if self.on_bus && self.core.now < self.gone_until {
+            return ConfigEffect::None;
+        }
         let effect = self.pci.write(offset, from);
         self.follow_config();
         effect
+    }
+
+    /// Reads configuration space at a time.
+    pub(crate) fn read_config_at(&self, now: Instant, offset: u16, into: &mut [u8]) {
+        if self.on_bus && now < self.gone_until {
+            into.fill(0xff);
+        } else {
+            self.read_config(offset, into);
+        }
     }
 
     /// Reads configuration space.
@@ -194,6 +238,7 @@ impl Hca {
 
     fn follow_config(&self) {
         let memory = &self.core.memory;
+        memory.masters_bus.set(!self.on_bus || self.pci.masters_bus());
         let (messages, disabled) = (self.pci.has_messages(), self.pci.pin_is_disabled());
         memory.set_pin(memory.pin.configure(messages, disabled));
     }

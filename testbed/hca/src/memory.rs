@@ -73,6 +73,8 @@ pub(crate) struct Memory {
     pub(crate) tables: Tables,
     pub(crate) tracer: Tracer,
     pub(crate) pin: Pin,
+    /// Whether the card may reach the host at all.
+    pub(crate) masters_bus: Cell<bool>,
     reads: Cell<u64>,
     writes: Cell<u64>,
 }
@@ -85,6 +87,7 @@ impl Memory {
             tables: Tables::default(),
             tracer,
             pin: Pin::default(),
+            masters_bus: Cell::new(true),
             reads: Cell::new(0),
             writes: Cell::new(0),
         }
@@ -112,6 +115,9 @@ impl Memory {
             self.set_pin(self.pin.set_pending(true));
             return;
         }
+        if !self.masters_bus.get() {
+            return;
+        }
         self.tracer.record(|| Event::Interrupt { vector });
         if let Some(host) = &self.host {
             host.raise(vector);
@@ -130,8 +136,8 @@ impl Memory {
     pub(crate) fn read(&self, purpose: Purpose, addr: u64, into: &mut [u8]) -> Result<(), DmaError> {
         self.reads.set(self.reads.get() + 1);
         let result = match &self.host {
-            Some(host) => host.dma_read(addr, into),
-            None => Err(DmaError {
+            Some(host) if self.masters_bus.get() => host.dma_read(addr, into),
+            _ => Err(DmaError {
                 addr,
                 len: into.len(),
             }),
@@ -149,8 +155,8 @@ impl Memory {
     pub(crate) fn write(&self, purpose: Purpose, addr: u64, from: &[u8]) -> Result<(), DmaError> {
         self.writes.set(self.writes.get() + 1);
         let result = match &self.host {
-            Some(host) => host.dma_write(addr, from),
-            None => Err(DmaError {
+            Some(host) if self.masters_bus.get() => host.dma_write(addr, from),
+            _ => Err(DmaError {
                 addr,
                 len: from.len(),
             }),

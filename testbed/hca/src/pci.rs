@@ -19,6 +19,10 @@ pub(crate) const BAR2_SIZE: u64 = 8 << 20;
 pub(crate) const VECTORS: u16 = 128;
 
 const COMMAND: usize = 0x04;
+/// Memory space bit in the command register's lower byte.
+const MEMORY_SPACE: u8 = 0x02;
+/// Bus master bit beside it.
+const BUS_MASTER: u8 = 0x04;
 /// INTx disable bit in the command register's upper byte.
 const INTX_DISABLE: u8 = 0x04;
 const STATUS: usize = 0x06;
@@ -111,6 +115,21 @@ impl ConfigSpace {
                 *byte |= INTERRUPT_STATUS;
             }
         }
+    }
+
+    /// Returns whether the card may reach memory.
+    pub(crate) fn masters_bus(&self) -> bool {
+        self.bytes[COMMAND] & BUS_MASTER != 0
+    }
+
+    /// Returns whether a BAR, 0 or 2, has an address and is decoded.
+    pub(crate) fn is_mapped(&self, bar: u8) -> bool {
+        let at = 0x10 + 4 * usize::from(bar);
+        let addressed = self
+            .bytes
+            .get(at + 1..at + 8)
+            .is_some_and(|bytes| bytes.iter().any(|&byte| byte != 0));
+        addressed && self.bytes[COMMAND] & MEMORY_SPACE != 0
     }
 
     /// Returns whether MSI-X is enabled.

@@ -16,10 +16,6 @@ use probe::pingpong::{self, Plan, Side};
 use probe::{Error, Stream, Wait, rping};
 use verbs::Gid;
 
-/// A ConnectX-3's PCI identity.
-const VENDOR: u16 = 0x15b3;
-const DEVICE: u16 = 0x1003;
-
 /// Error that ends the image, and that its log names.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -55,7 +51,7 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 }
 
 async fn run(line: &CommandLine) -> Result<(), Failure> {
-    let platform = pci::find(VENDOR, DEVICE).ok_or(Failure::NoCard)?;
+    let platform = pci::find_any(&mlx4::PCI_IDS).ok_or(Failure::NoCard)?;
     let device = Arc::new(Mlx4::start(platform, Config::default()).await?);
     let served = Arc::clone(&device);
     libos::spawn(async move {

@@ -241,11 +241,13 @@ impl Run {
         if let Some(apart) = world.disagreement(&self.plan, views) {
             world.violate(Rule::Views, format_args!("{apart}, though nothing happened"));
         }
-        // A region for each connection's buffers, and one for the announcements.
-        let most = usize::from(self.plan.connections()) + usize::from(self.plan.discover);
         for (&node, view) in views.range(..self.plan.nodes) {
             world.check_told(node, view);
             let regions = world.registered(node);
+            // A region for each connection's buffers, and one for the announcements.
+            let shape = self.plan.shape(world.life(node));
+            let connections = self.plan.connections(&shape) * shape.cores;
+            let most = usize::from(connections) + usize::from(self.plan.discover);
             if regions > most {
                 world.violate(
                     Rule::Growth,
@@ -291,6 +293,7 @@ impl World {
             Event::Completion { life, cqn } if self.living(life).is_some() => {
                 self.completion_visible(life.node, cqn)
             }
+            Event::Begun(late, what) if self.living(late.life).is_some() => self.end_begun(late, &what),
             Event::Interrupt { life, vector } if self.living(life).is_some() => {
                 self.interrupt(life.node, vector)
             }

@@ -1,11 +1,12 @@
 //! Completions: into bounded queues, visible at once or later, with an interrupt if the queue is
 //! armed.
 
-use verbs::{Completion, CompletionKind, DeviceEvent, QpState, Qpn, Status};
+use verbs::{Completion, CompletionKind, DeviceEvent, QpState, Qpn, Sge, Status};
 
+use crate::memory::Right;
 use crate::qp::{Armed, Entry, Wqe};
 use crate::rule::Rule;
-use crate::world::{Event, NodeIndex, World};
+use crate::world::{Event, Late, NodeIndex, World};
 
 impl World {
     pub(crate) fn complete_send(&mut self, node: NodeIndex, qpn: Qpn, wqe: &Wqe, status: Status, bytes: u32) {
@@ -133,6 +134,7 @@ impl World {
 
     /// Moves a queue pair to the error state, where everything is flushed.
     pub(crate) fn fail_pair(&mut self, node: NodeIndex, qpn: Qpn, tell: bool) {
+        let now = self.now;
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;
         };
@@ -140,12 +142,46 @@ impl World {
             return;
         }
         qp.state = QpState::Error;
+        qp.failed_at = now;
         qp.timer += 1;
         qp.rnr_waiting = false;
+        let (begun, resets, cqn) = (qp.begun(), qp.resets, qp.cqn);
         if tell {
             self.nodes[node].events.push_back(DeviceEvent::QpFailed { qpn });
         }
+        if let Some(pieces) = begun {
+            // Half of the time nothing is on its way any more.
+            if self.rng.chance(500_000) {
+                let (life, delay) = (self.life(node), self.rng.between(1000, 5_000_000));
+                let late = Late { life, qpn, resets };
+                // Its completion, though flushed, and those behind it say that the memory is free: they come later.
+                if let Some(cq) = self.nodes[node].cqs.get_mut(cqn as usize) {
+                    cq.last_ready = cq.last_ready.max(now + delay);
+                }
+                self.after(delay, Event::Begun(late, pieces));
+            }
+        }
         self.flush(node, qpn);
+    }
+
+    /// Ends what a queue pair had begun when it failed, unless it was reset meanwhile.
+    pub(crate) fn end_begun(&mut self, late: Late, pieces: &[Sge]) {
+        let node = late.life.node;
+        let qp = self.nodes[node].qps.get(&late.qpn.0);
+        let Some(qp) = qp.filter(|qp| qp.resets == late.resets) else {
+            return;
+        };
+        let domain = qp.domain;
+        self.stats.count("READ that ended after ERR");
+        for piece in pieces {
+            let (key, len) = ((domain, piece.lkey.0), piece.len as usize);
+            let memory = &mut self.nodes[node].memory;
+            match memory.device(key, piece.addr, len, Right::LocalWrite) {
+                // Torn: any bytes may be there already.
+                Ok(bytes) => bytes.fill(0xdd),
+                Err(denied) => self.denied(node, denied),
+            }
+        }
     }
 
     /// Completes as flushed whatever was shown to the device.

@@ -1,9 +1,9 @@
 //! Plan of a run: everything follows from the seed, and parts can be taken away one by one.
 
 use crate::fault::{self, Fault, Guise, Kind, MS};
-use crate::rng::{Ppm, Rng};
+use crate::rng::{Ppm, Rng, mix};
 use crate::sabotage::Sabotage;
-use crate::world::NodeIndex;
+use crate::world::{Life, NodeIndex};
 
 /// Rates of small faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -74,6 +74,16 @@ impl Rates {
     }
 }
 
+/// Settings of one life of a node. Nodes with other numbers work with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) cores: u16,
+    pub(crate) calls: u16,
+    pub(crate) serves: u16,
+    pub(crate) one_sided: u16,
+    pub(crate) one_ways: u16,
+}
+
 /// Parameters and faults of a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -105,9 +115,11 @@ pub struct Plan {
     pub own_domains: bool,
     /// Connections that a node can have beyond those it needs.
     pub spare: u16,
-    /// Calls at once, on both sides.
+    /// The most cores that a life of a node has; each chooses.
+    pub cores: u16,
+    /// Calls at once, on both sides; each life chooses up to so many.
     pub calls: u16,
-    /// One-sided accesses at once.
+    /// One-sided accesses at once; each life chooses up to so many.
     pub one_sided: u16,
     /// Number of requests for each signalled one.
     pub signal_every: u16,
@@ -154,6 +166,7 @@ impl Plan {
             keepalive_ms: rng.pick(&[500, 1000, 2000, 2000]),
             own_domains: rng.chance(500_000),
             spare: rng.pick(&[0, 1, 4]),
+            cores: rng.pick(&[1, 1, 2, 3]),
             calls: rng.pick(&[1, 2, 4, 8]),
             one_sided: rng.pick(&[1, 2, 8]),
             signal_every: rng.pick(&[1, 2, 4, 8]),
@@ -180,15 +193,30 @@ impl Plan {
         })
     }
 
-    /// Returns the most connections that a node needs: to each other node, or to its given
-    /// neighbours.
-    pub(crate) fn connections(&self) -> u16 {
+    /// Returns the most connections that a core needs: to each other node, or to its given
+    /// neighbours, each of which may have more cores than this one.
+    pub(crate) fn connections(&self, shape: &Shape) -> u16 {
         let needed = if self.discover {
             self.nodes - 1
         } else {
             self.degree
         };
-        u16::try_from(needed).expect("few nodes") + self.spare
+        let lanes = self.cores.div_ceil(shape.cores);
+        u16::try_from(needed).expect("few nodes") * lanes + self.spare
+    }
+
+    /// How one life of a node is set up.
+    pub(crate) fn shape(&self, life: Life) -> Shape {
+        let purpose = mix(life.node as u64 ^ 0x5a9e) ^ u64::from(life.incarnation);
+        let mut rng = Rng::of(self.seed, purpose);
+        let mut upto = |most: u16| u16::try_from(rng.between(1, most.into())).expect("at most that");
+        Shape {
+            cores: upto(self.cores),
+            calls: upto(self.calls),
+            serves: upto(self.calls),
+            one_sided: upto(self.one_sided),
+            one_ways: upto(self.calls.min(5)),
+        }
     }
 
     /// Returns whether two nodes talk to each other: a ring with chords.

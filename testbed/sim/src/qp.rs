@@ -99,6 +99,10 @@ pub(crate) struct Qp {
     /// The READ that was sent again because what came for later requests showed that its bytes are
     /// lost.
     pub(crate) read_again: Option<Psn>,
+    /// Counts its resets: what was begun before one is not carried on after it.
+    pub(crate) resets: u64,
+    /// When it failed.
+    pub(crate) failed_at: u64,
 }
 
 impl Qp {
@@ -133,7 +137,19 @@ impl Qp {
             timer: 0,
             rnr_waiting: false,
             read_again: None,
+            resets: 0,
+            failed_at: 0,
         }
+    }
+
+    /// Returns the destination of the oldest READ in flight. Its bytes may still arrive when the
+    /// queue pair has failed: only RESET stops a transfer that has begun.
+    pub(crate) fn begun(&self) -> Option<Vec<Sge>> {
+        let mut sent = self.sends.iter().take(self.sent);
+        sent.find_map(|wqe| match (&wqe.op, &wqe.source) {
+            (Op::Read { .. }, Source::Gather(pieces)) => Some(pieces.clone()),
+            _ => None,
+        })
     }
 
     /// Returns the queue pair to RESET: nothing posted, nothing in flight.
@@ -148,6 +164,7 @@ impl Qp {
         self.rnr_waiting = false;
         self.read_again = None;
         self.timer += 1;
+        self.resets += 1;
     }
 
     /// READs under way.

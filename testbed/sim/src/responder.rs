@@ -9,6 +9,9 @@ use crate::rule::Rule;
 use crate::sabotage::Sabotage;
 use crate::world::{NodeIndex, World};
 
+/// For how long after its failure a queue pair may still carry out what has arrived.
+const LATE: u64 = 3_000_000;
+
 impl World {
     pub(crate) fn on_request(
         &mut self,
@@ -26,6 +29,16 @@ impl World {
             return;
         };
         if !matches!(qp.state, QpState::ReadyToReceive | QpState::ReadyToSend) {
+            // What was in the pipeline when it failed may still be carried out.
+            let begun = qp.state == QpState::Error && self.now - qp.failed_at < LATE && psn == qp.expected;
+            if let WireOp::Write { to, data, .. } = op
+                && begun
+                && self.rng.chance(500_000)
+                && self.write(node, qpn, (to.rkey.0, to.addr), &data)
+            {
+                self.stats.count("WRITE carried out after ERR");
+                self.advance(node, qpn);
+            }
             return;
         }
         let (distance, expected) = (ahead(psn, qp.expected), qp.expected);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fit::{Incarnation, Member, PeerId, View};
-use verbs::Gid;
+use verbs::{Domain, Gid, QpState};
 
 use crate::check::Phase;
 use crate::fault::Guise;
@@ -252,6 +252,19 @@ impl World {
                 member.incarnation, peer.0
             ),
         );
+    }
+
+    /// Checks, when a peer is reported as lost, that all queue pairs of its domain are reset, so
+    /// that none touches memory any more.
+    pub(crate) fn check_let_go(&mut self, node: NodeIndex, domain: Domain) {
+        let mut pairs = self.nodes[node].qps.values();
+        let alive = pairs.find(|qp| qp.domain == domain && qp.state != QpState::Reset);
+        if let Some((qpn, state)) = alive.map(|qp| (qp.qpn, qp.state)) {
+            self.violate(
+                Rule::OwnedMemory,
+                format_args!("node {node}: {qpn} is in {state:?} though its peer was reported as lost"),
+            );
+        }
     }
 
     /// Checks a handler's report that a peer is lost: every waiter for it must get an error soon.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use fit::Fit;
-use verbs::{DeviceEvent, Gid, Guid, Lid, Qpn};
+use verbs::{DeviceEvent, Gid, Guid, Lid, Qpn, Sge};
 
 use crate::check::Checker;
 use crate::executor::Ready;
@@ -47,6 +47,8 @@ pub(crate) enum Event {
     Completion { life: Life, cqn: u32 },
     /// An interrupt reaches the machine.
     Interrupt { life: Life, vector: u16 },
+    /// The bytes of a READ come, though its queue pair has failed.
+    Begun(Late, Vec<Sge>),
     /// A planned fault begins.
     Fault(usize),
     /// A planned fault ends.
@@ -64,6 +66,14 @@ pub(crate) struct Life {
     pub(crate) node: NodeIndex,
     /// Counts its starts.
     pub(crate) incarnation: u32,
+}
+
+/// A queue pair that had failed, at a time when it had been reset so often.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Late {
+    pub(crate) life: Life,
+    pub(crate) qpn: Qpn,
+    pub(crate) resets: u64,
 }
 
 struct Scheduled {

@@ -235,7 +235,7 @@ fn a_waiter_who_is_not_told_that_its_peer_is_lost_is_found() {
 fn what_is_left_after_shrinking_still_fails_and_nothing_more_can_go() {
     let plan = Plan {
         sabotage: Some(Sabotage::ShortCompletionQueue),
-        ..small(2)
+        ..small(5)
     };
     assert!(!plan.faults.is_empty(), "there is something to take away");
     let cuts = shrink(&plan, Rule::CompletionQueue, Cuts::default(), |_| {});
@@ -247,4 +247,36 @@ fn what_is_left_after_shrinking_still_fails_and_nothing_more_can_go() {
     );
     assert!(least.faults.is_empty(), "{:?}", least.faults);
     assert_eq!(least.operations, 0);
+}
+
+/// A plan in which much goes wrong with connections of nodes with several cores.
+fn restless(seed: u64) -> Plan {
+    let mut plan = small(seed);
+    plan.faults = (0..6)
+        .map(|round| {
+            let from = SECOND + round * SECOND;
+            let until = from + 40_000_000 + 60_000_000 * round;
+            let kind = Kind::Crash(usize::try_from(round % 3).expect("small"));
+            Fault { from, until, kind }
+        })
+        .collect();
+    plan.calm = 8 * SECOND;
+    plan.discover = true;
+    (plan.cores, plan.own_domains) = (3, true);
+    (plan.calls, plan.one_sided, plan.operations) = (4, 8, 400);
+    plan.rates = Rates {
+        error_completion: 3000,
+        datagram_late: 100_000,
+        ..Rates::default()
+    };
+    plan
+}
+
+#[test]
+fn nodes_of_several_cores_that_come_back_with_others_are_one_life_each_and_get_their_memory_back_in_time() {
+    for seed in [1, 2, 5, 9] {
+        let outcome = run(&restless(seed), Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert!(outcome.stats.ended > 0, "seed {seed} did nothing");
+    }
 }

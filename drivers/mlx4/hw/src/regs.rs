@@ -8,6 +8,9 @@
 
 use bitfield_struct::bitfield;
 
+/// Vendor and device ids of the cards that have these: ConnectX-3 and ConnectX-3 Pro (Linux `main.c`, `mlx4_pci_table`).
+pub const PCI_IDS: [(u16, u16); 2] = [(0x15b3, 0x1003), (0x15b3, 0x1007)];
+
 /// The BAR of the device configuration space (command register, reset, MSI-X table).
 pub const CONFIG_BAR: u8 = 0;
 /// Its size.

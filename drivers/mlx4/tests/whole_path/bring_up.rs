@@ -1,6 +1,6 @@
 //! A card from power-on to an ACTIVE port, and back; and every step of the way failing.
 
-use hal::{Duration, Platform};
+use hal::{ConfigSpace, Duration, Platform};
 use harness::{Faults, Faulty, Testbed};
 use mlx4::{Config, Error, Mlx4};
 use verbs::{Device, Gid, PortState};
@@ -86,6 +86,50 @@ fn a_dropped_card_is_reset_and_starts_again() {
         bed.block_on(machine.sleep(Duration::from_millis(10)));
         assert_eq!((machine.allocated(), machine.violations()), (0, 0));
     }
+}
+
+#[test]
+fn a_stop_that_fails_leaves_a_card_that_starts_again() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    for _ in 0..3 {
+        let device = bed
+            .block_on(Mlx4::start(machine.clone(), Config::default()))
+            .unwrap();
+        bed.with_cluster(|cluster, now| cluster.kill_firmware(machine.node(), now, false));
+        let before = bed.now();
+        assert!(bed.block_on(device.stop()).is_err());
+        assert!(
+            bed.now().since(before) >= Duration::from_secs(1),
+            "a reset takes its time"
+        );
+        drop(device);
+        // The card has its addresses, and no bus until it is started.
+        let config = machine.config();
+        assert_eq!(config.read_u32(0) & 0xffff, 0x15b3);
+        assert_ne!(config.read_u32(0x10) & !0xf, 0);
+        assert_eq!(config.read_u32(4) & 0b110, 0b010);
+        assert_eq!((machine.allocated(), machine.violations()), (0, 0));
+    }
+    drop(start(&mut bed, machine));
+}
+
+#[test]
+fn a_card_that_was_dropped_reaches_no_memory() {
+    log();
+    let mut bed = Testbed::default();
+    let machine = bed.add_machine("a", guid(0));
+    let node = start(&mut bed, machine.clone());
+    let before = machine.config().read_u32(4) & 0b110;
+    assert_eq!(before, 0b110, "memory space and the bus");
+    drop(node);
+    assert_eq!(machine.config().read_u32(4) & 0b110, 0b010);
+    assert_ne!(
+        machine.config().read_u32(0x10) & !0xf,
+        0,
+        "its addresses are kept"
+    );
 }
 
 #[test]

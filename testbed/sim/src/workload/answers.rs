@@ -174,6 +174,9 @@ impl Handler for Answers {
         machine.living(|world| {
             if !world.has(Sabotage::UntoldLoss) {
                 world.told_lost(machine.life, peer);
+                if self.node.plan.own_domains {
+                    world.check_let_go(machine.life.node, self.node.fit.domain(peer));
+                }
             }
         });
         let back = {

@@ -24,7 +24,12 @@ impl Link {
                 .map(|(.., counters)| counters.nr_back_pressure)
         };
         let before = waits(&self.core);
-        self.burst(session.peer, self.node.plan.calls.into()).await?;
+        let machine = &self.node.machine;
+        let other = machine.living(|world| world.life(self.peer));
+        let ours = self.node.plan.shape(machine.life);
+        let theirs = other.map_or(ours, |life| self.node.plan.shape(life));
+        self.burst(session.peer, ours.calls.min(theirs.serves).into())
+            .await?;
         if waits(&self.core) != before {
             self.wrong(Rule::Credits, "not every slot for calls is free at rest");
         }
@@ -47,7 +52,7 @@ impl Link {
         let mut refused = None;
         {
             let mut batch = self.core.batch(session.peer);
-            for _ in 0..self.node.plan.one_sided {
+            for _ in 0..self.node.plan.shape(self.node.machine.life).one_sided {
                 match batch.add(OneSided::Read, place.at, session.second.sge(PLACE)) {
                     Ok(Some(ticket)) => tickets.push(ticket),
                     Ok(None) => self.wrong(

@@ -42,9 +42,10 @@ pub(super) struct Session {
 }
 
 impl Link {
-    pub(super) fn new(node: Arc<NodeLife>, peer: NodeIndex, rng: Rng) -> Self {
+    pub(super) fn new(node: Arc<NodeLife>, peer: NodeIndex, mut rng: Rng) -> Self {
+        let core = u16::try_from(rng.index(node.fit.cores().into())).expect("few cores");
         Self {
-            core: node.fit.core(0),
+            core: node.fit.core(core),
             left: node.plan.operations,
             node,
             peer,

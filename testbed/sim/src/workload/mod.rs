@@ -66,17 +66,19 @@ fn config(plan: &Plan, life: Life, guise: Option<Guise>, leaked: bool) -> Config
     if rng.chance(800_000) {
         rng = Rng::of(rng.number(), life.incarnation.into());
     }
+    let shape = plan.shape(life);
     let mut entropy = [0; 32];
     entropy.fill_with(|| rng.number().to_le_bytes()[0]);
     Config {
-        peers: plan.connections().max(1),
-        calls: plan.calls,
-        serves: plan.calls,
-        one_sided: plan.one_sided,
+        cores: shape.cores,
+        peers: plan.connections(&shape).max(1),
+        calls: shape.calls,
+        serves: shape.serves,
+        one_sided: shape.one_sided,
         message_size: MESSAGE,
         bulk_size: BULK,
         signal_every: plan.signal_every,
-        one_ways: plan.calls.min(5),
+        one_ways: shape.one_ways,
         bulk_buffers: 2,
         polling: Polling::Adaptive(plan.poll_budget),
         timeout: Duration::from_millis(plan.timeout_ms),
@@ -159,16 +161,18 @@ impl NodeLife {
     fn start(self: &Arc<Self>) {
         let control = self.fit.clone();
         self.machine.spawn(async move { control.control().await });
-        let node = self.clone();
-        self.machine.spawn(async move {
-            let sink = |ended: fit::Ended, _| node.ends.end(&node.machine, ended);
-            let _ = node.fit.run_core_with(0, sink).await;
-        });
         let answers = Arc::new(Answers::new(self.clone()));
         let mute = self.plan.sabotage == Some(Sabotage::MuteNode) && self.machine.life.node == 0;
-        for _ in 0..if mute { 0 } else { WORKERS } {
-            let (core, answers) = (self.fit.core(0), answers.clone());
-            self.machine.spawn(async move { core.serve(&*answers).await });
+        for core in 0..self.fit.cores() {
+            let node = self.clone();
+            self.machine.spawn(async move {
+                let sink = |ended: fit::Ended, _| node.ends.end(&node.machine, ended);
+                let _ = node.fit.run_core_with(core, sink).await;
+            });
+            for _ in 0..if mute { 0 } else { WORKERS } {
+                let (core, answers) = (self.fit.core(core), answers.clone());
+                self.machine.spawn(async move { core.serve(&*answers).await });
+            }
         }
         let watch = self.fit.clone();
         self.machine.spawn(async move { watch.watch(&*answers).await });

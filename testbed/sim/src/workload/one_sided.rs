@@ -73,7 +73,7 @@ impl Link {
 
     /// Does a WRITE and a READ of the same place behind it, with one doorbell.
     pub(super) async fn batch(&mut self, session: &mut Session) -> Result<(), Error> {
-        if self.node.plan.one_sided < 2 {
+        if self.node.plan.shape(self.node.machine.life).one_sided < 2 {
             return Ok(());
         }
         let Some(place) = self.place(session).await? else {
