@@ -32,7 +32,7 @@ use crate::{LostCause, PeerId};
 use attempt::Attempt;
 pub(crate) use group::Group;
 
-/// How often the control task looks around, and deadlines are looked at.
+/// Time between two rounds of the control task, in which it checks deadlines.
 pub(crate) const TICK: Duration = Duration::from_millis(5);
 /// Management datagrams that are dealt with before others have their turn: a port full of them must not keep this task from
 /// all else.
@@ -47,12 +47,12 @@ pub(crate) struct Control<D: Device, P: Platform> {
     chance: Chance,
     /// Nonces of requests that were taken up under this challenge.
     nonces: Vec<Nonce>,
-    /// What requests must be proven for.
+    /// The challenge that requests must be proven for.
     challenge: u64,
     limiter: Limiter,
     next_port: Instant,
     group: Option<Group<D, P>>,
-    /// Where the queue pairs are that peers' page paths end at.
+    /// Queue pairs at which peers' page paths end.
     lent: Option<D::Queues>,
     left: bool,
     /// Lost members that are not reported yet, and why they are lost.
@@ -213,7 +213,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
-    /// Whether this node has said that it goes: it makes no connection any more.
+    /// Returns whether this node has said that it goes: it makes no connection any more.
     fn is_leaving(&self) -> bool {
         self.inner.leaving.load(Ordering::Acquire)
     }

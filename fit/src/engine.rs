@@ -87,7 +87,8 @@ pub struct Engine<Q, M> {
     /// The completion queue failed.
     failed: bool,
     counters: Counters,
-    /// Where completions are taken to; kept, as clearing it at each poll would cost more than all the rest of a call.
+    /// Buffer for completions; kept, as clearing it at each poll would cost more than all the rest
+    /// of a call.
     batch: Box<[Completion]>,
     /// Lost peers whose queue pairs others have now, for those who ask late; the latest at the end.
     gone: Gone,
@@ -128,7 +129,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         self.counters.nr_interrupt_waits += 1;
     }
 
-    /// Whether another connection's completions fit the completion queue.
+    /// Returns whether another connection's completions fit the completion queue.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.links.len() < self.config.peers.into()
@@ -243,7 +244,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         });
     }
 
-    /// Whether none of the connections to `peer` touches memory any more.
+    /// Returns whether none of the connections to `peer` touches memory any more.
     pub(crate) fn is_dead(&self, peer: PeerId) -> bool {
         let mut theirs = self.links.iter().filter(|link| link.owner == Some(peer));
         theirs.all(|link| link.state == LinkState::Down)
@@ -322,7 +323,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         Ok(self.link(peer)?.0.state)
     }
 
-    /// Why `peer` is lost, if it is and is remembered.
+    /// Returns the reason why `peer` is lost, if it is and is remembered.
     #[must_use]
     pub fn cause(&self, peer: PeerId) -> Option<LostCause> {
         match self.links.iter().rfind(|link| link.owner == Some(peer)) {
@@ -569,7 +570,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         self.wake_poller();
     }
 
-    /// Whether the completion queue failed: nothing ends here any more.
+    /// Returns whether the completion queue failed: nothing ends here any more.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }

@@ -1,4 +1,4 @@
-//! What two sides tell each other when they connect, and how each knows that the other holds the cluster's key.
+//! The handshake of two sides that connect, and the proof that each holds the cluster's key.
 //!
 //! A hello stands at the head of the private data of CM REQ and REP, a proof behind it; RTU and DREQ carry a proof only:
 //!
@@ -48,12 +48,12 @@ const SIDE_LEN: usize = 16 + 3 * 4 + 4 + HELLO_LEN;
 pub(crate) const NO_CHALLENGE: u64 = 0;
 const REFUSAL_LEN: usize = 8 + PROOF_LEN;
 
-/// What each side says of itself.
+/// A side's introduction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) role: Role,
-    /// Which of the connections between the two nodes this is; from [`PAGE_LANES`] on, a page path
-    /// of the caller's.
+    /// Lane: the number of this connection among those between the two nodes; from [`PAGE_LANES`]
+    /// on, a page path of the caller's.
     pub(crate) lane: u16,
     /// Cores of the node that have queues.
     pub(crate) cores: u16,
@@ -68,7 +68,7 @@ pub(crate) struct Hello {
     pub(crate) nonce: Nonce,
 }
 
-/// Why a hello is refused.
+/// Reasons to refuse a hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BadHello {
     Version(u8),
@@ -152,7 +152,7 @@ impl Hello {
         usable.then_some(hello).ok_or(BadHello::Depths)
     }
 
-    /// What the connection may use of the peer, given the READs that it answers at once.
+    /// Returns the peer's limits for the connection, given the READs that it answers at once.
     pub(crate) fn target(&self, limits: &DeviceLimits, reads_answered: u8) -> Target {
         Target {
             serves: self.serves,
@@ -228,7 +228,7 @@ impl Side {
         prove(key, Purpose::Request, &parts)
     }
 
-    /// Whether a request's proof holds.
+    /// Returns whether a request's proof holds.
     pub(crate) fn check_request(
         &self,
         key: &Key,
@@ -272,7 +272,7 @@ impl Sides {
         prove(key, purpose, &parts)
     }
 
-    /// Whether the proof at the head of `private` holds.
+    /// Returns whether the proof at the head of `private` holds.
     pub(crate) fn check(&self, key: &Key, purpose: Purpose, private: &[u8]) -> bool {
         let parts: [&[u8]; 3] = [&self.caller.encode(), &self.callee.encode(), &self.way.encode()];
         let proof = private.get(..PROOF_LEN).unwrap_or_default();
@@ -300,8 +300,8 @@ pub(crate) fn proof_only<const N: usize>(proof: &Proof) -> [u8; N] {
     private
 }
 
-/// How persistent a connection is. The transport gives up after some 8 × 67 ms to 4 times that (vendors stretch the
-/// timeout), before any of FIT's own deadlines.
+/// Returns the timeouts and retries of a connection. The transport gives up after some 8 × 67 ms to
+/// 4 times that (vendors stretch the timeout), before any of FIT's own deadlines.
 pub(crate) fn persistence(reads_as_requester: u8, reads_as_responder: u8) -> RcParameters {
     RcParameters {
         ack_timeout: 14,

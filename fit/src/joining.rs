@@ -14,7 +14,7 @@ use crate::{
     View,
 };
 
-/// How often a task that waits for a connection looks again.
+/// Time between two looks of a task that waits for a connection.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Changes that are kept for a watcher.
@@ -83,13 +83,13 @@ impl<D: Device, P: Platform> Fit<D, P> {
         }
     }
 
-    /// Who is there: this node, and all that it is connected to.
+    /// Returns the members: this node, and all that it is connected to.
     #[must_use]
     pub fn view(&self) -> View {
         self.0.membership.lock().view()
     }
 
-    /// What the membership counts.
+    /// Returns the counters of the membership.
     #[must_use]
     pub fn membership_counters(&self) -> MembershipCounters {
         *self.0.membership.lock().counters()
@@ -129,7 +129,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         }
     }
 
-    /// Why `peer` is lost; nothing if it is not, or was never connected. The latest lost peers are remembered.
+    /// Returns the reason why `peer` is lost; `None` if it is not, or was never connected. The
+    /// latest lost peers are remembered.
     #[must_use]
     pub fn lost_cause(&self, peer: PeerId) -> Option<LostCause> {
         let mut cores = self.0.cores.iter();
@@ -176,7 +177,7 @@ impl<D: Device, P: Platform> Inner<D, P> {
         }
     }
 
-    /// Whether the node has [ended](Self::end).
+    /// Returns whether the node has [ended](Self::end).
     pub(crate) fn has_ended(&self) -> bool {
         self.is_over.load(Ordering::Acquire)
     }

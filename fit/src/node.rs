@@ -50,7 +50,7 @@ pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) start: Mutex<Start<D, P>>,
 }
 
-/// What the control task begins with.
+/// Initial state of the control task.
 pub(crate) struct Start<D: Device, P: Platform> {
     pub(crate) chance: Chance,
     pub(crate) group: Option<Group<D, P>>,

@@ -20,14 +20,14 @@ pub(crate) struct Window {
     /// Messages that may be under way, to the peer and from it.
     limit: u16,
     sent: u32,
-    /// How many the peer has taken, as far as it has said.
+    /// Messages that the peer has taken, as far as it has told.
     taken: u32,
     /// Messages that may be under way to this side.
     size: u16,
     held: u16,
     /// Receives posted again.
     returned: u32,
-    /// How many of these the peer has not been told.
+    /// Messages taken that the peer has not been told of.
     untold: u16,
 }
 
@@ -48,7 +48,7 @@ impl Window {
         self.sent.wrapping_sub(self.taken)
     }
 
-    /// Whether the peer says nothing new by that it has taken so many in all.
+    /// Returns whether the peer says nothing new by that it has taken so many in all.
     #[inline]
     pub(crate) fn knows(&self, taken: u32) -> bool {
         taken == self.taken
@@ -64,13 +64,13 @@ impl Window {
         Some(more)
     }
 
-    /// What the next message says.
+    /// Returns the count that the next message carries.
     pub(crate) fn tell(&mut self) -> u32 {
         self.untold = 0;
         self.returned
     }
 
-    /// Whether the peer waits for nothing else to be told.
+    /// Returns whether the peer waits for nothing else to be told.
     pub(crate) fn is_credit_due(&self) -> bool {
         // Both sides know the limit, as each takes what the other does: the smaller of the two windows.
         self.untold > 0 && self.untold >= self.limit.div_ceil(2)

@@ -10,7 +10,7 @@ use crate::{Member, PeerId, PeerName};
 /// Lines of lost peers that are kept for those who ask late.
 const MAX_OVER: usize = 64;
 
-/// How far the connection to a peer is.
+/// Progress of the connection to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
     Trying(ConnectStep),
@@ -21,7 +21,7 @@ pub(crate) enum Standing {
     Lost,
 }
 
-/// Who wants a connection made.
+/// Origin of the wish for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
     /// The peer: it calls.
@@ -38,7 +38,7 @@ pub(crate) struct PeerLine {
     pub(crate) name: PeerName,
     pub(crate) standing: Standing,
     pub(crate) wish: Wish,
-    /// Who the peer has proven to be.
+    /// The member that the peer has proven to be.
     pub(crate) member: Option<(Member, Lid)>,
     /// The reason of a refusal that proves nothing: perhaps the peer's, which holds another key.
     pub(crate) hearsay: Option<u16>,
@@ -113,13 +113,13 @@ impl Peers {
         }
     }
 
-    /// Whether a peer with this GID is connected that has another number.
+    /// Returns whether a peer with this GID is connected that has another number.
     pub(crate) fn is_other_up(&self, peer: PeerId, gid: Gid) -> bool {
         let mut lines = self.lines.iter();
         lines.any(|(id, line)| *id != peer && line.name.gid == gid && line.standing == Standing::Up)
     }
 
-    /// Whether a peer with this GID is connected.
+    /// Returns whether a peer with this GID is connected.
     pub(crate) fn is_up(&self, gid: Gid) -> bool {
         let mut lines = self.lines.values();
         lines.any(|line| line.name.gid == gid && line.standing == Standing::Up)

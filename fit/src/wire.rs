@@ -39,7 +39,7 @@ pub(crate) const MAX_DESCRIPTORS_LEN: usize = 2 * MAX_PIECES * DESCRIPTOR_LEN;
 const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
 
-/// What a message is.
+/// Type of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageType {
     Request,
@@ -75,7 +75,7 @@ pub(crate) enum Plain {
     Reply(Brief),
 }
 
-/// What the header of a request or a reply says but for bulk.
+/// Header of a request or a reply, without its bulk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Brief {
     pub(crate) kind: u16,
@@ -154,7 +154,7 @@ impl Header {
         bytes
     }
 
-    /// What it says but for bulk.
+    /// Returns the header without its bulk.
     pub(crate) fn brief(&self) -> Brief {
         Brief {
             kind: self.kind,
@@ -245,13 +245,13 @@ impl Header {
         }
     }
 
-    /// Whether the parts that it names make up a message of `len` bytes.
+    /// Returns whether the parts that it names make up a message of `len` bytes.
     fn is_exact(&self, len: u32) -> bool {
         let whole = self.head_len() as u64 + u64::from(self.body) + u64::from(self.carried());
         whole == u64::from(len)
     }
 
-    /// Whether it has only what its type has.
+    /// Returns whether it has only what its type has.
     fn makes_sense(&self) -> bool {
         let pieces = usize::from(self.gathers.max(self.scatters));
         match self.message {

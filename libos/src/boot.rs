@@ -17,7 +17,7 @@ use crate::layout::{Image, direct};
 use crate::{apic, console, core_local, executor, frames, paging, pci, smp, time, user, vdso};
 
 const BOOT_STACK_SIZE: usize = 64 << 10;
-/// Which entry was taken, as `boot.s` tells it.
+/// Number by which `boot.s` names the PVH entry.
 const BY_PVH: u32 = 0;
 const BY_HANDOVER: u32 = 1;
 

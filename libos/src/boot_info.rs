@@ -1,4 +1,4 @@
-//! What a boot loader tells an image, whichever loader it was: [`BootInfo`].
+//! The boot loader's information, whichever loader it was: [`BootInfo`].
 //!
 //! QEMU (PVH) and the UEFI loader of `boot/uefi` leave different records; each is read here through [`ReadPhys`], checked, and
 //! made one structure. Nothing allocates: the heap does not exist yet.
@@ -22,10 +22,10 @@ const MAP_MAX: u64 = 1024;
 const MODULE_LEN: u64 = 32;
 /// The most modules that are kept.
 const MAX_MODULES: usize = 4;
-/// What the PVH entry's page tables map.
+/// Bytes that the PVH entry's page tables map.
 pub const PVH_MAPPED: u64 = 1 << 30;
 
-/// Which loader started the image.
+/// Loader that started the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loader {
     /// QEMU's `-kernel`, or another loader of Xen's PVH protocol.
@@ -52,14 +52,14 @@ pub struct Piece {
     pub len: u64,
 }
 
-/// What the boot loader tells of the machine.
+/// The boot loader's information about the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootInfo {
-    /// Who tells it.
+    /// The loader.
     pub loader: Loader,
-    /// Where the image's first byte lies.
+    /// Physical address of the image's first byte.
     pub image: u64,
-    /// How much physical memory the loader's page tables map in the direct map.
+    /// Bytes of physical memory that the loader's page tables map in the direct map.
     pub mapped: u64,
     /// The machine's RAM.
     pub map: MemoryMap,

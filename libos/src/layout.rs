@@ -15,7 +15,7 @@ pub(crate) const DIRECT_BASE: u64 = 0xffff_8000_0000_0000;
 pub(crate) const DEVICE_BASE: u64 = 0xffff_c000_0000_0000;
 /// The cores' stacks, each below an unmapped page.
 pub(crate) const STACKS_BASE: u64 = 0xffff_ff00_0000_0000;
-/// Where the loader put the image's first byte.
+/// Physical address of the image's first byte.
 static IMAGE_HOME: AtomicU64 = AtomicU64::new(0);
 /// Physical addresses beyond this one are not mapped: the windows above would overlap.
 pub(crate) const PHYS_LIMIT: u64 = STACKS_BASE - DEVICE_BASE;
@@ -61,7 +61,7 @@ impl Image {
         address - handover::LINK_BASE + IMAGE_HOME.load(Ordering::Acquire)
     }
 
-    /// Where the image lies, in whole pages.
+    /// Returns the image's place in physical memory, in whole pages.
     pub(crate) fn phys(self) -> Range<u64> {
         Self::phys_of(self.start)..Self::phys_of(self.end.next_multiple_of(PAGE_SIZE as u64))
     }

@@ -192,7 +192,7 @@ pub fn find_any(ids: &[(u16, u16)]) -> Option<Function> {
     None
 }
 
-/// Whether a bus has any device.
+/// Returns whether a bus has any device.
 fn has_any_by_ports(bus: u8) -> bool {
     (0..32).any(|device| read_by_ports(DeviceFunction { bus, device, function: 0 }, 0) & 0xffff != 0xffff)
 }

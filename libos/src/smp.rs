@@ -21,7 +21,8 @@ pub(crate) static AP_STACK: AtomicU64 = AtomicU64::new(0);
 static AP_CORE: AtomicUsize = AtomicUsize::new(0);
 static AP_APIC: AtomicU64 = AtomicU64::new(0);
 
-/// Where new cores begin: a page of code, and three page tables that map it where it is.
+/// Pages at which new cores begin: one of code, and three page tables that map it at its own
+/// address.
 const TRAMPOLINE_PAGES: u64 = 4;
 /// A core starts below 1 MiB; the first page holds the real mode's vectors, and above 640 KiB is no RAM.
 const TRAMPOLINE_WITHIN: core::ops::Range<u64> = 0x1000..0xa_0000;

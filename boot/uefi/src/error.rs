@@ -1,4 +1,4 @@
-//! What can be wrong with what the loader is given.
+//! Errors of the loader's input.
 
 /// An error of the loader's pure parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! What the loader asks of the firmware, in order.
+//! Calls of the loader to the firmware, in order.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -22,10 +22,10 @@ use crate::jump;
 const PAGE: usize = 4096;
 /// Bytes for what the memory map grows by until the firmware is left.
 const MAP_ROOM: usize = 4 * PAGE;
-/// How long a message stays before the firmware starts something else.
+/// Time that a message stays before the firmware starts something else.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Why nothing was started.
+/// Reasons why nothing was started.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -41,7 +41,7 @@ enum Failure {
     FiveLevels,
 }
 
-/// What the firmware is asked to do, for its refusal.
+/// The request that the firmware refused.
 #[derive(Clone, Copy)]
 struct What(&'static str);
 

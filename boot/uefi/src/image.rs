@@ -69,7 +69,7 @@ impl<'a> Image<'a> {
         self.len
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether there is nothing in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0

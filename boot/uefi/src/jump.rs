@@ -11,7 +11,7 @@ const WRITE_PROTECT: u64 = 1 << 16;
 /// EFER.NXE.
 const NO_EXECUTE: u32 = 1 << 11;
 
-/// Whether the firmware runs with page tables of five levels, which can't be left in 64-bit mode.
+/// Returns whether the firmware runs with page tables of five levels, which can't be left in 64-bit mode.
 pub(crate) fn has_five_levels() -> bool {
     let cr4: u64;
     // SAFETY: reads a register.

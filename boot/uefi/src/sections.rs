@@ -9,7 +9,7 @@ pub const IMAGE: [u8; 8] = *b".tessera";
 /// The section that holds a command line, if one is built in.
 pub const COMMAND_LINE: [u8; 8] = *b".cmdline";
 
-/// Where the MS-DOS header keeps the offset of the PE header.
+/// Offset in the MS-DOS header of the PE header's offset.
 const PE_OFFSET: usize = 0x3c;
 const SIGNATURE: &[u8] = b"PE\0\0";
 /// Signature and COFF header.

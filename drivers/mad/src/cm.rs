@@ -14,7 +14,7 @@ use crate::{Attribute, Error, Header, MAD_LEN, Mad, Method, MgmtClass};
 const HEADER: usize = 24;
 
 open_enum! {
-    /// Which message of the class it is (Linux `CM_REQ_ATTR_ID` and on).
+    /// Message of the class (Linux `CM_REQ_ATTR_ID` and on).
     pub struct CmAttribute(u16) {
         /// Asks for a connection.
         REQ = 0x0010,
@@ -34,7 +34,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Why a connection is refused (IBA 1.3, 12.6.7.2; Linux `enum ib_cm_rej_reason`).
+    /// Reason for a refused connection (IBA 1.3, 12.6.7.2; Linux `enum ib_cm_rej_reason`).
     pub struct RejectReason(u16) {
         /// No queue pair left.
         NO_QP = 1,
@@ -58,7 +58,7 @@ open_enum! {
 pub struct Req {
     /// The caller's name for the connection.
     pub local_comm_id: u32,
-    /// What is called.
+    /// Service that is called.
     pub service_id: u64,
     /// The caller's HCA.
     pub ca_guid: Guid,
@@ -133,9 +133,9 @@ pub struct Rej {
     pub local_comm_id: u32,
     /// The other's name.
     pub remote_comm_id: u32,
-    /// What is refused: 0 a REQ, 1 a REP, 2 something else (2 bits).
+    /// The refused message: 0 a REQ, 1 a REP, 2 something else (2 bits).
     pub rejected: u8,
-    /// Why.
+    /// Reason for the refusal.
     pub reason: RejectReason,
     /// For the service.
     pub private: [u8; 148],
@@ -337,7 +337,7 @@ impl Rep {
 }
 
 impl CmMessage {
-    /// Which message it is.
+    /// Returns the message's attribute.
     #[must_use]
     pub fn attribute(&self) -> CmAttribute {
         match self {

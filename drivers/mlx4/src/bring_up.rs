@@ -31,7 +31,7 @@ use crate::{Config, Error, special, wait};
 
 /// Command interface revisions that this driver speaks (Linux `fw.c`, `MLX4_COMMAND_INTERFACE_*`).
 const COMMAND_REVISION: u16 = 3;
-/// How long the card may take for the interrupt of a NOP.
+/// Time that the card may take for the interrupt of a NOP.
 const INTERRUPT_DEADLINE: Duration = Duration::from_secs(2);
 /// Doorbells of EQs that fit before the pages of QPs and CQs.
 const MAX_EQN: u32 = 4 * regs::FIRST_QUEUE_UAR;
@@ -64,7 +64,7 @@ impl<P: Platform> Claim<P> {
         pci::take_bus(&self.platform);
     }
 
-    /// Whether the card was given up.
+    /// Returns whether the card was given up.
     pub(crate) fn is_released(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }

@@ -56,7 +56,7 @@ pub use queues::Queues;
 use hca::Hca;
 use special::Management;
 
-/// What a card is started with.
+/// Settings that a card is started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// The port to use, from 1.
@@ -74,7 +74,7 @@ impl Default for Config {
     }
 }
 
-/// How often the service looks without being called: an interrupt may get lost.
+/// Time between two looks of the service that no interrupt called for: an interrupt may get lost.
 const LOOK_ANYWAY: Duration = Duration::from_millis(100);
 
 /// A card that runs.

@@ -29,7 +29,7 @@ const RESET_SETTLE: Duration = Duration::from_millis(1000);
 const RESET_DEADLINE: Duration = Duration::from_secs(2);
 const SEMAPHORE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What a reset loses of configuration space.
+/// The part of configuration space that a reset loses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Saved {
     id: u32,

@@ -39,7 +39,7 @@ pub(super) enum State {
     Ended,
 }
 
-/// What a connection is made for on this side.
+/// This side's end of a connection.
 #[derive(Clone)]
 pub(super) enum End {
     /// A core and its connection of this number.
@@ -52,7 +52,7 @@ pub(super) enum End {
 pub(super) struct Attempt {
     pub(super) peer: PeerId,
     pub(super) name: PeerName,
-    /// Which of the connections to the peer this is to be.
+    /// Lane: the number of this connection among those to the peer.
     pub(super) lane: u16,
     pub(super) end: End,
     pub(super) state: State,
@@ -60,7 +60,7 @@ pub(super) struct Attempt {
     pub(super) calls: bool,
     pub(super) ours: Side,
     pub(super) theirs: Option<Side>,
-    /// What the peer takes, once it has said so.
+    /// The peer's limits; `None` until it has told them.
     pub(super) target: Option<Target>,
     pub(super) transaction: u64,
     pub(super) lid: Lid,
@@ -68,7 +68,7 @@ pub(super) struct Attempt {
     pub(super) sl: u8,
     /// The way that REQ named.
     pub(super) way: Way,
-    /// What the peer wants REQ to be proven for, as far as is known.
+    /// The peer's challenge, which REQ must be proven for, as far as it is known.
     pub(super) challenge: u64,
     /// The proof of the last REQ.
     pub(super) asked: Proof,
@@ -103,7 +103,7 @@ impl Attempt {
         }
     }
 
-    /// Whether it is of this page path.
+    /// Returns whether it is of this page path.
     pub(super) fn is_of(&self, pages: &Arc<PageLink>) -> bool {
         matches!(&self.end, End::Pages(link) if Arc::ptr_eq(link, pages))
     }
@@ -273,7 +273,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
-    /// Whether nobody but the membership waits for it, and it was tried often enough.
+    /// Returns whether nobody but the membership waits for it, and it was tried often enough.
     fn is_hopeless(&self, attempt: &Attempt) -> bool {
         let peers = self.inner.peers.lock();
         let asked = peers
@@ -294,7 +294,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
-    /// Whether a connection to this port is with another life of its node than the one that says this of itself, or with one
+    /// Returns whether a connection to this port is with another life of its node than the one that says this of itself, or with one
     /// that has other cores. All lanes of a peer are with one life.
     pub(super) fn is_another_life(&self, gid: Gid, hello: &Hello) -> bool {
         let differs =

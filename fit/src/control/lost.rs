@@ -1,4 +1,4 @@
-//! What becomes of lost connections.
+//! Teardown of lost connections.
 
 use alloc::vec::Vec;
 

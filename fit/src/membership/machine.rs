@@ -22,7 +22,7 @@ const FAST: u32 = 10;
 const FAST_GAP: Duration = Duration::from_millis(100);
 const GAP: Duration = Duration::from_secs(1);
 const SLOW_GAP: Duration = Duration::from_secs(5);
-/// How long the node with the larger GID waits for the other's call before it calls itself.
+/// Time that the node with the larger GID waits for the other's call before it calls itself.
 const COURTESY: Duration = Duration::from_secs(1);
 /// Between two calls of a node that fail: the shortest and the longest pause.
 const CALL_AGAIN: Duration = Duration::from_millis(250);
@@ -30,7 +30,7 @@ const MAX_DOUBLINGS: u32 = 5;
 /// Before a node that refused for good is asked once more.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 
-/// What happened.
+/// An input of the membership.
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
     /// A datagram came to the group from this port.
@@ -39,7 +39,7 @@ pub(crate) enum Event<'a> {
     Admitted(PeerId, Member, Lid),
     /// A call that was asked for came to nothing.
     CallFailed {
-        /// Who was called.
+        /// GID of the called node.
         gid: Gid,
         /// It refused for good.
         refused: bool,
@@ -54,7 +54,7 @@ pub(crate) enum Event<'a> {
     Leave,
 }
 
-/// What is to be done.
+/// An output of the membership, to be carried out by its user.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Send this datagram to the group.
@@ -69,7 +69,7 @@ pub(crate) enum Action {
     Tell(Change),
 }
 
-/// What membership counts.
+/// Counters of the membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MembershipCounters {
     /// Announcements sent.
@@ -116,7 +116,7 @@ struct Known {
     call: Instant,
 }
 
-/// Who is there, and what to do about it.
+/// The membership's state: the members, and the calls that are due.
 pub(crate) struct Membership {
     me: Member,
     lid: Lid,
@@ -161,7 +161,8 @@ impl Membership {
         self.me
     }
 
-    /// What a request to this port is to be proven for, as far as is known: the incarnation of the node there.
+    /// Returns the challenge that a request to this port is to be proven for, as far as it is
+    /// known: the incarnation of the node there.
     pub(crate) fn challenge(&self, gid: Gid) -> u64 {
         let known = self.known.get(&gid);
         known.map_or(NO_CHALLENGE, |known| known.member.incarnation.0)
@@ -178,7 +179,7 @@ impl Membership {
         self.set_digest();
     }
 
-    /// Who is there.
+    /// Returns the members.
     pub(crate) fn view(&self) -> View {
         let agreeing = |known: &&Known| known.digest == Some(self.digest);
         View {

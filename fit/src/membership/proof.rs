@@ -18,7 +18,8 @@ pub(crate) type Proof = [u8; PROOF_LEN];
 /// A number used once.
 pub(crate) type Nonce = [u8; NONCE_LEN];
 
-/// What a proof is for. One is no proof for another purpose, so nothing can be sent back to where it came from.
+/// Purpose of a proof. A proof holds for one purpose only, so nothing can be sent back to its
+/// sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// An announcement.
@@ -68,7 +69,7 @@ pub(crate) fn prove(key: &Key, purpose: Purpose, parts: &[&[u8]]) -> Proof {
     mac(&key.0, purpose, parts).finalize().into_bytes().into()
 }
 
-/// Whether `proof` is the one for these parts; compared in constant time.
+/// Returns whether `proof` is the one for these parts; compared in constant time.
 pub(crate) fn holds(key: &Key, purpose: Purpose, parts: &[&[u8]], proof: &[u8]) -> bool {
     mac(&key.0, purpose, parts).verify_slice(proof).is_ok()
 }

@@ -1,4 +1,4 @@
-//! What a page costs FIT and the driver together, from "start" to the doorbell and from the
+//! Cost of a page in FIT and the driver together, from "start" to the doorbell and from the
 //! completion to "done": allocations here, instructions by `cargo xtask bench rpc`, which runs
 //! [`faults`] under callgrind and counts what is executed inside the functions `page_*`, but not
 //! inside those named `outside_*`: the card. The driver is the real one; memory and registers are

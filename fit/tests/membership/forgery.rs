@@ -1,4 +1,4 @@
-//! Who holds no key and plays requests again, or refuses in others' names.
+//! Strangers without the key that replay requests, or refuse in others' names.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -19,7 +19,7 @@ use mlx4::Mlx4;
 use verbs::{Access, Device, Domain, Gid, Guid, RemoteAddr, Rkey, Sge};
 
 const GUID: u64 = 0x0002_c903_0000_1000;
-/// What tests wait for takes at most this long.
+/// Time that a test's wait may take at most.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Answers with nothing, and remembers who came and went.

@@ -1,4 +1,4 @@
-//! What is on the fabric beside the cluster, and what goes on in its group.
+//! Strangers on the fabric beside the cluster, and noise in its group.
 
 use std::sync::{Arc, Mutex};
 

@@ -35,12 +35,12 @@ const SHARDS: usize = 64;
 const MAX_ENTRIES: usize = 8192;
 const MAX_BYTES: usize = 1 << 20;
 
-/// What S said of a path.
+/// S's answer for a path.
 #[derive(Clone, Debug)]
 enum Said {
     /// Its attributes.
     Stat(Stat),
-    /// Where the symbolic link points.
+    /// Target of the symbolic link.
     Target(Vec<u8>),
     /// There is no such file.
     Missing,

@@ -19,9 +19,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The virtual address at which an image begins.
 pub const LINK_BASE: u64 = 0xffff_ffff_8020_0000;
-/// Where an image expects physical memory while it starts.
+/// Address at which an image expects physical memory while it starts.
 pub const DIRECT_BASE: u64 = 0xffff_8000_0000_0000;
-/// How much physical memory is mapped there.
+/// Bytes of physical memory that are mapped there.
 pub const MAPPED: u64 = 4 << 30;
 /// The physical address at which an image's segments begin by its ELF header.
 pub const LOAD_BASE: u64 = 0x20_0000;
@@ -58,7 +58,7 @@ pub struct Framebuffer {
 pub struct Handover {
     /// [`MAGIC`].
     pub magic: u64,
-    /// Where the image's first byte, that of [`LINK_BASE`], lies; a page's first byte.
+    /// Physical address of the image's first byte; a page's first byte.
     pub image: u64,
     /// The command line.
     pub command_line: u64,

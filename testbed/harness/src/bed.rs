@@ -82,7 +82,7 @@ impl World for Shared {
     }
 }
 
-/// Where the machines' firmware places the card's BARs 0 and 2.
+/// Addresses that the machines' firmware gives the card's BARs 0 and 2.
 const BARS: [u32; 2] = [0xf000_0000, 0xe000_0000];
 
 /// Machines, their cards and the fabric, in virtual time on one thread.

@@ -51,7 +51,7 @@ pub(crate) struct Hca {
     gone_until: Instant,
 }
 
-/// How long a card is away after a reset (Linux `reset.c` waits as long before it looks).
+/// Time that a card is away after a reset (Linux `reset.c` waits as long before it looks).
 const AWAY: Duration = Duration::from_millis(1000);
 
 impl Hca {
@@ -107,7 +107,7 @@ impl Hca {
         self.gone_until = away;
     }
 
-    /// Whether loads and stores to this BAR reach the card.
+    /// Returns whether loads and stores to this BAR reach the card.
     pub(crate) fn answers(&self, bar: u8) -> bool {
         !self.on_bus || self.core.now >= self.gone_until && self.pci.is_mapped(bar)
     }

@@ -205,7 +205,7 @@ impl Plan {
         u16::try_from(needed).expect("few nodes") * lanes + self.spare
     }
 
-    /// How one life of a node is set up.
+    /// Returns the settings of one life of a node.
     pub(crate) fn shape(&self, life: Life) -> Shape {
         let purpose = mix(life.node as u64 ^ 0x5a9e) ^ u64::from(life.incarnation);
         let mut rng = Rng::of(self.seed, purpose);

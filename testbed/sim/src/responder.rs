@@ -9,7 +9,7 @@ use crate::rule::Rule;
 use crate::sabotage::Sabotage;
 use crate::world::{NodeIndex, World};
 
-/// For how long after its failure a queue pair may still carry out what has arrived.
+/// Time after its failure in which a queue pair may still carry out packets that have arrived.
 const LATE: u64 = 3_000_000;
 
 impl World {

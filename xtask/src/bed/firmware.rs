@@ -1,4 +1,5 @@
-//! What starts a machine: QEMU itself, or firmware that finds an image on a medium or in the network.
+//! The start of a machine: by QEMU itself, or by firmware that finds an image on a medium or in the
+//! network.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::ipxe;
 
-/// What starts a machine.
+/// Starter of a machine.
 #[derive(Debug)]
 pub(crate) enum Start<'a> {
     /// QEMU's own loader.
@@ -22,12 +23,12 @@ pub(crate) enum Start<'a> {
     Firmware {
         /// The firmware, with this machine's own variables.
         firmware: Firmware,
-        /// Where the firmware finds what it starts.
+        /// Medium on which the firmware finds the image.
         medium: Medium<'a>,
     },
 }
 
-/// Where firmware finds what it starts.
+/// Medium on which firmware finds an image.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Medium<'a> {
     /// A disk's contents on a USB stick.

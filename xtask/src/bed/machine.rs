@@ -37,7 +37,7 @@ impl Chipset {
 
 /// A machine whose memory the fabric's server may map, its adapter in slot 8.
 pub(crate) struct Machine<'a> {
-    /// What starts it.
+    /// Starter of the machine.
     pub(crate) start: Start<'a>,
     /// Its chipset.
     pub(crate) chipset: Chipset,

@@ -15,12 +15,13 @@ use gpt::mbr::ProtectiveMBR;
 use gpt::partition::Partition;
 use uuid::Uuid;
 
-/// Where firmware looks for a program on a volume that no boot entry names (UEFI specification 2.10, section 3.5.1.1).
+/// Path at which firmware looks for a program on a volume that no boot entry names (UEFI
+/// specification 2.10, section 3.5.1.1).
 const FALLBACK: [&str; 3] = ["EFI", "BOOT", "BOOTX64.EFI"];
 const SECTOR: u64 = 512;
 /// The partition's first sector: 1 MiB, as partitioning tools have it.
 const FIRST: u64 = 2048;
-/// What the backup table behind the partition takes, in sectors.
+/// Sectors of the backup table behind the partition.
 const BACKUP: u64 = 33;
 /// FAT32 has at least 65,525 clusters (Microsoft's FAT specification, section "FAT Type Determination"); here each is a sector.
 const FAT32_LEAST: u64 = 40 << 20;

@@ -10,7 +10,7 @@ use object::{Endianness, Object, ObjectSection};
 /// The header, and each program header.
 const HEADER_LEN: u64 = 64;
 const PROGRAM_HEADER_LEN: u64 = 56;
-/// Where program headers have file offset, and length in the file.
+/// Offsets in a program header of the file offset and of the length in the file.
 const OFFSET_AT: usize = 8;
 const FILE_LEN_AT: usize = 32;
 

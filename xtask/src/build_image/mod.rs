@@ -25,10 +25,10 @@ use crate::tools::{shown, step};
 /// sources, options and folder give the same bytes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which one
+    /// The role to build
     #[arg(value_enum, default_value_t = Choice::All)]
     role: Choice,
-    /// What kind of file
+    /// Format of the file
     #[arg(long, value_enum, default_value_t = Format::Elf)]
     format: Format,
     /// The kernel command line, built into the file. Whoever can read the file can read the cluster's key in it
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     cmdline: Option<String>,
 }
 
-/// What kind of file is made of an image.
+/// Format of the file that is made of an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Format {
     /// An ELF file with a PVH entry, without symbols
@@ -68,7 +68,7 @@ enum Choice {
     All,
 }
 
-/// What a node is.
+/// Role of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
     /// Keeps files.

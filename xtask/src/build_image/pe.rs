@@ -25,7 +25,7 @@ const READ_ONLY_DATA: u32 = 0x4000_0040;
 /// A PE file in the making.
 pub(super) struct Pe {
     bytes: Vec<u8>,
-    /// Where the signature is.
+    /// Offset of the signature.
     header: usize,
 }
 

@@ -57,8 +57,8 @@ while IFS=$'\t' read -r limit command; do
 done </conformance/cases
 exit 0
 "#;
-/// What `chroot` needs around it: file systems that P has of its own, and no capability by which a
-/// test could change this machine, such as its clock.
+/// Script that enters `chroot`: with file systems that P has of its own, and no capability by which
+/// a test could change this machine, such as its clock.
 const ENTER: &str = r#"set -e
 mount -t proc proc "$1/proc"; mount --rbind /dev "$1/dev"; mount -t tmpfs tmpfs "$1/tmp"
 mount -t tmpfs tmpfs "$1/dev/shm"; mount -t tmpfs tmpfs "$1/run"
@@ -67,16 +67,16 @@ caps=-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+kill,+setgid,+s
 caps=$caps,+net_bind_service,+net_raw,+ipc_lock,+ipc_owner,+sys_nice,+sys_resource,+sys_ptrace,+setfcap
 exec setpriv --bounding-set="$caps" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$1" /bin/bash /conformance/run "$2"
 "#;
-/// What a boot and the making of a disk may take.
+/// Time that a boot and the making of a disk may take.
 const BOOT: Duration = Duration::from_secs(240);
-/// What a case may take beyond its limit, for the shell's work and a busy machine.
+/// Time that a case may take beyond its limit, for the shell's work and a busy machine.
 const GRACE: Duration = Duration::from_secs(40);
-/// How long a run that is told to end may take.
+/// Time that a run which is told to end may take.
 const FAREWELL: Duration = Duration::from_secs(20);
 /// Clusters that may fail one after the other before a case begins.
 const MAX_FALSE_STARTS: u32 = 2;
 
-/// Where cases run.
+/// Place in which cases run.
 pub(super) enum Place<'a> {
     /// On a cluster, started with these options of `run`.
     Cluster(&'a [String]),
@@ -220,7 +220,7 @@ struct Session {
     errors: Option<thread::JoinHandle<String>>,
     /// Whether a case runs.
     began: bool,
-    /// What it has said.
+    /// Output so far.
     said: String,
 }
 

@@ -31,7 +31,7 @@ use crate::run::Root;
 use crate::tools::{quiet, say, step};
 use crate::{project, run};
 
-/// How often a run tells how far it is.
+/// Time between two reports of a run's progress.
 const PROGRESS: Duration = Duration::from_secs(60);
 
 /// Runs a test suite that others wrote on a cluster, and what fails there on this machine's Linux

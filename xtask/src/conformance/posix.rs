@@ -16,7 +16,7 @@ use crate::tools::{need, step};
 
 /// Seconds for a test; its own waits take up to some 20.
 const LIMIT: u64 = 60;
-/// What each test is built with, as the suite's own `Makefile` and `LDFLAGS` say.
+/// Compiler flags of each test, as the suite's own `Makefile` and `LDFLAGS` have them.
 const FLAGS: [&str; 7] = [
     "-O2",
     "-w",

@@ -10,12 +10,12 @@ use anyhow::{Context, Result};
 use super::suite::{SUITES, Suite};
 use super::table::{Meaning, Table};
 
-/// What the page begins with.
+/// Head of the page.
 const HEAD: &str = "# Tests that others wrote\n\n\
     `cargo xtask conformance SUITE --record` writes a section of this page: what passes, what fails on the cluster\n\
     and not on Linux, what fails on Linux too, what was not tested. The second column of a table of failures is\n\
     written by hand; without a reason there, it says what the test printed.\n";
-/// What stands before a reason that no one has written yet.
+/// Mark before a reason that no one has written yet.
 const PRINTED: &str = "printed: ";
 
 /// Reasons that the page gives, by test.

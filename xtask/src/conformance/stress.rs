@@ -27,7 +27,8 @@ const CLASSES: [&str; 9] = [
     "os",
     "cpu",
 ];
-/// What no unprivileged system permits, and what is made to end the machine or fill its disk.
+/// Stressors that no unprivileged system permits, or that are made to end the machine or fill its
+/// disk.
 const LEFT_OUT: [&str; 8] = [
     "reboot",
     "sysinval",

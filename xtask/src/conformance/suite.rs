@@ -69,7 +69,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// What a test found.
+/// Result of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// As it should be.
@@ -98,7 +98,7 @@ pub(super) struct Verdict {
     pub(super) test: String,
     /// The result.
     pub(super) outcome: Outcome,
-    /// What the test said, in a line.
+    /// The test's output, in a line.
     pub(super) why: String,
 }
 

@@ -5,16 +5,16 @@ use std::fmt;
 
 use super::suite::{Case, Outcome, Verdict};
 
-/// What a test found in both places.
+/// A test's results in both places.
 #[derive(Default, Debug)]
 pub(super) struct Row {
     ours: Option<Outcome>,
     linux: Option<Outcome>,
-    /// What the test said on the cluster.
+    /// The test's output on the cluster.
     pub(super) why: String,
 }
 
-/// What both results of a test mean together.
+/// Meaning of both results of a test together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// It passes on the cluster.
@@ -46,7 +46,7 @@ pub(super) struct Table {
     rows: BTreeMap<String, Row>,
 }
 
-/// How many tests ended how.
+/// Counts of tests by their meaning.
 #[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counts {
     /// [`Meaning::Pass`].

@@ -17,7 +17,7 @@ const BOOT_FILE: &str = "tessera.efi";
 /// The command line beside the loader (see `boot/uefi/src/command_line.rs`).
 const LINE_FILE: &str = "tessera.cmdline";
 
-/// What a machine starts from.
+/// Way in which a machine starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum Way {
     /// QEMU's own loader.
@@ -31,7 +31,7 @@ pub(super) enum Way {
     Pxe,
 }
 
-/// What some nodes start from.
+/// Way in which some nodes start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BootFrom {
     /// None for all.
@@ -73,7 +73,7 @@ pub(super) fn memory(way: Way, memory: u64) -> u64 {
     }
 }
 
-/// What a node's machine starts from, made.
+/// The made medium from which a node's machine starts.
 #[derive(Debug)]
 pub(super) enum Source {
     /// An image and its command line.
@@ -115,7 +115,7 @@ impl Source {
         }
     }
 
-    /// What QEMU is told.
+    /// Returns the starter for QEMU.
     pub(super) fn start(&self, role: Role, folder: &Path) -> Result<Start<'_>> {
         let medium = match self {
             Self::Kernel(kernel, command_line) => return Ok(Start::Kernel { kernel, command_line }),

@@ -16,7 +16,7 @@ use crate::qemu::Qemu;
 pub(crate) struct Vm<'a> {
     /// Role of the node.
     pub(crate) role: Role,
-    /// What its machine starts from.
+    /// Medium from which its machine starts.
     pub(super) source: Source,
     /// Its chipset.
     pub(crate) chipset: Chipset,

@@ -26,7 +26,7 @@ pub const HCR: usize = 0x8_0680;
 pub const OWNERSHIP: usize = 0x8_069c;
 /// Writing [`RESET_VALUE`] resets the device.
 pub const RESET: usize = 0xf_0010;
-/// What is written there.
+/// Value to write there.
 pub const RESET_VALUE: u32 = 1;
 /// The hardware semaphore: reading 0 takes it; a reset releases it.
 pub const SEMAPHORE: usize = 0xf_03fc;
@@ -39,7 +39,7 @@ pub const MSIX_PBA: usize = 0x7_d000;
 /// effects (Linux `reset.c`: "pci_config dwords 22 and 23").
 pub const CONFIG_GATEWAY_DWORDS: [u16; 2] = [22, 23];
 
-/// What a load gives when the device no longer answers.
+/// Value of a load when the device no longer answers.
 pub const GONE: u32 = u32::MAX;
 
 /// Turns a big-endian register's number into what a little-endian store takes, or back.
@@ -64,7 +64,7 @@ pub const SEND_DOORBELL: usize = 0x14;
 /// The CQ doorbell in a UAR page: two big-endian dwords, [`CqArm`] and then the consumer index.
 pub const CQ_DOORBELL: usize = 0x20;
 
-/// Where the doorbell of EQ `eqn` is in the UAR BAR: big-endian [`EqDoorbell`].
+/// Returns the offset of the doorbell of EQ `eqn` in the UAR BAR: big-endian [`EqDoorbell`].
 #[must_use]
 pub const fn eq_doorbell(eqn: u32) -> usize {
     (eqn as usize / 4) * UAR_PAGE_LEN + 0x800 + 8 * (eqn as usize % 4)
@@ -108,7 +108,7 @@ pub struct SendDoorbell {
     __: u8,
 }
 
-/// What a CQ is armed for.
+/// Arms a CQ for solicited completions.
 pub const ARM_SOLICITED: u8 = 1;
 /// Arm for the next completion of any kind.
 pub const ARM_NEXT: u8 = 2;
@@ -119,7 +119,7 @@ pub const ARM_NEXT: u8 = 2;
 pub struct CqArm {
     #[bits(2)]
     __: u8,
-    /// How many completion events have been taken, modulo 4.
+    /// Completion events taken, modulo 4.
     #[bits(2)]
     pub sequence: u8,
     #[bits(1)]
@@ -138,7 +138,7 @@ pub struct CqArm {
 pub struct CqArmRecord {
     #[bits(2)]
     __: u8,
-    /// How many completion events have been taken, modulo 4.
+    /// Completion events taken, modulo 4.
     #[bits(2)]
     pub sequence: u8,
     #[bits(1)]

@@ -6,7 +6,7 @@ use libos::boot_info::{BootInfo, COMMAND_LINE_MAX};
 
 use crate::input::Input;
 
-/// Where the input lies in physical memory.
+/// Physical address of the input.
 const BASE: u64 = 0x1000;
 
 struct Memory<'a>(&'a [u8]);
