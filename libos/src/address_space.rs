@@ -59,11 +59,15 @@ struct Ram;
 impl TableMemory for Ram {
     fn new_table(&self, kind: Kind) -> Result<PhysAddr, Error> {
         let fresh = || Frames::zeroed(1, 1).map(Frames::into_raw);
-        pool(kind).lock().take(core_local::current(), core_local::all(), fresh)
+        pool(kind)
+            .lock()
+            .take(core_local::current(), core_local::all(), fresh)
     }
 
     fn retire_table(&self, kind: Kind, table: PhysAddr) {
-        pool(kind).lock().retire([table], core_local::current(), core_local::all());
+        pool(kind)
+            .lock()
+            .retire([table], core_local::current(), core_local::all());
     }
 
     fn load(&self, at: PhysAddr) -> u64 {
@@ -75,7 +79,9 @@ impl TableMemory for Ram {
     }
 
     fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Result<(), u64> {
-        word(at).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        word(at)
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
     }
 }
 
@@ -138,13 +144,18 @@ impl Entry {
         if new & PRESENT != 0 && !is_program_frame(PhysAddr(new & ADDRESS)) {
             foreign_frame(new);
         }
-        self.word().compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        self.word()
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
     }
 
     /// Returns the entry `distance` pages on; `None` when another table holds it.
     #[must_use]
     pub fn offset(self, distance: i64) -> Option<Self> {
-        let at = self.0.get().wrapping_add_signed(distance.checked_mul(ENTRY.cast_signed())?);
+        let at = self
+            .0
+            .get()
+            .wrapping_add_signed(distance.checked_mul(ENTRY.cast_signed())?);
         let same_table = at / PAGE_SIZE as u64 == self.0.get() / PAGE_SIZE as u64;
         NonZeroU64::new(at).filter(|_| same_table).map(Self)
     }
@@ -237,7 +248,11 @@ impl AddressSpace {
         let tables = Tables::new(Ram).ok()?;
         paging::copy_kernel_half(tables.root());
         let asid = Asid::allocate()?;
-        Some(Arc::new(Self { tables, asid, generation: asid.word() }))
+        Some(Arc::new(Self {
+            tables,
+            asid,
+            generation: asid.word(),
+        }))
     }
 
     /// Returns the space's number.
@@ -290,7 +305,12 @@ impl AddressSpace {
     #[must_use]
     pub fn entries(&self, from: u64, end: u64) -> Entries<'_> {
         let address = from / PAGE_SIZE as u64 * PAGE_SIZE as u64;
-        Entries { space: self, address, end: end.min(USER_END), entry: None }
+        Entries {
+            space: self,
+            address,
+            end: end.min(USER_END),
+            entry: None,
+        }
     }
 
     /// Takes the leaf table that covers `address` away if all its entries are empty, and the upper
@@ -300,7 +320,9 @@ impl AddressSpace {
     /// [`Entry`] of it, and has called [`AddressSpace::changed`] for what it emptied. The frames
     /// are used again once every other core has passed a quiescent point. No core is interrupted.
     pub fn release(&self, address: u64) -> bool {
-        let Some(unhooked) = self.tables.unhook(address) else { return false };
+        let Some(unhooked) = self.tables.unhook(address) else {
+            return false;
+        };
         // Paging-structure caches may still hold the way to the tables. One INVLPG drops all of
         // them on this core (Intel SDM volume 3A, section 4.10.4.1). Other cores drop theirs when
         // they enter user mode next, for the generation has changed, and are waited for until then.

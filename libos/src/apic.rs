@@ -55,9 +55,16 @@ static REGISTERS: Once<Window> = Once::new();
 /// Silences the two 8259s, which would deliver into the exceptions' vectors.
 pub(crate) fn silence_legacy() {
     // Initialise with the vectors 0x20 to 0x2f, so that a spurious interrupt hits no exception, then mask all.
-    for (port, value) in
-        [(0x20, 0x11), (0xa0, 0x11), (0x21, 0x20), (0xa1, 0x28), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1)]
-    {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0xa0, 0x11),
+        (0x21, 0x20),
+        (0xa1, 0x28),
+        (0x21, 4),
+        (0xa1, 2),
+        (0x21, 1),
+        (0xa1, 1),
+    ] {
         out(port, value);
     }
     out(0x21, 0xff);
@@ -74,9 +81,15 @@ pub(crate) fn init() {
     let mut base = Msr::new(BASE_MSR);
     // SAFETY: every 64-bit CPU has it.
     let old = unsafe { base.read() };
-    let x2apic = CpuId::new().get_feature_info().is_some_and(|info| info.has_x2apic());
+    let x2apic = CpuId::new()
+        .get_feature_info()
+        .is_some_and(|info| info.has_x2apic());
     X2APIC.store(x2apic, Ordering::Release);
-    let mode = if x2apic { BASE_ENABLE | BASE_X2APIC } else { BASE_ENABLE };
+    let mode = if x2apic {
+        BASE_ENABLE | BASE_X2APIC
+    } else {
+        BASE_ENABLE
+    };
     // SAFETY: turns the APIC on where it is.
     unsafe { base.write(old | mode) };
     if !x2apic {
@@ -113,7 +126,11 @@ fn write(register: u32, value: u32) {
 
 /// This core's APIC id.
 pub(crate) fn id() -> u32 {
-    if X2APIC.load(Ordering::Acquire) { read(ID) } else { read(ID) >> 24 }
+    if X2APIC.load(Ordering::Acquire) {
+        read(ID)
+    } else {
+        read(ID) >> 24
+    }
 }
 
 /// Tells the APIC that the interrupt is served.

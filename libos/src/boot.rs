@@ -36,10 +36,7 @@ core::arch::global_asm!(
     ap_stack = sym smp::AP_STACK,
     ap_start = sym smp::ap_start,
 );
-core::arch::global_asm!(
-    include_str!("trampoline.s"),
-    options(att_syntax),
-);
+core::arch::global_asm!(include_str!("trampoline.s"), options(att_syntax),);
 
 /// Argument of an image's main task.
 #[derive(Debug)]
@@ -100,7 +97,10 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
     vdso::init_core();
     log::info!("started by {}", info.loader);
     if info.map.lost() > 0 {
-        log::warn!("{} MiB of RAM lie in too many pieces to be used", info.map.lost() >> 20);
+        log::warn!(
+            "{} MiB of RAM lie in too many pieces to be used",
+            info.map.lost() >> 20
+        );
     }
     set_up_command_line(&line, info.rsdp);
     // The boot stack has no guard below it and is left for good.
@@ -150,7 +150,9 @@ struct Firmware;
 
 impl ReadPhys for Firmware {
     fn read(&self, address: u64, into: &mut [u8]) -> bool {
-        let Some(from) = paging::map_firmware(PhysAddr(address), into.len() as u64) else { return false };
+        let Some(from) = paging::map_firmware(PhysAddr(address), into.len() as u64) else {
+            return false;
+        };
         // SAFETY: mapped just now; firmware's tables don't change.
         unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
         true

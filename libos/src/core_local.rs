@@ -64,7 +64,10 @@ impl table_pool::Core for &CoreLocal {
     }
 
     fn peek(&self) -> Progress {
-        Progress { polls: self.queue.polls(), user_epoch: self.user_epoch.load(Ordering::Acquire) }
+        Progress {
+            polls: self.queue.polls(),
+            user_epoch: self.user_epoch.load(Ordering::Acquire),
+        }
     }
 }
 

@@ -111,7 +111,11 @@ impl FrameArray {
     pub fn allocate(frames: usize) -> Option<&'static Self> {
         let buffer = Buffer::allocate(frames.checked_mul(PAGE_SIZE)?, PAGE_SIZE)?;
         let _add = ADD.lock();
-        let array: &'static Self = Box::leak(Box::new(Self { buffer, frames, previous: last() }));
+        let array: &'static Self = Box::leak(Box::new(Self {
+            buffer,
+            frames,
+            previous: last(),
+        }));
         LAST.store(core::ptr::from_ref(array).cast_mut(), Ordering::Release);
         Some(array)
     }

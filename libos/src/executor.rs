@@ -33,10 +33,7 @@ pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) 
 /// # Panics
 ///
 /// When no such core runs (see [`crate::cores`]).
-pub fn spawn_on<T: Send + 'static>(
-    core: usize,
-    task: impl Future<Output = T> + Send + 'static,
-) -> Task<T> {
+pub fn spawn_on<T: Send + 'static>(core: usize, task: impl Future<Output = T> + Send + 'static) -> Task<T> {
     let core = core_local::get(core).expect("no such core runs");
     let (runnable, task) = async_task::spawn(task, move |runnable| enqueue(core, runnable));
     runnable.schedule();

@@ -46,7 +46,9 @@ pub(crate) struct Area {
 
 /// Enables FPU, SSE and what else of AVX the CPU has, on this core.
 pub(crate) fn init() {
-    let xsave = CpuId::new().get_feature_info().is_some_and(|info| info.has_xsave());
+    let xsave = CpuId::new()
+        .get_feature_info()
+        .is_some_and(|info| info.has_xsave());
     // SAFETY: programs may use the FPU; the kernel does not.
     unsafe {
         Cr0::update(|flags| {
@@ -70,12 +72,18 @@ pub(crate) fn init() {
     }
     FORMAT.call_once(|| {
         if !xsave {
-            return Format { components: None, len: LEGACY_LEN };
+            return Format {
+                components: None,
+                len: LEGACY_LEN,
+            };
         }
         // SAFETY: XSAVE is enabled.
         let components = unsafe { _xgetbv(0) };
         let len = core::arch::x86_64::__cpuid_count(0xd, 0).ebx as usize;
-        Format { components: Some(components), len: len.max(HEADER_END) }
+        Format {
+            components: Some(components),
+            len: len.max(HEADER_END),
+        }
     });
 }
 
@@ -86,7 +94,9 @@ fn format() -> Format {
 impl Area {
     /// The state after reset.
     pub(crate) fn new() -> Self {
-        let mut area = Self { blocks: vec![Block([0; 64]); format().len.div_ceil(64)] };
+        let mut area = Self {
+            blocks: vec![Block([0; 64]); format().len.div_ceil(64)],
+        };
         area.blocks[0].0[CONTROL_WORD].copy_from_slice(&0x37f_u16.to_le_bytes());
         area.blocks[0].0[MXCSR].copy_from_slice(&0x1f80_u32.to_le_bytes());
         area
@@ -116,7 +126,10 @@ impl Area {
     /// Returns whether a load would not fault: no reserved bit of MXCSR or of the header is set.
     fn is_loadable(&self, bytes: &[u8]) -> bool {
         let word = |range: core::ops::Range<usize>| {
-            bytes[range].iter().rev().fold(0_u64, |word, &byte| word << 8 | u64::from(byte))
+            bytes[range]
+                .iter()
+                .rev()
+                .fold(0_u64, |word, &byte| word << 8 | u64::from(byte))
         };
         // What the CPU wrote here when it last saved; 0 means the mask of the first SSE CPUs.
         let own = &self.blocks[0].0[MXCSR_MASK];
@@ -125,7 +138,8 @@ impl Area {
             mask => mask,
         };
         let header_fine = format().components.is_none_or(|components| {
-            word(STATE_BITS) & !components == 0 && bytes[STATE_BITS.end..HEADER_END].iter().all(|&byte| byte == 0)
+            word(STATE_BITS) & !components == 0
+                && bytes[STATE_BITS.end..HEADER_END].iter().all(|&byte| byte == 0)
         });
         word(MXCSR) & !u64::from(mask) == 0 && header_fine
     }

@@ -104,9 +104,19 @@ pub(crate) fn init(info: &BootInfo) {
     let bytes = (words * size_of::<u64>()).next_multiple_of(PAGE_SIZE) as u64;
     let image = Image::get().phys();
     // Modules and the record are read before anything is allocated, but for the modules' contents.
-    let end = info.modules.iter().map(|module| module.start.saturating_add(module.len)).fold(image.end, u64::max);
-    let taken = if info.modules.is_empty() { image.clone() } else { image.start..end.next_multiple_of(PAGE_SIZE as u64) };
-    let home = map.find(bytes, LOW_MEMORY_END..info.mapped, &taken).expect("no RAM for the frame bitmap that the loader mapped");
+    let end = info
+        .modules
+        .iter()
+        .map(|module| module.start.saturating_add(module.len))
+        .fold(image.end, u64::max);
+    let taken = if info.modules.is_empty() {
+        image.clone()
+    } else {
+        image.start..end.next_multiple_of(PAGE_SIZE as u64)
+    };
+    let home = map
+        .find(bytes, LOW_MEMORY_END..info.mapped, &taken)
+        .expect("no RAM for the frame bitmap that the loader mapped");
     // SAFETY: RAM that nothing uses yet (it is no part of the image), mapped, aligned to a page.
     let words = unsafe { core::slice::from_raw_parts_mut(direct(PhysAddr(home)).cast::<u64>(), words) };
     let mut bitmap = FrameBitmap::new(words);
@@ -118,7 +128,10 @@ pub(crate) fn init(info: &BootInfo) {
     bitmap.withhold(page(image.start), page(image.end));
     for module in &info.modules {
         let end = module.start.saturating_add(module.len).min(map.end());
-        bitmap.withhold(page(module.start.min(end)), page(end.next_multiple_of(PAGE_SIZE as u64)));
+        bitmap.withhold(
+            page(module.start.min(end)),
+            page(end.next_multiple_of(PAGE_SIZE as u64)),
+        );
     }
     bitmap.withhold(page(home), page(home + bytes));
     *FRAMES.lock() = Some(bitmap);

@@ -50,48 +50,69 @@ pub use table_pool::TableFrames;
 #[cfg(any(test, target_os = "none"))]
 pub use user_tables::{Mapping, Rights};
 
-/// Declares the modules that exist on the machine only, not on the host.
-macro_rules! machine {
-    ($($(#[$meta:meta])* $vis:vis mod $name:ident;)*) => {$(
-        #[cfg(target_os = "none")]
-        $(#[$meta])*
-        $vis mod $name;
-    )*};
-}
-
-machine! {
-    mod address_space;
-    mod apic;
-    mod boot;
-    mod console;
-    mod core_local;
-    pub mod dma;
-    mod executor;
-    mod exit;
-    mod fpu;
-    pub mod frames;
-    mod heap;
-    mod interrupts;
-    mod layout;
-    mod page_table;
-    mod paging;
-    mod panic;
-    pub mod pci;
-    pub mod quirks;
-    mod random;
-    mod segments;
-    mod serial;
-    mod smp;
-    mod time;
-    mod timer;
-    mod traps;
-    mod user;
-    pub mod vdso;
-    pub mod virtio;
-    mod virtio_console;
-    mod virtio_disk;
-    mod window;
-}
+// Modules that exist on the machine only, not on the host.
+#[cfg(target_os = "none")]
+mod address_space;
+#[cfg(target_os = "none")]
+mod apic;
+#[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
+mod core_local;
+#[cfg(target_os = "none")]
+pub mod dma;
+#[cfg(target_os = "none")]
+mod executor;
+#[cfg(target_os = "none")]
+mod exit;
+#[cfg(target_os = "none")]
+mod fpu;
+#[cfg(target_os = "none")]
+pub mod frames;
+#[cfg(target_os = "none")]
+mod heap;
+#[cfg(target_os = "none")]
+mod interrupts;
+#[cfg(target_os = "none")]
+mod layout;
+#[cfg(target_os = "none")]
+mod page_table;
+#[cfg(target_os = "none")]
+mod paging;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+pub mod pci;
+#[cfg(target_os = "none")]
+pub mod quirks;
+#[cfg(target_os = "none")]
+mod random;
+#[cfg(target_os = "none")]
+mod segments;
+#[cfg(target_os = "none")]
+mod serial;
+#[cfg(target_os = "none")]
+mod smp;
+#[cfg(target_os = "none")]
+mod time;
+#[cfg(target_os = "none")]
+mod timer;
+#[cfg(target_os = "none")]
+mod traps;
+#[cfg(target_os = "none")]
+mod user;
+#[cfg(target_os = "none")]
+pub mod vdso;
+#[cfg(target_os = "none")]
+pub mod virtio;
+#[cfg(target_os = "none")]
+mod virtio_console;
+#[cfg(target_os = "none")]
+mod virtio_disk;
+#[cfg(target_os = "none")]
+mod window;
 
 #[cfg(target_os = "none")]
 pub use machine::*;

@@ -70,7 +70,9 @@ pub(crate) fn entry_or_create(
 /// The physical address that `address` translates to.
 pub(crate) fn translate(root: PhysAddr, address: u64) -> Option<PhysAddr> {
     for (level, size) in [(1, 1_u64 << 12), (2, 1 << 21), (3, 1 << 30)] {
-        let Some(entry) = entry(root, address, level) else { continue };
+        let Some(entry) = entry(root, address, level) else {
+            continue;
+        };
         let word = entry.load(Ordering::Acquire);
         let leaf = word & PRESENT != 0 && (level == 1 || word & LARGE != 0);
         return leaf.then(|| PhysAddr((word & ADDRESS & !(size - 1)) + (address & (size - 1))));

@@ -16,7 +16,8 @@ use crate::frames::Frames;
 use crate::layout::{DEVICE_BASE, DIRECT_BASE, Image, PHYS_LIMIT, STACKS_BASE};
 use crate::memory_map::MemoryMap;
 use crate::page_table::{
-    ENTRIES, GLOBAL, LARGE, LARGE_PAGE, NO_EXECUTE, PRESENT, UNCACHED, WRITABLE, entry_or_create, table, translate,
+    ENTRIES, GLOBAL, LARGE, LARGE_PAGE, NO_EXECUTE, PRESENT, UNCACHED, WRITABLE, entry_or_create, table,
+    translate,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -44,7 +45,9 @@ pub(crate) fn kernel_root() -> PhysAddr {
 
 /// Builds the tables and loads them.
 pub(crate) fn init(map: &MemoryMap) {
-    let root = Frames::zeroed(1, 1).expect("no memory for page tables").into_raw();
+    let root = Frames::zeroed(1, 1)
+        .expect("no memory for page tables")
+        .into_raw();
     KERNEL_ROOT.store(root.0, Ordering::Release);
     let bits = CpuId::new()
         .get_processor_capacity_feature_info()
@@ -92,7 +95,8 @@ fn map_ram(root: PhysAddr, start: u64, end: u64) {
             && at + LARGE_PAGE <= end
             && (at + LARGE_PAGE <= hole.start || at >= hole.end);
         if large {
-            let slot = entry_or_create(root, DIRECT_BASE + at, 2, TABLE_RIGHTS).expect("no memory for page tables");
+            let slot =
+                entry_or_create(root, DIRECT_BASE + at, 2, TABLE_RIGHTS).expect("no memory for page tables");
             slot.store(at | DATA | LARGE, Ordering::Release);
             at += LARGE_PAGE;
             continue;
@@ -105,7 +109,9 @@ fn map_ram(root: PhysAddr, start: u64, end: u64) {
 }
 
 fn set(root: PhysAddr, address: u64, word: u64) {
-    entry_or_create(root, address, 1, TABLE_RIGHTS).expect("no memory for page tables").store(word, Ordering::Release);
+    entry_or_create(root, address, 1, TABLE_RIGHTS)
+        .expect("no memory for page tables")
+        .store(word, Ordering::Release);
 }
 
 /// Returns the RAM between `within`'s ends that is lowest and has `len` bytes.
@@ -120,10 +126,16 @@ pub(crate) fn load_on_this_core() {
     unsafe { Msr::new(PAT_MSR).write(PAT_AFTER_RESET) };
     let features = CpuId::new().get_extended_feature_info();
     let mut wanted = Cr4Flags::PAGE_GLOBAL;
-    if features.as_ref().is_some_and(raw_cpuid::ExtendedFeatures::has_smep) {
+    if features
+        .as_ref()
+        .is_some_and(raw_cpuid::ExtendedFeatures::has_smep)
+    {
         wanted |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
     }
-    if features.as_ref().is_some_and(raw_cpuid::ExtendedFeatures::has_smap) {
+    if features
+        .as_ref()
+        .is_some_and(raw_cpuid::ExtendedFeatures::has_smap)
+    {
         wanted |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
     }
     load_root(kernel_root());
@@ -141,9 +153,15 @@ pub(crate) fn load_root(root: PhysAddr) {
 /// Maps device registers, uncached. `None` where the range is RAM or beyond the machine's addresses, as only a broken
 /// device can ask, or memory is out.
 pub(crate) fn map_device(start: PhysAddr, len: u64) -> Option<*mut u8> {
-    let end = start.0.checked_add(len).filter(|&end| len > 0 && end <= PHYS_END.load(Ordering::Acquire))?;
+    let end = start
+        .0
+        .checked_add(len)
+        .filter(|&end| len > 0 && end <= PHYS_END.load(Ordering::Acquire))?;
     let ram = RAM.get()?.regions();
-    if ram.iter().any(|region| start.0 < region.end && region.start < end) {
+    if ram
+        .iter()
+        .any(|region| start.0 < region.end && region.start < end)
+    {
         return None;
     }
     map_linear(DEVICE_BASE, start.0, end, DATA | UNCACHED)?;
@@ -152,7 +170,10 @@ pub(crate) fn map_device(start: PhysAddr, len: u64) -> Option<*mut u8> {
 
 /// Maps firmware tables into the direct map, read-only where no RAM is.
 pub(crate) fn map_firmware(start: PhysAddr, len: u64) -> Option<*const u8> {
-    let end = start.0.checked_add(len).filter(|&end| len > 0 && end <= PHYS_END.load(Ordering::Acquire))?;
+    let end = start
+        .0
+        .checked_add(len)
+        .filter(|&end| len > 0 && end <= PHYS_END.load(Ordering::Acquire))?;
     map_linear(DIRECT_BASE, start.0, end, READ_ONLY)?;
     Some(pointer(DIRECT_BASE + start.0))
 }
@@ -173,7 +194,9 @@ pub(crate) fn new_stack(bytes: usize) -> u64 {
     let _change = CHANGE.lock();
     let base = NEXT_STACK.fetch_add(bytes as u64 + PAGE, Ordering::AcqRel) + PAGE;
     // Contiguous, so that a buffer on a stack has one physical address.
-    let frames = Frames::zeroed(bytes / PAGE_SIZE, PAGE_SIZE).expect("no memory for a stack").into_raw();
+    let frames = Frames::zeroed(bytes / PAGE_SIZE, PAGE_SIZE)
+        .expect("no memory for a stack")
+        .into_raw();
     for at in (0..bytes as u64).step_by(PAGE_SIZE) {
         set(kernel_root(), base + at, (frames.0 + at) | DATA);
     }

@@ -52,7 +52,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 /// Ends the node for an exception that the kernel itself raised.
 pub(crate) fn exception(frame: &TrapFrame) -> ! {
     only_once();
-    let name = NAMES.get(usize::try_from(frame.vector).unwrap_or(usize::MAX)).copied().unwrap_or("unknown");
+    let name = NAMES
+        .get(usize::try_from(frame.vector).unwrap_or(usize::MAX))
+        .copied()
+        .unwrap_or("unknown");
     let fault = Cr2::read_raw();
     panic_line(format_args!(
         "kernel exception {} ({name}), error {:#x}, address {fault:#x}",
@@ -68,13 +71,47 @@ pub(crate) fn exception(frame: &TrapFrame) -> ! {
 }
 
 fn registers(frame: &TrapFrame) {
-    let TrapFrame { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, .. } = frame;
-    let TrapFrame { r12, r13, r14, r15, rip, rflags, cs, ss, .. } = frame;
-    panic_line(format_args!("rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}"));
-    panic_line(format_args!("rsi {rsi:016x} rdi {rdi:016x} rbp {rbp:016x} rsp {rsp:016x}"));
-    panic_line(format_args!("r8  {r8:016x} r9  {r9:016x} r10 {r10:016x} r11 {r11:016x}"));
-    panic_line(format_args!("r12 {r12:016x} r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}"));
-    panic_line(format_args!("rip {rip:016x} flags {rflags:08x} cs {cs:x} ss {ss:x}"));
+    let TrapFrame {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        rsp,
+        r8,
+        r9,
+        r10,
+        r11,
+        ..
+    } = frame;
+    let TrapFrame {
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+        cs,
+        ss,
+        ..
+    } = frame;
+    panic_line(format_args!(
+        "rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}"
+    ));
+    panic_line(format_args!(
+        "rsi {rsi:016x} rdi {rdi:016x} rbp {rbp:016x} rsp {rsp:016x}"
+    ));
+    panic_line(format_args!(
+        "r8  {r8:016x} r9  {r9:016x} r10 {r10:016x} r11 {r11:016x}"
+    ));
+    panic_line(format_args!(
+        "r12 {r12:016x} r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}"
+    ));
+    panic_line(format_args!(
+        "rip {rip:016x} flags {rflags:08x} cs {cs:x} ss {ss:x}"
+    ));
 }
 
 fn code(rip: u64) {
@@ -94,7 +131,9 @@ fn backtrace(rip: Option<u64>, mut frame: u64) {
         panic_line(format_args!("  at {}", Place(rip)));
     }
     for _ in 0..MAX_FRAMES {
-        let (Some(caller), Some(next)) = (word(frame.wrapping_add(8)), word(frame)) else { return };
+        let (Some(caller), Some(next)) = (word(frame.wrapping_add(8)), word(frame)) else {
+            return;
+        };
         if !Image::contains_text(caller) {
             return;
         }

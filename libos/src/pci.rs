@@ -74,14 +74,19 @@ fn write(at: DeviceFunction, offset: u16, value: u32) {
 }
 
 fn memory_mapped(at: DeviceFunction) -> Option<(Window, usize)> {
-    let ecam = ECAM.get()?.filter(|ecam| (ecam.first_bus..=ecam.last_bus).contains(&at.bus))?;
+    let ecam = ECAM
+        .get()?
+        .filter(|ecam| (ecam.first_bus..=ecam.last_bus).contains(&at.bus))?;
     let window = *BUSES[usize::from(at.bus)].call_once(|| {
         let start = ecam.base.checked_add(u64::from(at.bus) * BUS_BYTES)?;
         let page = paging::map_device(PhysAddr(start), BUS_BYTES)?;
         // SAFETY: mapped for good, and only this module has it.
         Some(unsafe { Window::new(page, 256 * FUNCTION_BYTES) })
     });
-    Some((window?, (usize::from(at.device) << 3 | usize::from(at.function)) * FUNCTION_BYTES))
+    Some((
+        window?,
+        (usize::from(at.device) << 3 | usize::from(at.function)) * FUNCTION_BYTES,
+    ))
 }
 
 fn select(at: DeviceFunction, offset: u16) {
@@ -125,14 +130,22 @@ pub struct Function {
 
 impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DeviceFunction { bus, device, function } = self.at;
+        let DeviceFunction {
+            bus,
+            device,
+            function,
+        } = self.at;
         write!(f, "{bus:02x}:{device:02x}.{function}")
     }
 }
 
 impl fmt::Debug for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self} {:04x}:{:04x} class {:06x}", self.vendor, self.device, self.class)
+        write!(
+            f,
+            "{self} {:04x}:{:04x} class {:06x}",
+            self.vendor, self.device, self.class
+        )
     }
 }
 
@@ -150,10 +163,18 @@ fn functions_from(bus: u8, buses: &mut Vec<u8>) -> Vec<Function> {
     while let Some(&bus) = buses.get(next) {
         next += 1;
         for device in 0..32 {
-            let first = DeviceFunction { bus, device, function: 0 };
+            let first = DeviceFunction {
+                bus,
+                device,
+                function: 0,
+            };
             let many = read(first, HEADER_TYPE) >> 16 & 0x80 != 0;
             for function in 0..if many { 8 } else { 1 } {
-                let at = DeviceFunction { bus, device, function };
+                let at = DeviceFunction {
+                    bus,
+                    device,
+                    function,
+                };
                 let Some(function) = probe(at) else { continue };
                 found.push(function);
                 let behind = secondary_bus(at).filter(|behind| !buses.contains(behind));
@@ -179,7 +200,11 @@ pub fn find_any(ids: &[(u16, u16)]) -> Option<Function> {
     if let Some(function) = functions_from(0, &mut buses).into_iter().find(is_it) {
         return Some(function);
     }
-    let (first, last) = ECAM.get().copied().flatten().map_or((0, u8::MAX), |ecam| (ecam.first_bus, ecam.last_bus));
+    let (first, last) = ECAM
+        .get()
+        .copied()
+        .flatten()
+        .map_or((0, u8::MAX), |ecam| (ecam.first_bus, ecam.last_bus));
     for bus in first..=last {
         // By ports, as most have nothing, and mapping one takes page tables.
         if buses.contains(&bus) || !has_any_by_ports(bus) {
@@ -194,13 +219,28 @@ pub fn find_any(ids: &[(u16, u16)]) -> Option<Function> {
 
 /// Returns whether a bus has any device.
 fn has_any_by_ports(bus: u8) -> bool {
-    (0..32).any(|device| read_by_ports(DeviceFunction { bus, device, function: 0 }, 0) & 0xffff != 0xffff)
+    (0..32).any(|device| {
+        read_by_ports(
+            DeviceFunction {
+                bus,
+                device,
+                function: 0,
+            },
+            0,
+        ) & 0xffff
+            != 0xffff
+    })
 }
 
 fn probe(at: DeviceFunction) -> Option<Function> {
     let [a, b, c, d] = read(at, 0).to_le_bytes();
     let (vendor, device) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
-    (vendor != 0xffff).then(|| Function { at, vendor, device, class: read(at, 8) >> 8 })
+    (vendor != 0xffff).then(|| Function {
+        at,
+        vendor,
+        device,
+        class: read(at, 8) >> 8,
+    })
 }
 
 fn secondary_bus(at: DeviceFunction) -> Option<u8> {
@@ -224,7 +264,10 @@ impl Function {
     fn capability(self, id: u8) -> Option<u16> {
         let root = PciRoot::new(Config);
         // A list that loops must end.
-        let found = root.capabilities(self.at).take(64).find(|capability| capability.id == id);
+        let found = root
+            .capabilities(self.at)
+            .take(64)
+            .find(|capability| capability.id == id);
         found.map(|capability| capability.offset.into())
     }
 
@@ -233,7 +276,9 @@ impl Function {
             return None;
         }
         let info = PciRoot::new(Config).bar_info(self.at, index).ok()??;
-        let BarInfo::Memory { address, size, .. } = info else { return None };
+        let BarInfo::Memory { address, size, .. } = info else {
+            return None;
+        };
         if address == 0 {
             return None;
         }
@@ -249,7 +294,9 @@ impl Function {
         let table = read(self.at, capability + 4);
         let window = self.bar(u8::try_from(table & 7).ok()?)?;
         let offset = usize::try_from(table & !7).ok()?;
-        let fits = offset.checked_add(usize::from(entries) * MSIX_ENTRY).is_some_and(|end| end <= window.len());
+        let fits = offset
+            .checked_add(usize::from(entries) * MSIX_ENTRY)
+            .is_some_and(|end| end <= window.len());
         fits.then_some((capability, window, offset, entries))
     }
 }

@@ -11,9 +11,9 @@ use crate::frame_bitmap::PAGE_SIZE;
 pub fn is_tcg() -> bool {
     static TCG: Once<bool> = Once::new();
     *TCG.call_once(|| {
-        CpuId::new().get_hypervisor_info().is_some_and(|info| {
-            matches!(info.identify(), raw_cpuid::Hypervisor::QEMU)
-        })
+        CpuId::new()
+            .get_hypervisor_info()
+            .is_some_and(|info| matches!(info.identify(), raw_cpuid::Hypervisor::QEMU))
     })
 }
 

@@ -20,14 +20,19 @@ pub fn random_bytes(bytes: &mut [u8]) {
 
 fn hardware() -> Option<u64> {
     static PRESENT: Once<bool> = Once::new();
-    let present =
-        *PRESENT.call_once(|| CpuId::new().get_feature_info().is_some_and(|info| info.has_rdrand()));
+    let present = *PRESENT.call_once(|| {
+        CpuId::new()
+            .get_feature_info()
+            .is_some_and(|info| info.has_rdrand())
+    });
     if !present {
         return None;
     }
     let mut word = 0;
     // SAFETY: the CPU has the instruction.
-    (0..ATTEMPTS).any(|_| unsafe { core::arch::x86_64::_rdrand64_step(&mut word) } == 1).then_some(word)
+    (0..ATTEMPTS)
+        .any(|_| unsafe { core::arch::x86_64::_rdrand64_step(&mut word) } == 1)
+        .then_some(word)
 }
 
 /// SplitMix64 over the counter (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
@@ -35,7 +40,9 @@ fn from_time() -> u64 {
     static STATE: AtomicU64 = AtomicU64::new(0);
     // SAFETY: every 64-bit CPU has the counter.
     let ticks = unsafe { core::arch::x86_64::_rdtsc() };
-    let mut word = STATE.fetch_add(ticks | 1, Ordering::Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut word = STATE
+        .fetch_add(ticks | 1, Ordering::Relaxed)
+        .wrapping_add(0x9e37_79b9_7f4a_7c15);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)

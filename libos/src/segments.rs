@@ -44,7 +44,10 @@ impl Segments {
         for (_, ist) in IST_VECTORS {
             tss.interrupt_stack_table[usize::from(ist)] = VirtAddr::new(new_stack(IST_STACK));
         }
-        Self { gdt: UnsafeCell::new(GlobalDescriptorTable::new()), tss }
+        Self {
+            gdt: UnsafeCell::new(GlobalDescriptorTable::new()),
+            tss,
+        }
     }
 
     /// Fills the table, once this has its final place.

@@ -66,11 +66,20 @@ pub(crate) fn init() {
             break;
         }
     }
-    let (Some(tsc), Some(timer)) = (tsc.count(), timer.count()) else { panic!("the PIT does not count") };
+    let (Some(tsc), Some(timer)) = (tsc.count(), timer.count()) else {
+        panic!("the PIT does not count")
+    };
     let hz = |count: u64| (count * PIT_HZ / u64::from(PIT_COUNT)).max(1);
-    NANOS_PER_TICK.store(u64::try_from((1_000_000_000_u128 << 32) / u128::from(hz(tsc))).unwrap_or(1), Ordering::Relaxed);
+    NANOS_PER_TICK.store(
+        u64::try_from((1_000_000_000_u128 << 32) / u128::from(hz(tsc))).unwrap_or(1),
+        Ordering::Relaxed,
+    );
     TIMER_HZ.store(hz(timer), Ordering::Relaxed);
-    log::debug!("TSC {} MHz, APIC timer {} MHz", hz(tsc) / 1_000_000, hz(timer) / 1_000_000);
+    log::debug!(
+        "TSC {} MHz, APIC timer {} MHz",
+        hz(tsc) / 1_000_000,
+        hz(timer) / 1_000_000
+    );
 }
 
 /// Counts TSC and APIC timer over the PIT's span.

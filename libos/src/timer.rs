@@ -21,7 +21,10 @@ pub(crate) struct Timers {
 
 impl Timers {
     pub(crate) fn new() -> Self {
-        Self { waiting: Mutex::new(BTreeMap::new()), next: AtomicU64::new(u64::MAX) }
+        Self {
+            waiting: Mutex::new(BTreeMap::new()),
+            next: AtomicU64::new(u64::MAX),
+        }
     }
 
     /// The first deadline in nanoseconds.
@@ -55,7 +58,11 @@ pub(crate) fn arm(core: &CoreLocal, deadline: u64) {
     }
     core.armed.set(deadline);
     let left = deadline.saturating_sub(time::now().nanos);
-    apic::set_timer(if deadline == u64::MAX { 0 } else { time::timer_count(left) });
+    apic::set_timer(if deadline == u64::MAX {
+        0
+    } else {
+        time::timer_count(left)
+    });
 }
 
 /// Serves the timer's interrupt.
@@ -75,7 +82,10 @@ pub struct Sleep {
 
 /// Waits until `deadline` or a little later.
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep { deadline: deadline.nanos, place: None }
+    Sleep {
+        deadline: deadline.nanos,
+        place: None,
+    }
 }
 
 /// Waits for `span` or a little longer.
@@ -104,7 +114,8 @@ impl Future for Sleep {
         }
         let core = core_local::this();
         let key = (self.deadline, NUMBER.fetch_add(1, Ordering::Relaxed));
-        core.timers.update(|waiting| waiting.insert(key, context.waker().clone()));
+        core.timers
+            .update(|waiting| waiting.insert(key, context.waker().clone()));
         self.place = Some((core.index, key));
         Poll::Pending
     }

@@ -114,7 +114,10 @@ impl Loaded {
 
     /// Returns the root table of this space if the core has it loaded.
     pub(crate) fn root_of(&self, space: Asid) -> Option<PhysAddr> {
-        self.space.as_ref().filter(|_| self.is(space)).map(|loaded| loaded.root())
+        self.space
+            .as_ref()
+            .filter(|_| self.is(space))
+            .map(|loaded| loaded.root())
     }
 }
 
@@ -135,8 +138,19 @@ impl UserContext {
     /// A thread that starts at `rip` with the stack pointer `rsp` and everything else clear.
     #[must_use]
     pub fn new(rip: u64, rsp: u64) -> Self {
-        let registers = Registers { rip, rsp, ..Registers::default() };
-        Self { registers, fs_base: 0, gs_base: 0, fpu: Area::new(), live_on: None, id: next_id() }
+        let registers = Registers {
+            rip,
+            rsp,
+            ..Registers::default()
+        };
+        Self {
+            registers,
+            fs_base: 0,
+            gs_base: 0,
+            fpu: Area::new(),
+            live_on: None,
+            id: next_id(),
+        }
     }
 
     /// A copy of the thread, as `fork` and `clone` need it.
@@ -219,7 +233,10 @@ impl UserContext {
     pub fn unload(&mut self) {
         let Some(index) = self.live_on else { return };
         let core = core_local::this();
-        assert_eq!(index, core.index, "a thread left core {index} without its FPU state");
+        assert_eq!(
+            index, core.index,
+            "a thread left core {index} without its FPU state"
+        );
         let mut owner = core.fpu.lock();
         if owner.context == self.id {
             // SAFETY: our own area.
@@ -244,7 +261,10 @@ impl UserContext {
         loop {
             // An address that is not canonical would fault in the kernel on the way out.
             if self.registers.rip >= USER_END {
-                return Trap::Exception { vector: GENERAL_PROTECTION, error: 0 };
+                return Trap::Exception {
+                    vector: GENERAL_PROTECTION,
+                    error: 0,
+                };
             }
             // Only the core itself sets it, and whoever takes the state away from it clears it.
             if core.fpu_context.load(Ordering::Relaxed) != self.id {
@@ -325,7 +345,10 @@ impl UserContext {
     #[cold]
     #[inline(never)]
     fn load_fpu(&mut self, core: &CoreLocal) {
-        assert!(self.live_on.is_none_or(|on| on == core.index), "a thread left its core without its FPU state");
+        assert!(
+            self.live_on.is_none_or(|on| on == core.index),
+            "a thread left its core without its FPU state"
+        );
         let mut owner = core.fpu.lock();
         if owner.context != 0 {
             // SAFETY: the owner's area lives: its drop would have taken the ownership away, under this lock.
@@ -334,7 +357,10 @@ impl UserContext {
         let area = self.fpu.pointer();
         // SAFETY: our own area.
         unsafe { fpu::load(area) };
-        *owner = FpuOwner { context: self.id, area: area.expose_provenance() };
+        *owner = FpuOwner {
+            context: self.id,
+            area: area.expose_provenance(),
+        };
         core.fpu_context.store(self.id, Ordering::Relaxed);
         self.live_on = Some(core.index);
     }
@@ -349,7 +375,12 @@ impl UserContext {
                 let addr = Cr2::read_raw();
                 assert!(error & 8 == 0, "broken page table at {addr:#x}");
                 let (present, write, execute) = (error & 1 != 0, error & 2 != 0, error & 16 != 0);
-                Some(Trap::PageFault { addr, write, execute, present })
+                Some(Trap::PageFault {
+                    addr,
+                    write,
+                    execute,
+                    present,
+                })
             }
             _ => self.other_trap(core),
         }
@@ -362,9 +393,10 @@ impl UserContext {
         let Registers { vector, error, .. } = self.registers;
         match vector {
             2 | 8 | 18 => panic!("exception {vector} in a program at {:#x}", self.registers.rip),
-            0..FIRST_INTERRUPT => {
-                Some(Trap::Exception { vector: u8::try_from(vector).unwrap_or_default(), error })
-            }
+            0..FIRST_INTERRUPT => Some(Trap::Exception {
+                vector: u8::try_from(vector).unwrap_or_default(),
+                error,
+            }),
             _ => {
                 interrupts::serve(vector);
                 let timed_out = vector == u64::from(apic::TIMER_VECTOR);
@@ -400,7 +432,11 @@ fn next_id() -> u64 {
 }
 
 fn user_address(address: u64) -> Result<u64, Error> {
-    if address < USER_END { Ok(address) } else { Err(Error::NotUserAddress { address }) }
+    if address < USER_END {
+        Ok(address)
+    } else {
+        Err(Error::NotUserAddress { address })
+    }
 }
 
 /// Makes this core ready to run programs.

@@ -8,9 +8,9 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use hal::PhysAddr;
+use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::bus::PciRoot;
 use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
-use virtio_drivers::transport::DeviceType;
 use virtio_drivers::{BufferDirection, Hal};
 
 use crate::frame_bitmap::PAGE_SIZE;
@@ -31,7 +31,10 @@ unsafe impl Hal for VirtioHal {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (u64, NonNull<u8>) {
         // The crate takes address 0 as failure.
         let address = Frames::zeroed(pages, PAGE_SIZE).map_or(0, |frames| frames.into_raw().0);
-        (address, NonNull::new(direct(PhysAddr(address))).unwrap_or(NonNull::dangling()))
+        (
+            address,
+            NonNull::new(direct(PhysAddr(address))).unwrap_or(NonNull::dangling()),
+        )
     }
 
     unsafe fn dma_dealloc(address: u64, _: NonNull<u8>, pages: usize) -> i32 {
@@ -41,12 +44,16 @@ unsafe impl Hal for VirtioHal {
 
     unsafe fn mmio_phys_to_virt(address: u64, size: usize) -> NonNull<u8> {
         let mapped = paging::map_device(PhysAddr(address), size as u64);
-        mapped.and_then(NonNull::new).expect("a virtio BAR that is RAM or nowhere")
+        mapped
+            .and_then(NonNull::new)
+            .expect("a virtio BAR that is RAM or nowhere")
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> u64 {
         // Image, heap and stacks are physically contiguous, so the first byte's address does for all.
-        paging::kernel_phys(buffer.cast::<u8>().as_ptr().addr() as u64).expect("the buffer is mapped").0
+        paging::kernel_phys(buffer.cast::<u8>().as_ptr().addr() as u64)
+            .expect("the buffer is mapped")
+            .0
     }
 
     unsafe fn unshare(_: u64, _: NonNull<[u8]>, _: BufferDirection) {}
@@ -59,12 +66,16 @@ fn transport(function: Function) -> Result<PciTransport, Error> {
 }
 
 pub(crate) fn failed(function: Function, cause: &dyn core::fmt::Display) -> Error {
-    Error::Virtio { device: function.to_string(), cause: format!("{cause}") }
+    Error::Virtio {
+        device: function.to_string(),
+        cause: format!("{cause}"),
+    }
 }
 
 fn devices(kind: DeviceType) -> impl Iterator<Item = Result<(Function, PciTransport), Error>> {
     // Vendor and device ids: virtio 1.2, section 4.1.2. Transitional devices tell their kind after the transport is up.
-    let virtio = |function: &Function| function.vendor == 0x1af4 && (0x1000..0x1080).contains(&function.device);
+    let virtio =
+        |function: &Function| function.vendor == 0x1af4 && (0x1000..0x1080).contains(&function.device);
     let id = |function: &Function| match function.device {
         0x1001 => DeviceType::Block as u16,
         0x1003 => DeviceType::Console as u16,

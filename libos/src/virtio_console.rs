@@ -116,17 +116,28 @@ impl fmt::Debug for Writer {
 impl Console {
     pub(crate) fn new(function: Function, mut transport: PciTransport) -> Result<Self, Error> {
         let fail = |cause: virtio_drivers::Error| failed(function, &cause);
-        let several = transport.begin_init(Features::MULTIPORT | Features::VERSION_1).contains(Features::MULTIPORT);
+        let several = transport
+            .begin_init(Features::MULTIPORT | Features::VERSION_1)
+            .contains(Features::MULTIPORT);
         let count = if several { 6 } else { 2 };
-        let queues: Result<Vec<Queue>, _> =
-            (0..count).map(|index| VirtQueue::new(&mut transport, index, false, false)).collect();
+        let queues: Result<Vec<Queue>, _> = (0..count)
+            .map(|index| VirtQueue::new(&mut transport, index, false, false))
+            .collect();
         let mut queues = queues.map_err(fail)?;
         transport.finish_init();
-        let port = if several { open_port(function, &mut transport, &mut queues)? } else { 0 };
+        let port = if several {
+            open_port(function, &mut transport, &mut queues)?
+        } else {
+            0
+        };
         let index = PORT_QUEUES[usize::from(port)];
         let send = queues.swap_remove(usize::from(index) + 1);
         let receive = queues.swap_remove(usize::from(index));
-        let device = Arc::new(Device { function, transport: Mutex::new(transport), _others: queues });
+        let device = Arc::new(Device {
+            function,
+            transport: Mutex::new(transport),
+            _others: queues,
+        });
         let reader = Reader {
             device: device.clone(),
             queue: ManuallyDrop::new(receive),
@@ -135,7 +146,16 @@ impl Console {
             token: None,
             unread: 0..0,
         };
-        Ok(Self { reader, writer: Writer { device, queue: ManuallyDrop::new(send), index: index + 1, buffer: vec![0; CHUNK], lent: None } })
+        Ok(Self {
+            reader,
+            writer: Writer {
+                device,
+                queue: ManuallyDrop::new(send),
+                index: index + 1,
+                buffer: vec![0; CHUNK],
+                lent: None,
+            },
+        })
     }
 }
 
@@ -169,13 +189,19 @@ impl Writer {
 
     /// Waits until the device has given the buffer back.
     async fn take_back(&mut self) -> Result<(), Error> {
-        let Some((token, len)) = self.lent else { return Ok(()) };
+        let Some((token, len)) = self.lent else {
+            return Ok(());
+        };
         let mut patience = Patience::new();
         let mut noticed = NOTICE;
         while !self.queue.can_pop() {
             patience.wait().await;
             if patience.waited() > noticed {
-                log::info!("console {}: the host has taken nothing for {} s", self.device.function, noticed.as_secs());
+                log::info!(
+                    "console {}: the host has taken nothing for {} s",
+                    self.device.function,
+                    noticed.as_secs()
+                );
                 noticed += NOTICE;
             }
         }
@@ -221,7 +247,8 @@ impl Reader {
     fn lend_buffer(&mut self) -> Result<(), Error> {
         let mut outputs = [&mut self.buffer[..]];
         // SAFETY: the buffer is this reader's own and is not touched until the device gives it back.
-        let token = unsafe { self.queue.add(&[], &mut outputs) }.map_err(|cause| self.device.failed(cause))?;
+        let token =
+            unsafe { self.queue.add(&[], &mut outputs) }.map_err(|cause| self.device.failed(cause))?;
         self.token = Some(token);
         if self.queue.should_notify() {
             self.device.transport.lock().notify(self.index);
@@ -232,7 +259,8 @@ impl Reader {
     fn take_buffer(&mut self, token: u16) -> Result<(), Error> {
         let mut outputs = [&mut self.buffer[..]];
         // SAFETY: the same buffer as was added.
-        let len = unsafe { self.queue.pop_used(token, &[], &mut outputs) }.map_err(|cause| self.device.failed(cause))?;
+        let len = unsafe { self.queue.pop_used(token, &[], &mut outputs) }
+            .map_err(|cause| self.device.failed(cause))?;
         self.token = None;
         // The device tells the length: no more than there is room for.
         self.unread = 0..usize::try_from(len).unwrap_or(usize::MAX).min(self.buffer.len());
@@ -253,7 +281,8 @@ impl Drop for Reader {
 fn open_port(function: Function, transport: &mut PciTransport, queues: &mut [Queue]) -> Result<u8, Error> {
     let fail = |cause: virtio_drivers::Error| failed(function, &cause);
     // The device writes here whenever a port changes: leaked, as it may do so for as long as it runs.
-    let from_device: &'static mut [[u8; CONTROL_LEN]; QUEUE_LEN] = alloc::boxed::Box::leak(Default::default());
+    let from_device: &'static mut [[u8; CONTROL_LEN]; QUEUE_LEN] =
+        alloc::boxed::Box::leak(Default::default());
     let control = usize::from(CONTROL_QUEUE);
     for message in from_device.iter_mut() {
         // SAFETY: leaked memory that is only looked at below, when the device has given it back.
@@ -270,8 +299,12 @@ fn open_port(function: Function, transport: &mut PciTransport, queues: &mut [Que
     tell(queues, 0, DEVICE_READY)?;
     let end = time::now() + CONTROL_PATIENCE;
     while time::now() < end {
-        let Some(token) = queues[control].peek_used() else { continue };
-        let Some(message) = from_device.get_mut(usize::from(token)) else { break };
+        let Some(token) = queues[control].peek_used() else {
+            continue;
+        };
+        let Some(message) = from_device.get_mut(usize::from(token)) else {
+            break;
+        };
         // SAFETY: descriptors are given out in order, so the token is the buffer's number.
         unsafe { queues[control].pop_used(token, &[], &mut [message]) }.map_err(fail)?;
         let port = message[0];
@@ -318,7 +351,10 @@ struct Patience {
 
 impl Patience {
     fn new() -> Self {
-        Self { start: time::now(), nap: Duration::from_micros(50) }
+        Self {
+            start: time::now(),
+            nap: Duration::from_micros(50),
+        }
     }
 
     fn waited(&self) -> Duration {

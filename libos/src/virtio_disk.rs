@@ -140,7 +140,13 @@ struct Slot {
 impl Slot {
     /// Calls `with` with what the device reads and what it writes.
     fn buffers<R>(&mut self, with: impl for<'a> FnOnce(&'a [&'a [u8]], &'a mut [&'a mut [u8]]) -> R) -> R {
-        let Self { request, header, data, status, .. } = self;
+        let Self {
+            request,
+            header,
+            data,
+            status,
+            ..
+        } = self;
         let data = &mut data[..request.len];
         match request.kind {
             IN => with(&[header], &mut [data, status]),
@@ -189,7 +195,11 @@ impl Disk {
         let high = capacity(&transport, 4).map_err(fail)?;
         let queue = Queue::new(&mut transport, QUEUE, false, false).map_err(fail)?;
         transport.finish_init();
-        let request = Request { kind: FLUSH, sector: 0, len: 0 };
+        let request = Request {
+            kind: FLUSH,
+            sector: 0,
+            len: 0,
+        };
         let slot = || Slot {
             state: State::Free,
             request,
@@ -198,9 +208,19 @@ impl Disk {
             status: [STATUS_NONE],
         };
         let slots = (0..SLOTS).map(|_| slot()).collect();
-        let inner = Inner { transport, queue, slots, broken: false };
+        let inner = Inner {
+            transport,
+            queue,
+            slots,
+            broken: false,
+        };
         let inner = ManuallyDrop::new(Mutex::new(inner));
-        Ok(Self { function, sectors: low | high << 32, features, inner })
+        Ok(Self {
+            function,
+            sectors: low | high << 32,
+            features,
+            inner,
+        })
     }
 
     /// Returns the disk's size in sectors.
@@ -221,7 +241,11 @@ impl Disk {
     ///
     /// See [`DiskError`].
     pub async fn read(&self, sector: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        let request = Request { kind: IN, sector, len: into.len() };
+        let request = Request {
+            kind: IN,
+            sector,
+            len: into.len(),
+        };
         self.transfer(request, Data::Read(into)).await
     }
 
@@ -231,7 +255,11 @@ impl Disk {
     ///
     /// See [`DiskError`].
     pub async fn write(&self, sector: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let request = Request { kind: OUT, sector, len: bytes.len() };
+        let request = Request {
+            kind: OUT,
+            sector,
+            len: bytes.len(),
+        };
         if self.read_only() {
             return Err(self.refused(request));
         }
@@ -247,7 +275,11 @@ impl Disk {
         if !self.features.contains(Features::FLUSH) {
             return Ok(());
         }
-        let request = Request { kind: FLUSH, sector: 0, len: 0 };
+        let request = Request {
+            kind: FLUSH,
+            sector: 0,
+            len: 0,
+        };
         self.run(request, Data::None).await
     }
 
@@ -256,13 +288,19 @@ impl Disk {
     }
 
     fn refused(&self, request: Request) -> DiskError {
-        DiskError::Refused { device: self.name(), request }
+        DiskError::Refused {
+            device: self.name(),
+            request,
+        }
     }
 
     async fn transfer(&self, request: Request, data: Data<'_>) -> Result<(), DiskError> {
         let whole = request.len > 0 && request.len.is_multiple_of(SECTOR) && request.len <= MAX_TRANSFER;
         let count = (request.len / SECTOR) as u64;
-        let end = request.sector.checked_add(count).filter(|&end| end <= self.sectors);
+        let end = request
+            .sector
+            .checked_add(count)
+            .filter(|&end| end <= self.sectors);
         if !whole || end.is_none() {
             return Err(self.refused(request));
         }
@@ -282,7 +320,11 @@ impl Disk {
                 let device = self.name();
                 return match status {
                     STATUS_OK => Ok(()),
-                    status => Err(DiskError::Failed { device, request, status }),
+                    status => Err(DiskError::Failed {
+                        device,
+                        request,
+                        status,
+                    }),
                 };
             }
             self.wait(&mut patience, request).await?;
@@ -292,7 +334,11 @@ impl Disk {
     async fn wait(&self, patience: &mut Patience, request: Request) -> Result<(), DiskError> {
         if patience.waited() > PATIENCE {
             let (device, seconds) = (self.name(), PATIENCE.as_secs());
-            return Err(DiskError::Stuck { device, request, seconds });
+            return Err(DiskError::Stuck {
+                device,
+                request,
+                seconds,
+            });
         }
         patience.wait().await;
         Ok(())
@@ -304,7 +350,11 @@ impl Disk {
         inner.reap();
         let free = inner.slots.iter().position(|slot| slot.state == State::Free);
         let Some(index) = free.filter(|_| !inner.broken) else {
-            return if inner.broken { Err(DiskError::Broken { device: self.name() }) } else { Ok(None) };
+            return if inner.broken {
+                Err(DiskError::Broken { device: self.name() })
+            } else {
+                Ok(None)
+            };
         };
         let slot = &mut inner.slots[index];
         slot.request = request;
@@ -327,7 +377,11 @@ impl Disk {
         inner.reap();
         let slot = &inner.slots[lease.index];
         if slot.state != State::Done {
-            return if inner.broken { Err(DiskError::Broken { device: self.name() }) } else { Ok(None) };
+            return if inner.broken {
+                Err(DiskError::Broken { device: self.name() })
+            } else {
+                Ok(None)
+            };
         }
         if let Data::Read(into) = data {
             into.copy_from_slice(&slot.data[..slot.request.len]);
@@ -363,7 +417,8 @@ impl Inner {
                 return;
             };
             // SAFETY: the same buffers as were added under this token.
-            let popped = slot.buffers(|inputs, outputs| unsafe { self.queue.pop_used(token, inputs, outputs) });
+            let popped =
+                slot.buffers(|inputs, outputs| unsafe { self.queue.pop_used(token, inputs, outputs) });
             let waited_for = slot.state == State::Lent(token);
             slot.state = if waited_for { State::Done } else { State::Free };
             self.broken = popped.is_err();
@@ -395,7 +450,10 @@ struct Patience {
 
 impl Patience {
     fn new() -> Self {
-        Self { start: time::now(), nap: SHORTEST_NAP }
+        Self {
+            start: time::now(),
+            nap: SHORTEST_NAP,
+        }
     }
 
     fn waited(&self) -> Duration {

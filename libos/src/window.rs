@@ -23,7 +23,10 @@ impl Window {
     ///
     /// The bytes are mapped and writable for as long as the window is used, and no reference to them exists.
     pub(crate) unsafe fn new(base: *mut u8, len: usize) -> Self {
-        Self { base: NonNull::new(base).expect("a window on nothing"), len }
+        Self {
+            base: NonNull::new(base).expect("a window on nothing"),
+            len,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -35,8 +38,15 @@ impl Window {
     /// When the range leaves the window or is misaligned for `T`.
     fn at<T>(&self, offset: usize, len: usize) -> *mut T {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
-        assert!(inside, "{len} bytes at {offset:#x} leave a window of {:#x}", self.len);
-        assert!(offset.is_multiple_of(align_of::<T>()), "misaligned access at {offset:#x}");
+        assert!(
+            inside,
+            "{len} bytes at {offset:#x} leave a window of {:#x}",
+            self.len
+        );
+        assert!(
+            offset.is_multiple_of(align_of::<T>()),
+            "misaligned access at {offset:#x}"
+        );
         // SAFETY: inside the window.
         unsafe { self.base.as_ptr().add(offset) }.cast()
     }
