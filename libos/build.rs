@@ -1,4 +1,5 @@
-//! Tells the images' build scripts where the linker script is: they read it as `DEP_LIBOS_LINK_SCRIPT`.
+//! Tells the images' build scripts where the linker script is: they read it as
+//! `DEP_LIBOS_LINK_SCRIPT`.
 
 fn main() {
     println!("cargo:rerun-if-changed=link.ld");

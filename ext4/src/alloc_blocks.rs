@@ -9,8 +9,9 @@ use crate::op::Op;
 use crate::superblock::{free_blocks, set_free_blocks};
 
 impl Op<'_> {
-    /// Returns the end of what must not be allocated at `block`, although its bit may be clear: the file system's own
-    /// tables, blocks freed by a transaction that has not committed, blocks being filled with data.
+    /// Returns the end of what must not be allocated at `block`, although its bit may be clear: the
+    /// file system's own tables, blocks freed by a transaction that has not committed, blocks being
+    /// filled with data.
     fn taken(&self, block: u64) -> Option<u64> {
         let (store, change) = (&self.store, &self.change);
         let sets = [
@@ -53,7 +54,10 @@ impl Op<'_> {
             return Ok(None);
         }
         let bitmap = self.block_bitmap(&group)?;
-        let (start, len) = (self.geometry.group_start(number), self.geometry.group_len(number));
+        let (start, len) = (
+            self.geometry.group_start(number),
+            self.geometry.group_len(number),
+        );
         let mut at = from;
         while at < len {
             if at.is_multiple_of(8) && bitmap[(at / 8) as usize] == 0xff {
@@ -64,7 +68,9 @@ impl Op<'_> {
                 at = u32::try_from(end - start).unwrap_or(u32::MAX);
             } else {
                 let end = len.min(at.saturating_add(want));
-                let stop = |&next: &u32| bit(&bitmap, next) || self.taken(start + u64::from(next)).is_some();
+                let stop = |&next: &u32| {
+                    bit(&bitmap, next) || self.taken(start + u64::from(next)).is_some()
+                };
                 let end = (at + 1..end).find(stop).unwrap_or(end);
                 return Ok(Some((start + u64::from(at), end - at)));
             }
@@ -106,12 +112,16 @@ impl Op<'_> {
         Ok(())
     }
 
-    /// Checks that a file may own blocks: they lie on the disk and outside the file system's own tables.
+    /// Checks that a file may own blocks: they lie on the disk and outside the file system's own
+    /// tables.
     pub(crate) fn check_owned(&self, start: u64, len: u64) -> Step<()> {
-        let end = start.checked_add(len).filter(|&end| end <= self.geometry.blocks);
+        let end = start
+            .checked_add(len)
+            .filter(|&end| end <= self.geometry.blocks);
         match end {
             Some(end)
-                if start >= self.geometry.first_data_block && self.system.meets(start, end).is_none() =>
+                if start >= self.geometry.first_data_block
+                    && self.system.meets(start, end).is_none() =>
             {
                 Ok(())
             }

@@ -3,7 +3,9 @@
 use crate::bytes::{low32, put_u32, u32_at};
 use crate::crc::crc32c;
 use crate::error::{Step, corrupt};
-use crate::group::{BLOCK_UNINIT, FREE_INODES, Group, TABLE_UNUSED, USED_DIRS, bit, clear_bit, set_bit};
+use crate::group::{
+    BLOCK_UNINIT, FREE_INODES, Group, TABLE_UNUSED, USED_DIRS, bit, clear_bit, set_bit,
+};
 use crate::inode::{Clock, Inode};
 use crate::op::Op;
 use crate::superblock::FREE_INODES as TOTAL_FREE_INODES;
@@ -22,7 +24,8 @@ fn has_group_checksums(geometry: &Geometry) -> bool {
 }
 
 impl Op<'_> {
-    /// Allocates an inode, in the group of its parent if possible. It has no names yet and is not written.
+    /// Allocates an inode, in the group of its parent if possible. It has no names yet and is not
+    /// written.
     pub(crate) fn new_inode(&mut self, parent: u32, fresh: Fresh) -> Step<Inode> {
         let g = self.geometry;
         let first = (parent - 1) / g.inodes_per_group;
@@ -79,11 +82,23 @@ impl Op<'_> {
     fn fresh_inode(&self, number: u32, fresh: Fresh) -> Inode {
         // Tells a reused number from its former owner; need not be secret.
         let mut generation = crc32c(self.geometry.checksum_seed, &self.now.nanos.to_le_bytes());
-        generation = crc32c(generation, &low32(self.now.seconds.cast_unsigned()).to_le_bytes());
-        let mut inode = Inode::fresh(self.geometry, number, crc32c(generation, &number.to_le_bytes()));
+        generation = crc32c(
+            generation,
+            &low32(self.now.seconds.cast_unsigned()).to_le_bytes(),
+        );
+        let mut inode = Inode::fresh(
+            self.geometry,
+            number,
+            crc32c(generation, &number.to_le_bytes()),
+        );
         inode.set_mode(fresh.mode);
         inode.set_owner(fresh.uid, fresh.gid);
-        for clock in [Clock::Accessed, Clock::Changed, Clock::Modified, Clock::Created] {
+        for clock in [
+            Clock::Accessed,
+            Clock::Changed,
+            Clock::Modified,
+            Clock::Created,
+        ] {
             inode.set_time(clock, self.now);
         }
         inode
@@ -113,7 +128,8 @@ impl Op<'_> {
         self.count(TOTAL_FREE_INODES, 1)
     }
 
-    /// Drops an inode's reference to its block of extended attributes; several inodes may share one.
+    /// Drops an inode's reference to its block of extended attributes; several inodes may share
+    /// one.
     ///
     /// Layout after `struct ext4_xattr_header`: magic, reference count, blocks, hash, checksum.
     pub(crate) fn drop_attributes(&mut self, inode: &mut Inode) -> Step<()> {

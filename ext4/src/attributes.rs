@@ -72,7 +72,8 @@ impl<D: Disk> Ext4<D> {
     ///
     /// # Errors
     ///
-    /// ENOENT, ENOTDIR, ENAMETOOLONG; else the disk's or the file system's failure, as of all operations.
+    /// ENOENT, ENOTDIR, ENAMETOOLONG; else the disk's or the file system's failure, as of all
+    /// operations.
     pub async fn lookup(&self, dir: u32, name: &[u8]) -> Result<u32, Error> {
         self.run(Time::default(), |op| {
             let dir = op.used_inode(dir)?;
@@ -90,17 +91,23 @@ impl<D: Disk> Ext4<D> {
     ///
     /// As [`Self::lookup`].
     pub async fn stat(&self, inode: u32) -> Result<Stat, Error> {
-        self.run(Time::default(), |op| Ok(op.used_inode(inode)?.stat(op.geometry)))
-            .await
+        self.run(Time::default(), |op| {
+            Ok(op.used_inode(inode)?.stat(op.geometry))
+        })
+        .await
     }
 
-    /// Returns entries of a directory from `position` on, and the position to go on at; `None` at the end. An entry may be
-    /// missed or returned twice if the directory grows meanwhile.
+    /// Returns entries of a directory from `position` on, and the position to go on at; `None` at
+    /// the end. An entry may be missed or returned twice if the directory grows meanwhile.
     ///
     /// # Errors
     ///
     /// ENOTDIR; else as [`Self::lookup`].
-    pub async fn entries(&self, dir: u32, position: u64) -> Result<Option<(Vec<DirEntry>, u64)>, Error> {
+    pub async fn entries(
+        &self,
+        dir: u32,
+        position: u64,
+    ) -> Result<Option<(Vec<DirEntry>, u64)>, Error> {
         self.run(Time::default(), |op| {
             let dir = op.used_inode(dir)?;
             op.entries(&dir, position)
@@ -153,17 +160,30 @@ impl<D: Disk> Ext4<D> {
     /// # Errors
     ///
     /// As [`Self::create`].
-    pub async fn symlink(&self, dir: u32, name: &[u8], target: &[u8], new: NewNode) -> Result<u32, Error> {
-        self.make(dir, name, new, SYMLINK, Contents::Target(target)).await
+    pub async fn symlink(
+        &self,
+        dir: u32,
+        name: &[u8],
+        target: &[u8],
+        new: NewNode,
+    ) -> Result<u32, Error> {
+        self.make(dir, name, new, SYMLINK, Contents::Target(target))
+            .await
     }
 
-    /// Makes a device node, FIFO or socket of the type in `new.mode`; returns its inode. `device` is the node's number in
-    /// the old and the new encoding.
+    /// Makes a device node, FIFO or socket of the type in `new.mode`; returns its inode. `device`
+    /// is the node's number in the old and the new encoding.
     ///
     /// # Errors
     ///
     /// As [`Self::create`]; EINVAL for another type.
-    pub async fn mknod(&self, dir: u32, name: &[u8], device: [u32; 2], new: NewNode) -> Result<u32, Error> {
+    pub async fn mknod(
+        &self,
+        dir: u32,
+        name: &[u8],
+        device: [u32; 2],
+        new: NewNode,
+    ) -> Result<u32, Error> {
         let kind = new.mode & TYPE_MASK;
         let contents = match kind {
             crate::inode::CHARACTER | crate::inode::BLOCK_DEVICE => Contents::Device(device),
@@ -191,7 +211,8 @@ impl<D: Disk> Ext4<D> {
     ///
     /// EPERM for a directory, EMLINK; else as [`Self::create`].
     pub async fn link(&self, inode: u32, dir: u32, name: &[u8], now: Time) -> Result<(), Error> {
-        self.run(now, |op| op.link(inode, Place { dir, name })).await
+        self.run(now, |op| op.link(inode, Place { dir, name }))
+            .await
     }
 
     /// Removes a name of a file; the file goes with its last name once nobody holds it open.
@@ -222,7 +243,8 @@ impl<D: Disk> Ext4<D> {
     ///
     /// # Errors
     ///
-    /// ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL (a directory into itself), ENOSPC, EMLINK, EPERM, EROFS.
+    /// ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL (a directory into itself), ENOSPC,
+    /// EMLINK, EPERM, EROFS.
     pub async fn rename(
         &self,
         from: (u32, &[u8]),
@@ -231,7 +253,9 @@ impl<D: Disk> Ext4<D> {
         now: Time,
     ) -> Result<(), Error> {
         let place = |(dir, name)| Place { dir, name };
-        let gone = self.run(now, |op| op.rename(place(from), place(to), how)).await?;
+        let gone = self
+            .run(now, |op| op.rename(place(from), place(to), how))
+            .await?;
         match gone {
             Some(inode) => self.delete(inode, now).await,
             None => Ok(()),
@@ -243,7 +267,12 @@ impl<D: Disk> Ext4<D> {
     /// # Errors
     ///
     /// EPERM for an immutable file, EROFS.
-    pub async fn set_attributes(&self, inode: u32, set: Attributes, now: Time) -> Result<(), Error> {
+    pub async fn set_attributes(
+        &self,
+        inode: u32,
+        set: Attributes,
+        now: Time,
+    ) -> Result<(), Error> {
         self.run(now, |op| {
             let mut inode = op.used_inode(inode)?;
             if inode.is_restricted() {
@@ -296,7 +325,8 @@ impl<D: Disk> Ext4<D> {
         .await
     }
 
-    /// Finds a name in a directory and holds what it names open, in one step; returns its attributes.
+    /// Finds a name in a directory and holds what it names open, in one step; returns its
+    /// attributes.
     ///
     /// # Errors
     ///
@@ -335,7 +365,10 @@ impl<D: Disk> Ext4<D> {
             // One without names is on the list of orphans.
             count == 1 && state.store.orphans.contains(&inode)
         };
-        let nameless = may_be_nameless && self.run(now, |op| Ok(op.used_inode(inode)?.links() == 0)).await?;
+        let nameless = may_be_nameless
+            && self
+                .run(now, |op| Ok(op.used_inode(inode)?.links() == 0))
+                .await?;
         if nameless {
             self.delete(inode, now).await
         } else {
@@ -361,7 +394,10 @@ fn apply(inode: &mut Inode, set: Attributes) {
     }
     let (uid, gid) = inode.owner();
     inode.set_owner(set.uid.unwrap_or(uid), set.gid.unwrap_or(gid));
-    for (clock, time) in [(Clock::Accessed, set.accessed), (Clock::Modified, set.modified)] {
+    for (clock, time) in [
+        (Clock::Accessed, set.accessed),
+        (Clock::Modified, set.modified),
+    ] {
         if let Some(time) = time {
             inode.set_time(clock, time);
         }

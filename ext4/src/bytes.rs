@@ -49,7 +49,8 @@ pub(crate) fn high32(value: u64) -> u32 {
     (value >> 32) as u32
 }
 
-/// An offset or length in memory. Values beyond the address space saturate and then fail a bounds check.
+/// An offset or length in memory. Values beyond the address space saturate and then fail a bounds
+/// check.
 pub(crate) fn index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }

@@ -47,7 +47,8 @@ impl<D: Disk> Ext4<D> {
         self.note_failure(done)
     }
 
-    /// Remembers the first failure: what could not be committed is lost, so nothing may build upon it.
+    /// Remembers the first failure: what could not be committed is lost, so nothing may build upon
+    /// it.
     fn note_failure(&self, done: Result<(), Error>) -> Result<(), Error> {
         if let Err(error) = done {
             self.state.lock().failed.get_or_insert(error);
@@ -56,7 +57,8 @@ impl<D: Disk> Ext4<D> {
     }
 
     async fn commit_locked(&self, now: Time) -> Result<(), Error> {
-        // A commit whose task was dropped half-way is done again: it lies at the same place of the log.
+        // A commit whose task was dropped half-way is done again: it lies at the same place of the
+        // log.
         let leftover = self.take_work(false)?;
         if let Some(work) = leftover {
             self.write_transaction(work, now).await?;
@@ -65,7 +67,11 @@ impl<D: Disk> Ext4<D> {
             return self.write_transaction(work, now).await;
         }
         let unflushed = core::mem::take(&mut self.state.lock().unflushed);
-        if unflushed { self.flush().await } else { Ok(()) }
+        if unflushed {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns the transaction to be written next; `freeze` starts one of what operations changed.
@@ -123,7 +129,8 @@ impl<D: Disk> Ext4<D> {
         for (first, bytes) in &encoded.body {
             self.write_journal(journal, *first, bytes).await?;
         }
-        // The commit block must not be there before what it commits, nor before the data that this points at.
+        // The commit block must not be there before what it commits, nor before the data that this
+        // points at.
         self.flush().await?;
         let (place, bytes) = &encoded.commit;
         self.write_journal(journal, *place, bytes).await?;
@@ -131,7 +138,12 @@ impl<D: Disk> Ext4<D> {
     }
 
     /// Writes consecutive blocks of the journal; on the disk they may lie in several runs.
-    async fn write_journal(&self, journal: &Journal, first: u32, bytes: &[u8]) -> Result<(), Error> {
+    async fn write_journal(
+        &self,
+        journal: &Journal,
+        first: u32,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
         let size = self.geometry.block_size;
         let mut at = first;
         let mut left = bytes;
@@ -207,5 +219,7 @@ fn runs(blocks: &BTreeMap<u64, Block>, max: usize) -> Vec<(u64, Vec<u8>)> {
             _ => runs.push((block, block + 1, bytes.to_vec())),
         }
     }
-    runs.into_iter().map(|(first, _, bytes)| (first, bytes)).collect()
+    runs.into_iter()
+        .map(|(first, _, bytes)| (first, bytes))
+        .collect()
 }

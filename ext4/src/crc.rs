@@ -51,12 +51,17 @@ pub(crate) fn crc32c(mut crc: u32, bytes: &[u8]) -> u32 {
     crc
 }
 
-/// Continues a CRC-16 (polynomial 0xa001, reflected) over `bytes`: group descriptors without `metadata_csum`.
+/// Continues a CRC-16 (polynomial 0xa001, reflected) over `bytes`: group descriptors without
+/// `metadata_csum`.
 pub(crate) fn crc16(mut crc: u16, bytes: &[u8]) -> u16 {
     for &byte in bytes {
         crc ^= u16::from(byte);
         for _ in 0..8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ 0xa001 } else { crc >> 1 };
+            crc = if crc & 1 == 1 {
+                crc >> 1 ^ 0xa001
+            } else {
+                crc >> 1
+            };
         }
     }
     crc
@@ -68,7 +73,8 @@ mod tests {
 
     #[test]
     fn checksums_match_published_check_values() {
-        // The catalogue of parametrised CRC algorithms: CRC-32/ISCSI and CRC-16/ARC over "123456789".
+        // The catalogue of parametrised CRC algorithms: CRC-32/ISCSI and CRC-16/ARC over
+        // "123456789".
         assert_eq!(crc32c(!0, b"123456789") ^ !0, 0xe306_9283);
         assert_eq!(crc16(0, b"123456789"), 0xbb3d);
     }

@@ -15,7 +15,8 @@ use crate::crc::crc32c;
 use crate::error::{Step, corrupt};
 use crate::extents::{Extent, Mapping};
 use crate::inode::{
-    BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, INDEX_FLAG, Inode, REGULAR, SOCKET, SYMLINK, TYPE_MASK,
+    BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, INDEX_FLAG, Inode, REGULAR, SOCKET, SYMLINK,
+    TYPE_MASK,
 };
 use crate::op::Op;
 use crate::superblock::Geometry;
@@ -36,8 +37,8 @@ pub struct DirEntry {
     pub inode: u32,
     /// Position behind this entry, where reading goes on.
     pub next: u64,
-    /// File type as stored (`EXT4_FT_*`: 1 regular, 2 directory, 3 character device, 4 block device, 5 FIFO,
-    /// 6 socket, 7 symbolic link).
+    /// File type as stored (`EXT4_FT_*`: 1 regular, 2 directory, 3 character device, 4 block
+    /// device, 5 FIFO, 6 socket, 7 symbolic link).
     pub kind: u8,
     /// The name.
     pub name: Vec<u8>,
@@ -98,8 +99,11 @@ fn record(block: &[u8], at: usize) -> Option<Record<'_>> {
     let rest = block.get(at..).filter(|rest| rest.len() >= MIN_RECORD)?;
     let (len, name_len) = (usize::from(u16_at(rest, 4)), usize::from(rest[6]));
     let named = name_len > 0 || u32_at(rest, 0) == 0;
-    let sound =
-        named && len >= MIN_RECORD && len.is_multiple_of(4) && len <= rest.len() && 8 + name_len <= len;
+    let sound = named
+        && len >= MIN_RECORD
+        && len.is_multiple_of(4)
+        && len <= rest.len()
+        && 8 + name_len <= len;
     sound.then(|| Record {
         at,
         len,
@@ -146,7 +150,12 @@ pub(crate) fn check_name(name: &[u8]) -> Result<(), Errno> {
 
 /// Bytes of a block that hold entries; behind them is the checksum.
 fn room(geometry: &Geometry) -> usize {
-    geometry.block_size - if geometry.metadata_csum { MIN_RECORD } else { 0 }
+    geometry.block_size
+        - if geometry.metadata_csum {
+            MIN_RECORD
+        } else {
+            0
+        }
 }
 
 /// Puts the checksum at the end of a block of entries.
@@ -184,11 +193,13 @@ impl Op<'_> {
         self.checked(block, "directory block", |bytes| {
             let tail = room(geometry);
             let sum = crc32c(dir.seed(geometry), &bytes[..tail]);
-            !geometry.metadata_csum || bytes[tail + 7] == TAIL_TYPE && u32_at(bytes, tail + 8) == sum
+            !geometry.metadata_csum
+                || bytes[tail + 7] == TAIL_TYPE && u32_at(bytes, tail + 8) == sum
         })
     }
 
-    /// Returns the bytes of any block of a directory: one of entries, or one of the index, which looks like an empty one.
+    /// Returns the bytes of any block of a directory: one of entries, or one of the index, which
+    /// looks like an empty one.
     fn any_block(&self, dir: &Inode, logical: u32, block: u64) -> Step<(&[u8], usize)> {
         let indexed = dir.flags() & INDEX_FLAG != 0;
         let bytes = self.block(block)?;
@@ -220,8 +231,8 @@ impl Op<'_> {
         Ok(None)
     }
 
-    /// Returns the entries of the block that `position` lies in, from `position` on, and where to go on; `None` at the
-    /// end.
+    /// Returns the entries of the block that `position` lies in, from `position` on, and where to
+    /// go on; `None` at the end.
     pub(crate) fn entries(&self, dir: &Inode, position: u64) -> Step<Option<(Vec<DirEntry>, u64)>> {
         if !dir.is_dir() {
             return Err(Errno::ENOTDIR.into());
@@ -307,7 +318,13 @@ impl Op<'_> {
     }
 
     /// Adds a name that the directory does not have. The caller writes the directory's inode.
-    pub(crate) fn add_entry(&mut self, dir: &mut Inode, name: &[u8], inode: u32, kind: u8) -> Step<()> {
+    pub(crate) fn add_entry(
+        &mut self,
+        dir: &mut Inode,
+        name: &[u8],
+        inode: u32,
+        kind: u8,
+    ) -> Step<()> {
         check_name(name)?;
         if dir.flags() & INDEX_FLAG != 0 {
             return self.add_indexed(dir, name, inode, kind);
@@ -332,11 +349,21 @@ impl Op<'_> {
     }
 
     /// Adds an entry to a block; returns whether it had room.
-    fn add_to_block(&mut self, dir: &Inode, block: u64, name: &[u8], inode: u32, kind: u8) -> Step<bool> {
+    fn add_to_block(
+        &mut self,
+        dir: &Inode,
+        block: u64,
+        name: &[u8],
+        inode: u32,
+        kind: u8,
+    ) -> Step<bool> {
         let geometry = self.geometry;
         let needed = record_len(name.len());
         let records = records(self.entry_block(dir, block)?, room(geometry), block)?;
-        let Some(record) = records.iter().find(|record| record.len >= record.used() + needed) else {
+        let Some(record) = records
+            .iter()
+            .find(|record| record.len >= record.used() + needed)
+        else {
             return Ok(false);
         };
         let (at, len, used) = (record.at, record.len, record.used());
@@ -352,7 +379,11 @@ impl Op<'_> {
     /// Removes an entry: the one before it takes its bytes.
     pub(crate) fn remove_entry(&mut self, dir: &Inode, found: Found) -> Step<()> {
         let geometry = self.geometry;
-        let records = records(self.entry_block(dir, found.block)?, room(geometry), found.block)?;
+        let records = records(
+            self.entry_block(dir, found.block)?,
+            room(geometry),
+            found.block,
+        )?;
         let Some(place) = records.iter().position(|record| record.at == found.at) else {
             return corrupt("directory entry", found.block);
         };
@@ -364,7 +395,9 @@ impl Op<'_> {
         // The name goes, too, as on Linux since 5.13 (`ext4_generic_delete_entry`).
         bytes[found.at..found.at + len].fill(0);
         match before {
-            Some((at, before_len)) => put_u16(bytes, at + 4, low16(low32((before_len + len) as u64))),
+            Some((at, before_len)) => {
+                put_u16(bytes, at + 4, low16(low32((before_len + len) as u64)))
+            }
             None => put_u16(bytes, found.at + 4, low16(low32(len as u64))),
         }
         seal(geometry, dir.seed(geometry), bytes);
@@ -372,7 +405,13 @@ impl Op<'_> {
     }
 
     /// Makes an entry name another inode.
-    pub(crate) fn replace_entry(&mut self, dir: &Inode, found: Found, inode: u32, kind: u8) -> Step<()> {
+    pub(crate) fn replace_entry(
+        &mut self,
+        dir: &Inode,
+        found: Found,
+        inode: u32,
+        kind: u8,
+    ) -> Step<()> {
         let geometry = self.geometry;
         let first = self.dir_block(dir, 0)?;
         let root = dir.flags() & INDEX_FLAG != 0 && found.block == first;
@@ -421,7 +460,11 @@ fn pack(geometry: &Geometry, seed: u32, entries: &[(u32, u8, Vec<u8>)]) -> Vec<u
     let mut at = 0;
     for (number, (inode, kind, name)) in entries.iter().enumerate() {
         let last = number + 1 == entries.len();
-        let len = if last { end - at } else { record_len(name.len()) };
+        let len = if last {
+            end - at
+        } else {
+            record_len(name.len())
+        };
         put_entry(&mut bytes, at, len, *inode, *kind, name);
         at += len;
     }

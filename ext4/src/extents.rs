@@ -1,7 +1,7 @@
 //! Extent trees: nodes, and the way from a file's block to the disk's.
 //!
-//! Layout after Linux `Documentation/filesystems/ext4/ifork.rst` and `struct ext4_extent_header`, `ext4_extent`,
-//! `ext4_extent_idx`.
+//! Layout after Linux `Documentation/filesystems/ext4/ifork.rst` and `struct ext4_extent_header`,
+//! `ext4_extent`, `ext4_extent_idx`.
 
 mod edit;
 
@@ -24,7 +24,8 @@ pub(super) const MAX_DEPTH: u16 = 5;
 /// Entries of the root, which lies in the inode.
 pub(super) const ROOT_ENTRIES: usize = 4;
 
-/// Longest written extent (`EXT_INIT_MAX_LEN`); larger stored lengths mean an unwritten one, which is one shorter.
+/// Longest written extent (`EXT_INIT_MAX_LEN`); larger stored lengths mean an unwritten one, which
+/// is one shorter.
 pub(super) const MAX_LEN: u32 = 0x8000;
 
 /// Consecutive blocks of a file that are consecutive on the disk.
@@ -149,7 +150,10 @@ impl Node {
                         .all(|two| two[0].end() <= u64::from(two[1].logical))
             }
             Self::Inner(_, children) => {
-                !children.is_empty() && children.windows(2).all(|two| two[0].logical < two[1].logical)
+                !children.is_empty()
+                    && children
+                        .windows(2)
+                        .all(|two| two[0].logical < two[1].logical)
             }
         }
     }
@@ -298,10 +302,9 @@ impl Op<'_> {
         else {
             return corrupt("extents", inode.number.into());
         };
-        if let Some(extent) = extents
-            .get(*at)
-            .filter(|extent| (u64::from(extent.logical)..extent.end()).contains(&u64::from(logical)))
-        {
+        if let Some(extent) = extents.get(*at).filter(|extent| {
+            (u64::from(extent.logical)..extent.end()).contains(&u64::from(logical))
+        }) {
             self.check_owned(extent.physical, extent.len.into())?;
             return Ok(Mapping::Extent(extent.part(logical.into(), extent.end())));
         }

@@ -1,8 +1,9 @@
 //! Reading, writing and cutting files.
 //!
-//! A write goes in three steps: an operation finds the blocks (those of a hole are reserved in memory only), the data is
-//! written there, and a second operation allocates and maps them. So metadata never points at blocks without their data,
-//! and a write that a crash interrupts leaves nothing behind.
+//! A write goes in three steps: an operation finds the blocks (those of a hole are reserved in
+//! memory only), the data is written there, and a second operation allocates and maps them. So
+//! metadata never points at blocks without their data, and a write that a crash interrupts leaves
+//! nothing behind.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -91,7 +92,8 @@ impl Op<'_> {
         Ok(mappings)
     }
 
-    /// Plans a write of blocks `from` to before `to`: reserves blocks for holes. A full disk shortens the plan.
+    /// Plans a write of blocks `from` to before `to`: reserves blocks for holes. A full disk
+    /// shortens the plan.
     fn plan_write(&mut self, number: u32, from: u64, to: u64) -> Step<Vec<Piece>> {
         let inode = self.used_inode(number)?;
         changeable(&inode)?;
@@ -162,7 +164,8 @@ impl Op<'_> {
 }
 
 impl<D: Disk> Ext4<D> {
-    /// Reads a file's bytes from `offset` on; returns how many, fewer than asked for only at the end of the file.
+    /// Reads a file's bytes from `offset` on; returns how many, fewer than asked for only at the
+    /// end of the file.
     ///
     /// # Errors
     ///
@@ -173,7 +176,9 @@ impl<D: Disk> Ext4<D> {
         while done < into.len() {
             let at = offset.saturating_add(done as u64);
             let step = (into.len() - done).min(index(STEP));
-            let read = self.read_step(inode, at, &mut into[done..done + step]).await?;
+            let read = self
+                .read_step(inode, at, &mut into[done..done + step])
+                .await?;
             done += read;
             if read < step {
                 break;
@@ -209,9 +214,10 @@ impl<D: Disk> Ext4<D> {
         let mut reads = Vec::new();
         for (_, mapping) in mappings {
             let (len, physical) = match mapping {
-                Mapping::Extent(extent) => {
-                    (extent.len.into(), (!extent.unwritten).then_some(extent.physical))
-                }
+                Mapping::Extent(extent) => (
+                    extent.len.into(),
+                    (!extent.unwritten).then_some(extent.physical),
+                ),
                 Mapping::Hole(len) => (len, None),
             };
             let len = len.min(end - at);
@@ -234,14 +240,21 @@ impl<D: Disk> Ext4<D> {
     /// # Errors
     ///
     /// ENOSPC, EFBIG, EISDIR, EINVAL, EPERM, EROFS; else the disk's or the file system's failure.
-    pub async fn write(&self, inode: u32, offset: u64, bytes: &[u8], now: Time) -> Result<usize, Error> {
+    pub async fn write(
+        &self,
+        inode: u32,
+        offset: u64,
+        bytes: &[u8],
+        now: Time,
+    ) -> Result<usize, Error> {
         self.check_writable()?;
         let _guard = self.locks.exclusive(inode).await;
         self.finish_cut(inode, now).await?;
         self.write_held(inode, offset, bytes, now).await
     }
 
-    /// Writes bytes at the end of a file (`O_APPEND`); returns where they begin and how many they are.
+    /// Writes bytes at the end of a file (`O_APPEND`); returns where they begin and how many they
+    /// are.
     ///
     /// # Errors
     ///
@@ -254,7 +267,13 @@ impl<D: Disk> Ext4<D> {
         Ok((size, self.write_held(inode, size, bytes, now).await?))
     }
 
-    async fn write_held(&self, inode: u32, offset: u64, bytes: &[u8], now: Time) -> Result<usize, Error> {
+    async fn write_held(
+        &self,
+        inode: u32,
+        offset: u64,
+        bytes: &[u8],
+        now: Time,
+    ) -> Result<usize, Error> {
         let mut done = 0;
         while done < bytes.len() {
             let at = offset.checked_add(done as u64).ok_or(Errno::EFBIG)?;
@@ -270,7 +289,13 @@ impl<D: Disk> Ext4<D> {
         Ok(done)
     }
 
-    async fn write_step(&self, number: u32, offset: u64, bytes: &[u8], now: Time) -> Result<usize, Error> {
+    async fn write_step(
+        &self,
+        number: u32,
+        offset: u64,
+        bytes: &[u8],
+        now: Time,
+    ) -> Result<usize, Error> {
         let size = self.geometry.block_size as u64;
         let end = offset.checked_add(bytes.len() as u64).ok_or(Errno::EFBIG)?;
         let (first, last) = (offset / size, end.div_ceil(size));
@@ -297,11 +322,13 @@ impl<D: Disk> Ext4<D> {
         }
         try_join_all(writes).await?;
         self.state.lock().unflushed = true;
-        self.run(now, |op| op.finish_write(number, pieces, end)).await?;
+        self.run(now, |op| op.finish_write(number, pieces, end))
+            .await?;
         Ok(bytes.len())
     }
 
-    /// Returns the whole blocks that a write stores: its bytes, with what the file has before and behind them.
+    /// Returns the whole blocks that a write stores: its bytes, with what the file has before and
+    /// behind them.
     async fn whole_blocks(
         &self,
         pieces: &[Piece],
@@ -320,8 +347,9 @@ impl<D: Disk> Ext4<D> {
             (tail && (covered > first + 1 || !head), covered - 1),
         ];
         for (_, block) in edges.into_iter().filter(|(partial, _)| *partial) {
-            let holds =
-                |piece: &&Piece| (u64::from(piece.extent.logical)..piece.extent.end()).contains(&block);
+            let holds = |piece: &&Piece| {
+                (u64::from(piece.extent.logical)..piece.extent.end()).contains(&block)
+            };
             if let Some(piece) = pieces.iter().find(holds).filter(|piece| piece.has_data()) {
                 let physical = piece.extent.physical + (block - u64::from(piece.extent.logical));
                 let at = index(block - first) * size;
@@ -336,7 +364,13 @@ impl<D: Disk> Ext4<D> {
     }
 
     /// Overwrites part of a block with zeroes where the file has data.
-    pub(crate) async fn zero_within(&self, number: u32, from: u64, to: u64, now: Time) -> Result<(), Error> {
+    pub(crate) async fn zero_within(
+        &self,
+        number: u32,
+        from: u64,
+        to: u64,
+        now: Time,
+    ) -> Result<(), Error> {
         let size = self.geometry.block_size as u64;
         let mapping = self
             .run(now, |op| {
@@ -356,16 +390,20 @@ impl<D: Disk> Ext4<D> {
             return Ok(());
         }
         let mut block = vec![0; index(size)];
-        self.disk.read(self.offset(extent.physical), &mut block).await?;
+        self.disk
+            .read(self.offset(extent.physical), &mut block)
+            .await?;
         let base = from / size * size;
         block[index(from - base)..index((to - base).min(size))].fill(0);
-        self.disk.write(self.offset(extent.physical), &block).await?;
+        self.disk
+            .write(self.offset(extent.physical), &block)
+            .await?;
         self.state.lock().unflushed = true;
         Ok(())
     }
 
-    /// Finishes an earlier cut that was given up half-way: what it left behind the file's end must not come back when the
-    /// file grows.
+    /// Finishes an earlier cut that was given up half-way: what it left behind the file's end must
+    /// not come back when the file grows.
     pub(crate) async fn finish_cut(&self, number: u32, now: Time) -> Result<(), Error> {
         if !self.state.lock().store.orphans.contains(&number) {
             return Ok(());

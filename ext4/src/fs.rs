@@ -15,7 +15,8 @@ use crate::store::{Block, Store};
 use crate::superblock::Geometry;
 use crate::{Disk, Errno, Error, Time};
 
-/// Commits that one operation waits for at most. A full disk needs one; more come from other tasks' operations.
+/// Commits that one operation waits for at most. A full disk needs one; more come from other tasks'
+/// operations.
 const MAX_COMMITS: usize = 64;
 
 /// A mounted file system.
@@ -44,7 +45,8 @@ pub(crate) struct State {
     pub(crate) unflushed: bool,
 }
 
-/// Blocks read for one operation. They keep an operation going that needs more blocks than the store's clean layer has.
+/// Blocks read for one operation. They keep an operation going that needs more blocks than the
+/// store's clean layer has.
 #[derive(Default)]
 struct Loaded {
     blocks: BTreeMap<u64, Block>,
@@ -135,7 +137,8 @@ impl<D: Disk> Ext4<D> {
         self.disk.read(self.offset(block), &mut bytes).await?;
         let bytes = Arc::new(bytes);
         let mut state = self.state.lock();
-        // A block that was changed, checkpointed and dropped meanwhile may be newer on the disk than what was read.
+        // A block that was changed, checkpointed and dropped meanwhile may be newer on the disk
+        // than what was read.
         if state.store.generation == generation && state.store.get(block).is_none() {
             state.store.add_clean(block, bytes.clone(), false);
             if loaded.generation == generation {

@@ -1,6 +1,7 @@
 //! Group descriptors and the bitmaps they point at.
 //!
-//! Layout after Linux `Documentation/filesystems/ext4/group_descr.rst` and `struct ext4_group_desc`.
+//! Layout after Linux `Documentation/filesystems/ext4/group_descr.rst` and `struct
+//! ext4_group_desc`.
 
 use alloc::borrow::Cow;
 use alloc::vec;
@@ -52,7 +53,11 @@ impl Group {
 
     /// Returns a number of two halves.
     pub(crate) fn get(&self, (low, high): (usize, usize)) -> u32 {
-        let high = if self.wide() { u16_at(&self.raw, high) } else { 0 };
+        let high = if self.wide() {
+            u16_at(&self.raw, high)
+        } else {
+            0
+        };
         u32::from(u16_at(&self.raw, low)) | u32::from(high) << 16
     }
 
@@ -90,11 +95,15 @@ impl Group {
         self.block_at(INODE_TABLE)
     }
 
-    /// Computes the checksum after `ext4_group_desc_csum` of Linux; `None` where descriptors have none.
+    /// Computes the checksum after `ext4_group_desc_csum` of Linux; `None` where descriptors have
+    /// none.
     fn checksum(&self, geometry: &Geometry) -> Option<u16> {
         let number = self.number.to_le_bytes();
         if geometry.metadata_csum {
-            let mut sum = crc32c(crc32c(geometry.checksum_seed, &number), &self.raw[..CHECKSUM]);
+            let mut sum = crc32c(
+                crc32c(geometry.checksum_seed, &number),
+                &self.raw[..CHECKSUM],
+            );
             sum = crc32c(sum, &[0, 0]);
             return Some(low16(crc32c(sum, &self.raw[CHECKSUM + 2..])));
         }
@@ -165,7 +174,10 @@ impl Op<'_> {
     }
 
     fn bitmap_checksum(&self, bitmap: &[u8], bits: u32) -> u32 {
-        crc32c(self.geometry.checksum_seed, &bitmap[..index(u64::from(bits / 8))])
+        crc32c(
+            self.geometry.checksum_seed,
+            &bitmap[..index(u64::from(bits / 8))],
+        )
     }
 
     fn bitmap_good(&self, group: &Group, field: (usize, usize), bitmap: &[u8], bits: u32) -> bool {
@@ -176,7 +188,9 @@ impl Op<'_> {
 
     /// Returns a group's block bitmap.
     pub(crate) fn block_bitmap(&self, group: &Group) -> Step<Cow<'_, [u8]>> {
-        if group.flags() & BLOCK_UNINIT != 0 && (self.geometry.metadata_csum || self.geometry.gdt_csum) {
+        if group.flags() & BLOCK_UNINIT != 0
+            && (self.geometry.metadata_csum || self.geometry.gdt_csum)
+        {
             return Ok(Cow::Owned(self.fresh_block_bitmap(group)));
         }
         let bits = self.geometry.blocks_per_group;
@@ -188,7 +202,8 @@ impl Op<'_> {
         )?))
     }
 
-    /// Makes the bitmap that a group flagged `BLOCK_UNINIT` stands for, as `ext4_init_block_bitmap` of Linux does.
+    /// Makes the bitmap that a group flagged `BLOCK_UNINIT` stands for, as `ext4_init_block_bitmap`
+    /// of Linux does.
     fn fresh_block_bitmap(&self, group: &Group) -> Vec<u8> {
         let g = self.geometry;
         let mut bitmap = vec![0; g.block_size];

@@ -1,7 +1,7 @@
 //! Hashes of names in indexed directories.
 //!
-//! After Linux `fs/ext4/hash.c`: the halved MD4 and TEA transforms and the old hash of ext3's first days, each over
-//! signed or unsigned characters.
+//! After Linux `fs/ext4/hash.c`: the halved MD4 and TEA transforms and the old hash of ext3's first
+//! days, each over signed or unsigned characters.
 
 use crate::bytes::low32;
 
@@ -30,8 +30,8 @@ fn character(byte: u8, unsigned: bool) -> u32 {
     }
 }
 
-/// Packs up to `4 * N` bytes of what is left of a name into words (`str2hashbuf_signed` and `_unsigned`). The padding
-/// is the length that is left.
+/// Packs up to `4 * N` bytes of what is left of a name into words (`str2hashbuf_signed` and
+/// `_unsigned`). The padding is the length that is left.
 fn words<const N: usize>(left: &[u8], unsigned: bool) -> [u32; N] {
     let len = low32(left.len() as u64) & 0xff;
     let pad = len | len << 8 | len << 16 | len << 24;
@@ -123,7 +123,11 @@ impl Hasher {
             }
         };
         let hash = hash & !1;
-        Some(if hash == END << 1 { (END - 1) << 1 } else { hash })
+        Some(if hash == END << 1 {
+            (END - 1) << 1
+        } else {
+            hash
+        })
     }
 }
 
@@ -133,13 +137,18 @@ mod tests {
 
     #[test]
     fn hashes_match_those_of_debugfs() {
-        // `debugfs -R "dx_hash -h VERSION -s SEED NAME"` of e2fsprogs 1.47.0; UUID seeds are stored in their byte order.
+        // `debugfs -R "dx_hash -h VERSION -s SEED NAME"` of e2fsprogs 1.47.0; UUID seeds are stored
+        // in their byte order.
         let seed = [0x5cd2_3a6f, 0x314a_a166, 0xb490_b5a1, 0xf1b6_1aec];
         let hasher = Hasher {
             seed,
             unsigned: false,
         };
-        let names = ["a", "a name of more than thirty-two characters", "n\u{e4}me"];
+        let names = [
+            "a",
+            "a name of more than thirty-two characters",
+            "n\u{e4}me",
+        ];
         let golden = [
             (LEGACY, [0xe74b_53e2, 0xa889_3a20, 0x7c55_fda4]),
             (HALF_MD4, [0x3cf4_1b12, 0x280d_b3c0, 0x0000_6da6]),

@@ -1,7 +1,8 @@
 //! Inodes.
 //!
-//! Layout after Linux `Documentation/filesystems/ext4/inodes.rst` and `struct ext4_inode`. The bytes are kept as they
-//! are, so fields not known here (extended attributes in the inode, project numbers) survive a change.
+//! Layout after Linux `Documentation/filesystems/ext4/inodes.rst` and `struct ext4_inode`. The
+//! bytes are kept as they are, so fields not known here (extended attributes in the inode, project
+//! numbers) survive a change.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -83,7 +84,8 @@ pub(crate) struct Inode {
     raw: Vec<u8>,
 }
 
-/// A time and its extra bits (two of epoch, thirty of nanoseconds), each `(seconds, extra)` by offset.
+/// A time and its extra bits (two of epoch, thirty of nanoseconds), each `(seconds, extra)` by
+/// offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Clock {
     Accessed,
@@ -174,7 +176,9 @@ impl Inode {
     }
 
     pub(crate) fn owner(&self) -> (u32, u32) {
-        let id = |low, high| u32::from(u16_at(&self.raw, low)) | u32::from(u16_at(&self.raw, high)) << 16;
+        let id = |low, high| {
+            u32::from(u16_at(&self.raw, low)) | u32::from(u16_at(&self.raw, high)) << 16
+        };
         (id(2, 0x78), id(0x18, 0x7a))
     }
 
@@ -203,7 +207,11 @@ impl Inode {
     /// `i_blocks` counts 512 bytes, or blocks of the file system where the inode says so.
     fn sectors_unit(&self, geometry: &Geometry) -> u64 {
         let huge = geometry.huge_file && self.flags() & HUGE_FILE_FLAG != 0;
-        if huge { geometry.block_size as u64 / 512 } else { 1 }
+        if huge {
+            geometry.block_size as u64 / 512
+        } else {
+            1
+        }
     }
 
     /// Adds to or takes from the number of allocated blocks.
@@ -235,8 +243,13 @@ impl Inode {
     pub(crate) fn time(&self, clock: Clock) -> Time {
         let (low, extra) = clock.places();
         let has_extra = 128 + self.extra_size() >= extra + 4;
-        let extra = if has_extra { u32_at(&self.raw, extra) } else { 0 };
-        let seconds = i64::from(u32_at(&self.raw, low).cast_signed()) + (i64::from(extra & 3) << 32);
+        let extra = if has_extra {
+            u32_at(&self.raw, extra)
+        } else {
+            0
+        };
+        let seconds =
+            i64::from(u32_at(&self.raw, low).cast_signed()) + (i64::from(extra & 3) << 32);
         Time {
             seconds,
             nanos: (extra >> 2).min(999_999_999),
@@ -252,7 +265,9 @@ impl Inode {
         let seconds = if has_extra {
             low32(time.seconds.cast_unsigned())
         } else {
-            i32::try_from(time.seconds).unwrap_or(i32::MAX).cast_unsigned()
+            i32::try_from(time.seconds)
+                .unwrap_or(i32::MAX)
+                .cast_unsigned()
         };
         put_u32(&mut self.raw, low, seconds);
         if has_extra {
@@ -345,7 +360,10 @@ impl Op<'_> {
         let group = self.group((number - 1) / g.inodes_per_group)?;
         let at = u64::from((number - 1) % g.inodes_per_group) * g.inode_size as u64;
         let size = g.block_size as u64;
-        Ok((group.inode_table().saturating_add(at / size), index(at % size)))
+        Ok((
+            group.inode_table().saturating_add(at / size),
+            index(at % size),
+        ))
     }
 
     /// Reads an inode.

@@ -1,13 +1,14 @@
 //! The journal (jbd2): its layout on the disk, replay, and the log that commits append to.
 //!
-//! Layout after Linux `Documentation/filesystems/ext4/journal.rst` and `include/linux/jbd2.h`; all numbers are
-//! big-endian. A transaction is written as
+//! Layout after Linux `Documentation/filesystems/ext4/journal.rst` and `include/linux/jbd2.h`; all
+//! numbers are big-endian. A transaction is written as
 //!
 //! ```text
 //!  [revoke block]*  ([descriptor block] [block]+)*  -- flush --  [commit block]  -- flush --
 //! ```
 //!
-//! The first flush also makes durable the file data that the transaction's metadata points at (ordered data).
+//! The first flush also makes durable the file data that the transaction's metadata points at
+//! (ordered data).
 
 mod recover;
 mod write;
@@ -101,7 +102,11 @@ impl Journal {
     pub(crate) fn parse(raw: &[u8], block_size: usize, runs: Vec<Run>) -> Result<Self, Error> {
         let raw = raw[..SB_SIZE].to_vec();
         let kind = (be32_at(&raw, 0), be32_at(&raw, 4));
-        check("journal superblock", kind.1.into(), kind == (MAGIC, SUPERBLOCK))?;
+        check(
+            "journal superblock",
+            kind.1.into(),
+            kind == (MAGIC, SUPERBLOCK),
+        )?;
         let known = FEATURE_REVOKE | FEATURE_64BIT | FEATURE_CSUM_V3;
         let bits = be32_at(&raw, SB_INCOMPAT) & !known;
         if bits != 0 {
@@ -118,8 +123,16 @@ impl Journal {
             u64::from(size) == block_size as u64,
         )?;
         let blocks = runs.last().map_or(0, |run| run.logical + run.len);
-        check("journal s_maxlen", len.into(), len >= MIN_BLOCKS && len <= blocks)?;
-        check("journal s_first", first.into(), first >= 1 && first < len / 2)?;
+        check(
+            "journal s_maxlen",
+            len.into(),
+            len >= MIN_BLOCKS && len <= blocks,
+        )?;
+        check(
+            "journal s_first",
+            first.into(),
+            first >= 1 && first < len / 2,
+        )?;
         let journal = Self {
             block_size,
             runs,
@@ -194,14 +207,15 @@ impl Journal {
         ((self.len - self.first) / 4).min(MAX_TRANSACTION) as usize
     }
 
-    /// Returns whether a transaction of so many blocks, with what comes with it, fits before a checkpoint.
+    /// Returns whether a transaction of so many blocks, with what comes with it, fits before a
+    /// checkpoint.
     pub(crate) fn has_room(&self, blocks: u32) -> bool {
         // The largest transaction is a quarter of either bound.
         self.used + blocks < (self.len - self.first).min(MAX_USED)
     }
 
-    /// Returns the superblock for an empty log that the next commit continues; `features` are switched on as the file
-    /// system's tell.
+    /// Returns the superblock for an empty log that the next commit continues; `features` are
+    /// switched on as the file system's tell.
     pub(crate) fn restart(&mut self, geometry: &Geometry) -> Vec<u8> {
         let mut features = self.incompat() | FEATURE_REVOKE;
         if geometry.wide {

@@ -1,9 +1,10 @@
 //! A journaled ext4, read and written, that Linux and e2fsprogs agree with.
 //!
-//! [`Ext4`] runs over any [`Disk`]. Its logic is pure: an operation on metadata is a plain function over the blocks in
-//! memory (`op`); when one is missing the operation's changes are dropped, the block is read while nothing is locked, and
-//! the operation starts again. So no task holds a lock while the disk works, but for that of the file it reads or writes,
-//! and an operation that fails changed nothing.
+//! [`Ext4`] runs over any [`Disk`]. Its logic is pure: an operation on metadata is a plain function
+//! over the blocks in memory (`op`); when one is missing the operation's changes are dropped, the
+//! block is read while nothing is locked, and the operation starts again. So no task holds a lock
+//! while the disk works, but for that of the file it reads or writes, and an operation that fails
+//! changed nothing.
 //!
 //! ```text
 //!  fs, file, attributes    operations for tasks: they wait for the disk
@@ -16,24 +17,25 @@
 //!
 //! # What it promises
 //!
-//! * An operation's changes of metadata are on the disk wholly or not at all; after `fsync` or `sync` they are, and so is
-//!   the data written before.
-//! * File data reaches the disk before the metadata that points at it (Linux `data=ordered`). Data overwritten in place
-//!   is not atomic, nor is the rest of the last block that a file is cut in.
+//! * An operation's changes of metadata are on the disk wholly or not at all; after `fsync` or
+//!   `sync` they are, and so is the data written before.
+//! * File data reaches the disk before the metadata that points at it (Linux `data=ordered`). Data
+//!   overwritten in place is not atomic, nor is the rest of the last block that a file is cut in.
 //! * Freed blocks are reused only after the transaction that freed them has committed.
-//! * What is read from the disk is checked before it becomes an index, a length or a bound of a loop; corrupt metadata is
-//!   an error, never a panic.
+//! * What is read from the disk is checked before it becomes an index, a length or a bound of a
+//!   loop; corrupt metadata is an error, never a panic.
 //!
-//! * A task may be dropped at any time: its operation is then done, not done, or (a long write, cut or allocation) done in
-//!   part. A deletion that was given up is finished by the next mount.
+//! * A task may be dropped at any time: its operation is then done, not done, or (a long write, cut
+//!   or allocation) done in part. A deletion that was given up is finished by the next mount.
 //!
 //! # What is left out
 //!
-//! Files mapped by indirect blocks (ext2, ext3), inline data, encryption, case folding, quotas, bigalloc, `meta_bg`, large
-//! directories of more than two levels, external journals, fast commits. Extended attributes are kept and freed, but can't
-//! be read or set yet. Access rights are the caller's affair. Access times are changed on request only. Blocks reserved for
-//! root are not held back. Data is not cached. A loss of power must not tear a write of one block (so disks of 512-byte
-//! sectors rely on what Linux relies on for the superblock and commit blocks, too).
+//! Files mapped by indirect blocks (ext2, ext3), inline data, encryption, case folding, quotas,
+//! bigalloc, `meta_bg`, large directories of more than two levels, external journals, fast commits.
+//! Extended attributes are kept and freed, but can't be read or set yet. Access rights are the
+//! caller's affair. Access times are changed on request only. Blocks reserved for root are not held
+//! back. Data is not cached. A loss of power must not tear a write of one block (so disks of
+//! 512-byte sectors rely on what Linux relies on for the superblock and commit blocks, too).
 
 #![no_std]
 #![forbid(unsafe_code)]

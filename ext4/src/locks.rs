@@ -1,7 +1,7 @@
 //! Locks of inodes for tasks: a waiting task sleeps, nothing spins.
 //!
-//! Held over the disk's work on a file's data, so that blocks under a read or write keep their owner. No task takes a
-//! second lock while it holds one, but the commit's, which comes last.
+//! Held over the disk's work on a file's data, so that blocks under a read or write keep their
+//! owner. No task takes a second lock while it holds one, but the commit's, which comes last.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use core::future::poll_fn;
@@ -96,7 +96,12 @@ impl Locks {
             exclusive,
             waker,
         };
-        table.locks.entry(number).or_default().queue.push_back(waiter);
+        table
+            .locks
+            .entry(number)
+            .or_default()
+            .queue
+            .push_back(waiter);
         Place {
             locks: self,
             number,
@@ -121,7 +126,11 @@ impl Locks {
             }
             return Poll::Ready(());
         }
-        if let Some(waiter) = lock.queue.iter_mut().find(|waiter| waiter.ticket == place.ticket) {
+        if let Some(waiter) = lock
+            .queue
+            .iter_mut()
+            .find(|waiter| waiter.ticket == place.ticket)
+        {
             waiter.waker = Some(waker.clone());
         }
         Poll::Pending

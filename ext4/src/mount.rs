@@ -34,7 +34,9 @@ pub struct Options {
 
 /// Adds a range of the file system's own blocks, which must lie on the disk and meet no other.
 fn reserve(op: &Op<'_>, system: &mut Ranges, start: u64, len: u64) -> Step<()> {
-    let end = start.checked_add(len).filter(|&end| end <= op.geometry.blocks);
+    let end = start
+        .checked_add(len)
+        .filter(|&end| end <= op.geometry.blocks);
     match end {
         Some(end) if start > 0 && system.meets(start, end).is_none() => {
             system.insert(start, len);
@@ -100,12 +102,13 @@ async fn read_geometry<D: Disk>(disk: &D) -> Result<(Geometry, Vec<u8>), Error> 
 }
 
 impl<D: Disk> Ext4<D> {
-    /// Mounts the file system on a disk: replays its journal, and finishes deletions that a crash interrupted.
+    /// Mounts the file system on a disk: replays its journal, and finishes deletions that a crash
+    /// interrupted.
     ///
     /// # Errors
     ///
-    /// [`Error::NotExt4`], [`Error::Features`], [`Error::Corrupt`] or [`Error::Disk`]; EROFS for a file system without a
-    /// journal that is to be written.
+    /// [`Error::NotExt4`], [`Error::Features`], [`Error::Corrupt`] or [`Error::Disk`]; EROFS for a
+    /// file system without a journal that is to be written.
     pub async fn mount(disk: D, options: Options) -> Result<Self, Error> {
         let (geometry, sb) = read_geometry(&disk).await?;
         if !options.read_only {
@@ -130,7 +133,8 @@ impl<D: Disk> Ext4<D> {
             fs.system.insert(start, len);
         }
         if !options.read_only {
-            // The flag first: a log that is not empty without it is ignored by Linux and an error for e2fsck.
+            // The flag first: a log that is not empty without it is ignored by Linux and an error
+            // for e2fsck.
             fs.set_recover(true, options.now).await?;
             fs.restart_log().await?;
             fs.finish_orphans(options.now).await?;
@@ -163,7 +167,9 @@ impl<D: Disk> Ext4<D> {
             at: 0,
         })?;
         let mut bytes = vec![0; self.geometry.block_size];
-        self.disk.read(self.offset(first.physical), &mut bytes).await?;
+        self.disk
+            .read(self.offset(first.physical), &mut bytes)
+            .await?;
         let mut journal = Journal::parse(&bytes, self.geometry.block_size, runs.clone())?;
         // Linux discards a log of a file system that does not ask for it (`jbd2_journal_wipe`).
         let recovered = scan(&journal, &self.disk).await?;
@@ -229,7 +235,8 @@ impl<D: Disk> Ext4<D> {
         }
     }
 
-    /// Sets or clears the flag that the journal must be replayed, in place: the log holds no copy of it yet, or any more.
+    /// Sets or clears the flag that the journal must be replayed, in place: the log holds no copy
+    /// of it yet, or any more.
     async fn set_recover(&self, on: bool, now: Time) -> Result<(), Error> {
         let (block, at) = self.geometry.superblock_place();
         let mut bytes = self.run(now, |op| Ok(op.block(block)?.to_vec())).await?;
@@ -265,8 +272,8 @@ impl<D: Disk> Ext4<D> {
         })
     }
 
-    /// Makes everything durable and marks the file system as one that needs no replay. Files still held open without a
-    /// name are left for the next mount to delete.
+    /// Makes everything durable and marks the file system as one that needs no replay. Files still
+    /// held open without a name are left for the next mount to delete.
     ///
     /// # Errors
     ///
@@ -282,6 +289,10 @@ impl<D: Disk> Ext4<D> {
 
     /// Refuses changes of a file system that is mounted read-only.
     pub(crate) fn check_writable(&self) -> Result<(), Errno> {
-        if self.read_only { Err(Errno::EROFS) } else { Ok(()) }
+        if self.read_only {
+            Err(Errno::EROFS)
+        } else {
+            Ok(())
+        }
     }
 }

@@ -9,8 +9,8 @@ use crate::dir::{Found, check_name, file_type};
 use crate::error::{Step, Stop, corrupt};
 use crate::extents::{Extent, Mapping};
 use crate::inode::{
-    BLOCK_DEVICE, CHARACTER, Clock, DIRECTORY, EXTENTS_FLAG, FIFO, Inode, REGULAR, ROOT, SOCKET, SYMLINK,
-    TYPE_MASK,
+    BLOCK_DEVICE, CHARACTER, Clock, DIRECTORY, EXTENTS_FLAG, FIFO, Inode, REGULAR, ROOT, SOCKET,
+    SYMLINK, TYPE_MASK,
 };
 use crate::op::Op;
 
@@ -82,7 +82,8 @@ impl Op<'_> {
         dir.set_time(Clock::Changed, self.now);
     }
 
-    /// Counts a directory more in its parent's links; at the limit the count becomes one and stays so (`ext4_inc_count`).
+    /// Counts a directory more in its parent's links; at the limit the count becomes one and stays
+    /// so (`ext4_inc_count`).
     fn add_link(&self, inode: &mut Inode) -> Step<()> {
         let links = inode.links();
         if inode.is_dir() && links == 1 {
@@ -107,7 +108,12 @@ impl Op<'_> {
     }
 
     /// Makes a file, directory, symbolic link or node; returns its inode's number.
-    pub(crate) fn create(&mut self, place: Place<'_>, fresh: Fresh, contents: Contents<'_>) -> Step<u32> {
+    pub(crate) fn create(
+        &mut self,
+        place: Place<'_>,
+        fresh: Fresh,
+        contents: Contents<'_>,
+    ) -> Step<u32> {
         let mut dir = self.directory(place.dir)?;
         check_name(place.name)?;
         if dots(place.name) || self.find(&dir, place.name)?.is_some() {
@@ -291,7 +297,12 @@ impl Op<'_> {
     }
 
     /// Renames; returns an inode that lost its last name.
-    pub(crate) fn rename(&mut self, from: Place<'_>, to: Place<'_>, how: Rename) -> Step<Option<u32>> {
+    pub(crate) fn rename(
+        &mut self,
+        from: Place<'_>,
+        to: Place<'_>,
+        how: Rename,
+    ) -> Step<Option<u32>> {
         let (old_dir, new_dir) = (self.directory(from.dir)?, self.directory(to.dir)?);
         check_name(from.name)?;
         check_name(to.name)?;
@@ -355,7 +366,8 @@ impl Op<'_> {
         self.put_inode(&dir)
     }
 
-    /// Notes in an inode, and for a directory in `..` and the links of both parents, that it was moved.
+    /// Notes in an inode, and for a directory in `..` and the links of both parents, that it was
+    /// moved.
     fn note_moved(&mut self, moved: Inode, old: u32, new: u32) -> Step<()> {
         let mut inode = self.inode(moved.number)?;
         inode.set_time(Clock::Changed, self.now);

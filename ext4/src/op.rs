@@ -1,8 +1,10 @@
-//! One attempt at an operation: a view of the blocks in memory, with the operation's own changes on top.
+//! One attempt at an operation: a view of the blocks in memory, with the operation's own changes on
+//! top.
 //!
-//! An operation is a plain function over [`Op`]. When it needs a block that is not in memory it stops with
-//! [`Stop::Miss`]; its changes are dropped, the block is read while nothing is locked, and the operation starts
-//! again. So an operation never waits, and one that fails half-way (full disk, corrupt metadata) changed nothing.
+//! An operation is a plain function over [`Op`]. When it needs a block that is not in memory it
+//! stops with [`Stop::Miss`]; its changes are dropped, the block is read while nothing is locked,
+//! and the operation starts again. So an operation never waits, and one that fails half-way (full
+//! disk, corrupt metadata) changed nothing.
 
 use alloc::collections::BTreeMap;
 use alloc::vec;

@@ -1,6 +1,8 @@
-//! The list of orphans: inodes without names, and files being cut short, whose blocks a crash must not leak.
+//! The list of orphans: inodes without names, and files being cut short, whose blocks a crash must
+//! not leak.
 //!
-//! `s_last_orphan` of the superblock holds the first; `i_dtime` of each holds the next (Linux `fs/ext4/orphan.c`).
+//! `s_last_orphan` of the superblock holds the first; `i_dtime` of each holds the next (Linux
+//! `fs/ext4/orphan.c`).
 
 use crate::bytes::{low32, put_u32, u32_at};
 use crate::error::{Step, corrupt};
@@ -17,7 +19,8 @@ impl Op<'_> {
         Ok(u32_at(self.superblock()?, LAST_ORPHAN))
     }
 
-    /// Returns whether an inode is on the list: its earlier deletion or cut may have been given up half-way.
+    /// Returns whether an inode is on the list: its earlier deletion or cut may have been given up
+    /// half-way.
     fn is_orphan(&self, number: u32) -> bool {
         let changed = self.change.orphans.get(&number);
         changed
@@ -36,7 +39,8 @@ impl Op<'_> {
         self.edit_superblock(|sb| put_u32(sb, LAST_ORPHAN, inode.number))
     }
 
-    /// Takes an inode off the list; one that is not on it stays as it is. The caller writes the inode.
+    /// Takes an inode off the list; one that is not on it stays as it is. The caller writes the
+    /// inode.
     pub(crate) fn remove_orphan(&mut self, inode: &mut Inode) -> Step<()> {
         let next = inode.dtime();
         let mut at = self.first_orphan()?;
@@ -64,8 +68,8 @@ impl Op<'_> {
         corrupt("orphan list", inode.number.into())
     }
 
-    /// Does a part of the work that an orphan's deletion or cut needs; returns whether it is finished and the inode is
-    /// off the list.
+    /// Does a part of the work that an orphan's deletion or cut needs; returns whether it is
+    /// finished and the inode is off the list.
     pub(crate) fn shrink_orphan(&mut self, number: u32) -> Step<bool> {
         if number < self.geometry.first_inode {
             return corrupt("orphan list", number.into());
@@ -88,8 +92,8 @@ impl Op<'_> {
         Ok(finished)
     }
 
-    /// Frees a part of the blocks behind a file's size, after setting that to `size`; returns whether none are left. An
-    /// unfinished file is on the list.
+    /// Frees a part of the blocks behind a file's size, after setting that to `size`; returns
+    /// whether none are left. An unfinished file is on the list.
     pub(crate) fn cut(&mut self, number: u32, size: u64) -> Step<bool> {
         let mut inode = self.used_inode(number)?;
         let keep = size.div_ceil(self.geometry.block_size as u64);

@@ -80,7 +80,8 @@ impl<D: Disk> Ext4<D> {
     ///
     /// # Errors
     ///
-    /// ENOSPC (part of the range may be allocated then), EFBIG, EINVAL for an empty range, EISDIR, EPERM, EROFS.
+    /// ENOSPC (part of the range may be allocated then), EFBIG, EINVAL for an empty range, EISDIR,
+    /// EPERM, EROFS.
     pub async fn fallocate(
         &self,
         inode: u32,
@@ -112,7 +113,14 @@ impl<D: Disk> Ext4<D> {
         }
     }
 
-    async fn preallocate(&self, inode: u32, from: u64, to: u64, grow: bool, now: Time) -> Result<(), Error> {
+    async fn preallocate(
+        &self,
+        inode: u32,
+        from: u64,
+        to: u64,
+        grow: bool,
+        now: Time,
+    ) -> Result<(), Error> {
         let size = self.geometry.block_size as u64;
         let (mut at, end) = (from / size, to.div_ceil(size));
         while at < end {

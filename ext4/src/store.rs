@@ -8,8 +8,8 @@
 //!  clean            copies of what the disk holds
 //! ```
 //!
-//! A block is looked for from the top. Layers share their bytes, so a commit writes a frozen transaction while
-//! operations change newer copies.
+//! A block is looked for from the top. Layers share their bytes, so a commit writes a frozen
+//! transaction while operations change newer copies.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
@@ -31,8 +31,8 @@ pub(crate) struct Transaction {
     pub(crate) blocks: BTreeMap<u64, Block>,
     /// Freed metadata blocks: replay must not write older copies of them.
     pub(crate) revoked: BTreeSet<u64>,
-    /// Freed blocks. They are reused only once the transaction has committed, as data written in place would
-    /// otherwise overwrite what a crash brings back.
+    /// Freed blocks. They are reused only once the transaction has committed, as data written in
+    /// place would otherwise overwrite what a crash brings back.
     pub(crate) freed: Ranges,
 }
 
@@ -76,14 +76,18 @@ pub(crate) struct Store {
 impl Store {
     /// Returns a block's newest bytes.
     pub(crate) fn get(&self, block: u64) -> Option<&Block> {
-        let committing = self.committing.as_ref().and_then(|txn| txn.blocks.get(&block));
+        let committing = self
+            .committing
+            .as_ref()
+            .and_then(|txn| txn.blocks.get(&block));
         let pending = self.running.blocks.get(&block).or(committing);
         pending
             .or_else(|| self.checkpoint.get(&block))
             .or_else(|| self.clean.get(&block).map(|clean| &clean.bytes))
     }
 
-    /// Returns whether a block's checksum need not be compared (again): we wrote it, or compared it before.
+    /// Returns whether a block's checksum need not be compared (again): we wrote it, or compared it
+    /// before.
     pub(crate) fn is_checked(&self, block: u64) -> bool {
         let committing = self.committing.as_ref();
         let ours = self.running.blocks.contains_key(&block)
@@ -146,7 +150,8 @@ impl Store {
         frozen
     }
 
-    /// Moves the committing transaction, now durable, to the checkpoint layer and lets its freed blocks be reused.
+    /// Moves the committing transaction, now durable, to the checkpoint layer and lets its freed
+    /// blocks be reused.
     pub(crate) fn committed(&mut self) {
         let Some(txn) = self.committing.take() else {
             return;

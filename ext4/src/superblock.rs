@@ -33,7 +33,8 @@ const INCOMPAT_KNOWN: u32 = INCOMPAT_FILETYPE
     | INCOMPAT_CSUM_SEED;
 const INCOMPAT_NEEDED: u32 = INCOMPAT_FILETYPE | INCOMPAT_EXTENTS;
 
-/// `EXT4_FEATURE_RO_COMPAT_*`: sparse_super, large_file, huge_file, uninit_bg, dir_nlink, extra_isize, metadata_csum.
+/// `EXT4_FEATURE_RO_COMPAT_*`: sparse_super, large_file, huge_file, uninit_bg, dir_nlink,
+/// extra_isize, metadata_csum.
 const RO_SPARSE_SUPER: u32 = 0x1;
 const RO_HUGE_FILE: u32 = 0x8;
 const RO_GDT_CSUM: u32 = 0x10;
@@ -168,7 +169,11 @@ impl Geometry {
             dir_index: u32_at(sb, 0x5c) & COMPAT_DIR_INDEX != 0,
             dir_nlink: ro & RO_DIR_NLINK != 0,
         };
-        check("s_rev_level", u32_at(sb, 0x4c).into(), u32_at(sb, 0x4c) == 1)?;
+        check(
+            "s_rev_level",
+            u32_at(sb, 0x4c).into(),
+            u32_at(sb, 0x4c) == 1,
+        )?;
         geometry.checked(u32_at(sb, 0x1c), log_size)
     }
 
@@ -181,7 +186,11 @@ impl Geometry {
         let least = if self.wide { 64 } else { 32 };
         let size_ok = size.is_power_of_two() && (least..=self.block_size).contains(&size);
         check("s_desc_size", size as u64, size_ok)?;
-        check("s_log_cluster_size", log_cluster.into(), log_cluster == log_size)?;
+        check(
+            "s_log_cluster_size",
+            log_cluster.into(),
+            log_cluster == log_size,
+        )?;
         let per = u64::from(self.blocks_per_group);
         check(
             "s_blocks_per_group",
@@ -229,7 +238,9 @@ impl Geometry {
     /// Returns how many blocks a group has; the last may be short.
     pub(crate) fn group_len(&self, group: u32) -> u32 {
         let left = self.blocks.saturating_sub(self.group_start(group));
-        u32::try_from(left).unwrap_or(u32::MAX).min(self.blocks_per_group)
+        u32::try_from(left)
+            .unwrap_or(u32::MAX)
+            .min(self.blocks_per_group)
     }
 
     /// Returns the group and the bit in its bitmap of a block.
@@ -257,7 +268,8 @@ impl Geometry {
         (u64::from(self.inodes_per_group) * self.inode_size as u64).div_ceil(self.block_size as u64)
     }
 
-    /// Returns whether a group holds a copy of the superblock: with `sparse_super`, groups 0, 1 and powers of 3, 5, 7.
+    /// Returns whether a group holds a copy of the superblock: with `sparse_super`, groups 0, 1 and
+    /// powers of 3, 5, 7.
     pub(crate) fn has_superblock(&self, group: u32) -> bool {
         let power_of = |base: u32| {
             let mut power = base;
@@ -300,7 +312,8 @@ pub(crate) fn seal(sb: &mut [u8], metadata_csum: bool) {
     }
 }
 
-/// Adds to or takes from the count of times mounted (`s_mnt_count`), and stores the time of mounting (`s_mtime`).
+/// Adds to or takes from the count of times mounted (`s_mnt_count`), and stores the time of
+/// mounting (`s_mtime`).
 pub(crate) fn note_mount(sb: &mut [u8], seconds: u32) {
     put_u32(sb, 0x2c, seconds);
     let count = u16_at(sb, 0x34).saturating_add(1);

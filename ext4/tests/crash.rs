@@ -1,5 +1,5 @@
-//! Loss of power at random writes, by seed: what was synced is there byte for byte, and the rest is a state that the
-//! operations passed through, in order.
+//! Loss of power at random writes, by seed: what was synced is there byte for byte, and the rest is
+//! a state that the operations passed through, in order.
 //!
 //! `EXT4_SEEDS=1000 cargo test --release -p ext4 --test crash` tries more.
 
@@ -45,27 +45,31 @@ impl History {
         ))
     }
 
-    /// Checks the bytes of files. A file that was not changed since the sync has its bytes; any byte of another is one
-    /// that it had since, or a zero of a hole that is filled or of a block that is cut.
+    /// Checks the bytes of files. A file that was not changed since the sync has its bytes; any
+    /// byte of another is one that it had since, or a zero of a hole that is filled or of a block
+    /// that is cut.
     fn check_data(&self, found: &BTreeMap<Vec<u8>, Found>, model: &Model) -> Result<(), String> {
         for (path, id) in model.paths() {
             let Kind::File(data) = &model.nodes[&id].kind else {
                 continue;
             };
             let is = &found[&path].data;
-            let since = self
-                .0
-                .iter()
-                .filter_map(|model| match model.nodes.get(&id).map(|node| &node.kind) {
+            let since = self.0.iter().filter_map(|model| {
+                match model.nodes.get(&id).map(|node| &node.kind) {
                     Some(Kind::File(data)) => Some(data),
                     _ => None,
-                });
+                }
+            });
             let mut versions: Vec<_> = since.collect();
             versions.dedup_by(|a, b| Arc::ptr_eq(a, b));
             let changed = versions.len() > 1;
             for (at, (&byte, &expected)) in is.iter().zip(data.iter()).enumerate() {
                 let excused = || {
-                    changed && (byte == 0 || versions.iter().any(|version| version.get(at) == Some(&byte)))
+                    changed
+                        && (byte == 0
+                            || versions
+                                .iter()
+                                .any(|version| version.get(at) == Some(&byte)))
                 };
                 if byte != expected && !excused() {
                     let path = String::from_utf8_lossy(&path);
@@ -131,7 +135,8 @@ fn try_seed(image: &Arc<Vec<u8>>, seed: u64, honesty: Honesty, load: Load) -> Re
         image = again.after_power_loss().into();
     }
     let disk = MemDisk::new(image, seed);
-    let fs = block_on(Ext4::mount(disk.clone(), OPTIONS)).map_err(|error| format!("mount: {error}"))?;
+    let fs =
+        block_on(Ext4::mount(disk.clone(), OPTIONS)).map_err(|error| format!("mount: {error}"))?;
     let found = block_on(read_all(&fs)).map_err(|error| format!("read: {error}"))?;
     history.check(&found)?;
     block_on(fs.unmount(at(9999))).map_err(|error| format!("unmount: {error}"))?;
@@ -144,13 +149,19 @@ fn try_seed(image: &Arc<Vec<u8>>, seed: u64, honesty: Honesty, load: Load) -> Re
 }
 
 /// Tries seeds on all cores; returns those that failed.
-fn try_seeds(image: &[u8], seeds: std::ops::Range<u64>, honesty: Honesty, load: Load) -> Vec<String> {
+fn try_seeds(
+    image: &[u8],
+    seeds: std::ops::Range<u64>,
+    honesty: Honesty,
+    load: Load,
+) -> Vec<String> {
     let image = Arc::new(image.to_vec());
     let image = &image;
     let threads = thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     thread::scope(|scope| {
         let part = |first: u64| {
-            let seeds = (seeds.start + first..seeds.end).step_by(usize::try_from(threads).expect("few"));
+            let seeds =
+                (seeds.start + first..seeds.end).step_by(usize::try_from(threads).expect("few"));
             let tried = seeds.map(|seed| {
                 try_seed(image, seed, honesty, load).map_err(|text| format!("seed {seed}: {text}"))
             });
@@ -227,11 +238,15 @@ fn the_checker_notices_a_missing_flush_before_the_commit_block() {
     assert!(!failed.is_empty(), "nothing of 80 noticed");
 }
 
-/// Removes directories, fills the disk with a file, syncs, and lets the power go; returns whether the file is intact.
+/// Removes directories, fills the disk with a file, syncs, and lets the power go; returns whether
+/// the file is intact.
 ///
 /// The file has blocks of the removed directories, of which the log holds copies.
 fn reuses_directories(honesty: Honesty) -> bool {
-    let disk = MemDisk::new(mke2fs(4 << 20, &["-b", "1024", "-O", "^metadata_csum,^64bit"]), 1);
+    let disk = MemDisk::new(
+        mke2fs(4 << 20, &["-b", "1024", "-O", "^metadata_csum,^64bit"]),
+        1,
+    );
     disk.set_honesty(honesty);
     let fs = block_on(Ext4::mount(disk.clone(), OPTIONS)).expect("mounts");
     let new = NewNode {

@@ -1,6 +1,7 @@
 //! Damaged metadata: an error, never a panic or a hang.
 //!
-//! Checksums of what was damaged are made right again by chance only, so half of the images have none.
+//! Checksums of what was damaged are made right again by chance only, so half of the images have
+//! none.
 
 mod common;
 
@@ -21,7 +22,8 @@ const LOAD: Load = Load {
     syncs: 3,
 };
 
-/// Fills a file system; returns its image and the numbers of its inodes, after an unmount or with a log to replay.
+/// Fills a file system; returns its image and the numbers of its inodes, after an unmount or with a
+/// log to replay.
 fn filled(image: Vec<u8>, unmount: bool) -> Vec<u8> {
     let disk = MemDisk::new(image, 1);
     let mut rng = Rng(7);
@@ -62,7 +64,8 @@ fn filled(image: Vec<u8>, unmount: bool) -> Vec<u8> {
     disk.image()
 }
 
-/// Changes bytes where there are some: superblock, descriptors, bitmaps, inodes, directories, nodes, the journal.
+/// Changes bytes where there are some: superblock, descriptors, bitmaps, inodes, directories,
+/// nodes, the journal.
 fn damage(image: &mut [u8], rng: &mut Rng, used: &[usize]) {
     for _ in 0..=rng.below(30) {
         let block = used[rng.index(used.len())] * 1024;
@@ -122,8 +125,14 @@ async fn exercise(disk: MemDisk, rng: &mut Rng) {
                 .map(drop),
             7 => fs.truncate(inode, rng.below(100_000), at(step)).await,
             8 => {
-                fs.fallocate(inode, Allocation::PunchHole, rng.below(50_000), 50_000, at(step))
-                    .await
+                fs.fallocate(
+                    inode,
+                    Allocation::PunchHole,
+                    rng.below(50_000),
+                    50_000,
+                    at(step),
+                )
+                .await
             }
             9 => fs.sync(at(step)).await,
             _ => fs.lookup(dir, b"many").await.map(|found| dirs.push(found)),
@@ -192,7 +201,10 @@ fn fuzz(options: &[&str], unmount: bool) {
         damage(&mut damaged, &mut rng, &used);
         let begun = Instant::now();
         block_on(exercise(MemDisk::new(damaged, seed), &mut rng));
-        assert!(begun.elapsed() < Duration::from_secs(60), "seed {seed} hangs");
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "seed {seed} hangs"
+        );
     }
 }
 

@@ -40,7 +40,11 @@ fn one_operation(fs: &Ext4<MemDisk>, rng: &mut Rng, step: u64) {
     let number = rng.below(12);
     let name = format!("file {number}").into_bytes();
     let byte = u8::try_from(number + 1).expect("small");
-    let polls = if rng.chance(40) { rng.below(60) } else { 1_000_000 };
+    let polls = if rng.chance(40) {
+        rng.below(60)
+    } else {
+        1_000_000
+    };
     let now = at(step);
     let Ok(file) = block_on(fs.lookup(ROOT, &name)) else {
         give_up(fs.create(ROOT, &name, node(now)), polls);
@@ -78,7 +82,10 @@ fn give_up_at_random(image: Vec<u8>, seed: u64) {
             .data
             .iter()
             .position(|&byte| byte != 0 && byte != number + 1);
-        assert_eq!(foreign, None, "seed {seed}: {text} has a byte of another file");
+        assert_eq!(
+            foreign, None,
+            "seed {seed}: {text} has a byte of another file"
+        );
     }
 }
 
@@ -97,7 +104,9 @@ fn a_cut_that_was_given_up_brings_nothing_back() {
         block_on(async {
             let file = fs.create(ROOT, b"file", node(at(1))).await.unwrap();
             for block in 0..200 {
-                fs.write(file, block * 2048, &[7; 1024], at(1)).await.unwrap();
+                fs.write(file, block * 2048, &[7; 1024], at(1))
+                    .await
+                    .unwrap();
             }
             fs.sync(at(1)).await.unwrap();
             give_up(fs.truncate(file, 0, at(2)), polls);

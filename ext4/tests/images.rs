@@ -1,4 +1,5 @@
-//! Images that mke2fs and debugfs made, and structures that grow large, judged by e2fsck and debugfs.
+//! Images that mke2fs and debugfs made, and structures that grow large, judged by e2fsck and
+//! debugfs.
 
 mod common;
 
@@ -127,7 +128,9 @@ fn a_file_of_many_extents_is_written_punched_and_cut() {
             assert!(block[..1024].iter().all(|&is| is == byte), "block {number}");
         }
         // Far behind everything: beyond 4 GB.
-        fs.write(file, (5 << 30) + 17, b"far away", at(1)).await.unwrap();
+        fs.write(file, (5 << 30) + 17, b"far away", at(1))
+            .await
+            .unwrap();
         fs.fallocate(file, Allocation::PunchHole, 1_000_000, 3_000_000, at(2))
             .await
             .unwrap();
@@ -174,11 +177,15 @@ fn a_journal_that_another_program_left_is_replayed() {
             .unwrap_or_else(|error| panic!("{error}: {text}"));
         let replayed = disk.image();
         assert!(
-            replayed[9000 * 1024..9001 * 1024].iter().all(|&byte| byte == 9),
+            replayed[9000 * 1024..9001 * 1024]
+                .iter()
+                .all(|&byte| byte == 9),
             "{features}: replayed"
         );
         assert!(
-            replayed[9001 * 1024..9002 * 1024].iter().all(|&byte| byte != 8),
+            replayed[9001 * 1024..9002 * 1024]
+                .iter()
+                .all(|&byte| byte != 8),
             "{features}: revoked"
         );
         finish(fs, &disk);
@@ -252,9 +259,14 @@ fn files_written_by_debugfs_are_read_and_changed() {
             assert_eq!(fs.read_link(link).await.unwrap(), target.as_bytes());
         }
         fs.write(file, 100, b"changed", at(1)).await.unwrap();
-        fs.rename((ROOT, b"file"), (ROOT, b"renamed"), ext4::Rename::Replace, at(1))
-            .await
-            .unwrap();
+        fs.rename(
+            (ROOT, b"file"),
+            (ROOT, b"renamed"),
+            ext4::Rename::Replace,
+            at(1),
+        )
+        .await
+        .unwrap();
     });
     let image = Image::new(&finish(fs, &disk));
     assert_eq!(&debugfs_cat(&image, "/renamed")[100..107], b"changed");
@@ -327,14 +339,20 @@ fn many_tasks_work_at_once() {
             let name = format!("file {}", rng.below(8));
             let file = match fs.lookup(dir, name.as_bytes()).await {
                 Ok(file) => file,
-                Err(_) => fs.create(dir, name.as_bytes(), node(at(step))).await.unwrap(),
+                Err(_) => fs
+                    .create(dir, name.as_bytes(), node(at(step)))
+                    .await
+                    .unwrap(),
             };
             let len = 1 + rng.index(20_000);
             fs.append(file, &vec![byte; len], at(step)).await.unwrap();
             match rng.below(6) {
                 0 => fs.sync(at(step)).await.unwrap(),
                 1 => fs.unlink(dir, name.as_bytes(), at(step)).await.unwrap(),
-                2 => fs.truncate(file, rng.below(30_000), at(step)).await.unwrap(),
+                2 => fs
+                    .truncate(file, rng.below(30_000), at(step))
+                    .await
+                    .unwrap(),
                 3 => fs
                     .rename(
                         (dir, name.as_bytes()),
@@ -352,9 +370,18 @@ fn many_tasks_work_at_once() {
     let image = finish(fs, &disk);
     for (path, found) in read_image(image).unwrap() {
         // A file renamed to the root belongs to one task: bytes of others are not in it.
-        let mut bytes: Vec<_> = found.data.iter().copied().filter(|&byte| byte != 0).collect();
+        let mut bytes: Vec<_> = found
+            .data
+            .iter()
+            .copied()
+            .filter(|&byte| byte != 0)
+            .collect();
         bytes.dedup();
-        assert!(bytes.len() <= 1, "{}: {bytes:?}", String::from_utf8_lossy(&path));
+        assert!(
+            bytes.len() <= 1,
+            "{}: {bytes:?}",
+            String::from_utf8_lossy(&path)
+        );
     }
 }
 
@@ -370,7 +397,8 @@ fn what_is_not_known_is_refused() {
     assert_eq!(writable(&["-O", "inline_data"]), Err(Errno::EOPNOTSUPP));
     assert_eq!(writable(&["-O", "bigalloc"]), Err(Errno::EOPNOTSUPP));
     let disk = MemDisk::new(mke2fs(16 << 20, &["-O", "^has_journal"]), 1);
-    let fs = block_on(Ext4::mount(disk, options(true))).expect("a file system without journal is readable");
+    let fs = block_on(Ext4::mount(disk, options(true)))
+        .expect("a file system without journal is readable");
     assert_eq!(
         block_on(fs.create(ROOT, b"a", node(at(1)))),
         Err(Errno::EROFS.into())
@@ -407,12 +435,24 @@ fn a_full_disk_is_an_error_and_stays_sound() {
                 0 => fs.unlink(ROOT, name.as_bytes(), at(step)).await,
                 1 => fs.truncate(file, rng.below(100_000), at(step)).await,
                 2 => {
-                    fs.fallocate(file, Allocation::Extend, rng.below(200_000), 50_000, at(step))
-                        .await
+                    fs.fallocate(
+                        file,
+                        Allocation::Extend,
+                        rng.below(200_000),
+                        50_000,
+                        at(step),
+                    )
+                    .await
                 }
                 3 => {
-                    fs.fallocate(file, Allocation::PunchHole, rng.below(200_000), 20_000, at(step))
-                        .await
+                    fs.fallocate(
+                        file,
+                        Allocation::PunchHole,
+                        rng.below(200_000),
+                        20_000,
+                        at(step),
+                    )
+                    .await
                 }
                 _ => fs
                     .write(file, rng.below(200_000), &bytes, at(step))

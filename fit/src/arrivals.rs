@@ -8,7 +8,8 @@ use crate::serve::ServeSlot;
 /// No slot.
 const NONE: u16 = u16::MAX;
 
-/// Requests, as a list through their slots, which costs less than a queue beside them, and the one-way messages between them.
+/// Requests, as a list through their slots, which costs less than a queue beside them, and the
+/// one-way messages between them.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     first: u16,
@@ -51,7 +52,8 @@ impl Arrivals {
         self.one_ways.push_back((before, message));
     }
 
-    /// Returns whether one-way messages wait; who takes a request looks for these [first](Self::pop_one_way).
+    /// Returns whether one-way messages wait; who takes a request looks for these
+    /// [first](Self::pop_one_way).
     #[inline(always)]
     pub(crate) fn has_one_ways(&self) -> bool {
         !self.one_ways.is_empty()
@@ -65,7 +67,10 @@ impl Arrivals {
             return Some(message);
         }
         let now = self.first;
-        let freed = self.one_ways.iter_mut().filter(|(before, _)| *before == now);
+        let freed = self
+            .one_ways
+            .iter_mut()
+            .filter(|(before, _)| *before == now);
         freed.for_each(|(before, _)| *before = NONE);
         None
     }

@@ -1,13 +1,15 @@
-//! The bulk of requests and replies on the callee's side: buffers, READs of what callers offer, WRITEs of what they take.
+//! The bulk of requests and replies on the callee's side: buffers, READs of what callers offer,
+//! WRITEs of what they take.
 //!
 //! ```text
 //!  request with bulk ─► Waiting ──buffers are free──► Fetching ──READs are done──► Arrived ─► Serving ─► reply:
 //!                          └── nothing to fetch ──────────────────────────────────────┘        WRITE each piece, then SEND
 //! ```
 //!
-//! The buffers lie in the connection's own memory, so a peer can take none from another, and no key to them is given away: a
-//! caller can't change what a handler reads. A request takes all the buffers that it needs at once, so two can't wait
-//! for each other. Requests without bulk overtake those that wait.
+//! The buffers lie in the connection's own memory, so a peer can take none from another, and no key
+//! to them is given away: a caller can't change what a handler reads. A request takes all the
+//! buffers that it needs at once, so two can't wait for each other. Requests without bulk overtake
+//! those that wait.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -138,7 +140,8 @@ impl<M: DmaBuffer> Link<M> {
         let offered: u64 = (0..header.gathers)
             .map(|piece| u64::from(self.descriptor(receive, piece).len))
             .sum();
-        if header.gathers > 0 && (offered != u64::from(header.bulk) || header.bulk > self.bulk.size) {
+        if header.gathers > 0 && (offered != u64::from(header.bulk) || header.bulk > self.bulk.size)
+        {
             return self.fail(LostCause::Protocol);
         }
         let mut taken = 0;
@@ -164,7 +167,9 @@ impl<M: DmaBuffer> Link<M> {
     /// The descriptor `index` of the request in a receive buffer.
     fn descriptor(&self, receive: u16, index: u8) -> Descriptor {
         let mut bytes = [0; DESCRIPTOR_LEN];
-        let at = self.receives[usize::from(receive)].at + HEADER_LEN + usize::from(index) * DESCRIPTOR_LEN;
+        let at = self.receives[usize::from(receive)].at
+            + HEADER_LEN
+            + usize::from(index) * DESCRIPTOR_LEN;
         self.memory.read(at, &mut bytes);
         Descriptor::decode(&bytes)
     }
@@ -205,9 +210,14 @@ impl<M: DmaBuffer> Link<M> {
                 return;
             }
             let (receive, asked) = (serve.receive, part.asked);
-            let buffer = part.input.expect("a buffer was taken before the first READ");
+            let buffer = part
+                .input
+                .expect("a buffer was taken before the first READ");
             let Descriptor { at: from, len } = self.descriptor(receive, part.looked_at);
-            let into = self.piece(self.layout.bulk(buffer.into()) + asked as usize, len as usize);
+            let into = self.piece(
+                self.layout.bulk(buffer.into()) + asked as usize,
+                len as usize,
+            );
             let part = &mut self.serves[usize::from(slot)].bulk;
             part.looked_at += 1;
             if len == 0 {
@@ -255,8 +265,12 @@ impl<M: DmaBuffer> Link<M> {
         let Some(buffer) = part.output.filter(|_| self.is_serving(incoming)) else {
             return;
         };
-        assert!(offset + bytes.len() <= part.limit as usize, "within the limit");
-        self.memory.write(self.layout.bulk(buffer.into()) + offset, bytes);
+        assert!(
+            offset + bytes.len() <= part.limit as usize,
+            "within the limit"
+        );
+        self.memory
+            .write(self.layout.bulk(buffer.into()) + offset, bytes);
     }
 
     /// The handler is done with the request's bulk.
@@ -267,9 +281,14 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Posts the WRITEs of a reply's bulk; on one queue pair the SEND behind them arrives after them. Returns what that
-    /// SEND is for.
-    pub(crate) fn write_bulk_back<Q: QueueSet>(&mut self, queues: &mut Q, slot: u16, bulk: u32) -> Purpose {
+    /// Posts the WRITEs of a reply's bulk; on one queue pair the SEND behind them arrives after
+    /// them. Returns what that SEND is for.
+    pub(crate) fn write_bulk_back<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        slot: u16,
+        bulk: u32,
+    ) -> Purpose {
         let Some(buffer) = self.serves[usize::from(slot)].bulk.output.take() else {
             return Purpose::Unanswered;
         };
@@ -284,7 +303,10 @@ impl<M: DmaBuffer> Link<M> {
             let len = len.min(bulk - done);
             piece += 1;
             if len > 0 {
-                let from = self.piece(self.layout.bulk(buffer.into()) + done as usize, len as usize);
+                let from = self.piece(
+                    self.layout.bulk(buffer.into()) + done as usize,
+                    len as usize,
+                );
                 let write = SendOp::Write { to, imm: None };
                 self.post(queues, write, Payload::Gather(&[from]), Purpose::Unanswered);
                 done += len;

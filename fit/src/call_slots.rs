@@ -39,7 +39,8 @@ pub(crate) struct CallSlot {
     pub(crate) kind: u16,
     /// Whether peer and device may touch the caller's memory until it ends.
     pub(crate) lends: bool,
-    /// Whether the device is done with the request. Until then it may read what it gathers again, though the reply be there.
+    /// Whether the device is done with the request. Until then it may read what it gathers again,
+    /// though the reply be there.
     pub(crate) sent: bool,
     /// Bytes that the reply's bulk may have.
     pub(crate) takes: u32,
@@ -122,13 +123,19 @@ impl CallSlot {
     /// Returns whether it waits for this reply.
     #[inline(always)]
     pub(crate) fn awaits(&self, reply: &Brief) -> bool {
-        self.generation == reply.generation && self.state == CallState::Waiting && self.kind == reply.kind
+        self.generation == reply.generation
+            && self.state == CallState::Waiting
+            && self.kind == reply.kind
     }
 
     /// The reply is in this receive; how long it took, in nanoseconds.
     #[inline(always)]
     pub(crate) fn answer(&mut self, receive: u16, body: u32, bulk: u32, now: Instant) -> u64 {
-        self.state = CallState::Answered { receive, body, bulk };
+        self.state = CallState::Answered {
+            receive,
+            body,
+            bulk,
+        };
         if self.waker.is_some() {
             self.wake();
         }

@@ -9,7 +9,9 @@ use crate::call_slots::{CallSlot, CallState};
 use crate::counters::count;
 use crate::link::{Failure, Link, Outgoing};
 use crate::ring::{Place, Purpose};
-use crate::wire::{Brief, DESCRIPTOR_LEN, Descriptor, HEADER_BYTES, HEADER_LEN, Header, MessageType};
+use crate::wire::{
+    Brief, DESCRIPTOR_LEN, Descriptor, HEADER_BYTES, HEADER_LEN, Header, MessageType,
+};
 use crate::{Error, LinkState, LostCause, MAX_PIECES, Operation};
 
 /// A piece of this node's registered memory that a call uses.
@@ -73,7 +75,8 @@ pub struct Call<'a> {
     pub kind: u16,
     /// The request's body. Copied, so short ones are best; it must fit a message.
     pub body: &'a [u8],
-    /// Memory whose bytes are the request's bulk. It is not copied: it goes with the message if it fits, else the peer READs it.
+    /// Memory whose bytes are the request's bulk. It is not copied: it goes with the message if it
+    /// fits, else the peer READs it.
     pub gather: &'a [Piece],
     /// Memory that the reply's bulk fills, piece by piece, by the peer's WRITEs.
     pub scatter: &'a [Piece],
@@ -145,7 +148,8 @@ fn request_header(call: &Call<'_>, id: CallId) -> Header {
 impl<M: DmaBuffer> Link<M> {
     // ---- Calls ----
 
-    /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now. `link` is this connection's number.
+    /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now.
+    /// `link` is this connection's number.
     #[inline(always)]
     pub(crate) fn start_call<Q: QueueSet>(
         &mut self,
@@ -196,7 +200,8 @@ impl<M: DmaBuffer> Link<M> {
         Some((id, place))
     }
 
-    /// Starts a call that does not go at once: it lends memory, is long, or the connection is not up.
+    /// Starts a call that does not go at once: it lends memory, is long, or the connection is not
+    /// up.
     #[inline(never)]
     fn start_longer_call<Q: QueueSet>(
         &mut self,
@@ -320,8 +325,8 @@ impl<M: DmaBuffer> Link<M> {
         call.is_some_and(|call| call.is_of(id))
     }
 
-    /// Looks whether a call that [is there](Self::has_call) has ended. Its reply is copied into `into`; the id means nothing
-    /// afterwards.
+    /// Looks whether a call that [is there](Self::has_call) has ended. Its reply is copied into
+    /// `into`; the id means nothing afterwards.
     #[inline(always)]
     pub(crate) fn poll_call<Q: QueueSet>(
         &mut self,
@@ -381,7 +386,12 @@ impl<M: DmaBuffer> Link<M> {
         into: &mut [u8],
     ) -> Poll<Result<Reply, Error>> {
         let call = &mut self.calls[usize::from(slot)];
-        let CallState::Answered { receive, body, bulk } = call.state else {
+        let CallState::Answered {
+            receive,
+            body,
+            bulk,
+        } = call.state
+        else {
             unreachable!("only calls with a reply are looked at")
         };
         if !call.sent {
@@ -449,8 +459,8 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Takes a reply without bulk if a call waits for it and it says nothing new of one-way messages; whether this was so. Its receive is
-    /// posted again when the waiter has it.
+    /// Takes a reply without bulk if a call waits for it and it says nothing new of one-way
+    /// messages; whether this was so. Its receive is posted again when the waiter has it.
     #[inline(always)]
     pub(crate) fn on_plain_reply(&mut self, receive: u16, reply: Brief, now: Instant) -> bool {
         match self.calls.get_mut(usize::from(reply.slot)) {
@@ -483,9 +493,16 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Takes a reply that no waiter gets: it comes too late, for nothing, or is not what was asked for.
+    /// Takes a reply that no waiter gets: it comes too late, for nothing, or is not what was asked
+    /// for.
     #[inline(never)]
-    fn on_unawaited_reply<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16, reply: Brief, bulk: u32) {
+    fn on_unawaited_reply<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        receive: u16,
+        reply: Brief,
+        bulk: u32,
+    ) {
         let call = self.calls.get(usize::from(reply.slot));
         let owed = call.filter(|call| call.generation == reply.generation && call.state.is_owed());
         let Some(call) = owed else {
@@ -496,7 +513,9 @@ impl<M: DmaBuffer> Link<M> {
             return self.fail(LostCause::Protocol);
         }
         match call.state {
-            CallState::Expired(failure) => self.end_call(reply.slot.into(), CallState::Failed(failure)),
+            CallState::Expired(failure) => {
+                self.end_call(reply.slot.into(), CallState::Failed(failure))
+            }
             CallState::Orphaned => self.free_call(reply.slot),
             _ => unreachable!("a reply that is owed, and as it was asked for, to one who waits"),
         }

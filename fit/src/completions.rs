@@ -87,7 +87,8 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// A receive has ended that the device does not have, or that was given up when the connection was lost.
+    /// A receive has ended that the device does not have, or that was given up when the connection
+    /// was lost.
     #[cold]
     fn on_stray_receive(&mut self) {
         if matches!(self.state, LinkState::Connecting | LinkState::Up) {

@@ -34,18 +34,21 @@ pub struct Config {
     pub page_paths: u16,
     /// Bytes of a message with its header.
     pub message_size: u32,
-    /// One-way messages of a peer that this side keeps until a handler takes them; also the most that this side has under way.
+    /// One-way messages of a peer that this side keeps until a handler takes them; also the most
+    /// that this side has under way.
     pub one_ways: u16,
-    /// Bytes of the longest bulk that this side takes with a request or sends with a reply, beyond what fits a message; 0 if
-    /// none.
+    /// Bytes of the longest bulk that this side takes with a request or sends with a reply, beyond
+    /// what fits a message; 0 if none.
     pub bulk_size: u32,
-    /// Buffers of that size a connection has: calls with bulk wait for one for each direction that they use.
+    /// Buffers of that size a connection has: calls with bulk wait for one for each direction that
+    /// they use.
     pub bulk_buffers: u16,
     /// Every how many requests one is signalled that would not need to be.
     pub signal_every: u16,
     /// The way in which a core learns of completions.
     pub polling: Polling,
-    /// Tasks a core that run handlers, 1 to [`MAX_WORKERS`]; 0 if the polling task runs them itself, one at a time.
+    /// Tasks a core that run handlers, 1 to [`MAX_WORKERS`]; 0 if the polling task runs them
+    /// itself, one at a time.
     pub workers: u16,
     /// Whether to measure the [profile points](crate::Point).
     pub profile: bool,
@@ -105,7 +108,9 @@ impl core::str::FromStr for Polling {
             ("busy", _) => Ok(Self::Busy),
             ("adaptive", _) => Ok(Config::default().polling),
             ("interrupt", _) => Ok(Self::Interrupt),
-            (_, Some(("adaptive", looks))) => looks.parse().map(Self::Adaptive).map_err(|_| BadPolling),
+            (_, Some(("adaptive", looks))) => {
+                looks.parse().map(Self::Adaptive).map_err(|_| BadPolling)
+            }
             _ => Err(BadPolling),
         }
     }
@@ -114,9 +119,11 @@ impl core::str::FromStr for Polling {
 /// Protection domains that keep peers out of each other's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Domains {
-    /// All connections lie in [`verbs::Domain::default`]: a peer reaches whatever is registered for any of them.
+    /// All connections lie in [`verbs::Domain::default`]: a peer reaches whatever is registered for
+    /// any of them.
     Shared,
-    /// Each peer has a domain of its own, which no other peer gets later: [`Fit::domain`](crate::Fit::domain) names it.
+    /// Each peer has a domain of its own, which no other peer gets later:
+    /// [`Fit::domain`](crate::Fit::domain) names it.
     PerPeer,
 }
 
@@ -155,12 +162,13 @@ impl Default for Config {
 
 /// Entries of its queues that one connection takes.
 ///
-/// * Receive queue: one for each call and one-way message the peer may have under way, one for each reply we may be owed, and those
-///   for pings, pongs and credits. Each is posted again before the credit it stands for goes back, so an honest peer never finds the
-///   queue empty.
-/// * Send queue: a request for each call and one-way message, a WRITE and a SEND for each reply and the further WRITEs of one
-///   whose bulk is scattered, one for each READ or WRITE, the run of unsignalled requests that no completion has freed yet, and pings,
-///   pongs and credits. Nothing is posted without room: what finds none waits.
+/// * Receive queue: one for each call and one-way message the peer may have under way, one for each
+///   reply we may be owed, and those for pings, pongs and credits. Each is posted again before the
+///   credit it stands for goes back, so an honest peer never finds the queue empty.
+/// * Send queue: a request for each call and one-way message, a WRITE and a SEND for each reply and
+///   the further WRITEs of one whose bulk is scattered, one for each READ or WRITE, the run of
+///   unsignalled requests that no completion has freed yet, and pings, pongs and credits. Nothing
+///   is posted without room: what finds none waits.
 /// * Completion queue: each request of either queue may complete, so the sum of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depths {
@@ -207,7 +215,8 @@ impl Config {
     ///
     /// # Panics
     ///
-    /// When a number that must not be zero is, or a message has no room for its header: the image's own mistake.
+    /// When a number that must not be zero is, or a message has no room for its header: the image's
+    /// own mistake.
     pub fn check(&self, limits: &DeviceLimits) -> Result<(), Error> {
         assert!(
             self.calls > 0 && self.serves > 0 && self.one_sided > 0,
@@ -232,7 +241,11 @@ impl Config {
         let depths = self.depths();
         let wants = [
             (Resource::SendQueue, depths.send, limits.max_queue_depth),
-            (Resource::ReceiveQueue, depths.receive, limits.max_queue_depth),
+            (
+                Resource::ReceiveQueue,
+                depths.receive,
+                limits.max_queue_depth,
+            ),
             (
                 Resource::CompletionQueue,
                 self.completion_queue_depth(),
@@ -258,7 +271,8 @@ const _: () = assert!(SEND_PIECES as usize == 1 + MAX_PIECES);
 /// Bytes inline that a device must take at least.
 const INLINE: u32 = HEADER_BYTES;
 
-/// Messages under way that say only how many one-way messages were taken: each speaks of half of the window at least.
+/// Messages under way that say only how many one-way messages were taken: each speaks of half of
+/// the window at least.
 const CREDITS: u32 = 2;
 
 /// Bytes that a message must have at least.
@@ -290,7 +304,11 @@ impl Layout {
         }
     }
     pub(crate) fn receive(&self, index: usize) -> usize {
-        assert!(index < self.receives, "receive {index} of {}", self.receives);
+        assert!(
+            index < self.receives,
+            "receive {index} of {}",
+            self.receives
+        );
         index * self.message
     }
     pub(crate) fn call(&self, index: usize) -> usize {
@@ -302,7 +320,11 @@ impl Layout {
         (self.receives + self.calls + index) * self.message
     }
     pub(crate) fn one_way(&self, index: usize) -> usize {
-        assert!(index < self.one_ways, "one-way {index} of {}", self.one_ways);
+        assert!(
+            index < self.one_ways,
+            "one-way {index} of {}",
+            self.one_ways
+        );
         (self.receives + self.calls + self.serves + index) * self.message
     }
     pub(crate) fn bulk(&self, index: usize) -> usize {
@@ -361,7 +383,10 @@ mod tests {
             max_domains: 1,
         };
         let error = Config::default().check(&limits).unwrap_err();
-        assert_eq!(error.to_string(), "send requests: 171 wanted, the device has 64");
+        assert_eq!(
+            error.to_string(),
+            "send requests: 171 wanted, the device has 64"
+        );
     }
 
     #[test]

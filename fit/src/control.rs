@@ -1,4 +1,5 @@
-//! The control task: finding the path to a peer, the CM exchange, and what becomes of lost connections.
+//! The control task: finding the path to a peer, the CM exchange, and what becomes of lost
+//! connections.
 //!
 //! ```text
 //!  caller:  Path ──SA answers──► Asked ──REP, proven──► Up      callee:  (REQ, proven) ──► Replied ──RTU, proven──► Up
@@ -6,9 +7,9 @@
 //!             └──── REJ, no answer ┘                                                          └── given up: lost
 //! ```
 //!
-//! Every message is repeated with a back-off until its answer comes, so the two sides may come up in any order. If both
-//! sides call each other at once, the one with the smaller GID stays the caller. What decides whom to call is `membership`;
-//! this task carries its actions out.
+//! Every message is repeated with a back-off until its answer comes, so the two sides may come up
+//! in any order. If both sides call each other at once, the one with the smaller GID stays the
+//! caller. What decides whom to call is `membership`; this task carries its actions out.
 
 mod attempt;
 mod cm;
@@ -34,10 +35,11 @@ pub(crate) use group::Group;
 
 /// Time between two rounds of the control task, in which it checks deadlines.
 pub(crate) const TICK: Duration = Duration::from_millis(5);
-/// Management datagrams that are dealt with before others have their turn: a port full of them must not keep this task from
-/// all else.
+/// Management datagrams that are dealt with before others have their turn: a port full of them must
+/// not keep this task from all else.
 const MADS_PER_TURN: usize = 16;
-/// Requests whose nonces are remembered, so that they can't be played again; then there is another challenge.
+/// Requests whose nonces are remembered, so that they can't be played again; then there is another
+/// challenge.
 const MAX_NONCES: usize = 256;
 
 pub(crate) struct Control<D: Device, P: Platform> {
@@ -92,7 +94,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.begin_wanted(&port).await;
                 self.begin_pages(&port);
                 for _ in 0..MADS_PER_TURN {
-                    let Some((from, mad)) = self.inner.device.take_mad(self.inner.config.port) else {
+                    let Some((from, mad)) = self.inner.device.take_mad(self.inner.config.port)
+                    else {
                         break;
                     };
                     self.on_mad(&port, from, &mad).await;
@@ -118,7 +121,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                     if let Some(group) = &mut self.group {
                         group.on_failed(qpn);
                     }
-                    self.inner.fail_pages(|link| link.qpn == qpn, LostCause::QpFailed);
+                    self.inner
+                        .fail_pages(|link| link.qpn == qpn, LostCause::QpFailed);
                     for core in &self.inner.cores {
                         let mut core = core.lock();
                         if let Some(link) = core.by_qpn(qpn) {
@@ -126,7 +130,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                         }
                     }
                 }
-                // A completion queue serves all connections of a core, and a node without that core would be none.
+                // A completion queue serves all connections of a core, and a node without that core
+                // would be none.
                 DeviceEvent::CqFailed { .. } => {
                     log::error!("{event:?}");
                     self.inner.end(DeviceError::Failed("a completion queue"));
@@ -166,7 +171,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         let now = self.inner.platform.now();
         let Some(group) = &mut self.group else { return };
         let heard = group.hear();
-        group.mend(&*self.inner.device, self.inner.config.port, now).await;
+        group
+            .mend(&*self.inner.device, self.inner.config.port, now)
+            .await;
         if group.is_join_due(now) {
             let transaction = self.chance.number() >> 32;
             let join = group.join(port, transaction, now);
@@ -230,7 +237,12 @@ impl<D: Device, P: Platform> Control<D, P> {
 
     async fn send(&self, to: Lid, mad: &Mad) {
         let port = self.inner.config.port;
-        if let Err(error) = self.inner.device.send_mad(port, to, PKey::DEFAULT, mad).await {
+        if let Err(error) = self
+            .inner
+            .device
+            .send_mad(port, to, PKey::DEFAULT, mad)
+            .await
+        {
             log::warn!("management datagram to {to}: {error}");
         }
     }

@@ -10,7 +10,8 @@ pub const KINDS: usize = 64;
 pub struct LinkCounters {
     /// Calls made (LegoOS `nr_ib_send_reply`).
     pub nr_ib_send_reply: u64,
-    /// Messages sent without waiting for an answer: replies and one-way messages (LegoOS `nr_ib_send`).
+    /// Messages sent without waiting for an answer: replies and one-way messages (LegoOS
+    /// `nr_ib_send`).
     pub nr_ib_send: u64,
     /// One-way messages sent.
     pub nr_one_way: u64,
@@ -18,7 +19,8 @@ pub struct LinkCounters {
     pub nr_one_way_served: u64,
     /// Bytes sent: messages with their headers, RDMA WRITEs, bulk replies (LegoOS `nr_bytes_tx`).
     pub nr_bytes_tx: u64,
-    /// Bytes received: messages, RDMA READs, bulk replies as the peer states them (LegoOS `nr_bytes_rx`).
+    /// Bytes received: messages, RDMA READs, bulk replies as the peer states them (LegoOS
+    /// `nr_bytes_rx`).
     pub nr_bytes_rx: u64,
     /// RDMA READs started.
     pub nr_rdma_read: u64,
@@ -82,7 +84,8 @@ pub(crate) fn count(kinds: &mut [u64; KINDS], kind: u16) {
 pub struct Counters {
     /// Completions polled (LegoOS `recvcq[i]`, and the send side's).
     pub nr_cqe: u64,
-    /// Completions for queue pairs that no connection has, or that the device reported nonsense about.
+    /// Completions for queue pairs that no connection has, or that the device reported nonsense
+    /// about.
     pub nr_stray_cqe: u64,
     /// Times the core waited for an interrupt.
     pub nr_interrupt_waits: u64,

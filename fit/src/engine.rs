@@ -1,5 +1,7 @@
 //! One core's connections over its completion queue.
 
+mod serving;
+
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -11,7 +13,7 @@ use verbs::{Completion, Lkey, PollError, QueueSet, RemoteAddr, Sge};
 use crate::config::MAX_WORKERS;
 use crate::link::{Link, Parts, due, wake_all};
 use crate::{
-    Call, CallId, Config, Counters, Ended, Error, Incoming, LinkCounters, LinkState, LostCause, OneSided,
+    Call, CallId, Config, Counters, Ended, Error, LinkCounters, LinkState, LostCause, OneSided,
     OpId, PeerId, PeerName, Reply, Target,
 };
 
@@ -45,14 +47,17 @@ type Gone = VecDeque<(PeerId, PeerName, LostCause)>;
 #[cold]
 fn gone(gone: &Gone, peer: PeerId) -> Error {
     let gone = gone.iter().find(|(gone, ..)| *gone == peer);
-    gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| Error::PeerLost {
-        peer,
-        cause,
-        waiting: None,
+    gone.map_or(Error::NotConnected(peer.0), |&(_, peer, cause)| {
+        Error::PeerLost {
+            peer,
+            cause,
+            waiting: None,
+        }
     })
 }
 
-/// Posts and shows the device what can be on a connection, and wakes the servers if requests have arrived.
+/// Posts and shows the device what can be on a connection, and wakes the servers if requests have
+/// arrived.
 #[inline]
 fn settle<Q: QueueSet, M: DmaBuffer>(link: &mut Link<M>, queues: &mut Q, servers: &mut Vec<Waker>) {
     link.flush(queues);
@@ -66,8 +71,9 @@ fn settle<Q: QueueSet, M: DmaBuffer>(link: &mut Link<M>, queues: &mut Q, servers
 
 /// The data path of one core: every connection's slots and credits, over one [`QueueSet`].
 ///
-/// It has no clock and waits for nothing: `now` is an argument, and what a caller waits for is polled with a waker.
-/// Wakers are woken while the engine is borrowed, so a waker must do no more than mark its task as ready.
+/// It has no clock and waits for nothing: `now` is an argument, and what a caller waits for is
+/// polled with a waker. Wakers are woken while the engine is borrowed, so a waker must do no more
+/// than mark its task as ready.
 pub struct Engine<Q, M> {
     config: Config,
     queues: Q,
@@ -95,7 +101,8 @@ pub struct Engine<Q, M> {
 }
 
 impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
-    /// Makes an engine without connections over a queue set of [`Config::completion_queue_depth`] entries.
+    /// Makes an engine without connections over a queue set of [`Config::completion_queue_depth`]
+    /// entries.
     pub fn new(config: Config, queues: Q) -> Self {
         Self {
             config,
@@ -160,7 +167,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             return false;
         }
         link.up(target);
-        // The peer had it up before: its first requests may be here, which no server could take then.
+        // The peer had it up before: its first requests may be here, which no server could take
+        // then.
         if !link.arrived.is_empty() {
             link.due |= due::ARRIVED;
         }
@@ -168,8 +176,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         true
     }
 
-    /// Gives a queue pair to a peer, one that waits or whose peer is lost; nothing if none is left. A used one must be
-    /// [renewed](Self::renew).
+    /// Gives a queue pair to a peer, one that waits or whose peer is lost; nothing if none is left.
+    /// A used one must be [renewed](Self::renew).
     pub(crate) fn claim(&mut self, peer: PeerId, name: PeerName) -> Option<(u16, verbs::Qpn)> {
         let free = |link: &Link<M>| link.owner.is_none() || link.is_over();
         let index = self.links.iter().position(free)?;
@@ -184,7 +192,9 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
         link.peer = name;
         let claimed = (u16::try_from(index).ok()?, link.qpn);
-        old.into_iter().chain([peer]).for_each(|peer| self.reroute(peer));
+        old.into_iter()
+            .chain([peer])
+            .for_each(|peer| self.reroute(peer));
         Some(claimed)
     }
 
@@ -218,8 +228,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         self.queues.forget(self.links[usize::from(index)].qp);
     }
 
-    /// Begins the connection `index` anew and posts its receives. Its queue pair is in INIT, its memory registered under
-    /// `lkey`.
+    /// Begins the connection `index` anew and posts its receives. Its queue pair is in INIT, its
+    /// memory registered under `lkey`.
     pub(crate) fn renew(&mut self, index: u16, lkey: Lkey) {
         let at = usize::from(index);
         let mut link = self.links.remove(at).renewed(&self.config, lkey);
@@ -237,7 +247,10 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Finds out whether `peer` still answers: a connection without a sign of it soon is lost.
     pub(crate) fn probe(&mut self, peer: PeerId) {
         let queues = &mut self.queues;
-        let theirs = self.links.iter_mut().filter(|link| link.owner == Some(peer));
+        let theirs = self
+            .links
+            .iter_mut()
+            .filter(|link| link.owner == Some(peer));
         theirs.for_each(|link| {
             link.probe();
             link.flush(queues);
@@ -263,7 +276,10 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// Loses every connection to `peer`.
     pub(crate) fn fail_peer(&mut self, peer: PeerId, cause: LostCause) {
-        let theirs = self.links.iter_mut().filter(|link| link.owner == Some(peer));
+        let theirs = self
+            .links
+            .iter_mut()
+            .filter(|link| link.owner == Some(peer));
         theirs.for_each(|link| link.fail(cause));
     }
 
@@ -272,7 +288,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         self.links[usize::from(index)].dead();
     }
 
-    /// The next connection whose queue pair must be killed: its index, its peer, its queue pair, and why.
+    /// The next connection whose queue pair must be killed: its index, its peer, its queue pair,
+    /// and why.
     pub(crate) fn failing(&self) -> Option<(u16, Option<PeerId>, verbs::Qpn, Option<LostCause>)> {
         let index = self
             .links
@@ -406,11 +423,13 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
     }
 
-    /// Of several connections to a peer the one whose turn it is: they take turns, but for those without a free slot.
+    /// Of several connections to a peer the one whose turn it is: they take turns, but for those
+    /// without a free slot.
     fn next_lane(&mut self, peer: PeerId) -> u16 {
         let lanes = (0..).zip(&self.links);
         let ours = lanes.filter(|(_, link)| link.owner == Some(peer));
-        let next = ours.min_by_key(|(index, link)| (link.free_calls.is_empty(), *index <= self.last_lane));
+        let next =
+            ours.min_by_key(|(index, link)| (link.free_calls.is_empty(), *index <= self.last_lane));
         self.last_lane = next.map_or(NONE, |(index, _)| index);
         self.last_lane
     }
@@ -419,10 +438,14 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Overloaded`] when too many wait already, [`Error::PeerLost`], [`Error::NotConnected`].
+    /// [`Error::Overloaded`] when too many wait already, [`Error::PeerLost`],
+    /// [`Error::NotConnected`].
     pub fn wait_for_room(&mut self, peer: PeerId, waker: &Waker) -> Result<(), Error> {
         self.link(peer)?;
-        let mut lanes = self.links.iter_mut().filter(|link| link.owner == Some(peer));
+        let mut lanes = self
+            .links
+            .iter_mut()
+            .filter(|link| link.owner == Some(peer));
         lanes.try_for_each(|link| link.wait_for_room(waker))
     }
 
@@ -463,19 +486,26 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
     }
 
-    /// Sends a message that wants no answer and rings the doorbell; nothing if there is no room just now.
+    /// Sends a message that wants no answer and rings the doorbell; nothing if there is no room
+    /// just now.
     ///
     /// # Errors
     ///
     /// [`Error::TooLong`], [`Error::NoOneWays`], [`Error::PeerLost`], [`Error::NotConnected`].
-    pub fn start_one_way(&mut self, peer: PeerId, kind: u16, body: &[u8]) -> Result<Option<()>, Error> {
+    pub fn start_one_way(
+        &mut self,
+        peer: PeerId,
+        kind: u16,
+        body: &[u8],
+    ) -> Result<Option<()>, Error> {
         let (link, queues) = self.link(peer)?;
         let sent = link.start_one_way(queues, kind, body)?;
         link.flush(queues);
         Ok(sent)
     }
 
-    /// Looks whether a call has ended; its reply is copied into `into`, and the id means nothing afterwards.
+    /// Looks whether a call has ended; its reply is copied into `into`, and the id means nothing
+    /// afterwards.
     #[inline]
     pub fn poll_call(
         &mut self,
@@ -506,7 +536,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         }
     }
 
-    /// Starts a READ or WRITE; nothing if no slot is free. The device sees it at the next [`flush`](Self::flush).
+    /// Starts a READ or WRITE; nothing if no slot is free. The device sees it at the next
+    /// [`flush`](Self::flush).
     ///
     /// # Errors
     ///
@@ -523,8 +554,9 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         link.start_op(queues, (what, None), (remote, local), now, deadline)
     }
 
-    /// Starts a READ or WRITE that nobody polls for: its end comes once by [`take_ended`](Self::take_ended), with this tag.
-    /// The device sees it at the next [`flush`](Self::flush). Nothing if no slot is free.
+    /// Starts a READ or WRITE that nobody polls for: its end comes once by
+    /// [`take_ended`](Self::take_ended), with this tag. The device sees it at the next
+    /// [`flush`](Self::flush). Nothing if no slot is free.
     ///
     /// # Errors
     ///
@@ -602,64 +634,6 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     pub fn abandon_op(&mut self, peer: PeerId, id: OpId) {
         if let Ok((link, _)) = self.link(peer) {
             link.abandon_op(id);
-        }
-    }
-
-    /// Takes the next message of any peer that is for a handler, copied into `into` (of [`Config::message_size`] bytes).
-    #[inline]
-    pub fn poll_request(&mut self, waker: &Waker, into: &mut [u8]) -> Poll<Incoming> {
-        for _ in 0..self.links.len() {
-            let place = self.turn;
-            self.turn = if usize::from(place) + 1 < self.links.len() {
-                place + 1
-            } else {
-                0
-            };
-            let link = &mut self.links[usize::from(place)];
-            if let Some(incoming) = link.take_request(&mut self.queues, place, into) {
-                // A credit may be due.
-                if link.due != 0 {
-                    link.flush(&mut self.queues);
-                }
-                return Poll::Ready(incoming);
-            }
-        }
-        if !self.servers.iter().any(|known| known.will_wake(waker)) {
-            self.servers.push(waker.clone());
-        }
-        Poll::Pending
-    }
-
-    /// The longest reply to `incoming`.
-    #[must_use]
-    pub fn reply_limit(&self, incoming: &Incoming) -> usize {
-        match &self.links[usize::from(incoming.link)] {
-            link if link.owner == Some(incoming.from) => link.reply_limit(),
-            _ => 0,
-        }
-    }
-
-    /// Copies bulk of a request from `offset` on; returns how many bytes there were. None once its connection is gone.
-    #[must_use]
-    pub fn read_bulk(&self, incoming: &Incoming, offset: usize, into: &mut [u8]) -> usize {
-        let link = &self.links[usize::from(incoming.link)];
-        link.read_bulk(incoming, offset, into)
-    }
-
-    /// Puts bytes of bulk into the slot of a request; at most [`Incoming::bulk_limit`] in all.
-    pub fn write_bulk(&mut self, incoming: &Incoming, offset: usize, bytes: &[u8]) {
-        let link = &mut self.links[usize::from(incoming.link)];
-        link.write_bulk(incoming, offset, bytes);
-    }
-
-    /// Answers a request and rings the doorbell. If its connection is gone, the answer is dropped.
-    #[inline]
-    pub fn reply(&mut self, incoming: &Incoming, body: &[u8], bulk: u32) {
-        let link = &mut self.links[usize::from(incoming.link)];
-        link.reply(&mut self.queues, incoming, body, bulk);
-        // Another request may have got this one's buffers.
-        if link.due != 0 {
-            settle(link, &mut self.queues, &mut self.servers);
         }
     }
 

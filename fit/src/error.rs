@@ -54,7 +54,8 @@ pub enum LostCause {
     WeLeft,
     /// An operation that lends memory to the peer or the HCA ran past its deadline.
     Deadline(Operation),
-    /// The peer broke the protocol: a header that makes no sense, or more requests than it has credits for.
+    /// The peer broke the protocol: a header that makes no sense, or more requests than it has
+    /// credits for.
     Protocol,
     /// The device reported a completion that can't be.
     Device,

@@ -1,20 +1,23 @@
 //! The handshake of two sides that connect, and the proof that each holds the cluster's key.
 //!
-//! A hello stands at the head of the private data of CM REQ and REP, a proof behind it; RTU and DREQ carry a proof only:
+//! A hello stands at the head of the private data of CM REQ and REP, a proof behind it; RTU and
+//! DREQ carry a proof only:
 //!
 //! ```text
 //!  0         1      2      4                 6        8              12         16            24    32          36         38      40      56      88
 //!  | version | role | lane | message version | serves | message size | capacity | incarnation | tag | bulk size | one-ways | cores | nonce | proof |
 //! ```
 //!
-//! Little-endian. REQ's proof speaks of the caller's side, of whom it calls, of the way between them and of the callee's
-//! challenge; the others' of both sides and the way: each GID, LID, queue pair, first PSN, communication id, READs and hello,
-//! the caller's first. As both hellos hold a fresh nonce, a proof is good for one connection; as each message has a purpose of
-//! its own in its proof, none can be sent back to where it came from.
+//! Little-endian. REQ's proof speaks of the caller's side, of whom it calls, of the way between
+//! them and of the callee's challenge; the others' of both sides and the way: each GID, LID, queue
+//! pair, first PSN, communication id, READs and hello, the caller's first. As both hellos hold a
+//! fresh nonce, a proof is good for one connection; as each message has a purpose of its own in its
+//! proof, none can be sent back to where it came from.
 //!
-//! The challenge is a number that the callee has drawn: its incarnation, and another each time that it has remembered as many
-//! nonces as it can. So a request that was made for another life of the callee, or that it has forgotten, proves nothing. A caller
-//! that does not know the challenge proves its request for 0, and is told it by REJ:
+//! The challenge is a number that the callee has drawn: its incarnation, and another each time that
+//! it has remembered as many nonces as it can. So a request that was made for another life of the
+//! callee, or that it has forgotten, proves nothing. A caller that does not know the challenge
+//! proves its request for 0, and is told it by REJ:
 //!
 //! ```text
 //!  0           8       40
@@ -30,7 +33,8 @@ use crate::config::MIN_MESSAGE;
 use crate::membership::proof::{NONCE_LEN, Nonce, PROOF_LEN, Proof, Purpose, holds, prove};
 use crate::{Config, Incarnation, Key, Member, PeerName, Role, Target, VERSION};
 
-/// The service that FIT nodes call each other by: an OS-administered id (IBA 1.3, annex A3: first byte 2), `TESS`, 1.
+/// The service that FIT nodes call each other by: an OS-administered id (IBA 1.3, annex A3: first
+/// byte 2), `TESS`, 1.
 pub(crate) const SERVICE_ID: u64 = 0x0200_5445_5353_0001;
 
 /// The lanes of page paths: connections that only carry pages, beside those of which there are as
@@ -115,10 +119,14 @@ impl Hello {
         bytes
     }
 
-    /// Reads private data, and checks that this side can talk to the peer. Its proof is not looked at.
+    /// Reads private data, and checks that this side can talk to the peer. Its proof is not looked
+    /// at.
     pub(crate) fn decode(bytes: &[u8], config: &Config) -> Result<Self, BadHello> {
         let version = bytes.first().copied().unwrap_or(0);
-        let Some(bytes) = bytes.first_chunk::<HELLO_LEN>().filter(|_| version == VERSION) else {
+        let Some(bytes) = bytes
+            .first_chunk::<HELLO_LEN>()
+            .filter(|_| version == VERSION)
+        else {
             return Err(BadHello::Version(version));
         };
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
@@ -163,8 +171,8 @@ impl Hello {
         }
     }
 
-    /// Connections that there are between the two nodes: as many as the one with more cores has. Each joins core `lane % cores`
-    /// of either.
+    /// Connections that there are between the two nodes: as many as the one with more cores has.
+    /// Each joins core `lane % cores` of either.
     pub(crate) fn lanes(&self, config: &Config) -> u16 {
         self.cores.max(config.cores)
     }
@@ -172,7 +180,10 @@ impl Hello {
     /// The node that says so, whose port has this GID.
     pub(crate) fn member(&self, gid: Gid) -> Member {
         Member {
-            name: PeerName { role: self.role, gid },
+            name: PeerName {
+                role: self.role,
+                gid,
+            },
             incarnation: self.incarnation,
             capacity: self.capacity,
         }
@@ -224,7 +235,12 @@ impl Side {
 
     /// The proof that goes with this side's request to the port `callee`, by this way.
     pub(crate) fn request(&self, key: &Key, (callee, way): (Gid, Way), challenge: u64) -> Proof {
-        let parts: [&[u8]; 4] = [&self.encode(), &callee.0, &way.encode(), &challenge.to_le_bytes()];
+        let parts: [&[u8]; 4] = [
+            &self.encode(),
+            &callee.0,
+            &way.encode(),
+            &challenge.to_le_bytes(),
+        ];
         prove(key, Purpose::Request, &parts)
     }
 
@@ -236,13 +252,23 @@ impl Side {
         challenge: u64,
         private: &[u8],
     ) -> bool {
-        let parts: [&[u8]; 4] = [&self.encode(), &callee.0, &way.encode(), &challenge.to_le_bytes()];
+        let parts: [&[u8]; 4] = [
+            &self.encode(),
+            &callee.0,
+            &way.encode(),
+            &challenge.to_le_bytes(),
+        ];
         holds(key, Purpose::Request, &parts, behind_hello(private))
     }
 }
 
 /// Private data of the refusal, for this reason, of a request with this private data.
-pub(crate) fn refusal<const N: usize>(key: &Key, request: &[u8], reason: u16, challenge: u64) -> [u8; N] {
+pub(crate) fn refusal<const N: usize>(
+    key: &Key,
+    request: &[u8],
+    reason: u16,
+    challenge: u64,
+) -> [u8; N] {
     let challenge = challenge.to_le_bytes();
     let parts: [&[u8]; 3] = [behind_hello(request), &reason.to_le_bytes(), &challenge];
     let mut private = [0; N];
@@ -251,11 +277,13 @@ pub(crate) fn refusal<const N: usize>(key: &Key, request: &[u8], reason: u16, ch
     private
 }
 
-/// The callee's challenge, if this is the private data of its refusal of the request with this proof.
+/// The callee's challenge, if this is the private data of its refusal of the request with this
+/// proof.
 pub(crate) fn read_refusal(key: &Key, request: &Proof, reason: u16, private: &[u8]) -> Option<u64> {
     let (challenge, rest) = private.split_first_chunk::<8>()?;
     let parts: [&[u8]; 3] = [request, &reason.to_le_bytes(), challenge];
-    holds(key, Purpose::Refuse, &parts, rest.get(..PROOF_LEN)?).then_some(u64::from_le_bytes(*challenge))
+    holds(key, Purpose::Refuse, &parts, rest.get(..PROOF_LEN)?)
+        .then_some(u64::from_le_bytes(*challenge))
 }
 
 /// Both sides of a connection.
@@ -268,13 +296,21 @@ pub(crate) struct Sides {
 
 impl Sides {
     pub(crate) fn prove(&self, key: &Key, purpose: Purpose) -> Proof {
-        let parts: [&[u8]; 3] = [&self.caller.encode(), &self.callee.encode(), &self.way.encode()];
+        let parts: [&[u8]; 3] = [
+            &self.caller.encode(),
+            &self.callee.encode(),
+            &self.way.encode(),
+        ];
         prove(key, purpose, &parts)
     }
 
     /// Returns whether the proof at the head of `private` holds.
     pub(crate) fn check(&self, key: &Key, purpose: Purpose, private: &[u8]) -> bool {
-        let parts: [&[u8]; 3] = [&self.caller.encode(), &self.callee.encode(), &self.way.encode()];
+        let parts: [&[u8]; 3] = [
+            &self.caller.encode(),
+            &self.callee.encode(),
+            &self.way.encode(),
+        ];
         let proof = private.get(..PROOF_LEN).unwrap_or_default();
         holds(key, purpose, &parts, proof)
     }
@@ -282,7 +318,9 @@ impl Sides {
 
 /// The proof that follows a hello.
 pub(crate) fn behind_hello(private: &[u8]) -> &[u8] {
-    private.get(HELLO_LEN..HELLO_LEN + PROOF_LEN).unwrap_or_default()
+    private
+        .get(HELLO_LEN..HELLO_LEN + PROOF_LEN)
+        .unwrap_or_default()
 }
 
 /// Private data of a hello and a proof, the rest zero.
@@ -325,7 +363,10 @@ pub(crate) fn mtu_bytes(code: u8) -> Option<u16> {
 
 /// The code of an MTU, rounded down to one that has a code.
 pub(crate) fn mtu_code(bytes: u16) -> u8 {
-    (1..=5).rev().find(|&code| 128_u16 << code <= bytes).unwrap_or(1)
+    (1..=5)
+        .rev()
+        .find(|&code| 128_u16 << code <= bytes)
+        .unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -455,7 +496,10 @@ mod tests {
             !caller.check_request(&key, (Gid([3; 16]), WAY), 5, &private),
             "sent on"
         );
-        assert!(!caller.check_request(&key, TO, 6, &private), "for another life");
+        assert!(
+            !caller.check_request(&key, TO, 6, &private),
+            "for another life"
+        );
         for way in [
             Way {
                 callee: Lid(8),
@@ -464,7 +508,10 @@ mod tests {
             Way { mtu: 5, ..WAY },
             Way { sl: 1, ..WAY },
         ] {
-            assert!(!caller.check_request(&key, (TO.0, way), 5, &private), "{way:?}");
+            assert!(
+                !caller.check_request(&key, (TO.0, way), 5, &private),
+                "{way:?}"
+            );
         }
         let moved = Side {
             lid: Lid(7),
@@ -487,7 +534,10 @@ mod tests {
         assert_eq!(read_refusal(&key, &[7; PROOF_LEN], 28, &told), Some(99));
         assert_eq!(read_refusal(&key, &[8; PROOF_LEN], 28, &told), None);
         assert_eq!(read_refusal(&key, &[7; PROOF_LEN], 10, &told), None);
-        assert_eq!(read_refusal(&Key::new([2; 32]), &[7; PROOF_LEN], 28, &told), None);
+        assert_eq!(
+            read_refusal(&Key::new([2; 32]), &[7; PROOF_LEN], 28, &told),
+            None
+        );
         let mut other = told;
         other[0] ^= 1;
         assert_eq!(read_refusal(&key, &[7; PROOF_LEN], 28, &other), None);
@@ -499,7 +549,10 @@ mod tests {
             assert_eq!(mtu_bytes(code), Some(bytes));
             assert_eq!(mtu_code(bytes), code);
         }
-        assert_eq!((mtu_bytes(0), mtu_bytes(6), mtu_code(1500)), (None, None, 3));
+        assert_eq!(
+            (mtu_bytes(0), mtu_bytes(6), mtu_code(1500)),
+            (None, None, 3)
+        );
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::control::TICK;
 use crate::node::Inner;
 use crate::peers::{Standing, Wish};
 use crate::{
-    Change, Domains, Error, Fit, Handler, LostCause, MembershipCounters, PeerId, PeerName, PeerSpec, Role,
-    View,
+    Change, Domains, Error, Fit, Handler, LostCause, MembershipCounters, PeerId, PeerName,
+    PeerSpec, Role, View,
 };
 
 /// Time between two looks of a task that waits for a connection.
@@ -21,12 +21,14 @@ const LOOK: Duration = Duration::from_millis(5);
 const MAX_CHANGES: usize = 1024;
 
 impl<D: Device, P: Platform> Fit<D, P> {
-    /// Connects to a peer on every core, in whatever order the two come up. [`control`](Self::control) must run.
+    /// Connects to a peer on every core, in whatever order the two come up.
+    /// [`control`](Self::control) must run.
     ///
     /// # Errors
     ///
-    /// [`Error::NoConnection`] names the peer when [`Config::connect_timeout`](crate::Config::connect_timeout) is over;
-    /// [`Error::Refused`] when it speaks another version or does not hold the cluster's key; [`Error::PeerLost`] when this
+    /// [`Error::NoConnection`] names the peer when
+    /// [`Config::connect_timeout`](crate::Config::connect_timeout) is over; [`Error::Refused`] when
+    /// it speaks another version or does not hold the cluster's key; [`Error::PeerLost`] when this
     /// node [leaves](Self::leave).
     pub async fn connect(&self, peer: PeerSpec) -> Result<PeerId, Error> {
         let began = self.0.platform.now();
@@ -46,7 +48,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
             match standing {
                 Some(Standing::Up) => return Ok(id),
                 Some(Standing::Refused(reason)) => return Err(Error::Refused { peer, reason }),
-                Some(Standing::Lost | Standing::Idle) | None => return Err(lost(LostCause::QpFailed)),
+                Some(Standing::Lost | Standing::Idle) | None => {
+                    return Err(lost(LostCause::QpFailed));
+                }
                 Some(Standing::Trying(step)) if waited >= self.0.config.connect_timeout => {
                     let hearsay = self.0.peers.lock().get_mut(id).and_then(|line| {
                         line.wish = Wish::Membership;
@@ -62,16 +66,21 @@ impl<D: Device, P: Platform> Fit<D, P> {
         }
     }
 
-    /// Waits until a node of this role is a member; the one with the smallest GID if there are several.
+    /// Waits until a node of this role is a member; the one with the smallest GID if there are
+    /// several.
     ///
     /// # Errors
     ///
-    /// [`Error::NoMember`] when [`Config::connect_timeout`](crate::Config::connect_timeout) is over.
+    /// [`Error::NoMember`] when [`Config::connect_timeout`](crate::Config::connect_timeout) is
+    /// over.
     pub async fn find(&self, role: Role) -> Result<PeerId, Error> {
         let began = self.0.platform.now();
         loop {
             let view = self.view();
-            let found = view.members.iter().find(|(_, member)| member.name.role == role);
+            let found = view
+                .members
+                .iter()
+                .find(|(_, member)| member.name.role == role);
             if let Some(&(peer, _)) = found {
                 return Ok(peer);
             }
@@ -101,7 +110,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         self.0.domain(peer)
     }
 
-    /// Every peer that is or was connected, or is being connected to; of the lost ones only the latest.
+    /// Every peer that is or was connected, or is being connected to; of the lost ones only the
+    /// latest.
     #[must_use]
     pub fn peers(&self) -> Vec<(PeerId, PeerName)> {
         let peers = self.0.peers.lock();
@@ -119,7 +129,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         }
     }
 
-    /// Tells `handler` of each member that joins and of each that is lost; spawned by a node that serves. It never ends.
+    /// Tells `handler` of each member that joins and of each that is lost; spawned by a node that
+    /// serves. It never ends.
     pub async fn watch<H: Handler>(&self, handler: &H) {
         loop {
             match self.next_change().await {
@@ -137,7 +148,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         cores.find_map(|core| core.lock().cause(peer))
     }
 
-    /// Leaves: the cluster is told, every connection ends, and each peer is told by a DREQ. No node is admitted any more.
+    /// Leaves: the cluster is told, every connection ends, and each peer is told by a DREQ. No node
+    /// is admitted any more.
     pub fn leave(&self) {
         self.0.leaving.store(true, Ordering::Release);
         for core in &self.0.cores {
@@ -164,8 +176,9 @@ impl<D: Device, P: Platform> Inner<D, P> {
         self.fail_pages(|link| link.peer == peer, cause);
     }
 
-    /// Ends the node: its device can't be trusted to let go of memory, or can't serve it. Connections are lost, those who
-    /// wait and lent nothing are told, and [`Fit::run_core`] ends with the error. What was lent stays lent.
+    /// Ends the node: its device can't be trusted to let go of memory, or can't serve it.
+    /// Connections are lost, those who wait and lent nothing are told, and [`Fit::run_core`] ends
+    /// with the error. What was lent stays lent.
     pub(crate) fn end(&self, error: DeviceError) {
         self.ended.lock().get_or_insert(error);
         self.is_over.store(true, Ordering::Release);

@@ -1,10 +1,11 @@
 //! Finding out that a peer is silent.
 //!
-//! A stopped machine's HCA still acknowledges, so the question must be answered by software: a ping goes out when nothing
-//! came from the peer for a quarter of the bound, and again each quarter; a peer that is silent for all of the bound is lost.
-//! Time in which this node itself did not run counts for nobody's silence: of the time between two looks an eighth of the
-//! bound counts at most, so a node that wakes up reads first what came meanwhile, and one that always looks late still
-//! loses a peer at its ninth look.
+//! A stopped machine's HCA still acknowledges, so the question must be answered by software: a ping
+//! goes out when nothing came from the peer for a quarter of the bound, and again each quarter; a
+//! peer that is silent for all of the bound is lost. Time in which this node itself did not run
+//! counts for nobody's silence: of the time between two looks an eighth of the bound counts at
+//! most, so a node that wakes up reads first what came meanwhile, and one that always looks late
+//! still loses a peer at its ninth look.
 
 use hal::{DmaBuffer, Duration, Instant};
 use verbs::QueueSet;
@@ -13,7 +14,8 @@ use crate::LostCause;
 use crate::link::{Link, due};
 use crate::wire::{Header, MessageType};
 
-/// Pings that can be under way: one each quarter of the bound, and one more when the peer is probed.
+/// Pings that can be under way: one each quarter of the bound, and one more when the peer is
+/// probed.
 pub(crate) const PINGS: u32 = 4;
 
 /// Signs of life of the peer.
@@ -81,7 +83,9 @@ impl Alive {
 
     /// Looks at the time; for how long the peer has been silent if that is too long.
     fn look(&mut self, now: Instant) -> Option<Duration> {
-        let gap = self.looked.map_or(Duration::ZERO, |looked| now.since(looked));
+        let gap = self
+            .looked
+            .map_or(Duration::ZERO, |looked| now.since(looked));
         self.looked = Some(now);
         self.listen();
         self.silent += gap.min(self.bound / 8);
@@ -165,7 +169,10 @@ mod tests {
     #[test]
     fn a_silent_peer_is_asked_each_quarter_and_lost_at_the_bound() {
         let mut alive = Alive::new(BOUND);
-        assert_eq!(watch(&mut alive, 0, 9000), (vec![500, 1000, 1500], Some(2000)));
+        assert_eq!(
+            watch(&mut alive, 0, 9000),
+            (vec![500, 1000, 1500], Some(2000))
+        );
     }
 
     #[test]
@@ -175,7 +182,10 @@ mod tests {
             let (asked, lost) = watch(&mut alive, round * 1000, round * 1000 + 600);
             assert!(!asked.is_empty() && lost.is_none());
             alive.hear();
-            assert_eq!(watch(&mut alive, round * 1000 + 605, round * 1000 + 995).1, None);
+            assert_eq!(
+                watch(&mut alive, round * 1000 + 605, round * 1000 + 995).1,
+                None
+            );
         }
     }
 
@@ -185,7 +195,8 @@ mod tests {
         assert_eq!(watch(&mut alive, 0, 1000).1, None);
         assert_eq!(alive.look(at(60_000)), None);
         let (_, lost) = watch(&mut alive, 60_005, 70_000);
-        // What it had been silent before still counts, and an eighth of the bound for the time in between.
+        // What it had been silent before still counts, and an eighth of the bound for the time in
+        // between.
         assert_eq!(lost, Some(60_750));
     }
 

@@ -1,13 +1,15 @@
 //! FIT: connections, RPC and one-sided access over verbs.
 //!
-//! A node makes one [`Fit`] from its HCA, spawns [`Fit::control`] once and [`Fit::run_core`] for each core. With
-//! [`Config::discover`] it [finds](Fit::find) the other members of its [`Cluster`] by itself; without, it
-//! [connects](Fit::connect) to those it is told. Both sides prove that they hold the cluster's key. Calls and
-//! one-sided accesses go through a [`Core`]; requests of peers reach a [`Handler`] through [`Core::serve`].
+//! A node makes one [`Fit`] from its HCA, spawns [`Fit::control`] once and [`Fit::run_core`] for
+//! each core. With [`Config::discover`] it [finds](Fit::find) the other members of its [`Cluster`]
+//! by itself; without, it [connects](Fit::connect) to those it is told. Both sides prove that they
+//! hold the cluster's key. Calls and one-sided accesses go through a [`Core`]; requests of peers
+//! reach a [`Handler`] through [`Core::serve`].
 //!
-//! Inside, everything that decides is a state machine without clock, thread or device of its own: [`Engine`] for the
-//! data path (slots, credits, deadlines), `membership` and `handshake` for who is there. The asynchronous face only feeds them. The
-//! protocol and the credit arithmetic are drawn in `docs/fit.md`.
+//! Inside, everything that decides is a state machine without clock, thread or device of its own:
+//! [`Engine`] for the data path (slots, credits, deadlines), `membership` and `handshake` for who
+//! is there. The asynchronous face only feeds them. The protocol and the credit arithmetic are
+//! drawn in `docs/fit.md`.
 //!
 //! # What is left out
 //!

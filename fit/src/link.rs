@@ -1,9 +1,10 @@
 //! One connection: its slots and credits, how it posts, and how it ends.
 //!
-//! Every wait is a slot: a call, or a one-sided READ or WRITE (`one_sided`). A slot's number and generation name it to the peer (calls)
-//! and to the waiter; whatever comes for another generation touches nothing. A slot that lends memory (a READ, a
-//! WRITE, a call with a bulk buffer) gives its waiter no error before that memory can't be touched any more: when
-//! it runs past its deadline the whole connection is failed, and the waiter is told once the queue pair is dead.
+//! Every wait is a slot: a call, or a one-sided READ or WRITE (`one_sided`). A slot's number and
+//! generation name it to the peer (calls) and to the waiter; whatever comes for another generation
+//! touches nothing. A slot that lends memory (a READ, a WRITE, a call with a bulk buffer) gives its
+//! waiter no error before that memory can't be touched any more: when it runs past its deadline the
+//! whole connection is failed, and the waiter is told once the queue pair is dead.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -63,7 +64,8 @@ pub(crate) enum Failure {
     Deadline { age: Duration, state: LinkState },
 }
 
-/// A message about to be sent: header, descriptors and body, and memory that is gathered behind them.
+/// A message about to be sent: header, descriptors and body, and memory that is gathered behind
+/// them.
 pub(crate) struct Outgoing<'a> {
     pub(crate) header: Header,
     /// The pieces that the header calls `gathers`.
@@ -123,9 +125,11 @@ pub(crate) struct Link<M> {
     pub(crate) message_size: u32,
     lkey: Lkey,
     max_inline: u32,
-    /// The header of the message at hand; kept, as clearing it each time would cost three instructions.
+    /// The header of the message at hand; kept, as clearing it each time would cost three
+    /// instructions.
     pub(crate) header: [u8; HEADER_LEN],
-    /// Bodies shorter than this may be sent at once: they go inline, and the connection is up. One comparison for all.
+    /// Bodies shorter than this may be sent at once: they go inline, and the connection is up. One
+    /// comparison for all.
     at_once: u32,
     pub(crate) calls: Box<[CallSlot]>,
     pub(crate) free_calls: FreeCalls,
@@ -192,7 +196,8 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Begins anew with the same queue pair and memory, for another peer. Names of calls and requests from before mean nothing.
+    /// Begins anew with the same queue pair and memory, for another peer. Names of calls and
+    /// requests from before mean nothing.
     pub(crate) fn renewed(self, config: &Config, lkey: Lkey) -> Self {
         let (owner, calls, serves) = (self.owner, self.calls, self.serves);
         let parts = Parts {
@@ -307,7 +312,8 @@ impl<M: DmaBuffer> Link<M> {
         body.len() < self.at_once as usize
     }
 
-    /// Posts a message whose body [may go at once](Self::goes_at_once), and shows the device what is posted.
+    /// Posts a message whose body [may go at once](Self::goes_at_once), and shows the device what
+    /// is posted.
     #[inline(always)]
     pub(crate) fn send_at_once<Q: QueueSet>(
         &mut self,
@@ -330,7 +336,8 @@ impl<M: DmaBuffer> Link<M> {
         self.counters.nr_doorbells += 1;
     }
 
-    /// Posts a message of header and body, inline when short, else from its place in the connection's memory.
+    /// Posts a message of header and body, inline when short, else from its place in the
+    /// connection's memory.
     pub(crate) fn send_plain<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -350,7 +357,8 @@ impl<M: DmaBuffer> Link<M> {
         self.post(queues, SendOp::Send { imm: None }, payload, purpose);
     }
 
-    /// Posts a message, inline when short, else from the connection's memory at `at` and what is gathered behind it.
+    /// Posts a message, inline when short, else from the connection's memory at `at` and what is
+    /// gathered behind it.
     pub(crate) fn send_message<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -398,7 +406,8 @@ impl<M: DmaBuffer> Link<M> {
         self.send_gathered(queues, &[piece], purpose);
     }
 
-    /// Posts a message that is nothing but its header. It always goes inline: [`Config::check`] sees to that.
+    /// Posts a message that is nothing but its header. It always goes inline: [`Config::check`]
+    /// sees to that.
     pub(crate) fn send_bare<Q: QueueSet>(&mut self, queues: &mut Q, mut header: Header) {
         header.returned = self.window.tell();
         self.counters.nr_bytes_tx += HEADER_LEN as u64;
@@ -506,7 +515,8 @@ impl<M: DmaBuffer> Link<M> {
 
     // ---- Ends ----
 
-    /// Loses the connection. Waiters that lent no memory are told now, the others by [`dead`](Self::dead).
+    /// Loses the connection. Waiters that lent no memory are told now, the others by
+    /// [`dead`](Self::dead).
     pub(crate) fn fail(&mut self, cause: LostCause) {
         if matches!(self.state, LinkState::Failing | LinkState::Down) {
             return;
@@ -526,7 +536,8 @@ impl<M: DmaBuffer> Link<M> {
         self.wake_room_waiters();
     }
 
-    /// The queue pair is dead: no buffer of this connection will be touched any more. Everyone still waiting is told.
+    /// The queue pair is dead: no buffer of this connection will be touched any more. Everyone
+    /// still waiting is told.
     pub(crate) fn dead(&mut self) {
         self.fail(LostCause::QpFailed);
         self.state = LinkState::Down;

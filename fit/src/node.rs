@@ -23,9 +23,9 @@ use crate::pages::{PageLink, Parking};
 use crate::peers::Peers;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{
-    Call, CallId, Change, Config, Counters, Engine, Error, Exchange, Handler, Incarnation, Incoming, Key,
-    LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile, Reply,
-    Role,
+    Call, CallId, Change, Config, Counters, Engine, Error, Exchange, Handler, Incarnation,
+    Incoming, Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName,
+    Point, Profile, Reply, Role,
 };
 
 pub(crate) struct Inner<D: Device, P: Platform> {
@@ -68,17 +68,27 @@ impl<D: Device, P: Platform> Clone for Fit<D, P> {
 }
 
 impl<D: Device, P: Platform> Fit<D, P> {
-    /// Makes every queue, queue pair and buffer that FIT will use; nothing is allocated later on the data path.
+    /// Makes every queue, queue pair and buffer that FIT will use; nothing is allocated later on
+    /// the data path.
     ///
     /// # Errors
     ///
-    /// [`Error::TooDeep`] when the depths do not fit the device, [`Error::Device`] and [`Error::Memory`] when it or the
-    /// machine gives less than promised.
-    pub async fn new(device: Arc<D>, platform: P, role: Role, config: Config) -> Result<Self, Error> {
+    /// [`Error::TooDeep`] when the depths do not fit the device, [`Error::Device`] and
+    /// [`Error::Memory`] when it or the machine gives less than promised.
+    pub async fn new(
+        device: Arc<D>,
+        platform: P,
+        role: Role,
+        config: Config,
+    ) -> Result<Self, Error> {
         config.check(&device.limits())?;
         let now = platform.now();
         // The time, too: two lives of a node differ though their entropy be the same.
-        let seed = prove(&Key(config.entropy), Purpose::Draw, &[&now.nanos.to_le_bytes()]);
+        let seed = prove(
+            &Key(config.entropy),
+            Purpose::Draw,
+            &[&now.nanos.to_le_bytes()],
+        );
         let mut chance = Chance::new(seed);
         let me = Member {
             name: PeerName {
@@ -106,9 +116,12 @@ impl<D: Device, P: Platform> Fit<D, P> {
             let queues = device
                 .create_queues(config.completion_queue_depth(), vector)
                 .await?;
-            let (engine, registered) = make_core(&*device, &platform, &config, role, queues).await?;
+            let (engine, registered) =
+                make_core(&*device, &platform, &config, role, queues).await?;
             cores.push(Mutex::new(engine));
-            let registered = (0..).zip(registered).map(|(link, region)| ((core, link), region));
+            let registered = (0..)
+                .zip(registered)
+                .map(|(link, region)| ((core, link), region));
             regions.extend(registered);
         }
         Ok(Self(Arc::new(Inner {
@@ -116,7 +129,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
             platform,
             config,
             cores,
-            profiles: (0..config.cores).map(|_| Profile::new(config.profile)).collect(),
+            profiles: (0..config.cores)
+                .map(|_| Profile::new(config.profile))
+                .collect(),
             peers: Mutex::default(),
             regions: Mutex::new(regions),
             membership: Mutex::new(membership),
@@ -127,11 +142,16 @@ impl<D: Device, P: Platform> Fit<D, P> {
             pages: Mutex::default(),
             parking: Arc::default(),
             next_page_lane: AtomicU16::new(0),
-            start: Mutex::new(Start { chance, group, lent }),
+            start: Mutex::new(Start {
+                chance,
+                group,
+                lent,
+            }),
         })))
     }
 
-    /// The control task: management datagrams, connecting, deadlines, lost peers. Spawned once; it never ends.
+    /// The control task: management datagrams, connecting, deadlines, lost peers. Spawned once; it
+    /// never ends.
     pub async fn control(&self) {
         // Deadlines and signs of life do not wait for firmware, nor for others' connections.
         let control = pin!(Control::new(self.0.clone()).run());
@@ -252,18 +272,19 @@ impl<D: Device, P: Platform> Core<D, P> {
 
     /// Brings the peer's memory at `from` into `into` by one RDMA READ.
     ///
-    /// The local memory is lent until this ends. Dropping the future does not end the READ: who drops it may not
-    /// use the memory again before the connection is lost.
+    /// The local memory is lent until this ends. Dropping the future does not end the READ: who
+    /// drops it may not use the memory again before the connection is lost.
     ///
     /// # Errors
     ///
-    /// [`Error::PeerLost`] (also when the READ is past its deadline: the connection is given up then),
-    /// [`Error::Overloaded`], [`Error::NotConnected`].
+    /// [`Error::PeerLost`] (also when the READ is past its deadline: the connection is given up
+    /// then), [`Error::Overloaded`], [`Error::NotConnected`].
     pub async fn read(&self, peer: PeerId, from: RemoteAddr, into: Sge) -> Result<(), Error> {
         self.one_sided(peer, OneSided::Read, (from, into)).await
     }
 
-    /// Writes local memory to the peer's at `to` by one RDMA WRITE; it ends when the peer's HCA has acknowledged it.
+    /// Writes local memory to the peer's at `to` by one RDMA WRITE; it ends when the peer's HCA has
+    /// acknowledged it.
     ///
     /// The local memory is lent as for [`read`](Self::read).
     ///
@@ -274,7 +295,12 @@ impl<D: Device, P: Platform> Core<D, P> {
         self.one_sided(peer, OneSided::Write, (to, from)).await
     }
 
-    async fn one_sided(&self, peer: PeerId, what: OneSided, at: (RemoteAddr, Sge)) -> Result<(), Error> {
+    async fn one_sided(
+        &self,
+        peer: PeerId,
+        what: OneSided,
+        at: (RemoteAddr, Sge),
+    ) -> Result<(), Error> {
         let began = self.inner.platform.now();
         let deadline = began + self.inner.config.timeout;
         let operation = what.into();
@@ -294,12 +320,20 @@ impl<D: Device, P: Platform> Core<D, P> {
         .await
     }
 
-    /// Starts a READ that ends by its tag, in the sink of [`Fit::run_core_with`]. The local memory is lent until then.
+    /// Starts a READ that ends by its tag, in the sink of [`Fit::run_core_with`]. The local memory
+    /// is lent until then.
     ///
     /// # Errors
     ///
-    /// [`Error::Overloaded`] when all slots are taken, [`Error::PeerLost`], [`Error::NotConnected`]. No end comes then.
-    pub fn start_read(&self, peer: PeerId, from: RemoteAddr, into: Sge, tag: u64) -> Result<(), Error> {
+    /// [`Error::Overloaded`] when all slots are taken, [`Error::PeerLost`],
+    /// [`Error::NotConnected`]. No end comes then.
+    pub fn start_read(
+        &self,
+        peer: PeerId,
+        from: RemoteAddr,
+        into: Sge,
+        tag: u64,
+    ) -> Result<(), Error> {
         self.start_tagged(peer, (OneSided::Read, tag), (from, into))
     }
 
@@ -308,11 +342,22 @@ impl<D: Device, P: Platform> Core<D, P> {
     /// # Errors
     ///
     /// As for [`start_read`](Self::start_read).
-    pub fn start_write(&self, peer: PeerId, from: Sge, to: RemoteAddr, tag: u64) -> Result<(), Error> {
+    pub fn start_write(
+        &self,
+        peer: PeerId,
+        from: Sge,
+        to: RemoteAddr,
+        tag: u64,
+    ) -> Result<(), Error> {
         self.start_tagged(peer, (OneSided::Write, tag), (to, from))
     }
 
-    fn start_tagged(&self, peer: PeerId, what: (OneSided, u64), at: (RemoteAddr, Sge)) -> Result<(), Error> {
+    fn start_tagged(
+        &self,
+        peer: PeerId,
+        what: (OneSided, u64),
+        at: (RemoteAddr, Sge),
+    ) -> Result<(), Error> {
         let now = self.inner.platform.now();
         let mut engine = self.engine();
         if engine
@@ -341,10 +386,15 @@ impl<D: Device, P: Platform> Core<D, P> {
     ///
     /// # Errors
     ///
-    /// [`Error::Deadline`] (the peer may have carried the call out nevertheless), [`Error::PeerLost`],
-    /// [`Error::TooLong`] for the request or the reply, [`Error::TooManyPieces`], [`Error::Overloaded`],
-    /// [`Error::NotConnected`].
-    pub async fn call(&self, peer: PeerId, call: Call<'_>, reply: &mut [u8]) -> Result<Reply, Error> {
+    /// [`Error::Deadline`] (the peer may have carried the call out nevertheless),
+    /// [`Error::PeerLost`], [`Error::TooLong`] for the request or the reply,
+    /// [`Error::TooManyPieces`], [`Error::Overloaded`], [`Error::NotConnected`].
+    pub async fn call(
+        &self,
+        peer: PeerId,
+        call: Call<'_>,
+        reply: &mut [u8],
+    ) -> Result<Reply, Error> {
         let began = self.inner.platform.now();
         let deadline = began + self.inner.config.timeout;
         let start = |engine: &mut CoreEngine<D, P>, now| {
@@ -369,13 +419,14 @@ impl<D: Device, P: Platform> Core<D, P> {
         .map_err(|error| self.cut_short(peer, (operation, began), error))
     }
 
-    /// Sends a peer a message that it does not answer: its [`Handler::receive`] gets it once, or it is lost with the
-    /// connection, of which the sender learns nothing here. Waits while the peer has too many that no handler has taken.
+    /// Sends a peer a message that it does not answer: its [`Handler::receive`] gets it once, or it
+    /// is lost with the connection, of which the sender learns nothing here. Waits while the peer
+    /// has too many that no handler has taken.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLong`], [`Error::NoOneWays`], [`Error::Deadline`] when there was no room in time, [`Error::PeerLost`],
-    /// [`Error::Overloaded`], [`Error::NotConnected`].
+    /// [`Error::TooLong`], [`Error::NoOneWays`], [`Error::Deadline`] when there was no room in
+    /// time, [`Error::PeerLost`], [`Error::Overloaded`], [`Error::NotConnected`].
     pub async fn send(&self, peer: PeerId, kind: u16, body: &[u8]) -> Result<(), Error> {
         let deadline = self.inner.platform.now() + self.inner.config.timeout;
         let start = |engine: &mut CoreEngine<D, P>, now| {
@@ -383,7 +434,8 @@ impl<D: Device, P: Platform> Core<D, P> {
             self.profiled(Point::PostOneWay, now);
             sent
         };
-        self.started(peer, Operation::OneWay(kind), deadline, start).await
+        self.started(peer, Operation::OneWay(kind), deadline, start)
+            .await
     }
 
     /// Starts something as soon as there is a slot for it.
@@ -447,8 +499,8 @@ impl<D: Device, P: Platform> Core<D, P> {
         *self.engine().counters()
     }
 
-    /// Answers the requests of the peers and takes their one-way messages, one at a time. Spawned once for each worker; it
-    /// never ends.
+    /// Answers the requests of the peers and takes their one-way messages, one at a time. Spawned
+    /// once for each worker; it never ends.
     pub async fn serve<H: Handler>(&self, handler: &H) {
         let size = self.inner.config.message_size as usize;
         let mut request = vec![0; size].into_boxed_slice();
@@ -478,7 +530,9 @@ impl<D: Device, P: Platform> Core<D, P> {
             let mut answer = Answer {
                 core: self,
                 incoming,
-                carried: incoming.carried.then(|| &carried[..incoming.bulk_len as usize]),
+                carried: incoming
+                    .carried
+                    .then(|| &carried[..incoming.bulk_len as usize]),
                 message: &mut message[..limit],
                 len: 0,
                 bulk: 0,
@@ -495,7 +549,8 @@ impl<D: Device, P: Platform> Core<D, P> {
 }
 
 impl<D: Device, P: Platform> Core<D, P> {
-    /// Lets the task that polls have its turn, unless this one waited before: with requests without end it would have none.
+    /// Lets the task that polls have its turn, unless this one waited before: with requests without
+    /// end it would have none.
     async fn give_way(&self, waited: bool) {
         if !waited {
             self.inner.platform.sleep(Duration::ZERO).await;
@@ -515,7 +570,9 @@ pub struct Ticket<'a, D: Device, P: Platform> {
 impl<D: Device, P: Platform> Future for Ticket<'_, D, P> {
     type Output = Result<(), Error>;
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(id) = self.id else { return Poll::Pending };
+        let Some(id) = self.id else {
+            return Poll::Pending;
+        };
         let ended = self.core.engine().poll_op(self.peer, id, context.waker());
         if ended.is_ready() {
             self.id = None;
@@ -546,7 +603,8 @@ impl<D: Device, P: Platform> Drop for WaitingCall<'_, D, P> {
     }
 }
 
-/// READs and WRITEs to one peer that the device is shown by one doorbell, when the batch is dropped.
+/// READs and WRITEs to one peer that the device is shown by one doorbell, when the batch is
+/// dropped.
 pub struct Batch<'a, D: Device, P: Platform> {
     core: &'a Core<D, P>,
     peer: PeerId,

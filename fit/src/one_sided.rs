@@ -1,8 +1,9 @@
 //! One-sided access: READs and WRITEs that a waiter or a tag waits for.
 //!
-//! At most [`Config::one_sided`](crate::Config::one_sided) of them are with the device, and of READs no more than the peer
-//! answers at once; the other READs, and what was started behind them, wait in order in their slots. The end of one goes either to the waker that polls for it
-//! or, if it was started with a tag, into the list of [`Ended`] ones.
+//! At most [`Config::one_sided`](crate::Config::one_sided) of them are with the device, and of
+//! READs no more than the peer answers at once; the other READs, and what was started behind them,
+//! wait in order in their slots. The end of one goes either to the waker that polls for it or, if
+//! it was started with a tag, into the list of [`Ended`] ones.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -111,13 +112,17 @@ impl Ops {
     /// Slots in use.
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
-        self.slots.iter().filter(|op| op.state != OpState::Free).count()
+        self.slots
+            .iter()
+            .filter(|op| op.state != OpState::Free)
+            .count()
     }
 }
 
 impl<M: DmaBuffer> Link<M> {
-    /// Starts a READ or WRITE, or queues it; nothing if no slot is free. The device sees it at the next
-    /// [`flush`](Self::flush). With a tag nobody polls for it: its end comes by [`take_ended`](Self::take_ended).
+    /// Starts a READ or WRITE, or queues it; nothing if no slot is free. The device sees it at the
+    /// next [`flush`](Self::flush). With a tag nobody polls for it: its end comes by
+    /// [`take_ended`](Self::take_ended).
     pub(crate) fn start_op<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -155,7 +160,10 @@ impl<M: DmaBuffer> Link<M> {
     /// Looks whether an access has ended. The id means nothing afterwards.
     pub(crate) fn poll_op(&mut self, id: OpId, waker: &Waker) -> Poll<Result<(), Error>> {
         let op = self.ops.slot(id.slot);
-        assert_eq!(op.generation, id.generation, "an access's end is taken once");
+        assert_eq!(
+            op.generation, id.generation,
+            "an access's end is taken once"
+        );
         let operation = op.what.operation();
         match op.state {
             OpState::Queued | OpState::Posted => {
@@ -258,7 +266,12 @@ impl<M: DmaBuffer> Link<M> {
             self.ops.slot(slot).state = OpState::Posted;
             self.reads_out += u8::from(read);
             self.counters.nr_bytes_tx += u64::from(bytes);
-            self.post(queues, send, Payload::Gather(&[local]), Purpose::OneSided(slot));
+            self.post(
+                queues,
+                send,
+                Payload::Gather(&[local]),
+                Purpose::OneSided(slot),
+            );
         }
     }
 
@@ -304,16 +317,16 @@ impl<M: DmaBuffer> Link<M> {
         }
     }
 
-    /// Gives the connection up when an access is past its deadline: its memory is lent until the queue pair is dead.
+    /// Gives the connection up when an access is past its deadline: its memory is lent until the
+    /// queue pair is dead.
     pub(crate) fn expire_ops(&mut self, now: Instant) {
         if self.ops.free.len() == self.ops.slots.len() {
             return;
         }
-        let late = self
-            .ops
-            .slots
-            .iter()
-            .find(|op| matches!(op.state, OpState::Queued | OpState::Posted) && now >= op.deadline);
+        let late =
+            self.ops.slots.iter().find(|op| {
+                matches!(op.state, OpState::Queued | OpState::Posted) && now >= op.deadline
+            });
         if let Some(what) = late.map(|op| op.what) {
             self.counters.nr_deadline += 1;
             self.fail(LostCause::Deadline(what.operation()));

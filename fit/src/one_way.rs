@@ -1,8 +1,9 @@
 //! One-way messages: no slot, no answer; a window keeps the receiver's queue from running dry.
 //!
-//! The receiver has a receive for each message of the window. It posts one again when a handler has taken its message, and says in
-//! the header of whatever it sends next how many it has posted again in all. If it has nothing to send, a bare credit message
-//! says so for each half of the window; so two of these are under way at most.
+//! The receiver has a receive for each message of the window. It posts one again when a handler has
+//! taken its message, and says in the header of whatever it sends next how many it has posted again
+//! in all. If it has nothing to send, a bare credit message says so for each half of the window; so
+//! two of these are under way at most.
 
 use hal::{DmaBuffer, Instant};
 use verbs::QueueSet;
@@ -54,7 +55,8 @@ impl Window {
         taken == self.taken
     }
 
-    /// The peer says how many it has taken in all: how many more these are than before, or nothing if that can't be.
+    /// The peer says how many it has taken in all: how many more these are than before, or nothing
+    /// if that can't be.
     pub(crate) fn hear(&mut self, taken: u32) -> Option<u32> {
         let more = taken.wrapping_sub(self.taken);
         if more > self.under_way() {
@@ -72,7 +74,8 @@ impl Window {
 
     /// Returns whether the peer waits for nothing else to be told.
     pub(crate) fn is_credit_due(&self) -> bool {
-        // Both sides know the limit, as each takes what the other does: the smaller of the two windows.
+        // Both sides know the limit, as each takes what the other does: the smaller of the two
+        // windows.
         self.untold > 0 && self.untold >= self.limit.div_ceil(2)
     }
 }
@@ -99,8 +102,8 @@ impl OneWayMessage {
 }
 
 impl<M: DmaBuffer> Link<M> {
-    /// Sends a message that wants no answer; nothing if there is no room just now. The device sees it at the next
-    /// [`flush`](Self::flush).
+    /// Sends a message that wants no answer; nothing if there is no room just now. The device sees
+    /// it at the next [`flush`](Self::flush).
     pub(crate) fn start_one_way<Q: QueueSet>(
         &mut self,
         queues: &mut Q,
@@ -201,7 +204,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// A sender and a receiver, with any order of sending, taking and telling, and messages that are read late.
+        /// A sender and a receiver, with any order of sending, taking and telling, and messages
+        /// that are read late.
         #[test]
         fn a_window_never_overflows_nor_gets_stuck(size in 1u16..9, first: u32, steps in proptest::collection::vec(0u8..5, 0..300)) {
             let (mut sender, mut receiver) = (Window::new(size), Window::new(size));

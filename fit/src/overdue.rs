@@ -1,8 +1,9 @@
 //! Completions that do not come.
 //!
-//! A buffer that the device reads, or a place in the send queue, is free when a completion says so. If the device loses one, a later one
-//! shows it (`ring`); on a connection on which nothing more is sent there is none. So the oldest request that must complete is
-//! watched: if it stays the oldest for long, the connection is lost, and all that it held is free once its queue pair is dead.
+//! A buffer that the device reads, or a place in the send queue, is free when a completion says so.
+//! If the device loses one, a later one shows it (`ring`); on a connection on which nothing more is
+//! sent there is none. So the oldest request that must complete is watched: if it stays the oldest
+//! for long, the connection is lost, and all that it held is free once its queue pair is dead.
 
 use hal::{DmaBuffer, Duration, Instant};
 
@@ -21,8 +22,9 @@ pub(crate) struct Overdue {
 }
 
 impl Overdue {
-    /// Looks again; whether it has been the oldest for too long. Time in which this node did not look counts by an eighth of the
-    /// bound at most, for completions may be there that it has not polled.
+    /// Looks again; whether it has been the oldest for too long. Time in which this node did not
+    /// look counts by an eighth of the bound at most, for completions may be there that it has not
+    /// polled.
     fn look(&mut self, oldest: Option<u64>, now: Instant) -> bool {
         let gap = now.since(self.looked).min(BOUND / 8);
         self.looked = now;

@@ -128,7 +128,14 @@ mod tests {
         let spec: PeerSpec = "memory@fe80::2:c903:0:1".parse().unwrap();
         assert_eq!(spec.role, Role::Memory);
         assert_eq!(spec.to_string(), "memory@fe80::2:c903:0:1");
-        for bad in ["", "memory", "monitor@fe80::1", "memory@", "memory@x", "@fe80::1"] {
+        for bad in [
+            "",
+            "memory",
+            "monitor@fe80::1",
+            "memory@",
+            "memory@x",
+            "@fe80::1",
+        ] {
             assert_eq!(bad.parse::<PeerSpec>(), Err(BadPeerSpec), "{bad}");
         }
     }

@@ -64,7 +64,8 @@ impl Peers {
         self.lines.iter().map(|(&peer, line)| (peer, line))
     }
 
-    /// The line of a peer that is not lost; a new one if there is none. Nothing when all numbers are used up.
+    /// The line of a peer that is not lost; a new one if there is none. Nothing when all numbers
+    /// are used up.
     pub(crate) fn line_for(&mut self, name: PeerName, wish: Wish) -> Option<PeerId> {
         let live = |line: &PeerLine| line.name == name && line.standing != Standing::Lost;
         let step = match wish {

@@ -13,7 +13,8 @@ use crate::{Ended, Error, Fit, Handler, Point};
 /// Bounds the sleep of a core when no interrupt comes: the bound on a lost one.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// Completion sources that a core polls beside its own connections, as its [page paths](crate::PagePath).
+/// Completion sources that a core polls beside its own connections, as its [page
+/// paths](crate::PagePath).
 pub trait Beside {
     /// Looks; returns whether anything has happened.
     fn look(&mut self, now: Instant) -> bool;
@@ -46,7 +47,11 @@ impl<D: Device, P: Platform> Fit<D, P> {
     /// # Errors
     ///
     /// As for [`run_core`](Self::run_core).
-    pub async fn run_core_with(&self, index: u16, sink: impl FnMut(Ended, Instant)) -> Result<(), Error> {
+    pub async fn run_core_with(
+        &self,
+        index: u16,
+        sink: impl FnMut(Ended, Instant),
+    ) -> Result<(), Error> {
         self.run_core_beside(index, sink, ()).await
     }
 
@@ -70,7 +75,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
             let any = self.poll_core(index, &mut sink, &mut beside);
             if !any && self.0.has_ended() {
                 let why = self.0.ended.lock().clone();
-                return Err(why.unwrap_or(DeviceError::Failed("no cause is known")).into());
+                return Err(why
+                    .unwrap_or(DeviceError::Failed("no cause is known"))
+                    .into());
             }
             empty = if any { 0 } else { empty + 1 };
             if any || budget.is_none_or(|budget| empty < budget) {
@@ -89,8 +96,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
     }
 
     /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one
-    /// message at a time: what [`Config::workers`](crate::Config::workers) of 0 stands for. While a handler waits for
-    /// something, polling goes on.
+    /// message at a time: what [`Config::workers`](crate::Config::workers) of 0 stands for. While a
+    /// handler waits for something, polling goes on.
     ///
     /// # Errors
     ///
@@ -111,7 +118,12 @@ impl<D: Device, P: Platform> Fit<D, P> {
     }
 
     /// Takes what completed; returns whether anything did.
-    fn poll_core(&self, index: u16, sink: &mut impl FnMut(Ended, Instant), beside: &mut impl Beside) -> bool {
+    fn poll_core(
+        &self,
+        index: u16,
+        sink: &mut impl FnMut(Ended, Instant),
+        beside: &mut impl Beside,
+    ) -> bool {
         let index = usize::from(index);
         let (engine, profile) = (&self.0.cores[index], &self.0.profiles[index]);
         let now = self.0.platform.now();
@@ -128,7 +140,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
 
     /// Waits until the interrupt comes or something is started, at most for a while.
     async fn rest(&self, engine: &CoreMutex<D, P>, vector: u16) -> Result<(), Error> {
-        let started = pin!(poll_fn(|context| engine.lock().poll_started(context.waker())));
+        let started = pin!(poll_fn(|context| engine
+            .lock()
+            .poll_started(context.waker())));
         let nap = pin!(self.0.platform.sleep(IDLE));
         let interrupt = pin!(self.0.device.wait_completion(vector));
         match select(interrupt, select(nap, started)).await {

@@ -1,7 +1,8 @@
 //! Profile points: where the time of calls goes, by LegoOS's names where it has them.
 //!
-//! They are measured by the asynchronous face, which has a clock, when [`Config::profile`](crate::Config::profile) says so. Off,
-//! each is a test of one flag, and the clock is not read.
+//! They are measured by the asynchronous face, which has a clock, when
+//! [`Config::profile`](crate::Config::profile) says so. Off, each is a test of one flag, and the
+//! clock is not read.
 
 use hal::{Duration, Instant, Platform};
 use metrics::{Histogram, Summary};
@@ -74,7 +75,12 @@ impl Profile {
 
     /// Notes what was begun.
     #[inline]
-    pub(crate) fn end(&self, point: Point, began: Option<Instant>, clock: impl FnOnce() -> Instant) {
+    pub(crate) fn end(
+        &self,
+        point: Point,
+        began: Option<Instant>,
+        clock: impl FnOnce() -> Instant,
+    ) {
         if let Some(began) = began {
             self.note(point, clock().since(began));
         }
@@ -88,7 +94,9 @@ impl Profile {
 
     /// The points at which something was measured, with what.
     pub fn measured(&self) -> impl Iterator<Item = (Point, Summary)> {
-        let all = Point::ALL.into_iter().map(|point| (point, self.summary(point)));
+        let all = Point::ALL
+            .into_iter()
+            .map(|point| (point, self.summary(point)));
         all.filter(|(_, time)| time.count > 0)
     }
 

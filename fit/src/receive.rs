@@ -40,7 +40,8 @@ impl Receive {
         (0..layout.receives()).map(one).collect()
     }
 
-    /// Takes it from the device: its number, and where its message is. Nothing if the device does not have it.
+    /// Takes it from the device: its number, and where its message is. Nothing if the device does
+    /// not have it.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> Option<(u16, usize)> {
         core::mem::take(&mut self.posted).then_some((self.index, self.at))
@@ -53,7 +54,11 @@ impl Receive {
 
     /// Gives it to the device.
     #[inline(always)]
-    pub(crate) fn post<Q: QueueSet>(&mut self, queues: &mut Q, qp: QpSlot) -> Result<(), PostError> {
+    pub(crate) fn post<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        qp: QpSlot,
+    ) -> Result<(), PostError> {
         self.posted = true;
         queues.post_receive(qp, self.index.into(), slice::from_ref(&self.piece))
     }
@@ -88,6 +93,9 @@ impl<M: DmaBuffer> Link<M> {
     /// Receives that the device holds.
     #[cfg(test)]
     pub(crate) fn receives_posted(&self) -> usize {
-        self.receives.iter().filter(|receive| receive.posted).count()
+        self.receives
+            .iter()
+            .filter(|receive| receive.posted)
+            .count()
     }
 }

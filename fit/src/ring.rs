@@ -5,9 +5,11 @@ use alloc::collections::VecDeque;
 /// Purpose of a posted request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A message, or a WRITE in front of one, whose completion tells nothing but that its place is free.
+    /// A message, or a WRITE in front of one, whose completion tells nothing but that its place is
+    /// free.
     Unanswered,
-    /// The request of the call with this slot and generation, which gathers memory that the caller lent.
+    /// The request of the call with this slot and generation, which gathers memory that the caller
+    /// lent.
     Gathering(u16, u32),
     /// The reply behind a bulk that stands in this buffer.
     BulkReply(u16),
@@ -51,7 +53,8 @@ pub(crate) struct SendRing {
     end: u64,
     /// From this number on the next request is signalled, whatever it is for.
     next_signal: u64,
-    /// The signalled ones, oldest first. The others need no line: nobody waits for them, and they end with the next of these.
+    /// The signalled ones, oldest first. The others need no line: nobody waits for them, and they
+    /// end with the next of these.
     signalled: VecDeque<(u64, Purpose)>,
     depth: u32,
     signal_every: u16,
@@ -195,7 +198,11 @@ mod tests {
     #[test]
     fn an_unsignalled_one_may_fail_between_two_that_are_awaited() {
         let mut ring = ring();
-        for purpose in [Purpose::OneSided(1), Purpose::Unanswered, Purpose::OneSided(2)] {
+        for purpose in [
+            Purpose::OneSided(1),
+            Purpose::Unanswered,
+            Purpose::OneSided(2),
+        ] {
             take(&mut ring, purpose);
         }
         assert_eq!(ring.complete(0), Ok(Purpose::OneSided(1)));
@@ -220,7 +227,9 @@ mod tests {
     #[test]
     fn one_in_every_few_is_signalled() {
         let mut ring = ring();
-        let signals: Vec<_> = (0..7).map(|_| take(&mut ring, Purpose::Unanswered).1).collect();
+        let signals: Vec<_> = (0..7)
+            .map(|_| take(&mut ring, Purpose::Unanswered).1)
+            .collect();
         assert_eq!(signals, [false, false, true, false, false, true, false]);
     }
 
@@ -230,8 +239,13 @@ mod tests {
         let purposes = [Purpose::Unanswered, Purpose::OneSided(1)].into_iter();
         let run = purposes.chain([Purpose::Unanswered; 6]);
         let signals: Vec<_> = run.map(|purpose| take(&mut ring, purpose).1).collect();
-        assert_eq!(signals, [false, true, false, false, true, false, false, true]);
-        assert!(ring.take(Purpose::Unanswered).is_none() && ring.take(Purpose::OneSided(2)).is_none());
+        assert_eq!(
+            signals,
+            [false, true, false, false, true, false, false, true]
+        );
+        assert!(
+            ring.take(Purpose::Unanswered).is_none() && ring.take(Purpose::OneSided(2)).is_none()
+        );
         assert_eq!(ring.complete(1), Ok(Purpose::OneSided(1)));
         assert_eq!(ring.room(), 2);
     }

@@ -1,8 +1,9 @@
 //! The callee's half of a connection: requests in, replies out.
 //!
-//! The caller's slot is also the slot here, so serving allocates nothing: the announced number of serves is both the
-//! caller's credit and the size of this table. A caller that uses a slot again before it has the reply, or a slot it
-//! was not given, breaks the protocol and loses its connection. Requests with bulk take the way through `bulk`.
+//! The caller's slot is also the slot here, so serving allocates nothing: the announced number of
+//! serves is both the caller's credit and the size of this table. A caller that uses a slot again
+//! before it has the reply, or a slot it was not given, breaks the protocol and loses its
+//! connection. Requests with bulk take the way through `bulk`.
 
 use alloc::vec::Vec;
 use core::future::Future;
@@ -47,7 +48,8 @@ pub struct Incoming {
 pub trait Exchange: Send {
     /// Bytes of bulk that came with the request.
     fn bulk_len(&self) -> usize;
-    /// Copies bulk of the request from `offset` on into `into`, and returns how many bytes there were. None once the peer is lost.
+    /// Copies bulk of the request from `offset` on into `into`, and returns how many bytes there
+    /// were. None once the peer is lost.
     fn read_bulk(&mut self, offset: usize, into: &mut [u8]) -> usize;
     /// The reply's message: what of it is used is set by [`set_len`](Self::set_len).
     fn message(&mut self) -> &mut [u8];
@@ -55,7 +57,8 @@ pub trait Exchange: Send {
     fn set_len(&mut self, len: usize);
     /// Bytes of bulk that the caller takes.
     fn bulk_limit(&self) -> usize;
-    /// Puts bytes of bulk at `offset` and returns how many fitted. The bulk ends where the last of these ends.
+    /// Puts bytes of bulk at `offset` and returns how many fitted. The bulk ends where the last of
+    /// these ends.
     fn write_bulk(&mut self, offset: usize, bytes: &[u8]) -> usize;
 }
 
@@ -72,10 +75,16 @@ pub trait Handler: Send + Sync {
 
     /// Takes a message that wants no answer.
     fn receive(&self, from: PeerId, kind: u16, _body: &[u8]) -> impl Future<Output = ()> + Send {
-        async move { log::warn!("peer {}: nobody takes one-way messages of kind {kind}", from.0) }
+        async move {
+            log::warn!(
+                "peer {}: nobody takes one-way messages of kind {kind}",
+                from.0
+            )
+        }
     }
 
-    /// A node has joined: its calls may come, and calls to it work. If it was here before, it was told as lost first.
+    /// A node has joined: its calls may come, and calls to it work. If it was here before, it was
+    /// told as lost first.
     fn peer_joined(&self, _peer: PeerId, _member: &Member) {}
 
     /// A peer is lost, and why, as far as that is remembered: whatever it held can be taken back.
@@ -136,8 +145,9 @@ impl ServeSlot {
 }
 
 impl<M: DmaBuffer> Link<M> {
-    /// Notes a request without bulk if it says nothing new of one-way messages and its slot is free; whether this was so. It stays in
-    /// its receive buffer until a server takes it, and the servers that wait are woken.
+    /// Notes a request without bulk if it says nothing new of one-way messages and its slot is
+    /// free; whether this was so. It stays in its receive buffer until a server takes it, and the
+    /// servers that wait are woken.
     #[inline(always)]
     pub(crate) fn on_plain_request(
         &mut self,
@@ -186,8 +196,8 @@ impl<M: DmaBuffer> Link<M> {
         self.due |= due::ARRIVED;
     }
 
-    /// Copies the next message for a handler into `into` and gives its receive back to the queue. `link` is this connection's
-    /// number.
+    /// Copies the next message for a handler into `into` and gives its receive back to the queue.
+    /// `link` is this connection's number.
     #[inline(always)]
     pub(crate) fn take_request<Q: QueueSet>(
         &mut self,
@@ -266,9 +276,16 @@ impl<M: DmaBuffer> Link<M> {
         serve.state == ServeState::Serving && serve.serial == incoming.serial
     }
 
-    /// Sends a reply, or queues it until the send queue has room. If the connection is gone it is dropped.
+    /// Sends a reply, or queues it until the send queue has room. If the connection is gone it is
+    /// dropped.
     #[inline(always)]
-    pub(crate) fn reply<Q: QueueSet>(&mut self, queues: &mut Q, incoming: &Incoming, body: &[u8], bulk: u32) {
+    pub(crate) fn reply<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        incoming: &Incoming,
+        body: &[u8],
+        bulk: u32,
+    ) {
         if !self.is_serving(incoming) {
             return self.on_stray_answer(incoming);
         }
@@ -299,9 +316,18 @@ impl<M: DmaBuffer> Link<M> {
 
     /// Posts a reply that does not go at once: it has to do with bulk, is long, or finds no room.
     #[inline(never)]
-    fn reply_longer<Q: QueueSet>(&mut self, queues: &mut Q, incoming: &Incoming, body: &[u8], bulk: u32) {
+    fn reply_longer<Q: QueueSet>(
+        &mut self,
+        queues: &mut Q,
+        incoming: &Incoming,
+        body: &[u8],
+        bulk: u32,
+    ) {
         assert!(body.len() <= self.reply_limit(), "a reply fits the message");
-        assert!(bulk <= incoming.bulk_limit, "a bulk fits the caller's buffer");
+        assert!(
+            bulk <= incoming.bulk_limit,
+            "a bulk fits the caller's buffer"
+        );
         let slot = incoming.slot;
         let len = u32::try_from(body.len()).expect("fits the message");
         self.release_input(slot);

@@ -12,7 +12,10 @@ mod cost;
 mod fake;
 mod faults;
 mod journal;
-#[expect(clippy::cast_possible_truncation, reason = "words of the test's own queues")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "words of the test's own queues"
+)]
 mod page_cost;
 mod pages;
 mod returns;

@@ -28,7 +28,10 @@ impl Waiting {
                 age,
                 state,
             }) => {
-                write!(f, "; no end of {operation} after {age:?} (connection {state:?})")
+                write!(
+                    f,
+                    "; no end of {operation} after {age:?} (connection {state:?})"
+                )
             }
             None => Ok(()),
         })

@@ -9,10 +9,11 @@
 //!  descriptor (16 bytes):  | address (8) | rkey (4) | length (4) |
 //! ```
 //!
-//! Little-endian. `gathers` are the pieces of the caller's memory that hold the bulk of the request, `scatters` those that the bulk
-//! of the reply fills. `bulk` is the number of bytes that a request's bulk has, or that were written for a reply's.
-//! `returned` counts the one-way messages whose receives the sender has posted again since the connection stands. Both
-//! sides agreed on [`VERSION`] when they connected.
+//! Little-endian. `gathers` are the pieces of the caller's memory that hold the bulk of the
+//! request, `scatters` those that the bulk of the reply fills. `bulk` is the number of bytes that a
+//! request's bulk has, or that were written for a reply's. `returned` counts the one-way messages
+//! whose receives the sender has posted again since the connection stands. Both sides agreed on
+//! [`VERSION`] when they connected.
 
 use verbs::{RemoteAddr, Rkey};
 
@@ -219,9 +220,11 @@ impl Header {
         (reserved == 0 && header.is_exact(len) && header.makes_sense()).then_some(header)
     }
 
-    /// Reads the header of a request or reply without bulk; nothing if it is something else, or nothing that makes sense.
+    /// Reads the header of a request or reply without bulk; nothing if it is something else, or
+    /// nothing that makes sense.
     ///
-    /// These are most messages by far, and a third of the work of [`decode`](Self::decode) does for them.
+    /// These are most messages by far, and a third of the work of [`decode`](Self::decode) does for
+    /// them.
     #[inline(always)]
     pub(crate) fn decode_plain(bytes: &[u8; HEADER_LEN], len: u32) -> Option<Plain> {
         let [first, second, third] = words(bytes);
@@ -259,7 +262,10 @@ impl Header {
             MessageType::Reply => pieces == 0,
             MessageType::OneWay => {
                 let Self {
-                    kind, body, returned, ..
+                    kind,
+                    body,
+                    returned,
+                    ..
                 } = *self;
                 *self
                     == Self {

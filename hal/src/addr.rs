@@ -6,8 +6,8 @@ use core::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PhysAddr(pub u64);
 
-/// An address as a device sees it: what is written into descriptors. Equal to the physical address where no IOMMU
-/// translates.
+/// An address as a device sees it: what is written into descriptors. Equal to the physical address
+/// where no IOMMU translates.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BusAddr(pub u64);
 
@@ -19,7 +19,11 @@ impl BusAddr {
     /// When the sum leaves the 64-bit space, which no buffer of a machine can.
     #[must_use]
     pub fn offset(self, bytes: usize) -> Self {
-        Self(self.0.checked_add(bytes as u64).expect("bus address overflow"))
+        Self(
+            self.0
+                .checked_add(bytes as u64)
+                .expect("bus address overflow"),
+        )
     }
 }
 

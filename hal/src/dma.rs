@@ -4,14 +4,16 @@ use crate::BusAddr;
 
 /// One physically contiguous piece of memory shared with a device; freed when dropped.
 ///
-/// The device (or whoever drives it) is a concurrent writer: contents are copied in and out, never borrowed, and what was
-/// read is checked before it is believed. The word accessors are single, untorn accesses of naturally aligned words
-/// in the CPU's order; big-endian fields are swapped by the caller.
+/// The device (or whoever drives it) is a concurrent writer: contents are copied in and out, never
+/// borrowed, and what was read is checked before it is believed. The word accessors are single,
+/// untorn accesses of naturally aligned words in the CPU's order; big-endian fields are swapped by
+/// the caller.
 ///
 /// # Panics
 ///
-/// Every accessor panics when the range leaves the buffer or a word is misaligned: offsets are the driver's own
-/// arithmetic, and a number that came from the device has been checked before it becomes one.
+/// Every accessor panics when the range leaves the buffer or a word is misaligned: offsets are the
+/// driver's own arithmetic, and a number that came from the device has been checked before it
+/// becomes one.
 pub trait DmaBuffer: Send + Sync {
     /// The address that the device uses for the first byte.
     fn bus_addr(&self) -> BusAddr;

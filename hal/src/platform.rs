@@ -1,4 +1,5 @@
-//! One PCI function as a driver sees it: config space, BARs, DMA memory, interrupt vectors and time.
+//! One PCI function as a driver sees it: config space, BARs, DMA memory, interrupt vectors and
+//! time.
 
 use core::future::Future;
 
@@ -8,7 +9,8 @@ use crate::{DmaBuffer, Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The function has no memory BAR of this index, or it is smaller than its device class demands.
+    /// The function has no memory BAR of this index, or it is smaller than its device class
+    /// demands.
     #[error("BAR {index} is missing or not memory")]
     NoBar {
         /// The BAR's index in config space (a 64-bit BAR counts by its first dword).
@@ -32,9 +34,9 @@ pub enum Error {
 
 /// The registers behind one BAR.
 ///
-/// Values are in the CPU's order as a little-endian load or store of that width gives them; a big-endian register is
-/// swapped by the driver's layout crate. Accesses to one BAR keep their order. Offsets are the driver's constants:
-/// one outside the BAR panics.
+/// Values are in the CPU's order as a little-endian load or store of that width gives them; a
+/// big-endian register is swapped by the driver's layout crate. Accesses to one BAR keep their
+/// order. Offsets are the driver's constants: one outside the BAR panics.
 pub trait Registers: Send + Sync {
     /// The BAR's size in bytes.
     fn len(&self) -> usize;
@@ -60,7 +62,8 @@ pub trait ConfigSpace: Send + Sync {
 
 /// One interrupt vector of the function.
 pub trait InterruptVector: Send + Sync {
-    /// Waits until the vector has fired since the last wait ended (an interrupt that came before the call counts).
+    /// Waits until the vector has fired since the last wait ended (an interrupt that came before
+    /// the call counts).
     fn wait(&self) -> impl Future<Output = ()> + Send;
 }
 
@@ -85,8 +88,8 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// The configuration space.
     fn config(&self) -> Self::Config;
 
-    /// Allocates zeroed DMA memory of at least `len` bytes, contiguous, aligned to `align` (a power of two; 4096 is
-    /// always possible).
+    /// Allocates zeroed DMA memory of at least `len` bytes, contiguous, aligned to `align` (a power
+    /// of two; 4096 is always possible).
     ///
     /// # Errors
     ///
@@ -98,8 +101,10 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`Error::TooFewVectors`] when the function offers fewer.
-    fn enable_vectors(&self, count: u16)
-    -> Result<impl IntoIterator<Item = Self::Vector> + use<Self>, Error>;
+    fn enable_vectors(
+        &self,
+        count: u16,
+    ) -> Result<impl IntoIterator<Item = Self::Vector> + use<Self>, Error>;
 
     /// The monotonic time.
     fn now(&self) -> Instant;

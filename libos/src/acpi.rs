@@ -1,7 +1,9 @@
-//! The two ACPI tables that a unikernel needs: MADT (which cores there are) and MCFG (where config space is).
+//! The two ACPI tables that a unikernel needs: MADT (which cores there are) and MCFG (where config
+//! space is).
 //!
-//! Layouts: ACPI specification 6.5, sections 5.2.5 (RSDP), 5.2.7 and 5.2.8 (RSDT, XSDT), 5.2.12 (MADT); PCI firmware
-//! specification 3.3, section 4.1.2 (MCFG). Tables are copied by a reader, so the parsing is pure.
+//! Layouts: ACPI specification 6.5, sections 5.2.5 (RSDP), 5.2.7 and 5.2.8 (RSDT, XSDT), 5.2.12
+//! (MADT); PCI firmware specification 3.3, section 4.1.2 (MCFG). Tables are copied by a reader, so
+//! the parsing is pure.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -43,8 +45,9 @@ pub trait ReadPhys {
 }
 
 impl Tables {
-    /// Reads the tables. `rsdp` is the root pointer's address, or 0 to search where PC firmware leaves it. What is
-    /// missing or broken is left empty; of two tables of a kind the first counts. Whatever they point at, a few megabytes are read.
+    /// Reads the tables. `rsdp` is the root pointer's address, or 0 to search where PC firmware
+    /// leaves it. What is missing or broken is left empty; of two tables of a kind the first
+    /// counts. Whatever they point at, a few megabytes are read.
     #[must_use]
     pub fn read(memory: &impl ReadPhys, rsdp: u64) -> Self {
         let mut tables = Self::default();
@@ -53,7 +56,9 @@ impl Tables {
         } else {
             root(memory, rsdp)
         };
-        let Some((root, width)) = root else { return tables };
+        let Some((root, width)) = root else {
+            return tables;
+        };
         let Some(list) = table(memory, root) else {
             return tables;
         };
@@ -63,10 +68,12 @@ impl Tables {
             address[..width].copy_from_slice(pointer);
             let address = u64::from_le_bytes(address);
             let mut signature = [0; 4];
-            // Read whole are only the two that are wanted, once each: a list may name one a thousand times.
+            // Read whole are only the two that are wanted, once each: a list may name one a
+            // thousand times.
             match memory.read(address, &mut signature).then_some(&signature) {
                 Some(b"APIC") if !core::mem::replace(&mut seen_cores, true) => {
-                    tables.cores = table(memory, address).map_or_else(Vec::new, |table| cores(&table));
+                    tables.cores =
+                        table(memory, address).map_or_else(Vec::new, |table| cores(&table));
                 }
                 Some(b"MCFG") if !core::mem::replace(&mut seen_ecam, true) => {
                     tables.ecam = table(memory, address).and_then(|table| ecam(&table));
@@ -119,7 +126,10 @@ fn cores(madt: &[u8]) -> Vec<u32> {
     let mut cores = Vec::new();
     let mut rest = madt.get(FIXED..).unwrap_or_default();
     while let [kind, len, ..] = *rest {
-        let Some(entry) = rest.get(..usize::from(len)).filter(|entry| entry.len() >= 2) else {
+        let Some(entry) = rest
+            .get(..usize::from(len))
+            .filter(|entry| entry.len() >= 2)
+        else {
             break;
         };
         match (kind, entry) {
@@ -192,7 +202,10 @@ mod tests {
         let mut put = |at: usize, bytes: &[u8]| memory[at..at + bytes.len()].copy_from_slice(bytes);
         put(0x2000, &sealed(b"APIC", madt));
         put(0x3000, &sealed(b"MCFG", mcfg));
-        put(0x1000, &sealed(b"RSDT", &[0x00, 0x20, 0, 0, 0x00, 0x30, 0, 0]));
+        put(
+            0x1000,
+            &sealed(b"RSDT", &[0x00, 0x20, 0, 0, 0x00, 0x30, 0, 0]),
+        );
         let mut rsdp = *b"RSD PTR \0TESTER\0\0\x10\0\0";
         rsdp[8] = rsdp.iter().fold(0_u8, |sum, &byte| sum.wrapping_sub(byte));
         put(0x100, &rsdp);
@@ -240,12 +253,18 @@ mod tests {
         memory.resize(TABLE_MAX + 0x1000, 0);
         let list = sealed(
             b"RSDT",
-            &0x1000_u32.to_le_bytes().repeat((TABLE_MAX - HEADER_LEN) / 4),
+            &0x1000_u32
+                .to_le_bytes()
+                .repeat((TABLE_MAX - HEADER_LEN) / 4),
         );
         memory[0x1000..0x1000 + list.len()].copy_from_slice(&list);
         let memory = Counted(Memory(memory), core::cell::Cell::new(0));
         assert_eq!(Tables::read(&memory, 0x100), Tables::default());
-        assert!(memory.1.get() < 2 * TABLE_MAX, "{} bytes read", memory.1.get());
+        assert!(
+            memory.1.get() < 2 * TABLE_MAX,
+            "{} bytes read",
+            memory.1.get()
+        );
     }
 
     #[test]

@@ -171,7 +171,9 @@ impl Entry {
     #[must_use]
     pub fn previous(self) -> Option<Self> {
         let first = self.0.get().is_multiple_of(PAGE_SIZE as u64);
-        NonZeroU64::new(self.0.get() - ENTRY).filter(|_| !first).map(Self)
+        NonZeroU64::new(self.0.get() - ENTRY)
+            .filter(|_| !first)
+            .map(Self)
     }
 }
 
@@ -220,12 +222,13 @@ impl Iterator for Entries<'_> {
 /// A program's address space: 4 KiB pages in the lower half, below [`crate::USER_END`].
 ///
 /// A leaf entry is present, remote (not present and not zero: its meaning is the caller's) or
-/// empty. It is read and changed through [`Entry`]. [`AddressSpace::map`] and its kin change present
-/// entries and leave remote ones alone; their changes are in force on every core when they return.
+/// empty. It is read and changed through [`Entry`]. [`AddressSpace::map`] and its kin change
+/// present entries and leave remote ones alone; their changes are in force on every core when they
+/// return.
 ///
-/// Cores in user mode are interrupted and waited for; cores in the kernel need not be: they look for
-/// changes before they enter user mode, so a caller may hold locks that tasks on other cores wait
-/// for.
+/// Cores in user mode are interrupted and waited for; cores in the kernel need not be: they look
+/// for changes before they enter user mode, so a caller may hold locks that tasks on other cores
+/// wait for.
 #[derive(Debug)]
 pub struct AddressSpace {
     /// A core that has them loaded holds a reference to this, so none walks them when they go.
@@ -341,13 +344,14 @@ impl AddressSpace {
         self.asid.changed_all();
     }
 
-    /// Maps the page at `address` to `frame`. A page that is mapped to the same frame already gets the new rights, as by
-    /// [`AddressSpace::protect`].
+    /// Maps the page at `address` to `frame`. A page that is mapped to the same frame already gets
+    /// the new rights, as by [`AddressSpace::protect`].
     ///
     /// # Errors
     ///
-    /// [`Error::NotUserPage`] for an address that is no program's or not a page's first, [`Error::Mapped`] when another
-    /// frame is mapped there, [`Error::NoMemory`] when there is none for a table.
+    /// [`Error::NotUserPage`] for an address that is no program's or not a page's first,
+    /// [`Error::Mapped`] when another frame is mapped there, [`Error::NoMemory`] when there is none
+    /// for a table.
     pub fn map(&self, address: u64, frame: PageFrame, rights: Rights) -> Result<(), Error> {
         if let Some(was) = self.tables.map(address, frame.phys(), rights)? {
             self.rights_changed(address, was, rights);
@@ -364,7 +368,8 @@ impl AddressSpace {
     /// Unmaps the page at `address` and tells how it was used. No core uses it when this returns.
     pub fn unmap(&self, address: u64) -> Option<Mapping> {
         let was = self.tables.unmap(address)?;
-        // Whatever the accessed mark says: it may have been taken while a translation stayed cached.
+        // Whatever the accessed mark says: it may have been taken while a translation stayed
+        // cached.
         self.invalidate(address);
         Some(was)
     }
@@ -387,8 +392,8 @@ impl AddressSpace {
 
     /// Takes the page's accessed mark and tells what it was.
     ///
-    /// A use by this core after this sets it again. Other cores are not interrupted for a hint: one that has the
-    /// translation cached sets it again only once that is gone.
+    /// A use by this core after this sets it again. Other cores are not interrupted for a hint: one
+    /// that has the translation cached sets it again only once that is gone.
     pub fn clear_accessed(&self, address: u64) -> Option<Mapping> {
         let was = self.tables.clear_accessed(address)?;
         if was.accessed {
@@ -397,8 +402,8 @@ impl AddressSpace {
         Some(was)
     }
 
-    /// Rights that were added need no call: a core that has the narrower ones cached faults, which drops them, and finds the
-    /// new ones when it repeats the access.
+    /// Rights that were added need no call: a core that has the narrower ones cached faults, which
+    /// drops them, and finds the new ones when it repeats the access.
     fn rights_changed(&self, address: u64, was: Mapping, rights: Rights) {
         if rights.contains(was.rights) {
             self.asid.flush_own(address);
@@ -432,15 +437,16 @@ impl Asid {
 
     /// Drops this core's translation of the page at `address`, without telling other cores.
     ///
-    /// It suffices when the accessed mark was taken, which is a hint, or a right was added. It takes
-    /// no lock.
+    /// It suffices when the accessed mark was taken, which is a hint, or a right was added. It
+    /// takes no lock.
     pub fn flush_own(self, address: u64) {
         if core_local::this().loaded.borrow().is(self) {
             invalidate(address);
         }
     }
 
-    /// Counts a change, and drops by `drop_own`, which gets the root, what this core has of the space.
+    /// Counts a change, and drops by `drop_own`, which gets the root, what this core has of the
+    /// space.
     fn announce(self, drop_own: impl FnOnce(PhysAddr)) {
         let before = self.advance();
         let mut loaded = core_local::this().loaded.borrow_mut();
@@ -485,7 +491,11 @@ pub fn flush_cores(spaces: impl Iterator<Item = Asid> + Clone) {
     let end = time::now() + LEAVE_DEADLINE;
     for core in called() {
         while core.user_epoch.load(Ordering::SeqCst) == epochs[core.index] {
-            assert!(time::now() < end, "core {} does not leave user mode", core.index);
+            assert!(
+                time::now() < end,
+                "core {} does not leave user mode",
+                core.index
+            );
             core::hint::spin_loop();
         }
     }

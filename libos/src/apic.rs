@@ -1,6 +1,7 @@
 //! The local APIC, by MSRs (x2APIC) where the CPU has them, else by its registers in memory.
 //!
-//! Registers: Intel SDM volume 3A, table 11-1 (offsets) and 11.12.1.2 (MSR numbers: 0x800 + offset / 16).
+//! Registers: Intel SDM volume 3A, table 11-1 (offsets) and 11.12.1.2 (MSR numbers: 0x800 + offset
+//! / 16).
 // UNSAFETY: writes MSRs, and registers through a mapping.
 #![expect(unsafe_code, reason = "device registers")]
 
@@ -54,7 +55,8 @@ static REGISTERS: Once<Window> = Once::new();
 
 /// Silences the two 8259s, which would deliver into the exceptions' vectors.
 pub(crate) fn silence_legacy() {
-    // Initialise with the vectors 0x20 to 0x2f, so that a spurious interrupt hits no exception, then mask all.
+    // Initialise with the vectors 0x20 to 0x2f, so that a spurious interrupt hits no exception,
+    // then mask all.
     for (port, value) in [
         (0x20, 0x11),
         (0xa0, 0x11),
@@ -94,7 +96,8 @@ pub(crate) fn init() {
     unsafe { base.write(old | mode) };
     if !x2apic {
         REGISTERS.call_once(|| {
-            let page = map_device(PhysAddr(old & 0x000f_ffff_ffff_f000), 0x1000).expect("the APIC's page");
+            let page =
+                map_device(PhysAddr(old & 0x000f_ffff_ffff_f000), 0x1000).expect("the APIC's page");
             // SAFETY: mapped for good, and only this module has it.
             unsafe { Window::new(page, 0x1000) }
         });
@@ -164,7 +167,8 @@ pub(crate) fn send_startup(apic_id: u32, page: u8) {
 }
 
 fn command(apic_id: u32, command: u32) {
-    // What was written before must be seen by the core that is called: in x2APIC mode the write to the MSR orders nothing.
+    // What was written before must be seen by the core that is called: in x2APIC mode the write to
+    // the MSR orders nothing.
     hal::fence::publish();
     let Some(window) = REGISTERS.get() else {
         let value = u64::from(apic_id) << 32 | u64::from(command);

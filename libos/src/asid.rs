@@ -1,7 +1,8 @@
 //! Numbers of address spaces, and how often each space's translations changed.
 //!
-//! The numbers are software's own: hardware's PCIDs are not used. Whoever changed a page's entry needs
-//! only the number to announce it, so no table of spaces has to be locked on the path of a page miss.
+//! The numbers are software's own: hardware's PCIDs are not used. Whoever changed a page's entry
+//! needs only the number to announce it, so no table of spaces has to be locked on the path of a
+//! page miss.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -14,7 +15,8 @@ const BLOCK: usize = 512;
 /// Blocks at most: 32,768 spaces, as many as Linux's default limit of processes.
 const BLOCKS: usize = 64;
 
-/// The number of an address space. It is used again once nothing holds the space, on no core either.
+/// The number of an address space. It is used again once nothing holds the space, on no core
+/// either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Asid(u32);
 
@@ -89,9 +91,16 @@ mod tests {
         let before = first.word().load(Ordering::SeqCst);
         assert_eq!(first.advance(), before);
         assert_eq!(Asid::from_number(first.number()), first);
-        assert_eq!(second.word().load(Ordering::SeqCst), 0, "the other's is its own");
+        assert_eq!(
+            second.word().load(Ordering::SeqCst),
+            0,
+            "the other's is its own"
+        );
         first.release();
         let again = Asid::allocate().unwrap();
-        assert_eq!((again, again.word().load(Ordering::SeqCst)), (first, before + 1));
+        assert_eq!(
+            (again, again.word().load(Ordering::SeqCst)),
+            (first, before + 1)
+        );
     }
 }

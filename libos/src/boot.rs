@@ -71,7 +71,9 @@ impl ReadPhys for Mapped {
                 .is_some_and(|end| end <= self.0);
         if in_reach {
             // SAFETY: mapped by the loader's page tables, and nothing writes there now.
-            unsafe { direct(PhysAddr(address)).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+            unsafe {
+                direct(PhysAddr(address)).copy_to_nonoverlapping(into.as_mut_ptr(), into.len())
+            };
         }
         in_reach
     }
@@ -139,7 +141,11 @@ extern "C" fn on_own_stack() -> ! {
     let tables = Tables::read(&Firmware, rsdp);
     smp::start_others(&tables.cores);
     pci::init(tables.ecam);
-    log::info!("{} cores, {} MiB free", core_local::count(), frames::free() >> 8);
+    log::info!(
+        "{} cores, {} MiB free",
+        core_local::count(),
+        frames::free() >> 8
+    );
     let main = libos_image_main(Boot { command_line });
     executor::spawn(async move { power_off(main.await) }).detach();
     executor::run()

@@ -1,9 +1,10 @@
 //! The boot loader's information, whichever loader it was: [`BootInfo`].
 //!
-//! QEMU (PVH) and the UEFI loader of `boot/uefi` leave different records; each is read here through [`ReadPhys`], checked, and
-//! made one structure. Nothing allocates: the heap does not exist yet.
+//! QEMU (PVH) and the UEFI loader of `boot/uefi` leave different records; each is read here through
+//! [`ReadPhys`], checked, and made one structure. Nothing allocates: the heap does not exist yet.
 //!
-//! Layouts: Xen's `public/arch-x86/hvm/start_info.h` (`hvm_start_info`, `hvm_modlist_entry`), the crate `handover`.
+//! Layouts: Xen's `public/arch-x86/hvm/start_info.h` (`hvm_start_info`, `hvm_modlist_entry`), the
+//! crate `handover`.
 
 use handover::{Handover, MAGIC};
 use heapless::Vec;
@@ -124,7 +125,9 @@ impl BootInfo {
     pub fn from_handover(memory: &impl ReadPhys, address: u64) -> Result<Self, Error> {
         let mut bytes = [0; size_of::<Handover>()];
         let readable = memory.read(address, &mut bytes);
-        let record = readable.then(|| Handover::read_from_bytes(&bytes).ok()).flatten();
+        let record = readable
+            .then(|| Handover::read_from_bytes(&bytes).ok())
+            .flatten();
         let record = record
             .filter(|record| {
                 record.magic == MAGIC
@@ -305,7 +308,8 @@ mod tests {
         };
         change(&mut record);
         let mut bytes = record.as_bytes().to_vec();
-        // Type and padding, physical start, virtual start, pages, attributes, and what a later version may add.
+        // Type and padding, physical start, virtual start, pages, attributes, and what a later
+        // version may add.
         bytes.extend(words(&[7, 0x10_0000, 0, 0x700, 0xf, u64::MAX]));
         bytes.extend(words(&[2, 0x80_0000, 0, 0x100, 0xf, u64::MAX]));
         bytes.extend(b"log=info");

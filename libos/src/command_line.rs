@@ -1,4 +1,5 @@
-//! The kernel command line (see `docs/architecture.md`): options, then `--` and the program with its arguments.
+//! The kernel command line (see `docs/architecture.md`): options, then `--` and the program with
+//! its arguments.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,7 +19,8 @@ impl CommandLine {
     ///
     /// # Errors
     ///
-    /// [`Error::PercentEscape`] for a bad escape, [`Error::OptionText`] for an option that is not UTF-8.
+    /// [`Error::PercentEscape`] for a bad escape, [`Error::OptionText`] for an option that is not
+    /// UTF-8.
     pub fn parse(line: &[u8]) -> Result<Self, Error> {
         let mut parsed = Self::default();
         let mut tokens = line.split(|&byte| byte == b' ');
@@ -74,7 +76,8 @@ impl CommandLine {
         self.value(key).map(parse).transpose()
     }
 
-    /// The value of an option as a size in bytes: a number with an optional suffix K, M or G (powers of 1024).
+    /// The value of an option as a size in bytes: a number with an optional suffix K, M or G
+    /// (powers of 1024).
     ///
     /// # Errors
     ///
@@ -127,8 +130,14 @@ fn decode(token: &[u8]) -> Result<Vec<u8>, Error> {
         }
         let digits = [rest.next().copied(), rest.next().copied()];
         match digits.map(|digit| digit.and_then(|digit| char::from(digit).to_digit(16))) {
-            [Some(high), Some(low)] => decoded.push(u8::try_from(high << 4 | low).unwrap_or_default()),
-            _ => return Err(Error::PercentEscape { token: token.into() }),
+            [Some(high), Some(low)] => {
+                decoded.push(u8::try_from(high << 4 | low).unwrap_or_default())
+            }
+            _ => {
+                return Err(Error::PercentEscape {
+                    token: token.into(),
+                });
+            }
         }
     }
     Ok(decoded)

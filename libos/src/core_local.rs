@@ -116,7 +116,9 @@ pub(crate) fn adopt(core: &'static CoreLocal) {
 pub(crate) fn this() -> &'static CoreLocal {
     let this: *const CoreLocal;
     // SAFETY: GS points to the core's data, whose first word is its address.
-    unsafe { core::arch::asm!("mov {}, gs:[0]", out(reg) this, options(nostack, preserves_flags, readonly)) };
+    unsafe {
+        core::arch::asm!("mov {}, gs:[0]", out(reg) this, options(nostack, preserves_flags, readonly))
+    };
     // SAFETY: leaked memory.
     unsafe { &*this }
 }

@@ -76,7 +76,8 @@ impl DmaBuffer for Buffer {
 
 /// A contiguous array of page frames that programs' pages are mapped to: the lines of a cache.
 ///
-/// It lives as long as the kernel, so that a mapping or a device's registration never outlives its memory.
+/// It lives as long as the kernel, so that a mapping or a device's registration never outlives its
+/// memory.
 #[derive(Debug)]
 pub struct FrameArray {
     buffer: Buffer,
@@ -176,7 +177,9 @@ impl PageFrame {
     ///
     /// When the range leaves the frame.
     pub fn read(self, offset: usize, into: &mut [u8]) {
-        self.array.buffer.read(self.offset(offset, into.len()), into);
+        self.array
+            .buffer
+            .read(self.offset(offset, into.len()), into);
     }
 
     /// Copies into the frame.
@@ -185,7 +188,9 @@ impl PageFrame {
     ///
     /// When the range leaves the frame.
     pub fn write(self, offset: usize, from: &[u8]) {
-        self.array.buffer.write(self.offset(offset, from.len()), from);
+        self.array
+            .buffer
+            .write(self.offset(offset, from.len()), from);
     }
 
     /// Sets `len` bytes from `offset` on.

@@ -1,8 +1,9 @@
 //! An executor per core: a queue of runnable tasks, and sleep when it is empty.
 //!
-//! A task stays on the core it was spawned on. Wakers may be used anywhere: in an interrupt handler, on another core.
-//! A task that polls a device does so by [`yield_now`] in a loop, which keeps the core awake and lets the other tasks
-//! run; after some microseconds without success it arms the device's interrupt and awaits that, and the core sleeps.
+//! A task stays on the core it was spawned on. Wakers may be used anywhere: in an interrupt
+//! handler, on another core. A task that polls a device does so by [`yield_now`] in a loop, which
+//! keeps the core awake and lets the other tasks run; after some microseconds without success it
+//! arms the device's interrupt and awaits that, and the core sleeps.
 
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -13,7 +14,8 @@ use x86_64::instructions::interrupts;
 use crate::core_local::{self, CoreLocal};
 use crate::{apic, time, timer};
 
-/// A spawned task. Dropping it cancels the task; [`Task::detach`] lets it run on; awaiting it gives its result.
+/// A spawned task. Dropping it cancels the task; [`Task::detach`] lets it run on; awaiting it gives
+/// its result.
 pub type Task<T> = async_task::Task<T>;
 
 /// Makes a task runnable on its core and wakes the core if it sleeps.
@@ -33,7 +35,10 @@ pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) 
 /// # Panics
 ///
 /// When no such core runs (see [`crate::cores`]).
-pub fn spawn_on<T: Send + 'static>(core: usize, task: impl Future<Output = T> + Send + 'static) -> Task<T> {
+pub fn spawn_on<T: Send + 'static>(
+    core: usize,
+    task: impl Future<Output = T> + Send + 'static,
+) -> Task<T> {
     let core = core_local::get(core).expect("no such core runs");
     let (runnable, task) = async_task::spawn(task, move |runnable| enqueue(core, runnable));
     runnable.schedule();
@@ -90,7 +95,8 @@ fn let_interrupts_in() {
     interrupts::disable();
 }
 
-/// Sleeps until an interrupt, unless a task comes: `sti; hlt` leaves no gap between letting interrupts in and sleeping.
+/// Sleeps until an interrupt, unless a task comes: `sti; hlt` leaves no gap between letting
+/// interrupts in and sleeping.
 fn rest(core: &CoreLocal) {
     core.queue.rest(|| {
         timer::arm(core, core.timers.next());

@@ -1,4 +1,5 @@
-//! Leaving: QEMU's `isa-debug-exit` turns the value written into its own exit status, 2 × value + 1.
+//! Leaving: QEMU's `isa-debug-exit` turns the value written into its own exit status, 2 × value +
+//! 1.
 // UNSAFETY: writes an I/O port.
 #![expect(unsafe_code, reason = "port I/O")]
 

@@ -1,5 +1,6 @@
-//! The floating-point and vector state of programs. The kernel itself uses none of it (the target is soft-float), so a
-//! core keeps a program's state in its registers until another program runs there.
+//! The floating-point and vector state of programs. The kernel itself uses none of it (the target
+//! is soft-float), so a core keeps a program's state in its registers until another program runs
+//! there.
 //!
 //! Layout: Intel SDM volume 1, section 13.4 (XSAVE area, standard form).
 // UNSAFETY: saves and loads the state, enables it in control registers.
@@ -139,7 +140,9 @@ impl Area {
         };
         let header_fine = format().components.is_none_or(|components| {
             word(STATE_BITS) & !components == 0
-                && bytes[STATE_BITS.end..HEADER_END].iter().all(|&byte| byte == 0)
+                && bytes[STATE_BITS.end..HEADER_END]
+                    .iter()
+                    .all(|&byte| byte == 0)
         });
         word(MXCSR) & !u64::from(mask) == 0 && header_fine
     }

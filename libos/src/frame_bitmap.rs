@@ -1,7 +1,8 @@
 //! A bitmap of free page frames. Pure; `frames` keeps the machine's.
 //!
-//! A bitmap and not a buddy system: runs of any length and alignment come from one search, freeing needs no order, and a
-//! run can be given back piecemeal. Single frames, the common case, are found from a hint in a step or two.
+//! A bitmap and not a buddy system: runs of any length and alignment come from one search, freeing
+//! needs no order, and a run can be given back piecemeal. Single frames, the common case, are found
+//! from a hint in a step or two.
 
 /// The size of a page and of its frame.
 pub const PAGE_SIZE: usize = 4096;
@@ -72,7 +73,8 @@ impl<S: AsRef<[u64]> + AsMut<[u64]>> FrameBitmap<S> {
         }
     }
 
-    /// Makes the free frames among those from `first` up to `end` unavailable: they hold what the boot loader left.
+    /// Makes the free frames among those from `first` up to `end` unavailable: they hold what the
+    /// boot loader left.
     pub fn withhold(&mut self, first: usize, end: usize) {
         for frame in first..end.min(self.frames()) {
             if self.is_free(frame) {
@@ -90,7 +92,8 @@ impl<S: AsRef<[u64]> + AsMut<[u64]>> FrameBitmap<S> {
         }
     }
 
-    /// Takes a run of `count` frames whose first is a multiple of `align` (a power of two); the lowest there is.
+    /// Takes a run of `count` frames whose first is a multiple of `align` (a power of two); the
+    /// lowest there is.
     ///
     /// # Panics
     ///
@@ -173,7 +176,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model: runs never overlap, are aligned, and whatever is freed can be had again.
+        /// Against a model: runs never overlap, are aligned, and whatever is freed can be had
+        /// again.
         #[test]
         fn runs_never_overlap(steps in prop::collection::vec((1..40_usize, 0..5_u32, any::<bool>()), 1..200)) {
             const FRAMES: usize = 512;

@@ -25,7 +25,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Takes `count` contiguous frames, aligned to `align` bytes (a power of two). Their contents are whatever they were.
+    /// Takes `count` contiguous frames, aligned to `align` bytes (a power of two). Their contents
+    /// are whatever they were.
     #[must_use]
     pub fn allocate(count: usize, align: usize) -> Option<Self> {
         if count == 0 || !align.is_power_of_two() {
@@ -118,7 +119,8 @@ pub(crate) fn init(info: &BootInfo) {
         .find(bytes, LOW_MEMORY_END..info.mapped, &taken)
         .expect("no RAM for the frame bitmap that the loader mapped");
     // SAFETY: RAM that nothing uses yet (it is no part of the image), mapped, aligned to a page.
-    let words = unsafe { core::slice::from_raw_parts_mut(direct(PhysAddr(home)).cast::<u64>(), words) };
+    let words =
+        unsafe { core::slice::from_raw_parts_mut(direct(PhysAddr(home)).cast::<u64>(), words) };
     let mut bitmap = FrameBitmap::new(words);
     let page = |address: u64| usize::try_from(address).expect("64-bit") / PAGE_SIZE;
     for region in map.regions() {

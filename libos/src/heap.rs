@@ -34,7 +34,10 @@ unsafe impl Source for FrameSource {
             .checked_add(layout.align())
             .and_then(|len| len.checked_add(OVERHEAD))
             .ok_or(())?;
-        let bytes = least.max(CHUNK).checked_next_multiple_of(PAGE_SIZE).ok_or(())?;
+        let bytes = least
+            .max(CHUNK)
+            .checked_next_multiple_of(PAGE_SIZE)
+            .ok_or(())?;
         let frames = Frames::allocate(bytes / PAGE_SIZE, PAGE_SIZE).ok_or(())?;
         let base = direct(frames.into_raw());
         // SAFETY: these frames are the heap's from now on.

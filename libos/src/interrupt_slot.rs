@@ -33,8 +33,8 @@ impl Slot {
         self.waker.wake();
     }
 
-    /// Ready when the interrupt came since this was last ready. Who waits is noted before the look, so that one that comes
-    /// in between wakes it.
+    /// Ready when the interrupt came since this was last ready. Who waits is noted before the look,
+    /// so that one that comes in between wakes it.
     pub(crate) fn poll(&self, waker: &Waker) -> Poll<()> {
         self.waker.register(waker);
         if self.fired.swap(false, Ordering::AcqRel) {

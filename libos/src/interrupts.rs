@@ -44,7 +44,9 @@ impl hal::InterruptVector for Vector {
 
 /// Serves an interrupt, whether it was taken in the kernel or in a program.
 pub(crate) fn serve(vector: u64) {
-    let Ok(vector) = u8::try_from(vector) else { return };
+    let Ok(vector) = u8::try_from(vector) else {
+        return;
+    };
     match vector {
         apic::TIMER_VECTOR => timer::interrupt(core_local::this()),
         // The call's purpose is to be noticed: leaving sleep or user mode is all it takes.

@@ -74,5 +74,7 @@ impl Image {
 
 /// The direct map's address of a piece of RAM.
 pub(crate) fn direct(address: PhysAddr) -> *mut u8 {
-    core::ptr::with_exposed_provenance_mut(usize::try_from(DIRECT_BASE + address.0).unwrap_or_default())
+    core::ptr::with_exposed_provenance_mut(
+        usize::try_from(DIRECT_BASE + address.0).unwrap_or_default(),
+    )
 }

@@ -1,18 +1,26 @@
-//! The kernel library that every component links: boot, paging, cores, tasks, time, PCI, console, user mode.
+//! The kernel library that every component links: boot, paging, cores, tasks, time, PCI, console,
+//! user mode.
 //!
-//! `docs/libos.md` tells how to write an image, draws the memory map and lists what is left out. Here is who does what:
+//! `docs/libos.md` tells how to write an image, draws the memory map and lists what is left out.
+//! Here is who does what:
 //!
-//! * the start: [`boot_info`] (what the loader tells, of PVH or UEFI), `boot` (from there to the main task), [`memory_map`], [`acpi`], `smp`, `segments`;
-//! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the kernel's), `dma` (what devices share);
-//! * time and tasks: `time`, `timer`, `executor` and `run_queue`, `interrupts` and `interrupt_slot`, `apic`, `core_local`;
-//! * programs: `user_tables`, `table_pool` and `address_space`, `user`, `fpu`, `traps` and `trap.s`, `quirks`, `vdso`;
-//! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`, `virtio_disk`, `serial`;
+//! * the start: [`boot_info`] (what the loader tells, of PVH or UEFI), `boot` (from there to the
+//!   main task), [`memory_map`], [`acpi`], `smp`, `segments`;
+//! * memory: [`frame_bitmap`] and `frames`, `heap`, `page_entry`, `page_table` and `paging` (the
+//!   kernel's), `dma` (what devices share);
+//! * time and tasks: `time`, `timer`, `executor` and `run_queue`, `interrupts` and
+//!   `interrupt_slot`, `apic`, `core_local`;
+//! * programs: `user_tables`, `table_pool` and `address_space`, `user`, `fpu`, `traps` and
+//!   `trap.s`, `quirks`, `vdso`;
+//! * devices: `pci` (which implements [`hal::Platform`]), `virtio`, `virtio_console`,
+//!   `virtio_disk`, `serial`;
 //! * the end: `console`, `panic`, `exit`.
 //!
-//! Only the pure parts exist on the host, where they are tested; the rest is tested on the machine by `libos/selftest`.
+//! Only the pure parts exist on the host, where they are tested; the rest is tested on the machine
+//! by `libos/selftest`.
 //!
-//! Unsafe code is confined to modules that say why in their first lines. Locks: those that another is taken under say so
-//! where they are declared.
+//! Unsafe code is confined to modules that say why in their first lines. Locks: those that another
+//! is taken under say so where they are declared.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -132,8 +140,8 @@ mod machine {
     pub use crate::user::{Registers, Trap, UserContext};
 }
 
-/// Names the image's main task, `async fn(Boot) -> Exit`, which runs on the first core; its end powers the node off. On
-/// the host it makes an empty program.
+/// Names the image's main task, `async fn(Boot) -> Exit`, which runs on the first core; its end
+/// powers the node off. On the host it makes an empty program.
 ///
 /// ```ignore
 /// #![cfg_attr(target_os = "none", no_std, no_main)]

@@ -1,7 +1,8 @@
 //! The machine's memory map, from the PVH boot protocol or UEFI.
 //!
-//! Layouts: Xen's `public/arch-x86/hvm/start_info.h` (`hvm_start_info` version 1, `hvm_memmap_table_entry`); UEFI
-//! specification 2.10, section 7.2.3 (`EFI_MEMORY_DESCRIPTOR`, `EFI_MEMORY_TYPE`).
+//! Layouts: Xen's `public/arch-x86/hvm/start_info.h` (`hvm_start_info` version 1,
+//! `hvm_memmap_table_entry`); UEFI specification 2.10, section 7.2.3 (`EFI_MEMORY_DESCRIPTOR`,
+//! `EFI_MEMORY_TYPE`).
 
 use core::ops::Range;
 
@@ -16,10 +17,12 @@ pub const ENTRY_LEN: usize = 24;
 const MAGIC: u32 = 0x336e_c578;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const TYPE_RAM: u32 = 1;
-/// The bytes of version 1 of UEFI's memory descriptor that are read; firmware may append more to each.
+/// The bytes of version 1 of UEFI's memory descriptor that are read; firmware may append more to
+/// each.
 pub const UEFI_DESCRIPTOR_LEN: usize = 40;
-/// UEFI's memory types that are RAM for an image to use: boot services' code and data, and conventional memory. The loader's
-/// own memory holds the image and what it was told, so it stays out of use.
+/// UEFI's memory types that are RAM for an image to use: boot services' code and data, and
+/// conventional memory. The loader's own memory holds the image and what it was told, so it stays
+/// out of use.
 const UEFI_RAM: [u32; 3] = [3, 4, 7];
 /// The most pieces of RAM that are kept; firmware reports about ten, once neighbours are joined.
 const MAX_REGIONS: usize = 128;
@@ -74,7 +77,8 @@ pub struct MemoryMap {
 }
 
 impl MemoryMap {
-    /// Reads a PVH map's entries. Whatever else than RAM they name is left out; RAM beyond what can be kept, too.
+    /// Reads a PVH map's entries. Whatever else than RAM they name is left out; RAM beyond what can
+    /// be kept, too.
     #[must_use]
     pub fn parse(entries: &[u8]) -> Self {
         let mut map = Self::default();
@@ -162,7 +166,11 @@ impl MemoryMap {
     /// One past RAM's last byte.
     #[must_use]
     pub fn end(&self) -> u64 {
-        self.regions.iter().map(|region| region.end).max().unwrap_or(0)
+        self.regions
+            .iter()
+            .map(|region| region.end)
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -182,7 +190,9 @@ mod tests {
 
     fn entry(address: u64, size: u64, kind: u32) -> Vec<u8, ENTRY_LEN> {
         let mut bytes = Vec::new();
-        bytes.extend_from_slice(&address.to_le_bytes()).expect("room");
+        bytes
+            .extend_from_slice(&address.to_le_bytes())
+            .expect("room");
         bytes.extend_from_slice(&size.to_le_bytes()).expect("room");
         bytes.extend_from_slice(&kind.to_le_bytes()).expect("room");
         bytes.extend_from_slice(&[0; 4]).expect("room");
@@ -207,7 +217,11 @@ mod tests {
         };
         assert_eq!(StartInfo::parse(&bytes), Some(info));
         bytes[4] = 0;
-        assert_eq!(StartInfo::parse(&bytes), None, "version 0 has no memory map");
+        assert_eq!(
+            StartInfo::parse(&bytes),
+            None,
+            "version 0 has no memory map"
+        );
     }
 
     #[test]
@@ -280,7 +294,8 @@ mod tests {
 
     #[test]
     fn free_ram_is_found_beside_what_is_taken() {
-        let map = MemoryMap::parse(&[entry(0x20_0000, 0x10_0000, 1), entry(0, 0xa_0000, 1)].concat());
+        let map =
+            MemoryMap::parse(&[entry(0x20_0000, 0x10_0000, 1), entry(0, 0xa_0000, 1)].concat());
         let find = |len, within, taken: Range<u64>| map.find(len, within, &taken);
         assert_eq!(find(0x1000, 0x1000..0x10_0000, 0..0), Some(0x1000));
         assert_eq!(find(0x1000, 0x10_0000..u64::MAX, 0..0), Some(0x20_0000));
@@ -292,7 +307,10 @@ mod tests {
             find(0x1000, 0x10_0000..u64::MAX, 0x28_0000..0x29_0000),
             Some(0x20_0000)
         );
-        assert_eq!(find(0x9_0000, 0x10_0000..u64::MAX, 0x28_0000..0x29_0000), None);
+        assert_eq!(
+            find(0x9_0000, 0x10_0000..u64::MAX, 0x28_0000..0x29_0000),
+            None
+        );
         assert_eq!(find(0x1000, 0x10_0000..0x20_0fff, 0..0), None);
         assert_eq!(find(u64::MAX, 0..u64::MAX, 0..0), None);
     }

@@ -21,6 +21,6 @@ pub const ENTRIES: usize = 512;
 #[cfg(any(test, target_os = "none"))]
 pub(crate) const ROOT_LEVEL: u32 = 4;
 
-/// One past the highest address of a program: the last page of the lower half stays empty, so that no return
-/// address of a system call is ever non-canonical.
+/// One past the highest address of a program: the last page of the lower half stays empty, so that
+/// no return address of a system call is ever non-canonical.
 pub const USER_END: u64 = 0x7fff_ffff_f000;

@@ -22,7 +22,8 @@ pub(crate) type Table = [AtomicU64; ENTRIES];
 ///
 /// Tables are only made here and in [`crate::user_tables`], and freed when no core can walk them.
 pub(crate) fn table(frame: PhysAddr) -> &'static Table {
-    // SAFETY: the frame holds a table (see above), any bit pattern is a valid entry, and all access is atomic.
+    // SAFETY: the frame holds a table (see above), any bit pattern is a valid entry, and all access
+    // is atomic.
     unsafe { &*direct(frame).cast::<Table>() }
 }
 
@@ -30,7 +31,8 @@ fn index(address: u64, level: u32) -> usize {
     usize::try_from(address >> (12 + 9 * (level - 1)) & 0x1ff).unwrap_or_default()
 }
 
-/// Finds the entry that maps `address` at `level`; `None` where a table on the way is missing or maps more at once.
+/// Finds the entry that maps `address` at `level`; `None` where a table on the way is missing or
+/// maps more at once.
 pub(crate) fn entry(root: PhysAddr, address: u64, level: u32) -> Option<&'static AtomicU64> {
     let mut at = root;
     for upper in (level + 1..=ROOT_LEVEL).rev() {
@@ -43,8 +45,8 @@ pub(crate) fn entry(root: PhysAddr, address: u64, level: u32) -> Option<&'static
     Some(&table(at)[index(address, level)])
 }
 
-/// Finds the entry as [`entry`] does, making missing tables with the rights `through`. The caller keeps others from
-/// doing so in the same tree; `None` when memory is out.
+/// Finds the entry as [`entry`] does, making missing tables with the rights `through`. The caller
+/// keeps others from doing so in the same tree; `None` when memory is out.
 pub(crate) fn entry_or_create(
     root: PhysAddr,
     address: u64,

@@ -1,4 +1,5 @@
-//! The kernel's own page tables: no page is both writable and executable, and stacks end in unmapped pages.
+//! The kernel's own page tables: no page is both writable and executable, and stacks end in
+//! unmapped pages.
 // UNSAFETY: loads page tables and control registers.
 #![expect(unsafe_code, reason = "control registers")]
 
@@ -16,8 +17,8 @@ use crate::frames::Frames;
 use crate::layout::{DEVICE_BASE, DIRECT_BASE, Image, PHYS_LIMIT, STACKS_BASE};
 use crate::memory_map::MemoryMap;
 use crate::page_table::{
-    ENTRIES, GLOBAL, LARGE, LARGE_PAGE, NO_EXECUTE, PRESENT, UNCACHED, WRITABLE, entry_or_create, table,
-    translate,
+    ENTRIES, GLOBAL, LARGE, LARGE_PAGE, NO_EXECUTE, PRESENT, UNCACHED, WRITABLE, entry_or_create,
+    table, translate,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -54,7 +55,8 @@ pub(crate) fn init(map: &MemoryMap) {
         .map_or(36, |info| info.physical_address_bits());
     let phys_end = (1 << bits.min(46)).min(PHYS_LIMIT);
     PHYS_END.store(phys_end, Ordering::Release);
-    // Every program's root copies the kernel's half once, so its entries must all be there from the start.
+    // Every program's root copies the kernel's half once, so its entries must all be there from the
+    // start.
     for base in [DIRECT_BASE, DEVICE_BASE] {
         for at in (0..phys_end).step_by(ROOT_SPAN) {
             make_table(root, base + at);
@@ -95,8 +97,8 @@ fn map_ram(root: PhysAddr, start: u64, end: u64) {
             && at + LARGE_PAGE <= end
             && (at + LARGE_PAGE <= hole.start || at >= hole.end);
         if large {
-            let slot =
-                entry_or_create(root, DIRECT_BASE + at, 2, TABLE_RIGHTS).expect("no memory for page tables");
+            let slot = entry_or_create(root, DIRECT_BASE + at, 2, TABLE_RIGHTS)
+                .expect("no memory for page tables");
             slot.store(at | DATA | LARGE, Ordering::Release);
             at += LARGE_PAGE;
             continue;
@@ -121,8 +123,8 @@ pub(crate) fn find_ram(len: u64, within: core::ops::Range<u64>) -> Option<u64> {
 
 /// Loads the kernel's tables and turns on what protects them.
 pub(crate) fn load_on_this_core() {
-    // SAFETY: the value after reset (Intel SDM volume 3A, section 12.12.4), which [`UNCACHED`] counts on; firmware may
-    // have changed it.
+    // SAFETY: the value after reset (Intel SDM volume 3A, section 12.12.4), which [`UNCACHED`]
+    // counts on; firmware may have changed it.
     unsafe { Msr::new(PAT_MSR).write(PAT_AFTER_RESET) };
     let features = CpuId::new().get_extended_feature_info();
     let mut wanted = Cr4Flags::PAGE_GLOBAL;
@@ -139,7 +141,8 @@ pub(crate) fn load_on_this_core() {
         wanted |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
     }
     load_root(kernel_root());
-    // SAFETY: the flags only forbid what the kernel never does; global pages are the same in every root.
+    // SAFETY: the flags only forbid what the kernel never does; global pages are the same in every
+    // root.
     unsafe { Cr4::update(|flags| flags.insert(wanted)) };
 }
 
@@ -150,8 +153,8 @@ pub(crate) fn load_root(root: PhysAddr) {
     unsafe { Cr3::write(frame, Cr3Flags::empty()) };
 }
 
-/// Maps device registers, uncached. `None` where the range is RAM or beyond the machine's addresses, as only a broken
-/// device can ask, or memory is out.
+/// Maps device registers, uncached. `None` where the range is RAM or beyond the machine's
+/// addresses, as only a broken device can ask, or memory is out.
 pub(crate) fn map_device(start: PhysAddr, len: u64) -> Option<*mut u8> {
     let end = start
         .0
@@ -216,12 +219,17 @@ pub(crate) fn kernel_phys(address: u64) -> Option<PhysAddr> {
 
 /// The kernel half's entries, for a program's root.
 pub(crate) fn copy_kernel_half(root: PhysAddr) {
-    for (to, from) in table(root).iter().zip(table(kernel_root())).skip(ENTRIES / 2) {
+    for (to, from) in table(root)
+        .iter()
+        .zip(table(kernel_root()))
+        .skip(ENTRIES / 2)
+    {
         to.store(from.load(Ordering::Acquire), Ordering::Release);
     }
 }
 
-/// Fills a root table and the two pages behind it so that they map the first 2 MiB where they are, and the kernel's half.
+/// Fills a root table and the two pages behind it so that they map the first 2 MiB where they are,
+/// and the kernel's half.
 pub(crate) fn map_low_memory(root: PhysAddr) {
     let (upper, lower) = (PhysAddr(root.0 + PAGE), PhysAddr(root.0 + 2 * PAGE));
     table(root)[0].store(upper.0 | TABLE_RIGHTS, Ordering::Release);

@@ -23,7 +23,8 @@ unsafe extern "C" {
     static __ksyms_end: u8;
 }
 
-/// Lets one core tell its story: another that panics meanwhile waits for the end, and a panic on the way ends at once.
+/// Lets one core tell its story: another that panics meanwhile waits for the end, and a panic on
+/// the way ends at once.
 fn only_once() {
     static TELLING: AtomicU32 = AtomicU32::new(0);
     // Not by per-core data: it may not be there yet, or be what broke. 0 is no core.
@@ -44,7 +45,9 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     panic_line(format_args!("kernel {info}"));
     let frame: u64;
     // SAFETY: copies a register.
-    unsafe { core::arch::asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags))
+    };
     backtrace(None, frame);
     power_off(Exit::Panic)
 }

@@ -9,7 +9,9 @@ use core::fmt;
 
 use hal::{Duration, Instant, PhysAddr};
 use spin::{Mutex, Once};
-use virtio_drivers::transport::pci::bus::{BarInfo, Command, ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::bus::{
+    BarInfo, Command, ConfigurationAccess, DeviceFunction, PciRoot,
+};
 use x86_64::instructions::port::Port;
 
 use crate::acpi::Ecam;
@@ -155,7 +157,8 @@ pub fn functions() -> Vec<Function> {
     functions_from(0, &mut Vec::new())
 }
 
-/// The functions on a bus and on those behind its bridges, which are added to the `buses` that were looked at.
+/// The functions on a bus and on those behind its bridges, which are added to the `buses` that were
+/// looked at.
 fn functions_from(bus: u8, buses: &mut Vec<u8>) -> Vec<Function> {
     let mut found = Vec::new();
     let mut next = buses.len();
@@ -191,8 +194,9 @@ pub fn find(vendor: u16, device: u16) -> Option<Function> {
     find_any(&[(vendor, device)])
 }
 
-/// The first function with one of these pairs of vendor and device id. It may be behind another root bridge than bus 0's,
-/// as the cards of a second processor are: then each bus that ACPI's MCFG covers is looked at.
+/// The first function with one of these pairs of vendor and device id. It may be behind another
+/// root bridge than bus 0's, as the cards of a second processor are: then each bus that ACPI's MCFG
+/// covers is looked at.
 #[must_use]
 pub fn find_any(ids: &[(u16, u16)]) -> Option<Function> {
     let is_it = |function: &Function| ids.contains(&(function.vendor, function.device));
@@ -250,7 +254,8 @@ fn secondary_bus(at: DeviceFunction) -> Option<u8> {
 }
 
 impl Function {
-    /// Lets the function answer to memory accesses and master the bus, and keeps its pin interrupt quiet.
+    /// Lets the function answer to memory accesses and master the bus, and keeps its pin interrupt
+    /// quiet.
     pub(crate) fn enable(self) {
         self.command(Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE);
     }
@@ -345,7 +350,8 @@ impl hal::Platform for Function {
 
     fn map_bar(&self, index: u8) -> Result<Bar, hal::Error> {
         let bar = self.bar(index).ok_or(hal::Error::NoBar { index })?;
-        // The bus is the driver's to give: the function may still have work for memory that is another's now.
+        // The bus is the driver's to give: the function may still have work for memory that is
+        // another's now.
         self.command(Command::MEMORY_SPACE | Command::INTERRUPT_DISABLE);
         Ok(Bar(bar))
     }
@@ -359,8 +365,14 @@ impl hal::Platform for Function {
     }
 
     /// The vectors interrupt the core that this is called on.
-    fn enable_vectors(&self, count: u16) -> Result<impl IntoIterator<Item = Vector> + use<>, hal::Error> {
-        let few = |have| hal::Error::TooFewVectors { wanted: count, have };
+    fn enable_vectors(
+        &self,
+        count: u16,
+    ) -> Result<impl IntoIterator<Item = Vector> + use<>, hal::Error> {
+        let few = |have| hal::Error::TooFewVectors {
+            wanted: count,
+            have,
+        };
         let (capability, table, offset, have) = self.msix_table().ok_or_else(|| few(0))?;
         if have < count {
             return Err(few(have));
@@ -378,7 +390,11 @@ impl hal::Platform for Function {
             table.store(entry + 12, 0_u32); // unmasked
             vectors.push(vector);
         }
-        write(self.at, capability, (control | MSIX_ENABLE) & !MSIX_MASK_ALL);
+        write(
+            self.at,
+            capability,
+            (control | MSIX_ENABLE) & !MSIX_MASK_ALL,
+        );
         Ok(vectors)
     }
 

@@ -19,9 +19,10 @@ pub fn is_tcg() -> bool {
 
 /// Makes code that a device wrote into `frame` the code that is executed.
 ///
-/// An emulator's quirk: x86 keeps instruction fetch coherent with DMA, but QEMU's TCG goes on executing what it
-/// translated earlier when another process wrote the guest's memory. A store by the CPU makes it look again, so every word is
-/// stored over itself. To be called after a fill and before the page is mapped executable; does nothing elsewhere.
+/// An emulator's quirk: x86 keeps instruction fetch coherent with DMA, but QEMU's TCG goes on
+/// executing what it translated earlier when another process wrote the guest's memory. A store by
+/// the CPU makes it look again, so every word is stored over itself. To be called after a fill and
+/// before the page is mapped executable; does nothing elsewhere.
 pub fn refresh_code(frame: PageFrame) {
     if !is_tcg() {
         return;

@@ -1,4 +1,5 @@
-//! Random bytes, for what programs are handed at their start; not for keys where the CPU has no generator of its own.
+//! Random bytes, for what programs are handed at their start; not for keys where the CPU has no
+//! generator of its own.
 // UNSAFETY: uses an instruction that not every CPU has.
 #![expect(unsafe_code, reason = "CPU instructions")]
 
@@ -35,7 +36,8 @@ fn hardware() -> Option<u64> {
         .then_some(word)
 }
 
-/// SplitMix64 over the counter (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+/// SplitMix64 over the counter (Steele, Lea, Flood, "Fast splittable pseudorandom number
+/// generators", 2014).
 fn from_time() -> u64 {
     static STATE: AtomicU64 = AtomicU64::new(0);
     // SAFETY: every 64-bit CPU has the counter.

@@ -1,4 +1,5 @@
-//! One core's runnable tasks, and how the core sleeps without missing one: [`RunQueue`]. The executor fills and empties it.
+//! One core's runnable tasks, and how the core sleeps without missing one: [`RunQueue`]. The
+//! executor fills and empties it.
 
 use alloc::collections::VecDeque;
 
@@ -23,7 +24,8 @@ impl<T> RunQueue<T> {
         }
     }
 
-    /// Adds a task. Whether the core sleeps, or is about to, and must be interrupted by whoever is told so.
+    /// Adds a task. Whether the core sleeps, or is about to, and must be interrupted by whoever is
+    /// told so.
     #[must_use = "a core that sleeps must be interrupted"]
     pub(crate) fn push(&self, task: T) -> bool {
         self.tasks.lock().push_back(task);
@@ -44,8 +46,8 @@ impl<T> RunQueue<T> {
     /// Returns the number of polls so far, or `None` when the core sleeps.
     ///
     /// What the caller did before is seen by the core's next poll, as that one locks the queue
-    /// after this call did; and when this returns `None`, or a later [`RunQueue::polls`] another number,
-    /// then the poll that ran during this call has ended.
+    /// after this call did; and when this returns `None`, or a later [`RunQueue::polls`] another
+    /// number, then the poll that ran during this call has ended.
     pub(crate) fn observe(&self) -> Option<u64> {
         let _tasks = self.tasks.lock();
         let idle = self.idle.load(Ordering::Acquire);
@@ -61,10 +63,12 @@ impl<T> RunQueue<T> {
         self.tasks.lock().is_empty()
     }
 
-    /// Lets the core `sleep` until an interrupt, unless there is a task. No wake-up is lost: a task that was added before the flag is
-    /// seen here, one that is added after it comes with an interrupt, and `sleep` ends at once when one is pending.
+    /// Lets the core `sleep` until an interrupt, unless there is a task. No wake-up is lost: a task
+    /// that was added before the flag is seen here, one that is added after it comes with an
+    /// interrupt, and `sleep` ends at once when one is pending.
     pub(crate) fn rest(&self, sleep: impl FnOnce()) {
-        // Swaps, as those of `push`: each sees the one before it, so that they have an order that all agree on.
+        // Swaps, as those of `push`: each sees the one before it, so that they have an order that
+        // all agree on.
         self.idle.swap(true, Ordering::SeqCst);
         if self.is_empty() {
             sleep();
@@ -136,8 +140,9 @@ mod interleavings {
         }
     }
 
-    /// A core that runs `tasks` tasks, which as many others make runnable, in all orders with at most so many `switches` that
-    /// nothing forces. A pending interrupt ends the sleep at once, as `sti; hlt` does.
+    /// A core that runs `tasks` tasks, which as many others make runnable, in all orders with at
+    /// most so many `switches` that nothing forces. A pending interrupt ends the sleep at once, as
+    /// `sti; hlt` does.
     fn tasks_run(tasks: u32, switches: Option<usize>, rest: fn(&RunQueue<u32>, &Interrupt)) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = switches;
@@ -174,8 +179,11 @@ mod interleavings {
     #[test]
     fn no_task_is_slept_over() {
         tasks_run(1, None, |queue, interrupt| queue.rest(|| interrupt.wait()));
-        // All orders of three threads take minutes; few bugs need more than two switches that nothing forces.
-        tasks_run(2, Some(2), |queue, interrupt| queue.rest(|| interrupt.wait()));
+        // All orders of three threads take minutes; few bugs need more than two switches that
+        // nothing forces.
+        tasks_run(2, Some(2), |queue, interrupt| {
+            queue.rest(|| interrupt.wait())
+        });
     }
 
     #[test]

@@ -27,7 +27,15 @@ impl Serial {
 
     /// 115200 baud, 8 bits, no parity, FIFOs on, no interrupts.
     pub(crate) fn init(&mut self) {
-        for (register, value) in [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 0x03), (2, 0x07), (4, 0x03)] {
+        for (register, value) in [
+            (1, 0),
+            (3, 0x80),
+            (0, 1),
+            (1, 0),
+            (3, 0x03),
+            (2, 0x07),
+            (4, 0x03),
+        ] {
             write(register, value);
         }
     }

@@ -24,7 +24,8 @@ static AP_APIC: AtomicU64 = AtomicU64::new(0);
 /// Pages at which new cores begin: one of code, and three page tables that map it at its own
 /// address.
 const TRAMPOLINE_PAGES: u64 = 4;
-/// A core starts below 1 MiB; the first page holds the real mode's vectors, and above 640 KiB is no RAM.
+/// A core starts below 1 MiB; the first page holds the real mode's vectors, and above 640 KiB is no
+/// RAM.
 const TRAMPOLINE_WITHIN: core::ops::Range<u64> = 0x1000..0xa_0000;
 
 unsafe extern "C" {
@@ -35,7 +36,8 @@ unsafe extern "C" {
     static ap_tables: u8;
 }
 
-/// Writes the trampoline into low memory; returns the number of its page. `None` if there is no RAM for it.
+/// Writes the trampoline into low memory; returns the number of its page. `None` if there is no RAM
+/// for it.
 fn place_trampoline() -> Option<u8> {
     let page = PAGE_SIZE as u64;
     let home = paging::find_ram(TRAMPOLINE_PAGES * page, TRAMPOLINE_WITHIN)?;
@@ -67,7 +69,8 @@ fn place_trampoline() -> Option<u8> {
     Some(number)
 }
 
-/// Starts the cores with these APIC ids, but for this one. A core that does not come up is left out and named in the log.
+/// Starts the cores with these APIC ids, but for this one. A core that does not come up is left out
+/// and named in the log.
 pub(crate) fn start_others(apic_ids: &[u32]) {
     if apic_ids.len() < 2 {
         return;

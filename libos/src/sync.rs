@@ -1,4 +1,5 @@
-//! Locks and atomics of what interrupts and other cores reach. Under `cfg(interleave)` they are loom's, which tries all orders.
+//! Locks and atomics of what interrupts and other cores reach. Under `cfg(interleave)` they are
+//! loom's, which tries all orders.
 
 #[cfg(not(interleave))]
 pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};

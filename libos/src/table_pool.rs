@@ -97,14 +97,21 @@ impl Retired {
         // Who retires a table holds no pointer into it. Of another core's tables that is not known.
         let all_own = self.retirers == 1 << own;
         self.retirers = 0;
-        for core in cores.clone().filter(|core| !(all_own && core.index() == own)) {
+        for core in cores
+            .clone()
+            .filter(|core| !(all_own && core.index() == own))
+        {
             self.cores[core.index()] = core.observe();
         }
         self.settle(cores, free);
     }
 
     /// Empties `waiting` into `free` if every core has passed; returns whether that was so.
-    fn settle<C: Core>(&mut self, cores: impl Iterator<Item = C>, free: &mut Vec<PhysAddr>) -> bool {
+    fn settle<C: Core>(
+        &mut self,
+        cores: impl Iterator<Item = C>,
+        free: &mut Vec<PhysAddr>,
+    ) -> bool {
         for core in cores {
             let slot = &mut self.cores[core.index()];
             let Some(seen) = *slot else { continue };
@@ -167,7 +174,8 @@ impl Pool {
             &mut self.retired.collecting,
             &mut self.retired.waiting,
         ] {
-            list.try_reserve(all - list.len()).map_err(|_| Error::NoMemory)?;
+            list.try_reserve(all - list.len())
+                .map_err(|_| Error::NoMemory)?;
         }
         let table = fresh().ok_or(Error::NoMemory)?;
         self.owned = all;

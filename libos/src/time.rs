@@ -1,7 +1,7 @@
 //! The clock: the CPU's time stamp counter, measured once against the PIT.
 //!
-//! The counter is taken to run at one rate on all cores and from one start ("invariant TSC"), as every CPU with a
-//! ConnectX-3 in its machine and QEMU have it.
+//! The counter is taken to run at one rate on all cores and from one start ("invariant TSC"), as
+//! every CPU with a ConnectX-3 in its machine and QEMU have it.
 // UNSAFETY: drives the PIT by I/O ports.
 #![expect(unsafe_code, reason = "port I/O")]
 
@@ -41,7 +41,8 @@ pub fn now() -> Instant {
     Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// Returns how the clock is read: the counter at its beginning, and nanoseconds a tick in units of 2^-32.
+/// Returns how the clock is read: the counter at its beginning, and nanoseconds a tick in units of
+/// 2^-32.
 pub(crate) fn clock() -> [u64; 2] {
     [
         START.load(Ordering::Relaxed),
@@ -92,7 +93,8 @@ fn measure() -> Option<(u64, u64)> {
     output(0x42, low);
     apic::set_timer(u32::MAX);
     let start = ticks();
-    // Nothing may be read behind this: QEMU's PIT counts from here on, whatever its gate (`hw/timer/i8254_common.c`).
+    // Nothing may be read behind this: QEMU's PIT counts from here on, whatever its gate
+    // (`hw/timer/i8254_common.c`).
     output(0x42, high);
     output(0x61, gate | 1);
     let ended = (0..PATIENCE).any(|_| input(0x61) & 1 << 5 != 0);

@@ -13,7 +13,8 @@ use crate::{apic, time};
 
 /// The tasks of one core that wait for a time.
 pub(crate) struct Timers {
-    /// By deadline and a number that makes it unique. The heap's lock is taken under it, and no other.
+    /// By deadline and a number that makes it unique. The heap's lock is taken under it, and no
+    /// other.
     waiting: Mutex<BTreeMap<(u64, u64), Waker>>,
     /// The first deadline, for a look without the lock; `u64::MAX` for none.
     next: AtomicU64,

@@ -1,7 +1,7 @@
 //! Traps taken in the kernel: interrupts are served, everything else is a bug and ends the node.
 //!
-//! The kernel runs with interrupts off; they are let in while a core sleeps, between two tasks, and in user mode. So
-//! no handler ever interrupts a holder of a lock.
+//! The kernel runs with interrupts off; they are let in while a core sleeps, between two tasks, and
+//! in user mode. So no handler ever interrupts a holder of a lock.
 // UNSAFETY: assembles the entries.
 #![expect(unsafe_code, reason = "trap entries")]
 
@@ -46,7 +46,8 @@ core::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    /// Runs the program whose registers these are until its next trap, which it leaves in `vector` and `error`.
+    /// Runs the program whose registers these are until its next trap, which it leaves in `vector`
+    /// and `error`.
     pub(crate) fn enter_user(registers: *mut Registers, by_sysret: u32);
     pub(crate) fn syscall_entry();
 }

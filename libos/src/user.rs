@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hal::{Duration, PhysAddr};
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
-use x86_64::registers::model_specific::{Efer, EferFlags, FsBase, KernelGsBase, LStar, SFMask, Star};
+use x86_64::registers::model_specific::{
+    Efer, EferFlags, FsBase, KernelGsBase, LStar, SFMask, Star,
+};
 use x86_64::registers::rflags::RFlags;
 
 use crate::address_space::AddressSpace;
@@ -62,10 +64,11 @@ pub struct Registers {
 /// Reasons why a program stopped running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trap {
-    /// It executed SYSCALL: the number is in `rax`, the arguments are in `rdi`, `rsi`, `rdx`, `r10`, `r8` and `r9`, and the
-    /// result goes to `rax`.
+    /// It executed SYSCALL: the number is in `rax`, the arguments are in `rdi`, `rsi`, `rdx`,
+    /// `r10`, `r8` and `r9`, and the result goes to `rax`.
     Syscall,
-    /// It touched a page that is not mapped or against its rights. Running it again repeats the access.
+    /// It touched a page that is not mapped or against its rights. Running it again repeats the
+    /// access.
     PageFault {
         /// The address touched.
         addr: u64,
@@ -214,7 +217,8 @@ impl UserContext {
         self.fpu.bytes()
     }
 
-    /// Sets the state that [`UserContext::fpu_state`] gives; `false` and unchanged if the CPU would refuse it.
+    /// Sets the state that [`UserContext::fpu_state`] gives; `false` and unchanged if the CPU would
+    /// refuse it.
     ///
     /// # Panics
     ///
@@ -225,7 +229,8 @@ impl UserContext {
         self.fpu.set(state)
     }
 
-    /// Takes the FPU state out of the core's registers. To be called before the thread goes to another core.
+    /// Takes the FPU state out of the core's registers. To be called before the thread goes to
+    /// another core.
     ///
     /// # Panics
     ///
@@ -249,8 +254,8 @@ impl UserContext {
 
     /// Runs the program in `space` until something needs the kernel.
     ///
-    /// Device and timer interrupts that make no task of this core runnable are served without coming back. A thread
-    /// belongs to the core that it ran on; see [`UserContext::unload`].
+    /// Device and timer interrupts that make no task of this core runnable are served without
+    /// coming back. A thread belongs to the core that it ran on; see [`UserContext::unload`].
     ///
     /// # Panics
     ///
@@ -281,20 +286,25 @@ impl UserContext {
     fn enter(&mut self, core: &CoreLocal, space: &Arc<AddressSpace>) {
         let registers = &mut self.registers;
         registers.rflags = registers.rflags & USER_FLAGS | FORCED_FLAGS;
-        // SYSRET takes rip and rflags from rcx and r11: right only after a system call that nobody redirected.
+        // SYSRET takes rip and rflags from rcx and r11: right only after a system call that nobody
+        // redirected.
         let by_sysret = registers.vector == SYSCALL_VECTOR
             && registers.rcx == registers.rip
             && registers.r11 == registers.rflags;
         if core.armed.get() == u64::MAX || core.timers.next() < core.armed.get() {
             arm_timer(core);
         }
-        // Only this core writes it. The store orders: first it is seen here, then the changes are looked at.
+        // Only this core writes it. The store orders: first it is seen here, then the changes are
+        // looked at.
         let epoch = core.user_epoch.load(Ordering::Relaxed);
-        core.user_space.store(space.asid().number(), Ordering::Relaxed);
+        core.user_space
+            .store(space.asid().number(), Ordering::Relaxed);
         core.user_epoch.store(epoch + 1, Ordering::SeqCst);
-        // From here on others call this core out of user mode; what they changed before is caught up with.
+        // From here on others call this core out of user mode; what they changed before is caught
+        // up with.
         self.load(core, space);
-        // SAFETY: the kernel's half is the same in every space, the registers are the program's, and interrupts are off.
+        // SAFETY: the kernel's half is the same in every space, the registers are the program's,
+        // and interrupts are off.
         unsafe { enter_user(&raw mut self.registers, by_sysret.into()) };
         core.user_epoch.store(epoch + 2, Ordering::Release);
     }
@@ -351,7 +361,8 @@ impl UserContext {
         );
         let mut owner = core.fpu.lock();
         if owner.context != 0 {
-            // SAFETY: the owner's area lives: its drop would have taken the ownership away, under this lock.
+            // SAFETY: the owner's area lives: its drop would have taken the ownership away, under
+            // this lock.
             unsafe { fpu::save(core::ptr::with_exposed_provenance_mut(owner.area)) };
         }
         let area = self.fpu.pointer();
@@ -392,7 +403,10 @@ impl UserContext {
     fn other_trap(&mut self, core: &CoreLocal) -> Option<Trap> {
         let Registers { vector, error, .. } = self.registers;
         match vector {
-            2 | 8 | 18 => panic!("exception {vector} in a program at {:#x}", self.registers.rip),
+            2 | 8 | 18 => panic!(
+                "exception {vector} in a program at {:#x}",
+                self.registers.rip
+            ),
             0..FIRST_INTERRUPT => Some(Trap::Exception {
                 vector: u8::try_from(vector).unwrap_or_default(),
                 error,
@@ -445,7 +459,8 @@ pub(crate) fn init_core() {
     // SAFETY: the selectors are those of `segments`; SYSRET adds 8 and 16 to its own.
     unsafe { Star::write_raw(USER_DATA - 8, KERNEL_CODE) };
     LStar::write(VirtAddr::new(syscall_entry as *const () as u64));
-    // What a program sets must not be in force in the kernel: interrupts, single step, direction, alignment.
+    // What a program sets must not be in force in the kernel: interrupts, single step, direction,
+    // alignment.
     SFMask::write(
         RFlags::INTERRUPT_FLAG
             | RFlags::TRAP_FLAG

@@ -153,7 +153,10 @@ fn out_of_memory_leaves_what_is_there_in_reach() {
     let (memory, tables) = tables();
     set(&memory, &tables, 0x1000, REMOTE);
     memory.limit(Some(memory.live() + 1));
-    assert_eq!(tables.entry_or_create(0x7000_0000_0000), Err(Error::NoMemory));
+    assert_eq!(
+        tables.entry_or_create(0x7000_0000_0000),
+        Err(Error::NoMemory)
+    );
     assert_eq!(tables.entry(0x7000_0000_0000), None);
     assert_eq!(memory.load(tables.entry(0x1000).unwrap()), REMOTE);
     memory.limit(None);

@@ -3,8 +3,8 @@
 //! A leaf entry is *present* (the CPU's format), *remote* (not present and not zero: its meaning is
 //! the caller's) or *empty* (zero). The CPU sets accessed and dirty marks at any time, so every
 //! change of an entry is one atomic operation. Walks take no lock. Adding a table and taking one
-//! out does; a table that was taken out is left to the caller as [`Unhooked`], because another core may
-//! still be walking it.
+//! out does; a table that was taken out is left to the caller as [`Unhooked`], because another core
+//! may still be walking it.
 
 use bitflags::bitflags;
 use hal::PhysAddr;
@@ -141,8 +141,8 @@ impl<M: TableMemory> Tables<M> {
         self.root
     }
 
-    /// Maps the page at `address` to `frame`. A page that is mapped to the same frame already gets the new rights and keeps
-    /// its marks; returns what it was then.
+    /// Maps the page at `address` to `frame`. A page that is mapped to the same frame already gets
+    /// the new rights and keeps its marks; returns what it was then.
     pub(crate) fn map(
         &self,
         address: u64,
@@ -166,8 +166,8 @@ impl<M: TableMemory> Tables<M> {
         Mapping::of(self.memory.load(self.page(address)?))
     }
 
-    /// Unmaps the page at `address` and tells what it was. A core may go on using a translation that it has cached; if it can
-    /// write by it, the dirty mark was set before.
+    /// Unmaps the page at `address` and tells what it was. A core may go on using a translation
+    /// that it has cached; if it can write by it, the dirty mark was set before.
     pub(crate) fn unmap(&self, address: u64) -> Option<Mapping> {
         self.change(self.page(address)?, |_| 0)
     }

@@ -8,7 +8,8 @@ use super::*;
 
 pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Tables by number, as strict as can be: an access outside a live table panics, and so does freeing one twice.
+/// Tables by number, as strict as can be: an access outside a live table panics, and so does
+/// freeing one twice.
 #[derive(Clone, Default)]
 pub(super) struct FakeMemory(Rc<FakeState>);
 
@@ -229,7 +230,10 @@ fn out_of_memory_is_an_error_and_leaves_the_rest_alone() {
     tables.map(0x1000, frame(1), Rights::READ).unwrap();
     memory.0.limit.set(Some(memory.live() + 1));
     let far = 0x7000_0000_0000;
-    assert_eq!(tables.map(far, frame(2), Rights::READ), Err(Error::NoMemory));
+    assert_eq!(
+        tables.map(far, frame(2), Rights::READ),
+        Err(Error::NoMemory)
+    );
     assert_eq!(tables.query(far), None);
     assert_eq!(tables.map(0x2000, frame(2), Rights::READ), Ok(None));
     drop(tables);
@@ -262,13 +266,18 @@ enum Step {
     Protect(u64, Rights),
     ClearAccessed(u64),
     ClearDirty(u64),
-    Access { address: u64, write: bool, fetch: bool },
+    Access {
+        address: u64,
+        write: bool,
+        fetch: bool,
+    },
 }
 
 /// Few enough addresses that steps meet, spread over all levels of the tree.
 pub(super) fn page() -> impl Strategy<Value = u64> {
-    (0..2_u64, 0..2_u64, 0..2_u64, 0..3_u64)
-        .prop_map(|(a, b, c, d)| ((a * 0x7f) << 40) | ((b * 511) << 30) | ((c * 3) << 21) | (d << 12))
+    (0..2_u64, 0..2_u64, 0..2_u64, 0..3_u64).prop_map(|(a, b, c, d)| {
+        ((a * 0x7f) << 40) | ((b * 511) << 30) | ((c * 3) << 21) | (d << 12)
+    })
 }
 
 fn rights() -> impl Strategy<Value = Rights> {
@@ -294,7 +303,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn apply(step: &Step, memory: &FakeMemory, tables: &Tables<FakeMemory>, model: &mut BTreeMap<u64, Mapping>) {
+fn apply(
+    step: &Step,
+    memory: &FakeMemory,
+    tables: &Tables<FakeMemory>,
+    model: &mut BTreeMap<u64, Mapping>,
+) {
     match *step {
         Step::Map(address, n, rights) => {
             let fresh = Mapping {
@@ -314,12 +328,17 @@ fn apply(step: &Step, memory: &FakeMemory, tables: &Tables<FakeMemory>, model: &
         }
         Step::Unmap(address) => assert_eq!(tables.unmap(address), model.remove(&address)),
         Step::Protect(address, rights) => {
-            assert_eq!(tables.protect(address, rights), model.get(&address).copied());
+            assert_eq!(
+                tables.protect(address, rights),
+                model.get(&address).copied()
+            );
             model.entry(address).and_modify(|page| page.rights = rights);
         }
         Step::ClearAccessed(address) => {
             assert_eq!(tables.clear_accessed(address), model.get(&address).copied());
-            model.entry(address).and_modify(|page| page.accessed = false);
+            model
+                .entry(address)
+                .and_modify(|page| page.accessed = false);
         }
         Step::ClearDirty(address) => {
             assert_eq!(tables.clear_dirty(address), model.get(&address).copied());

@@ -1,9 +1,12 @@
 //! The time without the kernel: code that programs run, and the words that it reads.
 //!
-//! `vdso.s` is the code; whoever maps it puts [`data`] into the page before it, as `vdso.s` says. Its core's
-//! number a program reads by RDTSCP, from the register that [`init_core`] sets.
+//! `vdso.s` is the code; whoever maps it puts [`data`] into the page before it, as `vdso.s` says.
+//! Its core's number a program reads by RDTSCP, from the register that [`init_core`] sets.
 // UNSAFETY: reads the code's bytes between two labels, and writes a model-specific register.
-#![expect(unsafe_code, reason = "the code's bytes, and a model-specific register")]
+#![expect(
+    unsafe_code,
+    reason = "the code's bytes, and a model-specific register"
+)]
 
 use core::slice;
 use core::time::Duration;
@@ -43,10 +46,19 @@ pub fn code() -> &'static [u8] {
 pub fn functions() -> [(&'static str, usize); 5] {
     let start = (&raw const vdso_code).addr();
     [
-        ("clock_getres", (&raw const vdso_clock_getres).addr() - start),
-        ("clock_gettime", (&raw const vdso_clock_gettime).addr() - start),
+        (
+            "clock_getres",
+            (&raw const vdso_clock_getres).addr() - start,
+        ),
+        (
+            "clock_gettime",
+            (&raw const vdso_clock_gettime).addr() - start,
+        ),
         ("getcpu", (&raw const vdso_getcpu).addr() - start),
-        ("gettimeofday", (&raw const vdso_gettimeofday).addr() - start),
+        (
+            "gettimeofday",
+            (&raw const vdso_gettimeofday).addr() - start,
+        ),
         ("time", (&raw const vdso_time).addr() - start),
     ]
 }

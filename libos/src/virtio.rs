@@ -26,7 +26,8 @@ pub use crate::virtio_disk::{Disk, DiskError, MAX_TRANSFER, SECTOR};
 #[derive(Debug)]
 pub struct VirtioHal;
 
-// SAFETY: DMA memory is whole frames of our own, MMIO is mapped for good, and physical addresses are the page tables'.
+// SAFETY: DMA memory is whole frames of our own, MMIO is mapped for good, and physical addresses
+// are the page tables'.
 unsafe impl Hal for VirtioHal {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (u64, NonNull<u8>) {
         // The crate takes address 0 as failure.
@@ -50,7 +51,8 @@ unsafe impl Hal for VirtioHal {
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> u64 {
-        // Image, heap and stacks are physically contiguous, so the first byte's address does for all.
+        // Image, heap and stacks are physically contiguous, so the first byte's address does for
+        // all.
         paging::kernel_phys(buffer.cast::<u8>().as_ptr().addr() as u64)
             .expect("the buffer is mapped")
             .0
@@ -73,9 +75,11 @@ pub(crate) fn failed(function: Function, cause: &dyn core::fmt::Display) -> Erro
 }
 
 fn devices(kind: DeviceType) -> impl Iterator<Item = Result<(Function, PciTransport), Error>> {
-    // Vendor and device ids: virtio 1.2, section 4.1.2. Transitional devices tell their kind after the transport is up.
-    let virtio =
-        |function: &Function| function.vendor == 0x1af4 && (0x1000..0x1080).contains(&function.device);
+    // Vendor and device ids: virtio 1.2, section 4.1.2. Transitional devices tell their kind after
+    // the transport is up.
+    let virtio = |function: &Function| {
+        function.vendor == 0x1af4 && (0x1000..0x1080).contains(&function.device)
+    };
     let id = |function: &Function| match function.device {
         0x1001 => DeviceType::Block as u16,
         0x1003 => DeviceType::Console as u16,

@@ -1,7 +1,8 @@
 //! Byte streams to and from the host: a virtio serial device's one port (virtio 1.2, section 5.3).
 //!
-//! The port may be QEMU's `virtserialport` (port 1 of a device with several) or `virtconsole` (port 0). Prefer the first: QEMU makes the
-//! guest wait when the host's reader is slow, where for a `virtconsole` it drops the bytes.
+//! The port may be QEMU's `virtserialport` (port 1 of a device with several) or `virtconsole` (port
+//! 0). Prefer the first: QEMU makes the guest wait when the host's reader is slow, where for a
+//! `virtconsole` it drops the bytes.
 // UNSAFETY: lends buffers to a device.
 #![expect(unsafe_code, reason = "DMA")]
 
@@ -24,7 +25,8 @@ use crate::virtio::{VirtioHal, failed};
 use crate::{Error, executor, time, timer};
 
 const QUEUE_LEN: usize = 16;
-/// A port's queue for input; that for output follows. Port 0 has 0, the control queues come next, then port 1's.
+/// A port's queue for input; that for output follows. Port 0 has 0, the control queues come next,
+/// then port 1's.
 const PORT_QUEUES: [u16; 2] = [0, 4];
 const CONTROL_QUEUE: u16 = 2;
 /// Bytes handed to the device at once.
@@ -160,8 +162,9 @@ impl Console {
 }
 
 impl Writer {
-    /// Writes all of `bytes`. The wait has no end of its own: the host's reader may be a person, who takes time. It is
-    /// logged each minute, and dropping the future ends it; what the host has then may still arrive, before a later write.
+    /// Writes all of `bytes`. The wait has no end of its own: the host's reader may be a person,
+    /// who takes time. It is logged each minute, and dropping the future ends it; what the host has
+    /// then may still arrive, before a later write.
     ///
     /// # Errors
     ///
@@ -178,8 +181,10 @@ impl Writer {
         self.take_back().await?;
         self.buffer[..chunk.len()].copy_from_slice(chunk);
         let inputs = [&self.buffer[..chunk.len()]];
-        // SAFETY: the buffer is this writer's own and is not touched until the device gives it back.
-        let token = unsafe { self.queue.add(&inputs, &mut []) }.map_err(|cause| self.device.failed(cause))?;
+        // SAFETY: the buffer is this writer's own and is not touched until the device gives it
+        // back.
+        let token = unsafe { self.queue.add(&inputs, &mut []) }
+            .map_err(|cause| self.device.failed(cause))?;
         self.lent = Some((token, chunk.len()));
         if self.queue.should_notify() {
             self.device.transport.lock().notify(self.index);
@@ -207,7 +212,8 @@ impl Writer {
         }
         let inputs = [&self.buffer[..len]];
         // SAFETY: the same buffer as was added.
-        unsafe { self.queue.pop_used(token, &inputs, &mut []) }.map_err(|cause| self.device.failed(cause))?;
+        unsafe { self.queue.pop_used(token, &inputs, &mut []) }
+            .map_err(|cause| self.device.failed(cause))?;
         self.lent = None;
         Ok(())
     }
@@ -223,8 +229,8 @@ impl Drop for Writer {
 }
 
 impl Reader {
-    /// Reads at least one byte and at most `into.len()`; waits for as long as the host sends none. Dropping the future
-    /// loses nothing.
+    /// Reads at least one byte and at most `into.len()`; waits for as long as the host sends none.
+    /// Dropping the future loses nothing.
     ///
     /// # Errors
     ///
@@ -246,9 +252,10 @@ impl Reader {
 
     fn lend_buffer(&mut self) -> Result<(), Error> {
         let mut outputs = [&mut self.buffer[..]];
-        // SAFETY: the buffer is this reader's own and is not touched until the device gives it back.
-        let token =
-            unsafe { self.queue.add(&[], &mut outputs) }.map_err(|cause| self.device.failed(cause))?;
+        // SAFETY: the buffer is this reader's own and is not touched until the device gives it
+        // back.
+        let token = unsafe { self.queue.add(&[], &mut outputs) }
+            .map_err(|cause| self.device.failed(cause))?;
         self.token = Some(token);
         if self.queue.should_notify() {
             self.device.transport.lock().notify(self.index);
@@ -263,7 +270,9 @@ impl Reader {
             .map_err(|cause| self.device.failed(cause))?;
         self.token = None;
         // The device tells the length: no more than there is room for.
-        self.unread = 0..usize::try_from(len).unwrap_or(usize::MAX).min(self.buffer.len());
+        self.unread = 0..usize::try_from(len)
+            .unwrap_or(usize::MAX)
+            .min(self.buffer.len());
         Ok(())
     }
 }
@@ -278,9 +287,14 @@ impl Drop for Reader {
 }
 
 /// Learns which port the device has, and opens it.
-fn open_port(function: Function, transport: &mut PciTransport, queues: &mut [Queue]) -> Result<u8, Error> {
+fn open_port(
+    function: Function,
+    transport: &mut PciTransport,
+    queues: &mut [Queue],
+) -> Result<u8, Error> {
     let fail = |cause: virtio_drivers::Error| failed(function, &cause);
-    // The device writes here whenever a port changes: leaked, as it may do so for as long as it runs.
+    // The device writes here whenever a port changes: leaked, as it may do so for as long as it
+    // runs.
     let from_device: &'static mut [[u8; CONTROL_LEN]; QUEUE_LEN] =
         alloc::boxed::Box::leak(Default::default());
     let control = usize::from(CONTROL_QUEUE);

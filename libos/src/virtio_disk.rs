@@ -1,7 +1,8 @@
 //! Virtio block devices (virtio 1.2, section 5.2), with several requests at work at a time.
 //!
-//! Whoever waits for a request looks at the used ring, for itself and for all others. The buffers belong to the disk, so a
-//! request whose task was dropped, or whose answer is late, leaves no memory of anybody else's with the device.
+//! Whoever waits for a request looks at the used ring, for itself and for all others. The buffers
+//! belong to the disk, so a request whose task was dropped, or whose answer is late, leaves no
+//! memory of anybody else's with the device.
 // UNSAFETY: lends buffers to a device.
 #![expect(unsafe_code, reason = "DMA")]
 
@@ -101,7 +102,8 @@ pub enum DiskError {
         /// The device's status byte.
         status: u8,
     },
-    /// The request leaves the disk, is not in whole sectors or is too long, or would change a disk that is read-only.
+    /// The request leaves the disk, is not in whole sectors or is too long, or would change a disk
+    /// that is read-only.
     #[error("disk {device}: {request} can't be made")]
     Refused {
         /// The disk.
@@ -139,7 +141,10 @@ struct Slot {
 
 impl Slot {
     /// Calls `with` with what the device reads and what it writes.
-    fn buffers<R>(&mut self, with: impl for<'a> FnOnce(&'a [&'a [u8]], &'a mut [&'a mut [u8]]) -> R) -> R {
+    fn buffers<R>(
+        &mut self,
+        with: impl for<'a> FnOnce(&'a [&'a [u8]], &'a mut [&'a mut [u8]]) -> R,
+    ) -> R {
         let Self {
             request,
             header,
@@ -168,8 +173,8 @@ pub struct Disk {
     function: Function,
     sectors: u64,
     features: Features,
-    /// Held for a look at the queue. Never dropped: the device goes on knowing its memory. No lock is taken under it but
-    /// the heap's.
+    /// Held for a look at the queue. Never dropped: the device goes on knowing its memory. No lock
+    /// is taken under it but the heap's.
     inner: ManuallyDrop<Mutex<Inner>>,
 }
 
@@ -190,7 +195,8 @@ impl Disk {
     pub(crate) fn new(function: Function, mut transport: PciTransport) -> Result<Self, Error> {
         let fail = |cause: virtio_drivers::Error| failed(function, &cause);
         let features = transport.begin_init(Features::all());
-        let capacity = |transport: &PciTransport, at| transport.read_config_space::<u32>(at).map(u64::from);
+        let capacity =
+            |transport: &PciTransport, at| transport.read_config_space::<u32>(at).map(u64::from);
         let low = capacity(&transport, 0).map_err(fail)?;
         let high = capacity(&transport, 4).map_err(fail)?;
         let queue = Queue::new(&mut transport, QUEUE, false, false).map_err(fail)?;
@@ -249,7 +255,8 @@ impl Disk {
         self.transfer(request, Data::Read(into)).await
     }
 
-    /// Writes whole sectors, at most [`MAX_TRANSFER`] bytes. They are durable after a [`flush`](Self::flush).
+    /// Writes whole sectors, at most [`MAX_TRANSFER`] bytes. They are durable after a
+    /// [`flush`](Self::flush).
     ///
     /// # Errors
     ///
@@ -266,7 +273,8 @@ impl Disk {
         self.transfer(request, Data::Write(bytes)).await
     }
 
-    /// Makes all completed writes durable. A device that offers no flush has no volatile cache (section 5.2.6.2).
+    /// Makes all completed writes durable. A device that offers no flush has no volatile cache
+    /// (section 5.2.6.2).
     ///
     /// # Errors
     ///
@@ -295,7 +303,8 @@ impl Disk {
     }
 
     async fn transfer(&self, request: Request, data: Data<'_>) -> Result<(), DiskError> {
-        let whole = request.len > 0 && request.len.is_multiple_of(SECTOR) && request.len <= MAX_TRANSFER;
+        let whole =
+            request.len > 0 && request.len.is_multiple_of(SECTOR) && request.len <= MAX_TRANSFER;
         let count = (request.len / SECTOR) as u64;
         let end = request
             .sector
@@ -348,10 +357,15 @@ impl Disk {
     fn start(&self, request: Request, data: &Data<'_>) -> Result<Option<Lease<'_>>, DiskError> {
         let mut inner = self.inner.lock();
         inner.reap();
-        let free = inner.slots.iter().position(|slot| slot.state == State::Free);
+        let free = inner
+            .slots
+            .iter()
+            .position(|slot| slot.state == State::Free);
         let Some(index) = free.filter(|_| !inner.broken) else {
             return if inner.broken {
-                Err(DiskError::Broken { device: self.name() })
+                Err(DiskError::Broken {
+                    device: self.name(),
+                })
             } else {
                 Ok(None)
             };
@@ -366,7 +380,9 @@ impl Disk {
         }
         if !inner.lend(index) {
             inner.broken = true;
-            return Err(DiskError::Broken { device: self.name() });
+            return Err(DiskError::Broken {
+                device: self.name(),
+            });
         }
         Ok(Some(Lease { disk: self, index }))
     }
@@ -378,7 +394,9 @@ impl Disk {
         let slot = &inner.slots[lease.index];
         if slot.state != State::Done {
             return if inner.broken {
-                Err(DiskError::Broken { device: self.name() })
+                Err(DiskError::Broken {
+                    device: self.name(),
+                })
             } else {
                 Ok(None)
             };
@@ -394,7 +412,8 @@ impl Inner {
     /// Gives a slot's buffers to the device; false if its queue takes them not.
     fn lend(&mut self, index: usize) -> bool {
         let slot = &mut self.slots[index];
-        // SAFETY: the buffers are the slot's, which lives as long as the queue, and are not touched while they are lent.
+        // SAFETY: the buffers are the slot's, which lives as long as the queue, and are not touched
+        // while they are lent.
         let added = slot.buffers(|inputs, outputs| unsafe { self.queue.add(inputs, outputs) });
         let Ok(token) = added else { return false };
         slot.state = State::Lent(token);
@@ -411,14 +430,17 @@ impl Inner {
         {
             let lent = [State::Lent(token), State::Abandoned(token)];
             // The device tells the token: it may be any number.
-            let slot = self.slots.iter_mut().find(|slot| lent.contains(&slot.state));
+            let slot = self
+                .slots
+                .iter_mut()
+                .find(|slot| lent.contains(&slot.state));
             let Some(slot) = slot else {
                 self.broken = true;
                 return;
             };
             // SAFETY: the same buffers as were added under this token.
-            let popped =
-                slot.buffers(|inputs, outputs| unsafe { self.queue.pop_used(token, inputs, outputs) });
+            let popped = slot
+                .buffers(|inputs, outputs| unsafe { self.queue.pop_used(token, inputs, outputs) });
             let waited_for = slot.state == State::Lent(token);
             slot.state = if waited_for { State::Done } else { State::Free };
             self.broken = popped.is_err();

@@ -21,7 +21,8 @@ impl Window {
     ///
     /// # Safety
     ///
-    /// The bytes are mapped and writable for as long as the window is used, and no reference to them exists.
+    /// The bytes are mapped and writable for as long as the window is used, and no reference to
+    /// them exists.
     pub(crate) unsafe fn new(base: *mut u8, len: usize) -> Self {
         Self {
             base: NonNull::new(base).expect("a window on nothing"),

@@ -1,8 +1,8 @@
 //! The locks and atomics of state that cores share.
 //!
-//! They are spin's and the CPU's. Under `cfg(interleave)` they are shuttle's, which tries the orders in
-//! which cores can come to them (`cargo xtask interleave`). With the feature `count`, for tests, each thread
-//! counts the mutexes that it locks.
+//! They are spin's and the CPU's. Under `cfg(interleave)` they are shuttle's, which tries the
+//! orders in which cores can come to them (`cargo xtask interleave`). With the feature `count`, for
+//! tests, each thread counts the mutexes that it locks.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,12 +1,14 @@
 //! The messages that the components exchange over FIT, defined once and used by both sides.
 //!
-//! FIT carries for each call a [`Kind`] and the bytes of the request, and hands back the bytes of the reply. This crate
-//! says what those bytes are: each call is a type that implements [`Call`], with its kind, its name (for counters), its
-//! request and its reply. Numbers are little-endian, byte strings have a 16-bit length before them, and a reply begins
-//! with a Linux errno number (0 for success). A decoder takes exactly the whole message: too few or too many bytes are an
-//! error, and so is a number outside its range.
+//! FIT carries for each call a [`Kind`] and the bytes of the request, and hands back the bytes of
+//! the reply. This crate says what those bytes are: each call is a type that implements [`Call`],
+//! with its kind, its name (for counters), its request and its reply. Numbers are little-endian,
+//! byte strings have a 16-bit length before them, and a reply begins with a Linux errno number (0
+//! for success). A decoder takes exactly the whole message: too few or too many bytes are an error,
+//! and so is a number outside its range.
 //!
-//! Both sides state [`VERSION`] when they connect and must agree, so a message itself carries no version.
+//! Both sides state [`VERSION`] when they connect and must agree, so a message itself carries no
+//! version.
 //!
 //! * [`memory`]: what P asks of M.
 //! * [`storage`]: what P asks of S.
@@ -34,7 +36,8 @@ pub const PAGE_SIZE: u64 = 4096;
 /// It is what one page-table page maps on x86-64, so a leaf table's pages can all lie in one chunk.
 pub const CHUNK_SIZE: u64 = 2 << 20;
 
-/// One past the highest address a program may use: the lower half without its last page, as on Linux.
+/// One past the highest address a program may use: the lower half without its last page, as on
+/// Linux.
 pub const USER_END: u64 = (1 << 47) - PAGE_SIZE;
 
 /// The longest request or reply, in bytes; FIT's message size minus its header is at least this.
@@ -71,8 +74,12 @@ pub trait Call {
 ///
 /// # Errors
 ///
-/// [`WireError::NoRoom`] when it does not fit, [`WireError::StringTooLong`] for a byte string past its bound.
-pub fn encode_request<C: Call>(request: &C::Request<'_>, into: &mut [u8]) -> Result<usize, WireError> {
+/// [`WireError::NoRoom`] when it does not fit, [`WireError::StringTooLong`] for a byte string past
+/// its bound.
+pub fn encode_request<C: Call>(
+    request: &C::Request<'_>,
+    into: &mut [u8],
+) -> Result<usize, WireError> {
     let mut writer = Writer::new(into);
     request.put(&mut writer)?;
     Ok(writer.len())
@@ -103,7 +110,9 @@ pub fn encode_reply<C: Call>(
 /// # Errors
 ///
 /// See [`WireError`].
-pub fn decode_reply<'a, C: Call>(bytes: &'a [u8]) -> Result<Result<C::Reply<'a>, Errno>, WireError> {
+pub fn decode_reply<'a, C: Call>(
+    bytes: &'a [u8],
+) -> Result<Result<C::Reply<'a>, Errno>, WireError> {
     let mut reader = Reader::new(bytes);
     let reply = match i32::take(&mut reader)? {
         0 => Ok(C::Reply::take(&mut reader)?),

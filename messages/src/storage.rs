@@ -1,15 +1,18 @@
 //! Calls of P to S: files.
 //!
-//! Paths are absolute byte strings of at most [`PATH_MAX`] bytes; P puts its working directory in front. Data read goes
-//! by RDMA WRITE into the buffer that FIT's call carries, so [`Read`]'s reply holds only its length; data to be written
-//! comes the same way, as does the second path of a call that has two.
+//! Paths are absolute byte strings of at most [`PATH_MAX`] bytes; P puts its working directory in
+//! front. Data read goes by RDMA WRITE into the buffer that FIT's call carries, so [`Read`]'s reply
+//! holds only its length; data to be written comes the same way, as does the second path of a call
+//! that has two.
 //!
-//! Requests carry no credentials yet: S checks no access rights, and what was made belongs to root until P changes that.
+//! Requests carry no credentials yet: S checks no access rights, and what was made belongs to root
+//! until P changes that.
 
 use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
 use crate::{Reader, Wire, WireError, Writer};
 
-/// The longest path in bytes: a little less than Linux allows, so that each request fits one message.
+/// The longest path in bytes: a little less than Linux allows, so that each request fits one
+/// message.
 pub const PATH_MAX: usize = 3968;
 
 /// The longest name of one folder entry in bytes (Linux `NAME_MAX`).
@@ -50,7 +53,9 @@ impl<'a> Path<'a> {
 
 impl<'a> Wire<'a> for Path<'a> {
     fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-        u16::try_from(self.0.len()).expect("at most PATH_MAX").put(to)?;
+        u16::try_from(self.0.len())
+            .expect("at most PATH_MAX")
+            .put(to)?;
         to.bytes(self.0)
     }
     fn take(from: &mut Reader<'a>) -> Result<Self, WireError> {
@@ -493,7 +498,8 @@ calls! {
     StorageRequest<'a>:
     /// Opens a file or folder.
     Open = 16, "p2s_open": OpenRequest<'a> => Opened;
-    /// Reads from a file into the call's buffer; the reply is how many bytes, 0 at the end of the file.
+    /// Reads from a file into the call's buffer; the reply is how many bytes, 0 at the end of the
+    /// file.
     Read = 17, "p2s_read": ReadRequest => u32;
     /// A file's status by its path.
     StatPath = 18, "p2s_stat": StatRequest<'a> => Stat;

@@ -19,7 +19,8 @@ fn memory_request() -> impl Strategy<Value = MemoryRequest> {
     let addresses = proptest::collection::vec(any::<u64>(), 0..=MAX_CHUNKS);
     prop_oneof![
         any::<u32>().prop_map(|chunks| MemoryRequest::Reserve(ReserveRequest { chunks })),
-        (any::<u32>(), any::<u16>()).prop_map(|(pid, count)| MemoryRequest::Lend(LendRequest { pid, count })),
+        (any::<u32>(), any::<u16>())
+            .prop_map(|(pid, count)| MemoryRequest::Lend(LendRequest { pid, count })),
         addresses.prop_map(|addresses| {
             let chunks = addresses.into_iter().collect();
             MemoryRequest::Return(ReturnRequest { chunks })
@@ -72,28 +73,30 @@ fn attributes() -> impl Strategy<Value = Attributes> {
 fn file_request() -> impl Strategy<Value = StorageRequest<'static>> {
     let file = any::<u64>().prop_map(FileId);
     let numbers = (any::<u64>(), any::<u64>(), 0u8..4);
-    (file, numbers, attributes(), 0u8..9).prop_map(|(file, (offset, len, flags), set, which)| match which {
-        0 => StorageRequest::Write(WriteRequest {
-            file,
-            offset,
-            append: flags & 1 != 0,
-        }),
-        1 => StorageRequest::Truncate(TruncateRequest { file, size: len }),
-        2 => {
-            let flags = AllocateFlags::from_bits_truncate(flags);
-            StorageRequest::Allocate(AllocateRequest {
+    (file, numbers, attributes(), 0u8..9).prop_map(|(file, (offset, len, flags), set, which)| {
+        match which {
+            0 => StorageRequest::Write(WriteRequest {
                 file,
-                flags,
                 offset,
-                len,
-            })
+                append: flags & 1 != 0,
+            }),
+            1 => StorageRequest::Truncate(TruncateRequest { file, size: len }),
+            2 => {
+                let flags = AllocateFlags::from_bits_truncate(flags);
+                StorageRequest::Allocate(AllocateRequest {
+                    file,
+                    flags,
+                    offset,
+                    len,
+                })
+            }
+            3 => StorageRequest::Fsync(FileRequest { file }),
+            4 => StorageRequest::Sync(()),
+            5 => StorageRequest::SetFile(SetFileRequest { file, set }),
+            6 => StorageRequest::StatFs(()),
+            7 => StorageRequest::LinkFile(FileRequest { file }),
+            _ => StorageRequest::Close(FileRequest { file }),
         }
-        3 => StorageRequest::Fsync(FileRequest { file }),
-        4 => StorageRequest::Sync(()),
-        5 => StorageRequest::SetFile(SetFileRequest { file, set }),
-        6 => StorageRequest::StatFs(()),
-        7 => StorageRequest::LinkFile(FileRequest { file }),
-        _ => StorageRequest::Close(FileRequest { file }),
     })
 }
 

@@ -12,8 +12,8 @@ const _: () = assert!(BUCKETS as u64 == (POWERS + 1) * STEPS);
 
 /// Counts times in buckets that grow with the time, so that percentiles cost no memory a sample.
 ///
-/// Counting one is two atomic additions, so it may stand on the miss path. Any number of cores may record at once; a
-/// summary or a clone taken meanwhile may miss the last few.
+/// Counting one is two atomic additions, so it may stand on the miss path. Any number of cores may
+/// record at once; a summary or a clone taken meanwhile may miss the last few.
 #[derive(Debug)]
 pub struct Histogram {
     total_ns: AtomicU64,
@@ -46,7 +46,10 @@ impl Clone for Histogram {
     fn clone(&self) -> Self {
         Self {
             total_ns: AtomicU64::new(self.total_ns.load(Relaxed)),
-            buckets: self.buckets.each_ref().map(|b| AtomicU64::new(b.load(Relaxed))),
+            buckets: self
+                .buckets
+                .each_ref()
+                .map(|b| AtomicU64::new(b.load(Relaxed))),
         }
     }
 }
@@ -78,7 +81,8 @@ impl Histogram {
         }
     }
 
-    /// The upper end of the bucket in which the sample of rank `percent` per cent of `count` lies; 0 without samples.
+    /// The upper end of the bucket in which the sample of rank `percent` per cent of `count` lies;
+    /// 0 without samples.
     fn percentile(&self, count: u64, percent: u64) -> u64 {
         let rank = (count.saturating_mul(percent)).div_ceil(100);
         let mut seen = 0;
@@ -92,10 +96,12 @@ impl Histogram {
     }
 }
 
-/// The bucket of `ns`: the first [`STEPS`] hold one value each, then each power of two has [`STEPS`].
+/// The bucket of `ns`: the first [`STEPS`] hold one value each, then each power of two has
+/// [`STEPS`].
 #[inline]
 fn bucket(ns: u64) -> usize {
-    // With the bit of the first step set, small values need no case of their own: their shift is zero.
+    // With the bit of the first step set, small values need no case of their own: their shift is
+    // zero.
     let shift = (ns | STEPS).ilog2() - STEPS.ilog2();
     let index = u64::from(shift) * STEPS + (ns >> shift);
     usize::try_from(index).map_or(BUCKETS - 1, |i| i.min(BUCKETS - 1))

@@ -2,7 +2,8 @@
 //!
 //! # What is left out
 //!
-//! Plain counters are integers of whoever counts; there is no registry. How figures leave a node is the image's matter.
+//! Plain counters are integers of whoever counts; there is no registry. How figures leave a node is
+//! the image's matter.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

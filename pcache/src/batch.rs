@@ -72,9 +72,9 @@ impl<'a, M: Machine> Batch<'a, M> {
         debug_assert!(pushed.is_ok(), "make_room was called");
     }
 
-    /// Returns when no core uses any of the translations (of the space that is walked: nor any that an
-    /// evictor took from it), and lets go of the lines: those that have no
-    /// user are free then, and dirty victims are on their way. Called with no set locked.
+    /// Returns when no core uses any of the translations (of the space that is walked: nor any that
+    /// an evictor took from it), and lets go of the lines: those that have no user are free then,
+    /// and dirty victims are on their way. Called with no set locked.
     pub fn flush(&mut self) {
         if !self.stale.is_empty() {
             self.cache.machine.flush(&self.stale);

@@ -12,14 +12,16 @@ use crate::shootdown::Shootdowns;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::victims::{MOST, Victims};
 use crate::{
-    Chunks, Counters, Entry, Error, Geometry, IoFailed, LineId, Machine, Mechanism, Policy, Slot, SpaceId,
+    Chunks, Counters, Entry, Error, Geometry, IoFailed, LineId, Machine, Mechanism, Policy, Slot,
+    SpaceId,
 };
 
 /// One transfer in this many has its time taken: two clock reads and a histogram cost as much as a
 /// lookup.
 const TIMED: u32 = 8;
 
-/// At most one set in so many waits for a victim: some three misses in a hundred meet one that does.
+/// At most one set in so many waits for a victim: some three misses in a hundred meet one that
+/// does.
 const FEW: u32 = 16;
 
 /// Parameters of choosing and preparing victims.
@@ -182,7 +184,8 @@ impl<M: Machine> Cache<M> {
     /// # Errors
     ///
     /// [`Error::Fill`] or [`Error::WriteBack`] if the transfer failed: the node must say so, for a
-    /// program's data is at stake. [`Error::UnknownTransfer`] if none is under way; nothing changed.
+    /// program's data is at stake. [`Error::UnknownTransfer`] if none is under way; nothing
+    /// changed.
     pub fn complete(&self, id: LineId, result: Result<(), IoFailed>) -> Result<(), Error> {
         let Some((index, way)) = self.geometry.place(id) else {
             return self.victim_written(id, result);

@@ -107,7 +107,8 @@ impl Chunks {
             }
             None => return Err(TableFull(self.max)),
         };
-        self.blocks[id.0 as usize / BLOCK].call_once(|| (0..BLOCK).map(|_| Chunk::default()).collect());
+        self.blocks[id.0 as usize / BLOCK]
+            .call_once(|| (0..BLOCK).map(|_| Chunk::default()).collect());
         let chunk = self.known(id);
         chunk.addr.store(place.addr, Ordering::Relaxed);
         chunk.key.store(place.key, Ordering::Release);
@@ -263,7 +264,8 @@ impl Chunks {
         others + 1
     }
 
-    /// Takes a user from a slot and returns whether it was the last. Called under the lock of its set.
+    /// Takes a user from a slot and returns whether it was the last. Called under the lock of its
+    /// set.
     pub(crate) fn drop_user(&self, slot: Slot) -> bool {
         let Some(users) = self.known(slot.chunk()).users.get() else {
             return true;
@@ -302,12 +304,16 @@ mod tests {
     fn a_taken_slot_gives_way_to_another_until_the_chunk_is_full() {
         let chunks = Chunks::new(10);
         let id = chunks.add(at(0)).unwrap();
-        let mut pages: Vec<u64> = (0..512).map(|_| chunks.allocate(id, 5).unwrap().page()).collect();
+        let mut pages: Vec<u64> = (0..512)
+            .map(|_| chunks.allocate(id, 5).unwrap().page())
+            .collect();
         assert_eq!(pages[0], 5);
         assert_eq!(chunks.allocate(id, 5), None);
         pages.sort_unstable();
         assert!(pages.iter().copied().eq(0..512));
-        pages.iter().for_each(|&page| chunks.free(Slot::new(id, page)));
+        pages
+            .iter()
+            .for_each(|&page| chunks.free(Slot::new(id, page)));
         assert_eq!((chunks.take_empty(), chunks.take_empty()), (Some(id), None));
     }
 
@@ -335,7 +341,10 @@ mod tests {
         chunks.share(slot);
         chunks.share(slot);
         assert_eq!(chunks.users(slot), 3);
-        assert_eq!([(); 3].map(|()| chunks.drop_user(slot)), [false, false, true]);
+        assert_eq!(
+            [(); 3].map(|()| chunks.drop_user(slot)),
+            [false, false, true]
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Division by a number that never changes, by a multiplication: a 64-bit division takes a CPU of the
-//! ConnectX-3's time up to 90 cycles, and a miss asks several times for a set.
+//! Division by a number that never changes, by a multiplication: a 64-bit division takes a CPU of
+//! the ConnectX-3's time up to 90 cycles, and a miss asks several times for a set.
 
 /// A divisor and its reciprocal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +55,15 @@ mod tests {
     #[test]
     fn it_divides_at_the_ends() {
         for by in [1, 2, 3, u32::MAX] {
-            for x in [0, 1, 2, u64::from(by) - 1, by.into(), u64::MAX - 1, u64::MAX] {
+            for x in [
+                0,
+                1,
+                2,
+                u64::from(by) - 1,
+                by.into(),
+                u64::MAX - 1,
+                u64::MAX,
+            ] {
                 let (quotient, rest) = Divisor::new(by).divide(x);
                 assert_eq!(
                     (quotient, u64::from(rest)),

@@ -40,7 +40,8 @@ pub enum Access {
 }
 
 impl Rights {
-    /// Returns whether the access is allowed; on x86-64 what may be written or executed may be read.
+    /// Returns whether the access is allowed; on x86-64 what may be written or executed may be
+    /// read.
     #[must_use]
     pub const fn allow(self, access: Access) -> bool {
         match access {
@@ -92,7 +93,9 @@ impl Pte {
     /// Returns the entry of a page whose bytes are in `slot`.
     #[must_use]
     pub fn remote(slot: Slot, rights: Rights) -> Self {
-        Self(!(slot.raw() << SLOT_SHIFT) & FRAME | u64::from(rights.bits()) << RIGHTS_SHIFT | REMOTE)
+        Self(
+            !(slot.raw() << SLOT_SHIFT) & FRAME | u64::from(rights.bits()) << RIGHTS_SHIFT | REMOTE,
+        )
     }
 
     /// Returns the entry of a page that lies in the frame at physical address `frame`.
@@ -204,8 +207,9 @@ impl Pte {
         if !self.is_present() {
             return Rights::from_bits_truncate((self.0 >> RIGHTS_SHIFT).to_le_bytes()[0] & 7);
         }
-        let bits =
-            moved(self.0, USER, READ) | moved(self.0, SOFT_WRITE, WRITE) | moved(!self.0, NO_EXECUTE, EXEC);
+        let bits = moved(self.0, USER, READ)
+            | moved(self.0, SOFT_WRITE, WRITE)
+            | moved(!self.0, NO_EXECUTE, EXEC);
         Rights::from_bits_truncate(bits.to_le_bytes()[0])
     }
 
@@ -293,7 +297,10 @@ mod tests {
         assert_eq!(read.0 & !(COW | OBJECT | SOFT_WRITE), 0x8000_0000_1234_5005);
         let all = Pte::present(0x1234_5000, Rights::all());
         assert_eq!(all.0 & !SOFT_WRITE, 0x1234_5007);
-        assert_eq!(Pte::present(0x1000, Rights::empty()).0, 0x8000_0000_0000_1001);
+        assert_eq!(
+            Pte::present(0x1000, Rights::empty()).0,
+            0x8000_0000_0000_1001
+        );
     }
 
     #[test]

@@ -15,7 +15,8 @@ impl<M: Machine> Cache<M> {
         wants
     }
 
-    /// Queues a set for the evictor; returns whether enough wait for a batch. Called with no lock held.
+    /// Queues a set for the evictor; returns whether enough wait for a batch. Called with no lock
+    /// held.
     pub(crate) fn queue(&self, index: u32) -> bool {
         let enough = match self.config.mechanism {
             Mechanism::Batch => self.batch,
@@ -126,7 +127,8 @@ impl<M: Machine> Cache<M> {
         batch.push(mapping.page);
     }
 
-    /// Makes room for another mapping of a line when the pool has no node left: the first mapping goes.
+    /// Makes room for another mapping of a line when the pool has no node left: the first mapping
+    /// goes.
     pub(crate) fn steal_mapping(&self, set: &mut Set<M::Entry>, way: usize) {
         let slot = set.slot(way).expect("a mapped line holds a slot");
         let Some(first) = set.lines[way].first.take() else {

@@ -32,8 +32,8 @@ impl<M: Machine> Cache<M> {
     /// Looks at the entry of a page that was touched, and does what can be done now.
     ///
     /// `first` tells the first look of a fault from those after a wait, for the counters. With
-    /// [`Touch::Wait`] the waker is kept and called at the next change of the set. `plan` says what to
-    /// read ahead with a READ that is started, in the same doorbell.
+    /// [`Touch::Wait`] the waker is kept and called at the next change of the set. `plan` says what
+    /// to read ahead with a READ that is started, in the same doorbell.
     ///
     /// # Errors
     ///
@@ -105,7 +105,10 @@ impl<M: Machine> Cache<M> {
         (line.first, line.expected, line.started) = (Some(at), pte, started);
         let wants_victim = self.wants_victim(&mut set);
         drop(set);
-        let (id, place) = (self.geometry.line(index, way), self.chunks.place(pte.slot()));
+        let (id, place) = (
+            self.geometry.line(index, way),
+            self.chunks.place(pte.slot()),
+        );
         let piggyback = self.config.mechanism == Mechanism::Piggyback;
         if plan.count == 0 && !piggyback {
             self.machine.read_now(id, place);
@@ -140,8 +143,10 @@ impl<M: Machine> Cache<M> {
         match set.lines[way].state {
             State::Valid | State::Writing => {
                 if self.map(set, index, way, at, pte) && first {
-                    set.counters.nr_pcache_fill_from_victim += u64::from(set.lines[way].more.is_empty());
-                    set.counters.nr_pcache_fill_shared += u64::from(!set.lines[way].more.is_empty());
+                    set.counters.nr_pcache_fill_from_victim +=
+                        u64::from(set.lines[way].more.is_empty());
+                    set.counters.nr_pcache_fill_shared +=
+                        u64::from(!set.lines[way].more.is_empty());
                 }
                 Found::Mapped
             }
@@ -161,7 +166,14 @@ impl<M: Machine> Cache<M> {
     }
 
     /// Maps a line that holds the slot of a remote entry; false if the entry changed meanwhile.
-    fn map(&self, set: &mut Set<M::Entry>, index: u32, way: usize, at: Mapping<M::Entry>, pte: Pte) -> bool {
+    fn map(
+        &self,
+        set: &mut Set<M::Entry>,
+        index: u32,
+        way: usize,
+        at: Mapping<M::Entry>,
+        pte: Pte,
+    ) -> bool {
         let id = self.geometry.line(index, way);
         let present = pte.to_present(self.machine.frame(id)).with_accessed(true);
         if present.is_executable() {
@@ -192,7 +204,12 @@ impl<M: Machine> Cache<M> {
     }
 
     /// Takes a mapping out of a line's reverse map.
-    pub(crate) fn remove_mapping(&self, set: &mut Set<M::Entry>, way: usize, at: Mapping<M::Entry>) {
+    pub(crate) fn remove_mapping(
+        &self,
+        set: &mut Set<M::Entry>,
+        way: usize,
+        at: Mapping<M::Entry>,
+    ) {
         let line = &mut set.lines[way];
         if line.first.is_some_and(|first| first.page == at.page) {
             line.first = self.pool.pop(&mut line.more);
@@ -213,7 +230,9 @@ impl<M: Machine> Cache<M> {
             };
             let mut page = at.page;
             page.vpn.0 = page.vpn.0.wrapping_add_signed(distance);
-            due |= self.read_ahead_one(Mapping { entry, page }).unwrap_or(false);
+            due |= self
+                .read_ahead_one(Mapping { entry, page })
+                .unwrap_or(false);
         }
         due
     }
@@ -246,8 +265,8 @@ impl<M: Machine> Cache<M> {
         Some(wants_victim && self.queue(index))
     }
 
-    /// Starts the READ of one page that will be needed (`MADV_WILLNEED`), if it is remote and there is
-    /// room. The caller rings by [`Machine::ring`]; returns whether a READ was started.
+    /// Starts the READ of one page that will be needed (`MADV_WILLNEED`), if it is remote and there
+    /// is room. The caller rings by [`Machine::ring`]; returns whether a READ was started.
     pub fn will_need(&self, at: Mapping<M::Entry>) -> bool {
         let started = self.read_ahead_one(at);
         if started == Some(true) {

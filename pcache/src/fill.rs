@@ -30,10 +30,11 @@ pub enum Filled {
 }
 
 impl<M: Machine> Cache<M> {
-    /// Maps a page that nobody touched to `slot`, which is allocated and new, with its first contents.
+    /// Maps a page that nobody touched to `slot`, which is allocated and new, with its first
+    /// contents.
     ///
-    /// A page of a shared object (`object`) is never forgotten: it is written back though it is zero,
-    /// for others find it by its slot.
+    /// A page of a shared object (`object`) is never forgotten: it is written back though it is
+    /// zero, for others find it by its slot.
     pub fn install(
         &self,
         at: Mapping<M::Entry>,
@@ -95,7 +96,13 @@ impl<M: Machine> Cache<M> {
 
     /// Reuses a line as [`reuse`](Self::reuse) does, with the set locked; [`Filled::Wait`] if there
     /// are other users.
-    fn reuse_locked(&self, set: &mut Set<M::Entry>, way: usize, at: Mapping<M::Entry>, frame: u64) -> Filled {
+    fn reuse_locked(
+        &self,
+        set: &mut Set<M::Entry>,
+        way: usize,
+        at: Mapping<M::Entry>,
+        frame: u64,
+    ) -> Filled {
         let Some(slot) = set.slot(way) else {
             return Filled::Raced;
         };
@@ -116,8 +123,8 @@ impl<M: Machine> Cache<M> {
         Filled::Raced
     }
 
-    /// Copies a page that is marked copy-on-write into `slot`, which is allocated and new, and maps it
-    /// to that, writable. The page is present; if its slot has no other user any more it is
+    /// Copies a page that is marked copy-on-write into `slot`, which is allocated and new, and maps
+    /// it to that, writable. The page is present; if its slot has no other user any more it is
     /// [reused](Filled::Reused) instead.
     pub fn copy(&self, at: Mapping<M::Entry>, slot: Slot, waker: Option<&Waker>) -> Filled {
         let to = self.geometry.set_of(slot);
@@ -134,7 +141,8 @@ impl<M: Machine> Cache<M> {
                 other => return other,
             }
             if let Some(way) = sets.second().take(slot, State::Valid) {
-                let copied = self.copy_locked(&mut sets, (from, from_way), (to, way), at, &mut batch);
+                let copied =
+                    self.copy_locked(&mut sets, (from, from_way), (to, way), at, &mut batch);
                 let wants_victim = copied && self.wants_victim(sets.second());
                 drop(sets);
                 batch.flush();
@@ -165,7 +173,10 @@ impl<M: Machine> Cache<M> {
         at: Mapping<M::Entry>,
         batch: &mut Batch<'_, M>,
     ) -> bool {
-        let (source, copy) = (self.geometry.line(from, from_way), self.geometry.line(to, to_way));
+        let (source, copy) = (
+            self.geometry.line(from, from_way),
+            self.geometry.line(to, to_way),
+        );
         self.renew(sets.second(), to, to_way);
         self.machine.copy_line(source, copy);
         let mut pte = at.entry.load();
@@ -267,7 +278,8 @@ impl<M: Machine> Cache<M> {
     /// Copies bytes into a page at `offset`; false if its entry does not permit a store now. With
     /// `force` the rights do not matter, only that the page is not to be copied first.
     pub fn copy_in(&self, at: M::Entry, force: bool, offset: usize, from: &[u8]) -> bool {
-        let may = |pte: Pte| pte.permits(Access::Write) || force && pte.is_present() && !pte.is_cow();
+        let may =
+            |pte: Pte| pte.permits(Access::Write) || force && pte.is_present() && !pte.is_cow();
         self.with_line(at, may, |set, line| {
             let (_, way) = self.geometry.place(line).expect("a line of this cache");
             set.lines[way].dirty = true;

@@ -24,7 +24,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Returns the largest cache of `ways` ways that fits into `bytes` bytes; the number of sets need not be a power of two.
+    /// Returns the largest cache of `ways` ways that fits into `bytes` bytes; the number of sets
+    /// need not be a power of two.
     ///
     /// # Errors
     ///
@@ -107,7 +108,8 @@ impl Geometry {
     }
 }
 
-/// Spreads every bit of `x` over all bits of the result (the finaliser of SplitMix64, Steele et al., OOPSLA'14).
+/// Spreads every bit of `x` over all bits of the result (the finaliser of SplitMix64, Steele et
+/// al., OOPSLA'14).
 fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -130,7 +132,10 @@ mod tests {
     fn impossible_shapes_are_refused() {
         assert_eq!(Geometry::new(1 << 20, 3), Err(Error::TooFewWays(3)));
         assert_eq!(Geometry::new(1 << 20, 65), Err(Error::TooManyWays(65)));
-        assert_eq!(Geometry::new(0, 4), Err(Error::TooSmall { bytes: 0, ways: 4 }));
+        assert_eq!(
+            Geometry::new(0, 4),
+            Err(Error::TooSmall { bytes: 0, ways: 4 })
+        );
         assert_eq!(Geometry::new(u64::MAX, 4), Err(Error::TooLarge(u64::MAX)));
     }
 
@@ -152,6 +157,10 @@ mod tests {
             .collect();
         sets.sort_unstable();
         sets.dedup();
-        assert!(sets.len() > 24, "32 chunks' pages use only {} sets", sets.len());
+        assert!(
+            sets.len() > 24,
+            "32 chunks' pages use only {} sets",
+            sets.len()
+        );
     }
 }

@@ -14,8 +14,8 @@
 //!
 //! * [`Cache::touch`] is the miss path; [`Cache::complete`] takes the end of each transfer.
 //! * [`Cache::install`], [`Cache::copy`], [`Cache::reuse`] give pages a slot of their own.
-//! * [`Cache::drop_page`], [`Cache::share_page`], [`Cache::move_page`], [`Cache::protect_page`] change
-//!   one entry of a space that changes; a [`Batch`] gathers the shootdown.
+//! * [`Cache::drop_page`], [`Cache::share_page`], [`Cache::move_page`], [`Cache::protect_page`]
+//!   change one entry of a space that changes; a [`Batch`] gathers the shootdown.
 //!
 //! # Locks
 //!

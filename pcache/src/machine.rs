@@ -46,13 +46,15 @@ pub trait Machine {
     fn write(&self, line: LineId, to: RemoteAddr);
     /// Shows the device all that was started.
     fn ring(&self);
-    /// Starts reading `line` from `from` and shows it to the device: a miss that brings nothing else.
+    /// Starts reading `line` from `from` and shows it to the device: a miss that brings nothing
+    /// else.
     fn read_now(&self, line: LineId, from: RemoteAddr) {
         self.read(line, from);
         self.ring();
     }
 
-    /// Starts writing lines, in order, and shows the WRITEs to the device: the dirty victims of a batch.
+    /// Starts writing lines, in order, and shows the WRITEs to the device: the dirty victims of a
+    /// batch.
     fn write_now(&self, lines: &[(LineId, RemoteAddr)]) {
         for &(line, to) in lines {
             self.write(line, to);

@@ -26,7 +26,8 @@ pub enum Mechanism {
     Inline,
     /// At the miss, by a copy into a few lines that all sets share (LegoOS's victim cache).
     Victim,
-    /// At the miss; the victim's WRITE goes in the doorbell of the miss's READ (LegoOS's piggyback).
+    /// At the miss; the victim's WRITE goes in the doorbell of the miss's READ (LegoOS's
+    /// piggyback).
     Piggyback,
 }
 

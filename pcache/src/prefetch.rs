@@ -26,7 +26,10 @@ pub struct Plan {
 
 impl Plan {
     /// Reads nothing ahead.
-    pub const NONE: Self = Self { stride: 0, count: 0 };
+    pub const NONE: Self = Self {
+        stride: 0,
+        count: 0,
+    };
 
     /// Returns the distances from the missed page.
     pub fn distances(self) -> impl Iterator<Item = i64> {
@@ -198,7 +201,9 @@ mod tests {
         let planned: u32 = (0..1000)
             .map(|_| {
                 x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                prefetcher.miss(told(Vpn(x >> 40), Advice::Normal, (0, 0))).count
+                prefetcher
+                    .miss(told(Vpn(x >> 40), Advice::Normal, (0, 0)))
+                    .count
             })
             .sum();
         assert_eq!(planned, 0);

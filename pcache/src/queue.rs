@@ -20,7 +20,9 @@ impl Queues {
     }
 
     fn of(&self, core: usize) -> &Mutex<Vec<u32>> {
-        self.0.get(core).unwrap_or_else(|| &self.0[core % self.0.len()])
+        self.0
+            .get(core)
+            .unwrap_or_else(|| &self.0[core % self.0.len()])
     }
 
     /// Adds a set; returns how many wait now.

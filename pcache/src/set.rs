@@ -244,7 +244,8 @@ impl<E> Set<E> {
 
     /// Returns whether so many lines can serve a new slot now or soon, without anyone's doing.
     pub(crate) fn has_reserve(&self, count: u32) -> bool {
-        // Without the instruction for it, counting the bits takes 17 others; the reserve is mostly 1.
+        // Without the instruction for it, counting the bits takes 17 others; the reserve is mostly
+        // 1.
         let mut lines = self.spare | self.leaving;
         for _ in 1..count {
             lines &= lines.wrapping_sub(1);
@@ -348,8 +349,8 @@ impl<E> Set<E> {
     }
 
     /// Returns whether room in a full set comes only by the end of a transfer or a shootdown, which
-    /// wakes who waits: eviction has nothing to do, as enough is leaving or no line may. `but` names a
-    /// line that must stay.
+    /// wakes who waits: eviction has nothing to do, as enough is leaving or no line may. `but`
+    /// names a line that must stay.
     pub(crate) fn is_stuck(&self, reserve: u32, but: Option<usize>) -> bool {
         let may = |way| Some(way) != but && self.may_leave(way);
         self.has_reserve(reserve) || !(0..self.lines.len()).any(may)
@@ -431,7 +432,11 @@ mod tests {
         let mut set = full_set(4);
         assert_eq!(set.victim(Policy::Fifo, |_| true), Some(0));
         assert_eq!(set.victim(Policy::Lru, |l| entry_of(l) != 2), Some(2));
-        assert_eq!(set.victim(Policy::Lru, |_| false), Some(2), "marks were kept");
+        assert_eq!(
+            set.victim(Policy::Lru, |_| false),
+            Some(2),
+            "marks were kept"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Evictions whose shootdowns are still to come, counted for each core.
 //!
-//! An evictor makes entries remote or empty first and tells the TLBs later, once for a batch. Whoever
-//! walks a table meanwhile (munmap, mprotect, fork) finds entries of which nothing need be told, though
-//! cores may still use what they were: so a walk asks here before it ends.
+//! An evictor makes entries remote or empty first and tells the TLBs later, once for a batch.
+//! Whoever walks a table meanwhile (munmap, mprotect, fork) finds entries of which nothing need be
+//! told, though cores may still use what they were: so a walk asks here before it ends.
 
 use alloc::boxed::Box;
 
@@ -22,7 +22,11 @@ impl Shootdowns {
     }
 
     fn of(&self, core: usize) -> &AtomicU32 {
-        &self.0.get(core).unwrap_or_else(|| &self.0[core % self.0.len()]).0
+        &self
+            .0
+            .get(core)
+            .unwrap_or_else(|| &self.0[core % self.0.len()])
+            .0
     }
 
     /// Notes that a core is about to change entries, before the first of them.

@@ -1,12 +1,13 @@
-//! The victim cache: a few lines beside the sets, which hold what left them last (LegoOS's mechanism).
+//! The victim cache: a few lines beside the sets, which hold what left them last (LegoOS's
+//! mechanism).
 //!
-//! A victim is copied here and its line is free at once, also while the copy is written back. A fault
-//! on its slot copies it into the set again, without a message. Slots are found by a search of all
-//! entries under one lock: this is for comparisons, and no other mechanism takes that lock.
+//! A victim is copied here and its line is free at once, also while the copy is written back. A
+//! fault on its slot copies it into the set again, without a message. Slots are found by a search
+//! of all entries under one lock: this is for comparisons, and no other mechanism takes that lock.
 //!
-//! An entry belongs to its slot's set: it changes with that set locked, but for giving a clean entry to
-//! another slot. So a slot has an entry or a line, or both while an entry that was copied back is
-//! still being written; the line counts as `flushing` then, which keeps it where it is.
+//! An entry belongs to its slot's set: it changes with that set locked, but for giving a clean
+//! entry to another slot. So a slot has an entry or a line, or both while an entry that was copied
+//! back is still being written; the line counts as `flushing` then, which keeps it where it is.
 
 use alloc::boxed::Box;
 
@@ -52,7 +53,8 @@ struct Entries {
 impl Entries {
     /// Returns the entry that holds `slot` for its next fault.
     fn find(&mut self, slot: Slot) -> Option<(usize, &mut Entry)> {
-        let holds = |entry: &Entry| matches!(entry.held, Held::Clean | Held::Writing | Held::Unwritten);
+        let holds =
+            |entry: &Entry| matches!(entry.held, Held::Clean | Held::Writing | Held::Unwritten);
         let mut all = self.all.iter_mut().enumerate();
         all.find(|(_, entry)| entry.slot == slot && holds(entry))
     }
@@ -96,15 +98,16 @@ impl Victims {
     /// Returns how many entries hold something, and how many of them are being written.
     pub(crate) fn in_use(&self) -> (usize, usize) {
         let entries = self.entries.lock();
-        let count = |is: fn(Held) -> bool| entries.all.iter().filter(|entry| is(entry.held)).count();
+        let count =
+            |is: fn(Held) -> bool| entries.all.iter().filter(|entry| is(entry.held)).count();
         let writing = count(|held| matches!(held, Held::Writing | Held::Returned | Held::Dead));
         (count(|held| held != Held::Nothing), writing)
     }
 }
 
 impl<M: Machine> Cache<M> {
-    /// Copies a line that left its set into the victim cache and frees the line; `None` if there is no
-    /// room. Returns the entry's line if it must be written. Called with the set locked.
+    /// Copies a line that left its set into the victim cache and frees the line; `None` if there is
+    /// no room. Returns the entry's line if it must be written. Called with the set locked.
     pub(crate) fn move_to_victims(
         &self,
         set: &mut Set<M::Entry>,
@@ -137,8 +140,8 @@ impl<M: Machine> Cache<M> {
         Some(dirty.then_some((to, slot)))
     }
 
-    /// Copies a slot from the victim cache into a line of its set; false if it is not there or the set
-    /// has no room. Called with the set locked.
+    /// Copies a slot from the victim cache into a line of its set; false if it is not there or the
+    /// set has no room. Called with the set locked.
     pub(crate) fn return_victim(&self, set: &mut Set<M::Entry>, index: u32, slot: Slot) -> bool {
         let Some(victims) = &self.victims else {
             return false;
@@ -173,8 +176,8 @@ impl<M: Machine> Cache<M> {
         self.victims.as_ref().is_some_and(has)
     }
 
-    /// Forgets a slot that has no user and no line; false if its end must wait for a WRITE. Called with
-    /// the slot's set locked.
+    /// Forgets a slot that has no user and no line; false if its end must wait for a WRITE. Called
+    /// with the slot's set locked.
     pub(crate) fn forget_victim(&self, slot: Slot) -> bool {
         let Some(victims) = &self.victims else {
             return true;
@@ -189,7 +192,11 @@ impl<M: Machine> Cache<M> {
     }
 
     /// Takes the end of an entry's WRITE.
-    pub(crate) fn victim_written(&self, id: LineId, result: Result<(), IoFailed>) -> Result<(), Error> {
+    pub(crate) fn victim_written(
+        &self,
+        id: LineId,
+        result: Result<(), IoFailed>,
+    ) -> Result<(), Error> {
         let unknown = || Error::UnknownTransfer(id);
         let victims = self.victims.as_ref().ok_or_else(unknown)?;
         let index = id.0.checked_sub(victims.first).ok_or_else(unknown)? as usize;

@@ -59,8 +59,8 @@ impl<M: Machine> Cache<M> {
         }
     }
 
-    /// Empties an entry (munmap, `MADV_DONTNEED`, exit). The last user's slot and line are free when
-    /// the batch is flushed and no transfer of the line is under way.
+    /// Empties an entry (munmap, `MADV_DONTNEED`, exit). The last user's slot and line are free
+    /// when the batch is flushed and no transfer of the line is under way.
     pub fn drop_page(&self, at: Mapping<M::Entry>, batch: &mut Batch<'_, M>) {
         batch.make_room();
         let Some(mut held) = self.hold(at.entry) else {
@@ -141,7 +141,12 @@ impl<M: Machine> Cache<M> {
     }
 
     /// Moves an entry to an empty one elsewhere (mremap).
-    pub fn move_page(&self, from: Mapping<M::Entry>, to: Mapping<M::Entry>, batch: &mut Batch<'_, M>) {
+    pub fn move_page(
+        &self,
+        from: Mapping<M::Entry>,
+        to: Mapping<M::Entry>,
+        batch: &mut Batch<'_, M>,
+    ) {
         batch.make_room();
         let Some(mut held) = self.hold(from.entry) else {
             return;
@@ -175,7 +180,8 @@ impl<M: Machine> Cache<M> {
             }
         }
         if pte.is_present() {
-            // A core that has narrower rights cached faults, which drops them; a wider one must be told.
+            // A core that has narrower rights cached faults, which drops them; a wider one must be
+            // told.
             if rights.contains(pte.rights()) {
                 self.machine.flush_own(at.page);
             } else {

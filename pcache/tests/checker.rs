@@ -1,6 +1,6 @@
 //! Every byte that programs read is checked, over every policy and mechanism, with fork, shared
-//! mappings, mremap, mprotect, munmap and `MADV_DONTNEED`, on one to four cores, whatever the order in
-//! which transfers end.
+//! mappings, mremap, mprotect, munmap and `MADV_DONTNEED`, on one to four cores, whatever the order
+//! in which transfers end.
 //!
 //! `PCACHE_ACCESSES` sets the number of accesses of the long run (default 300,000).
 
@@ -9,7 +9,9 @@ mod world;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
-use pcache::{Advice, Cache, ChunkId, Config, Mechanism, Miss, Plan, Policy, Prefetcher, Rights, Vpn};
+use pcache::{
+    Advice, Cache, ChunkId, Config, Mechanism, Miss, Plan, Policy, Prefetcher, Rights, Vpn,
+};
 use world::program::{Object, Outcome, Program};
 use world::{Space, World, on_core};
 
@@ -124,7 +126,10 @@ impl Run {
             }
             980..995 => {
                 let (from, to) = (self.mapped(n), self.rng.below(world::PAGES));
-                self.programs[n].as_mut().unwrap().remap(&self.cache, from, to);
+                self.programs[n]
+                    .as_mut()
+                    .unwrap()
+                    .remap(&self.cache, from, to);
             }
             995..998 => self.cache.evict(),
             _ => {
@@ -171,7 +176,10 @@ impl Run {
         for vpn in start..(start + length).min(world::PAGES) {
             let (word, write) = (self.rng.below(world::WORDS), self.rng.below(2) == 0);
             let plan = if self.rng.below(4) == 0 {
-                Plan { stride: 1, count: 3 }
+                Plan {
+                    stride: 1,
+                    count: 3,
+                }
             } else {
                 let fate = self.cache.read_ahead();
                 self.prefetchers[n].miss(Miss {
@@ -182,7 +190,8 @@ impl Run {
             };
             let program = self.programs[n].as_mut().unwrap();
             let object = Some(&mut self.object);
-            let outcome = program.access(&self.cache, (vpn, word), write, object, plan, Waker::noop());
+            let outcome =
+                program.access(&self.cache, (vpn, word), write, object, plan, Waker::noop());
             match outcome {
                 Outcome::Value(_) => self.done += 1,
                 Outcome::Fault => {
@@ -247,7 +256,11 @@ impl Run {
             c.nr_pcache_eviction_clean + c.nr_pcache_eviction_dirty
         );
         let writes = self.cache.machine().writes.load(Ordering::SeqCst) as u64;
-        assert_eq!(c.nr_clflush + c.nr_clflush_fail, writes, "each WRITE ends once");
+        assert_eq!(
+            c.nr_clflush + c.nr_clflush_fail,
+            writes,
+            "each WRITE ends once"
+        );
     }
 }
 
@@ -315,7 +328,10 @@ fn no_byte_is_wrong_when_transfers_fail_or_are_lost() {
 fn missing_shootdowns_are_found() {
     let found = std::panic::catch_unwind(|| {
         let mut run = Run::new(1, 3, Config::default(), 2, false);
-        run.cache.machine().forgets_flushes.store(true, Ordering::SeqCst);
+        run.cache
+            .machine()
+            .forgets_flushes
+            .store(true, Ordering::SeqCst);
         for _ in 0..200_000 {
             run.step();
         }

@@ -42,22 +42,25 @@ impl<'a> Bundle<'a> {
     /// Returns the folder of the unpacked packages, fetched now if they are missing.
     pub(crate) fn obtain(&self) -> Result<PathBuf> {
         let cache = cache_folder()?;
-        fs::create_dir_all(&cache).with_context(|| format!("can't make the folder {}", cache.display()))?;
+        fs::create_dir_all(&cache)
+            .with_context(|| format!("can't make the folder {}", cache.display()))?;
         let folder = cache.join(self.name);
         // Held until the end: a second run waits here for the first one's download.
-        let lock =
-            File::create(cache.join(format!("{}.lock", self.name))).context("can't make a lock file")?;
+        let lock = File::create(cache.join(format!("{}.lock", self.name)))
+            .context("can't make a lock file")?;
         lock.lock().context("can't lock the cache folder")?;
         if self.missing(&folder).is_none() {
             return Ok(folder);
         }
         if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("can't remove {}", folder.display()))?;
         }
         let list = self.packages.join(", ");
-        tools::step(&format!("Fetching from Debian {}: {list}", self.release), || {
-            self.fetch(&cache, &folder)
-        })?;
+        tools::step(
+            &format!("Fetching from Debian {}: {list}", self.release),
+            || self.fetch(&cache, &folder),
+        )?;
         Ok(folder)
     }
 
@@ -72,10 +75,12 @@ impl<'a> Bundle<'a> {
     fn fetch(&self, cache: &Path, folder: &Path) -> Result<()> {
         let work = cache.join(format!("{}.partial", self.name));
         if work.exists() {
-            fs::remove_dir_all(&work).with_context(|| format!("can't remove {}", work.display()))?;
+            fs::remove_dir_all(&work)
+                .with_context(|| format!("can't remove {}", work.display()))?;
         }
         let root = work.join("root");
-        fs::create_dir_all(&root).with_context(|| format!("can't make the folder {}", root.display()))?;
+        fs::create_dir_all(&root)
+            .with_context(|| format!("can't make the folder {}", root.display()))?;
         let packages = Apt::new(&work, self.release, self.backports)?.download(self)?;
         let dpkg = need("dpkg-deb", "it comes with Debian's `dpkg`")?;
         for package in packages {
@@ -83,7 +88,10 @@ impl<'a> Bundle<'a> {
                 .with_context(|| format!("can't unpack {}", package.display()))?;
         }
         if let Some(file) = self.missing(&root) {
-            bail!("Debian's packages {:?} no longer hold {file}", self.packages);
+            bail!(
+                "Debian's packages {:?} no longer hold {file}",
+                self.packages
+            );
         }
         fs::rename(&root, folder).with_context(|| format!("can't make {}", folder.display()))?;
         // Only the download remains in there; another try does without it.
@@ -99,10 +107,12 @@ impl<'a> Bundle<'a> {
 /// Fails without `dpkg-source`, or if the package can't be fetched.
 pub(crate) fn source(name: &str, release: &str) -> Result<PathBuf> {
     let cache = cache_folder()?;
-    fs::create_dir_all(&cache).with_context(|| format!("can't make the folder {}", cache.display()))?;
+    fs::create_dir_all(&cache)
+        .with_context(|| format!("can't make the folder {}", cache.display()))?;
     let label = format!("source-{release}-{name}");
     let folder = cache.join(&label);
-    let lock = File::create(cache.join(format!("{label}.lock"))).context("can't make a lock file")?;
+    let lock =
+        File::create(cache.join(format!("{label}.lock"))).context("can't make a lock file")?;
     lock.lock().context("can't lock the cache folder")?;
     if folder.exists() {
         return Ok(folder);
@@ -113,7 +123,8 @@ pub(crate) fn source(name: &str, release: &str) -> Result<PathBuf> {
         || {
             let work = cache.join(format!("{label}.partial"));
             if work.exists() {
-                fs::remove_dir_all(&work).with_context(|| format!("can't remove {}", work.display()))?;
+                fs::remove_dir_all(&work)
+                    .with_context(|| format!("can't remove {}", work.display()))?;
             }
             let description = Apt::new(&work, release, false)?.download_source(name)?;
             let unpacked = work.join("unpacked");
@@ -124,7 +135,8 @@ pub(crate) fn source(name: &str, release: &str) -> Result<PathBuf> {
                     .args([&description, &unpacked]),
             )
             .with_context(|| format!("can't unpack {}", description.display()))?;
-            fs::rename(&unpacked, &folder).with_context(|| format!("can't make {}", folder.display()))?;
+            fs::rename(&unpacked, &folder)
+                .with_context(|| format!("can't make {}", folder.display()))?;
             // Only the download remains in there; another try does without it.
             let _ = fs::remove_dir_all(&work);
             Ok(())
@@ -173,7 +185,8 @@ impl Apt {
         let sources: String = suites
             .iter()
             .flat_map(|suite| {
-                ["deb", "deb-src"].map(|kind| format!("{kind} [signed-by={keyring}] {mirror} {suite} main\n"))
+                ["deb", "deb-src"]
+                    .map(|kind| format!("{kind} [signed-by={keyring}] {mirror} {suite} main\n"))
             })
             .collect();
         fs::write(work.join("sources.list"), sources).context("can't write apt's sources")?;
@@ -211,7 +224,12 @@ impl Apt {
             command.args(["-t", &format!("{}-backports", bundle.release)]);
         }
         let folder = if bundle.dependencies {
-            command.args(["-y", "--download-only", "--no-install-recommends", "install"]);
+            command.args([
+                "-y",
+                "--download-only",
+                "--no-install-recommends",
+                "install",
+            ]);
             "cache/archives"
         } else {
             command.arg("download");
@@ -282,10 +300,15 @@ fn mirror() -> Result<String> {
 /// It is known by its path: every full mirror keeps Debian under `/debian`, and security updates
 /// elsewhere.
 fn mirror_in(text: &str) -> Option<String> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with('#'));
     lines
         .filter(|line| {
-            line.starts_with("deb ") || line.starts_with("deb\t") || line.to_lowercase().starts_with("uris:")
+            line.starts_with("deb ")
+                || line.starts_with("deb\t")
+                || line.to_lowercase().starts_with("uris:")
         })
         .flat_map(str::split_whitespace)
         .find(|word| word.contains(":/") && word.trim_end_matches('/').ends_with("/debian"))
@@ -299,9 +322,15 @@ mod tests {
     #[test]
     fn the_mirror_is_found_in_both_formats() {
         let deb822 = "Types: deb\n# http://snapshot/archive/debian/2025\nURIs: http://mirror.example/debian\nSuites: x\n";
-        assert_eq!(mirror_in(deb822).as_deref(), Some("http://mirror.example/debian"));
+        assert_eq!(
+            mirror_in(deb822).as_deref(),
+            Some("http://mirror.example/debian")
+        );
         let line = "# deb http://old.example/debian x main\ndeb [signed-by=/k.gpg] https://m.example/debian/ x main\n";
-        assert_eq!(mirror_in(line).as_deref(), Some("https://m.example/debian/"));
+        assert_eq!(
+            mirror_in(line).as_deref(),
+            Some("https://m.example/debian/")
+        );
     }
 
     #[test]

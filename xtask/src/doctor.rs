@@ -49,13 +49,15 @@ fn examine() -> Vec<(&'static str, State)> {
         Ok(false) if find("rustup").is_some() => {
             State::Obtained(format!("`rustup target add {name}` gets it"))
         }
-        _ => State::Missing("install rustup (https://rustup.rs), which follows rust-toolchain.toml".into()),
+        _ => State::Missing(
+            "install rustup (https://rustup.rs), which follows rust-toolchain.toml".into(),
+        ),
     };
     let packages = match (find("apt-get"), find("dpkg-deb")) {
         (Some(_), Some(_)) => State::Here("apt-get and dpkg-deb".into()),
-        _ => {
-            State::Missing("apt-get and dpkg-deb: run on Debian 12 or later, or see docs/user/run.md".into())
-        }
+        _ => State::Missing(
+            "apt-get and dpkg-deb: run on Debian 12 or later, or see docs/user/run.md".into(),
+        ),
     };
     let qemu = match Qemu::system() {
         Some(qemu) => State::Here(qemu.version),
@@ -82,7 +84,9 @@ fn examine() -> Vec<(&'static str, State)> {
     }
     let compiler = match find("gcc") {
         Some(path) => State::Here(format!("{}, for the tests' musl programs", path.display())),
-        None => State::Missing("`apt-get install gcc`: the tests build a program against musl".into()),
+        None => {
+            State::Missing("`apt-get install gcc`: the tests build a program against musl".into())
+        }
     };
     states.push(("gcc", compiler));
     let compiler = match find("c++") {

@@ -56,7 +56,10 @@ impl Args {
     pub(crate) fn run(self) -> Result<()> {
         let fuzzer = Fuzzer::build()?;
         if self.list {
-            fuzzer.targets.iter().for_each(|(name, _)| println!("{name}"));
+            fuzzer
+                .targets
+                .iter()
+                .for_each(|(name, _)| println!("{name}"));
             return Ok(());
         }
         for name in &self.targets {
@@ -72,7 +75,9 @@ impl Args {
             return fuzzer.feed(name, file);
         }
         fuzzer.find_planted()?;
-        let wanted = |name: &str| self.targets.is_empty() || self.targets.iter().any(|target| target == name);
+        let wanted = |name: &str| {
+            self.targets.is_empty() || self.targets.iter().any(|target| target == name)
+        };
         fuzzer.search_all(
             wanted,
             &Search {
@@ -91,7 +96,8 @@ pub(crate) fn test() -> Result<()> {
     fuzzer.find_planted()?;
     let corpus = fuzzer.folder.join("test-corpus");
     if corpus.exists() {
-        fs::remove_dir_all(&corpus).with_context(|| format!("can't remove {}", corpus.display()))?;
+        fs::remove_dir_all(&corpus)
+            .with_context(|| format!("can't remove {}", corpus.display()))?;
     }
     fuzzer.search_all(
         |_| true,
@@ -210,15 +216,25 @@ impl Fuzzer {
 
     /// Searches several targets, as many at a time as there are cores.
     fn search_all(&self, wanted: impl Fn(&str) -> bool, search: &Search) -> Result<()> {
-        let targets: Vec<_> = self.targets.iter().filter(|(name, _)| wanted(name)).collect();
-        let width = targets.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let targets: Vec<_> = self
+            .targets
+            .iter()
+            .filter(|(name, _)| wanted(name))
+            .collect();
+        let width = targets
+            .iter()
+            .map(|(name, _)| name.len())
+            .max()
+            .unwrap_or(0);
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(Vec::new());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         std::thread::scope(|scope| {
             for _ in 0..cores.min(targets.len()) {
                 scope.spawn(|| {
-                    while let Some((name, max_len)) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    while let Some((name, max_len)) =
+                        targets.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
                         match self.search(name, *max_len, search) {
                             Ok(line) => println!("{name:width$}  {line}"),
                             Err(error) => {
@@ -249,7 +265,11 @@ impl Fuzzer {
             .arg(format!("-max_total_time={}", search.seconds.max(1)))
             .arg(format!("-max_len={max_len}"))
             .arg(format!("-artifact_prefix={}", prefix.display()))
-            .args(["-print_final_stats=1", "-len_control=20", "-use_value_profile=1"])
+            .args([
+                "-print_final_stats=1",
+                "-len_control=20",
+                "-use_value_profile=1",
+            ])
             .args(search.runs.map(|runs| format!("-runs={runs}")))
             .args(search.seed.map(|seed| format!("-seed={seed}")))
             .arg(&corpus);
@@ -273,7 +293,9 @@ fn summary(told: &str) -> Option<String> {
     let runs = stat("stat::number_of_executed_units:")?;
     let new = stat("stat::new_units_added:")?;
     let edges = told.lines().rev().find_map(|line| after(line, " cov: "))?;
-    Some(format!("{runs:>9} runs, {edges:>5} edges, {new:>4} new inputs"))
+    Some(format!(
+        "{runs:>9} runs, {edges:>5} edges, {new:>4} new inputs"
+    ))
 }
 
 /// Returns the report of a finding, with the command that reproduces it.
@@ -288,9 +310,10 @@ fn finding(target: &str, output: &Output, told: &str) -> String {
         lines = told.lines().rev().take(10).collect();
         lines.reverse();
     }
-    let file = told
-        .lines()
-        .find_map(|line| line.split_once("Test unit written to ").map(|(_, file)| file));
+    let file = told.lines().find_map(|line| {
+        line.split_once("Test unit written to ")
+            .map(|(_, file)| file)
+    });
     let again = file.map_or_else(
         || format!("{}; no input was kept", output.status),
         |file| format!("again: cargo xtask fuzz {target} --input {file}"),

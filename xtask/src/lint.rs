@@ -34,7 +34,14 @@ const TESTBED: [&str; 10] = [
     "sim",
     "testbed_tests",
 ];
-const IMAGES: [&str; 6] = ["processor", "memory", "storage", "selftest", "probe", "fit_node"];
+const IMAGES: [&str; 6] = [
+    "processor",
+    "memory",
+    "storage",
+    "selftest",
+    "probe",
+    "fit_node",
+];
 
 /// Checks dependencies between crates, lengths of files, and where unsafe code may be
 #[derive(clap::Args)]
@@ -117,9 +124,12 @@ fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
         "uefi_loader" => need != "handover",
         "mad" | "verbs" | "messages" => !matches!(need, "hal" | "verbs" | "mad"),
         "pcache" => !matches!(need, "hal" | "locks" | "metrics"),
-        "mlx4" => matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need),
+        "mlx4" => {
+            matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need)
+        }
         "fit" => {
-            matches!(need, "libos" | "mlx4" | "mlx4_hw" | "messages" | "pcache") || TESTBED.contains(&need)
+            matches!(need, "libos" | "mlx4" | "mlx4_hw" | "messages" | "pcache")
+                || TESTBED.contains(&need)
         }
         "fabric" => !matches!(need, "hal" | "mad" | "verbs"),
         "hca_model" => matches!(
@@ -158,7 +168,8 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
 fn long_files(folder: &Path) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for file in sources(folder)? {
-        let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
         let lines = text.lines().count();
         if lines > MAX_LINES {
             faults.push(format!(
@@ -182,9 +193,13 @@ fn unsafe_not_forbidden(name: &str, folder: &Path) -> Result<Vec<String>> {
     } else {
         folder.join("src/main.rs")
     };
-    let text = fs::read_to_string(&root).with_context(|| format!("can't read {}", root.display()))?;
+    let text =
+        fs::read_to_string(&root).with_context(|| format!("can't read {}", root.display()))?;
     if !text.contains("#![forbid(unsafe_code)]") {
-        faults.push(format!("{} must say #![forbid(unsafe_code)]", root.display()));
+        faults.push(format!(
+            "{} must say #![forbid(unsafe_code)]",
+            root.display()
+        ));
     }
     Ok(faults)
 }
@@ -238,7 +253,10 @@ mod tests {
         assert_eq!(edges("hca_model", &["mlx4", "mlx4_hw"]), 1);
         assert_eq!(edges("xtask", &["hal"]), 1);
         assert_eq!(
-            edges("processor", &["libos", "mlx4", "fit", "pcache", "hca_model"]),
+            edges(
+                "processor",
+                &["libos", "mlx4", "fit", "pcache", "hca_model"]
+            ),
             1
         );
         assert_eq!(edges("libos", &["hal"]), 0);

@@ -30,7 +30,8 @@ pub(crate) fn cargo() -> Command {
 
 /// Returns `cargo metadata` of the workspace: its own packages only.
 pub(crate) fn metadata() -> Result<Value> {
-    let text = tools::quiet(cargo().args(["metadata", "--no-deps", "--format-version", "1", "--locked"]))?;
+    let text =
+        tools::quiet(cargo().args(["metadata", "--no-deps", "--format-version", "1", "--locked"]))?;
     serde_json::from_str(&text).context("can't read what `cargo metadata` says")
 }
 

@@ -96,7 +96,10 @@ impl Qemu {
 
     /// Returns a command that starts it, with the options that it always needs.
     pub(crate) fn command(&self, launcher: &[&str]) -> Command {
-        let mut words = launcher.iter().map(PathBuf::from).chain([self.program.clone()]);
+        let mut words = launcher
+            .iter()
+            .map(PathBuf::from)
+            .chain([self.program.clone()]);
         let mut command = Command::new(words.next().expect("at least the program"));
         command.args(words).args(&self.args).stdin(Stdio::null());
         command
@@ -112,7 +115,10 @@ impl Qemu {
             .chain(self.args.iter().cloned())
             .collect();
         for word in &words {
-            ensure!(!word.contains(' '), "QEMU's place has a space in it: {word}");
+            ensure!(
+                !word.contains(' '),
+                "QEMU's place has a space in it: {word}"
+            );
         }
         Ok(words.join(" "))
     }
@@ -121,6 +127,9 @@ impl Qemu {
 fn version(program: &PathBuf, args: &[String]) -> Result<String> {
     let text = tools::quiet(Command::new(program).args(args).arg("--version"))?;
     let first = text.lines().next().unwrap_or_default();
-    ensure!(first.starts_with("QEMU emulator version"), "it says {first:?}");
+    ensure!(
+        first.starts_with("QEMU emulator version"),
+        "it says {first:?}"
+    );
     Ok(first.into())
 }

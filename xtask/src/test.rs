@@ -72,12 +72,16 @@ impl Args {
             only: self.only.clone(),
             ..Tally::default()
         };
-        tally.step("formatting", || shown(cargo().args(["fmt", "--all", "--check"])));
+        tally.step("formatting", || {
+            shown(cargo().args(["fmt", "--all", "--check"]))
+        });
         tally.step("rules of the house", || lint::Args {}.run());
         tally.step("clippy, host", || clippy(&["--workspace", "--all-targets"]));
         tally.step("clippy, bare", || {
             project::need_target(BARE)?;
-            let packages = BARE_PACKAGES.into_iter().flat_map(|name| ["--package", name]);
+            let packages = BARE_PACKAGES
+                .into_iter()
+                .flat_map(|name| ["--package", name]);
             clippy(
                 &["--target", BARE, "--lib", "--bins"]
                     .into_iter()
@@ -87,7 +91,14 @@ impl Args {
         });
         tally.step("clippy, UEFI", || {
             project::need_target(UEFI)?;
-            clippy(&["--target", UEFI, "--lib", "--bins", "--package", "uefi_loader"])
+            clippy(&[
+                "--target",
+                UEFI,
+                "--lib",
+                "--bins",
+                "--package",
+                "uefi_loader",
+            ])
         });
         tally.step("documentation", || {
             shown(
@@ -110,9 +121,16 @@ impl Args {
         }
         println!("{} passed, {} failed", tally.passed, tally.failed);
         if let Some(only) = &self.only {
-            ensure!(tally.passed + tally.failed > 0, "no step's name holds {only:?}");
+            ensure!(
+                tally.passed + tally.failed > 0,
+                "no step's name holds {only:?}"
+            );
         }
-        ensure!(tally.failed == 0, "{} of the steps above failed", tally.failed);
+        ensure!(
+            tally.failed == 0,
+            "{} of the steps above failed",
+            tally.failed
+        );
         Ok(())
     }
 }
@@ -155,8 +173,8 @@ fn clippy(args: &[&str]) -> Result<()> {
 }
 
 fn host_tests() -> Result<()> {
-    let nextest =
-        find("cargo-nextest").is_some() && quiet(Command::new("cargo-nextest").arg("--version")).is_ok();
+    let nextest = find("cargo-nextest").is_some()
+        && quiet(Command::new("cargo-nextest").arg("--version")).is_ok();
     let runner: &[&str] = if nextest {
         &["nextest", "run"]
     } else {
@@ -178,7 +196,14 @@ fn host_tests() -> Result<()> {
 fn loader_test() -> Result<()> {
     let busybox = run::busybox()?;
     let mut command = cargo();
-    command.args(["test", "--quiet", "--locked", "--package", "processor", "--lib"]);
+    command.args([
+        "test",
+        "--quiet",
+        "--locked",
+        "--package",
+        "processor",
+        "--lib",
+    ]);
     command.args(["--", "--ignored", "--exact"]);
     command.arg("tests::real_program_is_loaded_whole_through_a_small_cache");
     shown(command.env("TESSERA_STATIC_PROGRAM", busybox))
@@ -206,14 +231,18 @@ fn libos_tests() -> Result<()> {
 /// the folder with the checks by Linux guests, which are a step of their own.
 fn cluster_test_names() -> Result<Vec<String>> {
     let folder = project::root().join("testbed/tests/tests");
-    let entries = std::fs::read_dir(&folder).with_context(|| format!("can't list {}", folder.display()))?;
+    let entries =
+        std::fs::read_dir(&folder).with_context(|| format!("can't list {}", folder.display()))?;
     let mut names = Vec::new();
     for entry in entries {
         let path = entry
             .with_context(|| format!("can't list {}", folder.display()))?
             .path();
         if path.extension().is_some_and(|extension| extension == "rs") {
-            names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+            names.extend(
+                path.file_stem()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
         }
     }
     names.sort();

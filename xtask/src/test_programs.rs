@@ -22,7 +22,11 @@ const BUNDLE: Bundle<'_> = Bundle {
     packages: &["bash-static", "musl-dev"],
     dependencies: false,
     backports: false,
-    files: &["usr/bin/bash-static", SPECS, "usr/lib/x86_64-linux-musl/libc.a"],
+    files: &[
+        "usr/bin/bash-static",
+        SPECS,
+        "usr/lib/x86_64-linux-musl/libc.a",
+    ],
 };
 /// Compiler specs file of `musl-gcc`.
 const SPECS: &str = "usr/lib/x86_64-linux-musl/musl-gcc.specs";
@@ -110,7 +114,8 @@ fn has_interpreter(file: &[u8]) -> bool {
         usize::try_from(u64::from_le_bytes(bytes)).ok()
     };
     // e_phoff, e_phentsize and e_phnum of the ELF specification's Elf64_Ehdr.
-    let (Some(start), Some(size), Some(count)) = (field(0x20, 8), field(0x36, 2), field(0x38, 2)) else {
+    let (Some(start), Some(size), Some(count)) = (field(0x20, 8), field(0x36, 2), field(0x38, 2))
+    else {
         return false;
     };
     (0..count).any(|index| start.checked_add(index * size).and_then(|at| field(at, 4)) == Some(3))

@@ -89,7 +89,9 @@ pub(crate) fn quiet(command: &mut Command) -> Result<String> {
 /// Runs a program whose output goes to ours.
 pub(crate) fn shown(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("can't run `{name}`"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("can't run `{name}`"))?;
     if !status.success() {
         let args: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
         bail!("`{name} {}` ended with {status}", args.join(" "));
@@ -106,7 +108,11 @@ pub(crate) fn parse_size(text: &str) -> Result<u64> {
         _ => (text, 1),
     };
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let number = if plain { digits.parse::<u64>().ok() } else { None };
+    let number = if plain {
+        digits.parse::<u64>().ok()
+    } else {
+        None
+    };
     number
         .and_then(|number| number.checked_mul(unit))
         .with_context(|| format!("{text:?} is no size: write bytes, or a number with K, M or G"))
@@ -128,9 +134,12 @@ mod tests {
 
     #[test]
     fn a_failed_program_shows_what_it_said() {
-        let error =
-            quiet(Command::new("sh").args(["-c", "echo out; echo why >&2; exit 3"])).expect_err("exit 3");
+        let error = quiet(Command::new("sh").args(["-c", "echo out; echo why >&2; exit 3"]))
+            .expect_err("exit 3");
         let text = format!("{error:#}");
-        assert!(text.contains("why") && text.contains("exit status: 3"), "{text}");
+        assert!(
+            text.contains("why") && text.contains("exit status: 3"),
+            "{text}"
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! The kernel command line, from the places where it may stand.
 //!
-//! In this order, the first that has one counts: the load options (a boot entry, the UEFI shell, iPXE), a file on the volume that the
-//! loader came from ([`FILE`]), the section of the loader's own file.
+//! In this order, the first that has one counts: the load options (a boot entry, the UEFI shell,
+//! iPXE), a file on the volume that the loader came from ([`FILE`]), the section of the loader's
+//! own file.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,8 +14,8 @@ pub const MAX_LEN: usize = 64 << 10;
 
 /// Reads load options: text in UCS-2, which begins with the program's name where a shell wrote it.
 ///
-/// `None` where it is something else, as firmware's own entries have bytes of another meaning there, or no option with a value, as every
-/// node needs some.
+/// `None` where it is something else, as firmware's own entries have bytes of another meaning
+/// there, or no option with a value, as every node needs some.
 #[must_use]
 pub fn from_load_options(bytes: &[u8]) -> Option<String> {
     let units: Vec<u16> = bytes
@@ -32,7 +33,8 @@ pub fn from_load_options(bytes: &[u8]) -> Option<String> {
     checked(rest.trim())
 }
 
-/// Reads a file or a section: lines, of which those that begin with `#` are remarks, joined by spaces.
+/// Reads a file or a section: lines, of which those that begin with `#` are remarks, joined by
+/// spaces.
 #[must_use]
 pub fn from_text(bytes: &[u8]) -> Option<String> {
     let text = core::str::from_utf8(bytes).ok()?;
@@ -46,7 +48,9 @@ pub fn from_text(bytes: &[u8]) -> Option<String> {
 }
 
 fn checked(line: &str) -> Option<String> {
-    let plain = line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    let plain = line
+        .bytes()
+        .all(|byte| byte == b' ' || byte.is_ascii_graphic());
     (plain && line.contains('=') && line.len() <= MAX_LEN).then(|| line.into())
 }
 
@@ -61,15 +65,24 @@ mod tests {
     #[test]
     fn load_options_are_text_without_the_programs_name() {
         let line = |text: &str| from_load_options(&ucs2(text));
-        assert_eq!(line("cluster=a key=b\0").as_deref(), Some("cluster=a key=b"));
-        assert_eq!(line("FS0:\\Memory.EFI cluster=a\0").as_deref(), Some("cluster=a"));
+        assert_eq!(
+            line("cluster=a key=b\0").as_deref(),
+            Some("cluster=a key=b")
+        );
+        assert_eq!(
+            line("FS0:\\Memory.EFI cluster=a\0").as_deref(),
+            Some("cluster=a")
+        );
         assert_eq!(line("memory.efi\0"), None);
         assert_eq!(line(""), None);
     }
 
     #[test]
     fn load_options_that_are_no_text_are_not_taken() {
-        assert_eq!(from_load_options(&[0x4e, 0xac, 0x08, 0x81, 0x3d, 0, 1, 2]), None);
+        assert_eq!(
+            from_load_options(&[0x4e, 0xac, 0x08, 0x81, 0x3d, 0, 1, 2]),
+            None
+        );
         assert_eq!(from_load_options(&[0x3d, 0xd8, 0x3d, 0x00]), None);
         assert_eq!(from_load_options(b"="), None);
         assert_eq!(from_load_options(&ucs2(&"a=".repeat(MAX_LEN))), None);

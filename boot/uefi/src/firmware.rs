@@ -75,7 +75,8 @@ fn start() -> Result<core::convert::Infallible, Failure> {
     let pages = Tables::pages_for(image.len());
     let (root, memory) = allocate(pages * PAGE, What("give memory for page tables"))?;
     // SAFETY: whole pages of ours, and any words are a table.
-    let tables = unsafe { core::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<Table>(), pages) };
+    let tables =
+        unsafe { core::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<Table>(), pages) };
     let mut tables = Tables::new(tables, root);
     tables.map(DIRECT_BASE, 0, MAPPED)?;
     tables.map(LINK_BASE, image_phys, image.len())?;
@@ -83,7 +84,10 @@ fn start() -> Result<core::convert::Infallible, Failure> {
     tables.map(first, first, last - first)?;
 
     let map_room = map_len()? + MAP_ROOM;
-    let (record_phys, record) = allocate(PAGE + line.len() + map_room, What("give memory for the record"))?;
+    let (record_phys, record) = allocate(
+        PAGE + line.len() + map_room,
+        What("give memory for the record"),
+    )?;
     let mut handover = Handover {
         magic: MAGIC,
         image: image_phys,
@@ -120,7 +124,8 @@ impl Own {
             .map_err(|error| refused("tell where this program is", &error))?;
         let (base, len) = loaded.info();
         let len = usize::try_from(len).unwrap_or_default();
-        // SAFETY: the firmware put this program there for as long as it runs, and nothing changes its sections.
+        // SAFETY: the firmware put this program there for as long as it runs, and nothing changes
+        // its sections.
         let bytes = unsafe { core::slice::from_raw_parts(base.cast::<u8>(), len) };
         let options = loaded.load_options_as_bytes().unwrap_or_default().to_vec();
         Ok(Self { bytes, options })
@@ -178,8 +183,8 @@ fn refused<T: core::fmt::Debug>(what: &'static str, error: &uefi::Error<T>) -> F
 
 /// The bytes of the memory map at this moment.
 fn map_len() -> Result<usize, Failure> {
-    let map =
-        boot::memory_map(MemoryType::LOADER_DATA).map_err(|error| refused("give its memory map", &error))?;
+    let map = boot::memory_map(MemoryType::LOADER_DATA)
+        .map_err(|error| refused("give its memory map", &error))?;
     Ok(map.meta().map_size)
 }
 
@@ -202,8 +207,9 @@ fn framebuffer() -> Option<Framebuffer> {
         controller: None,
     };
     // SAFETY: the screen is only asked about, and stays the console's.
-    let screen =
-        unsafe { boot::open_protocol::<GraphicsOutput>(params, OpenProtocolAttributes::GetProtocol) };
+    let screen = unsafe {
+        boot::open_protocol::<GraphicsOutput>(params, OpenProtocolAttributes::GetProtocol)
+    };
     let mut screen = screen.ok()?;
     let mode = screen.current_mode_info();
     let format = match mode.pixel_format() {

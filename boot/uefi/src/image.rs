@@ -36,7 +36,9 @@ impl<'a> Image<'a> {
         let (mut segments, mut len, mut entry) = (Vec::new(), 0, None);
         for header in elf.segments().ok_or(Error::NotElf)? {
             if header.p_type == PT_NOTE {
-                let notes = elf.segment_data_as_notes(&header).map_err(|_| Error::NotElf)?;
+                let notes = elf
+                    .segment_data_as_notes(&header)
+                    .map_err(|_| Error::NotElf)?;
                 entry = entry.or(notes.filter_map(|note| entry_of(&note)).next());
             }
             if header.p_type != PT_LOAD {
@@ -95,10 +97,17 @@ impl<'a> Image<'a> {
 }
 
 fn entry_of(note: &Note<'_>) -> Option<u64> {
-    let Note::Unknown(note) = note else { return None };
-    let ours = note.n_type == u64::from(NOTE_TYPE) && note.name_str().is_ok_and(|name| name == NOTE_NAME);
+    let Note::Unknown(note) = note else {
+        return None;
+    };
+    let ours =
+        note.n_type == u64::from(NOTE_TYPE) && note.name_str().is_ok_and(|name| name == NOTE_NAME);
     (ours)
-        .then(|| note.desc.first_chunk().map(|value| u64::from_le_bytes(*value)))
+        .then(|| {
+            note.desc
+                .first_chunk()
+                .map(|value| u64::from_le_bytes(*value))
+        })
         .flatten()
 }
 
@@ -155,11 +164,15 @@ mod tests {
 
     #[test]
     fn what_is_out_of_bounds_is_refused() {
-        let with = |segment: Vec<u8>| Image::parse(&file(&[good()[0].clone(), segment])).map(|_| ());
+        let with =
+            |segment: Vec<u8>| Image::parse(&file(&[good()[0].clone(), segment])).map(|_| ());
         let bad = |address, len| Err(Error::Segment { address, len });
         let low = LOAD_BASE - 1;
         assert_eq!(with(header(PT_LOAD, 0x21c, low, 4, 4)), bad(low, 4));
-        assert_eq!(with(header(PT_LOAD, 0x21c, LOAD_BASE, 4, 3)), bad(LOAD_BASE, 3));
+        assert_eq!(
+            with(header(PT_LOAD, 0x21c, LOAD_BASE, 4, 3)),
+            bad(LOAD_BASE, 3)
+        );
         assert_eq!(
             with(header(PT_LOAD, 0x21c, LOAD_BASE, 400, 400)),
             bad(LOAD_BASE, 400)

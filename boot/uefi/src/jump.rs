@@ -4,14 +4,16 @@ use core::arch::asm;
 
 /// CR4.LA57: page tables have five levels.
 const FIVE_LEVELS: u64 = 1 << 12;
-/// CR4.PGE and CR4.CET: the first keeps translations of the firmware's tables, the second needs a shadow stack.
+/// CR4.PGE and CR4.CET: the first keeps translations of the firmware's tables, the second needs a
+/// shadow stack.
 const CR4_OFF: u64 = 1 << 7 | 1 << 23;
 /// CR0.WP.
 const WRITE_PROTECT: u64 = 1 << 16;
 /// EFER.NXE.
 const NO_EXECUTE: u32 = 1 << 11;
 
-/// Returns whether the firmware runs with page tables of five levels, which can't be left in 64-bit mode.
+/// Returns whether the firmware runs with page tables of five levels, which can't be left in 64-bit
+/// mode.
 pub(crate) fn has_five_levels() -> bool {
     let cr4: u64;
     // SAFETY: reads a register.
@@ -23,8 +25,8 @@ pub(crate) fn has_five_levels() -> bool {
 ///
 /// # Safety
 ///
-/// The firmware's boot services have been left; the tables at `root` map this code where it is, and what an image expects; `entry` is the
-/// image's entry, and `record` a record for it.
+/// The firmware's boot services have been left; the tables at `root` map this code where it is, and
+/// what an image expects; `entry` is the image's entry, and `record` a record for it.
 pub(crate) unsafe fn enter(root: u64, entry: u64, record: u64) -> ! {
     // SAFETY: by the caller's promise. Nothing is read from the stack once the tables are loaded.
     unsafe {

@@ -1,6 +1,7 @@
 //! Sections of a PE file as it lies in memory.
 //!
-//! Layout: Microsoft's "PE Format", sections "MS-DOS Stub", "COFF File Header" and "Section Table (Section Headers)".
+//! Layout: Microsoft's "PE Format", sections "MS-DOS Stub", "COFF File Header" and "Section Table
+//! (Section Headers)".
 
 use crate::Error;
 
@@ -77,7 +78,10 @@ mod tests {
     #[test]
     fn a_section_is_found_by_its_name() {
         assert_eq!(find(&program(), COMMAND_LINE), Ok(&b"hello"[..]));
-        assert_eq!(find(&program(), IMAGE), Err(Error::NoSection { name: IMAGE }));
+        assert_eq!(
+            find(&program(), IMAGE),
+            Err(Error::NoSection { name: IMAGE })
+        );
     }
 
     #[test]

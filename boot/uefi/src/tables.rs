@@ -28,8 +28,8 @@ impl<'a> Tables<'a> {
         Self { pages, base, used }
     }
 
-    /// The most pages that [`Tables::map`] needs for all of physical memory below 4 GiB, for a loader of at most 16 MiB, and for
-    /// an image of `len` bytes.
+    /// The most pages that [`Tables::map`] needs for all of physical memory below 4 GiB, for a
+    /// loader of at most 16 MiB, and for an image of `len` bytes.
     #[must_use]
     pub fn pages_for(len: u64) -> usize {
         let image = usize::try_from(len / LARGE_PAGE).unwrap_or(usize::MAX / 2);
@@ -43,7 +43,8 @@ impl<'a> Tables<'a> {
         self.base
     }
 
-    /// Maps `len` bytes, writable and executable; all three numbers are multiples of a page. Large pages are used where they fit.
+    /// Maps `len` bytes, writable and executable; all three numbers are multiples of a page. Large
+    /// pages are used where they fit.
     ///
     /// # Errors
     ///
@@ -71,7 +72,9 @@ impl<'a> Tables<'a> {
 
     /// Finds the entry of a level, making the tables above it.
     fn slot(&mut self, address: u64, level: u32) -> Result<(usize, usize), Error> {
-        let index = |level: u32| usize::try_from(address >> (12 + 9 * (level - 1)) & 511).unwrap_or_default();
+        let index = |level: u32| {
+            usize::try_from(address >> (12 + 9 * (level - 1)) & 511).unwrap_or_default()
+        };
         let mut table = 0;
         for upper in (level + 1..=4).rev() {
             let word = self.pages[table][index(upper)];
@@ -85,7 +88,8 @@ impl<'a> Tables<'a> {
                     return Err(Error::NoTable { pages });
                 }
                 self.used += 1;
-                self.pages[table][index(upper)] = (self.base + next as u64 * PAGE) | PRESENT_WRITABLE;
+                self.pages[table][index(upper)] =
+                    (self.base + next as u64 * PAGE) | PRESENT_WRITABLE;
                 next
             } else {
                 usize::try_from(((word & ADDRESS) - self.base) / PAGE).unwrap_or_default()
@@ -131,10 +135,15 @@ mod tests {
         let mut tables = Tables::new(&mut pages, BASE);
         tables.map(DIRECT_BASE, 0, MAPPED).expect("direct");
         // The loader across a gigabyte's border, the image at an odd page.
-        tables.map(0xbfff_f000, 0xbfff_f000, 16 << 20).expect("loader");
+        tables
+            .map(0xbfff_f000, 0xbfff_f000, 16 << 20)
+            .expect("loader");
         tables.map(LINK_BASE, 0x1_2345_6000, len).expect("image");
         assert_eq!(translate(&tables, DIRECT_BASE), Some(0));
-        assert_eq!(translate(&tables, DIRECT_BASE + MAPPED - 1), Some(MAPPED - 1));
+        assert_eq!(
+            translate(&tables, DIRECT_BASE + MAPPED - 1),
+            Some(MAPPED - 1)
+        );
         assert_eq!(translate(&tables, DIRECT_BASE + MAPPED), None);
         assert_eq!(translate(&tables, 0xc000_0123), Some(0xc000_0123));
         assert_eq!(translate(&tables, 0xbfff_e000), None);
@@ -153,7 +162,10 @@ mod tests {
         assert_eq!(tables.map(0, 0, PAGE), Err(Error::NoTable { pages: 3 }));
         assert_eq!(tables.map(0, 0, LARGE_PAGE), Ok(()));
         assert_eq!(tables.map(0, 0, LARGE_PAGE), Ok(()));
-        assert_eq!(tables.map(PAGE, 0, PAGE), Err(Error::Mapped { address: PAGE }));
+        assert_eq!(
+            tables.map(PAGE, 0, PAGE),
+            Err(Error::Mapped { address: PAGE })
+        );
         assert_eq!(
             tables.map(0, LARGE_PAGE, LARGE_PAGE),
             Err(Error::Mapped { address: 0 })

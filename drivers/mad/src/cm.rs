@@ -1,9 +1,10 @@
-//! Communication management: making and ending reliable connections over QP1 (IBA 1.3, 12.6; offsets as Linux
-//! `include/rdma/ibta_vol1_c12.h` has them).
+//! Communication management: making and ending reliable connections over QP1 (IBA 1.3, 12.6;
+//! offsets as Linux `include/rdma/ibta_vol1_c12.h` has them).
 //!
-//! A caller sends REQ, the callee answers REP (or REJ), the caller confirms by RTU; either side ends it by DREQ, answered
-//! by DREP. The formats mix bytes with 20- and 24-bit fields, so they are read and written by offset into the 232 bytes
-//! behind the header. Fields that FIT has no use for (EE contexts, alternate paths) are sent as zero and skipped when read.
+//! A caller sends REQ, the callee answers REP (or REJ), the caller confirms by RTU; either side
+//! ends it by DREQ, answered by DREP. The formats mix bytes with 20- and 24-bit fields, so they are
+//! read and written by offset into the 232 bytes behind the header. Fields that FIT has no use for
+//! (EE contexts, alternate paths) are sent as zero and skipped when read.
 
 use verbs::{Gid, Guid, Lid, PKey, Psn, Qpn};
 use zerocopy::IntoBytes;
@@ -68,8 +69,8 @@ pub struct Req {
     pub responder_resources: u8,
     /// READs the caller wants outstanding.
     pub initiator_depth: u8,
-    /// The PSN that the callee shall begin with (12.7.31: that the remote node begins with; Linux `cm.c` takes it for the
-    /// callee's send queue).
+    /// The PSN that the callee shall begin with (12.7.31: that the remote node begins with; Linux
+    /// `cm.c` takes it for the callee's send queue).
     pub starting_psn: Psn,
     /// Exponent of the time within which the callee answers: 4.096 µs × 2^n (5 bits).
     pub remote_response_timeout: u8,
@@ -476,7 +477,10 @@ mod tests {
                 1, 2, 3, 4, 0, 0, 0, 0, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17
             ]
         );
-        assert_eq!(body[16..24], [0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27]);
+        assert_eq!(
+            body[16..24],
+            [0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27]
+        );
         assert_eq!(body[24..32], [0; 8]);
         assert_eq!(body[32..40], [0x30, 0x31, 0x32, 16, 0, 0, 0, 15]);
         assert_eq!(
@@ -487,7 +491,10 @@ mod tests {
             body[48..56],
             [0xff, 0xff, 4 << 4 | 6, 15 << 4, 0x50, 0x51, 0x52, 0x53]
         );
-        assert_eq!((&body[56..72], &body[72..88]), (&[0x60; 16][..], &[0x70; 16][..]));
+        assert_eq!(
+            (&body[56..72], &body[72..88]),
+            (&[0x60; 16][..], &[0x70; 16][..])
+        );
         assert_eq!(body[88..96], [0, 0, 0, 7, 0, 1, 3 << 4 | 8, 14 << 3]);
         assert_eq!(body[96..140], [0; 44]);
         assert_eq!(body[140..], [0xaa; 92]);
@@ -514,8 +521,14 @@ mod tests {
             body[..16],
             [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0x30, 0x31, 0x32, 0]
         );
-        assert_eq!(body[16..28], [0, 0, 0, 0, 0x40, 0x41, 0x42, 0, 16, 4, 1, 6 << 5]);
-        assert_eq!(body[28..36], [0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27]);
+        assert_eq!(
+            body[16..28],
+            [0, 0, 0, 0, 0x40, 0x41, 0x42, 0, 16, 4, 1, 6 << 5]
+        );
+        assert_eq!(
+            body[28..36],
+            [0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27]
+        );
         assert_eq!(body[36..], [0xbb; 196]);
         assert_eq!(CmMessage::parse(&mad), Ok((1, CmMessage::Rep(rep))));
     }
@@ -533,7 +546,10 @@ mod tests {
         };
         let mad = CmMessage::Rej(rej).to_mad(0);
         assert_eq!(mad[24..36], [0, 0, 0, 1, 0, 0, 0, 2, 1 << 6, 0, 0, 28]);
-        assert_eq!((&mad[36..108], &mad[108..]), (&[0; 72][..], &[0xee; 148][..]));
+        assert_eq!(
+            (&mad[36..108], &mad[108..]),
+            (&[0; 72][..], &[0xee; 148][..])
+        );
         let pair = Pair {
             local_comm_id: 1,
             remote_comm_id: 2,
@@ -559,7 +575,10 @@ mod tests {
     fn another_class_is_refused() {
         let mut mad = CmMessage::Req(req()).to_mad(0);
         mad[1] = 3;
-        assert_eq!(CmMessage::parse(&mad), Err(Error::Class(MgmtClass::SUBN_ADM)));
+        assert_eq!(
+            CmMessage::parse(&mad),
+            Err(Error::Class(MgmtClass::SUBN_ADM))
+        );
     }
 
     proptest! {

@@ -1,16 +1,18 @@
-//! InfiniBand management datagrams as bytes: the common header, subnet management (SMP), subnet administration (SA),
-//! communication management (CM) and performance counters (PMA), and the packet headers that senders on QP0 and QP1
-//! build.
+//! InfiniBand management datagrams as bytes: the common header, subnet management (SMP), subnet
+//! administration (SA), communication management (CM) and performance counters (PMA), and the
+//! packet headers that senders on QP0 and QP1 build.
 //!
-//! Layouts only, after the InfiniBand Architecture 1.3, volume 1 (chapters 13 to 16), and as Linux has them
-//! (`include/rdma/ib_mad.h`, `ib_smi.h`, `ib_sa.h`, `ib_pma.h`). Every format is a plain struct of big-endian numbers;
-//! a datagram that came from elsewhere is taken apart by a `parse` function, which never panics and checks what the
-//! format promises. What a parsed field means, and whether it makes sense, is its reader's to judge.
+//! Layouts only, after the InfiniBand Architecture 1.3, volume 1 (chapters 13 to 16), and as Linux
+//! has them (`include/rdma/ib_mad.h`, `ib_smi.h`, `ib_sa.h`, `ib_pma.h`). Every format is a plain
+//! struct of big-endian numbers; a datagram that came from elsewhere is taken apart by a `parse`
+//! function, which never panics and checks what the format promises. What a parsed field means, and
+//! whether it makes sense, is its reader's to judge.
 //!
 //! # What is left out
 //!
-//! Device management, SNMP tunnelling, baseboard management, vendor classes, and of SA the records that no one here asks for
-//! (services, links, traps). RMPP has its header; segmentation is not done.
+//! Device management, SNMP tunnelling, baseboard management, vendor classes, and of SA the records
+//! that no one here asks for (services, links, traps). RMPP has its header; segmentation is not
+//! done.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! Performance counters (IBA 1.3, 16.1; Linux `ib_pma.h`). Attribute data begin at byte 64 of the datagram.
+//! Performance counters (IBA 1.3, 16.1; Linux `ib_pma.h`). Attribute data begin at byte 64 of the
+//! datagram.
 
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -10,7 +11,17 @@ pub const DATA: usize = 64;
 
 /// The classic counters, which stick at their largest value (16.1.3.5).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct PortCounters {
@@ -61,7 +72,17 @@ layout!(PortCounters: 44, select @ 2, link_downed @ 7, xmit_discards @ 14, vl15_
 
 /// The 64-bit counters (16.1.4.11).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct PortCountersExt {
@@ -92,8 +113,8 @@ mod tests {
 
     #[test]
     fn counters_are_as_linux_lays_them_out() {
-        // Linux ib_pma.h, struct ib_pma_portcounters: link_downed_counter at 7, port_xmit_discards at 14,
-        // port_xmit_data at 24, port_rcv_packets at 36.
+        // Linux ib_pma.h, struct ib_pma_portcounters: link_downed_counter at 7, port_xmit_discards
+        // at 14, port_xmit_data at 24, port_rcv_packets at 36.
         let counters = PortCounters {
             port: 2,
             link_downed: 3,

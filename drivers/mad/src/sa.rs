@@ -1,4 +1,5 @@
-//! Subnet administration: asking for paths, nodes and ports, and joining multicast groups (IBA 1.3, 15.2).
+//! Subnet administration: asking for paths, nodes and ports, and joining multicast groups (IBA 1.3,
+//! 15.2).
 
 mod records;
 
@@ -13,9 +14,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::number::layout;
 use crate::{Attribute, Error, Header, MAD_LEN, Mad, Method, MgmtClass, Status};
 
-/// The header of reliable multi-packet transfer, which stands in every SA datagram (13.6.2; Linux `ib_rmpp_hdr`).
+/// The header of reliable multi-packet transfer, which stands in every SA datagram (13.6.2; Linux
+/// `ib_rmpp_hdr`).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct Rmpp {
@@ -41,8 +53,8 @@ impl Rmpp {
     const FIRST: u8 = 0x02;
     const LAST: u8 = 0x04;
 
-    /// The header of a segment, counted from 1. `payload_len` counts the 20 bytes of each segment's SA header as well: in
-    /// the first segment for the whole table, in the last for itself.
+    /// The header of a segment, counted from 1. `payload_len` counts the 20 bytes of each segment's
+    /// SA header as well: in the first segment for the whole table, in the last for itself.
     #[must_use]
     pub fn data(segment: u32, last: bool, payload_len: u32) -> Self {
         let first = if segment == 1 { Self::FIRST } else { 0 };
@@ -57,7 +69,8 @@ impl Rmpp {
         }
     }
 
-    /// Returns whether the datagram speaks of a transfer and carries nothing itself: acknowledges, stops or aborts it.
+    /// Returns whether the datagram speaks of a transfer and carries nothing itself: acknowledges,
+    /// stops or aborts it.
     #[must_use]
     pub fn is_control(&self) -> bool {
         self.flags & Self::ACTIVE != 0 && self.kind != 1
@@ -65,7 +78,9 @@ impl Rmpp {
 }
 
 /// An SA datagram (15.2.1.1; Linux `struct ib_sa_mad`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct SaMad {
     /// The common header.
@@ -135,7 +150,9 @@ impl SaMad {
     /// The record, read as `T`.
     #[must_use]
     pub fn record<T: FromBytes + KnownLayout + Immutable>(&self) -> Option<T> {
-        T::read_from_prefix(&self.data).ok().map(|(record, _)| record)
+        T::read_from_prefix(&self.data)
+            .ok()
+            .map(|(record, _)| record)
     }
 
     /// Puts `record` at the head of the data.
@@ -178,11 +195,16 @@ mod tests {
 
     #[test]
     fn request_is_as_linux_lays_it_out() {
-        // Linux ib_mad.h: ib_sa_hdr follows the RMPP header at 36; data begins at IB_MGMT_SA_HDR = 56.
-        let mad = SaMad::request(Method::GET, Attribute::PATH_RECORD, 0x4, &[0xaa_u8; 4], 9).to_mad();
+        // Linux ib_mad.h: ib_sa_hdr follows the RMPP header at 36; data begins at IB_MGMT_SA_HDR =
+        // 56.
+        let mad =
+            SaMad::request(Method::GET, Attribute::PATH_RECORD, 0x4, &[0xaa_u8; 4], 9).to_mad();
         assert_eq!(mad[..4], [1, 3, 2, 1]);
         assert_eq!(mad[16..18], [0, 0x35]);
-        assert_eq!(mad[48..60], [0, 0, 0, 0, 0, 0, 0, 4, 0xaa, 0xaa, 0xaa, 0xaa]);
+        assert_eq!(
+            mad[48..60],
+            [0, 0, 0, 0, 0, 0, 0, 4, 0xaa, 0xaa, 0xaa, 0xaa]
+        );
     }
 
     #[test]
@@ -194,7 +216,10 @@ mod tests {
             (Method::GET_TABLE, 0x92),
             (Method::DELETE, 0x95),
         ] {
-            assert_eq!(mad(method).into_response(Status::OK).header.method.0, answer);
+            assert_eq!(
+                mad(method).into_response(Status::OK).header.method.0,
+                answer
+            );
         }
     }
 }

@@ -1,16 +1,17 @@
-//! Subnet management packets: LID-routed and directed-route (IBA 1.3, 14.2.1; Linux `struct ib_smp`).
+//! Subnet management packets: LID-routed and directed-route (IBA 1.3, 14.2.1; Linux `struct
+//! ib_smp`).
 
 mod attributes;
 mod switch;
 
 pub use attributes::{
-    GuidInfo, LinkWidth, MtuAndSl, Nibbles, NodeDescription, NodeInfo, NodeType, PKeyTable, PortCapabilities,
-    PortInfo, PortPhys, PortStateBits, SlToVl, SpeedState,
+    GuidInfo, LinkWidth, MtuAndSl, Nibbles, NodeDescription, NodeInfo, NodeType, PKeyTable,
+    PortCapabilities, PortInfo, PortPhys, PortStateBits, SlToVl, SpeedState,
 };
 
 pub use switch::{
-    LINEAR_BLOCK, LifeState, LinearForwarding, MULTICAST_BLOCK, MulticastForwarding, Notice, NoticeType,
-    Priority, SmInfo, SmState, SwitchFlags, SwitchInfo, TRAP_LINK_STATE,
+    LINEAR_BLOCK, LifeState, LinearForwarding, MULTICAST_BLOCK, MulticastForwarding, Notice,
+    NoticeType, Priority, SmInfo, SmState, SwitchFlags, SwitchInfo, TRAP_LINK_STATE,
 };
 
 use zerocopy::big_endian::{U16, U64};
@@ -26,7 +27,9 @@ pub const PERMISSIVE_LID: u16 = 0xffff;
 const DIRECTION: u16 = 0x8000;
 
 /// An SMP. The fields from `dr_slid` on mean something on directed routes only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Smp {
     /// The common header.
@@ -53,7 +56,13 @@ impl Smp {
     #[must_use]
     pub fn request(method: Method, attribute: Attribute, modifier: u32, transaction: u64) -> Self {
         Self {
-            header: Header::request(MgmtClass::SUBN_LID, method, attribute, modifier, transaction),
+            header: Header::request(
+                MgmtClass::SUBN_LID,
+                method,
+                attribute,
+                modifier,
+                transaction,
+            ),
             m_key: U64::ZERO,
             dr_slid: U16::ZERO,
             dr_dlid: U16::ZERO,
@@ -126,7 +135,11 @@ impl Smp {
     /// Sends it forth (`false`) or back on its directed route.
     pub fn set_returning(&mut self, returning: bool) {
         let status = self.header.status.get() & !DIRECTION;
-        self.header.status = U16::new(if returning { status | DIRECTION } else { status });
+        self.header.status = U16::new(if returning {
+            status | DIRECTION
+        } else {
+            status
+        });
     }
 
     /// Returns the hop pointer of its route.
@@ -146,7 +159,8 @@ impl Smp {
         self.header.class_specific = U16::new(u16::from_be_bytes([pointer, count]));
     }
 
-    /// Turns a request into its response: the same transaction, and on a directed route the way back.
+    /// Turns a request into its response: the same transaction, and on a directed route the way
+    /// back.
     #[must_use]
     pub fn into_response(mut self, status: Status) -> Self {
         self.header.method = Method::GET_RESP;

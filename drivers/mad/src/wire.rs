@@ -1,7 +1,7 @@
 //! The packet headers that a datagram's sender builds itself on QP0 and QP1.
 //!
-//! Source: InfiniBand Architecture 1.3, volume 1, sections 7.7, 8.3, 9.2 and 9.8.3; Linux `core/ud_header.c`
-//! (`lrh_table`, `grh_table`, `bth_table`, `deth_table`).
+//! Source: InfiniBand Architecture 1.3, volume 1, sections 7.7, 8.3, 9.2 and 9.8.3; Linux
+//! `core/ud_header.c` (`lrh_table`, `grh_table`, `bth_table`, `deth_table`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32};
@@ -22,7 +22,9 @@ pub const NEXT_GRH: u8 = 3;
 pub const ICRC_LEN: usize = 4;
 
 /// Local route, transport and datagram headers, as they follow one another without a global route.
-#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct UdHeaders {
     /// Local route header: the packet's destination.
@@ -35,7 +37,9 @@ pub struct UdHeaders {
 layout!(UdHeaders: 28, transport @ 8, datagram @ 20);
 
 /// The local route header.
-#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LocalRoute {
     /// Lane, service level, next header.
@@ -70,7 +74,9 @@ pub struct LocalRouteFirst {
 }
 
 /// The global route header: IPv6's.
-#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct GlobalRoute {
     /// Version, class and flow.
@@ -103,7 +109,9 @@ pub struct GlobalRouteFirst {
 }
 
 /// The base transport header.
-#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct BaseTransport {
     /// [`UD_SEND_ONLY`] and so on.
@@ -149,7 +157,9 @@ pub struct Number {
 }
 
 /// The datagram extension.
-#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct DatagramTransport {
     /// Q_Key.
@@ -165,9 +175,9 @@ mod tests {
 
     #[test]
     fn headers_are_as_linux_packs_them() {
-        // Linux ud_header.c: lrh_table (lane 4 bits, version 4, service level 4, reserved 2, next 2, dlid, reserved 5,
-        // length 11, slid), bth_table (opcode, solicited, migrated, pad 2, version 4, pkey, destination 24, ack, psn 24),
-        // deth_table (qkey, source 24).
+        // Linux ud_header.c: lrh_table (lane 4 bits, version 4, service level 4, reserved 2, next
+        // 2, dlid, reserved 5, length 11, slid), bth_table (opcode, solicited, migrated, pad 2,
+        // version 4, pkey, destination 24, ack, psn 24), deth_table (qkey, source 24).
         let headers = UdHeaders {
             route: LocalRoute {
                 first: LocalRouteFirst::new()
@@ -193,15 +203,16 @@ mod tests {
         assert_eq!(
             headers.as_bytes(),
             [
-                0xf0, 0x32, 0xff, 0xff, 0, 72, 1, 2, 0x64, 0x90, 0xff, 0xfe, 0, 0, 0, 1, 0x80, 1, 2, 3, 0x80,
-                1, 0, 0, 0, 0, 0, 2
+                0xf0, 0x32, 0xff, 0xff, 0, 72, 1, 2, 0x64, 0x90, 0xff, 0xfe, 0, 0, 0, 1, 0x80, 1,
+                2, 3, 0x80, 1, 0, 0, 0, 0, 0, 2
             ]
         );
     }
 
     #[test]
     fn global_route_is_as_linux_packs_it() {
-        // Linux ud_header.c: grh_table (version 4 bits, class 8, flow label 20, length, next, hop limit, GIDs).
+        // Linux ud_header.c: grh_table (version 4 bits, class 8, flow label 20, length, next, hop
+        // limit, GIDs).
         let route = GlobalRoute {
             first: GlobalRouteFirst::new()
                 .with_version(6)

@@ -1,7 +1,7 @@
 //! From a card just found to one that takes queue pairs.
 //!
-//! The order is Linux's (`main.c`, `mlx4_load_one`): own, reset, firmware area, limits, context memory, INIT_HCA, event
-//! queues, and from then on commands by event.
+//! The order is Linux's (`main.c`, `mlx4_load_one`): own, reset, firmware area, limits, context
+//! memory, INIT_HCA, event queues, and from then on commands by event.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -36,8 +36,8 @@ const INTERRUPT_DEADLINE: Duration = Duration::from_secs(2);
 /// Doorbells of EQs that fit before the pages of QPs and CQs.
 const MAX_EQN: u32 = 4 * regs::FIRST_QUEUE_UAR;
 
-/// The ownership of the card, and memory that it was told of. When it goes the bus is taken from the card, unless it was
-/// stopped in order, and only then is that memory freed.
+/// The ownership of the card, and memory that it was told of. When it goes the bus is taken from
+/// the card, unless it was stopped in order, and only then is that memory freed.
 pub(crate) struct Claim<P: Platform> {
     platform: P,
     registers: Arc<P::Bar>,
@@ -54,7 +54,8 @@ impl<P: Platform> Claim<P> {
         Ok(buffer)
     }
 
-    /// Resets the card, so that it reaches no memory from then on; if it does not return, it loses the bus all the same.
+    /// Resets the card, so that it reaches no memory from then on; if it does not return, it loses
+    /// the bus all the same.
     pub(crate) async fn reset(&self) {
         // Not before it: what is reset may still be at work.
         pci::take_bus(&self.platform);
@@ -135,7 +136,9 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
         .await?;
     let mask = event::async_mask(cap.capabilities.port_management_events());
     let map = in_modifier::MapEq::new().with_eqn(first_eqn);
-    let command = Command::new(Opcode::MAP_EQ).modifier(map.into()).immediate(mask);
+    let command = Command::new(Opcode::MAP_EQ)
+        .modifier(map.into())
+        .immediate(mask);
     commands.run(command).await?;
     events.arm_all();
     commands.use_events(Arc::clone(&events));
@@ -164,7 +167,10 @@ fn map_bar<P: Platform>(platform: &P, index: u8, at_least: usize) -> Result<P::B
 }
 
 /// Finds the firmware out and gives it its memory.
-async fn start_firmware<P: Platform>(claim: &Claim<P>, commands: &Commands<P>) -> Result<QueryFw, Error> {
+async fn start_firmware<P: Platform>(
+    claim: &Claim<P>,
+    commands: &Commands<P>,
+) -> Result<QueryFw, Error> {
     let firmware: QueryFw = commands.query(Command::new(Opcode::QUERY_FW)).await?;
     log::info!(
         "firmware {}.{}.{}, command interface {}",
@@ -198,7 +204,10 @@ async fn start_firmware<P: Platform>(claim: &Claim<P>, commands: &Commands<P>) -
 }
 
 /// Asks for the card's limits and checks those that this driver relies on.
-async fn query_limits<P: Platform>(commands: &Commands<P>, config: &Config) -> Result<QueryDevCap, Error> {
+async fn query_limits<P: Platform>(
+    commands: &Commands<P>,
+    config: &Config,
+) -> Result<QueryDevCap, Error> {
     let cap: QueryDevCap = commands.query(Command::new(Opcode::QUERY_DEV_CAP)).await?;
     let ports = cap.ports.get();
     if config.port == 0 || config.port > ports {
@@ -224,8 +233,8 @@ async fn query_limits<P: Platform>(commands: &Commands<P>, config: &Config) -> R
     Ok(cap)
 }
 
-/// The first EQ that firmware doesn't keep (Linux `main.c`: by QUERY_FUNC, or in the older numbering by the EQ doorbells
-/// of reserved UAR pages).
+/// The first EQ that firmware doesn't keep (Linux `main.c`: by QUERY_FUNC, or in the older
+/// numbering by the EQ doorbells of reserved UAR pages).
 async fn first_eqn<P: Platform>(commands: &Commands<P>, cap: &QueryDevCap) -> Result<u32, Error> {
     let first = if cap.system_eqs.get() & 0xfff == 0 {
         (4 * u32::from(cap.reserved_uars.get())).max(1 << cap.log_reserved_eqs.get())
@@ -256,7 +265,11 @@ impl<P: Platform> EventSetup<'_, P> {
         for vector in 1..queues {
             completion_queues.push(self.queue(tables, vector).await?);
         }
-        Ok(Arc::new(Events::new(async_queue, completion_queues, vectors)))
+        Ok(Arc::new(Events::new(
+            async_queue,
+            completion_queues,
+            vectors,
+        )))
     }
 
     async fn queue(&self, tables: &mut Tables<P>, vector: u16) -> Result<EventQueue<P>, Error> {
@@ -294,7 +307,10 @@ async fn test_interrupt<P: Platform>(
         .await?;
     let vector = events
         .vector(0)
-        .ok_or(Error::Platform(hal::Error::TooFewVectors { wanted: 1, have: 0 }))?;
+        .ok_or(Error::Platform(hal::Error::TooFewVectors {
+            wanted: 1,
+            have: 0,
+        }))?;
     if !wait::at_most(platform, vector.wait(), INTERRUPT_DEADLINE).await {
         return Err(Error::Timeout {
             what: "the interrupt of NOP",

@@ -1,9 +1,9 @@
-//! The firmware's command interface: one command at a time, polled for until the async event queue works and by event
-//! after that.
+//! The firmware's command interface: one command at a time, polled for until the async event queue
+//! works and by event after that.
 //!
-//! A command that has no answer within [`DEADLINE`], or whose waiter went away before its answer came, leaves the
-//! interface in an unknown state: the card may yet write into the mailbox. The card is then given up
-//! ([`Error::Failed`]) until it is reset.
+//! A command that has no answer within [`DEADLINE`], or whose waiter went away before its answer
+//! came, leaves the interface in an unknown state: the card may yet write into the mailbox. The
+//! card is then given up ([`Error::Failed`]) until it is reset.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +19,9 @@ use crate::bring_up::Claim;
 use crate::event::Events;
 use crate::health::Health;
 
-/// Bounds the time of a command, and of those that end the card's use (Linux `include/linux/mlx4/cmd.h`,
-/// `MLX4_CMD_TIME_CLASS_A` to `_C`; `fw.c`, `mlx4_CLOSE_HCA`; `port.c`, `mlx4_CLOSE_PORT`).
+/// Bounds the time of a command, and of those that end the card's use (Linux
+/// `include/linux/mlx4/cmd.h`, `MLX4_CMD_TIME_CLASS_A` to `_C`; `fw.c`, `mlx4_CLOSE_HCA`; `port.c`,
+/// `mlx4_CLOSE_PORT`).
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -68,11 +69,17 @@ impl<'a> Command<'a> {
     }
 
     pub(crate) fn modifier(self, in_modifier: u32) -> Self {
-        Self { in_modifier, ..self }
+        Self {
+            in_modifier,
+            ..self
+        }
     }
 
     pub(crate) fn op(self, op_modifier: u8) -> Self {
-        Self { op_modifier, ..self }
+        Self {
+            op_modifier,
+            ..self
+        }
     }
 
     pub(crate) fn immediate(self, value: u64) -> Self {
@@ -124,7 +131,11 @@ impl<P: Platform> Drop for Turn<'_, P> {
 }
 
 impl<P: Platform> Commands<P> {
-    pub(crate) fn new(claim: &Claim<P>, platform: P, registers: Arc<P::Bar>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        claim: &Claim<P>,
+        platform: P,
+        registers: Arc<P::Bar>,
+    ) -> Result<Self, Error> {
         Ok(Self {
             input: claim.alloc(MAILBOX_LEN, MAILBOX_LEN)?,
             output: claim.alloc(MAILBOX_LEN, MAILBOX_LEN)?,
@@ -183,7 +194,10 @@ impl<P: Platform> Commands<P> {
     }
 
     /// Carries a command out whose answer is a mailbox.
-    pub(crate) async fn query<T: FromBytes + IntoBytes>(&self, command: Command<'_>) -> Result<T, Error> {
+    pub(crate) async fn query<T: FromBytes + IntoBytes>(
+        &self,
+        command: Command<'_>,
+    ) -> Result<T, Error> {
         let turn = self.turn(command.opcode).await?;
         let command = Command {
             output_mailbox: true,
@@ -289,7 +303,8 @@ impl<P: Platform> Commands<P> {
     }
 
     fn write(&self, offset: usize, value: u32) {
-        self.registers.write_u32(regs::HCR + offset, regs::swap(value));
+        self.registers
+            .write_u32(regs::HCR + offset, regs::swap(value));
     }
 
     fn doorbell(&self) -> Result<Doorbell, Error> {
@@ -301,7 +316,8 @@ impl<P: Platform> Commands<P> {
         }
     }
 
-    /// Returns whether the register takes a command: the last one was taken, seen by the toggle reading back.
+    /// Returns whether the register takes a command: the last one was taken, seen by the toggle
+    /// reading back.
     fn register_free(&self) -> Result<bool, Error> {
         let doorbell = self.doorbell()?;
         Ok(!doorbell.go() && doorbell.toggle() != self.posting.lock().toggle)
@@ -353,13 +369,16 @@ impl<P: Platform> Commands<P> {
         if doorbell.go() || doorbell.toggle() == self.posting.lock().toggle {
             return Ok(None);
         }
-        let value =
-            u64::from(self.read(hcr::OUT_PARAM_HIGH)) << 32 | u64::from(self.read(hcr::OUT_PARAM_LOW));
+        let value = u64::from(self.read(hcr::OUT_PARAM_HIGH)) << 32
+            | u64::from(self.read(hcr::OUT_PARAM_LOW));
         Ok(Some((doorbell.status(), value)))
     }
 }
 
 fn halves(value: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
-    [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
+    [
+        u32::from_be_bytes([a, b, c, d]),
+        u32::from_be_bytes([e, f, g, h]),
+    ]
 }

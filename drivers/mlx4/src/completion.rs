@@ -6,7 +6,8 @@ use core::sync::atomic::Ordering;
 use hal::{DmaBuffer, Platform, Registers, fence};
 use mlx4_hw::bits::Low24;
 use mlx4_hw::cq::{
-    CQE_END_OFFSET, CQE_INIT_BYTE, CQE_LAST_OFFSET, CQE_LEN, CQE_OWNER_OFFSET, Cqe, CqeEnd, CqeLast, CqeOwner,
+    CQE_END_OFFSET, CQE_INIT_BYTE, CQE_LAST_OFFSET, CQE_LEN, CQE_OWNER_OFFSET, Cqe, CqeEnd,
+    CqeLast, CqeOwner,
 };
 use mlx4_hw::regs::{self, ARM_NEXT, ARM_SOLICITED, CqArm, CqArmRecord};
 use zerocopy::{FromZeros, IntoBytes};
@@ -155,7 +156,11 @@ impl<P: Platform> CompletionQueue<P> {
 
     /// Asks for an event at the next completion.
     pub(crate) fn arm(&self, solicited_only: bool) {
-        let command = if solicited_only { ARM_SOLICITED } else { ARM_NEXT };
+        let command = if solicited_only {
+            ARM_SOLICITED
+        } else {
+            ARM_NEXT
+        };
         let events = self.state.events.load(Ordering::Acquire);
         // The first sequence number is 1.
         let sequence = u8::try_from(events.wrapping_add(1) % 4).unwrap_or(0);

@@ -9,13 +9,13 @@ use mlx4_hw::command::{Opcode, op_modifier};
 use mlx4_hw::icm::PAGE;
 use mlx4_hw::path::{AckTimeout, Path, ScheduleQueue};
 use mlx4_hw::qp::{
-    MtuMessage, OptionalParameters, PATH_MIGRATED, QpContext, QpFlags, QpMailbox, QpState, QueueSize,
-    RequesterParameters, ResponderParameters, RnrReceivePsn, Service,
+    MtuMessage, OptionalParameters, PATH_MIGRATED, QpContext, QpFlags, QpMailbox, QpState,
+    QueueSize, RequesterParameters, ResponderParameters, RnrReceivePsn, Service,
 };
 use mlx4_hw::wqe::{BASIC_BLOCK_LEN, SEGMENT_UNIT};
 use verbs::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig, PathToPeer,
-    PortInfo, QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig,
+    PathToPeer, PortInfo, QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -28,12 +28,14 @@ use crate::resources::Range;
 use crate::work_queue::{self, Geometry};
 use crate::{Error, Mlx4, icm};
 
-/// Longest datagram, and longest on QP0 and QP1, headers included (Linux `mlx4_ib/qp.c`, `__mlx4_ib_modify_qp`).
+/// Longest datagram, and longest on QP0 and QP1, headers included (Linux `mlx4_ib/qp.c`,
+/// `__mlx4_ib_modify_qp`).
 const LOG_MAX_DATAGRAM: u8 = 13;
 const LOG_MAX_MANAGEMENT: u8 = 11;
 /// The counter set of a queue pair that has none (Linux `mlx4_ib`, `MLX4_SINK_COUNTER_INDEX`).
 const NO_COUNTER: u8 = 0xff;
-/// An acknowledgement is asked for at least every 2^8 packets (Linux `mlx4_ib`, `MLX4_IB_ACK_REQ_FREQ`).
+/// An acknowledgement is asked for at least every 2^8 packets (Linux `mlx4_ib`,
+/// `MLX4_IB_ACK_REQ_FREQ`).
 const LOG_ACK_REQUEST: u8 = 8;
 /// The largest slot that a queue pair's context can state.
 const MAX_LOG_STRIDE: u8 = 11;
@@ -97,7 +99,9 @@ impl<P: Platform> Hca<P> {
             Opcode::INIT2RTR_QP => QpState::RTR,
             _ => QpState::RTS,
         });
-        let command = Command::new(opcode).modifier(qpn).mailbox(mailbox.as_bytes());
+        let command = Command::new(opcode)
+            .modifier(qpn)
+            .mailbox(mailbox.as_bytes());
         self.commands.run(command).await?;
         if let Some(record) = self.tables.lock().qps.get_mut(&qpn) {
             record.context = context;
@@ -130,9 +134,19 @@ impl<P: Platform> Hca<P> {
     ) -> Result<QueuePair<P>, Error> {
         let (memory, pd) = self.make_pair(cq, plan).await?;
         let QpPlan {
-            qpn, transport, port, ..
+            qpn,
+            transport,
+            port,
+            ..
         } = *plan;
-        Ok(QueuePair::new(qpn, transport, port, pd, &memory, plan.geometry))
+        Ok(QueuePair::new(
+            qpn,
+            transport,
+            port,
+            pd,
+            &memory,
+            plan.geometry,
+        ))
     }
 
     /// Makes the card's side of a queue pair and moves it to INIT; gives its memory, zeroed, and
@@ -154,7 +168,8 @@ impl<P: Platform> Hca<P> {
             .with_service(plan.service)
             .with_path_migration(PATH_MIGRATED);
         context.pd = Low24::new(pd);
-        context.receive_queue = QueueSize::of(geometry.log_receive_slots, geometry.log_receive_stride);
+        context.receive_queue =
+            QueueSize::of(geometry.log_receive_slots, geometry.log_receive_stride);
         context.send_queue = QueueSize::of(geometry.log_send_slots, geometry.log_send_stride);
         context.uar = Low24::new(UAR_PAGE);
         context.local_qpn = Low24::new(plan.qpn);
@@ -208,11 +223,15 @@ impl<P: Platform> Hca<P> {
         };
         context.primary_path.counter_index = NO_COUNTER;
         // A datagram is one packet: the largest there is.
-        context.mtu = MtuMessage::new().with_mtu_code(5).with_log_message(log_message);
+        context.mtu = MtuMessage::new()
+            .with_mtu_code(5)
+            .with_log_message(log_message);
         let qkey = OptionalParameters::new().with_qkey(!management);
         let both = qkey.with_pkey_index(!management);
-        self.transition(Opcode::INIT2RTR_QP, qpn.0, context, both).await?;
-        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, qkey).await
+        self.transition(Opcode::INIT2RTR_QP, qpn.0, context, both)
+            .await?;
+        self.transition(Opcode::RTR2RTS_QP, qpn.0, context, qkey)
+            .await
     }
 
     /// Resets a queue pair.
@@ -223,13 +242,19 @@ impl<P: Platform> Hca<P> {
         self.commands.run(command).await.map(drop)
     }
 
-    /// Moves a queue pair that was reset to INIT, with the context that it was made with but for its domain.
+    /// Moves a queue pair that was reset to INIT, with the context that it was made with but for
+    /// its domain.
     async fn init_again(&self, qpn: Qpn, domain: Domain) -> Result<(), Error> {
         let unknown = Error::OutOfRange {
             what: "the queue pair's number",
             value: qpn.0.into(),
         };
-        let fresh = self.tables.lock().qps.get(&qpn.0).map(|record| record.fresh);
+        let fresh = self
+            .tables
+            .lock()
+            .qps
+            .get(&qpn.0)
+            .map(|record| record.fresh);
         let mut context = fresh.ok_or(unknown)?;
         context.pd = Low24::new(self.pd(domain)?);
         let optional = OptionalParameters::new();
@@ -270,7 +295,9 @@ impl<P: Platform> Hca<P> {
         way.schedule = ScheduleQueue::of(port, path.sl);
         way.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout & 31);
         context.primary_path = way;
-        context.responder = context.responder.with_log_reads(exponent(rc.reads_as_responder));
+        context.responder = context
+            .responder
+            .with_log_reads(exponent(rc.reads_as_responder));
         context.receive_psn = RnrReceivePsn::new()
             .with_next_psn(path.their_psn.0 & Low24::MAX)
             .with_min_rnr_timer(rc.min_rnr_timer);
@@ -285,7 +312,12 @@ impl<P: Platform> Hca<P> {
             .await
     }
 
-    async fn let_send(&self, qpn: Qpn, path: Option<&PathToPeer>, rc: &RcParameters) -> Result<(), Error> {
+    async fn let_send(
+        &self,
+        qpn: Qpn,
+        path: Option<&PathToPeer>,
+        rc: &RcParameters,
+    ) -> Result<(), Error> {
         let (mut context, kind, _) = self.context(qpn)?;
         if matches!(kind, QpKind::Datagram { .. }) {
             return self.start_datagrams(qpn).await;
@@ -302,7 +334,9 @@ impl<P: Platform> Hca<P> {
         context.requester = RequesterParameters::new()
             .with_log_ack_request(LOG_ACK_REQUEST)
             // Rounded down, for the card holds back what is more than the peer answers at once.
-            .with_log_reads(u8::try_from(rc.reads_as_requester.checked_ilog2().unwrap_or(0)).unwrap_or(0))
+            .with_log_reads(
+                u8::try_from(rc.reads_as_requester.checked_ilog2().unwrap_or(0)).unwrap_or(0),
+            )
             .with_retry_count(rc.retry_count)
             .with_rnr_retry(rc.rnr_retry);
         let optional = OptionalParameters::new()
@@ -336,13 +370,21 @@ impl<P: Platform> Hca<P> {
             config.receive_depth.into(),
             limits.max_queue_depth.into(),
         )?;
-        check("pieces of a send", config.send_sge.into(), limits.max_sge.into())?;
+        check(
+            "pieces of a send",
+            config.send_sge.into(),
+            limits.max_sge.into(),
+        )?;
         check(
             "pieces of a receive",
             config.receive_sge.into(),
             limits.max_sge.into(),
         )?;
-        check("inline bytes", config.inline.into(), limits.max_inline.into())?;
+        check(
+            "inline bytes",
+            config.inline.into(),
+            limits.max_inline.into(),
+        )?;
         let datagram = matches!(config.kind, QpKind::Datagram { .. });
         let geometry = Geometry::new(
             config.send_depth,
@@ -575,7 +617,13 @@ impl<P: Platform> Device for Mlx4<P> {
         Ok(self.hca.port_info(port).await?)
     }
 
-    async fn send_mad(&self, port: u8, to: Lid, pkey: PKey, mad: &[u8; 256]) -> Result<(), DeviceError> {
+    async fn send_mad(
+        &self,
+        port: u8,
+        to: Lid,
+        pkey: PKey,
+        mad: &[u8; 256],
+    ) -> Result<(), DeviceError> {
         Ok(self.management.send_mad(port, to, pkey, mad)?)
     }
 

@@ -1,11 +1,11 @@
-//! Directed routes at their end: what a node does to a request that has arrived and to its answer (InfiniBand
-//! Architecture 1.3, 14.2.2.2; Linux `core/smi.c`).
+//! Directed routes at their end: what a node does to a request that has arrived and to its answer
+//! (InfiniBand Architecture 1.3, 14.2.2.2; Linux `core/smi.c`).
 
 use mad::Attribute;
 use mad::smp::{PERMISSIVE_LID, Smp};
 
-/// A request on QP0 as it is when it has reached its node (InfiniBand Architecture 1.3, 14.2.2.2), or nothing if it is no
-/// request or has gone astray.
+/// A request on QP0 as it is when it has reached its node (InfiniBand Architecture 1.3, 14.2.2.2),
+/// or nothing if it is no request or has gone astray.
 pub(crate) fn arrived(mut smp: Smp, port: u8) -> Option<Smp> {
     if smp.header.method.is_response() || smp.header.attribute.get() == Attribute::SM_INFO.0 {
         return None;
@@ -26,7 +26,8 @@ pub(crate) fn arrived(mut smp: Smp, port: u8) -> Option<Smp> {
 
 /// An answer as it is when it leaves its node, or nothing if there is none to send.
 ///
-/// That it is on its way back is not the agent's to say (Linux `hw/mlx4/mad.c`, `ib_process_mad`: "set return bit in status").
+/// That it is on its way back is not the agent's to say (Linux `hw/mlx4/mad.c`, `ib_process_mad`:
+/// "set return bit in status").
 pub(crate) fn leaving(mut smp: Smp, port: u8) -> Option<Smp> {
     if !smp.header.method.is_response() {
         return None;
@@ -60,8 +61,8 @@ mod tests {
 
     #[test]
     fn a_directed_request_comes_back_the_way_it_came() {
-        // Linux core/smi.c: at the end of the path the return path gets the port and the pointer goes one beyond; the
-        // answer sets out with the pointer back at the count.
+        // Linux core/smi.c: at the end of the path the return path gets the port and the pointer
+        // goes one beyond; the answer sets out with the pointer back at the count.
         let mut request = directed(&[1, 3]);
         request.set_hops(2, 2);
         let at_node = arrived(request, 1).unwrap();

@@ -1,10 +1,11 @@
 //! Event queues and what their entries mean.
 //!
-//! The async queue (vector 0) carries command completions, port changes, failures, and the completion events of the
-//! driver's own management queue. Each further vector has a queue with the completion events of its users' CQs.
+//! The async queue (vector 0) carries command completions, port changes, failures, and the
+//! completion events of the driver's own management queue. Each further vector has a queue with the
+//! completion events of its users' CQs.
 //!
-//! Nothing the card writes here is believed: an entry names a CQ or QP only by a number that is looked up, and an
-//! unknown entry is a line in the log.
+//! Nothing the card writes here is believed: an entry names a CQ or QP only by a number that is
+//! looked up, and an unknown entry is a line in the log.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
@@ -58,8 +59,8 @@ pub(crate) fn async_mask(port_management: bool) -> u64 {
     mask
 }
 
-/// One event queue as its consumer sees it. The card never learns more than the consumer index, and the consumer index
-/// is never read back.
+/// One event queue as its consumer sees it. The card never learns more than the consumer index, and
+/// the consumer index is never read back.
 pub(crate) struct EventQueue<P: Platform> {
     eqn: u32,
     buffer: Arc<P::Buffer>,
@@ -120,8 +121,9 @@ pub(crate) struct CqState {
     pub(crate) failed: AtomicBool,
 }
 
-/// Keeps an event for the user. One that is kept already says no more the second time, so there are at most as many as there
-/// are ports and queues; false, and all gives way to the device's failure, if a card names more than that.
+/// Keeps an event for the user. One that is kept already says no more the second time, so there are
+/// at most as many as there are ports and queues; false, and all gives way to the device's failure,
+/// if a card names more than that.
 fn keep(kept: &mut VecDeque<DeviceEvent>, event: DeviceEvent) -> bool {
     if kept.contains(&event) {
         return true;
@@ -229,7 +231,8 @@ impl<P: Platform> Events<P> {
         };
         let mut queue = queue.lock();
         let mut taken = 0;
-        // As many as the queue holds, and no more: a card that writes without end does not keep us here.
+        // As many as the queue holds, and no more: a card that writes without end does not keep us
+        // here.
         while taken < ENTRIES {
             let Some(entry) = queue.next() else { break };
             self.dispatch(&entry);
@@ -340,7 +343,8 @@ mod tests {
     fn a_card_that_names_more_than_there_is_has_failed() {
         let mut kept = VecDeque::new();
         let most = u32::try_from(KEPT_EVENTS).unwrap();
-        let mut all = (0..=most).map(|qpn| keep(&mut kept, DeviceEvent::QpFailed { qpn: Qpn(qpn) }));
+        let mut all =
+            (0..=most).map(|qpn| keep(&mut kept, DeviceEvent::QpFailed { qpn: Qpn(qpn) }));
         assert!(all.by_ref().take(KEPT_EVENTS).all(|known| known));
         assert_eq!(all.next(), Some(false));
         assert_eq!(kept, [DeviceEvent::DeviceFailed]);

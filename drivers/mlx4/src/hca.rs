@@ -1,4 +1,5 @@
-//! The card as all parts of the driver share it: registers, commands, events and what was handed out.
+//! The card as all parts of the driver share it: registers, commands, events and what was handed
+//! out.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -26,16 +27,17 @@ use crate::icm::Icm;
 use crate::multicast::Groups;
 use crate::resources::{Numbers, Range, Ranges};
 
-/// The UAR page whose doorbells all QPs and CQs use: its registers are written in single stores, so cores share it
-/// without a lock.
+/// The UAR page whose doorbells all QPs and CQs use: its registers are written in single stores, so
+/// cores share it without a lock.
 pub(crate) const UAR_PAGE: u32 = regs::FIRST_QUEUE_UAR;
-/// A region has at most this many MTT entries: their pages grow with the region, because few large translations are
-/// what the card is quick at.
+/// A region has at most this many MTT entries: their pages grow with the region, because few large
+/// translations are what the card is quick at.
 const REGION_ENTRIES: u64 = 16;
 /// log2 of the largest page (Linux `mlx4_ib/mr.c`, `MLX4_MAX_MTT_SHIFT`).
 const LOG_MAX_PAGE: u32 = 31;
 const LOG_PAGE: u32 = PAGE_LEN.ilog2();
-/// Of the 24 bits of a domain the upper seven are for virtual functions (Linux `mlx4/pd.c`, `NOT_MASKED_PD_BITS`).
+/// Of the 24 bits of a domain the upper seven are for virtual functions (Linux `mlx4/pd.c`,
+/// `NOT_MASKED_PD_BITS`).
 const LOG_MAX_PDS: u8 = 17;
 
 /// A queue pair as the control path knows it.
@@ -93,7 +95,8 @@ impl<P: Platform> Tables<P> {
 
 /// The card.
 pub(crate) struct Hca<P: Platform> {
-    /// First, because it is dropped first: it resets a card that still runs, before any memory below is freed.
+    /// First, because it is dropped first: it resets a card that still runs, before any memory
+    /// below is freed.
     pub(crate) claim: Claim<P>,
     pub(crate) platform: P,
     pub(crate) uar: Arc<P::Bar>,
@@ -119,7 +122,11 @@ impl<P: Platform> Hca<P> {
     }
 
     /// Makes a completion queue of 2^`log_entries` entries whose events go to `eqn`.
-    pub(crate) async fn create_cq(&self, log_entries: u8, eqn: u32) -> Result<CompletionQueue<P>, Error> {
+    pub(crate) async fn create_cq(
+        &self,
+        log_entries: u8,
+        eqn: u32,
+    ) -> Result<CompletionQueue<P>, Error> {
         let len = completion::memory_len(log_entries);
         let memory = Arc::new(self.platform.alloc(len, PAGE)?);
         let translation = self.translate(&memory)?;
@@ -138,7 +145,9 @@ impl<P: Platform> Hca<P> {
         context.size = CqSize::new().with_log_size(log_entries).with_uar(UAR_PAGE);
         context.eqn = u16::try_from(eqn).unwrap_or(u16::MAX).into();
         context.buffer = Self::queue_buffer(translation);
-        let record = memory.bus_addr().offset(completion::record_offset(log_entries));
+        let record = memory
+            .bus_addr()
+            .offset(completion::record_offset(log_entries));
         context.doorbell_record = record.0.into();
         let record = CqRecord {
             translation,
@@ -172,7 +181,8 @@ impl<P: Platform> Hca<P> {
         Ok(())
     }
 
-    /// Takes back what a refused SW2HW_CQ was prepared with. After anything but a refusal the card may have it.
+    /// Takes back what a refused SW2HW_CQ was prepared with. After anything but a refusal the card
+    /// may have it.
     fn forget_cq(&self, cqn: u32, error: Error) {
         if !matches!(error, Error::Refused { .. }) {
             return;
@@ -185,9 +195,11 @@ impl<P: Platform> Hca<P> {
         }
     }
 
-    /// The card's number of a user's protection domain. [`Domain::default`] is also the driver's own.
+    /// The card's number of a user's protection domain. [`Domain::default`] is also the driver's
+    /// own.
     ///
-    /// Linux asks for none by command either: a domain is there when something is in it (`mlx4/pd.c`).
+    /// Linux asks for none by command either: a domain is there when something is in it
+    /// (`mlx4/pd.c`).
     pub(crate) fn pd(&self, domain: Domain) -> Result<u32, Error> {
         if domain.0 >= self.max_domains() {
             return Err(Error::OutOfRange {
@@ -318,10 +330,12 @@ pub(crate) fn translate<P: Platform>(
     Ok(range)
 }
 
-/// The smallest page that covers the region with [`REGION_ENTRIES`]. Virtual addresses are bus addresses, so pages may
-/// begin before the region and end behind it: the entry's bounds, not its pages, say what can be reached.
+/// The smallest page that covers the region with [`REGION_ENTRIES`]. Virtual addresses are bus
+/// addresses, so pages may begin before the region and end behind it: the entry's bounds, not its
+/// pages, say what can be reached.
 fn region_log_page(addr: u64, end: u64) -> Option<u32> {
-    (LOG_PAGE..=LOG_MAX_PAGE).find(|log_page| ((end - 1) >> log_page) - (addr >> log_page) < REGION_ENTRIES)
+    (LOG_PAGE..=LOG_MAX_PAGE)
+        .find(|log_page| ((end - 1) >> log_page) - (addr >> log_page) < REGION_ENTRIES)
 }
 
 fn region_mpt(

@@ -1,7 +1,7 @@
 //! The firmware's health: its catastrophic error buffer.
 //!
-//! Firmware that fails writes what happened there, and may be unable to report an event (Linux `mlx4/catas.c`, `poll_catas`,
-//! `dump_err_buf`). Only a reset helps.
+//! Firmware that fails writes what happened there, and may be unable to report an event (Linux
+//! `mlx4/catas.c`, `poll_catas`, `dump_err_buf`). Only a reset helps.
 
 use alloc::sync::Arc;
 

@@ -1,8 +1,9 @@
 //! The card's context memory: which tables there are, where, and the host memory behind them.
 //!
-//! Tables are small ([`Profile`]) and mapped whole when the card starts, but for the cMPT, of which four windows of a
-//! few entries each are mapped in 4 GB of addresses. The card resolves virtual ICM addresses through what MAP_ICM gave it;
-//! the driver itself writes only MTT entries, straight into the memory behind that table.
+//! Tables are small ([`Profile`]) and mapped whole when the card starts, but for the cMPT, of which
+//! four windows of a few entries each are mapped in 4 GB of addresses. The card resolves virtual
+//! ICM addresses through what MAP_ICM gave it; the driver itself writes only MTT entries, straight
+//! into the memory behind that table.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -48,7 +49,8 @@ impl<P: Platform> Pieces<P> {
     /// At least `len` bytes of zeroed memory; all pieces but the last have [`PIECE_LEN`] bytes.
     pub(crate) fn new(claim: &Claim<P>, len: u64) -> Result<Self, Error> {
         let mut pieces = Vec::new();
-        let mut left = usize::try_from(len).map_err(|_| hal::Error::NoDmaMemory { len: usize::MAX })?;
+        let mut left =
+            usize::try_from(len).map_err(|_| hal::Error::NoDmaMemory { len: usize::MAX })?;
         while left > 0 {
             let piece = left.min(PIECE_LEN).next_multiple_of(PAGE);
             // Aligned to its size it needs one entry to map; if that can't be had any page will do.
@@ -58,7 +60,10 @@ impl<P: Platform> Pieces<P> {
             pieces.push(buffer);
             left = left.saturating_sub(piece);
         }
-        Ok(Self { pieces, icm_addr: 0 })
+        Ok(Self {
+            pieces,
+            icm_addr: 0,
+        })
     }
 
     /// Bytes of all pieces.
@@ -115,7 +120,9 @@ async fn map_entries<P: Platform>(
     let Ok(count @ 1..) = u32::try_from(entries.len()) else {
         return Ok(());
     };
-    let command = Command::new(opcode).modifier(count).mailbox(entries.as_bytes());
+    let command = Command::new(opcode)
+        .modifier(count)
+        .mailbox(entries.as_bytes());
     commands.run(command).await.map(drop)
 }
 
@@ -179,7 +186,9 @@ impl Profile {
             .min(cap.log_max_mpts.get());
         let table = |entry_len: u16, entries: u64| Table {
             base: 0,
-            len: (u64::from(entry_len) * entries).next_power_of_two().max(PAGE_LEN),
+            len: (u64::from(entry_len) * entries)
+                .next_power_of_two()
+                .max(PAGE_LEN),
         };
         let mut profile = Self {
             log_qps,
@@ -187,7 +196,8 @@ impl Profile {
             log_mpts,
             log_mtts: LOG_MTTS,
             log_srqs,
-            unicast_steering: cap.capabilities.unicast_steering() && cap.capabilities.multicast_steering(),
+            unicast_steering: cap.capabilities.unicast_steering()
+                && cap.capabilities.multicast_steering(),
             log_eqs,
             eqs,
             system_eqs,
@@ -265,7 +275,8 @@ impl Profile {
         let mut init = InitHca::new_zeroed();
         init.version = VERSION;
         init.cache_line = CacheLine::new().with_log_less_4(2).with_valid(true);
-        // Linux has it checked as well: an address of another port's is refused rather than sent through the wrong one.
+        // Linux has it checked as well: an address of another port's is refused rather than sent
+        // through the wrong one.
         init.flags = InitFlags::new().with_ud_port_check(true);
         init.qpc = TableBase::new(self.qpc.base, self.log_qps);
         init.srqc = TableBase::new(self.srqc.base, self.log_srqs);
@@ -363,7 +374,10 @@ impl<P: Platform> Icm<P> {
                 .immediate(pieces.icm_addr);
             commands.run(command).await?;
         }
-        commands.run(Command::new(Opcode::UNMAP_ICM_AUX)).await.map(drop)
+        commands
+            .run(Command::new(Opcode::UNMAP_ICM_AUX))
+            .await
+            .map(drop)
     }
 
     /// Returns the bytes of memory that the card was given.
@@ -446,6 +460,12 @@ mod tests {
         cap.mtt_entry_len = 8.into();
         cap.max_icm = (1 << 16).into();
         let error = Profile::new(&cap).err();
-        assert!(matches!(error, Some(Error::Unsupported { value: 0x1_0000, .. })));
+        assert!(matches!(
+            error,
+            Some(Error::Unsupported {
+                value: 0x1_0000,
+                ..
+            })
+        ));
     }
 }

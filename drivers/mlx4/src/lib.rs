@@ -1,23 +1,27 @@
 //! The ConnectX-3 driver: commands, ICM, EQ, CQ, QP, MR, ports, management datagrams.
 //!
-//! Generic over [`hal::Platform`], and a [`verbs::Device`] to its users. [`Mlx4::start`] brings a card up;
-//! [`Mlx4::service`] must then run beside everything else: it takes events and answers the subnet manager, without which
-//! the port does not become ACTIVE. [`Mlx4::stop`] gives the card back; a card that is dropped without is reset, so that
-//! it never writes into memory that has a new owner.
+//! Generic over [`hal::Platform`], and a [`verbs::Device`] to its users. [`Mlx4::start`] brings a
+//! card up; [`Mlx4::service`] must then run beside everything else: it takes events and answers the
+//! subnet manager, without which the port does not become ACTIVE. [`Mlx4::stop`] gives the card
+//! back; a card that is dropped without is reset, so that it never writes into memory that has a
+//! new owner.
 //!
 //! Rules kept everywhere here:
 //!
 //! * No layout, shift or mask outside `mlx4_hw`.
-//! * Nothing the card writes is believed: indices are the driver's own, and a number from the card is looked up or checked
-//!   before it is used.
-//! * Every wait has a deadline and an error that names it. A command without an answer ends the card's use.
+//! * Nothing the card writes is believed: indices are the driver's own, and a number from the card
+//!   is looked up or checked before it is used.
+//! * Every wait has a deadline and an error that names it. A command without an answer ends the
+//!   card's use.
 //! * Memory that the card was told of is freed only after the card has given it up or was reset.
 //!
 //! # What is left out
 //!
-//! Ethernet ports and RoCE; shared receive queues; UC and XRC; atomics; memory windows and registration by work
-//! requests; path migration; partitions other than the default; BlueFlame; CQ resize and moderation; 64-byte CQEs and EQEs; INTx; SR-IOV; traps from the firmware's own agents to the
-//! subnet manager; performance counters asked for over QP1 (such requests are the user's); both ports at once.
+//! Ethernet ports and RoCE; shared receive queues; UC and XRC; atomics; memory windows and
+//! registration by work requests; path migration; partitions other than the default; BlueFlame; CQ
+//! resize and moderation; 64-byte CQEs and EQEs; INTx; SR-IOV; traps from the firmware's own agents
+//! to the subnet manager; performance counters asked for over QP1 (such requests are the user's);
+//! both ports at once.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -101,7 +105,8 @@ impl<P: Platform> Mlx4<P> {
         self.hca.port
     }
 
-    /// Takes events and datagrams and answers the subnet manager, for ever: one task a card must run this.
+    /// Takes events and datagrams and answers the subnet manager, for ever: one task a card must
+    /// run this.
     ///
     /// # Errors
     ///
@@ -123,12 +128,13 @@ impl<P: Platform> Mlx4<P> {
         self.management.service_once().await
     }
 
-    /// Gives the card back: everything made on it is taken away, in order. It is not used after that, and its memory is
-    /// freed when this and all [`Queues`] are dropped.
+    /// Gives the card back: everything made on it is taken away, in order. It is not used after
+    /// that, and its memory is freed when this and all [`Queues`] are dropped.
     ///
     /// # Errors
     ///
-    /// The step that failed; the card was then reset instead. [`Error::Failed`] when it was stopped before.
+    /// The step that failed; the card was then reset instead. [`Error::Failed`] when it was stopped
+    /// before.
     pub async fn stop(&self) -> Result<(), Error> {
         self.hca.stop().await
     }

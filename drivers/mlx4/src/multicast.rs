@@ -1,9 +1,11 @@
 //! Multicast groups: which queue pairs get what is sent to a group's GID.
 //!
-//! The card finds a group by a hash of its GID in the first half of the table, and groups of one hash in a chain through
-//! the second half. The driver reads and writes entries by command, one attachment at a time.
+//! The card finds a group by a hash of its GID in the first half of the table, and groups of one
+//! hash in a chain through the second half. The driver reads and writes entries by command, one
+//! attachment at a time.
 //!
-//! Source: Linux `mlx4/mcg.c` (`mlx4_GID_HASH`, `find_entry`, `mlx4_qp_attach_common`, `mlx4_qp_detach_common`).
+//! Source: Linux `mlx4/mcg.c` (`mlx4_GID_HASH`, `find_entry`, `mlx4_qp_attach_common`,
+//! `mlx4_qp_detach_common`).
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -67,7 +69,9 @@ fn count(entry: &GroupEntry) -> usize {
 }
 
 fn place(entry: &GroupEntry, qpn: u32) -> Option<usize> {
-    entry.qps[..count(entry)].iter().position(|qp| qp.qpn() == qpn)
+    entry.qps[..count(entry)]
+        .iter()
+        .position(|qp| qp.qpn() == qpn)
 }
 
 fn set_count(entry: &mut GroupEntry, count: usize) {
@@ -114,7 +118,8 @@ impl<P: Platform> Hca<P> {
             what: "the index of a multicast group",
             value,
         };
-        // The hash is of 16 bits; what lies above is not defined (Linux `mcg.c`, `mlx4_GID_HASH`; iPXE `MT25408_PRM.h`).
+        // The hash is of 16 bits; what lies above is not defined (Linux `mcg.c`, `mlx4_GID_HASH`;
+        // iPXE `MT25408_PRM.h`).
         let hash = hash & u64::from(u16::MAX);
         let mut index = u32::try_from(hash)
             .ok()
@@ -203,7 +208,9 @@ impl<P: Platform> Hca<P> {
                 next
             }
             None => {
-                return self.write_group(found.index, &GroupEntry::new_zeroed()).await;
+                return self
+                    .write_group(found.index, &GroupEntry::new_zeroed())
+                    .await;
             }
         };
         self.groups.spare.lock().give_back(freed);

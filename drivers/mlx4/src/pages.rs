@@ -155,7 +155,11 @@ impl<P: Platform> Pages<P> {
         if u32::from(before) >= self.outstanding() {
             return Err(inconsistent(self.qpn, entry));
         }
-        let Posted { line, op, signalled } = self.posted[self.slot(self.tail)];
+        let Posted {
+            line,
+            op,
+            signalled,
+        } = self.posted[self.slot(self.tail)];
         // An entry that fails stays: whoever looks again meets it again.
         if before == 0 {
             if entry.kind() != self.successes[usize::from(op == PageOp::Write)] {
@@ -202,7 +206,11 @@ impl<P: Platform> PageQueue for Pages<P> {
             return Err(RingFull);
         }
         let slot = self.slot(self.head);
-        self.posted[slot] = Posted { line, op, signalled };
+        self.posted[slot] = Posted {
+            line,
+            op,
+            signalled,
+        };
         let at = self.offset + slot * size_of::<PageWqe>();
         let memory = &*self.memory;
         let flags = self.flags[usize::from(signalled)];

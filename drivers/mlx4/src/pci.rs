@@ -49,7 +49,8 @@ impl Saved {
         Self {
             id: header[0],
             header,
-            controls: pcie.map(|at| PCIE_CONTROLS.map(|offset| (at + offset, config.read_u32(at + offset)))),
+            controls: pcie
+                .map(|at| PCIE_CONTROLS.map(|offset| (at + offset, config.read_u32(at + offset)))),
         }
     }
 
@@ -69,7 +70,8 @@ impl Saved {
     }
 }
 
-/// Turns the function's memory space on. Nothing else is changed, for the card may be another driver's.
+/// Turns the function's memory space on. Nothing else is changed, for the card may be another
+/// driver's.
 pub(crate) fn enable<P: Platform>(platform: &P) -> Result<(), Error> {
     let config = platform.config();
     if config.read_u32(ID) == regs::GONE {
@@ -98,8 +100,9 @@ pub(crate) fn release<R: Registers>(registers: &R) {
     registers.write_u32(regs::OWNERSHIP, 0);
 }
 
-/// Takes the bus from the card, at once: when this returns it reaches no memory. It keeps its configuration space, so that
-/// whoever starts it next can reset it; a reset here would have to be waited for, and leave it without addresses.
+/// Takes the bus from the card, at once: when this returns it reaches no memory. It keeps its
+/// configuration space, so that whoever starts it next can reset it; a reset here would have to be
+/// waited for, and leave it without addresses.
 pub(crate) fn take_bus<P: Platform>(platform: &P) {
     let config = platform.config();
     let command = config.read_u32(COMMAND) & COMMAND_MASK;
@@ -109,7 +112,11 @@ pub(crate) fn take_bus<P: Platform>(platform: &P) {
 }
 
 /// Resets the card, waits for its return, and gives it back what it lost of configuration space.
-pub(crate) async fn reset<P: Platform>(platform: &P, registers: &P::Bar, saved: &Saved) -> Result<(), Error> {
+pub(crate) async fn reset<P: Platform>(
+    platform: &P,
+    registers: &P::Bar,
+    saved: &Saved,
+) -> Result<(), Error> {
     let config = platform.config();
     take_semaphore(platform, registers).await?;
     registers.write_u32(regs::RESET, regs::swap(regs::RESET_VALUE));
@@ -152,7 +159,8 @@ async fn take_semaphore<P: Platform>(platform: &P, registers: &P::Bar) -> Result
     }
 }
 
-/// The offset of a capability. The list is the card's: it may be anything, so it is followed for a bounded time.
+/// The offset of a capability. The list is the card's: it may be anything, so it is followed for a
+/// bounded time.
 fn find_capability<C: ConfigSpace>(config: &C, id: u8) -> Option<u16> {
     let byte = |dword: u32, index: usize| dword.to_le_bytes()[index];
     let mut at = u16::from(byte(config.read_u32(CAPABILITIES), 0) & !3);

@@ -21,7 +21,11 @@ const MTU_CAP: u8 = 5;
 
 impl<P: Platform> Hca<P> {
     /// Gives a datagram to the firmware's agents; one without source is the driver's own.
-    pub(crate) async fn mad_ifc(&self, mad: &Mad, source: Option<DatagramSource>) -> Result<Mad, Error> {
+    pub(crate) async fn mad_ifc(
+        &self,
+        mad: &Mad,
+        source: Option<DatagramSource>,
+    ) -> Result<Mad, Error> {
         let mut input = [0; MAD_LEN + size_of::<MadIfcExtended>()];
         input[..MAD_LEN].copy_from_slice(mad);
         let mut modifier = in_modifier::MadIfc::new().with_port(self.port);
@@ -34,7 +38,8 @@ impl<P: Platform> Hca<P> {
             input[MAD_LEN..].copy_from_slice(extended.as_bytes());
             modifier = modifier.with_slid(source.lid.0);
             len = input.len();
-            // The network's view is another one on shared cards only, and asked for there only (Linux `mad.c`).
+            // The network's view is another one on shared cards only, and asked for there only
+            // (Linux `mad.c`).
             op = op_modifier::MAD_IFC_EXTENDED;
         }
         let command = Command::new(Opcode::MAD_IFC)
@@ -62,14 +67,16 @@ impl<P: Platform> Hca<P> {
 
     /// Tells the port what it offers to its subnet manager: what the firmware says it can.
     pub(crate) async fn set_port(&self) -> Result<(), Error> {
-        let info: smp::PortInfo = self.attribute(Attribute::PORT_INFO, self.port.into()).await?;
+        let info: smp::PortInfo = self
+            .attribute(Attribute::PORT_INFO, self.port.into())
+            .await?;
         // Connections are made by this side's software.
         let capabilities = info.capabilities.get() | smp::PortCapabilities::CM;
         let mut result = Ok(());
         for vl_cap in VL_CAPS {
             result = self.offer(vl_cap, capabilities).await;
-            // Firmware whose port has no buffers for so many lanes of this MTU says so by either status (Linux `port.c`,
-            // `mlx4_SET_PORT`: both are ENOMEM).
+            // Firmware whose port has no buffers for so many lanes of this MTU says so by either
+            // status (Linux `port.c`, `mlx4_SET_PORT`: both are ENOMEM).
             if !matches!(
                 result,
                 Err(Error::Refused {

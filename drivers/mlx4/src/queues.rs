@@ -9,8 +9,8 @@ use mlx4_hw::cq::{CQE_OPCODE_ERROR, Cqe, ReceiveOpcode, Syndrome};
 use mlx4_hw::regs::{self, SendDoorbell};
 use mlx4_hw::wqe::{RemoteAddressSegment, WqeOpcode};
 use verbs::{
-    Completion, CompletionKind, Cqn, DatagramSource, Lid, PKey, Payload, PollError, PostError, QpSlot, Qpn,
-    QueueSet, SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Cqn, DatagramSource, Lid, PKey, Payload, PollError, PostError,
+    QpSlot, Qpn, QueueSet, SendOp, SendRequest, Sge, Status,
 };
 
 use crate::completion::CompletionQueue;
@@ -71,8 +71,8 @@ impl<P: Platform> QueuePair<P> {
 
 /// One completion queue and the queue pairs that complete into it.
 ///
-/// Dropping it leaves the card's side in place (the card may still write there) until the device is stopped;
-/// [`Device::destroy_queues`](verbs::Device::destroy_queues) takes it away in order.
+/// Dropping it leaves the card's side in place (the card may still write there) until the device is
+/// stopped; [`Device::destroy_queues`](verbs::Device::destroy_queues) takes it away in order.
 pub struct Queues<P: Platform> {
     pub(crate) hca: Arc<Hca<P>>,
     pub(crate) cq: CompletionQueue<P>,
@@ -94,7 +94,8 @@ impl<P: Platform> Queues<P> {
         }
     }
 
-    /// The completion queue's number, as [`DeviceEvent::CqFailed`](verbs::DeviceEvent::CqFailed) names it.
+    /// The completion queue's number, as [`DeviceEvent::CqFailed`](verbs::DeviceEvent::CqFailed)
+    /// names it.
     #[must_use]
     pub fn cqn(&self) -> Cqn {
         Cqn(self.cq.cqn)
@@ -138,7 +139,11 @@ impl<P: Platform> Queues<P> {
 
     /// Takes a queue pair out whose card side is gone, with what it had completed.
     pub(crate) fn remove(&mut self, slot: QpSlot) {
-        if let Some(pair) = self.pairs.get_mut(usize::from(slot.0)).and_then(Option::take) {
+        if let Some(pair) = self
+            .pairs
+            .get_mut(usize::from(slot.0))
+            .and_then(Option::take)
+        {
             self.slots.retain(|&(qpn, _)| qpn != pair.qpn);
             self.cq.forget(pair.qpn);
         }
@@ -205,7 +210,8 @@ fn source(entry: &Cqe) -> DatagramSource {
         qpn: Qpn(entry.remote.qpn()),
         sl: entry.sl.get(),
         grh: entry.remote.grh(),
-        // The card names an index of the partition table; the driver knows of the default partition only.
+        // The card names an index of the partition table; the driver knows of the default partition
+        // only.
         pkey: PKey::DEFAULT,
     }
 }
@@ -230,12 +236,20 @@ pub(crate) fn status(syndrome: Syndrome) -> Status {
 }
 
 /// Returns whether the kind of queue pair takes such a request at all.
-fn check_kind(qp: QpSlot, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
+fn check_kind(
+    qp: QpSlot,
+    transport: Transport,
+    request: &SendRequest<'_>,
+) -> Result<(), PostError> {
     let not_possible = |what| Err(PostError::NotPossible { qp, what });
     match (transport, request.op, request.to) {
-        (Transport::Special, ..) => not_possible("a request of the user on a management queue pair"),
+        (Transport::Special, ..) => {
+            not_possible("a request of the user on a management queue pair")
+        }
         (Transport::Connected, _, Some(_)) => not_possible("a datagram on a connection"),
-        (Transport::Datagram, SendOp::Send { .. }, None) => not_possible("a datagram without destination"),
+        (Transport::Datagram, SendOp::Send { .. }, None) => {
+            not_possible("a datagram without destination")
+        }
         (Transport::Datagram, SendOp::Write { .. } | SendOp::Read { .. }, _) => {
             not_possible("RDMA by datagram")
         }
@@ -359,7 +373,9 @@ impl<P: Platform> QueueSet for Queues<P> {
     }
 
     fn forget(&mut self, qp: QpSlot) {
-        let Some(pair) = self.pair_mut(qp) else { return };
+        let Some(pair) = self.pair_mut(qp) else {
+            return;
+        };
         pair.send.clear();
         pair.receive.clear();
         let qpn = pair.qpn;

@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 
 use crate::Error;
 
-/// Hands out single numbers below a limit, each as late as possible after it was given back: what is still on its way
-/// for an old number should not meet a new one.
+/// Hands out single numbers below a limit, each as late as possible after it was given back: what
+/// is still on its way for an old number should not meet a new one.
 pub(crate) struct Numbers {
     resource: &'static str,
     first: usize,
@@ -149,6 +149,12 @@ mod tests {
         for part in [parts[1], parts[0], parts[2]] {
             ranges.give_back(part);
         }
-        assert_eq!(ranges.take(12), Ok(Range { first: 4, count: 12 }));
+        assert_eq!(
+            ranges.take(12),
+            Ok(Range {
+                first: 4,
+                count: 12
+            })
+        );
     }
 }

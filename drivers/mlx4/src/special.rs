@@ -1,10 +1,12 @@
 //! QP0 and QP1: management datagrams.
 //!
-//! The card leaves both queue pairs to software. What a subnet manager sends to QP0 is answered by the firmware's own
-//! agent, which is reached by the MAD_IFC command: this file carries requests there and answers back, so that the
-//! subnet manager can bring the port to ACTIVE. What arrives at QP1 is the user's.
+//! The card leaves both queue pairs to software. What a subnet manager sends to QP0 is answered by
+//! the firmware's own agent, which is reached by the MAD_IFC command: this file carries requests
+//! there and answers back, so that the subnet manager can bring the port to ACTIVE. What arrives at
+//! QP1 is the user's.
 //!
-//! Packets of these queue pairs have their headers built here (Linux `mlx4_ib/qp.c`, `build_mlx_header`).
+//! Packets of these queue pairs have their headers built here (Linux `mlx4_ib/qp.c`,
+//! `build_mlx_header`).
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -13,8 +15,8 @@ use alloc::vec::Vec;
 use hal::{DmaBuffer, Platform};
 use mad::smp::{PERMISSIVE_LID, Smp};
 use mad::wire::{
-    BaseTransport, BaseTransportFlags, DatagramTransport, ICRC_LEN, LocalRoute, LocalRouteFirst, NEXT_BTH,
-    Number, UD_SEND_ONLY, UdHeaders,
+    BaseTransport, BaseTransportFlags, DatagramTransport, ICRC_LEN, LocalRoute, LocalRouteFirst,
+    NEXT_BTH, Number, UD_SEND_ONLY, UdHeaders,
 };
 use mad::{Attribute, MAD_LEN, Mad};
 use mlx4_hw::bits::Low24;
@@ -29,8 +31,8 @@ use mlx4_hw::wqe::{
 };
 use spin::Mutex;
 use verbs::{
-    Access, Completion, CompletionKind, DatagramSource, Domain, Lid, PKey, QKey, QpKind, QpSlot, QueueSet,
-    Region, Sge, Status,
+    Access, Completion, CompletionKind, DatagramSource, Domain, Lid, PKey, QKey, QpKind, QpSlot,
+    QueueSet, Region, Sge, Status,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -105,7 +107,12 @@ impl<P: Platform> Management<P> {
             ..Access::default()
         };
         let region = hca
-            .register(Domain::default(), memory.bus_addr().0, MEMORY_LEN as u64, access)
+            .register(
+                Domain::default(),
+                memory.bus_addr().0,
+                MEMORY_LEN as u64,
+                access,
+            )
             .await?;
         let eqn = hca.events.eqn(0).ok_or(Error::Failed)?;
         // Receives of both queue pairs, and the sends.
@@ -263,7 +270,10 @@ impl<P: Platform> Management<P> {
             }
             Err(error) => return Err(error),
         };
-        let Some(answer) = Smp::parse(&answer).ok().and_then(|answer| leaving(answer, port)) else {
+        let Some(answer) = Smp::parse(&answer)
+            .ok()
+            .and_then(|answer| leaving(answer, port))
+        else {
             return Ok(());
         };
         let envelope = Envelope {
@@ -305,7 +315,8 @@ impl<P: Platform> Management<P> {
             descriptor.put_inline([&[0; ICRC_LEN], &[]]);
             let len = descriptor.seal();
             let control = control(envelope, smi);
-            pair.send.finish(index as u64, WqeOpcode::SEND, len, control);
+            pair.send
+                .finish(index as u64, WqeOpcode::SEND, len, control);
         }
         inner.queues.ring(envelope.slot);
         Ok(())
@@ -384,8 +395,9 @@ fn headers(envelope: &Envelope, smi: bool, psn: u32) -> UdHeaders {
                 .with_next(NEXT_BTH),
             dlid: envelope.lid.0.into(),
             len: u16::try_from(dwords).unwrap_or(0).into(),
-            // Taken whole when the destination is permissive. Otherwise the card fills the port's LID in, and takes only
-            // the path bits from here (Linux `hw/mlx4/qp.c`, `build_mlx_header`).
+            // Taken whole when the destination is permissive. Otherwise the card fills the port's
+            // LID in, and takes only the path bits from here (Linux `hw/mlx4/qp.c`,
+            // `build_mlx_header`).
             slid: if envelope.lid.0 == PERMISSIVE_LID {
                 PERMISSIVE_LID
             } else {

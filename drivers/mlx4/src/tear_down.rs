@@ -8,8 +8,8 @@ use crate::command::Command;
 use crate::hca::Hca;
 
 impl<P: Platform> Hca<P> {
-    /// Stops the card. Whatever fails, the card no longer reaches memory afterwards: if it can't be stopped in order it is
-    /// reset.
+    /// Stops the card. Whatever fails, the card no longer reaches memory afterwards: if it can't be
+    /// stopped in order it is reset.
     pub(crate) async fn stop(&self) -> Result<(), Error> {
         if self.claim.is_released() {
             return Err(Error::Failed);

@@ -1,7 +1,7 @@
 //! The two rings of a queue pair: building WQEs and finding out which of them a completion is of.
 //!
-//! Indices are the driver's own and never read back. A completion names an index that is checked against what is
-//! outstanding before anything is done with it.
+//! Indices are the driver's own and never read back. A completion names an index that is checked
+//! against what is outstanding before anything is done with it.
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -10,9 +10,9 @@ use alloc::vec::Vec;
 use hal::{DmaBuffer, fence};
 use mlx4_hw::path::{AddressVector, GrhPathBits, PortPd, TrafficClass};
 use mlx4_hw::wqe::{
-    BASIC_BLOCK_LEN, COMPLETION_WANTED, ControlFlags, ControlOwner, ControlSegment, ControlSize, DataSegment,
-    DatagramSegment, INLINE_HEADER_LEN, InlineHeader, RemoteAddressSegment, SEGMENT_UNIT, SEND_HEADROOM_LEN,
-    STAMP, WqeOpcode,
+    BASIC_BLOCK_LEN, COMPLETION_WANTED, ControlFlags, ControlOwner, ControlSegment, ControlSize,
+    DataSegment, DatagramSegment, INLINE_HEADER_LEN, InlineHeader, RemoteAddressSegment,
+    SEGMENT_UNIT, SEND_HEADROOM_LEN, STAMP, WqeOpcode,
 };
 use mlx4_hw::{bits::Low24, regs};
 use verbs::{Payload, SendOp, SendRequest, Sge, UdAddress};
@@ -32,7 +32,12 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// Rings for at least so many requests of so many descriptor bytes.
-    pub(crate) fn new(send_depth: u32, send_len: usize, receive_depth: u32, receive_len: usize) -> Self {
+    pub(crate) fn new(
+        send_depth: u32,
+        send_len: usize,
+        receive_depth: u32,
+        receive_len: usize,
+    ) -> Self {
         let send_stride = send_len.max(BASIC_BLOCK_LEN).next_power_of_two();
         let headroom = (SEND_HEADROOM_LEN >> send_stride.ilog2()) + 1;
         let send_slots = (send_depth.max(1) + headroom).next_power_of_two();
@@ -100,7 +105,8 @@ pub(crate) fn send_descriptor_len(datagram: bool, sge: u8, inline: u32) -> usize
     head + pieces.max(inline_len(head, inline as usize))
 }
 
-/// Bytes that `payload` inline bytes take from descriptor offset `at` on, with a header in each block.
+/// Bytes that `payload` inline bytes take from descriptor offset `at` on, with a header in each
+/// block.
 fn inline_len(at: usize, payload: usize) -> usize {
     let mut end = at;
     let mut left = payload;
@@ -178,7 +184,8 @@ impl<B: DmaBuffer> SendQueue<B> {
         self.offset + (slot << self.log_stride)
     }
 
-    /// Marks every block behind a slot's first, so that a card that fetches ahead sees no WQE there.
+    /// Marks every block behind a slot's first, so that a card that fetches ahead sees no WQE
+    /// there.
     fn stamp(&self, index: u32) {
         for block in (BASIC_BLOCK_LEN..self.stride()).step_by(BASIC_BLOCK_LEN) {
             self.memory.write_u32(self.at(index) + block, STAMP);
@@ -195,8 +202,15 @@ impl<B: DmaBuffer> SendQueue<B> {
         }
     }
 
-    /// Finishes the WQE of `len` bytes begun last: its control segment last of all, owner last of that.
-    pub(crate) fn finish(&mut self, id: u64, opcode: WqeOpcode, len: usize, mut control: ControlSegment) {
+    /// Finishes the WQE of `len` bytes begun last: its control segment last of all, owner last of
+    /// that.
+    pub(crate) fn finish(
+        &mut self,
+        id: u64,
+        opcode: WqeOpcode,
+        len: usize,
+        mut control: ControlSegment,
+    ) {
         let at = self.at(self.head);
         control.size = control
             .size
@@ -216,8 +230,8 @@ impl<B: DmaBuffer> SendQueue<B> {
         self.stamp(self.head.wrapping_add(slots - self.depth - 1));
     }
 
-    /// The request that the completion with this counter is of; it and all before it are finished. `None` when nothing
-    /// is outstanding there.
+    /// The request that the completion with this counter is of; it and all before it are finished.
+    /// `None` when nothing is outstanding there.
     pub(crate) fn complete(&mut self, counter: u16) -> Option<u64> {
         let behind = counter.wrapping_sub(low_half(self.tail));
         if u32::from(behind) >= self.head.wrapping_sub(self.tail) {
@@ -239,9 +253,10 @@ const MOST_BLOCKS: usize = (1 << 6) * SEGMENT_UNIT / BASIC_BLOCK_LEN;
 
 /// A WQE being built.
 ///
-/// The card reads the send queue ahead of the doorbell. It takes every block but a WQE's first for written as soon as the
-/// block's first dword is no [`STAMP`] (Linux `hw/mlx4/qp.c`, `set_data_seg`; rdma-core `providers/mlx4/qp.c`). So these
-/// dwords are kept here until [`seal`](Self::seal).
+/// The card reads the send queue ahead of the doorbell. It takes every block but a WQE's first for
+/// written as soon as the block's first dword is no [`STAMP`] (Linux `hw/mlx4/qp.c`,
+/// `set_data_seg`; rdma-core `providers/mlx4/qp.c`). So these dwords are kept here until
+/// [`seal`](Self::seal).
 pub(crate) struct Descriptor<'a, B: DmaBuffer> {
     memory: &'a B,
     base: usize,
@@ -296,8 +311,8 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
         }
     }
 
-    /// Shows the card the blocks behind the first, the last one first, and returns the WQE's length in bytes.
-    /// [`SendQueue::finish`] must follow.
+    /// Shows the card the blocks behind the first, the last one first, and returns the WQE's length
+    /// in bytes. [`SendQueue::finish`] must follow.
     pub(crate) fn seal(self) -> usize {
         if self.len > BASIC_BLOCK_LEN {
             fence::publish();
@@ -319,7 +334,9 @@ pub(crate) fn needed_len(request: &SendRequest<'_>) -> usize {
             (None, _) => size_of::<RemoteAddressSegment>(),
         };
     match request.payload {
-        Payload::Gather(pieces) => head + size_of_val(pieces) / size_of::<Sge>() * size_of::<DataSegment>(),
+        Payload::Gather(pieces) => {
+            head + size_of_val(pieces) / size_of::<Sge>() * size_of::<DataSegment>()
+        }
         Payload::Inline(first, second) => head + inline_len(head, first.len() + second.len()),
     }
 }
@@ -403,7 +420,8 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
         }
     }
 
-    /// Empties the ring of a queue pair that the card has in RESET; the card reads the record again in INIT.
+    /// Empties the ring of a queue pair that the card has in RESET; the card reads the record again
+    /// in INIT.
     pub(crate) fn clear(&mut self) {
         (self.head, self.tail) = (0, 0);
         self.memory.write_u32(self.record, 0);
@@ -428,7 +446,8 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
         let at = self.offset + (slot << self.log_stride);
         for (index, piece) in pieces.iter().enumerate() {
             let segment = DataSegment::new(piece.addr, piece.len, piece.lkey.0);
-            self.memory.write(at + index * SEGMENT_UNIT, segment.as_bytes());
+            self.memory
+                .write(at + index * SEGMENT_UNIT, segment.as_bytes());
         }
         if pieces.len() < self.max_pieces() {
             let end = DataSegment::end();
@@ -442,8 +461,9 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
             .write_u32(self.record, regs::swap(u32::from(low_half(self.head))));
     }
 
-    /// Returns the request that the next receive completion is of, `None` when none is posted. Receives end in order; the
-    /// completion's own counter means nothing in a flush (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_one`).
+    /// Returns the request that the next receive completion is of, `None` when none is posted.
+    /// Receives end in order; the completion's own counter means nothing in a flush (Linux
+    /// `hw/mlx4/cq.c`, `mlx4_ib_poll_one`).
     pub(crate) fn complete(&mut self) -> Option<u64> {
         if self.head == self.tail {
             return None;
@@ -609,7 +629,8 @@ mod tests {
         let memory = Bytes::new(geometry.memory_len());
         let mut queue = SendQueue::new(Arc::clone(&memory), geometry);
         let slots = 1_u32 << geometry.log_send_slots;
-        let owner = |slot: u32| memory.range(geometry.send_offset() + slot as usize * 64, 1)[0] >> 7;
+        let owner =
+            |slot: u32| memory.range(geometry.send_offset() + slot as usize * 64, 1)[0] >> 7;
         assert!((0..slots).all(|slot| owner(slot) == 1));
         for id in 0..3 * slots {
             post(&mut queue, id.into());

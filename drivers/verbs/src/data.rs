@@ -24,7 +24,8 @@ pub enum PostError {
         /// Descriptor bytes a request may have.
         have: usize,
     },
-    /// The request does not fit the queue pair's kind: READ on UD, no destination on UD, inline READ.
+    /// The request does not fit the queue pair's kind: READ on UD, no destination on UD, inline
+    /// READ.
     #[error("{what} is not possible on {qp}")]
     NotPossible {
         /// The queue pair.
@@ -44,7 +45,8 @@ pub enum PostError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PollError {
-    /// The device wrote a completion that can't be: an unknown queue pair, or an index with nothing posted there.
+    /// The device wrote a completion that can't be: an unknown queue pair, or an index with nothing
+    /// posted there.
     #[error("a completion for QPN {qpn:#x}, index {index}, that nothing was posted for")]
     Inconsistent {
         /// The queue pair's number as the device wrote it.
@@ -93,8 +95,9 @@ pub trait QueueSet: Send {
         self.post_send(qp, &request)
     }
 
-    /// Puts a receive request into the queue and shows it to the device. Its message goes into these pieces; on a datagram
-    /// queue pair the first 40 bytes are the GRH's. The completion hands `id` back.
+    /// Puts a receive request into the queue and shows it to the device. Its message goes into
+    /// these pieces; on a datagram queue pair the first 40 bytes are the GRH's. The completion
+    /// hands `id` back.
     ///
     /// # Errors
     ///
@@ -104,19 +107,20 @@ pub trait QueueSet: Send {
     /// Shows the device every send posted so far on this queue pair, by one doorbell.
     fn ring(&mut self, qp: QpSlot);
 
-    /// Takes finished requests, oldest first, into `into`; returns how many. Zero means none is ready.
+    /// Takes finished requests, oldest first, into `into`; returns how many. Zero means none is
+    /// ready.
     ///
     /// # Errors
     ///
     /// See [`PollError`]. A bad entry is consumed, so that polling goes on behind it.
     fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError>;
 
-    /// Asks for an interrupt at the next completion (or the next solicited one). One that is already there and was
-    /// not polled also raises it, so: arm, poll once more, then wait.
+    /// Asks for an interrupt at the next completion (or the next solicited one). One that is
+    /// already there and was not polled also raises it, so: arm, poll once more, then wait.
     fn arm(&mut self, solicited_only: bool);
 
-    /// Forgets what was posted to a queue pair that was [reset](crate::Device::reset_qp), with the completions that were not
-    /// polled yet: both work queues are empty afterwards.
+    /// Forgets what was posted to a queue pair that was [reset](crate::Device::reset_qp), with the
+    /// completions that were not polled yet: both work queues are empty afterwards.
     fn forget(&mut self, qp: QpSlot);
 
     /// Free slots of the queue pair's send queue.

@@ -3,7 +3,8 @@
 use core::future::Future;
 
 use crate::{
-    Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot, Qpn, QueueSet, Rkey,
+    Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot, Qpn,
+    QueueSet, Rkey,
 };
 
 /// Limits of an HCA.
@@ -245,20 +246,26 @@ pub trait Device: Send + Sync {
     /// Returns the limits of the device.
     fn limits(&self) -> DeviceLimits;
 
-    /// Makes a completion queue of at least `depth` entries that raises interrupt vector `vector` (from 0 on), with no
-    /// queue pair yet. Each request that is outstanding may make an entry: the depth is at least the sum of those of
-    /// the queue pairs' work queues, or the queue may be overrun.
+    /// Makes a completion queue of at least `depth` entries that raises interrupt vector `vector`
+    /// (from 0 on), with no queue pair yet. Each request that is outstanding may make an entry: the
+    /// depth is at least the sum of those of the queue pairs' work queues, or the queue may be
+    /// overrun.
     fn create_queues(
         &self,
         depth: u32,
         vector: u16,
     ) -> impl Future<Output = Result<Self::Queues, DeviceError>> + Send;
 
-    /// Takes a queue set away, with the queue pairs that are still in it. What was posted never completes.
-    fn destroy_queues(&self, queues: Self::Queues) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    /// Takes a queue set away, with the queue pairs that are still in it. What was posted never
+    /// completes.
+    fn destroy_queues(
+        &self,
+        queues: Self::Queues,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Waits until interrupt vector `vector` fires: a queue set made for it that was [armed](QueueSet::arm) may have
-    /// completions. One that came before the call counts. There is one waiter a vector; who waits in vain bounds the wait.
+    /// Waits until interrupt vector `vector` fires: a queue set made for it that was
+    /// [armed](QueueSet::arm) may have completions. One that came before the call counts. There is
+    /// one waiter a vector; who waits in vain bounds the wait.
     fn wait_completion(&self, vector: u16) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
     /// Makes a queue pair inside `queues`, in the state INIT: it takes receives at once.
@@ -287,21 +294,36 @@ pub trait Device: Send + Sync {
     /// Moves a queue pair to ERR: everything posted completes as flushed.
     fn fail_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Resets a queue pair, so that it can be used again: it reaches no memory any more, and what was posted never
-    /// completes. [`QueueSet::forget`] comes next, then [`init_qp`](Self::init_qp). Its number stays the same.
+    /// Resets a queue pair, so that it can be used again: it reaches no memory any more, and what
+    /// was posted never completes. [`QueueSet::forget`] comes next, then
+    /// [`init_qp`](Self::init_qp). Its number stays the same.
     fn reset_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Moves a connected queue pair that was [reset](Self::reset_qp) and [forgotten](QueueSet::forget) to the state INIT,
-    /// as [`create_qp`](Self::create_qp) leaves it, in a protection domain that may be another than before.
-    fn init_qp(&self, qpn: Qpn, domain: Domain) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    /// Moves a connected queue pair that was [reset](Self::reset_qp) and
+    /// [forgotten](QueueSet::forget) to the state INIT, as [`create_qp`](Self::create_qp) leaves
+    /// it, in a protection domain that may be another than before.
+    fn init_qp(
+        &self,
+        qpn: Qpn,
+        domain: Domain,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Lets a datagram queue pair receive what is sent to a multicast group. The port must also be a member of the group,
-    /// which the subnet administrator is asked for. A queue pair that is attached already stays so.
-    fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    /// Lets a datagram queue pair receive what is sent to a multicast group. The port must also be
+    /// a member of the group, which the subnet administrator is asked for. A queue pair that is
+    /// attached already stays so.
+    fn attach_multicast(
+        &self,
+        qpn: Qpn,
+        mgid: Gid,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Ends [`attach_multicast`](Self::attach_multicast); nothing when it was not attached. A queue pair is detached before
-    /// it is taken away.
-    fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    /// Ends [`attach_multicast`](Self::attach_multicast); nothing when it was not attached. A queue
+    /// pair is detached before it is taken away.
+    fn detach_multicast(
+        &self,
+        qpn: Qpn,
+        mgid: Gid,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
     /// Takes a queue pair away. What was posted never completes.
     fn destroy_qp(
@@ -318,7 +340,10 @@ pub trait Device: Send + Sync {
     ) -> impl Future<Output = Result<(Self::Pages, Qpn), DeviceError>> + Send;
 
     /// Takes a page queue away. What was posted never completes, and touches no memory any more.
-    fn destroy_pages(&self, pages: Self::Pages) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    fn destroy_pages(
+        &self,
+        pages: Self::Pages,
+    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
     /// Registers a contiguous piece of bus-addressable memory for the queue pairs of `domain`.
     fn register(
@@ -344,10 +369,11 @@ pub trait Device: Send + Sync {
         mad: &[u8; 256],
     ) -> impl Future<Output = Result<(), DeviceError>> + Send;
 
-    /// Takes the next management datagram that arrived on QP1 (answers and requests alike) with its sender, if any.
-    /// Subnet management on QP0 is the driver's own business.
+    /// Takes the next management datagram that arrived on QP1 (answers and requests alike) with its
+    /// sender, if any. Subnet management on QP0 is the driver's own business.
     fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])>;
 
-    /// Takes the next asynchronous event, if any. Events and datagrams come in while the driver's service runs.
+    /// Takes the next asynchronous event, if any. Events and datagrams come in while the driver's
+    /// service runs.
     fn take_event(&self) -> Option<DeviceEvent>;
 }

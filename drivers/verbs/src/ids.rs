@@ -45,12 +45,14 @@ number!(/// A queue pair's place in its [`QueueSet`](crate::QueueSet), for posti
     QpSlot(u16), "QP slot");
 
 impl Qpn {
-    /// The destination of every datagram to a multicast group (InfiniBand Architecture 1.3, section 10.5.2).
+    /// The destination of every datagram to a multicast group (InfiniBand Architecture 1.3, section
+    /// 10.5.2).
     pub const MULTICAST: Self = Self(0xff_ffff);
 }
 
 impl QKey {
-    /// The well-known Q_Key of QP1 (InfiniBand Architecture 1.3, section 3.5.3; Linux `IB_QP1_QKEY`).
+    /// The well-known Q_Key of QP1 (InfiniBand Architecture 1.3, section 3.5.3; Linux
+    /// `IB_QP1_QKEY`).
     pub const GSI: Self = Self(0x8001_0000);
 }
 
@@ -93,7 +95,9 @@ impl Gid {
     /// The port GUID.
     #[must_use]
     pub fn guid(self) -> Guid {
-        Guid(u64::from_be_bytes(self.0[8..].try_into().expect("eight bytes")))
+        Guid(u64::from_be_bytes(
+            self.0[8..].try_into().expect("eight bytes"),
+        ))
     }
 }
 

@@ -2,15 +2,16 @@
 //!
 //! Two halves, as in every RDMA system:
 //!
-//! * **Control** ([`Device`]): queue sets, queue pairs and their state, memory regions, the port, management datagrams.
-//!   Slow, asynchronous, answered by the HCA's firmware.
-//! * **Data** ([`QueueSet`]): posting work and polling completions. Never waits, never allocates, takes no lock.
+//! * **Control** ([`Device`]): queue sets, queue pairs and their state, memory regions, the port,
+//!   management datagrams. Slow, asynchronous, answered by the HCA's firmware.
+//! * **Data** ([`QueueSet`]): posting work and polling completions. Never waits, never allocates,
+//!   takes no lock.
 //!
 //! Pages have a data path of their own ([`PageQueue`]): one queue pair, READs and WRITEs of a page
 //! each, named by lines.
 //!
-//! A queue set is one completion queue with all the queue pairs that complete into it. It belongs to one core: cores
-//! share no queue, so posting needs no lock.
+//! A queue set is one completion queue with all the queue pairs that complete into it. It belongs
+//! to one core: cores share no queue, so posting needs no lock.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -24,12 +25,12 @@ mod work;
 
 pub use data::{PollError, PostError, QueueSet};
 pub use device::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, PathToPeer, PortInfo, PortState, QpConfig,
-    QpKind, QpState, RcParameters, Region,
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, PathToPeer, PortInfo, PortState,
+    QpConfig, QpKind, QpState, RcParameters, Region,
 };
 pub use ids::{Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
 pub use pages::{PAGE_LEN, PageFailure, PageOp, PageQueue, PagesConfig, PagesOver, RingFull};
 pub use work::{
-    Completion, CompletionKind, DatagramSource, Payload, RemoteAddr, SendOp, SendRequest, Sge, Status,
-    UdAddress,
+    Completion, CompletionKind, DatagramSource, Payload, RemoteAddr, SendOp, SendRequest, Sge,
+    Status, UdAddress,
 };

@@ -9,8 +9,8 @@
 use alloc::collections::VecDeque;
 
 use crate::{
-    Completion, CompletionKind, Domain, Lkey, Payload, PollError, PostError, QpSlot, QueueSet, RemoteAddr,
-    SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Domain, Lkey, Payload, PollError, PostError, QpSlot, QueueSet,
+    RemoteAddr, SendOp, SendRequest, Sge, Status,
 };
 
 /// Bytes that a request moves.
@@ -168,7 +168,12 @@ impl<Q: QueueSet> PagesOver<Q> {
         while self.oldest <= id {
             let last = self.oldest == id;
             let failed = completion.status != Status::Success;
-            let Some(&Posted { op, line, signalled }) = self.posted.front() else {
+            let Some(&Posted {
+                op,
+                line,
+                signalled,
+            }) = self.posted.front()
+            else {
                 return Err(bad.into());
             };
             if last && failed {
@@ -223,7 +228,11 @@ impl<Q: QueueSet> PageQueue for PagesOver<Q> {
             // The queue pair is gone: the request never ends by itself, as if it had been posted.
             Err(_) => self.failure = self.failure.or(Some(PageFailure::Request(Status::Flushed))),
         }
-        self.posted.push_back(Posted { op, line, signalled });
+        self.posted.push_back(Posted {
+            op,
+            line,
+            signalled,
+        });
         Ok(())
     }
 

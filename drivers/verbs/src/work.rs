@@ -35,7 +35,8 @@ pub enum SendOp {
     Write {
         /// Destination in the peer's memory.
         to: RemoteAddr,
-        /// With it the peer also gets a receive completion, and one of its posted receives is used up.
+        /// With it the peer also gets a receive completion, and one of its posted receives is used
+        /// up.
         imm: Option<u32>,
     },
     /// Reads the peer's memory into the local pieces.
@@ -50,8 +51,8 @@ pub enum SendOp {
 pub enum Payload<'a> {
     /// Pieces of registered memory, gathered (or, for a READ, scattered) in order.
     Gather(&'a [Sge]),
-    /// Two pieces, a message's head and the rest of it, copied into the request itself; their memory is free again when the
-    /// post returns. Not for READ.
+    /// Two pieces, a message's head and the rest of it, copied into the request itself; their
+    /// memory is free again when the post returns. Not for READ.
     Inline(&'a [u8], &'a [u8]),
 }
 
@@ -79,8 +80,8 @@ pub struct SendRequest<'a> {
     pub op: SendOp,
     /// With which bytes.
     pub payload: Payload<'a>,
-    /// Whether success makes a completion. Failure always does. An unsignalled request is finished when a later one of
-    /// the same queue pair completes.
+    /// Whether success makes a completion. Failure always does. An unsignalled request is finished
+    /// when a later one of the same queue pair completes.
     pub signalled: bool,
     /// Whether the peer's completion counts as solicited.
     pub solicited: bool,

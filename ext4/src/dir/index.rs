@@ -1,6 +1,7 @@
 //! The index of a directory: a tree of hashes of names, at most three levels high.
 //!
-//! Layout after Linux `Documentation/filesystems/ext4/directory.rst`, `struct dx_root`, `dx_node` and `dx_tail`.
+//! Layout after Linux `Documentation/filesystems/ext4/directory.rst`, `struct dx_root`, `dx_node`
+//! and `dx_tail`.
 
 use alloc::vec::Vec;
 
@@ -13,7 +14,8 @@ use crate::inode::Inode;
 use crate::op::Op;
 use crate::{Errno, superblock::Geometry};
 
-/// Offset of the entries: behind `.`, `..` and `dx_root_info` in the root, behind a fake entry elsewhere.
+/// Offset of the entries: behind `.`, `..` and `dx_root_info` in the root, behind a fake entry
+/// elsewhere.
 pub(super) const ROOT_ENTRIES: usize = 32;
 pub(super) const NODE_ENTRIES: usize = 8;
 
@@ -61,7 +63,10 @@ fn checksum(seed: u32, bytes: &[u8], offset: usize) -> Option<(usize, u32)> {
     let used = bytes.get(..offset + 8 * count)?;
     let reserved = bytes.get(tail..tail + 4)?;
     bytes.get(tail + 4..tail + 8)?;
-    Some((tail + 4, crc32c(crc32c(crc32c(seed, used), reserved), &[0; 4])))
+    Some((
+        tail + 4,
+        crc32c(crc32c(crc32c(seed, used), reserved), &[0; 4]),
+    ))
 }
 
 impl Op<'_> {
@@ -74,7 +79,9 @@ impl Op<'_> {
 
     /// Hashes a name as a directory does.
     pub(super) fn hash_name(&self, version: u8, name: &[u8]) -> Step<u32> {
-        self.hasher().hash(version, name).ok_or(Errno::EOPNOTSUPP.into())
+        self.hasher()
+            .hash(version, name)
+            .ok_or(Errno::EOPNOTSUPP.into())
     }
 
     /// Reads a node of the index.
@@ -195,7 +202,11 @@ impl Op<'_> {
 
     /// Writes a node's entries and its checksum.
     pub(super) fn put_index(&mut self, dir: &Inode, frame: &Frame) -> Step<()> {
-        let offset = if frame.root { ROOT_ENTRIES } else { NODE_ENTRIES };
+        let offset = if frame.root {
+            ROOT_ENTRIES
+        } else {
+            NODE_ENTRIES
+        };
         let limit = limit(self.geometry, frame.root);
         let bytes = self.block_mut(frame.block)?;
         bytes[offset..].fill(0);

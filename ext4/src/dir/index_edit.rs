@@ -57,7 +57,13 @@ impl Op<'_> {
     }
 
     /// Adds a name to an indexed directory.
-    pub(super) fn add_indexed(&mut self, dir: &mut Inode, name: &[u8], inode: u32, kind: u8) -> Step<()> {
+    pub(super) fn add_indexed(
+        &mut self,
+        dir: &mut Inode,
+        name: &[u8],
+        inode: u32,
+        kind: u8,
+    ) -> Step<()> {
         let (version, levels) = self.index_info(dir)?;
         let hash = self.hash_name(version, name)?;
         let path = self.index_path(dir, hash, levels)?;
@@ -141,12 +147,15 @@ impl Op<'_> {
         let upper = node.branches.split_off(node.branches.len() / 2);
         let hash = upper.first().map_or(0, |branch| branch.hash);
         let block = self.new_node(dir, upper)?;
-        parent.branches.insert(parent.at + 1, Branch { hash, block });
+        parent
+            .branches
+            .insert(parent.at + 1, Branch { hash, block });
         self.put_index(dir, node)?;
         self.put_index(dir, parent)
     }
 
-    /// Moves the upper half, by hash, of a leaf's entries to a new block; returns that and the hash it begins with.
+    /// Moves the upper half, by hash, of a leaf's entries to a new block; returns that and the hash
+    /// it begins with.
     fn split_leaf(
         &mut self,
         dir: &mut Inode,
@@ -156,13 +165,19 @@ impl Op<'_> {
     ) -> Step<(u64, u32)> {
         let mut entries = self.hashed_entries(dir, leaf, version)?;
         entries.sort_by_key(|&(hash, _)| hash);
-        let total: usize = entries.iter().map(|(_, entry)| record_len(entry.2.len())).sum();
+        let total: usize = entries
+            .iter()
+            .map(|(_, entry)| record_len(entry.2.len()))
+            .sum();
         let mut size = 0;
         let middle = entries.iter().position(|(_, entry)| {
             size += record_len(entry.2.len());
             size > total / 2
         });
-        let middle = middle.unwrap_or(0).max(1).min(entries.len().saturating_sub(1));
+        let middle = middle
+            .unwrap_or(0)
+            .max(1)
+            .min(entries.len().saturating_sub(1));
         let upper = entries.split_off(middle);
         let (Some(&(first, _)), Some(&(last, _))) = (upper.first(), entries.last()) else {
             return corrupt("directory block", leaf);

@@ -40,7 +40,8 @@ fn leaf(path: &mut [Level]) -> Step<(&mut Vec<Extent>, &mut usize)> {
 }
 
 impl Op<'_> {
-    /// Maps blocks of a file that were a hole. The caller counts them in `i_blocks`; blocks of the tree are counted here.
+    /// Maps blocks of a file that were a hole. The caller counts them in `i_blocks`; blocks of the
+    /// tree are counted here.
     pub(crate) fn insert_extent(&mut self, inode: &mut Inode, new: Extent) -> Step<()> {
         if new.len == 0 || new.end() > u64::from(u32::MAX) {
             return Err(Errno::EFBIG.into());
@@ -70,7 +71,8 @@ impl Op<'_> {
             let mut path = self.extent_path(inode, logical)?;
             let (extents, place) = leaf(&mut path)?;
             let found = extents.get(*place).copied();
-            let Some(extent) = found.filter(|extent| (u64::from(extent.logical)..extent.end()).contains(&at))
+            let Some(extent) =
+                found.filter(|extent| (u64::from(extent.logical)..extent.end()).contains(&at))
             else {
                 return corrupt("extents", inode.number.into());
             };
@@ -81,7 +83,11 @@ impl Op<'_> {
                     unwritten: false,
                     ..extent.part(at, stop)
                 };
-                let pieces = [extent.part(whole.0, at), written, extent.part(stop, whole.1)];
+                let pieces = [
+                    extent.part(whole.0, at),
+                    written,
+                    extent.part(stop, whole.1),
+                ];
                 let pieces: Vec<_> = pieces.into_iter().filter(|piece| piece.len > 0).collect();
                 let last = *place + pieces.len() + 1;
                 extents.splice(*place..=*place, pieces);
@@ -93,8 +99,8 @@ impl Op<'_> {
         Ok(())
     }
 
-    /// Unmaps and frees up to `budget` extents of the file's blocks from `from` to before `to`, from the end. Returns
-    /// whether nothing is left there.
+    /// Unmaps and frees up to `budget` extents of the file's blocks from `from` to before `to`,
+    /// from the end. Returns whether nothing is left there.
     pub(crate) fn remove_extents(
         &mut self,
         inode: &mut Inode,
@@ -112,13 +118,21 @@ impl Op<'_> {
         Ok(false)
     }
 
-    /// Removes what the last extent that begins before `to` has in `from..to`; returns whether there was anything.
-    fn remove_last_extent(&mut self, inode: &mut Inode, from: u64, to: u64, metadata: bool) -> Step<bool> {
+    /// Removes what the last extent that begins before `to` has in `from..to`; returns whether
+    /// there was anything.
+    fn remove_last_extent(
+        &mut self,
+        inode: &mut Inode,
+        from: u64,
+        to: u64,
+        metadata: bool,
+    ) -> Step<bool> {
         let last = u32::try_from(to - 1).unwrap_or(u32::MAX);
         let mut path = self.extent_path(inode, last)?;
         let (extents, at) = leaf(&mut path)?;
         let found = extents.get(*at).copied();
-        let Some(extent) = found.filter(|extent| u64::from(extent.logical) < to && extent.end() > from)
+        let Some(extent) =
+            found.filter(|extent| u64::from(extent.logical) < to && extent.end() > from)
         else {
             return Ok(false);
         };
@@ -177,14 +191,21 @@ impl Op<'_> {
         children[parent.at].logical = first;
         let (len, max) = (level.node.len(), block_entries(self.geometry));
         if len > max {
-            // Files are mostly written from begin to end: a full node to the left of a new one stays full.
+            // Files are mostly written from begin to end: a full node to the left of a new one
+            // stays full.
             let appended = len == max + 1 && level.at + 1 >= len;
             let right = level.node.split_off(if appended { max } else { len / 2 });
             let new = self.allocate_one(block)?;
             inode.count_blocks(self.geometry, 1)?;
             self.put_extent_node(inode, new, &right);
             let logical = right.key(0).unwrap_or(first);
-            children.insert(parent.at + 1, Child { logical, block: new });
+            children.insert(
+                parent.at + 1,
+                Child {
+                    logical,
+                    block: new,
+                },
+            );
             parent.at += 1;
         }
         self.put_extent_node(inode, block, &level.node);

@@ -1,7 +1,7 @@
 //! Replay: which blocks the log's committed transactions hold, newest last.
 //!
-//! After `fs/jbd2/recovery.c`. The log ends at the first block that does not continue it or whose checksum is wrong: the
-//! power went before that transaction had committed.
+//! After `fs/jbd2/recovery.c`. The log ends at the first block that does not continue it or whose
+//! checksum is wrong: the power went before that transaction had committed.
 
 use alloc::collections::BTreeMap;
 use alloc::vec;
@@ -74,7 +74,11 @@ fn tags(journal: &Journal, block: &[u8]) -> Vec<Tag> {
                 if journal.wide() { be32_at(tag, 8) } else { 0 },
             )
         };
-        let high = if journal.wide() { u64::from(high) << 32 } else { 0 };
+        let high = if journal.wide() {
+            u64::from(high) << 32
+        } else {
+            0
+        };
         let block = u64::from(be32_at(tag, 0)) | high;
         tags.push(Tag {
             block,
@@ -102,8 +106,11 @@ fn revoked(journal: &Journal, block: &[u8]) -> Vec<u64> {
 
 async fn read<D: Disk>(journal: &Journal, disk: &D, block: u32) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; journal.block_size];
-    disk.read(journal.place(block)? * journal.block_size as u64, &mut bytes)
-        .await?;
+    disk.read(
+        journal.place(block)? * journal.block_size as u64,
+        &mut bytes,
+    )
+    .await?;
     Ok(bytes)
 }
 
@@ -130,8 +137,12 @@ impl Scan<'_> {
             return None;
         }
         match be32_at(block, 4) {
-            DESCRIPTOR if tail_good(journal, block) => return Some(self.take_descriptor(at, block)),
-            REVOKE if tail_good(journal, block) => self.pending_revokes.extend(revoked(journal, block)),
+            DESCRIPTOR if tail_good(journal, block) => {
+                return Some(self.take_descriptor(at, block));
+            }
+            REVOKE if tail_good(journal, block) => {
+                self.pending_revokes.extend(revoked(journal, block))
+            }
             COMMIT if commit_good(journal, block) => {
                 let sequence = self.sequence;
                 let revoked = self.pending_revokes.drain(..);
@@ -171,7 +182,8 @@ impl Scan<'_> {
         };
         Recovered {
             blocks: self.copies.into_iter().filter(lives).collect(),
-            // The number of the transaction that did not commit is not used again (`jbd2_journal_recover`).
+            // The number of the transaction that did not commit is not used again
+            // (`jbd2_journal_recover`).
             sequence: self.sequence.wrapping_add(1),
         }
     }
@@ -214,7 +226,11 @@ pub(crate) async fn scan<D: Disk>(journal: &Journal, disk: &D) -> Result<Recover
 
 impl Recovered {
     /// Reads a block's copy from the log.
-    pub(crate) async fn read<D: Disk>(journal: &Journal, disk: &D, copy: Copy) -> Result<Vec<u8>, Error> {
+    pub(crate) async fn read<D: Disk>(
+        journal: &Journal,
+        disk: &D,
+        copy: Copy,
+    ) -> Result<Vec<u8>, Error> {
         let mut bytes = read(journal, disk, copy.log).await?;
         let sum = crc32c(crc32c(journal.seed, &copy.sequence.to_be_bytes()), &bytes);
         super::check(

@@ -80,8 +80,10 @@ impl Journal {
     /// Returns how many blocks of the log a transaction takes at most.
     pub(crate) fn cost(&self, txn: &Transaction) -> u32 {
         let (blocks, revoked) = (txn.blocks.len(), txn.revoked.len());
-        let cost =
-            blocks + blocks.div_ceil(self.tags_per_block()) + revoked.div_ceil(self.revokes_per_block()) + 1;
+        let cost = blocks
+            + blocks.div_ceil(self.tags_per_block())
+            + revoked.div_ceil(self.revokes_per_block())
+            + 1;
         u32::try_from(cost).unwrap_or(u32::MAX)
     }
 
@@ -141,7 +143,11 @@ impl Journal {
         for (number, (target, (bytes, escape))) in copies.iter().enumerate() {
             let mut flags = if *escape { TAG_ESCAPED } else { 0 };
             flags |= if number > 0 { TAG_SAME_UUID } else { 0 };
-            flags |= if number + 1 == copies.len() { TAG_LAST } else { 0 };
+            flags |= if number + 1 == copies.len() {
+                TAG_LAST
+            } else {
+                0
+            };
             let tag = &mut block[at..at + size];
             put_be32(tag, 0, low32(*target));
             if self.sums() {
@@ -187,7 +193,8 @@ impl Journal {
     }
 }
 
-/// Returns a block as it stands in the log: one that begins with the journal's magic number has it blanked.
+/// Returns a block as it stands in the log: one that begins with the journal's magic number has it
+/// blanked.
 fn escaped(bytes: &[u8]) -> (Vec<u8>, bool) {
     let mut copy = bytes.to_vec();
     let escape = be32_at(bytes, 0) == MAGIC;

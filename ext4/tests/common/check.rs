@@ -28,7 +28,8 @@ pub(crate) async fn read_all(fs: &Ext4<MemDisk>) -> Result<BTreeMap<Vec<u8>, Fou
         while let Some((entries, next)) = fs.entries(dir, position).await? {
             position = next;
             for entry in entries {
-                let skipped = [b".".as_slice(), b"..", b"lost+found"].contains(&entry.name.as_slice());
+                let skipped =
+                    [b".".as_slice(), b"..", b"lost+found"].contains(&entry.name.as_slice());
                 if skipped {
                     continue;
                 }
@@ -104,7 +105,10 @@ pub(crate) fn difference(found: &BTreeMap<Vec<u8>, Found>, model: &Model) -> Opt
             Kind::Symlink(target) => (0xa000, *target == is.data),
         };
         if (kind, node.mode, node.links, true) != (is.kind, is.mode, is.links, same) {
-            return Some(format!("{text}: {:?} is {is:x?}", (kind, node.mode, node.links)));
+            return Some(format!(
+                "{text}: {:?} is {is:x?}",
+                (kind, node.mode, node.links)
+            ));
         }
         // Names of one file lead to one inode.
         if *inodes.entry(*id).or_insert(is.inode) != is.inode {

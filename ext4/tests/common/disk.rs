@@ -18,7 +18,8 @@ pub(crate) enum Honesty {
     Honest,
     /// No flush does anything.
     IgnoresFlushes,
-    /// A flush directly before the write of a commit block does nothing, and the power goes soon after one of them.
+    /// A flush directly before the write of a commit block does nothing, and the power goes soon
+    /// after one of them.
     IgnoresFlushBeforeCommit,
     /// Revoke blocks are written empty.
     ForgetsRevokes,

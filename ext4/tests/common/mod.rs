@@ -1,4 +1,5 @@
-//! Shared by the tests: a disk in memory that can lose power, an executor, e2fsprogs, and a reference of files.
+//! Shared by the tests: a disk in memory that can lose power, an executor, e2fsprogs, and a
+//! reference of files.
 
 #![allow(dead_code, reason = "each test uses a part")]
 

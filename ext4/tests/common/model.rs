@@ -67,7 +67,11 @@ impl Model {
     }
 
     pub(crate) fn dirs(&self) -> Vec<Id> {
-        self.nodes.keys().copied().filter(|&id| self.is_dir(id)).collect()
+        self.nodes
+            .keys()
+            .copied()
+            .filter(|&id| self.is_dir(id))
+            .collect()
     }
 
     pub(crate) fn files(&self) -> Vec<Id> {
@@ -77,7 +81,10 @@ impl Model {
 
     /// Returns the bytes of all files.
     pub(crate) fn size(&self) -> usize {
-        self.files().into_iter().map(|file| self.data(file).len()).sum()
+        self.files()
+            .into_iter()
+            .map(|file| self.data(file).len())
+            .sum()
     }
 
     pub(crate) fn data(&self, file: Id) -> &Arc<Vec<u8>> {

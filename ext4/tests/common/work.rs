@@ -110,7 +110,11 @@ impl Op {
             }
             80..87 => Self::Truncate(file, offset),
             87..95 => {
-                let how = [Allocation::Extend, Allocation::KeepSize, Allocation::PunchHole][rng.index(3)];
+                let how = [
+                    Allocation::Extend,
+                    Allocation::KeepSize,
+                    Allocation::PunchHole,
+                ][rng.index(3)];
                 Self::Allocate(file, how, offset, len)
             }
             _ => Self::Chmod(file, u16::try_from(rng.below(0o1000)).expect("small")),
@@ -132,7 +136,9 @@ impl Op {
             Self::Link(file, dir, name) => model.link(*file, *dir, name),
             Self::Unlink(dir, name) => model.unlink(*dir, name),
             Self::Rmdir(dir, name) => model.rmdir(*dir, name),
-            Self::Rename(dir, name, other, to, how) => model.rename((*dir, name), (*other, to), *how),
+            Self::Rename(dir, name, other, to, how) => {
+                model.rename((*dir, name), (*other, to), *how)
+            }
             Self::Write(file, offset, bytes) => {
                 model.write(*file, *offset, bytes);
                 Ok(())
@@ -144,7 +150,9 @@ impl Op {
             Self::Allocate(file, how, offset, len) => {
                 let end = offset + len;
                 match how {
-                    Allocation::Extend if model.data(*file).len() < end => model.truncate(*file, end),
+                    Allocation::Extend if model.data(*file).len() < end => {
+                        model.truncate(*file, end)
+                    }
                     Allocation::PunchHole => model.punch(*file, *offset, end),
                     _ => {}
                 }
@@ -184,7 +192,8 @@ impl World {
         }
     }
 
-    /// Does an operation to the file system. `after` is the reference after it, for the numbers of new files.
+    /// Does an operation to the file system. `after` is the reference after it, for the numbers of
+    /// new files.
     pub(crate) async fn perform(&mut self, op: &Op, after: &Model) -> Result<(), Error> {
         self.step += 1;
         let now = at(self.step);
@@ -192,16 +201,23 @@ impl World {
         let of = |id: &Id| inodes[id];
         let fs = &self.fs;
         let made = match op {
-            Op::Create(dir, name) => {
-                Some((*dir, name, fs.create(of(dir), name, self.new_node(0o644)).await?))
-            }
-            Op::Mkdir(dir, name) => Some((*dir, name, fs.mkdir(of(dir), name, self.new_node(0o755)).await?)),
+            Op::Create(dir, name) => Some((
+                *dir,
+                name,
+                fs.create(of(dir), name, self.new_node(0o644)).await?,
+            )),
+            Op::Mkdir(dir, name) => Some((
+                *dir,
+                name,
+                fs.mkdir(of(dir), name, self.new_node(0o755)).await?,
+            )),
             Op::Symlink(dir, name, len) => {
                 let target = target(name.len(), *len);
                 Some((
                     *dir,
                     name,
-                    fs.symlink(of(dir), name, &target, self.new_node(0o777)).await?,
+                    fs.symlink(of(dir), name, &target, self.new_node(0o777))
+                        .await?,
                 ))
             }
             Op::Link(file, dir, name) => {
@@ -217,7 +233,8 @@ impl World {
                 None
             }
             Op::Rename(dir, name, other, to, how) => {
-                fs.rename((of(dir), name), (of(other), to), *how, now).await?;
+                fs.rename((of(dir), name), (of(other), to), *how, now)
+                    .await?;
                 None
             }
             Op::Write(file, offset, bytes) => {
@@ -248,7 +265,8 @@ impl World {
             }
         };
         if let Some((dir, name, inode)) = made {
-            self.inodes.insert(after.entries(dir)[name.as_slice()], inode);
+            self.inodes
+                .insert(after.entries(dir)[name.as_slice()], inode);
         }
         Ok(())
     }

@@ -12,8 +12,8 @@ use verbs::{Access, Device, DeviceError, Domain, Gid, Lid, PKey, PathToPeer, Por
 use super::Control;
 use crate::error::ConnectStep;
 use crate::handshake::{
-    Hello, NO_CHALLENGE, SERVICE_ID, Side, Sides, Way, back_off, introduction, mtu_code, persistence,
-    proof_only,
+    Hello, NO_CHALLENGE, SERVICE_ID, Side, Sides, Way, back_off, introduction, mtu_code,
+    persistence, proof_only,
 };
 use crate::membership::Event;
 use crate::membership::proof::{PROOF_LEN, Proof, Purpose};
@@ -23,7 +23,8 @@ use crate::{LostCause, PeerId, PeerName, Target};
 
 /// Connection requests without an answer before the path is asked for again.
 const REQUESTS_PER_PATH: u32 = 4;
-/// Questions for a path, or rounds of requests, after which a peer that was only heard of is given up.
+/// Questions for a path, or rounds of requests, after which a peer that was only heard of is given
+/// up.
 const TRIES: u32 = 6;
 /// Acceptances without a proof before the caller is given up: some five seconds.
 const REPLIES: u32 = 10;
@@ -130,8 +131,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         if self.is_leaving() {
             return;
         }
-        let wanted =
-            |line: &PeerLine| matches!(line.standing, Standing::Trying(_)) && line.wish != Wish::Theirs;
+        let wanted = |line: &PeerLine| {
+            matches!(line.standing, Standing::Trying(_)) && line.wish != Wish::Theirs
+        };
         let lines: Vec<(PeerId, PeerLine)> = {
             let peers = self.inner.peers.lock();
             let wanted = peers.iter().filter(|(_, line)| wanted(line));
@@ -205,7 +207,13 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     /// Begins a queue pair anew in a protection domain, with its buffers.
-    async fn prepare(&mut self, core: u16, link: u16, qpn: Qpn, domain: Domain) -> Result<(), DeviceError> {
+    async fn prepare(
+        &mut self,
+        core: u16,
+        link: u16,
+        qpn: Qpn,
+        domain: Domain,
+    ) -> Result<(), DeviceError> {
         let device = &self.inner.device;
         device.reset_qp(qpn).await?;
         let (addr, len) = {
@@ -289,16 +297,20 @@ impl<D: Device, P: Platform> Control<D, P> {
         let attempt = &mut self.attempts[index];
         attempt.state = State::Failing;
         match &attempt.end {
-            End::Link(core, link) => self.inner.cores[usize::from(*core)].lock().fail(*link, cause),
+            End::Link(core, link) => self.inner.cores[usize::from(*core)]
+                .lock()
+                .fail(*link, cause),
             End::Pages(link) => link.fail(cause),
         }
     }
 
-    /// Returns whether a connection to this port is with another life of its node than the one that says this of itself, or with one
-    /// that has other cores. All lanes of a peer are with one life.
+    /// Returns whether a connection to this port is with another life of its node than the one that
+    /// says this of itself, or with one that has other cores. All lanes of a peer are with one
+    /// life.
     pub(super) fn is_another_life(&self, gid: Gid, hello: &Hello) -> bool {
-        let differs =
-            |known: &Side| (known.hello.incarnation, known.hello.cores) != (hello.incarnation, hello.cores);
+        let differs = |known: &Side| {
+            (known.hello.incarnation, known.hello.cores) != (hello.incarnation, hello.cores)
+        };
         self.attempts
             .iter()
             .filter(|attempt| attempt.name.gid == gid && attempt.state != State::Ended)
@@ -306,7 +318,8 @@ impl<D: Device, P: Platform> Control<D, P> {
             .any(|attempt| attempt.theirs.as_ref().is_some_and(differs))
     }
 
-    /// Gives up the connections to this port that have not proven themselves, and finds out whether the others still answer.
+    /// Gives up the connections to this port that have not proven themselves, and finds out whether
+    /// the others still answer.
     pub(super) fn give_up_former(&mut self, gid: Gid) {
         for index in 0..self.attempts.len() {
             let attempt = &self.attempts[index];
@@ -317,7 +330,10 @@ impl<D: Device, P: Platform> Control<D, P> {
                 State::Replied => self.give_up(index, LostCause::NoProof),
                 State::Up => {
                     let peer = attempt.peer;
-                    self.inner.cores.iter().for_each(|core| core.lock().probe(peer));
+                    self.inner
+                        .cores
+                        .iter()
+                        .for_each(|core| core.lock().probe(peer));
                 }
                 State::Path | State::Asked | State::Failing | State::Ended => {}
             }
@@ -356,7 +372,13 @@ impl<D: Device, P: Platform> Control<D, P> {
             ..PathRecord::default()
         };
         let mask = path_record_mask::DGID | path_record_mask::SGID | path_record_mask::NUMB_PATH;
-        let query = SaMad::request(Method::GET, Attribute::PATH_RECORD, mask, &record, transaction);
+        let query = SaMad::request(
+            Method::GET,
+            Attribute::PATH_RECORD,
+            mask,
+            &record,
+            transaction,
+        );
         self.note_step(index, ConnectStep::Path);
         self.send(port.sm_lid, &query.to_mad()).await;
     }
@@ -448,8 +470,13 @@ impl<D: Device, P: Platform> Control<D, P> {
         self.send(attempt.lid, &mad).await;
     }
 
-    /// Takes the queue pair to RTS, with the READs that the peer answers and those that it wants outstanding.
-    pub(super) async fn establish(&mut self, index: usize, theirs: Side) -> Result<(), DeviceError> {
+    /// Takes the queue pair to RTS, with the READs that the peer answers and those that it wants
+    /// outstanding.
+    pub(super) async fn establish(
+        &mut self,
+        index: usize,
+        theirs: Side,
+    ) -> Result<(), DeviceError> {
         let (resources, depth) = theirs.reads;
         let device = self.inner.device.clone();
         let limits = device.limits();
@@ -491,7 +518,8 @@ impl<D: Device, P: Platform> Control<D, P> {
             .lock()
             .is_other_up(attempt.peer, attempt.name.gid)
         {
-            // Two nodes have one GID, or one came back in another role: whoever answers on the older connection is the one.
+            // Two nodes have one GID, or one came back in another role: whoever answers on the
+            // older connection is the one.
             let gid = attempt.name.gid;
             self.give_up(index, LostCause::Duplicate);
             return self.on_member_event(Event::CalledAgain(gid));

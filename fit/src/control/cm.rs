@@ -48,7 +48,9 @@ impl<D: Device, P: Platform> Control<D, P> {
 
     /// An answer of the subnet administrator.
     async fn on_answer(&mut self, port: &PortInfo, mad: &Mad) {
-        let Ok(answer) = SaMad::parse(mad) else { return };
+        let Ok(answer) = SaMad::parse(mad) else {
+            return;
+        };
         if answer.header.method != Method::GET_RESP {
             return;
         }
@@ -67,7 +69,8 @@ impl<D: Device, P: Platform> Control<D, P> {
     async fn on_path(&mut self, port: &PortInfo, answer: &SaMad) {
         // Upper halves of transactions belong to whoever carries the datagrams.
         let transaction = answer.header.transaction.get() & u64::from(u32::MAX);
-        let waits = |attempt: &Attempt| attempt.state == State::Path && attempt.transaction == transaction;
+        let waits =
+            |attempt: &Attempt| attempt.state == State::Path && attempt.transaction == transaction;
         let Some(index) = self.attempts.iter().position(waits) else {
             return;
         };
@@ -131,7 +134,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.challenge,
             ),
         };
-        self.send(to, &CmMessage::Rej(rej).to_mad(transaction)).await;
+        self.send(to, &CmMessage::Rej(rej).to_mad(transaction))
+            .await;
     }
 
     async fn on_req(&mut self, port: &PortInfo, from: Lid, transaction: u64, req: &Req) {
@@ -202,7 +206,8 @@ impl<D: Device, P: Platform> Control<D, P> {
         let key = &self.inner.config.cluster.key;
         let to = (port.gid, way(req));
         let proves = |challenge| theirs.check_request(key, to, challenge, &req.private);
-        let direct = req.remote_gid == port.gid && req.remote_lid == port.lid && req.local_lid == from;
+        let direct =
+            req.remote_gid == port.gid && req.remote_lid == port.lid && req.local_lid == from;
         if !direct || req.local_gid == port.gid || !proves(self.challenge) {
             if direct && proves(NO_CHALLENGE) {
                 // It holds the key, and learns by the refusal what it is to prove.
@@ -247,12 +252,14 @@ impl<D: Device, P: Platform> Control<D, P> {
             let attempt = &self.attempts[index];
             match attempt.state {
                 State::Replied => {
-                    // It began anew before it had proven itself: the next request finds its place free.
+                    // It began anew before it had proven itself: the next request finds its place
+                    // free.
                     self.give_up(index, LostCause::NoProof);
                     return Err(RejectReason::STALE_CONNECTION);
                 }
                 State::Up => {
-                    // Perhaps it has lost this connection, or is another: whoever answers here is the one.
+                    // Perhaps it has lost this connection, or is another: whoever answers here is
+                    // the one.
                     self.on_member_event(Event::CalledAgain(name.gid));
                     return Err(RejectReason::STALE_CONNECTION);
                 }
@@ -268,15 +275,20 @@ impl<D: Device, P: Platform> Control<D, P> {
             return Err(RejectReason::NO_RESOURCES);
         }
         if lane < PAGE_LANES && self.is_another_life(name.gid, &theirs.hello) {
-            // Connections of the former life end within the keep-alive bound, or at once if it never proved itself.
+            // Connections of the former life end within the keep-alive bound, or at once if it
+            // never proved itself.
             self.give_up_former(name.gid);
             return Err(RejectReason::STALE_CONNECTION);
         }
         let index = match known {
             Some(index) => index,
-            None if lane >= PAGE_LANES => self.lend(port, name, (lane, theirs.hello.incarnation)).await?,
+            None if lane >= PAGE_LANES => {
+                self.lend(port, name, (lane, theirs.hello.incarnation))
+                    .await?
+            }
             None if self.inner.peers.lock().is_up(name.gid) => {
-                // Perhaps another life of it: whoever answers on the connections that stand is the one.
+                // Perhaps another life of it: whoever answers on the connections that stand is the
+                // one.
                 self.on_member_event(Event::CalledAgain(name.gid));
                 return Err(RejectReason::STALE_CONNECTION);
             }
@@ -296,7 +308,8 @@ impl<D: Device, P: Platform> Control<D, P> {
             }
         };
         if self.nonces.len() == MAX_NONCES {
-            // What was proven so far proves nothing any more, so that none of it need be remembered.
+            // What was proven so far proves nothing any more, so that none of it need be
+            // remembered.
             self.challenge = self.chance.number();
             self.nonces.clear();
         }
@@ -430,17 +443,20 @@ impl<D: Device, P: Platform> Control<D, P> {
             local_comm_id: dreq.pair.remote_comm_id,
             remote_comm_id: dreq.pair.local_comm_id,
         };
-        self.send(lid, &CmMessage::Drep(answer).to_mad(transaction)).await;
+        self.send(lid, &CmMessage::Drep(answer).to_mad(transaction))
+            .await;
     }
 
     fn on_rej(&mut self, port: &PortInfo, rej: &Rej) {
-        let named =
-            |attempt: &Attempt| attempt.ours.comm_id == rej.remote_comm_id && attempt.state == State::Asked;
+        let named = |attempt: &Attempt| {
+            attempt.ours.comm_id == rej.remote_comm_id && attempt.state == State::Asked
+        };
         let Some(index) = self.attempts.iter().position(named) else {
             return;
         };
         let key = &self.inner.config.cluster.key;
-        let Some(told) = read_refusal(key, &self.attempts[index].asked, rej.reason.0, &rej.private) else {
+        let Some(told) = read_refusal(key, &self.attempts[index].asked, rej.reason.0, &rej.private)
+        else {
             // Anybody can say so. Whoever waits is told if it comes to nothing otherwise.
             if let (End::Link(..), Some(line)) = (
                 &self.attempts[index].end,

@@ -1,4 +1,5 @@
-//! The cluster's multicast group: joining it, the datagrams in it, and the queue pair that takes them, made anew when it fails.
+//! The cluster's multicast group: joining it, the datagrams in it, and the queue pair that takes
+//! them, made anew when it fails.
 
 use alloc::vec::Vec;
 
@@ -6,24 +7,27 @@ use hal::{DmaBuffer, Duration, Instant, Platform};
 use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Mad, Method, Status};
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, Domain, Gid, Lid, PKey, Payload, PortInfo,
-    QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
+    Access, Completion, CompletionKind, Device, DeviceError, Domain, Gid, Lid, PKey, Payload,
+    PortInfo, QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
 };
 
 use crate::handshake::{back_off, persistence};
 use crate::membership::{ANNOUNCEMENT_LEN, Cluster};
 use crate::{Config, Error};
 
-/// Datagrams that may arrive between two looks; what is more is dropped by the HCA, as datagrams may be.
+/// Datagrams that may arrive between two looks; what is more is dropped by the HCA, as datagrams
+/// may be.
 const RECEIVES: usize = 64;
 const SENDS: usize = 4;
 /// A datagram's receive begins with its GRH.
 const GRH_LEN: usize = 40;
-/// Room for any datagram that there can be: one that did not fit would end the queue pair, and anyone may send one.
+/// Room for any datagram that there can be: one that did not fit would end the queue pair, and
+/// anyone may send one.
 const RECEIVE_LEN: usize = 64 + 4096;
 /// Room for an announcement.
 const SEND_LEN: usize = 128;
-/// A port that is a member asks again so often, for a subnet manager that was started anew may have forgotten it.
+/// A port that is a member asks again so often, for a subnet manager that was started anew may have
+/// forgotten it.
 const JOIN_AGAIN: Duration = Duration::from_secs(60);
 /// Between two tries to make the queue pair anew.
 const MEND_AGAIN: Duration = Duration::from_millis(100);
@@ -68,7 +72,9 @@ impl<D: Device, P: Platform> Group<D, P> {
             ..Access::default()
         };
         let (addr, len) = (memory.bus_addr().0, memory.len() as u64);
-        let region = device.register(Domain::default(), addr, len, access).await?;
+        let region = device
+            .register(Domain::default(), addr, len, access)
+            .await?;
         let mut group = Self {
             queues,
             pair: None,
@@ -96,7 +102,9 @@ impl<D: Device, P: Platform> Group<D, P> {
             self.pair = None;
         }
         let config = QpConfig {
-            kind: QpKind::Datagram { qkey: Cluster::QKEY },
+            kind: QpKind::Datagram {
+                qkey: Cluster::QKEY,
+            },
             domain: Domain::default(),
             port,
             send_depth: u32::try_from(SENDS).expect("few"),
@@ -121,15 +129,20 @@ impl<D: Device, P: Platform> Group<D, P> {
         self.broken |= self.pair.is_some_and(|(_, ours)| ours == qpn);
     }
 
-    /// Makes the queue pair anew if it has failed. The port's membership is not its own, so it stays.
+    /// Makes the queue pair anew if it has failed. The port's membership is not its own, so it
+    /// stays.
     pub(super) async fn mend(&mut self, device: &D, port: u8, now: Instant) {
         if !self.broken || now < self.next_mend {
             return;
         }
         self.next_mend = now + MEND_AGAIN;
         match self.make_pair(device, port).await {
-            Ok(()) => log::warn!("the multicast group: its queue pair had failed and was made anew"),
-            Err(error) => log::error!("the multicast group: its queue pair can't be made anew: {error}"),
+            Ok(()) => {
+                log::warn!("the multicast group: its queue pair had failed and was made anew")
+            }
+            Err(error) => {
+                log::error!("the multicast group: its queue pair can't be made anew: {error}")
+            }
         }
     }
 
@@ -170,7 +183,9 @@ impl<D: Device, P: Platform> Group<D, P> {
             port_gid: port.gid.0,
             qkey: Cluster::QKEY.0.into(),
             pkey: PKey::DEFAULT.0.into(),
-            scope_join: JoinState::new().with_scope(LINK_LOCAL).with_join(FULL_MEMBER),
+            scope_join: JoinState::new()
+                .with_scope(LINK_LOCAL)
+                .with_join(FULL_MEMBER),
             ..McMemberRecord::default()
         };
         let mask = mc_member_mask::MGID | mc_member_mask::PORT_GID | mc_member_mask::CREATE;
@@ -200,7 +215,8 @@ impl<D: Device, P: Platform> Group<D, P> {
         (self.tries, self.next) = (0, now + JOIN_AGAIN);
     }
 
-    /// Sends a datagram to everyone; dropped while the port is no member, or the queue pair is to be made anew.
+    /// Sends a datagram to everyone; dropped while the port is no member, or the queue pair is to
+    /// be made anew.
     pub(super) fn send(&mut self, bytes: &[u8; ANNOUNCEMENT_LEN]) {
         let under_way = self.sent - self.done;
         let Some(lid) = self.lid.filter(|_| under_way < SENDS as u64) else {
@@ -266,7 +282,10 @@ impl<D: Device, P: Platform> Group<D, P> {
                 }
                 continue;
             }
-            let Some(index) = usize::try_from(completion.id).ok().filter(|&id| id < RECEIVES) else {
+            let Some(index) = usize::try_from(completion.id)
+                .ok()
+                .filter(|&id| id < RECEIVES)
+            else {
                 continue;
             };
             let len = (completion.bytes as usize).clamp(GRH_LEN, RECEIVE_LEN) - GRH_LEN;

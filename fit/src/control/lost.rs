@@ -19,10 +19,12 @@ use crate::{LostCause, PeerId};
 impl<D: Device, P: Platform> Control<D, P> {
     /// Kills the queue pairs of lost connections, and tells everyone who waits.
     pub(super) async fn bury_lost(&mut self) {
-        // What is buried may take other connections of its peer with it, on cores that were looked at before.
+        // What is buried may take other connections of its peer with it, on cores that were looked
+        // at before.
         while self.bury_pages().await | self.bury_links().await {}
         self.tell_lost();
-        self.attempts.retain(|attempt| attempt.state != State::Ended);
+        self.attempts
+            .retain(|attempt| attempt.state != State::Ended);
     }
 
     /// Kills the queue pairs of lost connections; whether there were any.
@@ -57,9 +59,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         any
     }
 
-    /// Resets a lost queue pair, after which the HCA touches no memory for it. ERR would not do: what the HCA has begun
-    /// may still end there. If the device does not take the command nobody can know, so all that is lent stays
-    /// lent, and the node ends; false then.
+    /// Resets a lost queue pair, after which the HCA touches no memory for it. ERR would not do:
+    /// what the HCA has begun may still end there. If the device does not take the command nobody
+    /// can know, so all that is lent stays lent, and the node ends; false then.
     pub(super) async fn kill_pair(&self, qpn: Qpn) -> bool {
         if self.inner.has_ended() {
             return false;
@@ -97,7 +99,11 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     /// Ends the attempt that a lost connection was made by, and tells the peer.
-    pub(super) async fn end_attempt(&mut self, is_its: impl Fn(&Attempt) -> bool, cause: LostCause) {
+    pub(super) async fn end_attempt(
+        &mut self,
+        is_its: impl Fn(&Attempt) -> bool,
+        cause: LostCause,
+    ) {
         let is_its = |attempt: &&mut Attempt| attempt.state != State::Ended && is_its(attempt);
         let Some(attempt) = self.attempts.iter_mut().find(is_its) else {
             return;
@@ -120,7 +126,10 @@ impl<D: Device, P: Platform> Control<D, P> {
             remote_qpn: theirs.qpn,
             private: proof_only(&sides.prove(&self.inner.config.cluster.key, purpose)),
         };
-        let (lid, mad) = (attempt.lid, CmMessage::Dreq(dreq).to_mad(ours.comm_id.into()));
+        let (lid, mad) = (
+            attempt.lid,
+            CmMessage::Dreq(dreq).to_mad(ours.comm_id.into()),
+        );
         self.send(lid, &mad).await;
     }
 
@@ -132,7 +141,8 @@ impl<D: Device, P: Platform> Control<D, P> {
         };
         match line.standing {
             Standing::Up => {
-                // Told when the last of its connections is buried: until then the others may touch memory.
+                // Told when the last of its connections is buried: until then the others may touch
+                // memory.
                 if self.lost.iter().all(|(lost, _)| *lost != peer) {
                     self.lost.push((peer, cause));
                 }

@@ -20,8 +20,16 @@ use crate::{Incarnation, LostCause, PeerName};
 impl<D: Device, P: Platform> Control<D, P> {
     /// Makes attempts for the page paths that are wanted and have none.
     pub(super) fn begin_pages(&mut self, port: &PortInfo) {
-        let wanted = |link: &&Arc<PageLink>| link.lent.is_none() && link.state() == PageState::Wanted;
-        let links: Vec<_> = self.inner.pages.lock().iter().filter(wanted).cloned().collect();
+        let wanted =
+            |link: &&Arc<PageLink>| link.lent.is_none() && link.state() == PageState::Wanted;
+        let links: Vec<_> = self
+            .inner
+            .pages
+            .lock()
+            .iter()
+            .filter(wanted)
+            .cloned()
+            .collect();
         for link in links {
             if self.attempts.iter().any(|attempt| attempt.is_of(&link)) {
                 continue;
@@ -95,7 +103,8 @@ impl<D: Device, P: Platform> Control<D, P> {
         Ok(self.attempts.len() - 1)
     }
 
-    /// Kills the queue pairs of lost page paths and takes away those whose owners are gone; whether any was killed.
+    /// Kills the queue pairs of lost page paths and takes away those whose owners are gone; whether
+    /// any was killed.
     pub(super) async fn bury_pages(&mut self) -> bool {
         let links = self.inner.pages.lock().clone();
         let mut any = false;

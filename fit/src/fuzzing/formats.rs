@@ -16,8 +16,9 @@ pub fn header(bytes: &[u8]) {
     let len = input.u32();
     if let Some(header) = Header::decode(&bytes, len) {
         assert_eq!(header.encode(), bytes);
-        let in_front =
-            crate::HEADER_LEN + 16 * usize::from(header.gathers) + 16 * usize::from(header.scatters);
+        let in_front = crate::HEADER_LEN
+            + 16 * usize::from(header.gathers)
+            + 16 * usize::from(header.scatters);
         let behind = match header.message {
             MessageType::Request if header.gathers == 0 => header.bulk as usize,
             _ => 0,

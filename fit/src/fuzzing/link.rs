@@ -1,8 +1,9 @@
 //! A core's engine between a hostile peer and a device that completes what it likes.
 //!
-//! The device is strict the other way: it takes no request beyond a queue's depth, no receive twice, and none that leaves
-//! the connection's memory. Whatever the input says, each call and access ends once at most, and when the queue pair is
-//! dead all have ended and every slot is free again.
+//! The device is strict the other way: it takes no request beyond a queue's depth, no receive
+//! twice, and none that leaves the connection's memory. Whatever the input says, each call and
+//! access ends once at most, and when the queue pair is dead all have ended and every slot is free
+//! again.
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -13,8 +14,8 @@ use core::task::{Poll, Waker};
 use hal::{BusAddr, DmaBuffer, Duration, Instant};
 use spin::Mutex;
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet, RemoteAddr,
-    Rkey, SendRequest, Sge, Status,
+    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
+    RemoteAddr, Rkey, SendRequest, Sge, Status,
 };
 
 use super::Input;
@@ -22,8 +23,8 @@ use crate::config::Layout;
 use crate::link::Parts;
 use crate::wire::{Descriptor, HEADER_LEN, Header, MessageType};
 use crate::{
-    Call, CallId, Config, Engine, Incoming, LinkState, LostCause, OneSided, OpId, PeerId, PeerName, Piece,
-    Role, Target,
+    Call, CallId, Config, Engine, Incoming, LinkState, LostCause, OneSided, OpId, PeerId, PeerName,
+    Piece, Role, Target,
 };
 
 const BASE: u64 = 0x10_0000;
@@ -251,7 +252,8 @@ impl Bed {
                     MessageType::Request,
                     MessageType::Reply,
                     MessageType::OneWay,
-                    [MessageType::Ping, MessageType::Pong, MessageType::Credit][usize::from(choice >> 6) % 3],
+                    [MessageType::Ping, MessageType::Pong, MessageType::Credit]
+                        [usize::from(choice >> 6) % 3],
                 ][usize::from(choice % 4)],
                 u32::from(input.u8() % 4),
             )
@@ -275,7 +277,8 @@ impl Bed {
                 },
             };
             let bytes = descriptor.encode();
-            self.memory.write(at + HEADER_LEN + index * bytes.len(), &bytes);
+            self.memory
+                .write(at + HEADER_LEN + index * bytes.len(), &bytes);
         }
         let mut message = header.encode();
         let mut bytes = u32::try_from(header.head_len()).expect("small") + body + header.carried();
@@ -298,7 +301,8 @@ impl Bed {
         };
         match choice & 3 {
             0 | 1 => {
-                // In order, as a queue pair does; what is not signalled goes with what is behind it.
+                // In order, as a queue pair does; what is not signalled goes with what is behind
+                // it.
                 if let Some(at) = device.sends.iter().position(|(_, signalled)| *signalled) {
                     let (id, _) = device.sends.drain(..=at).next_back().expect("at least one");
                     device.complete(id, CompletionKind::Send, status, 0);
@@ -416,7 +420,9 @@ impl Bed {
             assert!(incoming.len <= into.len() - HEADER_LEN);
             assert!(incoming.bulk_limit <= self.config.bulk_size);
             let mut bulk = [0; 300];
-            let read = self.engine.read_bulk(&incoming, input.u8().into(), &mut bulk);
+            let read = self
+                .engine
+                .read_bulk(&incoming, input.u8().into(), &mut bulk);
             assert!(read <= incoming.bulk_len as usize);
             if !incoming.one_way {
                 self.serving.push(incoming);
@@ -432,7 +438,8 @@ impl Bed {
             let bulk = u32::from(input.u8()).min(incoming.bulk_limit);
             self.engine
                 .write_bulk(&incoming, 0, &body[..(bulk as usize).min(body.len())]);
-            self.engine.reply(&incoming, &body[..len.min(body.len())], bulk);
+            self.engine
+                .reply(&incoming, &body[..len.min(body.len())], bulk);
         }
     }
 
@@ -459,12 +466,20 @@ impl Bed {
         self.bury();
         self.poll();
         for (peer, id) in core::mem::take(&mut self.calls) {
-            let ended = self.engine.poll_call(peer, id, Waker::noop(), &mut [0; 300]);
-            assert!(ended.is_ready(), "a call is never told that its peer is lost");
+            let ended = self
+                .engine
+                .poll_call(peer, id, Waker::noop(), &mut [0; 300]);
+            assert!(
+                ended.is_ready(),
+                "a call is never told that its peer is lost"
+            );
         }
         for (peer, id) in core::mem::take(&mut self.ops) {
             let ended = self.engine.poll_op(peer, id, Waker::noop());
-            assert!(ended.is_ready(), "an access is never told that its peer is lost");
+            assert!(
+                ended.is_ready(),
+                "an access is never told that its peer is lost"
+            );
         }
         self.serving.clear();
         assert_eq!(self.engine.state(self.peer).ok(), Some(LinkState::Down));
@@ -499,7 +514,10 @@ pub fn link(bytes: &[u8]) {
             8 => {
                 bed.end();
                 let next = PeerId(bed.peer.0 + 1);
-                let (link, _) = bed.engine.claim(next, name()).expect("the lost one's queue pair");
+                let (link, _) = bed
+                    .engine
+                    .claim(next, name())
+                    .expect("the lost one's queue pair");
                 bed.engine.forget(link);
                 bed.engine.renew(link, Lkey(1));
                 let target = target(&mut input);

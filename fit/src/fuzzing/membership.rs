@@ -1,5 +1,5 @@
-//! The membership under any events: announcements of nodes with and without the key, calls that fail, members that come
-//! and go, in any order and at any time.
+//! The membership under any events: announcements of nodes with and without the key, calls that
+//! fail, members that come and go, in any order and at any time.
 
 use alloc::collections::BTreeMap;
 
@@ -28,7 +28,10 @@ fn name(number: u8) -> PeerName {
     let role = [Role::Processor, Role::Memory, Role::Storage][usize::from(number % 3)];
     let mut gid = [0; 16];
     gid[15] = number;
-    PeerName { role, gid: Gid(gid) }
+    PeerName {
+        role,
+        gid: Gid(gid),
+    }
 }
 
 impl Bed {
@@ -52,7 +55,8 @@ impl Bed {
                     assert!(self.told.values().any(|told| *told == peer), "no member");
                 }
                 Action::Announce(bytes) => {
-                    Announcement::decode(&*bytes, &self.cluster).expect("its own announcements are ones");
+                    Announcement::decode(&*bytes, &self.cluster)
+                        .expect("its own announcements are ones");
                 }
                 Action::Call(_) => {}
             }
@@ -115,7 +119,11 @@ impl Bed {
                     incarnation: Incarnation((input.u8() % 4).into()),
                     capacity: 1,
                 };
-                self.on(Event::Admitted(peer, member, Lid(u16::from(input.u8() % 8))));
+                self.on(Event::Admitted(
+                    peer,
+                    member,
+                    Lid(u16::from(input.u8() % 8)),
+                ));
             }
             5 => {
                 let refused = input.u8() & 1 == 1;

@@ -1,7 +1,8 @@
 //! Fuzz targets on FIT, a function each, over parts that only this crate sees. Only the feature
 //! `fuzz` has them.
 //!
-//! Each takes any bytes and panics when something does not hold; `testbed/fuzz` names them and gives seeds.
+//! Each takes any bytes and panics when something does not hold; `testbed/fuzz` names them and
+//! gives seeds.
 
 mod formats;
 mod link;

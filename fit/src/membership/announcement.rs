@@ -52,7 +52,9 @@ pub(crate) enum Bad {
 }
 
 fn field<const N: usize>(bytes: &[u8; ANNOUNCEMENT_LEN], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("a field of an announcement")
+    bytes[at..at + N]
+        .try_into()
+        .expect("a field of an announcement")
 }
 
 impl Announcement {

@@ -64,7 +64,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The Q_Key of announcements. Its top bit is clear, so that any queue pair may use it (IBA 1.3, 10.2.5).
+    /// The Q_Key of announcements. Its top bit is clear, so that any queue pair may use it (IBA
+    /// 1.3, 10.2.5).
     pub(crate) const QKEY: QKey = QKey(0x5445_5353);
 
     /// The cluster of this name, whose members hold `key`.

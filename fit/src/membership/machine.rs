@@ -184,17 +184,26 @@ impl Membership {
         let agreeing = |known: &&Known| known.digest == Some(self.digest);
         View {
             me: self.me,
-            members: self.members().map(|(peer, known)| (peer, known.member)).collect(),
+            members: self
+                .members()
+                .map(|(peer, known)| (peer, known.member))
+                .collect(),
             digest: self.digest,
-            agreeing: self.members().map(|(_, known)| known).filter(agreeing).count(),
+            agreeing: self
+                .members()
+                .map(|(_, known)| known)
+                .filter(agreeing)
+                .count(),
         }
     }
 
     fn members(&self) -> impl Iterator<Item = (PeerId, &Known)> {
-        self.known.values().filter_map(|known| match known.standing {
-            Standing::Member(peer) => Some((peer, known)),
-            Standing::Heard | Standing::Calling | Standing::Left => None,
-        })
+        self.known
+            .values()
+            .filter_map(|known| match known.standing {
+                Standing::Member(peer) => Some((peer, known)),
+                Standing::Heard | Standing::Calling | Standing::Left => None,
+            })
     }
 
     /// The member that a number stands for.
@@ -216,7 +225,9 @@ impl Membership {
         let mut actions = Vec::new();
         match event {
             Event::Heard(from, bytes) => self.on_heard(from, bytes, now, &mut actions),
-            Event::Admitted(peer, member, lid) => self.on_admitted(peer, member, lid, now, &mut actions),
+            Event::Admitted(peer, member, lid) => {
+                self.on_admitted(peer, member, lid, now, &mut actions)
+            }
             Event::CallFailed { gid, refused } => self.on_call_failed(gid, refused, now),
             Event::Lost(peer) => self.on_lost(peer, now, &mut actions),
             Event::CalledAgain(gid) => self.probe(gid, now, &mut actions),
@@ -238,12 +249,16 @@ impl Membership {
             digest: self.digest,
         };
         self.counters.nr_announced += 1;
-        actions.push(Action::Announce(Box::new(announcement.encode(&self.cluster))));
+        actions.push(Action::Announce(Box::new(
+            announcement.encode(&self.cluster),
+        )));
     }
 
     fn on_heard(&mut self, from: Lid, bytes: &[u8], now: Instant, actions: &mut Vec<Action>) {
         let announcement = match Announcement::decode(bytes, &self.cluster) {
-            Ok(announcement) if announcement.message_version != self.message_version => Err(Bad::Version),
+            Ok(announcement) if announcement.message_version != self.message_version => {
+                Err(Bad::Version)
+            }
             other => other,
         };
         let announcement = match announcement {
@@ -285,7 +300,8 @@ impl Membership {
                     actions.push(Action::Drop(peer));
                 }
             }
-            // Another life of it, or another node with its name: whoever answers on the connection is the one.
+            // Another life of it, or another node with its name: whoever answers on the connection
+            // is the one.
             Standing::Member(_) => self.probe(gid, now, actions),
             Standing::Heard | Standing::Left | Standing::Calling => {
                 let calling = known.standing == Standing::Calling;
@@ -349,7 +365,11 @@ impl Membership {
     /// Makes room by forgetting whoever was not heard for longest and is no member.
     fn forget_one(&mut self) -> bool {
         let idle = |known: &&Known| matches!(known.standing, Standing::Heard | Standing::Left);
-        let oldest = self.known.values().filter(idle).min_by_key(|known| known.heard);
+        let oldest = self
+            .known
+            .values()
+            .filter(idle)
+            .min_by_key(|known| known.heard);
         let Some(gid) = oldest.map(|known| known.member.name.gid) else {
             return false;
         };
@@ -357,7 +377,9 @@ impl Membership {
     }
 
     fn probe(&mut self, gid: Gid, now: Instant, actions: &mut Vec<Action>) {
-        let Some(known) = self.known.get(&gid) else { return };
+        let Some(known) = self.known.get(&gid) else {
+            return;
+        };
         let Standing::Member(peer) = known.standing else {
             return;
         };
@@ -418,7 +440,9 @@ impl Membership {
 
     fn on_lost(&mut self, peer: PeerId, now: Instant, actions: &mut Vec<Action>) {
         let pause = self.jittered(CALL_AGAIN);
-        let Some(known) = self.by_peer(peer) else { return };
+        let Some(known) = self.by_peer(peer) else {
+            return;
+        };
         known.standing = Standing::Heard;
         known.digest = None;
         known.call = now + pause;
@@ -448,7 +472,9 @@ impl Membership {
 
     /// The time to the next announcement.
     fn gap(&mut self) -> Duration {
-        let differ = self.members().any(|(_, known)| known.digest != Some(self.digest));
+        let differ = self
+            .members()
+            .any(|(_, known)| known.digest != Some(self.digest));
         let gap = if self.sequence < u64::from(FAST) {
             FAST_GAP
         } else if differ {

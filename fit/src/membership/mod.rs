@@ -1,8 +1,9 @@
 //! Membership: the nodes of the cluster.
 //!
-//! A node is told its cluster's name and key and nothing else. It announces itself to a multicast group whose GID follows
-//! from the name, hears the others there, and connects to them; `handshake` proves that both sides hold the key. An
-//! announcement is only a hint: a node is a member once its connection stands, and until that is lost.
+//! A node is told its cluster's name and key and nothing else. It announces itself to a multicast
+//! group whose GID follows from the name, hears the others there, and connects to them; `handshake`
+//! proves that both sides hold the key. An announcement is only a hint: a node is a member once its
+//! connection stands, and until that is lost.
 //!
 //! ```text
 //!               ┌───────────────── lost ──────────────────┐
@@ -13,7 +14,8 @@
 //!               └── not heard for 30 s, or it left: forgotten
 //! ```
 //!
-//! [`Membership`] decides and does nothing: it has no clock, thread or device, and chance is drawn from a seed.
+//! [`Membership`] decides and does nothing: it has no clock, thread or device, and chance is drawn
+//! from a seed.
 
 pub(crate) mod announcement;
 mod cluster;
@@ -62,7 +64,8 @@ pub struct Member {
 pub enum Change {
     /// A node has joined: calls to it work.
     Joined(PeerId, Member),
-    /// A node is lost. It comes before the node's next [`Joined`](Self::Joined), which has another [`PeerId`].
+    /// A node is lost. It comes before the node's next [`Joined`](Self::Joined), which has another
+    /// [`PeerId`].
     Lost(PeerId, Member),
 }
 

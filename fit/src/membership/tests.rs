@@ -1,4 +1,5 @@
-//! Whole clusters of state machines over a network of datagrams that are lost, late, doubled and reordered.
+//! Whole clusters of state machines over a network of datagrams that are lost, late, doubled and
+//! reordered.
 
 use std::collections::BTreeMap;
 
@@ -156,7 +157,11 @@ impl World {
                 _ => 1,
             };
             for _ in 0..copies {
-                let delay = if self.lossy { self.chance.below(400) } else { 1 };
+                let delay = if self.lossy {
+                    self.chance.below(400)
+                } else {
+                    1
+                };
                 self.later(delay, to, Due::Datagram(lid(from), bytes.to_vec()));
             }
         }
@@ -200,7 +205,13 @@ impl World {
     fn deliver(&mut self, to: Gid, due: Due) {
         match due {
             Due::Datagram(from, bytes) => self.event(to, Event::Heard(from, &bytes)),
-            Due::CallFailed(gid) => self.event(to, Event::CallFailed { gid, refused: false }),
+            Due::CallFailed(gid) => self.event(
+                to,
+                Event::CallFailed {
+                    gid,
+                    refused: false,
+                },
+            ),
             Due::Check(peer) => {
                 if self.nodes.contains_key(&to) && !self.stands(to, peer) {
                     self.lose(to, peer);
@@ -237,7 +248,11 @@ impl World {
         let end = self.now + Duration::from_millis(millis);
         while self.now < end {
             self.now = self.now + STEP;
-            while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= self.now) {
+            while let Some(entry) = self
+                .queue
+                .first_entry()
+                .filter(|entry| entry.key().0 <= self.now)
+            {
                 let (to, due) = entry.remove();
                 self.deliver(to, due);
             }
@@ -276,7 +291,11 @@ impl World {
     }
 
     fn assert_converged(&self) {
-        let views: Vec<View> = self.nodes.values().map(|node| node.machine.view()).collect();
+        let views: Vec<View> = self
+            .nodes
+            .values()
+            .map(|node| node.machine.view())
+            .collect();
         for (node, view) in self.nodes.values().zip(&views) {
             let seen: Vec<_> = view
                 .members
@@ -286,7 +305,10 @@ impl World {
             let others = views.iter().map(|view| view.me).filter(|me| *me != view.me);
             let expected: Vec<_> = others.map(|me| me.incarnation).collect();
             assert_eq!(seen, expected);
-            assert_eq!((view.digest, view.agreeing), (views[0].digest, views.len() - 1));
+            assert_eq!(
+                (view.digest, view.agreeing),
+                (views[0].digest, views.len() - 1)
+            );
             assert_told_in_order(&node.told);
         }
     }
@@ -437,11 +459,21 @@ fn a_duplicate_of_a_member_leads_to_a_probe_and_to_nothing_else() {
         machine.on(Event::CalledAgain(gid(1)), now),
         [Action::Probe(PeerId(3))]
     );
-    assert_eq!(machine.on(Event::Heard(from, &announcement(1, 5, 1)), now), []);
-    assert_eq!(machine.on(Event::Heard(Lid(99), &announcement(1, 5, 2)), now), []);
+    assert_eq!(
+        machine.on(Event::Heard(from, &announcement(1, 5, 1)), now),
+        []
+    );
+    assert_eq!(
+        machine.on(Event::Heard(Lid(99), &announcement(1, 5, 2)), now),
+        []
+    );
     let counters = *machine.counters();
     assert_eq!(
-        (counters.nr_duplicate, counters.nr_replayed, counters.nr_bad_proof),
+        (
+            counters.nr_duplicate,
+            counters.nr_replayed,
+            counters.nr_bad_proof
+        ),
         (2, 1, 1)
     );
     assert_eq!(machine.view().members, [(PeerId(3), member)]);
@@ -454,5 +486,9 @@ fn a_second_node_with_our_own_name_is_counted_and_never_called() {
     machine.on(Event::Heard(lid(gid(0)), &announcement(0, 5, 1)), now);
     assert_eq!(machine.counters().nr_duplicate, 1);
     let actions = machine.on(Event::Tick, now + Duration::from_secs(5));
-    assert!(actions.iter().all(|action| matches!(action, Action::Announce(_))));
+    assert!(
+        actions
+            .iter()
+            .all(|action| matches!(action, Action::Announce(_)))
+    );
 }

@@ -43,7 +43,13 @@ pub(crate) struct PageLink {
 }
 
 impl PageLink {
-    pub(crate) fn new(peer: PeerId, name: PeerName, lane: u16, qpn: Qpn, lent: Option<QpSlot>) -> Self {
+    pub(crate) fn new(
+        peer: PeerId,
+        name: PeerName,
+        lane: u16,
+        qpn: Qpn,
+        lent: Option<QpSlot>,
+    ) -> Self {
         Self {
             peer,
             name,
@@ -117,8 +123,8 @@ impl PageLink {
         self.fail(LostCause::WeLeft);
     }
 
-    /// Returns whether the peer is lost with it. One that was never up, or that either side gave up by
-    /// itself, is no sign of that.
+    /// Returns whether the peer is lost with it. One that was never up, or that either side gave up
+    /// by itself, is no sign of that.
     pub(crate) fn loses_peer(&self) -> bool {
         let closed = self.closed.load(Ordering::Acquire) || self.cause() == LostCause::PeerLeft;
         self.was_up.load(Ordering::Acquire) && !closed

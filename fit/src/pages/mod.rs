@@ -86,7 +86,12 @@ pub struct PagePath<Q: PageQueue> {
 }
 
 impl<Q: PageQueue> PagePath<Q> {
-    pub(crate) fn new(queue: Q, link: Arc<PageLink>, parking: Arc<Parking<Q>>, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        queue: Q,
+        link: Arc<PageLink>,
+        parking: Arc<Parking<Q>>,
+        timeout: Duration,
+    ) -> Self {
         Self {
             queue: Some(queue),
             link,
@@ -167,7 +172,11 @@ impl<Q: PageQueue> PagePath<Q> {
     /// [`Config::timeout`](crate::Config::timeout). Returns how many ended: 0 when there is nothing
     /// more to look at now. 30 instructions if there is nothing, 90 if a request has ended.
     #[inline]
-    pub fn look(&mut self, now: Instant, done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
+    pub fn look(
+        &mut self,
+        now: Instant,
+        done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>),
+    ) -> u32 {
         let Some(queue) = &self.queue else { return 0 };
         if queue.is_ready() {
             return self.take(now, done);
@@ -181,8 +190,14 @@ impl<Q: PageQueue> PagePath<Q> {
     /// Takes a completion. Not inline: a look that finds nothing would pay for what this saves on
     /// the stack.
     #[inline(never)]
-    fn take(&mut self, now: Instant, done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>)) -> u32 {
-        let Some(queue) = &mut self.queue else { return 0 };
+    fn take(
+        &mut self,
+        now: Instant,
+        done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>),
+    ) -> u32 {
+        let Some(queue) = &mut self.queue else {
+            return 0;
+        };
         let mut ended = 0;
         let taken = queue.take(&mut |op, line| {
             ended += 1;

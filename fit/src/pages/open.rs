@@ -30,9 +30,18 @@ impl<D: Device, P: Platform> Fit<D, P> {
     /// # Panics
     ///
     /// When there is no such core.
-    pub async fn open_pages(&self, core: u16, peer: PeerId, lkey: Lkey) -> Result<PagePath<D::Pages>, Error> {
+    pub async fn open_pages(
+        &self,
+        core: u16,
+        peer: PeerId,
+        lkey: Lkey,
+    ) -> Result<PagePath<D::Pages>, Error> {
         let inner = &self.0;
-        assert!(core < inner.config.cores, "core {core} of {}", inner.config.cores);
+        assert!(
+            core < inner.config.cores,
+            "core {core} of {}",
+            inner.config.cores
+        );
         let line = inner.peers.lock().get(peer).copied();
         let Some(line) = line.filter(|line| line.standing == Standing::Up) else {
             return Err(Error::NotConnected(peer.0));

@@ -11,8 +11,8 @@ use std::task::{Poll, Waker};
 
 use hal::{BusAddr, DmaBuffer, Duration, Instant};
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, PollError, PostError, QpSlot, Qpn, QueueSet, SendRequest, Sge,
-    Status,
+    Completion, CompletionKind, Gid, Lkey, PollError, PostError, QpSlot, Qpn, QueueSet,
+    SendRequest, Sge, Status,
 };
 
 use super::fake::PEER;
@@ -91,7 +91,10 @@ fn outside_ring(card: &Card) {
     let mut wire = wire.lock().unwrap();
     let wire = &mut *wire;
     while let Some((id, signalled, len, bytes)) = wire.ports[*node].sends.pop_front() {
-        let (receive, at) = wire.ports[1 - node].receives.pop_front().expect("a receive");
+        let (receive, at) = wire.ports[1 - node]
+            .receives
+            .pop_front()
+            .expect("a receive");
         wire.memory[at as usize..at as usize + len].copy_from_slice(&bytes[..len]);
         let arrived = completion(receive, CompletionKind::Receive, len);
         wire.ports[1 - node].completions.push_back(arrived);
@@ -232,7 +235,12 @@ fn pair() -> [Node; 2] {
 }
 
 #[inline(never)]
-fn caller_side_start(caller: &mut Node, call: &Call<'_>, now: Instant, deadline: Instant) -> CallId {
+fn caller_side_start(
+    caller: &mut Node,
+    call: &Call<'_>,
+    now: Instant,
+    deadline: Instant,
+) -> CallId {
     match caller.start_call(PEER, call, now, deadline) {
         Ok(Some(id)) => id,
         _ => panic!("a connection with a free slot"),

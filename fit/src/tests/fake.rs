@@ -1,13 +1,13 @@
-//! A strict fake: two queue pairs joined back to back, which does one step when told and panics where hardware would
-//! only misbehave (overrun, receiver not ready, memory that nobody lent).
+//! A strict fake: two queue pairs joined back to back, which does one step when told and panics
+//! where hardware would only misbehave (overrun, receiver not ready, memory that nobody lent).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hal::{BusAddr, DmaBuffer, Instant};
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet, RemoteAddr,
-    Rkey, SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
+    RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status,
 };
 
 use crate::link::Parts;
@@ -161,7 +161,10 @@ impl QueueSet for Queues {
         if qp.refuses {
             return Err(PostError::NotReady { qp: QpSlot(0) });
         }
-        assert!(qp.taken.len() < qp.send_depth, "a post beyond the send queue");
+        assert!(
+            qp.taken.len() < qp.send_depth,
+            "a post beyond the send queue"
+        );
         let (inline, pieces) = match request.payload {
             Payload::Inline(first, second) => ([first, second].concat(), Vec::new()),
             Payload::Gather(pieces) => (Vec::new(), pieces.to_vec()),
@@ -201,7 +204,10 @@ impl QueueSet for Queues {
     fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
         let mut qp = self.qp();
         if std::mem::take(&mut qp.nonsense) {
-            return Err(PollError::Inconsistent { qpn: 0xbad, index: 7 });
+            return Err(PollError::Inconsistent {
+                qpn: 0xbad,
+                index: 7,
+            });
         }
         let count = qp.cq.len().min(into.len());
         for place in &mut into[..count] {
@@ -231,7 +237,10 @@ impl QueueSet for Queues {
 
 impl Qp {
     pub(super) fn complete(&mut self, id: u64, kind: CompletionKind, status: Status, bytes: u32) {
-        assert!(self.cq.len() < self.cq_depth, "the completion queue overruns");
+        assert!(
+            self.cq.len() < self.cq_depth,
+            "the completion queue overruns"
+        );
         self.cq.push_back(Completion {
             id,
             qp: QpSlot(0),
@@ -338,8 +347,9 @@ impl Pair {
     }
 
     fn check_lent(&self, addr: u64, len: u32) {
-        let covered =
-            |(at, size): (&u64, &u32)| *at <= addr && addr + u64::from(len) <= at + u64::from(*size);
+        let covered = |(at, size): (&u64, &u32)| {
+            *at <= addr && addr + u64::from(len) <= at + u64::from(*size)
+        };
         assert!(
             self.lent.iter().any(covered),
             "memory at {addr:#x} was touched though nobody lent it"
@@ -386,7 +396,10 @@ impl Pair {
         }
         match work.op {
             SendOp::Send { .. } => {
-                let (id, into) = theirs.receives.pop_front().expect("a receive is always posted");
+                let (id, into) = theirs
+                    .receives
+                    .pop_front()
+                    .expect("a receive is always posted");
                 let len = work.len();
                 assert!(len <= into.len);
                 self.gather(work, into.addr);

@@ -1,5 +1,6 @@
-//! Random traffic with lost, late, duplicated and error completions: each operation ends exactly once, no credit is lost,
-//! no memory is touched after its owner got it back (the fake checks that at each step).
+//! Random traffic with lost, late, duplicated and error completions: each operation ends exactly
+//! once, no credit is lost, no memory is touched after its owner got it back (the fake checks that
+//! at each step).
 
 use std::task::{Poll, Waker};
 
@@ -114,7 +115,9 @@ impl Run {
     }
 
     fn take_back(&mut self, buffers: &[Buffer]) {
-        buffers.iter().for_each(|buffer| self.pair.take_back(buffer));
+        buffers
+            .iter()
+            .for_each(|buffer| self.pair.take_back(buffer));
     }
 
     fn deadline(&self) -> Instant {
@@ -136,10 +139,17 @@ impl Run {
             }
             Action::OneSided { read } => {
                 let buffer = self.pair.lend(64);
-                let what = if read { OneSided::Read } else { OneSided::Write };
+                let what = if read {
+                    OneSided::Read
+                } else {
+                    OneSided::Write
+                };
                 let at: (RemoteAddr, Sge) = (self.there.remote(), buffer.sge());
                 let (now, deadline) = (self.pair.now, self.deadline());
-                if let Ok(Some(id)) = self.pair.nodes[0].engine.start_op(PEER, what, at, now, deadline) {
+                if let Ok(Some(id)) = self.pair.nodes[0]
+                    .engine
+                    .start_op(PEER, what, at, now, deadline)
+                {
                     self.pair.nodes[0].engine.flush(PEER);
                     self.ops.push((id, buffer));
                 } else {
@@ -154,7 +164,8 @@ impl Run {
             Action::Answer { oldest } => self.answer(oldest),
             Action::Look => self.look(),
             Action::DropCall => {
-                // Only a call that lends nothing: who drops one that does may not use its memory again.
+                // Only a call that lends nothing: who drops one that does may not use its memory
+                // again.
                 if let Some(at) = self.calls.iter().position(|call| call.lent.is_empty()) {
                     let call = self.calls.swap_remove(at);
                     self.pair.nodes[0].engine.abandon_call(call.id);
@@ -184,7 +195,10 @@ impl Run {
         let call = Call::new(3, body).gather(&gathered).scatter(&scattered);
         let (now, deadline) = (self.pair.now, self.deadline());
         let lent = gather.into_iter().chain(scatter).collect();
-        match self.pair.nodes[0].engine.start_call(PEER, &call, now, deadline) {
+        match self.pair.nodes[0]
+            .engine
+            .start_call(PEER, &call, now, deadline)
+        {
             Ok(Some(id)) => self.calls.push(WaitingCall {
                 id,
                 body: body.to_vec(),
@@ -194,7 +208,8 @@ impl Run {
         }
     }
 
-    /// A handler takes the next message: one-way messages come once and in order, and a request's bulk is what was sent.
+    /// A handler takes the next message: one-way messages come once and in order, and a request's
+    /// bulk is what was sent.
     fn take(&mut self) {
         let mut request = vec![0; 256];
         let engine = &mut self.pair.nodes[1].engine;
@@ -223,7 +238,10 @@ impl Run {
 
     fn tick(&mut self) {
         let now = self.pair.now;
-        self.pair.nodes.iter_mut().for_each(|node| node.engine.tick(now));
+        self.pair
+            .nodes
+            .iter_mut()
+            .for_each(|node| node.engine.tick(now));
         self.pair.bury();
     }
 
@@ -276,7 +294,8 @@ impl Run {
         self.look();
     }
 
-    /// Lets everything end: first the traffic, then the deadlines, at last what no completion has come for.
+    /// Lets everything end: first the traffic, then the deadlines, at last what no completion has
+    /// come for.
     fn settle(&mut self) {
         (0..50).for_each(|_| self.flow());
         for _ in 0..12 {
@@ -284,8 +303,8 @@ impl Run {
             self.tick();
             (0..3).for_each(|_| self.flow());
         }
-        // A side that lost the connection says so by a DREQ; without it the other keeps the slots of calls that were
-        // dropped, as their replies may still come.
+        // A side that lost the connection says so by a DREQ; without it the other keeps the slots
+        // of calls that were dropped, as their replies may still come.
         for node in 0..2 {
             if self.pair.nodes[1 - node].engine.state(PEER) == Ok(LinkState::Down) {
                 self.pair.nodes[node].engine.fail(0, LostCause::PeerLeft);

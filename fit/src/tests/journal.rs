@@ -1,6 +1,7 @@
-//! The bugs that LegoOS's journal tells of (2018, `net/lego`), B1 to B10 in the order of our study of it, each as a rule
-//! that the old design broke. Where the old rule fits in a few lines it stands here as well, to show that the check
-//! catches it. B9, which needs numbers of queue pairs, is in `tests/whole_path.rs`.
+//! The bugs that LegoOS's journal tells of (2018, `net/lego`), B1 to B10 in the order of our study
+//! of it, each as a rule that the old design broke. Where the old rule fits in a few lines it
+//! stands here as well, to show that the check catches it. B9, which needs numbers of queue pairs,
+//! is in `tests/whole_path.rs`.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,7 +38,9 @@ fn start(pair: &mut Pair, body: &[u8]) -> CallId {
 }
 
 fn end(pair: &mut Pair, id: CallId, into: &mut [u8]) -> Poll<Result<usize, Error>> {
-    let ended = pair.nodes[0].engine.poll_call(PEER, id, Waker::noop(), into);
+    let ended = pair.nodes[0]
+        .engine
+        .poll_call(PEER, id, Waker::noop(), into);
     ended.map(|result| result.map(|reply| reply.len))
 }
 
@@ -54,8 +57,9 @@ fn receives(pair: &mut Pair) -> [usize; 2] {
     [0, 1].map(|node| pair.nodes[node].engine.test_link(0).0.receives_posted())
 }
 
-/// The old rule of B1 and B2: receives go back 64 at a time when one with a certain number is used, and a batch that does
-/// not fit is cut short; so it may lose the very receive that brings the next batch.
+/// The old rule of B1 and B2: receives go back 64 at a time when one with a certain number is used,
+/// and a batch that does not fit is cut short; so it may lose the very receive that brings the next
+/// batch.
 struct OldReceives {
     posted: std::collections::VecDeque<u32>,
 }
@@ -105,7 +109,8 @@ fn b1_each_receive_is_posted_again_exactly_once() {
     let mut pair = Pair::new(config());
     let depth = config().depths().receive as usize;
     for round in 0..2000_usize {
-        // One to three calls, answered in order or not, some given up; the fake panics on a receive posted twice.
+        // One to three calls, answered in order or not, some given up; the fake panics on a receive
+        // posted twice.
         let calls: Vec<_> = (0..=round % 3).map(|_| start(&mut pair, b"b1")).collect();
         settle(&mut pair);
         if round % 5 == 0 {
@@ -128,7 +133,8 @@ fn b2_a_receive_that_is_refused_ends_the_connection_with_an_error() {
     echo(&mut pair);
     settle(&mut pair);
     pair.nodes[0].queues.qp().refuses = true;
-    // The reply is taken, but its receive can't go back: nobody may believe that the credit is still there.
+    // The reply is taken, but its receive can't go back: nobody may believe that the credit is
+    // still there.
     assert_eq!(end(&mut pair, id, &mut [0; 8]), Poll::Ready(Ok(2)));
     assert_eq!(pair.nodes[0].engine.state(PEER), Ok(LinkState::Failing));
     let (now, deadline) = (pair.now, pair.now + TIMEOUT);
@@ -195,12 +201,14 @@ fn b4_a_send_that_never_completes_ends_by_an_error() {
 
 #[test]
 fn b5_a_stalled_poller_overruns_no_completion_queue() {
-    // The old queue had 2047 entries for 12 queue pairs with 129 receives to each of two peers: 3096.
+    // The old queue had 2047 entries for 12 queue pairs with 129 receives to each of two peers:
+    // 3096.
     let config = config();
     let mut pair = Pair::new(config);
     for node in &pair.nodes {
         // Exactly what was asked of the device; the fake panics when it overruns.
-        node.queues.qp().cq_depth = config.completion_queue_depth() as usize / usize::from(config.peers);
+        node.queues.qp().cq_depth =
+            config.completion_queue_depth() as usize / usize::from(config.peers);
     }
     let there = pair.lend(64);
     let (now, deadline) = (pair.now, pair.now + TIMEOUT);
@@ -236,12 +244,17 @@ fn b5_two_workers_never_get_one_request() {
     let mut request = [0; 512];
     let mut seen = HashSet::new();
     for _ in 0..3 {
-        let Poll::Ready(incoming) = pair.nodes[1].engine.poll_request(Waker::noop(), &mut request) else {
+        let Poll::Ready(incoming) = pair.nodes[1]
+            .engine
+            .poll_request(Waker::noop(), &mut request)
+        else {
             panic!("three requests arrived")
         };
         assert!(seen.insert((incoming.slot, request[0])));
     }
-    let more = pair.nodes[1].engine.poll_request(Waker::noop(), &mut request);
+    let more = pair.nodes[1]
+        .engine
+        .poll_request(Waker::noop(), &mut request);
     assert!(more.is_pending());
 }
 
@@ -278,8 +291,9 @@ fn b6_a_reply_that_comes_twice_or_late_is_counted_and_the_node_goes_on() {
     assert_eq!(end(&mut pair, id, &mut [0; 8]), Poll::Ready(Ok(5)));
 }
 
-/// B7 was no matter of the network: `printk` trusted the length that formatting reported and moved memory behind its
-/// buffer. The rule for FIT: how much is copied is bounded by the memory that is copied to, whatever a length says.
+/// B7 was no matter of the network: `printk` trusted the length that formatting reported and moved
+/// memory behind its buffer. The rule for FIT: how much is copied is bounded by the memory that is
+/// copied to, whatever a length says.
 #[test]
 fn b7_a_reply_longer_than_its_place_is_refused_and_nothing_is_written() {
     let mut pair = Pair::new(config());
@@ -312,7 +326,8 @@ fn start_lending(pair: &mut Pair, buffer: &super::fake::Buffer) -> CallId {
 
 #[test]
 fn b8_nothing_is_written_after_the_owner_was_told() {
-    // The old rule: the caller is told at its deadline, and takes its memory back, while the peer may still write.
+    // The old rule: the caller is told at its deadline, and takes its memory back, while the peer
+    // may still write.
     let mut pair = Pair::new(config());
     let buffer = pair.lend(100);
     start_lending(&mut pair, &buffer);
@@ -358,11 +373,15 @@ fn b10_a_completion_wakes_the_call_that_it_is_of() {
     let mut taken = Vec::new();
     for _ in 0..3 {
         let mut request = [0; 512];
-        if let Poll::Ready(incoming) = pair.nodes[1].engine.poll_request(Waker::noop(), &mut request) {
+        if let Poll::Ready(incoming) = pair.nodes[1]
+            .engine
+            .poll_request(Waker::noop(), &mut request)
+        {
             taken.push((incoming, request[..incoming.len].to_vec()));
         }
     }
-    // Requests stand in memory of their own until they are taken: none was written over, and answers may come in any order.
+    // Requests stand in memory of their own until they are taken: none was written over, and
+    // answers may come in any order.
     for (incoming, body) in taken.iter().rev() {
         pair.nodes[1].engine.reply(incoming, body, 0);
         settle(&mut pair);
@@ -405,7 +424,9 @@ fn b10_a_full_send_queue_makes_callers_wait_and_loses_nothing() {
         );
         if turn % 3 == 0 {
             settle(&mut pair);
-            while let Poll::Ready(incoming) = pair.nodes[1].engine.poll_request(Waker::noop(), &mut [0; 512])
+            while let Poll::Ready(incoming) = pair.nodes[1]
+                .engine
+                .poll_request(Waker::noop(), &mut [0; 512])
             {
                 pair.nodes[1].engine.reply(&incoming, b"y", 0);
             }
@@ -431,7 +452,13 @@ fn b10_the_poller_outlives_completions_that_cannot_be() {
     drop(qp);
     pair.poll(0);
     assert_eq!(pair.nodes[0].engine.counters().nr_stray_cqe, 1);
-    let counters = pair.nodes[0].engine.link_counters().next().unwrap().2.nr_stray;
+    let counters = pair.nodes[0]
+        .engine
+        .link_counters()
+        .next()
+        .unwrap()
+        .2
+        .nr_stray;
     assert_eq!(counters, 2);
     let id = start(&mut pair, b"on");
     settle(&mut pair);

@@ -8,7 +8,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers};
+use hal::{
+    BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers,
+};
 use mlx4::Pages;
 use verbs::{Gid, Lkey, PageOp, Qpn, RemoteAddr, Rkey};
 
@@ -139,7 +141,10 @@ impl Platform for Machine {
     fn alloc(&self, len: usize, _: usize) -> Result<Words, Error> {
         Err(Error::NoDmaMemory { len })
     }
-    fn enable_vectors(&self, wanted: u16) -> Result<impl IntoIterator<Item = Nothing> + use<>, Error> {
+    fn enable_vectors(
+        &self,
+        wanted: u16,
+    ) -> Result<impl IntoIterator<Item = Nothing> + use<>, Error> {
         Err::<Vec<Nothing>, _>(Error::TooFewVectors { wanted, have: 0 })
     }
     fn now(&self) -> Instant {

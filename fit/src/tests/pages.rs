@@ -66,7 +66,11 @@ impl PageQueue for Queue {
     }
     fn is_ready(&self) -> bool {
         let state = self.state();
-        let ended = state.posted.iter().take(state.carried_out).any(|posted| posted.2);
+        let ended = state
+            .posted
+            .iter()
+            .take(state.carried_out)
+            .any(|posted| posted.2);
         ended || state.failure.is_some()
     }
     fn take(&mut self, done: &mut impl FnMut(PageOp, u32)) -> Result<(), PageFailure> {
@@ -90,7 +94,10 @@ impl PageQueue for Queue {
         self.state().posted.front().map(|&(op, line, _)| (op, line))
     }
     fn take_back(&mut self) -> Option<(PageOp, u32)> {
-        self.state().posted.pop_front().map(|(op, line, _)| (op, line))
+        self.state()
+            .posted
+            .pop_front()
+            .map(|(op, line, _)| (op, line))
     }
     fn arm(&mut self) {}
     fn room(&self) -> u32 {
@@ -183,7 +190,12 @@ fn a_full_ring_of_writes_is_refused_and_ends() {
         assert_eq!(bench.start(op, 99), Err(PageRefused::Full));
     }
     bench.path.ring();
-    let signalled = bench.queue.flags().iter().filter(|&&signalled| signalled).count();
+    let signalled = bench
+        .queue
+        .flags()
+        .iter()
+        .filter(|&&signalled| signalled)
+        .count();
     assert_eq!(signalled, 3, "one in sixteen, and the last");
     bench.queue.carry_out();
     assert_eq!(bench.look(1).len(), DEPTH as usize);
@@ -205,7 +217,10 @@ fn a_failed_path_tells_nobody_before_its_queue_pair_is_dead() {
     assert_eq!(bench.start(Read, 4), Err(PageRefused::Lost));
     assert_eq!(bench.look(100), []);
     bench.link.dead();
-    assert_eq!(bench.look(101), [(Write, 2, Err(cause)), (Read, 3, Err(cause))]);
+    assert_eq!(
+        bench.look(101),
+        [(Write, 2, Err(cause)), (Read, 3, Err(cause))]
+    );
     assert_eq!((bench.look(102), bench.path.pending()), (vec![], 0));
 }
 
@@ -254,7 +269,10 @@ fn the_oldest_request_has_so_much_time() {
     let cause = LostCause::Deadline(Operation::Read);
     assert_eq!(bench.path.lost(), Some(cause));
     bench.link.dead();
-    assert_eq!(bench.look(26), [(Read, 1, Err(cause)), (Read, 2, Err(cause))]);
+    assert_eq!(
+        bench.look(26),
+        [(Read, 1, Err(cause)), (Read, 2, Err(cause))]
+    );
     // With nothing pending no time runs.
     assert_eq!(bench.look(1000), []);
 }

@@ -64,8 +64,8 @@ impl Wake for Woken {
     }
 }
 
-/// The caller of a connection has it up when the callee's acceptance came, the callee only when the confirmation did: requests
-/// may be faster than that.
+/// The caller of a connection has it up when the callee's acceptance came, the callee only when the
+/// confirmation did: requests may be faster than that.
 #[test]
 fn a_request_that_is_faster_than_the_confirmation_wakes_a_server_when_the_connection_is_up() {
     let mut pair = Pair::new(config());
@@ -78,7 +78,12 @@ fn a_request_that_is_faster_than_the_confirmation_wakes_a_server_when_the_connec
     pair.nodes[0].engine.up(caller, target());
     let woken = Arc::new(Woken::default());
     let (waker, mut into) = (Waker::from(woken.clone()), [0; 256]);
-    assert!(pair.nodes[1].engine.poll_request(&waker, &mut into).is_pending());
+    assert!(
+        pair.nodes[1]
+            .engine
+            .poll_request(&waker, &mut into)
+            .is_pending()
+    );
     let (now, deadline) = (pair.now, pair.now + Duration::from_secs(9));
     let call = pair.nodes[0]
         .engine
@@ -87,11 +92,21 @@ fn a_request_that_is_faster_than_the_confirmation_wakes_a_server_when_the_connec
     assert!(pair.step(0, super::fake::Fault::None));
     pair.poll(1);
     // Whoever has not confirmed is not served.
-    assert!(pair.nodes[1].engine.poll_request(&waker, &mut into).is_pending());
+    assert!(
+        pair.nodes[1]
+            .engine
+            .poll_request(&waker, &mut into)
+            .is_pending()
+    );
     let before = woken.0.load(Ordering::Relaxed);
     pair.nodes[1].engine.up(callee, target());
     assert_eq!(woken.0.load(Ordering::Relaxed), before + 1);
-    assert!(pair.nodes[1].engine.poll_request(&waker, &mut into).is_ready());
+    assert!(
+        pair.nodes[1]
+            .engine
+            .poll_request(&waker, &mut into)
+            .is_ready()
+    );
 }
 
 #[test]
@@ -102,7 +117,10 @@ fn a_connection_that_failed_while_it_was_made_is_not_revived() {
     let link = begin(&mut pair, 0, PeerId(1));
     pair.nodes[0].engine.fail(link, LostCause::QpFailed);
     assert!(!pair.nodes[0].engine.up(link, target()));
-    assert_eq!(pair.nodes[0].engine.state(PeerId(1)), Ok(LinkState::Failing));
+    assert_eq!(
+        pair.nodes[0].engine.state(PeerId(1)),
+        Ok(LinkState::Failing)
+    );
 }
 
 #[test]
@@ -127,7 +145,9 @@ fn a_thousand_losses_and_returns_leak_no_slot_and_mix_no_lives() {
             .map(|id| id.unwrap().expect("a free slot"))
             .collect();
         let at = (there.remote(), there.sge());
-        let read = caller.engine.start_op(peer, OneSided::Read, at, now, deadline);
+        let read = caller
+            .engine
+            .start_op(peer, OneSided::Read, at, now, deadline);
         let read = read.unwrap().expect("a free slot");
         let tagged = caller
             .engine
@@ -182,7 +202,10 @@ fn a_thousand_losses_and_returns_leak_no_slot_and_mix_no_lives() {
         let depth = config().depths().receive as usize;
         assert_eq!(engine.test_link(0).0.receives_posted(), depth);
     }
-    assert_eq!(pair.nodes[0].engine.state(PEER), Err(Error::NotConnected(0)));
+    assert_eq!(
+        pair.nodes[0].engine.state(PEER),
+        Err(Error::NotConnected(0))
+    );
     // Why the latest were lost is remembered.
     let cause = |life| pair.nodes[0].engine.cause(PeerId(life));
     assert_eq!(

@@ -29,7 +29,10 @@ fn later(pair: &Pair) -> hal::Instant {
 /// Node 1 answers one request: its own bytes back, and bulk of 7s.
 pub(super) fn echo(pair: &mut Pair) {
     let mut request = [0; 512];
-    let Poll::Ready(incoming) = pair.nodes[1].engine.poll_request(Waker::noop(), &mut request) else {
+    let Poll::Ready(incoming) = pair.nodes[1]
+        .engine
+        .poll_request(Waker::noop(), &mut request)
+    else {
         panic!("no request arrived")
     };
     let bulk = vec![7; incoming.bulk_limit as usize];
@@ -76,7 +79,12 @@ fn bulk_arrives_before_the_reply_that_tells_of_it() {
     let long = [9; 300];
     let id = pair.nodes[0]
         .engine
-        .start_call(PEER, &Call::new(5, &long).scatter(&pieces), pair.now, deadline)
+        .start_call(
+            PEER,
+            &Call::new(5, &long).scatter(&pieces),
+            pair.now,
+            deadline,
+        )
         .unwrap()
         .unwrap();
     pair.step(0, Fault::None);
@@ -102,7 +110,12 @@ fn no_more_reads_are_outstanding_than_agreed_and_order_is_kept() {
     pair.lent.insert(there.sge().addr, 64);
     let deadline = later(&pair);
     let at = (there.remote(), here.sge());
-    for what in [OneSided::Read, OneSided::Read, OneSided::Read, OneSided::Write] {
+    for what in [
+        OneSided::Read,
+        OneSided::Read,
+        OneSided::Read,
+        OneSided::Write,
+    ] {
         assert!(
             pair.nodes[0]
                 .engine
@@ -131,7 +144,10 @@ fn calls_beyond_the_peers_credits_wait() {
             .unwrap();
         assert_eq!(id.is_some(), started);
     }
-    assert_eq!(pair.nodes[0].engine.wait_for_room(PEER, Waker::noop()), Ok(()));
+    assert_eq!(
+        pair.nodes[0].engine.wait_for_room(PEER, Waker::noop()),
+        Ok(())
+    );
 }
 
 #[test]
@@ -188,7 +204,12 @@ fn a_late_read_loses_the_connection_and_its_waiter_is_told_last() {
         .unwrap()
         .unwrap();
     pair.nodes[0].engine.tick(deadline);
-    assert!(pair.nodes[0].engine.poll_op(PEER, id, Waker::noop()).is_pending());
+    assert!(
+        pair.nodes[0]
+            .engine
+            .poll_op(PEER, id, Waker::noop())
+            .is_pending()
+    );
     pair.bury();
     let ended = pair.nodes[0].engine.poll_op(PEER, id, Waker::noop());
     let cause = LostCause::Deadline(Operation::Read);
@@ -206,7 +227,9 @@ fn a_dead_peer_fails_every_waiter() {
         .unwrap();
     pair.step(0, Fault::Error(Status::RetryExceeded));
     pair.poll(0);
-    let ended = pair.nodes[0].engine.poll_call(PEER, id, Waker::noop(), &mut []);
+    let ended = pair.nodes[0]
+        .engine
+        .poll_call(PEER, id, Waker::noop(), &mut []);
     let lost = LostCause::Transport(Status::RetryExceeded);
     assert!(matches!(ended, Poll::Ready(Err(Error::PeerLost { cause, .. })) if cause == lost));
     let again = pair.nodes[0]
@@ -227,7 +250,12 @@ pub(super) fn forge_bytes(pair: &mut Pair, bytes: &[u8]) {
     link.memory.write(at, bytes);
     let piece = link.piece(at, bytes.len());
     let op = verbs::SendOp::Send { imm: None };
-    link.post(queues, op, verbs::Payload::Gather(&[piece]), Purpose::Unanswered);
+    link.post(
+        queues,
+        op,
+        verbs::Payload::Gather(&[piece]),
+        Purpose::Unanswered,
+    );
     link.flush(queues);
     pair.step(0, Fault::None);
     pair.poll(1);
@@ -262,10 +290,20 @@ fn a_peer_that_breaks_the_protocol_is_lost() {
         },
     );
     assert_eq!(state(&mut pair), LinkState::Up);
-    assert_eq!(pair.nodes[1].engine.link_counters().next().unwrap().2.nr_stray, 1);
+    assert_eq!(
+        pair.nodes[1]
+            .engine
+            .link_counters()
+            .next()
+            .unwrap()
+            .2
+            .nr_stray,
+        1
+    );
 }
 
-/// The device may read what a request gathers once more as long as it has not completed it, so the call does not end before.
+/// The device may read what a request gathers once more as long as it has not completed it, so the
+/// call does not end before.
 #[test]
 fn a_call_that_gathers_ends_when_its_request_is_done_too() {
     for dies in [false, true] {
@@ -274,7 +312,9 @@ fn a_call_that_gathers_ends_when_its_request_is_done_too() {
         let pieces = [buffer.piece()];
         let deadline = later(&pair);
         let call = Call::new(5, b"gathered").gather(&pieces);
-        let started = pair.nodes[0].engine.start_call(PEER, &call, pair.now, deadline);
+        let started = pair.nodes[0]
+            .engine
+            .start_call(PEER, &call, pair.now, deadline);
         let id = started.unwrap().unwrap();
         pair.step(0, Fault::LostCompletion);
         pair.poll(1);
@@ -286,14 +326,20 @@ fn a_call_that_gathers_ends_when_its_request_is_done_too() {
             let engine = &mut pair.nodes[0].engine;
             engine.poll_call(PEER, id, Waker::noop(), &mut reply)
         };
-        assert!(look(&mut pair).is_pending(), "the request may still be read");
+        assert!(
+            look(&mut pair).is_pending(),
+            "the request may still be read"
+        );
         if dies {
             pair.nodes[0].engine.fail_peer(PEER, LostCause::WeLeft);
             pair.bury();
         } else {
             let done = pair.nodes[0].queues.qp().posted as u64 - 1;
             let kind = verbs::CompletionKind::Send;
-            pair.nodes[0].queues.qp().complete(done, kind, Status::Success, 0);
+            pair.nodes[0]
+                .queues
+                .qp()
+                .complete(done, kind, Status::Success, 0);
             pair.poll(0);
         }
         assert!(matches!(look(&mut pair), Poll::Ready(Ok(got)) if got.len == 8));

@@ -116,7 +116,10 @@ fn a_refusal_that_proves_nothing_ends_nothing() {
     let spec = memory.spec(&mut bed);
     bed.block_on(async {
         for (_, req) in &asked {
-            for reason in [RejectReason::CONSUMER_DEFINED, RejectReason::STALE_CONNECTION] {
+            for reason in [
+                RejectReason::CONSUMER_DEFINED,
+                RejectReason::STALE_CONNECTION,
+            ] {
                 let rej = Rej {
                     local_comm_id: 1,
                     remote_comm_id: req.local_comm_id,

@@ -1,4 +1,5 @@
-//! Nodes that find each other over the real driver and the ConnectX-3 model, in one process and in virtual time.
+//! Nodes that find each other over the real driver and the ConnectX-3 model, in one process and in
+//! virtual time.
 
 mod forgery;
 mod strangers;
@@ -10,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use fit::{
-    Call, Change, Cluster, Config, Domains, Error, Exchange, Fit, Handler, Key, LostCause, Member, PeerId,
-    PeerSpec, Role,
+    Call, Change, Cluster, Config, Domains, Error, Exchange, Fit, Handler, Key, LostCause, Member,
+    PeerId, PeerSpec, Role,
 };
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, LinkFaults, Machine, Testbed};
@@ -40,7 +41,10 @@ impl Handler for Guests {
             Change::Joined(known, member) if *known == peer => Some(*member),
             _ => None,
         });
-        changes.push(Change::Lost(peer, joined.expect("joined before it is lost")));
+        changes.push(Change::Lost(
+            peer,
+            joined.expect("joined before it is lost"),
+        ));
     }
 }
 
@@ -105,10 +109,9 @@ fn start(bed: &mut Testbed, machine: Machine, role: Role, config: Config) -> Nod
     });
     let (control, core, watch) = (node.fit.clone(), node.fit.clone(), node.fit.clone());
     node.spawn(bed, async move { control.control().await });
-    node.spawn(
-        bed,
-        async move { core.run_core(0).await.expect("the device waits") },
-    );
+    node.spawn(bed, async move {
+        core.run_core(0).await.expect("the device waits")
+    });
     let (serve, guests) = (node.fit.core(0), node.guests.clone());
     node.spawn(bed, async move { serve.serve(&*guests).await });
     let guests = node.guests.clone();
@@ -140,7 +143,8 @@ impl Node {
         });
     }
 
-    /// The node's tasks stop at once and its card is reset; nobody is told. Its machine can start again.
+    /// The node's tasks stop at once and its card is reset; nobody is told. Its machine can start
+    /// again.
     fn crash(self, bed: &mut Testbed) -> Machine {
         self.runs.store(false, Ordering::Relaxed);
         let machine = self.machine.clone();
@@ -177,7 +181,9 @@ fn converge(bed: &mut Testbed, nodes: &[&Node]) {
         let views: Vec<_> = nodes.iter().map(|node| node.fit.view()).collect();
         views.iter().all(|view| {
             let others = nodes.len() - 1;
-            view.members.len() == others && view.agreeing == others && view.digest == views[0].digest
+            view.members.len() == others
+                && view.agreeing == others
+                && view.digest == views[0].digest
         })
     });
 }
@@ -211,7 +217,10 @@ fn nodes_that_know_a_name_and_a_key_find_each_other() {
     for (peer, _) in view.members {
         call(&mut bed, &late, peer).unwrap();
     }
-    assert_eq!(processor.machine.violations() + late.machine.violations(), 0);
+    assert_eq!(
+        processor.machine.violations() + late.machine.violations(),
+        0
+    );
 }
 
 #[test]
@@ -462,7 +471,9 @@ fn memory_that_is_registered_for_one_peer_is_out_of_another_ones_reach() {
         },
     );
     let domain = memory.fit.domain(number(1).unwrap().0);
-    let region = memory.device.register(domain, lent.bus_addr().0, 4096, access);
+    let region = memory
+        .device
+        .register(domain, lent.bus_addr().0, 4096, access);
     let region = bed.block_on(region).unwrap();
     let there = RemoteAddr {
         addr: region.addr,
@@ -511,7 +522,10 @@ fn nodes_find_each_other_on_a_fabric_that_loses_and_doubles_packets() {
         }
         // No message that was doubled, and none that came late, has let anyone in twice.
         assert_eq!(processor.fit.membership_counters().nr_bad_proof, 0);
-        assert_eq!(processor.machine.violations() + memory.machine.violations(), 0);
+        assert_eq!(
+            processor.machine.violations() + memory.machine.violations(),
+            0
+        );
     }
 }
 
@@ -520,7 +534,10 @@ fn either_port_of_a_card_will_do() {
     let mut bed = Testbed::default();
     let processor = node(&mut bed, 1, Role::Processor);
     let at = bed.add_machine_with_ports("memory", Guid(GUID + (2 << 8)), 2);
-    let second = Config { port: 2, ..config(2) };
+    let second = Config {
+        port: 2,
+        ..config(2)
+    };
     let memory = start(&mut bed, at, Role::Memory, second);
     converge(&mut bed, &[&processor, &memory]);
     let (peer, member) = processor.fit.view().members[0];

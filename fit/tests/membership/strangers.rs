@@ -11,8 +11,8 @@ use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Method};
 use mlx4::Mlx4;
 use verbs::{
-    Access, Completion, Device, Domain, Lid, PKey, Payload, PortState, QKey, QpConfig, QpKind, QpSlot, Qpn,
-    QueueSet, RcParameters, Region, SendOp, SendRequest, Sge, Status, UdAddress,
+    Access, Completion, Device, Domain, Lid, PKey, Payload, PortState, QKey, QpConfig, QpKind,
+    QpSlot, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge, Status, UdAddress,
 };
 
 use super::{PATIENCE, call, config, converge, machine, node, wait};
@@ -74,13 +74,16 @@ fn what_strangers_send_ends_no_connection_and_makes_none() {
     let mut random = 1_u64;
     bed.block_on(async {
         for round in 0..400_u64 {
-            // A request that was played before, one that was changed, and messages of all kinds with arbitrary contents.
+            // A request that was played before, one that was changed, and messages of all kinds
+            // with arbitrary contents.
             let mut mad = recorded[0];
             let attribute = 0x10 + u8::try_from(round % 7).unwrap();
             if round >= 4 {
                 // Everything, or the queue pair's number only.
                 for byte in &mut mad[if round % 2 == 0 { 24..256 } else { 56..59 }] {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
                     *byte ^= random.to_le_bytes()[7];
                 }
                 mad[17] = attribute;
@@ -155,7 +158,8 @@ fn join_group(bed: &mut Testbed, clock: &Machine, stranger: &Mlx4<Machine>) -> L
     })
 }
 
-/// A queue pair for the cluster's group, as any port may have one, and 4096 bytes for what it sends and receives.
+/// A queue pair for the cluster's group, as any port may have one, and 4096 bytes for what it sends
+/// and receives.
 struct Ear {
     queues: mlx4::Queues<Machine>,
     qp: QpSlot,
@@ -185,7 +189,10 @@ async fn ear(clock: &Machine, stranger: &Mlx4<Machine>) -> Ear {
         reads_as_requester: 0,
         reads_as_responder: 0,
     };
-    stranger.ready_to_send(qpn, None, &parameters).await.unwrap();
+    stranger
+        .ready_to_send(qpn, None, &parameters)
+        .await
+        .unwrap();
     let mgid = config(9).cluster.mgid();
     stranger.attach_multicast(qpn, mgid).await.unwrap();
     let memory = clock.alloc(4096, 4096).unwrap();
@@ -257,9 +264,9 @@ fn a_failed_queue_pair_of_the_group_is_made_anew() {
     }
     // No connection was touched by it.
     let changes = processor.changes();
-    let memories = changes
-        .iter()
-        .filter(|change| matches!(change, Change::Joined(_, member) if member.name.role == Role::Memory));
+    let memories = changes.iter().filter(
+        |change| matches!(change, Change::Joined(_, member) if member.name.role == Role::Memory),
+    );
     assert_eq!(memories.count(), 1);
 }
 

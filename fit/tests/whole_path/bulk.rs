@@ -1,4 +1,5 @@
-//! Long requests and replies, one-way messages, and the ways to run handlers and to poll, over the real driver and the model.
+//! Long requests and replies, one-way messages, and the ways to run handlers and to poll, over the
+//! real driver and the model.
 
 use super::common::{SILENT, bytes, config, pair, pair_of};
 use fit::{Call, Config, Error, LostCause, Operation, Piece, Point, Polling};
@@ -39,7 +40,9 @@ fn bulk_of_all_sizes_goes_there_and_back_in_any_pieces() {
         let longest = LONGEST as usize;
         let (out, out_region) = processor.lent(longest, 0).await;
         let (back, back_region) = processor.lent(longest, 0).await;
-        let pattern: Vec<u8> = (0..LONGEST).map(|at| ((at * 7) >> 3).to_le_bytes()[0]).collect();
+        let pattern: Vec<u8> = (0..LONGEST)
+            .map(|at| ((at * 7) >> 3).to_le_bytes()[0])
+            .collect();
         out.write(0, &pattern);
         let mut reply = [0; 64];
         for (len, gathers, scatters) in [
@@ -52,7 +55,10 @@ fn bulk_of_all_sizes_goes_there_and_back_in_any_pieces() {
             (LONGEST, 5, 8),
         ] {
             back.fill(0, longest, 0);
-            let (gather, scatter) = (cut(&out_region, len, gathers), cut(&back_region, len, scatters));
+            let (gather, scatter) = (
+                cut(&out_region, len, gathers),
+                cut(&back_region, len, scatters),
+            );
             let call = Call::new(3, b"body").gather(&gather).scatter(&scatter);
             let got = core.call(peer, call, &mut reply).await.unwrap();
             assert_eq!((&reply[..got.len], got.bulk), (&b"body"[..], len));
@@ -61,7 +67,9 @@ fn bulk_of_all_sizes_goes_there_and_back_in_any_pieces() {
         }
         // Bulk one way only.
         let gather = cut(&out_region, 50_000, 2);
-        let got = core.call(peer, Call::new(3, b"").gather(&gather), &mut []).await;
+        let got = core
+            .call(peer, Call::new(3, b"").gather(&gather), &mut [])
+            .await;
         assert_eq!(got.map(|got| got.bulk), Ok(0));
     });
     assert_eq!(
@@ -104,7 +112,9 @@ fn what_the_peer_does_not_take_is_refused_before_it_is_sent() {
         let core = processor.fit.core(0);
         let (_out, region) = processor.lent(100_000, 5).await;
         let gather = cut(&region, 70_000, 2);
-        let error = core.call(peer, Call::new(3, b"").gather(&gather), &mut []).await;
+        let error = core
+            .call(peer, Call::new(3, b"").gather(&gather), &mut [])
+            .await;
         assert!(
             matches!(
                 error,
@@ -117,7 +127,10 @@ fn what_the_peer_does_not_take_is_refused_before_it_is_sent() {
             "{error:?}"
         );
         let many = cut(&region, 900, 9);
-        for call in [Call::new(3, b"").gather(&many), Call::new(3, b"").scatter(&many)] {
+        for call in [
+            Call::new(3, b"").gather(&many),
+            Call::new(3, b"").scatter(&many),
+        ] {
             let error = core.call(peer, call, &mut []).await;
             assert!(
                 matches!(error, Err(Error::TooManyPieces { pieces: 9, .. })),
@@ -132,7 +145,11 @@ fn what_the_peer_does_not_take_is_refused_before_it_is_sent() {
             matches!(error, Err(Error::TooLong { limit: 4096, .. })),
             "{error:?}"
         );
-        assert!(core.call(peer, Call::new(3, b"on"), &mut [0; 8]).await.is_ok());
+        assert!(
+            core.call(peer, Call::new(3, b"on"), &mut [0; 8])
+                .await
+                .is_ok()
+        );
     });
 }
 
@@ -145,7 +162,9 @@ fn an_offer_by_a_key_that_does_not_fit_loses_the_connection() {
         let (_out, region) = processor.lent(50_000, 5).await;
         let mut gather = cut(&region, 50_000, 1);
         gather[0].rkey = Rkey(gather[0].rkey.0 ^ 0x100);
-        let error = core.call(peer, Call::new(3, b"").gather(&gather), &mut []).await;
+        let error = core
+            .call(peer, Call::new(3, b"").gather(&gather), &mut [])
+            .await;
         assert!(matches!(error, Err(Error::PeerLost { .. })), "{error:?}");
         while memory.handler.lost.lock().unwrap().is_empty() {
             hal::Platform::sleep(&processor.machine, Duration::from_millis(10)).await;

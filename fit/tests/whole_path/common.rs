@@ -8,7 +8,8 @@ use harness::{Buffer, Machine, Testbed};
 use mlx4::Mlx4;
 use verbs::{Access, Device, Domain, Guid, QpConfig, QpKind, Region, RemoteAddr, Sge};
 
-/// Answers with the request's bytes and the request's bulk; what more bulk the caller takes is filled with the kind.
+/// Answers with the request's bytes and the request's bulk; what more bulk the caller takes is
+/// filled with the kind.
 #[derive(Default)]
 pub(super) struct Echo {
     pub(super) lost: Mutex<Vec<PeerId>>,
@@ -72,7 +73,13 @@ pub(super) fn node(bed: &mut Testbed, index: u64, role: Role, config: Config) ->
 }
 
 /// A node whose card has given `taken` numbers of queue pairs to others before FIT comes.
-pub(super) fn node_with_taken(bed: &mut Testbed, index: u64, role: Role, config: Config, taken: u32) -> Node {
+pub(super) fn node_with_taken(
+    bed: &mut Testbed,
+    index: u64,
+    role: Role,
+    config: Config,
+    taken: u32,
+) -> Node {
     let _ = env_logger::builder().is_test(true).try_init();
     let machine = bed.add_machine(role.name(), Guid(GUID + (index << 8)));
     let card = mlx4::Config {
@@ -157,9 +164,9 @@ impl Node {
             remote_read: true,
             remote_write: true,
         };
-        let region = self
-            .device
-            .register(Domain::default(), buffer.bus_addr().0, len as u64, access);
+        let region =
+            self.device
+                .register(Domain::default(), buffer.bus_addr().0, len as u64, access);
         (buffer, region.await.unwrap())
     }
 

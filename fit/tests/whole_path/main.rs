@@ -28,7 +28,10 @@ fn calls_of_all_sizes_come_back() {
         let mut reply = vec![0; 4096];
         for len in [0_usize, 1, 4, 32, 180, 300, 1000, 4072] {
             let request = vec![len.to_le_bytes()[0]; len];
-            let got = core.call(peer, Call::new(3, &request), &mut reply).await.unwrap();
+            let got = core
+                .call(peer, Call::new(3, &request), &mut reply)
+                .await
+                .unwrap();
             assert_eq!((&reply[..got.len], got.bulk), (&request[..], 0));
         }
         for len in [1, 4096, 5000, 65536] {
@@ -86,7 +89,8 @@ fn reads_and_writes_move_memory_in_order() {
         here.fill(0, 4096, 0x33);
         core.write(peer, local, remote).await.unwrap();
         assert_eq!(bytes(&there, 4096), [0x33; 4096]);
-        // A batch: forty READs, more than may be outstanding at once, behind a WRITE that they must see.
+        // A batch: forty READs, more than may be outstanding at once, behind a WRITE that they must
+        // see.
         here.fill(0, 4096, 0x44);
         let (copies, target, _) = processor.memory(40 * 4096, 0).await;
         let mut batch = core.batch(peer);
@@ -154,7 +158,11 @@ fn a_peer_that_does_not_answer_ends_the_call_at_its_deadline() {
             .unwrap_err();
         assert!(matches!(error, Error::Deadline { .. }), "{error}");
         // The connection itself is none the worse: the other worker still answers.
-        assert!(core.call(peer, Call::new(3, b"x"), &mut [0; 8]).await.is_ok());
+        assert!(
+            core.call(peer, Call::new(3, b"x"), &mut [0; 8])
+                .await
+                .is_ok()
+        );
     });
     let waited = bed.now().since(before);
     assert!(
@@ -308,7 +316,8 @@ fn another_version_of_the_messages_is_refused() {
     );
 }
 
-/// Remembers, by node, the PSNs that connection requests and acceptances name and those that queue pairs expect.
+/// Remembers, by node, the PSNs that connection requests and acceptances name and those that queue
+/// pairs expect.
 #[derive(Default)]
 struct Psns {
     named: Mutex<Vec<(String, Psn)>>,
@@ -331,7 +340,10 @@ impl Recorder for Psns {
                 bytes,
                 ..
             } => {
-                let mad = bytes.try_into().ok().and_then(|mad| CmMessage::parse(mad).ok());
+                let mad = bytes
+                    .try_into()
+                    .ok()
+                    .and_then(|mad| CmMessage::parse(mad).ok());
                 let psn = match mad {
                     Some((_, CmMessage::Req(req))) => req.starting_psn,
                     Some((_, CmMessage::Rep(rep))) => rep.starting_psn,
@@ -370,7 +382,8 @@ fn each_side_expects_the_psn_that_it_named() {
     }
 }
 
-/// B9 of LegoOS's journal: numbers of queue pairs were computed, and every other user of the card shifted them.
+/// B9 of LegoOS's journal: numbers of queue pairs were computed, and every other user of the card
+/// shifted them.
 #[test]
 fn b9_queue_pairs_may_have_any_numbers() {
     let mut bed = Testbed::default();
@@ -391,7 +404,10 @@ fn b9_queue_pairs_may_have_any_numbers() {
 #[test]
 fn cores_have_queue_pairs_of_their_own_and_share_none() {
     let mut bed = Testbed::default();
-    let config = Config { cores: 3, ..config() };
+    let config = Config {
+        cores: 3,
+        ..config()
+    };
     let memory = node(&mut bed, 2, Role::Memory, config);
     let processor = node(&mut bed, 1, Role::Processor, config);
     let peer = bed
@@ -423,7 +439,10 @@ fn cores_have_queue_pairs_of_their_own_and_share_none() {
         let calls = u64::from(index) + 1;
         assert_eq!((ours.len(), theirs.len()), (1, 1), "core {index}");
         assert_eq!((ours[0].2.calls[3], ours[0].2.nr_rdma_read), (calls, 1));
-        assert_eq!(theirs[0].2.served[3], calls, "served by the same core there");
+        assert_eq!(
+            theirs[0].2.served[3], calls,
+            "served by the same core there"
+        );
         // Its own completion queue brought what it waited for: a reply for each call, and the READ.
         let completions = processor.fit.core(index).counters().nr_cqe;
         assert!(completions > calls, "core {index}: {completions}");
@@ -461,7 +480,12 @@ fn nodes_with_different_numbers_of_cores_share_no_queue_pair_either() {
         }
         for index in 0..their_cores {
             let counters = memory.fit.core(index).link_counters();
-            served.push(counters.iter().map(|(_, _, link)| link.served[3]).sum::<u64>());
+            served.push(
+                counters
+                    .iter()
+                    .map(|(_, _, link)| link.served[3])
+                    .sum::<u64>(),
+            );
         }
         assert_eq!(ours, lanes, "{our_cores} and {their_cores} cores");
         assert_eq!(served.iter().sum::<u64>(), 12 * u64::from(our_cores));
@@ -497,19 +521,28 @@ fn a_short_call_is_one_doorbell_and_one_packet_each_way() {
     };
     let core = processor.fit.core(0);
     bed.block_on(async {
-        core.call(peer, Call::new(3, b"warm"), &mut [0; 4]).await.unwrap();
+        core.call(peer, Call::new(3, b"warm"), &mut [0; 4])
+            .await
+            .unwrap();
     });
     let before = look(&bed);
     bed.block_on(async {
         for _ in 0..CALLS {
-            let got = core.call(peer, Call::new(SHORT, &[7; 32]), &mut [0; 4]).await;
+            let got = core
+                .call(peer, Call::new(SHORT, &[7; 32]), &mut [0; 4])
+                .await;
             assert_eq!(got.unwrap().len, 4);
         }
     });
     let after = look(&bed);
     for (side, node) in ["caller", "callee"].into_iter().zip(0..) {
         let ((was, rung_before), (is, rung_after)) = (before[node], after[node]);
-        let line = |what, count: u64| println!("counted\t{side}\t{what}\t{:.2}", count as f64 / CALLS as f64);
+        let line = |what, count: u64| {
+            println!(
+                "counted\t{side}\t{what}\t{:.2}",
+                count as f64 / CALLS as f64
+            )
+        };
         line("doorbells for sends", rung_after - rung_before);
         line("doorbells in all", is.doorbells - was.doorbells);
         line(

@@ -131,7 +131,8 @@ fn pages_come_and_go_by_a_path_of_their_own() {
             let value = line.to_le_bytes()[0];
             fill(&bench.there.0, line, value);
             fill(&bench.lines.0, other, !value);
-            path.read(line, bench.local(line), bench.remote(line)).unwrap();
+            path.read(line, bench.local(line), bench.remote(line))
+                .unwrap();
             path.write(other, bench.local(other), bench.remote(other))
                 .unwrap();
             path.ring();
@@ -163,10 +164,12 @@ fn a_batch_is_one_doorbell() {
         bed.block_on(async {
             for _ in 0..ROUNDS {
                 for line in 0..reads {
-                    path.read(line, bench.local(line), bench.remote(line)).unwrap();
+                    path.read(line, bench.local(line), bench.remote(line))
+                        .unwrap();
                 }
                 for line in 8..8 + writes {
-                    path.write(line, bench.local(line), bench.remote(line)).unwrap();
+                    path.write(line, bench.local(line), bench.remote(line))
+                        .unwrap();
                 }
                 path.ring();
                 let count = (reads + writes) as usize;
@@ -200,10 +203,15 @@ fn a_path_of_each_core_and_more_than_one() {
     };
     let bench = bench(&mut bed, two, lending(3));
     bed.block_on(async {
-        let mut paths = [bench.open(0).await, bench.open(1).await, bench.open(1).await];
+        let mut paths = [
+            bench.open(0).await,
+            bench.open(1).await,
+            bench.open(1).await,
+        ];
         for (line, path) in (0..).zip(&mut paths) {
             fill(&bench.there.0, line, 7);
-            path.read(line, bench.local(line), bench.remote(line)).unwrap();
+            path.read(line, bench.local(line), bench.remote(line))
+                .unwrap();
             path.ring();
         }
         for (line, path) in (0..).zip(&mut paths) {
@@ -271,7 +279,11 @@ fn a_key_that_does_not_fit_ends_every_request_and_loses_the_peer() {
         assert_eq!(refused, Err(PageRefused::Lost));
         // Both sides lose each other, and the other path goes with them.
         while other.lost().is_none() || bench.memory.handler.lost.lock().unwrap().is_empty() {
-            bench.processor.machine.sleep(Duration::from_millis(1)).await;
+            bench
+                .processor
+                .machine
+                .sleep(Duration::from_millis(1))
+                .await;
         }
         assert!(bench.processor.fit.lost_cause(bench.peer).is_some());
     });
@@ -286,7 +298,8 @@ fn a_dead_peer_ends_every_request_with_the_cause() {
         let mut path = bench.open(0).await;
         bench.memory.machine.power_off();
         for line in 0..20 {
-            path.read(line, bench.local(line), bench.remote(line)).unwrap();
+            path.read(line, bench.local(line), bench.remote(line))
+                .unwrap();
         }
         path.ring();
         let ended = bench.ended(&mut path, 20).await;

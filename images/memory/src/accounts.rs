@@ -94,7 +94,9 @@ impl Accounts {
     /// Returns how many chunks are lent for process `pid` of `peer`.
     pub(crate) fn of_process(&self, peer: PeerKey, pid: u32) -> usize {
         let account = self.accounts.get(&peer);
-        account.map_or(0, |account| account.processes.get(&pid).copied().unwrap_or(0))
+        account.map_or(0, |account| {
+            account.processes.get(&pid).copied().unwrap_or(0)
+        })
     }
 
     /// Returns how many extents `peer` may hold besides those that it does, of `extents` in all.

@@ -3,8 +3,8 @@
 use alloc::collections::BTreeSet;
 
 use messages::memory::{
-    Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, MemoryRequest, Reserve, ReserveRequest,
-    Return, ReturnRequest,
+    Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, MemoryRequest, Reserve,
+    ReserveRequest, Return, ReturnRequest,
 };
 use messages::{Call, Errno, Kind, encode_reply};
 use verbs::Rkey;
@@ -42,8 +42,8 @@ pub struct Manager {
     /// A request that began before its peer was lost may still be under way, and must not be lent
     /// anything.
     lost: BTreeSet<PeerKey>,
-    /// Counts what a peer causes at will; the log says it at debug only, as a console is slow and the
-    /// manager locked meanwhile.
+    /// Counts what a peer causes at will; the log says it at debug only, as a console is slow and
+    /// the manager locked meanwhile.
     counters: Counters,
 }
 
@@ -91,7 +91,13 @@ impl Manager {
 
     /// Answers one request with what the borrower can have at once, when an order has failed or
     /// took too long; returns the reply's length.
-    pub fn handle_at_once(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
+    pub fn handle_at_once(
+        &mut self,
+        from: PeerKey,
+        kind: u16,
+        request: &[u8],
+        reply: &mut [u8],
+    ) -> usize {
         match self.answer(from, kind, request, reply, false) {
             Step::Replied(len) => len,
             other => unreachable!("{other:?} though the request cannot wait"),
@@ -149,7 +155,14 @@ impl Manager {
         self.counters.nr_extents_zeroed += u64::from(self.pool.zeroed(extent));
     }
 
-    fn answer(&mut self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8], may_wait: bool) -> Step {
+    fn answer(
+        &mut self,
+        from: PeerKey,
+        kind: u16,
+        request: &[u8],
+        reply: &mut [u8],
+        may_wait: bool,
+    ) -> Step {
         let request = match MemoryRequest::decode(Kind(kind), request) {
             Ok(request) => request,
             Err(error) => {
@@ -196,7 +209,12 @@ impl Manager {
     ///
     /// Idle extents are registered until there are as many chunks as wanted. For extents that must
     /// be cleaned first, a request waits only if it would get nothing otherwise.
-    fn before_lending(&mut self, from: PeerKey, request: &LendRequest, may_wait: bool) -> Option<Step> {
+    fn before_lending(
+        &mut self,
+        from: PeerKey,
+        request: &LendRequest,
+        may_wait: bool,
+    ) -> Option<Step> {
         let may_hold = self.accounts.may_hold(from, self.pool.extents());
         let (free, empty) = self.pool.within_reach(from);
         let available = free + may_hold.min(empty) * self.pool.extent_chunks();
@@ -252,7 +270,11 @@ impl Manager {
         let mut sorted = request.chunks.clone();
         sorted.sort_unstable();
         let twice = sorted.windows(2).any(|pair| pair[0] == pair[1]);
-        if twice || sorted.iter().any(|&addr| self.pool.user(from, addr).is_none()) {
+        if twice
+            || sorted
+                .iter()
+                .any(|&addr| self.pool.user(from, addr).is_none())
+        {
             log::debug!("peer {}: returns chunks that it does not have", from.0);
             self.counters.nr_bad_requests += 1;
             return Err(Errno::EINVAL);

@@ -247,7 +247,8 @@ impl Pool {
             return Progress::Wait;
         }
         let empty = |state: &State| matches!(state, State::Lent(loan) if loan.to != peer && !loan.is_held());
-        self.deregister(empty).map_or(Progress::None, Progress::Order)
+        self.deregister(empty)
+            .map_or(Progress::None, Progress::Order)
     }
 
     /// Returns the next order that brings an extent without a borrower closer to idle.
@@ -305,7 +306,8 @@ impl Pool {
 
     /// Returns whether an extent is being registered for `peer`.
     pub(crate) fn is_registering(&self, peer: PeerKey) -> bool {
-        let theirs = |extent: &Extent| matches!(extent.state, State::Registering(Some(to)) if to == peer);
+        let theirs =
+            |extent: &Extent| matches!(extent.state, State::Registering(Some(to)) if to == peer);
         self.extents.iter().any(theirs)
     }
 
@@ -332,7 +334,11 @@ impl Pool {
         if !matches!(extent.state, State::Returning) {
             return false;
         }
-        extent.state = if gone { State::Dirty(0) } else { State::Unusable };
+        extent.state = if gone {
+            State::Dirty(0)
+        } else {
+            State::Unusable
+        };
         self.usable -= usize::from(!gone);
         !gone
     }
@@ -347,7 +353,11 @@ impl Pool {
         };
         let zeroed = (from + PIECE).min(extent.len());
         let whole = zeroed == extent.len();
-        extent.state = if whole { State::Idle } else { State::Dirty(zeroed) };
+        extent.state = if whole {
+            State::Idle
+        } else {
+            State::Dirty(zeroed)
+        };
         whole
     }
 

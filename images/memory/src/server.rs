@@ -22,8 +22,8 @@ const LOOK: Duration = Duration::from_micros(50);
 
 /// The most requests that wait for memory to be cleaned, each in a task that runs handlers.
 ///
-/// More are answered by EAGAIN: if all those tasks waited, no request would be answered. So each core
-/// has [`WORKERS`] of them.
+/// More are answered by EAGAIN: if all those tasks waited, no request would be answered. So each
+/// core has [`WORKERS`] of them.
 pub const MAX_WAITING: usize = 6;
 
 /// The most waiting requests of one peer, so that one peer does not take all places.
@@ -102,7 +102,13 @@ impl<M: Machine> Server<M> {
     }
 
     /// Answers one request; returns the reply's length. See [`Manager::handle`].
-    pub async fn handle(&self, from: PeerKey, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
+    pub async fn handle(
+        &self,
+        from: PeerKey,
+        kind: u16,
+        request: &[u8],
+        reply: &mut [u8],
+    ) -> usize {
         let (mut deadline, mut place) = (None, None);
         loop {
             let step = self.manager.lock().handle(from, kind, request, reply);

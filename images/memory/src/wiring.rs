@@ -97,7 +97,12 @@ struct Pieces(Vec<&'static FrameArray>);
 impl Pieces {
     /// Returns each piece's bus address and length in bytes.
     fn ranges(&self) -> Vec<(u64, u64)> {
-        let range = |array: &&FrameArray| (array.buffer().bus_addr().0, (array.count() * PAGE_SIZE) as u64);
+        let range = |array: &&FrameArray| {
+            (
+                array.buffer().bus_addr().0,
+                (array.count() * PAGE_SIZE) as u64,
+            )
+        };
         self.0.iter().map(range).collect()
     }
 
@@ -128,7 +133,13 @@ struct Hardware {
 }
 
 impl Machine for Hardware {
-    async fn register(&self, extent: ExtentId, to: PeerKey, addr: u64, len: u64) -> Result<Rkey, Failed> {
+    async fn register(
+        &self,
+        extent: ExtentId,
+        to: PeerKey,
+        addr: u64,
+        len: u64,
+    ) -> Result<Rkey, Failed> {
         let access = Access {
             local_write: true,
             remote_read: true,

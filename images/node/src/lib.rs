@@ -1,7 +1,7 @@
 //! Start of every component: bring the HCA up, join the fabric and the cluster.
 //!
-//! A component's `main.rs` starts a `Node`, finds the members it needs, and then runs its role. On the host the crate is empty: everything
-//! here needs the machine.
+//! A component's `main.rs` starts a `Node`, finds the members it needs, and then runs its role. On
+//! the host the crate is empty: everything here needs the machine.
 #![cfg_attr(target_os = "none", no_std)]
 #![forbid(unsafe_code)]
 

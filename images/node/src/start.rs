@@ -31,15 +31,17 @@ pub struct Node {
     pub card: Arc<Card>,
     /// The card's PCI function.
     pub function: Function,
-    /// Its FIT. The image spawns [`Fit::run_core_with`], or lets [`serve`](Self::serve) do what FIT needs.
+    /// Its FIT. The image spawns [`Fit::run_core_with`], or lets [`serve`](Self::serve) do what FIT
+    /// needs.
     pub fit: Fit,
     cores: u16,
     workers: u16,
 }
 
 impl Node {
-    /// Brings the card and FIT up for the cluster that the command line names by `cluster=` and `key=`; `keepalive=`, `port=`,
-    /// `pollers=`, `polling=`, `workers=` and `profile` change the `config`. Nobody hears of this node before it [joins](Self::join).
+    /// Brings the card and FIT up for the cluster that the command line names by `cluster=` and
+    /// `key=`; `keepalive=`, `port=`, `pollers=`, `polling=`, `workers=` and `profile` change the
+    /// `config`. Nobody hears of this node before it [joins](Self::join).
     ///
     /// # Errors
     ///
@@ -78,8 +80,8 @@ impl Node {
         libos::sleep(LEAVE).await;
     }
 
-    /// Spawns, on each core that has queues, what polls for completions and what runs `handler`: in the same task or in as many as
-    /// `workers=` says. Those who join and are lost are told to it.
+    /// Spawns, on each core that has queues, what polls for completions and what runs `handler`: in
+    /// the same task or in as many as `workers=` says. Those who join and are lost are told to it.
     pub fn serve<H: Handler>(&self, handler: &'static H) {
         let fit = self.fit.clone();
         libos::spawn(async move { fit.watch(handler).await }).detach();
@@ -101,7 +103,8 @@ impl Node {
         }
     }
 
-    /// Spawns what polls for completions on the cores behind the first, which the image looks after itself.
+    /// Spawns what polls for completions on the cores behind the first, which the image looks after
+    /// itself.
     pub fn run_other_cores(&self) {
         for index in 1..self.cores {
             let fit = self.fit.clone();

@@ -1,4 +1,5 @@
-//! Reading ahead: programs read files in small pieces, one behind the other, and each would be a call to S.
+//! Reading ahead: programs read files in small pieces, one behind the other, and each would be a
+//! call to S.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -26,7 +27,8 @@ impl Ahead {
         (self.start, self.bytes, self.version) = (start, bytes, version);
     }
 
-    /// Copies the bytes from `at` on that are kept and are those of the file's `version`; returns how many.
+    /// Copies the bytes from `at` on that are kept and are those of the file's `version`; returns
+    /// how many.
     fn copy(&self, at: u64, into: &mut [u8], version: u64) -> usize {
         if self.version != version {
             return 0;
@@ -47,7 +49,8 @@ impl Ahead {
 }
 
 impl<N: Node> Thread<N> {
-    /// Reads until `into` is full or the file ends; ahead, if the program reads small pieces one behind the other.
+    /// Reads until `into` is full or the file ends; ahead, if the program reads small pieces one
+    /// behind the other.
     pub(crate) async fn read_on(
         &self,
         file: &OpenFile,

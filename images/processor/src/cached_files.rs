@@ -156,7 +156,11 @@ impl<F> CachedFiles<F> {
             *entries = Entries::default();
         }
         entries.bytes += bytes;
-        let entry = Entry { said, names, inodes };
+        let entry = Entry {
+            said,
+            names,
+            inodes,
+        };
         // What is replaced stays counted until the cache is emptied.
         entries.by_path.insert(key, entry);
     }
@@ -296,7 +300,13 @@ impl<F: Files> Files for CachedFiles<F> {
         let _change = self.change_file(file);
         self.files.truncate(file, size).await
     }
-    async fn allocate(&self, file: FileId, flags: AllocateFlags, offset: u64, len: u64) -> Result<()> {
+    async fn allocate(
+        &self,
+        file: FileId,
+        flags: AllocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let _change = self.change_file(file);
         self.files.allocate(file, flags, offset, len).await
     }
@@ -361,7 +371,11 @@ mod tests {
 
     fn cached() -> CachedFiles<FakeFiles> {
         let files = [(&b"/a"[..], &b"text"[..]), (b"/d", b"")];
-        let mut fake = FakeFiles::new(files.map(|(path, data)| (path.to_vec(), data.to_vec())).into());
+        let mut fake = FakeFiles::new(
+            files
+                .map(|(path, data)| (path.to_vec(), data.to_vec()))
+                .into(),
+        );
         fake.links = [(b"/l".to_vec(), b"/a".to_vec())].into();
         CachedFiles::new(fake)
     }
@@ -375,7 +389,10 @@ mod tests {
         let files = cached();
         for _ in 0..3 {
             assert_eq!(now(files.stat(b"/a", true)).map(|stat| stat.size), Ok(4));
-            assert_eq!(now(files.stat(b"/x", true)).err(), Some(errno::ENOENT.into()));
+            assert_eq!(
+                now(files.stat(b"/x", true)).err(),
+                Some(errno::ENOENT.into())
+            );
             let opened = now(files.open(b"/x", OpenFlags::empty(), 0));
             assert_eq!(opened.err(), Some(errno::ENOENT.into()));
             let mut target = [0; 10];
@@ -406,7 +423,10 @@ mod tests {
         assert!(now(files.truncate(opened.file, 1)).is_ok());
         assert_eq!(now(files.stat(b"/n", true)).map(|stat| stat.size), Ok(1));
         assert!(now(files.remove(b"/n", false)).is_ok());
-        assert_eq!(now(files.stat(b"/n", true)).err(), Some(errno::ENOENT.into()));
+        assert_eq!(
+            now(files.stat(b"/n", true)).err(),
+            Some(errno::ENOENT.into())
+        );
     }
 
     #[test]

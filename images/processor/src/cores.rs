@@ -1,7 +1,8 @@
 //! Cores and the threads on them: where a new thread goes, and when one moves.
 //!
-//! A core's executor shares its time among the threads that it has. A thread moves between turns only,
-//! from a core where others wait to one that has nothing to run: it ends its task and begins another.
+//! A core's executor shares its time among the threads that it has. A thread moves between turns
+//! only, from a core where others wait to one that has nothing to run: it ends its task and begins
+//! another.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -46,7 +47,8 @@ impl Default for Cores {
     }
 }
 
-/// Returns whether a set of cores has one. Sets have bits for 64 cores; those beyond are in every set.
+/// Returns whether a set of cores has one. Sets have bits for 64 cores; those beyond are in every
+/// set.
 fn allows(affinity: u64, core: usize) -> bool {
     core >= 64 || affinity >> core & 1 != 0
 }
@@ -60,8 +62,8 @@ impl Cores {
         (0..count.clamp(1, MAX_CORES)).filter(move |&core| allows(affinity, core))
     }
 
-    /// Chooses one of the first `count` cores for a new thread and counts it there: an idle one before
-    /// others, then the one with the fewest threads.
+    /// Chooses one of the first `count` cores for a new thread and counts it there: an idle one
+    /// before others, then the one with the fewest threads.
     pub(crate) fn choose(&self, count: usize, affinity: u64) -> usize {
         let load = |core: &usize| {
             let core = self.of(*core);
@@ -101,7 +103,9 @@ impl Cores {
 
     /// Returns the nanoseconds that threads have had of the first `count` cores.
     pub(crate) fn busy(&self, count: usize) -> u64 {
-        (0..count.min(MAX_CORES)).map(|core| self.busy_of(core)).sum()
+        (0..count.min(MAX_CORES))
+            .map(|core| self.busy_of(core))
+            .sum()
     }
 
     /// Notes that a preempted thread waits for its next turn.
@@ -114,8 +118,9 @@ impl Cores {
         self.of(core).waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Returns the core to which a thread moves from `core`, whose turn there is over, and counts it there:
-    /// one that it may run on, if it may no longer run here; an idle one, if others wait here.
+    /// Returns the core to which a thread moves from `core`, whose turn there is over, and counts
+    /// it there: one that it may run on, if it may no longer run here; an idle one, if others wait
+    /// here.
     pub(crate) fn better(&self, core: usize, count: usize, affinity: u64) -> Option<usize> {
         let here = self.of(core);
         let new = if !allows(affinity, core) {
@@ -123,7 +128,8 @@ impl Cores {
                 .next()
                 .map(|_| self.choose(count, affinity));
         } else if here.waiting.load(Ordering::Relaxed) > 0 {
-            Self::allowed(count, affinity).find(|&other| other != core && self.of(other).is_idle())?
+            Self::allowed(count, affinity)
+                .find(|&other| other != core && self.of(other).is_idle())?
         } else {
             return None;
         };

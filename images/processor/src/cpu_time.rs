@@ -65,8 +65,8 @@ impl ThreadTime {
     }
 }
 
-/// The time that a process has had: its threads' turns that are over, and its children's that it waited
-/// for.
+/// The time that a process has had: its threads' turns that are over, and its children's that it
+/// waited for.
 #[derive(Debug)]
 pub(crate) struct ProcessTime {
     nanos: AtomicU64,

@@ -232,8 +232,8 @@ impl Creds {
         Ok(())
     }
 
-    /// Takes the identity of a program that is executed: of its file's owner if it is set-user-id or
-    /// set-group-id. Returns whether it gained rights (`AT_SECURE`).
+    /// Takes the identity of a program that is executed: of its file's owner if it is set-user-id
+    /// or set-group-id. Returns whether it gained rights (`AT_SECURE`).
     pub(crate) fn execute(&mut self, mode: u32, owner: u32, group: u32) -> bool {
         const SETUID: u32 = 0o4000;
         const SETGID: u32 = 0o2010;
@@ -264,7 +264,8 @@ impl Creds {
         self.group.fs == group || self.groups.contains(&group)
     }
 
-    /// Returns whether the file system's user may do `want`, of [`READ`], [`WRITE`] and [`EXECUTE`].
+    /// Returns whether the file system's user may do `want`, of [`READ`], [`WRITE`] and
+    /// [`EXECUTE`].
     pub(crate) fn may(&self, mode: u32, owner: u32, group: u32, want: u32) -> bool {
         const ANY_EXECUTE: u32 = 0o111;
         const FOLDER: u32 = 0o040_000;
@@ -289,7 +290,11 @@ impl Creds {
         real.user.fs = self.user.real;
         real.group.fs = self.group.real;
         let held = &mut real.capabilities;
-        held.effective = if self.user.real == 0 { held.permitted } else { 0 };
+        held.effective = if self.user.real == 0 {
+            held.permitted
+        } else {
+            0
+        };
         real
     }
 
@@ -312,7 +317,8 @@ impl Creds {
         } else {
             had.inheritable | had.permitted
         };
-        let gains = permitted & !had.permitted | effective & !permitted | inheritable & !may_inherit;
+        let gains =
+            permitted & !had.permitted | effective & !permitted | inheritable & !may_inherit;
         if gains != 0 {
             return Err(errno::EPERM.into());
         }

@@ -1,6 +1,7 @@
 //! Signals on their way to a program: faults that raise them, handlers that run, and the way back.
 //!
-//! The frame on the program's stack is Linux's `struct rt_sigframe` (`arch/x86/include/asm/sigframe.h`):
+//! The frame on the program's stack is Linux's `struct rt_sigframe`
+//! (`arch/x86/include/asm/sigframe.h`):
 //!
 //! ```text
 //!   0  the restorer's address, to which the handler returns
@@ -18,8 +19,8 @@ use crate::mm::fault::Refused;
 use crate::platform::{Cpu, REGISTERS, SystemCall};
 use crate::process::Node;
 use crate::signals::{
-    Action, BUS_ADRERR, Effect, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SEGV_ACCERR, SEGV_MAPERR,
-    SI_KERNEL, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SignalInfo, bit, blockable,
+    Action, BUS_ADRERR, Effect, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SEGV_ACCERR,
+    SEGV_MAPERR, SI_KERNEL, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SignalInfo, bit, blockable,
 };
 use crate::thread::Thread;
 
@@ -60,8 +61,8 @@ const SS_AUTODISARM: u64 = 1 << 31;
 /// SYSCALL is two bytes long.
 const SYSCALL_LEN: u64 = 2;
 
-/// Returns the signal and code that Linux sends for an exception (Intel SDM volume 3A, table 6-1; Linux
-/// `arch/x86/kernel/traps.c`).
+/// Returns the signal and code that Linux sends for an exception (Intel SDM volume 3A, table 6-1;
+/// Linux `arch/x86/kernel/traps.c`).
 fn signal_of(vector: u8) -> (u8, i32) {
     match vector {
         // FPE_INTDIV; the x87 and SSE causes are not told apart.
@@ -257,7 +258,11 @@ impl<N: Node> Thread<N> {
         put(CONTEXT, &[FLAGS, 0]);
         put(
             STACK,
-            &[base, flags | if on_alternate { SS_ONSTACK } else { 0 }, size],
+            &[
+                base,
+                flags | if on_alternate { SS_ONSTACK } else { 0 },
+                size,
+            ],
         );
         put(MACHINE, &registers);
         put(MACHINE + REGISTERS_LEN, &[SELECTORS]);
@@ -351,7 +356,8 @@ impl<N: Node> Thread<N> {
             registers[RIP] = registers[RIP].wrapping_sub(SYSCALL_LEN);
             self.cpu.set_registers(&registers);
         } else {
-            self.cpu.set_result(i64::from(-errno::EINTR.0).cast_unsigned());
+            self.cpu
+                .set_result(i64::from(-errno::EINTR.0).cast_unsigned());
         }
         self.take_signals().await?;
         if let Some(mask) = self.saved_mask.take() {

@@ -49,8 +49,8 @@ impl Device {
         match name.strip_prefix(b"pts/") {
             Some(b"ptmx") => Some(Self::Ptmx),
             Some(number) => {
-                let plain =
-                    number == b"0" || !number.starts_with(b"0") && number.iter().all(u8::is_ascii_digit);
+                let plain = number == b"0"
+                    || !number.starts_with(b"0") && number.iter().all(u8::is_ascii_digit);
                 let number = core::str::from_utf8(number).ok().filter(|_| plain)?;
                 number.parse().ok().map(Self::Pty)
             }
@@ -63,7 +63,8 @@ impl Device {
         matches!(self, Self::Tty | Self::Console | Self::Ptmx | Self::Pty(_))
     }
 
-    /// Its number as `st_rdev` has it (Linux `Documentation/admin-guide/devices.txt`: memory devices, major 1).
+    /// Its number as `st_rdev` has it (Linux `Documentation/admin-guide/devices.txt`: memory
+    /// devices, major 1).
     pub(crate) fn number(self) -> u64 {
         match self {
             Self::Null => 0x103,

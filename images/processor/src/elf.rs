@@ -1,6 +1,7 @@
 //! ELF64 executables: what a loader must know of one, from bytes that may be anything.
 //!
-//! Layout: System V ABI, gABI chapters 4 and 5 (<https://gabi.xinuos.com/elf/>), as in Linux `include/uapi/linux/elf.h`.
+//! Layout: System V ABI, gABI chapters 4 and 5 (<https://gabi.xinuos.com/elf/>), as in Linux
+//! `include/uapi/linux/elf.h`.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -103,7 +104,8 @@ pub struct Program {
     pub segments: Vec<Segment>,
     /// The stack may hold code.
     pub executable_stack: bool,
-    /// The place in the file of the path of the program that loads this one, its final zero included.
+    /// The place in the file of the path of the program that loads this one, its final zero
+    /// included.
     pub interpreter: Option<Range<u64>>,
 }
 
@@ -216,9 +218,12 @@ impl Header {
                 _ => {}
             }
         }
-        program.headers_addr = phdr.or_else(|| self.headers_in(&program.segments)).unwrap_or(0);
-        let has_entry =
-            |s: &Segment| s.prot.contains(Rights::EXEC) && (s.addr..s.addr + s.len).contains(&self.entry);
+        program.headers_addr = phdr
+            .or_else(|| self.headers_in(&program.segments))
+            .unwrap_or(0);
+        let has_entry = |s: &Segment| {
+            s.prot.contains(Rights::EXEC) && (s.addr..s.addr + s.len).contains(&self.entry)
+        };
         if !program.segments.iter().any(has_entry) {
             return Err(ElfError::NoEntry(self.entry));
         }
@@ -227,7 +232,8 @@ impl Header {
 
     /// Returns the address of the program headers, from the segment that holds them.
     fn headers_in(&self, segments: &[Segment]) -> Option<u64> {
-        let within = |s: &&Segment| (s.file_offset..s.file_offset + s.file_len).contains(&self.headers_at);
+        let within =
+            |s: &&Segment| (s.file_offset..s.file_offset + s.file_len).contains(&self.headers_at);
         segments
             .iter()
             .find(within)
@@ -308,7 +314,10 @@ mod tests {
     #[test]
     fn static_program_is_understood() {
         let program = parse(&tiny()).unwrap();
-        assert_eq!((program.entry, program.headers_addr), (0x40_0100, 0x40_0040));
+        assert_eq!(
+            (program.entry, program.headers_addr),
+            (0x40_0100, 0x40_0040)
+        );
         assert_eq!(program.span(), (0x40_0000, 0x40_2000));
         assert_eq!(program.segments[0].prot, Rights::READ | Rights::EXEC);
     }
@@ -331,7 +340,10 @@ mod tests {
         );
         assert_eq!(with(16, 1), Err(ElfError::NotExecutable(1)));
         assert_eq!(with(64, 3), Err(ElfError::BadInterpreter));
-        assert_eq!(with(56, 0), Err(ElfError::BadHeaders { count: 0, size: 56 }));
+        assert_eq!(
+            with(56, 0),
+            Err(ElfError::BadHeaders { count: 0, size: 56 })
+        );
         assert_eq!(
             with(64 + 16, 1),
             Err(ElfError::BadSegment(0)),

@@ -60,7 +60,13 @@ impl Epoll {
     }
 
     /// Changes what is asked of a file.
-    pub(crate) fn modify(&self, fd: i32, file: &Arc<OpenFile>, events: u32, data: u64) -> Result<()> {
+    pub(crate) fn modify(
+        &self,
+        fd: i32,
+        file: &Arc<OpenFile>,
+        events: u32,
+        data: u64,
+    ) -> Result<()> {
         {
             let mut items = self.items.lock();
             let item = items
@@ -76,19 +82,28 @@ impl Epoll {
     /// Takes a file out.
     pub(crate) fn remove(&self, fd: i32, file: &Arc<OpenFile>) -> Result<()> {
         let mut items = self.items.lock();
-        items.get(&fd).filter(|item| item.is(file)).ok_or(errno::ENOENT)?;
+        items
+            .get(&fd)
+            .filter(|item| item.is(file))
+            .ok_or(errno::ENOENT)?;
         items.remove(&fd);
         Ok(())
     }
 
     /// Returns up to `most` files that are ready, as bits and data. `ready` tells the bits of one.
-    pub(crate) fn take_ready(&self, most: usize, ready: impl Fn(&OpenFile) -> u16) -> Vec<(u32, u64)> {
+    pub(crate) fn take_ready(
+        &self,
+        most: usize,
+        ready: impl Fn(&OpenFile) -> u16,
+    ) -> Vec<(u32, u64)> {
         let mut items = self.items.lock();
         // Files that were closed leave by themselves.
         items.retain(|_, item| item.file.strong_count() > 0);
         let mut found = Vec::new();
         for item in items.values_mut() {
-            let Some(file) = item.file.upgrade() else { continue };
+            let Some(file) = item.file.upgrade() else {
+                continue;
+            };
             let bits = item.holds(ready(&file));
             let changes = changes(&file);
             let old = item.events & EPOLLET != 0 && item.reported == Some(changes);

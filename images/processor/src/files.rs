@@ -78,7 +78,12 @@ pub(crate) struct OpenFile {
 
 impl OpenFile {
     /// Returns an open file. One of S needs the list of files to close.
-    pub(crate) fn new(kind: Kind, path: Vec<u8>, flags: u32, closing: Option<Arc<Closing>>) -> Self {
+    pub(crate) fn new(
+        kind: Kind,
+        path: Vec<u8>,
+        flags: u32,
+        closing: Option<Arc<Closing>>,
+    ) -> Self {
         Self {
             kind,
             path,
@@ -108,12 +113,16 @@ impl OpenFile {
     /// Sets those flags that may change.
     pub(crate) fn set_flags(&self, flags: u32) {
         let keep = self.flags() & !CHANGEABLE;
-        self.flags.store(keep | flags & CHANGEABLE, Ordering::Relaxed);
+        self.flags
+            .store(keep | flags & CHANGEABLE, Ordering::Relaxed);
     }
 
     /// Returns whether the file is a folder.
     pub(crate) fn is_folder(&self) -> bool {
-        matches!(self.kind, Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_))
+        matches!(
+            self.kind,
+            Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_)
+        )
     }
 
     /// Returns whether calls fail instead of waiting.
@@ -130,7 +139,11 @@ impl OpenFile {
             Kind::TmpFolder(inode) => *inode,
             _ => return,
         };
-        if let Some(closing) = self.closing.as_ref().filter(|closing| closing.watches.any()) {
+        if let Some(closing) = self
+            .closing
+            .as_ref()
+            .filter(|closing| closing.watches.any())
+        {
             closing.add_closed(Closed {
                 inode,
                 path: self.path.clone(),
@@ -145,7 +158,8 @@ impl Drop for OpenFile {
         if let Some(locks) = self.locks.get() {
             locks.release(Owner::File(self.identity()));
         }
-        if let (Some(closing), Kind::File(file) | Kind::Folder(file)) = (&self.closing, &self.kind) {
+        if let (Some(closing), Kind::File(file) | Kind::Folder(file)) = (&self.closing, &self.kind)
+        {
             closing.add(file.id);
         }
         self.tell_closed();
@@ -219,7 +233,12 @@ impl Table {
     }
 
     /// Puts a file at the lowest free number from `from` on.
-    pub(crate) fn add(&mut self, file: Arc<OpenFile>, from: usize, close_on_exec: bool) -> Result<u64> {
+    pub(crate) fn add(
+        &mut self,
+        file: Arc<OpenFile>,
+        from: usize,
+        close_on_exec: bool,
+    ) -> Result<u64> {
         let free = (from..self.limit).find(|&fd| self.slots.get(fd).is_none_or(Option::is_none));
         let fd = free.ok_or(errno::EMFILE)?;
         self.put(fd, file, close_on_exec);
@@ -237,7 +256,10 @@ impl Table {
             self.slots.resize(fd + 1, None);
         }
         self.slots[fd]
-            .replace(Slot { file, close_on_exec })
+            .replace(Slot {
+                file,
+                close_on_exec,
+            })
             .map(|slot| slot.file)
     }
 
@@ -245,7 +267,8 @@ impl Table {
     pub(crate) fn remove(&mut self, fd: u64) -> Result<Arc<OpenFile>> {
         self.slot(fd)?;
         let slot = self.slots[(fd & 0xffff_ffff) as usize].take();
-        slot.map(|slot| slot.file).ok_or_else(|| errno::EBADF.into())
+        slot.map(|slot| slot.file)
+            .ok_or_else(|| errno::EBADF.into())
     }
 
     /// Takes the numbers of a range out of the table.
@@ -255,7 +278,10 @@ impl Table {
             .iter_mut()
             .skip(first)
             .take((last - first).saturating_add(1));
-        slots.filter_map(Option::take).map(|slot| slot.file).collect()
+        slots
+            .filter_map(Option::take)
+            .map(|slot| slot.file)
+            .collect()
     }
 
     /// Makes the numbers of a range close on exec.
@@ -284,8 +310,12 @@ impl Table {
 
     /// Takes out what closes on exec.
     pub(crate) fn exec(&mut self) -> Vec<Arc<OpenFile>> {
-        let closes = |slot: &&mut Option<Slot>| slot.as_ref().is_some_and(|slot| slot.close_on_exec);
+        let closes =
+            |slot: &&mut Option<Slot>| slot.as_ref().is_some_and(|slot| slot.close_on_exec);
         let closed = self.slots.iter_mut().filter(closes);
-        closed.filter_map(Option::take).map(|slot| slot.file).collect()
+        closed
+            .filter_map(Option::take)
+            .map(|slot| slot.file)
+            .collect()
     }
 }

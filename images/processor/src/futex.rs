@@ -1,7 +1,7 @@
 //! Futexes: words of memory that threads wait on.
 //!
-//! A waiter is queued under its bucket's lock after the word was seen to hold what was expected, and a
-//! waker changes the word first: so no wake is lost (Linux `Documentation/locking/futex`).
+//! A waiter is queued under its bucket's lock after the word was seen to hold what was expected,
+//! and a waker changes the word first: so no wake is lost (Linux `Documentation/locking/futex`).
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -73,7 +73,12 @@ impl Default for Futexes {
 
 impl Futexes {
     /// Queues a waiter if `expected` still holds, asked with the bucket locked.
-    pub(crate) fn wait(&self, key: Key, bits: u32, expected: impl FnOnce() -> bool) -> Option<Arc<Waiter>> {
+    pub(crate) fn wait(
+        &self,
+        key: Key,
+        bits: u32,
+        expected: impl FnOnce() -> bool,
+    ) -> Option<Arc<Waiter>> {
         let mut queue = self.0[key.bucket()].lock();
         if !expected() {
             return None;
@@ -139,7 +144,11 @@ impl Futexes {
     }
 
     /// Locks two buckets, the lower one first; `None` for the second if both are one.
-    fn lock_two(&self, from: Key, to: Key) -> (MutexGuard<'_, Queue>, Option<MutexGuard<'_, Queue>>) {
+    fn lock_two(
+        &self,
+        from: Key,
+        to: Key,
+    ) -> (MutexGuard<'_, Queue>, Option<MutexGuard<'_, Queue>>) {
         let (from, to) = (from.bucket(), to.bucket());
         if from == to {
             (self.0[from].lock(), None)
@@ -199,7 +208,10 @@ mod tests {
             assert!(futexes.cancel(&waiters[1]));
             assert_eq!(futexes.wake(WORD, 9, ANY), 1);
             assert_eq!(futexes.wake(to, 9, ANY), 1);
-            assert_eq!(waiters.each_ref().map(|w| woken(w)), [true, false, true, true]);
+            assert_eq!(
+                waiters.each_ref().map(|w| woken(w)),
+                [true, false, true, true]
+            );
         }
     }
 }

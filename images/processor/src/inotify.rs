@@ -133,7 +133,11 @@ impl Watches {
             self.count.fetch_sub(1, Ordering::AcqRel);
             return Err(errno::ENOSPC.into());
         }
-        self.by_inode.lock().entry(inode).or_default().push(queue.clone());
+        self.by_inode
+            .lock()
+            .entry(inode)
+            .or_default()
+            .push(queue.clone());
         Ok(())
     }
 
@@ -306,14 +310,20 @@ impl Object for Inotify {
 
     fn readable(&self) -> usize {
         let state = self.state.lock();
-        state.events.iter().map(|event| HEADER + event.name_len()).sum()
+        state
+            .events
+            .iter()
+            .map(|event| HEADER + event.name_len())
+            .sum()
     }
 }
 
 impl Drop for Inotify {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        self.all.waiting.fetch_sub(state.events.len(), Ordering::Relaxed);
+        self.all
+            .waiting
+            .fetch_sub(state.events.len(), Ordering::Relaxed);
         self.all.queues.fetch_sub(1, Ordering::AcqRel);
         let watches = core::mem::take(&mut state.watches);
         for (inode, _) in watches.into_values() {
@@ -333,7 +343,10 @@ mod tests {
         while !rest.is_empty() {
             let word = |at: usize| u32::from_le_bytes(rest[at..at + 4].try_into().unwrap());
             let end = HEADER + word(12) as usize;
-            let name = rest[HEADER..end].split(|&b| b == 0).next().unwrap_or_default();
+            let name = rest[HEADER..end]
+                .split(|&b| b == 0)
+                .next()
+                .unwrap_or_default();
             found.push((word(0).cast_signed(), word(4), word(8), name.to_vec()));
             rest = &rest[end..];
         }
@@ -386,7 +399,9 @@ mod tests {
             queue.watch(inode, MODIFY).unwrap();
         }
         assert_eq!(queue.watch(1 << 30, MODIFY), Err(errno::ENOSPC.into()));
-        let more: Vec<_> = (1..MAX_QUEUES).map(|_| Inotify::new(&all).unwrap()).collect();
+        let more: Vec<_> = (1..MAX_QUEUES)
+            .map(|_| Inotify::new(&all).unwrap())
+            .collect();
         assert!(Inotify::new(&all).is_err());
         drop((more, queue));
         assert!(Inotify::new(&all).is_ok() && all.waiting.load(Ordering::Relaxed) == 0);

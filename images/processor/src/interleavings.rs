@@ -1,5 +1,5 @@
-//! Waits, gates, futexes and signals' queues in the orders in which threads of several cores can come to
-//! them (shuttle; `cargo xtask interleave`). A task that is not woken makes a run fail.
+//! Waits, gates, futexes and signals' queues in the orders in which threads of several cores can
+//! come to them (shuttle; `cargo xtask interleave`). A task that is not woken makes a run fail.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -59,7 +59,9 @@ fn no_wake_of_a_queue_is_lost() {
                 queue.wake();
             });
         }
-        waiters.into_iter().for_each(|waiter| block_on(waiter).unwrap());
+        waiters
+            .into_iter()
+            .for_each(|waiter| block_on(waiter).unwrap());
     });
 }
 
@@ -94,7 +96,9 @@ fn a_futex_s_waiter_sees_the_word_change() {
             .collect();
         word.store(1, Ordering::SeqCst);
         futexes.wake(WORD, u32::MAX, ANY);
-        waiters.into_iter().for_each(|waiter| block_on(waiter).unwrap());
+        waiters
+            .into_iter()
+            .for_each(|waiter| block_on(waiter).unwrap());
     });
 }
 

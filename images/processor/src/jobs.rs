@@ -1,14 +1,16 @@
 //! Job control: processes that stop and go on, what their parents hear, and orphaned groups.
 //!
-//! A process is stopped by whoever sends the signal: its threads leave user mode and wait, and those that
-//! wait in the kernel are frozen there, so that no call is interrupted by a stop.
+//! A process is stopped by whoever sends the signal: its threads leave user mode and wait, and
+//! those that wait in the kernel are frozen there, so that no call is interrupted by a stop.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::kernel::{FIRST, Kernel, Relations, Tree};
 use crate::process::{Node, Process};
-use crate::signals::{CLD_CONTINUED, CLD_STOPPED, SI_KERNEL, SIGCHLD, SIGCONT, SIGHUP, SIGSTOP, SignalInfo};
+use crate::signals::{
+    CLD_CONTINUED, CLD_STOPPED, SI_KERNEL, SIGCHLD, SIGCONT, SIGHUP, SIGSTOP, SignalInfo,
+};
 use crate::terminal::To;
 
 /// A stop or continuation of a child that its parent has not been told of.
@@ -21,8 +23,8 @@ pub(crate) enum News {
 }
 
 impl<N: Node> Process<N> {
-    /// Does what a stop signal's default is: stops the process, unless its group is orphaned or it is the
-    /// first, which nobody could let go on.
+    /// Does what a stop signal's default is: stops the process, unless its group is orphaned or it
+    /// is the first, which nobody could let go on.
     pub(crate) fn stop(&self, signal: u8) {
         let kernel = self.node.kernel();
         let orphaned = signal != SIGSTOP && kernel.is_orphaned(self.pid);
@@ -52,7 +54,9 @@ impl<N: Node> Process<N> {
             };
             own.news = Some(news);
             let parent = own.process.parent();
-            tree.processes.get(&parent).map(|parent| parent.process.clone())
+            tree.processes
+                .get(&parent)
+                .map(|parent| parent.process.clone())
         };
         let Some(parent) = parent else { return };
         if parent.hears_of_stops() {
@@ -85,8 +89,8 @@ pub(crate) fn news_info(pid: u32, news: News) -> SignalInfo {
 }
 
 impl<N: Node> Tree<N> {
-    /// Returns whether no process of a group has a parent in another group of the same session, who could
-    /// let it go on.
+    /// Returns whether no process of a group has a parent in another group of the same session, who
+    /// could let it go on.
     pub(crate) fn is_orphaned(&self, group: u32) -> bool {
         let has_keeper = |member: &Relations<N>| {
             let parent = self.processes.get(&member.process.parent());
@@ -95,7 +99,10 @@ impl<N: Node> Tree<N> {
                 parent.ended.is_none() && keeps
             })
         };
-        let mut members = self.processes.values().filter(|member| member.group == group);
+        let mut members = self
+            .processes
+            .values()
+            .filter(|member| member.group == group);
         !members.any(|member| member.ended.is_none() && has_keeper(member))
     }
 
@@ -111,7 +118,10 @@ impl<N: Node> Tree<N> {
     /// Returns the groups that hold stopped processes and are orphaned.
     pub(crate) fn stuck_groups(&self, candidates: &[u32]) -> Vec<u32> {
         let stuck = |&&group: &&u32| {
-            let mut members = self.processes.values().filter(|member| member.group == group);
+            let mut members = self
+                .processes
+                .values()
+                .filter(|member| member.group == group);
             members.any(|member| member.process.is_stopped()) && self.is_orphaned(group)
         };
         candidates.iter().filter(stuck).copied().collect()
@@ -150,8 +160,8 @@ impl<N: Node> Kernel<N> {
         }
     }
 
-    /// Does what the end of a process means for others: stopped members of groups that it leaves without a
-    /// keeper hear of it and go on, and its session, if it led one, loses its terminal.
+    /// Does what the end of a process means for others: stopped members of groups that it leaves
+    /// without a keeper hear of it and go on, and its session, if it led one, loses its terminal.
     pub(crate) fn leave_jobs(&self, pid: u32, session: u32, groups: &[u32]) {
         if pid == session {
             self.terminals.leave_session(session);

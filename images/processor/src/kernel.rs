@@ -87,7 +87,8 @@ pub(crate) struct Relations<N: Node> {
     pub(crate) news: Option<News>,
 }
 
-/// Files of S that nothing uses any more: closing is a call to S, which the drop of a file can't make.
+/// Files of S that nothing uses any more: closing is a call to S, which the drop of a file can't
+/// make.
 #[derive(Debug, Default)]
 pub(crate) struct Closing {
     files: Mutex<Vec<FileId>>,
@@ -154,8 +155,8 @@ impl Closing {
 }
 
 impl<N: Node> Kernel<N> {
-    /// Returns a kernel without processes. `hwcap` is CPUID leaf 1, `edx`; with `strace` each system
-    /// call is logged.
+    /// Returns a kernel without processes. `hwcap` is CPUID leaf 1, `edx`; with `strace` each
+    /// system call is logged.
     #[must_use]
     pub fn new(hwcap: u64, strace: bool) -> Self {
         let terminals = Arc::<Terminals>::default();
@@ -196,7 +197,9 @@ impl<N: Node> Kernel<N> {
     pub async fn end_trace(&self) {
         if self.strace {
             let summary = summary(&self.tallies.lock());
-            self.console.write_all(Output::Trace, summary.as_bytes()).await;
+            self.console
+                .write_all(Output::Trace, summary.as_bytes())
+                .await;
         }
     }
 
@@ -259,7 +262,10 @@ impl<N: Node> Kernel<N> {
     #[must_use]
     pub fn unimplemented(&self) -> Vec<(u64, u64)> {
         let counts = self.unimplemented.lock();
-        counts.iter().map(|(&number, &count)| (number, count)).collect()
+        counts
+            .iter()
+            .map(|(&number, &count)| (number, count))
+            .collect()
     }
 
     pub(crate) fn count_unimplemented(&self, number: u64) {
@@ -301,7 +307,10 @@ impl<N: Node> Kernel<N> {
         for process in self.living() {
             let threads = process.threads.lock();
             all += threads.len();
-            running += threads.values().filter(|thread| thread.time.is_running()).count();
+            running += threads
+                .values()
+                .filter(|thread| thread.time.is_running())
+                .count();
         }
         (running, all)
     }
@@ -365,7 +374,9 @@ impl<N: Node> Kernel<N> {
         // What programs wrote outlives the run, whether or not they asked for it.
         if self.changes.take() {
             match node.files().sync().await {
-                Err(Error::Errno(errno)) => log::error!("S can't make what was written durable: {errno}"),
+                Err(Error::Errno(errno)) => {
+                    log::error!("S can't make what was written durable: {errno}")
+                }
                 synced => synced?,
             }
         }
@@ -380,7 +391,9 @@ impl<N: Node> Tree<N> {
     pub(crate) fn owned_by(&self, user: u32) -> u64 {
         let count = |relations: &Relations<N>| {
             let threads = relations.process.threads.lock();
-            let owned = threads.values().filter(|thread| thread.creds().user.real == user);
+            let owned = threads
+                .values()
+                .filter(|thread| thread.creds().user.real == user);
             owned.count() as u64
         };
         self.processes.values().map(count).sum()
@@ -389,7 +402,11 @@ impl<N: Node> Tree<N> {
     /// Returns a number that no process, thread or group has.
     pub(crate) fn new_id(&mut self) -> Result<u32> {
         for _ in 0..MAX_PID {
-            self.last = if self.last >= MAX_PID { 2 } else { self.last + 1 };
+            self.last = if self.last >= MAX_PID {
+                2
+            } else {
+                self.last + 1
+            };
             let id = self.last;
             let used = |relations: &Relations<N>| {
                 relations.group == id

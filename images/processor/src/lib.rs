@@ -1,18 +1,19 @@
 //! P: runs programs whose memory is elsewhere.
 //!
-//! A [`Process`] is a Linux program, a [`Thread`] one of its flows of control. Memory ([`mm::Space`]),
-//! open files and signal actions are parts of their own, which threads share as `clone` says. Pages come
-//! and go through [`pcache`]; M lends the chunks behind them, S has the files. The kernel never faults on
-//! a program's memory: it looks at the entry's rights and copies while the line is locked.
+//! A [`Process`] is a Linux program, a [`Thread`] one of its flows of control. Memory
+//! ([`mm::Space`]), open files and signal actions are parts of their own, which threads share as
+//! `clone` says. Pages come and go through [`pcache`]; M lends the chunks behind them, S has the
+//! files. The kernel never faults on a program's memory: it looks at the entry's rights and copies
+//! while the line is locked.
 //!
-//! The library knows neither kernel nor network. The image's `main.rs` fills in [`Node`]: lines and page tables
-//! ([`pcache::Machine`], [`mm::Tables`]), clock and console ([`Platform`]), M ([`Memory`]), S ([`Files`]) and registers
-//! ([`Cpu`]).
+//! The library knows neither kernel nor network. The image's `main.rs` fills in [`Node`]: lines and
+//! page tables ([`pcache::Machine`], [`mm::Tables`]), clock and console ([`Platform`]), M
+//! ([`Memory`]), S ([`Files`]) and registers ([`Cpu`]).
 //!
-//! A map: `thread.rs` is a thread's life, `deliver.rs` what traps and signals do to it,
-//! `syscall/` the calls by family, `kernel.rs` what all processes have in common, `load.rs` how a program
-//! begins. `console/` is the channel of the program's streams, `terminal/` what a terminal is, `jobs.rs`
-//! job control, `strace/` the trace of calls.
+//! A map: `thread.rs` is a thread's life, `deliver.rs` what traps and signals do to it, `syscall/`
+//! the calls by family, `kernel.rs` what all processes have in common, `load.rs` how a program
+//! begins. `console/` is the channel of the program's streams, `terminal/` what a terminal is,
+//! `jobs.rs` job control, `strace/` the trace of calls.
 //!
 //! # Locks
 //!
@@ -23,7 +24,8 @@
 //! # What is left out
 //!
 //! * Networks other than this node; `docs/linux-abi.md` has the table of calls.
-//! * Shared writable mappings of files of S; what several nodes keep of one file is not kept in step.
+//! * Shared writable mappings of files of S; what several nodes keep of one file is not kept in
+//!   step.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -84,7 +86,9 @@ pub use find::find;
 pub use kernel::Kernel;
 pub use load::{Command, Refusal};
 pub use names::name as system_call_name;
-pub use platform::{Cpu, CpuFacts, Files, Memory, Peer, Platform, REGISTERS, Registers, SystemCall, Trap};
+pub use platform::{
+    Cpu, CpuFacts, Files, Memory, Peer, Platform, REGISTERS, Registers, SystemCall, Trap,
+};
 pub use process::{Node, Process};
 pub use report::Report;
 pub use thread::Thread;

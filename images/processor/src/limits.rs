@@ -48,7 +48,8 @@ impl Default for Limits {
     /// Returns the limits of a process that Linux starts.
     fn default() -> Self {
         /// Locked memory, queued signals, bytes of message queues, niceness, real-time priority.
-        const OTHERS: [(usize, u64); 5] = [(8, 8 << 20), (11, 4096), (12, 819_200), (13, 0), (14, 0)];
+        const OTHERS: [(usize, u64); 5] =
+            [(8, 8 << 20), (11, 4096), (12, 819_200), (13, 0), (14, 0)];
         let mut limits = [Limit::NONE; RESOURCES];
         for (resource, value) in OTHERS {
             limits[resource] = Limit {
@@ -74,7 +75,10 @@ impl Limits {
 
     /// Returns the limit of a resource by its number.
     pub(crate) fn get(&self, resource: usize) -> Result<Limit> {
-        self.0.get(resource).copied().ok_or_else(|| errno::EINVAL.into())
+        self.0
+            .get(resource)
+            .copied()
+            .ok_or_else(|| errno::EINVAL.into())
     }
 
     /// Sets a limit; only the privileged may raise how far.

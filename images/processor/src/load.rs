@@ -1,4 +1,5 @@
-//! Loading a program: its file (and its interpreter's) into memory, its stack, its first instruction.
+//! Loading a program: its file (and its interpreter's) into memory, its stack, its first
+//! instruction.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -221,7 +222,13 @@ impl<'a, N: Node> Source<'a, N> {
     }
 
     /// Copies `len` bytes of the file from `offset` on to `addr`, or as many as the file has.
-    async fn copy_to(&self, memory: &Space<'static, N>, offset: u64, addr: u64, len: u64) -> Result<()> {
+    async fn copy_to(
+        &self,
+        memory: &Space<'static, N>,
+        offset: u64,
+        addr: u64,
+        len: u64,
+    ) -> Result<()> {
         let mut piece = vec![0; PIECE];
         let mut done = 0;
         while done < len {
@@ -236,13 +243,19 @@ impl<'a, N: Node> Source<'a, N> {
         Ok(())
     }
 
-    /// Returns the file's pages, which all that map it share; `None` for a file whose pages a private
-    /// mapping can't share.
+    /// Returns the file's pages, which all that map it share; `None` for a file whose pages a
+    /// private mapping can't share.
     async fn pages(&self) -> Result<Option<Arc<FilePages>>> {
         let SourceFile::Storage(id, open) = &self.file else {
             return Ok(None);
         };
-        let pages = pages_of(self.node, open.clone(), *id, self.stat.inode, self.stat.size);
+        let pages = pages_of(
+            self.node,
+            open.clone(),
+            *id,
+            self.stat.inode,
+            self.stat.size,
+        );
         Ok(Some(pages.await?))
     }
 
@@ -267,17 +280,23 @@ impl<'a, N: Node> Source<'a, N> {
 fn parse_script(start: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let line = start.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;
     let line = line.trim_ascii();
-    let end = line.iter().position(|b| b" \t".contains(b)).unwrap_or(line.len());
+    let end = line
+        .iter()
+        .position(|b| b" \t".contains(b))
+        .unwrap_or(line.len());
     let (interpreter, rest) = line.split_at(end);
     let rest = rest.trim_ascii();
     if interpreter.is_empty() {
         return None;
     }
-    Some((interpreter.to_vec(), (!rest.is_empty()).then(|| rest.to_vec())))
+    Some((
+        interpreter.to_vec(),
+        (!rest.is_empty()).then(|| rest.to_vec()),
+    ))
 }
 
-/// Loads a program into an address space of its own. `creds` is the identity of who asks; `vectors` is the
-/// size of a thread's vector state.
+/// Loads a program into an address space of its own. `creds` is the identity of who asks; `vectors`
+/// is the size of a thread's vector state.
 ///
 /// # Errors
 ///
@@ -353,7 +372,11 @@ async fn fill<N: Node>(
 ) -> Loading<(u64, u64)> {
     let node = source.node;
     let program = source.program().await?;
-    let bias = if program.relocatable { RELOCATED_BASE } else { 0 };
+    let bias = if program.relocatable {
+        RELOCATED_BASE
+    } else {
+        0
+    };
     let end = map_program(memory, &program, bias, source).await?;
     *memory.heap.lock() = Heap { start: end, end };
     let (start, base) = match &program.interpreter {
@@ -389,7 +412,9 @@ async fn fill<N: Node>(
     let bottom = (stack.pointer - STACK_SPARE) / PAGE_SIZE * PAGE_SIZE;
     let mut vma = Vma::anonymous(rights);
     vma.flags |= VmaFlags::GROWSDOWN;
-    memory.map(Place::Free(bottom), STACK_TOP - bottom, vma).await?;
+    memory
+        .map(Place::Free(bottom), STACK_TOP - bottom, vma)
+        .await?;
     memory.load(stack.pointer, &stack.bytes).await?;
     Ok((start, stack.pointer))
 }
@@ -435,7 +460,8 @@ async fn map_program<N: Node>(
     let pages = source.pages().await?;
     for segment in &program.segments {
         let start = segment.addr + bias;
-        let whole = start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
+        let whole =
+            start / PAGE_SIZE * PAGE_SIZE..(start + segment.len).next_multiple_of(PAGE_SIZE);
         match &pages {
             Some(pages) if !needs_own_pages(memory, segment, &whole) => {
                 map_file_segment(memory, pages, segment, start, whole).await?;
@@ -451,9 +477,13 @@ async fn map_program<N: Node>(
     Ok(end)
 }
 
-/// Returns whether a segment cannot have the file's own pages: it begins in a page of the one before, or
-/// ends in zeros that can't be written afterwards.
-fn needs_own_pages<N: Node>(memory: &Space<'static, N>, segment: &Segment, whole: &Range<u64>) -> bool {
+/// Returns whether a segment cannot have the file's own pages: it begins in a page of the one
+/// before, or ends in zeros that can't be written afterwards.
+fn needs_own_pages<N: Node>(
+    memory: &Space<'static, N>,
+    segment: &Segment,
+    whole: &Range<u64>,
+) -> bool {
     let zeros = segment.len > segment.file_len && !segment.prot.contains(Rights::WRITE);
     memory.rights(whole.start).is_some() || zeros
 }
@@ -486,13 +516,20 @@ async fn map_file_segment<N: Node>(
     }
     if split < whole.end {
         let vma = Vma::anonymous(segment.prot);
-        memory.map(Place::Free(split), whole.end - split, vma).await?;
+        memory
+            .map(Place::Free(split), whole.end - split, vma)
+            .await?;
     }
     Ok(())
 }
 
-/// Maps the pages of a segment. A page that an earlier segment maps already gets the rights of both.
-async fn map_segment<N: Node>(memory: &Space<'static, N>, pages: Range<u64>, rights: Rights) -> Result<()> {
+/// Maps the pages of a segment. A page that an earlier segment maps already gets the rights of
+/// both.
+async fn map_segment<N: Node>(
+    memory: &Space<'static, N>,
+    pages: Range<u64>,
+    rights: Rights,
+) -> Result<()> {
     let mut free = pages.clone();
     if let Some(had) = memory.rights(pages.start) {
         free.start += PAGE_SIZE;

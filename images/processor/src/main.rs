@@ -1,4 +1,5 @@
-//! P's image: wires the processor's logic to libos, the driver and FIT. On the host this is an empty program.
+//! P's image: wires the processor's logic to libos, the driver and FIT. On the host this is an
+//! empty program.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![forbid(unsafe_code)]
 

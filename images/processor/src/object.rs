@@ -1,7 +1,7 @@
 //! Open objects that are no files of a file system (devices, streams), and event counters.
 //!
-//! An [`Object`] never waits: it does what it can now and says EAGAIN else. Whoever may wait registers
-//! in its queue and tries again ([`Thread::read_object`]).
+//! An [`Object`] never waits: it does what it can now and says EAGAIN else. Whoever may wait
+//! registers in its queue and tries again ([`Thread::read_object`]).
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -268,7 +268,10 @@ mod tests {
         for (by_one, taken) in [(false, 7), (true, 1)] {
             let counter = EventCounter::new(3, by_one);
             assert_eq!(counter.write(&4u64.to_le_bytes()), Ok(8));
-            assert_eq!(counter.write(&u64::MAX.to_le_bytes()), Err(errno::EINVAL.into()));
+            assert_eq!(
+                counter.write(&u64::MAX.to_le_bytes()),
+                Err(errno::EINVAL.into())
+            );
             assert_eq!(
                 counter.write(&(u64::MAX - 7).to_le_bytes()),
                 Err(errno::EAGAIN.into())

@@ -65,11 +65,18 @@ impl Object for PidFd {
         let Some((_, lifetime)) = self.of() else {
             return 0;
         };
-        let bit = |flag: &AtomicBool, bits| if flag.load(Ordering::Acquire) { bits } else { 0 };
+        let bit = |flag: &AtomicBool, bits| {
+            if flag.load(Ordering::Acquire) {
+                bits
+            } else {
+                0
+            }
+        };
         bit(&lifetime.ended, POLL_IN | POLL_RDNORM) | bit(&lifetime.forgotten, POLL_HUP)
     }
     fn queue(&self) -> &WaitQueue {
-        self.of().map_or(&self.none, |(_, lifetime)| &lifetime.queue)
+        self.of()
+            .map_or(&self.none, |(_, lifetime)| &lifetime.queue)
     }
     fn as_pidfd(&self) -> Option<&PidFd> {
         Some(self)

@@ -143,7 +143,8 @@ impl PipeEnd {
         self.pipe.state.lock().capacity
     }
 
-    /// Changes the bytes that the pipe holds at most, to a power of two that is not less; returns it.
+    /// Changes the bytes that the pipe holds at most, to a power of two that is not less; returns
+    /// it.
     ///
     /// # Errors
     ///
@@ -303,7 +304,11 @@ mod tests {
         let mut into = [0; 10];
         assert_eq!(reader.read(&mut into), Err(errno::EAGAIN.into()));
         assert_eq!(writer.write(&vec![7; PIPE_SIZE - 10]), Ok(PIPE_SIZE - 10));
-        assert_eq!(writer.write(&[8; 20]), Err(errno::EAGAIN.into()), "in one piece");
+        assert_eq!(
+            writer.write(&[8; 20]),
+            Err(errno::EAGAIN.into()),
+            "in one piece"
+        );
         assert_eq!(writer.write(&[8; 5000]), Ok(10));
         assert_eq!(writer.ready() & POLL_OUT, 0);
         let mut all = vec![0; PIPE_SIZE];
@@ -331,7 +336,10 @@ mod tests {
         assert_eq!(writer.set_capacity(4096), Err(errno::EBUSY.into()));
         assert_eq!(writer.set_capacity(1 << 21), Err(errno::EPERM.into()));
         assert_eq!(writer.set_capacity(u32::MAX), Err(errno::EINVAL.into()));
-        assert_eq!((writer.set_capacity(10_000), writer.room()), (Ok(16_384), 8192));
+        assert_eq!(
+            (writer.set_capacity(10_000), writer.room()),
+            (Ok(16_384), 8192)
+        );
     }
 
     #[test]

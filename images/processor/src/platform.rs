@@ -77,32 +77,53 @@ pub trait Memory {
     fn capacity(&self) -> impl Future<Output = Result<CapacityReply>>;
     /// Asks for a promise of `chunks` chunks in all; ENOMEM if M can't keep it.
     fn reserve(&self, chunks: u32) -> impl Future<Output = Result<()>>;
-    /// Asks for up to `count` chunks, accounted to process `pid`; ENOMEM if there is none, EAGAIN if M
-    /// is busy cleaning memory.
+    /// Asks for up to `count` chunks, accounted to process `pid`; ENOMEM if there is none, EAGAIN
+    /// if M is busy cleaning memory.
     fn lend(&self, pid: u32, count: u16) -> impl Future<Output = Result<Chunks>>;
     /// Returns chunks by their addresses.
-    fn give_back(&self, chunks: heapless::Vec<u64, MAX_CHUNKS>) -> impl Future<Output = Result<()>>;
+    fn give_back(&self, chunks: heapless::Vec<u64, MAX_CHUNKS>)
+    -> impl Future<Output = Result<()>>;
 }
 
 /// S as a client sees it. Paths are absolute. Each call ends within a deadline of its own.
 pub trait Files {
     /// Opens a file or folder; `mode` has the permissions of a file that is made.
-    fn open(&self, path: &[u8], flags: OpenFlags, mode: u32) -> impl Future<Output = Result<Opened>>;
+    fn open(
+        &self,
+        path: &[u8],
+        flags: OpenFlags,
+        mode: u32,
+    ) -> impl Future<Output = Result<Opened>>;
     /// Reads up to `into.len()` bytes; 0 at the end of the file.
-    fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> impl Future<Output = Result<usize>>;
+    fn read(
+        &self,
+        file: FileId,
+        offset: u64,
+        into: &mut [u8],
+    ) -> impl Future<Output = Result<usize>>;
     /// A path's status.
     fn stat(&self, path: &[u8], follow: bool) -> impl Future<Output = Result<Stat>>;
     /// An open file's status.
     fn stat_file(&self, file: FileId) -> impl Future<Output = Result<Stat>>;
     /// Encoded entries of a folder from `position` on into `into`; how many bytes, 0 at the end.
-    fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> impl Future<Output = Result<usize>>;
+    fn getdents(
+        &self,
+        file: FileId,
+        position: u64,
+        into: &mut [u8],
+    ) -> impl Future<Output = Result<usize>>;
     /// Reads the target of a symbolic link; returns its length in bytes.
     fn readlink(&self, path: &[u8], into: &mut [u8]) -> impl Future<Output = Result<usize>>;
     /// Closes a file.
     fn close(&self, file: FileId) -> impl Future<Output = Result<()>>;
-    /// Writes bytes, at the file's end if there is no offset; fewer than given only if the disk is full or they are many.
-    fn write(&self, file: FileId, offset: Option<u64>, bytes: &[u8])
-    -> impl Future<Output = Result<Written>>;
+    /// Writes bytes, at the file's end if there is no offset; fewer than given only if the disk is
+    /// full or they are many.
+    fn write(
+        &self,
+        file: FileId,
+        offset: Option<u64>,
+        bytes: &[u8],
+    ) -> impl Future<Output = Result<Written>>;
     /// Sets a file's size.
     fn truncate(&self, file: FileId, size: u64) -> impl Future<Output = Result<()>>;
     /// Allocates or frees a range of a file.
@@ -126,11 +147,21 @@ pub trait Files {
     /// Gives an open file, which may have none, a name.
     fn link_file(&self, file: FileId, new: &[u8]) -> impl Future<Output = Result<()>>;
     /// Renames; gives the inode that the new name had before, or 0.
-    fn rename(&self, old: &[u8], new: &[u8], flags: RenameFlags) -> impl Future<Output = Result<u64>>;
+    fn rename(
+        &self,
+        old: &[u8],
+        new: &[u8],
+        flags: RenameFlags,
+    ) -> impl Future<Output = Result<u64>>;
     /// Removes the name of a directory or of anything else; gives the inode.
     fn remove(&self, path: &[u8], directory: bool) -> impl Future<Output = Result<u64>>;
     /// Changes attributes by path.
-    fn set_path(&self, path: &[u8], follow: bool, set: &Attributes) -> impl Future<Output = Result<()>>;
+    fn set_path(
+        &self,
+        path: &[u8],
+        follow: bool,
+        set: &Attributes,
+    ) -> impl Future<Output = Result<()>>;
     /// Changes attributes of an open file.
     fn set_file(&self, file: FileId, set: &Attributes) -> impl Future<Output = Result<()>>;
     /// The file system's sizes.
@@ -172,8 +203,8 @@ pub enum Trap {
 /// Words of a thread's general registers.
 pub const REGISTERS: usize = 18;
 
-/// General registers in the order of Linux's `struct sigcontext_64`: r8 to r15, rdi, rsi, rbp, rbx, rdx,
-/// rax, rcx, rsp, rip, rflags.
+/// General registers in the order of Linux's `struct sigcontext_64`: r8 to r15, rdi, rsi, rbp, rbx,
+/// rdx, rax, rcx, rsp, rip, rflags.
 pub type Registers = [u64; REGISTERS];
 
 /// A thread as the CPU sees it. `T` is the page tables that it runs with.

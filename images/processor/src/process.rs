@@ -1,4 +1,5 @@
-//! Processes: what the threads of a program share beside memory and files, and how processes are related.
+//! Processes: what the threads of a program share beside memory and files, and how processes are
+//! related.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;

@@ -5,15 +5,16 @@ use core::future::Future;
 use alloc::vec;
 
 use messages::memory::{
-    Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest, Return,
-    ReturnRequest,
+    Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest,
+    Return, ReturnRequest,
 };
 use messages::storage::{
-    Allocate, AllocateFlags, AllocateRequest, Attributes, Close, FileId, FileRequest, Fsync, Getdents,
-    GetdentsRequest, Link, LinkFile, LinkRequest, Make, MakeRequest, Open, OpenFlags, OpenRequest, Opened,
-    Path, Read, ReadRequest, Readlink, Remove, RemoveRequest, Rename, RenameFlags, RenameRequest, SetFile,
-    SetFileRequest, SetPath, SetPathRequest, Stat, StatFile, StatFs, StatPath, StatRequest, Statfs, Symlink,
-    Sync, Truncate, TruncateRequest, Write, WriteRequest, Written,
+    Allocate, AllocateFlags, AllocateRequest, Attributes, Close, FileId, FileRequest, Fsync,
+    Getdents, GetdentsRequest, Link, LinkFile, LinkRequest, Make, MakeRequest, Open, OpenFlags,
+    OpenRequest, Opened, Path, Read, ReadRequest, Readlink, Remove, RemoveRequest, Rename,
+    RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath, SetPathRequest, Stat, StatFile,
+    StatFs, StatPath, StatRequest, Statfs, Symlink, Sync, Truncate, TruncateRequest, Write,
+    WriteRequest, Written,
 };
 use messages::{Call, Kind, MAX_MESSAGE};
 
@@ -88,12 +89,21 @@ impl<C: Carrier> Remote<C> {
         };
         let mut asked = vec![0; MAX_MESSAGE];
         // Only a path that is too long does not fit.
-        let len = messages::encode_request::<K>(request, &mut asked).map_err(|_| errno::ENAMETOOLONG)?;
+        let len =
+            messages::encode_request::<K>(request, &mut asked).map_err(|_| errno::ENAMETOOLONG)?;
         let mut answer = vec![0; MAX_MESSAGE];
         let (carrier, asked) = (&self.carrier, &asked[..len]);
         let sent = match data {
-            Data::Wanted(data) => carrier.call_for_data(K::KIND, asked, &mut answer, data).await,
-            Data::Sent(data) => carrier.call_with_data(K::KIND, asked, &mut answer, data).await,
+            Data::Wanted(data) => {
+                carrier
+                    .call_for_data(K::KIND, asked, &mut answer, data)
+                    .await
+            }
+            Data::Sent(data) => {
+                carrier
+                    .call_with_data(K::KIND, asked, &mut answer, data)
+                    .await
+            }
             Data::None => carrier.call(K::KIND, asked, &mut answer).await,
         };
         let got = sent.map_err(|NoAnswer| Error::Lost(self.peer))?;
@@ -186,13 +196,19 @@ impl<C: Carrier> Files for Remote<C> {
     async fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> Result<usize> {
         // Room for the errno in front.
         let max = u32::try_from(into.len().min(MAX_MESSAGE - 8)).expect("at most MAX_MESSAGE");
-        let request = GetdentsRequest { file, position, max };
+        let request = GetdentsRequest {
+            file,
+            position,
+            max,
+        };
         self.call::<Getdents, _>(&request, Data::None, |entries| copy(entries.0, into))
             .await
     }
     async fn readlink(&self, name: &[u8], into: &mut [u8]) -> Result<usize> {
-        self.call::<Readlink, _>(&path(name)?, Data::None, |target| copy(target.as_bytes(), into))
-            .await
+        self.call::<Readlink, _>(&path(name)?, Data::None, |target| {
+            copy(target.as_bytes(), into)
+        })
+        .await
     }
     async fn close(&self, file: FileId) -> Result<()> {
         self.call::<Close, _>(&FileRequest { file }, Data::None, |()| ())
@@ -202,7 +218,11 @@ impl<C: Carrier> Files for Remote<C> {
         let bytes = &bytes[..bytes.len().min(MAX_DATA)];
         let append = offset.is_none();
         let offset = offset.unwrap_or(0);
-        let request = WriteRequest { file, offset, append };
+        let request = WriteRequest {
+            file,
+            offset,
+            append,
+        };
         let written = self
             .call::<Write, _>(&request, Data::Sent(bytes), |written| written)
             .await?;
@@ -217,14 +237,21 @@ impl<C: Carrier> Files for Remote<C> {
         self.call::<Truncate, _>(&TruncateRequest { file, size }, Data::None, |()| ())
             .await
     }
-    async fn allocate(&self, file: FileId, flags: AllocateFlags, offset: u64, len: u64) -> Result<()> {
+    async fn allocate(
+        &self,
+        file: FileId,
+        flags: AllocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let request = AllocateRequest {
             file,
             flags,
             offset,
             len,
         };
-        self.call::<Allocate, _>(&request, Data::None, |()| ()).await
+        self.call::<Allocate, _>(&request, Data::None, |()| ())
+            .await
     }
     async fn fsync(&self, file: FileId) -> Result<()> {
         self.call::<Fsync, _>(&FileRequest { file }, Data::None, |()| ())
@@ -257,13 +284,17 @@ impl<C: Carrier> Files for Remote<C> {
     async fn rename(&self, old: &[u8], new: &[u8], flags: RenameFlags) -> Result<u64> {
         path(new)?;
         let path = path(old)?;
-        self.call::<Rename, _>(&RenameRequest { path, flags }, Data::Sent(new), |inode| inode)
-            .await
+        self.call::<Rename, _>(&RenameRequest { path, flags }, Data::Sent(new), |inode| {
+            inode
+        })
+        .await
     }
     async fn remove(&self, name: &[u8], directory: bool) -> Result<u64> {
         let path = path(name)?;
-        self.call::<Remove, _>(&RemoveRequest { path, directory }, Data::None, |inode| inode)
-            .await
+        self.call::<Remove, _>(&RemoveRequest { path, directory }, Data::None, |inode| {
+            inode
+        })
+        .await
     }
     async fn set_path(&self, name: &[u8], follow: bool, set: &Attributes) -> Result<()> {
         let (path, set) = (path(name)?, *set);

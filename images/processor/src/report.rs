@@ -29,7 +29,8 @@ impl Report {
 
     /// A profile point.
     pub fn time(&mut self, name: &str, s: &Summary) {
-        let [count, avg, p50, p99] = [s.count, s.avg_ns, s.p50_ns, s.p99_ns].map(|n| format!("{n}"));
+        let [count, avg, p50, p99] =
+            [s.count, s.avg_ns, s.p50_ns, s.p99_ns].map(|n| format!("{n}"));
         self.line(&["time", name, &count, &avg, &p50, &p99]);
     }
 
@@ -51,10 +52,16 @@ impl Report {
     /// Bytes to and from a peer.
     pub fn bytes(&mut self, peer: impl Display, sent: u64, received: u64) {
         self.line(&["bytes", "sent", &format!("{peer}"), &format!("{sent}")]);
-        self.line(&["bytes", "received", &format!("{peer}"), &format!("{received}")]);
+        self.line(&[
+            "bytes",
+            "received",
+            &format!("{peer}"),
+            &format!("{received}"),
+        ]);
     }
 
-    /// The first process was ended by a signal, for an access to `addr` at instruction `ip` if it was a fault.
+    /// The first process was ended by a signal, for an access to `addr` at instruction `ip` if it
+    /// was a fault.
     pub fn killed(&mut self, signal: u8, addr: u64, ip: u64) {
         self.line(&[
             "killed",

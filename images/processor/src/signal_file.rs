@@ -1,7 +1,7 @@
 //! Signals that are read (`signalfd`).
 //!
-//! A read takes from the signals of the thread that reads and of its process, so what is ready depends
-//! on who asks: `read` and `poll` look at the thread, the object only knows the set.
+//! A read takes from the signals of the thread that reads and of its process, so what is ready
+//! depends on who asks: `read` and `poll` look at the thread, the object only knows the set.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};

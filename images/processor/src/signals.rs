@@ -156,7 +156,8 @@ impl SignalInfo {
     ///
     /// EINVAL if there is no such signal.
     pub(crate) fn decode(bytes: &[u8; INFO_SIZE]) -> Result<Self> {
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let word =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         Ok(Self {
             signal: number(word(0))?,
             code: i32::from_le_bytes(bytes[8..12].try_into().expect("four bytes")),
@@ -187,7 +188,9 @@ impl Pending {
     pub(crate) fn add(&mut self, info: SignalInfo) {
         if let Some(id) = info.timer_id() {
             // A timer has one signal in the queue, which counts what it stands for.
-            let same = |other: &&mut SignalInfo| other.signal == info.signal && other.timer_id() == Some(id);
+            let same = |other: &&mut SignalInfo| {
+                other.signal == info.signal && other.timer_id() == Some(id)
+            };
             if let Some(other) = self.infos.iter_mut().find(same) {
                 *other = other.with_overrun(info.overrun() + 1);
                 return;
@@ -208,7 +211,8 @@ impl Pending {
 
     /// Takes the first signal of `of`: a fault's before others, then the lowest.
     pub(crate) fn take(&mut self, of: u64) -> Option<SignalInfo> {
-        const SYNCHRONOUS: u64 = bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE);
+        const SYNCHRONOUS: u64 =
+            bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE);
         let due = self.set & of;
         let first = if due & SYNCHRONOUS != 0 {
             due & SYNCHRONOUS
@@ -259,7 +263,8 @@ pub(crate) struct Action {
 impl Action {
     /// Reads the kernel's `struct sigaction`.
     pub(crate) fn decode(bytes: &[u8; ACTION_SIZE]) -> Self {
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let word =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         Self {
             handler: word(0),
             flags: word(8),
@@ -340,13 +345,17 @@ impl Actions {
             let set = (1..=64).filter(|&signal| holds(self.of(signal).handler));
             set.fold(0, |set, signal| set | bit(signal))
         };
-        (of(|handler| handler == SIG_IGN), of(|handler| handler > SIG_IGN))
+        (
+            of(|handler| handler == SIG_IGN),
+            of(|handler| handler > SIG_IGN),
+        )
     }
 
     /// Returns whether a signal would do nothing.
     pub(crate) fn ignores(&self, signal: u8) -> bool {
         let handler = self.of(signal).handler;
-        FORCED & bit(signal) == 0 && (handler == SIG_IGN || handler == SIG_DFL && IGNORED & bit(signal) != 0)
+        FORCED & bit(signal) == 0
+            && (handler == SIG_IGN || handler == SIG_DFL && IGNORED & bit(signal) != 0)
     }
 
     /// Returns whether a signal would stop the process.

@@ -1,4 +1,5 @@
-//! The stack as a program finds it at its first instruction: System V ABI for x86-64, section 3.4.1.
+//! The stack as a program finds it at its first instruction: System V ABI for x86-64, section
+//! 3.4.1.
 
 use alloc::vec::Vec;
 
@@ -9,7 +10,8 @@ use crate::creds::Creds;
 use crate::elf::PROGRAM_HEADER_SIZE;
 use crate::error::{Result, errno};
 
-/// The most bytes that arguments and environment may take, as on Linux a quarter of the stack's limit.
+/// The most bytes that arguments and environment may take, as on Linux a quarter of the stack's
+/// limit.
 pub const MAX_STRINGS: usize = 2 << 20;
 
 /// Linux `arch/x86/include/uapi/asm/auxvec.h`.
@@ -128,11 +130,18 @@ pub fn build(top: u64, facts: &Facts<'_>) -> Result<Stack> {
         (AT_MINSIGSTKSZ, facts.min_signal_stack),
         (aux::AT_NULL, 0),
     ];
-    words.extend(pairs.iter().flat_map(|&(kind, value)| [u64::from(kind), value]));
+    words.extend(
+        pairs
+            .iter()
+            .flat_map(|&(kind, value)| [u64::from(kind), value]),
+    );
 
     let pointer = (base - words.len() as u64 * 8) / 16 * 16;
     let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    bytes.resize(usize::try_from(base - pointer).map_err(|_| errno::E2BIG)?, 0);
+    bytes.resize(
+        usize::try_from(base - pointer).map_err(|_| errno::E2BIG)?,
+        0,
+    );
     bytes.extend_from_slice(&area);
     Ok(Stack { pointer, bytes })
 }
@@ -165,9 +174,17 @@ mod tests {
         let word = |n: usize| u64::from_le_bytes(stack.bytes[n * 8..n * 8 + 8].try_into().unwrap());
         let string = |addr: u64| {
             let at = usize::try_from(addr - stack.pointer).unwrap();
-            stack.bytes[at..].split(|&b| b == 0).next().unwrap().to_vec()
+            stack.bytes[at..]
+                .split(|&b| b == 0)
+                .next()
+                .unwrap()
+                .to_vec()
         };
-        assert_eq!((word(0), word(3), word(5)), (2, 0, 0), "argc and the two ends");
+        assert_eq!(
+            (word(0), word(3), word(5)),
+            (2, 0, 0),
+            "argc and the two ends"
+        );
         assert_eq!(
             (string(word(1)), string(word(2)), string(word(4))),
             (args[0].clone(), args[1].clone(), env[0].clone())

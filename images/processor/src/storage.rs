@@ -1,6 +1,8 @@
-//! Files of S that this node has open or keeps parts of, kept in step with what its programs change.
+//! Files of S that this node has open or keeps parts of, kept in step with what its programs
+//! change.
 //!
-//! What another node changes is not seen here before the file is opened anew, and in pages that are kept not even then.
+//! What another node changes is not seen here before the file is opened anew, and in pages that are
+//! kept not even then.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -81,7 +83,12 @@ impl Changes {
 /// # Errors
 ///
 /// What ends the node.
-pub(crate) async fn written<N: Node>(node: &N, inode: u64, offset: u64, bytes: &[u8]) -> Result<()> {
+pub(crate) async fn written<N: Node>(
+    node: &N,
+    inode: u64,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<()> {
     let kernel = node.kernel();
     kernel.changes.changed(inode);
     match pages(node, inode) {

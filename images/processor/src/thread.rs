@@ -22,11 +22,14 @@ use crate::mm::Space;
 use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
-use crate::signals::{Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo, number};
+use crate::signals::{
+    Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo, number,
+};
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
-/// Locks that a dead thread may have held are looked through no further (Linux's `ROBUST_LIST_LIMIT`).
+/// Locks that a dead thread may have held are looked through no further (Linux's
+/// `ROBUST_LIST_LIMIT`).
 const ROBUST_LIMIT: usize = 2048;
 /// The futex bits for "somebody waits" and "the owner died".
 const FUTEX_WAITERS: u32 = 0x8000_0000;
@@ -189,7 +192,8 @@ impl Shared {
     }
 
     pub(crate) fn set_mask(&self, mask: u64) {
-        self.mask.store(crate::signals::blockable(mask), Ordering::SeqCst);
+        self.mask
+            .store(crate::signals::blockable(mask), Ordering::SeqCst);
         // A signal may have waited for this.
         self.attend();
     }
@@ -275,7 +279,11 @@ enum Turn {
     /// Signals, or the end, are to be looked for.
     Signals,
     /// A fault that has to wait; `first` if the cache was not asked yet.
-    Fault { addr: u64, access: Access, first: bool },
+    Fault {
+        addr: u64,
+        access: Access,
+        first: bool,
+    },
     /// All else.
     Trap(Trap),
 }
@@ -337,10 +345,15 @@ impl<N: Node> Thread<N> {
     ///
     /// As [`unless_called`](Self::unless_called).
     pub(crate) async fn unless_ended<T>(&self, wait: impl Future<Output = T>) -> Result<T> {
-        self.unless(|| self.process.must_end(self.tid()), wait).await
+        self.unless(|| self.process.must_end(self.tid()), wait)
+            .await
     }
 
-    async fn unless<T>(&self, called: impl Fn() -> bool, wait: impl Future<Output = T>) -> Result<T> {
+    async fn unless<T>(
+        &self,
+        called: impl Fn() -> bool,
+        wait: impl Future<Output = T>,
+    ) -> Result<T> {
         let mut wait = pin!(wait);
         poll_fn(|context| {
             // Before anything is looked at: who changes it wakes this.
@@ -409,8 +422,8 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    /// Runs the program until it needs the kernel, and does what can be done without waiting: all of
-    /// most faults. No `async` function: its state need not outlive the call.
+    /// Runs the program until it needs the kernel, and does what can be done without waiting: all
+    /// of most faults. No `async` function: its state need not outlive the call.
     #[inline]
     fn turn(&mut self) -> Result<Turn> {
         // Who sends a signal sets `attention` before it looks at `in_user`.
@@ -430,7 +443,11 @@ impl<N: Node> Thread<N> {
                     .fault_now(addr, access, |miss| prefetcher.miss(miss))?
                 {
                     Now::Done => Turn::Done,
-                    Now::Later { first } => Turn::Fault { addr, access, first },
+                    Now::Later { first } => Turn::Fault {
+                        addr,
+                        access,
+                        first,
+                    },
                 }
             }
             trap => Turn::Trap(trap),
@@ -442,7 +459,11 @@ impl<N: Node> Thread<N> {
         match turn {
             Turn::Done => Ok(()),
             Turn::Signals => self.take_signals().await,
-            Turn::Fault { addr, access, first } => self.fault(addr, access, first).await,
+            Turn::Fault {
+                addr,
+                access,
+                first,
+            } => self.fault(addr, access, first).await,
             Turn::Trap(Trap::Syscall) => self.serve().await,
             Turn::Trap(Trap::PageFault { addr, access }) => self.fault(addr, access, true).await,
             Turn::Trap(Trap::Exception { vector, error }) => self.exception(vector, error),
@@ -478,7 +499,9 @@ impl<N: Node> Thread<N> {
         if self.node.kernel().strace {
             return false;
         }
-        let value = self.call_now(self.cpu.system_call().number, || self.cpu.system_call().args);
+        let value = self.call_now(self.cpu.system_call().number, || {
+            self.cpu.system_call().args
+        });
         value.inspect(|&value| self.cpu.set_result(value)).is_some()
     }
 
@@ -489,8 +512,8 @@ impl<N: Node> Thread<N> {
         self.go_on(turn).await
     }
 
-    /// Gives back what the thread has. `exit` is how the process ended, if it was the last thread and
-    /// nothing else ended it.
+    /// Gives back what the thread has. `exit` is how the process ended, if it was the last thread
+    /// and nothing else ended it.
     async fn end(mut self, exit: Exit) -> Result<()> {
         self.release_locks().await?;
         let Self {
@@ -506,7 +529,8 @@ impl<N: Node> Thread<N> {
         process.node.kernel().net.collect();
         let node = process.node;
         node.kernel().close_files(node).await?;
-        // Each thread lets go of the memory before it leaves: the last one finds nobody else's hold.
+        // Each thread lets go of the memory before it leaves: the last one finds nobody else's
+        // hold.
         drop(memory);
         let last = {
             let mut threads = process.threads.lock();
@@ -626,7 +650,10 @@ impl<N: Node> Process<N> {
             if orphans_ended && let Some(first) = tree.processes.get(&FIRST) {
                 first.process.children_changed.wake();
             }
-            let parent = tree.processes.get(&parent).map(|parent| parent.process.clone());
+            let parent = tree
+                .processes
+                .get(&parent)
+                .map(|parent| parent.process.clone());
             let parent = parent.filter(|parent| parent.forgets(signal).is_none());
             if parent.is_none() && self.pid != FIRST {
                 tree.processes.remove(&self.pid);

@@ -1,8 +1,9 @@
 //! Timers of programs: what expires when, and who is told.
 //!
-//! A [`Timer`] is pure state. [`Timers`] holds the armed ones that follow the wall clock by the time of
-//! their next expiry; one task ([`Kernel::keep_timers`]) waits for the earliest and expires what is due. Timers
-//! of CPU time are held by their process and looked at when one of its threads leaves the CPU.
+//! A [`Timer`] is pure state. [`Timers`] holds the armed ones that follow the wall clock by the
+//! time of their next expiry; one task ([`Kernel::keep_timers`]) waits for the earliest and expires
+//! what is due. Timers of CPU time are held by their process and looked at when one of its threads
+//! leaves the CPU.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -61,7 +62,8 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// Counts the expiries until `now` and arms the timer for the next; returns how many there were.
+    /// Counts the expiries until `now` and arms the timer for the next; returns how many there
+    /// were.
     fn expire(&mut self, now: Instant) -> u64 {
         let Some(next) = self.next.filter(|&next| next <= now) else {
             return 0;
@@ -161,7 +163,11 @@ impl Drop for Timer {
     fn drop(&mut self) {
         let setting = *self.setting.get_mut();
         if let Some(at) = setting.next {
-            self.timers.armed.lock().by_time.remove(&(at, setting.ticket));
+            self.timers
+                .armed
+                .lock()
+                .by_time
+                .remove(&(at, setting.ticket));
         }
     }
 }
@@ -219,12 +225,16 @@ impl Timers {
         self.armed.lock().by_time.keys().next().map(|&(at, _)| at)
     }
 
-    /// Counts the expiries of timers that are due, and arms those with an interval again. Returns the
-    /// timers and their counts.
+    /// Counts the expiries of timers that are due, and arms those with an interval again. Returns
+    /// the timers and their counts.
     fn take_due(&self, now: Instant) -> Vec<(Arc<Timer>, u64)> {
         let mut due = Vec::new();
         let mut armed = self.armed.lock();
-        while let Some(entry) = armed.by_time.first_entry().filter(|entry| entry.key().0 <= now) {
+        while let Some(entry) = armed
+            .by_time
+            .first_entry()
+            .filter(|entry| entry.key().0 <= now)
+        {
             let Some(timer) = entry.remove().upgrade() else {
                 continue;
             };
@@ -320,7 +330,9 @@ impl<N: Node> Process<N> {
         interval: Duration,
     ) -> (Duration, Duration) {
         match timer.clock {
-            Clock::Machine | Clock::Wall => self.node.kernel().timers().set(timer, now, next, interval),
+            Clock::Machine | Clock::Wall => {
+                self.node.kernel().timers().set(timer, now, next, interval)
+            }
             Clock::Process => {
                 let before = timer.left(now);
                 timer.set(next, interval, 0);

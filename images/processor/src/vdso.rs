@@ -1,8 +1,9 @@
 //! The vDSO: a shared library in every program's memory that tells the time without the kernel.
 //!
-//! Its code is the machine's ([`Platform::vdso`](crate::Platform::vdso)); here it becomes an ELF image of one page, with the
-//! names and the version by which C libraries look for it (Linux `arch/x86/entry/vdso/vdso.lds.S`, `vdso(7)`). All
-//! programs share two pages: the words that the code reads, and behind them the image.
+//! Its code is the machine's ([`Platform::vdso`](crate::Platform::vdso)); here it becomes an ELF
+//! image of one page, with the names and the version by which C libraries look for it (Linux
+//! `arch/x86/entry/vdso/vdso.lds.S`, `vdso(7)`). All programs share two pages: the words that the
+//! code reads, and behind them the image.
 //!
 //! ```text
 //!   0x000  ELF header, two program headers
@@ -37,8 +38,8 @@ pub struct VdsoParts {
 
 /// The place of the code in the image.
 pub const CODE: usize = 0xc00;
-/// The address of the first page: above the stack, where nothing else is mapped unless a program asks
-/// for it.
+/// The address of the first page: above the stack, where nothing else is mapped unless a program
+/// asks for it.
 pub(crate) const PLACE: u64 = STACK_TOP;
 const _: () = assert!(PLACE + 2 * PAGE_SIZE <= USER_END);
 /// Bytes of the image.
@@ -56,7 +57,8 @@ const PT_DYNAMIC: u64 = 2;
 const PF_R: u64 = 4;
 const PF_X: u64 = 1;
 
-/// Returns the hash of a name as DT_HASH and versions have it (System V ABI, chapter 5, "Hash Table").
+/// Returns the hash of a name as DT_HASH and versions have it (System V ABI, chapter 5, "Hash
+/// Table").
 fn hash(name: &str) -> u64 {
     let hash = name.bytes().fold(0_u32, |hash, byte| {
         let hash = (hash << 4).wrapping_add(byte.into());
@@ -121,10 +123,9 @@ fn image(parts: &VdsoParts) -> Option<Vec<u8>> {
     let mut strings = Strings::default();
     let (soname, version) = (strings.add(NAME), strings.add(VERSION));
     // Each function has the kernel's name and, for old programs, the C library's.
-    let names = parts
-        .functions
-        .iter()
-        .flat_map(|&(name, at)| [alloc::format!("__vdso_{name}"), name.into()].map(|name| (name, at)));
+    let names = parts.functions.iter().flat_map(|&(name, at)| {
+        [alloc::format!("__vdso_{name}"), name.into()].map(|name| (name, at))
+    });
     let symbols: Vec<(u64, usize)> = names.map(|(name, at)| (strings.add(&name), at)).collect();
     let count = symbols.len() as u64 + 1;
 
@@ -142,7 +143,8 @@ fn image(parts: &VdsoParts) -> Option<Vec<u8>> {
     image.append(&[(0, 2)]);
     (1..count).for_each(|_| image.append(&[(2, 2)]));
     let definitions_at = image.align(8);
-    for (flags, index, text, name, next) in [(1, 1, NAME, soname, 28), (0, 2, VERSION, version, 0)] {
+    for (flags, index, text, name, next) in [(1, 1, NAME, soname, 28), (0, 2, VERSION, version, 0)]
+    {
         image.append(&[
             (1, 2),
             (flags, 2),
@@ -217,7 +219,10 @@ fn headers(image: &mut Image, dynamic: core::ops::Range<u64>) {
 /// # Errors
 ///
 /// ENOMEM if there is no memory for them.
-pub(crate) async fn make<N: Node>(space: &Space<'static, N>, parts: &VdsoParts) -> Result<Arc<Object>> {
+pub(crate) async fn make<N: Node>(
+    space: &Space<'static, N>,
+    parts: &VdsoParts,
+) -> Result<Arc<Object>> {
     let mut pages = parts.data.clone();
     pages.resize(PAGE, 0);
     pages.extend(image(parts).ok_or(errno::ENOMEM)?);
@@ -267,7 +272,9 @@ mod tests {
         let headers = header.program_headers(endian, &*bytes).unwrap();
         let dynamic = headers[1].dynamic(endian, &*bytes).unwrap().unwrap();
         let place = |tag: i32| {
-            let entry = dynamic.iter().find(|entry| entry.tag32(endian) == Some(tag));
+            let entry = dynamic
+                .iter()
+                .find(|entry| entry.tag32(endian) == Some(tag));
             usize::try_from(entry.unwrap().d_val(endian)).unwrap()
         };
         let word = |at: usize, len: usize| {
@@ -284,7 +291,11 @@ mod tests {
         let (hash_at, mut index, mut found) = (place(4), word(place(4) + 8, 4), Vec::new());
         while index != 0 {
             let symbol = place(6) + index * SYMBOL;
-            assert_eq!(word(place(0x6fff_fff0) + index * 2, 2), 2, "the version's index");
+            assert_eq!(
+                word(place(0x6fff_fff0) + index * 2, 2),
+                2,
+                "the version's index"
+            );
             found.push((string(word(symbol, 4)), word(symbol + 8, 8)));
             index = word(hash_at + 12 + index * 4, 4);
         }

@@ -63,7 +63,10 @@ impl WaitQueue {
 }
 
 /// Waits for either of two; returns what the first gave, or `None` if the second ended before.
-pub async fn either<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> Option<T> {
+pub async fn either<T>(
+    first: impl Future<Output = T>,
+    second: impl Future<Output = ()>,
+) -> Option<T> {
     let (mut first, mut second) = (pin!(first), pin!(second));
     poll_fn(|context| match first.as_mut().poll(context) {
         Poll::Ready(value) => Poll::Ready(Some(value)),

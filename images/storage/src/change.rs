@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 use ext4::{Allocation, Disk};
 use messages::Errno;
 use messages::storage::{
-    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, FileId, LinkRequest, MakeRequest, PATH_MAX,
-    Path, RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest, TruncateRequest,
-    WriteRequest, Written,
+    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, FileId, LinkRequest, MakeRequest,
+    PATH_MAX, Path, RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest,
+    TruncateRequest, WriteRequest, Written,
 };
 
 use crate::convert::{self, DIRECTORY, REGULAR, TYPE_MASK};
@@ -49,7 +49,8 @@ impl<D: Disk> Server<D> {
         }
     }
 
-    /// Refuses a change of names on a read-only file system before the names are looked for, as Linux does.
+    /// Refuses a change of names on a read-only file system before the names are looked for, as
+    /// Linux does.
     fn check_writable(&self) -> Result<(), Errno> {
         if self.files.is_read_only() {
             Err(Errno::EROFS)
@@ -73,7 +74,10 @@ impl<D: Disk> Server<D> {
         let (offset, len) = if ask.append {
             self.files.append(inode, &bytes, self.now()).await?
         } else {
-            let len = self.files.write(inode, ask.offset, &bytes, self.now()).await?;
+            let len = self
+                .files
+                .write(inode, ask.offset, &bytes, self.now())
+                .await?;
             (ask.offset, len)
         };
         self.count(|counters| {
@@ -151,13 +155,22 @@ impl<D: Disk> Server<D> {
             return Err(Errno::ENOENT.into());
         }
         let new = self.new_node(0o777);
-        self.files.symlink(dir.held.inode(), name, &target, new).await?;
+        self.files
+            .symlink(dir.held.inode(), name, &target, new)
+            .await?;
         Ok(())
     }
 
-    pub(crate) async fn link(&self, ask: &LinkRequest<'_>, bulk: &mut dyn Bulk) -> Result<(), Error> {
+    pub(crate) async fn link(
+        &self,
+        ask: &LinkRequest<'_>,
+        bulk: &mut dyn Bulk,
+    ) -> Result<(), Error> {
         let new = bulk_path(bulk)?;
-        let node = self.walker().existing(ask.path.as_bytes(), ask.follow).await?;
+        let node = self
+            .walker()
+            .existing(ask.path.as_bytes(), ask.follow)
+            .await?;
         self.link_node(node.held.inode(), &new).await
     }
 
@@ -178,10 +191,17 @@ impl<D: Disk> Server<D> {
         if found.slash {
             return Err(Errno::ENOENT.into());
         }
-        Ok(self.files.link(inode, dir.held.inode(), name, self.now()).await?)
+        Ok(self
+            .files
+            .link(inode, dir.held.inode(), name, self.now())
+            .await?)
     }
 
-    pub(crate) async fn rename(&self, ask: &RenameRequest<'_>, bulk: &mut dyn Bulk) -> Result<u64, Error> {
+    pub(crate) async fn rename(
+        &self,
+        ask: &RenameRequest<'_>,
+        bulk: &mut dyn Bulk,
+    ) -> Result<u64, Error> {
         let new = bulk_path(bulk)?;
         let how = match ask.flags {
             flags if flags == RenameFlags::all() => return Err(Errno::EINVAL.into()),
@@ -225,7 +245,10 @@ impl<D: Disk> Server<D> {
     }
 
     pub(crate) async fn set_path(&self, ask: &SetPathRequest<'_>) -> Result<(), Error> {
-        let node = self.walker().existing(ask.path.as_bytes(), ask.follow).await?;
+        let node = self
+            .walker()
+            .existing(ask.path.as_bytes(), ask.follow)
+            .await?;
         self.set(node.held.inode(), &ask.set).await
     }
 
@@ -237,7 +260,8 @@ impl<D: Disk> Server<D> {
     async fn set(&self, inode: u32, set: &Attributes) -> Result<(), Error> {
         let has = |flag| set.which.contains(flag);
         let set = ext4::Attributes {
-            permissions: has(AttributeFlags::MODE).then(|| u16::try_from(set.mode & 0o7777).unwrap_or(0)),
+            permissions: has(AttributeFlags::MODE)
+                .then(|| u16::try_from(set.mode & 0o7777).unwrap_or(0)),
             uid: has(AttributeFlags::UID).then_some(set.uid),
             gid: has(AttributeFlags::GID).then_some(set.gid),
             accessed: has(AttributeFlags::ACCESSED).then(|| convert::file_time(set.accessed)),

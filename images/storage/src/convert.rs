@@ -55,7 +55,8 @@ fn device([old, new]: [u32; 2]) -> u64 {
     minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12 | (major & !0xfff) << 32
 }
 
-/// Returns the two words for `st_rdev`: the old encoding where major and minor number fit a byte each, as Linux does.
+/// Returns the two words for `st_rdev`: the old encoding where major and minor number fit a byte
+/// each, as Linux does.
 pub(crate) fn device_words(device: u64) -> Option<[u32; 2]> {
     let major = device >> 8 & 0xfff | device >> 32 & !0xfff;
     let minor = device & 0xff | device >> 12 & 0xffff_ff00;
@@ -89,8 +90,15 @@ mod tests {
             (259, 70_000),
             (4095, 0xf_ffff),
         ] {
-            let number = minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12 | (major & !0xfff) << 32;
-            assert_eq!(device(device_words(number).unwrap()), number, "{major}:{minor}");
+            let number = minor & 0xff
+                | (major & 0xfff) << 8
+                | (minor & !0xff) << 12
+                | (major & !0xfff) << 32;
+            assert_eq!(
+                device(device_words(number).unwrap()),
+                number,
+                "{major}:{minor}"
+            );
         }
         assert_eq!(device_words(1 << 50), None);
         assert_eq!(device([0, 0]), 0);

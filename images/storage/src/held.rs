@@ -1,7 +1,7 @@
 //! Inodes that are held open.
 //!
-//! Ending a hold may mean to delete a file, which the drop of a value can't wait for: the numbers are kept until somebody
-//! calls [`Holds::release`].
+//! Ending a hold may mean to delete a file, which the drop of a value can't wait for: the numbers
+//! are kept until somebody calls [`Holds::release`].
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -28,7 +28,11 @@ impl Holds {
     }
 
     /// Releases what is not held any more; returns the first failure.
-    pub(crate) async fn release<D: Disk>(&self, files: &Ext4<D>, now: Time) -> Result<(), ext4::Error> {
+    pub(crate) async fn release<D: Disk>(
+        &self,
+        files: &Ext4<D>,
+        now: Time,
+    ) -> Result<(), ext4::Error> {
         let mut result = Ok(());
         while let Some(inode) = self.pop() {
             result = result.and(files.release(inode, now).await);

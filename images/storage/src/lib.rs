@@ -6,8 +6,8 @@
 //!
 //! # What is left out
 //!
-//! Access checks (every peer acts as root; P checks for its users), extended attributes, locks of files. What several processors keep of one file
-//! is not kept in step.
+//! Access checks (every peer acts as root; P checks for its users), extended attributes, locks of
+//! files. What several processors keep of one file is not kept in step.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

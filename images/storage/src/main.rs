@@ -1,4 +1,5 @@
-//! S's image: wires the storage's logic to libos, the driver and FIT. On the host this is an empty program.
+//! S's image: wires the storage's logic to libos, the driver and FIT. On the host this is an empty
+//! program.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![forbid(unsafe_code)]
 

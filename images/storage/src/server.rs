@@ -8,9 +8,10 @@ use alloc::vec::Vec;
 
 use ext4::{Disk, Ext4, NewNode, Time};
 use messages::storage::{
-    Allocate, Close, Entries, Entry, FileId, Fsync, Getdents, GetdentsRequest, Link, LinkFile, Make, Open,
-    OpenFlags, OpenRequest, Opened, Path, Read, ReadRequest, Readlink, Remove, Rename, SetFile, SetPath,
-    StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink, Sync, Truncate, Write,
+    Allocate, Close, Entries, Entry, FileId, Fsync, Getdents, GetdentsRequest, Link, LinkFile,
+    Make, Open, OpenFlags, OpenRequest, Opened, Path, Read, ReadRequest, Readlink, Remove, Rename,
+    SetFile, SetPath, StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink, Sync,
+    Truncate, Write,
 };
 use messages::{Call, Errno, Kind, Wire, Writer, encode_reply};
 use spin::Mutex;
@@ -44,7 +45,8 @@ pub trait Bulk: Send {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Copies what came from `offset` on; returns how many bytes there were. None once the peer is lost.
+    /// Copies what came from `offset` on; returns how many bytes there were. None once the peer is
+    /// lost.
     fn read(&mut self, offset: usize, into: &mut [u8]) -> usize;
     /// Returns the bytes that the caller's buffer takes.
     fn limit(&self) -> usize;
@@ -104,7 +106,10 @@ pub struct Server<D: Disk> {
 
 impl<D: Disk> Server<D> {
     /// Serves `files`; `clock` gives the time since 1970.
-    pub fn new(files: Ext4<D>, clock: impl Fn() -> Time + Send + core::marker::Sync + 'static) -> Self {
+    pub fn new(
+        files: Ext4<D>,
+        clock: impl Fn() -> Time + Send + core::marker::Sync + 'static,
+    ) -> Self {
         Self {
             files,
             clock: Box::new(clock),
@@ -123,7 +128,9 @@ impl<D: Disk> Server<D> {
     pub fn peer_lost(&self, peer: PeerKey) {
         let mut gone = Vec::new();
         let mut state = self.state.lock();
-        let theirs = state.open.range((peer, FileId(0))..=(peer, FileId(u64::MAX)));
+        let theirs = state
+            .open
+            .range((peer, FileId(0))..=(peer, FileId(u64::MAX)));
         let theirs: Vec<_> = theirs.map(|(key, _)| *key).collect();
         gone.extend(theirs.iter().filter_map(|key| state.open.remove(key)));
         drop(state);
@@ -135,8 +142,8 @@ impl<D: Disk> Server<D> {
         self.state.lock().open.len()
     }
 
-    /// Deletes files without names that nobody has open any more, and makes all changes until now durable. To be called
-    /// now and then: a program need not ask for it.
+    /// Deletes files without names that nobody has open any more, and makes all changes until now
+    /// durable. To be called now and then: a program need not ask for it.
     ///
     /// # Errors
     ///
@@ -166,7 +173,8 @@ impl<D: Disk> Server<D> {
         count(&mut self.state.lock().counters);
     }
 
-    /// Answers one request; returns the length of the reply, which needs [`messages::MAX_MESSAGE`] bytes at most.
+    /// Answers one request; returns the length of the reply, which needs [`messages::MAX_MESSAGE`]
+    /// bytes at most.
     pub async fn handle(
         &self,
         from: PeerKey,
@@ -199,9 +207,15 @@ impl<D: Disk> Server<D> {
         bulk: &mut dyn Bulk,
     ) -> usize {
         match request {
-            StorageRequest::Open(open) => put::<Open>(&self.told(self.open(from, &open).await), reply),
-            StorageRequest::Read(read) => put::<Read>(&self.told(self.read(from, &read, bulk).await), reply),
-            StorageRequest::StatPath(stat) => put::<StatPath>(&self.told(self.stat(&stat).await), reply),
+            StorageRequest::Open(open) => {
+                put::<Open>(&self.told(self.open(from, &open).await), reply)
+            }
+            StorageRequest::Read(read) => {
+                put::<Read>(&self.told(self.read(from, &read, bulk).await), reply)
+            }
+            StorageRequest::StatPath(stat) => {
+                put::<StatPath>(&self.told(self.stat(&stat).await), reply)
+            }
             StorageRequest::StatFile(ask) => {
                 put::<StatFile>(&self.told(self.stat_file(from, ask.file).await), reply)
             }
@@ -232,26 +246,39 @@ impl<D: Disk> Server<D> {
         bulk: &mut dyn Bulk,
     ) -> usize {
         match request {
-            StorageRequest::Write(ask) => put::<Write>(&self.told(self.write(from, &ask, bulk).await), reply),
+            StorageRequest::Write(ask) => {
+                put::<Write>(&self.told(self.write(from, &ask, bulk).await), reply)
+            }
             StorageRequest::Truncate(ask) => {
                 put::<Truncate>(&self.told(self.truncate(from, &ask).await), reply)
             }
             StorageRequest::Allocate(ask) => {
                 put::<Allocate>(&self.told(self.allocate(from, &ask).await), reply)
             }
-            StorageRequest::Fsync(ask) => put::<Fsync>(&self.told(self.fsync(from, ask.file).await), reply),
+            StorageRequest::Fsync(ask) => {
+                put::<Fsync>(&self.told(self.fsync(from, ask.file).await), reply)
+            }
             StorageRequest::Sync(()) => put::<Sync>(&self.told(self.sync_all().await), reply),
             StorageRequest::Make(ask) => put::<Make>(&self.told(self.make(&ask).await), reply),
             StorageRequest::Symlink(path) => {
                 put::<Symlink>(&self.told(self.symlink(path, bulk).await), reply)
             }
-            StorageRequest::Link(ask) => put::<Link>(&self.told(self.link(&ask, bulk).await), reply),
-            StorageRequest::LinkFile(ask) => {
-                put::<LinkFile>(&self.told(self.link_file(from, ask.file, bulk).await), reply)
+            StorageRequest::Link(ask) => {
+                put::<Link>(&self.told(self.link(&ask, bulk).await), reply)
             }
-            StorageRequest::Rename(ask) => put::<Rename>(&self.told(self.rename(&ask, bulk).await), reply),
-            StorageRequest::Remove(ask) => put::<Remove>(&self.told(self.remove(&ask).await), reply),
-            StorageRequest::SetPath(ask) => put::<SetPath>(&self.told(self.set_path(&ask).await), reply),
+            StorageRequest::LinkFile(ask) => put::<LinkFile>(
+                &self.told(self.link_file(from, ask.file, bulk).await),
+                reply,
+            ),
+            StorageRequest::Rename(ask) => {
+                put::<Rename>(&self.told(self.rename(&ask, bulk).await), reply)
+            }
+            StorageRequest::Remove(ask) => {
+                put::<Remove>(&self.told(self.remove(&ask).await), reply)
+            }
+            StorageRequest::SetPath(ask) => {
+                put::<SetPath>(&self.told(self.set_path(&ask).await), reply)
+            }
             StorageRequest::SetFile(ask) => {
                 put::<SetFile>(&self.told(self.set_file(from, &ask).await), reply)
             }
@@ -311,7 +338,13 @@ impl<D: Disk> Server<D> {
     }
 
     /// Adds an open file to the table.
-    fn enter(&self, from: PeerKey, node: Node, writable: bool, stat: &ext4::Stat) -> Result<Opened, Error> {
+    fn enter(
+        &self,
+        from: PeerKey,
+        node: Node,
+        writable: bool,
+        stat: &ext4::Stat,
+    ) -> Result<Opened, Error> {
         let opened = OpenFile {
             held: node.held,
             writable,
@@ -382,7 +415,10 @@ impl<D: Disk> Server<D> {
     }
 
     async fn make_unnamed(&self, request: &OpenRequest<'_>) -> Result<Node, Error> {
-        let dir = self.walker().existing(request.path.as_bytes(), true).await?;
+        let dir = self
+            .walker()
+            .existing(request.path.as_bytes(), true)
+            .await?;
         if !dir.is_dir() {
             return Err(Errno::ENOTDIR.into());
         }
@@ -404,7 +440,12 @@ impl<D: Disk> Server<D> {
         }
     }
 
-    async fn read(&self, from: PeerKey, request: &ReadRequest, bulk: &mut dyn Bulk) -> Result<u32, Error> {
+    async fn read(
+        &self,
+        from: PeerKey,
+        request: &ReadRequest,
+        bulk: &mut dyn Bulk,
+    ) -> Result<u32, Error> {
         let file = self.file(from, request.file)?;
         if file.kind == DIRECTORY {
             return Err(Errno::EISDIR.into());
@@ -419,7 +460,10 @@ impl<D: Disk> Server<D> {
                 break;
             };
             let want = piece.len().min(len - done);
-            let got = self.files.read(file.held.inode(), at, &mut piece[..want]).await?;
+            let got = self
+                .files
+                .read(file.held.inode(), at, &mut piece[..want])
+                .await?;
             bulk.write(done, &piece[..got]);
             done += got;
             if got < want {
@@ -442,7 +486,11 @@ impl<D: Disk> Server<D> {
         Ok(convert::stat(&node.stat, self.files.block_size()))
     }
 
-    async fn stat_file(&self, from: PeerKey, file: FileId) -> Result<messages::storage::Stat, Error> {
+    async fn stat_file(
+        &self,
+        from: PeerKey,
+        file: FileId,
+    ) -> Result<messages::storage::Stat, Error> {
         self.count(|counters| counters.handle_stat += 1);
         let file = self.file(from, file)?;
         let stat = self.files.stat(file.held.inode()).await?;
@@ -455,10 +503,17 @@ impl<D: Disk> Server<D> {
     }
 
     /// Encodes as many entries as fit; none at the directory's end. EINVAL when not even one fits.
-    async fn getdents(&self, from: PeerKey, ask: &GetdentsRequest, into: &mut [u8]) -> Result<usize, Error> {
+    async fn getdents(
+        &self,
+        from: PeerKey,
+        ask: &GetdentsRequest,
+        into: &mut [u8],
+    ) -> Result<usize, Error> {
         self.count(|counters| counters.handle_getdents += 1);
         let dir = self.file(from, ask.file)?;
-        let max = into.len().min(usize::try_from(ask.max).unwrap_or(usize::MAX));
+        let max = into
+            .len()
+            .min(usize::try_from(ask.max).unwrap_or(usize::MAX));
         let mut writer = Writer::new(&mut into[..max]);
         let mut position = ask.position;
         while let Some((entries, next)) = self.files.entries(dir.held.inode(), position).await? {
@@ -491,7 +546,9 @@ impl<D: Disk> Server<D> {
             available: sizes.available,
             inodes: sizes.inodes.into(),
             free_inodes: sizes.free_inodes.into(),
-            id: u64::from_le_bytes(core::array::from_fn(|at| sizes.uuid[at] ^ sizes.uuid[at + 8])),
+            id: u64::from_le_bytes(core::array::from_fn(|at| {
+                sizes.uuid[at] ^ sizes.uuid[at + 8]
+            })),
             read_only: self.files.is_read_only(),
         })
     }

@@ -24,11 +24,18 @@ struct Ram(Arc<Mutex<Vec<u8>>>);
 
 impl Ram {
     /// Calls `with` with the range of a request.
-    fn range(&self, offset: u64, len: usize, with: impl FnOnce(&mut [u8])) -> Result<(), DiskError> {
+    fn range(
+        &self,
+        offset: u64,
+        len: usize,
+        with: impl FnOnce(&mut [u8]),
+    ) -> Result<(), DiskError> {
         let error = DiskError { offset };
         let start = usize::try_from(offset).map_err(|_| error)?;
         let mut bytes = self.0.lock().unwrap();
-        let range = bytes.get_mut(start..).and_then(|bytes| bytes.get_mut(..len));
+        let range = bytes
+            .get_mut(start..)
+            .and_then(|bytes| bytes.get_mut(..len));
         with(range.ok_or(error)?);
         Ok(())
     }
@@ -151,12 +158,19 @@ fn image_with(folder: &Folder, block_size: u32, features: &str) -> Vec<u8> {
         .arg("16M")
         .output()
         .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     fs::read(path).unwrap()
 }
 
 fn mount(disk: Ram, read_only: bool) -> Result<Server<Ram>, ext4::Error> {
-    let options = Options { read_only, now: NOW };
+    let options = Options {
+        read_only,
+        now: NOW,
+    };
     let mounted = Ext4::mount(disk, options).now_or_never().unwrap();
     mounted.map(|files| Server::new(files, || NOW))
 }
@@ -233,7 +247,11 @@ fn names(server: &Server<Ram>, name: &str, max: u32) -> Vec<(String, u8, u64)> {
     let (mut all, mut position) = (Vec::new(), 0);
     loop {
         let mut reply;
-        let request = GetdentsRequest { file, position, max };
+        let request = GetdentsRequest {
+            file,
+            position,
+            max,
+        };
         let entries = call!(server, P, Getdents, request, &mut Buffer::default(), reply).unwrap();
         let before = all.len();
         for entry in entries.iter() {
@@ -265,7 +283,9 @@ fn files_read_and_stat_as_on_the_host() {
             "/long-link",
         ] {
             let host = match name {
-                "/a//./b/../link" | "/folder-link/link" | "/long-link" => folder.0.join("tree/hello"),
+                "/a//./b/../link" | "/folder-link/link" | "/long-link" => {
+                    folder.0.join("tree/hello")
+                }
                 name => folder.0.join("tree").join(&name[1..]),
             };
             let expected = fs::read(&host).unwrap();
@@ -323,7 +343,9 @@ fn reads_at_any_offset_are_the_files_bytes() {
 fn folders_list_every_entry_once_however_small_the_replies() {
     let folder = folder("folders");
     let server = serve(image(&folder, 1024)).unwrap();
-    let mut expected: Vec<String> = (0..500).map(|index| format!("file-number-{index:04}")).collect();
+    let mut expected: Vec<String> = (0..500)
+        .map(|index| format!("file-number-{index:04}"))
+        .collect();
     expected.extend([".".to_owned(), "..".to_owned()]);
     expected.sort();
     for max in [40, 333, 100_000] {
@@ -383,7 +405,14 @@ fn links_and_errors_follow_linux() {
     );
     assert_eq!(target.unwrap().as_bytes(), b"../hello");
     let mut reply;
-    let target = call!(server, P, Readlink, path("/hello"), &mut Buffer::default(), reply);
+    let target = call!(
+        server,
+        P,
+        Readlink,
+        path("/hello"),
+        &mut Buffer::default(),
+        reply
+    );
     assert_eq!(target, Err(Errno::EINVAL));
     let folder = open(&server, "/a", none).unwrap().file;
     assert_eq!(read(&server, folder, 0, 10), Err(Errno::EISDIR));
@@ -448,7 +477,8 @@ fn a_tree_of_extents_that_makes_no_sense_is_told_as_on_linux() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-    /// Metadata lies in the first blocks of the image; wherever it is damaged, nothing panics and everything ends.
+    /// Metadata lies in the first blocks of the image; wherever it is damaged, nothing panics and
+    /// everything ends.
     #[test]
     fn a_damaged_file_system_gives_errors(
         damage in proptest::collection::vec((0usize..1 << 20, any::<u8>()), 1..200),

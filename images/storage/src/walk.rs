@@ -1,6 +1,7 @@
 //! From a path to what it names.
 //!
-//! Each directory on the way is held open until the walk is over, so that a number never means another file by then.
+//! Each directory on the way is held open until the walk is over, so that a number never means
+//! another file by then.
 
 use alloc::vec::Vec;
 
@@ -81,13 +82,13 @@ impl<D: Disk> Walker<'_, D> {
         Ok(Node { held, stat })
     }
 
-    /// Follows an absolute path, component by component; a symbolic link at the end is followed if `follow` or if a slash is
-    /// behind it.
+    /// Follows an absolute path, component by component; a symbolic link at the end is followed if
+    /// `follow` or if a slash is behind it.
     ///
     /// # Errors
     ///
-    /// ENOENT (only the last component may be missing), ENOTDIR, ELOOP (more than 40 links), ENAMETOOLONG; else the disk's or
-    /// the file system's failure.
+    /// ENOENT (only the last component may be missing), ENOTDIR, ELOOP (more than 40 links),
+    /// ENAMETOOLONG; else the disk's or the file system's failure.
     pub(crate) async fn find(&self, path: &[u8], follow: bool) -> Result<Found, Error> {
         if !path.starts_with(b"/") {
             return Err(Errno::ENOENT.into());
@@ -175,7 +176,10 @@ impl<D: Disk> Walker<'_, D> {
 fn split_component(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let start = path.iter().position(|&byte| byte != b'/')?;
     let path = &path[start..];
-    let end = path.iter().position(|&byte| byte == b'/').unwrap_or(path.len());
+    let end = path
+        .iter()
+        .position(|&byte| byte == b'/')
+        .unwrap_or(path.len());
     Some((&path[..end], &path[end..]))
 }
 

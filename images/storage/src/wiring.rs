@@ -75,7 +75,9 @@ async fn mount(disk: &'static Disk, now: Time) -> Result<Ext4<VirtioDisk>, Error
                 read_only: true,
                 ..options
             };
-            Ext4::mount(VirtioDisk(disk), options).await.map_err(failed)?
+            Ext4::mount(VirtioDisk(disk), options)
+                .await
+                .map_err(failed)?
         }
         mounted => mounted.map_err(failed)?,
     };
@@ -88,7 +90,8 @@ async fn mount(disk: &'static Disk, now: Time) -> Result<Ext4<VirtioDisk>, Error
     Ok(files)
 }
 
-/// The disk as the file system sees it: requests of any length, cut into those that the device takes.
+/// The disk as the file system sees it: requests of any length, cut into those that the device
+/// takes.
 #[derive(Clone, Copy)]
 struct VirtioDisk(&'static Disk);
 

@@ -1,17 +1,19 @@
 //! The layout of what a boot loader of ours leaves in memory for an image.
 //!
-//! The UEFI loader (`boot/uefi`) writes a [`Handover`]; libos reads and checks it. The image names its entry for such a
-//! loader in an ELF note: name [`NOTE_NAME`], type [`NOTE_TYPE`], value the entry's virtual address in 8 bytes.
+//! The UEFI loader (`boot/uefi`) writes a [`Handover`]; libos reads and checks it. The image names
+//! its entry for such a loader in an ELF note: name [`NOTE_NAME`], type [`NOTE_TYPE`], value the
+//! entry's virtual address in 8 bytes.
 //!
-//! The entry is called in 64-bit mode with interrupts off, `rdi` holding the record's physical address, EFER.NXE set, and page
-//! tables that map
+//! The entry is called in 64-bit mode with interrupts off, `rdi` holding the record's physical
+//! address, EFER.NXE set, and page tables that map
 //!
 //! ```text
 //! DIRECT_BASE                    the first 4 GiB of physical memory (`MAPPED`)
 //! LINK_BASE                      the image, page by page, to `Handover::image`
 //! ```
 //!
-//! Everything that the record names lies below [`MAPPED`], and its memory is not RAM by the map that it names.
+//! Everything that the record names lies below [`MAPPED`], and its memory is not RAM by the map
+//! that it names.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -34,8 +36,11 @@ pub const NOTE_TYPE: u32 = 1;
 /// [`Handover::magic`]: "TESSERA1" in memory.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TESSERA1");
 
-/// [`Handover::framebuffer`] is of this many bytes; the format says how a pixel lies in its 4 bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+/// [`Handover::framebuffer`] is of this many bytes; the format says how a pixel lies in its 4
+/// bytes.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Framebuffer {
     /// The physical address of the first pixel; 0 for no framebuffer.
@@ -53,7 +58,9 @@ pub struct Framebuffer {
 }
 
 /// The record. All addresses are physical; all numbers little-endian, as the machine is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Handover {
     /// [`MAGIC`].
@@ -66,7 +73,8 @@ pub struct Handover {
     pub command_line_len: u64,
     /// ACPI's root pointer, or 0.
     pub rsdp: u64,
-    /// The memory map: descriptors of UEFI (UEFI specification 2.10, section 7.2.3, `EFI_MEMORY_DESCRIPTOR`).
+    /// The memory map: descriptors of UEFI (UEFI specification 2.10, section 7.2.3,
+    /// `EFI_MEMORY_DESCRIPTOR`).
     pub map: u64,
     /// Its bytes.
     pub map_len: u64,

@@ -5,8 +5,8 @@ use std::vec::Vec;
 
 use crate::{ENTRY, HEADER, MAGIC};
 
-/// Makes a table of (address, name), in at most `capacity` bytes: symbols that don't fit are left out, the highest
-/// first. Names are cut at 65535 bytes, symbols 4 GiB past the first are left out.
+/// Makes a table of (address, name), in at most `capacity` bytes: symbols that don't fit are left
+/// out, the highest first. Names are cut at 65535 bytes, symbols 4 GiB past the first are left out.
 #[must_use]
 pub fn encode(symbols: &[(u64, String)], capacity: usize) -> Vec<u8> {
     let mut sorted: Vec<_> = symbols.iter().collect();
@@ -16,7 +16,8 @@ pub fn encode(symbols: &[(u64, String)], capacity: usize) -> Vec<u8> {
     let (mut entries, mut names) = (Vec::new(), Vec::new());
     for (address, name) in sorted {
         let name = &name.as_bytes()[..name.floor_char_boundary(usize::from(u16::MAX))];
-        let (Ok(offset), Ok(place)) = (u32::try_from(address - base), u32::try_from(names.len())) else {
+        let (Ok(offset), Ok(place)) = (u32::try_from(address - base), u32::try_from(names.len()))
+        else {
             break;
         };
         if HEADER + entries.len() + ENTRY + names.len() + 2 + name.len() > capacity {

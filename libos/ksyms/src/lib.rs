@@ -1,10 +1,11 @@
 //! An image's own symbol table, so that a panic can name functions.
 //!
-//! The linker script leaves room for it in the section [`SECTION`]; after linking, the build writes the table there
-//! (`embed`, a feature for the host); at run time [`Table`] looks addresses up.
+//! The linker script leaves room for it in the section [`SECTION`]; after linking, the build writes
+//! the table there (`embed`, a feature for the host); at run time [`Table`] looks addresses up.
 //!
-//! The table, little-endian: the magic `KSYM`, the number of symbols (`u32`), the base address (`u64`); then for each symbol, by
-//! address, its offset from the base and its name's offset (`u32` each); then the names, each a length (`u16`) and UTF-8.
+//! The table, little-endian: the magic `KSYM`, the number of symbols (`u32`), the base address
+//! (`u64`); then for each symbol, by address, its offset from the base and its name's offset (`u32`
+//! each); then the names, each a length (`u16`) and UTF-8.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -42,8 +43,14 @@ impl<'a> Table<'a> {
         let rest = bytes.strip_prefix(&MAGIC)?;
         let count = usize::try_from(u32_at(rest, 0)?).ok()?;
         let base = u64::from_le_bytes(*rest.get(4..)?.first_chunk()?);
-        let (entries, names) = bytes.get(HEADER..)?.split_at_checked(count.checked_mul(ENTRY)?)?;
-        Some(Self { base, entries, names })
+        let (entries, names) = bytes
+            .get(HEADER..)?
+            .split_at_checked(count.checked_mul(ENTRY)?)?;
+        Some(Self {
+            base,
+            entries,
+            names,
+        })
     }
 
     /// The function that `address` lies in or after, and how far in.
@@ -51,7 +58,8 @@ impl<'a> Table<'a> {
     pub fn lookup(&self, address: u64) -> Option<(&'a str, u64)> {
         let offset = u32::try_from(address.checked_sub(self.base)?).ok()?;
         let (mut low, mut high) = (0, self.entries.len() / ENTRY);
-        // The last entry that does not lie beyond: below `low` all are at most `offset`, from `high` on none is.
+        // The last entry that does not lie beyond: below `low` all are at most `offset`, from
+        // `high` on none is.
         while low < high {
             let middle = usize::midpoint(low, high);
             if u32_at(self.entries, middle * ENTRY)? <= offset {
@@ -108,7 +116,9 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_left_out_from_the_end() {
-        let symbols: Vec<_> = (0..100_u64).map(|n| (n * 16, String::from("function"))).collect();
+        let symbols: Vec<_> = (0..100_u64)
+            .map(|n| (n * 16, String::from("function")))
+            .collect();
         let bytes = encode(&symbols, 200);
         assert!(bytes.len() <= 200);
         let table = Table::parse(&bytes).expect("a table");

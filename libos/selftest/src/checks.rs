@@ -94,7 +94,8 @@ pub(crate) async fn no_wakeup_is_lost() -> Outcome {
     Ok(())
 }
 
-/// Intel's 82574 raises any interrupt by a write to its ICS register (its data sheet, section 10.2.4).
+/// Intel's 82574 raises any interrupt by a write to its ICS register (its data sheet, section
+/// 10.2.4).
 pub(crate) async fn a_device_interrupts() -> Outcome {
     const ICS: usize = 0xc8;
     const IMS: usize = 0xd0;
@@ -129,14 +130,17 @@ pub(crate) async fn a_device_interrupts() -> Outcome {
     Ok(())
 }
 
-/// The runner fills the disk by a rule. More reads are made at a time than the driver has buffers for.
+/// The runner fills the disk by a rule. More reads are made at a time than the driver has buffers
+/// for.
 pub(crate) async fn a_disk_works() -> Outcome {
     let disks = virtio::disks().map_err(|error| format!("{error}"))?;
     let Some(disk) = disks.into_iter().next() else {
         return Ok(());
     };
     let disk = &*alloc::boxed::Box::leak(alloc::boxed::Box::new(disk));
-    let reads: Vec<_> = (0..40).map(|_| libos::spawn(read_two_sectors(disk))).collect();
+    let reads: Vec<_> = (0..40)
+        .map(|_| libos::spawn(read_two_sectors(disk)))
+        .collect();
     for read in reads {
         read.await?;
     }
@@ -213,5 +217,8 @@ pub(crate) async fn a_console_echoes() -> Outcome {
         }
     }
     let much = alloc::vec![b'x'; 1 << 20];
-    writer.write(&much).await.map_err(|error| format!("{error}"))
+    writer
+        .write(&much)
+        .await
+        .map_err(|error| format!("{error}"))
 }

@@ -1,7 +1,7 @@
 //! Tests libos on the machine it is for: an image that runs in QEMU (see `tests/qemu.rs`).
 //!
-//! Without options it runs all tests of `checks`, `programs` and `user`, one report line each. With `crash=NAME` it breaks
-//! in that way, and what the kernel says of it is the test.
+//! Without options it runs all tests of `checks`, `programs` and `user`, one report line each. With
+//! `crash=NAME` it breaks in that way, and what the kernel says of it is the test.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
@@ -36,7 +36,10 @@ async fn run(boot: libos::Boot) -> libos::Exit {
         ("syscall", programs::a_system_call_and_its_result()),
         ("faults", programs::faults_say_what_was_touched()),
         ("exceptions", programs::exceptions_come_back()),
-        ("non_canonical", programs::a_wild_return_address_is_an_exception()),
+        (
+            "non_canonical",
+            programs::a_wild_return_address_is_an_exception(),
+        ),
         ("marks", programs::dirty_and_accessed_marks()),
         ("fpu", programs::vector_registers_are_each_programs_own()),
         ("bases", programs::segment_bases_are_each_programs_own()),

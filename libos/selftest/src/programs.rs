@@ -62,7 +62,11 @@ pub(crate) fn a_system_call_and_its_result() -> Outcome {
     context.registers.r15 = 0x1234_5678_9abc_def0;
     check!(run(&mut context, &program.space) == Trap::Syscall);
     check!(context.registers.rax == 39);
-    check!(context.registers.rip == CODE + 7, "{:#x}", context.registers.rip);
+    check!(
+        context.registers.rip == CODE + 7,
+        "{:#x}",
+        context.registers.rip
+    );
     check!(context.registers.rsp == STACK_TOP);
     context.registers.rax = 0xffff_ffff_ffff_ffda;
     check!(run(&mut context, &program.space) == Trap::Syscall);
@@ -163,7 +167,10 @@ pub(crate) fn a_wild_return_address_is_an_exception() -> Outcome {
         // By SYSRET and by IRET.
         context.registers.rip = rip;
         let trap = run(&mut context, &program.space);
-        check!(matches!(trap, Trap::Exception { vector: 13, .. }), "{trap:?}");
+        check!(
+            matches!(trap, Trap::Exception { vector: 13, .. }),
+            "{trap:?}"
+        );
         context.registers.rcx = rip;
         check!(matches!(
             run(&mut context, &program.space),
@@ -189,7 +196,9 @@ pub(crate) fn a_wild_return_address_is_an_exception() -> Outcome {
 
 pub(crate) fn dirty_and_accessed_marks() -> Outcome {
     // mov rax, [rdi]; syscall; mov [rdi], rsi; syscall; jmp back to the store
-    let code = [0x48, 0x8b, 0x07, 0x0f, 5, 0x48, 0x89, 0x37, 0x0f, 5, 0xeb, 0xf9];
+    let code = [
+        0x48, 0x8b, 0x07, 0x0f, 5, 0x48, 0x89, 0x37, 0x0f, 5, 0xeb, 0xf9,
+    ];
     let program = load(&code, Rights::READ | Rights::WRITE)?;
     let marks = || {
         program
@@ -255,7 +264,11 @@ pub(crate) fn vector_registers_are_each_programs_own() -> Outcome {
     );
     for (context, expected) in [(&mut one, 111), (&mut other, 222), (&mut child, 111)] {
         check!(run(context, &program.space) == Trap::Syscall);
-        check!(context.registers.rax == expected, "{}", context.registers.rax);
+        check!(
+            context.registers.rax == expected,
+            "{}",
+            context.registers.rax
+        );
     }
     // A new thread sees nothing of the others.
     let mut fresh = thread();
@@ -268,8 +281,8 @@ pub(crate) fn vector_registers_are_each_programs_own() -> Outcome {
 pub(crate) fn segment_bases_are_each_programs_own() -> Outcome {
     // mov rax, fs:[0]; mov rdx, gs:[0]; syscall; jmp back
     let code = [
-        0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0, 0x65, 0x48, 0x8b, 0x14, 0x25, 0, 0, 0, 0, 0x0f, 5, 0xeb,
-        0xea,
+        0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0, 0x65, 0x48, 0x8b, 0x14, 0x25, 0, 0, 0, 0, 0x0f,
+        5, 0xeb, 0xea,
     ];
     let program = load(&code, Rights::READ)?;
     program.data.write(0, &7_u64.to_le_bytes());

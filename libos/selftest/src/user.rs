@@ -1,4 +1,5 @@
-//! User mode in depth: each trap, all of a thread's state, and what page tables report. What fails panics.
+//! User mode in depth: each trap, all of a thread's state, and what page tables report. What fails
+//! panics.
 
 mod code;
 mod entries;
@@ -33,7 +34,8 @@ pub(crate) async fn run() {
     libos::report("test", format_args!("user_entries\tok"));
 }
 
-/// Frames for the tests' pages. They are used again and again: one test's pages are gone when the next begins.
+/// Frames for the tests' pages. They are used again and again: one test's pages are gone when the
+/// next begins.
 fn frame(index: usize) -> PageFrame {
     static FRAMES: Once<&'static FrameArray> = Once::new();
     FRAMES
@@ -70,7 +72,9 @@ impl Program {
         space
             .map(STACK_END - PAGE, stack, Rights::READ | Rights::WRITE)
             .expect("stack");
-        space.map(DATA, data, Rights::READ | Rights::WRITE).expect("data");
+        space
+            .map(DATA, data, Rights::READ | Rights::WRITE)
+            .expect("data");
         Self {
             space,
             thread: UserContext::new(CODE, STACK_END),

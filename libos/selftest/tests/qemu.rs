@@ -1,5 +1,5 @@
-//! Runs the image in QEMU. `TESSERA_QEMU` names the QEMU to use: a command and its first arguments, separated by spaces. The tests
-//! are ignored by default as they need it.
+//! Runs the image in QEMU. `TESSERA_QEMU` names the QEMU to use: a command and its first arguments,
+//! separated by spaces. The tests are ignored by default as they need it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -84,7 +84,10 @@ fn assert_all_pass(run: &Run) {
         .lines()
         .filter_map(|line| line.strip_prefix("report\ttest\t"))
         .collect();
-    let failed: Vec<_> = results.iter().filter(|line| !line.ends_with("\tok")).collect();
+    let failed: Vec<_> = results
+        .iter()
+        .filter(|line| !line.ends_with("\tok"))
+        .collect();
     assert!(failed.is_empty(), "{failed:#?}");
     assert!(results.len() >= 18, "{}", run.log);
     assert_eq!(run.status, Some(SUCCESS), "{}", run.log);
@@ -122,7 +125,9 @@ fn devices_work() {
     let listener = UnixListener::bind(&console).expect("the console's socket");
     let reader = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("QEMU connects");
-        stream.write_all(b"hello there\n").expect("QEMU takes input");
+        stream
+            .write_all(b"hello there\n")
+            .expect("QEMU takes input");
         std::thread::sleep(Duration::from_secs(1));
         let mut output = Vec::new();
         stream.read_to_end(&mut output).expect("QEMU gives output");
@@ -187,9 +192,18 @@ fn a_broken_kernel_says_how() {
     for (how, expected) in [
         ("panic", "on purpose"),
         ("write_text", "kernel exception 14 (page fault), error 0x3"),
-        ("execute_data", "kernel exception 14 (page fault), error 0x11"),
-        ("execute_heap", "kernel exception 14 (page fault), error 0x11"),
-        ("null", "kernel exception 14 (page fault), error 0x2, address 0x0"),
+        (
+            "execute_data",
+            "kernel exception 14 (page fault), error 0x11",
+        ),
+        (
+            "execute_heap",
+            "kernel exception 14 (page fault), error 0x11",
+        ),
+        (
+            "null",
+            "kernel exception 14 (page fault), error 0x2, address 0x0",
+        ),
         ("overflow", "a kernel stack has overflowed"),
         ("undefined", "kernel exception 6 (invalid opcode)"),
         (

@@ -1,6 +1,7 @@
 //! The frames that P and the host exchange over P's console channel.
 //!
-//! A frame is a kind (one byte), a length (three bytes, little-endian) and as many bytes of payload:
+//! A frame is a kind (one byte), a length (three bytes, little-endian) and as many bytes of
+//! payload:
 //!
 //! ```text
 //!  host to P                              P to host

@@ -1,7 +1,8 @@
 //! A machine for the cache, stricter than a real one, and programs that check every byte they read.
 //!
 //! Each core has a TLB that keeps a translation until it is told to drop it, so a shootdown that is
-//! missing or late shows as a wrong byte. A page is four words long. Transfers end only when told to.
+//! missing or late shows as a wrong byte. A page is four words long. Transfers end only when told
+//! to.
 
 #![allow(
     dead_code,
@@ -28,8 +29,8 @@ use std::sync::{
 
 use hal::Instant;
 use pcache::{
-    Access, Cache, ChunkId, Chunks, Config, Entry, Geometry, IoFailed, LineId, Machine, Mapping, Page, Pte,
-    RemoteAddr, SpaceId, Vpn,
+    Access, Cache, ChunkId, Chunks, Config, Entry, Geometry, IoFailed, LineId, Machine, Mapping,
+    Page, Pte, RemoteAddr, SpaceId, Vpn,
 };
 
 /// Words of a page.
@@ -208,7 +209,9 @@ impl World {
         let turn = self.turns.fetch_add(1, Ordering::SeqCst);
         let mut transfers = self.transfers.lock().unwrap();
         let due = |transfer: &Transfer| transfer.rung && transfer.lost_until <= turn;
-        let known: Vec<usize> = (0..transfers.len()).filter(|&i| due(&transfers[i])).collect();
+        let known: Vec<usize> = (0..transfers.len())
+            .filter(|&i| due(&transfers[i]))
+            .collect();
         if known.is_empty() {
             return None;
         }
@@ -233,7 +236,9 @@ impl World {
             self.remote.lock().unwrap().insert(remote.addr, bytes);
         } else if read {
             // A failed READ may have put anything there.
-            words.iter().for_each(|word| word.store(0xbad, Ordering::SeqCst));
+            words
+                .iter()
+                .for_each(|word| word.store(0xbad, Ordering::SeqCst));
         } else {
             // A failed WRITE may have come through in part.
             let mut pages = self.remote.lock().unwrap();
@@ -319,7 +324,9 @@ impl Machine for World {
     fn ring(&self) {
         self.rings.fetch_add(1, Ordering::SeqCst);
         let mut transfers = self.transfers.lock().unwrap();
-        transfers.iter_mut().for_each(|transfer| transfer.rung = true);
+        transfers
+            .iter_mut()
+            .for_each(|transfer| transfer.rung = true);
     }
     fn flush(&self, stale: &[Page]) {
         self.shootdowns.fetch_add(1, Ordering::SeqCst);
@@ -353,17 +360,25 @@ impl Machine for World {
     fn copy_in(&self, line: LineId, offset: usize, from: &[u8]) {
         for (i, part) in from.chunks_exact(8).enumerate() {
             let value = u64::from_le_bytes(part.try_into().unwrap());
-            self.word(line, offset + i * 8).store(value, Ordering::SeqCst);
+            self.word(line, offset + i * 8)
+                .store(value, Ordering::SeqCst);
         }
     }
     fn copy_line(&self, from: LineId, to: LineId) {
-        for (from, to) in self.lines[from.0 as usize].iter().zip(&self.lines[to.0 as usize]) {
+        for (from, to) in self.lines[from.0 as usize]
+            .iter()
+            .zip(&self.lines[to.0 as usize])
+        {
             to.store(from.load(Ordering::SeqCst), Ordering::SeqCst);
         }
     }
     fn zero(&self, line: LineId) {
         let idle = !self.busy[line.0 as usize].load(Ordering::SeqCst);
-        assert!(idle, "line {} is used while a transfer is under way", line.0);
+        assert!(
+            idle,
+            "line {} is used while a transfer is under way",
+            line.0
+        );
         self.lines[line.0 as usize]
             .iter()
             .for_each(|word| word.store(0, Ordering::SeqCst));

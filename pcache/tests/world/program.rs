@@ -1,7 +1,7 @@
 //! A program in an address space, and a reference that says what each of its pages must hold.
 //!
-//! Every value that is written carries the space, the page and a version, so a byte of another page,
-//! of another space or of an earlier time shows.
+//! Every value that is written carries the space, the page and a version, so a byte of another
+//! page, of another space or of an earlier time shows.
 
 use std::task::Waker;
 
@@ -131,10 +131,12 @@ impl Program {
                     assert!(!vma.rights.allow(access), "{}: denied {access:?}", at.page);
                     return Outcome::Fault;
                 }
-                Touch::Empty => match self.first_touch(cache, vpn, access, object.as_deref_mut(), waker) {
-                    Some(filled) => filled,
-                    None => return Outcome::Fault,
-                },
+                Touch::Empty => {
+                    match self.first_touch(cache, vpn, access, object.as_deref_mut(), waker) {
+                        Some(filled) => filled,
+                        None => return Outcome::Fault,
+                    }
+                }
                 Touch::Copy => self.copy(cache, vpn, waker),
             };
             if filled == Filled::Wait {
@@ -173,7 +175,11 @@ impl Program {
             if let Some(slot) = object.slots[page] {
                 let entry = pcache::Pte::remote(slot, vma.rights).with_object();
                 let put = pcache::Entry::exchange(at.entry, pcache::Pte::EMPTY, entry);
-                return Some(if put.is_ok() { Filled::Done } else { Filled::Raced });
+                return Some(if put.is_ok() {
+                    Filled::Done
+                } else {
+                    Filled::Raced
+                });
             }
             let slot = self.allocate(cache, vpn);
             let filled = cache.install(at, slot, vma.rights, Content::Zero, true, Some(waker));

@@ -136,7 +136,8 @@ impl PortCounts {
     }
 
     fn show_extended(&self, port: u8) -> PortCountersExt {
-        let [xmit_data, rcv_data, xmit_packets, rcv_packets, by_kind @ ..] = self.extended.map(U64::new);
+        let [xmit_data, rcv_data, xmit_packets, rcv_packets, by_kind @ ..] =
+            self.extended.map(U64::new);
         PortCountersExt {
             port,
             xmit_data,

@@ -138,7 +138,9 @@ impl Fabric {
         let up = self.wanted[port.0] && !self.switch.is_disabled(port.number());
         let training = self.config.training;
         match (self.links[port.0], up) {
-            (Link::Down, true) if !training.is_zero() => self.links[port.0] = Link::Training(now + training),
+            (Link::Down, true) if !training.is_zero() => {
+                self.links[port.0] = Link::Training(now + training)
+            }
             (Link::Down, true) => self.follow_link(now, port, true),
             (Link::Training(_), false) => self.links[port.0] = Link::Down,
             (Link::Up, false) => self.follow_link(now, port, false),
@@ -257,7 +259,8 @@ impl Fabric {
 
     /// Lets a packet out by a port of the switch, if there is a link and, for data, if it is open.
     fn leave(&mut self, now: Instant, port: u8, packet: Packet) {
-        let Some(to) = PortIndex::of(port).filter(|to| self.links.get(to.0) == Some(&Link::Up)) else {
+        let Some(to) = PortIndex::of(port).filter(|to| self.links.get(to.0) == Some(&Link::Up))
+        else {
             self.discard(port);
             return;
         };
@@ -308,7 +311,9 @@ impl Fabric {
     fn route(&mut self, now: Instant, hop: Hop, smp: &Smp) {
         let permissive = Lid(PERMISSIVE_LID);
         match hop {
-            Hop::Leave(port) => self.leave(now, port, management_packet(permissive, permissive, smp)),
+            Hop::Leave(port) => {
+                self.leave(now, port, management_packet(permissive, permissive, smp))
+            }
             Hop::To(lid) => self.forward(now, lid, management_packet(self.switch.lid(), lid, smp)),
             Hop::Here | Hop::Lost => log::debug!("switch: an SMP that goes nowhere"),
         }

@@ -21,7 +21,10 @@ pub(crate) struct FaultInjector {
 
 impl FaultInjector {
     pub(crate) fn new(faults: Faults, seed: u64) -> Self {
-        Self { faults, state: seed }
+        Self {
+            faults,
+            state: seed,
+        }
     }
 
     pub(crate) fn judge(&mut self) -> Verdict {

@@ -253,9 +253,9 @@ impl Operation {
         const DATAGRAM: usize = 8;
         let optional = |there: bool, len| if there { len } else { 0 };
         match self {
-            Self::Send { imm, invalidate, .. } => {
-                optional(imm.is_some(), IMMEDIATE) + optional(invalidate.is_some(), INVALIDATE)
-            }
+            Self::Send {
+                imm, invalidate, ..
+            } => optional(imm.is_some(), IMMEDIATE) + optional(invalidate.is_some(), INVALIDATE),
             Self::Write { to, imm, .. } => {
                 optional(to.is_some(), REMOTE_RANGE) + optional(imm.is_some(), IMMEDIATE)
             }

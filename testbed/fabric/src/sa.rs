@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use hal::Instant;
 use mad::sa::{
-    ClassPortInfo, JoinState, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, SaMad, Selector,
-    mc_member_mask, node_record_mask, path_record_mask, port_info_record_mask,
+    ClassPortInfo, JoinState, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, SaMad,
+    Selector, mc_member_mask, node_record_mask, path_record_mask, port_info_record_mask,
 };
 use mad::smp::PortInfo;
 use mad::{Attribute, Method, Status};
@@ -150,17 +150,31 @@ impl Administrator {
         }]
     }
 
-    fn decide(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, switch: &mut Switch) -> Answer {
+    fn decide(
+        &mut self,
+        ports: &[Port],
+        from: PortIndex,
+        request: &SaMad,
+        switch: &mut Switch,
+    ) -> Answer {
         let method = request.header.method;
         let reads = matches!(method, Method::GET | Method::GET_TABLE);
         match request.header.attribute() {
             Attribute::CLASS_PORT_INFO if method == Method::GET => class_port_info(request),
             Attribute::PATH_RECORD if reads => records(request, &paths(ports, from, request)),
             Attribute::NODE_RECORD if reads => records(request, &nodes(ports, switch, request)),
-            Attribute::PORT_INFO_RECORD if reads => records(request, &port_infos(ports, switch, request)),
-            Attribute::MC_MEMBER_RECORD if reads => records(request, &self.groups_matching(ports, request)),
-            Attribute::MC_MEMBER_RECORD if method == Method::SET => self.join(ports, from, request, switch),
-            Attribute::MC_MEMBER_RECORD if method == Method::DELETE => self.leave(from, request, switch),
+            Attribute::PORT_INFO_RECORD if reads => {
+                records(request, &port_infos(ports, switch, request))
+            }
+            Attribute::MC_MEMBER_RECORD if reads => {
+                records(request, &self.groups_matching(ports, request))
+            }
+            Attribute::MC_MEMBER_RECORD if method == Method::SET => {
+                self.join(ports, from, request, switch)
+            }
+            Attribute::MC_MEMBER_RECORD if method == Method::DELETE => {
+                self.leave(from, request, switch)
+            }
             _ => Err(Status::BAD_ATTRIBUTE),
         }
     }
@@ -184,11 +198,19 @@ impl Administrator {
                     vec![group.record]
                 }
             })
-            .filter(|record| mask & mc_member_mask::PORT_GID == 0 || record.port_gid == wanted.port_gid)
+            .filter(|record| {
+                mask & mc_member_mask::PORT_GID == 0 || record.port_gid == wanted.port_gid
+            })
             .collect()
     }
 
-    fn join(&mut self, ports: &[Port], from: PortIndex, request: &SaMad, switch: &mut Switch) -> Answer {
+    fn join(
+        &mut self,
+        ports: &[Port],
+        from: PortIndex,
+        request: &SaMad,
+        switch: &mut Switch,
+    ) -> Answer {
         let mask = request.component_mask.get();
         let Some(wanted) = request.record::<McMemberRecord>() else {
             return Err(Status::BAD_FIELD);
@@ -282,7 +304,12 @@ impl Administrator {
 
 /// Returns the port that joins: the named one, which must be the sender's (there are no proxies),
 /// or the sender's.
-fn member_of(ports: &[Port], from: PortIndex, wanted: &McMemberRecord, mask: u64) -> Option<PortIndex> {
+fn member_of(
+    ports: &[Port],
+    from: PortIndex,
+    wanted: &McMemberRecord,
+    mask: u64,
+) -> Option<PortIndex> {
     let named = mask & mc_member_mask::PORT_GID != 0;
     (!named || ports[from.0].gid() == Gid(wanted.port_gid)).then_some(from)
 }
@@ -314,12 +341,15 @@ fn paths(ports: &[Port], from: PortIndex, request: &SaMad) -> Vec<PathRecord> {
         let by_gid = mask & path_record_mask::SGID != 0;
         let by_lid = mask & path_record_mask::SLID != 0;
         if by_gid || by_lid {
-            (!by_gid || port.gid() == Gid(wanted.sgid)) && (!by_lid || port.lid.0 == wanted.slid.get())
+            (!by_gid || port.gid() == Gid(wanted.sgid))
+                && (!by_lid || port.lid.0 == wanted.slid.get())
         } else {
             port.lid == ports[from.0].lid
         }
     });
-    let Some(source) = source else { return Vec::new() };
+    let Some(source) = source else {
+        return Vec::new();
+    };
     active()
         .filter(|port| mask & path_record_mask::DGID == 0 || port.gid() == Gid(wanted.dgid))
         .filter(|port| mask & path_record_mask::DLID == 0 || port.lid.0 == wanted.dlid.get())
@@ -351,9 +381,15 @@ fn nodes(ports: &[Port], switch: &Switch, request: &SaMad) -> Vec<NodeRecord> {
         .into_iter()
         .chain(theirs)
         .filter(|record| mask & node_record_mask::LID == 0 || record.lid == wanted.lid)
-        .filter(|record| mask & node_record_mask::NODE_GUID == 0 || record.info.node_guid == info.node_guid)
-        .filter(|record| mask & node_record_mask::PORT_GUID == 0 || record.info.port_guid == info.port_guid)
-        .filter(|record| mask & node_record_mask::NODE_TYPE == 0 || record.info.node_type == info.node_type)
+        .filter(|record| {
+            mask & node_record_mask::NODE_GUID == 0 || record.info.node_guid == info.node_guid
+        })
+        .filter(|record| {
+            mask & node_record_mask::PORT_GUID == 0 || record.info.port_guid == info.port_guid
+        })
+        .filter(|record| {
+            mask & node_record_mask::NODE_TYPE == 0 || record.info.node_type == info.node_type
+        })
         .collect()
 }
 
@@ -364,7 +400,10 @@ fn port_infos(ports: &[Port], switch: &Switch, request: &SaMad) -> Vec<PortInfoR
     let mask = request.component_mask.get();
     let included = request.header.modifier.get() & port_info_record_mask::ABILITIES_INCLUDED != 0;
     let able = |record: &PortInfoRecord| {
-        let (has, asked) = (record.info.capabilities.get(), wanted.info.capabilities.get());
+        let (has, asked) = (
+            record.info.capabilities.get(),
+            wanted.info.capabilities.get(),
+        );
         if included {
             has & asked == asked
         } else {

@@ -106,7 +106,13 @@ impl SubnetManager {
         });
     }
 
-    pub(crate) fn link_changed(&mut self, now: Instant, port: PortIndex, up: bool, switch: &mut Switch) {
+    pub(crate) fn link_changed(
+        &mut self,
+        now: Instant,
+        port: PortIndex,
+        up: bool,
+        switch: &mut Switch,
+    ) {
         switch.forget_port(port.number());
         self.administrator.forget(port, switch);
         let state = &mut self.ports[port.0];
@@ -119,8 +125,16 @@ impl SubnetManager {
     }
 
     /// Takes a datagram for the subnet administrator.
-    pub(crate) fn administer(&mut self, now: Instant, from: PortIndex, packet: &Packet, switch: &mut Switch) {
-        let answers = self.administrator.answer(now, &self.ports, from, packet, switch);
+    pub(crate) fn administer(
+        &mut self,
+        now: Instant,
+        from: PortIndex,
+        packet: &Packet,
+        switch: &mut Switch,
+    ) {
+        let answers = self
+            .administrator
+            .answer(now, &self.ports, from, packet, switch);
         let answers = answers.into_iter().map(|answer| (from, answer));
         self.outgoing.extend(answers);
     }
@@ -166,7 +180,13 @@ impl SubnetManager {
     }
 
     /// Takes an answer that came by a port.
-    pub(crate) fn receive(&mut self, now: Instant, from: PortIndex, smp: &Smp, switch: &mut Switch) {
+    pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        from: PortIndex,
+        smp: &Smp,
+        switch: &mut Switch,
+    ) {
         let port = &mut self.ports[from.0];
         let awaited = smp.header.method == Method::GET_RESP
             && port.retry_at.is_some()
@@ -288,7 +308,10 @@ fn configuration(port: &Port) -> PortInfo {
     info.width_enabled = LinkWidth::X1 | LinkWidth::X4;
     info.mtu_sm_sl = MtuAndSl::new().with_mtu(info.mtu_cap.low());
     info.operational_vls = Nibbles::new().with_high(info.vl_cap.high());
-    info.subnet_timeout = info.subnet_timeout.with_timeout(18).with_client_reregister(false);
+    info.subnet_timeout = info
+        .subnet_timeout
+        .with_timeout(18)
+        .with_client_reregister(false);
     with_state(&info, PortStateBits::NO_CHANGE)
 }
 

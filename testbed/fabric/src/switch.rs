@@ -14,8 +14,8 @@ use std::ops::RangeInclusive;
 
 use hal::Instant;
 use mad::smp::{
-    LifeState, LinkWidth, MtuAndSl, Nibbles, NodeDescription, PERMISSIVE_LID, PortCapabilities, PortInfo,
-    PortPhys, PortStateBits, Smp, SpeedState, SwitchFlags, SwitchInfo,
+    LifeState, LinkWidth, MtuAndSl, Nibbles, NodeDescription, PERMISSIVE_LID, PortCapabilities,
+    PortInfo, PortPhys, PortStateBits, Smp, SpeedState, SwitchFlags, SwitchInfo,
 };
 use verbs::{Gid, Guid, Lid, PKey};
 use zerocopy::big_endian::{U16, U32, U64};
@@ -359,7 +359,9 @@ impl Port {
         };
         if number == 0 {
             info.capabilities = U32::new(
-                PortCapabilities::TRAP | PortCapabilities::SYSTEM_GUID | PortCapabilities::EXTENDED_SPEEDS,
+                PortCapabilities::TRAP
+                    | PortCapabilities::SYSTEM_GUID
+                    | PortCapabilities::EXTENDED_SPEEDS,
             );
             info.gid_prefix = U64::new(Gid::DEFAULT_PREFIX);
             info.guid_cap = 1;
@@ -383,7 +385,9 @@ impl CountedPorts for Switch {
     }
 
     fn counts(&mut self, port: u8) -> Option<&mut PortCounts> {
-        self.ports.get_mut(usize::from(port)).map(|port| &mut port.counts)
+        self.ports
+            .get_mut(usize::from(port))
+            .map(|port| &mut port.counts)
     }
 }
 

@@ -4,8 +4,8 @@ use fabric::{Fabric, FabricConfig, Manager, Operation, Packet, PortIndex, SM_LID
 use hal::{Duration, Instant};
 use mad::pma::{self, PortCounters, PortCountersExt};
 use mad::sa::{
-    NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, mc_member_mask, node_record_mask, path_record_mask,
-    port_info_record_mask,
+    NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, mc_member_mask, node_record_mask,
+    path_record_mask, port_info_record_mask,
 };
 use mad::smp::{
     LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PortInfo,
@@ -159,7 +159,10 @@ fn a_path_is_found_by_gid() {
         (Method::GET_RESP, Status::OK)
     );
     let path: PathRecord = response.record().unwrap();
-    assert_eq!((path.slid.get(), path.dlid.get(), path.mtu.value()), (2, 4, 5));
+    assert_eq!(
+        (path.slid.get(), path.dlid.get(), path.mtu.value()),
+        (2, 4, 5)
+    );
     // One that is not there, and one that went away.
     let nobody = PathRecord {
         dgid: gid(9).0,
@@ -224,7 +227,10 @@ fn a_large_table_comes_in_segments_as_the_window_opens() {
     let packet = request_packet(1, &acknowledge(&third, 6));
     fabric.send(now, PortIndex(1), packet.clone());
     fabric.send(now, PortIndex(1), packet);
-    assert!(fabric.next(now).is_none(), "nothing answers an acknowledgement");
+    assert!(
+        fabric.next(now).is_none(),
+        "nothing answers an acknowledgement"
+    );
 }
 
 #[test]
@@ -282,7 +288,10 @@ fn nodes_and_ports_are_recorded() {
     let record: PortInfoRecord = ask(&mut fabric, now, 0, &request).record().unwrap();
     assert_eq!(record.info.lid.get(), 3);
     let request = SaMad::request(Method::GET, Attribute::CLASS_PORT_INFO, 0, &lid, 7);
-    assert_eq!(ask(&mut fabric, now, 0, &request).header.status(), Status::OK);
+    assert_eq!(
+        ask(&mut fabric, now, 0, &request).header.status(),
+        Status::OK
+    );
     let request = SaMad::request(Method::GET, Attribute(0x31), 0, &lid, 8);
     assert_eq!(
         ask(&mut fabric, now, 0, &request).header.status(),
@@ -302,11 +311,21 @@ fn groups_are_joined_left_and_created_only_by_those_who_say_how() {
     let request = |method, mask, record: &mad::sa::McMemberRecord| {
         SaMad::request(method, Attribute::MC_MEMBER_RECORD, mask, record, 5)
     };
-    let refused = ask(&mut fabric, now, 0, &request(Method::SET, mgid | join, &record));
+    let refused = ask(
+        &mut fabric,
+        now,
+        0,
+        &request(Method::SET, mgid | join, &record),
+    );
     assert_eq!(refused.header.status(), Status::SA_INSUFFICIENT_COMPONENTS);
     // The broadcast group of IPoIB is there from the start.
     record.mgid[..12].copy_from_slice(&[0xff, 0x12, 0x40, 0x1b, 0xff, 0xff, 0, 0, 0, 0, 0, 0]);
-    let joined = ask(&mut fabric, now, 0, &request(Method::SET, mgid | join, &record));
+    let joined = ask(
+        &mut fabric,
+        now,
+        0,
+        &request(Method::SET, mgid | join, &record),
+    );
     let group: mad::sa::McMemberRecord = joined.record().unwrap();
     assert_eq!(
         (joined.header.status(), group.mlid.get(), group.port_gid),
@@ -376,17 +395,26 @@ fn only_who_knows_the_key_learns_a_groups_members() {
         scope_join: mad::sa::JoinState::new().with_join(1),
         ..mad::sa::McMemberRecord::default()
     };
-    let request = |method, mask| SaMad::request(method, Attribute::MC_MEMBER_RECORD, mask, &record, 5);
-    let join = request(Method::SET, mc_member_mask::MGID | mc_member_mask::JOIN_STATE);
+    let request =
+        |method, mask| SaMad::request(method, Attribute::MC_MEMBER_RECORD, mask, &record, 5);
+    let join = request(
+        Method::SET,
+        mc_member_mask::MGID | mc_member_mask::JOIN_STATE,
+    );
     for port in [0, 1] {
-        assert_eq!(ask(&mut fabric, now, port, &join).header.status(), Status::OK);
+        assert_eq!(
+            ask(&mut fabric, now, port, &join).header.status(),
+            Status::OK
+        );
     }
     let mut list = request(Method::GET_TABLE, mc_member_mask::MGID);
     let mut members = |list: &SaMad| {
         let answer = ask(&mut fabric, now, 0, list);
         let whole = usize::try_from(u32::from_be_bytes(answer.rmpp.payload_len)).unwrap() - 20;
         let records = answer.data[..whole].chunks_exact(56);
-        records.map(|record| record[16..32].to_vec()).collect::<Vec<_>>()
+        records
+            .map(|record| record[16..32].to_vec())
+            .collect::<Vec<_>>()
     };
     assert_eq!(members(&list), [[0; 16]]);
     list.sm_key = 1.into();
@@ -450,7 +478,10 @@ fn unmanaged(ports: usize) -> (Fabric, Instant) {
 
 fn port_state(fabric: &mut Fabric, now: Instant, port: u32) -> u8 {
     let answer = ask_switch(fabric, now, get(Attribute::PORT_INFO, port));
-    attribute::<PortInfo>(&answer.data).unwrap().speed_state.state()
+    attribute::<PortInfo>(&answer.data)
+        .unwrap()
+        .speed_state
+        .state()
 }
 
 /// Sets the state of a port of the switch.
@@ -470,14 +501,20 @@ fn a_foreign_manager_finds_the_switch_and_what_is_behind_it() {
         (node.node_type, node.ports, node.local_port),
         (NodeType::SWITCH, 36, 1)
     );
-    let states: Vec<u8> = (0..5).map(|port| port_state(&mut fabric, now, port)).collect();
+    let states: Vec<u8> = (0..5)
+        .map(|port| port_state(&mut fabric, now, port))
+        .collect();
     assert_eq!(
         states,
         [4, 2, 2, 2, 1],
         "port 0 is always open, and port 4 has no cable"
     );
     // Through the switch to the card at its port 3, and back.
-    fabric.send(now, PortIndex(0), directed(&[3], get(Attribute::NODE_INFO, 0)));
+    fabric.send(
+        now,
+        PortIndex(0),
+        directed(&[3], get(Attribute::NODE_INFO, 0)),
+    );
     let (port, packet) = fabric.next(now).expect("passed on");
     assert_eq!(port, PortIndex(2));
     let mut smp = Smp::parse(&packet.payload).unwrap();
@@ -509,16 +546,31 @@ fn data_goes_by_the_tables_and_through_open_ports_only() {
     let mut block = [255; 64];
     block[9] = 3;
     let table = data_of(&LinearForwarding(block));
-    ask_switch(&mut fabric, now, set(Attribute::LINEAR_FORWARDING, 0, table));
+    ask_switch(
+        &mut fabric,
+        now,
+        set(Attribute::LINEAR_FORWARDING, 0, table),
+    );
     let mut info: SwitchInfo =
         attribute(&ask_switch(&mut fabric, now, get(Attribute::SWITCH_INFO, 0)).data).unwrap();
     assert!(info.life_state.port_state_change());
     info.linear_top.set(9);
-    let answer = ask_switch(&mut fabric, now, set(Attribute::SWITCH_INFO, 0, data_of(&info)));
+    let answer = ask_switch(
+        &mut fabric,
+        now,
+        set(Attribute::SWITCH_INFO, 0, data_of(&info)),
+    );
     let info: SwitchInfo = attribute(&answer.data).unwrap();
-    assert!(!info.life_state.port_state_change(), "written, it is cleared");
+    assert!(
+        !info.life_state.port_state_change(),
+        "written, it is cleared"
+    );
 
-    assert_eq!(goes(&mut fabric, &data), [] as [usize; 0], "no port is open");
+    assert_eq!(
+        goes(&mut fabric, &data),
+        [] as [usize; 0],
+        "no port is open"
+    );
     assert_eq!(
         drive(&mut fabric, now, 3, PortStateBits::ACTIVE),
         Status::BAD_FIELD,
@@ -534,7 +586,11 @@ fn data_goes_by_the_tables_and_through_open_ports_only() {
     let mut words = MulticastForwarding::default();
     words.0[5].set(0b1110);
     let table = data_of(&words);
-    ask_switch(&mut fabric, now, set(Attribute::MULTICAST_FORWARDING, 0, table));
+    ask_switch(
+        &mut fabric,
+        now,
+        set(Attribute::MULTICAST_FORWARDING, 0, table),
+    );
     let group = Packet {
         dlid: Lid(0xc005),
         ..data.clone()
@@ -555,14 +611,26 @@ fn a_foreign_manager_hears_of_links_until_it_says_so() {
     let mut info = PortInfo::default();
     info.lid.set(7);
     info.sm_lid.set(2);
-    ask_switch(&mut fabric, now, set(Attribute::PORT_INFO, 0, data_of(&info)));
+    ask_switch(
+        &mut fabric,
+        now,
+        set(Attribute::PORT_INFO, 0, data_of(&info)),
+    );
     let mut block = [255; 64];
     block[2] = 1;
     let table = data_of(&LinearForwarding(block));
-    ask_switch(&mut fabric, now, set(Attribute::LINEAR_FORWARDING, 0, table));
+    ask_switch(
+        &mut fabric,
+        now,
+        set(Attribute::LINEAR_FORWARDING, 0, table),
+    );
     let mut info = SwitchInfo::default();
     info.linear_top.set(2);
-    ask_switch(&mut fabric, now, set(Attribute::SWITCH_INFO, 0, data_of(&info)));
+    ask_switch(
+        &mut fabric,
+        now,
+        set(Attribute::SWITCH_INFO, 0, data_of(&info)),
+    );
 
     fabric.set_link(now, PortIndex(1), false);
     for _ in 0..2 {
@@ -603,7 +671,8 @@ fn the_own_manager_says_that_it_is_master() {
         (info.priority.priority(), info.priority.state()),
         (15, SmState::MASTER)
     );
-    let again: SmInfo = attribute(&ask_switch(&mut fabric, now, get(Attribute::SM_INFO, 0)).data).unwrap();
+    let again: SmInfo =
+        attribute(&ask_switch(&mut fabric, now, get(Attribute::SM_INFO, 0)).data).unwrap();
     assert!(again.activity > info.activity);
     // Without it, the switch has none.
     let (mut fabric, now) = unmanaged(1);
@@ -642,7 +711,10 @@ fn a_manager_disables_enables_and_retrains_links_at_the_switch() {
     assert_eq!(order(&mut fabric, now, 2, down, POLLING), [(1, true)]);
     assert_eq!(port_state(&mut fabric, now, 2), PortStateBits::INIT);
     assert_eq!(drive(&mut fabric, now, 2, PortStateBits::ARMED), Status::OK);
-    assert_eq!(order(&mut fabric, now, 2, down, NONE), [(1, false), (1, true)]);
+    assert_eq!(
+        order(&mut fabric, now, 2, down, NONE),
+        [(1, false), (1, true)]
+    );
     assert_eq!(port_state(&mut fabric, now, 2), PortStateBits::INIT);
     // A port that nobody is at.
     assert_eq!(order(&mut fabric, now, 7, down, POLLING), []);
@@ -691,11 +763,20 @@ fn the_switch_counts_what_passes_its_ports() {
     };
     let cleared = counters(&mut fabric, now, set, Attribute::PORT_COUNTERS, &clear);
     assert_eq!(cleared.xmit_packets.get(), 0);
-    let before = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS_EXT, &wide(2));
+    let before = counters(
+        &mut fabric,
+        now,
+        get,
+        Attribute::PORT_COUNTERS_EXT,
+        &wide(2),
+    );
     // A datagram of 256 bytes with all headers from port 0 to port 1.
     let sent = Packet {
         dlid: Lid(3),
-        ..request_packet(0, &SaMad::request(get, Attribute::NODE_RECORD, 0, &[0_u8; 0], 1))
+        ..request_packet(
+            0,
+            &SaMad::request(get, Attribute::NODE_RECORD, 0, &[0_u8; 0], 1),
+        )
     };
     fabric.send(now, PortIndex(0), sent.clone());
     assert_eq!(fabric.next(now).map(|(port, _)| port), Some(PortIndex(1)));
@@ -703,7 +784,13 @@ fn the_switch_counts_what_passes_its_ports() {
     // Local route, base transport and datagram headers, and the checksum.
     assert_eq!(out.xmit_data.get() * 4, 8 + 12 + 8 + 256 + 4);
     assert_eq!((out.xmit_packets.get(), out.rcv_packets.get()), (1, 0));
-    let out = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS_EXT, &wide(2));
+    let out = counters(
+        &mut fabric,
+        now,
+        get,
+        Attribute::PORT_COUNTERS_EXT,
+        &wide(2),
+    );
     let passed = out.by_kind[0].get() - before.by_kind[0].get();
     assert_eq!((passed, out.by_kind[2].get()), (1, 0), "one port, no group");
     // No route, a port without link, and a link that goes.
@@ -720,6 +807,12 @@ fn the_switch_counts_what_passes_its_ports() {
     fabric.set_link(now, PortIndex(1), false);
     let gone = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS, &small(2));
     assert_eq!(gone.link_downed, 1);
-    let all = counters(&mut fabric, now, get, Attribute::PORT_COUNTERS, &small(0xff));
+    let all = counters(
+        &mut fabric,
+        now,
+        get,
+        Attribute::PORT_COUNTERS,
+        &small(0xff),
+    );
     assert_eq!((all.link_downed, all.rcv_relay_errors.get()), (1, 1));
 }

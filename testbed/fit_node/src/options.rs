@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn each_option_is_read() {
-        let options = read("part=call role=processor to=storage callers=4 calls=9 pace=5 timeout=60000");
+        let options =
+            read("part=call role=processor to=storage callers=4 calls=9 pace=5 timeout=60000");
         let expected = Options {
             role: Role::Processor,
             part: Part::Call,

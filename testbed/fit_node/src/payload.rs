@@ -116,9 +116,16 @@ mod tests {
 
     #[test]
     fn the_reply_of_another_call_and_a_short_one_do_not_pass() {
-        let ask = Ask { number: 7, reply: 4 };
+        let ask = Ask {
+            number: 7,
+            reply: 4,
+        };
         let mut reply = [0; 4];
-        Ask { number: 8, reply: 4 }.answer(&mut reply);
+        Ask {
+            number: 8,
+            reply: 4,
+        }
+        .answer(&mut reply);
         assert!(!ask.is_answered_by(&reply));
         ask.answer(&mut reply);
         assert!(ask.is_answered_by(&reply) && !ask.is_answered_by(&reply[..3]));

@@ -192,7 +192,11 @@ pub fn compare(made: &Made, served: &Served) -> Result<(), Disagreement> {
         (Counter::Requests, served.requests, calls),
         (Counter::Answered, served.answered, calls),
         (Counter::Wrong, served.wrong, 0),
-        (Counter::RequestBytes, served.request_bytes, calls * made.request),
+        (
+            Counter::RequestBytes,
+            served.request_bytes,
+            calls * made.request,
+        ),
         (Counter::ReplyBytes, served.reply_bytes, calls * made.reply),
         (Counter::Stray, made.stray + served.stray, 0),
         (Counter::Late, made.late + served.late, 0),
@@ -250,7 +254,9 @@ mod tests {
             (Counter::Requests, |_, served| served.requests += 1),
             (Counter::Answered, |_, served| served.answered -= 1),
             (Counter::Wrong, |_, served| served.wrong = 1),
-            (Counter::RequestBytes, |_, served| served.request_bytes -= 32),
+            (Counter::RequestBytes, |_, served| {
+                served.request_bytes -= 32
+            }),
             (Counter::ReplyBytes, |_, served| served.reply_bytes = 0),
             (Counter::Stray, |_, served| served.stray = 1),
             (Counter::Late, |made, _| made.late = 1),

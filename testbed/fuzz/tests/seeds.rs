@@ -32,7 +32,11 @@ fn changed(seed: &[u8], chance: &mut Chance, target: &Target) -> Vec<u8> {
     let mut bytes = seed.to_vec();
     match chance.below(4) {
         0 => bytes.truncate(chance.below(seed.len() + 1)),
-        1 => bytes.extend((0..chance.below(64)).map(|_| chance.byte()).collect::<Vec<_>>()),
+        1 => bytes.extend(
+            (0..chance.below(64))
+                .map(|_| chance.byte())
+                .collect::<Vec<_>>(),
+        ),
         2 => bytes.extend_from_slice(&seed[chance.below(seed.len())..]),
         _ => {}
     }

@@ -62,7 +62,8 @@ impl World for Shared {
     }
 
     fn config_read(&self, node: NodeIndex, offset: u16, into: &mut [u8]) {
-        self.cluster().config_read_at(node, self.now(), offset, into);
+        self.cluster()
+            .config_read_at(node, self.now(), offset, into);
     }
 
     fn config_write(&self, node: NodeIndex, offset: u16, from: &[u8]) {
@@ -74,7 +75,8 @@ impl World for Shared {
     }
 
     fn bar_write(&self, node: NodeIndex, bar: u8, offset: u64, from: &[u8]) {
-        self.cluster().bar_write(node, self.now(), bar, offset, from);
+        self.cluster()
+            .bar_write(node, self.now(), bar, offset, from);
     }
 
     fn detach(&self, node: NodeIndex) {

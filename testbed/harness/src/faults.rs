@@ -5,7 +5,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers};
+use hal::{
+    BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers,
+};
 
 /// The command register's last dword in BAR 0 (Linux `cmd.c`: `MLX4_HCR_BASE` +
 /// `HCR_STATUS_OFFSET`).
@@ -296,7 +298,10 @@ impl<P: Platform> Platform for Faulty<P> {
         })
     }
 
-    fn enable_vectors(&self, count: u16) -> Result<impl IntoIterator<Item = Self::Vector> + use<P>, Error> {
+    fn enable_vectors(
+        &self,
+        count: u16,
+    ) -> Result<impl IntoIterator<Item = Self::Vector> + use<P>, Error> {
         let vectors: Vec<_> = self
             .inner
             .enable_vectors(count)?

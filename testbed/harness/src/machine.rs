@@ -50,7 +50,10 @@ impl Board {
     }
 
     fn vector(&self, index: usize) -> Arc<AtomicBool> {
-        let mut interrupts = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut interrupts = self
+            .interrupts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if interrupts.len() <= index {
             interrupts.resize_with(index + 1, Arc::default);
         }
@@ -61,7 +64,8 @@ impl Board {
 impl Host for Board {
     fn dma_read(&self, addr: u64, into: &mut [u8]) -> Result<(), DmaError> {
         let len = into.len();
-        self.memory.dma(addr, len, |bytes| into.copy_from_slice(bytes))
+        self.memory
+            .dma(addr, len, |bytes| into.copy_from_slice(bytes))
     }
 
     fn dma_write(&self, addr: u64, from: &[u8]) -> Result<(), DmaError> {
@@ -70,7 +74,8 @@ impl Host for Board {
     }
 
     fn raise(&self, vector: u16) {
-        self.vector(usize::from(vector)).store(true, Ordering::Release);
+        self.vector(usize::from(vector))
+            .store(true, Ordering::Release);
     }
 }
 
@@ -233,7 +238,10 @@ impl Platform for Machine {
         buffer.ok_or(Error::NoDmaMemory { len })
     }
 
-    fn enable_vectors(&self, count: u16) -> Result<impl IntoIterator<Item = Vector> + use<>, Error> {
+    fn enable_vectors(
+        &self,
+        count: u16,
+    ) -> Result<impl IntoIterator<Item = Vector> + use<>, Error> {
         let config = self.config();
         let none = Error::TooFewVectors {
             wanted: count,
@@ -249,7 +257,10 @@ impl Platform for Machine {
         let control = config.read_u32(at);
         let have = u16::try_from(control >> 16 & 0x7ff).unwrap_or(0) + 1;
         if have < count {
-            return Err(Error::TooFewVectors { wanted: count, have });
+            return Err(Error::TooFewVectors {
+                wanted: count,
+                have,
+            });
         }
         config.write_u32(at, control | MSIX_ENABLE);
         let vectors: Vec<_> = (0..usize::from(count))

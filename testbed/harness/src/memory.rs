@@ -116,7 +116,9 @@ impl Memory {
             Some(range) => Ok(access(&mut inner.bytes[range])),
             None => {
                 inner.violations += 1;
-                log::warn!("the card reaches for {len} bytes at {addr:#x}, which are not allocated");
+                log::warn!(
+                    "the card reaches for {len} bytes at {addr:#x}, which are not allocated"
+                );
                 Err(DmaError { addr, len })
             }
         }

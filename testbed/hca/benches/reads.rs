@@ -35,7 +35,9 @@ fn main() {
     for _ in 0..READS {
         bench.post(&mut qp, &read);
         bench.ring_send(&qp);
-        bench.poll_cq(&mut cq).expect("completed within its doorbell");
+        bench
+            .poll_cq(&mut cq)
+            .expect("completed within its doorbell");
     }
     let rate = f64::from(READS) / start.elapsed().as_secs_f64();
     println!("reads_per_second\t{rate:.0}");

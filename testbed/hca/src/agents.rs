@@ -1,7 +1,8 @@
 //! The firmware's management agents: subnet management and port counters.
 
 use mad::smp::{
-    GuidInfo, NodeDescription, NodeInfo, NodeType, PKeyTable, PortInfo, SlToVl, Smp, attribute, data_of,
+    GuidInfo, NodeDescription, NodeInfo, NodeType, PKeyTable, PortInfo, SlToVl, Smp, attribute,
+    data_of,
 };
 use mad::{Attribute, Header, Mad, Method, MgmtClass, Status};
 use mlx4_hw::bits::Low;
@@ -87,7 +88,8 @@ fn get(core: &Core, identity: &Identity, number: u8, smp: &mut Smp) -> Result<()
         Attribute::PORT_INFO => {
             // The modifier names a port of this node; 0 is the one that was asked. Its top bit says
             // that the manager understands extended speeds.
-            let wanted = u8::try_from(modifier & !SM_KNOWS_SPEEDS).map_err(|_| Status::BAD_FIELD)?;
+            let wanted =
+                u8::try_from(modifier & !SM_KNOWS_SPEEDS).map_err(|_| Status::BAD_FIELD)?;
             let port = if wanted == 0 {
                 port
             } else {
@@ -225,7 +227,9 @@ pub(crate) fn report_link(core: &mut Core, number: u8, active: bool) {
 }
 
 fn report_management(core: &mut Core, number: u8, subtype: u8, changed: PortAttributes) {
-    let Some(port) = core.port(number) else { return };
+    let Some(port) = core.port(number) else {
+        return;
+    };
     let mut event = PortManagementEvent::new_zeroed();
     event.port = number;
     event.lid = port.info.lid;

@@ -75,9 +75,10 @@ impl Cluster {
         NodeIndex(index)
     }
 
-    /// Puts a card on a bus, with its BARs where firmware has placed them: BARs answer while memory space is enabled, DMA is
-    /// made while the card may master the bus, and its reset register loses configuration space and ownership, and leaves
-    /// it away for a second. A virtual machine monitor sees to most of that itself, so its cards are on none.
+    /// Puts a card on a bus, with its BARs where firmware has placed them: BARs answer while memory
+    /// space is enabled, DMA is made while the card may master the bus, and its reset register
+    /// loses configuration space and ownership, and leaves it away for a second. A virtual machine
+    /// monitor sees to most of that itself, so its cards are on none.
     pub fn put_on_bus(&mut self, node: NodeIndex, now: Instant, bars: [u32; 2]) {
         let hca = self.hca(node, now);
         for (offset, bar) in [(0x10, bars[0]), (0x18, bars[1])] {
@@ -105,7 +106,14 @@ impl Cluster {
 
     /// Reads registers: `bar` is 0 or 2. Bytes are in the order in which they lie on the bus. What
     /// is not there reads as ones, and so does every doorbell page.
-    pub fn bar_read(&mut self, node: NodeIndex, now: Instant, bar: u8, offset: u64, into: &mut [u8]) {
+    pub fn bar_read(
+        &mut self,
+        node: NodeIndex,
+        now: Instant,
+        bar: u8,
+        offset: u64,
+        into: &mut [u8],
+    ) {
         match bar {
             0 if self.hca(node, now).answers(0) => self.hca(node, now).read_registers(offset, into),
             _ => into.fill(0xff),
@@ -168,7 +176,10 @@ impl Cluster {
         }
         self.fabric.poll(now);
         self.run(now);
-        let busy = self.nodes.iter().any(|node| !node.hca.core.ready.is_empty());
+        let busy = self
+            .nodes
+            .iter()
+            .any(|node| !node.hca.core.ready.is_empty());
         if busy || self.fabric.has_arrivals() {
             return Some(now);
         }
@@ -254,7 +265,13 @@ impl Cluster {
             if let Some((place, packet)) = self.fabric.next(now) {
                 let (index, number) = self.attached[place.0];
                 self.hca(NodeIndex(index), now).receive(number, packet);
-                if self.nodes[index].hca.core.ports.iter().any(|port| port.bounced) {
+                if self.nodes[index]
+                    .hca
+                    .core
+                    .ports
+                    .iter()
+                    .any(|port| port.bounced)
+                {
                     self.follow_links(index, now);
                 }
                 self.collect(index, now);

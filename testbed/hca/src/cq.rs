@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use mlx4_hw::bits::Low24;
 use mlx4_hw::cq::{
-    CQ_STATE_ARMED, CQ_STATE_ARMED_SOLICITED, CQ_STATE_FIRED, CQE_INIT_BYTE, CQE_LEN, CQE_OPCODE_RESIZE,
-    CqContext, Cqe, CqeOwner,
+    CQ_STATE_ARMED, CQ_STATE_ARMED_SOLICITED, CQ_STATE_FIRED, CQE_INIT_BYTE, CQE_LEN,
+    CQE_OPCODE_RESIZE, CqContext, Cqe, CqeOwner,
 };
 use mlx4_hw::eq::{CqErrorEvent, Eqe, EventType, STATUS_OVERFLOW, STATUS_WRITE_FAIL};
 use mlx4_hw::regs::{ARM_NEXT, ARM_SOLICITED, CqArm};
@@ -70,7 +70,8 @@ impl CompletionQueue {
         {
             self.consumer = record.get();
         }
-        self.ahead_of(self.producer, self.consumer) >= self.entries() && !self.context.flags.ignore_overrun()
+        self.ahead_of(self.producer, self.consumer) >= self.entries()
+            && !self.context.flags.ignore_overrun()
     }
 
     fn write(&mut self, memory: &Memory, mut cqe: Cqe) -> Result<(), AccessError> {
@@ -276,10 +277,16 @@ fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue
 
 /// Makes every entry of a queue the device's for a producer that stands at `producer`: those that
 /// it comes to in this pass are owned as the pass before, the others as this one.
-fn fill_for(memory: &Memory, ring: RingMemory, entries: u32, producer: u32) -> Result<(), AccessError> {
+fn fill_for(
+    memory: &Memory,
+    ring: RingMemory,
+    entries: u32,
+    producer: u32,
+) -> Result<(), AccessError> {
     let pass = producer & entries != 0;
     for entry in 0..entries {
-        let mut cqe = Cqe::read_from_bytes(&[CQE_INIT_BYTE; CQE_LEN]).unwrap_or_else(|_| Cqe::new_zeroed());
+        let mut cqe =
+            Cqe::read_from_bytes(&[CQE_INIT_BYTE; CQE_LEN]).unwrap_or_else(|_| Cqe::new_zeroed());
         cqe.owner.set_pass(if entry >= producer & (entries - 1) {
             !pass
         } else {

@@ -2,8 +2,8 @@
 
 use fabric::{Grh, Operation, Packet, Service as Wire};
 use mad::wire::{
-    BaseTransport, DatagramTransport, GlobalRoute, GlobalRouteFirst, ICRC_LEN, LocalRoute, NEXT_GRH,
-    UD_SEND_ONLY, UD_SEND_ONLY_WITH_IMMEDIATE,
+    BaseTransport, DatagramTransport, GlobalRoute, GlobalRouteFirst, ICRC_LEN, LocalRoute,
+    NEXT_GRH, UD_SEND_ONLY, UD_SEND_ONLY_WITH_IMMEDIATE,
 };
 use mlx4_hw::bits::{High, Low24};
 use mlx4_hw::cq::{Cqe, CqeOwner, CqeRemote, ReceiveOpcode, Syndrome};
@@ -35,10 +35,11 @@ impl QueuePair {
         if work.len > longest {
             return Err(Syndrome::LOCAL_LENGTH_ERR);
         }
-        let bytes = gather(&core.memory, self.accessor(), &work.pieces, 0, work.len).map_err(|error| {
-            log::debug!("QP {:#x}: datagram: {error}", self.qpn);
-            Syndrome::LOCAL_PROT_ERR
-        })?;
+        let bytes =
+            gather(&core.memory, self.accessor(), &work.pieces, 0, work.len).map_err(|error| {
+                log::debug!("QP {:#x}: datagram: {error}", self.qpn);
+                Syndrome::LOCAL_PROT_ERR
+            })?;
         let packet = match &work.task {
             Task::Datagram { to, imm } => self.ordinary(core, to, *imm, bytes)?,
             Task::Mlx { control } => self
@@ -76,10 +77,14 @@ impl QueuePair {
             dlid: Lid(vector.dlid.get()),
             sl: vector.traffic.sl(),
             vl15: false,
-            grh: vector
-                .grh
-                .grh()
-                .then(|| port.grh(vector.gid_index, vector.traffic, vector.hop_limit, vector.dgid)),
+            grh: vector.grh.grh().then(|| {
+                port.grh(
+                    vector.gid_index,
+                    vector.traffic,
+                    vector.hop_limit,
+                    vector.dgid,
+                )
+            }),
             pkey: port
                 .pkey(self.context.primary_path.pkey_index)
                 .ok_or(Syndrome::LOCAL_QP_OP_ERR)?,
@@ -89,7 +94,11 @@ impl QueuePair {
             ack_request: false,
             service: Wire::Ud,
             operation: Operation::Datagram {
-                qkey: QKey(if own_qkey { self.context.qkey.get() } else { given }),
+                qkey: QKey(if own_qkey {
+                    self.context.qkey.get()
+                } else {
+                    given
+                }),
                 source: Qpn(self.qpn),
                 imm,
             },
@@ -98,7 +107,12 @@ impl QueuePair {
     }
 
     /// Takes apart what software built: headers, payload, and room for the CRC.
-    fn software_built(&self, core: &Core, control: &MlxControlSegment, bytes: &[u8]) -> Option<Packet> {
+    fn software_built(
+        &self,
+        core: &Core,
+        control: &MlxControlSegment,
+        bytes: &[u8],
+    ) -> Option<Packet> {
         let port = core.port(self.port())?;
         let (route, rest) = LocalRoute::read_from_prefix(bytes).ok()?;
         let (grh, rest) = if route.first.next() == NEXT_GRH {
@@ -198,8 +212,12 @@ impl QueuePair {
         let pkey_index = core
             .port(self.port())
             .and_then(|port| port.pkey_index(packet.pkey));
-        cqe.immediate_or_pkey = imm.unwrap_or_else(|| u32::from(pkey_index.unwrap_or(0))).into();
-        cqe.remote = CqeRemote::new().with_grh(packet.grh.is_some()).with_qpn(source.0);
+        cqe.immediate_or_pkey = imm
+            .unwrap_or_else(|| u32::from(pkey_index.unwrap_or(0)))
+            .into();
+        cqe.remote = CqeRemote::new()
+            .with_grh(packet.grh.is_some())
+            .with_qpn(source.0);
         cqe.sl = High::new(packet.sl);
         cqe.slid = packet.slid.0.into();
         cqe.byte_count = len.into();
@@ -215,8 +233,10 @@ impl QueuePair {
 }
 
 fn grh_bytes(grh: &Grh, packet: &Packet) -> [u8; GRH_LEN as usize] {
-    let behind =
-        size_of::<BaseTransport>() + size_of::<DatagramTransport>() + packet.payload.len() + ICRC_LEN;
+    let behind = size_of::<BaseTransport>()
+        + size_of::<DatagramTransport>()
+        + packet.payload.len()
+        + ICRC_LEN;
     let header = GlobalRoute {
         first: GlobalRouteFirst::new()
             .with_version(6)

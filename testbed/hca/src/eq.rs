@@ -70,12 +70,21 @@ impl EventQueues {
             ring,
             producer: context.producer.get(),
             consumer: context.consumer.get(),
-            armed: matches!(context.flags.state(), EQ_STATE_ARMED | EQ_STATE_ALWAYS_ARMED),
+            armed: matches!(
+                context.flags.state(),
+                EQ_STATE_ARMED | EQ_STATE_ALWAYS_ARMED
+            ),
             failed: false,
             context,
         };
         let fresh = Eqe::new(EventType::COMPLETION, 0, [0; 24], true);
-        fill_entries(memory, Purpose::Eqe, ring, queue.entries(), fresh.as_bytes())?;
+        fill_entries(
+            memory,
+            Purpose::Eqe,
+            ring,
+            queue.entries(),
+            fresh.as_bytes(),
+        )?;
         self.queues.insert(eqn, queue);
         Ok(())
     }
@@ -114,7 +123,13 @@ impl EventQueues {
     }
 
     /// Reports an event to the queue that takes its type; without one it is lost.
-    pub(crate) fn report(&mut self, memory: &Memory, event: EventType, subtype: u8, data: [u8; 24]) {
+    pub(crate) fn report(
+        &mut self,
+        memory: &Memory,
+        event: EventType,
+        subtype: u8,
+        data: [u8; 24],
+    ) {
         match self.routes.get(&event.0) {
             Some(eqn) => self.post(memory, *eqn, event, subtype, data),
             None => log::debug!("no EQ takes event {event}"),
@@ -127,7 +142,14 @@ impl EventQueues {
     }
 
     /// Writes an entry into a queue, and raises its interrupt if it is armed.
-    pub(crate) fn post(&mut self, memory: &Memory, eqn: u32, event: EventType, subtype: u8, data: [u8; 24]) {
+    pub(crate) fn post(
+        &mut self,
+        memory: &Memory,
+        eqn: u32,
+        event: EventType,
+        subtype: u8,
+        data: [u8; 24],
+    ) {
         let Some(queue) = self.queues.get_mut(&eqn).filter(|queue| !queue.failed) else {
             log::debug!("event {event} for EQ {eqn}, which is not there or failed");
             return;
@@ -189,7 +211,9 @@ pub(crate) fn fill_entries(
     let total = u64::from(count) * entry.len() as u64;
     let page = entry.repeat(PAGE_LEN / entry.len());
     for at in (0..total).step_by(PAGE_LEN) {
-        let len = usize::try_from(total - at).unwrap_or(PAGE_LEN).min(PAGE_LEN);
+        let len = usize::try_from(total - at)
+            .unwrap_or(PAGE_LEN)
+            .min(PAGE_LEN);
         memory.ring_write(purpose, ring, at, &page[..len])?;
     }
     Ok(())

@@ -17,7 +17,9 @@ const VALID: u8 = 0;
 fn entry(memory: &Memory, key: u32) -> Option<(u64, Mpt)> {
     let place = memory.mpt_place(HwKey::from_key(key).index());
     let mut mpt = Mpt::new_zeroed();
-    memory.icm_read(Purpose::Mpt, place, mpt.as_mut_bytes()).ok()?;
+    memory
+        .icm_read(Purpose::Mpt, place, mpt.as_mut_bytes())
+        .ok()?;
     (mpt.flags.status() != MPT_STATUS_SOFTWARE).then_some((place, mpt))
 }
 
@@ -41,7 +43,9 @@ fn free(memory: &Memory, key: u32, allowed: impl Fn(&Mpt) -> bool) -> bool {
         return false;
     }
     mpt.flags.set_status(MPT_STATUS_FREE);
-    memory.icm_write(Purpose::Mpt, place, mpt.as_bytes()).is_ok()
+    memory
+        .icm_write(Purpose::Mpt, place, mpt.as_bytes())
+        .is_ok()
 }
 
 /// Registers a region over a list of pages. False if the entry is not free or not made for it.
@@ -82,5 +86,7 @@ pub(crate) fn register(memory: &Memory, segment: &FastRegisterSegment) -> bool {
     mpt.start = segment.start;
     mpt.len = segment.len;
     mpt.log_page = segment.log_page;
-    memory.icm_write(Purpose::Mpt, place, mpt.as_bytes()).is_ok()
+    memory
+        .icm_write(Purpose::Mpt, place, mpt.as_bytes())
+        .is_ok()
 }

@@ -100,7 +100,9 @@ impl Hca {
                 result,
             })
         });
-        let done = Doorbell::new().with_toggle(doorbell.toggle()).with_status(status);
+        let done = Doorbell::new()
+            .with_toggle(doorbell.toggle())
+            .with_status(status);
         self.registers.command[hcr::DOORBELL / 4] = u32::from(done);
         let (high, low) = split(result);
         self.registers.command[hcr::OUT_PARAM_HIGH / 4] = high;
@@ -208,7 +210,8 @@ impl Hca {
                 | Opcode::CLOSE_HCA
                 | Opcode::NOP
         );
-        let ready = always || (self.firmware.running && (before_init || self.firmware.init.is_some()));
+        let ready =
+            always || (self.firmware.running && (before_init || self.firmware.init.is_some()));
         if ready || opcode.name().is_none() {
             Ok(())
         } else {
@@ -250,7 +253,11 @@ impl Hca {
 fn check_mailbox(addr: u64) -> Result<(), CmdStatus> {
     const SMALLEST: u64 = 1024;
     let fits = addr.is_multiple_of(SMALLEST) && addr.checked_add(MAILBOX_LEN as u64).is_some();
-    if fits { Ok(()) } else { Err(CmdStatus::BAD_PARAM) }
+    if fits {
+        Ok(())
+    } else {
+        Err(CmdStatus::BAD_PARAM)
+    }
 }
 
 fn join(high: u32, low: u32) -> u64 {
@@ -261,5 +268,8 @@ fn join(high: u32, low: u32) -> u64 {
 
 fn split(value: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
-    (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+    (
+        u32::from_be_bytes([a, b, c, d]),
+        u32::from_be_bytes([e, f, g, h]),
+    )
 }

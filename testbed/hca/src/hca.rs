@@ -45,7 +45,8 @@ pub(crate) struct Hca {
     rung: VecDeque<u32>,
     /// The upper half of a CQ doorbell that comes in two stores, with its UAR page.
     half_doorbell: Option<(u32, u32)>,
-    /// Whether configuration space counts, as on a bus; a virtual machine monitor answers for it itself.
+    /// Whether configuration space counts, as on a bus; a virtual machine monitor answers for it
+    /// itself.
     on_bus: bool,
     /// Until when the card answers nothing after a reset.
     gone_until: Instant,
@@ -77,7 +78,9 @@ impl Hca {
                 completions: CompletionQueues::default(),
                 shared: SharedQueues::default(),
                 ports: (1..=ports)
-                    .map(|number| Port::new(number, Guid(config.guid.0.wrapping_add(u64::from(number)))))
+                    .map(|number| {
+                        Port::new(number, Guid(config.guid.0.wrapping_add(u64::from(number))))
+                    })
                     .collect(),
                 outgoing: VecDeque::new(),
                 timers: BTreeSet::new(),
@@ -99,8 +102,9 @@ impl Hca {
         self.follow_config();
     }
 
-    /// Resets as the reset register does on hardware: configuration space and ownership are lost as well, and nothing
-    /// answers for a while (Linux `reset.c`, `mlx4_reset`, saves the header before and restores it after).
+    /// Resets as the reset register does on hardware: configuration space and ownership are lost as
+    /// well, and nothing answers for a while (Linux `reset.c`, `mlx4_reset`, saves the header
+    /// before and restores it after).
     fn reset_on_bus(&mut self) {
         let away = self.core.now + AWAY;
         self.hard_reset();
@@ -233,12 +237,15 @@ impl Hca {
 
     /// Reads configuration space.
     pub(crate) fn read_config(&self, offset: u16, into: &mut [u8]) {
-        self.pci.read(offset, into, self.core.memory.pin.is_pending());
+        self.pci
+            .read(offset, into, self.core.memory.pin.is_pending());
     }
 
     fn follow_config(&self) {
         let memory = &self.core.memory;
-        memory.masters_bus.set(!self.on_bus || self.pci.masters_bus());
+        memory
+            .masters_bus
+            .set(!self.on_bus || self.pci.masters_bus());
         let (messages, disabled) = (self.pci.has_messages(), self.pci.pin_is_disabled());
         memory.set_pin(memory.pin.configure(messages, disabled));
     }
@@ -275,7 +282,9 @@ impl Hca {
             (regs::CQ_DOORBELL, [arm, consumer]) => self.ring_cq(uar, *arm, *consumer),
             (regs::CQ_DOORBELL, [arm]) => self.half_doorbell = Some((uar, *arm)),
             (CQ_LOW, [consumer]) => {
-                if let Some((page, arm)) = self.half_doorbell.take().filter(|(page, _)| *page == uar) {
+                if let Some((page, arm)) =
+                    self.half_doorbell.take().filter(|(page, _)| *page == uar)
+                {
                     self.ring_cq(page, arm, *consumer);
                 }
             }
@@ -292,7 +301,9 @@ impl Hca {
         let arm = CqArm::from(arm);
         self.tell(Doorbell::Arm { uar, arm, consumer });
         let (memory, events) = (&self.core.memory, &mut self.core.events);
-        self.core.completions.ring(memory, events, uar, arm, consumer);
+        self.core
+            .completions
+            .ring(memory, events, uar, arm, consumer);
     }
 
     fn ring_send(&mut self, uar: u32, qpn: u32) {

@@ -46,7 +46,8 @@ impl IcmMap {
                 self.extents.insert(start, (icm - start, bus));
             }
             if start + len > end {
-                self.extents.insert(end, (start + len - end, bus + (end - start)));
+                self.extents
+                    .insert(end, (start + len - end, bus + (end - start)));
             }
         }
     }

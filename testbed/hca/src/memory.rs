@@ -133,7 +133,12 @@ impl Memory {
         }
     }
 
-    pub(crate) fn read(&self, purpose: Purpose, addr: u64, into: &mut [u8]) -> Result<(), DmaError> {
+    pub(crate) fn read(
+        &self,
+        purpose: Purpose,
+        addr: u64,
+        into: &mut [u8],
+    ) -> Result<(), DmaError> {
         self.reads.set(self.reads.get() + 1);
         let result = match &self.host {
             Some(host) if self.masters_bus.get() => host.dma_read(addr, into),
@@ -283,7 +288,12 @@ impl Memory {
     }
 
     /// Reads from a queue's buffer what may never be used; the counters leave it out.
-    pub(crate) fn read_ahead(&self, ring: RingMemory, at: u64, into: &mut [u8]) -> Result<(), AccessError> {
+    pub(crate) fn read_ahead(
+        &self,
+        ring: RingMemory,
+        at: u64,
+        into: &mut [u8],
+    ) -> Result<(), AccessError> {
         let counted = self.reads.get();
         let result = self.ring_read(Purpose::ReadAhead, ring, at, into);
         self.reads.set(counted);
@@ -319,7 +329,11 @@ impl Memory {
     pub(crate) fn mpt(&self, key: u32) -> Result<Mpt, AccessError> {
         let wanted = HwKey::from_key(key);
         let mut mpt = Mpt::new_zeroed();
-        self.icm_read(Purpose::Mpt, self.mpt_place(wanted.index()), mpt.as_mut_bytes())?;
+        self.icm_read(
+            Purpose::Mpt,
+            self.mpt_place(wanted.index()),
+            mpt.as_mut_bytes(),
+        )?;
         let dead = matches!(mpt.flags.status(), MPT_STATUS_SOFTWARE | MPT_STATUS_FREE);
         if dead || mpt.key != wanted {
             return Err(AccessError::Key(key));

@@ -73,7 +73,10 @@ impl ConfigSpace {
         self.allow(0x10, &(!(BAR0_SIZE - 1)).to_le_bytes());
         self.set(0x18, &[0x0c, 0, 0, 0]); // BAR 2: 64-bit prefetchable memory
         self.allow(0x18, &(!(BAR2_SIZE - 1)).to_le_bytes());
-        self.set(0x2c, &[0xb3, 0x15, if ports == 2 { 0x50 } else { 0x51 }, 0x00]);
+        self.set(
+            0x2c,
+            &[0xb3, 0x15, if ports == 2 { 0x50 } else { 0x51 }, 0x00],
+        );
         self.set(0x34, &[0x40]);
         self.allow(0x3c, &[0xff]);
         self.set(0x3d, &[0x01]); // INTA
@@ -212,7 +215,10 @@ mod tests {
         let mut space = ConfigSpace::new(1);
         for (at, low) in [(0x10, 0xfff0_0004), (0x18, 0xff80_000c)] {
             assert_eq!(space.write(at, &[0xff; 8]), ConfigEffect::None);
-            assert_eq!((dword(&space, at), dword(&space, at + 4)), (low, 0xffff_ffff));
+            assert_eq!(
+                (dword(&space, at), dword(&space, at + 4)),
+                (low, 0xffff_ffff)
+            );
         }
     }
 

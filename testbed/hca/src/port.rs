@@ -156,7 +156,9 @@ impl Port {
     }
 
     pub(crate) fn pkey(&self, index: u8) -> Option<PKey> {
-        self.pkeys.get(usize::from(index)).map(|pkey| PKey(pkey.get()))
+        self.pkeys
+            .get(usize::from(index))
+            .map(|pkey| PKey(pkey.get()))
     }
 
     pub(crate) fn pkey_index(&self, pkey: PKey) -> Option<u8> {
@@ -165,12 +167,21 @@ impl Port {
     }
 
     pub(crate) fn gid(&self, index: u8) -> Gid {
-        let guid = self.guids.get(usize::from(index)).map_or(0, |guid| guid.get());
+        let guid = self
+            .guids
+            .get(usize::from(index))
+            .map_or(0, |guid| guid.get());
         Gid::new(self.info.gid_prefix.get(), Guid(guid))
     }
 
     /// Builds the global route header of a packet from this port.
-    pub(crate) fn grh(&self, gid_index: u8, traffic: TrafficClass, hop_limit: u8, to: [u8; 16]) -> Grh {
+    pub(crate) fn grh(
+        &self,
+        gid_index: u8,
+        traffic: TrafficClass,
+        hop_limit: u8,
+        to: [u8; 16],
+    ) -> Grh {
         Grh {
             traffic_class: traffic.class(),
             flow_label: traffic.flow_label(),
@@ -224,8 +235,12 @@ impl Port {
         let before = self.state();
         let after = match (before, wanted.speed_state.state()) {
             (_, PortStateBits::NO_CHANGE) => before,
-            (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) => PortStateBits::ARMED,
-            (PortStateBits::ARMED | PortStateBits::ACTIVE, PortStateBits::ACTIVE) => PortStateBits::ACTIVE,
+            (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) => {
+                PortStateBits::ARMED
+            }
+            (PortStateBits::ARMED | PortStateBits::ACTIVE, PortStateBits::ACTIVE) => {
+                PortStateBits::ACTIVE
+            }
             (_, PortStateBits::DOWN) => PortStateBits::INIT,
             _ => return None,
         };

@@ -89,7 +89,9 @@ impl QueuePair {
         context.local_qpn = Low24::new(self.qpn);
         context.next_send_psn = Low24::new(self.requester.next_psn());
         context.last_acked_psn = Low24::new(self.requester.oldest_psn().wrapping_sub(1));
-        context.receive_psn.set_next_psn(self.responder.expected_psn);
+        context
+            .receive_psn
+            .set_next_psn(self.responder.expected_psn);
         context.msn = Low24::new(self.responder.msn);
         context.send_counter = self.requester.next_slot().into();
         context.receive_counter = self.responder.taken.into();
@@ -97,7 +99,12 @@ impl QueuePair {
     }
 
     /// Takes what a transition takes of the mailbox's context.
-    pub(crate) fn configure(&mut self, opcode: Opcode, optional: OptionalParameters, given: &QpContext) {
+    pub(crate) fn configure(
+        &mut self,
+        opcode: Opcode,
+        optional: OptionalParameters,
+        given: &QpContext,
+    ) {
         match opcode {
             Opcode::RST2INIT_QP => self.context = *given,
             Opcode::INIT2RTR_QP => {
@@ -107,7 +114,9 @@ impl QueuePair {
                 self.context
                     .receive_psn
                     .set_next_psn(given.receive_psn.next_psn());
-                self.context.responder.set_log_reads(given.responder.log_reads());
+                self.context
+                    .responder
+                    .set_log_reads(given.responder.log_reads());
                 self.responder.expected_psn = given.receive_psn.next_psn();
             }
             Opcode::RTR2RTS_QP => {
@@ -115,7 +124,8 @@ impl QueuePair {
                 self.context.requester = given.requester;
                 let timeout = given.primary_path.ack_timeout.exponent();
                 self.context.primary_path.ack_timeout.set_exponent(timeout);
-                self.requester.start(given.next_send_psn.get(), given.requester);
+                self.requester
+                    .start(given.next_send_psn.get(), given.requester);
             }
             _ => {}
         }
@@ -145,10 +155,14 @@ impl QueuePair {
             context.alternate_path = given.alternate_path;
         }
         if optional.remote_read() {
-            context.responder.set_remote_read(given.responder.remote_read());
+            context
+                .responder
+                .set_remote_read(given.responder.remote_read());
         }
         if optional.remote_write() {
-            context.responder.set_remote_write(given.responder.remote_write());
+            context
+                .responder
+                .set_remote_write(given.responder.remote_write());
         }
         if optional.remote_atomic() {
             context
@@ -178,10 +192,14 @@ impl QueuePair {
             context.responder.set_log_reads(given.responder.log_reads());
         }
         if optional.path_migration() {
-            context.flags.set_path_migration(given.flags.path_migration());
+            context
+                .flags
+                .set_path_migration(given.flags.path_migration());
         }
         if optional.retry_count() {
-            context.requester.set_retry_count(given.requester.retry_count());
+            context
+                .requester
+                .set_retry_count(given.requester.retry_count());
         }
         if optional.rnr_retry() {
             context.requester.set_rnr_retry(given.requester.rnr_retry());
@@ -219,7 +237,11 @@ impl QueuePair {
     /// Returns the place of the receive queue.
     pub(crate) fn receive_ring(&self) -> RingMemory {
         let send = self.context.send_queue;
-        self.ring(if self.receives_first() { 0 } else { ring_len(send) })
+        self.ring(if self.receives_first() {
+            0
+        } else {
+            ring_len(send)
+        })
     }
 
     /// Returns whether the receive queue comes first in the buffer. A queue pair with a shared
@@ -234,18 +256,27 @@ impl QueuePair {
     fn ring(&self, before: u64) -> RingMemory {
         RingMemory {
             buffer: self.context.buffer,
-            offset: u64::from(self.context.responder.page_offset()) * BASIC_BLOCK_LEN as u64 + before,
+            offset: u64::from(self.context.responder.page_offset()) * BASIC_BLOCK_LEN as u64
+                + before,
         }
     }
 
     /// Completes a send or a receive with an error.
-    pub(crate) fn complete_error(&self, core: &mut Core, send: bool, wqe_counter: u16, syndrome: Syndrome) {
+    pub(crate) fn complete_error(
+        &self,
+        core: &mut Core,
+        send: bool,
+        wqe_counter: u16,
+        syndrome: Syndrome,
+    ) {
         let mut cqe = Cqe::new_zeroed();
         cqe.qpn = Low24::new(self.qpn);
         cqe.wqe_counter = wqe_counter.into();
         cqe.syndrome = syndrome;
         cqe.vendor_syndrome = vendor_syndrome(syndrome);
-        cqe.owner = CqeOwner::new().with_send(send).with_opcode(CQE_OPCODE_ERROR);
+        cqe.owner = CqeOwner::new()
+            .with_send(send)
+            .with_opcode(CQE_OPCODE_ERROR);
         let cqn = if send {
             self.context.send_cqn
         } else {

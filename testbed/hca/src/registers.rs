@@ -45,7 +45,9 @@ impl Register {
             regs::OWNERSHIP => Self::Ownership,
             regs::RESET => Self::Reset,
             regs::SEMAPHORE => Self::Semaphore,
-            _ if (regs::HCR..regs::HCR + hcr::LEN).contains(&place) => Self::Command(place - regs::HCR),
+            _ if (regs::HCR..regs::HCR + hcr::LEN).contains(&place) => {
+                Self::Command(place - regs::HCR)
+            }
             _ if offset == CLOCK => Self::ClockHigh,
             _ if offset == CLOCK + 4 => Self::ClockLow,
             _ if (CATASTROPHIC..CATASTROPHIC_END).contains(&offset) => {
@@ -86,7 +88,10 @@ impl Registers {
             Register::ClockHigh => dword(clock(), 1),
             Register::ClockLow => dword(clock(), 0),
             Register::Catastrophic(index) if self.dead => DEATH.get(index).copied().unwrap_or(0),
-            Register::Catastrophic(_) | Register::Reset | Register::ClearInterrupt(_) | Register::Other => 0,
+            Register::Catastrophic(_)
+            | Register::Reset
+            | Register::ClearInterrupt(_)
+            | Register::Other => 0,
         }
     }
 

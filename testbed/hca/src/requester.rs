@@ -37,7 +37,8 @@ const WINDOW: u32 = 1024;
 const FETCHED: usize = 256;
 /// Intervals at which a failed queue pair is checked for receives posted since: the first, and the
 /// longest, reached by backoff while none comes.
-const FLUSH_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(128));
+const FLUSH_INTERVALS: (Duration, Duration) =
+    (Duration::from_millis(1), Duration::from_millis(128));
 
 /// A fetched send.
 struct Pending {
@@ -96,7 +97,11 @@ pub(crate) fn psn_distance(a: u32, b: u32) -> i32 {
     let ahead = Low24::new(a.wrapping_sub(b)).get();
     let full = i32::try_from(Low24::MAX).unwrap_or(i32::MAX) + 1;
     let ahead = i32::try_from(ahead).unwrap_or(0);
-    if ahead >= full / 2 { ahead - full } else { ahead }
+    if ahead >= full / 2 {
+        ahead - full
+    } else {
+        ahead
+    }
 }
 
 fn psn_plus(psn: u32, count: u32) -> u32 {
@@ -154,7 +159,11 @@ impl Requester {
                 psn_distance(psn, pending.end_psn()) < 0
             }
         };
-        let index = self.queue.iter().position(unfinished).unwrap_or(self.queue.len());
+        let index = self
+            .queue
+            .iter()
+            .position(unfinished)
+            .unwrap_or(self.queue.len());
         let packet = match self.queue.get(index) {
             Some(pending) if pending.packets > 0 => psn_distance(psn, pending.first_psn),
             _ => 0,
@@ -283,12 +292,16 @@ impl QueuePair {
     /// Returns whether a send must wait for responses before it begins.
     fn must_wait(&self, pending: &Pending, outstanding: usize) -> bool {
         let limit = 1_usize << self.requester.parameters.log_reads();
-        outstanding > 0 && (pending.work.fence || (pending.wants_response() && outstanding >= limit))
+        outstanding > 0
+            && (pending.work.fence || (pending.wants_response() && outstanding >= limit))
     }
 
     /// Fetches the next send, if its owner bit says that it is one.
     fn fetch(&mut self, core: &mut Core) -> bool {
-        if !self.requester.fetching || self.state != QpState::RTS || self.requester.queue.len() >= FETCHED {
+        if !self.requester.fetching
+            || self.state != QpState::RTS
+            || self.requester.queue.len() >= FETCHED
+        {
             return false;
         }
         let counter = self.requester.slot;
@@ -473,8 +486,8 @@ impl QueuePair {
 
     fn restart_timeout(&mut self, now: Instant) {
         let exponent = self.context.primary_path.ack_timeout.exponent();
-        let waiting =
-            psn_distance(self.requester.sent, self.requester.oldest) > 0 && self.service() == Service::RC;
+        let waiting = psn_distance(self.requester.sent, self.requester.oldest) > 0
+            && self.service() == Service::RC;
         self.requester.deadline = (waiting && exponent != 0).then(|| {
             // The hardware waits for two to four times what it was told.
             now + Duration::from_nanos(4096 << exponent) * 2
@@ -515,7 +528,9 @@ impl QueuePair {
         cqe.qpn = Low24::new(self.qpn);
         cqe.byte_count = work.len.into();
         cqe.wqe_counter = work.counter.into();
-        cqe.owner = CqeOwner::new().with_send(true).with_opcode(work.opcode.0 & 0x1f);
+        cqe.owner = CqeOwner::new()
+            .with_send(true)
+            .with_opcode(work.opcode.0 & 0x1f);
         core.complete(self.context.send_cqn.get(), cqe, false);
     }
 

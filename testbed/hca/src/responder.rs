@@ -308,7 +308,11 @@ impl QueuePair {
         };
         let len = packet.payload.len();
         let mtu = self.mtu() as usize;
-        let length_ok = if place.is_last() { len <= mtu } else { len == mtu };
+        let length_ok = if place.is_last() {
+            len <= mtu
+        } else {
+            len == mtu
+        };
         if place.is_first() == continues || !length_ok {
             return Err(Refusal::Nak(NakCode::InvalidRequest));
         }
@@ -321,7 +325,13 @@ impl QueuePair {
             return Ok(());
         }
         core.memory
-            .check(range.rkey.0, self.pd(), range.addr, u64::from(range.len), right)
+            .check(
+                range.rkey.0,
+                self.pd(),
+                range.addr,
+                u64::from(range.len),
+                right,
+            )
             .map(drop)
             .map_err(|error| remote_error(self.qpn, error))
     }
@@ -367,14 +377,21 @@ impl QueuePair {
             ));
         }
         if !place.is_last() {
-            self.responder.message = Some(Message::Send { receive, offset: end });
+            self.responder.message = Some(Message::Send {
+                receive,
+                offset: end,
+            });
             return Ok(());
         }
         if let Some(key) = invalidate
             && !fast_register::invalidate_remotely(&core.memory, key.0, self.pd())
         {
             let syndrome = Syndrome::LOCAL_ACCESS_ERR;
-            return Err(Refusal::Receive(receive.counter, syndrome, NakCode::RemoteAccess));
+            return Err(Refusal::Receive(
+                receive.counter,
+                syndrome,
+                NakCode::RemoteAccess,
+            ));
         }
         let (opcode, word) = match (imm, invalidate) {
             (Some(imm), _) => (ReceiveOpcode::SEND_IMM, imm),
@@ -447,7 +464,11 @@ impl QueuePair {
         let region = core
             .memory
             .check(rkey.0, self.pd(), addr, 8, Right::RemoteAtomic)
-            .and_then(|region| core.memory.region_read(&region, &mut bytes).map(|()| region))
+            .and_then(|region| {
+                core.memory
+                    .region_read(&region, &mut bytes)
+                    .map(|()| region)
+            })
             .map_err(|error| remote_error(self.qpn, error))?;
         // Memory holds the value in the order of the machine, which is little-endian (INIT_HCA's
         // flag is not offered).
@@ -468,7 +489,11 @@ impl QueuePair {
                 pd,
                 ..self.accessor()
             };
-            return Some(Receive { counter, who, pieces });
+            return Some(Receive {
+                counter,
+                who,
+                pieces,
+            });
         }
         let posted = core
             .memory
@@ -558,10 +583,14 @@ impl QueuePair {
             dlid: Lid(path.remote_lid.get()),
             sl: path.schedule.sl(),
             vl15: false,
-            grh: path
-                .grh
-                .grh()
-                .then(|| port.grh(path.gid_index, path.traffic, path.hop_limit, path.remote_gid)),
+            grh: path.grh.grh().then(|| {
+                port.grh(
+                    path.gid_index,
+                    path.traffic,
+                    path.hop_limit,
+                    path.remote_gid,
+                )
+            }),
             pkey: port.pkey(path.pkey_index).unwrap_or(PKey(0)),
             dqpn: Qpn(self.context.remote_qpn.get()),
             psn: Psn(0),

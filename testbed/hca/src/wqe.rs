@@ -3,8 +3,9 @@
 use fabric::AtomicOp;
 use mlx4_hw::qp::Service;
 use mlx4_hw::wqe::{
-    AtomicSegment, BASIC_BLOCK_LEN, COMPLETION_WANTED, ControlSegment, DataSegment, DatagramSegment,
-    INLINE_HEADER_LEN, InlineHeader, MlxControlSegment, RemoteAddressSegment, SEGMENT_UNIT, WqeOpcode,
+    AtomicSegment, BASIC_BLOCK_LEN, COMPLETION_WANTED, ControlSegment, DataSegment,
+    DatagramSegment, INLINE_HEADER_LEN, InlineHeader, MlxControlSegment, RemoteAddressSegment,
+    SEGMENT_UNIT, WqeOpcode,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -94,7 +95,8 @@ pub(crate) enum Malformed {
 
 /// Takes the bytes of an entry apart (without those of slots behind its size).
 pub(crate) fn parse(service: Service, counter: u16, bytes: &[u8]) -> Result<Work, Malformed> {
-    let (control, rest) = ControlSegment::read_from_prefix(bytes).map_err(|_| Malformed::Operation)?;
+    let (control, rest) =
+        ControlSegment::read_from_prefix(bytes).map_err(|_| Malformed::Operation)?;
     let opcode = control.owner.opcode();
     let mut reader = Reader {
         bytes,
@@ -153,7 +155,11 @@ pub(crate) fn parse(service: Service, counter: u16, bytes: &[u8]) -> Result<Work
     })
 }
 
-fn connected(reader: &mut Reader<'_>, control: &ControlSegment, reliable: bool) -> Result<Task, Malformed> {
+fn connected(
+    reader: &mut Reader<'_>,
+    control: &ControlSegment,
+    reliable: bool,
+) -> Result<Task, Malformed> {
     let imm = control.immediate.get();
     Ok(match control.owner.opcode() {
         WqeOpcode::NOP => Task::Nop,
@@ -310,7 +316,9 @@ fn target(
     if key == RESERVED_LKEY && who.reserved_lkey {
         return Ok(Target::Bus(addr));
     }
-    memory.check(key, who.pd, addr, len, right).map(Target::Region)
+    memory
+        .check(key, who.pd, addr, len, right)
+        .map(Target::Region)
 }
 
 /// Reads `len` bytes from `offset` on of a message's pieces.
@@ -331,10 +339,12 @@ pub(crate) fn gather(
                 let from = usize::try_from(range.start).unwrap_or(0);
                 into.copy_from_slice(&bytes[from..from + count]);
             }
-            Piece::Memory(segment) => match target(memory, who, &part(segment, &range), Right::LocalRead)? {
-                Target::Region(region) => memory.region_read(&region, into)?,
-                Target::Bus(addr) => memory.read(Purpose::Payload, addr, into)?,
-            },
+            Piece::Memory(segment) => {
+                match target(memory, who, &part(segment, &range), Right::LocalRead)? {
+                    Target::Region(region) => memory.region_read(&region, into)?,
+                    Target::Bus(addr) => memory.read(Purpose::Payload, addr, into)?,
+                }
+            }
         }
         done += count;
     }
@@ -373,7 +383,11 @@ pub(crate) fn scatter(
 }
 
 /// Returns the pieces that a range of the message touches, each with the touched part.
-fn overlaps(pieces: &[Piece], offset: u64, len: u64) -> impl Iterator<Item = (&Piece, std::ops::Range<u64>)> {
+fn overlaps(
+    pieces: &[Piece],
+    offset: u64,
+    len: u64,
+) -> impl Iterator<Item = (&Piece, std::ops::Range<u64>)> {
     let end = offset + len;
     let mut start = 0;
     pieces.iter().filter_map(move |piece| {

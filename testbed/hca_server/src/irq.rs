@@ -37,7 +37,8 @@ impl Vectors {
         };
         for (slot, fd) in slots.iter_mut().zip(fds) {
             // A full counter must not hold up the device: the interrupt is pending already.
-            if let Err(error) = fcntl_getfl(&fd).and_then(|flags| fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
+            if let Err(error) =
+                fcntl_getfl(&fd).and_then(|flags| fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
             {
                 debug!("an eventfd stays blocking: {error}");
             }
@@ -80,7 +81,11 @@ impl Vectors {
     }
 }
 
-fn slots(eventfds: &mut [Option<OwnedFd>], start: usize, count: usize) -> Option<&mut [Option<OwnedFd>]> {
+fn slots(
+    eventfds: &mut [Option<OwnedFd>],
+    start: usize,
+    count: usize,
+) -> Option<&mut [Option<OwnedFd>]> {
     eventfds.get_mut(start..start.checked_add(count)?)
 }
 

@@ -96,8 +96,9 @@ impl FromStr for NodeArg {
             match option.split_once('=') {
                 Some(("guid", hex)) => {
                     let digits = hex.strip_prefix("0x").unwrap_or(hex);
-                    node.guid =
-                        Some(u64::from_str_radix(digits, 16).with_context(|| format!("guid {hex:?}"))?);
+                    node.guid = Some(
+                        u64::from_str_radix(digits, 16).with_context(|| format!("guid {hex:?}"))?,
+                    );
                 }
                 Some(("ports", ports @ ("1" | "2"))) => node.ports = ports.parse()?,
                 _ => bail!("{option:?} is neither guid=HEX nor ports=1 nor ports=2"),
@@ -131,7 +132,9 @@ fn main() -> Result<()> {
     let mut listeners = Vec::new();
     let mut cables = BTreeMap::new();
     for (index, node) in args.nodes.iter().enumerate() {
-        let twin = args.nodes[..index].iter().any(|other| other.name == node.name);
+        let twin = args.nodes[..index]
+            .iter()
+            .any(|other| other.name == node.name);
         ensure!(!twin, "two nodes are named {}", node.name);
         let listener = UnixListener::bind(&node.socket)
             .with_context(|| format!("can't make the socket {}", node.socket.display()))?;
@@ -160,7 +163,8 @@ fn main() -> Result<()> {
         exit(code)
     };
     let on_signal = leave.clone();
-    ctrlc::set_handler(move || on_signal(0)).map_err(|error| anyhow!("can't handle signals: {error}"))?;
+    ctrlc::set_handler(move || on_signal(0))
+        .map_err(|error| anyhow!("can't handle signals: {error}"))?;
 
     let spin = Duration::from_micros(args.spin_us);
     for (name, listener, node) in listeners {
@@ -193,9 +197,14 @@ fn follow(line: &str, cables: &BTreeMap<String, Cables>) -> Result<()> {
     let ["cable", node, port, way @ ("in" | "out")] = words[..] else {
         bail!("a line is: cable NODE PORT in|out");
     };
-    let cables = cables.get(node).with_context(|| format!("no node {node}"))?;
+    let cables = cables
+        .get(node)
+        .with_context(|| format!("no node {node}"))?;
     let number = port.parse().with_context(|| format!("port {port:?}"))?;
-    ensure!(cables.plug(number, way == "in"), "{node} has no port {number}");
+    ensure!(
+        cables.plug(number, way == "in"),
+        "{node} has no port {number}"
+    );
     Ok(())
 }
 

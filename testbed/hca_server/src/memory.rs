@@ -84,7 +84,10 @@ impl Memory {
         if size == 0 || !address.is_multiple_of(PAGE) || !size.is_multiple_of(PAGE) {
             return Err(Errno::INVAL);
         }
-        let mut mappings = self.mappings.write().unwrap_or_else(PoisonError::into_inner);
+        let mut mappings = self
+            .mappings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some((&start, last)) = mappings.range(..end).next_back()
             && start + last.size > address
         {
@@ -109,7 +112,10 @@ impl Memory {
     /// # Errors
     /// `ENOENT` if there is none.
     pub fn unmap(&self, address: u64, size: u64) -> Result<(), Errno> {
-        let mut mappings = self.mappings.write().unwrap_or_else(PoisonError::into_inner);
+        let mut mappings = self
+            .mappings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         match mappings.get(&address) {
             Some(mapping) if mapping.size == size => mappings.remove(&address),
             _ => return Err(Errno::NOENT),
@@ -205,8 +211,12 @@ impl Window {
         while !into.is_empty() {
             let (part, rest) = into.split_at_mut(step(offset, into.len()));
             match part.len() {
-                8 => part.copy_from_slice(&self.word64(offset).load(Ordering::Relaxed).to_ne_bytes()),
-                4 => part.copy_from_slice(&self.word32(offset).load(Ordering::Relaxed).to_ne_bytes()),
+                8 => {
+                    part.copy_from_slice(&self.word64(offset).load(Ordering::Relaxed).to_ne_bytes())
+                }
+                4 => {
+                    part.copy_from_slice(&self.word32(offset).load(Ordering::Relaxed).to_ne_bytes())
+                }
                 _ => part[0] = self.byte(offset).load(Ordering::Relaxed),
             }
             offset += part.len();
@@ -356,7 +366,10 @@ mod tests {
             memory.map(u64::MAX - 4095, 2 * PAGE, true, None),
             Err(Errno::INVAL)
         );
-        assert_eq!(memory.map(8 * PAGE + 8, PAGE, true, None), Err(Errno::INVAL));
+        assert_eq!(
+            memory.map(8 * PAGE + 8, PAGE, true, None),
+            Err(Errno::INVAL)
+        );
     }
 
     #[test]

@@ -281,7 +281,8 @@ impl Function for Node {
     }
 
     fn reset(&self) {
-        self.cluster.change(|model, now| model.reset(self.index, now));
+        self.cluster
+            .change(|model, now| model.reset(self.index, now));
     }
 
     fn attach(&self) {

@@ -15,8 +15,8 @@ use crate::irq::Vectors;
 use crate::layout::Layout;
 use crate::memory::Memory;
 use crate::wire::{
-    self, DeviceInfo, DmaMap, DmaUnmap, Irq, IrqInfo, MAX_DATA, Region, RegionAccess, RegionInfo, Request,
-    SetIrqs,
+    self, DeviceInfo, DmaMap, DmaUnmap, Irq, IrqInfo, MAX_DATA, Region, RegionAccess, RegionInfo,
+    Request, SetIrqs,
 };
 
 /// Our side of VERSION: version 0.0 (QEMU 11 refuses a minor version above its own), and what we
@@ -71,7 +71,8 @@ impl<'a> Session<'a> {
             Request::Write(access, data) => self.write(access, data),
             Request::WriteMulti(writes) => {
                 for write in *writes {
-                    let count = usize::try_from(write.access.count.get()).map_err(|_| Errno::INVAL)?;
+                    let count =
+                        usize::try_from(write.access.count.get()).map_err(|_| Errno::INVAL)?;
                     self.write(&write.access, write.data.get(..count).ok_or(Errno::INVAL)?)?;
                 }
                 Ok(U64::new(writes.len() as u64).as_bytes().to_vec())
@@ -96,7 +97,8 @@ impl<'a> Session<'a> {
             map.size,
             fd.is_some()
         );
-        self.memory.map(map.address.get(), map.size.get(), writable, fd)?;
+        self.memory
+            .map(map.address.get(), map.size.get(), writable, fd)?;
         Ok(Vec::new())
     }
 
@@ -170,7 +172,11 @@ impl<'a> Session<'a> {
             Irq::Intx => self.set_pin(set.flags.get(), count, fds)?,
             Irq::Error | Irq::None(_) => true,
         };
-        if known { Ok(Vec::new()) } else { Err(Errno::INVAL) }
+        if known {
+            Ok(Vec::new())
+        } else {
+            Err(Errno::INVAL)
+        }
     }
 
     fn set_vectors(&self, flags: u32, start: usize, count: usize, fds: Vec<OwnedFd>) -> bool {

@@ -376,13 +376,19 @@ mod tests {
     /// enabled two vectors.
     #[test]
     fn set_irqs_is_little_endian() {
-        let body = [20, 0, 0, 0, 0x24, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];
+        let body = [
+            20, 0, 0, 0, 0x24, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0,
+        ];
         let Ok(Request::SetIrqs(set)) = Request::parse(Command::SET_IRQS, &body) else {
             panic!("not SET_IRQS")
         };
         assert_eq!(set.flags.get(), IRQ_DATA_EVENTFD | IRQ_ACTION_TRIGGER);
         assert_eq!(
-            (Irq::from_index(set.index.get()), set.start.get(), set.count.get()),
+            (
+                Irq::from_index(set.index.get()),
+                set.start.get(),
+                set.count.get()
+            ),
             (Irq::Msix, 0, 2)
         );
     }
@@ -398,7 +404,10 @@ mod tests {
         body.extend([1, 2, 3, 4]);
         assert!(matches!(
             Request::parse(Command::REGION_WRITE, &body),
-            Err(Error::Malformed { command: 10, len: 20 })
+            Err(Error::Malformed {
+                command: 10,
+                len: 20
+            })
         ));
     }
 
@@ -407,7 +416,10 @@ mod tests {
         for count in [1, 2, u64::MAX / 24, u64::MAX] {
             let mut body = count.to_le_bytes().to_vec();
             body.extend([0; 23]);
-            assert!(Request::parse(Command::WRITE_MULTI, &body).is_err(), "{count}");
+            assert!(
+                Request::parse(Command::WRITE_MULTI, &body).is_err(),
+                "{count}"
+            );
         }
     }
 

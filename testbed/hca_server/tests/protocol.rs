@@ -105,7 +105,8 @@ impl Client {
     fn reply(&mut self) -> Result<Vec<u8>, Errno> {
         let mut header = [0; 16];
         self.stream.read_exact(&mut header).expect("a reply");
-        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+        let word =
+            |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
         assert_eq!(
             header[..2],
             self.id.to_le_bytes(),
@@ -125,7 +126,12 @@ impl Client {
         self.reply()
     }
 
-    fn ask_with(&mut self, command: u16, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<u8>, Errno> {
+    fn ask_with(
+        &mut self,
+        command: u16,
+        body: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Vec<u8>, Errno> {
         self.send(command, 0, body, fds);
         self.reply()
     }
@@ -186,7 +192,10 @@ fn serve(
             drop(theirs);
             result
         });
-        client(&mut Client { stream: ours, id: 0 });
+        client(&mut Client {
+            stream: ours,
+            id: 0,
+        });
         server.join().expect("the server does not panic")
     });
     (fake.done.into_inner().expect("lock"), end)
@@ -290,7 +299,10 @@ fn accesses_beyond_a_region_are_refused_and_reach_nothing() {
                 "{region} {offset:#x}"
             );
         }
-        assert_eq!(client.ask(WRITE, &write(0, 0x1000, &[1])), Err(Errno::INVAL));
+        assert_eq!(
+            client.ask(WRITE, &write(0, 0x1000, &[1])),
+            Err(Errno::INVAL)
+        );
     });
     assert_eq!(done, ["detach"]);
 }
@@ -326,7 +338,10 @@ fn lent_memory_is_reached_until_it_is_taken_back() {
             .ask_with(DMA_MAP, &map(0, PAGE), &[fd.as_fd()])
             .expect("map");
     });
-    assert!(memory.read(0, &mut [0; 1]).is_err(), "memory outlived its client");
+    assert!(
+        memory.read(0, &mut [0; 1]).is_err(),
+        "memory outlived its client"
+    );
 }
 
 #[test]

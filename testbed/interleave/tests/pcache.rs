@@ -29,7 +29,12 @@ const BOTH: Rights = Rights::READ.union(Rights::WRITE);
 const PAGES: usize = 6;
 
 /// Reads or writes a word of a page, and waits for whatever it needs.
-async fn access(cache: &Cache<World>, program: &mut Program, at: (usize, usize), write: bool) -> Outcome {
+async fn access(
+    cache: &Cache<World>,
+    program: &mut Program,
+    at: (usize, usize),
+    write: bool,
+) -> Outcome {
     poll_fn(
         |context| match program.access(cache, at, write, None, Plan::NONE, context.waker()) {
             Outcome::Pending => Poll::Pending,
@@ -232,7 +237,10 @@ fn missing_shootdowns_are_found() {
     let found = std::panic::catch_unwind(|| {
         race(
             async |cache, program| {
-                cache.machine().forgets_flushes.store(true, Ordering::SeqCst);
+                cache
+                    .machine()
+                    .forgets_flushes
+                    .store(true, Ordering::SeqCst);
                 scan(cache, program, 1).await;
             },
             async |cache, program| scan(cache, program, 2).await,

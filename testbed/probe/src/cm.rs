@@ -101,7 +101,9 @@ async fn ask<D: Device, P: Platform>(
         let again = (node.platform.now() + AGAIN).min(deadline);
         rep = answer(node, again, |message| match message {
             CmMessage::Rep(rep) if rep.remote_comm_id == name => Some(Ok(rep)),
-            CmMessage::Rej(rej) if rej.remote_comm_id == name => Some(Err(Error::Refused(rej.reason))),
+            CmMessage::Rej(rej) if rej.remote_comm_id == name => {
+                Some(Err(Error::Refused(rej.reason)))
+            }
             _ => None,
         })
         .await
@@ -120,8 +122,11 @@ async fn ask<D: Device, P: Platform>(
         mtu: mtu_bytes(path.mtu.value()),
         sl: 0,
     };
-    pair.connect(&way, &parameters(rep.responder_resources, rep.initiator_depth))
-        .await?;
+    pair.connect(
+        &way,
+        &parameters(rep.responder_resources, rep.initiator_depth),
+    )
+    .await?;
     let names = Names {
         local_comm_id: name,
         remote_comm_id: rep.local_comm_id,
@@ -150,7 +155,9 @@ pub async fn accept<D: Device, P: Platform>(
         CmMessage::Req(req) if req.service_id == wanted => Some(req),
         _ => None,
     });
-    let req = called.await.ok_or(Error::Timeout(Wait::Cm(CmAttribute::REQ)))?;
+    let req = called
+        .await
+        .ok_or(Error::Timeout(Wait::Cm(CmAttribute::REQ)))?;
     let header = Header::parse(&req.private)?;
     log::info!(
         "{} port {} calls {}",
@@ -190,8 +197,11 @@ async fn reply<D: Device, P: Platform>(
         mtu: mtu_bytes(req.mtu),
         sl: req.sl,
     };
-    pair.connect(&way, &parameters(req.responder_resources, req.initiator_depth))
-        .await?;
+    pair.connect(
+        &way,
+        &parameters(req.responder_resources, req.initiator_depth),
+    )
+    .await?;
     let names = Names {
         local_comm_id: fresh_name(node),
         remote_comm_id: req.local_comm_id,
@@ -248,7 +258,9 @@ impl<D: Device, P: Platform> Connection<D, P> {
             let again = (node.platform.now() + AGAIN).min(deadline);
             let gone = answer(&node, again, |message| match message {
                 CmMessage::Drep(pair) if pair.remote_comm_id == names.local_comm_id => Some(()),
-                CmMessage::Dreq(dreq) if dreq.pair.remote_comm_id == names.local_comm_id => Some(()),
+                CmMessage::Dreq(dreq) if dreq.pair.remote_comm_id == names.local_comm_id => {
+                    Some(())
+                }
                 _ => None,
             });
             if gone.await.is_some() {
@@ -272,8 +284,16 @@ impl<D: Device, P: Platform> Connection<D, P> {
             CmMessage::Dreq(dreq) if dreq.pair.remote_comm_id == names.local_comm_id => Some(()),
             _ => None,
         });
-        asked.await.ok_or(Error::Timeout(Wait::Cm(CmAttribute::DREQ)))?;
-        send(&node, self.peer, &CmMessage::Drep(names), names.remote_comm_id).await?;
+        asked
+            .await
+            .ok_or(Error::Timeout(Wait::Cm(CmAttribute::DREQ)))?;
+        send(
+            &node,
+            self.peer,
+            &CmMessage::Drep(names),
+            names.remote_comm_id,
+        )
+        .await?;
         self.pair.close().await
     }
 }
@@ -331,7 +351,11 @@ fn parameters(answers: u8, wants: u8) -> RcParameters {
 
 /// Returns the bytes of an MTU code; for an invalid code those of the smallest.
 fn mtu_bytes(code: u8) -> u16 {
-    if (1..=5).contains(&code) { 128 << code } else { 256 }
+    if (1..=5).contains(&code) {
+        128 << code
+    } else {
+        256
+    }
 }
 
 /// Returns a new ID for a connection, from the clock.
@@ -355,7 +379,13 @@ async fn path<D: Device, P: Platform>(
     };
     let mask = path_record_mask::DGID | path_record_mask::SGID | path_record_mask::NUMB_PATH;
     let transaction = u64::from(fresh_name(node));
-    let query = SaMad::request(Method::GET, Attribute::PATH_RECORD, mask, &record, transaction);
+    let query = SaMad::request(
+        Method::GET,
+        Attribute::PATH_RECORD,
+        mask,
+        &record,
+        transaction,
+    );
     let deadline = node.deadline();
     loop {
         node.device
@@ -364,7 +394,8 @@ async fn path<D: Device, P: Platform>(
         let again = (node.platform.now() + AGAIN).min(deadline);
         let found = take(node, again, |mad| {
             let answer = SaMad::parse(mad).ok()?;
-            let ours = answer.header.transaction.get() == transaction && answer.header.status.get() == 0;
+            let ours =
+                answer.header.transaction.get() == transaction && answer.header.status.get() == 0;
             answer.record::<PathRecord>().filter(|_| ours)
         });
         match found.await {
@@ -382,7 +413,10 @@ async fn send<D: Device, P: Platform>(
     transaction: u32,
 ) -> Result<(), Error> {
     let mad = message.to_mad(transaction.into());
-    Ok(node.device.send_mad(node.port, to, PKey::DEFAULT, &mad).await?)
+    Ok(node
+        .device
+        .send_mad(node.port, to, PKey::DEFAULT, &mad)
+        .await?)
 }
 
 /// Waits for a message of the communication manager that `wanted` takes; others are dropped.

@@ -97,7 +97,8 @@ async fn play(node: &Node<Mlx4<Function>, Function>, line: &CommandLine) -> Resu
 }
 
 fn call(line: &CommandLine) -> Result<Call, Failure> {
-    let address = |key| -> Result<Ipv4Addr, Failure> { line.parsed(key)?.ok_or(Failure::Option(key)) };
+    let address =
+        |key| -> Result<Ipv4Addr, Failure> { line.parsed(key)?.ok_or(Failure::Option(key)) };
     Ok(Call {
         gid: line.parsed::<Gid>("peer")?.ok_or(Failure::Option("peer"))?,
         to: address("to")?,

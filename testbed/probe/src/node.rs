@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 
 use hal::{DmaBuffer, Duration, Instant, Platform};
 use verbs::{
-    Access, Completion, CompletionKind, Device, Domain, PathToPeer, Payload, PortInfo, PortState, QpConfig,
-    QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, RemoteAddr, SendOp, SendRequest, Sge, Status,
-    UdAddress,
+    Access, Completion, CompletionKind, Device, Domain, PathToPeer, Payload, PortInfo, PortState,
+    QpConfig, QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, RemoteAddr, SendOp, SendRequest,
+    Sge, Status, UdAddress,
 };
 
 use crate::{Error, Wait};
@@ -59,7 +59,8 @@ impl<D: Device, P: Platform> Node<D, P> {
             if info.state == PortState::Active {
                 return Ok(info);
             }
-            self.pause(deadline, Wait::Port, Duration::from_millis(5)).await?;
+            self.pause(deadline, Wait::Port, Duration::from_millis(5))
+                .await?;
         }
     }
 
@@ -94,7 +95,11 @@ impl<D: Device, P: Platform> Node<D, P> {
             .device
             .register(Domain::default(), buffer.bus_addr().0, len.into(), ALL)
             .await?;
-        Ok(Piece { buffer, region, len })
+        Ok(Piece {
+            buffer,
+            region,
+            len,
+        })
     }
 
     /// Takes registered memory back.
@@ -226,7 +231,9 @@ impl<D: Device, P: Platform> Pair<D, P> {
     pub async fn connect(&self, path: &PathToPeer, parameters: &RcParameters) -> Result<(), Error> {
         let device = &self.node.device;
         device.ready_to_receive(self.qpn, path, parameters).await?;
-        device.ready_to_send(self.qpn, Some(path), parameters).await?;
+        device
+            .ready_to_send(self.qpn, Some(path), parameters)
+            .await?;
         Ok(())
     }
 
@@ -255,7 +262,13 @@ impl<D: Device, P: Platform> Pair<D, P> {
     /// # Errors
     ///
     /// [`Error::Post`].
-    pub fn send(&mut self, id: u64, op: SendOp, piece: Sge, to: Option<UdAddress>) -> Result<(), Error> {
+    pub fn send(
+        &mut self,
+        id: u64,
+        op: SendOp,
+        piece: Sge,
+        to: Option<UdAddress>,
+    ) -> Result<(), Error> {
         let request = SendRequest {
             id,
             op,

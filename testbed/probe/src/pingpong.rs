@@ -18,7 +18,9 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use hal::Platform;
-use verbs::{CompletionKind, Device, Gid, Lid, PathToPeer, Psn, QKey, QpKind, Qpn, SendOp, UdAddress};
+use verbs::{
+    CompletionKind, Device, Gid, Lid, PathToPeer, Psn, QKey, QpKind, Qpn, SendOp, UdAddress,
+};
 
 use crate::node::{Node, PERSISTENT, Pair, Piece};
 use crate::{Error, Stream};
@@ -256,7 +258,11 @@ async fn play<D: Device, P: Platform>(
     to: Option<UdAddress>,
 ) -> Result<(), Error> {
     let head = if to.is_some() { GRH_LEN } else { 0 };
-    let from = if plan.echo { head } else { memory.len() - plan.size };
+    let from = if plan.echo {
+        head
+    } else {
+        memory.len() - plan.size
+    };
     let len = usize::try_from(plan.size).unwrap_or(0);
     let [before, place] = [head, from].map(|at| usize::try_from(at).unwrap_or(0));
     // Nothing is known of what comes first to a server.
@@ -331,7 +337,10 @@ mod tests {
             gid: Gid::new(Gid::DEFAULT_PREFIX, verbs::Guid(0x0002_c903_0000_0101)),
         };
         let bytes = address.to_bytes();
-        assert_eq!(&bytes, b"0002:000208:abcdef:fe800000000000000002c90300000101\0");
+        assert_eq!(
+            &bytes,
+            b"0002:000208:abcdef:fe800000000000000002c90300000101\0"
+        );
         assert_eq!(Address::parse(&bytes), Ok(address));
     }
 

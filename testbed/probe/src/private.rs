@@ -48,7 +48,8 @@ impl Header {
         if bytes[0] != 0 || bytes[1] & 0xf0 != IPV4 {
             return Err(Error::BadExchange);
         }
-        let address = |at: usize| Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
+        let address =
+            |at: usize| Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
         Ok(Self {
             source_port: u16::from_be_bytes([bytes[2], bytes[3]]),
             source: address(16),
@@ -73,7 +74,10 @@ mod tests {
         };
         let bytes: [u8; 92] = header.to_private();
         assert_eq!(bytes[..4], [0, 0x40, 0x1c, 6]);
-        assert_eq!(bytes[4..20], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 1, 9]);
+        assert_eq!(
+            bytes[4..20],
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 1, 9]
+        );
         assert_eq!(bytes[32..36], [10, 0, 1, 1]);
         assert_eq!(Header::parse(&bytes), Ok(header));
         // rdma_cma.h: RDMA_PS_TCP 0x0106; cma.c, rdma_get_service_id: ((u64) ps << 16) + port.

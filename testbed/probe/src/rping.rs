@@ -31,7 +31,9 @@ pub const SIZE: u32 = 64;
 const MOST: u32 = 1 << 16;
 
 /// A buffer, as one side tells the other (`struct rping_rdma_info`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Advert {
     /// Its address.
@@ -63,7 +65,8 @@ impl<P: Platform> Words<P> {
 
     async fn tell<D: Device>(&self, pair: &mut Pair<D, P>, advert: Advert) -> Result<(), Error> {
         self.0.write(ADVERT_LEN as usize, advert.as_bytes());
-        pair.complete(1, SEND, self.0.sge(ADVERT_LEN, ADVERT_LEN)).await?;
+        pair.complete(1, SEND, self.0.sge(ADVERT_LEN, ADVERT_LEN))
+            .await?;
         Ok(())
     }
 
@@ -179,7 +182,9 @@ async fn serve<D: Device, P: Platform>(
     if len > MOST {
         return Err(Error::Length { len, wanted: MOST });
     }
-    let read = SendOp::Read { from: place(&source) };
+    let read = SendOp::Read {
+        from: place(&source),
+    };
     pair.complete(2, read, data.sge(0, len)).await?;
     // Linux's client begins its data so.
     let begin = format!("rdma-ping-{round}: ");
@@ -214,7 +219,9 @@ fn advert<P: Platform>(piece: &Piece<P>) -> Advert {
 /// Returns a round's data: a string that fills it, with its NUL.
 fn text(round: u32) -> Vec<u8> {
     let mut text = format!("rdma-ping-{round}: ").into_bytes();
-    let letters = (b'A'..=b'z').cycle().skip(usize::try_from(round).unwrap_or(0));
+    let letters = (b'A'..=b'z')
+        .cycle()
+        .skip(usize::try_from(round).unwrap_or(0));
     let room = (SIZE as usize).saturating_sub(text.len() + 1);
     text.extend(letters.take(room));
     text.push(0);
@@ -242,7 +249,10 @@ mod tests {
         for round in [0, 9, 1000] {
             let text = text(round);
             assert_eq!(text.len(), SIZE as usize);
-            assert_eq!(text.iter().position(|byte| *byte == 0), Some(text.len() - 1));
+            assert_eq!(
+                text.iter().position(|byte| *byte == 0),
+                Some(text.len() - 1)
+            );
         }
         assert!(text(7).starts_with(b"rdma-ping-7: "));
     }

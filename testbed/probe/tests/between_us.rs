@@ -136,7 +136,9 @@ fn pingpong_by_datagrams() {
 }
 
 fn call(server: &Ours, bed: &mut Testbed) -> Call {
-    let port = bed.block_on(server.device.port(1)).expect("the port answers");
+    let port = bed
+        .block_on(server.device.port(1))
+        .expect("the port answers");
     Call {
         gid: port.gid,
         to: [10, 0, 1, 1].into(),

@@ -83,7 +83,8 @@ impl Checker {
     pub(crate) fn crashed(&mut self, life: Life) {
         self.open.retain(|_, open| open.life != life);
         self.regions.remove(&life.node);
-        self.passed.retain(|(a, b)| *a != life.node && *b != life.node);
+        self.passed
+            .retain(|(a, b)| *a != life.node && *b != life.node);
         self.late_reads.retain(|(node, ..)| *node != life.node);
         self.late_sends.retain(|(node, ..)| *node != life.node);
     }
@@ -99,7 +100,13 @@ impl Checker {
 impl World {
     /// Notes the start of an operation with a peer, which must end within `timeout` (of the node's
     /// own clock) and a bound.
-    pub(crate) fn open(&mut self, life: Life, peer: PeerId, what: &'static str, timeout: u64) -> u64 {
+    pub(crate) fn open(
+        &mut self,
+        life: Life,
+        peer: PeerId,
+        what: &'static str,
+        timeout: u64,
+    ) -> u64 {
         let number = self.check.number();
         let due = self.now + self.nodes[life.node].clock.real(timeout) + GRACE;
         let open = Open {
@@ -118,7 +125,10 @@ impl World {
         match self.check.open.remove(&number) {
             Some(_) if ok => self.stats.ended += 1,
             Some(_) => self.stats.failed += 1,
-            None => self.violate(Rule::EndsOnce, format_args!("operation {number} ended twice")),
+            None => self.violate(
+                Rule::EndsOnce,
+                format_args!("operation {number} ended twice"),
+            ),
         }
         let now = self.now;
         self.trace.event(now, 4, [number, u64::from(ok), 0]);
@@ -147,7 +157,9 @@ impl World {
 
     /// Checks that an acknowledged WRITE is in its target's memory, as long as that node lives.
     pub(crate) fn check_written(&mut self, target: Life, at: RemoteAddr, wanted: &[u8]) {
-        let Some(node) = self.living(target) else { return };
+        let Some(node) = self.living(target) else {
+            return;
+        };
         // Memory that the target has taken back meanwhile says nothing.
         let bytes = node.memory.bytes(at.addr, wanted.len());
         if bytes.is_some_and(|bytes| bytes != wanted) {

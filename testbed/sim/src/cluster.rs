@@ -209,9 +209,10 @@ impl Run {
                         world.check.phase = Phase::Rest;
                         self.rest_at = Some(now + REST);
                     }
-                    (Some(apart), _) if late => {
-                        world.violate(Rule::Views, format_args!("{apart}, long after the last fault"))
-                    }
+                    (Some(apart), _) if late => world.violate(
+                        Rule::Views,
+                        format_args!("{apart}, long after the last fault"),
+                    ),
                     (None, Some((a, b))) if late => world.violate(
                         Rule::Convergence,
                         format_args!("node {a} can't call node {b}, long after the last fault"),
@@ -239,7 +240,10 @@ impl Run {
     fn check_rest(&self, world: &mut World, views: &BTreeMap<NodeIndex, View>) {
         world.check_credits();
         if let Some(apart) = world.disagreement(&self.plan, views) {
-            world.violate(Rule::Views, format_args!("{apart}, though nothing happened"));
+            world.violate(
+                Rule::Views,
+                format_args!("{apart}, though nothing happened"),
+            );
         }
         for (&node, view) in views.range(..self.plan.nodes) {
             world.check_told(node, view);
@@ -251,7 +255,9 @@ impl Run {
             if regions > most {
                 world.violate(
                     Rule::Growth,
-                    format_args!("node {node}: FIT has {regions} regions registered, and needs {most}"),
+                    format_args!(
+                        "node {node}: FIT has {regions} regions registered, and needs {most}"
+                    ),
                 );
             }
         }
@@ -260,7 +266,9 @@ impl Run {
     /// Returns a pair that has not passed its exam.
     fn missing(&self, world: &World) -> Option<(NodeIndex, NodeIndex)> {
         let nodes = 0..self.plan.nodes;
-        let mut pairs = nodes.clone().flat_map(|a| nodes.clone().map(move |b| (a, b)));
+        let mut pairs = nodes
+            .clone()
+            .flat_map(|a| nodes.clone().map(move |b| (a, b)));
         pairs.find(|&(a, b)| self.plan.talk(a, b) && !world.check.passed.contains(&(a, b)))
     }
 
@@ -293,7 +301,9 @@ impl World {
             Event::Completion { life, cqn } if self.living(life).is_some() => {
                 self.completion_visible(life.node, cqn)
             }
-            Event::Begun(late, what) if self.living(late.life).is_some() => self.end_begun(late, &what),
+            Event::Begun(late, what) if self.living(late.life).is_some() => {
+                self.end_begun(late, &what)
+            }
             Event::Interrupt { life, vector } if self.living(life).is_some() => {
                 self.interrupt(life.node, vector)
             }

@@ -9,7 +9,14 @@ use crate::rule::Rule;
 use crate::world::{Event, Late, NodeIndex, World};
 
 impl World {
-    pub(crate) fn complete_send(&mut self, node: NodeIndex, qpn: Qpn, wqe: &Wqe, status: Status, bytes: u32) {
+    pub(crate) fn complete_send(
+        &mut self,
+        node: NodeIndex,
+        qpn: Qpn,
+        wqe: &Wqe,
+        status: Status,
+        bytes: u32,
+    ) {
         if status == Status::Success && !wqe.signalled {
             return;
         }
@@ -147,14 +154,17 @@ impl World {
         qp.rnr_waiting = false;
         let (begun, resets, cqn) = (qp.begun(), qp.resets, qp.cqn);
         if tell {
-            self.nodes[node].events.push_back(DeviceEvent::QpFailed { qpn });
+            self.nodes[node]
+                .events
+                .push_back(DeviceEvent::QpFailed { qpn });
         }
         if let Some(pieces) = begun {
             // Half of the time nothing is on its way any more.
             if self.rng.chance(500_000) {
                 let (life, delay) = (self.life(node), self.rng.between(1000, 5_000_000));
                 let late = Late { life, qpn, resets };
-                // Its completion, though flushed, and those behind it say that the memory is free: they come later.
+                // Its completion, though flushed, and those behind it say that the memory is free:
+                // they come later.
                 if let Some(cq) = self.nodes[node].cqs.get_mut(cqn as usize) {
                     cq.last_ready = cq.last_ready.max(now + delay);
                 }

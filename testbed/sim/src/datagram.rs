@@ -21,7 +21,9 @@ impl World {
             if qp.state != QpState::ReadyToSend || qp.shown == 0 {
                 return;
             }
-            let Some(wqe) = qp.sends.pop_front() else { return };
+            let Some(wqe) = qp.sends.pop_front() else {
+                return;
+            };
             qp.shown -= 1;
             let data = match self.gather(node, qpn, &wqe.source) {
                 Ok(data) if data.len() <= MTU => data,
@@ -59,7 +61,12 @@ impl World {
             }
             let dlid = self.nodes[member].lid;
             let body = body.clone();
-            self.send_datagram(Packet { slid, dlid, to, body });
+            self.send_datagram(Packet {
+                slid,
+                dlid,
+                to,
+                body,
+            });
         }
     }
 

@@ -107,7 +107,9 @@ impl Executor {
         {
             let mut world = self.bed.world();
             let now = world.now;
-            world.trace.event(now, 1, [index as u64, life.node as u64, 0]);
+            world
+                .trace
+                .event(now, 1, [index as u64, life.node as u64, 0]);
             let stopped = world.living(life).map(|node| node.cpu.stopped_until);
             if let Some(until) = stopped.filter(|until| *until > now) {
                 return world.schedule(until, Event::Run(index));
@@ -148,7 +150,9 @@ fn give_turn(world: &mut World, life: Life, task: usize) {
     let now = world.now;
     let slow = world.living(life).map_or(0, |node| node.cpu.slow);
     let late = if slow > 0 { world.rng.below(slow) } else { 0 };
-    let Some(node) = world.living(life) else { return };
+    let Some(node) = world.living(life) else {
+        return;
+    };
     let at = (now + latency).max(node.cpu.free_at) + late;
     node.cpu.free_at = (now + latency).max(node.cpu.free_at) + cost;
     world.schedule(at, Event::Run(task));

@@ -29,7 +29,9 @@ impl Run {
             if begins {
                 world.stats.count(kind.name());
             }
-            world.trace.event(now, 5, [index as u64, u64::from(begins), 0]);
+            world
+                .trace
+                .event(now, 5, [index as u64, u64::from(begins), 0]);
             let word = if begins { "begins" } else { "ends" };
             world
                 .trace
@@ -38,7 +40,9 @@ impl Run {
         match kind {
             Kind::Crash(node) if begins => self.switch_off(node),
             Kind::Leave(node, stay) if begins => self.leave(node, stay),
-            Kind::Crash(node) | Kind::Late(node) | Kind::Leave(node, _) if !begins => self.come_back(node),
+            Kind::Crash(node) | Kind::Late(node) | Kind::Leave(node, _) if !begins => {
+                self.come_back(node)
+            }
             Kind::Forget { told } if begins => self.bed.world().forget_groups(told),
             Kind::Deafened(node) if begins => self.bed.world().fail_group_pair(node),
             Kind::Stranger(place, guise) if begins => self.let_in(place, guise),
@@ -90,7 +94,10 @@ impl Run {
         }
         let (lives, leaves) = {
             let world = self.bed.world();
-            (world.nodes[node].alive, world.truth.has_ended(world.life(node)))
+            (
+                world.nodes[node].alive,
+                world.truth.has_ended(world.life(node)),
+            )
         };
         if lives && leaves {
             self.switch_off(node);
@@ -126,7 +133,8 @@ impl Run {
 
     /// Makes the world as the active faults say.
     fn apply(&self, world: &mut World) {
-        world.sa.silent = self.any(|kind| *kind == Kind::Silence) || world.has(Sabotage::SilentAdministrator);
+        world.sa.silent =
+            self.any(|kind| *kind == Kind::Silence) || world.has(Sabotage::SilentAdministrator);
         world.rates.datagram_loss = if self.any(|kind| *kind == Kind::Burst) {
             BURST
         } else if world.check.phase == Phase::Traffic {

@@ -5,9 +5,10 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use verbs::{
-    Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig,
-    PagesOver, PathToPeer, Payload, PollError, PortInfo, PortState, PostError, QpConfig, QpKind, QpSlot,
-    QpState, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge,
+    Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey,
+    PagesConfig, PagesOver, PathToPeer, Payload, PollError, PortInfo, PortState, PostError,
+    QpConfig, QpKind, QpSlot, QpState, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest,
+    Sge,
 };
 
 use crate::machine::Machine;
@@ -62,7 +63,12 @@ impl Hca {
     ) -> Result<T, DeviceError> {
         let (before, after) = self
             .0
-            .living(|world| (world.rng.between(2000, 30_000), world.rng.between(2000, 30_000)))
+            .living(|world| {
+                (
+                    world.rng.between(2000, 30_000),
+                    world.rng.between(2000, 30_000),
+                )
+            })
             .ok_or_else(dead)?;
         self.0.pause(before).await;
         let result = self
@@ -157,7 +163,11 @@ impl Device for Hca {
         .await
     }
 
-    async fn create_qp(&self, queues: &mut Queues, config: &QpConfig) -> Result<(QpSlot, Qpn), DeviceError> {
+    async fn create_qp(
+        &self,
+        queues: &mut Queues,
+        config: &QpConfig,
+    ) -> Result<(QpSlot, Qpn), DeviceError> {
         let cqn = queues.cqn;
         self.command(|world, node| {
             let short = world.has(Sabotage::ShortSendQueue);
@@ -215,7 +225,8 @@ impl Device for Hca {
                 QpKind::ReliableConnection => QpState::ReadyToReceive,
                 QpKind::Datagram { .. } => QpState::Init,
             };
-            let allowed = qp.state == from && (psn.is_some() || qp.kind != QpKind::ReliableConnection);
+            let allowed =
+                qp.state == from && (psn.is_some() || qp.kind != QpKind::ReliableConnection);
             let stuck = stuck && qp.kind == QpKind::ReliableConnection;
             if allowed && !stuck {
                 qp.state = QpState::ReadyToSend;
@@ -237,7 +248,11 @@ impl Device for Hca {
 
     async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
         self.change_qp(qpn, "to RESET", |world, node| {
-            world.nodes[node].qps.get_mut(&qpn.0).expect("checked").reset();
+            world.nodes[node]
+                .qps
+                .get_mut(&qpn.0)
+                .expect("checked")
+                .reset();
             true
         })
         .await
@@ -246,7 +261,8 @@ impl Device for Hca {
     async fn init_qp(&self, qpn: Qpn, domain: Domain) -> Result<(), DeviceError> {
         self.change_qp(qpn, "RESET to INIT", |world, node| {
             let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
-            let allowed = qp.state == QpState::Reset && qp.posted == qp.freed && qp.receives_taken == 0;
+            let allowed =
+                qp.state == QpState::Reset && qp.posted == qp.freed && qp.receives_taken == 0;
             if allowed {
                 qp.state = QpState::Init;
                 qp.domain = domain;
@@ -290,7 +306,10 @@ impl Device for Hca {
         .await
     }
 
-    async fn create_pages(&self, config: &PagesConfig) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
+    async fn create_pages(
+        &self,
+        config: &PagesConfig,
+    ) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
         let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
         let pair = QpConfig {
             kind: QpKind::ReliableConnection,
@@ -344,7 +363,11 @@ impl Device for Hca {
         self.command(|world, node| {
             let up = world.net.port_up[node];
             Ok(PortInfo {
-                state: if up { PortState::Active } else { PortState::Down },
+                state: if up {
+                    PortState::Active
+                } else {
+                    PortState::Down
+                },
                 lid: world.nodes[node].lid,
                 sm_lid: SM_LID,
                 guid: world.nodes[node].guid,
@@ -371,7 +394,8 @@ impl Device for Hca {
     }
 
     fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
-        self.0.living(|world| world.nodes[self.node()].mads.pop_front())?
+        self.0
+            .living(|world| world.nodes[self.node()].mads.pop_front())?
     }
 
     fn take_event(&self) -> Option<DeviceEvent> {
@@ -422,12 +446,16 @@ impl Queues {
 impl QueueSet for Queues {
     fn post_send(&mut self, slot: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
         let request = *request;
-        let posted = self.with(slot, |world, node, qpn| post_send(world, node, qpn, &request));
+        let posted = self.with(slot, |world, node, qpn| {
+            post_send(world, node, qpn, &request)
+        });
         posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
     }
 
     fn post_receive(&mut self, slot: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
-        let posted = self.with(slot, |world, node, qpn| post_receive(world, node, qpn, id, into));
+        let posted = self.with(slot, |world, node, qpn| {
+            post_receive(world, node, qpn, id, into)
+        });
         posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
     }
 
@@ -506,7 +534,12 @@ impl QueueSet for Queues {
     }
 }
 
-fn post_send(world: &mut World, node: usize, qpn: Qpn, request: &SendRequest<'_>) -> Result<(), PostError> {
+fn post_send(
+    world: &mut World,
+    node: usize,
+    qpn: Qpn,
+    request: &SendRequest<'_>,
+) -> Result<(), PostError> {
     let qp = &world.nodes[node].qps[&qpn.0];
     let (slot, depth) = (qp.slot, qp.send_depth);
     if qp.posted - qp.freed >= u64::from(depth) {
@@ -535,8 +568,9 @@ fn post_send(world: &mut World, node: usize, qpn: Qpn, request: &SendRequest<'_>
     let read = matches!(op, Op::Read { .. });
     let datagram = matches!(qp.kind, QpKind::Datagram { .. });
     let inline_read = read && matches!(source, Source::Inline(_));
-    let sensible =
-        datagram == request.to.is_some() && (!datagram || matches!(op, Op::Send { .. })) && !inline_read;
+    let sensible = datagram == request.to.is_some()
+        && (!datagram || matches!(op, Op::Send { .. }))
+        && !inline_read;
     if !matches!(qp.state, QpState::ReadyToSend | QpState::Error) || !fits || !sensible {
         let state = qp.state;
         world.violate(
@@ -569,7 +603,13 @@ fn post_send(world: &mut World, node: usize, qpn: Qpn, request: &SendRequest<'_>
     Ok(())
 }
 
-fn post_receive(world: &mut World, node: usize, qpn: Qpn, id: u64, into: &[Sge]) -> Result<(), PostError> {
+fn post_receive(
+    world: &mut World,
+    node: usize,
+    qpn: Qpn,
+    id: u64,
+    into: &[Sge],
+) -> Result<(), PostError> {
     let qp = &world.nodes[node].qps[&qpn.0];
     let (slot, depth) = (qp.slot, qp.receive_depth);
     if qp.receives_taken >= depth {
@@ -586,10 +626,15 @@ fn post_receive(world: &mut World, node: usize, qpn: Qpn, id: u64, into: &[Sge])
         );
         return Err(PostError::NotReady { qp: slot });
     }
-    let overlaps = qp.receives.iter().flat_map(|posted| &posted.into).any(|old| {
-        into.iter()
-            .any(|new| new.addr < old.addr + u64::from(old.len) && old.addr < new.addr + u64::from(new.len))
-    });
+    let overlaps = qp
+        .receives
+        .iter()
+        .flat_map(|posted| &posted.into)
+        .any(|old| {
+            into.iter().any(|new| {
+                new.addr < old.addr + u64::from(old.len) && old.addr < new.addr + u64::from(new.len)
+            })
+        });
     let up = qp.state == QpState::ReadyToSend;
     if overlaps {
         world.violate(

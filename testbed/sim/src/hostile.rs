@@ -91,7 +91,9 @@ impl World {
             Body::Datagram { data, .. } => {
                 let random = self.rng.below(MTU + 1);
                 let len = self.rng.pick(&[0, 95, 96, 97, 216, 217, MTU, random]);
-                *data = (0..len).map(|_| self.rng.number().to_le_bytes()[0]).collect();
+                *data = (0..len)
+                    .map(|_| self.rng.number().to_le_bytes()[0])
+                    .collect();
             }
             // The header stays, so that it is taken for a connection message.
             Body::Mad(mad) => mad[24..].fill_with(|| self.rng.number().to_le_bytes()[0]),

@@ -4,7 +4,9 @@ use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers};
+use hal::{
+    BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers,
+};
 
 use crate::memory::Guard;
 use crate::world::{Bed, Life, World};
@@ -210,7 +212,10 @@ impl Platform for Machine {
         })
     }
 
-    fn enable_vectors(&self, count: u16) -> Result<impl IntoIterator<Item = Nothing> + use<>, Error> {
+    fn enable_vectors(
+        &self,
+        count: u16,
+    ) -> Result<impl IntoIterator<Item = Nothing> + use<>, Error> {
         Err::<Vec<Nothing>, _>(Error::TooFewVectors {
             wanted: count,
             have: 0,
@@ -223,7 +228,9 @@ impl Platform for Machine {
     }
 
     async fn sleep(&self, span: Duration) {
-        let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX >> 2).max(YIELD);
+        let span = u64::try_from(span.as_nanos())
+            .unwrap_or(u64::MAX >> 2)
+            .max(YIELD);
         let real = self.living(|world| world.nodes[self.life.node].clock.real(span));
         match real {
             // The deliberate bug: after a while nobody looks at deadlines any more.

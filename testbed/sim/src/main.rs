@@ -73,7 +73,11 @@ impl Args {
     fn command(&self, seed: u64, cuts: &Cuts) -> String {
         let mut words = vec![format!("cargo xtask sim --seed {seed}")];
         words.extend(self.nodes.map(|nodes| format!("--nodes {nodes}")));
-        words.extend(cuts.faults.iter().map(|fault| format!("--without-fault {fault}")));
+        words.extend(
+            cuts.faults
+                .iter()
+                .map(|fault| format!("--without-fault {fault}")),
+        );
         words.extend(cuts.rates.iter().map(|name| format!("--without {name}")));
         words.extend(
             cuts.operations
@@ -119,7 +123,11 @@ fn one(args: &Args, seed: u64) -> bool {
     }
     let plan = cuts.apply(&plan);
     println!("{plan:#?}");
-    let detail = if args.packets { Detail::All } else { Detail::Events };
+    let detail = if args.packets {
+        Detail::All
+    } else {
+        Detail::Events
+    };
     let outcome = run(&plan, detail);
     for line in &outcome.lines {
         println!("{line}");
@@ -189,7 +197,13 @@ fn many(args: &Args) -> bool {
     report(args, &sum, began.elapsed())
 }
 
-fn runner(args: &Args, began: Instant, limit: Option<Duration>, next: &AtomicU64, sum: &Mutex<Sum>) {
+fn runner(
+    args: &Args,
+    began: Instant,
+    limit: Option<Duration>,
+    next: &AtomicU64,
+    sum: &Mutex<Sum>,
+) {
     loop {
         let seed = next.fetch_add(1, Ordering::AcqRel);
         let over = match limit {
@@ -216,7 +230,9 @@ fn progress(began: Instant, finished: &AtomicBool, sum: &Mutex<Sum>) {
         let seconds = began.elapsed().as_secs();
         if seconds >= told + 10 {
             told = seconds;
-            let sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let sum = sum
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             println!(
                 "{seconds} s: {} seeds, {} broken, {} events",
                 sum.seeds,

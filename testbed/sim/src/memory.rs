@@ -96,7 +96,13 @@ impl Memory {
         }
     }
 
-    pub(crate) fn register(&mut self, domain: Domain, addr: u64, len: u64, access: Access) -> Region {
+    pub(crate) fn register(
+        &mut self,
+        domain: Domain,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Region {
         let key = self.next_key;
         self.next_key += 0x100;
         let registered = Registered {
@@ -139,7 +145,11 @@ impl Memory {
             Right::RemoteWrite => region.access.remote_write,
         };
         let end = addr.checked_add(len as u64).ok_or(Denied::Key)?;
-        if !allowed || domain != region.domain || addr < region.addr || end > region.addr + region.len {
+        if !allowed
+            || domain != region.domain
+            || addr < region.addr
+            || end > region.addr + region.len
+        {
             return Err(Denied::Key);
         }
         let found = self.pieces.range_mut(..=addr).next_back();
@@ -181,7 +191,10 @@ mod tests {
             memory.device(key, addr + 91, 10, Right::LocalRead),
             Err(Denied::Key)
         );
-        assert_eq!(memory.device(key, addr, 1, Right::RemoteWrite), Err(Denied::Key));
+        assert_eq!(
+            memory.device(key, addr, 1, Right::RemoteWrite),
+            Err(Denied::Key)
+        );
         assert_eq!(
             memory.device((DOMAIN, key.1 + 1), addr, 1, Right::LocalRead),
             Err(Denied::Key)
@@ -191,9 +204,15 @@ mod tests {
             Err(Denied::Key)
         );
         let other = (Domain(1), key.1);
-        assert_eq!(memory.device(other, addr, 1, Right::LocalRead), Err(Denied::Key));
+        assert_eq!(
+            memory.device(other, addr, 1, Right::LocalRead),
+            Err(Denied::Key)
+        );
         assert!(memory.deregister(key.1));
-        assert_eq!(memory.device(key, addr, 1, Right::LocalRead), Err(Denied::Key));
+        assert_eq!(
+            memory.device(key, addr, 1, Right::LocalRead),
+            Err(Denied::Key)
+        );
     }
 
     #[test]

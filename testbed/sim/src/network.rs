@@ -132,7 +132,8 @@ impl World {
             self.stats.count("packet lost");
             return;
         }
-        let delay = self.rng.between(700, 2000) + bytes as u64 / 4 + self.net.slowed(Some(from), Some(to));
+        let delay =
+            self.rng.between(700, 2000) + bytes as u64 / 4 + self.net.slowed(Some(from), Some(to));
         let last = &mut self.net.last[from * self.nodes.len() + to];
         let at = (self.now + delay).max(*last + 1);
         *last = at;
@@ -232,7 +233,9 @@ impl Body {
                 WireOp::Write { to, data, .. } => {
                     format!("WRITE {psn} to {:#x}, {} bytes", to.addr, data.len())
                 }
-                WireOp::Read { from, len } => format!("READ {psn} from {:#x}, {len} bytes", from.addr),
+                WireOp::Read { from, len } => {
+                    format!("READ {psn} from {:#x}, {len} bytes", from.addr)
+                }
             },
             Self::Ack { psn } => format!("ACK {psn}"),
             Self::Data { psn, data } => format!("READ response {psn}, {} bytes", data.len()),

@@ -43,13 +43,17 @@ type Field = fn(&mut Rates) -> &mut Ppm;
 /// The rates by name, with the most that a run has of each.
 const KINDS: [(&str, Ppm, Field); 13] = [
     ("packet-loss", 20_000, |rates| &mut rates.packet_loss),
-    ("packet-duplicate", 20_000, |rates| &mut rates.packet_duplicate),
+    ("packet-duplicate", 20_000, |rates| {
+        &mut rates.packet_duplicate
+    }),
     ("datagram-loss", 300_000, |rates| &mut rates.datagram_loss),
     ("datagram-duplicate", 200_000, |rates| {
         &mut rates.datagram_duplicate
     }),
     ("datagram-late", 200_000, |rates| &mut rates.datagram_late),
-    ("completion-late", 50_000, |rates| &mut rates.completion_late),
+    ("completion-late", 50_000, |rates| {
+        &mut rates.completion_late
+    }),
     ("completion-lost", 300, |rates| &mut rates.completion_lost),
     ("completion-duplicate", 1000, |rates| {
         &mut rates.completion_duplicate
@@ -209,7 +213,8 @@ impl Plan {
     pub(crate) fn shape(&self, life: Life) -> Shape {
         let purpose = mix(life.node as u64 ^ 0x5a9e) ^ u64::from(life.incarnation);
         let mut rng = Rng::of(self.seed, purpose);
-        let mut upto = |most: u16| u16::try_from(rng.between(1, most.into())).expect("at most that");
+        let mut upto =
+            |most: u16| u16::try_from(rng.between(1, most.into())).expect("at most that");
         Shape {
             cores: upto(self.cores),
             calls: upto(self.calls),

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::task::Waker;
 
 use verbs::{
-    Access, Completion, Domain, Gid, PathToPeer, Psn, QpConfig, QpKind, QpSlot, QpState, Qpn, RcParameters,
-    RemoteAddr, Sge, UdAddress,
+    Access, Completion, Domain, Gid, PathToPeer, Psn, QpConfig, QpKind, QpSlot, QpState, Qpn,
+    RcParameters, RemoteAddr, Sge, UdAddress,
 };
 
 /// The bytes of a posted send request.
@@ -188,7 +188,10 @@ impl Qp {
 
     /// Returns the place in the send queue of the request with this number, if it is in flight.
     pub(crate) fn under_way(&self, psn: Psn) -> Option<usize> {
-        self.sends.iter().take(self.sent).position(|wqe| wqe.psn == psn)
+        self.sends
+            .iter()
+            .take(self.sent)
+            .position(|wqe| wqe.psn == psn)
     }
 }
 

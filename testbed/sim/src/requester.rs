@@ -15,7 +15,12 @@ const WINDOW: usize = 16;
 
 impl World {
     /// Gathers the bytes of a request.
-    pub(crate) fn gather(&mut self, node: NodeIndex, qpn: Qpn, source: &Source) -> Result<Vec<u8>, Status> {
+    pub(crate) fn gather(
+        &mut self,
+        node: NodeIndex,
+        qpn: Qpn,
+        source: &Source,
+    ) -> Result<Vec<u8>, Status> {
         let Some(qp) = self.nodes[node].qps.get(&qpn.0) else {
             return Ok(Vec::new());
         };
@@ -27,9 +32,12 @@ impl World {
         let mut data = Vec::new();
         for piece in pieces {
             let key = (domain, piece.lkey.0);
-            let found = self.nodes[node]
-                .memory
-                .device(key, piece.addr, piece.len as usize, Right::LocalRead);
+            let found = self.nodes[node].memory.device(
+                key,
+                piece.addr,
+                piece.len as usize,
+                Right::LocalRead,
+            );
             match found {
                 Ok(bytes) => data.extend_from_slice(bytes),
                 Err(denied) => {
@@ -47,7 +55,8 @@ impl World {
             let Some(qp) = self.nodes[node].qps.get(&qpn.0) else {
                 return;
             };
-            if qp.state != QpState::ReadyToSend || qp.rnr_waiting || qp.sent >= qp.shown.min(WINDOW) {
+            if qp.state != QpState::ReadyToSend || qp.rnr_waiting || qp.sent >= qp.shown.min(WINDOW)
+            {
                 return;
             }
             let (Some(path), Some(parameters)) = (qp.path, qp.parameters) else {
@@ -57,7 +66,9 @@ impl World {
             let reads = qp.reads_out();
             // Hardware itself waits for READs.
             let read = matches!(wqe.op, Op::Read { .. });
-            if (read && reads >= usize::from(parameters.reads_as_requester)) || (wqe.fence && reads > 0) {
+            if (read && reads >= usize::from(parameters.reads_as_requester))
+                || (wqe.fence && reads > 0)
+            {
                 return;
             }
             if self.rng.chance(self.rates.error_completion) {
@@ -78,7 +89,9 @@ impl World {
                 WireOp::Read { .. } => 0,
             };
             let changed = match &op {
-                WireOp::Send { data, .. } | WireOp::Write { data, .. } => digest(data) != wqe.digest,
+                WireOp::Send { data, .. } | WireOp::Write { data, .. } => {
+                    digest(data) != wqe.digest
+                }
                 WireOp::Read { .. } => false,
             };
             let packet = Packet {
@@ -113,7 +126,10 @@ impl World {
                 imm,
                 solicited: wqe.solicited,
             },
-            Op::Read { from } => WireOp::Read { from, len: wqe.len() },
+            Op::Read { from } => WireOp::Read {
+                from,
+                len: wqe.len(),
+            },
         })
     }
 
@@ -166,11 +182,14 @@ impl World {
             return;
         };
         // An error of the request that would be sent next still ends those before it as flushed.
-        let Some(wqe) = qp.sends.pop_front() else { return };
+        let Some(wqe) = qp.sends.pop_front() else {
+            return;
+        };
         qp.shown -= 1;
         qp.sent = qp.sent.saturating_sub(1);
         let now = self.now;
-        self.trace.say(now, format_args!("node {node} {qpn}: {status:?}"));
+        self.trace
+            .say(now, format_args!("node {node} {qpn}: {status:?}"));
         self.complete_send(node, qpn, &wqe, status, 0);
         self.fail_pair(node, qpn, false);
     }
@@ -179,11 +198,18 @@ impl World {
     /// connection.
     pub(crate) fn connected(&self, node: NodeIndex, (from, qpn): (Lid, Qpn)) -> bool {
         let qp = self.nodes[node].qps.get(&qpn.0);
-        qp.and_then(|qp| qp.path).is_some_and(|path| path.lid == from)
+        qp.and_then(|qp| qp.path)
+            .is_some_and(|path| path.lid == from)
     }
 
     /// Handles an acknowledgement, or the bytes of a READ, which acknowledge as well.
-    pub(crate) fn on_ack(&mut self, node: NodeIndex, at: (Lid, Qpn), psn: Psn, data: Option<Vec<u8>>) {
+    pub(crate) fn on_ack(
+        &mut self,
+        node: NodeIndex,
+        at: (Lid, Qpn),
+        psn: Psn,
+        data: Option<Vec<u8>>,
+    ) {
         let qpn = at.1;
         if !self.connected(node, at) {
             return;
@@ -191,7 +217,9 @@ impl World {
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;
         };
-        let Some(index) = qp.under_way(psn) else { return };
+        let Some(index) = qp.under_way(psn) else {
+            return;
+        };
         let is_read = |wqe: &Wqe| matches!(wqe.op, Op::Read { .. });
         if is_read(&qp.sends[index]) != data.is_some() {
             return;
@@ -215,7 +243,9 @@ impl World {
             let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
                 return;
             };
-            let Some(wqe) = qp.sends.pop_front() else { return };
+            let Some(wqe) = qp.sends.pop_front() else {
+                return;
+            };
             qp.shown -= 1;
             qp.sent -= 1;
             (qp.retries, qp.rnr_retries) = (0, 0);
@@ -225,7 +255,9 @@ impl World {
             {
                 bytes = wqe.len();
                 if self.sabotaged(Sabotage::LateRead) {
-                    self.check.late_reads.push((node, qpn, wqe.clone(), data.clone()));
+                    self.check
+                        .late_reads
+                        .push((node, qpn, wqe.clone(), data.clone()));
                 }
                 if let Err(status) = self.scatter(node, qpn, &wqe.source, &data) {
                     self.complete_send(node, qpn, &wqe, status, 0);
@@ -282,7 +314,9 @@ impl World {
         let Some(qp) = self.nodes[node].qps.get_mut(&qpn.0) else {
             return;
         };
-        let Some(index) = qp.under_way(psn) else { return };
+        let Some(index) = qp.under_way(psn) else {
+            return;
+        };
         // Everything before it was carried out, unless the bytes of a READ are missing.
         let read = qp
             .sends

@@ -30,7 +30,8 @@ impl World {
         };
         if !matches!(qp.state, QpState::ReadyToReceive | QpState::ReadyToSend) {
             // What was in the pipeline when it failed may still be carried out.
-            let begun = qp.state == QpState::Error && self.now - qp.failed_at < LATE && psn == qp.expected;
+            let begun =
+                qp.state == QpState::Error && self.now - qp.failed_at < LATE && psn == qp.expected;
             if let WireOp::Write { to, data, .. } = op
                 && begun
                 && self.rng.chance(500_000)
@@ -68,7 +69,9 @@ impl World {
         if changed {
             self.violate(
                 Rule::SendBuffer,
-                format_args!("node {node} {qpn}: the bytes of {psn} changed between post and departure"),
+                format_args!(
+                    "node {node} {qpn}: the bytes of {psn} changed between post and departure"
+                ),
             );
         }
         self.execute(node, qpn, psn, op);
@@ -76,7 +79,11 @@ impl World {
 
     fn execute(&mut self, node: NodeIndex, qpn: Qpn, psn: Psn, op: WireOp) {
         match op {
-            WireOp::Send { data, imm, solicited } => {
+            WireOp::Send {
+                data,
+                imm,
+                solicited,
+            } => {
                 let Some(receive) = self.take_receive(node, qpn, psn) else {
                     return;
                 };
@@ -104,7 +111,8 @@ impl World {
                 imm,
                 solicited,
             } => {
-                if !self.sabotaged(Sabotage::LostWrite) && !self.write(node, qpn, (to.rkey.0, to.addr), &data)
+                if !self.sabotaged(Sabotage::LostWrite)
+                    && !self.write(node, qpn, (to.rkey.0, to.addr), &data)
                 {
                     return self.refuse(node, qpn, psn, Nak::Access);
                 }
@@ -156,8 +164,10 @@ impl World {
     /// Refuses a request for good: this side's queue pair fails too.
     fn refuse(&mut self, node: NodeIndex, qpn: Qpn, psn: Psn, why: Nak) {
         let now = self.now;
-        self.trace
-            .say(now, format_args!("node {node} {qpn} refuses {psn}: {why:?}"));
+        self.trace.say(
+            now,
+            format_args!("node {node} {qpn} refuses {psn}: {why:?}"),
+        );
         self.answer(node, qpn, Body::Nak { psn, why });
         self.fail_pair(node, qpn, true);
     }
@@ -201,7 +211,10 @@ impl World {
 
     /// Delivers a message again that was delivered before: a deliberate bug.
     pub(crate) fn deliver_again(&mut self, node: NodeIndex, qpn: Qpn, data: &[u8]) {
-        let receives = self.nodes[node].qps.get_mut(&qpn.0).map(|qp| &mut qp.receives);
+        let receives = self.nodes[node]
+            .qps
+            .get_mut(&qpn.0)
+            .map(|qp| &mut qp.receives);
         let Some(receive) = receives.and_then(std::collections::VecDeque::pop_front) else {
             return;
         };
@@ -211,7 +224,13 @@ impl World {
     }
 
     /// Puts a message into a receive; false if it does not fit.
-    pub(crate) fn land(&mut self, node: NodeIndex, qpn: Qpn, receive: &Receive, data: &[u8]) -> bool {
+    pub(crate) fn land(
+        &mut self,
+        node: NodeIndex,
+        qpn: Qpn,
+        receive: &Receive,
+        data: &[u8],
+    ) -> bool {
         let Some(qp) = self.nodes[node].qps.get(&qpn.0) else {
             return false;
         };
@@ -283,7 +302,14 @@ impl World {
         true
     }
 
-    fn fetch(&mut self, node: NodeIndex, qpn: Qpn, rkey: u32, addr: u64, len: u32) -> Option<Vec<u8>> {
+    fn fetch(
+        &mut self,
+        node: NodeIndex,
+        qpn: Qpn,
+        rkey: u32,
+        addr: u64,
+        len: u32,
+    ) -> Option<Vec<u8>> {
         match self.look(node, qpn, rkey, addr, len) {
             Ok(data) => data,
             Err(denied) => {

@@ -42,7 +42,12 @@ impl Administrator {
         self.groups.clear();
     }
 
-    fn join(&mut self, node: NodeIndex, gid: Gid, wanted: McMemberRecord) -> Option<McMemberRecord> {
+    fn join(
+        &mut self,
+        node: NodeIndex,
+        gid: Gid,
+        wanted: McMemberRecord,
+    ) -> Option<McMemberRecord> {
         if wanted.mgid[0] != 0xff || self.groups.len() >= 64 {
             return None;
         }
@@ -65,11 +70,15 @@ impl Administrator {
 impl World {
     /// Answers a datagram that came for the administrator.
     pub(crate) fn ask_administrator(&mut self, from: Lid, mad: &mad::Mad) {
-        let Ok(request) = SaMad::parse(mad) else { return };
+        let Ok(request) = SaMad::parse(mad) else {
+            return;
+        };
         if self.sa.silent || request.header.method.is_response() {
             return;
         }
-        let Some(node) = self.by_lid(from) else { return };
+        let Some(node) = self.by_lid(from) else {
+            return;
+        };
         let answer = self.administer(node, &request);
         let packet = Packet {
             slid: SM_LID,
@@ -88,17 +97,22 @@ impl World {
                 let found = request
                     .record::<PathRecord>()
                     .and_then(|wanted| self.path(node, &wanted));
-                found.map_or(failed(Status::SA_NO_RECORDS), |path| answered(request, &path))
+                found.map_or(failed(Status::SA_NO_RECORDS), |path| {
+                    answered(request, &path)
+                })
             }
             (Attribute::MC_MEMBER_RECORD, Method::SET) => {
                 let joined = request
                     .record::<McMemberRecord>()
                     .and_then(|wanted| self.sa.join(node, self.nodes[node].gid(), wanted));
-                joined.map_or(failed(Status::SA_DENIED), |record| answered(request, &record))
+                joined.map_or(failed(Status::SA_DENIED), |record| {
+                    answered(request, &record)
+                })
             }
             (Attribute::MC_MEMBER_RECORD, Method::DELETE) => {
                 let wanted = request.record::<McMemberRecord>();
-                if let Some(group) = wanted.and_then(|wanted| self.sa.groups.get_mut(&wanted.mgid)) {
+                if let Some(group) = wanted.and_then(|wanted| self.sa.groups.get_mut(&wanted.mgid))
+                {
                     group.members.remove(&node);
                 }
                 failed(Status::OK)

@@ -46,7 +46,9 @@ impl Cuts {
 pub fn shrink(plan: &Plan, rule: Rule, mut cuts: Cuts, mut tell: impl FnMut(&Cuts)) -> Cuts {
     let fails = |cuts: &Cuts| {
         let outcome = run(&cuts.apply(plan), Detail::None);
-        outcome.violation.is_some_and(|violation| violation.rule == rule)
+        outcome
+            .violation
+            .is_some_and(|violation| violation.rule == rule)
     };
     loop {
         let before = cuts.clone();

@@ -157,9 +157,9 @@ impl World {
                 Some(known) => self.look_at_member(node, *peer, known.life, bound),
             }
         }
-        self.truth
-            .seen
-            .retain(|(of, peer), _| *of != life || view.members.iter().any(|(known, _)| known == peer));
+        self.truth.seen.retain(|(of, peer), _| {
+            *of != life || view.members.iter().any(|(known, _)| known == peer)
+        });
     }
 
     /// Checks that a silent peer is lost in time.
@@ -187,7 +187,11 @@ impl World {
     }
 
     /// Returns the first difference between the views and the truth; `None` if all agree.
-    pub(crate) fn disagreement(&self, plan: &Plan, views: &BTreeMap<NodeIndex, View>) -> Option<String> {
+    pub(crate) fn disagreement(
+        &self,
+        plan: &Plan,
+        views: &BTreeMap<NodeIndex, View>,
+    ) -> Option<String> {
         let there: BTreeMap<NodeIndex, (Gid, Incarnation)> = self
             .truth
             .lives
@@ -229,7 +233,10 @@ impl World {
         let node = life.node;
         self.quiet(node, &member);
         let told = self.truth.told.entry(life).or_default();
-        let again = told.here.values().any(|known| known.name.gid == member.name.gid);
+        let again = told
+            .here
+            .values()
+            .any(|known| known.name.gid == member.name.gid);
         let fresh = told.used.insert(peer);
         told.here.insert(peer, member);
         if again || !fresh {
@@ -262,7 +269,9 @@ impl World {
         if let Some((qpn, state)) = alive.map(|qp| (qp.qpn, qp.state)) {
             self.violate(
                 Rule::OwnedMemory,
-                format_args!("node {node}: {qpn} is in {state:?} though its peer was reported as lost"),
+                format_args!(
+                    "node {node}: {qpn} is in {state:?} though its peer was reported as lost"
+                ),
             );
         }
     }
@@ -326,7 +335,11 @@ fn disputed(
     views: &BTreeMap<NodeIndex, View>,
     there: &BTreeMap<NodeIndex, (Gid, Incarnation)>,
 ) -> Option<String> {
-    let all = || there.keys().filter_map(|node| Some((*node, views.get(node)?)));
+    let all = || {
+        there
+            .keys()
+            .filter_map(|node| Some((*node, views.get(node)?)))
+    };
     let (first, digest) = all().next().map(|(node, view)| (node, view.digest))?;
     if let Some((node, view)) = all().find(|(_, view)| view.digest != digest) {
         let members = &view.members;

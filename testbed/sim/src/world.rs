@@ -116,8 +116,11 @@ impl Clock {
 
     /// Converts a span of the node's clock to virtual time.
     pub(crate) fn real(&self, span: u64) -> u64 {
-        let real = u128::from(span) * 1_000_000 / u128::try_from(1_000_000 + self.ppm).expect("forwards");
-        u64::try_from(real).unwrap_or(u64::MAX >> 2).saturating_add(1)
+        let real =
+            u128::from(span) * 1_000_000 / u128::try_from(1_000_000 + self.ppm).expect("forwards");
+        u64::try_from(real)
+            .unwrap_or(u64::MAX >> 2)
+            .saturating_add(1)
     }
 }
 
@@ -221,7 +224,10 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, nodes: usize, rates: Rates, trace: Trace) -> Self {
         // 0 is no LID, 1 the subnet manager's.
-        let lids: Vec<Option<NodeIndex>> = [None, None].into_iter().chain((0..nodes).map(Some)).collect();
+        let lids: Vec<Option<NodeIndex>> = [None, None]
+            .into_iter()
+            .chain((0..nodes).map(Some))
+            .collect();
         let node = |index: NodeIndex| {
             let lid = u16::try_from(index + 2).expect("few nodes");
             Node::new(Guid(GUID + ((index as u64) << 8)), Lid(lid))
@@ -306,8 +312,8 @@ impl World {
         }
         let (guid, lid) = (self.nodes[index].guid, self.nodes[index].lid);
         let skew = u64::from(skew);
-        let ppm =
-            i64::try_from(self.rng.below(2 * skew + 1)).expect("small") - i64::try_from(skew).expect("small");
+        let ppm = i64::try_from(self.rng.below(2 * skew + 1)).expect("small")
+            - i64::try_from(skew).expect("small");
         let offset = self.rng.below(3_000_000_000);
         let incarnation = self.nodes[index].incarnation + 1;
         self.nodes[index] = Node {
@@ -347,7 +353,8 @@ impl World {
 
     pub(crate) fn violate(&mut self, rule: Rule, what: fmt::Arguments<'_>) {
         let now = self.now;
-        self.trace.say(now, format_args!("VIOLATION {rule:?}: {what}"));
+        self.trace
+            .say(now, format_args!("VIOLATION {rule:?}: {what}"));
         if self.violation.is_none() {
             self.violation = Some(Violation {
                 rule,
@@ -364,7 +371,9 @@ impl World {
             Denied::Key => {}
             Denied::Owned(addr) => self.violate(
                 Rule::OwnedMemory,
-                format_args!("node {node}: the device touches {addr:#x}, which its owner has not lent"),
+                format_args!(
+                    "node {node}: the device touches {addr:#x}, which its owner has not lent"
+                ),
             ),
             Denied::Freed(addr) => self.violate(
                 Rule::FreedMemory,

@@ -273,7 +273,8 @@ fn restless(seed: u64) -> Plan {
 }
 
 #[test]
-fn nodes_of_several_cores_that_come_back_with_others_are_one_life_each_and_get_their_memory_back_in_time() {
+fn nodes_of_several_cores_that_come_back_with_others_are_one_life_each_and_get_their_memory_back_in_time()
+ {
     for seed in [1, 2, 5, 9] {
         let outcome = run(&restless(seed), Detail::None);
         assert_eq!(outcome.violation, None, "seed {seed}");

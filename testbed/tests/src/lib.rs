@@ -31,7 +31,8 @@ pub fn xtask() -> Command {
     match std::env::var_os("TESSERA_XTASK") {
         Some(program) => Command::new(program),
         None => {
-            let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            let mut command =
+                Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
             command.args(["run", "--quiet", "--package", "xtask", "--"]);
             command
         }
@@ -58,7 +59,9 @@ pub fn program(name: &str) -> &'static Path {
         };
         text.lines().filter_map(pair).collect()
     });
-    programs.get(name).unwrap_or_else(|| panic!("no program {name}"))
+    programs
+        .get(name)
+        .unwrap_or_else(|| panic!("no program {name}"))
 }
 
 /// Exit status and output of a program.
@@ -78,8 +81,9 @@ impl Ran {
     /// Returns the sum of the last fields of the report's lines that begin with `fields`.
     #[must_use]
     pub fn sum(&self, fields: &[&str]) -> u64 {
-        let begins =
-            |line: &&Vec<String>| line.iter().zip(fields).filter(|(a, b)| a == b).count() == fields.len();
+        let begins = |line: &&Vec<String>| {
+            line.iter().zip(fields).filter(|(a, b)| a == b).count() == fields.len()
+        };
         self.report
             .iter()
             .filter(begins)
@@ -101,7 +105,8 @@ impl Run {
     pub fn new(options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let report = std::env::temp_dir().join(format!("tessera-report-{}-{number}", std::process::id()));
+        let report =
+            std::env::temp_dir().join(format!("tessera-report-{}-{number}", std::process::id()));
         let mut command = xtask();
         command
             .args(["run", "--timeout", TIMEOUT, "--report"])
@@ -186,7 +191,10 @@ pub fn native(program: &Path, args: &[&str], input: &[u8]) -> Ran {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let output = finish(command.spawn().expect("the program starts here"), input.to_vec());
+    let output = finish(
+        command.spawn().expect("the program starts here"),
+        input.to_vec(),
+    );
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     Ran {
         code: output.status.code(),
@@ -232,5 +240,10 @@ pub fn descendants(of: u32) -> Vec<(i32, String)> {
 fn parent(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }

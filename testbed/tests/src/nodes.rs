@@ -177,7 +177,12 @@ impl Nodes {
     ///
     /// # Panics
     /// As [`wait`](Self::wait).
-    pub fn wait_events<T>(&self, what: &str, since: usize, look: impl Fn(&[Event]) -> Option<T>) -> T {
+    pub fn wait_events<T>(
+        &self,
+        what: &str,
+        since: usize,
+        look: impl Fn(&[Event]) -> Option<T>,
+    ) -> T {
         self.wait(what, since, |lines| {
             let events: Vec<Event> = lines.iter().filter_map(Event::of).collect();
             look(&events)
@@ -188,7 +193,13 @@ impl Nodes {
     ///
     /// # Panics
     /// As [`wait`](Self::wait).
-    pub fn wait_event(&self, node: &str, key: &str, since: usize, is_it: impl Fn(&Event) -> bool) -> Event {
+    pub fn wait_event(
+        &self,
+        node: &str,
+        key: &str,
+        since: usize,
+        is_it: impl Fn(&Event) -> bool,
+    ) -> Event {
         let what = format!("an event {key} of {node}");
         self.wait_events(&what, since, |events| {
             let found = events
@@ -233,7 +244,9 @@ impl Nodes {
             let views: Vec<&Event> = views.collect::<Option<_>>()?;
             let (members, agreeing) = (nodes.len().to_string(), (nodes.len() - 1).to_string());
             let same = views.iter().all(|view| {
-                view.field(0) == members && view.field(1) == views[0].field(1) && view.field(2) == agreeing
+                view.field(0) == members
+                    && view.field(1) == views[0].field(1)
+                    && view.field(2) == agreeing
             });
             same.then_some(())
         });
@@ -244,7 +257,9 @@ impl Nodes {
     /// # Panics
     /// As [`wait`](Self::wait).
     pub fn wait_for_answer(&self, caller: &str, callee: &Identity, since: usize) {
-        self.wait_event(caller, "answered", since, |event| event.field(0) == callee.name);
+        self.wait_event(caller, "answered", since, |event| {
+            event.field(0) == callee.name
+        });
     }
 
     /// Ends all nodes.

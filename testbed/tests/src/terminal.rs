@@ -32,8 +32,8 @@ impl Terminal {
     /// If there is no terminal to be had.
     #[must_use]
     pub fn start(command: &Command) -> Self {
-        let master =
-            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+            .expect("a terminal");
         grantpt(&master)
             .and_then(|()| unlockpt(&master))
             .expect("a terminal");

@@ -33,15 +33,15 @@ impl Check<'_> {
         let mut options = vec!["--pcache", size, "--ways", ways, "--cpus", self.cpus];
         options.extend(boot.iter().flat_map(|option| ["--boot", option]));
         let (accesses, seed) = (self.accesses.to_string(), seed.to_string());
-        let ran = Run::new(&options).add(program("checker"), "/bin/checker").run(&[
-            "/bin/checker",
-            &accesses,
-            self.threads,
-            pages,
-            &seed,
-        ]);
+        let ran = Run::new(&options)
+            .add(program("checker"), "/bin/checker")
+            .run(&["/bin/checker", &accesses, self.threads, pages, &seed]);
         let said = String::from_utf8_lossy(&ran.stdout);
-        assert_eq!(said, "all accesses, 0 wrong\n", "{options:?}: {}", ran.stderr);
+        assert_eq!(
+            said, "all accesses, 0 wrong\n",
+            "{options:?}: {}",
+            ran.stderr
+        );
         assert_eq!(ran.code, Some(0), "{options:?}: {}", ran.stderr);
         let sum = |name: &str| ran.sum(&["counter", name]);
         assert!(
@@ -67,7 +67,10 @@ fn counters_add_up(sum: &impl Fn(&str) -> u64, report: &str) {
         "victims: {report}"
     );
     let fates = sum("nr_pcache_prefetch_hit") + sum("nr_pcache_prefetch_wasted");
-    assert!(fates <= sum("nr_pcache_prefetch"), "pages read ahead: {report}");
+    assert!(
+        fates <= sum("nr_pcache_prefetch"),
+        "pages read ahead: {report}"
+    );
 }
 
 /// A quarter of the pages is in the cache.

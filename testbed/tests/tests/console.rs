@@ -24,7 +24,11 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn said(output: &Output) -> (Option<i32>, String, String) {
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }
 
 fn end_of(mut command: Command) -> (Option<i32>, String, String) {
@@ -42,7 +46,12 @@ fn an_input_that_is_a_folder_fails_as_natively() {
 #[test]
 fn a_full_output_fails_as_natively() {
     let mut command = run(&[], &["busybox", "echo", "lost"]);
-    command.stdout(File::options().write(true).open("/dev/full").expect("/dev/full"));
+    command.stdout(
+        File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("/dev/full"),
+    );
     let said = "echo: write error: No space left on device\n";
     assert_eq!(end_of(command), (Some(1), String::new(), said.into()));
 }
@@ -103,7 +112,10 @@ fn input_that_the_program_does_not_read_stays_where_it_is() {
 #[test]
 fn a_slow_reader_holds_the_program_and_loses_nothing() {
     let mut command = run(&[], &["busybox", "seq", "300000"]);
-    let mut child = command.stdout(Stdio::piped()).spawn().expect("xtask starts");
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("xtask starts");
     let mut stdout = child.stdout.take().expect("a pipe");
     let mut first = [0; 2];
     stdout.read_exact(&mut first).expect("output");
@@ -142,7 +154,10 @@ fn programs_are_found_as_a_shell_finds_them() {
         &["--env", "PATH=/none:/bin", "--env", "HOME=/h"],
         &["busybox", "env"],
     ));
-    assert_eq!((code, stdout.as_str()), (Some(0), "PATH=/none:/bin\nHOME=/h\n"));
+    assert_eq!(
+        (code, stdout.as_str()),
+        (Some(0), "PATH=/none:/bin\nHOME=/h\n")
+    );
     for (program, options, code, word) in [
         ("nonesuch", &[][..], 127, "not found in PATH"),
         ("/usr", &[], 126, "is a folder"),
@@ -150,7 +165,10 @@ fn programs_are_found_as_a_shell_finds_them() {
     ] {
         let (ended, stdout, stderr) = end_of(run(options, &[program]));
         assert_eq!((ended, stdout.as_str()), (Some(code), ""), "{stderr}");
-        assert!(stderr.contains(word) && stderr.lines().count() == 1, "{stderr}");
+        assert!(
+            stderr.contains(word) && stderr.lines().count() == 1,
+            "{stderr}"
+        );
     }
 }
 
@@ -186,7 +204,8 @@ fn standard_error_is_the_program_s_alone() {
     let run = Run::new(&[]).add(testbed_tests::program("work"), "/bin/work");
     let ran = run.run(&["/bin/work", "null"]);
     assert_eq!(ran.code, Some(139), "{}", ran.stderr);
-    let line = "the program was ended by SIGSEGV (invalid memory access) at address 0x0, instruction 0x";
+    let line =
+        "the program was ended by SIGSEGV (invalid memory access) at address 0x0, instruction 0x";
     assert!(
         ran.stderr.contains(line) && ran.stderr.lines().count() == 1,
         "{}",

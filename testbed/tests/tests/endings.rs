@@ -27,7 +27,12 @@ fn a_null_pointer_is_sigsegv() {
 /// Checks that a crash gives the status of Linux's signal: SIGSEGV 11, SIGFPE 8, SIGABRT 6.
 #[test]
 fn crashes_have_linux_s_statuses() {
-    for (how, code) in [("text", 139), ("overflow", 139), ("divide", 136), ("abort", 134)] {
+    for (how, code) in [
+        ("text", 139),
+        ("overflow", 139),
+        ("divide", 136),
+        ("abort", 134),
+    ] {
         let run = Run::new(&[]).add(program("stress"), "/bin/stress");
         let ran = run.run(&["/bin/stress", "dies", how]);
         assert_eq!(ran.code, Some(code), "{how}: {}", ran.stderr);
@@ -112,7 +117,10 @@ fn end_of(mut child: Child, deadline: Duration) -> (Option<i32>, String) {
         if let Some(status) = child.try_wait().expect("wait") {
             break status;
         }
-        assert!(Instant::now() < end, "the run did not end within {deadline:?}");
+        assert!(
+            Instant::now() < end,
+            "the run did not end within {deadline:?}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     };
     let mut said = String::new();

@@ -63,7 +63,11 @@ fn dump(image: &Path, from: &str, to: &Path) {
 
 #[test]
 fn programs_change_files_as_on_linux() {
-    let here = native(program("files"), &["check", text(&scratch("files-here"))], b"");
+    let here = native(
+        program("files"),
+        &["check", text(&scratch("files-here"))],
+        b"",
+    );
     let empty = scratch("files-empty");
     let there = Run::new(&["--pcache", "4M"])
         .add(program("files"), PROGRAM)
@@ -106,7 +110,10 @@ fn a_disk_that_is_kept_has_what_earlier_runs_wrote() {
     );
     assert_sound(&disk);
     dump(&disk, "/data/saved", &folder);
-    assert_eq!(fs::read(folder.join("saved")).expect("the file"), b"SECOND RUN");
+    assert_eq!(
+        fs::read(folder.join("saved")).expect("the file"),
+        b"SECOND RUN"
+    );
     fs::remove_dir_all(folder).expect("removed");
 }
 
@@ -142,7 +149,8 @@ fn check_promises(work: &Path, seed: u64, said: &str) -> usize {
         match (what, numbers.as_slice()) {
             ("replaced", &[worker, name, generation]) => {
                 let path = work.join(format!("w{worker}/f{name}"));
-                let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                let bytes =
+                    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 let header = bytes.get(..16).expect("a header");
                 let digits = header.split(|&byte| byte == 0).next().expect("one part");
                 let found: i64 = std::str::from_utf8(digits)
@@ -167,7 +175,8 @@ fn check_promises(work: &Path, seed: u64, said: &str) -> usize {
                     "{what} {numbers:?}: {} bytes",
                     bytes.len()
                 );
-                let whole = |(number, record): (i64, &[u8])| record == fill(64, worker, -1, base + number);
+                let whole =
+                    |(number, record): (i64, &[u8])| record == fill(64, worker, -1, base + number);
                 let upto = usize::try_from(sequence + 1).expect("positive");
                 assert!(
                     (0..).zip(records).take(upto).all(whole),
@@ -204,7 +213,11 @@ fn killed_after(disk: &Path, seed: u64, delay: Duration) -> String {
     let first = output.recv_timeout(PATIENCE).unwrap_or_else(|error| {
         let _ = child.kill();
         let mut said = String::new();
-        let _ = child.stderr.take().expect("a pipe").read_to_string(&mut said);
+        let _ = child
+            .stderr
+            .take()
+            .expect("a pipe")
+            .read_to_string(&mut said);
         panic!("nothing was promised: {error}\n{said}");
     });
     let killed = Instant::now() + delay;

@@ -6,7 +6,8 @@ use std::process::Stdio;
 
 use testbed_tests::{Run, xtask};
 
-/// Each component is started in another way, and the three run one program. A program that reads files needs all of them.
+/// Each component is started in another way, and the three run one program. A program that reads
+/// files needs all of them.
 #[test]
 fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
     let run = Run::new(&[
@@ -35,15 +36,26 @@ fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
     ] {
         let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
         let log = String::from_utf8_lossy(&log);
-        assert!(log.contains("libos::boot: started by UEFI"), "{node}: {log}");
+        assert!(
+            log.contains("libos::boot: started by UEFI"),
+            "{node}: {log}"
+        );
         assert!(
             log.contains(&format!("the command line from {source}")),
             "{node}: {log}"
         );
     }
-    let left = ["processor.stick", "memory.iso", "storage.tftp", "storage.vars"];
+    let left = [
+        "processor.stick",
+        "memory.iso",
+        "storage.tftp",
+        "storage.vars",
+    ];
     for file in left {
-        assert!(!folder.join(file).exists(), "{file} holds the key and is left");
+        assert!(
+            !folder.join(file).exists(),
+            "{file} holds the key and is left"
+        );
     }
     fs::remove_dir_all(folder).expect("removed");
 }
@@ -67,7 +79,10 @@ fn files_for_firmware_are_the_same_each_time() {
                 .expect("xtask runs");
             assert!(output.status.success());
             let said = String::from_utf8(output.stdout).expect("text");
-            let path = said.lines().next().and_then(|line| line.rsplit('\t').next());
+            let path = said
+                .lines()
+                .next()
+                .and_then(|line| line.rsplit('\t').next());
             fs::read(path.expect("the file's path")).expect("the file")
         };
         let first = made();

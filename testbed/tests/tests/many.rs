@@ -15,9 +15,11 @@ const FRAMES: u64 = 2 * 256;
 fn free_frames(processes: u32, threads: u32, timeout: &str) -> u64 {
     let options = ["--cpus", "2", "--pcache", "16M", "--timeout", timeout];
     let (processes, threads) = (processes.to_string(), threads.to_string());
-    let ran = Run::new(&options)
-        .add(program("many"), "/bin/many")
-        .run(&["/bin/many", &processes, &threads]);
+    let ran = Run::new(&options).add(program("many"), "/bin/many").run(&[
+        "/bin/many",
+        &processes,
+        &threads,
+    ]);
     let said = String::from_utf8_lossy(&ran.stdout);
     assert_eq!(said, "everything came back\n", "{}", ran.stderr);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);

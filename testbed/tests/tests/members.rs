@@ -91,7 +91,10 @@ impl Members {
 /// state, and came in time.
 fn check_failure(failed: &Event, of: &Identity) {
     let (age, error) = (failed.field(2), failed.field(3));
-    assert!(error.starts_with(&format!("{} is lost: ", of.name)), "{error}");
+    assert!(
+        error.starts_with(&format!("{} is lost: ", of.name)),
+        "{error}"
+    );
     let age = Duration::from_micros(age.parse().expect("an age"));
     assert!(age < KEEPALIVE + SLACK, "{age:?}: {error}");
     // A task may have been about to call: then nothing was under way.
@@ -112,7 +115,10 @@ fn check_silence(cause: &str) -> bool {
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| panic!("{cause}"));
     let silent = Duration::from_secs_f64(seconds);
-    assert!((KEEPALIVE..KEEPALIVE + LATE_LOOK).contains(&silent), "{cause}");
+    assert!(
+        (KEEPALIVE..KEEPALIVE + LATE_LOOK).contains(&silent),
+        "{cause}"
+    );
     true
 }
 
@@ -139,7 +145,9 @@ fn a_killed_machine_is_lost_and_comes_back_as_another_incarnation() {
     for survivor in ["node0", "node1"] {
         let joined = members
             .nodes
-            .wait_event(survivor, "joined", again, |event| event.field(0) == now.name);
+            .wait_event(survivor, "joined", again, |event| {
+                event.field(0) == now.name
+            });
         assert_eq!(joined.field(1), now.life);
     }
     members.is_back(2, again);
@@ -168,7 +176,9 @@ fn a_stopped_machine_is_lost_by_its_silence_and_found_again() {
         let of = &members.identities[2];
         let joined = members
             .nodes
-            .wait_event(survivor, "joined", stopped, |event| event.field(0) == of.name);
+            .wait_event(survivor, "joined", stopped, |event| {
+                event.field(0) == of.name
+            });
         assert_eq!(joined.field(1), of.life);
     }
     members.nodes.finish();
@@ -196,13 +206,17 @@ fn a_machine_whose_cable_is_pulled_is_lost_and_found_again() {
 fn a_late_machine_joins_all_and_one_without_the_key_is_refused() {
     let mut members = Members::new(3, 5);
     let wrong = "f".repeat(64);
-    let strange = members.nodes.tell(&format!("start node4 {CALLS} key={wrong}"));
+    let strange = members
+        .nodes
+        .tell(&format!("start node4 {CALLS} key={wrong}"));
     let stranger = members.nodes.identity("node4", strange);
     let late = members
         .nodes
         .tell(&format!("start node3 {CALLS} role={}", ROLES[3]));
     members.names.push("node3".into());
-    members.identities.push(members.nodes.identity("node3", late));
+    members
+        .identities
+        .push(members.nodes.identity("node3", late));
     members.is_back(3, late);
     for node in &members.names {
         members
@@ -227,7 +241,9 @@ fn a_late_machine_joins_all_and_one_without_the_key_is_refused() {
 #[test]
 fn a_machine_that_takes_its_leave_is_missed_before_it_is_silent() {
     let mut members = Members::new(2, 3);
-    let visit = members.nodes.tell(&format!("start node2 {CALLS} calls=100"));
+    let visit = members
+        .nodes
+        .tell(&format!("start node2 {CALLS} calls=100"));
     let visitor = members.nodes.identity("node2", visit);
     for node in &members.names {
         let left = members
@@ -241,7 +257,10 @@ fn a_machine_that_takes_its_leave_is_missed_before_it_is_silent() {
         );
     }
     let ended = members.nodes.wait_event("node2", "calls", visit, |_| true);
-    assert_eq!([0, 1, 2].map(|field| ended.field(field)), ["100", "100", "0"]);
+    assert_eq!(
+        [0, 1, 2].map(|field| ended.field(field)),
+        ["100", "100", "0"]
+    );
     members.nodes.wait("the end of node2", visit, |lines| {
         let is_it = |line: &Line| line.text == "node2 has ended: left";
         lines.iter().any(is_it).then_some(())
@@ -256,7 +275,9 @@ fn a_member_that_answers_nobody_ends_each_call_at_its_deadline() {
     nodes.tell("start node1 part=watch");
     let silent = nodes.identity("node1", 0);
     nodes.tell("start node0 part=call timeout=1000 pace=10000");
-    let failed = nodes.wait_event("node0", "call_failed", 0, |event| event.field(0) == silent.name);
+    let failed = nodes.wait_event("node0", "call_failed", 0, |event| {
+        event.field(0) == silent.name
+    });
     let age = Duration::from_micros(failed.field(2).parse().expect("an age"));
     let timeout = Duration::from_secs(1);
     assert!((timeout..timeout + SLACK).contains(&age), "{age:?}");

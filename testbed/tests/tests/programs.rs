@@ -42,11 +42,18 @@ fn busybox(options: &[&str], args: &[&str]) -> (Ran, Ran) {
 fn assert_same(there: &Ran, here: &Ran) {
     let name = text().to_str().expect("text").as_bytes();
     let mut expected = here.stdout.clone();
-    if let Some(at) = expected.windows(name.len()).position(|window| window == name) {
+    if let Some(at) = expected
+        .windows(name.len())
+        .position(|window| window == name)
+    {
         expected.splice(at..at + name.len(), TEXT.bytes());
     }
     assert_eq!(there.code, here.code, "{}", there.stderr);
-    assert!(there.stdout == expected, "the output differs:\n{}", there.stderr);
+    assert!(
+        there.stdout == expected,
+        "the output differs:\n{}",
+        there.stderr
+    );
 }
 
 #[test]
@@ -75,8 +82,7 @@ fn busybox_bzip2() {
 
 #[test]
 fn a_second_glibc_program() {
-    let script =
-        "for ((i = 0; i < 20000; i++)); do ((sum += i * i % 7)); a[i % 500]=$sum; done; echo ${a[*]}; exit 3";
+    let script = "for ((i = 0; i < 20000; i++)); do ((sum += i * i % 7)); a[i % 500]=$sum; done; echo ${a[*]}; exit 3";
     let here = native(program("bash"), &["-c", script], b"");
     let there = Run::new(&["--pcache", "4M"])
         .add(program("bash"), "/bin/bash")
@@ -170,8 +176,11 @@ tar cf a.tar a; gzip a.tar; rm -r a; tar xzf a.tar.gz
 cat a/* | sort -k2n | tail -2; find a -type f | wc -l
 sha256sum < a/f3; awk 'BEGIN { print 6 * 7 }'; grep -r 'line 7' a
 (exit 3); echo $?; kill -9 $BASHPID & wait $!; echo $?"#;
-    let there =
-        Run::new(&["--root", "trixie", "--cpus", "2", "--pcache", "16M"]).run(&["/bin/bash", "-c", SCRIPT]);
+    let there = Run::new(&["--root", "trixie", "--cpus", "2", "--pcache", "16M"]).run(&[
+        "/bin/bash",
+        "-c",
+        SCRIPT,
+    ]);
     let expected = "line 19\nline 20\n20\n\
         9c60bc932a19cda85d74a5852c20d89262ecdb0ee2e3c28464fd17df0f885439  -\n42\na/f7:line 7\n3\n137\n";
     assert_eq!(
@@ -239,7 +248,10 @@ fn how_components_poll_and_who_runs_their_handlers_changes_no_output() {
         "processor:polling=busy",
     ];
     let options: Vec<&str> = boot.iter().flat_map(|option| ["--boot", option]).collect();
-    let (there, here) = busybox(&[&["--pcache", "4M"], &options[..]].concat(), &["sort", "-u"]);
+    let (there, here) = busybox(
+        &[&["--pcache", "4M"], &options[..]].concat(),
+        &["sort", "-u"],
+    );
     assert_same(&there, &here);
 }
 
@@ -314,7 +326,11 @@ fn input_passes_through_to_both_outputs() {
         .run(&["/bin/work", "echo"]);
     assert_eq!(there.code, Some(0), "{}", there.stderr);
     assert!(there.stdout == here.stdout, "{}", there.stderr);
-    assert!(there.stderr.contains(here.stderr.trim()), "{}", there.stderr);
+    assert!(
+        there.stderr.contains(here.stderr.trim()),
+        "{}",
+        there.stderr
+    );
 }
 
 #[test]
@@ -358,7 +374,10 @@ fn the_cache_size_changes_counters_but_no_output() {
     );
     assert_eq!(evictions[2], 0, "a cache that holds all must not");
     assert!(fills[0] > 1000 + fills[2], "fills {fills:?}");
-    assert!(rpcs[0] <= rpcs[2] + 8, "RPCs {rpcs:?} grow with fills {fills:?}");
+    assert!(
+        rpcs[0] <= rpcs[2] + 8,
+        "RPCs {rpcs:?} grow with fills {fills:?}"
+    );
 }
 
 #[test]

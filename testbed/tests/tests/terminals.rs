@@ -33,7 +33,10 @@ fn an_interactive_shell_has_job_control() {
     terminal.expect(PROMPT);
     assert!(!terminal.is_cooked());
     assert_eq!(
-        say(&mut terminal, "test -t 0 && test -t 1 && test -t 2 && echo yes"),
+        say(
+            &mut terminal,
+            "test -t 0 && test -t 1 && test -t 2 && echo yes"
+        ),
         "yes\n"
     );
     assert_eq!(say(&mut terminal, "stty size"), "24 80\n");
@@ -55,7 +58,10 @@ fn an_interactive_shell_has_job_control() {
         "{jobs}"
     );
     let jobs = say(&mut terminal, "kill %2; kill -9 %3; sleep 1; jobs");
-    assert!(jobs.contains("Terminated") && jobs.contains("Killed"), "{jobs}");
+    assert!(
+        jobs.contains("Terminated") && jobs.contains("Killed"),
+        "{jobs}"
+    );
     terminal.keys("fg %1\n");
     terminal.expect("sleep 1000\r\n");
     std::thread::sleep(Duration::from_secs(2));
@@ -87,7 +93,10 @@ fn the_terminal_is_given_back_when_the_run_is_ended() {
         }
         let end = Instant::now() + Duration::from_secs(10);
         while !terminal.is_cooked() {
-            assert!(Instant::now() < end, "the terminal stays raw after {signal:?}");
+            assert!(
+                Instant::now() < end,
+                "the terminal stays raw after {signal:?}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -11,9 +11,10 @@ const SEED: &str = "1";
 fn only_programs_die(cpus: &str, seconds: &str, timeout: &str) {
     let seed = std::env::var("WILD_SEED").unwrap_or_else(|_| SEED.to_owned());
     let options = ["--cpus", cpus, "--pcache", "16M", "--timeout", timeout];
-    let ran = Run::new(&options)
-        .add(program("wild"), "/bin/wild")
-        .run(&["/bin/wild", &seed, seconds]);
+    let ran =
+        Run::new(&options)
+            .add(program("wild"), "/bin/wild")
+            .run(&["/bin/wild", &seed, seconds]);
     let said = String::from_utf8_lossy(&ran.stdout);
     let end: Vec<&str> = said.lines().rev().take(3).collect();
     assert_eq!(ran.code, Some(0), "{end:?}: {}", ran.stderr);

@@ -56,7 +56,8 @@ impl Firmware {
     pub(crate) fn obtain(variables: PathBuf) -> Result<Self> {
         let root = ipxe::obtain()?;
         let fresh = root.join("usr/share/OVMF/OVMF_VARS_4M.fd");
-        fs::copy(&fresh, &variables).with_context(|| format!("can't make {}", variables.display()))?;
+        fs::copy(&fresh, &variables)
+            .with_context(|| format!("can't make {}", variables.display()))?;
         let code = root.join("usr/share/OVMF/OVMF_CODE_4M.fd");
         Ok(Self { code, variables })
     }
@@ -72,8 +73,14 @@ impl Start<'_> {
     /// Adds what starts the machine to its command.
     pub(crate) fn add_to(&self, command: &mut Command) {
         match self {
-            Self::Kernel { kernel, command_line } => {
-                command.arg("-kernel").arg(kernel).args(["-append", command_line]);
+            Self::Kernel {
+                kernel,
+                command_line,
+            } => {
+                command
+                    .arg("-kernel")
+                    .arg(kernel)
+                    .args(["-append", command_line]);
             }
             Self::Firmware { firmware, medium } => {
                 firmware.add_to(command);

@@ -48,6 +48,10 @@ mod tests {
             [left(1), left(3), left(5), left(0)],
             [Left::Well, Left::Panic, Left::Error, Left::Otherwise]
         );
-        assert_eq!(Left::from(ExitStatus::from_raw(9)), Left::Otherwise, "killed");
+        assert_eq!(
+            Left::from(ExitStatus::from_raw(9)),
+            Left::Otherwise,
+            "killed"
+        );
     }
 }

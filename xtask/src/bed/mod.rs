@@ -1,7 +1,8 @@
 //! VMs on a modelled fabric: their folder, the fabric's server, the machines, and the end of all.
 //!
 //! * [`process`]: starts and ends a process. * [`server`]: the fabric's server.
-//! * [`machine`]: QEMU's command line. * [`firmware`]: firmware and boot media. * [`plugin`]: a TCG plugin for a machine.
+//! * [`machine`]: QEMU's command line. * [`firmware`]: firmware and boot media. * [`plugin`]: a TCG
+//!   plugin for a machine.
 //! * [`left`]: an image's result, by its exit status. * [`cmdline`]: an image's command line.
 //! * [`streams`]: follows the guests' output. * [`labelled`]: puts a node's name before its lines.
 
@@ -40,7 +41,8 @@ pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Makes SIGINT and SIGTERM set [`INTERRUPTED`].
 pub(crate) fn handle_signals() -> Result<()> {
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("can't handle signals")
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed))
+        .context("can't handle signals")
 }
 
 /// Checks that VMs can be started so that none outlives this program.
@@ -92,10 +94,15 @@ pub(crate) fn make_folder() -> Result<PathBuf> {
         match fs::DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => return Ok(folder),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| format!("can't make {}", folder.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't make {}", folder.display()));
+            }
         }
     }
-    bail!("too many old folders {}/tessera-*: remove them", base.display())
+    bail!(
+        "too many old folders {}/tessera-*: remove them",
+        base.display()
+    )
 }
 
 /// Makes a new pipe that QEMU reads from. It is open both ways, so that neither opening it nor a

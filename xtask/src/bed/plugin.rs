@@ -41,8 +41,13 @@ mod tests {
 
     #[test]
     fn a_plugin_belongs_to_a_node() {
-        let plugins = ["processor:/tmp/a.so,out=/tmp/x:y".parse::<Plugin>().unwrap()];
-        assert_eq!(of_node(&plugins, "processor"), Some("/tmp/a.so,out=/tmp/x:y"));
+        let plugins = ["processor:/tmp/a.so,out=/tmp/x:y"
+            .parse::<Plugin>()
+            .unwrap()];
+        assert_eq!(
+            of_node(&plugins, "processor"),
+            Some("/tmp/a.so,out=/tmp/x:y")
+        );
         assert_eq!(of_node(&plugins, "memory"), None);
         for bad in ["a.so", ":a.so", "processor:"] {
             assert!(bad.parse::<Plugin>().is_err(), "{bad}");

@@ -32,7 +32,8 @@ impl Process {
     /// Starts a command. Its standard error goes to `NAME.err` in `folder`.
     pub(crate) fn start(name: &str, mut command: Command, folder: &Path) -> Result<Self> {
         let stderr = folder.join(format!("{name}.err"));
-        let file = File::create(&stderr).with_context(|| format!("can't make {}", stderr.display()))?;
+        let file =
+            File::create(&stderr).with_context(|| format!("can't make {}", stderr.display()))?;
         let program = command.get_program().to_string_lossy().into_owned();
         let child = command
             .stderr(file)

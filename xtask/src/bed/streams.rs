@@ -48,7 +48,9 @@ impl Follower {
         self.ended.store(true, Ordering::Release);
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result.context("can't write the program's output"),
-            Some(Err(_)) => Err(anyhow!("the thread that shows the program's output panicked")),
+            Some(Err(_)) => Err(anyhow!(
+                "the thread that shows the program's output panicked"
+            )),
             None => Ok(()),
         }
     }

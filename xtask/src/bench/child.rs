@@ -20,7 +20,10 @@ pub(super) fn xtask(words: &[impl AsRef<OsStr>]) -> Result<String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let words: Vec<_> = words.iter().map(|word| word.as_ref().to_string_lossy()).collect();
+        let words: Vec<_> = words
+            .iter()
+            .map(|word| word.as_ref().to_string_lossy())
+            .collect();
         bail!(
             "`cargo xtask {}` ended with {}:\n{stdout}{stderr}",
             words.join(" "),

@@ -61,9 +61,10 @@ pub(super) fn compare(before: &[Figure], now: &[Figure], tolerance: f64) -> Comp
             percent
         };
         if is_worse {
-            comparison
-                .worse
-                .push(format!("{} {}: {:.2} → {value}", new.case, new.what, old.value));
+            comparison.worse.push(format!(
+                "{} {}: {:.2} → {value}",
+                new.case, new.what, old.value
+            ));
         }
         comparison.rows.push(row([
             &new.case,

@@ -64,7 +64,9 @@ impl Figure {
 
     /// Returns the figure as a row of tab-separated values.
     fn row(&self) -> String {
-        let spread = self.spread.map_or("-".into(), |spread| format!("{spread:.4}"));
+        let spread = self
+            .spread
+            .map_or("-".into(), |spread| format!("{spread:.4}"));
         let (value, kind) = (format!("{:.3}", self.value), self.kind.name());
         [&self.case[..], &self.what, &value, &spread, kind].join("\t")
     }
@@ -93,7 +95,10 @@ pub(super) fn to_json(figures: &[Figure]) -> Value {
 /// Reads what [`to_tsv`] wrote. Lines that begin with `#` are skipped.
 pub(super) fn from_tsv(text: &str) -> Result<Vec<Figure>> {
     let mut lines = text.lines().filter(|line| !line.starts_with('#'));
-    ensure!(lines.next() == Some(HEADER), "the first line is not {HEADER:?}");
+    ensure!(
+        lines.next() == Some(HEADER),
+        "the first line is not {HEADER:?}"
+    );
     lines
         .map(|line| parse(line).with_context(|| format!("{line:?} is no figure")))
         .collect()
@@ -140,7 +145,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let text = to_tsv(&figures());
-        assert_eq!(from_tsv(&format!("# commit abc\n{text}")).unwrap(), figures());
+        assert_eq!(
+            from_tsv(&format!("# commit abc\n{text}")).unwrap(),
+            figures()
+        );
         assert_eq!(
             find(&figures(), "clean", "looks").map(|figure| figure.value),
             Some(7.5)

@@ -74,7 +74,11 @@ impl Case {
     }
 
     fn tool(&self) -> String {
-        format!("ib_{}_{}", self.verb, if self.latency { "lat" } else { "bw" })
+        format!(
+            "ib_{}_{}",
+            self.verb,
+            if self.latency { "lat" } else { "bw" }
+        )
     }
 
     /// Messages of both sides: a latency is that of a WRITE or SEND to the other side and one back,
@@ -146,7 +150,8 @@ impl Args {
         println!("{}", table::aligned(&rows));
         println!("Without QEMU, in one process: {reads} READs of 4096 bytes a second");
         if let Some(file) = self.tsv {
-            let last = ["in_process", "reads_of_4096_per_second", &reads.to_string()].map(str::to_owned);
+            let last =
+                ["in_process", "reads_of_4096_per_second", &reads.to_string()].map(str::to_owned);
             table::write(&file, rows.into_iter().chain([last.into()]))?;
         }
         Ok(())
@@ -282,7 +287,8 @@ fn find_server(of: u32) -> Result<u32> {
         program.file_name() == Some("hca_server".as_ref())
     };
     let mut pids = list.split_whitespace().filter_map(|pid| pid.parse().ok());
-    pids.find(is_server).context("the fabric's server is not running")
+    pids.find(is_server)
+        .context("the fabric's server is not running")
 }
 
 /// Returns the time that a process's threads have run on any core so far, in nanoseconds.
@@ -299,7 +305,8 @@ fn busy_ns(pid: u32) -> Result<u64> {
 /// Documentation/scheduler/sched-stats.rst).
 fn busy_thread_ns(thread: &Path) -> Result<u64> {
     let file = thread.join("schedstat");
-    let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
     let first = text
         .split_whitespace()
         .next()
@@ -335,11 +342,25 @@ mod tests {
     #[test]
     fn a_row_has_perftests_figures_and_the_models_share() {
         let few = run(1_000_000, "");
-        let row = row(&case("write", true), Some(&few), Some(&run(11_000_000, LATENCY))).expect("a row");
+        let row = row(
+            &case("write", true),
+            Some(&few),
+            Some(&run(11_000_000, LATENCY)),
+        )
+        .expect("a row");
         // 10 ms more for 2 * 1000 more messages.
         assert_eq!(
             row,
-            ["ib_write_lat", "64", "16.1", "17.4", "40.0", "-", "-", "5.00"]
+            [
+                "ib_write_lat",
+                "64",
+                "16.1",
+                "17.4",
+                "40.0",
+                "-",
+                "-",
+                "5.00"
+            ]
         );
     }
 
@@ -352,7 +373,10 @@ mod tests {
             Some(&run(11_000_000, BANDWIDTH)),
         )
         .expect("a row");
-        assert_eq!(row, ["ib_write_bw", "64", "-", "-", "-", "3.1", "50345", "10.00"]);
+        assert_eq!(
+            row,
+            ["ib_write_bw", "64", "-", "-", "-", "3.1", "50345", "10.00"]
+        );
     }
 
     #[test]

@@ -13,8 +13,8 @@ const FONT: &str = "font-family=\"sans-serif\" font-size=\"12\"";
 /// Colours of the parts, told apart by people with any kind of colour vision (Okabe and Ito's, and
 /// greys).
 const COLOURS: [&str; 11] = [
-    "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#f0e442", "#d55e00", "#cc79a7", "#555555", "#888888",
-    "#aaaaaa", "#000000",
+    "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#f0e442", "#d55e00", "#cc79a7", "#555555",
+    "#888888", "#aaaaaa", "#000000",
 ];
 
 /// A bar: its name, and its parts in the order of the legend.
@@ -61,7 +61,12 @@ pub(super) fn stacked(title: &str, legend: &[&str], bars: &[Bar]) -> String {
             escape(&bar.name)
         );
         let mut x = LEFT;
-        for (part, value) in bar.parts.iter().enumerate().filter(|(_, value)| **value > 0.0) {
+        for (part, value) in bar
+            .parts
+            .iter()
+            .enumerate()
+            .filter(|(_, value)| **value > 0.0)
+        {
             let width = value * scale;
             let _ = writeln!(
                 svg,

@@ -82,7 +82,11 @@ fn handler(workers: u16) -> String {
 }
 
 /// Measures all series with one kind of callee.
-fn measure_one(mut cluster: Cluster<'_>, (workers, calls): (u16, u32), profile: &mut Profile) -> Result<()> {
+fn measure_one(
+    mut cluster: Cluster<'_>,
+    (workers, calls): (u16, u32),
+    profile: &mut Profile,
+) -> Result<()> {
     let (lines, said) = Lines::channel();
     cluster.start(
         "callee",
@@ -186,7 +190,13 @@ struct Lines {
 impl Lines {
     fn channel() -> (Self, Receiver<String>) {
         let (to, from) = channel();
-        (Self { line: Vec::new(), to }, from)
+        (
+            Self {
+                line: Vec::new(),
+                to,
+            },
+            from,
+        )
     }
 }
 

@@ -36,10 +36,17 @@ pub(super) struct Circumstances {
 impl Circumstances {
     /// Looks at this machine and this tree. `qemu` is QEMU's version.
     pub(super) fn here(qemu: &str) -> Self {
-        let git = |args: &[&str]| quiet(Command::new("git").args(args).current_dir(project::root()));
+        let git =
+            |args: &[&str]| quiet(Command::new("git").args(args).current_dir(project::root()));
         let commit = git(&["log", "-1", "--format=%h, %cs"]).unwrap_or_else(|_| "unknown".into());
         // Records themselves are no change of what is measured.
-        let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ":!docs"]);
+        let changed = git(&[
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ":!docs",
+        ]);
         let is_changed = changed.is_ok_and(|list| !list.trim().is_empty());
         let with = if is_changed {
             ", with changes that are not committed"
@@ -68,7 +75,9 @@ impl Circumstances {
 }
 
 fn model(cpuinfo: &str) -> Option<&str> {
-    let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim())
 }
 
@@ -105,8 +114,12 @@ impl Record<'_> {
 /// Reads the figures of the last record.
 pub(super) fn last(name: &str) -> Result<Vec<Figure>> {
     let file = place(name, "tsv");
-    let text = fs::read_to_string(&file)
-        .with_context(|| format!("there is no record {}: make one with --record", file.display()))?;
+    let text = fs::read_to_string(&file).with_context(|| {
+        format!(
+            "there is no record {}: make one with --record",
+            file.display()
+        )
+    })?;
     from_tsv(&text).with_context(|| format!("{} is damaged", file.display()))
 }
 

@@ -116,7 +116,11 @@ fn count_all() -> Result<Vec<Vec<String>>> {
     let mut tell = |what: &str, instructions: f64| {
         println!("  {what:<26}{instructions:>7.1}");
         let what = what.trim_start().to_owned();
-        figures.push(vec!["instructions".into(), what, format!("{instructions:.1}")]);
+        figures.push(vec![
+            "instructions".into(),
+            what,
+            format!("{instructions:.1}"),
+        ]);
     };
     let empty = count(&valgrind, &test, TEST, EMPTY_POLL)?;
     for (side, [(work, works), (arrival, arrives)]) in SIDES {
@@ -193,8 +197,13 @@ fn count(valgrind: &Path, program: &Path, test: &str, function: &str) -> Result<
     command.args(["--tool=callgrind", "--collect-atstart=no"]);
     command.arg(format!("--toggle-collect=*{function}*"));
     command.arg(format!("--callgrind-out-file={}", out.display()));
-    quiet(command.arg(program).args([test, "--exact", "--test-threads=1"]))?;
-    let profile = std::fs::read_to_string(&out).with_context(|| format!("can't read {}", out.display()))?;
+    quiet(
+        command
+            .arg(program)
+            .args([test, "--exact", "--test-threads=1"]),
+    )?;
+    let profile =
+        std::fs::read_to_string(&out).with_context(|| format!("can't read {}", out.display()))?;
     let counted = own(&profile).context("callgrind's file is not as expected")?;
     ensure!(counted > 0, "callgrind counted nothing in {function}…");
     // Exact enough: far below 2^52.
@@ -210,7 +219,9 @@ fn own(profile: &str) -> Option<u64> {
     let mut outside = std::collections::BTreeMap::new();
     let (mut total, mut callee, mut is_call, mut away) = (None, "", false, 0);
     for line in profile.lines() {
-        let named = ["fn=", "cfn="].into_iter().find_map(|key| line.strip_prefix(key));
+        let named = ["fn=", "cfn="]
+            .into_iter()
+            .find_map(|key| line.strip_prefix(key));
         if let Some(text) = named {
             let (id, name) = text.split_once(')').unwrap_or((text, ""));
             if !name.is_empty() {

@@ -50,7 +50,10 @@ mod tests {
     fn a_file_has_a_line_a_row() {
         let file = std::env::temp_dir().join(format!("tessera-table-{}", std::process::id()));
         write(&file, rows()).expect("written");
-        assert_eq!(fs::read_to_string(&file).expect("read"), "tool\tus\na\t100.5\n");
+        assert_eq!(
+            fs::read_to_string(&file).expect("read"),
+            "tool\tus\na\t100.5\n"
+        );
         fs::remove_file(file).expect("removed");
     }
 }

@@ -1,4 +1,5 @@
-//! A disk that UEFI firmware boots: a GPT with one EFI system partition, whose FAT file system holds the loader.
+//! A disk that UEFI firmware boots: a GPT with one EFI system partition, whose FAT file system
+//! holds the loader.
 //!
 //! Identifiers and times are constant, so that the same files give the same bytes.
 
@@ -23,7 +24,8 @@ const SECTOR: u64 = 512;
 const FIRST: u64 = 2048;
 /// Sectors of the backup table behind the partition.
 const BACKUP: u64 = 33;
-/// FAT32 has at least 65,525 clusters (Microsoft's FAT specification, section "FAT Type Determination"); here each is a sector.
+/// FAT32 has at least 65,525 clusters (Microsoft's FAT specification, section "FAT Type
+/// Determination"); here each is a sector.
 const FAT32_LEAST: u64 = 40 << 20;
 const ID: u32 = 0x7e55_e2a0;
 const LABEL: [u8; 11] = *b"TESSERA    ";
@@ -57,15 +59,18 @@ pub(super) fn volume(loader: &[u8], beside: &[Beside<'_>], smallest: bool) -> Re
         .bytes_per_cluster(cluster)
         .volume_id(ID)
         .volume_label(LABEL);
-    fatfs::format_volume(Cursor::new(&mut bytes[..]), options).context("can't make a FAT volume")?;
-    let volume =
-        FileSystem::new(Cursor::new(&mut bytes[..]), FsOptions::new()).context("can't open the volume")?;
+    fatfs::format_volume(Cursor::new(&mut bytes[..]), options)
+        .context("can't make a FAT volume")?;
+    let volume = FileSystem::new(Cursor::new(&mut bytes[..]), FsOptions::new())
+        .context("can't open the volume")?;
     {
         let root = volume.root_dir();
         let [efi, boot, name] = FALLBACK;
         let folder = root.create_dir(efi).and_then(|efi| efi.create_dir(boot));
         let folder = folder.context("can't make the loader's folder")?;
-        let mut file = folder.create_file(name).context("can't make the loader's file")?;
+        let mut file = folder
+            .create_file(name)
+            .context("can't make the loader's file")?;
         file.write_all(loader)
             .context("the volume has no room for the loader")?;
         for Beside { name, contents } in beside {
@@ -112,7 +117,8 @@ pub(super) fn write(path: &Path, volume: &[u8]) -> Result<()> {
     disk.update_partitions(BTreeMap::from([(1, partition)]))
         .with_context(problem)?;
     let mut file: File = disk.write().with_context(problem)?;
-    file.seek(SeekFrom::Start(FIRST * SECTOR)).with_context(problem)?;
+    file.seek(SeekFrom::Start(FIRST * SECTOR))
+        .with_context(problem)?;
     write_sparse(&mut file, volume).with_context(problem)
 }
 
@@ -123,7 +129,9 @@ fn write_sparse(file: &mut File, bytes: &[u8]) -> std::io::Result<()> {
         if block.iter().any(|&byte| byte != 0) {
             file.write_all(block)?;
         } else {
-            file.seek(SeekFrom::Current(i64::try_from(block.len()).unwrap_or_default()))?;
+            file.seek(SeekFrom::Current(
+                i64::try_from(block.len()).unwrap_or_default(),
+            ))?;
         }
     }
     Ok(())
@@ -153,7 +161,8 @@ mod tests {
             contents: b"cluster=a",
         };
         for smallest in [false, true] {
-            let mut bytes = volume(&loader, std::slice::from_ref(&line), smallest).expect("a volume");
+            let mut bytes =
+                volume(&loader, std::slice::from_ref(&line), smallest).expect("a volume");
             assert!(read(&mut bytes, "EFI/BOOT/BOOTX64.EFI") == loader);
             assert_eq!(read(&mut bytes, "tessera.cmdline"), b"cluster=a");
         }

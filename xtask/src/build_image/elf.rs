@@ -14,8 +14,8 @@ const PROGRAM_HEADER_LEN: u64 = 56;
 const OFFSET_AT: usize = 8;
 const FILE_LEN_AT: usize = 32;
 
-/// Returns the file with its segments and nothing else. Trailing zeros of read-only and writable data are left to the loader, as ELF
-/// provides: a segment is zero beyond what the file has of it.
+/// Returns the file with its segments and nothing else. Trailing zeros of read-only and writable
+/// data are left to the loader, as ELF provides: a segment is zero beyond what the file has of it.
 pub(super) fn strip(file: &[u8]) -> Result<Vec<u8>> {
     let header = FileHeader64::<Endianness>::parse(file).context("an image is not an ELF file")?;
     let endian = header.endian().context("an image is not an ELF file")?;
@@ -86,7 +86,8 @@ pub(super) fn sections(file: &[u8]) -> Result<Vec<(String, u64)>> {
 mod tests {
     use super::*;
 
-    /// Three segments: a note, one that holds it, and data with zeros at its end. Behind them what is to go.
+    /// Three segments: a note, one that holds it, and data with zeros at its end. Behind them what
+    /// is to go.
     fn file() -> Vec<u8> {
         let mut bytes = vec![0; 0x400];
         bytes[..24].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0");
@@ -103,7 +104,12 @@ mod tests {
         {
             let at = 64 + index * 56;
             bytes[at..at + 4].copy_from_slice(&kind.to_le_bytes());
-            for (field, value) in [(8, offset), (24, 0x20_0000 + offset), (32, file), (40, memory)] {
+            for (field, value) in [
+                (8, offset),
+                (24, 0x20_0000 + offset),
+                (32, file),
+                (40, memory),
+            ] {
                 bytes[at + field..at + field + 8].copy_from_slice(&value.to_le_bytes());
             }
         }

@@ -1,6 +1,7 @@
 //! A hybrid ISO: firmware boots it from a CD, or from a stick that it was copied to.
 //!
-//! `xorriso` writes it, the system's or Debian's: no crate writes an El Torito record that points into an appended partition.
+//! `xorriso` writes it, the system's or Debian's: no crate writes an El Torito record that points
+//! into an appended partition.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,6 +88,7 @@ pub(super) fn write(path: &Path, volume: &[u8]) -> Result<()> {
     ]);
     // It refuses to write over a file that is no ISO.
     let _ = fs::remove_file(path);
-    quiet(command.arg(path).arg(&root)).with_context(|| format!("can't make {}", path.display()))?;
+    quiet(command.arg(path).arg(&root))
+        .with_context(|| format!("can't make {}", path.display()))?;
     fs::remove_dir_all(&work).with_context(|| format!("can't remove {}", work.display()))
 }

@@ -1,6 +1,7 @@
 //! `build-image`: the unikernels, as files that QEMU and firmware boot.
 //!
-//! * [`elf`]: the image without symbols. * [`pe`]: the UEFI loader with the image in it. * [`disk`], [`iso`]: media that hold that.
+//! * [`elf`]: the image without symbols. * [`pe`]: the UEFI loader with the image in it. *
+//!   [`disk`], [`iso`]: media that hold that.
 
 pub(crate) mod disk;
 mod elf;
@@ -21,8 +22,8 @@ use crate::tools::{shown, step};
 
 /// Builds the unikernels into target/images
 ///
-/// `elf` is for QEMU's -kernel; `efi` is a program for UEFI firmware, `disk` and `iso` hold it where firmware looks for it. The same
-/// sources, options and folder give the same bytes.
+/// `elf` is for QEMU's -kernel; `efi` is a program for UEFI firmware, `disk` and `iso` hold it
+/// where firmware looks for it. The same sources, options and folder give the same bytes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The role to build
@@ -31,7 +32,8 @@ pub(crate) struct Args {
     /// Format of the file
     #[arg(long, value_enum, default_value_t = Format::Elf)]
     format: Format,
-    /// The kernel command line, built into the file. Whoever can read the file can read the cluster's key in it
+    /// The kernel command line, built into the file. Whoever can read the file can read the
+    /// cluster's key in it
     #[arg(long, value_name = "OPTIONS")]
     cmdline: Option<String>,
 }
@@ -114,7 +116,12 @@ impl Args {
                     .with_context(|| format!("can't read {}", path.display()))?
                     .len())
             };
-            println!("{}\t{} bytes\t{}", role.name(), size(&path)?, path.display());
+            println!(
+                "{}\t{} bytes\t{}",
+                role.name(),
+                size(&path)?,
+                path.display()
+            );
             for (section, len) in elf::sections(&read(&image)?)? {
                 println!("\t{section}\t{len}");
             }
@@ -123,7 +130,8 @@ impl Args {
     }
 }
 
-/// Makes a file for QEMU or firmware of a built image. The command line is built in; `beside` goes to a volume's root folder.
+/// Makes a file for QEMU or firmware of a built image. The command line is built in; `beside` goes
+/// to a volume's root folder.
 pub(crate) fn pack(
     image: &Path,
     format: Format,
@@ -228,11 +236,14 @@ fn build_named(name: &str) -> Result<PathBuf> {
             target.join(BARE).join("release").join(name),
             target.join("images"),
         );
-        fs::create_dir_all(&images).with_context(|| format!("can't make the folder {}", images.display()))?;
+        fs::create_dir_all(&images)
+            .with_context(|| format!("can't make the folder {}", images.display()))?;
         let image = images.join(format!("{name}.elf"));
-        let mut bytes = fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
+        let mut bytes =
+            fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
         // For the backtrace of a panic.
-        ksyms::embed(&mut bytes).with_context(|| format!("no place for symbols in {}", built.display()))?;
+        ksyms::embed(&mut bytes)
+            .with_context(|| format!("no place for symbols in {}", built.display()))?;
         fs::write(&image, bytes).with_context(|| format!("can't write {}", image.display()))?;
         Ok(image)
     })

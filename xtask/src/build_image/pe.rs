@@ -1,6 +1,7 @@
 //! Sections added to a linked PE file: how the UEFI loader gets its image and its command line.
 //!
-//! Layout: Microsoft's "PE Format", sections "COFF File Header", "Optional Header" and "Section Table".
+//! Layout: Microsoft's "PE Format", sections "COFF File Header", "Optional Header" and "Section
+//! Table".
 
 use anyhow::{Context, Result, ensure};
 
@@ -30,7 +31,8 @@ pub(super) struct Pe {
 }
 
 impl Pe {
-    /// Takes a linked file. Its time of linking is erased, so that the same input gives the same bytes.
+    /// Takes a linked file. Its time of linking is erased, so that the same input gives the same
+    /// bytes.
     pub(super) fn new(bytes: Vec<u8>) -> Result<Self> {
         let header = usize::try_from(u32_at(&bytes, PE_OFFSET)?)?;
         let mut pe = Self { bytes, header };
@@ -53,7 +55,8 @@ impl Pe {
     pub(super) fn add(&mut self, name: [u8; 8], contents: &[u8]) -> Result<()> {
         let optional = self.header + OPTIONAL;
         let field = |offset| u32_at(&self.bytes, optional + offset);
-        let (section_alignment, file_alignment) = (field(SECTION_ALIGNMENT)?, field(FILE_ALIGNMENT)?);
+        let (section_alignment, file_alignment) =
+            (field(SECTION_ALIGNMENT)?, field(FILE_ALIGNMENT)?);
         let (image_len, headers_len) = (field(IMAGE_LEN)?, usize::try_from(field(HEADERS_LEN)?)?);
         ensure!(
             section_alignment.is_power_of_two() && file_alignment.is_power_of_two(),
@@ -72,7 +75,9 @@ impl Pe {
             .bytes
             .len()
             .next_multiple_of(usize::try_from(file_alignment)?);
-        let stored = contents.len().next_multiple_of(usize::try_from(file_alignment)?);
+        let stored = contents
+            .len()
+            .next_multiple_of(usize::try_from(file_alignment)?);
         self.bytes.resize(start, 0);
         self.bytes.extend_from_slice(contents);
         self.bytes.resize(start + stored, 0);
@@ -91,7 +96,9 @@ impl Pe {
         }
         self.put(place, &section)?;
         self.put(self.header + SECTIONS, &(count + 1).to_le_bytes())?;
-        let end = address.checked_add(len).context("the section is too long")?;
+        let end = address
+            .checked_add(len)
+            .context("the section is too long")?;
         let end = end.next_multiple_of(section_alignment);
         self.put(optional + IMAGE_LEN, &end.to_le_bytes())
     }
@@ -103,7 +110,9 @@ impl Pe {
 
     fn put(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
         let place = self.bytes.get_mut(at..at + bytes.len());
-        place.context("the loader is cut off")?.copy_from_slice(bytes);
+        place
+            .context("the loader is cut off")?
+            .copy_from_slice(bytes);
         Ok(())
     }
 }
@@ -168,7 +177,9 @@ mod tests {
     fn headers_without_room_and_other_files_are_refused() {
         let mut pe = Pe::new(file()).expect("a PE file");
         // 0x200 bytes of headers hold four sections.
-        let added = (0..4).filter(|_| pe.add(*b".tessera", b"x").is_ok()).count();
+        let added = (0..4)
+            .filter(|_| pe.add(*b".tessera", b"x").is_ok())
+            .count();
         assert!(added < 4, "{added} sections fit");
         assert!(Pe::new(b"\x7fELF".to_vec()).is_err());
         assert!(Pe::new(file()[..0x50].to_vec()).is_err());

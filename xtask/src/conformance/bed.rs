@@ -97,7 +97,11 @@ impl Bed<'_> {
     ///
     /// # Errors
     /// If clusters can't be started, or the run is interrupted.
-    pub(super) fn run(&self, cases: &[Case], mut each: impl FnMut(&Case, Ended, &str)) -> Result<()> {
+    pub(super) fn run(
+        &self,
+        cases: &[Case],
+        mut each: impl FnMut(&Case, Ended, &str),
+    ) -> Result<()> {
         let inside = self.root.join(FOLDER.trim_start_matches('/'));
         let list: String = cases
             .iter()
@@ -149,8 +153,13 @@ impl Bed<'_> {
         thread::spawn(move || {
             let mut reader = BufReader::new(stdout);
             let mut line = Vec::new();
-            while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+            while reader
+                .read_until(b'\n', &mut line)
+                .is_ok_and(|count| count > 0)
+            {
+                let text = String::from_utf8_lossy(&line)
+                    .trim_end_matches('\n')
+                    .to_owned();
                 if sender.send(text).is_err() {
                     break;
                 }
@@ -175,7 +184,14 @@ impl Bed<'_> {
     fn cluster(&self, options: &[String], first: usize) -> Result<Command> {
         let ourselves = std::env::current_exe().context("can't find this program")?;
         let mut command = Command::new(ourselves);
-        command.args(["run", "--boot-timeout", "200", "--disk-room", "512M", "--root"]);
+        command.args([
+            "run",
+            "--boot-timeout",
+            "200",
+            "--disk-room",
+            "512M",
+            "--root",
+        ]);
         command.arg(self.root).args(options);
         command.args(["--", "/bin/bash", "/conformance/run", &first.to_string()]);
         Ok(command)

@@ -86,14 +86,20 @@ impl FromStr for &'static dyn Suite {
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         let suite = self.suite;
-        let folder = project::target_folder()?.join("conformance").join(suite.name());
+        let folder = project::target_folder()?
+            .join("conformance")
+            .join(suite.name());
         let files = folder.join("files");
         fs::create_dir_all(&files).with_context(|| format!("can't make {}", files.display()))?;
         let mut cases = suite.prepare(&files)?;
         if !self.only.is_empty() {
             cases.retain(|case| self.only.iter().any(|only| case.name.contains(only)));
         }
-        ensure!(!cases.is_empty(), "no case of {} has such a name", suite.name());
+        ensure!(
+            !cases.is_empty(),
+            "no case of {} has such a name",
+            suite.name()
+        );
         if self.list {
             for case in &cases {
                 println!("{}", case.name);
@@ -106,7 +112,9 @@ impl Args {
         run::prepare()?;
         handle_signals()?;
         let root = folder.join("root");
-        step("Laying out the root file system", || stage(suite, &files, &root))?;
+        step("Laying out the root file system", || {
+            stage(suite, &files, &root)
+        })?;
         let table = self.judge(&cases, &root)?;
         fs::remove_dir_all(&root).with_context(|| format!("can't remove {}", root.display()))?;
         self.tell(&table)
@@ -153,7 +161,10 @@ impl Args {
         if again.is_empty() {
             return Ok(table);
         }
-        say(&format!("{} cases run natively for comparison", again.len()));
+        say(&format!(
+            "{} cases run natively for comparison",
+            again.len()
+        ));
         let native = Bed {
             root,
             place: Place::Native,
@@ -166,7 +177,8 @@ impl Args {
 
     fn tell(&self, table: &Table) -> Result<()> {
         if let Some(file) = &self.tsv {
-            fs::write(file, table.to_tsv()).with_context(|| format!("can't write {}", file.display()))?;
+            fs::write(file, table.to_tsv())
+                .with_context(|| format!("can't write {}", file.display()))?;
         }
         let page = project::root().join("docs/conformance.md");
         let reasons = record::Reasons::read(&page, self.suite.name())?;
@@ -187,7 +199,11 @@ impl Args {
 
 /// Copies Debian's root file system and puts the suite's files in it. Tests may change the copy.
 fn stage(suite: &dyn Suite, files: &Path, root: &Path) -> Result<()> {
-    let packages: Vec<String> = suite.packages().iter().map(|&name| name.to_owned()).collect();
+    let packages: Vec<String> = suite
+        .packages()
+        .iter()
+        .map(|&name| name.to_owned())
+        .collect();
     let debian = Root::Debian(crate::debian::TRIXIE).obtain(&packages)?;
     if root.exists() {
         fs::remove_dir_all(root).with_context(|| format!("can't remove {}", root.display()))?;
@@ -198,7 +214,8 @@ fn stage(suite: &dyn Suite, files: &Path, root: &Path) -> Result<()> {
             .args([&debian, root]),
     )?;
     for name in ["dev", "etc", "proc", "root", "tmp", "sys", "run"] {
-        fs::create_dir_all(root.join(name)).with_context(|| format!("can't make the folder {name}"))?;
+        fs::create_dir_all(root.join(name))
+            .with_context(|| format!("can't make the folder {name}"))?;
     }
     let inside = root.join(FOLDER.trim_start_matches('/'));
     quiet(

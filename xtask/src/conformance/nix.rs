@@ -35,7 +35,8 @@ impl Suite for Nix {
         let program = folder.join("nix-test");
         if !program.exists() {
             let built = step("Building the tests of nix", || build(folder))?;
-            fs::copy(&built, &program).with_context(|| format!("can't copy {}", built.display()))?;
+            fs::copy(&built, &program)
+                .with_context(|| format!("can't copy {}", built.display()))?;
         }
         Ok(vec![Case {
             name: "test".into(),
@@ -56,7 +57,10 @@ impl Suite for Nix {
 /// Fetches the crate as a dependency of an empty one, copies its source and builds its tests. The
 /// crates that only its tests need come by its own list.
 fn build(folder: &Path) -> Result<PathBuf> {
-    let work = folder.parent().context("the suite has a folder")?.join("source");
+    let work = folder
+        .parent()
+        .context("the suite has a folder")?
+        .join("source");
     fs::create_dir_all(work.join("fetch/src")).context("can't make a folder for the source")?;
     fs::write(work.join("fetch/src/lib.rs"), "").context("can't write the empty crate")?;
     let manifest = format!(
@@ -66,7 +70,8 @@ fn build(folder: &Path) -> Result<PathBuf> {
     let mut command = cargo();
     command.current_dir(work.join("fetch"));
     let text = quiet(command.args(["metadata", "--format-version", "1"]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&text).context("can't read what cargo says")?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&text).context("can't read what cargo says")?;
     let packages = metadata["packages"]
         .as_array()
         .context("cargo names no packages")?;
@@ -146,7 +151,10 @@ fn panic_of(output: &str, name: &str) -> String {
         .map(|(_, after)| after)
         .unwrap_or_default();
     let said = after.lines().take_while(|line| !line.starts_with("---- "));
-    let lines: Vec<&str> = said.filter(|line| !line.trim().is_empty()).take(3).collect();
+    let lines: Vec<&str> = said
+        .filter(|line| !line.trim().is_empty())
+        .take(3)
+        .collect();
     let text: String = lines.join(" ");
     text.chars().take(160).collect()
 }

@@ -62,9 +62,13 @@ impl Suite for Posix {
                     !stem.contains("buildonly") && stem.starts_with(|c: char| c.is_ascii_digit())
                 })
             });
-            tests.extend(programs.map(|name| format!("{interface}/{}", name.trim_end_matches(".c"))));
+            tests.extend(
+                programs.map(|name| format!("{interface}/{}", name.trim_end_matches(".c"))),
+            );
         }
-        step("Building the Open POSIX tests", || build(&source, &tests, folder))?;
+        step("Building the Open POSIX tests", || {
+            build(&source, &tests, folder)
+        })?;
         let case = |name: String| Case {
             command: format!("exec {FOLDER}/{name}"),
             name,
@@ -94,7 +98,8 @@ impl Suite for Posix {
 
 /// Returns the sorted names in a folder.
 fn names(folder: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
@@ -139,7 +144,9 @@ fn build_one(gcc: &PathBuf, source: &Path, test: &str, folder: &Path) -> Result<
     if let Some(parent) = program.parent() {
         fs::create_dir_all(parent).with_context(|| format!("can't make {}", parent.display()))?;
     }
-    let file = source.join("conformance/interfaces").join(format!("{test}.c"));
+    let file = source
+        .join("conformance/interfaces")
+        .join(format!("{test}.c"));
     let status = Command::new(gcc)
         .args(FLAGS)
         .arg("-I")

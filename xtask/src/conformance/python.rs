@@ -64,7 +64,10 @@ impl Suite for Python {
     fn prepare(&self, _folder: &Path) -> Result<Vec<Case>> {
         let case = |module| Case {
             name: format!("test_{module}"),
-            command: format!("exec python3 -m test --timeout {} test.test_{module}", LIMIT - 10),
+            command: format!(
+                "exec python3 -m test --timeout {} test.test_{module}",
+                LIMIT - 10
+            ),
             limit: LIMIT,
         };
         Ok(MODULES.split_whitespace().map(case).collect())

@@ -51,7 +51,12 @@ impl Reasons {
 ///
 /// # Errors
 /// If the page can't be read or written.
-pub(super) fn write(page: &Path, suite: &dyn Suite, table: &Table, reasons: &Reasons) -> Result<()> {
+pub(super) fn write(
+    page: &Path,
+    suite: &dyn Suite,
+    table: &Table,
+    reasons: &Reasons,
+) -> Result<()> {
     let old = read(page)?;
     let mut text = HEAD.to_owned();
     for each in SUITES {
@@ -121,7 +126,8 @@ mod tests {
     fn reasons_are_kept_and_other_sections_too() {
         let page = std::env::temp_dir().join(format!("tessera-conformance-{}", std::process::id()));
         let other = "\n## python\n\nOther.\n";
-        let old = format!("old\n\n## busybox\n\n| `a: x|` | no reason |\n| `a: x¦` | known |\n{other}");
+        let old =
+            format!("old\n\n## busybox\n\n| `a: x|` | no reason |\n| `a: x¦` | known |\n{other}");
         fs::write(&page, old).expect("write");
         let reasons = Reasons::read(&page, "busybox").expect("read");
         assert!(reasons.has("a: x|") && !reasons.has("a: y"));

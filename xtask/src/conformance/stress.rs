@@ -61,7 +61,11 @@ impl Suite for Stress {
     }
 
     fn prepare(&self, _folder: &Path) -> Result<Vec<Case>> {
-        let packages: Vec<String> = self.packages().iter().map(|&name| name.to_owned()).collect();
+        let packages: Vec<String> = self
+            .packages()
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect();
         let root = Root::Debian(TRIXIE).obtain(&packages)?;
         let mut names: Vec<String> = Vec::new();
         for class in CLASSES {

@@ -34,7 +34,9 @@ impl Row {
         match (self.ours, self.linux) {
             (Some(Outcome::Pass), _) => Meaning::Pass,
             (Some(Outcome::Fail), Some(Outcome::Fail | Outcome::Skip)) => Meaning::FailsOnLinux,
-            (None, Some(Outcome::Fail | Outcome::Skip) | None) | (Some(Outcome::Skip), _) => Meaning::Skip,
+            (None, Some(Outcome::Fail | Outcome::Skip) | None) | (Some(Outcome::Skip), _) => {
+                Meaning::Skip
+            }
             (Some(Outcome::Fail) | None, _) => Meaning::Fail,
         }
     }
@@ -109,8 +111,13 @@ impl Table {
 
     /// Returns whether the case has results and all are passes.
     pub(super) fn all_pass(&self, case: &Case) -> bool {
-        let of_case = |name: &str| name == case.name || name.starts_with(&format!("{}: ", case.name));
-        let mut rows = self.rows.iter().filter(|(name, _)| of_case(name)).peekable();
+        let of_case =
+            |name: &str| name == case.name || name.starts_with(&format!("{}: ", case.name));
+        let mut rows = self
+            .rows
+            .iter()
+            .filter(|(name, _)| of_case(name))
+            .peekable();
         rows.peek().is_some() && rows.all(|(_, row)| row.ours == Some(Outcome::Pass))
     }
 
@@ -141,7 +148,12 @@ impl Table {
     pub(super) fn to_tsv(&self) -> String {
         let word = |outcome: Option<Outcome>| outcome.map_or("-", Outcome::word);
         let line = |(name, row): (&String, &Row)| {
-            format!("{name}\t{}\t{}\t{}\n", word(row.ours), word(row.linux), row.why)
+            format!(
+                "{name}\t{}\t{}\t{}\n",
+                word(row.ours),
+                word(row.linux),
+                row.why
+            )
         };
         self.rows.iter().map(line).collect()
     }
@@ -194,7 +206,13 @@ mod tests {
         assert!(!table.all_pass(&one));
         table.add_linux(
             &one,
-            verdicts(&[("a", Pass), ("b", Pass), ("c", Fail), ("d", Pass), ("e", Pass)]),
+            verdicts(&[
+                ("a", Pass),
+                ("b", Pass),
+                ("c", Fail),
+                ("d", Pass),
+                ("e", Pass),
+            ]),
         );
         assert_eq!(table.failed().collect::<Vec<_>>(), ["one: b", "one: e"]);
         let expected = Counts {

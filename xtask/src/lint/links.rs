@@ -16,13 +16,18 @@ const NAMES_FILES: [&str; 1] = ["docs/tour.md"];
 pub(super) fn faults(root: &Path) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for page in pages(root)? {
-        let text = fs::read_to_string(&page).with_context(|| format!("can't read {}", page.display()))?;
+        let text =
+            fs::read_to_string(&page).with_context(|| format!("can't read {}", page.display()))?;
         let folder = page.parent().unwrap_or(root);
         let broken = links(&text).filter(|link| !folder.join(link).exists());
-        faults.extend(broken.map(|link| format!("{} links to {link}, which does not exist", page.display())));
+        faults.extend(
+            broken.map(|link| format!("{} links to {link}, which does not exist", page.display())),
+        );
         if NAMES_FILES.iter().any(|name| page == root.join(name)) {
             let gone = names(&text).filter(|name| !root.join(name).exists());
-            faults.extend(gone.map(|name| format!("{} names {name}, which does not exist", page.display())));
+            faults.extend(
+                gone.map(|name| format!("{} names {name}, which does not exist", page.display())),
+            );
         }
     }
     Ok(faults)
@@ -48,7 +53,8 @@ fn pages(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
     entries
         .map(|entry| {
             Ok(entry
@@ -64,8 +70,12 @@ fn is_page(path: &Path) -> bool {
 
 /// Returns the targets of a page's links to files, without the part behind `#`.
 fn links(text: &str) -> impl Iterator<Item = &str> {
-    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    let files = targets.filter(|target| !target.contains("://") && !target.contains(char::is_whitespace));
+    let targets = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next());
+    let files =
+        targets.filter(|target| !target.contains("://") && !target.contains(char::is_whitespace));
     files
         .filter_map(|target| target.split('#').next())
         .filter(|target| !target.is_empty())
@@ -83,8 +93,7 @@ mod tests {
 
     #[test]
     fn links_and_names_are_found() {
-        let text =
-            "See [a](docs/a.md#part), [b](https://b.example/) and [c](#here); `src/x.rs`, `no` and `a b/c`.";
+        let text = "See [a](docs/a.md#part), [b](https://b.example/) and [c](#here); `src/x.rs`, `no` and `a b/c`.";
         assert_eq!(links(text).collect::<Vec<_>>(), ["docs/a.md"]);
         assert_eq!(names(text).collect::<Vec<_>>(), ["src/x.rs"]);
     }

@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 /// Columns of a comment's line at most.
 const COLUMNS: usize = 100;
 /// Words that a doc summary must not begin with: it would be a question without an answer.
-const QUESTIONS: [&str; 8] = ["What", "Who", "How", "Where", "Which", "Whose", "Why", "For how"];
+const QUESTIONS: [&str; 8] = [
+    "What", "Who", "How", "Where", "Which", "Whose", "Why", "For how",
+];
 
 /// Returns the faults of a file's comments.
 ///
@@ -16,7 +18,8 @@ const QUESTIONS: [&str; 8] = ["What", "Who", "How", "Where", "Which", "Whose", "
 ///
 /// When the file can't be read.
 pub(super) fn faults(file: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    let text =
+        fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     let told = |(line, fault)| format!("{}:{line}: {fault}", file.display());
     Ok(faults_of(&text).into_iter().map(told).collect())
 }
@@ -29,11 +32,15 @@ fn faults_of(text: &str) -> Vec<(usize, String)> {
         if let Some(Comment { kind, words }) = comment {
             let opens = before != Some(kind) && kind != "//";
             if let Some(question) = opens.then(|| question(words)).flatten() {
-                let fault = format!("a summary begins with {question:?}; say what the item is or does");
+                let fault =
+                    format!("a summary begins with {question:?}; say what the item is or does");
                 faults.push((index + 1, fault));
             }
             if is_too_long(line, words) {
-                faults.push((index + 1, format!("a comment's line has over {COLUMNS} columns")));
+                faults.push((
+                    index + 1,
+                    format!("a comment's line has over {COLUMNS} columns"),
+                ));
             }
         }
         before = comment.map(|comment| comment.kind);

@@ -99,7 +99,11 @@ mod tests {
         let text = String::from_utf8(bytes).expect("text");
         assert_eq!(text.len() % 4, 0);
         assert!(text.starts_with("07070100000001000041ed"));
-        assert_eq!(&text[110..116], "etc\0\0\0", "padded: 110 + 4 = 114, to 116");
+        assert_eq!(
+            &text[110..116],
+            "etc\0\0\0",
+            "padded: 110 + 4 = 114, to 116"
+        );
         let file = &text[116..];
         assert_eq!(&file[..22], "07070100000002000081a4");
         assert_eq!(&file[54..62], "00000005");

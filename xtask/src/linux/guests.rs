@@ -285,7 +285,10 @@ impl Guests<'_> {
                         }
                         Phase::Boot
                     } else {
-                        say(&format!("Up after {:.1} s", started.elapsed().as_secs_f32()));
+                        say(&format!(
+                            "Up after {:.1} s",
+                            started.elapsed().as_secs_f32()
+                        ));
                         guests[0].go()?;
                         if self.console {
                             // No earlier: a terminal that is being set up keeps no lines.
@@ -304,7 +307,11 @@ impl Guests<'_> {
                     guests.iter_mut().try_for_each(Guest::go_on)?;
                     let codes: Vec<_> = guests.iter().map(Guest::exit_code).collect();
                     if codes.iter().all(Option::is_some) || self.console && codes[0].is_some() {
-                        return Ok(codes.into_iter().flatten().find(|&code| code != 0).unwrap_or(0));
+                        return Ok(codes
+                            .into_iter()
+                            .flatten()
+                            .find(|&code| code != 0)
+                            .unwrap_or(0));
                     }
                     if let Some(limit) = self.limit.filter(|&limit| since.elapsed() > limit) {
                         let running: Vec<_> = guests
@@ -426,7 +433,9 @@ impl Guest {
 /// Sends our standard input to a guest. The thread ends with the process at the latest.
 fn type_into(mut pipe: File) {
     std::thread::spawn(move || {
-        if let Err(error) = io::copy(&mut io::stdin(), &mut pipe).and_then(|_| pipe.write_all(b"\x04")) {
+        if let Err(error) =
+            io::copy(&mut io::stdin(), &mut pipe).and_then(|_| pipe.write_all(b"\x04"))
+        {
             eprintln!("tessera: standard input is lost: {error}");
         }
     });

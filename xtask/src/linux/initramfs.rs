@@ -131,7 +131,10 @@ pub(crate) fn write(to: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Resu
     for (node, command) in contents.commands.iter().enumerate() {
         archive.file(&format!("guest/command.{node}"), false, command.as_bytes())?;
     }
-    archive.finish()?.flush().context("can't write the guests' files")
+    archive
+        .finish()?
+        .flush()
+        .context("can't write the guests' files")
 }
 
 fn modules(archive: &mut Archive<impl Write>, kernel: &Kernel) -> Result<()> {
@@ -142,7 +145,8 @@ fn modules(archive: &mut Archive<impl Write>, kernel: &Kernel) -> Result<()> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with("modules."));
     for file in lists.chain(kernel.modules()?) {
-        let bytes = fs::read(folder.join(&file)).with_context(|| format!("can't read the module {file}"))?;
+        let bytes = fs::read(folder.join(&file))
+            .with_context(|| format!("can't read the module {file}"))?;
         archive.file(&format!("{guest}/{file}"), false, &bytes)?;
     }
     Ok(())

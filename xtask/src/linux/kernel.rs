@@ -42,7 +42,10 @@ impl Kernel {
     /// Returns the kernel of the package `linux-image-VERSION`, fetched if it is missing.
     pub(crate) fn obtain(version: &str) -> Result<Self> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-+~".contains(&byte);
-        ensure!(version.bytes().all(plain), "{version:?} is no kernel version");
+        ensure!(
+            version.bytes().all(plain),
+            "{version:?} is no kernel version"
+        );
         let name = format!("linux-kernel-1-{version}");
         let package = format!("linux-image-{version}");
         let root = Bundle {
@@ -56,7 +59,11 @@ impl Kernel {
         .obtain()?;
         let release = only_entry(&root.join("lib/modules"))?;
         let image = root.join("vmlinux");
-        let kernel = Self { root, release, image };
+        let kernel = Self {
+            root,
+            release,
+            image,
+        };
         kernel.prepare()?;
         Ok(kernel)
     }
@@ -64,17 +71,21 @@ impl Kernel {
     /// Uncompresses the image, so that no guest has to, and lists what each module depends on;
     /// once.
     fn prepare(&self) -> Result<()> {
-        let lock = File::create(self.root.join("prepare.lock")).context("can't make a lock file")?;
+        let lock =
+            File::create(self.root.join("prepare.lock")).context("can't make a lock file")?;
         lock.lock().context("can't lock the kernel's folder")?;
         if self.image.exists() {
             return Ok(());
         }
         tools::step(&format!("Preparing Linux {}", self.release), || {
             let mut depmod = self.program("bin/kmod", "depmod");
-            quiet(depmod.arg("-b").arg(&self.root).arg(&self.release)).context("can't list the modules")?;
+            quiet(depmod.arg("-b").arg(&self.root).arg(&self.release))
+                .context("can't list the modules")?;
             let packed = self.root.join(format!("boot/vmlinuz-{}", self.release));
-            let bytes = fs::read(&packed).with_context(|| format!("can't read {}", packed.display()))?;
-            let payload = payload(&bytes).with_context(|| format!("{} is no bzImage", packed.display()))?;
+            let bytes =
+                fs::read(&packed).with_context(|| format!("can't read {}", packed.display()))?;
+            let payload =
+                payload(&bytes).with_context(|| format!("{} is no bzImage", packed.display()))?;
             let partial = self.root.join("vmlinux.partial");
             if payload.starts_with(XZ) {
                 self.unpack(payload, &partial)?;
@@ -120,8 +131,8 @@ impl Kernel {
     /// Returns the modules that guests need, with their dependencies, by their paths below
     /// [`Self::module_folder`].
     pub(crate) fn modules(&self) -> Result<BTreeSet<String>> {
-        let list =
-            fs::read_to_string(self.module_folder().join("modules.dep")).context("can't read modules.dep")?;
+        let list = fs::read_to_string(self.module_folder().join("modules.dep"))
+            .context("can't read modules.dep")?;
         closure(&list, &MODULES)
     }
 }
@@ -160,7 +171,8 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
 }
 
 fn only_entry(folder: &Path) -> Result<String> {
-    let entries = fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("can't list {}", folder.display()))?;
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();

@@ -173,7 +173,10 @@ impl Args {
         let qemu = Qemu::obtain()?;
         let server = match self.join {
             Some(_) => None,
-            None => Some(step("Building the fabric server", project::build_hca_server)?),
+            None => Some(step(
+                "Building the fabric server",
+                project::build_hca_server,
+            )?),
         };
         let kernel = Kernel::obtain(&self.kernel)?;
         let contents = Contents {
@@ -182,7 +185,8 @@ impl Args {
             commands: &self.commands,
             nodes,
         };
-        initramfs::write(&folder.join(INITRAMFS), &kernel, &contents).context("the guests' files")?;
+        initramfs::write(&folder.join(INITRAMFS), &kernel, &contents)
+            .context("the guests' files")?;
         bed::handle_signals()?;
         let guests = Guests {
             folder,
@@ -203,7 +207,10 @@ impl Args {
             boot: Duration::from_secs(self.boot_timeout),
             limit: self.timeout.map(Duration::from_secs),
         };
-        say(&format!("Starting {nodes} guests with Linux {}", kernel.release));
+        say(&format!(
+            "Starting {nodes} guests with Linux {}",
+            kernel.release
+        ));
         guests.run(&qemu, server.as_deref())
     }
 }

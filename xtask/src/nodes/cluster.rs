@@ -141,7 +141,10 @@ impl<'a> Cluster<'a> {
 
     /// Takes a machine that has ended away; its log is whole then.
     fn remove(&mut self, name: &str) -> Result<()> {
-        let machine = self.nodes.get_mut(name).and_then(|node| node.machine.take());
+        let machine = self
+            .nodes
+            .get_mut(name)
+            .and_then(|node| node.machine.take());
         let Some((process, mut follower)) = machine else {
             return Ok(());
         };
@@ -188,7 +191,11 @@ impl<'a> Cluster<'a> {
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         // All at the same time, not one after the other.
-        for (process, _) in self.nodes.values_mut().filter_map(|node| node.machine.as_mut()) {
+        for (process, _) in self
+            .nodes
+            .values_mut()
+            .filter_map(|node| node.machine.as_mut())
+        {
             process.ask_to_end();
         }
         let names: Vec<String> = self.nodes.keys().cloned().collect();

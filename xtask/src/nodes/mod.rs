@@ -76,7 +76,9 @@ impl Args {
     }
 
     fn run_in(&self, parts: &Parts, folder: &Path) -> Result<u8> {
-        let names: Vec<String> = (0..self.adapters).map(|node| format!("node{node}")).collect();
+        let names: Vec<String> = (0..self.adapters)
+            .map(|node| format!("node{node}"))
+            .collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut cluster = Cluster::new(parts, folder, &names)?;
         cluster.tell_all("keepalive", &self.keepalive.to_string());
@@ -130,6 +132,8 @@ fn follow(cluster: &mut Cluster<'_>, line: &str) -> Result<()> {
         ["stop", node] => cluster.stop(node, true),
         ["continue", node] => cluster.stop(node, false),
         ["cable", node, way @ ("in" | "out")] => cluster.cable(node, way == "in"),
-        _ => bail!("a line is start NODE [OPTION…], kill, stop or continue NODE, or cable NODE in|out"),
+        _ => bail!(
+            "a line is start NODE [OPTION…], kill, stop or continue NODE, or cable NODE in|out"
+        ),
     }
 }

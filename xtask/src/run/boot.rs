@@ -41,8 +41,10 @@ impl BootOption {
 impl std::str::FromStr for BootOption {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let form =
-            || "it is WHO:OPTION or WHO:OPTION=VALUE, WHO being all, processor, memory or storage".to_owned();
+        let form = || {
+            "it is WHO:OPTION or WHO:OPTION=VALUE, WHO being all, processor, memory or storage"
+                .to_owned()
+        };
         let (who, option) = text.split_once(':').ok_or_else(form)?;
         let role = Role::ALL.into_iter().find(|role| role.name() == who);
         if role.is_none() && who != "all" {
@@ -60,7 +62,10 @@ impl std::str::FromStr for BootOption {
         let known = || ALL.iter().chain(more);
         if !known().any(|option| *option == key) {
             let known: Vec<&str> = known().copied().collect();
-            return Err(format!("{who} has no option {key:?}, but {}", known.join(", ")));
+            return Err(format!(
+                "{who} has no option {key:?}, but {}",
+                known.join(", ")
+            ));
         }
         let key = key.to_owned();
         Ok(Self { role, key, value })

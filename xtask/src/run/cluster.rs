@@ -80,8 +80,8 @@ impl<'a> Cluster<'a> {
 
     /// Waits until P's firmware has handed over to its kernel.
     ///
-    /// Until then nothing may lie on the console channel: OVMF has a driver for the channel's device, and bytes that came while it had
-    /// the device never reached P.
+    /// Until then nothing may lie on the console channel: OVMF has a driver for the channel's
+    /// device, and bytes that came while it had the device never reached P.
     ///
     /// # Errors
     /// If a node fails, or the kernel has not begun in time.
@@ -94,7 +94,9 @@ impl<'a> Cluster<'a> {
             self.others_alive()?;
             if self.started.elapsed() > limit {
                 let log = tail(&log(self.folder, Role::Processor.name()));
-                bail!("processor: its firmware started no kernel within {limit:?}; its log ends:\n{log}");
+                bail!(
+                    "processor: its firmware started no kernel within {limit:?}; its log ends:\n{log}"
+                );
             }
             std::thread::sleep(PAUSE);
         }
@@ -106,7 +108,11 @@ impl<'a> Cluster<'a> {
     ///
     /// # Errors
     /// Names the node that failed or did not come up in time, with the end of its log.
-    pub(crate) fn watch(&mut self, limits: &Limits, mut look: impl FnMut(bool) -> Result<()>) -> Result<End> {
+    pub(crate) fn watch(
+        &mut self,
+        limits: &Limits,
+        mut look: impl FnMut(bool) -> Result<()>,
+    ) -> Result<End> {
         let mut running_since = None;
         loop {
             if INTERRUPTED.load(Ordering::Relaxed) {
@@ -158,7 +164,11 @@ impl<'a> Cluster<'a> {
 
     fn processor_ended(&mut self) -> Result<bool> {
         let folder = self.folder;
-        for (role, process) in self.nodes.iter_mut().filter(|(role, _)| *role == Role::Processor) {
+        for (role, process) in self
+            .nodes
+            .iter_mut()
+            .filter(|(role, _)| *role == Role::Processor)
+        {
             match process.ended()? {
                 None => {}
                 Some(status) if Left::from(status) == Left::Well => return Ok(true),
@@ -176,7 +186,11 @@ impl<'a> Cluster<'a> {
             );
         }
         let folder = self.folder;
-        for (role, process) in self.nodes.iter_mut().filter(|(role, _)| *role != Role::Processor) {
+        for (role, process) in self
+            .nodes
+            .iter_mut()
+            .filter(|(role, _)| *role != Role::Processor)
+        {
             // One that left well has been told to, as the program's end nears.
             if let Some(status) = process.ended()?
                 && Left::from(status) != Left::Well

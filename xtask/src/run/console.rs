@@ -77,7 +77,9 @@ impl Channel {
             outputs,
             typed,
         } = streams;
-        let to = Arc::new(Mutex::new(self.ours.try_clone().context("can't share a socket")?));
+        let to = Arc::new(Mutex::new(
+            self.ours.try_clone().context("can't share a socket")?,
+        ));
         let (wants, wanted) = channel();
         spawn({
             let to = Arc::clone(&to);
@@ -110,7 +112,8 @@ impl Server {
     /// If some of the output could not be written; not if nobody reads it any more.
     pub(crate) fn finish(self) -> Result<()> {
         let failed = self.reader.join();
-        let failed = failed.map_err(|_| anyhow!("the thread that writes the program's output panicked"))?;
+        let failed =
+            failed.map_err(|_| anyhow!("the thread that writes the program's output panicked"))?;
         match failed
             .into_iter()
             .find(|(_, error)| error.kind() != ErrorKind::BrokenPipe)
@@ -151,7 +154,10 @@ fn send_input(
     }
     let mut buffer = vec![0; MAX_BYTES];
     let mut escape = Escape::default();
-    for want in wanted.iter().flat_map(|want| std::iter::repeat_n(want, times)) {
+    for want in wanted
+        .iter()
+        .flat_map(|want| std::iter::repeat_n(want, times))
+    {
         let room = usize::try_from(want).map_or(MAX_BYTES, |want| want.clamp(1, MAX_BYTES));
         let frame = loop {
             match from.read(&mut buffer[..room]) {
@@ -213,7 +219,8 @@ fn receive(
         }
         loop {
             match decoder.next_frame() {
-                Ok(Some(Frame::Output(output, _))) if failed.iter().any(|(broken, _)| *broken == output) => {}
+                Ok(Some(Frame::Output(output, _)))
+                    if failed.iter().any(|(broken, _)| *broken == output) => {}
                 Ok(Some(Frame::Output(output, bytes))) => {
                     if let Err(error) = outputs[output.index()].write_all(&bytes) {
                         send(to, &Frame::Broken(output, errno(&error)));
@@ -237,7 +244,9 @@ fn receive(
 }
 
 fn errno(error: &std::io::Error) -> u16 {
-    let number = error.raw_os_error().and_then(|number| u16::try_from(number).ok());
+    let number = error
+        .raw_os_error()
+        .and_then(|number| u16::try_from(number).ok());
     // EIO for what has no number.
     number.unwrap_or(5)
 }
@@ -338,7 +347,9 @@ mod tests {
 
     fn sinks() -> ([Sink; 4], Outputs) {
         let sinks = [(); 4].map(|()| Sink::default());
-        let outputs = sinks.clone().map(|sink| Box::new(sink) as Box<dyn Write + Send>);
+        let outputs = sinks
+            .clone()
+            .map(|sink| Box::new(sink) as Box<dyn Write + Send>);
         (sinks, outputs)
     }
 
@@ -363,7 +374,10 @@ mod tests {
     fn three_escapes_in_a_second_end_the_run() {
         let (mut escape, start) = (Escape::default(), Instant::now());
         let at = |millis: u64| start + Duration::from_millis(millis);
-        assert!(!escape.typed(b"\x1d\x1dx\x1d", at(0)), "another key between");
+        assert!(
+            !escape.typed(b"\x1d\x1dx\x1d", at(0)),
+            "another key between"
+        );
         assert!(!escape.typed(b"\x1d", at(900)));
         assert!(!escape.typed(b"\x1d", at(1100)), "the first was long ago");
         assert!(escape.typed(b"\x1d", at(1200)));
@@ -386,13 +400,19 @@ mod tests {
         // The pair's other end is QEMU's, whose exit closes it.
         server.finish().expect("all is written");
         let texts = sinks.map(|sink| sink.0.lock().expect("lock").clone());
-        assert_eq!(texts, [b"ac".to_vec(), b"b".to_vec(), Vec::new(), Vec::new()]);
+        assert_eq!(
+            texts,
+            [b"ac".to_vec(), b"b".to_vec(), Vec::new(), Vec::new()]
+        );
     }
 
     #[test]
     fn an_output_that_can_t_be_written_is_told_and_the_others_go_on() {
         let ([_, stderr, ..], [_, second, third, fourth]) = sinks();
-        let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+        let full = File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("/dev/full");
         let (mut guest, server) = serve(std::io::empty(), [Box::new(full), second, third, fourth]);
         guest.send(&Frame::Output(Output::Stdout, b"lost".to_vec()));
         assert_eq!(guest.next(), Frame::Broken(Output::Stdout, 28), "ENOSPC");

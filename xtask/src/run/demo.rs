@@ -72,7 +72,9 @@ fn split(variable: &OsStr) -> Option<(&OsStr, &OsStr)> {
 
 /// Returns the highest resident size in `/proc/PID/status`, in bytes.
 fn peak(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -144,7 +146,9 @@ mod tests {
     #[test]
     fn a_difference_is_placed() {
         assert!(compare(b"words", b"words").is_ok());
-        let error = compare(b"wordy", b"words").expect_err("they differ").to_string();
+        let error = compare(b"wordy", b"words")
+            .expect_err("they differ")
+            .to_string();
         assert!(error.contains("first 4 agree"), "{error}");
         assert!(compare(b"word", b"words").is_err());
     }

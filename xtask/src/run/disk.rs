@@ -29,7 +29,10 @@ const BUNDLE: Bundle<'_> = Bundle {
 };
 
 /// Paths of the word lists on the disk.
-pub(crate) const WORDS: [&str; 2] = ["/usr/share/dict/web2", "/usr/share/dict/american-english-huge"];
+pub(crate) const WORDS: [&str; 2] = [
+    "/usr/share/dict/web2",
+    "/usr/share/dict/american-english-huge",
+];
 /// The only user, for programs that show names.
 const USERS: [(&str, &str); 2] = [
     ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
@@ -64,10 +67,13 @@ impl FromStr for Add {
     /// Reads `HOST[:GUEST]`. A colon belongs to the host's path unless an absolute path follows.
     fn from_str(text: &str) -> Result<Self> {
         let (host, guest) = match text.rsplit_once(":/") {
-            Some((host, guest)) if !host.is_empty() => (PathBuf::from(host), Path::new("/").join(guest)),
+            Some((host, guest)) if !host.is_empty() => {
+                (PathBuf::from(host), Path::new("/").join(guest))
+            }
             _ => {
                 let host = PathBuf::from(text);
-                let full = std::path::absolute(&host).with_context(|| format!("{text:?} is no path"))?;
+                let full =
+                    std::path::absolute(&host).with_context(|| format!("{text:?} is no path"))?;
                 let name = full
                     .file_name()
                     .with_context(|| format!("{text:?} has no name: give `:GUEST`"))?;
@@ -94,7 +100,8 @@ pub(crate) fn stage(folder: &Path, root: Option<&Path>, adds: &[Add]) -> Result<
         None => stage_busybox(folder)?,
     }
     for name in ["data", "dev", "etc", "proc", "root", "tmp"] {
-        fs::create_dir_all(folder.join(name)).with_context(|| format!("can't make the folder {name}"))?;
+        fs::create_dir_all(folder.join(name))
+            .with_context(|| format!("can't make the folder {name}"))?;
     }
     for (name, text) in USERS {
         let path = folder.join("etc").join(name);
@@ -106,7 +113,13 @@ pub(crate) fn stage(folder: &Path, root: Option<&Path>, adds: &[Add]) -> Result<
         // A folder is added to the one that a link names; a file replaces a link.
         let put_there = within(folder, &add.guest, add.host.is_dir());
         let put_there = put_there.and_then(|to| put(&add.host, &to, Copy::Whole));
-        put_there.with_context(|| format!("can't add {} as {}", add.host.display(), add.guest.display()))?;
+        put_there.with_context(|| {
+            format!(
+                "can't add {} as {}",
+                add.host.display(),
+                add.guest.display()
+            )
+        })?;
     }
     Ok(())
 }
@@ -116,10 +129,17 @@ fn stage_busybox(folder: &Path) -> Result<()> {
     let files = [
         (debian.join("usr/bin/busybox"), BUSYBOX),
         (debian.join("usr/share/dict/web2"), WORDS[0]),
-        (debian.join("usr/share/dict/american-english-huge"), WORDS[1]),
+        (
+            debian.join("usr/share/dict/american-english-huge"),
+            WORDS[1],
+        ),
     ];
     for (host, guest) in files {
-        put(&host, &within(folder, Path::new(guest), false)?, Copy::Whole)?;
+        put(
+            &host,
+            &within(folder, Path::new(guest), false)?,
+            Copy::Whole,
+        )?;
     }
     symlink("busybox", folder.join("bin/sh")).context("can't make /bin/sh")
 }
@@ -208,7 +228,8 @@ fn put(host: &Path, to: &Path, how: Copy) -> Result<()> {
             .file_type()
             .with_context(|| format!("can't read {}", from.display()))?;
         if kind.is_symlink() {
-            let target = fs::read_link(&from).with_context(|| format!("can't read {}", from.display()))?;
+            let target =
+                fs::read_link(&from).with_context(|| format!("can't read {}", from.display()))?;
             make_way(&to)?;
             symlink(target, &to).with_context(|| format!("can't make {}", to.display()))?;
         } else if kind.is_dir() || kind.is_file() {
@@ -268,10 +289,16 @@ pub(crate) fn make(staged: &Path, image: &Path, room: u64) -> Result<()> {
     }
     step(&format!("Making S's disk: {} MiB", kib / 1024), || {
         let mut command = Command::new(mke2fs);
-        command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "tessera"]);
+        command.args([
+            "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "tessera",
+        ]);
         command.args(["-J", JOURNAL, "-E", "root_owner=0:0"]);
         command.arg("-N").arg((files + SPARE_INODES).to_string());
-        command.arg("-d").arg(staged).arg(image).arg(format!("{kib}k"));
+        command
+            .arg("-d")
+            .arg(staged)
+            .arg(image)
+            .arg(format!("{kib}k"));
         quiet(&mut command)?;
         Ok(())
     })
@@ -312,12 +339,18 @@ mod tests {
 
     fn add(text: &str) -> Option<(String, String)> {
         let add = text.parse::<Add>().ok()?;
-        Some((add.host.display().to_string(), add.guest.display().to_string()))
+        Some((
+            add.host.display().to_string(),
+            add.guest.display().to_string(),
+        ))
     }
 
     #[test]
     fn additions_name_their_place_or_go_under_data() {
-        assert_eq!(add("/tmp/x:/bin/x"), Some(("/tmp/x".into(), "/bin/x".into())));
+        assert_eq!(
+            add("/tmp/x:/bin/x"),
+            Some(("/tmp/x".into(), "/bin/x".into()))
+        );
         assert_eq!(add("some/x"), Some(("some/x".into(), "/data/x".into())));
         assert_eq!(add("a:b"), Some(("a:b".into(), "/data/a:b".into())));
         assert_eq!(add("/"), None);
@@ -355,7 +388,11 @@ mod tests {
     #[test]
     fn nothing_is_written_through_a_link_out_of_the_disk_s_folder() {
         let scratch = std::env::temp_dir().join(format!("tessera-links-{}", std::process::id()));
-        let (disk, victim, new) = (scratch.join("disk"), scratch.join("victim"), scratch.join("new"));
+        let (disk, victim, new) = (
+            scratch.join("disk"),
+            scratch.join("victim"),
+            scratch.join("new"),
+        );
         fs::create_dir_all(disk.join("usr/lib")).expect("folder");
         fs::create_dir_all(&victim).expect("folder");
         fs::write(victim.join("x"), "old").expect("file");

@@ -76,7 +76,10 @@ impl Drive {
             },
         });
         command.arg("-blockdev").arg(node.to_string());
-        command.args(["-device", "virtio-blk-pci,drive=disk,addr=0x10,disable-legacy=on"]);
+        command.args([
+            "-device",
+            "virtio-blk-pci,drive=disk,addr=0x10,disable-legacy=on",
+        ]);
     }
 }
 
@@ -94,7 +97,8 @@ mod tests {
                 fresh,
                 ..DriveArgs::default()
             };
-            args.drive(folder, laid_out).map(|drive| (drive.make, drive.kept))
+            args.drive(folder, laid_out)
+                .map(|drive| (drive.make, drive.kept))
         };
         assert_eq!(of(None, false, true).ok(), Some((true, false)));
         assert_eq!(of(Some(&file), false, false).ok(), Some((false, true)));

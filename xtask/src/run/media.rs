@@ -88,7 +88,13 @@ pub(super) enum Source {
 
 impl Source {
     /// Makes it in the folder of the run.
-    pub(super) fn make(way: Way, role: Role, image: &Path, line: String, folder: &Path) -> Result<Self> {
+    pub(super) fn make(
+        way: Way,
+        role: Role,
+        image: &Path,
+        line: String,
+        folder: &Path,
+    ) -> Result<Self> {
         let file = |extension: &str| folder.join(format!("{}.{extension}", role.name()));
         match way {
             Way::Pvh => Ok(Self::Kernel(image.into(), line)),
@@ -108,8 +114,15 @@ impl Source {
             }
             Way::Pxe => {
                 let served = file("tftp");
-                fs::create_dir(&served).with_context(|| format!("can't make {}", served.display()))?;
-                build_image::pack(image, Format::Efi, Some(&line), &[], &served.join(BOOT_FILE))?;
+                fs::create_dir(&served)
+                    .with_context(|| format!("can't make {}", served.display()))?;
+                build_image::pack(
+                    image,
+                    Format::Efi,
+                    Some(&line),
+                    &[],
+                    &served.join(BOOT_FILE),
+                )?;
                 Ok(Self::Folder(served))
             }
         }
@@ -118,7 +131,12 @@ impl Source {
     /// Returns the starter for QEMU.
     pub(super) fn start(&self, role: Role, folder: &Path) -> Result<Start<'_>> {
         let medium = match self {
-            Self::Kernel(kernel, command_line) => return Ok(Start::Kernel { kernel, command_line }),
+            Self::Kernel(kernel, command_line) => {
+                return Ok(Start::Kernel {
+                    kernel,
+                    command_line,
+                });
+            }
             Self::Stick(path) => Medium::Stick(path),
             Self::Cd(path) => Medium::Cd(path),
             Self::Folder(folder) => Medium::Network {
@@ -147,7 +165,8 @@ mod tests {
 
     #[test]
     fn the_last_way_for_a_role_counts() {
-        let options = ["iso", "storage:pxe", "memory:disk", "memory:pvh"].map(|text| text.parse().unwrap());
+        let options =
+            ["iso", "storage:pxe", "memory:disk", "memory:pvh"].map(|text| text.parse().unwrap());
         assert_eq!(
             Role::ALL.map(|role| way(&options, role)),
             [Way::Pxe, Way::Pvh, Way::Iso]

@@ -1,6 +1,7 @@
 //! `run`: starts a cluster in QEMU and runs a program on it.
 //!
-//! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. * [`media`]: `--boot-from`.
+//! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. *
+//!   [`media`]: `--boot-from`.
 //! * [`start`]: what to run. * [`console`]: its streams.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
@@ -121,8 +122,9 @@ pub(crate) struct Args {
     /// `all:polling=busy`; see docs/architecture.md (repeatable)
     #[arg(long, value_name = "WHO:OPTION")]
     boot: Vec<BootOption>,
-    /// Starts the machines of all nodes, or of one, otherwise than by QEMU's own loader: by UEFI firmware from a USB stick
-    /// (`disk`), an ISO (`iso`) or the network (`pxe`) (repeatable; the last for a node counts)
+    /// Starts the machines of all nodes, or of one, otherwise than by QEMU's own loader: by UEFI
+    /// firmware from a USB stick (`disk`), an ISO (`iso`) or the network (`pxe`) (repeatable; the
+    /// last for a node counts)
     #[arg(long, value_name = "[WHO:]WAY")]
     boot_from: Vec<BootFrom>,
     /// The nodes' chipset
@@ -260,9 +262,11 @@ impl Args {
         if drive.make {
             disk::make(&staged, &drive.file, drive.room)?;
         }
-        let pcache = self
-            .pcache
-            .unwrap_or_else(|| native.as_ref().map_or(8 << 20, |run| demo::cache_size(run.peak)));
+        let pcache = self.pcache.unwrap_or_else(|| {
+            native
+                .as_ref()
+                .map_or(8 << 20, |run| demo::cache_size(run.peak))
+        });
         if let Some(native) = &native {
             say(&format!(
                 "Sorting {} bytes of word lists, which takes {} KiB of memory, in a cache of {} KiB",
@@ -311,7 +315,13 @@ impl Args {
             .as_ref()
             .map(|file| [OsStr::new("--trace"), file.as_os_str()]);
         let options = trace.as_ref().map_or(&[][..], |words| words);
-        let (server, _) = server::start(&parts.server, folder, &Role::ALL.map(Role::name), "", options)?;
+        let (server, _) = server::start(
+            &parts.server,
+            folder,
+            &Role::ALL.map(Role::name),
+            "",
+            options,
+        )?;
         let vms = self.vms(parts, folder, drive, pcache)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
@@ -344,7 +354,8 @@ impl Args {
     /// Prints the table and gives the program's exit status.
     fn finish(&self, report: &Report) -> Result<u8> {
         if let Some(file) = &self.report {
-            fs::write(file, report.to_tsv()).with_context(|| format!("can't write {}", file.display()))?;
+            fs::write(file, report.to_tsv())
+                .with_context(|| format!("can't write {}", file.display()))?;
         }
         if self.stats || !self.quiet && std::io::stderr().is_terminal() {
             eprint!("{}", report.table());
@@ -478,7 +489,11 @@ impl Parts {
         let server = step("Building the fabric server", project::build_hca_server)?;
         let build = |role: Role| Ok((role.name(), build(role)?));
         let images = Role::ALL.into_iter().map(build).collect::<Result<_>>()?;
-        Ok(Self { qemu, server, images })
+        Ok(Self {
+            qemu,
+            server,
+            images,
+        })
     }
 }
 

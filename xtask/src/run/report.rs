@@ -47,7 +47,10 @@ impl Report {
 
     /// Returns the lines without the word `report`, as a file for scripts.
     pub(crate) fn to_tsv(&self) -> String {
-        self.lines.iter().map(|line| line.join("\t") + "\n").collect()
+        self.lines
+            .iter()
+            .map(|line| line.join("\t") + "\n")
+            .collect()
     }
 
     /// Returns the table for people; empty without a report.
@@ -62,7 +65,11 @@ impl Report {
                 table,
                 "{:<34}{:>14}",
                 "run time",
-                format!("{}.{:03} s", nanos / 1_000_000_000, nanos / 1_000_000 % 1000)
+                format!(
+                    "{}.{:03} s",
+                    nanos / 1_000_000_000,
+                    nanos / 1_000_000 % 1000
+                )
             );
         }
         self.section(&mut table, "counters", "counter");
@@ -105,7 +112,9 @@ impl Report {
                     "times (µs)", "count", "average", "p50", "p99"
                 );
             }
-            let [name, count, spans @ ..] = row else { continue };
+            let [name, count, spans @ ..] = row else {
+                continue;
+            };
             let _ = write!(table, "  {name:<32}{count:>14}");
             for span in spans {
                 let _ = write!(table, "{:>12}", micros(span));
@@ -154,8 +163,13 @@ mod tests {
             fault.contains("SIGSEGV") && fault.contains("0x10,") && fault.contains("0x401000"),
             "{fault}"
         );
-        assert!(killed("report\tkilled\t15\t0x0\t0x0\n").is_some_and(|text| text.contains("signal 15")));
-        assert_eq!(killed("report\tkilled\t13\t0x0\t0x0\nreport\texit\t141\n"), None);
+        assert!(
+            killed("report\tkilled\t15\t0x0\t0x0\n").is_some_and(|text| text.contains("signal 15"))
+        );
+        assert_eq!(
+            killed("report\tkilled\t13\t0x0\t0x0\nreport\texit\t141\n"),
+            None
+        );
     }
 
     #[test]

@@ -70,7 +70,10 @@ impl FromStr for Root {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(release) = [BOOKWORM, TRIXIE].into_iter().find(|&release| release == text) {
+        if let Some(release) = [BOOKWORM, TRIXIE]
+            .into_iter()
+            .find(|&release| release == text)
+        {
             return Ok(Self::Debian(release));
         }
         let folder = PathBuf::from(text);
@@ -179,7 +182,8 @@ fn merge(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (old, new) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type()?.is_dir() && fs::symlink_metadata(&new).is_ok_and(|meta| meta.is_dir()) {
+        if entry.file_type()?.is_dir() && fs::symlink_metadata(&new).is_ok_and(|meta| meta.is_dir())
+        {
             merge(&old, &new)?;
         } else if fs::symlink_metadata(&new).is_err() {
             fs::rename(&old, &new)?;
@@ -226,7 +230,11 @@ mod tests {
                 ("lib/x/c", "c"),
                 ("lib/x/d", "d"),
             ] {
-                assert_eq!(fs::read_to_string(folder.join(path)).unwrap(), text, "{path}");
+                assert_eq!(
+                    fs::read_to_string(folder.join(path)).unwrap(),
+                    text,
+                    "{path}"
+                );
             }
             let hosts = fs::read_to_string(folder.join("etc/hosts")).unwrap();
             assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"));

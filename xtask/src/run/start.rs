@@ -26,7 +26,10 @@ const FULL: u32 = 7;
 pub(super) fn environment(own: &[OsString]) -> Vec<OsString> {
     let mut variables: Vec<OsString> = Vec::new();
     for variable in ENVIRONMENT.map(OsString::from).iter().chain(own) {
-        match variables.iter_mut().find(|other| name(other) == name(variable)) {
+        match variables
+            .iter_mut()
+            .find(|other| name(other) == name(variable))
+        {
             Some(other) => other.clone_from(variable),
             None => variables.push(variable.clone()),
         }
@@ -78,7 +81,10 @@ fn source(stream: BorrowedFd<'_>) -> Source {
 }
 
 /// Returns our own streams; the trace of calls goes to standard error unless it has a file.
-pub(super) fn streams(trace: Option<std::fs::File>, terminal: Option<&Terminal>) -> Result<Streams> {
+pub(super) fn streams(
+    trace: Option<std::fs::File>,
+    terminal: Option<&Terminal>,
+) -> Result<Streams> {
     let own = |stream: BorrowedFd<'_>| {
         let shared = stream.as_fd().try_clone_to_owned();
         shared
@@ -96,7 +102,12 @@ pub(super) fn streams(trace: Option<std::fs::File>, terminal: Option<&Terminal>)
     };
     Ok(Streams {
         input,
-        outputs: [Box::new(own(stdout())?), Box::new(own(stderr())?), trace, shown],
+        outputs: [
+            Box::new(own(stdout())?),
+            Box::new(own(stderr())?),
+            trace,
+            shown,
+        ],
         typed: terminal.is_some(),
     })
 }
@@ -131,6 +142,9 @@ mod tests {
         let source_of = |path: &str| source(File::open(path).expect("a device").as_fd());
         assert_eq!(source_of("/dev/null"), Source::Null);
         assert_eq!(source_of("/dev/full"), Source::Full);
-        assert_eq!([source_of("/dev/zero"), source_of("/")], [Source::Stream; 2]);
+        assert_eq!(
+            [source_of("/dev/zero"), source_of("/")],
+            [Source::Stream; 2]
+        );
     }
 }

@@ -10,7 +10,9 @@ use anyhow::{Context, Result};
 use console::Window;
 use rustix::process::getpgrp;
 use rustix::stdio::{stderr, stdin, stdout};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
+};
 
 /// The terminal that our standard input is.
 pub(super) struct Terminal {
@@ -28,7 +30,8 @@ impl Terminal {
     /// Returns the terminal if our standard input is one and we are in its foreground: from the
     /// background, reading or changing it would stop us.
     pub(super) fn of_stdin() -> Option<Self> {
-        let foreground = isatty(stdin()) && tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
+        let foreground =
+            isatty(stdin()) && tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
         let fd = stdin().try_clone_to_owned().ok().filter(|_| foreground)?;
         Some(Self { file: fd.into() })
     }
@@ -61,7 +64,8 @@ impl Terminal {
         let keeper = keeper(&terminal);
         let mut raw = before.clone();
         raw.make_raw();
-        tcsetattr(&terminal, OptionalActions::Now, &raw).context("can't change the terminal's settings")?;
+        tcsetattr(&terminal, OptionalActions::Now, &raw)
+            .context("can't change the terminal's settings")?;
         Ok(Raw {
             terminal,
             before,

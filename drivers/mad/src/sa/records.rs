@@ -29,7 +29,17 @@ impl Selector {
 
 /// A path between two ports (15.2.5.16; Linux `ib_sa.h`, `path_rec_table`).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct PathRecord {
@@ -97,7 +107,17 @@ pub struct JoinState {
 
 /// A port's membership of a multicast group (15.2.5.17; Linux `mcmember_rec_table`).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct McMemberRecord {
@@ -156,7 +176,9 @@ pub mod mc_member_mask {
 }
 
 /// A node (15.2.5.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct NodeRecord {
     /// LID of one of its ports.
@@ -198,7 +220,9 @@ pub mod node_record_mask {
 }
 
 /// A port (15.2.5.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct PortInfoRecord {
     /// The port's LID.
@@ -225,7 +249,9 @@ pub mod port_info_record_mask {
 }
 
 /// Capabilities of a class and its redirection (13.4.8.1; Linux `struct ib_class_port_info`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct ClassPortInfo {
     /// 1.
@@ -247,7 +273,8 @@ mod tests {
 
     #[test]
     fn path_record_is_as_linux_lays_it_out() {
-        // Linux sa_query.c, path_rec_table: dgid at word 2, sgid 6, dlid/slid 10, pkey 12 bit 16, mtu 13 bit 16.
+        // Linux sa_query.c, path_rec_table: dgid at word 2, sgid 6, dlid/slid 10, pkey 12 bit 16,
+        // mtu 13 bit 16.
         let record = PathRecord {
             dlid: U16::new(0x0203),
             slid: U16::new(0x0405),
@@ -264,7 +291,8 @@ mod tests {
 
     #[test]
     fn mc_member_record_is_as_linux_lays_it_out() {
-        // Linux sa_query.c, mcmember_rec_table: qkey at word 8, mlid 9, mtu 9 bit 16, join state 12 bit 4.
+        // Linux sa_query.c, mcmember_rec_table: qkey at word 8, mlid 9, mtu 9 bit 16, join state 12
+        // bit 4.
         let record = McMemberRecord {
             qkey: U32::new(0x8001_0203),
             mlid: U16::new(0xc001),

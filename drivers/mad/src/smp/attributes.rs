@@ -21,7 +21,17 @@ open_enum! {
 
 /// NodeInfo: type, identity and maker of a node (14.2.5.3).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct NodeInfo {
@@ -53,7 +63,9 @@ pub struct NodeInfo {
 layout!(NodeInfo: 40, node_guid @ 12, port_guid @ 20, device_id @ 30, local_port @ 36);
 
 /// A node's text, filled up by zeros (14.2.5.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct NodeDescription(pub [u8; 64]);
 
@@ -70,21 +82,51 @@ impl NodeDescription {
 
 /// The GUIDs of one block of eight; entry 0 of block 0 is the port's own (14.2.5.5).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct GuidInfo(pub [U64; 8]);
 
 /// One block of 32 partition keys (14.2.5.7).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct PKeyTable(pub [U16; 32]);
 
 /// Sixteen virtual lanes by service level, four bits each (14.2.5.8).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct SlToVl(pub [u8; 8]);
@@ -197,7 +239,17 @@ impl PortCapabilities {
 
 /// A port's parameters (14.2.5.6; offsets also in Linux `ib_smi.h`, `struct ib_port_info`).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct PortInfo {
@@ -293,7 +345,9 @@ mod tests {
             .with_state(PortStateBits::ACTIVE);
         info.phys = PortPhys::new().with_state(5).with_down_default(2);
         info.mtu_sm_sl = MtuAndSl::new().with_mtu(5);
-        info.subnet_timeout = SubnetTimeout::new().with_client_reregister(true).with_timeout(18);
+        info.subnet_timeout = SubnetTimeout::new()
+            .with_client_reregister(true)
+            .with_timeout(18);
         let bytes = info.as_bytes();
         assert_eq!(bytes[16..20], [0x12, 0x34, 0, 1]);
         assert_eq!(bytes[32..34], [0x74, 0x52]);

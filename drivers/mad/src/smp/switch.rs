@@ -1,4 +1,5 @@
-//! The attributes of switches and subnet managers, and what they report (IBA 1.3, 13.4.8.2 and 14.2.5).
+//! The attributes of switches and subnet managers, and what they report (IBA 1.3, 13.4.8.2 and
+//! 14.2.5).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};
@@ -42,7 +43,17 @@ pub struct SwitchFlags {
 
 /// A switch's parameters (14.2.5.4).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct SwitchInfo {
@@ -76,13 +87,25 @@ pub struct SwitchInfo {
 layout!(SwitchInfo: 20, linear_top @ 6, life_state @ 11, enforcement_cap @ 14, flags @ 16, multicast_top @ 18);
 
 /// The ports of one block of LIDs; 255 is no port (14.2.5.10).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct LinearForwarding(pub [u8; LINEAR_BLOCK]);
 
 /// Sixteen ports, a bit each, of one block of multicast LIDs (14.2.5.12).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct MulticastForwarding(pub [U16; MULTICAST_BLOCK]);
@@ -114,7 +137,17 @@ pub struct Priority {
 
 /// A subnet manager (14.2.5.13).
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct SmInfo {
@@ -142,7 +175,9 @@ open_enum! {
 pub const TRAP_LINK_STATE: u16 = 128;
 
 /// A report of something that happened (13.4.8.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Notice {
     /// Type of the notice.
@@ -166,10 +201,13 @@ mod tests {
 
     #[test]
     fn switch_info_is_as_opensm_lays_it_out() {
-        // OpenSM ib_types.h, ib_switch_info_t: life_state's bit 0x04 is the port state change, flags' 0x08 port 0.
+        // OpenSM ib_types.h, ib_switch_info_t: life_state's bit 0x04 is the port state change,
+        // flags' 0x08 port 0.
         let info = SwitchInfo {
             linear_cap: U16::new(0xbfff),
-            life_state: LifeState::new().with_life_time(18).with_port_state_change(true),
+            life_state: LifeState::new()
+                .with_life_time(18)
+                .with_port_state_change(true),
             flags: SwitchFlags::new().with_enhanced_port_0(true),
             ..SwitchInfo::default()
         };
@@ -184,7 +222,9 @@ mod tests {
     fn sm_info_is_as_opensm_lays_it_out() {
         // OpenSM ib_types.h, ib_sm_info_t: pri_state has the priority in its upper half.
         let info = SmInfo {
-            priority: Priority::new().with_priority(15).with_state(SmState::MASTER),
+            priority: Priority::new()
+                .with_priority(15)
+                .with_state(SmState::MASTER),
             ..SmInfo::default()
         };
         assert_eq!(info.as_bytes()[20], 0xf3);

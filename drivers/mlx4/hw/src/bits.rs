@@ -1,13 +1,15 @@
 //! Small building blocks: numbers that share their bytes with reserved or other bits.
 //!
-//! Every multi-byte field of the device is big-endian and none is aligned here, so a layout is a plain `#[repr(C)]`
-//! struct of these and zerocopy's big-endian integers, whatever its offsets are.
+//! Every multi-byte field of the device is big-endian and none is aligned here, so a layout is a
+//! plain `#[repr(C)]` struct of these and zerocopy's big-endian integers, whatever its offsets are.
 
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// A number in the low `N` bits of a byte; the bits above belong to nobody.
-#[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct Low<const N: u32>(u8);
 
@@ -34,7 +36,9 @@ impl<const N: u32> core::fmt::Debug for Low<N> {
 }
 
 /// A number in the high `N` bits of a byte; the bits below belong to nobody.
-#[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct High<const N: u32>(u8);
 
@@ -59,7 +63,9 @@ impl<const N: u32> core::fmt::Debug for High<N> {
 }
 
 /// A 24-bit number (QPN, CQN, PD, PSN, consumer index) in the low bits of a big-endian dword.
-#[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct Low24(U32);
 
@@ -86,9 +92,12 @@ impl core::fmt::Debug for Low24 {
     }
 }
 
-/// The base address of an ICM table together with the logarithm of its entries, which lies in the low bits that the
-/// table's alignment leaves free (Linux `fw.c`, `mlx4_INIT_HCA`: a be64 base whose last byte is overwritten).
-#[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+/// The base address of an ICM table together with the logarithm of its entries, which lies in the
+/// low bits that the table's alignment leaves free (Linux `fw.c`, `mlx4_INIT_HCA`: a be64 base
+/// whose last byte is overwritten).
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct TableBase(U64);
 
@@ -124,17 +133,20 @@ impl core::fmt::Debug for TableBase {
 
 /// Buffer of a queue: a run of MTT entries and the size of the pages they name.
 ///
-/// The form that the EQ, CQ and QP contexts share: a byte with log2(page) − 12, two bytes of nothing, 40 bits of the
-/// byte offset in the MTT table (Linux `mlx4.h`: `log_page_size`, `mtt_base_addr_h`, `mtt_base_addr_l`).
-#[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+/// The form that the EQ, CQ and QP contexts share: a byte with log2(page) − 12, two bytes of
+/// nothing, 40 bits of the byte offset in the MTT table (Linux `mlx4.h`: `log_page_size`,
+/// `mtt_base_addr_h`, `mtt_base_addr_l`).
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct QueueBuffer(U64);
 
 impl QueueBuffer {
     const MTT_MASK: u64 = 0xff_ffff_fff8;
 
-    /// A buffer of pages of 2^`log_page` bytes (at least 12) whose first MTT entry lies at byte `mtt_offset` (a multiple
-    /// of 8) of the MTT table.
+    /// A buffer of pages of 2^`log_page` bytes (at least 12) whose first MTT entry lies at byte
+    /// `mtt_offset` (a multiple of 8) of the MTT table.
     #[must_use]
     pub const fn new(mtt_offset: u64, log_page: u8) -> Self {
         Self(U64::new(
@@ -157,11 +169,17 @@ impl QueueBuffer {
 
 impl core::fmt::Debug for QueueBuffer {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "MTT +{:#x}, pages of 2^{}", self.mtt_offset(), self.log_page())
+        write!(
+            f,
+            "MTT +{:#x}, pages of 2^{}",
+            self.mtt_offset(),
+            self.log_page()
+        )
     }
 }
 
-/// Defines an open enum: a number that the device or a peer writes, with names for the values known here.
+/// Defines an open enum: a number that the device or a peer writes, with names for the values known
+/// here.
 macro_rules! open_enum {
     ($(#[$doc:meta])* $vis:vis struct $name:ident($inner:ty) {
         $($(#[$value_doc:meta])* $value:ident = $number:literal,)*
@@ -231,7 +249,8 @@ mod tests {
 
     #[test]
     fn queue_buffer_splits_the_mtt_address() {
-        // Linux mlx4/eq.c: log_page_size = shift - 12; mtt_base_addr_h = addr >> 32; mtt_base_addr_l = addr & ~7.
+        // Linux mlx4/eq.c: log_page_size = shift - 12; mtt_base_addr_h = addr >> 32;
+        // mtt_base_addr_l = addr & ~7.
         let buffer = QueueBuffer::new(0x12_3456_7898, 16);
         assert_eq!(buffer.as_bytes(), [4, 0, 0, 0x12, 0x34, 0x56, 0x78, 0x98]);
         assert_eq!(buffer.mtt_offset(), 0x12_3456_7898);
@@ -249,6 +268,9 @@ mod tests {
     fn partial_bytes_ignore_their_neighbours() {
         assert_eq!(Low::<4>::read_from_bytes(&[0xf6]).unwrap().get(), 6);
         assert_eq!(High::<4>::read_from_bytes(&[0x6f]).unwrap().get(), 6);
-        assert_eq!(Low24::read_from_bytes(&[0xff, 0, 2, 8]).unwrap().get(), 0x208);
+        assert_eq!(
+            Low24::read_from_bytes(&[0xff, 0, 2, 8]).unwrap().get(),
+            0x208
+        );
     }
 }

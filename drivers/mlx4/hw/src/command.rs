@@ -278,7 +278,8 @@ open_enum! {
 
 /// Opcode modifiers, by command.
 pub mod op_modifier {
-    /// HW2SW_MPT, HW2SW_EQ, HW2SW_CQ, HW2SW_SRQ: no context is wanted back (Linux `mlx4_HW2SW_MPT`, `!mailbox`).
+    /// HW2SW_MPT, HW2SW_EQ, HW2SW_CQ, HW2SW_SRQ: no context is wanted back (Linux `mlx4_HW2SW_MPT`,
+    /// `!mailbox`).
     pub const HW2SW_NO_OUTPUT: u8 = 1;
     /// SW2HW_CQ: the device initialises the entries.
     pub const SW2HW_CQ_HW_INIT: u8 = 0;
@@ -359,7 +360,8 @@ mod tests {
 
     #[test]
     fn doorbell_bits() {
-        // Linux cmd.c: HCR_OPMOD_SHIFT 12, HCR_T_BIT 21, HCR_E_BIT 22, HCR_GO_BIT 23, status in the top byte.
+        // Linux cmd.c: HCR_OPMOD_SHIFT 12, HCR_T_BIT 21, HCR_E_BIT 22, HCR_GO_BIT 23, status in the
+        // top byte.
         let doorbell = Doorbell::new()
             .with_go(true)
             .with_toggle(true)

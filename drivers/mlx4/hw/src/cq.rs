@@ -150,7 +150,8 @@ pub struct CqeRemote {
 #[bitfield(u8, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct CqeOwner {
-    /// Inverted at each pass through the queue: in pass n the entry is valid when this is n's lowest bit.
+    /// Inverted at each pass through the queue: in pass n the entry is valid when this is n's
+    /// lowest bit.
     pub pass: bool,
     /// Of a send; a receive otherwise.
     pub send: bool,
@@ -293,7 +294,8 @@ mod tests {
 
     #[test]
     fn golden_context() {
-        // Linux cq.c, mlx4_cq_alloc: logsize_usrpage = ilog2(nent) << 24 | uar; comp_eqn; db_rec_addr.
+        // Linux cq.c, mlx4_cq_alloc: logsize_usrpage = ilog2(nent) << 24 | uar; comp_eqn;
+        // db_rec_addr.
         let mut cq = CqContext::new_zeroed();
         cq.size = CqSize::new().with_log_size(8).with_uar(0x80);
         cq.eqn = 5.into();
@@ -308,8 +310,9 @@ mod tests {
 
     #[test]
     fn golden_entry() {
-        // Linux cq.h: vlan_my_qpn, immed_rss_invalid, g_mlpath_rqpn, sl_vid be16 at 0x0c, rlid, status, ..., byte_cnt,
-        // wqe_index, checksum, owner_sr_opcode; MLX4_CQE_IS_SEND_MASK 0x40, OWNER 0x80, OPCODE 0x1f.
+        // Linux cq.h: vlan_my_qpn, immed_rss_invalid, g_mlpath_rqpn, sl_vid be16 at 0x0c, rlid,
+        // status, ..., byte_cnt, wqe_index, checksum, owner_sr_opcode; MLX4_CQE_IS_SEND_MASK 0x40,
+        // OWNER 0x80, OPCODE 0x1f.
         let mut bytes = [0; 32];
         bytes[..4].copy_from_slice(&[0, 0, 2, 8]);
         bytes[7] = 3;
@@ -330,11 +333,14 @@ mod tests {
 
     #[test]
     fn golden_error_entry() {
-        // Linux cq.h, struct mlx4_err_cqe: my_qpn, wqe_index at 0x18, vendor_err_syndrome 0x1a, syndrome 0x1b, owner 0x1f.
+        // Linux cq.h, struct mlx4_err_cqe: my_qpn, wqe_index at 0x18, vendor_err_syndrome 0x1a,
+        // syndrome 0x1b, owner 0x1f.
         let mut cqe = Cqe::new_zeroed();
         cqe.syndrome = Syndrome::REMOTE_ACCESS_ERR;
         cqe.vendor_syndrome = 0x88;
-        cqe.owner = CqeOwner::new().with_send(true).with_opcode(CQE_OPCODE_ERROR);
+        cqe.owner = CqeOwner::new()
+            .with_send(true)
+            .with_opcode(CQE_OPCODE_ERROR);
         assert_eq!(cqe.as_bytes()[0x1a..], [0x88, 0x13, 0, 0, 0, 0x5e]);
     }
 
@@ -347,11 +353,18 @@ mod tests {
             .with_pass(true)
             .with_send(true)
             .with_opcode(CQE_OPCODE_ERROR);
-        let end = cqe.as_bytes()[CQE_END_OFFSET..].try_into().expect("eight bytes");
+        let end = cqe.as_bytes()[CQE_END_OFFSET..]
+            .try_into()
+            .expect("eight bytes");
         let end = CqeEnd::from(u64::from_be_bytes(end));
-        assert_eq!((end.wqe(), Syndrome(end.syndrome())), (0x1234, cqe.syndrome));
+        assert_eq!(
+            (end.wqe(), Syndrome(end.syndrome())),
+            (0x1234, cqe.syndrome)
+        );
         assert!(end.is_failure() && end.kind() != CqeEnd::success_of(WqeOpcode::RDMA_READ.0));
-        let last = cqe.as_bytes()[CQE_LAST_OFFSET..].try_into().expect("four bytes");
+        let last = cqe.as_bytes()[CQE_LAST_OFFSET..]
+            .try_into()
+            .expect("four bytes");
         let last = CqeLast(u32::from_le_bytes(last));
         assert!(last.has_pass_of(CqeLast::of_pass(true)));
         assert!(!last.has_pass_of(CqeLast::of_pass(false)));

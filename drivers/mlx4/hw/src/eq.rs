@@ -1,7 +1,7 @@
 //! Event queues: their context and their entries.
 //!
-//! Source: Linux `mlx4.h` (`struct mlx4_eq_context`, `struct mlx4_eqe`), `eq.c` (`MLX4_EQ_STATUS_*`, `MLX4_EQ_STATE_*`),
-//! `include/linux/mlx4/device.h` (`enum mlx4_event`).
+//! Source: Linux `mlx4.h` (`struct mlx4_eq_context`, `struct mlx4_eqe`), `eq.c`
+//! (`MLX4_EQ_STATUS_*`, `MLX4_EQ_STATE_*`), `include/linux/mlx4/device.h` (`enum mlx4_event`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};
@@ -106,7 +106,8 @@ layout!(Eqe: 32, event @ 1, subtype @ 3, data @ 4, slave @ 0x1c, owner @ 0x1f);
 #[bitfield(u8, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct EqeOwner {
-    /// Inverted at each pass through the queue: in pass n the entry is valid when this is n's lowest bit.
+    /// Inverted at each pass through the queue: in pass n the entry is valid when this is n's
+    /// lowest bit.
     pub pass: bool,
     #[bits(7)]
     __: u8,
@@ -360,8 +361,8 @@ mod tests {
 
     #[test]
     fn golden_context() {
-        // Linux eq.c, mlx4_create_eq: flags = STATUS_OK | STATE_ARMED (9 << 8), log_eq_size = ilog2(nent),
-        // intr = vector, log_page_size = PAGE_SHIFT - 12.
+        // Linux eq.c, mlx4_create_eq: flags = STATUS_OK | STATE_ARMED (9 << 8), log_eq_size =
+        // ilog2(nent), intr = vector, log_page_size = PAGE_SHIFT - 12.
         let mut eq = EqContext::new_zeroed();
         eq.flags = QueueFlags::new().with_state(EQ_STATE_ARMED);
         eq.log_size = Low::new(9);
@@ -380,8 +381,8 @@ mod tests {
 
     #[test]
     fn golden_command_event() {
-        // Linux mlx4.h, struct mlx4_eqe: event.cmd { u32 reserved1; be16 token at 6; status at 0xf; be64 out_param at 0x10 }
-        // after type at 1 and subtype at 3; owner 0x80 at 0x1f.
+        // Linux mlx4.h, struct mlx4_eqe: event.cmd { u32 reserved1; be16 token at 6; status at 0xf;
+        // be64 out_param at 0x10 } after type at 1 and subtype at 3; owner 0x80 at 0x1f.
         let mut bytes = [0; 32];
         bytes[1] = 0x0a;
         bytes[6..8].copy_from_slice(&[0x12, 0x34]);
@@ -407,7 +408,8 @@ mod tests {
         bytes[3] = 4;
         bytes[0x0c] = 0x20;
         assert_eq!(Eqe::read_from_bytes(&bytes).unwrap().port().port.get(), 2);
-        // port_mgmt_change: port at 7, mstr_sm_lid 8, port_lid 0x0a, changed_attr 0x0c, mstr_sm_sl 0x13.
+        // port_mgmt_change: port at 7, mstr_sm_lid 8, port_lid 0x0a, changed_attr 0x0c, mstr_sm_sl
+        // 0x13.
         let mut bytes = [0; 32];
         bytes[1] = 0x1d;
         bytes[3] = 0x15;

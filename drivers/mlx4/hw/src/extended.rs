@@ -1,7 +1,8 @@
 //! Send segments beyond the basics: registration and invalidation by work request, masked atomics.
 //!
-//! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_wqe_fmr_seg`, `struct mlx4_wqe_local_inval_seg`,
-//! `struct mlx4_wqe_masked_atomic_seg`), `infiniband/hw/mlx4/qp.c` (`convert_access`, `set_reg_seg`).
+//! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_wqe_fmr_seg`, `struct
+//! mlx4_wqe_local_inval_seg`, `struct mlx4_wqe_masked_atomic_seg`), `infiniband/hw/mlx4/qp.c`
+//! (`convert_access`, `set_reg_seg`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U32, U64};
@@ -10,7 +11,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::bits::layout;
 
 /// Registers a region: the page list becomes its translation.
-#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct FastRegisterSegment {
     /// Rights and kind.
@@ -63,7 +66,9 @@ pub struct FastRegisterFlags {
 }
 
 /// Takes a key back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LocalInvalidateSegment {
     /// Reserved.
@@ -77,7 +82,9 @@ pub struct LocalInvalidateSegment {
 layout!(LocalInvalidateSegment: 32, key @ 8);
 
 /// Operands of a masked compare and swap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct MaskedAtomicSegment {
     /// Bits to swap in.
@@ -98,7 +105,8 @@ mod tests {
 
     #[test]
     fn golden_fast_registration() {
-        // Linux qp.h: MLX4_WQE_FMR_PERM_LOCAL_READ 1 << 27, LOCAL_WRITE 28, REMOTE_READ 29, REMOTE_WRITE 30, ATOMIC 31.
+        // Linux qp.h: MLX4_WQE_FMR_PERM_LOCAL_READ 1 << 27, LOCAL_WRITE 28, REMOTE_READ 29,
+        // REMOTE_WRITE 30, ATOMIC 31.
         let flags = FastRegisterFlags::new()
             .with_local_read(true)
             .with_remote_write(true);
@@ -112,7 +120,8 @@ mod tests {
 
     #[test]
     fn golden_invalidation() {
-        // Linux qp.h: struct mlx4_wqe_local_inval_seg { u64 reserved1; be32 mem_key; u32 reserved2; u64 reserved3[2]; }.
+        // Linux qp.h: struct mlx4_wqe_local_inval_seg { u64 reserved1; be32 mem_key; u32 reserved2;
+        // u64 reserved3[2]; }.
         let mut bytes = [0; 32];
         bytes[8..12].copy_from_slice(&[1, 2, 3, 4]);
         let segment = LocalInvalidateSegment::read_from_bytes(&bytes).unwrap();

@@ -53,11 +53,16 @@ impl MapEntry {
 impl core::fmt::Debug for MapEntry {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let (icm, bus) = (self.icm_addr.get(), self.addr());
-        write!(f, "ICM {icm:#x} at bus {bus:#x}, 2^{} pages", self.log_pages())
+        write!(
+            f,
+            "ICM {icm:#x} at bus {bus:#x}, 2^{} pages",
+            self.log_pages()
+        )
     }
 }
 
-/// The objects whose cMPT entries lie 2^24 entries apart: the cMPT's index is `kind << 24 | number`.
+/// The objects whose cMPT entries lie 2^24 entries apart: the cMPT's index is `kind << 24 |
+/// number`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CmptKind {
@@ -88,7 +93,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux fw.c: pages[nent * 2] = virt; pages[nent * 2 + 1] = (addr + i) | (lg - MLX4_ICM_PAGE_SHIFT).
+        // Linux fw.c: pages[nent * 2] = virt; pages[nent * 2 + 1] = (addr + i) | (lg -
+        // MLX4_ICM_PAGE_SHIFT).
         let entry = MapEntry::new(0x1_1000_0000, 0x7654_0000, 6);
         assert_eq!(
             entry.as_bytes(),

@@ -180,8 +180,9 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux fw.c: version 2 at 0; ((ilog2(cache line) - 4) << 5) | 1 << 4 at 0x0e; flags bit 3 for checksums;
-        // log_num_qps at 0x37, log_num_cqs 0x57, log_num_eqs 0x87, log_rd_per_qp 0x97, log_mpt_sz 0xfb, uar 0x12a.
+        // Linux fw.c: version 2 at 0; ((ilog2(cache line) - 4) << 5) | 1 << 4 at 0x0e; flags bit 3
+        // for checksums; log_num_qps at 0x37, log_num_cqs 0x57, log_num_eqs 0x87, log_rd_per_qp
+        // 0x97, log_mpt_sz 0xfb, uar 0x12a.
         let mut init = InitHca::new_zeroed();
         init.version = VERSION;
         init.cache_line = CacheLine::new().with_log_less_4(2).with_valid(true);
@@ -201,6 +202,9 @@ mod tests {
         assert_eq!((bytes[0xfb], bytes[0x12a], bytes[0xd8]), (19, 10, 8));
         assert_eq!(bytes[0x108..0x110], [1, 2, 3, 4, 5, 6, 7, 0]);
         // INIT_HCA_EQE_CQE_OFFSETS 0x58: 1 << 29 for EQEs, 1 << 30 for CQEs.
-        assert_eq!(EntryLen::new().with_cqe_64(true).as_bytes(), [0x40, 0, 0, 0]);
+        assert_eq!(
+            EntryLen::new().with_cqe_64(true).as_bytes(),
+            [0x40, 0, 0, 0]
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! MAD_IFC: what stands behind the MAD in its input mailbox, when it came from the network.
 //!
-//! Source: Linux `infiniband/hw/mlx4/mad.c`, `mlx4_MAD_IFC`. The MAD itself has the first 256 bytes of both mailboxes.
+//! Source: Linux `infiniband/hw/mlx4/mad.c`, `mlx4_MAD_IFC`. The MAD itself has the first 256 bytes
+//! of both mailboxes.
 
 use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -43,8 +44,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux mad.c: struct { be32 my_qpn; u32; be32 rqpn; u8 sl; u8 g_path; u16[2]; be16 pkey; u32[11]; u8 grh[40] }:
-        // sl = in_wc->sl << 4.
+        // Linux mad.c: struct { be32 my_qpn; u32; be32 rqpn; u8 sl; u8 g_path; u16[2]; be16 pkey;
+        // u32[11]; u8 grh[40] }: sl = in_wc->sl << 4.
         let mut extended = MadIfcExtended::new_zeroed();
         extended.own_qpn = 0x200.into();
         extended.remote_qpn = 1.into();

@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux mcg.c: next_gid_index = index << 6; members_count = count | prot << 30; MGM_BLCK_LB_BIT 30.
+        // Linux mcg.c: next_gid_index = index << 6; members_count = count | prot << 30;
+        // MGM_BLCK_LB_BIT 30.
         let mut entry = GroupEntry::new_zeroed();
         entry.next = GroupNext::new().with_index(5);
         entry.members = GroupMembers::new().with_protocol(1).with_count(2);

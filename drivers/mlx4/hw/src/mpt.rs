@@ -1,7 +1,7 @@
 //! Memory protection table entries and the arithmetic of keys.
 //!
-//! Source: Linux `include/linux/mlx4/device.h` (`struct mlx4_mpt_entry`), `mr.c` (`hw_index_to_key`, `MLX4_MPT_FLAG_*`,
-//! `MLX4_MPT_PD_FLAG_*`).
+//! Source: Linux `include/linux/mlx4/device.h` (`struct mlx4_mpt_entry`), `mr.c`
+//! (`hw_index_to_key`, `MLX4_MPT_FLAG_*`, `MLX4_MPT_PD_FLAG_*`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U32, U64};
@@ -31,7 +31,8 @@ pub struct Mpt {
     pub windows: U32,
     /// Odds and ends of the translation.
     pub mtt_flags: MptMttFlags,
-    /// Byte offset of the first entry in the MTT table; not used by a physical region. Lies unaligned.
+    /// Byte offset of the first entry in the MTT table; not used by a physical region. Lies
+    /// unaligned.
     pub mtt_offset: U64,
     /// MTT entries, for regions registered by a work request.
     pub mtt_len: U32,
@@ -126,7 +127,9 @@ pub struct MptMttFlags {
 }
 
 /// A key in the table's order: the entry's index in the low 24 bits, the 8-bit tag above.
-#[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct HwKey(U32);
 
@@ -180,8 +183,9 @@ mod tests {
 
     #[test]
     fn golden_region() {
-        // Linux mr.c, mlx4_mr_enable: flags MIO | REGION | access; pd | RAE... en_main's all-memory region reads
-        // 0xF0020F00 in its first dword when local and remote read and write are set with PHYSICAL.
+        // Linux mr.c, mlx4_mr_enable: flags MIO | REGION | access; pd | RAE... en_main's all-memory
+        // region reads 0xF0020F00 in its first dword when local and remote read and write are set
+        // with PHYSICAL.
         let mut mpt = Mpt::new_zeroed();
         mpt.flags = MptFlags::new()
             .with_status(MPT_STATUS_SOFTWARE)
@@ -208,13 +212,15 @@ mod tests {
 
     #[test]
     fn right_bits() {
-        // Linux qp.h: MLX4_PERM_LOCAL_READ 1 << 10, LOCAL_WRITE 11, REMOTE_READ 12, REMOTE_WRITE 13, ATOMIC 14, BIND_MW 15.
+        // Linux qp.h: MLX4_PERM_LOCAL_READ 1 << 10, LOCAL_WRITE 11, REMOTE_READ 12, REMOTE_WRITE
+        // 13, ATOMIC 14, BIND_MW 15.
         let remote = MptFlags::new()
             .with_remote_read(true)
             .with_remote_write(true)
             .with_atomic(true);
         assert_eq!(remote.as_bytes(), [0, 0, 0x70, 0]);
-        // Linux mr.c: MLX4_MPT_FLAG_REGION 1 << 8, PHYSICAL 9, MIO 17; mtt_fbo: MLX4_MTT_FLAG_PRESENT apart, FBO bit 23.
+        // Linux mr.c: MLX4_MPT_FLAG_REGION 1 << 8, PHYSICAL 9, MIO 17; mtt_fbo:
+        // MLX4_MTT_FLAG_PRESENT apart, FBO bit 23.
         assert_eq!(
             MptMttFlags::new().with_first_byte_enable(true).as_bytes(),
             [0, 0x80, 0, 0]

@@ -11,7 +11,9 @@ use crate::bits::layout;
 pub const ENTRY_LEN: u64 = 8;
 
 /// One page: its bus address and whether it is there.
-#[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct MttEntry(U64);
 

@@ -1,6 +1,7 @@
 //! Ways to a peer: the address path in a QP's context and the address vector in a datagram's WQE.
 //!
-//! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_qp_path`), `include/linux/mlx4/device.h` (`struct mlx4_av`).
+//! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_qp_path`), `include/linux/mlx4/device.h`
+//! (`struct mlx4_av`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32};
@@ -91,7 +92,8 @@ pub struct TrafficClass {
     pub flow_label: u32,
 }
 
-/// Scheduling queue: port and service level (Linux `MLX4_IB_DEFAULT_SCHED_QUEUE` 0x83, `..._QP0_...` 0x3f).
+/// Scheduling queue: port and service level (Linux `MLX4_IB_DEFAULT_SCHED_QUEUE` 0x83,
+/// `..._QP0_...` 0x3f).
 #[bitfield(u8, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct ScheduleQueue {
@@ -184,13 +186,16 @@ mod tests {
 
     #[test]
     fn golden_path() {
-        // Linux mlx4 ib qp.c: sched_queue = 0x83 | (port - 1) << 6 | sl << 2; ackto = timeout << 3; grh_mylmc bit 7.
+        // Linux mlx4 ib qp.c: sched_queue = 0x83 | (port - 1) << 6 | sl << 2; ackto = timeout << 3;
+        // grh_mylmc bit 7.
         let mut path = Path::new_zeroed();
         path.schedule = ScheduleQueue::of(2, 5);
         path.ack_timeout = AckTimeout::new().with_exponent(14);
         path.remote_lid = 0x1234.into();
         path.grh = GrhPathBits::new().with_grh(true).with_path_bits(1);
-        path.traffic = TrafficClass::new().with_class(0xab).with_flow_label(0xc_def0);
+        path.traffic = TrafficClass::new()
+            .with_class(0xab)
+            .with_flow_label(0xc_def0);
         let bytes = path.as_bytes();
         assert_eq!(bytes[5..9], [0x81, 0x12, 0x34, 14 << 3]);
         assert_eq!(bytes[0x0c..0x10], [0x0a, 0xbc, 0xde, 0xf0]);
@@ -202,7 +207,8 @@ mod tests {
 
     #[test]
     fn golden_address_vector() {
-        // Linux mlx4 ib ah.c: port_pd = pd | port << 24; sl_tclass_flowlabel = sl << 28 | ...; g_slid bit 7.
+        // Linux mlx4 ib ah.c: port_pd = pd | port << 24; sl_tclass_flowlabel = sl << 28 | ...;
+        // g_slid bit 7.
         let mut av = AddressVector::new_zeroed();
         av.port_pd = PortPd::new().with_port(1).with_pd(5);
         av.dlid = 7.into();

@@ -1,6 +1,7 @@
 //! Queue pairs: their context and the mailbox of their transitions.
 //!
-//! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_qp_context`, `enum mlx4_qp_optpar`, `enum mlx4_qp_state`), `qp.c`.
+//! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_qp_context`, `enum mlx4_qp_optpar`, `enum
+//! mlx4_qp_state`), `qp.c`.
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};
@@ -9,7 +10,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::bits::{Low24, QueueBuffer, layout, open_enum};
 use crate::path::Path;
 
-/// The mailbox of a transition: which optional parameters count, and the context. QUERY_QP answers in the same form.
+/// The mailbox of a transition: which optional parameters count, and the context. QUERY_QP answers
+/// in the same form.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct QpMailbox {
@@ -123,7 +125,8 @@ pub struct QpContext {
     pub xrcd: Low24,
     /// Receive CQ.
     pub receive_cqn: Low24,
-    /// Bus address of the receive queue's doorbell record: one dword with the counter of WQEs posted.
+    /// Bus address of the receive queue's doorbell record: one dword with the counter of WQEs
+    /// posted.
     pub doorbell_record: U64,
     /// Q_Key.
     pub qkey: U32,
@@ -379,8 +382,9 @@ mod tests {
 
     #[test]
     fn golden_context() {
-        // Linux mlx4 ib qp.c, __mlx4_ib_modify_qp: flags = state << 28 | st << 16 | MLX4_QP_PM_MIGRATED << 11;
-        // mtu_msgmax = mtu << 5 | log_max_msg; rq_size_stride = ilog2(wqe_cnt) << 3 | (wqe_shift - 4).
+        // Linux mlx4 ib qp.c, __mlx4_ib_modify_qp: flags = state << 28 | st << 16 |
+        // MLX4_QP_PM_MIGRATED << 11; mtu_msgmax = mtu << 5 | log_max_msg; rq_size_stride =
+        // ilog2(wqe_cnt) << 3 | (wqe_shift - 4).
         let mut qp = QpContext::new_zeroed();
         qp.flags = QpFlags::new()
             .with_state(QpState::RTS)
@@ -399,7 +403,8 @@ mod tests {
 
     #[test]
     fn golden_parameters() {
-        // params1 = MLX4_IB_ACK_REQ_FREQ (8) << 28 | retry_cnt << 16 | rnr_retry << 13 | fls(max_rd_atomic - 1) << 21.
+        // params1 = MLX4_IB_ACK_REQ_FREQ (8) << 28 | retry_cnt << 16 | rnr_retry << 13 |
+        // fls(max_rd_atomic - 1) << 21.
         let requester = RequesterParameters::new()
             .with_log_ack_request(8)
             .with_retry_count(7)
@@ -409,7 +414,8 @@ mod tests {
             requester.as_bytes(),
             (8_u32 << 28 | 7 << 16 | 6 << 13 | 4 << 21).to_be_bytes()
         );
-        // params2: MLX4_QP_BIT_RRE 1 << 15, RWE 14, RAE 13, RIC 4; rra_max << 21; page offset at bits 11 to 6.
+        // params2: MLX4_QP_BIT_RRE 1 << 15, RWE 14, RAE 13, RIC 4; rra_max << 21; page offset at
+        // bits 11 to 6.
         let responder = ResponderParameters::new()
             .with_remote_read(true)
             .with_log_reads(4)
@@ -433,9 +439,9 @@ mod tests {
 
     #[test]
     fn golden_optional_parameters() {
-        // Linux qp.h: ALT_ADDR_PATH 1 << 0, RRE 1, RAE 2, RWE 3, PKEY_INDEX 4, Q_KEY 5, RNR_TIMEOUT 6,
-        // PRIMARY_ADDR_PATH 7, SRA_MAX 8, RRA_MAX 9, PM_STATE 10, RETRY_COUNT 12, RNR_RETRY 13, ACK_TIMEOUT 14,
-        // SCHED_QUEUE 16, COUNTER_INDEX 20.
+        // Linux qp.h: ALT_ADDR_PATH 1 << 0, RRE 1, RAE 2, RWE 3, PKEY_INDEX 4, Q_KEY 5, RNR_TIMEOUT
+        // 6, PRIMARY_ADDR_PATH 7, SRA_MAX 8, RRA_MAX 9, PM_STATE 10, RETRY_COUNT 12, RNR_RETRY 13,
+        // ACK_TIMEOUT 14, SCHED_QUEUE 16, COUNTER_INDEX 20.
         let all = [
             (OptionalParameters::new().with_alternate_path(true), 0),
             (OptionalParameters::new().with_remote_write(true), 3),

@@ -62,8 +62,8 @@ pub struct ModStatCfg {
 
 layout!(ModStatCfg: 0x10, page_valid @ 2);
 
-/// MOD_STAT_CFG's output mailbox with modifier 2: a port's GUID (Linux `fw.c`, `mlx4_get_phys_port_id`), whose halves
-/// are apart.
+/// MOD_STAT_CFG's output mailbox with modifier 2: a port's GUID (Linux `fw.c`,
+/// `mlx4_get_phys_port_id`), whose halves are apart.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PortGuidCfg {

@@ -270,8 +270,8 @@ mod tests {
 
     #[test]
     fn golden_capabilities() {
-        // Linux device.h: RC 0, UD_AV_PORT 20, IBOE 30, VEP_UC_STEER 41, VEP_MC_STEER 42, COUNTERS 48,
-        // SENSE_SUPPORT 55, PORT_MNG_CHG_EV 59, 64B_EQE 61, 64B_CQE 62.
+        // Linux device.h: RC 0, UD_AV_PORT 20, IBOE 30, VEP_UC_STEER 41, VEP_MC_STEER 42, COUNTERS
+        // 48, SENSE_SUPPORT 55, PORT_MNG_CHG_EV 59, 64B_EQE 61, 64B_CQE 62.
         let bits = [
             (Capabilities::new().with_rc(true), 0),
             (Capabilities::new().with_mixed_ports(true), 12),
@@ -294,8 +294,9 @@ mod tests {
 
     #[test]
     fn golden_fields() {
-        // Linux fw.c: dev_cap->reserved_qps = 1 << (field & 0xf) at 0x12; reserved_srqs = 1 << (field >> 4) at 0x14;
-        // reserved_uars = field >> 4 at 0x48; uar_size = 1 << ((field & 0x3f) + 20) at 0x49; ports field & 0xf at 0x37.
+        // Linux fw.c: dev_cap->reserved_qps = 1 << (field & 0xf) at 0x12; reserved_srqs = 1 <<
+        // (field >> 4) at 0x14; reserved_uars = field >> 4 at 0x48; uar_size = 1 << ((field & 0x3f)
+        // + 20) at 0x49; ports field & 0xf at 0x37.
         let mut cap = QueryDevCap::new_zeroed();
         cap.log_reserved_qps = Low::new(6);
         cap.log_reserved_srqs = High::new(5);

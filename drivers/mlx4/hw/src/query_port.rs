@@ -98,8 +98,9 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux fw.c: link_state = (field & 0x80) >> 7; supported_port_types = field & 3; max_mtu = field & 0xf at 1;
-        // max_port_width = field & 0xf at 6; log_max_gids = field >> 4 at 7; max_vl = field & 0xf at 0x0b.
+        // Linux fw.c: link_state = (field & 0x80) >> 7; supported_port_types = field & 3; max_mtu =
+        // field & 0xf at 1; max_port_width = field & 0xf at 6; log_max_gids = field >> 4 at 7;
+        // max_vl = field & 0xf at 0x0b.
         let mut port = QueryPort::new_zeroed();
         port.link = PortLink::new().with_up(true).with_infiniband(true);
         port.mtu = PortMtu::new().with_max_ib_mtu_code(5);

@@ -1,14 +1,15 @@
 //! Registers: where they are in the BARs, and the values that doorbells take.
 //!
-//! Sources: Linux `cmd.c` (`MLX4_HCR_BASE`), `reset.c`, `main.c` (`MLX4_OWNER_BASE`), `eq.c` (`mlx4_get_eq_uar`),
-//! `include/linux/mlx4/cq.h` (`mlx4_cq_arm`), `include/linux/mlx4/doorbell.h`.
+//! Sources: Linux `cmd.c` (`MLX4_HCR_BASE`), `reset.c`, `main.c` (`MLX4_OWNER_BASE`), `eq.c`
+//! (`mlx4_get_eq_uar`), `include/linux/mlx4/cq.h` (`mlx4_cq_arm`), `include/linux/mlx4/doorbell.h`.
 //!
-//! Registers are big-endian, while [`hal`'s](https://docs.rs) accessors give a little-endian load: [`swap`] goes between
-//! the two.
+//! Registers are big-endian, while [`hal`'s](https://docs.rs) accessors give a little-endian load:
+//! [`swap`] goes between the two.
 
 use bitfield_struct::bitfield;
 
-/// Vendor and device ids of the cards that have these: ConnectX-3 and ConnectX-3 Pro (Linux `main.c`, `mlx4_pci_table`).
+/// Vendor and device ids of the cards that have these: ConnectX-3 and ConnectX-3 Pro (Linux
+/// `main.c`, `mlx4_pci_table`).
 pub const PCI_IDS: [(u16, u16); 2] = [(0x15b3, 0x1003), (0x15b3, 0x1007)];
 
 /// The BAR of the device configuration space (command register, reset, MSI-X table).
@@ -35,8 +36,8 @@ pub const MSIX_TABLE: usize = 0x7_c000;
 /// The MSI-X pending bits.
 pub const MSIX_PBA: usize = 0x7_d000;
 
-/// The config dwords that a save and restore around reset leaves alone: an address and data gateway whose reading has
-/// effects (Linux `reset.c`: "pci_config dwords 22 and 23").
+/// The config dwords that a save and restore around reset leaves alone: an address and data gateway
+/// whose reading has effects (Linux `reset.c`: "pci_config dwords 22 and 23").
 pub const CONFIG_GATEWAY_DWORDS: [u16; 2] = [22, 23];
 
 /// Value of a load when the device no longer answers.
@@ -56,8 +57,8 @@ pub const fn swap_long(value: u64) -> u64 {
 
 /// Bytes of a UAR page.
 pub const UAR_PAGE_LEN: usize = 4096;
-/// The first UAR page whose QP and CQ doorbells work: those before it serve EQs only (illumos `hermon`; Linux `pd.c`
-/// reserves 128).
+/// The first UAR page whose QP and CQ doorbells work: those before it serve EQs only (illumos
+/// `hermon`; Linux `pd.c` reserves 128).
 pub const FIRST_QUEUE_UAR: u32 = 128;
 /// The send doorbell in a UAR page: big-endian [`SendDoorbell`].
 pub const SEND_DOORBELL: usize = 0x14;

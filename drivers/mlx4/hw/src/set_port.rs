@@ -1,7 +1,7 @@
 //! SET_PORT: what a port offers to its subnet manager, or its Ethernet settings.
 //!
-//! Source: Linux `port.c` (`mlx4_SET_PORT`, `MLX4_SET_PORT_*`; `struct mlx4_set_port_general_context`),
-//! iPXE `MT25408_PRM.h` (`hermonprm_set_port_ib_st`).
+//! Source: Linux `port.c` (`mlx4_SET_PORT`, `MLX4_SET_PORT_*`; `struct
+//! mlx4_set_port_general_context`), iPXE `MT25408_PRM.h` (`hermonprm_set_port_ib_st`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};
@@ -132,8 +132,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux port.c: MLX4_CHANGE_PORT_MTU_CAP 22, VL_CAP 21, PKEY_TBL 20, MLX4_SET_PORT_VL_CAP 4 (shift),
-        // MTU_CAP 12 (shift); capability mask at dword 1.
+        // Linux port.c: MLX4_CHANGE_PORT_MTU_CAP 22, VL_CAP 21, PKEY_TBL 20, MLX4_SET_PORT_VL_CAP 4
+        // (shift), MTU_CAP 12 (shift); capability mask at dword 1.
         let mut set = SetPortIb::new_zeroed();
         set.change = SetPortChange::new()
             .with_change_mtu_cap(true)
@@ -142,7 +142,8 @@ mod tests {
             .with_vl_cap(8);
         set.capability_mask = 0x0251_0868.into();
         assert_eq!(set.as_bytes()[..8], [0, 0x60, 0x50, 0x80, 2, 0x51, 8, 0x68]);
-        // mthca_cmd.c and iPXE: bit 0 resets the Q_Key counter, bit 1 the capability mask, 16 to 18 set GUIDs.
+        // mthca_cmd.c and iPXE: bit 0 resets the Q_Key counter, bit 1 the capability mask, 16 to 18
+        // set GUIDs.
         let guid = SetPortChange::new()
             .with_change_port_guid(true)
             .with_change_system_guid(true);

@@ -1,6 +1,7 @@
 //! Shared receive queues: their context and the segment that links their WQEs.
 //!
-//! Source: Linux `mlx4.h` (`struct mlx4_srq_context`), `include/linux/mlx4/srq.h` (`struct mlx4_wqe_srq_next_seg`).
+//! Source: Linux `mlx4.h` (`struct mlx4_srq_context`), `include/linux/mlx4/srq.h` (`struct
+//! mlx4_wqe_srq_next_seg`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};
@@ -88,7 +89,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Linux srq.c: state_logsize_srqn = ilog2(max) << 24 | srqn; logstride = wqe_shift - 4; pd; db_rec_addr.
+        // Linux srq.c: state_logsize_srqn = ilog2(max) << 24 | srqn; logstride = wqe_shift - 4; pd;
+        // db_rec_addr.
         let mut srq = SrqContext::new_zeroed();
         srq.size = SrqSize::new().with_log_size(8).with_srqn(0x41);
         srq.log_stride_less_4 = Low::new(1);

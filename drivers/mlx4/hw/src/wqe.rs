@@ -18,10 +18,11 @@ pub const BASIC_BLOCK_LEN: usize = 1 << LOG_BASIC_BLOCK_LEN;
 pub const LOG_BASIC_BLOCK_LEN: u32 = 6;
 /// Unit of sizes in a WQE, in bytes.
 pub const SEGMENT_UNIT: usize = 16;
-/// Bytes of a send queue that stay free for the device's prefetching (Linux `mlx4_ib`, `sq_overhead`: 2048 bytes and
-/// one slot).
+/// Bytes of a send queue that stay free for the device's prefetching (Linux `mlx4_ib`,
+/// `sq_overhead`: 2048 bytes and one slot).
 pub const SEND_HEADROOM_LEN: u32 = 2048;
-/// First dword of each block of a slot that the device must not take for a WQE (Linux `stamp_send_wqe`).
+/// First dword of each block of a slot that the device must not take for a WQE (Linux
+/// `stamp_send_wqe`).
 pub const STAMP: u32 = 0xffff_ffff;
 
 open_enum! {
@@ -81,7 +82,8 @@ layout!(ControlSegment: 16, size @ 7, flags @ 8, immediate @ 0x0c);
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct ControlOwner {
-    /// Inverted at each pass through the queue: in pass n the WQE is valid when this is n's lowest bit.
+    /// Inverted at each pass through the queue: in pass n the WQE is valid when this is n's lowest
+    /// bit.
     pub pass: bool,
     #[bits(26)]
     __: u32,
@@ -233,7 +235,9 @@ pub struct DatagramSegment {
 layout!(DatagramSegment: 48, qpn @ 0x20, qkey @ 0x24, vlan @ 0x28, mac @ 0x2a);
 
 /// A piece of memory to send from or receive into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct DataSegment {
     /// Its length (31 bits); with the top bit set this is an [`InlineHeader`] instead.
@@ -346,8 +350,8 @@ mod tests {
 
     #[test]
     fn golden_control() {
-        // Linux qp.h: MLX4_WQE_CTRL_CQ_UPDATE 3 << 2, SOLICITED 1 << 1, FENCE 1 << 6, STRONG_ORDER 1 << 7,
-        // FORCE_LOOPBACK 1 << 0; owner bit 31.
+        // Linux qp.h: MLX4_WQE_CTRL_CQ_UPDATE 3 << 2, SOLICITED 1 << 1, FENCE 1 << 6, STRONG_ORDER
+        // 1 << 7, FORCE_LOOPBACK 1 << 0; owner bit 31.
         let mut control = ControlSegment::new_zeroed();
         control.owner = ControlOwner::new()
             .with_pass(true)
@@ -381,13 +385,20 @@ mod tests {
         control.flags = ControlFlags::new().with_completion(COMPLETION_WANTED);
         let remote = RemoteAddressSegment::new(0x1000, 0x77);
         let data = DataSegment::new(0x2000, 4096, 0x300);
-        let whole = [control.as_bytes(), remote.as_bytes(), data.as_bytes(), &[0; 16]].concat();
+        let whole = [
+            control.as_bytes(),
+            remote.as_bytes(),
+            data.as_bytes(),
+            &[0; 16],
+        ]
+        .concat();
         assert_eq!(bytes[..], whole);
     }
 
     #[test]
     fn golden_mlx_control() {
-        // Linux mlx4 ib qp.c, build_mlx_header: VL15 1 << 17, SLR 1 << 16, sl << 8, ICRC 1 << 4; rlid be16 at 0x0c.
+        // Linux mlx4 ib qp.c, build_mlx_header: VL15 1 << 17, SLR 1 << 16, sl << 8, ICRC 1 << 4;
+        // rlid be16 at 0x0c.
         let mut control = MlxControlSegment::new_zeroed();
         control.owner = ControlOwner::new().with_opcode(WqeOpcode::SEND);
         control.size = ControlSize::new().with_units(8);
@@ -405,7 +416,8 @@ mod tests {
 
     #[test]
     fn golden_segments() {
-        // Linux qp.h: struct mlx4_wqe_data_seg { byte_count, lkey, addr }; raddr { raddr, rkey, reserved }.
+        // Linux qp.h: struct mlx4_wqe_data_seg { byte_count, lkey, addr }; raddr { raddr, rkey,
+        // reserved }.
         assert_eq!(
             DataSegment::new(0x1000, 0x20, 0x300).as_bytes(),
             [0, 0, 0, 0x20, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0x10, 0]

@@ -33,7 +33,10 @@ fn the_second_port_works_as_well() {
     };
     let node = start_with(&mut bed, machine, config);
     let info = bed.block_on(node.device.port(2)).unwrap();
-    assert_eq!((info.state, info.guid.0), (PortState::Active, guid(0).0 + 2));
+    assert_eq!(
+        (info.state, info.guid.0),
+        (PortState::Active, guid(0).0 + 2)
+    );
     assert!(bed.block_on(node.device.port(1)).is_err());
 }
 
@@ -148,7 +151,9 @@ fn commands_of_bring_up() -> Vec<u16> {
     let faults = Faults::new(1);
     let mut bed = Testbed::default();
     let machine = Faulty::new(bed.add_machine("a", guid(0)), faults.clone());
-    let device = bed.block_on(Mlx4::start(machine, Config::default())).unwrap();
+    let device = bed
+        .block_on(Mlx4::start(machine, Config::default()))
+        .unwrap();
     let opcodes = faults.opcodes();
     drop(device);
     opcodes
@@ -205,7 +210,9 @@ fn a_card_that_vanishes_ends_commands_at_once() {
     let faults = Faults::new(1);
     let mut bed = Testbed::default();
     let machine = Faulty::new(bed.add_machine("a", guid(0)), faults.clone());
-    let device = bed.block_on(Mlx4::start(machine, Config::default())).unwrap();
+    let device = bed
+        .block_on(Mlx4::start(machine, Config::default()))
+        .unwrap();
     let before = bed.now();
     faults.set_gone(true);
     assert!(bed.block_on(device.port(1)).is_err());

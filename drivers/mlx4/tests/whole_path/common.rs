@@ -6,8 +6,8 @@ use hal::{DmaBuffer, Duration, Platform};
 use harness::{Machine, Testbed};
 use mlx4::{Config, Mlx4, Queues};
 use verbs::{
-    Access, Completion, Device, Domain, Guid, PathToPeer, Payload, PortState, Psn, QpConfig, QpKind, QpSlot,
-    Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge,
+    Access, Completion, Device, Domain, Guid, PathToPeer, Payload, PortState, Psn, QpConfig,
+    QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge,
 };
 
 /// Time that a test's wait may take at most.
@@ -231,7 +231,12 @@ pub(crate) async fn end<P: Platform>(node: &Node<P>, config: &QpConfig) -> End<P
     End { queues, slot, qpn }
 }
 
-async fn ready<P: Platform>(node: &Node<P>, qpn: Qpn, path: &PathToPeer, parameters: &RcParameters) {
+async fn ready<P: Platform>(
+    node: &Node<P>,
+    qpn: Qpn,
+    path: &PathToPeer,
+    parameters: &RcParameters,
+) {
     node.device
         .ready_to_receive(qpn, path, parameters)
         .await

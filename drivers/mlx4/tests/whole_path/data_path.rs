@@ -3,12 +3,13 @@
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Testbed};
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, Domain, Payload, PostError, QKey, QpConfig,
-    QpKind, Qpn, QueueSet, RcParameters, SendOp, Status, UdAddress,
+    Access, Completion, CompletionKind, Device, DeviceError, Domain, Payload, PostError, QKey,
+    QpConfig, QpKind, Qpn, QueueSet, RcParameters, SendOp, Status, UdAddress,
 };
 
 use crate::common::{
-    ALL, End, Node, RC, connect, guid, lid, log, pattern, rc_config, request, start, start_with, two_nodes,
+    ALL, End, Node, RC, connect, guid, lid, log, pattern, rc_config, request, start, start_with,
+    two_nodes,
 };
 
 const SIZES: [usize; 8] = [1, 63, 64, 1023, 1024, 1025, 65_536, 1 << 20];
@@ -64,7 +65,10 @@ fn write_and_read_at_all_sizes() {
             left.send(2, read, Payload::Gather(&[back.sge(0, bytes)]));
             assert_eq!(left.next(&a.platform).await.status, Status::Success);
             let done = left.next(&a.platform).await;
-            assert_eq!((done.id, done.status, done.bytes), (2, Status::Success, bytes));
+            assert_eq!(
+                (done.id, done.status, done.bytes),
+                (2, Status::Success, bytes)
+            );
             assert_eq!(there.bytes(len), data, "{len} bytes there");
             assert_eq!(back.bytes(len), data, "{len} bytes back");
         }
@@ -96,7 +100,10 @@ fn immediates_reach_the_receiver() {
         assert_eq!((first.id, first.kind), (1, CompletionKind::ReceiveWrite));
         assert_eq!((first.imm, first.bytes), (Some(0xdead_beef), 300));
         let second = right.next(&b.platform).await;
-        assert_eq!((second.id, second.imm, second.bytes), (2, Some(0x0102_0304), 10));
+        assert_eq!(
+            (second.id, second.imm, second.bytes),
+            (2, Some(0x0102_0304), 10)
+        );
         assert_eq!(there.bytes(1300)[1000..], data);
     });
 }
@@ -123,7 +130,8 @@ fn inline_and_scattered_data_arrives_whole() {
             );
             assert_eq!(left.next(&a.platform).await.status, Status::Success);
 
-            // The way of its own that such a SEND has. Unsignalled, it ends with the WRITE behind it.
+            // The way of its own that such a SEND has. Unsignalled, it ends with the WRITE behind
+            // it.
             right.receive(4, &[into.sge(0, 4000)]);
             let (head, rest) = data.split_at(len.min(24));
             let posted = left.queues.send_inline(left.slot, 4, false, head, rest);
@@ -150,10 +158,17 @@ fn inline_and_scattered_data_arrives_whole() {
         }
         from.write(&pattern(4096, 1));
         right.receive(3, &[into.sge(0, 4096)]);
-        left.send(3, SEND, Payload::Gather(&[from.sge(100, 50), from.sge(3000, 70)]));
+        left.send(
+            3,
+            SEND,
+            Payload::Gather(&[from.sge(100, 50), from.sge(3000, 70)]),
+        );
         assert_eq!(right.next(&b.platform).await.bytes, 120);
         let (bytes, data) = (into.bytes(120), pattern(4096, 1));
-        assert_eq!((&bytes[..50], &bytes[50..]), (&data[100..150], &data[3000..3070]));
+        assert_eq!(
+            (&bytes[..50], &bytes[50..]),
+            (&data[100..150], &data[3000..3070])
+        );
     });
 }
 
@@ -178,7 +193,8 @@ async fn stream(a: &Node, left: &mut End, b: &Node, right: &mut End, count: u32,
         let place = u64::from(received % depth);
         assert_eq!((got.id, got.status), (place, Status::Success));
         let mut bytes = [0; 4];
-        into.buffer.read(usize::try_from(place).unwrap() * 8, &mut bytes);
+        into.buffer
+            .read(usize::try_from(place).unwrap() * 8, &mut bytes);
         assert_eq!(u32::from_le_bytes(bytes), received);
         right.receive(place, &[into.sge(place * 8, 8)]);
         received += 1;
@@ -279,7 +295,16 @@ fn datagrams_name_their_sender() {
             sl: 0,
             gid: None,
         };
-        for (to, arrives) in [(to, true), (UdAddress { qkey: QKey(1), ..to }, false)] {
+        for (to, arrives) in [
+            (to, true),
+            (
+                UdAddress {
+                    qkey: QKey(1),
+                    ..to
+                },
+                false,
+            ),
+        ] {
             right.receive(1, &[into.sge(0, 4096)]);
             let pieces = [from.sge(0, 1000)];
             let mut send = request(2, SEND, Payload::Gather(&pieces));
@@ -372,7 +397,10 @@ fn a_removed_queue_pair_leaves_nothing_behind() {
             right.receive(0, &[into.sge(0, 64)]);
             left.send(0, SEND, Payload::Inline(b"never polled", &[]));
             a.platform.sleep(Duration::from_millis(1)).await;
-            a.device.destroy_qp(&mut left.queues, left.slot).await.unwrap();
+            a.device
+                .destroy_qp(&mut left.queues, left.slot)
+                .await
+                .unwrap();
             // Its completion is gone with it.
             assert_eq!(left.queues.poll(&mut [Completion::EMPTY]), Ok(0));
             a.device.destroy_queues(left.queues).await.unwrap();
@@ -415,7 +443,11 @@ fn parameters_out_of_range_are_named() {
     let node = start(&mut bed, machine);
     bed.block_on(async {
         let mut queues = node.device.create_queues(16, 0).await.unwrap();
-        let (_, qpn) = node.device.create_qp(&mut queues, &rc_config(4)).await.unwrap();
+        let (_, qpn) = node
+            .device
+            .create_qp(&mut queues, &rc_config(4))
+            .await
+            .unwrap();
         let path = verbs::PathToPeer {
             lid: verbs::Lid(2),
             qpn: Qpn(99),

@@ -6,12 +6,13 @@ use harness::{ClusterConfig, FabricConfig, Faults, Faulty, LinkFaults, Testbed};
 use mlx4::{Config, Mlx4};
 use proptest::prelude::*;
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, Domain, Payload, PollError,
-    QpConfig, QueueSet, RemoteAddr, Rkey, SendOp, Status,
+    Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, Domain, Payload,
+    PollError, QpConfig, QueueSet, RemoteAddr, Rkey, SendOp, Status,
 };
 
 use crate::common::{
-    ALL, End, Node, RC, connect, guid, log, pattern, rc_config, request, start, start_served, two_nodes,
+    ALL, End, Node, RC, connect, guid, log, pattern, rc_config, request, start, start_served,
+    two_nodes,
 };
 
 const SEND: SendOp = SendOp::Send { imm: None };
@@ -58,7 +59,11 @@ fn remote_access_ends_at_a_region_and_at_its_rights() {
         for (case, to) in cases {
             let (mut left, mut right) = connect(&a, &b, &rc_config(4), &RC).await;
             right.receive(5, &[]);
-            assert_eq!(write(&a, &mut left, to).await, Status::RemoteAccess, "{case}");
+            assert_eq!(
+                write(&a, &mut left, to).await,
+                Status::RemoteAccess,
+                "{case}"
+            );
             // Both ends are in error now: what is posted is flushed.
             left.send(2, SEND, Payload::Inline(b"late", &[]));
             let late = left.next(&a.platform).await;
@@ -109,7 +114,10 @@ fn memory_of_another_domain_is_out_of_reach_from_both_sides() {
         let other = Domain(7);
         let theirs = b.memory_in(other, 4096, ALL).await;
         let (mut left, _right) = connect(&a, &b, &rc_config(4), &RC).await;
-        assert_eq!(write(&a, &mut left, theirs.remote(0)).await, Status::RemoteAccess);
+        assert_eq!(
+            write(&a, &mut left, theirs.remote(0)).await,
+            Status::RemoteAccess
+        );
 
         let config = QpConfig {
             domain: other,
@@ -117,7 +125,10 @@ fn memory_of_another_domain_is_out_of_reach_from_both_sides() {
         };
         let ours = a.memory(4096, ALL).await;
         let (mut left, _right) = connect(&a, &b, &config, &RC).await;
-        assert_eq!(write(&a, &mut left, theirs.remote(0)).await, Status::Success);
+        assert_eq!(
+            write(&a, &mut left, theirs.remote(0)).await,
+            Status::Success
+        );
         left.send(1, SEND, Payload::Gather(&[ours.sge(0, 100)]));
         assert_eq!(left.next(&a.platform).await.status, Status::LocalProtection);
         assert_eq!(theirs.bytes(100)[50..], [0; 50]);
@@ -144,7 +155,10 @@ fn a_receiver_that_is_never_ready_ends_the_retries() {
         let (mut left, mut right) = connect(&a, &b, &rc_config(4), &RC).await;
         let into = b.memory(64, ALL).await;
         left.send(1, SEND, Payload::Inline(b"hello", &[]));
-        assert_eq!(left.next(&a.platform).await.status, Status::RnrRetryExceeded);
+        assert_eq!(
+            left.next(&a.platform).await.status,
+            Status::RnrRetryExceeded
+        );
 
         let (mut left, mut late) = connect(&a, &b, &rc_config(4), &RC).await;
         left.send(2, SEND, Payload::Inline(b"hello", &[]));
@@ -184,7 +198,10 @@ fn a_bad_link_loses_nothing_of_a_connection() {
     });
     let (a, b) = two_nodes(&mut bed);
     bed.block_on(async {
-        let patient = verbs::RcParameters { retry_count: 7, ..RC };
+        let patient = verbs::RcParameters {
+            retry_count: 7,
+            ..RC
+        };
         let (mut left, mut right) = connect(&a, &b, &rc_config(8), &patient).await;
         let from = a.memory(1 << 16, ALL).await;
         let into = b.memory(1 << 16, ALL).await;
@@ -197,7 +214,9 @@ fn a_bad_link_loses_nothing_of_a_connection() {
             assert_eq!(right.next(&b.platform).await.status, Status::Success);
             assert_eq!(left.next(&a.platform).await.status, Status::Success);
             assert_eq!(into.bytes(1 << 16), data);
-            let read = SendOp::Read { from: into.remote(0) };
+            let read = SendOp::Read {
+                from: into.remote(0),
+            };
             left.send(2, read, Payload::Gather(&[back.sge(0, 1 << 16)]));
             assert_eq!(left.next(&a.platform).await.status, Status::Success);
             assert_eq!(back.bytes(1 << 16), data);
@@ -241,8 +260,14 @@ fn an_overrun_queue_is_reported_and_polls_no_more() {
         a.device.fail_qp(qpn).await.unwrap();
         a.platform.sleep(Duration::from_millis(5)).await;
         let events: Vec<_> = std::iter::from_fn(|| a.device.take_event()).collect();
-        assert!(events.contains(&DeviceEvent::CqFailed { cqn }), "{events:?}");
-        assert_eq!(queues.poll(&mut [Completion::EMPTY]), Err(PollError::QueueFailed));
+        assert!(
+            events.contains(&DeviceEvent::CqFailed { cqn }),
+            "{events:?}"
+        );
+        assert_eq!(
+            queues.poll(&mut [Completion::EMPTY]),
+            Err(PollError::QueueFailed)
+        );
         drop(b);
     });
 }
@@ -265,7 +290,10 @@ fn a_lost_interrupt_does_not_stop_the_service() {
     bed.block_on(async {
         let deadline = node.platform.now() + Duration::from_secs(20);
         while node.device.port(1).await.unwrap().state != verbs::PortState::Active {
-            assert!(node.platform.now() < deadline, "the port did not become active");
+            assert!(
+                node.platform.now() < deadline,
+                "the port did not become active"
+            );
             node.platform.sleep(Duration::from_millis(5)).await;
         }
     });

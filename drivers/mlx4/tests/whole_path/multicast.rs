@@ -5,8 +5,8 @@ use harness::Testbed;
 use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Method};
 use verbs::{
-    Completion, Device, Gid, Lid, PKey, Payload, QKey, QpConfig, QpKind, Qpn, QueueSet, SendOp, Status,
-    UdAddress,
+    Completion, Device, Gid, Lid, PKey, Payload, QKey, QpConfig, QpKind, Qpn, QueueSet, SendOp,
+    Status, UdAddress,
 };
 use zerocopy::FromBytes;
 
@@ -59,7 +59,11 @@ async fn join(node: &Node, group: Gid) -> Lid {
 }
 
 async fn send(node: &Node, from: &mut End, lid: Lid, group: Gid) {
-    let mut send = request(2, SendOp::Send { imm: None }, Payload::Inline(b"hello", &[]));
+    let mut send = request(
+        2,
+        SendOp::Send { imm: None },
+        Payload::Inline(b"hello", &[]),
+    );
     send.to = Some(UdAddress {
         lid,
         qpn: Qpn::MULTICAST,
@@ -78,7 +82,10 @@ fn arrived(end: &mut End) -> usize {
     let mut got = [Completion::EMPTY; 4];
     let count = end.queues.poll(&mut got).unwrap();
     for completion in &got[..count] {
-        assert_eq!((completion.status, completion.bytes), (Status::Success, 40 + 5));
+        assert_eq!(
+            (completion.status, completion.bytes),
+            (Status::Success, 40 + 5)
+        );
         assert!(completion.source.unwrap().grh);
     }
     count
@@ -95,14 +102,20 @@ fn a_group_reaches_every_queue_pair_that_is_attached() {
         let (mut at_b, mut at_c) = (datagrams(&b).await, datagrams(&c).await);
         let (to_b, to_c) = (b.memory(4096, ALL).await, c.memory(4096, ALL).await);
         let lid = join(&a, group(1)).await;
-        assert_eq!((join(&b, group(1)).await, join(&c, group(1)).await), (lid, lid));
+        assert_eq!(
+            (join(&b, group(1)).await, join(&c, group(1)).await),
+            (lid, lid)
+        );
         // Joined, but not attached.
         at_b.receive(1, &[to_b.sge(0, 4096)]);
         at_c.receive(1, &[to_c.sge(0, 4096)]);
         send(&a, &mut from, lid, group(1)).await;
         assert_eq!((arrived(&mut at_b), arrived(&mut at_c)), (0, 0));
         for (node, end) in [(&b, &at_b), (&c, &at_c), (&c, &at_c)] {
-            node.device.attach_multicast(end.qpn, group(1)).await.unwrap();
+            node.device
+                .attach_multicast(end.qpn, group(1))
+                .await
+                .unwrap();
         }
         send(&a, &mut from, lid, group(1)).await;
         assert_eq!((arrived(&mut at_b), arrived(&mut at_c)), (1, 1));
@@ -135,7 +148,10 @@ fn groups_of_one_hash_are_found_in_their_chain_whatever_order_they_come_and_go()
         for round in 0..3_u16 {
             let nth = |step: u16| group((step * 13 + round) % GROUPS);
             for step in 0..GROUPS {
-                b.device.attach_multicast(at_b.qpn, nth(step)).await.unwrap();
+                b.device
+                    .attach_multicast(at_b.qpn, nth(step))
+                    .await
+                    .unwrap();
             }
             for step in 0..GROUPS {
                 at_b.receive(1, &[into.sge(0, 4096)]);
@@ -144,7 +160,10 @@ fn groups_of_one_hash_are_found_in_their_chain_whatever_order_they_come_and_go()
             }
             // Half goes; the other half is still found.
             for step in 0..GROUPS / 2 {
-                b.device.detach_multicast(at_b.qpn, nth(step)).await.unwrap();
+                b.device
+                    .detach_multicast(at_b.qpn, nth(step))
+                    .await
+                    .unwrap();
             }
             at_b.receive(1, &[into.sge(0, 4096)]);
             for step in 0..GROUPS {
@@ -156,7 +175,10 @@ fn groups_of_one_hash_are_found_in_their_chain_whatever_order_they_come_and_go()
                 }
             }
             for step in GROUPS / 2..GROUPS {
-                b.device.detach_multicast(at_b.qpn, nth(step)).await.unwrap();
+                b.device
+                    .detach_multicast(at_b.qpn, nth(step))
+                    .await
+                    .unwrap();
             }
             send(&a, &mut from, lid, nth(0)).await;
             assert_eq!(arrived(&mut at_b), 0);

@@ -9,7 +9,8 @@ use verbs::{
 };
 
 use crate::common::{
-    ALL, End, Node, PATIENCE, Piece, RC, end, guid, join_pairs, log, pattern, rc_config, start, two_nodes,
+    ALL, End, Node, PATIENCE, Piece, RC, end, guid, join_pairs, log, pattern, rc_config, start,
+    two_nodes,
 };
 
 const LEN: usize = PAGE_LEN as usize;
@@ -144,7 +145,9 @@ fn unsignalled_writes_end_with_the_read_behind_them() {
         let mut bench = bench(&a, &b, 8, 4).await;
         for line in 0..3 {
             bench.lines.buffer.write(line * LEN, &pattern(LEN, line));
-            bench.post(Write, line.try_into().unwrap(), 0, false).unwrap();
+            bench
+                .post(Write, line.try_into().unwrap(), 0, false)
+                .unwrap();
         }
         bench.pages.ring();
         a.platform.sleep(Duration::from_millis(1)).await;
@@ -243,7 +246,10 @@ fn a_dead_peer_ends_the_retries_and_a_queue_that_is_failed_is_flushed() {
         killed.post(Read, 1, 0, true).unwrap();
         killed.pages.ring();
         let (ended, failure) = killed.failure(&a.platform).await;
-        assert_eq!((ended, failure), (vec![], PageFailure::Request(Status::Flushed)));
+        assert_eq!(
+            (ended, failure),
+            (vec![], PageFailure::Request(Status::Flushed))
+        );
 
         let mut bench = bench(&a, &b, 8, 2).await;
         b.platform.power_off();

@@ -1,12 +1,14 @@
 //! Requests that the card reads while the driver writes them.
 //!
-//! The card reads up to 2 KB of a send queue in advance and uses what it has read (Linux `hw/mlx4/qp.c`,
-//! `set_data_seg`). Here it does so after each store of the driver.
+//! The card reads up to 2 KB of a send queue in advance and uses what it has read (Linux
+//! `hw/mlx4/qp.c`, `set_data_seg`). Here it does so after each store of the driver.
 
 use harness::Testbed;
 use verbs::{Device, Payload, QKey, QpConfig, QpKind, QueueSet, SendOp, Sge, Status, UdAddress};
 
-use crate::common::{ALL, End, Node, Piece, RC, connect, lid, pattern, rc_config, request, two_nodes};
+use crate::common::{
+    ALL, End, Node, Piece, RC, connect, lid, pattern, rc_config, request, two_nodes,
+};
 
 const SEND: SendOp = SendOp::Send { imm: None };
 /// Requests of a test: the ring's slots are used several times over.
@@ -109,7 +111,10 @@ fn datagrams_are_sent_as_written_when_the_card_reads_ahead() {
             send_sge: PIECES,
             ..rc_config(8)
         };
-        let (mut left, mut right) = (datagram_end(&a, &config).await, datagram_end(&b, &config).await);
+        let (mut left, mut right) = (
+            datagram_end(&a, &config).await,
+            datagram_end(&b, &config).await,
+        );
         let to = UdAddress {
             lid: lid(&b).await,
             qpn: right.qpn,

@@ -32,11 +32,19 @@ fn a_failed_queue_pair_that_was_reset_works_anew_in_another_domain() {
             join((&a, &mut left), (&b, &mut right), &RC).await;
             for id in 0..20 {
                 let to = there.remote(0);
-                left.send(id, SendOp::Write { to, imm: None }, Payload::Inline(b"new", &[]));
+                left.send(
+                    id,
+                    SendOp::Write { to, imm: None },
+                    Payload::Inline(b"new", &[]),
+                );
                 let end = left.next(&a.platform).await;
                 assert_eq!((end.id, end.status), (id, Status::Success), "round {round}");
             }
-            left.send(9, SendOp::Send { imm: None }, Payload::Inline(b"hello", &[]));
+            left.send(
+                9,
+                SendOp::Send { imm: None },
+                Payload::Inline(b"hello", &[]),
+            );
             assert_eq!(right.next(&b.platform).await.id, 8);
             assert_eq!(left.next(&a.platform).await.id, 9);
             assert_eq!(there.bytes(105)[..3], *b"new");

@@ -131,7 +131,11 @@ impl Bed {
     }
 
     /// Gives a request once.
-    pub(super) fn step<C: Call>(&mut self, from: PeerKey, request: &C::Request<'_>) -> (Step, Vec<u8>) {
+    pub(super) fn step<C: Call>(
+        &mut self,
+        from: PeerKey,
+        request: &C::Request<'_>,
+    ) -> (Step, Vec<u8>) {
         let mut reply = vec![0; MAX_MESSAGE];
         let step = self
             .manager
@@ -164,13 +168,23 @@ impl Bed {
         decode_reply::<Reserve>(&reply).unwrap()
     }
 
-    pub(super) fn lend(&mut self, from: PeerKey, pid: u32, count: u16) -> Result<Vec<RemoteAddr>, Errno> {
+    pub(super) fn lend(
+        &mut self,
+        from: PeerKey,
+        pid: u32,
+        count: u16,
+    ) -> Result<Vec<RemoteAddr>, Errno> {
         let reply = self.answer::<Lend>(from, &LendRequest { pid, count });
         self.lent_by(from, count, &reply)
     }
 
     /// Reads the reply of a `Lend` and checks that the borrower can use each chunk.
-    pub(super) fn lent_by(&self, from: PeerKey, count: u16, reply: &[u8]) -> Result<Vec<RemoteAddr>, Errno> {
+    pub(super) fn lent_by(
+        &self,
+        from: PeerKey,
+        count: u16,
+        reply: &[u8],
+    ) -> Result<Vec<RemoteAddr>, Errno> {
         let chunks = decode_reply::<Lend>(reply).unwrap()?;
         assert!(!chunks.is_empty() && chunks.len() <= usize::from(count));
         for &chunk in &chunks {

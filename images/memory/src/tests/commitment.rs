@@ -104,7 +104,10 @@ fn an_extent_that_cannot_be_registered_is_enomem_and_stays_free() {
     };
     bed.manager.refused(extent);
     assert_eq!(bed.lend_at_once(P), Err(Errno::ENOMEM));
-    assert_eq!((bed.manager.pool().idle(), bed.reserve(OTHER, 2)), (1, Ok(())));
+    assert_eq!(
+        (bed.manager.pool().idle(), bed.reserve(OTHER, 2)),
+        (1, Ok(()))
+    );
 }
 
 #[test]

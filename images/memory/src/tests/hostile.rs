@@ -102,7 +102,11 @@ fn extents_are_few_and_of_one_size_however_the_memory_lies() {
         ),
     ] {
         let pool = Pool::new(&pieces);
-        assert_eq!((pool.extents(), pool.chunks()), (extents, chunks), "{pieces:?}");
+        assert_eq!(
+            (pool.extents(), pool.chunks()),
+            (extents, chunks),
+            "{pieces:?}"
+        );
         assert!(pool.extents() <= MAX_EXTENTS);
     }
 }

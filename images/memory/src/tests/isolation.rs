@@ -140,7 +140,12 @@ impl World {
     }
 
     /// Notes what was lent; with `promise`, a refusal must be within the rules.
-    fn lent_to(&mut self, from: PeerKey, chunks: Result<Vec<verbs::RemoteAddr>, Errno>, promise: bool) {
+    fn lent_to(
+        &mut self,
+        from: PeerKey,
+        chunks: Result<Vec<verbs::RemoteAddr>, Errno>,
+        promise: bool,
+    ) {
         let lost = !self.peers.contains(&from);
         let promised = self.promised.get(&from).copied().unwrap_or(0);
         match chunks {
@@ -158,7 +163,10 @@ impl World {
             Err(Errno::EIO) => assert!(lost),
             Err(errno) => {
                 assert_eq!((errno, lost), (Errno::ENOMEM, false));
-                assert!(!promise || self.of(from).len() >= promised, "a promise is broken");
+                assert!(
+                    !promise || self.of(from).len() >= promised,
+                    "a promise is broken"
+                );
             }
         }
     }

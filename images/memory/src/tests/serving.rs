@@ -37,13 +37,23 @@ impl Model {
 }
 
 impl Machine for Model {
-    async fn register(&self, extent: ExtentId, to: PeerKey, addr: u64, len: u64) -> Result<Rkey, Failed> {
+    async fn register(
+        &self,
+        extent: ExtentId,
+        to: PeerKey,
+        addr: u64,
+        len: u64,
+    ) -> Result<Rkey, Failed> {
         self.assert_unlocked();
         self.yield_now().await;
         if self.refuses {
             return Err(Failed);
         }
-        Ok(self.hardware.lock().unwrap().register(extent, to, addr, len))
+        Ok(self
+            .hardware
+            .lock()
+            .unwrap()
+            .register(extent, to, addr, len))
     }
 
     async fn deregister(&self, extent: ExtentId) -> Result<(), Failed> {

@@ -1,9 +1,10 @@
-//! The program's streams on P's side of the console channel: frames in, frames out, and what waits between.
+//! The program's streams on P's side of the console channel: frames in, frames out, and what waits
+//! between.
 //!
 //! [`Console`] does no I/O: the image pumps the channel's bytes through [`Console::take`] and
-//! [`Console::output`]. Output waits in one bounded queue, so that standard output and error keep their
-//! order and a slow reader on the host stops the program. Input is asked for when a program reads or
-//! polls it, one frame at a time.
+//! [`Console::output`]. Output waits in one bounded queue, so that standard output and error keep
+//! their order and a slow reader on the host stops the program. Input is asked for when a program
+//! reads or polls it, one frame at a time.
 
 mod stream;
 
@@ -226,7 +227,9 @@ impl Console {
             terminal.changed.until(shown).await;
         }
         self.send(&Frame::Finish);
-        self.changed.until(|| self.state.lock().done.then_some(())).await;
+        self.changed
+            .until(|| self.state.lock().done.then_some(()))
+            .await;
     }
 
     /// Writes a line to the host's standard error, in turn with the program's output.
@@ -405,7 +408,10 @@ mod tests {
             queued += count;
         }
         assert!((60_000..=MAX_OUTPUT).contains(&queued));
-        assert_eq!((out.ready(), err.write(b"x")), (0, Err(errno::EAGAIN.into())));
+        assert_eq!(
+            (out.ready(), err.write(b"x")),
+            (0, Err(errno::EAGAIN.into()))
+        );
         sent(&console);
         assert_eq!(err.write(b"x"), Ok(1));
     }
@@ -419,7 +425,8 @@ mod tests {
         }
     }
 
-    /// Whoever sends waits from before the first frame comes, and hears of a terminal's output all the same.
+    /// Whoever sends waits from before the first frame comes, and hears of a terminal's output all
+    /// the same.
     #[test]
     fn a_terminal_s_output_wakes_who_waited_before_there_was_one() {
         let console = console();

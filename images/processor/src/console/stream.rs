@@ -18,7 +18,9 @@ const FIFO: u32 = 0o010_600;
 /// Returns what the first three descriptors are.
 pub(crate) fn kinds(console: &Arc<Console>, sources: [Source; 3]) -> [Kind; 3] {
     let streams = streams(console).into_iter();
-    let terminal = console.terminal().filter(|_| sources.contains(&Source::Terminal));
+    let terminal = console
+        .terminal()
+        .filter(|_| sources.contains(&Source::Terminal));
     let tty = terminal
         .and_then(|terminal| Tty::open(&terminal).ok())
         .map(Arc::new);

@@ -1,7 +1,8 @@
-//! Locks of files: of byte ranges by process or by open file (`fcntl`), and of whole files (`flock`).
+//! Locks of files: of byte ranges by process or by open file (`fcntl`), and of whole files
+//! (`flock`).
 //!
-//! Files are known by their inode numbers, and the locks are this node's own: programs on other Ps do
-//! not see them.
+//! Files are known by their inode numbers, and the locks are this node's own: programs on other Ps
+//! do not see them.
 
 mod ranges;
 
@@ -50,13 +51,20 @@ impl Table {
         let mut look = alloc::vec![(file, *wanted)];
         while let Some((file, lock)) = look.pop() {
             let there = self.files.get(&file);
-            for holder in there.into_iter().flat_map(|there| there.ranges.conflicts(&lock)) {
+            for holder in there
+                .into_iter()
+                .flat_map(|there| there.ranges.conflicts(&lock))
+            {
                 if holder.owner == wanted.owner {
                     return true;
                 }
                 if seen.insert(holder.owner) {
                     let waits = self.waiting.values();
-                    look.extend(waits.filter(|(_, wait)| wait.owner == holder.owner).copied());
+                    look.extend(
+                        waits
+                            .filter(|(_, wait)| wait.owner == holder.owner)
+                            .copied(),
+                    );
                 }
             }
         }
@@ -103,7 +111,9 @@ impl Locks {
             table.tidy(file);
             return Err(errno::EAGAIN.into());
         }
-        there.ranges.set(wanted.owner, wanted.range, Some(wanted.mode));
+        there
+            .ranges
+            .set(wanted.owner, wanted.range, Some(wanted.mode));
         self.used.store(true, Ordering::Relaxed);
         drop(table);
         // A writer that became a reader lets others in.

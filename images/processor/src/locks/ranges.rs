@@ -63,7 +63,10 @@ impl Ranges {
 
     /// Returns all locks that exclude `wanted`.
     pub(super) fn conflicts(&self, wanted: &Lock) -> impl Iterator<Item = Lock> {
-        self.locks.iter().filter(|lock| lock.excludes(wanted)).copied()
+        self.locks
+            .iter()
+            .filter(|lock| lock.excludes(wanted))
+            .copied()
     }
 
     /// Sets what an owner holds of a range: a lock, or nothing.
@@ -87,7 +90,9 @@ impl Ranges {
                     start: lock.range.start.max(range.end),
                     ..lock.range
                 };
-                let rest = [before, behind].into_iter().filter(|rest| rest.start < rest.end);
+                let rest = [before, behind]
+                    .into_iter()
+                    .filter(|rest| rest.start < rest.end);
                 kept.extend(rest.map(|range| Lock { range, ..lock }));
             }
         }
@@ -119,7 +124,8 @@ mod tests {
 
     fn held(ranges: &Ranges, owner: u32, byte: u64) -> Option<Mode> {
         let mut own = ranges.locks.iter().filter(|lock| {
-            lock.owner == Owner::Process(owner) && (lock.range.start..lock.range.end).contains(&byte)
+            lock.owner == Owner::Process(owner)
+                && (lock.range.start..lock.range.end).contains(&byte)
         });
         let found = own.next().map(|lock| lock.mode);
         assert!(own.next().is_none(), "an owner's locks do not overlap");

@@ -15,7 +15,8 @@ use crate::process::Node;
 /// Pages that are copied before other tasks have their turn.
 const PAGES_A_TURN: u32 = 32;
 
-/// Splits off what of `addr..addr + len` lies in the page of `addr`: its offset there, and its length.
+/// Splits off what of `addr..addr + len` lies in the page of `addr`: its offset there, and its
+/// length.
 fn within_page(addr: u64, len: usize) -> (usize, usize) {
     let offset = usize::try_from(addr % PAGE_SIZE).expect("less than a page");
     (offset, len.min(pcache::LINE_SIZE - offset))
@@ -69,10 +70,11 @@ impl<N: Node> Space<'_, N> {
             let (offset, len) = within_page(at, into.len() - done);
             let part = &mut into[done..done + len];
             loop {
-                let copied = self
-                    .tables
-                    .entry(at)
-                    .is_some_and(|entry| self.node.cache().copy_out(entry, Access::Read, offset, part));
+                let copied = self.tables.entry(at).is_some_and(|entry| {
+                    self.node
+                        .cache()
+                        .copy_out(entry, Access::Read, offset, part)
+                });
                 if copied {
                     break;
                 }
@@ -94,8 +96,8 @@ impl<N: Node> Space<'_, N> {
         self.put(addr, from, false).await
     }
 
-    /// Copies to the program whatever the rights, as long as something is mapped: for the kernel's own
-    /// loading.
+    /// Copies to the program whatever the rights, as long as something is mapped: for the kernel's
+    /// own loading.
     ///
     /// # Errors
     ///
@@ -158,14 +160,18 @@ impl<N: Node> Space<'_, N> {
         Ok(u64::from_le_bytes(word))
     }
 
-    /// Changes a word of four bytes as `new` says; returns what it was. Stores of the program between the
-    /// load and the store are lost: programs change such words by their own atomic instructions only
-    /// where they do not ask the kernel to.
+    /// Changes a word of four bytes as `new` says; returns what it was. Stores of the program
+    /// between the load and the store are lost: programs change such words by their own atomic
+    /// instructions only where they do not ask the kernel to.
     ///
     /// # Errors
     ///
     /// EFAULT if it may not be written, ENOSYS if `new` gives nothing.
-    pub(crate) async fn change_word(&self, addr: u64, new: impl Fn(u32) -> Option<u32>) -> Result<u32> {
+    pub(crate) async fn change_word(
+        &self,
+        addr: u64,
+        new: impl Fn(u32) -> Option<u32>,
+    ) -> Result<u32> {
         let mut bytes = [0; 4];
         self.read(addr, &mut bytes).await?;
         let old = u32::from_le_bytes(bytes);

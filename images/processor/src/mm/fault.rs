@@ -10,8 +10,8 @@ use core::time::Duration;
 use locks::MutexGuard;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{
-    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Machine, Mapping, Miss, Plan, Pte, Rights,
-    Slot, Touch, Vpn,
+    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Machine, Mapping, Miss, Plan,
+    Pte, Rights, Slot, Touch, Vpn,
 };
 
 use super::file::{self, FilePages};
@@ -21,12 +21,12 @@ use crate::error::{Error, Exit, Result};
 use crate::platform::Platform;
 use crate::process::Node;
 
-/// Bounds the time that a fault polls for a READ that it started. A READ takes some 5 µs on a card (FDR)
-/// and 25 µs on the model, on a busy machine longer; a sleep and an interrupt would cost more. What the
-/// core has to do besides ends it sooner ([`Node::poll_pages`]).
+/// Bounds the time that a fault polls for a READ that it started. A READ takes some 5 µs on a card
+/// (FDR) and 25 µs on the model, on a busy machine longer; a sleep and an interrupt would cost
+/// more. What the core has to do besides ends it sooner ([`Node::poll_pages`]).
 const READ_SPIN: Duration = Duration::from_millis(1);
-/// Bounds the time that a fault polls for what another one started: it may be a WRITE, whose end only
-/// makes room.
+/// Bounds the time that a fault polls for what another one started: it may be a WRITE, whose end
+/// only makes room.
 const WAIT_SPIN: Duration = Duration::from_micros(100);
 /// The signal that Linux's out-of-memory killer sends.
 const SIGKILL: u8 = 9;
@@ -55,7 +55,11 @@ pub(crate) enum Now {
 
 impl Now {
     fn of(done: bool, first: bool) -> Self {
-        if done { Self::Done } else { Self::Later { first } }
+        if done {
+            Self::Done
+        } else {
+            Self::Later { first }
+        }
     }
 }
 
@@ -73,8 +77,8 @@ enum Step {
 }
 
 impl<N: Node> Space<'_, N> {
-    /// Makes the entry of the page at `addr` permit `access`. With `force` the rights of its VMA do not
-    /// matter, only that there is one: for the kernel's own loading.
+    /// Makes the entry of the page at `addr` permit `access`. With `force` the rights of its VMA do
+    /// not matter, only that there is one: for the kernel's own loading.
     ///
     /// # Errors
     ///
@@ -92,8 +96,8 @@ impl<N: Node> Space<'_, N> {
         }
     }
 
-    /// Goes on with what [`fault_now`](Self::fault_now) could not end. `first` and results are as there and with
-    /// [`fault`](Self::fault).
+    /// Goes on with what [`fault_now`](Self::fault_now) could not end. `first` and results are as
+    /// there and with [`fault`](Self::fault).
     ///
     /// # Errors
     ///
@@ -129,15 +133,16 @@ impl<N: Node> Space<'_, N> {
         }
     }
 
-    /// Does all of a fault that can be done without letting others run: a first touch of memory that
-    /// has a chunk, and a miss that needs nothing but its READ, for which it polls. It is the whole way
-    /// of nearly every fault, and no `async` function: its state need not outlive the call. `plan` says
-    /// what to read with a page that was missed; a thread keeps its own history for that, so that the
-    /// streams of threads are told apart and none waits for another's lock.
+    /// Does all of a fault that can be done without letting others run: a first touch of memory
+    /// that has a chunk, and a miss that needs nothing but its READ, for which it polls. It is the
+    /// whole way of nearly every fault, and no `async` function: its state need not outlive the
+    /// call. `plan` says what to read with a page that was missed; a thread keeps its own history
+    /// for that, so that the streams of threads are told apart and none waits for another's lock.
     ///
-    /// Locks of a clean miss: the set's twice (start, end), the page path's twice (post, completion); of
-    /// its share of evictions: the set's twice, the queue's once. A batch of victims adds one of the
-    /// queue and, with WRITEs, one of the page path. All but sets' are this core's own.
+    /// Locks of a clean miss: the set's twice (start, end), the page path's twice (post,
+    /// completion); of its share of evictions: the set's twice, the queue's once. A batch of
+    /// victims adds one of the queue and, with WRITEs, one of the page path. All but sets' are this
+    /// core's own.
     ///
     /// # Errors
     ///
@@ -150,7 +155,10 @@ impl<N: Node> Space<'_, N> {
         plan: impl FnOnce(Miss) -> Plan,
     ) -> Result<Now> {
         self.faults.fetch_add(1, Ordering::Relaxed);
-        let entry = self.tables.entry(addr).filter(|entry| !entry.load().is_empty());
+        let entry = self
+            .tables
+            .entry(addr)
+            .filter(|entry| !entry.load().is_empty());
         let Some(entry) = entry else {
             let step = self.first_touch(addr / PAGE_SIZE * PAGE_SIZE, access, false, None)?;
             return Ok(Now::of(matches!(step, Step::Done), true));
@@ -174,7 +182,8 @@ impl<N: Node> Space<'_, N> {
         Box::pin(file::bring(self.node, space, file, page)).await
     }
 
-    /// Returns how long to poll for a READ: no longer than other threads of the core can do without it.
+    /// Returns how long to poll for a READ: no longer than other threads of the core can do without
+    /// it.
     fn read_spin(&self) -> Duration {
         let core = self.node.cache().machine().core();
         if self.node.kernel().cores.threads_on(core) > 1 {
@@ -224,7 +233,11 @@ impl<N: Node> Space<'_, N> {
         };
         let at = self.mapping(page, entry);
         Ok(
-            match self.node.cache().touch(at, access, first, Plan::NONE, waker)? {
+            match self
+                .node
+                .cache()
+                .touch(at, access, first, Plan::NONE, waker)?
+            {
                 Touch::Done => Step::Done,
                 Touch::Started => Step::Started,
                 Touch::Wait => Step::Wait,
@@ -255,7 +268,13 @@ impl<N: Node> Space<'_, N> {
 
     /// A page that nobody touched: its VMA says what is there.
     #[inline]
-    fn first_touch(&self, page: u64, access: Access, force: bool, waker: Option<&Waker>) -> Result<Step> {
+    fn first_touch(
+        &self,
+        page: u64,
+        access: Access,
+        force: bool,
+        waker: Option<&Waker>,
+    ) -> Result<Step> {
         let mut vmas = self.vmas.lock();
         match vmas.anonymous(page) {
             Some(rights) if rights.allow(access) => self.touch_anonymous(page, rights, waker),
@@ -323,7 +342,8 @@ impl<N: Node> Space<'_, N> {
         self.touch_anonymous(page, rights, waker)
     }
 
-    /// Gives a page that nobody touched, and that starts as zeros, a slot. Called with the VMAs locked.
+    /// Gives a page that nobody touched, and that starts as zeros, a slot. Called with the VMAs
+    /// locked.
     #[inline]
     fn touch_anonymous(&self, page: u64, rights: Rights, waker: Option<&Waker>) -> Result<Step> {
         let at = self.make_entry(page)?;

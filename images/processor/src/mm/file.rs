@@ -1,8 +1,9 @@
-//! Files of S that programs map: their pages, read when they are touched and shared by all mappings.
+//! Files of S that programs map: their pages, read when they are touched and shared by all
+//! mappings.
 //!
-//! The pages are an object, as those of shared memory, mapped at addresses of the kernel's space by which
-//! they are filled. A program's mapping shares them copy-on-write. What this node's programs change of a file is
-//! changed in its pages, too (`storage.rs`).
+//! The pages are an object, as those of shared memory, mapped at addresses of the kernel's space by
+//! which they are filled. A program's mapping shares them copy-on-write. What this node's programs
+//! change of a file is changed in its pages, too (`storage.rs`).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
@@ -26,7 +27,8 @@ use crate::load::{PIECE, read_file};
 use crate::process::Node;
 use crate::wait::Gate;
 
-/// Files whose pages are kept though nothing maps them: a shell starts the same programs again and again.
+/// Files whose pages are kept though nothing maps them: a shell starts the same programs again and
+/// again.
 const KEPT: usize = 64;
 
 /// The pages of a file that was mapped.
@@ -40,7 +42,8 @@ pub struct FilePages {
     /// The file's size; pages behind it are not to be reached.
     size: AtomicU64,
     object: Arc<Object>,
-    /// A bit for each page whose bytes have come. A slot alone says nothing: it is there before them.
+    /// A bit for each page whose bytes have come. A slot alone says nothing: it is there before
+    /// them.
     here: Mutex<Vec<u64>>,
     /// Passed by who brings pages.
     gate: Gate,
@@ -116,9 +119,15 @@ impl FilePages {
     }
 
     /// Overwrites a range with zeroes in those pages that are here.
-    pub(crate) async fn clear<N: Node>(&self, space: &Space<'static, N>, from: u64, to: u64) -> Result<()> {
+    pub(crate) async fn clear<N: Node>(
+        &self,
+        space: &Space<'static, N>,
+        from: u64,
+        to: u64,
+    ) -> Result<()> {
         let _pass = self.gate.pass().await;
-        self.each_page(space, from, to, |_, len| &ZEROES[..len]).await
+        self.each_page(space, from, to, |_, len| &ZEROES[..len])
+            .await
     }
 
     /// Takes over a new size. What lies behind it reads as zeroes if the file grows again.
@@ -211,7 +220,8 @@ impl FileCache {
         self.files.get(&inode)?.upgrade()
     }
 
-    /// Keeps the pages of a file no longer than they are mapped; returns them for the caller to drop.
+    /// Keeps the pages of a file no longer than they are mapped; returns them for the caller to
+    /// drop.
     pub(crate) fn forget(&mut self, inode: u64) -> Option<Arc<FilePages>> {
         let file = self.known(inode)?;
         self.recent.retain(|other| !Arc::ptr_eq(other, &file));

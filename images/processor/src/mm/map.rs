@@ -82,7 +82,10 @@ impl<N: Node> Space<'_, N> {
         }
         let start = place.find(&mut self.vmas.lock(), len)?;
         if vma.accountable() {
-            self.node.supply().commit(self.node, len / PAGE_SIZE).await?;
+            self.node
+                .supply()
+                .commit(self.node, len / PAGE_SIZE)
+                .await?;
             vma.flags |= VmaFlags::CHARGED;
         }
         self.vmas.lock().insert(start..start + len, vma);
@@ -120,7 +123,8 @@ impl<N: Node> Space<'_, N> {
         Ok(vmas.remove(range.clone()))
     }
 
-    /// Takes back what VMAs that are gone were promised, and frees objects that nothing maps any more.
+    /// Takes back what VMAs that are gone were promised, and frees objects that nothing maps any
+    /// more.
     async fn forget(&self, removed: Vec<Piece>) {
         self.node.supply().uncommit(charged(&removed));
         for (_, vma) in removed {
@@ -256,7 +260,9 @@ impl<N: Node> Space<'_, N> {
         if lost > 0 {
             log::error!("{lost} pages are lost: no memory for page tables");
         }
-        for table in (from.start / CHUNK_SIZE..from.end.div_ceil(CHUNK_SIZE)).map(|n| n * CHUNK_SIZE) {
+        for table in
+            (from.start / CHUNK_SIZE..from.end.div_ceil(CHUNK_SIZE)).map(|n| n * CHUNK_SIZE)
+        {
             // Whole tables that do not exist are skipped by the next search.
             let Some(existing) = self.tables.next_table(table, from.end) else {
                 break;
@@ -278,7 +284,9 @@ impl<N: Node> Space<'_, N> {
 
     /// Sets or clears properties of the mappings of a range.
     pub(crate) fn set_flags(&self, range: Range<u64>, flags: VmaFlags, on: bool) {
-        self.vmas.lock().change(range, |vma| vma.flags.set(flags, on));
+        self.vmas
+            .lock()
+            .change(range, |vma| vma.flags.set(flags, on));
     }
 
     /// Starts reading the remote pages of a range for which there is room.
@@ -321,7 +329,10 @@ impl<N: Node> Space<'_, N> {
             .filter(|(_, vma)| !vma.flags.contains(VmaFlags::DONTFORK))
             .map(|(range, vma)| (range, vma.clone()))
             .collect();
-        self.node.supply().commit(self.node, charged(&pieces)).await?;
+        self.node
+            .supply()
+            .commit(self.node, charged(&pieces))
+            .await?;
         child
             .stack_limit
             .store(self.stack_limit.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -342,7 +353,11 @@ impl<N: Node> Space<'_, N> {
             })
             .await;
         }
-        if failed { Err(errno::ENOMEM.into()) } else { Ok(()) }
+        if failed {
+            Err(errno::ENOMEM.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Frees everything.
@@ -376,7 +391,9 @@ pub(super) fn fits(start: u64, len: u64) -> bool {
 /// The VMA that a piece `bytes` into `vma` is.
 fn vma_at(vma: &Vma, bytes: u64) -> Vma {
     let backing = match &vma.backing {
-        Backing::Object(object, first) => Backing::Object(object.clone(), first + bytes / PAGE_SIZE),
+        Backing::Object(object, first) => {
+            Backing::Object(object.clone(), first + bytes / PAGE_SIZE)
+        }
         Backing::File(file, first) => Backing::File(file.clone(), first + bytes / PAGE_SIZE),
         other => other.clone(),
     };

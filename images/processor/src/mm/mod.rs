@@ -1,8 +1,8 @@
 //! A program's memory: VMAs, page tables, and the chunks behind them.
 //!
-//! A miss goes: trap ([`fault`]), walk ([`Tables::entry`]), slot ([`pcache::Cache::touch`]). The VMAs
-//! are asked only about pages that nobody touched. What changes an address space ([`map`]) walks the
-//! tables that exist, so its cost follows what is there, not the length asked for.
+//! A miss goes: trap ([`fault`]), walk ([`Tables::entry`]), slot ([`pcache::Cache::touch`]). The
+//! VMAs are asked only about pages that nobody touched. What changes an address space ([`map`])
+//! walks the tables that exist, so its cost follows what is there, not the length asked for.
 //!
 //! * [`vma`]: which addresses a program may touch, and what is there first.
 //! * [`supply`]: chunks and promises from M.
@@ -12,8 +12,9 @@
 //! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
 //! * [`copy`]: the kernel's way to a program's memory.
 //!
-//! One thread at a time changes an address space (`Space::change`). Faults and copies go on meanwhile:
-//! an entry that is empty becomes another under the lock of the VMAs, and all else is the cache's.
+//! One thread at a time changes an address space (`Space::change`). Faults and copies go on
+//! meanwhile: an entry that is empty becomes another under the lock of the VMAs, and all else is
+//! the cache's.
 
 pub mod copy;
 pub mod fault;
@@ -43,8 +44,8 @@ pub const STACK_TOP: u64 = USER_END / CHUNK_SIZE * CHUNK_SIZE;
 pub const STACK_LIMIT: u64 = 8 << 20;
 /// Distance between a stack and what lies below it (Linux's `stack_guard_gap`: 256 pages).
 pub const STACK_GAP: u64 = 256 * 4096;
-/// One past the highest address that a mapping without a wish gets; stacks may grow to 128 MB above,
-/// Linux's least gap for them.
+/// One past the highest address that a mapping without a wish gets; stacks may grow to 128 MB
+/// above, Linux's least gap for them.
 pub const MMAP_TOP: u64 = STACK_TOP - (128 << 20) - STACK_GAP;
 /// The lowest address that may be mapped (Linux's `vm.mmap_min_addr`).
 pub const MMAP_MIN: u64 = 65_536;
@@ -57,12 +58,13 @@ pub trait Tables {
     fn space(&self) -> SpaceId;
     /// Returns the leaf entry of a page; `None` when its table does not exist.
     fn entry(&self, addr: u64) -> Option<Self::Entry>;
-    /// Returns the leaf entry of a page, making its tables; `None` when there is no memory for them.
+    /// Returns the leaf entry of a page, making its tables; `None` when there is no memory for
+    /// them.
     fn entry_or_create(&self, addr: u64) -> Option<Self::Entry>;
     /// Returns the first address from `from` on and below `end` whose leaf table exists.
     fn next_table(&self, from: u64, end: u64) -> Option<u64>;
-    /// Takes the leaf table of an address away if it is empty; whether it did. Shootdowns of what it
-    /// held are done.
+    /// Takes the leaf table of an address away if it is empty; whether it did. Shootdowns of what
+    /// it held are done.
     fn release(&self, addr: u64) -> bool;
 }
 
@@ -80,7 +82,8 @@ pub struct Space<'n, N: Node> {
     /// The process whose chunks M accounts these are.
     pid: u32,
     tables: N::Tables,
-    /// Taken by first touches and by what changes the address space; sets' locks are taken under it.
+    /// Taken by first touches and by what changes the address space; sets' locks are taken under
+    /// it.
     vmas: Mutex<Vmas>,
     /// The chunk of each 2 MB of addresses, from which its pages get their slots.
     regions: Mutex<BTreeMap<u64, ChunkId>>,
@@ -150,7 +153,9 @@ impl<'n, N: Node> Space<'n, N> {
     /// Returns the page faults handled, those of the kernel's own copies included.
     #[must_use]
     pub fn faults(&self) -> u64 {
-        self.faults.load(core::sync::atomic::Ordering::Relaxed).into()
+        self.faults
+            .load(core::sync::atomic::Ordering::Relaxed)
+            .into()
     }
 
     /// Sets how far the stack may grow.
@@ -163,7 +168,10 @@ impl<'n, N: Node> Space<'n, N> {
     pub(crate) fn resident(&self) -> u64 {
         let regions = self.regions.lock();
         let chunks = self.node.cache().chunks();
-        let pages: u64 = regions.values().map(|&id| u64::from(chunks.in_use(id))).sum();
+        let pages: u64 = regions
+            .values()
+            .map(|&id| u64::from(chunks.in_use(id)))
+            .sum();
         pages * PAGE_SIZE
     }
 

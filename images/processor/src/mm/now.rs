@@ -12,15 +12,20 @@ use super::vma::{Vma, VmaFlags};
 use crate::process::Node;
 
 impl<N: Node> Space<'_, N> {
-    /// Maps `len` bytes, a multiple of the page size, where nothing is mapped; returns where. `None`
-    /// while another thread changes the address space, if M must promise more first, or on an error.
+    /// Maps `len` bytes, a multiple of the page size, where nothing is mapped; returns where.
+    /// `None` while another thread changes the address space, if M must promise more first, or on
+    /// an error.
     pub(crate) fn map_now(&self, place: Place, len: u64, mut vma: Vma) -> Option<u64> {
         if matches!(place, Place::Exactly(_)) {
             return None;
         }
         let _change = self.change.try_pass()?;
         let supply = self.node.supply();
-        let charge = if vma.accountable() { len / PAGE_SIZE } else { 0 };
+        let charge = if vma.accountable() {
+            len / PAGE_SIZE
+        } else {
+            0
+        };
         // Before the search, which moves on from the gap that it finds.
         if !supply.commit_now(charge) {
             return None;
@@ -35,8 +40,8 @@ impl<N: Node> Space<'_, N> {
         Some(start)
     }
 
-    /// Unmaps a range that is not empty; returns whether it did. It does so for the first part, or all,
-    /// of a mapping of anonymous memory, if that is no longer than a table's pages.
+    /// Unmaps a range that is not empty; returns whether it did. It does so for the first part, or
+    /// all, of a mapping of anonymous memory, if that is no longer than a table's pages.
     pub(crate) fn unmap_now(&self, range: Range<u64>) -> bool {
         if range.end - range.start > CHUNK_SIZE {
             return false;
@@ -52,7 +57,9 @@ impl<N: Node> Space<'_, N> {
             at = end;
         }
         if flags.contains(VmaFlags::CHARGED) {
-            self.node.supply().uncommit((range.end - range.start) / PAGE_SIZE);
+            self.node
+                .supply()
+                .uncommit((range.end - range.start) / PAGE_SIZE);
         }
         true
     }

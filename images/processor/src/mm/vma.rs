@@ -60,7 +60,9 @@ impl Backing {
     fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Anonymous, Self::Anonymous) | (Self::Beyond, Self::Beyond) => true,
-            (Self::Object(a, first), Self::Object(b, second)) => Arc::ptr_eq(a, b) && first == second,
+            (Self::Object(a, first), Self::Object(b, second)) => {
+                Arc::ptr_eq(a, b) && first == second
+            }
             (Self::File(a, first), Self::File(b, second)) => Arc::ptr_eq(a, b) && first == second,
             _ => false,
         }
@@ -95,7 +97,8 @@ impl Vma {
     pub fn accountable(&self) -> bool {
         let unpromised = VmaFlags::NORESERVE.union(VmaFlags::GROWSDOWN);
         // Pages of a file that are only read are the file's.
-        let read = matches!(self.backing, Backing::File(..)) && !self.rights.contains(Rights::WRITE);
+        let read =
+            matches!(self.backing, Backing::File(..)) && !self.rights.contains(Rights::WRITE);
         !read && !self.rights.is_empty() && !self.flags.intersects(unpromised)
     }
 
@@ -122,10 +125,12 @@ pub struct Vmas {
     vmas: BTreeMap<u64, (u64, Vma)>,
     /// The address below which the search for a gap begins: no gap was found above.
     hint: u64,
-    /// The [anonymous](Self::anonymous) mapping that was found last; empty after each change. A search
-    /// of the tree takes 290 instructions, more than all else that a first touch asks of VMAs.
+    /// The [anonymous](Self::anonymous) mapping that was found last; empty after each change. A
+    /// search of the tree takes 290 instructions, more than all else that a first touch asks of
+    /// VMAs.
     recent: (Range<u64>, Rights),
-    /// The start of a gap that was found and the end of the mapping below it, until the next change.
+    /// The start of a gap that was found and the end of the mapping below it, until the next
+    /// change.
     found: Option<(u64, u64)>,
 }
 
@@ -206,7 +211,8 @@ impl Vmas {
     pub fn remove(&mut self, range: Range<u64>) -> Vec<Piece> {
         self.changed();
         let mut removed = Vec::new();
-        // From the end, so that one search finds the mapping of most calls: a search takes as long as all else.
+        // From the end, so that one search finds the mapping of most calls: a search takes as long
+        // as all else.
         let mut top = range.end;
         while range.start < top
             && let Some((&start, &(end, _))) = self.vmas.range(..top).next_back()
@@ -232,8 +238,8 @@ impl Vmas {
         removed
     }
 
-    /// Unmaps `range` if it begins an anonymous mapping and does not reach beyond it; returns the mapping's
-    /// flags. One search in place of the three of [`remove`](Self::remove).
+    /// Unmaps `range` if it begins an anonymous mapping and does not reach beyond it; returns the
+    /// mapping's flags. One search in place of the three of [`remove`](Self::remove).
     pub fn cut(&mut self, range: &Range<u64>) -> Option<VmaFlags> {
         let Entry::Occupied(entry) = self.vmas.entry(range.start) else {
             return None;
@@ -346,7 +352,9 @@ impl Vmas {
 
     /// Returns all VMAs in order.
     pub fn iter(&self) -> impl Iterator<Item = (Range<u64>, &Vma)> {
-        self.vmas.iter().map(|(&start, (end, vma))| (start..*end, vma))
+        self.vmas
+            .iter()
+            .map(|(&start, (end, vma))| (start..*end, vma))
     }
 
     /// Returns the bytes mapped.

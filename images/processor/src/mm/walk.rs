@@ -10,7 +10,8 @@ use crate::platform::Platform;
 use crate::process::Node;
 
 impl<N: Node> Space<'_, N> {
-    /// Calls `visit` for each entry of `range` that is not empty; other tasks run between two tables.
+    /// Calls `visit` for each entry of `range` that is not empty; other tasks run between two
+    /// tables.
     pub(super) async fn walk(
         &self,
         range: Range<u64>,
@@ -45,7 +46,8 @@ impl<N: Node> Space<'_, N> {
         Some(table_end)
     }
 
-    /// Empties the entries of a range that is not mapped any more, and gives its tables and chunks up.
+    /// Empties the entries of a range that is not mapped any more, and gives its tables and chunks
+    /// up.
     pub(super) async fn empty(&self, range: Range<u64>) {
         let mut at = range.start;
         while let Some(end) = self.empty_table(at, range.end) {

@@ -36,7 +36,10 @@ const FILES: [(&[u8], Kind); 5] = [
 ];
 
 const CONSTANTS: [(&[u8], &[u8]); 8] = [
-    (b"cgroups", b"#subsys_name\thierarchy\tnum_cgroups\tenabled\n"),
+    (
+        b"cgroups",
+        b"#subsys_name\thierarchy\tnum_cgroups\tenabled\n",
+    ),
     (b"cmdline", b"tessera\n"),
     (
         b"devices",
@@ -48,7 +51,10 @@ const CONSTANTS: [(&[u8], &[u8]); 8] = [
         b"nodev\tproc\nnodev\tsysfs\nnodev\tdevtmpfs\nnodev\ttmpfs\n\text4\n",
     ),
     (b"partitions", b"major minor  #blocks  name\n\n"),
-    (b"swaps", b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"),
+    (
+        b"swaps",
+        b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+    ),
     (
         b"version",
         b"Linux version 6.1.0-tessera (tessera) #1 SMP Tessera\n",
@@ -109,7 +115,9 @@ impl<N: Node> Thread<N> {
         match parts {
             [] => Ok(Step::Entry(Entry::Folder(self.proc_names()))),
             [b"self", rest @ ..] => link(format!("{}", self.pid()), rest),
-            [b"thread-self", rest @ ..] => link(format!("{}/task/{}", self.pid(), self.tid()), rest),
+            [b"thread-self", rest @ ..] => {
+                link(format!("{}/task/{}", self.pid(), self.tid()), rest)
+            }
             [b"mounts", rest @ ..] => link("self/mounts".into(), rest),
             [b"net", rest @ ..] => link("self/net".into(), rest),
             [b"sys", rest @ ..] => self.proc_sys(rest),
@@ -121,7 +129,9 @@ impl<N: Node> Thread<N> {
                     return Step::constant(text);
                 }
                 match FILES.iter().find(|(name, _)| name == first) {
-                    Some((_, kind)) if rest.is_empty() => Ok(Step::Entry(Entry::Text(Text::Machine(*kind)))),
+                    Some((_, kind)) if rest.is_empty() => {
+                        Ok(Step::Entry(Entry::Text(Text::Machine(*kind))))
+                    }
                     _ => missing(),
                 }
             }
@@ -203,8 +213,11 @@ impl<N: Node> Thread<N> {
             Kind::Uptime => {
                 let up = self.now().nanos;
                 let cores = self.node.cores() as u64;
-                let idle = (up * cores).saturating_sub(self.node.kernel().cores.busy(self.node.cores()));
-                let show = |nanos: u64| format!("{}.{:02}", nanos / 1_000_000_000, nanos / 10_000_000 % 100);
+                let idle =
+                    (up * cores).saturating_sub(self.node.kernel().cores.busy(self.node.cores()));
+                let show = |nanos: u64| {
+                    format!("{}.{:02}", nanos / 1_000_000_000, nanos / 10_000_000 % 100)
+                };
                 format!("{} {}\n", show(up), show(idle))
             }
             Kind::Uuid => {
@@ -249,8 +262,8 @@ impl<N: Node> Thread<N> {
         text
     }
 
-    /// Makes the text of `meminfo`: M's memory, as programs' pages are there. What no peer was promised
-    /// counts as free.
+    /// Makes the text of `meminfo`: M's memory, as programs' pages are there. What no peer was
+    /// promised counts as free.
     async fn memory_info(&self) -> Result<String> {
         let (total, free) = self.memory_of_all().await?;
         let cache = self.node.cache().geometry().usable_bytes();
@@ -280,7 +293,9 @@ impl<N: Node> Thread<N> {
         ] {
             let _ = writeln!(text, "{:<16}{:>8} kB", format!("{name}:"), bytes / 1024);
         }
-        text.push_str("HugePages_Total:       0\nHugePages_Free:        0\nHugepagesize:       2048 kB\n");
+        text.push_str(
+            "HugePages_Total:       0\nHugePages_Free:        0\nHugepagesize:       2048 kB\n",
+        );
         Ok(text)
     }
 

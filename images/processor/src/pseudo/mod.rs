@@ -1,7 +1,8 @@
 //! File systems without data of their own: `/proc`, `/sys` and `/dev`.
 //!
-//! A path is walked by [`Thread::pseudo`]: to an [`Entry`], or to a path elsewhere, as links lead to the files of
-//! S and of this node. The text of a file is made when it is opened, and is what it was then.
+//! A path is walked by [`Thread::pseudo`]: to an [`Entry`], or to a path elsewhere, as links lead
+//! to the files of S and of this node. The text of a file is made when it is opened, and is what it
+//! was then.
 
 mod machine;
 mod process;
@@ -165,7 +166,8 @@ pub(crate) fn inode_of(path: &[u8]) -> u64 {
 }
 
 impl<N: Node> Thread<N> {
-    /// Walks a path as far as these file systems have it; a link at its end is followed if `follow`.
+    /// Walks a path as far as these file systems have it; a link at its end is followed if
+    /// `follow`.
     ///
     /// # Errors
     ///
@@ -183,7 +185,8 @@ impl<N: Node> Thread<N> {
                     Some(step) => step,
                     None => return Ok(Walked::Elsewhere(path)),
                 },
-                // A way out of these file systems is walked here: S's disk may not have their folders.
+                // A way out of these file systems is walked here: S's disk may not have their
+                // folders.
                 _ if path.windows(3).any(|three| three == b"/..") && begins_here(&path) => {
                     return Ok(Walked::Elsewhere(join(walked)));
                 }
@@ -256,7 +259,8 @@ impl<N: Node> Thread<N> {
         match parts {
             [] => {
                 let there = (0..MOST).filter(|&number| terminals.pty(number).is_some());
-                let names = there.map(|number| (alloc::format!("{number}").into_bytes(), CHARACTER));
+                let names =
+                    there.map(|number| (alloc::format!("{number}").into_bytes(), CHARACTER));
                 Ok(Step::Entry(Entry::Folder(
                     names.chain([(b"ptmx".to_vec(), CHARACTER)]).collect(),
                 )))
@@ -284,7 +288,9 @@ impl<N: Node> Thread<N> {
             Entry::Text(Text::Process(process, ..)) => process.creds(),
             _ => None,
         };
-        let (uid, gid) = owner.map_or((0, 0), |owner| (owner.user.effective, owner.group.effective));
+        let (uid, gid) = owner.map_or((0, 0), |owner| {
+            (owner.user.effective, owner.group.effective)
+        });
         Stat {
             inode: inode_of(path),
             mode,

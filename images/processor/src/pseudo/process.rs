@@ -111,7 +111,9 @@ impl<N: Node> Thread<N> {
         match parts {
             [b"task"] => {
                 let tids: Vec<u32> = process.threads.lock().keys().copied().collect();
-                let names = tids.iter().map(|tid| (format!("{tid}").into_bytes(), FOLDER));
+                let names = tids
+                    .iter()
+                    .map(|tid| (format!("{tid}").into_bytes(), FOLDER));
                 Ok(Step::Entry(Entry::Folder(names.collect())))
             }
             [b"task", tid, rest @ ..] => {
@@ -130,7 +132,9 @@ impl<N: Node> Thread<N> {
         match parts {
             [] => Step::folder(&[], &[&b"cmdline"[..], b"comm", b"stat"]),
             [b"cmdline"] => Step::constant(b""),
-            [b"comm"] => Ok(Step::Entry(Entry::Text(Text::Made([&comm[..], b"\n"].concat())))),
+            [b"comm"] => Ok(Step::Entry(Entry::Text(Text::Made(
+                [&comm[..], b"\n"].concat(),
+            )))),
             [b"stat"] => {
                 let text = self.stat_line(process, &comm, process.pid(), &related, [0; 3]);
                 Ok(Step::Entry(Entry::Text(Text::Made(text))))
@@ -181,7 +185,9 @@ impl<N: Node> Thread<N> {
 
     fn numbers(&self, kind: u32) -> Vec<Name> {
         let table = self.table();
-        let names = table.iter().map(|(fd, _)| (format!("{fd}").into_bytes(), kind));
+        let names = table
+            .iter()
+            .map(|(fd, _)| (format!("{fd}").into_bytes(), kind));
         names.collect()
     }
 
@@ -194,9 +200,10 @@ impl<N: Node> Thread<N> {
     fn proc_fd(&self, fd: &[u8], rest: &[&[u8]]) -> Result<Step<N>> {
         let file = self.file_named(fd)?;
         match file.kind {
-            FileKind::File(_) | FileKind::Folder(_) | FileKind::TmpFolder(_) | FileKind::Listing(..) => {
-                Ok(Step::Link(file.path.clone(), rest.len()))
-            }
+            FileKind::File(_)
+            | FileKind::Folder(_)
+            | FileKind::TmpFolder(_)
+            | FileKind::Listing(..) => Ok(Step::Link(file.path.clone(), rest.len())),
             _ if rest.is_empty() => Ok(Step::Entry(Entry::Open(file))),
             _ => Err(errno::ENOTDIR.into()),
         }
@@ -227,12 +234,20 @@ impl<N: Node> Thread<N> {
             Kind::Limits => limits(process),
             Kind::Maps => self.with_memory(process, |vmas, heap, _| maps(vmas, heap, None))?,
             Kind::Smaps => self.with_memory(process, |vmas, heap, _| maps(vmas, heap, Some(())))?,
-            Kind::SmapsRollup => self.with_memory(process, |vmas, _, resident| rollup(vmas, resident))?,
+            Kind::SmapsRollup => {
+                self.with_memory(process, |vmas, _, resident| rollup(vmas, resident))?
+            }
             Kind::Stat => {
                 let (size, resident, faults) = self.sizes(process);
                 let related = self.related(process)?;
                 let comm = thread.name.lock().clone();
-                return Ok(self.stat_line(process, &comm, thread.tid(), &related, [size, resident, faults]));
+                return Ok(self.stat_line(
+                    process,
+                    &comm,
+                    thread.tid(),
+                    &related,
+                    [size, resident, faults],
+                ));
             }
             Kind::Statm => {
                 let (size, resident, _) = self.sizes(process);
@@ -244,8 +259,13 @@ impl<N: Node> Thread<N> {
         Ok(text.into_bytes())
     }
 
-    /// Calls `look` with a process's VMAs, heap and resident bytes; nothing is mapped after its end.
-    fn with_memory<T>(&self, process: &Process<N>, look: impl FnOnce(&Vmas, Heap, u64) -> T) -> Result<T> {
+    /// Calls `look` with a process's VMAs, heap and resident bytes; nothing is mapped after its
+    /// end.
+    fn with_memory<T>(
+        &self,
+        process: &Process<N>,
+        look: impl FnOnce(&Vmas, Heap, u64) -> T,
+    ) -> Result<T> {
         let memory = process.memory.lock();
         let space = memory.as_ref().ok_or(errno::ESRCH)?;
         let (heap, resident) = (*space.heap.lock(), space.resident());
@@ -256,7 +276,11 @@ impl<N: Node> Thread<N> {
     fn sizes(&self, process: &Process<N>) -> (u64, u64, u64) {
         let memory = process.memory.lock();
         memory.as_ref().map_or((0, 0, 0), |space| {
-            (space.with_vmas(Vmas::size), space.resident(), space.faults())
+            (
+                space.with_vmas(Vmas::size),
+                space.resident(),
+                space.faults(),
+            )
         })
     }
 
@@ -340,7 +364,11 @@ impl<N: Node> Thread<N> {
         } else {
             0
         };
-        let _ = write!(text, "FDSize:\t{}\nGroups:\t", files.next_power_of_two().max(64));
+        let _ = write!(
+            text,
+            "FDSize:\t{}\nGroups:\t",
+            files.next_power_of_two().max(64)
+        );
         for group in &*creds.groups {
             let _ = write!(text, "{group} ");
         }
@@ -378,8 +406,7 @@ impl<N: Node> Thread<N> {
     }
 }
 
-const IO: &str =
-    "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n";
+const IO: &str = "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n";
 
 /// Returns the names of a process's folder.
 fn folder() -> Vec<Name> {
@@ -422,7 +449,13 @@ fn maps(vmas: &Vmas, heap: Heap, details: Option<()>) -> String {
     let mut text = String::new();
     for (range, vma) in vmas.iter() {
         let shared = matches!(vma.backing, Backing::Object(..)) && range.start != vdso::PLACE;
-        let letter = |right: Rights, letter: char| if vma.rights.contains(right) { letter } else { '-' };
+        let letter = |right: Rights, letter: char| {
+            if vma.rights.contains(right) {
+                letter
+            } else {
+                '-'
+            }
+        };
         let (offset, inode, path) = match &vma.backing {
             Backing::File(file, first) => {
                 let path = String::from_utf8_lossy(file.path()).into_owned();

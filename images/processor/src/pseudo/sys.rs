@@ -52,7 +52,9 @@ impl<N: Node> Thread<N> {
             [b"kernel", b"mm", b"transparent_hugepage", b"enabled"] => {
                 Step::constant(b"always madvise [never]\n")
             }
-            [b"kernel", b"mm", b"transparent_hugepage", b"hpage_pmd_size"] => Step::constant(b"2097152\n"),
+            [b"kernel", b"mm", b"transparent_hugepage", b"hpage_pmd_size"] => {
+                Step::constant(b"2097152\n")
+            }
             _ => missing(),
         }
     }
@@ -73,8 +75,13 @@ impl<N: Node> Thread<N> {
                     b"possible",
                     b"present",
                 ];
-                let mut names: Vec<Name> = files.iter().map(|name| (name.to_vec(), super::REGULAR)).collect();
-                names.extend((0..self.node.cores()).map(|core| (format!("cpu{core}").into_bytes(), FOLDER)));
+                let mut names: Vec<Name> = files
+                    .iter()
+                    .map(|name| (name.to_vec(), super::REGULAR))
+                    .collect();
+                names.extend(
+                    (0..self.node.cores()).map(|core| (format!("cpu{core}").into_bytes(), FOLDER)),
+                );
                 Ok(Step::Entry(Entry::Folder(names)))
             }
             [b"online" | b"possible" | b"present"] => made(format!("{all}\n")),

@@ -119,7 +119,8 @@ pub(crate) fn unspecified(own: u16) -> SocketAddr {
     SocketAddr::new(ip, 0)
 }
 
-/// Returns whether an address is this node's own: a loopback address, or the one that stands for all.
+/// Returns whether an address is this node's own: a loopback address, or the one that stands for
+/// all.
 pub(super) fn is_own(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified()
 }
@@ -153,13 +154,19 @@ mod tests {
             parse(b"\x01\0/tmp/s\0junk"),
             Ok(Address::Path(b"/tmp/s".to_vec()))
         );
-        assert_eq!(parse(b"\x01\0\0a\0b"), Ok(Address::Abstract(b"a\0b".to_vec())));
+        assert_eq!(
+            parse(b"\x01\0\0a\0b"),
+            Ok(Address::Abstract(b"a\0b".to_vec()))
+        );
         for bad in [&b""[..], b"\x01", b"\x02\0/x", &[1; 111]] {
             assert_eq!(parse(bad), Err(errno::EINVAL.into()), "{bad:?}");
         }
         // getsockname counts the zero behind a path, and has none behind an abstract name.
         assert_eq!(Address::Path(b"s".to_vec()).encode(AF_UNIX), b"\x01\0s\0");
-        assert_eq!(Address::Abstract(b"s".to_vec()).encode(AF_UNIX), b"\x01\0\0s");
+        assert_eq!(
+            Address::Abstract(b"s".to_vec()).encode(AF_UNIX),
+            b"\x01\0\0s"
+        );
         assert_eq!(Address::Unnamed.encode(AF_UNIX), b"\x01\0");
     }
 
@@ -183,6 +190,9 @@ mod tests {
             Address::parse_ip(AF_INET, &[10; 16]),
             Err(errno::EAFNOSUPPORT.into())
         );
-        assert_eq!(Address::Unnamed.encode(AF_INET), [&[2][..], &[0; 15]].concat());
+        assert_eq!(
+            Address::Unnamed.encode(AF_INET),
+            [&[2][..], &[0; 15]].concat()
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! One direction of a socket: what was sent and has not been received.
 //!
-//! Pure logic: `R` is what travels beside the bytes (open files), time and waiting are the caller's.
+//! Pure logic: `R` is what travels beside the bytes (open files), time and waiting are the
+//! caller's.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -345,7 +346,10 @@ mod tests {
             (&b"abcd"[..], &[7, 8][..])
         );
         let part = half.take_stream(How { most: 3, ..ALL }).unwrap();
-        assert_eq!((&part.bytes[..], &part.rights[..]), (&b"abc"[..], &[7, 8][..]));
+        assert_eq!(
+            (&part.bytes[..], &part.rights[..]),
+            (&b"abc"[..], &[7, 8][..])
+        );
         assert!(!half.has_rights());
         let how = How {
             by_sender: true,
@@ -369,7 +373,10 @@ mod tests {
         assert_eq!(half.take_message(ALL).unwrap().whole, 0);
         assert!(half.take_message(ALL).is_none());
         // One that is longer than the buffer goes alone.
-        assert_eq!(half.push_message(&mut message(&[0; 5000], &[], 1), 3), Ok(5000));
+        assert_eq!(
+            half.push_message(&mut message(&[0; 5000], &[], 1), 3),
+            Ok(5000)
+        );
         assert_eq!(
             half.push_message(&mut message(b"x", &[], 1), 3),
             Err(errno::EAGAIN.into())

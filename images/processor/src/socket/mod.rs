@@ -1,4 +1,5 @@
-//! Sockets of this node's own: local ones (`AF_UNIX`), and Internet sockets among the node's programs.
+//! Sockets of this node's own: local ones (`AF_UNIX`), and Internet sockets among the node's
+//! programs.
 //!
 //! A [`Socket`] owns the [`Channel`] that it receives from; whoever sends to it holds the same
 //! channel. A connected pair is two sockets that hold each other's channels. There are no packets:
@@ -6,9 +7,9 @@
 //!
 //! # Locks
 //!
-//! In this order: [`Net`]'s names, its rights on their way, a socket's state, a channel. Of the last
-//! two a task holds one at a time, except a socket's state while the names are locked. Files and sockets
-//! are dropped with none of them held.
+//! In this order: [`Net`]'s names, its rights on their way, a socket's state, a channel. Of the
+//! last two a task holds one at a time, except a socket's state while the names are locked. Files
+//! and sockets are dropped with none of them held.
 
 mod address;
 mod half;

@@ -72,7 +72,8 @@ impl Bound {
     /// Returns whether both may have the same port.
     fn shares(&self, other: &Self, proto: Proto) -> bool {
         let both = |flag: fn(&Sharing) -> &AtomicBool| {
-            flag(&self.sharing).load(Ordering::Relaxed) && flag(&other.sharing).load(Ordering::Relaxed)
+            flag(&self.sharing).load(Ordering::Relaxed)
+                && flag(&other.sharing).load(Ordering::Relaxed)
         };
         let listens = |bound: &Self| bound.sharing.listening.load(Ordering::Relaxed);
         let quiet = proto == Proto::Udp || !listens(self) && !listens(other);
@@ -96,7 +97,11 @@ impl Names {
     ///
     /// EADDRINUSE.
     pub(super) fn name(&mut self, name: UnixName, socket: &Weak<Socket>) -> Result<()> {
-        if self.unix.get(&name).is_some_and(|there| there.strong_count() > 0) {
+        if self
+            .unix
+            .get(&name)
+            .is_some_and(|there| there.strong_count() > 0)
+        {
             return Err(errno::EADDRINUSE.into());
         }
         self.unix.insert(name, socket.clone());
@@ -166,9 +171,16 @@ impl Names {
             } else {
                 *EPHEMERAL.start()
             };
-            let there = self.ports.get(&(proto, self.next_port)).into_iter().flatten();
+            let there = self
+                .ports
+                .get(&(proto, self.next_port))
+                .into_iter()
+                .flatten();
             // Who asks for any port shares none.
-            if !there.clone().any(|bound| bound.alive() && bound.overlaps(new)) {
+            if !there
+                .clone()
+                .any(|bound| bound.alive() && bound.overlaps(new))
+            {
                 return Ok(self.next_port);
             }
         }
@@ -181,9 +193,11 @@ impl Names {
         let Some(own) = there.clone().find(|bound| bound.socket.ptr_eq(socket)) else {
             return false;
         };
-        let listening = |bound: &&Bound| bound.alive() && bound.sharing.listening.load(Ordering::Relaxed);
+        let listening =
+            |bound: &&Bound| bound.alive() && bound.sharing.listening.load(Ordering::Relaxed);
         let shared = |bound: &Bound| {
-            bound.sharing.reuse_port.load(Ordering::Relaxed) && own.sharing.reuse_port.load(Ordering::Relaxed)
+            bound.sharing.reuse_port.load(Ordering::Relaxed)
+                && own.sharing.reuse_port.load(Ordering::Relaxed)
         };
         there
             .filter(|bound| !bound.socket.ptr_eq(socket))
@@ -195,7 +209,9 @@ impl Names {
     pub(super) fn listener(&self, to: SocketAddr) -> Option<Weak<Socket>> {
         let there = self.ports.get(&(Proto::Tcp, to.port()))?;
         let listens = |bound: &&Bound| {
-            bound.alive() && bound.covers(to.ip()) && bound.sharing.listening.load(Ordering::Relaxed)
+            bound.alive()
+                && bound.covers(to.ip())
+                && bound.sharing.listening.load(Ordering::Relaxed)
         };
         let best = there
             .iter()
@@ -208,7 +224,9 @@ impl Names {
     pub(super) fn receiver(&self, to: SocketAddr, from: SocketAddr) -> Option<Weak<Socket>> {
         let there = self.ports.get(&(Proto::Udp, to.port()))?;
         let takes = |bound: &&Bound| {
-            bound.alive() && bound.covers(to.ip()) && bound.remote.is_none_or(|remote| remote == from)
+            bound.alive()
+                && bound.covers(to.ip())
+                && bound.remote.is_none_or(|remote| remote == from)
         };
         let closeness = |bound: &&Bound| (bound.remote.is_some(), bound.ip == to.ip());
         let best = there.iter().filter(takes).max_by_key(closeness)?;
@@ -223,7 +241,11 @@ impl Names {
         remote: Option<SocketAddr>,
         own: IpAddr,
     ) {
-        let there = self.ports.get_mut(&(Proto::Udp, port)).into_iter().flatten();
+        let there = self
+            .ports
+            .get_mut(&(Proto::Udp, port))
+            .into_iter()
+            .flatten();
         for bound in there.filter(|bound| bound.socket.ptr_eq(socket)) {
             (bound.remote, bound.ip) = (remote, own);
         }
@@ -237,7 +259,10 @@ impl Names {
         port: Option<(Proto, u16)>,
     ) {
         if let Some(name) = name
-            && self.unix.get(name).is_some_and(|there| there.ptr_eq(socket))
+            && self
+                .unix
+                .get(name)
+                .is_some_and(|there| there.ptr_eq(socket))
         {
             self.unix.remove(name);
         }

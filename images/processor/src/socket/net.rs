@@ -111,7 +111,8 @@ impl Net {
         }
     }
 
-    /// Drops files, and what was on its way to them, without recursion; false if who called does already.
+    /// Drops files, and what was on its way to them, without recursion; false if who called does
+    /// already.
     fn dig(&self, files: Vec<Right>) -> bool {
         self.graves.lock().extend(files);
         let mut dug = false;
@@ -186,7 +187,12 @@ impl Net {
     }
 
     /// Gives a local socket its name: an inode's if `address` is a path, a free one if it is none.
-    pub(crate) fn bind_unix(&self, socket: &Socket, address: Address, inode: Option<u64>) -> Result<()> {
+    pub(crate) fn bind_unix(
+        &self,
+        socket: &Socket,
+        address: Address,
+        inode: Option<u64>,
+    ) -> Result<()> {
         let mut names = self.names.lock();
         self.nameless(socket)?;
         let address = match address {
@@ -250,7 +256,8 @@ impl Net {
         state.local = local;
         state.phase = Phase::Listening;
         state.own_credentials = own;
-        state.backlog = usize::try_from(backlog).map_or(MAX_BACKLOG, |backlog| backlog.min(MAX_BACKLOG));
+        state.backlog =
+            usize::try_from(backlog).map_or(MAX_BACKLOG, |backlog| backlog.min(MAX_BACKLOG));
         socket.sharing.listening.store(true, Ordering::Relaxed);
         drop(state);
         socket.receive.wake();
@@ -314,7 +321,8 @@ impl Net {
         let (remote, peer_credentials) = {
             let mut at = listener.state.lock();
             let refused = at.phase != Phase::Listening || deaf;
-            // Nobody would connect later the socket that does not wait: it may go beyond, if not far.
+            // Nobody would connect later the socket that does not wait: it may go beyond, if not
+            // far.
             let most = if waits || to.is_none() {
                 at.backlog
             } else {
@@ -346,12 +354,19 @@ impl Net {
         };
         {
             let mut state = client.state.lock();
-            state.phase = if waits { Phase::Connected } else { Phase::ToldNext };
+            state.phase = if waits {
+                Phase::Connected
+            } else {
+                Phase::ToldNext
+            };
             (state.local, state.remote) = (local, remote);
             state.peer = Some(server.receive.clone());
             state.peer_credentials = Some(peer_credentials);
         }
-        let (there, here) = (client.options.lock().capacity(), server.options.lock().capacity());
+        let (there, here) = (
+            client.options.lock().capacity(),
+            server.options.lock().capacity(),
+        );
         server.receive.half.lock().limit = there;
         client.receive.half.lock().limit = here;
         drop(names);
@@ -428,7 +443,8 @@ impl Net {
         Ok(())
     }
 
-    /// Returns the address that a socket's datagrams to `to` come from; gives it a port if it has none.
+    /// Returns the address that a socket's datagrams to `to` come from; gives it a port if it has
+    /// none.
     pub(super) fn name_for(&self, socket: &Socket, to: SocketAddr) -> Result<SocketAddr> {
         reachable(to)?;
         let mut names = self.names.lock();
@@ -528,7 +544,12 @@ fn client_name(names: &mut Names, client: &Socket, to: Option<SocketAddr>) -> Re
     let port = match client.local() {
         Address::Ip(addr) if !addr.ip().is_unspecified() => return Ok(Address::Ip(addr)),
         Address::Ip(addr) => addr.port(),
-        _ => names.bind(Proto::Tcp, SocketAddr::new(own, 0), &client.sharing, &client.me)?,
+        _ => names.bind(
+            Proto::Tcp,
+            SocketAddr::new(own, 0),
+            &client.sharing,
+            &client.me,
+        )?,
     };
     let local = Address::Ip(SocketAddr::new(own, port));
     client.state.lock().local = local.clone();

@@ -7,7 +7,8 @@ use core::task::Waker;
 use super::{Channel, Credentials, How, MAX_WAITING, MODE, Message, Phase, Socket, To, Type};
 use crate::error::Result;
 use crate::object::{
-    Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, POLL_RDHUP, POLL_RDNORM, POLL_WRBAND, POLL_WRNORM,
+    Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, POLL_RDHUP, POLL_RDNORM, POLL_WRBAND,
+    POLL_WRNORM,
 };
 use crate::wait::WaitQueue;
 
@@ -58,7 +59,11 @@ impl Object for Socket {
         };
         let (data, ended, error) = {
             let half = self.receive.half.lock();
-            (!half.is_empty(), half.ended || half.deaf, half.error.is_some())
+            (
+                !half.is_empty(),
+                half.ended || half.deaf,
+                half.error.is_some(),
+            )
         };
         let pair = self.kind != Type::Datagram;
         let silent = mute || pair && peer.as_ref().is_some_and(|peer| peer.half.lock().ended);

@@ -29,7 +29,8 @@ pub(crate) struct Options {
     pub(crate) priority: u32,
     pub(crate) no_delay: bool,
     pub(crate) cork: bool,
-    /// Seconds idle, seconds between probes, probes (`TCP_KEEPIDLE`, `TCP_KEEPINTVL`, `TCP_KEEPCNT`).
+    /// Seconds idle, seconds between probes, probes (`TCP_KEEPIDLE`, `TCP_KEEPINTVL`,
+    /// `TCP_KEEPCNT`).
     pub(crate) keep: [u32; 3],
     /// Milliseconds (`TCP_USER_TIMEOUT`).
     pub(crate) user_timeout: u32,

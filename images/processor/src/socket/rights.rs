@@ -1,8 +1,9 @@
-//! Open files on their way from one socket to another, and the end of those that nobody can receive.
+//! Open files on their way from one socket to another, and the end of those that nobody can
+//! receive.
 //!
-//! A socket that was sent to itself, or two that were sent to each other, keep each other open after
-//! every program has closed them. [`Flight::garbage`] finds them as Linux does: files that only ways
-//! hold, and only ways that end at such files.
+//! A socket that was sent to itself, or two that were sent to each other, keep each other open
+//! after every program has closed them. [`Flight::garbage`] finds them as Linux does: files that
+//! only ways hold, and only ways that end at such files.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::{Arc, Weak};
@@ -41,7 +42,8 @@ fn socket(file: &OpenFile) -> Option<&Socket> {
     }
 }
 
-/// Visits the files that wait to be received from a socket, or from one that waits to be accepted there.
+/// Visits the files that wait to be received from a socket, or from one that waits to be accepted
+/// there.
 fn each_waiting(socket: &Socket, visit: &mut impl FnMut(&Right)) {
     for channel in channels(socket) {
         channel.half.lock().each_right(&mut *visit);
@@ -100,8 +102,8 @@ impl Flight {
         self.count == 0
     }
 
-    /// Takes the files that nobody can receive off their ways. Returns them, and others that were looked
-    /// at; both are to be dropped without a lock.
+    /// Takes the files that nobody can receive off their ways. Returns them, and others that were
+    /// looked at; both are to be dropped without a lock.
     pub(super) fn garbage(&mut self) -> (Vec<Right>, Vec<Right>) {
         // Only ways hold these. The files are held here from now on, so count before.
         let only_flying = |flying: &&Flying| flying.file.strong_count() == flying.count;
@@ -109,7 +111,8 @@ impl Flight {
             let found = self.files.values().filter(only_flying);
             found.filter_map(|flying| flying.file.upgrade()).collect()
         };
-        let mut within: BTreeMap<usize, usize> = candidates.iter().map(|file| (key(file), 0)).collect();
+        let mut within: BTreeMap<usize, usize> =
+            candidates.iter().map(|file| (key(file), 0)).collect();
         for file in candidates.iter().filter_map(|file| socket(file)) {
             each_waiting(file, &mut |inner| {
                 within.entry(key(inner)).and_modify(|count| *count += 1);
@@ -118,7 +121,8 @@ impl Flight {
         // What is also on another way can be received, and what can be received from it too.
         let reached = |file: &&Right| self.files[&key(file)].count > within[&key(file)];
         let mut live: Vec<usize> = candidates.iter().filter(reached).map(key).collect();
-        let by_key: BTreeMap<usize, &Right> = candidates.iter().map(|file| (key(file), file)).collect();
+        let by_key: BTreeMap<usize, &Right> =
+            candidates.iter().map(|file| (key(file), file)).collect();
         let mut seen: BTreeSet<usize> = live.iter().copied().collect();
         while let Some(next) = live.pop() {
             let Some(socket) = by_key.get(&next).and_then(|file| socket(file)) else {

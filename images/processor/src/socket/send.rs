@@ -84,7 +84,11 @@ impl Socket {
         if half.gone && self.kind == Type::Datagram {
             drop(half);
             let mut state = self.state.lock();
-            if state.peer.as_ref().is_some_and(|own| Arc::ptr_eq(own, &peer)) {
+            if state
+                .peer
+                .as_ref()
+                .is_some_and(|own| Arc::ptr_eq(own, &peer))
+            {
                 state.peer = None;
                 state.remote = Address::Unnamed;
                 state.phase = Phase::Fresh;
@@ -114,7 +118,11 @@ impl Socket {
         }
         let (mute, connected, remote) = {
             let state = self.state.lock();
-            (state.mute, state.phase != Phase::Fresh, state.remote.clone())
+            (
+                state.mute,
+                state.phase != Phase::Fresh,
+                state.remote.clone(),
+            )
         };
         if mute {
             return Err(errno::EPIPE.into());

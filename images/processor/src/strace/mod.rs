@@ -2,8 +2,8 @@
 //!
 //! * [`table`]: the arguments of each call. * [`words`]: names.
 //!
-//! What a call reads is shown as it was before the call, what it writes as it is after. Programs' pointers are
-//! followed for a few bytes only, and shown as numbers where they lead nowhere.
+//! What a call reads is shown as it was before the call, what it writes as it is after. Programs'
+//! pointers are followed for a few bytes only, and shown as numbers where they lead nowhere.
 
 mod table;
 mod words;
@@ -133,7 +133,11 @@ impl<N: Node> Thread<N> {
         let opens = table::args(call.number)
             .iter()
             .any(|arg| matches!(arg, Arg::Open));
-        for (index, (arg, before)) in table::args(call.number).iter().zip(traced.shown).enumerate() {
+        for (index, (arg, before)) in table::args(call.number)
+            .iter()
+            .zip(traced.shown)
+            .enumerate()
+        {
             // Rights count only for what is made.
             if matches!(arg, Arg::Mode) && call.args[index - 1] & O_CREAT == 0 && opens {
                 break;
@@ -183,7 +187,9 @@ impl<N: Node> Thread<N> {
         if self.traces() {
             let line = match exit {
                 Exit::Code(code) => format!("+++ exited with {code} +++\n"),
-                Exit::Signal(signal) => format!("+++ killed by {} +++\n", words::signal(signal.into())),
+                Exit::Signal(signal) => {
+                    format!("+++ killed by {} +++\n", words::signal(signal.into()))
+                }
             };
             self.write_trace(&(self.prefix() + &line)).await;
         }
@@ -249,8 +255,9 @@ impl<N: Node> Thread<N> {
                 if self.memory.read(value, &mut words[..len]).await.is_err() {
                     return format!("{value:#x}");
                 }
-                let word =
-                    |at: usize| i32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
+                let word = |at: usize| {
+                    i32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]])
+                };
                 match arg {
                     Arg::OutPair => format!("[{}, {}]", word(0), word(4)),
                     _ => format!("[{:#x}]", word(0)),
@@ -306,7 +313,9 @@ impl<N: Node> Thread<N> {
             self.memory.read_u64(addr.wrapping_add(8)).await,
         );
         match words {
-            (Ok(seconds), Ok(nanos)) => format!("{{tv_sec={}, tv_nsec={nanos}}}", seconds.cast_signed()),
+            (Ok(seconds), Ok(nanos)) => {
+                format!("{{tv_sec={}, tv_nsec={nanos}}}", seconds.cast_signed())
+            }
             _ => format!("{addr:#x}"),
         }
     }
@@ -367,8 +376,14 @@ mod tests {
 
     #[test]
     fn texts_and_results_look_as_strace_s() {
-        assert_eq!(quote(b"a\n\"\\\x01\xff", true), "\"a\\n\\\"\\\\\\1\\377\"...");
-        let call = |number| SystemCall { number, args: [0; 6] };
+        assert_eq!(
+            quote(b"a\n\"\\\x01\xff", true),
+            "\"a\\n\\\"\\\\\\1\\377\"..."
+        );
+        let call = |number| SystemCall {
+            number,
+            args: [0; 6],
+        };
         assert_eq!(result(call(0), &Ok(Outcome::Value(3))), "3");
         assert_eq!(result(call(9), &Ok(Outcome::Value(0x7000))), "0x7000");
         assert_eq!(
@@ -376,7 +391,10 @@ mod tests {
             "-1 ENOENT (No such file or directory)"
         );
         assert!(result(call(0), &Err(errno::ERESTARTSYS.into())).starts_with("? ERESTARTSYS"));
-        assert_eq!(result(call(60), &Err(Error::ThreadEnded(Exit::Code(0)))), "?");
+        assert_eq!(
+            result(call(60), &Err(Error::ThreadEnded(Exit::Code(0)))),
+            "?"
+        );
     }
 
     #[test]

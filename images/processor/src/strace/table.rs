@@ -3,7 +3,8 @@
 use linux_raw_sys::general as nr;
 
 use super::words::{
-    ACCESS, ADVICE, AT, CLOCKS, CLONE, CONTROL, EPOLL_OPS, FUTEX, HOW, IOCTLS, MAP, PROT, WAIT, WHENCE, Words,
+    ACCESS, ADVICE, AT, CLOCKS, CLONE, CONTROL, EPOLL_OPS, FUTEX, HOW, IOCTLS, MAP, PROT, WAIT,
+    WHENCE, Words,
 };
 
 /// Formats of an argument.
@@ -50,8 +51,8 @@ pub(super) enum Arg {
 }
 
 use Arg::{
-    Count, Dir, Flags, Hex, In, Int, Mode, Name, Open, Out, OutInt, OutPair, OutPath, Path, Set, Signal,
-    Size, Strings, Time,
+    Count, Dir, Flags, Hex, In, Int, Mode, Name, Open, Out, OutInt, OutPair, OutPath, Path, Set,
+    Signal, Size, Strings, Time,
 };
 
 /// Returns a call's arguments; for calls without a line of their own, four words.
@@ -139,7 +140,9 @@ pub(super) fn args(number: u64) -> &'static [Arg] {
         | nr::__NR_sync
         | nr::__NR_sched_yield
         | nr::__NR_rt_sigreturn => &[],
-        nr::__NR_set_robust_list | nr::__NR_rseq | nr::__NR_arch_prctl | nr::__NR_sigaltstack => &[Hex, Hex],
+        nr::__NR_set_robust_list | nr::__NR_rseq | nr::__NR_arch_prctl | nr::__NR_sigaltstack => {
+            &[Hex, Hex]
+        }
         nr::__NR_prlimit64 => &[Int, Int, Hex, Hex],
         nr::__NR_uname | nr::__NR_sysinfo => &[Hex],
         _ => &[Hex; 4],

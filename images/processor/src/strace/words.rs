@@ -87,7 +87,10 @@ pub(super) fn signal(number: u64) -> String {
         "SIGPWR",
         "SIGSYS",
     ];
-    match usize::try_from(number).ok().and_then(|number| NAMES.get(number)) {
+    match usize::try_from(number)
+        .ok()
+        .and_then(|number| NAMES.get(number))
+    {
         Some(name) => (*name).into(),
         None if number <= 64 => format!("SIGRT_{}", number - 32),
         None => format!("{number}"),
@@ -272,7 +275,11 @@ pub(super) const FUTEX: &Words = &[
     (138, "FUTEX_WAKE_BITSET_PRIVATE"),
     (393, "FUTEX_WAIT_BITSET_PRIVATE|FUTEX_CLOCK_REALTIME"),
 ];
-pub(super) const EPOLL_OPS: &Words = &[(1, "EPOLL_CTL_ADD"), (2, "EPOLL_CTL_DEL"), (3, "EPOLL_CTL_MOD")];
+pub(super) const EPOLL_OPS: &Words = &[
+    (1, "EPOLL_CTL_ADD"),
+    (2, "EPOLL_CTL_DEL"),
+    (3, "EPOLL_CTL_MOD"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -283,7 +290,10 @@ mod tests {
         assert_eq!(open_flags(0o2_200_000), "O_RDONLY|O_DIRECTORY|O_CLOEXEC");
         assert_eq!(open_flags(0o1101), "O_WRONLY|O_CREAT|O_TRUNC");
         assert_eq!(flags(PROT, 0), "PROT_NONE");
-        assert_eq!(flags(MAP, 0x8000_0022), "MAP_PRIVATE|MAP_ANONYMOUS|0x80000000");
+        assert_eq!(
+            flags(MAP, 0x8000_0022),
+            "MAP_PRIVATE|MAP_ANONYMOUS|0x80000000"
+        );
         assert_eq!(flags(WAIT, 0), "0");
         assert_eq!(
             (name(WHENCE, 2), name(WHENCE, 9)),

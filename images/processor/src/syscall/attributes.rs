@@ -43,12 +43,14 @@ impl<N: Node> Thread<N> {
     /// Returns an error if the file that a call is about does not exist.
     async fn attributed(&self, number: u32, file: u64) -> Result<()> {
         match number {
-            nr::__NR_fgetxattr | nr::__NR_flistxattr | nr::__NR_fsetxattr | nr::__NR_fremovexattr => {
-                self.file(file).map(drop)
-            }
-            nr::__NR_lgetxattr | nr::__NR_llistxattr | nr::__NR_lsetxattr | nr::__NR_lremovexattr => {
-                self.status_at(AT_FDCWD, file, NOFOLLOW).await.map(drop)
-            }
+            nr::__NR_fgetxattr
+            | nr::__NR_flistxattr
+            | nr::__NR_fsetxattr
+            | nr::__NR_fremovexattr => self.file(file).map(drop),
+            nr::__NR_lgetxattr
+            | nr::__NR_llistxattr
+            | nr::__NR_lsetxattr
+            | nr::__NR_lremovexattr => self.status_at(AT_FDCWD, file, NOFOLLOW).await.map(drop),
             _ => self.status_at(AT_FDCWD, file, 0).await.map(drop),
         }
     }
@@ -65,7 +67,11 @@ impl<N: Node> Thread<N> {
         self.attributed(number, file).await
     }
 
-    async fn set_attribute(&self, number: u32, [file, name, value, len, flags, _]: Args) -> Result<u64> {
+    async fn set_attribute(
+        &self,
+        number: u32,
+        [file, name, value, len, flags, _]: Args,
+    ) -> Result<u64> {
         if flags & !(XATTR_CREATE | XATTR_REPLACE) != 0 {
             return Err(errno::EINVAL.into());
         }

@@ -102,7 +102,8 @@ impl<N: Node> Thread<N> {
         if bytes[CLONE_ARGS_KNOWN..].iter().any(|&byte| byte != 0) {
             return Err(errno::E2BIG.into());
         }
-        let word = |n: usize| u64::from_le_bytes(bytes[n * 8..n * 8 + 8].try_into().expect("eight bytes"));
+        let word =
+            |n: usize| u64::from_le_bytes(bytes[n * 8..n * 8 + 8].try_into().expect("eight bytes"));
         let (stack, stack_size, set_tid) = (word(5), word(6), word(9));
         if (stack == 0) != (stack_size == 0) || word(4) > 64 || word(0) & CSIGNAL != 0 {
             return Err(errno::EINVAL.into());
@@ -122,7 +123,8 @@ impl<N: Node> Thread<N> {
         .await
     }
 
-    /// Makes a thread or a process as clone's flags say, and a file of the process if they ask for one.
+    /// Makes a thread or a process as clone's flags say, and a file of the process if they ask for
+    /// one.
     async fn clone_thread(&mut self, clone: Clone) -> Result<u64> {
         if clone.flags & CLONE_PIDFD == 0 {
             return self.clone_with(clone, None).await;
@@ -173,7 +175,10 @@ impl<N: Node> Thread<N> {
             }
             Arc::new(Mutex::new(actions))
         };
-        let core = node.kernel().cores.choose(node.cores(), self.shared.affinity());
+        let core = node
+            .kernel()
+            .cores
+            .choose(node.cores(), self.shared.affinity());
         let release = has(CLONE_VFORK).then(Arc::<Release>::default);
         let (process, shared) = match self.enlist(&clone, core, actions.clone()) {
             Ok(enlisted) => enlisted,
@@ -226,10 +231,19 @@ impl<N: Node> Thread<N> {
         }
         if has(CLONE_PARENT_SETTID) {
             // As on Linux, a bad address does not undo the clone.
-            quiet(self.memory.write(clone.parent_tid, &tid.to_le_bytes()).await)?;
+            quiet(
+                self.memory
+                    .write(clone.parent_tid, &tid.to_le_bytes())
+                    .await,
+            )?;
         }
         if has(CLONE_CHILD_SETTID) {
-            quiet(child.memory.write(clone.child_tid, &tid.to_le_bytes()).await)?;
+            quiet(
+                child
+                    .memory
+                    .write(clone.child_tid, &tid.to_le_bytes())
+                    .await,
+            )?;
         }
         node.spawn(child, core);
         if let Some(release) = release {
@@ -262,7 +276,13 @@ impl<N: Node> Thread<N> {
             return Err(errno::EAGAIN.into());
         }
         let id = tree.new_id()?;
-        let shared = Arc::new(Shared::new(id, core, self.shared.mask(), actions, self.creds()));
+        let shared = Arc::new(Shared::new(
+            id,
+            core,
+            self.shared.mask(),
+            actions,
+            self.creds(),
+        ));
         shared.name.lock().clone_from(&self.shared.name.lock());
         shared.set_affinity(self.shared.affinity());
         shared.set_nice(self.shared.nice());
@@ -296,7 +316,10 @@ impl<N: Node> Thread<N> {
             .arguments
             .lock()
             .clone_from(&self.process.arguments.lock());
-        process.limits.lock().clone_from(&self.process.limits.lock());
+        process
+            .limits
+            .lock()
+            .clone_from(&self.process.limits.lock());
         process.threads.lock().insert(id, shared.clone());
         let relations = Relations {
             process: process.clone(),

@@ -42,7 +42,10 @@ impl<N: Node> Thread<N> {
         let epoll = object.as_epoll().ok_or(errno::EINVAL)?;
         match &file.kind {
             Kind::Object(inner) => {
-                if inner.as_epoll().is_some_and(|inner| epoll.is_within(inner, 0)) {
+                if inner
+                    .as_epoll()
+                    .is_some_and(|inner| epoll.is_within(inner, 0))
+                {
                     return Err(if Arc::ptr_eq(&set, &file) {
                         errno::EINVAL
                     } else {
@@ -75,7 +78,10 @@ impl<N: Node> Thread<N> {
         self.epoll_wait(set, into, most, wait).await
     }
 
-    pub(super) async fn sys_epoll_pwait(&mut self, [set, into, most, timeout, mask, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_epoll_pwait(
+        &mut self,
+        [set, into, most, timeout, mask, _]: Args,
+    ) -> Result<u64> {
         let timeout = int(timeout).cast_signed();
         let wait = u64::try_from(timeout).ok().map(Duration::from_millis);
         self.mask_from(mask).await?;
@@ -96,7 +102,13 @@ impl<N: Node> Thread<N> {
         self.unmask(done)
     }
 
-    async fn epoll_wait(&self, set: u64, into: u64, most: u64, wait: Option<Duration>) -> Result<u64> {
+    async fn epoll_wait(
+        &self,
+        set: u64,
+        into: u64,
+        most: u64,
+        wait: Option<Duration>,
+    ) -> Result<u64> {
         let set = self.file(set)?;
         let Kind::Object(object) = &set.kind else {
             return Err(errno::EINVAL.into());
@@ -126,7 +138,12 @@ impl<N: Node> Thread<N> {
     }
 
     /// Waits for a file of a set until `until`; returns those that are ready.
-    async fn epoll_once(&self, epoll: &Epoll, most: usize, until: Option<hal::Instant>) -> Vec<(u32, u64)> {
+    async fn epoll_once(
+        &self,
+        epoll: &Epoll,
+        most: usize,
+        until: Option<hal::Instant>,
+    ) -> Vec<(u32, u64)> {
         let ready = |file: &OpenFile| self.ready_bits(file);
         let any = poll_fn(|context| {
             epoll.register(context.waker());

@@ -53,7 +53,10 @@ impl<N: Node> Thread<N> {
             tid => {
                 let process = self.node.kernel().process_of(tid).ok_or(errno::ESRCH)?;
                 let thread = process.threads.lock().get(&tid).cloned();
-                thread.ok_or(errno::ESRCH)?.robust_list.load(Ordering::Relaxed)
+                thread
+                    .ok_or(errno::ESRCH)?
+                    .robust_list
+                    .load(Ordering::Relaxed)
             }
         };
         self.memory.write_words(len, &[ROBUST_HEAD]).await?;
@@ -61,7 +64,10 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    pub(super) async fn sys_futex(&self, [addr, op, value, timeout, second, third]: Args) -> Result<u64> {
+    pub(super) async fn sys_futex(
+        &self,
+        [addr, op, value, timeout, second, third]: Args,
+    ) -> Result<u64> {
         if !addr.is_multiple_of(4) {
             return Err(errno::EINVAL.into());
         }
@@ -89,8 +95,13 @@ impl<N: Node> Thread<N> {
             }
             command @ (REQUEUE | CMP_REQUEUE) => {
                 let compare = (command == CMP_REQUEUE).then_some(int(third));
-                self.requeue_futex((addr, key), (second, private), (value, int(timeout)), compare)
-                    .await
+                self.requeue_futex(
+                    (addr, key),
+                    (second, private),
+                    (value, int(timeout)),
+                    compare,
+                )
+                .await
             }
             WAKE_OP => {
                 self.wake_op((key, value), (second, private), int(timeout), int(third))
@@ -150,7 +161,11 @@ impl<N: Node> Thread<N> {
     }
 
     /// Calls `act` with a way to read the word without waiting, until that could be read.
-    async fn with_word<T>(&self, addr: u64, mut act: impl FnMut(&dyn Fn() -> Option<u32>) -> T) -> Result<T> {
+    async fn with_word<T>(
+        &self,
+        addr: u64,
+        mut act: impl FnMut(&dyn Fn() -> Option<u32>) -> T,
+    ) -> Result<T> {
         loop {
             if let Some(done) = self.try_with_word(addr, &mut act) {
                 return Ok(done);
@@ -159,7 +174,11 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    fn try_with_word<T>(&self, addr: u64, act: impl FnOnce(&dyn Fn() -> Option<u32>) -> T) -> Option<T> {
+    fn try_with_word<T>(
+        &self,
+        addr: u64,
+        act: impl FnOnce(&dyn Fn() -> Option<u32>) -> T,
+    ) -> Option<T> {
         let away = Cell::new(false);
         let read = || {
             let word = self.word_now(addr);
@@ -179,7 +198,8 @@ impl<N: Node> Thread<N> {
         end: Option<hal::Instant>,
     ) -> Result<u64> {
         let futexes = &self.node.kernel().futexes;
-        let queue = |read: &dyn Fn() -> Option<u32>| futexes.wait(key, bits, || read() == Some(value));
+        let queue =
+            |read: &dyn Fn() -> Option<u32>| futexes.wait(key, bits, || read() == Some(value));
         let waiter = self.with_word(addr, queue).await?.ok_or(errno::EAGAIN)?;
         let waited = self.unless_called(self.woken_or_late(&waiter, end)).await;
         let woken = matches!(waited, Ok(true)) || !futexes.cancel(&waiter);
@@ -231,7 +251,8 @@ impl<N: Node> Thread<N> {
         Ok((woken + if compare.is_some() { moved } else { 0 }).into())
     }
 
-    /// Changes the second word, wakes waiters on the first, and on the second if the old value says so.
+    /// Changes the second word, wakes waiters on the first, and on the second if the old value says
+    /// so.
     async fn wake_op(
         &self,
         (key, count): (Key, u32),

@@ -9,8 +9,8 @@ use messages::storage::Stat;
 
 use super::{Args, int};
 use crate::creds::{
-    CAP_CHOWN, CAP_FOWNER, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Capabilities, Creds, Ids, LAST_CAPABILITY,
-    MAX_GROUPS,
+    CAP_CHOWN, CAP_FOWNER, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Capabilities, Creds, Ids,
+    LAST_CAPABILITY, MAX_GROUPS,
 };
 use crate::error::{Result, errno};
 use crate::limits::{Limit, Resource};
@@ -62,7 +62,11 @@ impl<N: Node> Thread<N> {
     }
 
     async fn put_ids(&self, [real, effective, saved, ..]: Args, ids: Ids) -> Result<u64> {
-        for (at, id) in [(real, ids.real), (effective, ids.effective), (saved, ids.saved)] {
+        for (at, id) in [
+            (real, ids.real),
+            (effective, ids.effective),
+            (saved, ids.saved),
+        ] {
             self.memory.write(at, &id.to_le_bytes()).await?;
         }
         Ok(0)
@@ -75,7 +79,10 @@ impl<N: Node> Thread<N> {
             if room < groups.len() {
                 return Err(errno::EINVAL.into());
             }
-            let bytes: Vec<u8> = groups.iter().flat_map(|group| group.to_le_bytes()).collect();
+            let bytes: Vec<u8> = groups
+                .iter()
+                .flat_map(|group| group.to_le_bytes())
+                .collect();
             self.memory.write(into, &bytes).await?;
         }
         Ok(groups.len() as u64)
@@ -101,7 +108,9 @@ impl<N: Node> Thread<N> {
             CAPABILITY_V1 => Ok((1, int(words >> 32))),
             CAPABILITY_V2 | CAPABILITY_V3 => Ok((2, int(words >> 32))),
             _ => {
-                self.memory.write(header, &CAPABILITY_V3.to_le_bytes()).await?;
+                self.memory
+                    .write(header, &CAPABILITY_V3.to_le_bytes())
+                    .await?;
                 Err(errno::EINVAL.into())
             }
         }
@@ -166,7 +175,11 @@ impl<N: Node> Thread<N> {
         let had = process.limits.lock().get(resource)?;
         let own = process.pid == self.pid;
         let creds = self.creds();
-        if !own && !process.creds().is_some_and(|other| creds.may_signal(&other)) {
+        if !own
+            && !process
+                .creds()
+                .is_some_and(|other| creds.may_signal(&other))
+        {
             return Err(errno::EPERM.into());
         }
         if new != 0 {
@@ -208,12 +221,17 @@ impl<N: Node> Thread<N> {
         let allowed = match *change {
             Change::Owner(uid, gid) => {
                 let same_user = uid == u32::MAX || uid == stat.uid;
-                let own_group = gid == u32::MAX || creds.group.fs == gid || creds.groups.contains(&gid);
+                let own_group =
+                    gid == u32::MAX || creds.group.fs == gid || creds.groups.contains(&gid);
                 creds.can(CAP_CHOWN) || owns && same_user && own_group
             }
             _ => owns || creds.can(CAP_FOWNER),
         };
-        if allowed { Ok(()) } else { Err(errno::EPERM.into()) }
+        if allowed {
+            Ok(())
+        } else {
+            Err(errno::EPERM.into())
+        }
     }
 
     /// Returns EFBIG, and sends SIGXFSZ, if a file may not reach as far as `end`.
@@ -281,7 +299,9 @@ impl<N: Node> Thread<N> {
             PR_SET_PDEATHSIG | PR_SET_DUMPABLE | PR_SET_TIMERSLACK | PR_SET_VMA => Ok(0),
             PR_SET_NO_NEW_PRIVS if arg == 1 => Ok(0),
             PR_GET_NO_NEW_PRIVS | PR_GET_SECCOMP => Ok(0),
-            PR_GET_PDEATHSIG | PR_GET_CHILD_SUBREAPER => self.memory.write(arg, &[0; 4]).await.map(|()| 0),
+            PR_GET_PDEATHSIG | PR_GET_CHILD_SUBREAPER => {
+                self.memory.write(arg, &[0; 4]).await.map(|()| 0)
+            }
             // Orphans are the first process's.
             PR_SET_CHILD_SUBREAPER if arg == 0 => Ok(0),
             PR_GET_DUMPABLE => Ok(1),

@@ -35,7 +35,8 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_inotify_add_watch(&self, [fd, path, mask, ..]: Args) -> Result<u64> {
         let mask = int(mask);
-        let known = ALL_EVENTS | MASK_ADD | MASK_CREATE | ONLYDIR | DONT_FOLLOW | EXCL_UNLINK | ONESHOT;
+        let known =
+            ALL_EVENTS | MASK_ADD | MASK_CREATE | ONLYDIR | DONT_FOLLOW | EXCL_UNLINK | ONESHOT;
         if mask & known == 0 || mask & MASK_ADD != 0 && mask & MASK_CREATE != 0 {
             return Err(errno::EINVAL.into());
         }

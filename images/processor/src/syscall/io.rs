@@ -6,8 +6,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use linux_raw_sys::general as nr;
 use linux_raw_sys::general::{
-    F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_GETLK, F_GETPIPE_SZ, F_OFD_GETLK,
-    F_OFD_SETLK, F_OFD_SETLKW, F_SETFD, F_SETFL, F_SETLK, F_SETLKW, F_SETPIPE_SZ,
+    F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_GETLK, F_GETPIPE_SZ,
+    F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_SETFD, F_SETFL, F_SETLK, F_SETLKW, F_SETPIPE_SZ,
 };
 use messages::USER_END;
 use messages::storage::Entries;
@@ -38,8 +38,8 @@ fn so_far(done: u64, result: Result<u64>) -> Result<u64> {
     }
 }
 
-/// Returns EFAULT if a range is not in the half of the addresses that programs have, as Linux does before
-/// it looks at what is mapped.
+/// Returns EFAULT if a range is not in the half of the addresses that programs have, as Linux does
+/// before it looks at what is mapped.
 fn user_range(addr: u64, count: u64) -> Result<()> {
     match addr.checked_add(count) {
         Some(end) if end <= USER_END => Ok(()),
@@ -74,13 +74,21 @@ fn piece_len(left: u64) -> usize {
 
 impl<N: Node> Thread<N> {
     /// Reads into the program, from `offset` of a file or from where it stands.
-    async fn read_into(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
+    async fn read_into(
+        &self,
+        file: &OpenFile,
+        addr: u64,
+        count: u64,
+        offset: Option<u64>,
+    ) -> Result<u64> {
         let count = count.min(MAX_COUNT);
         let of = match &file.kind {
             Kind::File(_) if file.flags() & 3 == 1 => return Err(errno::EBADF.into()),
             Kind::File(of) => *of,
             Kind::Tmp(tmp) => return self.read_tmp(file, tmp, addr, count, offset).await,
-            Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_) => return Err(errno::EISDIR.into()),
+            Kind::Folder(_) | Kind::TmpFolder(_) | Kind::Listing(_) => {
+                return Err(errno::EISDIR.into());
+            }
             Kind::Text(text) => return self.read_text(file, text, addr, count, offset).await,
             Kind::Link(_) => return Err(errno::EBADF.into()),
             Kind::Device(device) => return self.read_device(*device, addr, count).await,
@@ -126,7 +134,13 @@ impl<N: Node> Thread<N> {
     }
 
     /// Writes from the program to an open file, at `offset` or where it stands.
-    async fn write_from(&self, file: &OpenFile, addr: u64, count: u64, offset: Option<u64>) -> Result<u64> {
+    async fn write_from(
+        &self,
+        file: &OpenFile,
+        addr: u64,
+        count: u64,
+        offset: Option<u64>,
+    ) -> Result<u64> {
         let count = count.min(MAX_COUNT);
         if file.flags() & 3 == 0 {
             return Err(errno::EBADF.into());
@@ -241,7 +255,10 @@ impl<N: Node> Thread<N> {
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
-            done = so_far(done, self.read_into(&file, base, len, Some(offset + done)).await)?;
+            done = so_far(
+                done,
+                self.read_into(&file, base, len, Some(offset + done)).await,
+            )?;
             if done - before < len {
                 break;
             }
@@ -275,7 +292,10 @@ impl<N: Node> Thread<N> {
         let mut done = 0;
         for (base, len) in self.pieces(addr, count).await? {
             let before = done;
-            done = so_far(done, self.write_from(&file, base, len, Some(offset + done)).await)?;
+            done = so_far(
+                done,
+                self.write_from(&file, base, len, Some(offset + done)).await,
+            )?;
             if done - before < len {
                 break;
             }
@@ -445,7 +465,9 @@ impl<N: Node> Thread<N> {
         let id = match &file.kind {
             Kind::Folder(of) => of.id,
             Kind::TmpFolder(inode) => return self.list_tmp(&file, *inode, addr, count).await,
-            Kind::Listing(listing) => return self.list_pseudo(&file, &listing.names, addr, count).await,
+            Kind::Listing(listing) => {
+                return self.list_pseudo(&file, &listing.names, addr, count).await;
+            }
             _ => return Err(errno::ENOTDIR.into()),
         };
         let room = usize::try_from(count).unwrap_or(usize::MAX);

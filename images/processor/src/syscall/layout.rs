@@ -1,5 +1,5 @@
-//! Structures that programs read, as bytes. Layouts: Linux `arch/x86/include/uapi/asm/stat.h`, `include/uapi/linux/stat.h`,
-//! `include/linux/dirent.h`.
+//! Structures that programs read, as bytes. Layouts: Linux `arch/x86/include/uapi/asm/stat.h`,
+//! `include/uapi/linux/stat.h`, `include/linux/dirent.h`.
 
 use alloc::vec::Vec;
 
@@ -11,8 +11,8 @@ pub(super) const STAT_SIZE: usize = 144;
 pub(super) const STATX_SIZE: usize = 256;
 /// `STATX_BASIC_STATS`.
 const STATX_BASIC: u32 = 0x7ff;
-/// Returns the number of the file system that an inode is of: S's disk, this node's own files, or files
-/// without data.
+/// Returns the number of the file system that an inode is of: S's disk, this node's own files, or
+/// files without data.
 fn device_of(inode: u64) -> u64 {
     match inode {
         crate::pseudo::FIRST_INODE.. => 0x18,
@@ -77,7 +77,9 @@ pub(super) fn stat(s: &Stat) -> Vec<u8> {
         .u64(u64::from(s.block_size))
         .u64(s.blocks);
     for time in [s.accessed, s.modified, s.changed] {
-        bytes = bytes.u64(time.seconds.cast_unsigned()).u64(u64::from(time.nanos));
+        bytes = bytes
+            .u64(time.seconds.cast_unsigned())
+            .u64(u64::from(time.nanos));
     }
     bytes.done(STAT_SIZE)
 }
@@ -98,10 +100,16 @@ pub(super) fn statx(s: &Stat) -> Vec<u8> {
         .u64(s.size)
         .u64(s.blocks)
         .u64(0);
-    let birth = FileTime { seconds: 0, nanos: 0 };
+    let birth = FileTime {
+        seconds: 0,
+        nanos: 0,
+    };
     // Times: access, birth (unknown), change, modification.
     for time in [s.accessed, birth, s.changed, s.modified] {
-        bytes = bytes.u64(time.seconds.cast_unsigned()).u32(time.nanos).u32(0);
+        bytes = bytes
+            .u64(time.seconds.cast_unsigned())
+            .u32(time.nanos)
+            .u32(0);
     }
     for part in device_parts(s.device)
         .into_iter()
@@ -133,7 +141,8 @@ mod tests {
 
     #[test]
     fn stat_is_as_linux_lays_it_out() {
-        // The fields' offsets as <asm/stat.h> of x86-64 has them, against linux-raw-sys' own structure.
+        // The fields' offsets as <asm/stat.h> of x86-64 has them, against linux-raw-sys' own
+        // structure.
         use core::mem::offset_of;
         use linux_raw_sys::general::stat as raw;
         let meta = std::fs::metadata("/").unwrap();
@@ -159,19 +168,31 @@ mod tests {
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         assert_eq!(bytes.len(), size_of::<raw>());
         assert_eq!(u64_at(offset_of!(raw, st_ino)), meta.ino());
-        assert_eq!(u64_at(offset_of!(raw, st_mode)), u64::from(meta.mode()) | 3 << 32);
+        assert_eq!(
+            u64_at(offset_of!(raw, st_mode)),
+            u64::from(meta.mode()) | 3 << 32
+        );
         assert_eq!(u64_at(offset_of!(raw, st_rdev)), 9);
         assert_eq!(u64_at(offset_of!(raw, st_size)), meta.size());
         assert_eq!(u64_at(offset_of!(raw, st_blocks)), meta.blocks());
-        assert_eq!(u64_at(offset_of!(raw, st_mtime)), meta.mtime().cast_unsigned());
+        assert_eq!(
+            u64_at(offset_of!(raw, st_mtime)),
+            meta.mtime().cast_unsigned()
+        );
         let x = statx(&s);
         use linux_raw_sys::general::statx as rawx;
         assert_eq!(x.len(), size_of::<rawx>());
-        assert_eq!(x[offset_of!(rawx, stx_ino)..][..8], meta.ino().to_le_bytes());
+        assert_eq!(
+            x[offset_of!(rawx, stx_ino)..][..8],
+            meta.ino().to_le_bytes()
+        );
         assert_eq!(
             x[offset_of!(rawx, stx_mode)..][..2],
             meta.mode().to_le_bytes()[..2]
         );
-        assert_eq!(x[offset_of!(rawx, stx_mtime)..][..8], meta.mtime().to_le_bytes());
+        assert_eq!(
+            x[offset_of!(rawx, stx_mtime)..][..8],
+            meta.mtime().to_le_bytes()
+        );
     }
 }

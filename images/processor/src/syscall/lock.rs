@@ -36,7 +36,10 @@ fn range(base: u64, start: i64, len: i64) -> Result<Range> {
         .filter(|&start| start.cast_signed() >= 0)
         .ok_or(errno::EINVAL)?;
     let range = match len {
-        0 => Range { start, end: u64::MAX },
+        0 => Range {
+            start,
+            end: u64::MAX,
+        },
         1.. => Range {
             start,
             end: start
@@ -71,7 +74,8 @@ impl<N: Node> Thread<N> {
         let mut bytes = [0; FLOCK];
         self.memory.read(at, &mut bytes).await?;
         let half = |at: usize| u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
-        let word = |at: usize| i64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let word =
+            |at: usize| i64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let mode = match half(0) {
             F_RDLCK => Some(Mode::Read),
             F_WRLCK => Some(Mode::Write),
@@ -92,7 +96,12 @@ impl<N: Node> Thread<N> {
     }
 
     /// Serves the lock commands of `fcntl`.
-    pub(super) async fn sys_lock(&self, file: &Arc<OpenFile>, command: u32, at: u64) -> Result<u64> {
+    pub(super) async fn sys_lock(
+        &self,
+        file: &Arc<OpenFile>,
+        command: u32,
+        at: u64,
+    ) -> Result<u64> {
         let asked = self.asked(file, at).await?;
         let by_file = matches!(command, F_OFD_GETLK | F_OFD_SETLK | F_OFD_SETLKW);
         if by_file && asked.pid != 0 {
@@ -146,7 +155,11 @@ impl<N: Node> Thread<N> {
             self.memory.write(at, &free.to_le_bytes()).await?;
             return Ok(0);
         };
-        let mode = if lock.mode == Mode::Read { F_RDLCK } else { F_WRLCK };
+        let mode = if lock.mode == Mode::Read {
+            F_RDLCK
+        } else {
+            F_WRLCK
+        };
         let len = match lock.range.end {
             u64::MAX => 0,
             end => end - lock.range.start,
@@ -156,7 +169,9 @@ impl<N: Node> Thread<N> {
             Owner::File(_) => u32::MAX,
         };
         self.memory.write(at, &mode.to_le_bytes()).await?;
-        self.memory.write_words(at + 8, &[lock.range.start, len]).await?;
+        self.memory
+            .write_words(at + 8, &[lock.range.start, len])
+            .await?;
         self.memory.write(at + 24, &pid.to_le_bytes()).await?;
         Ok(0)
     }

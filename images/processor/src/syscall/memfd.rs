@@ -42,7 +42,8 @@ impl<N: Node> Thread<N> {
         let file = self.node.kernel().tmpfs().unnamed(mode, seals);
         let path = [b"/memfd:", &name[..], b" (deleted)"].concat();
         let open = OpenFile::new(Kind::Tmp(file), path, LARGE | 2, None);
-        self.table().add(Arc::new(open), 0, flags & MFD_CLOEXEC != 0)
+        self.table()
+            .add(Arc::new(open), 0, flags & MFD_CLOEXEC != 0)
     }
 
     /// Makes a file without a name in a folder of this node's own (`O_TMPFILE`).
@@ -114,7 +115,11 @@ impl<N: Node> Thread<N> {
         if file.flags() & 3 == 0 {
             return Err(errno::EPERM.into());
         }
-        self.node.kernel().tmpfs().add_seals(tmp, int(seals)).await?;
+        self.node
+            .kernel()
+            .tmpfs()
+            .add_seals(tmp, int(seals))
+            .await?;
         Ok(0)
     }
 }

@@ -44,7 +44,9 @@ pub(super) fn pages(addr: u64, len: u64) -> core::result::Result<Range<u64>, Err
     if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(errno::EINVAL);
     }
-    let len = len.checked_next_multiple_of(PAGE_SIZE).ok_or(errno::ENOMEM)?;
+    let len = len
+        .checked_next_multiple_of(PAGE_SIZE)
+        .ok_or(errno::ENOMEM)?;
     let end = addr
         .checked_add(len)
         .filter(|&end| end <= USER_END)
@@ -92,17 +94,19 @@ impl Asked {
 /// Returns the mapping that `mmap` is to make, before it has a backing.
 fn vma(rights: Rights, flags: u64) -> Vma {
     let mut vma = Vma::anonymous(rights);
-    vma.flags.set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
+    vma.flags
+        .set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
     let grows = flags & MAP_GROWSDOWN != 0 && flags & MAP_TYPE == MAP_PRIVATE;
     vma.flags.set(VmaFlags::GROWSDOWN, grows);
     vma
 }
 
 impl<N: Node> Thread<N> {
-    /// Maps anonymous memory of the process's own if that takes no waiting; what is wrong with a call
-    /// is for [`sys_mmap`](Self::sys_mmap) to say.
+    /// Maps anonymous memory of the process's own if that takes no waiting; what is wrong with a
+    /// call is for [`sys_mmap`](Self::sys_mmap) to say.
     pub(super) fn mmap_now(&self, [addr, len, prot, flags, _, offset]: Args) -> Option<u64> {
-        let private = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_POPULATE) == MAP_PRIVATE | MAP_ANONYMOUS;
+        let private =
+            flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_POPULATE) == MAP_PRIVATE | MAP_ANONYMOUS;
         if !private || len == 0 || !offset.is_multiple_of(PAGE_SIZE) {
             return None;
         }
@@ -212,12 +216,16 @@ impl<N: Node> Thread<N> {
         if shared && rights.contains(Rights::WRITE) && file.sealed(SEAL_WRITE | SEAL_FUTURE_WRITE) {
             return Err(errno::EPERM.into());
         }
-        // What nobody can write any more may as well be copied, and then no change of rights can write it.
+        // What nobody can write any more may as well be copied, and then no change of rights can
+        // write it.
         let shared = shared && !file.sealed(SEAL_WRITE);
         let (place, len) = placement(addr, len, flags)?;
         let tmpfs = self.node.kernel().tmpfs();
         let size = file.size();
-        let backed = size.saturating_sub(offset).next_multiple_of(PAGE_SIZE).min(len);
+        let backed = size
+            .saturating_sub(offset)
+            .next_multiple_of(PAGE_SIZE)
+            .min(len);
         let mut vma = Vma::anonymous(rights);
         if shared {
             let object = tmpfs.object(file, offset.saturating_add(len)).await?;
@@ -233,7 +241,8 @@ impl<N: Node> Thread<N> {
             let mut piece = alloc::vec![0; crate::load::PIECE];
             let mut done = 0;
             while done < backed {
-                let want = usize::try_from(backed - done).map_or(piece.len(), |left| left.min(piece.len()));
+                let want = usize::try_from(backed - done)
+                    .map_or(piece.len(), |left| left.min(piece.len()));
                 let got = tmpfs.read(file, offset + done, &mut piece[..want]).await?;
                 self.memory.load(at + done, &piece[..got]).await?;
                 done += got as u64;
@@ -269,7 +278,9 @@ impl<N: Node> Thread<N> {
         if grows != 0 {
             range = self.memory.grown(range).ok_or(errno::EINVAL)?;
         }
-        self.memory.protect(range, rights(prot & PROT_KNOWN)).await?;
+        self.memory
+            .protect(range, rights(prot & PROT_KNOWN))
+            .await?;
         Ok(0)
     }
 
@@ -280,7 +291,9 @@ impl<N: Node> Thread<N> {
             return Err(errno::EINVAL.into());
         }
         let was = pages(addr, old)?;
-        let new_len = new.checked_next_multiple_of(PAGE_SIZE).ok_or(errno::ENOMEM)?;
+        let new_len = new
+            .checked_next_multiple_of(PAGE_SIZE)
+            .ok_or(errno::ENOMEM)?;
         if was.is_empty() || new_len == 0 || new_len > USER_END {
             return Err(errno::EINVAL.into());
         }

@@ -43,7 +43,11 @@ impl<N: Node> Thread<N> {
             }
             _ => return Err(errno::EINVAL.into()),
         };
-        if done { Ok(0) } else { Err(errno::EPERM.into()) }
+        if done {
+            Ok(0)
+        } else {
+            Err(errno::EPERM.into())
+        }
     }
 
     pub(super) async fn sys_uname(&self, [into, ..]: Args) -> Result<u64> {
@@ -73,7 +77,9 @@ impl<N: Node> Thread<N> {
         for word in [0, 0, 0, total, free, 0, 0, 0, 0, threads as u64, 0, 0] {
             bytes = bytes.u64(word);
         }
-        self.memory.write(into, &bytes.u32(1).done(SYSINFO_SIZE)).await?;
+        self.memory
+            .write(into, &bytes.u32(1).done(SYSINFO_SIZE))
+            .await?;
         Ok(0)
     }
 
@@ -84,9 +90,12 @@ impl<N: Node> Thread<N> {
         let mut piece = [0; 256];
         let mut done = 0;
         // A length beyond what is writable fills what there is.
-        let len = self.memory.reachable(into, len.min(i32::MAX as u64), true)?;
+        let len = self
+            .memory
+            .reachable(into, len.min(i32::MAX as u64), true)?;
         while done < len {
-            let want = usize::try_from(len - done).map_or(piece.len(), |left| left.min(piece.len()));
+            let want =
+                usize::try_from(len - done).map_or(piece.len(), |left| left.min(piece.len()));
             self.node.platform().random(&mut piece[..want]);
             self.memory
                 .write(into.saturating_add(done), &piece[..want])
@@ -139,8 +148,9 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    /// Makes all threads of the process see memory in one order (membarrier(2)): every core in user mode
-    /// with this address space answers an interrupt before this returns, as for a change of mappings.
+    /// Makes all threads of the process see memory in one order (membarrier(2)): every core in user
+    /// mode with this address space answers an interrupt before this returns, as for a change of
+    /// mappings.
     pub(super) fn sys_membarrier(&self, [command, flags, ..]: Args) -> Result<u64> {
         const PRIVATE_EXPEDITED: u32 = 8;
         const REGISTER_PRIVATE_EXPEDITED: u32 = 16;

@@ -153,7 +153,10 @@ impl<N: Node> Thread<N> {
             }
             nr::__NR_openat => self.sys_open(dir, path, a[2], a[3]).await,
             nr::__NR_stat => self.sys_stat(path::AT_FDCWD, a[0], a[1], 0).await,
-            nr::__NR_lstat => self.sys_stat(path::AT_FDCWD, a[0], a[1], path::NOFOLLOW).await,
+            nr::__NR_lstat => {
+                self.sys_stat(path::AT_FDCWD, a[0], a[1], path::NOFOLLOW)
+                    .await
+            }
             nr::__NR_newfstatat => self.sys_stat(dir, path, a[2], a[3]).await,
             nr::__NR_fstat => self.sys_fstat(a).await,
             nr::__NR_statx => self.sys_statx(a).await,
@@ -179,12 +182,18 @@ impl<N: Node> Thread<N> {
             nr::__NR_mknodat => self.sys_mknodat(a[0], a[1], a[2], a[3]).await,
             nr::__NR_symlink => self.sys_symlinkat(a[0], AT_FDCWD, a[1]).await,
             nr::__NR_symlinkat => self.sys_symlinkat(a[0], a[1], a[2]).await,
-            nr::__NR_link => self.sys_linkat([AT_FDCWD, a[0], AT_FDCWD, a[1], 0, 0]).await,
+            nr::__NR_link => {
+                self.sys_linkat([AT_FDCWD, a[0], AT_FDCWD, a[1], 0, 0])
+                    .await
+            }
             nr::__NR_linkat => self.sys_linkat(a).await,
             nr::__NR_unlink => self.sys_unlinkat(AT_FDCWD, a[0], 0).await,
             nr::__NR_rmdir => self.sys_unlinkat(AT_FDCWD, a[0], 0x200).await,
             nr::__NR_unlinkat => self.sys_unlinkat(a[0], a[1], a[2]).await,
-            nr::__NR_rename => self.sys_renameat([AT_FDCWD, a[0], AT_FDCWD, a[1], 0, 0]).await,
+            nr::__NR_rename => {
+                self.sys_renameat([AT_FDCWD, a[0], AT_FDCWD, a[1], 0, 0])
+                    .await
+            }
             nr::__NR_renameat => self.sys_renameat([a[0], a[1], a[2], a[3], 0, 0]).await,
             nr::__NR_renameat2 => self.sys_renameat(a).await,
             nr::__NR_truncate => self.sys_truncate(a).await,
@@ -208,8 +217,14 @@ impl<N: Node> Thread<N> {
             nr::__NR_chmod => self.change_at(AT_FDCWD, a[0], true, mode(a[1])).await,
             nr::__NR_fchmod => self.change_file(a[0], &mode(a[1])).await,
             nr::__NR_fchmodat => self.change_at(a[0], a[1], true, mode(a[2])).await,
-            nr::__NR_chown => self.change_at(AT_FDCWD, a[0], true, owner(a[1], a[2])).await,
-            nr::__NR_lchown => self.change_at(AT_FDCWD, a[0], false, owner(a[1], a[2])).await,
+            nr::__NR_chown => {
+                self.change_at(AT_FDCWD, a[0], true, owner(a[1], a[2]))
+                    .await
+            }
+            nr::__NR_lchown => {
+                self.change_at(AT_FDCWD, a[0], false, owner(a[1], a[2]))
+                    .await
+            }
             nr::__NR_fchown => self.change_file(a[0], &owner(a[1], a[2])).await,
             nr::__NR_fchownat => {
                 let follow = a[4] & NOFOLLOW == 0;
@@ -263,7 +278,9 @@ impl<N: Node> Thread<N> {
             nr::__NR_rt_sigsuspend => self.sys_sigsuspend(a).await,
             nr::__NR_rt_sigtimedwait => self.sys_sigtimedwait(a).await,
             nr::__NR_rt_sigqueueinfo => self.sys_sigqueueinfo(None, [a[0], a[1], a[2]]).await,
-            nr::__NR_rt_tgsigqueueinfo => self.sys_sigqueueinfo(Some(a[0]), [a[1], a[2], a[3]]).await,
+            nr::__NR_rt_tgsigqueueinfo => {
+                self.sys_sigqueueinfo(Some(a[0]), [a[1], a[2], a[3]]).await
+            }
             nr::__NR_sigaltstack => self.sys_sigaltstack(a).await,
             nr::__NR_pause => self.sys_pause().await,
             nr::__NR_kill => self.sys_kill(a),

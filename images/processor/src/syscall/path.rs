@@ -37,7 +37,8 @@ const O_TRUNC: u64 = 0o1_000;
 const O_CLOEXEC: u64 = 0o2_000_000;
 /// `O_TMPFILE`, which has `O_DIRECTORY` in it.
 const O_TMPFILE: u64 = 0o20_200_000;
-/// Flags that an open file keeps: access mode, `O_APPEND`, `O_NONBLOCK`, `O_DSYNC`, `O_DIRECT`, `O_LARGEFILE`, `O_SYNC`.
+/// Flags that an open file keeps: access mode, `O_APPEND`, `O_NONBLOCK`, `O_DSYNC`, `O_DIRECT`,
+/// `O_LARGEFILE`, `O_SYNC`.
 const KEPT: u64 = 0o3 | 0o6_000 | 0o10_000 | 0o40_000 | 0o4_000_000;
 /// Flags of creat(2): `O_CREAT | O_WRONLY | O_TRUNC`.
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
@@ -66,12 +67,19 @@ fn wanted(flags: u64) -> u32 {
         1 => WRITE,
         _ => READ | WRITE,
     };
-    if flags & O_TRUNC != 0 { mode | WRITE } else { mode }
+    if flags & O_TRUNC != 0 {
+        mode | WRITE
+    } else {
+        mode
+    }
 }
 
 /// The status of an end of the console: a pipe.
 fn stream_status() -> Stat {
-    let never = FileTime { seconds: 0, nanos: 0 };
+    let never = FileTime {
+        seconds: 0,
+        nanos: 0,
+    };
     Stat {
         inode: 1,
         mode: 0o010_600,
@@ -92,9 +100,11 @@ fn stream_status() -> Stat {
 fn terminal_path(device: u64) -> Vec<u8> {
     const PTS_MAJOR: u64 = 136;
     match device >> 8 {
-        PTS_MAJOR.. => {
-            alloc::format!("/dev/pts/{}", ((device >> 8) - PTS_MAJOR) * 256 + (device & 0xff)).into_bytes()
-        }
+        PTS_MAJOR.. => alloc::format!(
+            "/dev/pts/{}",
+            ((device >> 8) - PTS_MAJOR) * 256 + (device & 0xff)
+        )
+        .into_bytes(),
         _ => b"/dev/console".to_vec(),
     }
 }
@@ -189,7 +199,12 @@ impl<N: Node> Thread<N> {
 
     /// Opens what S or this node's own file systems have under a path.
     async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
-        match self.node.kernel().tmpfs().find(path, flags & O_NOFOLLOW == 0)? {
+        match self
+            .node
+            .kernel()
+            .tmpfs()
+            .find(path, flags & O_NOFOLLOW == 0)?
+        {
             Found::Storage(path) => self.open_storage(&path, flags, mode).await,
             found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
             found => self.open_tmp(path, found, flags, mode).await,
@@ -267,14 +282,17 @@ impl<N: Node> Thread<N> {
         Ok(Kind::File(of))
     }
 
-    /// Returns EACCES if the thread may not open what a path of S names, or make it. S does what it is asked as root would.
+    /// Returns EACCES if the thread may not open what a path of S names, or make it. S does what it
+    /// is asked as root would.
     async fn check_open(&self, path: &[u8], flags: u64, wants: OpenFlags) -> Result<()> {
         if !self.is_user() {
             return Ok(());
         }
         let follow = !wants.intersects(OpenFlags::NOFOLLOW | OpenFlags::EXCLUSIVE);
         match self.node.files().stat(path, follow).await {
-            Ok(stat) if wants.contains(OpenFlags::UNNAMED) => self.check_rights(&stat, WRITE | EXECUTE),
+            Ok(stat) if wants.contains(OpenFlags::UNNAMED) => {
+                self.check_rights(&stat, WRITE | EXECUTE)
+            }
             Ok(stat) => self.check_rights(&stat, wanted(flags)),
             Err(Error::Errno(errno::ENOENT)) if wants.contains(OpenFlags::CREATE) => {
                 self.check_parent(path).await
@@ -360,7 +378,8 @@ impl<N: Node> Thread<N> {
         if flags & !(EMPTY_PATH | NOFOLLOW | ALSO) != 0 {
             return Err(errno::EINVAL.into());
         }
-        if flags & EMPTY_PATH != 0 && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty())
+        if flags & EMPTY_PATH != 0
+            && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty())
         {
             return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
                 self.status_of_path(&self.cwd(), true).await
@@ -404,7 +423,13 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    pub(super) async fn sys_access(&self, dir: u64, addr: u64, mode: u64, flags: u64) -> Result<u64> {
+    pub(super) async fn sys_access(
+        &self,
+        dir: u64,
+        addr: u64,
+        mode: u64,
+        flags: u64,
+    ) -> Result<u64> {
         if mode & !7 != 0 || flags & !(AT_EACCESS | NOFOLLOW | EMPTY_PATH) != 0 {
             return Err(errno::EINVAL.into());
         }
@@ -426,7 +451,13 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    pub(super) async fn sys_readlink(&self, dir: u64, addr: u64, into: u64, len: u64) -> Result<u64> {
+    pub(super) async fn sys_readlink(
+        &self,
+        dir: u64,
+        addr: u64,
+        into: u64,
+        len: u64,
+    ) -> Result<u64> {
         let Some(len) = usize::try_from(len)
             .ok()
             .filter(|&len| len > 0 && len <= i32::MAX as usize)
@@ -510,8 +541,8 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    /// Returns the error for a change of one of the devices, which have no names on the disk: that of a file system mounted
-    /// read-only.
+    /// Returns the error for a change of one of the devices, which have no names on the disk: that
+    /// of a file system mounted read-only.
     pub(super) async fn refuse_change(&self, path: &[u8], change: Change) -> Result<u64> {
         let found = match Device::named(path) {
             Some(_) => Ok(()),
@@ -519,7 +550,9 @@ impl<N: Node> Thread<N> {
         };
         match (change, found) {
             (Change::Create, Ok(())) => Err(errno::EEXIST.into()),
-            (Change::Create | Change::Remove, Err(Error::Errno(errno::ENOENT))) => Err(errno::EROFS.into()),
+            (Change::Create | Change::Remove, Err(Error::Errno(errno::ENOENT))) => {
+                Err(errno::EROFS.into())
+            }
             (_, found) => found.and(Err(errno::EROFS.into())),
         }
     }

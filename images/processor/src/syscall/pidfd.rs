@@ -71,14 +71,20 @@ impl<N: Node> Thread<N> {
         Ok(process)
     }
 
-    /// Returns the number of the child that a file is, for `waitid`, and whether the call is to wait.
+    /// Returns the number of the child that a file is, for `waitid`, and whether the call is to
+    /// wait.
     pub(super) fn child_at(&self, fd: u32) -> Result<(u32, bool)> {
         let file = self.file(fd.into())?;
-        let process = self.process_of_file(pidfd(&file)?).map_err(|_| errno::ECHILD)?;
+        let process = self
+            .process_of_file(pidfd(&file)?)
+            .map_err(|_| errno::ECHILD)?;
         Ok((process.pid, !file.nonblocking()))
     }
 
-    pub(super) async fn sys_pidfd_send_signal(&self, [fd, signal, info, flags, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_pidfd_send_signal(
+        &self,
+        [fd, signal, info, flags, ..]: Args,
+    ) -> Result<u64> {
         if flags != 0 {
             return Err(errno::EINVAL.into());
         }
@@ -99,7 +105,10 @@ impl<N: Node> Thread<N> {
         let process = self.process_of_file(to)?;
         if let Some(info) = info {
             let creds = self.creds();
-            if process.creds().is_some_and(|other| !creds.may_signal(&other)) {
+            if process
+                .creds()
+                .is_some_and(|other| !creds.may_signal(&other))
+            {
                 return Err(errno::EPERM.into());
             }
             if info.code >= 0 && info.code != SI_USER && process.pid != self.pid {

@@ -12,7 +12,8 @@ use super::{Args, int};
 use crate::error::{Result, errno};
 use crate::files::{Kind, MAX_FILES, O_NONBLOCK, OpenFile};
 use crate::object::{
-    EventCounter, Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_NVAL, POLL_OUT, POLL_RDNORM, POLL_WRNORM,
+    EventCounter, Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_NVAL, POLL_OUT, POLL_RDNORM,
+    POLL_WRNORM,
 };
 use crate::pipe::pipe;
 use crate::platform::Platform;
@@ -42,9 +43,14 @@ impl<N: Node> Thread<N> {
         self.give_pair(first, second, into).await
     }
 
-    /// Gives the program two new descriptors; if the second could not be made, or the program can't take
-    /// them, none stays.
-    pub(super) async fn give_pair(&self, first: u64, second: Result<u64>, into: u64) -> Result<u64> {
+    /// Gives the program two new descriptors; if the second could not be made, or the program can't
+    /// take them, none stays.
+    pub(super) async fn give_pair(
+        &self,
+        first: u64,
+        second: Result<u64>,
+        into: u64,
+    ) -> Result<u64> {
         let second = match second {
             Ok(second) => second,
             Err(error) => {
@@ -71,7 +77,12 @@ impl<N: Node> Thread<N> {
         self.add_object(Arc::new(counter), status, flags & O_CLOEXEC != 0)
     }
 
-    pub(super) fn add_object(&self, object: Arc<dyn Object>, flags: u32, close_on_exec: bool) -> Result<u64> {
+    pub(super) fn add_object(
+        &self,
+        object: Arc<dyn Object>,
+        flags: u32,
+        close_on_exec: bool,
+    ) -> Result<u64> {
         let file = OpenFile::new(Kind::Object(object), Vec::new(), flags, None);
         self.table().add(Arc::new(file), 0, close_on_exec)
     }
@@ -82,7 +93,10 @@ impl<N: Node> Thread<N> {
         self.poll(addr, count, wait).await
     }
 
-    pub(super) async fn sys_ppoll(&mut self, [addr, count, timeout, mask, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_ppoll(
+        &mut self,
+        [addr, count, timeout, mask, ..]: Args,
+    ) -> Result<u64> {
         let wait = match timeout {
             0 => None,
             addr => Some(self.timespec(addr).await?),
@@ -144,9 +158,14 @@ impl<N: Node> Thread<N> {
 
     /// Waits for one of the files until `until`.
     async fn poll_once(&self, asked: &[Asked], until: Option<hal::Instant>) -> Option<Vec<u16>> {
-        let files: Vec<_> = asked.iter().map(|&(fd, bits)| (self.polled(fd), bits)).collect();
+        let files: Vec<_> = asked
+            .iter()
+            .map(|&(fd, bits)| (self.polled(fd), bits))
+            .collect();
         let look = |waker: Option<&Waker>| -> Option<Vec<u16>> {
-            let bits = files.iter().map(|(file, bits)| self.ready(file, *bits, waker));
+            let bits = files
+                .iter()
+                .map(|(file, bits)| self.ready(file, *bits, waker));
             let found: Vec<u16> = bits.collect();
             found.iter().any(|&found| found != 0).then_some(found)
         };
@@ -173,7 +192,12 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns which of the bits hold for a file, after keeping a waker for the next change.
-    fn ready(&self, file: &Option<Result<Arc<OpenFile>>>, asked: u16, waker: Option<&Waker>) -> u16 {
+    fn ready(
+        &self,
+        file: &Option<Result<Arc<OpenFile>>>,
+        asked: u16,
+        waker: Option<&Waker>,
+    ) -> u16 {
         let file = match file {
             None => return 0,
             Some(Err(_)) => return POLL_NVAL,
@@ -197,7 +221,10 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    pub(super) async fn sys_select(&self, [count, read, write, except, timeout, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_select(
+        &self,
+        [count, read, write, except, timeout, _]: Args,
+    ) -> Result<u64> {
         let wait = match timeout {
             0 => None,
             addr => {

@@ -1,5 +1,5 @@
-//! Priorities and schedulers. Niceness and policies are kept and told; threads share a core's time equally
-//! whatever they are.
+//! Priorities and schedulers. Niceness and policies are kept and told; threads share a core's time
+//! equally whatever they are.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -25,7 +25,9 @@ impl<N: Node> Thread<N> {
         Some(match number {
             nr::__NR_getpriority => self.sys_getpriority(a),
             nr::__NR_setpriority => self.sys_setpriority(a),
-            nr::__NR_sched_getscheduler => self.thread_named(a[0]).map(|thread| thread.policy().0.into()),
+            nr::__NR_sched_getscheduler => self
+                .thread_named(a[0])
+                .map(|thread| thread.policy().0.into()),
             nr::__NR_sched_setscheduler => self.sys_set_scheduler(a[0], Some(a[1]), a[2]).await,
             nr::__NR_sched_setparam => self.sys_set_scheduler(a[0], None, a[1]).await,
             nr::__NR_sched_getparam => self.sys_get_param(a[0], a[1]).await,
@@ -60,12 +62,20 @@ impl<N: Node> Thread<N> {
                     .into_iter()
                     .filter(|process| kernel.relation(process.pid, |of| of.group) == Ok(group));
                 members
-                    .flat_map(|process| process.threads.lock().values().cloned().collect::<Vec<_>>())
+                    .flat_map(|process| {
+                        process.threads.lock().values().cloned().collect::<Vec<_>>()
+                    })
                     .collect()
             }
             USER => {
-                let user = if who == 0 { self.creds().user.real } else { who };
-                all().filter(|thread| thread.creds().user.real == user).collect()
+                let user = if who == 0 {
+                    self.creds().user.real
+                } else {
+                    who
+                };
+                all()
+                    .filter(|thread| thread.creds().user.real == user)
+                    .collect()
             }
             _ => return Err(errno::EINVAL.into()),
         };
@@ -77,7 +87,11 @@ impl<N: Node> Thread<N> {
 
     fn sys_getpriority(&self, [which, who, ..]: Args) -> Result<u64> {
         let threads = self.meant(which, who)?;
-        let least = threads.iter().map(|thread| thread.nice()).min().unwrap_or(0);
+        let least = threads
+            .iter()
+            .map(|thread| thread.nice())
+            .min()
+            .unwrap_or(0);
         // As 1 to 40, so that no value looks like an error.
         Ok(u64::try_from(20 - least).unwrap_or(20))
     }

@@ -57,10 +57,13 @@ impl<N: Node> Thread<N> {
     /// A [`Refusal`], whose text is one line for the user.
     pub async fn first(node: &'static N, command: &Command) -> core::result::Result<Self, Refusal> {
         let mut cpu = N::Cpu::new(0, 0);
-        node.kernel().begin(node).await.map_err(|cause| Refusal::Failed {
-            path: String::from_utf8_lossy(&command.path).into_owned(),
-            cause,
-        })?;
+        node.kernel()
+            .begin(node)
+            .await
+            .map_err(|cause| Refusal::Failed {
+                path: String::from_utf8_lossy(&command.path).into_owned(),
+                cause,
+            })?;
         let creds = Creds::new(0, 0);
         let image = load::load(node, FIRST, command, &creds, cpu.vectors().len()).await;
         node.kernel()
@@ -136,15 +139,18 @@ impl<N: Node> Thread<N> {
         self.shared.core()
     }
 
-    /// Runs another program: by its path, the addresses of arguments and environment, and the flags of
-    /// `execveat`.
+    /// Runs another program: by its path, the addresses of arguments and environment, and the flags
+    /// of `execveat`.
     pub(super) async fn sys_execve(
         &mut self,
         dir: u64,
         [path, args, env, flags]: [u64; 4],
     ) -> Result<Outcome> {
         let mut room = MAX_STRINGS;
-        let path = match self.pseudo(&self.program_path(dir, path, flags).await?, flags & NOFOLLOW == 0)? {
+        let path = match self.pseudo(
+            &self.program_path(dir, path, flags).await?,
+            flags & NOFOLLOW == 0,
+        )? {
             Walked::Elsewhere(path) => path,
             Walked::Entry(..) => return Err(errno::EACCES.into()),
         };
@@ -192,7 +198,9 @@ impl<N: Node> Thread<N> {
             return Err(errno::ERESTARTSYS.into());
         }
         let alone = || (self.process.threads.lock().len() == 1).then_some(());
-        let waited = self.unless_ended(self.process.fewer_threads.until(alone)).await;
+        let waited = self
+            .unless_ended(self.process.fewer_threads.until(alone))
+            .await;
         self.process.others_ended();
         waited?;
         let mut threads = self.process.threads.lock();
@@ -298,7 +306,10 @@ impl<N: Node> Thread<N> {
         Ok(child.into())
     }
 
-    pub(super) async fn sys_waitid(&self, [kind, id, info, options, usage, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_waitid(
+        &self,
+        [kind, id, info, options, usage, _]: Args,
+    ) -> Result<u64> {
         let id = u32::try_from(id & 0xffff_ffff).expect("32 bits");
         let mut waits = options & WNOHANG == 0;
         let mut again = false;
@@ -311,7 +322,9 @@ impl<N: Node> Thread<N> {
             }
             0 => Children::Any,
             1 => Children::One(id),
-            2 if id == 0 => Children::Group(self.node.kernel().relation(self.pid, |own| own.group)?),
+            2 if id == 0 => {
+                Children::Group(self.node.kernel().relation(self.pid, |own| own.group)?)
+            }
             2 => Children::Group(id),
             _ => return Err(errno::EINVAL.into()),
         };
@@ -339,8 +352,8 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    /// Waits for a change of a child that the options ask for; `None` if there is none and the call is not to
-    /// wait.
+    /// Waits for a change of a child that the options ask for; `None` if there is none and the call
+    /// is not to wait.
     async fn wait_for(&self, children: Children, options: u64) -> Result<Option<Changed>> {
         let look = || match self.changed_child(children, options) {
             Ok(None) if options & WNOHANG == 0 => None,
@@ -365,7 +378,8 @@ impl<N: Node> Thread<N> {
                 any = true;
                 let time = &relations.process.cpu_time;
                 let time = || time.total() + time.of_children();
-                found = found.or_else(|| change_of(relations, options).map(|change| (pid, change, time())));
+                found = found
+                    .or_else(|| change_of(relations, options).map(|change| (pid, change, time())));
             }
         }
         if options & WNOWAIT == 0 {
@@ -384,7 +398,11 @@ impl<N: Node> Thread<N> {
                 None => {}
             }
         }
-        if any { Ok(found) } else { Err(errno::ECHILD.into()) }
+        if any {
+            Ok(found)
+        } else {
+            Err(errno::ECHILD.into())
+        }
     }
 
     pub(super) fn sys_getpgid(&self, pid: u64) -> Result<u64> {

@@ -23,7 +23,8 @@ impl<N: Node> Thread<N> {
         offset: Option<u64>,
     ) -> Result<u64> {
         let start = offset.unwrap_or_else(|| file.offset.load(Relaxed));
-        let from = usize::try_from(start).map_or(text.bytes.len(), |from| from.min(text.bytes.len()));
+        let from =
+            usize::try_from(start).map_or(text.bytes.len(), |from| from.min(text.bytes.len()));
         let rest = &text.bytes[from..];
         let len = usize::try_from(count).map_or(rest.len(), |count| count.min(rest.len()));
         let len = self.memory.reachable(addr, len as u64, true)?;

@@ -15,7 +15,8 @@ use crate::tmpfs::Found;
 /// The most symbolic links on one way (Linux `MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 
-/// The same path without `.` and doubled slashes; None if it has a `..`, which only the file system can follow.
+/// The same path without `.` and doubled slashes; None if it has a `..`, which only the file system
+/// can follow.
 pub(super) fn tidy(path: &[u8]) -> Option<Vec<u8>> {
     let mut tidied = Vec::new();
     for part in path.split(|&b| b == b'/') {
@@ -28,14 +29,19 @@ pub(super) fn tidy(path: &[u8]) -> Option<Vec<u8>> {
             }
         }
     }
-    Some(if tidied.is_empty() { b"/".to_vec() } else { tidied })
+    Some(if tidied.is_empty() {
+        b"/".to_vec()
+    } else {
+        tidied
+    })
 }
 
 impl<N: Node> Thread<N> {
     /// Resolves an absolute path to one without `.`, `..` and symbolic links.
     pub(super) async fn real_path(&self, path: &[u8]) -> Result<Vec<u8>> {
-        let parts =
-            |path: &[u8]| -> Vec<Vec<u8>> { path.rsplit(|&b| b == b'/').map(<[u8]>::to_vec).collect() };
+        let parts = |path: &[u8]| -> Vec<Vec<u8>> {
+            path.rsplit(|&b| b == b'/').map(<[u8]>::to_vec).collect()
+        };
         let path = &match self.pseudo(path, true)? {
             Walked::Entry(_, path) => return Ok(path),
             Walked::Elsewhere(path) => path,
@@ -85,7 +91,11 @@ mod tests {
 
     #[test]
     fn paths_are_tidied() {
-        for (path, tidied) in [("/", Some("/")), ("//a/./b//", Some("/a/b")), ("/a/../b", None)] {
+        for (path, tidied) in [
+            ("/", Some("/")),
+            ("//a/./b//", Some("/a/b")),
+            ("/a/../b", None),
+        ] {
             assert_eq!(
                 tidy(path.as_bytes()).as_deref(),
                 tidied.map(str::as_bytes),

@@ -10,8 +10,8 @@ use crate::error::{Result, errno};
 use crate::platform::{Cpu, Platform};
 use crate::process::{Node, Process};
 use crate::signals::{
-    ACTION_SIZE, Action, INFO_SIZE, SI_TKILL, SI_USER, SIGCONT, SIGKILL, STOPS, SignalInfo, bit, blockable,
-    number,
+    ACTION_SIZE, Action, INFO_SIZE, SI_TKILL, SI_USER, SIGCONT, SIGKILL, STOPS, SignalInfo, bit,
+    blockable, number,
 };
 use crate::thread::Thread;
 
@@ -74,7 +74,9 @@ impl<N: Node> Thread<N> {
         let pending = self.shared.pending.lock().set() | self.process.pending.lock().set();
         let blocked = pending & self.shared.mask();
         let len = usize::try_from(size).expect("at most eight");
-        self.memory.write(into, &blocked.to_le_bytes()[..len]).await?;
+        self.memory
+            .write(into, &blocked.to_le_bytes()[..len])
+            .await?;
         Ok(0)
     }
 
@@ -92,7 +94,10 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    pub(super) async fn sys_sigtimedwait(&self, [set, info, timeout, size, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_sigtimedwait(
+        &self,
+        [set, info, timeout, size, ..]: Args,
+    ) -> Result<u64> {
         if size != MASK_SIZE {
             return Err(errno::EINVAL.into());
         }
@@ -112,7 +117,9 @@ impl<N: Node> Thread<N> {
             }
             self.shared.set_mask(before & !set);
             let until = end.unwrap_or(self.now() + Duration::from_secs(3600));
-            let slept = self.unless_called(self.node.platform().sleep_until(until)).await;
+            let slept = self
+                .unless_called(self.node.platform().sleep_until(until))
+                .await;
             self.shared.set_mask(before);
             if slept.is_err() && self.called() {
                 return Err(errno::EINTR.into());
@@ -136,7 +143,10 @@ impl<N: Node> Thread<N> {
         if new != 0 {
             let mut words = [0; 3];
             for (index, word) in words.iter_mut().enumerate() {
-                *word = self.memory.read_u64(new.saturating_add(index as u64 * 8)).await?;
+                *word = self
+                    .memory
+                    .read_u64(new.saturating_add(index as u64 * 8))
+                    .await?;
             }
             // Flags are an int with padding behind.
             words[1] &= 0xffff_ffff;
@@ -184,7 +194,8 @@ impl<N: Node> Thread<N> {
             return Err(errno::ESRCH.into());
         }
         let creds = self.creds();
-        let may = |other: &Arc<Process<N>>| other.creds().is_none_or(|other| creds.may_signal(&other));
+        let may =
+            |other: &Arc<Process<N>>| other.creds().is_none_or(|other| creds.may_signal(&other));
         let targets: Vec<_> = targets.into_iter().filter(may).collect();
         if targets.is_empty() {
             return Err(errno::EPERM.into());
@@ -213,7 +224,9 @@ impl<N: Node> Thread<N> {
         }
         match info {
             // These are the whole process's.
-            Some(info) if (STOPS | bit(SIGCONT) | bit(SIGKILL)) & bit(info.signal) != 0 => process.send(info),
+            Some(info) if (STOPS | bit(SIGCONT) | bit(SIGKILL)) & bit(info.signal) != 0 => {
+                process.send(info)
+            }
             Some(info) => process.send_thread(&thread, info),
             None => {}
         }
@@ -230,7 +243,8 @@ impl<N: Node> Thread<N> {
         let signal = number(signal)?;
         let mut bytes = [0; INFO_SIZE];
         self.memory.read(info, &mut bytes).await?;
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let word =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let code = i32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
         let pid = int(group.unwrap_or(target));
         let process = self.node.kernel().process(pid).ok_or(errno::ESRCH)?;

@@ -1,4 +1,5 @@
-//! From file to file without the program's memory: sendfile, splice, tee, vmsplice, copy_file_range.
+//! From file to file without the program's memory: sendfile, splice, tee, vmsplice,
+//! copy_file_range.
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -94,7 +95,8 @@ impl<N: Node> Thread<N> {
             Kind::File(id) => self.read_on(file, *id, place.at, into).await?,
             Kind::Tmp(tmp) => self.node.kernel().tmpfs().read(tmp, place.at, into).await?,
             Kind::Text(text) => {
-                let from = usize::try_from(place.at).map_or(text.bytes.len(), |at| at.min(text.bytes.len()));
+                let from = usize::try_from(place.at)
+                    .map_or(text.bytes.len(), |at| at.min(text.bytes.len()));
                 let rest = &text.bytes[from..];
                 let len = rest.len().min(into.len());
                 into[..len].copy_from_slice(&rest[..len]);
@@ -118,7 +120,10 @@ impl<N: Node> Thread<N> {
                         into[..bytes.len()].copy_from_slice(&bytes);
                         bytes.len()
                     }
-                    None => self.with_object(object, waits, || object.read(into)).await?,
+                    None => {
+                        self.with_object(object, waits, || object.read(into))
+                            .await?
+                    }
                 }
             }
             _ => return Err(errno::EINVAL.into()),
@@ -207,7 +212,9 @@ impl<N: Node> Thread<N> {
                 Err(Error::Errno(_)) if done > 0 => 0,
                 sent => sent?,
             };
-            if let (Some(end), None, false) = (pipe_end(&to.file), pipe_end(&from.file), seeks(&from.file)) {
+            if let (Some(end), None, false) =
+                (pipe_end(&to.file), pipe_end(&from.file), seeks(&from.file))
+            {
                 // Another writer took the room, and this can't be put back.
                 end.force(&bytes[sent..got]);
                 sent = got;
@@ -232,19 +239,26 @@ impl<N: Node> Thread<N> {
         if from.flags() & 3 == 1 || to.flags() & 3 == 0 {
             return Err(errno::EBADF.into());
         }
-        if !matches!(from.kind, Kind::File(_) | Kind::Tmp(_) | Kind::Text(_)) || to.flags() & O_APPEND != 0 {
+        if !matches!(from.kind, Kind::File(_) | Kind::Tmp(_) | Kind::Text(_))
+            || to.flags() & O_APPEND != 0
+        {
             return Err(errno::EINVAL.into());
         }
         let mut from = self.position(from, offset_at).await?;
         let mut to = self.position(to, 0).await?;
         let count = count.min(MAX_COUNT);
-        let done = self.move_bytes(&mut from, &mut to, count, true, false).await?;
+        let done = self
+            .move_bytes(&mut from, &mut to, count, true, false)
+            .await?;
         self.keep(&from).await?;
         self.keep(&to).await?;
         Ok(done)
     }
 
-    pub(super) async fn sys_splice(&self, [from, from_at, to, to_at, count, flags]: Args) -> Result<u64> {
+    pub(super) async fn sys_splice(
+        &self,
+        [from, from_at, to, to_at, count, flags]: Args,
+    ) -> Result<u64> {
         if int(flags) & !KNOWN != 0 {
             return Err(errno::EINVAL.into());
         }
@@ -267,7 +281,9 @@ impl<N: Node> Thread<N> {
         let mut to = self.position(to, to_at).await?;
         let waits = int(flags) & NONBLOCK == 0;
         let count = count.min(MAX_COUNT);
-        let done = self.move_bytes(&mut from, &mut to, count, waits, true).await?;
+        let done = self
+            .move_bytes(&mut from, &mut to, count, waits, true)
+            .await?;
         self.keep(&from).await?;
         self.keep(&to).await?;
         Ok(done)
@@ -296,7 +312,10 @@ impl<N: Node> Thread<N> {
             return Ok(0);
         }
         let write = || writer.write(&bytes[..bytes.len().min(writer.room().max(1))]);
-        match self.with_object(sink, waits && !to.nonblocking(), write).await {
+        match self
+            .with_object(sink, waits && !to.nonblocking(), write)
+            .await
+        {
             Err(Error::Errno(errno::EPIPE)) => Err(self.broken_pipe()),
             written => written.map(|count| count as u64),
         }
@@ -348,7 +367,9 @@ impl<N: Node> Thread<N> {
         if one && from.at < to.at.saturating_add(count) && to.at < from.at.saturating_add(count) {
             return Err(errno::EINVAL.into());
         }
-        let done = self.move_bytes(&mut from, &mut to, count, true, false).await?;
+        let done = self
+            .move_bytes(&mut from, &mut to, count, true, false)
+            .await?;
         self.keep(&from).await?;
         self.keep(&to).await?;
         Ok(done)

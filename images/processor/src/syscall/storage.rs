@@ -6,7 +6,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 
 use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, FileTime, OpenFlags, Opened, PATH_MAX, RenameFlags, Statfs,
+    AllocateFlags, AttributeFlags, Attributes, FileTime, OpenFlags, Opened, PATH_MAX, RenameFlags,
+    Statfs,
 };
 
 use super::layout::Bytes;
@@ -68,7 +69,8 @@ fn attributes(change: &tmpfs::Change) -> Attributes {
         tmpfs::Change::Times(accessed, modified) => {
             set.which.set(AttributeFlags::ACCESSED, accessed.is_some());
             set.which.set(AttributeFlags::MODIFIED, modified.is_some());
-            (set.accessed, set.modified) = (accessed.map_or(never, time), modified.map_or(never, time));
+            (set.accessed, set.modified) =
+                (accessed.map_or(never, time), modified.map_or(never, time));
         }
     }
     set
@@ -88,7 +90,10 @@ impl<N: Node> Thread<N> {
         }
         let files = self.node.files();
         let end = path.len() - path.iter().rev().take_while(|&&byte| byte == b'/').count();
-        let cut = path[..end].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+        let cut = path[..end]
+            .iter()
+            .rposition(|&byte| byte == b'/')
+            .unwrap_or(0);
         let dir = files.stat(&path[..cut.max(1)], true).await?;
         self.check_rights(&dir, WRITE | EXECUTE)?;
         let user = self.creds().user.fs;
@@ -109,9 +114,14 @@ impl<N: Node> Thread<N> {
         ((user, group) != (0, 0)).then_some(tmpfs::Change::Owner(user, group))
     }
 
-    /// Opens a file or directory of S. One that is made becomes the thread's own; a user makes none through a symbolic
-    /// link that leads to nothing (ENOENT).
-    pub(super) async fn open_or_make(&self, path: &[u8], wants: OpenFlags, mode: u32) -> Result<Opened> {
+    /// Opens a file or directory of S. One that is made becomes the thread's own; a user makes none
+    /// through a symbolic link that leads to nothing (ENOENT).
+    pub(super) async fn open_or_make(
+        &self,
+        path: &[u8],
+        wants: OpenFlags,
+        mode: u32,
+    ) -> Result<Opened> {
         let files = self.node.files();
         let exclusive = OpenFlags::CREATE | OpenFlags::EXCLUSIVE;
         let Some(owner) = self.owner() else {
@@ -134,7 +144,11 @@ impl<N: Node> Thread<N> {
 
     /// Gives a file that was made its owner.
     async fn owned(&self, opened: Opened, owner: &tmpfs::Change) -> Result<Opened> {
-        let set = self.node.files().set_file(opened.file, &attributes(owner)).await;
+        let set = self
+            .node
+            .files()
+            .set_file(opened.file, &attributes(owner))
+            .await;
         if let Err(error) = set {
             self.node.kernel().closing.add(opened.file);
             return Err(error);
@@ -184,9 +198,14 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    /// Writes from the kernel to a file of S, at its end if there is no offset; returns where it ended and
-    /// how much it was. The caller has passed the gate of the file's changes.
-    async fn put_storage(&self, of: StorageFile, at: Option<u64>, from: &[u8]) -> Result<(u64, usize)> {
+    /// Writes from the kernel to a file of S, at its end if there is no offset; returns where it
+    /// ended and how much it was. The caller has passed the gate of the file's changes.
+    async fn put_storage(
+        &self,
+        of: StorageFile,
+        at: Option<u64>,
+        from: &[u8],
+    ) -> Result<(u64, usize)> {
         if let Some(at) = at {
             self.check_size(at.saturating_add(from.len() as u64))?;
         }
@@ -247,7 +266,10 @@ impl<N: Node> Thread<N> {
         };
         let end = offset.checked_add(len).ok_or(errno::EFBIG)?;
         let _pass = self.node.kernel().changes.pass(of.inode).await;
-        self.node.files().allocate(of.id, flags, offset, len).await?;
+        self.node
+            .files()
+            .allocate(of.id, flags, offset, len)
+            .await?;
         if flags.contains(AllocateFlags::PUNCH_HOLE) {
             storage::punched(self.node, of.inode, offset, end).await?;
         } else if flags.is_empty() {
@@ -288,7 +310,13 @@ impl<N: Node> Thread<N> {
     }
 
     /// Makes something on S's disk; `mode` has the program's mask applied.
-    pub(super) async fn make_storage(&self, path: &[u8], mode: u32, device: u64, what: Make) -> Result<u64> {
+    pub(super) async fn make_storage(
+        &self,
+        path: &[u8],
+        mode: u32,
+        device: u64,
+        what: Make,
+    ) -> Result<u64> {
         if Device::named(path).is_some() {
             return Err(errno::EEXIST.into());
         }
@@ -358,7 +386,9 @@ impl<N: Node> Thread<N> {
                     .and_then(|text| text.parse().ok());
                 number.ok_or(errno::ENOENT)?
             }
-            _ if flags & EMPTY_PATH != 0 && old.is_empty() && int(from_dir) != int(AT_FDCWD) => from_dir,
+            _ if flags & EMPTY_PATH != 0 && old.is_empty() && int(from_dir) != int(AT_FDCWD) => {
+                from_dir
+            }
             _ => return Ok(None),
         };
         let file = self.file(fd)?;
@@ -398,7 +428,11 @@ impl<N: Node> Thread<N> {
     }
 
     /// Changes attributes of an open file of S.
-    pub(super) async fn change_storage_file(&self, of: StorageFile, change: &tmpfs::Change) -> Result<u64> {
+    pub(super) async fn change_storage_file(
+        &self,
+        of: StorageFile,
+        change: &tmpfs::Change,
+    ) -> Result<u64> {
         let files = self.node.files();
         if self.owner().is_some() {
             self.check_change(&files.stat_file(of.id).await?, change)?;

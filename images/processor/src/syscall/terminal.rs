@@ -79,7 +79,8 @@ impl<N: Node> Thread<N> {
             }
             TCGETS2 => self.memory.write(arg, &terminal.termios().encode()).await?,
             TCSETS | TCSETSW | TCSETSF | TCSETS2 | TCSETSW2 | TCSETSF2 => {
-                self.set_termios(terminal, request & 0xffff_ffff, arg).await?;
+                self.set_termios(terminal, request & 0xffff_ffff, arg)
+                    .await?;
             }
             TIOCGWINSZ => {
                 let words = terminal.window().words().map(u16::to_le_bytes);
@@ -112,7 +113,13 @@ impl<N: Node> Thread<N> {
     }
 
     /// Answers requests about sessions, groups and pseudo-terminals.
-    async fn job_ioctl(&self, terminal: &Arc<Terminal>, side: Side, request: u64, arg: u64) -> Result<u64> {
+    async fn job_ioctl(
+        &self,
+        terminal: &Arc<Terminal>,
+        side: Side,
+        request: u64,
+        arg: u64,
+    ) -> Result<u64> {
         match (request, terminal.name) {
             (TIOCGPGRP | TIOCGSID, _) => {
                 let jobs = terminal.jobs();
@@ -127,7 +134,9 @@ impl<N: Node> Thread<N> {
                 self.put_int(arg, of as usize).await?;
             }
             (TIOCSPGRP, _) => self.set_foreground(terminal, arg).await?,
-            (TIOCSCTTY, _) if side == Side::Program => self.take_terminal(terminal, int(arg) == 1)?,
+            (TIOCSCTTY, _) if side == Side::Program => {
+                self.take_terminal(terminal, int(arg) == 1)?
+            }
             (TIOCNOTTY, _) => {
                 let session = self.session()?;
                 if terminal.jobs().session != session {
@@ -187,7 +196,9 @@ impl<N: Node> Thread<N> {
 
     /// Waits until all output is shown.
     async fn drain(&self, terminal: &Arc<Terminal>) -> Result<()> {
-        let shown = terminal.changed.until(|| (terminal.unshown() == 0).then_some(()));
+        let shown = terminal
+            .changed
+            .until(|| (terminal.unshown() == 0).then_some(()));
         let end = self.now() + DRAIN;
         let mut late = pin!(self.node.platform().sleep_until(end));
         let mut shown = pin!(shown);
@@ -255,7 +266,10 @@ impl<N: Node> Thread<N> {
             return Ok(());
         };
         let kernel = self.node.kernel();
-        if self.shared.masks(SIGTTIN) || self.shared.ignores(SIGTTIN) || kernel.is_orphaned(self.pid) {
+        if self.shared.masks(SIGTTIN)
+            || self.shared.ignores(SIGTTIN)
+            || kernel.is_orphaned(self.pid)
+        {
             return Err(errno::EIO.into());
         }
         kernel.signal_group(group, SIGTTIN);
@@ -308,7 +322,12 @@ impl<N: Node> Thread<N> {
         Ok(got as u64)
     }
 
-    async fn wait_for_typing(&self, terminal: &Arc<Terminal>, piece: &mut [u8], late: bool) -> Waited {
+    async fn wait_for_typing(
+        &self,
+        terminal: &Arc<Terminal>,
+        piece: &mut [u8],
+        late: bool,
+    ) -> Waited {
         let (before, tenths) = terminal.waiting();
         let attempt = || {
             if let Some(got) = terminal.read(piece, late) {

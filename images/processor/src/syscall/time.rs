@@ -99,7 +99,9 @@ impl<N: Node> Thread<N> {
             self.memory.read_u64(addr.saturating_add(8)).await?,
         );
         match u32::try_from(nanos) {
-            Ok(nanos @ ..1_000_000_000) if seconds.cast_signed() >= 0 => Ok(Duration::new(seconds, nanos)),
+            Ok(nanos @ ..1_000_000_000) if seconds.cast_signed() >= 0 => {
+                Ok(Duration::new(seconds, nanos))
+            }
             _ => Err(errno::EINVAL.into()),
         }
     }
@@ -107,7 +109,9 @@ impl<N: Node> Thread<N> {
     /// Sleeps, and tells what was left if a signal ended it.
     async fn sleep(&self, time: Duration, left: u64) -> Result<u64> {
         let end = self.now() + time;
-        let slept = self.unless_called(self.node.platform().sleep_until(end)).await;
+        let slept = self
+            .unless_called(self.node.platform().sleep_until(end))
+            .await;
         if slept.is_err() {
             if left != 0 {
                 let rest = end.since(self.now());
@@ -124,7 +128,10 @@ impl<N: Node> Thread<N> {
         self.sleep(time, left).await
     }
 
-    pub(super) async fn sys_clock_nanosleep(&self, [clock, flags, addr, left, ..]: Args) -> Result<u64> {
+    pub(super) async fn sys_clock_nanosleep(
+        &self,
+        [clock, flags, addr, left, ..]: Args,
+    ) -> Result<u64> {
         let now = self.clock(clock)?;
         let time = self.timespec(addr).await?;
         if flags & TIMER_ABSTIME != 0 {
@@ -153,11 +160,14 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_times(&self, [into, ..]: Args) -> Result<u64> {
-        let ticks = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / TICK_NANOS;
+        let ticks =
+            |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / TICK_NANOS;
         if into != 0 {
             let own = ticks(self.process_time());
             let children = ticks(self.process.cpu_time.of_children());
-            self.memory.write_words(into, &[own, 0, children, 0]).await?;
+            self.memory
+                .write_words(into, &[own, 0, children, 0])
+                .await?;
         }
         Ok(self.now().nanos / TICK_NANOS)
     }

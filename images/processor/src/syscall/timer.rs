@@ -98,7 +98,8 @@ impl<N: Node> Thread<N> {
     fn arm(&self, timer: &Arc<Timer>, first: Duration, interval: Duration) -> (Duration, Duration) {
         let now = self.timer_now(timer.clock);
         let next = (!first.is_zero()).then(|| now + first.min(LONGEST));
-        self.process.set_timer(timer, now, next, interval.min(LONGEST))
+        self.process
+            .set_timer(timer, now, next, interval.min(LONGEST))
     }
 
     fn sys_alarm(&self, seconds: u64) -> Result<u64> {
@@ -121,7 +122,11 @@ impl<N: Node> Thread<N> {
         self.put_itimerval(into, left).await
     }
 
-    async fn put_itimerval(&self, into: u64, (left, interval): (Duration, Duration)) -> Result<u64> {
+    async fn put_itimerval(
+        &self,
+        into: u64,
+        (left, interval): (Duration, Duration),
+    ) -> Result<u64> {
         let micros = |time: Duration| [time.as_secs(), u64::from(time.subsec_micros())];
         let ([a, b], [c, d]) = (micros(interval), micros(left));
         self.memory.write_words(into, &[a, b, c, d]).await?;
@@ -164,7 +169,8 @@ impl<N: Node> Thread<N> {
             CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_BOOTTIME_ALARM => Clock::Machine,
             _ => return Err(errno::EINVAL.into()),
         };
-        let (mut value, mut signal, mut notify, mut tid) = (None, u32::from(SIGALRM), SIGEV_SIGNAL, 0);
+        let (mut value, mut signal, mut notify, mut tid) =
+            (None, u32::from(SIGALRM), SIGEV_SIGNAL, 0);
         if event != 0 {
             value = Some(self.memory.read_u64(event).await?);
             let how = self.memory.read_u64(event.saturating_add(8)).await?;
@@ -203,7 +209,11 @@ impl<N: Node> Thread<N> {
         Ok((interval, self.timespec(addr.saturating_add(16)).await?))
     }
 
-    async fn put_itimerspec(&self, into: u64, (left, interval): (Duration, Duration)) -> Result<u64> {
+    async fn put_itimerspec(
+        &self,
+        into: u64,
+        (left, interval): (Duration, Duration),
+    ) -> Result<u64> {
         let nanos = |time: Duration| [time.as_secs(), u64::from(time.subsec_nanos())];
         let ([a, b], [c, d]) = (nanos(interval), nanos(left));
         self.memory.write_words(into, &[a, b, c, d]).await?;
@@ -250,7 +260,11 @@ impl<N: Node> Thread<N> {
     fn sys_timer_delete(&self, id: u64) -> Result<u64> {
         let timer = self.timer(id)?;
         self.arm(&timer, Duration::ZERO, Duration::ZERO);
-        self.process.timers.lock().by_id.remove(&int(id).cast_signed());
+        self.process
+            .timers
+            .lock()
+            .by_id
+            .remove(&int(id).cast_signed());
         self.process.overruns.lock().remove(&int(id).cast_signed());
         Ok(0)
     }
@@ -258,7 +272,10 @@ impl<N: Node> Thread<N> {
     fn sys_timerfd_create(&self, [clock, flags, ..]: Args) -> Result<u64> {
         let clock = int(clock);
         let known = is_wall(clock) && clock != CLOCK_TAI
-            || matches!(clock, CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_BOOTTIME_ALARM);
+            || matches!(
+                clock,
+                CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_BOOTTIME_ALARM
+            );
         if !known || flags & !(O_CLOEXEC | u64::from(O_NONBLOCK)) != 0 {
             return Err(errno::EINVAL.into());
         }

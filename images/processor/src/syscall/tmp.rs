@@ -56,7 +56,10 @@ impl<N: Node> Thread<N> {
         let mut done = 0;
         while done < count {
             let want = usize::try_from(count - done).map_or(PIECE, |left| left.min(PIECE));
-            let got = self.tmpfs().read(tmp, start + done, &mut piece[..want]).await?;
+            let got = self
+                .tmpfs()
+                .read(tmp, start + done, &mut piece[..want])
+                .await?;
             self.memory.write(addr + done, &piece[..got]).await?;
             done += got as u64;
             if got < want {
@@ -111,7 +114,13 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    pub(super) async fn list_tmp(&self, file: &OpenFile, inode: u64, addr: u64, count: u64) -> Result<u64> {
+    pub(super) async fn list_tmp(
+        &self,
+        file: &OpenFile,
+        inode: u64,
+        addr: u64,
+        count: u64,
+    ) -> Result<u64> {
         let position = file.offset.load(Relaxed);
         let entries = self
             .tmpfs()
@@ -195,7 +204,12 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns where a path of the program leads, and the absolute path.
-    pub(super) async fn locate(&self, dir: u64, addr: u64, follow: bool) -> Result<(Vec<u8>, Found)> {
+    pub(super) async fn locate(
+        &self,
+        dir: u64,
+        addr: u64,
+        follow: bool,
+    ) -> Result<(Vec<u8>, Found)> {
         let path = self.path(dir, addr).await?;
         let found = self.tmpfs().find(&path, follow)?;
         Ok((path, found))
@@ -205,7 +219,13 @@ impl<N: Node> Thread<N> {
         self.create(dir, addr, mode & 0o7777, 0, Make::Folder).await
     }
 
-    pub(super) async fn sys_mknodat(&self, dir: u64, addr: u64, mode: u64, device: u64) -> Result<u64> {
+    pub(super) async fn sys_mknodat(
+        &self,
+        dir: u64,
+        addr: u64,
+        mode: u64,
+        device: u64,
+    ) -> Result<u64> {
         let what = match int(mode) & TYPE_MASK {
             FOLDER => return Err(errno::EPERM.into()),
             FIFO => Make::Fifo,
@@ -278,7 +298,10 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    pub(super) async fn sys_renameat(&self, [from_dir, from, to_dir, to, flags, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_renameat(
+        &self,
+        [from_dir, from, to_dir, to, flags, _]: Args,
+    ) -> Result<u64> {
         let (old, was) = self.locate(from_dir, from, false).await?;
         let (_, wanted) = self.locate(to_dir, to, false).await?;
         let (inode, new) = match (was, wanted) {
@@ -317,7 +340,10 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    pub(super) async fn sys_linkat(&self, [from_dir, from, to_dir, to, flags, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_linkat(
+        &self,
+        [from_dir, from, to_dir, to, flags, _]: Args,
+    ) -> Result<u64> {
         const FOLLOW: u64 = 0x400;
         const EMPTY_PATH: u64 = 0x1000;
         if flags & (FOLLOW | EMPTY_PATH) != 0 {
@@ -336,7 +362,9 @@ impl<N: Node> Thread<N> {
         let (_, was) = self.locate(from_dir, from, follow).await?;
         let (_, wanted) = self.locate(to_dir, to, false).await?;
         match (was, wanted) {
-            (Found::Storage(old), Found::Storage(new)) => self.link_storage(&old, follow, &new).await,
+            (Found::Storage(old), Found::Storage(new)) => {
+                self.link_storage(&old, follow, &new).await
+            }
             (Found::Storage(_), _) | (_, Found::Storage(_)) => Err(errno::EXDEV.into()),
             (_, Found::Here(_)) => Err(errno::EEXIST.into()),
             (Found::Missing(..), _) => Err(errno::ENOENT.into()),
@@ -365,7 +393,13 @@ impl<N: Node> Thread<N> {
     }
 
     /// Changes what is known of a path.
-    pub(super) async fn change_at(&self, dir: u64, addr: u64, follow: bool, change: Change) -> Result<u64> {
+    pub(super) async fn change_at(
+        &self,
+        dir: u64,
+        addr: u64,
+        follow: bool,
+        change: Change,
+    ) -> Result<u64> {
         let (path, found) = self.locate(dir, addr, follow).await?;
         match found {
             Found::Storage(path) => self.change_storage(&path, follow, &change).await,
@@ -385,7 +419,9 @@ impl<N: Node> Thread<N> {
         let inode = match &file.kind {
             Kind::Tmp(tmp) => tmp.inode(),
             Kind::TmpFolder(inode) => *inode,
-            Kind::File(of) | Kind::Folder(of) => return self.change_storage_file(*of, change).await,
+            Kind::File(of) | Kind::Folder(of) => {
+                return self.change_storage_file(*of, change).await;
+            }
             _ => return Ok(0),
         };
         if let Ok(stat) = self.tmpfs().stat(inode) {
@@ -410,7 +446,10 @@ impl<N: Node> Thread<N> {
         let mut wanted = [self.wall(); 2];
         if times != 0 {
             for (index, wanted) in (0..).zip(&mut wanted) {
-                let seconds = self.memory.read_u64(times.saturating_add(index * 8)).await?;
+                let seconds = self
+                    .memory
+                    .read_u64(times.saturating_add(index * 8))
+                    .await?;
                 *wanted = Duration::from_secs(seconds);
             }
         }

@@ -1,13 +1,14 @@
-//! The line discipline: from typed bytes to what programs read and what is echoed. Pure logic, after
-//! POSIX's "General Terminal Interface" and Linux's `n_tty`.
+//! The line discipline: from typed bytes to what programs read and what is echoed. Pure logic,
+//! after POSIX's "General Terminal Interface" and Linux's `n_tty`.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::termios::{
-    ECHO, ECHOCTL, ECHOE, ECHOK, ECHOKE, ECHONL, ICANON, ICRNL, IEXTEN, IGNCR, IMAXBEL, INLCR, ISIG, ISTRIP,
-    IUTF8, IXANY, IXON, NOFLSH, OCRNL, ONLCR, ONLRET, ONOCR, OPOST, Termios, VEOF, VEOL, VEOL2, VERASE,
-    VINTR, VKILL, VLNEXT, VMIN, VQUIT, VREPRINT, VSTART, VSTOP, VSUSP, VTIME, VWERASE, XTABS,
+    ECHO, ECHOCTL, ECHOE, ECHOK, ECHOKE, ECHONL, ICANON, ICRNL, IEXTEN, IGNCR, IMAXBEL, INLCR,
+    ISIG, ISTRIP, IUTF8, IXANY, IXON, NOFLSH, OCRNL, ONLCR, ONLRET, ONOCR, OPOST, Termios, VEOF,
+    VEOL, VEOL2, VERASE, VINTR, VKILL, VLNEXT, VMIN, VQUIT, VREPRINT, VSTART, VSTOP, VSUSP, VTIME,
+    VWERASE, XTABS,
 };
 use crate::signals::{SIGINT, SIGQUIT, SIGTSTP};
 
@@ -81,7 +82,8 @@ impl Discipline {
     /// Returns whether there is room for typed bytes.
     pub(crate) fn has_room(&self) -> bool {
         // An unfinished line that fills all is no reason to wait: nobody can read it.
-        self.ready.len() + self.line.len() < MAX_INPUT || (self.canonical() && self.lines.is_empty())
+        self.ready.len() + self.line.len() < MAX_INPUT
+            || (self.canonical() && self.lines.is_empty())
     }
 
     /// Takes a typed byte; echoes into `echo` and returns the signal that it stands for.
@@ -153,7 +155,12 @@ impl Discipline {
             self.kill(byte, echo);
         } else if extended && self.termios.is(byte, VWERASE) {
             let word = |&&byte: &&u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80;
-            let blanks = self.line.iter().rev().take_while(|byte| !word(byte)).count();
+            let blanks = self
+                .line
+                .iter()
+                .rev()
+                .take_while(|byte| !word(byte))
+                .count();
             let letters = self.line.iter().rev().skip(blanks).take_while(word).count();
             let keep = self.line.len() - blanks - letters;
             while self.line.len() > keep {
@@ -279,7 +286,9 @@ impl Discipline {
 
     /// Returns whether a byte is echoed as `^X`.
     fn shown_as_control(&self, byte: u8) -> bool {
-        self.termios.has_local(ECHOCTL) && (byte < 0x20 || byte == 0x7f) && !matches!(byte, b'\t' | b'\n')
+        self.termios.has_local(ECHOCTL)
+            && (byte < 0x20 || byte == 0x7f)
+            && !matches!(byte, b'\t' | b'\n')
     }
 
     /// Echoes a byte, if typing is to be seen.
@@ -384,8 +393,8 @@ impl Discipline {
         runs.then_some(tenths)
     }
 
-    /// Reads: a line, or in raw mode what there is; `None` if that would wait. With `late` the wait is
-    /// over: what there is counts.
+    /// Reads: a line, or in raw mode what there is; `None` if that would wait. With `late` the wait
+    /// is over: what there is counts.
     pub(crate) fn read(&mut self, into: &mut [u8], late: bool) -> Option<usize> {
         if into.is_empty() {
             return Some(0);
@@ -462,7 +471,11 @@ mod tests {
         let (echo, _) = typed(&mut d, b"\x15");
         assert_eq!(echo, "\x08 \x08".repeat(4));
         typed(&mut d, b"x\x16\x03\n");
-        assert_eq!(read(&mut d, 100).as_deref(), Some("x\x03\n"), "literal next");
+        assert_eq!(
+            read(&mut d, 100).as_deref(),
+            Some("x\x03\n"),
+            "literal next"
+        );
     }
 
     #[test]
@@ -515,7 +528,11 @@ mod tests {
         let mut d = raw(3, 0);
         assert_eq!(typed(&mut d, b"\x03\r"), (String::new(), vec![]));
         assert_eq!((read(&mut d, 10), d.is_ready()), (None, false));
-        assert_eq!(read(&mut d, 2).as_deref(), Some("\x03\r"), "no more is asked for");
+        assert_eq!(
+            read(&mut d, 2).as_deref(),
+            Some("\x03\r"),
+            "no more is asked for"
+        );
         assert_eq!(read(&mut raw(0, 0), 10).as_deref(), Some(""));
         let mut d = raw(0, 5);
         assert_eq!((read(&mut d, 10), d.timer()), (None, Some(5)));

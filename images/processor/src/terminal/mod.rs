@@ -2,9 +2,10 @@
 //!
 //! * [`termios`]: settings. * [`discipline`]: editing, echo, signals. * [`pty`]: pseudo-terminals.
 //!
-//! [`Terminal`] joins them with a queue of output, a window, and the session that the terminal controls.
-//! Who is at its other end (the console channel, or the master of a pty) types into it and takes its
-//! output. Signals that it causes are noted in [`Terminals`] and sent by whoever has no lock.
+//! [`Terminal`] joins them with a queue of output, a window, and the session that the terminal
+//! controls. Who is at its other end (the console channel, or the master of a pty) types into it
+//! and takes its output. Signals that it causes are noted in [`Terminals`] and sent by whoever has
+//! no lock.
 
 pub(crate) mod discipline;
 pub(crate) mod pty;
@@ -95,7 +96,12 @@ impl Terminals {
     /// Returns the terminal that controls a session.
     pub(crate) fn of_session(&self, session: u32) -> Option<Arc<Terminal>> {
         let console = self.console();
-        let ptys: Vec<_> = self.ptys.lock().values().filter_map(Weak::upgrade).collect();
+        let ptys: Vec<_> = self
+            .ptys
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect();
         let mut all = console.into_iter().chain(ptys);
         all.find(|terminal| terminal.jobs().session == session)
     }
@@ -122,7 +128,8 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    /// Returns the device's number (Linux `Documentation/admin-guide/devices.txt`: 5:1, and 136 on).
+    /// Returns the device's number (Linux `Documentation/admin-guide/devices.txt`: 5:1, and 136
+    /// on).
     pub(crate) fn device(self) -> u64 {
         match self {
             Self::Console => 0x501,
@@ -258,7 +265,8 @@ impl Terminal {
         typed
     }
 
-    /// Moves output that is to be shown to the end of `into`, `most` bytes at most; returns how many.
+    /// Moves output that is to be shown to the end of `into`, `most` bytes at most; returns how
+    /// many.
     pub(crate) fn take_output(&self, into: &mut Vec<u8>, most: usize) -> usize {
         let count = {
             let mut state = self.state.lock();
@@ -275,7 +283,8 @@ impl Terminal {
         count
     }
 
-    /// Notes that nobody is at the other end any more: reads end, writes fail, the session hears of it.
+    /// Notes that nobody is at the other end any more: reads end, writes fail, the session hears of
+    /// it.
     pub(crate) fn hang_up(&self) {
         let jobs = {
             let mut state = self.state.lock();
@@ -449,7 +458,10 @@ mod tests {
     fn terminal() -> (Arc<Terminals>, Arc<Terminal>) {
         let terminals = Arc::<Terminals>::default();
         let terminal = terminals.add_console(Window::default());
-        terminal.set_jobs(Jobs { session: 1, group: 5 });
+        terminal.set_jobs(Jobs {
+            session: 1,
+            group: 5,
+        });
         (terminals, terminal)
     }
 
@@ -507,7 +519,10 @@ mod tests {
     #[test]
     fn typing_stops_where_nobody_reads() {
         let (_, terminal) = terminal();
-        let line = vec![b'x'; 99].into_iter().chain([b'\n']).collect::<Vec<_>>();
+        let line = vec![b'x'; 99]
+            .into_iter()
+            .chain([b'\n'])
+            .collect::<Vec<_>>();
         let typed: usize = (0..100).map(|_| terminal.type_bytes(&line)).sum();
         assert!((4000..4200).contains(&typed), "{typed}");
         assert_eq!(terminal.read(&mut [0; 200], false), Some(100));

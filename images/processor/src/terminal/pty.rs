@@ -138,7 +138,10 @@ mod tests {
         assert_eq!((tty.read(&mut into), &into[..3]), (Ok(3), &b"hi\n"[..]));
         assert_eq!(tty.write(b"out"), Ok(3));
         drop(tty);
-        assert_eq!((master.read(&mut into), &into[..7]), (Ok(7), &b"hi\r\nout"[..]));
+        assert_eq!(
+            (master.read(&mut into), &into[..7]),
+            (Ok(7), &b"hi\r\nout"[..])
+        );
         assert_eq!(master.read(&mut into), Err(errno::EIO.into()));
         assert_eq!(master.ready() & POLL_HUP, POLL_HUP);
         let tty = Tty::open(&terminal).unwrap();

@@ -120,7 +120,9 @@ impl Termios {
 
     /// Reads `struct termios`.
     pub(crate) fn decode(bytes: &[u8; TERMIOS_SIZE]) -> Self {
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         let mut chars = [0; CONTROLS];
         chars.copy_from_slice(&bytes[17..]);
         Self {

@@ -25,25 +25,39 @@ fn a_place_is_neither_read_nor_written() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let name = run.text_at(0, "/tmp/file");
-    run.call(nr::__NR_open, &[name, O_RDWR | O_CREAT, 0o600]).unwrap();
+    run.call(nr::__NR_open, &[name, O_RDWR | O_CREAT, 0o600])
+        .unwrap();
     let place = run.call(nr::__NR_open, &[name, O_PATH | O_RDWR]).unwrap();
     assert_eq!(
         run.error(nr::__NR_read, &[place, DATA + 512, 1]),
         Some(errno::EBADF)
     );
-    assert_eq!(run.error(nr::__NR_write, &[place, DATA, 1]), Some(errno::EBADF));
-    assert_eq!(run.error(nr::__NR_ftruncate, &[place, 0]), Some(errno::EBADF));
+    assert_eq!(
+        run.error(nr::__NR_write, &[place, DATA, 1]),
+        Some(errno::EBADF)
+    );
+    assert_eq!(
+        run.error(nr::__NR_ftruncate, &[place, 0]),
+        Some(errno::EBADF)
+    );
     assert!(run.call(nr::__NR_fstat, &[place, DATA + 512]).is_ok());
     assert!(run.call(nr::__NR_dup, &[place]).is_ok());
     let link = run.text_at(1, "/tmp/link");
     run.call(nr::__NR_symlink, &[name, link]).unwrap();
-    assert_eq!(run.error(nr::__NR_open, &[link, O_NOFOLLOW]), Some(errno::ELOOP));
-    let itself = run.call(nr::__NR_open, &[link, O_PATH | O_NOFOLLOW]).unwrap();
+    assert_eq!(
+        run.error(nr::__NR_open, &[link, O_NOFOLLOW]),
+        Some(errno::ELOOP)
+    );
+    let itself = run
+        .call(nr::__NR_open, &[link, O_PATH | O_NOFOLLOW])
+        .unwrap();
     run.call(nr::__NR_fstat, &[itself, DATA + 512]).unwrap();
     let mode = u32::from_le_bytes(run.get(DATA + 512 + 24, 4).try_into().unwrap());
     assert_eq!(mode >> 12, 0o12, "a symbolic link");
     let folder = run.text_at(0, "/tmp");
-    let folder = run.call(nr::__NR_open, &[folder, O_PATH | O_DIRECTORY]).unwrap();
+    let folder = run
+        .call(nr::__NR_open, &[folder, O_PATH | O_DIRECTORY])
+        .unwrap();
     let name = run.text_at(0, "file");
     assert!(run.call(nr::__NR_openat, &[folder, name, 0]).is_ok());
     assert_eq!(run.call(nr::__NR_fchdir, &[folder]), Ok(0));
@@ -58,18 +72,28 @@ fn pieces_are_read_and_written_at_an_offset() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let name = run.text_at(0, "/tmp/file");
-    let fd = run.call(nr::__NR_open, &[name, O_RDWR | O_CREAT, 0o600]).unwrap();
+    let fd = run
+        .call(nr::__NR_open, &[name, O_RDWR | O_CREAT, 0o600])
+        .unwrap();
     run.put(DATA + 512, b"abcdef");
-    let pieces = [DATA + 512, 2, DATA + 514, 4].map(u64::to_le_bytes).concat();
+    let pieces = [DATA + 512, 2, DATA + 514, 4]
+        .map(u64::to_le_bytes)
+        .concat();
     run.put(DATA + 256, &pieces);
-    assert_eq!(run.call(nr::__NR_pwritev, &[fd, DATA + 256, 2, 10, 0]), Ok(6));
+    assert_eq!(
+        run.call(nr::__NR_pwritev, &[fd, DATA + 256, 2, 10, 0]),
+        Ok(6)
+    );
     assert_eq!(
         run.call(nr::__NR_lseek, &[fd, 0, 1]),
         Ok(0),
         "the file stands where it stood"
     );
     run.put(DATA + 512, &[0; 6]);
-    assert_eq!(run.call(nr::__NR_preadv, &[fd, DATA + 256, 2, 12, 0]), Ok(4));
+    assert_eq!(
+        run.call(nr::__NR_preadv, &[fd, DATA + 256, 2, 12, 0]),
+        Ok(4)
+    );
     assert_eq!(run.get(DATA + 512, 6), b"cdef\0\0");
     assert_eq!(
         run.call(nr::__NR_preadv2, &[fd, DATA + 256, 1, u64::MAX, 0, 0]),
@@ -152,8 +176,14 @@ fn priorities_are_kept_and_inherited() {
     assert_eq!(run.call(nr::__NR_setpriority, &[0, 0, 5]), Ok(0));
     let child = run.call(nr::__NR_fork, &[]).unwrap();
     assert_eq!(run.call(nr::__NR_getpriority, &[0, child]), Ok(15));
-    assert_eq!(run.error(nr::__NR_getpriority, &[0, 999]), Some(errno::ESRCH));
-    assert_eq!(run.error(nr::__NR_getpriority, &[3, 0]), Some(errno::EINVAL));
+    assert_eq!(
+        run.error(nr::__NR_getpriority, &[0, 999]),
+        Some(errno::ESRCH)
+    );
+    assert_eq!(
+        run.error(nr::__NR_getpriority, &[3, 0]),
+        Some(errno::EINVAL)
+    );
     // SCHED_FIFO at 7.
     run.put(DATA, &7u32.to_le_bytes());
     assert_eq!(run.call(nr::__NR_sched_setscheduler, &[0, 1, DATA]), Ok(0));
@@ -169,7 +199,10 @@ fn priorities_are_kept_and_inherited() {
         Some(errno::EINVAL)
     );
     run.call(nr::__NR_setuid, &[1000]).unwrap();
-    assert_eq!(run.error(nr::__NR_setpriority, &[0, 0, 4]), Some(errno::EACCES));
+    assert_eq!(
+        run.error(nr::__NR_setpriority, &[0, 0, 4]),
+        Some(errno::EACCES)
+    );
     node.run_started();
     run.end();
 }
@@ -191,9 +224,15 @@ fn ranges_that_are_not_mapped_are_told_of() {
         assert_eq!(run.call(call, &[at, 8192]), Ok(0));
     }
     assert_eq!(run.call(nr::__NR_msync, &[at, 8192, 4]), Ok(0));
-    assert_eq!(run.error(nr::__NR_msync, &[at, 8192, 5]), Some(errno::EINVAL));
+    assert_eq!(
+        run.error(nr::__NR_msync, &[at, 8192, 5]),
+        Some(errno::EINVAL)
+    );
     if run.thread.memory().rights(hole).is_none() {
-        assert_eq!(run.error(nr::__NR_msync, &[hole, 4096, 4]), Some(errno::ENOMEM));
+        assert_eq!(
+            run.error(nr::__NR_msync, &[hole, 4096, 4]),
+            Some(errno::ENOMEM)
+        );
         assert_eq!(run.error(nr::__NR_mlock, &[hole, 1]), Some(errno::ENOMEM));
     }
     assert_eq!(run.error(nr::__NR_mlockall, &[0]), Some(errno::EINVAL));
@@ -204,13 +243,18 @@ fn times_are_set_in_every_form() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let name = run.text_at(0, "/tmp/file");
-    let fd = run.call(nr::__NR_open, &[name, O_RDWR | O_CREAT, 0o600]).unwrap();
+    let fd = run
+        .call(nr::__NR_open, &[name, O_RDWR | O_CREAT, 0o600])
+        .unwrap();
     let modified = |run: &mut Run| {
         run.call(nr::__NR_fstat, &[fd, DATA + 512]).unwrap();
         let word = |at| u64::from_le_bytes(run.get(DATA + 512 + at, 8).try_into().unwrap());
         (word(88), word(96))
     };
-    run.put(DATA + 256, &[5u64, 4_102_444_800].map(u64::to_le_bytes).concat());
+    run.put(
+        DATA + 256,
+        &[5u64, 4_102_444_800].map(u64::to_le_bytes).concat(),
+    );
     assert_eq!(run.call(nr::__NR_utime, &[name, DATA + 256]), Ok(0));
     assert_eq!(modified(&mut run), (4_102_444_800, 0), "the year 2100");
     run.put(DATA + 256, &[1u64, 2, 3, 4].map(u64::to_le_bytes).concat());
@@ -237,7 +281,10 @@ fn what_is_not_supported_says_so() {
         Some(errno::EINVAL),
         "not offered"
     );
-    assert_eq!(run.error(nr::__NR_clock_settime, &[0, DATA]), Some(errno::EPERM));
+    assert_eq!(
+        run.error(nr::__NR_clock_settime, &[0, DATA]),
+        Some(errno::EPERM)
+    );
     run.put(DATA, &[0; 208]);
     assert_eq!(
         run.call(nr::__NR_adjtimex, &[DATA]),

@@ -1,5 +1,5 @@
-//! A node whose M, S, page tables and network are a few maps: transfers and calls end only when the executor has nothing else to
-//! do.
+//! A node whose M, S, page tables and network are a few maps: transfers and calls end only when the
+//! executor has nothing else to do.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,8 @@ use hal::Instant;
 use messages::memory::{CapacityReply, Chunks as Lent, MAX_CHUNKS};
 use messages::{CHUNK_SIZE, Errno};
 use pcache::{
-    Access, Cache, Chunks, Config, Geometry, LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr, SpaceId,
+    Access, Cache, Chunks, Config, Geometry, LINE_SIZE, LineId, Machine, Page, Pte, RemoteAddr,
+    SpaceId,
 };
 use verbs::Rkey;
 
@@ -26,7 +27,8 @@ use crate::error::errno;
 use crate::mm::Tables;
 use crate::mm::supply::Supply;
 use crate::{
-    Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, SystemCall, Thread, Trap,
+    Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, SystemCall,
+    Thread, Trap,
 };
 
 /// Physical address of the first line.
@@ -165,11 +167,14 @@ impl Machine for FakeMachine {
     fn retire_code(&self, _: LineId) {}
     fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
         self.turns.did(1);
-        into.copy_from_slice(&self.lines.lock().unwrap()[line.0 as usize][offset..offset + into.len()]);
+        into.copy_from_slice(
+            &self.lines.lock().unwrap()[line.0 as usize][offset..offset + into.len()],
+        );
     }
     fn copy_in(&self, line: LineId, offset: usize, from: &[u8]) {
         self.turns.did(1);
-        self.lines.lock().unwrap()[line.0 as usize][offset..offset + from.len()].copy_from_slice(from);
+        self.lines.lock().unwrap()[line.0 as usize][offset..offset + from.len()]
+            .copy_from_slice(from);
     }
     fn copy_line(&self, from: LineId, to: LineId) {
         self.turns.did(1);
@@ -221,7 +226,11 @@ impl Memory for FakeMemory {
             }
             let addr = self.next_chunk.replace(self.next_chunk.get() + CHUNK_SIZE);
             self.lent.borrow_mut().insert(addr);
-            lent.push(verbs::RemoteAddr { addr, rkey: Rkey(9) }).unwrap();
+            lent.push(verbs::RemoteAddr {
+                addr,
+                rkey: Rkey(9),
+            })
+            .unwrap();
         }
         if lent.is_empty() {
             return Err(errno::ENOMEM.into());
@@ -448,7 +457,9 @@ impl FakeNode {
     /// A node with a cache of `lines` lines, an M of 64 chunks, and files.
     pub(crate) fn new(lines: u64, files: &[(&str, &[u8])]) -> &'static mut Self {
         let geometry = Geometry::new(lines * LINE_SIZE as u64, 4).unwrap();
-        let bytes = (0..geometry.lines()).map(|_| vec![0xee; LINE_SIZE]).collect();
+        let bytes = (0..geometry.lines())
+            .map(|_| vec![0xee; LINE_SIZE])
+            .collect();
         let machine = FakeMachine {
             lines: Mutex::new(bytes),
             ..FakeMachine::default()
@@ -559,7 +570,10 @@ impl FakeNode {
         }
         let (line, at, write) = transfers.remove(0);
         drop(transfers);
-        let (mut lines, mut remote) = (machine.lines.lock().unwrap(), machine.remote.lock().unwrap());
+        let (mut lines, mut remote) = (
+            machine.lines.lock().unwrap(),
+            machine.remote.lock().unwrap(),
+        );
         let here = &mut lines[line.0 as usize];
         // Into what is there: a test counts the allocations of a miss.
         if write {

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 
 use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, Entry, FileId, FileTime, OpenFlags, Opened, RenameFlags, Stat,
-    Statfs, Written,
+    AllocateFlags, AttributeFlags, Attributes, Entry, FileId, FileTime, OpenFlags, Opened,
+    RenameFlags, Stat, Statfs, Written,
 };
 use messages::{Wire, Writer};
 
@@ -65,7 +65,11 @@ impl FakeFiles {
         let mut disk = self.disk.borrow_mut();
         if disk.inodes.is_empty() {
             for (index, (path, data)) in self.files.iter().enumerate() {
-                let mode = if data.is_empty() { 0o040_755 } else { 0o100_755 };
+                let mode = if data.is_empty() {
+                    0o040_755
+                } else {
+                    0o100_755
+                };
                 let (data, uid) = (data.clone(), 0);
                 disk.inodes.push(FakeInode { data, mode, uid });
                 disk.names.insert(path.clone(), index);
@@ -91,7 +95,10 @@ impl FakeFiles {
 
     fn stat_of(&self, at: usize) -> Stat {
         let inode = self.disk().inodes[at].clone();
-        let never = FileTime { seconds: 0, nanos: 0 };
+        let never = FileTime {
+            seconds: 0,
+            nanos: 0,
+        };
         Stat {
             inode: at as u64 + 10,
             mode: inode.mode,
@@ -171,7 +178,9 @@ impl Files for FakeFiles {
     async fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
         self.reads.set(self.reads.get() + 1);
         let content = &self.disk().inodes[index(file)].data;
-        let rest = content.get(usize::try_from(offset).unwrap()..).unwrap_or(&[]);
+        let rest = content
+            .get(usize::try_from(offset).unwrap()..)
+            .unwrap_or(&[]);
         // Fewer than asked for, as a peer may.
         let len = rest.len().min(into.len()).min(self.most);
         into[..len].copy_from_slice(&rest[..len]);
@@ -187,7 +196,11 @@ impl Files for FakeFiles {
     async fn getdents(&self, _: FileId, position: u64, into: &mut [u8]) -> Result<usize> {
         let mut writer = Writer::new(into);
         let names: Vec<_> = self.disk().names.keys().cloned().collect();
-        for (at, path) in names.iter().enumerate().skip(usize::try_from(position).unwrap()) {
+        for (at, path) in names
+            .iter()
+            .enumerate()
+            .skip(usize::try_from(position).unwrap())
+        {
             let name = path
                 .rsplit(|&b| b == b'/')
                 .next()
@@ -228,7 +241,13 @@ impl Files for FakeFiles {
         inode.data.resize(usize::try_from(size).unwrap(), 0);
         Ok(())
     }
-    async fn allocate(&self, file: FileId, flags: AllocateFlags, offset: u64, len: u64) -> Result<()> {
+    async fn allocate(
+        &self,
+        file: FileId,
+        flags: AllocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let inode = &mut self.changing()?.inodes[index(file)];
         let (from, end) = (
             usize::try_from(offset).unwrap(),

@@ -32,7 +32,11 @@ fn files_are_their_owner_s() {
     run.make_file("/tmp/open", 0o644).unwrap();
     assert_eq!(run.call(nr::__NR_setuid, &[USER]), Ok(0));
     assert_eq!(run.call(nr::__NR_getuid, &[]), Ok(USER));
-    let denied = [("/tmp/secret", 0), ("/tmp/open", O_RDWR), ("/tmp/open", 0o1000)];
+    let denied = [
+        ("/tmp/secret", 0),
+        ("/tmp/open", O_RDWR),
+        ("/tmp/open", 0o1000),
+    ];
     for (path, flags) in denied {
         assert_eq!(
             errno_of(run.reach(path, flags)),
@@ -50,8 +54,14 @@ fn files_are_their_owner_s() {
     let given = run.call(nr::__NR_chown, &[DATA, 0, u64::MAX]);
     assert_eq!(errno_of(given), Some(errno::EPERM));
     // A folder of root's with mode 755.
-    assert_eq!(errno_of(run.make_file("/run/x", 0o600)), Some(errno::EACCES));
-    assert_eq!(errno_of(run.call(nr::__NR_setuid, &[0])), Some(errno::EPERM));
+    assert_eq!(
+        errno_of(run.make_file("/run/x", 0o600)),
+        Some(errno::EACCES)
+    );
+    assert_eq!(
+        errno_of(run.call(nr::__NR_setuid, &[0])),
+        Some(errno::EPERM)
+    );
     run.end();
 }
 
@@ -63,7 +73,9 @@ fn a_user_s_signals_reach_the_user_s_processes_only() {
     let other = run.call(nr::__NR_fork, &[]).unwrap();
     let theirs = node.started.borrow_mut().pop().unwrap();
     let own = node.started.borrow_mut().pop().unwrap();
-    own.shared.change_creds(|creds| creds.set_uid(1000)).unwrap();
+    own.shared
+        .change_creds(|creds| creds.set_uid(1000))
+        .unwrap();
     run.call(nr::__NR_setuid, &[USER]).unwrap();
     assert_eq!(run.call(nr::__NR_kill, &[child, 0]), Ok(0));
     let denied = run.call(nr::__NR_kill, &[other, 9]);
@@ -81,7 +93,10 @@ fn limits_hold() {
     run.set_limit(7, 4, 4096).unwrap();
     assert_eq!(run.open("/big"), Ok(3));
     assert_eq!(errno_of(run.open("/big")), Some(errno::EMFILE));
-    assert_eq!(errno_of(run.call(nr::__NR_dup2, &[3, 4])), Some(errno::EBADF));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_dup2, &[3, 4])),
+        Some(errno::EBADF)
+    );
     run.set_limit(7, 4096, 4096).unwrap();
     // RLIMIT_AS.
     let size = run.thread.memory().with_vmas(crate::mm::vma::Vmas::size);
@@ -114,7 +129,10 @@ fn programs_of_the_node_s_own_files_run() {
     run.put(DATA, b"/tmp/program\0");
     assert_eq!(run.call(nr::__NR_execve, &[DATA, 0, 0]), Ok(0));
     assert_eq!(run.get(0x40_0000, 4096), program());
-    assert_eq!(run.thread.memory().rights(0x40_0000), Some(pcache::Rights::all()));
+    assert_eq!(
+        run.thread.memory().rights(0x40_0000),
+        Some(pcache::Rights::all())
+    );
     assert_eq!(*run.thread.shared.name.lock(), b"program");
     run.end();
     assert_eq!(node.files.open.get(), 0);
@@ -126,7 +144,10 @@ fn a_thread_goes_to_the_cores_that_it_may_run_on() {
     let mut run = Run::new(node);
     run.put(DATA, &2u64.to_le_bytes());
     assert_eq!(run.call(nr::__NR_sched_setaffinity, &[0, 8, DATA]), Ok(0));
-    assert_eq!(run.call(nr::__NR_sched_getaffinity, &[0, 8, DATA + 8]), Ok(8));
+    assert_eq!(
+        run.call(nr::__NR_sched_getaffinity, &[0, 8, DATA + 8]),
+        Ok(8)
+    );
     assert_eq!(run.get(DATA + 8, 8), 2u64.to_le_bytes());
     run.put(DATA, &4u64.to_le_bytes());
     let absent = run.call(nr::__NR_sched_setaffinity, &[0, 8, DATA]);
@@ -155,7 +176,11 @@ fn a_thread_that_moves_takes_its_state_out_of_the_core() {
         call(nr::__NR_sched_yield, [0; 6]),
     ];
     node.block_on(run.thread.run());
-    let moved = node.started.borrow_mut().pop().expect("it goes on elsewhere");
+    let moved = node
+        .started
+        .borrow_mut()
+        .pop()
+        .expect("it goes on elsewhere");
     assert_eq!((moved.core(), moved.cpu.left_cores), (1 - here, 1));
     node.block_on(moved.run());
 }

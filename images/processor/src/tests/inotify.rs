@@ -57,7 +57,10 @@ fn what_happens_in_a_folder_is_told_as_on_linux() {
     let queue = run.call(nr::__NR_inotify_init1, &[NONBLOCK]).unwrap();
     assert_eq!(run.watch(queue, "/tmp/d", ALL), Ok(1));
     let fd = run.on_path(nr::__NR_open, "/tmp/d/a", &[0o102, 0o600]);
-    assert_eq!(run.events(queue), [event(1, 0x100, "a"), event(1, 0x20, "a")]);
+    assert_eq!(
+        run.events(queue),
+        [event(1, 0x100, "a"), event(1, 0x20, "a")]
+    );
     assert_eq!(run.watch(queue, "/tmp/d/a", ALL), Ok(2));
     let both = |mask: u32| [event(1, mask, "a"), event(2, mask, "")];
     run.call(nr::__NR_write, &[fd, IN, 2]).unwrap();
@@ -77,7 +80,11 @@ fn what_happens_in_a_folder_is_told_as_on_linux() {
     run.call(nr::__NR_close, &[fd]).unwrap();
     assert_eq!(run.events(queue), [both(0x20), both(2), both(8)].concat());
     run.on_paths(nr::__NR_rename, "/tmp/d/a", "/tmp/d/b");
-    let moved = [event(1, 0x40, "a"), event(1, 0x80, "b"), event(2, 0x800, "")];
+    let moved = [
+        event(1, 0x40, "a"),
+        event(1, 0x80, "b"),
+        event(2, 0x800, ""),
+    ];
     assert_eq!(run.events(queue), moved);
     run.on_paths(nr::__NR_link, "/tmp/d/b", "/tmp/d/c");
     assert_eq!(run.events(queue), [event(2, 4, ""), event(1, 0x100, "c")]);
@@ -130,7 +137,11 @@ fn what_is_replaced_is_told_and_watches_end() {
         ("/tmp/d", 0x3000_0000, errno::EINVAL),
         ("/tmp/d/o", 0x100_0100, errno::ENOTDIR),
     ] {
-        assert_eq!(errno_of(run.watch(queue, path, mask)), Some(error), "{path}");
+        assert_eq!(
+            errno_of(run.watch(queue, path, mask)),
+            Some(error),
+            "{path}"
+        );
     }
     assert_eq!(errno_of(run.watch(fd, "/tmp/d", ALL)), Some(errno::EINVAL));
     let gone = run.call(nr::__NR_inotify_rm_watch, &[queue, 2]);

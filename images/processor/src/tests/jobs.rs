@@ -87,7 +87,8 @@ impl Shell {
     }
 
     fn foreground(&mut self, group: u64) {
-        self.run.put(DATA, &u32::try_from(group).unwrap().to_le_bytes());
+        self.run
+            .put(DATA, &u32::try_from(group).unwrap().to_le_bytes());
         assert_eq!(self.run.call(nr::__NR_ioctl, &[0, 0x5410, DATA]), Ok(0));
     }
 }
@@ -137,7 +138,9 @@ fn parents_hear_of_stops_unless_they_said_no() {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         shell.run.put(DATA, &bytes);
         assert_eq!(
-            shell.run.call(nr::__NR_rt_sigaction, &[SIGCHLD, DATA, 0, 8]),
+            shell
+                .run
+                .call(nr::__NR_rt_sigaction, &[SIGCHLD, DATA, 0, 8]),
             Ok(0)
         );
         shell.kill(SIGSTOP);

@@ -56,7 +56,10 @@ fn processes_exclude_each_other_until_one_closes_the_file() {
     let again = run.call(nr::__NR_open, &[DATA, 0o2]).unwrap();
     let mut other = child(node, &mut run);
     let parent = &mut run.thread;
-    assert_eq!(lock(node, parent, fd, F_SETLK, &flock(WRITE, 10, 10)), Ok(()));
+    assert_eq!(
+        lock(node, parent, fd, F_SETLK, &flock(WRITE, 10, 10)),
+        Ok(())
+    );
     let all = flock(READ, 0, 0);
     assert_eq!(
         errno_of(lock(node, &mut other, fd, F_SETLK, &all)),
@@ -73,7 +76,11 @@ fn processes_exclude_each_other_until_one_closes_the_file() {
     // A wait that would wait for itself.
     let mut waiting = Box::pin(async {
         let call = system_call(nr::__NR_fcntl, &[fd, F_SETLKW, DATA]);
-        other.memory().write(DATA, &flock(WRITE, 15, 1)).await.unwrap();
+        other
+            .memory()
+            .write(DATA, &flock(WRITE, 15, 1))
+            .await
+            .unwrap();
         other.system_call(call).await.map(drop)
     });
     assert!(node.try_block_on(waiting.as_mut()).is_none());
@@ -105,8 +112,14 @@ fn files_of_s_are_locked_as_they_may_be_used() {
     );
     let write = lock(node, &mut run.thread, fd, F_SETLK, &flock(WRITE, 0, 1));
     assert_eq!(errno_of(write), Some(errno::EBADF));
-    assert_eq!(lock(node, &mut other, fd, F_SETLK, &flock(READ, 0, 1)), Ok(()));
-    assert_eq!(lock(node, &mut other, fd, F_SETLK, &flock(UNLOCK, 0, 0)), Ok(()));
+    assert_eq!(
+        lock(node, &mut other, fd, F_SETLK, &flock(READ, 0, 1)),
+        Ok(())
+    );
+    assert_eq!(
+        lock(node, &mut other, fd, F_SETLK, &flock(UNLOCK, 0, 0)),
+        Ok(())
+    );
     let bad = lock(node, &mut other, fd, F_SETLK, &flock(9, 0, 0));
     assert_eq!(errno_of(bad), Some(errno::EINVAL));
     node.block_on(other.run());
@@ -122,14 +135,24 @@ fn open_files_hold_locks_of_their_own() {
     let two = run.call(nr::__NR_open, &[DATA, 0o2]).unwrap();
     let copy = run.call(nr::__NR_dup, &[one]).unwrap();
     let write = flock(WRITE, 0, 5);
-    assert_eq!(lock(node, &mut run.thread, one, F_OFD_SETLK, &write), Ok(()));
+    assert_eq!(
+        lock(node, &mut run.thread, one, F_OFD_SETLK, &write),
+        Ok(())
+    );
     let other = lock(node, &mut run.thread, two, F_OFD_SETLK, &write);
     assert_eq!(errno_of(other), Some(errno::EAGAIN));
     run.call(nr::__NR_close, &[one]).unwrap();
     let other = lock(node, &mut run.thread, two, F_OFD_SETLK, &write);
-    assert_eq!(errno_of(other), Some(errno::EAGAIN), "a number of it is left");
+    assert_eq!(
+        errno_of(other),
+        Some(errno::EAGAIN),
+        "a number of it is left"
+    );
     run.call(nr::__NR_close, &[copy]).unwrap();
-    assert_eq!(lock(node, &mut run.thread, two, F_OFD_SETLK, &write), Ok(()));
+    assert_eq!(
+        lock(node, &mut run.thread, two, F_OFD_SETLK, &write),
+        Ok(())
+    );
     // Whole files, beside that.
     run.put(DATA, b"/tmp/f\0");
     let three = run.call(nr::__NR_open, &[DATA, 0]).unwrap();

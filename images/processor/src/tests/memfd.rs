@@ -38,7 +38,10 @@ fn seals_forbid_what_they_name() {
     assert_eq!(run.call(nr::__NR_fcntl, &[fd, F_GET_SEALS]), Ok(0));
     assert_eq!(errno_of(run.seal(fd, 0x40)), Some(errno::EINVAL));
     assert_eq!(run.seal(fd, GROW | SHRINK), Ok(0));
-    assert_eq!(run.call(nr::__NR_fcntl, &[fd, F_GET_SEALS]), Ok(GROW | SHRINK));
+    assert_eq!(
+        run.call(nr::__NR_fcntl, &[fd, F_GET_SEALS]),
+        Ok(GROW | SHRINK)
+    );
     for size in [4096, 10_000] {
         assert_eq!(
             errno_of(run.call(nr::__NR_ftruncate, &[fd, size])),
@@ -67,7 +70,11 @@ fn seals_forbid_what_they_name() {
     assert_eq!(run.call(nr::__NR_mprotect, &[read, 4096, 3]), Ok(0));
     run.put(read, b"mine");
     assert_eq!(run.call(nr::__NR_pread64, &[fd, DATA, 4, 0]), Ok(4));
-    assert_eq!(run.get(DATA, 4), b"name", "no mapping writes what is sealed");
+    assert_eq!(
+        run.get(DATA, 4),
+        b"name",
+        "no mapping writes what is sealed"
+    );
     assert_eq!(errno_of(run.seal(fd, GROW)), Some(errno::EPERM));
     run.end();
     assert!(node.memory.lent.borrow().is_empty());
@@ -94,7 +101,8 @@ fn a_file_without_a_name_may_be_given_one() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     run.put(DATA, b"/tmp\0");
-    let open = |run: &mut Run, flags: u64| run.call(nr::__NR_open, &[DATA, O_TMPFILE | flags, 0o640]);
+    let open =
+        |run: &mut Run, flags: u64| run.call(nr::__NR_open, &[DATA, O_TMPFILE | flags, 0o640]);
     assert_eq!(errno_of(open(&mut run, 0)), Some(errno::EINVAL));
     let fd = open(&mut run, 2).unwrap();
     assert_eq!(run.call(nr::__NR_write, &[fd, DATA, 4]), Ok(4));
@@ -102,7 +110,10 @@ fn a_file_without_a_name_may_be_given_one() {
     run.put(DATA + 128, b"/tmp/named\0");
     let link = [fd, DATA + 64, AT_FDCWD, DATA + 128, 0x1000];
     assert_eq!(run.call(nr::__NR_linkat, &link), Ok(0));
-    assert_eq!(errno_of(run.call(nr::__NR_linkat, &link)), Some(errno::EEXIST));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_linkat, &link)),
+        Some(errno::EEXIST)
+    );
     assert_eq!(run.call(nr::__NR_stat, &[DATA + 128, DATA + 256]), Ok(0));
     let status = run.get(DATA + 256, 144);
     assert_eq!(
@@ -113,7 +124,10 @@ fn a_file_without_a_name_may_be_given_one() {
     let other = open(&mut run, 2 | 0o200).unwrap();
     run.put(DATA + 128, b"/tmp/other\0");
     let link = [other, DATA + 64, AT_FDCWD, DATA + 128, 0x1000];
-    assert_eq!(errno_of(run.call(nr::__NR_linkat, &link)), Some(errno::ENOENT));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_linkat, &link)),
+        Some(errno::ENOENT)
+    );
     run.end();
     assert!(node.memory.lent.borrow().is_empty());
 }

@@ -1,5 +1,7 @@
 //! A program's memory as it grows, shrinks, moves and is shared.
 
+mod resources;
+
 use messages::Errno;
 use pcache::{CHUNK_PAGES, Plan};
 
@@ -16,7 +18,13 @@ const FIXED: u64 = 0x10;
 const NORESERVE: u64 = 0x4000;
 
 impl Run {
-    pub(super) fn mmap(&mut self, addr: u64, len: u64, prot: u64, flags: u64) -> Result<u64, Error> {
+    pub(super) fn mmap(
+        &mut self,
+        addr: u64,
+        len: u64,
+        prot: u64,
+        flags: u64,
+    ) -> Result<u64, Error> {
         self.call(nr::__NR_mmap, &[addr, len, prot, flags, u64::MAX, 0])
     }
 
@@ -31,7 +39,9 @@ impl Run {
     }
 
     pub(super) fn unreadable(&self, addr: u64) -> bool {
-        let read = self.node.block_on(self.thread.memory().read(addr, &mut [0]));
+        let read = self
+            .node
+            .block_on(self.thread.memory().read(addr, &mut [0]));
         errno_of(read) == Some(errno::EFAULT)
     }
 }
@@ -41,10 +51,16 @@ fn heap_grows_and_shrinks() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let start = run.call(nr::__NR_brk, &[0]).unwrap();
-    assert_eq!(run.call(nr::__NR_brk, &[start + 10_000]), Ok(start + 10_000));
+    assert_eq!(
+        run.call(nr::__NR_brk, &[start + 10_000]),
+        Ok(start + 10_000)
+    );
     run.put(start + 9_000, b"heap");
     assert_eq!(run.call(nr::__NR_brk, &[start]), Ok(start));
-    assert_eq!(run.call(nr::__NR_brk, &[start + 10_000]), Ok(start + 10_000));
+    assert_eq!(
+        run.call(nr::__NR_brk, &[start + 10_000]),
+        Ok(start + 10_000)
+    );
     assert_eq!(run.get(start + 9_000, 4), [0; 4], "given back and had anew");
     assert_eq!(
         run.call(nr::__NR_brk, &[1 << 40]),
@@ -121,162 +137,6 @@ fn page_tables_and_chunks_of_what_is_unmapped_come_back() {
     assert!(node.memory.lent.borrow().len() <= 64);
 }
 
-/// Returns the resources that M, the cache and the supply hold for processes.
-fn held(node: &FakeNode) -> [usize; 7] {
-    let (used, busy) = node.cache.lines_in_use();
-    [
-        node.memory.lent.borrow().len(),
-        node.memory.promised.get() as usize,
-        node.cache.chunks().len(),
-        used,
-        busy,
-        node.cache.spare_mappings(),
-        usize::try_from(node.supply.committed()).unwrap(),
-    ]
-}
-
-/// Lets processes that use `len` bytes end one after the other: each leaves what the first one left.
-fn end_again_and_again(lines: u64, len: u64, rounds: u64) {
-    let node: &FakeNode = node(lines);
-    node.memory
-        .total
-        .set(64 + u32::try_from(len.div_ceil(2 << 20)).unwrap());
-    let mut parent = Run::new(node);
-    let mut before = None;
-    for _ in 0..rounds {
-        parent.call(nr::__NR_fork, &[]).unwrap();
-        let thread = node.started.borrow_mut().pop().unwrap();
-        let mut run = Run { node, thread };
-        let at = run.map(len).unwrap();
-        (at..at + len).step_by(4096).for_each(|page| {
-            run.put(page, &page.to_le_bytes());
-        });
-        assert_eq!(run.get(at + 4096, 8), (at + 4096).to_le_bytes());
-        let tables = run.thread.memory().tables().clone();
-        assert!(tables.count() > 0);
-        node.block_on(run.thread.run());
-        parent.call(nr::__NR_wait4, &[u64::MAX, 0, 0, 0]).unwrap();
-        // Slots of lines that were being written come free when that ends.
-        node.drain();
-        node.block_on(node.supply.settle(node)).unwrap();
-        let held = (held(node), tables.count());
-        assert_eq!(held, *before.get_or_insert(held));
-        assert_eq!(tables.count(), 0);
-        node.cache.machine().forget_all_but(&node.memory.lent.borrow());
-    }
-}
-
-#[test]
-fn processes_that_end_leave_m_and_p_as_they_were() {
-    // Sixteen times what the cache holds.
-    let rounds = if cfg!(debug_assertions) { 20 } else { 1000 };
-    end_again_and_again(64, 16 * 64 * 4096, rounds);
-}
-
-#[test]
-#[ignore = "takes minutes: PROCESS_ROUNDS (1000) processes that use 1 GB each"]
-fn large_processes_that_end_leave_m_and_p_as_they_were() {
-    let rounds = std::env::var("PROCESS_ROUNDS").map_or(1000, |text| text.parse().unwrap());
-    end_again_and_again(4096, 1 << 30, rounds);
-}
-
-#[test]
-fn misses_and_first_touches_allocate_nothing() {
-    let node: &FakeNode = node(64);
-    let mut run = Run::new(node);
-    let len = 256 * 4096;
-    let at = run.map(len).unwrap();
-    // Its table, its chunk, and room for as many transfers as there ever are.
-    run.put(at, b"first");
-    for addr in (at..at + len).step_by(4096).skip(1) {
-        run.put(addr, b"touched");
-    }
-    let misses = || {
-        let counted = allocation_counter::measure(|| {
-            for addr in (at..at + len).step_by(4096).filter(|addr| addr / 4096 % 7 != 0) {
-                run.thread
-                    .memory()
-                    .fault_now(addr, Access::Write, |_| Plan::NONE)
-                    .unwrap();
-                node.drain();
-            }
-        });
-        counted.count_total
-    };
-    // The first rounds write pages back, for which the fake's M makes room.
-    for _ in 0..3 {
-        misses();
-    }
-    let missed = node.cache.counters().nr_pcache_fill_from_memory;
-    assert_eq!(misses(), 0, "of misses");
-    assert!(node.cache.counters().nr_pcache_fill_from_memory > missed + 100);
-    let fresh = run.map(64 * 4096).unwrap();
-    run.put(fresh, b"its table");
-    let before = node.cache.counters().nr_pcache_fill_zerofill;
-    let counted = allocation_counter::measure(|| {
-        for addr in (fresh + 4096..fresh + 32 * 4096).step_by(4096) {
-            run.thread
-                .memory()
-                .fault_now(addr, Access::Write, |_| Plan::NONE)
-                .unwrap();
-            node.drain();
-        }
-    });
-    assert!(node.cache.counters().nr_pcache_fill_zerofill > before + 20);
-    assert_eq!(counted.count_total, 0, "of first touches");
-}
-
-/// Returns the locks of a hundred misses of a thread, those of the machine apart, with their share of
-/// evictions.
-#[cfg(not(interleave))]
-fn locks_of_hundred_misses(access: Access) -> u64 {
-    let node: &FakeNode = node(1024);
-    let mut run = Run::new(node);
-    let pages = 4096;
-    let at = run.map(pages * 4096).unwrap();
-    for addr in (at..at + pages * 4096).step_by(4096) {
-        run.put(addr, b"touched");
-    }
-    let round = |run: &mut Run| {
-        let mut locks = 0;
-        // An odd stride, so that no page is read ahead.
-        for page in (0..pages).map(|page| page * 1009 % pages) {
-            let addr = at + page * 4096;
-            let _ = ::locks::taken();
-            let memory = run.thread.memory();
-            let now = memory.fault_now(addr, access, |_| Plan::NONE).unwrap();
-            node.drain();
-            if matches!(now, crate::mm::fault::Now::Later { .. }) {
-                // All other lines of the set were on their way.
-                run.touch(addr, access).unwrap();
-            }
-            locks += u64::from(::locks::taken());
-            if access == Access::Write {
-                run.put(addr, b"changed");
-            }
-        }
-        locks
-    };
-    round(&mut run);
-    let before = node.cache.counters().nr_pcache_miss;
-    let locks = round(&mut run);
-    let misses = node.cache.counters().nr_pcache_miss - before;
-    assert!(misses > pages / 2, "{misses} misses");
-    locks * 100 / misses
-}
-
-#[cfg(not(interleave))]
-#[test]
-fn a_miss_takes_few_locks_and_none_of_all_cores() {
-    let clean = locks_of_hundred_misses(Access::Read);
-    let dirty = locks_of_hundred_misses(Access::Write);
-    println!("locks of a hundred misses: clean {clean}, dirty {dirty}");
-    // Counted when this was written: clean 508, dirty 610. The machine takes two more, those of the core's
-    // page path for the READ's start and its end; a batch's WRITEs add one for all of them.
-    assert!(clean + 200 <= 800, "{clean}");
-    assert!(dirty + 200 + 100 / 16 <= 850, "{dirty}");
-}
-
 #[test]
 fn what_no_table_exists_for_costs_nothing() {
     let node: &FakeNode = node(64);
@@ -286,7 +146,10 @@ fn what_no_table_exists_for_costs_nothing() {
     assert_eq!(run.call(nr::__NR_mprotect, &[at, len, 1]), Ok(0));
     assert_eq!(run.call(nr::__NR_madvise, &[at, len, 4]), Ok(0));
     assert_eq!(run.call(nr::__NR_munmap, &[at, len]), Ok(0));
-    assert_eq!(node.supply.committed(), run.thread.memory().with_vmas(committed));
+    assert_eq!(
+        node.supply.committed(),
+        run.thread.memory().with_vmas(committed)
+    );
 }
 
 fn committed(vmas: &crate::mm::vma::Vmas) -> u64 {
@@ -307,7 +170,10 @@ fn reservations_cost_nothing_until_they_get_rights() {
     let reserved = run.mmap(0, 1 << 40, 0, PRIVATE).unwrap();
     assert_eq!(node.supply.committed(), before);
     let len = 1 << 20;
-    assert_eq!(run.call(nr::__NR_mprotect, &[reserved, len, PROT_RW]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_mprotect, &[reserved, len, PROT_RW]),
+        Ok(0)
+    );
     assert_eq!(node.supply.committed(), before + len / 4096);
     assert_eq!(
         run.errno(nr::__NR_mprotect, &[reserved, 1 << 40, PROT_RW]),
@@ -396,7 +262,10 @@ fn remapping_moves_pages_and_copies_none() {
     assert!(run.unreadable(at));
     assert_eq!(run.get(to + 12_288, 1), [0], "it has grown");
     let fixed = to - (64 << 20);
-    assert_eq!(run.call(nr::__NR_mremap, &[to, 16384, 8192, 3, fixed]), Ok(fixed));
+    assert_eq!(
+        run.call(nr::__NR_mremap, &[to, 16384, 8192, 3, fixed]),
+        Ok(fixed)
+    );
     assert_eq!(run.get(fixed + 5000, 5), b"moved");
     assert!(run.unreadable(to) && run.unreadable(to + 8192));
 }
@@ -446,7 +315,10 @@ fn flags_and_rights_are_checked_as_on_linux() {
         run.errno(nr::__NR_mprotect, &[at, 4096, 0x40]),
         Some(errno::EINVAL)
     );
-    assert_eq!(run.errno(nr::__NR_madvise, &[at, 4096, 99]), Some(errno::EINVAL));
+    assert_eq!(
+        run.errno(nr::__NR_madvise, &[at, 4096, 99]),
+        Some(errno::EINVAL)
+    );
     assert_eq!(run.call(nr::__NR_madvise, &[at, 4096, 14]), Ok(0), "a hint");
     let low = run.mmap(0, 4096, 3, PRIVATE | 0x40).unwrap();
     assert!(low < 1 << 31, "MAP_32BIT: {low:#x}");
@@ -465,7 +337,11 @@ fn holes_are_told_after_the_rest_is_done() {
         run.errno(nr::__NR_mprotect, &[at, 3 * 4096, 1]),
         Some(errno::ENOMEM)
     );
-    assert_eq!(run.touch(at, Access::Write), Err(Refused::Forbidden), "done");
+    assert_eq!(
+        run.touch(at, Access::Write),
+        Err(Refused::Forbidden),
+        "done"
+    );
     assert_eq!(
         run.errno(nr::__NR_madvise, &[at, 3 * 4096, 4]),
         Some(errno::ENOMEM)
@@ -485,7 +361,11 @@ fn stacks_grow_to_their_limit_and_no_further() {
     let at = run
         .mmap(0x20_0000_0000, 4096, 3, PRIVATE | FIXED | 0x100)
         .unwrap();
-    assert_eq!(run.touch(at - 3 * 4096, Access::Write), Ok(()), "MAP_GROWSDOWN");
+    assert_eq!(
+        run.touch(at - 3 * 4096, Access::Write),
+        Ok(()),
+        "MAP_GROWSDOWN"
+    );
     let wall = at - (2 << 20);
     run.mmap(wall, 4096, 3, PRIVATE | FIXED).unwrap();
     assert_eq!(
@@ -500,7 +380,9 @@ fn pages_beyond_the_end_of_a_file_are_bus_errors() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let file = run.open("/script").unwrap();
-    let at = run.call(nr::__NR_mmap, &[0, 3 * 4096, 1, 2, file, 0]).unwrap();
+    let at = run
+        .call(nr::__NR_mmap, &[0, 3 * 4096, 1, 2, file, 0])
+        .unwrap();
     assert_eq!(run.get(at, 2), b"#!");
     assert_eq!(run.touch(at + 4095, Access::Read), Ok(()));
     assert_eq!(run.touch(at + 4096, Access::Read), Err(Refused::BeyondEnd));
@@ -545,7 +427,8 @@ fn whole_mappings_go_at_the_limit_of_vmas() {
 /// A child with a copy of a run's memory.
 fn fork(node: &'static FakeNode, run: &Run) -> Space<'static, FakeNode> {
     let child = Space::new(node, 8, node.new_tables().unwrap());
-    node.block_on(run.thread.memory().fork_into(&child)).unwrap();
+    node.block_on(run.thread.memory().fork_into(&child))
+        .unwrap();
     child
 }
 
@@ -586,7 +469,10 @@ fn fork_shares_pages_until_they_are_written() {
     node.drain();
     assert_eq!(node.cache.lines_in_use(), (0, 0));
     assert!(node.memory.lent.borrow().is_empty());
-    assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
+    assert_eq!(
+        (node.supply.committed(), node.memory.promised.get()),
+        (0, 0)
+    );
 }
 
 /// Checks that answers without waiting equal those with it, and that nothing is left behind.
@@ -596,7 +482,9 @@ fn mapping_and_unmapping_at_once_does_the_same() {
     let mut runs = nodes.map(Run::new);
     let mut state = 5_u64;
     let mut below = |end: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         usize::try_from(state >> 33).unwrap() % end
     };
     let (mut mapped, mut at_once) = (vec![], 0);

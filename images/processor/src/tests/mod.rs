@@ -9,6 +9,7 @@ mod jobs;
 mod locks;
 mod memfd;
 mod memory;
+mod paths;
 mod pidfd;
 mod pipes;
 mod pseudo;
@@ -110,10 +111,14 @@ impl Run {
         self.thread.process.end(Exit::Code(0));
         self.node.block_on(self.thread.run());
         self.node.run_started();
-        self.node.block_on(self.node.kernel.finish(self.node)).unwrap();
+        self.node
+            .block_on(self.node.kernel.finish(self.node))
+            .unwrap();
         // A line that was being written back lets its chunk go only now.
         self.node.drain();
-        self.node.block_on(self.node.supply.settle(self.node)).unwrap();
+        self.node
+            .block_on(self.node.supply.settle(self.node))
+            .unwrap();
     }
 
     fn call(&mut self, number: u32, args: &[u64]) -> Result<u64, Error> {
@@ -162,13 +167,21 @@ impl Run {
 fn program_is_loaded_with_its_arguments() {
     let node: &FakeNode = node(64);
     let run = Run::new(node);
-    assert_eq!((run.thread.cpu.ip(), run.thread.cpu.sp() % 16), (0x40_0100, 0));
+    assert_eq!(
+        (run.thread.cpu.ip(), run.thread.cpu.sp() % 16),
+        (0x40_0100, 0)
+    );
     assert_eq!(run.get(0x40_0000, 0x1000), program());
     assert_eq!(run.get(DATA, 0x1000), vec![0; 0x1000]);
-    let word = |n: u64| u64::from_le_bytes(run.get(run.thread.cpu.sp() + n * 8, 8).try_into().unwrap());
+    let word =
+        |n: u64| u64::from_le_bytes(run.get(run.thread.cpu.sp() + n * 8, 8).try_into().unwrap());
     assert_eq!(word(0), 2);
     assert_eq!(run.get(word(2), 4), b"one\0");
-    assert_eq!(node.files.open.get(), 1, "the program's file, for its pages");
+    assert_eq!(
+        node.files.open.get(),
+        1,
+        "the program's file, for its pages"
+    );
     run.end();
     assert_eq!(node.files.open.get(), 0);
 }
@@ -176,7 +189,8 @@ fn program_is_loaded_with_its_arguments() {
 #[test]
 #[ignore = "wants a static program in TESSERA_STATIC_PROGRAM; `cargo xtask test` gives it Debian's busybox"]
 fn real_program_is_loaded_whole_through_a_small_cache() {
-    let path = std::env::var("TESSERA_STATIC_PROGRAM").expect("TESSERA_STATIC_PROGRAM names a program");
+    let path =
+        std::env::var("TESSERA_STATIC_PROGRAM").expect("TESSERA_STATIC_PROGRAM names a program");
     let file = std::fs::read(path).expect("the program can be read");
     let node = FakeNode::new(32, &[("/busybox", &file)]);
     let run = Run::of(node, "/busybox");
@@ -197,7 +211,11 @@ fn real_program_is_loaded_whole_through_a_small_cache() {
             s.addr
         );
         let zeros = usize::try_from(s.len - s.file_len).unwrap();
-        assert!(run.get(s.addr + bias + s.file_len, zeros).iter().all(|&b| b == 0));
+        assert!(
+            run.get(s.addr + bias + s.file_len, zeros)
+                .iter()
+                .all(|&b| b == 0)
+        );
         assert_eq!(run.thread.memory().rights(s.addr + bias), Some(s.prot));
     }
     assert!(node.cache.counters().nr_pcache_eviction_dirty > 0);
@@ -246,7 +264,10 @@ fn refusals_have_the_shell_s_statuses() {
     assert!(matches!(refused("/big"), Refusal::NotRunnable { .. }));
     assert_eq!(refused("/big").to_string(), "/big: not an ELF file");
     assert_eq!(refused("/script").to_string(), "/bin/sh: not found");
-    assert_eq!((refused("/big").status(), refused("/bin").status()), (126, 126));
+    assert_eq!(
+        (refused("/big").status(), refused("/bin").status()),
+        (126, 126)
+    );
     assert_eq!(
         node.memory.lent.borrow().len(),
         lent,
@@ -373,7 +394,10 @@ fn files_are_read_by_pieces_positions_and_mappings() {
     run.call(nr::__NR_close, &[fd]).unwrap();
     run.call(nr::__NR_close, &[9]).unwrap();
     assert_eq!(
-        (node.files.open.get(), errno_of(run.call(nr::__NR_close, &[9]))),
+        (
+            node.files.open.get(),
+            errno_of(run.call(nr::__NR_close, &[9]))
+        ),
         (2, Some(errno::EBADF)),
         "this one's and the program's, for their pages"
     );
@@ -396,7 +420,10 @@ fn output_is_whole_and_input_ends() {
         .flat_map(|(_, bytes)| bytes)
         .collect();
     assert_eq!(written, text);
-    let pieces: Vec<u8> = [at, 3, at + 10, 2].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let pieces: Vec<u8> = [at, 3, at + 10, 2]
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
     run.put(DATA, &pieces);
     assert_eq!(run.call(nr::__NR_writev, &[2, DATA, 2]), Ok(5));
     node.drain();
@@ -418,8 +445,14 @@ fn errors_are_linux_s() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     run.put(DATA, b"/new\0");
-    assert_eq!(errno_of(run.call(nr::__NR_open, &[DATA, 0])), Some(errno::ENOENT));
-    assert_eq!(errno_of(run.call(nr::__NR_open, &[0, 0])), Some(errno::EFAULT));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_open, &[DATA, 0])),
+        Some(errno::ENOENT)
+    );
+    assert_eq!(
+        errno_of(run.call(nr::__NR_open, &[0, 0])),
+        Some(errno::EFAULT)
+    );
     assert_eq!(
         errno_of(run.call(nr::__NR_read, &[1, DATA, 1])),
         Some(errno::EBADF)
@@ -440,7 +473,10 @@ fn errors_are_linux_s() {
         errno_of(run.call(nr::__NR_mprotect, &[1, 4096, 1])),
         Some(errno::EINVAL)
     );
-    assert_eq!(errno_of(run.call(nr::__NR_kill, &[99, 9])), Some(errno::ESRCH));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_kill, &[99, 9])),
+        Some(errno::ESRCH)
+    );
     let fd = run.open("/bin").unwrap();
     assert_eq!(
         errno_of(run.call(nr::__NR_read, &[fd, DATA, 1])),
@@ -454,117 +490,14 @@ fn errors_are_linux_s() {
 }
 
 #[test]
-fn working_folder_is_followed() {
-    let node: &FakeNode = node(64);
-    let mut run = Run::new(node);
-    run.put(DATA, b"bin\0");
-    assert_eq!(run.call(nr::__NR_chdir, &[DATA]), Ok(0));
-    assert_eq!(run.call(nr::__NR_getcwd, &[DATA, 100]), Ok(5));
-    assert_eq!(run.get(DATA, 5), b"/bin\0");
-    assert_eq!(
-        errno_of(run.call(nr::__NR_getcwd, &[DATA, 4])),
-        Some(errno::ERANGE)
-    );
-    assert_eq!(run.open("program"), Ok(3));
-    assert_eq!(errno_of(run.open("bin")), Some(errno::ENOENT));
-}
-
-#[test]
-fn working_folder_is_where_links_lead() {
-    let node = FakeNode::new(
-        64,
-        &[
-            ("/bin/program", &program()),
-            ("/link", b""),
-            ("/a/b", b""),
-            ("/a/b/..", b""),
-            ("/loop", b""),
-        ],
-    );
-    for (link, target) in [
-        ("/link", "a/./more"),
-        ("/a/more", "/x/../a/b/"),
-        ("/loop", "loop"),
-    ] {
-        node.files.links.insert(link.into(), target.into());
-    }
-    let node: &FakeNode = node;
-    let mut run = Run::new(node);
-    for (call, path, leads) in [(nr::__NR_chdir, "/link", "/a/b"), (nr::__NR_chdir, "..", "/a")] {
-        run.put(DATA, format!("{path}\0").as_bytes());
-        assert_eq!(run.call(call, &[DATA]), Ok(0));
-        run.call(nr::__NR_getcwd, &[DATA, 100]).unwrap();
-        assert_eq!(
-            run.get(DATA, leads.len() + 1),
-            format!("{leads}\0").as_bytes(),
-            "{path}"
-        );
-    }
-    let folder = run.open("/link").unwrap();
-    assert_eq!(run.call(nr::__NR_fchdir, &[folder]), Ok(0));
-    run.call(nr::__NR_getcwd, &[DATA, 100]).unwrap();
-    assert_eq!(run.get(DATA, 5), b"/a/b\0");
-    assert_eq!(errno_of(run.call(nr::__NR_fchdir, &[1])), Some(errno::ENOTDIR));
-    run.put(DATA, b"/loop\0");
-    assert_eq!(errno_of(run.call(nr::__NR_chdir, &[DATA])), Some(errno::ELOOP));
-}
-
-#[test]
-fn devices_give_zeros_chance_or_nothing() {
-    let node: &FakeNode = node(64);
-    let mut run = Run::new(node);
-    let at = run.map(100_000).unwrap();
-    for (path, got, byte) in [
-        ("/dev/null", 0, 0xff),
-        ("/dev/zero", 90_000, 0),
-        ("/dev/urandom", 90_000, 0x5a),
-    ] {
-        run.put(DATA, format!("{path}\0").as_bytes());
-        let fd = run.call(nr::__NR_open, &[DATA, 2]).unwrap();
-        run.put(at + 89_999, &[0xff]);
-        assert_eq!(run.call(nr::__NR_read, &[fd, at, 90_000]), Ok(got), "{path}");
-        assert_eq!(run.get(at + 89_999, 1), [byte], "{path}");
-        assert_eq!(run.call(nr::__NR_write, &[fd, at, 90_000]), Ok(90_000), "{path}");
-        let read_only = run.open(path).unwrap();
-        let refused = run.call(nr::__NR_write, &[read_only, at, 1]);
-        assert_eq!(errno_of(refused), Some(errno::EBADF), "{path}");
-    }
-}
-
-#[test]
-fn changes_of_files_are_refused_on_a_read_only_disk() {
-    let node: &FakeNode = node(64);
-    let mut run = Run::new(node);
-    node.files.read_only.set(true);
-    let (new, old) = (run.put(DATA, b"/new\0"), run.put(DATA + 100, b"/big\0"));
-    for (number, args, errno) in [
-        (nr::__NR_mkdir, [new, 0], errno::EROFS),
-        (nr::__NR_mkdir, [old, 0], errno::EEXIST),
-        (nr::__NR_symlink, [old, new], errno::EROFS),
-        (nr::__NR_link, [old, old], errno::EEXIST),
-        (nr::__NR_rename, [old, new], errno::EROFS),
-        (nr::__NR_unlink, [new, 0], errno::EROFS),
-        (nr::__NR_chmod, [old, 0], errno::EROFS),
-        (nr::__NR_chmod, [new, 0], errno::ENOENT),
-        (nr::__NR_unlink, [1, 0], errno::EFAULT),
-        (nr::__NR_open, [new, 0o101], errno::EROFS),
-        (nr::__NR_open, [old, 1], errno::EROFS),
-        (nr::__NR_access, [old, 2], errno::EROFS),
-    ] {
-        assert_eq!(
-            errno_of(run.call(number, &args)),
-            Some(errno),
-            "{number} {args:x?}"
-        );
-    }
-}
-
-#[test]
 fn futex_wakes_nobody_and_waits_no_longer_than_told() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     run.put(DATA, &7u32.to_le_bytes());
-    let time: Vec<u8> = [2u64, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let time: Vec<u8> = [2u64, 0]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
     run.put(DATA + 16, &time);
     assert_eq!(run.call(nr::__NR_futex, &[DATA, 0x81, 1]), Ok(0));
     let different = run.call(nr::__NR_futex, &[DATA, 0x80, 8, 0]);

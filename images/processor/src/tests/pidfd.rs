@@ -22,17 +22,27 @@ fn a_process_is_a_file_that_is_readable_at_its_end() {
     let mut run = Run::new(node);
     let child = run.call(nr::__NR_fork, &[]).unwrap();
     let fd = run.call(nr::__NR_pidfd_open, &[child, 0]).unwrap();
-    assert_eq!(run.call(nr::__NR_fcntl, &[fd, 1]), Ok(1), "it closes on exec");
+    assert_eq!(
+        run.call(nr::__NR_fcntl, &[fd, 1]),
+        Ok(1),
+        "it closes on exec"
+    );
     assert_eq!(poll(&mut run, fd), 0);
     let waiting = run.call(nr::__NR_waitid, &[P_PIDFD, fd, DATA, WEXITED | WNOHANG, 0]);
     assert_eq!((waiting, run.get(DATA, 4)), (Ok(0), vec![0; 4]));
     for signal in [0, SIGCHLD] {
-        assert_eq!(run.call(nr::__NR_pidfd_send_signal, &[fd, signal, 0, 0]), Ok(0));
+        assert_eq!(
+            run.call(nr::__NR_pidfd_send_signal, &[fd, signal, 0, 0]),
+            Ok(0)
+        );
     }
     let thread = node.started.borrow_mut().pop().unwrap();
     node.block_on(thread.run());
     assert_eq!(poll(&mut run, fd), 0x41);
-    assert_eq!(run.call(nr::__NR_waitid, &[P_PIDFD, fd, DATA, WEXITED, 0]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_waitid, &[P_PIDFD, fd, DATA, WEXITED, 0]),
+        Ok(0)
+    );
     assert_eq!(run.get(DATA, 1), [17]);
     // Waited for, it is nobody; its number may be another's.
     assert_eq!(poll(&mut run, fd), 0x51);
@@ -64,7 +74,9 @@ fn clone_gives_the_parent_a_file_of_the_child() {
     let child = run
         .call(nr::__NR_clone, &[SIGCHLD | CLONE_PIDFD, 0, DATA + 64])
         .unwrap();
-    let fd = u64::from(u32::from_le_bytes(run.get(DATA + 64, 4).try_into().unwrap()));
+    let fd = u64::from(u32::from_le_bytes(
+        run.get(DATA + 64, 4).try_into().unwrap(),
+    ));
     assert!(child > 1 && fd > 2);
     let mut thread = node.started.borrow_mut().pop().unwrap();
     let closing = SystemCall {
@@ -81,7 +93,10 @@ fn clone_gives_the_parent_a_file_of_the_child() {
     node.block_on(thread.run());
     assert_eq!(poll(&mut run, fd), 0x41);
     let both = [SIGCHLD | CLONE_PIDFD | 0x10_0000, 0, DATA + 64];
-    assert_eq!(errno_of(run.call(nr::__NR_clone, &both)), Some(errno::EINVAL));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_clone, &both)),
+        Some(errno::EINVAL)
+    );
     run.end();
 }
 
@@ -96,10 +111,16 @@ fn a_folder_of_proc_takes_signals_and_is_no_pidfd_else() {
     };
     let folder = open(&mut run, &format!("/proc/{child}"));
     let other = open(&mut run, "/proc");
-    assert_eq!(run.call(nr::__NR_pidfd_send_signal, &[folder, 0, 0, 0]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_pidfd_send_signal, &[folder, 0, 0, 0]),
+        Ok(0)
+    );
     let signal = run.call(nr::__NR_pidfd_send_signal, &[other, 0, 0, 0]);
     assert_eq!(errno_of(signal), Some(errno::EBADF));
-    let waited = run.call(nr::__NR_waitid, &[P_PIDFD, folder, DATA, WEXITED | WNOHANG, 0]);
+    let waited = run.call(
+        nr::__NR_waitid,
+        &[P_PIDFD, folder, DATA, WEXITED | WNOHANG, 0],
+    );
     assert_eq!(errno_of(waited), Some(errno::EBADF));
     let thread = node.started.borrow_mut().pop().unwrap();
     node.block_on(thread.run());

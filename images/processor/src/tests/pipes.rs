@@ -21,7 +21,10 @@ impl Run {
         let fd = self.call(nr::__NR_open, &[DATA, 0o102, 0o600]).unwrap();
         self.put(DATA + 512, text);
         let len = text.len() as u64;
-        assert_eq!(self.call(nr::__NR_pwrite64, &[fd, DATA + 512, len, 0]), Ok(len));
+        assert_eq!(
+            self.call(nr::__NR_pwrite64, &[fd, DATA + 512, len, 0]),
+            Ok(len)
+        );
         fd
     }
 
@@ -69,8 +72,14 @@ fn a_pipe_s_size_can_be_changed() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let (reader, writer) = run.pipe_ends();
-    assert_eq!(run.call(nr::__NR_fcntl, &[reader, F_GETPIPE_SZ]), Ok(65_536));
-    assert_eq!(run.call(nr::__NR_fcntl, &[writer, F_SETPIPE_SZ, 5000]), Ok(8192));
+    assert_eq!(
+        run.call(nr::__NR_fcntl, &[reader, F_GETPIPE_SZ]),
+        Ok(65_536)
+    );
+    assert_eq!(
+        run.call(nr::__NR_fcntl, &[writer, F_SETPIPE_SZ, 5000]),
+        Ok(8192)
+    );
     assert_eq!(run.call(nr::__NR_fcntl, &[reader, F_GETPIPE_SZ]), Ok(8192));
     let at = run.map(16_384).unwrap();
     assert_eq!(run.call(nr::__NR_write, &[writer, at, 16_384]), Ok(8192));
@@ -86,10 +95,16 @@ fn sendfile_and_copies_move_bytes_between_files() {
     let mut run = Run::new(node);
     let big = run.open("/big").unwrap();
     let copy = run.made("/tmp/copy", b"");
-    assert_eq!(run.call(nr::__NR_sendfile, &[copy, big, 0, 1 << 30]), Ok(100_000));
+    assert_eq!(
+        run.call(nr::__NR_sendfile, &[copy, big, 0, 1 << 30]),
+        Ok(100_000)
+    );
     assert_eq!(run.call(nr::__NR_lseek, &[big, 0, 1]), Ok(100_000));
     let (one, other) = (run.map(100_000).unwrap(), run.map(100_000).unwrap());
-    assert_eq!(run.call(nr::__NR_pread64, &[big, one, 100_000, 0]), Ok(100_000));
+    assert_eq!(
+        run.call(nr::__NR_pread64, &[big, one, 100_000, 0]),
+        Ok(100_000)
+    );
     assert_eq!(
         run.call(nr::__NR_pread64, &[copy, other, 200_000, 0]),
         Ok(100_000)
@@ -141,7 +156,10 @@ fn splices_lose_nothing_and_tee_leaves_what_it_copies() {
     let file = run.made("/tmp/x", b"spliced bytes");
     let (reader, writer) = run.pipe_ends();
     let (second, into_second) = run.pipe_ends();
-    assert_eq!(run.call(nr::__NR_splice, &[file, 0, writer, 0, 100, 0]), Ok(13));
+    assert_eq!(
+        run.call(nr::__NR_splice, &[file, 0, writer, 0, 100, 0]),
+        Ok(13)
+    );
     assert_eq!(run.call(nr::__NR_tee, &[reader, into_second, 7, 0]), Ok(7));
     assert_eq!(run.whole(second), b"spliced");
     let out = run.made("/tmp/y", b"");
@@ -161,7 +179,10 @@ fn splices_lose_nothing_and_tee_leaves_what_it_copies() {
     assert_eq!(run.call(nr::__NR_read, &[peer, at, 1000]), Ok(1000));
     run.put(DATA + 512, &[7; 1024]);
     for _ in 0..3 {
-        assert_eq!(run.call(nr::__NR_write, &[writer, DATA + 512, 1024]), Ok(1024));
+        assert_eq!(
+            run.call(nr::__NR_write, &[writer, DATA + 512, 1024]),
+            Ok(1024)
+        );
     }
     let moved = run
         .call(nr::__NR_splice, &[reader, 0, socket, 0, 3072, 2])

@@ -7,7 +7,9 @@ const NOFOLLOW: u64 = 0o400_000;
 
 impl Run {
     fn shown(&mut self, path: &str) -> String {
-        let fd = self.open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let fd = self
+            .open(path)
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
         let at = self.map(64 << 10).unwrap();
         let len = self.call(nr::__NR_read, &[fd, at, 64 << 10]).unwrap();
         self.call(nr::__NR_close, &[fd]).unwrap();
@@ -69,7 +71,8 @@ fn a_process_is_told_of_itself() {
     );
     let limits = run.shown("/proc/self/limits");
     assert!(
-        limits.contains("Max open files            1024                 65536                files"),
+        limits
+            .contains("Max open files            1024                 65536                files"),
         "{limits}"
     );
 }
@@ -139,7 +142,10 @@ fn open_files_are_reached_by_their_numbers() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let big = run.open("/big").unwrap();
-    assert_eq!(run.target(&format!("/proc/self/fd/{big}")).as_deref(), Ok("/big"));
+    assert_eq!(
+        run.target(&format!("/proc/self/fd/{big}")).as_deref(),
+        Ok("/big")
+    );
     let again = run.open(&format!("/dev/fd/{big}")).unwrap();
     assert_ne!(big, again);
     assert_eq!(run.call(nr::__NR_lseek, &[again, 0, 1]), Ok(0));

@@ -40,7 +40,10 @@ fn a_file_is_read_once_for_all_that_map_it() {
     node.block_on(child.thread.run());
     run.end();
     node.drain();
-    assert_eq!((node.files.open.get(), node.cache.lines_in_use()), (0, (0, 0)));
+    assert_eq!(
+        (node.files.open.get(), node.cache.lines_in_use()),
+        (0, (0, 0))
+    );
     assert!(node.memory.lent.borrow().is_empty());
 }
 

@@ -15,14 +15,19 @@ fn writes_go_through_at_once() {
     let mut run = Run::new(node);
     let fd = run.create("/new", 0).unwrap();
     let at = run.map(200_000).unwrap();
-    let bytes: Vec<u8> = (0..200_000u32).map(|n| ((n * 7) >> 3).to_le_bytes()[0]).collect();
+    let bytes: Vec<u8> = (0..200_000u32)
+        .map(|n| ((n * 7) >> 3).to_le_bytes()[0])
+        .collect();
     run.put(at, &bytes);
     assert_eq!(run.call(nr::__NR_write, &[fd, at, 150_000]), Ok(150_000));
     assert_eq!(run.call(nr::__NR_pwrite64, &[fd, at, 10, 199_990]), Ok(10));
     assert_eq!(run.status("/new").unwrap().1, 0o100_644);
     assert_eq!(run.status("/new").unwrap().2, 200_000);
     let to = run.map(200_000).unwrap();
-    assert_eq!(run.call(nr::__NR_pread64, &[fd, to, 300_000, 0]), Ok(200_000));
+    assert_eq!(
+        run.call(nr::__NR_pread64, &[fd, to, 300_000, 0]),
+        Ok(200_000)
+    );
     let read = run.get(to, 200_000);
     assert!(read[..150_000] == bytes[..150_000] && read[199_990..] == bytes[..10]);
     assert!(read[150_000..199_990].iter().all(|&byte| byte == 0));
@@ -45,7 +50,11 @@ fn writes_go_through_at_once() {
         Some(errno::EBADF)
     );
     ends_clean(node, run);
-    assert_eq!(node.files.syncs.get(), 4, "the end of the run makes all durable");
+    assert_eq!(
+        node.files.syncs.get(),
+        4,
+        "the end of the run makes all durable"
+    );
     assert_eq!(node.files.open.get(), 0);
 }
 
@@ -104,7 +113,10 @@ fn names_and_attributes_change_at_s() {
     assert_eq!(run.text("/dir/d"), b"on");
     // The devices are not on the disk.
     let null = run.name(0, "/dev/null");
-    for (call, errno) in [(nr::__NR_unlink, errno::EROFS), (nr::__NR_mkdir, errno::EEXIST)] {
+    for (call, errno) in [
+        (nr::__NR_unlink, errno::EROFS),
+        (nr::__NR_mkdir, errno::EEXIST),
+    ] {
         assert_eq!(errno_of(run.call(call, &[null, 0])), Some(errno));
     }
     ends_clean(node, run);
@@ -136,7 +148,8 @@ fn mappings_see_what_is_written_cut_and_punched() {
     let node: &FakeNode = node(16);
     let mut run = Run::new(node);
     let fd = run.create("/big", 0).unwrap();
-    let map = |run: &mut Run, len, prot, kind| run.call(nr::__NR_mmap, &[0, len, prot, kind, fd, 0]);
+    let map =
+        |run: &mut Run, len, prot, kind| run.call(nr::__NR_mmap, &[0, len, prot, kind, fd, 0]);
     let seen = map(&mut run, 100_000, 1, SHARED).unwrap();
     let own = map(&mut run, 100_000, 3, PRIVATE).unwrap();
     let before = run.get(seen, 100_000);
@@ -164,7 +177,10 @@ fn mappings_see_what_is_written_cut_and_punched() {
         run.put(other + page * 4096, &[1]);
     }
     assert_eq!(run.get(seen + 8190, 300), [0x77; 300]);
-    assert_eq!(run.call(nr::__NR_fallocate, &[fd, 3, 60_000, 20_000]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_fallocate, &[fd, 3, 60_000, 20_000]),
+        Ok(0)
+    );
     assert_eq!(run.get(seen + 59_999, 2), [before[59_999], 0]);
     assert_eq!(run.get(seen + 70_000, 10), [0; 10]);
     // Cut, and grown again.
@@ -179,10 +195,16 @@ fn mappings_see_what_is_written_cut_and_punched() {
         (vec![0; 100], vec![0; 100])
     );
     // A longer file, mapped again, has its new pages.
-    assert_eq!(run.call(nr::__NR_pwrite64, &[fd, DATA, 300, 300_000]), Ok(300));
+    assert_eq!(
+        run.call(nr::__NR_pwrite64, &[fd, DATA, 300, 300_000]),
+        Ok(300)
+    );
     let longer = map(&mut run, 300_300, 1, PRIVATE).unwrap();
     assert_eq!(run.get(longer + 300_000, 300), [0x77; 300]);
-    assert_eq!(run.call(nr::__NR_pwrite64, &[fd, DATA, 100, 300_000]), Ok(100));
+    assert_eq!(
+        run.call(nr::__NR_pwrite64, &[fd, DATA, 100, 300_000]),
+        Ok(100)
+    );
     assert_eq!(run.get(longer + 4000, 300), [0x77; 300]);
     // Emptied by an open: nothing is behind the end.
     run.create("/big", TRUNC).unwrap();
@@ -199,7 +221,9 @@ fn pages_of_a_removed_file_are_kept_only_while_they_are_mapped() {
     let mut run = Run::new(node);
     run.write_text("/old", "old text");
     let fd = run.open("/old").unwrap();
-    let at = run.call(nr::__NR_mmap, &[0, 4096, 1, PRIVATE, fd, 0]).unwrap();
+    let at = run
+        .call(nr::__NR_mmap, &[0, 4096, 1, PRIVATE, fd, 0])
+        .unwrap();
     assert_eq!(run.get(at, 8), b"old text");
     run.call(nr::__NR_close, &[fd]).unwrap();
     let open = node.files.open.get();
@@ -220,10 +244,15 @@ fn pages_of_a_removed_file_are_kept_only_while_they_are_mapped() {
 fn sizes_of_the_file_system_are_s_s() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
-    let word = |run: &Run, at: u64| u64::from_le_bytes(run.get(DATA + 256 + at * 8, 8).try_into().unwrap());
+    let word = |run: &Run, at: u64| {
+        u64::from_le_bytes(run.get(DATA + 256 + at * 8, 8).try_into().unwrap())
+    };
     let name = run.name(0, "/bin");
     assert_eq!(run.call(nr::__NR_statfs, &[name, DATA + 256]), Ok(0));
-    assert_eq!([0, 2, 3, 10].map(|at| word(&run, at)), [0xef53, 1000, 500, 0x20]);
+    assert_eq!(
+        [0, 2, 3, 10].map(|at| word(&run, at)),
+        [0xef53, 1000, 500, 0x20]
+    );
     let fd = run.create("/tmp/x", 0).unwrap();
     assert_eq!(run.call(nr::__NR_fstatfs, &[fd, DATA + 256]), Ok(0));
     assert_eq!(word(&run, 0), 0x0102_1994);

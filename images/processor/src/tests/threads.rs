@@ -27,9 +27,15 @@ fn u32_at(run: &Run, at: u64) -> u32 {
 /// Sets a handler for a signal.
 fn handle(run: &mut Run, signal: u64, flags: u64) {
     let words = [HANDLER, flags | 0x0400_0000, RESTORER, 0];
-    let bytes: Vec<u8> = words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
+    let bytes: Vec<u8> = words
+        .iter()
+        .flat_map(|word: &u64| word.to_le_bytes())
+        .collect();
     run.put(DATA, &bytes);
-    assert_eq!(run.call(nr::__NR_rt_sigaction, &[signal, DATA, 0, 8]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_rt_sigaction, &[signal, DATA, 0, 8]),
+        Ok(0)
+    );
 }
 
 #[test]
@@ -38,7 +44,10 @@ fn a_thread_shares_memory_and_files_and_tells_of_its_end() {
     let mut run = Run::new(node);
     let stack = run.map(65_536).unwrap() + 65_536;
     let (parent_tid, child_tid) = (DATA, DATA + 8);
-    let tid = run.call(nr::__NR_clone, &[THREAD, stack, parent_tid, child_tid, DATA + 64]);
+    let tid = run.call(
+        nr::__NR_clone,
+        &[THREAD, stack, parent_tid, child_tid, DATA + 64],
+    );
     let tid = tid.unwrap();
     assert_eq!(u64::from(u32_at(&run, parent_tid)), tid);
     run.put(child_tid, &7u32.to_le_bytes());
@@ -88,7 +97,10 @@ fn a_child_is_waited_for_and_leaves_nothing() {
     let nohang = run.call(nr::__NR_wait4, &[u64::MAX, 0, 1, 0]);
     assert_eq!(nohang, Ok(0), "it has not ended");
     let mut child = node.started.borrow_mut().pop().unwrap();
-    assert_eq!(node.block_on(child.memory().write(private, b"child ")), Ok(()));
+    assert_eq!(
+        node.block_on(child.memory().write(private, b"child ")),
+        Ok(())
+    );
     assert_eq!(node.block_on(child.memory().write(both, b"shared")), Ok(()));
     child.cpu.script = vec![
         script(nr::__NR_getppid, &[]),
@@ -105,7 +117,10 @@ fn a_child_is_waited_for_and_leaves_nothing() {
     node.drain();
     assert_eq!(node.cache.lines_in_use(), (0, 0));
     assert!(node.memory.lent.borrow().is_empty());
-    assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
+    assert_eq!(
+        (node.supply.committed(), node.memory.promised.get()),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -125,14 +140,20 @@ fn orphans_are_the_first_process_s_and_ignored_children_nobody_s() {
         number: nr::__NR_getppid.into(),
         args: [0; 6],
     };
-    assert_eq!(node.block_on(orphan.system_call(getppid)), Ok(Outcome::Value(1)));
+    assert_eq!(
+        node.block_on(orphan.system_call(getppid)),
+        Ok(Outcome::Value(1))
+    );
     node.block_on(orphan.run());
     assert_eq!(run.call(nr::__NR_wait4, &[child, 0, 0, 0]), Ok(child));
     let waited = run.call(nr::__NR_wait4, &[u64::MAX, 0, 0, 0]);
     assert_eq!(waited.map(Outcome::Value), Ok(grandchild));
     run.put(DATA, &1u64.to_le_bytes());
     run.put(DATA + 8, &[0; 24]);
-    assert_eq!(run.call(nr::__NR_rt_sigaction, &[SIGCHLD, DATA, 0, 8]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_rt_sigaction, &[SIGCHLD, DATA, 0, 8]),
+        Ok(0)
+    );
     run.call(nr::__NR_fork, &[]).unwrap();
     node.run_started();
     let none = run.call(nr::__NR_wait4, &[u64::MAX, 0, 0, 0]);
@@ -148,7 +169,11 @@ fn children_end_with_a_signal_of_their_choice_for_their_makers_only() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let sibling = run.call(nr::__NR_clone, &[CLONE_PARENT | REAL_TIME, 0]);
-    assert_eq!(errno_of(sibling), Some(errno::EINVAL), "of the first process");
+    assert_eq!(
+        errno_of(sibling),
+        Some(errno::EINVAL),
+        "of the first process"
+    );
     run.call(nr::__NR_fork, &[]).unwrap();
     let mut first = node.started.borrow_mut().pop().unwrap();
     for flags in [REAL_TIME, CLONE_PARENT | REAL_TIME] {
@@ -161,7 +186,9 @@ fn children_end_with_a_signal_of_their_choice_for_their_makers_only() {
     let orphans = std::mem::take(&mut *node.started.borrow_mut());
     node.block_on(first.run());
     assert_eq!(orphans.len(), 2);
-    orphans.into_iter().for_each(|orphan| node.block_on(orphan.run()));
+    orphans
+        .into_iter()
+        .for_each(|orphan| node.block_on(orphan.run()));
     assert_eq!(run.thread.due() & 1 << (REAL_TIME - 1), 0);
     for (signal, heard) in [(NO_SIGNAL, false), (REAL_TIME, true)] {
         run.call(nr::__NR_clone, &[signal, 0]).unwrap();
@@ -181,7 +208,10 @@ fn execve_brings_another_program_and_keeps_what_it_should() {
     let old = run.map(4096).unwrap();
     let thread = run.call(nr::__NR_clone, &[THREAD, DATA + 256]).unwrap();
     run.put(DATA, b"/bin/program\0");
-    let strings: Vec<u8> = [DATA, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let strings: Vec<u8> = [DATA, 0]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
     run.put(DATA + 64, &strings);
     let exec = SystemCall {
         number: nr::__NR_execve.into(),
@@ -201,11 +231,18 @@ fn execve_brings_another_program_and_keeps_what_it_should() {
         errno_of(run.call(nr::__NR_lseek, &[closed, 0, 2])),
         Some(errno::EBADF)
     );
-    assert_eq!(run.call(nr::__NR_rt_sigaction, &[SIGUSR1, 0, DATA, 8]), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_rt_sigaction, &[SIGUSR1, 0, DATA, 8]),
+        Ok(0)
+    );
     assert_eq!(run.get(DATA, 8), [0; 8]);
     run.put(DATA, b"/big\0");
     let refused = run.call(nr::__NR_execve, &[DATA, 0, 0]);
-    assert_eq!(errno_of(refused), Some(errno::ENOEXEC), "the old program goes on");
+    assert_eq!(
+        errno_of(refused),
+        Some(errno::ENOEXEC),
+        "the old program goes on"
+    );
     run.end();
     assert!(node.memory.lent.borrow().is_empty());
 }
@@ -330,7 +367,10 @@ fn pipes_carry_bytes_between_processes_and_break() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     assert_eq!(run.call(nr::__NR_pipe2, &[DATA, 0]), Ok(0));
-    let (reader, writer) = (u64::from(u32_at(&run, DATA)), u64::from(u32_at(&run, DATA + 4)));
+    let (reader, writer) = (
+        u64::from(u32_at(&run, DATA)),
+        u64::from(u32_at(&run, DATA + 4)),
+    );
     run.put(DATA, b"through");
     run.call(nr::__NR_fork, &[]).unwrap();
     let mut child = node.started.borrow_mut().pop().unwrap();
@@ -348,7 +388,10 @@ fn pipes_carry_bytes_between_processes_and_break() {
     assert_eq!(run.get(DATA + 32, 7), b"through");
     assert_eq!(run.call(nr::__NR_read, &[reader, DATA + 32, 100]), Ok(0));
     assert_eq!(run.call(nr::__NR_pipe2, &[DATA, 0o4000]), Ok(0));
-    let (reader, writer) = (u64::from(u32_at(&run, DATA)), u64::from(u32_at(&run, DATA + 4)));
+    let (reader, writer) = (
+        u64::from(u32_at(&run, DATA)),
+        u64::from(u32_at(&run, DATA + 4)),
+    );
     let empty = run.call(nr::__NR_read, &[reader, DATA, 1]);
     assert_eq!(errno_of(empty), Some(errno::EAGAIN));
     run.call(nr::__NR_close, &[reader]).unwrap();
@@ -370,7 +413,10 @@ fn groups_and_sessions_follow_linux_s_rules() {
         errno_of(run.call(nr::__NR_setpgid, &[child, 77])),
         Some(errno::EPERM)
     );
-    assert_eq!(errno_of(run.call(nr::__NR_getpgid, &[99])), Some(errno::ESRCH));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_getpgid, &[99])),
+        Some(errno::ESRCH)
+    );
     assert_eq!(run.call(nr::__NR_kill, &[child.wrapping_neg(), 9]), Ok(0));
     node.run_started();
     assert_eq!(run.call(nr::__NR_waitid, &[1, child, DATA, 4]), Ok(0));
@@ -385,7 +431,9 @@ fn groups_and_sessions_follow_linux_s_rules() {
 
 /// Waits on a set without patience; returns the events as (bits, data).
 fn epoll_now(run: &mut Run, set: u64) -> Vec<(u32, u64)> {
-    let count = run.call(nr::__NR_epoll_wait, &[set, DATA + 256, 8, 0]).unwrap();
+    let count = run
+        .call(nr::__NR_epoll_wait, &[set, DATA + 256, 8, 0])
+        .unwrap();
     let bytes = run.get(DATA + 256, usize::try_from(count).unwrap() * 12);
     let event = |event: &[u8]| {
         let bits = u32::from_le_bytes(event[..4].try_into().unwrap());
@@ -420,7 +468,10 @@ fn sets_of_files_tell_by_level_by_edge_and_once() {
         Some(errno::ELOOP)
     );
     let file = run.open("/big").unwrap();
-    assert_eq!(errno_of(epoll_ctl(&mut run, set, 1, file, 1)), Some(errno::EPERM));
+    assert_eq!(
+        errno_of(epoll_ctl(&mut run, set, 1, file, 1)),
+        Some(errno::EPERM)
+    );
     assert_eq!(epoll_now(&mut run, set), []);
     let add = |run: &mut Run| {
         run.put(DATA, &1u64.to_le_bytes());
@@ -458,7 +509,10 @@ fn a_wait_for_a_set_ends_when_a_file_of_an_inner_set_changes() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     assert_eq!(run.call(nr::__NR_pipe2, &[DATA, 0]), Ok(0));
-    let (reader, writer) = (u64::from(u32_at(&run, DATA)), u64::from(u32_at(&run, DATA + 4)));
+    let (reader, writer) = (
+        u64::from(u32_at(&run, DATA)),
+        u64::from(u32_at(&run, DATA + 4)),
+    );
     let set = run.call(nr::__NR_epoll_create1, &[0]).unwrap();
     let outer = run.call(nr::__NR_epoll_create1, &[0]).unwrap();
     assert_eq!(epoll_ctl(&mut run, set, 1, reader, 1), Ok(0));

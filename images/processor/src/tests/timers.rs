@@ -88,7 +88,11 @@ fn interval_timers_repeat_and_tell_what_is_left() {
     assert_eq!(errno_of(wrong), Some(errno::EINVAL));
     run.words(DATA, &[0, 0, 0, 1_000_000]);
     let wrong = run.call(nr::__NR_setitimer, &[0, DATA, 0]);
-    assert_eq!(errno_of(wrong), Some(errno::EINVAL), "a million microseconds");
+    assert_eq!(
+        errno_of(wrong),
+        Some(errno::EINVAL),
+        "a million microseconds"
+    );
 }
 
 #[test]
@@ -112,7 +116,11 @@ fn posix_timers_count_overruns_and_carry_their_value() {
     assert_eq!(taken, Ok(SIGUSR1));
     let info = run.get(DATA + 256, 32);
     assert_eq!(info[8..12], (-2i32).to_le_bytes(), "SI_TIMER");
-    assert_eq!(info[20..24], 2u32.to_le_bytes(), "two expiries more than one");
+    assert_eq!(
+        info[20..24],
+        2u32.to_le_bytes(),
+        "two expiries more than one"
+    );
     assert_eq!(info[24..32], 0xabcd_u64.to_le_bytes());
     assert_eq!(run.call(nr::__NR_timer_getoverrun, &[id]), Ok(2));
     assert_eq!(run.call(nr::__NR_timer_delete, &[id]), Ok(0));
@@ -127,7 +135,9 @@ fn absolute_times_of_both_clocks_are_met() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     for (clock, base) in [(0, 1_700_000_000_000_000_000), (1, 0)] {
-        let fd = run.call(nr::__NR_timerfd_create, &[clock, NONBLOCK]).unwrap();
+        let fd = run
+            .call(nr::__NR_timerfd_create, &[clock, NONBLOCK])
+            .unwrap();
         let at = base + node.platform.clock.get() + 1_000_000_000;
         run.words(DATA, &[0, 0, at / 1_000_000_000, at % 1_000_000_000]);
         assert_eq!(run.call(nr::__NR_timerfd_settime, &[fd, 1, DATA, 0]), Ok(0));
@@ -135,7 +145,11 @@ fn absolute_times_of_both_clocks_are_met() {
         let early = run.call(nr::__NR_read, &[fd, DATA, 8]);
         assert_eq!(errno_of(early), Some(errno::EAGAIN), "clock {clock}");
         run.pass(100_000_000);
-        assert_eq!(run.call(nr::__NR_read, &[fd, DATA, 8]), Ok(8), "clock {clock}");
+        assert_eq!(
+            run.call(nr::__NR_read, &[fd, DATA, 8]),
+            Ok(8),
+            "clock {clock}"
+        );
         assert_eq!(run.word(DATA), 1);
     }
 }
@@ -146,7 +160,8 @@ fn a_timer_file_is_ready_when_it_expired_and_gone_with_its_last_number() {
     let mut run = Run::new(node);
     let fd = run.call(nr::__NR_timerfd_create, &[1, 0]).unwrap();
     run.words(DATA, &[0, 1_000_000, 0, 1_000_000]);
-    run.call(nr::__NR_timerfd_settime, &[fd, 0, DATA, 0]).unwrap();
+    run.call(nr::__NR_timerfd_settime, &[fd, 0, DATA, 0])
+        .unwrap();
     run.words(DATA + 64, &[fd | 1 << 32]);
     assert_eq!(run.call(nr::__NR_poll, &[DATA + 64, 1, 0]), Ok(0));
     run.pass(5_000_000);
@@ -201,7 +216,10 @@ fn cpu_time_is_that_of_the_thread_s_turns() {
     );
     let nobody = run.call(nr::__NR_getrusage, &[7, DATA]);
     assert_eq!(errno_of(nobody), Some(errno::EINVAL));
-    let nobody = run.call(nr::__NR_clock_gettime, &[(!77u64 << 3 | 2) & 0xffff_ffff, DATA]);
+    let nobody = run.call(
+        nr::__NR_clock_gettime,
+        &[(!77u64 << 3 | 2) & 0xffff_ffff, DATA],
+    );
     assert_eq!(errno_of(nobody), Some(errno::EINVAL));
 }
 

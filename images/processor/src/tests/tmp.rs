@@ -65,7 +65,10 @@ pub(super) fn ends_clean(node: &'static FakeNode, run: Run) {
     node.block_on(node.supply.settle(node)).unwrap();
     assert_eq!(node.cache.lines_in_use(), (0, 0));
     assert!(node.memory.lent.borrow().is_empty());
-    assert_eq!((node.supply.committed(), node.memory.promised.get()), (0, 0));
+    assert_eq!(
+        (node.supply.committed(), node.memory.promised.get()),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -74,11 +77,16 @@ fn what_was_written_is_read_at_any_place_through_a_small_cache() {
     let mut run = Run::new(node);
     let fd = run.create("/tmp/data", 0).unwrap();
     let at = run.map(400_000).unwrap();
-    let bytes: Vec<u8> = (0..400_000u32).map(|n| ((n * 7) >> 3).to_le_bytes()[0]).collect();
+    let bytes: Vec<u8> = (0..400_000u32)
+        .map(|n| ((n * 7) >> 3).to_le_bytes()[0])
+        .collect();
     run.put(at, &bytes);
     assert_eq!(run.call(nr::__NR_write, &[fd, at, 300_000]), Ok(300_000));
     // A hole, and more behind it.
-    assert_eq!(run.call(nr::__NR_pwrite64, &[fd, at, 100, 500_000]), Ok(100));
+    assert_eq!(
+        run.call(nr::__NR_pwrite64, &[fd, at, 100, 500_000]),
+        Ok(100)
+    );
     assert_eq!(run.status("/tmp/data"), Some((1, 0o100_644, 500_100)));
     let to = run.map(500_100).unwrap();
     assert_eq!(run.call(nr::__NR_lseek, &[fd, 0, 0]), Ok(0));
@@ -170,7 +178,10 @@ fn names_come_and_go_as_on_linux() {
         assert_eq!(errno_of(run.create(path, 0)), Some(errno), "{path}");
     }
     let name = run.name(0, "/tmp");
-    assert_eq!(errno_of(run.call(nr::__NR_rmdir, &[name])), Some(errno::EBUSY));
+    assert_eq!(
+        errno_of(run.call(nr::__NR_rmdir, &[name])),
+        Some(errno::EBUSY)
+    );
     ends_clean(node, run);
 }
 
@@ -187,7 +198,9 @@ fn folders_are_listed_and_be_worked_in() {
     let fd = run.open(".").unwrap();
     let mut names = Vec::new();
     loop {
-        let len = run.call(nr::__NR_getdents64, &[fd, DATA + 512, 300]).unwrap();
+        let len = run
+            .call(nr::__NR_getdents64, &[fd, DATA + 512, 300])
+            .unwrap();
         if len == 0 {
             break;
         }

@@ -32,7 +32,10 @@ async fn list<N: Node>(node: &N, folder: FileId) -> Result<BTreeSet<Vec<u8>>> {
     let mut position = 0;
     let mut encoded = vec![0; messages::MAX_MESSAGE];
     loop {
-        let got = node.files().getdents(folder, position, &mut encoded).await?;
+        let got = node
+            .files()
+            .getdents(folder, position, &mut encoded)
+            .await?;
         let before = position;
         for entry in Entries(&encoded[..got.min(encoded.len())]).iter() {
             let Ok(entry) = entry else { return Ok(names) };

@@ -109,7 +109,9 @@ impl<N: Node> Tmpfs<N> {
             Some(region) => {
                 let within = region.len.saturating_sub(offset);
                 let here = usize::try_from(within).map_or(len, |within| within.min(len));
-                self.space.read(region.start + offset, &mut into[..here]).await?;
+                self.space
+                    .read(region.start + offset, &mut into[..here])
+                    .await?;
                 into[here..len].fill(0);
                 Ok(len)
             }
@@ -120,8 +122,14 @@ impl<N: Node> Tmpfs<N> {
         }
     }
 
-    /// Writes from kernel memory to a file, at its end if there is no offset; returns where it ended.
-    pub(crate) async fn write(&self, file: &TmpFile, offset: Option<u64>, from: &[u8]) -> Result<u64> {
+    /// Writes from kernel memory to a file, at its end if there is no offset; returns where it
+    /// ended.
+    pub(crate) async fn write(
+        &self,
+        file: &TmpFile,
+        offset: Option<u64>,
+        from: &[u8],
+    ) -> Result<u64> {
         let _pass = file.gate.pass().await;
         let offset = offset.unwrap_or_else(|| file.size());
         let end = offset
@@ -158,7 +166,9 @@ impl<N: Node> Tmpfs<N> {
             let whole = size.next_multiple_of(PAGE_SIZE);
             let rest = usize::try_from(whole.min(was) - size).expect("less than a page");
             if rest > 0 && size < region.len {
-                self.space.write(region.start + size, &[0; 4096][..rest]).await?;
+                self.space
+                    .write(region.start + size, &[0; 4096][..rest])
+                    .await?;
             }
             let gone = whole.min(region.len)..was.next_multiple_of(PAGE_SIZE).min(region.len);
             let _change = self.space.change().await;
@@ -171,7 +181,8 @@ impl<N: Node> Tmpfs<N> {
                 }
             }
         }
-        file.modified.store(self.space.node_time(), Ordering::Relaxed);
+        file.modified
+            .store(self.space.node_time(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -194,7 +205,11 @@ impl<N: Node> Tmpfs<N> {
             Some(region) => {
                 let was = region.start..region.start + region.len;
                 let start = self.space.remap(was, len, true, None).await?;
-                Region { start, len, ..region }
+                Region {
+                    start,
+                    len,
+                    ..region
+                }
             }
             None => {
                 let object = Arc::new(Object::default());

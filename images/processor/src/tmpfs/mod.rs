@@ -1,7 +1,8 @@
 //! A file system of this node's own, for `/tmp` and the like: names here, data in slots.
 //!
-//! The data of a file is a shared [`Object`], mapped in an address space that only the kernel reaches: so
-//! a program's mapping of the file shares the pages, and they leave for M and come back as all pages do.
+//! The data of a file is a shared [`Object`], mapped in an address space that only the kernel
+//! reaches: so a program's mapping of the file shares the pages, and they leave for M and come back
+//! as all pages do.
 
 mod below;
 mod data;
@@ -112,7 +113,9 @@ impl<N: Node> Tmpfs<N> {
     pub(crate) fn forget_below(&self, path: &[u8]) {
         let mut tree = self.tree.lock();
         for (index, (mount, _)) in MOUNTS.into_iter().enumerate() {
-            let below = path.strip_prefix(mount).and_then(|rest| rest.strip_prefix(b"/"));
+            let below = path
+                .strip_prefix(mount)
+                .and_then(|rest| rest.strip_prefix(b"/"));
             if let Some(name) = below {
                 tree.below[index].remove(name);
             }
@@ -155,7 +158,14 @@ impl<N: Node> Tmpfs<N> {
     }
 
     /// Makes something under a name that does not exist; returns its number.
-    pub(crate) fn make(&self, folder: u64, name: &[u8], mode: u32, what: Make, now: Duration) -> Result<u64> {
+    pub(crate) fn make(
+        &self,
+        folder: u64,
+        name: &[u8],
+        mode: u32,
+        what: Make,
+        now: Duration,
+    ) -> Result<u64> {
         if name.len() > NAME_MAX {
             return Err(errno::ENAMETOOLONG.into());
         }
@@ -201,14 +211,22 @@ impl<N: Node> Tmpfs<N> {
     }
 
     /// Removes a name: a folder's if `folder_wanted`, else that of something else.
-    pub(crate) fn remove(&self, inode: u64, path: &[u8], folder_wanted: bool, now: Duration) -> Result<()> {
+    pub(crate) fn remove(
+        &self,
+        inode: u64,
+        path: &[u8],
+        folder_wanted: bool,
+        now: Duration,
+    ) -> Result<()> {
         let mut tree = self.tree.lock();
         if tree.mounts.contains(&inode) {
             return Err(errno::EBUSY.into());
         }
         let there = tree.inodes.get(&inode).ok_or(errno::ENOENT)?;
         match (&there.body, folder_wanted) {
-            (Body::Folder { names, .. }, true) if !names.is_empty() => return Err(errno::ENOTEMPTY.into()),
+            (Body::Folder { names, .. }, true) if !names.is_empty() => {
+                return Err(errno::ENOTEMPTY.into());
+            }
             (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
             (Body::Folder { .. }, true) => {}
             (_, true) => return Err(errno::ENOTDIR.into()),
@@ -250,7 +268,10 @@ impl<N: Node> Tmpfs<N> {
             if there == inode {
                 return Ok(());
             }
-            match (&tree.inodes.get(&there).ok_or(errno::ENOENT)?.body, is_folder) {
+            match (
+                &tree.inodes.get(&there).ok_or(errno::ENOENT)?.body,
+                is_folder,
+            ) {
                 (Body::Folder { names, .. }, true) if !names.is_empty() => {
                     return Err(errno::ENOTEMPTY.into());
                 }
@@ -396,7 +417,8 @@ impl<N: Node> Tmpfs<N> {
     /// Returns the entries of a folder from `position` on: number, type and name.
     pub(crate) fn entries(&self, inode: u64, position: usize) -> Result<Vec<(u64, u32, Vec<u8>)>> {
         let tree = self.tree.lock();
-        let Body::Folder { parent, names } = &tree.inodes.get(&inode).ok_or(errno::ENOENT)?.body else {
+        let Body::Folder { parent, names } = &tree.inodes.get(&inode).ok_or(errno::ENOENT)?.body
+        else {
             return Err(errno::ENOTDIR.into());
         };
         let own = [(inode, b".".to_vec()), (*parent, b"..".to_vec())];
@@ -410,7 +432,10 @@ impl<N: Node> Tmpfs<N> {
             .flat_map(|(_, names)| names);
         let all = all.chain(below.map(|name| (BELOW, name.clone())));
         let typed = all.map(|(inode, name)| {
-            let kind = tree.inodes.get(&inode).map_or(0, |there| there.mode & TYPE_MASK);
+            let kind = tree
+                .inodes
+                .get(&inode)
+                .map_or(0, |there| there.mode & TYPE_MASK);
             (inode, kind, name)
         });
         Ok(typed.skip(position).take(512).collect())

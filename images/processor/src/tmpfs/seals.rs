@@ -1,4 +1,5 @@
-//! Files without a name (`memfd_create`, `O_TMPFILE`), and seals: changes that a file refuses for ever.
+//! Files without a name (`memfd_create`, `O_TMPFILE`), and seals: changes that a file refuses for
+//! ever.
 
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
@@ -75,7 +76,13 @@ impl<N: Node> Tmpfs<N> {
     }
 
     /// Gives a file that has no name one.
-    pub(crate) fn adopt(&self, file: &Arc<TmpFile>, folder: u64, name: &[u8], now: Duration) -> Result<()> {
+    pub(crate) fn adopt(
+        &self,
+        file: &Arc<TmpFile>,
+        folder: u64,
+        name: &[u8],
+        now: Duration,
+    ) -> Result<()> {
         let mut tree = self.tree.lock();
         if tree.folder(folder)?.contains_key(name) {
             return Err(errno::EEXIST.into());

@@ -98,7 +98,11 @@ impl Tree {
     pub(super) fn add(&mut self, mode: u32, now: Duration, body: impl FnOnce(u64) -> Body) -> u64 {
         let inode = self.new_inode();
         let body = body(inode);
-        let links = if matches!(body, Body::Folder { .. }) { 1 } else { 0 };
+        let links = if matches!(body, Body::Folder { .. }) {
+            1
+        } else {
+            0
+        };
         let entry = Inode {
             mode,
             uid: 0,
@@ -121,11 +125,19 @@ impl Tree {
 
     fn folder_mut(&mut self, inode: u64) -> Result<&mut Inode> {
         self.folder(inode)?;
-        self.inodes.get_mut(&inode).ok_or_else(|| errno::ENOENT.into())
+        self.inodes
+            .get_mut(&inode)
+            .ok_or_else(|| errno::ENOENT.into())
     }
 
     /// Puts a name into a folder.
-    pub(super) fn enter(&mut self, folder: u64, name: &[u8], inode: u64, now: Duration) -> Result<()> {
+    pub(super) fn enter(
+        &mut self,
+        folder: u64,
+        name: &[u8],
+        inode: u64,
+        now: Duration,
+    ) -> Result<()> {
         let there = self.folder_mut(folder)?;
         if let Body::Folder { names, .. } = &mut there.body {
             names.insert(name.to_vec(), inode);
@@ -217,7 +229,10 @@ impl Tree {
             let last = index + 1 == parts.len();
             let Some(&next) = self.folder(at)?.get(*part) else {
                 return if self.is_below(at, part) {
-                    Ok(Step::Found(Found::Storage(whole_path(&parts, must_be_folder))))
+                    Ok(Step::Found(Found::Storage(whole_path(
+                        &parts,
+                        must_be_folder,
+                    ))))
                 } else if last {
                     Ok(Step::Found(Found::Missing(at, part.to_vec())))
                 } else {

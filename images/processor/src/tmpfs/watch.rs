@@ -2,8 +2,8 @@
 
 use super::{FOLDER, TYPE_MASK, Tmpfs, last_part};
 use crate::inotify::{
-    self, ATTRIB, CLOSE_NOWRITE, CLOSE_WRITE, CREATE, DELETE, DELETE_SELF, ISDIR, MOVE_SELF, MOVED_FROM,
-    MOVED_TO,
+    self, ATTRIB, CLOSE_NOWRITE, CLOSE_WRITE, CREATE, DELETE, DELETE_SELF, ISDIR, MOVE_SELF,
+    MOVED_FROM, MOVED_TO,
 };
 use crate::kernel::Closed;
 use crate::process::Node;
@@ -25,8 +25,8 @@ impl<N: Node> Tmpfs<N> {
         if folder { ISDIR } else { 0 }
     }
 
-    /// Tells what happened to a file that was opened by a path that ends in `name`: to those who watch its
-    /// folder, and to those who watch it.
+    /// Tells what happened to a file that was opened by a path that ends in `name`: to those who
+    /// watch its folder, and to those who watch it.
     pub(crate) fn happened(&self, inode: u64, name: &[u8], mask: u32) {
         if !self.watches.any() {
             return;
@@ -73,7 +73,13 @@ impl<N: Node> Tmpfs<N> {
     }
 
     /// Tells of a name that became another; `replaced` is what had that.
-    pub(super) fn moved(&self, inode: u64, from: &Named<'_>, to: &Named<'_>, replaced: Option<u64>) {
+    pub(super) fn moved(
+        &self,
+        inode: u64,
+        from: &Named<'_>,
+        to: &Named<'_>,
+        replaced: Option<u64>,
+    ) {
         if !self.watches.any() {
             return;
         }
@@ -81,7 +87,8 @@ impl<N: Node> Tmpfs<N> {
         let cookie = self.tree.lock().new_cookie();
         self.watches
             .tell(from.folder, MOVED_FROM | flag, cookie, from.name);
-        self.watches.tell(to.folder, MOVED_TO | flag, cookie, to.name);
+        self.watches
+            .tell(to.folder, MOVED_TO | flag, cookie, to.name);
         if let Some(replaced) = replaced {
             self.watches.tell(replaced, ATTRIB, 0, &[]);
             if self.stat(replaced).is_err() {
@@ -93,7 +100,11 @@ impl<N: Node> Tmpfs<N> {
 
     /// Tells of a file that was closed.
     pub(crate) fn was_closed(&self, closed: &Closed) {
-        let mask = if closed.wrote { CLOSE_WRITE } else { CLOSE_NOWRITE };
+        let mask = if closed.wrote {
+            CLOSE_WRITE
+        } else {
+            CLOSE_NOWRITE
+        };
         self.happened(closed.inode, last_part(&closed.path), mask);
     }
 

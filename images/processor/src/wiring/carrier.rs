@@ -92,7 +92,10 @@ impl FitCarrier {
 
 impl Carrier for FitCarrier {
     async fn call(&self, kind: Kind, request: &[u8], reply: &mut [u8]) -> Result<usize, NoAnswer> {
-        let called = self.core.call(self.peer, Call::new(kind.0, request), reply).await;
+        let called = self
+            .core
+            .call(self.peer, Call::new(kind.0, request), reply)
+            .await;
         called
             .map(|reply| reply.len)
             .map_err(|error| Self::failed(kind, &error))

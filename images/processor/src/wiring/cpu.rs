@@ -5,12 +5,12 @@ use alloc::string::{String, ToString};
 use processor::CpuFacts;
 use raw_cpuid::{CpuId, cpuid};
 
-/// Features of CPUID leaf 1, `edx`, by bit, as Linux calls them (`arch/x86/include/asm/cpufeatures.h`). An
-/// empty name is left out.
+/// Features of CPUID leaf 1, `edx`, by bit, as Linux calls them
+/// (`arch/x86/include/asm/cpufeatures.h`). An empty name is left out.
 const EDX: [&str; 32] = [
-    "fpu", "vme", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "", "sep", "mtrr", "pge", "mca",
-    "cmov", "pat", "pse36", "pn", "clflush", "", "dts", "acpi", "mmx", "fxsr", "sse", "sse2", "ss", "ht",
-    "tm", "ia64", "pbe",
+    "fpu", "vme", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "", "sep", "mtrr", "pge",
+    "mca", "cmov", "pat", "pse36", "pn", "clflush", "", "dts", "acpi", "mmx", "fxsr", "sse",
+    "sse2", "ss", "ht", "tm", "ia64", "pbe",
 ];
 /// Features of leaf 1, `ecx`.
 const ECX: [&str; 32] = [
@@ -87,7 +87,9 @@ const EBX_7: [&str; 32] = [
 pub(super) fn facts() -> CpuFacts {
     let id = CpuId::new();
     let features = id.get_feature_info();
-    let vendor = id.get_vendor_info().map(|vendor| vendor.as_str().to_string());
+    let vendor = id
+        .get_vendor_info()
+        .map(|vendor| vendor.as_str().to_string());
     let brand = id.get_processor_brand_string();
     let mut flags = String::new();
     let one = cpuid!(1);

@@ -32,16 +32,16 @@ type Path = PagePath<<Card as Device>::Pages>;
 /// One core's way to M, and the transfers that its rings have no room for, at most one a line.
 struct Way {
     path: Path,
-    /// The path of WRITEs, so that a READ, which a program waits for, does not wait behind a batch of
-    /// them; without it both go by one path, and by one doorbell.
+    /// The path of WRITEs, so that a READ, which a program waits for, does not wait behind a batch
+    /// of them; without it both go by one path, and by one doorbell.
     writes_path: Option<Path>,
     reads: VecDeque<Transfer>,
     writes: VecDeque<Transfer>,
 }
 
 impl Way {
-    /// Starts a transfer, or keeps it until its ring has room. On a path that both share a READ goes
-    /// before WRITEs.
+    /// Starts a transfer, or keeps it until its ring has room. On a path that both share a READ
+    /// goes before WRITEs.
     #[inline]
     fn start(&mut self, region: &Region, transfer: Transfer) {
         let may = if transfer.read {
@@ -122,7 +122,11 @@ impl Way {
 
     /// Tells `done` of all transfers that have ended; returns whether any has.
     #[inline]
-    fn look(&mut self, now: Instant, done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>)) -> bool {
+    fn look(
+        &mut self,
+        now: Instant,
+        done: &mut impl FnMut(PageOp, u32, Result<(), LostCause>),
+    ) -> bool {
         let mut ended = false;
         while self.path.pending() > 0 && self.path.look(now, done) > 0 {
             ended = true;
@@ -220,8 +224,8 @@ pub(crate) struct Hardware {
 }
 
 impl Hardware {
-    /// Takes memory for `lines` lines and shows it to the HCA. With `writes_apart` WRITEs go by page paths
-    /// of their own.
+    /// Takes memory for `lines` lines and shows it to the HCA. With `writes_apart` WRITEs go by
+    /// page paths of their own.
     ///
     /// # Errors
     ///

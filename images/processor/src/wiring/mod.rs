@@ -120,10 +120,9 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let cores = usize::from(node.fit.cores());
     for core in 1..node.fit.cores() {
         let fit = node.fit.clone();
-        libos::spawn_on(
-            core.into(),
-            async move { node::end(drive(&fit, core, &PARTS).await) },
-        )
+        libos::spawn_on(core.into(), async move {
+            node::end(drive(&fit, core, &PARTS).await)
+        })
         .detach();
     }
     node.join();
@@ -147,9 +146,14 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     });
     libos::spawn(stdio::receive(parts, channel.reader)).detach();
     libos::spawn(stdio::send(parts, channel.writer)).detach();
-    let keeper = libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
+    let keeper =
+        libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
     libos::spawn(async move { parts.kernel.keep_timers(parts).await }).detach();
-    log::info!("pcache: {} lines in {} ways", geometry.lines(), geometry.ways());
+    log::info!(
+        "pcache: {} lines in {} ways",
+        geometry.lines(),
+        geometry.ways()
+    );
     let command = command(line, parts).await?;
     libos::line(format_args!("report\tready"));
     let (report, status) = execute(parts, command).await?;
@@ -262,7 +266,9 @@ fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
 async fn command(line: &CommandLine, parts: &'static Parts) -> Result<Command, Error> {
     let args = line.program().to_vec();
     if let Some(path) = args.first().cloned() {
-        let env = line.values("env").map(|variable| variable.as_bytes().to_vec());
+        let env = line
+            .values("env")
+            .map(|variable| variable.as_bytes().to_vec());
         return Ok(Command {
             path,
             args,
@@ -292,7 +298,8 @@ fn hwcap() -> u64 {
 fn geometry(line: &CommandLine) -> Result<Geometry, Error> {
     let size = line.size("pcache")?.unwrap_or(DEFAULT_PCACHE);
     let ways = line.parsed("ways")?.unwrap_or(DEFAULT_WAYS);
-    Geometry::new(size, ways).map_err(|error| Error::Role(format!("pcache={size} ways={ways}: {error}")))
+    Geometry::new(size, ways)
+        .map_err(|error| Error::Role(format!("pcache={size} ways={ways}: {error}")))
 }
 
 /// Reads how the cache chooses its victims, and whether misses read ahead.
@@ -305,7 +312,9 @@ fn cache_config(line: &CommandLine) -> Result<(pcache::Config, bool), Error> {
         config.policy = value.parse().map_err(|why| wrong("policy", value, &why))?;
     }
     if let Some(value) = line.value("mechanism") {
-        config.mechanism = value.parse().map_err(|why| wrong("mechanism", value, &why))?;
+        config.mechanism = value
+            .parse()
+            .map_err(|why| wrong("mechanism", value, &why))?;
     }
     if let Some(entries) = line.parsed("victims")? {
         config.victims = entries;

@@ -28,7 +28,10 @@ impl Cpu<Tables> for Context {
         match self.0.run(tables.space()) {
             libos::Trap::Syscall => Trap::Syscall,
             libos::Trap::PageFault {
-                addr, write, execute, ..
+                addr,
+                write,
+                execute,
+                ..
             } => {
                 let access = match (execute, write) {
                     (true, _) => Access::Execute,
@@ -65,16 +68,16 @@ impl Cpu<Tables> for Context {
     fn registers(&self) -> Registers {
         let r = &self.0.registers;
         [
-            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
-            r.rcx, r.rsp, r.rip, r.rflags,
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx,
+            r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.rflags,
         ]
     }
 
     fn set_registers(&mut self, registers: &Registers) {
         let r = &mut self.0.registers;
         [
-            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
-            r.rcx, r.rsp, r.rip, r.rflags,
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx,
+            r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.rflags,
         ] = *registers;
     }
 

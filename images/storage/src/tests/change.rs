@@ -21,12 +21,30 @@ macro_rules! ask {
 
 fn write(server: &Server<Ram>, file: FileId, offset: u64, bytes: &[u8]) -> Result<Written, Errno> {
     let append = false;
-    ask!(server, Write, WriteRequest { file, offset, append }, bytes)
+    ask!(
+        server,
+        Write,
+        WriteRequest {
+            file,
+            offset,
+            append
+        },
+        bytes
+    )
 }
 
 fn append(server: &Server<Ram>, file: FileId, bytes: &[u8]) -> Result<Written, Errno> {
     let (offset, append) = (0, true);
-    ask!(server, Write, WriteRequest { file, offset, append }, bytes)
+    ask!(
+        server,
+        Write,
+        WriteRequest {
+            file,
+            offset,
+            append
+        },
+        bytes
+    )
 }
 
 fn make(server: &Server<Ram>, name: &str, mode: u32, device: u64) -> Result<(), Errno> {
@@ -72,7 +90,12 @@ fn close(server: &Server<Ram>, file: FileId) -> Result<(), Errno> {
 
 fn contents(server: &Server<Ram>, name: &str) -> Result<Vec<u8>, Errno> {
     let opened = open(server, name, OpenFlags::empty())?;
-    let bytes = read(server, opened.file, 0, usize::try_from(opened.stat.size).unwrap());
+    let bytes = read(
+        server,
+        opened.file,
+        0,
+        usize::try_from(opened.stat.size).unwrap(),
+    );
     close(server, opened.file).unwrap();
     bytes
 }
@@ -101,7 +124,11 @@ fn check(image: &[u8]) {
         version.arg("-V").stderr(Stdio::null()).status().is_ok()
     });
     let e2fsck = found.expect("e2fsck of Debian's e2fsprogs is there");
-    let checked = Command::new(e2fsck).args(["-fn"]).arg(&file).output().unwrap();
+    let checked = Command::new(e2fsck)
+        .args(["-fn"])
+        .arg(&file)
+        .output()
+        .unwrap();
     fs::remove_file(&file).unwrap();
     assert!(
         checked.status.success(),
@@ -164,7 +191,10 @@ fn files_are_made_written_and_read_back() {
     assert!(open(&server, "/a/new", OpenFlags::TRUNCATE).is_ok());
     assert_eq!(stat(&server, "/a/new", true).unwrap().size, 5_002);
     let emptied = open(&server, "/a/new", OpenFlags::WRITE | OpenFlags::TRUNCATE).unwrap();
-    assert_eq!((emptied.stat.size, emptied.stat.inode), (0, opened.stat.inode));
+    assert_eq!(
+        (emptied.stat.size, emptied.stat.inode),
+        (0, opened.stat.inode)
+    );
     // What was opened to read only is not written.
     let reader = open(&server, "/hello", OpenFlags::empty()).unwrap().file;
     assert_eq!(write(&server, reader, 0, b"x"), Err(Errno::EBADF));
@@ -250,14 +280,26 @@ fn names_change_as_on_linux() {
             rename(&server, "/d", "/d/below", replace).map(drop),
             Errno::EINVAL,
         ),
-        (rename(&server, "/hello", "/d", replace).map(drop), Errno::EISDIR),
-        (rename(&server, "/d", "/hello", replace).map(drop), Errno::ENOTDIR),
+        (
+            rename(&server, "/hello", "/d", replace).map(drop),
+            Errno::EISDIR,
+        ),
+        (
+            rename(&server, "/d", "/hello", replace).map(drop),
+            Errno::ENOTDIR,
+        ),
         (
             rename(&server, "/hello", "/d/hard", RenameFlags::NO_REPLACE).map(drop),
             Errno::EEXIST,
         ),
-        (rename(&server, "/none", "/d/x", replace).map(drop), Errno::ENOENT),
-        (rename(&server, "/", "/d/x", replace).map(drop), Errno::EBUSY),
+        (
+            rename(&server, "/none", "/d/x", replace).map(drop),
+            Errno::ENOENT,
+        ),
+        (
+            rename(&server, "/", "/d/x", replace).map(drop),
+            Errno::EBUSY,
+        ),
         (
             rename(&server, "/hello", "/d/x/", replace).map(drop),
             Errno::ENOTDIR,

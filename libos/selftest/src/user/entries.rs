@@ -57,7 +57,9 @@ async fn a_program_uses_what_an_entry_holds() {
     program.space.changed(DATA);
     program.thread.registers.rip = CODE;
     assert_eq!(program.next().await, missing(true));
-    entry.compare_exchange(0, read_write(frame(3))).expect("empty");
+    entry
+        .compare_exchange(0, read_write(frame(3)))
+        .expect("empty");
     program.thread.registers.rax = 0xdddd;
     program.expect_syscall().await;
     assert_eq!(data_word(frame(3), 0), 0xdddd);
@@ -101,7 +103,12 @@ fn entries_are_walked() {
     let top = libos::USER_END - PAGE;
     space.entry_or_create(top).expect("memory");
     assert_eq!(space.entries(top, u64::MAX).count(), 1);
-    assert_eq!(space.entries(first + PAGE + 5, first + 3 * PAGE + 1).count(), 3);
+    assert_eq!(
+        space
+            .entries(first + PAGE + 5, first + 3 * PAGE + 1)
+            .count(),
+        3
+    );
 }
 
 async fn released_tables_are_not_walked() {
@@ -167,7 +174,9 @@ async fn spaces_are_dropped_whatever_they_hold() {
 /// Starts a counter on every core but this one, each in a space of its own.
 fn counters() -> Vec<Counter> {
     let cores = (1..libos::cores()).take(4);
-    cores.map(|core| Counter::start_on(core, 3 * core)).collect()
+    cores
+        .map(|core| Counter::start_on(core, 3 * core))
+        .collect()
 }
 
 async fn changes_in_a_batch_reach_every_core() {

@@ -52,7 +52,8 @@ async fn instructions_end_in_their_exceptions() {
     for code in [code::INT80, code::INT_TIMER] {
         // The error code names the gate; TCG has it wrong, by 16 a gate for 8.
         let trap = Program::new(code).next().await;
-        let refused = matches!(trap, Trap::Exception { vector: GENERAL_PROTECTION, error } if error != 0);
+        let refused =
+            matches!(trap, Trap::Exception { vector: GENERAL_PROTECTION, error } if error != 0);
         assert!(refused, "{trap:?} for {code:02x?}");
     }
     let mut program = Program::with(code::LOAD, NOT_CANONICAL);
@@ -94,7 +95,10 @@ async fn expect_fault(code: &[u8], addr: u64, write: bool, execute: bool, presen
         }
     );
     let at = if execute { addr } else { CODE };
-    assert_eq!(program.thread.registers.rip, at, "the access is to be repeated");
+    assert_eq!(
+        program.thread.registers.rip, at,
+        "the access is to be repeated"
+    );
 }
 
 async fn touching_nothing_is_a_page_fault() {

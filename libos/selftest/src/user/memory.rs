@@ -111,7 +111,10 @@ async fn unmapped_page_is_out_of_reach_at_once() {
     assert_eq!(program.next().await, missing);
     // Another frame in its place is what the program sees.
     frame(3).write(0, &0xcccc_u64.to_le_bytes());
-    program.space.map(DATA, frame(3), Rights::READ).expect("free");
+    program
+        .space
+        .map(DATA, frame(3), Rights::READ)
+        .expect("free");
     program.expect_syscall().await;
     assert_eq!(program.thread.registers.rax, 0xcccc);
 }
@@ -137,14 +140,20 @@ async fn rights_change_in_place() {
         .map(DATA, program.data, READ_WRITE)
         .expect("the same frame");
     program.expect_syscall().await;
-    program.space.protect(DATA, Rights::empty()).expect("mapped");
+    program
+        .space
+        .protect(DATA, Rights::empty())
+        .expect("mapped");
     program.thread.registers.rip = CODE;
     assert_eq!(program.next().await, fault);
     let was = program.space.unmap(DATA).expect("mapped");
     assert!(was.dirty && was.rights.is_empty());
     // Without a right not even a load gets there.
     let mut program = Program::with(code::LOAD, DATA);
-    program.space.protect(DATA, Rights::empty()).expect("mapped");
+    program
+        .space
+        .protect(DATA, Rights::empty())
+        .expect("mapped");
     assert_eq!(
         program.next().await,
         Trap::PageFault {
@@ -269,7 +278,11 @@ impl Counter {
                 present
             })
         );
-        assert_eq!(data_word(self.data, 0), stopped, "it stored after the change");
+        assert_eq!(
+            data_word(self.data, 0),
+            stopped,
+            "it stored after the change"
+        );
     }
 }
 

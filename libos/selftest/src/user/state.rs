@@ -68,8 +68,8 @@ fn patterns() -> Registers {
 fn values(registers: &Registers) -> [u64; 17] {
     let r = registers;
     [
-        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
-        r.r14, r.r15, r.rip,
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+        r.r13, r.r14, r.r15, r.rip,
     ]
 }
 
@@ -82,7 +82,8 @@ async fn a_thread_starts_clear() {
     program.expect_syscall().await;
     let mut expected = [0; 17];
     let rip = CODE + 2;
-    (expected[1], expected[4], expected[11], expected[16]) = (rip, STACK_END, INTERRUPTS | ALWAYS_SET, rip);
+    (expected[1], expected[4], expected[11], expected[16]) =
+        (rip, STACK_END, INTERRUPTS | ALWAYS_SET, rip);
     assert_eq!(values(&program.thread.registers), expected);
 }
 
@@ -227,7 +228,10 @@ async fn a_copy_takes_the_fpu_state_along() {
 
 async fn a_thread_moves_to_another_core_with_its_state() {
     let mut program = Program::with(code::XMM, 0x4444);
-    program.thread.set_fs_base(DATA).expect("a program's address");
+    program
+        .thread
+        .set_fs_base(DATA)
+        .expect("a program's address");
     program.expect_syscall().await;
     for core in (0..libos::cores()).rev() {
         program.thread.unload();
@@ -294,7 +298,9 @@ async fn segment_bases_are_each_threads_own() {
         assert_eq!(program.thread.registers.rax, value);
         assert_eq!(program.thread.registers.rbx, value + 1);
     }
-    two.thread.set_fs_base(DATA + 0x300).expect("a program's address");
+    two.thread
+        .set_fs_base(DATA + 0x300)
+        .expect("a program's address");
     two.thread.registers.rip = CODE;
     two.expect_syscall().await;
     assert_eq!(two.thread.registers.rax, 0x77);
@@ -312,8 +318,14 @@ async fn selectors_do_not_reach_other_threads_bases() {
     two.data.write(0, &0x88_u64.to_le_bytes());
     two.data.write(8, &0x99_u64.to_le_bytes());
     for program in [&mut one, &mut two] {
-        program.thread.set_fs_base(DATA).expect("a program's address");
-        program.thread.set_gs_base(DATA).expect("a program's address");
+        program
+            .thread
+            .set_fs_base(DATA)
+            .expect("a program's address");
+        program
+            .thread
+            .set_gs_base(DATA)
+            .expect("a program's address");
         program.expect_syscall().await;
     }
     assert_eq!(two.thread.registers.rax, 0x88);

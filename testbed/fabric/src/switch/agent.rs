@@ -2,8 +2,8 @@
 
 use hal::Instant;
 use mad::smp::{
-    GuidInfo, LINEAR_BLOCK, LinearForwarding, MULTICAST_BLOCK, MulticastForwarding, NodeInfo, NodeType,
-    PKeyTable, PortInfo, PortStateBits, SlToVl, Smp, SwitchInfo, attribute, data_of,
+    GuidInfo, LINEAR_BLOCK, LinearForwarding, MULTICAST_BLOCK, MulticastForwarding, NodeInfo,
+    NodeType, PKeyTable, PortInfo, PortStateBits, SlToVl, Smp, SwitchInfo, attribute, data_of,
 };
 use mad::{Attribute, Method, Status};
 use verbs::Lid;
@@ -177,12 +177,21 @@ impl Switch {
         let mut block = MulticastForwarding::default();
         for (lid, word) in (first..).zip(&mut block.0) {
             let words = self.multicast.get(&lid);
-            *word = U16::new(words.and_then(|words| words.get(position)).copied().unwrap_or(0));
+            *word = U16::new(
+                words
+                    .and_then(|words| words.get(position))
+                    .copied()
+                    .unwrap_or(0),
+            );
         }
         Ok(block)
     }
 
-    fn set_multicast_block(&mut self, modifier: u32, block: &MulticastForwarding) -> Result<(), Status> {
+    fn set_multicast_block(
+        &mut self,
+        modifier: u32,
+        block: &MulticastForwarding,
+    ) -> Result<(), Status> {
         let (first, position) = multicast_block(modifier)?;
         let len = self.ports.len().div_ceil(16);
         for (lid, word) in (first..).zip(&block.0) {
@@ -209,7 +218,9 @@ impl Port {
         let order = self.link_order(wanted, own)?;
         let after = match (before, wanted.speed_state.state()) {
             (_, PortStateBits::NO_CHANGE) => before,
-            (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) if up => PortStateBits::ARMED,
+            (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) if up => {
+                PortStateBits::ARMED
+            }
             (PortStateBits::ARMED | PortStateBits::ACTIVE, PortStateBits::ACTIVE) if up => {
                 PortStateBits::ACTIVE
             }

@@ -55,7 +55,11 @@ impl Callers {
     /// Waits until all calls are made and have ended, and tells how many there were.
     pub(crate) async fn done(&self) {
         let ended = || self.answered.load(Relaxed) + self.failed.load(Relaxed);
-        while self.options.calls.is_none_or(|calls| ended() < u64::from(calls)) {
+        while self
+            .options
+            .calls
+            .is_none_or(|calls| ended() < u64::from(calls))
+        {
             libos::sleep(LOOK).await;
         }
         let (at, made) = (micros(), self.made.load(Relaxed));

@@ -48,7 +48,9 @@ impl Echo {
         let links = core.link_counters();
         let link = links.iter().rfind(|(peer, ..)| *peer == from);
         let seen = self.0.lock().seen.get(&from).copied().unwrap_or_default();
-        let Some((_, _, link)) = link else { return seen };
+        let Some((_, _, link)) = link else {
+            return seen;
+        };
         Served {
             answered: link.served[usize::from(ECHO)],
             stray: link.nr_stray,

@@ -38,7 +38,10 @@ pub(crate) async fn tell_view(fit: Fit) {
         let now = (view.members.len() + 1, view.digest, view.agreeing);
         if is_up && told.replace(now) != Some(now) {
             let (at, (members, digest, agreeing)) = (micros(), now);
-            libos::report("view", format_args!("{at}\t{members}\t{digest:016x}\t{agreeing}"));
+            libos::report(
+                "view",
+                format_args!("{at}\t{members}\t{digest:016x}\t{agreeing}"),
+            );
         }
         let counters = fit.membership_counters();
         let now = [
@@ -48,7 +51,10 @@ pub(crate) async fn tell_view(fit: Fit) {
         ];
         if core::mem::replace(&mut refused, now) != now {
             let (at, [proof, version, duplicate]) = (micros(), now);
-            libos::report("refused", format_args!("{at}\t{proof}\t{version}\t{duplicate}"));
+            libos::report(
+                "refused",
+                format_args!("{at}\t{proof}\t{version}\t{duplicate}"),
+            );
         }
         libos::sleep(LOOK).await;
     }

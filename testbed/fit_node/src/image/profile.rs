@@ -152,7 +152,12 @@ impl Caller {
 }
 
 /// Makes one task's calls: takes the next number until all are taken.
-async fn call(from: Caller, task: usize, series: Series, next: Arc<AtomicU64>) -> Result<Times, Error> {
+async fn call(
+    from: Caller,
+    task: usize,
+    series: Series,
+    next: Arc<AtomicU64>,
+) -> Result<Times, Error> {
     let mut request = vec![0; series.request as usize];
     let mut reply = vec![0; series.reply as usize];
     let (bulk_out, bulk_in) = (task * PLACE, task * PLACE + BULK);
@@ -188,7 +193,9 @@ async fn call(from: Caller, task: usize, series: Series, next: Arc<AtomicU64>) -
             ended.len
         };
         if !ask.is_answered_by(&reply[..len]) {
-            return Err(Error::Role(format!("the reply to call {number} is damaged")));
+            return Err(Error::Role(format!(
+                "the reply to call {number} is damaged"
+            )));
         }
         times.add(nanos);
     }
@@ -235,5 +242,6 @@ fn ours(core: &Core, peer: PeerId) -> Ours {
 async fn theirs(core: &Core, peer: PeerId) -> Result<Served, Error> {
     let mut reply = [0; SERVED_LEN];
     let ended = core.call(peer, Call::new(TALLY, &[]), &mut reply).await?;
-    Served::decode(&reply[..ended.len]).ok_or_else(|| Error::Role("the callee's tally makes no sense".into()))
+    Served::decode(&reply[..ended.len])
+        .ok_or_else(|| Error::Role("the callee's tally makes no sense".into()))
 }

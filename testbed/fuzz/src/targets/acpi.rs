@@ -99,7 +99,11 @@ pub(crate) fn run(bytes: &[u8]) {
         memory.read.get(),
         memory.bytes.len()
     );
-    assert!(tables.ecam.is_none_or(|ecam| ecam.first_bus <= ecam.last_bus));
+    assert!(
+        tables
+            .ecam
+            .is_none_or(|ecam| ecam.first_bus <= ecam.last_bus)
+    );
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {

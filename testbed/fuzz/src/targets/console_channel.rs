@@ -30,7 +30,11 @@ pub(crate) fn run(bytes: &[u8]) {
     if sound {
         assert_eq!(cut, whole);
     } else {
-        assert_eq!(cut[..], whole[..cut.len()], "before the first malformed one");
+        assert_eq!(
+            cut[..],
+            whole[..cut.len()],
+            "before the first malformed one"
+        );
     }
     let mut again = Vec::new();
     whole.iter().for_each(|frame| frame.encode(&mut again));

@@ -10,8 +10,8 @@ use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, Platform, R
 use harness::{Machine, Testbed};
 use mlx4::{Config, Mlx4};
 use verbs::{
-    Access, Completion, Device, DeviceError, Domain, Guid, Lid, PKey, PathToPeer, Payload, Psn, QpConfig,
-    QpKind, QueueSet, RcParameters, SendOp, SendRequest, Sge,
+    Access, Completion, Device, DeviceError, Domain, Guid, Lid, PKey, PathToPeer, Payload, Psn,
+    QpConfig, QpKind, QueueSet, RcParameters, SendOp, SendRequest, Sge,
 };
 
 use crate::input::Input;
@@ -158,7 +158,10 @@ impl Platform for Spoiled<Machine> {
     fn alloc(&self, len: usize, align: usize) -> Result<Self::Buffer, Error> {
         Ok(self.with(self.inner.alloc(len, align)?))
     }
-    fn enable_vectors(&self, count: u16) -> Result<impl IntoIterator<Item = Self::Vector> + use<>, Error> {
+    fn enable_vectors(
+        &self,
+        count: u16,
+    ) -> Result<impl IntoIterator<Item = Self::Vector> + use<>, Error> {
         self.inner.enable_vectors(count)
     }
     fn now(&self) -> Instant {
@@ -170,7 +173,10 @@ impl Platform for Spoiled<Machine> {
 }
 
 /// Uses a card that is up: a queue pair connected to itself, a message, a datagram.
-async fn use_it(device: &Mlx4<Spoiled<Machine>>, platform: &Spoiled<Machine>) -> Result<(), DeviceError> {
+async fn use_it(
+    device: &Mlx4<Spoiled<Machine>>,
+    platform: &Spoiled<Machine>,
+) -> Result<(), DeviceError> {
     let mut queues = device.create_queues(64, 0).await?;
     let config = QpConfig {
         kind: QpKind::ReliableConnection,
@@ -256,7 +262,11 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     // Honest while it is brought up, or not.
     let early = input.bool();
-    let script = Arc::new(Mutex::new(Script::new(if early { input.rest() } else { &[] })));
+    let script = Arc::new(Mutex::new(Script::new(if early {
+        input.rest()
+    } else {
+        &[]
+    })));
     let mut bed = Testbed::default();
     let platform = Spoiled {
         inner: bed.add_machine("node", Guid(0x0002_c903_0000_1000)),

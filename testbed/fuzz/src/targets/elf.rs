@@ -6,7 +6,9 @@ use pcache::Rights;
 use processor::elf::Header;
 
 pub(crate) fn run(bytes: &[u8]) {
-    let Ok(header) = Header::parse(bytes) else { return };
+    let Ok(header) = Header::parse(bytes) else {
+        return;
+    };
     let at = usize::try_from(header.headers_at).unwrap_or(usize::MAX);
     let headers = bytes.get(at..).unwrap_or_default();
     let headers = &headers[..headers.len().min(header.headers_len())];

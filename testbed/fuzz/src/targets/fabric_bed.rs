@@ -97,7 +97,8 @@ impl Bed {
             match Smp::parse(&packet.payload) {
                 Ok(smp) if packet.dqpn == Qpn(0) && !smp.header.method.is_response() => {
                     let payload = answer(port, &smp).to_vec();
-                    self.fabric.send(self.now, port, Packet { payload, ..packet });
+                    self.fabric
+                        .send(self.now, port, Packet { payload, ..packet });
                 }
                 _ => self.came.push((port, packet)),
             }

@@ -11,7 +11,17 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let lost = [0, 6];
     let leaves = [7, 0, 1, 0, 0, 2, 1, 9];
     vec![
-        [&start[..], &heard, &tick, &admitted, &again, &tick, &lost, &tick].concat(),
+        [
+            &start[..],
+            &heard,
+            &tick,
+            &admitted,
+            &again,
+            &tick,
+            &lost,
+            &tick,
+        ]
+        .concat(),
         [
             &start[..],
             &admitted,

@@ -45,7 +45,12 @@ fn number(input: &mut Input<'_>) -> u32 {
 }
 
 /// Writes a command into the command register, which may be busy or expect the other toggle.
-fn command(bench: &mut Bench, (opcode, modifier, number): (Opcode, u8, u32), toggle: bool, mailbox: &[u8]) {
+fn command(
+    bench: &mut Bench,
+    (opcode, modifier, number): (Opcode, u8, u32),
+    toggle: bool,
+    mailbox: &[u8],
+) {
     bench.nodes[0].ram.put(MAILBOX.into(), mailbox);
     let doorbell = Doorbell::new()
         .with_go(true)
@@ -68,7 +73,8 @@ fn command(bench: &mut Bench, (opcode, modifier, number): (Opcode, u8, u32), tog
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let mut bench = Bench::new(2, FabricConfig::default());
-    let service = [Service::RC, Service::UC, Service::UD, Service::MLX][usize::from(input.u8() % 4)];
+    let service =
+        [Service::RC, Service::UC, Service::UD, Service::MLX][usize::from(input.u8() % 4)];
     let (mut a, _cq_a, mut b, _cq_b) = bench.pair(service, Connection::default());
     let region = bench.make_mr(1, 4096, all_rights());
     bench.post_receive(&mut b, region.addr, 4096, region.key);
@@ -77,14 +83,21 @@ pub(crate) fn run(bytes: &[u8]) {
             0 | 1 => {
                 let at = place(&mut input);
                 let bytes = input.string();
-                bench.nodes[0].ram.put(at.min((RAM_LEN - 256) as u64), bytes);
+                bench.nodes[0]
+                    .ram
+                    .put(at.min((RAM_LEN - 256) as u64), bytes);
             }
             2 | 3 => {
                 let (opcode, modifier) = (Opcode(input.u16() & 0xfff), input.u8() & 0xf);
                 let number = number(&mut input);
                 let mut mailbox = input.string().to_vec();
                 mailbox.resize(256, 0);
-                command(&mut bench, (opcode, modifier, number), input.bool(), &mailbox);
+                command(
+                    &mut bench,
+                    (opcode, modifier, number),
+                    input.bool(),
+                    &mailbox,
+                );
             }
             4 => {
                 let page = usize::from(input.u16()) % 300;

@@ -43,7 +43,9 @@ fn inode(image: &mut [u8], number: usize, mode: u16, size: u32, extents: bool, b
 /// A node of an extent tree: a header, and entries of three dwords.
 fn node(depth: u16, entries: &[[u32; 3]]) -> Vec<u8> {
     let count = u16::try_from(entries.len()).unwrap_or(0);
-    let header = [0xf30a, count, 4, depth, 0, 0].map(u16::to_le_bytes).concat();
+    let header = [0xf30a, count, 4, depth, 0, 0]
+        .map(u16::to_le_bytes)
+        .concat();
     let entries: Vec<u8> = entries
         .iter()
         .flatten()
@@ -116,7 +118,14 @@ fn put_tables(image: &mut [u8]) {
     mark(image, 7, BLOCKS - 1..8 * BLOCK);
     mark(image, 16, 0..15);
     mark(image, 16, 32..8 * BLOCK);
-    inode(image, 8, 0x8180, len * 1024, true, &node(0, &[[0, len, first]]));
+    inode(
+        image,
+        8,
+        0x8180,
+        len * 1024,
+        true,
+        &node(0, &[[0, len, first]]),
+    );
     let journal = first as usize * BLOCK;
     for (at, value) in [
         (0, 0xc03b_3998_u32),
@@ -195,11 +204,18 @@ impl Disk {
         }
     }
 
-    fn range(&self, offset: u64, len: usize, with: impl FnOnce(&mut [u8])) -> Result<(), DiskError> {
+    fn range(
+        &self,
+        offset: u64,
+        len: usize,
+        with: impl FnOnce(&mut [u8]),
+    ) -> Result<(), DiskError> {
         let error = DiskError { offset };
         let start = usize::try_from(offset).map_err(|_| error)?;
         let mut bytes = self.bytes.lock().expect("no panic");
-        let range = bytes.get_mut(start..).and_then(|bytes| bytes.get_mut(..len));
+        let range = bytes
+            .get_mut(start..)
+            .and_then(|bytes| bytes.get_mut(..len));
         with(range.ok_or(error)?);
         Ok(())
     }

@@ -4,8 +4,8 @@
 use std::fmt::Debug;
 
 use mlx4_hw::{
-    command, cq, eq, extended, icm, init_hca, mgm, mpt, mtt, qp, query_adapter, query_dev_cap, query_fw, srq,
-    wqe,
+    command, cq, eq, extended, icm, init_hca, mgm, mpt, mtt, qp, query_adapter, query_dev_cap,
+    query_fw, srq, wqe,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

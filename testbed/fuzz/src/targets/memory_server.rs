@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use memory::{ExtentId, Manager, Order, PIECE, PeerKey, Pool, Step};
-use messages::memory::{Lend, LendRequest, MAX_CHUNKS, MemoryRequest, ReserveRequest, Return, ReturnRequest};
+use messages::memory::{
+    Lend, LendRequest, MAX_CHUNKS, MemoryRequest, ReserveRequest, Return, ReturnRequest,
+};
 use messages::{CHUNK_SIZE, Call, Kind, MAX_MESSAGE, decode_reply};
 use verbs::Rkey;
 
@@ -50,7 +52,9 @@ impl World {
 
     fn carry_out(&mut self, order: Order) {
         match order {
-            Order::Register { extent, to, len, .. } => {
+            Order::Register {
+                extent, to, len, ..
+            } => {
                 assert_eq!(len, SIZE as u64 * CHUNK_SIZE);
                 assert_eq!(self.regions.insert(extent, to), None, "registered twice");
                 let rkey = Rkey(u32::from(to.0) << 16 | u32::from(extent.0));
@@ -87,9 +91,9 @@ impl World {
         let flight = &mut self.flights[which];
         let mut reply = [0; MAX_MESSAGE];
         let step = if refused.is_some() {
-            let len = self
-                .manager
-                .handle_at_once(flight.from, flight.kind, &flight.request, &mut reply);
+            let len =
+                self.manager
+                    .handle_at_once(flight.from, flight.kind, &flight.request, &mut reply);
             Step::Replied(len)
         } else {
             self.manager
@@ -116,7 +120,11 @@ impl World {
             for chunk in chunks {
                 let extent = ExtentId((chunk.rkey.0 & 0xffff).try_into().expect("16 bits"));
                 assert_eq!(self.regions.get(&extent), Some(&flight.from));
-                assert_eq!(self.lent.insert(chunk.addr, flight.from), None, "lent twice");
+                assert_eq!(
+                    self.lent.insert(chunk.addr, flight.from),
+                    None,
+                    "lent twice"
+                );
             }
         }
         if let Ok(MemoryRequest::Return(request)) = decoded
@@ -240,7 +248,10 @@ fn end(mut world: World) {
         world.clean();
     }
     let counters = world.manager.counters();
-    assert_eq!((counters.nr_chunks_lent, counters.nr_chunks_promised), (0, 0));
+    assert_eq!(
+        (counters.nr_chunks_lent, counters.nr_chunks_promised),
+        (0, 0)
+    );
     let pool = world.manager.pool();
     assert_eq!(pool.idle(), pool.extents(), "nothing stays away");
     assert!(world.regions.is_empty());
@@ -256,7 +267,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let advance = [6, 0, 0].repeat(40);
     let clean = [2].repeat(80);
     vec![
-        [&reserve(0, 5)[..], &lend(0, 1, 4), &advance, &give(0, &[0, 1])].concat(),
+        [
+            &reserve(0, 5)[..],
+            &lend(0, 1, 4),
+            &advance,
+            &give(0, &[0, 1]),
+        ]
+        .concat(),
         // One borrower has all, and is lost; the other needs it.
         [
             &lend(0, 1, 12)[..],

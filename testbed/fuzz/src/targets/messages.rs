@@ -2,8 +2,8 @@
 
 use messages::memory::{Capacity, Lend, MemoryRequest, Reserve, Return};
 use messages::storage::{
-    Allocate, Close, Fsync, Getdents, Link, LinkFile, Make, Open, Read, Readlink, Remove, Rename, SetFile,
-    SetPath, StatFile, StatFs, StatPath, StorageRequest, Symlink, Sync, Truncate, Write,
+    Allocate, Close, Fsync, Getdents, Link, LinkFile, Make, Open, Read, Readlink, Remove, Rename,
+    SetFile, SetPath, StatFile, StatFs, StatPath, StorageRequest, Symlink, Sync, Truncate, Write,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply, encode_reply};
 

@@ -3,10 +3,10 @@
 use ext4::{Ext4, Options, Time};
 use futures_util::FutureExt;
 use messages::storage::{
-    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Close, FileId, FileRequest, FileTime,
-    GetdentsRequest, LinkRequest, MakeRequest, Open, OpenFlags, OpenRequest, Path, ReadRequest,
-    RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest, StatRequest, StorageRequest,
-    TruncateRequest, Write, WriteRequest,
+    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Close, FileId, FileRequest,
+    FileTime, GetdentsRequest, LinkRequest, MakeRequest, Open, OpenFlags, OpenRequest, Path,
+    ReadRequest, RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest,
+    StatRequest, StorageRequest, TruncateRequest, Write, WriteRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply};
 use storage::{Bulk, PeerKey, Server};
@@ -38,7 +38,10 @@ impl Bulk for Buffer<'_> {
         self.limit
     }
     fn write(&mut self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= self.limit, "bulk beyond what was lent");
+        assert!(
+            offset + bytes.len() <= self.limit,
+            "bulk beyond what was lent"
+        );
         self.end = self.end.max(offset + bytes.len());
     }
 }
@@ -188,14 +191,20 @@ pub(crate) fn run(bytes: &[u8]) {
                 (kind, bytes.len())
             }
             _ => {
-                let (Kind(kind), len) = request(&mut input).encode(&mut raw).expect("a request fits");
+                let (Kind(kind), len) = request(&mut input)
+                    .encode(&mut raw)
+                    .expect("a request fits");
                 (kind, len)
             }
         };
         let mut reply = [0; MAX_MESSAGE];
         let limit = usize::from(input.u16()) << 4;
         let sent = input.string();
-        let mut bulk = Buffer { sent, limit, end: 0 };
+        let mut bulk = Buffer {
+            sent,
+            limit,
+            end: 0,
+        };
         let answered = server
             .handle(from, kind, &raw[..len], &mut reply, &mut bulk)
             .now_or_never();
@@ -204,7 +213,8 @@ pub(crate) fn run(bytes: &[u8]) {
         match Kind(kind) {
             Open::KIND => assert!(decode_reply::<Open>(reply).is_ok(), "an answer is one"),
             messages::storage::Read::KIND => {
-                let read = decode_reply::<messages::storage::Read>(reply).expect("an answer is one");
+                let read =
+                    decode_reply::<messages::storage::Read>(reply).expect("an answer is one");
                 assert!(read.is_err() || read == Ok(u32::try_from(bulk.end).unwrap_or(u32::MAX)));
             }
             messages::storage::Getdents::KIND => {
@@ -223,12 +233,15 @@ pub(crate) fn run(bytes: &[u8]) {
     }
     assert_eq!(server.open_files(), 0, "nothing stays open");
     let committed = server.commit().now_or_never();
-    committed.expect("a disk in memory").expect("a sound file system");
+    committed
+        .expect("a disk in memory")
+        .expect("a sound file system");
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    let step =
-        |file: u8, what: u8, rest: &[u8]| [&[0, 2, file, what][..], rest, &[0, 1], &[2, b'/', b'x']].concat();
+    let step = |file: u8, what: u8, rest: &[u8]| {
+        [&[0, 2, file, what][..], rest, &[0, 1], &[2, b'/', b'x']].concat()
+    };
     let open = |path: u8| step(0, 0, &[path, 0, 0, 0]);
     let make = |path: u8| step(0, 0, &[path, 9, 0xa4, 1]);
     let read = |file: u8| step(file, 1, &[0, 0, 0, 0, 8, 0, 0]);

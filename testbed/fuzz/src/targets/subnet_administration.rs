@@ -39,7 +39,12 @@ pub(crate) fn run(bytes: &[u8]) {
                 sa.record::<NodeRecord>(),
                 sa.record::<PortInfoRecord>(),
             );
-            assert!(records.0.is_some() && records.1.is_some() && records.2.is_some() && records.3.is_some());
+            assert!(
+                records.0.is_some()
+                    && records.1.is_some()
+                    && records.2.is_some()
+                    && records.3.is_some()
+            );
         }
         bed.fabric.send(bed.now, port, datagram(SM_LID, 1, &mad));
         bed.settle();

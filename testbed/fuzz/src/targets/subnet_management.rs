@@ -56,7 +56,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // there are.
     let mut seeds = Vec::new();
     for manager in [0, 1] {
-        for attribute in [0x10_u8, 0x11, 0x12, 0x14, 0x15, 0x16, 0x17, 0x19, 0x1b, 0x20] {
+        for attribute in [
+            0x10_u8, 0x11, 0x12, 0x14, 0x15, 0x16, 0x17, 0x19, 0x1b, 0x20,
+        ] {
             let mut mad = vec![0; MAD_LEN];
             mad[..4].copy_from_slice(&[1, 0x81, 1, 1 + (attribute & 1)]);
             mad[7] = 1;

@@ -8,7 +8,9 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let address = input.u64();
     let bytes = input.rest();
-    let Some(table) = Table::parse(bytes) else { return };
+    let Some(table) = Table::parse(bytes) else {
+        return;
+    };
     if let Some((name, offset)) = table.lookup(address) {
         assert!(name.len() <= bytes.len() && offset <= address);
     }

@@ -97,7 +97,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         let len = u8::try_from(body.len()).unwrap_or(0);
         [&[command, fds, len][..], body, &[0; 10]].concat()
     };
-    let words = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|word| word.to_le_bytes()).collect() };
+    let words =
+        |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|word| word.to_le_bytes()).collect() };
     let map = |size: u32| words(&[32, 3, 0, 0, 0x1000, 0, size, 0]);
     vec![
         [

@@ -21,13 +21,19 @@ const VIRTUAL_LANES: u8 = 8;
 impl Hca {
     fn port_number(&self, command: &Command) -> Result<u8, CmdStatus> {
         let [_, _, _, number] = command.in_modifier.to_be_bytes();
-        self.core.port(number).map(|_| number).ok_or(CmdStatus::BAD_PARAM)
+        self.core
+            .port(number)
+            .map(|_| number)
+            .ok_or(CmdStatus::BAD_PARAM)
     }
 
     /// Starts or stops a port. The subnet manager learns of it by the link's state.
     pub(super) fn init_port(&mut self, command: &Command, start: bool) -> Outcome {
         let number = self.port_number(command)?;
-        let left = self.core.port_mut(number).is_some_and(|port| port.enable(start));
+        let left = self
+            .core
+            .port_mut(number)
+            .is_some_and(|port| port.enable(start));
         if left {
             agents::report_link(&mut self.core, number, false);
         }
@@ -70,13 +76,21 @@ impl Hca {
         let number = self.port_number(command)?;
         let port = self.core.port(number).ok_or(CmdStatus::BAD_PARAM)?;
         let mut answer = QueryPort::new_zeroed();
-        answer.link = PortLink::new().with_up(port.is_active()).with_infiniband(true);
+        answer.link = PortLink::new()
+            .with_up(port.is_active())
+            .with_infiniband(true);
         answer.mtu = PortMtu::new().with_max_ib_mtu_code(MTU_4096);
         answer.ib_speeds = mlx4_hw::bits::Low::new(7);
         answer.widths = mlx4_hw::bits::Low::new(3);
-        answer.log_gids_pkeys = Nibbles::new().with_high(LOG_TABLE_LEN).with_low(LOG_TABLE_LEN);
-        answer.log_vlans_macs = Nibbles::new().with_high(LOG_VLANS_MACS).with_low(LOG_VLANS_MACS);
-        answer.max_tc_vl = Nibbles::new().with_high(VIRTUAL_LANES).with_low(VIRTUAL_LANES);
+        answer.log_gids_pkeys = Nibbles::new()
+            .with_high(LOG_TABLE_LEN)
+            .with_low(LOG_TABLE_LEN);
+        answer.log_vlans_macs = Nibbles::new()
+            .with_high(LOG_VLANS_MACS)
+            .with_low(LOG_VLANS_MACS);
+        answer.max_tc_vl = Nibbles::new()
+            .with_high(VIRTUAL_LANES)
+            .with_low(VIRTUAL_LANES);
         answer.mac = mac_of(port.guid().0).into();
         self.write_output(command, &answer)
     }

@@ -44,7 +44,12 @@ impl Hca {
         Ok(qpn)
     }
 
-    pub(super) fn change_qp(&mut self, command: &Command, from: Option<QpState>, to: QpState) -> Outcome {
+    pub(super) fn change_qp(
+        &mut self,
+        command: &Command,
+        from: Option<QpState>,
+        to: QpState,
+    ) -> Outcome {
         let qpn = self.qpn(command)?;
         let state = self.qps.get(&qpn).map_or(QpState::RST, |qp| qp.state);
         let fits = match from {
@@ -89,11 +94,20 @@ impl Hca {
         match opcode {
             Opcode::RST2INIT_QP => {
                 let queues = [context.send_cqn.get(), context.receive_cqn.get()];
-                let known = queues.iter().all(|cqn| self.core.completions.contains(*cqn));
-                let srq_known = !context.srq.enable() || self.core.shared.contains(context.srq.srqn());
-                let port_known = self.core.port(context.primary_path.schedule.port()).is_some();
+                let known = queues
+                    .iter()
+                    .all(|cqn| self.core.completions.contains(*cqn));
+                let srq_known =
+                    !context.srq.enable() || self.core.shared.contains(context.srq.srqn());
+                let port_known = self
+                    .core
+                    .port(context.primary_path.schedule.port())
+                    .is_some();
                 let service = context.flags.service();
-                let served = matches!(service, Service::RC | Service::UC | Service::UD | Service::MLX);
+                let served = matches!(
+                    service,
+                    Service::RC | Service::UC | Service::UD | Service::MLX
+                );
                 if known && srq_known && port_known && served && !context.flags.rss() {
                     Ok(())
                 } else {
@@ -102,7 +116,10 @@ impl Hca {
             }
             Opcode::INIT2RTR_QP => {
                 let mtu_known = (1..=5).contains(&context.mtu.mtu_code());
-                let port_known = self.core.port(context.primary_path.schedule.port()).is_some();
+                let port_known = self
+                    .core
+                    .port(context.primary_path.schedule.port())
+                    .is_some();
                 if mtu_known && port_known {
                     Ok(())
                 } else {

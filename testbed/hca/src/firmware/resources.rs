@@ -13,7 +13,8 @@ use zerocopy::big_endian::U64;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::bringup::{
-    LOG_MAX_CQES, LOG_MAX_EQES, LOG_RESERVED_CQS, LOG_RESERVED_EQS, LOG_RESERVED_MPTS, LOG_RESERVED_SRQS,
+    LOG_MAX_CQES, LOG_MAX_EQES, LOG_RESERVED_CQS, LOG_RESERVED_EQS, LOG_RESERVED_MPTS,
+    LOG_RESERVED_SRQS,
 };
 use super::{Command, Outcome};
 use crate::hca::Hca;
@@ -173,7 +174,12 @@ impl Hca {
 
     pub(super) fn take_eq(&mut self, command: &Command) -> Outcome {
         let profile = self.profile()?;
-        self.check_number(command.in_modifier, profile.eqc, LOG_RESERVED_EQS, EQC_ENTRY)?;
+        self.check_number(
+            command.in_modifier,
+            profile.eqc,
+            LOG_RESERVED_EQS,
+            EQC_ENTRY,
+        )?;
         let context: EqContext = self.read_input(command)?;
         if self.core.events.contains(command.in_modifier) {
             return Err(CmdStatus::BAD_RES_STATE);
@@ -208,7 +214,12 @@ impl Hca {
 
     pub(super) fn take_cq(&mut self, command: &Command) -> Outcome {
         let profile = self.profile()?;
-        self.check_number(command.in_modifier, profile.cqc, LOG_RESERVED_CQS, CQC_ENTRY)?;
+        self.check_number(
+            command.in_modifier,
+            profile.cqc,
+            LOG_RESERVED_CQS,
+            CQC_ENTRY,
+        )?;
         let context: CqContext = self.read_input(command)?;
         if self.core.completions.contains(command.in_modifier) {
             return Err(CmdStatus::BAD_RES_STATE);
@@ -268,7 +279,11 @@ impl Hca {
                     .completions
                     .resize(&self.core.memory, cqn, &wanted)
                     .map_err(table_error)?;
-                if fits { Ok(0) } else { Err(CmdStatus::BAD_SIZE) }
+                if fits {
+                    Ok(0)
+                } else {
+                    Err(CmdStatus::BAD_SIZE)
+                }
             }
             _ => Err(CmdStatus::BAD_PARAM),
         }
@@ -276,7 +291,12 @@ impl Hca {
 
     pub(super) fn take_srq(&mut self, command: &Command) -> Outcome {
         let profile = self.profile()?;
-        self.check_number(command.in_modifier, profile.srqc, LOG_RESERVED_SRQS, SRQC_ENTRY)?;
+        self.check_number(
+            command.in_modifier,
+            profile.srqc,
+            LOG_RESERVED_SRQS,
+            SRQC_ENTRY,
+        )?;
         let context: SrqContext = self.read_input(command)?;
         if self.core.shared.contains(command.in_modifier) {
             return Err(CmdStatus::BAD_RES_STATE);
@@ -290,7 +310,11 @@ impl Hca {
         if self.qps.values().any(|qp| qp.uses_srq(srqn)) {
             return Err(CmdStatus::RESOURCE_BUSY);
         }
-        let context = self.core.shared.destroy(srqn).ok_or(CmdStatus::BAD_RES_STATE)?;
+        let context = self
+            .core
+            .shared
+            .destroy(srqn)
+            .ok_or(CmdStatus::BAD_RES_STATE)?;
         self.give_back(command, &context)
     }
 

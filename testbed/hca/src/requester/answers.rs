@@ -13,8 +13,8 @@ use crate::wqe::scatter;
 
 /// The delays that a receiver that is not ready asks for, in units of 10 µs (IBA 1.3, table 45).
 const RNR_DELAYS: [u32; 32] = [
-    65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
-    3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
+    65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536,
+    2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
 ];
 const RNR_FOR_EVER: u8 = 7;
 
@@ -118,7 +118,13 @@ impl QueuePair {
         if bytes.len() != len || place.is_last() != last {
             return self.fail_at(core, index, Syndrome::BAD_RESP_ERR);
         }
-        if let Err(error) = scatter(&core.memory, self.accessor(), &pending.work.pieces, offset, bytes) {
+        if let Err(error) = scatter(
+            &core.memory,
+            self.accessor(),
+            &pending.work.pieces,
+            offset,
+            bytes,
+        ) {
             log::debug!("QP {:#x}: response: {error}", self.qpn);
             return self.fail_at(core, index, Syndrome::LOCAL_PROT_ERR);
         }

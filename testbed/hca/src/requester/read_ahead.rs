@@ -77,7 +77,9 @@ impl Stretch {
         }
         self.chunks(&first)
             .zip(self.chunks(&whole))
-            .filter(|((at, first), (_, whole))| self.is_written(*at, first) && self.is_written(*at, whole))
+            .filter(|((at, first), (_, whole))| {
+                self.is_written(*at, first) && self.is_written(*at, whole)
+            })
             .filter_map(|(_, (at, whole))| Some((at, whole.try_into().ok()?)))
             .collect()
     }

@@ -52,7 +52,14 @@ impl QueuePair {
                 let kept = self.responder.atomics.iter().find(|(kept, _)| *kept == psn);
                 if let Some((psn, original)) = kept.copied() {
                     let again = true;
-                    self.answer(core, Answer::Atomic { psn, original, again });
+                    self.answer(
+                        core,
+                        Answer::Atomic {
+                            psn,
+                            original,
+                            again,
+                        },
+                    );
                 }
             }
             _ => {
@@ -89,7 +96,14 @@ impl QueuePair {
             let msn = self.responder.msn;
             match answer {
                 Answer::Ack { psn, code } => {
-                    self.transmit(core, psn, Operation::Ack { code, msn }, Vec::new(), false, false);
+                    self.transmit(
+                        core,
+                        psn,
+                        Operation::Ack { code, msn },
+                        Vec::new(),
+                        false,
+                        false,
+                    );
                 }
                 Answer::Atomic { psn, original, .. } => {
                     let operation = Operation::AtomicResponse { original, msn };
@@ -138,7 +152,13 @@ impl QueuePair {
             Ok(())
         } else {
             core.memory
-                .check(range.rkey.0, self.pd(), addr, u64::from(len), Right::RemoteRead)
+                .check(
+                    range.rkey.0,
+                    self.pd(),
+                    addr,
+                    u64::from(len),
+                    Right::RemoteRead,
+                )
                 .and_then(|region| core.memory.region_read(&region, &mut payload))
         };
         let psn = Psn(psn).advance(sent).0;

@@ -73,7 +73,9 @@ pub(super) fn input(command: &Command, bytes: &[u8]) -> Fields {
         Opcode::SW2HW_SRQ => of::<SrqContext>(bytes),
         Opcode::WRITE_MCG => of::<GroupEntry>(bytes),
         Opcode::MAD_IFC => mad(bytes),
-        Opcode::SET_PORT if command.op_modifier == op_modifier::SET_PORT_IB => of::<SetPortIb>(bytes),
+        Opcode::SET_PORT if command.op_modifier == op_modifier::SET_PORT_IB => {
+            of::<SetPortIb>(bytes)
+        }
         opcode if crate::qp::transition(opcode).is_some() => of::<QpMailbox>(bytes),
         _ => raw(bytes),
     }
@@ -105,8 +107,13 @@ pub(super) fn output(command: &Command, bytes: &[u8]) -> Fields {
 
 /// Bytes that no layout is known for, as far as they are not zero.
 fn raw(bytes: &[u8]) -> Fields {
-    let len = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
-    fields(&Raw { bytes: &bytes[..len] })
+    let len = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |at| at + 1);
+    fields(&Raw {
+        bytes: &bytes[..len],
+    })
 }
 
 #[derive(Debug)]
@@ -125,7 +132,10 @@ pub(super) fn dma(purpose: Purpose, bytes: &[u8]) -> Fields {
         Purpose::ReceiveWqe => list::<DataSegment>("piece", bytes),
         Purpose::Cqe => cqe(bytes),
         Purpose::Eqe => eqe(bytes),
-        Purpose::DoorbellRecord => vec![("counter".into(), format!("{:#x}", parse::<Low24>(bytes).get()))],
+        Purpose::DoorbellRecord => vec![(
+            "counter".into(),
+            format!("{:#x}", parse::<Low24>(bytes).get()),
+        )],
         Purpose::Mailbox | Purpose::Payload | Purpose::PageList | Purpose::ReadAhead => Vec::new(),
     }
 }

@@ -22,7 +22,10 @@ fn walk(text: &str, path: String, out: &mut Vec<(String, String)>) {
             let dot = if path.is_empty() { "" } else { "." };
             walk(value, format!("{path}{dot}{name}"), out);
         }
-    } else if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    } else if let Some(inner) = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         walk_array(inner, &path, out);
     } else if let Some(inner) = within(text, "(", ')') {
         walk(inner, path, out);
@@ -60,7 +63,11 @@ fn within<'a>(text: &'a str, open: &str, close: char) -> Option<&'a str> {
     let (name, rest) = text.split_once(open)?;
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if is_name { rest.strip_suffix(close) } else { None }
+    if is_name {
+        rest.strip_suffix(close)
+    } else {
+        None
+    }
 }
 
 /// Splits at the commas that stand outside of brackets and before a field's name or an element.

@@ -119,7 +119,10 @@ impl<W> State<W> {
                 let fault = if done { "" } else { "\tno memory" };
                 let len = bytes.len();
                 // Writing to a string does not fail.
-                let _ = write!(line, "{way}\t{purpose:?}\taddr={addr:#x}\tlen={len:#x}{fault}");
+                let _ = write!(
+                    line,
+                    "{way}\t{purpose:?}\taddr={addr:#x}\tlen={len:#x}{fault}"
+                );
                 put(&mut line, "", &decode::dma(purpose, bytes));
             }
             Event::Doorbell(doorbell) => put_doorbell(&mut line, doorbell),

@@ -69,7 +69,9 @@ fn what_is_not_known_or_not_yet_possible_is_refused() {
         bench.command_raw(0, Opcode::HW2SW_MPT, 1, 0x10_0000, 0),
         Err(CmdStatus::BAD_INDEX)
     );
-    bench.command_raw(0, Opcode::QUERY_DEV_CAP, 0, 0, 0).unwrap();
+    bench
+        .command_raw(0, Opcode::QUERY_DEV_CAP, 0, 0, 0)
+        .unwrap();
     let caps: QueryDevCap = bench.output(0);
     assert_eq!(
         (
@@ -115,7 +117,9 @@ fn queue_pairs_change_state_only_as_they_may() {
             let mut qp = bench.make_qp(0, Service::RC, &cq);
             qp.context.mtu = mlx4_hw::qp::MtuMessage::new().with_mtu_code(5);
             for step in way {
-                bench.transition(&qp, *step, OptionalParameters::new()).unwrap();
+                bench
+                    .transition(&qp, *step, OptionalParameters::new())
+                    .unwrap();
             }
             let allowed = from.map_or(state != QpState::RST, |from| from == state);
             let outcome = bench.transition(&qp, opcode, OptionalParameters::new());
@@ -125,9 +129,15 @@ fn queue_pairs_change_state_only_as_they_may() {
                 Err(CmdStatus::BAD_QP_STATE)
             };
             assert_eq!(outcome.map(drop), expected, "{opcode} in {state}");
-            bench.command_raw(0, Opcode::QUERY_QP, 0, qp.qpn, 0).unwrap();
+            bench
+                .command_raw(0, Opcode::QUERY_QP, 0, qp.qpn, 0)
+                .unwrap();
             let found = bench.output::<QpMailbox>(0).context.flags.state();
-            assert_eq!(found, if allowed { to } else { state }, "{opcode} in {state}");
+            assert_eq!(
+                found,
+                if allowed { to } else { state },
+                "{opcode} in {state}"
+            );
         }
     }
 }
@@ -170,7 +180,9 @@ fn without_messages_an_event_asserts_the_pin_until_it_is_cleared() {
         .clear_interrupt
         .offset
         .get();
-    bench.command_raw(0, Opcode::QUERY_ADAPTER, 0, 0, 0).unwrap();
+    bench
+        .command_raw(0, Opcode::QUERY_ADAPTER, 0, 0, 0)
+        .unwrap();
     let pin = bench
         .output::<mlx4_hw::query_adapter::QueryAdapter>(0)
         .interrupt_pin;
@@ -232,7 +244,9 @@ fn a_queue_in_use_is_not_given_back() {
         Err(CmdStatus::RESOURCE_BUSY)
     );
     bench.command_raw(0, Opcode::QP_2RST, 2, a.qpn, 0).unwrap();
-    bench.command_raw(0, Opcode::HW2SW_CQ, 1, cq.cqn, 0).unwrap();
+    bench
+        .command_raw(0, Opcode::HW2SW_CQ, 1, cq.cqn, 0)
+        .unwrap();
 }
 
 #[test]
@@ -260,7 +274,9 @@ fn a_queue_pairs_number_may_have_more_bits_than_its_table() {
     bench.nodes[0].next_qpn |= 0xb1_c000;
     let high = bench.make_qp(0, Service::RC, &cq);
     let mut low = bench.make_qp(0, Service::RC, &cq);
-    bench.command_raw(0, Opcode::QUERY_QP, 0, high.qpn, 0).unwrap();
+    bench
+        .command_raw(0, Opcode::QUERY_QP, 0, high.qpn, 0)
+        .unwrap();
     let found = bench.output::<QpMailbox>(0).context.flags.state();
     assert_eq!(found, QpState::INIT);
     // There is one context behind both numbers.

@@ -196,7 +196,11 @@ fn a_silent_peer_ends_the_send_and_everything_is_flushed() {
     bench.post_receive(&mut a, from.addr, 64, from.key);
     bench.post(
         &mut a,
-        &send(WqeOpcode::RDMA_WRITE, Some((0, 0)), &[(from.addr, 8, from.key)]),
+        &send(
+            WqeOpcode::RDMA_WRITE,
+            Some((0, 0)),
+            &[(from.addr, 8, from.key)],
+        ),
     );
     bench.ring_send(&a);
     bench.run(Duration::from_millis(50));
@@ -240,7 +244,10 @@ fn a_failed_queue_pair_flushes_late_receives_and_costs_little_when_none_come() {
         .unwrap();
     steps_in_a_second(&mut bench);
     let looking = steps_in_a_second(&mut bench);
-    assert!(looking <= idle + 10, "{looking} steps a second, {idle} before");
+    assert!(
+        looking <= idle + 10,
+        "{looking} steps a second, {idle} before"
+    );
     bench.post_receive(&mut a, to.addr, 64, to.key);
     bench.run(Duration::from_millis(130));
     assert_eq!(bench.drain(&mut cq), [(false, !0, Syndrome::WR_FLUSH_ERR)]);
@@ -300,7 +307,14 @@ fn access_checks_give_the_right_syndromes() {
         (read_only, read, 0, 64, 0, Syndrome::NONE),
         (read_only, write, 0, 64, 0, Syndrome::REMOTE_ACCESS_ERR),
         (write_only, read, 0, 64, 0, Syndrome::REMOTE_ACCESS_ERR),
-        (all_rights(), read, 4096 - 63, 64, 0, Syndrome::REMOTE_ACCESS_ERR),
+        (
+            all_rights(),
+            read,
+            4096 - 63,
+            64,
+            0,
+            Syndrome::REMOTE_ACCESS_ERR,
+        ),
         (
             all_rights(),
             write,
@@ -310,7 +324,14 @@ fn access_checks_give_the_right_syndromes() {
             Syndrome::REMOTE_ACCESS_ERR,
         ),
         (all_rights(), write, 0, 64, 1, Syndrome::REMOTE_ACCESS_ERR),
-        (all_rights(), read, 0, 64, 0x100, Syndrome::REMOTE_ACCESS_ERR),
+        (
+            all_rights(),
+            read,
+            0,
+            64,
+            0x100,
+            Syndrome::REMOTE_ACCESS_ERR,
+        ),
     ];
     for (number, (rights, opcode, offset, len, key, expected)) in cases.into_iter().enumerate() {
         let mut bench = Bench::new(2, FabricConfig::default());
@@ -319,7 +340,10 @@ fn access_checks_give_the_right_syndromes() {
         let remote = bench.make_mr(1, 4096, rights);
         let to = (remote.addr.wrapping_add(offset), remote.key ^ key);
         bench.events(1);
-        bench.post(&mut a, &send(opcode, Some(to), &[(local.addr, len, local.key)]));
+        bench.post(
+            &mut a,
+            &send(opcode, Some(to), &[(local.addr, len, local.key)]),
+        );
         bench.ring_send(&a);
         assert_eq!(bench.drain(&mut cq), [(true, 0, expected)], "case {number}");
         let events: Vec<_> = bench
@@ -330,7 +354,11 @@ fn access_checks_give_the_right_syndromes() {
         if expected == Syndrome::NONE {
             assert!(events.is_empty());
         } else {
-            assert_eq!(events, [(EventType::WQ_ACCESS_VIOLATION, b.qpn)], "case {number}");
+            assert_eq!(
+                events,
+                [(EventType::WQ_ACCESS_VIOLATION, b.qpn)],
+                "case {number}"
+            );
         }
     }
 }
@@ -371,7 +399,10 @@ fn local_errors_and_forbidden_requests_give_the_right_syndromes() {
         ),
     );
     bench.ring_send(&a);
-    assert_eq!(bench.drain(&mut cq), [(true, 0, Syndrome::REMOTE_INVAL_REQ_ERR)]);
+    assert_eq!(
+        bench.drain(&mut cq),
+        [(true, 0, Syndrome::REMOTE_INVAL_REQ_ERR)]
+    );
 
     // The message is longer than the receive.
     let (mut a, mut cq, mut b, mut cq_b) = bench.pair(Service::RC, Connection::default());
@@ -382,8 +413,14 @@ fn local_errors_and_forbidden_requests_give_the_right_syndromes() {
         &send(WqeOpcode::SEND, None, &[(local.addr, 17, local.key)]),
     );
     bench.ring_send(&a);
-    assert_eq!(bench.drain(&mut cq), [(true, 0, Syndrome::REMOTE_INVAL_REQ_ERR)]);
-    assert_eq!(bench.drain(&mut cq_b), [(false, 0, Syndrome::LOCAL_LENGTH_ERR)]);
+    assert_eq!(
+        bench.drain(&mut cq),
+        [(true, 0, Syndrome::REMOTE_INVAL_REQ_ERR)]
+    );
+    assert_eq!(
+        bench.drain(&mut cq_b),
+        [(false, 0, Syndrome::LOCAL_LENGTH_ERR)]
+    );
     let events = bench.events(1);
     let told = events.iter().filter(|event| event.number() == b.qpn);
     // The receive's completion says it; an event would say it again.
@@ -458,7 +495,10 @@ fn a_region_taken_back_is_reached_no_more() {
         ),
     );
     bench.ring_send(&a);
-    assert_eq!(bench.drain(&mut cq), [(true, 0, Syndrome::REMOTE_ACCESS_ERR)]);
+    assert_eq!(
+        bench.drain(&mut cq),
+        [(true, 0, Syndrome::REMOTE_ACCESS_ERR)]
+    );
 }
 
 #[test]
@@ -525,7 +565,10 @@ fn a_completion_queue_that_overruns_fails_with_its_queue_pairs() {
         .collect();
     assert_eq!(
         events,
-        [(EventType::CQ_ERROR, cq.cqn), (EventType::WQ_CATASTROPHIC, a.qpn)]
+        [
+            (EventType::CQ_ERROR, cq.cqn),
+            (EventType::WQ_CATASTROPHIC, a.qpn)
+        ]
     );
 }
 

@@ -15,7 +15,8 @@ use mlx4_hw::path::{AddressVector, GrhPathBits, PortPd};
 use mlx4_hw::qp::{MtuMessage, OptionalParameters, QueueSize, Service, SrqUse};
 use mlx4_hw::srq::{NextSegment, SrqContext, SrqSize};
 use mlx4_hw::wqe::{
-    COMPLETION_WANTED, ControlFlags, ControlSegment, ControlSize, DataSegment, DatagramSegment, WqeOpcode,
+    COMPLETION_WANTED, ControlFlags, ControlSegment, ControlSize, DataSegment, DatagramSegment,
+    WqeOpcode,
 };
 use verbs::Lid;
 use zerocopy::{FromZeros, IntoBytes};
@@ -128,7 +129,10 @@ fn a_datagram_longer_than_a_packet_stops_the_send_queue() {
         gid: None,
     };
     post(&mut bench, &mut a, &to, (from.addr, 4097, from.key));
-    assert_eq!(bench.drain(&mut cq_a), [(true, 0, Syndrome::LOCAL_LENGTH_ERR)]);
+    assert_eq!(
+        bench.drain(&mut cq_a),
+        [(true, 0, Syndrome::LOCAL_LENGTH_ERR)]
+    );
     bench
         .transition(&a, Opcode::SQERR2RTS_QP, OptionalParameters::new())
         .unwrap();
@@ -165,7 +169,9 @@ fn ask(bench: &mut Bench, request: &SaMad) -> SaMad {
     };
     post(bench, &mut qp1, &to, (region.addr, 256, region.key));
     let cqes = bench.drain(&mut cq);
-    bench.command_raw(0, Opcode::QP_2RST, 2, qp1.qpn, 0).unwrap();
+    bench
+        .command_raw(0, Opcode::QP_2RST, 2, qp1.qpn, 0)
+        .unwrap();
     // The agent sent it from an ordinary queue pair's number, so the answer comes to that.
     assert_eq!(cqes.len(), 2, "sent and answered");
     SaMad::parse(&bench.nodes[0].ram.bytes(region.addr + 4096 + 40, 256)).unwrap()
@@ -240,7 +246,8 @@ fn a_member_hears_itself_unless_it_asked_not_to() {
             gid: Some(mgid),
         };
         post(&mut bench, &mut qp, &to, (memory.addr + 512, 8, memory.key));
-        let received = std::iter::from_fn(|| bench.poll_cq(&mut cq)).filter(|cqe| !cqe.owner.send());
+        let received =
+            std::iter::from_fn(|| bench.poll_cq(&mut cq)).filter(|cqe| !cqe.owner.send());
         assert_eq!(received.count(), heard, "blocked: {blocked}");
     }
 }
@@ -264,7 +271,9 @@ fn make_srq(bench: &mut Bench, srqn: u32) {
         link.next = next.into();
         bench.nodes[1].ram.put(buffer + index * 32, link.as_bytes());
         let piece = DataSegment::new(into.addr + index * 64, 64, into.key);
-        bench.nodes[1].ram.put(buffer + index * 32 + 16, piece.as_bytes());
+        bench.nodes[1]
+            .ram
+            .put(buffer + index * 32 + 16, piece.as_bytes());
     }
     bench.nodes[1].ram.put(record, &3_u32.to_be_bytes());
 }
@@ -362,7 +371,9 @@ fn a_region_registered_by_work_request_lives_until_it_is_invalidated() {
     let index = bench.nodes[1].next_mpt;
     let key = HwKey::new(index, 9);
     let mut mpt = Mpt::new_zeroed();
-    mpt.flags = MptFlags::new().with_status(MPT_STATUS_FREE).with_region(true);
+    mpt.flags = MptFlags::new()
+        .with_status(MPT_STATUS_FREE)
+        .with_region(true);
     mpt.key = key;
     mpt.pd = MptPd::new()
         .with_pd(PD)

@@ -28,7 +28,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let bytes = || proptest::collection::vec(prop_oneof![Just(0_u8), Just(0xff), any::<u8>()], 16..256);
+    let bytes =
+        || proptest::collection::vec(prop_oneof![Just(0_u8), Just(0xff), any::<u8>()], 16..256);
     let place = prop_oneof![
         0x20_0000_u64..0x40_0000,
         0x40_0000_u64..0x48_0000,

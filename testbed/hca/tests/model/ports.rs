@@ -6,7 +6,8 @@ use hal::Duration;
 use mad::pma::{self, PortCountersExt};
 use mad::smp::{PortCapabilities, PortStateBits, Smp};
 use mad::wire::{
-    BaseTransport, BaseTransportFlags, DatagramTransport, LocalRoute, LocalRouteFirst, NEXT_BTH, Number,
+    BaseTransport, BaseTransportFlags, DatagramTransport, LocalRoute, LocalRouteFirst, NEXT_BTH,
+    Number,
 };
 use mad::{Attribute, Method, MgmtClass, Status};
 use mlx4_hw::command::{CmdStatus, Opcode, op_modifier};
@@ -14,7 +15,9 @@ use mlx4_hw::eq::{EventType, PortChange};
 use mlx4_hw::path::ScheduleQueue;
 use mlx4_hw::qp::{MtuMessage, OptionalParameters, Service};
 use mlx4_hw::set_port::{SetPortChange, SetPortIb};
-use mlx4_hw::wqe::{ControlSize, DataSegment, InlineHeader, MlxControlFlags, MlxControlSegment, WqeOpcode};
+use mlx4_hw::wqe::{
+    ControlSize, DataSegment, InlineHeader, MlxControlFlags, MlxControlSegment, WqeOpcode,
+};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::bench::queues::{Connection, Qp, all_rights};
@@ -37,7 +40,10 @@ fn ports_get_lids_in_order_and_keep_them() {
         .filter(|eqe| eqe.event == EventType::PORT_CHANGE)
         .map(|eqe| eqe.subtype)
         .collect();
-    assert_eq!(links, [PortChange::ACTIVE, PortChange::DOWN, PortChange::ACTIVE]);
+    assert_eq!(
+        links,
+        [PortChange::ACTIVE, PortChange::DOWN, PortChange::ACTIVE]
+    );
 }
 
 #[test]
@@ -47,7 +53,9 @@ fn the_agent_answers_opensm() {
     let mut bench = Bench::new(1, FabricConfig::default());
     let mut ask = |attribute, modifier| {
         let smp = Smp::request(Method::GET, attribute, modifier, 1);
-        bench.command(0, Opcode::MAD_IFC, 1, 1, &smp.to_mad()).unwrap();
+        bench
+            .command(0, Opcode::MAD_IFC, 1, 1, &smp.to_mad())
+            .unwrap();
         let answer = Smp::parse(&bench.output::<[u8; 256]>(0)).unwrap();
         (answer.header.status(), answer.data)
     };
@@ -67,7 +75,9 @@ fn the_agent_ignores_a_port_in_the_modifier_of_the_partition_table() {
     let mut bench = Bench::new(1, FabricConfig::default());
     let mut ask = |modifier| {
         let smp = Smp::request(Method::GET, Attribute::PKEY_TABLE, modifier, 1);
-        bench.command(0, Opcode::MAD_IFC, 1, 1, &smp.to_mad()).unwrap();
+        bench
+            .command(0, Opcode::MAD_IFC, 1, 1, &smp.to_mad())
+            .unwrap();
         let answer = Smp::parse(&bench.output::<[u8; 256]>(0)).unwrap();
         (answer.header.status(), answer.data)
     };
@@ -87,7 +97,13 @@ fn a_port_takes_the_capability_mask_that_it_is_given() {
         let mut set = SetPortIb::new_zeroed();
         set.capability_mask = capabilities.into();
         bench
-            .command(0, Opcode::SET_PORT, op_modifier::SET_PORT_IB, 1, set.as_bytes())
+            .command(
+                0,
+                Opcode::SET_PORT,
+                op_modifier::SET_PORT_IB,
+                1,
+                set.as_bytes(),
+            )
             .unwrap();
         assert_eq!(bench.port_info(0).capabilities.get(), capabilities);
     }
@@ -109,7 +125,13 @@ fn a_port_refuses_more_lanes_of_an_mtu_than_its_buffers_hold() {
             .with_mtu_cap(mtu)
             .with_change_vl_cap(true)
             .with_vl_cap(lanes);
-        let outcome = bench.command(0, Opcode::SET_PORT, op_modifier::SET_PORT_IB, 1, set.as_bytes());
+        let outcome = bench.command(
+            0,
+            Opcode::SET_PORT,
+            op_modifier::SET_PORT_IB,
+            1,
+            set.as_bytes(),
+        );
         let info = bench.port_info(0);
         let code = outcome.map(|_| info.vl_cap.high());
         assert_eq!(code, expected, "{lanes} lanes of MTU code {mtu}");
@@ -164,7 +186,9 @@ fn port_counters(bench: &mut Bench, method: Method, select: u16) -> PortCounters
     mad[pma::DATA..pma::DATA + size_of_val(&wanted)].copy_from_slice(wanted.as_bytes());
     bench.command(0, Opcode::MAD_IFC, 3, 1, &mad).unwrap();
     let answer: mad::Mad = bench.output(0);
-    PortCountersExt::read_from_prefix(&answer[pma::DATA..]).unwrap().0
+    PortCountersExt::read_from_prefix(&answer[pma::DATA..])
+        .unwrap()
+        .0
 }
 
 #[test]
@@ -227,16 +251,28 @@ fn management_send(data: DataSegment) -> Vec<u8> {
         },
     );
     let mut control = MlxControlSegment::new_zeroed();
-    control.flags = MlxControlFlags::new().with_vl15(true).with_slid_from_header(true);
+    control.flags = MlxControlFlags::new()
+        .with_vl15(true)
+        .with_slid_from_header(true);
     control.remote_lid = 0xffff.into();
     control.size = ControlSize::new().with_units(5);
     let mut bytes = control.as_bytes().to_vec();
-    bytes.extend_from_slice(InlineHeader::new().with_inline(true).with_bytes(28).as_bytes());
+    bytes.extend_from_slice(
+        InlineHeader::new()
+            .with_inline(true)
+            .with_bytes(28)
+            .as_bytes(),
+    );
     bytes.extend_from_slice(headers.0.as_bytes());
     bytes.extend_from_slice(headers.1.as_bytes());
     bytes.extend_from_slice(headers.2.as_bytes());
     bytes.extend_from_slice(data.as_bytes());
-    bytes.extend_from_slice(InlineHeader::new().with_inline(true).with_bytes(4).as_bytes());
+    bytes.extend_from_slice(
+        InlineHeader::new()
+            .with_inline(true)
+            .with_bytes(4)
+            .as_bytes(),
+    );
     bytes.extend_from_slice(&[0; 12]);
     bytes
 }

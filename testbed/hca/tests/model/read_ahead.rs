@@ -3,8 +3,8 @@
 use fabric::FabricConfig;
 use mlx4_hw::qp::Service;
 use mlx4_hw::wqe::{
-    COMPLETION_WANTED, ControlFlags, ControlSegment, ControlSize, INLINE_HEADER_LEN, InlineHeader, STAMP,
-    WqeOpcode,
+    COMPLETION_WANTED, ControlFlags, ControlSegment, ControlSize, INLINE_HEADER_LEN, InlineHeader,
+    STAMP, WqeOpcode,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -65,14 +65,19 @@ impl Pair {
         bench.post_bytes(&mut self.a, WqeOpcode::SEND, &inline_send(fill));
         bench.ring_send(&self.a);
         let cqe = bench.poll_cq(&mut self.cq_b).expect("a message arrives");
-        bench.nodes[1].ram.bytes(into.addr, cqe.byte_count.get() as usize)
+        bench.nodes[1]
+            .ram
+            .bytes(into.addr, cqe.byte_count.get() as usize)
     }
 
     /// Writes the second chunk of the next send without its first dword, or with it.
     fn write_second(&self, fill: u8, with_header: bool) {
         let ram = &self.bench.nodes[0].ram;
         let (at, bytes) = (self.a.slot(self.a.sent) + 64, inline_send(fill));
-        ram.put(at + INLINE_HEADER_LEN as u64, &bytes[64 + INLINE_HEADER_LEN..]);
+        ram.put(
+            at + INLINE_HEADER_LEN as u64,
+            &bytes[64 + INLINE_HEADER_LEN..],
+        );
         if with_header {
             ram.put(at, &bytes[64..64 + INLINE_HEADER_LEN]);
         } else {

@@ -18,14 +18,16 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 use fit::{Config, Fit, PeerId, PeerName, Role};
-use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers};
+use hal::{
+    BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, InterruptVector, Platform, Registers,
+};
 use mad::sa::{PathRecord, SaMad};
 use mad::{Header, Mad, MgmtClass, Status as MadStatus};
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Guid,
-    Lid, Lkey, PKey, PagesConfig, PagesOver, PathToPeer, Payload, PollError, PortInfo, PortState, PostError,
-    QpConfig, QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, RemoteAddr, Rkey, SendOp, SendRequest,
-    Sge, Status,
+    Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, DeviceLimits, Domain,
+    Gid, Guid, Lid, Lkey, PKey, PagesConfig, PagesOver, PathToPeer, Payload, PollError, PortInfo,
+    PortState, PostError, QpConfig, QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region,
+    RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status,
 };
 use zerocopy::big_endian::U16;
 
@@ -178,7 +180,14 @@ impl World {
         let (to, their_qpn) = self.nodes[node].qps[&qpn].to.expect("connected");
         let mut woken = Vec::new();
         if self.nodes[to].qps[&their_qpn].failed {
-            woken.extend(self.complete(node, qpn, work.id, CompletionKind::Send, Status::RetryExceeded, 0));
+            woken.extend(self.complete(
+                node,
+                qpn,
+                work.id,
+                CompletionKind::Send,
+                Status::RetryExceeded,
+                0,
+            ));
             woken.extend(self.flush(node, qpn));
             return woken;
         }
@@ -189,21 +198,45 @@ impl World {
         let len = u32::try_from(bytes.len()).expect("short");
         match work.op {
             SendOp::Send { .. } => {
-                let qp = self.nodes[to].qps.get_mut(&their_qpn).expect("a queue pair");
-                let (id, into) = qp.receives.pop_front().expect("an honest peer finds a receive");
+                let qp = self.nodes[to]
+                    .qps
+                    .get_mut(&their_qpn)
+                    .expect("a queue pair");
+                let (id, into) = qp
+                    .receives
+                    .pop_front()
+                    .expect("an honest peer finds a receive");
                 assert!(len <= into.len, "longer than the receive");
                 self.nodes[to].at(into.addr, len).copy_from_slice(&bytes);
-                woken.extend(self.complete(to, their_qpn, id, CompletionKind::Receive, Status::Success, len));
+                woken.extend(self.complete(
+                    to,
+                    their_qpn,
+                    id,
+                    CompletionKind::Receive,
+                    Status::Success,
+                    len,
+                ));
             }
-            SendOp::Write { to: place, .. } => self.nodes[to].at(place.addr, len).copy_from_slice(&bytes),
+            SendOp::Write { to: place, .. } => {
+                self.nodes[to].at(place.addr, len).copy_from_slice(&bytes)
+            }
             SendOp::Read { from } => {
                 let piece = work.pieces[0];
                 let bytes = self.nodes[to].at(from.addr, piece.len).to_vec();
-                self.nodes[node].at(piece.addr, piece.len).copy_from_slice(&bytes);
+                self.nodes[node]
+                    .at(piece.addr, piece.len)
+                    .copy_from_slice(&bytes);
             }
         }
         if work.signalled {
-            woken.extend(self.complete(node, qpn, work.id, CompletionKind::Send, Status::Success, len));
+            woken.extend(self.complete(
+                node,
+                qpn,
+                work.id,
+                CompletionKind::Send,
+                Status::Success,
+                len,
+            ));
         }
         woken
     }
@@ -281,7 +314,10 @@ impl Bed {
     }
 
     fn connect(&self, nodes: &[Node2; 2], controls: &mut [Task; 2]) -> [PeerId; 2] {
-        let name = |node, role| PeerName { role, gid: gid(node) };
+        let name = |node, role| PeerName {
+            role,
+            gid: gid(node),
+        };
         let mut connects = [
             Box::pin(nodes[0].connect(name(1, Role::Memory))),
             Box::pin(nodes[1].connect(name(0, Role::Processor))),
@@ -290,7 +326,10 @@ impl Bed {
         let mut context = std::task::Context::from_waker(Waker::noop());
         for _ in 0..1000 {
             for control in &mut *controls {
-                assert!(control.as_mut().poll(&mut context).is_pending(), "it never ends");
+                assert!(
+                    control.as_mut().poll(&mut context).is_pending(),
+                    "it never ends"
+                );
             }
             for (peer, connect) in peers.iter_mut().zip(&mut connects) {
                 if peer.is_none()
@@ -370,7 +409,13 @@ impl Machine {
             len: u32::try_from(len).expect("short"),
             lkey: Lkey(1),
         };
-        (piece, RemoteAddr { addr, rkey: Rkey(1) })
+        (
+            piece,
+            RemoteAddr {
+                addr,
+                rkey: Rkey(1),
+            },
+        )
     }
 
     pub(crate) fn bytes(&self, piece: Sge) -> Vec<u8> {
@@ -408,9 +453,11 @@ impl DmaBuffer for Buffer {
     fn write(&self, offset: usize, from: &[u8]) {
         let len = u32::try_from(from.len()).expect("short");
         let at = self.addr + offset as u64;
-        self.machine
-            .bed
-            .with(|world| world.nodes[self.machine.node].at(at, len).copy_from_slice(from));
+        self.machine.bed.with(|world| {
+            world.nodes[self.machine.node]
+                .at(at, len)
+                .copy_from_slice(from)
+        });
     }
     fn fill(&self, offset: usize, len: usize, value: u8) {
         self.write(offset, &vec![value; len]);
@@ -489,7 +536,10 @@ impl Platform for Machine {
             len,
         })
     }
-    fn enable_vectors(&self, count: u16) -> Result<impl IntoIterator<Item = Nothing> + use<>, Error> {
+    fn enable_vectors(
+        &self,
+        count: u16,
+    ) -> Result<impl IntoIterator<Item = Nothing> + use<>, Error> {
         Err::<Vec<Nothing>, _>(Error::TooFewVectors {
             wanted: count,
             have: 0,
@@ -673,7 +723,11 @@ impl Device for Machine {
         })
         .await
     }
-    async fn create_qp(&self, queues: &mut Queues, _: &QpConfig) -> Result<(QpSlot, Qpn), DeviceError> {
+    async fn create_qp(
+        &self,
+        queues: &mut Queues,
+        _: &QpConfig,
+    ) -> Result<(QpSlot, Qpn), DeviceError> {
         Ok(self.bed.with(|world| {
             let node = &mut world.nodes[self.node];
             let qpn = u32::try_from(node.qps.len()).expect("few") + 0x40;
@@ -695,7 +749,10 @@ impl Device for Machine {
             (slot, Qpn(qpn))
         }))
     }
-    async fn create_pages(&self, config: &PagesConfig) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
+    async fn create_pages(
+        &self,
+        config: &PagesConfig,
+    ) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
         let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
         let pair = QpConfig {
             kind: QpKind::ReliableConnection,
@@ -722,7 +779,10 @@ impl Device for Machine {
     ) -> Result<(), DeviceError> {
         let to = usize::from(path.lid.0) - 2;
         self.bed.with(|world| {
-            let qp = world.nodes[self.node].qps.get_mut(&qpn.0).expect("a queue pair");
+            let qp = world.nodes[self.node]
+                .qps
+                .get_mut(&qpn.0)
+                .expect("a queue pair");
             qp.to = Some((to, path.qpn.0));
         });
         Ok(())
@@ -742,7 +802,10 @@ impl Device for Machine {
     }
     async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
         self.bed.with(|world| {
-            let qp = world.nodes[self.node].qps.get_mut(&qpn.0).expect("a queue pair");
+            let qp = world.nodes[self.node]
+                .qps
+                .get_mut(&qpn.0)
+                .expect("a queue pair");
             qp.failed = true;
         });
         Ok(())
@@ -759,7 +822,13 @@ impl Device for Machine {
     async fn destroy_qp(&self, _: &mut Queues, _: QpSlot) -> Result<(), DeviceError> {
         Ok(())
     }
-    async fn register(&self, _: Domain, addr: u64, len: u64, _: Access) -> Result<Region, DeviceError> {
+    async fn register(
+        &self,
+        _: Domain,
+        addr: u64,
+        len: u64,
+        _: Access,
+    ) -> Result<Region, DeviceError> {
         let (lkey, rkey) = (Lkey(1), Rkey(1));
         Ok(Region {
             addr,
@@ -796,7 +865,8 @@ impl Device for Machine {
         Ok(())
     }
     fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
-        self.bed.with(|world| world.nodes[self.node].mads.pop_front())
+        self.bed
+            .with(|world| world.nodes[self.node].mads.pop_front())
     }
     fn take_event(&self) -> Option<DeviceEvent> {
         None

@@ -112,7 +112,9 @@ async fn call(node: &Node2, core: u16, peer: PeerId, byte: u8) -> Result<(), Err
 
 fn join<T>(handles: Vec<JoinHandle<T>>) -> Vec<T> {
     let ended = handles.into_iter().map(shuttle::future::block_on);
-    ended.map(|ended| ended.expect("nobody aborts it")).collect()
+    ended
+        .map(|ended| ended.expect("nobody aborts it"))
+        .collect()
 }
 
 fn calls_are_answered_under(sabotage: Sabotage) {
@@ -170,7 +172,11 @@ async fn for_turns<T>(main: impl Future<Output = T>, turns: u32) -> Option<T> {
     let end = poll_fn(|context| {
         left = left.saturating_sub(1);
         context.waker().wake_by_ref();
-        if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+        if left == 0 {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     });
     match select(pin!(main), pin!(end)).await {
         Either::Left((value, _)) => Some(value),
@@ -181,7 +187,10 @@ async fn for_turns<T>(main: impl Future<Output = T>, turns: u32) -> Option<T> {
 #[test]
 fn a_call_that_is_given_up_leaves_its_slot_to_others() {
     orders(|| {
-        let config = Config { calls: 1, ..config() };
+        let config = Config {
+            calls: 1,
+            ..config()
+        };
         let (
             Connected {
                 nodes: [node, _],
@@ -286,7 +295,10 @@ fn a_batch_that_waits_for_slots_gets_them() {
 #[test]
 fn two_cores_share_nothing_that_blocks_them() {
     orders(|| {
-        let config = Config { cores: 2, ..config() };
+        let config = Config {
+            cores: 2,
+            ..config()
+        };
         let (
             Connected {
                 nodes: [node, _],
@@ -315,7 +327,9 @@ fn whoever_waits_for_a_lost_peer_is_told() {
             },
             _,
         ) = start(config(), Sabotage::None, 1);
-        controls.into_iter().for_each(|control| drop(spawn(control)));
+        controls
+            .into_iter()
+            .for_each(|control| drop(spawn(control)));
         let told = Arc::new(AtomicU32::new(0));
         let mut handles: Vec<_> = (0..3_u8)
             .map(|byte| {
@@ -343,14 +357,20 @@ fn whoever_waits_for_a_lost_peer_is_told() {
             panic!("somebody is never told")
         }));
         for ended in join(handles) {
-            assert!(matches!(ended, Ok(()) | Err(Error::PeerLost { .. })), "{ended:?}");
+            assert!(
+                matches!(ended, Ok(()) | Err(Error::PeerLost { .. })),
+                "{ended:?}"
+            );
         }
     });
 }
 
 /// Returns whether shuttle finds an order in which the test fails.
 fn is_found(sabotage: Sabotage) -> bool {
-    let runner = Runner::new(RandomScheduler::new_from_seed(SEED, SABOTAGED), runner_config());
+    let runner = Runner::new(
+        RandomScheduler::new_from_seed(SEED, SABOTAGED),
+        runner_config(),
+    );
     catch_unwind(AssertUnwindSafe(|| {
         runner.run(move || calls_are_answered_under(sabotage))
     }))

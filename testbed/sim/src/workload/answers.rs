@@ -40,7 +40,9 @@ impl Place {
     /// Reads an answer; nothing if nothing was lent.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; LENT_LEN] = bytes.try_into().ok()?;
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         let rkey = Rkey(word(8));
         Some(Self {
@@ -48,7 +50,10 @@ impl Place {
                 node: usize::try_from(long(16)).ok()?,
                 incarnation: word(12),
             },
-            at: RemoteAddr { addr: long(0), rkey },
+            at: RemoteAddr {
+                addr: long(0),
+                rkey,
+            },
         })
     }
 }
@@ -126,9 +131,9 @@ impl Answers {
     /// Answers as the request says.
     async fn answer(&self, request: &[u8], exchange: &mut dyn Exchange) {
         let word = |at: usize| {
-            request
-                .get(at..at + 4)
-                .map_or(0, |bytes| u32::from_le_bytes(bytes.try_into().expect("four")))
+            request.get(at..at + 4).map_or(0, |bytes| {
+                u32::from_le_bytes(bytes.try_into().expect("four"))
+            })
         };
         let number = self.look_at(request);
         let machine = &self.node.machine;
@@ -185,7 +190,8 @@ impl Handler for Answers {
             lent.to.remove(&peer).unwrap_or_default()
         };
         // From now on it is the owner's, though the device does not know it yet.
-        back.iter().for_each(|local| local.buffer.guard(Guard::Owned));
+        back.iter()
+            .for_each(|local| local.buffer.guard(Guard::Owned));
         let node = self.node.clone();
         machine.spawn(async move {
             for local in back {

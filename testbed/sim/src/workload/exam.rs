@@ -37,7 +37,9 @@ impl Link {
             return Ok(());
         }
         let pair = (self.node.machine.life.node, self.peer);
-        self.node.machine.living(|world| world.check.passed.insert(pair));
+        self.node
+            .machine
+            .living(|world| world.check.passed.insert(pair));
         Ok(())
     }
 
@@ -66,6 +68,9 @@ impl Link {
         let ended = join_all(tickets).await;
         session.second.buffer.guard(Guard::Owned);
         refused.map_or(Ok(()), Err)?;
-        ended.into_iter().collect::<Result<(), Error>>().map(|()| true)
+        ended
+            .into_iter()
+            .collect::<Result<(), Error>>()
+            .map(|()| true)
     }
 }

@@ -115,9 +115,10 @@ impl Link {
                         self.rng.below(20_000_000) + 1000,
                     )
                 }
-                Phase::Exam if !self.passed() => {
-                    (self.exam(&mut session).await, self.rng.below(20_000_000) + 1000)
-                }
+                Phase::Exam if !self.passed() => (
+                    self.exam(&mut session).await,
+                    self.rng.below(20_000_000) + 1000,
+                ),
                 _ => (Ok(()), IDLE),
             };
             // Other errors leave the connection as it was.

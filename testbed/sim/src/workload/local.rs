@@ -52,7 +52,11 @@ impl NodeLife {
         let buffer = self.machine.alloc(len as usize, 64).ok()?;
         let addr = buffer.bus_addr().0;
         let domain = self.fit.domain(peer);
-        let region = self.device.register(domain, addr, len.into(), ALL).await.ok()?;
+        let region = self
+            .device
+            .register(domain, addr, len.into(), ALL)
+            .await
+            .ok()?;
         self.count_region(1);
         buffer.guard(guard);
         Some(Local { buffer, region })

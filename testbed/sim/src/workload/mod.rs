@@ -138,7 +138,9 @@ pub(crate) async fn live(machine: Machine, plan: Arc<Plan>) {
     let incarnation = fit.view().me.incarnation;
     machine.living(|world| {
         let gid = world.nodes[life.node].gid();
-        world.truth.begins(incarnation, Identity { life, gid, guise });
+        world
+            .truth
+            .begins(incarnation, Identity { life, gid, guise });
     });
     machine.bed.fits().insert(life.node, fit.clone());
     let node = Arc::new(NodeLife {
@@ -171,11 +173,13 @@ impl NodeLife {
             });
             for _ in 0..if mute { 0 } else { WORKERS } {
                 let (core, answers) = (self.fit.core(core), answers.clone());
-                self.machine.spawn(async move { core.serve(&*answers).await });
+                self.machine
+                    .spawn(async move { core.serve(&*answers).await });
             }
         }
         let watch = self.fit.clone();
-        self.machine.spawn(async move { watch.watch(&*answers).await });
+        self.machine
+            .spawn(async move { watch.watch(&*answers).await });
     }
 
     /// Starts the traffic with each neighbour.
@@ -191,7 +195,9 @@ impl NodeLife {
     /// Starts the deliberate bugs that are tasks of their own.
     fn misbehave(self: &Arc<Self>) {
         match self.plan.sabotage {
-            Some(Sabotage::RestlessCaller) => self.machine.spawn(strangers::call_nobody(self.clone())),
+            Some(Sabotage::RestlessCaller) => {
+                self.machine.spawn(strangers::call_nobody(self.clone()))
+            }
             Some(Sabotage::SpinningTask) => self.machine.spawn(poll_fn(|context| {
                 context.waker().wake_by_ref();
                 Poll::Pending

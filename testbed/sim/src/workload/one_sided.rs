@@ -31,7 +31,12 @@ impl Link {
     }
 
     /// Handles the end of a WRITE.
-    fn wrote(&self, session: &mut Session, bytes: Vec<u8>, ended: Result<(), Error>) -> Result<(), Error> {
+    fn wrote(
+        &self,
+        session: &mut Session,
+        bytes: Vec<u8>,
+        ended: Result<(), Error>,
+    ) -> Result<(), Error> {
         match (&ended, session.place) {
             (Ok(()), Some(place)) => {
                 let machine = &self.node.machine;
@@ -47,7 +52,11 @@ impl Link {
     /// Checks that a READ returned the bytes written last, if they are known.
     fn check_read(&self, session: &Session, what: &str) {
         let bytes = session.second.bytes(PLACE);
-        if session.written.as_ref().is_some_and(|written| *written != bytes) {
+        if session
+            .written
+            .as_ref()
+            .is_some_and(|written| *written != bytes)
+        {
             self.wrong(Rule::Content, what);
         }
     }
@@ -142,19 +151,29 @@ impl Link {
         };
         let (peer, ends) = (session.peer, &self.node.ends);
         let writes = self.rng.chance(500_000);
-        let what = if writes { "a WRITE by tag" } else { "a READ by tag" };
+        let what = if writes {
+            "a WRITE by tag"
+        } else {
+            "a READ by tag"
+        };
         let number = self.open(peer, what);
         let bytes = pattern(number, PLACE);
-        let local = if writes { &session.local } else { &session.second };
+        let local = if writes {
+            &session.local
+        } else {
+            &session.second
+        };
         if writes {
             local.buffer.write(0, &bytes);
         }
         local.buffer.guard(Guard::Lent);
         ends.expect(number);
         let started = if writes {
-            self.core.start_write(peer, local.sge(PLACE), place.at, number)
+            self.core
+                .start_write(peer, local.sge(PLACE), place.at, number)
         } else {
-            self.core.start_read(peer, place.at, local.sge(PLACE), number)
+            self.core
+                .start_read(peer, place.at, local.sge(PLACE), number)
         };
         if let Err(error) = started {
             ends.give_up(number);
@@ -175,7 +194,10 @@ impl Link {
             return self.wrote(session, bytes, ended);
         }
         ended?;
-        self.check_read(session, "a READ by tag does not bring what was written last");
+        self.check_read(
+            session,
+            "a READ by tag does not bring what was written last",
+        );
         Ok(())
     }
 

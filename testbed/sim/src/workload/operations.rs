@@ -59,7 +59,11 @@ impl Link {
 
     /// Makes a call, perhaps with bulk of the request or of the reply, perhaps given up after a
     /// while.
-    pub(super) async fn call(&mut self, session: &mut Session, patience: Option<u64>) -> Result<(), Error> {
+    pub(super) async fn call(
+        &mut self,
+        session: &mut Session,
+        patience: Option<u64>,
+    ) -> Result<(), Error> {
         let (bulk_len, own_len) = (self.bulk_len(), self.bulk_len());
         let number = self.open(session.peer, "a call");
         let (request, reply_len) = self.request(number, [bulk_len, own_len]);
@@ -153,7 +157,10 @@ impl Link {
         let this = &*self;
         let ended = join_all(calls.iter().map(|(number, request)| async move {
             let mut reply = [0; MESSAGE as usize];
-            let ended = this.core.call(peer, Call::new(1, request), &mut reply).await;
+            let ended = this
+                .core
+                .call(peer, Call::new(1, request), &mut reply)
+                .await;
             this.close(*number, ended.is_ok());
             if ended.is_ok() {
                 let machine = &this.node.machine;
@@ -163,7 +170,10 @@ impl Link {
         }))
         .await;
         let answered = ended.iter().filter(|ended| ended.is_ok()).count();
-        ended.into_iter().find_map(Result::err).map_or(Ok(answered), Err)
+        ended
+            .into_iter()
+            .find_map(Result::err)
+            .map_or(Ok(answered), Err)
     }
 
     /// Checks that a request that no message holds is refused at once.

@@ -211,7 +211,9 @@ pub struct Difference {
 pub fn explained(document: &str) -> BTreeSet<Key> {
     let mut found = BTreeSet::new();
     let rest = document.split_once(HEADING).map_or("", |(_, rest)| rest);
-    let section = rest.split_once("\n## ").map_or(rest, |(section, _)| section);
+    let section = rest
+        .split_once("\n## ")
+        .map_or(rest, |(section, _)| section);
     for row in section.lines().filter_map(|line| line.strip_prefix("| ")) {
         let mut cells = row.split(" | ");
         let (Some(commands), Some(fields)) = (cells.next(), cells.next()) else {

@@ -115,8 +115,10 @@ impl Group {
             return (None, left_out);
         }
         let script = format!("kernel-clean '{}'", self.allowed.unwrap_or_default());
-        self.checks
-            .push(Check::new("kernel log clean", &vec![script.as_str(); nodes]));
+        self.checks.push(Check::new(
+            "kernel log clean",
+            &vec![script.as_str(); nodes],
+        ));
         (Some(self), left_out)
     }
 
@@ -128,7 +130,9 @@ impl Group {
             let name = check.name.replace('\'', "");
             let script = check.scripts.get(node).map_or("", String::as_str);
             let limit = check.limit;
-            command += &format!("check {number} {limit} '{name}' <<'END_OF_CHECK'\n{script}\nEND_OF_CHECK\n");
+            command += &format!(
+                "check {number} {limit} '{name}' <<'END_OF_CHECK'\n{script}\nEND_OF_CHECK\n"
+            );
         }
         command
     }
@@ -189,7 +193,11 @@ mod tests {
     }
 
     fn names(group: &Group) -> Vec<&str> {
-        group.checks.iter().map(|check| check.name.as_str()).collect()
+        group
+            .checks
+            .iter()
+            .map(|check| check.name.as_str())
+            .collect()
     }
 
     #[test]
@@ -198,7 +206,10 @@ mod tests {
         assert_eq!(names(&some.expect("a check")), ["two", "kernel log clean"]);
         assert_eq!(left_out, 1);
         let (all, left_out) = group().select(true, None);
-        assert_eq!(names(&all.expect("checks")), ["two", "one", "kernel log clean"]);
+        assert_eq!(
+            names(&all.expect("checks")),
+            ["two", "one", "kernel log clean"]
+        );
         assert_eq!(left_out, 0);
         assert!(group().full().select(false, None).0.is_none());
     }
@@ -211,7 +222,11 @@ mod tests {
         let check_named = check_named.expect("a check");
         assert_eq!(names(&check_named), ["one", "kernel log clean"]);
         assert_eq!(left_out, 1);
-        assert_eq!(check_named.nodes(), 2, "the kernels of both nodes are looked at");
+        assert_eq!(
+            check_named.nodes(),
+            2,
+            "the kernels of both nodes are looked at"
+        );
         assert!(group().select(true, Some("none")).0.is_none());
     }
 

@@ -62,8 +62,14 @@ impl<'a> Judge<'a> {
     pub fn line(&mut self, line: &str) -> Option<Event> {
         let (node, text) = line.strip_prefix("node")?.split_once(": ")?;
         let node: usize = node.parse().ok().filter(|&node| node < self.nodes)?;
-        if let Some((number, what)) = text.strip_prefix("@check ").and_then(|rest| rest.split_once(' ')) {
-            let number = number.parse().ok().filter(|&number| number < self.checks.len())?;
+        if let Some((number, what)) = text
+            .strip_prefix("@check ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            let number = number
+                .parse()
+                .ok()
+                .filter(|&number| number < self.checks.len())?;
             return match what.strip_prefix("ended ") {
                 Some(status) => self.ended(node, number, status.trim().parse().unwrap_or(-1)),
                 None => self.begins(node, number),
@@ -104,7 +110,10 @@ impl<'a> Judge<'a> {
         if statuses.len() < self.nodes {
             return None;
         }
-        let failed = statuses.iter().enumerate().filter(|&(_, &status)| status != 0);
+        let failed = statuses
+            .iter()
+            .enumerate()
+            .filter(|&(_, &status)| status != 0);
         let mut faults: Vec<String> = failed
             .map(|(node, status)| format!("node{node} ended with {status}"))
             .collect();
@@ -123,7 +132,9 @@ impl<'a> Judge<'a> {
     /// Returns the nodes' output of a check that has not ended.
     #[must_use]
     pub fn said(&self, number: usize) -> &str {
-        self.checks.get(number).map_or("", |progress| &progress.said)
+        self.checks
+            .get(number)
+            .map_or("", |progress| &progress.said)
     }
 }
 
@@ -193,7 +204,10 @@ mod tests {
              node0: @check 1 begins\nnode1: @check 0 ended 0\nnode1: @check 1 begins\nnode1: @check 1 ended 0\n\
              node0: @check 1 ended 0",
         );
-        assert_eq!(faults(&events), [&["node0 ended with 1".to_owned()][..], &[]]);
+        assert_eq!(
+            faults(&events),
+            [&["node0 ended with 1".to_owned()][..], &[]]
+        );
         assert_eq!(events[1], Event::Begins(1));
     }
 
@@ -201,7 +215,8 @@ mod tests {
     fn lines_that_make_no_sense_are_passed_over() {
         let lines = "node0: @check 9 begins\nnode7: @check 0 begins\nnode0 @check\nnode0: @check\n@check 0 begins\nnode: x";
         assert_eq!(judge(lines), []);
-        let events = judge("node0: @check 0 begins\nnode0: @check 0 ended what\nnode1: @check 0 ended 0");
+        let events =
+            judge("node0: @check 0 begins\nnode0: @check 0 ended what\nnode1: @check 0 ended 0");
         assert_eq!(faults(&events)[0][0], "node0 ended with -1");
     }
 }

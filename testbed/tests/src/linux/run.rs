@@ -105,7 +105,9 @@ impl Report<'_> {
         println!("{word}  {group}  {check}  ({seconds:.1} s)");
         for fault in faults {
             println!("        {fault}");
-            self.tally.failures.push(format!("{group}  {check}: {fault}"));
+            self.tally
+                .failures
+                .push(format!("{group}  {check}: {fault}"));
         }
         if !passed {
             for line in tail(said) {

@@ -79,7 +79,8 @@ fn file() -> Check {
 
 fn iperf(options: &str) -> Check {
     let client = format!("await node0 5201; iperf3 -c ib0 {options}");
-    Check::new(&format!("iperf3 {options}"), &["iperf3 -s -1", &client]).expect("node1: iperf Done.")
+    Check::new(&format!("iperf3 {options}"), &["iperf3 -s -1", &client])
+        .expect("node1: iperf Done.")
 }
 
 /// Runs a tool that listens on node 0 by the RDMA connection manager. A client that came too early
@@ -105,12 +106,20 @@ fn rsockets() -> Group {
 
 /// Datagrams by UD; no list tells that its server listens.
 fn udpong() -> Check {
-    until_told("udpong", "udpong -b ib0", "again udpong -s ib0 -C 100 -S 2000")
+    until_told(
+        "udpong",
+        "udpong -b ib0",
+        "again udpong -s ib0 -C 100 -S 2000",
+    )
 }
 
 /// Connections made and ended by the hundred.
 fn cmtime() -> Check {
-    until_told("cmtime", "cmtime", "await_cm node0 cmtime; cmtime -s ib0 -c 100")
+    until_told(
+        "cmtime",
+        "cmtime",
+        "await_cm node0 cmtime; cmtime -s ib0 -c 100",
+    )
 }
 
 /// Runs a server that does not end by itself.

@@ -27,7 +27,9 @@ fn beside(name: &str, ours: &str, linux: &str) -> Check {
         $ours '{ours}' >/tmp/ours & {linux}
         wait; cat /tmp/ours"
     );
-    Check::new(name, &[&script]).limit(150).expect("node0: ours: ok")
+    Check::new(name, &[&script])
+        .limit(150)
+        .expect("node0: ours: ok")
 }
 
 /// Returns the script of Linux's `rping` as client of a peer without IPoIB: Linux is given the

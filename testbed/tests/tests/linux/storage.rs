@@ -32,7 +32,10 @@ pub(crate) fn groups() -> Vec<Group> {
                 .limit(300)
                 .expect("sum 11249925000"),
         )
-        .check(Check::new("disconnected, and connected again", &["", RECONNECT]));
+        .check(Check::new(
+            "disconnected, and connected again",
+            &["", RECONNECT],
+        ));
     vec![group]
 }
 

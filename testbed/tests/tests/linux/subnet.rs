@@ -16,7 +16,14 @@ const BOTH_ACTIVE: &str = "
     [ $(grep -c 'PORT_ACTIVE (4)' /tmp/devinfo) = 2 ]\n";
 
 pub(crate) fn groups() -> Vec<Group> {
-    vec![both_ports(), queries(), switch(), standby(), opensm(), cables()]
+    vec![
+        both_ports(),
+        queries(),
+        switch(),
+        standby(),
+        opensm(),
+        cables(),
+    ]
 }
 
 /// Queries the fabric's switch, and what is found through it.
@@ -105,7 +112,10 @@ fn disabled() -> Check {
         ibportstate 1 1 reset
         for try in $(seq 50); do ping -c 1 -W 1 ib0 && break; done
         ping -c 3 ib0";
-    Check::new("a link is disabled and enabled at the switch", &[&theirs, mine])
+    Check::new(
+        "a link is disabled and enabled at the switch",
+        &[&theirs, mine],
+    )
 }
 
 /// Groups come with their first member and go with the last; a sender that is a member hears
@@ -191,7 +201,8 @@ const PULL: &str = "
 
 /// Links that go and come back, and the card's second port.
 fn cables() -> Group {
-    let second = "ip link set ib1 up; ip address add 10.0.2.$((1 + node))/24 dev ib1 2>/dev/null || true";
+    let second =
+        "ip link set ib1 up; ip address add 10.0.2.$((1 + node))/24 dev ib1 2>/dev/null || true";
     let address = format!("node=$(hostname | tr -d a-z); {second}");
     let ping = format!(
         "{address}; for try in $(seq 50); do ping -c 1 -W 1 10.0.2.1 && break; done; ping -c 3 10.0.2.1"

@@ -208,7 +208,10 @@ fn qperf() -> Group {
     ];
     let check = |test: &str| {
         let client = format!("await node0 19765; qperf -t 1 node0 {test}; note done");
-        Check::new(test, &["qperf & until noted node1; do sleep 0.2; done", &client])
+        Check::new(
+            test,
+            &["qperf & until noted node1; do sleep 0.2; done", &client],
+        )
     };
     Group::new("qperf", &["--packages", "qperf"])
         .checks(tests.map(check))
@@ -219,7 +222,8 @@ fn qperf() -> Group {
 /// the only core.
 fn loopback() -> Group {
     let alone = |tool: &str| {
-        let script = format!("{tool} & server=$!\nawait localhost {PORT}; {tool} localhost; wait $server");
+        let script =
+            format!("{tool} & server=$!\nawait localhost {PORT}; {tool} localhost; wait $server");
         Check::new(tool, &[&script])
     };
     let tools = [

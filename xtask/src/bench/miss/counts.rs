@@ -69,10 +69,15 @@ impl Counts {
         for line in lines {
             is_whole = line == "end";
             if !is_whole {
-                counts.add(line).with_context(|| format!("can't read {line:?}"))?;
+                counts
+                    .add(line)
+                    .with_context(|| format!("can't read {line:?}"))?;
             }
         }
-        ensure!(is_whole, "it is cut off: QEMU was killed before it wrote all");
+        ensure!(
+            is_whole,
+            "it is cut off: QEMU was killed before it wrote all"
+        );
         Ok(counts)
     }
 
@@ -170,8 +175,12 @@ impl Costly {
             _ if has(0xf0) => Some(Self::Locked),
             // XCHG with memory is locked without a prefix.
             [0x86 | 0x87, modrm, ..] if *modrm < 0xc0 => Some(Self::Locked),
-            [0xa4..=0xa7 | 0xaa..=0xaf | 0x6c..=0x6f, ..] if has(0xf2) || has(0xf3) => Some(Self::Repeated),
-            [0x0f, 0x01, modrm, ..] if *modrm < 0xc0 && (modrm >> 3) & 7 == 7 => Some(Self::TlbFlush),
+            [0xa4..=0xa7 | 0xaa..=0xaf | 0x6c..=0x6f, ..] if has(0xf2) || has(0xf3) => {
+                Some(Self::Repeated)
+            }
+            [0x0f, 0x01, modrm, ..] if *modrm < 0xc0 && (modrm >> 3) & 7 == 7 => {
+                Some(Self::TlbFlush)
+            }
             [0x0f, 0x22, ..] => Some(Self::TlbFlush),
             _ => None,
         }
@@ -190,7 +199,10 @@ mod tests {
     fn a_whole_file_is_read() {
         let counts = Counts::parse(FILE).unwrap();
         assert_eq!(counts.executed[&4][&0xffff_ffff_8022_8200], 11);
-        assert_eq!(counts.code[&0xffff_ffff_8022_8200], [0xf0, 0x0f, 0xb1, 0x0f]);
+        assert_eq!(
+            counts.code[&0xffff_ffff_8022_8200],
+            [0xf0, 0x0f, 0xb1, 0x0f]
+        );
         assert_eq!((counts.adapter(4, true), counts.adapter(4, false)), (7, 0));
         let one = counts.excursions(4).next().unwrap();
         assert_eq!((one.count, one.stores, one.instructions()), (10, 1, 90));
@@ -205,7 +217,10 @@ mod tests {
             ("counts 1", "counts 2"),
             ("count 4", "counted"),
         ] {
-            assert!(Counts::parse(&FILE.replacen(from, to, 1)).is_err(), "{from}");
+            assert!(
+                Counts::parse(&FILE.replacen(from, to, 1)).is_err(),
+                "{from}"
+            );
         }
         assert!(Counts::parse("").is_err());
     }
@@ -218,13 +233,25 @@ mod tests {
             Some(Costly::Locked),
             "lock cmpxchg"
         );
-        assert_eq!(of(&[0x48, 0x87, 0x07]), Some(Costly::Locked), "xchg [rdi], rax");
+        assert_eq!(
+            of(&[0x48, 0x87, 0x07]),
+            Some(Costly::Locked),
+            "xchg [rdi], rax"
+        );
         assert_eq!(of(&[0x48, 0x87, 0xc7]), None, "xchg rdi, rax");
         assert_eq!(of(&[0xf3, 0x48, 0xab]), Some(Costly::Repeated), "rep stosq");
         assert_eq!(of(&[0xf3, 0xc3]), None, "rep ret");
-        assert_eq!(of(&[0x0f, 0x01, 0x38]), Some(Costly::TlbFlush), "invlpg [rax]");
+        assert_eq!(
+            of(&[0x0f, 0x01, 0x38]),
+            Some(Costly::TlbFlush),
+            "invlpg [rax]"
+        );
         assert_eq!(of(&[0x0f, 0x01, 0xf8]), None, "swapgs");
-        assert_eq!(of(&[0x0f, 0x22, 0xd8]), Some(Costly::TlbFlush), "mov cr3, rax");
+        assert_eq!(
+            of(&[0x0f, 0x22, 0xd8]),
+            Some(Costly::TlbFlush),
+            "mov cr3, rax"
+        );
         assert_eq!(of(&[]), None);
     }
 }

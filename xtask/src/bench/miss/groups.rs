@@ -110,7 +110,10 @@ const RULES: &[(&str, Group)] = &[
     ("libos/src/address_space.rs flush_cores", Group::Eviction),
     ("libos/src/address_space.rs flush_own", Group::Eviction),
     ("libos/src/asid.rs", Group::Eviction),
-    ("images/processor/src/wiring/hardware.rs flush", Group::Eviction),
+    (
+        "images/processor/src/wiring/hardware.rs flush",
+        Group::Eviction,
+    ),
     // Mapping.
     ("pcache/src/rmap.rs", Group::Map),
     ("pcache/src/cache.rs read_ended", Group::Map),
@@ -118,7 +121,10 @@ const RULES: &[(&str, Group)] = &[
     ("libos/src/page_entry.rs", Group::Map),
     ("libos/src/address_space.rs", Group::Map),
     // Completions, from the queue's entry up.
-    ("images/processor/src/wiring/hardware.rs look", Group::Completion),
+    (
+        "images/processor/src/wiring/hardware.rs look",
+        Group::Completion,
+    ),
     ("fit/src/pages/mod.rs look", Group::Completion),
     ("fit/src/pages/mod.rs take", Group::Completion),
     ("drivers/mlx4/src/pages.rs take", Group::Completion),
@@ -193,7 +199,10 @@ pub(super) fn group_of(chain: &[String]) -> (Group, &str) {
         .find_map(|frame| Some((decides(RULES, frame)?, &frame[..])));
     decided.unwrap_or_else(|| {
         let symbol = chain.last().map_or("??", |frame| frame);
-        (decides(ORPHANS, symbol).unwrap_or(Group::Unassigned), symbol)
+        (
+            decides(ORPHANS, symbol).unwrap_or(Group::Unassigned),
+            symbol,
+        )
     })
 }
 

@@ -106,12 +106,20 @@ pub(super) fn places(bed: &Bed<'_>, symbols: &Symbols) -> Result<Places> {
 }
 
 /// Measures everything, each operation `runs` times at each pace.
-pub(super) fn measure(bed: &Bed<'_>, symbols: &Symbols, places: &Places, runs: usize) -> Result<Measured> {
+pub(super) fn measure(
+    bed: &Bed<'_>,
+    symbols: &Symbols,
+    places: &Places,
+    runs: usize,
+) -> Result<Measured> {
     let mut measured = Measured::default();
-    let stale = |what| format!("{what} in xtask/src/bench/miss/groups.rs fits no code that a miss executes");
+    let stale = |what| {
+        format!("{what} in xtask/src/bench/miss/groups.rs fits no code that a miss executes")
+    };
     if places.look.is_empty() {
         measured.notes.push(
-            stale("LOOK") + ": looks are executions of the instruction that waiting repeats most often",
+            stale("LOOK")
+                + ": looks are executions of the instruction that waiting repeats most often",
         );
     }
     if places.seen.is_empty() {
@@ -173,7 +181,9 @@ fn repeat(bed: &Bed<'_>, name: &str, args: &[&str], times: usize) -> Result<Vec<
 /// Returns a phase of a run for each operation, its looks not yet counted.
 fn sample(run: &Run, phase: Phase) -> Sample {
     let said = run.said.phases.iter().find(|said| said.number == phase);
-    let (operations, nanos) = said.map_or((1.0, 0.0), |said| (said.operations as f64, said.nanos as f64));
+    let (operations, nanos) = said.map_or((1.0, 0.0), |said| {
+        (said.operations as f64, said.nanos as f64)
+    });
     let executed = run.counts.executed.get(&phase);
     let counts: PerOperation = executed
         .into_iter()
@@ -202,7 +212,9 @@ fn with_looks(mut samples: Vec<[Sample; 3]>, look: &[u64]) -> Vec<[Sample; 3]> {
         samples.iter().map(difference).sum::<f64>()
     };
     let places = if look.is_empty() {
-        let all = samples.iter().flat_map(|[free, ..]| free.counts.keys().copied());
+        let all = samples
+            .iter()
+            .flat_map(|[free, ..]| free.counts.keys().copied());
         let most = all.max_by(|&a, &b| waiting(a).total_cmp(&waiting(b)));
         most.filter(|&address| waiting(address) > 0.0)
             .into_iter()
@@ -217,14 +229,21 @@ fn with_looks(mut samples: Vec<[Sample; 3]>, look: &[u64]) -> Vec<[Sample; 3]> {
 }
 
 /// Makes a phase's figures of repeated runs.
-fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, folder: &Path) -> Result<Case> {
+fn case(
+    phase: &Phased,
+    runs: &[[Run; 3]],
+    look: &[u64],
+    symbols: &Symbols,
+    folder: &Path,
+) -> Result<Case> {
     ensure!(phase.operations > 0, "the phase {} did nothing", phase.name);
     let number = phase.number;
     // Of the held runs, where a completion is there at once.
     let held: Vec<&Counts> = runs.iter().map(|[_, held, _]| &held.counts).collect();
     let all = held.len() as f64 * phase.operations as f64;
-    let counted =
-        |count: &dyn Fn(&Counts) -> u64| held.iter().map(|counts| count(counts)).sum::<u64>() as f64 / all;
+    let counted = |count: &dyn Fn(&Counts) -> u64| {
+        held.iter().map(|counts| count(counts)).sum::<u64>() as f64 / all
+    };
     let sum = |wanted: fn(&Excursion) -> u64| {
         counted(&|counts: &Counts| counts.excursions(number).map(wanted).sum())
     };
@@ -258,7 +277,8 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
     let mut total = Figure::new(&name, "instructions", split.total(), counted_kind);
     total.spread = (runs.len() > 1).then(|| spread(&totals));
     let mut figures = vec![total];
-    let mut add = |what: &str, value: f64, kind| figures.push(Figure::new(&name, what, value, kind));
+    let mut add =
+        |what: &str, value: f64, kind| figures.push(Figure::new(&name, what, value, kind));
     for group in Group::ALL {
         add(
             group.name(),
@@ -293,8 +313,9 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
         counted_kind,
     );
     for (costly, what) in Costly::ALL {
-        let is_it =
-            |address: &u64| held[0].code.get(address).and_then(|code| Costly::of(code)) == Some(costly);
+        let is_it = |address: &u64| {
+            held[0].code.get(address).and_then(|code| Costly::of(code)) == Some(costly)
+        };
         let of_it = split.work.iter().filter(|(address, _)| is_it(address));
         add(what, of_it.map(|(_, count)| count).sum(), counted_kind);
     }
@@ -307,7 +328,11 @@ fn case(phase: &Phased, runs: &[[Run; 3]], look: &[u64], symbols: &Symbols, fold
 }
 
 /// Sums instructions by group and by the frame that decided it.
-fn grouped(work: &PerOperation, symbols: &Symbols, folder: &Path) -> Result<(BTreeMap<Group, f64>, Frames)> {
+fn grouped(
+    work: &PerOperation,
+    symbols: &Symbols,
+    folder: &Path,
+) -> Result<(BTreeMap<Group, f64>, Frames)> {
     let chains = symbols.chains(work.keys().copied(), folder)?;
     let (mut groups, mut frames) = (BTreeMap::new(), BTreeMap::<(String, Group), f64>::new());
     for (address, count) in work {
@@ -411,13 +436,21 @@ fn model_figures(case: &str, trace: &Trace) -> Vec<Figure> {
     vec![
         figure("pages in", of("write Payload").count, Kind::Counted),
         figure("pages out", of("read Payload").count, Kind::Counted),
-        figure("doorbells for sends", of("doorbell send").count, Kind::Counted),
+        figure(
+            "doorbells for sends",
+            of("doorbell send").count,
+            Kind::Counted,
+        ),
         figure("PCIe reads", of("read").count, Kind::Part),
         figure("PCIe bytes read", of("read").bytes, Kind::Part),
         figure("PCIe writes", of("write").count, Kind::Part),
         figure("PCIe bytes written", of("write").bytes, Kind::Part),
         figure("interrupts", of("interrupt").count, Kind::Timed),
-        figure("M's doorbells for sends", theirs("doorbell send"), Kind::Counted),
+        figure(
+            "M's doorbells for sends",
+            theirs("doorbell send"),
+            Kind::Counted,
+        ),
         figure("M's interrupts", theirs("interrupt"), Kind::Counted),
     ]
 }
@@ -481,6 +514,9 @@ mod tests {
                 .map(|what| Figure::new("x", what, 1.0, Kind::Part))
                 .collect(),
         };
-        assert_eq!(names(&[case(&["a", "b"]), case(&["b", "c"])]), ["a", "b", "c"]);
+        assert_eq!(
+            names(&[case(&["a", "b"]), case(&["b", "c"])]),
+            ["a", "b", "c"]
+        );
     }
 }

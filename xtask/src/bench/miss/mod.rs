@@ -177,7 +177,9 @@ impl Args {
         let qemu = Qemu::obtain()?;
         let image = build_image::path(Role::Processor)?;
         let program = test_programs::pages()?;
-        let plugin = step("Building the counting plugin", || plugin::build(&qemu, folder))?;
+        let plugin = step("Building the counting plugin", || {
+            plugin::build(&qemu, folder)
+        })?;
         let mut bed = Bed {
             folder,
             plugin: &plugin,

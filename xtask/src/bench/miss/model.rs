@@ -33,7 +33,13 @@ pub(super) type Trace = BTreeMap<(String, String), Events>;
 pub(super) fn measure(bed: &Bed<'_>) -> Result<[Trace; 2]> {
     let pages = PAGES.to_string();
     let trace = |name: &str, clean: u64, dirty: u64| {
-        let args = ["touch", "64", &pages, &clean.to_string(), &dirty.to_string()];
+        let args = [
+            "touch",
+            "64",
+            &pages,
+            &clean.to_string(),
+            &dirty.to_string(),
+        ];
         let file = bed.trace(name, &OPTIONS, &args)?;
         let trace = read(&file)?;
         // A trace is large, and nobody reads it again.
@@ -48,7 +54,9 @@ pub(super) fn measure(bed: &Bed<'_>) -> Result<[Trace; 2]> {
 }
 
 fn read(file: &Path) -> Result<Trace> {
-    let lines = BufReader::new(File::open(file).with_context(|| format!("there is no {}", file.display()))?);
+    let lines = BufReader::new(
+        File::open(file).with_context(|| format!("there is no {}", file.display()))?,
+    );
     let mut trace = Trace::new();
     for line in lines.lines() {
         let line = line.with_context(|| format!("can't read {}", file.display()))?;

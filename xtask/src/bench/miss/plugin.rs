@@ -18,7 +18,8 @@ const FIRST: (u32, u32) = (11, 1);
 /// # Errors
 /// If QEMU is too old for it, or the compiler is missing or fails.
 pub(crate) fn build(qemu: &Qemu, folder: &Path) -> Result<PathBuf> {
-    let version = version(&qemu.version).with_context(|| format!("QEMU's version: {:?}", qemu.version))?;
+    let version =
+        version(&qemu.version).with_context(|| format!("QEMU's version: {:?}", qemu.version))?;
     ensure!(
         version >= FIRST,
         "counting needs QEMU {}.{} or later, whose plugins have version 7 of the interface; this is {}.{}: take the \
@@ -90,7 +91,10 @@ mod tests {
     #[test]
     fn an_option_names_what_is_wanted_only() {
         let (plugin, out) = (Path::new("/a.so"), Path::new("/o"));
-        assert_eq!(option("processor", plugin, out, 0, &[]), "processor:/a.so,out=/o");
+        assert_eq!(
+            option("processor", plugin, out, 0, &[]),
+            "processor:/a.so,out=/o"
+        );
         assert_eq!(
             option("node1", plugin, out, 5, &[0xab]),
             "node1:/a.so,out=/o,hold=5,seen=ab"

@@ -31,7 +31,8 @@ const TARGETS: [(&str, &str, f64); 10] = [
 
 /// Returns the table of figures by operation, the first row being the header.
 fn figures(cases: &[Case]) -> Vec<Vec<String>> {
-    let header = std::iter::once("an operation".to_owned()).chain(cases.iter().map(|case| case.name.clone()));
+    let header = std::iter::once("an operation".to_owned())
+        .chain(cases.iter().map(|case| case.name.clone()));
     let row = |what: &str| {
         let cell = |case: &Case| match find(&case.figures, &case.name, what) {
             Some(figure) => short(figure.value),
@@ -74,13 +75,18 @@ fn events([clean, dirty]: &[Trace; 2]) -> Vec<Vec<String>> {
     let row = |key: &(String, String)| {
         let cells = [clean, dirty].into_iter().flat_map(|trace| {
             let events = trace.get(key).copied().unwrap_or_default();
-            [format!("{:.2}", events.count), format!("{:.0}", events.bytes)]
+            [
+                format!("{:.2}", events.count),
+                format!("{:.0}", events.bytes),
+            ]
         });
         std::iter::once(format!("{} {}", key.0, key.1))
             .chain(cells)
             .collect()
     };
-    std::iter::once(header).chain(keys.into_iter().map(row)).collect()
+    std::iter::once(header)
+        .chain(keys.into_iter().map(row))
+        .collect()
 }
 
 /// Returns what no rule assigns, the most first.
@@ -99,8 +105,8 @@ fn unassigned(cases: &[Case]) -> Vec<Vec<String>> {
     rows.retain(|row| row.2 >= FEW);
     rows.sort_by(|a, b| b.2.total_cmp(&a.2));
     let rows = rows.into_iter().take(SHOWN);
-    let rows =
-        rows.map(|(frame, case, count)| vec![shortened(frame), case.to_owned(), format!("{count:.1}")]);
+    let rows = rows
+        .map(|(frame, case, count)| vec![shortened(frame), case.to_owned(), format!("{count:.1}")]);
     std::iter::once(header).chain(rows).collect()
 }
 
@@ -200,7 +206,10 @@ pub(super) fn sections(measured: &Measured) -> String {
     }
     let unassigned = unassigned(&measured.cases);
     if unassigned.len() > 1 {
-        text += &format!("## Functions that no group has\n\n{}\n", markdown(&unassigned));
+        text += &format!(
+            "## Functions that no group has\n\n{}\n",
+            markdown(&unassigned)
+        );
     }
     if !measured.notes.is_empty() {
         text += "## Left out\n\n";

@@ -103,7 +103,8 @@ impl Bed<'_> {
         let plugin = plugin::option("processor", self.plugin, &out, settings.hold_us, self.seen);
         let options = [&["--plugin", &plugin], settings.options].concat();
         let said = self.run(&options, args)?;
-        let text = fs::read_to_string(&out).with_context(|| format!("P's QEMU left no {}", out.display()))?;
+        let text = fs::read_to_string(&out)
+            .with_context(|| format!("P's QEMU left no {}", out.display()))?;
         let counts = Counts::parse(&text).with_context(|| format!("{}", out.display()))?;
         Ok(Run { counts, said })
     }
@@ -120,7 +121,9 @@ impl Bed<'_> {
     pub(super) fn run(&self, options: &[&str], args: &[&str]) -> Result<Said> {
         let mut add = self.program.as_os_str().to_owned();
         add.push(format!(":{PROGRAM}"));
-        let mut words: Vec<&OsStr> = ["run", "--timeout", LIMIT, "--add"].map(OsStr::new).to_vec();
+        let mut words: Vec<&OsStr> = ["run", "--timeout", LIMIT, "--add"]
+            .map(OsStr::new)
+            .to_vec();
         words.push(&add);
         words.extend(options.iter().map(OsStr::new));
         words.extend(["--", PROGRAM].map(OsStr::new));
@@ -157,7 +160,10 @@ impl Said {
                 _ => {}
             }
         }
-        ensure!(is_right, "the program did not reach its end; it said:\n{text}");
+        ensure!(
+            is_right,
+            "the program did not reach its end; it said:\n{text}"
+        );
         Ok(said)
     }
 }
@@ -168,13 +174,15 @@ mod tests {
 
     #[test]
     fn the_program_is_understood() {
-        let said = Said::parse("phase\t4\tclean\t8192\t341912322\nskip\tcow\tfork: no\nwrong\t0\n").unwrap();
+        let said = Said::parse("phase\t4\tclean\t8192\t341912322\nskip\tcow\tfork: no\nwrong\t0\n")
+            .unwrap();
         let phase = &said.phases[0];
         assert_eq!(
             (phase.number, &phase.name[..], phase.operations),
             (4, "clean", 8192)
         );
-        let said = Said::parse("scale\t2\t100\t5000\t40\t90\nskip\tcow\tfork: no\nwrong\t0\n").unwrap();
+        let said =
+            Said::parse("scale\t2\t100\t5000\t40\t90\nskip\tcow\tfork: no\nwrong\t0\n").unwrap();
         assert_eq!(said.scaled.map(|scaled| scaled.quantiles), Some([40, 90]));
         assert_eq!(said.skipped, [("cow".to_owned(), "fork: no".to_owned())]);
     }

@@ -44,26 +44,38 @@ pub(super) fn measure(bed: &Bed<'_>) -> Result<(Vec<Figure>, Option<String>)> {
             let rate = MISSES * scaled.operations as f64 * 1e9 / scaled.nanos as f64;
             let [median, most] = scaled.quantiles.map(|nanos| nanos as f64 / 1000.0);
             let values = COLUMNS.into_iter().zip([rate, median, most]);
-            figures.extend(values.map(|(what, value)| Figure::new(&name, what, value, Kind::Timed)));
+            figures
+                .extend(values.map(|(what, value)| Figure::new(&name, what, value, Kind::Timed)));
         }
     }
     Ok((figures, note))
 }
 
 fn name(cores: u32, threads: u32) -> String {
-    let many = |count: u32, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let many =
+        |count: u32, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     format!("{}, {}", many(cores, "core"), many(threads, "thread"))
 }
 
 /// Returns the figures as a table.
 pub(super) fn text(figures: &[Figure]) -> String {
-    let mut rows = vec![std::iter::once("P").chain(COLUMNS).map(str::to_owned).collect()];
+    let mut rows = vec![
+        std::iter::once("P")
+            .chain(COLUMNS)
+            .map(str::to_owned)
+            .collect(),
+    ];
     for cores in CORES {
         for name in THREADS.map(|threads| name(cores, threads)) {
-            let cells =
-                COLUMNS.map(|what| find(figures, &name, what).map(|figure| format!("{:.0}", figure.value)));
+            let cells = COLUMNS.map(|what| {
+                find(figures, &name, what).map(|figure| format!("{:.0}", figure.value))
+            });
             if cells.iter().all(Option::is_some) {
-                rows.push(std::iter::once(name).chain(cells.into_iter().flatten()).collect());
+                rows.push(
+                    std::iter::once(name)
+                        .chain(cells.into_iter().flatten())
+                        .collect(),
+                );
             }
         }
     }

@@ -55,10 +55,20 @@ impl Fit {
         let count = samples.len() as f64;
         let mean = |of: fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>() / count;
         let (mean_looks, mean_time) = (mean(|sample| sample.looks), mean(|sample| sample.time_us));
-        let looks: Vec<f64> = samples.iter().map(|sample| sample.looks - mean_looks).collect();
-        let times: Vec<f64> = samples.iter().map(|sample| sample.time_us - mean_time).collect();
+        let looks: Vec<f64> = samples
+            .iter()
+            .map(|sample| sample.looks - mean_looks)
+            .collect();
+        let times: Vec<f64> = samples
+            .iter()
+            .map(|sample| sample.time_us - mean_time)
+            .collect();
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let (of_looks, of_both, of_time) = (dot(&looks, &looks), dot(&looks, &times), dot(&times, &times));
+        let (of_looks, of_both, of_time) = (
+            dot(&looks, &looks),
+            dot(&looks, &times),
+            dot(&times, &times),
+        );
         let has_looks = of_looks >= ENOUGH * count;
         let has_time = of_time >= ENOUGH_US * count;
         let determinant = of_looks * of_time - of_both * of_both;
@@ -182,14 +192,19 @@ mod tests {
 
     #[test]
     fn waiting_and_background_are_told_from_work() {
-        let split = Split::of(&[sample(8.0, 50.0), sample(1.5, 200.0), sample(1.2, 700.0)], 1.0);
+        let split = Split::of(
+            &[sample(8.0, 50.0), sample(1.5, 200.0), sample(1.2, 700.0)],
+            1.0,
+        );
         assert!(near(split.total(), 100.0 + 1.0 + 5.0), "{split:?}");
         assert!(
             near(split.a_look.unwrap(), 5.0) && near(split.background, 1.0),
             "{split:?}"
         );
         assert!(
-            near(split.stages[0], 40.0) && near(split.stages[1], 5.0) && near(split.stages[2], 61.0),
+            near(split.stages[0], 40.0)
+                && near(split.stages[1], 5.0)
+                && near(split.stages[2], 61.0),
             "{split:?}"
         );
     }
@@ -224,7 +239,10 @@ mod tests {
 
     #[test]
     fn what_looks_and_time_explain_alike_is_put_down_to_looks() {
-        let split = Split::of(&[sample(1.0, 100.0), sample(2.0, 200.0), sample(3.0, 300.0)], 1.0);
+        let split = Split::of(
+            &[sample(1.0, 100.0), sample(2.0, 200.0), sample(3.0, 300.0)],
+            1.0,
+        );
         assert_eq!(split.background, 0.0);
         assert!(near(split.a_look.unwrap(), 5.1), "{split:?}");
     }

@@ -30,7 +30,11 @@ impl Symbols {
     }
 
     /// Returns the frames of each address, the innermost first.
-    pub(super) fn chains(&self, addresses: impl IntoIterator<Item = u64>, folder: &Path) -> Result<Chains> {
+    pub(super) fn chains(
+        &self,
+        addresses: impl IntoIterator<Item = u64>,
+        folder: &Path,
+    ) -> Result<Chains> {
         let addr2line = need("addr2line", REMEDY)?;
         let mut text = String::new();
         for address in addresses {
@@ -47,7 +51,11 @@ impl Symbols {
             .stderr(Stdio::inherit())
             .output()
             .context("can't run addr2line")?;
-        ensure!(output.status.success(), "addr2line ended with {}", output.status);
+        ensure!(
+            output.status.success(),
+            "addr2line ended with {}",
+            output.status
+        );
         let root = format!("{}/", project::root().display());
         Ok(parse(&String::from_utf8_lossy(&output.stdout), &root))
     }
@@ -160,11 +168,17 @@ mod tests {
 
     #[test]
     fn names_keep_their_path() {
-        assert_eq!(function("<a::B<P> as c::D>::poll"), "<a::B<P> as c::D>::poll");
+        assert_eq!(
+            function("<a::B<P> as c::D>::poll"),
+            "<a::B<P> as c::D>::poll"
+        );
         assert_eq!(function("a::B<M>::attempt"), "a::B<M>::attempt");
         assert_eq!(function("find_map<a::B, fn(C)>"), "find_map");
         assert_eq!(bare("<a::B<P> as c::D>::poll"), "poll");
-        assert_eq!(bare("a::<impl b::C<M>>::page::{{closure}}"), "page::{{closure}}");
+        assert_eq!(
+            bare("a::<impl b::C<M>>::page::{{closure}}"),
+            "page::{{closure}}"
+        );
         assert_eq!(bare("{closure#0}<!, x::y>"), "{closure#0}");
         assert_eq!(bare("enter"), "enter");
     }

@@ -102,9 +102,9 @@ impl Args {
         let wanted = |program: &Program| {
             self.program.is_empty() || self.program.iter().any(|name| name == program.name)
         };
-        let peers = System::PEERS
-            .into_iter()
-            .filter(|peer| self.peer.is_empty() || self.peer.iter().any(|name| name == peer.name()));
+        let peers = System::PEERS.into_iter().filter(|peer| {
+            self.peer.is_empty() || self.peer.iter().any(|name| name == peer.name())
+        });
         let systems: Vec<System> = std::iter::once(System::Tessera).chain(peers).collect();
         let mut figures = Vec::new();
         for program in all()?.iter().filter(|program| wanted(program)) {
@@ -118,10 +118,15 @@ impl Args {
             }
         }
         if !self.no_count && systems.contains(&System::Nvme) {
-            let plugin = step("Building the counting plugin", || plugin::build(&qemu, folder))?;
-            let counted = step("Counting Linux's instructions a fault", || bed.count(&plugin))?;
-            let figure =
-                |(what, value): (String, f64)| Figure::new("a fault on Linux", &what, value, Kind::Part);
+            let plugin = step("Building the counting plugin", || {
+                plugin::build(&qemu, folder)
+            })?;
+            let counted = step("Counting Linux's instructions a fault", || {
+                bed.count(&plugin)
+            })?;
+            let figure = |(what, value): (String, f64)| {
+                Figure::new("a fault on Linux", &what, value, Kind::Part)
+            };
             figures.extend(counted.into_iter().map(figure));
         }
         Ok((figures, Circumstances::here(&qemu.version)))

@@ -89,7 +89,10 @@ impl<'a> Bed<'a> {
     /// Runs a program with each share of its memory local.
     pub(super) fn run(&self, system: System, program: &Program) -> Result<Vec<Time>> {
         match system {
-            System::Tessera => SHARES.iter().map(|&share| self.tessera(program, share)).collect(),
+            System::Tessera => SHARES
+                .iter()
+                .map(|&share| self.tessera(program, share))
+                .collect(),
             System::Nvme | System::Zram => self.linux(system, program),
         }
     }
@@ -124,7 +127,8 @@ impl<'a> Bed<'a> {
         }
         let said = xtask(&words)?;
         let report = fs::read_to_string(&report).context("a run left no report")?;
-        let value = |name: &str| value(&report, name).with_context(|| format!("the report has no {name}"));
+        let value =
+            |name: &str| value(&report, name).with_context(|| format!("the report has no {name}"));
         let nanos = if program.is_busybox {
             value("run_ns")?
         } else {
@@ -139,7 +143,11 @@ impl<'a> Bed<'a> {
     }
 
     fn linux(&self, system: System, program: &Program) -> Result<Vec<Time>> {
-        let executable = if program.is_busybox { "busybox" } else { "pages" };
+        let executable = if program.is_busybox {
+            "busybox"
+        } else {
+            "pages"
+        };
         let mut words = format!("{THERE}/{executable} {}", program.args.join(" "));
         if program.is_busybox {
             words += &WORDS.map(|list| format!(" {THERE}/{list}")).concat();
@@ -164,7 +172,10 @@ impl<'a> Bed<'a> {
     pub(super) fn count(&self, plugin: &Path) -> Result<Vec<(String, f64)>> {
         let out = self.folder.join("linux.counts");
         let option = plugin::option("node1", plugin, &out, 0, &[]);
-        let jobs = format!("counted {COUNTED_LOCAL} {THERE}/pages {}\n", COUNTED.join(" "));
+        let jobs = format!(
+            "counted {COUNTED_LOCAL} {THERE}/pages {}\n",
+            COUNTED.join(" ")
+        );
         let text = self.guests(System::Nvme, "0", &jobs, &["--plugin", &option])?;
         let said = Said::parse(&of_node(&text))?;
         let counts = fs::read_to_string(&out).context("the guest's QEMU left no counts")?;
@@ -184,7 +195,13 @@ impl<'a> Bed<'a> {
     }
 
     /// Runs jobs on node 1 of two guests and returns what they say. Node 0 offers its memory.
-    fn guests(&self, system: System, cluster: &str, jobs: &str, options: &[&str]) -> Result<String> {
+    fn guests(
+        &self,
+        system: System,
+        cluster: &str,
+        jobs: &str,
+        options: &[&str],
+    ) -> Result<String> {
         let list = self.folder.join("jobs");
         fs::write(&list, jobs).context("can't write the list of jobs")?;
         let target = project::root().join("testbed/tests/guest/nvme-target");
@@ -232,7 +249,10 @@ fn of_node(text: &str) -> String {
 /// Returns a value of P's report.
 fn value(report: &str, name: &str) -> Option<u64> {
     let mut rows = report.lines().map(|line| line.split('\t'));
-    rows.find_map(|mut row| row.any(|cell| cell == name).then(|| row.next()?.parse().ok())?)
+    rows.find_map(|mut row| {
+        row.any(|cell| cell == name)
+            .then(|| row.next()?.parse().ok())?
+    })
 }
 
 /// Returns the nanoseconds of a program's main part.
@@ -251,7 +271,10 @@ fn jobs_of(text: &str, is_busybox: bool) -> Result<Vec<Time>> {
             said += &format!("{line}\n");
             continue;
         };
-        ensure!(status == "0", "a program ended with {status} on Linux:\n{said}");
+        ensure!(
+            status == "0",
+            "a program ended with {status} on Linux:\n{said}"
+        );
         let number = |word: &str| word.parse::<u64>().with_context(|| format!("{line:?}"));
         let seconds = if is_busybox {
             number(centiseconds)? as f64 / 100.0
@@ -272,8 +295,7 @@ fn jobs_of(text: &str, is_busybox: bool) -> Result<Vec<Time>> {
 mod tests {
     use super::*;
 
-    const SAID: &str =
-        "node0: x\nnode1: phase\t32\trandom\t20000\t2500000000\nnode1: wrong\t0\nnode1: job 0 0 300 7 9 11\n";
+    const SAID: &str = "node0: x\nnode1: phase\t32\trandom\t20000\t2500000000\nnode1: wrong\t0\nnode1: job 0 0 300 7 9 11\n";
 
     #[test]
     fn a_job_has_its_programs_time() {
@@ -283,7 +305,13 @@ mod tests {
             faults: 7,
         };
         assert_eq!(jobs_of(SAID, false).unwrap(), [time]);
-        assert_eq!(jobs_of(SAID, true).unwrap(), [Time { seconds: 3.0, ..time }]);
+        assert_eq!(
+            jobs_of(SAID, true).unwrap(),
+            [Time {
+                seconds: 3.0,
+                ..time
+            }]
+        );
         assert!(jobs_of(&SAID.replace("job 0 0", "job 0 137"), false).is_err());
         assert!(jobs_of(&SAID.replace("wrong\t0", "wrong\t1"), false).is_err());
     }

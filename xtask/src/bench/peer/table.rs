@@ -48,10 +48,16 @@ pub(super) fn rows(figures: &[Figure]) -> Vec<Vec<String>> {
             let Some(ours) = slowdown(figures, program, System::Tessera, *share) else {
                 continue;
             };
-            let mut row = vec![program.to_owned(), format!("{share} %"), format!("{ours:.2}")];
+            let mut row = vec![
+                program.to_owned(),
+                format!("{share} %"),
+                format!("{ours:.2}"),
+            ];
             for peer in System::PEERS {
                 match slowdown(figures, program, peer, *share) {
-                    Some(theirs) => row.extend([format!("{theirs:.2}"), ratio(theirs - 1.0, ours - 1.0)]),
+                    Some(theirs) => {
+                        row.extend([format!("{theirs:.2}"), ratio(theirs - 1.0, ours - 1.0)])
+                    }
                     None => row.extend(["-".to_owned(), "-".to_owned()]),
                 }
             }
@@ -81,7 +87,9 @@ pub(super) fn others(figures: &[Figure]) -> Vec<Vec<String>> {
         };
         vec![figure.case.clone(), figure.what.clone(), value]
     };
-    std::iter::once(header).chain(figures.iter().map(row)).collect()
+    std::iter::once(header)
+        .chain(figures.iter().map(row))
+        .collect()
 }
 
 /// Returns the plot of slowdowns with a quarter of the memory local.
@@ -148,6 +156,9 @@ mod tests {
 
     #[test]
     fn a_ratio_to_next_to_nothing_is_none() {
-        assert_eq!((ratio(2.0, 0.01), ratio(2.0, 0.5)), ("-".into(), "4.0".into()));
+        assert_eq!(
+            (ratio(2.0, 0.01), ratio(2.0, 0.5)),
+            ("-".into(), "4.0".into())
+        );
     }
 }

@@ -111,7 +111,12 @@ mod tests {
     use super::*;
 
     fn header(len: u64, level: u32, kind: u32) -> Vec<u8> {
-        [&len.to_le_bytes()[..], &level.to_le_bytes(), &kind.to_le_bytes()].concat()
+        [
+            &len.to_le_bytes()[..],
+            &level.to_le_bytes(),
+            &kind.to_le_bytes(),
+        ]
+        .concat()
     }
 
     #[test]

@@ -47,7 +47,9 @@ struct Header {
 }
 
 fn total(pieces: &Pieces) -> u64 {
-    let sum = pieces.iter().fold(0u64, |sum, &(_, len)| sum.saturating_add(len));
+    let sum = pieces
+        .iter()
+        .fold(0u64, |sum, &(_, len)| sum.saturating_add(len));
     sum.min(MAX_COUNT)
 }
 
@@ -61,7 +63,8 @@ impl<N: Node> Thread<N> {
     async fn header(&self, at: u64) -> Result<Header> {
         let mut bytes = [0; HEADER];
         self.memory.read(at, &mut bytes).await?;
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let word =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         if word(24) > MAX_MESSAGES {
             return Err(errno::EMSGSIZE.into());
         }
@@ -82,7 +85,8 @@ impl<N: Node> Thread<N> {
             }
             let skipped = done.min(len);
             done -= skipped;
-            let count = usize::try_from(len - skipped).map_or(bytes.len(), |left| left.min(bytes.len()));
+            let count =
+                usize::try_from(len - skipped).map_or(bytes.len(), |left| left.min(bytes.len()));
             let (now, rest) = bytes.split_at(count);
             self.memory.write(addr + skipped, now).await?;
             bytes = rest;
@@ -99,7 +103,8 @@ impl<N: Node> Thread<N> {
             }
             let skipped = done.min(len);
             done -= skipped;
-            let count = usize::try_from(len - skipped).map_or(rest.len(), |left| left.min(rest.len()));
+            let count =
+                usize::try_from(len - skipped).map_or(rest.len(), |left| left.min(rest.len()));
             let (now, behind) = rest.split_at_mut(count);
             self.memory.read(addr + skipped, now).await?;
             rest = behind;
@@ -156,10 +161,15 @@ impl<N: Node> Thread<N> {
             };
             let attempt = || match socket.try_receive(how) {
                 // There is nothing to wait for.
-                Err(Error::Errno(errno::EAGAIN)) if most == 0 && socket.is_stream() => Ok(Taken::end()),
+                Err(Error::Errno(errno::EAGAIN)) if most == 0 && socket.is_stream() => {
+                    Ok(Taken::end())
+                }
                 tried => tried,
             };
-            let taken = match self.wait_at(socket, &To::Peer, waits, timeout, attempt).await {
+            let taken = match self
+                .wait_at(socket, &To::Peer, waits, timeout, attempt)
+                .await
+            {
                 Err(Error::Errno(_)) if done > 0 => Taken::end(),
                 taken => taken?,
             };
@@ -247,7 +257,12 @@ impl<N: Node> Thread<N> {
     }
 
     /// Writes to a socket as to any file.
-    pub(crate) async fn send_plain(&self, file: &OpenFile, socket: &Socket, pieces: &Pieces) -> Result<u64> {
+    pub(crate) async fn send_plain(
+        &self,
+        file: &OpenFile,
+        socket: &Socket,
+        pieces: &Pieces,
+    ) -> Result<u64> {
         let outgoing = self.outgoing(socket, Control::default(), To::Peer)?;
         self.send(file, socket, pieces, 0, outgoing).await
     }
@@ -265,7 +280,9 @@ impl<N: Node> Thread<N> {
         let message = Message {
             bytes: Vec::new(),
             rights,
-            credentials: control.credentials.unwrap_or_else(|| self.sender_credentials()),
+            credentials: control
+                .credentials
+                .unwrap_or_else(|| self.sender_credentials()),
             from: socket.local(),
         };
         Ok(Outgoing { message, to })
@@ -314,7 +331,10 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    pub(super) async fn sys_sendto(&self, [fd, addr, len, flags, name, name_len]: Args) -> Result<u64> {
+    pub(super) async fn sys_sendto(
+        &self,
+        [fd, addr, len, flags, name, name_len]: Args,
+    ) -> Result<u64> {
         let file = self.file(fd)?;
         let socket = socket::of(&file)?;
         let to = if name == 0 {
@@ -328,17 +348,28 @@ impl<N: Node> Thread<N> {
             .await
     }
 
-    pub(super) async fn sys_recvfrom(&self, [fd, addr, len, flags, name, len_at]: Args) -> Result<u64> {
+    pub(super) async fn sys_recvfrom(
+        &self,
+        [fd, addr, len, flags, name, len_at]: Args,
+    ) -> Result<u64> {
         let file = self.file(fd)?;
         let socket = socket::of(&file)?;
-        let (done, taken) = self.receive(&file, socket, &[(addr, len)], int(flags)).await?;
+        let (done, taken) = self
+            .receive(&file, socket, &[(addr, len)], int(flags))
+            .await?;
         self.node.kernel().net.bury(taken.rights);
         let from = sender(socket, &taken.from);
         self.give_address(&from, name, len_at).await?;
         Ok(told_len(socket, int(flags), done, taken.whole))
     }
 
-    async fn send_header(&self, file: &OpenFile, socket: &Socket, at: u64, flags: u32) -> Result<u64> {
+    async fn send_header(
+        &self,
+        file: &OpenFile,
+        socket: &Socket,
+        at: u64,
+        flags: u32,
+    ) -> Result<u64> {
         let header = self.header(at).await?;
         let to = if header.name == 0 || header.name_len == 0 {
             To::Peer
@@ -356,10 +387,17 @@ impl<N: Node> Thread<N> {
             Control::parse(&bytes)?
         };
         let outgoing = self.outgoing(socket, control, to)?;
-        self.send(file, socket, &header.pieces, flags, outgoing).await
+        self.send(file, socket, &header.pieces, flags, outgoing)
+            .await
     }
 
-    async fn receive_header(&self, file: &OpenFile, socket: &Socket, at: u64, flags: u32) -> Result<u64> {
+    async fn receive_header(
+        &self,
+        file: &OpenFile,
+        socket: &Socket,
+        at: u64,
+        flags: u32,
+    ) -> Result<u64> {
         let header = self.header(at).await?;
         let (done, taken) = self.receive(file, socket, &header.pieces, flags).await?;
         let room = if header.control == 0 {
@@ -383,7 +421,8 @@ impl<N: Node> Thread<N> {
             told |= MSG_CTRUNC;
         }
         if header.name != 0 {
-            let count = usize::try_from(header.name_len).map_or(from.len(), |room| room.min(from.len()));
+            let count =
+                usize::try_from(header.name_len).map_or(from.len(), |room| room.min(from.len()));
             self.memory.write(header.name, &from[..count]).await?;
             let len = u32::try_from(from.len()).unwrap_or(0);
             self.memory.write(at + 8, &len.to_le_bytes()).await?;
@@ -423,7 +462,8 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_sendmsg(&self, [fd, at, flags, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
-        self.send_header(&file, socket::of(&file)?, at, int(flags)).await
+        self.send_header(&file, socket::of(&file)?, at, int(flags))
+            .await
     }
 
     pub(super) async fn sys_recvmsg(&self, [fd, at, flags, ..]: Args) -> Result<u64> {
@@ -452,7 +492,10 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
-    pub(super) async fn sys_recvmmsg(&self, [fd, at, count, flags, timeout, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_recvmmsg(
+        &self,
+        [fd, at, count, flags, timeout, _]: Args,
+    ) -> Result<u64> {
         let file = self.file(fd)?;
         let socket = socket::of(&file)?;
         let until = match timeout {

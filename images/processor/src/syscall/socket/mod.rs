@@ -151,7 +151,9 @@ impl<N: Node> Thread<N> {
         let mut room = [0; 4];
         self.memory.read(len_at, &mut room).await?;
         let room = usize::try_from(i32::from_le_bytes(room)).map_err(|_| errno::EINVAL)?;
-        self.memory.write(into, &bytes[..room.min(bytes.len())]).await?;
+        self.memory
+            .write(into, &bytes[..room.min(bytes.len())])
+            .await?;
         let len = u32::try_from(bytes.len()).unwrap_or(0);
         self.memory.write(len_at, &len.to_le_bytes()).await
     }
@@ -183,7 +185,9 @@ impl<N: Node> Thread<N> {
         if !socket.is_local() {
             let family = socket::family(&bytes)?;
             // As Linux: no family, all addresses.
-            let addr = if socket.family == AF_INET && family == AF_UNSPEC && bytes.get(4..8) == Some(&[0; 4])
+            let addr = if socket.family == AF_INET
+                && family == AF_UNSPEC
+                && bytes.get(4..8) == Some(&[0; 4])
             {
                 let mut bytes = bytes;
                 bytes[0] = AF_INET.to_le_bytes()[0];
@@ -274,7 +278,10 @@ impl<N: Node> Thread<N> {
         let accepted = self
             .wait_at(socket, &To::Peer, waits, timeout, || socket.try_accept())
             .await?;
-        let peer = accepted.remote().unwrap_or_default().encode(accepted.family);
+        let peer = accepted
+            .remote()
+            .unwrap_or_default()
+            .encode(accepted.family);
         let made = self.add_socket(accepted, flags)?;
         if let Err(error) = self.give_address(&peer, addr, len_at).await {
             let made = self.table().remove(made);
@@ -310,7 +317,12 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    async fn connect_local(&self, file: &OpenFile, socket: &Socket, address: &Address) -> Result<()> {
+    async fn connect_local(
+        &self,
+        file: &OpenFile,
+        socket: &Socket,
+        address: &Address,
+    ) -> Result<()> {
         let net = &self.node.kernel().net;
         let name = self.unix_name(address).await?;
         if socket.kind == Type::Datagram {
@@ -342,7 +354,8 @@ impl<N: Node> Thread<N> {
                 let at = To::Channel(listener.channel());
                 drop(listener);
                 let timeout = socket.options.lock().send_timeout;
-                let attempt = || net.connect(socket, &*net.find_listener(to)?, Some(to), own, waits);
+                let attempt =
+                    || net.connect(socket, &*net.find_listener(to)?, Some(to), own, waits);
                 self.wait_at(socket, &at, waits, timeout, attempt).await
             }
         };
@@ -361,7 +374,11 @@ impl<N: Node> Thread<N> {
     async fn sys_name(&self, [fd, into, len_at, ..]: Args, peer: bool) -> Result<u64> {
         let file = self.file(fd)?;
         let socket = socket::of(&file)?;
-        let address = if peer { socket.remote()? } else { socket.local() };
+        let address = if peer {
+            socket.remote()?
+        } else {
+            socket.local()
+        };
         if into == 0 {
             return Err(errno::EFAULT.into());
         }
@@ -417,7 +434,9 @@ impl<N: Node> Thread<N> {
             if let Poll::Ready(tried) = done.as_mut().poll(context) {
                 return Poll::Ready(tried);
             }
-            late.as_mut().poll(context).map(|()| Err(errno::EAGAIN.into()))
+            late.as_mut()
+                .poll(context)
+                .map(|()| Err(errno::EAGAIN.into()))
         });
         match self.unless_called(either).await {
             Ok(tried) => tried,

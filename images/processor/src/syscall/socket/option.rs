@@ -89,7 +89,10 @@ fn read_timeval(bytes: &[u8]) -> Result<Option<Duration>> {
 }
 
 impl<N: Node> Thread<N> {
-    pub(super) async fn sys_setsockopt(&self, [fd, level, name, addr, len, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_setsockopt(
+        &self,
+        [fd, level, name, addr, len, _]: Args,
+    ) -> Result<u64> {
         let file = self.file(fd)?;
         let socket = socket::of(&file)?;
         let len = usize::try_from(int(len).cast_signed()).map_err(|_| errno::EINVAL)?;
@@ -117,7 +120,10 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    pub(super) async fn sys_getsockopt(&self, [fd, level, name, into, len_at, _]: Args) -> Result<u64> {
+    pub(super) async fn sys_getsockopt(
+        &self,
+        [fd, level, name, into, len_at, _]: Args,
+    ) -> Result<u64> {
         let file = self.file(fd)?;
         let socket = socket::of(&file)?;
         let mut room = [0; 4];
@@ -125,7 +131,9 @@ impl<N: Node> Thread<N> {
         let room = usize::try_from(i32::from_le_bytes(room)).map_err(|_| errno::EINVAL)?;
         let value = match (int(level), int(name)) {
             (SOL_SOCKET, name) => get_socket(socket, name)?,
-            (IPPROTO_TCP, name) if !socket.is_local() && socket.is_stream() => get_tcp(socket, name)?,
+            (IPPROTO_TCP, name) if !socket.is_local() && socket.is_stream() => {
+                get_tcp(socket, name)?
+            }
             (IPPROTO_IPV6, IPV6_V6ONLY) if socket.family == AF_INET6 => {
                 flag(socket.sharing().only_v6.load(Ordering::Relaxed))
             }
@@ -147,7 +155,10 @@ fn flag(on: bool) -> Vec<u8> {
 }
 
 fn number(value: usize) -> Vec<u8> {
-    u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes().to_vec()
+    u32::try_from(value)
+        .unwrap_or(u32::MAX)
+        .to_le_bytes()
+        .to_vec()
 }
 
 fn set_socket(socket: &Socket, name: u32, bytes: &[u8], word: Option<u32>) -> Result<()> {
@@ -216,7 +227,9 @@ fn get_socket(socket: &Socket, name: u32) -> Result<Vec<u8>> {
         so::PASSCRED => flag(options.pass_credentials),
         so::PEERCRED => {
             let peer = socket.peer_credentials();
-            let words = peer.map_or([0, u32::MAX, u32::MAX], |peer| [peer.pid, peer.uid, peer.gid]);
+            let words = peer.map_or([0, u32::MAX, u32::MAX], |peer| {
+                [peer.pid, peer.uid, peer.gid]
+            });
             words.iter().flat_map(|word| word.to_le_bytes()).collect()
         }
         so::RCVLOWAT => options.low_water.to_le_bytes().to_vec(),
@@ -224,7 +237,9 @@ fn get_socket(socket: &Socket, name: u32) -> Result<Vec<u8>> {
         so::RCVTIMEO => timeval(options.receive_timeout),
         so::SNDTIMEO => timeval(options.send_timeout),
         so::ACCEPTCONN => flag(socket.listens()),
-        so::DEBUG | so::DONTROUTE | so::OOBINLINE | so::NO_CHECK | so::TIMESTAMP | so::MARK => flag(false),
+        so::DEBUG | so::DONTROUTE | so::OOBINLINE | so::NO_CHECK | so::TIMESTAMP | so::MARK => {
+            flag(false)
+        }
         _ => return Err(errno::ENOPROTOOPT.into()),
     })
 }

@@ -13,8 +13,14 @@ fn tcp_connects_programs_of_the_node() {
     assert_eq!((at.len(), &at[4..8]), (16, &[127, 0, 0, 1][..]));
     let client = run.socket(AF_INET, STREAM);
     fails(run.connect(client, &at), errno::ECONNREFUSED);
-    fails(run.connect(client, &inet([10, 0, 0, 1], 80)), errno::ENETUNREACH);
-    fails(run.bind(client, &inet([10, 0, 0, 1], 80)), errno::EADDRNOTAVAIL);
+    fails(
+        run.connect(client, &inet([10, 0, 0, 1], 80)),
+        errno::ENETUNREACH,
+    );
+    fails(
+        run.bind(client, &inet([10, 0, 0, 1], 80)),
+        errno::EADDRNOTAVAIL,
+    );
     fails(
         run.bind(client, &unix(b"\0abcdefghijklmnop")),
         errno::EAFNOSUPPORT,
@@ -65,7 +71,10 @@ fn a_connection_that_is_not_waited_for_is_told_of_later() {
     fails(run.connect(client, &at), errno::EISCONN);
     let accepted = run.call(nr::__NR_accept, &[server, 0, 0]).unwrap();
     let peer = run.name_of(nr::__NR_getpeername, accepted).unwrap();
-    assert_eq!((peer.len(), &peer[18..24]), (28, &[0xff, 0xff, 127, 0, 0, 1][..]));
+    assert_eq!(
+        (peer.len(), &peer[18..24]),
+        (28, &[0xff, 0xff, 127, 0, 0, 1][..])
+    );
     let v6 = run.socket(AF_INET6, STREAM);
     assert_eq!(run.connect(v6, &inet6(1, port)), Ok(0));
     run.close(server);
@@ -86,7 +95,10 @@ fn udp_finds_ports_and_says_when_nobody_is_there() {
     let server = run.socket(AF_INET, DGRAM | NONBLOCK);
     run.bind(server, &inet([0, 0, 0, 0], 5353)).unwrap();
     let second = run.socket(AF_INET, DGRAM);
-    fails(run.bind(second, &inet([127, 0, 0, 1], 5353)), errno::EADDRINUSE);
+    fails(
+        run.bind(second, &inet([127, 0, 0, 1], 5353)),
+        errno::EADDRINUSE,
+    );
     let client = run.socket(AF_INET, DGRAM | NONBLOCK);
     fails(run.send(client, 1, 0), errno::EDESTADDRREQ);
     assert_eq!(run.connect(client, &inet([127, 0, 0, 1], 5353)), Ok(0));
@@ -103,7 +115,10 @@ fn udp_finds_ports_and_says_when_nobody_is_there() {
     // Who is connected hears nobody else.
     let stranger = run.socket(AF_INET, DGRAM);
     run.put(ADDR, &from);
-    assert_eq!(run.call(nr::__NR_sendto, &[stranger, BUF, 4, 0, ADDR, 16]), Ok(4));
+    assert_eq!(
+        run.call(nr::__NR_sendto, &[stranger, BUF, 4, 0, ADDR, 16]),
+        Ok(4)
+    );
     fails(run.receive(client, 1, MSG_DONTWAIT), errno::EAGAIN);
     run.put(ADDR, &inet([8, 8, 8, 8], 53));
     fails(
@@ -114,6 +129,9 @@ fn udp_finds_ports_and_says_when_nobody_is_there() {
     assert_eq!(run.write_to(client, b"x"), Ok(1));
     fails(run.receive(client, 1, 0), errno::ECONNREFUSED);
     let huge = run.map(1 << 17).unwrap();
-    fails(run.call(nr::__NR_write, &[client, huge, 65_508]), errno::EMSGSIZE);
+    fails(
+        run.call(nr::__NR_write, &[client, huge, 65_508]),
+        errno::EMSGSIZE,
+    );
     run.ends();
 }

@@ -47,7 +47,8 @@ impl Run {
     }
 
     fn pair(&mut self, kind: u64) -> (u64, u64) {
-        self.call(nr::__NR_socketpair, &[AF_UNIX, kind, 0, DATA]).unwrap();
+        self.call(nr::__NR_socketpair, &[AF_UNIX, kind, 0, DATA])
+            .unwrap();
         (u64::from(self.int(DATA)), u64::from(self.int(DATA + 4)))
     }
 
@@ -102,7 +103,10 @@ impl Run {
 
     fn set_option(&mut self, fd: u64, level: u64, name: u64, value: &[u8]) -> Result<u64, Error> {
         self.put(BUF, value);
-        self.call(nr::__NR_setsockopt, &[fd, level, name, BUF, value.len() as u64])
+        self.call(
+            nr::__NR_setsockopt,
+            &[fd, level, name, BUF, value.len() as u64],
+        )
     }
 
     fn polled(&mut self, fd: u64) -> u16 {
@@ -121,7 +125,11 @@ impl Run {
 
     fn send_files(&mut self, fd: u64, files: &[u64]) -> Result<u64, Error> {
         let data: Vec<u8> = files.iter().flat_map(|&fd| int_bytes(fd)).collect();
-        let header = [&words(&[16 + data.len() as u64])[..], &[1, 0, 0, 0, 1, 0, 0, 0]].concat();
+        let header = [
+            &words(&[16 + data.len() as u64])[..],
+            &[1, 0, 0, 0, 1, 0, 0, 0],
+        ]
+        .concat();
         self.put(BUF, b"f");
         self.header(1, &[header, data].concat(), 0);
         self.call(nr::__NR_sendmsg, &[fd, HEADER, 0])
@@ -274,14 +282,19 @@ fn datagrams_have_bounds_names_and_limits() {
     assert_eq!(run.receive(receiver, 10, 0), Ok(0));
     assert_eq!(run.receive(receiver, 10, 0), Ok(5));
     // As many wait as Linux lets wait.
-    let sent = (0..20).take_while(|_| run.write_to(sender, b"x").is_ok()).count();
+    let sent = (0..20)
+        .take_while(|_| run.write_to(sender, b"x").is_ok())
+        .count();
     assert_eq!((sent, run.polled(sender)), (11, 0));
     run.close(receiver);
     assert_eq!(run.polled(sender), 0x304);
     fails(run.send(sender, 1, 0), errno::ECONNREFUSED);
     fails(run.send(sender, 1, 0), errno::ENOTCONN);
     let (a, b) = run.pair(SEQPACKET);
-    assert_eq!((run.write_to(a, b"one"), run.write_to(a, b"two")), (Ok(3), Ok(3)));
+    assert_eq!(
+        (run.write_to(a, b"one"), run.write_to(a, b"two")),
+        (Ok(3), Ok(3))
+    );
     assert_eq!(run.read_from(b).unwrap(), b"one");
     let huge = run.map(1 << 20).unwrap();
     let sending = [a, huge, 212_961, 0, 0, 0];
@@ -499,9 +512,15 @@ fn options_say_what_linux_says() {
     ] {
         assert_eq!(run.option(fd, SOL_SOCKET, name), Ok(value), "{name}");
     }
-    assert_eq!(run.set_option(tcp, SOL_SOCKET, 7, &1u32.to_le_bytes()), Ok(0));
+    assert_eq!(
+        run.set_option(tcp, SOL_SOCKET, 7, &1u32.to_le_bytes()),
+        Ok(0)
+    );
     assert_eq!(run.option(tcp, SOL_SOCKET, 7), Ok(4608));
-    assert_eq!(run.set_option(tcp, SOL_SOCKET, 8, &5000u32.to_le_bytes()), Ok(0));
+    assert_eq!(
+        run.set_option(tcp, SOL_SOCKET, 8, &5000u32.to_le_bytes()),
+        Ok(0)
+    );
     assert_eq!(run.option(tcp, SOL_SOCKET, 8), Ok(10_000));
     assert_eq!(run.set_option(tcp, 6, 1, &1u32.to_le_bytes()), Ok(0));
     assert_eq!(run.option(tcp, 6, 1), Ok(1));

@@ -178,8 +178,13 @@ impl Bench {
 
     pub(crate) fn read(&mut self, node: usize, offset: usize) -> u32 {
         let mut bytes = [0; 4];
-        self.cluster
-            .bar_read(self.nodes[node].index, self.now, 0, offset as u64, &mut bytes);
+        self.cluster.bar_read(
+            self.nodes[node].index,
+            self.now,
+            0,
+            offset as u64,
+            &mut bytes,
+        );
         u32::from_be_bytes(bytes)
     }
 
@@ -192,7 +197,8 @@ impl Bench {
     /// Rings a doorbell.
     pub(crate) fn ring(&mut self, node: usize, offset: usize, bytes: &[u8]) {
         let index = self.nodes[node].index;
-        self.cluster.bar_write(index, self.now, 2, offset as u64, bytes);
+        self.cluster
+            .bar_write(index, self.now, 2, offset as u64, bytes);
     }
 
     /// Pieces of a node's memory, page-aligned.
@@ -287,7 +293,11 @@ impl Bench {
     /// Arms the event queue at what was taken of it.
     pub(crate) fn arm_eq(&mut self, node: usize) {
         let consumer = self.nodes[node].eq_consumer;
-        let arm = u32::from(regs::EqDoorbell::new().with_arm(true).with_consumer(consumer));
+        let arm = u32::from(
+            regs::EqDoorbell::new()
+                .with_arm(true)
+                .with_consumer(consumer),
+        );
         self.ring(node, regs::eq_doorbell(EQN), &arm.to_be_bytes());
     }
 
@@ -322,10 +332,17 @@ impl Bench {
         self.write(node, regs::RESET, regs::RESET_VALUE);
         self.enable_messages(node, true);
         self.command_raw(node, Opcode::QUERY_FW, 0, 0, 0).unwrap();
-        self.command(node, Opcode::MAP_FA, 0, 1, MapEntry::new(0, HEAP, 9).as_bytes())
-            .unwrap();
+        self.command(
+            node,
+            Opcode::MAP_FA,
+            0,
+            1,
+            MapEntry::new(0, HEAP, 9).as_bytes(),
+        )
+        .unwrap();
         self.command_raw(node, Opcode::RUN_FW, 0, 0, 0).unwrap();
-        self.command_raw(node, Opcode::QUERY_DEV_CAP, 0, 0, 0).unwrap();
+        self.command_raw(node, Opcode::QUERY_DEV_CAP, 0, 0, 0)
+            .unwrap();
         assert!(
             self.command_raw(node, Opcode::SET_ICM_SIZE, 0, 0, ICM_LEN)
                 .unwrap()
@@ -376,7 +393,8 @@ impl Bench {
 
     pub(crate) fn port_info(&mut self, node: usize) -> mad::smp::PortInfo {
         let smp = mad::smp::Smp::request(mad::Method::GET, mad::Attribute::PORT_INFO, 0, 1);
-        self.command(node, Opcode::MAD_IFC, 1, 1, &smp.to_mad()).unwrap();
+        self.command(node, Opcode::MAD_IFC, 1, 1, &smp.to_mad())
+            .unwrap();
         let answer = mad::smp::Smp::parse(&self.output::<[u8; 256]>(node)).unwrap();
         mad::smp::attribute(&answer.data).unwrap()
     }

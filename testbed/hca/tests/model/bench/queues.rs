@@ -130,7 +130,13 @@ impl Bench {
         wanted.size = CqSize::new().with_log_size(log_size);
         wanted.buffer = QueueBuffer::new(self.map(cq.node, buffer, len), 12);
         let resize = op_modifier::MODIFY_CQ_RESIZE;
-        self.command(cq.node, Opcode::MODIFY_CQ, resize, cq.cqn, wanted.as_bytes())?;
+        self.command(
+            cq.node,
+            Opcode::MODIFY_CQ,
+            resize,
+            cq.cqn,
+            wanted.as_bytes(),
+        )?;
         let ram = &self.nodes[cq.node].ram;
         for index in cq.consumer.. {
             let mut cqe: Cqe = ram.get(cq.buffer + u64::from(index % cq.entries * 32));
@@ -138,7 +144,10 @@ impl Bench {
                 break;
             }
             cqe.owner.set_pass((index + 1) & entries != 0);
-            ram.put(buffer + u64::from((index + 1) % entries * 32), cqe.as_bytes());
+            ram.put(
+                buffer + u64::from((index + 1) % entries * 32),
+                cqe.as_bytes(),
+            );
         }
         (cq.buffer, cq.entries) = (buffer, entries);
         cq.consumer += 1;
@@ -232,11 +241,15 @@ impl Bench {
     pub(crate) fn connect(&mut self, qp: &mut Qp, to: (usize, u32), how: Connection) {
         let lid = self.nodes[to.0].lid;
         let context = &mut qp.context;
-        context.mtu = MtuMessage::new().with_mtu_code(how.mtu_code).with_log_message(30);
+        context.mtu = MtuMessage::new()
+            .with_mtu_code(how.mtu_code)
+            .with_log_message(30);
         context.remote_qpn = Low24::new(to.1);
         context.primary_path.remote_lid = lid.0.into();
         context.primary_path.ack_timeout = AckTimeout::new().with_exponent(how.ack_timeout);
-        context.receive_psn = RnrReceivePsn::new().with_min_rnr_timer(1).with_next_psn(how.psn);
+        context.receive_psn = RnrReceivePsn::new()
+            .with_min_rnr_timer(1)
+            .with_next_psn(how.psn);
         context.responder.set_log_reads(how.log_reads);
         context.next_send_psn = Low24::new(how.psn);
         context.requester = RequesterParameters::new()

@@ -195,7 +195,9 @@ fn run(machine: Machine, control: &TcpListener, pingpong: TcpListener, image: Im
             };
             let said = match stream.line().await {
                 Ok(what) if what == "compare" => trace.compare(),
-                Ok(what) if what.starts_with("image ") => run_image(&image, &what, &ours.node.platform).await,
+                Ok(what) if what.starts_with("image ") => {
+                    run_image(&image, &what, &ours.node.platform).await
+                }
                 Ok(what) => ours.serve(&what).await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
@@ -220,7 +222,8 @@ async fn run_image(image: &Arc<Image>, what: &str, clock: &Machine) -> Result<()
     while !run.is_finished() {
         clock.sleep(LOOK).await;
     }
-    run.join().unwrap_or_else(|_| Err("the thread panicked".into()))
+    run.join()
+        .unwrap_or_else(|_| Err("the thread panicked".into()))
 }
 
 /// Commands that our driver has given once all checks before the comparison have run.
@@ -243,7 +246,9 @@ impl Trace {
         let document = fs::read_to_string(document).map_err(|error| error.to_string())?;
         let [linux, ours] = ["node0", "ours"].map(|node| Commands::of(&trace, node));
         if PARTS.iter().any(|part| !ours.has(part)) {
-            return Err("the checks before this one must run too: they make what is compared".into());
+            return Err(
+                "the checks before this one must run too: they make what is compared".into(),
+            );
         }
         let faults = judge(&linux, &ours, &document);
         if faults.is_empty() {

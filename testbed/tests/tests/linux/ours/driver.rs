@@ -67,10 +67,13 @@ impl Ours {
     async fn call(&self, datagrams: bool) -> Result<(), Error> {
         let deadline = self.node.deadline();
         loop {
-            let stream = TcpStream::connect(("127.0.0.1", self.forwarded)).map_err(|_| Error::StreamEnded)?;
+            let stream = TcpStream::connect(("127.0.0.1", self.forwarded))
+                .map_err(|_| Error::StreamEnded)?;
             let stream = Tcp::new(stream, &self.node.platform)?;
             match self.play(stream, datagrams, Side::Client).await {
-                Err(Error::StreamEnded) => self.node.pause(deadline, Wait::Stream, LOOK * 100).await?,
+                Err(Error::StreamEnded) => {
+                    self.node.pause(deadline, Wait::Stream, LOOK * 100).await?
+                }
                 ended => return ended,
             }
         }
@@ -92,7 +95,9 @@ impl Ours {
         let deadline = self.node.deadline();
         loop {
             match rping::client(&self.node, &call, PINGS).await {
-                Err(Error::Refused(_)) => self.node.pause(deadline, Wait::Stream, LOOK * 100).await?,
+                Err(Error::Refused(_)) => {
+                    self.node.pause(deadline, Wait::Stream, LOOK * 100).await?
+                }
                 ended => return ended,
             }
         }

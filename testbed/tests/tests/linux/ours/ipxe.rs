@@ -36,7 +36,10 @@ pub(crate) fn link_comes_up(folder: &Path, socket: &Path) -> Result<(), String> 
     let deadline = Instant::now() + PATIENCE;
     let text = loop {
         let text = String::from_utf8_lossy(&fs::read(&said).unwrap_or_default()).into_owned();
-        let ended = child.try_wait().map_err(|error| error.to_string())?.is_some();
+        let ended = child
+            .try_wait()
+            .map_err(|error| error.to_string())?
+            .is_some();
         if text.contains(END) || ended || Instant::now() >= deadline {
             break text;
         }
@@ -62,7 +65,12 @@ fn qemu(folder: &Path, socket: &Path, said: &Path) -> Result<Command, String> {
     let boot = disk.join("EFI/BOOT");
     let variables = folder.join("variables");
     fs::create_dir_all(&boot)
-        .and_then(|()| fs::copy(root.join("usr/lib/ipxe/ipxe-amd64.efi"), boot.join("BOOTX64.EFI")))
+        .and_then(|()| {
+            fs::copy(
+                root.join("usr/lib/ipxe/ipxe-amd64.efi"),
+                boot.join("BOOTX64.EFI"),
+            )
+        })
         .and_then(|_| fs::write(disk.join("autoexec.ipxe"), script()))
         .and_then(|()| fs::copy(root.join("usr/share/OVMF/OVMF_VARS_4M.fd"), &variables))
         .map_err(|error| format!("iPXE's disk: {error}"))?;

@@ -19,7 +19,9 @@ pub(crate) struct Tcp {
 
 impl Tcp {
     pub(crate) fn new(stream: TcpStream, clock: &Machine) -> Result<Self, Error> {
-        stream.set_nonblocking(true).map_err(|_| Error::StreamEnded)?;
+        stream
+            .set_nonblocking(true)
+            .map_err(|_| Error::StreamEnded)?;
         let clock = clock.clone();
         Ok(Self { stream, clock })
     }
