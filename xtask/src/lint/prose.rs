@@ -26,17 +26,21 @@ pub(super) fn faults(file: &Path) -> Result<Vec<String>> {
 
 fn faults_of(text: &str) -> Vec<(usize, String)> {
     let mut faults = Vec::new();
-    let mut before = None;
+    let (mut before, mut drawn) = (None, false);
     for (index, line) in text.lines().enumerate() {
         let comment = Comment::of(line);
         if let Some(Comment { kind, words }) = comment {
-            let opens = before != Some(kind) && kind != "//";
-            if let Some(question) = opens.then(|| question(words)).flatten() {
+            let opens = before != Some(kind);
+            let is_summary = opens && kind != "//";
+            if let Some(question) = is_summary.then(|| question(words)).flatten() {
                 let fault =
                     format!("a summary begins with {question:?}; say what the item is or does");
                 faults.push((index + 1, fault));
             }
-            if is_too_long(line, words) {
+            // Drawings stand between two fences.
+            drawn &= !opens;
+            drawn ^= words.starts_with("```");
+            if !drawn && is_too_long(line, words) {
                 faults.push((
                     index + 1,
                     format!("a comment's line has over {COLUMNS} columns"),
@@ -103,6 +107,10 @@ mod tests {
     fn long_comments_are_found_unless_they_cannot_be_broken() {
         let long = "word ".repeat(30);
         assert_eq!(lines(&format!("// {long}\n")), [1]);
+        assert_eq!(
+            lines(&format!("/// ```\n/// {long}\n/// ```\n/// {long}\n")),
+            [4]
+        );
         assert!(lines(&format!("/// | {long} |\n")).is_empty());
         assert!(lines(&format!("// https://{}\n", "x".repeat(120))).is_empty());
         assert!(lines(&format!("let code = \"{long}\";\n")).is_empty());
