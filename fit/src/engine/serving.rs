@@ -10,7 +10,7 @@ use crate::serve::Incoming;
 
 impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Takes the next message of any peer that is for a handler, copied into `into` (of
-    /// [`Config::message_size`] bytes).
+    /// [`Config::message_size`](crate::Config::message_size) bytes).
     #[inline]
     pub fn poll_request(&mut self, waker: &Waker, into: &mut [u8]) -> Poll<Incoming> {
         for _ in 0..self.links.len() {
