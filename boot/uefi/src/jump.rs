@@ -33,7 +33,7 @@ pub(crate) unsafe fn enter(root: u64, entry: u64, record: u64) -> ! {
         asm!(
             "cli",
             "mov rax, cr4",
-            "and rax, {cr4_keep}",
+            "and rax, r9",
             "mov cr4, rax",
             "mov ecx, 0xc0000080",
             "rdmsr",
@@ -44,12 +44,13 @@ pub(crate) unsafe fn enter(root: u64, entry: u64, record: u64) -> ! {
             "or rax, {wp}",
             "mov cr0, rax",
             "jmp r8",
-            cr4_keep = in(reg) !CR4_OFF,
             nxe = const NO_EXECUTE,
             wp = const WRITE_PROTECT,
             in("rsi") root,
             in("rdi") record,
             in("r8") entry,
+            // Named, as the code above overwrites registers that a free choice could fall on.
+            in("r9") !CR4_OFF,
             options(noreturn),
         )
     }
