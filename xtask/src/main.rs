@@ -7,6 +7,7 @@
 //! * [`linux`]: starts Linux guests on a modelled fabric.
 //! * [`nodes`]: starts nodes of FIT, and kills, stops and unplugs them on request.
 //! * [`build_image`]: builds the unikernels.
+//! * [`pxe`]: makes the files of a boot server for a rack.
 //! * [`mod@test`]: runs every check and test.
 //! * [`mod@bench`]: runs the benchmarks.
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
@@ -35,6 +36,7 @@ mod lint;
 mod linux;
 mod nodes;
 mod project;
+mod pxe;
 mod qemu;
 mod run;
 mod sim;
@@ -60,6 +62,7 @@ enum Command {
     Linux(linux::Args),
     Nodes(nodes::Args),
     BuildImage(build_image::Args),
+    Pxe(pxe::Args),
     Conformance(conformance::Args),
     Test(test::Args),
     Bench(bench::Args),
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Linux(args) => return linux::main(args),
         Command::Nodes(args) => return nodes::main(args),
         Command::BuildImage(args) => args.run(),
+        Command::Pxe(args) => args.run(),
         Command::Conformance(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Bench(args) => args.run(),

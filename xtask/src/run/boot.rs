@@ -18,19 +18,19 @@ const PROCESSOR: [&str; 6] = ["pcache", "ways", "policy", "mechanism", "prefetch
 
 /// An option for the kernel command line of some components.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct BootOption {
+pub(crate) struct BootOption {
     /// None for all.
     role: Option<Role>,
-    pub(super) key: String,
-    pub(super) value: Option<String>,
+    pub(crate) key: String,
+    pub(crate) value: Option<String>,
 }
 
 impl BootOption {
-    pub(super) fn is_for(&self, role: Role) -> bool {
+    pub(crate) fn is_for(&self, role: Role) -> bool {
         self.role.is_none_or(|only| only == role)
     }
 
-    pub(super) fn add_to(&self, line: &mut CommandLine) {
+    pub(crate) fn add_to(&self, line: &mut CommandLine) {
         match &self.value {
             Some(value) => line.option(&self.key, value),
             None => line.flag(&self.key),

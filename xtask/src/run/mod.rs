@@ -6,7 +6,7 @@
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
 
-mod boot;
+pub(crate) mod boot;
 mod cluster;
 mod console;
 mod demo;
