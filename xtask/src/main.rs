@@ -8,6 +8,7 @@
 //! * [`nodes`]: starts nodes of FIT, and kills, stops and unplugs them on request.
 //! * [`build_image`]: builds the unikernels.
 //! * [`pxe`]: makes the files of a boot server for a rack.
+//! * [`passthrough`]: runs a role in a machine that has a card of this host's.
 //! * [`mod@test`]: runs every check and test.
 //! * [`mod@bench`]: runs the benchmarks.
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
@@ -35,6 +36,7 @@ mod ipxe;
 mod lint;
 mod linux;
 mod nodes;
+mod passthrough;
 mod project;
 mod pxe;
 mod qemu;
@@ -63,6 +65,7 @@ enum Command {
     Nodes(nodes::Args),
     BuildImage(build_image::Args),
     Pxe(pxe::Args),
+    Passthrough(passthrough::Args),
     Conformance(conformance::Args),
     Test(test::Args),
     Bench(bench::Args),
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Nodes(args) => return nodes::main(args),
         Command::BuildImage(args) => args.run(),
         Command::Pxe(args) => args.run(),
+        Command::Passthrough(args) => args.run(),
         Command::Conformance(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Bench(args) => args.run(),

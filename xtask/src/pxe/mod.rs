@@ -6,7 +6,8 @@
 //! * [`http`]: the HTTP server beside dnsmasq.
 //!
 //! Left out: firmware of legacy BIOS, IPv6, a DHCP server that is there already (its entries can be
-//! copied from the configuration), more than one interface.
+//! copied from the configuration), more than one interface. SIGKILL of this program leaves dnsmasq
+//! running: Linux forgets the signal of a dead parent when dnsmasq changes its user.
 
 mod cluster;
 mod dnsmasq;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::http::Server;
 use super::tree::{self, Owner, Tree};
-use super::{cluster, dnsmasq, find_dnsmasq, report, serve};
+use super::{cluster, dnsmasq, find_dnsmasq, log_file, report, serve};
 
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -238,6 +238,7 @@ fn files_are_the_owner_s_alone_and_their_names_can_t_be_guessed() {
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o7777;
     assert_eq!(mode(&first.files), 0o700);
     assert_eq!(mode(&first.configuration), 0o600);
+    assert_eq!(mode(&log_file(&folder.0.join("out"))), 0o600);
     for names in &first.names {
         for name in [names.loader(), names.script()] {
             assert_eq!(mode(&first.files.join(&name)), 0o600, "{name}");

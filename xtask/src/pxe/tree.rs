@@ -106,6 +106,8 @@ pub(super) fn write(
     let configuration = out.join(CONFIGURATION);
     let text = dnsmasq::configuration(cluster, &names, &files, &owner.name);
     write_file(&configuration, &text, owner)?;
+    // dnsmasq tells the files' names in its log.
+    write_file(&super::log_file(&out), "", owner)?;
     hand_over(&files, 0o700, owner)?;
     Ok(Tree {
         configuration,

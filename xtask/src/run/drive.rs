@@ -64,6 +64,17 @@ impl DriveArgs {
 }
 
 impl Drive {
+    /// Returns a disk that exists and outlives the run.
+    pub(crate) fn existing(file: PathBuf) -> Self {
+        Self {
+            file,
+            make: false,
+            room: 0,
+            kept: true,
+            read_only: false,
+        }
+    }
+
     /// Gives QEMU the disk. The host's cache is flushed when S flushes, unless the disk does not
     /// outlive the run anyway.
     pub(crate) fn add_to(&self, command: &mut Command) {

@@ -8,16 +8,16 @@
 
 pub(crate) mod boot;
 mod cluster;
-mod console;
+pub(crate) mod console;
 mod demo;
 mod disk;
-mod drive;
+pub(crate) mod drive;
 mod media;
 mod report;
 mod root;
-mod start;
+pub(crate) mod start;
 mod terminal;
-mod vm;
+pub(crate) mod vm;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

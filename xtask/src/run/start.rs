@@ -46,7 +46,7 @@ fn name(variable: &OsStr) -> &[u8] {
 }
 
 /// Returns what is to run.
-pub(super) fn start(program: &[OsString], own_env: &[OsString], folder: &OsStr) -> Start {
+pub(crate) fn start(program: &[OsString], own_env: &[OsString], folder: &OsStr) -> Start {
     let bytes = |words: &[OsString]| words.iter().map(|word| word.as_bytes().to_vec()).collect();
     Start {
         folder: folder.as_bytes().to_vec(),
@@ -60,7 +60,7 @@ pub(super) fn start(program: &[OsString], own_env: &[OsString], folder: &OsStr) 
 /// then, which answer each call as Linux's do.
 ///
 /// Only where the input is a terminal of ours are the outputs one: it is then raw, and P edits.
-pub(super) fn sources(terminal: Option<&Terminal>) -> [Source; 3] {
+pub(crate) fn sources(terminal: Option<&Terminal>) -> [Source; 3] {
     let own = [stdin(), stdout(), stderr()];
     own.map(|stream| match terminal {
         Some(_) if isatty(stream) => Source::Terminal,
@@ -81,7 +81,7 @@ fn source(stream: BorrowedFd<'_>) -> Source {
 }
 
 /// Returns our own streams; the trace of calls goes to standard error unless it has a file.
-pub(super) fn streams(
+pub(crate) fn streams(
     trace: Option<std::fs::File>,
     terminal: Option<&Terminal>,
 ) -> Result<Streams> {

@@ -15,7 +15,7 @@ use rustix::termios::{
 };
 
 /// The terminal that our standard input is.
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     file: File,
 }
 

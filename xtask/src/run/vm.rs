@@ -69,7 +69,7 @@ impl Vm<'_> {
 
     /// Adds a virtio serial device with one port, the console channel, whose other end is QEMU's
     /// standard input.
-    fn console(command: &mut Command) {
+    pub(crate) fn console(command: &mut Command) {
         command.args(["-chardev", "socket,id=console,fd=0"]);
         command.args([
             "-device",

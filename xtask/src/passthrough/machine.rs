@@ -1,0 +1,112 @@
+//! QEMU's command line for a machine that has a card of the host's.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::bdf::Bdf;
+use crate::bed::machine::file_chardev;
+use crate::build_image::Role;
+use crate::run::drive::Drive;
+use crate::run::vm::Vm;
+
+/// A machine under KVM.
+pub(super) struct Machine<'a> {
+    pub(super) role: Role,
+    /// The card.
+    pub(super) bdf: Bdf,
+    /// Bytes of its memory.
+    pub(super) memory: u64,
+    /// KiB of a huge page.
+    pub(super) page: u64,
+    /// NUMA node of its memory.
+    pub(super) node: Option<u32>,
+    pub(super) cpus: usize,
+    pub(super) image: &'a Path,
+    pub(super) command_line: &'a str,
+    /// S's disk.
+    pub(super) disk: Option<&'a Path>,
+    /// File for the kernel log.
+    pub(super) log: &'a Path,
+}
+
+impl Machine<'_> {
+    /// Adds the machine to QEMU's command.
+    pub(super) fn add_to(&self, command: &mut Command) {
+        let name = self.role.name();
+        // Threads with names are found for pinning.
+        command.args(["-name", &format!("tessera-{name},debug-threads=on")]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        command.args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-machine",
+            "q35,memory-backend=mem",
+        ]);
+        let size = format!("{}K", self.memory >> 10);
+        let page = self.page;
+        let mut memory = format!(
+            "memory-backend-memfd,id=mem,size={size},share=on,hugetlb=on,hugetlbsize={page}K,prealloc=on"
+        );
+        if let Some(node) = self.node {
+            memory += &format!(",host-nodes={node},policy=bind");
+        }
+        command.args([
+            "-object",
+            &memory,
+            "-m",
+            &size,
+            "-smp",
+            &self.cpus.to_string(),
+        ]);
+        command
+            .arg("-kernel")
+            .arg(self.image)
+            .args(["-append", self.command_line]);
+        // Without the card's option ROM, whose PXE client would start first.
+        let card = format!("vfio-pci,host={},addr=0x8,rombar=0", self.bdf);
+        command.args(["-device", &card]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        file_chardev(command, "log", self.log, None);
+        command.args(["-serial", "chardev:log"]);
+        match self.role {
+            Role::Processor => Vm::console(command),
+            Role::Storage => {
+                if let Some(disk) = self.disk {
+                    Drive::existing(disk.into()).add_to(command);
+                }
+            }
+            Role::Memory => {}
+        }
+    }
+}
+
+/// Returns a command as a shell takes it, with the value of `key=` left out.
+pub(super) fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words = words.map(|word| quoted(&without_key(&word.to_string_lossy())));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn without_key(word: &str) -> String {
+    let token = |token: &str| match token.starts_with("key=") {
+        true => "key=…".to_owned(),
+        false => token.to_owned(),
+    };
+    word.split(' ').map(token).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=,./:%+@".contains(&byte);
+    match !word.is_empty() && word.bytes().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}

@@ -1,0 +1,533 @@
+//! Tests on a sysfs in a temporary folder, with a kernel that does what Linux does on writes.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::bdf::Bdf;
+use super::bind::Bound;
+use super::check::{self, Finding, Needs};
+use super::host::{Host, Kernel};
+use super::machine::{Machine, shown};
+use super::pin;
+use crate::build_image::Role;
+
+const CARD: &str = "0000:04:00.0";
+const NEIGHBOUR: &str = "0000:04:00.1";
+
+/// A host in a temporary folder, removed at the end.
+struct Fake {
+    folder: PathBuf,
+    writes: RefCell<Vec<String>>,
+    /// Driver whose probe fails.
+    broken: Option<&'static str>,
+}
+
+impl Fake {
+    /// Returns a host that has everything: a card with mlx4_core, alone with a bridge in its group.
+    fn new(name: &str) -> Self {
+        let name = format!("tessera-passthrough-{}-{name}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&folder);
+        let fake = Self {
+            folder,
+            writes: RefCell::default(),
+            broken: None,
+        };
+        for driver in ["vfio-pci", "mlx4_core", "pcieport", "nvme"] {
+            let driver = format!("sys/bus/pci/drivers/{driver}");
+            fake.put(&format!("{driver}/bind"), "");
+            fake.put(&format!("{driver}/unbind"), "");
+        }
+        fake.put("sys/bus/pci/drivers_probe", "");
+        fake.device(CARD, "0x1003", "0x020700", Some("mlx4_core"));
+        fake.device("0000:00:03.0", "0x2f08", "0x060400", Some("pcieport"));
+        fake.put("sys/class/iommu/dmar0/x", "");
+        fake.put(
+            "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages",
+            "9",
+        );
+        fake.put(
+            "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages",
+            "64",
+        );
+        let pages = "sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages";
+        fake.put(pages, "66\n");
+        fake.put("sys/devices/system/cpu/online", "0-11\n");
+        fake.put("dev/kvm", "");
+        fake
+    }
+
+    fn host(&self) -> Host {
+        let at = |name: &str| self.folder.join(name);
+        Host {
+            sysfs: at("sys"),
+            dev: at("dev"),
+            proc: at("proc"),
+        }
+    }
+
+    fn put(&self, path: &str, text: &str) {
+        let path = self.folder.join(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(path, text).expect("written");
+    }
+
+    fn remove(&self, path: &str) {
+        let path = self.folder.join(path);
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        };
+        removed.expect("it was there");
+    }
+
+    fn at(&self, bdf: &str) -> PathBuf {
+        self.folder.join("sys/bus/pci/devices").join(bdf)
+    }
+
+    /// Adds a function to the one group.
+    fn device(&self, bdf: &str, device: &str, class: &str, driver: Option<&str>) {
+        let folder = format!("sys/bus/pci/devices/{bdf}");
+        for (name, text) in [
+            ("vendor", "0x15b3\n"),
+            ("device", device),
+            ("class", class),
+            ("numa_node", "1\n"),
+            ("local_cpulist", "8-15\n"),
+            ("driver_override", "(null)\n"),
+        ] {
+            self.put(&format!("{folder}/{name}"), text);
+        }
+        let group = self.folder.join("sys/kernel/iommu_groups/7/devices");
+        fs::create_dir_all(&group).expect("made");
+        symlink(self.at(bdf), group.join(bdf)).expect("a member");
+        let group = group.parent().expect("a folder");
+        symlink(group, self.at(bdf).join("iommu_group")).expect("a group");
+        self.bind(bdf, driver);
+    }
+
+    fn bind(&self, bdf: &str, driver: Option<&str>) {
+        let link = self.at(bdf).join("driver");
+        let _ = fs::remove_file(&link);
+        if let Some(driver) = driver {
+            let driver = self.folder.join("sys/bus/pci/drivers").join(driver);
+            symlink(driver, link).expect("bound");
+        }
+    }
+
+    fn driver(&self, bdf: &str) -> Option<String> {
+        self.host().driver(&self.at(bdf))
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let needs = Needs {
+            bdf: card(),
+            memory: 128 << 20,
+            page: 2048,
+            node: Some(1),
+        };
+        check::all(&self.host(), &needs)
+    }
+
+    /// Returns the names and texts of the missing conditions.
+    fn missing(&self) -> Vec<(&'static str, String)> {
+        let findings = self.findings().into_iter().filter(Finding::fails);
+        findings
+            .map(|finding| (finding.name, finding.to_string()))
+            .collect()
+    }
+
+    fn writes(&self) -> Vec<String> {
+        self.writes.take()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Kernel for Fake {
+    fn write(&self, attribute: &Path, text: &str) -> io::Result<()> {
+        // As Linux opens them: through links, and none is made.
+        let real = fs::canonicalize(attribute)?;
+        let real = real
+            .strip_prefix(&fs::canonicalize(&self.folder)?)
+            .map_err(io::Error::other)?;
+        let real = real.display().to_string().replace("sys/bus/pci/", "");
+        self.writes
+            .borrow_mut()
+            .push(format!("{real}={}", text.trim()));
+        let refused = || Err(io::ErrorKind::NotFound.into());
+        let bdf = text.trim();
+        match real.rsplit('/').next().unwrap_or_default() {
+            "driver_override" => {
+                fs::write(attribute, if bdf.is_empty() { "(null)\n" } else { text })
+            }
+            "unbind" => {
+                let driver = self.driver(bdf);
+                if driver.is_none_or(|driver| !real.starts_with(&format!("drivers/{driver}/"))) {
+                    return refused();
+                }
+                self.bind(bdf, None);
+                Ok(())
+            }
+            "bind" | "drivers_probe" => {
+                let wanted = fs::read_to_string(self.at(bdf).join("driver_override"))?;
+                let wanted = match wanted.trim() {
+                    "(null)" => "mlx4_core",
+                    wanted => wanted,
+                };
+                let right = real == "drivers_probe" || real == format!("drivers/{wanted}/bind");
+                if self.driver(bdf).is_some() || !right {
+                    return refused();
+                }
+                // A probe that fails is no error of the write to drivers_probe.
+                if self.broken != Some(wanted) {
+                    self.bind(bdf, Some(wanted));
+                }
+                Ok(())
+            }
+            _ => refused(),
+        }
+    }
+}
+
+fn card() -> Bdf {
+    CARD.parse().expect("an address")
+}
+
+#[test]
+fn a_host_that_has_everything_misses_nothing() {
+    let fake = Fake::new("good");
+    assert_eq!(fake.missing(), []);
+    let text: Vec<String> = fake.findings().iter().map(Finding::to_string).collect();
+    let text = text.join("\n");
+    assert!(text.contains("mlx4_core loses the card"), "{text}");
+    assert!(text.contains("64 of 2048 KiB on NUMA node 1"), "{text}");
+}
+
+#[test]
+fn each_missing_condition_has_its_line_and_remedy() {
+    type Break = fn(&Fake);
+    let cases: [(&str, Break, &str, &str); 14] = [
+        (
+            "device",
+            |fake| fake.remove(&format!("sys/bus/pci/devices/{CARD}")),
+            "no PCI device",
+            "no ConnectX-3",
+        ),
+        (
+            "device",
+            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1017"),
+            "15b3:1017",
+            "no ConnectX-3",
+        ),
+        (
+            "device",
+            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1004"),
+            "virtual",
+            "physical",
+        ),
+        (
+            "function",
+            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/physfn/x"), ""),
+            "virtual",
+            "physical",
+        ),
+        (
+            "function",
+            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/sriov_numvfs"), "4\n"),
+            "4 virtual",
+            "echo 0 >",
+        ),
+        (
+            "IOMMU",
+            |fake| fake.remove("sys/class/iommu/dmar0"),
+            "no IOMMU",
+            "intel_iommu=on",
+        ),
+        (
+            "IOMMU group",
+            |fake| fake.device(NEIGHBOUR, "0x1", "0x010802", Some("nvme")),
+            "0000:04:00.1 (nvme)",
+            "slot",
+        ),
+        (
+            "interfaces",
+            |fake| {
+                fake.put(
+                    &format!("sys/bus/pci/devices/{CARD}/net/ib0/operstate"),
+                    "up\n",
+                )
+            },
+            "ib0",
+            "ip link set ib0 down",
+        ),
+        (
+            "rights",
+            |fake| fake.remove(&format!("sys/bus/pci/devices/{CARD}/driver_override")),
+            "may not bind",
+            "root",
+        ),
+        (
+            "vfio-pci",
+            |fake| fake.remove("sys/bus/pci/drivers/vfio-pci"),
+            "not loaded",
+            "modprobe vfio-pci",
+        ),
+        (
+            "huge pages",
+            |fake| {
+                fake.put(
+                    "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages",
+                    "60\n",
+                )
+            },
+            "60 are free",
+            "echo 70 >",
+        ),
+        (
+            "huge pages",
+            |fake| fake.remove("sys/devices/system/node/node1/hugepages"),
+            "no huge pages",
+            "--huge-pages",
+        ),
+        ("KVM", |fake| fake.remove("dev/kvm"), "no ", "VT-x"),
+        (
+            "device",
+            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/vendor"), "garbage"),
+            "no PCI device",
+            "ConnectX-3",
+        ),
+    ];
+    for (index, (name, break_it, fault, remedy)) in cases.into_iter().enumerate() {
+        let fake = Fake::new(&format!("case-{index}"));
+        break_it(&fake);
+        let missing = fake.missing();
+        assert_eq!(missing.len(), 1, "{name}: {missing:?}");
+        let (found, text) = &missing[0];
+        assert!(
+            *found == name && text.contains(fault) && text.contains(remedy),
+            "{name}: {text}"
+        );
+    }
+}
+
+#[test]
+fn all_missing_conditions_are_listed_at_once() {
+    let fake = Fake::new("bare");
+    fake.device(NEIGHBOUR, "0x1007", "0x020700", None);
+    for path in [
+        "sys/class",
+        "sys/kernel/mm",
+        "sys/devices",
+        "dev",
+        "sys/bus/pci/drivers/vfio-pci",
+    ] {
+        fake.remove(path);
+    }
+    fake.remove(&format!("sys/bus/pci/devices/{CARD}"));
+    let missing = fake.missing();
+    let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["device", "IOMMU", "vfio-pci", "huge pages", "KVM"]);
+    assert!(
+        missing[0].1.contains(NEIGHBOUR),
+        "the other card is not named: {}",
+        missing[0].1
+    );
+}
+
+#[test]
+fn qemu_may_be_installed_fetched_or_missing() {
+    let found = check::of_qemu(Some(Path::new("/usr/bin/qemu-system-x86_64")), false);
+    assert!(!found.fails() && found.to_string().contains("/usr/bin/qemu-system-x86_64"));
+    assert!(!check::of_qemu(None, true).fails());
+    let missing = check::of_qemu(None, false);
+    assert!(
+        missing.fails() && missing.to_string().contains("install QEMU"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn members_without_a_driver_and_bridges_do_not_matter() {
+    let fake = Fake::new("group");
+    fake.device(NEIGHBOUR, "0x1", "0x010802", None);
+    fake.device("0000:04:00.2", "0x1", "0x010802", Some("vfio-pci"));
+    assert_eq!(fake.missing(), []);
+}
+
+#[test]
+fn a_card_is_bound_and_given_back() {
+    let fake = Fake::new("bind");
+    let host = fake.host();
+    let bound = Bound::new(&host, &fake, card()).expect("bound");
+    assert_eq!(fake.driver(CARD).as_deref(), Some("vfio-pci"));
+    let writes = fake.writes();
+    let device = format!("devices/{CARD}");
+    assert_eq!(
+        writes,
+        [
+            format!("{device}/driver_override=vfio-pci"),
+            format!("drivers/mlx4_core/unbind={CARD}"),
+            format!("drivers_probe={CARD}"),
+        ]
+    );
+    bound.give_back().expect("given back");
+    assert_eq!(fake.driver(CARD).as_deref(), Some("mlx4_core"));
+    assert_eq!(
+        fake.writes(),
+        [
+            format!("{device}/driver_override="),
+            format!("drivers/vfio-pci/unbind={CARD}"),
+            format!("drivers/mlx4_core/bind={CARD}"),
+        ]
+    );
+}
+
+#[test]
+fn a_card_is_given_back_on_a_panic_too() {
+    let fake = Fake::new("panic");
+    let host = fake.host();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _bound = Bound::new(&host, &fake, card()).expect("bound");
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(fake.driver(CARD).as_deref(), Some("mlx4_core"));
+}
+
+#[test]
+fn a_card_that_vfio_refuses_goes_back_at_once() {
+    let mut fake = Fake::new("refused");
+    fake.broken = Some("vfio-pci");
+    let host = fake.host();
+    let error = Bound::new(&host, &fake, card()).err().expect("refused");
+    assert!(
+        format!("{error:#}").contains("bound to no driver"),
+        "{error:#}"
+    );
+    assert_eq!(fake.driver(CARD).as_deref(), Some("mlx4_core"));
+    let text = fs::read_to_string(fake.at(CARD).join("driver_override")).expect("there");
+    assert_eq!(text, "(null)\n");
+}
+
+#[test]
+fn a_card_that_its_driver_does_not_take_back_is_told() {
+    let mut fake = Fake::new("lost");
+    fake.broken = Some("mlx4_core");
+    let host = fake.host();
+    let bound = Bound::new(&host, &fake, card()).expect("bound");
+    let error = format!("{:#}", bound.give_back().expect_err("not taken"));
+    assert!(error.contains("was not given back to mlx4_core"), "{error}");
+    assert!(error.contains(&format!("echo {CARD} >")), "{error}");
+}
+
+#[test]
+fn what_was_so_before_stays_so() {
+    let fake = Fake::new("before");
+    let host = fake.host();
+    // A card of vfio-pci's already.
+    fake.bind(CARD, Some("vfio-pci"));
+    Bound::new(&host, &fake, card())
+        .expect("bound")
+        .give_back()
+        .expect("left");
+    assert_eq!(fake.driver(CARD).as_deref(), Some("vfio-pci"));
+    assert_eq!(fake.writes(), Vec::<String>::new());
+    // One without a driver, with an override of the user's.
+    fake.bind(CARD, None);
+    fs::write(fake.at(CARD).join("driver_override"), "nvme\n").expect("written");
+    Bound::new(&host, &fake, card())
+        .expect("bound")
+        .give_back()
+        .expect("left");
+    assert_eq!(fake.driver(CARD), None);
+    let text = fs::read_to_string(fake.at(CARD).join("driver_override")).expect("there");
+    assert_eq!(text, "nvme\n");
+}
+
+#[test]
+fn the_command_has_huge_pages_the_card_and_no_key_on_the_screen() {
+    let machine = Machine {
+        role: Role::Processor,
+        bdf: card(),
+        memory: 4 << 30,
+        page: 1 << 20,
+        node: Some(1),
+        cpus: 3,
+        image: Path::new("/images/it's.elf"),
+        command_line: "cluster=c key=00ff pollers=2",
+        disk: None,
+        log: Path::new("/tmp/log"),
+    };
+    let mut command = Command::new("qemu");
+    machine.add_to(&mut command);
+    let text = shown(&command);
+    for part in [
+        "-accel kvm -cpu host",
+        "size=4194304K,share=on,hugetlb=on,hugetlbsize=1048576K,prealloc=on,host-nodes=1,policy=bind",
+        "-m 4194304K -smp 3",
+        r"-kernel '/images/it'\''s.elf' -append 'cluster=c key=…",
+        "-device vfio-pci,host=0000:04:00.0,addr=0x8,rombar=0",
+        "virtserialport",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(!text.contains("00ff"), "{text}");
+    let args: Vec<_> = command.get_args().collect();
+    assert!(
+        args.contains(&"cluster=c key=00ff pollers=2".as_ref()),
+        "QEMU needs the key"
+    );
+}
+
+#[test]
+fn threads_of_virtual_cpus_are_found_and_pinned() {
+    let fake = Fake::new("pin");
+    let own = rustix::thread::gettid().as_raw_nonzero().get();
+    for (thread, name) in [
+        (own, "CPU 0/KVM"),
+        (77, "worker"),
+        (78, "CPU x/KVM"),
+        (79, "qemu"),
+    ] {
+        fake.put(&format!("proc/5/task/{thread}/comm"), &format!("{name}\n"));
+    }
+    let threads = pin::threads(&fake.host().proc, 5);
+    assert_eq!(threads.into_iter().collect::<Vec<_>>(), [(0, own)]);
+    assert!(pin::threads(&fake.host().proc, 6).is_empty());
+
+    let before = rustix::thread::sched_getaffinity(None).expect("affinity");
+    let core = (0..rustix::thread::CpuSet::MAX_CPU).find(|core| before.is_set(*core));
+    let core = core.expect("a core");
+    pin::pin(&[(0, own)].into(), &[core]).expect("pinned");
+    let now = rustix::thread::sched_getaffinity(None).expect("affinity");
+    assert!(now.is_set(core) && now.count() == 1);
+    pin::pin(&[(1, own)].into(), &[core]).expect_err("no core for it");
+}
+
+#[test]
+fn cores_are_those_named_or_the_last_near_the_card() {
+    assert_eq!(pin::choose(Some(&[1, 5]), &[8, 9], 2), [1, 5]);
+    assert_eq!(pin::choose(None, &[8, 9, 10, 11], 2), [10, 11]);
+    assert!(
+        pin::choose(None, &[8, 9], 2).is_empty(),
+        "none is left to the host"
+    );
+    let fake = Fake::new("cores");
+    let found = |cores: &[usize]| check::of_cores(&fake.host(), cores);
+    assert!(!found(&[10, 11]).fails() && !found(&[]).fails());
+    let missing = found(&[11, 12]);
+    assert!(
+        missing.fails() && missing.to_string().contains("cores 12 are"),
+        "{missing}"
+    );
+}
