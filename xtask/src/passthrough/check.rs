@@ -138,10 +138,10 @@ fn of_device(host: &Host, bdf: Bdf) -> State {
                 .is_some_and(|(vendor, device)| vendor == VENDOR && CARDS.contains(&device))
         };
         let cards: Vec<String> = host::names(&all).into_iter().filter(is_card).collect();
-        match cards.is_empty() {
-            true => "this host has no ConnectX-3; is the card in its slot, and the slot on in the setup?".into(),
-            false => format!("this host's ConnectX-3 are {}", cards.join(", ")),
+        if cards.is_empty() {
+            return "this host has no ConnectX-3: see that its slot is on in the setup".to_owned();
         }
+        format!("this host's ConnectX-3 are {}", cards.join(", "))
     };
     match id(&device) {
         Some((VENDOR, device)) if CARDS.contains(&device) => {

@@ -53,7 +53,8 @@ impl Machine<'_> {
         let size = format!("{}K", self.memory >> 10);
         let page = self.page;
         let mut memory = format!(
-            "memory-backend-memfd,id=mem,size={size},share=on,hugetlb=on,hugetlbsize={page}K,prealloc=on"
+            "memory-backend-memfd,id=mem,size={size},share=on,prealloc=on,\
+             hugetlb=on,hugetlbsize={page}K"
         );
         if let Some(node) = self.node {
             memory += &format!(",host-nodes={node},policy=bind");

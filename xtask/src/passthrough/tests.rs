@@ -473,7 +473,8 @@ fn the_command_has_huge_pages_the_card_and_no_key_on_the_screen() {
     let text = shown(&command);
     for part in [
         "-accel kvm -cpu host",
-        "size=4194304K,share=on,hugetlb=on,hugetlbsize=1048576K,prealloc=on,host-nodes=1,policy=bind",
+        "-object memory-backend-memfd,id=mem,size=4194304K,share=on,prealloc=on,",
+        "hugetlb=on,hugetlbsize=1048576K,host-nodes=1,policy=bind",
         "-m 4194304K -smp 3",
         r"-kernel '/images/it'\''s.elf' -append 'cluster=c key=…",
         "-device vfio-pci,host=0000:04:00.0,addr=0x8,rombar=0",

@@ -34,7 +34,7 @@ impl<'a> Faults<'a> {
         let span = error.span().unwrap_or_default();
         let key = field(error.message()).or_else(|| self.key_at(span.start));
         // The error's own display would show the line, which may hold the cluster's key.
-        self.add(&span, &key.unwrap_or("syntax").to_owned(), error.message());
+        self.add(&span, key.unwrap_or("syntax"), error.message());
     }
 
     /// Returns their number.

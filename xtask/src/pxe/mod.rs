@@ -1,7 +1,7 @@
 //! `pxe`: the files and the configuration of a boot server, from the description of a cluster.
 //!
-//! * [`file`]: the cluster file as TOML. * [`cluster`]: its meaning, checked. * [`fault`]: faults of
-//!   it, with line and key. * [`mac`]: MAC addresses.
+//! * [`mod@file`]: the cluster file as TOML. * [`cluster`]: its meaning, checked.
+//! * [`fault`]: faults of the file, with line and key. * [`mac`]: MAC addresses.
 //! * [`dnsmasq`]: the configuration. * [`tree`]: the files. * [`serve`]: the running server.
 //! * [`http`]: the HTTP server beside dnsmasq.
 //!
@@ -34,6 +34,14 @@ use crate::tools::{self, quiet};
 
 /// User that Debian and others make for dnsmasq.
 const DEFAULT_USER: &str = "dnsmasq";
+
+/// Words on what keeps the key, and from whom.
+const RISK: &str = "\
+Each loader holds the cluster's key. TFTP and HTTP give a file to anybody who knows its name:
+the names are random, and DHCP tells each to one MAC address only. That is no help against
+those who listen on this network or pretend to have that MAC address: the network should be
+the rack's own.
+";
 
 /// Makes the files of a boot server for a cluster, and serves them
 #[derive(clap::Args)]
@@ -139,9 +147,7 @@ fn report(cluster: &Cluster, tree: &Tree, owner: &Owner) -> String {
     {
         text += &format!("\tno {} node: it must come from elsewhere\n", role.name());
     }
-    text += "Each loader holds the cluster's key. TFTP and HTTP give a file to anybody who knows its name:\n\
-             the names are random, and DHCP tells each to one MAC address only. That does not help against\n\
-             those who listen on this network or pretend to have that MAC address: let it be the rack's own.\n";
+    text += RISK;
     text += &format!("Files:\t{}\n", tree.files.display());
     text += &format!(
         "Run:\tdnsmasq --keep-in-foreground --conf-file={}\n",
