@@ -12,7 +12,8 @@ use super::bind::Bound;
 use super::check::{self, Finding, Needs};
 use super::host::{Host, Kernel};
 use super::machine::{Machine, shown};
-use super::pin;
+use super::{Args, pin, watch};
+use crate::bed::process::Process;
 use crate::build_image::Role;
 
 const CARD: &str = "0000:04:00.0";
@@ -531,4 +532,89 @@ fn cores_are_those_named_or_the_last_near_the_card() {
         missing.fails() && missing.to_string().contains("cores 12 are"),
         "{missing}"
     );
+}
+
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// Returns the kernel command line of a passthrough, or the error about its options.
+fn checked(words: &str) -> Result<String, String> {
+    let words = ["passthrough"].into_iter().chain(words.split(' '));
+    let line = <Line as clap::Parser>::try_parse_from(words).map_err(|error| error.to_string())?;
+    line.args.check().map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn options_that_do_not_fit_the_role_are_refused() {
+    let fake = Fake::new("options");
+    let key = "ab".repeat(32);
+    fake.put("key", &format!("{key}\n"));
+    let file = fake.folder.join("key");
+    let of = |role: &str, more: &str| {
+        checked(&format!(
+            "{role} 04:00.0 --cluster c --key-file {}{more}",
+            file.display()
+        ))
+    };
+    let line = of("memory", " --boot workers=4 --boot profile");
+    assert_eq!(line, Ok(format!("cluster=c key={key} workers=4 profile")));
+    assert!(of("storage", " --disk d").is_ok());
+    assert!(
+        of(
+            "processor",
+            " --boot pcache=1G --cpus 2 --cores 4-5 -- /bin/true"
+        )
+        .is_ok()
+    );
+    for (role, more, told) in [
+        ("storage", "", "--disk"),
+        ("memory", " --disk d", "--disk"),
+        ("processor", "", "a program"),
+        ("memory", " -- /bin/true", "a program"),
+        ("memory", " --boot pcache=1G", "has no option"),
+        ("memory", " --memory 3M", "multiple"),
+        ("memory", " --memory 0", "multiple"),
+        ("memory", " --huge-pages 4K", "2M or 1G"),
+        ("memory", " --huge-pages 1G --memory 1536M", "multiple"),
+        ("memory", " --cpus 0", "at least 1"),
+        ("memory", " --cpus 3 --cores 4-5", "2 cores for 3"),
+        ("memory", " --cores 5-4", "no list of cores"),
+        ("all", "", "invalid value"),
+    ] {
+        let error = of(role, more).expect_err(more);
+        assert!(error.contains(told), "{role}{more}: {error}");
+    }
+    fake.put("key", &key[1..]);
+    let error = of("memory", "").expect_err("a short key");
+    assert!(
+        error.contains("64 hexadecimal digits") && !error.contains(&key[1..]),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_machine_s_end_is_told_by_its_status() {
+    let fake = Fake::new("watch");
+    let ended = |status: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("echo why >&2; exit {status}")]);
+        let mut process = Process::start("memory", command, &fake.folder).expect("sh starts");
+        watch(&mut process, &fake.host(), 2, &[0, 0]).map_err(|error| format!("{error:#}"))
+    };
+    // The image's own statuses, see "Leaving" in docs/architecture.md.
+    assert_eq!(ended("1"), Ok(()));
+    for (status, told) in [
+        ("3", "panicked"),
+        ("5", "an error"),
+        ("0", "its QEMU ended"),
+    ] {
+        let error = ended(status).expect_err(status);
+        assert!(
+            error.contains(told) && error.contains("why"),
+            "{status}: {error}"
+        );
+    }
 }
