@@ -214,101 +214,105 @@ fn a_host_that_has_everything_misses_nothing() {
     assert!(text.contains("64 of 2048 KiB on NUMA node 1"), "{text}");
 }
 
+/// Change that takes something from a host.
+type Break = fn(&Fake);
+
+/// Conditions: the name, the change, the fault and the remedy.
+const CASES: [(&str, Break, &str, &str); 14] = [
+    (
+        "device",
+        |fake| fake.remove(&format!("sys/bus/pci/devices/{CARD}")),
+        "no PCI device",
+        "no ConnectX-3",
+    ),
+    (
+        "device",
+        |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1017"),
+        "15b3:1017",
+        "no ConnectX-3",
+    ),
+    (
+        "device",
+        |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1004"),
+        "virtual",
+        "physical",
+    ),
+    (
+        "function",
+        |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/physfn/x"), ""),
+        "virtual",
+        "physical",
+    ),
+    (
+        "function",
+        |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/sriov_numvfs"), "4\n"),
+        "4 virtual",
+        "echo 0 >",
+    ),
+    (
+        "IOMMU",
+        |fake| fake.remove("sys/class/iommu/dmar0"),
+        "no IOMMU",
+        "intel_iommu=on",
+    ),
+    (
+        "IOMMU group",
+        |fake| fake.device(NEIGHBOUR, "0x1", "0x010802", Some("nvme")),
+        "0000:04:00.1 (nvme)",
+        "slot",
+    ),
+    (
+        "interfaces",
+        |fake| {
+            fake.put(
+                &format!("sys/bus/pci/devices/{CARD}/net/ib0/operstate"),
+                "up\n",
+            )
+        },
+        "ib0",
+        "ip link set ib0 down",
+    ),
+    (
+        "rights",
+        |fake| fake.remove(&format!("sys/bus/pci/devices/{CARD}/driver_override")),
+        "may not bind",
+        "root",
+    ),
+    (
+        "vfio-pci",
+        |fake| fake.remove("sys/bus/pci/drivers/vfio-pci"),
+        "not loaded",
+        "modprobe vfio-pci",
+    ),
+    (
+        "huge pages",
+        |fake| {
+            fake.put(
+                "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages",
+                "60\n",
+            )
+        },
+        "60 are free",
+        "echo 70 >",
+    ),
+    (
+        "huge pages",
+        |fake| fake.remove("sys/devices/system/node/node1/hugepages"),
+        "no huge pages",
+        "--huge-pages",
+    ),
+    ("KVM", |fake| fake.remove("dev/kvm"), "no ", "VT-x"),
+    (
+        "device",
+        |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/vendor"), "garbage"),
+        "no PCI device",
+        "ConnectX-3",
+    ),
+];
+
 #[test]
 fn each_missing_condition_has_its_line_and_remedy() {
-    type Break = fn(&Fake);
-    let cases: [(&str, Break, &str, &str); 14] = [
-        (
-            "device",
-            |fake| fake.remove(&format!("sys/bus/pci/devices/{CARD}")),
-            "no PCI device",
-            "no ConnectX-3",
-        ),
-        (
-            "device",
-            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1017"),
-            "15b3:1017",
-            "no ConnectX-3",
-        ),
-        (
-            "device",
-            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1004"),
-            "virtual",
-            "physical",
-        ),
-        (
-            "function",
-            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/physfn/x"), ""),
-            "virtual",
-            "physical",
-        ),
-        (
-            "function",
-            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/sriov_numvfs"), "4\n"),
-            "4 virtual",
-            "echo 0 >",
-        ),
-        (
-            "IOMMU",
-            |fake| fake.remove("sys/class/iommu/dmar0"),
-            "no IOMMU",
-            "intel_iommu=on",
-        ),
-        (
-            "IOMMU group",
-            |fake| fake.device(NEIGHBOUR, "0x1", "0x010802", Some("nvme")),
-            "0000:04:00.1 (nvme)",
-            "slot",
-        ),
-        (
-            "interfaces",
-            |fake| {
-                fake.put(
-                    &format!("sys/bus/pci/devices/{CARD}/net/ib0/operstate"),
-                    "up\n",
-                )
-            },
-            "ib0",
-            "ip link set ib0 down",
-        ),
-        (
-            "rights",
-            |fake| fake.remove(&format!("sys/bus/pci/devices/{CARD}/driver_override")),
-            "may not bind",
-            "root",
-        ),
-        (
-            "vfio-pci",
-            |fake| fake.remove("sys/bus/pci/drivers/vfio-pci"),
-            "not loaded",
-            "modprobe vfio-pci",
-        ),
-        (
-            "huge pages",
-            |fake| {
-                fake.put(
-                    "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages",
-                    "60\n",
-                )
-            },
-            "60 are free",
-            "echo 70 >",
-        ),
-        (
-            "huge pages",
-            |fake| fake.remove("sys/devices/system/node/node1/hugepages"),
-            "no huge pages",
-            "--huge-pages",
-        ),
-        ("KVM", |fake| fake.remove("dev/kvm"), "no ", "VT-x"),
-        (
-            "device",
-            |fake| fake.put(&format!("sys/bus/pci/devices/{CARD}/vendor"), "garbage"),
-            "no PCI device",
-            "ConnectX-3",
-        ),
-    ];
-    for (index, (name, break_it, fault, remedy)) in cases.into_iter().enumerate() {
+    for (index, (name, break_it, fault, remedy)) in CASES.into_iter().enumerate() {
         let fake = Fake::new(&format!("case-{index}"));
         break_it(&fake);
         let missing = fake.missing();

@@ -108,73 +108,76 @@ fn nodes_get_the_command_line_of_their_role() {
     assert!(cluster.warnings.is_empty(), "{:?}", cluster.warnings);
 }
 
+/// Changes of the good file: the text, the new text, and the line, key and words of the fault.
+const FAULTS: [(&str, &str, u32, &str, &str); 21] = [
+    (
+        "role = \"memory\"",
+        "role = \"disk\"",
+        21,
+        "node.role",
+        "no role",
+    ),
+    ("00:00:01", "00:00:0g", 14, "node.mac", "no MAC address"),
+    (
+        "00:00:02",
+        "00:00:01",
+        22,
+        "node.mac",
+        "\"p0\" has the same MAC",
+    ),
+    (
+        "10.9.0.12",
+        "10.9.0.11",
+        23,
+        "node.address",
+        "\"p0\" has the same address",
+    ),
+    ("10.9.0.12", "10.9.1.12", 23, "node.address", "not free"),
+    ("10.9.0.12", "10.9.0.1", 23, "node.address", "not free"),
+    ("10.9.0.12", "10.9.0.255", 23, "node.address", "not free"),
+    ("\"m0\"", "\"p0\"", 20, "node.name", "the same name"),
+    ("\"m0\"", "\"m,0\"", 20, "node.name", "no host's name"),
+    (
+        "10.9.0.1/24",
+        "10.9.0.0/24",
+        8,
+        "server.address",
+        "no address of a host",
+    ),
+    (
+        "10.9.0.1/24",
+        "10.9.0.1/99",
+        8,
+        "server.address",
+        "no address of a host",
+    ),
+    ("eno1", "en,o1", 7, "server.interface", "no name"),
+    ("ways=8", "way=8", 16, "node.options", "has no option"),
+    (
+        "keepalive=5000",
+        "pcache=1G",
+        4,
+        "cluster.options",
+        "has no option",
+    ),
+    ("8080", "0", 9, "server.http_port", "port 0"),
+    ("8080", "99999", 9, "http_port", "invalid"),
+    ("mac = ", "mak = ", 14, "mak", "unknown field"),
+    ("role = \"memory\"\n", "", 19, "role", "missing field"),
+    (
+        "mac = \"52:54:00:00:00:02\"",
+        "mac = 5",
+        22,
+        "mac",
+        "invalid type",
+    ),
+    ("[server]", "[server", 6, "syntax", ""),
+    ("\"two words\"", "\"\"", 17, "node.program", "last argument"),
+];
+
 #[test]
 fn faults_name_the_line_and_the_key() {
-    for (from, to, line, key, told) in [
-        (
-            "role = \"memory\"",
-            "role = \"disk\"",
-            21,
-            "node.role",
-            "no role",
-        ),
-        ("00:00:01", "00:00:0g", 14, "node.mac", "no MAC address"),
-        (
-            "00:00:02",
-            "00:00:01",
-            22,
-            "node.mac",
-            "\"p0\" has the same MAC",
-        ),
-        (
-            "10.9.0.12",
-            "10.9.0.11",
-            23,
-            "node.address",
-            "\"p0\" has the same address",
-        ),
-        ("10.9.0.12", "10.9.1.12", 23, "node.address", "not free"),
-        ("10.9.0.12", "10.9.0.1", 23, "node.address", "not free"),
-        ("10.9.0.12", "10.9.0.255", 23, "node.address", "not free"),
-        ("\"m0\"", "\"p0\"", 20, "node.name", "the same name"),
-        ("\"m0\"", "\"m,0\"", 20, "node.name", "no host's name"),
-        (
-            "10.9.0.1/24",
-            "10.9.0.0/24",
-            8,
-            "server.address",
-            "no address of a host",
-        ),
-        (
-            "10.9.0.1/24",
-            "10.9.0.1/99",
-            8,
-            "server.address",
-            "no address of a host",
-        ),
-        ("eno1", "en,o1", 7, "server.interface", "no name"),
-        ("ways=8", "way=8", 16, "node.options", "has no option"),
-        (
-            "keepalive=5000",
-            "pcache=1G",
-            4,
-            "cluster.options",
-            "has no option",
-        ),
-        ("8080", "0", 9, "server.http_port", "port 0"),
-        ("8080", "99999", 9, "http_port", "invalid"),
-        ("mac = ", "mak = ", 14, "mak", "unknown field"),
-        ("role = \"memory\"\n", "", 19, "role", "missing field"),
-        (
-            "mac = \"52:54:00:00:00:02\"",
-            "mac = 5",
-            22,
-            "mac",
-            "invalid type",
-        ),
-        ("[server]", "[server", 6, "syntax", ""),
-        ("\"two words\"", "\"\"", 17, "node.program", "last argument"),
-    ] {
+    for (from, to, line, key, told) in FAULTS {
         let text = fault(from, to);
         let place = format!("cluster.toml:{line}: {key}: ");
         assert!(
