@@ -70,6 +70,8 @@ struct Work {
     bytes: Vec<u8>,
     pieces: Vec<Sge>,
     signalled: bool,
+    /// Life of the queue pair that it was posted in.
+    life: u32,
 }
 
 struct Qp {
@@ -78,6 +80,8 @@ struct Qp {
     /// The peer's node and queue pair.
     to: Option<(usize, u32)>,
     failed: bool,
+    /// Resets so far.
+    life: u32,
     posted: VecDeque<Work>,
     shown: usize,
     receives: VecDeque<(u64, Sge)>,
@@ -175,11 +179,17 @@ impl World {
         None
     }
 
-    /// Carries out one request; gives who is to be woken. A dead peer does not answer.
+    /// Carries out one request; gives who is to be woken. A queue pair that failed, or that was reset
+    /// and is not connected to the sender, does not answer.
     fn carry_out(&mut self, node: usize, qpn: u32, work: &Work) -> Vec<Waker> {
-        let (to, their_qpn) = self.nodes[node].qps[&qpn].to.expect("connected");
         let mut woken = Vec::new();
-        if self.nodes[to].qps[&their_qpn].failed {
+        // A request of a queue pair that was reset meanwhile comes to nothing.
+        let ours = &self.nodes[node].qps[&qpn];
+        let Some((to, their_qpn)) = ours.to.filter(|_| ours.life == work.life) else {
+            return woken;
+        };
+        let theirs = &self.nodes[to].qps[&their_qpn];
+        if theirs.failed || theirs.to != Some((node, qpn)) {
             woken.extend(self.complete(
                 node,
                 qpn,
@@ -598,6 +608,7 @@ impl QueueSet for Queues {
                 bytes,
                 pieces,
                 signalled: request.signalled,
+                life: pair.life,
             });
             Ok(())
         })
@@ -652,6 +663,7 @@ impl QueueSet for Queues {
     fn forget(&mut self, qp: QpSlot) {
         self.with_qp(qp, |pair| {
             (pair.failed, pair.shown, pair.to) = (false, 0, None);
+            pair.life += 1;
             pair.posted.clear();
             pair.receives.clear();
         });
@@ -741,6 +753,7 @@ impl Device for Machine {
                     cq: queues.cq,
                     to: None,
                     failed: false,
+                    life: 0,
                     posted: VecDeque::new(),
                     shown: 0,
                     receives: VecDeque::new(),
