@@ -179,8 +179,8 @@ impl World {
         None
     }
 
-    /// Carries out one request; gives who is to be woken. A queue pair that failed, or that was reset
-    /// and is not connected to the sender, does not answer.
+    /// Carries out one request; gives who is to be woken. A queue pair that failed, or that was
+    /// reset and is not connected to the sender, does not answer.
     fn carry_out(&mut self, node: usize, qpn: u32, work: &Work) -> Vec<Waker> {
         let mut woken = Vec::new();
         // A request of a queue pair that was reset meanwhile comes to nothing.
