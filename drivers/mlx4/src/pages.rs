@@ -1,6 +1,6 @@
 //! A queue pair for pages and its completion queue: READs and WRITEs of one piece, a block each.
 //!
-//! What all WQEs have in common is reckoned once; a post writes five words of one block, and then
+//! The common part of all WQEs is computed once; a post writes five words of one block, and then
 //! the owner. Slots are one basic block, so no other block needs a stamp (Linux `stamp_send_wqe`
 //! stamps each block but the first): a stale slot is told by its owner bit alone. Indices are the
 //! driver's own; what each slot was posted for is kept beside the ring, and a completion's counter

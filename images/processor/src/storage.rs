@@ -1,8 +1,8 @@
 //! Files of S that this node has open or keeps parts of, kept in step with what its programs
 //! change.
 //!
-//! What another node changes is not seen here before the file is opened anew, and in pages that are
-//! kept not even then.
+//! A change by another node is seen here once the file is opened anew, but not in pages that are
+//! kept.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

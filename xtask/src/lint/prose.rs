@@ -26,12 +26,14 @@ pub(super) fn faults(file: &Path) -> Result<Vec<String>> {
 
 fn faults_of(text: &str) -> Vec<(usize, String)> {
     let mut faults = Vec::new();
-    let (mut before, mut drawn) = (None, false);
+    let (mut before, mut drawn, mut blank_before) = (None, false, false);
     for (index, line) in text.lines().enumerate() {
         let comment = Comment::of(line);
         if let Some(Comment { kind, words }) = comment {
             let opens = before != Some(kind);
-            let is_summary = opens && kind != "//";
+            // Each paragraph of a module's documentation says what something is, as its first does.
+            let is_summary = kind != "//" && opens || kind == "//!" && blank_before;
+            blank_before = words.is_empty();
             if let Some(question) = is_summary.then(|| question(words)).flatten() {
                 let fault =
                     format!("a summary begins with {question:?}; say what the item is or does");
@@ -98,6 +100,8 @@ mod tests {
         assert_eq!(lines("/// What it is.\nfn f() {}\n"), [1]);
         assert_eq!(lines("    /// For how long.\n    a: u8,\n"), [1]);
         assert_eq!(lines("//! Where things are.\n"), [1]);
+        assert_eq!(lines("//! A list.\n//!\n//! What it holds.\n"), [3]);
+        assert!(lines("//! A list; it says\n//! What it holds.\n").is_empty());
         assert!(lines("/// Whatever comes is taken.\nfn f() {}\n").is_empty());
         assert!(lines("/// Returns it.\n/// What follows is no summary.\n").is_empty());
         assert!(lines("// Why: the card reads ahead.\n").is_empty());

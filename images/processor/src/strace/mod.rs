@@ -2,8 +2,9 @@
 //!
 //! * [`table`]: the arguments of each call. * [`words`]: names.
 //!
-//! What a call reads is shown as it was before the call, what it writes as it is after. Programs'
-//! pointers are followed for a few bytes only, and shown as numbers where they lead nowhere.
+//! Arguments that a call reads are shown as they were before the call, those that it writes as they
+//! are after it. Programs' pointers are followed for a few bytes only, and shown as numbers where
+//! they lead nowhere.
 
 mod table;
 mod words;

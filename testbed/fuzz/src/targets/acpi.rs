@@ -1,6 +1,6 @@
 //! libos: the firmware's tables, unchanged and with correct checksums.
 //!
-//! What is read in all is bounded whatever the tables point at: a list may name the same table a
+//! The bytes read in all are bounded whatever the tables point at: a list may name the same table a
 //! thousand times.
 
 use std::cell::Cell;

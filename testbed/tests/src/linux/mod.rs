@@ -3,9 +3,9 @@
 //! * [`bring_up`]: two drivers compared by what they command. * [`group`]: what is to be checked. *
 //!   [`judge`]: what the guests said of it. * [`run`]: starts the guests and prints.
 //!
-//! What runs inside the guests lies in `testbed/tests/guest`, which is `/data/guest` there and in
-//! their `PATH`: `checks.sh` keeps the guests in step; the others are for scripts, as is `await` of
-//! `cargo xtask linux`.
+//! Programs that run inside the guests lie in `testbed/tests/guest`, which is `/data/guest` there
+//! and in their `PATH`: `checks.sh` keeps the guests in step; the others are for scripts, as is
+//! `await` of `cargo xtask linux`.
 
 pub mod bring_up;
 pub mod group;
