@@ -8,12 +8,12 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use ksyms::Table;
 use x86_64::registers::control::Cr2;
 
-use crate::console::panic_line;
+use crate::cpu::traps::TrapFrame;
+use crate::dev::console::panic_line;
 use crate::exit::{Exit, power_off};
-use crate::layout::Image;
-use crate::page_table::translate;
-use crate::paging;
-use crate::traps::TrapFrame;
+use crate::mem::layout::Image;
+use crate::mem::page_table::translate;
+use crate::mem::paging;
 
 const MAX_FRAMES: usize = 32;
 const CODE_BYTES: usize = 16;

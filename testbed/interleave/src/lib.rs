@@ -3,8 +3,8 @@
 //! Everything is in `tests`, and exists under `cfg(interleave)` alone: there the locks of FIT and
 //! `pcache` are shuttle's. It runs a test thousands of times, each in another order, and a test in
 //! which everybody waits for ever fails: that is what a lost wake-up looks like. libos's own, on
-//! what interrupts and cores share, are in `libos/src/run_queue.rs` and
-//! `libos/src/interrupt_slot.rs`, with loom, which tries all orders.
+//! what interrupts and cores share, are in `libos/src/task/run_queue.rs` and
+//! `libos/src/cpu/interrupt_slot.rs`, with loom, which tries all orders.
 //!
 //! `docs/testing.md` tells how to run them and how to do a failing one again.
 #![forbid(unsafe_code)]

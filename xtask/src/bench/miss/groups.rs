@@ -84,16 +84,16 @@ pub(super) const SEEN: &[&str] = &["pcache/src/cache.rs complete"];
 const RULES: &[(&str, Group)] = &[
     // The way back into the program.
     ("enter_user", Group::Map),
-    ("libos/src/user.rs enter", Group::Map),
+    ("libos/src/cpu/user.rs enter", Group::Map),
     // Traps. What assembly has no line information for goes by its symbol.
     ("trap_from_user", Group::Trap),
     ("trap_common", Group::Trap),
     ("trap_stubs", Group::Trap),
     ("leave_user", Group::Trap),
     ("syscall_entry", Group::Trap),
-    ("libos/src/traps.rs", Group::Trap),
-    ("libos/src/user.rs", Group::Trap),
-    ("libos/src/fpu.rs", Group::Trap),
+    ("libos/src/cpu/traps.rs", Group::Trap),
+    ("libos/src/cpu/user.rs", Group::Trap),
+    ("libos/src/cpu/fpu.rs", Group::Trap),
     // Eviction.
     ("pcache/src/evict.rs", Group::Eviction),
     ("pcache/src/batch.rs", Group::Eviction),
@@ -105,11 +105,14 @@ const RULES: &[(&str, Group)] = &[
     ("pcache/src/set.rs evictable", Group::Eviction),
     ("pcache/src/set.rs has_reserve", Group::Eviction),
     ("pcache/src/set.rs leaves", Group::Eviction),
-    ("libos/src/address_space.rs announce", Group::Eviction),
-    ("libos/src/address_space.rs changed", Group::Eviction),
-    ("libos/src/address_space.rs flush_cores", Group::Eviction),
-    ("libos/src/address_space.rs flush_own", Group::Eviction),
-    ("libos/src/asid.rs", Group::Eviction),
+    ("libos/src/mem/address_space.rs announce", Group::Eviction),
+    ("libos/src/mem/address_space.rs changed", Group::Eviction),
+    (
+        "libos/src/mem/address_space.rs flush_cores",
+        Group::Eviction,
+    ),
+    ("libos/src/mem/address_space.rs flush_own", Group::Eviction),
+    ("libos/src/mem/asid.rs", Group::Eviction),
     (
         "images/processor/src/wiring/hardware.rs flush",
         Group::Eviction,
@@ -117,9 +120,9 @@ const RULES: &[(&str, Group)] = &[
     // Mapping.
     ("pcache/src/rmap.rs", Group::Map),
     ("pcache/src/cache.rs read_ended", Group::Map),
-    ("libos/src/user_tables.rs", Group::Map),
-    ("libos/src/page_entry.rs", Group::Map),
-    ("libos/src/address_space.rs", Group::Map),
+    ("libos/src/mem/user_tables.rs", Group::Map),
+    ("libos/src/mem/page_entry.rs", Group::Map),
+    ("libos/src/mem/address_space.rs", Group::Map),
     // Completions, from the queue's entry up.
     (
         "images/processor/src/wiring/hardware.rs look",
@@ -143,9 +146,9 @@ const RULES: &[(&str, Group)] = &[
     ("fit/src/engine.rs poll", Group::Completion),
     // Driver and FIT.
     ("drivers/", Group::Driver),
-    ("libos/src/window.rs", Group::Driver),
-    ("libos/src/dma.rs", Group::Driver),
-    ("libos/src/pci.rs", Group::Driver),
+    ("libos/src/mem/window.rs", Group::Driver),
+    ("libos/src/mem/dma.rs", Group::Driver),
+    ("libos/src/dev/pci.rs", Group::Driver),
     ("fit/src/", Group::Fit),
     ("images/processor/src/wiring/carrier.rs", Group::Fit),
     ("images/processor/src/remote.rs", Group::Fit),
@@ -153,12 +156,12 @@ const RULES: &[(&str, Group)] = &[
     // Tasks.
     ("async-task-", Group::Tasks),
     ("async_task::", Group::Tasks),
-    ("libos/src/executor.rs", Group::Tasks),
-    ("libos/src/run_queue.rs", Group::Tasks),
-    ("libos/src/timer.rs", Group::Tasks),
-    ("libos/src/time.rs", Group::Tasks),
-    ("libos/src/interrupt", Group::Tasks),
-    ("libos/src/apic.rs", Group::Tasks),
+    ("libos/src/task/executor.rs", Group::Tasks),
+    ("libos/src/task/run_queue.rs", Group::Tasks),
+    ("libos/src/task/timer.rs", Group::Tasks),
+    ("libos/src/task/time.rs", Group::Tasks),
+    ("libos/src/cpu/interrupt", Group::Tasks),
+    ("libos/src/cpu/apic.rs", Group::Tasks),
     ("core::future::poll_fn", Group::Tasks),
     ("images/processor/src/wiring/mod.rs main", Group::Tasks),
     // The rest of the fault: where the page is.
@@ -171,7 +174,7 @@ const RULES: &[(&str, Group)] = &[
     ("memcpy", Group::Library),
     ("memmove", Group::Library),
     ("memset", Group::Library),
-    ("libos/src/heap.rs", Group::Library),
+    ("libos/src/mem/heap.rs", Group::Library),
     ("talc", Group::Library),
     ("__rust_", Group::Library),
 ];

@@ -1,0 +1,78 @@
+//! The kernel log: [`log`]'s backend, one line a record, and the report lines that scripts read.
+
+use core::fmt::{self, Write};
+
+use spin::Mutex;
+
+use crate::dev::serial::Serial;
+
+/// Taken for one line at a time. No lock is taken under it.
+static SERIAL: Mutex<Serial> = Mutex::new(Serial::new());
+/// Number of tries of a panicking core to get the line that another core is writing.
+const PANIC_PATIENCE: u32 = 10_000_000;
+
+struct Backend;
+
+impl log::Log for Backend {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let now = crate::task::time::now().nanos / 1000;
+        let (seconds, micros) = (now / 1_000_000, now % 1_000_000);
+        let (level, target) = (record.level(), record.target());
+        line(format_args!(
+            "[{seconds:5}.{micros:06}] {level:<5} {target}: {}",
+            record.args()
+        ));
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts the console; records of `info` and above are shown until [`set_level`].
+pub(crate) fn init() {
+    SERIAL.lock().init();
+    // A second start can't happen, and would leave the first in place.
+    let _ = log::set_logger(&Backend);
+    log::set_max_level(log::LevelFilter::Info);
+}
+
+/// Shows records up to `level`.
+pub fn set_level(level: log::LevelFilter) {
+    log::set_max_level(level);
+}
+
+/// Writes one line as it is.
+pub fn line(text: fmt::Arguments<'_>) {
+    let mut serial = SERIAL.lock();
+    // Serial output can't fail.
+    let _ = writeln!(serial, "{text}");
+}
+
+/// Writes a report line, `report<TAB>key<TAB>value…` (see `docs/architecture.md`).
+///
+/// ```ignore
+/// libos::report("exit", format_args!("{status}"));
+/// libos::report("counter", format_args!("nr_pcache_hit\t{hits}"));
+/// ```
+pub fn report(key: &str, values: fmt::Arguments<'_>) {
+    line(format_args!("report\t{key}\t{values}"));
+}
+
+/// Writes a line of a panic: waits for the lock only so long.
+pub(crate) fn panic_line(text: fmt::Arguments<'_>) {
+    for _ in 0..PANIC_PATIENCE {
+        if let Some(mut serial) = SERIAL.try_lock() {
+            let _ = writeln!(serial, "{text}");
+            return;
+        }
+        core::hint::spin_loop();
+    }
+    // The holder may be this very core: write past it.
+    let _ = writeln!(Serial::new(), "{text}");
+}

@@ -1,0 +1,15 @@
+//! Devices: PCI, virtio, the serial port and the console.
+
+// Modules that exist on the machine only, not on the host.
+#[cfg(target_os = "none")]
+pub(crate) mod console;
+#[cfg(target_os = "none")]
+pub mod pci;
+#[cfg(target_os = "none")]
+pub(crate) mod serial;
+#[cfg(target_os = "none")]
+pub mod virtio;
+#[cfg(target_os = "none")]
+pub(crate) mod virtio_console;
+#[cfg(target_os = "none")]
+pub(crate) mod virtio_disk;
