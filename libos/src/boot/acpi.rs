@@ -1,5 +1,5 @@
-//! The two ACPI tables that a unikernel needs: MADT (which cores there are) and MCFG (where config
-//! space is).
+//! The ACPI tables that a unikernel needs: MADT (which cores there are), MCFG (where config space
+//! is), FADT and DSDT (how to power off, see [`fixed`](super::fixed)).
 //!
 //! Layouts: ACPI specification 6.5, sections 5.2.5 (RSDP), 5.2.7 and 5.2.8 (RSDT, XSDT), 5.2.12
 //! (MADT); PCI firmware specification 3.3, section 4.1.2 (MCFG). Tables are copied by a reader, so
@@ -7,6 +7,8 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+
+use super::fixed::{Fixed, SoftOff};
 
 const RSDP_LEN: usize = 36;
 const RSDP_V1_LEN: usize = 20;
@@ -36,6 +38,10 @@ pub struct Tables {
     pub cores: Vec<u32>,
     /// Memory-mapped configuration space of segment 0.
     pub ecam: Option<Ecam>,
+    /// Registers of fixed hardware.
+    pub fixed: Fixed,
+    /// The value that powers the machine off.
+    pub soft_off: Option<SoftOff>,
 }
 
 /// Copies physical memory; `false` where there is none.
@@ -62,13 +68,13 @@ impl Tables {
         let Some(list) = table(memory, root) else {
             return tables;
         };
-        let (mut seen_cores, mut seen_ecam) = (false, false);
+        let (mut seen_cores, mut seen_ecam, mut seen_fixed) = (false, false, false);
         for pointer in list[HEADER_LEN..].chunks_exact(width).take(MAX_TABLES) {
             let mut address = [0; 8];
             address[..width].copy_from_slice(pointer);
             let address = u64::from_le_bytes(address);
             let mut signature = [0; 4];
-            // Read whole are only the two that are wanted, once each: a list may name one a
+            // Read whole are only those that are wanted, once each: a list may name one a
             // thousand times.
             match memory.read(address, &mut signature).then_some(&signature) {
                 Some(b"APIC") if !core::mem::replace(&mut seen_cores, true) => {
@@ -78,8 +84,16 @@ impl Tables {
                 Some(b"MCFG") if !core::mem::replace(&mut seen_ecam, true) => {
                     tables.ecam = table(memory, address).and_then(|table| ecam(&table));
                 }
+                Some(b"FACP") if !core::mem::replace(&mut seen_fixed, true) => {
+                    tables.fixed = table(memory, address)
+                        .map_or_else(Fixed::default, |table| Fixed::read(&table));
+                }
                 _ => {}
             }
+        }
+        if tables.fixed.power.is_some() {
+            let dsdt = table(memory, tables.fixed.dsdt);
+            tables.soft_off = dsdt.and_then(|dsdt| SoftOff::find(&dsdt));
         }
         tables
     }
@@ -238,6 +252,26 @@ mod tests {
                 last_bus: 255
             })
         );
+    }
+
+    #[test]
+    fn the_way_off_is_found() {
+        let mut fadt = vec![0; 116 - HEADER_LEN];
+        fadt[4..8].copy_from_slice(&0x3000_u32.to_le_bytes());
+        fadt[64 - HEADER_LEN..68 - HEADER_LEN].copy_from_slice(&0x604_u32.to_le_bytes());
+        let mut memory = machine(&[], &[]);
+        let mut put = |at: usize, table: &[u8]| {
+            memory.0[at..at + table.len()].copy_from_slice(table);
+        };
+        put(0x2000, &sealed(b"FACP", &fadt));
+        put(
+            0x3000,
+            &sealed(b"DSDT", b"\x08_S5_\x12\x06\x02\x0a\x05\x0a\x05"),
+        );
+        let tables = Tables::read(&memory, 0x100);
+        assert_eq!(tables.soft_off, Some(SoftOff { a: 5, b: 5 }));
+        memory.0[0x3010] ^= 1;
+        assert_eq!(Tables::read(&memory, 0x100).soft_off, None, "a wrong sum");
     }
 
     #[test]

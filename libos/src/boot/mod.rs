@@ -4,6 +4,7 @@
 pub mod acpi;
 pub mod boot_info;
 pub(crate) mod command_line;
+pub mod fixed;
 pub mod memory_map;
 
 // Modules that exist on the machine only, not on the host.

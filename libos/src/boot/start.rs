@@ -14,13 +14,13 @@ use crate::boot::boot_info::{BootInfo, PVH_MAPPED, Piece};
 use crate::boot::command_line::CommandLine;
 use crate::cpu::{apic, core_local, smp, user, vdso};
 use crate::dev::{console, pci};
-use crate::exit::{Exit, power_off};
+use crate::exit::{self, Exit, power_off};
 use crate::mem::layout::{Image, direct};
 use crate::mem::{frames, paging};
 use crate::task::{executor, time};
 
 const BOOT_STACK_SIZE: usize = 64 << 10;
-/// Number by which `boot.s` names the PVH entry.
+/// Number by which `start.s` names the PVH entry.
 const BY_PVH: u32 = 0;
 const BY_HANDOVER: u32 = 1;
 
@@ -95,7 +95,8 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
     paging::init(&info.map);
     apic::silence_legacy();
     apic::init();
-    time::init();
+    let tables = Tables::read(&Firmware, info.rsdp);
+    time::init(tables.fixed.timer);
     let core = core_local::prepare(0, apic::id());
     user::init_core();
     core_local::adopt(core);
@@ -107,7 +108,7 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
             info.map.lost() >> 20
         );
     }
-    set_up_command_line(&line, info.rsdp);
+    set_up_command_line(&line, tables);
     // The boot stack has no guard below it and is left for good.
     // SAFETY: a fresh stack; nothing on the old one is used again.
     unsafe {
@@ -119,9 +120,9 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
 }
 
 /// Handed from the boot stack to the first core's own.
-static HANDED_OVER: Mutex<Option<(CommandLine, u64)>> = Mutex::new(None);
+static HANDED_OVER: Mutex<Option<(CommandLine, Tables)>> = Mutex::new(None);
 
-fn set_up_command_line(line: &[u8], rsdp: u64) {
+fn set_up_command_line(line: &[u8], tables: Tables) {
     let command_line = match CommandLine::parse(line) {
         Ok(command_line) => command_line,
         Err(error) => {
@@ -136,12 +137,18 @@ fn set_up_command_line(line: &[u8], rsdp: u64) {
             power_off(Exit::Failure)
         }
     }
-    *HANDED_OVER.lock() = Some((command_line, rsdp));
+    match command_line.parsed("failure") {
+        Ok(after_failure) => exit::init(&tables, after_failure.unwrap_or_default()),
+        Err(error) => {
+            log::error!("{error}");
+            power_off(Exit::Failure)
+        }
+    }
+    *HANDED_OVER.lock() = Some((command_line, tables));
 }
 
 extern "C" fn on_own_stack() -> ! {
-    let (command_line, rsdp) = HANDED_OVER.lock().take().expect("handed over by `start`");
-    let tables = Tables::read(&Firmware, rsdp);
+    let (command_line, tables) = HANDED_OVER.lock().take().expect("handed over by `start`");
     smp::start_others(&tables.cores);
     pci::init(tables.ecam);
     log::info!(

@@ -161,6 +161,15 @@ pub(crate) fn send_init(apic_id: u32) {
     command(apic_id, INIT);
 }
 
+/// Stops all other cores for good: they wait for a start that never comes.
+pub(crate) fn stop_others() {
+    /// Shorthand for all cores but the one that sends (SDM 3A, figure 12-12).
+    const ALL_OTHERS: u32 = 3 << 18;
+    if X2APIC.load(Ordering::Acquire) || REGISTERS.get().is_some() {
+        command(0, INIT | ALL_OTHERS);
+    }
+}
+
 /// Starts a waiting core in real mode at `page` × 4096.
 pub(crate) fn send_startup(apic_id: u32, page: u8) {
     command(apic_id, STARTUP | u32::from(page));

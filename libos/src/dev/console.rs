@@ -64,6 +64,14 @@ pub fn report(key: &str, values: fmt::Arguments<'_>) {
     line(format_args!("report\t{key}\t{values}"));
 }
 
+/// Waits until what was written is on the line. Another core may hold the lock, and be stopped.
+pub(crate) fn drain() {
+    match SERIAL.try_lock() {
+        Some(mut serial) => serial.drain(),
+        None => Serial::new().drain(),
+    }
+}
+
 /// Writes a line of a panic: waits for the lock only so long.
 pub(crate) fn panic_line(text: fmt::Arguments<'_>) {
     for _ in 0..PANIC_PATIENCE {

@@ -11,6 +11,8 @@ use x86_64::instructions::port::Port;
 const COM1: u16 = 0x3f8;
 /// Line status: the transmit FIFO is empty.
 const LSR_THR_EMPTY: u8 = 1 << 5;
+/// Line status: nothing is left in the FIFO or the shift register.
+const LSR_IDLE: u8 = 1 << 6;
 const FIFO_BYTES: usize = 16;
 /// Number of reads of the status before the line counts as dead.
 const PATIENCE: u32 = 1_000_000;
@@ -51,13 +53,22 @@ impl Serial {
         }
     }
 
-    /// Waits for room; a line that never gets ready is not waited for again.
+    /// Waits until all that was written is on the line.
+    pub(crate) fn drain(&mut self) {
+        self.status(LSR_IDLE);
+    }
+
     fn ready(&mut self) -> bool {
+        self.status(LSR_THR_EMPTY)
+    }
+
+    /// Waits for a bit of the line status; a line that never gets there is not waited for again.
+    fn status(&mut self, bit: u8) -> bool {
         if self.dead {
             return false;
         }
         for _ in 0..PATIENCE {
-            if read(5) & LSR_THR_EMPTY != 0 {
+            if read(5) & bit != 0 {
                 return true;
             }
             core::hint::spin_loop();

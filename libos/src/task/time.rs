@@ -1,8 +1,9 @@
-//! The clock: the CPU's time stamp counter, measured once against the PIT.
+//! The clock: the CPU's time stamp counter, measured once against the PIT, or against ACPI's timer
+//! where firmware has stopped the PIT or there is none.
 //!
 //! The counter is taken to run at one rate on all cores and from one start ("invariant TSC"), as
 //! every CPU with a ConnectX-3 in its machine and QEMU have it.
-// UNSAFETY: drives the PIT by I/O ports.
+// UNSAFETY: drives timers by I/O ports.
 #![expect(unsafe_code, reason = "port I/O")]
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hal::Instant;
 use x86_64::instructions::port::Port;
 
+use crate::boot::fixed::PmTimer;
 use crate::cpu::apic;
 use crate::task::shortest::Shortest;
 
@@ -17,10 +19,13 @@ use crate::task::shortest::Shortest;
 const PIT_HZ: u64 = 1_193_182;
 /// Its count over the measured span, about 5 ms.
 const PIT_COUNT: u16 = 5966;
+/// ACPI's timer (ACPI 6.5, section 4.8.3.3), and the counts of a span of about 5 ms.
+const PM_HZ: u64 = 3_579_545;
+const PM_COUNT: u32 = 17_898;
 /// Measured at most so often.
 const ROUNDS: usize = 12;
-/// Number of reads of the PIT before it counts as absent.
-const PATIENCE: u32 = 10_000_000;
+/// Ticks of the TSC until a timer counts as absent: a quarter of a second at 4 GHz.
+const PATIENCE: u64 = 1_000_000_000;
 
 /// Nanoseconds a tick, in units of 2^-32.
 static NANOS_PER_TICK: AtomicU64 = AtomicU64::new(0);
@@ -57,34 +62,57 @@ pub fn tsc_hz() -> u64 {
     u64::try_from((1_000_000_000_u128 << 32) / scale).unwrap_or(u64::MAX)
 }
 
+/// Counts of one measured span.
+struct Span {
+    tsc: u64,
+    apic: u64,
+    /// The measuring timer's counts, and its frequency.
+    counts: u64,
+    hz: u64,
+}
+
 /// Measures the counter and the APIC's timer.
-pub(crate) fn init() {
+pub(crate) fn init(pm_timer: Option<PmTimer>) {
     START.store(ticks(), Ordering::Relaxed);
-    let (mut tsc, mut timer) = (Shortest::default(), Shortest::default());
-    for (ticks, counts) in (0..ROUNDS).filter_map(|_| measure()) {
-        let agreed = (tsc.add(ticks), timer.add(counts));
+    let measured = shortest(against_pit).or_else(|| {
+        log::info!("the PIT does not count");
+        pm_timer.and_then(|timer| shortest(|| against_pm_timer(timer)))
+    });
+    let Some(span) = measured else {
+        panic!("no timer counts: neither the PIT nor ACPI's")
+    };
+    let hz = |count: u64| (count * span.hz / span.counts).max(1);
+    let nanos = (1_000_000_000_u128 << 32) / u128::from(hz(span.tsc));
+    NANOS_PER_TICK.store(u64::try_from(nanos).unwrap_or(1), Ordering::Relaxed);
+    TIMER_HZ.store(hz(span.apic), Ordering::Relaxed);
+    log::debug!(
+        "TSC {} MHz, APIC timer {} MHz",
+        hz(span.tsc) / 1_000_000,
+        hz(span.apic) / 1_000_000
+    );
+}
+
+/// Repeats a measurement until two agree; `None` once one fails.
+fn shortest(measure: impl Fn() -> Option<Span>) -> Option<Span> {
+    let (mut tsc, mut apic) = (Shortest::default(), Shortest::default());
+    let mut last = None;
+    for _ in 0..ROUNDS {
+        let span = measure()?;
+        let agreed = (tsc.add(span.tsc), apic.add(span.apic));
+        last = Some(span);
         if agreed == (true, true) {
             break;
         }
     }
-    let (Some(tsc), Some(timer)) = (tsc.count(), timer.count()) else {
-        panic!("the PIT does not count")
-    };
-    let hz = |count: u64| (count * PIT_HZ / u64::from(PIT_COUNT)).max(1);
-    NANOS_PER_TICK.store(
-        u64::try_from((1_000_000_000_u128 << 32) / u128::from(hz(tsc))).unwrap_or(1),
-        Ordering::Relaxed,
-    );
-    TIMER_HZ.store(hz(timer), Ordering::Relaxed);
-    log::debug!(
-        "TSC {} MHz, APIC timer {} MHz",
-        hz(tsc) / 1_000_000,
-        hz(timer) / 1_000_000
-    );
+    Some(Span {
+        tsc: tsc.count()?,
+        apic: apic.count()?,
+        ..last?
+    })
 }
 
 /// Counts TSC and APIC timer over the PIT's span.
-fn measure() -> Option<(u64, u64)> {
+fn against_pit() -> Option<Span> {
     // Channel 2's gate is bit 0 of port 0x61, its output bit 5; bit 1 is the speaker.
     let gate = input(0x61) & !3;
     output(0x61, gate);
@@ -97,11 +125,57 @@ fn measure() -> Option<(u64, u64)> {
     // (`hw/timer/i8254_common.c`).
     output(0x42, high);
     output(0x61, gate | 1);
-    let ended = (0..PATIENCE).any(|_| input(0x61) & 1 << 5 != 0);
-    let tsc = ticks() - start;
-    let timer = u32::MAX - apic::timer_left();
+    let ended = until(start, || input(0x61) & 1 << 5 != 0);
+    let (tsc, apic) = stop(start);
+    // Where no PIT is, the port reads as ones at once.
+    let counted = ended && input(0x61) != u8::MAX;
+    counted.then_some(Span {
+        tsc,
+        apic,
+        counts: PIT_COUNT.into(),
+        hz: PIT_HZ,
+    })
+}
+
+/// Counts TSC and APIC timer over a span of ACPI's timer.
+fn against_pm_timer(timer: PmTimer) -> Option<Span> {
+    // SAFETY: a timer of firmware's tables; reading it changes nothing.
+    let count = || unsafe { Port::<u32>::new(timer.port).read() };
+    let first = count();
+    apic::set_timer(u32::MAX);
+    let start = ticks();
+    let mut counts = 0;
+    let ended = until(start, || {
+        counts = count().wrapping_sub(first) & timer.mask;
+        counts >= PM_COUNT
+    });
+    let (tsc, apic) = stop(start);
+    // A look takes a while: the span is a little longer than it should be.
+    let of_span = |count: u64| count * u64::from(PM_COUNT) / u64::from(counts.max(1));
+    ended.then(|| Span {
+        tsc: of_span(tsc),
+        apic: of_span(apic),
+        counts: PM_COUNT.into(),
+        hz: PM_HZ,
+    })
+}
+
+/// Looks until `ended`; false if that takes too long.
+fn until(start: u64, mut ended: impl FnMut() -> bool) -> bool {
+    while !ended() {
+        if ticks().wrapping_sub(start) > PATIENCE {
+            return false;
+        }
+    }
+    true
+}
+
+/// Ends a measurement: returns what TSC and APIC timer have counted.
+fn stop(start: u64) -> (u64, u64) {
+    let tsc = ticks().wrapping_sub(start);
+    let apic = u32::MAX - apic::timer_left();
     apic::set_timer(0);
-    ended.then_some((tsc, timer.into()))
+    (tsc, apic.into())
 }
 
 fn input(port: u16) -> u8 {

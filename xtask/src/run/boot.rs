@@ -4,7 +4,7 @@ use crate::bed::cmdline::CommandLine;
 use crate::build_image::Role;
 
 /// The options that each component reads; see `docs/architecture.md`.
-const ALL: [&str; 7] = [
+const ALL: [&str; 8] = [
     "pollers",
     "workers",
     "polling",
@@ -12,6 +12,7 @@ const ALL: [&str; 7] = [
     "keepalive",
     "port",
     "log",
+    "failure",
 ];
 /// The options that P reads beside them.
 const PROCESSOR: [&str; 6] = ["pcache", "ways", "policy", "mechanism", "prefetch", "clock"];
