@@ -39,7 +39,7 @@ pub enum Exit {
     Failure,
 }
 
-/// What a machine does after a failure or a panic: the boot option `failure`.
+/// The boot option `failure`: the end of a machine that has failed or panicked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum AfterFailure {
     /// It stops with power on.

@@ -31,6 +31,7 @@ mod conformance;
 mod debian;
 mod doctor;
 mod fuzz;
+mod grub;
 mod interleave;
 mod ipxe;
 mod lint;

@@ -1,7 +1,8 @@
 //! The boot loader's information, whichever loader it was: [`BootInfo`].
 //!
-//! QEMU (PVH) and the UEFI loader of `boot/uefi` leave different records; each is read here through
-//! [`ReadPhys`], checked, and made one structure. Nothing allocates: the heap does not exist yet.
+//! QEMU (PVH), the UEFI loader of `boot/uefi` and loaders of Multiboot2 (see `multiboot.rs`) leave
+//! different records; each is read through [`ReadPhys`], checked, and made one structure. Nothing
+//! allocates: the heap does not exist yet.
 //!
 //! Layouts: Xen's `public/arch-x86/hvm/start_info.h` (`hvm_start_info`, `hvm_modlist_entry`), the
 //! crate `handover`.
@@ -35,6 +36,8 @@ pub enum Loader {
     Pvh,
     /// UEFI firmware, by the loader of `boot/uefi`.
     Uefi,
+    /// GRUB, or another loader of Multiboot2.
+    Multiboot2,
 }
 
 impl core::fmt::Display for Loader {
@@ -42,6 +45,7 @@ impl core::fmt::Display for Loader {
         f.write_str(match self {
             Self::Pvh => "PVH",
             Self::Uefi => "UEFI",
+            Self::Multiboot2 => "Multiboot2",
         })
     }
 }
@@ -74,6 +78,8 @@ pub struct BootInfo {
     pub framebuffer: Option<handover::Framebuffer>,
     /// Files that the loader brought besides; their memory is never given away.
     pub modules: Vec<Piece, MAX_MODULES>,
+    /// The loader's record, if it lies in RAM that the map calls free; it is never given away.
+    pub record: Piece,
 }
 
 impl BootInfo {
@@ -115,6 +121,7 @@ impl BootInfo {
             rsdp: info.rsdp,
             framebuffer: None,
             modules,
+            record: Piece::default(),
         }
         .checked()
     }
@@ -158,11 +165,12 @@ impl BootInfo {
             rsdp: record.rsdp,
             framebuffer: (record.framebuffer.address != 0).then_some(record.framebuffer),
             modules: Vec::new(),
+            record: Piece::default(),
         }
         .checked()
     }
 
-    fn checked(self) -> Result<Self, Error> {
+    pub(crate) fn checked(self) -> Result<Self, Error> {
         if self.map.regions().is_empty() {
             return Err(Error::NoMemoryMap);
         }

@@ -137,24 +137,26 @@ impl MemoryMap {
         self.lost
     }
 
-    /// Finds `len` bytes of RAM within `within` and outside `taken`, the lowest there are.
+    /// Finds `len` bytes of RAM within `within` and outside all of `taken`, the lowest there are.
     #[must_use]
-    pub fn find(&self, len: u64, within: Range<u64>, taken: &Range<u64>) -> Option<u64> {
-        let fits = |start: u64, end: u64| start.checked_add(len).is_some_and(|last| last <= end);
-        let free = |region: &Region| {
+    pub fn find(&self, len: u64, within: Range<u64>, taken: &[Range<u64>]) -> Option<u64> {
+        // The lowest place begins where a region begins, or behind what is taken.
+        let starts = |region: &Region| {
             let (start, end) = (region.start.max(within.start), region.end.min(within.end));
-            let before = end.min(taken.start);
-            if fits(start, before) {
-                return Some(start);
-            }
-            let after = if start < taken.end && taken.start < end {
-                start.max(taken.end)
-            } else {
-                start
-            };
-            fits(after, end).then_some(after)
+            let behind = taken.iter().map(|taken| taken.end);
+            core::iter::once(start)
+                .chain(behind)
+                .filter(move |&at| {
+                    at >= start && at.checked_add(len).is_some_and(|last| last <= end)
+                })
+                .filter(|&at| {
+                    taken
+                        .iter()
+                        .all(|taken| at + len <= taken.start || taken.end <= at)
+                })
+                .min()
         };
-        self.regions.iter().filter_map(free).min()
+        self.regions.iter().filter_map(starts).min()
     }
 
     /// The pieces of RAM, as the firmware ordered them. Broken firmware may make them overlap.
@@ -296,7 +298,7 @@ mod tests {
     fn free_ram_is_found_beside_what_is_taken() {
         let map =
             MemoryMap::parse(&[entry(0x20_0000, 0x10_0000, 1), entry(0, 0xa_0000, 1)].concat());
-        let find = |len, within, taken: Range<u64>| map.find(len, within, &taken);
+        let find = |len, within, taken: Range<u64>| map.find(len, within, &[taken]);
         assert_eq!(find(0x1000, 0x1000..0x10_0000, 0..0), Some(0x1000));
         assert_eq!(find(0x1000, 0x10_0000..u64::MAX, 0..0), Some(0x20_0000));
         assert_eq!(
@@ -313,6 +315,11 @@ mod tests {
         );
         assert_eq!(find(0x1000, 0x10_0000..0x20_0fff, 0..0), None);
         assert_eq!(find(u64::MAX, 0..u64::MAX, 0..0), None);
+        // The top of RAM is taken, too, and what lies between is free.
+        let both = [0x20_0000..0x28_0000, 0x2f_f000..0x30_0000];
+        let above = 0x10_0000..u64::MAX;
+        assert_eq!(map.find(0x7_f000, above.clone(), &both), Some(0x28_0000));
+        assert_eq!(map.find(0x8_0000, above, &both), None);
     }
 
     proptest! {

@@ -6,6 +6,7 @@ pub mod boot_info;
 pub(crate) mod command_line;
 pub mod fixed;
 pub mod memory_map;
+mod multiboot;
 
 // Modules that exist on the machine only, not on the host.
 #[cfg(target_os = "none")]

@@ -23,6 +23,7 @@ const BOOT_STACK_SIZE: usize = 64 << 10;
 /// Number by which `start.s` names the PVH entry.
 const BY_PVH: u32 = 0;
 const BY_HANDOVER: u32 = 1;
+const BY_MULTIBOOT2: u32 = 2;
 
 #[repr(C, align(16))]
 struct BootStack([u8; BOOT_STACK_SIZE]);
@@ -35,6 +36,7 @@ core::arch::global_asm!(
     start = sym start,
     pvh = const BY_PVH,
     handover = const BY_HANDOVER,
+    multiboot2 = const BY_MULTIBOOT2,
     ap_root = sym paging::KERNEL_ROOT,
     ap_stack = sym smp::AP_STACK,
     ap_start = sym smp::ap_start,
@@ -86,6 +88,7 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
     console::init();
     let info = match entry {
         BY_HANDOVER => BootInfo::from_handover(&Mapped(handover::MAPPED), record),
+        BY_MULTIBOOT2 => BootInfo::from_multiboot2(&Mapped(PVH_MAPPED), record),
         _ => BootInfo::from_pvh(&Mapped(PVH_MAPPED), record),
     };
     let info = info.unwrap_or_else(|error| panic!("{error}"));

@@ -20,10 +20,34 @@
     .asciz "Tessera"
     .quad handover_start
 
+// The header of Multiboot2 (specification 2.0, section 3.1), in the first 32 KiB of the file. A loader enters in the
+// same mode as above, ebx holding the address of its record; it must leave the screen in text mode or as it is.
+.section .multiboot2, "a", @progbits
+.balign 8
+multiboot2_header:
+    .long 0xe85250d6                // magic
+    .long 0                         // i386, protected mode
+    .long multiboot2_header_end - multiboot2_header
+    .long -(0xe85250d6 + (multiboot2_header_end - multiboot2_header))
+    .short 3                        // the entry's address
+    .short 0
+    .long 12
+    .long multiboot2_start
+    .balign 8
+    .short 0                        // the end
+    .short 0
+    .long 8
+multiboot2_header_end:
+
 .section .boot, "awx", @progbits
 .code32
+multiboot2_start:
+    mov ebp, {multiboot2}
+    jmp boot_start
 .global pvh_start
 pvh_start:
+    mov ebp, {pvh}
+boot_start:
     cli
     cld
     mov esi, ebx
@@ -58,7 +82,7 @@ boot_long:
     mov ss, eax
     movabs rsp, offset {boot_stack} + {boot_stack_size}
     mov edi, esi
-    mov esi, {pvh}
+    mov esi, ebp
     xor ebp, ebp
     movabs rax, offset {start}
     push 0                          // the end of the frame-pointer chain

@@ -2,10 +2,12 @@
 // UNSAFETY: turns the bitmap's place in RAM into a slice, and clears frames through the direct map.
 #![expect(unsafe_code, reason = "raw memory")]
 
+use core::ops::Range;
+
 use hal::PhysAddr;
 use spin::Mutex;
 
-use crate::boot::boot_info::BootInfo;
+use crate::boot::boot_info::{BootInfo, Piece};
 use crate::mem::address_space;
 use crate::mem::frame_bitmap::{FrameBitmap, PAGE_SIZE, words_for};
 use crate::mem::layout::{Image, direct};
@@ -104,17 +106,9 @@ pub(crate) fn init(info: &BootInfo) {
     let words = words_for(frames);
     let bytes = (words * size_of::<u64>()).next_multiple_of(PAGE_SIZE) as u64;
     let image = Image::get().phys();
-    // Modules and the record are read before anything is allocated, but for the modules' contents.
-    let end = info
-        .modules
-        .iter()
-        .map(|module| module.start.saturating_add(module.len))
-        .fold(image.end, u64::max);
-    let taken = if info.modules.is_empty() {
-        image.clone()
-    } else {
-        image.start..end.next_multiple_of(PAGE_SIZE as u64)
-    };
+    let kept = info.modules.iter().chain([&info.record]);
+    let kept = kept.filter(|piece| piece.len > 0).map(pages_of);
+    let taken: heapless::Vec<_, 8> = kept.chain([image.clone()]).collect();
     let home = map
         .find(bytes, LOW_MEMORY_END..info.mapped, &taken)
         .expect("no RAM for the frame bitmap that the loader mapped");
@@ -127,14 +121,20 @@ pub(crate) fn init(info: &BootInfo) {
         bitmap.provide(page(region.start), page(region.end));
     }
     bitmap.withhold(0, page(LOW_MEMORY_END));
-    bitmap.withhold(page(image.start), page(image.end));
-    for module in &info.modules {
-        let end = module.start.saturating_add(module.len).min(map.end());
-        bitmap.withhold(
-            page(module.start.min(end)),
-            page(end.next_multiple_of(PAGE_SIZE as u64)),
-        );
+    for kept in &taken {
+        let end = kept.end.min(map.end());
+        bitmap.withhold(page(kept.start.min(end)), page(end));
     }
     bitmap.withhold(page(home), page(home + bytes));
     *FRAMES.lock() = Some(bitmap);
+}
+
+/// Returns the whole pages that hold some bytes.
+fn pages_of(piece: &Piece) -> Range<u64> {
+    let page = PAGE_SIZE as u64;
+    let end = piece.start.saturating_add(piece.len);
+    piece.start / page * page
+        ..end
+            .checked_next_multiple_of(page)
+            .unwrap_or(u64::MAX / page * page)
 }

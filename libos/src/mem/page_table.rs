@@ -22,7 +22,8 @@ pub(crate) type Table = [AtomicU64; ENTRIES];
 
 /// The table in a frame.
 ///
-/// Tables are only made here and in [`crate::mem::user_tables`], and freed when no core can walk them.
+/// Tables are only made here and in [`crate::mem::user_tables`], and freed when no core can walk
+/// them.
 pub(crate) fn table(frame: PhysAddr) -> &'static Table {
     // SAFETY: the frame holds a table (see above), any bit pattern is a valid entry, and all access
     // is atomic.

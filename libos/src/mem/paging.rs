@@ -118,7 +118,7 @@ fn set(root: PhysAddr, address: u64, word: u64) {
 
 /// Returns the RAM between `within`'s ends that is lowest and has `len` bytes.
 pub(crate) fn find_ram(len: u64, within: core::ops::Range<u64>) -> Option<u64> {
-    RAM.get()?.find(len, within, &Image::get().phys())
+    RAM.get()?.find(len, within, &[Image::get().phys()])
 }
 
 /// Loads the kernel's tables and turns on what protects them.

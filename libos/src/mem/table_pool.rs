@@ -4,7 +4,8 @@
 //! is used again only after every core has passed a quiescent point, at which it holds no pointer
 //! into a table. These are a core's quiescent points:
 //!
-//! * the start of a task's poll, which [`RunQueue::pop`](crate::task::run_queue::RunQueue::pop) counts;
+//! * the start of a task's poll, which [`RunQueue::pop`](crate::task::run_queue::RunQueue::pop)
+//!   counts;
 //! * its entry into user mode, which makes `user_epoch` odd;
 //! * its sleep, which [`RunQueue::observe`](crate::task::run_queue::RunQueue::observe) sees.
 //!

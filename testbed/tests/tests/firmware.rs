@@ -21,14 +21,7 @@ fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let lines: Vec<&[u8]> = ran.stdout.split(|&byte| byte == b'\n').collect();
     assert!(lines.len() > 1000 && lines[..lines.len() - 1].is_sorted());
-    let folder = ran
-        .stderr
-        .lines()
-        .find_map(|line| {
-            line.split_once("logs are in ")
-                .map(|(_, folder)| PathBuf::from(folder))
-        })
-        .expect("--keep-logs says where they are");
+    let folder = logs(&ran.stderr);
     for (node, source) in [
         ("processor", "the file"),
         ("memory", "the build"),
@@ -58,6 +51,33 @@ fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
         );
     }
     fs::remove_dir_all(folder).expect("removed");
+}
+
+/// A machine without UEFI: its BIOS runs the network card's iPXE, that loads GRUB, and GRUB the
+/// image.
+#[test]
+fn a_bios_starts_a_node_by_ipxe_and_grub() {
+    let run = Run::new(&["--boot-from=memory:grub", "--keep-logs"]);
+    let ran = run.run(&["busybox", "echo", "$HOME it's"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.stdout, b"$HOME it's\n");
+    let folder = logs(&ran.stderr);
+    let log = fs::read_to_string(folder.join("memory.log")).expect("a log");
+    assert!(log.contains("started by Multiboot2"), "{log}");
+    let left = folder.join("memory.tftp");
+    assert!(!left.exists(), "it holds the key and is left");
+    fs::remove_dir_all(folder).expect("removed");
+}
+
+/// Returns the folder that `--keep-logs` names.
+fn logs(stderr: &str) -> PathBuf {
+    stderr
+        .lines()
+        .find_map(|line| {
+            line.split_once("logs are in ")
+                .map(|(_, folder)| PathBuf::from(folder))
+        })
+        .expect("--keep-logs says where they are")
 }
 
 /// The same input gives the same bytes, at another time too.

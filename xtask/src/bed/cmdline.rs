@@ -52,7 +52,7 @@ impl CommandLine {
 fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for &byte in bytes {
-        if byte.is_ascii_graphic() && byte != b'%' {
+        if byte.is_ascii_graphic() && !b"%'\"\\".contains(&byte) {
             text.push(char::from(byte));
         } else {
             text.push_str(&format!("%{byte:02x}"));

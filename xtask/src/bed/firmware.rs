@@ -26,6 +26,13 @@ pub(crate) enum Start<'a> {
         /// Medium on which the firmware finds the image.
         medium: Medium<'a>,
     },
+    /// The BIOS, which has the network card's option ROM (iPXE) load a file of a folder by TFTP.
+    Bios {
+        /// The folder.
+        folder: &'a Path,
+        /// The file's name.
+        file: &'a str,
+    },
 }
 
 /// Medium on which firmware finds an image.
@@ -86,6 +93,11 @@ impl Start<'_> {
                 firmware.add_to(command);
                 medium.add_to(command);
             }
+            Self::Bios { folder, file } => {
+                network(command, folder, file);
+                let card = "e1000,netdev=boot,romfile=pxe-e1000.rom,bootindex=0";
+                command.args(["-device", card]);
+            }
         }
     }
 }
@@ -104,12 +116,7 @@ impl Medium<'_> {
                 command.arg("ide-cd,bus=sata.0,drive=medium,bootindex=0");
             }
             Self::Network { folder, file } => {
-                let folder = folder.display().to_string().replace(',', ",,");
-                // QEMU's own network: nothing gets out.
-                command.args([
-                    "-netdev",
-                    &format!("user,id=boot,restrict=on,tftp={folder},bootfile={file}"),
-                ]);
+                network(command, folder, file);
                 // Without its option ROM, so that the firmware's driver and PXE client serve it.
                 command.args(["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=0"]);
                 // The firmware's network needs random numbers.
@@ -117,6 +124,13 @@ impl Medium<'_> {
             }
         }
     }
+}
+
+/// Adds QEMU's own network, out of which nothing gets, with a boot server.
+fn network(command: &mut Command, folder: &Path, file: &str) {
+    let folder = folder.display().to_string().replace(',', ",,");
+    let network = format!("user,id=boot,restrict=on,tftp={folder},bootfile={file}");
+    command.args(["-netdev", &network]);
 }
 
 /// Gives QEMU a raw file as a block device.

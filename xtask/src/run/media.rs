@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use crate::bed::firmware::{Firmware, Medium, Start};
 use crate::build_image::disk::Beside;
 use crate::build_image::{self, Format, Role};
+use crate::grub;
 
 /// The least memory of a machine that firmware starts; OVMF fails with less than some 100 MB.
 const FIRMWARE_MEMORY: u64 = 256 << 20;
@@ -29,6 +30,8 @@ pub(super) enum Way {
     Iso,
     /// UEFI firmware, from the network by PXE; the command line is built in.
     Pxe,
+    /// The BIOS and iPXE, from the network: GRUB, which loads the image by Multiboot2.
+    Grub,
 }
 
 /// Way in which some nodes start.
@@ -43,7 +46,7 @@ impl std::str::FromStr for BootFrom {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || {
-            "it is WAY or WHO:WAY, WHO being processor, memory or storage and WAY pvh, disk, iso or pxe"
+            "it is WAY or WHO:WAY, WHO being processor, memory or storage and WAY pvh, disk, iso, pxe or grub"
                 .to_owned()
         };
         let (who, way) = match text.split_once(':') {
@@ -69,7 +72,7 @@ pub(super) fn way(options: &[BootFrom], role: Role) -> Way {
 pub(super) fn memory(way: Way, memory: u64) -> u64 {
     match way {
         Way::Pvh => memory,
-        Way::Disk | Way::Iso | Way::Pxe => memory.max(FIRMWARE_MEMORY),
+        Way::Disk | Way::Iso | Way::Pxe | Way::Grub => memory.max(FIRMWARE_MEMORY),
     }
 }
 
@@ -84,6 +87,8 @@ pub(super) enum Source {
     Cd(PathBuf),
     /// A folder for TFTP.
     Folder(PathBuf),
+    /// A folder for TFTP with GRUB.
+    Grub(PathBuf),
 }
 
 impl Source {
@@ -125,6 +130,11 @@ impl Source {
                 )?;
                 Ok(Self::Folder(served))
             }
+            Way::Grub => {
+                let served = file("tftp");
+                grub::make(&served, image, &line)?;
+                Ok(Self::Grub(served))
+            }
         }
     }
 
@@ -143,6 +153,12 @@ impl Source {
                 folder,
                 file: BOOT_FILE,
             },
+            Self::Grub(folder) => {
+                return Ok(Start::Bios {
+                    folder,
+                    file: grub::BOOT_FILE,
+                });
+            }
         };
         let firmware = Firmware::obtain(folder.join(format!("{}.vars", role.name())))?;
         Ok(Start::Firmware { firmware, medium })

@@ -1,4 +1,4 @@
-//! libos: what a boot loader leaves, of either kind, wherever it points.
+//! libos: what a boot loader leaves, of each kind, wherever it points.
 
 use libos::PAGE_SIZE;
 use libos::acpi::ReadPhys;
@@ -25,12 +25,12 @@ impl ReadPhys for Memory<'_> {
 
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let handover = input.bool();
+    let kind = input.u8();
     let memory = Memory(input.rest());
-    let info = if handover {
-        BootInfo::from_handover(&memory, BASE)
-    } else {
-        BootInfo::from_pvh(&memory, BASE)
+    let info = match kind % 3 {
+        0 => BootInfo::from_pvh(&memory, BASE),
+        1 => BootInfo::from_handover(&memory, BASE),
+        _ => BootInfo::from_multiboot2(&memory, BASE),
     };
     let Ok(info) = info else { return };
     assert!(info.command_line.len <= COMMAND_LINE_MAX);
@@ -76,5 +76,18 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         0,
     ]));
     uefi.extend(words(&[7, 0x10_0000, 0, 0x100, 0xf, 0]));
-    vec![pvh, uefi]
+    // A command line, and a map of one entry.
+    let mut multiboot2 = vec![2];
+    multiboot2.extend(words(&[
+        0x50,
+        16 << 32 | 1,
+        u64::from_le_bytes(*b"a=b -- x"),
+        40 << 32 | 6,
+        24,
+        0x10_0000,
+        0x700_0000,
+        1,
+        8 << 32,
+    ]));
+    vec![pvh, uefi, multiboot2]
 }

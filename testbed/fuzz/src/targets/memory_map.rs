@@ -18,7 +18,7 @@ pub(crate) fn run(bytes: &[u8]) {
     } else {
         MemoryMap::parse(input.rest())
     };
-    if let Some(found) = map.find(0x4000, 0x1000..0xa_0000, &(0x8000..0x9000)) {
+    if let Some(found) = map.find(0x4000, 0x1000..0xa_0000, &[0x8000..0x9000]) {
         assert!(
             found >= 0x1000
                 && found + 0x4000 <= 0xa_0000
