@@ -287,6 +287,25 @@ impl<M: Machine> Cache<M> {
         })
     }
 
+    /// Stores `new` in a page's word at `offset`, a multiple of four, if that is `old`
+    /// ([`Machine::exchange`]); `None` if the entry does not permit a store now.
+    pub fn exchange(
+        &self,
+        at: M::Entry,
+        offset: usize,
+        old: u32,
+        new: u32,
+    ) -> Option<Result<u32, u32>> {
+        let mut exchanged = None;
+        let may = |pte: Pte| pte.permits(Access::Write);
+        self.with_line(at, may, |set, line| {
+            let (_, way) = self.geometry.place(line).expect("a line of this cache");
+            set.lines[way].dirty = true;
+            exchanged = Some(self.machine.exchange(line, offset, old, new));
+        });
+        exchanged
+    }
+
     /// Calls `act` with the line of a present entry that `may`, and its set locked: the line stays.
     fn with_line(
         &self,

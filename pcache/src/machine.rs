@@ -85,6 +85,18 @@ pub trait Machine {
     ///
     /// As [`copy_out`](Self::copy_out).
     fn copy_in(&self, line: LineId, offset: usize, from: &[u8]);
+    /// Stores `new` in the word of four bytes at `offset`, a multiple of four, if that is `old`: at
+    /// once for the stores of programs on all cores. Returns the word from before, as `Err` if it
+    /// was not `old`.
+    ///
+    /// # Errors
+    ///
+    /// The word, if it was another.
+    ///
+    /// # Panics
+    ///
+    /// As [`copy_out`](Self::copy_out).
+    fn exchange(&self, line: LineId, offset: usize, old: u32, new: u32) -> Result<u32, u32>;
     /// Copies a whole line to another.
     fn copy_line(&self, from: LineId, to: LineId);
     /// Sets a whole line to zero.

@@ -193,6 +193,21 @@ impl PageFrame {
             .write(self.offset(offset, from.len()), from);
     }
 
+    /// Stores `new` in the word at `offset` if that is `old`, in one step for all cores; returns the
+    /// word from before.
+    ///
+    /// # Errors
+    ///
+    /// The word, if it was another.
+    ///
+    /// # Panics
+    ///
+    /// When the word leaves the frame or is not aligned.
+    pub fn exchange_u32(self, offset: usize, old: u32, new: u32) -> Result<u32, u32> {
+        let place = self.offset(offset, size_of::<u32>());
+        self.array.buffer.window.exchange(place, old, new)
+    }
+
     /// Sets `len` bytes from `offset` on.
     ///
     /// # Panics

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "raw memory")]
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes at a fixed address, shared with devices, programs or other cores.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +76,16 @@ impl Window {
         let from: *mut T = self.at(offset, size_of::<T>());
         // SAFETY: `at` checked range and alignment.
         unsafe { from.read_volatile() }
+    }
+
+    /// Stores a word if that is `old`, in one step for all cores; returns the word from before, as
+    /// `Err` if it was not `old`.
+    pub(crate) fn exchange(&self, offset: usize, old: u32, new: u32) -> Result<u32, u32> {
+        let word: *mut u32 = self.at(offset, size_of::<u32>());
+        // SAFETY: `at` checked range and alignment, the memory lives as long as the window, and
+        // what else changes the word meanwhile (programs) does so by the CPU's own instructions.
+        let word = unsafe { AtomicU32::from_ptr(word) };
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
     }
 
     /// Stores one word untorn.

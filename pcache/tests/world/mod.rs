@@ -364,6 +364,15 @@ impl Machine for World {
                 .store(value, Ordering::SeqCst);
         }
     }
+    fn exchange(&self, line: LineId, offset: usize, old: u32, new: u32) -> Result<u32, u32> {
+        let (word, shift) = (self.word(line, offset), offset % 8 * 8);
+        let half = |word: u64| u32::try_from(word >> shift & 0xffff_ffff).unwrap();
+        let put = |word: u64| word & !(0xffff_ffff << shift) | u64::from(new) << shift;
+        let changed = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
+            (half(word) == old).then(|| put(word))
+        });
+        changed.map(half).map_err(half)
+    }
     fn copy_line(&self, from: LineId, to: LineId) {
         for (from, to) in self.lines[from.0 as usize]
             .iter()

@@ -160,9 +160,8 @@ impl<N: Node> Space<'_, N> {
         Ok(u64::from_le_bytes(word))
     }
 
-    /// Changes a word of four bytes as `new` says; returns what it was. Stores of the program
-    /// between the load and the store are lost: programs change such words by their own atomic
-    /// instructions only where they do not ask the kernel to.
+    /// Changes a word of four bytes, which is aligned, as `new` says; returns what it was. It is
+    /// one step for the program's own atomic instructions, on whichever core.
     ///
     /// # Errors
     ///
@@ -174,10 +173,28 @@ impl<N: Node> Space<'_, N> {
     ) -> Result<u32> {
         let mut bytes = [0; 4];
         self.read(addr, &mut bytes).await?;
-        let old = u32::from_le_bytes(bytes);
-        let word = new(old).ok_or(errno::ENOSYS)?;
-        self.write(addr, &word.to_le_bytes()).await?;
-        Ok(old)
+        let (offset, _) = within_page(addr, bytes.len());
+        let mut old = u32::from_le_bytes(bytes);
+        loop {
+            let word = new(old).ok_or(errno::ENOSYS)?;
+            let exchanged = self
+                .tables
+                .entry(addr)
+                .and_then(|entry| self.node.cache().exchange(entry, offset, old, word));
+            match exchanged {
+                Some(Ok(before)) => return Ok(before),
+                // The program was faster. It can be so again, but not for ever without a turn of
+                // others.
+                Some(Err(now)) => {
+                    old = now;
+                    self.breathe().await;
+                }
+                None => {
+                    let faulted = self.fault(addr, Access::Write, false).await?;
+                    faulted.map_err(|_| errno::EFAULT)?;
+                }
+            }
+        }
     }
 
     /// Writes words, one behind the other.

@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::future::poll_fn;
-use core::pin::pin;
 use core::sync::atomic::Ordering;
 use core::task::Poll;
 use core::time::Duration;
@@ -12,12 +11,13 @@ use pcache::Access;
 
 use super::{Args, int};
 use crate::error::{Result, errno};
-use crate::futex::{ANY, Key, Waiter};
+use crate::futex::{ANY, Key};
 use crate::mm::Tables;
 use crate::mm::vma::Backing;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::thread::Thread;
+use crate::wait::either;
 
 /// Operations, and the bits beside them (Linux `include/uapi/linux/futex.h`).
 const COMMAND: u64 = 0x7f;
@@ -68,9 +68,6 @@ impl<N: Node> Thread<N> {
         &self,
         [addr, op, value, timeout, second, third]: Args,
     ) -> Result<u64> {
-        if !addr.is_multiple_of(4) {
-            return Err(errno::EINVAL.into());
-        }
         let (value, private) = (int(value), op & PRIVATE != 0);
         let key = self.futex_key(addr, private)?;
         let futexes = &self.node.kernel().futexes;
@@ -112,7 +109,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns the time at which an absolute timeout is over.
-    async fn futex_deadline(&self, addr: u64, realtime: bool) -> Result<hal::Instant> {
+    pub(super) async fn futex_deadline(&self, addr: u64, realtime: bool) -> Result<hal::Instant> {
         let at = self.timespec(addr).await?;
         let now = if realtime {
             self.node.platform().wall_clock()
@@ -123,7 +120,14 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns what identifies a word: its address, or its place in a shared object.
-    fn futex_key(&self, addr: u64, private: bool) -> Result<Key> {
+    ///
+    /// # Errors
+    ///
+    /// EINVAL unless the address is aligned, EFAULT for a shared word that nothing maps.
+    pub(super) fn futex_key(&self, addr: u64, private: bool) -> Result<Key> {
+        if !addr.is_multiple_of(4) {
+            return Err(errno::EINVAL.into());
+        }
         let own = Key::Private(self.memory.tables().space(), addr);
         if private {
             return Ok(own);
@@ -161,7 +165,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Calls `act` with a way to read the word without waiting, until that could be read.
-    async fn with_word<T>(
+    pub(super) async fn with_word<T>(
         &self,
         addr: u64,
         mut act: impl FnMut(&dyn Fn() -> Option<u32>) -> T,
@@ -189,7 +193,7 @@ impl<N: Node> Thread<N> {
         (!away.get()).then_some(done)
     }
 
-    async fn wait_futex(
+    pub(super) async fn wait_futex(
         &self,
         addr: u64,
         key: Key,
@@ -201,17 +205,6 @@ impl<N: Node> Thread<N> {
         let queue =
             |read: &dyn Fn() -> Option<u32>| futexes.wait(key, bits, || read() == Some(value));
         let waiter = self.with_word(addr, queue).await?.ok_or(errno::EAGAIN)?;
-        let waited = self.unless_called(self.woken_or_late(&waiter, end)).await;
-        let woken = matches!(waited, Ok(true)) || !futexes.cancel(&waiter);
-        if woken {
-            return Ok(0);
-        }
-        waited?;
-        Err(errno::ETIMEDOUT.into())
-    }
-
-    /// Waits for a wake, until `end`; returns whether it came.
-    async fn woken_or_late(&self, waiter: &Waiter, end: Option<hal::Instant>) -> bool {
         let woken = poll_fn(|context| {
             if waiter.poll(context.waker()) {
                 Poll::Ready(())
@@ -219,21 +212,28 @@ impl<N: Node> Thread<N> {
                 Poll::Pending
             }
         });
-        let Some(end) = end else {
-            woken.await;
-            return true;
-        };
-        let (mut woken, mut late) = (pin!(woken), pin!(self.node.platform().sleep_until(end)));
-        poll_fn(|context| {
-            if woken.as_mut().poll(context).is_ready() {
-                return Poll::Ready(true);
-            }
-            late.as_mut().poll(context).map(|()| false)
-        })
-        .await
+        let waited = self.unless_called(self.unless_late(woken, end)).await;
+        let woken = matches!(waited, Ok(Some(()))) || !futexes.cancel(&waiter);
+        if woken {
+            return Ok(0);
+        }
+        waited?;
+        Err(errno::ETIMEDOUT.into())
     }
 
-    async fn requeue_futex(
+    /// Waits until `end`, if there is one; `None` if that comes first.
+    pub(super) async fn unless_late<T>(
+        &self,
+        wait: impl Future<Output = T>,
+        end: Option<hal::Instant>,
+    ) -> Option<T> {
+        match end {
+            None => Some(wait.await),
+            Some(end) => either(wait, self.node.platform().sleep_until(end)).await,
+        }
+    }
+
+    pub(super) async fn requeue_futex(
         &self,
         (addr, from): (u64, Key),
         (to, private): (u64, bool),

@@ -5,6 +5,7 @@ mod clone;
 mod epoll;
 mod fifo;
 mod futex;
+mod futex2;
 mod identity;
 mod inotify;
 mod io;
@@ -269,6 +270,10 @@ impl<N: Node> Thread<N> {
             nr::__NR_pidfd_open => self.sys_pidfd_open(a),
             nr::__NR_pidfd_send_signal => self.sys_pidfd_send_signal(a).await,
             nr::__NR_futex => self.sys_futex(a).await,
+            nr::__NR_futex_waitv => self.sys_futex_waitv(a).await,
+            nr::__NR_futex_wait => self.sys_futex_wait(a).await,
+            nr::__NR_futex_wake => self.sys_futex_wake(a),
+            nr::__NR_futex_requeue => self.sys_futex_requeue(a).await,
             nr::__NR_set_tid_address => Ok(self.sys_set_tid_address(a[0])),
             nr::__NR_set_robust_list => self.sys_set_robust_list(a),
             nr::__NR_get_robust_list => self.sys_get_robust_list(a).await,

@@ -125,6 +125,8 @@ pub(crate) struct FakeMachine {
     remote: Mutex<BTreeMap<u64, Vec<u8>>>,
     transfers: Mutex<Vec<(LineId, RemoteAddr, bool)>>,
     pub(crate) most_stale: Cell<usize>,
+    /// A word that the program stores before the next exchange.
+    pub(crate) stored_between: Cell<Option<u32>>,
     turns: Rc<Turns>,
 }
 
@@ -175,6 +177,27 @@ impl Machine for FakeMachine {
         self.turns.did(1);
         self.lines.lock().unwrap()[line.0 as usize][offset..offset + from.len()]
             .copy_from_slice(from);
+    }
+    fn exchange(
+        &self,
+        line: LineId,
+        offset: usize,
+        old: u32,
+        new: u32,
+    ) -> core::result::Result<u32, u32> {
+        self.turns.did(1);
+        let lines = &mut *self.lines.lock().unwrap();
+        let word: &mut [u8; 4] = lines[line.0 as usize][offset..].first_chunk_mut().unwrap();
+        // A store of the program between the kernel's load and its exchange.
+        if let Some(stored) = self.stored_between.take() {
+            *word = stored.to_le_bytes();
+        }
+        let before = u32::from_le_bytes(*word);
+        if before != old {
+            return Err(before);
+        }
+        *word = new.to_le_bytes();
+        Ok(before)
     }
     fn copy_line(&self, from: LineId, to: LineId) {
         self.turns.did(1);

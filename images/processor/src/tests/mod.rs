@@ -3,6 +3,7 @@
 mod calls;
 mod fake;
 pub(crate) mod fake_files;
+mod futexes;
 mod identity;
 mod inotify;
 mod jobs;

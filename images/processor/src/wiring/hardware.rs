@@ -416,6 +416,10 @@ impl Machine for Hardware {
     fn copy_in(&self, line: LineId, offset: usize, from: &[u8]) {
         self.frames.frame(line.0 as usize).write(offset, from);
     }
+    fn exchange(&self, line: LineId, offset: usize, old: u32, new: u32) -> Result<u32, u32> {
+        let frame = self.frames.frame(line.0 as usize);
+        frame.exchange_u32(offset, old, new)
+    }
     fn copy_line(&self, from: LineId, to: LineId) {
         let mut bytes = [0; LINE_SIZE];
         self.frames.frame(from.0 as usize).read(0, &mut bytes);
