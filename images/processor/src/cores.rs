@@ -18,6 +18,8 @@ struct Core {
     waiting: AtomicU32,
     /// A thread has its turn.
     running: AtomicBool,
+    /// The thread of the last turn; 0 before the first.
+    last: AtomicU32,
     /// Nanoseconds of all turns that are over.
     busy: AtomicU64,
 }
@@ -28,6 +30,7 @@ impl Core {
             threads: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             running: AtomicBool::new(false),
+            last: AtomicU32::new(0),
             busy: AtomicU64::new(0),
         }
     }
@@ -84,9 +87,16 @@ impl Cores {
         self.of(core).threads.load(Ordering::Relaxed)
     }
 
-    /// Notes that a thread begins a turn.
-    pub(crate) fn begin_turn(&self, core: usize) {
-        self.of(core).running.store(true, Ordering::Relaxed);
+    /// Notes that a thread begins a turn; returns whether the core's last turn was another's.
+    pub(crate) fn begin_turn(&self, core: usize, tid: u32) -> bool {
+        let core = self.of(core);
+        core.running.store(true, Ordering::Relaxed);
+        // Only the core itself writes this.
+        let other = core.last.load(Ordering::Relaxed) != tid;
+        if other {
+            core.last.store(tid, Ordering::Relaxed);
+        }
+        other
     }
 
     /// Notes that a thread's turn is over, which took so many nanoseconds.
@@ -146,7 +156,7 @@ mod tests {
     fn new_threads_go_where_nothing_runs() {
         let cores = Cores::default();
         assert_eq!(cores.choose(2, u64::MAX), 0);
-        cores.begin_turn(0);
+        assert!(cores.begin_turn(0, 7) && !cores.begin_turn(0, 7));
         assert_eq!(cores.choose(2, u64::MAX), 1);
         assert_eq!(
             cores.choose(2, u64::MAX),
@@ -163,7 +173,7 @@ mod tests {
         cores.begin_wait(0);
         assert_eq!(cores.better(0, 2, u64::MAX), Some(1));
         assert_eq!(cores.better(0, 2, 1), None, "it may not");
-        cores.begin_turn(1);
+        cores.begin_turn(1, 8);
         assert_eq!(cores.better(0, 2, u64::MAX), None, "nobody is idle");
         cores.end_wait(0);
         assert_eq!(cores.better(0, 2, 2), Some(1), "it may no longer stay");

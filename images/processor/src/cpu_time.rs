@@ -123,7 +123,9 @@ impl<N: Node> Thread<N> {
         let mut life = pin!(self.live());
         poll_fn(|context| {
             let core = shared.core();
-            process.node.kernel().cores.begin_turn(core);
+            if process.node.kernel().cores.begin_turn(core, shared.tid()) {
+                shared.note_turn_of_other();
+            }
             shared.time.begin(platform.now());
             let polled = life.as_mut().poll(context);
             let ran = shared.time.end(platform.now());

@@ -25,12 +25,12 @@ use crate::signals::{
 use crate::thread::Thread;
 
 /// The places of registers in [`REGISTERS`] words, in the order of `struct sigcontext_64`.
-const RDI: usize = 8;
-const RSI: usize = 9;
+pub(crate) const RDI: usize = 8;
+pub(crate) const RSI: usize = 9;
 const RDX: usize = 12;
-const RAX: usize = 13;
-const RSP: usize = 15;
-const RIP: usize = 16;
+pub(crate) const RAX: usize = 13;
+pub(crate) const RSP: usize = 15;
+pub(crate) const RIP: usize = 16;
 const RFLAGS: usize = 17;
 
 const CONTEXT: u64 = 8;
@@ -153,6 +153,8 @@ impl<N: Node> Thread<N> {
     /// Takes the signals that are due, before the program goes on.
     pub(crate) async fn take_signals(&mut self) -> Result<()> {
         self.shared.attended();
+        // Before a handler's frame keeps the place to which the program returns.
+        self.restart_sequence().await?;
         self.thaw().await;
         if self.process.must_end(self.tid()) {
             let exit = self.process.ends().unwrap_or(Exit::Code(0));

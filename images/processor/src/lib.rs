@@ -63,6 +63,7 @@ mod process;
 mod pseudo;
 pub mod remote;
 mod report;
+mod rseq;
 mod signal_file;
 mod signals;
 mod socket;

@@ -9,6 +9,7 @@ use messages::PAGE_SIZE;
 use crate::creds::Creds;
 use crate::elf::PROGRAM_HEADER_SIZE;
 use crate::error::{Result, errno};
+use crate::rseq;
 
 /// The most bytes that arguments and environment may take, as on Linux a quarter of the stack's
 /// limit.
@@ -16,6 +17,9 @@ pub const MAX_STRINGS: usize = 2 << 20;
 
 /// Linux `arch/x86/include/uapi/asm/auxvec.h`.
 const AT_MINSIGSTKSZ: u32 = 51;
+/// Linux `include/uapi/linux/auxvec.h`.
+const AT_RSEQ_FEATURE_SIZE: u32 = 27;
+const AT_RSEQ_ALIGN: u32 = 28;
 
 /// The numbers of the user and the group that a program runs as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -127,6 +131,8 @@ pub fn build(top: u64, facts: &Facts<'_>) -> Result<Stack> {
         (aux::AT_RANDOM, base + random),
         (aux::AT_EXECFN, base + path),
         (aux::AT_PLATFORM, base + platform),
+        (AT_RSEQ_FEATURE_SIZE, rseq::FEATURE_SIZE as u64),
+        (AT_RSEQ_ALIGN, rseq::ALIGN),
         (AT_MINSIGSTKSZ, facts.min_signal_stack),
         (aux::AT_NULL, 0),
     ];

@@ -22,6 +22,7 @@ use crate::mm::Space;
 use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
+use crate::rseq::Registration;
 use crate::signals::{
     Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo, number,
 };
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     policy: Mutex<(u32, u32)>,
     /// The name that `prctl` sets, and `/proc` shows.
     pub(crate) name: Mutex<Vec<u8>>,
+    /// The thread has registered an area of restartable sequences.
+    has_rseq: AtomicBool,
     /// Wakes the thread out of a wait that a signal may end.
     waker: Mutex<Option<Waker>>,
 }
@@ -93,6 +96,7 @@ impl Shared {
             actions: Mutex::new(actions),
             attention: AtomicBool::new(false),
             in_user: AtomicBool::new(false),
+            has_rseq: AtomicBool::new(false),
             time: ThreadTime::default(),
             waker: Mutex::default(),
         }
@@ -203,6 +207,18 @@ impl Shared {
         self.attention.store(true, Ordering::SeqCst);
     }
 
+    /// Notes whether the thread has registered an area of restartable sequences.
+    pub(crate) fn set_has_rseq(&self, has: bool) {
+        self.has_rseq.store(has, Ordering::Relaxed);
+    }
+
+    /// Notes that the core may have run another thread, or is another one than before.
+    pub(crate) fn note_turn_of_other(&self) {
+        if self.has_rseq.load(Ordering::Relaxed) {
+            self.attend();
+        }
+    }
+
     /// Notes that the thread looks now.
     pub(crate) fn attended(&self) {
         self.attention.store(false, Ordering::SeqCst);
@@ -270,6 +286,8 @@ pub struct Thread<N: Node> {
     /// The word that is cleared, and waiters on it woken, at the end.
     pub(crate) clear_tid: u64,
     pub(crate) release: Option<Arc<Release>>,
+    /// The area of restartable sequences.
+    pub(crate) rseq: Option<Registration>,
 }
 
 /// The outcome of a turn.
@@ -490,6 +508,7 @@ impl<N: Node> Thread<N> {
         node.kernel().cores.leave(self.core());
         self.process.cpu_time.add(self.shared.time.end(self.now()));
         self.shared.set_core(core);
+        self.shared.note_turn_of_other();
         node.spawn(self, core);
     }
 

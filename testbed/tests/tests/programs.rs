@@ -167,6 +167,20 @@ fn sockets_and_what_goes_with_them_do_what_linux_does() {
     assert_eq!((there.code, here.code), (Some(0), Some(0)));
 }
 
+/// More threads than cores count in each core's counter, without atomic instructions.
+#[test]
+fn restartable_sequences_lose_no_count() {
+    let here = native(program("rseq"), &[], b"");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    for cpus in ["1", "2"] {
+        let there = Run::new(&["--cpus", cpus])
+            .add(program("rseq"), "/bin/rseq")
+            .run(&["/bin/rseq"]);
+        assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
+        assert_eq!((there.code, here.code), (Some(0), Some(0)));
+    }
+}
+
 /// Debian's own dynamic programs, several processes at once, and files that they make in `/tmp`.
 #[test]
 fn a_debian_root_runs_its_own_tools() {

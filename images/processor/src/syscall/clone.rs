@@ -193,7 +193,7 @@ impl<N: Node> Thread<N> {
         if !has(CLONE_THREAD) {
             *process.memory.lock() = Some(memory.clone());
         }
-        let child = Self {
+        let mut child = Self {
             process,
             shared,
             cpu,
@@ -223,7 +223,11 @@ impl<N: Node> Thread<N> {
                 0
             },
             release: release.clone(),
+            rseq: None,
         };
+        if !has(CLONE_VM) {
+            child.set_rseq(self.rseq);
+        }
         let tid = child.tid();
         if let Some((fd, object)) = pidfd {
             object.name(tid, &child.process.lifetime);

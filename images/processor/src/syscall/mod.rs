@@ -23,6 +23,7 @@ mod process;
 mod pseudo;
 mod resident;
 mod resolve;
+mod rseq;
 mod signal;
 mod socket;
 mod splice;
@@ -274,6 +275,7 @@ impl<N: Node> Thread<N> {
             nr::__NR_futex_wait => self.sys_futex_wait(a).await,
             nr::__NR_futex_wake => self.sys_futex_wake(a),
             nr::__NR_futex_requeue => self.sys_futex_requeue(a).await,
+            nr::__NR_rseq => self.sys_rseq(a).await,
             nr::__NR_set_tid_address => Ok(self.sys_set_tid_address(a[0])),
             nr::__NR_set_robust_list => self.sys_set_robust_list(a),
             nr::__NR_get_robust_list => self.sys_get_robust_list(a).await,

@@ -127,6 +127,7 @@ impl<N: Node> Thread<N> {
             alternate: [0, 2, 0],
             saved_mask: None,
             clear_tid: 0,
+            rseq: None,
             release: None,
         };
         thread.name_after(&command.path);
@@ -248,6 +249,7 @@ impl<N: Node> Thread<N> {
         }
         self.alternate = [0, 2, 0];
         self.clear_tid = 0;
+        self.set_rseq(None);
         self.shared.robust_list.store(0, Ordering::Relaxed);
         self.cpu = N::Cpu::new(image.entry, image.sp);
         self.apply_limits();

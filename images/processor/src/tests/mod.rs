@@ -14,6 +14,7 @@ mod paths;
 mod pidfd;
 mod pipes;
 mod pseudo;
+mod rseq;
 mod shared_files;
 mod sockets;
 mod storage;
