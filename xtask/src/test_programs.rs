@@ -47,6 +47,7 @@ impl Args {
             ("threads", build(&debian, "threads", "-O1")?),
             ("calls", build(&debian, "calls", "-O1")?),
             ("sockets", build(&debian, "sockets", "-O1")?),
+            ("ipc", build(&debian, "ipc", "-O1")?),
             ("rseq", build(&debian, "rseq", "-O1")?),
             ("checker", build(&debian, "checker", "-O2")?),
             ("many", build(&debian, "many", "-O1")?),

@@ -14,6 +14,7 @@ use crate::cores::Cores;
 use crate::error::{Error, Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::inotify::Watches;
+use crate::ipc::Ipc;
 use crate::jobs::News;
 use crate::locks::Locks;
 use crate::mm::Space;
@@ -49,6 +50,8 @@ pub struct Kernel<N: Node> {
     pub(crate) cores: Cores,
     pub(crate) net: Arc<Net>,
     pub(crate) locks: Arc<Locks>,
+    /// System V's shared memory, semaphores and message queues.
+    pub(crate) ipc: Ipc,
     /// Woken when a process has ended.
     pub(crate) process_ended: WaitQueue,
     unimplemented: Mutex<BTreeMap<u64, u64>>,
@@ -175,6 +178,7 @@ impl<N: Node> Kernel<N> {
             cores: Cores::default(),
             net: Arc::default(),
             locks: Arc::default(),
+            ipc: Ipc::default(),
             process_ended: WaitQueue::default(),
             unimplemented: Mutex::default(),
             fatal: Mutex::default(),
@@ -380,6 +384,7 @@ impl<N: Node> Kernel<N> {
                 synced => synced?,
             }
         }
+        self.ipc.end(node).await;
         self.tmpfs().end().await?;
         node.supply().settle(node).await?;
         Ok(exit)

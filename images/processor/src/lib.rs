@@ -48,6 +48,7 @@ mod futex;
 mod inotify;
 #[cfg(all(test, interleave))]
 mod interleavings;
+mod ipc;
 mod jobs;
 pub mod kernel;
 mod limits;

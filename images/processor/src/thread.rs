@@ -577,6 +577,8 @@ impl<N: Node> Thread<N> {
         if last {
             *process.timers.lock() = ProcessTimers::default();
             node.kernel().locks.release(Owner::Process(process.pid));
+            let now = node.platform().wall_clock().as_secs();
+            node.kernel().ipc.semaphores.exit(process.pid, now);
             process.ended(process.ends().unwrap_or(exit));
         }
         Ok(())

@@ -167,6 +167,18 @@ fn sockets_and_what_goes_with_them_do_what_linux_does() {
     assert_eq!((there.code, here.code), (Some(0), Some(0)));
 }
 
+/// Shared memory, semaphores and message queues of System V between a process and its children.
+#[test]
+fn system_v_s_communication_does_what_linux_does() {
+    let here = native(program("ipc"), &[], b"");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let there = Run::new(&["--cpus", "2", "--pcache", "4M"])
+        .add(program("ipc"), "/bin/ipc")
+        .run(&["/bin/ipc"]);
+    assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
+    assert_eq!((there.code, here.code), (Some(0), Some(0)));
+}
+
 /// More threads than cores count in each core's counter, without atomic instructions.
 #[test]
 fn restartable_sequences_lose_no_count() {

@@ -1,6 +1,5 @@
 //! Changes of an address space: mmap, munmap, mprotect, mremap, madvise, brk's memory, fork, exit.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -8,6 +7,7 @@ use core::sync::atomic::Ordering;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{Access, Advice, Machine, Rights};
 
+use super::object::let_go;
 use super::vma::{Backing, MAX_VMAS, Piece, Vma, VmaFlags, Vmas};
 use super::{MMAP_MIN, MMAP_TOP, Space, Tables};
 use crate::error::{Result, errno};
@@ -128,13 +128,8 @@ impl<N: Node> Space<'_, N> {
     async fn forget(&self, removed: Vec<Piece>) {
         self.node.supply().uncommit(charged(&removed));
         for (_, vma) in removed {
-            if let Backing::Object(object, _) = vma.backing
-                && let Some(object) = Arc::into_inner(object)
-            {
-                for slot in object.into_slots() {
-                    self.node.cache().drop_slot(slot);
-                    self.breathe().await;
-                }
+            if let Backing::Object(object, _) = vma.backing {
+                let_go(self.node, object).await;
             }
         }
     }

@@ -1,19 +1,45 @@
 //! Shared objects: memory that several mappings, of one process or more, have in common.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pcache::Slot;
 use spin::Mutex;
+
+use crate::platform::Platform;
+use crate::process::Node;
+
+/// Pages that are freed before other tasks have their turn.
+const PAGES_A_TURN: usize = 32;
 
 /// A shared object: the slots of the pages that were touched. It owns them; entries that name them
 /// are no users.
 #[derive(Default, Debug)]
 pub struct Object {
     slots: Mutex<BTreeMap<u64, Slot>>,
+    /// Pages of a segment of System V's shared memory; 0 for all else.
+    segment: u64,
+    /// Pages that M has promised the object itself, not its mappings.
+    promised: u64,
 }
 
 impl Object {
+    /// Returns a segment of System V's shared memory. `promised` says whether M has promised its
+    /// pages.
+    pub(crate) fn segment(pages: u64, promised: bool) -> Self {
+        Self {
+            slots: Mutex::default(),
+            segment: pages,
+            promised: if promised { pages } else { 0 },
+        }
+    }
+
+    /// Returns the pages of a segment of System V's shared memory; `None` for all else.
+    pub(crate) fn segment_pages(&self) -> Option<u64> {
+        (self.segment > 0).then_some(self.segment)
+    }
+
     /// Returns the slot of a page that was touched.
     #[must_use]
     pub fn slot(&self, page: u64) -> Option<Slot> {
@@ -41,5 +67,19 @@ impl Object {
     #[must_use]
     pub fn into_slots(self) -> Vec<Slot> {
         self.slots.into_inner().into_values().collect()
+    }
+}
+
+/// Lets go of an object: the last holder frees its pages and gives its promise back.
+pub(crate) async fn let_go<N: Node>(node: &N, object: Arc<Object>) {
+    let Some(object) = Arc::into_inner(object) else {
+        return;
+    };
+    node.supply().uncommit(object.promised);
+    for (freed, slot) in (1..).zip(object.into_slots()) {
+        node.cache().drop_slot(slot);
+        if freed % PAGES_A_TURN == 0 {
+            node.platform().yield_now().await;
+        }
     }
 }

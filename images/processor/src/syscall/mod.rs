@@ -9,6 +9,7 @@ mod futex2;
 mod identity;
 mod inotify;
 mod io;
+mod ipc;
 mod layout;
 mod lock;
 mod memfd;
@@ -323,6 +324,9 @@ impl<N: Node> Thread<N> {
             return done;
         }
         if let Some(done) = self.attribute_call(number, a).await {
+            return done;
+        }
+        if let Some(done) = self.ipc_call(number, a).await {
             return done;
         }
         match self.resident_call(number, a).await {

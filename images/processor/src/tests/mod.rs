@@ -6,6 +6,7 @@ pub(crate) mod fake_files;
 mod futexes;
 mod identity;
 mod inotify;
+mod ipc;
 mod jobs;
 mod locks;
 mod memfd;
