@@ -111,6 +111,9 @@ impl<N: Node> Thread<N> {
                 Err(again) => refused = again,
             }
         }
+        if access == Access::Execute && self.vsyscall(addr).await? {
+            return Ok(());
+        }
         let (name, signal, code) = match refused {
             Refused::BeyondEnd => ("bus error", SIGBUS, BUS_ADRERR),
             Refused::Unmapped => ("segmentation fault", SIGSEGV, SEGV_MAPERR),

@@ -80,6 +80,7 @@ mod timer;
 mod timer_file;
 mod tmpfs;
 pub mod vdso;
+mod vsyscall;
 pub mod wait;
 
 pub use crate::console::Console;

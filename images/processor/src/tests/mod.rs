@@ -23,6 +23,7 @@ mod threads;
 mod timers;
 mod tmp;
 mod turns;
+mod vsyscall;
 
 use fake::{FakeNode, errno_of};
 use linux_raw_sys::general as nr;
