@@ -24,6 +24,8 @@ pub(crate) enum Resource {
     Files = 7,
     /// Bytes of addresses.
     Addresses = 9,
+    /// Bytes that POSIX message queues may come to hold.
+    MessageQueues = 12,
 }
 
 /// A resource's limit: what counts, and how far it may be raised.

@@ -14,6 +14,7 @@ use crate::epoll::Epoll;
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::inotify::Inotify;
+use crate::ipc::posix::MessageQueue;
 use crate::pidfd::PidFd;
 use crate::pipe::PipeEnd;
 use crate::process::Node;
@@ -83,6 +84,10 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     }
     /// Returns the object as a set of files that are waited for, if it is one.
     fn as_epoll(&self) -> Option<&Epoll> {
+        None
+    }
+    /// Returns the object as a POSIX message queue, if it is one.
+    fn as_message_queue(&self) -> Option<&MessageQueue> {
         None
     }
     /// Returns the set of signals that are read from the object, if that is what it is.

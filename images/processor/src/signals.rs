@@ -54,6 +54,7 @@ pub(crate) const SA_RESETHAND: u64 = 0x8000_0000;
 pub(crate) const SI_USER: i32 = 0;
 pub(crate) const SI_KERNEL: i32 = 0x80;
 pub(crate) const SI_TIMER: i32 = -2;
+pub(crate) const SI_MESGQ: i32 = -3;
 pub(crate) const SI_TKILL: i32 = -6;
 /// The most that an overrun says (`DELAYTIMER_MAX`).
 const MAX_OVERRUN: u64 = 0x7fff_ffff;

@@ -1,11 +1,14 @@
-//! System V's interprocess communication: shared memory, semaphores, message queues.
+//! Interprocess communication: System V's shared memory, semaphores and message queues, and POSIX
+//! message queues.
 //!
 //! * [`Ids`]: objects of one kind by number and key, with their owners and rights (Linux
-//!   `ipc/util.c`). * [`segments`], [`semaphores`], [`queues`]: the three kinds.
+//!   `ipc/util.c`). * [`segments`], [`semaphores`], [`queues`]: System V's three
+//!   kinds. * [`posix`]: POSIX message queues.
 //!
 //! The calls are in `syscall/ipc`. All live on this node; nothing of them is M's but the pages of
 //! segments. Lock order: a kind's [`Ids`], then one object.
 
+pub(crate) mod posix;
 pub(crate) mod queues;
 pub(crate) mod segments;
 pub(crate) mod semaphores;
@@ -18,6 +21,7 @@ use spin::Mutex;
 use crate::creds::{CAP_SYS_ADMIN, Creds};
 use crate::error::{Result, errno};
 use crate::process::Node;
+use posix::Named;
 use queues::Queues;
 use segments::Segment;
 use semaphores::Semaphores;
@@ -273,12 +277,14 @@ impl<T> Ids<T> {
     }
 }
 
-/// The node's objects of all three kinds.
+/// The node's objects of all kinds.
 #[derive(Debug, Default)]
 pub(crate) struct Ipc {
     pub(crate) segments: Mutex<Ids<Segment>>,
     pub(crate) semaphores: Semaphores,
     pub(crate) queues: Queues,
+    /// POSIX message queues.
+    pub(crate) named: Named,
 }
 
 impl Ipc {

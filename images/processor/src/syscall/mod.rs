@@ -16,6 +16,7 @@ mod memfd;
 mod memory;
 mod misc;
 mod now;
+mod other_memory;
 mod path;
 mod pidfd;
 mod poll;
@@ -155,6 +156,7 @@ impl<N: Node> Thread<N> {
                     .await
             }
             nr::__NR_openat => self.sys_open(dir, path, a[2], a[3]).await,
+            nr::__NR_openat2 => self.sys_openat2(a).await,
             nr::__NR_stat => self.sys_stat(path::AT_FDCWD, a[0], a[1], 0).await,
             nr::__NR_lstat => {
                 self.sys_stat(path::AT_FDCWD, a[0], a[1], path::NOFOLLOW)
@@ -204,6 +206,7 @@ impl<N: Node> Thread<N> {
             nr::__NR_fallocate => self.sys_fallocate(a).await,
             nr::__NR_utimensat => self.sys_utimensat(a).await,
             nr::__NR_fsync | nr::__NR_fdatasync => self.sys_fsync(a).await,
+            nr::__NR_sync_file_range => self.sys_sync_range(a).await,
             nr::__NR_sync => self.sys_sync().await,
             nr::__NR_syncfs => self.sys_syncfs(a).await,
             _ => self.owner_call(number, a).await,
@@ -219,6 +222,7 @@ impl<N: Node> Thread<N> {
         match number {
             nr::__NR_chmod => self.change_at(AT_FDCWD, a[0], true, mode(a[1])).await,
             nr::__NR_fchmod => self.change_file(a[0], &mode(a[1])).await,
+            nr::__NR_fchmodat2 => self.sys_fchmodat2(a).await,
             nr::__NR_fchmodat => self.change_at(a[0], a[1], true, mode(a[2])).await,
             nr::__NR_chown => {
                 self.change_at(AT_FDCWD, a[0], true, owner(a[1], a[2]))
@@ -324,6 +328,9 @@ impl<N: Node> Thread<N> {
             return done;
         }
         if let Some(done) = self.attribute_call(number, a).await {
+            return done;
+        }
+        if let Some(done) = self.other_memory_call(number, a).await {
             return done;
         }
         if let Some(done) = self.ipc_call(number, a).await {

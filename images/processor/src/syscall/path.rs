@@ -175,6 +175,35 @@ impl<N: Node> Thread<N> {
         self.table().add(file, 0, flags & O_CLOEXEC != 0)
     }
 
+    /// Opens a path as a structure says (`struct open_how`). No restriction of the way to the file
+    /// is known here, and none is taken for granted.
+    pub(super) async fn sys_openat2(&self, [dir, path, how, size, ..]: Args) -> Result<u64> {
+        const KNOWN: usize = 24;
+        /// All flags that Linux knows (`VALID_OPEN_FLAGS`).
+        const VALID: u64 = 0o37_777_703;
+        let size = usize::try_from(size).map_err(|_| errno::E2BIG)?;
+        if size < KNOWN {
+            return Err(errno::EINVAL.into());
+        }
+        if size > 4096 {
+            return Err(errno::E2BIG.into());
+        }
+        let mut bytes = alloc::vec![0; size];
+        self.memory.read(how, &mut bytes).await?;
+        if bytes[KNOWN..].iter().any(|&byte| byte != 0) {
+            return Err(errno::E2BIG.into());
+        }
+        let word = |at: usize| {
+            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight of 24 bytes"))
+        };
+        let (flags, mode, resolve) = (word(0), word(8), word(16));
+        let makes = flags & O_CREAT != 0 || flags & O_TMPFILE == O_TMPFILE;
+        if flags & !VALID != 0 || resolve != 0 || mode & !0o7777 != 0 || mode != 0 && !makes {
+            return Err(errno::EINVAL.into());
+        }
+        self.sys_open(dir, path, flags, mode).await
+    }
+
     /// Opens a path for its place only (`O_PATH`): other flags do not matter, nor do rights.
     async fn open_place(&self, path: Vec<u8>, flags: u64) -> Result<u64> {
         const LINK: u32 = 0o120_000;

@@ -16,6 +16,12 @@ const SCHED_FIFO: u32 = 1;
 const SCHED_RR: u32 = 2;
 const SCHED_BATCH: u32 = 3;
 const SCHED_IDLE: u32 = 5;
+/// Bytes of `struct sched_attr`, now and in its first version.
+const ATTRIBUTES: usize = 56;
+const ATTRIBUTES_FIRST: usize = 48;
+/// Flags of `struct sched_attr`.
+const RESET_ON_FORK: u32 = 1;
+const KEEP_POLICY: u32 = 8;
 /// The policy's number without `SCHED_RESET_ON_FORK`.
 const POLICY: u32 = 0x3fff_ffff;
 
@@ -34,6 +40,8 @@ impl<N: Node> Thread<N> {
             nr::__NR_sched_get_priority_max => priority_range(a[0]).map(|(_, most)| most),
             nr::__NR_sched_get_priority_min => priority_range(a[0]).map(|(least, _)| least),
             nr::__NR_sched_rr_get_interval => self.sys_interval(a[0], a[1]).await,
+            nr::__NR_sched_setattr => self.sys_set_attributes(a).await,
+            nr::__NR_sched_getattr => self.sys_get_attributes(a).await,
             nr::__NR_ioprio_set => Ok(0),
             // IOPRIO_CLASS_NONE.
             nr::__NR_ioprio_get => Ok(0),
@@ -125,6 +133,92 @@ impl<N: Node> Thread<N> {
             return Err(errno::EPERM.into());
         }
         thread.set_policy(policy, u32::try_from(priority).unwrap_or(0));
+        Ok(0)
+    }
+
+    /// Sets policy, static priority and niceness at once (`struct sched_attr`).
+    async fn sys_set_attributes(&self, [tid, addr, flags, ..]: Args) -> Result<u64> {
+        if addr == 0 || int(tid).cast_signed() < 0 || int(flags) != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let mut bytes = [0; ATTRIBUTES];
+        self.memory.read(addr, &mut bytes[..4]).await?;
+        let size = match u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) {
+            0 => ATTRIBUTES_FIRST,
+            size => usize::try_from(size).map_err(|_| errno::E2BIG)?,
+        };
+        if !(ATTRIBUTES_FIRST..=4096).contains(&size) {
+            let own = u32::try_from(ATTRIBUTES).unwrap_or(0).to_le_bytes();
+            self.memory.write(addr, &own).await?;
+            return Err(errno::E2BIG.into());
+        }
+        let mut rest = alloc::vec![0; size];
+        self.memory.read(addr, &mut rest).await?;
+        let known = size.min(ATTRIBUTES);
+        bytes[..known].copy_from_slice(&rest[..known]);
+        if rest[known..].iter().any(|&byte| byte != 0) {
+            return Err(errno::E2BIG.into());
+        }
+        let word =
+            |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four of 56 bytes"));
+        let (policy, flags, nice, priority) = (word(4), word(8), word(16), word(20));
+        if flags & !(RESET_ON_FORK | KEEP_POLICY) != 0 || word(12) != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let thread = self.thread_named(tid)?;
+        let (known, _) = thread.policy();
+        let policy = if flags & KEEP_POLICY != 0 {
+            known & POLICY
+        } else {
+            policy
+        };
+        let (least, most) = priority_range(policy.into())?;
+        if !(least..=most).contains(&u64::from(priority)) {
+            return Err(errno::EINVAL.into());
+        }
+        let nice = nice.cast_signed().clamp(-20, 19);
+        let fair = most == 0;
+        if !self.creds().can(CAP_SYS_NICE) && (!fair || nice < thread.nice()) {
+            return Err(errno::EPERM.into());
+        }
+        let reset = if flags & RESET_ON_FORK != 0 {
+            !POLICY & 0x4000_0000
+        } else {
+            0
+        };
+        thread.set_policy(policy | reset, priority);
+        if fair {
+            thread.set_nice(nice);
+        }
+        Ok(0)
+    }
+
+    async fn sys_get_attributes(&self, [tid, addr, size, flags, ..]: Args) -> Result<u64> {
+        let size = usize::try_from(int(size)).map_err(|_| errno::EINVAL)?;
+        let wrong = addr == 0 || int(tid).cast_signed() < 0 || int(flags) != 0;
+        if wrong || !(ATTRIBUTES_FIRST..=4096).contains(&size) {
+            return Err(errno::EINVAL.into());
+        }
+        let thread = self.thread_named(tid)?;
+        let (policy, priority) = thread.policy();
+        let size = size.min(ATTRIBUTES);
+        let mut bytes = [0; ATTRIBUTES];
+        let mut put = |at: usize, value: u32| {
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        };
+        put(0, u32::try_from(size).unwrap_or(0));
+        put(4, policy & POLICY);
+        put(
+            8,
+            if policy & !POLICY != 0 {
+                RESET_ON_FORK
+            } else {
+                0
+            },
+        );
+        put(16, thread.nice().cast_unsigned());
+        put(20, priority);
+        self.memory.write(addr, &bytes[..size]).await?;
         Ok(0)
     }
 

@@ -288,6 +288,24 @@ impl<N: Node> Thread<N> {
         }
     }
 
+    /// Makes all of a file durable: S knows no ranges.
+    pub(super) async fn sys_sync_range(&self, [fd, from, len, flags, ..]: Args) -> Result<u64> {
+        /// `SYNC_FILE_RANGE_WAIT_BEFORE`, `_WRITE` and `_WAIT_AFTER`.
+        const KNOWN: u64 = 7;
+        let end = from.checked_add(len).filter(|end| end.cast_signed() >= 0);
+        if flags & !KNOWN != 0 || from.cast_signed() < 0 || end.is_none() {
+            return Err(errno::EINVAL.into());
+        }
+        match &self.file(fd)?.kind {
+            Kind::File(_) | Kind::Folder(_) | Kind::Tmp(_) | Kind::TmpFolder(_) => {}
+            _ => return Err(errno::ESPIPE.into()),
+        }
+        match flags {
+            0 => Ok(0),
+            _ => self.sys_fsync([fd, 0, 0, 0, 0, 0]).await,
+        }
+    }
+
     /// Makes what was written to an open file durable, if it is one of S.
     pub(super) async fn sync_written(&self, fd: u64) -> Result<()> {
         match self.file(fd)?.kind {

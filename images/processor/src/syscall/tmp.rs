@@ -10,7 +10,7 @@ use messages::storage::{Entry, PATH_MAX};
 use super::Args;
 use super::int;
 use super::layout::dirent;
-use super::path::AT_FDCWD;
+use super::path::{AT_FDCWD, EMPTY_PATH, NOFOLLOW};
 use crate::creds::{EXECUTE, WRITE};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
@@ -413,6 +413,26 @@ impl<N: Node> Thread<N> {
         }
     }
 
+    /// Changes the mode of a path, or with `AT_EMPTY_PATH` of an open file.
+    pub(super) async fn sys_fchmodat2(&self, [dir, path, mode, flags, ..]: Args) -> Result<u64> {
+        const LINK: u32 = 0o12;
+        if flags & !(EMPTY_PATH | NOFOLLOW) != 0 {
+            return Err(errno::EINVAL.into());
+        }
+        let change = Change::Mode(int(mode));
+        let empty =
+            flags & EMPTY_PATH != 0 && self.memory.read_string(path, PATH_MAX).await?.is_empty();
+        if empty {
+            return self.change_file(dir, &change).await;
+        }
+        let follow = flags & NOFOLLOW == 0;
+        // A symbolic link has no mode of its own.
+        if !follow && self.status_at(dir, path, NOFOLLOW).await?.mode >> 12 == LINK {
+            return Err(errno::EOPNOTSUPP.into());
+        }
+        self.change_at(dir, path, follow, change).await
+    }
+
     /// Changes what is known of an open file.
     pub(super) async fn change_file(&self, fd: u64, change: &Change) -> Result<u64> {
         let file = self.file(fd)?;
@@ -493,7 +513,7 @@ impl<N: Node> Thread<N> {
         if wanted == [None; 2] {
             return Ok(0);
         }
-        let follow = flags & super::path::NOFOLLOW == 0;
+        let follow = flags & NOFOLLOW == 0;
         self.change_at(dir, addr, follow, change).await
     }
 }

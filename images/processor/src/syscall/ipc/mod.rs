@@ -1,8 +1,10 @@
-//! The calls of System V's interprocess communication.
+//! The calls of interprocess communication.
 //!
 //! * [`shared`]: segments. * [`semaphore`]: sets of semaphores. * [`message`]: queues of messages.
+//! * [`posix`]: POSIX message queues.
 
 mod message;
+mod posix;
 mod semaphore;
 mod shared;
 
@@ -37,6 +39,12 @@ impl<N: Node> Thread<N> {
             nr::__NR_msgsnd => self.sys_msgsnd(a).await,
             nr::__NR_msgrcv => self.sys_msgrcv(a).await,
             nr::__NR_msgctl => self.sys_msgctl(a).await,
+            nr::__NR_mq_open => self.sys_mq_open(a).await,
+            nr::__NR_mq_unlink => self.sys_mq_unlink(a).await,
+            nr::__NR_mq_timedsend => self.sys_mq_timedsend(a).await,
+            nr::__NR_mq_timedreceive => self.sys_mq_timedreceive(a).await,
+            nr::__NR_mq_notify => self.sys_mq_notify(a).await,
+            nr::__NR_mq_getsetattr => self.sys_mq_getsetattr(a).await,
             _ => return None,
         })
     }

@@ -1,0 +1,163 @@
+//! Calls that are small or say the same in another form.
+
+use super::*;
+use crate::error::errno;
+
+const AT_FDCWD: u64 = (-100i64).cast_unsigned();
+const PATH: u64 = DATA + 0x100;
+const HOW: u64 = DATA + 0x200;
+const THERE: u64 = DATA + 0x300;
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[test]
+fn memory_of_another_process_is_copied() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let at = run.map(3 * 4096).unwrap();
+    let pid = run.call(nr::__NR_fork, &[]).unwrap();
+    let child = node.started.borrow_mut().pop().unwrap();
+    node.block_on(child.memory().write(at, b"of the child"))
+        .unwrap();
+    run.put(HOW, &words(&[DATA, 6, DATA + 16, 100]));
+    run.put(THERE, &words(&[at, 4, at + 4, 8]));
+    let read = [pid, HOW, 2, THERE, 2, 0];
+    assert_eq!(run.call(nr::__NR_process_vm_readv, &read), Ok(12));
+    assert_eq!(
+        (run.get(DATA, 6), run.get(DATA + 16, 6)),
+        (b"of the".to_vec(), b" child".to_vec())
+    );
+    run.put(HOW, &words(&[DATA, 6]));
+    run.put(THERE, &words(&[at + 2 * 4096 + 4090, 10]));
+    let write = [pid, HOW, 1, THERE, 1, 0];
+    assert_eq!(run.call(nr::__NR_process_vm_writev, &write), Ok(6));
+    let mut there = [0; 6];
+    let read_back = child.memory().read(at + 2 * 4096 + 4090, &mut there);
+    node.block_on(read_back).unwrap();
+    assert_eq!(&there, b"of the");
+    // What is not mapped there is not copied, and alone is an error.
+    run.put(HOW, &words(&[DATA, 20]));
+    run.put(THERE, &words(&[at + 3 * 4096 - 4, 20]));
+    assert_eq!(
+        run.call(nr::__NR_process_vm_readv, &[pid, HOW, 1, THERE, 1, 0]),
+        Ok(4)
+    );
+    run.put(THERE, &words(&[8, 20]));
+    let nowhere = run.call(nr::__NR_process_vm_readv, &[pid, HOW, 1, THERE, 1, 0]);
+    assert_eq!(errno_of(nowhere), Some(errno::EFAULT));
+    let flags = run.call(nr::__NR_process_vm_readv, &[pid, HOW, 1, THERE, 1, 1]);
+    assert_eq!(errno_of(flags), Some(errno::EINVAL));
+    let nobody = run.call(nr::__NR_process_vm_readv, &[999, HOW, 1, THERE, 1, 0]);
+    assert_eq!(errno_of(nobody), Some(errno::ESRCH));
+    run.call(nr::__NR_setresuid, &[9, 9, 9]).unwrap();
+    let denied = run.call(nr::__NR_process_vm_readv, &[pid, HOW, 1, THERE, 1, 0]);
+    assert_eq!(errno_of(denied), Some(errno::EPERM));
+    node.block_on(child.run());
+    run.end();
+}
+
+#[test]
+fn scheduling_attributes_are_kept() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    // Size and policy (SCHED_RR), flags, niceness and static priority.
+    run.put(HOW, &words(&[48 | 2 << 32, 1, 7 << 32, 0, 0, 0]));
+    assert_eq!(run.call(nr::__NR_sched_setattr, &[0, HOW, 0]), Ok(0));
+    assert_eq!(run.call(nr::__NR_sched_getattr, &[0, HOW, 56, 0]), Ok(0));
+    assert_eq!(run.get(HOW, 24), words(&[56 | 2 << 32, 1, 7 << 32]));
+    assert_eq!(run.call(nr::__NR_sched_getscheduler, &[0]), Ok(0x4000_0002));
+    run.put(HOW, &words(&[48, 0, 5, 0, 0, 0]));
+    assert_eq!(run.call(nr::__NR_sched_setattr, &[0, HOW, 0]), Ok(0));
+    assert_eq!(run.thread.shared.nice(), 5);
+    for (head, expected) in [
+        (48 | 6 << 32, errno::EINVAL),
+        (40, errno::E2BIG),
+        (4097, errno::E2BIG),
+    ] {
+        run.put(HOW, &words(&[head, 0, 0, 0, 0, 0]));
+        let refused = run.call(nr::__NR_sched_setattr, &[0, HOW, 0]);
+        assert_eq!(errno_of(refused), Some(expected), "{head:#x}");
+    }
+    let small = run.call(nr::__NR_sched_getattr, &[0, HOW, 47, 0]);
+    assert_eq!(errno_of(small), Some(errno::EINVAL));
+}
+
+#[test]
+fn open_by_structure_takes_no_flag_that_it_does_not_know() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.put(PATH, b"/big\0");
+    let mut open = |how: [u64; 4], size: u64| {
+        run.put(HOW, &words(&how));
+        run.call(nr::__NR_openat2, &[AT_FDCWD, PATH, HOW, size])
+    };
+    let fd = open([0, 0, 0, 0], 24).unwrap();
+    assert_eq!(open([0, 0, 0, 0], 32), Ok(fd + 1));
+    for (how, size, expected) in [
+        ([0, 0, 0, 1], 32, errno::E2BIG),
+        ([0, 0, 0, 0], 16, errno::EINVAL),
+        ([1 << 40, 0, 0, 0], 24, errno::EINVAL),
+        ([0, 0o600, 0, 0], 24, errno::EINVAL),
+        // RESOLVE_BENEATH.
+        ([0, 0, 8, 0], 24, errno::EINVAL),
+    ] {
+        assert_eq!(errno_of(open(how, size)), Some(expected), "{how:x?}");
+    }
+}
+
+#[test]
+fn modes_attributes_and_ranges_by_their_newer_calls() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.put(PATH, b"/tmp/file\0");
+    let fd = run.call(nr::__NR_open, &[PATH, 0o102, 0o600]).unwrap();
+    let chmod = |run: &mut Run, flags: u64, mode: u64| {
+        run.call(nr::__NR_fchmodat2, &[AT_FDCWD, PATH, mode, flags])
+    };
+    assert_eq!(chmod(&mut run, 0x100, 0o640), Ok(0));
+    assert_eq!(run.call(nr::__NR_fstat, &[fd, HOW]), Ok(0));
+    assert_eq!(run.get(HOW + 24, 4), 0o100_640u32.to_le_bytes());
+    assert_eq!(errno_of(chmod(&mut run, 1, 0)), Some(errno::EINVAL));
+    run.put(PATH, b"\0");
+    assert_eq!(
+        run.call(nr::__NR_fchmodat2, &[fd, PATH, 0o600, 0x1000]),
+        Ok(0)
+    );
+    run.put(PATH, b"/tmp/link\0");
+    run.put(DATA, b"file\0");
+    assert_eq!(run.call(nr::__NR_symlink, &[DATA, PATH]), Ok(0));
+    assert_eq!(errno_of(chmod(&mut run, 0x100, 0)), Some(errno::EOPNOTSUPP));
+
+    run.put(DATA, b"user.name\0");
+    run.put(HOW, &words(&[DATA, 4]));
+    let get = [AT_FDCWD, PATH, 0, DATA, HOW, 16];
+    let mut refused = |number: u32, args: &[u64]| errno_of(run.call(number, args));
+    assert_eq!(refused(nr::__NR_getxattrat, &get), Some(errno::ENODATA));
+    assert_eq!(refused(nr::__NR_setxattrat, &get), Some(errno::EOPNOTSUPP));
+    assert_eq!(refused(nr::__NR_removexattrat, &get), Some(errno::ENODATA));
+    assert_eq!(refused(nr::__NR_listxattrat, &get), None);
+    assert_eq!(
+        refused(nr::__NR_getxattrat, &[AT_FDCWD, PATH, 0, DATA, HOW, 8]),
+        Some(errno::EINVAL)
+    );
+    assert_eq!(
+        refused(nr::__NR_listxattrat, &[AT_FDCWD, PATH, 1]),
+        Some(errno::EINVAL)
+    );
+
+    assert_eq!(refused(nr::__NR_sync_file_range, &[fd, 0, 0, 7]), None);
+    assert_eq!(
+        refused(nr::__NR_sync_file_range, &[fd, 0, 0, 8]),
+        Some(errno::EINVAL)
+    );
+    assert_eq!(
+        refused(nr::__NR_sync_file_range, &[fd, u64::MAX, 1, 0]),
+        Some(errno::EINVAL)
+    );
+    assert_eq!(
+        refused(nr::__NR_sync_file_range, &[1, 0, 0, 0]),
+        Some(errno::ESPIPE)
+    );
+}
