@@ -6,10 +6,12 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::error::Exit;
 use crate::kernel::{FIRST, Kernel, Relations, Tree};
 use crate::process::{Node, Process};
 use crate::signals::{
-    CLD_CONTINUED, CLD_STOPPED, SI_KERNEL, SIGCHLD, SIGCONT, SIGHUP, SIGSTOP, SignalInfo,
+    CLD_CONTINUED, CLD_EXITED, CLD_KILLED, CLD_STOPPED, SI_KERNEL, SIGCHLD, SIGCONT, SIGHUP,
+    SIGSTOP, SignalInfo,
 };
 use crate::terminal::To;
 
@@ -72,6 +74,19 @@ impl<N: Node> Process<N> {
             .values()
             .next()
             .is_some_and(|thread| thread.hears_of_stops())
+    }
+}
+
+/// Returns what a parent is told of a child's end.
+pub(crate) fn child_info(signal: u8, pid: u32, exit: Exit) -> SignalInfo {
+    let (code, status) = match exit {
+        Exit::Code(code) => (CLD_EXITED, code),
+        Exit::Signal(signal) => (CLD_KILLED, signal),
+    };
+    SignalInfo {
+        signal,
+        code,
+        fields: [pid.into(), status.into()],
     }
 }
 

@@ -12,6 +12,8 @@
 //! thread's on the same core, a move to another core and a signal make
 //! [`restart_sequence`](Thread::restart_sequence) run before the program goes on.
 
+use core::sync::atomic::Ordering;
+
 use messages::USER_END;
 
 use crate::deliver::RIP;
@@ -19,7 +21,7 @@ use crate::error::{Error, Exit, Result};
 use crate::platform::Cpu;
 use crate::process::Node;
 use crate::signals::SIGSEGV;
-use crate::thread::Thread;
+use crate::thread::{Shared, Thread};
 
 /// Bytes of `struct rseq` that the kernel keeps (`AT_RSEQ_FEATURE_SIZE`).
 pub(crate) const FEATURE_SIZE: usize = 28;
@@ -66,6 +68,20 @@ impl Critical {
 
     fn holds(&self, ip: u64) -> bool {
         ip.wrapping_sub(self.start) < self.len
+    }
+}
+
+impl Shared {
+    /// Notes whether the thread has registered an area.
+    pub(crate) fn set_has_rseq(&self, has: bool) {
+        self.has_rseq.store(has, Ordering::Relaxed);
+    }
+
+    /// Notes that the core may have run another thread, or is another one than before.
+    pub(crate) fn note_turn_of_other(&self) {
+        if self.has_rseq.load(Ordering::Relaxed) {
+            self.attend();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::creds::Creds;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
 use crate::futex::ANY;
+use crate::jobs::child_info;
 use crate::kernel::FIRST;
 use crate::locks::Owner;
 use crate::mm::Space;
@@ -23,9 +24,7 @@ use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 use crate::rseq::Registration;
-use crate::signals::{
-    Actions, CLD_EXITED, CLD_KILLED, Pending, SIGCHLD, SIGKILL, SignalInfo, number,
-};
+use crate::signals::{Actions, Pending, SIGCHLD, SIGKILL, SignalInfo, number};
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
@@ -69,7 +68,7 @@ pub(crate) struct Shared {
     /// The name that `prctl` sets, and `/proc` shows.
     pub(crate) name: Mutex<Vec<u8>>,
     /// The thread has registered an area of restartable sequences.
-    has_rseq: AtomicBool,
+    pub(crate) has_rseq: AtomicBool,
     /// Wakes the thread out of a wait that a signal may end.
     waker: Mutex<Option<Waker>>,
 }
@@ -205,18 +204,6 @@ impl Shared {
     /// Makes the thread look at its signals before the program goes on.
     pub(crate) fn attend(&self) {
         self.attention.store(true, Ordering::SeqCst);
-    }
-
-    /// Notes whether the thread has registered an area of restartable sequences.
-    pub(crate) fn set_has_rseq(&self, has: bool) {
-        self.has_rseq.store(has, Ordering::Relaxed);
-    }
-
-    /// Notes that the core may have run another thread, or is another one than before.
-    pub(crate) fn note_turn_of_other(&self) {
-        if self.has_rseq.load(Ordering::Relaxed) {
-            self.attend();
-        }
     }
 
     /// Notes that the thread looks now.
@@ -699,18 +686,5 @@ impl<N: Node> Process<N> {
         let threads = self.threads.lock();
         let first = threads.values().next()?;
         (signal == SIGCHLD && first.forgets_children()).then_some(())
-    }
-}
-
-/// Returns what a parent is told of a child's end.
-pub(crate) fn child_info(signal: u8, pid: u32, exit: Exit) -> SignalInfo {
-    let (code, status) = match exit {
-        Exit::Code(code) => (CLD_EXITED, code),
-        Exit::Signal(signal) => (CLD_KILLED, signal),
-    };
-    SignalInfo {
-        signal,
-        code,
-        fields: [pid.into(), status.into()],
     }
 }

@@ -1,7 +1,8 @@
 //! The vsyscall page: three calls at fixed addresses, for programs older than the vDSO.
 //!
 //! Nothing is mapped there. A jump to one of the three is a page fault, and the kernel makes the
-//! call and returns to the caller (Linux `arch/x86/entry/vsyscall/vsyscall_64.c`, `vsyscall=xonly`).
+//! call and returns to the caller (Linux `arch/x86/entry/vsyscall/vsyscall_64.c`, its way
+//! `vsyscall=xonly`).
 
 use linux_raw_sys::general as nr;
 

@@ -193,8 +193,8 @@ impl PageFrame {
             .write(self.offset(offset, from.len()), from);
     }
 
-    /// Stores `new` in the word at `offset` if that is `old`, in one step for all cores; returns the
-    /// word from before.
+    /// Stores `new` in the word at `offset` if that is `old`, in one step for all cores; returns
+    /// the word from before.
     ///
     /// # Errors
     ///

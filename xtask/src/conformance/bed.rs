@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use super::suite::{Case, Ended, FOLDER, last_line};
 use crate::bed::INTERRUPTED;
 use crate::bed::process::LAUNCHER;
+use crate::run;
 use crate::tools::{find, need, say};
 
 /// Runs cases from the one whose number is given, each in a process group of its own (`set -m`). It
@@ -139,7 +140,12 @@ impl Bed<'_> {
 
     fn start(&self, first: usize) -> Result<Session> {
         let mut command = match self.place {
-            Place::Cluster(options) => self.cluster(options, first)?,
+            Place::Cluster(options) => {
+                // A source that was edited since the first start is built here, not within the
+                // time that a boot may take.
+                run::prepare()?;
+                self.cluster(options, first)?
+            }
             Place::Native => self.native(first)?,
         };
         command

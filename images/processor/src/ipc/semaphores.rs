@@ -133,7 +133,7 @@ type Undos = BTreeMap<(u32, u32, u16), i32>;
 #[derive(Debug, Default)]
 pub(crate) struct Semaphores {
     pub(crate) ids: Mutex<Ids<Arc<Set>>>,
-    /// What is added to values at processes' ends. Locked after a set.
+    /// Changes of values at processes' ends. Locked after a set.
     undos: Mutex<Undos>,
 }
 

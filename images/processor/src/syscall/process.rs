@@ -18,7 +18,7 @@ use crate::creds::Creds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
-use crate::jobs::{News, news_info};
+use crate::jobs::{News, child_info, news_info};
 use crate::kernel::{FIRST, Relations};
 use crate::load::{self, Command, Refusal};
 use crate::platform::Cpu;
@@ -341,7 +341,7 @@ impl<N: Node> Thread<N> {
         if info != 0 {
             let told = found.map_or([0; crate::signals::INFO_SIZE], |(child, change, _)| {
                 let info = match change {
-                    Change::Ended(exit) => crate::thread::child_info(SIGCHLD, child, exit),
+                    Change::Ended(exit) => child_info(SIGCHLD, child, exit),
                     Change::News(news) => news_info(child, news),
                 };
                 info.encode()
