@@ -199,16 +199,12 @@ impl<T> Ids<T> {
         if self.entries.len() >= limit {
             return Err(errno::ENOSPC.into());
         }
-        let mask = (1 << PLACE_BITS) - 1;
         while self.entries.contains_key(&self.next) {
-            self.next = (self.next + 1) & mask;
+            self.advance();
         }
         let place = self.next;
         let id = self.sequence << PLACE_BITS | place;
-        self.next = (self.next + 1) & mask;
-        if self.next == 0 {
-            self.sequence = (self.sequence + 1) % SEQUENCES;
-        }
+        self.advance();
         let (uid, gid) = (request.creds.user.effective, request.creds.group.effective);
         let perm = Perm {
             key: request.key,
@@ -219,6 +215,14 @@ impl<T> Ids<T> {
         };
         self.entries.insert(place, Entry { id, perm, object });
         Ok(id)
+    }
+
+    /// Goes on to the next place; each round has a sequence number of its own.
+    fn advance(&mut self) {
+        self.next = (self.next + 1) & ((1 << PLACE_BITS) - 1);
+        if self.next == 0 {
+            self.sequence = (self.sequence + 1) % SEQUENCES;
+        }
     }
 
     /// Returns the object of a number.
@@ -334,6 +338,22 @@ mod tests {
         let second = ids.add(request, 2, 'c').unwrap();
         assert!(ids.add(request, 2, 'd').is_err(), "two are the most");
         assert!(ids.get(second).is_ok() && ids.get(first).is_ok());
+    }
+
+    #[test]
+    fn a_round_that_ends_at_a_taken_place_is_one_too() {
+        let (mut ids, creds) = (Ids::default(), creds(1, 1));
+        let request = Request {
+            key: 7,
+            flags: 0o600,
+            creds: &creds,
+        };
+        let first = ids.add(request, 9, 'a').unwrap();
+        ids.remove(first).unwrap();
+        ids.next = (1 << PLACE_BITS) - 1;
+        ids.add(request, 9, 'b').unwrap();
+        (ids.next, ids.sequence) = ((1 << PLACE_BITS) - 1, 0);
+        assert_ne!(ids.add(request, 9, 'c').unwrap(), first);
     }
 
     #[test]
