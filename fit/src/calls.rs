@@ -3,6 +3,7 @@
 use core::task::{Poll, Waker};
 
 use hal::{DmaBuffer, Instant};
+use mutants::Mutant;
 use verbs::{Lkey, QueueSet, Region, RemoteAddr, Rkey, Sge};
 
 use crate::call_slots::{CallSlot, CallState};
@@ -347,6 +348,7 @@ impl<M: DmaBuffer> Link<M> {
         let receive = &mut self.receives[usize::from(receive)];
         self.memory.read(receive.at + HEADER_LEN, into);
         if matches!(self.state, LinkState::Up)
+            && !Mutant::ReceiveNotPostedAgain.on()
             && let Err(error) = receive.post(queues, self.qp)
         {
             self.on_refused_receive(&error);
@@ -367,6 +369,10 @@ impl<M: DmaBuffer> Link<M> {
                 Poll::Ready(Err(self.error(operation, failure)))
             }
             CallState::Expired(failure) => {
+                if Mutant::LateCallFreesSlot.on() {
+                    self.free_call(slot);
+                    return Poll::Ready(Err(self.error(operation, failure)));
+                }
                 call.state = CallState::Orphaned;
                 Poll::Ready(Err(self.error(operation, failure)))
             }
@@ -394,7 +400,7 @@ impl<M: DmaBuffer> Link<M> {
         else {
             unreachable!("only calls with a reply are looked at")
         };
-        if !call.sent {
+        if !call.sent && !Mutant::GatheringNotAwaited.on() {
             return call.keep(waker);
         }
         let len = body as usize;
@@ -484,7 +490,9 @@ impl<M: DmaBuffer> Link<M> {
         now: Instant,
     ) {
         match self.calls.get_mut(usize::from(reply.slot)) {
-            Some(call) if call.awaits(&reply) && bulk <= call.takes => {
+            Some(call)
+                if call.awaits(&reply) && (bulk <= call.takes || Mutant::LongReplyTaken.on()) =>
+            {
                 let took = call.answer(receive, reply.body, bulk, now);
                 self.counters.nr_bytes_rx += u64::from(bulk);
                 self.counters.call_time.record_ns(took);
@@ -528,7 +536,7 @@ impl<M: DmaBuffer> Link<M> {
         let mut overdue = None;
         for slot in 0..self.calls.len() {
             let call = &self.calls[slot];
-            let late = now >= call.deadline;
+            let late = now >= call.deadline && !Mutant::CallDeadlineIgnored.on();
             match call.state {
                 CallState::Waiting if late && !call.lends => {
                     let failure = Failure::Deadline {

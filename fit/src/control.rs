@@ -23,6 +23,7 @@ use core::sync::atomic::Ordering;
 
 use hal::{Duration, Instant, Platform};
 use mad::Mad;
+use mutants::Mutant;
 use verbs::{Device, DeviceError, DeviceEvent, Lid, PKey, PortInfo, PortState};
 
 use crate::membership::proof::{Chance, Nonce};
@@ -93,7 +94,12 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.look_at_members(&port).await;
                 self.begin_wanted(&port).await;
                 self.begin_pages(&port);
-                for _ in 0..MADS_PER_TURN {
+                let bound = if Mutant::DatagramsWithoutBound.on() {
+                    usize::MAX
+                } else {
+                    MADS_PER_TURN
+                };
+                for _ in 0..bound {
                     let Some((from, mad)) = self.inner.device.take_mad(self.inner.config.port)
                     else {
                         break;

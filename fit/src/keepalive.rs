@@ -8,6 +8,7 @@
 //! still loses a peer at its ninth look.
 
 use hal::{DmaBuffer, Duration, Instant};
+use mutants::Mutant;
 use verbs::QueueSet;
 
 use crate::LostCause;
@@ -67,7 +68,7 @@ impl Alive {
     }
 
     pub(crate) fn owe_pong(&mut self) {
-        self.pong_due = true;
+        self.pong_due = !Mutant::PingsUnanswered.on();
     }
 
     /// Asks the peer, unless it was asked within the last quarter of the bound that counts.
@@ -114,7 +115,7 @@ impl<M: DmaBuffer> Link<M> {
 
     /// Asks a silent peer, and loses it when it stays so.
     pub(crate) fn watch_peer(&mut self, now: Instant) {
-        if self.alive.bound.is_zero() {
+        if self.alive.bound.is_zero() || Mutant::SilenceUnnoticed.on() {
             return;
         }
         if let Some(silent) = self.alive.look(now) {

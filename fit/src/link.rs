@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use core::task::Waker;
 
 use hal::{DmaBuffer, Duration, Instant};
+use mutants::Mutant;
 use verbs::{Lkey, Payload, PostError, QpSlot, Qpn, QueueSet, SendOp, SendRequest, Sge};
 
 use crate::arrivals::Arrivals;
@@ -228,9 +229,14 @@ impl<M: DmaBuffer> Link<M> {
         self.target.message_size = target.message_size.min(self.message_size);
         let inline = self.target.message_size.min(self.max_inline);
         self.at_once = inline.saturating_sub(HEADER_BYTES) + 1;
+        let credit = if Mutant::CallCreditIgnored.on() {
+            u16::MAX
+        } else {
+            target.serves
+        };
         let calls = u16::try_from(self.calls.len())
             .expect("calls are counted in 16 bits")
-            .min(target.serves);
+            .min(credit);
         for slot in (0..calls).rev() {
             self.free_calls.push(&mut self.calls, slot);
         }
@@ -533,6 +539,9 @@ impl<M: DmaBuffer> Link<M> {
             }
         }
         self.fail_queued_ops();
+        if Mutant::LentMemoryToldEarly.on() {
+            self.fail_posted_ops();
+        }
         self.wake_room_waiters();
     }
 

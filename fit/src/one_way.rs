@@ -6,6 +6,7 @@
 //! two of these are under way at most.
 
 use hal::{DmaBuffer, Instant};
+use mutants::Mutant;
 use verbs::QueueSet;
 
 use crate::counters::count;
@@ -59,7 +60,7 @@ impl Window {
     /// if that can't be.
     pub(crate) fn hear(&mut self, taken: u32) -> Option<u32> {
         let more = taken.wrapping_sub(self.taken);
-        if more > self.under_way() {
+        if more > self.under_way() && !Mutant::AnyCreditBelieved.on() {
             return None;
         }
         self.taken = taken;
@@ -118,7 +119,8 @@ impl<M: DmaBuffer> Link<M> {
             return Err(Error::NoOneWays(self.peer));
         }
         self.check_len(HEADER_LEN + body.len())?;
-        if self.ring.room() == 0 || self.window.under_way() >= self.window.limit.into() {
+        let closed = self.window.under_way() >= self.window.limit.into();
+        if self.ring.room() == 0 || (closed && !Mutant::WindowIgnored.on()) {
             return Ok(None);
         }
         // Its place is free again: the peer has taken what stood there one window ago.
@@ -138,7 +140,7 @@ impl<M: DmaBuffer> Link<M> {
 
     /// Keeps a message until a handler takes it.
     pub(crate) fn on_one_way(&mut self, receive: u16, header: &Header, now: Instant) {
-        if self.window.held >= self.window.size {
+        if self.window.held >= self.window.size && !Mutant::WindowOverrunTaken.on() {
             return self.fail(LostCause::Protocol);
         }
         self.window.held += 1;
@@ -190,7 +192,7 @@ impl<M: DmaBuffer> Link<M> {
 
     /// Tells the peer of returned receives, if nothing else has.
     pub(crate) fn send_credit<Q: QueueSet>(&mut self, queues: &mut Q) {
-        if self.window.is_credit_due() && self.ring.room() > 0 {
+        if self.window.is_credit_due() && self.ring.room() > 0 && !Mutant::NoCreditMessages.on() {
             let header = Header::bare(MessageType::Credit, 0);
             self.send_bare(queues, header);
         }

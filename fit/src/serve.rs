@@ -10,6 +10,7 @@ use core::future::Future;
 use core::task::Waker;
 
 use hal::{DmaBuffer, Instant};
+use mutants::Mutant;
 use verbs::QueueSet;
 
 use crate::bulk::BulkPart;
@@ -180,7 +181,7 @@ impl<M: DmaBuffer> Link<M> {
         now: Instant,
     ) -> Option<&mut ServeSlot> {
         let serve = self.serves.get_mut(usize::from(request.slot))?;
-        if serve.state != ServeState::Idle {
+        if serve.state != ServeState::Idle && !Mutant::BusySlotTaken.on() {
             return None;
         }
         serve.serial = serve.serial.wrapping_add(1);

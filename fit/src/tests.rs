@@ -12,6 +12,7 @@ mod cost;
 mod fake;
 mod faults;
 mod journal;
+mod limits;
 #[expect(
     clippy::cast_possible_truncation,
     reason = "words of the test's own queues"

@@ -1,6 +1,7 @@
 //! Changes of entries that TLBs must hear of, gathered: one shootdown for all.
 
 use heapless::Vec;
+use mutants::Mutant;
 
 use crate::set::{Set, State};
 use crate::sync::MutexGuard;
@@ -77,7 +78,9 @@ impl<'a, M: Machine> Batch<'a, M> {
     /// and dirty victims are on their way. Called with no set locked.
     pub fn flush(&mut self) {
         if !self.stale.is_empty() {
-            self.cache.machine.flush(&self.stale);
+            if !Mutant::ShootdownLeftOut.on() {
+                self.cache.machine.flush(&self.stale);
+            }
             self.stale.clear();
         }
         if let Some(core) = self.unmapping.take() {
@@ -136,6 +139,9 @@ impl<'a, M: Machine> Batch<'a, M> {
         let line = &mut set.lines[way];
         (line.state, line.started) = (State::Writing, started);
         (line.dirty, line.fresh, line.flushed) = (false, false, true);
+        if Mutant::WriteBackOfNothing.on() {
+            line.state = State::Valid;
+        }
         set.update(way);
         drop(set);
         (cache.geometry.line(index, way), cache.chunks.place(slot))

@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 
 use metrics::{Histogram, Summary};
+use mutants::Mutant;
 
 use crate::batch::{BATCH, Batch};
 use crate::queue::Queues;
@@ -224,7 +225,7 @@ impl<M: Machine> Cache<M> {
                 Error::Fill { slot, cause }
             }
             State::Writing => {
-                (line.state, line.dirty) = (State::Valid, true);
+                (line.state, line.dirty) = (State::Valid, !Mutant::FailedWriteForgotten.on());
                 set.counters.nr_clflush_fail += 1;
                 Error::WriteBack { slot, cause }
             }

@@ -6,6 +6,8 @@
 
 use core::task::Waker;
 
+use mutants::Mutant;
+
 use crate::prefetch::Plan;
 use crate::set::State;
 use crate::sync::MutexGuard;
@@ -194,6 +196,9 @@ impl<M: Machine> Cache<M> {
     /// Adds a mapping to a line's reverse map.
     pub(crate) fn add_mapping(&self, set: &mut Set<M::Entry>, way: usize, at: Mapping<M::Entry>) {
         let line = &mut set.lines[way];
+        if Mutant::MappingForgotten.on() && line.first.is_some() {
+            return;
+        }
         if line.first.is_some() && !self.pool.push(&mut line.more, at) {
             self.steal_mapping(set, way);
         }

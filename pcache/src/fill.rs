@@ -2,6 +2,8 @@
 
 use core::task::Waker;
 
+use mutants::Mutant;
+
 use crate::batch::Batch;
 use crate::set::{Set, State};
 use crate::sync::MutexGuard;
@@ -108,7 +110,8 @@ impl<M: Machine> Cache<M> {
         };
         let mut pte = at.entry.load();
         while pte.is_present() && pte.frame() == frame && pte.is_cow() {
-            if pte.is_object() || self.chunks.users(slot) > 1 {
+            let shared = self.chunks.users(slot) > 1 && !Mutant::SharedPageReused.on();
+            if pte.is_object() || shared {
                 return Filled::Wait;
             }
             match at.entry.exchange(pte, pte.without_cow()) {
@@ -204,6 +207,7 @@ impl<M: Machine> Cache<M> {
         batch.push(at.page);
         batch.hold(set, from, from_way);
         if !pte.is_object()
+            && !Mutant::UserNotDropped.on()
             && let Some(slot) = set.slot(from_way)
         {
             let last = self.chunks.drop_user(slot);

@@ -15,6 +15,7 @@ use alloc::boxed::Box;
 use core::task::Waker;
 
 use hal::Instant;
+use mutants::Mutant;
 
 use crate::rmap::{Chain, Mapping};
 use crate::sync::MutexGuard;
@@ -97,7 +98,8 @@ impl<E> Line<E> {
 
     /// Returns whether the line may be chosen as a victim.
     pub(crate) fn evictable(&self) -> bool {
-        self.state == State::Valid && self.flushing == 0 && !self.dead
+        let quiet = self.flushing == 0 || Mutant::ReusedBeforeShootdown.on();
+        self.state == State::Valid && quiet && !self.dead
     }
 
     /// Returns whether the line can serve another slot at once.

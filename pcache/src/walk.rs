@@ -3,6 +3,8 @@
 //! Whoever walks a table calls these for each entry of the tables that exist. An entry that is not
 //! empty changes under the lock of its slot's set, but for rights, which change by themselves.
 
+use mutants::Mutant;
+
 use crate::batch::Batch;
 use crate::set::{Set, State};
 use crate::sync::MutexGuard;
@@ -69,7 +71,7 @@ impl<M: Machine> Cache<M> {
         let pte = replace(at.entry, held.pte, |_| Pte::EMPTY);
         if let Some(way) = held.way {
             let line = &mut held.set.lines[way];
-            line.dirty |= pte.is_dirty();
+            line.dirty |= pte.is_dirty() && !Mutant::DirtyMarkLost.on();
             self.remove_mapping(&mut held.set, way, at);
             batch.push(at.page);
             batch.hold(&mut held.set, held.index, way);
@@ -111,7 +113,7 @@ impl<M: Machine> Cache<M> {
             return;
         };
         let slot = held.slot;
-        let pte = if private {
+        let pte = if private && !Mutant::ForkStaysWritable.on() {
             replace(parent.entry, held.pte, Pte::with_cow)
         } else {
             held.pte
@@ -126,7 +128,7 @@ impl<M: Machine> Cache<M> {
             let line = &mut held.set.lines[way];
             if line.fresh {
                 // The child's entry names the slot, so it must have its bytes once the line leaves.
-                (line.fresh, line.dirty) = (false, true);
+                (line.fresh, line.dirty) = (false, !Mutant::SharedZeroForgotten.on());
             }
             held.set.update(way);
         }
@@ -182,7 +184,7 @@ impl<M: Machine> Cache<M> {
         if pte.is_present() {
             // A core that has narrower rights cached faults, which drops them; a wider one must be
             // told.
-            if rights.contains(pte.rights()) {
+            if rights.contains(pte.rights()) || Mutant::ProtectionUntold.on() {
                 self.machine.flush_own(at.page);
             } else {
                 batch.push(at.page);

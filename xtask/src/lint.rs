@@ -117,13 +117,15 @@ fn crates(metadata: &Value) -> Result<Vec<(Crate, PathBuf)>> {
 fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
     let ours = |name: &str| crates.iter().any(|(other, _)| other.name == name);
     let forbidden = |need: &str| match of.name.as_str() {
-        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "handover" | "metrics" | "console" => ours(need),
-        // Both are layouts of what the host and an image exchange.
-        "xtask" => ours(need) && !matches!(need, "ksyms" | "console"),
+        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "handover" | "metrics" | "mutants" | "console" => {
+            ours(need)
+        }
+        // Layouts of what the host and an image exchange, and a list of names.
+        "xtask" => ours(need) && !matches!(need, "ksyms" | "console" | "mutants"),
         "libos" => !matches!(need, "hal" | "ksyms" | "handover"),
         "uefi_loader" => need != "handover",
         "mad" | "verbs" | "messages" => !matches!(need, "hal" | "verbs" | "mad"),
-        "pcache" => !matches!(need, "hal" | "locks" | "metrics"),
+        "pcache" => !matches!(need, "hal" | "locks" | "metrics" | "mutants"),
         "mlx4" => {
             matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need)
         }

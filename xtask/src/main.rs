@@ -1,7 +1,8 @@
 //! Commands for users and developers of Tessera: `cargo xtask COMMAND`.
 //!
 //! Each command is one file. The crate depends on no crate of the kernel except `ksyms`, the format
-//! of an image's symbol table; it runs programs (cargo, apt-get, QEMU) to do its work.
+//! of an image's symbol table, and on the list in `mutants`; it runs programs (cargo, apt-get,
+//! QEMU) to do its work.
 //!
 //! * [`run`]: starts a cluster and runs a program on it.
 //! * [`linux`]: starts Linux guests on a modelled fabric.
@@ -13,6 +14,7 @@
 //! * [`mod@bench`]: runs the benchmarks.
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
 //! * [`mod@fuzz`]: fuzzes every parser of untrusted input.
+//! * [`mod@mutants`]: breaks the product on purpose, and sees that tests find each break.
 //! * [`interleave`]: model-checks shared state under loom and shuttle.
 //! * [`conformance`]: runs foreign test suites and compares with Linux.
 //! * [`doctor`]: lists the required programs that are present or missing.
@@ -36,6 +38,7 @@ mod interleave;
 mod ipxe;
 mod lint;
 mod linux;
+mod mutants;
 mod nodes;
 mod passthrough;
 mod project;
@@ -73,6 +76,7 @@ enum Command {
     Sim(sim::Args),
     Fuzz(fuzz::Args),
     Interleave(interleave::Args),
+    Mutants(mutants::Args),
     Doctor(doctor::Args),
     Lint(lint::Args),
     TestPrograms(test_programs::Args),
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Command::Sim(args) => args.run(),
         Command::Fuzz(args) => args.run(),
         Command::Interleave(args) => args.run(),
+        Command::Mutants(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Lint(args) => args.run(),
         Command::TestPrograms(args) => args.run(),

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use crate::project::{self, BARE, UEFI, cargo};
 use crate::qemu::Qemu;
 use crate::tools::{find, quiet, shown};
-use crate::{build_image, fuzz, interleave, ipxe, lint, linux, nodes, run, sim};
+use crate::{build_image, fuzz, interleave, ipxe, lint, linux, mutants, nodes, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
-const BARE_PACKAGES: [&str; 18] = [
+const BARE_PACKAGES: [&str; 19] = [
     "ext4",
     "hal",
     "handover",
@@ -26,6 +26,7 @@ const BARE_PACKAGES: [&str; 18] = [
     "fit_node",
     "pcache",
     "metrics",
+    "mutants",
     "node",
     "selftest",
     "processor",
@@ -111,6 +112,7 @@ impl Args {
         tally.step("orders of cores", || interleave::run(None));
         tally.step("fuzz targets", fuzz::test);
         tally.step("simulated clusters", || sim::run(&["--seeds", "100"]));
+        tally.step("mutants", || mutants::run(None));
         tally.step("a real program is loaded", loader_test);
         if self.quick {
             println!("libos and clusters in QEMU: left out, as --quick says");

@@ -10,6 +10,7 @@ use mlx4_hw::cq::{
     CqeLast, CqeOwner,
 };
 use mlx4_hw::regs::{self, ARM_NEXT, ARM_SOLICITED, CqArm, CqArmRecord};
+use mutants::Mutant;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::event::CqState;
@@ -128,11 +129,15 @@ impl<P: Platform> CompletionQueue<P> {
         self.publish_consumer();
         let entries = 1 << self.log_entries;
         self.next_at = (self.consumer % entries) as usize * CQE_LEN;
-        self.next_pass = CqeLast::of_pass(self.consumer / entries % 2 == 1);
+        let pass = self.consumer / entries % 2 == 1 && !Mutant::CompletionPassStands.on();
+        self.next_pass = CqeLast::of_pass(pass);
     }
 
     /// Makes the entries of `qpn` that were not taken yet nobody's.
     pub(crate) fn forget(&mut self, qpn: u32) {
+        if Mutant::OldCompletionsKept.on() {
+            return;
+        }
         let entries = 1_u32 << self.log_entries;
         for ahead in 0..entries {
             let index = self.consumer.wrapping_add(ahead);
@@ -149,6 +154,9 @@ impl<P: Platform> CompletionQueue<P> {
     /// Tells the card what was taken.
     #[inline]
     pub(crate) fn publish_consumer(&self) {
+        if Mutant::CompletionsTakenUntold.on() {
+            return;
+        }
         let record = record_offset(self.log_entries);
         self.memory
             .write_u32(record, regs::swap(self.consumer & Low24::MAX));

@@ -14,6 +14,7 @@ use mlx4_hw::mpt::{HwKey, MPT_STATUS_SOFTWARE, Mpt, MptFlags, MptPd};
 use mlx4_hw::qp::QpContext;
 use mlx4_hw::query_dev_cap::QueryDevCap;
 use mlx4_hw::regs;
+use mutants::Mutant;
 use spin::Mutex;
 use verbs::{Access, Domain, Lkey, QpKind, Region, Rkey};
 use zerocopy::{FromZeros, IntoBytes};
@@ -325,7 +326,8 @@ pub(crate) fn translate<P: Platform>(
     let range = tables.mtts.take(pages)?;
     let addrs = (memory.bus_addr().0..).step_by(PAGE);
     for (entry, addr) in (range.first..range.first + pages).zip(addrs) {
-        icm.write_mtt(entry, addr);
+        let off = if Mutant::TranslationOff.on() { 4096 } else { 0 };
+        icm.write_mtt(entry, addr + off);
     }
     Ok(range)
 }
@@ -355,7 +357,7 @@ fn region_mpt(
         .with_local_read(true)
         .with_local_write(access.local_write)
         .with_remote_read(access.remote_read)
-        .with_remote_write(access.remote_write);
+        .with_remote_write(access.remote_write || Mutant::EveryRegionWritable.on());
     mpt.key = key;
     mpt.pd = MptPd::new().with_pd(pd & Low24::MAX);
     mpt.start = addr.into();

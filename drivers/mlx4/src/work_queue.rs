@@ -15,6 +15,7 @@ use mlx4_hw::wqe::{
     SEGMENT_UNIT, SEND_HEADROOM_LEN, STAMP, WqeOpcode,
 };
 use mlx4_hw::{bits::Low24, regs};
+use mutants::Mutant;
 use verbs::{Payload, SendOp, SendRequest, Sge, UdAddress};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -156,6 +157,9 @@ impl<B: DmaBuffer> SendQueue<B> {
 
     /// Empties the ring of a queue pair that the card has in RESET.
     pub(crate) fn clear(&mut self) {
+        if Mutant::SendRingNotEmptied.on() {
+            return;
+        }
         (self.head, self.tail) = (0, 0);
         for slot in 0..1_u32 << self.log_slots {
             // Not the card's in pass 0.
@@ -187,6 +191,9 @@ impl<B: DmaBuffer> SendQueue<B> {
     /// Marks every block behind a slot's first, so that a card that fetches ahead sees no WQE
     /// there.
     fn stamp(&self, index: u32) {
+        if Mutant::BlocksNotStamped.on() {
+            return;
+        }
         for block in (BASIC_BLOCK_LEN..self.stride()).step_by(BASIC_BLOCK_LEN) {
             self.memory.write_u32(self.at(index) + block, STAMP);
         }
@@ -215,7 +222,7 @@ impl<B: DmaBuffer> SendQueue<B> {
         control.size = control
             .size
             .with_units(u8::try_from(len.div_ceil(SEGMENT_UNIT)).unwrap_or(0));
-        let pass = self.head >> self.log_slots & 1 == 1;
+        let pass = self.head >> self.log_slots & 1 == 1 && !Mutant::SendOwnerStands.on();
         control.owner = ControlOwner::new().with_pass(pass).with_opcode(opcode);
         let bytes = control.as_bytes();
         let (owner, rest) = bytes.split_at(size_of::<ControlOwner>());
@@ -269,6 +276,7 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
     pub(crate) fn put<T: IntoBytes + Immutable>(&mut self, segment: &T) {
         let (mut at, mut bytes) = (self.base + self.len, segment.as_bytes());
         if self.len.is_multiple_of(BASIC_BLOCK_LEN)
+            && !Mutant::BlocksShownEarly.on()
             && let Some((head, rest)) = bytes.split_first_chunk()
         {
             self.heads[self.len / BASIC_BLOCK_LEN - 1] = u32::from_ne_bytes(*head);
@@ -314,7 +322,7 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
     /// Shows the card the blocks behind the first, the last one first, and returns the WQE's length
     /// in bytes. [`SendQueue::finish`] must follow.
     pub(crate) fn seal(self) -> usize {
-        if self.len > BASIC_BLOCK_LEN {
+        if self.len > BASIC_BLOCK_LEN && !Mutant::BlocksShownEarly.on() {
             fence::publish();
             for block in (1..self.len.div_ceil(BASIC_BLOCK_LEN)).rev() {
                 let at = self.base + block * BASIC_BLOCK_LEN;
@@ -361,7 +369,7 @@ pub(crate) fn opcode(op: SendOp) -> (WqeOpcode, u32) {
 /// The control segment of a request, but for owner and size.
 pub(crate) fn control(request: &SendRequest<'_>, imm: u32) -> ControlSegment {
     let mut control = send_control(request.signalled);
-    control.size = ControlSize::new().with_fence(request.fence);
+    control.size = ControlSize::new().with_fence(request.fence && !Mutant::FenceFlagLost.on());
     control.flags = control.flags.with_solicited(request.solicited);
     control.immediate = imm.into();
     control
@@ -424,7 +432,9 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
     /// in INIT.
     pub(crate) fn clear(&mut self) {
         (self.head, self.tail) = (0, 0);
-        self.memory.write_u32(self.record, 0);
+        if !Mutant::ReceiveRecordKept.on() {
+            self.memory.write_u32(self.record, 0);
+        }
     }
 
     pub(crate) fn depth(&self) -> u32 {
@@ -601,6 +611,32 @@ mod tests {
             }
             let expected = (counter < posts).then_some(u64::from(counter));
             prop_assert_eq!(queue.complete(counter), expected);
+        }
+    }
+
+    #[test]
+    fn an_emptied_ring_shows_the_card_no_receive() {
+        let geometry = Geometry::new(8, 64, 8, 16);
+        let memory = Bytes::new(geometry.memory_len());
+        let mut receive = ReceiveQueue::new(Arc::clone(&memory), geometry);
+        (0..3).for_each(|id| receive.post(id, &[]));
+        receive.clear();
+        assert_eq!(memory.read_u32(geometry.record_offset()), 0);
+    }
+
+    #[test]
+    fn a_fence_is_told_to_the_card() {
+        for fence in [false, true] {
+            let request = SendRequest {
+                id: 0,
+                op: SendOp::Send { imm: None },
+                payload: Payload::Inline(&[], &[]),
+                signalled: false,
+                solicited: false,
+                fence,
+                to: None,
+            };
+            assert_eq!(control(&request, 0).size.fence(), fence);
         }
     }
 

@@ -4,6 +4,7 @@ use hal::Platform;
 use mad::cm::{CmMessage, Dreq, Pair, Rej, RejectReason, Rep, Req, Rtu};
 use mad::sa::{PathRecord, SaMad};
 use mad::{Attribute, Header, Mad, Method, MgmtClass, Status};
+use mutants::Mutant;
 use verbs::{Device, Lid, PortInfo};
 
 use super::attempt::{Attempt, End, State};
@@ -205,9 +206,13 @@ impl<D: Device, P: Platform> Control<D, P> {
         };
         let key = &self.inner.config.cluster.key;
         let to = (port.gid, way(req));
-        let proves = |challenge| theirs.check_request(key, to, challenge, &req.private);
+        let proves = |challenge| {
+            theirs.check_request(key, to, challenge, &req.private)
+                || Mutant::RequestProofIgnored.on()
+        };
         let direct =
             req.remote_gid == port.gid && req.remote_lid == port.lid && req.local_lid == from;
+        let direct = direct || Mutant::RequestFromAnywhere.on();
         if !direct || req.local_gid == port.gid || !proves(self.challenge) {
             if direct && proves(NO_CHALLENGE) {
                 // It holds the key, and learns by the refusal what it is to prove.
@@ -313,7 +318,9 @@ impl<D: Device, P: Platform> Control<D, P> {
             self.challenge = self.chance.number();
             self.nonces.clear();
         }
-        self.nonces.push(nonce);
+        if !Mutant::NoncesForgotten.on() {
+            self.nonces.push(nonce);
+        }
         Ok((index, false))
     }
 
@@ -368,7 +375,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         };
         let key = &self.inner.config.cluster.key;
         let proof = crate::handshake::behind_hello(&rep.private);
-        if !sides.check(key, Purpose::Accept, proof) {
+        if !sides.check(key, Purpose::Accept, proof) && !Mutant::AcceptanceProofIgnored.on() {
             self.bad_proof(lid, "an acceptance");
             return None;
         }
@@ -405,7 +412,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let proven = self
             .sides(index)
             .is_some_and(|sides| sides.check(&key, Purpose::Confirm, &rtu.private));
-        if proven {
+        if proven || Mutant::ConfirmationProofIgnored.on() {
             self.admit(index);
         } else {
             self.bad_proof(lid, "a confirmation");
@@ -427,7 +434,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let proven = self
             .sides(index)
             .is_some_and(|sides| sides.check(&key, purpose, &dreq.private));
-        if !proven || lid != from {
+        if (!proven || lid != from) && !Mutant::DisconnectionProofIgnored.on() {
             return self.bad_proof(from, "a disconnection");
         }
         match &self.attempts[index].end {

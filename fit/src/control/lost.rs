@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use hal::Platform;
 use mad::cm::{CmMessage, Dreq, Pair};
+use mutants::Mutant;
 use verbs::{Device, Qpn};
 
 use super::Control;
@@ -36,6 +37,9 @@ impl<D: Device, P: Platform> Control<D, P> {
                 let Some((link, peer, qpn, cause)) = failing else {
                     break;
                 };
+                if Mutant::ToldBeforeReset.on() {
+                    self.inner.cores[core].lock().dead(link);
+                }
                 if !self.kill_pair(qpn).await {
                     return false;
                 }
@@ -68,6 +72,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         match self.inner.device.reset_qp(qpn).await {
             Ok(()) => true,
+            Err(_) if Mutant::FailedResetIgnored.on() => true,
             Err(error) => {
                 log::error!("{qpn} can't be reset: {error}");
                 self.inner.end(error);
@@ -82,8 +87,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         let is_dead = |peer: PeerId| {
             let pages = inner.pages.lock();
             let mut theirs = pages.iter().filter(|link| link.peer == peer);
-            theirs.all(|link| link.state() == PageState::Dead)
-                && inner.cores.iter().all(|core| core.lock().is_dead(peer))
+            let dead = theirs.all(|link| link.state() == PageState::Dead)
+                && inner.cores.iter().all(|core| core.lock().is_dead(peer));
+            dead || Mutant::LossToldEarly.on()
         };
         let (dead, rest) = self.lost.drain(..).partition(|&(peer, _)| is_dead(peer));
         let dead: Vec<(PeerId, LostCause)> = dead;
@@ -110,7 +116,8 @@ impl<D: Device, P: Platform> Control<D, P> {
         };
         attempt.state = State::Ended;
         log::debug!("{}, lane {:#x}: {cause}", attempt.name, attempt.lane);
-        let Some(sides) = attempt.sides().filter(|_| cause != LostCause::PeerLeft) else {
+        let tells = cause != LostCause::PeerLeft && !Mutant::NoDisconnect.on();
+        let Some(sides) = attempt.sides().filter(|_| tells) else {
             return;
         };
         let (ours, theirs, purpose) = if attempt.calls {
@@ -145,6 +152,9 @@ impl<D: Device, P: Platform> Control<D, P> {
                 // memory.
                 if self.lost.iter().all(|(lost, _)| *lost != peer) {
                     self.lost.push((peer, cause));
+                }
+                if Mutant::LossToldEarly.on() {
+                    self.tell_lost();
                 }
                 return;
             }

@@ -5,6 +5,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use hal::{Duration, Instant};
+use mutants::Mutant;
 use verbs::{Gid, Lid};
 
 use super::announcement::{Announcement, Bad};
@@ -214,6 +215,9 @@ impl Membership {
     }
 
     fn set_digest(&mut self) {
+        if Mutant::StaleDigest.on() {
+            return;
+        }
         let mut all: Vec<Member> = self.members().map(|(_, known)| known.member).collect();
         all.push(self.me);
         all.sort_unstable_by_key(|member| member.name.gid);
@@ -284,6 +288,7 @@ impl Membership {
         };
         if known.member.incarnation == announcement.member.incarnation
             && announcement.sequence <= known.sequence
+            && !Mutant::OldAnnouncementTaken.on()
         {
             self.counters.nr_replayed += 1;
             return;

@@ -1,7 +1,7 @@
 //! Strangers without the key that replay requests, or refuse in others' names.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fit::{Config, Role};
 use hal::{Duration, Platform};
@@ -29,7 +29,7 @@ impl Requests {
 }
 
 /// A card's LID, once its port is in use.
-fn lid(bed: &mut Testbed, clock: &Machine, device: &Mlx4<Machine>) -> Lid {
+pub(super) fn lid(bed: &mut Testbed, clock: &Machine, device: &Mlx4<Machine>) -> Lid {
     bed.block_on(async {
         loop {
             match device.port(1).await.unwrap() {
@@ -109,23 +109,39 @@ fn waiting(bed: &mut Testbed, requests: &Requests) -> (Node, Node, Vec<(Mad, Req
 fn a_refusal_that_proves_nothing_ends_nothing() {
     let mut bed = Testbed::default();
     let requests = recording(&mut bed);
-    let (processor, memory, asked) = waiting(&mut bed, &requests);
+    let (processor, memory, _) = waiting(&mut bed, &requests);
     let (clock, stranger) = hostile(&mut bed);
     lid(&mut bed, &clock, &stranger);
     let to = lid(&mut bed, &clock, &processor.device);
     let spec = memory.spec(&mut bed);
+    // The processor has begun anew meanwhile: the last one is that which it waits for.
+    let before = requests.to(spec.gid).len();
+    wait(&mut bed, "another request", &clock, || {
+        requests.to(spec.gid).len() > before
+    });
+    let asked = requests.to(spec.gid).pop().into_iter();
+    let (fit, ended) = (processor.fit.clone(), Arc::new(AtomicBool::new(false)));
+    let ends = ended.clone();
+    bed.spawn(async move {
+        let _ = fit.connect(spec).await;
+        ends.store(true, Ordering::Relaxed);
+    });
+    // With a challenge of its own making, and with the one that the processor knows: none.
+    let other = [0x5a; 148];
+    let mut known = other;
+    known[..8].fill(0);
     bed.block_on(async {
-        for (_, req) in &asked {
-            for reason in [
-                RejectReason::CONSUMER_DEFINED,
-                RejectReason::STALE_CONNECTION,
+        for (_, req) in asked {
+            for (reason, private) in [
+                (RejectReason::STALE_CONNECTION, other),
+                (RejectReason::CONSUMER_DEFINED, known),
             ] {
                 let rej = Rej {
                     local_comm_id: 1,
                     remote_comm_id: req.local_comm_id,
                     rejected: 0,
                     reason,
-                    private: [0x5a; 148],
+                    private,
                 };
                 let mad = CmMessage::Rej(rej).to_mad(req.local_comm_id.into());
                 stranger.send_mad(1, to, PKey::DEFAULT, &mad).await.unwrap();
@@ -133,6 +149,7 @@ fn a_refusal_that_proves_nothing_ends_nothing() {
         }
         clock.sleep(Duration::from_millis(20)).await;
     });
+    assert!(!ended.load(Ordering::Relaxed), "it is refused");
     memory.awake.store(true, Ordering::Relaxed);
     let peer = bed.block_on(processor.fit.connect(spec)).unwrap();
     super::call(&mut bed, &processor, peer).unwrap();

@@ -2,6 +2,7 @@
 //! virtual time.
 
 mod forgery;
+mod proofs;
 mod strangers;
 
 use std::future::poll_fn;
@@ -17,7 +18,7 @@ use fit::{
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, LinkFaults, Machine, Testbed};
 use mlx4::Mlx4;
-use verbs::{Access, Device, Domain, Gid, Guid, RemoteAddr, Rkey, Sge};
+use verbs::{Access, Device, Domain, Gid, Guid, Lkey, RemoteAddr, Rkey, Sge};
 
 const GUID: u64 = 0x0002_c903_0000_1000;
 /// Time that a test's wait may take at most.
@@ -381,6 +382,46 @@ fn a_stopped_node_whose_card_still_answers_is_lost_and_returns_when_it_runs_agai
     memory.awake.store(true, Ordering::Relaxed);
     converge(&mut bed, &[&processor, &memory]);
     assert_ne!(processor.fit.view().members[0].0, peer);
+}
+
+#[test]
+fn a_peer_whose_connection_fails_is_told_at_once() {
+    let mut bed = Testbed::default();
+    let [processor, memory] =
+        [(1, Role::Processor), (2, Role::Memory)].map(|(index, role)| node(&mut bed, index, role));
+    converge(&mut bed, &[&processor, &memory]);
+    let to_memory = find(&mut bed, &processor, Role::Memory).unwrap();
+    let to_processor = find(&mut bed, &memory, Role::Processor).unwrap();
+    // A local key that covers nothing: the fabric and the peer see nothing of it.
+    let from = Sge {
+        addr: 0,
+        len: 8,
+        lkey: Lkey(0),
+    };
+    let there = RemoteAddr {
+        addr: 0,
+        rkey: Rkey(0),
+    };
+    let core = processor.fit.core(0);
+    let written = bed.block_on(core.write(to_memory, from, there));
+    assert!(
+        matches!(written, Err(Error::PeerLost { .. })),
+        "{written:?}"
+    );
+    wait(&mut bed, "the memory knows", &memory.machine, || {
+        memory.changes().len() > 1
+    });
+    let lost = call(&mut bed, &memory, to_processor);
+    assert!(
+        matches!(
+            lost,
+            Err(Error::PeerLost {
+                cause: LostCause::PeerLeft,
+                ..
+            })
+        ),
+        "{lost:?}"
+    );
 }
 
 #[test]

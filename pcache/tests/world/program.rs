@@ -111,6 +111,13 @@ impl Program {
                 Ok(seen) => {
                     let due = self.expected(vpn, word, object.as_deref());
                     assert_eq!(seen, due, "{} word {word}: {seen:#x} for {due:#x}", at.page);
+                    let rights = self.vmas[vpn].map(|vma| vma.rights);
+                    let access = if write { Access::Write } else { Access::Read };
+                    assert!(
+                        rights.is_some_and(|rights| rights.allow(access)),
+                        "{}: {access:?} with {rights:?}",
+                        at.page
+                    );
                     self.wrote(vpn, word, value, object);
                     return Outcome::Value(seen);
                 }

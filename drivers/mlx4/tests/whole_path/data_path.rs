@@ -1,5 +1,8 @@
 //! Bytes from one machine's memory to another's, by every operation.
 
+use std::pin::pin;
+
+use futures_util::future::{Either, select};
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Testbed};
 use verbs::{
@@ -351,11 +354,21 @@ fn completion_interrupts_wake_the_waiter() {
     bed.block_on(async {
         let (mut left, mut right) = connect(&a, &b, &rc_config(8), &RC).await;
         let into = b.memory(4096, ALL).await;
-        for id in 0..20 {
+        // More than an event queue holds.
+        for id in 0..600 {
             right.receive(id, &[into.sge(0, 64)]);
             right.queues.arm(false);
-            left.send(id, SEND, Payload::Inline(b"wake up", &[]));
-            b.device.wait_completion(0).await.unwrap();
+            let send = async {
+                a.platform.sleep(Duration::from_micros(10)).await;
+                left.send(id, SEND, Payload::Inline(b"wake up", &[]));
+                a.platform.sleep(Duration::from_secs(1)).await;
+            };
+            // The waiter is there first, so that only an interrupt wakes it.
+            let woken = {
+                let (wait, send) = (pin!(b.device.wait_completion(0)), pin!(send));
+                matches!(select(wait, send).await, Either::Left((Ok(()), _)))
+            };
+            assert!(woken, "message {id}");
             assert_eq!(right.next(&b.platform).await.id, id);
             left.next(&a.platform).await;
         }
