@@ -123,7 +123,10 @@ impl World {
     /// Notes that an operation ended, or was given up by its caller.
     pub(crate) fn close(&mut self, number: u64, ok: bool) {
         match self.check.open.remove(&number) {
-            Some(_) if ok => self.stats.ended += 1,
+            Some(open) if ok => {
+                self.stats.ended += 1;
+                *self.stats.kinds.entry(open.what).or_default() += 1;
+            }
             Some(_) => self.stats.failed += 1,
             None => self.violate(
                 Rule::EndsOnce,
@@ -178,6 +181,10 @@ impl World {
         let now = self.now;
         let mut overdue = None;
         for (number, open) in &mut self.check.open {
+            if self.nodes[open.life.node].broken {
+                // What was lent to its HCA stays lent.
+                continue;
+            }
             let cpu = &self.nodes[open.life.node].cpu;
             if cpu.stopped_until > now || cpu.slow > 0 {
                 let runs = cpu.stopped_until.max(now);

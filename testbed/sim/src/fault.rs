@@ -52,6 +52,11 @@ pub enum Kind {
     },
     /// The queue pair by which the node receives its cluster's group fails.
     Deafened(NodeIndex),
+    /// The node's HCA refuses to reset queue pairs from now on, and one of its connections fails; it
+    /// is switched off so many nanoseconds later, and restarts at the end.
+    Broken(NodeIndex, u64),
+    /// The node's port is full of datagrams that make no sense.
+    Flood(NodeIndex),
     /// A node that should not be there starts, at this place behind the others. A twin is switched
     /// off at the end, others stay.
     Stranger(NodeIndex, Guise),
@@ -74,6 +79,8 @@ impl Kind {
             Self::Burst => "burst of lost datagrams",
             Self::Forget { .. } => "forgetful SA",
             Self::Deafened(_) => "failed queue pair of the group",
+            Self::Broken(..) => "broken HCA",
+            Self::Flood(_) => "flood of datagrams",
             Self::Stranger(_, Guise::OtherKey) => "stranger with another key",
             Self::Stranger(_, Guise::OtherCluster) => "stranger of another cluster",
             Self::Stranger(_, Guise::Twin(_)) => "stranger with a GID of another",
@@ -83,7 +90,9 @@ impl Kind {
     /// Returns the node that the fault keeps down.
     pub(crate) fn downs(&self) -> Option<NodeIndex> {
         match *self {
-            Self::Crash(node) | Self::Late(node) | Self::Leave(node, _) => Some(node),
+            Self::Crash(node) | Self::Late(node) | Self::Leave(node, _) | Self::Broken(node, _) => {
+                Some(node)
+            }
             _ => None,
         }
     }

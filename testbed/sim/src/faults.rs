@@ -9,7 +9,7 @@ use crate::fault::{Guise, Kind};
 use crate::hca::Hca;
 use crate::machine::Machine;
 use crate::sabotage::Sabotage;
-use crate::world::{Event, Life, NodeIndex, World};
+use crate::world::{Event, Flood, Life, NodeIndex, World};
 
 /// The rate of [`Kind::Burst`].
 const BURST: u32 = 900_000;
@@ -40,7 +40,10 @@ impl Run {
         match kind {
             Kind::Crash(node) if begins => self.switch_off(node),
             Kind::Leave(node, stay) if begins => self.leave(node, stay),
-            Kind::Crash(node) | Kind::Late(node) | Kind::Leave(node, _) if !begins => {
+            Kind::Broken(node, stay) if begins => self.bed.world().break_card(node, stay),
+            Kind::Crash(node) | Kind::Late(node) | Kind::Leave(node, _) | Kind::Broken(node, _)
+                if !begins =>
+            {
                 self.come_back(node)
             }
             Kind::Forget { told } if begins => self.bed.world().forget_groups(told),
@@ -158,6 +161,8 @@ impl Run {
                 Kind::Link(node, extra) => Some((*node, *extra)),
                 _ => None,
             });
+            let flood = self.any(|kind| *kind == Kind::Flood(node));
+            world.nodes[node].flood = flood.then(Flood::default);
             world.nodes[node].cpu.slow = self.most(node, |kind| match kind {
                 Kind::Slow(node, late) => Some((*node, *late)),
                 _ => None,
@@ -194,6 +199,23 @@ impl World {
         if let Some(qpn) = attached.map(|qp| qp.qpn) {
             let told = self.rng.chance(500_000);
             self.fail_pair(node, qpn, told);
+        }
+    }
+
+    /// Makes a node's HCA refuse to reset queue pairs, and fails one of its connections. From then on
+    /// the node counts as one that goes: it can't give back what it has lent, so it must end.
+    fn break_card(&mut self, node: NodeIndex, stay: u64) {
+        let (life, now) = (self.life(node), self.now);
+        if self.living(life).is_none() {
+            return;
+        }
+        self.nodes[node].broken = true;
+        self.truth.leaves(life, now);
+        self.after(stay, Event::Off(life));
+        let mut pairs = self.nodes[node].qps.values();
+        let joined = pairs.find(|qp| qp.path.is_some()).map(|qp| qp.qpn);
+        if let Some(qpn) = joined {
+            self.fail_pair(node, qpn, true);
         }
     }
 

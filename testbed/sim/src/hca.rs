@@ -17,7 +17,7 @@ use crate::qp::{Armed, Cq, Op, Qp, Receive, Source, Vector, Wqe};
 use crate::rng::digest;
 use crate::rule::Rule;
 use crate::sabotage::Sabotage;
-use crate::world::World;
+use crate::world::{Flood, World};
 
 const LIMITS: DeviceLimits = DeviceLimits {
     max_reads: 16,
@@ -29,6 +29,11 @@ const LIMITS: DeviceLimits = DeviceLimits {
     ports: 1,
     max_domains: 1 << 15,
 };
+
+/// The longest time of a slow command, before or after its effect.
+const SLOW: u64 = 20_000_000;
+/// Datagrams of a flood that nobody should take without letting time go by.
+const FLOOD_AT_ONCE: u32 = 1000;
 
 /// One life of an HCA.
 #[derive(Clone)]
@@ -61,15 +66,7 @@ impl Hca {
         &self,
         effect: impl FnOnce(&mut World, usize) -> Result<T, DeviceError> + Send,
     ) -> Result<T, DeviceError> {
-        let (before, after) = self
-            .0
-            .living(|world| {
-                (
-                    world.rng.between(2000, 30_000),
-                    world.rng.between(2000, 30_000),
-                )
-            })
-            .ok_or_else(dead)?;
+        let (before, after) = self.0.living(World::command_time).ok_or_else(dead)?;
         self.0.pause(before).await;
         let result = self
             .0
@@ -247,6 +244,10 @@ impl Device for Hca {
     }
 
     async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+        let breaks = |world: &mut World| world.nodes[self.node()].broken;
+        if self.0.living(breaks).unwrap_or(false) {
+            return self.command(|_, _| Err(refused("to RESET"))).await;
+        }
         self.change_qp(qpn, "to RESET", |world, node| {
             world.nodes[node]
                 .qps
@@ -394,8 +395,11 @@ impl Device for Hca {
     }
 
     fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
-        self.0
-            .living(|world| world.nodes[self.node()].mads.pop_front())?
+        self.0.living(|world| {
+            let node = self.node();
+            let genuine = world.nodes[node].mads.pop_front();
+            genuine.or_else(|| world.noise(node))
+        })?
     }
 
     fn take_event(&self) -> Option<DeviceEvent> {
@@ -405,6 +409,36 @@ impl Device for Hca {
 }
 
 impl World {
+    /// Draws the time that a command takes before its effect and after it, in nanoseconds.
+    fn command_time(&mut self) -> (u64, u64) {
+        let rate = self.rates.slow_command;
+        let mut span = || {
+            let most = if self.rng.chance(rate) { SLOW } else { 30_000 };
+            self.rng.between(2000, most)
+        };
+        (span(), span())
+    }
+
+    /// Returns a datagram that makes no sense, for a node whose port is full of them.
+    fn noise(&mut self, node: usize) -> Option<(Lid, [u8; 256])> {
+        let now = self.now;
+        let flood = self.nodes[node].flood.as_mut()?;
+        if flood.at != now {
+            *flood = Flood { at: now, taken: 0 };
+        }
+        flood.taken += 1;
+        if flood.taken > FLOOD_AT_ONCE {
+            self.violate(
+                Rule::Progress,
+                format_args!("node {node} takes datagrams and does nothing else"),
+            );
+            return None;
+        }
+        let mut mad = [0; 256];
+        mad.fill_with(|| self.rng.number().to_le_bytes()[0]);
+        Some((SM_LID, mad))
+    }
+
     /// Returns whether the deliberate bug that takes one receive of each connection strikes.
     fn leaks(&mut self, node: usize, qpn: Qpn) -> bool {
         let life = self.life(node);

@@ -35,13 +35,15 @@ pub struct Rates {
     /// Announcements and connection messages that the hostile node replays, garbles or makes up,
     /// for each that is sent.
     pub hostile: Ppm,
+    /// Firmware commands that take up to 40 ms more.
+    pub slow_command: Ppm,
 }
 
 /// A rate among the others.
 type Field = fn(&mut Rates) -> &mut Ppm;
 
 /// The rates by name, with the most that a run has of each.
-const KINDS: [(&str, Ppm, Field); 13] = [
+const KINDS: [(&str, Ppm, Field); 14] = [
     ("packet-loss", 20_000, |rates| &mut rates.packet_loss),
     ("packet-duplicate", 20_000, |rates| {
         &mut rates.packet_duplicate
@@ -63,7 +65,11 @@ const KINDS: [(&str, Ppm, Field); 13] = [
     ("interrupt-lost", 50_000, |rates| &mut rates.interrupt_lost),
     ("not-ready", 20_000, |rates| &mut rates.not_ready),
     ("hostile", 300_000, |rates| &mut rates.hostile),
+    ("slow-command", 200_000, |rates| &mut rates.slow_command),
 ];
+
+/// Purpose of the numbers that are drawn for the rates added last.
+const LATER: u64 = 0x1a7e;
 
 /// Names of the rates.
 pub fn rate_names() -> impl Iterator<Item = &'static str> {
@@ -142,7 +148,13 @@ impl Plan {
         let chosen = rng.pick(&usual);
         let nodes = nodes.unwrap_or(chosen).clamp(2, 64);
         let mut rates = Rates::default();
-        for (_, most, rate) in KINDS {
+        // What came later than the others draws by itself, so that the seeds' plans stay.
+        let mut later = Rng::of(seed, LATER);
+        for (name, most, rate) in KINDS {
+            let rng = match name {
+                "slow-command" => &mut later,
+                _ => &mut rng,
+            };
             // Each run has some kinds and none of others, so that rare ones are not drowned.
             if rng.chance(400_000) {
                 *rate(&mut rates) = u32::try_from(rng.between(1, u64::from(most))).expect("a rate");

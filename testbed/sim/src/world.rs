@@ -150,6 +150,17 @@ pub(crate) struct Node {
     pub(crate) vectors: Vec<Vector>,
     pub(crate) mads: VecDeque<(Lid, mad::Mad)>,
     pub(crate) events: VecDeque<DeviceEvent>,
+    /// Its HCA refuses to reset queue pairs, until the node is switched off.
+    pub(crate) broken: bool,
+    /// Its port is full of datagrams that make no sense.
+    pub(crate) flood: Option<Flood>,
+}
+
+/// Datagrams of a flood that a node has taken at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Flood {
+    pub(crate) at: u64,
+    pub(crate) taken: u32,
 }
 
 impl Node {
@@ -168,6 +179,8 @@ impl Node {
             vectors: Vec::new(),
             mads: VecDeque::new(),
             events: VecDeque::new(),
+            broken: false,
+            flood: None,
         }
     }
 
@@ -186,6 +199,8 @@ pub struct Stats {
     pub ended: u64,
     /// Operations that ended with an error.
     pub failed: u64,
+    /// Operations that ended well, by kind.
+    pub kinds: BTreeMap<&'static str, u64>,
     /// Time from the last fault until all views agreed and each node had called every other, in
     /// nanoseconds.
     pub settled: u64,

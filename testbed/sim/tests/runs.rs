@@ -1,8 +1,21 @@
 //! Tests of runs: they repeat, they keep the rules, and they find each deliberate bug.
 
+use std::collections::BTreeMap;
+
 use sim::{Cuts, Detail, Fault, Guise, Kind, Plan, Rates, Rule, Sabotage, run, shrink};
 
 const SECOND: u64 = 1_000_000_000;
+/// Operations that some seeds together must have carried out.
+const KINDS: [&str; 8] = [
+    "a WRITE",
+    "a READ",
+    "a WRITE of a batch",
+    "a READ of a batch",
+    "a call",
+    "a one-way message",
+    "a call of a burst",
+    "a call for memory",
+];
 
 fn small(seed: u64) -> Plan {
     Plan {
@@ -23,10 +36,18 @@ fn a_seed_runs_the_same_each_time_and_another_seed_does_not() {
 
 #[test]
 fn seeds_with_their_faults_hold() {
+    let mut kinds = BTreeMap::new();
     for seed in 1..=6 {
         let outcome = run(&small(seed), Detail::None);
         assert_eq!(outcome.violation, None, "seed {seed}");
         assert!(outcome.stats.ended > 0, "seed {seed} did nothing");
+        for (kind, count) in outcome.stats.kinds {
+            *kinds.entry(kind).or_insert(0) += count;
+        }
+    }
+    for kind in KINDS {
+        let count = kinds.get(kind).copied().unwrap_or(0);
+        assert!(count >= 20, "{kind}: {count} ended well");
     }
 }
 
@@ -280,4 +301,50 @@ fn nodes_of_several_cores_that_come_back_with_others_are_one_life_each_and_get_t
         assert_eq!(outcome.violation, None, "seed {seed}");
         assert!(outcome.stats.ended > 0, "seed {seed} did nothing");
     }
+}
+
+#[test]
+fn lent_memory_stays_lent_until_a_slow_reset_is_done() {
+    for seed in 1..=6 {
+        let mut plan = restless(seed);
+        // Short cuts, after which READs that are past their deadline still get through.
+        plan.faults = (0..8)
+            .map(|round| Fault {
+                from: 2 * SECOND + round * SECOND,
+                until: 2 * SECOND + round * SECOND + 290_000_000 + round * 10_000_000,
+                kind: Kind::Partition {
+                    nodes: 1,
+                    manager: false,
+                },
+            })
+            .collect();
+        plan.calm = 11 * SECOND;
+        (plan.cores, plan.operations, plan.timeout_ms) = (1, 2000, 300);
+        plan.rates.slow_command = 800_000;
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_node_whose_queue_pairs_can_not_be_reset_ends_and_gives_nothing_back() {
+    for seed in 1..=4 {
+        let mut plan = small(seed);
+        let broken = Kind::Broken(1, 3 * SECOND);
+        only(&mut plan, 3 * SECOND, 7 * SECOND, broken);
+        (plan.own_domains, plan.operations) = (true, 400);
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.stats.faults.get("broken HCA"), Some(&1));
+    }
+}
+
+#[test]
+fn a_flood_of_datagrams_keeps_the_control_task_from_nothing() {
+    let mut plan = small(1);
+    only(&mut plan, 100_000_000, 9 * SECOND, Kind::Flood(1));
+    plan.operations = 100;
+    let outcome = run(&plan, Detail::None);
+    assert_eq!(outcome.violation, None);
+    assert!(outcome.stats.ended > 0);
 }
