@@ -1,4 +1,4 @@
-//! What a peer may not do, and the signs and credits that it is owed.
+//! Limits of what a peer may do, and the signs and credits that it is owed.
 
 use std::task::{Poll, Waker};
 

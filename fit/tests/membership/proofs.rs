@@ -17,7 +17,7 @@ use super::forgery::lid;
 use super::strangers::hostile;
 use super::{Node, config, machine, start, wait};
 
-/// Where the private data of REQ and REP have the role and the nonce, and how long a hello is
+/// Places of the role and the nonce in the private data of REQ and REP, and the length of a hello
 /// (`fit/src/handshake.rs`).
 const ROLE: usize = 1;
 const NONCE: usize = 40;

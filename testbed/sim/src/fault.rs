@@ -52,8 +52,8 @@ pub enum Kind {
     },
     /// The queue pair by which the node receives its cluster's group fails.
     Deafened(NodeIndex),
-    /// The node's HCA refuses to reset queue pairs from now on, and one of its connections fails; it
-    /// is switched off so many nanoseconds later, and restarts at the end.
+    /// The node's HCA refuses to reset queue pairs from now on, and one of its connections fails.
+    /// The node is switched off so many nanoseconds later, and restarts at the end.
     Broken(NodeIndex, u64),
     /// The node's port is full of datagrams that make no sense.
     Flood(NodeIndex),

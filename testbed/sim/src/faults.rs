@@ -202,8 +202,8 @@ impl World {
         }
     }
 
-    /// Makes a node's HCA refuse to reset queue pairs, and fails one of its connections. From then on
-    /// the node counts as one that goes: it can't give back what it has lent, so it must end.
+    /// Makes a node's HCA refuse to reset queue pairs, and fails one of its connections. From then
+    /// on the node counts as one that goes: it can't give back what it has lent, so it must end.
     fn break_card(&mut self, node: NodeIndex, stay: u64) {
         let (life, now) = (self.life(node), self.now);
         if self.living(life).is_none() {

@@ -288,6 +288,7 @@ fn restless(seed: u64) -> Plan {
     plan.rates = Rates {
         error_completion: 3000,
         datagram_late: 100_000,
+        slow_command: 200_000,
         ..Rates::default()
     };
     plan
