@@ -273,11 +273,27 @@ impl<D: Disk> Ext4<D> {
         set: Attributes,
         now: Time,
     ) -> Result<(), Error> {
+        self.change_attributes(inode, now, |_| Ok(set)).await
+    }
+
+    /// Changes attributes to what `decide` makes of those that the file has, in one step; `decide`
+    /// may be called more than once.
+    ///
+    /// # Errors
+    ///
+    /// That of `decide`; else as [`Self::set_attributes`].
+    pub async fn change_attributes(
+        &self,
+        inode: u32,
+        now: Time,
+        mut decide: impl FnMut(&Stat) -> Result<Attributes, Errno>,
+    ) -> Result<(), Error> {
         self.run(now, |op| {
             let mut inode = op.used_inode(inode)?;
             if inode.is_restricted() {
                 return Err(Errno::EPERM.into());
             }
+            let set = decide(&inode.stat(op.geometry))?;
             apply(&mut inode, set);
             inode.set_time(Clock::Changed, now);
             op.put_inode(&inode)

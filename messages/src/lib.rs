@@ -15,6 +15,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod caller;
 mod errno;
 pub mod memory;
 pub mod storage;
@@ -26,7 +27,7 @@ pub use errno::Errno;
 pub use wire::{Reader, Wire, WireError, Writer};
 
 /// The version of the whole message set; raised by each change of a layout.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -40,8 +41,12 @@ pub const CHUNK_SIZE: u64 = 2 << 20;
 /// Linux.
 pub const USER_END: u64 = (1 << 47) - PAGE_SIZE;
 
+/// The size of a message that FIT must carry, in bytes: a path of Linux's longest, and room for who
+/// asks and what else a request says.
+pub const MESSAGE_SIZE: u32 = 4096 + 512;
+
 /// The longest request or reply, in bytes; FIT's message size minus its header is at least this.
-pub const MAX_MESSAGE: usize = 4096 - 64;
+pub const MAX_MESSAGE: usize = MESSAGE_SIZE as usize - 64;
 
 /// The number of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,15 +5,16 @@
 //! holds only its length; data to be written comes the same way, as does the second path of a call
 //! that has two.
 //!
-//! Requests carry no credentials yet: S checks no access rights, and what was made belongs to root
-//! until P changes that.
+//! A request that names a path, or changes what an open file is, names the [`Caller`] too: S judges
+//! rights by Linux's rules on each component of the path, and what is made belongs to the caller.
+//! S believes P who the caller is.
 
+pub use crate::caller::{Caller, Groups, MAX_GROUPS, Privileges};
 use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
 use crate::{Reader, Wire, WireError, Writer};
 
-/// The longest path in bytes: a little less than Linux allows, so that each request fits one
-/// message.
-pub const PATH_MAX: usize = 3968;
+/// The longest path in bytes (Linux `PATH_MAX` without the zero at the end).
+pub const PATH_MAX: usize = 4095;
 
 /// The longest name of one folder entry in bytes (Linux `NAME_MAX`).
 pub const NAME_MAX: usize = 255;
@@ -72,7 +73,7 @@ wire_handle!(FileId);
 bitflags::bitflags! {
     /// Flags of an open.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-    pub struct OpenFlags: u8 {
+    pub struct OpenFlags: u16 {
         /// For writing; EROFS if the file system is read-only.
         const WRITE = 1;
         /// ENOTDIR unless it is a folder (`O_DIRECTORY`).
@@ -83,10 +84,14 @@ bitflags::bitflags! {
         const CREATE = 8;
         /// With `CREATE`: EEXIST if there is one (`O_EXCL`).
         const EXCLUSIVE = 16;
-        /// With `WRITE`: a regular file is made empty (`O_TRUNC`).
+        /// A regular file is made empty (`O_TRUNC`), which takes the right to write.
         const TRUNCATE = 32;
         /// A file without a name is made in the directory of the path (`O_TMPFILE`).
         const UNNAMED = 64;
+        /// For reading.
+        const READ = 128;
+        /// To be executed: the right to do so is asked for, and the file can be read.
+        const EXECUTE = 256;
     }
 }
 wire_flags!(OpenFlags, "the flags of an open");
@@ -129,70 +134,70 @@ bitflags::bitflags! {
         const ACCESSED = 8;
         /// `modified`.
         const MODIFIED = 16;
+        /// `accessed` and `modified` are the present: who may write may set them.
+        const PRESENT = 32;
     }
 }
 wire_flags!(AttributeFlags, "the attributes to change");
 
-/// Opens a file or folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenRequest<'a> {
-    /// The file's path.
-    pub path: Path<'a>,
-    /// Flags of the open.
-    pub flags: OpenFlags,
-    /// Permissions of a file that is made.
-    pub mode: u32,
-}
-
-impl<'a> Wire<'a> for OpenRequest<'a> {
-    fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-        self.path.put(to)?;
-        self.flags.put(to)?;
-        self.mode.put(to)
-    }
-    fn take(from: &mut Reader<'a>) -> Result<Self, WireError> {
-        Ok(Self {
-            path: Path::take(from)?,
-            flags: OpenFlags::take(from)?,
-            mode: u32::take(from)?,
-        })
-    }
-}
-
-/// Defines a request that begins with a path, behind which its other fields follow in order.
-macro_rules! path_request {
+/// Defines a request that begins with who asks, behind which its other fields follow in order.
+macro_rules! caller_request {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub struct $name<'a> {
-            /// The path.
-            pub path: Path<'a>,
+            /// The program that asks.
+            pub caller: Caller<'a>,
             $($(#[$fdoc])* pub $field: $ty,)*
         }
         impl<'a> Wire<'a> for $name<'a> {
             fn put(&self, to: &mut Writer<'_>) -> Result<(), WireError> {
-                self.path.put(to)?;
+                self.caller.put(to)?;
                 $(self.$field.put(to)?;)*
                 Ok(())
             }
             fn take(from: &mut Reader<'a>) -> Result<Self, WireError> {
-                Ok(Self { path: Path::take(from)?, $($field: Wire::take(from)?,)* })
+                Ok(Self { caller: Caller::take(from)?, $($field: Wire::take(from)?,)* })
             }
         }
     };
 }
 
-path_request! {
+caller_request! {
+    /// Opens a file or folder.
+    OpenRequest {
+        /// The file's path.
+        path: Path<'a>,
+        /// Flags of the open.
+        flags: OpenFlags,
+        /// Permissions of a file that is made.
+        mode: u32,
+    }
+}
+
+caller_request! {
+    /// Names a path.
+    PathRequest {
+        /// The path.
+        path: Path<'a>,
+    }
+}
+
+caller_request! {
     /// Asks for a file's status by its path.
     StatRequest {
+        /// The path.
+        path: Path<'a>,
         /// Whether to follow a symbolic link at the end (`stat`) or not (`lstat`).
         follow: bool,
     }
 }
 
-path_request! {
+caller_request! {
     /// Makes a directory or a node.
     MakeRequest {
+        /// The path.
+        path: Path<'a>,
         /// Type and permissions, as `st_mode`.
         mode: u32,
         /// The device's number, if it is a device node.
@@ -200,33 +205,41 @@ path_request! {
     }
 }
 
-path_request! {
+caller_request! {
     /// Gives a file another name; the call's bulk is the new path.
     LinkRequest {
+        /// The path.
+        path: Path<'a>,
         /// Whether to follow a symbolic link at the end of the old path.
         follow: bool,
     }
 }
 
-path_request! {
+caller_request! {
     /// Renames a file; the call's bulk is the new path.
     RenameRequest {
+        /// The path.
+        path: Path<'a>,
         /// Flags of the rename.
         flags: RenameFlags,
     }
 }
 
-path_request! {
+caller_request! {
     /// Removes a name.
     RemoveRequest {
+        /// The path.
+        path: Path<'a>,
         /// Whether to remove a directory (`rmdir`) or anything else (`unlink`).
         directory: bool,
     }
 }
 
-path_request! {
+caller_request! {
     /// Changes attributes of the file at a path.
     SetPathRequest {
+        /// The path.
+        path: Path<'a>,
         /// Whether to follow a symbolic link at the end.
         follow: bool,
         /// Attributes to change.
@@ -360,7 +373,15 @@ wire_struct! {
     }
 }
 
-wire_struct! {
+caller_request! {
+    /// Gives an open file a name; the call's bulk is the path.
+    LinkFileRequest {
+        /// The open file.
+        file: FileId,
+    }
+}
+
+caller_request! {
     /// Changes attributes of an open file.
     SetFileRequest {
         /// The open file.
@@ -508,7 +529,7 @@ calls! {
     /// The entries of a folder.
     Getdents = 20, "p2s_getdents": GetdentsRequest => Entries<'a>;
     /// Reads the target of a symbolic link.
-    Readlink = 21, "p2s_readlink": Path<'a> => Path<'a>;
+    Readlink = 21, "p2s_readlink": PathRequest<'a> => Path<'a>;
     /// Closes a file.
     Close = 22, "p2s_close": FileRequest => ();
     /// Writes the call's bulk to a file.
@@ -524,7 +545,7 @@ calls! {
     /// Makes a directory or a node.
     Make = 28, "p2s_mknod": MakeRequest<'a> => ();
     /// Makes a symbolic link; the call's bulk is its target.
-    Symlink = 29, "p2s_symlink": Path<'a> => ();
+    Symlink = 29, "p2s_symlink": PathRequest<'a> => ();
     /// Gives a file another name.
     Link = 30, "p2s_link": LinkRequest<'a> => ();
     /// Renames a file; the reply is the inode that the new name had before, or 0.
@@ -534,9 +555,9 @@ calls! {
     /// Changes attributes of the file at a path.
     SetPath = 33, "p2s_setattr": SetPathRequest<'a> => ();
     /// Changes attributes of an open file.
-    SetFile = 34, "p2s_fsetattr": SetFileRequest => ();
+    SetFile = 34, "p2s_fsetattr": SetFileRequest<'a> => ();
     /// Sizes of the file system.
     StatFs = 35, "p2s_statfs": () => Statfs;
     /// Gives an open file, which may have none, a name; the call's bulk is the path.
-    LinkFile = 36, "p2s_flink": FileRequest => ();
+    LinkFile = 36, "p2s_flink": LinkFileRequest<'a> => ();
 }

@@ -58,7 +58,7 @@ fn time() -> impl Strategy<Value = FileTime> {
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {
-    let ids = (0u8..32, any::<u32>(), any::<u32>(), any::<u32>());
+    let ids = (0u8..64, any::<u32>(), any::<u32>(), any::<u32>());
     (ids, time(), time()).prop_map(|((which, mode, uid, gid), accessed, modified)| Attributes {
         which: AttributeFlags::from_bits_truncate(which),
         mode,
@@ -92,9 +92,16 @@ fn file_request() -> impl Strategy<Value = StorageRequest<'static>> {
             }
             3 => StorageRequest::Fsync(FileRequest { file }),
             4 => StorageRequest::Sync(()),
-            5 => StorageRequest::SetFile(SetFileRequest { file, set }),
+            5 => StorageRequest::SetFile(SetFileRequest {
+                caller: Caller::ROOT,
+                file,
+                set,
+            }),
             6 => StorageRequest::StatFs(()),
-            7 => StorageRequest::LinkFile(FileRequest { file }),
+            7 => StorageRequest::LinkFile(LinkFileRequest {
+                caller: Caller::ROOT,
+                file,
+            }),
             _ => StorageRequest::Close(FileRequest { file }),
         }
     })
@@ -128,23 +135,28 @@ proptest! {
     #[test]
     fn paths_round_trip(
         path in proptest::collection::vec(1u8.., 0..PATH_MAX),
-        flags in 0u8..128,
-        mode: u32,
-        device: u64,
+        flags: u16,
+        (mode, device, follow) in any::<(u32, u64, bool)>(),
         set in attributes(),
-        follow: bool,
+        (user, group, privileges) in any::<(u32, u32, u8)>(),
+        groups in proptest::collection::vec(any::<[u8; 4]>(), 0..=MAX_GROUPS),
     ) {
         let path = Path::new(&path).unwrap();
+        let privileges = Privileges::from_bits_truncate(privileges);
+        let groups = Groups::new(&groups).unwrap();
+        let caller = Caller { user, group, privileges, groups };
+        let rename = RenameFlags::from_bits_truncate(flags.to_le_bytes()[0]);
+        let flags = OpenFlags::from_bits_truncate(flags);
         for request in [
-            StorageRequest::Open(OpenRequest { path, flags: OpenFlags::from_bits_truncate(flags), mode }),
-            StorageRequest::StatPath(StatRequest { path, follow }),
-            StorageRequest::Readlink(path),
-            StorageRequest::Make(MakeRequest { path, mode, device }),
-            StorageRequest::Symlink(path),
-            StorageRequest::Link(LinkRequest { path, follow }),
-            StorageRequest::Rename(RenameRequest { path, flags: RenameFlags::from_bits_truncate(flags) }),
-            StorageRequest::Remove(RemoveRequest { path, directory: follow }),
-            StorageRequest::SetPath(SetPathRequest { path, follow, set }),
+            StorageRequest::Open(OpenRequest { caller, path, flags, mode }),
+            StorageRequest::StatPath(StatRequest { caller, path, follow }),
+            StorageRequest::Readlink(PathRequest { caller, path }),
+            StorageRequest::Make(MakeRequest { caller, path, mode, device }),
+            StorageRequest::Symlink(PathRequest { caller, path }),
+            StorageRequest::Link(LinkRequest { caller, path, follow }),
+            StorageRequest::Rename(RenameRequest { caller, path, flags: rename }),
+            StorageRequest::Remove(RemoveRequest { caller, path, directory: follow }),
+            StorageRequest::SetPath(SetPathRequest { caller, path, follow, set }),
         ] {
             let mut bytes = [0; MAX_MESSAGE];
             let (kind, len) = request.encode(&mut bytes).unwrap();
@@ -253,8 +265,13 @@ proptest! {
 #[test]
 fn the_longest_requests_and_replies_fit_a_message() {
     let mut bytes = [0; MAX_MESSAGE];
-    let path = [b'x'; PATH_MAX];
+    let (path, groups) = ([b'x'; PATH_MAX], [[0xff; 4]; MAX_GROUPS]);
+    let caller = Caller {
+        groups: Groups::new(&groups).unwrap(),
+        ..Caller::ROOT
+    };
     let open = OpenRequest {
+        caller,
         path: Path::new(&path).unwrap(),
         flags: OpenFlags::all(),
         mode: 0o777,
@@ -273,7 +290,13 @@ fn the_longest_requests_and_replies_fit_a_message() {
         modified: never,
     };
     let (path, follow) = (open.path, true);
-    assert!(encode_request::<SetPath>(&SetPathRequest { path, follow, set }, &mut bytes).is_ok());
+    let set = SetPathRequest {
+        caller,
+        path,
+        follow,
+        set,
+    };
+    assert!(encode_request::<SetPath>(&set, &mut bytes).is_ok());
     let chunks = Chunks::from([RemoteAddr::default(); MAX_CHUNKS]);
     assert!(encode_reply::<Lend>(&Ok(chunks), &mut bytes).is_ok());
     let chunks = heapless::Vec::from([0; MAX_CHUNKS]);
@@ -305,6 +328,41 @@ fn a_path_with_a_zero_or_too_long_is_refused() {
         Path::new(&[b'a'; PATH_MAX + 1]),
         Err(WireError::StringTooLong { .. })
     ));
+}
+
+#[test]
+fn more_groups_than_a_request_may_name_are_refused() {
+    let groups = [[0; 4]; MAX_GROUPS + 1];
+    let too_long = WireError::StringTooLong {
+        len: MAX_GROUPS + 1,
+        limit: MAX_GROUPS,
+    };
+    assert_eq!(Groups::new(&groups), Err(too_long));
+    let count = u8::try_from(groups.len()).unwrap();
+    let bytes = [&[count][..], groups.as_flattened()].concat();
+    assert_eq!(Groups::take(&mut Reader::new(&bytes)), Err(too_long));
+}
+
+#[test]
+fn a_caller_has_these_bytes() {
+    let mut bytes = [0xff; 64];
+    let groups = [7_u32.to_le_bytes(), 0x0102_0304_u32.to_le_bytes()];
+    let caller = Caller {
+        user: 1000,
+        group: 100,
+        privileges: Privileges::CHOWN | Privileges::MKNOD,
+        groups: Groups::new(&groups).unwrap(),
+    };
+    let path = Path::new(b"/a").unwrap();
+    let len = encode_request::<Readlink>(&PathRequest { caller, path }, &mut bytes).unwrap();
+    let expected = [
+        &[0xe8, 3, 0, 0, 100, 0, 0, 0, 33, 2, 7, 0, 0, 0, 4, 3, 2, 1][..],
+        &[2, 0, b'/', b'a'],
+    ];
+    assert_eq!(bytes[..len], expected.concat());
+    // A privilege that has no name.
+    bytes[8] = 128;
+    assert!(StorageRequest::decode(Readlink::KIND, &bytes[..len]).is_err());
 }
 
 /// Literal bytes of each layout, so that none can change unnoticed.

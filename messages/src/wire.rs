@@ -258,7 +258,7 @@ macro_rules! wire_handle {
 }
 pub(crate) use wire_handle;
 
-/// Flags go as one byte; a bit without a name is refused, by the name of what it stands in.
+/// Flags go as the number that they are; a bit without a name is refused, by the name of what it stands in.
 macro_rules! wire_flags {
     ($name:ident, $what:literal) => {
         impl $crate::Wire<'_> for $name {
@@ -266,7 +266,7 @@ macro_rules! wire_flags {
                 self.bits().put(to)
             }
             fn take(from: &mut $crate::Reader<'_>) -> Result<Self, $crate::WireError> {
-                let bits = u8::take(from)?;
+                let bits = $crate::Wire::take(from)?;
                 Self::from_bits(bits).ok_or($crate::WireError::BadValue {
                     what: $what,
                     value: bits.into(),

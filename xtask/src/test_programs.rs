@@ -53,6 +53,7 @@ impl Args {
             ("many", build(&debian, "many", "-O1")?),
             ("wild", build(&debian, "wild", "-O1")?),
             ("files", build(&debian, "files", "-O1")?),
+            ("rights", build(&debian, "rights", "-O1")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {

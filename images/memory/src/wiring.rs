@@ -32,6 +32,7 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 async fn run(line: &CommandLine) -> Result<(), Error> {
     let config = Config {
         message_version: messages::VERSION,
+        message_size: messages::MESSAGE_SIZE,
         // What is lent to one peer must be out of the others' reach.
         domains: Domains::PerPeer,
         // A request that waits for memory to be cleaned keeps its worker.

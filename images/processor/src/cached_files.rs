@@ -3,7 +3,7 @@
 //! A call to S costs some microseconds on hardware and a millisecond in QEMU, and programs ask for
 //! the same paths over and over: dynamic loaders, shells that search PATH, Python's imports.
 //! [`CachedFiles`] answers `stat`, `readlink` and the opening of what does not exist from what S
-//! said before.
+//! said before to the same caller, as another may not reach the file.
 //!
 //! Every change goes through here, so the cache never answers with what was true before a change
 //! that has ended:
@@ -22,8 +22,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use messages::storage::{
-    AllocateFlags, Attributes, FileId, OpenFlags, Opened, RenameFlags, Stat, Statfs, Written,
+    AllocateFlags, Attributes, Caller, FileId, MAX_GROUPS, OpenFlags, Opened, RenameFlags, Stat,
+    Statfs, Written,
 };
+use messages::{Wire, Writer};
 use spin::Mutex;
 
 use crate::error::{Error, Result, errno};
@@ -123,9 +125,9 @@ impl<F> CachedFiles<F> {
     }
 
     /// Looks up what S said, if it still holds.
-    fn known(&self, path: &[u8], question: Question) -> Option<Said> {
+    fn known(&self, by: Caller<'_>, path: &[u8], question: Question) -> Option<Said> {
         let entries = self.entries.lock();
-        let entry = entries.by_path.get(&key(path, question))?;
+        let entry = entries.by_path.get(&key(by, path, question))?;
         let current = entry.names == self.names.load(Ordering::SeqCst)
             && match &entry.said {
                 Said::Stat(stat) => entry.inodes == self.shard(stat.inode).load(Ordering::SeqCst),
@@ -135,7 +137,7 @@ impl<F> CachedFiles<F> {
     }
 
     /// Keeps what S said to a request that was sent when `changes` changes had ended.
-    fn keep(&self, path: &[u8], question: Question, changes: u64, said: Said) {
+    fn keep(&self, by: Caller<'_>, path: &[u8], question: Question, changes: u64, said: Said) {
         let names = self.names.load(Ordering::SeqCst);
         let inodes = match &said {
             Said::Stat(stat) => self.shard(stat.inode).load(Ordering::SeqCst),
@@ -144,7 +146,7 @@ impl<F> CachedFiles<F> {
         if self.changes.load(Ordering::SeqCst) != changes {
             return;
         }
-        let key = key(path, question);
+        let key = key(by, path, question);
         let target = if let Said::Target(target) = &said {
             target.len()
         } else {
@@ -193,42 +195,61 @@ impl<F> CachedFiles<F> {
 
 impl<F: Files> CachedFiles<F> {
     /// Asks S to open a file that is not made or cut by that.
-    async fn open_existing(&self, path: &[u8], flags: OpenFlags, mode: u32) -> Result<Opened> {
+    async fn open_existing(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        flags: OpenFlags,
+        mode: u32,
+    ) -> Result<Opened> {
         let question = if flags.contains(OpenFlags::NOFOLLOW) {
             Question::NoFollow
         } else {
             Question::Follow
         };
-        if let Some(Said::Missing) = self.known(path, question) {
+        if let Some(Said::Missing) = self.known(by, path, question) {
             return Err(errno::ENOENT.into());
         }
         let changes = self.changes();
-        let opened = self.files.open(path, flags, mode).await;
+        let opened = self.files.open(by, path, flags, mode).await;
         match &opened {
-            Ok(opened) => self.keep(path, question, changes, Said::Stat(opened.stat)),
-            Err(Error::Errno(errno::ENOENT)) => self.keep(path, question, changes, Said::Missing),
+            Ok(opened) => self.keep(by, path, question, changes, Said::Stat(opened.stat)),
+            Err(Error::Errno(errno::ENOENT)) => {
+                self.keep(by, path, question, changes, Said::Missing)
+            }
             Err(_) => {}
         }
         opened
     }
 }
 
-/// Returns the key of a question: the path with a byte behind that no path holds.
-fn key(path: &[u8], question: Question) -> Vec<u8> {
-    let mut key = Vec::with_capacity(path.len() + 2);
+/// Returns the key of a question: the path with a byte behind that no path holds, and who asks.
+fn key(by: Caller<'_>, path: &[u8], question: Question) -> Vec<u8> {
+    let mut caller = [0; 16 + 4 * MAX_GROUPS];
+    let mut writer = Writer::new(&mut caller);
+    by.put(&mut writer).expect("as long as a caller can be");
+    let len = writer.len();
+    let mut key = Vec::with_capacity(path.len() + 2 + len);
     key.extend_from_slice(path);
     key.extend([0, question as u8]);
+    key.extend_from_slice(&caller[..len]);
     key
 }
 
 impl<F: Files> Files for CachedFiles<F> {
-    async fn open(&self, path: &[u8], flags: OpenFlags, mode: u32) -> Result<Opened> {
+    async fn open(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        flags: OpenFlags,
+        mode: u32,
+    ) -> Result<Opened> {
         let changing = OpenFlags::CREATE | OpenFlags::TRUNCATE | OpenFlags::UNNAMED;
         let opened = if flags.intersects(changing) {
             let _change = self.change_names();
-            self.files.open(path, flags, mode).await
+            self.files.open(by, path, flags, mode).await
         } else {
-            self.open_existing(path, flags, mode).await
+            self.open_existing(by, path, flags, mode).await
         }?;
         if flags.contains(OpenFlags::WRITE) {
             self.open.lock().insert(opened.file, opened.stat.inode);
@@ -238,22 +259,24 @@ impl<F: Files> Files for CachedFiles<F> {
     async fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
         self.files.read(file, offset, into).await
     }
-    async fn stat(&self, path: &[u8], follow: bool) -> Result<Stat> {
+    async fn stat(&self, by: Caller<'_>, path: &[u8], follow: bool) -> Result<Stat> {
         let question = if follow {
             Question::Follow
         } else {
             Question::NoFollow
         };
-        match self.known(path, question) {
+        match self.known(by, path, question) {
             Some(Said::Stat(stat)) => return Ok(stat),
             Some(Said::Missing) => return Err(errno::ENOENT.into()),
             _ => {}
         }
         let changes = self.changes();
-        let stat = self.files.stat(path, follow).await;
+        let stat = self.files.stat(by, path, follow).await;
         match &stat {
-            Ok(stat) => self.keep(path, question, changes, Said::Stat(*stat)),
-            Err(Error::Errno(errno::ENOENT)) => self.keep(path, question, changes, Said::Missing),
+            Ok(stat) => self.keep(by, path, question, changes, Said::Stat(*stat)),
+            Err(Error::Errno(errno::ENOENT)) => {
+                self.keep(by, path, question, changes, Said::Missing)
+            }
             Err(_) => {}
         }
         stat
@@ -264,8 +287,8 @@ impl<F: Files> Files for CachedFiles<F> {
     async fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> Result<usize> {
         self.files.getdents(file, position, into).await
     }
-    async fn readlink(&self, path: &[u8], into: &mut [u8]) -> Result<usize> {
-        match self.known(path, Question::Target) {
+    async fn readlink(&self, by: Caller<'_>, path: &[u8], into: &mut [u8]) -> Result<usize> {
+        match self.known(by, path, Question::Target) {
             // A shorter buffer gets what S would have given: the beginning.
             Some(Said::Target(target)) => {
                 let len = target.len().min(into.len());
@@ -277,7 +300,7 @@ impl<F: Files> Files for CachedFiles<F> {
             _ => {}
         }
         let changes = self.changes();
-        let got = self.files.readlink(path, into).await;
+        let got = self.files.readlink(by, path, into).await;
         let said = match &got {
             Ok(len) if *len < into.len() => Said::Target(into[..*len].to_vec()),
             Err(Error::Errno(errno::EINVAL)) => Said::NoLink,
@@ -285,7 +308,7 @@ impl<F: Files> Files for CachedFiles<F> {
             // A target that fills the buffer may be longer.
             Ok(_) | Err(_) => return got,
         };
-        self.keep(path, Question::Target, changes, said);
+        self.keep(by, path, Question::Target, changes, said);
         got
     }
     async fn close(&self, file: FileId) -> Result<()> {
@@ -316,37 +339,49 @@ impl<F: Files> Files for CachedFiles<F> {
     async fn sync(&self) -> Result<()> {
         self.files.sync().await
     }
-    async fn make(&self, path: &[u8], mode: u32, device: u64) -> Result<()> {
+    async fn make(&self, by: Caller<'_>, path: &[u8], mode: u32, device: u64) -> Result<()> {
         let _change = self.change_names();
-        self.files.make(path, mode, device).await
+        self.files.make(by, path, mode, device).await
     }
-    async fn symlink(&self, path: &[u8], target: &[u8]) -> Result<()> {
+    async fn symlink(&self, by: Caller<'_>, path: &[u8], target: &[u8]) -> Result<()> {
         let _change = self.change_names();
-        self.files.symlink(path, target).await
+        self.files.symlink(by, path, target).await
     }
-    async fn link(&self, old: &[u8], follow: bool, new: &[u8]) -> Result<()> {
+    async fn link(&self, by: Caller<'_>, old: &[u8], follow: bool, new: &[u8]) -> Result<()> {
         let _change = self.change_names();
-        self.files.link(old, follow, new).await
+        self.files.link(by, old, follow, new).await
     }
-    async fn link_file(&self, file: FileId, new: &[u8]) -> Result<()> {
+    async fn link_file(&self, by: Caller<'_>, file: FileId, new: &[u8]) -> Result<()> {
         let _change = self.change_names();
-        self.files.link_file(file, new).await
+        self.files.link_file(by, file, new).await
     }
-    async fn rename(&self, old: &[u8], new: &[u8], flags: RenameFlags) -> Result<u64> {
+    async fn rename(
+        &self,
+        by: Caller<'_>,
+        old: &[u8],
+        new: &[u8],
+        flags: RenameFlags,
+    ) -> Result<u64> {
         let _change = self.change_names();
-        self.files.rename(old, new, flags).await
+        self.files.rename(by, old, new, flags).await
     }
-    async fn remove(&self, path: &[u8], directory: bool) -> Result<u64> {
+    async fn remove(&self, by: Caller<'_>, path: &[u8], directory: bool) -> Result<u64> {
         let _change = self.change_names();
-        self.files.remove(path, directory).await
+        self.files.remove(by, path, directory).await
     }
-    async fn set_path(&self, path: &[u8], follow: bool, set: &Attributes) -> Result<()> {
+    async fn set_path(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        follow: bool,
+        set: &Attributes,
+    ) -> Result<()> {
         let _change = self.change_names();
-        self.files.set_path(path, follow, set).await
+        self.files.set_path(by, path, follow, set).await
     }
-    async fn set_file(&self, file: FileId, set: &Attributes) -> Result<()> {
+    async fn set_file(&self, by: Caller<'_>, file: FileId, set: &Attributes) -> Result<()> {
         let _change = self.change_file(file);
-        self.files.set_file(file, set).await
+        self.files.set_file(by, file, set).await
     }
     async fn statfs(&self) -> Result<Statfs> {
         self.files.statfs().await
@@ -360,6 +395,8 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
+
+    const ROOT: Caller<'static> = Caller::ROOT;
     use crate::tests::fake_files::FakeFiles;
 
     fn now<T>(future: impl Future<Output = T>) -> T {
@@ -388,43 +425,55 @@ mod tests {
     fn s_is_asked_once_for_what_does_not_change() {
         let files = cached();
         for _ in 0..3 {
-            assert_eq!(now(files.stat(b"/a", true)).map(|stat| stat.size), Ok(4));
             assert_eq!(
-                now(files.stat(b"/x", true)).err(),
+                now(files.stat(ROOT, b"/a", true)).map(|stat| stat.size),
+                Ok(4)
+            );
+            assert_eq!(
+                now(files.stat(ROOT, b"/x", true)).err(),
                 Some(errno::ENOENT.into())
             );
-            let opened = now(files.open(b"/x", OpenFlags::empty(), 0));
+            let opened = now(files.open(ROOT, b"/x", OpenFlags::empty(), 0));
             assert_eq!(opened.err(), Some(errno::ENOENT.into()));
             let mut target = [0; 10];
-            assert_eq!(now(files.readlink(b"/l", &mut target)), Ok(2));
+            assert_eq!(now(files.readlink(ROOT, b"/l", &mut target)), Ok(2));
             assert_eq!(&target[..2], b"/a");
-            assert_eq!(now(files.readlink(b"/l", &mut target[..1])), Ok(1));
-            let none = now(files.readlink(b"/a", &mut target));
+            assert_eq!(now(files.readlink(ROOT, b"/l", &mut target[..1])), Ok(1));
+            let none = now(files.readlink(ROOT, b"/a", &mut target));
             assert_eq!(none.err(), Some(errno::EINVAL.into()));
         }
         assert_eq!(asked(&files), 4);
-        assert!(now(files.stat(b"/a", false)).is_ok());
+        assert!(now(files.stat(ROOT, b"/a", false)).is_ok());
         assert_eq!(asked(&files), 5, "lstat is another question");
     }
 
     #[test]
     fn changes_of_names_make_all_stale_and_writes_their_file() {
         let files = cached();
-        assert!(now(files.stat(b"/n", true)).is_err());
+        assert!(now(files.stat(ROOT, b"/n", true)).is_err());
         let flags = OpenFlags::CREATE | OpenFlags::WRITE;
-        let opened = now(files.open(b"/n", flags, 0o644)).unwrap();
-        assert_eq!(now(files.stat(b"/n", true)).map(|stat| stat.size), Ok(0));
-        assert!(now(files.stat(b"/a", true)).is_ok());
+        let opened = now(files.open(ROOT, b"/n", flags, 0o644)).unwrap();
+        assert_eq!(
+            now(files.stat(ROOT, b"/n", true)).map(|stat| stat.size),
+            Ok(0)
+        );
+        assert!(now(files.stat(ROOT, b"/a", true)).is_ok());
         let before = asked(&files);
         assert!(now(files.write(opened.file, Some(0), b"abc")).is_ok());
-        assert_eq!(now(files.stat(b"/n", true)).map(|stat| stat.size), Ok(3));
-        assert!(now(files.stat(b"/a", true)).is_ok());
+        assert_eq!(
+            now(files.stat(ROOT, b"/n", true)).map(|stat| stat.size),
+            Ok(3)
+        );
+        assert!(now(files.stat(ROOT, b"/a", true)).is_ok());
         assert_eq!(asked(&files), before + 1, "only the file that was written");
         assert!(now(files.truncate(opened.file, 1)).is_ok());
-        assert_eq!(now(files.stat(b"/n", true)).map(|stat| stat.size), Ok(1));
-        assert!(now(files.remove(b"/n", false)).is_ok());
         assert_eq!(
-            now(files.stat(b"/n", true)).err(),
+            now(files.stat(ROOT, b"/n", true)).map(|stat| stat.size),
+            Ok(1)
+        );
+        assert!(now(files.remove(ROOT, b"/n", false)).is_ok());
+        assert_eq!(
+            now(files.stat(ROOT, b"/n", true)).err(),
             Some(errno::ENOENT.into())
         );
     }
@@ -432,13 +481,19 @@ mod tests {
     #[test]
     fn a_reply_that_a_change_overtook_is_not_kept() {
         let files = cached();
-        let stat = now(files.files.stat(b"/a", true)).unwrap();
+        let stat = now(files.files.stat(ROOT, b"/a", true)).unwrap();
         let changes = files.changes();
         drop(files.change_names());
-        files.keep(b"/a", Question::Follow, changes, Said::Stat(stat));
-        assert!(files.known(b"/a", Question::Follow).is_none());
-        files.keep(b"/a", Question::Follow, files.changes(), Said::Stat(stat));
-        assert!(files.known(b"/a", Question::Follow).is_some());
+        files.keep(ROOT, b"/a", Question::Follow, changes, Said::Stat(stat));
+        assert!(files.known(ROOT, b"/a", Question::Follow).is_none());
+        files.keep(
+            ROOT,
+            b"/a",
+            Question::Follow,
+            files.changes(),
+            Said::Stat(stat),
+        );
+        assert!(files.known(ROOT, b"/a", Question::Follow).is_some());
     }
 
     #[test]
@@ -447,7 +502,7 @@ mod tests {
         let most = Cell::new(0);
         for number in 0..MAX_ENTRIES * 2 {
             let path = format!("/{number:0>300}");
-            assert!(now(files.stat(path.as_bytes(), true)).is_err());
+            assert!(now(files.stat(ROOT, path.as_bytes(), true)).is_err());
             let entries = files.entries.lock();
             assert!(entries.by_path.len() <= MAX_ENTRIES && entries.bytes <= MAX_BYTES);
             most.set(most.get().max(entries.bytes));

@@ -2,6 +2,9 @@
 //! `security/commoncap.c`; the rules are those of setuid(2), setresuid(2), capabilities(7)).
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use messages::storage::{Caller, Groups, MAX_GROUPS as MAX_TOLD, Privileges};
 
 use crate::error::{Result, errno};
 
@@ -16,7 +19,9 @@ const KEEP: u32 = u32::MAX;
 
 pub(crate) const CAP_CHOWN: u32 = 0;
 pub(crate) const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_DAC_READ_SEARCH: u32 = 2;
 pub(crate) const CAP_FOWNER: u32 = 3;
+const CAP_FSETID: u32 = 4;
 pub(crate) const CAP_KILL: u32 = 5;
 pub(crate) const CAP_SETGID: u32 = 6;
 pub(crate) const CAP_SETUID: u32 = 7;
@@ -24,6 +29,7 @@ pub(crate) const CAP_SETPCAP: u32 = 8;
 pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 pub(crate) const CAP_SYS_NICE: u32 = 23;
 pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
+const CAP_MKNOD: u32 = 27;
 
 /// Rights of access(2).
 pub(crate) const READ: u32 = 4;
@@ -117,6 +123,38 @@ pub(crate) struct Capabilities {
     pub(crate) inheritable: u64,
     pub(crate) bounding: u64,
     pub(crate) ambient: u64,
+}
+
+/// Capabilities as S is told them.
+const TOLD: [(u32, Privileges); 7] = [
+    (CAP_CHOWN, Privileges::CHOWN),
+    (CAP_DAC_OVERRIDE, Privileges::DAC_OVERRIDE),
+    (CAP_DAC_READ_SEARCH, Privileges::DAC_READ_SEARCH),
+    (CAP_FOWNER, Privileges::FOWNER),
+    (CAP_FSETID, Privileges::FSETID),
+    (CAP_MKNOD, Privileges::MKNOD),
+    (CAP_SYS_ADMIN, Privileges::SYS_ADMIN),
+];
+
+/// An identity as S is told it.
+#[derive(Clone, Debug)]
+pub(crate) struct Asker {
+    user: u32,
+    group: u32,
+    privileges: Privileges,
+    groups: Vec<[u8; 4]>,
+}
+
+impl Asker {
+    /// Returns what a request says.
+    pub(crate) fn caller(&self) -> Caller<'_> {
+        Caller {
+            user: self.user,
+            group: self.group,
+            privileges: self.privileges,
+            groups: Groups::new(&self.groups).expect("no more than S is told"),
+        }
+    }
 }
 
 /// A thread's identity.
@@ -258,6 +296,22 @@ impl Creds {
         }
         self.keep_capabilities = false;
         self.user.real != self.user.effective || self.group.real != self.group.effective
+    }
+
+    /// Returns the identity as S is told it.
+    pub(crate) fn asker(&self) -> Asker {
+        let told = TOLD.iter().filter(|(capability, _)| self.can(*capability));
+        Asker {
+            user: self.user.fs,
+            group: self.group.fs,
+            privileges: told.map(|(_, privilege)| *privilege).collect(),
+            groups: self
+                .groups
+                .iter()
+                .take(MAX_TOLD)
+                .map(|group| group.to_le_bytes())
+                .collect(),
+        }
     }
 
     fn in_group(&self, group: u32) -> bool {

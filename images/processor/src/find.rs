@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use messages::storage::Stat;
+use messages::storage::{Caller, Stat};
 
 use crate::error::Error;
 use crate::load::{Command, Refusal};
@@ -18,7 +18,7 @@ const ANY_EXECUTE: u32 = 0o111;
 /// The folders that are searched without a PATH, as by Linux's `execvp`.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
-/// Completes a command's path and working folder, as a shell in that folder would.
+/// Completes a command's path and working folder, as root's shell in that folder would.
 ///
 /// # Errors
 ///
@@ -27,7 +27,7 @@ pub async fn find<N: Node>(node: &N, mut command: Command) -> Result<Command, Re
     if command.cwd.is_empty() {
         command.cwd.push(b'/');
     }
-    let folder = node.files().stat(&command.cwd, true).await;
+    let folder = node.files().stat(Caller::ROOT, &command.cwd, true).await;
     if !folder.is_ok_and(|stat| stat.mode & TYPE_MASK == FOLDER) {
         return Err(Refusal::NoFolder(text(&command.cwd)));
     }
@@ -63,7 +63,7 @@ pub async fn find<N: Node>(node: &N, mut command: Command) -> Result<Command, Re
 
 /// Returns a file's status; `None` if the path leads nowhere.
 async fn status<N: Node>(node: &N, path: &[u8]) -> Result<Option<Stat>, Refusal> {
-    match node.files().stat(path, true).await {
+    match node.files().stat(Caller::ROOT, path, true).await {
         Ok(stat) => Ok(Some(stat)),
         Err(Error::Errno(_)) => Ok(None),
         Err(cause) => Err(Refusal::Failed {

@@ -190,7 +190,9 @@ impl<'a, N: Node> Source<'a, N> {
         let tmpfs = node.kernel().tmpfs();
         let (file, stat) = match tmpfs.find(path, true)? {
             Found::Storage(path) => {
-                let opened = node.files().open(&path, OpenFlags::empty(), 0).await?;
+                let by = creds.asker();
+                let flags = OpenFlags::EXECUTE;
+                let opened = node.files().open(by.caller(), &path, flags, 0).await?;
                 let of = StorageFile {
                     id: opened.file,
                     inode: opened.stat.inode,

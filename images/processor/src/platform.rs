@@ -9,7 +9,8 @@ use core::time::Duration;
 use hal::Instant;
 use messages::memory::{CapacityReply, Chunks, MAX_CHUNKS};
 use messages::storage::{
-    AllocateFlags, Attributes, FileId, OpenFlags, Opened, RenameFlags, Stat, Statfs, Written,
+    AllocateFlags, Attributes, Caller, FileId, OpenFlags, Opened, RenameFlags, Stat, Statfs,
+    Written,
 };
 use pcache::Access;
 
@@ -85,11 +86,12 @@ pub trait Memory {
     -> impl Future<Output = Result<()>>;
 }
 
-/// S as a client sees it. Paths are absolute. Each call ends within a deadline of its own.
+/// S as a client sees it. Paths are absolute; `by` names the program that asks. Each call ends within a deadline of its own.
 pub trait Files {
     /// Opens a file or folder; `mode` has the permissions of a file that is made.
     fn open(
         &self,
+        by: Caller<'_>,
         path: &[u8],
         flags: OpenFlags,
         mode: u32,
@@ -102,7 +104,8 @@ pub trait Files {
         into: &mut [u8],
     ) -> impl Future<Output = Result<usize>>;
     /// A path's status.
-    fn stat(&self, path: &[u8], follow: bool) -> impl Future<Output = Result<Stat>>;
+    fn stat(&self, by: Caller<'_>, path: &[u8], follow: bool)
+    -> impl Future<Output = Result<Stat>>;
     /// An open file's status.
     fn stat_file(&self, file: FileId) -> impl Future<Output = Result<Stat>>;
     /// Encoded entries of a folder from `position` on into `into`; how many bytes, 0 at the end.
@@ -113,7 +116,12 @@ pub trait Files {
         into: &mut [u8],
     ) -> impl Future<Output = Result<usize>>;
     /// Reads the target of a symbolic link; returns its length in bytes.
-    fn readlink(&self, path: &[u8], into: &mut [u8]) -> impl Future<Output = Result<usize>>;
+    fn readlink(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        into: &mut [u8],
+    ) -> impl Future<Output = Result<usize>>;
     /// Closes a file.
     fn close(&self, file: FileId) -> impl Future<Output = Result<()>>;
     /// Writes bytes, at the file's end if there is no offset; fewer than given only if the disk is
@@ -139,31 +147,65 @@ pub trait Files {
     /// Makes everything durable.
     fn sync(&self) -> impl Future<Output = Result<()>>;
     /// Makes a directory or a node of the type in `mode`.
-    fn make(&self, path: &[u8], mode: u32, device: u64) -> impl Future<Output = Result<()>>;
+    fn make(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        mode: u32,
+        device: u64,
+    ) -> impl Future<Output = Result<()>>;
     /// Makes a symbolic link.
-    fn symlink(&self, path: &[u8], target: &[u8]) -> impl Future<Output = Result<()>>;
+    fn symlink(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        target: &[u8],
+    ) -> impl Future<Output = Result<()>>;
     /// Gives a file another name.
-    fn link(&self, old: &[u8], follow: bool, new: &[u8]) -> impl Future<Output = Result<()>>;
+    fn link(
+        &self,
+        by: Caller<'_>,
+        old: &[u8],
+        follow: bool,
+        new: &[u8],
+    ) -> impl Future<Output = Result<()>>;
     /// Gives an open file, which may have none, a name.
-    fn link_file(&self, file: FileId, new: &[u8]) -> impl Future<Output = Result<()>>;
+    fn link_file(
+        &self,
+        by: Caller<'_>,
+        file: FileId,
+        new: &[u8],
+    ) -> impl Future<Output = Result<()>>;
     /// Renames; gives the inode that the new name had before, or 0.
     fn rename(
         &self,
+        by: Caller<'_>,
         old: &[u8],
         new: &[u8],
         flags: RenameFlags,
     ) -> impl Future<Output = Result<u64>>;
     /// Removes the name of a directory or of anything else; gives the inode.
-    fn remove(&self, path: &[u8], directory: bool) -> impl Future<Output = Result<u64>>;
+    fn remove(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        directory: bool,
+    ) -> impl Future<Output = Result<u64>>;
     /// Changes attributes by path.
     fn set_path(
         &self,
+        by: Caller<'_>,
         path: &[u8],
         follow: bool,
         set: &Attributes,
     ) -> impl Future<Output = Result<()>>;
     /// Changes attributes of an open file.
-    fn set_file(&self, file: FileId, set: &Attributes) -> impl Future<Output = Result<()>>;
+    fn set_file(
+        &self,
+        by: Caller<'_>,
+        file: FileId,
+        set: &Attributes,
+    ) -> impl Future<Output = Result<()>>;
     /// The file system's sizes.
     fn statfs(&self) -> impl Future<Output = Result<Statfs>>;
 }

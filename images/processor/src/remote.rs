@@ -9,12 +9,12 @@ use messages::memory::{
     Return, ReturnRequest,
 };
 use messages::storage::{
-    Allocate, AllocateFlags, AllocateRequest, Attributes, Close, FileId, FileRequest, Fsync,
-    Getdents, GetdentsRequest, Link, LinkFile, LinkRequest, Make, MakeRequest, Open, OpenFlags,
-    OpenRequest, Opened, Path, Read, ReadRequest, Readlink, Remove, RemoveRequest, Rename,
-    RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath, SetPathRequest, Stat, StatFile,
-    StatFs, StatPath, StatRequest, Statfs, Symlink, Sync, Truncate, TruncateRequest, Write,
-    WriteRequest, Written,
+    Allocate, AllocateFlags, AllocateRequest, Attributes, Caller, Close, FileId, FileRequest,
+    Fsync, Getdents, GetdentsRequest, Link, LinkFile, LinkFileRequest, LinkRequest, Make,
+    MakeRequest, Open, OpenFlags, OpenRequest, Opened, Path, PathRequest, Read, ReadRequest,
+    Readlink, Remove, RemoveRequest, Rename, RenameFlags, RenameRequest, SetFile, SetFileRequest,
+    SetPath, SetPathRequest, Stat, StatFile, StatFs, StatPath, StatRequest, Statfs, Symlink, Sync,
+    Truncate, TruncateRequest, Write, WriteRequest, Written,
 };
 use messages::{Call, Kind, MAX_MESSAGE};
 
@@ -148,9 +148,16 @@ fn copy(from: &[u8], into: &mut [u8]) -> usize {
 }
 
 impl<C: Carrier> Files for Remote<C> {
-    async fn open(&self, name: &[u8], flags: OpenFlags, mode: u32) -> Result<Opened> {
+    async fn open(
+        &self,
+        caller: Caller<'_>,
+        name: &[u8],
+        flags: OpenFlags,
+        mode: u32,
+    ) -> Result<Opened> {
         self.call::<Open, _>(
             &OpenRequest {
+                caller,
                 path: path(name)?,
                 flags,
                 mode,
@@ -178,9 +185,10 @@ impl<C: Carrier> Files for Remote<C> {
         }
         Ok(got as usize)
     }
-    async fn stat(&self, name: &[u8], follow: bool) -> Result<Stat> {
+    async fn stat(&self, caller: Caller<'_>, name: &[u8], follow: bool) -> Result<Stat> {
         self.call::<StatPath, _>(
             &StatRequest {
+                caller,
                 path: path(name)?,
                 follow,
             },
@@ -204,8 +212,9 @@ impl<C: Carrier> Files for Remote<C> {
         self.call::<Getdents, _>(&request, Data::None, |entries| copy(entries.0, into))
             .await
     }
-    async fn readlink(&self, name: &[u8], into: &mut [u8]) -> Result<usize> {
-        self.call::<Readlink, _>(&path(name)?, Data::None, |target| {
+    async fn readlink(&self, caller: Caller<'_>, name: &[u8], into: &mut [u8]) -> Result<usize> {
+        let path = path(name)?;
+        self.call::<Readlink, _>(&PathRequest { caller, path }, Data::None, |target| {
             copy(target.as_bytes(), into)
         })
         .await
@@ -260,50 +269,101 @@ impl<C: Carrier> Files for Remote<C> {
     async fn sync(&self) -> Result<()> {
         self.call::<Sync, _>(&(), Data::None, |()| ()).await
     }
-    async fn make(&self, name: &[u8], mode: u32, device: u64) -> Result<()> {
+    async fn make(&self, caller: Caller<'_>, name: &[u8], mode: u32, device: u64) -> Result<()> {
         let path = path(name)?;
-        self.call::<Make, _>(&MakeRequest { path, mode, device }, Data::None, |()| ())
-            .await
+        self.call::<Make, _>(
+            &MakeRequest {
+                caller,
+                path,
+                mode,
+                device,
+            },
+            Data::None,
+            |()| (),
+        )
+        .await
     }
-    async fn symlink(&self, name: &[u8], target: &[u8]) -> Result<()> {
+    async fn symlink(&self, caller: Caller<'_>, name: &[u8], target: &[u8]) -> Result<()> {
         path(target)?;
-        self.call::<Symlink, _>(&path(name)?, Data::Sent(target), |()| ())
-            .await
-    }
-    async fn link(&self, old: &[u8], follow: bool, new: &[u8]) -> Result<()> {
-        path(new)?;
-        let path = path(old)?;
-        self.call::<Link, _>(&LinkRequest { path, follow }, Data::Sent(new), |()| ())
-            .await
-    }
-    async fn link_file(&self, file: FileId, new: &[u8]) -> Result<()> {
-        path(new)?;
-        self.call::<LinkFile, _>(&FileRequest { file }, Data::Sent(new), |()| ())
-            .await
-    }
-    async fn rename(&self, old: &[u8], new: &[u8], flags: RenameFlags) -> Result<u64> {
-        path(new)?;
-        let path = path(old)?;
-        self.call::<Rename, _>(&RenameRequest { path, flags }, Data::Sent(new), |inode| {
-            inode
-        })
-        .await
-    }
-    async fn remove(&self, name: &[u8], directory: bool) -> Result<u64> {
         let path = path(name)?;
-        self.call::<Remove, _>(&RemoveRequest { path, directory }, Data::None, |inode| {
-            inode
-        })
-        .await
-    }
-    async fn set_path(&self, name: &[u8], follow: bool, set: &Attributes) -> Result<()> {
-        let (path, set) = (path(name)?, *set);
-        self.call::<SetPath, _>(&SetPathRequest { path, follow, set }, Data::None, |()| ())
+        self.call::<Symlink, _>(&PathRequest { caller, path }, Data::Sent(target), |()| ())
             .await
     }
-    async fn set_file(&self, file: FileId, set: &Attributes) -> Result<()> {
+    async fn link(&self, caller: Caller<'_>, old: &[u8], follow: bool, new: &[u8]) -> Result<()> {
+        path(new)?;
+        let path = path(old)?;
+        self.call::<Link, _>(
+            &LinkRequest {
+                caller,
+                path,
+                follow,
+            },
+            Data::Sent(new),
+            |()| (),
+        )
+        .await
+    }
+    async fn link_file(&self, caller: Caller<'_>, file: FileId, new: &[u8]) -> Result<()> {
+        path(new)?;
+        self.call::<LinkFile, _>(&LinkFileRequest { caller, file }, Data::Sent(new), |()| ())
+            .await
+    }
+    async fn rename(
+        &self,
+        caller: Caller<'_>,
+        old: &[u8],
+        new: &[u8],
+        flags: RenameFlags,
+    ) -> Result<u64> {
+        path(new)?;
+        let path = path(old)?;
+        self.call::<Rename, _>(
+            &RenameRequest {
+                caller,
+                path,
+                flags,
+            },
+            Data::Sent(new),
+            |inode| inode,
+        )
+        .await
+    }
+    async fn remove(&self, caller: Caller<'_>, name: &[u8], directory: bool) -> Result<u64> {
+        let path = path(name)?;
+        self.call::<Remove, _>(
+            &RemoveRequest {
+                caller,
+                path,
+                directory,
+            },
+            Data::None,
+            |inode| inode,
+        )
+        .await
+    }
+    async fn set_path(
+        &self,
+        caller: Caller<'_>,
+        name: &[u8],
+        follow: bool,
+        set: &Attributes,
+    ) -> Result<()> {
+        let (path, set) = (path(name)?, *set);
+        self.call::<SetPath, _>(
+            &SetPathRequest {
+                caller,
+                path,
+                follow,
+                set,
+            },
+            Data::None,
+            |()| (),
+        )
+        .await
+    }
+    async fn set_file(&self, caller: Caller<'_>, file: FileId, set: &Attributes) -> Result<()> {
         let set = *set;
-        self.call::<SetFile, _>(&SetFileRequest { file, set }, Data::None, |()| ())
+        self.call::<SetFile, _>(&SetFileRequest { caller, file, set }, Data::None, |()| ())
             .await
     }
     async fn statfs(&self) -> Result<Statfs> {
@@ -425,7 +485,7 @@ mod tests {
     fn paths_that_the_wire_does_not_take_are_the_program_s_error() {
         let long = vec![b'x'; 5_000];
         assert_eq!(
-            now(storage(None).stat(&long, true)),
+            now(storage(None).stat(Caller::ROOT, &long, true)),
             Err(errno::ENAMETOOLONG.into())
         );
     }

@@ -6,12 +6,13 @@ use alloc::vec::Vec;
 use ext4::{Allocation, Disk};
 use messages::Errno;
 use messages::storage::{
-    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, FileId, LinkRequest, MakeRequest,
-    PATH_MAX, Path, RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest,
-    TruncateRequest, WriteRequest, Written,
+    AllocateFlags, AllocateRequest, Attributes, Caller, FileId, LinkFileRequest, LinkRequest,
+    MakeRequest, PATH_MAX, Path, PathRequest, Privileges, RemoveRequest, RenameFlags,
+    RenameRequest, SetFileRequest, SetPathRequest, TruncateRequest, WriteRequest, Written,
 };
 
-use crate::convert::{self, DIRECTORY, REGULAR, TYPE_MASK};
+use crate::convert::{self, BLOCK_DEVICE, CHARACTER, DIRECTORY, REGULAR, TYPE_MASK};
+use crate::rights::{self, WRITE};
 use crate::server::{OpenFile, PIECE};
 use crate::walk::{Found, Node};
 use crate::{Bulk, Error, PeerKey, Server};
@@ -71,6 +72,7 @@ impl<D: Disk> Server<D> {
         if bulk.read(0, &mut bytes) < bytes.len() {
             return Err(Errno::EIO.into());
         }
+        self.strip_set_ids(&file).await?;
         let (offset, len) = if ask.append {
             self.files.append(inode, &bytes, self.now()).await?
         } else {
@@ -90,6 +92,7 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn truncate(&self, from: PeerKey, ask: &TruncateRequest) -> Result<(), Error> {
         let file = self.writable(from, ask.file)?;
+        self.strip_set_ids(&file).await?;
         Ok(self
             .files
             .truncate(file.held.inode(), ask.size, self.now())
@@ -98,6 +101,7 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn allocate(&self, from: PeerKey, ask: &AllocateRequest) -> Result<(), Error> {
         let file = self.writable(from, ask.file)?;
+        self.strip_set_ids(&file).await?;
         let how = if ask.flags.contains(AllocateFlags::PUNCH_HOLE) {
             Allocation::PunchHole
         } else if ask.flags.contains(AllocateFlags::KEEP_SIZE) {
@@ -124,18 +128,25 @@ impl<D: Disk> Server<D> {
     }
 
     pub(crate) async fn make(&self, ask: &MakeRequest<'_>) -> Result<(), Error> {
-        let found = self.walker().find(ask.path.as_bytes(), false).await?;
+        let by = &ask.caller;
+        let found = self.walker(by).find(ask.path.as_bytes(), false).await?;
         let (dir, name) = free_place(&found)?;
-        let dir = dir.held.inode();
         // Type and permissions have sixteen bits.
         let kind = u16::try_from(ask.mode & u32::from(TYPE_MASK)).unwrap_or(0);
-        let mut new = self.new_node(ask.mode);
+        if found.slash && kind != DIRECTORY {
+            return Err(Errno::ENOENT.into());
+        }
+        self.check_writable()?;
+        rights::check_create(by, &dir.stat)?;
+        let device = matches!(kind, CHARACTER | BLOCK_DEVICE);
+        if device && !by.privileges.contains(Privileges::MKNOD) {
+            return Err(Errno::EPERM.into());
+        }
+        let mut new = rights::new_node(by, &dir.stat, ask.mode, kind == DIRECTORY, self.now());
+        let dir = dir.held.inode();
         if kind == DIRECTORY {
             self.files.mkdir(dir, name, new).await?;
             return Ok(());
-        }
-        if found.slash {
-            return Err(Errno::ENOENT.into());
         }
         if kind == 0 || kind == REGULAR {
             self.files.create(dir, name, new).await?;
@@ -147,14 +158,20 @@ impl<D: Disk> Server<D> {
         Ok(())
     }
 
-    pub(crate) async fn symlink(&self, path: Path<'_>, bulk: &mut dyn Bulk) -> Result<(), Error> {
-        let target = bulk_path(bulk)?;
-        let found = self.walker().find(path.as_bytes(), false).await?;
+    pub(crate) async fn symlink(
+        &self,
+        ask: &PathRequest<'_>,
+        bulk: &mut dyn Bulk,
+    ) -> Result<(), Error> {
+        let (by, target) = (&ask.caller, bulk_path(bulk)?);
+        let found = self.walker(by).find(ask.path.as_bytes(), false).await?;
         let (dir, name) = free_place(&found)?;
         if found.slash {
             return Err(Errno::ENOENT.into());
         }
-        let new = self.new_node(0o777);
+        self.check_writable()?;
+        rights::check_create(by, &dir.stat)?;
+        let new = rights::new_node(by, &dir.stat, 0o777, false, self.now());
         self.files
             .symlink(dir.held.inode(), name, &target, new)
             .await?;
@@ -168,29 +185,31 @@ impl<D: Disk> Server<D> {
     ) -> Result<(), Error> {
         let new = bulk_path(bulk)?;
         let node = self
-            .walker()
+            .walker(&ask.caller)
             .existing(ask.path.as_bytes(), ask.follow)
             .await?;
-        self.link_node(node.held.inode(), &new).await
+        self.link_node(&ask.caller, node.held.inode(), &new).await
     }
 
     pub(crate) async fn link_file(
         &self,
         from: PeerKey,
-        file: FileId,
+        ask: &LinkFileRequest<'_>,
         bulk: &mut dyn Bulk,
     ) -> Result<(), Error> {
         let new = bulk_path(bulk)?;
-        let file = self.file(from, file)?;
-        self.link_node(file.held.inode(), &new).await
+        let file = self.file(from, ask.file)?;
+        self.link_node(&ask.caller, file.held.inode(), &new).await
     }
 
-    async fn link_node(&self, inode: u32, new: &[u8]) -> Result<(), Error> {
-        let found = self.walker().find(new, false).await?;
+    async fn link_node(&self, by: &Caller<'_>, inode: u32, new: &[u8]) -> Result<(), Error> {
+        let found = self.walker(by).find(new, false).await?;
         let (dir, name) = free_place(&found)?;
         if found.slash {
             return Err(Errno::ENOENT.into());
         }
+        self.check_writable()?;
+        rights::check_create(by, &dir.stat)?;
         Ok(self
             .files
             .link(inode, dir.held.inode(), name, self.now())
@@ -209,8 +228,9 @@ impl<D: Disk> Server<D> {
             flags if flags.contains(RenameFlags::NO_REPLACE) => ext4::Rename::NoReplace,
             _ => ext4::Rename::Replace,
         };
-        let from = self.walker().find(ask.path.as_bytes(), false).await?;
-        let to = self.walker().find(&new, false).await?;
+        let by = &ask.caller;
+        let from = self.walker(by).find(ask.path.as_bytes(), false).await?;
+        let to = self.walker(by).find(&new, false).await?;
         let (Some(old_dir), Some(new_dir)) = (&from.dir, &to.dir) else {
             return Err(Errno::EBUSY.into());
         };
@@ -219,6 +239,7 @@ impl<D: Disk> Server<D> {
         if (from.slash || to.slash) && !moved.is_dir() {
             return Err(Errno::ENOTDIR.into());
         }
+        check_rename(by, (old_dir, moved), (new_dir, to.node.as_ref()), how)?;
         let old = (old_dir.held.inode(), from.name.as_slice());
         let new = (new_dir.held.inode(), to.name.as_slice());
         self.files.rename(old, new, how, self.now()).await?;
@@ -226,7 +247,8 @@ impl<D: Disk> Server<D> {
     }
 
     pub(crate) async fn remove(&self, ask: &RemoveRequest<'_>) -> Result<u64, Error> {
-        let found = self.walker().find(ask.path.as_bytes(), false).await?;
+        let by = &ask.caller;
+        let found = self.walker(by).find(ask.path.as_bytes(), false).await?;
         let Some(dir) = &found.dir else {
             return Err(no_name(&found.name, ask.directory).into());
         };
@@ -235,6 +257,7 @@ impl<D: Disk> Server<D> {
         if found.slash && !node.is_dir() {
             return Err(Errno::ENOTDIR.into());
         }
+        rights::check_delete(by, &dir.stat, &node.stat)?;
         let (dir, name) = (dir.held.inode(), found.name.as_slice());
         if ask.directory {
             self.files.rmdir(dir, name, self.now()).await?;
@@ -246,29 +269,82 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn set_path(&self, ask: &SetPathRequest<'_>) -> Result<(), Error> {
         let node = self
-            .walker()
+            .walker(&ask.caller)
             .existing(ask.path.as_bytes(), ask.follow)
             .await?;
-        self.set(node.held.inode(), &ask.set).await
+        self.set(&ask.caller, node.held.inode(), &ask.set).await
     }
 
-    pub(crate) async fn set_file(&self, from: PeerKey, ask: &SetFileRequest) -> Result<(), Error> {
+    pub(crate) async fn set_file(
+        &self,
+        from: PeerKey,
+        ask: &SetFileRequest<'_>,
+    ) -> Result<(), Error> {
         let file = self.file(from, ask.file)?;
-        self.set(file.held.inode(), &ask.set).await
+        self.set(&ask.caller, file.held.inode(), &ask.set).await
     }
 
-    async fn set(&self, inode: u32, set: &Attributes) -> Result<(), Error> {
-        let has = |flag| set.which.contains(flag);
-        let set = ext4::Attributes {
-            permissions: has(AttributeFlags::MODE)
-                .then(|| u16::try_from(set.mode & 0o7777).unwrap_or(0)),
-            uid: has(AttributeFlags::UID).then_some(set.uid),
-            gid: has(AttributeFlags::GID).then_some(set.gid),
-            accessed: has(AttributeFlags::ACCESSED).then(|| convert::file_time(set.accessed)),
-            modified: has(AttributeFlags::MODIFIED).then(|| convert::file_time(set.modified)),
-        };
-        Ok(self.files.set_attributes(inode, set, self.now()).await?)
+    async fn set(&self, by: &Caller<'_>, inode: u32, set: &Attributes) -> Result<(), Error> {
+        let decide =
+            |stat: &ext4::Stat| rights::change(by, stat, set).map_err(|errno| ext4::Errno(errno.0));
+        let changed = self.files.change_attributes(inode, self.now(), decide);
+        Ok(changed.await?)
     }
+
+    /// Takes set-user-id and set-group-id off a file that is about to be changed by who may not
+    /// keep them (Linux `file_remove_privs`).
+    pub(crate) async fn strip_set_ids(&self, file: &OpenFile) -> Result<(), Error> {
+        if file.keeps_set_ids {
+            return Ok(());
+        }
+        let inode = file.held.inode();
+        let stripped = |stat: &ext4::Stat| rights::without_set_ids(stat, true);
+        if stripped(&self.files.stat(inode).await?).is_none() {
+            return Ok(());
+        }
+        let decide = |stat: &ext4::Stat| {
+            Ok(ext4::Attributes {
+                permissions: stripped(stat),
+                ..ext4::Attributes::default()
+            })
+        };
+        let changed = self.files.change_attributes(inode, self.now(), decide);
+        Ok(changed.await?)
+    }
+}
+
+/// Checks a rename as Linux's `vfs_rename` does.
+fn check_rename(
+    by: &Caller<'_>,
+    (old_dir, moved): (&Node, &Node),
+    (new_dir, target): (&Node, Option<&Node>),
+    how: ext4::Rename,
+) -> Result<(), Errno> {
+    let exchange = how == ext4::Rename::Exchange;
+    match (how, target) {
+        (ext4::Rename::NoReplace, Some(_)) => return Err(Errno::EEXIST),
+        (ext4::Rename::Exchange, None) => return Err(Errno::ENOENT),
+        (_, Some(target)) if target.stat.inode == moved.stat.inode => return Ok(()),
+        _ => {}
+    }
+    rights::check_delete(by, &old_dir.stat, &moved.stat)?;
+    match target {
+        Some(target) => rights::check_delete(by, &new_dir.stat, &target.stat)?,
+        None => rights::check_create(by, &new_dir.stat)?,
+    }
+    if old_dir.stat.inode == new_dir.stat.inode {
+        return Ok(());
+    }
+    // The `..` of a directory changes with its place.
+    for dir in [Some(moved), target.filter(|_| exchange)]
+        .into_iter()
+        .flatten()
+    {
+        if dir.is_dir() {
+            rights::check(by, &dir.stat, WRITE)?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns the error of removing what is no name: the root, `.` or `..`.

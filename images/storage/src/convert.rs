@@ -4,7 +4,9 @@ use ext4::Time;
 use messages::storage::{FileTime, Stat};
 
 pub(crate) const TYPE_MASK: u16 = 0xf000;
+pub(crate) const CHARACTER: u16 = 0x2000;
 pub(crate) const DIRECTORY: u16 = 0x4000;
+pub(crate) const BLOCK_DEVICE: u16 = 0x6000;
 pub(crate) const REGULAR: u16 = 0x8000;
 pub(crate) const SYMLINK: u16 = 0xa000;
 

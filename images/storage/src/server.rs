@@ -6,12 +6,12 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use ext4::{Disk, Ext4, NewNode, Time};
+use ext4::{Disk, Ext4, Time};
 use messages::storage::{
-    Allocate, Close, Entries, Entry, FileId, Fsync, Getdents, GetdentsRequest, Link, LinkFile,
-    Make, Open, OpenFlags, OpenRequest, Opened, Path, Read, ReadRequest, Readlink, Remove, Rename,
-    SetFile, SetPath, StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink, Sync,
-    Truncate, Write,
+    Allocate, Caller, Close, Entries, Entry, FileId, Fsync, Getdents, GetdentsRequest, Link,
+    LinkFile, Make, Open, OpenFlags, OpenRequest, Opened, Path, PathRequest, Privileges, Read,
+    ReadRequest, Readlink, Remove, Rename, SetFile, SetPath, StatFile, StatFs, StatPath,
+    StatRequest, StorageRequest, Symlink, Sync, Truncate, Write,
 };
 use messages::{Call, Errno, Kind, Wire, Writer, encode_reply};
 use spin::Mutex;
@@ -19,6 +19,7 @@ use spin::Mutex;
 use crate::Error;
 use crate::convert::{self, DIRECTORY, REGULAR, is};
 use crate::held::{Held, Holds};
+use crate::rights::{self, EXECUTE, READ, WRITE};
 use crate::walk::{Node, Walker};
 
 /// The most files a peer may have open.
@@ -85,6 +86,10 @@ pub(crate) struct OpenFile {
     pub(crate) held: Held,
     /// `OpenFlags::WRITE` was given.
     pub(crate) writable: bool,
+    /// `OpenFlags::READ` or `OpenFlags::EXECUTE` was given.
+    readable: bool,
+    /// Set-user-id and set-group-id survive writes.
+    pub(crate) keeps_set_ids: bool,
     /// Type of the file, as `st_mode`.
     kind: u16,
 }
@@ -162,10 +167,11 @@ impl<D: Disk> Server<D> {
         (self.clock)()
     }
 
-    pub(crate) fn walker(&self) -> Walker<'_, D> {
+    pub(crate) fn walker<'a>(&'a self, by: &'a Caller<'a>) -> Walker<'a, D> {
         Walker {
             files: &self.files,
             holds: &self.holds,
+            by,
         }
     }
 
@@ -224,7 +230,7 @@ impl<D: Disk> Server<D> {
                 let listed = self.told(self.getdents(from, &ask, &mut entries).await);
                 put::<Getdents>(&listed.map(|len| Entries(&entries[..len])), reply)
             }
-            StorageRequest::Readlink(path) => match self.told(self.readlink(path).await) {
+            StorageRequest::Readlink(ask) => match self.told(self.readlink(&ask).await) {
                 Ok(target) => put::<Readlink>(&Path::new(&target).map_err(|_| Errno::EIO), reply),
                 Err(errno) => put::<Readlink>(&Err(errno), reply),
             },
@@ -260,16 +266,15 @@ impl<D: Disk> Server<D> {
             }
             StorageRequest::Sync(()) => put::<Sync>(&self.told(self.sync_all().await), reply),
             StorageRequest::Make(ask) => put::<Make>(&self.told(self.make(&ask).await), reply),
-            StorageRequest::Symlink(path) => {
-                put::<Symlink>(&self.told(self.symlink(path, bulk).await), reply)
+            StorageRequest::Symlink(ask) => {
+                put::<Symlink>(&self.told(self.symlink(&ask, bulk).await), reply)
             }
             StorageRequest::Link(ask) => {
                 put::<Link>(&self.told(self.link(&ask, bulk).await), reply)
             }
-            StorageRequest::LinkFile(ask) => put::<LinkFile>(
-                &self.told(self.link_file(from, ask.file, bulk).await),
-                reply,
-            ),
+            StorageRequest::LinkFile(ask) => {
+                put::<LinkFile>(&self.told(self.link_file(from, &ask, bulk).await), reply)
+            }
             StorageRequest::Rename(ask) => {
                 put::<Rename>(&self.told(self.rename(&ask, bulk).await), reply)
             }
@@ -318,15 +323,21 @@ impl<D: Disk> Server<D> {
         } else {
             self.open_or_make(request).await?
         };
-        let writable = flags.contains(OpenFlags::WRITE);
-        let regular = is(&node.stat, REGULAR);
+        let opened = OpenFile {
+            held: node.held,
+            writable: flags.contains(OpenFlags::WRITE),
+            readable: flags.intersects(OpenFlags::READ | OpenFlags::EXECUTE),
+            keeps_set_ids: request.caller.privileges.contains(Privileges::FSETID),
+            kind: node.stat.mode & convert::TYPE_MASK,
+        };
         let mut stat = node.stat;
-        if writable && regular && flags.contains(OpenFlags::TRUNCATE) {
-            let inode = node.held.inode();
+        if is(&stat, REGULAR) && flags.contains(OpenFlags::TRUNCATE) {
+            let inode = opened.held.inode();
+            self.strip_set_ids(&opened).await?;
             self.files.truncate(inode, 0, self.now()).await?;
             stat = self.files.stat(inode).await?;
         }
-        self.enter(from, node, writable, &stat)
+        Ok(self.enter(from, opened, &stat))
     }
 
     fn opened_by(&self, peer: PeerKey) -> usize {
@@ -338,24 +349,13 @@ impl<D: Disk> Server<D> {
     }
 
     /// Adds an open file to the table.
-    fn enter(
-        &self,
-        from: PeerKey,
-        node: Node,
-        writable: bool,
-        stat: &ext4::Stat,
-    ) -> Result<Opened, Error> {
-        let opened = OpenFile {
-            held: node.held,
-            writable,
-            kind: stat.mode & convert::TYPE_MASK,
-        };
+    fn enter(&self, from: PeerKey, opened: OpenFile, stat: &ext4::Stat) -> Opened {
         let mut state = self.state.lock();
         state.next += 1;
         let file = FileId(state.next);
         state.open.insert((from, file), Arc::new(opened));
         let stat = convert::stat(stat, self.files.block_size());
-        Ok(Opened { file, stat })
+        Opened { file, stat }
     }
 
     /// Finds what a path names, or makes a file.
@@ -363,7 +363,8 @@ impl<D: Disk> Server<D> {
         let flags = request.flags;
         let exclusive = flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUSIVE);
         let follow = !exclusive && !flags.contains(OpenFlags::NOFOLLOW);
-        let walker = self.walker();
+        let by = &request.caller;
+        let walker = self.walker(by);
         for _ in 0..ATTEMPTS {
             let found = walker.find(request.path.as_bytes(), follow).await?;
             if found.node.is_some() && exclusive {
@@ -371,7 +372,7 @@ impl<D: Disk> Server<D> {
             }
             let (Some(dir), None) = (&found.dir, &found.node) else {
                 let node = found.existing()?;
-                return self.check_open(node, flags);
+                return self.check_open(by, node, flags);
             };
             if !flags.contains(OpenFlags::CREATE) {
                 return Err(Errno::ENOENT.into());
@@ -379,10 +380,12 @@ impl<D: Disk> Server<D> {
             if found.slash {
                 return Err(Errno::EISDIR.into());
             }
-            let made = self
-                .files
-                .create(dir.held.inode(), &found.name, self.new_node(request.mode))
-                .await;
+            if self.files.is_read_only() {
+                return Err(Errno::EROFS.into());
+            }
+            rights::check_create(by, &dir.stat)?;
+            let new = rights::new_node(by, &dir.stat, request.mode, false, self.now());
+            let made = self.files.create(dir.held.inode(), &found.name, new).await;
             match made.map_err(Error::from) {
                 Err(Error::Errno(Errno::EEXIST)) if !exclusive => continue,
                 made => made?,
@@ -397,47 +400,47 @@ impl<D: Disk> Server<D> {
     }
 
     /// Checks that what a path names may be opened so.
-    fn check_open(&self, node: Node, flags: OpenFlags) -> Result<Node, Error> {
+    fn check_open(&self, by: &Caller<'_>, node: Node, flags: OpenFlags) -> Result<Node, Error> {
         if node.is_symlink() {
             return Err(Errno::ELOOP.into());
         }
-        if node.is_dir() && flags.intersects(OpenFlags::WRITE | OpenFlags::CREATE) {
+        let (writes, cuts) = (OpenFlags::WRITE, OpenFlags::TRUNCATE);
+        if node.is_dir() && flags.intersects(writes | cuts | OpenFlags::CREATE) {
             return Err(Errno::EISDIR.into());
         }
         if !node.is_dir() && flags.contains(OpenFlags::DIRECTORY) {
             return Err(Errno::ENOTDIR.into());
         }
-        let changes = flags.contains(OpenFlags::WRITE) && is(&node.stat, REGULAR);
+        let changes = flags.intersects(writes | cuts) && is(&node.stat, REGULAR);
         if changes && self.files.is_read_only() {
             return Err(Errno::EROFS.into());
         }
+        let wants = [
+            (OpenFlags::READ, READ),
+            (writes | cuts, WRITE),
+            (OpenFlags::EXECUTE, EXECUTE),
+        ];
+        let wanted = wants
+            .into_iter()
+            .filter(|(flag, _)| flags.intersects(*flag));
+        let want = wanted.fold(0, |all, (_, right)| all | right);
+        rights::check(by, &node.stat, want)?;
         Ok(node)
     }
 
     async fn make_unnamed(&self, request: &OpenRequest<'_>) -> Result<Node, Error> {
-        let dir = self
-            .walker()
-            .existing(request.path.as_bytes(), true)
-            .await?;
+        let by = &request.caller;
+        let walker = self.walker(by);
+        let dir = walker.existing(request.path.as_bytes(), true).await?;
         if !dir.is_dir() {
             return Err(Errno::ENOTDIR.into());
         }
-        let new = self.new_node(request.mode);
+        rights::check_create(by, &dir.stat)?;
+        let new = rights::new_node(by, &dir.stat, request.mode, false, self.now());
         let inode = self.files.create_unnamed(dir.held.inode(), new).await?;
         let held = self.holds.take(inode);
         let stat = self.files.stat(inode).await?;
         Ok(Node { held, stat })
-    }
-
-    /// Returns what a new inode begins with; its type is the maker's to add.
-    pub(crate) fn new_node(&self, mode: u32) -> NewNode {
-        NewNode {
-            // The low twelve bits are permissions.
-            mode: u16::try_from(mode & 0o7777).unwrap_or(0),
-            uid: 0,
-            gid: 0,
-            now: self.now(),
-        }
     }
 
     async fn read(
@@ -447,6 +450,9 @@ impl<D: Disk> Server<D> {
         bulk: &mut dyn Bulk,
     ) -> Result<u32, Error> {
         let file = self.file(from, request.file)?;
+        if !file.readable {
+            return Err(Errno::EBADF.into());
+        }
         if file.kind == DIRECTORY {
             return Err(Errno::EISDIR.into());
         }
@@ -480,7 +486,7 @@ impl<D: Disk> Server<D> {
     async fn stat(&self, request: &StatRequest<'_>) -> Result<messages::storage::Stat, Error> {
         self.count(|counters| counters.handle_stat += 1);
         let node = self
-            .walker()
+            .walker(&request.caller)
             .existing(request.path.as_bytes(), request.follow)
             .await?;
         Ok(convert::stat(&node.stat, self.files.block_size()))
@@ -497,8 +503,9 @@ impl<D: Disk> Server<D> {
         Ok(convert::stat(&stat, self.files.block_size()))
     }
 
-    async fn readlink(&self, path: Path<'_>) -> Result<Vec<u8>, Error> {
-        let node = self.walker().existing(path.as_bytes(), false).await?;
+    async fn readlink(&self, ask: &PathRequest<'_>) -> Result<Vec<u8>, Error> {
+        let walker = self.walker(&ask.caller);
+        let node = walker.existing(ask.path.as_bytes(), false).await?;
         Ok(self.files.read_link(node.held.inode()).await?)
     }
 
@@ -511,6 +518,9 @@ impl<D: Disk> Server<D> {
     ) -> Result<usize, Error> {
         self.count(|counters| counters.handle_getdents += 1);
         let dir = self.file(from, ask.file)?;
+        if !dir.readable {
+            return Err(Errno::EBADF.into());
+        }
         let max = into
             .len()
             .min(usize::try_from(ask.max).unwrap_or(usize::MAX));

@@ -1,6 +1,7 @@
 //! The server over file systems made by `mke2fs`, checked against the folder they were made of.
 
 mod change;
+mod rights;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -198,6 +199,11 @@ fn path(text: &str) -> Path<'_> {
     Path::new(text.as_bytes()).unwrap()
 }
 
+fn named(text: &str) -> PathRequest<'_> {
+    let (caller, path) = (Caller::ROOT, path(text));
+    PathRequest { caller, path }
+}
+
 fn open(server: &Server<Ram>, name: &str, flags: OpenFlags) -> Result<Opened, Errno> {
     let mut reply;
     call!(
@@ -205,6 +211,7 @@ fn open(server: &Server<Ram>, name: &str, flags: OpenFlags) -> Result<Opened, Er
         P,
         Open,
         OpenRequest {
+            caller: Caller::ROOT,
             path: path(name),
             flags,
             mode: 0o644,
@@ -221,6 +228,7 @@ fn stat(server: &Server<Ram>, name: &str, follow: bool) -> Result<Stat, Errno> {
         P,
         StatPath,
         StatRequest {
+            caller: Caller::ROOT,
             path: path(name),
             follow
         },
@@ -243,7 +251,8 @@ fn read(server: &Server<Ram>, file: FileId, offset: u64, len: usize) -> Result<V
 }
 
 fn names(server: &Server<Ram>, name: &str, max: u32) -> Vec<(String, u8, u64)> {
-    let file = open(server, name, OpenFlags::DIRECTORY).unwrap().file;
+    let flags = OpenFlags::READ | OpenFlags::DIRECTORY;
+    let file = open(server, name, flags).unwrap().file;
     let (mut all, mut position) = (Vec::new(), 0);
     loop {
         let mut reply;
@@ -289,7 +298,7 @@ fn files_read_and_stat_as_on_the_host() {
                 name => folder.0.join("tree").join(&name[1..]),
             };
             let expected = fs::read(&host).unwrap();
-            let opened = open(&server, name, OpenFlags::empty()).unwrap();
+            let opened = open(&server, name, OpenFlags::READ).unwrap();
             assert_eq!(opened.stat, stat(&server, name, true).unwrap());
             compare(&opened.stat, &host);
             assert!(
@@ -326,7 +335,7 @@ fn compare(stat: &Stat, host: &HostPath) {
 fn reads_at_any_offset_are_the_files_bytes() {
     let folder = folder("offsets");
     let server = serve(image(&folder, 1024)).unwrap();
-    let file = open(&server, "/big", OpenFlags::empty()).unwrap().file;
+    let file = open(&server, "/big", OpenFlags::READ).unwrap().file;
     let bytes = big();
     for offset in [0, 1, 1023, 1024, 65_535, 1_234_567, 2_999_999] {
         for len in [1, 1024, 70_000] {
@@ -375,7 +384,7 @@ fn folders_list_every_entry_once_however_small_the_replies() {
 fn links_and_errors_follow_linux() {
     let folder = folder("errors");
     let server = serve(image(&folder, 4096)).unwrap();
-    let none = OpenFlags::empty();
+    let none = OpenFlags::READ;
     let long = format!("/{}", "x".repeat(256));
     for (name, flags, errno) in [
         ("/missing", none, Errno::ENOENT),
@@ -399,7 +408,7 @@ fn links_and_errors_follow_linux() {
         server,
         P,
         Readlink,
-        path("/a/link"),
+        named("/a/link"),
         &mut Buffer::default(),
         reply
     );
@@ -409,7 +418,7 @@ fn links_and_errors_follow_linux() {
         server,
         P,
         Readlink,
-        path("/hello"),
+        named("/hello"),
         &mut Buffer::default(),
         reply
     );
@@ -422,7 +431,7 @@ fn links_and_errors_follow_linux() {
 fn a_handle_is_its_peers_own_and_ends_with_it() {
     let folder = folder("handles");
     let server = serve(image(&folder, 4096)).unwrap();
-    let file = open(&server, "/hello", OpenFlags::empty()).unwrap().file;
+    let file = open(&server, "/hello", OpenFlags::READ).unwrap().file;
     let (mut reply, mut bulk);
     bulk = Buffer::default();
     let stolen = call!(
@@ -436,7 +445,7 @@ fn a_handle_is_its_peers_own_and_ends_with_it() {
     assert_eq!(stolen, Err(Errno::EBADF));
     assert!(!reply.is_empty());
     let mut limit = 1;
-    while open(&server, "/hello", OpenFlags::empty()).is_ok() {
+    while open(&server, "/hello", OpenFlags::READ).is_ok() {
         limit += 1;
     }
     assert_eq!(limit, MAX_OPEN);
@@ -471,7 +480,7 @@ fn a_tree_of_extents_that_makes_no_sense_is_told_as_on_linux() {
     // The file's leaf says that nodes lie below it.
     image[tree + 6] = 1;
     let server = serve(image).unwrap();
-    let file = open(&server, "/hello", OpenFlags::empty()).unwrap().file;
+    let file = open(&server, "/hello", OpenFlags::READ).unwrap().file;
     assert_eq!(read(&server, file, 0, 10), Err(Errno::EUCLEAN));
 }
 
@@ -491,7 +500,7 @@ proptest! {
         }
         let Ok(server) = serve(image) else { return Ok(()) };
         for name in ["/hello", "/big", "/a/link", "/many/file-number-0499", "/long-link"] {
-            if let Ok(opened) = open(&server, name, OpenFlags::empty()) {
+            if let Ok(opened) = open(&server, name, OpenFlags::READ) {
                 let _ = read(&server, opened.file, 0, 10_000);
                 let _ = read(&server, opened.file, opened.stat.size / 2, 10_000);
             }

@@ -7,11 +7,12 @@ use alloc::vec::Vec;
 
 use ext4::{Disk, Ext4, NAME_MAX, ROOT, Stat};
 use messages::Errno;
-use messages::storage::PATH_MAX;
+use messages::storage::{Caller, PATH_MAX};
 
 use crate::Error;
 use crate::convert::{DIRECTORY, SYMLINK, is};
 use crate::held::{Held, Holds};
+use crate::rights::{self, EXECUTE};
 
 /// Symbolic links on the way of one path (Linux `MAXSYMLINKS`).
 const MAX_SYMLINKS: usize = 40;
@@ -61,10 +62,11 @@ impl Found {
     }
 }
 
-/// Walks paths of one file system.
+/// Walks paths of one file system in a caller's name.
 pub(crate) struct Walker<'a, D: Disk> {
     pub(crate) files: &'a Ext4<D>,
     pub(crate) holds: &'a Holds,
+    pub(crate) by: &'a Caller<'a>,
 }
 
 impl<D: Disk> Walker<'_, D> {
@@ -87,8 +89,8 @@ impl<D: Disk> Walker<'_, D> {
     ///
     /// # Errors
     ///
-    /// ENOENT (only the last component may be missing), ENOTDIR, ELOOP (more than 40 links),
-    /// ENAMETOOLONG; else the disk's or the file system's failure.
+    /// ENOENT (only the last component may be missing), ENOTDIR, EACCES (a directory on the way may
+    /// not be searched), ELOOP (more than 40 links), ENAMETOOLONG; else the disk's or the file system's failure.
     pub(crate) async fn find(&self, path: &[u8], follow: bool) -> Result<Found, Error> {
         if !path.starts_with(b"/") {
             return Err(Errno::ENOENT.into());
@@ -103,6 +105,7 @@ impl<D: Disk> Walker<'_, D> {
             if !here.is_dir() {
                 return Err(Errno::ENOTDIR.into());
             }
+            rights::check(self.by, &here.stat, EXECUTE)?;
             if name.len() > NAME_MAX {
                 return Err(Errno::ENAMETOOLONG.into());
             }

@@ -32,6 +32,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let files = mount(Box::leak(Box::new(disk)), clock()).await?;
     let config = Config {
         message_version: messages::VERSION,
+        message_size: messages::MESSAGE_SIZE,
         bulk_size: BULK,
         domains: Domains::PerPeer,
         workers: WORKERS,

@@ -79,6 +79,31 @@ fn programs_change_files_as_on_linux() {
 }
 
 #[test]
+fn rights_are_as_on_linux() {
+    let here = native(program("rights"), &[text(&scratch("rights-here"))], b"");
+    let empty = scratch("rights-empty");
+    let there = Run::new(&["--pcache", "4M"])
+        .add(program("rights"), "/bin/rights")
+        .add(&empty, "/data/work")
+        .run(&["/bin/rights", "/data/work"]);
+    let lines = |ran: &testbed_tests::Ran| -> Vec<String> {
+        let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+        text.lines().map(str::to_owned).collect()
+    };
+    let (here, said) = (lines(&here), lines(&there));
+    assert_eq!(here.len(), 7 * 4 * 5, "Linux itself: {here:?}");
+    for (linux, ours) in here.iter().zip(&said) {
+        assert_eq!(ours, linux);
+    }
+    assert_eq!(
+        (said.len(), there.code),
+        (here.len(), Some(0)),
+        "{}",
+        there.stderr
+    );
+}
+
+#[test]
 fn a_disk_that_is_kept_has_what_earlier_runs_wrote() {
     let folder = scratch("files-kept");
     let disk = folder.join("disk");

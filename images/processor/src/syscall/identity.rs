@@ -9,8 +9,8 @@ use messages::storage::Stat;
 
 use super::{Args, int};
 use crate::creds::{
-    CAP_CHOWN, CAP_FOWNER, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Capabilities, Creds, Ids,
-    LAST_CAPABILITY, MAX_GROUPS,
+    Asker, CAP_CHOWN, CAP_FOWNER, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Capabilities, Creds, Ids,
+    LAST_CAPABILITY, MAX_GROUPS, WRITE,
 };
 use crate::error::{Result, errno};
 use crate::limits::{Limit, Resource};
@@ -28,6 +28,11 @@ impl<N: Node> Thread<N> {
     /// Returns the thread's identity.
     pub(crate) fn creds(&self) -> Arc<Creds> {
         self.shared.creds()
+    }
+
+    /// Returns the thread's identity as S is told it.
+    pub(super) fn asker(&self) -> Asker {
+        self.creds().asker()
     }
 
     /// Answers the calls of this family; `None` for others.
@@ -224,6 +229,9 @@ impl<N: Node> Thread<N> {
                 let own_group =
                     gid == u32::MAX || creds.group.fs == gid || creds.groups.contains(&gid);
                 creds.can(CAP_CHOWN) || owns && same_user && own_group
+            }
+            Change::Present(_) if !owns && !creds.can(CAP_FOWNER) => {
+                return self.check_rights(stat, WRITE);
             }
             _ => owns || creds.can(CAP_FOWNER),
         };

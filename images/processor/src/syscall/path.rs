@@ -9,7 +9,7 @@ use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 use super::layout;
 use super::resolve::tidy;
 use super::{Args, int};
-use crate::creds::{EXECUTE, READ, WRITE};
+use crate::creds::{Creds, EXECUTE, READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, Listing, O_PATH, OpenFile};
@@ -62,6 +62,9 @@ pub(super) enum Change {
 
 /// Returns the rights that opening with these flags asks for, as bits of access(2).
 fn wanted(flags: u64) -> u32 {
+    if flags & u64::from(O_PATH) != 0 {
+        return 0;
+    }
     let mode = match flags & O_ACCMODE {
         0 => READ,
         1 => WRITE,
@@ -217,7 +220,10 @@ impl<N: Node> Thread<N> {
         } else {
             match self.pseudo(&path, true)? {
                 Walked::Entry(entry, path) => self.open_pseudo(entry, &path, flags).await?,
-                Walked::Elsewhere(path) => self.open_elsewhere(&path, flags, 0).await?,
+                Walked::Elsewhere(path) => {
+                    let flags = flags | u64::from(O_PATH);
+                    self.open_elsewhere(&path, flags, 0).await?
+                }
             }
         };
         let closing = Some(self.node.kernel().closing.clone());
@@ -273,12 +279,14 @@ impl<N: Node> Thread<N> {
 
     async fn open_storage(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
         let writes = flags & O_ACCMODE != 0;
+        let reads = flags & O_ACCMODE != 1 && flags & u64::from(O_PATH) == 0;
         let unnamed = flags & O_TMPFILE == O_TMPFILE;
         if unnamed && !writes {
             return Err(errno::EINVAL.into());
         }
         let mut wants = OpenFlags::empty();
         for (flag, wanted) in [
+            (OpenFlags::READ, reads),
             (OpenFlags::WRITE, writes),
             (OpenFlags::DIRECTORY, flags & O_DIRECTORY != 0 && !unnamed),
             (OpenFlags::NOFOLLOW, flags & O_NOFOLLOW != 0),
@@ -290,8 +298,12 @@ impl<N: Node> Thread<N> {
             wants.set(flag, wanted);
         }
         let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
-        self.check_open(path, flags, wants).await?;
-        let opened = self.open_or_make(path, wants, mode).await?;
+        let by = self.asker();
+        let opened = self
+            .node
+            .files()
+            .open(by.caller(), path, wants, mode)
+            .await?;
         let of = StorageFile {
             id: opened.file,
             inode: opened.stat.inode,
@@ -302,32 +314,13 @@ impl<N: Node> Thread<N> {
         if wants.intersects(OpenFlags::CREATE | OpenFlags::UNNAMED) {
             self.node.kernel().changes.note();
         }
-        if wants.contains(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+        if wants.contains(OpenFlags::TRUNCATE) {
             let _pass = self.node.kernel().changes.pass(of.inode).await;
             // Somebody may have written since it was emptied.
             let size = self.node.files().stat_file(of.id).await?.size;
             storage::resized(self.node, of.inode, size).await?;
         }
         Ok(Kind::File(of))
-    }
-
-    /// Returns EACCES if the thread may not open what a path of S names, or make it. S does what it
-    /// is asked as root would.
-    async fn check_open(&self, path: &[u8], flags: u64, wants: OpenFlags) -> Result<()> {
-        if !self.is_user() {
-            return Ok(());
-        }
-        let follow = !wants.intersects(OpenFlags::NOFOLLOW | OpenFlags::EXCLUSIVE);
-        match self.node.files().stat(path, follow).await {
-            Ok(stat) if wants.contains(OpenFlags::UNNAMED) => {
-                self.check_rights(&stat, WRITE | EXECUTE)
-            }
-            Ok(stat) => self.check_rights(&stat, wanted(flags)),
-            Err(Error::Errno(errno::ENOENT)) if wants.contains(OpenFlags::CREATE) => {
-                self.check_parent(path).await
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// Opens, and makes if that is asked for, a file or folder of this node's own.
@@ -402,6 +395,11 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn status_at(&self, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
+        self.status_at_by(&self.creds(), dir, addr, flags).await
+    }
+
+    /// Returns the status of what a path names, as somebody of an identity reaches it.
+    async fn status_at_by(&self, by: &Creds, dir: u64, addr: u64, flags: u64) -> Result<Stat> {
         /// `AT_NO_AUTOMOUNT`, `AT_SYMLINK_FOLLOW` and the ways to ask a server, which statx(2) has.
         const ALSO: u64 = 0x800 | 0x400 | 0x6000;
         if flags & !(EMPTY_PATH | NOFOLLOW | ALSO) != 0 {
@@ -411,16 +409,21 @@ impl<N: Node> Thread<N> {
             && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty())
         {
             return if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
-                self.status_of_path(&self.cwd(), true).await
+                self.status_of_path_by(by, &self.cwd(), true).await
             } else {
                 self.status_of(&*self.place(dir)?).await
             };
         }
         let path = self.path(dir, addr).await?;
-        self.status_of_path(&path, flags & NOFOLLOW == 0).await
+        self.status_of_path_by(by, &path, flags & NOFOLLOW == 0)
+            .await
     }
 
     pub(super) async fn status_of_path(&self, path: &[u8], follow: bool) -> Result<Stat> {
+        self.status_of_path_by(&self.creds(), path, follow).await
+    }
+
+    async fn status_of_path_by(&self, by: &Creds, path: &[u8], follow: bool) -> Result<Stat> {
         let path = &match self.pseudo(path, follow)? {
             Walked::Entry(Entry::Open(file), _) if follow => return self.status_of(&file).await,
             Walked::Entry(entry, path) => return Ok(self.pseudo_status(&entry, &path)),
@@ -428,7 +431,10 @@ impl<N: Node> Thread<N> {
         };
         let tmpfs = self.node.kernel().tmpfs();
         match tmpfs.find(path, follow)? {
-            Found::Storage(path) => self.node.files().stat(&path, follow).await,
+            Found::Storage(path) => {
+                let by = by.asker();
+                self.node.files().stat(by.caller(), &path, follow).await
+            }
             Found::Here(inode) => tmpfs.stat(inode),
             Found::Missing(..) => Err(errno::ENOENT.into()),
         }
@@ -462,17 +468,19 @@ impl<N: Node> Thread<N> {
         if mode & !7 != 0 || flags & !(AT_EACCESS | NOFOLLOW | EMPTY_PATH) != 0 {
             return Err(errno::EINVAL.into());
         }
-        let status = self.status_at(dir, addr, flags & !AT_EACCESS).await?;
-        let writable = status.device != 0 || status.inode >= crate::tmpfs::FIRST_INODE;
-        if mode & W_OK != 0 && !writable && self.storage_is_read_only().await? {
-            return Err(errno::EROFS.into());
-        }
         let own = self.creds();
         let creds = if flags & AT_EACCESS != 0 {
             (*own).clone()
         } else {
             own.as_real()
         };
+        let status = self
+            .status_at_by(&creds, dir, addr, flags & !AT_EACCESS)
+            .await?;
+        let writable = status.device != 0 || status.inode >= crate::tmpfs::FIRST_INODE;
+        if mode & W_OK != 0 && !writable && self.storage_is_read_only().await? {
+            return Err(errno::EROFS.into());
+        }
         if creds.may(status.mode, status.uid, status.gid, int(mode)) {
             Ok(0)
         } else {
@@ -508,8 +516,11 @@ impl<N: Node> Thread<N> {
             }
             Ok(path) => match self.node.kernel().tmpfs().find(&path, false)? {
                 Found::Storage(path) => {
-                    let files = self.node.files();
-                    files.readlink(&path, &mut target).await?.min(PATH_MAX)
+                    let (by, files) = (self.asker(), self.node.files());
+                    files
+                        .readlink(by.caller(), &path, &mut target)
+                        .await?
+                        .min(PATH_MAX)
                 }
                 Found::Here(inode) => {
                     target = self.node.kernel().tmpfs().target(inode)?;
@@ -552,9 +563,11 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_chdir(&self, [addr, ..]: Args) -> Result<u64> {
         let path = self.path(AT_FDCWD, addr).await?;
-        if self.status_of_path(&path, true).await?.mode & TYPE_MASK != FOLDER {
+        let stat = self.status_of_path(&path, true).await?;
+        if stat.mode & TYPE_MASK != FOLDER {
             return Err(errno::ENOTDIR.into());
         }
+        self.check_rights(&stat, EXECUTE)?;
         let path = self.real_path(&path).await?;
         self.fs.lock().cwd = path;
         Ok(0)
@@ -565,6 +578,7 @@ impl<N: Node> Thread<N> {
         if !file.is_folder() {
             return Err(errno::ENOTDIR.into());
         }
+        self.check_rights(&self.status_of(&file).await?, EXECUTE)?;
         let path = self.real_path(&file.path).await?;
         self.fs.lock().cwd = path;
         Ok(0)
@@ -575,7 +589,14 @@ impl<N: Node> Thread<N> {
     pub(super) async fn refuse_change(&self, path: &[u8], change: Change) -> Result<u64> {
         let found = match Device::named(path) {
             Some(_) => Ok(()),
-            None => self.node.files().stat(path, false).await.map(drop),
+            None => {
+                let by = self.asker();
+                self.node
+                    .files()
+                    .stat(by.caller(), path, false)
+                    .await
+                    .map(drop)
+            }
         };
         match (change, found) {
             (Change::Create, Ok(())) => Err(errno::EEXIST.into()),

@@ -54,6 +54,7 @@ impl<N: Node> Thread<N> {
         }
         let (mut real, mut links) = (Vec::new(), 0);
         let mut target = vec![0; PATH_MAX];
+        let by = self.asker();
         // The next part last.
         let mut rest = parts(path);
         while let Some(part) = rest.pop() {
@@ -69,7 +70,8 @@ impl<N: Node> Thread<N> {
                     real.extend_from_slice(part);
                 }
             }
-            let got = match self.node.files().readlink(&real, &mut target).await {
+            let files = self.node.files();
+            let got = match files.readlink(by.caller(), &real, &mut target).await {
                 Err(Error::Errno(errno::EINVAL)) => continue,
                 got => got?.min(PATH_MAX),
             };

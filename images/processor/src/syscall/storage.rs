@@ -6,14 +6,12 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 
 use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, FileTime, OpenFlags, Opened, PATH_MAX, RenameFlags,
-    Statfs,
+    AllocateFlags, AttributeFlags, Attributes, FileTime, OpenFlags, PATH_MAX, RenameFlags, Statfs,
 };
 
 use super::layout::Bytes;
 use super::path::{AT_FDCWD, Change};
 use super::{Args, int};
-use crate::creds::{CAP_DAC_OVERRIDE, EXECUTE, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
@@ -66,6 +64,11 @@ fn attributes(change: &tmpfs::Change) -> Attributes {
             set.which.set(AttributeFlags::GID, gid != u32::MAX);
             (set.uid, set.gid) = (uid, gid);
         }
+        tmpfs::Change::Present(now) => {
+            set.which =
+                AttributeFlags::PRESENT | AttributeFlags::ACCESSED | AttributeFlags::MODIFIED;
+            (set.accessed, set.modified) = (time(now), time(now));
+        }
         tmpfs::Change::Times(accessed, modified) => {
             set.which.set(AttributeFlags::ACCESSED, accessed.is_some());
             set.which.set(AttributeFlags::MODIFIED, modified.is_some());
@@ -77,85 +80,6 @@ fn attributes(change: &tmpfs::Change) -> Attributes {
 }
 
 impl<N: Node> Thread<N> {
-    /// Returns whether rights of files bind the thread.
-    pub(super) fn is_user(&self) -> bool {
-        !self.creds().can(CAP_DAC_OVERRIDE)
-    }
-
-    /// Returns EACCES or EPERM if the thread may not change the last name of a path of S.
-    pub(super) async fn check_parent(&self, path: &[u8]) -> Result<()> {
-        const STICKY: u32 = 0o1000;
-        if !self.is_user() {
-            return Ok(());
-        }
-        let files = self.node.files();
-        let end = path.len() - path.iter().rev().take_while(|&&byte| byte == b'/').count();
-        let cut = path[..end]
-            .iter()
-            .rposition(|&byte| byte == b'/')
-            .unwrap_or(0);
-        let dir = files.stat(&path[..cut.max(1)], true).await?;
-        self.check_rights(&dir, WRITE | EXECUTE)?;
-        let user = self.creds().user.fs;
-        if dir.mode & STICKY == 0 || dir.uid == user {
-            return Ok(());
-        }
-        match files.stat(path, false).await {
-            Ok(there) if there.uid != user => Err(errno::EPERM.into()),
-            Err(Error::Errno(errno::ENOENT)) => Ok(()),
-            there => there.map(drop),
-        }
-    }
-
-    /// Returns the change that makes something the thread's own; `None` if S does that by itself.
-    fn owner(&self) -> Option<tmpfs::Change> {
-        let creds = self.creds();
-        let (user, group) = (creds.user.fs, creds.group.fs);
-        ((user, group) != (0, 0)).then_some(tmpfs::Change::Owner(user, group))
-    }
-
-    /// Opens a file or directory of S. One that is made becomes the thread's own; a user makes none
-    /// through a symbolic link that leads to nothing (ENOENT).
-    pub(super) async fn open_or_make(
-        &self,
-        path: &[u8],
-        wants: OpenFlags,
-        mode: u32,
-    ) -> Result<Opened> {
-        let files = self.node.files();
-        let exclusive = OpenFlags::CREATE | OpenFlags::EXCLUSIVE;
-        let Some(owner) = self.owner() else {
-            return files.open(path, wants, mode).await;
-        };
-        let mut wants = wants;
-        if wants & exclusive == OpenFlags::CREATE {
-            // Only this tells a file that was made from one that was there.
-            match files.open(path, wants | exclusive, mode).await {
-                Err(Error::Errno(errno::EEXIST)) => wants.remove(OpenFlags::CREATE),
-                opened => return self.owned(opened?, &owner).await,
-            }
-        }
-        let opened = files.open(path, wants, mode).await?;
-        if wants.contains(exclusive) || wants.contains(OpenFlags::UNNAMED) {
-            return self.owned(opened, &owner).await;
-        }
-        Ok(opened)
-    }
-
-    /// Gives a file that was made its owner.
-    async fn owned(&self, opened: Opened, owner: &tmpfs::Change) -> Result<Opened> {
-        let set = self
-            .node
-            .files()
-            .set_file(opened.file, &attributes(owner))
-            .await;
-        if let Err(error) = set {
-            self.node.kernel().closing.add(opened.file);
-            return Err(error);
-        }
-        Ok(opened)
-    }
-
     /// Writes from the program to a file of S, through at once.
     pub(super) async fn write_storage(
         &self,
@@ -236,11 +160,12 @@ impl<N: Node> Thread<N> {
     /// Sets the size of the file of S at a path.
     pub(super) async fn truncate_storage(&self, path: &[u8], size: u64) -> Result<u64> {
         self.check_size(size)?;
-        let opened = self.node.files().open(path, OpenFlags::WRITE, 0).await?;
-        if let Err(error) = self.check_rights(&opened.stat, WRITE) {
-            self.node.kernel().closing.add(opened.file);
-            return Err(error);
-        }
+        let by = self.asker();
+        let opened = self
+            .node
+            .files()
+            .open(by.caller(), path, OpenFlags::WRITE, 0)
+            .await?;
         let of = StorageFile {
             id: opened.file,
             inode: opened.stat.inode,
@@ -338,16 +263,13 @@ impl<N: Node> Thread<N> {
         if Device::named(path).is_some() {
             return Err(errno::EEXIST.into());
         }
-        self.check_parent(path).await?;
-        let files = self.node.files();
+        let (by, files) = (self.asker(), self.node.files());
+        let by = by.caller();
         match what {
-            Make::Folder => files.make(path, FOLDER | mode, 0).await?,
+            Make::Folder => files.make(by, path, FOLDER | mode, 0).await?,
             // The mode says which of them it is.
-            Make::File | Make::Fifo | Make::Socket => files.make(path, mode, device).await?,
-            Make::Link(target) => files.symlink(path, &target).await?,
-        }
-        if let Some(owner) = self.owner() {
-            files.set_path(path, false, &attributes(&owner)).await?;
+            Make::File | Make::Fifo | Make::Socket => files.make(by, path, mode, device).await?,
+            Make::Link(target) => files.symlink(by, path, &target).await?,
         }
         self.node.kernel().changes.note();
         Ok(0)
@@ -357,8 +279,8 @@ impl<N: Node> Thread<N> {
         if Device::named(path).is_some() {
             return self.refuse_change(path, Change::Remove).await;
         }
-        self.check_parent(path).await?;
-        let inode = self.node.files().remove(path, directory).await?;
+        let (by, files) = (self.asker(), self.node.files());
+        let inode = files.remove(by.caller(), path, directory).await?;
         self.node.kernel().tmpfs().forget_below(path);
         storage::removed(self.node, inode);
         Ok(0)
@@ -370,9 +292,8 @@ impl<N: Node> Thread<N> {
         }
         let flags = u8::try_from(flags).ok().and_then(RenameFlags::from_bits);
         let flags = flags.ok_or(errno::EINVAL)?;
-        self.check_parent(old).await?;
-        self.check_parent(new).await?;
-        let replaced = self.node.files().rename(old, new, flags).await?;
+        let (by, files) = (self.asker(), self.node.files());
+        let replaced = files.rename(by.caller(), old, new, flags).await?;
         if !flags.contains(RenameFlags::EXCHANGE) {
             self.node.kernel().tmpfs().forget_below(old);
             storage::removed(self.node, replaced);
@@ -385,8 +306,8 @@ impl<N: Node> Thread<N> {
         if Device::named(old).is_some() || Device::named(new).is_some() {
             return self.refuse_change(new, Change::Create).await;
         }
-        self.check_parent(new).await?;
-        self.node.files().link(old, follow, new).await?;
+        let (by, files) = (self.asker(), self.node.files());
+        files.link(by.caller(), old, follow, new).await?;
         self.node.kernel().changes.note();
         Ok(0)
     }
@@ -416,8 +337,8 @@ impl<N: Node> Thread<N> {
         let (_, wanted) = self.locate(to_dir, to, false).await?;
         match wanted {
             Found::Storage(new) => {
-                self.check_parent(&new).await?;
-                self.node.files().link_file(of.id, &new).await?;
+                let (by, files) = (self.asker(), self.node.files());
+                files.link_file(by.caller(), of.id, &new).await?;
             }
             Found::Here(_) => return Err(errno::EEXIST.into()),
             Found::Missing(..) => return Err(errno::EXDEV.into()),
@@ -436,11 +357,10 @@ impl<N: Node> Thread<N> {
         if Device::named(path).is_some() {
             return self.refuse_change(path, Change::Modify).await;
         }
-        let files = self.node.files();
-        if self.owner().is_some() {
-            self.check_change(&files.stat(path, follow).await?, change)?;
-        }
-        files.set_path(path, follow, &attributes(change)).await?;
+        let (by, files) = (self.asker(), self.node.files());
+        files
+            .set_path(by.caller(), path, follow, &attributes(change))
+            .await?;
         self.node.kernel().changes.note();
         Ok(0)
     }
@@ -451,11 +371,10 @@ impl<N: Node> Thread<N> {
         of: StorageFile,
         change: &tmpfs::Change,
     ) -> Result<u64> {
-        let files = self.node.files();
-        if self.owner().is_some() {
-            self.check_change(&files.stat_file(of.id).await?, change)?;
-        }
-        files.set_file(of.id, &attributes(change)).await?;
+        let (by, files) = (self.asker(), self.node.files());
+        files
+            .set_file(by.caller(), of.id, &attributes(change))
+            .await?;
         self.node.kernel().changes.note();
         Ok(0)
     }
@@ -464,7 +383,8 @@ impl<N: Node> Thread<N> {
         let (_, found) = self.locate(AT_FDCWD, path, true).await?;
         match found {
             Found::Storage(path) if Device::named(&path).is_none() => {
-                self.node.files().stat(&path, true).await?;
+                let by = self.asker();
+                self.node.files().stat(by.caller(), &path, true).await?;
                 self.put_statfs(into).await
             }
             Found::Missing(..) => Err(errno::ENOENT.into()),

@@ -463,8 +463,9 @@ impl<N: Node> Thread<N> {
 
     /// Sets times by whole seconds: a `struct utimbuf`, or now.
     pub(super) async fn sys_utime(&self, [addr, times, ..]: Args) -> Result<u64> {
-        let mut wanted = [self.wall(); 2];
+        let mut change = Change::Present(self.wall());
         if times != 0 {
+            let mut wanted = [Duration::ZERO; 2];
             for (index, wanted) in (0..).zip(&mut wanted) {
                 let seconds = self
                     .memory
@@ -472,20 +473,21 @@ impl<N: Node> Thread<N> {
                     .await?;
                 *wanted = Duration::from_secs(seconds);
             }
+            change = Change::Times(Some(wanted[0]), Some(wanted[1]));
         }
-        let change = Change::Times(Some(wanted[0]), Some(wanted[1]));
         self.change_at(AT_FDCWD, addr, true, change).await
     }
 
     /// Sets times by microseconds: two `struct timeval`, or now.
     pub(super) async fn sys_futimesat(&self, [dir, addr, times, ..]: Args) -> Result<u64> {
-        let mut wanted = [self.wall(); 2];
+        let mut change = Change::Present(self.wall());
         if times != 0 {
+            let mut wanted = [Duration::ZERO; 2];
             for (index, wanted) in (0..).zip(&mut wanted) {
                 *wanted = self.timeval(times.saturating_add(index * 16)).await?;
             }
+            change = Change::Times(Some(wanted[0]), Some(wanted[1]));
         }
-        let change = Change::Times(Some(wanted[0]), Some(wanted[1]));
         if addr == 0 {
             return self.change_file(dir, &change).await;
         }
@@ -495,10 +497,12 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_utimensat(&self, [dir, addr, times, flags, ..]: Args) -> Result<u64> {
         let now = self.wall();
         let mut wanted = [Some(now); 2];
+        let mut present = true;
         if times != 0 {
             for (index, wanted) in (0..).zip(&mut wanted) {
                 let at = times.saturating_add(index * 16);
                 let nanos = self.memory.read_u64(at.saturating_add(8)).await?;
+                present &= nanos == UTIME_NOW;
                 *wanted = match nanos {
                     UTIME_NOW => Some(now),
                     UTIME_OMIT => None,
@@ -506,7 +510,11 @@ impl<N: Node> Thread<N> {
                 };
             }
         }
-        let change = Change::Times(wanted[0], wanted[1]);
+        let change = if present {
+            Change::Present(now)
+        } else {
+            Change::Times(wanted[0], wanted[1])
+        };
         if addr == 0 {
             return self.change_file(dir, &change).await;
         }

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 
 use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, Entry, FileId, FileTime, OpenFlags, Opened,
-    RenameFlags, Stat, Statfs, Written,
+    AllocateFlags, AttributeFlags, Attributes, Caller, Entry, FileId, FileTime, OpenFlags, Opened,
+    Privileges, RenameFlags, Stat, Statfs, Written,
 };
 use messages::{Wire, Writer};
 
@@ -26,6 +26,10 @@ pub(crate) struct FakeFiles {
     /// The most bytes that a read or write takes.
     pub(crate) most: usize,
     pub(crate) read_only: Cell<bool>,
+    /// Opens are EACCES.
+    pub(crate) refuses: Cell<bool>,
+    /// Who asked: user, group, privileges, supplementary groups.
+    pub(crate) callers: RefCell<Vec<(u32, u32, Privileges, Vec<u32>)>>,
     disk: RefCell<FakeDisk>,
 }
 
@@ -59,6 +63,12 @@ impl FakeFiles {
             most: 5_000,
             ..Self::default()
         }
+    }
+
+    fn note(&self, by: Caller<'_>) {
+        let groups = (0..100).filter(|&group| by.groups.contains(group));
+        let caller = (by.user, by.group, by.privileges, groups.collect());
+        self.callers.borrow_mut().push(caller);
     }
 
     fn disk(&self) -> RefMut<'_, FakeDisk> {
@@ -115,12 +125,12 @@ impl FakeFiles {
         }
     }
 
-    fn add(&self, path: &[u8], mode: u32) -> Result<usize> {
+    fn add(&self, by: Caller<'_>, path: &[u8], mode: u32) -> Result<usize> {
         if self.find(path).is_ok() {
             return Err(errno::EEXIST.into());
         }
         let mut disk = self.changing()?;
-        let (data, uid) = (Vec::new(), 0);
+        let (data, uid) = (Vec::new(), by.user);
         disk.inodes.push(FakeInode { data, mode, uid });
         let at = disk.inodes.len() - 1;
         disk.names.insert(trimmed(path).to_vec(), at);
@@ -151,10 +161,20 @@ fn index(file: FileId) -> usize {
 }
 
 impl Files for FakeFiles {
-    async fn open(&self, path: &[u8], flags: OpenFlags, mode: u32) -> Result<Opened> {
+    async fn open(
+        &self,
+        by: Caller<'_>,
+        path: &[u8],
+        flags: OpenFlags,
+        mode: u32,
+    ) -> Result<Opened> {
+        self.note(by);
         self.asked.set(self.asked.get() + 1);
+        if self.refuses.get() {
+            return Err(errno::EACCES.into());
+        }
         let at = match self.find(path) {
-            Err(_) if flags.contains(OpenFlags::CREATE) => self.add(path, 0o100_000 | mode)?,
+            Err(_) if flags.contains(OpenFlags::CREATE) => self.add(by, path, 0o100_000 | mode)?,
             Ok(_) if flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUSIVE) => {
                 return Err(errno::EEXIST.into());
             }
@@ -186,7 +206,8 @@ impl Files for FakeFiles {
         into[..len].copy_from_slice(&rest[..len]);
         Ok(len)
     }
-    async fn stat(&self, path: &[u8], _: bool) -> Result<Stat> {
+    async fn stat(&self, by: Caller<'_>, path: &[u8], _: bool) -> Result<Stat> {
+        self.note(by);
         self.asked.set(self.asked.get() + 1);
         Ok(self.stat_of(self.find(path)?))
     }
@@ -217,7 +238,8 @@ impl Files for FakeFiles {
         }
         Ok(writer.len())
     }
-    async fn readlink(&self, path: &[u8], into: &mut [u8]) -> Result<usize> {
+    async fn readlink(&self, by: Caller<'_>, path: &[u8], into: &mut [u8]) -> Result<usize> {
+        self.note(by);
         self.asked.set(self.asked.get() + 1);
         let target = self.links.get(path).ok_or(errno::EINVAL)?;
         into[..target.len()].copy_from_slice(target);
@@ -269,13 +291,16 @@ impl Files for FakeFiles {
         self.syncs.set(self.syncs.get() + 1);
         Ok(())
     }
-    async fn make(&self, path: &[u8], mode: u32, _: u64) -> Result<()> {
-        self.add(path, mode).map(drop)
+    async fn make(&self, by: Caller<'_>, path: &[u8], mode: u32, _: u64) -> Result<()> {
+        self.note(by);
+        self.add(by, path, mode).map(drop)
     }
-    async fn symlink(&self, path: &[u8], _: &[u8]) -> Result<()> {
-        self.add(path, 0o120_777).map(drop)
+    async fn symlink(&self, by: Caller<'_>, path: &[u8], _: &[u8]) -> Result<()> {
+        self.note(by);
+        self.add(by, path, 0o120_777).map(drop)
     }
-    async fn link(&self, old: &[u8], _: bool, new: &[u8]) -> Result<()> {
+    async fn link(&self, by: Caller<'_>, old: &[u8], _: bool, new: &[u8]) -> Result<()> {
+        self.note(by);
         let at = self.find(old)?;
         if self.find(new).is_ok() {
             return Err(errno::EEXIST.into());
@@ -283,24 +308,27 @@ impl Files for FakeFiles {
         self.changing()?.names.insert(new.to_vec(), at);
         Ok(())
     }
-    async fn link_file(&self, file: FileId, new: &[u8]) -> Result<()> {
+    async fn link_file(&self, _: Caller<'_>, file: FileId, new: &[u8]) -> Result<()> {
         self.changing()?.names.insert(new.to_vec(), index(file));
         Ok(())
     }
-    async fn rename(&self, old: &[u8], new: &[u8], _: RenameFlags) -> Result<u64> {
+    async fn rename(&self, by: Caller<'_>, old: &[u8], new: &[u8], _: RenameFlags) -> Result<u64> {
+        self.note(by);
         let mut disk = self.changing()?;
         let at = disk.names.remove(old).ok_or(errno::ENOENT)?;
         let had = disk.names.insert(new.to_vec(), at);
         Ok(had.map_or(0, |had| had as u64 + 10))
     }
-    async fn remove(&self, path: &[u8], _: bool) -> Result<u64> {
+    async fn remove(&self, by: Caller<'_>, path: &[u8], _: bool) -> Result<u64> {
+        self.note(by);
         let at = self.changing()?.names.remove(path).ok_or(errno::ENOENT)?;
         Ok(at as u64 + 10)
     }
-    async fn set_path(&self, path: &[u8], _: bool, set: &Attributes) -> Result<()> {
+    async fn set_path(&self, by: Caller<'_>, path: &[u8], _: bool, set: &Attributes) -> Result<()> {
+        self.note(by);
         self.set(self.find(path)?, set)
     }
-    async fn set_file(&self, file: FileId, set: &Attributes) -> Result<()> {
+    async fn set_file(&self, _: Caller<'_>, file: FileId, set: &Attributes) -> Result<()> {
         self.set(index(file), set)
     }
     async fn statfs(&self) -> Result<Statfs> {

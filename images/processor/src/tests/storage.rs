@@ -1,6 +1,8 @@
 //! Files of S: what programs change there, and what this node keeps of them.
 
 use super::tmp::ends_clean;
+use messages::storage::{Caller, Privileges};
+
 use super::*;
 
 const APPEND: u64 = 0o2000;
@@ -260,49 +262,58 @@ fn sizes_of_the_file_system_are_s_s() {
 }
 
 #[test]
-fn users_are_bound_by_rights_and_own_what_they_make() {
+fn s_is_asked_in_the_name_of_who_calls() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
-    run.call(nr::__NR_umask, &[0]).unwrap();
+    let asked = || node.files.callers.borrow().last().cloned().unwrap();
+    let root = Caller::ROOT;
+    run.status("/big").unwrap();
+    assert_eq!(asked(), (root.user, root.group, root.privileges, vec![]));
+    let groups = [7_u32, 5].map(u32::to_le_bytes).concat();
+    run.put(DATA, &groups);
+    run.call(nr::__NR_setgroups, &[2, DATA]).unwrap();
+    run.call(nr::__NR_setresgid, &[100, 101, 102]).unwrap();
+    // With 1000 as the real user, whom access(2) asks for, and 1001 as the effective one.
+    run.call(nr::__NR_setresuid, &[1000, 1001, 1001]).unwrap();
+    let user = (1001, 101, Privileges::empty(), vec![5, 7]);
     let open = run.name(0, "/open");
     run.call(nr::__NR_mkdir, &[open, 0o777]).unwrap();
-    run.write_text("/open/root's", "text");
-    run.call(nr::__NR_setresuid, &[1000, 1000, 1000]).unwrap();
-    for (path, flags) in [("/big", 0), ("/new", 0), ("/big", TRUNC)] {
-        assert_eq!(
-            errno_of(run.create(path, flags)),
-            Some(errno::EACCES),
-            "{path} {flags:o}"
-        );
-    }
-    assert_eq!(run.status("/big").unwrap().2, 100_000, "it was not emptied");
-    let names = [
-        run.name(0, "/big"),
-        run.name(1, "/new"),
-        run.name(2, "/open/root's"),
-    ];
-    for (call, args, errno) in [
-        (nr::__NR_unlink, [names[0], 0], errno::EACCES),
-        (nr::__NR_mkdir, [names[1], 0o777], errno::EACCES),
-        (nr::__NR_symlink, [names[0], names[1]], errno::EACCES),
-        (nr::__NR_rename, [names[0], names[1]], errno::EACCES),
-        (nr::__NR_link, [names[0], names[1]], errno::EACCES),
-        (nr::__NR_truncate, [names[0], 0], errno::EACCES),
-        (nr::__NR_chmod, [names[2], 0o777], errno::EPERM),
-    ] {
-        assert_eq!(errno_of(run.call(call, &args)), Some(errno), "{call}");
-    }
-    let uid = |run: &mut Run, path: &str| {
-        run.status(path).unwrap();
-        u32::from_le_bytes(run.get(DATA + 256 + 28, 4).try_into().unwrap())
-    };
+    assert_eq!(asked(), user);
     run.write_text("/open/own", "own");
+    let made = node.files.callers.borrow().len();
+    let name = run.name(0, "/open/own");
+    for (call, args) in [
+        (nr::__NR_chmod, [name, 0o600]),
+        (nr::__NR_truncate, [name, 1]),
+        (nr::__NR_utime, [name, 0]),
+        (nr::__NR_unlink, [name, 0]),
+    ] {
+        run.call(call, &args).unwrap();
+    }
     assert_eq!(
-        (uid(&mut run, "/open/own"), uid(&mut run, "/open/root's")),
-        (1000, 0)
+        node.files.callers.borrow().len(),
+        made + 4,
+        "one request each"
     );
-    // Writable for all, and root's all the same.
-    run.create("/open/root's", 0).unwrap();
-    assert_eq!(uid(&mut run, "/open/root's"), 0);
+    assert!(
+        node.files.callers.borrow()[made..]
+            .iter()
+            .all(|by| *by == user)
+    );
+    run.call(nr::__NR_access, &[open, 4]).unwrap();
+    assert_eq!((asked().0, asked().1), (1000, 100));
+    ends_clean(node, run);
+}
+
+#[test]
+fn a_file_that_s_does_not_open_is_not_opened() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    node.files.refuses.set(true);
+    for flags in [0, TRUNC] {
+        assert_eq!(errno_of(run.create("/big", flags)), Some(errno::EACCES));
+    }
+    node.files.refuses.set(false);
+    assert_eq!(run.status("/big").unwrap().2, 100_000, "it was not emptied");
     ends_clean(node, run);
 }

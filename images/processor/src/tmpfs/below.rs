@@ -4,7 +4,7 @@ use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use messages::storage::{Entries, FileId, OpenFlags};
+use messages::storage::{Caller, Entries, FileId, OpenFlags};
 
 use crate::error::{Error, Result};
 use crate::platform::Files;
@@ -15,7 +15,8 @@ const MOST: usize = 4096;
 
 /// Returns the names in a folder of S's disk; none if there is no such folder.
 pub(super) async fn names<N: Node>(node: &N, path: &[u8]) -> Result<BTreeSet<Vec<u8>>> {
-    let opened = match node.files().open(path, OpenFlags::DIRECTORY, 0).await {
+    let flags = OpenFlags::READ | OpenFlags::DIRECTORY;
+    let opened = match node.files().open(Caller::ROOT, path, flags, 0).await {
         Err(Error::Errno(_)) => return Ok(BTreeSet::new()),
         opened => opened?,
     };

@@ -398,17 +398,8 @@ impl<N: Node> Tmpfs<N> {
                     there.gid = gid;
                 }
             }
-            Change::Times(accessed, modified) => {
-                if let Some(accessed) = accessed {
-                    there.times[0] = accessed;
-                }
-                if let Some(modified) = modified {
-                    there.times[1] = modified;
-                    if let Body::File(file) = &there.body {
-                        file.modified.store(0, Ordering::Relaxed);
-                    }
-                }
-            }
+            Change::Times(accessed, modified) => there.set_times(accessed, modified),
+            Change::Present(now) => there.set_times(Some(now), Some(now)),
         }
         there.times[2] = now;
         Ok(())
@@ -449,6 +440,8 @@ pub(crate) enum Change {
     Owner(u32, u32),
     /// Last access and last change of the data.
     Times(Option<Duration>, Option<Duration>),
+    /// Both times become the present, which also he may do who may write.
+    Present(Duration),
 }
 
 impl Make {

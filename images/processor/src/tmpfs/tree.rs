@@ -3,6 +3,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use super::{FIRST_INODE, Found, MOUNTS, TmpFile};
@@ -18,6 +19,21 @@ pub(super) struct Inode {
     pub(super) links: u32,
     pub(super) times: [Duration; 3],
     pub(super) body: Body,
+}
+
+impl Inode {
+    /// Sets the times of the last access and of the last change of the data, where given.
+    pub(super) fn set_times(&mut self, accessed: Option<Duration>, modified: Option<Duration>) {
+        if let Some(accessed) = accessed {
+            self.times[0] = accessed;
+        }
+        if let Some(modified) = modified {
+            self.times[1] = modified;
+            if let Body::File(file) = &self.body {
+                file.modified.store(0, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -108,6 +108,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let channel = stdio::channel()?;
     let config = Config {
         message_version: messages::VERSION,
+        message_size: messages::MESSAGE_SIZE,
         domains: Domains::PerPeer,
         // Every core runs threads, and each looks for its own pages.
         cores: u16::try_from(libos::cores()).unwrap_or(u16::MAX),

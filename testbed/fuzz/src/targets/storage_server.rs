@@ -3,8 +3,8 @@
 use ext4::{Ext4, Options, Time};
 use futures_util::FutureExt;
 use messages::storage::{
-    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Close, FileId, FileRequest,
-    FileTime, GetdentsRequest, LinkRequest, MakeRequest, Open, OpenFlags, OpenRequest, Path,
+    AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Caller, Close, FileId, FileRequest,
+    FileTime, GetdentsRequest, Groups, LinkFileRequest, LinkRequest, MakeRequest, Open, OpenFlags, OpenRequest, Path, PathRequest, Privileges,
     ReadRequest, RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest,
     StatRequest, StorageRequest, TruncateRequest, Write, WriteRequest,
 };
@@ -53,12 +53,27 @@ fn path<'a>(input: &mut Input<'a>) -> Path<'a> {
     Path::new(bytes).unwrap_or_else(|_| Path::new(b"/").expect("a path"))
 }
 
+/// Root half of the time: users reach little.
+fn caller<'a>(input: &mut Input<'a>) -> Caller<'a> {
+    if input.bool() {
+        return Caller::ROOT;
+    }
+    let (numbers, _) = input.string().as_chunks();
+    Caller {
+        user: input.u8().into(),
+        group: input.u8().into(),
+        privileges: Privileges::from_bits_truncate(input.u8()),
+        groups: Groups::new(numbers).unwrap_or(Caller::ROOT.groups),
+    }
+}
+
 fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
     let file = FileId(u64::from(input.u8() % 16));
     match input.u8() % 24 {
         0 | 7 => StorageRequest::Open(OpenRequest {
+            caller: caller(input),
             path: path(input),
-            flags: OpenFlags::from_bits_truncate(input.u8()),
+            flags: OpenFlags::from_bits_truncate(input.u16()),
             mode: input.u16().into(),
         }),
         1 => StorageRequest::Read(ReadRequest {
@@ -71,6 +86,7 @@ fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
             len: input.u32(),
         }),
         2 => StorageRequest::StatPath(StatRequest {
+            caller: caller(input),
             path: path(input),
             follow: input.bool(),
         }),
@@ -84,7 +100,10 @@ fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
             },
             max: input.u32(),
         }),
-        5 => StorageRequest::Readlink(path(input)),
+        5 => StorageRequest::Readlink(PathRequest {
+            caller: caller(input),
+            path: path(input),
+        }),
         6 => StorageRequest::Close(FileRequest { file }),
         what => change(what, file, input),
     }
@@ -119,32 +138,46 @@ fn change<'a>(what: u8, file: FileId, input: &mut Input<'a>) -> StorageRequest<'
         }),
         12 => StorageRequest::Fsync(FileRequest { file }),
         13 => StorageRequest::Make(MakeRequest {
+            caller: caller(input),
             path: path(input),
             mode: input.u16().into(),
             device: input.u64(),
         }),
-        14 => StorageRequest::Symlink(path(input)),
+        14 => StorageRequest::Symlink(PathRequest {
+            caller: caller(input),
+            path: path(input),
+        }),
         15 => StorageRequest::Link(LinkRequest {
+            caller: caller(input),
             path: path(input),
             follow: input.bool(),
         }),
         16 | 17 => StorageRequest::Rename(RenameRequest {
+            caller: caller(input),
             path: path(input),
             flags: RenameFlags::from_bits_truncate(input.u8()),
         }),
         18 | 19 => StorageRequest::Remove(RemoveRequest {
+            caller: caller(input),
             path: path(input),
             directory: input.bool(),
         }),
         20 => {
-            let (path, follow, set) = (path(input), input.bool(), attributes(input));
-            StorageRequest::SetPath(SetPathRequest { path, follow, set })
+            StorageRequest::SetPath(SetPathRequest {
+                caller: caller(input),
+                path: path(input),
+                follow: input.bool(),
+                set: attributes(input),
+            })
         }
         21 => {
-            let set = attributes(input);
-            StorageRequest::SetFile(SetFileRequest { file, set })
+            let (caller, set) = (caller(input), attributes(input));
+            StorageRequest::SetFile(SetFileRequest { caller, file, set })
         }
-        22 => StorageRequest::LinkFile(FileRequest { file }),
+        22 => StorageRequest::LinkFile(LinkFileRequest {
+            caller: caller(input),
+            file,
+        }),
         _ => StorageRequest::Sync(()),
     }
 }
@@ -242,8 +275,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let step = |file: u8, what: u8, rest: &[u8]| {
         [&[0, 2, file, what][..], rest, &[0, 1], &[2, b'/', b'x']].concat()
     };
-    let open = |path: u8| step(0, 0, &[path, 0, 0, 0]);
-    let make = |path: u8| step(0, 0, &[path, 9, 0xa4, 1]);
+    // The first byte asks as root.
+    let open = |path: u8| step(0, 0, &[1, path, 0x80, 0, 0, 0]);
+    let make = |path: u8| step(0, 0, &[1, path, 9, 0, 0xa4, 1]);
     let read = |file: u8| step(file, 1, &[0, 0, 0, 0, 8, 0, 0]);
     let list = |file: u8| step(file, 4, &[0, 0, 0, 0, 4, 0, 0]);
     vec![
@@ -257,13 +291,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         ]
         .concat(),
         [
-            step(0, 15, &[2, 0]),
-            step(0, 16, &[1, 0]),
-            step(0, 18, &[3, 0]),
+            step(0, 15, &[1, 2, 0]),
+            step(0, 16, &[1, 1, 0]),
+            step(0, 18, &[1, 3, 0]),
             step(0, 23, &[]),
         ]
         .concat(),
-        [step(0, 5, &[3]), step(0, 5, &[4]), step(0, 2, &[4, 1])].concat(),
+        [step(0, 5, &[1, 3]), step(0, 5, &[1, 4]), step(0, 2, &[1, 4, 1])].concat(),
         vec![0, 1, 16, 4, 2, 0, b'/', b'a', 0, 0, 0],
     ]
 }

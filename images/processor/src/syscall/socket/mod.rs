@@ -248,7 +248,8 @@ impl<N: Node> Thread<N> {
             }
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Storage(path) => {
-                self.node.files().stat(&path, true).await?;
+                let by = self.asker();
+                self.node.files().stat(by.caller(), &path, true).await?;
                 Err(errno::ECONNREFUSED.into())
             }
         }
