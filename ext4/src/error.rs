@@ -30,8 +30,10 @@ errnos! {
     ENOSPC = 28: "No space left on device.";
     EROFS = 30: "Read-only file system.";
     EMLINK = 31: "Too many links.";
+    ERANGE = 34: "Numerical result out of range.";
     ENAMETOOLONG = 36: "File name too long.";
     ENOTEMPTY = 39: "Directory not empty.";
+    ENODATA = 61: "No data available.";
     EOPNOTSUPP = 95: "Operation not supported.";
     EUCLEAN = 117: "Structure needs cleaning.";
 }

@@ -172,7 +172,22 @@ impl Inode {
     }
 
     pub(crate) fn clear_attributes(&mut self) {
-        put_block48(&mut self.raw, 0x68, 0x76, 0);
+        self.set_attributes(0);
+    }
+
+    pub(crate) fn set_attributes(&mut self, block: u64) {
+        put_block48(&mut self.raw, 0x68, 0x76, block);
+    }
+
+    /// Returns the bytes behind the fields in use, where extended attributes lie.
+    pub(crate) fn spare(&self) -> &[u8] {
+        let from = 128 + self.extra_size();
+        self.raw.get(from..).unwrap_or(&[])
+    }
+
+    pub(crate) fn spare_mut(&mut self) -> &mut [u8] {
+        let from = 128 + self.extra_size();
+        self.raw.get_mut(from..).unwrap_or(&mut [])
     }
 
     pub(crate) fn owner(&self) -> (u32, u32) {

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!  fs, file, attributes    operations for tasks: they wait for the disk
-//!  names, orphan           operations on metadata
+//!  names, orphan, xattr    operations on metadata
 //!  dir, extents, inode     structures on the disk
 //!  alloc_*, group          bitmaps and group descriptors
 //!  op, store               changes of one operation; layers of blocks in memory
@@ -32,8 +32,8 @@
 //!
 //! Files mapped by indirect blocks (ext2, ext3), inline data, encryption, case folding, quotas,
 //! bigalloc, `meta_bg`, large directories of more than two levels, external journals, fast commits.
-//! Extended attributes are kept and freed, but can't be read or set yet. Access rights are the
-//! caller's affair. Access times are changed on request only. Blocks reserved for root are not held
+//! Access control lists and extended attributes in inodes of their own (`ea_inode`). Access rights
+//! are the caller's affair. Access times are changed on request only. Blocks reserved for root are not held
 //! back. Data is not cached. A loss of power must not tear a write of one block (so disks of
 //! 512-byte sectors rely on what Linux relies on for the superblock and commit blocks, too).
 
@@ -67,6 +67,7 @@ mod ranges;
 mod space;
 mod store;
 mod superblock;
+mod xattr;
 
 pub use attributes::{Attributes, NewNode, Statfs};
 pub use dir::{DirEntry, NAME_MAX};
@@ -77,3 +78,4 @@ pub use inode::{ROOT, Stat, Time};
 pub use mount::Options;
 pub use names::Rename;
 pub use space::Allocation;
+pub use xattr::{Namespace, SetMode, Xattr};

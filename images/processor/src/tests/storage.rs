@@ -1,8 +1,8 @@
 //! Files of S: what programs change there, and what this node keeps of them.
 
-use super::tmp::ends_clean;
 use messages::storage::{Caller, Privileges};
 
+use super::tmp::ends_clean;
 use super::*;
 
 const APPEND: u64 = 0o2000;
