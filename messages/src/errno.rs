@@ -32,6 +32,8 @@ errnos! {
     ESRCH = 3,
     /// The disk or the fabric failed.
     EIO = 5,
+    /// A list or value is too long.
+    E2BIG = 7,
     /// No such handle.
     EBADF = 9,
     /// Not now: ask again.
@@ -72,6 +74,8 @@ errnos! {
     ENOTEMPTY = 39,
     /// Too many symbolic links on the way.
     ELOOP = 40,
+    /// No such attribute.
+    ENODATA = 61,
     /// A message that makes no sense.
     EPROTO = 71,
     /// A number does not fit its field.

@@ -22,6 +22,7 @@ pub mod storage;
 #[cfg(test)]
 mod tests;
 mod wire;
+mod xattr;
 
 pub use errno::Errno;
 pub use wire::{Reader, Wire, WireError, Writer};
@@ -54,7 +55,7 @@ pub struct Kind(pub u16);
 
 impl Kind {
     /// One past the highest number in use: the size of a table of counters.
-    pub const COUNT: usize = 40;
+    pub const COUNT: usize = 44;
 
     /// The call's name, or nothing for a number that no call has.
     #[must_use]

@@ -11,6 +11,7 @@
 
 pub use crate::caller::{Caller, Groups, MAX_GROUPS, Privileges};
 use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
+pub use crate::xattr::{Rest, XATTR_NAME_MAX, XattrFlags, XattrName};
 use crate::{Reader, Wire, WireError, Writer};
 
 /// The longest path in bytes (Linux `PATH_MAX` without the zero at the end).
@@ -374,6 +375,36 @@ wire_struct! {
 }
 
 caller_request! {
+    /// Asks for the names of an open file's extended attributes.
+    ListXattrRequest {
+        /// The open file.
+        file: FileId,
+    }
+}
+
+caller_request! {
+    /// Names an extended attribute of an open file.
+    XattrRequest {
+        /// The open file.
+        file: FileId,
+        /// The attribute.
+        name: XattrName<'a>,
+    }
+}
+
+caller_request! {
+    /// Sets an extended attribute of an open file; the call's bulk is its value.
+    SetXattrRequest {
+        /// The open file.
+        file: FileId,
+        /// Flags of the setting.
+        flags: XattrFlags,
+        /// The attribute.
+        name: XattrName<'a>,
+    }
+}
+
+caller_request! {
     /// Gives an open file a name; the call's bulk is the path.
     LinkFileRequest {
         /// The open file.
@@ -560,4 +591,12 @@ calls! {
     StatFs = 35, "p2s_statfs": () => Statfs;
     /// Gives an open file, which may have none, a name; the call's bulk is the path.
     LinkFile = 36, "p2s_flink": LinkFileRequest<'a> => ();
+    /// The value of an extended attribute.
+    GetXattr = 37, "p2s_getxattr": XattrRequest<'a> => Rest<'a>;
+    /// Names of extended attributes, each with a zero behind it.
+    ListXattr = 38, "p2s_listxattr": ListXattrRequest<'a> => Rest<'a>;
+    /// Sets an extended attribute; the call's bulk is its value.
+    SetXattr = 39, "p2s_setxattr": SetXattrRequest<'a> => ();
+    /// Removes an extended attribute.
+    RemoveXattr = 40, "p2s_removexattr": XattrRequest<'a> => ();
 }

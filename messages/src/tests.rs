@@ -73,7 +73,8 @@ fn attributes() -> impl Strategy<Value = Attributes> {
 fn file_request() -> impl Strategy<Value = StorageRequest<'static>> {
     let file = any::<u64>().prop_map(FileId);
     let numbers = (any::<u64>(), any::<u64>(), 0u8..4);
-    (file, numbers, attributes(), 0u8..9).prop_map(|(file, (offset, len, flags), set, which)| {
+    (file, numbers, attributes(), 0u8..13).prop_map(|(file, (offset, len, flags), set, which)| {
+        let (caller, attribute) = (Caller::ROOT, XattrName::new(b"user.x").unwrap());
         match which {
             0 => StorageRequest::Write(WriteRequest {
                 file,
@@ -102,6 +103,26 @@ fn file_request() -> impl Strategy<Value = StorageRequest<'static>> {
                 caller: Caller::ROOT,
                 file,
             }),
+            8 => StorageRequest::GetXattr(XattrRequest {
+                caller,
+                file,
+                name: attribute,
+            }),
+            9 => StorageRequest::ListXattr(ListXattrRequest { caller, file }),
+            10 => StorageRequest::RemoveXattr(XattrRequest {
+                caller,
+                file,
+                name: attribute,
+            }),
+            11 => {
+                let flags = XattrFlags::from_bits_truncate(flags);
+                StorageRequest::SetXattr(SetXattrRequest {
+                    caller,
+                    file,
+                    flags,
+                    name: attribute,
+                })
+            }
             _ => StorageRequest::Close(FileRequest { file }),
         }
     })
@@ -313,6 +334,17 @@ fn a_list_longer_than_its_bound_is_refused() {
         MemoryRequest::decode(Return::KIND, &bytes),
         Err(WireError::StringTooLong { len, limit })
     );
+}
+
+#[test]
+fn names_of_attributes_are_bounded() {
+    let long = [b'x'; XATTR_NAME_MAX + 1];
+    for bytes in [&b""[..], b"a\0b", &long] {
+        assert!(XattrName::new(bytes).is_err(), "{bytes:?}");
+    }
+    assert!(XattrName::take(&mut Reader::new(&[0])).is_err());
+    assert!(XattrName::take(&mut Reader::new(&[2, b'a', 0])).is_err());
+    assert!(XattrName::new(&long[1..]).is_ok());
 }
 
 #[test]

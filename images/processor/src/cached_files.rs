@@ -23,7 +23,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use messages::storage::{
     AllocateFlags, Attributes, Caller, FileId, MAX_GROUPS, OpenFlags, Opened, RenameFlags, Stat,
-    Statfs, Written,
+    Statfs, Written, XattrFlags, XattrName,
 };
 use messages::{Wire, Writer};
 use spin::Mutex;
@@ -382,6 +382,32 @@ impl<F: Files> Files for CachedFiles<F> {
     async fn set_file(&self, by: Caller<'_>, file: FileId, set: &Attributes) -> Result<()> {
         let _change = self.change_file(file);
         self.files.set_file(by, file, set).await
+    }
+    async fn get_xattr(
+        &self,
+        by: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
+    ) -> Result<Vec<u8>> {
+        self.files.get_xattr(by, file, name).await
+    }
+    async fn list_xattrs(&self, by: Caller<'_>, file: FileId) -> Result<Vec<u8>> {
+        self.files.list_xattrs(by, file).await
+    }
+    async fn set_xattr(
+        &self,
+        by: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        let _change = self.change_file(file);
+        self.files.set_xattr(by, file, name, value, flags).await
+    }
+    async fn remove_xattr(&self, by: Caller<'_>, file: FileId, name: XattrName<'_>) -> Result<()> {
+        let _change = self.change_file(file);
+        self.files.remove_xattr(by, file, name).await
     }
     async fn statfs(&self) -> Result<Statfs> {
         self.files.statfs().await

@@ -10,7 +10,7 @@ use hal::Instant;
 use messages::memory::{CapacityReply, Chunks, MAX_CHUNKS};
 use messages::storage::{
     AllocateFlags, Attributes, Caller, FileId, OpenFlags, Opened, RenameFlags, Stat, Statfs,
-    Written,
+    Written, XattrFlags, XattrName,
 };
 use pcache::Access;
 
@@ -205,6 +205,31 @@ pub trait Files {
         by: Caller<'_>,
         file: FileId,
         set: &Attributes,
+    ) -> impl Future<Output = Result<()>>;
+    /// Reads the value of an open file's extended attribute.
+    fn get_xattr(
+        &self,
+        by: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
+    ) -> impl Future<Output = Result<Vec<u8>>>;
+    /// Returns the names of an open file's extended attributes, each with a zero behind it.
+    fn list_xattrs(&self, by: Caller<'_>, file: FileId) -> impl Future<Output = Result<Vec<u8>>>;
+    /// Sets an extended attribute of an open file.
+    fn set_xattr(
+        &self,
+        by: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> impl Future<Output = Result<()>>;
+    /// Removes an extended attribute of an open file.
+    fn remove_xattr(
+        &self,
+        by: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
     ) -> impl Future<Output = Result<()>>;
     /// The file system's sizes.
     fn statfs(&self) -> impl Future<Output = Result<Statfs>>;

@@ -3,6 +3,7 @@
 use core::future::Future;
 
 use alloc::vec;
+use alloc::vec::Vec;
 
 use messages::memory::{
     Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, Reserve, ReserveRequest,
@@ -10,11 +11,12 @@ use messages::memory::{
 };
 use messages::storage::{
     Allocate, AllocateFlags, AllocateRequest, Attributes, Caller, Close, FileId, FileRequest,
-    Fsync, Getdents, GetdentsRequest, Link, LinkFile, LinkFileRequest, LinkRequest, Make,
-    MakeRequest, Open, OpenFlags, OpenRequest, Opened, Path, PathRequest, Read, ReadRequest,
-    Readlink, Remove, RemoveRequest, Rename, RenameFlags, RenameRequest, SetFile, SetFileRequest,
-    SetPath, SetPathRequest, Stat, StatFile, StatFs, StatPath, StatRequest, Statfs, Symlink, Sync,
-    Truncate, TruncateRequest, Write, WriteRequest, Written,
+    Fsync, GetXattr, Getdents, GetdentsRequest, Link, LinkFile, LinkFileRequest, LinkRequest,
+    ListXattr, ListXattrRequest, Make, MakeRequest, Open, OpenFlags, OpenRequest, Opened, Path,
+    PathRequest, Read, ReadRequest, Readlink, Remove, RemoveRequest, RemoveXattr, Rename,
+    RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath, SetPathRequest, SetXattr,
+    SetXattrRequest, Stat, StatFile, StatFs, StatPath, StatRequest, Statfs, Symlink, Sync,
+    Truncate, TruncateRequest, Write, WriteRequest, Written, XattrFlags, XattrName, XattrRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE};
 
@@ -364,6 +366,51 @@ impl<C: Carrier> Files for Remote<C> {
     async fn set_file(&self, caller: Caller<'_>, file: FileId, set: &Attributes) -> Result<()> {
         let set = *set;
         self.call::<SetFile, _>(&SetFileRequest { caller, file, set }, Data::None, |()| ())
+            .await
+    }
+    async fn get_xattr(
+        &self,
+        caller: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
+    ) -> Result<Vec<u8>> {
+        let request = XattrRequest { caller, file, name };
+        self.call::<GetXattr, _>(&request, Data::None, |value| value.0.to_vec())
+            .await
+    }
+    async fn list_xattrs(&self, caller: Caller<'_>, file: FileId) -> Result<Vec<u8>> {
+        let request = ListXattrRequest { caller, file };
+        self.call::<ListXattr, _>(&request, Data::None, |names| names.0.to_vec())
+            .await
+    }
+    async fn set_xattr(
+        &self,
+        caller: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        if value.len() > MAX_DATA {
+            return Err(errno::E2BIG.into());
+        }
+        let request = SetXattrRequest {
+            caller,
+            file,
+            flags,
+            name,
+        };
+        self.call::<SetXattr, _>(&request, Data::Sent(value), |()| ())
+            .await
+    }
+    async fn remove_xattr(
+        &self,
+        caller: Caller<'_>,
+        file: FileId,
+        name: XattrName<'_>,
+    ) -> Result<()> {
+        let request = XattrRequest { caller, file, name };
+        self.call::<RemoveXattr, _>(&request, Data::None, |()| ())
             .await
     }
     async fn statfs(&self) -> Result<Statfs> {

@@ -52,7 +52,7 @@ impl<D: Disk> Server<D> {
 
     /// Refuses a change of names on a read-only file system before the names are looked for, as
     /// Linux does.
-    fn check_writable(&self) -> Result<(), Errno> {
+    pub(crate) fn check_writable(&self) -> Result<(), Errno> {
         if self.files.is_read_only() {
             Err(Errno::EROFS)
         } else {

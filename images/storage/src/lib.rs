@@ -4,10 +4,11 @@
 //! * `walk`: from a path to an inode of [`ext4`].
 //! * `change`: the requests that change something.
 //! * `rights`: what a caller may do.
+//! * `xattr`: the requests about extended attributes.
 //!
 //! # What is left out
 //!
-//! Access control lists, extended attributes, locks of files. S believes a peer who its callers
+//! Access control lists, locks of files. S believes a peer who its callers
 //! are, and paths begin at the root: who was in a directory that he may not reach any more does not
 //! reach it by a relative path either. What several processors keep of one file is not kept in step.
 #![cfg_attr(not(test), no_std)]
@@ -24,6 +25,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod xattr;
 
 pub use error::Error;
 pub use server::{Bulk, Counters, MAX_OPEN, PeerKey, Server};

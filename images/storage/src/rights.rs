@@ -76,6 +76,14 @@ pub(crate) fn check_delete(by: &Caller<'_>, dir: &Stat, file: &Stat) -> Result<(
     Ok(())
 }
 
+/// Checks that a caller may change attributes of a directory whose names only owners take away.
+pub(crate) fn check_sticky(by: &Caller<'_>, dir: &Stat) -> Result<(), Errno> {
+    if dir.mode & STICKY != 0 && !owns(by, dir) {
+        return Err(Errno::EPERM);
+    }
+    Ok(())
+}
+
 /// Returns what a file that a caller makes in a directory begins with.
 pub(crate) fn new_node(
     by: &Caller<'_>,

@@ -8,10 +8,11 @@ use alloc::vec::Vec;
 
 use ext4::{Disk, Ext4, Time};
 use messages::storage::{
-    Allocate, Caller, Close, Entries, Entry, FileId, Fsync, Getdents, GetdentsRequest, Link,
-    LinkFile, Make, Open, OpenFlags, OpenRequest, Opened, Path, PathRequest, Privileges, Read,
-    ReadRequest, Readlink, Remove, Rename, SetFile, SetPath, StatFile, StatFs, StatPath,
-    StatRequest, StorageRequest, Symlink, Sync, Truncate, Write,
+    Allocate, Caller, Close, Entries, Entry, FileId, Fsync, GetXattr, Getdents, GetdentsRequest,
+    Link, LinkFile, ListXattr, Make, Open, OpenFlags, OpenRequest, Opened, Path, PathRequest,
+    Privileges, Read, ReadRequest, Readlink, Remove, RemoveXattr, Rename, Rest, SetFile, SetPath,
+    SetXattr, StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink, Sync, Truncate,
+    Write,
 };
 use messages::{Call, Errno, Kind, Wire, Writer, encode_reply};
 use spin::Mutex;
@@ -234,6 +235,14 @@ impl<D: Disk> Server<D> {
                 Ok(target) => put::<Readlink>(&Path::new(&target).map_err(|_| Errno::EIO), reply),
                 Err(errno) => put::<Readlink>(&Err(errno), reply),
             },
+            StorageRequest::GetXattr(ask) => {
+                let value = self.told(self.get_xattr(from, &ask).await);
+                put::<GetXattr>(&value.as_ref().map(|v| Rest(v)).map_err(|e| *e), reply)
+            }
+            StorageRequest::ListXattr(ask) => {
+                let names = self.told(self.list_xattrs(from, &ask).await);
+                put::<ListXattr>(&names.as_ref().map(|n| Rest(n)).map_err(|e| *e), reply)
+            }
             StorageRequest::Close(ask) => {
                 let closed = self.state.lock().open.remove(&(from, ask.file));
                 put::<Close>(&closed.map(drop).ok_or(Errno::EBADF), reply)
@@ -286,6 +295,12 @@ impl<D: Disk> Server<D> {
             }
             StorageRequest::SetFile(ask) => {
                 put::<SetFile>(&self.told(self.set_file(from, &ask).await), reply)
+            }
+            StorageRequest::SetXattr(ask) => {
+                put::<SetXattr>(&self.told(self.set_xattr(from, &ask, bulk).await), reply)
+            }
+            StorageRequest::RemoveXattr(ask) => {
+                put::<RemoveXattr>(&self.told(self.remove_xattr(from, &ask).await), reply)
             }
             _ => put::<Close>(&Err(Errno::ENOSYS), reply),
         }

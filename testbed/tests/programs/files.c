@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #ifndef RENAME_NOREPLACE
@@ -294,6 +295,53 @@ static void load(int worker, int seed) {
     }
 }
 
+// Sorts names, as their order is the file system's affair.
+static void list_xattrs(const char *file) {
+    char names[1024], *sorted[64];
+    int count = 0;
+    long len = listxattr(file, names, sizeof names);
+    say("listxattr", len);
+    for (char *name = names; name < names + (len > 0 ? len : 0); name += strlen(name) + 1) sorted[count++] = name;
+    qsort(sorted, count, sizeof *sorted, by_name);
+    for (int i = 0; i < count; i++) puts(sorted[i]);
+}
+
+static void check_xattrs(void) {
+    char value[4000];
+    int fd = open("marked", O_RDWR | O_CREAT, 0644);
+    say("symlink", symlink("marked", "mark"));
+    say("setxattr", setxattr("marked", "user.one", "first", 5, XATTR_CREATE));
+    say("setxattr again", setxattr("marked", "user.one", "x", 1, XATTR_CREATE));
+    say("setxattr none", setxattr("marked", "user.none", "x", 1, XATTR_REPLACE));
+    say("setxattr both", setxattr("marked", "user.none", "x", 1, XATTR_REPLACE | XATTR_CREATE));
+    say("setxattr flags", setxattr("marked", "user.none", "x", 1, 8));
+    say("setxattr prefix", setxattr("marked", "user.", "x", 1, 0));
+    say("setxattr kind", setxattr("marked", "strange.x", "x", 1, 0));
+    say("setxattr name", setxattr("marked", "", "x", 1, 0));
+    say("setxattr long", setxattr("marked", "user.long", value, 70000, 0));
+    memset(value, 'v', sizeof value);
+    say("fsetxattr", fsetxattr(fd, "user.two", value, 2000, 0));
+    say("setxattr through link", setxattr("mark", "user.three", "", 0, 0));
+    say("lsetxattr", lsetxattr("mark", "user.four", "x", 1, 0));
+    say("lgetxattr", lgetxattr("mark", "user.four", value, sizeof value));
+    say("trusted", setxattr("marked", "trusted.t", "hidden", 6, 0));
+    say("missing", getxattr("missing", "user.one", value, sizeof value));
+    say("getxattr size", getxattr("marked", "user.two", NULL, 0));
+    say("getxattr small", getxattr("marked", "user.two", value, 10));
+    say("getxattr", getxattr("marked", "user.one", value, sizeof value));
+    printf("%.5s\n", value);
+    say("fgetxattr empty", fgetxattr(fd, "user.three", value, sizeof value));
+    say("listxattr small", listxattr("marked", value, 3));
+    list_xattrs("marked");
+    say("fremovexattr", fremovexattr(fd, "user.two"));
+    say("removexattr again", removexattr("marked", "user.two"));
+    say("mkdir", mkdir("marks", 0755));
+    say("setxattr of a directory", setxattr("marks", "user.dir", "d", 1, 0));
+    list_xattrs("marked");
+    list_xattrs("marks");
+    close(fd);
+}
+
 int main(int count, char **args) {
     if (count < 3 || chdir(args[2])) return 2;
     if (!strcmp(args[1], "check")) {
@@ -302,6 +350,7 @@ int main(int count, char **args) {
         check_mappings();
         check_names();
         check_attributes();
+        check_xattrs();
         return 0;
     }
     if (!strcmp(args[1], "load")) {

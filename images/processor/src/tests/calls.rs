@@ -139,10 +139,56 @@ fn an_open_file_can_be_executed() {
 }
 
 #[test]
-fn no_file_has_attributes() {
+fn attributes_are_s_s() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let (file, name) = (run.text_at(0, "/big"), run.text_at(1, "user.a"));
+    run.put(DATA, b"value");
+    let (set, get) = (nr::__NR_setxattr, nr::__NR_lgetxattr);
+    assert_eq!(run.call(set, &[file, name, DATA, 5, 1]), Ok(0));
+    assert_eq!(
+        run.error(set, &[file, name, DATA, 5, 1]),
+        Some(errno::EEXIST)
+    );
+    assert_eq!(
+        run.error(set, &[file, name, DATA, 5, 4]),
+        Some(errno::EINVAL)
+    );
+    assert_eq!(
+        run.error(set, &[file, name, DATA, 70_000, 0]),
+        Some(errno::E2BIG)
+    );
+    assert_eq!(run.call(get, &[file, name, 0, 0]), Ok(5));
+    assert_eq!(
+        run.error(get, &[file, name, DATA + 64, 4]),
+        Some(errno::ERANGE)
+    );
+    assert_eq!(run.call(get, &[file, name, DATA + 64, 100]), Ok(5));
+    assert_eq!(run.get(DATA + 64, 5), b"value");
+    assert_eq!(run.call(nr::__NR_listxattr, &[file, DATA + 64, 100]), Ok(7));
+    assert_eq!(run.get(DATA + 64, 7), b"user.a\0");
+    let fd = run.open("/big").unwrap();
+    assert_eq!(run.call(nr::__NR_fgetxattr, &[fd, name, 0, 0]), Ok(5));
+    assert_eq!(run.call(nr::__NR_fremovexattr, &[fd, name]), Ok(0));
+    assert_eq!(
+        run.error(nr::__NR_removexattr, &[file, name]),
+        Some(errno::ENODATA)
+    );
+    assert_eq!(run.call(nr::__NR_flistxattr, &[fd, 0, 0]), Ok(0));
+    run.call(nr::__NR_close, &[fd]).unwrap();
+    tmp::ends_clean(node, run);
+    assert_eq!(
+        node.files.open.get(),
+        0,
+        "what was opened for a call is closed"
+    );
+}
+
+#[test]
+fn no_file_of_this_node_s_own_has_attributes() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let (file, name) = (run.text_at(0, "/tmp"), run.text_at(1, "user.a"));
     assert_eq!(
         run.error(nr::__NR_getxattr, &[file, name, 0, 0]),
         Some(errno::ENODATA)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use messages::storage::{
     AllocateFlags, AttributeFlags, Attributes, Caller, Entry, FileId, FileTime, OpenFlags, Opened,
-    Privileges, RenameFlags, Stat, Statfs, Written,
+    Privileges, RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
 };
 use messages::{Wire, Writer};
 
@@ -30,6 +30,8 @@ pub(crate) struct FakeFiles {
     pub(crate) refuses: Cell<bool>,
     /// Who asked: user, group, privileges, supplementary groups.
     pub(crate) callers: RefCell<Vec<(u32, u32, Privileges, Vec<u32>)>>,
+    /// Extended attributes, the same of every file.
+    xattrs: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
     disk: RefCell<FakeDisk>,
 }
 
@@ -330,6 +332,38 @@ impl Files for FakeFiles {
     }
     async fn set_file(&self, _: Caller<'_>, file: FileId, set: &Attributes) -> Result<()> {
         self.set(index(file), set)
+    }
+    async fn get_xattr(&self, by: Caller<'_>, _: FileId, name: XattrName<'_>) -> Result<Vec<u8>> {
+        self.note(by);
+        let value = self.xattrs.borrow().get(name.as_bytes()).cloned();
+        value.ok_or_else(|| errno::ENODATA.into())
+    }
+    async fn list_xattrs(&self, _: Caller<'_>, _: FileId) -> Result<Vec<u8>> {
+        let names = self.xattrs.borrow();
+        Ok(names
+            .keys()
+            .flat_map(|name| [name, &[0][..]].concat())
+            .collect())
+    }
+    async fn set_xattr(
+        &self,
+        _: Caller<'_>,
+        _: FileId,
+        name: XattrName<'_>,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        let mut xattrs = self.xattrs.borrow_mut();
+        let there = xattrs.contains_key(name.as_bytes());
+        if there && flags.contains(XattrFlags::CREATE) {
+            return Err(errno::EEXIST.into());
+        }
+        xattrs.insert(name.as_bytes().to_vec(), value.to_vec());
+        Ok(())
+    }
+    async fn remove_xattr(&self, _: Caller<'_>, _: FileId, name: XattrName<'_>) -> Result<()> {
+        let removed = self.xattrs.borrow_mut().remove(name.as_bytes());
+        removed.map(drop).ok_or_else(|| errno::ENODATA.into())
     }
     async fn statfs(&self) -> Result<Statfs> {
         Ok(Statfs {

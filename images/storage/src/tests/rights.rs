@@ -237,7 +237,7 @@ fn files_open_by_the_first_class_that_fits() {
 }
 
 fn read_of(server: &Server<Ram>, file: FileId) -> Result<Vec<u8>, Errno> {
-    super::read(server, file, 0, 10)
+    read(server, file, 0, 10)
 }
 
 #[test]
@@ -393,5 +393,107 @@ fn set_user_id_goes_with_a_write_a_cut_or_another_owner() {
     root.chown("/fd", OWNER, 777).unwrap();
     owner.chmod("/fd", 0o6755).unwrap();
     assert_eq!(root.mode("/fd"), 0o4755);
+    change::finish(server, &disk);
+}
+
+impl By<'_> {
+    fn set_xattr(
+        &self,
+        file: FileId,
+        name: &str,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<(), Errno> {
+        let request = SetXattrRequest {
+            caller: self.1,
+            file,
+            flags,
+            name: XattrName::new(name.as_bytes()).unwrap(),
+        };
+        ask!(self.0, SetXattr, request, value)
+    }
+    fn xattr(&self, file: FileId, name: &str) -> Result<Vec<u8>, Errno> {
+        let (caller, name) = (self.1, XattrName::new(name.as_bytes()).unwrap());
+        let request = XattrRequest { caller, file, name };
+        let mut reply;
+        let value = call!(self.0, P, GetXattr, request, &mut Buffer::default(), reply);
+        value.map(|value| value.0.to_vec())
+    }
+    fn xattrs(&self, file: FileId) -> Vec<u8> {
+        let caller = self.1;
+        let request = ListXattrRequest { caller, file };
+        let mut reply;
+        let names = call!(self.0, P, ListXattr, request, &mut Buffer::default(), reply);
+        names.unwrap().0.to_vec()
+    }
+    fn remove_xattr(&self, file: FileId, name: &str) -> Result<(), Errno> {
+        let (caller, name) = (self.1, XattrName::new(name.as_bytes()).unwrap());
+        ask!(
+            self.0,
+            RemoveXattr,
+            XattrRequest { caller, file, name },
+            b""
+        )
+    }
+}
+
+#[test]
+fn extended_attributes_follow_the_rights_of_their_namespace() {
+    let (server, disk) = server("xattrs");
+    let (root, other) = (By(&server, Caller::ROOT), By(&server, other()));
+    let none = XattrFlags::empty();
+    root.file("/f", 0o644, OWNER, GROUP);
+    root.directory("/sticky", 0o1777);
+    root.make("/fifo", 0o010_666).unwrap();
+    let at = |name: &str| root.open(name, OpenFlags::empty(), 0).unwrap().file;
+    let (file, sticky, fifo) = (at("/f"), at("/sticky"), at("/fifo"));
+    let owner = By(&server, owner());
+    assert_eq!(
+        owner.set_xattr(file, "user.a", b"one", XattrFlags::CREATE),
+        Ok(())
+    );
+    assert_eq!(
+        owner.set_xattr(file, "user.a", b"two", XattrFlags::CREATE),
+        Err(Errno::EEXIST)
+    );
+    assert_eq!(
+        owner.set_xattr(file, "user.b", b"", XattrFlags::REPLACE),
+        Err(Errno::ENODATA)
+    );
+    assert_eq!(other.set_xattr(file, "user.a", b"", none), NO);
+    assert_eq!(other.xattr(file, "user.a"), Ok(b"one".to_vec()));
+    assert_eq!(owner.set_xattr(file, "trusted.t", b"", none), NEVER);
+    assert_eq!(owner.set_xattr(file, "security.s", b"", none), NEVER);
+    assert_eq!(root.set_xattr(file, "trusted.t", b"hidden", none), Ok(()));
+    assert_eq!(root.set_xattr(file, "security.s", b"seen", none), Ok(()));
+    assert_eq!(owner.xattr(file, "trusted.t"), Err(Errno::ENODATA));
+    assert_eq!(other.xattr(file, "security.s"), Ok(b"seen".to_vec()));
+    assert_eq!(owner.xattrs(file), b"user.a\0security.s\0");
+    assert_eq!(root.xattrs(file), b"user.a\0trusted.t\0security.s\0");
+    for (name, errno) in [
+        ("system.posix_acl_access", Errno::EOPNOTSUPP),
+        ("other.x", Errno::EOPNOTSUPP),
+        ("user.", Errno::EINVAL),
+    ] {
+        assert_eq!(root.set_xattr(file, name, b"", none), Err(errno), "{name}");
+        assert_eq!(root.xattr(file, name), Err(errno), "{name}");
+    }
+    assert_eq!(other.set_xattr(sticky, "user.a", b"", none), NEVER);
+    assert_eq!(owner.set_xattr(sticky, "user.a", b"", none), Ok(()));
+    assert_eq!(root.set_xattr(fifo, "user.a", b"", none), NEVER);
+    assert_eq!(root.xattr(fifo, "user.a"), Err(Errno::ENODATA));
+    assert_eq!(
+        root.set_xattr(file, "user.big", &[0; 5000], none),
+        Err(Errno::ENOSPC)
+    );
+    assert_eq!(
+        root.set_xattr(file, "user.big", &[0; 70_000], none),
+        Err(Errno::E2BIG)
+    );
+    assert_eq!(root.set_xattr(file, "user.big", &[7; 3900], none), Ok(()));
+    assert_eq!(root.xattr(file, "user.big"), Ok(vec![7; 3900]));
+    assert_eq!(other.remove_xattr(file, "user.a"), NO);
+    assert_eq!(owner.remove_xattr(file, "user.a"), Ok(()));
+    assert_eq!(owner.remove_xattr(file, "user.a"), Err(Errno::ENODATA));
     change::finish(server, &disk);
 }

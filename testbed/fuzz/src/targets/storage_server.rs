@@ -4,9 +4,10 @@ use ext4::{Ext4, Options, Time};
 use futures_util::FutureExt;
 use messages::storage::{
     AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Caller, Close, FileId, FileRequest,
-    FileTime, GetdentsRequest, Groups, LinkFileRequest, LinkRequest, MakeRequest, Open, OpenFlags, OpenRequest, Path, PathRequest, Privileges,
-    ReadRequest, RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest,
-    StatRequest, StorageRequest, TruncateRequest, Write, WriteRequest,
+    FileTime, GetdentsRequest, Groups, LinkFileRequest, LinkRequest, MakeRequest, Open, OpenFlags,
+    OpenRequest, Path, PathRequest, Privileges, ReadRequest, RemoveRequest, RenameFlags,
+    RenameRequest, SetFileRequest, SetPathRequest, StatRequest, StorageRequest, TruncateRequest,
+    Write, WriteRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply};
 use storage::{Bulk, PeerKey, Server};
@@ -162,14 +163,12 @@ fn change<'a>(what: u8, file: FileId, input: &mut Input<'a>) -> StorageRequest<'
             path: path(input),
             directory: input.bool(),
         }),
-        20 => {
-            StorageRequest::SetPath(SetPathRequest {
-                caller: caller(input),
-                path: path(input),
-                follow: input.bool(),
-                set: attributes(input),
-            })
-        }
+        20 => StorageRequest::SetPath(SetPathRequest {
+            caller: caller(input),
+            path: path(input),
+            follow: input.bool(),
+            set: attributes(input),
+        }),
         21 => {
             let (caller, set) = (caller(input), attributes(input));
             StorageRequest::SetFile(SetFileRequest { caller, file, set })
@@ -297,7 +296,12 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             step(0, 23, &[]),
         ]
         .concat(),
-        [step(0, 5, &[1, 3]), step(0, 5, &[1, 4]), step(0, 2, &[1, 4, 1])].concat(),
+        [
+            step(0, 5, &[1, 3]),
+            step(0, 5, &[1, 4]),
+            step(0, 2, &[1, 4, 1]),
+        ]
+        .concat(),
         vec![0, 1, 16, 4, 2, 0, b'/', b'a', 0, 0, 0],
     ]
 }
