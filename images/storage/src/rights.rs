@@ -95,6 +95,10 @@ pub(crate) fn new_node(
     // The low twelve bits are permissions.
     let mut mode = u16::try_from(mode & u32::from(PERMISSIONS)).unwrap_or(0);
     let inherits = dir.mode & SET_GROUP != 0;
+    if directory {
+        // As `vfs_mkdir` does.
+        mode &= !(SET_USER | SET_GROUP);
+    }
     if inherits && directory {
         mode |= SET_GROUP;
     }

@@ -132,7 +132,10 @@ impl<D: Disk> Server<D> {
         let (caller, file, name) = (ask.caller, ask.file, ask.name);
         let named = XattrRequest { caller, file, name };
         let (inode, name) = self.attribute(from, &named, true).await?;
-        let mode = if ask.flags.contains(XattrFlags::CREATE) {
+        let both = ask.flags == XattrFlags::CREATE | XattrFlags::REPLACE;
+        let mode = if both && !self.has_xattr(inode, name).await? {
+            SetMode::Replace
+        } else if ask.flags.contains(XattrFlags::CREATE) {
             SetMode::Create
         } else if ask.flags.contains(XattrFlags::REPLACE) {
             SetMode::Replace
@@ -141,6 +144,13 @@ impl<D: Disk> Server<D> {
         };
         let set = self.files.set_xattr(inode, name, &value, mode, self.now());
         Ok(set.await?)
+    }
+
+    async fn has_xattr(&self, inode: u32, name: (Namespace, &[u8])) -> Result<bool, Error> {
+        let all = self.files.xattrs(inode).await?;
+        Ok(all
+            .iter()
+            .any(|xattr| (xattr.namespace, xattr.name.as_slice()) == name))
     }
 
     pub(crate) async fn remove_xattr(

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod linux;
+pub mod lossy;
 pub mod nodes;
 pub mod terminal;
 

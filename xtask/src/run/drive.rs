@@ -1,5 +1,6 @@
 //! S's disk: its file, and whether it outlives the run.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,7 +13,7 @@ use crate::tools::parse_size;
 #[derive(clap::Args, Debug, Clone, Default)]
 pub(crate) struct DriveArgs {
     /// Keeps S's disk in FILE from run to run: made as --root and --add say if the file does not
-    /// exist, else used as it is. Without this option each run makes a disk that is removed at its
+    /// exist, else used as it is; a Unix socket is one of an NBD server. Without this option each run makes a disk that is removed at its
     /// end, and with it what the program wrote
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
@@ -78,13 +79,21 @@ impl Drive {
     /// Gives QEMU the disk. The host's cache is flushed when S flushes, unless the disk does not
     /// outlive the run anyway.
     pub(crate) fn add_to(&self, command: &mut Command) {
+        let path = self.file.display().to_string();
+        let mut file = if self
+            .file
+            .metadata()
+            .is_ok_and(|file| file.file_type().is_socket())
+        {
+            serde_json::json!({ "driver": "nbd", "server": { "type": "unix", "path": path } })
+        } else {
+            serde_json::json!({ "driver": "file", "filename": path })
+        };
+        file["read-only"] = self.read_only.into();
+        file["cache"] = serde_json::json!({ "no-flush": !self.kept });
         let node = serde_json::json!({
             "driver": "raw", "node-name": "disk", "read-only": self.read_only,
-            "cache": { "no-flush": !self.kept },
-            "file": {
-                "driver": "file", "filename": self.file.display().to_string(), "read-only": self.read_only,
-                "cache": { "no-flush": !self.kept },
-            },
+            "cache": { "no-flush": !self.kept }, "file": file,
         });
         command.arg("-blockdev").arg(node.to_string());
         command.args([

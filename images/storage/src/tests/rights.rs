@@ -282,6 +282,12 @@ fn names_are_made_by_who_may_write_the_directory_and_are_his() {
     other.make("/shared/d", 0o040_755).unwrap();
     let made = other.stat("/shared/d").unwrap();
     assert_eq!((made.mode, made.uid, made.gid), (0o042_755, 1003, GROUP));
+    other.make("/open/d", 0o047_755).unwrap();
+    assert_eq!(
+        other.mode("/open/d"),
+        0o1755,
+        "only the sticky bit is the maker's"
+    );
     let made = other.open("/shared/f", create, 0o2775).unwrap().stat;
     assert_eq!(
         (made.mode & 0o7777, made.gid),
@@ -460,6 +466,10 @@ fn extended_attributes_follow_the_rights_of_their_namespace() {
         owner.set_xattr(file, "user.b", b"", XattrFlags::REPLACE),
         Err(Errno::ENODATA)
     );
+    for (name, errno) in [("user.a", Errno::EEXIST), ("user.b", Errno::ENODATA)] {
+        let set = owner.set_xattr(file, name, b"", XattrFlags::all());
+        assert_eq!(set, Err(errno), "{name}");
+    }
     assert_eq!(other.set_xattr(file, "user.a", b"", none), NO);
     assert_eq!(other.xattr(file, "user.a"), Ok(b"one".to_vec()));
     assert_eq!(owner.set_xattr(file, "trusted.t", b"", none), NEVER);
