@@ -143,30 +143,27 @@ fn attributes_are_s_s() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
     let (file, name) = (run.text_at(0, "/big"), run.text_at(1, "user.a"));
-    run.put(DATA, b"value");
+    let (from, into) = (run.text_at(4, "value"), run.text_at(6, ""));
     let (set, get) = (nr::__NR_setxattr, nr::__NR_lgetxattr);
-    assert_eq!(run.call(set, &[file, name, DATA, 5, 1]), Ok(0));
+    assert_eq!(run.call(set, &[file, name, from, 5, 1]), Ok(0));
     assert_eq!(
-        run.error(set, &[file, name, DATA, 5, 1]),
+        run.error(set, &[file, name, from, 5, 1]),
         Some(errno::EEXIST)
     );
     assert_eq!(
-        run.error(set, &[file, name, DATA, 5, 4]),
+        run.error(set, &[file, name, from, 5, 4]),
         Some(errno::EINVAL)
     );
     assert_eq!(
-        run.error(set, &[file, name, DATA, 70_000, 0]),
+        run.error(set, &[file, name, from, 70_000, 0]),
         Some(errno::E2BIG)
     );
     assert_eq!(run.call(get, &[file, name, 0, 0]), Ok(5));
-    assert_eq!(
-        run.error(get, &[file, name, DATA + 64, 4]),
-        Some(errno::ERANGE)
-    );
-    assert_eq!(run.call(get, &[file, name, DATA + 64, 100]), Ok(5));
-    assert_eq!(run.get(DATA + 64, 5), b"value");
-    assert_eq!(run.call(nr::__NR_listxattr, &[file, DATA + 64, 100]), Ok(7));
-    assert_eq!(run.get(DATA + 64, 7), b"user.a\0");
+    assert_eq!(run.error(get, &[file, name, into, 4]), Some(errno::ERANGE));
+    assert_eq!(run.call(get, &[file, name, into, 100]), Ok(5));
+    assert_eq!(run.get(into, 5), b"value");
+    assert_eq!(run.call(nr::__NR_listxattr, &[file, into, 100]), Ok(7));
+    assert_eq!(run.get(into, 7), b"user.a\0");
     let fd = run.open("/big").unwrap();
     assert_eq!(run.call(nr::__NR_fgetxattr, &[fd, name, 0, 0]), Ok(5));
     assert_eq!(run.call(nr::__NR_fremovexattr, &[fd, name]), Ok(0));

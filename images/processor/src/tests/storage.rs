@@ -300,6 +300,7 @@ fn s_is_asked_in_the_name_of_who_calls() {
             .iter()
             .all(|by| *by == user)
     );
+    let open = run.name(0, "/open");
     run.call(nr::__NR_access, &[open, 4]).unwrap();
     assert_eq!((asked().0, asked().1), (1000, 100));
     ends_clean(node, run);
