@@ -26,6 +26,8 @@ enum Subject {
     Open(FileId),
     /// One that was opened for the call.
     Opened(FileId),
+    /// A symbolic link of S's, for which users may not set any (EPERM).
+    Link,
     /// One that has no attributes.
     Other,
 }
@@ -160,8 +162,7 @@ impl<N: Node> Thread<N> {
         flags.set(OpenFlags::NOFOLLOW, !follow);
         let (asker, files) = (self.asker(), self.node.files());
         match files.open(asker.caller(), &path, flags, 0).await {
-            // A symbolic link has no attributes of users, and others are not kept for it.
-            Err(Error::Errno(errno::ELOOP)) if !follow => Ok(Subject::Other),
+            Err(Error::Errno(errno::ELOOP)) if !follow => Ok(Subject::Link),
             opened => Ok(Subject::Opened(opened?.file)),
         }
     }
@@ -206,7 +207,7 @@ impl<N: Node> Thread<N> {
                 let files = self.node.files();
                 files.get_xattr(asker.caller(), *file, name).await
             }
-            Subject::Other => Err(errno::ENODATA.into()),
+            Subject::Link | Subject::Other => Err(errno::ENODATA.into()),
         };
         self.done(&subject);
         self.put_attribute(&value?, into, room).await
@@ -219,7 +220,7 @@ impl<N: Node> Thread<N> {
                 let asker = self.asker();
                 self.node.files().list_xattrs(asker.caller(), *file).await
             }
-            Subject::Other => Ok(Vec::new()),
+            Subject::Link | Subject::Other => Ok(Vec::new()),
         };
         self.done(&subject);
         self.put_attribute(&names?, into, room).await
@@ -235,6 +236,7 @@ impl<N: Node> Thread<N> {
                 let files = self.node.files();
                 files.remove_xattr(asker.caller(), *file, name).await
             }
+            Subject::Link => Err(errno::EPERM.into()),
             Subject::Other => Err(errno::ENODATA.into()),
         };
         self.done(&subject);
@@ -269,6 +271,7 @@ impl<N: Node> Thread<N> {
                     .set_xattr(asker.caller(), *file, name, &bytes, flags)
                     .await
             }
+            Subject::Link => Err(errno::EPERM.into()),
             Subject::Other => Err(errno::EOPNOTSUPP.into()),
         };
         self.done(&subject);
