@@ -12,6 +12,9 @@ use messages::{Wire, Writer};
 use crate::error::errno;
 use crate::{Files, Result};
 
+/// A caller: user, group, privileges, supplementary groups.
+type Named = (u32, u32, Privileges, Vec<u32>);
+
 /// S: files by path; a path with nothing behind it is a folder.
 #[derive(Default)]
 pub(crate) struct FakeFiles {
@@ -28,8 +31,8 @@ pub(crate) struct FakeFiles {
     pub(crate) read_only: Cell<bool>,
     /// Opens are EACCES.
     pub(crate) refuses: Cell<bool>,
-    /// Who asked: user, group, privileges, supplementary groups.
-    pub(crate) callers: RefCell<Vec<(u32, u32, Privileges, Vec<u32>)>>,
+    /// Who asked.
+    pub(crate) callers: RefCell<Vec<Named>>,
     /// Extended attributes, the same of every file.
     xattrs: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
     disk: RefCell<FakeDisk>,
