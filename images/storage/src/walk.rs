@@ -90,7 +90,8 @@ impl<D: Disk> Walker<'_, D> {
     /// # Errors
     ///
     /// ENOENT (only the last component may be missing), ENOTDIR, EACCES (a directory on the way may
-    /// not be searched), ELOOP (more than 40 links), ENAMETOOLONG; else the disk's or the file system's failure.
+    /// not be searched), ELOOP (more than 40 links), ENAMETOOLONG; else the disk's or the file
+    /// system's failure.
     pub(crate) async fn find(&self, path: &[u8], follow: bool) -> Result<Found, Error> {
         if !path.starts_with(b"/") {
             return Err(Errno::ENOENT.into());

@@ -1,12 +1,12 @@
 //! A disk with a cache that power takes: what was written and not flushed is lost in part, by a
 //! seed.
 //!
-//! [`LossyDisk`] serves an image to one QEMU by the Network Block Device protocol (the NBD project's
-//! `doc/proto.md`: fixed newstyle negotiation, simple replies) at a Unix socket, as `xtask run
-//! --disk` takes one. When QEMU hangs up, however it ended, the power is lost: of each block of
-//! [`BLOCK`] bytes that was written since the last flush, the last of its writes count up to a
-//! random one. So writes are lost, reordered against those of other blocks, and torn between blocks;
-//! a block is never torn itself, as `ext4` relies on.
+//! [`LossyDisk`] serves an image to one QEMU by the Network Block Device protocol (the NBD
+//! project's `doc/proto.md`: fixed newstyle negotiation, simple replies) at a Unix socket, as `xtask
+//! run --disk` takes one. When QEMU hangs up, however it ended, the power is lost: of each block of
+//! [`BLOCK`] bytes that was written since the last flush, the writes up to a random one count. So
+//! writes are lost, reordered against those of other blocks, and torn between blocks; a block is
+//! never torn itself, as `ext4` relies on.
 
 use std::collections::BTreeMap;
 use std::fs;
