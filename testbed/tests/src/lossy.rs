@@ -4,9 +4,9 @@
 //! [`LossyDisk`] serves an image to one QEMU by the Network Block Device protocol (the NBD
 //! project's `doc/proto.md`: fixed newstyle negotiation, simple replies) at a Unix socket, as
 //! `xtask run --disk` takes one. When QEMU hangs up, however it ended, the power is lost: of each
-//! block of [`BLOCK`] bytes that was written since the last flush, the writes up to a random one count. So
-//! writes are lost, reordered against those of other blocks, and torn between blocks; a block is
-//! never torn itself, as `ext4` relies on.
+//! block of [`BLOCK`] bytes that was written since the last flush, the writes up to a random one
+//! count. So writes are lost, reordered against those of other blocks, and torn between blocks; a
+//! block is never torn itself, as `ext4` relies on.
 
 use std::collections::BTreeMap;
 use std::fs;
