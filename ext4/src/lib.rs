@@ -33,9 +33,9 @@
 //! Files mapped by indirect blocks (ext2, ext3), inline data, encryption, case folding, quotas,
 //! bigalloc, `meta_bg`, large directories of more than two levels, external journals, fast commits.
 //! Access control lists and extended attributes in inodes of their own (`ea_inode`). Access rights
-//! are the caller's affair. Access times are changed on request only. Blocks reserved for root are not held
-//! back. Data is not cached. A loss of power must not tear a write of one block (so disks of
-//! 512-byte sectors rely on what Linux relies on for the superblock and commit blocks, too).
+//! are the caller's affair. Access times are changed on request only. Blocks reserved for root are
+//! not held back. Data is not cached. A loss of power must not tear a write of one block (so disks
+//! of 512-byte sectors rely on what Linux relies on for the superblock and commit blocks, too).
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -258,7 +258,8 @@ macro_rules! wire_handle {
 }
 pub(crate) use wire_handle;
 
-/// Flags go as the number that they are; a bit without a name is refused, by the name of what it stands in.
+/// Flags go as the number that they are; a bit without a name is refused, by the name of what it
+/// stands in.
 macro_rules! wire_flags {
     ($name:ident, $what:literal) => {
         impl $crate::Wire<'_> for $name {

@@ -86,7 +86,8 @@ pub trait Memory {
     -> impl Future<Output = Result<()>>;
 }
 
-/// S as a client sees it. Paths are absolute; `by` names the program that asks. Each call ends within a deadline of its own.
+/// S as a client sees it. Paths are absolute; `by` names the program that asks. Each call ends
+/// within a deadline of its own.
 pub trait Files {
     /// Opens a file or folder; `mode` has the permissions of a file that is made.
     fn open(

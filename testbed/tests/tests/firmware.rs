@@ -30,7 +30,7 @@ fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
         let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
         let log = String::from_utf8_lossy(&log);
         assert!(
-            log.contains("libos::boot: started by UEFI"),
+            log.contains("libos::boot::start: started by UEFI"),
             "{node}: {log}"
         );
         assert!(

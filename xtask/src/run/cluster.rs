@@ -19,7 +19,7 @@ use crate::qemu::Qemu;
 /// Poll interval of the nodes; a node that dies is noticed within this.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Start of libos's line in the log once the loader has handed over (`libos/src/boot/start.rs`).
-const KERNEL_BEGUN: &str = "libos::boot: started by ";
+const KERNEL_BEGUN: &str = "libos::boot::start: started by ";
 /// End of a run, other than by an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {

@@ -13,8 +13,8 @@ use crate::tools::parse_size;
 #[derive(clap::Args, Debug, Clone, Default)]
 pub(crate) struct DriveArgs {
     /// Keeps S's disk in FILE from run to run: made as --root and --add say if the file does not
-    /// exist, else used as it is; a Unix socket is one of an NBD server. Without this option each run makes a disk that is removed at its
-    /// end, and with it what the program wrote
+    /// exist, else used as it is; a Unix socket is one of an NBD server. Without this option each
+    /// run makes a disk that is removed at its end, and with it what the program wrote
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
     /// Makes the disk of --disk anew, whatever it holds

@@ -31,7 +31,7 @@ pub(crate) struct FakeFiles {
     pub(crate) read_only: Cell<bool>,
     /// Opens are EACCES.
     pub(crate) refuses: Cell<bool>,
-    /// Who asked.
+    /// The callers of all requests.
     pub(crate) callers: RefCell<Vec<Named>>,
     /// Extended attributes, the same of every file.
     xattrs: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
