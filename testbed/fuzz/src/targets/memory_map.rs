@@ -18,11 +18,14 @@ pub(crate) fn run(bytes: &[u8]) {
     } else {
         MemoryMap::parse(input.rest())
     };
-    if let Some(found) = map.find(0x4000, 0x1000..0xa_0000, &[0x8000..0x9000]) {
+    let taken = [0x8000..0x9000, 0xa000..0xb000];
+    if let Some(found) = map.find(0x4000, 0x1000..0xa_0000, &taken) {
+        let end = found + 0x4000;
+        assert!(found >= 0x1000 && end <= 0xa_0000);
         assert!(
-            found >= 0x1000
-                && found + 0x4000 <= 0xa_0000
-                && !(found < 0x9000 && 0x8000 < found + 0x4000)
+            taken
+                .iter()
+                .all(|taken| end <= taken.start || taken.end <= found)
         );
     }
     for region in map.regions() {
