@@ -95,6 +95,8 @@ fn parse(area: &[u8], first: usize, base: usize, at: u64) -> Step<Vec<Xattr>> {
     loop {
         match area.get(next..next + 4) {
             None => return corrupt(WHAT, at),
+            // Values that share bytes would not fit when they are written again.
+            Some([0, 0, 0, 0]) if first + size_of(&list) > area.len() => return corrupt(WHAT, at),
             Some([0, 0, 0, 0]) => return Ok(list),
             Some(_) => {}
         }
@@ -319,5 +321,29 @@ impl<D: Disk> Ext4<D> {
             op.change_xattr(inode, name, None, SetMode::Replace)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two attributes with values of 40 bytes, which lie so far from each other.
+    fn area(len: usize, apart: u16) -> Vec<u8> {
+        let mut area = alloc::vec![0; len];
+        for (n, entry) in (0..2_u16).zip(area[4..44].chunks_mut(20)) {
+            entry[..2].copy_from_slice(&[1, 1]);
+            put_u16(entry, 2, 44 + n * apart);
+            put_u32(entry, 8, 40);
+            entry[ENTRY] = b"ab"[usize::from(n)];
+        }
+        area
+    }
+
+    #[test]
+    fn values_that_share_bytes_and_would_not_fit_apart_are_refused() {
+        let read = |area: &[u8]| parse(area, 4, 0, 7).map(|list| list.len()).ok();
+        assert_eq!(read(&area(128, 40)), Some(2));
+        assert_eq!(read(&area(100, 0)), None);
     }
 }

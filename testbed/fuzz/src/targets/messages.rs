@@ -2,8 +2,9 @@
 
 use messages::memory::{Capacity, Lend, MemoryRequest, Reserve, Return};
 use messages::storage::{
-    Allocate, Close, Fsync, Getdents, Link, LinkFile, Make, Open, Read, Readlink, Remove, Rename,
-    SetFile, SetPath, StatFile, StatFs, StatPath, StorageRequest, Symlink, Sync, Truncate, Write,
+    Allocate, Close, Fsync, GetXattr, Getdents, Link, LinkFile, ListXattr, Make, Open, Read,
+    Readlink, Remove, RemoveXattr, Rename, SetFile, SetPath, SetXattr, StatFile, StatFs, StatPath,
+    StorageRequest, Symlink, Sync, Truncate, Write,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply, encode_reply};
 
@@ -59,9 +60,16 @@ pub(crate) fn run(bytes: &[u8]) {
         SetPath::KIND => reply!(SetPath, bytes),
         SetFile::KIND => reply!(SetFile, bytes),
         StatFs::KIND => reply!(StatFs, bytes),
+        GetXattr::KIND => reply!(GetXattr, bytes),
+        ListXattr::KIND => reply!(ListXattr, bytes),
+        SetXattr::KIND => reply!(SetXattr, bytes),
+        RemoveXattr::KIND => reply!(RemoveXattr, bytes),
         other => assert_eq!(other.name(), None, "a call that is left out here"),
     }
 }
+
+/// Bytes of a caller without groups: user, group, privileges, the count of groups.
+const ROOT: usize = 10;
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // Every call with a body of zeroes of its request's length, and some that mean more.
@@ -77,13 +85,20 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         (23, 17),
         (24, 16),
         (25, 25),
-        (34, 45),
+        (34, ROOT + 45),
+        (36, ROOT + 8),
+        (38, ROOT + 8),
     ]
     .map(|(kind, len)| [vec![kind], vec![0; len]].concat())
     .into();
-    seeds.push(b"\x10\x05\0/a/bc\x07\xa4\x01\0\0".to_vec());
-    seeds.push(b"\x1f\x02\0/a\x01".to_vec());
-    seeds.push(b"\x12\x01\0/\x01".to_vec());
+    let by_root = |kind, rest: &[u8]| [&[kind][..], &[0; ROOT], rest].concat();
+    seeds.push(by_root(16, b"\x05\0/a/bc\x07\0\xa4\x01\0\0"));
+    seeds.push(by_root(18, b"\x01\0/\x01"));
+    seeds.push(by_root(31, b"\x02\0/a\x01"));
+    let name = [&[0; 8][..], b"\x06user.a"].concat();
+    seeds.push(by_root(37, &name));
+    seeds.push(by_root(40, &name));
+    seeds.push(by_root(39, &[&[0; 8][..], b"\x01\x06user.a"].concat()));
     seeds.push(b"\x15\0\0\0\0\x04\0/tmp".to_vec());
     let entry = [&[0; 4][..], &[7; 8], &[9; 8], &[8, 3], b"abc"].concat();
     seeds.push([vec![20], entry].concat());

@@ -4,10 +4,10 @@ use ext4::{Ext4, Options, Time};
 use futures_util::FutureExt;
 use messages::storage::{
     AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Caller, Close, FileId, FileRequest,
-    FileTime, GetdentsRequest, Groups, LinkFileRequest, LinkRequest, MakeRequest, Open, OpenFlags,
-    OpenRequest, Path, PathRequest, Privileges, ReadRequest, RemoveRequest, RenameFlags,
-    RenameRequest, SetFileRequest, SetPathRequest, StatRequest, StorageRequest, TruncateRequest,
-    Write, WriteRequest,
+    FileTime, GetdentsRequest, Groups, LinkFileRequest, LinkRequest, ListXattrRequest, MakeRequest,
+    Open, OpenFlags, OpenRequest, Path, PathRequest, Privileges, ReadRequest, RemoveRequest,
+    RenameFlags, RenameRequest, SetFileRequest, SetPathRequest, SetXattrRequest, StatRequest,
+    StorageRequest, TruncateRequest, Write, WriteRequest, XattrFlags, XattrName, XattrRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply};
 use storage::{Bulk, PeerKey, Server};
@@ -70,7 +70,7 @@ fn caller<'a>(input: &mut Input<'a>) -> Caller<'a> {
 
 fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
     let file = FileId(u64::from(input.u8() % 16));
-    match input.u8() % 24 {
+    match input.u8() % 30 {
         0 | 7 => StorageRequest::Open(OpenRequest {
             caller: caller(input),
             path: path(input),
@@ -106,6 +106,7 @@ fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
             path: path(input),
         }),
         6 => StorageRequest::Close(FileRequest { file }),
+        24..30 => attribute(input.u8(), file, input),
         what => change(what, file, input),
     }
 }
@@ -178,6 +179,26 @@ fn change<'a>(what: u8, file: FileId, input: &mut Input<'a>) -> StorageRequest<'
             file,
         }),
         _ => StorageRequest::Sync(()),
+    }
+}
+
+/// A request about an extended attribute.
+fn attribute<'a>(what: u8, file: FileId, input: &mut Input<'a>) -> StorageRequest<'a> {
+    const KNOWN: [&[u8]; 4] = [b"user.a", b"user.bc", b"trusted.a", b"security.a"];
+    let caller = caller(input);
+    let which = usize::from(input.u8() % 6);
+    let name = KNOWN.get(which).copied().unwrap_or_else(|| input.string());
+    let name = XattrName::new(name).unwrap_or_else(|_| XattrName::new(KNOWN[0]).expect("a name"));
+    match what % 4 {
+        0 => StorageRequest::GetXattr(XattrRequest { caller, file, name }),
+        1 => StorageRequest::ListXattr(ListXattrRequest { caller, file }),
+        2 => StorageRequest::RemoveXattr(XattrRequest { caller, file, name }),
+        _ => StorageRequest::SetXattr(SetXattrRequest {
+            caller,
+            file,
+            flags: XattrFlags::from_bits_truncate(input.u8()),
+            name,
+        }),
     }
 }
 
@@ -287,6 +308,15 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             step(1, 8, &[0, 0, 0, 0]),
             step(1, 10, &[0, 9, 0]),
             step(1, 12, &[]),
+        ]
+        .concat(),
+        // Sets an attribute, reads it, lists all, removes it.
+        [
+            make(2),
+            step(1, 24, &[3, 1, 0, 0]),
+            step(1, 24, &[0, 1, 0]),
+            step(1, 24, &[1, 1, 0]),
+            step(1, 24, &[2, 1, 0]),
         ]
         .concat(),
         [
