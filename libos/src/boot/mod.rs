@@ -11,3 +11,5 @@ mod multiboot;
 // Modules that exist on the machine only, not on the host.
 #[cfg(target_os = "none")]
 pub(crate) mod start;
+#[cfg(test)]
+mod test_memory;

@@ -154,23 +154,7 @@ mod tests {
 
     use super::*;
     use crate::boot::memory_map::Region;
-
-    /// Memory that begins at [`BASE`].
-    struct Memory(std::vec::Vec<u8>);
-
-    const BASE: u64 = 0x1000;
-
-    impl ReadPhys for Memory {
-        fn read(&self, address: u64, into: &mut [u8]) -> bool {
-            let from = address
-                .checked_sub(BASE)
-                .and_then(|at| self.0.get(usize::try_from(at).ok()?..)?.get(..into.len()));
-            from.is_some_and(|from| {
-                into.copy_from_slice(from);
-                true
-            })
-        }
-    }
+    use crate::boot::test_memory::{BASE, Memory};
 
     fn record(tags: &[(u32, &[u8])]) -> Memory {
         let mut bytes = vec![0; 8];
