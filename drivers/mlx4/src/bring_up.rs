@@ -36,8 +36,8 @@ const INTERRUPT_DEADLINE: Duration = Duration::from_secs(2);
 /// Doorbells of EQs that fit before the pages of QPs and CQs.
 const MAX_EQN: u32 = 4 * regs::FIRST_QUEUE_UAR;
 
-/// The ownership of the card, and memory that it was told of. When it goes the bus is taken from
-/// the card, unless it was stopped in order, and only then is that memory freed.
+/// Ownership of the card, and the memory whose addresses it has. Unless the card was stopped in
+/// order, dropping this disables bus mastering before that memory is freed.
 pub(crate) struct Claim<P: Platform> {
     platform: P,
     registers: Arc<P::Bar>,
@@ -93,7 +93,7 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     let uar_len = regs::UAR_PAGE_LEN << crate::icm::LOG_UARS;
     let uar = Arc::new(map_bar(&platform, regs::UAR_BAR, uar_len)?);
     pci::claim(&*registers)?;
-    // Until it is reset: who knows what memory it was told of.
+    // Until the reset: a former owner may have left it addresses of memory.
     pci::take_bus(&platform);
     let claim = Claim::<P> {
         platform: platform.clone(),
@@ -103,7 +103,8 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
         stopped: AtomicBool::new(false),
     };
     pci::reset(&platform, &registers, &claim.saved).await?;
-    // A reset may have cleared it: whoever reads it first has it again.
+    // A reset may have cleared the ownership register. The first read takes ownership (Linux
+    // `mlx4/main.c`, `mlx4_get_ownership`).
     let _ = registers.read_u32(regs::OWNERSHIP);
 
     let commands = Commands::new(&claim, platform.clone(), Arc::clone(&registers))?;

@@ -32,7 +32,7 @@ fn deadline_of(opcode: Opcode) -> Duration {
     }
 }
 
-/// Between two looks: at first, after a while, and when the firmware is very slow.
+/// Pause between two polls: the first, the longest of a normal command, the longest of a slow one.
 const LOOK_AGAIN: Duration = Duration::from_micros(20);
 const LOOK_SELDOM: Duration = Duration::from_millis(1);
 const LOOK_RARELY: Duration = Duration::from_millis(20);
@@ -153,18 +153,18 @@ impl<P: Platform> Commands<P> {
         })
     }
 
-    /// From now on commands report their end through `events`.
+    /// Lets commands report their end through `events` from now on.
     pub(crate) fn use_events(&self, events: Arc<Events<P>>) {
         self.events.call_once(|| events);
         self.by_event.store(true, Ordering::Release);
     }
 
-    /// From now on a dead firmware is noticed by its catastrophic error buffer.
+    /// Watches the firmware's catastrophic error buffer from now on.
     pub(crate) fn watch(&self, health: Health<P>) {
         self.health.call_once(|| health);
     }
 
-    /// Looks at the firmware's health once in a while; gives the card up when it failed.
+    /// Checks the firmware's health at intervals; gives the card up if it failed.
     pub(crate) fn check_health(&self) -> Result<(), Error> {
         let Some(health) = self.health.get() else {
             return Ok(());
@@ -173,7 +173,7 @@ impl<P: Platform> Commands<P> {
         result.inspect_err(|_| self.fail())
     }
 
-    /// Back to polling, for the time when the event queue goes.
+    /// Returns to polling, before the event queue is destroyed.
     pub(crate) fn use_polling(&self) {
         self.by_event.store(false, Ordering::Release);
     }
@@ -187,13 +187,13 @@ impl<P: Platform> Commands<P> {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Carries a command out; returns its immediate output.
+    /// Executes a command and returns its immediate output.
     pub(crate) async fn run(&self, command: Command<'_>) -> Result<u64, Error> {
         let turn = self.turn(command.opcode).await?;
         self.carry_out(turn, command).await.map(|(_, value)| value)
     }
 
-    /// Carries a command out whose answer is a mailbox.
+    /// Executes a command and returns its output mailbox.
     pub(crate) async fn query<T: FromBytes + IntoBytes>(
         &self,
         command: Command<'_>,
@@ -205,6 +205,7 @@ impl<P: Platform> Commands<P> {
         };
         let (_turn, _) = self.carry_out(turn, command).await?;
         let mut answer = T::new_zeroed();
+        // The command's end before its mailbox.
         fence::observe();
         self.output.read(0, answer.as_mut_bytes());
         Ok(answer)
@@ -316,8 +317,8 @@ impl<P: Platform> Commands<P> {
         }
     }
 
-    /// Returns whether the register takes a command: the last one was taken, seen by the toggle
-    /// reading back.
+    /// Returns whether the register takes a command: `go` is clear, and the toggle of the last
+    /// command reads back (Linux `mlx4/cmd.c`, `cmd_pending`).
     fn register_free(&self) -> Result<bool, Error> {
         let doorbell = self.doorbell()?;
         Ok(!doorbell.go() && doorbell.toggle() != self.posting.lock().toggle)
@@ -350,6 +351,8 @@ impl<P: Platform> Commands<P> {
         self.write(hcr::OUT_PARAM_HIGH, output_high);
         self.write(hcr::OUT_PARAM_LOW, output_low);
         self.write(hcr::TOKEN, hcr::token(token));
+        // Mailbox and parameters before `go`. The register takes whole dwords only (Linux
+        // `mlx4/cmd.c`, `mlx4_cmd_post`).
         fence::publish();
         let doorbell = Doorbell::new()
             .with_go(true)

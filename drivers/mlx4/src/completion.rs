@@ -1,4 +1,8 @@
-//! A completion queue as its consumer sees it.
+//! The consumer's side of a completion queue.
+//!
+//! An entry is the consumer's when its owner bit equals the parity of the pass through the ring.
+//! The card writes that bit last, so the rest is read behind a fence (Linux `hw/mlx4/cq.c`,
+//! `mlx4_ib_poll_one`).
 
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
@@ -16,15 +20,16 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::event::CqState;
 use crate::hca::UAR_PAGE;
 
-/// QPN that the driver writes into entries of a QP that is gone. No table is that large.
+/// QPN that the driver writes into entries of a destroyed or reset QP. No table is that large.
 const GONE_QPN: u32 = Low24::MAX;
 
-/// Entries of which one is told of, where entries are [taken](CompletionQueue::advance) one by one.
-/// The queue has so many more than there can be completions, and a multiple of it in all: to the
-/// card it is full when the producer meets the consumer that it was told of.
+/// Interval, in entries, at which the consumer index is published where entries are
+/// [taken](CompletionQueue::advance) one by one. The queue has so many entries more than there can
+/// be completions, and a multiple of it in all: the card finds an overrun when its producer meets
+/// the consumer index last published.
 pub(crate) const TELL_EVERY: u32 = 32;
 
-/// Offsets in the memory of a CQ: the ring, then its doorbell record.
+/// A completion queue. Its memory holds the ring, then the doorbell record.
 pub(crate) struct CompletionQueue<P: Platform> {
     pub(crate) cqn: u32,
     log_entries: u8,
@@ -77,6 +82,7 @@ impl<P: Platform> CompletionQueue<P> {
         if CqeOwner::from(owner[0]).pass() != pass {
             return None;
         }
+        // The owner byte before the rest of the entry.
         fence::observe();
         let mut entry = Cqe::new_zeroed();
         self.memory.read(at, entry.as_mut_bytes());
@@ -102,17 +108,18 @@ impl<P: Platform> CompletionQueue<P> {
         CqeLast(last).has_pass_of(self.next_pass)
     }
 
-    /// Looks at what the next entry, which is [ready](Self::is_ready), says has ended, without
-    /// taking it. By words: bytes that nobody needs are not copied.
+    /// Reads counter, syndrome and opcode of the next entry, which must be
+    /// [ready](Self::is_ready), without taking it or copying the rest.
     #[inline]
     pub(crate) fn look(&self) -> CqeEnd {
+        // The owner byte, read by `is_ready`, before the rest of the entry.
         fence::observe();
         CqeEnd::from(regs::swap_long(
             self.memory.read_u64(self.next_at + CQE_END_OFFSET),
         ))
     }
 
-    /// Takes the entry that was looked at. The card is told of every [`TELL_EVERY`]th.
+    /// Takes the entry that was looked at. Every [`TELL_EVERY`]th time the index is published.
     #[inline]
     pub(crate) fn advance(&mut self) {
         self.consumer = self.consumer.wrapping_add(1);
@@ -122,7 +129,7 @@ impl<P: Platform> CompletionQueue<P> {
         }
     }
 
-    /// Tells the card what was taken, and goes back to the first entry behind the last.
+    /// Publishes the consumer index, and wraps to the first entry behind the last.
     #[cold]
     #[inline(never)]
     fn tell(&mut self) {
@@ -133,7 +140,9 @@ impl<P: Platform> CompletionQueue<P> {
         self.next_pass = CqeLast::of_pass(pass);
     }
 
-    /// Makes the entries of `qpn` that were not taken yet nobody's.
+    /// Invalidates the entries of `qpn`, a queue pair in RESET, that were not taken yet: its number
+    /// may be used again. New ones can't come (Linux `hw/mlx4/cq.c`, `__mlx4_ib_cq_clean`, which
+    /// removes them; here they are skipped, so that no index moves).
     pub(crate) fn forget(&mut self, qpn: u32) {
         if Mutant::OldCompletionsKept.on() {
             return;
@@ -151,7 +160,8 @@ impl<P: Platform> CompletionQueue<P> {
         }
     }
 
-    /// Tells the card what was taken.
+    /// Publishes the consumer index in the doorbell record. The card reads it when the queue seems
+    /// full, so no register is written (Linux `mlx4/cq.h`, `mlx4_cq_set_ci`).
     #[inline]
     pub(crate) fn publish_consumer(&self) {
         if Mutant::CompletionsTakenUntold.on() {
@@ -162,7 +172,8 @@ impl<P: Platform> CompletionQueue<P> {
             .write_u32(record, regs::swap(self.consumer & Low24::MAX));
     }
 
-    /// Asks for an event at the next completion.
+    /// Requests an event for the next completion: at once if there is an entry beyond the consumer
+    /// index.
     pub(crate) fn arm(&self, solicited_only: bool) {
         let command = if solicited_only {
             ARM_SOLICITED
@@ -170,7 +181,8 @@ impl<P: Platform> CompletionQueue<P> {
             ARM_NEXT
         };
         let events = self.state.events.load(Ordering::Acquire);
-        // The first sequence number is 1.
+        // It advances with each completion event, and begins with 1 (Linux `mlx4/cq.c`,
+        // `mlx4_cq_completion`, `mlx4_cq_alloc`).
         let sequence = u8::try_from(events.wrapping_add(1) % 4).unwrap_or(0);
         let consumer = self.consumer & Low24::MAX;
         let record = CqArmRecord::new()
@@ -179,6 +191,7 @@ impl<P: Platform> CompletionQueue<P> {
             .with_consumer(consumer);
         let at = record_offset(self.log_entries);
         self.memory.write_u32(at + 4, regs::swap(record.into()));
+        // The record before the doorbell register (Linux `mlx4/cq.h`, `mlx4_cq_arm`).
         fence::publish();
         let arm = CqArm::new()
             .with_sequence(sequence)

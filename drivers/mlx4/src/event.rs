@@ -26,7 +26,8 @@ pub(crate) const LOG_ENTRIES: u8 = 8;
 const ENTRIES: u32 = 1 << LOG_ENTRIES;
 /// Bytes of an event queue.
 pub(crate) const QUEUE_LEN: usize = EQE_LEN << LOG_ENTRIES;
-/// The card must hear of consumed entries at least this often.
+/// Entries after which the consumer index is published even while events are handled: without it
+/// the card takes the queue for overrun (Linux `mlx4/eq.c`, `mlx4_eq_int`, `MLX4_NUM_SPARE_EQE`).
 const CONSUME_AT_ONCE: u32 = ENTRIES / 4;
 /// Events kept for the user: more than there are queues that could fail.
 const KEPT_EVENTS: usize = 4096;
@@ -60,8 +61,8 @@ pub(crate) fn async_mask(port_management: bool) -> u64 {
     mask
 }
 
-/// One event queue as its consumer sees it. The card never learns more than the consumer index, and
-/// the consumer index is never read back.
+/// The consumer's side of an event queue. Only the consumer index goes to the card, and it is never
+/// read back.
 pub(crate) struct EventQueue<P: Platform> {
     eqn: u32,
     buffer: Arc<P::Buffer>,
@@ -72,7 +73,8 @@ pub(crate) struct EventQueue<P: Platform> {
 impl<P: Platform> EventQueue<P> {
     /// A queue over zeroed memory of [`QUEUE_LEN`] bytes.
     pub(crate) fn new(eqn: u32, buffer: Arc<P::Buffer>, uar: Arc<P::Bar>) -> Self {
-        // No entry is ours until the card has inverted the bit: pass 0 is 0.
+        // An entry is the driver's when its owner bit equals the parity of the pass, 0 at first
+        // (Linux `mlx4/eq.c`, `next_eqe_sw`).
         for entry in 0..ENTRIES as usize {
             buffer.fill(entry * EQE_LEN + EQE_OWNER_OFFSET, 1, 0x80);
         }
@@ -96,6 +98,7 @@ impl<P: Platform> EventQueue<P> {
         if mlx4_hw::eq::EqeOwner::from(owner[0]).pass() != pass {
             return None;
         }
+        // The owner byte before the rest of the entry (Linux `mlx4/eq.c`, `mlx4_eq_int`).
         fence::observe();
         let mut entry = Eqe::new_zeroed();
         self.buffer.read(at, entry.as_mut_bytes());
@@ -103,7 +106,7 @@ impl<P: Platform> EventQueue<P> {
         Some(entry)
     }
 
-    /// Tells the card what was consumed, and asks for an interrupt at the next event if `arm`.
+    /// Publishes the consumer index, and requests an interrupt for the next event if `arm`.
     pub(crate) fn ring(&self, arm: bool) {
         let value = EqDoorbell::new()
             .with_arm(arm)
@@ -122,9 +125,8 @@ pub(crate) struct CqState {
     pub(crate) failed: AtomicBool,
 }
 
-/// Keeps an event for the user. One that is kept already says no more the second time, so there are
-/// at most as many as there are ports and queues; false, and all gives way to the device's failure,
-/// if a card names more than that.
+/// Keeps an event for the user. Duplicates are dropped, so there are at most as many as ports and
+/// queues. If a card reports more, all are replaced by the device's failure, and this is false.
 fn keep(kept: &mut VecDeque<DeviceEvent>, event: DeviceEvent) -> bool {
     if kept.contains(&event) {
         return true;
@@ -169,7 +171,7 @@ impl<P: Platform> Events<P> {
         }
     }
 
-    /// Asks for an interrupt from every queue.
+    /// Arms every queue.
     pub(crate) fn arm_all(&self) {
         self.async_queue.lock().ring(true);
         for queue in &self.completion_queues {
@@ -202,7 +204,7 @@ impl<P: Platform> Events<P> {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Tells the user that the card failed.
+    /// Reports the card's failure to the user, once.
     pub(crate) fn fail(&self) {
         if !self.failed.swap(true, Ordering::AcqRel) {
             self.keep(DeviceEvent::DeviceFailed);
@@ -213,15 +215,15 @@ impl<P: Platform> Events<P> {
         self.kept.lock().pop_front()
     }
 
-    /// The end of the command with this token, if it was reported.
+    /// Returns status and output of the command with this token, if its end was reported.
     pub(crate) fn take_command(&self, token: u16) -> Option<(CmdStatus, u64)> {
         self.drain(0);
         let (reported, status, value) = self.command.lock().take()?;
-        // One that is not waited for any more answers nobody.
+        // The end of an abandoned command is dropped (Linux `mlx4/cmd.c`, `mlx4_cmd_event`).
         (reported == token).then_some((status, value))
     }
 
-    /// Takes all events of a vector's queue and arms it again; says how many there were.
+    /// Handles all events of a vector's queue, arms it again, and returns their number.
     pub(crate) fn drain(&self, vector: usize) -> u32 {
         let queue = match vector.checked_sub(1) {
             None => &self.async_queue,
@@ -232,8 +234,7 @@ impl<P: Platform> Events<P> {
         };
         let mut queue = queue.lock();
         let mut taken = 0;
-        // As many as the queue holds, and no more: a card that writes without end does not keep us
-        // here.
+        // Bounded by the queue's size, whatever the card writes.
         while taken < ENTRIES {
             let Some(entry) = queue.next() else { break };
             self.dispatch(&entry);
@@ -242,7 +243,7 @@ impl<P: Platform> Events<P> {
                 queue.ring(false);
             }
         }
-        // One that had nothing is still armed.
+        // An empty queue is still armed.
         if taken > 0 && !Mutant::EventQueueNotArmed.on() {
             queue.ring(true);
         }

@@ -102,10 +102,9 @@ impl<P: Platform> Pages<P> {
         }
     }
 
-    /// Makes a page queue that no card knows of, for tests that count what it costs and play the
-    /// card themselves: its queue pair has the number [`Self::NO_CARD`], its ring of at least
-    /// `depth` requests lies at the beginning of `ring`, its completion queue of 2^`log_entries`
-    /// entries at that of `completions`.
+    /// Makes a page queue without a card, for tests that count its cost and act as the card. Its
+    /// queue pair has the number [`Self::NO_CARD`]; its ring of at least `depth` requests begins at
+    /// `ring`, its completion queue of 2^`log_entries` entries at `completions`.
     #[doc(hidden)]
     pub fn without_card(
         ring: P::Buffer,
@@ -145,11 +144,11 @@ impl<P: Platform> Pages<P> {
         (index & self.last) as usize
     }
 
-    /// Ends the oldest request, which the next entry says has ended: it is the entry's own, and the
-    /// entry is taken with it, or one before that made none. Returns it.
+    /// Ends and returns the oldest request, given that an entry is ready. If the entry is of this
+    /// request it is consumed; otherwise the request was unsignalled and precedes the entry's.
     #[inline(always)]
     fn complete(&mut self) -> Result<(PageOp, u32), PageFailure> {
-        // The queue pair's number is not looked at: it is the only one there.
+        // The entry's QPN is not checked: this queue pair is the only one on the CQ.
         let entry = self.cq.look();
         let before = entry.wqe().wrapping_sub(low_half(self.tail));
         if u32::from(before) >= self.outstanding() {
@@ -160,7 +159,7 @@ impl<P: Platform> Pages<P> {
             op,
             signalled,
         } = self.posted[self.slot(self.tail)];
-        // An entry that fails stays: whoever looks again meets it again.
+        // A failed entry is not consumed, so each later call fails alike.
         if before == 0 {
             if entry.kind() != self.successes[usize::from(op == PageOp::Write)] {
                 return Err(failed(self.qpn, entry));
@@ -174,8 +173,8 @@ impl<P: Platform> Pages<P> {
     }
 }
 
-/// The failure of a queue whose entry can't be: its counter is of nothing that is outstanding, or
-/// skips a signalled request, or it is of another operation.
+/// Returns the failure for an impossible entry: its counter is of no outstanding request, or skips
+/// a signalled one, or its opcode is of another operation.
 #[cold]
 #[inline(never)]
 fn inconsistent(qpn: u32, entry: CqeEnd) -> PageFailure {
@@ -217,7 +216,8 @@ impl<P: Platform> PageQueue for Pages<P> {
         let body = PageWqe::body(flags, (remote.addr, remote.rkey.0), self.piece, local);
         memory.write_words(at + PageWqe::BODY, body);
         let pass = self.head & (self.last + 1) != 0;
-        // A card that is at work here takes the WQE as soon as it is its own, doorbell or not.
+        // Body before owner: a card at work on this queue executes a WQE as soon as its owner bit
+        // is right, without a doorbell (Linux `hw/mlx4/qp.c`, `mlx4_ib_post_send`).
         fence::order();
         let owner = self.owners[usize::from(op == PageOp::Write)][usize::from(pass)];
         memory.write_u32(at + PageWqe::OWNER, owner);
@@ -227,6 +227,7 @@ impl<P: Platform> PageQueue for Pages<P> {
 
     #[inline]
     fn ring(&mut self) {
+        // WQEs before the doorbell register, which is not ordinary memory: `order` would not do.
         fence::publish();
         let at = UAR_PAGE as usize * regs::UAR_PAGE_LEN + regs::SEND_DOORBELL;
         self.uar.write_u32(at, self.doorbell);

@@ -39,7 +39,7 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    /// Reads it, while the card is whole.
+    /// Reads it, before the reset.
     pub(crate) fn of<C: ConfigSpace>(config: &C) -> Self {
         let mut header = [0; HEADER_DWORDS as usize];
         for (dword, value) in (0..HEADER_DWORDS).zip(header.iter_mut()) {
@@ -54,7 +54,8 @@ impl Saved {
         }
     }
 
-    /// Writes it back, and lets the card reach memory: it has forgotten all that it knew of it.
+    /// Writes it back, and enables bus mastering: after the reset the card has no addresses of
+    /// memory. The command register comes last, as in Linux `mlx4/reset.c`.
     fn restore<C: ConfigSpace>(&self, config: &C) {
         for (offset, value) in self.controls.into_iter().flatten() {
             // The upper half is status, cleared by ones.
@@ -84,7 +85,8 @@ pub(crate) fn enable<P: Platform>(platform: &P) -> Result<(), Error> {
     Ok(())
 }
 
-/// Becomes the card's owner.
+/// Takes ownership of the card: the register reads as 0 for its first reader, which then owns it
+/// (Linux `mlx4/main.c`, `mlx4_get_ownership`).
 pub(crate) fn claim<R: Registers>(registers: &R) -> Result<(), Error> {
     match registers.read_u32(regs::OWNERSHIP) {
         0 => Ok(()),
@@ -100,18 +102,22 @@ pub(crate) fn release<R: Registers>(registers: &R) {
     registers.write_u32(regs::OWNERSHIP, 0);
 }
 
-/// Takes the bus from the card, at once: when this returns it reaches no memory. It keeps its
-/// configuration space, so that whoever starts it next can reset it; a reset here would have to be
-/// waited for, and leave it without addresses.
+/// Disables bus mastering: when this returns the card reaches no memory. Configuration space stays
+/// intact, so that the next driver can reset the card. A reset here would take a second and leave
+/// the card without addresses.
 pub(crate) fn take_bus<P: Platform>(platform: &P) {
     let config = platform.config();
     let command = config.read_u32(COMMAND) & COMMAND_MASK;
     config.write_u32(COMMAND, command & !COMMAND_MASTER);
-    // A read is answered behind the write, which may otherwise be under way still.
+    // Writes are posted; the read completes only behind the write.
     let _ = config.read_u32(ID);
 }
 
-/// Resets the card, waits for its return, and gives it back what it lost of configuration space.
+/// Resets the card, waits until it answers, and restores its configuration space.
+///
+/// The semaphore locks out updates of the flash. The card must not be accessed for one second, then
+/// answers configuration reads within two more, and has lost its header and PCI Express controls
+/// (Linux `mlx4/reset.c`, `mlx4_reset`).
 pub(crate) async fn reset<P: Platform>(
     platform: &P,
     registers: &P::Bar,

@@ -333,6 +333,7 @@ impl<P: Platform> QueueSet for Queues<P> {
     fn ring(&mut self, qp: QpSlot) {
         let Some(pair) = self.pair(qp) else { return };
         let doorbell = SendDoorbell::new().with_qpn(pair.qpn);
+        // WQEs before the doorbell (Linux `hw/mlx4/qp.c`, `mlx4_ib_post_send`).
         fence::publish();
         self.hca.uar.write_u32(
             UAR_PAGE as usize * regs::UAR_PAGE_LEN + regs::SEND_DOORBELL,

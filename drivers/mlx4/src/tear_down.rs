@@ -1,4 +1,7 @@
-//! Taking everything back in order, so that the card can be started again or left to somebody else.
+//! Orderly shutdown, so that the card can be started again or used by another driver.
+//!
+//! The order is the reverse of bring-up, as in Linux `mlx4/main.c`, `mlx4_unload_one`: an object is
+//! taken from the card before the objects and tables that it uses.
 
 use hal::Platform;
 use mlx4_hw::command::{Opcode, in_modifier, op_modifier};

@@ -1,7 +1,7 @@
-//! The two rings of a queue pair: building WQEs and finding out which of them a completion is of.
+//! The two rings of a queue pair: builds WQEs, and maps completions to requests.
 //!
-//! Indices are the driver's own and never read back. A completion names an index that is checked
-//! against what is outstanding before anything is done with it.
+//! Indices are the driver's own and never read back. The index in a completion is checked against
+//! the outstanding requests before use.
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -27,7 +27,9 @@ pub(crate) struct Geometry {
     pub(crate) log_send_stride: u8,
     pub(crate) log_receive_slots: u8,
     pub(crate) log_receive_stride: u8,
-    /// Requests that the send ring takes: its slots less the headroom.
+    /// Requests that the send ring takes: its slots less the headroom of 2 KB and one WQE that the
+    /// card's prefetcher may read (Linux `hw/mlx4/qp.c`, `set_kernel_sq_size`;
+    /// `MLX4_IB_SQ_HEADROOM`).
     pub(crate) send_depth: u32,
 }
 
@@ -162,7 +164,7 @@ impl<B: DmaBuffer> SendQueue<B> {
         }
         (self.head, self.tail) = (0, 0);
         for slot in 0..1_u32 << self.log_slots {
-            // Not the card's in pass 0.
+            // The owner bit of pass 0 is 0: a slot with 1 is not the card's yet.
             let owner = ControlOwner::new().with_pass(true);
             self.memory.write(self.at(slot), owner.as_bytes());
             self.stamp(slot);
@@ -188,8 +190,8 @@ impl<B: DmaBuffer> SendQueue<B> {
         self.offset + (slot << self.log_stride)
     }
 
-    /// Marks every block behind a slot's first, so that a card that fetches ahead sees no WQE
-    /// there.
+    /// Marks every block behind a slot's first as invalid for the card's prefetcher (Linux
+    /// `hw/mlx4/qp.c`, `stamp_send_wqe`). The first block is covered by its owner bit.
     fn stamp(&self, index: u32) {
         if Mutant::BlocksNotStamped.on() {
             return;
@@ -199,7 +201,7 @@ impl<B: DmaBuffer> SendQueue<B> {
         }
     }
 
-    /// Begins a WQE in the next slot, which must be free: what is put after its control segment.
+    /// Begins a WQE in the next slot, which must be free. Segments go behind its control segment.
     pub(crate) fn begin(&mut self) -> Descriptor<'_, B> {
         Descriptor {
             base: self.at(self.head),
@@ -209,8 +211,10 @@ impl<B: DmaBuffer> SendQueue<B> {
         }
     }
 
-    /// Finishes the WQE of `len` bytes begun last: its control segment last of all, owner last of
-    /// that.
+    /// Writes the control segment of the WQE of `len` bytes begun last, its owner dword last.
+    ///
+    /// The card executes a WQE as soon as the owner bit is right, without a doorbell, if it is
+    /// still at work on the queue (Linux `hw/mlx4/qp.c`, `mlx4_ib_post_send`).
     pub(crate) fn finish(
         &mut self,
         id: u64,
@@ -227,6 +231,7 @@ impl<B: DmaBuffer> SendQueue<B> {
         let bytes = control.as_bytes();
         let (owner, rest) = bytes.split_at(size_of::<ControlOwner>());
         self.memory.write(at + owner.len(), rest);
+        // All of the WQE before its owner bit.
         fence::publish();
         let word = u32::from_ne_bytes([owner[0], owner[1], owner[2], owner[3]]);
         self.memory.write_u32(at, word);
@@ -234,11 +239,12 @@ impl<B: DmaBuffer> SendQueue<B> {
         self.posted[slot] = Posted { id };
         self.head = self.head.wrapping_add(1);
         let slots = 1_u32 << self.log_slots;
+        // The headroom's new last slot, which the prefetcher may reach from now on.
         self.stamp(self.head.wrapping_add(slots - self.depth - 1));
     }
 
-    /// The request that the completion with this counter is of; it and all before it are finished.
-    /// `None` when nothing is outstanding there.
+    /// Returns the request of the completion with this counter, and ends it and all before it.
+    /// `None` if no such request is outstanding.
     pub(crate) fn complete(&mut self, counter: u16) -> Option<u64> {
         let behind = counter.wrapping_sub(low_half(self.tail));
         if u32::from(behind) >= self.head.wrapping_sub(self.tail) {
@@ -287,7 +293,8 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
     }
 
     pub(crate) fn put_pieces(&mut self, pieces: &[Sge]) {
-        // A length of 0 may mean 2^31 to the card: such a piece is left out.
+        // A byte count of 0 may mean 2^31 to the card, so such a piece is left out (rdma-core
+        // `providers/mlx4/qp.c`, `set_data_seg`, writes 0x80000000 for a length of 0).
         for piece in pieces.iter().filter(|piece| piece.len > 0) {
             self.put(&DataSegment::new(piece.addr, piece.len, piece.lkey.0));
         }
@@ -296,7 +303,7 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
     /// Puts bytes into the WQE itself, with a header in each block they touch.
     pub(crate) fn put_inline(&mut self, pieces: [&[u8]; 2]) {
         let mut left = pieces[0].len() + pieces[1].len();
-        // What the block at hand still takes.
+        // Room that is left in the current block.
         let mut open = 0;
         for mut piece in pieces {
             while !piece.is_empty() {
@@ -319,10 +326,12 @@ impl<B: DmaBuffer> Descriptor<'_, B> {
         }
     }
 
-    /// Shows the card the blocks behind the first, the last one first, and returns the WQE's length
-    /// in bytes. [`SendQueue::finish`] must follow.
+    /// Writes the first dwords of all blocks but the WQE's first, from the last one on, and returns
+    /// the WQE's length in bytes. [`SendQueue::finish`] must follow.
     pub(crate) fn seal(self) -> usize {
         if self.len > BASIC_BLOCK_LEN && !Mutant::BlocksShownEarly.on() {
+            // A block's data before its first dword, or the prefetcher could pair a valid byte
+            // count with stale data (Linux `hw/mlx4/qp.c`, `set_data_seg`).
             fence::publish();
             for block in (1..self.len.div_ceil(BASIC_BLOCK_LEN)).rev() {
                 let at = self.base + block * BASIC_BLOCK_LEN;
@@ -466,6 +475,8 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
         }
         self.posted[slot] = Posted { id };
         self.head = self.head.wrapping_add(1);
+        // Descriptors before the doorbell record, which alone hands receives over: there is no
+        // register for them (Linux `hw/mlx4/qp.c`, `mlx4_ib_post_recv`).
         fence::publish();
         self.memory
             .write_u32(self.record, regs::swap(u32::from(low_half(self.head))));
