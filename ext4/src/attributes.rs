@@ -215,7 +215,7 @@ impl<D: Disk> Ext4<D> {
             .await
     }
 
-    /// Removes a name of a file; the file goes with its last name once nobody holds it open.
+    /// Removes a name of a file; the file is deleted with its last name once it is not open.
     ///
     /// # Errors
     ///

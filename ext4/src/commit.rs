@@ -162,7 +162,7 @@ impl<D: Disk> Ext4<D> {
         Ok(())
     }
 
-    /// Writes the blocks of committed transactions to their places, so that the log can begin anew.
+    /// Writes the blocks of committed transactions to their places, and so lets the log restart.
     async fn checkpoint(&self) -> Result<(), Error> {
         let written: BTreeMap<u64, Block> = self.state.lock().store.checkpoint.clone();
         let runs = runs(&written, MAX_WRITE / self.geometry.block_size);
@@ -178,7 +178,7 @@ impl<D: Disk> Ext4<D> {
         Ok(())
     }
 
-    /// Begins the log anew behind its head.
+    /// Restarts the log behind its head.
     pub(crate) async fn restart_log(&self) -> Result<(), Error> {
         let superblock = {
             let mut state = self.state.lock();

@@ -15,7 +15,7 @@
 //!  commit, journal         transactions and their log (jbd2)
 //! ```
 //!
-//! # What it promises
+//! # Guarantees
 //!
 //! * An operation's changes of metadata are on the disk wholly or not at all; after `fsync` or
 //!   `sync` they are, and so is the data written before.

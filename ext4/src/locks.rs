@@ -20,7 +20,7 @@ struct Waiter {
 struct Lock {
     shared: u32,
     exclusive: bool,
-    /// First come, first served, so that nobody starves.
+    /// First come, first served, so that no waiter starves.
     queue: VecDeque<Waiter>,
 }
 
@@ -66,12 +66,12 @@ struct Place<'a> {
 }
 
 impl Locks {
-    /// Waits until nobody holds the lock exclusively.
+    /// Waits until the lock is not held exclusively.
     pub(crate) async fn shared(&self, number: u32) -> Guard<'_> {
         self.acquire(number, false).await
     }
 
-    /// Waits until nobody holds the lock.
+    /// Waits until the lock is free.
     pub(crate) async fn exclusive(&self, number: u32) -> Guard<'_> {
         self.acquire(number, true).await
     }
@@ -136,7 +136,7 @@ impl Locks {
         Poll::Pending
     }
 
-    /// Changes a lock, wakes whom that lets in, and forgets a lock that nobody wants.
+    /// Changes a lock, wakes the waiters that get it, and removes it if it is unused.
     fn change(&self, number: u32, change: impl FnOnce(&mut Lock)) {
         let mut table = self.0.lock();
         if let Some(lock) = table.locks.get_mut(&number) {

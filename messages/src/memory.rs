@@ -1,4 +1,4 @@
-//! P's requests to M: a promise of memory, and chunks of it.
+//! P's requests to M: reservations of memory, and chunks of it.
 //!
 //! M lends memory in chunks of [`CHUNK_SIZE`](crate::CHUNK_SIZE) bytes. P reads and writes a chunk
 //! by RDMA at the address and under the key that [`Lend`] replied: byte *o* of the chunk lies at
@@ -26,7 +26,7 @@ pub const MAX_CHUNKS: usize = 128;
 pub type Chunks = heapless::Vec<RemoteAddr, MAX_CHUNKS>;
 
 wire_struct! {
-    /// Asks for a promise of chunks.
+    /// Reserves chunks.
     ReserveRequest {
         /// The number of chunks that the peer is promised in all, those it is lent included.
         chunks: u32,
@@ -86,6 +86,6 @@ calls! {
     /// Returns chunks. EINVAL, and nothing has changed, if one of them is not lent to the peer or
     /// named twice. P has ended its transfers to and from them before it asks.
     Return = 3, "p2m_return": ReturnRequest => ();
-    /// Tells how much memory M has: a program asks by `/proc/meminfo`.
+    /// Returns the size of M's memory, for `/proc/meminfo`.
     Capacity = 4, "p2m_capacity": () => CapacityReply;
 }

@@ -7,7 +7,7 @@
 //!
 //! A request that names a path, or changes what an open file is, names the [`Caller`] too: S judges
 //! rights by Linux's rules on each component of the path, and what is made belongs to the caller.
-//! S believes P who the caller is.
+//! S trusts P's statement of the caller.
 
 pub use crate::caller::{Caller, Groups, MAX_GROUPS, Privileges};
 use crate::wire::{calls, wire_flags, wire_handle, wire_struct};
@@ -141,7 +141,7 @@ bitflags::bitflags! {
 }
 wire_flags!(AttributeFlags, "the attributes to change");
 
-/// Defines a request that begins with who asks, behind which its other fields follow in order.
+/// Defines a request that begins with its caller, followed by its other fields in order.
 macro_rules! caller_request {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {
         $(#[$doc])*
@@ -437,7 +437,7 @@ wire_struct! {
         inodes: u64,
         /// Free inodes.
         free_inodes: u64,
-        /// A number that tells file systems apart.
+        /// The file system's identifier.
         id: u64,
         /// Whether the file system is read-only.
         read_only: bool,

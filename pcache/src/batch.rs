@@ -1,4 +1,4 @@
-//! Changes of entries that TLBs must hear of, gathered: one shootdown for all.
+//! Batches changes of entries, so that one shootdown serves all.
 
 use heapless::Vec;
 use mutants::Mutant;

@@ -85,7 +85,7 @@ pub struct Cache<M: Machine> {
     pub(crate) ahead: Ahead,
 }
 
-/// The fate of pages read ahead, for whoever decides how far to read.
+/// Use and waste of readahead, from which the window is set.
 #[derive(Default)]
 pub(crate) struct Ahead {
     pub(crate) used: AtomicU64,
@@ -235,7 +235,7 @@ impl<M: Machine> Cache<M> {
         error
     }
 
-    /// Maps a page that has come.
+    /// Maps a page whose READ has ended.
     fn read_ended(&self, set: &mut Set<M::Entry>, way: usize, id: LineId) {
         set.counters.nr_pcache_fill_from_memory += 1;
         self.took(&self.fills, set.lines[way].started);
@@ -279,7 +279,7 @@ impl<M: Machine> Cache<M> {
         }
     }
 
-    /// Gets a line that was just taken ready for other bytes.
+    /// Prepares a newly taken line for other bytes.
     pub(crate) fn renew(&self, set: &mut Set<M::Entry>, index: u32, way: usize) {
         if core::mem::take(&mut set.lines[way].code) {
             self.machine.retire_code(self.geometry.line(index, way));
@@ -332,12 +332,12 @@ impl<M: Machine> Cache<M> {
         (line, index, way)
     }
 
-    /// Returns a batch for changes of a space's entries that TLBs must hear of.
+    /// Returns a batch for changes of a space's entries that need a shootdown.
     pub fn batch(&self, space: SpaceId) -> Batch<'_, M> {
         Batch::new(self, Some(space))
     }
 
-    /// Returns how many pages read ahead were used, and how many left unused.
+    /// Returns how many pages of readahead were used, and how many were evicted unused.
     #[must_use]
     pub fn read_ahead(&self) -> (u64, u64) {
         (

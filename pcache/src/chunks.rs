@@ -20,8 +20,8 @@ const WORDS: usize = (CHUNK_PAGES / 64) as usize;
 struct Chunk {
     addr: AtomicU64,
     key: AtomicU64,
-    /// A bit for each slot in use. Bits are set by whoever allocates and cleared under the lock of
-    /// the slot's set.
+    /// A bit for each slot in use. Set by the allocating thread, cleared under the lock of the
+    /// slot's set.
     used: [AtomicU64; WORDS],
     /// Slots in use, and one more while the chunk belongs to a region of addresses.
     holds: AtomicU32,

@@ -87,7 +87,7 @@ const fn moved(bits: u64, from: u64, to: u64) -> u64 {
 }
 
 impl Pte {
-    /// The entry of a page that nobody touched.
+    /// The entry of a page that was never touched.
     pub const EMPTY: Self = Self(0);
 
     /// Returns the entry of a page whose bytes are in `slot`.
@@ -171,7 +171,7 @@ impl Pte {
         user | writable | moved(bits, WRITE, SOFT_WRITE) | moved(!bits, EXEC, NO_EXECUTE)
     }
 
-    /// Returns whether nobody touched the page.
+    /// Returns whether the page was never touched.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0

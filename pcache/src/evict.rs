@@ -1,5 +1,5 @@
 //! Eviction: victims are unmapped in batches, one shootdown a batch, and written back by
-//! WRITEs that nothing waits for. A fault on a page whose line is leaving finds the line again.
+//! asynchronous WRITEs. A fault on a page whose line is leaving finds the line again.
 
 use crate::batch::Batch;
 use crate::set::{Line, Set};
@@ -25,8 +25,8 @@ impl<M: Machine> Cache<M> {
         self.queues.push(self.machine.core(), index) >= enough
     }
 
-    /// Prepares victims in every set that waits for one on this core. Called where a core has
-    /// nothing better to do; misses call it when enough sets wait.
+    /// Prepares victims in every set that waits for one on this core. Called by idle cores,
+    /// and by misses when enough sets wait.
     pub fn evict(&self) {
         self.evict_queued(&mut Batch::new(self, None));
     }
@@ -142,7 +142,7 @@ impl<M: Machine> Cache<M> {
         self.shootdowns.end(core);
     }
 
-    /// Counts whether a page read ahead was of use.
+    /// Counts whether a page of readahead was used.
     pub(crate) fn judge_read_ahead(&self, set: &mut Set<M::Entry>, used: bool) {
         if used {
             set.counters.nr_pcache_prefetch_hit += 1;

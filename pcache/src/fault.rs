@@ -1,8 +1,8 @@
 //! The miss path: an entry that is remote, a line, one READ.
 //!
 //! [`Cache::touch`] does what one look can do: it maps a page that is here, or starts the READ of
-//! one that is not. [`Cache::complete`] maps the page that came, so whoever faulted only looks at
-//! its entry again. Locks of a clean miss: the set's twice (start and end), and the store's queue.
+//! one that is not. [`Cache::complete`] maps the page, and the faulting thread only looks at its
+//! entry again. Locks of a clean miss: the set's twice (start and end), and the store's queue.
 
 use core::task::Waker;
 
@@ -22,7 +22,7 @@ pub enum Touch {
     Started,
     /// A transfer under way must end first; the waker is called then.
     Wait,
-    /// Nobody touched the page: ask the VMA.
+    /// The page was never touched; the VMA says what it contains.
     Empty,
     /// The page is here, and must be copied before it is written.
     Copy,
@@ -39,7 +39,7 @@ impl<M: Machine> Cache<M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Fill`] if the page could not be read: said once, the next look tries again.
+    /// [`Error::Fill`] if the READ failed, once; the next call tries again.
     pub fn touch(
         &self,
         at: Mapping<M::Entry>,

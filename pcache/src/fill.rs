@@ -32,7 +32,7 @@ pub enum Filled {
 }
 
 impl<M: Machine> Cache<M> {
-    /// Maps a page that nobody touched to `slot`, which is allocated and new, with its first
+    /// Maps a page that was never touched to `slot`, which is newly allocated, with its first
     /// contents.
     ///
     /// A page of a shared object (`object`) is never forgotten: it is written back though it is

@@ -1,6 +1,6 @@
-//! Reading ahead: which neighbours of a missed page are likely to be missed next.
+//! Readahead: predicts which neighbours of a missed page will be missed next.
 //!
-//! Pages read ahead are mapped when they come, so a scan faults only behind each window. A window
+//! These pages are mapped when they arrive, so a scan faults only behind each window. A window
 //! grows while faults come where it predicts; the stride is that of the majority of the last faults
 //! (the trend of Leap, ATC'20). The share of pages that left unused limits it.
 
@@ -10,7 +10,7 @@ use crate::Vpn;
 pub const MAX_WINDOW: u32 = 15;
 /// Faults whose distances vote.
 const VOTES: usize = 8;
-/// Pages read ahead that must have left or been used before their share of waste is judged anew.
+/// Pages of readahead, used or evicted, after which the share of waste is computed again.
 const JUDGED: u64 = 32;
 /// Strides longer than this, in pages, are no trend.
 const MAX_STRIDE: i64 = 64;
@@ -37,19 +37,19 @@ impl Plan {
     }
 }
 
-/// The advice that a mapping was given.
+/// A mapping's advice (`madvise`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Advice {
-    /// Nothing is known.
+    /// No advice (`MADV_NORMAL`).
     #[default]
     Normal,
-    /// The mapping is used from front to back.
+    /// Accesses are sequential (`MADV_SEQUENTIAL`).
     Sequential,
-    /// Neighbours tell nothing.
+    /// Accesses are random (`MADV_RANDOM`).
     Random,
 }
 
-/// A miss, as a [`Prefetcher`] is told of it.
+/// A miss, the input of a [`Prefetcher`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Miss {
     /// The page.

@@ -21,21 +21,21 @@ use crate::rmap::{Chain, Mapping};
 use crate::sync::MutexGuard;
 use crate::{Counters, IoFailed, Policy, Pte, Slot};
 
-/// Tasks that can wait for one set at a time without disturbing each other.
+/// Capacity of a set's list of waiters; beyond it waiters are woken early.
 const WAITERS: usize = 8;
 
 /// State of a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
-    /// Nothing.
+    /// Holds no slot.
     Free,
-    /// A slot that is being read.
+    /// Being filled by a READ.
     Reading,
-    /// A slot's bytes.
+    /// Holds a slot's bytes.
     Valid,
-    /// A slot's bytes, and the line is being written back.
+    /// Holds a slot's bytes, and is being written back.
     Writing,
-    /// Nothing: the read failed, and the next access to the slot is told.
+    /// Holds no bytes: the READ failed. The next access to the slot returns the error.
     Failed(IoFailed),
 }
 
@@ -107,7 +107,7 @@ impl<E> Line<E> {
         self.evictable() && self.first.is_none() && !self.dirty && !self.fresh
     }
 
-    /// Returns whether the line will be reclaimable without anyone's doing.
+    /// Returns whether the line becomes reclaimable when transfers or shootdowns end.
     fn leaving(&self) -> bool {
         let out = self.first.is_none() && (self.victim || self.dead);
         out && (self.flushing > 0 || self.state == State::Writing)
@@ -126,7 +126,7 @@ pub(crate) struct Set<E> {
     leaving: u64,
     pub(crate) tick: u32,
     pub(crate) hand: usize,
-    /// The way used last, which is no victim: whoever faulted must get to use it, also when all
+    /// The way used last, which is no victim, so that the faulting thread can use it even if all
     /// other lines are in flight.
     newest: usize,
     /// The set is in a queue of the evictor.
@@ -244,7 +244,7 @@ impl<E> Set<E> {
         debug_assert!(self.lines[way].leaving());
     }
 
-    /// Returns whether so many lines can serve a new slot now or soon, without anyone's doing.
+    /// Returns whether so many lines are spare now, or become so when transfers end.
     pub(crate) fn has_reserve(&self, count: u32) -> bool {
         // Without the instruction for it, counting the bits takes 17 others; the reserve is mostly
         // 1.
@@ -255,7 +255,7 @@ impl<E> Set<E> {
         lines != 0
     }
 
-    /// Marks a line as used.
+    /// Marks a line as recently used.
     pub(crate) fn used(&mut self, way: usize) {
         self.tick = self.tick.wrapping_add(1);
         self.newest = way;
@@ -278,7 +278,7 @@ impl<E> Set<E> {
         }
     }
 
-    /// Unlocks a set that has changed, and wakes who waits for that.
+    /// Unlocks a set that has changed, and wakes its waiters.
     pub(crate) fn changed(set: MutexGuard<'_, Self>) {
         if !set.waiters.is_empty() {
             Self::wake(set);
@@ -350,9 +350,9 @@ impl<E> Set<E> {
         self.spare & (1 << way) == 0 && way != self.newest && self.lines[way].evictable()
     }
 
-    /// Returns whether room in a full set comes only by the end of a transfer or a shootdown, which
-    /// wakes who waits: eviction has nothing to do, as enough is leaving or no line may. `but`
-    /// names a line that must stay.
+    /// Returns whether a full set gets room only by the end of a transfer or a shootdown, which
+    /// wakes its waiters. Eviction can't help: enough lines are leaving, or none may. `but` names a
+    /// line that must stay.
     pub(crate) fn is_stuck(&self, reserve: u32, but: Option<usize>) -> bool {
         let may = |way| Some(way) != but && self.may_leave(way);
         self.has_reserve(reserve) || !(0..self.lines.len()).any(may)

@@ -1,8 +1,8 @@
-//! Evictions whose shootdowns are still to come, counted for each core.
+//! Per-core counts of evictions whose shootdown is pending.
 //!
-//! An evictor makes entries remote or empty first and tells the TLBs later, once for a batch.
-//! Whoever walks a table meanwhile (munmap, mprotect, fork) finds entries of which nothing need be
-//! told, though cores may still use what they were: so a walk asks here before it ends.
+//! An evictor makes entries remote or empty first, and does one shootdown for a batch later. A walk
+//! in between (munmap, mprotect, fork) finds entries that need no shootdown of its own, though
+//! cores may still use their old translations. So a walk checks these counts before it ends.
 
 use alloc::boxed::Box;
 
@@ -34,12 +34,12 @@ impl Shootdowns {
         self.of(core).fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Notes that no TLB has what the entries were any more.
+    /// Notes that no TLB holds the old translations any more.
     pub(crate) fn end(&self, core: usize) {
         self.of(core).fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Returns whether entries may have been changed of which TLBs still have to be told.
+    /// Returns whether a shootdown may be pending for changed entries.
     pub(crate) fn any(&self) -> bool {
         self.0.iter().any(|core| core.0.load(Ordering::SeqCst) > 0)
     }

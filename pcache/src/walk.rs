@@ -1,6 +1,6 @@
 //! Changes of one entry with its address space: munmap, fork, mremap, mprotect.
 //!
-//! Whoever walks a table calls these for each entry of the tables that exist. An entry that is not
+//! A walk of the page tables calls these for each entry that exists. An entry that is not
 //! empty changes under the lock of its slot's set, but for rights, which change by themselves.
 
 use mutants::Mutant;

@@ -45,7 +45,7 @@ open_enum! {
         TIMEOUT = 4,
         /// The communication id is not known.
         INVALID_COMM_ID = 6,
-        /// Nobody serves this service.
+        /// The service is not served.
         INVALID_SERVICE_ID = 8,
         /// An old connection stands in the way.
         STALE_CONNECTION = 10,

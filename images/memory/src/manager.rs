@@ -138,7 +138,7 @@ impl Manager {
         }
     }
 
-    /// Notes that an extent's region is gone: nobody can write there any more.
+    /// Notes that an extent was deregistered: no peer can write there any more.
     pub fn deregistered(&mut self, extent: ExtentId) {
         self.pool.deregistered(extent, true);
     }

@@ -41,7 +41,7 @@ pub struct Node {
 impl Node {
     /// Brings the card and FIT up for the cluster that the command line names by `cluster=` and
     /// `key=`; `keepalive=`, `port=`, `pollers=`, `polling=`, `workers=` and `profile` change the
-    /// `config`. Nobody hears of this node before it [joins](Self::join).
+    /// `config`. The node is not announced before it [joins](Self::join).
     ///
     /// # Errors
     ///

@@ -132,7 +132,7 @@ impl OpenFile {
 }
 
 impl OpenFile {
-    /// Leaves word of the close for those who watch the file.
+    /// Notes the close, for the file's watches.
     fn tell_closed(&self) {
         let inode = match &self.kind {
             Kind::Tmp(tmp) => tmp.inode(),

@@ -1,4 +1,4 @@
-//! Watching files and folders (`inotify`): queues of events, and who watches what.
+//! Watches of files and folders (`inotify`), and their queues of events.
 //!
 //! Files are known by their inode numbers. Changes are told by the node's own file systems
 //! (`tmpfs/watch.rs`); what S's disk has does not change, and its watches stay silent.
@@ -112,7 +112,7 @@ impl Watches {
         self.by_inode.lock().keys().copied().collect()
     }
 
-    /// Tells those who watch an inode.
+    /// Notifies the watches of an inode.
     pub(crate) fn tell(&self, inode: u64, mask: u32, cookie: u32, name: &[u8]) {
         if !self.any() {
             return;

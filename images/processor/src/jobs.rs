@@ -1,6 +1,6 @@
 //! Job control: processes that stop and go on, what their parents hear, and orphaned groups.
 //!
-//! A process is stopped by whoever sends the signal: its threads leave user mode and wait, and
+//! The sender of a stop signal stops the process: its threads leave user mode and wait, and
 //! those that wait in the kernel are frozen there, so that no call is interrupted by a stop.
 
 use alloc::sync::Arc;
@@ -15,7 +15,7 @@ use crate::signals::{
 };
 use crate::terminal::To;
 
-/// A stop or continuation of a child that its parent has not been told of.
+/// A stop or continuation of a child that was not reported to its parent yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum News {
     /// It was stopped by a signal.
@@ -37,7 +37,7 @@ impl<N: Node> Process<N> {
         self.call_all();
     }
 
-    /// Lets a stopped process go on; with `tell` its parent hears of it.
+    /// Continues a stopped process; with `tell` its parent is notified.
     pub(crate) fn resume(&self, tell: bool) {
         if !self.set_stopped(false) {
             return;
@@ -77,7 +77,7 @@ impl<N: Node> Process<N> {
     }
 }
 
-/// Returns what a parent is told of a child's end.
+/// Returns the `siginfo` of a child's end, for its parent.
 pub(crate) fn child_info(signal: u8, pid: u32, exit: Exit) -> SignalInfo {
     let (code, status) = match exit {
         Exit::Code(code) => (CLD_EXITED, code),
@@ -90,7 +90,7 @@ pub(crate) fn child_info(signal: u8, pid: u32, exit: Exit) -> SignalInfo {
     }
 }
 
-/// Returns what a parent is told of a child's news.
+/// Returns the `siginfo` of a child's stop or continuation, for its parent.
 pub(crate) fn news_info(pid: u32, news: News) -> SignalInfo {
     let (code, status) = match news {
         News::Stopped(signal) => (CLD_STOPPED, signal),

@@ -133,7 +133,7 @@ impl Refusal {
     }
 }
 
-/// Either of the two ways in which loading goes wrong.
+/// A failure of loading: either of two kinds.
 enum Failure {
     Elf(ElfError),
     Other(Error),

@@ -52,7 +52,7 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// EAGAIN if there is no room, EPIPE if nobody will read it.
+    /// EAGAIN if there is no room, EPIPE if there is no reader.
     fn write(&self, from: &[u8]) -> Result<usize>;
     /// Returns the poll bits that hold now.
     fn ready(&self) -> u16;

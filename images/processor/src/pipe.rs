@@ -10,7 +10,7 @@ use crate::error::{Result, errno};
 use crate::object::{Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, POLL_RDNORM, POLL_WRNORM};
 use crate::wait::WaitQueue;
 
-/// Bytes that a pipe holds unless it is told otherwise.
+/// The default capacity of a pipe, in bytes.
 pub(crate) const PIPE_SIZE: usize = 65_536;
 /// Bytes that are written in one piece or not at all (`PIPE_BUF`).
 const ATOMIC: usize = 4096;
@@ -33,7 +33,7 @@ struct State {
     capacity: usize,
     readers: u32,
     writers: u32,
-    /// Number of opens of the read end, for those who wait for the other end of a FIFO.
+    /// Number of opens of the read end, for openers of a FIFO that wait for the other end.
     read_opens: u64,
     write_opens: u64,
 }

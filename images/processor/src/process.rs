@@ -45,7 +45,7 @@ pub trait Node: Sized + 'static {
     fn new_tables(&self) -> Option<Self::Tables>;
     /// Looks once for pages that have come; false if the task had better let others run.
     fn poll_pages(&self, now: Instant) -> bool;
-    /// Returns whether misses read neighbours ahead.
+    /// Returns whether readahead is on.
     fn reads_ahead(&self) -> bool;
     /// Returns the machine.
     fn platform(&self) -> &Self::Platform;
@@ -95,7 +95,7 @@ pub struct Process<N: Node> {
     pub(crate) cpu_time: ProcessTime,
     /// Woken at each signal, for files that signals are read from.
     pub(crate) signalled: Arc<WaitQueue>,
-    /// Its end, for those who hold it as a file.
+    /// Its exit status, for pidfds.
     pub(crate) lifetime: Arc<Lifetime>,
 }
 

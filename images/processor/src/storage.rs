@@ -28,7 +28,7 @@ pub(crate) struct StorageFile {
 /// Changes of S's files by this node's programs.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    /// Passed by who changes a file, so that S and what is kept here see changes in one order.
+    /// Held while a file changes, so that S and the cached pages see changes in one order.
     gates: [Gate; SHARDS],
     /// Counts the changes.
     versions: [AtomicU64; SHARDS],
@@ -78,7 +78,7 @@ impl Changes {
     }
 }
 
-/// Takes over bytes that S has stored. Called by who has passed the file's gate.
+/// Applies bytes that S has stored. The caller holds the file's gate.
 ///
 /// # Errors
 ///
@@ -97,7 +97,7 @@ pub(crate) async fn written<N: Node>(
     }
 }
 
-/// Takes over that S has cut or lengthened a file. Called by who has passed the file's gate.
+/// Applies a change of a file's length at S. The caller holds the file's gate.
 ///
 /// # Errors
 ///
@@ -111,7 +111,7 @@ pub(crate) async fn resized<N: Node>(node: &N, inode: u64, size: u64) -> Result<
     }
 }
 
-/// Takes over that a range of a file reads as zeroes. Called by who has passed the file's gate.
+/// Applies that a range of a file reads as zeroes. The caller holds the file's gate.
 ///
 /// # Errors
 ///

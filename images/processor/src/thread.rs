@@ -51,7 +51,7 @@ pub(crate) struct Shared {
     affinity: AtomicU64,
     /// Blocked signals.
     mask: AtomicU64,
-    /// The head of the list of locks that others must be told of.
+    /// The head of the list of robust futexes (`set_robust_list`).
     pub(crate) robust_list: AtomicU64,
     /// Signals for this thread alone.
     pub(crate) pending: Mutex<Pending>,
@@ -63,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) time: ThreadTime,
     creds: Mutex<Arc<Creds>>,
     nice: AtomicI32,
-    /// The scheduling policy and its static priority, which are only told.
+    /// The scheduling policy and its static priority, which are only reported.
     policy: Mutex<(u32, u32)>,
     /// The name that `prctl` sets, and `/proc` shows.
     pub(crate) name: Mutex<Vec<u8>>,
@@ -236,7 +236,7 @@ impl Shared {
     }
 }
 
-/// Told once, when a child lets its parent's memory go (vfork).
+/// Signalled once, when a vfork child releases its parent's memory.
 #[derive(Default)]
 pub(crate) struct Release {
     done: AtomicBool,
@@ -261,7 +261,7 @@ pub struct Thread<N: Node> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) cpu: N::Cpu,
     pub(crate) memory: Arc<Space<'static, N>>,
-    /// The recent misses, for reading ahead.
+    /// The recent misses, for readahead.
     pub(crate) prefetcher: Prefetcher,
     pub(crate) files: Arc<Mutex<Table>>,
     pub(crate) fs: Arc<Mutex<Fs>>,
@@ -395,7 +395,7 @@ impl<N: Node> Thread<N> {
         .await;
     }
 
-    /// Goes through the thread's turns to its end.
+    /// Runs the thread's turns until it ends.
     pub(crate) async fn live(mut self) {
         let exit = loop {
             let outcome = match self.turn() {
@@ -459,7 +459,7 @@ impl<N: Node> Thread<N> {
         })
     }
 
-    /// Goes on with what a turn could not end.
+    /// Continues what a turn could not complete.
     async fn go_on(&mut self, turn: Turn) -> Result<()> {
         match turn {
             Turn::Done => Ok(()),
@@ -488,7 +488,7 @@ impl<N: Node> Thread<N> {
         cores.better(self.core(), self.node.cores(), self.shared.affinity())
     }
 
-    /// Ends this task and goes on in one of another core.
+    /// Ends this task and continues in one on another core.
     fn move_to(mut self, core: usize) {
         let node = self.node;
         self.cpu.leave_core();

@@ -1,4 +1,4 @@
-//! Timers of programs: what expires when, and who is told.
+//! Timers of programs: expiry times and targets.
 //!
 //! A [`Timer`] is pure state. [`Timers`] holds the armed ones that follow the wall clock by the
 //! time of their next expiry; one task ([`Kernel::keep_timers`]) waits for the earliest and expires
@@ -39,13 +39,13 @@ pub(crate) enum Clock {
 /// Receivers of an expiry.
 #[derive(Debug)]
 pub(crate) enum Target {
-    /// Nobody: the timer is only asked for.
+    /// No target: the timer is only queried.
     Nobody,
     /// A process by its number, by a signal. Timers end with their process.
     Process(u32, SignalInfo),
     /// A thread of a process, by a signal.
     Thread(u32, u32, SignalInfo),
-    /// Whoever waits for a timer file.
+    /// The waiters of a timer file.
     File(Arc<WaitQueue>),
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Setting {
     /// The next expiry; `None` while the timer is disarmed.
     next: Option<Instant>,
     interval: Duration,
-    /// Expiries that nobody has asked for.
+    /// Expiries that were not read yet.
     expired: u64,
     /// The number under which [`Timers`] holds the timer.
     ticket: u64,
@@ -122,12 +122,12 @@ impl Timer {
         (setting.next.map_or(Duration::ZERO, left), setting.interval)
     }
 
-    /// Takes the expiries that nobody has asked for.
+    /// Takes the expiries that were not read yet.
     pub(crate) fn take_expired(&self) -> u64 {
         core::mem::take(&mut self.setting.lock().expired)
     }
 
-    /// Returns whether there are expiries that nobody has asked for.
+    /// Returns whether there are unread expiries.
     pub(crate) fn has_expired(&self) -> bool {
         self.setting.lock().expired > 0
     }
@@ -136,7 +136,7 @@ impl Timer {
         self.setting.lock().next
     }
 
-    /// Tells the target of `count` expiries.
+    /// Notifies the target of `count` expiries.
     fn tell<N: Node>(&self, node: &N, count: u64) {
         let (Target::Process(pid, info) | Target::Thread(pid, _, info)) = &self.target else {
             if let Target::File(queue) = &self.target {

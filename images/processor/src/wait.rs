@@ -9,7 +9,7 @@ use locks::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// Tasks that wait for something to change.
 ///
-/// Whoever changes it calls [`wake`](Self::wake) afterwards; whoever waits looks again then.
+/// A change is followed by [`wake`](Self::wake), after which waiters check their condition again.
 #[derive(Debug, Default)]
 pub struct WaitQueue {
     wakers: Mutex<Vec<Waker>>,
@@ -17,7 +17,7 @@ pub struct WaitQueue {
 }
 
 impl WaitQueue {
-    /// Returns a queue that nobody waits in.
+    /// Returns a queue without waiters.
     const fn new() -> Self {
         Self {
             wakers: Mutex::new(Vec::new()),
@@ -36,7 +36,7 @@ impl WaitQueue {
         }
     }
 
-    /// Returns how often it was woken, so that who looked before sees that something has changed.
+    /// Returns the number of wake-ups, by which a waiter sees a change since its last check.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -83,7 +83,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Returns a gate that nobody is in.
+    /// Returns a free gate.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -97,7 +97,7 @@ impl Gate {
         self.queue.until(|| self.try_pass()).await
     }
 
-    /// Passes the gate if nobody is in it.
+    /// Enters the gate if it is free.
     pub fn try_pass(&self) -> Option<Pass<'_>> {
         let free = self
             .taken

@@ -24,7 +24,7 @@ impl From<ext4::Error> for Error {
 }
 
 impl Error {
-    /// Returns what the program is told.
+    /// Returns the error number for the program.
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {

@@ -8,9 +8,9 @@
 //!
 //! # What is left out
 //!
-//! Access control lists, locks of files. S believes a peer who its callers are, and paths begin at
-//! the root: who was in a directory that he may not reach any more does not reach it by a relative
-//! path either. What several processors keep of one file is not kept in step.
+//! Access control lists, locks of files. S trusts a peer's statement of its callers. Paths begin at
+//! the root, so a process in a directory that it may not reach any more does not reach it by a
+//! relative path either. Caches of one file on several processors are not kept coherent.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

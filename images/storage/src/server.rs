@@ -306,7 +306,7 @@ impl<D: Disk> Server<D> {
         }
     }
 
-    /// Returns what the peer is told; S's own troubles are logged.
+    /// Returns the error for the peer; S's own failures are logged.
     fn told<T>(&self, result: Result<T, Error>) -> Result<T, Errno> {
         result.map_err(|error| {
             if !matches!(error, Error::Errno(_)) {

@@ -17,7 +17,7 @@ use storage::{Bulk, PeerKey};
 const BULK: u32 = 64 << 10;
 /// Requests that are answered at a time: one that waits for the disk holds none of the others up.
 const WORKERS: u16 = 8;
-/// The time after which a change is made durable that nobody asked to be (as Linux's `commit=`).
+/// Interval of commits without a sync (as Linux's `commit=`).
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// S's main task.

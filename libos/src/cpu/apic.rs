@@ -136,7 +136,7 @@ pub(crate) fn id() -> u32 {
     }
 }
 
-/// Tells the APIC that the interrupt is served.
+/// Signals the end of the interrupt (EOI) to the APIC.
 pub(crate) fn end_of_interrupt() {
     write(END_OF_INTERRUPT, 0);
 }

@@ -1,4 +1,4 @@
-//! Interrupt vectors and who waits for them.
+//! Interrupt vectors and the tasks that wait for them.
 
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicUsize, Ordering};

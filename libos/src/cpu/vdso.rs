@@ -78,7 +78,7 @@ fn has_rdtscp() -> bool {
         .is_some_and(|features| features.has_rdtscp())
 }
 
-/// Tells programs by RDTSCP which core they run on.
+/// Sets `TSC_AUX`, by which RDTSCP gives programs their core's number.
 pub(crate) fn init_core() {
     if has_rdtscp() {
         // SAFETY: the register is there with RDTSCP, and nothing but programs reads it.

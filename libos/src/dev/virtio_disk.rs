@@ -1,6 +1,6 @@
 //! Virtio block devices (virtio 1.2, section 5.2), with several requests at work at a time.
 //!
-//! Whoever waits for a request looks at the used ring, for itself and for all others. The buffers
+//! Each waiting task polls the used ring, for itself and for all others. The buffers
 //! belong to the disk, so a request whose task was dropped, or whose answer is late, leaves no
 //! memory of anybody else's with the device.
 // UNSAFETY: lends buffers to a device.

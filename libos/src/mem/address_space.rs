@@ -368,7 +368,7 @@ impl AddressSpace {
         self.tables.query(address)
     }
 
-    /// Unmaps the page at `address` and tells how it was used. No core uses it when this returns.
+    /// Unmaps the page at `address` and returns its marks. No core uses it when this returns.
     pub fn unmap(&self, address: u64) -> Option<Mapping> {
         let was = self.tables.unmap(address)?;
         // Whatever the accessed mark says: it may have been taken while a translation stayed
@@ -377,14 +377,14 @@ impl AddressSpace {
         Some(was)
     }
 
-    /// Changes a mapped page's rights and tells what it was; its dirty and accessed marks stay.
+    /// Changes a mapped page's rights and returns its former state; its marks stay.
     pub fn protect(&self, address: u64, rights: Rights) -> Option<Mapping> {
         let was = self.tables.protect(address, rights)?;
         self.rights_changed(address, was, rights);
         Some(was)
     }
 
-    /// Takes the page's dirty mark and tells what it was. A store after this sets it again.
+    /// Clears the page's dirty mark and returns its former value. A store after this sets it again.
     pub fn clear_dirty(&self, address: u64) -> Option<Mapping> {
         let was = self.tables.clear_dirty(address)?;
         if was.dirty {
@@ -393,7 +393,7 @@ impl AddressSpace {
         Some(was)
     }
 
-    /// Takes the page's accessed mark and tells what it was.
+    /// Clears the page's accessed mark and returns its former value.
     ///
     /// A use by this core after this sets it again. Other cores are not interrupted for a hint: one
     /// that has the translation cached sets it again only once that is gone.

@@ -55,13 +55,13 @@ impl Asid {
         FREE.lock().0.push(self.0);
     }
 
-    /// Returns the number, for those who keep it in a word of their own.
+    /// Returns the number as a plain integer.
     #[must_use]
     pub const fn number(self) -> u32 {
         self.0
     }
 
-    /// Returns the space's number from what [`number`](Self::number) told.
+    /// Returns the space's number from the integer of [`number`](Self::number).
     #[must_use]
     pub const fn from_number(number: u32) -> Self {
         Self(number)

@@ -172,17 +172,17 @@ impl<M: TableMemory> Tables<M> {
         self.change(self.page(address)?, |_| 0)
     }
 
-    /// Changes a mapped page's rights and tells what it was; its marks stay.
+    /// Changes a mapped page's rights and returns its former state; its marks stay.
     pub(crate) fn protect(&self, address: u64, rights: Rights) -> Option<Mapping> {
         self.set_rights(self.page(address)?, rights)
     }
 
-    /// Takes the page's dirty mark and tells what it was.
+    /// Clears the page's dirty mark and returns its former value.
     pub(crate) fn clear_dirty(&self, address: u64) -> Option<Mapping> {
         self.change(self.page(address)?, |entry| entry & !DIRTY)
     }
 
-    /// Takes the page's accessed mark and tells what it was.
+    /// Clears the page's accessed mark and returns its former value.
     pub(crate) fn clear_accessed(&self, address: u64) -> Option<Mapping> {
         self.change(self.page(address)?, |entry| entry & !ACCESSED)
     }

@@ -9,7 +9,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 pub(crate) struct RunQueue<T> {
     /// The heap's lock is taken under it, and no other.
     tasks: Mutex<VecDeque<T>>,
-    /// Set while the core sleeps or is about to: who clears it must interrupt the core.
+    /// Set while the core sleeps or is about to; the task that clears it must interrupt the core.
     idle: AtomicBool,
     /// Calls of [`RunQueue::pop`]. Only the core itself writes it.
     polls: AtomicU64,

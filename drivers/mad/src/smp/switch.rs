@@ -182,7 +182,7 @@ pub const TRAP_LINK_STATE: u16 = 128;
 pub struct Notice {
     /// Type of the notice.
     pub kind: NoticeType,
-    /// The node type of who reports, 24 bits.
+    /// The reporting node's type, 24 bits.
     pub producer: [u8; 3],
     /// Trap number: the event.
     pub trap: U16,

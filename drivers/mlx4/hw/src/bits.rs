@@ -6,7 +6,7 @@
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// A number in the low `N` bits of a byte; the bits above belong to nobody.
+/// A number in the low `N` bits of a byte; the bits above are unused.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -35,7 +35,7 @@ impl<const N: u32> core::fmt::Debug for Low<N> {
     }
 }
 
-/// A number in the high `N` bits of a byte; the bits below belong to nobody.
+/// A number in the high `N` bits of a byte; the bits below are unused.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

@@ -13,7 +13,7 @@ pub const QPS_PER_ENTRY: usize = (ENTRY_LEN - 0x20) / 4;
 /// Bytes of an entry (Linux `MLX4_DEFAULT_MGM_LOG_ENTRY_SIZE` 10).
 pub const ENTRY_LEN: usize = 1 << 10;
 
-/// A multicast group: its GID and who gets what is sent there.
+/// A multicast group: its GID and its member queue pairs.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct GroupEntry {

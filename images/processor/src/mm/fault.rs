@@ -96,7 +96,7 @@ impl<N: Node> Space<'_, N> {
         }
     }
 
-    /// Goes on with what [`fault_now`](Self::fault_now) could not end. `first` and results are as
+    /// Continues what [`fault_now`](Self::fault_now) could not complete. `first` and results are as
     /// there and with [`fault`](Self::fault).
     ///
     /// # Errors
@@ -266,7 +266,7 @@ impl<N: Node> Space<'_, N> {
         Some(Miss { vpn, advice, fate })
     }
 
-    /// A page that nobody touched: its VMA says what is there.
+    /// Handles a page that was never touched: its VMA says what it contains.
     #[inline]
     fn first_touch(
         &self,
@@ -342,7 +342,7 @@ impl<N: Node> Space<'_, N> {
         self.touch_anonymous(page, rights, waker)
     }
 
-    /// Gives a page that nobody touched, and that starts as zeros, a slot. Called with the VMAs
+    /// Gives a page that was never touched, and starts as zeros, a slot. Called with the VMAs
     /// locked.
     #[inline]
     fn touch_anonymous(&self, page: u64, rights: Rights, waker: Option<&Waker>) -> Result<Step> {

@@ -45,7 +45,7 @@ pub struct FilePages {
     /// A bit for each page whose bytes have come. A slot alone says nothing: it is there before
     /// them.
     here: Mutex<Vec<u64>>,
-    /// Passed by who brings pages.
+    /// Held while pages are fetched.
     gate: Gate,
     closing: Arc<Closing>,
 }
@@ -138,7 +138,7 @@ impl FilePages {
             .await
     }
 
-    /// Writes to the pages of a range that are here. Called by who has passed the gate.
+    /// Writes to the pages of a range that are here. The caller holds the gate.
     async fn each_page<'a, N: Node>(
         &self,
         space: &Space<'static, N>,
@@ -161,7 +161,7 @@ impl FilePages {
         Ok(())
     }
 
-    /// Makes room for a file that has grown. Called by who has not passed the gate.
+    /// Makes room for a file that has grown. The caller does not hold the gate.
     async fn grow<N: Node>(&self, space: &Space<'static, N>, size: u64) -> Result<()> {
         let _pass = self.gate.pass().await;
         self.size.fetch_max(size, Ordering::AcqRel);

@@ -40,7 +40,7 @@ use vma::Vmas;
 
 /// One past the highest stack address: the last whole chunk's worth below the user's end.
 pub const STACK_TOP: u64 = USER_END / CHUNK_SIZE * CHUNK_SIZE;
-/// The limit of a stack that nobody changed (`RLIMIT_STACK`).
+/// The default limit of a stack (`RLIMIT_STACK`).
 pub const STACK_LIMIT: u64 = 8 << 20;
 /// Distance between a stack and what lies below it (Linux's `stack_guard_gap`: 256 pages).
 pub const STACK_GAP: u64 = 256 * 4096;
@@ -98,7 +98,7 @@ pub struct Space<'n, N: Node> {
     pub(crate) stack_limit: AtomicU64,
     /// The heap's range, which `brk` moves the end of.
     pub(crate) heap: Mutex<Heap>,
-    /// Held by whoever changes the address space.
+    /// Held while the address space changes.
     change: Gate,
 }
 

@@ -1,4 +1,4 @@
-//! Chunks from M: asked for in batches and ahead, kept for reuse, returned when there are many.
+//! Chunks from M: requested in batches and in advance, kept for reuse, returned if there are many.
 //!
 //! Commitment is counted in pages here and promised by M in chunks, so that most `mmap` calls send
 //! nothing. A mapping that asks for no promise takes what is left.
@@ -18,9 +18,9 @@ use crate::process::Node;
 
 /// Chunks that are asked for at once.
 const BATCH: u16 = 8;
-/// Chunks kept for the next region; below, more are asked for ahead.
+/// Low watermark of spare chunks: below it, more are requested in advance.
 const LOW: usize = 2;
-/// Chunks kept at most; above, some are returned.
+/// High watermark of spare chunks: above it, some are returned.
 const HIGH: usize = 32;
 /// Chunks that a promise is rounded up to: 64 MB.
 const PROMISE: u64 = 32;
@@ -38,9 +38,9 @@ struct State {
     committed: u64,
     /// Chunks that M has promised.
     promised: u64,
-    /// The last request for chunks ahead failed; asked again when one is needed.
+    /// The last advance request failed; the next is made when a chunk is needed.
     refused: bool,
-    /// Wakes the task that asks ahead.
+    /// Wakes the task that requests chunks in advance.
     refill: Option<Waker>,
 }
 
@@ -67,7 +67,7 @@ impl Supply {
     ///
     /// # Errors
     ///
-    /// ENOMEM if M has not so much that is promised to nobody.
+    /// ENOMEM if M has too little memory that is not promised to a peer.
     pub(crate) async fn commit<N: Node>(&self, node: &N, pages: u64) -> Result<()> {
         if self.commit_now(pages) {
             return Ok(());
@@ -210,7 +210,7 @@ impl Supply {
         }
     }
 
-    /// Returns all chunks that nothing uses, and the promises that nobody needs.
+    /// Returns all unused chunks and unneeded promises.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Sockets of this node's own: local ones (`AF_UNIX`), and Internet sockets among the node's
 //! programs.
 //!
-//! A [`Socket`] owns the [`Channel`] that it receives from; whoever sends to it holds the same
+//! A [`Socket`] owns the [`Channel`] that it receives from; its senders hold the same
 //! channel. A connected pair is two sockets that hold each other's channels. There are no packets:
 //! Internet sockets on the loopback addresses are the same channels with other names and rules.
 //!
@@ -59,13 +59,13 @@ pub(crate) enum Type {
     SeqPacket = 5,
 }
 
-/// One direction, and those who wait at its ends.
+/// One direction, and the waiters at its ends.
 #[derive(Debug)]
 pub(crate) struct Channel {
     half: Mutex<Half<Right>>,
     /// Woken when something changes for the reader.
     data: WaitQueue,
-    /// Woken when something changes for those who send.
+    /// Woken when something changes for senders.
     space: WaitQueue,
 }
 
@@ -211,7 +211,7 @@ impl Socket {
         self.state.lock().peer_credentials
     }
 
-    /// Takes the error that waits to be told (`SO_ERROR`).
+    /// Takes the pending error (`SO_ERROR`).
     pub(crate) fn take_error(&self) -> Option<messages::Errno> {
         self.receive.half.lock().error.take()
     }

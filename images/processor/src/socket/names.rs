@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::Socket;
 use crate::error::{Result, errno};
 
-/// Ports that are given to who asks for none (Linux's `net.ipv4.ip_local_port_range`).
+/// Ephemeral ports (Linux's `net.ipv4.ip_local_port_range`).
 const EPHEMERAL: core::ops::RangeInclusive<u16> = 32_768..=60_999;
 
 /// The name of a local socket, as it is looked for.
@@ -176,7 +176,7 @@ impl Names {
                 .get(&(proto, self.next_port))
                 .into_iter()
                 .flatten();
-            // Who asks for any port shares none.
+            // An ephemeral port is never shared.
             if !there
                 .clone()
                 .any(|bound| bound.alive() && bound.overlaps(new))

@@ -280,7 +280,7 @@ impl Net {
     ///
     /// # Errors
     ///
-    /// ENETUNREACH for an address that is not this node's, ECONNREFUSED if nobody listens.
+    /// ENETUNREACH for an address that is not this node's, ECONNREFUSED if there is no listener.
     pub(crate) fn find_listener(&self, to: SocketAddr) -> Result<Arc<Socket>> {
         reachable(to)?;
         let found = self
@@ -391,7 +391,7 @@ impl Net {
             let state = other.state.lock();
             (state.local.clone(), state.peer.clone())
         };
-        // Who is connected receives from its peer alone.
+        // A connected socket receives from its peer only.
         if theirs.is_some_and(|theirs| !Arc::ptr_eq(&theirs, &socket.receive)) {
             return Err(errno::EPERM.into());
         }
@@ -508,7 +508,7 @@ impl Socket {
         }
     }
 
-    /// Tells once that the socket has connected meanwhile.
+    /// Reports once that the socket has connected meanwhile.
     pub(crate) fn told(&self) -> bool {
         let mut state = self.state.lock();
         let now = state.phase == Phase::ToldNext;
@@ -518,7 +518,7 @@ impl Socket {
         now
     }
 
-    /// Keeps an error for who asks later, as of a connection that nobody waited for.
+    /// Keeps an error for a later query, such as that of a non-blocking connect.
     pub(crate) fn fail_later(&self, error: messages::Errno) {
         self.receive.half.lock().error = Some(error);
         self.receive.wake();

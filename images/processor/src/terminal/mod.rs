@@ -106,7 +106,8 @@ impl Terminals {
         all.find(|terminal| terminal.jobs().session == session)
     }
 
-    /// Lets a session's terminal go: its leader has ended. The foreground group hears of it.
+    /// Detaches a session's terminal after its leader's end. The foreground group gets SIGHUP
+    /// and SIGCONT.
     pub(crate) fn leave_session(&self, session: u32) {
         if let Some(terminal) = self.of_session(session) {
             let group = terminal.jobs().group;
@@ -165,7 +166,7 @@ struct State {
     output: VecDeque<u8>,
     window: Window,
     jobs: Jobs,
-    /// Nobody is at the other end any more.
+    /// The other end is closed.
     hung_up: bool,
     /// A pty that can't be opened yet.
     locked: bool,
@@ -226,7 +227,7 @@ impl Terminal {
         self.state.lock().window
     }
 
-    /// Changes the window; the foreground group hears of it.
+    /// Changes the window's size; the foreground group gets SIGWINCH.
     pub(crate) fn set_window(&self, window: Window) {
         let group = {
             let mut state = self.state.lock();
@@ -314,7 +315,7 @@ impl Terminal {
         self.wake_all();
     }
 
-    /// Stops output, or lets it go on.
+    /// Stops or continues output.
     pub(crate) fn stop(&self, stopped: bool) {
         self.state.lock().discipline.stop(stopped);
         self.wake_all();
@@ -394,7 +395,7 @@ impl Tty {
     ///
     /// # Errors
     ///
-    /// EIO while the pty is locked, or if nobody is at its other end.
+    /// EIO while the pty is locked, or if its other end is closed.
     pub(crate) fn open(terminal: &Arc<Terminal>) -> Result<Self> {
         let mut state = terminal.state.lock();
         if state.locked || state.hung_up {

@@ -26,7 +26,7 @@ const MAX_SIZE: u64 = 1 << 40;
 pub(crate) struct TmpFile {
     inode: u64,
     size: AtomicU64,
-    /// Passed by whoever reads, writes or resizes.
+    /// Held during reads, writes and resizes.
     pub(super) gate: Gate,
     /// The addresses in the kernel's space, and the pages.
     region: Mutex<Option<Region>>,

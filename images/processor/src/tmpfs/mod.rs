@@ -440,7 +440,7 @@ pub(crate) enum Change {
     Owner(u32, u32),
     /// Last access and last change of the data.
     Times(Option<Duration>, Option<Duration>),
-    /// Both times become the present, which also he may do who may write.
+    /// Sets both times to the present, for which write permission suffices.
     Present(Duration),
 }
 

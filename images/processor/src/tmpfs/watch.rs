@@ -1,4 +1,4 @@
-//! Telling those who watch files what happens to them.
+//! Events for the watches of files.
 
 use super::{FOLDER, TYPE_MASK, Tmpfs, last_part};
 use crate::inotify::{
@@ -46,7 +46,7 @@ impl<N: Node> Tmpfs<N> {
         self.watches.tell(inode, mask, 0, &[]);
     }
 
-    /// Tells of a new name.
+    /// Reports a new name.
     pub(super) fn entered(&self, inode: u64, at: &Named<'_>, linked: bool) {
         if self.watches.any() {
             if linked {
@@ -98,7 +98,7 @@ impl<N: Node> Tmpfs<N> {
         self.watches.tell(inode, MOVE_SELF, 0, &[]);
     }
 
-    /// Tells of a file that was closed.
+    /// Reports the close of a file.
     pub(crate) fn was_closed(&self, closed: &Closed) {
         let mask = if closed.wrote {
             CLOSE_WRITE
@@ -108,7 +108,7 @@ impl<N: Node> Tmpfs<N> {
         self.happened(closed.inode, last_part(&closed.path), mask);
     }
 
-    /// Returns who watches what.
+    /// Returns the watches.
     pub(crate) fn watches(&self) -> &alloc::sync::Arc<inotify::Watches> {
         &self.watches
     }
