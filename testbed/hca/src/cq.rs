@@ -60,7 +60,8 @@ impl CompletionQueue {
         Low24::new(index.wrapping_sub(consumer)).get()
     }
 
-    /// Returns whether no entry is free, by the consumer index in the doorbell record.
+    /// Returns whether no entry is free. The doorbell record is read when the queue seems full:
+    /// software updates it without a register access (Linux `mlx4/cq.h`, `mlx4_cq_set_ci`).
     fn is_full(&mut self, memory: &Memory) -> bool {
         if self.ahead_of(self.producer, self.consumer) < self.entries() {
             return false;
@@ -235,8 +236,9 @@ impl CompletionQueues {
         }
     }
 
-    /// Takes a CQ's doorbell from UAR page `uar`: arms it, or reports at once if there is something
-    /// already.
+    /// Handles a CQ's doorbell from UAR page `uar`: arms it, or reports at once if there are
+    /// entries beyond the consumer index already. Linux's Ethernet driver does not look again
+    /// after arming (`mlx4/en_rx.c`, `mlx4_en_poll_rx_cq`).
     pub(crate) fn ring(
         &mut self,
         memory: &Memory,

@@ -174,6 +174,8 @@ impl EventQueues {
             return;
         }
         queue.producer = queue.producer.wrapping_add(1);
+        // An interrupt disarms the queue: software handles what there is and arms it again by the
+        // doorbell (Linux `mlx4/eq.c`, `mlx4_eq_int`, `eq_set_ci`).
         if queue.armed {
             queue.armed = queue.context.flags.state() == EQ_STATE_ALWAYS_ARMED;
             self.interrupts += 1;
@@ -181,7 +183,10 @@ impl EventQueues {
         }
     }
 
-    /// Takes an EQ's doorbell.
+    /// Handles an EQ's doorbell: the consumer index, and whether to arm.
+    ///
+    /// Entries behind the consumer index interrupt at once, since Linux does not look again after
+    /// arming (`mlx4/eq.c`, `mlx4_eq_int`): else an event between the two would be lost.
     pub(crate) fn ring(&mut self, memory: &Memory, eqn: u32, doorbell: EqDoorbell) {
         let Some(queue) = self.queues.get_mut(&eqn) else {
             return;
@@ -219,7 +224,9 @@ pub(crate) fn fill_entries(
     Ok(())
 }
 
-/// Writes an entry so that its last word, which has the owner bit, becomes visible last.
+/// Writes an entry of a CQ or EQ, its last word with the owner bit last: software reads the rest as
+/// soon as that bit is right (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_one`; `mlx4/eq.c`,
+/// `mlx4_eq_int`).
 pub(crate) fn write_entry(
     memory: &Memory,
     purpose: Purpose,

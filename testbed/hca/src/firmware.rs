@@ -67,7 +67,7 @@ struct Command {
 type Outcome = Result<u64, CmdStatus>;
 
 impl Hca {
-    /// Carries out the command in the register.
+    /// Executes the command in the register.
     pub(crate) fn run_command(&mut self) {
         let dword = |offset: usize| self.registers.command[offset / 4];
         let doorbell = Doorbell::from(dword(hcr::DOORBELL));
@@ -100,6 +100,8 @@ impl Hca {
                 result,
             })
         });
+        // `go` clears and the toggle reads back in one dword, by which software sees the end (Linux
+        // `mlx4/cmd.c`, `cmd_pending`).
         let done = Doorbell::new()
             .with_toggle(doorbell.toggle())
             .with_status(status);

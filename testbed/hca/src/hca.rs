@@ -43,7 +43,8 @@ pub(crate) struct Hca {
     pub(crate) qps: HashMap<u32, QueuePair>,
     /// The queue pairs whose send doorbell was rung last.
     rung: VecDeque<u32>,
-    /// The upper half of a CQ doorbell that comes in two stores, with its UAR page.
+    /// The upper half of a CQ doorbell that comes in two stores, with its UAR page. 32-bit software
+    /// has no store of 64 bits (Linux `mlx4/doorbell.h`, `mlx4_write64`).
     half_doorbell: Option<(u32, u32)>,
     /// Whether configuration space counts, as on a bus; a virtual machine monitor answers for it
     /// itself.
@@ -338,7 +339,7 @@ impl Hca {
         }
     }
 
-    /// Lets one queue pair that has something to do go on. False when there is none.
+    /// Runs one ready queue pair for a turn; false if none is ready.
     pub(crate) fn take_turn(&mut self) -> bool {
         let Some(qpn) = self.core.ready.pop_front() else {
             return false;

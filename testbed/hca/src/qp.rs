@@ -24,7 +24,10 @@ pub(crate) struct QueuePair {
     pub(crate) report_drained: bool,
 }
 
-/// Returns the states that a transition leads from and to. `None` as origin: any but RESET.
+/// Returns the states that a transition leads from and to; `None` as origin is any but RESET.
+///
+/// The commands are those of Linux's table (`mlx4/qp.c`, `__mlx4_qp_modify`), without 2RST_QP,
+/// which is allowed from any state.
 pub(crate) fn transition(opcode: Opcode) -> Option<(Option<QpState>, QpState)> {
     Some(match opcode {
         Opcode::RST2INIT_QP => (Some(QpState::RST), QpState::INIT),

@@ -138,12 +138,12 @@ impl Requester {
         self.queue.is_empty()
     }
 
-    /// Takes a doorbell.
+    /// Handles the send doorbell.
     pub(crate) fn ring(&mut self) {
         self.fetching = true;
     }
 
-    /// Gives the retries back: the peer answered.
+    /// Resets the retry counters after an answer of the peer.
     fn progress(&mut self) {
         self.retries = self.parameters.retry_count();
         self.rnr_retries = self.parameters.rnr_retry();
@@ -360,6 +360,7 @@ impl QueuePair {
                 .ok()?,
         }
         let (control, _) = ControlSegment::read_from_prefix(&bytes).ok()?;
+        // Software sets the bit last, to the pass (Linux `hw/mlx4/qp.c`, `mlx4_ib_post_send`).
         if control.owner.pass() != (first & slots != 0) {
             return None;
         }

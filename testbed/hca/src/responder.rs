@@ -480,7 +480,7 @@ impl QueuePair {
         Ok(original)
     }
 
-    /// Takes the next receive of the queue pair's queue or of the one it shares.
+    /// Takes the next receive of the queue pair's own queue or of its SRQ.
     pub(crate) fn take_receive(&mut self, core: &mut Core) -> Option<Receive> {
         if self.context.srq.enable() {
             let srqn = self.context.srq.srqn();
@@ -501,6 +501,8 @@ impl QueuePair {
             .ok()?
             .to_bytes();
         let counter = self.responder.taken;
+        // The record's low half counts the receives posted; they have no doorbell (Linux
+        // `hw/mlx4/qp.c`, `mlx4_ib_post_recv`).
         if u16::from_be_bytes([posted[2], posted[3]]) == counter {
             return None;
         }
