@@ -188,7 +188,7 @@ enum SourceFile {
 impl<'a, N: Node> Source<'a, N> {
     async fn open(node: &'a N, path: &[u8], creds: &Creds) -> Result<Self> {
         let tmpfs = node.kernel().tmpfs();
-        let (file, stat) = match tmpfs.find(path, true)? {
+        let (file, stat) = match tmpfs.find(path, true, creds)? {
             Found::Storage(path) => {
                 let by = creds.asker();
                 let flags = OpenFlags::EXECUTE;

@@ -234,11 +234,13 @@ impl<N: Node> Thread<N> {
 
     /// Opens what S or this node's own file systems have under a path.
     async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
+        // What is to be made anew does not go where a link leads.
+        let follows = flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL;
         match self
             .node
             .kernel()
             .tmpfs()
-            .find(path, flags & O_NOFOLLOW == 0)?
+            .find(path, follows, &self.creds())?
         {
             Found::Storage(path) => self.open_storage(&path, flags, mode).await,
             found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
@@ -346,7 +348,7 @@ impl<N: Node> Thread<N> {
         self.check_rights(&stat, wanted(flags))?;
         let kind = stat.mode & TYPE_MASK;
         if kind == FOLDER {
-            if flags & (O_ACCMODE | O_CREAT) != 0 {
+            if flags & (O_ACCMODE | O_CREAT | O_TRUNC) != 0 {
                 return Err(errno::EISDIR.into());
             }
             tell(inode, OPEN);
@@ -364,7 +366,7 @@ impl<N: Node> Thread<N> {
         // A link that is not to be followed.
         let file = tmpfs.file(inode).ok_or(errno::ELOOP)?;
         tell(inode, OPEN);
-        if flags & O_TRUNC != 0 && flags & O_ACCMODE != 0 {
+        if flags & O_TRUNC != 0 {
             tmpfs.resize(&file, 0).await?;
             tell(inode, MODIFY);
         }
@@ -430,7 +432,7 @@ impl<N: Node> Thread<N> {
             Walked::Elsewhere(path) => path,
         };
         let tmpfs = self.node.kernel().tmpfs();
-        match tmpfs.find(path, follow)? {
+        match tmpfs.find(path, follow, by)? {
             Found::Storage(path) => {
                 let by = by.asker();
                 self.node.files().stat(by.caller(), &path, follow).await
@@ -514,7 +516,12 @@ impl<N: Node> Thread<N> {
                 target = to;
                 target.len()
             }
-            Ok(path) => match self.node.kernel().tmpfs().find(&path, false)? {
+            Ok(path) => match self
+                .node
+                .kernel()
+                .tmpfs()
+                .find(&path, false, &self.creds())?
+            {
                 Found::Storage(path) => {
                     let (by, files) = (self.asker(), self.node.files());
                     files

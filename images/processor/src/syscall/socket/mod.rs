@@ -211,7 +211,7 @@ impl<N: Node> Thread<N> {
     async fn make_socket_inode(&self, socket: &Socket, path: &[u8]) -> Result<u64> {
         let whole = self.socket_path(path)?;
         let tmpfs = self.node.kernel().tmpfs();
-        match tmpfs.find(&whole, false)? {
+        match tmpfs.find(&whole, false, &self.creds())? {
             Found::Here(_) => Err(errno::EADDRINUSE.into()),
             Found::Storage(_) => match self.refuse_change(&whole, path::Change::Create).await {
                 Err(Error::Errno(errno::EEXIST)) => Err(errno::EADDRINUSE.into()),
@@ -237,7 +237,7 @@ impl<N: Node> Thread<N> {
         };
         let whole = self.socket_path(path)?;
         let tmpfs = self.node.kernel().tmpfs();
-        match tmpfs.find(&whole, true)? {
+        match tmpfs.find(&whole, true, &self.creds())? {
             Found::Here(inode) => {
                 let stat = tmpfs.stat(inode)?;
                 self.check_rights(&stat, WRITE)?;
