@@ -4,14 +4,18 @@
 //! A change by another node is seen here once the file is opened anew, but not in pages that are
 //! kept.
 
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use messages::PAGE_SIZE;
 use messages::storage::FileId;
+use spin::Mutex;
 
 use crate::error::{Error, Result};
 use crate::mm::file::FilePages;
+use crate::pipe::Pipe;
 use crate::platform::Files;
 use crate::process::Node;
 use crate::wait::{Gate, Pass};
@@ -79,6 +83,24 @@ impl Changes {
     pub(crate) fn changed(&self, inode: u64) {
         self.note();
         self.versions[shard(inode)].fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// The pipes of named pipes on S's disk that are open, by their inodes.
+#[derive(Debug, Default)]
+pub(crate) struct NamedPipes(Mutex<BTreeMap<u64, Weak<Pipe>>>);
+
+impl NamedPipes {
+    /// Returns the pipe of an inode. It lasts as long as somebody has it open.
+    pub(crate) fn get(&self, inode: u64) -> Arc<Pipe> {
+        let mut pipes = self.0.lock();
+        if let Some(pipe) = pipes.get(&inode).and_then(Weak::upgrade) {
+            return pipe;
+        }
+        pipes.retain(|_, pipe| pipe.strong_count() > 0);
+        let pipe = Arc::<Pipe>::default();
+        pipes.insert(inode, Arc::downgrade(&pipe));
+        pipe
     }
 }
 
@@ -184,6 +206,6 @@ pub(crate) fn removed<N: Node>(node: &N, inode: u64) {
     drop(gone);
 }
 
-fn pages<N: Node>(node: &N, inode: u64) -> Option<alloc::sync::Arc<FilePages>> {
+fn pages<N: Node>(node: &N, inode: u64) -> Option<Arc<FilePages>> {
     node.kernel().file_cache.lock().known(inode)
 }

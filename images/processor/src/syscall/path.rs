@@ -44,6 +44,8 @@ const KEPT: u64 = 0o3 | 0o6_000 | 0o10_000 | 0o40_000 | 0o4_000_000;
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
 const TYPE_MASK: u32 = 0o170_000;
 const FOLDER: u32 = 0o040_000;
+const REGULAR: u32 = 0o100_000;
+const FIFO: u32 = 0o010_000;
 /// `W_OK` of access(2).
 const W_OK: u64 = 2;
 /// `AT_EACCESS`: the effective numbers count, not the real ones.
@@ -310,8 +312,17 @@ impl<N: Node> Thread<N> {
             id: opened.file,
             inode: opened.stat.inode,
         };
-        if opened.stat.mode & TYPE_MASK == FOLDER {
+        let kind = opened.stat.mode & TYPE_MASK;
+        if kind == FOLDER {
             return Ok(Kind::Folder(of));
+        }
+        if kind != REGULAR && flags & u64::from(O_PATH) == 0 {
+            self.node.kernel().closing.add(of.id);
+            if kind != FIFO {
+                return Err(errno::ENXIO.into());
+            }
+            let pipe = self.node.kernel().named_pipes.get(of.inode);
+            return self.open_fifo(&pipe, flags).await;
         }
         if wants.intersects(OpenFlags::CREATE | OpenFlags::UNNAMED) {
             self.node.kernel().changes.note();
