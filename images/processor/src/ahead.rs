@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::files::OpenFile;
 use crate::load::{PIECE, read_file};
 use crate::process::Node;
-use crate::storage::StorageFile;
+use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
 
 /// The bytes of an open file that were read last.
@@ -58,6 +58,8 @@ impl<N: Node> Thread<N> {
         offset: u64,
         into: &mut [u8],
     ) -> Result<usize> {
+        let end = offset.saturating_add(into.len() as u64);
+        storage::before_read(self.node, of.inode, offset..end).await?;
         let mut done = 0;
         while done < into.len() {
             let (at, rest) = (offset.saturating_add(done as u64), &mut into[done..]);

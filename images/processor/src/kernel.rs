@@ -23,7 +23,7 @@ use crate::mm::object::Object;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
 use crate::socket::Net;
-use crate::storage::Changes;
+use crate::storage::{Changes, NamedPipes};
 use crate::strace::{Tallies, summary};
 use crate::terminal::Terminals;
 use crate::timer::Timers;
@@ -45,6 +45,7 @@ pub struct Kernel<N: Node> {
     /// The pages of the vDSO.
     vdso: Mutex<Option<Arc<Object>>>,
     pub(crate) file_cache: Mutex<FileCache>,
+    pub(crate) named_pipes: NamedPipes,
     pub(crate) closing: Arc<Closing>,
     pub(crate) changes: Changes,
     pub(crate) cores: Cores,
@@ -173,6 +174,7 @@ impl<N: Node> Kernel<N> {
             tmpfs: Once::new(),
             vdso: Mutex::default(),
             file_cache: Mutex::default(),
+            named_pipes: NamedPipes::default(),
             closing: Arc::default(),
             changes: Changes::default(),
             cores: Cores::default(),

@@ -22,7 +22,7 @@ use crate::mm::{Heap, MMAP_TOP, STACK_TOP, Space};
 use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::stack::{self, Facts, Identity};
-use crate::storage::StorageFile;
+use crate::storage::{self, StorageFile};
 use crate::tmpfs::{Found, TmpFile};
 use crate::vdso;
 
@@ -188,7 +188,7 @@ enum SourceFile {
 impl<'a, N: Node> Source<'a, N> {
     async fn open(node: &'a N, path: &[u8], creds: &Creds) -> Result<Self> {
         let tmpfs = node.kernel().tmpfs();
-        let (file, stat) = match tmpfs.find(path, true)? {
+        let (file, stat) = match tmpfs.find(path, true, creds)? {
             Found::Storage(path) => {
                 let by = creds.asker();
                 let flags = OpenFlags::EXECUTE;
@@ -199,6 +199,7 @@ impl<'a, N: Node> Source<'a, N> {
                 };
                 let closing = Some(node.kernel().closing.clone());
                 let open = Arc::new(OpenFile::new(Kind::File(of), path, 0, closing));
+                storage::before_read(node, of.inode, 0..u64::MAX).await?;
                 (SourceFile::Storage(opened.file, open), opened.stat)
             }
             Found::Here(inode) => {

@@ -4,12 +4,19 @@
 //! A change by another node is seen here once the file is opened anew, but not in pages that are
 //! kept.
 
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use messages::PAGE_SIZE;
 use messages::storage::FileId;
+use spin::Mutex;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mm::file::FilePages;
+use crate::pipe::Pipe;
+use crate::platform::Files;
 use crate::process::Node;
 use crate::wait::{Gate, Pass};
 
@@ -72,9 +79,28 @@ impl Changes {
         self.any.swap(false, Ordering::AcqRel)
     }
 
-    fn changed(&self, inode: u64) {
+    /// Counts a change of a file's bytes.
+    pub(crate) fn changed(&self, inode: u64) {
         self.note();
         self.versions[shard(inode)].fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// The pipes of named pipes on S's disk that are open, by their inodes.
+#[derive(Debug, Default)]
+pub(crate) struct NamedPipes(Mutex<BTreeMap<u64, Weak<Pipe>>>);
+
+impl NamedPipes {
+    /// Returns the pipe of an inode. It lasts as long as somebody has it open.
+    pub(crate) fn get(&self, inode: u64) -> Arc<Pipe> {
+        let mut pipes = self.0.lock();
+        if let Some(pipe) = pipes.get(&inode).and_then(Weak::upgrade) {
+            return pipe;
+        }
+        pipes.retain(|_, pipe| pipe.strong_count() > 0);
+        let pipe = Arc::<Pipe>::default();
+        pipes.insert(inode, Arc::downgrade(&pipe));
+        pipe
     }
 }
 
@@ -125,6 +151,53 @@ pub(crate) async fn punched<N: Node>(node: &N, inode: u64, from: u64, to: u64) -
     }
 }
 
+/// Writes back what programs have stored to a range of a file through mappings, for a call that
+/// reads it from S. The caller does not hold the file's gate.
+///
+/// # Errors
+///
+/// EIO and the like if S can't take it, and what ends the node.
+pub(crate) async fn before_read<N: Node>(node: &N, inode: u64, bytes: Range<u64>) -> Result<()> {
+    match pages(node, inode).filter(|file| file.has_stores()) {
+        Some(file) => {
+            let range = bytes.start / PAGE_SIZE..bytes.end.div_ceil(PAGE_SIZE);
+            file.write_back(node, range).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes an open file durable, with what programs have stored to it through mappings.
+///
+/// # Errors
+///
+/// As [`before_read`]; also a write-back that failed before and that no program was told of.
+pub(crate) async fn sync<N: Node>(node: &N, of: StorageFile) -> Result<()> {
+    let pages = pages(node, of.inode);
+    if let Some(file) = &pages {
+        file.write_back(node, 0..u64::MAX).await?;
+    }
+    node.files().fsync(of.id).await?;
+    pages.map_or(Ok(()), |file| file.take_failure())
+}
+
+/// Writes back what programs have stored to any file through mappings. What fails is told by the
+/// next fsync of that file.
+///
+/// # Errors
+///
+/// What ends the node.
+pub(crate) async fn write_back_all<N: Node>(node: &N) -> Result<()> {
+    let files = node.kernel().file_cache.lock().stored();
+    for file in files {
+        match file.write_back(node, 0..u64::MAX).await {
+            Ok(()) | Err(Error::Errno(_)) => {}
+            ended => ended?,
+        }
+    }
+    Ok(())
+}
+
 /// Forgets the pages of a file that has lost a name: S frees it once nothing has it open.
 pub(crate) fn removed<N: Node>(node: &N, inode: u64) {
     let kernel = node.kernel();
@@ -133,6 +206,6 @@ pub(crate) fn removed<N: Node>(node: &N, inode: u64) {
     drop(gone);
 }
 
-fn pages<N: Node>(node: &N, inode: u64) -> Option<alloc::sync::Arc<FilePages>> {
+fn pages<N: Node>(node: &N, inode: u64) -> Option<Arc<FilePages>> {
     node.kernel().file_cache.lock().known(inode)
 }

@@ -43,11 +43,14 @@ impl<D: Disk> Server<D> {
     /// Returns an open file that may be written.
     fn writable(&self, from: PeerKey, file: FileId) -> Result<alloc::sync::Arc<OpenFile>, Errno> {
         let file = self.file(from, file)?;
-        if file.writable {
-            Ok(file)
-        } else {
-            Err(Errno::EBADF)
+        if !file.writable {
+            return Err(Errno::EBADF);
         }
+        // Devices, sockets and named pipes have no data on a disk.
+        if file.kind != REGULAR {
+            return Err(Errno::EINVAL);
+        }
+        Ok(file)
     }
 
     /// Refuses a change of names on a read-only file system before the names are looked for, as

@@ -92,7 +92,7 @@ pub(crate) struct OpenFile {
     /// Set-user-id and set-group-id survive writes.
     pub(crate) keeps_set_ids: bool,
     /// Type of the file, as `st_mode`.
-    kind: u16,
+    pub(crate) kind: u16,
 }
 
 #[derive(Default)]

@@ -1,13 +1,16 @@
 //! `conformance`: runs test suites that others wrote, on a cluster and on this machine's Linux.
 //!
 //! * [`suite`]: the interface of a suite. * [`busybox`], [`posix`], [`python`], [`stress`],
-//!   [`nix`]: one suite each.
+//!   [`nix`], [`fsx`], [`pjdfstest`]: one suite each; [`crates`]: builds those that are crates.
 //! * [`bed`]: runs cases on a cluster or in a `chroot`. * [`table`]: compares both runs. [`record`]
 //!   keeps the results in `docs/conformance.md`.
 
 mod bed;
 mod busybox;
+mod crates;
+mod fsx;
 mod nix;
+mod pjdfstest;
 mod posix;
 mod python;
 mod record;
@@ -42,7 +45,7 @@ const PROGRESS: Duration = Duration::from_secs(60);
 /// is 1 if a test fails on the cluster alone and docs/conformance.md gives no reason for it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite: busybox, posix, python, stress or nix
+    /// The suite: busybox, posix, python, stress, nix, fsx or pjdfstest
     suite: &'static dyn Suite,
     /// Runs only the cases whose names hold NAME (repeatable)
     #[arg(long, value_name = "NAME")]

@@ -5,17 +5,19 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{busybox, nix, posix, python, stress};
+use super::{busybox, fsx, nix, pjdfstest, posix, python, stress};
 
 /// The suite's files in the root file system.
 pub(super) const FOLDER: &str = "/conformance";
 /// All suites, in the order of `docs/conformance.md`.
-pub(super) const SUITES: [&dyn Suite; 5] = [
+pub(super) const SUITES: [&dyn Suite; 7] = [
     &busybox::Busybox,
     &posix::Posix,
     &python::Python,
     &stress::Stress,
     &nix::Nix,
+    &fsx::Fsx,
+    &pjdfstest::Pjdfstest,
 ];
 
 /// A suite of tests.

@@ -244,9 +244,35 @@ impl<N: Node> Space<'_, N> {
                 Touch::Empty => return self.first_touch(page, access, force, waker),
                 Touch::Copy => self.copy_page(page, at, waker),
                 Touch::Denied if force && entry.load().is_present() => Step::Done,
+                Touch::Denied if self.first_store(page, access, at) => {
+                    return self.step(page, access, force, false, waker);
+                }
                 Touch::Denied => Step::Refused(Refused::Forbidden),
             },
         )
+    }
+
+    /// Lets a program store to a page of a file that it has only read through this mapping;
+    /// returns whether it may. Called for an entry that does not permit the access.
+    fn first_store(&self, page: u64, access: Access, at: Mapping<EntryOf<N>>) -> bool {
+        if access != Access::Write {
+            return false;
+        }
+        let vmas = self.vmas.lock();
+        let Some((range, vma)) = vmas.find(page) else {
+            return false;
+        };
+        let Some((file, of_file)) = vma.stored_file(range.start, page) else {
+            return false;
+        };
+        if !vma.rights.contains(Rights::WRITE) {
+            return false;
+        }
+        file.stored_to(of_file);
+        let cache = self.node.cache();
+        let mut batch = cache.batch(self.tables.space());
+        cache.protect_page(at, vma.rights, &mut batch);
+        true
     }
 
     /// Returns what a prefetcher is to know of a miss; `None` if nothing is read ahead.
@@ -313,8 +339,15 @@ impl<N: Node> Space<'_, N> {
             let Some(slot) = file.slot(of_file) else {
                 return Ok(Step::NeedsFile(file.clone(), of_file));
             };
+            let remote = match vma.stored_file(range.start, page) {
+                None => Pte::remote(slot, rights).with_object().with_cow(),
+                Some(_) if access == Access::Write => {
+                    file.stored_to(of_file);
+                    Pte::remote(slot, rights).with_object()
+                }
+                Some(_) => Pte::remote(slot, rights - Rights::WRITE).with_object(),
+            };
             let at = self.make_entry(page)?;
-            let remote = Pte::remote(slot, rights).with_object().with_cow();
             let _ = at.entry.exchange(Pte::EMPTY, remote);
             drop(vmas);
             return self.step(page, access, force, false, waker);

@@ -2,8 +2,9 @@
 //! mappings.
 //!
 //! The pages are an object, as those of shared memory, mapped at addresses of the kernel's space by
-//! which they are filled. A program's mapping shares them copy-on-write. What this node's programs
-//! change of a file is changed in its pages, too (`storage.rs`).
+//! which they are filled. A program's private mapping shares them copy-on-write; through a shared
+//! one it stores to them ([`super::write_back`]). What this node's programs change of a file by
+//! other calls is changed in its pages, too (`storage.rs`).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
@@ -20,6 +21,7 @@ use super::Space;
 use super::map::Place;
 use super::object::Object;
 use super::vma::{Backing, Vma, VmaFlags};
+use super::write_back::Stores;
 use crate::error::{Result, errno};
 use crate::files::OpenFile;
 use crate::kernel::Closing;
@@ -37,25 +39,27 @@ pub struct FilePages {
     /// Keeps the file open at S.
     open: Arc<OpenFile>,
     id: FileId,
-    inode: u64,
+    pub(super) inode: u64,
     region: Mutex<Region>,
     /// The file's size; pages behind it are not to be reached.
-    size: AtomicU64,
+    pub(super) size: AtomicU64,
+    /// What programs store through shared mappings.
+    pub(super) stores: Stores,
     object: Arc<Object>,
     /// A bit for each page whose bytes have come. A slot alone says nothing: it is there before
     /// them.
     here: Mutex<Vec<u64>>,
-    /// Held while pages are fetched.
-    gate: Gate,
+    /// Held by whoever brings pages.
+    pub(super) gate: Gate,
     closing: Arc<Closing>,
 }
 
 /// Addresses in the kernel's space, at which the pages are filled.
 #[derive(Clone, Copy, Debug)]
-struct Region {
-    start: u64,
+pub(super) struct Region {
+    pub(super) start: u64,
     /// In whole pages.
-    len: u64,
+    pub(super) len: u64,
 }
 
 impl FilePages {
@@ -80,11 +84,10 @@ impl FilePages {
 
     /// Returns how many pages the file has.
     pub(super) fn count(&self) -> u64 {
-        let size = self.size.load(Ordering::Acquire);
-        size.min(self.region().len).div_ceil(PAGE_SIZE)
+        self.size.load(Ordering::Acquire).div_ceil(PAGE_SIZE)
     }
 
-    fn region(&self) -> Region {
+    pub(super) fn region(&self) -> Region {
         *self.region.lock()
     }
 
@@ -109,7 +112,10 @@ impl FilePages {
     ) -> Result<()> {
         let _pass = self.gate.pass().await;
         let end = offset.saturating_add(bytes.len() as u64);
-        self.size.fetch_max(end, Ordering::AcqRel);
+        let had = self.size.fetch_max(end, Ordering::AcqRel);
+        // What a program has stored behind the old end is no part of the file.
+        self.each_page(space, had, offset, |_, len| &ZEROES[..len])
+            .await?;
         let parts = |at: u64| {
             let from = usize::try_from(at - offset).unwrap_or(usize::MAX);
             bytes.get(from..).unwrap_or_default()
@@ -133,8 +139,8 @@ impl FilePages {
     /// Takes over a new size. What lies behind it reads as zeroes if the file grows again.
     pub(crate) async fn resize<N: Node>(&self, space: &Space<'static, N>, size: u64) -> Result<()> {
         let _pass = self.gate.pass().await;
-        self.size.store(size, Ordering::Release);
-        self.each_page(space, size, u64::MAX, |_, len| &ZEROES[..len])
+        let had = self.size.swap(size, Ordering::AcqRel);
+        self.each_page(space, size.min(had), u64::MAX, |_, len| &ZEROES[..len])
             .await
     }
 
@@ -148,6 +154,8 @@ impl FilePages {
     ) -> Result<()> {
         let Region { start, len } = self.region();
         let (mut at, to) = (from, to.min(len));
+        self.stores
+            .changed_at_s(at / PAGE_SIZE..to.div_ceil(PAGE_SIZE));
         while at < to {
             let end = (at / PAGE_SIZE + 1) * PAGE_SIZE;
             let count = usize::try_from(end.min(to) - at).unwrap_or(0);
@@ -245,6 +253,12 @@ impl FileCache {
         self.keep(file)
     }
 
+    /// Returns the files that programs may store to through mappings.
+    pub(crate) fn stored(&self) -> Vec<Arc<FilePages>> {
+        let files = self.files.values().filter_map(Weak::upgrade);
+        files.filter(|file| file.has_stores()).collect()
+    }
+
     /// Forgets all files; those that are mapped stay until they are not.
     pub(crate) fn clear(&mut self) -> Vec<Arc<FilePages>> {
         self.files.clear();
@@ -286,6 +300,7 @@ pub(crate) async fn pages_of<N: Node>(
         inode,
         region: Mutex::new(Region { start, len }),
         size: AtomicU64::new(size),
+        stores: Stores::default(),
         object,
         here: Mutex::new(vec![0; words(len)?]),
         gate: Gate::default(),
@@ -307,11 +322,16 @@ pub(super) async fn bring<N: Node>(
     file: &FilePages,
     page: u64,
 ) -> Result<()> {
+    let offset = page * PAGE_SIZE;
+    if offset >= file.region().len {
+        // The file has grown since it was mapped.
+        let size = file.size.load(Ordering::Acquire);
+        file.grow(space, size).await?;
+    }
     let _pass = file.gate.pass().await;
     if file.slot(page).is_some() {
         return Ok(());
     }
-    let offset = page * PAGE_SIZE;
     let Region { start, len } = file.region();
     let left = usize::try_from(len.saturating_sub(offset)).map_or(PIECE, |left| left.min(PIECE));
     let mut piece = vec![0; left];

@@ -123,11 +123,15 @@ impl<N: Node> Space<'_, N> {
         Ok(vmas.remove(range.clone()))
     }
 
-    /// Takes back what VMAs that are gone were promised, and frees objects that nothing maps any
-    /// more.
+    /// Takes back what VMAs that are gone were promised, writes back what programs stored to files
+    /// through them, and frees objects that nothing maps any more.
     async fn forget(&self, removed: Vec<Piece>) {
         self.node.supply().uncommit(charged(&removed));
-        for (_, vma) in removed {
+        for (range, vma) in removed {
+            if let Some((file, first)) = vma.stored_file(range.start, range.start) {
+                file.put_back(self.node, first..first + pages_of(&range))
+                    .await;
+            }
             if let Backing::Object(object, _) = vma.backing {
                 let_go(self.node, object).await;
             }
@@ -165,10 +169,17 @@ impl<N: Node> Space<'_, N> {
             }
             vma.rights = rights;
         });
-        self.walk(mapped.clone(), |space, at, batch| {
-            space.node.cache().protect_page(at, rights, batch);
-        })
-        .await;
+        for (piece, vma) in self.with_vmas(|vmas| vmas.pieces(mapped.clone())) {
+            // The first store to a page of a file has to be seen.
+            let at_first = match vma.flags.contains(VmaFlags::SHARED) {
+                true => rights - Rights::WRITE,
+                false => rights,
+            };
+            self.walk(piece, |space, at, batch| {
+                space.node.cache().protect_page(at, at_first, batch);
+            })
+            .await;
+        }
         if mapped == range {
             Ok(())
         } else {
@@ -338,7 +349,7 @@ impl<N: Node> Space<'_, N> {
             if vma.flags.contains(VmaFlags::WIPEONFORK) {
                 continue;
             }
-            let private = !matches!(vma.backing, Backing::Object(..));
+            let private = !vma.is_shared();
             let tables = &child.tables;
             self.walk(range, |space, at, batch| {
                 match tables.entry_or_create(at.page.vpn.addr()) {

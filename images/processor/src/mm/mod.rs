@@ -6,7 +6,8 @@
 //!
 //! * [`vma`]: which addresses a program may touch, and what is there first.
 //! * [`supply`]: chunks and promises from M.
-//! * [`mod@file`]: pages of files of S, shared by all that map them.
+//! * [`mod@file`]: pages of files of S, shared by all that map them; `write_back`: those that
+//!   programs store to.
 //! * [`fault`]: page faults: misses, first touches, copy-on-write, stack growth.
 //! * `now`: mappings made and unmade without waiting.
 //! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
@@ -25,6 +26,7 @@ pub mod object;
 pub mod supply;
 pub mod vma;
 mod walk;
+mod write_back;
 
 use alloc::collections::BTreeMap;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};

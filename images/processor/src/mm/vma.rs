@@ -30,6 +30,10 @@ bitflags! {
         const DONTFORK = 8;
         /// A child gets it empty (`MADV_WIPEONFORK`).
         const WIPEONFORK = 16;
+        /// Stores go to the file that it maps (`MAP_SHARED`), not to a copy.
+        const SHARED = 32;
+        /// It may not become writable: what it maps was opened, or attached, to be read only.
+        const READONLY = 64;
     }
 }
 
@@ -41,7 +45,8 @@ pub enum Backing {
     Anonymous,
     /// Pages of a shared object, from this one on.
     Object(Arc<Object>, u64),
-    /// Pages of a file of S, from this one on; a store copies them.
+    /// Pages of a file of S, from this one on; a store copies them unless the VMA is
+    /// [shared](VmaFlags::SHARED).
     File(Arc<FilePages>, u64),
     /// Nothing: beyond the end of a file. Touching it is a bus error.
     Beyond,
@@ -96,10 +101,31 @@ impl Vma {
     #[must_use]
     pub fn accountable(&self) -> bool {
         let unpromised = VmaFlags::NORESERVE.union(VmaFlags::GROWSDOWN);
-        // Pages of a file that are only read are the file's.
-        let read =
-            matches!(self.backing, Backing::File(..)) && !self.rights.contains(Rights::WRITE);
-        !read && !self.rights.is_empty() && !self.flags.intersects(unpromised)
+        // Pages of a file that are only read, or that others see, are the file's.
+        let file_s = matches!(self.backing, Backing::File(..))
+            && (!self.rights.contains(Rights::WRITE) || self.flags.contains(VmaFlags::SHARED));
+        !file_s && !self.rights.is_empty() && !self.flags.intersects(unpromised)
+    }
+
+    /// Returns the file and its page that a store at `page` goes to, of a VMA that begins at
+    /// `start`; `None` if stores go to memory.
+    pub(crate) fn stored_file(&self, start: u64, page: u64) -> Option<(&Arc<FilePages>, u64)> {
+        match &self.backing {
+            Backing::File(file, first) if self.flags.contains(VmaFlags::SHARED) => {
+                Some((file, first + (page - start) / PAGE_SIZE))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns whether a child sees stores of its parent, and the other way round.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        match self.backing {
+            Backing::Object(..) => true,
+            Backing::File(..) => self.flags.contains(VmaFlags::SHARED),
+            Backing::Anonymous | Backing::Beyond => false,
+        }
     }
 
     /// Returns the VMA that begins `bytes` further on.

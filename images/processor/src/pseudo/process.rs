@@ -448,7 +448,7 @@ fn limits<N: Node>(process: &Process<N>) -> String {
 fn maps(vmas: &Vmas, heap: Heap, details: Option<()>) -> String {
     let mut text = String::new();
     for (range, vma) in vmas.iter() {
-        let shared = matches!(vma.backing, Backing::Object(..)) && range.start != vdso::PLACE;
+        let shared = vma.is_shared() && range.start != vdso::PLACE;
         let letter = |right: Rights, letter: char| {
             if vma.rights.contains(right) {
                 letter

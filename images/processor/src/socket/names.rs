@@ -108,6 +108,11 @@ impl Names {
         Ok(())
     }
 
+    /// Takes a name from the socket that has it.
+    pub(super) fn unname(&mut self, name: &UnixName) {
+        self.unix.remove(name);
+    }
+
     /// Gives a free abstract name to a local socket: five hexadecimal digits.
     pub(super) fn choose_name(&mut self, socket: &Weak<Socket>) -> Result<Vec<u8>> {
         for _ in 0..1 << 20 {

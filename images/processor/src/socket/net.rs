@@ -186,6 +186,11 @@ impl Net {
         }
     }
 
+    /// Takes the name of an inode from the socket that has it: the inode is another's now.
+    pub(crate) fn forget_inode(&self, inode: u64) {
+        self.names.lock().unname(&UnixName::Inode(inode));
+    }
+
     /// Gives a local socket its name: an inode's if `address` is a path, a free one if it is none.
     pub(crate) fn bind_unix(
         &self,

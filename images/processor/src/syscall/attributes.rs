@@ -153,7 +153,12 @@ impl<N: Node> Thread<N> {
             Walked::Entry(..) => return Ok(Subject::Other),
             Walked::Elsewhere(path) => path,
         };
-        let path = match self.node.kernel().tmpfs().find(&path, follow)? {
+        let path = match self
+            .node
+            .kernel()
+            .tmpfs()
+            .find(&path, follow, &self.creds())?
+        {
             Found::Storage(path) => path,
             Found::Here(_) => return Ok(Subject::Other),
             Found::Missing(..) => return Err(errno::ENOENT.into()),

@@ -139,6 +139,11 @@ impl<N: Node> Thread<N> {
                     let byte = first * messages::PAGE_SIZE + (addr - range.start);
                     Key::Shared(Arc::as_ptr(object) as usize, byte)
                 }
+                // Shared by who maps the same bytes of a file, if stores go there.
+                Backing::File(file, first) if vma.is_shared() => {
+                    let byte = first * messages::PAGE_SIZE + (addr - range.start);
+                    Key::Shared(Arc::as_ptr(file).addr(), byte)
+                }
                 _ => own,
             })
         })

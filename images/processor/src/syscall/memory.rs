@@ -32,6 +32,9 @@ const MAP_POPULATE: u64 = 0x8000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 /// Flags that Linux knows (`LEGACY_MAP_MASK` and `MAP_SYNC` apart), for `MAP_SHARED_VALIDATE`.
 const MAP_KNOWN: u64 = 0x1f_ff7f;
+/// `O_ACCMODE`, and `O_WRONLY`.
+const ACCESS: u32 = 3;
+const WRITE_ONLY: u32 = 1;
 const PROT_KNOWN: u64 = 7;
 /// `PROT_GROWSDOWN` and `PROT_GROWSUP`.
 const PROT_GROWS: u64 = 0x300_0000;
@@ -150,7 +153,10 @@ impl<N: Node> Thread<N> {
         }
         let source = match &file {
             Some(file) => match &file.kind {
-                Kind::File(of) => Some(of.id),
+                Kind::File(_) if file.flags() & ACCESS == WRITE_ONLY => {
+                    return Err(errno::EACCES.into());
+                }
+                Kind::File(of) => Some((of.id, file.flags() & ACCESS != 0)),
                 Kind::Device(Device::Zero) => None,
                 Kind::Device(_) => return Err(errno::ENODEV.into()),
                 _ => return Err(errno::EACCES.into()),
@@ -158,7 +164,8 @@ impl<N: Node> Thread<N> {
             None => None,
         };
         let rights = rights(prot & PROT_KNOWN);
-        if source.is_some() && shared && rights.contains(Rights::WRITE) {
+        let to_file = shared && rights.contains(Rights::WRITE);
+        if to_file && source.is_some_and(|(_, writes)| !writes) {
             return Err(errno::EACCES.into());
         }
         let (place, len) = placement(addr, len, flags)?;
@@ -167,25 +174,20 @@ impl<N: Node> Thread<N> {
         if shared && source.is_none() {
             vma.backing = Backing::Object(Arc::new(Object::default()), 0);
         }
-        // What lies beyond the file's last page is mapped to nothing.
-        let backed = match source {
-            None => len,
-            Some(id) => {
-                let stat = self.node.files().stat_file(id).await?;
-                let open = file.clone().ok_or(errno::EBADF)?;
-                let pages = pages_of(self.node, open, id, stat.inode, stat.size).await?;
-                vma.backing = Backing::File(pages, offset / PAGE_SIZE);
-                stat.size
-                    .saturating_sub(offset)
-                    .checked_next_multiple_of(PAGE_SIZE)
-                    .map_or(len, |end| end.min(len))
+        if let Some(((id, writes), open)) = source.zip(file) {
+            let stat = self.node.files().stat_file(id).await?;
+            let pages = pages_of(self.node, open.clone(), id, stat.inode, stat.size).await?;
+            if shared {
+                vma.flags |= VmaFlags::SHARED;
+                vma.flags.set(VmaFlags::READONLY, !writes);
             }
-        };
-        let _change = self.memory.change().await;
-        let at = self.memory.map(place, len, vma.clone()).await?;
-        if backed < len {
-            self.memory.set_beyond(at + backed..at + len);
+            if shared && writes {
+                pages.set_writer(&open, id);
+            }
+            vma.backing = Backing::File(pages, offset / PAGE_SIZE);
         }
+        let _change = self.memory.change().await;
+        let at = self.memory.map(place, len, vma).await?;
         if flags & MAP_POPULATE != 0 && !rights.is_empty() {
             let access = if rights.contains(Rights::WRITE) {
                 Access::Write
@@ -231,6 +233,8 @@ impl<N: Node> Thread<N> {
             let object = tmpfs.object(file, offset.saturating_add(len)).await?;
             vma.backing = Backing::Object(object, offset / PAGE_SIZE);
             vma.flags |= VmaFlags::NORESERVE;
+            let sealed = file.sealed(SEAL_FUTURE_WRITE);
+            vma.flags.set(VmaFlags::READONLY, !writes || sealed);
         }
         let _change = self.memory.change().await;
         let at = self.memory.map(place, len, vma).await?;
@@ -278,9 +282,13 @@ impl<N: Node> Thread<N> {
         if grows != 0 {
             range = self.memory.grown(range).ok_or(errno::EINVAL)?;
         }
-        self.memory
-            .protect(range, rights(prot & PROT_KNOWN))
-            .await?;
+        let rights = rights(prot & PROT_KNOWN);
+        let read_only = |vma: &Vma| vma.flags.contains(VmaFlags::READONLY);
+        let pieces = self.memory.with_vmas(|vmas| vmas.pieces(range.clone()));
+        if rights.contains(Rights::WRITE) && pieces.iter().any(|(_, vma)| read_only(vma)) {
+            return Err(errno::EACCES.into());
+        }
+        self.memory.protect(range, rights).await?;
         Ok(0)
     }
 

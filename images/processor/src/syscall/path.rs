@@ -44,6 +44,8 @@ const KEPT: u64 = 0o3 | 0o6_000 | 0o10_000 | 0o40_000 | 0o4_000_000;
 pub(super) const CREATE_TO_WRITE: u64 = 0o1_101;
 const TYPE_MASK: u32 = 0o170_000;
 const FOLDER: u32 = 0o040_000;
+const REGULAR: u32 = 0o100_000;
+const FIFO: u32 = 0o010_000;
 /// `W_OK` of access(2).
 const W_OK: u64 = 2;
 /// `AT_EACCESS`: the effective numbers count, not the real ones.
@@ -234,11 +236,13 @@ impl<N: Node> Thread<N> {
 
     /// Opens what S or this node's own file systems have under a path.
     async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
+        // What is to be made anew does not go where a link leads.
+        let follows = flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL;
         match self
             .node
             .kernel()
             .tmpfs()
-            .find(path, flags & O_NOFOLLOW == 0)?
+            .find(path, follows, &self.creds())?
         {
             Found::Storage(path) => self.open_storage(&path, flags, mode).await,
             found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
@@ -308,8 +312,17 @@ impl<N: Node> Thread<N> {
             id: opened.file,
             inode: opened.stat.inode,
         };
-        if opened.stat.mode & TYPE_MASK == FOLDER {
+        let kind = opened.stat.mode & TYPE_MASK;
+        if kind == FOLDER {
             return Ok(Kind::Folder(of));
+        }
+        if kind != REGULAR && flags & u64::from(O_PATH) == 0 {
+            self.node.kernel().closing.add(of.id);
+            if kind != FIFO {
+                return Err(errno::ENXIO.into());
+            }
+            let pipe = self.node.kernel().named_pipes.get(of.inode);
+            return self.open_fifo(&pipe, flags).await;
         }
         if wants.intersects(OpenFlags::CREATE | OpenFlags::UNNAMED) {
             self.node.kernel().changes.note();
@@ -346,7 +359,7 @@ impl<N: Node> Thread<N> {
         self.check_rights(&stat, wanted(flags))?;
         let kind = stat.mode & TYPE_MASK;
         if kind == FOLDER {
-            if flags & (O_ACCMODE | O_CREAT) != 0 {
+            if flags & (O_ACCMODE | O_CREAT | O_TRUNC) != 0 {
                 return Err(errno::EISDIR.into());
             }
             tell(inode, OPEN);
@@ -364,7 +377,7 @@ impl<N: Node> Thread<N> {
         // A link that is not to be followed.
         let file = tmpfs.file(inode).ok_or(errno::ELOOP)?;
         tell(inode, OPEN);
-        if flags & O_TRUNC != 0 && flags & O_ACCMODE != 0 {
+        if flags & O_TRUNC != 0 {
             tmpfs.resize(&file, 0).await?;
             tell(inode, MODIFY);
         }
@@ -430,7 +443,7 @@ impl<N: Node> Thread<N> {
             Walked::Elsewhere(path) => path,
         };
         let tmpfs = self.node.kernel().tmpfs();
-        match tmpfs.find(path, follow)? {
+        match tmpfs.find(path, follow, by)? {
             Found::Storage(path) => {
                 let by = by.asker();
                 self.node.files().stat(by.caller(), &path, follow).await
@@ -514,7 +527,12 @@ impl<N: Node> Thread<N> {
                 target = to;
                 target.len()
             }
-            Ok(path) => match self.node.kernel().tmpfs().find(&path, false)? {
+            Ok(path) => match self
+                .node
+                .kernel()
+                .tmpfs()
+                .find(&path, false, &self.creds())?
+            {
                 Found::Storage(path) => {
                     let (by, files) = (self.asker(), self.node.files());
                     files

@@ -22,7 +22,7 @@ impl<N: Node> Thread<N> {
     pub(super) async fn resident_call(&self, number: u32, a: Args) -> Option<Result<u64>> {
         Some(match number {
             nr::__NR_mincore => self.sys_mincore(a).await,
-            nr::__NR_msync => self.sys_msync(a),
+            nr::__NR_msync => self.sys_msync(a).await,
             nr::__NR_mlock | nr::__NR_munlock => self.sys_mlock(a[0], a[1]),
             nr::__NR_mlock2 if a[2] & !1 != 0 => Err(errno::EINVAL.into()),
             nr::__NR_mlock2 => self.sys_mlock(a[0], a[1]),
@@ -53,7 +53,7 @@ impl<N: Node> Thread<N> {
         self.all_mapped(start, len.saturating_add(addr - start))
     }
 
-    fn sys_msync(&self, [addr, len, flags, ..]: Args) -> Result<u64> {
+    async fn sys_msync(&self, [addr, len, flags, ..]: Args) -> Result<u64> {
         const ASYNC: u64 = 1;
         const INVALIDATE: u64 = 2;
         const SYNC: u64 = 4;
@@ -63,6 +63,15 @@ impl<N: Node> Thread<N> {
             || !addr.is_multiple_of(PAGE_SIZE)
         {
             return Err(errno::EINVAL.into());
+        }
+        if flags & SYNC != 0 {
+            let range = pages(addr, len).map_err(|_| errno::ENOMEM)?;
+            for (piece, vma) in self.memory.with_vmas(|vmas| vmas.pieces(range)) {
+                if let Some((file, first)) = vma.stored_file(piece.start, piece.start) {
+                    let count = (piece.end - piece.start) / PAGE_SIZE;
+                    file.sync(self.node, first..first + count).await?;
+                }
+            }
         }
         self.all_mapped(addr, len)
     }

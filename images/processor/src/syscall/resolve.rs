@@ -47,7 +47,7 @@ impl<N: Node> Thread<N> {
             Walked::Elsewhere(path) => path,
         };
         // What is this node's own has been looked for, and its links are not S's to follow.
-        if let Ok(Found::Here(_)) = self.node.kernel().tmpfs().find(path, true)
+        if let Ok(Found::Here(_)) = self.node.kernel().tmpfs().find(path, true, &self.creds())
             && let Some(tidied) = tidy(path)
         {
             return Ok(tidied);

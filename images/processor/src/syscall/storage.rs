@@ -207,7 +207,8 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_fsync(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
         match &file.kind {
-            Kind::File(of) | Kind::Folder(of) => self.node.files().fsync(of.id).await.map(|()| 0),
+            Kind::File(of) => storage::sync(self.node, *of).await.map(|()| 0),
+            Kind::Folder(of) => self.node.files().fsync(of.id).await.map(|()| 0),
             Kind::Tmp(_) | Kind::TmpFolder(_) => Ok(0),
             _ => Err(errno::EINVAL.into()),
         }
@@ -234,13 +235,14 @@ impl<N: Node> Thread<N> {
     /// Makes what was written to an open file durable, if it is one of S.
     pub(super) async fn sync_written(&self, fd: u64) -> Result<()> {
         match self.file(fd)?.kind {
-            Kind::File(of) => self.node.files().fsync(of.id).await,
+            Kind::File(of) => storage::sync(self.node, of).await,
             _ => Ok(()),
         }
     }
 
     /// Makes everything durable. sync(2) tells of no failure.
     pub(super) async fn sys_sync(&self) -> Result<u64> {
+        storage::write_back_all(self.node).await?;
         match self.node.files().sync().await {
             Err(Error::Errno(_)) => Ok(0),
             synced => synced.map(|()| 0),
@@ -249,6 +251,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_syncfs(&self, [fd, ..]: Args) -> Result<u64> {
         self.file(fd)?;
+        storage::write_back_all(self.node).await?;
         self.node.files().sync().await.map(|()| 0)
     }
 

@@ -11,7 +11,7 @@ use super::Args;
 use super::int;
 use super::layout::dirent;
 use super::path::{AT_FDCWD, EMPTY_PATH, NOFOLLOW};
-use crate::creds::{EXECUTE, WRITE};
+use crate::creds::{CAP_FOWNER, EXECUTE, WRITE};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::inotify::{ACCESS, ATTRIB, MODIFY};
@@ -211,7 +211,7 @@ impl<N: Node> Thread<N> {
         follow: bool,
     ) -> Result<(Vec<u8>, Found)> {
         let path = self.path(dir, addr).await?;
-        let found = self.tmpfs().find(&path, follow)?;
+        let found = self.tmpfs().find(&path, follow, &self.creds())?;
         Ok((path, found))
     }
 
@@ -288,9 +288,17 @@ impl<N: Node> Thread<N> {
             Found::Storage(path) => self.remove_storage(&path, flags & AT_REMOVEDIR != 0).await,
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Here(inode) => {
-                if flags & AT_REMOVEDIR != 0 && last_part(&path) == b"." {
-                    return Err(errno::EINVAL.into());
+                match last_part(&path) {
+                    b"." if flags & AT_REMOVEDIR != 0 => return Err(errno::EINVAL.into()),
+                    b".." if flags & AT_REMOVEDIR != 0 => return Err(errno::ENOTEMPTY.into()),
+                    b"." | b".." => return Err(errno::EISDIR.into()),
+                    _ => {}
                 }
+                if self.tmpfs().is_mount(inode) {
+                    return Err(errno::EBUSY.into());
+                }
+                let (folder, _) = self.folder_of(&path)?;
+                self.check_removal(folder, inode)?;
                 self.tmpfs()
                     .remove(inode, &path, flags & AT_REMOVEDIR != 0, self.wall())?;
                 Ok(0)
@@ -320,10 +328,47 @@ impl<N: Node> Thread<N> {
                 self.folder_of(&path)?
             }
         };
+        let dots = |path: &[u8]| matches!(last_part(path), b"." | b"..");
+        if dots(&old) || dots(&name) {
+            return Err(errno::EBUSY.into());
+        }
         let no_replace = flags & RENAME_NOREPLACE != 0;
+        self.check_move((inode, &old), (folder, &name))?;
         self.tmpfs()
             .rename((inode, &old), (folder, &name), no_replace, self.wall())?;
         Ok(0)
+    }
+
+    /// Returns an error if the thread may not take the name of `inode` out of a folder.
+    fn check_removal(&self, folder: u64, inode: u64) -> Result<()> {
+        const STICKY: u32 = 0o1000;
+        let (folder, stat) = (self.tmpfs().stat(folder)?, self.tmpfs().stat(inode)?);
+        self.check_rights(&folder, WRITE | EXECUTE)?;
+        let creds = self.creds();
+        let owns = [folder.uid, stat.uid].contains(&creds.user.fs);
+        if folder.mode & STICKY != 0 && !owns && !creds.can(CAP_FOWNER) {
+            return Err(errno::EPERM.into());
+        }
+        Ok(())
+    }
+
+    /// Returns an error if the thread may not move `inode` from its old name to one in a folder.
+    fn check_move(&self, (inode, old): (u64, &[u8]), (folder, name): (u64, &[u8])) -> Result<()> {
+        if self.tmpfs().is_mount(inode) {
+            return Err(errno::EBUSY.into());
+        }
+        let (old_folder, _) = self.folder_of(old)?;
+        self.check_removal(old_folder, inode)?;
+        self.check_rights(&self.tmpfs().stat(folder)?, WRITE | EXECUTE)?;
+        if let Some(replaced) = self.tmpfs().entry(folder, name) {
+            self.check_removal(folder, replaced)?;
+        }
+        let stat = self.tmpfs().stat(inode)?;
+        if stat.mode & TYPE_MASK == FOLDER && old_folder != folder {
+            // Its entry `..` changes.
+            self.check_rights(&stat, WRITE)?;
+        }
+        Ok(())
     }
 
     /// Returns the folder here that a path's last part is in, and that part.
@@ -334,7 +379,7 @@ impl<N: Node> Thread<N> {
             up.pop();
         }
         up.truncate(up.len() - name.len());
-        match self.tmpfs().find(&up, true)? {
+        match self.tmpfs().find(&up, true, &self.creds())? {
             Found::Here(folder) if !name.is_empty() => Ok((folder, name)),
             _ => Err(errno::ENOENT.into()),
         }
@@ -369,6 +414,7 @@ impl<N: Node> Thread<N> {
             (_, Found::Here(_)) => Err(errno::EEXIST.into()),
             (Found::Missing(..), _) => Err(errno::ENOENT.into()),
             (Found::Here(inode), Found::Missing(folder, name)) => {
+                self.check_rights(&self.tmpfs().stat(folder)?, WRITE | EXECUTE)?;
                 self.tmpfs().link(inode, folder, &name, self.wall())?;
                 Ok(0)
             }
@@ -384,7 +430,13 @@ impl<N: Node> Thread<N> {
             Found::Storage(path) => self.truncate_storage(&path, size).await,
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Here(inode) => {
-                let file = self.tmpfs().file(inode).ok_or(errno::EISDIR)?;
+                let stat = self.tmpfs().stat(inode)?;
+                if stat.mode & TYPE_MASK == FOLDER {
+                    return Err(errno::EISDIR.into());
+                }
+                let file = self.tmpfs().file(inode).ok_or(errno::EINVAL)?;
+                self.check_rights(&stat, WRITE)?;
+                self.check_size(size)?;
                 self.tmpfs().resize(&file, size).await?;
                 self.tmpfs().happened(inode, last_part(&path), MODIFY);
                 Ok(0)

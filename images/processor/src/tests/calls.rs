@@ -15,7 +15,7 @@ impl Run {
         self.put(DATA + place * 64, format!("{text}\0").as_bytes())
     }
 
-    fn error(&mut self, number: u32, args: &[u64]) -> Option<messages::Errno> {
+    pub(super) fn error(&mut self, number: u32, args: &[u64]) -> Option<messages::Errno> {
         errno_of(self.call(number, args))
     }
 }

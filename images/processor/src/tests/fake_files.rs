@@ -23,6 +23,9 @@ pub(crate) struct FakeFiles {
     pub(crate) links: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) open: Cell<i64>,
     pub(crate) reads: Cell<u64>,
+    pub(crate) writes: Cell<u64>,
+    /// Writes are ENOSPC.
+    pub(crate) full: Cell<bool>,
     pub(crate) syncs: Cell<u64>,
     /// Questions about paths: `stat`, `readlink`, `open`.
     pub(crate) asked: Cell<u64>,
@@ -68,6 +71,12 @@ impl FakeFiles {
             most: 5_000,
             ..Self::default()
         }
+    }
+
+    /// Returns what the disk has of a file.
+    pub(crate) fn data(&self, path: &str) -> Vec<u8> {
+        let at = self.find(path.as_bytes()).unwrap();
+        self.disk().inodes[at].data.clone()
     }
 
     fn note(&self, by: Caller<'_>) {
@@ -255,6 +264,10 @@ impl Files for FakeFiles {
         Ok(())
     }
     async fn write(&self, file: FileId, offset: Option<u64>, bytes: &[u8]) -> Result<Written> {
+        if self.full.get() {
+            return Err(errno::ENOSPC.into());
+        }
+        self.writes.set(self.writes.get() + 1);
         let inode = &mut self.changing()?.inodes[index(file)];
         let at = offset.map_or(inode.data.len(), |at| usize::try_from(at).unwrap());
         inode.write(at, bytes);

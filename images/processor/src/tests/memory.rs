@@ -32,7 +32,7 @@ impl Run {
         errno_of(self.call(number, args))
     }
 
-    fn touch(&mut self, addr: u64, access: Access) -> Result<(), Refused> {
+    pub(super) fn touch(&mut self, addr: u64, access: Access) -> Result<(), Refused> {
         self.node
             .block_on(self.thread.memory().fault(addr, access, false))
             .unwrap()

@@ -3,6 +3,7 @@
 mod calls;
 mod fake;
 pub(crate) mod fake_files;
+mod file_stores;
 mod futexes;
 mod identity;
 mod inotify;

@@ -275,3 +275,151 @@ fn what_the_disk_has_in_tmp_stays_seen() {
     assert_eq!(run.text("/tmp/own"), b"own");
     ends_clean(node, run);
 }
+
+/// Sets the effective user.
+fn become_user(run: &mut Run, user: u64) {
+    assert_eq!(
+        run.call(nr::__NR_setresuid, &[u64::MAX, user, u64::MAX]),
+        Ok(0)
+    );
+}
+
+#[test]
+fn names_are_changed_by_who_may_write_to_their_folder() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let one = |run: &mut Run, call: u32, path: &str, arg: u64| {
+        let name = run.name(0, path);
+        run.error(call, &[name, arg])
+    };
+    let own = run.name(0, "/tmp/own");
+    run.call(nr::__NR_mkdir, &[own, 0o755]).unwrap();
+    let inner = run.name(0, "/tmp/own/inner");
+    run.call(nr::__NR_mkdir, &[inner, 0o755]).unwrap();
+    run.write_text("/tmp/own/file", "text");
+    run.write_text("/tmp/sticky", "text");
+    run.write_text("/tmp/open", "text");
+    assert_eq!(one(&mut run, nr::__NR_chmod, "/tmp/open", 0o666), None);
+    become_user(&mut run, 1000);
+    let refused = Some(errno::EACCES);
+    assert_eq!(one(&mut run, nr::__NR_unlink, "/tmp/own/file", 0), refused);
+    assert_eq!(one(&mut run, nr::__NR_rmdir, "/tmp/own/inner", 0), refused);
+    assert_eq!(
+        one(&mut run, nr::__NR_truncate, "/tmp/own/file", 1),
+        refused
+    );
+    let two = |run: &mut Run, call, from: &str, to: &str| errno_of(run.two(call, from, to));
+    let rename = nr::__NR_rename;
+    assert_eq!(two(&mut run, rename, "/tmp/own/file", "/tmp/mine"), refused);
+    assert_eq!(
+        two(&mut run, nr::__NR_link, "/tmp/open", "/tmp/own/new"),
+        refused
+    );
+    // Anybody may write to /tmp, and take out only what is his.
+    let sticky = Some(errno::EPERM);
+    assert_eq!(one(&mut run, nr::__NR_unlink, "/tmp/sticky", 0), sticky);
+    assert_eq!(two(&mut run, rename, "/tmp/sticky", "/tmp/mine"), sticky);
+    run.write_text("/tmp/mine", "text");
+    assert_eq!(two(&mut run, rename, "/tmp/mine", "/tmp/sticky"), sticky);
+    assert_eq!(one(&mut run, nr::__NR_truncate, "/tmp/open", 1), None);
+    assert_eq!(one(&mut run, nr::__NR_unlink, "/tmp/mine", 0), None);
+    // What lies in a folder that may not be searched is out of reach.
+    become_user(&mut run, 0);
+    assert_eq!(one(&mut run, nr::__NR_chmod, "/tmp/own", 0o700), None);
+    become_user(&mut run, 1000);
+    assert_eq!(one(&mut run, nr::__NR_open, "/tmp/own/file", 0), refused);
+    assert_eq!(run.status("/tmp/own/inner"), None);
+    become_user(&mut run, 0);
+    assert_eq!(one(&mut run, nr::__NR_open, "/tmp/own/file", 0), None);
+    ends_clean(node, run);
+}
+
+#[test]
+fn names_that_come_and_go_are_seen_in_links_and_times() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let links = |run: &mut Run, path: &str| {
+        let name = run.name(0, path);
+        run.call(nr::__NR_stat, &[name, DATA + 256]).unwrap();
+        run.get(DATA + 256 + 16, 1)[0]
+    };
+    let changed = |run: &mut Run, path: &str| {
+        let name = run.name(0, path);
+        run.call(nr::__NR_lstat, &[name, DATA + 256]).unwrap();
+        run.get(DATA + 256 + 104, 16)
+    };
+    for path in ["/tmp/a", "/tmp/b", "/tmp/a/c", "/tmp/a/c/d"] {
+        let name = run.name(0, path);
+        run.call(nr::__NR_mkdir, &[name, 0o755]).unwrap();
+    }
+    assert_eq!(
+        (links(&mut run, "/tmp/a"), links(&mut run, "/tmp/b")),
+        (3, 2)
+    );
+    run.two(nr::__NR_rename, "/tmp/a/c", "/tmp/b/c").unwrap();
+    assert_eq!(
+        (links(&mut run, "/tmp/a"), links(&mut run, "/tmp/b")),
+        (2, 3)
+    );
+    assert_eq!(links(&mut run, "/tmp/b/c"), 3);
+    run.write_text("/tmp/a/file", "text");
+    run.two(nr::__NR_link, "/tmp/a/file", "/tmp/b/other")
+        .unwrap();
+    let before = (
+        changed(&mut run, "/tmp/a"),
+        changed(&mut run, "/tmp/b/other"),
+    );
+    node.platform
+        .clock
+        .set(node.platform.clock.get() + 1_000_000);
+    let name = run.name(0, "/tmp/a/file");
+    run.call(nr::__NR_unlink, &[name]).unwrap();
+    assert_ne!(changed(&mut run, "/tmp/a"), before.0);
+    assert_ne!(changed(&mut run, "/tmp/b/other"), before.1);
+    ends_clean(node, run);
+}
+
+#[test]
+fn odd_names_have_linux_s_errors() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let long = format!("/tmp/{}", "x".repeat(256));
+    for call in [
+        nr::__NR_unlink,
+        nr::__NR_rmdir,
+        nr::__NR_mkdir,
+        nr::__NR_chmod,
+    ] {
+        let name = run.put(DATA + 1024, format!("{long}\0").as_bytes());
+        assert_eq!(run.error(call, &[name, 0]), Some(errno::ENAMETOOLONG));
+    }
+    let name = run.name(0, "/tmp/dir");
+    run.call(nr::__NR_mkdir, &[name, 0o755]).unwrap();
+    const TRUNC: u64 = 0o1000;
+    const CREATE_NEW: u64 = 0o300;
+    assert_eq!(
+        run.error(nr::__NR_open, &[name, TRUNC]),
+        Some(errno::EISDIR)
+    );
+    let busy = Some(errno::EBUSY);
+    assert_eq!(
+        errno_of(run.two(nr::__NR_rename, "/tmp/dir/.", "/tmp/x")),
+        busy
+    );
+    assert_eq!(
+        errno_of(run.two(nr::__NR_rename, "/tmp/dir/..", "/tmp/x")),
+        busy
+    );
+    run.two(nr::__NR_symlink, "/tmp/nothing", "/tmp/link")
+        .unwrap();
+    let name = run.name(0, "/tmp/link");
+    assert_eq!(
+        run.error(nr::__NR_open, &[name, CREATE_NEW | 2, 0o600]),
+        Some(errno::EEXIST)
+    );
+    run.write_text("/tmp/cut", "text");
+    let name = run.name(0, "/tmp/cut");
+    run.call(nr::__NR_open, &[name, TRUNC]).unwrap();
+    assert_eq!(run.status("/tmp/cut").unwrap().2, 0);
+    ends_clean(node, run);
+}

@@ -20,6 +20,7 @@ use messages::PAGE_SIZE;
 use messages::storage::{FileTime, Stat};
 use spin::Mutex;
 
+use crate::creds::{Creds, EXECUTE};
 use crate::error::{Result, errno};
 use crate::inotify::Watches;
 use crate::kernel::Closing;
@@ -29,7 +30,7 @@ use crate::process::Node;
 pub(crate) use data::TmpFile;
 pub(crate) use seals::{SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_SEAL, SEAL_WRITE};
 pub(crate) use tree::last_part;
-use tree::{Body, Step, Tree};
+use tree::{Body, Inode, Step, Tree};
 use watch::Named;
 
 /// Folders that are file systems of this node's own.
@@ -90,6 +91,9 @@ impl<N: Node> Tmpfs<N> {
                 parent: own,
                 names: BTreeMap::new(),
             });
+            if let Some(root) = tree.inodes.get_mut(&inode) {
+                root.links += 1;
+            }
             tree.mounts[index] = inode;
         }
         Self {
@@ -140,16 +144,18 @@ impl<N: Node> Tmpfs<N> {
         self.space.end().await
     }
 
-    /// Finds out where an absolute path leads; a link at its end is followed if `follow`.
+    /// Finds out where an absolute path leads for a caller; a link at its end is followed if
+    /// `follow`.
     ///
     /// # Errors
     ///
-    /// ENOENT, ENOTDIR, ELOOP as Linux has them.
-    pub(crate) fn find(&self, path: &[u8], follow: bool) -> Result<Found> {
+    /// EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, ELOOP as Linux has them.
+    pub(crate) fn find(&self, path: &[u8], follow: bool, by: &Creds) -> Result<Found> {
+        let may_search = |folder: &Inode| by.may(folder.mode, folder.uid, folder.gid, EXECUTE);
         let tree = self.tree.lock();
         let mut path = path.to_vec();
         for _ in 0..=MAX_LINKS {
-            match tree.walk(&path, follow)? {
+            match tree.walk(&path, follow, &may_search)? {
                 Step::Found(found) => return Ok(found),
                 Step::Elsewhere(to) => path = to,
             }
@@ -298,7 +304,7 @@ impl<N: Node> Tmpfs<N> {
         if let Some(own) = tree.inodes.get_mut(&inode)
             && is_folder
         {
-            own.links = 2;
+            own.links -= 1;
         }
         drop(tree);
         let from = Named {
@@ -307,6 +313,16 @@ impl<N: Node> Tmpfs<N> {
         };
         self.moved(inode, &from, &Named { folder, name }, replaced);
         Ok(())
+    }
+
+    /// Returns whether an inode is the root of one of the file systems.
+    pub(crate) fn is_mount(&self, inode: u64) -> bool {
+        self.tree.lock().mounts.contains(&inode)
+    }
+
+    /// Returns what has a name in a folder.
+    pub(crate) fn entry(&self, folder: u64, name: &[u8]) -> Option<u64> {
+        self.tree.lock().folder(folder).ok()?.get(name).copied()
     }
 
     /// Returns the data of a file; `None` of something else.

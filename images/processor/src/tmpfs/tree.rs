@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use super::{FIRST_INODE, Found, MOUNTS, TmpFile};
+use super::{FIRST_INODE, Found, MOUNTS, NAME_MAX, TmpFile};
 use crate::error::{Result, errno};
 use crate::pipe::Pipe;
 
@@ -158,8 +158,11 @@ impl Tree {
         if let Body::Folder { names, .. } = &mut there.body {
             names.insert(name.to_vec(), inode);
         }
-        there.times[1] = now;
+        (there.times[1], there.times[2]) = (now, now);
         self.names += 1;
+        if self.folder(inode).is_ok() {
+            self.folder_mut(folder)?.links += 1;
+        }
         if let Some(own) = self.inodes.get_mut(&inode) {
             own.times[2] = now;
             if own.links == 0 || matches!(own.body, Body::Folder { .. }) {
@@ -172,13 +175,18 @@ impl Tree {
     /// Takes a name out of a folder; the inode goes with its last one.
     pub(super) fn leave(&mut self, folder: u64, name: &[u8], now: Duration) -> Result<()> {
         let there = self.folder_mut(folder)?;
-        there.times[1] = now;
+        (there.times[1], there.times[2]) = (now, now);
         let Body::Folder { names, .. } = &mut there.body else {
             return Err(errno::ENOTDIR.into());
         };
         let inode = names.remove(name).ok_or(errno::ENOENT)?;
         self.names -= 1;
+        if self.folder(inode).is_ok() {
+            let there = self.folder_mut(folder)?;
+            there.links = there.links.saturating_sub(1);
+        }
         let own = self.inodes.get_mut(&inode).ok_or(errno::ENOENT)?;
+        own.times[2] = now;
         let least = if matches!(own.body, Body::Folder { .. }) {
             2
         } else {
@@ -195,7 +203,7 @@ impl Tree {
     pub(super) fn parent_of(&self, path: &[u8], inode: u64, name: &[u8]) -> Result<u64> {
         let mut up = path.to_vec();
         up.extend_from_slice(b"/..");
-        let by_path = match self.walk(&up, true) {
+        let by_path = match self.walk(&up, true, &|_| true) {
             Ok(Step::Found(Found::Here(folder))) => Some(folder),
             _ => None,
         };
@@ -229,7 +237,13 @@ impl Tree {
             .any(|(_, names)| names.contains(name))
     }
 
-    pub(super) fn walk(&self, path: &[u8], follow: bool) -> Result<Step> {
+    /// Walks a path. `may_search` says whether the caller may look names up in a folder.
+    pub(super) fn walk(
+        &self,
+        path: &[u8],
+        follow: bool,
+        may_search: &dyn Fn(&Inode) -> bool,
+    ) -> Result<Step> {
         let parts = normal(path);
         let mount = MOUNTS.iter().zip(self.mounts).find(|((mount, _), _)| {
             let mount = normal(mount);
@@ -243,7 +257,14 @@ impl Tree {
         let mut at = root;
         for (index, part) in parts.iter().enumerate().skip(depth) {
             let last = index + 1 == parts.len();
-            let Some(&next) = self.folder(at)?.get(*part) else {
+            let names = self.folder(at)?;
+            if !self.inodes.get(&at).is_some_and(may_search) {
+                return Err(errno::EACCES.into());
+            }
+            if part.len() > NAME_MAX {
+                return Err(errno::ENAMETOOLONG.into());
+            }
+            let Some(&next) = names.get(*part) else {
                 return if self.is_below(at, part) {
                     Ok(Step::Found(Found::Storage(whole_path(
                         &parts,

@@ -253,6 +253,16 @@ fn a_file_outlives_its_name_while_it_is_open() {
 }
 
 #[test]
+fn what_has_no_data_takes_none() {
+    let (server, disk) = server("no-data");
+    make(&server, "/pipe", 0o010_644, 0).unwrap();
+    let pipe = open(&server, "/pipe", OpenFlags::WRITE).unwrap().file;
+    let refused = write(&server, pipe, 0, b"no data of its own").map(drop);
+    assert_eq!(refused, Err(Errno::EINVAL));
+    finish(server, &disk);
+}
+
+#[test]
 fn names_change_as_on_linux() {
     let (server, disk) = server("names");
     let replace = RenameFlags::empty();

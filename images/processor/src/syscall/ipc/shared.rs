@@ -148,6 +148,8 @@ impl<N: Node> Thread<N> {
         vma.backing = Backing::Object(object.clone(), 0);
         // The segment itself has the promise.
         vma.flags |= VmaFlags::NORESERVE;
+        vma.flags
+            .set(VmaFlags::READONLY, !rights.contains(Rights::WRITE));
         let _change = self.memory.change().await;
         match self.memory.map(place, len, vma).await {
             Err(Error::Errno(errno::EEXIST)) => Err(errno::EINVAL.into()),

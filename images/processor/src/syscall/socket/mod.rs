@@ -16,7 +16,7 @@ use core::time::Duration;
 use linux_raw_sys::general as nr;
 use messages::storage::PATH_MAX;
 
-use super::{Args, int, path};
+use super::{Args, int};
 use crate::creds::WRITE;
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
@@ -211,12 +211,9 @@ impl<N: Node> Thread<N> {
     async fn make_socket_inode(&self, socket: &Socket, path: &[u8]) -> Result<u64> {
         let whole = self.socket_path(path)?;
         let tmpfs = self.node.kernel().tmpfs();
-        match tmpfs.find(&whole, false)? {
+        match tmpfs.find(&whole, false, &self.creds())? {
             Found::Here(_) => Err(errno::EADDRINUSE.into()),
-            Found::Storage(_) => match self.refuse_change(&whole, path::Change::Create).await {
-                Err(Error::Errno(errno::EEXIST)) => Err(errno::EADDRINUSE.into()),
-                refused => refused,
-            },
+            Found::Storage(path) => self.make_storage_socket(socket, &path).await,
             Found::Missing(folder, name) => {
                 self.node.kernel().net.nameless(socket)?;
                 let mode = 0o777 & !int(self.fs.lock().umask);
@@ -228,6 +225,22 @@ impl<N: Node> Thread<N> {
         }
     }
 
+    /// Makes the inode on S's disk that a path is bound as.
+    async fn make_storage_socket(&self, socket: &Socket, path: &[u8]) -> Result<u64> {
+        let net = &self.node.kernel().net;
+        net.nameless(socket)?;
+        let mode = SOCKET | 0o777 & !int(self.fs.lock().umask);
+        match self.make_storage(path, mode, 0, Make::Socket).await {
+            Err(Error::Errno(errno::EEXIST)) => return Err(errno::EADDRINUSE.into()),
+            made => made?,
+        };
+        let by = self.asker();
+        let stat = self.node.files().stat(by.caller(), path, false).await?;
+        // S gives a number away again once nothing has it; the socket may outlive its name.
+        net.forget_inode(stat.inode);
+        Ok(stat.inode)
+    }
+
     /// Returns the name that a local address stands for.
     async fn unix_name(&self, address: &Address) -> Result<UnixName> {
         let path = match address {
@@ -237,7 +250,7 @@ impl<N: Node> Thread<N> {
         };
         let whole = self.socket_path(path)?;
         let tmpfs = self.node.kernel().tmpfs();
-        match tmpfs.find(&whole, true)? {
+        match tmpfs.find(&whole, true, &self.creds())? {
             Found::Here(inode) => {
                 let stat = tmpfs.stat(inode)?;
                 self.check_rights(&stat, WRITE)?;
@@ -249,8 +262,12 @@ impl<N: Node> Thread<N> {
             Found::Missing(..) => Err(errno::ENOENT.into()),
             Found::Storage(path) => {
                 let by = self.asker();
-                self.node.files().stat(by.caller(), &path, true).await?;
-                Err(errno::ECONNREFUSED.into())
+                let stat = self.node.files().stat(by.caller(), &path, true).await?;
+                self.check_rights(&stat, WRITE)?;
+                if stat.mode & TYPE_MASK != SOCKET {
+                    return Err(errno::ECONNREFUSED.into());
+                }
+                Ok(UnixName::Inode(stat.inode))
             }
         }
     }

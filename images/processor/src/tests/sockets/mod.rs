@@ -308,7 +308,9 @@ fn local_servers_listen_at_paths_and_names() {
     let mut run = Run::new(node);
     let server = run.socket(AF_UNIX, STREAM | NONBLOCK);
     fails(run.call(nr::__NR_listen, &[server, 1]), errno::EINVAL);
-    fails(run.bind(server, &unix(b"/big/x")), errno::EROFS);
+    node.files.read_only.set(true);
+    fails(run.bind(server, &unix(b"/new")), errno::EROFS);
+    node.files.read_only.set(false);
     assert_eq!(run.bind(server, &unix(b"/tmp/s")), Ok(0));
     fails(run.bind(server, &unix(b"/tmp/s")), errno::EADDRINUSE);
     fails(run.bind(server, &unix(b"/tmp/t")), errno::EINVAL);
@@ -603,4 +605,45 @@ fn what_all_sockets_hold_is_bounded() {
     let (refused, _) = pairs[pairs.len() - 1];
     assert_eq!(run.call(nr::__NR_write, &[refused, big, 10]), Ok(10));
     run.ends();
+}
+
+#[test]
+fn names_on_s_s_disk_lead_to_sockets_and_pipes() {
+    let node: &FakeNode = node(32);
+    let mut run = Run::new(node);
+    let listener = run.socket(AF_UNIX, STREAM);
+    assert_eq!(run.bind(listener, &unix(b"/sock\0")), Ok(0));
+    assert_eq!(run.status("/sock").unwrap().1, 0o140_755);
+    let other = run.socket(AF_UNIX, STREAM);
+    let taken = run.bind(other, &unix(b"/sock\0"));
+    assert_eq!(errno_of(taken), Some(errno::EADDRINUSE));
+    let client = run.socket(AF_UNIX, STREAM);
+    let refused = Some(errno::ECONNREFUSED);
+    assert_eq!(errno_of(run.connect(client, &unix(b"/sock\0"))), refused);
+    run.call(nr::__NR_listen, &[listener, 1]).unwrap();
+    assert_eq!(run.connect(client, &unix(b"/sock\0")), Ok(0));
+    assert_eq!(
+        run.name_of(nr::__NR_getpeername, client),
+        Ok(unix(b"/sock\0"))
+    );
+    assert_eq!(errno_of(run.connect(other, &unix(b"/big\0"))), refused);
+    assert_eq!(errno_of(run.open("/sock")), Some(errno::ENXIO));
+    // The name goes; another socket may have it then.
+    let name = run.put(DATA, b"/sock\0");
+    run.call(nr::__NR_unlink, &[name]).unwrap();
+    let missing = run.connect(other, &unix(b"/sock\0"));
+    assert_eq!(errno_of(missing), Some(errno::ENOENT));
+    assert_eq!(run.bind(other, &unix(b"/sock\0")), Ok(0));
+    // A named pipe.
+    let name = run.put(DATA, b"/pipe\0");
+    run.call(nr::__NR_mknod, &[name, 0o010_644, 0]).unwrap();
+    let alone = run.call(nr::__NR_open, &[name, 1 | NONBLOCK]);
+    assert_eq!(errno_of(alone), Some(errno::ENXIO));
+    let reader = run.call(nr::__NR_open, &[name, NONBLOCK]).unwrap();
+    let writer = run.call(nr::__NR_open, &[name, 1]).unwrap();
+    assert_eq!(run.write_to(writer, b"through"), Ok(7));
+    assert_eq!(run.call(nr::__NR_read, &[reader, BUF, 100]), Ok(7));
+    assert_eq!(run.get(BUF, 7), b"through");
+    assert_eq!(node.files.writes.get(), 0);
+    run.end();
 }
