@@ -30,6 +30,16 @@ pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 pub(crate) const CAP_SYS_NICE: u32 = 23;
 pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_MKNOD: u32 = 27;
+/// Capabilities that go and come with the file system's user 0 (Linux `include/linux/capability.h`,
+/// `CAP_FS_MASK`): these, `CAP_LINUX_IMMUTABLE` and `CAP_MAC_OVERRIDE`.
+const OF_FILES: u64 = 1 << CAP_CHOWN
+    | 1 << CAP_DAC_OVERRIDE
+    | 1 << CAP_DAC_READ_SEARCH
+    | 1 << CAP_FOWNER
+    | 1 << CAP_FSETID
+    | 1 << CAP_MKNOD
+    | 1 << 9
+    | 1 << 32;
 
 /// Rights of access(2).
 pub(crate) const READ: u32 = 4;
@@ -248,6 +258,12 @@ impl Creds {
         let before = self.user.fs;
         if self.can(CAP_SETUID) || self.user.has(id) || id == before {
             self.user.fs = id;
+            let held = &mut self.capabilities;
+            if before == 0 && id != 0 {
+                held.effective &= !OF_FILES;
+            } else if before != 0 && id == 0 {
+                held.effective |= held.permitted & OF_FILES;
+            }
         }
         before
     }
@@ -472,5 +488,15 @@ mod tests {
         creds.set_capabilities(2, 3, 0).unwrap();
         assert_eq!(creds.set_capabilities(4, 7, 0), Err(errno::EPERM.into()));
         assert_eq!(creds.set_capabilities(4, 3, 0), Err(errno::EPERM.into()));
+    }
+
+    #[test]
+    fn rights_to_files_go_and_come_with_the_file_system_s_user() {
+        let mut creds = Creds::new(0, 0);
+        assert_eq!(creds.set_fsuid(1000), 0);
+        assert!(!creds.can(CAP_DAC_OVERRIDE) && creds.can(CAP_SETUID));
+        assert!(!creds.may(0o600, 0, 0, 4));
+        assert_eq!(creds.set_fsuid(0), 1000);
+        assert!(creds.can(CAP_DAC_OVERRIDE) && creds.may(0o600, 0, 0, 4));
     }
 }

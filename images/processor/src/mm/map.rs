@@ -240,6 +240,37 @@ impl<N: Node> Space<'_, N> {
         Ok(target)
     }
 
+    /// Moves the pages of private memory to a mapping of its own, and leaves their addresses mapped
+    /// and empty (`MREMAP_DONTUNMAP`); returns where they are.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT unless one VMA maps all of it, EINVAL if that is not private memory, ENOMEM if there
+    /// is no room or M can't promise as much again.
+    pub(crate) async fn take_pages(&self, was: Range<u64>, to: Option<u64>) -> Result<u64> {
+        let vma = match self.vmas.lock().find(was.start) {
+            Some((range, vma)) if range.end >= was.end => vma.clone(),
+            _ => return Err(errno::EFAULT.into()),
+        };
+        if !matches!(vma.backing, Backing::Anonymous) {
+            return Err(errno::EINVAL.into());
+        }
+        let len = was.end - was.start;
+        let target = match to {
+            Some(to) => {
+                self.unmap(to..to + len).await?;
+                to
+            }
+            None => Place::Wish(0).find(&mut self.vmas.lock(), len)?,
+        };
+        if vma.flags.contains(VmaFlags::CHARGED) {
+            self.node.supply().commit(self.node, pages_of(&was)).await?;
+        }
+        self.relocate(was.clone(), target, vma.clone()).await;
+        self.vmas.lock().insert(was, vma);
+        Ok(target)
+    }
+
     /// Moves a mapping and its pages to addresses that are free; no page is copied.
     async fn relocate(&self, from: Range<u64>, to: u64, vma: Vma) {
         if from.is_empty() {

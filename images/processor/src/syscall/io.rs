@@ -303,6 +303,27 @@ impl<N: Node> Thread<N> {
         Ok(done)
     }
 
+    /// Takes advice on the use of a file; S and pcache read ahead by themselves.
+    pub(super) fn sys_fadvise(&self, [fd, _, _, advice, ..]: Args) -> Result<u64> {
+        /// `POSIX_FADV_NOREUSE`, the last one.
+        const LAST: u64 = 5;
+        match &self.file(fd)?.kind {
+            Kind::Object(_) => Err(errno::ESPIPE.into()),
+            _ if advice > LAST => Err(errno::EINVAL.into()),
+            _ => Ok(0),
+        }
+    }
+
+    /// Accepts a wish to read a file ahead.
+    pub(super) fn sys_readahead(&self, [fd, ..]: Args) -> Result<u64> {
+        let file = self.file(fd)?;
+        match &file.kind {
+            _ if file.flags() & 3 == 1 => Err(errno::EBADF.into()),
+            Kind::File(_) | Kind::Tmp(_) => Ok(0),
+            _ => Err(errno::EINVAL.into()),
+        }
+    }
+
     pub(super) async fn sys_lseek(&self, [fd, offset, whence, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
         if matches!(file.kind, Kind::Device(_)) {

@@ -41,6 +41,7 @@ const PROT_GROWS: u64 = 0x300_0000;
 const PROT_SEM: u64 = 8;
 const MREMAP_MAYMOVE: u64 = 1;
 const MREMAP_FIXED: u64 = 2;
+const MREMAP_DONTUNMAP: u64 = 4;
 
 /// Returns the whole pages of `addr..addr + len`.
 pub(super) fn pages(addr: u64, len: u64) -> core::result::Result<Range<u64>, Errno> {
@@ -295,7 +296,9 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_mremap(&self, [addr, old, new, flags, to, ..]: Args) -> Result<u64> {
         let fixed = flags & MREMAP_FIXED != 0;
         let may_move = flags & MREMAP_MAYMOVE != 0;
-        if flags & !(MREMAP_MAYMOVE | MREMAP_FIXED) != 0 || fixed && !may_move {
+        let keep = flags & MREMAP_DONTUNMAP != 0;
+        let known = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+        if flags & !known != 0 || (fixed || keep) && !may_move {
             return Err(errno::EINVAL.into());
         }
         let was = pages(addr, old)?;
@@ -315,6 +318,12 @@ impl<N: Node> Thread<N> {
             None
         };
         let _change = self.memory.change().await;
+        if keep {
+            if was.end - was.start != new_len {
+                return Err(errno::EINVAL.into());
+            }
+            return self.memory.take_pages(was, to).await;
+        }
         self.memory.remap(was, new_len, may_move, to).await
     }
 

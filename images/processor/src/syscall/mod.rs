@@ -345,7 +345,8 @@ impl<N: Node> Thread<N> {
     /// Calls that change nothing here, and what they say.
     async fn quiet_call(&self, number: u32, a: Args) -> Result<u64> {
         match number {
-            nr::__NR_fadvise64 | nr::__NR_readahead => Ok(0),
+            nr::__NR_fadvise64 => self.sys_fadvise(a),
+            nr::__NR_readahead => self.sys_readahead(a),
             nr::__NR_personality => Ok(0),
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs => self.sys_statfs(a[0], a[1]).await,

@@ -29,6 +29,7 @@ const DEVICE_CHAR: u32 = 0o020_000;
 const DEVICE_BLOCK: u32 = 0o060_000;
 const AT_REMOVEDIR: u64 = 0x200;
 const RENAME_NOREPLACE: u64 = 1;
+const RENAME_EXCHANGE: u64 = 2;
 /// `UTIME_NOW` and `UTIME_OMIT`.
 const UTIME_NOW: u64 = 0x3fff_ffff;
 const UTIME_OMIT: u64 = 0x3fff_fffe;
@@ -316,7 +317,11 @@ impl<N: Node> Thread<N> {
             (Found::Storage(old), Found::Storage(new)) => {
                 return self.rename_storage(&old, &new, flags).await;
             }
-            _ if flags & !RENAME_NOREPLACE != 0 => return Err(errno::EINVAL.into()),
+            _ if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0
+                || flags == RENAME_NOREPLACE | RENAME_EXCHANGE =>
+            {
+                return Err(errno::EINVAL.into());
+            }
             (Found::Storage(_), _) | (_, Found::Storage(_)) => return Err(errno::EXDEV.into()),
             (Found::Missing(..), _) => return Err(errno::ENOENT.into()),
             (Found::Here(inode), new) => (inode, new),
@@ -331,6 +336,16 @@ impl<N: Node> Thread<N> {
         let dots = |path: &[u8]| matches!(last_part(path), b"." | b"..");
         if dots(&old) || dots(&name) {
             return Err(errno::EBUSY.into());
+        }
+        if flags & RENAME_EXCHANGE != 0 {
+            let other = self.tmpfs().entry(folder, &name).ok_or(errno::ENOENT)?;
+            let (old_folder, old_name) = self.folder_of(&old)?;
+            self.check_move((inode, &old), (folder, &name))?;
+            self.check_removal(folder, other)?;
+            return self
+                .tmpfs()
+                .exchange((old_folder, &old_name), (folder, &name), self.wall())
+                .map(|()| 0);
         }
         let no_replace = flags & RENAME_NOREPLACE != 0;
         self.check_move((inode, &old), (folder, &name))?;

@@ -340,3 +340,23 @@ fn what_is_not_supported_says_so() {
     );
     assert_eq!(node.kernel.unimplemented().len(), 1);
 }
+
+#[test]
+fn advice_is_for_files() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let fd = run.open("/big").unwrap();
+    assert_eq!(run.call(nr::__NR_fadvise64, &[fd, 0, 0, 3]), Ok(0));
+    let unknown = run.error(nr::__NR_fadvise64, &[fd, 0, 0, 6]);
+    assert_eq!(unknown, Some(errno::EINVAL));
+    let closed = run.error(nr::__NR_fadvise64, &[99, 0, 0, 3]);
+    assert_eq!(closed, Some(errno::EBADF));
+    run.call(nr::__NR_pipe, &[DATA]).unwrap();
+    let pipe = u64::from(run.get(DATA, 1)[0]);
+    let refused = run.error(nr::__NR_fadvise64, &[pipe, 0, 0, 3]);
+    assert_eq!(refused, Some(errno::ESPIPE));
+    assert_eq!(run.call(nr::__NR_readahead, &[fd, 0, 4096]), Ok(0));
+    let refused = run.error(nr::__NR_readahead, &[pipe, 0, 4096]);
+    assert_eq!(refused, Some(errno::EINVAL));
+    run.end();
+}

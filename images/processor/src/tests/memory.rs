@@ -2,6 +2,7 @@
 
 mod resources;
 
+use super::tmp::ends_clean;
 use messages::Errno;
 use pcache::{CHUNK_PAGES, Plan};
 
@@ -575,4 +576,28 @@ fn long_calls_let_other_tasks_run() {
         assert!(most <= 600, "call {number}: {most} pages in one turn");
     }
     run.end();
+}
+
+#[test]
+fn pages_are_taken_and_their_addresses_stay_mapped() {
+    const MAY_MOVE: u64 = 1;
+    const DONT_UNMAP: u64 = 4;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let at = run.map(8192).unwrap();
+    run.put(at + 4090, b"over two pages");
+    let call = [at, 8192, 8192, MAY_MOVE | DONT_UNMAP, 0];
+    let moved = run.call(nr::__NR_mremap, &call).unwrap();
+    assert_eq!(run.get(moved + 4090, 14), b"over two pages");
+    assert_eq!(run.get(at + 4090, 14), [0; 14]);
+    run.put(at, b"again");
+    assert_eq!(run.get(moved, 5), [0; 5]);
+    for call in [
+        [at, 8192, 4096, MAY_MOVE | DONT_UNMAP, 0],
+        [at, 8192, 8192, DONT_UNMAP, 0],
+    ] {
+        let refused = run.call(nr::__NR_mremap, &call);
+        assert_eq!(errno_of(refused), Some(errno::EINVAL));
+    }
+    ends_clean(node, run);
 }

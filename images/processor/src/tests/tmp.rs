@@ -423,3 +423,30 @@ fn odd_names_have_linux_s_errors() {
     assert_eq!(run.status("/tmp/cut").unwrap().2, 0);
     ends_clean(node, run);
 }
+
+#[test]
+fn two_names_are_exchanged() {
+    const CWD: u64 = u64::MAX - 99;
+    const EXCHANGE: u64 = 2;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let swap = |run: &mut Run, from: &str, to: &str| {
+        let (from, to) = (run.name(0, from), run.name(1, to));
+        run.call(nr::__NR_renameat2, &[CWD, from, CWD, to, EXCHANGE])
+    };
+    for path in ["/tmp/a", "/tmp/a/folder", "/tmp/b"] {
+        let name = run.name(0, path);
+        run.call(nr::__NR_mkdir, &[name, 0o755]).unwrap();
+    }
+    run.write_text("/tmp/b/file", "four");
+    assert_eq!(swap(&mut run, "/tmp/a/folder", "/tmp/b/file"), Ok(0));
+    assert_eq!(run.status("/tmp/a/folder").unwrap().2, 4);
+    assert_eq!(run.status("/tmp/b/file").unwrap().1, 0o040_755);
+    let up = run.status("/tmp/b/file/..").unwrap().0;
+    assert_eq!(up, run.status("/tmp/b").unwrap().0);
+    let missing = swap(&mut run, "/tmp/a/folder", "/tmp/b/no");
+    assert_eq!(errno_of(missing), Some(errno::ENOENT));
+    let inside = swap(&mut run, "/tmp/b", "/tmp/b/file");
+    assert_eq!(errno_of(inside), Some(errno::EINVAL));
+    ends_clean(node, run);
+}

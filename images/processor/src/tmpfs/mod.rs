@@ -315,6 +315,43 @@ impl<N: Node> Tmpfs<N> {
         Ok(())
     }
 
+    /// Exchanges what two names stand for.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT if one is not there, EINVAL if one is a folder that the other lies in, EBUSY for a
+    /// root.
+    pub(crate) fn exchange(
+        &self,
+        one: (u64, &[u8]),
+        two: (u64, &[u8]),
+        now: Duration,
+    ) -> Result<()> {
+        let mut tree = self.tree.lock();
+        let found = |tree: &Tree, (folder, name): (u64, &[u8])| -> Result<u64> {
+            Ok(*tree.folder(folder)?.get(name).ok_or(errno::ENOENT)?)
+        };
+        let (first, second) = (found(&tree, one)?, found(&tree, two)?);
+        if [first, second].iter().any(|it| tree.mounts.contains(it)) {
+            return Err(errno::EBUSY.into());
+        }
+        if first == second {
+            return Ok(());
+        }
+        if tree.is_within(two.0, first) || tree.is_within(one.0, second) {
+            return Err(errno::EINVAL.into());
+        }
+        tree.put(one, second, now)?;
+        tree.put(two, first, now)?;
+        tree.moved(first, one.0, two.0, now);
+        tree.moved(second, two.0, one.0, now);
+        drop(tree);
+        let named = |(folder, name)| Named { folder, name };
+        self.moved(first, &named(one), &named(two), None);
+        self.moved(second, &named(two), &named(one), None);
+        Ok(())
+    }
+
     /// Returns whether an inode is the root of one of the file systems.
     pub(crate) fn is_mount(&self, inode: u64) -> bool {
         self.tree.lock().mounts.contains(&inode)

@@ -172,6 +172,34 @@ impl Tree {
         Ok(())
     }
 
+    /// Makes a name that is in a folder that of another inode.
+    pub(super) fn put(&mut self, at: (u64, &[u8]), inode: u64, now: Duration) -> Result<()> {
+        let there = self.folder_mut(at.0)?;
+        (there.times[1], there.times[2]) = (now, now);
+        if let Body::Folder { names, .. } = &mut there.body {
+            names.insert(at.1.to_vec(), inode);
+        }
+        Ok(())
+    }
+
+    /// Notes that an inode's name has moved from one folder to another.
+    pub(super) fn moved(&mut self, inode: u64, from: u64, to: u64, now: Duration) {
+        let Some(own) = self.inodes.get_mut(&inode) else {
+            return;
+        };
+        own.times[2] = now;
+        let Body::Folder { parent, .. } = &mut own.body else {
+            return;
+        };
+        *parent = to;
+        if let Some(left) = self.inodes.get_mut(&from) {
+            left.links = left.links.saturating_sub(1);
+        }
+        if let Some(entered) = self.inodes.get_mut(&to) {
+            entered.links += 1;
+        }
+    }
+
     /// Takes a name out of a folder; the inode goes with its last one.
     pub(super) fn leave(&mut self, folder: u64, name: &[u8], now: Duration) -> Result<()> {
         let there = self.folder_mut(folder)?;
