@@ -30,7 +30,7 @@ const CALLS: [&str; 15] = [
     "unlink",
     "utimensat",
 ];
-/// What ext4 has, the time between two changes that must differ, and users that Debian has.
+/// Features of ext4, the time between two changes that must differ, and users of Debian.
 const SETTINGS: &str = "[features]\nposix_fallocate = {}\nrename_ctime = {}\nutime_now = {}\n\
     utimensat = {}\n[settings]\nnaptime = 0.02\n[dummy_auth]\n\
     entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]\n";

@@ -43,7 +43,7 @@ pub struct FilePages {
     region: Mutex<Region>,
     /// The file's size; pages behind it are not to be reached.
     pub(super) size: AtomicU64,
-    /// What programs store through shared mappings.
+    /// Stores of programs through shared mappings.
     pub(super) stores: Stores,
     object: Arc<Object>,
     /// A bit for each page whose bytes have come. A slot alone says nothing: it is there before

@@ -223,7 +223,7 @@ fn what_s_was_told_by_a_call_is_not_taken_for_what_a_mapping_had() {
     ends_clean(node, run);
 }
 
-/// What a program does to the file or reads of it.
+/// A program's access to the file.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Store { other: bool, at: u64, byte: u8 },
