@@ -3,7 +3,7 @@
 //!
 //! The pages are an object, as those of shared memory, mapped at addresses of the kernel's space by
 //! which they are filled. A program's private mapping shares them copy-on-write; through a shared
-//! one it stores to them ([`super::write_back`]). What this node's programs change of a file by
+//! one it stores to them (`write_back`). What this node's programs change of a file by
 //! other calls is changed in its pages, too (`storage.rs`).
 
 use alloc::collections::{BTreeMap, VecDeque};
