@@ -9,7 +9,7 @@ use messages::CHUNK_SIZE;
 
 use super::{Entry, FOLDER, LINK, Name, REGULAR, Step, Text, missing, number};
 use crate::error::Result;
-use crate::kernel::MAX_PID;
+use crate::kernel::{MAX_PID, MAX_THREADS};
 use crate::platform::{Memory, Platform};
 use crate::process::Node;
 use crate::thread::Thread;
@@ -98,7 +98,7 @@ const SETTINGS: [(&str, &[u8]); 23] = [
     ("kernel/random/entropy_avail", b"256\n"),
     ("kernel/random/poolsize", b"256\n"),
     ("kernel/randomize_va_space", b"0\n"),
-    ("kernel/threads-max", b"32768\n"),
+    ("kernel/threads-max", b"4096\n"),
     ("kernel/version", b"#1 SMP Tessera\n"),
     ("vm/max_map_count", b"65530\n"),
     ("vm/mmap_min_addr", b"65536\n"),
@@ -106,7 +106,7 @@ const SETTINGS: [(&str, &[u8]); 23] = [
     ("vm/swappiness", b"60\n"),
 ];
 
-const _: () = assert!(MAX_PID == 32_768);
+const _: () = assert!(MAX_PID == 32_768 && MAX_THREADS == 4096);
 
 impl<N: Node> Thread<N> {
     /// Walks `/proc`.

@@ -7,7 +7,7 @@ use spin::Mutex;
 
 use super::{Args, int};
 use crate::error::{Error, Result, errno};
-use crate::kernel::{FIRST, Relations};
+use crate::kernel::{FIRST, MAX_THREADS, Relations};
 use crate::limits::Resource;
 use crate::mm::Space;
 use crate::pidfd::PidFd;
@@ -277,6 +277,9 @@ impl<N: Node> Thread<N> {
         let limit = self.process.limits.lock().soft(Resource::Processes);
         let creds = self.creds();
         if limit != u64::MAX && creds.user.real != 0 && tree.owned_by(creds.user.real) >= limit {
+            return Err(errno::EAGAIN.into());
+        }
+        if tree.threads() >= MAX_THREADS {
             return Err(errno::EAGAIN.into());
         }
         let id = tree.new_id()?;

@@ -73,6 +73,22 @@ fn a_thread_shares_memory_and_files_and_tells_of_its_end() {
 }
 
 #[test]
+fn threads_of_a_node_have_a_limit() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let mut threads = 1;
+    let refused = loop {
+        match run.call(nr::__NR_clone, &[THREAD, DATA + 256]) {
+            Ok(_) => threads += 1,
+            refused => break refused,
+        }
+    };
+    assert_eq!((threads, errno_of(refused)), (4096, Some(errno::EAGAIN)));
+    let fork = run.call(nr::__NR_fork, &[]);
+    assert_eq!(errno_of(fork), Some(errno::EAGAIN));
+}
+
+#[test]
 fn exit_group_ends_every_thread() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
