@@ -80,7 +80,7 @@ pub(crate) enum CallEnd {
     Failed(u16, Failure),
 }
 
-/// What becomes of a slot whose waiter is gone.
+/// Fate of a slot whose waiter is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Abandoned {
     /// It stays as it is, or is owed a reply.

@@ -1,4 +1,4 @@
-//! What a connection sends: messages, inline or from its memory, and what waits for room.
+//! Messages that a connection sends, inline or from its memory, and those that wait for room.
 
 use hal::DmaBuffer;
 use mutants::Mutant;
