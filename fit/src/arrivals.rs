@@ -2,11 +2,37 @@
 
 use alloc::collections::VecDeque;
 
-use crate::one_way::OneWayMessage;
-use crate::serve::ServeSlot;
+use hal::Instant;
 
 /// No slot.
 const NONE: u16 = u16::MAX;
+
+/// A message of the peer that waits for a handler.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OneWayMessage {
+    pub(crate) receive: u16,
+    pub(crate) kind: u16,
+    pub(crate) body: u32,
+    pub(crate) at: Instant,
+}
+
+impl OneWayMessage {
+    /// One whose body, of so many bytes, stands in this receive.
+    pub(crate) fn new(receive: u16, kind: u16, body: u32, at: Instant) -> Self {
+        Self {
+            receive,
+            kind,
+            body,
+            at,
+        }
+    }
+}
+
+/// A slot of a request, which may stand in the list of those that wait.
+pub(crate) trait Chained {
+    /// The request behind it, if it is not the last.
+    fn next(&mut self) -> &mut u16;
+}
 
 /// Requests, as a list through their slots, which costs less than a queue beside them, and the
 /// one-way messages between them.
@@ -38,11 +64,11 @@ impl Arrivals {
 
     /// The request in `slot` waits too.
     #[inline(always)]
-    pub(crate) fn push_request(&mut self, serves: &mut [ServeSlot], slot: u16) {
+    pub(crate) fn push_request<S: Chained>(&mut self, slots: &mut [S], slot: u16) {
         if self.first == NONE {
             self.first = slot;
-        } else if let Some(last) = serves.get_mut(usize::from(self.last)) {
-            last.next = slot;
+        } else if let Some(last) = slots.get_mut(usize::from(self.last)) {
+            *last.next() = slot;
         }
         self.last = slot;
     }
@@ -77,14 +103,18 @@ impl Arrivals {
 
     /// Takes a request.
     #[inline(always)]
-    pub(crate) fn pop_request<'a>(
+    pub(crate) fn pop_request<'a, S: Chained>(
         &mut self,
-        serves: &'a mut [ServeSlot],
-    ) -> Option<(u16, &'a mut ServeSlot)> {
+        slots: &'a mut [S],
+    ) -> Option<(u16, &'a mut S)> {
         let slot = self.first;
-        let serve = serves.get_mut(usize::from(slot))?;
-        self.first = if slot == self.last { NONE } else { serve.next };
-        Some((slot, serve))
+        let request = slots.get_mut(usize::from(slot))?;
+        self.first = if slot == self.last {
+            NONE
+        } else {
+            *request.next()
+        };
+        Some((slot, request))
     }
 }
 
@@ -92,17 +122,25 @@ impl Arrivals {
 mod tests {
     use std::collections::VecDeque as Model;
 
-    use hal::Instant;
     use proptest::prelude::*;
 
     use super::*;
+
+    #[derive(Clone)]
+    struct Slot(u16);
+
+    impl Chained for Slot {
+        fn next(&mut self) -> &mut u16 {
+            &mut self.0
+        }
+    }
 
     proptest! {
         #[test]
         fn requests_and_one_way_messages_come_out_in_the_order_they_came(
             steps in proptest::collection::vec((0u8..4, 0u16..5), 0..200),
         ) {
-            let mut serves = vec![ServeSlot::default(); 5];
+            let mut serves = vec![Slot(0); 5];
             let mut arrivals = Arrivals::new(8);
             // A request by its slot, a one-way message by its number behind those.
             let mut model: Model<u16> = Model::new();

@@ -11,17 +11,11 @@
 //! buffers that it needs at once, so two can't wait for each other. Requests without bulk overtake
 //! those that wait.
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use hal::{DmaBuffer, Instant};
-use verbs::{Payload, QueueSet, SendOp};
+use verbs::RemoteAddr;
 
-use crate::link::{Link, due};
-use crate::ring::Purpose;
-use crate::serve::{Incoming, ServeState};
-use crate::wire::{DESCRIPTOR_LEN, Descriptor, HEADER_LEN, Header};
-use crate::{Config, LostCause, MAX_PIECES};
+use crate::wire::{DESCRIPTOR_LEN, Descriptor, Header, MAX_PIECES};
 
 /// Bulk data of a request.
 #[derive(Debug, Clone, Default)]
@@ -76,40 +70,141 @@ impl BulkPart {
         if bulk == 0 { 0 } else { self.scatters.into() }
     }
 
+    /// Notes what a request says of its bulk, the descriptors of which `piece` reads by their
+    /// number; whether it makes sense. Replies have at most `size` bytes of bulk.
+    pub(crate) fn begin(
+        &mut self,
+        header: &Header,
+        size: u32,
+        piece: impl Fn(u8) -> Descriptor,
+    ) -> bool {
+        let offered: u64 = (0..header.gathers)
+            .map(|index| u64::from(piece(index).len))
+            .sum();
+        if header.gathers > 0 && (offered != u64::from(header.bulk) || header.bulk > size) {
+            return false;
+        }
+        let mut taken = 0;
+        for index in 0..header.scatters {
+            let descriptor = piece(header.gathers + index);
+            self.scatter[usize::from(index)] = descriptor;
+            taken += u64::from(descriptor.len);
+        }
+        self.any = header.bulk > 0 || header.scatters > 0;
+        self.len = header.bulk;
+        self.limit = u32::try_from(taken).unwrap_or(u32::MAX).min(size);
+        (self.gathers, self.scatters) = (header.gathers, header.scatters);
+        (self.looked_at, self.asked, self.reads) = (0, 0, 0);
+        true
+    }
+
+    /// Returns whether it waits for buffers.
+    pub(crate) fn wants_buffers(&self) -> bool {
+        self.buffers_wanted() > 0
+    }
+
     fn buffers_wanted(&self) -> usize {
         usize::from(self.gathers > 0) + usize::from(self.limit > 0)
     }
 
-    fn is_fetched(&self) -> bool {
-        self.looked_at == self.gathers && self.reads == 0
+    /// Takes the buffers that it wants, if there are so many; nothing if there are not. Returns
+    /// whether there is something to fetch.
+    pub(crate) fn admit(&mut self, buffers: &mut Buffers) -> Option<bool> {
+        if buffers.free.len() < self.buffers_wanted() {
+            return None;
+        }
+        self.output = (self.limit > 0).then(|| buffers.free.pop()).flatten();
+        if self.gathers > 0 {
+            self.input = buffers.free.pop();
+        }
+        Some(self.gathers > 0)
+    }
+
+    /// Returns whether no READ is left to be posted.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.looked_at == self.gathers
+    }
+
+    /// Returns whether all is there.
+    pub(crate) fn is_fetched(&self) -> bool {
+        self.is_asked() && self.reads == 0
+    }
+
+    /// The next piece to fetch: its number, the buffer, and the offset in that.
+    pub(crate) fn next_piece(&self) -> (u8, u16, u32) {
+        let buffer = self.input;
+        let buffer = buffer.expect("a buffer was taken before the first READ");
+        (self.looked_at, buffer, self.asked)
+    }
+
+    /// The next piece, of so many bytes, is about to be fetched.
+    pub(crate) fn ask(&mut self, len: u32) {
+        self.looked_at += 1;
+        if len > 0 {
+            self.asked += len;
+            self.reads += 1;
+        }
+    }
+
+    /// A READ has ended.
+    pub(crate) fn on_read(&mut self) {
+        self.reads -= 1;
+    }
+
+    /// The buffer that holds the request's bulk.
+    pub(crate) fn input(&self) -> Option<u16> {
+        self.input
+    }
+
+    /// The buffer for the reply's.
+    pub(crate) fn output(&self) -> Option<u16> {
+        self.output
+    }
+
+    /// Takes the first of these away.
+    pub(crate) fn take_input(&mut self) -> Option<u16> {
+        self.input.take()
+    }
+
+    /// Takes the second away.
+    pub(crate) fn take_output(&mut self) -> Option<u16> {
+        self.output.take()
+    }
+
+    /// The WRITEs of a reply's bulk: for each the place, the offset in the buffer and the length.
+    pub(crate) fn pieces(&self, bulk: u32) -> impl Iterator<Item = (RemoteAddr, u32, u32)> + use<> {
+        let mut done = 0;
+        let pieces = self.scatter.into_iter().map(move |Descriptor { at, len }| {
+            let (offset, len) = (done, len.min(bulk - done));
+            done += len;
+            (at, offset, len)
+        });
+        pieces.filter(|&(.., len)| len > 0)
     }
 }
 
-/// A connection's buffers for bulk, and the slots that want some.
+/// A connection's buffers for bulk.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     count: u16,
     size: u32,
     free: Vec<u16>,
-    pub(crate) waiting: VecDeque<u16>,
-    pub(crate) fetching: VecDeque<u16>,
 }
 
 impl Buffers {
-    pub(crate) fn new(config: &Config) -> Self {
-        let count = if config.bulk_size > 0 {
-            config.bulk_buffers
-        } else {
-            0
-        };
-        let room = usize::from(config.serves);
+    /// Makes `count` buffers of `size` bytes; none if these are zero.
+    pub(crate) fn new(count: u16, size: u32) -> Self {
+        let count = if size > 0 { count } else { 0 };
         Self {
             count,
-            size: config.bulk_size,
+            size,
             free: (0..count).collect(),
-            waiting: VecDeque::with_capacity(room),
-            fetching: VecDeque::with_capacity(room),
         }
+    }
+
+    /// Bytes of a buffer.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
     }
 
     /// The queue pair is dead: nothing touches any of them.
@@ -118,7 +213,7 @@ impl Buffers {
         self.free.extend(0..self.count);
     }
 
-    fn give_back(&mut self, buffer: u16) {
+    pub(crate) fn give_back(&mut self, buffer: u16) {
         assert!(!self.free.contains(&buffer), "buffer {buffer} was taken");
         self.free.push(buffer);
     }
@@ -127,197 +222,5 @@ impl Buffers {
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
         self.free.len()
-    }
-}
-
-impl<M: DmaBuffer> Link<M> {
-    /// Takes up a request, with the bulk that it brings or wants.
-    pub(crate) fn on_request(&mut self, receive: u16, header: &Header, now: Instant) {
-        let slot = usize::from(header.slot);
-        if self.begin_serve(receive, header.brief(), now).is_none() {
-            return self.fail(LostCause::Protocol);
-        }
-        let offered: u64 = (0..header.gathers)
-            .map(|piece| u64::from(self.descriptor(receive, piece).len))
-            .sum();
-        if header.gathers > 0 && (offered != u64::from(header.bulk) || header.bulk > self.bulk.size)
-        {
-            return self.fail(LostCause::Protocol);
-        }
-        let mut taken = 0;
-        for piece in 0..header.scatters {
-            let descriptor = self.descriptor(receive, header.gathers + piece);
-            self.serves[slot].bulk.scatter[usize::from(piece)] = descriptor;
-            taken += u64::from(descriptor.len);
-        }
-        let part = &mut self.serves[slot].bulk;
-        part.any = header.bulk > 0 || header.scatters > 0;
-        part.len = header.bulk;
-        part.limit = u32::try_from(taken).unwrap_or(u32::MAX).min(self.bulk.size);
-        (part.gathers, part.scatters) = (header.gathers, header.scatters);
-        (part.looked_at, part.asked, part.reads) = (0, 0, 0);
-        if part.buffers_wanted() == 0 {
-            return self.arrive(header.slot);
-        }
-        self.serves[slot].state = ServeState::Waiting;
-        self.bulk.waiting.push_back(header.slot);
-        self.admit_waiting();
-    }
-
-    /// The descriptor `index` of the request in a receive buffer.
-    fn descriptor(&self, receive: u16, index: u8) -> Descriptor {
-        let mut bytes = [0; DESCRIPTOR_LEN];
-        let at = self.receives[usize::from(receive)].at
-            + HEADER_LEN
-            + usize::from(index) * DESCRIPTOR_LEN;
-        self.memory.read(at, &mut bytes);
-        Descriptor::decode(&bytes)
-    }
-
-    /// Gives buffers to those who wait for some, in order.
-    fn admit_waiting(&mut self) {
-        while let Some(&slot) = self.bulk.waiting.front() {
-            let part = &mut self.serves[usize::from(slot)].bulk;
-            if self.bulk.free.len() < part.buffers_wanted() {
-                return;
-            }
-            self.bulk.waiting.pop_front();
-            part.output = (part.limit > 0).then(|| self.bulk.free.pop()).flatten();
-            if part.gathers == 0 {
-                self.arrive(slot);
-                continue;
-            }
-            part.input = self.bulk.free.pop();
-            self.serves[usize::from(slot)].state = ServeState::Fetching;
-            self.bulk.fetching.push_back(slot);
-            self.due |= due::BACKLOG;
-        }
-    }
-
-    /// Posts READs of what callers offer, as far as send queue and READ credits go.
-    pub(crate) fn fetch_offered<Q: QueueSet>(&mut self, queues: &mut Q) {
-        while let Some(&slot) = self.bulk.fetching.front() {
-            let serve = &self.serves[usize::from(slot)];
-            let part = &serve.bulk;
-            if part.looked_at == part.gathers {
-                self.bulk.fetching.pop_front();
-                if part.is_fetched() {
-                    self.arrive(slot);
-                }
-                continue;
-            }
-            if !self.may_read() {
-                return;
-            }
-            let (receive, asked) = (serve.receive, part.asked);
-            let buffer = part
-                .input
-                .expect("a buffer was taken before the first READ");
-            let Descriptor { at: from, len } = self.descriptor(receive, part.looked_at);
-            let into = self.piece(
-                self.layout.bulk(buffer.into()) + asked as usize,
-                len as usize,
-            );
-            let part = &mut self.serves[usize::from(slot)].bulk;
-            part.looked_at += 1;
-            if len == 0 {
-                continue;
-            }
-            part.asked += len;
-            part.reads += 1;
-            self.reads_out += 1;
-            let read = SendOp::Read { from };
-            self.post(queues, read, Payload::Gather(&[into]), Purpose::Fetch(slot));
-        }
-    }
-
-    /// A READ of what a caller offers has ended.
-    pub(crate) fn on_fetched(&mut self, slot: u16, success: bool) {
-        self.reads_out -= 1;
-        let serve = &mut self.serves[usize::from(slot)];
-        if !success || serve.state != ServeState::Fetching {
-            return;
-        }
-        serve.bulk.reads -= 1;
-        if serve.bulk.is_fetched() {
-            self.counters.nr_bytes_rx += u64::from(serve.bulk.len);
-            self.arrive(slot);
-        }
-    }
-
-    /// Copies bulk of a request being served; returns how many bytes there were.
-    pub(crate) fn read_bulk(&self, incoming: &Incoming, offset: usize, into: &mut [u8]) -> usize {
-        let part = &self.serves[usize::from(incoming.slot)].bulk;
-        let Some(buffer) = part.input.filter(|_| self.is_serving(incoming)) else {
-            return 0;
-        };
-        let len = into.len().min((part.len as usize).saturating_sub(offset));
-        if len > 0 {
-            self.memory
-                .read(self.layout.bulk(buffer.into()) + offset, &mut into[..len]);
-        }
-        len
-    }
-
-    /// Puts bytes into the bulk of a reply; `offset` and they are within [`Incoming::bulk_limit`].
-    pub(crate) fn write_bulk(&mut self, incoming: &Incoming, offset: usize, bytes: &[u8]) {
-        let part = &self.serves[usize::from(incoming.slot)].bulk;
-        let Some(buffer) = part.output.filter(|_| self.is_serving(incoming)) else {
-            return;
-        };
-        assert!(
-            offset + bytes.len() <= part.limit as usize,
-            "within the limit"
-        );
-        self.memory
-            .write(self.layout.bulk(buffer.into()) + offset, bytes);
-    }
-
-    /// The handler is done with the request's bulk.
-    pub(crate) fn release_input(&mut self, slot: u16) {
-        if let Some(buffer) = self.serves[usize::from(slot)].bulk.input.take() {
-            self.bulk.give_back(buffer);
-            self.admit_waiting();
-        }
-    }
-
-    /// Posts the WRITEs of a reply's bulk; on one queue pair the SEND behind them arrives after
-    /// them. Returns what that SEND is for.
-    pub(crate) fn write_bulk_back<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        slot: u16,
-        bulk: u32,
-    ) -> Purpose {
-        let Some(buffer) = self.serves[usize::from(slot)].bulk.output.take() else {
-            return Purpose::Unanswered;
-        };
-        if bulk == 0 {
-            self.release_output(buffer);
-            return Purpose::Unanswered;
-        }
-        self.counters.nr_bytes_tx += u64::from(bulk);
-        let (mut done, mut piece) = (0, 0);
-        while done < bulk {
-            let Descriptor { at: to, len } = self.serves[usize::from(slot)].bulk.scatter[piece];
-            let len = len.min(bulk - done);
-            piece += 1;
-            if len > 0 {
-                let from = self.piece(
-                    self.layout.bulk(buffer.into()) + done as usize,
-                    len as usize,
-                );
-                let write = SendOp::Write { to, imm: None };
-                self.post(queues, write, Payload::Gather(&[from]), Purpose::Unanswered);
-                done += len;
-            }
-        }
-        Purpose::BulkReply(buffer)
-    }
-
-    /// The device has read a reply's bulk, or never will.
-    pub(crate) fn release_output(&mut self, buffer: u16) {
-        self.bulk.give_back(buffer);
-        self.admit_waiting();
     }
 }

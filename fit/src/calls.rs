@@ -1,567 +1,462 @@
-//! Calls: requests out, replies in, matched by slot and generation.
+//! Calls of a connection: their slots, and each one's way from its request to its end.
+//!
+//! A slot's number and generation name a call to the peer and to the waiter; whatever comes for
+//! another generation touches nothing. The free slots are a list through the slots, the last one
+//! freed first. What is to be done beside the slot (a receive to post again, waiters for room to
+//! wake, a connection to end) is returned.
 
+use alloc::boxed::Box;
 use core::task::{Poll, Waker};
 
-use hal::{DmaBuffer, Instant};
+use hal::Instant;
 use mutants::Mutant;
-use verbs::{Lkey, QueueSet, Region, RemoteAddr, Rkey, Sge};
 
-use crate::call_slots::{CallSlot, CallState};
-use crate::counters::count;
-use crate::link::{Failure, Link, Outgoing};
-use crate::ring::{Place, Purpose};
-use crate::wire::{
-    Brief, DESCRIPTOR_LEN, Descriptor, HEADER_BYTES, HEADER_LEN, Header, MessageType,
-};
-use crate::{Error, LinkState, LostCause, MAX_PIECES, Operation};
+use crate::call::CallId;
+use crate::error::Operation;
+use crate::state::{Failure, LinkState};
+use crate::wire::Brief;
 
-/// A piece of this node's registered memory that a call uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// Start address, as its region counts.
-    pub addr: u64,
-    /// Its length in bytes.
-    pub len: u32,
-    /// The region's key for this node's device: bulk that fits the message is gathered by it.
-    pub lkey: Lkey,
-    /// The region's key for the peer, which READs or WRITEs by it; the region must allow that.
-    pub rkey: Rkey,
+enum CallState {
+    Free,
+    Waiting,
+    /// The reply is in this receive buffer.
+    Answered {
+        receive: u16,
+        body: u32,
+        bulk: u32,
+    },
+    Failed(Failure),
+    /// Past its deadline; the waiter does not know yet, and the peer still owes the reply.
+    Expired(Failure),
+    /// Nobody waits any more, but the peer still owes the reply.
+    Orphaned,
 }
 
-impl Piece {
-    /// The piece of a region that begins `offset` bytes behind its beginning.
-    ///
-    /// # Panics
-    ///
-    /// When it does not lie in the region.
-    #[must_use]
-    pub fn of(region: &Region, offset: u64, len: u32) -> Self {
-        let end = offset.checked_add(len.into());
-        assert!(
-            end.is_some_and(|end| end <= region.len),
-            "{len} bytes at {offset} of a region of {}",
-            region.len
-        );
-        Self {
-            addr: region.addr + offset,
-            len,
-            lkey: region.lkey,
-            rkey: region.rkey,
-        }
-    }
-
-    pub(crate) fn sge(&self) -> Sge {
-        Sge {
-            addr: self.addr,
-            len: self.len,
-            lkey: self.lkey,
-        }
-    }
-
-    pub(crate) fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            at: RemoteAddr {
-                addr: self.addr,
-                rkey: self.rkey,
-            },
-            len: self.len,
-        }
+impl CallState {
+    /// Returns whether the peer owes the reply.
+    fn is_owed(self) -> bool {
+        matches!(self, Self::Waiting | Self::Expired(_) | Self::Orphaned)
     }
 }
 
-/// A call: its content, and the memory that it lends until it ends.
+#[derive(Debug)]
+struct CallSlot {
+    state: CallState,
+    generation: u32,
+    kind: u16,
+    /// Whether peer and device may touch the caller's memory until it ends.
+    lends: bool,
+    /// Whether the device is done with the request. Until then it may read what it gathers again,
+    /// though the reply be there.
+    sent: bool,
+    /// Bytes that the reply's bulk may have.
+    takes: u32,
+    started: Instant,
+    deadline: Instant,
+    waker: Option<Waker>,
+    /// While it is free: the next free slot.
+    next_free: u16,
+}
+
+/// No slot.
+const NONE: u16 = u16::MAX;
+
+/// Memory that a call lends until it ends.
 #[derive(Debug, Clone, Copy)]
-pub struct Call<'a> {
-    /// Kind of the call, by a number that both sides know.
-    pub kind: u16,
-    /// The request's body. Copied, so short ones are best; it must fit a message.
-    pub body: &'a [u8],
-    /// Memory whose bytes are the request's bulk. It is not copied: it goes with the message if it
-    /// fits, else the peer READs it.
-    pub gather: &'a [Piece],
-    /// Memory that the reply's bulk fills, piece by piece, by the peer's WRITEs.
-    pub scatter: &'a [Piece],
+pub(crate) struct Loan {
+    /// Bytes that the reply's bulk may have.
+    pub(crate) takes: u32,
+    /// Whether the device gathers from it with the request.
+    pub(crate) gathers: bool,
 }
 
-impl<'a> Call<'a> {
-    /// A call without bulk.
-    #[must_use]
-    pub fn new(kind: u16, body: &'a [u8]) -> Self {
+/// End of a call that its waiter polled for. The slot is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CallEnd {
+    /// The reply is in this receive, which is to be posted again.
+    Replied { receive: u16, len: usize, bulk: u32 },
+    /// The call of this kind failed. Its slot may not be free: the peer may owe the reply.
+    Failed(u16, Failure),
+}
+
+/// Fate of a slot whose waiter is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Abandoned {
+    /// It stays as it is, or is owed a reply.
+    Kept,
+    /// It is free; the receive, if there is one, is to be posted again.
+    Freed { receive: Option<u16> },
+}
+
+/// Judgement of a reply that no waiter gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unawaited {
+    /// It is for no call that the peer owes a reply to.
+    Stray,
+    /// It is not what was asked for.
+    Broken,
+    /// It was owed, and its slot stays until its waiter looks.
+    Late,
+    /// It was owed, and its slot is free.
+    Freed,
+}
+
+/// Result of a look at the deadlines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Expired {
+    /// Calls that ran past their deadline just now.
+    pub(crate) count: u64,
+    /// The connection can't go on, as this was not ended in time.
+    pub(crate) lost: Option<Operation>,
+}
+
+/// The calls of one connection.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    slots: Box<[CallSlot]>,
+    first_free: u16,
+}
+
+impl CallSlot {
+    fn free() -> Self {
         Self {
-            kind,
+            state: CallState::Free,
+            generation: 0,
+            kind: 0,
+            lends: false,
+            sent: true,
+            takes: 0,
+            started: Instant::default(),
+            deadline: Instant::default(),
+            waker: None,
+            next_free: NONE,
+        }
+    }
+
+    /// Frees the slot of a call that neither lends memory nor has a waker any more.
+    #[inline(always)]
+    fn end(&mut self, first_free: &mut u16, slot: u16) {
+        self.state = CallState::Free;
+        self.generation = self.generation.wrapping_add(1);
+        self.next_free = core::mem::replace(first_free, slot);
+    }
+
+    /// Returns whether it waits for this reply.
+    #[inline(always)]
+    fn awaits(&self, reply: &Brief) -> bool {
+        (self.generation == reply.generation || Mutant::ReplyGenerationIgnored.on())
+            && self.state == CallState::Waiting
+            && self.kind == reply.kind
+    }
+
+    /// The reply is in this receive; how long it took, in nanoseconds.
+    #[inline(always)]
+    fn answer(&mut self, receive: u16, body: u32, bulk: u32, now: Instant) -> u64 {
+        self.state = CallState::Answered {
+            receive,
             body,
-            gather: &[],
-            scatter: &[],
-        }
-    }
-
-    /// The same with bulk in the request.
-    #[must_use]
-    pub fn gather(self, gather: &'a [Piece]) -> Self {
-        Self { gather, ..self }
-    }
-
-    /// The same with room for bulk of the reply.
-    #[must_use]
-    pub fn scatter(self, scatter: &'a [Piece]) -> Self {
-        Self { scatter, ..self }
-    }
-
-    fn lends(&self) -> bool {
-        !self.gather.is_empty() || !self.scatter.is_empty()
-    }
-}
-
-fn total(pieces: &[Piece]) -> u64 {
-    pieces.iter().map(|piece| u64::from(piece.len)).sum()
-}
-
-/// Result of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reply {
-    /// Bytes of the reply, now in the caller's slice.
-    pub len: usize,
-    /// Bytes that the peer wrote into the pieces for bulk.
-    pub bulk: u32,
-}
-
-/// Names a call to its waiter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallId {
-    /// The connection; the engine's to know.
-    pub(crate) link: u16,
-    pub(crate) slot: u16,
-    pub(crate) generation: u32,
-}
-
-/// The header of a request without bulk.
-#[inline(always)]
-fn request_header(call: &Call<'_>, id: CallId) -> Header {
-    Header {
-        kind: call.kind,
-        slot: id.slot,
-        generation: id.generation,
-        body: u32::try_from(call.body.len()).expect("at most a message"),
-        ..Header::bare(MessageType::Request, 0)
-    }
-}
-
-impl<M: DmaBuffer> Link<M> {
-    // ---- Calls ----
-
-    /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now.
-    /// `link` is this connection's number.
-    #[inline(always)]
-    pub(crate) fn start_call<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        (link, call): (u16, &Call<'_>),
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Option<CallId>, Error> {
-        if call.lends() || !self.goes_at_once(call.body) {
-            return self.start_longer_call(queues, (link, call), now, deadline);
-        }
-        let Some(place) = self.ring.take(Purpose::Unanswered) else {
-            return Ok(None);
-        };
-        let Some((id, _)) = self.begin_call((link, call), now, deadline) else {
-            return Ok(self.give_place_back(place));
-        };
-        self.send_at_once(queues, place, request_header(call, id), call.body);
-        Ok(Some(id))
-    }
-
-    #[cold]
-    fn give_place_back(&mut self, place: Place) -> Option<CallId> {
-        self.ring.give_back(place);
-        None
-    }
-
-    /// Takes a slot for a call, if there is one.
-    #[inline(always)]
-    fn begin_call(
-        &mut self,
-        (link, call): (u16, &Call<'_>),
-        now: Instant,
-        deadline: Instant,
-    ) -> Option<(CallId, &mut CallSlot)> {
-        let (slot, place) = self.free_calls.pop(&mut self.calls)?;
-        place.state = CallState::Waiting;
-        place.kind = call.kind;
-        (place.started, place.deadline) = (now, deadline);
-        self.counters.nr_ib_send_reply += 1;
-        count(&mut self.counters.calls, call.kind);
-        let generation = place.generation;
-        let id = CallId {
-            link,
-            slot,
-            generation,
-        };
-        Some((id, place))
-    }
-
-    /// Starts a call that does not go at once: it lends memory, is long, or the connection is not
-    /// up.
-    #[inline(never)]
-    fn start_longer_call<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        (link, call): (u16, &Call<'_>),
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Option<CallId>, Error> {
-        self.check_up()?;
-        if self.state != LinkState::Up {
-            return Ok(None);
-        }
-        let id = if call.lends() {
-            self.start_lending_call(queues, (link, call), now, deadline)
-        } else {
-            self.start_long_call(queues, (link, call), now, deadline)
-        };
-        self.flush(queues);
-        id
-    }
-
-    /// Starts a call without bulk whose body does not go inline.
-    fn start_long_call<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        (link, call): (u16, &Call<'_>),
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Option<CallId>, Error> {
-        self.check_len(HEADER_LEN + call.body.len())?;
-        if self.ring.room() == 0 {
-            return Ok(None);
-        }
-        let Some((id, _)) = self.begin_call((link, call), now, deadline) else {
-            return Ok(None);
-        };
-        let (header, at) = (request_header(call, id), self.layout.call(id.slot.into()));
-        self.send_plain(queues, header, call.body, at, Purpose::Unanswered);
-        Ok(Some(id))
-    }
-
-    /// Starts a call that lends memory.
-    fn start_lending_call<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        (link, call): (u16, &Call<'_>),
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Option<CallId>, Error> {
-        let (bulk, carried) = self.check_call(call)?;
-        if self.ring.room() == 0 {
-            return Ok(None);
-        }
-        let Some((id, place)) = self.begin_call((link, call), now, deadline) else {
-            return Ok(None);
-        };
-        place.lends = true;
-        place.takes = u32::try_from(total(call.scatter)).unwrap_or(u32::MAX);
-        place.sent = call.gather.is_empty() || !carried;
-        let purpose = match place.sent {
-            true => Purpose::Unanswered,
-            false => Purpose::Gathering(id.slot, id.generation),
-        };
-        let (carried, offered) = if carried {
-            (call.gather, &[][..])
-        } else {
-            (&[][..], call.gather)
-        };
-        let pieces = |pieces: &[Piece]| u8::try_from(pieces.len()).expect("at most MAX_PIECES");
-        let header = Header {
-            gathers: pieces(offered),
-            scatters: pieces(call.scatter),
             bulk,
-            ..request_header(call, id)
         };
-        let at = self.layout.call(id.slot.into());
-        let message = Outgoing {
-            header,
-            offered,
-            accepting: call.scatter,
-            body: call.body,
-            carried,
-        };
-        self.send_message(queues, message, at, purpose);
-        Ok(Some(id))
+        if self.waker.is_some() {
+            self.wake();
+        }
+        now.nanos.saturating_sub(self.started.nanos)
     }
 
-    /// The bytes of a request's bulk, and whether they go with its message.
-    fn check_call(&self, call: &Call<'_>) -> Result<(u32, bool), Error> {
-        let pieces = call.gather.len().max(call.scatter.len());
-        if pieces > MAX_PIECES {
-            return Err(Error::TooManyPieces {
-                peer: self.peer,
-                pieces,
-            });
+    #[inline(never)]
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
-        let bulk = total(call.gather);
-        let head = HEADER_LEN + call.scatter.len() * DESCRIPTOR_LEN + call.body.len();
-        let limit = self.target.message_size;
-        if head as u64 + bulk <= u64::from(limit) {
-            return Ok((u32::try_from(bulk).expect("at most a message"), true));
+    }
+
+    /// Keeps the waker of a call that has not ended.
+    fn keep<T>(&mut self, waker: &Waker) -> Poll<T> {
+        match &mut self.waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
         }
-        if bulk == 0 {
-            self.check_len(head)?;
+        Poll::Pending
+    }
+
+    /// Tells the waiter.
+    fn tell(&mut self, state: CallState) {
+        self.state = state;
+        self.wake();
+    }
+}
+
+impl Calls {
+    /// Makes so many slots, none of which may be used before [`open`](Self::open).
+    pub(crate) fn new(count: u16) -> Self {
+        Self {
+            slots: (0..count).map(|_| CallSlot::free()).collect(),
+            first_free: NONE,
         }
-        self.check_len(head + call.gather.len() * DESCRIPTOR_LEN)?;
-        match u32::try_from(bulk) {
-            Ok(bulk) if bulk <= self.target.bulk_size => Ok((bulk, false)),
-            _ => Err(Error::TooLong {
-                peer: self.peer,
-                len: usize::try_from(bulk).unwrap_or(usize::MAX),
-                limit: self.target.bulk_size as usize,
-            }),
+    }
+
+    /// Takes the place of another table, of whose calls nobody must be able to name any.
+    pub(crate) fn follow(&mut self, old: &Self) {
+        for (new, old) in self.slots.iter_mut().zip(&old.slots) {
+            new.generation = old.generation.wrapping_add(1);
         }
+    }
+
+    /// The peer takes so many calls at once.
+    pub(crate) fn open(&mut self, peer_takes: u16) {
+        let slots = u16::try_from(self.slots.len()).expect("calls are counted in 16 bits");
+        let credit = if Mutant::CallCreditIgnored.on() {
+            u16::MAX
+        } else {
+            peer_takes
+        };
+        for slot in (0..slots.min(credit)).rev() {
+            self.slots[usize::from(slot)].next_free = self.first_free;
+            self.first_free = slot;
+        }
+    }
+
+    pub(crate) fn has_free(&self) -> bool {
+        self.first_free != NONE
+    }
+
+    /// Takes a slot for a call, if there is one; returns its number and generation.
+    #[inline(always)]
+    pub(crate) fn begin(
+        &mut self,
+        kind: u16,
+        now: Instant,
+        deadline: Instant,
+    ) -> Option<(u16, u32)> {
+        let slot = self.first_free;
+        let call = self.slots.get_mut(usize::from(slot))?;
+        self.first_free = call.next_free;
+        call.state = CallState::Waiting;
+        call.kind = kind;
+        (call.started, call.deadline) = (now, deadline);
+        Some((slot, call.generation))
+    }
+
+    /// Notes what a call that has just begun lends.
+    pub(crate) fn lend(&mut self, slot: u16, loan: Loan) {
+        let call = &mut self.slots[usize::from(slot)];
+        call.lends = true;
+        (call.takes, call.sent) = (loan.takes, !loan.gathers);
     }
 
     /// Returns whether there is such a call.
     #[inline(always)]
-    pub(crate) fn has_call(&self, id: CallId) -> bool {
-        let call = self.calls.get(usize::from(id.slot));
-        call.is_some_and(|call| call.is_of(id))
+    pub(crate) fn has(&self, id: CallId) -> bool {
+        let call = self.slots.get(usize::from(id.slot));
+        call.is_some_and(|call| call.generation == id.generation)
     }
 
-    /// Looks whether a call that [is there](Self::has_call) has ended. Its reply is copied into
-    /// `into`; the id means nothing afterwards.
+    /// Ends a call that has its reply, lends nothing, and whose reply has at most `room` bytes;
+    /// returns the receive that holds the reply, and its length. Nothing of any other call.
     #[inline(always)]
-    pub(crate) fn poll_call<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        id: CallId,
-        waker: &Waker,
-        into: &mut [u8],
-    ) -> Poll<Result<Reply, Error>> {
-        let call = &mut self.calls[usize::from(id.slot)];
+    pub(crate) fn end_plain(&mut self, slot: u16, room: usize) -> Option<(u16, usize)> {
+        let call = &mut self.slots[usize::from(slot)];
         let CallState::Answered { receive, body, .. } = call.state else {
-            return self.poll_unanswered(id.slot, waker);
+            return None;
         };
         let len = body as usize;
-        let Some(into) = into.get_mut(..len).filter(|_| !call.lends) else {
-            return self.poll_unusual(queues, id.slot, waker, into);
-        };
-        call.end(&mut self.free_calls, id.slot);
-        let receive = &mut self.receives[usize::from(receive)];
-        self.memory.read(receive.at + HEADER_LEN, into);
-        if matches!(self.state, LinkState::Up)
-            && !Mutant::ReceiveNotPostedAgain.on()
-            && let Err(error) = receive.post(queues, self.qp)
-        {
-            self.on_refused_receive(&error);
+        if len > room || call.lends {
+            return None;
         }
-        self.wake_room_waiters();
-        Poll::Ready(Ok(Reply { len, bulk: 0 }))
+        call.end(&mut self.first_free, slot);
+        Some((receive, len))
     }
 
-    /// Looks at a call that no reply has come for.
-    #[inline(never)]
-    fn poll_unanswered(&mut self, slot: u16, waker: &Waker) -> Poll<Result<Reply, Error>> {
-        let call = &mut self.calls[usize::from(slot)];
-        let operation = Operation::Call(call.kind);
+    /// Looks whether a call has ended that [`end_plain`](Self::end_plain) did not end.
+    pub(crate) fn end_any(&mut self, slot: u16, waker: &Waker) -> Poll<CallEnd> {
+        let call = &mut self.slots[usize::from(slot)];
         match call.state {
             CallState::Waiting => call.keep(waker),
+            CallState::Answered { .. } if !call.sent && !Mutant::GatheringNotAwaited.on() => {
+                call.keep(waker)
+            }
+            CallState::Answered {
+                receive,
+                body,
+                bulk,
+            } => {
+                self.free(slot);
+                let len = body as usize;
+                Poll::Ready(CallEnd::Replied { receive, len, bulk })
+            }
             CallState::Failed(failure) => {
-                self.free_call(slot);
-                Poll::Ready(Err(self.error(operation, failure)))
+                let kind = call.kind;
+                self.free(slot);
+                Poll::Ready(CallEnd::Failed(kind, failure))
             }
             CallState::Expired(failure) => {
+                let kind = call.kind;
                 if Mutant::LateCallFreesSlot.on() {
-                    self.free_call(slot);
-                    return Poll::Ready(Err(self.error(operation, failure)));
+                    self.free(slot);
+                } else {
+                    call.state = CallState::Orphaned;
                 }
-                call.state = CallState::Orphaned;
-                Poll::Ready(Err(self.error(operation, failure)))
+                Poll::Ready(CallEnd::Failed(kind, failure))
             }
-            CallState::Free | CallState::Orphaned | CallState::Answered { .. } => {
-                unreachable!("an id whose end was taken")
-            }
+            CallState::Free | CallState::Orphaned => unreachable!("an id whose end was taken"),
         }
-    }
-
-    /// Looks at a call with a reply that lends memory, or whose reply is too long for `into`.
-    #[inline(never)]
-    fn poll_unusual<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        slot: u16,
-        waker: &Waker,
-        into: &mut [u8],
-    ) -> Poll<Result<Reply, Error>> {
-        let call = &mut self.calls[usize::from(slot)];
-        let CallState::Answered {
-            receive,
-            body,
-            bulk,
-        } = call.state
-        else {
-            unreachable!("only calls with a reply are looked at")
-        };
-        if !call.sent && !Mutant::GatheringNotAwaited.on() {
-            return call.keep(waker);
-        }
-        let len = body as usize;
-        let result = match into.get_mut(..len) {
-            Some(into) => {
-                let at = self.receives[usize::from(receive)].at + HEADER_LEN;
-                self.memory.read(at, into);
-                Ok(Reply { len, bulk })
-            }
-            None => Err(Error::TooLong {
-                peer: self.peer,
-                len,
-                limit: into.len(),
-            }),
-        };
-        self.post_receive(queues, receive);
-        self.free_call(slot);
-        Poll::Ready(result)
     }
 
     /// The waiter of a call is gone.
-    pub(crate) fn abandon_call<Q: QueueSet>(&mut self, queues: &mut Q, id: CallId) {
-        let Some(call) = self.calls.get_mut(usize::from(id.slot)) else {
-            return;
+    pub(crate) fn abandon(&mut self, id: CallId) -> Abandoned {
+        let Some(call) = self.slots.get_mut(usize::from(id.slot)) else {
+            return Abandoned::Kept;
         };
-        if !call.is_of(id) {
-            return;
+        if call.generation != id.generation {
+            return Abandoned::Kept;
         }
         call.waker = None;
-        match call.state {
-            CallState::Waiting | CallState::Expired(_) => call.state = CallState::Orphaned,
-            CallState::Answered { receive, .. } => {
-                self.post_receive(queues, receive);
-                self.free_call(id.slot);
+        let receive = match call.state {
+            CallState::Waiting | CallState::Expired(_) => {
+                call.state = CallState::Orphaned;
+                return Abandoned::Kept;
             }
-            CallState::Failed(_) => self.free_call(id.slot),
-            CallState::Free | CallState::Orphaned => {}
-        }
+            CallState::Free | CallState::Orphaned => return Abandoned::Kept,
+            CallState::Answered { receive, .. } => Some(receive),
+            CallState::Failed(_) => None,
+        };
+        self.free(id.slot);
+        Abandoned::Freed { receive }
     }
 
-    pub(crate) fn free_call(&mut self, slot: u16) {
-        let call = &mut self.calls[usize::from(slot)];
+    fn free(&mut self, slot: u16) {
+        let call = &mut self.slots[usize::from(slot)];
         call.waker = None;
         (call.lends, call.sent, call.takes) = (false, true, 0);
-        call.end(&mut self.free_calls, slot);
-        self.wake_room_waiters();
-    }
-
-    #[inline(always)]
-    pub(crate) fn end_call(&mut self, slot: usize, state: CallState) {
-        let call = &mut self.calls[slot];
-        call.state = state;
-        call.wake();
+        call.end(&mut self.first_free, slot);
     }
 
     /// The device is done with the request of a call that gathers memory.
     pub(crate) fn on_gathered(&mut self, slot: u16, generation: u32) {
-        let call = &mut self.calls[usize::from(slot)];
+        let call = &mut self.slots[usize::from(slot)];
         if call.generation == generation {
             call.sent = true;
             call.wake();
         }
     }
 
-    /// Takes a reply without bulk if a call waits for it and it says nothing new of one-way
-    /// messages; whether this was so. Its receive is posted again when the waiter has it.
+    /// Takes a reply without bulk if a call waits for it; how long it took, in nanoseconds.
     #[inline(always)]
-    pub(crate) fn on_plain_reply(&mut self, receive: u16, reply: Brief, now: Instant) -> bool {
-        match self.calls.get_mut(usize::from(reply.slot)) {
-            Some(call) if call.awaits(&reply) && self.window.knows(reply.returned) => {
-                let took = call.answer(receive, reply.body, 0, now);
-                self.hear(HEADER_BYTES + reply.body);
-                self.counters.call_time.record_ns(took);
-                true
-            }
-            _ => false,
-        }
+    pub(crate) fn answer_plain(
+        &mut self,
+        receive: u16,
+        reply: &Brief,
+        now: Instant,
+    ) -> Option<u64> {
+        let call = self.slots.get_mut(usize::from(reply.slot))?;
+        let awaited = call.awaits(reply);
+        awaited.then(|| call.answer(receive, reply.body, 0, now))
     }
 
-    /// Takes a reply, whatever it brings.
-    pub(crate) fn on_reply<Q: QueueSet>(
+    /// Takes a reply if a call waits for it that takes so much bulk; how long it took, in
+    /// nanoseconds.
+    pub(crate) fn answer(
         &mut self,
-        queues: &mut Q,
         receive: u16,
-        reply: Brief,
+        reply: &Brief,
         bulk: u32,
         now: Instant,
-    ) {
-        match self.calls.get_mut(usize::from(reply.slot)) {
-            Some(call)
-                if call.awaits(&reply) && (bulk <= call.takes || Mutant::LongReplyTaken.on()) =>
-            {
-                let took = call.answer(receive, reply.body, bulk, now);
-                self.counters.nr_bytes_rx += u64::from(bulk);
-                self.counters.call_time.record_ns(took);
-            }
-            _ => self.on_unawaited_reply(queues, receive, reply, bulk),
-        }
+    ) -> Option<u64> {
+        let call = self.slots.get_mut(usize::from(reply.slot))?;
+        let awaited = call.awaits(reply) && (bulk <= call.takes || Mutant::LongReplyTaken.on());
+        awaited.then(|| call.answer(receive, reply.body, bulk, now))
     }
 
     /// Takes a reply that no waiter gets: it comes too late, for nothing, or is not what was asked
     /// for.
-    #[inline(never)]
-    fn on_unawaited_reply<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        receive: u16,
-        reply: Brief,
-        bulk: u32,
-    ) {
-        let call = self.calls.get(usize::from(reply.slot));
+    pub(crate) fn on_unawaited(&mut self, reply: &Brief, bulk: u32) -> Unawaited {
+        let call = self.slots.get_mut(usize::from(reply.slot));
         let owed = call.filter(|call| call.generation == reply.generation && call.state.is_owed());
         let Some(call) = owed else {
-            self.counters.nr_stray += 1;
-            return self.post_receive(queues, receive);
+            return Unawaited::Stray;
         };
         if bulk > call.takes || reply.kind != call.kind {
-            return self.fail(LostCause::Protocol);
+            return Unawaited::Broken;
         }
         match call.state {
             CallState::Expired(failure) => {
-                self.end_call(reply.slot.into(), CallState::Failed(failure))
+                call.tell(CallState::Failed(failure));
+                Unawaited::Late
             }
-            CallState::Orphaned => self.free_call(reply.slot),
+            CallState::Orphaned => {
+                self.free(reply.slot);
+                Unawaited::Freed
+            }
             _ => unreachable!("a reply that is owed, and as it was asked for, to one who waits"),
         }
-        self.post_receive(queues, receive);
     }
 
-    /// Ends the calls that are past their deadline.
-    pub(crate) fn expire_calls(&mut self, now: Instant) {
+    /// Ends the calls that are past their deadline, of a connection in `state` whose peer takes
+    /// `credit` calls.
+    pub(crate) fn expire(&mut self, now: Instant, state: LinkState, credit: u16) -> Expired {
         let mut orphans = 0;
-        let mut overdue = None;
-        for slot in 0..self.calls.len() {
-            let call = &self.calls[slot];
+        let mut expired = Expired::default();
+        for call in &mut self.slots {
             let late = now >= call.deadline && !Mutant::CallDeadlineIgnored.on();
             match call.state {
                 CallState::Waiting if late && !call.lends => {
-                    let failure = Failure::Deadline {
-                        age: now.since(call.started),
-                        state: self.state,
-                    };
-                    self.counters.nr_deadline += 1;
-                    self.end_call(slot, CallState::Expired(failure));
+                    let age = now.since(call.started);
+                    expired.count += 1;
+                    call.tell(CallState::Expired(Failure::Deadline { age, state }));
                 }
                 CallState::Waiting | CallState::Orphaned if late && call.lends => {
-                    overdue = Some(Operation::Call(call.kind));
+                    expired.lost = Some(Operation::Call(call.kind));
                 }
                 CallState::Answered { .. } if late && !call.sent => {
-                    overdue = Some(Operation::Call(call.kind));
+                    expired.lost = Some(Operation::Call(call.kind));
                 }
                 CallState::Orphaned => orphans += 1,
                 _ => {}
             }
         }
-        if let Some(operation) = overdue {
-            self.counters.nr_deadline += 1;
-            self.fail(LostCause::Deadline(operation));
-        } else if orphans == self.calls.len().min(self.target.serves.into()) {
+        if expired.lost.is_some() {
+            expired.count += 1;
+        } else if orphans == self.slots.len().min(credit.into()) {
             // The peer owes a reply to everything it was ever asked.
-            self.fail(LostCause::Deadline(Operation::Call(self.calls[0].kind)));
+            expired.lost = Some(Operation::Call(self.slots[0].kind));
         }
+        expired
+    }
+
+    /// The connection is lost: waiters that lent no memory are told.
+    pub(crate) fn fail(&mut self) {
+        for call in &mut self.slots {
+            if call.state == CallState::Waiting && !call.lends {
+                call.tell(CallState::Failed(Failure::Lost));
+            }
+        }
+    }
+
+    /// The queue pair is dead: everyone still waiting is told.
+    pub(crate) fn dead(&mut self) {
+        for slot in 0..self.slots.len() {
+            let call = &mut self.slots[slot];
+            match call.state {
+                CallState::Waiting => call.tell(CallState::Failed(Failure::Lost)),
+                CallState::Expired(failure) => call.tell(CallState::Failed(failure)),
+                CallState::Orphaned => {
+                    self.free(u16::try_from(slot).expect("calls are counted in 16 bits"));
+                }
+                // The reply was there, only the request's end is missing.
+                CallState::Answered { .. } => {
+                    call.sent = true;
+                    call.wake();
+                }
+                CallState::Free | CallState::Failed(_) => {}
+            }
+        }
+    }
+
+    /// Slots in use.
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> usize {
+        let used = self.slots.iter().map(|call| call.state != CallState::Free);
+        used.filter(|&used| used).count()
     }
 }

@@ -13,7 +13,6 @@
 
 mod attempt;
 mod cm;
-mod group;
 mod lost;
 mod pages;
 
@@ -26,16 +25,14 @@ use mad::Mad;
 use mutants::Mutant;
 use verbs::{Device, DeviceError, DeviceEvent, Lid, PKey, PortInfo, PortState};
 
+use crate::group::Group;
 use crate::membership::proof::{Chance, Nonce};
 use crate::membership::{Action, Event, Limiter};
-use crate::node::Inner;
 use crate::peers::{Standing, Wish};
+use crate::shared::{Inner, TICK};
 use crate::{LostCause, PeerId};
 use attempt::Attempt;
-pub(crate) use group::Group;
 
-/// Time between two rounds of the control task, in which it checks deadlines.
-pub(crate) const TICK: Duration = Duration::from_millis(5);
 /// Management datagrams that are dealt with before others have their turn: a port full of them must
 /// not keep this task from all else.
 const MADS_PER_TURN: usize = 16;

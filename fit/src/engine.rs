@@ -11,7 +11,8 @@ use hal::{DmaBuffer, Instant};
 use verbs::{Completion, Lkey, PollError, QueueSet, RemoteAddr, Sge};
 
 use crate::config::MAX_WORKERS;
-use crate::link::{Link, Parts, due, wake_all};
+use crate::link::{Link, Parts};
+use crate::waiters::wake_all;
 use crate::{
     Call, CallId, Config, Counters, Ended, Error, LinkCounters, LinkState, LostCause, OneSided,
     OpId, PeerId, PeerName, Reply, Target,
@@ -61,11 +62,8 @@ fn gone(gone: &Gone, peer: PeerId) -> Error {
 #[inline]
 fn settle<Q: QueueSet, M: DmaBuffer>(link: &mut Link<M>, queues: &mut Q, servers: &mut Vec<Waker>) {
     link.flush(queues);
-    if link.due & due::ARRIVED != 0 {
-        link.due &= !due::ARRIVED;
-        if !servers.is_empty() {
-            wake_all(servers);
-        }
+    if link.take_arrived() && !servers.is_empty() {
+        wake_all(servers);
     }
 }
 
@@ -163,15 +161,10 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// The connection `index` stands; false if it has failed while it was made.
     pub(crate) fn up(&mut self, index: u16, target: Target) -> bool {
         let link = &mut self.links[usize::from(index)];
-        if link.state != LinkState::Connecting {
+        if link.state() != LinkState::Connecting {
             return false;
         }
         link.up(target);
-        // The peer had it up before: its first requests may be here, which no server could take
-        // then.
-        if !link.arrived.is_empty() {
-            link.due |= due::ARRIVED;
-        }
         self.settle(index);
         true
     }
@@ -187,7 +180,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             if self.gone.len() == MAX_GONE {
                 self.gone.pop_front();
             }
-            let cause = link.cause.unwrap_or(LostCause::QpFailed);
+            let cause = link.cause().unwrap_or(LostCause::QpFailed);
             self.gone.push_back((old, link.peer, cause));
         }
         link.peer = name;
@@ -219,8 +212,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// The memory of the connection `index`: its bus address and length.
     pub(crate) fn memory(&self, index: u16) -> (u64, u64) {
-        let memory = &self.links[usize::from(index)].memory;
-        (memory.bus_addr().0, memory.len() as u64)
+        self.links[usize::from(index)].memory()
     }
 
     /// Forgets what is left of requests on the connection `index`, whose queue pair is in RESET.
@@ -260,7 +252,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Returns whether none of the connections to `peer` touches memory any more.
     pub(crate) fn is_dead(&self, peer: PeerId) -> bool {
         let mut theirs = self.links.iter().filter(|link| link.owner == Some(peer));
-        theirs.all(|link| link.state == LinkState::Down)
+        theirs.all(|link| link.state() == LinkState::Down)
     }
 
     /// Loses the connection `index`.
@@ -294,9 +286,14 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         let index = self
             .links
             .iter()
-            .position(|link| link.state == LinkState::Failing)?;
+            .position(|link| link.state() == LinkState::Failing)?;
         let link = &self.links[index];
-        Some((u16::try_from(index).ok()?, link.owner, link.qpn, link.cause))
+        Some((
+            u16::try_from(index).ok()?,
+            link.owner,
+            link.qpn,
+            link.cause(),
+        ))
     }
 
     /// The connection with this queue pair number.
@@ -337,14 +334,14 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     ///
     /// [`Error::NotConnected`] when there never was one.
     pub fn state(&mut self, peer: PeerId) -> Result<LinkState, Error> {
-        Ok(self.link(peer)?.0.state)
+        Ok(self.link(peer)?.0.state())
     }
 
     /// Returns the reason why `peer` is lost, if it is and is remembered.
     #[must_use]
     pub fn cause(&self, peer: PeerId) -> Option<LostCause> {
         match self.links.iter().rfind(|link| link.owner == Some(peer)) {
-            Some(link) => link.cause,
+            Some(link) => link.cause(),
             None => {
                 let gone = self.gone.iter().find(|(gone, ..)| *gone == peer);
                 gone.map(|&(_, _, cause)| cause)
@@ -356,7 +353,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     pub fn link_counters(&self) -> impl Iterator<Item = (PeerId, PeerName, &LinkCounters)> {
         self.links
             .iter()
-            .filter_map(|link| Some((link.owner?, link.peer, &link.counters)))
+            .filter_map(|link| Some((link.owner?, link.peer, link.counters())))
     }
 
     /// Takes up to a batch of completions and deals with them. Returns how many there were.
@@ -383,7 +380,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             };
             link.on_completion(queues, completion, now, servers);
             // Completions of one connection come in runs: each run shares a doorbell.
-            if link.due != 0 && later.first().is_none_or(|next| next.qp != completion.qp) {
+            if link.is_due() && later.first().is_none_or(|next| next.qp != completion.qp) {
                 settle(link, queues, servers);
             }
         }
@@ -429,7 +426,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         let lanes = (0..).zip(&self.links);
         let ours = lanes.filter(|(_, link)| link.owner == Some(peer));
         let next =
-            ours.min_by_key(|(index, link)| (link.free_calls.is_empty(), *index <= self.last_lane));
+            ours.min_by_key(|(index, link)| (!link.has_free_call(), *index <= self.last_lane));
         self.last_lane = next.map_or(NONE, |(index, _)| index);
         self.last_lane
     }

@@ -5,7 +5,9 @@ use core::fmt;
 use hal::Duration;
 use verbs::{DeviceError, Status};
 
-use crate::{LinkState, MAX_PIECES, OneSided, PeerName, Role, Waiting};
+use crate::peer::{PeerName, Role};
+use crate::state::LinkState;
+use crate::wire::MAX_PIECES;
 
 /// Operations that a caller can wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,15 +20,6 @@ pub enum Operation {
     Read,
     /// An RDMA WRITE.
     Write,
-}
-
-impl From<OneSided> for Operation {
-    fn from(what: OneSided) -> Self {
-        match what {
-            OneSided::Read => Self::Read,
-            OneSided::Write => Self::Write,
-        }
-    }
 }
 
 impl fmt::Display for Operation {
@@ -96,6 +89,54 @@ impl fmt::Display for LostCause {
             Self::NoProof => f.write_str("the peer did not prove that it holds the cluster's key"),
             Self::NoAnswer => f.write_str("the peer did not answer the connection request"),
             Self::Duplicate => f.write_str("another node with its GID is connected"),
+        }
+    }
+}
+
+/// An operation that was waited for when its peer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The operation.
+    pub operation: Operation,
+    /// Age of the operation.
+    pub age: Duration,
+    /// The connection's state when the waiter was told.
+    pub state: LinkState,
+}
+
+impl Waiting {
+    /// The end of a sentence that says that a peer is lost.
+    pub(crate) fn clause(waiting: &Option<Self>) -> impl fmt::Display {
+        fmt::from_fn(move |f| match waiting {
+            Some(Self {
+                operation,
+                age,
+                state,
+            }) => {
+                write!(
+                    f,
+                    "; no end of {operation} after {age:?} (connection {state:?})"
+                )
+            }
+            None => Ok(()),
+        })
+    }
+}
+
+impl Error {
+    /// Says what was waited for, if the error is that the peer is lost.
+    pub(crate) fn while_waiting(self, waited: Waiting) -> Self {
+        match self {
+            Self::PeerLost {
+                peer,
+                cause,
+                waiting: None,
+            } => Self::PeerLost {
+                peer,
+                cause,
+                waiting: Some(waited),
+            },
+            other => other,
         }
     }
 }

@@ -49,8 +49,6 @@ const MAX_CORES: u16 = 64;
 pub(crate) const HELLO_LEN: usize = 56;
 const NONCE: usize = HELLO_LEN - NONCE_LEN;
 const SIDE_LEN: usize = 16 + 3 * 4 + 4 + HELLO_LEN;
-/// The challenge of a caller that does not know the callee's.
-pub(crate) const NO_CHALLENGE: u64 = 0;
 const REFUSAL_LEN: usize = 8 + PROOF_LEN;
 
 /// A side's introduction.

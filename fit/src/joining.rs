@@ -4,22 +4,16 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hal::{Duration, Platform};
-use mutants::Mutant;
-use verbs::{Device, DeviceError, Domain};
+use verbs::{Device, Domain};
 
-use crate::control::TICK;
-use crate::node::Inner;
 use crate::peers::{Standing, Wish};
 use crate::{
-    Change, Domains, Error, Fit, Handler, LostCause, MembershipCounters, PeerId, PeerName,
-    PeerSpec, Role, View,
+    Change, Error, Fit, Handler, LostCause, MembershipCounters, PeerId, PeerName, PeerSpec, Role,
+    View,
 };
 
 /// Time between two looks of a task that waits for a connection.
 const LOOK: Duration = Duration::from_millis(5);
-
-/// Changes that are kept for a watcher.
-const MAX_CHANGES: usize = 1024;
 
 impl<D: Device, P: Platform> Fit<D, P> {
     /// Connects to a peer on every core, in whatever order the two come up.
@@ -157,62 +151,5 @@ impl<D: Device, P: Platform> Fit<D, P> {
             core.lock().fail_all(LostCause::WeLeft);
         }
         self.0.fail_pages(|_| true, LostCause::WeLeft);
-    }
-}
-
-impl<D: Device, P: Platform> Inner<D, P> {
-    /// The domain of a peer's connections.
-    pub(crate) fn domain(&self, peer: PeerId) -> Domain {
-        match self.config.domains {
-            Domains::Shared => Domain::default(),
-            Domains::PerPeer if Mutant::OneDomainForAll.on() => Domain(1),
-            Domains::PerPeer => Domain(1 + u32::from(peer.0)),
-        }
-    }
-
-    /// Loses every connection to `peer`.
-    pub(crate) fn fail_peer(&self, peer: PeerId, cause: LostCause) {
-        for core in &self.cores {
-            core.lock().fail_peer(peer, cause);
-        }
-        self.fail_pages(|link| link.peer == peer, cause);
-    }
-
-    /// Ends the node: its device can't be trusted to let go of memory, or can't serve it.
-    /// Connections are lost, those who wait and lent nothing are told, and [`Fit::run_core`] ends
-    /// with the error. What was lent stays lent.
-    pub(crate) fn end(&self, error: DeviceError) {
-        self.ended.lock().get_or_insert(error);
-        self.is_over.store(true, Ordering::Release);
-        self.fail_pages(|_| true, LostCause::Device);
-        for core in &self.cores {
-            let mut core = core.lock();
-            core.fail_all(LostCause::Device);
-            core.rouse();
-        }
-    }
-
-    /// Returns whether the node has [ended](Self::end).
-    pub(crate) fn has_ended(&self) -> bool {
-        self.is_over.load(Ordering::Acquire)
-    }
-
-    /// Looks at every deadline, each few milliseconds, whatever else there is to do.
-    pub(crate) async fn watch_deadlines(&self) {
-        loop {
-            let now = self.platform.now();
-            self.cores.iter().for_each(|core| core.lock().tick(now));
-            self.platform.sleep(TICK).await;
-        }
-    }
-
-    /// Keeps a change for whoever watches.
-    pub(crate) fn tell(&self, change: Change) {
-        let mut changes = self.changes.lock();
-        if changes.len() == MAX_CHANGES {
-            // Nobody watches, so nobody misses it.
-            changes.pop_front();
-        }
-        changes.push_back(change);
     }
 }

@@ -7,13 +7,10 @@
 //! most, so a node that wakes up reads first what came meanwhile, and one that always looks late
 //! still loses a peer at its ninth look.
 
-use hal::{DmaBuffer, Duration, Instant};
+use hal::{Duration, Instant};
 use mutants::Mutant;
-use verbs::QueueSet;
 
-use crate::LostCause;
-use crate::link::{Link, due};
-use crate::wire::{Header, MessageType};
+use crate::wire::MessageType;
 
 /// Pings that can be under way: one each quarter of the bound, and one more when the peer is
 /// probed.
@@ -71,8 +68,16 @@ impl Alive {
         self.pong_due = !Mutant::PingsUnanswered.on();
     }
 
+    /// Takes the sign of life to be sent next, if one is due.
+    pub(crate) fn next_sign(&mut self) -> Option<MessageType> {
+        if core::mem::take(&mut self.pong_due) {
+            return Some(MessageType::Pong);
+        }
+        core::mem::take(&mut self.ping_due).then_some(MessageType::Ping)
+    }
+
     /// Asks the peer, unless it was asked within the last quarter of the bound that counts.
-    fn ask(&mut self) {
+    pub(crate) fn ask(&mut self) {
         self.listen();
         let lately = self
             .asked
@@ -83,7 +88,10 @@ impl Alive {
     }
 
     /// Looks at the time; for how long the peer has been silent if that is too long.
-    fn look(&mut self, now: Instant) -> Option<Duration> {
+    pub(crate) fn look(&mut self, now: Instant) -> Option<Duration> {
+        if self.bound.is_zero() || Mutant::SilenceUnnoticed.on() {
+            return None;
+        }
         let gap = self
             .looked
             .map_or(Duration::ZERO, |looked| now.since(looked));
@@ -97,49 +105,6 @@ impl Alive {
             self.ask();
         }
         None
-    }
-}
-
-impl<M: DmaBuffer> Link<M> {
-    /// Finds out whether the peer still answers.
-    pub(crate) fn probe(&mut self) {
-        self.alive.ask();
-        self.note_signs();
-    }
-
-    fn note_signs(&mut self) {
-        if self.alive.owes_signs() {
-            self.due |= due::BACKLOG;
-        }
-    }
-
-    /// Asks a silent peer, and loses it when it stays so.
-    pub(crate) fn watch_peer(&mut self, now: Instant) {
-        if self.alive.bound.is_zero() || Mutant::SilenceUnnoticed.on() {
-            return;
-        }
-        if let Some(silent) = self.alive.look(now) {
-            self.fail(LostCause::Silent(silent));
-        }
-        self.note_signs();
-    }
-
-    /// Posts the ping and pong that are due, if there is room.
-    pub(crate) fn send_signs<Q: QueueSet>(&mut self, queues: &mut Q) {
-        if core::mem::take(&mut self.alive.pong_due) {
-            self.alive.pong_due = !self.send_sign(queues, MessageType::Pong);
-        }
-        if core::mem::take(&mut self.alive.ping_due) {
-            self.alive.ping_due = !self.send_sign(queues, MessageType::Ping);
-        }
-    }
-
-    fn send_sign<Q: QueueSet>(&mut self, queues: &mut Q, message: MessageType) -> bool {
-        let room = self.ring.room() > 0;
-        if room {
-            self.send_bare(queues, Header::bare(message, 0));
-        }
-        room
     }
 }
 

@@ -12,51 +12,21 @@ use core::task::{Context, Poll};
 
 use futures_util::future::select;
 use hal::{DmaBuffer, Duration, Instant, Platform};
-use verbs::{Access, Device, DeviceError, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
+use verbs::{Access, Device, Domain, Gid, QpConfig, QpKind, Region, RemoteAddr, Sge};
 
 use crate::config::{Layout, SEND_PIECES};
-use crate::control::{Control, Group};
+use crate::control::Control;
+use crate::group::Group;
 use crate::link::Parts;
 use crate::membership::Membership;
 use crate::membership::proof::{Chance, Purpose, prove};
-use crate::pages::{PageLink, Parking};
-use crate::peers::Peers;
+use crate::shared::{CoreEngine, Inner, Start};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{
-    Call, CallId, Change, Config, Counters, Engine, Error, Exchange, Handler, Incarnation,
-    Incoming, Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName,
-    Point, Profile, Reply, Role,
+    Call, CallId, Config, Counters, Engine, Error, Exchange, Handler, Incarnation, Incoming, Key,
+    LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile,
+    Reply, Role, Waiting,
 };
-
-pub(crate) struct Inner<D: Device, P: Platform> {
-    pub(crate) device: Arc<D>,
-    pub(crate) platform: P,
-    pub(crate) config: Config,
-    pub(crate) cores: Vec<Mutex<Engine<D::Queues, P::Buffer>>>,
-    pub(crate) profiles: Vec<Profile>,
-    pub(crate) peers: Mutex<Peers>,
-    /// The registrations of the connections' buffers, by core and connection.
-    pub(crate) regions: Mutex<BTreeMap<(u16, u16), Region>>,
-    /// The page paths of both sides that are not over.
-    pub(crate) pages: Mutex<Vec<Arc<PageLink>>>,
-    pub(crate) parking: Arc<Parking<D::Pages>>,
-    pub(crate) next_page_lane: AtomicU16,
-    pub(crate) membership: Mutex<Membership>,
-    pub(crate) changes: Mutex<VecDeque<Change>>,
-    pub(crate) leaving: AtomicBool,
-    /// The node has ended, and why.
-    pub(crate) is_over: AtomicBool,
-    pub(crate) ended: Mutex<Option<DeviceError>>,
-    pub(crate) start: Mutex<Start<D, P>>,
-}
-
-/// Initial state of the control task.
-pub(crate) struct Start<D: Device, P: Platform> {
-    pub(crate) chance: Chance,
-    pub(crate) group: Option<Group<D, P>>,
-    /// The queue set of the queue pairs that peers' page paths end at, if any are accepted.
-    pub(crate) lent: Option<D::Queues>,
-}
 
 /// A node's FIT. Cheap to clone: every clone means the same one.
 pub struct Fit<D: Device, P: Platform>(pub(crate) Arc<Inner<D, P>>);
@@ -261,9 +231,6 @@ impl<D: Device, P: Platform> Clone for Core<D, P> {
         }
     }
 }
-
-type CoreEngine<D, P> = Engine<<D as Device>::Queues, <P as Platform>::Buffer>;
-pub(crate) type CoreMutex<D, P> = Mutex<CoreEngine<D, P>>;
 
 impl<D: Device, P: Platform> Core<D, P> {
     pub(crate) fn engine(&self) -> MutexGuard<'_, CoreEngine<D, P>> {
@@ -549,6 +516,34 @@ impl<D: Device, P: Platform> Core<D, P> {
 }
 
 impl<D: Device, P: Platform> Core<D, P> {
+    /// Returns the times measured at this core's profile points.
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.inner.profiles[self.index]
+    }
+
+    /// Notes the time since `began` at a profile point.
+    pub(crate) fn profiled(&self, point: Point, began: Instant) {
+        let profile = self.profile();
+        profile.end(point, profile.begin(|| began), || self.inner.platform.now());
+    }
+
+    /// The error of something that was under way: if the peer is lost, it says what this was.
+    pub(crate) fn cut_short(
+        &self,
+        peer: PeerId,
+        (operation, began): (Operation, Instant),
+        error: Error,
+    ) -> Error {
+        let state = self.engine().state(peer).unwrap_or(LinkState::Down);
+        let age = self.inner.platform.now().since(began);
+        error.while_waiting(Waiting {
+            operation,
+            age,
+            state,
+        })
+    }
+
     /// Lets the task that polls have its turn, unless this one waited before: with requests without
     /// end it would have none.
     async fn give_way(&self, waited: bool) {

@@ -10,13 +10,11 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
-use hal::{DmaBuffer, Instant};
-use mutants::Mutant;
-use verbs::{Payload, QueueSet, RemoteAddr, SendOp, Sge};
+use hal::{Duration, Instant};
+use verbs::{RemoteAddr, Sge};
 
-use crate::link::{Failure, Link, due};
-use crate::ring::Purpose;
-use crate::{Config, Error, LinkState, LostCause, Operation};
+use crate::error::{LostCause, Operation};
+use crate::state::Failure;
 
 /// A one-sided access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +25,11 @@ pub enum OneSided {
     Write,
 }
 
-impl OneSided {
-    fn operation(self) -> Operation {
-        match self {
-            Self::Read => Operation::Read,
-            Self::Write => Operation::Write,
+impl From<OneSided> for Operation {
+    fn from(what: OneSided) -> Self {
+        match what {
+            OneSided::Read => Self::Read,
+            OneSided::Write => Self::Write,
         }
     }
 }
@@ -53,7 +51,7 @@ pub struct Ended {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OpState {
+enum OpState {
     Free,
     Queued,
     Posted,
@@ -75,6 +73,25 @@ struct OpSlot {
     waker: Option<Waker>,
 }
 
+/// An access that waits to be posted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueuedOp {
+    pub(crate) slot: u16,
+    pub(crate) what: OneSided,
+    pub(crate) remote: RemoteAddr,
+    pub(crate) local: Sge,
+}
+
+/// An access that the device is done with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SentOp {
+    pub(crate) what: OneSided,
+    /// Time since its start.
+    pub(crate) age: Duration,
+    /// Its bytes.
+    pub(crate) len: u32,
+}
+
 /// A connection's one-sided accesses.
 pub(crate) struct Ops {
     slots: Box<[OpSlot]>,
@@ -84,8 +101,7 @@ pub(crate) struct Ops {
 }
 
 impl Ops {
-    pub(crate) fn new(config: &Config) -> Self {
-        let slots = config.one_sided;
+    pub(crate) fn new(slots: u16) -> Self {
         let slot = |_| OpSlot {
             state: OpState::Free,
             generation: 0,
@@ -110,6 +126,182 @@ impl Ops {
         &mut self.slots[usize::from(slot)]
     }
 
+    /// Queues an access; nothing if no slot is free. With a tag nobody polls for it: its end comes
+    /// by [`take_ended`](Self::take_ended).
+    pub(crate) fn start(
+        &mut self,
+        (what, tag): (OneSided, Option<u64>),
+        (remote, local): (RemoteAddr, Sge),
+        now: Instant,
+        deadline: Instant,
+    ) -> Option<OpId> {
+        let slot = self.free.pop()?;
+        let op = self.slot(slot);
+        op.state = OpState::Queued;
+        op.what = what;
+        (op.remote, op.local) = (remote, local);
+        (op.started, op.deadline) = (now, deadline);
+        (op.abandoned, op.tag) = (false, tag);
+        let generation = op.generation;
+        self.queued.push_back(slot);
+        Some(OpId { slot, generation })
+    }
+
+    /// Looks whether an access has ended. If so its slot is free, and the id means nothing
+    /// afterwards.
+    pub(crate) fn poll(
+        &mut self,
+        id: OpId,
+        waker: &Waker,
+    ) -> Poll<Result<(), (Operation, Failure)>> {
+        let op = self.slot(id.slot);
+        assert_eq!(
+            op.generation, id.generation,
+            "an access's end is taken once"
+        );
+        let result = match op.state {
+            OpState::Queued | OpState::Posted => {
+                match &mut op.waker {
+                    Some(known) => known.clone_from(waker),
+                    none => *none = Some(waker.clone()),
+                }
+                return Poll::Pending;
+            }
+            OpState::Done => Ok(()),
+            OpState::Failed(failure) => Err((op.what.into(), failure)),
+            OpState::Free => unreachable!("an id whose end was taken"),
+        };
+        self.release(id.slot);
+        Poll::Ready(result)
+    }
+
+    /// The waiter of an access is gone; the access itself goes on. Returns whether a slot is free
+    /// now.
+    pub(crate) fn abandon(&mut self, id: OpId) -> bool {
+        let op = self.slot(id.slot);
+        if op.generation != id.generation {
+            return false;
+        }
+        op.waker = None;
+        match op.state {
+            OpState::Queued | OpState::Posted => op.abandoned = true,
+            OpState::Done | OpState::Failed(_) => {
+                self.release(id.slot);
+                return true;
+            }
+            OpState::Free => {}
+        }
+        false
+    }
+
+    /// The next end of an access that was started with a tag.
+    pub(crate) fn take_ended(&mut self) -> Option<Ended> {
+        self.ended.pop_front()
+    }
+
+    /// Returns whether an end waits to be taken.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    fn release(&mut self, slot: u16) {
+        let op = self.slot(slot);
+        op.state = OpState::Free;
+        op.generation = op.generation.wrapping_add(1);
+        op.waker = None;
+        self.free.push(slot);
+    }
+
+    /// Ends an access, by the loss of the connection if it has failed. A slot may be free now.
+    fn end(&mut self, slot: u16, state: OpState, cause: LostCause) {
+        let op = self.slot(slot);
+        op.state = state;
+        if let Some(tag) = op.tag {
+            let done = state == OpState::Done;
+            let result = if done { Ok(()) } else { Err(cause) };
+            self.ended.push_back(Ended { tag, result });
+            self.release(slot);
+        } else if op.abandoned {
+            self.release(slot);
+        } else if let Some(waker) = op.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Returns whether an access waits to be posted.
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.queued.is_empty()
+    }
+
+    /// The access to be posted next.
+    pub(crate) fn next_queued(&self) -> Option<QueuedOp> {
+        let &slot = self.queued.front()?;
+        let op = &self.slots[usize::from(slot)];
+        Some(QueuedOp {
+            slot,
+            what: op.what,
+            remote: op.remote,
+            local: op.local,
+        })
+    }
+
+    /// The access that was to be posted next is about to be.
+    pub(crate) fn post_next(&mut self) {
+        if let Some(slot) = self.queued.pop_front() {
+            self.slot(slot).state = OpState::Posted;
+        }
+    }
+
+    /// Operation of an access.
+    pub(crate) fn what(&self, slot: u16) -> OneSided {
+        self.slots[usize::from(slot)].what
+    }
+
+    /// The device has carried an access out.
+    pub(crate) fn on_done(&mut self, slot: u16, now: Instant) -> SentOp {
+        let op = self.slot(slot);
+        let sent = SentOp {
+            what: op.what,
+            age: now.since(op.started),
+            len: op.local.len,
+        };
+        self.end(slot, OpState::Done, LostCause::QpFailed);
+        sent
+    }
+
+    /// The device did not take an access, or failed to carry it out: the connection is lost.
+    pub(crate) fn on_failed(&mut self, slot: u16, cause: LostCause) {
+        self.end(slot, OpState::Failed(Failure::Lost), cause);
+    }
+
+    /// The connection is lost: what the device never saw ends now.
+    pub(crate) fn fail_queued(&mut self, cause: LostCause) {
+        while let Some(slot) = self.queued.pop_front() {
+            self.end(slot, OpState::Failed(Failure::Lost), cause);
+        }
+    }
+
+    /// The queue pair is dead: what the device saw ends too.
+    pub(crate) fn fail_posted(&mut self, cause: LostCause) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].state == OpState::Posted {
+                let slot = u16::try_from(slot).expect("accesses are counted in 16 bits");
+                self.end(slot, OpState::Failed(Failure::Lost), cause);
+            }
+        }
+    }
+
+    /// The operation of an access that is past its deadline.
+    pub(crate) fn late(&self, now: Instant) -> Option<Operation> {
+        if self.free.len() == self.slots.len() {
+            return None;
+        }
+        let late = |op: &&OpSlot| {
+            matches!(op.state, OpState::Queued | OpState::Posted) && now >= op.deadline
+        };
+        self.slots.iter().find(late).map(|op| op.what.into())
+    }
+
     /// Slots in use.
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
@@ -117,221 +309,5 @@ impl Ops {
             .iter()
             .filter(|op| op.state != OpState::Free)
             .count()
-    }
-}
-
-impl<M: DmaBuffer> Link<M> {
-    /// Starts a READ or WRITE, or queues it; nothing if no slot is free. The device sees it at the
-    /// next [`flush`](Self::flush). With a tag nobody polls for it: its end comes by
-    /// [`take_ended`](Self::take_ended).
-    pub(crate) fn start_op<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        (what, tag): (OneSided, Option<u64>),
-        (remote, local): (RemoteAddr, Sge),
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Option<OpId>, Error> {
-        self.check_up()?;
-        if self.state != LinkState::Up {
-            return Ok(None);
-        }
-        let Some(slot) = self.ops.free.pop() else {
-            return Ok(None);
-        };
-        let op = self.ops.slot(slot);
-        op.state = OpState::Queued;
-        op.what = what;
-        (op.remote, op.local) = (remote, local);
-        (op.started, op.deadline) = (now, deadline);
-        (op.abandoned, op.tag) = (false, tag);
-        let id = OpId {
-            slot,
-            generation: op.generation,
-        };
-        match what {
-            OneSided::Read => self.counters.nr_rdma_read += 1,
-            OneSided::Write => self.counters.nr_rdma_write += 1,
-        }
-        self.ops.queued.push_back(slot);
-        self.post_queued_ops(queues);
-        Ok(Some(id))
-    }
-
-    /// Looks whether an access has ended. The id means nothing afterwards.
-    pub(crate) fn poll_op(&mut self, id: OpId, waker: &Waker) -> Poll<Result<(), Error>> {
-        let op = self.ops.slot(id.slot);
-        assert_eq!(
-            op.generation, id.generation,
-            "an access's end is taken once"
-        );
-        let operation = op.what.operation();
-        match op.state {
-            OpState::Queued | OpState::Posted => {
-                match &mut op.waker {
-                    Some(known) => known.clone_from(waker),
-                    none => *none = Some(waker.clone()),
-                }
-                Poll::Pending
-            }
-            OpState::Done => {
-                self.free_op(id.slot);
-                Poll::Ready(Ok(()))
-            }
-            OpState::Failed(failure) => {
-                self.free_op(id.slot);
-                Poll::Ready(Err(self.error(operation, failure)))
-            }
-            OpState::Free => unreachable!("an id whose end was taken"),
-        }
-    }
-
-    /// The waiter of an access is gone; the access itself goes on.
-    pub(crate) fn abandon_op(&mut self, id: OpId) {
-        let op = self.ops.slot(id.slot);
-        if op.generation != id.generation {
-            return;
-        }
-        op.waker = None;
-        match op.state {
-            OpState::Queued | OpState::Posted => op.abandoned = true,
-            OpState::Done | OpState::Failed(_) => self.free_op(id.slot),
-            OpState::Free => {}
-        }
-    }
-
-    /// The next end of an access that was started with a tag.
-    pub(crate) fn take_ended(&mut self) -> Option<Ended> {
-        self.ops.ended.pop_front()
-    }
-
-    /// Returns whether an end waits to be taken.
-    pub(crate) fn has_ended(&self) -> bool {
-        !self.ops.ended.is_empty()
-    }
-
-    fn free_op(&mut self, slot: u16) {
-        let op = self.ops.slot(slot);
-        op.state = OpState::Free;
-        op.generation = op.generation.wrapping_add(1);
-        op.waker = None;
-        self.ops.free.push(slot);
-        self.wake_room_waiters();
-    }
-
-    pub(crate) fn end_op(&mut self, slot: u16, state: OpState) {
-        let cause = self.cause.unwrap_or(LostCause::QpFailed);
-        let op = self.ops.slot(slot);
-        op.state = state;
-        if let Some(tag) = op.tag {
-            let result = if state == OpState::Done {
-                Ok(())
-            } else {
-                Err(cause)
-            };
-            self.ops.ended.push_back(Ended { tag, result });
-            self.free_op(slot);
-        } else if op.abandoned {
-            self.free_op(slot);
-        } else if let Some(waker) = op.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Returns whether an access waits to be posted.
-    pub(crate) fn has_queued_ops(&self) -> bool {
-        !self.ops.queued.is_empty()
-    }
-
-    /// Posts the accesses that are queued, in order, as far as send queue and READ credits go.
-    pub(crate) fn post_queued_ops<Q: QueueSet>(&mut self, queues: &mut Q) {
-        while let Some(&slot) = self.ops.queued.front() {
-            let op = &self.ops.slots[usize::from(slot)];
-            let read = op.what == OneSided::Read;
-            if self.ring.room() == 0 || (read && !self.may_read()) {
-                self.due |= due::BACKLOG;
-                break;
-            }
-            let (send, bytes) = match op.what {
-                OneSided::Read => (SendOp::Read { from: op.remote }, 0),
-                OneSided::Write => (
-                    SendOp::Write {
-                        to: op.remote,
-                        imm: None,
-                    },
-                    op.local.len,
-                ),
-            };
-            let local = op.local;
-            self.ops.queued.pop_front();
-            self.ops.slot(slot).state = OpState::Posted;
-            self.reads_out += u8::from(read);
-            self.counters.nr_bytes_tx += u64::from(bytes);
-            self.post(
-                queues,
-                send,
-                Payload::Gather(&[local]),
-                Purpose::OneSided(slot),
-            );
-        }
-    }
-
-    /// Returns whether one more READ may be posted.
-    pub(crate) fn may_read(&self) -> bool {
-        let limited = self.reads_out >= self.target.reads && !Mutant::ReadLimitIgnored.on();
-        self.ring.room() > 0 && !limited
-    }
-
-    /// The device is done with an access.
-    pub(crate) fn on_op_sent(&mut self, slot: u16, success: bool, now: Instant) {
-        let op = self.ops.slot(slot);
-        let (what, age, len) = (op.what, now.since(op.started), op.local.len);
-        if what == OneSided::Read {
-            self.reads_out -= 1;
-        }
-        if !success {
-            return self.end_op(slot, OpState::Failed(Failure::Lost));
-        }
-        match what {
-            OneSided::Read => {
-                self.counters.nr_bytes_rx += u64::from(len);
-                self.counters.read_time.record(age);
-            }
-            OneSided::Write => self.counters.write_time.record(age),
-        }
-        self.end_op(slot, OpState::Done);
-    }
-
-    /// The connection is lost: what the device never saw ends now.
-    pub(crate) fn fail_queued_ops(&mut self) {
-        while let Some(slot) = self.ops.queued.pop_front() {
-            self.end_op(slot, OpState::Failed(Failure::Lost));
-        }
-    }
-
-    /// The queue pair is dead: what the device saw ends too.
-    pub(crate) fn fail_posted_ops(&mut self) {
-        for slot in 0..self.ops.slots.len() {
-            if self.ops.slots[slot].state == OpState::Posted {
-                let slot = u16::try_from(slot).expect("accesses are counted in 16 bits");
-                self.end_op(slot, OpState::Failed(Failure::Lost));
-            }
-        }
-    }
-
-    /// Gives the connection up when an access is past its deadline: its memory is lent until the
-    /// queue pair is dead.
-    pub(crate) fn expire_ops(&mut self, now: Instant) {
-        if self.ops.free.len() == self.ops.slots.len() {
-            return;
-        }
-        let late =
-            self.ops.slots.iter().find(|op| {
-                matches!(op.state, OpState::Queued | OpState::Posted) && now >= op.deadline
-            });
-        if let Some(what) = late.map(|op| op.what) {
-            self.counters.nr_deadline += 1;
-            self.fail(LostCause::Deadline(what.operation()));
-        }
     }
 }

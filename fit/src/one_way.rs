@@ -1,20 +1,12 @@
-//! One-way messages: no slot, no answer; a window keeps the receiver's queue from running dry.
+//! The window of one-way messages, which have no slot and no answer: it keeps the receiver's queue
+//! from running dry.
 //!
 //! The receiver has a receive for each message of the window. It posts one again when a handler has
 //! taken its message, and says in the header of whatever it sends next how many it has posted again
 //! in all. If it has nothing to send, a bare credit message says so for each half of the window; so
 //! two of these are under way at most.
 
-use hal::{DmaBuffer, Instant};
 use mutants::Mutant;
-use verbs::QueueSet;
-
-use crate::counters::count;
-use crate::link::{Link, due};
-use crate::ring::Purpose;
-use crate::serve::Incoming;
-use crate::wire::{HEADER_LEN, Header, MessageType};
-use crate::{Error, LinkState, LostCause, PeerId};
 
 /// The credits of one-way messages in both directions. All counts wrap.
 #[derive(Debug, Default)]
@@ -46,8 +38,40 @@ impl Window {
         self.limit = peer_takes.min(self.size);
     }
 
+    /// Returns whether the peer takes no message at all.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.limit == 0
+    }
+
     fn under_way(&self) -> u32 {
         self.sent.wrapping_sub(self.taken)
+    }
+
+    /// One more message goes to the peer: its number among those of the window. Nothing if too many
+    /// are under way.
+    pub(crate) fn send(&mut self) -> Option<u16> {
+        if self.under_way() >= self.limit.into() && !Mutant::WindowIgnored.on() {
+            return None;
+        }
+        let number = self.sent % u32::from(self.limit);
+        self.sent = self.sent.wrapping_add(1);
+        Some(u16::try_from(number).expect("less than the limit"))
+    }
+
+    /// A message has come from the peer; whether it may have.
+    pub(crate) fn hold(&mut self) -> bool {
+        if self.held >= self.size && !Mutant::WindowOverrunTaken.on() {
+            return false;
+        }
+        self.held += 1;
+        true
+    }
+
+    /// The receive of a message that a handler has taken is posted again.
+    pub(crate) fn give_back(&mut self) {
+        self.held -= 1;
+        self.returned = self.returned.wrapping_add(1);
+        self.untold += 1;
     }
 
     /// Returns whether the peer says nothing new by that it has taken so many in all.
@@ -81,124 +105,6 @@ impl Window {
     }
 }
 
-/// A message of the peer that waits for a handler.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct OneWayMessage {
-    pub(crate) receive: u16,
-    kind: u16,
-    body: u32,
-    at: Instant,
-}
-
-impl OneWayMessage {
-    /// One whose body, of so many bytes, stands in this receive.
-    pub(crate) fn new(receive: u16, kind: u16, body: u32, at: Instant) -> Self {
-        Self {
-            receive,
-            kind,
-            body,
-            at,
-        }
-    }
-}
-
-impl<M: DmaBuffer> Link<M> {
-    /// Sends a message that wants no answer; nothing if there is no room just now. The device sees
-    /// it at the next [`flush`](Self::flush).
-    pub(crate) fn start_one_way<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        kind: u16,
-        body: &[u8],
-    ) -> Result<Option<()>, Error> {
-        self.check_up()?;
-        if self.state != LinkState::Up {
-            return Ok(None);
-        }
-        if self.window.limit == 0 {
-            return Err(Error::NoOneWays(self.peer));
-        }
-        self.check_len(HEADER_LEN + body.len())?;
-        let closed = self.window.under_way() >= self.window.limit.into();
-        if self.ring.room() == 0 || (closed && !Mutant::WindowIgnored.on()) {
-            return Ok(None);
-        }
-        // Its place is free again: the peer has taken what stood there one window ago.
-        let place = self.window.sent % u32::from(self.window.limit);
-        self.window.sent = self.window.sent.wrapping_add(1);
-        let header = Header {
-            kind,
-            body: u32::try_from(body.len()).expect("at most a message"),
-            ..Header::bare(MessageType::OneWay, 0)
-        };
-        let at = self.layout.one_way(place as usize);
-        self.send_plain(queues, header, body, at, Purpose::Unanswered);
-        self.counters.nr_ib_send += 1;
-        self.counters.nr_one_way += 1;
-        Ok(Some(()))
-    }
-
-    /// Keeps a message until a handler takes it.
-    pub(crate) fn on_one_way(&mut self, receive: u16, header: &Header, now: Instant) {
-        if self.window.held >= self.window.size && !Mutant::WindowOverrunTaken.on() {
-            return self.fail(LostCause::Protocol);
-        }
-        self.window.held += 1;
-        let message = OneWayMessage::new(receive, header.kind, header.body, now);
-        self.arrived.push_one_way(message);
-        self.due |= due::ARRIVED;
-    }
-
-    /// Copies a message that waited into `into`, for a handler.
-    #[inline(never)]
-    pub(crate) fn take_one_way<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        (from, link): (PeerId, u16),
-        message: OneWayMessage,
-        into: &mut [u8],
-    ) -> Incoming {
-        let len = message.body as usize;
-        let at = self.receives[usize::from(message.receive)].at + HEADER_LEN;
-        self.memory.read(at, &mut into[..len]);
-        self.return_one_way(queues, message.receive, message.kind);
-        Incoming {
-            from,
-            kind: message.kind,
-            len,
-            one_way: true,
-            bulk_len: 0,
-            bulk_limit: 0,
-            arrived: message.at,
-            carried: false,
-            link,
-            slot: 0,
-            serial: 0,
-        }
-    }
-
-    /// A handler has the message: its receive is posted again.
-    fn return_one_way<Q: QueueSet>(&mut self, queues: &mut Q, receive: u16, kind: u16) {
-        self.post_receive(queues, receive);
-        self.window.held -= 1;
-        self.window.returned = self.window.returned.wrapping_add(1);
-        self.window.untold += 1;
-        if self.window.is_credit_due() {
-            self.due |= due::BACKLOG;
-        }
-        self.counters.nr_one_way_served += 1;
-        count(&mut self.counters.served, kind);
-    }
-
-    /// Tells the peer of returned receives, if nothing else has.
-    pub(crate) fn send_credit<Q: QueueSet>(&mut self, queues: &mut Q) {
-        if self.window.is_credit_due() && self.ring.room() > 0 && !Mutant::NoCreditMessages.on() {
-            let header = Header::bare(MessageType::Credit, 0);
-            self.send_bare(queues, header);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -216,20 +122,17 @@ mod tests {
             receiver.open(size);
             let (mut told, mut most) = (std::collections::VecDeque::new(), 0);
             let take = |receiver: &mut Window, told: &mut std::collections::VecDeque<u32>| {
-                receiver.held -= 1;
-                receiver.returned = receiver.returned.wrapping_add(1);
-                receiver.untold += 1;
+                receiver.give_back();
                 if receiver.is_credit_due() {
                     told.push_back(receiver.tell());
                 }
             };
             for step in steps {
                 match step {
-                    0 | 1 if sender.under_way() < size.into() => {
-                        sender.sent = sender.sent.wrapping_add(1);
-                        prop_assert!(receiver.held < size, "a receive for each");
-                        receiver.held += 1;
-                    }
+                    0 | 1 => prop_assert!(
+                        sender.send().is_none() || receiver.hold(),
+                        "a receive for each"
+                    ),
                     2 | 3 if receiver.held > 0 => take(&mut receiver, &mut told),
                     4 => if let Some(taken) = told.pop_front() {
                         prop_assert!(sender.hear(taken).is_some());
@@ -257,13 +160,9 @@ mod tests {
             receiver.open(ours);
             let mut told = 0;
             for _ in 0..100 {
-                assert!(
-                    sender.under_way() < sender.limit.into(),
-                    "{ours} and {theirs} stall"
-                );
-                sender.sent += 1;
-                receiver.returned += 1;
-                receiver.untold += 1;
+                assert!(sender.send().is_some(), "{ours} and {theirs} stall");
+                assert!(receiver.hold());
+                receiver.give_back();
                 if receiver.is_credit_due() {
                     told += 1;
                     let taken = receiver.tell();

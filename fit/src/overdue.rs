@@ -5,11 +5,8 @@
 //! sent there is none. So the oldest request that must complete is watched: if it stays the oldest
 //! for long, the connection is lost, and all that it held is free once its queue pair is dead.
 
-use hal::{DmaBuffer, Duration, Instant};
+use hal::{Duration, Instant};
 use mutants::Mutant;
-
-use crate::LostCause;
-use crate::link::Link;
 
 /// Time that a request may take: some five times the time for which the transport tries.
 const BOUND: Duration = Duration::from_secs(10);
@@ -26,7 +23,7 @@ impl Overdue {
     /// Looks again; whether it has been the oldest for too long. Time in which this node did not
     /// look counts by an eighth of the bound at most, for completions may be there that it has not
     /// polled.
-    fn look(&mut self, oldest: Option<u64>, now: Instant) -> bool {
+    pub(crate) fn look(&mut self, oldest: Option<u64>, now: Instant) -> bool {
         let gap = now.since(self.looked).min(BOUND / 8);
         self.looked = now;
         if oldest.is_none() || oldest != self.oldest {
@@ -34,17 +31,7 @@ impl Overdue {
             return false;
         }
         self.waited += gap;
-        self.waited >= BOUND
-    }
-}
-
-impl<M: DmaBuffer> Link<M> {
-    /// Loses the connection if the device owes a completion for too long.
-    pub(crate) fn watch_completions(&mut self, now: Instant) {
-        let overdue = self.overdue.look(self.ring.oldest_signalled(), now);
-        if overdue && !Mutant::LostCompletionUnnoticed.on() {
-            self.fail(LostCause::NoCompletion);
-        }
+        self.waited >= BOUND && !Mutant::LostCompletionUnnoticed.on()
     }
 }
 

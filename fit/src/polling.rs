@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use hal::{Duration, Instant, Platform};
 use verbs::{Device, DeviceError};
 
-use crate::node::CoreMutex;
+use crate::shared::CoreMutex;
 use crate::{Ended, Error, Fit, Handler, Point};
 
 /// Bounds the sleep of a core when no interrupt comes: the bound on a lost one.

@@ -4,11 +4,8 @@
 //! [`Config::profile`](crate::Config::profile) says so. Off, each is a test of one flag, and the
 //! clock is not read.
 
-use hal::{Duration, Instant, Platform};
+use hal::{Duration, Instant};
 use metrics::{Histogram, Summary};
-use verbs::Device;
-
-use crate::Core;
 
 /// A stretch of work that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,20 +101,6 @@ impl Profile {
     #[must_use]
     pub fn summary(&self, point: Point) -> Summary {
         self.points[point as usize].summary()
-    }
-}
-
-impl<D: Device, P: Platform> Core<D, P> {
-    /// Returns the times measured at this core's profile points.
-    #[must_use]
-    pub fn profile(&self) -> &Profile {
-        &self.inner.profiles[self.index]
-    }
-
-    /// Notes the time since `began` at a profile point.
-    pub(crate) fn profiled(&self, point: Point, began: Instant) {
-        let profile = self.profile();
-        profile.end(point, profile.begin(|| began), || self.inner.platform.now());
     }
 }
 

@@ -3,53 +3,27 @@
 use alloc::boxed::Box;
 use core::slice;
 
-use hal::{BusAddr, DmaBuffer};
+use hal::BusAddr;
 use verbs::{Lkey, PostError, QpSlot, QueueSet, Sge};
 
 use crate::config::Layout;
-use crate::link::Link;
-use crate::{LinkState, LostCause};
 
 /// A receive: where its message goes, reckoned once.
 #[derive(Debug)]
 pub(crate) struct Receive {
     index: u16,
     /// Offset in the connection's memory.
-    pub(crate) at: usize,
+    at: usize,
     piece: Sge,
     /// Whether it is posted, and its completion will be looked at.
     posted: bool,
 }
 
 impl Receive {
-    /// All of a connection whose memory the device sees at `memory`.
-    pub(crate) fn all(layout: &Layout, memory: BusAddr, lkey: Lkey) -> Box<[Self]> {
-        let one = |index: u16| {
-            let at = layout.receive(index.into());
-            Self {
-                index,
-                at,
-                piece: Sge {
-                    addr: memory.offset(at).0,
-                    len: layout.message_size(),
-                    lkey,
-                },
-                posted: false,
-            }
-        };
-        (0..layout.receives()).map(one).collect()
-    }
-
-    /// Takes it from the device: its number, and where its message is. Nothing if the device does
-    /// not have it.
+    /// Returns the offset of its message in the connection's memory.
     #[inline(always)]
-    pub(crate) fn take(&mut self) -> Option<(u16, usize)> {
-        core::mem::take(&mut self.posted).then_some((self.index, self.at))
-    }
-
-    /// Detaches the receive from its call: a message that still arrives in it is dropped.
-    pub(crate) fn forget(&mut self) {
-        self.posted = false;
+    pub(crate) fn at(&self) -> usize {
+        self.at
     }
 
     /// Gives it to the device.
@@ -64,38 +38,56 @@ impl Receive {
     }
 }
 
-impl<M: DmaBuffer> Link<M> {
-    /// Posts every receive. Before the peer can know of the queue pair.
-    pub(crate) fn post_receives<Q: QueueSet>(&mut self, queues: &mut Q) {
-        for index in 0..self.layout.receives() {
-            self.post_receive(queues, index);
-        }
+/// A connection's receives.
+#[derive(Debug)]
+pub(crate) struct Receives(Box<[Receive]>);
+
+impl Receives {
+    /// Makes all of a connection whose memory the device sees at `memory`.
+    pub(crate) fn new(layout: &Layout, memory: BusAddr, lkey: Lkey) -> Self {
+        let one = |index: u16| {
+            let at = layout.receive(index.into());
+            Receive {
+                index,
+                at,
+                piece: Sge {
+                    addr: memory.offset(at).0,
+                    len: layout.message_size(),
+                    lkey,
+                },
+                posted: false,
+            }
+        };
+        Self((0..layout.receives()).map(one).collect())
     }
 
-    /// Gives a receive to the device, unless the connection is lost.
-    #[inline]
-    pub(crate) fn post_receive<Q: QueueSet>(&mut self, queues: &mut Q, index: u16) {
-        if matches!(self.state, LinkState::Failing | LinkState::Down) {
-            return;
-        }
-        if let Err(error) = self.receives[usize::from(index)].post(queues, self.qp) {
-            self.on_refused_receive(&error);
-        }
+    #[inline(always)]
+    pub(crate) fn get(&mut self, index: u16) -> &mut Receive {
+        &mut self.0[usize::from(index)]
     }
 
-    /// Ends the connection: as for sends, the credits make a refused receive impossible.
-    #[cold]
-    pub(crate) fn on_refused_receive(&mut self, error: &PostError) {
-        log::error!("{}: {error}", self.peer);
-        self.fail(LostCause::Device);
+    /// Returns the offset of a receive's message in the connection's memory.
+    pub(crate) fn at(&self, index: u16) -> usize {
+        self.0[usize::from(index)].at
+    }
+
+    /// Takes one from the device: its number, and where its message is. Nothing if the device does
+    /// not have it.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, id: u64) -> Option<(u16, usize)> {
+        let index = usize::try_from(id).unwrap_or(usize::MAX);
+        let receive = self.0.get_mut(index)?;
+        core::mem::take(&mut receive.posted).then_some((receive.index, receive.at))
+    }
+
+    /// The connection is lost: what still arrives is dropped.
+    pub(crate) fn forget_all(&mut self) {
+        self.0.iter_mut().for_each(|receive| receive.posted = false);
     }
 
     /// Receives that the device holds.
     #[cfg(test)]
-    pub(crate) fn receives_posted(&self) -> usize {
-        self.receives
-            .iter()
-            .filter(|receive| receive.posted)
-            .count()
+    pub(crate) fn posted(&self) -> usize {
+        self.0.iter().filter(|receive| receive.posted).count()
     }
 }

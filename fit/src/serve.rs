@@ -1,99 +1,26 @@
-//! The callee's half of a connection: requests in, replies out.
+//! The callee's half of a connection: requests that came, and their answers.
 //!
 //! The caller's slot is also the slot here, so serving allocates nothing: the announced number of
 //! serves is both the caller's credit and the size of this table. A caller that uses a slot again
 //! before it has the reply, or a slot it was not given, breaks the protocol and loses its
-//! connection. Requests with bulk take the way through `bulk`.
+//! connection. What becomes due on the connection is returned as bits ([`due`]).
 
-use alloc::vec::Vec;
-use core::future::Future;
-use core::task::Waker;
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 
-use hal::{DmaBuffer, Instant};
+use hal::Instant;
 use mutants::Mutant;
-use verbs::QueueSet;
+use verbs::RemoteAddr;
 
-use crate::bulk::BulkPart;
-use crate::counters::count;
-use crate::link::{Link, due, wake_all};
-use crate::ring::Purpose;
-use crate::wire::{Brief, HEADER_BYTES, HEADER_LEN, Header, MessageType};
-use crate::{LinkState, LostCause, Member, PeerId};
-
-/// A message of a peer that a handler has taken; a request is to be answered through its slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Incoming {
-    /// The sender.
-    pub from: PeerId,
-    /// Kind of the call or message.
-    pub kind: u16,
-    /// Bytes of its body, now in the server's slice.
-    pub len: usize,
-    /// Whether it wants no answer.
-    pub one_way: bool,
-    /// Bytes of bulk that came with it.
-    pub bulk_len: u32,
-    /// Bytes of bulk that the caller takes and this side can send.
-    pub bulk_limit: u32,
-    /// Time of arrival.
-    pub arrived: Instant,
-    /// Whether the bulk stands behind the body in the server's slice.
-    pub(crate) carried: bool,
-    pub(crate) link: u16,
-    pub(crate) slot: u16,
-    /// Serial number among the requests in this slot.
-    pub(crate) serial: u32,
-}
-
-/// One call as its handler sees it: the bulk that came with the request, and where the answer goes.
-pub trait Exchange: Send {
-    /// Bytes of bulk that came with the request.
-    fn bulk_len(&self) -> usize;
-    /// Copies bulk of the request from `offset` on into `into`, and returns how many bytes there
-    /// were. None once the peer is lost.
-    fn read_bulk(&mut self, offset: usize, into: &mut [u8]) -> usize;
-    /// The reply's message: what of it is used is set by [`set_len`](Self::set_len).
-    fn message(&mut self) -> &mut [u8];
-    /// Sets how many bytes of [`message`](Self::message) are the reply.
-    fn set_len(&mut self, len: usize);
-    /// Bytes of bulk that the caller takes.
-    fn bulk_limit(&self) -> usize;
-    /// Puts bytes of bulk at `offset` and returns how many fitted. The bulk ends where the last of
-    /// these ends.
-    fn write_bulk(&mut self, offset: usize, bytes: &[u8]) -> usize;
-}
-
-/// Handler of the peers' messages.
-pub trait Handler: Send + Sync {
-    /// Answers one request.
-    fn handle(
-        &self,
-        from: PeerId,
-        kind: u16,
-        request: &[u8],
-        exchange: &mut dyn Exchange,
-    ) -> impl Future<Output = ()> + Send;
-
-    /// Takes a message that wants no answer.
-    fn receive(&self, from: PeerId, kind: u16, _body: &[u8]) -> impl Future<Output = ()> + Send {
-        async move {
-            log::warn!(
-                "peer {}: nobody takes one-way messages of kind {kind}",
-                from.0
-            )
-        }
-    }
-
-    /// A node has joined: its calls may come, and calls to it work. If it was here before, it was
-    /// told as lost first.
-    fn peer_joined(&self, _peer: PeerId, _member: &Member) {}
-
-    /// A peer is lost, and why, as far as that is remembered: whatever it held can be taken back.
-    fn peer_lost(&self, peer: PeerId, cause: Option<LostCause>);
-}
+use crate::arrivals::{Arrivals, Chained, OneWayMessage};
+use crate::bulk::{Buffers, BulkPart};
+use crate::due;
+use crate::incoming::Incoming;
+use crate::peer::PeerId;
+use crate::wire::{Brief, Descriptor, Header, MessageType};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum ServeState {
+enum ServeState {
     #[default]
     Idle,
     /// It waits for buffers for its bulk.
@@ -111,25 +38,79 @@ pub(crate) enum ServeState {
 /// One request that this side may be busy with.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ServeSlot {
-    pub(crate) state: ServeState,
+    state: ServeState,
     /// Counts the requests in this slot, of whatever peer: a late answer finds another number.
     serial: u32,
     /// The caller's name for it.
     generation: u32,
     kind: u16,
     /// The receive that holds the request until a handler takes it, and the length of its body.
-    pub(crate) receive: u16,
+    receive: u16,
     body: u32,
     arrived: Instant,
     /// While it waits for a handler: the request behind it, if it is not the last.
-    pub(crate) next: u16,
-    pub(crate) bulk: BulkPart,
+    next: u16,
+    bulk: BulkPart,
 }
 
 impl ServeSlot {
     /// Takes the place of a slot whose requests nobody must be able to name any more.
-    pub(crate) fn follow(&mut self, old: &Self) {
+    fn follow(&mut self, old: &Self) {
         self.serial = old.serial.wrapping_add(1);
+    }
+
+    /// Returns whether bulk came with it, or may go with the reply.
+    #[inline(always)]
+    pub(crate) fn has_bulk(&self) -> bool {
+        self.bulk.is_any()
+    }
+
+    /// The receive that the request stands in.
+    #[inline(always)]
+    pub(crate) fn receive(&self) -> u16 {
+        self.receive
+    }
+
+    /// The request as its handler sees it: one without bulk, of this peer, in this slot of this
+    /// connection.
+    #[inline(always)]
+    pub(crate) fn incoming(&self, from: PeerId, link: u16, slot: u16) -> Incoming {
+        Incoming {
+            from,
+            kind: self.kind,
+            len: self.body as usize,
+            one_way: false,
+            bulk_len: 0,
+            bulk_limit: 0,
+            arrived: self.arrived,
+            carried: false,
+            link,
+            slot,
+            serial: self.serial,
+        }
+    }
+
+    /// The same, of one that has to do with bulk.
+    pub(crate) fn incoming_bulk(&self, from: PeerId, link: u16, slot: u16) -> Incoming {
+        Incoming {
+            bulk_len: self.bulk.len,
+            bulk_limit: self.bulk.limit,
+            carried: self.bulk.is_carried(),
+            ..self.incoming(from, link, slot)
+        }
+    }
+
+    /// Bytes of the descriptors in front of the body.
+    pub(crate) fn descriptors_len(&self) -> usize {
+        self.bulk.descriptors_len()
+    }
+
+    /// Ends the serving of a request without bulk by a reply of so many bytes, and gives that
+    /// reply's header.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self, slot: u16, body: u32) -> Header {
+        self.state = ServeState::Idle;
+        self.reply_header(slot, body, 0)
     }
 
     #[inline(always)]
@@ -145,42 +126,110 @@ impl ServeSlot {
     }
 }
 
-impl<M: DmaBuffer> Link<M> {
-    /// Notes a request without bulk if it says nothing new of one-way messages and its slot is
-    /// free; whether this was so. It stays in its receive buffer until a server takes it, and the
-    /// servers that wait are woken.
+impl Chained for ServeSlot {
     #[inline(always)]
-    pub(crate) fn on_plain_request(
-        &mut self,
-        receive: u16,
-        request: Brief,
-        now: Instant,
-        servers: &mut Vec<Waker>,
-    ) -> bool {
-        if !self.window.knows(request.returned) {
-            return false;
+    fn next(&mut self) -> &mut u16 {
+        &mut self.next
+    }
+}
+
+/// A READ of bulk that a caller offers, to be posted next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fetch {
+    pub(crate) slot: u16,
+    /// The receive that holds the request, and the number of the piece in it.
+    pub(crate) receive: u16,
+    pub(crate) piece: u8,
+    /// The buffer that it goes into, and the offset in that.
+    pub(crate) buffer: u16,
+    pub(crate) offset: u32,
+}
+
+/// A reply that waits for room in the send queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueuedReply {
+    pub(crate) slot: u16,
+    pub(crate) body: u32,
+    pub(crate) bulk: u32,
+}
+
+/// The requests of a connection's peer, its one-way messages, and the buffers for bulk.
+#[derive(Debug)]
+pub(crate) struct Serves {
+    slots: Box<[ServeSlot]>,
+    arrived: Arrivals,
+    queued: VecDeque<u16>,
+    buffers: Buffers,
+    /// Slots that want buffers, and those whose bulk is to be fetched.
+    waiting: VecDeque<u16>,
+    fetching: VecDeque<u16>,
+}
+
+impl Serves {
+    /// Makes so many slots, for so many one-way messages beside.
+    pub(crate) fn new(slots: u16, one_ways: u16, buffers: Buffers) -> Self {
+        let queue = || VecDeque::with_capacity(slots.into());
+        Self {
+            slots: (0..slots).map(|_| ServeSlot::default()).collect(),
+            arrived: Arrivals::new(one_ways),
+            queued: queue(),
+            buffers,
+            waiting: queue(),
+            fetching: queue(),
         }
-        let Some(serve) = self.begin_serve(receive, request, now) else {
+    }
+
+    /// Takes the place of another table, of whose requests nobody must be able to name any.
+    pub(crate) fn follow(&mut self, old: &Self) {
+        let slots = self.slots.iter_mut().zip(&old.slots);
+        slots.for_each(|(new, old)| new.follow(old));
+    }
+
+    /// Returns whether something waits for a handler.
+    pub(crate) fn has_arrived(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
+    // ---- Arrival ----
+
+    /// Notes a request without bulk if its slot is free; whether this was so. It stays in its
+    /// receive until a handler takes it.
+    #[inline(always)]
+    pub(crate) fn on_plain(&mut self, receive: u16, request: &Brief, now: Instant) -> bool {
+        let Some(serve) = self.begin(receive, request, now) else {
             return false;
         };
         serve.state = ServeState::Arrived;
-        self.arrived.push_request(&mut self.serves, request.slot);
-        self.hear(HEADER_BYTES + request.body);
-        if !servers.is_empty() {
-            wake_all(servers);
-        }
+        self.arrived.push_request(&mut self.slots, request.slot);
         true
+    }
+
+    /// Notes a request, with the bulk that it brings or wants, whose descriptors `piece` reads by
+    /// their number. Nothing if it breaks the protocol.
+    pub(crate) fn on_request(
+        &mut self,
+        receive: u16,
+        header: &Header,
+        now: Instant,
+        piece: impl Fn(u8) -> Descriptor,
+    ) -> Option<u8> {
+        let size = self.buffers.size();
+        let serve = self.begin(receive, &header.brief(), now)?;
+        if !serve.bulk.begin(header, size, piece) {
+            return None;
+        }
+        if !serve.bulk.wants_buffers() {
+            return Some(self.arrive(header.slot));
+        }
+        serve.state = ServeState::Waiting;
+        self.waiting.push_back(header.slot);
+        Some(self.admit_waiting())
     }
 
     /// Notes a request in its slot; nothing if there is no such slot, or it is not free.
     #[inline(always)]
-    pub(crate) fn begin_serve(
-        &mut self,
-        receive: u16,
-        request: Brief,
-        now: Instant,
-    ) -> Option<&mut ServeSlot> {
-        let serve = self.serves.get_mut(usize::from(request.slot))?;
+    fn begin(&mut self, receive: u16, request: &Brief, now: Instant) -> Option<&mut ServeSlot> {
+        let serve = self.slots.get_mut(usize::from(request.slot))?;
         if serve.state != ServeState::Idle && !Mutant::BusySlotTaken.on() {
             return None;
         }
@@ -191,197 +240,223 @@ impl<M: DmaBuffer> Link<M> {
     }
 
     /// A request is complete: a handler may take it.
-    pub(crate) fn arrive(&mut self, slot: u16) {
-        self.serves[usize::from(slot)].state = ServeState::Arrived;
-        self.arrived.push_request(&mut self.serves, slot);
-        self.due |= due::ARRIVED;
+    fn arrive(&mut self, slot: u16) -> u8 {
+        self.slots[usize::from(slot)].state = ServeState::Arrived;
+        self.arrived.push_request(&mut self.slots, slot);
+        due::ARRIVED
     }
 
-    /// Copies the next message for a handler into `into` and gives its receive back to the queue.
-    /// `link` is this connection's number.
-    #[inline(always)]
-    pub(crate) fn take_request<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        link: u16,
-        into: &mut [u8],
-    ) -> Option<Incoming> {
-        let from = self.owner.filter(|_| self.state == LinkState::Up)?;
-        if self.arrived.has_one_ways()
-            && let Some(message) = self.arrived.pop_one_way()
-        {
-            return Some(self.take_one_way(queues, (from, link), message, into));
+    /// A one-way message waits for a handler too.
+    pub(crate) fn on_one_way(&mut self, message: OneWayMessage) -> u8 {
+        self.arrived.push_one_way(message);
+        due::ARRIVED
+    }
+
+    // ---- Bulk of requests ----
+
+    /// Gives buffers to those who wait for some, in order.
+    fn admit_waiting(&mut self) -> u8 {
+        let mut due = 0;
+        while let Some(&slot) = self.waiting.front() {
+            let serve = &mut self.slots[usize::from(slot)];
+            let Some(fetches) = serve.bulk.admit(&mut self.buffers) else {
+                break;
+            };
+            self.waiting.pop_front();
+            if fetches {
+                serve.state = ServeState::Fetching;
+                self.fetching.push_back(slot);
+                due |= due::BACKLOG;
+            } else {
+                due |= self.arrive(slot);
+            }
         }
-        let (slot, serve) = self.arrived.pop_request(&mut self.serves)?;
+        due
+    }
+
+    pub(crate) fn has_fetches(&self) -> bool {
+        !self.fetching.is_empty()
+    }
+
+    /// The next READ of what callers offer, and what is due by requests that need no more.
+    pub(crate) fn next_fetch(&mut self) -> (Option<Fetch>, u8) {
+        let mut due = 0;
+        while let Some(&slot) = self.fetching.front() {
+            let serve = &self.slots[usize::from(slot)];
+            if !serve.bulk.is_asked() {
+                let (piece, buffer, offset) = serve.bulk.next_piece();
+                let fetch = Fetch {
+                    slot,
+                    receive: serve.receive,
+                    piece,
+                    buffer,
+                    offset,
+                };
+                return (Some(fetch), due);
+            }
+            self.fetching.pop_front();
+            if serve.bulk.is_fetched() {
+                due |= self.arrive(slot);
+            }
+        }
+        (None, due)
+    }
+
+    /// The next READ of the request in `slot`, of so many bytes, is about to be posted; none if
+    /// these are zero.
+    pub(crate) fn fetch(&mut self, slot: u16, len: u32) {
+        self.slots[usize::from(slot)].bulk.ask(len);
+    }
+
+    /// A READ of what a caller offers has ended: the bytes of the bulk if all of it is there.
+    pub(crate) fn on_fetched(&mut self, slot: u16, success: bool) -> Option<(u32, u8)> {
+        let serve = &mut self.slots[usize::from(slot)];
+        if !success || serve.state != ServeState::Fetching {
+            return None;
+        }
+        serve.bulk.on_read();
+        let len = serve.bulk.len;
+        let fetched = serve.bulk.is_fetched();
+        fetched.then(|| (len, self.arrive(slot)))
+    }
+
+    // ---- Handlers ----
+
+    /// Takes a one-way message if it came before all else that waits; else the next is a request.
+    #[inline(always)]
+    pub(crate) fn take_one_way(&mut self) -> Option<OneWayMessage> {
+        if !self.arrived.has_one_ways() {
+            return None;
+        }
+        self.arrived.pop_one_way()
+    }
+
+    /// Takes the next request for a handler, with the number of its slot.
+    #[inline(always)]
+    pub(crate) fn take_request(&mut self) -> Option<(u16, &ServeSlot)> {
+        let (slot, serve) = self.arrived.pop_request(&mut self.slots)?;
         serve.state = ServeState::Serving;
-        if serve.bulk.is_any() {
-            return Some(self.take_bulk_request(queues, (from, link, slot), into));
-        }
-        let incoming = Incoming {
-            from,
-            kind: serve.kind,
-            len: serve.body as usize,
-            one_way: false,
-            bulk_len: 0,
-            bulk_limit: 0,
-            arrived: serve.arrived,
-            carried: false,
-            link,
-            slot,
-            serial: serve.serial,
-        };
-        let receive = &mut self.receives[usize::from(serve.receive)];
-        self.memory
-            .read(receive.at + HEADER_LEN, &mut into[..incoming.len]);
-        if let Err(error) = receive.post(queues, self.qp) {
-            self.on_refused_receive(&error);
-        }
-        Some(incoming)
+        Some((slot, serve))
     }
 
-    /// Takes a request that has to do with bulk.
-    #[inline(never)]
-    fn take_bulk_request<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        (from, link, slot): (PeerId, u16, u16),
-        into: &mut [u8],
-    ) -> Incoming {
-        let serve = &self.serves[usize::from(slot)];
-        let carried = serve.bulk.is_carried();
-        let incoming = Incoming {
-            from,
-            kind: serve.kind,
-            len: serve.body as usize,
-            one_way: false,
-            bulk_len: serve.bulk.len,
-            bulk_limit: serve.bulk.limit,
-            arrived: serve.arrived,
-            carried,
-            link,
-            slot,
-            serial: serve.serial,
-        };
-        let len = incoming.len + if carried { serve.bulk.len as usize } else { 0 };
-        let receive = serve.receive;
-        let at = self.receives[usize::from(receive)].at + HEADER_LEN + serve.bulk.descriptors_len();
-        self.memory.read(at, &mut into[..len]);
-        self.post_receive(queues, receive);
-        incoming
-    }
-
-    /// Returns whether a handler is still at work on it, and its peer still there.
+    /// The slot of a request, while a handler is at work on it and its peer still there.
     #[inline(always)]
-    pub(crate) fn is_serving(&self, incoming: &Incoming) -> bool {
-        let serve = &self.serves[usize::from(incoming.slot)];
-        serve.state == ServeState::Serving && serve.serial == incoming.serial
+    pub(crate) fn serving(&mut self, incoming: &Incoming) -> Option<&mut ServeSlot> {
+        let serve = &mut self.slots[usize::from(incoming.slot)];
+        (serve.state == ServeState::Serving && serve.serial == incoming.serial).then_some(serve)
     }
 
-    /// Sends a reply, or queues it until the send queue has room. If the connection is gone it is
-    /// dropped.
-    #[inline(always)]
-    pub(crate) fn reply<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        incoming: &Incoming,
-        body: &[u8],
-        bulk: u32,
-    ) {
-        if !self.is_serving(incoming) {
-            return self.on_stray_answer(incoming);
+    fn bulk_of(&self, incoming: &Incoming) -> Option<&BulkPart> {
+        let serve = &self.slots[usize::from(incoming.slot)];
+        (serve.state == ServeState::Serving && serve.serial == incoming.serial)
+            .then_some(&serve.bulk)
+    }
+
+    /// The buffer with the bulk of a request being served, and its length.
+    pub(crate) fn input(&self, incoming: &Incoming) -> Option<(u16, u32)> {
+        let part = self.bulk_of(incoming)?;
+        Some((part.input()?, part.len))
+    }
+
+    /// The buffer for the bulk of its reply, and the bytes that the caller takes.
+    pub(crate) fn output(&self, incoming: &Incoming) -> Option<(u16, u32)> {
+        let part = self.bulk_of(incoming)?;
+        Some((part.output()?, part.limit))
+    }
+
+    /// The handler is done with the request's bulk.
+    pub(crate) fn release_input(&mut self, slot: u16) -> u8 {
+        match self.slots[usize::from(slot)].bulk.take_input() {
+            Some(buffer) => self.release_output(buffer),
+            None => 0,
         }
-        let at_once = self.goes_at_once(body);
-        let serve = &mut self.serves[usize::from(incoming.slot)];
-        if !at_once || serve.bulk.is_any() {
-            return self.reply_longer(queues, incoming, body, bulk);
-        }
-        let Some(place) = self.ring.take(Purpose::Unanswered) else {
-            return self.reply_longer(queues, incoming, body, bulk);
+    }
+
+    /// The device has read a reply's bulk, or never will.
+    pub(crate) fn release_output(&mut self, buffer: u16) -> u8 {
+        self.buffers.give_back(buffer);
+        self.admit_waiting()
+    }
+
+    // ---- Replies ----
+
+    /// Requests that a reply with so much bulk posts at most.
+    pub(crate) fn posts(&self, slot: u16, bulk: u32) -> usize {
+        self.slots[usize::from(slot)].bulk.writes(bulk) + 1
+    }
+
+    /// Queues a reply whose body stands in the slot's buffer.
+    pub(crate) fn queue(&mut self, slot: u16, body: u32, bulk: u32) -> u8 {
+        self.slots[usize::from(slot)].state = ServeState::Queued { body, bulk };
+        self.queued.push_back(slot);
+        due::BACKLOG
+    }
+
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.queued.is_empty()
+    }
+
+    /// Takes the queued reply that is next, if it posts at most `room` requests.
+    pub(crate) fn take_queued(&mut self, room: usize) -> Option<QueuedReply> {
+        let &slot = self.queued.front()?;
+        let ServeState::Queued { body, bulk } = self.slots[usize::from(slot)].state else {
+            unreachable!("only queued replies are queued")
         };
-        assert_eq!(bulk, 0, "no buffer for bulk was offered");
-        let len = u32::try_from(body.len()).expect("fits the message");
-        let header = serve.reply_header(incoming.slot, len, 0);
-        serve.state = ServeState::Idle;
-        self.counters.nr_ib_send += 1;
-        count(&mut self.counters.served, serve.kind);
-        self.send_at_once(queues, place, header, body);
-    }
-
-    /// A reply to what is not served any more.
-    #[cold]
-    fn on_stray_answer(&mut self, incoming: &Incoming) {
-        if self.owner == Some(incoming.from) {
-            self.counters.nr_stray += 1;
+        if room < self.posts(slot, bulk) {
+            return None;
         }
+        self.queued.pop_front();
+        Some(QueuedReply { slot, body, bulk })
     }
 
-    /// Posts a reply that does not go at once: it has to do with bulk, is long, or finds no room.
-    #[inline(never)]
-    fn reply_longer<Q: QueueSet>(
-        &mut self,
-        queues: &mut Q,
-        incoming: &Incoming,
-        body: &[u8],
+    /// Takes the buffer with a reply's bulk.
+    pub(crate) fn take_output(&mut self, slot: u16) -> Option<u16> {
+        self.slots[usize::from(slot)].bulk.take_output()
+    }
+
+    /// The WRITEs of a reply's bulk: for each the place, the offset in the buffer and the length.
+    pub(crate) fn writes(
+        &self,
+        slot: u16,
         bulk: u32,
-    ) {
-        assert!(body.len() <= self.reply_limit(), "a reply fits the message");
-        assert!(
-            bulk <= incoming.bulk_limit,
-            "a bulk fits the caller's buffer"
-        );
-        let slot = incoming.slot;
-        let len = u32::try_from(body.len()).expect("fits the message");
-        self.release_input(slot);
-        let at = self.layout.reply(slot.into());
-        if self.ring.room() < self.serves[usize::from(slot)].bulk.writes(bulk) + 1 {
-            self.memory.write(at + HEADER_LEN, body);
-            self.serves[usize::from(slot)].state = ServeState::Queued { body: len, bulk };
-            self.queued_replies.push_back(slot);
-            self.due |= due::BACKLOG;
-            return;
-        }
-        let purpose = self.write_bulk_back(queues, slot, bulk);
-        let header = self.serves[usize::from(slot)].reply_header(slot, len, bulk);
-        self.send_plain(queues, header, body, at, purpose);
-        self.finish_serve(slot);
+    ) -> impl Iterator<Item = (RemoteAddr, u32, u32)> + use<> {
+        self.slots[usize::from(slot)].bulk.pieces(bulk)
     }
 
-    #[inline]
-    fn finish_serve(&mut self, slot: u16) {
-        let serve = &mut self.serves[usize::from(slot)];
+    /// The header of a reply.
+    pub(crate) fn reply_header(&self, slot: u16, body: u32, bulk: u32) -> Header {
+        self.slots[usize::from(slot)].reply_header(slot, body, bulk)
+    }
+
+    /// A reply was posted.
+    pub(crate) fn finish(&mut self, slot: u16) {
+        let serve = &mut self.slots[usize::from(slot)];
         serve.state = ServeState::Idle;
         serve.bulk.clear();
-        self.counters.nr_ib_send += 1;
-        count(&mut self.counters.served, serve.kind);
     }
 
-    pub(crate) fn send_queued_replies<Q: QueueSet>(&mut self, queues: &mut Q) {
-        while let Some(&slot) = self.queued_replies.front() {
-            let serve = &self.serves[usize::from(slot)];
-            let ServeState::Queued { body, bulk } = serve.state else {
-                unreachable!("only queued replies are queued")
-            };
-            if self.ring.room() < serve.bulk.writes(bulk) + 1 {
-                return;
-            }
-            self.queued_replies.pop_front();
-            let purpose = self.write_bulk_back(queues, slot, bulk);
-            let header = self.serves[usize::from(slot)].reply_header(slot, body, bulk);
-            let at = self.layout.reply(slot.into());
-            self.send_staged(queues, header, at, HEADER_LEN + body as usize, purpose);
-            self.finish_serve(slot);
-        }
-    }
+    // ---- Ends ----
 
     /// Forgets every message of the peer: the replies have nowhere to go.
-    pub(crate) fn drop_requests(&mut self) {
+    pub(crate) fn fail(&mut self) {
         self.arrived.clear();
-        self.queued_replies.clear();
-        self.bulk.waiting.clear();
-        self.bulk.fetching.clear();
-        for serve in &mut self.serves {
+        self.queued.clear();
+        self.waiting.clear();
+        self.fetching.clear();
+        for serve in &mut self.slots {
             serve.state = ServeState::Idle;
             serve.bulk.clear();
         }
+    }
+
+    /// The queue pair is dead: nothing touches any buffer.
+    pub(crate) fn dead(&mut self) {
+        self.buffers.free_all();
+    }
+
+    /// Buffers that nobody has.
+    #[cfg(test)]
+    pub(crate) fn free_buffers(&self) -> usize {
+        self.buffers.free()
     }
 }

@@ -12,11 +12,10 @@ use verbs::{Access, Device, DeviceError, Domain, Gid, Lid, PKey, PathToPeer, Por
 use super::Control;
 use crate::error::ConnectStep;
 use crate::handshake::{
-    Hello, NO_CHALLENGE, SERVICE_ID, Side, Sides, Way, back_off, introduction, mtu_code,
-    persistence, proof_only,
+    Hello, SERVICE_ID, Side, Sides, Way, back_off, introduction, mtu_code, persistence, proof_only,
 };
 use crate::membership::Event;
-use crate::membership::proof::{PROOF_LEN, Proof, Purpose};
+use crate::membership::proof::{NO_CHALLENGE, PROOF_LEN, Proof, Purpose};
 use crate::pages::PageLink;
 use crate::peers::{PeerLine, Standing, Wish};
 use crate::{LostCause, PeerId, PeerName, Target};

@@ -10,11 +10,11 @@ use verbs::{Device, Lid, PortInfo};
 use super::attempt::{Attempt, End, State};
 use super::{Control, MAX_NONCES};
 use crate::handshake::{
-    BadHello, Hello, NO_CHALLENGE, PAGE_LANES, SERVICE_ID, Side, Sides, Way, back_off, mtu_bytes,
-    read_refusal, refusal,
+    BadHello, Hello, PAGE_LANES, SERVICE_ID, Side, Sides, Way, back_off, mtu_bytes, read_refusal,
+    refusal,
 };
 use crate::membership::Event;
-use crate::membership::proof::Purpose;
+use crate::membership::proof::{NO_CHALLENGE, Purpose};
 use crate::peers::{Standing, Wish};
 use crate::{LostCause, PeerName, VERSION};
 

@@ -6,7 +6,7 @@ use hal::DmaBuffer;
 use verbs::QueueSet;
 
 use super::{Engine, settle};
-use crate::serve::Incoming;
+use crate::incoming::Incoming;
 
 impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     /// Takes the next message of any peer that is for a handler, copied into `into` (of
@@ -23,7 +23,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             let link = &mut self.links[usize::from(place)];
             if let Some(incoming) = link.take_request(&mut self.queues, place, into) {
                 // A credit may be due.
-                if link.due != 0 {
+                if link.is_due() {
                     link.flush(&mut self.queues);
                 }
                 return Poll::Ready(incoming);
@@ -64,7 +64,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         let link = &mut self.links[usize::from(incoming.link)];
         link.reply(&mut self.queues, incoming, body, bulk);
         // Another request may have got this one's buffers.
-        if link.due != 0 {
+        if link.is_due() {
             settle(link, &mut self.queues, &mut self.servers);
         }
     }

@@ -9,9 +9,8 @@ use mutants::Mutant;
 use verbs::{Gid, Lid};
 
 use super::announcement::{Announcement, Bad};
-use super::proof::Chance;
+use super::proof::{Chance, NO_CHALLENGE};
 use super::{ANNOUNCEMENT_LEN, Change, Cluster, Incarnation, Limiter, Member, View, digest};
-use crate::handshake::NO_CHALLENGE;
 use crate::{PeerId, PeerName};
 
 /// The most nodes that are known of, members or not.

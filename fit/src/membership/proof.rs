@@ -8,6 +8,9 @@ use sha2::Sha256;
 
 use crate::Key;
 
+/// The challenge of a caller that does not know the callee's.
+pub(crate) const NO_CHALLENGE: u64 = 0;
+
 /// Bytes of a proof.
 pub(crate) const PROOF_LEN: usize = 32;
 /// Bytes of a nonce.

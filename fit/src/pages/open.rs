@@ -9,9 +9,8 @@ use verbs::{Device, Lkey, PagesConfig};
 use super::{PageLink, PagePath, PageState};
 use crate::error::ConnectStep;
 use crate::handshake::PAGE_LANES;
-use crate::node::Inner;
 use crate::peers::Standing;
-use crate::{Error, Fit, LostCause, PeerId};
+use crate::{Error, Fit, PeerId};
 
 /// The interval at which a task that waits for a connection looks again.
 const LOOK: Duration = Duration::from_millis(5);
@@ -87,14 +86,5 @@ impl<D: Device, P: Platform> Fit<D, P> {
                 }
             }
         }
-    }
-}
-
-impl<D: Device, P: Platform> Inner<D, P> {
-    /// Loses every page path of these.
-    pub(crate) fn fail_pages(&self, which: impl Fn(&PageLink) -> bool, cause: LostCause) {
-        let pages = self.pages.lock();
-        let theirs = pages.iter().filter(|link| which(link));
-        theirs.for_each(|link| link.fail(cause));
     }
 }

@@ -329,13 +329,13 @@ proptest! {
             let state = run.pair.nodes[node].engine.state(PEER).unwrap();
             let (link, _) = run.pair.nodes[node].engine.test_link(0);
             prop_assert_eq!(link.slots_in_use(), (0, 0));
-            prop_assert_eq!(link.bulk.free(), 3, "buffers for bulk");
+            prop_assert_eq!(link.free_buffers(), 3, "buffers for bulk");
             if state == LinkState::Up {
-                prop_assert_eq!(link.receives_posted(), usize::from(link.layout.receives()));
+                prop_assert_eq!(link.receives_posted(), link.receives());
                 prop_assert_eq!(run.seen, run.sent.len(), "one-way messages");
             } else {
                 prop_assert_eq!(state, LinkState::Down);
-                prop_assert_eq!(link.ring.outstanding(), 0);
+                prop_assert_eq!(link.sends_outstanding(), 0);
             }
         }
     }

@@ -6,7 +6,6 @@ use hal::{DmaBuffer, Duration};
 use verbs::Status;
 
 use super::fake::{Fault, PEER, Pair};
-use crate::ring::Purpose;
 use crate::wire::{Header, MessageType};
 use crate::{Call, Config, Error, LinkState, LostCause, OneSided, Operation};
 
@@ -246,17 +245,7 @@ pub(super) fn forge(pair: &mut Pair, header: &Header) {
 /// Node 0's device sends node 1 these bytes, whatever they mean.
 pub(super) fn forge_bytes(pair: &mut Pair, bytes: &[u8]) {
     let (link, queues) = pair.nodes[0].engine.test_link(0);
-    let at = link.layout.call(0);
-    link.memory.write(at, bytes);
-    let piece = link.piece(at, bytes.len());
-    let op = verbs::SendOp::Send { imm: None };
-    link.post(
-        queues,
-        op,
-        verbs::Payload::Gather(&[piece]),
-        Purpose::Unanswered,
-    );
-    link.flush(queues);
+    link.forge(queues, bytes);
     pair.step(0, Fault::None);
     pair.poll(1);
 }

@@ -138,7 +138,7 @@ const RULES: &[(&str, Group)] = &[
     ("drivers/mlx4/src/queues.rs decode", Group::Completion),
     ("drivers/mlx4/src/work_queue.rs complete", Group::Completion),
     ("drivers/mlx4/hw/src/cq.rs", Group::Completion),
-    ("fit/src/completions.rs", Group::Completion),
+    ("fit/src/link/arriving.rs", Group::Completion),
     ("fit/src/node.rs poll_core", Group::Completion),
     ("fit/src/ring.rs complete", Group::Completion),
     ("end_op", Group::Completion),

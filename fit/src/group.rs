@@ -37,9 +37,9 @@ const FULL_MEMBER: u8 = 1;
 const LINK_LOCAL: u8 = 2;
 
 /// A datagram that was received.
-pub(super) struct Heard {
-    pub(super) from: Lid,
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Heard {
+    pub(crate) from: Lid,
+    pub(crate) bytes: Vec<u8>,
 }
 
 pub(crate) struct Group<D: Device, P: Platform> {
@@ -125,13 +125,13 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// The queue pair has failed, if it is this one.
-    pub(super) fn on_failed(&mut self, qpn: Qpn) {
+    pub(crate) fn on_failed(&mut self, qpn: Qpn) {
         self.broken |= self.pair.is_some_and(|(_, ours)| ours == qpn);
     }
 
     /// Makes the queue pair anew if it has failed. The port's membership is not its own, so it
     /// stays.
-    pub(super) async fn mend(&mut self, device: &D, port: u8, now: Instant) {
+    pub(crate) async fn mend(&mut self, device: &D, port: u8, now: Instant) {
         if !self.broken || now < self.next_mend {
             return;
         }
@@ -164,17 +164,17 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// The port has other addresses, or the subnet another manager: the port must join again.
-    pub(super) fn leave(&mut self, now: Instant) {
+    pub(crate) fn leave(&mut self, now: Instant) {
         (self.lid, self.tries, self.next) = (None, 0, now);
     }
 
     /// Returns whether to ask to join, once more or for the first time.
-    pub(super) fn is_join_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_join_due(&self, now: Instant) -> bool {
         now >= self.next
     }
 
     /// The request to join.
-    pub(super) fn join(&mut self, port: &PortInfo, transaction: u64, now: Instant) -> Mad {
+    pub(crate) fn join(&mut self, port: &PortInfo, transaction: u64, now: Instant) -> Mad {
         self.next = now + back_off(self.tries);
         self.tries += 1;
         self.transaction = transaction;
@@ -194,7 +194,7 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// Takes an answer of the subnet administrator, if it is the one to our request.
-    pub(super) fn on_answer(&mut self, answer: &SaMad, now: Instant) {
+    pub(crate) fn on_answer(&mut self, answer: &SaMad, now: Instant) {
         // Upper halves of transactions belong to whoever carries the datagrams.
         let transaction = answer.header.transaction.get() & u64::from(u32::MAX);
         if transaction != self.transaction {
@@ -217,7 +217,7 @@ impl<D: Device, P: Platform> Group<D, P> {
 
     /// Sends a datagram to everyone; dropped while the port is no member, or the queue pair is to
     /// be made anew.
-    pub(super) fn send(&mut self, bytes: &[u8; ANNOUNCEMENT_LEN]) {
+    pub(crate) fn send(&mut self, bytes: &[u8; ANNOUNCEMENT_LEN]) {
         let under_way = self.sent - self.done;
         let Some(lid) = self.lid.filter(|_| under_way < SENDS as u64) else {
             return;
@@ -257,7 +257,7 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// Takes what arrived, at most as much as there are receives.
-    pub(super) fn hear(&mut self) -> Vec<Heard> {
+    pub(crate) fn hear(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
         let mut batch = [Completion::EMPTY; RECEIVES + SENDS];
         let Ok(count) = self.queues.poll(&mut batch) else {
