@@ -35,8 +35,9 @@ use crate::wait::WaitQueue;
 pub const FIRST: u32 = 1;
 /// The highest number of a process or thread (Linux's `PID_MAX_DEFAULT`).
 pub(crate) const MAX_PID: u32 = 32_768;
-/// Threads of all processes together, at most. A thread takes some 12 KB of the kernel's heap, which
-/// ends the node when it is used up: 10,000 threads of one program did that on a P of 384 MB.
+/// Threads of all processes together, at most. A thread takes some 12 KB of the kernel's heap,
+/// which ends the node when it is used up: 10,000 threads of one program did that on a P of 384
+/// MB.
 pub(crate) const MAX_THREADS: usize = 4096;
 
 /// The node's processes.

@@ -116,20 +116,23 @@ fn build(folder: &Path) -> Result<PathBuf> {
 /// Reads the lines `test NAME ... ok` of Rust's test harness.
 fn results(output: &str) -> Vec<Verdict> {
     let mut verdicts: Vec<Verdict> = Vec::new();
-    for line in output.lines() {
+    let mut lines = output.lines().peekable();
+    while let Some(line) = lines.next() {
         let Some((name, rest)) = line
             .strip_prefix("test ")
             .and_then(|line| line.split_once(" ... "))
         else {
             continue;
         };
+        // What a test prints comes before its result, and may end its line.
+        let untested = !rest.trim().is_empty() && lines.next_if(|&next| next == "ok").is_some();
         let outcome = match rest.trim() {
             rest if rest.ends_with("ok") => Outcome::Pass,
             rest if rest.starts_with("ignored") => Outcome::Skip,
             _ => Outcome::Fail,
         };
         // A test that `nix` skips prints why and passes.
-        let outcome = if rest.contains("skip") {
+        let outcome = if rest.contains("skip") || untested {
             Outcome::Skip
         } else {
             outcome
@@ -165,14 +168,22 @@ mod tests {
 
     #[test]
     fn the_harness_is_read() {
-        let output = "running 3 tests\ntest a::b ... ok\ntest c ... FAILED\ntest d ... ignored, why\n\nfailures:\n\n\
+        let output = "running 4 tests\ntest a::b ... ok\ntest e ... no address\nok\ntest c ... FAILED\ntest d ... ignored, why\n\nfailures:\n\n\
                       ---- c stdout ----\n\nthread 'c' panicked at x:1:2:\nboom\n\nfailures:\n";
         let found = results(output);
         let words: Vec<_> = found
             .iter()
             .map(|v| (v.test.as_str(), v.outcome.word()))
             .collect();
-        assert_eq!(words, [("a::b", "pass"), ("c", "fail"), ("d", "skip")]);
-        assert!(found[1].why.contains("boom"), "{:?}", found[1]);
+        assert_eq!(
+            words,
+            [
+                ("a::b", "pass"),
+                ("e", "skip"),
+                ("c", "fail"),
+                ("d", "skip")
+            ]
+        );
+        assert!(found[2].why.contains("boom"), "{:?}", found[2]);
     }
 }

@@ -32,9 +32,10 @@ const MAP_POPULATE: u64 = 0x8000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 /// Flags that Linux knows (`LEGACY_MAP_MASK` and `MAP_SYNC` apart), for `MAP_SHARED_VALIDATE`.
 const MAP_KNOWN: u64 = 0x1f_ff7f;
-/// `O_ACCMODE`, and `O_WRONLY`.
+/// `O_ACCMODE`, `O_WRONLY` and `O_RDWR`.
 const ACCESS: u32 = 3;
 const WRITE_ONLY: u32 = 1;
+const READ_WRITE: u32 = 2;
 const PROT_KNOWN: u64 = 7;
 /// `PROT_GROWSDOWN` and `PROT_GROWSUP`.
 const PROT_GROWS: u64 = 0x300_0000;
@@ -147,7 +148,11 @@ impl<N: Node> Thread<N> {
             _ => None,
         };
         if let Some(Kind::Tmp(tmp)) = file.as_ref().map(|file| &file.kind) {
-            let writes = file.as_ref().is_some_and(|file| file.flags() & 3 == 2);
+            let access = file.as_ref().map_or(0, |file| file.flags() & ACCESS);
+            if access == WRITE_ONLY {
+                return Err(errno::EACCES.into());
+            }
+            let writes = access == READ_WRITE;
             return self
                 .map_tmp(tmp, [addr, len, prot, flags, fd, offset], shared, writes)
                 .await;

@@ -352,9 +352,8 @@ impl<N: Node> Thread<N> {
             nr::__NR_statfs => self.sys_statfs(a[0], a[1]).await,
             nr::__NR_fstatfs => self.sys_fstatfs(a[0], a[1]).await,
             nr::__NR_membarrier => self.sys_membarrier(a),
-            nr::__NR_clock_settime | nr::__NR_settimeofday | nr::__NR_clock_adjtime => {
-                Err(errno::EPERM.into())
-            }
+            nr::__NR_clock_settime => self.sys_clock_settime(a),
+            nr::__NR_settimeofday | nr::__NR_clock_adjtime => Err(errno::EPERM.into()),
             nr::__NR_adjtimex => self.sys_adjtimex(a).await,
             nr::__NR_sched_setaffinity => self.sys_set_affinity(a).await,
             _ => match self.call_now(u64::from(number), || a) {

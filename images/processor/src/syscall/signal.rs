@@ -153,7 +153,8 @@ impl<N: Node> Thread<N> {
             if active {
                 return Err(errno::EPERM.into());
             }
-            if words[1] & !(SS_DISABLE | SS_AUTODISARM | 1) != 0 {
+            // One of nothing, SS_ONSTACK and SS_DISABLE.
+            if !matches!(words[1] & !SS_AUTODISARM, 0 | 1 | SS_DISABLE) {
                 return Err(errno::EINVAL.into());
             }
             if words[1] & SS_DISABLE != 0 {
@@ -240,7 +241,8 @@ impl<N: Node> Thread<N> {
         group: Option<u64>,
         [target, signal, info]: [u64; 3],
     ) -> Result<u64> {
-        let signal = number(signal)?;
+        let nothing = int(signal) == 0;
+        let signal = if nothing { 0 } else { number(signal)? };
         let mut bytes = [0; INFO_SIZE];
         self.memory.read(info, &mut bytes).await?;
         let word =
@@ -251,16 +253,29 @@ impl<N: Node> Thread<N> {
         if (code >= 0 || code == SI_TKILL) && process.pid != self.pid {
             return Err(errno::EPERM.into());
         }
+        let creds = self.creds();
+        if process
+            .creds()
+            .is_some_and(|other| !creds.may_signal(&other))
+        {
+            return Err(errno::EPERM.into());
+        }
         let info = SignalInfo {
             signal,
             code,
             fields: [word(16), word(24)],
         };
-        if group.is_some() {
-            let thread = process.threads.lock().get(&int(target)).cloned();
-            process.send_thread(&*thread.ok_or(errno::ESRCH)?, info);
-        } else {
-            process.send(info);
+        let thread = match group {
+            Some(_) => {
+                let thread = process.threads.lock().get(&int(target)).cloned();
+                Some(thread.ok_or(errno::ESRCH)?)
+            }
+            None => None,
+        };
+        match thread {
+            _ if nothing => {}
+            Some(thread) => process.send_thread(&thread, info),
+            None => process.send(info),
         }
         Ok(0)
     }

@@ -328,6 +328,8 @@ fn what_is_not_supported_says_so() {
         run.error(nr::__NR_clock_settime, &[0, DATA]),
         Some(errno::EPERM)
     );
+    let monotonic = run.error(nr::__NR_clock_settime, &[1, DATA]);
+    assert_eq!(monotonic, Some(errno::EINVAL));
     run.put(DATA, &[0; 208]);
     assert_eq!(
         run.call(nr::__NR_adjtimex, &[DATA]),
@@ -359,4 +361,28 @@ fn advice_is_for_files() {
     let refused = run.error(nr::__NR_readahead, &[pipe, 0, 4096]);
     assert_eq!(refused, Some(errno::EINVAL));
     run.end();
+}
+
+#[test]
+fn queued_signals_need_the_right_to_signal() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    const QUEUED: u32 = (-1i32).cast_unsigned();
+    run.put(DATA, &[0; 128]);
+    run.put(DATA + 8, &QUEUED.to_le_bytes());
+    let queue = nr::__NR_rt_sigqueueinfo;
+    assert_eq!(run.call(queue, &[1, 0, DATA]), Ok(0));
+    let nobody = run.error(queue, &[9999, 0, DATA]);
+    assert_eq!(nobody, Some(errno::ESRCH));
+    let child = run.call(nr::__NR_fork, &[]).unwrap();
+    assert_eq!(run.call(queue, &[child, 0, DATA]), Ok(0));
+    let user = [1000; 3];
+    assert_eq!(run.call(nr::__NR_setresuid, &user), Ok(0));
+    let refused = run.error(queue, &[child, 0, DATA]);
+    assert_eq!(refused, Some(errno::EPERM));
+    assert_eq!(run.error(queue, &[child, 10, DATA]), refused);
+    // A stack that is both on and off.
+    run.put(DATA, &[[0; 8], [3, 0, 0, 0, 0, 0, 0, 0]].concat());
+    let neither = run.error(nr::__NR_sigaltstack, &[DATA, 0]);
+    assert_eq!(neither, Some(errno::EINVAL));
 }

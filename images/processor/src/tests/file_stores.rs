@@ -138,6 +138,10 @@ fn what_was_opened_or_attached_to_be_read_does_not_become_writable() {
     assert_eq!(refused, Some(errno::EACCES));
     let at = run.map_file(fd, 4096, PROT_READ, SHARED);
     assert_eq!(run.call(nr::__NR_mprotect, &[at, 4096, PROT_RW]), Ok(0));
+    let name = run.name(0, "/tmp/own");
+    let writer = run.call(nr::__NR_open, &[name, 1]).unwrap();
+    let refused = run.call(nr::__NR_mmap, &[0, 4096, PROT_READ, PRIVATE, writer, 0]);
+    assert_eq!(errno_of(refused), Some(errno::EACCES));
     const SHM_RDONLY: u64 = 0o10_000;
     let id = run.call(nr::__NR_shmget, &[0, 4096, 0o600]).unwrap();
     let at = run.call(nr::__NR_shmat, &[id, 0, SHM_RDONLY]).unwrap();
