@@ -662,8 +662,8 @@ impl<N: Node> Process<N> {
                 .processes
                 .get(&parent)
                 .map(|parent| parent.process.clone());
-            let parent = parent.filter(|parent| parent.forgets(signal).is_none());
-            if parent.is_none() && self.pid != FIRST {
+            let waited_for = |parent: &Arc<Self>| parent.forgets(signal).is_none();
+            if !parent.as_ref().is_some_and(waited_for) && self.pid != FIRST {
                 tree.processes.remove(&self.pid);
                 self.lifetime.forget();
             }
@@ -675,6 +675,7 @@ impl<N: Node> Process<N> {
             if number(signal.into()).is_ok() {
                 parent.send(child_info(signal, self.pid, exit));
             }
+            // Also a parent that is told of no ends: it may wait for its last child.
             parent.children_changed.wake();
         }
         self.lifetime.end();

@@ -279,6 +279,37 @@ fn a_parent_that_lent_its_memory_waits_for_the_child() {
 }
 
 #[test]
+fn a_parent_that_hears_of_no_ends_stops_waiting_with_its_last_child() {
+    const IGNORE: u64 = 1;
+    const NO_CHILD_WAIT: u64 = 2;
+    for (handler, flags) in [(IGNORE, 0), (HANDLER, NO_CHILD_WAIT)] {
+        let node: &FakeNode = node(64);
+        let mut run = Run::new(node);
+        let action = [handler, flags, 0, 0].map(u64::to_le_bytes).concat();
+        run.put(DATA, &action);
+        let call = [17, DATA, 0, 8];
+        assert_eq!(run.call(nr::__NR_rt_sigaction, &call), Ok(0));
+        run.call(nr::__NR_fork, &[]).unwrap();
+        let child = node.started.borrow_mut().pop().unwrap();
+        let process = run.thread.process.clone();
+        let wait = SystemCall {
+            number: nr::__NR_wait4.into(),
+            args: [u64::MAX, 0, 0, 0, 0, 0],
+        };
+        let mut waits = Box::pin(run.thread.system_call(wait));
+        assert!(node.try_block_on(waits.as_mut()).is_none());
+        let before = process.children_changed.changes();
+        node.block_on(child.run());
+        assert!(process.children_changed.changes() > before, "it is woken");
+        let ended = node.block_on(waits);
+        assert!(
+            matches!(ended, Err(Error::Errno(errno::ECHILD))),
+            "{ended:?}"
+        );
+    }
+}
+
+#[test]
 fn futexes_wake_those_that_wait() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
