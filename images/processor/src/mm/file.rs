@@ -171,8 +171,13 @@ impl FilePages {
 
     /// Makes room for a file that has grown. The caller does not hold the gate.
     async fn grow<N: Node>(&self, space: &Space<'static, N>, size: u64) -> Result<()> {
-        let _pass = self.gate.pass().await;
         self.size.fetch_max(size, Ordering::AcqRel);
+        self.make_room(space, size).await
+    }
+
+    /// Makes room for the pages of a file of `size` bytes. The caller does not hold the gate.
+    async fn make_room<N: Node>(&self, space: &Space<'static, N>, size: u64) -> Result<()> {
+        let _pass = self.gate.pass().await;
         let had = self.region();
         if size <= had.len {
             return Ok(());
@@ -325,8 +330,8 @@ pub(super) async fn bring<N: Node>(
     let offset = page * PAGE_SIZE;
     if offset >= file.region().len {
         // The file has grown since it was mapped.
-        let size = file.size.load(Ordering::Acquire);
-        file.grow(space, size).await?;
+        let size = file.size.load(Ordering::Acquire).max(offset + 1);
+        file.make_room(space, size).await?;
     }
     let _pass = file.gate.pass().await;
     if file.slot(page).is_some() {

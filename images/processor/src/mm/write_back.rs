@@ -193,7 +193,11 @@ impl FilePages {
     /// of the file's changes.
     async fn put_run<N: Node>(&self, node: &N, id: FileId, run: Run) -> Result<()> {
         let start = run.first * PAGE_SIZE;
-        let left = self.size.load(Ordering::Acquire).saturating_sub(start);
+        // S knows the end best: nothing is written back behind it, whoever has cut the file.
+        let size = node.files().stat_file(id).await?.size;
+        let left = size
+            .min(self.size.load(Ordering::Acquire))
+            .saturating_sub(start);
         let len = usize::try_from(left).map_or(run.bytes.len(), |left| left.min(run.bytes.len()));
         let mut done = 0;
         while done < len {

@@ -73,6 +73,12 @@ impl FakeFiles {
         }
     }
 
+    /// Cuts a file, as another node would.
+    pub(crate) fn cut(&self, path: &str, size: usize) {
+        let at = self.find(path.as_bytes()).unwrap();
+        self.disk().inodes[at].data.truncate(size);
+    }
+
     /// Returns what the disk has of a file.
     pub(crate) fn data(&self, path: &str) -> Vec<u8> {
         let at = self.find(path.as_bytes()).unwrap();

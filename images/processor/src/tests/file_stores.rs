@@ -201,6 +201,21 @@ fn bytes_behind_the_end_are_no_part_of_the_file() {
 }
 
 #[test]
+fn a_file_that_another_node_has_cut_does_not_grow_again() {
+    let node: &FakeNode = node(32);
+    let mut run = Run::new(node);
+    let fd = run.open_rw("/big");
+    let at = run.map_file(fd, 8192, PROT_RW, SHARED);
+    run.put(at + 10, b"within");
+    run.put(at + 5000, b"behind");
+    node.files.cut("/big", 100);
+    run.call(nr::__NR_msync, &[at, 8192, MS_SYNC]).unwrap();
+    let data = node.files.data("/big");
+    assert_eq!((data.len(), &data[10..16]), (100, &b"within"[..]));
+    ends_clean(node, run);
+}
+
+#[test]
 fn what_s_was_told_by_a_call_is_not_taken_for_what_a_mapping_had() {
     let node: &FakeNode = node(32);
     let mut run = Run::new(node);
