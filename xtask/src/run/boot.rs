@@ -15,7 +15,15 @@ const ALL: [&str; 8] = [
     "failure",
 ];
 /// The options that P reads beside them.
-const PROCESSOR: [&str; 6] = ["pcache", "ways", "policy", "mechanism", "prefetch", "clock"];
+const PROCESSOR: [&str; 7] = [
+    "pcache",
+    "ways",
+    "policy",
+    "mechanism",
+    "victims",
+    "prefetch",
+    "clock",
+];
 
 /// An option for the kernel command line of some components.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +89,7 @@ mod tests {
     fn boot_options_go_to_whom_they_are_for() {
         let parsed = |text: &str| text.parse::<BootOption>();
         let workers = parsed("memory:workers=4").unwrap();
+        assert!(parsed("processor:victims=64").is_ok() && parsed("memory:victims=64").is_err());
         assert!(workers.is_for(Role::Memory) && !workers.is_for(Role::Storage));
         let all = parsed("all:profile").unwrap();
         assert!(Role::ALL.into_iter().all(|role| all.is_for(role)));

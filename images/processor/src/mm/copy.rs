@@ -24,7 +24,7 @@ fn within_page(addr: u64, len: usize) -> (usize, usize) {
 
 impl<N: Node> Space<'_, N> {
     /// Lets other tasks run now and then, however long a copy is.
-    pub(super) async fn breathe(&self) {
+    pub(crate) async fn breathe(&self) {
         if self.breath.fetch_add(1, Ordering::Relaxed) >= PAGES_A_TURN {
             self.breath.store(0, Ordering::Relaxed);
             self.node.platform().yield_now().await;

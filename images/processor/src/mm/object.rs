@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use pcache::Slot;
 use spin::Mutex;
@@ -58,7 +59,14 @@ impl Object {
         }
     }
 
-    /// Takes a page's slot out.
+    /// Returns the first page of a range that was touched.
+    pub fn next(&self, pages: Range<u64>) -> Option<u64> {
+        let slots = self.slots.lock();
+        let (&page, _) = slots.range(pages).next()?;
+        Some(page)
+    }
+
+    /// Takes a page's slot out; no entry names it any more.
     pub fn take(&self, page: u64) -> Option<Slot> {
         self.slots.lock().remove(&page)
     }

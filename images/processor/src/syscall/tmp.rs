@@ -182,6 +182,7 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_fallocate(&self, [fd, mode, offset, len, ..]: Args) -> Result<u64> {
         const KEEP_SIZE: u64 = 1;
+        const PUNCH_HOLE: u64 = 2;
         if offset.cast_signed() < 0 || len.cast_signed() <= 0 {
             return Err(errno::EINVAL.into());
         }
@@ -191,6 +192,11 @@ impl<N: Node> Thread<N> {
         }
         match &file.kind {
             Kind::File(of) => return self.allocate_storage(*of, mode, offset, len).await,
+            Kind::Tmp(tmp) if mode == KEEP_SIZE | PUNCH_HOLE => {
+                let end = offset.checked_add(len).ok_or(errno::EFBIG)?;
+                self.tmpfs().punch(tmp, offset..end).await?;
+                self.tell(&file, MODIFY);
+            }
             Kind::Tmp(_) if mode & !KEEP_SIZE != 0 => return Err(errno::EOPNOTSUPP.into()),
             Kind::Tmp(tmp) => {
                 let end = offset.checked_add(len).ok_or(errno::EFBIG)?;

@@ -450,3 +450,61 @@ fn two_names_are_exchanged() {
     assert_eq!(errno_of(inside), Some(errno::EINVAL));
     ends_clean(node, run);
 }
+
+#[test]
+fn pages_that_programs_map_are_not_given_to_others_when_their_file_is_cut() {
+    const RW: u64 = 3;
+    const SHARED: u64 = 1;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let fd = run.create("/tmp/cut", 0).unwrap();
+    run.call(nr::__NR_ftruncate, &[fd, 16_384]).unwrap();
+    let mapped = [0, 16_384, RW, SHARED, fd, 0];
+    let at = run.call(nr::__NR_mmap, &mapped).unwrap();
+    run.put(at, &[7; 16_384]);
+    run.call(nr::__NR_ftruncate, &[fd, 100]).unwrap();
+    let other = run.map(64 * 4096).unwrap();
+    for page in 0..64 {
+        run.put(other + page * 4096, &[9; 4096]);
+    }
+    assert_eq!(run.get(at, 100), [7; 100]);
+    assert_eq!(run.get(at + 100, 16_284), [0; 16_284]);
+    run.put(at + 8192, &[1; 4096]);
+    for page in 0..64 {
+        assert_eq!(run.get(other + page * 4096, 4096), [9; 4096], "page {page}");
+    }
+    ends_clean(node, run);
+}
+
+#[test]
+fn holes_are_punched_in_files_of_p_s_own() {
+    const PUNCH: u64 = 3;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let fd = run.create("/tmp/hole", 0).unwrap();
+    let from = run.map(20_000).unwrap();
+    run.put(from, &[7; 20_000]);
+    run.call(nr::__NR_write, &[fd, from, 20_000]).unwrap();
+    let punch = [fd, PUNCH, 100, 12_000];
+    assert_eq!(run.call(nr::__NR_fallocate, &punch), Ok(0));
+    assert_eq!(
+        run.call(nr::__NR_pread64, &[fd, from, 20_000, 0]),
+        Ok(20_000)
+    );
+    let expected = [&[7; 100][..], &[0; 12_000], &[7; 7_900]].concat();
+    assert!(run.get(from, 20_000) == expected);
+    // Beyond the end nothing happens, and the size stays.
+    let beyond = [fd, PUNCH, 19_000, 1 << 30];
+    assert_eq!(run.call(nr::__NR_fallocate, &beyond), Ok(0));
+    assert_eq!(run.status("/tmp/hole").unwrap().2, 20_000);
+    run.call(nr::__NR_ftruncate, &[fd, 24_000]).unwrap();
+    assert_eq!(
+        run.call(nr::__NR_pread64, &[fd, from, 2000, 18_990]),
+        Ok(2000)
+    );
+    assert_eq!(run.get(from, 2000), [&[7; 10][..], &[0; 1990]].concat());
+    // Without keeping the size there are no holes, as on Linux.
+    let refused = run.call(nr::__NR_fallocate, &[fd, 2, 0, 4096]);
+    assert_eq!(errno_of(refused), Some(errno::EOPNOTSUPP));
+    ends_clean(node, run);
+}

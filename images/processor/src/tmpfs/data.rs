@@ -1,6 +1,7 @@
 //! The data of files: objects in an address space that only the kernel reaches.
 
 use alloc::sync::Arc;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use messages::PAGE_SIZE;
@@ -160,30 +161,70 @@ impl<N: Node> Tmpfs<N> {
         let _pass = file.gate.pass().await;
         file.may_resize(size)?;
         let was = file.size.swap(size, Ordering::AcqRel);
-        let region = file.region.lock().clone();
-        if let Some(region) = region.filter(|_| size < was) {
+        if size < was {
             // What is behind the end is zero when the file grows again.
-            let whole = size.next_multiple_of(PAGE_SIZE);
-            let rest = usize::try_from(whole.min(was) - size).expect("less than a page");
-            if rest > 0 && size < region.len {
-                self.space
-                    .write(region.start + size, &[0; 4096][..rest])
-                    .await?;
-            }
-            let gone = whole.min(region.len)..was.next_multiple_of(PAGE_SIZE).min(region.len);
-            let _change = self.space.change().await;
-            self.space
-                .discard(region.start + gone.start..region.start + gone.end)
-                .await;
-            for page in gone.start / PAGE_SIZE..gone.end / PAGE_SIZE {
-                if let Some(slot) = region.object.take(page) {
-                    self.space.node.cache().drop_slot(slot);
-                }
-            }
+            self.clear(file, size..was.next_multiple_of(PAGE_SIZE))
+                .await?;
         }
         file.modified
             .store(self.space.node_time(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes a range of a file zeros; its size stays.
+    pub(crate) async fn punch(&self, file: &TmpFile, range: Range<u64>) -> Result<()> {
+        let _pass = file.gate.pass().await;
+        file.may_write(file.size())?;
+        let end = range.end.min(file.size());
+        self.clear(file, range.start..end).await?;
+        file.modified
+            .store(self.space.node_time(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes a range of a file's pages zeros. Whole pages are freed, unless a program maps the
+    /// file: its entries name their slots. The caller holds the file's gate.
+    async fn clear(&self, file: &TmpFile, range: Range<u64>) -> Result<()> {
+        let mapped = file.is_mapped();
+        let Some(region) = file.region.lock().clone() else {
+            return Ok(());
+        };
+        let end = range.end.min(region.len);
+        let whole = range.start.next_multiple_of(PAGE_SIZE)..end / PAGE_SIZE * PAGE_SIZE;
+        if !mapped && whole.start < whole.end {
+            self.free_pages(&region, whole).await;
+        }
+        let mut at = range.start;
+        while at < end {
+            let page = at / PAGE_SIZE;
+            let Some(touched) = region.object.next(page..end.div_ceil(PAGE_SIZE)) else {
+                break;
+            };
+            at = at.max(touched * PAGE_SIZE);
+            let next = ((touched + 1) * PAGE_SIZE).min(end);
+            let len = usize::try_from(next - at).unwrap_or(0);
+            self.space
+                .write(region.start + at, &[0; 4096][..len])
+                .await?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// Frees whole pages that nothing maps but the kernel.
+    async fn free_pages(&self, region: &Region, range: Range<u64>) {
+        let _change = self.space.change().await;
+        self.space
+            .discard(region.start + range.start..region.start + range.end)
+            .await;
+        let (mut at, end) = (range.start / PAGE_SIZE, range.end / PAGE_SIZE);
+        while let Some(page) = region.object.next(at..end) {
+            if let Some(slot) = region.object.take(page) {
+                self.space.node.cache().drop_slot(slot);
+            }
+            at = page + 1;
+            self.space.breathe().await;
+        }
     }
 
     /// Returns a file's pages as far as its length, for a mapping.
