@@ -295,6 +295,36 @@ static void load(int worker, int seed) {
     }
 }
 
+// Stores to files through shared mappings of two processes, larger than the cache.
+static void check_stores(void) {
+    enum { SIZE = 8 << 20 };
+    int fd = open("stored", O_RDWR | O_CREAT, 0644), reader = open("stored", O_RDONLY);
+    say("ftruncate", ftruncate(fd, SIZE - 100));
+    say("read only", mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, reader, 0) == MAP_FAILED ? -1 : 0);
+    unsigned char *p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    unsigned char *only = mmap(NULL, 4096, PROT_READ, MAP_SHARED, reader, 0);
+    say("mprotect", mprotect(only, 4096, PROT_READ | PROT_WRITE));
+    if (!fork()) {
+        for (int at = 0; at < SIZE - 100; at += 8192) p[at] = at >> 13;
+        _exit(0);
+    }
+    for (int at = 4096; at < SIZE - 100; at += 8192) p[at + 7] = at >> 12;
+    wait(NULL);
+    int wrong = 0;
+    for (int at = 0; at < SIZE - 100; at += 8192) wrong += p[at] != (at >> 13 & 255);
+    say("wrong bytes of the child", wrong);
+    show("read without msync", reader);
+    pwrite(fd, "by a call", 9, 4090);
+    printf("%.9s\n", p + 4090);
+    p[5000] = 'x';
+    say("msync", msync(p, SIZE, MS_SYNC));
+    p[SIZE - 101] = 'y';
+    say("munmap", munmap(p, SIZE));
+    show("stored", reader);
+    close(fd);
+    close(reader);
+}
+
 // Sorts names, as their order is the file system's affair.
 static void list_xattrs(const char *file) {
     char names[1024], *sorted[64];
@@ -348,6 +378,7 @@ int main(int count, char **args) {
         umask(022);
         check_data();
         check_mappings();
+        check_stores();
         check_names();
         check_attributes();
         check_xattrs();
