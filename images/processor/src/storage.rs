@@ -102,13 +102,19 @@ impl NamedPipes {
         pipes.insert(inode, Arc::downgrade(&pipe));
         pipe
     }
+
+    /// Forgets the pipe of an inode that has lost a name: S may give its number to another one
+    /// while programs still have the pipe open.
+    fn forget(&self, inode: u64) {
+        self.0.lock().remove(&inode);
+    }
 }
 
 /// Applies bytes that S has stored. The caller holds the file's gate.
 ///
 /// # Errors
 ///
-/// What ends the node.
+/// An error that ends the node.
 pub(crate) async fn written<N: Node>(
     node: &N,
     inode: u64,
@@ -156,7 +162,7 @@ pub(crate) async fn punched<N: Node>(node: &N, inode: u64, from: u64, to: u64) -
 ///
 /// # Errors
 ///
-/// EIO and the like if S can't take it, and what ends the node.
+/// EIO and the like if S can't take it, and errors that end the node.
 pub(crate) async fn before_read<N: Node>(node: &N, inode: u64, bytes: Range<u64>) -> Result<()> {
     match pages(node, inode).filter(|file| file.has_stores()) {
         Some(file) => {
@@ -186,7 +192,7 @@ pub(crate) async fn sync<N: Node>(node: &N, of: StorageFile) -> Result<()> {
 ///
 /// # Errors
 ///
-/// What ends the node.
+/// An error that ends the node.
 pub(crate) async fn write_back_all<N: Node>(node: &N) -> Result<()> {
     let files = node.kernel().file_cache.lock().stored();
     for file in files {
@@ -202,6 +208,7 @@ pub(crate) async fn write_back_all<N: Node>(node: &N) -> Result<()> {
 pub(crate) fn removed<N: Node>(node: &N, inode: u64) {
     let kernel = node.kernel();
     kernel.changes.note();
+    kernel.named_pipes.forget(inode);
     let gone = kernel.file_cache.lock().forget(inode);
     drop(gone);
 }

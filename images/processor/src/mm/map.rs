@@ -143,23 +143,28 @@ impl<N: Node> Space<'_, N> {
     /// # Errors
     ///
     /// ENOMEM if some of it is not mapped (the part before the hole is done), or M can't promise
-    /// what becomes usable.
+    /// what becomes usable; EACCES if some of it may not become writable (then nothing is done).
     pub(crate) async fn protect(&self, range: Range<u64>, rights: Rights) -> Result<()> {
         let newly = |vma: &Vma| {
             let mut changed = vma.clone();
             changed.rights = rights;
             changed.accountable() && !vma.flags.contains(VmaFlags::CHARGED)
         };
-        let (mapped, more) = {
+        let (mapped, pieces) = {
             let vmas = self.vmas.lock();
             if vmas.len() + 2 > MAX_VMAS {
                 return Err(errno::ENOMEM.into());
             }
             let mapped = mapped_from(vmas.pieces(range.clone()), &range);
             let pieces = vmas.pieces(mapped.clone());
-            let more = pieces.iter().filter(|(_, vma)| newly(vma));
-            (mapped, more.map(|(piece, _)| pages_of(piece)).sum::<u64>())
+            (mapped, pieces)
         };
+        let refused = |(_, vma): &Piece| vma.flags.contains(VmaFlags::READONLY);
+        if rights.contains(Rights::WRITE) && pieces.iter().any(refused) {
+            return Err(errno::EACCES.into());
+        }
+        let more = pieces.iter().filter(|(_, vma)| newly(vma));
+        let more = more.map(|(piece, _)| pages_of(piece)).sum::<u64>();
         if more > 0 {
             self.node.supply().commit(self.node, more).await?;
         }
@@ -169,7 +174,7 @@ impl<N: Node> Space<'_, N> {
             }
             vma.rights = rights;
         });
-        for (piece, vma) in self.with_vmas(|vmas| vmas.pieces(mapped.clone())) {
+        for (piece, vma) in pieces {
             // The first store to a page of a file has to be seen.
             let at_first = match vma.flags.contains(VmaFlags::SHARED) {
                 true => rights - Rights::WRITE,

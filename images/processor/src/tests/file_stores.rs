@@ -142,6 +142,19 @@ fn what_was_opened_or_attached_to_be_read_does_not_become_writable() {
     let writer = run.call(nr::__NR_open, &[name, 1]).unwrap();
     let refused = run.call(nr::__NR_mmap, &[0, 4096, PROT_READ, PRIVATE, writer, 0]);
     assert_eq!(errno_of(refused), Some(errno::EACCES));
+    // A file that may not be written from now on.
+    const ADD_SEALS: u64 = 1033;
+    const FUTURE_WRITE: u64 = 0x10;
+    const ALLOW_SEALING: u64 = 2;
+    let name = run.name(0, "sealed");
+    let call = [name, ALLOW_SEALING];
+    let fd = run.call(nr::__NR_memfd_create, &call).unwrap();
+    run.call(nr::__NR_ftruncate, &[fd, 4096]).unwrap();
+    run.call(nr::__NR_fcntl, &[fd, ADD_SEALS, FUTURE_WRITE])
+        .unwrap();
+    let at = run.map_file(fd, 4096, PROT_READ, SHARED);
+    let refused = run.error(nr::__NR_mprotect, &[at, 4096, PROT_RW]);
+    assert_eq!(refused, Some(errno::EACCES));
     const SHM_RDONLY: u64 = 0o10_000;
     let id = run.call(nr::__NR_shmget, &[0, 4096, 0o600]).unwrap();
     let at = run.call(nr::__NR_shmat, &[id, 0, SHM_RDONLY]).unwrap();

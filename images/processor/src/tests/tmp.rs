@@ -493,6 +493,17 @@ fn holes_are_punched_in_files_of_p_s_own() {
     );
     let expected = [&[7; 100][..], &[0; 12_000], &[7; 7_900]].concat();
     assert!(run.get(from, 20_000) == expected);
+    let pages = |node: &FakeNode| {
+        let chunks = node.memory.lent.borrow();
+        (chunks.len(), node.cache.lines_in_use().0)
+    };
+    let held = pages(node);
+    run.call(nr::__NR_fallocate, &[fd, PUNCH, 12_288, 4096])
+        .unwrap();
+    assert_eq!(pages(node).1, held.1 - 1, "a whole page is freed");
+    run.put(from, &[7; 4096]);
+    run.call(nr::__NR_pwrite64, &[fd, from, 4096, 12_288])
+        .unwrap();
     // Beyond the end nothing happens, and the size stays.
     let beyond = [fd, PUNCH, 19_000, 1 << 30];
     assert_eq!(run.call(nr::__NR_fallocate, &beyond), Ok(0));

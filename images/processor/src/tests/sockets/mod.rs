@@ -645,5 +645,11 @@ fn names_on_s_s_disk_lead_to_sockets_and_pipes() {
     assert_eq!(run.call(nr::__NR_read, &[reader, BUF, 100]), Ok(7));
     assert_eq!(run.get(BUF, 7), b"through");
     assert_eq!(node.files.writes.get(), 0);
+    // Another one may get the inode's number once the name is gone.
+    let pipes = &node.kernel.named_pipes;
+    let pipe = pipes.get(1 << 20);
+    assert!(std::sync::Arc::ptr_eq(&pipe, &pipes.get(1 << 20)));
+    crate::storage::removed(node, 1 << 20);
+    assert!(!std::sync::Arc::ptr_eq(&pipe, &pipes.get(1 << 20)));
     run.end();
 }
