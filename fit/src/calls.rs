@@ -40,8 +40,9 @@ impl CallState {
     }
 }
 
+/// One call, or a place for one.
 #[derive(Debug)]
-struct CallSlot {
+pub(crate) struct CallSlot {
     state: CallState,
     generation: u32,
     kind: u16,
@@ -152,7 +153,7 @@ impl CallSlot {
 
     /// The reply is in this receive; how long it took, in nanoseconds.
     #[inline(always)]
-    fn answer(&mut self, receive: u16, body: u32, bulk: u32, now: Instant) -> u64 {
+    pub(crate) fn answer(&mut self, receive: u16, body: u32, bulk: u32, now: Instant) -> u64 {
         self.state = CallState::Answered {
             receive,
             body,
@@ -341,17 +342,11 @@ impl Calls {
         }
     }
 
-    /// Takes a reply without bulk if a call waits for it; how long it took, in nanoseconds.
+    /// The call that waits for this reply.
     #[inline(always)]
-    pub(crate) fn answer_plain(
-        &mut self,
-        receive: u16,
-        reply: &Brief,
-        now: Instant,
-    ) -> Option<u64> {
+    pub(crate) fn awaiting(&mut self, reply: Brief) -> Option<&mut CallSlot> {
         let call = self.slots.get_mut(usize::from(reply.slot))?;
-        let awaited = call.awaits(reply);
-        awaited.then(|| call.answer(receive, reply.body, 0, now))
+        call.awaits(&reply).then_some(call)
     }
 
     /// Takes a reply if a call waits for it that takes so much bulk; how long it took, in
@@ -359,18 +354,18 @@ impl Calls {
     pub(crate) fn answer(
         &mut self,
         receive: u16,
-        reply: &Brief,
+        reply: Brief,
         bulk: u32,
         now: Instant,
     ) -> Option<u64> {
-        let call = self.slots.get_mut(usize::from(reply.slot))?;
-        let awaited = call.awaits(reply) && (bulk <= call.takes || Mutant::LongReplyTaken.on());
-        awaited.then(|| call.answer(receive, reply.body, bulk, now))
+        let call = self.awaiting(reply)?;
+        let fits = bulk <= call.takes || Mutant::LongReplyTaken.on();
+        fits.then(|| call.answer(receive, reply.body, bulk, now))
     }
 
     /// Takes a reply that no waiter gets: it comes too late, for nothing, or is not what was asked
     /// for.
-    pub(crate) fn on_unawaited(&mut self, reply: &Brief, bulk: u32) -> Unawaited {
+    pub(crate) fn on_unawaited(&mut self, reply: Brief, bulk: u32) -> Unawaited {
         let call = self.slots.get_mut(usize::from(reply.slot));
         let owed = call.filter(|call| call.generation == reply.generation && call.state.is_owed());
         let Some(call) = owed else {

@@ -23,10 +23,10 @@ use core::sync::atomic::Ordering;
 use hal::{Duration, Instant, Platform};
 use mad::Mad;
 use mutants::Mutant;
-use verbs::{Device, DeviceError, DeviceEvent, Lid, PKey, PortInfo, PortState};
+use verbs::{Address, Device, DeviceError, DeviceEvent, PKey, PortInfo, PortState};
 
 use crate::group::Group;
-use crate::membership::proof::{Chance, Nonce};
+use crate::membership::proof::{Nonce, Rng};
 use crate::membership::{Action, Event, Limiter};
 use crate::peers::{Standing, Wish};
 use crate::shared::{Inner, TICK};
@@ -44,7 +44,7 @@ pub(crate) struct Control<D: Device, P: Platform> {
     inner: Arc<Inner<D, P>>,
     port: Option<PortInfo>,
     attempts: Vec<Attempt>,
-    chance: Chance,
+    rng: Rng,
     /// Nonces of requests that were taken up under this challenge.
     nonces: Vec<Nonce>,
     /// The challenge that requests must be proven for.
@@ -62,16 +62,16 @@ pub(crate) struct Control<D: Device, P: Platform> {
 impl<D: Device, P: Platform> Control<D, P> {
     pub(crate) fn new(inner: Arc<Inner<D, P>>) -> Self {
         let now = inner.platform.now();
-        let (chance, group, lent) = {
+        let (rng, group, lent) = {
             let mut start = inner.start.lock();
-            (start.chance.fork(), start.group.take(), start.lent.take())
+            (start.rng.fork(), start.group.take(), start.lent.take())
         };
         let challenge = inner.membership.lock().me().incarnation.0;
         Self {
             inner,
             port: None,
             attempts: Vec::new(),
-            chance,
+            rng,
             nonces: Vec::with_capacity(MAX_NONCES),
             challenge,
             limiter: Limiter::new(now),
@@ -101,7 +101,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                     else {
                         break;
                     };
-                    self.on_mad(&port, from, &mad).await;
+                    self.on_mad(&port, from.into(), &mad).await;
                 }
                 self.step_attempts(&port).await;
             }
@@ -154,9 +154,12 @@ impl<D: Device, P: Platform> Control<D, P> {
             return;
         }
         match self.inner.device.port(self.inner.config.port).await {
-            Ok(port) if port.state == PortState::Active && port.lid != Lid(0) => {
+            Ok(port) if port.state == PortState::Active && port.address().is_set() => {
                 self.port = Some(port);
-                self.inner.membership.lock().set_port(port.gid, port.lid);
+                self.inner
+                    .membership
+                    .lock()
+                    .set_port(port.gid, port.address());
                 if let Some(group) = &mut self.group {
                     group.leave(now);
                 }
@@ -178,9 +181,9 @@ impl<D: Device, P: Platform> Control<D, P> {
             .mend(&*self.inner.device, self.inner.config.port, now)
             .await;
         if group.is_join_due(now) {
-            let transaction = self.chance.number() >> 32;
+            let transaction = self.rng.number() >> 32;
             let join = group.join(port, transaction, now);
-            self.send(port.sm_lid, &join).await;
+            self.send(port.manager(), &join).await;
         }
         for heard in heard {
             self.on_member_event(Event::Heard(heard.from, &heard.bytes));
@@ -229,7 +232,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     fn number(&mut self) -> u32 {
-        u32::try_from(self.chance.number() >> 32).expect("32 bits")
+        u32::try_from(self.rng.number() >> 32).expect("32 bits")
     }
 
     fn set_standing(&self, peer: PeerId, standing: Standing) {
@@ -238,12 +241,12 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
-    async fn send(&self, to: Lid, mad: &Mad) {
+    async fn send(&self, to: Address, mad: &Mad) {
         let port = self.inner.config.port;
         if let Err(error) = self
             .inner
             .device
-            .send_mad(port, to, PKey::DEFAULT, mad)
+            .send_mad(port, to.lid(), PKey::DEFAULT, mad)
             .await
         {
             log::warn!("management datagram to {to}: {error}");

@@ -7,7 +7,7 @@ use hal::{DmaBuffer, Duration, Instant, Platform};
 use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Mad, Method, Status};
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, Domain, Gid, Lid, PKey, Payload,
+    Access, Address, Completion, CompletionKind, Device, DeviceError, Domain, Gid, PKey, Payload,
     PortInfo, QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
 };
 
@@ -38,7 +38,7 @@ const LINK_LOCAL: u8 = 2;
 
 /// A datagram that was received.
 pub(crate) struct Heard {
-    pub(crate) from: Lid,
+    pub(crate) from: Address,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -52,8 +52,8 @@ pub(crate) struct Group<D: Device, P: Platform> {
     mgid: Gid,
     memory: P::Buffer,
     region: Region,
-    /// The group's LID, once the port is a member.
-    lid: Option<Lid>,
+    /// The group's address, once the port is a member.
+    address: Option<Address>,
     transaction: u64,
     tries: u32,
     next: Instant,
@@ -83,7 +83,7 @@ impl<D: Device, P: Platform> Group<D, P> {
             mgid: config.cluster.mgid,
             memory,
             region,
-            lid: None,
+            address: None,
             transaction: 0,
             tries: 0,
             next: Instant::default(),
@@ -165,7 +165,7 @@ impl<D: Device, P: Platform> Group<D, P> {
 
     /// The port has other addresses, or the subnet another manager: the port must join again.
     pub(crate) fn leave(&mut self, now: Instant) {
-        (self.lid, self.tries, self.next) = (None, 0, now);
+        (self.address, self.tries, self.next) = (None, 0, now);
     }
 
     /// Returns whether to ask to join, once more or for the first time.
@@ -208,8 +208,8 @@ impl<D: Device, P: Platform> Group<D, P> {
         let Some(record) = record.filter(|record| record.mgid == self.mgid.0) else {
             return;
         };
-        let lid = Some(Lid(record.mlid.get()));
-        if core::mem::replace(&mut self.lid, lid) != lid {
+        let address = Some(Address::from(verbs::Lid(record.mlid.get())));
+        if core::mem::replace(&mut self.address, address) != address {
             log::info!("joined the multicast group {}", self.mgid);
         }
         (self.tries, self.next) = (0, now + JOIN_AGAIN);
@@ -219,7 +219,7 @@ impl<D: Device, P: Platform> Group<D, P> {
     /// be made anew.
     pub(crate) fn send(&mut self, bytes: &[u8; ANNOUNCEMENT_LEN]) {
         let under_way = self.sent - self.done;
-        let Some(lid) = self.lid.filter(|_| under_way < SENDS as u64) else {
+        let Some(address) = self.address.filter(|_| under_way < SENDS as u64) else {
             return;
         };
         let Some((qp, _)) = self.pair.filter(|_| !self.broken) else {
@@ -237,7 +237,7 @@ impl<D: Device, P: Platform> Group<D, P> {
             solicited: false,
             fence: false,
             to: Some(UdAddress {
-                lid,
+                lid: address.lid(),
                 qpn: Qpn::MULTICAST,
                 qkey: Cluster::QKEY,
                 sl: 0,
@@ -294,7 +294,7 @@ impl<D: Device, P: Platform> Group<D, P> {
                 let mut bytes = alloc::vec![0; len.min(ANNOUNCEMENT_LEN + 1)];
                 self.memory.read(index * RECEIVE_LEN + GRH_LEN, &mut bytes);
                 heard.push(Heard {
-                    from: source.lid,
+                    from: source.lid.into(),
                     bytes,
                 });
             }

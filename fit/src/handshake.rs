@@ -28,7 +28,7 @@
 
 use hal::Duration;
 use mutants::Mutant;
-use verbs::{DeviceLimits, Gid, Lid, Psn, Qpn, RcParameters};
+use verbs::{Address, DeviceLimits, Gid, Psn, Qpn, RcParameters};
 
 use crate::config::MIN_MESSAGE;
 use crate::membership::proof::{NONCE_LEN, Nonce, PROOF_LEN, Proof, Purpose, holds, prove};
@@ -196,7 +196,7 @@ pub(crate) struct Side {
     pub(crate) qpn: Qpn,
     pub(crate) psn: Psn,
     pub(crate) comm_id: u32,
-    pub(crate) lid: Lid,
+    pub(crate) address: Address,
     /// READs that it answers at once, and that it wants outstanding.
     pub(crate) reads: (u8, u8),
     pub(crate) hello: Hello,
@@ -206,7 +206,7 @@ pub(crate) struct Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Way {
     /// The callee's port.
-    pub(crate) callee: Lid,
+    pub(crate) callee: Address,
     /// The MTU's code.
     pub(crate) mtu: u8,
     pub(crate) sl: u8,
@@ -214,7 +214,7 @@ pub(crate) struct Way {
 
 impl Way {
     fn encode(self) -> [u8; 4] {
-        let [low, high] = self.callee.0.to_le_bytes();
+        let [low, high] = self.callee.lid().0.to_le_bytes();
         [low, high, self.mtu, self.sl]
     }
 }
@@ -226,7 +226,7 @@ impl Side {
         bytes[16..20].copy_from_slice(&self.qpn.0.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.psn.0.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.comm_id.to_le_bytes());
-        bytes[28..30].copy_from_slice(&self.lid.0.to_le_bytes());
+        bytes[28..30].copy_from_slice(&self.address.lid().0.to_le_bytes());
         (bytes[30], bytes[31]) = self.reads;
         bytes[32..].copy_from_slice(&self.hello.encode());
         bytes
@@ -394,7 +394,7 @@ mod tests {
             qpn: Qpn(number.into()),
             psn: Psn(7),
             comm_id: 3,
-            lid: Lid(number.into()),
+            address: verbs::Lid(number.into()).into(),
             reads: (16, 16),
             hello: hello(0, number),
         };
@@ -406,7 +406,7 @@ mod tests {
     }
 
     const WAY: Way = Way {
-        callee: Lid(9),
+        callee: Address::of_lid(verbs::Lid(9)),
         mtu: 4,
         sl: 0,
     };
@@ -502,7 +502,7 @@ mod tests {
         );
         for way in [
             Way {
-                callee: Lid(8),
+                callee: verbs::Lid(8).into(),
                 ..WAY
             },
             Way { mtu: 5, ..WAY },
@@ -514,7 +514,7 @@ mod tests {
             );
         }
         let moved = Side {
-            lid: Lid(7),
+            address: verbs::Lid(7).into(),
             ..caller
         };
         let greedy = Side {

@@ -50,6 +50,7 @@ mod peers;
 mod polling;
 mod profile;
 mod receive;
+mod resolver;
 mod ring;
 mod serve;
 mod shared;

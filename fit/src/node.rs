@@ -19,7 +19,7 @@ use crate::control::Control;
 use crate::group::Group;
 use crate::link::Parts;
 use crate::membership::Membership;
-use crate::membership::proof::{Chance, Purpose, prove};
+use crate::membership::proof::{Purpose, Rng, prove};
 use crate::shared::{CoreEngine, Inner, Start};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{
@@ -59,7 +59,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
             Purpose::Draw,
             &[&now.nanos.to_le_bytes()],
         );
-        let mut chance = Chance::new(seed);
+        let mut rng = Rng::new(seed);
         let me = Member {
             name: PeerName {
                 role,
@@ -68,7 +68,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
             incarnation: Incarnation::default(),
             capacity: config.capacity,
         };
-        let drawn = chance.fork();
+        let drawn = rng.fork();
         let membership = Membership::new(me, config.message_version, config.cluster, drawn, now);
         let group = match config.discover {
             true => Some(Group::new(&*device, &platform, &config).await?),
@@ -112,11 +112,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
             pages: Mutex::default(),
             parking: Arc::default(),
             next_page_lane: AtomicU16::new(0),
-            start: Mutex::new(Start {
-                chance,
-                group,
-                lent,
-            }),
+            start: Mutex::new(Start { rng, group, lent }),
         })))
     }
 

@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
-use verbs::{Gid, Lid};
+use verbs::{Address, Gid};
 
 use crate::error::ConnectStep;
 use crate::{Member, PeerId, PeerName};
@@ -39,7 +39,7 @@ pub(crate) struct PeerLine {
     pub(crate) standing: Standing,
     pub(crate) wish: Wish,
     /// The member that the peer has proven to be.
-    pub(crate) member: Option<(Member, Lid)>,
+    pub(crate) member: Option<(Member, Address)>,
     /// The reason of a refusal that proves nothing: perhaps the peer's, which holds another key.
     pub(crate) hearsay: Option<u16>,
 }

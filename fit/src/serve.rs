@@ -195,7 +195,7 @@ impl Serves {
     /// Notes a request without bulk if its slot is free; whether this was so. It stays in its
     /// receive until a handler takes it.
     #[inline(always)]
-    pub(crate) fn on_plain(&mut self, receive: u16, request: &Brief, now: Instant) -> bool {
+    pub(crate) fn on_plain(&mut self, receive: u16, request: Brief, now: Instant) -> bool {
         let Some(serve) = self.begin(receive, request, now) else {
             return false;
         };
@@ -214,7 +214,7 @@ impl Serves {
         piece: impl Fn(u8) -> Descriptor,
     ) -> Option<u8> {
         let size = self.buffers.size();
-        let serve = self.begin(receive, &header.brief(), now)?;
+        let serve = self.begin(receive, header.brief(), now)?;
         if !serve.bulk.begin(header, size, piece) {
             return None;
         }
@@ -228,7 +228,7 @@ impl Serves {
 
     /// Notes a request in its slot; nothing if there is no such slot, or it is not free.
     #[inline(always)]
-    fn begin(&mut self, receive: u16, request: &Brief, now: Instant) -> Option<&mut ServeSlot> {
+    fn begin(&mut self, receive: u16, request: Brief, now: Instant) -> Option<&mut ServeSlot> {
         let serve = self.slots.get_mut(usize::from(request.slot))?;
         if serve.state != ServeState::Idle && !Mutant::BusySlotTaken.on() {
             return None;

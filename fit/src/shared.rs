@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::group::Group;
 use crate::membership::Membership;
-use crate::membership::proof::Chance;
+use crate::membership::proof::Rng;
 use crate::pages::{PageLink, Parking};
 use crate::peers::Peers;
 use crate::profile::Profile;
@@ -53,7 +53,7 @@ pub(crate) struct Inner<D: Device, P: Platform> {
 
 /// Initial state of the control task.
 pub(crate) struct Start<D: Device, P: Platform> {
-    pub(crate) chance: Chance,
+    pub(crate) rng: Rng,
     pub(crate) group: Option<Group<D, P>>,
     /// The queue set of the queue pairs that peers' page paths end at, if any are accepted.
     pub(crate) lent: Option<D::Queues>,

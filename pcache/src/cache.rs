@@ -82,12 +82,12 @@ pub struct Cache<M: Machine> {
     pub(crate) victims: Option<Victims>,
     fills: Histogram,
     flushes: Histogram,
-    pub(crate) ahead: Ahead,
+    pub(crate) ahead: ReadaheadStats,
 }
 
 /// Use and waste of readahead, from which the window is set.
 #[derive(Default)]
-pub(crate) struct Ahead {
+pub(crate) struct ReadaheadStats {
     pub(crate) used: AtomicU64,
     pub(crate) wasted: AtomicU64,
 }
@@ -116,7 +116,7 @@ impl<M: Machine> Cache<M> {
             victims: (further > 0).then(|| Victims::new(geometry.lines(), further)),
             fills: Histogram::default(),
             flushes: Histogram::default(),
-            ahead: Ahead::default(),
+            ahead: ReadaheadStats::default(),
         }
     }
 

@@ -3,8 +3,8 @@
 use core::future::Future;
 
 use crate::{
-    Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot, Qpn,
-    QueueSet, Rkey,
+    Address, Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot,
+    Qpn, QueueSet, Rkey,
 };
 
 /// Limits of an HCA.
@@ -43,6 +43,20 @@ pub struct PortInfo {
     pub gid: Gid,
     /// The largest packet payload in bytes (256 to 4096).
     pub mtu: u16,
+}
+
+impl PortInfo {
+    /// Returns its address on the link layer.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        self.lid.into()
+    }
+
+    /// Returns the address of the subnet's manager.
+    #[must_use]
+    pub fn manager(&self) -> Address {
+        self.sm_lid.into()
+    }
 }
 
 /// A port's logical state (InfiniBand Architecture 1.3, section 14.2.5.6).

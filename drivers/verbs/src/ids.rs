@@ -69,6 +69,43 @@ impl Psn {
     }
 }
 
+/// The address of a port on its link layer, by which datagrams and connections reach it. Users keep
+/// and compare it; only what speaks InfiniBand itself looks inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Address(Lid);
+
+impl Address {
+    /// Returns the address of a port on InfiniBand.
+    #[must_use]
+    pub const fn of_lid(lid: Lid) -> Self {
+        Self(lid)
+    }
+
+    /// Returns the LID that the address is on InfiniBand.
+    #[must_use]
+    pub fn lid(self) -> Lid {
+        self.0
+    }
+
+    /// Returns whether it is one: the LID 0 is none.
+    #[must_use]
+    pub fn is_set(self) -> bool {
+        self.0 != Lid(0)
+    }
+}
+
+impl From<Lid> for Address {
+    fn from(lid: Lid) -> Self {
+        Self::of_lid(lid)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 /// A port's global identifier: subnet prefix and port GUID, in network order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Gid(pub [u8; 16]);

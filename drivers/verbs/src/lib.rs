@@ -28,7 +28,7 @@ pub use device::{
     Access, Device, DeviceError, DeviceEvent, DeviceLimits, PathToPeer, PortInfo, PortState,
     QpConfig, QpKind, QpState, RcParameters, Region,
 };
-pub use ids::{Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
+pub use ids::{Address, Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
 pub use pages::{PAGE_LEN, PageFailure, PageOp, PageQueue, PagesConfig, PagesOver, RingFull};
 pub use work::{
     Completion, CompletionKind, DatagramSource, Payload, RemoteAddr, SendOp, SendRequest, Sge,

@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 
 use hal::{Instant, Platform};
 use mad::cm::{CmMessage, RejectReason, Rep, Req};
-use mad::sa::{PathRecord, SaMad, path_record_mask};
-use mad::{Attribute, Method};
-use verbs::{Access, Device, DeviceError, Domain, Gid, Lid, PKey, PathToPeer, PortInfo, Psn, Qpn};
+use verbs::{
+    Access, Address, Device, DeviceError, Domain, Gid, PKey, PathToPeer, PortInfo, Psn, Qpn,
+};
 
 use super::Control;
 use crate::error::ConnectStep;
@@ -18,6 +18,7 @@ use crate::membership::Event;
 use crate::membership::proof::{NO_CHALLENGE, PROOF_LEN, Proof, Purpose};
 use crate::pages::PageLink;
 use crate::peers::{PeerLine, Standing, Wish};
+use crate::resolver::{Resolver, SubnetAdministrator};
 use crate::{LostCause, PeerId, PeerName, Target};
 
 /// Connection requests without an answer before the path is asked for again.
@@ -63,7 +64,7 @@ pub(super) struct Attempt {
     /// The peer's limits; `None` until it has told them.
     pub(super) target: Option<Target>,
     pub(super) transaction: u64,
-    pub(super) lid: Lid,
+    pub(super) address: Address,
     pub(super) mtu: u16,
     pub(super) sl: u8,
     /// The way that REQ named.
@@ -91,7 +92,7 @@ impl Attempt {
             theirs: None,
             target: None,
             transaction: 0,
-            lid: Lid(0),
+            address: Address::default(),
             mtu: 256,
             sl: 0,
             way: Way::default(),
@@ -242,14 +243,14 @@ impl<D: Device, P: Platform> Control<D, P> {
         let me = self.inner.membership.lock().me();
         let psn = Psn(self.number() >> 8);
         let comm_id = self.number().max(1);
-        let nonce = self.chance.nonce();
+        let nonce = self.rng.nonce();
         let limits = self.inner.device.limits();
         Side {
             gid: port.gid,
             qpn,
             psn,
             comm_id,
-            lid: port.lid,
+            address: port.address(),
             reads: (limits.max_reads_as_responder, limits.max_reads),
             hello: Hello::of(&self.inner.config, &me, lane, nonce),
         }
@@ -364,22 +365,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         attempt.next = now + back_off(attempt.tries);
         attempt.tries += 1;
         attempt.rounds += 1;
-        let record = PathRecord {
-            dgid: attempt.name.gid.0,
-            sgid: port.gid.0,
-            reversible_paths: 0x80 | 1,
-            ..PathRecord::default()
-        };
-        let mask = path_record_mask::DGID | path_record_mask::SGID | path_record_mask::NUMB_PATH;
-        let query = SaMad::request(
-            Method::GET,
-            Attribute::PATH_RECORD,
-            mask,
-            &record,
-            transaction,
-        );
+        let (to, query) = SubnetAdministrator.question(port, attempt.name.gid, transaction);
         self.note_step(index, ConnectStep::Path);
-        self.send(port.sm_lid, &query.to_mad()).await;
+        self.send(to, &query).await;
     }
 
     pub(super) async fn ask(&mut self, index: usize, port: &PortInfo) {
@@ -389,9 +377,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         attempt.next = now + back_off(attempt.tries);
         attempt.tries += 1;
         let parameters = persistence(0, 0);
-        attempt.ours.lid = port.lid;
+        attempt.ours.address = port.address();
         attempt.way = Way {
-            callee: attempt.lid,
+            callee: attempt.address,
             mtu: mtu_code(attempt.mtu.min(port.mtu)),
             sl: attempt.sl,
         };
@@ -413,8 +401,8 @@ impl<D: Device, P: Platform> Control<D, P> {
             max_cm_retries: 15,
             pkey: PKey::DEFAULT,
             mtu: attempt.way.mtu,
-            local_lid: ours.lid,
-            remote_lid: attempt.lid,
+            local_lid: ours.address.lid(),
+            remote_lid: attempt.address.lid(),
             local_gid: ours.gid,
             remote_gid: attempt.name.gid,
             rate: 7, // 40 Gb/s; nothing here depends on it
@@ -422,10 +410,10 @@ impl<D: Device, P: Platform> Control<D, P> {
             ack_timeout: parameters.ack_timeout,
             private: introduction(&ours.hello, &attempt.asked),
         };
-        let lid = attempt.lid;
+        let to = attempt.address;
         let mad = CmMessage::Req(req).to_mad(ours.comm_id.into());
         self.note_step(index, ConnectStep::Answer);
-        self.send(lid, &mad).await;
+        self.send(to, &mad).await;
     }
 
     /// Sends REP; again when no RTU comes.
@@ -448,9 +436,9 @@ impl<D: Device, P: Platform> Control<D, P> {
             ca_guid: port.guid,
             private: introduction(&ours.hello, &sides.prove(key, Purpose::Accept)),
         };
-        let lid = attempt.lid;
+        let to = attempt.address;
         let mad = CmMessage::Rep(rep).to_mad(attempt.transaction);
-        self.send(lid, &mad).await;
+        self.send(to, &mad).await;
     }
 
     /// Sends RTU with the proof.
@@ -466,7 +454,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             private: proof_only(&sides.prove(key, Purpose::Confirm)),
         };
         let mad = CmMessage::Rtu(rtu).to_mad(attempt.ours.comm_id.into());
-        self.send(attempt.lid, &mad).await;
+        self.send(attempt.address, &mad).await;
     }
 
     /// Takes the queue pair to RTS, with the READs that the peer answers and those that it wants
@@ -481,7 +469,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let limits = device.limits();
         let attempt = &mut self.attempts[index];
         let path = PathToPeer {
-            lid: attempt.lid,
+            lid: attempt.address.lid(),
             qpn: theirs.qpn,
             // What each side's message names is what the other begins with.
             their_psn: attempt.ours.psn,
@@ -524,7 +512,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             return self.on_member_event(Event::CalledAgain(gid));
         }
         let attempt = &mut self.attempts[index];
-        let (peer, name, lid) = (attempt.peer, attempt.name, attempt.lid);
+        let (peer, name, address) = (attempt.peer, attempt.name, attempt.address);
         let End::Link(core, link) = attempt.end else {
             return;
         };
@@ -554,8 +542,8 @@ impl<D: Device, P: Platform> Control<D, P> {
         log::info!("connected to {name}, {}", member.incarnation);
         if let Some(line) = self.inner.peers.lock().get_mut(peer) {
             line.standing = Standing::Up;
-            line.member = Some((member, lid));
+            line.member = Some((member, address));
         }
-        self.on_member_event(Event::Admitted(peer, member, lid));
+        self.on_member_event(Event::Admitted(peer, member, address));
     }
 }

@@ -2,10 +2,10 @@
 
 use hal::Platform;
 use mad::cm::{CmMessage, Dreq, Pair, Rej, RejectReason, Rep, Req, Rtu};
-use mad::sa::{PathRecord, SaMad};
-use mad::{Attribute, Header, Mad, Method, MgmtClass, Status};
+use mad::sa::SaMad;
+use mad::{Attribute, Header, Mad, Method, MgmtClass};
 use mutants::Mutant;
-use verbs::{Device, Lid, PortInfo};
+use verbs::{Address, Device, PortInfo};
 
 use super::attempt::{Attempt, End, State};
 use super::{Control, MAX_NONCES};
@@ -16,19 +16,20 @@ use crate::handshake::{
 use crate::membership::Event;
 use crate::membership::proof::{NO_CHALLENGE, Purpose};
 use crate::peers::{Standing, Wish};
+use crate::resolver::{Resolver, SubnetAdministrator};
 use crate::{LostCause, PeerName, VERSION};
 
 /// The way that a request names.
 fn way(req: &Req) -> Way {
     Way {
-        callee: req.remote_lid,
+        callee: req.remote_lid.into(),
         mtu: req.mtu,
         sl: req.sl,
     }
 }
 
 impl<D: Device, P: Platform> Control<D, P> {
-    pub(super) async fn on_mad(&mut self, port: &PortInfo, from: Lid, mad: &Mad) {
+    pub(super) async fn on_mad(&mut self, port: &PortInfo, from: Address, mad: &Mad) {
         match Header::parse(mad) {
             Ok(header) if header.class == MgmtClass::SUBN_ADM => self.on_answer(port, mad).await,
             Ok(header) if header.class == MgmtClass::CM => match CmMessage::parse(mad) {
@@ -68,30 +69,33 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     async fn on_path(&mut self, port: &PortInfo, answer: &SaMad) {
-        // Upper halves of transactions belong to whoever carries the datagrams.
-        let transaction = answer.header.transaction.get() & u64::from(u32::MAX);
-        let waits =
-            |attempt: &Attempt| attempt.state == State::Path && attempt.transaction == transaction;
+        let Some(path) = SubnetAdministrator.answer(port, answer) else {
+            return;
+        };
+        let waits = |attempt: &Attempt| {
+            attempt.state == State::Path && attempt.transaction == path.transaction
+        };
         let Some(index) = self.attempts.iter().position(waits) else {
             return;
         };
-        let path = answer
-            .record::<PathRecord>()
-            .filter(|_| answer.header.status() == Status::OK);
-        let Some(path) = path else { return };
         let attempt = &mut self.attempts[index];
-        if path.dgid != attempt.name.gid.0 || path.dlid.get() == 0 {
+        if path.to != attempt.name.gid {
             return;
         }
-        attempt.lid = Lid(path.dlid.get());
-        attempt.mtu = mtu_bytes(path.mtu.value()).unwrap_or(256).min(port.mtu);
-        attempt.sl = u8::try_from(path.qos_sl.get() & 0xf).expect("four bits");
+        attempt.address = path.address;
+        (attempt.mtu, attempt.sl) = (path.mtu, path.sl);
         attempt.state = State::Asked;
         attempt.tries = 0;
         self.ask(index, port).await;
     }
 
-    async fn on_cm(&mut self, port: &PortInfo, from: Lid, transaction: u64, message: CmMessage) {
+    async fn on_cm(
+        &mut self,
+        port: &PortInfo,
+        from: Address,
+        transaction: u64,
+        message: CmMessage,
+    ) {
         match message {
             CmMessage::Req(req) => self.on_req(port, from, transaction, &req).await,
             CmMessage::Rep(rep) => self.on_rep(port, from, &rep).await,
@@ -115,14 +119,14 @@ impl<D: Device, P: Platform> Control<D, P> {
         self.attempts[index].sides()
     }
 
-    fn bad_proof(&mut self, from: Lid, what: &str) {
+    fn bad_proof(&mut self, from: Address, what: &str) {
         self.inner.membership.lock().counters().nr_bad_proof += 1;
         self.log_limited(format_args!(
             "{what} from {from} does not prove the cluster's key"
         ));
     }
 
-    async fn refuse(&self, to: Lid, transaction: u64, req: &Req, reason: RejectReason) {
+    async fn refuse(&self, to: Address, transaction: u64, req: &Req, reason: RejectReason) {
         let rej = Rej {
             local_comm_id: 0,
             remote_comm_id: req.local_comm_id,
@@ -139,7 +143,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             .await;
     }
 
-    async fn on_req(&mut self, port: &PortInfo, from: Lid, transaction: u64, req: &Req) {
+    async fn on_req(&mut self, port: &PortInfo, from: Address, transaction: u64, req: &Req) {
         let reason = match self.look_at_req(port, from, req) {
             Ok((name, theirs)) => match self.place_for(port, name, theirs).await {
                 Ok((index, true)) => return self.accept(index, port).await,
@@ -147,11 +151,11 @@ impl<D: Device, P: Platform> Control<D, P> {
                     let attempt = &mut self.attempts[index];
                     attempt.calls = false;
                     attempt.transaction = transaction;
-                    attempt.lid = from;
+                    attempt.address = from;
                     attempt.mtu = mtu_bytes(req.mtu).unwrap_or(256).min(port.mtu);
                     attempt.sl = req.sl;
                     attempt.way = way(req);
-                    attempt.ours.lid = port.lid;
+                    attempt.ours.address = port.address();
                     attempt.tries = 0;
                     match self.establish(index, theirs).await {
                         Ok(()) => {
@@ -176,7 +180,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     fn look_at_req(
         &mut self,
         port: &PortInfo,
-        from: Lid,
+        from: Address,
         req: &Req,
     ) -> Result<(PeerName, Side), RejectReason> {
         if req.service_id != SERVICE_ID {
@@ -200,7 +204,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             qpn: req.qpn,
             psn: req.starting_psn,
             comm_id: req.local_comm_id,
-            lid: req.local_lid,
+            address: req.local_lid.into(),
             reads: (req.responder_resources, req.initiator_depth),
             hello,
         };
@@ -211,7 +215,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 || Mutant::RequestProofIgnored.on()
         };
         let direct =
-            req.remote_gid == port.gid && req.remote_lid == port.lid && req.local_lid == from;
+            req.remote_gid == port.gid && to.1.callee == port.address() && theirs.address == from;
         let direct = direct || Mutant::RequestFromAnywhere.on();
         if !direct || req.local_gid == port.gid || !proves(self.challenge) {
             if direct && proves(NO_CHALLENGE) {
@@ -315,7 +319,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         if self.nonces.len() == MAX_NONCES {
             // What was proven so far proves nothing any more, so that none of it need be
             // remembered.
-            self.challenge = self.chance.number();
+            self.challenge = self.rng.number();
             self.nonces.clear();
         }
         if !Mutant::NoncesForgotten.on() {
@@ -324,9 +328,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         Ok((index, false))
     }
 
-    async fn on_rep(&mut self, port: &PortInfo, from: Lid, rep: &Rep) {
+    async fn on_rep(&mut self, port: &PortInfo, from: Address, rep: &Rep) {
         let named = |attempt: &Attempt| {
-            attempt.calls && attempt.ours.comm_id == rep.remote_comm_id && attempt.lid == from
+            attempt.calls && attempt.ours.comm_id == rep.remote_comm_id && attempt.address == from
         };
         let Some(index) = self.attempts.iter().position(named) else {
             return;
@@ -354,9 +358,9 @@ impl<D: Device, P: Platform> Control<D, P> {
     /// Checks an acceptance. One that proves nothing is passed over: the right one may yet come.
     fn look_at_rep(&mut self, index: usize, rep: &Rep) -> Option<Side> {
         let attempt = &self.attempts[index];
-        let (name, lid, ours) = (attempt.name, attempt.lid, attempt.ours);
+        let (name, address, ours) = (attempt.name, attempt.address, attempt.ours);
         let Ok(hello) = Hello::decode(&rep.private, &self.inner.config) else {
-            self.bad_proof(lid, "an acceptance");
+            self.bad_proof(address, "an acceptance");
             return None;
         };
         let theirs = Side {
@@ -364,7 +368,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             qpn: rep.qpn,
             psn: rep.starting_psn,
             comm_id: rep.local_comm_id,
-            lid,
+            address,
             reads: (rep.responder_resources, rep.initiator_depth),
             hello,
         };
@@ -376,7 +380,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let key = &self.inner.config.cluster.key;
         let proof = crate::handshake::behind_hello(&rep.private);
         if !sides.check(key, Purpose::Accept, proof) && !Mutant::AcceptanceProofIgnored.on() {
-            self.bad_proof(lid, "an acceptance");
+            self.bad_proof(address, "an acceptance");
             return None;
         }
         if hello.role != name.role {
@@ -408,23 +412,23 @@ impl<D: Device, P: Platform> Control<D, P> {
         if attempt.state != State::Replied || attempt.calls {
             return;
         }
-        let (key, lid) = (self.inner.config.cluster.key, attempt.lid);
+        let (key, address) = (self.inner.config.cluster.key, attempt.address);
         let proven = self
             .sides(index)
             .is_some_and(|sides| sides.check(&key, Purpose::Confirm, &rtu.private));
         if proven || Mutant::ConfirmationProofIgnored.on() {
             self.admit(index);
         } else {
-            self.bad_proof(lid, "a confirmation");
+            self.bad_proof(address, "a confirmation");
         }
     }
 
-    async fn on_dreq(&mut self, from: Lid, transaction: u64, dreq: &Dreq) {
+    async fn on_dreq(&mut self, from: Address, transaction: u64, dreq: &Dreq) {
         let Some(index) = self.by_pair(dreq.pair) else {
             return;
         };
         let attempt = &self.attempts[index];
-        let lid = attempt.lid;
+        let address = attempt.address;
         let purpose = if attempt.calls {
             Purpose::CalleeLeaves
         } else {
@@ -434,7 +438,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let proven = self
             .sides(index)
             .is_some_and(|sides| sides.check(&key, purpose, &dreq.private));
-        if (!proven || lid != from) && !Mutant::DisconnectionProofIgnored.on() {
+        if (!proven || address != from) && !Mutant::DisconnectionProofIgnored.on() {
             return self.bad_proof(from, "a disconnection");
         }
         match &self.attempts[index].end {
@@ -450,7 +454,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             local_comm_id: dreq.pair.remote_comm_id,
             remote_comm_id: dreq.pair.local_comm_id,
         };
-        self.send(lid, &CmMessage::Drep(answer).to_mad(transaction))
+        self.send(address, &CmMessage::Drep(answer).to_mad(transaction))
             .await;
     }
 

@@ -133,11 +133,11 @@ impl<D: Device, P: Platform> Control<D, P> {
             remote_qpn: theirs.qpn,
             private: proof_only(&sides.prove(&self.inner.config.cluster.key, purpose)),
         };
-        let (lid, mad) = (
-            attempt.lid,
+        let (to, mad) = (
+            attempt.address,
             CmMessage::Dreq(dreq).to_mad(ours.comm_id.into()),
         );
-        self.send(lid, &mad).await;
+        self.send(to, &mad).await;
     }
 
     /// A peer lost on one core is lost on all.

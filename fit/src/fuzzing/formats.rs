@@ -89,7 +89,7 @@ pub fn handshake(bytes: &[u8]) {
         qpn: Qpn(number.into()),
         psn: Psn(1),
         comm_id: 2,
-        lid: Lid(3),
+        address: Lid(3).into(),
         reads: (16, 16),
         hello,
     };

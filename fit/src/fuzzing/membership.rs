@@ -4,11 +4,11 @@
 use alloc::collections::BTreeMap;
 
 use hal::{Duration, Instant};
-use verbs::{Gid, Lid};
+use verbs::{Address, Gid, Lid};
 
 use super::Input;
 use crate::membership::announcement::{ANNOUNCEMENT_LEN, Announcement};
-use crate::membership::proof::Chance;
+use crate::membership::proof::Rng;
 use crate::membership::{Action, Event, Membership};
 use crate::{Change, Cluster, Incarnation, Key, Member, PeerId, PeerName, Role};
 
@@ -82,11 +82,11 @@ impl Bed {
                     incarnation: Incarnation((input.u8() % 4).into()),
                     capacity: input.u16().into(),
                 };
-                let lid = Lid(u16::from(input.u8() % 8));
+                let address = Address::from(Lid(u16::from(input.u8() % 8)));
                 let flags = input.u8();
                 let announcement = Announcement {
                     member,
-                    lid,
+                    address,
                     message_version: u16::from(flags & 0x40 != 0),
                     leaves: flags & 1 == 1,
                     sequence: if flags & 2 == 2 {
@@ -101,7 +101,11 @@ impl Bed {
                         0
                     },
                 };
-                let from = if flags & 8 == 8 { Lid(77) } else { lid };
+                let from = if flags & 8 == 8 {
+                    Lid(77).into()
+                } else {
+                    address
+                };
                 self.on(Event::Heard(from, &announcement.encode(&self.cluster)));
             }
             2 => {
@@ -109,7 +113,7 @@ impl Bed {
                 let taken = input.bytes(number.into());
                 let len = taken.len().min(ANNOUNCEMENT_LEN);
                 bytes[..len].copy_from_slice(&taken[..len]);
-                self.on(Event::Heard(Lid(1), &bytes[..len]));
+                self.on(Event::Heard(Lid(1).into(), &bytes[..len]));
             }
             3 | 4 => {
                 let peer = PeerId(self.next_peer);
@@ -122,7 +126,7 @@ impl Bed {
                 self.on(Event::Admitted(
                     peer,
                     member,
-                    Lid(u16::from(input.u8() % 8)),
+                    Lid(u16::from(input.u8() % 8)).into(),
                 ));
             }
             5 => {
@@ -154,8 +158,8 @@ pub fn membership(bytes: &[u8]) {
         capacity: 1,
     };
     let now = Instant::from_nanos(input.u64() >> 1);
-    let mut machine = Membership::new(me, 0, cluster, Chance::new([3; 32]), now);
-    machine.set_port(me.name.gid, Lid(3));
+    let mut machine = Membership::new(me, 0, cluster, Rng::new([3; 32]), now);
+    machine.set_port(me.name.gid, Lid(3).into());
     let mut bed = Bed {
         machine,
         cluster,

@@ -130,15 +130,15 @@ impl<M: DmaBuffer> Link<M> {
     /// messages; whether this was so. Its receive is posted again when the waiter has it.
     #[inline(always)]
     fn on_plain_reply(&mut self, receive: u16, reply: Brief, now: Instant) -> bool {
-        if !self.window.knows(reply.returned) {
-            return false;
+        match self.calls.awaiting(reply) {
+            Some(call) if self.window.knows(reply.returned) => {
+                let took = call.answer(receive, reply.body, 0, now);
+                self.hear(HEADER_BYTES + reply.body);
+                self.counters.call_time.record_ns(took);
+                true
+            }
+            _ => false,
         }
-        let Some(took) = self.calls.answer_plain(receive, &reply, now) else {
-            return false;
-        };
-        self.hear(HEADER_BYTES + reply.body);
-        self.counters.call_time.record_ns(took);
-        true
     }
 
     /// Takes a reply, whatever it brings.
@@ -150,12 +150,12 @@ impl<M: DmaBuffer> Link<M> {
         bulk: u32,
         now: Instant,
     ) {
-        if let Some(took) = self.calls.answer(receive, &reply, bulk, now) {
+        if let Some(took) = self.calls.answer(receive, reply, bulk, now) {
             self.counters.nr_bytes_rx += u64::from(bulk);
             self.counters.call_time.record_ns(took);
             return;
         }
-        match self.calls.on_unawaited(&reply, bulk) {
+        match self.calls.on_unawaited(reply, bulk) {
             Unawaited::Broken => return self.fail(LostCause::Protocol),
             Unawaited::Stray => self.counters.nr_stray += 1,
             Unawaited::Late => {}
@@ -174,7 +174,7 @@ impl<M: DmaBuffer> Link<M> {
         now: Instant,
         servers: &mut Vec<Waker>,
     ) -> bool {
-        if !self.window.knows(request.returned) || !self.serves.on_plain(receive, &request, now) {
+        if !self.window.knows(request.returned) || !self.serves.on_plain(receive, request, now) {
             return false;
         }
         self.hear(HEADER_BYTES + request.body);

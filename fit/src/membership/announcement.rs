@@ -9,7 +9,7 @@
 //!
 //! Little-endian. The proof covers all that stands before it.
 
-use verbs::{Gid, Lid};
+use verbs::{Address, Gid};
 
 use super::proof::{PROOF_LEN, Purpose, holds, prove};
 use super::{Cluster, Incarnation, Member};
@@ -27,7 +27,7 @@ pub(crate) const ANNOUNCEMENT_LEN: usize = BODY_LEN + PROOF_LEN;
 pub(crate) struct Announcement {
     pub(crate) member: Member,
     /// The sender's port.
-    pub(crate) lid: Lid,
+    pub(crate) address: Address,
     /// The version of the messages that its calls carry.
     pub(crate) message_version: u16,
     /// It is about to go.
@@ -64,7 +64,7 @@ impl Announcement {
         bytes[1] = self.member.name.role.number();
         bytes[2] = u8::from(self.leaves);
         bytes[4..6].copy_from_slice(&self.message_version.to_le_bytes());
-        bytes[6..8].copy_from_slice(&self.lid.0.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.address.lid().0.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.members.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.member.capacity.to_le_bytes());
         bytes[16..24].copy_from_slice(&cluster.tag);
@@ -97,7 +97,7 @@ impl Announcement {
                 incarnation: Incarnation(u64::from_le_bytes(field(bytes, 40))),
                 capacity: u32::from_le_bytes(field(bytes, 12)),
             },
-            lid: Lid(u16::from_le_bytes(field(bytes, 6))),
+            address: verbs::Lid(u16::from_le_bytes(field(bytes, 6))).into(),
             message_version: u16::from_le_bytes(field(bytes, 4)),
             leaves: bytes[2] != 0,
             sequence: u64::from_le_bytes(field(bytes, 48)),
@@ -124,7 +124,7 @@ mod tests {
                 incarnation: Incarnation(sequence ^ 0x55),
                 capacity: 77,
             },
-            lid: Lid(lid),
+            address: verbs::Lid(lid).into(),
             message_version: 3,
             leaves,
             sequence,

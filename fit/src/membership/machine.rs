@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 
 use hal::{Duration, Instant};
 use mutants::Mutant;
-use verbs::{Gid, Lid};
+use verbs::{Address, Gid};
 
 use super::announcement::{Announcement, Bad};
-use super::proof::{Chance, NO_CHALLENGE};
+use super::proof::{NO_CHALLENGE, Rng};
 use super::{ANNOUNCEMENT_LEN, Change, Cluster, Incarnation, Limiter, Member, View, digest};
 use crate::{PeerId, PeerName};
 
@@ -34,9 +34,9 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
     /// A datagram came to the group from this port.
-    Heard(Lid, &'a [u8]),
+    Heard(Address, &'a [u8]),
     /// A node's connections stand, and it has proven to hold the key.
-    Admitted(PeerId, Member, Lid),
+    Admitted(PeerId, Member, Address),
     /// A call that was asked for came to nothing.
     CallFailed {
         /// GID of the called node.
@@ -106,7 +106,7 @@ enum Standing {
 #[derive(Debug)]
 struct Known {
     member: Member,
-    lid: Lid,
+    address: Address,
     standing: Standing,
     sequence: u64,
     digest: Option<u64>,
@@ -119,10 +119,10 @@ struct Known {
 /// The membership's state: the members, and the calls that are due.
 pub(crate) struct Membership {
     me: Member,
-    lid: Lid,
+    address: Address,
     message_version: u16,
     cluster: Cluster,
-    chance: Chance,
+    rng: Rng,
     known: BTreeMap<Gid, Known>,
     sequence: u64,
     announce: Instant,
@@ -137,16 +137,16 @@ impl Membership {
         mut me: Member,
         message_version: u16,
         cluster: Cluster,
-        mut chance: Chance,
+        mut rng: Rng,
         now: Instant,
     ) -> Self {
-        me.incarnation = Incarnation(chance.number());
+        me.incarnation = Incarnation(rng.number());
         Self {
             me,
-            lid: Lid(0),
+            address: Address::default(),
             message_version,
             cluster,
-            chance,
+            rng,
             known: BTreeMap::new(),
             sequence: 0,
             announce: now,
@@ -173,9 +173,9 @@ impl Membership {
     }
 
     /// The port has these addresses now.
-    pub(crate) fn set_port(&mut self, gid: Gid, lid: Lid) {
+    pub(crate) fn set_port(&mut self, gid: Gid, address: Address) {
         self.me.name.gid = gid;
-        self.lid = lid;
+        self.address = address;
         self.set_digest();
     }
 
@@ -228,8 +228,8 @@ impl Membership {
         let mut actions = Vec::new();
         match event {
             Event::Heard(from, bytes) => self.on_heard(from, bytes, now, &mut actions),
-            Event::Admitted(peer, member, lid) => {
-                self.on_admitted(peer, member, lid, now, &mut actions)
+            Event::Admitted(peer, member, address) => {
+                self.on_admitted(peer, member, address, now, &mut actions)
             }
             Event::CallFailed { gid, refused } => self.on_call_failed(gid, refused, now),
             Event::Lost(peer) => self.on_lost(peer, now, &mut actions),
@@ -244,7 +244,7 @@ impl Membership {
         self.sequence += 1;
         let announcement = Announcement {
             member: self.me,
-            lid: self.lid,
+            address: self.address,
             message_version: self.message_version,
             leaves,
             sequence: self.sequence,
@@ -257,7 +257,7 @@ impl Membership {
         )));
     }
 
-    fn on_heard(&mut self, from: Lid, bytes: &[u8], now: Instant, actions: &mut Vec<Action>) {
+    fn on_heard(&mut self, from: Address, bytes: &[u8], now: Instant, actions: &mut Vec<Action>) {
         let announcement = match Announcement::decode(bytes, &self.cluster) {
             Ok(announcement) if announcement.message_version != self.message_version => {
                 Err(Bad::Version)
@@ -278,7 +278,7 @@ impl Membership {
             }
             return;
         }
-        if announcement.lid != from {
+        if announcement.address != from {
             return self.refuse(from, Bad::Proof, now);
         }
         let gid = announcement.member.name.gid;
@@ -293,7 +293,8 @@ impl Membership {
             return;
         }
         self.counters.nr_heard += 1;
-        let same = known.member.incarnation == announcement.member.incarnation && known.lid == from;
+        let same =
+            known.member.incarnation == announcement.member.incarnation && known.address == from;
         match known.standing {
             Standing::Member(peer) if same => {
                 known.sequence = announcement.sequence;
@@ -309,7 +310,7 @@ impl Membership {
             Standing::Member(_) => self.probe(gid, now, actions),
             Standing::Heard | Standing::Left | Standing::Calling => {
                 let calling = known.standing == Standing::Calling;
-                (known.member, known.lid) = (announcement.member, from);
+                (known.member, known.address) = (announcement.member, from);
                 (known.sequence, known.heard) = (announcement.sequence, now);
                 if announcement.leaves {
                     known.standing = Standing::Left;
@@ -322,7 +323,7 @@ impl Membership {
         }
     }
 
-    fn refuse(&mut self, from: Lid, bad: Bad, now: Instant) {
+    fn refuse(&mut self, from: Address, bad: Bad, now: Instant) {
         let counter = match bad {
             Bad::Foreign => &mut self.counters.nr_foreign,
             Bad::Proof => &mut self.counters.nr_bad_proof,
@@ -348,7 +349,7 @@ impl Membership {
         };
         let known = Known {
             member: announcement.member,
-            lid: announcement.lid,
+            address: announcement.address,
             standing: if announcement.leaves {
                 Standing::Left
             } else {
@@ -398,7 +399,7 @@ impl Membership {
         &mut self,
         peer: PeerId,
         member: Member,
-        lid: Lid,
+        address: Address,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
@@ -414,7 +415,7 @@ impl Membership {
             .filter(|old| old.member.incarnation == member.incarnation);
         let known = Known {
             member,
-            lid,
+            address,
             standing: Standing::Member(peer),
             sequence: old.map_or(0, |old| old.sequence),
             digest: old.and_then(|old| old.digest),
@@ -492,6 +493,6 @@ impl Membership {
     /// Between three and five quarters of `span`, so that nodes that started together fall apart.
     fn jittered(&mut self, span: Duration) -> Duration {
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-        Duration::from_nanos(nanos - nanos / 4 + self.chance.below(nanos / 2))
+        Duration::from_nanos(nanos - nanos / 4 + self.rng.below(nanos / 2))
     }
 }

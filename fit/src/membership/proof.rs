@@ -79,12 +79,12 @@ pub(crate) fn holds(key: &Key, purpose: Purpose, parts: &[&[u8]], proof: &[u8]) 
 
 /// A source of numbers that nobody can guess, from a seed that nobody knows.
 #[derive(Clone)]
-pub(crate) struct Chance {
+pub(crate) struct Rng {
     seed: [u8; Key::LEN],
     drawn: u64,
 }
 
-impl Chance {
+impl Rng {
     pub(crate) fn new(seed: [u8; Key::LEN]) -> Self {
         Self { seed, drawn: 0 }
     }
@@ -156,8 +156,8 @@ mod tests {
     #[test]
     fn draws_differ_and_follow_from_the_seed() {
         let draw = |seed| {
-            let mut chance = Chance::new([seed; 32]);
-            [chance.number(), chance.number(), chance.number()]
+            let mut rng = Rng::new([seed; 32]);
+            [rng.number(), rng.number(), rng.number()]
         };
         assert_eq!(draw(1), draw(1));
         let mut all = [draw(1), draw(2)].concat();

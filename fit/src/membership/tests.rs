@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use hal::{Duration, Instant};
 use proptest::prelude::*;
-use verbs::{Gid, Lid};
+use verbs::{Address, Gid, Lid};
 
-use super::proof::Chance;
+use super::proof::Rng;
 use super::*;
 use crate::Role;
 
@@ -28,7 +28,7 @@ enum Fault {
 }
 
 enum Due {
-    Datagram(Lid, Vec<u8>),
+    Datagram(Address, Vec<u8>),
     /// A node of this life asks for a connection.
     Call(Gid, Incarnation),
     CallFailed(Gid),
@@ -48,8 +48,8 @@ struct World {
     now: Instant,
     nodes: BTreeMap<Gid, Node>,
     queue: BTreeMap<(Instant, u64), (Gid, Due)>,
-    heard: Vec<(Lid, Vec<u8>)>,
-    chance: Chance,
+    heard: Vec<(Address, Vec<u8>)>,
+    rng: Rng,
     lossy: bool,
     lives: u64,
 }
@@ -58,8 +58,8 @@ fn gid(number: usize) -> Gid {
     Gid([u8::try_from(number).unwrap() + 1; 16])
 }
 
-fn lid(gid: Gid) -> Lid {
-    Lid(gid.0[0].into())
+fn address(gid: Gid) -> Address {
+    Lid(gid.0[0].into()).into()
 }
 
 fn cluster() -> Cluster {
@@ -75,7 +75,7 @@ impl World {
             nodes: BTreeMap::new(),
             queue: BTreeMap::new(),
             heard: Vec::new(),
-            chance: Chance::new(bytes),
+            rng: Rng::new(bytes),
             lossy: true,
             lives: 0,
         }
@@ -83,7 +83,7 @@ impl World {
 
     fn later(&mut self, millis: u64, to: Gid, due: Due) {
         let at = self.now + Duration::from_millis(millis);
-        let unique = self.chance.number();
+        let unique = self.rng.number();
         self.queue.insert((at, unique), (to, due));
     }
 
@@ -100,8 +100,8 @@ impl World {
             incarnation: Incarnation::default(),
             capacity: 1,
         };
-        let mut machine = Membership::new(me, 0, cluster(), self.chance.fork(), self.now);
-        machine.set_port(gid, lid(gid));
+        let mut machine = Membership::new(me, 0, cluster(), self.rng.fork(), self.now);
+        machine.set_port(gid, address(gid));
         let node = Node {
             machine,
             links: BTreeMap::new(),
@@ -137,7 +137,7 @@ impl World {
             match action {
                 Action::Announce(bytes) => self.announce(at, &*bytes),
                 Action::Call(name) => {
-                    let delay = 20 + self.chance.below(200);
+                    let delay = 20 + self.rng.below(200);
                     self.later(delay, name.gid, Due::Call(at, life));
                 }
                 Action::Probe(peer) => self.later(30, at, Due::Check(peer)),
@@ -148,21 +148,17 @@ impl World {
     }
 
     fn announce(&mut self, from: Gid, bytes: &[u8]) {
-        self.heard.push((lid(from), bytes.to_vec()));
+        self.heard.push((address(from), bytes.to_vec()));
         let all: Vec<Gid> = self.nodes.keys().copied().collect();
         for to in all {
-            let copies = match self.chance.below(10) {
+            let copies = match self.rng.below(10) {
                 0..4 if self.lossy => 0,
                 4 if self.lossy => 2,
                 _ => 1,
             };
             for _ in 0..copies {
-                let delay = if self.lossy {
-                    self.chance.below(400)
-                } else {
-                    1
-                };
-                self.later(delay, to, Due::Datagram(lid(from), bytes.to_vec()));
+                let delay = if self.lossy { self.rng.below(400) } else { 1 };
+                self.later(delay, to, Due::Datagram(address(from), bytes.to_vec()));
             }
         }
     }
@@ -240,7 +236,7 @@ impl World {
             let peer = PeerId(node.peers);
             node.peers += 1;
             node.links.insert(peer, (other.name.gid, other.incarnation));
-            self.event(at, Event::Admitted(peer, other, lid(other.name.gid)));
+            self.event(at, Event::Admitted(peer, other, address(other.name.gid)));
         }
     }
 
@@ -385,7 +381,7 @@ fn announcement(number: usize, life: u64, sequence: u64) -> Vec<u8> {
     };
     let announcement = announcement::Announcement {
         member,
-        lid: lid(gid(number)),
+        address: address(gid(number)),
         message_version: 0,
         leaves: false,
         sequence,
@@ -407,7 +403,7 @@ fn a_flood_of_names_fills_no_table_and_pushes_no_member_out() {
         incarnation: Incarnation(1),
         capacity: 0,
     };
-    machine.on(Event::Admitted(PeerId(0), member, lid(gid(1))), now);
+    machine.on(Event::Admitted(PeerId(0), member, address(gid(1))), now);
     for number in 0..5000_u32 {
         let mut name = [0; 16];
         name[..4].copy_from_slice(&number.to_le_bytes());
@@ -420,7 +416,7 @@ fn a_flood_of_names_fills_no_table_and_pushes_no_member_out() {
         };
         let announcement = announcement::Announcement {
             member: stranger,
-            lid: Lid(7),
+            address: Lid(7).into(),
             message_version: 0,
             leaves: false,
             sequence: 1,
@@ -428,7 +424,10 @@ fn a_flood_of_names_fills_no_table_and_pushes_no_member_out() {
             digest: 0,
         };
         now = now + Duration::from_millis(1);
-        machine.on(Event::Heard(Lid(7), &announcement.encode(&cluster())), now);
+        machine.on(
+            Event::Heard(Lid(7).into(), &announcement.encode(&cluster())),
+            now,
+        );
     }
     assert_eq!(machine.view().members.len(), 1);
     let calls = machine.on(Event::Tick, now + Duration::from_secs(2));
@@ -439,7 +438,7 @@ fn a_flood_of_names_fills_no_table_and_pushes_no_member_out() {
 fn a_duplicate_of_a_member_leads_to_a_probe_and_to_nothing_else() {
     let mut machine = alone();
     let now = Instant::from_nanos(1);
-    let from = lid(gid(1));
+    let from = address(gid(1));
     machine.on(Event::Heard(from, &announcement(1, 5, 1)), now);
     let member = Member {
         name: PeerName {
@@ -464,7 +463,7 @@ fn a_duplicate_of_a_member_leads_to_a_probe_and_to_nothing_else() {
         []
     );
     assert_eq!(
-        machine.on(Event::Heard(Lid(99), &announcement(1, 5, 2)), now),
+        machine.on(Event::Heard(Lid(99).into(), &announcement(1, 5, 2)), now),
         []
     );
     let counters = *machine.counters();
@@ -483,7 +482,7 @@ fn a_duplicate_of_a_member_leads_to_a_probe_and_to_nothing_else() {
 fn a_second_node_with_our_own_name_is_counted_and_never_called() {
     let mut machine = alone();
     let now = Instant::from_nanos(1);
-    machine.on(Event::Heard(lid(gid(0)), &announcement(0, 5, 1)), now);
+    machine.on(Event::Heard(address(gid(0)), &announcement(0, 5, 1)), now);
     assert_eq!(machine.counters().nr_duplicate, 1);
     let actions = machine.on(Event::Tick, now + Duration::from_secs(5));
     assert!(

@@ -8,7 +8,7 @@ use verbs::{RemoteAddr, Rkey};
 
 use crate::PeerKey;
 
-/// The most bytes that are zeroed by one [`Order`](crate::Order).
+/// The most bytes that are zeroed by one [`Action`](crate::Action).
 ///
 /// Other tasks of the core wait for this long at most: some 30 µs where memory is filled at 8 GB/s.
 pub const PIECE: u64 = 256 << 10;

@@ -3,7 +3,7 @@
 //! * [`Pool`]: the memory, in extents of chunks. Each extent is registered for one borrower at a
 //!   time.
 //! * `Accounts`: what each borrower is promised, holds and is lent, by process.
-//! * [`Manager`]: the answers to [`messages::memory`]. It only issues [`Order`]s.
+//! * [`Manager`]: the answers to [`messages::memory`]. It only issues [`Action`]s.
 //! * [`Server`]: carries orders out by a [`Machine`], in the requests' tasks and in a task that
 //!   cleans.
 //!
@@ -31,5 +31,5 @@ pub use accounts::Lost;
 pub use counters::Counters;
 pub use extent::{ExtentId, PIECE};
 pub use manager::{Manager, PeerKey, Step};
-pub use pool::{MAX_EXTENTS, Order, Pool};
+pub use pool::{Action, MAX_EXTENTS, Pool};
 pub use server::{Failed, MAX_WAITING, MAX_WAITING_OF_PEER, Machine, PATIENCE, Server, WORKERS};

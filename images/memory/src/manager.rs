@@ -12,7 +12,7 @@ use verbs::Rkey;
 use crate::accounts::{Accounts, Lost};
 use crate::counters::Counters;
 use crate::extent::ExtentId;
-use crate::pool::{Order, Pool, Progress};
+use crate::pool::{Action, Pool, Progress};
 
 /// A borrower: FIT's number of the peer, which FIT never gives to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,16 +23,16 @@ pub struct PeerKey(pub u16);
 pub enum Step {
     /// The reply has this length.
     Replied(usize),
-    /// Nothing has changed yet: carry out this order, report it, and give the request again.
-    First(Order),
-    /// Nothing has changed yet: give the request again once an order that another task carries out
+    /// Nothing has changed yet: carry out this action, report it, and give the request again.
+    First(Action),
+    /// Nothing has changed yet: give the request again once an action that another task carries out
     /// has ended.
     Wait,
 }
 
 /// M's logic: the pool, and what each borrower has of it.
 ///
-/// It reaches neither the fabric nor the memory: it only issues [`Order`]s. So no call of it takes
+/// It reaches neither the fabric nor the memory: it only issues [`Action`]s. So no call of it takes
 /// long, whatever a borrower asks or leaves behind: its work is bounded by
 /// [`MAX_EXTENTS`](crate::MAX_EXTENTS) and [`MAX_CHUNKS`], not by how many chunks there are.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Manager {
         self.answer(from, kind, request, reply, true)
     }
 
-    /// Answers one request with what the borrower can have at once, when an order has failed or
+    /// Answers one request with what the borrower can have at once, when an action has failed or
     /// took too long; returns the reply's length.
     pub fn handle_at_once(
         &mut self,
@@ -110,7 +110,7 @@ impl Manager {
         put::<Lend>(&Err(Errno::EAGAIN), reply)
     }
 
-    /// Takes back all that a lost peer had. Its extents are cleaned by the orders of
+    /// Takes back all that a lost peer had. Its extents are cleaned by the actions of
     /// [`clean`](Self::clean).
     ///
     /// The peer's queue pairs are dead: none of its transfers is in flight.
@@ -120,9 +120,9 @@ impl Manager {
         self.accounts.close(peer)
     }
 
-    /// Returns the next order that makes what a borrower left fit for another; `None` if there is
+    /// Returns the next action that makes what a borrower left fit for another; `None` if there is
     /// none to give now.
-    pub fn clean(&mut self) -> Option<Order> {
+    pub fn clean(&mut self) -> Option<Action> {
         self.pool.clean()
     }
 
@@ -228,11 +228,11 @@ impl Manager {
             return None;
         }
         match self.pool.progress(from, available == 0) {
-            Progress::Order(order) => {
-                if matches!(order, Order::Register { .. }) {
+            Progress::Action(action) => {
+                if matches!(action, Action::Register { .. }) {
                     self.accounts.hold(from);
                 }
-                Some(Step::First(order))
+                Some(Step::First(action))
             }
             Progress::Wait => Some(Step::Wait),
             Progress::None => None,

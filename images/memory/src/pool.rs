@@ -35,7 +35,7 @@ pub const MAX_EXTENTS: usize = 128;
 
 /// Work on an extent, for the caller to do and to report to the [`Manager`](crate::Manager).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum Action {
     /// Register the extent in the borrower's protection domain, with rights to read and write.
     ///
     /// Then [`Manager::registered`](crate::Manager::registered) or
@@ -74,9 +74,9 @@ pub enum Order {
 /// The next thing to do or to wait for, so that a borrower gets another extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// An order.
-    Order(Order),
-    /// The end of an order that another task carries out.
+    /// An action.
+    Action(Action),
+    /// The end of an action that another task carries out.
     Wait,
     /// Nothing.
     None,
@@ -227,14 +227,14 @@ impl Pool {
     /// The extent that is closest to idle goes first, and an empty extent is taken from another
     /// borrower only if none is on its way.
     pub(crate) fn progress(&mut self, peer: PeerKey, thorough: bool) -> Progress {
-        if let Some(order) = self.register(peer) {
-            return Progress::Order(order);
+        if let Some(action) = self.register(peer) {
+            return Progress::Action(action);
         }
         if !thorough {
             return Progress::None;
         }
-        if let Some(order) = self.zero().or_else(|| self.deregister_abandoned()) {
-            return Progress::Order(order);
+        if let Some(action) = self.zero().or_else(|| self.deregister_abandoned()) {
+            return Progress::Action(action);
         }
         let busy = |extent: &Extent| {
             let state = &extent.state;
@@ -248,18 +248,18 @@ impl Pool {
         }
         let empty = |state: &State| matches!(state, State::Lent(loan) if loan.to != peer && !loan.is_held());
         self.deregister(empty)
-            .map_or(Progress::None, Progress::Order)
+            .map_or(Progress::None, Progress::Action)
     }
 
-    /// Returns the next order that brings an extent without a borrower closer to idle.
-    pub(crate) fn clean(&mut self) -> Option<Order> {
+    /// Returns the next action that brings an extent without a borrower closer to idle.
+    pub(crate) fn clean(&mut self) -> Option<Action> {
         self.deregister_abandoned().or_else(|| self.zero())
     }
 
-    fn register(&mut self, to: PeerKey) -> Option<Order> {
+    fn register(&mut self, to: PeerKey) -> Option<Action> {
         let (extent, it) = self.find(|state| matches!(state, State::Idle))?;
         it.state = State::Registering(Some(to));
-        Some(Order::Register {
+        Some(Action::Register {
             extent,
             to,
             addr: it.addr,
@@ -267,7 +267,7 @@ impl Pool {
         })
     }
 
-    fn zero(&mut self) -> Option<Order> {
+    fn zero(&mut self) -> Option<Action> {
         let dirty = (0..).zip(&mut self.extents).filter_map(|(index, extent)| {
             let State::Dirty(zeroed) = extent.state else {
                 return None;
@@ -276,21 +276,21 @@ impl Pool {
         });
         let (zeroed, index, extent) = dirty.max_by_key(|&(zeroed, ..)| zeroed)?;
         extent.state = State::Zeroing(zeroed);
-        Some(Order::Zero {
+        Some(Action::Zero {
             extent: ExtentId(index),
             addr: extent.addr + zeroed,
             len: PIECE.min(extent.len() - zeroed),
         })
     }
 
-    fn deregister_abandoned(&mut self) -> Option<Order> {
+    fn deregister_abandoned(&mut self) -> Option<Action> {
         self.deregister(|state| matches!(state, State::Abandoned))
     }
 
-    fn deregister(&mut self, which: impl Fn(&State) -> bool) -> Option<Order> {
+    fn deregister(&mut self, which: impl Fn(&State) -> bool) -> Option<Action> {
         let (extent, it) = self.find(which)?;
         it.state = State::Returning;
-        Some(Order::Deregister { extent })
+        Some(Action::Deregister { extent })
     }
 
     fn find(&mut self, which: impl Fn(&State) -> bool) -> Option<(ExtentId, &mut Extent)> {
@@ -311,7 +311,7 @@ impl Pool {
         self.extents.iter().any(theirs)
     }
 
-    /// Ends [`Order::Register`], by the region's key or by `None` if it failed; returns the
+    /// Ends [`Action::Register`], by the region's key or by `None` if it failed; returns the
     /// borrower, unless it is lost.
     pub(crate) fn registered(&mut self, id: ExtentId, rkey: Option<Rkey>) -> Option<PeerKey> {
         let extent = self.get_mut(id)?;
@@ -326,7 +326,7 @@ impl Pool {
         to
     }
 
-    /// Ends [`Order::Deregister`]; returns whether an extent went out of use because it failed.
+    /// Ends [`Action::Deregister`]; returns whether an extent went out of use because it failed.
     pub(crate) fn deregistered(&mut self, id: ExtentId, gone: bool) -> bool {
         let Some(extent) = self.get_mut(id) else {
             return false;
@@ -343,7 +343,7 @@ impl Pool {
         !gone
     }
 
-    /// Ends [`Order::Zero`]; returns whether the extent is idle now.
+    /// Ends [`Action::Zero`]; returns whether the extent is idle now.
     pub(crate) fn zeroed(&mut self, id: ExtentId) -> bool {
         let Some(extent) = self.get_mut(id) else {
             return false;

@@ -1,4 +1,4 @@
-//! Carries out the manager's orders, while other requests are answered.
+//! Carries out the manager's actions, while other requests are answered.
 
 use alloc::collections::BTreeMap;
 use core::future::poll_fn;
@@ -9,7 +9,7 @@ use hal::{Duration, Instant};
 use spin::Mutex;
 use verbs::Rkey;
 
-use crate::{Counters, ExtentId, Lost, Manager, Order, PeerKey, Step};
+use crate::{Action, Counters, ExtentId, Lost, Manager, PeerKey, Step};
 
 /// The time that a request for chunks may wait for extents to be registered and cleaned.
 ///
@@ -17,7 +17,7 @@ use crate::{Counters, ExtentId, Lost, Manager, Order, PeerKey, Step};
 /// chunks.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The time between two looks at whether another task's order has ended.
+/// The time between two looks at whether another task's action has ended.
 const LOOK: Duration = Duration::from_micros(50);
 
 /// The most requests that wait for memory to be cleaned, each in a task that runs handlers.
@@ -34,7 +34,7 @@ pub const WORKERS: u16 = 8;
 
 const _: () = assert!((WORKERS as usize) > MAX_WAITING);
 
-/// An order that the machine could not carry out. The machine has logged why.
+/// An action that the machine could not carry out. The machine has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failed;
 
@@ -68,7 +68,7 @@ pub trait Machine: Send + Sync {
 
 /// M at work: the manager under its lock, and the machine.
 ///
-/// The lock is never held while an order is carried out, so requests are answered meanwhile.
+/// The lock is never held while an action is carried out, so requests are answered meanwhile.
 #[derive(Debug)]
 pub struct Server<M> {
     pub(crate) manager: Mutex<Manager>,
@@ -114,10 +114,10 @@ impl<M: Machine> Server<M> {
             let step = self.manager.lock().handle(from, kind, request, reply);
             let short = match step {
                 Step::Replied(len) => return len,
-                Step::First(order) => {
-                    let failed = self.carry_out(order).await.is_err();
+                Step::First(action) => {
+                    let failed = self.carry_out(action).await.is_err();
                     self.cleaner.wake();
-                    let registers = matches!(order, Order::Register { .. });
+                    let registers = matches!(action, Action::Register { .. });
                     // The same extent would be ordered again at once. A region that can't be
                     // deregistered is not.
                     if failed && registers {
@@ -127,7 +127,7 @@ impl<M: Machine> Server<M> {
                 }
                 Step::Wait => false,
             };
-            // The order was carried out, so even requests that are put off get on.
+            // The action was carried out, so even requests that are put off get on.
             if !short && place.is_none() {
                 place = self.wait(from);
                 if place.is_none() {
@@ -169,19 +169,19 @@ impl<M: Machine> Server<M> {
     /// Cleans what borrowers leave behind, piece by piece. It never ends, and one task runs it.
     pub async fn clean(&self) {
         loop {
-            let order = poll_fn(|context| {
+            let action = poll_fn(|context| {
                 self.cleaner.register(context.waker());
-                let order = self.manager.lock().clean();
-                order.map_or(Poll::Pending, Poll::Ready)
+                let action = self.manager.lock().clean();
+                action.map_or(Poll::Pending, Poll::Ready)
             });
             // A failure was logged, and its extent is out of use.
-            let (Ok(()) | Err(Failed)) = self.carry_out(order.await).await;
+            let (Ok(()) | Err(Failed)) = self.carry_out(action.await).await;
         }
     }
 
-    async fn carry_out(&self, order: Order) -> Result<(), Failed> {
-        match order {
-            Order::Register {
+    async fn carry_out(&self, action: Action) -> Result<(), Failed> {
+        match action {
+            Action::Register {
                 extent,
                 to,
                 addr,
@@ -195,7 +195,7 @@ impl<M: Machine> Server<M> {
                 }
                 result.map(drop)
             }
-            Order::Deregister { extent } => {
+            Action::Deregister { extent } => {
                 let result = self.machine.deregister(extent).await;
                 let mut manager = self.manager.lock();
                 match result {
@@ -204,7 +204,7 @@ impl<M: Machine> Server<M> {
                 }
                 result
             }
-            Order::Zero { extent, addr, len } => {
+            Action::Zero { extent, addr, len } => {
                 self.machine.zero(addr, len);
                 self.manager.lock().zeroed(extent);
                 self.machine.yield_now().await;

@@ -13,7 +13,7 @@ use crate::thread::Thread;
 
 /// The bytes of an open file that were read last.
 #[derive(Debug, Default)]
-pub(crate) struct Ahead {
+pub(crate) struct Readahead {
     /// Offset in the file of the first byte.
     start: u64,
     bytes: Vec<u8>,
@@ -21,7 +21,7 @@ pub(crate) struct Ahead {
     version: u64,
 }
 
-impl Ahead {
+impl Readahead {
     /// Keeps bytes of the file from `start` on.
     fn keep(&mut self, start: u64, bytes: Vec<u8>, version: u64) {
         (self.start, self.bytes, self.version) = (start, bytes, version);

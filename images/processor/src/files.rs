@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use messages::storage::Stat;
 use spin::{Mutex, Once};
 
-use crate::ahead::Ahead;
+use crate::ahead::Readahead;
 use crate::device::Device;
 use crate::error::{Result, errno};
 use crate::kernel::{Closed, Closing};
@@ -69,7 +69,7 @@ pub(crate) struct OpenFile {
     pub(crate) offset: AtomicU64,
     /// `F_GETFL`.
     flags: AtomicU32,
-    pub(crate) ahead: Mutex<Ahead>,
+    pub(crate) ahead: Mutex<Readahead>,
     /// The list that a file of S is put on when nothing uses it any more.
     closing: Option<Arc<Closing>>,
     /// The node's lock table, once the open file may own locks in it.

@@ -8,9 +8,9 @@ use fuzz::{TARGETS, Target};
 /// Inputs that are made of each seed.
 const CHANGED: u64 = 16;
 
-struct Chance(u64);
+struct Rng(u64);
 
-impl Chance {
+impl Rng {
     fn next(&mut self) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -28,22 +28,18 @@ impl Chance {
     }
 }
 
-fn changed(seed: &[u8], chance: &mut Chance, target: &Target) -> Vec<u8> {
+fn changed(seed: &[u8], rng: &mut Rng, target: &Target) -> Vec<u8> {
     let mut bytes = seed.to_vec();
-    match chance.below(4) {
-        0 => bytes.truncate(chance.below(seed.len() + 1)),
-        1 => bytes.extend(
-            (0..chance.below(64))
-                .map(|_| chance.byte())
-                .collect::<Vec<_>>(),
-        ),
-        2 => bytes.extend_from_slice(&seed[chance.below(seed.len())..]),
+    match rng.below(4) {
+        0 => bytes.truncate(rng.below(seed.len() + 1)),
+        1 => bytes.extend((0..rng.below(64)).map(|_| rng.byte()).collect::<Vec<_>>()),
+        2 => bytes.extend_from_slice(&seed[rng.below(seed.len())..]),
         _ => {}
     }
-    for _ in 0..chance.below(6) {
-        let at = chance.below(bytes.len());
+    for _ in 0..rng.below(6) {
+        let at = rng.below(bytes.len());
         if let Some(byte) = bytes.get_mut(at) {
-            *byte = chance.byte();
+            *byte = rng.byte();
         }
     }
     bytes.truncate(target.max_len);
@@ -66,9 +62,9 @@ fn seeds_and_what_is_near_them_are_taken() {
                 target.name
             );
             feed(target, seed);
-            let mut chance = Chance(0x9e37_79b9_7f4a_7c15 ^ place as u64);
+            let mut rng = Rng(0x9e37_79b9_7f4a_7c15 ^ place as u64);
             for _ in 0..CHANGED {
-                feed(target, &changed(seed, &mut chance, target));
+                feed(target, &changed(seed, &mut rng, target));
             }
         }
     }

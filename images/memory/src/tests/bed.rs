@@ -79,9 +79,9 @@ impl Hardware {
         self.writers.is_empty()
     }
 
-    fn carry_out(&mut self, manager: &mut Manager, order: Order) {
-        match order {
-            Order::Register {
+    fn carry_out(&mut self, manager: &mut Manager, action: Action) {
+        match action {
+            Action::Register {
                 extent,
                 to,
                 addr,
@@ -90,11 +90,11 @@ impl Hardware {
                 let rkey = self.register(extent, to, addr, len);
                 manager.registered(extent, rkey);
             }
-            Order::Deregister { extent } => {
+            Action::Deregister { extent } => {
                 self.deregister(extent);
                 manager.deregistered(extent);
             }
-            Order::Zero { extent, addr, len } => {
+            Action::Zero { extent, addr, len } => {
                 self.zero(addr, len);
                 manager.zeroed(extent);
             }
@@ -146,8 +146,8 @@ impl Bed {
         (step, reply)
     }
 
-    pub(super) fn carry_out(&mut self, order: Order) {
-        self.hardware.carry_out(&mut self.manager, order);
+    pub(super) fn carry_out(&mut self, action: Action) {
+        self.hardware.carry_out(&mut self.manager, action);
     }
 
     /// Gives a request until it is answered, carrying out what must come first.
@@ -156,8 +156,8 @@ impl Bed {
         for _ in 0..=pieces + 2 * self.manager.pool().extents() {
             match self.step::<C>(from, request) {
                 (Step::Replied(_), reply) => return reply,
-                (Step::First(order), _) => self.carry_out(order),
-                (Step::Wait, _) => panic!("no other task carries out an order"),
+                (Step::First(action), _) => self.carry_out(action),
+                (Step::Wait, _) => panic!("no other task carries out an action"),
             }
         }
         panic!("a request orders without end");
@@ -217,8 +217,8 @@ impl Bed {
     /// Cleans until nothing is left to clean; returns how many orders that took.
     pub(super) fn clean(&mut self) -> usize {
         let mut orders = 0;
-        while let Some(order) = self.manager.clean() {
-            self.carry_out(order);
+        while let Some(action) = self.manager.clean() {
+            self.carry_out(action);
             orders += 1;
         }
         orders

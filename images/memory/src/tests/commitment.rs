@@ -7,7 +7,7 @@ use messages::{CHUNK_SIZE, Errno};
 use proptest::prelude::*;
 
 use super::bed::*;
-use crate::{Order, PeerKey, Step};
+use crate::{Action, PeerKey, Step};
 
 #[test]
 fn a_promise_is_absolute_and_never_given_twice() {
@@ -84,12 +84,12 @@ fn requests_of_one_borrower_wait_for_the_same_extent() {
     let mut bed = Bed::new(2, 2);
     let request = LendRequest { pid: 1, count: 1 };
     let (step, _) = bed.step::<Lend>(P, &request);
-    let Step::First(order) = step else {
+    let Step::First(action) = step else {
         panic!("{step:?}");
     };
     let (second, _) = bed.step::<Lend>(P, &request);
     assert_eq!(second, Step::Wait);
-    bed.carry_out(order);
+    bed.carry_out(action);
     assert_eq!(bed.lend(P, 1, 1).unwrap().len(), 1);
     assert_eq!(bed.lend(P, 1, 1).unwrap().len(), 1);
 }
@@ -99,7 +99,7 @@ fn an_extent_that_cannot_be_registered_is_enomem_and_stays_free() {
     let mut bed = Bed::new(2, 2);
     let request = LendRequest { pid: 1, count: 1 };
     let (step, _) = bed.step::<Lend>(P, &request);
-    let Step::First(Order::Register { extent, .. }) = step else {
+    let Step::First(Action::Register { extent, .. }) = step else {
         panic!("{step:?}");
     };
     bed.manager.refused(extent);
@@ -115,7 +115,7 @@ fn memory_whose_region_stays_is_not_lent_again() {
     let mut bed = Bed::new(4, 2);
     bed.lend(P, 1, 4).unwrap();
     drop(bed.manager.peer_lost(P));
-    let Some(Order::Deregister { extent }) = bed.manager.clean() else {
+    let Some(Action::Deregister { extent }) = bed.manager.clean() else {
         panic!("nothing to clean");
     };
     bed.manager.stuck(extent);
@@ -179,17 +179,17 @@ impl Model {
 const PEERS: [PeerKey; 3] = [PeerKey(0), PeerKey(1), PeerKey(2)];
 
 #[derive(Debug, Clone)]
-enum Action {
+enum Input {
     Reserve(u32),
     Lend(u16),
     Return(Vec<bool>),
 }
 
-fn action() -> impl Strategy<Value = Action> {
+fn action() -> impl Strategy<Value = Input> {
     prop_oneof![
-        (0u32..14).prop_map(Action::Reserve),
-        (1u16..8).prop_map(Action::Lend),
-        proptest::collection::vec(any::<bool>(), 12).prop_map(Action::Return),
+        (0u32..14).prop_map(Input::Reserve),
+        (1u16..8).prop_map(Input::Lend),
+        proptest::collection::vec(any::<bool>(), 12).prop_map(Input::Return),
     ]
 }
 
@@ -207,7 +207,7 @@ proptest! {
             let others = model.committed_to_others(peer, size);
             let (mine, promised) = (model.of(peer), model.promised(peer));
             match action {
-                Action::Reserve(chunks) => {
+                Input::Reserve(chunks) => {
                     let wanted = model.committed(peer, chunks.into(), size);
                     let lower = u64::from(chunks) <= promised;
                     let granted = bed.reserve(peer, chunks).is_ok();
@@ -216,7 +216,7 @@ proptest! {
                         model.promised.insert(peer, chunks.into());
                     }
                 }
-                Action::Lend(count) => {
+                Input::Lend(count) => {
                     let most = (extents - others) * size - mine.len() as u64;
                     match bed.lend(peer, 1, count) {
                         Ok(chunks) => {
@@ -228,7 +228,7 @@ proptest! {
                         Err(errno) => prop_assert_eq!((errno, most), (Errno::ENOMEM, 0)),
                     }
                 }
-                Action::Return(which) => {
+                Input::Return(which) => {
                     let given = mine.iter().zip(which).filter(|(_, give)| *give).map(|(addr, _)| *addr);
                     let given: Vec<_> = given.collect();
                     prop_assert_eq!(bed.give(peer, &given), Ok(()));

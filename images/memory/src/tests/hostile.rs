@@ -43,7 +43,7 @@ fn requests_that_make_no_sense_are_errors() {
     for (kind, request) in [(999, &[1, 2, 3][..]), (1, &[]), (2, &[0; 7]), (3, &[1, 0])] {
         let mut reply = [0; MAX_MESSAGE];
         let Step::Replied(len) = bed.manager.handle(P, kind, request, &mut reply) else {
-            panic!("an order for call {kind}");
+            panic!("an action for call {kind}");
         };
         assert_eq!(
             decode_reply::<Reserve>(&reply[..len]).unwrap(),
@@ -75,11 +75,11 @@ fn chunks_are_accounted_to_the_process_that_they_were_lent_for() {
 fn a_request_that_outlives_its_peer_gets_nothing() {
     let mut bed = Bed::new(2, 2);
     let request = LendRequest { pid: 1, count: 1 };
-    let (Step::First(order), _) = bed.step::<Lend>(P, &request) else {
-        panic!("no order");
+    let (Step::First(action), _) = bed.step::<Lend>(P, &request) else {
+        panic!("no action");
     };
     drop(bed.manager.peer_lost(P));
-    bed.carry_out(order);
+    bed.carry_out(action);
     assert_eq!(bed.lend(P, 1, 1), Err(Errno::EIO));
     assert_eq!(bed.reserve(P, 1), Err(Errno::EIO));
     // Its region goes, and the extent is another's to have.

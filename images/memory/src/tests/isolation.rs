@@ -7,14 +7,14 @@ use messages::memory::{Lend, LendRequest};
 use proptest::prelude::*;
 
 use super::bed::*;
-use crate::{Order, PeerKey, Step};
+use crate::{Action, PeerKey, Step};
 
 /// A request for chunks that is not answered yet.
 struct Flight {
     from: PeerKey,
     count: u16,
     /// The order that it carries out at present.
-    order: Option<Order>,
+    action: Option<Action>,
 }
 
 /// Several borrowers with requests in flight, and the cleaner.
@@ -23,7 +23,7 @@ struct World {
     peers: [PeerKey; 3],
     flights: Vec<Flight>,
     /// The order that the cleaner carries out at present.
-    cleaning: Option<Order>,
+    cleaning: Option<Action>,
     promised: BTreeMap<PeerKey, usize>,
     lent: BTreeMap<u64, PeerKey>,
 }
@@ -92,7 +92,7 @@ impl World {
             Event::Lend { peer, count } => self.flights.push(Flight {
                 from: self.peers[peer],
                 count,
-                order: None,
+                action: None,
             }),
             Event::Advance { which, refuse } if !self.flights.is_empty() => {
                 self.advance(which % self.flights.len(), refuse);
@@ -112,12 +112,12 @@ impl World {
     fn advance(&mut self, which: usize, refuse: bool) {
         let flight = &mut self.flights[which];
         let mut at_once = false;
-        match flight.order.take() {
-            Some(Order::Register { extent, .. }) if refuse => {
+        match flight.action.take() {
+            Some(Action::Register { extent, .. }) if refuse => {
                 self.bed.manager.refused(extent);
                 at_once = true;
             }
-            Some(order) => self.bed.carry_out(order),
+            Some(action) => self.bed.carry_out(action),
             None => {}
         }
         let (from, count) = (flight.from, flight.count);
@@ -129,7 +129,7 @@ impl World {
         }
         let (step, reply) = self.bed.step::<Lend>(from, &LendRequest { pid: 1, count });
         match step {
-            Step::First(order) => self.flights[which].order = Some(order),
+            Step::First(action) => self.flights[which].action = Some(action),
             Step::Wait => {}
             Step::Replied(_) => {
                 self.flights.swap_remove(which);
@@ -173,7 +173,7 @@ impl World {
 
     fn clean(&mut self) {
         match self.cleaning.take() {
-            Some(order) => self.bed.carry_out(order),
+            Some(action) => self.bed.carry_out(action),
             None => self.cleaning = self.bed.manager.clean(),
         }
     }
@@ -227,8 +227,8 @@ proptest! {
         }
         world.land();
         (0..3).for_each(|peer| world.lose(peer));
-        if let Some(order) = world.cleaning.take() {
-            world.bed.carry_out(order);
+        if let Some(action) = world.cleaning.take() {
+            world.bed.carry_out(action);
         }
         world.bed.clean();
         prop_assert_eq!(world.bed.manager.pool().idle(), extents);

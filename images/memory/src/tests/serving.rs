@@ -206,7 +206,7 @@ fn a_request_that_waits_for_an_order_which_does_not_end_is_answered_in_time() {
         .manager
         .lock()
         .handle(P, Lend::KIND.0, &request, &mut reply);
-    assert!(matches!(step, Step::First(Order::Register { .. })));
+    assert!(matches!(step, Step::First(Action::Register { .. })));
     assert_eq!(run(lend(&server, P, 1)), Err(Errno::ENOMEM));
     assert!(server.machine.now() >= Instant::default() + PATIENCE);
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use memory::{ExtentId, Manager, Order, PIECE, PeerKey, Pool, Step};
+use memory::{Action, ExtentId, Manager, PIECE, PeerKey, Pool, Step};
 use messages::memory::{
     Lend, LendRequest, MAX_CHUNKS, MemoryRequest, ReserveRequest, Return, ReturnRequest,
 };
@@ -23,7 +23,7 @@ struct Flight {
     from: PeerKey,
     kind: u16,
     request: Vec<u8>,
-    order: Option<Order>,
+    action: Option<Action>,
 }
 
 /// M, and a model of who is lent which chunk.
@@ -34,7 +34,7 @@ struct World {
     lent: BTreeMap<u64, PeerKey>,
     peers: [PeerKey; 2],
     flights: Vec<Flight>,
-    cleaning: Option<Order>,
+    cleaning: Option<Action>,
 }
 
 impl World {
@@ -50,9 +50,9 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, order: Order) {
-        match order {
-            Order::Register {
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Register {
                 extent, to, len, ..
             } => {
                 assert_eq!(len, SIZE as u64 * CHUNK_SIZE);
@@ -60,11 +60,11 @@ impl World {
                 let rkey = Rkey(u32::from(to.0) << 16 | u32::from(extent.0));
                 self.manager.registered(extent, rkey);
             }
-            Order::Deregister { extent } => {
+            Action::Deregister { extent } => {
                 assert!(self.regions.remove(&extent).is_some(), "no region");
                 self.manager.deregistered(extent);
             }
-            Order::Zero { extent, addr, len } => {
+            Action::Zero { extent, addr, len } => {
                 assert!(
                     !self.regions.contains_key(&extent),
                     "its borrower can write to it"
@@ -78,14 +78,14 @@ impl World {
     /// Lets a request get on; one whose registration fails is answered at once.
     fn advance(&mut self, which: usize, refuse: bool) {
         let flight = &mut self.flights[which];
-        let order = flight.order.take();
-        let refused = match order {
-            Some(Order::Register { extent, .. }) if refuse => Some(extent),
+        let action = flight.action.take();
+        let refused = match action {
+            Some(Action::Register { extent, .. }) if refuse => Some(extent),
             _ => None,
         };
-        match (refused, order) {
+        match (refused, action) {
             (Some(extent), _) => self.manager.refused(extent),
-            (None, Some(order)) => self.carry_out(order),
+            (None, Some(action)) => self.carry_out(action),
             (None, None) => {}
         }
         let flight = &mut self.flights[which];
@@ -100,7 +100,7 @@ impl World {
                 .handle(flight.from, flight.kind, &flight.request, &mut reply)
         };
         match step {
-            Step::First(order) => flight.order = Some(order),
+            Step::First(action) => flight.action = Some(action),
             Step::Wait => {}
             Step::Replied(len) => {
                 let flight = self.flights.swap_remove(which);
@@ -138,7 +138,7 @@ impl World {
 
     fn clean(&mut self) {
         match self.cleaning.take() {
-            Some(order) => self.carry_out(order),
+            Some(action) => self.carry_out(action),
             None => self.cleaning = self.manager.clean(),
         }
     }
@@ -193,7 +193,7 @@ impl World {
             from,
             kind,
             request,
-            order: None,
+            action: None,
         });
         self.advance(self.flights.len() - 1, false);
     }

@@ -38,7 +38,7 @@ impl ReadAhead {
 
 /// A part of a send ring: the chunks from `start` on for `len` bytes, which do not wrap.
 #[derive(Clone, Copy)]
-struct Stretch {
+struct RingSpan {
     start: u64,
     len: usize,
     stride: u64,
@@ -46,7 +46,7 @@ struct Stretch {
     pass: bool,
 }
 
-impl Stretch {
+impl RingSpan {
     /// Returns whether the chunk at `at` counts as written, by its first dword.
     fn is_written(&self, at: u64, chunk: &[u8]) -> bool {
         let Ok((owner, _)) = ControlOwner::read_from_prefix(chunk) else {
@@ -100,13 +100,13 @@ impl QueuePair {
         while left > 0 {
             let start = slot * stride % ring_len;
             let len = left.min(ring_len - start);
-            let stretch = Stretch {
+            let span = RingSpan {
                 start,
                 len: usize::try_from(len).unwrap_or(0),
                 stride,
                 pass: slot >> size.log_slots() & 1 == 1,
             };
-            for (at, chunk) in stretch.read(&core.memory, self.send_ring()) {
+            for (at, chunk) in span.read(&core.memory, self.send_ring()) {
                 self.requester.ahead.chunks.entry(at).or_insert(chunk);
             }
             left -= len;
