@@ -4,6 +4,7 @@
 //! * [`machine`]: QEMU's command line. * [`firmware`]: firmware and boot media. * [`plugin`]: a TCG
 //!   plugin for a machine.
 //! * [`left`]: an image's result, by its exit status. * [`cmdline`]: an image's command line.
+//! * [`native`]: programs of a root file system on this machine's Linux.
 //! * [`streams`]: follows the guests' output. * [`labelled`]: puts a node's name before its lines.
 
 pub(crate) mod cmdline;
@@ -11,6 +12,7 @@ pub(crate) mod firmware;
 pub(crate) mod labelled;
 pub(crate) mod left;
 pub(crate) mod machine;
+pub(crate) mod native;
 pub(crate) mod plugin;
 pub(crate) mod process;
 pub(crate) mod server;

@@ -4,7 +4,7 @@
 //! * [`hca`]: the modelled adapter under Linux's perftest.
 //! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed.
 //! * [`miss`]: a page miss, counted. * [`peer`]: programs in little memory, here and on Linux that
-//!   swaps.
+//!   swaps. * [`journal`]: a network that is trained in little memory.
 //! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
 //!   they are kept in `docs/bench`.
 //! * [`mod@compare`]: what changed since. * [`child`]: runs of other commands.
@@ -13,6 +13,7 @@ mod child;
 mod compare;
 mod figures;
 mod hca;
+mod journal;
 mod miss;
 mod peer;
 mod plot;
@@ -41,6 +42,7 @@ enum What {
     Rpc(rpc::Args),
     Miss(miss::Args),
     Peer(peer::Args),
+    Journal(journal::Args),
 }
 
 impl Args {
@@ -50,6 +52,7 @@ impl Args {
             Some(What::Rpc(args)) => args.run(),
             Some(What::Miss(args)) => args.run(),
             Some(What::Peer(args)) => args.run(),
+            Some(What::Journal(args)) => args.run(),
             None => miss::Args::comparing().run(),
         }
     }

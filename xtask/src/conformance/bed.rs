@@ -14,13 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, getuid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::suite::{Case, Ended, FOLDER, last_line};
-use crate::bed::INTERRUPTED;
-use crate::bed::process::LAUNCHER;
+use crate::bed::{INTERRUPTED, native};
 use crate::run;
-use crate::tools::{find, need, say};
+use crate::tools::say;
 
 /// Runs cases from the one whose number is given, each in a process group of its own (`set -m`). It
 /// starts no program of its own for a case: each would cost as much as a short test. A watchdog,
@@ -58,16 +57,6 @@ while IFS=$'\t' read -r limit command; do
 done </conformance/cases
 exit 0
 "#;
-/// Script that enters `chroot`: with file systems that P has of its own, and no capability by which
-/// a test could change this machine, such as its clock.
-const ENTER: &str = r#"set -e
-mount -t proc proc "$1/proc"; mount --rbind /dev "$1/dev"; mount -t tmpfs tmpfs "$1/tmp"
-mount -t tmpfs tmpfs "$1/dev/shm"; mount -t tmpfs tmpfs "$1/run"
-[ -z "$3" ] || "$3" link set lo up
-caps=-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+sys_chroot
-caps=$caps,+net_bind_service,+net_raw,+ipc_lock,+ipc_owner,+sys_nice,+sys_resource,+sys_ptrace,+setfcap
-exec setpriv --bounding-set="$caps" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$1" /bin/bash /conformance/run "$2"
-"#;
 /// Time that a boot and the making of a disk may take.
 const BOOT: Duration = Duration::from_secs(240);
 /// Time that a case may take beyond its limit, for the shell's work and a busy machine.
@@ -101,7 +90,7 @@ impl Bed<'_> {
     pub(super) fn run(
         &self,
         cases: &[Case],
-        mut each: impl FnMut(&Case, Ended, &str),
+        mut each: impl FnMut(&Case, Ended, &str) -> Result<()>,
     ) -> Result<()> {
         let inside = self.root.join(FOLDER.trim_start_matches('/'));
         let list: String = cases
@@ -131,7 +120,7 @@ impl Bed<'_> {
             }
             false_starts = 0;
             if session.began {
-                each(&cases[next], Ended::Lost(why), &session.said);
+                each(&cases[next], Ended::Lost(why), &session.said)?;
                 next += 1;
             }
         }
@@ -146,7 +135,10 @@ impl Bed<'_> {
                 run::prepare()?;
                 self.cluster(options, first)?
             }
-            Place::Native => self.native(first)?,
+            Place::Native => native::command(
+                self.root,
+                &["/bin/bash", "/conformance/run", &first.to_string()],
+            )?,
         };
         command
             .stdin(Stdio::null())
@@ -202,29 +194,6 @@ impl Bed<'_> {
         command.args(["--", "/bin/bash", "/conformance/run", &first.to_string()]);
         Ok(command)
     }
-
-    fn native(&self, first: usize) -> Result<Command> {
-        let unshare = need("unshare", "it comes with util-linux")?;
-        let mut command = Command::new(need(LAUNCHER[0], "it comes with util-linux")?);
-        command.args(&LAUNCHER[1..]).arg(unshare);
-        if !getuid().is_root() {
-            command.args(["--user", "--map-root-user"]);
-        }
-        command.args([
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--net",
-            "--ipc",
-            "--uts",
-        ]);
-        // What the cases may use besides these is the host's.
-        command.args(["sh", "-c", ENTER, "sh"]).arg(self.root);
-        command.arg(first.to_string());
-        command.arg(find("ip").unwrap_or_default());
-        Ok(command)
-    }
 }
 
 /// Reads what follows `@end`: the case's number, and its status or `late`.
@@ -252,7 +221,7 @@ impl Session {
         &mut self,
         cases: &[Case],
         next: &mut usize,
-        each: &mut impl FnMut(&Case, Ended, &str),
+        each: &mut impl FnMut(&Case, Ended, &str) -> Result<()>,
     ) -> Result<Option<String>> {
         let mut deadline = Instant::now() + BOOT;
         loop {
@@ -279,7 +248,7 @@ impl Session {
                 let Some((case, ended)) = cases.get(*next).zip(ended(rest)) else {
                     bail!("the script said {line:?}");
                 };
-                each(case, ended, &self.said);
+                each(case, ended, &self.said)?;
                 *next += 1;
                 self.began = false;
                 deadline = Instant::now() + GRACE;

@@ -3,12 +3,13 @@
 //! * [`suite`]: the interface of a suite. * [`busybox`], [`posix`], [`python`], [`stress`],
 //!   [`nix`], [`fsx`], [`pjdfstest`]: one suite each; [`crates`]: builds those that are crates.
 //! * [`bed`]: runs cases on a cluster or in a `chroot`. * [`table`]: compares both runs. [`record`]
-//!   keeps the results in `docs/conformance.md`.
+//!   keeps the results in `docs/conformance.md`, [`kept`] those of a run that was interrupted.
 
 mod bed;
 mod busybox;
 mod crates;
 mod fsx;
+mod kept;
 mod nix;
 mod pjdfstest;
 mod posix;
@@ -27,7 +28,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use self::bed::{Bed, Place};
-use self::suite::{Case, FOLDER, SUITES, Suite};
+use self::kept::{Kept, Where};
+use self::suite::{Case, FOLDER, Outcome, SUITES, Suite, Verdict};
 use self::table::Table;
 use crate::bed::handle_signals;
 use crate::run::Root;
@@ -59,6 +61,12 @@ pub(crate) struct Args {
     /// Writes the suite's section of docs/conformance.md anew; reasons that stand there are kept
     #[arg(long, conflicts_with = "only")]
     record: bool,
+    /// Keeps the results of the last run that was interrupted, and runs the other cases
+    #[arg(long = "continue", conflicts_with_all = ["only", "again"])]
+    goes_on: bool,
+    /// Keeps the results of the cases that passed in the last run, and runs the other cases
+    #[arg(long, conflicts_with = "only")]
+    again: bool,
     /// Seconds that a case may take [default: the suite's]
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u64>,
@@ -118,15 +126,23 @@ impl Args {
         step("Laying out the root file system", || {
             stage(suite, &files, &root)
         })?;
-        let table = self.judge(&cases, &root)?;
+        // A run of some cases leaves what is kept of all.
+        let name = if self.only.is_empty() {
+            "results.tsv"
+        } else {
+            "some.tsv"
+        };
+        let mut kept = Kept::open(&folder.join(name), |kept, case| {
+            self.goes_on || self.again && kept.passed(case)
+        })?;
+        let table = self.judge(&cases, &root, &mut kept)?;
         fs::remove_dir_all(&root).with_context(|| format!("can't remove {}", root.display()))?;
         self.tell(&table)
     }
 
-    /// Runs the cases on the cluster, and natively those that did not just pass there.
-    fn judge(&self, cases: &[Case], root: &Path) -> Result<Table> {
-        let suite = self.suite;
-        let mut table = Table::default();
+    /// Runs the cases on the cluster, and natively those that did not just pass there. What is
+    /// kept is not run.
+    fn judge(&self, cases: &[Case], root: &Path, kept: &mut Kept) -> Result<Table> {
         let options = [
             "--cpus",
             &self.cpus.to_string(),
@@ -136,46 +152,67 @@ impl Args {
             &self.memory,
         ]
         .map(str::to_owned);
-        let cluster = Bed {
-            root,
-            place: Place::Cluster(&options),
-        };
-        let (mut done, mut told) = (0, Instant::now());
-        cluster.run(cases, |case, ended, output| {
-            done += 1;
-            if told.elapsed() > PROGRESS {
-                told = Instant::now();
-                say(&format!("{done}/{} cases", cases.len()));
+        self.run_cases(cases, root, Place::Cluster(&options), kept)?;
+        let again: Vec<Case> = cases
+            .iter()
+            .filter(|case| !kept.passed(&case.name))
+            .cloned()
+            .collect();
+        if !again.is_empty() {
+            say(&format!(
+                "{} cases run natively for comparison",
+                again.len()
+            ));
+            self.run_cases(&again, root, Place::Native, kept)?;
+        }
+        let mut table = Table::default();
+        for case in cases {
+            if let Some(verdicts) = kept.of(Where::Cluster, &case.name) {
+                table.add_ours(case, verdicts);
             }
-            let verdicts = suite.judge(case, &ended, output);
-            let bad = table.add_ours(case, verdicts);
+            if let Some(verdicts) = kept.of(Where::Linux, &case.name) {
+                table.add_linux(case, verdicts);
+            }
+        }
+        Ok(table)
+    }
+
+    /// Runs the cases in a place, but those whose results are kept.
+    fn run_cases(
+        &self,
+        cases: &[Case],
+        root: &Path,
+        place: Place<'_>,
+        kept: &mut Kept,
+    ) -> Result<()> {
+        let to = match place {
+            Place::Cluster(_) => Where::Cluster,
+            Place::Native => Where::Linux,
+        };
+        let left: Vec<Case> = cases
+            .iter()
+            .filter(|case| kept.of(to, &case.name).is_none())
+            .cloned()
+            .collect();
+        let (mut done, mut told) = (cases.len() - left.len(), Instant::now());
+        Bed { root, place }.run(&left, |case, ended, output| {
+            done += 1;
+            let verdicts = self.suite.judge(case, &ended, output);
+            let failed = |verdict: &Verdict| verdict.outcome == Outcome::Fail;
+            let bad = to == Where::Cluster && verdicts.iter().any(failed);
             if bad {
                 say(&format!("{done}/{}: {}: {ended}", cases.len(), case.name));
                 if self.verbose {
                     eprintln!("{output}");
                 }
+            } else if told.elapsed() > PROGRESS {
+                say(&format!("{done}/{} cases", cases.len()));
+            } else {
+                return kept.add(to, &case.name, &verdicts);
             }
-        })?;
-        let again: Vec<Case> = cases
-            .iter()
-            .filter(|case| !table.all_pass(case))
-            .cloned()
-            .collect();
-        if again.is_empty() {
-            return Ok(table);
-        }
-        say(&format!(
-            "{} cases run natively for comparison",
-            again.len()
-        ));
-        let native = Bed {
-            root,
-            place: Place::Native,
-        };
-        native.run(&again, |case, ended, output| {
-            table.add_linux(case, suite.judge(case, &ended, output));
-        })?;
-        Ok(table)
+            told = Instant::now();
+            kept.add(to, &case.name, &verdicts)
+        })
     }
 
     fn tell(&self, table: &Table) -> Result<()> {
@@ -207,19 +244,7 @@ fn stage(suite: &dyn Suite, files: &Path, root: &Path) -> Result<()> {
         .iter()
         .map(|&name| name.to_owned())
         .collect();
-    let debian = Root::Debian(crate::debian::TRIXIE).obtain(&packages)?;
-    if root.exists() {
-        fs::remove_dir_all(root).with_context(|| format!("can't remove {}", root.display()))?;
-    }
-    quiet(
-        Command::new("cp")
-            .args(["-a", "--reflink=auto"])
-            .args([&debian, root]),
-    )?;
-    for name in ["dev", "etc", "proc", "root", "tmp", "sys", "run"] {
-        fs::create_dir_all(root.join(name))
-            .with_context(|| format!("can't make the folder {name}"))?;
-    }
+    Root::Debian(crate::debian::TRIXIE).copy(&packages, root)?;
     let inside = root.join(FOLDER.trim_start_matches('/'));
     quiet(
         Command::new("cp")

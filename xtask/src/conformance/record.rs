@@ -142,7 +142,7 @@ mod tests {
             outcome: Outcome::Fail,
             why: "said".into(),
         };
-        table.add_ours(&case, vec![fail("x|"), fail("y")]);
+        table.add_ours(&case, &[fail("x|"), fail("y")]);
         write(&page, SUITES[0], &table, &reasons).expect("write");
         let text = fs::read_to_string(&page).expect("read");
         fs::remove_file(&page).expect("remove");

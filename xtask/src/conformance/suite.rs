@@ -91,6 +91,13 @@ impl Outcome {
             Self::Skip => "skip",
         }
     }
+
+    /// Returns the outcome of a word.
+    pub(super) fn of(word: &str) -> Option<Self> {
+        [Self::Pass, Self::Fail, Self::Skip]
+            .into_iter()
+            .find(|outcome| outcome.word() == word)
+    }
 }
 
 /// The result of a test.

@@ -4,11 +4,13 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::debian::{BOOKWORM, Bundle, TRIXIE};
+use crate::tools::quiet;
 
 /// Packages that each root file system has.
 const BASE: [&str; 14] = [
@@ -31,7 +33,7 @@ const BASE: [&str; 14] = [
 const MOVED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 /// Links that packages' scripts would make, which do not run here: to the first target that is
 /// there.
-const LINKS: [(&str, &[&str]); 7] = [
+const LINKS: [(&str, &[&str]); 8] = [
     ("usr/bin/sh", &["dash"]),
     ("usr/bin/awk", &["gawk", "mawk"]),
     ("usr/bin/python", &["python3"]),
@@ -40,6 +42,10 @@ const LINKS: [(&str, &[&str]); 7] = [
     (
         "usr/lib/x86_64-linux-gnu/libblas.so.3",
         &["openblas-pthread/libblas.so.3", "blas/libblas.so.3"],
+    ),
+    (
+        "usr/lib/x86_64-linux-gnu/libopenblas.so.0",
+        &["openblas-pthread/libopenblas.so.0"],
     ),
     (
         "usr/lib/x86_64-linux-gnu/liblapack.so.3",
@@ -100,6 +106,25 @@ impl Root {
             }
             Self::Debian(release) => debian(release, packages),
         }
+    }
+
+    /// Copies the files to a folder, replacing what is there: programs may change the copy. It has
+    /// the folders that P mounts file systems of its own on.
+    pub(crate) fn copy(&self, packages: &[String], to: &Path) -> Result<()> {
+        let from = self.obtain(packages)?;
+        if to.exists() {
+            fs::remove_dir_all(to).with_context(|| format!("can't remove {}", to.display()))?;
+        }
+        quiet(
+            Command::new("cp")
+                .args(["-a", "--reflink=auto"])
+                .args([&from, to]),
+        )?;
+        for name in ["dev", "etc", "proc", "root", "tmp", "sys", "run"] {
+            fs::create_dir_all(to.join(name))
+                .with_context(|| format!("can't make the folder {name}"))?;
+        }
+        Ok(())
     }
 }
 
