@@ -3,7 +3,8 @@
 //!
 //! * [`hca`]: the modelled adapter under Linux's perftest.
 //! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed.
-//! * [`miss`]: a page miss, counted. * [`peer`]: programs in little memory, here and on Linux that
+//! * [`miss`]: a page miss, counted. * [`latency`]: what programs wait
+//!   for, counted beside Linux. * [`peer`]: programs in little memory, here and on Linux that
 //!   swaps. * [`journal`]: a network that is trained in little memory.
 //! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
 //!   they are kept in `docs/bench`.
@@ -14,6 +15,7 @@ mod compare;
 mod figures;
 mod hca;
 mod journal;
+mod latency;
 mod miss;
 mod peer;
 mod plot;
@@ -43,6 +45,7 @@ enum What {
     Miss(miss::Args),
     Peer(peer::Args),
     Journal(journal::Args),
+    Latency(latency::Args),
 }
 
 impl Args {
@@ -53,6 +56,7 @@ impl Args {
             Some(What::Miss(args)) => args.run(),
             Some(What::Peer(args)) => args.run(),
             Some(What::Journal(args)) => args.run(),
+            Some(What::Latency(args)) => args.run(),
             None => miss::Args::comparing().run(),
         }
     }
