@@ -8,7 +8,7 @@ use mutants::Mutant;
 use crate::batch::{BATCH, Batch};
 use crate::queue::Queues;
 use crate::rmap::Pool;
-use crate::set::{Set, State};
+use crate::set::{Line, Set, State};
 use crate::shootdown::Shootdowns;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::victims::{MOST, Victims};
@@ -241,6 +241,7 @@ impl<M: Machine> Cache<M> {
         self.took(&self.fills, set.lines[way].started);
         let line = &mut set.lines[way];
         line.state = State::Valid;
+        line.fetched = true;
         let Some(at) = line.first else {
             return self.settle(set, way);
         };
@@ -249,8 +250,7 @@ impl<M: Machine> Cache<M> {
             .to_present(self.machine.frame(id))
             .with_accessed(!line.prefetched);
         if present.is_executable() {
-            line.code = true;
-            self.machine.prepare_code(id);
+            self.make_code(line, id);
         }
         // It fails if the entry went away, moved or has other rights now.
         if line.dead || at.entry.exchange(line.expected, present).is_err() {
@@ -276,6 +276,14 @@ impl<M: Machine> Cache<M> {
             self.machine.now()
         } else {
             hal::Instant::default()
+        }
+    }
+
+    /// Gets a line ready to be executed by programs.
+    pub(crate) fn make_code(&self, line: &mut Line<M::Entry>, id: LineId) {
+        line.code = true;
+        if core::mem::take(&mut line.fetched) {
+            self.machine.prepare_code(id);
         }
     }
 

@@ -282,6 +282,16 @@ pub trait Entry: Copy + Send + Sync {
     fn exchange(self, old: Pte, new: Pte) -> Result<(), Pte>;
     /// Returns the entry `distance` pages on, if the same table holds it.
     fn neighbour(self, distance: i64) -> Option<Self>;
+
+    /// Returns the first entry from this one on that is not empty, and how many pages it lies
+    /// behind this one; `None` if the `count` entries from this one on, or those to the table's
+    /// end, are all empty.
+    fn first_used(self, count: usize) -> Option<(usize, Self)> {
+        let at = |skipped: usize| self.neighbour(i64::try_from(skipped).ok()?);
+        (0..count)
+            .map_while(|skipped| Some((skipped, at(skipped)?)))
+            .find(|(_, entry)| !entry.load().is_empty())
+    }
 }
 
 #[cfg(test)]

@@ -179,8 +179,7 @@ impl<M: Machine> Cache<M> {
         let id = self.geometry.line(index, way);
         let present = pte.to_present(self.machine.frame(id)).with_accessed(true);
         if present.is_executable() {
-            set.lines[way].code = true;
-            self.machine.prepare_code(id);
+            self.make_code(&mut set.lines[way], id);
         }
         if at.entry.exchange(pte, present).is_err() {
             return false;

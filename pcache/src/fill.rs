@@ -63,8 +63,7 @@ impl<M: Machine> Cache<M> {
             }
         }
         if rights.contains(Rights::EXEC) {
-            set.lines[way].code = true;
-            self.machine.prepare_code(id);
+            self.make_code(&mut set.lines[way], id);
         }
         let mut present = Pte::present(self.machine.frame(id), rights).with_accessed(true);
         if object {
@@ -190,8 +189,7 @@ impl<M: Machine> Cache<M> {
                 return false;
             }
             if pte.rights().contains(Rights::EXEC) {
-                sets.second().lines[to_way].code = true;
-                self.machine.prepare_code(copy);
+                self.make_code(&mut sets.second().lines[to_way], copy);
             }
             let own = Pte::present(self.machine.frame(copy), pte.rights()).with_accessed(true);
             match at.entry.exchange(pte, own) {

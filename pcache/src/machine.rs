@@ -68,7 +68,10 @@ pub trait Machine {
     fn flush_space(&self, space: SpaceId);
     /// Drops this core's translation of a page, so that its next use sets the accessed mark again.
     fn flush_own(&self, page: Page);
-    /// Gets a line ready to be executed by programs.
+    /// Gets a line that a READ filled ready to be executed by programs. What [`copy_in`] and its
+    /// kin write needs no such care.
+    ///
+    /// [`copy_in`]: Machine::copy_in
     fn prepare_code(&self, line: LineId);
     /// Tells that a line which programs may have executed is about to hold something else.
     fn retire_code(&self, line: LineId);

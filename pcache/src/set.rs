@@ -55,6 +55,10 @@ pub(crate) struct Line<E> {
     pub(crate) flushed: bool,
     /// Read ahead and not known to be used yet.
     pub(crate) prefetched: bool,
+    /// A READ brought its bytes, and no [`Machine::prepare_code`] followed.
+    ///
+    /// [`Machine::prepare_code`]: crate::Machine::prepare_code
+    pub(crate) fetched: bool,
     /// Programs may have executed it. Outlives the slot: see [`Machine::retire_code`].
     ///
     /// [`Machine::retire_code`]: crate::Machine::retire_code
@@ -82,6 +86,7 @@ impl<E> Line<E> {
         victim: false,
         flushed: false,
         prefetched: false,
+        fetched: false,
         code: false,
         flushing: 0,
         stamp: 0,

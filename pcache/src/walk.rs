@@ -173,8 +173,7 @@ impl<M: Machine> Cache<M> {
         while !pte.is_empty() {
             if rights.contains(Rights::EXEC) && pte.is_present() {
                 let (line, index, way) = self.place_of(pte.frame());
-                self.set(index).lines[way].code = true;
-                self.machine.prepare_code(line);
+                self.make_code(&mut self.set(index).lines[way], line);
             }
             match at.entry.exchange(pte, pte.with_rights(rights)) {
                 Ok(()) => break,

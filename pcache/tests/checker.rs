@@ -25,6 +25,7 @@ const MECHANISMS: [Mechanism; 4] = [
 const SPACES: usize = 4;
 const OBJECT_PAGES: usize = 6;
 const BOTH: Rights = Rights::READ.union(Rights::WRITE);
+const CODE: Rights = Rights::READ.union(Rights::EXEC);
 
 /// SplitMix64 (Steele et al., OOPSLA'14).
 struct Rng(u64);
@@ -117,7 +118,7 @@ impl Run {
             }
             960..970 => self.unmap_and_map(n),
             970..980 => {
-                let rights = [Rights::empty(), Rights::READ, BOTH][self.rng.below(3)];
+                let rights = [Rights::empty(), Rights::READ, BOTH, CODE][self.rng.below(4)];
                 let vpn = self.mapped(n);
                 self.programs[n]
                     .as_mut()

@@ -17,10 +17,10 @@ use crate::mem::dma::{PageFrame, is_program_frame};
 use crate::mem::frame_bitmap::PAGE_SIZE;
 use crate::mem::frames::Frames;
 use crate::mem::layout::{DIRECT_BASE, PHYS_LIMIT};
-use crate::mem::page_entry::{ADDRESS, PRESENT, USER_END};
+use crate::mem::page_entry::{ADDRESS, ENTRIES, PRESENT, USER_END};
 use crate::mem::paging;
 use crate::mem::table_pool::{MAX_CORES, Pool, TableFrames};
-use crate::mem::user_tables::{Kind, Mapping, Rights, TableMemory, Tables};
+use crate::mem::user_tables::{Kind, Mapping, Rights, TableMemory, Tables, first_used};
 use crate::task::time;
 
 /// Time that a core may take to leave user mode when called. Emulated cores may be off their CPU
@@ -161,6 +161,19 @@ impl Entry {
             .wrapping_add_signed(distance.checked_mul(ENTRY.cast_signed())?);
         let same_table = at / PAGE_SIZE as u64 == self.0.get() / PAGE_SIZE as u64;
         NonZeroU64::new(at).filter(|_| same_table).map(Self)
+    }
+
+    /// Returns the first entry from this one on that is not empty, and how many pages it lies
+    /// behind this one; `None` if the `count` entries from this one on, or those to the table's
+    /// end, are all empty.
+    #[must_use]
+    #[inline]
+    pub fn first_used(self, count: usize) -> Option<(usize, Self)> {
+        let at = PhysAddr(self.0.get() & !DIRECT_BASE);
+        let index = usize::try_from(at.0 % PAGE_SIZE as u64 / ENTRY).unwrap_or_default();
+        let skipped = first_used(at, count.min(ENTRIES - index), |at| Self::new(at).load())?;
+        let found = Self::new(PhysAddr(at.0 + skipped as u64 * ENTRY));
+        Some((skipped, found))
     }
 
     /// Returns the next page's entry; `None` behind the last of a table.

@@ -122,6 +122,8 @@ struct Transfer {
 pub struct World {
     lines: Vec<[AtomicU64; WORDS]>,
     busy: Vec<AtomicBool>,
+    /// A READ has put bytes there that are not yet code for the cores.
+    unfit: Vec<AtomicBool>,
     remote: Mutex<HashMap<u64, [u64; WORDS]>>,
     transfers: Mutex<Vec<Transfer>>,
     tlbs: Vec<Mutex<HashMap<Page, Cached>>>,
@@ -159,6 +161,7 @@ impl World {
                 .map(|_| core::array::from_fn(|_| AtomicU64::new(0xdead)))
                 .collect(),
             busy: (0..lines).map(|_| AtomicBool::new(false)).collect(),
+            unfit: (0..lines).map(|_| AtomicBool::new(false)).collect(),
             remote: Mutex::default(),
             transfers: Mutex::default(),
             tlbs: (0..cores).map(|_| Mutex::default()).collect(),
@@ -231,6 +234,7 @@ impl World {
             for (word, value) in words.iter().zip(from) {
                 word.store(value, Ordering::SeqCst);
             }
+            self.unfit[line.0 as usize].store(true, Ordering::SeqCst);
         } else if !fails {
             let bytes = core::array::from_fn(|i| words[i].load(Ordering::SeqCst));
             self.remote.lock().unwrap().insert(remote.addr, bytes);
@@ -287,7 +291,13 @@ impl World {
             }
             let marks = if access == Access::Write { 0x60 } else { 0x20 };
             match at.entry.exchange(pte, Pte(pte.0 | marks)) {
-                Ok(()) => return Ok(self.line(pte.frame()).expect("a line")),
+                Ok(()) => {
+                    let line = self.line(pte.frame()).expect("a line");
+                    let unfit = self.unfit[line.0 as usize].load(Ordering::SeqCst);
+                    let fit = !(unfit && pte.is_executable());
+                    assert!(fit, "line {} is executed as it came", line.0);
+                    return Ok(line);
+                }
                 Err(there) => pte = there,
             }
         }
@@ -349,7 +359,10 @@ impl Machine for World {
     fn flush_own(&self, page: Page) {
         self.tlbs[this_core()].lock().unwrap().remove(&page);
     }
-    fn prepare_code(&self, _: LineId) {}
+    fn prepare_code(&self, line: LineId) {
+        let unfit = self.unfit[line.0 as usize].swap(false, Ordering::SeqCst);
+        assert!(unfit, "line {} is fit already", line.0);
+    }
     fn retire_code(&self, _: LineId) {}
     fn copy_out(&self, line: LineId, offset: usize, into: &mut [u8]) {
         for (i, part) in into.chunks_exact_mut(8).enumerate() {
@@ -380,6 +393,7 @@ impl Machine for World {
         {
             to.store(from.load(Ordering::SeqCst), Ordering::SeqCst);
         }
+        self.unfit[to.0 as usize].store(false, Ordering::SeqCst);
     }
     fn zero(&self, line: LineId) {
         let idle = !self.busy[line.0 as usize].load(Ordering::SeqCst);
@@ -391,6 +405,7 @@ impl Machine for World {
         self.lines[line.0 as usize]
             .iter()
             .for_each(|word| word.store(0, Ordering::SeqCst));
+        self.unfit[line.0 as usize].store(false, Ordering::SeqCst);
     }
 }
 

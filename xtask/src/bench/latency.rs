@@ -4,6 +4,9 @@
 //! The same program runs on a P and in a Linux guest of one core each, both counted by the same
 //! plugin of QEMU. Its pages are all in P's cache: what a miss costs, `bench miss` tells.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,12 +17,14 @@ use super::figures::{Figure, Kind, find, to_json, to_tsv};
 use super::miss::counts::Counts;
 use super::miss::plugin;
 use super::miss::runs::Said;
+use super::miss::symbols::Symbols;
 use super::plot::{Bar, stacked};
 use super::record::{Circumstances, Record, markdown};
 use super::table::aligned;
+use crate::build_image::Role;
 use crate::qemu::Qemu;
 use crate::tools::{say, step};
-use crate::{bed, linux, run, test_programs};
+use crate::{bed, build_image, linux, run, test_programs};
 
 /// Seconds that the program may take under the plugin on a busy machine.
 const LIMIT: &str = "300";
@@ -40,6 +45,9 @@ pub(crate) struct Args {
     /// Operations of each kind; a hundredth of it where processes are made
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..))]
     operations: u32,
+    /// Also prints the functions of P's kernel that executed most, N for each operation
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    frames: usize,
     /// Prints the figures as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -107,9 +115,41 @@ impl Args {
                 .with_context(|| format!("QEMU left no {}", out.display()))?;
             let counts =
                 Counts::parse(&text).with_context(|| format!("can't read {}", out.display()))?;
-            figures.extend(of_run(system, &Said::parse(&said)?, &counts));
+            let said = Said::parse(&said)?;
+            figures.extend(of_run(system, &said, &counts));
+            if self.frames > 0 && system != "Linux" {
+                print!("{}", self.frames(&said, &counts, folder)?);
+            }
         }
         Ok((figures, Circumstances::here(&qemu.version)))
+    }
+}
+
+impl Args {
+    /// Returns a line for each of the functions that executed most, the innermost first, with those
+    /// that they are inlined in.
+    fn frames(&self, said: &Said, counts: &Counts, folder: &Path) -> Result<String> {
+        let symbols = Symbols::of(&build_image::path(Role::Processor)?);
+        let mut text = String::new();
+        for phase in &said.phases {
+            let Some(executed) = counts.executed.get(&phase.number) else {
+                continue;
+            };
+            let chains = symbols.chains(executed.keys().copied(), folder)?;
+            let mut sums = BTreeMap::<String, u64>::new();
+            for (address, count) in executed {
+                let name = chains.get(address).map(|chain| chain.join(" < "));
+                *sums.entry(name.unwrap_or_default()).or_default() += count;
+            }
+            let mut sums: Vec<_> = sums.into_iter().collect();
+            sums.sort_by_key(|(_, count)| Reverse(*count));
+            for (name, count) in sums.into_iter().take(self.frames) {
+                let each = count as f64 / phase.operations.max(1) as f64;
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "{}\t{each:.1}\t{name}", phase.name);
+            }
+        }
+        Ok(text)
     }
 }
 

@@ -35,11 +35,14 @@ impl<N: Node> Space<'_, N> {
         let start = self.tables.next_table(from, end)?;
         let table_end = (start / CHUNK_SIZE + 1) * CHUNK_SIZE;
         let mut batch = self.node.cache().batch(self.tables.space());
+        let left = |addr: u64| {
+            let pages = end.min(table_end).saturating_sub(addr).div_ceil(PAGE_SIZE);
+            usize::try_from(pages).unwrap_or(0)
+        };
         let (mut addr, mut next) = (start, self.tables.entry(start));
-        while let Some(entry) = next.filter(|_| addr < end) {
-            if !entry.load().is_empty() {
-                visit(self, self.mapping(addr, entry), &mut batch);
-            }
+        while let Some((skipped, entry)) = next.and_then(|next| next.first_used(left(addr))) {
+            addr += skipped as u64 * PAGE_SIZE;
+            visit(self, self.mapping(addr, entry), &mut batch);
             addr += PAGE_SIZE;
             next = entry.neighbour(1);
         }

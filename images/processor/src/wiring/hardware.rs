@@ -168,6 +168,11 @@ impl pcache::Entry for Entry {
     fn neighbour(self, distance: i64) -> Option<Self> {
         self.0.offset(distance).map(Self)
     }
+
+    fn first_used(self, count: usize) -> Option<(usize, Self)> {
+        let (skipped, found) = self.0.first_used(count)?;
+        Some((skipped, Self(found)))
+    }
 }
 
 /// The page tables of one space.

@@ -17,7 +17,7 @@ mod report;
 pub(super) mod runs;
 mod scale;
 mod split;
-mod symbols;
+pub(super) mod symbols;
 
 use std::path::{Path, PathBuf};
 

@@ -15,22 +15,22 @@ use crate::tools::need;
 const REMEDY: &str = "`apt-get install binutils`";
 
 /// An image with line information.
-pub(super) struct Symbols {
+pub(in crate::bench) struct Symbols {
     image: PathBuf,
 }
 
 /// Frames by address, the innermost first.
-pub(super) type Chains = BTreeMap<u64, Vec<String>>;
+pub(in crate::bench) type Chains = BTreeMap<u64, Vec<String>>;
 
 impl Symbols {
     /// Reads the symbols of an image.
-    pub(super) fn of(image: &Path) -> Self {
+    pub(in crate::bench) fn of(image: &Path) -> Self {
         let image = image.to_owned();
         Self { image }
     }
 
     /// Returns the frames of each address, the innermost first.
-    pub(super) fn chains(
+    pub(in crate::bench) fn chains(
         &self,
         addresses: impl IntoIterator<Item = u64>,
         folder: &Path,
