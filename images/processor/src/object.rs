@@ -66,6 +66,15 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     fn changes(&self) -> u64 {
         self.queue().changes()
     }
+    /// Returns whether a short read or write, of `PIPE_BUF` bytes at most, is done whole or not at
+    /// all, and whoever asks.
+    fn is_plain(&self) -> bool {
+        false
+    }
+    /// Returns whether a write hands one value over, however many bytes there are.
+    fn takes_one(&self) -> bool {
+        false
+    }
     /// Returns the object as a queue of what happens to files, if it is one.
     fn as_inotify(&self) -> Option<&Inotify> {
         None
@@ -167,6 +176,12 @@ impl Object for EventCounter {
     fn queue(&self) -> &WaitQueue {
         &self.queue
     }
+    fn takes_one(&self) -> bool {
+        true
+    }
+    fn is_plain(&self) -> bool {
+        true
+    }
     fn mode(&self) -> u32 {
         0o600
     }
@@ -238,6 +253,9 @@ impl<N: Node> Thread<N> {
                 Ok(written) => done += written as u64,
                 Err(Error::Errno(_)) if done > 0 => break,
                 Err(error) => return Err(error),
+            }
+            if object.takes_one() {
+                break;
             }
         }
         Ok(done)

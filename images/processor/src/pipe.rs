@@ -267,6 +267,10 @@ impl Object for PipeEnd {
         &self.pipe.queue
     }
 
+    fn is_plain(&self) -> bool {
+        true
+    }
+
     fn as_pipe(&self) -> Option<&PipeEnd> {
         Some(self)
     }

@@ -25,6 +25,7 @@ use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 use crate::rseq::Registration;
 use crate::signals::{Actions, Pending, SIGCHLD, SIGKILL, SignalInfo, number};
+use crate::syscall::now::Taken;
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
@@ -275,6 +276,8 @@ pub struct Thread<N: Node> {
     pub(crate) release: Option<Arc<Release>>,
     /// The area of restartable sequences.
     pub(crate) rseq: Option<Registration>,
+    /// Bytes that the read under way has taken from its file.
+    pub(crate) taken: Option<Taken>,
 }
 
 /// The outcome of a turn.
@@ -505,9 +508,12 @@ impl<N: Node> Thread<N> {
         if self.node.kernel().strace {
             return false;
         }
-        let value = self.call_now(self.cpu.system_call().number, || {
-            self.cpu.system_call().args
-        });
+        let number = self.cpu.system_call().number;
+        let value = if number == u64::from(linux_raw_sys::general::__NR_read) {
+            self.read_now(self.cpu.system_call().args)
+        } else {
+            self.call_now(number, || self.cpu.system_call().args)
+        };
         value.inspect(|&value| self.cpu.set_result(value)).is_some()
     }
 

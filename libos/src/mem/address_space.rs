@@ -20,7 +20,7 @@ use crate::mem::layout::{DIRECT_BASE, PHYS_LIMIT};
 use crate::mem::page_entry::{ADDRESS, ENTRIES, PRESENT, USER_END};
 use crate::mem::paging;
 use crate::mem::table_pool::{MAX_CORES, Pool, TableFrames};
-use crate::mem::user_tables::{Kind, Mapping, Rights, TableMemory, Tables, first_used};
+use crate::mem::user_tables::{Kind, Mapping, Rights, TableMemory, Tables, first_used, index_of};
 use crate::task::time;
 
 /// Time that a core may take to leave user mode when called. Emulated cores may be off their CPU
@@ -77,6 +77,10 @@ impl TableMemory for Ram {
         word(at).load(Ordering::Acquire)
     }
 
+    fn first_used(&self, at: PhysAddr, count: usize) -> Option<usize> {
+        first_used(Entry::new(at).words(count))
+    }
+
     fn store(&self, at: PhysAddr, entry: u64) {
         word(at).store(entry, Ordering::Release);
     }
@@ -124,6 +128,15 @@ impl Entry {
         unsafe { AtomicU64::from_ptr(word) }
     }
 
+    /// Returns `count` entries from this one on, or those to the table's end.
+    fn words(self, count: usize) -> &'static [AtomicU64] {
+        let address = usize::try_from(self.0.get()).unwrap_or_default();
+        let words = core::ptr::with_exposed_provenance::<AtomicU64>(address);
+        let left = ENTRIES - index_of(PhysAddr(self.0.get() & !DIRECT_BASE));
+        // SAFETY: as in `word`; the words lie in the same frame.
+        unsafe { core::slice::from_raw_parts(words, count.min(left)) }
+    }
+
     /// Loads the entry.
     #[must_use]
     pub fn load(self) -> u64 {
@@ -169,11 +182,8 @@ impl Entry {
     #[must_use]
     #[inline]
     pub fn first_used(self, count: usize) -> Option<(usize, Self)> {
-        let at = PhysAddr(self.0.get() & !DIRECT_BASE);
-        let index = usize::try_from(at.0 % PAGE_SIZE as u64 / ENTRY).unwrap_or_default();
-        let skipped = first_used(at, count.min(ENTRIES - index), |at| Self::new(at).load())?;
-        let found = Self::new(PhysAddr(at.0 + skipped as u64 * ENTRY));
-        Some((skipped, found))
+        let skipped = first_used(self.words(count))?;
+        Some((skipped, Self(self.0.saturating_add(skipped as u64 * ENTRY))))
     }
 
     /// Returns the next page's entry; `None` behind the last of a table.

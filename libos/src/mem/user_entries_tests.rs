@@ -238,6 +238,19 @@ fn tables_of(model: &Model) -> usize {
 
 proptest! {
     #[test]
+    fn the_first_used_entry_is_found_at_any_place(
+        len in 0_usize..20,
+        used in proptest::collection::vec(0_usize..20, 0..3),
+    ) {
+        let entries: Vec<AtomicU64> = (0..len).map(|_| AtomicU64::new(0)).collect();
+        for &index in used.iter().filter(|&&index| index < len) {
+            entries[index].store(1 << 63, Ordering::Relaxed);
+        }
+        let first = used.iter().copied().filter(|&index| index < len).min();
+        prop_assert_eq!(first_used(&entries), first);
+    }
+
+    #[test]
     fn entries_behave_as_a_map(steps in prop::collection::vec(step(), 1..300)) {
         let (memory, tables) = tables();
         let mut model = Model::new();

@@ -74,6 +74,11 @@ impl TableMemory for FakeMemory {
         self.0.live.set(self.0.live.get() - 1);
     }
 
+    fn first_used(&self, at: PhysAddr, count: usize) -> Option<usize> {
+        assert!(index_of(at) + count <= ENTRIES, "beyond the table");
+        (0..count).find(|&index| self.load(place(at, index)) != 0)
+    }
+
     fn load(&self, at: PhysAddr) -> u64 {
         self.0.loads.set(self.0.loads.get() + 1);
         self.with(at, |entry| *entry)

@@ -199,6 +199,7 @@ impl<N: Node> Thread<N> {
             cpu,
             memory,
             prefetcher: Prefetcher::default(),
+            taken: None,
             files: if has(CLONE_FILES) {
                 self.files.clone()
             } else {

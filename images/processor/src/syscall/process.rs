@@ -121,6 +121,7 @@ impl<N: Node> Thread<N> {
             cpu: N::Cpu::new(image.entry, image.sp),
             memory,
             prefetcher: Prefetcher::default(),
+            taken: None,
             files: Arc::new(Mutex::new(Table::new(streams))),
             fs: Arc::new(Mutex::new(Fs { cwd, umask: 0o022 })),
             actions,

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::errno;
+use crate::syscall::now::{SHORT, Taken};
 
 const O_WRONLY: u64 = 1;
 const NONBLOCK: u64 = 0o4000;
@@ -211,4 +212,87 @@ fn splices_lose_nothing_and_tee_leaves_what_it_copies() {
     assert_eq!(run.call(nr::__NR_vmsplice, &[writer, DATA, 1, 0]), Ok(5));
     assert_eq!(run.whole(reader), [7; 5]);
     run.end();
+}
+
+#[test]
+fn short_reads_and_writes_done_at_once_are_those_of_the_long_way() {
+    let nodes: [&FakeNode; 2] = [node(64), node(64)];
+    let mut runs = nodes.map(Run::new);
+    let mut places = vec![DATA, DATA + 100, DATA + 4090, 0x10, u64::MAX - 7];
+    let mut fds = vec![77];
+    for run in &mut runs {
+        let (reads, writes) = run.pipe_ends();
+        let counter = run.call(nr::__NR_eventfd2, &[1, NONBLOCK]).unwrap();
+        let file = run.made("/tmp/file", b"some text");
+        let [untouched, fixed] = [3, 1].map(|rights| {
+            let args = [0, 8192, rights, 0x22, u64::MAX, 0];
+            run.call(nr::__NR_mmap, &args).unwrap()
+        });
+        fds.truncate(1);
+        fds.extend([reads, reads, writes, writes, counter, counter, file]);
+        places.truncate(5);
+        places.extend([untouched, untouched + 4096, fixed]);
+    }
+    let mut state = 1u64;
+    let mut below = |count: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(99);
+        usize::try_from(state >> 33).unwrap() % count
+    };
+    let mut at_once = [0, 0];
+    for _ in 0..6_000 {
+        let fd = fds[below(fds.len())];
+        let (at, len) = (
+            places[below(places.len())],
+            [0, 1, 8, 8, 50, 128, 129, 3000][below(8)],
+        );
+        let args = [fd, at, len, 0, 0, 0];
+        let writes = below(2) == 0;
+        let number = if writes {
+            nr::__NR_write
+        } else {
+            nr::__NR_read
+        };
+        let slow = runs[0].call(number, &args[..3]);
+        let now = if writes {
+            runs[1].thread.call_now(number.into(), || args)
+        } else {
+            runs[1].thread.read_now(args)
+        };
+        at_once[usize::from(writes)] += u32::from(now.is_some());
+        assert_eq!(
+            now.map_or_else(|| runs[1].call(number, &args[..3]), Ok),
+            slow,
+            "{args:?}"
+        );
+        let [long, short] = runs.each_ref().map(|run| run.get(DATA, 4096));
+        assert!(long == short, "{args:?}");
+    }
+    assert!(at_once.iter().all(|&count| count > 100), "{at_once:?}");
+}
+
+#[test]
+fn bytes_that_were_taken_reach_the_program_when_its_page_is_back() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let (reads, _writes) = run.pipe_ends();
+    let mut bytes = [0; SHORT];
+    bytes[..4].copy_from_slice(b"kept");
+    run.thread.taken = Some(Taken { bytes, len: 4 });
+    assert_eq!(run.call(nr::__NR_read, &[reads, DATA + 64, 100]), Ok(4));
+    assert_eq!(run.get(DATA + 64, 4), b"kept");
+    let empty = run.call(nr::__NR_read, &[reads, DATA + 64, 100]);
+    assert_eq!(errno_of(empty), Some(errno::EAGAIN), "only once");
+}
+
+#[test]
+fn an_event_counter_takes_one_value_of_a_longer_write() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let counter = run.call(nr::__NR_eventfd2, &[0, NONBLOCK]).unwrap();
+    run.put(DATA, &[3u64.to_le_bytes(), 5u64.to_le_bytes()].concat());
+    assert_eq!(run.call(nr::__NR_write, &[counter, DATA, 16]), Ok(8));
+    assert_eq!(run.call(nr::__NR_read, &[counter, DATA, 16]), Ok(8));
+    assert_eq!(run.get(DATA, 8), 3u64.to_le_bytes());
 }
