@@ -49,6 +49,26 @@ pub(crate) enum Medium<'a> {
         /// The file's name.
         file: &'a str,
     },
+    /// The boot server of the network that an interface of the host is in.
+    Server {
+        /// The TAP interface.
+        interface: &'a str,
+        /// The address of the machine's card.
+        mac: &'a str,
+        /// The client that asks the server.
+        client: Client<'a>,
+    },
+}
+
+/// Client by which a machine asks a boot server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Client<'a> {
+    /// The firmware's own, by PXE.
+    Pxe,
+    /// The firmware's own, by HTTP.
+    Http,
+    /// Another, on a USB stick.
+    Stick(&'a Path),
 }
 
 /// UEFI firmware of one machine: OVMF.
@@ -121,6 +141,27 @@ impl Medium<'_> {
                 command.args(["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=0"]);
                 // The firmware's network needs random numbers.
                 command.args(["-device", "virtio-rng-pci"]);
+            }
+            Self::Server {
+                interface,
+                mac,
+                client,
+            } => {
+                let tap = format!("tap,id=boot,ifname={interface},script=no,downscript=no");
+                command.args(["-netdev", &tap, "-device", "virtio-rng-pci"]);
+                let mut card = format!("virtio-net-pci,netdev=boot,mac={mac},romfile=");
+                match client {
+                    Client::Stick(path) => Self::Stick(path).add_to(command),
+                    Client::Pxe | Client::Http => card += ",bootindex=0",
+                }
+                command.args(["-device", &card]);
+                if *client == Client::Http {
+                    // OVMF tries PXE before HTTP (`NetworkPkg` asks QEMU for these settings).
+                    for version in ["4", "6"] {
+                        let name = format!("opt/org.tianocore/IPv{version}PXESupport");
+                        command.args(["-fw_cfg", &format!("name={name},string=no")]);
+                    }
+                }
             }
         }
     }

@@ -156,6 +156,16 @@ pub(crate) fn pack(
     }
 }
 
+/// Makes a disk from which UEFI firmware starts another program than our loader.
+pub(crate) fn foreign_disk(program: &Path, beside: &[Beside<'_>], path: &Path) -> Result<()> {
+    disk::write(path, &disk::volume(&read(program)?, beside, false)?)
+}
+
+/// Builds the loader for UEFI firmware, for who will need it soon.
+pub(crate) fn prepare_loader() -> Result<()> {
+    build_loader().map(drop)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("can't read {}", path.display()))
 }

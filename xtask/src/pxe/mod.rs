@@ -30,7 +30,7 @@ use rustix::process::geteuid;
 use self::cluster::Cluster;
 use self::tree::{Owner, Tree};
 use crate::build_image::{self, Format, Role};
-use crate::tools::{self, quiet};
+use crate::tools::quiet;
 
 /// User that Debian and others make for dnsmasq.
 const DEFAULT_USER: &str = "dnsmasq";
@@ -60,7 +60,7 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         let cluster = cluster::read(&self.cluster)?;
-        let program = self.serve.then(serve::need_dnsmasq).transpose()?;
+        let program = self.serve.then(serve::obtain).transpose()?;
         let owner = owner(cluster.server.user.as_deref())?;
         let mut images = HashMap::new();
         for node in &cluster.nodes {
@@ -87,6 +87,11 @@ impl Args {
             None => Ok(()),
         }
     }
+}
+
+/// Gets dnsmasq, for who will serve without a way to Debian.
+pub(crate) fn prepare() -> Result<()> {
+    serve::obtain().map(drop)
 }
 
 /// Returns the file with what dnsmasq says, in the folder of the tree.
@@ -161,9 +166,4 @@ fn report(cluster: &Cluster, tree: &Tree, owner: &Owner) -> String {
         None => "none: server.http_port is absent, so UEFI HTTP boot gets no answer".into(),
     };
     text + &format!("HTTP:\t{http}\n")
-}
-
-/// Returns the program of dnsmasq, or `None` where it is not installed.
-fn find_dnsmasq() -> Option<PathBuf> {
-    tools::find("dnsmasq")
 }

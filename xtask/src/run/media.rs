@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::bed::firmware::{Firmware, Medium, Start};
+use super::rack;
+use crate::bed::firmware::{Client, Firmware, Medium, Start};
 use crate::build_image::disk::Beside;
 use crate::build_image::{self, Format, Role};
 use crate::grub;
@@ -32,6 +33,19 @@ pub(super) enum Way {
     Pxe,
     /// The BIOS and iPXE, from the network: GRUB, which loads the image by Multiboot2.
     Grub,
+    /// UEFI firmware, by PXE from a boot server of `xtask pxe`.
+    RackPxe,
+    /// UEFI firmware, by HTTP from such a server.
+    RackHttp,
+    /// UEFI firmware and iPXE on a USB stick, from such a server.
+    RackIpxe,
+}
+
+impl Way {
+    /// Returns whether it is a boot server of `xtask pxe`.
+    fn is_of_rack(self) -> bool {
+        matches!(self, Self::RackPxe | Self::RackHttp | Self::RackIpxe)
+    }
 }
 
 /// Way in which some nodes start.
@@ -46,7 +60,8 @@ impl std::str::FromStr for BootFrom {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || {
-            "it is WAY or WHO:WAY, WHO being processor, memory or storage and WAY pvh, disk, iso, pxe or grub"
+            "it is WAY or WHO:WAY, WHO being processor, memory or storage and WAY pvh, disk, iso, pxe, grub, \
+             rack-pxe, rack-http or rack-ipxe"
                 .to_owned()
         };
         let (who, way) = match text.split_once(':') {
@@ -72,8 +87,15 @@ pub(super) fn way(options: &[BootFrom], role: Role) -> Way {
 pub(super) fn memory(way: Way, memory: u64) -> u64 {
     match way {
         Way::Pvh => memory,
-        Way::Disk | Way::Iso | Way::Pxe | Way::Grub => memory.max(FIRMWARE_MEMORY),
+        _ => memory.max(FIRMWARE_MEMORY),
     }
+}
+
+/// Returns whether any node starts from a boot server of `xtask pxe`.
+pub(super) fn needs_rack(options: &[BootFrom]) -> bool {
+    Role::ALL
+        .into_iter()
+        .any(|role| way(options, role).is_of_rack())
 }
 
 /// The made medium from which a node's machine starts.
@@ -89,6 +111,15 @@ pub(super) enum Source {
     Folder(PathBuf),
     /// A folder for TFTP with GRUB.
     Grub(PathBuf),
+    /// The boot server of the rack, which is to give this kernel command line.
+    Rack {
+        /// UEFI firmware asks by HTTP; else by PXE.
+        http: bool,
+        /// A USB stick with iPXE, which asks in the firmware's place.
+        stick: Option<PathBuf>,
+        /// The kernel command line.
+        line: String,
+    },
 }
 
 impl Source {
@@ -135,6 +166,17 @@ impl Source {
                 grub::make(&served, image, &line)?;
                 Ok(Self::Grub(served))
             }
+            Way::RackPxe | Way::RackHttp | Way::RackIpxe => {
+                let stick = (way == Way::RackIpxe).then(|| file("stick"));
+                if let Some(path) = &stick {
+                    rack::make_ipxe_stick(role, path)?;
+                }
+                Ok(Self::Rack {
+                    http: way == Way::RackHttp,
+                    stick,
+                    line,
+                })
+            }
         }
     }
 
@@ -152,6 +194,15 @@ impl Source {
             Self::Folder(folder) => Medium::Network {
                 folder,
                 file: BOOT_FILE,
+            },
+            Self::Rack { http, stick, .. } => Medium::Server {
+                interface: rack::interface(role),
+                mac: rack::mac(role),
+                client: match stick {
+                    Some(path) => Client::Stick(path),
+                    None if *http => Client::Http,
+                    None => Client::Pxe,
+                },
             },
             Self::Grub(folder) => {
                 return Ok(Start::Bios {
@@ -172,6 +223,7 @@ impl Source {
             }
             let _ = fs::remove_dir_all(folder.join(format!("{}.tftp", role.name())));
         }
+        rack::remove(folder);
     }
 }
 

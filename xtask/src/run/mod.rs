@@ -1,7 +1,7 @@
 //! `run`: starts a cluster in QEMU and runs a program on it.
 //!
 //! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. *
-//!   [`media`]: `--boot-from`.
+//!   [`media`]: `--boot-from`. [`rack`]: a boot server for it.
 //! * [`start`]: what to run. * [`console`]: its streams.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
@@ -13,6 +13,7 @@ mod demo;
 mod disk;
 pub(crate) mod drive;
 mod media;
+mod rack;
 mod report;
 mod root;
 pub(crate) mod start;
@@ -123,8 +124,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHO:OPTION")]
     boot: Vec<BootOption>,
     /// Starts the machines of all nodes, or of one, otherwise than by QEMU's own loader: by UEFI
-    /// firmware from a USB stick (`disk`), an ISO (`iso`) or the network (`pxe`) (repeatable; the
-    /// last for a node counts)
+    /// firmware from a USB stick (`disk`), an ISO (`iso`) or the network (`pxe`), or in another way
+    /// of docs/metal.md (repeatable; the last for a node counts)
     #[arg(long, value_name = "[WHO:]WAY")]
     boot_from: Vec<BootFrom>,
     /// The nodes' chipset
@@ -193,6 +194,9 @@ pub(crate) fn main(args: Args) -> ExitCode {
 impl Args {
     fn run(self) -> Result<u8> {
         bed::need_launcher()?;
+        if media::needs_rack(&self.boot_from) {
+            rack::enter()?;
+        }
         let folder = make_folder()?;
         let result = self.run_in(&folder);
         // Only logs are worth keeping.
@@ -323,6 +327,7 @@ impl Args {
             options,
         )?;
         let vms = self.vms(parts, folder, drive, pcache)?;
+        let _rack = rack::Rack::start(&vms, folder)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
         if media::way(&self.boot_from, Role::Processor) != media::Way::Pvh {
