@@ -99,6 +99,9 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
     apic::silence_legacy();
     apic::init();
     let tables = Tables::read(&Firmware, info.rsdp);
+    if let Some(serial) = tables.serial {
+        console::move_to(serial);
+    }
     time::init(tables.fixed.timer);
     let core = core_local::prepare(0, apic::id());
     user::init_core();
@@ -152,6 +155,10 @@ fn set_up_command_line(line: &[u8], tables: Tables) {
 
 extern "C" fn on_own_stack() -> ! {
     let (command_line, tables) = HANDED_OVER.lock().take().expect("handed over by `start`");
+    for near in &tables.memory {
+        let (start, mib) = (near.start, near.len >> 20);
+        log::debug!("memory at {start:#x}, {mib} MiB, is of node {}", near.node);
+    }
     smp::start_others(&tables.cores);
     pci::init(tables.ecam);
     log::info!(
