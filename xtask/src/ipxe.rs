@@ -17,7 +17,11 @@ const BUNDLE: Bundle<'_> = Bundle {
     files: &[
         PROGRAM,
         "usr/share/OVMF/OVMF_CODE_4M.fd",
+        "usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
         "usr/share/OVMF/OVMF_VARS_4M.fd",
+        "usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd",
+        "usr/share/ovmf/PkKek-1-snakeoil.key",
+        "usr/share/ovmf/PkKek-1-snakeoil.pem",
     ],
 };
 

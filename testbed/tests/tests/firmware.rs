@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use testbed_tests::{Run, xtask};
 
@@ -98,6 +98,47 @@ fn three_nodes_boot_from_what_xtask_pxe_serves() {
         );
     }
     assert!(!served.exists(), "{} is left", served.display());
+    fs::remove_dir_all(folder).expect("removed");
+}
+
+/// Firmware with Secure Boot starts what its key has signed, and nothing that another key has.
+#[test]
+fn secure_boot_starts_what_its_key_has_signed() {
+    let secure = ["--boot-from=memory:disk", "--secure-boot", "--keep-logs"];
+    let ran = Run::new(&secure).run(&["busybox", "echo", "signed"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.stdout, b"signed\n");
+    fs::remove_dir_all(logs(&ran.stderr)).expect("removed");
+
+    let own = std::env::temp_dir().join(format!("tessera-own-key-{}", std::process::id()));
+    let (key, certificate) = (own.with_extension("key"), own.with_extension("pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args(["-subj", "/CN=of nobody", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{made:?}");
+    let paths = [&key, &certificate].map(|path| path.display().to_string());
+    let foreign = [
+        &["--sign", &paths[0], &paths[1], "--boot-timeout=30"],
+        &secure[..],
+    ]
+    .concat();
+    let ran = Run::new(&foreign).run(&["busybox", "echo", "foreign"]);
+    for file in [key, certificate] {
+        fs::remove_file(file).expect("removed");
+    }
+    assert_eq!(ran.code, Some(125), "{}", ran.stderr);
+    let folder = logs(&ran.stderr);
+    let log = fs::read(folder.join("memory.log")).expect("a log");
+    let log = String::from_utf8_lossy(&log);
+    assert!(log.contains("Access Denied"), "{log}");
+    assert!(!log.contains("started by UEFI"), "{log}");
     fs::remove_dir_all(folder).expect("removed");
 }
 

@@ -76,23 +76,39 @@ pub(crate) enum Client<'a> {
 pub(crate) struct Firmware {
     code: PathBuf,
     variables: PathBuf,
+    /// It checks signatures, and keeps its variables by system management mode.
+    secure: bool,
 }
 
 impl Firmware {
-    /// Fetches OVMF, if need be, and gives it empty variables in a file.
-    pub(crate) fn obtain(variables: PathBuf) -> Result<Self> {
+    /// Fetches OVMF, if need be, and gives it fresh variables in a file: without keys, or with
+    /// Debian's test key and Secure Boot on.
+    pub(crate) fn obtain(variables: PathBuf, secure: bool) -> Result<Self> {
         let root = ipxe::obtain()?;
-        let fresh = root.join("usr/share/OVMF/OVMF_VARS_4M.fd");
+        let (code, fresh) = if secure {
+            ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.snakeoil.fd")
+        } else {
+            ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
+        };
+        let file = |name| root.join("usr/share/OVMF").join(name);
+        let fresh = file(fresh);
         fs::copy(&fresh, &variables)
             .with_context(|| format!("can't make {}", variables.display()))?;
-        let code = root.join("usr/share/OVMF/OVMF_CODE_4M.fd");
-        Ok(Self { code, variables })
+        Ok(Self {
+            code: file(code),
+            variables,
+            secure,
+        })
     }
 
     fn add_to(&self, command: &mut Command) {
         drive(command, "code", &self.code, true);
         drive(command, "variables", &self.variables, false);
         command.args(["-machine", "pflash0=code,pflash1=variables"]);
+        if self.secure {
+            let flash = "driver=cfi.pflash01,property=secure,value=on";
+            command.args(["-machine", "smm=on", "-global", flash]);
+        }
     }
 }
 

@@ -29,7 +29,8 @@ use rustix::process::geteuid;
 
 use self::cluster::Cluster;
 use self::tree::{Owner, Tree};
-use crate::build_image::{self, Format, Role};
+use crate::build_image::sign::Signer;
+use crate::build_image::{self, Contents, Format, Role};
 use crate::tools::quiet;
 
 /// User that Debian and others make for dnsmasq.
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// Folder for the files; those of an earlier run are replaced
     #[arg(long, value_name = "FOLDER", default_value = "target/pxe")]
     out: PathBuf,
+    /// Signs the loaders with this key and certificate (PEM), for firmware with Secure Boot
+    #[arg(long, num_args = 2, value_names = ["KEY", "CERT"])]
+    sign: Option<Vec<PathBuf>>,
     /// Serves them until Ctrl-C, by dnsmasq on the interface that the description names
     #[arg(long)]
     serve: bool,
@@ -61,6 +65,7 @@ impl Args {
     pub(crate) fn run(self) -> Result<()> {
         let cluster = cluster::read(&self.cluster)?;
         let program = self.serve.then(serve::obtain).transpose()?;
+        let signer = self.sign.as_deref().map(Signer::of).transpose()?;
         let owner = owner(cluster.server.user.as_deref())?;
         let mut images = HashMap::new();
         for node in &cluster.nodes {
@@ -70,7 +75,12 @@ impl Args {
         }
         let tree = tree::write(&self.out, &cluster, &owner, |node, path| {
             let image: &PathBuf = &images[node.role.name()];
-            build_image::pack(image, Format::Efi, Some(&node.line), &[], path)
+            let contents = Contents {
+                cmdline: Some(&node.line),
+                signer: signer.as_ref(),
+                ..Contents::default()
+            };
+            build_image::pack(image, Format::Efi, &contents, path)
         })?;
         print!("{}", report(&cluster, &tree, &owner));
         if let Some(id) = owner.id

@@ -9,7 +9,8 @@ use clap::ValueEnum;
 use super::rack;
 use crate::bed::firmware::{Client, Firmware, Medium, Start};
 use crate::build_image::disk::Beside;
-use crate::build_image::{self, Format, Role};
+use crate::build_image::sign::Signer;
+use crate::build_image::{self, Contents, Format, Role};
 use crate::grub;
 
 /// The least memory of a machine that firmware starts; OVMF fails with less than some 100 MB.
@@ -130,7 +131,13 @@ impl Source {
         image: &Path,
         line: String,
         folder: &Path,
+        signer: Option<&Signer>,
     ) -> Result<Self> {
+        let built_in = Contents {
+            cmdline: Some(&line),
+            signer,
+            ..Contents::default()
+        };
         let file = |extension: &str| folder.join(format!("{}.{extension}", role.name()));
         match way {
             Way::Pvh => Ok(Self::Kernel(image.into(), line)),
@@ -140,25 +147,24 @@ impl Source {
                     name: LINE_FILE,
                     contents: line.as_bytes(),
                 };
-                build_image::pack(image, Format::Disk, None, &[beside], &path)?;
+                let contents = Contents {
+                    beside: &[beside],
+                    signer,
+                    ..Contents::default()
+                };
+                build_image::pack(image, Format::Disk, &contents, &path)?;
                 Ok(Self::Stick(path))
             }
             Way::Iso => {
                 let path = file("iso");
-                build_image::pack(image, Format::Iso, Some(&line), &[], &path)?;
+                build_image::pack(image, Format::Iso, &built_in, &path)?;
                 Ok(Self::Cd(path))
             }
             Way::Pxe => {
                 let served = file("tftp");
                 fs::create_dir(&served)
                     .with_context(|| format!("can't make {}", served.display()))?;
-                build_image::pack(
-                    image,
-                    Format::Efi,
-                    Some(&line),
-                    &[],
-                    &served.join(BOOT_FILE),
-                )?;
+                build_image::pack(image, Format::Efi, &built_in, &served.join(BOOT_FILE))?;
                 Ok(Self::Folder(served))
             }
             Way::Grub => {
@@ -181,7 +187,7 @@ impl Source {
     }
 
     /// Returns the starter for QEMU.
-    pub(super) fn start(&self, role: Role, folder: &Path) -> Result<Start<'_>> {
+    pub(super) fn start(&self, role: Role, folder: &Path, secure: bool) -> Result<Start<'_>> {
         let medium = match self {
             Self::Kernel(kernel, command_line) => {
                 return Ok(Start::Kernel {
@@ -211,7 +217,7 @@ impl Source {
                 });
             }
         };
-        let firmware = Firmware::obtain(folder.join(format!("{}.vars", role.name())))?;
+        let firmware = Firmware::obtain(folder.join(format!("{}.vars", role.name())), secure)?;
         Ok(Start::Firmware { firmware, medium })
     }
 

@@ -46,6 +46,7 @@ use crate::bed::cmdline::CommandLine;
 use crate::bed::machine::Chipset;
 use crate::bed::plugin::{self, Plugin};
 use crate::bed::{self, FAILED, INTERRUPTED_STATUS, make_folder, random_key, server};
+use crate::build_image::sign::Signer;
 use crate::build_image::{Role, build};
 use crate::project;
 use crate::qemu::Qemu;
@@ -128,6 +129,13 @@ pub(crate) struct Args {
     /// of docs/metal.md (repeatable; the last for a node counts)
     #[arg(long, value_name = "[WHO:]WAY")]
     boot_from: Vec<BootFrom>,
+    /// Signs what firmware starts with this key and certificate (PEM)
+    #[arg(long, num_args = 2, value_names = ["KEY", "CERT"])]
+    sign: Option<Vec<PathBuf>>,
+    /// Secure Boot: firmware starts only what Debian's test key has signed, which signs unless
+    /// --sign names another
+    #[arg(long)]
+    secure_boot: bool,
     /// The nodes' chipset
     #[arg(long, value_enum, default_value_t = Chipset::Q35)]
     chipset: Chipset,
@@ -225,6 +233,10 @@ impl Args {
             self.workdir.is_absolute(),
             "--workdir is a folder on S's disk: give an absolute path, not {}",
             self.workdir.display()
+        );
+        ensure!(
+            !self.secure_boot || self.chipset == Chipset::Q35,
+            "--secure-boot needs the chipset q35: firmware keeps its keys by system management mode"
         );
         ensure!(
             self.root.is_none() || !self.program.is_empty(),
@@ -394,6 +406,11 @@ impl Args {
         pcache: u64,
     ) -> Result<Vec<Vm<'a>>> {
         let key = random_key()?;
+        let signer = match &self.sign {
+            Some(files) => Some(Signer::of(files)?),
+            None if self.secure_boot => Some(Signer::for_tests(folder)?),
+            None => None,
+        };
         let vm = |role: Role| {
             let (memory, cpus) = match role {
                 Role::Processor => (KERNEL_MEMORY + pcache, self.cpus),
@@ -411,7 +428,8 @@ impl Args {
             let image = &parts.images[role.name()];
             Ok(Vm {
                 role,
-                source: Source::make(way, role, image, command_line, folder)?,
+                source: Source::make(way, role, image, command_line, folder, signer.as_ref())?,
+                secure: self.secure_boot,
                 chipset: self.chipset,
                 cpu_model: &self.cpu_model,
                 memory: media::memory(way, memory),

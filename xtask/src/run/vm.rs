@@ -18,6 +18,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) role: Role,
     /// Medium from which its machine starts.
     pub(super) source: Source,
+    /// Its firmware starts only what Debian's test key has signed.
+    pub(super) secure: bool,
     /// Its chipset.
     pub(crate) chipset: Chipset,
     /// Its CPUs' model.
@@ -49,7 +51,7 @@ impl Vm<'_> {
     pub(crate) fn command(&self, qemu: &Qemu) -> Result<Command> {
         let socket = socket(self.folder, self.role.name());
         let machine = Machine {
-            start: self.source.start(self.role, self.folder)?,
+            start: self.source.start(self.role, self.folder, self.secure)?,
             chipset: self.chipset,
             cpu_model: self.cpu_model,
             memory: self.memory,
