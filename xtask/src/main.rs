@@ -66,7 +66,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Linux(linux::Args),
     Nodes(nodes::Args),
     Machines(machines::Args),
@@ -87,7 +87,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Run(args) => return run::main(args),
+        Command::Run(args) => return run::main(*args),
         Command::Linux(args) => return linux::main(args),
         Command::Nodes(args) => return nodes::main(args),
         Command::Machines(args) => args.run(),

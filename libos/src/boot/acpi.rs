@@ -1,6 +1,6 @@
 //! The ACPI tables that a unikernel needs: MADT (which cores there are), MCFG (where config space
 //! is), FADT and DSDT (how to power off, see [`fixed`](super::fixed)), SPCR (which serial port the
-//! console is), SRAT (which memory is near which core).
+//! console is), SRAT (which memory is near which core), WDAT (see [`watchdog`](super::watchdog)).
 //!
 //! Memory is not placed by the SRAT yet: what it says goes to the log.
 //!
@@ -13,6 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::fixed::{Fixed, SoftOff};
+use super::watchdog::{self, Write};
 
 const RSDP_LEN: usize = 36;
 const RSDP_V1_LEN: usize = 20;
@@ -22,7 +23,7 @@ const TABLE_MAX: usize = 1 << 20;
 /// More tables than this are not looked at; firmware has some tens.
 const MAX_TABLES: usize = 256;
 /// Tables that are read.
-const WANTED: [&[u8; 4]; 5] = [b"APIC", b"MCFG", b"FACP", b"SPCR", b"SRAT"];
+const WANTED: [&[u8; 4]; 6] = [b"APIC", b"MCFG", b"FACP", b"SPCR", b"SRAT", b"WDAT"];
 /// Addresses at which PC firmware puts the root pointer.
 const SEARCH: core::ops::Range<u64> = 0xe_0000..0x10_0000;
 
@@ -72,6 +73,8 @@ pub struct Tables {
     pub serial: Option<SerialConsole>,
     /// Memory by node; empty on a machine whose memory is all equally far.
     pub memory: Vec<Near>,
+    /// Writes that stop the board's watchdog.
+    pub stop_watchdog: Vec<Write>,
 }
 
 /// Copies physical memory; `false` where there is none.
@@ -131,6 +134,7 @@ impl Tables {
             b"FACP" => self.fixed = Fixed::read(table),
             b"SPCR" => self.serial = serial(table),
             b"SRAT" => self.memory = near(table),
+            b"WDAT" => self.stop_watchdog = watchdog::stop(table),
             _ => {}
         }
     }

@@ -114,6 +114,7 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
             info.map.lost() >> 20
         );
     }
+    stop_watchdog(&tables);
     set_up_command_line(&line, tables);
     // The boot stack has no guard below it and is left for good.
     // SAFETY: a fresh stack; nothing on the old one is used again.
@@ -151,6 +152,14 @@ fn set_up_command_line(line: &[u8], tables: Tables) {
         }
     }
     *HANDED_OVER.lock() = Some((command_line, tables));
+}
+
+/// Stops the board's watchdog, which firmware or who ran before may have left armed.
+fn stop_watchdog(tables: &Tables) {
+    for write in &tables.stop_watchdog {
+        log::info!("stopping the watchdog by port {:#x}", write.port);
+        exit::write_register(*write);
+    }
 }
 
 extern "C" fn on_own_stack() -> ! {
