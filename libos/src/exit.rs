@@ -11,6 +11,7 @@ use x86_64::instructions::port::Port;
 
 use crate::boot::acpi::Tables;
 use crate::boot::fixed::{Fixed, SoftOff};
+use crate::boot::watchdog::Write;
 use crate::cpu::apic;
 use crate::dev::console;
 
@@ -140,6 +141,29 @@ impl Ways {
                 core::hint::spin_loop();
             }
         }
+    }
+}
+
+/// Makes a write that firmware's tables ask for.
+pub(crate) fn write_register(write: Write) {
+    let kept = if write.keeps == 0 {
+        0
+    } else {
+        // SAFETY: a register of the watchdog, by firmware's tables; nothing else drives it.
+        let old = unsafe {
+            match write.bytes {
+                1 => u32::from(Port::<u8>::new(write.port).read()),
+                2 => u32::from(Port::<u16>::new(write.port).read()),
+                _ => Port::<u32>::new(write.port).read(),
+            }
+        };
+        old & write.keeps
+    };
+    let [low, high, ..] = (kept | write.value).to_le_bytes();
+    match write.bytes {
+        1 => self::write(write.port, low),
+        2 => self::write(write.port, u16::from_le_bytes([low, high])),
+        _ => self::write(write.port, kept | write.value),
     }
 }
 

@@ -15,11 +15,18 @@ const BUNDLE: Bundle<'_> = Bundle {
     dependencies: false,
     backports: false,
     files: &[
-        "usr/lib/ipxe/ipxe-amd64.efi",
+        PROGRAM,
         "usr/share/OVMF/OVMF_CODE_4M.fd",
+        "usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
         "usr/share/OVMF/OVMF_VARS_4M.fd",
+        "usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd",
+        "usr/share/ovmf/PkKek-1-snakeoil.key",
+        "usr/share/ovmf/PkKek-1-snakeoil.pem",
     ],
 };
+
+/// iPXE as a program of UEFI, within the folder.
+pub(crate) const PROGRAM: &str = "usr/lib/ipxe/ipxe-amd64.efi";
 
 /// Returns the folder with both, fetched if they are missing.
 pub(crate) fn obtain() -> Result<PathBuf> {

@@ -7,6 +7,7 @@
 //! * [`run`]: starts a cluster and runs a program on it.
 //! * [`linux`]: starts Linux guests on a modelled fabric.
 //! * [`nodes`]: starts nodes of FIT, and kills, stops and unplugs them on request.
+//! * [`machines`]: boots an image on machines of many kinds.
 //! * [`build_image`]: builds the unikernels.
 //! * [`pxe`]: makes the files of a boot server for a rack.
 //! * [`passthrough`]: runs a role in a machine that has a card of this host's.
@@ -38,6 +39,7 @@ mod interleave;
 mod ipxe;
 mod lint;
 mod linux;
+mod machines;
 mod mutants;
 mod nodes;
 mod passthrough;
@@ -64,9 +66,10 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Linux(linux::Args),
     Nodes(nodes::Args),
+    Machines(machines::Args),
     BuildImage(build_image::Args),
     Pxe(pxe::Args),
     Passthrough(passthrough::Args),
@@ -84,9 +87,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Run(args) => return run::main(args),
+        Command::Run(args) => return run::main(*args),
         Command::Linux(args) => return linux::main(args),
         Command::Nodes(args) => return nodes::main(args),
+        Command::Machines(args) => args.run(),
         Command::BuildImage(args) => args.run(),
         Command::Pxe(args) => args.run(),
         Command::Passthrough(args) => args.run(),

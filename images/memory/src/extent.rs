@@ -39,7 +39,7 @@ pub(crate) enum State {
     Abandoned,
     /// Its region is being deregistered.
     Returning,
-    /// Without a region; a former borrower's bytes begin at this offset.
+    /// Without a region; bytes of a former borrower or of firmware begin at this offset.
     Dirty(u64),
     /// Dirty, and the piece at this offset is being zeroed.
     Zeroing(u64),

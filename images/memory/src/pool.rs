@@ -16,7 +16,8 @@
 //! A region gives rights to its borrower alone, for it lies in the protection domain of that
 //! borrower's queue pairs. So a borrower may still write to chunks that it returned, but only to
 //! its own harm: before another borrower gets the extent, the region is gone and the whole extent
-//! is zeroed. A chunk that comes back and stays in its borrower's extent is not zeroed.
+//! is zeroed. A chunk that comes back and stays in its borrower's extent is not zeroed. Memory as
+//! firmware left it begins as [`Pool::dirty`], so that a node need not zero all of it to start.
 //!
 //! Extents are few, because the HCA slows down past some hundreds of regions. They all have the
 //! same number of chunks, so that an extent can take any other's place.
@@ -128,6 +129,15 @@ impl Pool {
             size,
             usable,
         }
+    }
+
+    /// Takes all extents for dirty: each is zeroed before it is lent, as a lost borrower's is.
+    #[must_use]
+    pub fn dirty(mut self) -> Self {
+        for extent in &mut self.extents {
+            extent.state = State::Dirty(0);
+        }
+        self
     }
 
     /// Returns how many chunks there are.

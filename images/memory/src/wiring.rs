@@ -43,7 +43,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     };
     let node = Node::start(Role::Memory, line, config).await?;
     let pieces = pieces()?;
-    let pool = Pool::new(&pieces.ranges());
+    let pool = Pool::new(&pieces.ranges()).dirty();
     log::info!(
         "lending {} chunks of {} MiB in {} extents",
         pool.chunks(),
@@ -76,7 +76,7 @@ fn pieces() -> Result<Pieces, Error> {
     let mut wanted = to_lend();
     while wanted >= CHUNK_SIZE && pieces.0.len() < MAX_PIECES {
         let count = usize::try_from(wanted).unwrap_or(0) / PAGE_SIZE;
-        let Some(array) = FrameArray::allocate(count) else {
+        let Some(array) = FrameArray::allocate_dirty(count) else {
             wanted = wanted / 2 / CHUNK_SIZE * CHUNK_SIZE;
             continue;
         };
@@ -92,7 +92,7 @@ fn pieces() -> Result<Pieces, Error> {
     Ok(pieces)
 }
 
-/// The memory that is lent. Its frames are zeroed when they are allocated.
+/// The memory that is lent. Its contents are whatever they were until the cleaner comes there.
 struct Pieces(Vec<&'static FrameArray>);
 
 impl Pieces {

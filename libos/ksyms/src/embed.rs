@@ -1,6 +1,7 @@
 //! Writing the table into a linked image.
 
 use std::format;
+use std::string::String;
 use std::vec::Vec;
 
 use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
@@ -19,6 +20,12 @@ pub enum Error {
     NoSection,
 }
 
+/// Returns a symbol's name as it is written in Rust, without a hash.
+#[must_use]
+pub fn demangled(symbol: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(symbol))
+}
+
 /// Writes the image's functions into its symbol section. `image` is the linked ELF file.
 ///
 /// # Errors
@@ -33,10 +40,7 @@ pub fn embed(image: &mut [u8]) -> Result<(), Error> {
         .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.address() != 0);
     let mut symbols = Vec::new();
     for symbol in functions {
-        symbols.push((
-            symbol.address(),
-            format!("{:#}", rustc_demangle::demangle(symbol.name()?)),
-        ));
+        symbols.push((symbol.address(), demangled(symbol.name()?)));
     }
     // The entry code lies far below the rest, and can't panic.
     symbols.retain(|(address, _)| *address >= section.address() & !0x7fff_ffff);

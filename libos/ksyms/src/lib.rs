@@ -18,7 +18,7 @@ mod embed;
 mod encode;
 
 #[cfg(feature = "embed")]
-pub use embed::{Error, embed};
+pub use embed::{Error, demangled, embed};
 #[cfg(any(test, feature = "embed"))]
 pub use encode::encode;
 

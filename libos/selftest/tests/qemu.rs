@@ -142,6 +142,50 @@ fn a_machine_goes_off_by_acpi() {
     }
 }
 
+/// A server's BMC has the console on COM2, say, and ACPI's SPCR names it.
+#[test]
+#[ignore = "needs QEMU"]
+fn the_log_goes_to_the_serial_port_that_acpi_names() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (table, second) = (folder.join("spcr"), folder.join("com2"));
+    // What follows the header: a 16550 at ports, 8 of them, at 0x2f8, 115200 bits a second.
+    let mut spcr = [0_u8; 80 - 36];
+    spcr[4..8].copy_from_slice(&[1, 8, 0, 1]);
+    spcr[8..10].copy_from_slice(&0x2f8_u16.to_le_bytes());
+    spcr[22] = 7;
+    std::fs::write(&table, spcr).expect("a table");
+    let table = format!("sig=SPCR,rev=1,data={}", table.display());
+    let second_port = format!("file:{}", second.display());
+    let run = qemu(1, "", &["-acpitable", &table, "-serial", &second_port], b"");
+    let log = std::fs::read_to_string(&second).expect("the second port's output");
+    assert!(!run.log.contains("report\t"), "{}", run.log);
+    assert_all_pass(&Run {
+        status: run.status,
+        log,
+    });
+}
+
+/// The board's watchdog is stopped by the write that ACPI's WDAT names: here to the port that ends
+/// QEMU.
+#[test]
+#[ignore = "needs QEMU"]
+fn the_watchdog_of_the_board_is_stopped() {
+    let table = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wdat");
+    // What follows the header: its own of 32 bytes, and one entry: "set stopped state" by writing
+    // the value 0x10 to the 8-bit register at port 0xf4.
+    let mut wdat = [0_u8; 32 + 24];
+    wdat[28] = 1;
+    wdat[32..38].copy_from_slice(&[0x0b, 2, 0, 0, 1, 8]);
+    wdat[40] = 0xf4;
+    wdat[48] = 0x10;
+    wdat[52] = 0xff;
+    std::fs::write(&table, wdat).expect("a table");
+    let table = format!("sig=WDAT,rev=1,data={}", table.display());
+    let run = qemu(1, "", &["-acpitable", &table], b"");
+    assert_eq!(run.status, Some(0x10 << 1 | 1), "{}", run.log);
+    assert!(run.log.contains("stopping the watchdog"), "{}", run.log);
+}
+
 #[test]
 #[ignore = "needs QEMU"]
 fn devices_work() {

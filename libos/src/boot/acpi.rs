@@ -1,14 +1,19 @@
 //! The ACPI tables that a unikernel needs: MADT (which cores there are), MCFG (where config space
-//! is), FADT and DSDT (how to power off, see [`fixed`](super::fixed)).
+//! is), FADT and DSDT (how to power off, see [`fixed`](super::fixed)), SPCR (which serial port the
+//! console is), SRAT (which memory is near which core), WDAT (see [`watchdog`](super::watchdog)).
+//!
+//! Memory is not placed by the SRAT yet: what it says goes to the log.
 //!
 //! Layouts: ACPI specification 6.5, sections 5.2.5 (RSDP), 5.2.7 and 5.2.8 (RSDT, XSDT), 5.2.12
-//! (MADT); PCI firmware specification 3.3, section 4.1.2 (MCFG). Tables are copied by a reader, so
+//! (MADT), 5.2.16 (SRAT); PCI firmware specification 3.3, section 4.1.2 (MCFG); Microsoft's "Serial
+//! Port Console Redirection Table", revisions 1 and 4 (SPCR). Tables are copied by a reader, so
 //! the parsing is pure.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::fixed::{Fixed, SoftOff};
+use super::watchdog::{self, Write};
 
 const RSDP_LEN: usize = 36;
 const RSDP_V1_LEN: usize = 20;
@@ -17,6 +22,8 @@ const HEADER_LEN: usize = 36;
 const TABLE_MAX: usize = 1 << 20;
 /// More tables than this are not looked at; firmware has some tens.
 const MAX_TABLES: usize = 256;
+/// Tables that are read.
+const WANTED: [&[u8; 4]; 6] = [b"APIC", b"MCFG", b"FACP", b"SPCR", b"SRAT", b"WDAT"];
 /// Addresses at which PC firmware puts the root pointer.
 const SEARCH: core::ops::Range<u64> = 0xe_0000..0x10_0000;
 
@@ -31,6 +38,26 @@ pub struct Ecam {
     pub last_bus: u8,
 }
 
+/// The serial port that firmware uses as its console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SerialConsole {
+    /// Its first I/O port.
+    pub port: u16,
+    /// Bits a second; `None` where the line is to stay as firmware has set it.
+    pub baud: Option<u32>,
+}
+
+/// Some memory, and the node of the machine that it is nearest to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Near {
+    /// The node's number.
+    pub node: u32,
+    /// The first byte's address.
+    pub start: u64,
+    /// The number of bytes.
+    pub len: u64,
+}
+
 /// Contents of the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
@@ -42,6 +69,12 @@ pub struct Tables {
     pub fixed: Fixed,
     /// The value that powers the machine off.
     pub soft_off: Option<SoftOff>,
+    /// The console, if it is a UART at I/O ports.
+    pub serial: Option<SerialConsole>,
+    /// Memory by node; empty on a machine whose memory is all equally far.
+    pub memory: Vec<Near>,
+    /// Writes that stop the board's watchdog.
+    pub stop_watchdog: Vec<Write>,
 }
 
 /// Copies physical memory; `false` where there is none.
@@ -68,7 +101,7 @@ impl Tables {
         let Some(list) = table(memory, root) else {
             return tables;
         };
-        let (mut seen_cores, mut seen_ecam, mut seen_fixed) = (false, false, false);
+        let mut seen: Vec<[u8; 4]> = Vec::new();
         for pointer in list[HEADER_LEN..].chunks_exact(width).take(MAX_TABLES) {
             let mut address = [0; 8];
             address[..width].copy_from_slice(pointer);
@@ -76,19 +109,15 @@ impl Tables {
             let mut signature = [0; 4];
             // Read whole are only those that are wanted, once each: a list may name one a
             // thousand times.
-            match memory.read(address, &mut signature).then_some(&signature) {
-                Some(b"APIC") if !core::mem::replace(&mut seen_cores, true) => {
-                    tables.cores =
-                        table(memory, address).map_or_else(Vec::new, |table| cores(&table));
-                }
-                Some(b"MCFG") if !core::mem::replace(&mut seen_ecam, true) => {
-                    tables.ecam = table(memory, address).and_then(|table| ecam(&table));
-                }
-                Some(b"FACP") if !core::mem::replace(&mut seen_fixed, true) => {
-                    tables.fixed = table(memory, address)
-                        .map_or_else(Fixed::default, |table| Fixed::read(&table));
-                }
-                _ => {}
+            if !memory.read(address, &mut signature)
+                || !WANTED.contains(&&signature)
+                || seen.contains(&signature)
+            {
+                continue;
+            }
+            seen.push(signature);
+            if let Some(table) = table(memory, address) {
+                tables.take(&signature, &table);
             }
         }
         if tables.fixed.power.is_some() {
@@ -96,6 +125,18 @@ impl Tables {
             tables.soft_off = dsdt.and_then(|dsdt| SoftOff::find(&dsdt));
         }
         tables
+    }
+
+    fn take(&mut self, signature: &[u8; 4], table: &[u8]) {
+        match signature {
+            b"APIC" => self.cores = cores(table),
+            b"MCFG" => self.ecam = ecam(table),
+            b"FACP" => self.fixed = Fixed::read(table),
+            b"SPCR" => self.serial = serial(table),
+            b"SRAT" => self.memory = near(table),
+            b"WDAT" => self.stop_watchdog = watchdog::stop(table),
+            _ => {}
+        }
     }
 }
 
@@ -138,24 +179,16 @@ fn cores(madt: &[u8]) -> Vec<u32> {
     const FIXED: usize = HEADER_LEN + 8;
     const ENABLED: u8 = 1;
     let mut cores = Vec::new();
-    let mut rest = madt.get(FIXED..).unwrap_or_default();
-    while let [kind, len, ..] = *rest {
-        let Some(entry) = rest
-            .get(..usize::from(len))
-            .filter(|entry| entry.len() >= 2)
-        else {
-            break;
-        };
-        match (kind, entry) {
+    for entry in entries(madt.get(FIXED..).unwrap_or_default()) {
+        match *entry {
             // Processor Local APIC: processor uid, APIC id, flags.
-            (0, &[_, _, _, id, flags, ..]) if flags & ENABLED != 0 => cores.push(id.into()),
+            [0, _, _, id, flags, ..] if flags & ENABLED != 0 => cores.push(id.into()),
             // Processor Local x2APIC: reserved 2, x2APIC id 4, flags 4.
-            (9, &[_, _, _, _, a, b, c, d, flags, ..]) if flags & ENABLED != 0 => {
+            [9, _, _, _, a, b, c, d, flags, ..] if flags & ENABLED != 0 => {
                 cores.push(u32::from_le_bytes([a, b, c, d]));
             }
             _ => {}
         }
-        rest = &rest[entry.len()..];
     }
     cores
 }
@@ -171,6 +204,60 @@ fn ecam(mcfg: &[u8]) -> Option<Ecam> {
             first_bus,
             last_bus,
         })
+    })
+}
+
+/// Reads the console of a SPCR. A table may describe none: servers whose redirection is turned off
+/// in the setup leave the address zero.
+fn serial(spcr: &[u8]) -> Option<SerialConsole> {
+    /// Full 16550, its subset, and 16550 described by the address structure.
+    const KINDS: [u8; 3] = [0, 1, 0x12];
+    const IO_SPACE: u8 = 1;
+    let (&kind, &space) = (spcr.get(36)?, spcr.get(40)?);
+    let port = u64::from_le_bytes(*spcr.get(44..)?.first_chunk()?);
+    let port = u16::try_from(port)
+        .ok()
+        .filter(|port| (1..=u16::MAX - 7).contains(port))?;
+    let baud = match *spcr.get(58)? {
+        3 => Some(9600),
+        4 => Some(19200),
+        6 => Some(57600),
+        7 => Some(115_200),
+        _ => None,
+    };
+    (KINDS.contains(&kind) && space == IO_SPACE).then_some(SerialConsole { port, baud })
+}
+
+/// Reads the memory of a SRAT.
+fn near(srat: &[u8]) -> Vec<Near> {
+    const FIXED: usize = HEADER_LEN + 12;
+    /// Memory affinity: type and length, domain 4, reserved 2, base 8, length 8, reserved 4, flags.
+    const MEMORY: u8 = 1;
+    const ENABLED: u8 = 1;
+    let mut memory = Vec::new();
+    for entry in entries(srat.get(FIXED..).unwrap_or_default()) {
+        if let [MEMORY, _, a, b, c, d, _, _, rest @ ..] = entry
+            && let (Some(start), Some(len)) = (rest.first_chunk(), rest.get(8..))
+            && let (Some(len), Some(&flags)) = (len.first_chunk(), rest.get(20))
+            && flags & ENABLED != 0
+        {
+            memory.push(Near {
+                node: u32::from_le_bytes([*a, *b, *c, *d]),
+                start: u64::from_le_bytes(*start),
+                len: u64::from_le_bytes(*len),
+            });
+        }
+    }
+    memory
+}
+
+/// Returns the entries of a table whose second byte is their length.
+fn entries(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    core::iter::from_fn(move || {
+        let len = usize::from(*rest.get(1)?);
+        let entry = rest.get(..len).filter(|_| len >= 2)?;
+        rest = &rest[len..];
+        Some(entry)
     })
 }
 
@@ -272,6 +359,23 @@ mod tests {
         assert_eq!(tables.soft_off, Some(SoftOff { a: 5, b: 5 }));
         memory.0[0x3010] ^= 1;
         assert_eq!(Tables::read(&memory, 0x100).soft_off, None, "a wrong sum");
+    }
+
+    #[test]
+    fn a_console_is_a_uart_at_ports() {
+        let spcr = |kind: u8, space: u8, port: u16, baud: u8| {
+            let mut table = vec![0; 80];
+            (table[36], table[40], table[58]) = (kind, space, baud);
+            table[44..46].copy_from_slice(&port.to_le_bytes());
+            serial(&table)
+        };
+        let console = |port, baud| Some(SerialConsole { port, baud });
+        assert_eq!(spcr(0, 1, 0x2f8, 7), console(0x2f8, Some(115_200)));
+        assert_eq!(spcr(0x12, 1, 0x3e8, 0), console(0x3e8, None));
+        for (kind, space, port) in [(3, 1, 0x3f8), (0, 0, 0x3f8), (0, 1, 0), (0, 1, 0xfff9)] {
+            assert_eq!(spcr(kind, space, port, 7), None);
+        }
+        assert_eq!(serial(&[0; 58]), None, "a short table");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod command_line;
 pub mod fixed;
 pub mod memory_map;
 mod multiboot;
+pub mod watchdog;
 
 // Modules that exist on the machine only, not on the host.
 #[cfg(target_os = "none")]

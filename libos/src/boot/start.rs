@@ -99,6 +99,9 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
     apic::silence_legacy();
     apic::init();
     let tables = Tables::read(&Firmware, info.rsdp);
+    if let Some(serial) = tables.serial {
+        console::move_to(serial);
+    }
     time::init(tables.fixed.timer);
     let core = core_local::prepare(0, apic::id());
     user::init_core();
@@ -111,6 +114,7 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
             info.map.lost() >> 20
         );
     }
+    stop_watchdog(&tables);
     set_up_command_line(&line, tables);
     // The boot stack has no guard below it and is left for good.
     // SAFETY: a fresh stack; nothing on the old one is used again.
@@ -150,8 +154,20 @@ fn set_up_command_line(line: &[u8], tables: Tables) {
     *HANDED_OVER.lock() = Some((command_line, tables));
 }
 
+/// Stops the board's watchdog, which firmware or who ran before may have left armed.
+fn stop_watchdog(tables: &Tables) {
+    for write in &tables.stop_watchdog {
+        log::info!("stopping the watchdog by port {:#x}", write.port);
+        exit::write_register(*write);
+    }
+}
+
 extern "C" fn on_own_stack() -> ! {
     let (command_line, tables) = HANDED_OVER.lock().take().expect("handed over by `start`");
+    for near in &tables.memory {
+        let (start, mib) = (near.start, near.len >> 20);
+        log::debug!("memory at {start:#x}, {mib} MiB, is of node {}", near.node);
+    }
     smp::start_others(&tables.cores);
     pci::init(tables.ecam);
     log::info!(

@@ -1,13 +1,17 @@
 //! The kernel log: [`log`]'s backend, one line a record, and the report lines that scripts read.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use spin::Mutex;
 
-use crate::dev::serial::Serial;
+use crate::boot::acpi::SerialConsole;
+use crate::dev::serial::{COM1, Serial};
 
 /// Taken for one line at a time. No lock is taken under it.
-static SERIAL: Mutex<Serial> = Mutex::new(Serial::new());
+static SERIAL: Mutex<Serial> = Mutex::new(Serial::at(COM1));
+/// Its port, for who writes without the lock.
+static PORT: AtomicU16 = AtomicU16::new(COM1);
 /// Number of tries of a panicking core to get the line that another core is writing.
 const PANIC_PATIENCE: u32 = 10_000_000;
 
@@ -42,6 +46,12 @@ pub(crate) fn init() {
     log::set_max_level(log::LevelFilter::Info);
 }
 
+/// Goes on at the serial port that firmware uses as its console.
+pub(crate) fn move_to(console: SerialConsole) {
+    PORT.store(console.port, Ordering::Relaxed);
+    SERIAL.lock().move_to(console);
+}
+
 /// Shows records up to `level`.
 pub fn set_level(level: log::LevelFilter) {
     log::set_max_level(level);
@@ -68,7 +78,7 @@ pub fn report(key: &str, values: fmt::Arguments<'_>) {
 pub(crate) fn drain() {
     match SERIAL.try_lock() {
         Some(mut serial) => serial.drain(),
-        None => Serial::new().drain(),
+        None => Serial::at(PORT.load(Ordering::Relaxed)).drain(),
     }
 }
 
@@ -82,5 +92,5 @@ pub(crate) fn panic_line(text: fmt::Arguments<'_>) {
         core::hint::spin_loop();
     }
     // The holder may be this very core: write past it.
-    let _ = writeln!(Serial::new(), "{text}");
+    let _ = writeln!(Serial::at(PORT.load(Ordering::Relaxed)), "{text}");
 }

@@ -1,4 +1,4 @@
-//! The first 16550 UART, polled: the kernel log's way out.
+//! A 16550 UART, polled: the kernel log's way out. It is COM1 until ACPI's SPCR names another.
 //!
 //! Registers: National Semiconductor PC16550D data sheet, table II.
 // UNSAFETY: reads and writes I/O ports.
@@ -8,7 +8,9 @@ use core::fmt;
 
 use x86_64::instructions::port::Port;
 
-const COM1: u16 = 0x3f8;
+use crate::boot::acpi::SerialConsole;
+
+pub(crate) const COM1: u16 = 0x3f8;
 /// Line status: the transmit FIFO is empty.
 const LSR_THR_EMPTY: u8 = 1 << 5;
 /// Line status: nothing is left in the FIFO or the shift register.
@@ -17,28 +19,47 @@ const FIFO_BYTES: usize = 16;
 /// Number of reads of the status before the line counts as dead.
 const PATIENCE: u32 = 1_000_000;
 
-/// COM1. Output only.
+/// Clock of the divisor.
+const BASE_BAUD: u32 = 115_200;
+
+/// The UART at some ports. Output only.
 pub(crate) struct Serial {
+    /// Its first port.
+    port: u16,
     dead: bool,
 }
 
 impl Serial {
-    pub(crate) const fn new() -> Self {
-        Self { dead: false }
+    pub(crate) const fn at(port: u16) -> Self {
+        Self { port, dead: false }
     }
 
-    /// 115200 baud, 8 bits, no parity, FIFOs on, no interrupts.
+    /// Sets it up for 115200 bits a second.
     pub(crate) fn init(&mut self) {
-        for (register, value) in [
-            (1, 0),
-            (3, 0x80),
-            (0, 1),
-            (1, 0),
-            (3, 0x03),
-            (2, 0x07),
-            (4, 0x03),
-        ] {
-            write(register, value);
+        self.set_up(Some(BASE_BAUD));
+    }
+
+    /// Goes on at the ports that firmware uses as its console.
+    pub(crate) fn move_to(&mut self, console: SerialConsole) {
+        // The line's two ends must run at one speed, so what firmware has set counts.
+        self.drain();
+        self.port = console.port;
+        self.dead = false;
+        self.set_up(console.baud);
+    }
+
+    /// 8 bits, no parity, FIFOs on, no interrupts; the speed as it is for `None`.
+    fn set_up(&mut self, baud: Option<u32>) {
+        self.write(1, 0);
+        if let Some(baud) = baud {
+            let divisor = u16::try_from(BASE_BAUD / baud.max(1)).unwrap_or(1).max(1);
+            let [low, high] = divisor.to_le_bytes();
+            for (register, value) in [(3, 0x80), (0, low), (1, high)] {
+                self.write(register, value);
+            }
+        }
+        for (register, value) in [(3, 0x03), (2, 0x07), (4, 0x03)] {
+            self.write(register, value);
         }
     }
 
@@ -48,7 +69,7 @@ impl Serial {
                 return;
             }
             for &byte in chunk {
-                write(0, byte);
+                self.write(0, byte);
             }
         }
     }
@@ -68,13 +89,23 @@ impl Serial {
             return false;
         }
         for _ in 0..PATIENCE {
-            if read(5) & bit != 0 {
+            if self.read(5) & bit != 0 {
                 return true;
             }
             core::hint::spin_loop();
         }
         self.dead = true;
         false
+    }
+
+    fn write(&self, register: u16, value: u8) {
+        // SAFETY: a register of the UART, which nothing else drives.
+        unsafe { Port::new(self.port + register).write(value) };
+    }
+
+    fn read(&self, register: u16) -> u8 {
+        // SAFETY: a register of the UART, which nothing else drives.
+        unsafe { Port::new(self.port + register).read() }
     }
 }
 
@@ -83,14 +114,4 @@ impl fmt::Write for Serial {
         self.write_bytes(text.as_bytes());
         Ok(())
     }
-}
-
-fn write(register: u16, value: u8) {
-    // SAFETY: a register of COM1, which nothing else drives.
-    unsafe { Port::new(COM1 + register).write(value) };
-}
-
-fn read(register: u16) -> u8 {
-    // SAFETY: a register of COM1, which nothing else drives.
-    unsafe { Port::new(COM1 + register).read() }
 }

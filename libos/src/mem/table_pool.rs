@@ -25,7 +25,7 @@ use hal::PhysAddr;
 use crate::Error;
 
 /// The most cores that are used.
-pub(crate) const MAX_CORES: usize = 64;
+pub(crate) const MAX_CORES: usize = 128;
 
 /// Counters of one core that move at its quiescent points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub(crate) trait Core {
 struct Retired {
     collecting: Vec<PhysAddr>,
     /// The cores that retired a table of `collecting`, one bit each.
-    retirers: u64,
+    retirers: u128,
     waiting: Vec<PhysAddr>,
     /// The cores that `waiting` waits for, as they were when it began to.
     cores: [Option<Progress>; MAX_CORES],

@@ -1,8 +1,9 @@
 //! Images that UEFI firmware starts: OVMF, from a stick, a CD and the network.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use testbed_tests::{Run, xtask};
 
@@ -50,6 +51,94 @@ fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
             "{file} holds the key and is left"
         );
     }
+    fs::remove_dir_all(folder).expect("removed");
+}
+
+/// A rack's boot server serves three machines in three ways, in a network of its own. Only root can
+/// make that.
+#[test]
+fn three_nodes_boot_from_what_xtask_pxe_serves() {
+    let own = fs::metadata("/proc/self").expect("proc is mounted").uid();
+    if own != 0 || !Path::new("/dev/net/tun").exists() {
+        println!("skipped: a network needs root and /dev/net/tun");
+        return;
+    }
+    let run = Run::new(&[
+        "--boot-from=processor:rack-http",
+        "--boot-from=memory:rack-pxe",
+        "--boot-from=storage:rack-ipxe",
+        "--boot-timeout=240",
+        "--keep-logs",
+    ]);
+    let ran = run.run(&["busybox", "sort", "/usr/share/dict/web2"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let lines: Vec<&[u8]> = ran.stdout.split(|&byte| byte == b'\n').collect();
+    assert!(lines.len() > 1000 && lines[..lines.len() - 1].is_sorted());
+    let folder = logs(&ran.stderr);
+    for (node, way) in [
+        ("processor", "  URI: http://10.9.0.1:8080/"),
+        ("memory", "  Server IP address is 10.9.0.1"),
+        ("storage", "\nTessera: storage, storage"),
+    ] {
+        let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
+        let log = String::from_utf8_lossy(&log);
+        for said in [
+            way,
+            "the command line from the build",
+            "libos::boot::start: started by UEFI",
+        ] {
+            assert!(log.contains(said), "{node}: {said:?} is not in {log}");
+        }
+    }
+    let served = PathBuf::from(format!("{}-boot", folder.display()));
+    for file in ["cluster.toml", "storage.stick", "storage.vars"] {
+        assert!(
+            !folder.join(file).exists(),
+            "{file} holds the key and is left"
+        );
+    }
+    assert!(!served.exists(), "{} is left", served.display());
+    fs::remove_dir_all(folder).expect("removed");
+}
+
+/// Firmware with Secure Boot starts what its key has signed, and nothing that another key has.
+#[test]
+fn secure_boot_starts_what_its_key_has_signed() {
+    let secure = ["--boot-from=memory:disk", "--secure-boot", "--keep-logs"];
+    let ran = Run::new(&secure).run(&["busybox", "echo", "signed"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.stdout, b"signed\n");
+    fs::remove_dir_all(logs(&ran.stderr)).expect("removed");
+
+    let own = std::env::temp_dir().join(format!("tessera-own-key-{}", std::process::id()));
+    let (key, certificate) = (own.with_extension("key"), own.with_extension("pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args(["-subj", "/CN=of nobody", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{made:?}");
+    let paths = [&key, &certificate].map(|path| path.display().to_string());
+    let foreign = [
+        &["--sign", &paths[0], &paths[1], "--boot-timeout=30"],
+        &secure[..],
+    ]
+    .concat();
+    let ran = Run::new(&foreign).run(&["busybox", "echo", "foreign"]);
+    for file in [key, certificate] {
+        fs::remove_file(file).expect("removed");
+    }
+    assert_eq!(ran.code, Some(125), "{}", ran.stderr);
+    let folder = logs(&ran.stderr);
+    let log = fs::read(folder.join("memory.log")).expect("a log");
+    let log = String::from_utf8_lossy(&log);
+    assert!(log.contains("Access Denied"), "{log}");
+    assert!(!log.contains("started by UEFI"), "{log}");
     fs::remove_dir_all(folder).expect("removed");
 }
 

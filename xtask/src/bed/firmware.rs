@@ -49,6 +49,26 @@ pub(crate) enum Medium<'a> {
         /// The file's name.
         file: &'a str,
     },
+    /// The boot server of the network that an interface of the host is in.
+    Server {
+        /// The TAP interface.
+        interface: &'a str,
+        /// The address of the machine's card.
+        mac: &'a str,
+        /// The client that asks the server.
+        client: Client<'a>,
+    },
+}
+
+/// Client by which a machine asks a boot server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Client<'a> {
+    /// The firmware's own, by PXE.
+    Pxe,
+    /// The firmware's own, by HTTP.
+    Http,
+    /// Another, on a USB stick.
+    Stick(&'a Path),
 }
 
 /// UEFI firmware of one machine: OVMF.
@@ -56,23 +76,39 @@ pub(crate) enum Medium<'a> {
 pub(crate) struct Firmware {
     code: PathBuf,
     variables: PathBuf,
+    /// It checks signatures, and keeps its variables by system management mode.
+    secure: bool,
 }
 
 impl Firmware {
-    /// Fetches OVMF, if need be, and gives it empty variables in a file.
-    pub(crate) fn obtain(variables: PathBuf) -> Result<Self> {
+    /// Fetches OVMF, if need be, and gives it fresh variables in a file: without keys, or with
+    /// Debian's test key and Secure Boot on.
+    pub(crate) fn obtain(variables: PathBuf, secure: bool) -> Result<Self> {
         let root = ipxe::obtain()?;
-        let fresh = root.join("usr/share/OVMF/OVMF_VARS_4M.fd");
+        let (code, fresh) = if secure {
+            ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.snakeoil.fd")
+        } else {
+            ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
+        };
+        let file = |name| root.join("usr/share/OVMF").join(name);
+        let fresh = file(fresh);
         fs::copy(&fresh, &variables)
             .with_context(|| format!("can't make {}", variables.display()))?;
-        let code = root.join("usr/share/OVMF/OVMF_CODE_4M.fd");
-        Ok(Self { code, variables })
+        Ok(Self {
+            code: file(code),
+            variables,
+            secure,
+        })
     }
 
     fn add_to(&self, command: &mut Command) {
         drive(command, "code", &self.code, true);
         drive(command, "variables", &self.variables, false);
         command.args(["-machine", "pflash0=code,pflash1=variables"]);
+        if self.secure {
+            let flash = "driver=cfi.pflash01,property=secure,value=on";
+            command.args(["-machine", "smm=on", "-global", flash]);
+        }
     }
 }
 
@@ -121,6 +157,27 @@ impl Medium<'_> {
                 command.args(["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=0"]);
                 // The firmware's network needs random numbers.
                 command.args(["-device", "virtio-rng-pci"]);
+            }
+            Self::Server {
+                interface,
+                mac,
+                client,
+            } => {
+                let tap = format!("tap,id=boot,ifname={interface},script=no,downscript=no");
+                command.args(["-netdev", &tap, "-device", "virtio-rng-pci"]);
+                let mut card = format!("virtio-net-pci,netdev=boot,mac={mac},romfile=");
+                match client {
+                    Client::Stick(path) => Self::Stick(path).add_to(command),
+                    Client::Pxe | Client::Http => card += ",bootindex=0",
+                }
+                command.args(["-device", &card]);
+                if *client == Client::Http {
+                    // OVMF tries PXE before HTTP (`NetworkPkg` asks QEMU for these settings).
+                    for version in ["4", "6"] {
+                        let name = format!("opt/org.tianocore/IPv{version}PXESupport");
+                        command.args(["-fw_cfg", &format!("name={name},string=no")]);
+                    }
+                }
             }
         }
     }

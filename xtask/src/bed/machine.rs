@@ -1,4 +1,4 @@
-//! QEMU's command line for a machine with a modelled adapter.
+//! QEMU's command line for a machine with modelled adapters.
 
 use std::path::Path;
 use std::process::Command;
@@ -35,7 +35,72 @@ impl Chipset {
     }
 }
 
-/// A machine whose memory the fabric's server may map, its adapter in slot 8.
+/// Place of an adapter in a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A slot of the root bus.
+    Root(u8),
+    /// Behind a port in slot 8 that reports the link's width and speed.
+    Port,
+    /// Behind a switch, or two PCI bridges where there is no PCI Express.
+    Bridges,
+    /// On a root bus of its own, as the cards of a second processor are.
+    SecondRoot,
+}
+
+/// An adapter: the socket of its model, and its place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Adapter<'a> {
+    /// The socket.
+    pub(crate) socket: &'a Path,
+    /// The place.
+    pub(crate) place: Place,
+}
+
+impl<'a> Adapter<'a> {
+    /// Returns the adapter in slot 8, where most machines have it.
+    pub(crate) fn usual(socket: &'a Path) -> [Self; 1] {
+        let place = Place::Root(8);
+        [Self { socket, place }]
+    }
+
+    fn add_to(&self, command: &mut Command, chipset: Chipset) {
+        let ports: &[&str] = match (self.place, chipset) {
+            (Place::Root(_), _) => &[],
+            (Place::Port, _) => &["pcie-root-port,id=adapter,addr=0x8"],
+            (Place::Bridges, Chipset::Q35) => &[
+                "pcie-root-port,id=above,addr=0x9",
+                "x3130-upstream,id=switch,bus=above",
+                "xio3130-downstream,id=adapter,bus=switch,chassis=9",
+            ],
+            (Place::Bridges, Chipset::Pc) => &[
+                "pci-bridge,id=first,chassis_nr=1,addr=0x9",
+                "pci-bridge,id=adapter,chassis_nr=2,bus=first,addr=0x3",
+            ],
+            (Place::SecondRoot, Chipset::Q35) => &[
+                "pxb-pcie,id=root,bus_nr=128",
+                "pcie-root-port,id=adapter,bus=root,chassis=9",
+            ],
+            (Place::SecondRoot, Chipset::Pc) => &["pxb,id=adapter,bus_nr=128"],
+        };
+        for port in ports {
+            command.args(["-device", port]);
+        }
+        let (bus, slot) = match self.place {
+            Place::Root(slot) => (chipset.bus(), slot),
+            Place::Port | Place::Bridges | Place::SecondRoot => ("adapter", 0),
+        };
+        // A bridge of a PCI bus has slot 0 for its own hot plugging.
+        let slot = slot + u8::from(chipset == Chipset::Pc && bus == "adapter");
+        let device = serde_json::json!({
+            "driver": "vfio-user-pci", "bus": bus, "addr": format!("{slot:#x}"),
+            "socket": { "type": "unix", "path": self.socket.display().to_string() },
+        });
+        command.arg("-device").arg(device.to_string());
+    }
+}
+
+/// A machine whose memory the fabric's server may map.
 pub(crate) struct Machine<'a> {
     /// Starter of the machine.
     pub(crate) start: Start<'a>,
@@ -45,13 +110,10 @@ pub(crate) struct Machine<'a> {
     pub(crate) cpu_model: &'a str,
     /// Its main memory in bytes.
     pub(crate) memory: u64,
-    /// Its cores.
-    pub(crate) cpus: u32,
-    /// Its adapter's socket.
-    pub(crate) adapter: &'a Path,
-    /// The adapter is in a slot, behind a port that reports the link's width and speed. If unset,
-    /// it is on the root bus.
-    pub(crate) slot: bool,
+    /// Its cores, as QEMU's `-smp` takes them.
+    pub(crate) cpus: &'a str,
+    /// Its adapters.
+    pub(crate) adapters: &'a [Adapter<'a>],
     /// The machine starts again when it resets itself. If unset, QEMU ends.
     pub(crate) reboots: bool,
     /// A plugin for TCG with its arguments, as QEMU's `-plugin` takes it.
@@ -92,19 +154,11 @@ impl Machine<'_> {
             "-m",
             &size,
         ]);
-        command.args(["-smp", &self.cpus.to_string()]);
+        command.args(["-smp", self.cpus]);
         self.start.add_to(&mut command);
-        let socket = self.adapter.display().to_string();
-        let (bus, place) = if self.slot {
-            command.args(["-device", "pcie-root-port,id=root-port,addr=0x8"]);
-            ("root-port", "0x0")
-        } else {
-            (self.chipset.bus(), "0x8")
-        };
-        let device = serde_json::json!({
-            "driver": "vfio-user-pci", "bus": bus, "addr": place, "socket": { "type": "unix", "path": socket },
-        });
-        command.arg("-device").arg(device.to_string());
+        for adapter in self.adapters {
+            adapter.add_to(&mut command, self.chipset);
+        }
         if let Some(plugin) = self.plugin {
             command.args(["-plugin", plugin]);
         }

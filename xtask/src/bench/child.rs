@@ -10,9 +10,21 @@ use anyhow::{Context, Result, bail};
 /// # Errors
 /// Names the words, with all that was said.
 pub(super) fn xtask(words: &[impl AsRef<OsStr>]) -> Result<String> {
+    xtask_with(words, &[])
+}
+
+/// As [`xtask`], with variables in the run's environment.
+///
+/// # Errors
+/// As [`xtask`].
+pub(super) fn xtask_with(
+    words: &[impl AsRef<OsStr>],
+    variables: &[(&str, &OsStr)],
+) -> Result<String> {
     let this = std::env::current_exe().context("can't find this program")?;
     let output = Command::new(this)
         .args(words)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .output()

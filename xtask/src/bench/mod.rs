@@ -1,6 +1,7 @@
 //! `bench`: figures, for people to compare over time. No test fails for being slow; `--compare`
 //! fails for counting more.
 //!
+//! * [`boot`]: a node's start, by stage.
 //! * [`hca`]: the modelled adapter under Linux's perftest.
 //! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed.
 //! * [`miss`]: a page miss, counted. * [`latency`]: what programs wait
@@ -10,6 +11,7 @@
 //!   they are kept in `docs/bench`.
 //! * [`mod@compare`]: what changed since. * [`child`]: runs of other commands.
 
+mod boot;
 mod child;
 mod compare;
 mod figures;
@@ -40,6 +42,7 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
+    Boot(boot::Args),
     Hca(hca::Args),
     Rpc(rpc::Args),
     Miss(miss::Args),
@@ -51,6 +54,7 @@ enum What {
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         match self.what {
+            Some(What::Boot(args)) => args.run(),
             Some(What::Hca(args)) => args.run(),
             Some(What::Rpc(args)) => args.run(),
             Some(What::Miss(args)) => args.run(),

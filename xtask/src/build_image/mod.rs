@@ -1,12 +1,15 @@
 //! `build-image`: the unikernels, as files that QEMU and firmware boot.
 //!
 //! * [`elf`]: the image without symbols. * [`pe`]: the UEFI loader with the image in it. *
-//!   [`disk`], [`iso`]: media that hold that.
+//!   [`disk`], [`iso`]: media that hold that. [`sizes`]: an image's bytes by
+//!   crate and symbol. [`sign`]: for Secure Boot.
 
 pub(crate) mod disk;
 mod elf;
 mod iso;
 mod pe;
+pub(crate) mod sign;
+mod sizes;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +19,7 @@ use clap::ValueEnum;
 
 use self::disk::Beside;
 use self::pe::Pe;
+use self::sign::Signer;
 
 use crate::project::{self, BARE, cargo};
 use crate::tools::{shown, step};
@@ -36,6 +40,12 @@ pub(crate) struct Args {
     /// cluster's key in it
     #[arg(long, value_name = "OPTIONS")]
     cmdline: Option<String>,
+    /// Signs the loader with this key and certificate (PEM), for firmware with Secure Boot
+    #[arg(long, num_args = 2, value_names = ["KEY", "CERT"])]
+    sign: Option<Vec<PathBuf>>,
+    /// Prints this many of the largest crates and symbols, too
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    sizes: usize,
 }
 
 /// Format of the file that is made of an image.
@@ -107,10 +117,20 @@ impl Args {
             self.format != Format::Elf || self.cmdline.is_none(),
             "an ELF file holds no command line: give it to QEMU by -append, or choose another --format"
         );
+        let signer = self.sign.as_deref().map(Signer::of).transpose()?;
+        ensure!(
+            self.format != Format::Elf || signer.is_none(),
+            "firmware checks no signature of an ELF file: choose another --format"
+        );
         for role in Role::ALL.into_iter().filter(wanted) {
             let image = build(role)?;
             let path = image.with_extension(self.format.extension());
-            pack(&image, self.format, self.cmdline.as_deref(), &[], &path)?;
+            let contents = Contents {
+                cmdline: self.cmdline.as_deref(),
+                signer: signer.as_ref(),
+                ..Contents::default()
+            };
+            pack(&image, self.format, &contents, &path)?;
             let size = |path: &Path| -> Result<u64> {
                 Ok(fs::metadata(path)
                     .with_context(|| format!("can't read {}", path.display()))?
@@ -122,21 +142,39 @@ impl Args {
                 size(&path)?,
                 path.display()
             );
-            for (section, len) in elf::sections(&read(&image)?)? {
+            let bytes = read(&image)?;
+            for (section, len) in elf::sections(&bytes)? {
                 println!("\t{section}\t{len}");
+            }
+            if self.sizes > 0 {
+                let sizes = sizes::symbols(&bytes, ksyms::demangled)?;
+                let crates = sizes.crates.iter().take(self.sizes);
+                let symbols = sizes.symbols.iter().take(self.sizes);
+                for (name, len) in crates.chain(symbols) {
+                    println!("\t{len}\t{name}");
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Makes a file for QEMU or firmware of a built image. The command line is built in; `beside` goes
-/// to a volume's root folder.
+/// Additions to an image in a file for firmware.
+#[derive(Default)]
+pub(crate) struct Contents<'a> {
+    /// The kernel command line, which is built in.
+    pub(crate) cmdline: Option<&'a str>,
+    /// Files for the root folder of a volume.
+    pub(crate) beside: &'a [Beside<'a>],
+    /// The key that signs the loader.
+    pub(crate) signer: Option<&'a Signer>,
+}
+
+/// Makes a file for QEMU or firmware of a built image.
 pub(crate) fn pack(
     image: &Path,
     format: Format,
-    cmdline: Option<&str>,
-    beside: &[Beside<'_>],
+    contents: &Contents<'_>,
     path: &Path,
 ) -> Result<()> {
     let stripped = elf::strip(&read(image)?).with_context(|| image.display().to_string())?;
@@ -145,15 +183,29 @@ pub(crate) fn pack(
     }
     let mut pe = Pe::new(read(&build_loader()?)?)?;
     pe.add(*b".tessera", &stripped)?;
-    if let Some(line) = cmdline {
+    if let Some(line) = contents.cmdline {
         pe.add(*b".cmdline", line.as_bytes())?;
     }
-    let loader = pe.finish();
+    let mut loader = pe.finish();
+    if let Some(signer) = contents.signer {
+        loader = signer.sign(&loader, path)?;
+    }
+    let volume = |smallest| disk::volume(&loader, contents.beside, smallest);
     match format {
         Format::Elf | Format::Efi => write(path, &loader),
-        Format::Disk => disk::write(path, &disk::volume(&loader, beside, false)?),
-        Format::Iso => iso::write(path, &disk::volume(&loader, beside, true)?),
+        Format::Disk => disk::write(path, &volume(false)?),
+        Format::Iso => iso::write(path, &volume(true)?),
     }
+}
+
+/// Makes a disk from which UEFI firmware starts another program than our loader.
+pub(crate) fn foreign_disk(program: &Path, beside: &[Beside<'_>], path: &Path) -> Result<()> {
+    disk::write(path, &disk::volume(&read(program)?, beside, false)?)
+}
+
+/// Builds the loader for UEFI firmware, for who will need it soon.
+pub(crate) fn prepare_loader() -> Result<()> {
+    build_loader().map(drop)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

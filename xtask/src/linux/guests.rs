@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::Forward;
 use crate::bed::firmware::Start;
 use crate::bed::labelled::Labelled;
-use crate::bed::machine::{Chipset, Machine, file_chardev};
+use crate::bed::machine::{Adapter, Chipset, Machine, Place, file_chardev};
 use crate::bed::plugin::{self, Plugin};
 use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
@@ -155,9 +155,11 @@ impl Guests<'_> {
             chipset: Chipset::Q35,
             cpu_model: "max",
             memory: self.memory,
-            cpus: self.cpus,
-            adapter: &bed::socket(self.join.unwrap_or(self.folder), name),
-            slot: true,
+            cpus: &self.cpus.to_string(),
+            adapters: &[Adapter {
+                socket: &bed::socket(self.join.unwrap_or(self.folder), name),
+                place: Place::Port,
+            }],
             reboots: self.reboots,
             plugin: plugin::of_node(self.plugins, name),
         };

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::bed::cmdline::CommandLine;
 use crate::bed::firmware::Start;
-use crate::bed::machine::{Chipset, Machine};
+use crate::bed::machine::{Adapter, Chipset, Machine};
 use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
 use crate::bed::{self, server};
@@ -23,9 +23,9 @@ const MEMORY: u64 = 128 << 20;
 
 /// Programs and image that must be made before nodes can start.
 pub(crate) struct Parts {
-    qemu: Qemu,
-    server: PathBuf,
-    image: PathBuf,
+    pub(crate) qemu: Qemu,
+    pub(crate) server: PathBuf,
+    pub(crate) image: PathBuf,
 }
 
 impl Parts {
@@ -105,6 +105,7 @@ impl<'a> Cluster<'a> {
         // A life's log is its own: QEMU begins a file anew.
         let file = bed::log(self.folder, &format!("{name}-{}", node.lives));
         File::create_new(&file).with_context(|| format!("can't make {}", file.display()))?;
+        let socket = bed::socket(self.folder, name);
         let machine = Machine {
             start: Start::Kernel {
                 kernel: &self.parts.image,
@@ -113,9 +114,8 @@ impl<'a> Cluster<'a> {
             chipset: Chipset::Q35,
             cpu_model: "max",
             memory: MEMORY,
-            cpus: 1,
-            adapter: &bed::socket(self.folder, name),
-            slot: false,
+            cpus: "1",
+            adapters: &Adapter::usual(&socket),
             reboots: false,
             plugin: None,
         };

@@ -29,8 +29,9 @@ use rustix::process::geteuid;
 
 use self::cluster::Cluster;
 use self::tree::{Owner, Tree};
-use crate::build_image::{self, Format, Role};
-use crate::tools::{self, quiet};
+use crate::build_image::sign::Signer;
+use crate::build_image::{self, Contents, Format, Role};
+use crate::tools::quiet;
 
 /// User that Debian and others make for dnsmasq.
 const DEFAULT_USER: &str = "dnsmasq";
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// Folder for the files; those of an earlier run are replaced
     #[arg(long, value_name = "FOLDER", default_value = "target/pxe")]
     out: PathBuf,
+    /// Signs the loaders with this key and certificate (PEM), for firmware with Secure Boot
+    #[arg(long, num_args = 2, value_names = ["KEY", "CERT"])]
+    sign: Option<Vec<PathBuf>>,
     /// Serves them until Ctrl-C, by dnsmasq on the interface that the description names
     #[arg(long)]
     serve: bool,
@@ -60,7 +64,8 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         let cluster = cluster::read(&self.cluster)?;
-        let program = self.serve.then(serve::need_dnsmasq).transpose()?;
+        let program = self.serve.then(serve::obtain).transpose()?;
+        let signer = self.sign.as_deref().map(Signer::of).transpose()?;
         let owner = owner(cluster.server.user.as_deref())?;
         let mut images = HashMap::new();
         for node in &cluster.nodes {
@@ -70,7 +75,12 @@ impl Args {
         }
         let tree = tree::write(&self.out, &cluster, &owner, |node, path| {
             let image: &PathBuf = &images[node.role.name()];
-            build_image::pack(image, Format::Efi, Some(&node.line), &[], path)
+            let contents = Contents {
+                cmdline: Some(&node.line),
+                signer: signer.as_ref(),
+                ..Contents::default()
+            };
+            build_image::pack(image, Format::Efi, &contents, path)
         })?;
         print!("{}", report(&cluster, &tree, &owner));
         if let Some(id) = owner.id
@@ -87,6 +97,11 @@ impl Args {
             None => Ok(()),
         }
     }
+}
+
+/// Gets dnsmasq, for who will serve without a way to Debian.
+pub(crate) fn prepare() -> Result<()> {
+    serve::obtain().map(drop)
 }
 
 /// Returns the file with what dnsmasq says, in the folder of the tree.
@@ -161,9 +176,4 @@ fn report(cluster: &Cluster, tree: &Tree, owner: &Owner) -> String {
         None => "none: server.http_port is absent, so UEFI HTTP boot gets no answer".into(),
     };
     text + &format!("HTTP:\t{http}\n")
-}
-
-/// Returns the program of dnsmasq, or `None` where it is not installed.
-fn find_dnsmasq() -> Option<PathBuf> {
-    tools::find("dnsmasq")
 }

@@ -25,6 +25,9 @@ const PROCESSOR: [&str; 7] = [
     "clock",
 ];
 
+/// The options that S reads beside them.
+const STORAGE: [&str; 1] = ["clock"];
+
 /// An option for the kernel command line of some components.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BootOption {
@@ -63,10 +66,10 @@ impl std::str::FromStr for BootOption {
             Some((key, value)) => (key, Some(value.to_owned())),
             None => (option, None),
         };
-        let more = if role == Some(Role::Processor) {
-            &PROCESSOR[..]
-        } else {
-            &[]
+        let more = match role {
+            Some(Role::Processor) => &PROCESSOR[..],
+            Some(Role::Storage) => &STORAGE,
+            Some(Role::Memory) | None => &[],
         };
         let known = || ALL.iter().chain(more);
         if !known().any(|option| *option == key) {
@@ -105,6 +108,7 @@ mod tests {
     #[test]
     fn options_that_nobody_reads_are_refused_with_those_that_there_are() {
         assert!("processor:policy=clock".parse::<BootOption>().is_ok());
+        assert!("storage:clock=5".parse::<BootOption>().is_ok());
         let refused = "memory:policy=clock".parse::<BootOption>().unwrap_err();
         assert!(
             refused.contains("memory has no option") && refused.contains("workers"),

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::bed::firmware::{Firmware, Medium, Start};
+use super::rack;
+use crate::bed::firmware::{Client, Firmware, Medium, Start};
 use crate::build_image::disk::Beside;
-use crate::build_image::{self, Format, Role};
+use crate::build_image::sign::Signer;
+use crate::build_image::{self, Contents, Format, Role};
 use crate::grub;
 
 /// The least memory of a machine that firmware starts; OVMF fails with less than some 100 MB.
@@ -32,6 +34,19 @@ pub(super) enum Way {
     Pxe,
     /// The BIOS and iPXE, from the network: GRUB, which loads the image by Multiboot2.
     Grub,
+    /// UEFI firmware, by PXE from a boot server of `xtask pxe`.
+    RackPxe,
+    /// UEFI firmware, by HTTP from such a server.
+    RackHttp,
+    /// UEFI firmware and iPXE on a USB stick, from such a server.
+    RackIpxe,
+}
+
+impl Way {
+    /// Returns whether it is a boot server of `xtask pxe`.
+    fn is_of_rack(self) -> bool {
+        matches!(self, Self::RackPxe | Self::RackHttp | Self::RackIpxe)
+    }
 }
 
 /// Way in which some nodes start.
@@ -46,7 +61,8 @@ impl std::str::FromStr for BootFrom {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || {
-            "it is WAY or WHO:WAY, WHO being processor, memory or storage and WAY pvh, disk, iso, pxe or grub"
+            "it is WAY or WHO:WAY, WHO being processor, memory or storage and WAY pvh, disk, iso, pxe, grub, \
+             rack-pxe, rack-http or rack-ipxe"
                 .to_owned()
         };
         let (who, way) = match text.split_once(':') {
@@ -72,8 +88,15 @@ pub(super) fn way(options: &[BootFrom], role: Role) -> Way {
 pub(super) fn memory(way: Way, memory: u64) -> u64 {
     match way {
         Way::Pvh => memory,
-        Way::Disk | Way::Iso | Way::Pxe | Way::Grub => memory.max(FIRMWARE_MEMORY),
+        _ => memory.max(FIRMWARE_MEMORY),
     }
+}
+
+/// Returns whether any node starts from a boot server of `xtask pxe`.
+pub(super) fn needs_rack(options: &[BootFrom]) -> bool {
+    Role::ALL
+        .into_iter()
+        .any(|role| way(options, role).is_of_rack())
 }
 
 /// The made medium from which a node's machine starts.
@@ -89,6 +112,15 @@ pub(super) enum Source {
     Folder(PathBuf),
     /// A folder for TFTP with GRUB.
     Grub(PathBuf),
+    /// The boot server of the rack, which is to give this kernel command line.
+    Rack {
+        /// UEFI firmware asks by HTTP; else by PXE.
+        http: bool,
+        /// A USB stick with iPXE, which asks in the firmware's place.
+        stick: Option<PathBuf>,
+        /// The kernel command line.
+        line: String,
+    },
 }
 
 impl Source {
@@ -99,7 +131,13 @@ impl Source {
         image: &Path,
         line: String,
         folder: &Path,
+        signer: Option<&Signer>,
     ) -> Result<Self> {
+        let built_in = Contents {
+            cmdline: Some(&line),
+            signer,
+            ..Contents::default()
+        };
         let file = |extension: &str| folder.join(format!("{}.{extension}", role.name()));
         match way {
             Way::Pvh => Ok(Self::Kernel(image.into(), line)),
@@ -109,25 +147,24 @@ impl Source {
                     name: LINE_FILE,
                     contents: line.as_bytes(),
                 };
-                build_image::pack(image, Format::Disk, None, &[beside], &path)?;
+                let contents = Contents {
+                    beside: &[beside],
+                    signer,
+                    ..Contents::default()
+                };
+                build_image::pack(image, Format::Disk, &contents, &path)?;
                 Ok(Self::Stick(path))
             }
             Way::Iso => {
                 let path = file("iso");
-                build_image::pack(image, Format::Iso, Some(&line), &[], &path)?;
+                build_image::pack(image, Format::Iso, &built_in, &path)?;
                 Ok(Self::Cd(path))
             }
             Way::Pxe => {
                 let served = file("tftp");
                 fs::create_dir(&served)
                     .with_context(|| format!("can't make {}", served.display()))?;
-                build_image::pack(
-                    image,
-                    Format::Efi,
-                    Some(&line),
-                    &[],
-                    &served.join(BOOT_FILE),
-                )?;
+                build_image::pack(image, Format::Efi, &built_in, &served.join(BOOT_FILE))?;
                 Ok(Self::Folder(served))
             }
             Way::Grub => {
@@ -135,11 +172,22 @@ impl Source {
                 grub::make(&served, image, &line)?;
                 Ok(Self::Grub(served))
             }
+            Way::RackPxe | Way::RackHttp | Way::RackIpxe => {
+                let stick = (way == Way::RackIpxe).then(|| file("stick"));
+                if let Some(path) = &stick {
+                    rack::make_ipxe_stick(role, path)?;
+                }
+                Ok(Self::Rack {
+                    http: way == Way::RackHttp,
+                    stick,
+                    line,
+                })
+            }
         }
     }
 
     /// Returns the starter for QEMU.
-    pub(super) fn start(&self, role: Role, folder: &Path) -> Result<Start<'_>> {
+    pub(super) fn start(&self, role: Role, folder: &Path, secure: bool) -> Result<Start<'_>> {
         let medium = match self {
             Self::Kernel(kernel, command_line) => {
                 return Ok(Start::Kernel {
@@ -153,6 +201,15 @@ impl Source {
                 folder,
                 file: BOOT_FILE,
             },
+            Self::Rack { http, stick, .. } => Medium::Server {
+                interface: rack::interface(role),
+                mac: rack::mac(role),
+                client: match stick {
+                    Some(path) => Client::Stick(path),
+                    None if *http => Client::Http,
+                    None => Client::Pxe,
+                },
+            },
             Self::Grub(folder) => {
                 return Ok(Start::Bios {
                     folder,
@@ -160,7 +217,7 @@ impl Source {
                 });
             }
         };
-        let firmware = Firmware::obtain(folder.join(format!("{}.vars", role.name())))?;
+        let firmware = Firmware::obtain(folder.join(format!("{}.vars", role.name())), secure)?;
         Ok(Start::Firmware { firmware, medium })
     }
 
@@ -172,6 +229,7 @@ impl Source {
             }
             let _ = fs::remove_dir_all(folder.join(format!("{}.tftp", role.name())));
         }
+        rack::remove(folder);
     }
 }
 

@@ -1,7 +1,7 @@
 //! `run`: starts a cluster in QEMU and runs a program on it.
 //!
 //! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. *
-//!   [`media`]: `--boot-from`.
+//!   [`media`]: `--boot-from`. [`rack`]: a boot server for it.
 //! * [`start`]: what to run. * [`console`]: its streams.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
@@ -13,6 +13,7 @@ mod demo;
 mod disk;
 pub(crate) mod drive;
 mod media;
+mod rack;
 mod report;
 mod root;
 pub(crate) mod start;
@@ -45,6 +46,7 @@ use crate::bed::cmdline::CommandLine;
 use crate::bed::machine::Chipset;
 use crate::bed::plugin::{self, Plugin};
 use crate::bed::{self, FAILED, INTERRUPTED_STATUS, make_folder, random_key, server};
+use crate::build_image::sign::Signer;
 use crate::build_image::{Role, build};
 use crate::project;
 use crate::qemu::Qemu;
@@ -123,10 +125,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHO:OPTION")]
     boot: Vec<BootOption>,
     /// Starts the machines of all nodes, or of one, otherwise than by QEMU's own loader: by UEFI
-    /// firmware from a USB stick (`disk`), an ISO (`iso`) or the network (`pxe`) (repeatable; the
-    /// last for a node counts)
+    /// firmware from a USB stick (`disk`), an ISO (`iso`) or the network (`pxe`), or in another way
+    /// of docs/metal.md (repeatable; the last for a node counts)
     #[arg(long, value_name = "[WHO:]WAY")]
     boot_from: Vec<BootFrom>,
+    /// Signs what firmware starts with this key and certificate (PEM)
+    #[arg(long, num_args = 2, value_names = ["KEY", "CERT"])]
+    sign: Option<Vec<PathBuf>>,
+    /// Secure Boot: firmware starts only what Debian's test key has signed, which signs unless
+    /// --sign names another
+    #[arg(long)]
+    secure_boot: bool,
     /// The nodes' chipset
     #[arg(long, value_enum, default_value_t = Chipset::Q35)]
     chipset: Chipset,
@@ -193,6 +202,9 @@ pub(crate) fn main(args: Args) -> ExitCode {
 impl Args {
     fn run(self) -> Result<u8> {
         bed::need_launcher()?;
+        if media::needs_rack(&self.boot_from) {
+            rack::enter()?;
+        }
         let folder = make_folder()?;
         let result = self.run_in(&folder);
         // Only logs are worth keeping.
@@ -221,6 +233,10 @@ impl Args {
             self.workdir.is_absolute(),
             "--workdir is a folder on S's disk: give an absolute path, not {}",
             self.workdir.display()
+        );
+        ensure!(
+            !self.secure_boot || self.chipset == Chipset::Q35,
+            "--secure-boot needs the chipset q35: firmware keeps its keys by system management mode"
         );
         ensure!(
             self.root.is_none() || !self.program.is_empty(),
@@ -323,6 +339,7 @@ impl Args {
             options,
         )?;
         let vms = self.vms(parts, folder, drive, pcache)?;
+        let _rack = rack::Rack::start(&vms, folder)?;
         say("Starting the cluster");
         let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
         if media::way(&self.boot_from, Role::Processor) != media::Way::Pvh {
@@ -389,6 +406,11 @@ impl Args {
         pcache: u64,
     ) -> Result<Vec<Vm<'a>>> {
         let key = random_key()?;
+        let signer = match &self.sign {
+            Some(files) => Some(Signer::of(files)?),
+            None if self.secure_boot => Some(Signer::for_tests(folder)?),
+            None => None,
+        };
         let vm = |role: Role| {
             let (memory, cpus) = match role {
                 Role::Processor => (KERNEL_MEMORY + pcache, self.cpus),
@@ -406,7 +428,8 @@ impl Args {
             let image = &parts.images[role.name()];
             Ok(Vm {
                 role,
-                source: Source::make(way, role, image, command_line, folder)?,
+                source: Source::make(way, role, image, command_line, folder, signer.as_ref())?,
+                secure: self.secure_boot,
                 chipset: self.chipset,
                 cpu_model: &self.cpu_model,
                 memory: media::memory(way, memory),

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::drive::Drive;
 use super::media::Source;
-use crate::bed::machine::{Chipset, Machine};
+use crate::bed::machine::{Adapter, Chipset, Machine};
 use crate::bed::{log, socket};
 use crate::build_image::Role;
 use crate::qemu::Qemu;
@@ -18,6 +18,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) role: Role,
     /// Medium from which its machine starts.
     pub(super) source: Source,
+    /// Its firmware starts only what Debian's test key has signed.
+    pub(super) secure: bool,
     /// Its chipset.
     pub(crate) chipset: Chipset,
     /// Its CPUs' model.
@@ -47,14 +49,14 @@ pub(crate) mod names {
 impl Vm<'_> {
     /// Returns the command that starts it.
     pub(crate) fn command(&self, qemu: &Qemu) -> Result<Command> {
+        let socket = socket(self.folder, self.role.name());
         let machine = Machine {
-            start: self.source.start(self.role, self.folder)?,
+            start: self.source.start(self.role, self.folder, self.secure)?,
             chipset: self.chipset,
             cpu_model: self.cpu_model,
             memory: self.memory,
-            cpus: self.cpus,
-            adapter: &socket(self.folder, self.role.name()),
-            slot: false,
+            cpus: &self.cpus.to_string(),
+            adapters: &Adapter::usual(&socket),
             reboots: false,
             plugin: self.plugin,
         };

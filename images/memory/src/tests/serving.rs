@@ -88,8 +88,15 @@ impl Machine for Model {
     }
 }
 
+fn pool(extents: u64, size: usize) -> Pool {
+    Pool::with_extents_of(size, &[(BASE, extents * size as u64 * CHUNK_SIZE)])
+}
+
 fn server(extents: u64, size: usize, model: Model) -> Arc<Server<Model>> {
-    let pool = Pool::with_extents_of(size, &[(BASE, extents * size as u64 * CHUNK_SIZE)]);
+    server_with(pool(extents, size), model)
+}
+
+fn server_with(pool: Pool, model: Model) -> Arc<Server<Model>> {
     let server = Arc::new(Server::new(Manager::new(pool), model));
     server.machine.server.set(Arc::downgrade(&server)).unwrap();
     server
@@ -174,6 +181,19 @@ fn a_request_that_needs_a_lost_peers_memory_is_served_before_all_of_it_is_clean(
     assert_eq!(run(lend(&server, OTHER, 1)).unwrap().len(), 1);
     let pieces = usize::try_from(4 * CHUNK_SIZE / PIECE).unwrap();
     assert_eq!(server.machine.zeroed(), pieces);
+}
+
+#[test]
+fn memory_as_firmware_left_it_is_zeroed_before_it_is_lent() {
+    let server = server_with(pool(4, 4).dirty(), Model::default());
+    assert_eq!(server.manager.lock().pool().idle(), 0);
+    // The cleaner never runs here: a request zeroes the extent that it needs and no other.
+    assert_eq!(run(lend(&server, P, 1)).unwrap().len(), 1);
+    let pieces = usize::try_from(4 * CHUNK_SIZE / PIECE).unwrap();
+    assert_eq!(server.machine.zeroed(), pieces);
+    assert_eq!(run(lend(&server, P, 16)).unwrap().len(), 3, "what is clean");
+    assert_eq!(run(lend(&server, P, 12)).unwrap().len(), 4);
+    assert_eq!(server.machine.zeroed(), 2 * pieces);
 }
 
 #[test]

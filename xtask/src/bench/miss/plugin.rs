@@ -16,8 +16,16 @@ const FIRST: (u32, u32) = (11, 1);
 /// Builds the plugin in `folder` and returns its path.
 ///
 /// # Errors
-/// If QEMU is too old for it, or the compiler is missing or fails.
+/// As [`build_source`].
 pub(crate) fn build(qemu: &Qemu, folder: &Path) -> Result<PathBuf> {
+    build_source(qemu, folder, "miss/plugin/counts.c")
+}
+
+/// Builds the plugin of a source file among the benchmarks and returns its path.
+///
+/// # Errors
+/// If QEMU is too old for it, or the compiler is missing or fails.
+pub(in crate::bench) fn build_source(qemu: &Qemu, folder: &Path, source: &str) -> Result<PathBuf> {
     let version =
         version(&qemu.version).with_context(|| format!("QEMU's version: {:?}", qemu.version))?;
     ensure!(
@@ -30,8 +38,8 @@ pub(crate) fn build(qemu: &Qemu, folder: &Path) -> Result<PathBuf> {
         version.1
     );
     let cc = need("cc", "`apt-get install gcc`")?;
-    let source = project::root().join("xtask/src/bench/miss/plugin/counts.c");
-    let plugin = folder.join("counts.so");
+    let source = project::root().join("xtask/src/bench").join(source);
+    let plugin = folder.join("plugin.so");
     quiet(
         Command::new(cc)
             .args([
@@ -102,14 +110,15 @@ mod tests {
     }
 
     #[test]
-    fn the_plugin_compiles() {
+    fn the_plugins_compile() {
         if crate::tools::find("cc").is_none() {
             return;
         }
-        let source = project::root().join("xtask/src/bench/miss/plugin/counts.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-Wall", "-Wextra", "-Werror", "-fsyntax-only"])
-            .arg(source);
-        quiet(&mut cc).expect("it compiles");
+        for source in ["miss/plugin/counts.c", "boot/stages.c"] {
+            let mut cc = Command::new("cc");
+            cc.args(["-Wall", "-Wextra", "-Werror", "-fsyntax-only"])
+                .arg(project::root().join("xtask/src/bench").join(source));
+            quiet(&mut cc).expect("it compiles");
+        }
     }
 }

@@ -1,5 +1,5 @@
 /*
- * Declares what counts.c uses of QEMU's interface for TCG plugins.
+ * Declares what our plugins use of QEMU's interface for TCG plugins.
  *
  * Debian's QEMU brings no header, and one from another version would differ silently. These
  * declarations are of version 7 of the interface (QEMU 11.1: each callback takes user data), as
