@@ -204,6 +204,9 @@ impl Fabric {
             _ if !self.switch.carries_data(from.number()) => {
                 log::debug!("switch: port {} carries no data yet", from.number());
             }
+            _ if !self.switch.lets_in(from.number(), packet.pkey) => {
+                log::debug!("switch: port {} is not in {}", from.number(), packet.pkey);
+            }
             lid if is_multicast(lid) => {
                 let to: Vec<u8> = self.switch.towards_group(lid).collect();
                 for port in to.into_iter().filter(|&port| port != from.number()) {
@@ -264,10 +267,12 @@ impl Fabric {
             self.discard(port);
             return;
         };
-        if packet.vl15 || self.switch.carries_data(port) {
+        if packet.vl15 {
             self.carry(now, to, packet);
-        } else {
+        } else if !self.switch.carries_data(port) {
             self.discard(port);
+        } else if self.switch.lets_out(port, packet.pkey) {
+            self.carry(now, to, packet);
         }
     }
 

@@ -39,6 +39,9 @@ const PKEYS: u8 = 32;
 /// Code of 4096 bytes.
 const MTU_4096: u8 = 5;
 const VLS_8: u8 = 4;
+/// Bits of PortInfo's partition enforcement.
+const ENFORCES_INBOUND: u8 = 1 << 3;
+const ENFORCES_OUTBOUND: u8 = 1 << 2;
 /// PortPhysicalState in a Set that leaves the state as it is.
 const PHYS_NO_CHANGE: u8 = 0;
 const PHYS_POLLING: u8 = 2;
@@ -119,7 +122,10 @@ impl Switch {
                 default_multicast_other: NO_PORT,
                 life_state: LifeState::new().with_life_time(18),
                 // OpenSM looks for another subnet manager behind a port 0 of this kind only.
-                flags: SwitchFlags::new().with_enhanced_port_0(true),
+                flags: SwitchFlags::new()
+                    .with_inbound_enforcement(true)
+                    .with_outbound_enforcement(true)
+                    .with_enhanced_port_0(true),
                 ..SwitchInfo::default()
             },
             unicast: vec![NO_PORT; usize::from(FIRST_MLID)],
@@ -217,6 +223,29 @@ impl Switch {
             .get(usize::from(port))
             .map(|port| port.info.speed_state.state());
         matches!(state, Some(PortStateBits::ARMED | PortStateBits::ACTIVE))
+    }
+
+    /// Returns whether data of a partition may come in by a port. A manager tells the port to check
+    /// that (IBA 1.3, 14.2.5.6: PartitionEnforcementInbound, PartitionEnforcementOutbound).
+    pub(crate) fn lets_in(&mut self, port: u8, pkey: PKey) -> bool {
+        self.enforce(port, ENFORCES_INBOUND, pkey, Counter::RcvConstraint)
+    }
+
+    /// Returns whether data of a partition may go out by a port.
+    pub(crate) fn lets_out(&mut self, port: u8, pkey: PKey) -> bool {
+        self.enforce(port, ENFORCES_OUTBOUND, pkey, Counter::XmitConstraint)
+    }
+
+    fn enforce(&mut self, port: u8, way: u8, pkey: PKey, counter: Counter) -> bool {
+        let Some(port) = self.ports.get_mut(usize::from(port)) else {
+            return false;
+        };
+        let enforces = port.info.operational_vls.low() & way != 0;
+        let admitted = !enforces || port.pkeys.iter().any(|own| PKey(own.get()).admits(pkey));
+        if !admitted {
+            port.counts.count(counter);
+        }
+        admitted
     }
 
     /// Returns the port towards a LID.

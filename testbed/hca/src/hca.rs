@@ -387,11 +387,14 @@ impl Hca {
         };
         port.counts.received(&packet);
         let active = port.is_active();
+        // QP1 is in all partitions of the port (IBA 1.3, 10.9.9).
+        let foreign = packet.dqpn == Qpn(1) && !port.admits_to_any(packet.pkey);
         self.core.counters.packets_received += 1;
         self.core.counters.bytes_received += packet.payload.len() as u64;
         match packet.dqpn {
             Qpn(0) => self.receive_special(number, 0, &packet),
             _ if !active => log::debug!("port {number} is not active: a packet is dropped"),
+            _ if foreign => log::debug!("port {number}: a packet of {} for QP1", packet.pkey),
             Qpn(1) => self.receive_special(number, 1, &packet),
             _ if is_multicast(packet.dlid) => self.receive_multicast(number, &packet, None),
             Qpn(qpn) => self.receive_at(qpn, packet),
@@ -404,6 +407,10 @@ impl Hca {
             log::debug!("a packet for QP {qpn:#x}, which is not there");
             return;
         };
+        if !qp.admits(&mut self.core, &packet) {
+            log::debug!("QP {qpn:#x}: a packet of {}", packet.pkey);
+            return;
+        }
         match (qp.service(), packet.service) {
             (Service::UD, Wire::Ud) => qp.receive_datagram(&mut self.core, &packet, true),
             (Service::RC, Wire::Rc) | (Service::UC, Wire::Uc) if qp.is_peer(&packet) => {
@@ -464,6 +471,7 @@ impl Hca {
             if let Some(qp) = self.qps.get_mut(&qpn)
                 && qp.service() == Service::UD
                 && qp.port() == number
+                && qp.admits(&mut self.core, packet)
             {
                 qp.receive_datagram(&mut self.core, packet, true);
             }
@@ -475,6 +483,16 @@ impl QueuePair {
     /// Returns whether a packet comes from the peer that the queue pair is connected to.
     fn is_peer(&self, packet: &Packet) -> bool {
         packet.slid.0 == self.context.primary_path.remote_lid.get()
+    }
+
+    /// Returns whether a packet is of the queue pair's partition.
+    fn admits(&self, core: &mut Core, packet: &Packet) -> bool {
+        const DISABLES_CHECK: u8 = 1 << 6;
+        let path = &self.context.primary_path;
+        path.disable_pkey_check & DISABLES_CHECK != 0
+            || core
+                .port_mut(self.port())
+                .is_some_and(|port| port.admits(path.pkey_index, packet.pkey))
     }
 }
 

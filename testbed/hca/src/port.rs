@@ -161,9 +161,27 @@ impl Port {
             .map(|pkey| PKey(pkey.get()))
     }
 
+    /// Returns the index of the first key that lets packets of a partition in.
     pub(crate) fn pkey_index(&self, pkey: PKey) -> Option<u8> {
-        let index = self.pkeys.iter().position(|entry| entry.get() == pkey.0)?;
-        u8::try_from(index).ok()
+        let admits = |entry: &U16| PKey(entry.get()).admits(pkey);
+        u8::try_from(self.pkeys.iter().position(admits)?).ok()
+    }
+
+    /// Returns whether the key with this index lets a packet of a partition in, and counts it if it
+    /// does not (IBA 1.3, 9.6.1.1.3).
+    pub(crate) fn admits(&mut self, index: u8, pkey: PKey) -> bool {
+        let admitted = self.pkey(index).is_some_and(|own| own.admits(pkey));
+        if !admitted {
+            let count = self.info.p_key_violations.get().saturating_add(1);
+            self.info.p_key_violations = U16::new(count);
+        }
+        admitted
+    }
+
+    /// Returns whether any key lets a packet of a partition in, and counts it if none does.
+    pub(crate) fn admits_to_any(&mut self, pkey: PKey) -> bool {
+        let index = self.pkey_index(pkey).unwrap_or(0);
+        self.admits(index, pkey)
     }
 
     pub(crate) fn gid(&self, index: u8) -> Gid {

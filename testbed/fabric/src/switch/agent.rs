@@ -242,7 +242,10 @@ impl Port {
             info.mtu_sm_sl = wanted.mtu_sm_sl;
         }
         if wanted.operational_vls.high() != 0 {
-            info.operational_vls = wanted.operational_vls;
+            info.operational_vls.set_high(wanted.operational_vls.high());
+        }
+        if !own {
+            info.operational_vls.set_low(wanted.operational_vls.low());
         }
         info.vl_high_limit = wanted.vl_high_limit;
         info.speed_state.set_state(after);

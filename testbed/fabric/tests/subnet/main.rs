@@ -15,8 +15,8 @@ use mad::sa::{
     path_record_mask, port_info_record_mask,
 };
 use mad::smp::{
-    LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PortInfo,
-    PortStateBits, SmInfo, SmState, Smp, SwitchInfo, TRAP_LINK_STATE, attribute, data_of,
+    LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PKeyTable,
+    PortInfo, PortStateBits, SmInfo, SmState, Smp, SwitchInfo, TRAP_LINK_STATE, attribute, data_of,
 };
 use mad::{Attribute, Header, Method, MgmtClass, Status};
 use verbs::{Gid, Guid, Lid, PKey, Psn, QKey, Qpn};

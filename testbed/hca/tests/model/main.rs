@@ -5,5 +5,6 @@ mod commands;
 mod connections;
 mod datagrams;
 mod hostile;
+mod partitions;
 mod ports;
 mod read_ahead;

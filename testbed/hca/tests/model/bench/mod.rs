@@ -359,7 +359,7 @@ impl Bench {
         self.command(node, Opcode::INIT_HCA, 0, 0, profile().as_bytes())
             .unwrap();
         self.make_eq(node);
-        self.command_raw(node, Opcode::CONF_SPECIAL_QP, 1, SPECIAL_BASE, 0)
+        self.command_raw(node, Opcode::CONF_SPECIAL_QP, 3, SPECIAL_BASE, 0)
             .unwrap();
         self.command_raw(node, Opcode::INIT_PORT, 0, 1, 0).unwrap();
     }
