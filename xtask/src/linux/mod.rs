@@ -1,8 +1,10 @@
 //! `linux`: Debian guests whose InfiniBand adapters are modelled ConnectX-3s on one fabric.
 //!
-//! * [`kernel`]: Debian's kernel and its modules. * [`initramfs`], [`cpio`]: the guests' files.
+//! * [`kernel`]: Debian's kernel and its modules. * [`initramfs`], [`cpio`], [`alternatives`]: the
+//!   guests' files.
 //! * [`guests`]: starts the guests and follows what they say. `init.sh` is what they run.
 
+mod alternatives;
 mod cpio;
 mod guests;
 mod initramfs;
@@ -47,6 +49,9 @@ pub(crate) struct Args {
     /// The kernel: that of Debian 12's package `linux-image-VERSION`
     #[arg(long, value_name = "VERSION", default_value = KERNEL)]
     kernel: String,
+    /// More modules of the kernel for the guests, loaded before their commands
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    modules: Vec<String>,
     /// Puts a file or folder of the host into the guests, under /data/NAME if no guest path is
     /// given (repeatable)
     #[arg(long, value_name = "HOST[:GUEST]")]
@@ -181,6 +186,7 @@ impl Args {
         let kernel = Kernel::obtain(&self.kernel)?;
         let contents = Contents {
             packages: &self.packages,
+            modules: &self.modules,
             add: &self.add,
             commands: &self.commands,
             nodes,

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod faults;
+mod guests;
 mod ip;
 mod lifecycle;
 mod ours;
@@ -25,6 +26,7 @@ use testbed_tests::linux::run::Tally;
 fn groups() -> impl Iterator<Item = Group> {
     let modules = [
         ("faults", faults::groups()),
+        ("guests", guests::groups()),
         ("ip", ip::groups()),
         ("lifecycle", lifecycle::groups()),
         ("ours", ours::groups()),
