@@ -24,6 +24,13 @@ open_enum! {
         PERF = 0x04,
         /// Communication management.
         CM = 0x07,
+        /// The first of the makers' classes without an OUI (Linux `mlx4_ib.h`,
+        /// `MLX4_IB_VENDOR_CLASS1`).
+        VENDOR_1 = 0x09,
+        /// The second.
+        VENDOR_2 = 0x0a,
+        /// Congestion control.
+        CONGESTION = 0x21,
         /// Subnet management, routed by a list of ports.
         SUBN_DIRECTED = 0x81,
     }

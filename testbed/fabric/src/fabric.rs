@@ -5,7 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use hal::Instant;
 use mad::smp::{PERMISSIVE_LID, Smp};
-use mad::{Attribute, Header, MgmtClass};
+use mad::{Attribute, Header, Method, MgmtClass};
 use verbs::{Lid, Qpn};
 
 use crate::counters::{self, CountedPorts, Counter};
@@ -331,6 +331,9 @@ impl Fabric {
                 let from = PortIndex::of(from)?;
                 manager.receive(now, from, &smp, &mut self.switch);
                 None
+            }
+            Some(manager) if smp.header.method == Method::TRAP => {
+                manager.hear_trap(PortIndex::of(from)?, smp)
             }
             Some(manager) if smp.header.attribute() == Attribute::SM_INFO => manager.answer(smp),
             _ => self.switch.answer(smp, from),

@@ -26,6 +26,6 @@ mod memory;
 pub use bed::Testbed;
 pub use fabric::{FabricConfig, Faults as LinkFaults};
 pub use faults::{Faults, Faulty, FaultyBar, FaultyBuffer, FaultyConfig, FaultyVector};
-pub use hca_model::{ClusterConfig, trace};
+pub use hca_model::{Board as CardBoard, ClusterConfig, Device, NodeConfig, trace};
 pub use machine::{Bar, Board, Config, Machine, Vector, World};
 pub use memory::Buffer;

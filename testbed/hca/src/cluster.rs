@@ -183,10 +183,7 @@ impl Cluster {
         if busy || self.fabric.has_arrivals() {
             return Some(now);
         }
-        let timers = self
-            .nodes
-            .iter()
-            .filter_map(|node| node.hca.core.timers.first().map(|(due, _)| *due));
+        let timers = self.nodes.iter().filter_map(|node| node.hca.deadline());
         timers.chain(self.fabric.deadline()).min()
     }
 

@@ -61,6 +61,6 @@ pub mod trace;
 mod wqe;
 
 pub use cluster::Cluster;
-pub use config::{ClusterConfig, NodeConfig, NodeIndex};
+pub use config::{Board, ClusterConfig, Device, NodeConfig, NodeIndex};
 pub use counters::Counters;
 pub use host::{DmaError, Host};

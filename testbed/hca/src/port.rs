@@ -2,6 +2,7 @@
 
 use fabric::counters::{Counter, PortCounts};
 use fabric::{Grh, Packet};
+use hal::{Duration, Instant};
 use mad::smp::{
     LinkWidth, MtuAndSl, Nibbles, PortCapabilities, PortInfo, PortPhys, PortStateBits, SpeedState,
 };
@@ -54,7 +55,20 @@ pub(crate) struct Port {
     pub(crate) guids: [U64; TABLE_LEN],
     pub(crate) sl_to_vl: [u8; 8],
     pub(crate) counts: PortCounts,
+    /// Report to the subnet manager that is not acknowledged yet.
+    trap: Option<Trap>,
 }
+
+/// A report that is sent until it is acknowledged.
+#[derive(Debug, Clone, Copy)]
+struct Trap {
+    due: Instant,
+    tries: u32,
+}
+
+/// Interval between two reports, and their number at most.
+const TRAP_PAUSE: Duration = Duration::from_secs(1);
+const TRAP_TRIES: u32 = 10;
 
 impl Port {
     pub(crate) fn new(number: u8, guid: Guid) -> Self {
@@ -70,6 +84,7 @@ impl Port {
             guids: [U64::ZERO; TABLE_LEN],
             sl_to_vl: [0; 8],
             counts: PortCounts::default(),
+            trap: None,
         };
         port.reset();
         port
@@ -79,6 +94,7 @@ impl Port {
     pub(crate) fn reset(&mut self) {
         self.enabled = false;
         self.bounced = false;
+        self.trap = None;
         self.counts = PortCounts::default();
         self.pkeys = [U16::ZERO; TABLE_LEN];
         self.pkeys[0] = U16::new(PKey::DEFAULT.0);
@@ -137,6 +153,66 @@ impl Port {
 
     pub(crate) fn is_active(&self) -> bool {
         self.state() == PortStateBits::ACTIVE
+    }
+
+    /// Returns whether software started the port.
+    pub(crate) fn is_started(&self) -> bool {
+        self.enabled
+    }
+
+    /// Begins to report something to the subnet manager.
+    pub(crate) fn begin_trap(&mut self, now: Instant) {
+        self.trap = Some(Trap {
+            due: now,
+            tries: TRAP_TRIES,
+        });
+    }
+
+    /// Stops reporting: the manager has acknowledged.
+    pub(crate) fn end_trap(&mut self) {
+        self.trap = None;
+    }
+
+    /// Returns the time of the next report.
+    pub(crate) fn trap_due(&self) -> Option<Instant> {
+        self.trap.map(|trap| trap.due)
+    }
+
+    /// Takes the report that is due: the manager's LID, if there is another port's that has one.
+    pub(crate) fn take_trap(&mut self, now: Instant) -> Option<Lid> {
+        let trap = self.trap.filter(|trap| trap.due <= now)?;
+        let manager = Lid(self.info.sm_lid.get());
+        let heard = self.is_active() && manager != Lid(0) && manager != self.lid();
+        self.trap = (heard && trap.tries > 1).then(|| Trap {
+            due: now + TRAP_PAUSE,
+            tries: trap.tries - 1,
+        });
+        heard.then_some(manager)
+    }
+
+    /// Returns whether a management key lets a request in: none is set, it is the same, or it is a
+    /// read that the protection leaves open (IBA 1.3, 14.2.4). One that is not is counted.
+    pub(crate) fn accepts_key(&mut self, key: u64, set: bool) -> bool {
+        const READS_ARE_OPEN: core::ops::RangeInclusive<u8> = 0..=1;
+        let own = self.info.m_key.get();
+        let protection = self.info.mkey_lmc >> 6;
+        let accepted = own == 0 || own == key || !set && READS_ARE_OPEN.contains(&protection);
+        if !accepted {
+            let count = self.info.m_key_violations.get().saturating_add(1);
+            self.info.m_key_violations = U16::new(count);
+        }
+        accepted
+    }
+
+    /// Returns PortInfo as a request with this key may see it: the key itself is for those who have
+    /// it, unless it is not protected at all.
+    pub(crate) fn info_for(&self, key: Option<u64>) -> PortInfo {
+        let mut info = self.info;
+        let hidden = info.mkey_lmc >> 6 != 0 && key.is_some_and(|key| key != info.m_key.get());
+        if hidden {
+            info.m_key = U64::ZERO;
+        }
+        info
     }
 
     /// Returns whether the port tries to have a link.

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 use fabric::{FabricConfig, Manager};
 use hca_model::trace::{Recorder, Text};
-use hca_model::{ClusterConfig, NodeConfig};
+use hca_model::{Board, ClusterConfig, Device, NodeConfig};
 use hca_server::node::{Cables, Cluster};
 use verbs::{Gid, Guid};
 
@@ -26,11 +26,13 @@ use verbs::{Gid, Guid};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// A node: its name and the socket to make, and optionally its node GUID and its number of
-    /// ports
+    /// A node: its name and the socket to make, and optionally its node GUID, its number of ports,
+    /// its MSI-X vectors (0: interrupt pin only), and its kind: `pro` for a ConnectX-3 Pro,
+    /// `blueflame` for one that offers BlueFlame, `plain` for one without entries of 64 bytes and
+    /// EQs of the system
     #[arg(
         long = "node",
-        value_name = "NAME=SOCKET[,guid=HEX][,ports=N]",
+        value_name = "NAME=SOCKET[,guid=HEX][,ports=N][,vectors=N][,pro][,blueflame][,plain]",
         required = true
     )]
     nodes: Vec<NodeArg>,
@@ -74,6 +76,7 @@ struct NodeArg {
     socket: PathBuf,
     guid: Option<u64>,
     ports: u8,
+    board: Board,
 }
 
 impl FromStr for NodeArg {
@@ -91,6 +94,7 @@ impl FromStr for NodeArg {
             socket: socket.into(),
             guid: None,
             ports: 1,
+            board: Board::default(),
         };
         for option in parts {
             match option.split_once('=') {
@@ -101,7 +105,23 @@ impl FromStr for NodeArg {
                     );
                 }
                 Some(("ports", ports @ ("1" | "2"))) => node.ports = ports.parse()?,
-                _ => bail!("{option:?} is neither guid=HEX nor ports=1 nor ports=2"),
+                Some(("vectors", vectors)) => {
+                    node.board.vectors = vectors
+                        .parse()
+                        .ok()
+                        .filter(|vectors| *vectors <= 128)
+                        .with_context(|| format!("vectors {vectors:?}"))?;
+                }
+                None if option == "pro" => node.board.device = Device::ConnectX3Pro,
+                None if option == "blueflame" => node.board.blueflame = true,
+                None if option == "plain" => {
+                    node.board.wide_entries = false;
+                    node.board.system_eqs = false;
+                }
+                _ => bail!(
+                    "{option:?} is neither guid=HEX nor ports=1, ports=2, vectors=N, pro, blueflame \
+                     nor plain"
+                ),
             }
         }
         Ok(node)
@@ -140,9 +160,8 @@ fn main() -> Result<()> {
             .with_context(|| format!("can't make the socket {}", node.socket.display()))?;
         let guid = node.guid.unwrap_or_else(|| default_guid(index));
         let config = NodeConfig {
-            name: node.name.clone(),
-            guid: Guid(guid),
-            ports: node.ports,
+            board: node.board.clone(),
+            ..NodeConfig::new(node.name.clone(), Guid(guid), node.ports)
         };
         let served = cluster.add_node(config);
         cables.insert(node.name.clone(), served.cables());
@@ -236,8 +255,14 @@ mod tests {
             socket: "/tmp/p.sock".into(),
             guid: Some(0x2_c903_0000_0010),
             ports: 2,
+            board: Board::default(),
         };
         assert_eq!(node, expected);
+        let node: NodeArg = "p=s,pro,vectors=0".parse().expect("a node");
+        assert_eq!(
+            (node.board.device, node.board.vectors),
+            (Device::ConnectX3Pro, 0)
+        );
         for wrong in [
             "p",
             "=x",
@@ -246,6 +271,8 @@ mod tests {
             "p=s,guid=xyz",
             "p=s,ports=3",
             "p=s,ports",
+            "p=s,vectors=129",
+            "p=s,amateur",
         ] {
             assert!(wrong.parse::<NodeArg>().is_err(), "{wrong}");
         }

@@ -77,7 +77,8 @@ pub struct QueryDevCap {
     pub log_max_gids: Low<4>,
     /// Static rates.
     pub static_rates: U16,
-    _timestamps: u8,
+    /// Completions can carry time stamps.
+    pub timestamps: High<1>,
     /// log2 of a port's partition keys (older interface).
     pub log_max_pkeys: Low<4>,
     /// Capability bits.
@@ -160,7 +161,7 @@ layout!(QueryDevCap: 0x100, log_max_srq_wqes @ 0x10, log_reserved_qps @ 0x12, lo
     log_max_cqes @ 0x19, log_max_mpts @ 0x1d, log_reserved_eqs @ 0x1e, log_reserved_mtts @ 0x20,
     log_reserved_mpts @ 0x22, system_eqs @ 0x26, log_max_reads_as_requester @ 0x29,
     log_max_reads_as_responder @ 0x2b, log_max_lso @ 0x2d, log_max_reads @ 0x2f, ack_delay @ 0x35, ports @ 0x37,
-    log_max_message @ 0x38, log_max_gids @ 0x3b, log_max_pkeys @ 0x3f, capabilities @ 0x40, reserved_uars @ 0x48,
+    log_max_message @ 0x38, log_max_gids @ 0x3b, timestamps @ 0x3e, log_max_pkeys @ 0x3f, capabilities @ 0x40, reserved_uars @ 0x48,
     log_min_page @ 0x4b, blueflame @ 0x4c, log_blueflame_registers @ 0x4e, max_send_pieces @ 0x51,
     max_send_descriptor @ 0x52, max_receive_pieces @ 0x55, max_receive_descriptor @ 0x56, log_max_group_qps @ 0x61,
     log_max_groups @ 0x63, reserved_pds @ 0x64, log_max_xrcds @ 0x67, max_counters @ 0x68, capabilities_2 @ 0x70,

@@ -47,6 +47,13 @@ impl Hca {
         let number = self.port_number(command)?;
         let wanted: SetPortIb = self.read_input(command)?;
         let change = wanted.change;
+        let started = self
+            .core
+            .port(number)
+            .is_some_and(crate::port::Port::is_started);
+        if started && (change.change_mtu_cap() || change.change_vl_cap()) {
+            return Err(CmdStatus::BAD_SYS_STATE);
+        }
         let mtu_refused = change.change_mtu_cap() && !(1..=MTU_4096).contains(&change.mtu_cap());
         let lanes_refused = change.change_vl_cap()
             && (change.vl_cap() > VIRTUAL_LANES || !has_buffers(change.vl_cap(), change.mtu_cap()));
@@ -101,8 +108,14 @@ impl Hca {
         let port = MadIfc::from(command.in_modifier).port();
         self.core.port(port).ok_or(CmdStatus::BAD_PARAM)?;
         let mad: mad::Mad = self.read_input(command)?;
-        let mut answer =
-            agents::answer(&mut self.core, &self.identity, port, &mad).ok_or(CmdStatus::BAD_PKT)?;
+        let checks_key = command.op_modifier & op_modifier::MAD_IFC_IGNORE_MKEY == 0;
+        let answer = agents::answer(&mut self.core, &self.identity, port, checks_key, &mad);
+        let mut answer = match answer {
+            Some(answer) => answer,
+            // The end of a trap, which has no answer, is no bad packet.
+            None if is_repress(&mad) => return Ok(0),
+            None => return Err(CmdStatus::BAD_PKT),
+        };
         // The way back on a directed route is software's business: iPXE takes any status for an
         // error, and Linux sets the bit itself (`hw/mlx4/mad.c`).
         if let Ok(mut smp) = Smp::parse(&answer)
@@ -116,8 +129,25 @@ impl Hca {
 
     pub(super) fn set_node(&mut self, command: &Command) -> Outcome {
         self.identity.description = NodeDescription(self.read_input(command)?);
+        agents::begin_traps(&mut self.core);
         Ok(0)
     }
+
+    /// Tells which management attributes software may not use, which are none, or sets how the
+    /// firmware parts them (Linux `fw.c`, `mlx4_config_mad_demux`).
+    pub(super) fn demultiplex(&self, command: &Command) -> Outcome {
+        const QUERY: u8 = 2;
+        const CONFIGURE: u8 = 0;
+        match (command.op_modifier, command.in_modifier) {
+            (QUERY, 1) => self.write_bytes(command, &[0; 0x100]),
+            (CONFIGURE, 1) => self.read_input::<[u8; 0x100]>(command).map(|_| 0),
+            _ => Err(CmdStatus::BAD_PARAM),
+        }
+    }
+}
+
+fn is_repress(mad: &mad::Mad) -> bool {
+    mad::Header::parse(mad).is_ok_and(|header| header.method == mad::Method::TRAP_REPRESS)
 }
 
 /// Returns whether the port's buffers hold packets of an MTU on so many lanes. Firmware with too

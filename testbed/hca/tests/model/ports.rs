@@ -112,6 +112,7 @@ fn a_port_takes_the_capability_mask_that_it_is_given() {
 #[test]
 fn a_port_refuses_more_lanes_of_an_mtu_than_its_buffers_hold() {
     let mut bench = Bench::new(1, FabricConfig::default());
+    bench.command_raw(0, Opcode::CLOSE_PORT, 0, 1, 0).unwrap();
     for (lanes, mtu, expected) in [
         (8, 5, Err(CmdStatus::BAD_SIZE)),
         (8, 4, Ok(4)),
