@@ -178,6 +178,11 @@ impl<P: Platform> Commands<P> {
         self.by_event.store(false, Ordering::Release);
     }
 
+    /// Lets firmware do something else for a moment.
+    pub(crate) async fn pause(&self) {
+        self.platform.sleep(LOOK_SELDOM).await;
+    }
+
     /// Gives the card up.
     pub(crate) fn fail(&self) {
         self.failed.store(true, Ordering::Release);

@@ -152,6 +152,8 @@ pub(crate) struct Events<P: Platform> {
     command: Mutex<Option<(u16, CmdStatus, u64)>>,
     kept: Mutex<VecDeque<DeviceEvent>>,
     failed: AtomicBool,
+    /// No interrupt comes: the queues are looked at in intervals.
+    polled: AtomicBool,
 }
 
 impl<P: Platform> Events<P> {
@@ -168,7 +170,18 @@ impl<P: Platform> Events<P> {
             command: Mutex::default(),
             kept: Mutex::default(),
             failed: AtomicBool::new(false),
+            polled: AtomicBool::new(false),
         }
+    }
+
+    /// Gives interrupts up: whoever waits for one looks at intervals.
+    pub(crate) fn poll(&self) {
+        self.polled.store(true, Ordering::Release);
+    }
+
+    /// Returns whether interrupts were given up.
+    pub(crate) fn is_polled(&self) -> bool {
+        self.polled.load(Ordering::Acquire)
     }
 
     /// Arms every queue.

@@ -141,6 +141,7 @@ impl Hca {
         caps.timestamps = High::new(1);
         caps.memory_extensions = MEMORY_EXTENSIONS.into();
         caps.reserved_lkey = RESERVED_LKEY.into();
+        caps.set_mad_demux(self.board.mad_demux);
         // A card has been seen to answer 0 now and then.
         let told = self.firmware.limits_told;
         self.firmware.limits_told += 1;

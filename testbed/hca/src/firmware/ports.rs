@@ -1,7 +1,7 @@
 //! Commands on ports, and datagrams for the firmware's agents.
 
 use mad::smp::{NodeDescription, Smp};
-use mlx4_hw::command::{CmdStatus, in_modifier::MadIfc, op_modifier};
+use mlx4_hw::command::{CmdStatus, in_modifier, in_modifier::MadIfc, op_modifier};
 use mlx4_hw::query_port::{Nibbles, PortLink, PortMtu, QueryPort};
 use mlx4_hw::set_port::SetPortIb;
 use zerocopy::FromZeros;
@@ -133,14 +133,24 @@ impl Hca {
         Ok(0)
     }
 
-    /// Tells which management attributes software may not use, which are none, or sets how the
-    /// firmware parts them (Linux `fw.c`, `mlx4_config_mad_demux`).
+    /// Tells which attributes of subnet management firmware keeps for itself, or takes that these
+    /// are to be so: software gives the answer back (Linux `fw.c`, `mlx4_config_mad_demux`).
     pub(super) fn demultiplex(&self, command: &Command) -> Outcome {
-        const QUERY: u8 = 2;
-        const CONFIGURE: u8 = 0;
+        /// Some bits of each of the four masks.
+        const KEPT: [usize; 4] = [0x10, 0x20, 0x40, 0x70];
+        let mut answer = [0; 0x100];
+        for place in KEPT {
+            answer[place] = 0x5a;
+        }
         match (command.op_modifier, command.in_modifier) {
-            (QUERY, 1) => self.write_bytes(command, &[0; 0x100]),
-            (CONFIGURE, 1) => self.read_input::<[u8; 0x100]>(command).map(|_| 0),
+            (op_modifier::MAD_DEMUX_QUERY, in_modifier::MAD_DEMUX_SUBNET) => {
+                self.write_bytes(command, &answer)
+            }
+            (op_modifier::MAD_DEMUX_CONFIGURE, in_modifier::MAD_DEMUX_SUBNET)
+                if self.read_input::<[u8; 0x100]>(command)? == answer =>
+            {
+                Ok(0)
+            }
             _ => Err(CmdStatus::BAD_PARAM),
         }
     }
