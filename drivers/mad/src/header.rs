@@ -102,6 +102,8 @@ open_enum! {
         PORT_COUNTERS_EXT = 0x001d,
         /// SMP: which subnet manager is master.
         SM_INFO = 0x0020,
+        /// SA: a block of a port's partition table.
+        PKEY_TABLE_RECORD = 0x0033,
         /// SA: a path between two ports.
         PATH_RECORD = 0x0035,
         /// SA: membership of a multicast group.
@@ -114,6 +116,8 @@ impl Attribute {
     pub const NODE_RECORD: Self = Self::NODE_INFO;
     /// SA: a port. (The number means something else to SMPs.)
     pub const PORT_INFO_RECORD: Self = Self::SWITCH_INFO;
+    /// SA: a link. (The number is SMInfo's.)
+    pub const LINK_RECORD: Self = Self::SM_INFO;
     /// PMA: the port counters.
     pub const PORT_COUNTERS: Self = Self::SWITCH_INFO;
 }
@@ -131,6 +135,8 @@ open_enum! {
         BAD_ATTRIBUTE = 0x000c,
         /// A field has a value that it must not have.
         BAD_FIELD = 0x001c,
+        /// SA: the request can't be fulfilled.
+        SA_REQUEST_INVALID = 0x0200,
         /// SA: no record matches.
         SA_NO_RECORDS = 0x0300,
         /// SA: more than one record matches a GET.

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use hal::Instant;
-use mad::smp::{PERMISSIVE_LID, Smp};
+use mad::smp::{LinkWidth, PERMISSIVE_LID, Smp};
 use mad::{Attribute, Header, Method, MgmtClass};
 use verbs::{Lid, Qpn};
 
@@ -76,6 +76,8 @@ pub struct Fabric {
     links: Vec<Link>,
     /// Ports whose card wants a link, by port index.
     wanted: Vec<bool>,
+    /// Widths that each port's card may use.
+    widths: Vec<u8>,
     /// Links that came up or went down and whose cards were not told yet.
     changes: VecDeque<(PortIndex, bool)>,
     switch: Switch,
@@ -102,6 +104,7 @@ impl Fabric {
             config,
             links: Vec::new(),
             wanted: Vec::new(),
+            widths: Vec::new(),
             changes: VecDeque::new(),
             switch,
             arrived: VecDeque::new(),
@@ -114,6 +117,7 @@ impl Fabric {
     pub fn add_port(&mut self) -> PortIndex {
         self.links.push(Link::Down);
         self.wanted.push(false);
+        self.widths.push(LinkWidth::X1 | LinkWidth::X4);
         self.switch.add_port();
         if let Some(manager) = &mut self.manager {
             manager.add_port();
@@ -128,6 +132,18 @@ impl Fabric {
         self.try_link(now, port);
     }
 
+    /// Sets the widths that a port's card may use from the next training on.
+    pub fn set_widths(&mut self, port: PortIndex, widths: u8) {
+        self.widths[port.0] = widths;
+    }
+
+    /// Returns the widest width that both ends of a link may use; 0 for none.
+    #[must_use]
+    pub fn width(&self, port: PortIndex) -> u8 {
+        let common = self.widths[port.0] & self.switch.widths(port.number());
+        common.checked_ilog2().map_or(0, |bit| 1 << bit)
+    }
+
     /// Takes the next link that came up (`true`) or went down since it was last asked.
     pub fn next_link(&mut self) -> Option<(PortIndex, bool)> {
         self.changes.pop_front()
@@ -135,7 +151,9 @@ impl Fabric {
 
     /// Brings a link up or down as both its ends want it.
     fn try_link(&mut self, now: Instant, port: PortIndex) {
-        let up = self.wanted[port.0] && !self.switch.is_disabled(port.number());
+        let up = self.wanted[port.0]
+            && !self.switch.is_disabled(port.number())
+            && (self.links[port.0] == Link::Up || self.width(port) != 0);
         let training = self.config.training;
         match (self.links[port.0], up) {
             (Link::Down, true) if !training.is_zero() => {
@@ -150,6 +168,9 @@ impl Fabric {
 
     fn follow_link(&mut self, now: Instant, port: PortIndex, up: bool) {
         self.links[port.0] = if up { Link::Up } else { Link::Down };
+        if up {
+            self.switch.set_width(port.number(), self.width(port));
+        }
         self.changes.push_back((port, up));
         self.switch.link_changed(now, port.number(), up);
         if let Some(manager) = &mut self.manager {

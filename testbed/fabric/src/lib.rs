@@ -40,3 +40,4 @@ pub use packet::{
     AckCode, AtomicOp, Grh, NakCode, Operation, Packet, Place, RemoteRange, Service, is_multicast,
 };
 pub use sm::{SM_LID, management_packet};
+pub use switch::widths_of;

@@ -310,19 +310,22 @@ fn request(port: &Port, step: Step, transaction: u64) -> Option<Smp> {
         Step::NodeInfo => smp(Method::GET, Attribute::NODE_INFO),
         Step::NodeDescription => smp(Method::GET, Attribute::NODE_DESCRIPTION),
         Step::PortInfo => smp(Method::GET, Attribute::PORT_INFO),
-        Step::PKeys => {
-            let mut table = PKeyTable::default();
-            table.0[0] = U16::new(PKey::DEFAULT.0);
-            Smp {
-                data: data_of(&table),
-                ..smp(Method::SET, Attribute::PKEY_TABLE)
-            }
-        }
+        Step::PKeys => Smp {
+            data: data_of(&partitions()),
+            ..smp(Method::SET, Attribute::PKEY_TABLE)
+        },
         Step::Configure => set(&configuration(port)),
         Step::Arm => set(&with_state(&configuration(port), PortStateBits::ARMED)),
         Step::Activate => set(&with_state(&configuration(port), PortStateBits::ACTIVE)),
         Step::Done => return None,
     })
+}
+
+/// Returns the partition table of every port: the default partition.
+pub(crate) fn partitions() -> PKeyTable {
+    let mut table = PKeyTable::default();
+    table.0[0] = U16::new(PKey::DEFAULT.0);
+    table
 }
 
 /// Returns the PortInfo to set: the port's own, with the addresses and limits of this subnet.

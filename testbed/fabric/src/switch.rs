@@ -14,12 +14,13 @@ use std::ops::RangeInclusive;
 
 use hal::Instant;
 use mad::smp::{
-    LifeState, LinkWidth, MtuAndSl, Nibbles, NodeDescription, PERMISSIVE_LID, PortCapabilities,
-    PortInfo, PortPhys, PortStateBits, Smp, SpeedState, SwitchFlags, SwitchInfo,
+    LifeState, LinkWidth, MtuAndSl, Nibbles, NodeDescription, PERMISSIVE_LID, PKeyTable,
+    PortCapabilities, PortInfo, PortPhys, PortStateBits, Smp, SpeedState, SwitchFlags, SwitchInfo,
 };
 use verbs::{Gid, Guid, Lid, PKey};
 use zerocopy::big_endian::{U16, U32, U64};
 
+pub use self::agent::widths_of;
 use self::link_trap::LinkTrap;
 use crate::counters::{CountedPorts, Counter, PortCounts};
 use crate::packet::FIRST_MLID;
@@ -199,6 +200,20 @@ impl Switch {
         Some((u8::try_from(number).ok()?, order))
     }
 
+    /// Returns the widths that a port may use.
+    pub(crate) fn widths(&self, port: u8) -> u8 {
+        self.ports
+            .get(usize::from(port))
+            .map_or(0, |port| port.info.width_enabled)
+    }
+
+    /// Sets the width of a port's link.
+    pub(crate) fn set_width(&mut self, port: u8, width: u8) {
+        if let Some(port) = self.ports.get_mut(usize::from(port)) {
+            port.info.width_active = width;
+        }
+    }
+
     /// Returns whether a manager keeps a port's link down.
     pub(crate) fn is_disabled(&self, port: u8) -> bool {
         self.ports
@@ -209,6 +224,11 @@ impl Switch {
     /// Returns the PortInfo of each port, port 0 first.
     pub(crate) fn port_infos(&self) -> impl Iterator<Item = PortInfo> + '_ {
         self.ports.iter().map(|port| port.info)
+    }
+
+    /// Returns the partition table of each port, port 0 first.
+    pub(crate) fn partition_tables(&self) -> impl Iterator<Item = PKeyTable> + '_ {
+        self.ports.iter().map(|port| PKeyTable(port.pkeys))
     }
 
     /// Returns the switch's own LID; 0 before it has one.

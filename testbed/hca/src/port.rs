@@ -225,9 +225,13 @@ impl Port {
         self.wants_link() && self.linked
     }
 
-    /// Sets whether the link is trained. Returns whether the port thereby left ACTIVE.
-    pub(crate) fn link(&mut self, linked: bool) -> bool {
+    /// Sets whether the link is trained, and its width. Returns whether the port thereby left
+    /// ACTIVE.
+    pub(crate) fn link(&mut self, linked: bool, width: u8) -> bool {
         self.linked = linked;
+        if linked {
+            self.info.width_active = width;
+        }
         self.retrain()
     }
 
@@ -326,6 +330,7 @@ impl Port {
     /// Sets what a subnet manager sets of PortInfo. Nothing if the state wanted can't be reached.
     pub(crate) fn set_info(&mut self, wanted: &PortInfo) -> Option<Changed> {
         let old = self.info;
+        let widths = fabric::widths_of(&self.info, wanted.width_enabled)?;
         let before = self.state();
         let after = match (before, wanted.speed_state.state()) {
             (_, PortStateBits::NO_CHANGE) => before,
@@ -353,6 +358,7 @@ impl Port {
             info.operational_vls = wanted.operational_vls;
         }
         info.vl_high_limit = wanted.vl_high_limit;
+        info.width_enabled = widths;
         info.subnet_timeout = wanted.subnet_timeout.with_client_reregister(false);
         if self.link_is_up() {
             self.info.speed_state.set_state(after);

@@ -11,8 +11,9 @@ use fabric::{Fabric, FabricConfig, Manager, Operation, Packet, PortIndex, SM_LID
 use hal::{Duration, Instant};
 use mad::pma::{self, PortCounters, PortCountersExt};
 use mad::sa::{
-    NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, mc_member_mask, node_record_mask,
-    path_record_mask, port_info_record_mask,
+    LinkRecord, NodeRecord, PKeyTableRecord, PathRecord, PortInfoRecord, Rmpp, SaMad,
+    link_record_mask, mc_member_mask, node_record_mask, path_record_mask, pkey_record_mask,
+    port_info_record_mask,
 };
 use mad::smp::{
     LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PKeyTable,

@@ -444,7 +444,7 @@ fn the_switch_checks_partitions_where_a_manager_says_so() {
         let data = Packet {
             dlid: Lid(9),
             dqpn: Qpn(77),
-            pkey: verbs::PKey(key),
+            pkey: PKey(key),
             ..request_packet(
                 0,
                 &SaMad::request(Method::GET, Attribute::NODE_RECORD, 0, &[0_u8; 8], 0),
