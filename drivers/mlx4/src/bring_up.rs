@@ -27,7 +27,7 @@ use crate::health::Health;
 use crate::icm::{Icm, Pieces, Profile};
 use crate::multicast::Groups;
 use crate::pci::{self, Saved};
-use crate::{Config, Error, special, wait};
+use crate::{Config, Error, report, special, wait};
 
 /// Command interface revisions that this driver speaks (Linux `fw.c`, `MLX4_COMMAND_INTERFACE_*`).
 const COMMAND_REVISION: u16 = 3;
@@ -120,7 +120,9 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     let command = Command::new(Opcode::INIT_HCA).mailbox(init.as_bytes());
     commands.run(command).await?;
     let adapter: QueryAdapter = commands.query(Command::new(Opcode::QUERY_ADAPTER)).await?;
-    log::debug!("board id {:02x?}", adapter.board_id);
+    report::mailbox("QUERY_ADAPTER", adapter.as_bytes());
+    report::mailbox("QUERY_DEV_CAP", cap.as_bytes());
+    report::mailbox("INIT_HCA", init.as_bytes());
 
     let first_eqn = first_eqn(&commands, &cap).await?;
     let first_qpn = special::first_qpn(&cap) + special::BLOCK;
@@ -184,6 +186,7 @@ async fn start_firmware<P: Platform>(
         firmware.subminor,
         firmware.command_revision
     );
+    report::mailbox("QUERY_FW", firmware.as_bytes());
     if firmware.command_revision.get() != COMMAND_REVISION {
         return Err(Error::Unsupported {
             what: "the command interface revision",
@@ -238,6 +241,7 @@ async fn query_limits<P: Platform>(
     }
     let command = Command::new(Opcode::QUERY_PORT).modifier(config.port.into());
     let port: QueryPort = commands.query(command).await?;
+    report::mailbox("QUERY_PORT", port.as_bytes());
     if !port.link.infiniband() {
         return Err(Error::Unsupported {
             what: "a port without InfiniBand",

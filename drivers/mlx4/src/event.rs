@@ -21,6 +21,8 @@ use spin::Mutex;
 use verbs::{Cqn, DeviceEvent, Qpn};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::report;
+
 /// log2 of an event queue's entries.
 pub(crate) const LOG_ENTRIES: u8 = 8;
 const ENTRIES: u32 = 1 << LOG_ENTRIES;
@@ -264,6 +266,9 @@ impl<P: Platform> Events<P> {
     }
 
     fn dispatch(&self, entry: &Eqe) {
+        if !matches!(entry.event, EventType::COMPLETION | EventType::COMMAND) {
+            report::event(entry.event, entry.as_bytes());
+        }
         match entry.event {
             EventType::COMPLETION => self.completion(entry.number()),
             EventType::COMMAND => {

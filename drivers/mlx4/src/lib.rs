@@ -42,6 +42,7 @@ mod pages;
 mod pci;
 mod port;
 mod queues;
+mod report;
 mod resources;
 mod special;
 mod tear_down;
