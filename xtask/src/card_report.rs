@@ -40,7 +40,7 @@ impl Args {
     }
 }
 
-/// What a log says.
+/// Contents of a log, by kind.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Report {
     /// Lines of the driver and of the node that are no rows: versions, warnings, errors.

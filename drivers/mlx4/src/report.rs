@@ -1,5 +1,5 @@
-//! Facts about a card, as lines of the log for those who do not have it: `card`, a kind, and fields,
-//! parted by tabs. `cargo xtask card-report` collects them.
+//! Facts about a card, as lines of the log for those who do not have it: `card`, a kind, and
+//! fields, parted by tabs. `cargo xtask card-report` collects them.
 //!
 //! They are written at the level `debug`: mailboxes that describe the card, each command with its
 //! end and time, and each event.

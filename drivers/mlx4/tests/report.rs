@@ -1,4 +1,4 @@
-//! What the driver's log says of a card at the level `debug`: enough for those who do not have it.
+//! The driver's log at the level `debug`, from which those who lack the card learn of it.
 #![forbid(unsafe_code)]
 
 use std::sync::{Mutex, PoisonError};

@@ -46,14 +46,16 @@ pub enum Counter {
     XmitConstraint,
     /// Packets received and dropped because their partition is not the port's.
     RcvConstraint,
+    /// Nanoseconds that packets waited for the link.
+    XmitWait,
 }
 
 /// Number of counters, and of those that have 64 bits.
-const COUNTERS: usize = 13;
+const COUNTERS: usize = 14;
 const EXTENDED_COUNTERS: usize = 8;
 
 /// The counters of PortCounters in the order of its select bits: bit, counter, largest value.
-const SMALL: [(u32, Counter, u64); 9] = [
+const SMALL: [(u32, Counter, u64); 10] = [
     (2, Counter::LinkDowned, u8::MAX as u64),
     (5, Counter::RelayErrors, u16::MAX as u64),
     (6, Counter::Discards, u16::MAX as u64),
@@ -63,6 +65,8 @@ const SMALL: [(u32, Counter, u64); 9] = [
     (13, Counter::RcvData, u32::MAX as u64),
     (14, Counter::XmitPackets, u32::MAX as u64),
     (15, Counter::RcvPackets, u32::MAX as u64),
+    // The first bit of the second field of select bits.
+    (16, Counter::XmitWait, u32::MAX as u64),
 ];
 
 /// A port's counters.
@@ -100,6 +104,12 @@ impl PortCounts {
     /// Counts one of something.
     pub fn count(&mut self, counter: Counter) {
         self.add(counter, 1);
+    }
+
+    /// Counts time for which a packet waited.
+    pub fn waited(&mut self, time: hal::Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.add(Counter::XmitWait, nanos);
     }
 
     fn add(&mut self, counter: Counter, by: u64) {
@@ -140,6 +150,7 @@ impl PortCounts {
             rcv_data: dword(Counter::RcvData),
             xmit_packets: dword(Counter::XmitPackets),
             rcv_packets: dword(Counter::RcvPackets),
+            xmit_wait: dword(Counter::XmitWait),
             ..PortCounters::default()
         }
     }
@@ -160,7 +171,7 @@ impl PortCounts {
 
     /// Sets the counters that are selected to what a Set says, which is 0 for all who clear them.
     fn set(&mut self, wanted: &PortCounters) {
-        let select = u32::from(wanted.select.get());
+        let select = u32::from(wanted.select.get()) | u32::from(wanted.select2) << 16;
         let values = [
             u64::from(wanted.link_downed),
             wanted.rcv_relay_errors.get().into(),
@@ -171,6 +182,7 @@ impl PortCounts {
             wanted.rcv_data.get().into(),
             wanted.xmit_packets.get().into(),
             wanted.rcv_packets.get().into(),
+            wanted.xmit_wait.get().into(),
         ];
         for ((bit, counter, _), value) in SMALL.into_iter().zip(values) {
             if select >> bit & 1 == 1 {

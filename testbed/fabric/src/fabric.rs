@@ -13,7 +13,7 @@ use crate::faults::FaultInjector;
 use crate::packet::is_multicast;
 use crate::sm::{SM_LID, SubnetManager, management_packet};
 use crate::switch::{Hop, LinkOrder, Switch};
-use crate::{FabricConfig, Manager, Operation, Packet};
+use crate::{FabricConfig, LinkRate, Manager, Operation, Packet};
 
 /// A port of the switch, in the order of [`Fabric::add_port`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +43,13 @@ enum Link {
     /// The link is training and carries nothing until this time.
     Training(Instant),
     Up,
+}
+
+/// Direction of a link, as the switch sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    In,
+    Out,
 }
 
 /// A packet on its way, ordered by when it is due.
@@ -78,6 +85,10 @@ pub struct Fabric {
     wanted: Vec<bool>,
     /// Widths that each port's card may use.
     widths: Vec<u8>,
+    /// Time at which each link is free again: towards the switch, and from it.
+    busy: Vec<[Instant; 2]>,
+    /// Time at which the packet that is being sent has come in whole.
+    entered: Option<Instant>,
     /// Links that came up or went down and whose cards were not told yet.
     changes: VecDeque<(PortIndex, bool)>,
     switch: Switch,
@@ -105,6 +116,8 @@ impl Fabric {
             links: Vec::new(),
             wanted: Vec::new(),
             widths: Vec::new(),
+            busy: Vec::new(),
+            entered: None,
             changes: VecDeque::new(),
             switch,
             arrived: VecDeque::new(),
@@ -118,11 +131,17 @@ impl Fabric {
         self.links.push(Link::Down);
         self.wanted.push(false);
         self.widths.push(LinkWidth::X1 | LinkWidth::X4);
+        self.busy.push([Instant::default(); 2]);
         self.switch.add_port();
         if let Some(manager) = &mut self.manager {
             manager.add_port();
         }
         PortIndex(self.links.len() - 1)
+    }
+
+    /// Sets the rate of the links, for packets that are sent from now on.
+    pub fn set_rate(&mut self, rate: Option<LinkRate>) {
+        self.config.rate = rate;
     }
 
     /// Says whether a port's card wants a link. Whether there is one is told by
@@ -209,6 +228,34 @@ impl Fabric {
         if let Some(counts) = self.switch.counts(from.number()) {
             counts.received(&packet);
         }
+        self.entered = Some(self.pass(now, from, Way::In, &packet));
+        self.take(now, from, packet);
+        self.entered = None;
+    }
+
+    /// Returns the time at which a packet has passed a link, behind those before it.
+    fn pass(&mut self, from: Instant, port: PortIndex, way: Way, packet: &Packet) -> Instant {
+        let Some(rate) = self.config.rate else {
+            return from;
+        };
+        let lanes = match self.width(port) {
+            LinkWidth::X1 => 1,
+            _ => 4,
+        };
+        let free = &mut self.busy[port.0][way as usize];
+        let begin = from.max(*free);
+        *free = begin + rate.time_of(packet.wire_len(), lanes);
+        let end = *free;
+        if way == Way::Out
+            && let Some(counts) = self.switch.counts(port.number())
+        {
+            counts.waited(begin.since(from));
+        }
+        end
+    }
+
+    /// Takes a packet that has come in whole.
+    fn take(&mut self, now: Instant, from: PortIndex, packet: Packet) {
         let here = self.switch.lid();
         match packet.dlid {
             Lid(PERMISSIVE_LID) if packet.dqpn != Qpn(0) => {}
@@ -433,7 +480,9 @@ impl Fabric {
             counts.sent(&packet);
         }
         let verdict = self.faults.judge();
-        let delay = self.config.latency + verdict.late_by;
+        let entered = self.entered.unwrap_or(now);
+        let left = self.pass(entered, to, Way::Out, &packet);
+        let delay = left.since(now) + self.config.latency + verdict.late_by;
         for _ in 1..verdict.copies {
             self.deliver(now, delay, to, packet.clone());
         }

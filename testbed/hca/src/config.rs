@@ -32,7 +32,7 @@ impl Device {
     }
 }
 
-/// What a card offers beside what each has: what its board and its firmware make of it.
+/// Differences between cards, by their boards and firmware.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Board {
     /// Its model.
@@ -80,7 +80,7 @@ pub struct NodeConfig {
     pub guid: Guid,
     /// Ports: 1 or 2. Port 1 is joined to the fabric's switch, and so is port 2.
     pub ports: u8,
-    /// What the card offers.
+    /// Its kind.
     pub board: Board,
 }
 

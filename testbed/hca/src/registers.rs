@@ -81,7 +81,7 @@ pub(crate) struct Registers {
     locked: bool,
     /// The firmware is dead: it writes what happened into its buffer, and takes no command.
     pub(crate) dead: bool,
-    /// What the device's own number reads as.
+    /// Value of the device's own number.
     device_id: u32,
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
-use fabric::{FabricConfig, Manager};
+use fabric::{FabricConfig, Faults, LinkRate, Manager};
 use hca_model::trace::{Recorder, Text};
 use hca_model::{Board, ClusterConfig, Device, NodeConfig};
 use hca_server::node::{Cables, Cluster};
@@ -46,10 +46,37 @@ struct Args {
     /// Time a link trains before it carries packets
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     training_ms: u64,
+    /// Rate of the links [default: a packet takes no time on them]
+    #[arg(long, value_name = "RATE", value_enum)]
+    rate: Option<Rate>,
+    /// Time that a packet takes from port to port beside that
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    latency_us: u64,
+    /// Packets of a thousand that are lost
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1000))]
+    loss_per_mille: u16,
     /// Records every command, doorbell, DMA and interrupt of all adapters in this file: one line
     /// each, parted by tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+}
+
+/// Rate of the links, of four lanes each.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Rate {
+    /// 40 Gb/s.
+    Qdr,
+    /// 56 Gb/s.
+    Fdr,
+}
+
+impl From<Rate> for LinkRate {
+    fn from(rate: Rate) -> Self {
+        match rate {
+            Rate::Qdr => Self::Qdr,
+            Rate::Fdr => Self::Fdr,
+        }
+    }
 }
 
 /// Manager of the subnet.
@@ -141,6 +168,12 @@ fn main() -> Result<()> {
         fabric: FabricConfig {
             training: Duration::from_millis(args.training_ms),
             manager: args.sm.into(),
+            rate: args.rate.map(LinkRate::from),
+            latency: Duration::from_micros(args.latency_us),
+            faults: Faults {
+                loss: f64::from(args.loss_per_mille) / 1000.0,
+                ..Faults::default()
+            },
             ..FabricConfig::default()
         },
     });

@@ -38,8 +38,8 @@ const TOOLS: Bundle<'_> = Bundle {
         "usr/sbin/opensm",
     ],
 };
-/// The shell. Busybox's own prefers its applets to the packages' programs: `ip` would be another one
-/// than iproute2's.
+/// The shell. Busybox's own prefers its applets to the packages' programs: `ip` would be another
+/// one than iproute2's.
 const SHELL: Bundle<'_> = Bundle {
     name: "linux-shell-1",
     packages: &["dash"],

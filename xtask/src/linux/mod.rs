@@ -62,6 +62,18 @@ pub(crate) struct Args {
     /// Manager of the subnet: the fabric itself, or opensm on node 0, whose log is /tmp/opensm.log
     #[arg(long, value_name = "WHO", value_enum, default_value = "fabric")]
     sm: Sm,
+    /// Kind of each adapter: `pro`, `plain`, `blueflame`, `vectors=N` (repeatable)
+    #[arg(long, value_name = "KIND")]
+    adapter: Vec<String>,
+    /// Rate of the fabric's links: qdr or fdr [default: a packet takes no time on them]
+    #[arg(long, value_name = "RATE", value_parser = ["qdr", "fdr"])]
+    rate: Option<String>,
+    /// Time that a packet takes from port to port beside that, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    latency: Option<u64>,
+    /// Packets of a thousand that the fabric loses
+    #[arg(long, value_name = "N")]
+    loss: Option<u16>,
     /// Main memory of each guest
     #[arg(long, value_name = "SIZE", default_value = "768M", value_parser = parse_size)]
     memory: u64,
@@ -73,7 +85,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HOST:GUEST")]
     forward: Vec<Forward>,
     /// Uses adapters that a server has made already: FOLDER/node0.sock and so on
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["ports", "trace"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["ports", "trace", "adapter", "rate", "latency", "loss"])]
     join: Option<PathBuf>,
     /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each,
     /// its fields parted by tabs
@@ -174,6 +186,23 @@ impl Args {
         result
     }
 
+    /// Returns the fabric server's options for its links.
+    fn links(&self) -> Vec<String> {
+        let rate = self
+            .rate
+            .iter()
+            .flat_map(|rate| ["--rate".into(), rate.clone()]);
+        let latency = self
+            .latency
+            .iter()
+            .flat_map(|micros| ["--latency-us".into(), micros.to_string()]);
+        let loss = self
+            .loss
+            .iter()
+            .flat_map(|loss| ["--loss-per-mille".into(), loss.to_string()]);
+        rate.chain(latency).chain(loss).collect()
+    }
+
     fn run_in(&self, folder: &Path, nodes: usize) -> Result<u8> {
         let qemu = Qemu::obtain()?;
         let server = match self.join {
@@ -205,6 +234,8 @@ impl Args {
             memory: self.memory,
             cpus: self.cpus,
             ports: self.ports,
+            adapter: &self.adapter,
+            links: self.links(),
             managed_by_guest: self.sm == Sm::Guest,
             console: self.commands.is_empty(),
             plugins: &self.plugin,

@@ -355,7 +355,8 @@ mod tests {
 
     #[test]
     fn golden_timestamp() {
-        // rdma-core providers/mlx4/mlx4dv.h: ts_47_16 be32 at 0x0c, ts_15_8 at 0x1d, ts_7_0 at 0x1e.
+        // rdma-core providers/mlx4/mlx4dv.h: ts_47_16 be32 at 0x0c, ts_15_8 at 0x1d, ts_7_0 at
+        // 0x1e.
         let mut cqe = Cqe::new_zeroed();
         cqe.byte_count = 7.into();
         cqe.set_timestamp(0xffff_1234_5678_9abc);

@@ -2,7 +2,9 @@
 //! waited for, and an orderly end.
 
 use hal::Duration;
-use harness::{CardBoard, Device as Card, NodeConfig, Testbed};
+use harness::{
+    CardBoard, ClusterConfig, Device as Card, FabricConfig, LinkRate, NodeConfig, Testbed,
+};
 use mlx4::Config;
 use verbs::{Device, Payload, QueueSet, SendOp, Status};
 
@@ -140,4 +142,45 @@ fn a_region_may_be_as_large_as_the_card_allows() {
             .await;
         assert!(beyond.is_err());
     });
+}
+
+/// A transfer over links with a rate takes the time that its packets take, and no more.
+#[test]
+fn a_transfer_fills_the_link() {
+    const LEN: u32 = 1 << 20;
+    log();
+    let mut bed = Testbed::new(ClusterConfig {
+        fabric: FabricConfig {
+            rate: Some(LinkRate::Qdr),
+            ..FabricConfig::default()
+        },
+    });
+    let (a, b) = (bed.add_machine("a", guid(0)), bed.add_machine("b", guid(1)));
+    let (a, b) = (
+        start_with(&mut bed, a, Config::default()),
+        start_with(&mut bed, b, Config::default()),
+    );
+    let (mut left, into, data) = bed.block_on(async {
+        let (left, right) = connect(&a, &b, &rc_config(4), &RC).await;
+        let (from, into) = (
+            a.memory(LEN as usize, ALL).await,
+            b.memory(LEN as usize, ALL).await,
+        );
+        let data = pattern(LEN as usize, 1);
+        from.write(&data);
+        let mut left = left;
+        let to = into.remote(0);
+        let write = SendOp::Write { to, imm: None };
+        left.send(1, write, Payload::Gather(&[from.sge(0, LEN)]));
+        drop(right);
+        (left, into, data)
+    });
+    let before = bed.now();
+    let end = bed.block_on(left.next(&a.platform));
+    assert_eq!(end.status, Status::Success);
+    assert_eq!(into.bytes(LEN as usize), data);
+    let took = bed.now().since(before);
+    // 8 Gb/s of data a lane, and packets of 1024 bytes with some 30 of headers.
+    let least = Duration::from_nanos(u64::from(LEN) * 8 / 32);
+    assert!(took >= least && took < least * 5 / 4, "{took:?}");
 }

@@ -1,10 +1,12 @@
 //! Tests of the subnet manager and administrator, by ports that answer like a card's agent.
 //!
-//! * [`ports`]: links are found, configured and brought up. * [`administrator`]: paths, records and
-//!   groups. * [`switch`]: the switch as a foreign manager sees it.
+//! * [`ports`]: links are found, configured and brought up. * [`rates`]: links that are full.
+//! * [`administrator`]: paths, records and groups. * [`switch`]: the switch as a foreign manager sees
+//!   it.
 
 mod administrator;
 mod ports;
+mod rates;
 mod switch;
 
 use fabric::{Fabric, FabricConfig, Manager, Operation, Packet, PortIndex, SM_LID, Service};

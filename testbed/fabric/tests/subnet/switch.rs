@@ -302,7 +302,13 @@ fn a_manager_disables_enables_and_retrains_links_at_the_switch() {
 }
 
 /// Asks the switch for a port's counters, as `perfquery` does.
-fn counters<T>(fabric: &mut Fabric, now: Instant, method: Method, attribute: Attribute, of: &T) -> T
+pub(super) fn counters<T>(
+    fabric: &mut Fabric,
+    now: Instant,
+    method: Method,
+    attribute: Attribute,
+    of: &T,
+) -> T
 where
     T: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable + zerocopy::KnownLayout,
 {

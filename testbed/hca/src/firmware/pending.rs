@@ -1,4 +1,5 @@
-//! Commands that take time: while `go` stays set, and in event mode in another order than they came.
+//! Commands that take time: `go` stays set for a while, and in event mode they end in another order
+//! than they came.
 
 use hal::Instant;
 use mlx4_hw::command::{CmdStatus, Doorbell, hcr};

@@ -76,9 +76,7 @@ fn a_moderated_queue_reports_so_many_completions_or_those_of_a_while() {
     bench.drain(&mut cq);
     arm(&mut bench, &cq);
     post(&mut bench, &mut a, 1);
-    for qpn in [a.qpn] {
-        bench.command_raw(0, Opcode::QP_2RST, 0, qpn, 0).unwrap();
-    }
+    bench.command_raw(0, Opcode::QP_2RST, 0, a.qpn, 0).unwrap();
     let raised = bench.nodes[0].ram.interrupts.load(Ordering::Relaxed);
     bench
         .command_raw(0, Opcode::HW2SW_CQ, 1, cq.cqn, 0)

@@ -147,11 +147,14 @@ fn numbers_need_their_pages_in_all_tables() {
     );
 }
 
+/// A change to an input that firmware then refuses, and its status.
+type Refused<T> = (fn(&mut T), CmdStatus);
+
 #[test]
 fn contexts_name_doorbells_records_and_translations_that_can_be() {
     let mut bench = Bench::new(1, FabricConfig::default());
     let cq = bench.make_cq(0, 4);
-    let cqs: [(fn(&mut CqContext), CmdStatus); 4] = [
+    let cqs: [Refused<CqContext>; 4] = [
         (
             |cq| cq.size = CqSize::new().with_log_size(4).with_uar(5),
             CmdStatus::BAD_PARAM,
@@ -172,7 +175,7 @@ fn contexts_name_doorbells_records_and_translations_that_can_be() {
     for (change, status) in cqs {
         assert_eq!(bench.try_make_cq(0, 4, change).map(drop), Err(status));
     }
-    let qps: [(fn(&mut QpMailbox), CmdStatus); 3] = [
+    let qps: [Refused<QpMailbox>; 3] = [
         (|qp| qp.context.uar = Low24::new(0x7f), CmdStatus::BAD_PARAM),
         (
             |qp| qp.context.doorbell_record = (qp.context.doorbell_record.get() + 2).into(),
