@@ -1,8 +1,7 @@
 //! Tests of the subnet manager and administrator, by ports that answer like a card's agent.
 //!
 //! * [`ports`]: links are found, configured and brought up. * [`rates`]: links that are full.
-//! * [`administrator`]: paths, records and groups. * [`switch`]: the switch as a foreign manager sees
-//!   it.
+//! * [`administrator`]: paths, records, groups. * [`switch`]: the switch for a foreign manager.
 
 mod administrator;
 mod ports;

@@ -8,6 +8,7 @@
 //! part of the names of groups or checks.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod faults;
 mod guests;
 mod ip;
@@ -25,6 +26,7 @@ use testbed_tests::linux::run::Tally;
 /// Returns all groups, their modules' names before their own.
 fn groups() -> impl Iterator<Item = Group> {
     let modules = [
+        ("adapters", adapters::groups()),
         ("faults", faults::groups()),
         ("guests", guests::groups()),
         ("ip", ip::groups()),
