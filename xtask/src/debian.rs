@@ -22,6 +22,9 @@ const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
 ];
 
+/// Folder in a bundle with what each package would run when it is installed.
+pub(crate) const SCRIPTS: &str = "var/lib/dpkg/scripts";
+
 /// Packages of Debian, and the files needed from them.
 pub(crate) struct Bundle<'a> {
     /// Names the folder in the cache. A change of the list changes the version in the name.
@@ -84,8 +87,16 @@ impl<'a> Bundle<'a> {
         let packages = Apt::new(&work, self.release, self.backports)?.download(self)?;
         let dpkg = need("dpkg-deb", "it comes with Debian's `dpkg`")?;
         for package in packages {
-            quiet(Command::new(&dpkg).arg("-x").arg(&package).arg(&root))
-                .with_context(|| format!("can't unpack {}", package.display()))?;
+            let unpack = |what: &str, into: &Path| {
+                quiet(Command::new(&dpkg).arg(what).arg(&package).arg(into))
+                    .with_context(|| format!("can't unpack {}", package.display()))
+            };
+            unpack("-x", &root)?;
+            if let Some(name) = package.file_stem() {
+                let scripts = root.join(SCRIPTS);
+                fs::create_dir_all(&scripts).context("can't make the scripts' folder")?;
+                unpack("-e", &scripts.join(name))?;
+            }
         }
         if let Some(file) = self.missing(&root) {
             bail!(

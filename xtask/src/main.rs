@@ -18,6 +18,7 @@
 //! * [`mod@mutants`]: breaks the product on purpose, and sees that tests find each break.
 //! * [`interleave`]: model-checks shared state under loom and shuttle.
 //! * [`conformance`]: runs foreign test suites and compares with Linux.
+//! * [`card_report`]: collects what a log says of a card.
 //! * [`doctor`]: lists the required programs that are present or missing.
 //! * [`lint`]: checks the house rules that no compiler checks.
 //! * [`test_programs`]: gets and builds the programs that the tests run on a cluster.
@@ -30,6 +31,7 @@
 mod bed;
 mod bench;
 mod build_image;
+mod card_report;
 mod conformance;
 mod debian;
 mod doctor;
@@ -80,6 +82,7 @@ enum Command {
     Fuzz(fuzz::Args),
     Interleave(interleave::Args),
     Mutants(mutants::Args),
+    CardReport(card_report::Args),
     Doctor(doctor::Args),
     Lint(lint::Args),
     TestPrograms(test_programs::Args),
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => args.run(),
         Command::Interleave(args) => args.run(),
         Command::Mutants(args) => args.run(),
+        Command::CardReport(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Lint(args) => args.run(),
         Command::TestPrograms(args) => args.run(),

@@ -24,6 +24,13 @@ open_enum! {
         PERF = 0x04,
         /// Communication management.
         CM = 0x07,
+        /// The first of the makers' classes without an OUI (Linux `mlx4_ib.h`,
+        /// `MLX4_IB_VENDOR_CLASS1`).
+        VENDOR_1 = 0x09,
+        /// The second.
+        VENDOR_2 = 0x0a,
+        /// Congestion control.
+        CONGESTION = 0x21,
         /// Subnet management, routed by a list of ports.
         SUBN_DIRECTED = 0x81,
     }
@@ -95,6 +102,8 @@ open_enum! {
         PORT_COUNTERS_EXT = 0x001d,
         /// SMP: which subnet manager is master.
         SM_INFO = 0x0020,
+        /// SA: a block of a port's partition table.
+        PKEY_TABLE_RECORD = 0x0033,
         /// SA: a path between two ports.
         PATH_RECORD = 0x0035,
         /// SA: membership of a multicast group.
@@ -107,6 +116,8 @@ impl Attribute {
     pub const NODE_RECORD: Self = Self::NODE_INFO;
     /// SA: a port. (The number means something else to SMPs.)
     pub const PORT_INFO_RECORD: Self = Self::SWITCH_INFO;
+    /// SA: a link. (The number is SMInfo's.)
+    pub const LINK_RECORD: Self = Self::SM_INFO;
     /// PMA: the port counters.
     pub const PORT_COUNTERS: Self = Self::SWITCH_INFO;
 }
@@ -124,6 +135,8 @@ open_enum! {
         BAD_ATTRIBUTE = 0x000c,
         /// A field has a value that it must not have.
         BAD_FIELD = 0x001c,
+        /// SA: the request can't be fulfilled.
+        SA_REQUEST_INVALID = 0x0200,
         /// SA: no record matches.
         SA_NO_RECORDS = 0x0300,
         /// SA: more than one record matches a GET.

@@ -4,8 +4,9 @@
 mod records;
 
 pub use records::{
-    ClassPortInfo, JoinState, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, Selector,
-    mc_member_mask, node_record_mask, path_record_mask, port_info_record_mask,
+    ClassPortInfo, JoinState, LinkRecord, McMemberRecord, NodeRecord, PKeyTableRecord, PathRecord,
+    PortInfoRecord, Selector, link_record_mask, mc_member_mask, node_record_mask, path_record_mask,
+    pkey_record_mask, port_info_record_mask,
 };
 
 use zerocopy::big_endian::{U16, U64};

@@ -12,6 +12,7 @@ pub use attributes::{
 pub use switch::{
     LINEAR_BLOCK, LifeState, LinearForwarding, MULTICAST_BLOCK, MulticastForwarding, Notice,
     NoticeType, Priority, SmInfo, SmState, SwitchFlags, SwitchInfo, TRAP_LINK_STATE,
+    TRAP_LOCAL_CHANGES,
 };
 
 use zerocopy::big_endian::{U16, U64};

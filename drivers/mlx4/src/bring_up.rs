@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use hal::{Duration, InterruptVector, Platform, Registers};
 use mlx4_hw::bits::Low;
-use mlx4_hw::command::{Opcode, in_modifier, op_modifier};
+use mlx4_hw::command::{MAILBOX_LEN, Opcode, in_modifier, op_modifier};
 use mlx4_hw::eq::{EQ_STATE_ARMED, EqContext, QueueFlags};
 use mlx4_hw::icm::{PAGE, PAGE_LEN};
 use mlx4_hw::query_adapter::{ModStatCfg, QueryAdapter, QueryFunc};
@@ -27,12 +27,14 @@ use crate::health::Health;
 use crate::icm::{Icm, Pieces, Profile};
 use crate::multicast::Groups;
 use crate::pci::{self, Saved};
-use crate::{Config, Error, special, wait};
+use crate::{Config, Error, report, special, wait};
 
 /// Command interface revisions that this driver speaks (Linux `fw.c`, `MLX4_COMMAND_INTERFACE_*`).
 const COMMAND_REVISION: u16 = 3;
 /// Time that the card may take for the interrupt of a NOP.
 const INTERRUPT_DEADLINE: Duration = Duration::from_secs(2);
+/// Times that a card is asked again that says it can have no context memory.
+const EMPTY_ANSWERS: u32 = 5;
 /// Doorbells of EQs that fit before the pages of QPs and CQs.
 const MAX_EQN: u32 = 4 * regs::FIRST_QUEUE_UAR;
 
@@ -118,13 +120,15 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     let command = Command::new(Opcode::INIT_HCA).mailbox(init.as_bytes());
     commands.run(command).await?;
     let adapter: QueryAdapter = commands.query(Command::new(Opcode::QUERY_ADAPTER)).await?;
-    log::debug!("board id {:02x?}", adapter.board_id);
+    report::mailbox("QUERY_ADAPTER", adapter.as_bytes());
+    report::mailbox("QUERY_DEV_CAP", cap.as_bytes());
+    report::mailbox("INIT_HCA", init.as_bytes());
 
     let first_eqn = first_eqn(&commands, &cap).await?;
     let first_qpn = special::first_qpn(&cap) + special::BLOCK;
     let mut tables = Tables::new(first_qpn as usize, &profile, &cap);
     let queues = 1 + config.completion_vectors;
-    let vectors = platform.enable_vectors(queues)?;
+    let vectors = enable_vectors(&platform, queues)?;
     let setup = EventSetup {
         claim: &claim,
         commands: &commands,
@@ -132,9 +136,7 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
         uar: &uar,
         first_eqn,
     };
-    let events = setup
-        .create(&mut tables, queues, vectors.into_iter().collect())
-        .await?;
+    let events = setup.create(&mut tables, queues, vectors).await?;
     let mask = event::async_mask(cap.capabilities.port_management_events());
     let map = in_modifier::MapEq::new().with_eqn(first_eqn);
     let command = Command::new(Opcode::MAP_EQ)
@@ -143,7 +145,11 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     commands.run(command).await?;
     events.arm_all();
     commands.use_events(Arc::clone(&events));
-    test_interrupt(&platform, &commands, &events).await?;
+    if !interrupts_work(&platform, &commands, &events).await? {
+        log::warn!("no interrupt comes: events are looked for at intervals");
+        events.poll();
+    }
+    configure_datagrams(&commands, &cap).await?;
 
     Ok(Hca {
         claim,
@@ -180,6 +186,7 @@ async fn start_firmware<P: Platform>(
         firmware.subminor,
         firmware.command_revision
     );
+    report::mailbox("QUERY_FW", firmware.as_bytes());
     if firmware.command_revision.get() != COMMAND_REVISION {
         return Err(Error::Unsupported {
             what: "the command interface revision",
@@ -209,7 +216,16 @@ async fn query_limits<P: Platform>(
     commands: &Commands<P>,
     config: &Config,
 ) -> Result<QueryDevCap, Error> {
-    let cap: QueryDevCap = commands.query(Command::new(Opcode::QUERY_DEV_CAP)).await?;
+    let mut cap: QueryDevCap = commands.query(Command::new(Opcode::QUERY_DEV_CAP)).await?;
+    // Owners of cards have seen that now and then.
+    for _ in 0..EMPTY_ANSWERS {
+        if cap.max_icm.get() != 0 {
+            break;
+        }
+        log::warn!("the card says that it can have no context memory: it is asked again");
+        commands.pause().await;
+        cap = commands.query(Command::new(Opcode::QUERY_DEV_CAP)).await?;
+    }
     let ports = cap.ports.get();
     if config.port == 0 || config.port > ports {
         return Err(Error::OutOfRange {
@@ -225,6 +241,7 @@ async fn query_limits<P: Platform>(
     }
     let command = Command::new(Opcode::QUERY_PORT).modifier(config.port.into());
     let port: QueryPort = commands.query(command).await?;
+    report::mailbox("QUERY_PORT", port.as_bytes());
     if !port.link.infiniband() {
         return Err(Error::Unsupported {
             what: "a port without InfiniBand",
@@ -297,26 +314,59 @@ impl<P: Platform> EventSetup<'_, P> {
     }
 }
 
-/// A NOP's completion must raise the async vector.
-async fn test_interrupt<P: Platform>(
+/// Enables MSI-X; without vectors where the function or the machine has too few, so that events
+/// must be looked for.
+fn enable_vectors<P: Platform>(platform: &P, count: u16) -> Result<Vec<P::Vector>, Error> {
+    match platform.enable_vectors(count) {
+        Ok(vectors) => Ok(vectors.into_iter().collect()),
+        Err(error @ hal::Error::TooFewVectors { .. }) => {
+            log::warn!("{error}");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns whether a NOP's completion raises the async vector (Linux `main.c`, `mlx4_setup_hca`,
+/// which then tries the interrupt pin).
+async fn interrupts_work<P: Platform>(
     platform: &P,
     commands: &Commands<P>,
     events: &Events<P>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     commands
         .run(Command::new(Opcode::NOP).modifier(in_modifier::NOP))
         .await?;
-    let vector = events
-        .vector(0)
-        .ok_or(Error::Platform(hal::Error::TooFewVectors {
-            wanted: 1,
-            have: 0,
-        }))?;
-    if !wait::at_most(platform, vector.wait(), INTERRUPT_DEADLINE).await {
-        return Err(Error::Timeout {
-            what: "the interrupt of NOP",
-            waited: INTERRUPT_DEADLINE,
-        });
+    let Some(vector) = events.vector(0) else {
+        return Ok(false);
+    };
+    Ok(wait::at_most(platform, vector.wait(), INTERRUPT_DEADLINE).await)
+}
+
+/// Has firmware keep the management datagrams that it asks for, where it parts them at all (Linux
+/// `fw.c`, `mlx4_config_mad_demux`).
+async fn configure_datagrams<P: Platform>(
+    commands: &Commands<P>,
+    cap: &QueryDevCap,
+) -> Result<(), Error> {
+    if !cap.mad_demux() {
+        return Ok(());
     }
-    Ok(())
+    let command = |op| {
+        Command::new(Opcode::MAD_DEMUX)
+            .op(op)
+            .modifier(in_modifier::MAD_DEMUX_SUBNET)
+    };
+    let kept: [u8; MAILBOX_LEN] = commands
+        .query(command(op_modifier::MAD_DEMUX_QUERY))
+        .await?;
+    let configure = command(op_modifier::MAD_DEMUX_CONFIGURE).mailbox(&kept);
+    match commands.run(configure).await {
+        // Datagrams are then parted as they were.
+        Err(error @ Error::Refused { .. }) => {
+            log::warn!("parting management datagrams: {error}");
+            Ok(())
+        }
+        outcome => outcome.map(drop),
+    }
 }

@@ -18,6 +18,7 @@ use crate::Error;
 use crate::bring_up::Claim;
 use crate::event::Events;
 use crate::health::Health;
+use crate::report;
 
 /// Bounds the time of a command, and of those that end the card's use (Linux
 /// `include/linux/mlx4/cmd.h`, `MLX4_CMD_TIME_CLASS_A` to `_C`; `fw.c`, `mlx4_CLOSE_HCA`; `port.c`,
@@ -178,6 +179,11 @@ impl<P: Platform> Commands<P> {
         self.by_event.store(false, Ordering::Release);
     }
 
+    /// Lets firmware do something else for a moment.
+    pub(crate) async fn pause(&self) {
+        self.platform.sleep(LOOK_SELDOM).await;
+    }
+
     /// Gives the card up.
     pub(crate) fn fail(&self) {
         self.failed.store(true, Ordering::Release);
@@ -282,6 +288,14 @@ impl<P: Platform> Commands<P> {
             pause = self.look_again(begin, pause).await;
         };
         turn.in_flight = false;
+        let took = self.platform.now().since(begin);
+        report::command(
+            opcode,
+            command.op_modifier,
+            command.in_modifier,
+            status,
+            took,
+        );
         if status != CmdStatus::OK {
             return Err(Error::Refused { opcode, status });
         }

@@ -26,7 +26,7 @@ use crate::pages::Pages;
 use crate::queues::{QueuePair, Queues, Transport};
 use crate::resources::Range;
 use crate::work_queue::{self, Geometry};
-use crate::{Error, Mlx4, icm};
+use crate::{Error, Mlx4, POLL_INTERVAL, icm};
 
 /// Longest datagram, and longest on QP0 and QP1, headers included (Linux `mlx4_ib/qp.c`,
 /// `__mlx4_ib_modify_qp`).
@@ -639,10 +639,17 @@ impl<P: Platform> Device for Mlx4<P> {
         let index = usize::from(vector) + 1;
         async move {
             let events = &self.hca.events;
-            let interrupt = events.vector(index).ok_or(Error::OutOfRange {
+            events.eqn(index).ok_or(Error::OutOfRange {
                 what: "the completion vector",
                 value: vector.into(),
             })?;
+            let interrupt = events.vector(index).filter(|_| !events.is_polled());
+            let Some(interrupt) = interrupt else {
+                while events.drain(index) == 0 {
+                    self.hca.platform.sleep(POLL_INTERVAL).await;
+                }
+                return Ok(());
+            };
             // An event whose interrupt was lost would keep the queue silent for ever.
             if events.drain(index) == 0 {
                 interrupt.wait().await;

@@ -21,6 +21,8 @@ use spin::Mutex;
 use verbs::{Cqn, DeviceEvent, Qpn};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::report;
+
 /// log2 of an event queue's entries.
 pub(crate) const LOG_ENTRIES: u8 = 8;
 const ENTRIES: u32 = 1 << LOG_ENTRIES;
@@ -152,6 +154,8 @@ pub(crate) struct Events<P: Platform> {
     command: Mutex<Option<(u16, CmdStatus, u64)>>,
     kept: Mutex<VecDeque<DeviceEvent>>,
     failed: AtomicBool,
+    /// No interrupt comes: the queues are looked at in intervals.
+    polled: AtomicBool,
 }
 
 impl<P: Platform> Events<P> {
@@ -168,7 +172,18 @@ impl<P: Platform> Events<P> {
             command: Mutex::default(),
             kept: Mutex::default(),
             failed: AtomicBool::new(false),
+            polled: AtomicBool::new(false),
         }
+    }
+
+    /// Gives interrupts up: whoever waits for one looks at intervals.
+    pub(crate) fn poll(&self) {
+        self.polled.store(true, Ordering::Release);
+    }
+
+    /// Returns whether interrupts were given up.
+    pub(crate) fn is_polled(&self) -> bool {
+        self.polled.load(Ordering::Acquire)
     }
 
     /// Arms every queue.
@@ -251,6 +266,9 @@ impl<P: Platform> Events<P> {
     }
 
     fn dispatch(&self, entry: &Eqe) {
+        if !matches!(entry.event, EventType::COMPLETION | EventType::COMMAND) {
+            report::event(entry.event, entry.as_bytes());
+        }
         match entry.event {
             EventType::COMPLETION => self.completion(entry.number()),
             EventType::COMMAND => {

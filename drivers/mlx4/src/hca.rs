@@ -31,8 +31,8 @@ use crate::resources::{Numbers, Range, Ranges};
 /// The UAR page whose doorbells all QPs and CQs use: its registers are written in single stores, so
 /// cores share it without a lock.
 pub(crate) const UAR_PAGE: u32 = regs::FIRST_QUEUE_UAR;
-/// A region has at most this many MTT entries: their pages grow with the region, because few large
-/// translations are what the card is quick at.
+/// MTT entries of a region at most, unless it is so large that its pages can't be: they grow with
+/// the region, because few large translations are what the card is quick at.
 const REGION_ENTRIES: u64 = 16;
 /// log2 of the largest page (Linux `mlx4_ib/mr.c`, `MLX4_MAX_MTT_SHIFT`).
 const LOG_MAX_PAGE: u32 = 31;
@@ -226,15 +226,14 @@ impl<P: Platform> Hca<P> {
         access: Access,
     ) -> Result<Region, Error> {
         let pd = self.pd(domain)?;
-        let end = addr.checked_add(len).filter(|_| len > 0);
+        let most = 1_u64.checked_shl(self.cap.log_max_region.into());
+        let fits = len > 0 && most.is_none_or(|most| len <= most);
+        let end = addr.checked_add(len).filter(|_| fits);
         let end = end.ok_or(Error::OutOfRange {
             what: "the length of a memory region",
             value: len,
         })?;
-        let log_page = region_log_page(addr, end).ok_or(Error::OutOfRange {
-            what: "the length of a memory region",
-            value: len,
-        })?;
+        let log_page = region_log_page(addr, end);
         let pages = (addr >> log_page)..=((end - 1) >> log_page);
         let count = u32::try_from(pages.end() - pages.start() + 1).unwrap_or(u32::MAX);
         let (translation, index, tag) = {
@@ -332,12 +331,13 @@ pub(crate) fn translate<P: Platform>(
     Ok(range)
 }
 
-/// The smallest page that covers the region with [`REGION_ENTRIES`]. Virtual addresses are bus
-/// addresses, so pages may begin before the region and end behind it: the entry's bounds, not its
-/// pages, say what can be reached.
-fn region_log_page(addr: u64, end: u64) -> Option<u32> {
-    (LOG_PAGE..=LOG_MAX_PAGE)
+/// The smallest page that covers the region with [`REGION_ENTRIES`], or the largest there is, of
+/// which a region beyond 32 GB takes more. Virtual addresses are bus addresses, so pages may begin
+/// before the region and end behind it: the entry's bounds, not its pages, say what can be reached.
+fn region_log_page(addr: u64, end: u64) -> u32 {
+    (LOG_PAGE..LOG_MAX_PAGE)
         .find(|log_page| ((end - 1) >> log_page) - (addr >> log_page) < REGION_ENTRIES)
+        .unwrap_or(LOG_MAX_PAGE)
 }
 
 fn region_mpt(
@@ -374,11 +374,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_region_has_few_entries_that_cover_it(addr in 0..1_u64 << 46, len in 1..1_u64 << 34) {
+        fn a_region_has_few_entries_that_cover_it(addr in 0..1_u64 << 46, log_len in 0..42_u32, part in 0..1000_u64) {
+            let len = (1_u64 << log_len) + (part << log_len) / 1000_u64;
             let end = addr + len;
-            let log_page = region_log_page(addr, end).unwrap();
+            let log_page = region_log_page(addr, end);
             let (first, last) = (addr >> log_page, (end - 1) >> log_page);
-            prop_assert!(last - first < REGION_ENTRIES);
+            prop_assert!(last - first < REGION_ENTRIES || log_page == LOG_MAX_PAGE);
             prop_assert!(first << log_page <= addr && (last + 1) << log_page >= end);
         }
     }

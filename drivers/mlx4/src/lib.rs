@@ -42,6 +42,7 @@ mod pages;
 mod pci;
 mod port;
 mod queues;
+mod report;
 mod resources;
 mod special;
 mod tear_down;
@@ -81,6 +82,9 @@ impl Default for Config {
 /// Time between two looks of the service that no interrupt called for: an interrupt may get lost.
 const LOOK_ANYWAY: Duration = Duration::from_millis(100);
 
+/// Interval between two looks at an event queue on a machine where no interrupt comes.
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
+
 /// A card that runs.
 pub struct Mlx4<P: Platform> {
     hca: Arc<Hca<P>>,
@@ -112,10 +116,16 @@ impl<P: Platform> Mlx4<P> {
     ///
     /// Returns only when the card failed or was stopped.
     pub async fn service(&self) -> Result<(), Error> {
-        let vector = self.hca.events.vector(0).ok_or(Error::Failed)?;
+        let events = &self.hca.events;
+        let platform = &self.hca.platform;
         loop {
             self.service_once().await?;
-            wait::at_most(&self.hca.platform, vector.wait(), LOOK_ANYWAY).await;
+            match events.vector(0).filter(|_| !events.is_polled()) {
+                Some(vector) => {
+                    wait::at_most(platform, vector.wait(), LOOK_ANYWAY).await;
+                }
+                None => platform.sleep(POLL_INTERVAL).await,
+            }
         }
     }
 

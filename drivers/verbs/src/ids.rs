@@ -59,6 +59,16 @@ impl QKey {
 impl PKey {
     /// The default partition, full member.
     pub const DEFAULT: Self = Self(0xffff);
+    /// Full member of the partition; a limited one without it.
+    const FULL: u16 = 1 << 15;
+
+    /// Returns whether two ends with these keys may exchange packets: the partition is the same and
+    /// a valid one, and one of them is a full member (InfiniBand Architecture 1.3, section 10.9.3).
+    #[must_use]
+    pub const fn admits(self, other: Self) -> bool {
+        let (own, theirs) = (self.0 & !Self::FULL, other.0 & !Self::FULL);
+        own == theirs && own != 0 && (self.0 | other.0) & Self::FULL != 0
+    }
 }
 
 impl Psn {
@@ -168,6 +178,16 @@ mod tests {
         assert_eq!(gid.to_string(), "fe80::2:c903:0:1");
         assert_eq!(gid.to_string().parse::<Gid>(), Ok(gid));
         assert_eq!(gid.guid(), Guid(0x0002_c903_0000_0001));
+    }
+
+    #[test]
+    fn a_partition_admits_its_members_of_which_one_is_full() {
+        let admits = |own, theirs| PKey(own).admits(PKey(theirs));
+        assert!(admits(0xffff, 0x7fff) && admits(0x7fff, 0xffff) && admits(0x8001, 0x8001));
+        assert!(!admits(0x7fff, 0x7fff), "two limited members");
+        assert!(!admits(0x8001, 0x8002));
+        assert!(!admits(0x8000, 0x8000), "no partition");
+        assert!(!admits(0, 0));
     }
 
     #[test]

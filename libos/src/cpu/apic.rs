@@ -1,4 +1,4 @@
-//! The local APIC, by MSRs (x2APIC) where the CPU has them, else by its registers in memory.
+//! The local APIC, by MSRs (x2APIC) where these may be used, else by its registers in memory.
 //!
 //! Registers: Intel SDM volume 3A, table 11-1 (offsets) and 11.12.1.2 (MSR numbers: 0x800 + offset
 //! / 16).
@@ -78,14 +78,25 @@ fn out(port: u16, value: u8) {
     unsafe { Port::new(port).write(value) };
 }
 
+/// Returns whether the APIC is driven by MSRs: where firmware has turned that on, as it can't be
+/// turned off again without a reset, and in virtual machines. A real machine wants its interrupts
+/// remapped first, which is not done here (Linux `arch/x86/kernel/apic/apic.c`,
+/// `try_to_enable_x2apic`).
+fn uses_x2apic(has: bool, virtual_machine: bool, on: bool) -> bool {
+    on || has && virtual_machine
+}
+
 /// Turns this core's APIC on.
 pub(crate) fn init() {
     let mut base = Msr::new(BASE_MSR);
     // SAFETY: every 64-bit CPU has it.
     let old = unsafe { base.read() };
-    let x2apic = CpuId::new()
-        .get_feature_info()
-        .is_some_and(|info| info.has_x2apic());
+    let features = CpuId::new().get_feature_info();
+    let x2apic = uses_x2apic(
+        features.as_ref().is_some_and(|info| info.has_x2apic()),
+        features.as_ref().is_some_and(|info| info.has_hypervisor()),
+        old & BASE_X2APIC != 0,
+    );
     X2APIC.store(x2apic, Ordering::Release);
     let mode = if x2apic {
         BASE_ENABLE | BASE_X2APIC

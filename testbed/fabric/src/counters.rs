@@ -42,21 +42,31 @@ pub enum Counter {
     RelayErrors,
     /// Packets not sent because the port is down.
     Discards,
+    /// Packets not sent because their partition is not the port's.
+    XmitConstraint,
+    /// Packets received and dropped because their partition is not the port's.
+    RcvConstraint,
+    /// Nanoseconds that packets waited for the link.
+    XmitWait,
 }
 
 /// Number of counters, and of those that have 64 bits.
-const COUNTERS: usize = 11;
+const COUNTERS: usize = 14;
 const EXTENDED_COUNTERS: usize = 8;
 
 /// The counters of PortCounters in the order of its select bits: bit, counter, largest value.
-const SMALL: [(u32, Counter, u64); 7] = [
+const SMALL: [(u32, Counter, u64); 10] = [
     (2, Counter::LinkDowned, u8::MAX as u64),
     (5, Counter::RelayErrors, u16::MAX as u64),
     (6, Counter::Discards, u16::MAX as u64),
+    (7, Counter::XmitConstraint, u8::MAX as u64),
+    (8, Counter::RcvConstraint, u8::MAX as u64),
     (12, Counter::XmitData, u32::MAX as u64),
     (13, Counter::RcvData, u32::MAX as u64),
     (14, Counter::XmitPackets, u32::MAX as u64),
     (15, Counter::RcvPackets, u32::MAX as u64),
+    // The first bit of the second field of select bits.
+    (16, Counter::XmitWait, u32::MAX as u64),
 ];
 
 /// A port's counters.
@@ -96,6 +106,12 @@ impl PortCounts {
         self.add(counter, 1);
     }
 
+    /// Counts time for which a packet waited.
+    pub fn waited(&mut self, time: hal::Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.add(Counter::XmitWait, nanos);
+    }
+
     fn add(&mut self, counter: Counter, by: u64) {
         let index = counter as usize;
         self.small[index] = self.small[index].saturating_add(by);
@@ -122,15 +138,19 @@ impl PortCounts {
     fn show(&self, port: u8) -> PortCounters {
         let dword = |counter| U32::new(u32::try_from(self.small(counter)).unwrap_or(u32::MAX));
         let word = |counter| U16::new(u16::try_from(self.small(counter)).unwrap_or(u16::MAX));
+        let byte = |counter| u8::try_from(self.small(counter)).unwrap_or(u8::MAX);
         PortCounters {
             port,
-            link_downed: u8::try_from(self.small(Counter::LinkDowned)).unwrap_or(u8::MAX),
+            link_downed: byte(Counter::LinkDowned),
             rcv_relay_errors: word(Counter::RelayErrors),
             xmit_discards: word(Counter::Discards),
+            xmit_constraint_errors: byte(Counter::XmitConstraint),
+            rcv_constraint_errors: byte(Counter::RcvConstraint),
             xmit_data: dword(Counter::XmitData),
             rcv_data: dword(Counter::RcvData),
             xmit_packets: dword(Counter::XmitPackets),
             rcv_packets: dword(Counter::RcvPackets),
+            xmit_wait: dword(Counter::XmitWait),
             ..PortCounters::default()
         }
     }
@@ -151,15 +171,18 @@ impl PortCounts {
 
     /// Sets the counters that are selected to what a Set says, which is 0 for all who clear them.
     fn set(&mut self, wanted: &PortCounters) {
-        let select = u32::from(wanted.select.get());
+        let select = u32::from(wanted.select.get()) | u32::from(wanted.select2) << 16;
         let values = [
             u64::from(wanted.link_downed),
             wanted.rcv_relay_errors.get().into(),
             wanted.xmit_discards.get().into(),
+            wanted.xmit_constraint_errors.into(),
+            wanted.rcv_constraint_errors.into(),
             wanted.xmit_data.get().into(),
             wanted.rcv_data.get().into(),
             wanted.xmit_packets.get().into(),
             wanted.rcv_packets.get().into(),
+            wanted.xmit_wait.get().into(),
         ];
         for ((bit, counter, _), value) in SMALL.into_iter().zip(values) {
             if select >> bit & 1 == 1 {

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use hal::Instant;
-use mad::smp::{PERMISSIVE_LID, Smp};
-use mad::{Attribute, Header, MgmtClass};
+use mad::smp::{LinkWidth, PERMISSIVE_LID, Smp};
+use mad::{Attribute, Header, Method, MgmtClass};
 use verbs::{Lid, Qpn};
 
 use crate::counters::{self, CountedPorts, Counter};
@@ -13,7 +13,7 @@ use crate::faults::FaultInjector;
 use crate::packet::is_multicast;
 use crate::sm::{SM_LID, SubnetManager, management_packet};
 use crate::switch::{Hop, LinkOrder, Switch};
-use crate::{FabricConfig, Manager, Operation, Packet};
+use crate::{FabricConfig, LinkRate, Manager, Operation, Packet};
 
 /// A port of the switch, in the order of [`Fabric::add_port`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +43,13 @@ enum Link {
     /// The link is training and carries nothing until this time.
     Training(Instant),
     Up,
+}
+
+/// Direction of a link, as the switch sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    In,
+    Out,
 }
 
 /// A packet on its way, ordered by when it is due.
@@ -76,6 +83,12 @@ pub struct Fabric {
     links: Vec<Link>,
     /// Ports whose card wants a link, by port index.
     wanted: Vec<bool>,
+    /// Widths that each port's card may use.
+    widths: Vec<u8>,
+    /// Time at which each link is free again: towards the switch, and from it.
+    busy: Vec<[Instant; 2]>,
+    /// Time at which the packet that is being sent has come in whole.
+    entered: Option<Instant>,
     /// Links that came up or went down and whose cards were not told yet.
     changes: VecDeque<(PortIndex, bool)>,
     switch: Switch,
@@ -102,6 +115,9 @@ impl Fabric {
             config,
             links: Vec::new(),
             wanted: Vec::new(),
+            widths: Vec::new(),
+            busy: Vec::new(),
+            entered: None,
             changes: VecDeque::new(),
             switch,
             arrived: VecDeque::new(),
@@ -114,11 +130,18 @@ impl Fabric {
     pub fn add_port(&mut self) -> PortIndex {
         self.links.push(Link::Down);
         self.wanted.push(false);
+        self.widths.push(LinkWidth::X1 | LinkWidth::X4);
+        self.busy.push([Instant::default(); 2]);
         self.switch.add_port();
         if let Some(manager) = &mut self.manager {
             manager.add_port();
         }
         PortIndex(self.links.len() - 1)
+    }
+
+    /// Sets the rate of the links, for packets that are sent from now on.
+    pub fn set_rate(&mut self, rate: Option<LinkRate>) {
+        self.config.rate = rate;
     }
 
     /// Says whether a port's card wants a link. Whether there is one is told by
@@ -128,6 +151,18 @@ impl Fabric {
         self.try_link(now, port);
     }
 
+    /// Sets the widths that a port's card may use from the next training on.
+    pub fn set_widths(&mut self, port: PortIndex, widths: u8) {
+        self.widths[port.0] = widths;
+    }
+
+    /// Returns the widest width that both ends of a link may use; 0 for none.
+    #[must_use]
+    pub fn width(&self, port: PortIndex) -> u8 {
+        let common = self.widths[port.0] & self.switch.widths(port.number());
+        common.checked_ilog2().map_or(0, |bit| 1 << bit)
+    }
+
     /// Takes the next link that came up (`true`) or went down since it was last asked.
     pub fn next_link(&mut self) -> Option<(PortIndex, bool)> {
         self.changes.pop_front()
@@ -135,7 +170,9 @@ impl Fabric {
 
     /// Brings a link up or down as both its ends want it.
     fn try_link(&mut self, now: Instant, port: PortIndex) {
-        let up = self.wanted[port.0] && !self.switch.is_disabled(port.number());
+        let up = self.wanted[port.0]
+            && !self.switch.is_disabled(port.number())
+            && (self.links[port.0] == Link::Up || self.width(port) != 0);
         let training = self.config.training;
         match (self.links[port.0], up) {
             (Link::Down, true) if !training.is_zero() => {
@@ -150,6 +187,9 @@ impl Fabric {
 
     fn follow_link(&mut self, now: Instant, port: PortIndex, up: bool) {
         self.links[port.0] = if up { Link::Up } else { Link::Down };
+        if up {
+            self.switch.set_width(port.number(), self.width(port));
+        }
         self.changes.push_back((port, up));
         self.switch.link_changed(now, port.number(), up);
         if let Some(manager) = &mut self.manager {
@@ -188,6 +228,34 @@ impl Fabric {
         if let Some(counts) = self.switch.counts(from.number()) {
             counts.received(&packet);
         }
+        self.entered = Some(self.pass(now, from, Way::In, &packet));
+        self.take(now, from, packet);
+        self.entered = None;
+    }
+
+    /// Returns the time at which a packet has passed a link, behind those before it.
+    fn pass(&mut self, from: Instant, port: PortIndex, way: Way, packet: &Packet) -> Instant {
+        let Some(rate) = self.config.rate else {
+            return from;
+        };
+        let lanes = match self.width(port) {
+            LinkWidth::X1 => 1,
+            _ => 4,
+        };
+        let free = &mut self.busy[port.0][way as usize];
+        let begin = from.max(*free);
+        *free = begin + rate.time_of(packet.wire_len(), lanes);
+        let end = *free;
+        if way == Way::Out
+            && let Some(counts) = self.switch.counts(port.number())
+        {
+            counts.waited(begin.since(from));
+        }
+        end
+    }
+
+    /// Takes a packet that has come in whole.
+    fn take(&mut self, now: Instant, from: PortIndex, packet: Packet) {
         let here = self.switch.lid();
         match packet.dlid {
             Lid(PERMISSIVE_LID) if packet.dqpn != Qpn(0) => {}
@@ -203,6 +271,9 @@ impl Fabric {
             lid if packet.vl15 => self.relay(now, from, lid, packet),
             _ if !self.switch.carries_data(from.number()) => {
                 log::debug!("switch: port {} carries no data yet", from.number());
+            }
+            _ if !self.switch.lets_in(from.number(), packet.pkey) => {
+                log::debug!("switch: port {} is not in {}", from.number(), packet.pkey);
             }
             lid if is_multicast(lid) => {
                 let to: Vec<u8> = self.switch.towards_group(lid).collect();
@@ -264,10 +335,12 @@ impl Fabric {
             self.discard(port);
             return;
         };
-        if packet.vl15 || self.switch.carries_data(port) {
+        if packet.vl15 {
             self.carry(now, to, packet);
-        } else {
+        } else if !self.switch.carries_data(port) {
             self.discard(port);
+        } else if self.switch.lets_out(port, packet.pkey) {
+            self.carry(now, to, packet);
         }
     }
 
@@ -326,6 +399,9 @@ impl Fabric {
                 let from = PortIndex::of(from)?;
                 manager.receive(now, from, &smp, &mut self.switch);
                 None
+            }
+            Some(manager) if smp.header.method == Method::TRAP => {
+                manager.hear_trap(PortIndex::of(from)?, smp)
             }
             Some(manager) if smp.header.attribute() == Attribute::SM_INFO => manager.answer(smp),
             _ => self.switch.answer(smp, from),
@@ -404,7 +480,9 @@ impl Fabric {
             counts.sent(&packet);
         }
         let verdict = self.faults.judge();
-        let delay = self.config.latency + verdict.late_by;
+        let entered = self.entered.unwrap_or(now);
+        let left = self.pass(entered, to, Way::Out, &packet);
+        let delay = left.since(now) + self.config.latency + verdict.late_by;
         for _ in 1..verdict.copies {
             self.deliver(now, delay, to, packet.clone());
         }

@@ -16,9 +16,10 @@
 //! # What is left out
 //!
 //! * One switch: no topology, no credit flow between ports, no virtual lanes that could block each
-//!   other. A link's bandwidth is not modelled, only its latency.
-//! * The switch checks no M_Key and no partitions. Its links make no errors that could be counted.
-//! * The own subnet manager takes no traps and hands over to nobody.
+//!   other. Links have a rate where the configuration says so; what waits for a full one waits
+//!   without bound in the switch.
+//! * The switch checks no M_Key. Its links make no errors that could be counted.
+//! * The own subnet manager takes no trap but that of local changes, and hands over to nobody.
 //! * Subnet administration answers GET, GET_TABLE, SET and DELETE of the records in [`mad::sa`]. A
 //!   table of one segment is not sent again when it gets lost: who asked has to ask anew.
 //! * Ethernet.
@@ -34,9 +35,10 @@ mod sa;
 mod sm;
 mod switch;
 
-pub use config::{FabricConfig, Faults, Manager};
+pub use config::{FabricConfig, Faults, LinkRate, Manager};
 pub use fabric::{Fabric, PortIndex};
 pub use packet::{
     AckCode, AtomicOp, Grh, NakCode, Operation, Packet, Place, RemoteRange, Service, is_multicast,
 };
-pub use sm::SM_LID;
+pub use sm::{SM_LID, management_packet};
+pub use switch::widths_of;

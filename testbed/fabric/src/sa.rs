@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use hal::Instant;
 use mad::sa::{
-    ClassPortInfo, JoinState, McMemberRecord, NodeRecord, PathRecord, PortInfoRecord, SaMad,
-    Selector, mc_member_mask, node_record_mask, path_record_mask, port_info_record_mask,
+    ClassPortInfo, JoinState, LinkRecord, McMemberRecord, NodeRecord, PKeyTableRecord, PathRecord,
+    PortInfoRecord, SaMad, Selector, mc_member_mask, node_record_mask, path_record_mask,
+    port_info_record_mask,
 };
 use mad::smp::PortInfo;
 use mad::{Attribute, Method, Status};
@@ -15,7 +16,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::packet::FIRST_MLID;
 use crate::rmpp::Transfers;
-use crate::sm::{KEY, Port, SM_LID};
+use crate::sm::{self, KEY, Port, SM_LID};
 use crate::switch::Switch;
 use crate::{Operation, Packet, PortIndex};
 
@@ -166,6 +167,11 @@ impl Administrator {
             Attribute::PORT_INFO_RECORD if reads => {
                 records(request, &port_infos(ports, switch, request))
             }
+            Attribute::LINK_RECORD if reads => records(request, &links(ports, request)),
+            Attribute::PKEY_TABLE_RECORD if reads && request.sm_key.get() == KEY => {
+                records(request, &partitions(ports, switch, request))
+            }
+            Attribute::PKEY_TABLE_RECORD if reads => Err(Status::SA_DENIED),
             Attribute::MC_MEMBER_RECORD if reads => {
                 records(request, &self.groups_matching(ports, request))
             }
@@ -230,6 +236,14 @@ impl Administrator {
         let Some(group) = self.groups.get_mut(&mgid) else {
             return Err(Status::SA_NO_RECORDS);
         };
+        let (has_mtu, has_rate) = (group.record.mtu.value(), group.record.rate.value());
+        let fits = named(wanted.mtu, mask, mc_member_mask::MTU)
+            .is_none_or(|asked| fits(asked, has_mtu, mtu_order))
+            && named(wanted.rate, mask, mc_member_mask::RATE)
+                .is_none_or(|asked| fits(asked, has_rate, rate_order));
+        if !fits {
+            return Err(Status::SA_REQUEST_INVALID);
+        }
         *group.members.entry(member).or_default() |= wanted.scope_join.join();
         let joined = group.members[&member];
         let mut record = group.record;
@@ -266,7 +280,13 @@ impl Administrator {
         if mgid[0] != 0xff {
             return Err(Status::SA_INVALID_GID);
         }
+        let mtu = named(wanted.mtu, mask, mc_member_mask::MTU);
+        let mtu = choose(mtu, &MTUS, GROUP_MTU, mtu_order)?;
+        let rate = named(wanted.rate, mask, mc_member_mask::RATE);
+        let rate = choose(rate, &RATES, RATE, rate_order)?;
         let record = McMemberRecord {
+            mtu: Selector::exactly(mtu),
+            rate: Selector::exactly(rate),
             mgid,
             qkey: wanted.qkey,
             mlid: U16::new(mlid),
@@ -300,6 +320,58 @@ impl Administrator {
         }
         Ok(Response::Record(request.into_response(Status::OK)))
     }
+}
+
+/// Codes of the MTUs that ports have, and of the rates, the slowest first.
+const MTUS: [u8; 5] = [1, 2, 3, 4, 5];
+const RATES: [u8; 7] = [2, 5, 3, 11, 6, 7, RATE];
+
+/// Returns an MTU's place among all by its code.
+fn mtu_order(code: u8) -> u32 {
+    code.into()
+}
+
+/// Returns the hundreds of Mb/s of a rate's code (IBA 1.3, 15.2.5.16; Linux `ib_verbs.h`,
+/// `ib_rate`).
+fn rate_order(code: u8) -> u32 {
+    const OF_CODE: [u32; 19] = [
+        0, 0, 25, 100, 300, 50, 200, 400, 600, 800, 1200, 140, 560, 1120, 1680, 250, 1000, 2000,
+        3000,
+    ];
+    OF_CODE.get(usize::from(code)).copied().unwrap_or(u32::MAX)
+}
+
+/// Returns whether a value is what a selector asks for: greater, less, or exactly so; the largest
+/// there is, is.
+fn fits(wanted: Selector, value: u8, order: fn(u8) -> u32) -> bool {
+    let (asked, has) = (order(wanted.value()), order(value));
+    match wanted.how() {
+        0 => has > asked,
+        1 => has < asked,
+        2 => has == asked,
+        _ => true,
+    }
+}
+
+/// Returns the value that a new group gets: the usual one if it is what is asked for, or else the
+/// largest that is.
+fn choose(
+    wanted: Option<Selector>,
+    values: &[u8],
+    usual: u8,
+    order: fn(u8) -> u32,
+) -> Result<u8, Status> {
+    let fits = |value: &u8| wanted.is_none_or(|wanted| fits(wanted, *value, order));
+    if fits(&usual) {
+        return Ok(usual);
+    }
+    let found = values.iter().rev().find(|value| fits(value));
+    found.copied().ok_or(Status::SA_REQUEST_INVALID)
+}
+
+/// Returns what a request says of a component, if it says something.
+fn named(value: Selector, mask: u64, component: u64) -> Option<Selector> {
+    (mask & component == component).then_some(value)
 }
 
 /// Returns the port that joins: the named one, which must be the sender's (there are no proxies),
@@ -423,6 +495,58 @@ fn port_infos(ports: &[Port], switch: &Switch, request: &SaMad) -> Vec<PortInfoR
         .filter(|record| mask & port_info_record_mask::LID == 0 || record.lid == wanted.lid)
         .filter(|record| mask & port_info_record_mask::PORT == 0 || record.port == wanted.port)
         .filter(|record| mask & port_info_record_mask::CAPABILITIES == 0 || able(record))
+        .collect()
+}
+
+/// Returns each link twice, as both of its ends see it.
+fn links(ports: &[Port], request: &SaMad) -> Vec<LinkRecord> {
+    use mad::sa::link_record_mask::{FROM_LID, FROM_PORT, TO_LID, TO_PORT};
+    let Some(wanted) = request.record::<LinkRecord>() else {
+        return Vec::new();
+    };
+    let mask = request.component_mask.get();
+    let link = |from: (Lid, u8), to: (Lid, u8)| LinkRecord {
+        from_lid: U16::new(from.0.0),
+        from_port: from.1,
+        to_port: to.1,
+        to_lid: U16::new(to.0.0),
+        reserved: [0; 2],
+    };
+    (1_u8..)
+        .zip(ports)
+        .filter(|(_, port)| port.is_active())
+        .flat_map(|(number, port)| {
+            let (here, there) = ((SM_LID, number), (port.lid, port.node.local_port));
+            [link(here, there), link(there, here)]
+        })
+        .filter(|record| mask & FROM_LID == 0 || record.from_lid == wanted.from_lid)
+        .filter(|record| mask & FROM_PORT == 0 || record.from_port == wanted.from_port)
+        .filter(|record| mask & TO_LID == 0 || record.to_lid == wanted.to_lid)
+        .filter(|record| mask & TO_PORT == 0 || record.to_port == wanted.to_port)
+        .collect()
+}
+
+/// Returns the partition tables of the switch's ports, and those that the manager has set at nodes.
+fn partitions(ports: &[Port], switch: &Switch, request: &SaMad) -> Vec<PKeyTableRecord> {
+    use mad::sa::pkey_record_mask::{BLOCK, LID, PORT};
+    let Some(wanted) = request.record::<PKeyTableRecord>() else {
+        return Vec::new();
+    };
+    let mask = request.component_mask.get();
+    let record = |lid: Lid, port, keys| PKeyTableRecord {
+        lid: U16::new(lid.0),
+        block: U16::ZERO,
+        port,
+        reserved: [0; 3],
+        keys,
+    };
+    let own = (0_u8..).zip(switch.partition_tables());
+    let active = ports.iter().filter(|port| port.is_active());
+    own.map(|(port, keys)| record(SM_LID, port, keys))
+        .chain(active.map(|port| record(port.lid, port.node.local_port, sm::partitions())))
+        .filter(|record| mask & LID == 0 || record.lid == wanted.lid)
+        .filter(|record| mask & BLOCK == 0 || record.block == wanted.block)
+        .filter(|record| mask & PORT == 0 || record.port == wanted.port)
         .collect()
 }
 

@@ -179,6 +179,26 @@ impl SubnetManager {
         Some(smp.into_response(status))
     }
 
+    /// Takes a trap that came by a port: asks the node for its text again, and ends the trap.
+    pub(crate) fn hear_trap(&mut self, from: PortIndex, smp: Smp) -> Option<Smp> {
+        let port = self.ports.get_mut(from.0).filter(|port| port.is_active())?;
+        self.transaction += 1;
+        port.transaction = self.transaction;
+        let ask = Smp::request(
+            Method::GET,
+            Attribute::NODE_DESCRIPTION,
+            0,
+            self.transaction,
+        );
+        if let Ok(mut ask) = ask.directed(&[from.number()]) {
+            ask.set_hops(1, 1);
+            self.outgoing.push_back((from, smp_packet(&ask)));
+        }
+        let mut end = smp;
+        end.header.method = Method::TRAP_REPRESS;
+        Some(end)
+    }
+
     /// Takes an answer that came by a port.
     pub(crate) fn receive(
         &mut self,
@@ -188,6 +208,13 @@ impl SubnetManager {
         switch: &mut Switch,
     ) {
         let port = &mut self.ports[from.0];
+        let renamed = port.is_active()
+            && smp.header.attribute() == Attribute::NODE_DESCRIPTION
+            && smp.header.transaction.get() == port.transaction;
+        if renamed {
+            port.description = NodeDescription(smp.data);
+            return;
+        }
         let awaited = smp.header.method == Method::GET_RESP
             && port.retry_at.is_some()
             && smp.header.transaction.get() == port.transaction;
@@ -283,19 +310,22 @@ fn request(port: &Port, step: Step, transaction: u64) -> Option<Smp> {
         Step::NodeInfo => smp(Method::GET, Attribute::NODE_INFO),
         Step::NodeDescription => smp(Method::GET, Attribute::NODE_DESCRIPTION),
         Step::PortInfo => smp(Method::GET, Attribute::PORT_INFO),
-        Step::PKeys => {
-            let mut table = PKeyTable::default();
-            table.0[0] = U16::new(PKey::DEFAULT.0);
-            Smp {
-                data: data_of(&table),
-                ..smp(Method::SET, Attribute::PKEY_TABLE)
-            }
-        }
+        Step::PKeys => Smp {
+            data: data_of(&partitions()),
+            ..smp(Method::SET, Attribute::PKEY_TABLE)
+        },
         Step::Configure => set(&configuration(port)),
         Step::Arm => set(&with_state(&configuration(port), PortStateBits::ARMED)),
         Step::Activate => set(&with_state(&configuration(port), PortStateBits::ACTIVE)),
         Step::Done => return None,
     })
+}
+
+/// Returns the partition table of every port: the default partition.
+pub(crate) fn partitions() -> PKeyTable {
+    let mut table = PKeyTable::default();
+    table.0[0] = U16::new(PKey::DEFAULT.0);
+    table
 }
 
 /// Returns the PortInfo to set: the port's own, with the addresses and limits of this subnet.
@@ -327,7 +357,8 @@ fn smp_packet(smp: &Smp) -> Packet {
 }
 
 /// Builds a packet with an SMP between two QP0s.
-pub(crate) fn management_packet(slid: Lid, dlid: Lid, smp: &Smp) -> Packet {
+#[must_use]
+pub fn management_packet(slid: Lid, dlid: Lid, smp: &Smp) -> Packet {
     Packet {
         slid,
         dlid,

@@ -14,12 +14,13 @@ use std::ops::RangeInclusive;
 
 use hal::Instant;
 use mad::smp::{
-    LifeState, LinkWidth, MtuAndSl, Nibbles, NodeDescription, PERMISSIVE_LID, PortCapabilities,
-    PortInfo, PortPhys, PortStateBits, Smp, SpeedState, SwitchFlags, SwitchInfo,
+    LifeState, LinkWidth, MtuAndSl, Nibbles, NodeDescription, PERMISSIVE_LID, PKeyTable,
+    PortCapabilities, PortInfo, PortPhys, PortStateBits, Smp, SpeedState, SwitchFlags, SwitchInfo,
 };
 use verbs::{Gid, Guid, Lid, PKey};
 use zerocopy::big_endian::{U16, U32, U64};
 
+pub use self::agent::widths_of;
 use self::link_trap::LinkTrap;
 use crate::counters::{CountedPorts, Counter, PortCounts};
 use crate::packet::FIRST_MLID;
@@ -39,6 +40,9 @@ const PKEYS: u8 = 32;
 /// Code of 4096 bytes.
 const MTU_4096: u8 = 5;
 const VLS_8: u8 = 4;
+/// Bits of PortInfo's partition enforcement.
+const ENFORCES_INBOUND: u8 = 1 << 3;
+const ENFORCES_OUTBOUND: u8 = 1 << 2;
 /// PortPhysicalState in a Set that leaves the state as it is.
 const PHYS_NO_CHANGE: u8 = 0;
 const PHYS_POLLING: u8 = 2;
@@ -119,7 +123,10 @@ impl Switch {
                 default_multicast_other: NO_PORT,
                 life_state: LifeState::new().with_life_time(18),
                 // OpenSM looks for another subnet manager behind a port 0 of this kind only.
-                flags: SwitchFlags::new().with_enhanced_port_0(true),
+                flags: SwitchFlags::new()
+                    .with_inbound_enforcement(true)
+                    .with_outbound_enforcement(true)
+                    .with_enhanced_port_0(true),
                 ..SwitchInfo::default()
             },
             unicast: vec![NO_PORT; usize::from(FIRST_MLID)],
@@ -193,6 +200,20 @@ impl Switch {
         Some((u8::try_from(number).ok()?, order))
     }
 
+    /// Returns the widths that a port may use.
+    pub(crate) fn widths(&self, port: u8) -> u8 {
+        self.ports
+            .get(usize::from(port))
+            .map_or(0, |port| port.info.width_enabled)
+    }
+
+    /// Sets the width of a port's link.
+    pub(crate) fn set_width(&mut self, port: u8, width: u8) {
+        if let Some(port) = self.ports.get_mut(usize::from(port)) {
+            port.info.width_active = width;
+        }
+    }
+
     /// Returns whether a manager keeps a port's link down.
     pub(crate) fn is_disabled(&self, port: u8) -> bool {
         self.ports
@@ -203,6 +224,11 @@ impl Switch {
     /// Returns the PortInfo of each port, port 0 first.
     pub(crate) fn port_infos(&self) -> impl Iterator<Item = PortInfo> + '_ {
         self.ports.iter().map(|port| port.info)
+    }
+
+    /// Returns the partition table of each port, port 0 first.
+    pub(crate) fn partition_tables(&self) -> impl Iterator<Item = PKeyTable> + '_ {
+        self.ports.iter().map(|port| PKeyTable(port.pkeys))
     }
 
     /// Returns the switch's own LID; 0 before it has one.
@@ -217,6 +243,29 @@ impl Switch {
             .get(usize::from(port))
             .map(|port| port.info.speed_state.state());
         matches!(state, Some(PortStateBits::ARMED | PortStateBits::ACTIVE))
+    }
+
+    /// Returns whether data of a partition may come in by a port. A manager tells the port to check
+    /// that (IBA 1.3, 14.2.5.6: PartitionEnforcementInbound, PartitionEnforcementOutbound).
+    pub(crate) fn lets_in(&mut self, port: u8, pkey: PKey) -> bool {
+        self.enforce(port, ENFORCES_INBOUND, pkey, Counter::RcvConstraint)
+    }
+
+    /// Returns whether data of a partition may go out by a port.
+    pub(crate) fn lets_out(&mut self, port: u8, pkey: PKey) -> bool {
+        self.enforce(port, ENFORCES_OUTBOUND, pkey, Counter::XmitConstraint)
+    }
+
+    fn enforce(&mut self, port: u8, way: u8, pkey: PKey, counter: Counter) -> bool {
+        let Some(port) = self.ports.get_mut(usize::from(port)) else {
+            return false;
+        };
+        let enforces = port.info.operational_vls.low() & way != 0;
+        let admitted = !enforces || port.pkeys.iter().any(|own| PKey(own.get()).admits(pkey));
+        if !admitted {
+            port.counts.count(counter);
+        }
+        admitted
     }
 
     /// Returns the port towards a LID.

@@ -125,12 +125,12 @@ impl Testbed {
 
     /// Adds a machine whose card has `ports` ports.
     pub fn add_machine_with_ports(&self, name: &str, guid: Guid, ports: u8) -> Machine {
+        self.add(NodeConfig::new(name, guid, ports))
+    }
+
+    /// Adds a machine with this card.
+    pub fn add(&self, config: NodeConfig) -> Machine {
         let board = Arc::new(Board::new(MEMORY_LEN));
-        let config = NodeConfig {
-            name: name.to_owned(),
-            guid,
-            ports,
-        };
         let host: Arc<dyn Host> = Arc::clone(&board) as _;
         let node = self.world.cluster().add_node(config, host);
         self.world.cluster().put_on_bus(node, self.now(), BARS);

@@ -24,8 +24,8 @@ mod machine;
 mod memory;
 
 pub use bed::Testbed;
-pub use fabric::{FabricConfig, Faults as LinkFaults};
+pub use fabric::{FabricConfig, Faults as LinkFaults, LinkRate};
 pub use faults::{Faults, Faulty, FaultyBar, FaultyBuffer, FaultyConfig, FaultyVector};
-pub use hca_model::{ClusterConfig, trace};
+pub use hca_model::{Board as CardBoard, ClusterConfig, Device, NodeConfig, trace};
 pub use machine::{Bar, Board, Config, Machine, Vector, World};
 pub use memory::Buffer;

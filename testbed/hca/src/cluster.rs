@@ -183,10 +183,7 @@ impl Cluster {
         if busy || self.fabric.has_arrivals() {
             return Some(now);
         }
-        let timers = self
-            .nodes
-            .iter()
-            .filter_map(|node| node.hca.core.timers.first().map(|(due, _)| *due));
+        let timers = self.nodes.iter().filter_map(|node| node.hca.deadline());
         timers.chain(self.fabric.deadline()).min()
     }
 
@@ -227,6 +224,7 @@ impl Cluster {
         let Node { hca, ports } = &mut self.nodes[index];
         for (port, place) in hca.core.ports.iter_mut().zip(ports) {
             let wanted = port.wants_link();
+            self.fabric.set_widths(*place, port.info.width_enabled);
             if core::mem::take(&mut port.bounced) && wanted {
                 self.fabric.restart_link(now, *place);
             } else {
@@ -239,8 +237,12 @@ impl Cluster {
     fn hear_links(&mut self, now: Instant) {
         while let Some((place, up)) = self.fabric.next_link() {
             let (index, number) = self.attached[place.0];
+            let width = self.fabric.width(place);
             let core = &mut self.hca(NodeIndex(index), now).core;
-            if core.port_mut(number).is_some_and(|port| port.link(up)) {
+            if core
+                .port_mut(number)
+                .is_some_and(|port| port.link(up, width))
+            {
                 agents::report_link(core, number, false);
             }
         }

@@ -1,11 +1,12 @@
-//! Completion queues: entries, overrun, and arming.
+//! Completion queues: entries, overrun, arming, moderation, and time stamps.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use hal::{Duration, Instant};
 use mlx4_hw::bits::Low24;
 use mlx4_hw::cq::{
     CQ_STATE_ARMED, CQ_STATE_ARMED_SOLICITED, CQ_STATE_FIRED, CQE_INIT_BYTE, CQE_LEN,
-    CQE_OPCODE_RESIZE, CqContext, Cqe, CqeOwner,
+    CQE_OPCODE_ERROR, CQE_OPCODE_RESIZE, CqContext, Cqe, CqeOwner,
 };
 use mlx4_hw::eq::{CqErrorEvent, Eqe, EventType, STATUS_OVERFLOW, STATUS_WRITE_FAIL};
 use mlx4_hw::regs::{ARM_NEXT, ARM_SOLICITED, CqArm};
@@ -13,6 +14,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::eq::{EventQueues, fill_entries, write_entry};
 use crate::memory::{AccessError, Memory, RingMemory};
+use crate::registers::cycles;
 use crate::trace::Purpose;
 
 /// Armed state of a completion queue.
@@ -33,6 +35,13 @@ struct CompletionQueue {
     solicited: u32,
     arm: Arm,
     failed: bool,
+    /// Bytes of an entry: 32, or 64 of which the upper half counts.
+    entry_len: usize,
+    /// Completions that an event is owed for, and when it is sent at the latest.
+    owed: u16,
+    owed_until: Option<Instant>,
+    /// Events sent so far.
+    events: u32,
 }
 
 /// Syndrome of a completion queue's error event: the queue overran.
@@ -40,7 +49,7 @@ const OVERRUN: u8 = 1;
 const ACCESS_VIOLATION: u8 = 2;
 
 impl CompletionQueue {
-    fn new(context: CqContext) -> Self {
+    fn new(context: CqContext, entry_len: usize) -> Self {
         Self {
             ring: ring_of(&context),
             producer: context.producer.get(),
@@ -48,6 +57,10 @@ impl CompletionQueue {
             solicited: context.producer.get(),
             arm: Arm::None,
             failed: false,
+            entry_len,
+            owed: 0,
+            owed_until: None,
+            events: 0,
             context,
         }
     }
@@ -78,11 +91,21 @@ impl CompletionQueue {
     fn write(&mut self, memory: &Memory, mut cqe: Cqe) -> Result<(), AccessError> {
         let entries = self.entries();
         cqe.owner.set_pass(self.producer & entries != 0);
-        let at = u64::from(self.producer & (entries - 1)) * CQE_LEN as u64;
+        let at = entry_place(self.producer & (entries - 1), self.entry_len);
         write_entry(memory, Purpose::Cqe, self.ring, at, cqe.as_bytes())?;
         self.producer = self.producer.wrapping_add(1);
         Ok(())
     }
+
+    /// Returns whether an event waits for more completions: moderation takes both numbers.
+    fn is_moderated(&self) -> bool {
+        self.context.period.get() != 0 && self.context.max_count.get() > 1
+    }
+}
+
+/// Returns the place of an entry's 32 bytes that count.
+fn entry_place(index: u32, entry_len: usize) -> u64 {
+    (index as usize * entry_len + (entry_len - CQE_LEN)) as u64
 }
 
 fn ring_of(context: &CqContext) -> RingMemory {
@@ -96,11 +119,25 @@ fn ring_of(context: &CqContext) -> RingMemory {
 #[derive(Default)]
 pub(crate) struct CompletionQueues {
     queues: HashMap<u32, CompletionQueue>,
+    /// INIT_HCA asked for entries of 64 bytes.
+    pub(crate) wide: bool,
+    /// Arms are checked for their sequence number.
+    pub(crate) checks_sequence: bool,
+    /// Moderated events, by the time at which they are due.
+    due: BTreeSet<(Instant, u32)>,
     /// Queues that failed since the last look; their queue pairs are to fail too.
     pub(crate) newly_failed: Vec<u32>,
 }
 
 impl CompletionQueues {
+    /// Forgets every queue.
+    pub(crate) fn reset(&mut self) {
+        *self = Self {
+            checks_sequence: self.checks_sequence,
+            ..Self::default()
+        };
+    }
+
     pub(crate) fn contains(&self, cqn: u32) -> bool {
         self.queues.contains_key(&cqn)
     }
@@ -113,14 +150,15 @@ impl CompletionQueues {
         context: CqContext,
         initialise: bool,
     ) -> Result<(), AccessError> {
-        let queue = CompletionQueue::new(context);
+        let entry_len = if self.wide { 2 * CQE_LEN } else { CQE_LEN };
+        let queue = CompletionQueue::new(context, entry_len);
         if initialise {
             fill_entries(
                 memory,
                 Purpose::Cqe,
                 queue.ring,
                 queue.entries(),
-                &[CQE_INIT_BYTE; CQE_LEN],
+                &[CQE_INIT_BYTE; 2 * CQE_LEN][..entry_len],
             )?;
         }
         self.queues.insert(cqn, queue);
@@ -147,8 +185,8 @@ impl CompletionQueues {
         Some(context)
     }
 
-    /// Sets the moderation, which is kept and not obeyed: every armed completion is reported at
-    /// once.
+    /// Sets the moderation: an armed queue reports `max_count` completions by one event, or fewer
+    /// after `period` microseconds.
     pub(crate) fn moderate(&mut self, cqn: u32, wanted: &CqContext) -> bool {
         let Some(queue) = self.queues.get_mut(&cqn) else {
             return false;
@@ -187,22 +225,26 @@ impl CompletionQueues {
         queue.context.buffer = wanted.buffer;
         queue.context.page_offset = wanted.page_offset;
         queue.ring = ring_of(&queue.context);
-        fill_for(memory, queue.ring, entries, queue.producer)?;
+        fill_for(memory, queue, entries)?;
         Ok(true)
     }
 
     /// Adds a completion.
     pub(crate) fn complete(
         &mut self,
+        now: Instant,
         memory: &Memory,
         events: &mut EventQueues,
         cqn: u32,
-        cqe: Cqe,
+        mut cqe: Cqe,
         solicited: bool,
     ) {
         let Some(queue) = self.queues.get_mut(&cqn).filter(|queue| !queue.failed) else {
             return;
         };
+        if queue.context.flags.timestamps() && cqe.owner.opcode() != CQE_OPCODE_ERROR {
+            cqe.set_timestamp(cycles(now));
+        }
         let failure = if queue.is_full(memory) {
             Some((OVERRUN, STATUS_OVERFLOW))
         } else {
@@ -230,10 +272,35 @@ impl CompletionQueues {
             Arm::Next => true,
             Arm::Solicited => solicited,
         };
-        if fires {
-            queue.arm = Arm::None;
-            notify(memory, events, queue, cqn);
+        if !fires {
+            return;
         }
+        queue.owed = queue.owed.saturating_add(1);
+        if !queue.is_moderated() || queue.owed >= queue.context.max_count.get() {
+            notify(memory, events, queue, cqn);
+        } else if queue.owed_until.is_none() {
+            let due = now + Duration::from_micros(queue.context.period.get().into());
+            queue.owed_until = Some(due);
+            self.due.insert((due, cqn));
+        }
+    }
+
+    /// Sends the events whose period is over.
+    pub(crate) fn tick(&mut self, now: Instant, memory: &Memory, events: &mut EventQueues) {
+        while let Some(&(due, cqn)) = self.due.first().filter(|(due, _)| *due <= now) {
+            self.due.pop_first();
+            // It may have been sent, or the queue be another one, since.
+            if let Some(queue) = self.queues.get_mut(&cqn)
+                && queue.owed_until == Some(due)
+            {
+                notify(memory, events, queue, cqn);
+            }
+        }
+    }
+
+    /// Returns the time at which the next moderated event is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
     }
 
     /// Handles a CQ's doorbell from UAR page `uar`: arms it, or reports at once if there are
@@ -255,6 +322,13 @@ impl CompletionQueues {
             return;
         }
         queue.consumer = consumer;
+        // Software counts the events that it has seen from 1 on (Linux `mlx4/cq.c`,
+        // `mlx4_cq_completion`). An arm of before the last event is too late.
+        let sequence = u32::from(arm.sequence());
+        if self.checks_sequence && sequence != queue.events.wrapping_add(1) % 4 {
+            log::debug!("CQ {:#x}: an arm of before the last event", arm.cqn());
+            return;
+        }
         let (wait, newest) = match arm.command() {
             ARM_SOLICITED => (Arm::Solicited, queue.solicited),
             ARM_NEXT => (Arm::Next, queue.producer),
@@ -263,7 +337,6 @@ impl CompletionQueues {
         // A distance of more than half the numbers is an index behind the consumer.
         let ahead = queue.ahead_of(newest, consumer);
         if ahead != 0 && ahead <= queue.entries() {
-            queue.arm = Arm::None;
             notify(memory, events, queue, arm.cqn());
         } else {
             queue.arm = wait;
@@ -272,6 +345,10 @@ impl CompletionQueues {
 }
 
 fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue, cqn: u32) {
+    queue.arm = Arm::None;
+    queue.owed = 0;
+    queue.owed_until = None;
+    queue.events = queue.events.wrapping_add(1);
     queue.context.last_notified = Low24::new(queue.producer);
     let eqn = u32::from(queue.context.eqn.get());
     events.post(memory, eqn, EventType::COMPLETION, 0, Eqe::number_data(cqn));
@@ -279,27 +356,19 @@ fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue
 
 /// Makes every entry of a queue the device's for a producer that stands at `producer`: those that
 /// it comes to in this pass are owned as the pass before, the others as this one.
-fn fill_for(
-    memory: &Memory,
-    ring: RingMemory,
-    entries: u32,
-    producer: u32,
-) -> Result<(), AccessError> {
-    let pass = producer & entries != 0;
+fn fill_for(memory: &Memory, queue: &CompletionQueue, entries: u32) -> Result<(), AccessError> {
+    let pass = queue.producer & entries != 0;
     for entry in 0..entries {
         let mut cqe =
             Cqe::read_from_bytes(&[CQE_INIT_BYTE; CQE_LEN]).unwrap_or_else(|_| Cqe::new_zeroed());
-        cqe.owner.set_pass(if entry >= producer & (entries - 1) {
-            !pass
-        } else {
-            pass
-        });
-        memory.ring_write(
-            Purpose::Cqe,
-            ring,
-            u64::from(entry) * CQE_LEN as u64,
-            cqe.as_bytes(),
-        )?;
+        cqe.owner
+            .set_pass(if entry >= queue.producer & (entries - 1) {
+                !pass
+            } else {
+                pass
+            });
+        let at = entry_place(entry, queue.entry_len);
+        memory.ring_write(Purpose::Cqe, queue.ring, at, cqe.as_bytes())?;
     }
     Ok(())
 }

@@ -22,6 +22,8 @@ struct EventQueue {
     consumer: u32,
     armed: bool,
     failed: bool,
+    /// Bytes of an entry: 32, or 64 of which the upper half counts.
+    entry_len: usize,
 }
 
 impl EventQueue {
@@ -37,6 +39,8 @@ impl EventQueue {
 /// All event queues of a card.
 #[derive(Default)]
 pub(crate) struct EventQueues {
+    /// INIT_HCA asked for entries of 64 bytes.
+    pub(crate) wide: bool,
     queues: BTreeMap<u32, EventQueue>,
     /// For each event type below 64 the queue that MAP_EQ named.
     routes: BTreeMap<u8, u32>,
@@ -49,6 +53,7 @@ impl EventQueues {
     pub(crate) fn reset(&mut self) {
         self.queues.clear();
         self.routes.clear();
+        self.wide = false;
     }
 
     pub(crate) fn contains(&self, eqn: u32) -> bool {
@@ -66,8 +71,10 @@ impl EventQueues {
             buffer: context.buffer,
             offset: u64::from(context.page_offset.get()),
         };
+        let entry_len = if self.wide { 2 * EQE_LEN } else { EQE_LEN };
         let queue = EventQueue {
             ring,
+            entry_len,
             producer: context.producer.get(),
             consumer: context.consumer.get(),
             armed: matches!(
@@ -78,12 +85,13 @@ impl EventQueues {
             context,
         };
         let fresh = Eqe::new(EventType::COMPLETION, 0, [0; 24], true);
+        let fresh = fresh.as_bytes().repeat(2);
         fill_entries(
             memory,
             Purpose::Eqe,
             ring,
             queue.entries(),
-            fresh.as_bytes(),
+            &fresh[..entry_len],
         )?;
         self.queues.insert(eqn, queue);
         Ok(())
@@ -165,7 +173,8 @@ impl EventQueues {
             return;
         }
         let pass = queue.producer & entries != 0;
-        let at = u64::from(queue.producer & (entries - 1)) * EQE_LEN as u64;
+        let index = (queue.producer & (entries - 1)) as usize;
+        let at = (index * queue.entry_len + (queue.entry_len - EQE_LEN)) as u64;
         let eqe = Eqe::new(event, subtype, data, pass);
         if let Err(error) = write_entry(memory, Purpose::Eqe, queue.ring, at, eqe.as_bytes()) {
             log::warn!("EQ {eqn}: {error}");

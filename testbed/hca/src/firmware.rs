@@ -1,9 +1,11 @@
 //! The firmware: takes commands from the command register and carries them out.
 
 mod bringup;
+mod pending;
 mod ports;
 mod queue_pairs;
 mod resources;
+mod rules;
 
 use std::collections::BTreeSet;
 
@@ -14,6 +16,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::hca::Hca;
 use crate::trace::{self, Event, Purpose};
+use pending::{Pending, Posted};
 
 /// Firmware's state between commands.
 #[derive(Default)]
@@ -26,7 +29,14 @@ pub(crate) struct Firmware {
     /// Memory keys' entries that software has given to the device since INIT_HCA. Whose an entry is
     /// now, its status in ICM tells.
     given_mpts: BTreeSet<u32>,
+    /// Commands that it works at.
+    pending: Vec<Pending>,
+    /// Answers of QUERY_DEV_CAP so far.
+    limits_told: u32,
 }
+
+/// Version of the firmware.
+pub(crate) const FIRMWARE: [u32; 3] = [2, 42, 5000];
 
 /// The block of special queue pairs.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +64,7 @@ impl Firmware {
 
 /// One command.
 #[derive(Debug, Clone, Copy)]
-struct Command {
+pub(crate) struct Command {
     opcode: Opcode,
     op_modifier: u8,
     in_modifier: u32,
@@ -67,10 +77,9 @@ struct Command {
 type Outcome = Result<u64, CmdStatus>;
 
 impl Hca {
-    /// Executes the command in the register.
-    pub(crate) fn run_command(&mut self) {
+    /// Returns the command in the register.
+    fn posted_command(&self, doorbell: Doorbell) -> Posted {
         let dword = |offset: usize| self.registers.command[offset / 4];
-        let doorbell = Doorbell::from(dword(hcr::DOORBELL));
         let command = Command {
             opcode: doorbell.opcode(),
             op_modifier: doorbell.op_modifier(),
@@ -78,7 +87,20 @@ impl Hca {
             in_param: join(dword(hcr::IN_PARAM_HIGH), dword(hcr::IN_PARAM_LOW)),
             out_param: join(dword(hcr::OUT_PARAM_HIGH), dword(hcr::OUT_PARAM_LOW)),
         };
-        let token = hcr::token_of(dword(hcr::TOKEN));
+        Posted {
+            command,
+            doorbell,
+            token: hcr::token_of(dword(hcr::TOKEN)),
+        }
+    }
+
+    /// Executes a command and reports its end.
+    fn carry_out(&mut self, posted: &Posted) {
+        let Posted {
+            command,
+            doorbell,
+            token,
+        } = *posted;
         self.core.counters.commands += 1;
         let outcome = self.execute(&command);
         match outcome {
@@ -100,16 +122,12 @@ impl Hca {
                 result,
             })
         });
-        // `go` clears and the toggle reads back in one dword, by which software sees the end (Linux
-        // `mlx4/cmd.c`, `cmd_pending`).
-        let done = Doorbell::new()
-            .with_toggle(doorbell.toggle())
-            .with_status(status);
-        self.registers.command[hcr::DOORBELL / 4] = u32::from(done);
-        let (high, low) = split(result);
-        self.registers.command[hcr::OUT_PARAM_HIGH / 4] = high;
-        self.registers.command[hcr::OUT_PARAM_LOW / 4] = low;
-        if doorbell.event() {
+        if !doorbell.event() {
+            self.free_register(doorbell, status);
+            let (high, low) = split(result);
+            self.registers.command[hcr::OUT_PARAM_HIGH / 4] = high;
+            self.registers.command[hcr::OUT_PARAM_LOW / 4] = low;
+        } else {
             let mut event = CommandEvent::new_zeroed();
             event.token = token.into();
             event.status = status;
@@ -180,7 +198,8 @@ impl Hca {
             Opcode::SENSE_PORT => Ok(ports::SENSED_INFINIBAND),
             Opcode::MAD_IFC => self.give_mad(command),
             Opcode::SET_NODE => self.set_node(command),
-            Opcode::DIAG_RPRT => self.write_bytes(command, &[0; 0x140]),
+            Opcode::DIAG_RPRT => self.write_bytes(command, &self.core.diagnostics.report()),
+            Opcode::MAD_DEMUX if self.board.mad_demux => self.demultiplex(command),
             opcode => {
                 log::info!("command {opcode} is not known");
                 Err(CmdStatus::BAD_OP)

@@ -4,14 +4,14 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use fabric::{Packet, Service as Wire, is_multicast};
-use hal::{Duration, Instant};
+use hal::Instant;
 use mad::smp::NodeDescription;
 use mlx4_hw::qp::{QpState, Service};
 use mlx4_hw::regs::{self, CqArm, EqDoorbell, SendDoorbell};
 use verbs::{Guid, Qpn};
 
 use crate::agents::Identity;
-use crate::core::Core;
+use crate::core::{Core, Diagnostics};
 use crate::cq::CompletionQueues;
 use crate::eq::EventQueues;
 use crate::firmware::Firmware;
@@ -24,7 +24,7 @@ use crate::registers::{Register, Registers};
 use crate::rng::Rng;
 use crate::srq::SharedQueues;
 use crate::trace::{Doorbell, Event, Recorder, Tracer};
-use crate::{Counters, Host, NodeConfig, agents};
+use crate::{Board, Counters, Host, NodeConfig, agents};
 
 /// Packets that one doorbell or turn sends before others have theirs.
 const TURN: u32 = 64;
@@ -49,12 +49,11 @@ pub(crate) struct Hca {
     /// Whether configuration space counts, as on a bus; a virtual machine monitor answers for it
     /// itself.
     on_bus: bool,
-    /// Until when the card answers nothing after a reset.
+    /// Until when the card answers nothing after a reset (Linux `reset.c` waits for a second before
+    /// it looks).
     gone_until: Instant,
+    pub(crate) board: Board,
 }
-
-/// Time that a card is away after a reset (Linux `reset.c` waits as long before it looks).
-const AWAY: Duration = Duration::from_millis(1000);
 
 impl Hca {
     pub(crate) fn new(
@@ -65,18 +64,20 @@ impl Hca {
     ) -> Self {
         let ports = config.ports.clamp(1, 2);
         Self {
-            pci: ConfigSpace::new(ports),
-            registers: Registers::default(),
+            pci: ConfigSpace::new(ports, &config.board),
+            registers: Registers::new(config.board.device),
             firmware: Firmware::default(),
             identity: Identity {
                 guid: config.guid,
                 description: NodeDescription::new(&config.name),
+                device: config.board.device.id(),
             },
             core: Core {
                 now: Instant::default(),
                 memory: Memory::new(host, Tracer::new(recorder, &config.name)),
                 events: EventQueues::default(),
                 completions: CompletionQueues::default(),
+                diagnostics: Diagnostics::default(),
                 shared: SharedQueues::default(),
                 ports: (1..=ports)
                     .map(|number| {
@@ -94,12 +95,14 @@ impl Hca {
             half_doorbell: None,
             on_bus: false,
             gone_until: Instant::default(),
+            board: config.board.clone(),
         }
     }
 
     /// Puts the card on a bus: from now on configuration space counts, and a reset loses it.
     pub(crate) fn put_on_bus(&mut self) {
         self.on_bus = true;
+        self.core.completions.checks_sequence = true;
         self.follow_config();
     }
 
@@ -107,7 +110,7 @@ impl Hca {
     /// well, and nothing answers for a while (Linux `reset.c`, `mlx4_reset`, saves the header
     /// before and restores it after).
     fn reset_on_bus(&mut self) {
-        let away = self.core.now + AWAY;
+        let away = self.core.now + self.board.away;
         self.hard_reset();
         self.gone_until = away;
     }
@@ -130,8 +133,9 @@ impl Hca {
     /// Resets as a reset of the machine does.
     pub(crate) fn hard_reset(&mut self) {
         self.soft_reset();
-        self.registers = Registers::default();
-        self.pci = ConfigSpace::new(u8::try_from(self.core.ports.len()).unwrap_or(1));
+        self.registers = Registers::new(self.board.device);
+        let ports = u8::try_from(self.core.ports.len()).unwrap_or(1);
+        self.pci = ConfigSpace::new(ports, &self.board);
         self.follow_config();
     }
 
@@ -140,7 +144,7 @@ impl Hca {
         self.qps.clear();
         self.rung.clear();
         self.core.events.reset();
-        self.core.completions = CompletionQueues::default();
+        self.core.completions.reset();
         self.core.shared = SharedQueues::default();
         self.core.ports.iter_mut().for_each(Port::reset);
         self.core.outgoing.clear();
@@ -160,6 +164,7 @@ impl Hca {
 
     /// Reads BAR 0: every dword of it answers something.
     pub(crate) fn read_registers(&mut self, offset: u64, into: &mut [u8]) {
+        self.end_commands();
         let mut at = offset;
         let end = offset.saturating_add(into.len() as u64);
         let mut out = into.iter_mut();
@@ -185,6 +190,7 @@ impl Hca {
 
     /// Writes BAR 0. Only whole dwords have an effect, as registers have no byte lanes.
     pub(crate) fn write_registers(&mut self, offset: u64, from: &[u8]) {
+        self.end_commands();
         if !offset.is_multiple_of(4) {
             return;
         }
@@ -270,7 +276,7 @@ impl Hca {
             let value = EqDoorbell::from(*value);
             self.tell(Doorbell::Events { eqn, value });
             self.core.events.ring(&self.core.memory, eqn, value);
-        } else if uar >= regs::FIRST_QUEUE_UAR {
+        } else if self.serves_queues(uar) {
             self.ring_queue(uar, place % regs::UAR_PAGE_LEN, &words);
         }
         self.fail_with_queues();
@@ -368,6 +374,8 @@ impl Hca {
 
     /// Does what is due.
     pub(crate) fn tick(&mut self) {
+        self.end_commands();
+        agents::send_traps(&mut self.core);
         while let Some(&(due, qpn)) = self.core.timers.first() {
             if due > self.core.now {
                 break;
@@ -377,7 +385,22 @@ impl Hca {
                 qp.tick(&mut self.core);
             }
         }
+        let core = &mut self.core;
+        core.completions
+            .tick(core.now, &core.memory, &mut core.events);
         self.fail_with_queues();
+    }
+
+    /// Returns the time at which the card has something to do.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let pairs = self.core.timers.first().map(|(due, _)| *due);
+        let traps = self.core.ports.iter().filter_map(Port::trap_due);
+        pairs
+            .into_iter()
+            .chain(self.core.completions.deadline())
+            .chain(self.command_deadline())
+            .chain(traps)
+            .min()
     }
 
     /// Takes a packet that arrived at a port.
@@ -387,11 +410,14 @@ impl Hca {
         };
         port.counts.received(&packet);
         let active = port.is_active();
+        // QP1 is in all partitions of the port (IBA 1.3, 10.9.9).
+        let foreign = packet.dqpn == Qpn(1) && !port.admits_to_any(packet.pkey);
         self.core.counters.packets_received += 1;
         self.core.counters.bytes_received += packet.payload.len() as u64;
         match packet.dqpn {
             Qpn(0) => self.receive_special(number, 0, &packet),
             _ if !active => log::debug!("port {number} is not active: a packet is dropped"),
+            _ if foreign => log::debug!("port {number}: a packet of {} for QP1", packet.pkey),
             Qpn(1) => self.receive_special(number, 1, &packet),
             _ if is_multicast(packet.dlid) => self.receive_multicast(number, &packet, None),
             Qpn(qpn) => self.receive_at(qpn, packet),
@@ -404,6 +430,10 @@ impl Hca {
             log::debug!("a packet for QP {qpn:#x}, which is not there");
             return;
         };
+        if !qp.admits(&mut self.core, &packet) {
+            log::debug!("QP {qpn:#x}: a packet of {}", packet.pkey);
+            return;
+        }
         match (qp.service(), packet.service) {
             (Service::UD, Wire::Ud) => qp.receive_datagram(&mut self.core, &packet, true),
             (Service::RC, Wire::Rc) | (Service::UC, Wire::Uc) if qp.is_peer(&packet) => {
@@ -421,12 +451,10 @@ impl Hca {
     /// software's.
     fn receive_special(&mut self, number: u8, special: u8, packet: &Packet) {
         if self.firmware.agent_keeps(special) {
-            let answer = packet
-                .payload
-                .as_slice()
-                .try_into()
-                .ok()
-                .and_then(|mad| agents::answer(&mut self.core, &self.identity, number, mad));
+            let answer =
+                packet.payload.as_slice().try_into().ok().and_then(|mad| {
+                    agents::answer(&mut self.core, &self.identity, number, true, mad)
+                });
             if let Some(answer) = answer {
                 self.core
                     .send(number, agent_reply(packet, self.core.port(number), &answer));
@@ -464,6 +492,7 @@ impl Hca {
             if let Some(qp) = self.qps.get_mut(&qpn)
                 && qp.service() == Service::UD
                 && qp.port() == number
+                && qp.admits(&mut self.core, packet)
             {
                 qp.receive_datagram(&mut self.core, packet, true);
             }
@@ -475,6 +504,16 @@ impl QueuePair {
     /// Returns whether a packet comes from the peer that the queue pair is connected to.
     fn is_peer(&self, packet: &Packet) -> bool {
         packet.slid.0 == self.context.primary_path.remote_lid.get()
+    }
+
+    /// Returns whether a packet is of the queue pair's partition.
+    fn admits(&self, core: &mut Core, packet: &Packet) -> bool {
+        const DISABLES_CHECK: u8 = 1 << 6;
+        let path = &self.context.primary_path;
+        path.disable_pkey_check & DISABLES_CHECK != 0
+            || core
+                .port_mut(self.port())
+                .is_some_and(|port| port.admits(path.pkey_index, packet.pkey))
     }
 }
 

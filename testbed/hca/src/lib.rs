@@ -30,8 +30,7 @@
 //! * Moderation of completions is kept and not obeyed. Static rates, service levels and virtual
 //!   lanes have no effect.
 //! * Locally attached multicast receivers get what other ports send, not what this port sends.
-//! * M_Keys, B_Keys and P_Keys of connections are not enforced; violations are not counted; no
-//!   traps are sent.
+//! * M_Keys and B_Keys are not enforced; violations of Q_Keys are not counted; no traps are sent.
 //! * Memory outside the machine's is an error of the access, never a machine check.
 #![forbid(unsafe_code)]
 
@@ -62,6 +61,6 @@ pub mod trace;
 mod wqe;
 
 pub use cluster::Cluster;
-pub use config::{ClusterConfig, NodeConfig, NodeIndex};
+pub use config::{Board, ClusterConfig, Device, NodeConfig, NodeIndex};
 pub use counters::Counters;
 pub use host::{DmaError, Host};

@@ -2,6 +2,7 @@
 
 use fabric::counters::{Counter, PortCounts};
 use fabric::{Grh, Packet};
+use hal::{Duration, Instant};
 use mad::smp::{
     LinkWidth, MtuAndSl, Nibbles, PortCapabilities, PortInfo, PortPhys, PortStateBits, SpeedState,
 };
@@ -54,7 +55,20 @@ pub(crate) struct Port {
     pub(crate) guids: [U64; TABLE_LEN],
     pub(crate) sl_to_vl: [u8; 8],
     pub(crate) counts: PortCounts,
+    /// Report to the subnet manager that is not acknowledged yet.
+    trap: Option<Trap>,
 }
+
+/// A report that is sent until it is acknowledged.
+#[derive(Debug, Clone, Copy)]
+struct Trap {
+    due: Instant,
+    tries: u32,
+}
+
+/// Interval between two reports, and their number at most.
+const TRAP_PAUSE: Duration = Duration::from_secs(1);
+const TRAP_TRIES: u32 = 10;
 
 impl Port {
     pub(crate) fn new(number: u8, guid: Guid) -> Self {
@@ -70,6 +84,7 @@ impl Port {
             guids: [U64::ZERO; TABLE_LEN],
             sl_to_vl: [0; 8],
             counts: PortCounts::default(),
+            trap: None,
         };
         port.reset();
         port
@@ -79,6 +94,7 @@ impl Port {
     pub(crate) fn reset(&mut self) {
         self.enabled = false;
         self.bounced = false;
+        self.trap = None;
         self.counts = PortCounts::default();
         self.pkeys = [U16::ZERO; TABLE_LEN];
         self.pkeys[0] = U16::new(PKey::DEFAULT.0);
@@ -139,6 +155,66 @@ impl Port {
         self.state() == PortStateBits::ACTIVE
     }
 
+    /// Returns whether software started the port.
+    pub(crate) fn is_started(&self) -> bool {
+        self.enabled
+    }
+
+    /// Begins to report something to the subnet manager.
+    pub(crate) fn begin_trap(&mut self, now: Instant) {
+        self.trap = Some(Trap {
+            due: now,
+            tries: TRAP_TRIES,
+        });
+    }
+
+    /// Stops reporting: the manager has acknowledged.
+    pub(crate) fn end_trap(&mut self) {
+        self.trap = None;
+    }
+
+    /// Returns the time of the next report.
+    pub(crate) fn trap_due(&self) -> Option<Instant> {
+        self.trap.map(|trap| trap.due)
+    }
+
+    /// Takes the report that is due: the manager's LID, if there is another port's that has one.
+    pub(crate) fn take_trap(&mut self, now: Instant) -> Option<Lid> {
+        let trap = self.trap.filter(|trap| trap.due <= now)?;
+        let manager = Lid(self.info.sm_lid.get());
+        let heard = self.is_active() && manager != Lid(0) && manager != self.lid();
+        self.trap = (heard && trap.tries > 1).then(|| Trap {
+            due: now + TRAP_PAUSE,
+            tries: trap.tries - 1,
+        });
+        heard.then_some(manager)
+    }
+
+    /// Returns whether a management key lets a request in: none is set, it is the same, or it is a
+    /// read that the protection leaves open (IBA 1.3, 14.2.4). One that is not is counted.
+    pub(crate) fn accepts_key(&mut self, key: u64, set: bool) -> bool {
+        const READS_ARE_OPEN: core::ops::RangeInclusive<u8> = 0..=1;
+        let own = self.info.m_key.get();
+        let protection = self.info.mkey_lmc >> 6;
+        let accepted = own == 0 || own == key || !set && READS_ARE_OPEN.contains(&protection);
+        if !accepted {
+            let count = self.info.m_key_violations.get().saturating_add(1);
+            self.info.m_key_violations = U16::new(count);
+        }
+        accepted
+    }
+
+    /// Returns PortInfo as a request with this key may see it: the key itself is for those who have
+    /// it, unless it is not protected at all.
+    pub(crate) fn info_for(&self, key: Option<u64>) -> PortInfo {
+        let mut info = self.info;
+        let hidden = info.mkey_lmc >> 6 != 0 && key.is_some_and(|key| key != info.m_key.get());
+        if hidden {
+            info.m_key = U64::ZERO;
+        }
+        info
+    }
+
     /// Returns whether the port tries to have a link.
     pub(crate) fn wants_link(&self) -> bool {
         self.cable && self.enabled
@@ -149,9 +225,13 @@ impl Port {
         self.wants_link() && self.linked
     }
 
-    /// Sets whether the link is trained. Returns whether the port thereby left ACTIVE.
-    pub(crate) fn link(&mut self, linked: bool) -> bool {
+    /// Sets whether the link is trained, and its width. Returns whether the port thereby left
+    /// ACTIVE.
+    pub(crate) fn link(&mut self, linked: bool, width: u8) -> bool {
         self.linked = linked;
+        if linked {
+            self.info.width_active = width;
+        }
         self.retrain()
     }
 
@@ -161,9 +241,27 @@ impl Port {
             .map(|pkey| PKey(pkey.get()))
     }
 
+    /// Returns the index of the first key that lets packets of a partition in.
     pub(crate) fn pkey_index(&self, pkey: PKey) -> Option<u8> {
-        let index = self.pkeys.iter().position(|entry| entry.get() == pkey.0)?;
-        u8::try_from(index).ok()
+        let admits = |entry: &U16| PKey(entry.get()).admits(pkey);
+        u8::try_from(self.pkeys.iter().position(admits)?).ok()
+    }
+
+    /// Returns whether the key with this index lets a packet of a partition in, and counts it if it
+    /// does not (IBA 1.3, 9.6.1.1.3).
+    pub(crate) fn admits(&mut self, index: u8, pkey: PKey) -> bool {
+        let admitted = self.pkey(index).is_some_and(|own| own.admits(pkey));
+        if !admitted {
+            let count = self.info.p_key_violations.get().saturating_add(1);
+            self.info.p_key_violations = U16::new(count);
+        }
+        admitted
+    }
+
+    /// Returns whether any key lets a packet of a partition in, and counts it if none does.
+    pub(crate) fn admits_to_any(&mut self, pkey: PKey) -> bool {
+        let index = self.pkey_index(pkey).unwrap_or(0);
+        self.admits(index, pkey)
     }
 
     pub(crate) fn gid(&self, index: u8) -> Gid {
@@ -232,6 +330,7 @@ impl Port {
     /// Sets what a subnet manager sets of PortInfo. Nothing if the state wanted can't be reached.
     pub(crate) fn set_info(&mut self, wanted: &PortInfo) -> Option<Changed> {
         let old = self.info;
+        let widths = fabric::widths_of(&self.info, wanted.width_enabled)?;
         let before = self.state();
         let after = match (before, wanted.speed_state.state()) {
             (_, PortStateBits::NO_CHANGE) => before,
@@ -259,6 +358,7 @@ impl Port {
             info.operational_vls = wanted.operational_vls;
         }
         info.vl_high_limit = wanted.vl_high_limit;
+        info.width_enabled = widths;
         info.subnet_timeout = wanted.subnet_timeout.with_client_reregister(false);
         if self.link_is_up() {
             self.info.speed_state.set_state(after);

@@ -272,6 +272,7 @@ impl QueuePair {
         wqe_counter: u16,
         syndrome: Syndrome,
     ) {
+        core.diagnostics.count_error(send, syndrome);
         let mut cqe = Cqe::new_zeroed();
         cqe.qpn = Low24::new(self.qpn);
         cqe.wqe_counter = wqe_counter.into();
@@ -326,6 +327,17 @@ fn vendor_syndrome(syndrome: Syndrome) -> u8 {
         Syndrome::WR_FLUSH_ERR => 0xf9,
         _ => 0,
     }
+}
+
+/// Returns the bytes of a queue pair's buffer: a queue that is shared lies elsewhere.
+pub(crate) fn buffer_len(context: &QpContext) -> u64 {
+    let receive = if context.srq.enable() {
+        0
+    } else {
+        ring_len(context.receive_queue)
+    };
+    let before = u64::from(context.responder.page_offset()) * BASIC_BLOCK_LEN as u64;
+    before + ring_len(context.send_queue) + receive
 }
 
 fn ring_len(size: QueueSize) -> u64 {

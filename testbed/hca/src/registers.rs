@@ -3,6 +3,8 @@
 use mlx4_hw::command::{Doorbell, hcr};
 use mlx4_hw::regs;
 
+use crate::Device;
+
 /// Address of the clear-interrupt register, as QUERY_FW reports it. This and the cells below are
 /// free in BAR 0.
 pub(crate) const CLEAR_INTERRUPT: u64 = 0x3_e000;
@@ -12,6 +14,12 @@ const CATASTROPHIC_END: u64 = CATASTROPHIC + CATASTROPHIC_DWORDS as u64 * 4;
 pub(crate) const CLOCK: u64 = 0x3_d000;
 /// The clock's frequency in MHz, as real boards answer it.
 pub(crate) const CLOCK_MHZ: u16 = 427;
+
+/// Returns the clock's count at a time.
+pub(crate) fn cycles(now: hal::Instant) -> u64 {
+    let count = u128::from(now.nanos) * u128::from(CLOCK_MHZ) / 1000;
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
 
 /// First dwords of the error buffer after the firmware has died. The vendor's numbers are not
 /// published.
@@ -23,6 +31,8 @@ pub(crate) enum Register {
     /// A dword of the command register, by its offset in the block.
     Command(usize),
     Ownership,
+    /// Number and revision of the device, which the vendor's tools read first.
+    DeviceId,
     Reset,
     Semaphore,
     ClockHigh,
@@ -44,6 +54,7 @@ impl Register {
         match place {
             regs::OWNERSHIP => Self::Ownership,
             regs::RESET => Self::Reset,
+            regs::DEVICE_ID => Self::DeviceId,
             regs::SEMAPHORE => Self::Semaphore,
             _ if (regs::HCR..regs::HCR + hcr::LEN).contains(&place) => {
                 Self::Command(place - regs::HCR)
@@ -64,17 +75,35 @@ impl Register {
 #[derive(Debug, Default)]
 pub(crate) struct Registers {
     pub(crate) command: [u32; hcr::LEN / 4],
+    /// Toggle of the last command that was taken; clear after a reset.
+    pub(crate) toggle: bool,
     owned: bool,
     locked: bool,
     /// The firmware is dead: it writes what happened into its buffer, and takes no command.
     pub(crate) dead: bool,
+    /// Value of the device's own number.
+    device_id: u32,
 }
 
 impl Registers {
+    /// Creates the registers of a card after power-on.
+    pub(crate) fn new(device: Device) -> Self {
+        // The number within the chip's family, and revision 1 (mstflint `tools_dev_types.c`).
+        let number = match device {
+            Device::ConnectX3 => 0x1f5,
+            Device::ConnectX3Pro => 0x1f7,
+        };
+        Self {
+            device_id: 1 << 16 | number,
+            ..Self::default()
+        }
+    }
+
     /// Resets the registers as software's reset does: the owner stays, the semaphore becomes free.
     pub(crate) fn reset(&mut self) {
         *self = Self {
             owned: self.owned,
+            device_id: self.device_id,
             ..Self::default()
         };
     }
@@ -85,6 +114,7 @@ impl Registers {
             Register::Command(offset) => self.command[offset / 4],
             Register::Ownership => u32::from(core::mem::replace(&mut self.owned, true)),
             Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
+            Register::DeviceId => self.device_id,
             Register::ClockHigh => dword(clock(), 1),
             Register::ClockLow => dword(clock(), 0),
             Register::Catastrophic(index) if self.dead => DEATH.get(index).copied().unwrap_or(0),
@@ -139,6 +169,13 @@ mod tests {
         );
         registers.write(Register::Ownership, 0);
         assert_eq!(registers.read(Register::Ownership, 0), 0);
+    }
+
+    #[test]
+    fn the_device_names_itself_where_the_vendors_tools_look() {
+        let mut registers = Registers::new(Device::ConnectX3Pro);
+        registers.reset();
+        assert_eq!(registers.read(Register::at(0xf_0014), 0), 0x1_01f7);
     }
 
     #[test]

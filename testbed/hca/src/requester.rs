@@ -24,7 +24,7 @@ use mlx4_hw::wqe::{BASIC_BLOCK_LEN, ControlSegment, LOG_BASIC_BLOCK_LEN, SEGMENT
 use verbs::Rkey;
 use zerocopy::{FromBytes, FromZeros};
 
-use crate::core::Core;
+use crate::core::{Core, Diagnostics};
 use crate::fast_register;
 use crate::qp::QueuePair;
 use crate::trace::Purpose;
@@ -590,6 +590,7 @@ impl QueuePair {
         self.requester.timer = None;
         if self.requester.deadline.is_some_and(|at| at <= core.now) {
             self.requester.deadline = None;
+            core.diagnostics.count(Diagnostics::TIMEOUTS);
             if self.requester.retries == 0 {
                 self.fail_oldest(core, Syndrome::TRANSPORT_RETRY_EXC_ERR);
             } else {

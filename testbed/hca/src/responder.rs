@@ -13,7 +13,7 @@ use verbs::{Lid, PKey, Psn, Qpn, Rkey};
 use zerocopy::FromZeros;
 use zerocopy::big_endian::U32;
 
-use crate::core::Core;
+use crate::core::{Core, Diagnostics};
 use crate::fast_register;
 use crate::memory::{AccessError, Right};
 use crate::qp::QueuePair;
@@ -99,6 +99,7 @@ impl QueuePair {
         match psn_distance(packet.psn.0, self.responder.expected_psn) {
             0 => self.receive_expected(core, &packet),
             ahead if ahead > 0 => {
+                core.diagnostics.count(Diagnostics::GAP_SEEN);
                 if !self.responder.refused {
                     self.responder.refused = true;
                     self.answer(
@@ -110,7 +111,10 @@ impl QueuePair {
                     );
                 }
             }
-            _ => self.receive_again(core, &packet),
+            _ => {
+                core.diagnostics.count(Diagnostics::DUPLICATES);
+                self.receive_again(core, &packet);
+            }
         }
     }
 
@@ -136,6 +140,7 @@ impl QueuePair {
                 }
             }
             Err(Refusal::NotReady) => {
+                core.diagnostics.count(Diagnostics::NOT_READY_SENT);
                 self.responder.refused = true;
                 let timer = self.context.receive_psn.min_rnr_timer();
                 self.answer(

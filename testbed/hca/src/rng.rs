@@ -17,6 +17,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// Returns a number below `n`.
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
+        let rest = self.next() % u64::from(n.max(1));
+        u32::try_from(rest).unwrap_or(0)
+    }
+
     /// Returns true once in `n` calls on average.
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.next().is_multiple_of(n.max(1))

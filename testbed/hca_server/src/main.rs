@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
-use fabric::{FabricConfig, Manager};
+use fabric::{FabricConfig, Faults, LinkRate, Manager};
 use hca_model::trace::{Recorder, Text};
-use hca_model::{ClusterConfig, NodeConfig};
+use hca_model::{Board, ClusterConfig, Device, NodeConfig};
 use hca_server::node::{Cables, Cluster};
 use verbs::{Gid, Guid};
 
@@ -26,11 +26,13 @@ use verbs::{Gid, Guid};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// A node: its name and the socket to make, and optionally its node GUID and its number of
-    /// ports
+    /// A node: its name and the socket to make, and optionally its node GUID, its number of ports,
+    /// its MSI-X vectors (0: interrupt pin only), and its kind: `pro` for a ConnectX-3 Pro,
+    /// `blueflame` for one that offers BlueFlame, `plain` for one without entries of 64 bytes and
+    /// EQs of the system
     #[arg(
         long = "node",
-        value_name = "NAME=SOCKET[,guid=HEX][,ports=N]",
+        value_name = "NAME=SOCKET[,guid=HEX][,ports=N][,vectors=N][,pro][,blueflame][,plain]",
         required = true
     )]
     nodes: Vec<NodeArg>,
@@ -44,10 +46,37 @@ struct Args {
     /// Time a link trains before it carries packets
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     training_ms: u64,
+    /// Rate of the links [default: a packet takes no time on them]
+    #[arg(long, value_name = "RATE", value_enum)]
+    rate: Option<Rate>,
+    /// Time that a packet takes from port to port beside that
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    latency_us: u64,
+    /// Packets of a thousand that are lost
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1000))]
+    loss_per_mille: u16,
     /// Records every command, doorbell, DMA and interrupt of all adapters in this file: one line
     /// each, parted by tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+}
+
+/// Rate of the links, of four lanes each.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Rate {
+    /// 40 Gb/s.
+    Qdr,
+    /// 56 Gb/s.
+    Fdr,
+}
+
+impl From<Rate> for LinkRate {
+    fn from(rate: Rate) -> Self {
+        match rate {
+            Rate::Qdr => Self::Qdr,
+            Rate::Fdr => Self::Fdr,
+        }
+    }
 }
 
 /// Manager of the subnet.
@@ -74,6 +103,7 @@ struct NodeArg {
     socket: PathBuf,
     guid: Option<u64>,
     ports: u8,
+    board: Board,
 }
 
 impl FromStr for NodeArg {
@@ -91,6 +121,7 @@ impl FromStr for NodeArg {
             socket: socket.into(),
             guid: None,
             ports: 1,
+            board: Board::default(),
         };
         for option in parts {
             match option.split_once('=') {
@@ -101,7 +132,23 @@ impl FromStr for NodeArg {
                     );
                 }
                 Some(("ports", ports @ ("1" | "2"))) => node.ports = ports.parse()?,
-                _ => bail!("{option:?} is neither guid=HEX nor ports=1 nor ports=2"),
+                Some(("vectors", vectors)) => {
+                    node.board.vectors = vectors
+                        .parse()
+                        .ok()
+                        .filter(|vectors| *vectors <= 128)
+                        .with_context(|| format!("vectors {vectors:?}"))?;
+                }
+                None if option == "pro" => node.board.device = Device::ConnectX3Pro,
+                None if option == "blueflame" => node.board.blueflame = true,
+                None if option == "plain" => {
+                    node.board.wide_entries = false;
+                    node.board.system_eqs = false;
+                }
+                _ => bail!(
+                    "{option:?} is neither guid=HEX nor ports=1, ports=2, vectors=N, pro, blueflame \
+                     nor plain"
+                ),
             }
         }
         Ok(node)
@@ -121,6 +168,12 @@ fn main() -> Result<()> {
         fabric: FabricConfig {
             training: Duration::from_millis(args.training_ms),
             manager: args.sm.into(),
+            rate: args.rate.map(LinkRate::from),
+            latency: Duration::from_micros(args.latency_us),
+            faults: Faults {
+                loss: f64::from(args.loss_per_mille) / 1000.0,
+                ..Faults::default()
+            },
             ..FabricConfig::default()
         },
     });
@@ -140,9 +193,8 @@ fn main() -> Result<()> {
             .with_context(|| format!("can't make the socket {}", node.socket.display()))?;
         let guid = node.guid.unwrap_or_else(|| default_guid(index));
         let config = NodeConfig {
-            name: node.name.clone(),
-            guid: Guid(guid),
-            ports: node.ports,
+            board: node.board.clone(),
+            ..NodeConfig::new(node.name.clone(), Guid(guid), node.ports)
         };
         let served = cluster.add_node(config);
         cables.insert(node.name.clone(), served.cables());
@@ -236,8 +288,14 @@ mod tests {
             socket: "/tmp/p.sock".into(),
             guid: Some(0x2_c903_0000_0010),
             ports: 2,
+            board: Board::default(),
         };
         assert_eq!(node, expected);
+        let node: NodeArg = "p=s,pro,vectors=0".parse().expect("a node");
+        assert_eq!(
+            (node.board.device, node.board.vectors),
+            (Device::ConnectX3Pro, 0)
+        );
         for wrong in [
             "p",
             "=x",
@@ -246,6 +304,8 @@ mod tests {
             "p=s,guid=xyz",
             "p=s,ports=3",
             "p=s,ports",
+            "p=s,vectors=129",
+            "p=s,amateur",
         ] {
             assert!(wrong.parse::<NodeArg>().is_err(), "{wrong}");
         }

@@ -13,11 +13,7 @@ use verbs::{Device, Guid, PortState};
 #[test]
 fn a_local_node_joins_the_fabric() {
     let cluster = Cluster::new(ClusterConfig::default());
-    let machine = cluster.add_local(NodeConfig {
-        name: "here".into(),
-        guid: Guid(0x0002_c903_0000_1000),
-        ports: 1,
-    });
+    let machine = cluster.add_local(NodeConfig::new("here", Guid(0x0002_c903_0000_1000), 1));
     std::thread::spawn({
         let cluster = Arc::clone(&cluster);
         move || cluster.keep_time()

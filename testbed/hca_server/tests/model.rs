@@ -8,12 +8,7 @@ use verbs::Guid;
 #[test]
 fn the_sizes_are_the_connectx_3s() {
     let cluster = Cluster::new(ClusterConfig::default());
-    let config = NodeConfig {
-        name: "p".into(),
-        guid: Guid(0x2_c903_0000_0100),
-        ports: 1,
-    };
-    let node = cluster.add_node(config);
+    let node = cluster.add_node(NodeConfig::new("p", Guid(0x2_c903_0000_0100), 1));
     let layout = node.layout();
     // 1 MiB of registers and 8 MiB of UAR pages: `lspci -vv` of a ConnectX-3 as its owners post it.
     assert_eq!(layout.bars, [1 << 20, 0, 8 << 20, 0, 0, 0]);

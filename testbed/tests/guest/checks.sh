@@ -67,7 +67,7 @@ check() {
     echo "check: $3" >/dev/kmsg
     echo "@check $1 begins"
     rm -f /tmp/ended
-    setsid sh -c 'sh -e /tmp/script </dev/null 2>&1; echo $? >/tmp/ending; mv /tmp/ending /tmp/ended' &
+    setsid /bin/sh -c '/bin/sh -e /tmp/script </dev/null 2>&1; echo $? >/tmp/ending; mv /tmp/ending /tmp/ended' &
     session=$!
     attend "$1" "$2"
     kill -KILL -- "-$session" 2>/dev/null

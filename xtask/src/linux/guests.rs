@@ -54,6 +54,10 @@ pub(crate) struct Guests<'a> {
     pub(crate) cpus: u32,
     /// Each adapter's ports.
     pub(crate) ports: u8,
+    /// Kind of the adapters, in the fabric server's words.
+    pub(crate) adapter: &'a [String],
+    /// The fabric server's options for its links.
+    pub(crate) links: Vec<String>,
     /// Node 0 runs the subnet manager.
     pub(crate) managed_by_guest: bool,
     /// Node 0 has a shell on our standard input.
@@ -118,8 +122,12 @@ impl Guests<'_> {
     }
 
     fn start_server(&self, server: &Path, nodes: &[&str]) -> Result<Process> {
-        let adapter = format!(",ports={}", self.ports);
+        let mut adapter = format!(",ports={}", self.ports);
+        for kind in self.adapter {
+            adapter += &format!(",{kind}");
+        }
         let mut options: Vec<&OsStr> = TRAINING.iter().map(OsStr::new).collect();
+        options.extend(self.links.iter().map(OsStr::new));
         if self.managed_by_guest {
             options.extend(["--sm", "node"].map(OsStr::new));
         }

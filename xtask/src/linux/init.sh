@@ -2,13 +2,16 @@
 # The first process of a Linux guest. What it is told: /guest/nodes, /guest/command.N; `node=N` on the kernel command line.
 # ttyS0 is the kernel's log, ttyS1 the command's output and input, ttyS2 speaks with xtask: "up", then the number
 # of the boot as an answer, then "exit CODE".
-export PATH=/usr/sbin:/usr/bin HOME=/root TERM=linux
+# Busybox's applets come last: what a package has goes before them.
+export PATH=/usr/sbin:/usr/bin:/run/applets HOME=/root TERM=linux
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm /tmp /run
 mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /dev/shm
+mkdir /run/applets
+busybox --install -s /run/applets
 for word in $(cat /proc/cmdline); do
     case $word in
     node=*) node=${word#node=} ;;
@@ -69,17 +72,25 @@ if [ -e /sys/class/net/ib0 ]; then
     ip link set ib0 up
     ip address add "10.0.1.$((node + 1))/24" dev ib0
 fi
-# Who wants to know which ports this node listens on asks here: see /usr/bin/await.
-busybox nc -ll -p 9 -e cat /proc/net/tcp /proc/net/tcp6 &
+for module in $(cat /guest/modules); do
+    modprobe "$module"
+done
+# Who wants to know which ports this node listens on, and whether its command has ended, asks here: see /usr/bin/await.
+: >/run/ended
+busybox nc -ll -p 9 -e cat /proc/net/tcp /proc/net/tcp6 /run/ended &
+# Who wants to have a command run here: see /usr/bin/on.
+busybox nc -ll -p 8 -e /usr/bin/serve-commands &
 
 echo up >&3
 read -r BOOT <&3
 export BOOT
 if [ -e "/guest/command.$node" ]; then
-    sh "/guest/command.$node" </dev/null >/dev/ttyS1 2>&1
-    echo "exit $?" >&3
+    /bin/sh "/guest/command.$node" </dev/null >/dev/ttyS1 2>&1
+    status=$?
+    echo "ended $status" >/run/ended
+    echo "exit $status" >&3
 elif [ "$node" = 0 ]; then
-    setsid sh -c 'exec sh -i </dev/ttyS1 >/dev/ttyS1 2>&1'
+    setsid /bin/sh -c 'exec /bin/sh -i </dev/ttyS1 >/dev/ttyS1 2>&1'
     echo "exit $?" >&3
 else
     echo "exit 0" >&3

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::alternatives::{self, Alternative};
 use super::cpio::Archive;
 use super::kernel::Kernel;
 use crate::debian::{BOOKWORM, Bundle};
@@ -37,10 +38,19 @@ const TOOLS: Bundle<'_> = Bundle {
         "usr/sbin/opensm",
     ],
 };
+/// The shell. Busybox's own prefers its applets to the packages' programs: `ip` would be another
+/// one than iproute2's.
+const SHELL: Bundle<'_> = Bundle {
+    name: "linux-shell-1",
+    packages: &["dash"],
+    dependencies: false,
+    files: &["bin/dash"],
+    ..TOOLS
+};
 /// Programs that busybox has and the packages' root may lack.
 const APPLETS: &str = "awk basename cat chmod cmp cp cut date dd df diff dirname dmesg echo env expr false find free grep \
     head hexdump hostname id kill killall ln ls md5sum mkdir mkfifo mknod mkswap mount mv nc od pgrep pidof pkill ping printf \
-    ps pwd readlink realpath reboot rm rmdir sed seq setsid sh sha256sum sleep sort stat stty swapoff swapon sync sysctl tail tee \
+    ps pwd readlink realpath reboot rm rmdir sed seq setsid sha256sum sleep sort stat stty swapoff swapon sync sysctl tail tee \
     telnet test time timeout top touch tr true umount uname uniq uptime vi wc which xargs yes";
 /// Folders that no guest needs; Perl alone is as large as all the rest.
 const LEFT_OUT: [&str; 12] = [
@@ -60,10 +70,45 @@ const LEFT_OUT: [&str; 12] = [
 /// Folders at the root that Debian has moved below `/usr`, and some packages of Debian 12 have not.
 const MOVED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
+/// Programs of every guest that are no package's.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("await", include_str!("await.sh")),
+    ("cable", include_str!("cable.sh")),
+    ("lose-power", include_str!("lose-power.sh")),
+    ("on", include_str!("on.sh")),
+    ("serve-commands", include_str!("serve-commands.sh")),
+];
+/// Files that Debian's packages make when they are installed, or that are of packages which guests
+/// do without (`base-passwd`, `netbase`): programs look up users, groups and protocols.
+const BASE_FILES: [(&str, &str); 5] = [
+    (
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+    ),
+    (
+        "etc/group",
+        "root:x:0:\ntty:x:5:\nrdma:x:100:\nnogroup:x:65534:\n",
+    ),
+    (
+        "etc/protocols",
+        "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6 41 IPv6\nsctp 132 SCTP\n",
+    ),
+    (
+        "etc/services",
+        "ssh 22/tcp\nsunrpc 111/tcp\nsunrpc 111/udp\nnfs 2049/tcp\nnfs 2049/udp\niscsi-target 3260/tcp\n",
+    ),
+    (
+        "etc/nsswitch.conf",
+        "passwd: files\ngroup: files\nhosts: files\nprotocols: files\nservices: files\n",
+    ),
+];
+
 /// Contents of the guests' root beside the kernel's modules.
 pub(crate) struct Contents<'a> {
     /// More packages.
     pub(crate) packages: &'a [String],
+    /// More modules, loaded before the commands.
+    pub(crate) modules: &'a [String],
     /// Files of the host.
     pub(crate) add: &'a [Add],
     /// Each node's command.
@@ -74,11 +119,11 @@ pub(crate) struct Contents<'a> {
 
 /// Returns the folders of the packages, fetched if they are missing.
 fn roots(packages: &[String]) -> Result<Vec<PathBuf>> {
-    let mut roots = vec![TOOLS.obtain()?];
+    let mut roots = vec![TOOLS.obtain()?, SHELL.obtain()?];
     if !packages.is_empty() {
         let mut names: Vec<&str> = packages.iter().map(String::as_str).collect();
         names.sort_unstable();
-        let name = format!("linux-packages-1-{}", names.join("+"));
+        let name = format!("linux-packages-2-{}", names.join("+"));
         let bundle = Bundle {
             name: &name,
             packages: &names,
@@ -109,13 +154,20 @@ pub(crate) fn write(to: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Resu
         archive.folder(folder)?;
     }
     // Before the packages' own, which thereby replace them: the last of a name counts.
+    for (path, text) in BASE_FILES {
+        archive.file(path, false, text.as_bytes())?;
+    }
     for applet in APPLETS.split_whitespace() {
         archive.link(&format!("usr/bin/{applet}"), "/bin/busybox")?;
     }
     for root in &roots {
         put(&mut archive, root, "")?;
+        for Alternative { link, target } in alternatives::of(root)? {
+            archive.link(&moved(&link), &target)?;
+        }
     }
-    modules(&mut archive, kernel)?;
+    archive.link("usr/bin/sh", "dash")?;
+    modules(&mut archive, kernel, contents.modules)?;
     for add in contents.add {
         put(
             &mut archive,
@@ -124,10 +176,15 @@ pub(crate) fn write(to: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Resu
         )?;
     }
     archive.file("init", true, include_bytes!("init.sh"))?;
-    archive.file("usr/bin/await", true, include_bytes!("await.sh"))?;
-    archive.file("usr/bin/lose-power", true, include_bytes!("lose-power.sh"))?;
-    archive.file("usr/bin/cable", true, include_bytes!("cable.sh"))?;
+    for (program, script) in PROGRAMS {
+        archive.file(&format!("usr/bin/{program}"), true, script.as_bytes())?;
+    }
     archive.file("guest/nodes", false, contents.nodes.to_string().as_bytes())?;
+    archive.file(
+        "guest/modules",
+        false,
+        contents.modules.join("\n").as_bytes(),
+    )?;
     for (node, command) in contents.commands.iter().enumerate() {
         archive.file(&format!("guest/command.{node}"), false, command.as_bytes())?;
     }
@@ -137,14 +194,14 @@ pub(crate) fn write(to: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Resu
         .context("can't write the guests' files")
 }
 
-fn modules(archive: &mut Archive<impl Write>, kernel: &Kernel) -> Result<()> {
+fn modules(archive: &mut Archive<impl Write>, kernel: &Kernel, named: &[String]) -> Result<()> {
     let folder = kernel.module_folder();
     let guest = format!("usr/lib/modules/{}", kernel.release);
     let entries = fs::read_dir(&folder).context("can't list the modules' folder")?;
     let lists = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with("modules."));
-    for file in lists.chain(kernel.modules()?) {
+    for file in lists.chain(kernel.modules(named)?) {
         let bytes = fs::read(folder.join(&file))
             .with_context(|| format!("can't read the module {file}"))?;
         archive.file(&format!("{guest}/{file}"), false, &bytes)?;

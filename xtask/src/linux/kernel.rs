@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::debian::{BOOKWORM, Bundle};
-use crate::tools::{self, quiet};
+use crate::tools::{self, quiet, say};
 
-/// The modules that a guest may load, without those that they depend on.
+/// The modules that every guest may load, without those that they depend on.
 const MODULES: [&str; 13] = [
     "mlx4_core",
     "mlx4_ib",
@@ -128,32 +128,80 @@ impl Kernel {
         self.root.join("lib/modules").join(&self.release)
     }
 
-    /// Returns the modules that guests need, with their dependencies, by their paths below
-    /// [`Self::module_folder`].
-    pub(crate) fn modules(&self) -> Result<BTreeSet<String>> {
-        let list = fs::read_to_string(self.module_folder().join("modules.dep"))
-            .context("can't read modules.dep")?;
-        closure(&list, &MODULES)
+    /// Returns the modules that guests need and those named, with their dependencies, by their
+    /// paths below [`Self::module_folder`]. Of the former a kernel may lack some, which is said.
+    ///
+    /// # Errors
+    /// Fails if the kernel has no module of a given name, not even built in.
+    pub(crate) fn modules(&self, named: &[String]) -> Result<BTreeSet<String>> {
+        let read = |list: &str| {
+            fs::read_to_string(self.module_folder().join(list))
+                .with_context(|| format!("can't read {list}"))
+        };
+        let lists = Lists {
+            dependencies: read("modules.dep")?,
+            builtin: read("modules.builtin")?,
+        };
+        let (mut files, missing) = lists.closure(MODULES);
+        if !missing.is_empty() {
+            say(&format!(
+                "Linux {} has no modules {missing:?}",
+                self.release
+            ));
+        }
+        let (more, missing) = lists.closure(named.iter().map(String::as_str));
+        ensure!(missing.is_empty(), "the kernel has no modules {missing:?}");
+        files.extend(more);
+        Ok(files)
     }
+}
+
+/// `depmod`'s lists of a kernel's modules.
+struct Lists {
+    /// `modules.dep`: each module's file and those that it needs, indirect ones as well.
+    dependencies: String,
+    /// `modules.builtin`: the files that modules would have which are part of the kernel.
+    builtin: String,
+}
+
+impl Lists {
+    /// Returns the files of the named modules and of all that they need, and the names that the
+    /// kernel has neither as a module nor built in.
+    fn closure<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> (BTreeSet<String>, BTreeSet<String>) {
+        let mut files = BTreeSet::new();
+        let mut missing: BTreeSet<String> = names.into_iter().map(normal).collect();
+        for (module, needs) in self
+            .dependencies
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+        {
+            if missing.remove(&name_of(module)) {
+                files.insert(module.to_owned());
+                files.extend(needs.split_whitespace().map(str::to_owned));
+            }
+        }
+        for module in self.builtin.lines() {
+            missing.remove(&name_of(module));
+        }
+        (files, missing)
+    }
+}
+
+/// Returns a module's name as the kernel writes it, with underscores.
+fn normal(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// Returns the name of the module in a file.
+fn name_of(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    normal(file.split('.').next().unwrap_or(file))
 }
 
 const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
-
-/// Returns the named modules and their dependencies: `modules.dep` lists indirect ones as well.
-fn closure(list: &str, names: &[&str]) -> Result<BTreeSet<String>> {
-    let mut files = BTreeSet::new();
-    let mut missing: BTreeSet<&str> = names.iter().copied().collect();
-    for (module, needs) in list.lines().filter_map(|line| line.split_once(':')) {
-        let file = module.rsplit('/').next().unwrap_or(module);
-        let name = file.split('.').next().unwrap_or(file).replace('-', "_");
-        if missing.remove(name.as_str()) {
-            files.insert(module.to_owned());
-            files.extend(needs.split_whitespace().map(str::to_owned));
-        }
-    }
-    ensure!(missing.is_empty(), "the kernel has no modules {missing:?}");
-    Ok(files)
-}
 
 /// Returns the compressed kernel in a bzImage (Linux `Documentation/x86/boot.rst`: setup_sects,
 /// payload_offset, payload_length).
@@ -187,17 +235,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_come_with_what_they_need() {
-        let list = "kernel/a/mlx4_ib.ko: kernel/b/ib_core.ko kernel/b/mlx4_core.ko\nkernel/c/nvme-rdma.ko:\nkernel/d/x.ko:\n";
-        let files = closure(list, &["mlx4_ib", "nvme_rdma"]).expect("there");
+    fn modules_come_with_what_they_need_unless_they_are_built_in() {
+        let lists = Lists {
+            dependencies: "kernel/a/mlx4_ib.ko: kernel/b/ib_core.ko kernel/b/mlx4_core.ko\nkernel/c/nvme-rdma.ko.xz:\nkernel/d/x.ko:\n".into(),
+            // Debian's cloud kernels and 6.12 have virtio so.
+            builtin: "kernel/drivers/virtio/virtio_pci.ko\n".into(),
+        };
+        let (files, missing) = lists.closure(["mlx4_ib", "nvme-rdma", "virtio_pci"]);
         let expected = [
             "kernel/a/mlx4_ib.ko",
             "kernel/b/ib_core.ko",
             "kernel/b/mlx4_core.ko",
-            "kernel/c/nvme-rdma.ko",
+            "kernel/c/nvme-rdma.ko.xz",
         ];
         assert!(files.iter().eq(&expected.map(str::to_owned)), "{files:?}");
-        assert!(closure(list, &["mlx5_core"]).is_err());
+        assert!(missing.is_empty(), "{missing:?}");
+        let (_, missing) = lists.closure(["mlx5_core"]);
+        assert!(missing.iter().eq(["mlx5_core"]), "{missing:?}");
     }
 
     #[test]

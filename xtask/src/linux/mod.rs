@@ -1,8 +1,10 @@
 //! `linux`: Debian guests whose InfiniBand adapters are modelled ConnectX-3s on one fabric.
 //!
-//! * [`kernel`]: Debian's kernel and its modules. * [`initramfs`], [`cpio`]: the guests' files.
+//! * [`kernel`]: Debian's kernel and its modules. * [`initramfs`], [`cpio`], [`alternatives`]: the
+//!   guests' files.
 //! * [`guests`]: starts the guests and follows what they say. `init.sh` is what they run.
 
+mod alternatives;
 mod cpio;
 mod guests;
 mod initramfs;
@@ -47,6 +49,9 @@ pub(crate) struct Args {
     /// The kernel: that of Debian 12's package `linux-image-VERSION`
     #[arg(long, value_name = "VERSION", default_value = KERNEL)]
     kernel: String,
+    /// More modules of the kernel for the guests, loaded before their commands
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    modules: Vec<String>,
     /// Puts a file or folder of the host into the guests, under /data/NAME if no guest path is
     /// given (repeatable)
     #[arg(long, value_name = "HOST[:GUEST]")]
@@ -57,6 +62,18 @@ pub(crate) struct Args {
     /// Manager of the subnet: the fabric itself, or opensm on node 0, whose log is /tmp/opensm.log
     #[arg(long, value_name = "WHO", value_enum, default_value = "fabric")]
     sm: Sm,
+    /// Kind of each adapter: `pro`, `plain`, `blueflame`, `vectors=N` (repeatable)
+    #[arg(long, value_name = "KIND")]
+    adapter: Vec<String>,
+    /// Rate of the fabric's links: qdr or fdr [default: a packet takes no time on them]
+    #[arg(long, value_name = "RATE", value_parser = ["qdr", "fdr"])]
+    rate: Option<String>,
+    /// Time that a packet takes from port to port beside that, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    latency: Option<u64>,
+    /// Packets of a thousand that the fabric loses
+    #[arg(long, value_name = "N")]
+    loss: Option<u16>,
     /// Main memory of each guest
     #[arg(long, value_name = "SIZE", default_value = "768M", value_parser = parse_size)]
     memory: u64,
@@ -68,7 +85,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HOST:GUEST")]
     forward: Vec<Forward>,
     /// Uses adapters that a server has made already: FOLDER/node0.sock and so on
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["ports", "trace"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["ports", "trace", "adapter", "rate", "latency", "loss"])]
     join: Option<PathBuf>,
     /// Records every command, doorbell, DMA and interrupt of the adapters in a file: a line each,
     /// its fields parted by tabs
@@ -169,6 +186,23 @@ impl Args {
         result
     }
 
+    /// Returns the fabric server's options for its links.
+    fn links(&self) -> Vec<String> {
+        let rate = self
+            .rate
+            .iter()
+            .flat_map(|rate| ["--rate".into(), rate.clone()]);
+        let latency = self
+            .latency
+            .iter()
+            .flat_map(|micros| ["--latency-us".into(), micros.to_string()]);
+        let loss = self
+            .loss
+            .iter()
+            .flat_map(|loss| ["--loss-per-mille".into(), loss.to_string()]);
+        rate.chain(latency).chain(loss).collect()
+    }
+
     fn run_in(&self, folder: &Path, nodes: usize) -> Result<u8> {
         let qemu = Qemu::obtain()?;
         let server = match self.join {
@@ -181,6 +215,7 @@ impl Args {
         let kernel = Kernel::obtain(&self.kernel)?;
         let contents = Contents {
             packages: &self.packages,
+            modules: &self.modules,
             add: &self.add,
             commands: &self.commands,
             nodes,
@@ -199,6 +234,8 @@ impl Args {
             memory: self.memory,
             cpus: self.cpus,
             ports: self.ports,
+            adapter: &self.adapter,
+            links: self.links(),
             managed_by_guest: self.sm == Sm::Guest,
             console: self.commands.is_empty(),
             plugins: &self.plugin,

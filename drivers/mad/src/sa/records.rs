@@ -5,7 +5,7 @@ use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::number::layout;
-use crate::smp::{NodeDescription, NodeInfo, PortInfo};
+use crate::smp::{NodeDescription, NodeInfo, PKeyTable, PortInfo};
 
 /// A value with the way it is compared: 0 greater, 1 less, 2 exactly, 3 the largest.
 #[bitfield(u8, order = Msb)]
@@ -161,8 +161,12 @@ pub mod mc_member_mask {
     pub const QKEY: u64 = 1 << 2;
     /// `mlid` counts.
     pub const MLID: u64 = 1 << 3;
+    /// The comparison with `mtu` counts, and the MTU.
+    pub const MTU: u64 = 1 << 4 | 1 << 5;
     /// `traffic_class` counts.
     pub const TRAFFIC_CLASS: u64 = 1 << 6;
+    /// The comparison with `rate` counts, and the rate.
+    pub const RATE: u64 = 1 << 8 | 1 << 9;
     /// `pkey` counts.
     pub const PKEY: u64 = 1 << 7;
     /// The service level counts.
@@ -246,6 +250,87 @@ pub mod port_info_record_mask {
     pub const CAPABILITIES: u64 = 1 << 7;
     /// Of the attribute's modifier: abilities need only be among those that a port has (15.2.5.3).
     pub const ABILITIES_INCLUDED: u32 = 1 << 31;
+}
+
+/// A link, from the port that it is seen from (15.2.5.13; OpenSM `ib_types.h`,
+/// `ib_link_record_t`).
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct LinkRecord {
+    /// LID of the node on this side.
+    pub from_lid: U16,
+    /// Its port.
+    pub from_port: u8,
+    /// Port of the node on the other side.
+    pub to_port: u8,
+    /// Its LID.
+    pub to_lid: U16,
+    /// Reserved.
+    pub reserved: [u8; 2],
+}
+layout!(LinkRecord: 8, from_port @ 2, to_port @ 3, to_lid @ 4);
+
+/// Component mask bits of [`LinkRecord`].
+pub mod link_record_mask {
+    /// `from_lid` counts.
+    pub const FROM_LID: u64 = 1 << 0;
+    /// `from_port` counts.
+    pub const FROM_PORT: u64 = 1 << 1;
+    /// `to_port` counts.
+    pub const TO_PORT: u64 = 1 << 2;
+    /// `to_lid` counts.
+    pub const TO_LID: u64 = 1 << 3;
+}
+
+/// A block of a port's partition table (15.2.5.11; OpenSM `ib_types.h`, `ib_pkey_table_record_t`).
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct PKeyTableRecord {
+    /// The node's LID.
+    pub lid: U16,
+    /// Number of the block.
+    pub block: U16,
+    /// The port.
+    pub port: u8,
+    /// Reserved.
+    pub reserved: [u8; 3],
+    /// The keys.
+    pub keys: PKeyTable,
+}
+layout!(PKeyTableRecord: 72, block @ 2, port @ 4, keys @ 8);
+
+/// Component mask bits of [`PKeyTableRecord`].
+pub mod pkey_record_mask {
+    /// `lid` counts.
+    pub const LID: u64 = 1 << 0;
+    /// `block` counts.
+    pub const BLOCK: u64 = 1 << 1;
+    /// `port` counts.
+    pub const PORT: u64 = 1 << 2;
 }
 
 /// Capabilities of a class and its redirection (13.4.8.1; Linux `struct ib_class_port_info`).

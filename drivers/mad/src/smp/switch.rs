@@ -168,11 +168,17 @@ open_enum! {
     pub struct NoticeType(u8) {
         /// Generic, urgent.
         URGENT = 0x81,
+        /// Generic, for information.
+        INFORMATIVE = 0x84,
     }
 }
 
 /// Trap 128: a port of the switch that the details name by its LID came up or went down (14.2.5.1).
 pub const TRAP_LINK_STATE: u16 = 128;
+
+/// Trap 144: the port that the details name has changed something of its own: its abilities, its
+/// node's text (14.2.5.1).
+pub const TRAP_LOCAL_CHANGES: u16 = 144;
 
 /// A report of something that happened (13.4.8.2).
 #[derive(

@@ -299,6 +299,10 @@ pub mod op_modifier {
     pub const MOD_STAT_CFG_SET: u8 = 0;
     /// MOD_STAT_CFG: query.
     pub const MOD_STAT_CFG_QUERY: u8 = 2;
+    /// MAD_DEMUX: sets how firmware parts the datagrams (Linux `fw.c`, `mlx4_config_mad_demux`).
+    pub const MAD_DEMUX_CONFIGURE: u8 = 0;
+    /// MAD_DEMUX: asks for the datagrams that firmware keeps for itself.
+    pub const MAD_DEMUX_QUERY: u8 = 2;
     /// MAD_IFC: do not check the M_Key (Linux `mad.c`, `mlx4_MAD_IFC`).
     pub const MAD_IFC_IGNORE_MKEY: u8 = 0x1;
     /// MAD_IFC: do not check the B_Key.
@@ -328,6 +332,9 @@ pub mod in_modifier {
         #[bits(24)]
         pub eqn: u32,
     }
+
+    /// MAD_DEMUX's: the class of subnet management.
+    pub const MAD_DEMUX_SUBNET: u32 = 1;
 
     /// MAD_IFC's.
     #[bitfield(u32, order = Msb)]

@@ -132,6 +132,28 @@ impl core::fmt::Debug for Cqe {
     }
 }
 
+impl Cqe {
+    /// Replaces service level and sender by the time of the completion, 48 bits of the device's
+    /// clock: entries of a CQ with [`QueueFlags::timestamps`] (rdma-core `providers/mlx4/mlx4dv.h`,
+    /// `struct mlx4_cqe`: `ts_47_16`, `ts_15_8`, `ts_7_0`).
+    pub fn set_timestamp(&mut self, cycles: u64) {
+        let time = cycles.to_be_bytes();
+        let bytes = self.as_mut_bytes();
+        bytes[0x0c..0x10].copy_from_slice(&time[2..6]);
+        bytes[0x1d..0x1f].copy_from_slice(&time[6..]);
+    }
+
+    /// Returns the time of the completion: see [`set_timestamp`](Self::set_timestamp).
+    #[must_use]
+    pub fn timestamp(&self) -> u64 {
+        let mut time = [0; 8];
+        let bytes = self.as_bytes();
+        time[2..6].copy_from_slice(&bytes[0x0c..0x10]);
+        time[6..].copy_from_slice(&bytes[0x1d..0x1f]);
+        u64::from_be_bytes(time)
+    }
+}
+
 /// Sender's dword of a [`Cqe`].
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get, order = Msb)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -329,6 +351,21 @@ mod tests {
         assert_eq!((cqe.byte_count.get(), cqe.wqe_counter.get()), (296, 0xfffe));
         assert!(cqe.owner.pass() && !cqe.owner.send());
         assert_eq!(cqe.owner.opcode(), ReceiveOpcode::SEND);
+    }
+
+    #[test]
+    fn golden_timestamp() {
+        // rdma-core providers/mlx4/mlx4dv.h: ts_47_16 be32 at 0x0c, ts_15_8 at 0x1d, ts_7_0 at
+        // 0x1e.
+        let mut cqe = Cqe::new_zeroed();
+        cqe.byte_count = 7.into();
+        cqe.set_timestamp(0xffff_1234_5678_9abc);
+        assert_eq!(cqe.as_bytes()[0x0c..0x10], [0x12, 0x34, 0x56, 0x78]);
+        assert_eq!(cqe.as_bytes()[0x1c..0x20], [0, 0x9a, 0xbc, 0]);
+        assert_eq!(
+            (cqe.timestamp(), cqe.byte_count.get()),
+            (0x1234_5678_9abc, 7)
+        );
     }
 
     #[test]

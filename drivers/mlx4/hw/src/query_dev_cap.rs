@@ -77,7 +77,8 @@ pub struct QueryDevCap {
     pub log_max_gids: Low<4>,
     /// Static rates.
     pub static_rates: U16,
-    _timestamps: u8,
+    /// Completions can carry time stamps.
+    pub timestamps: High<1>,
     /// log2 of a port's partition keys (older interface).
     pub log_max_pkeys: Low<4>,
     /// Capability bits.
@@ -153,20 +154,39 @@ pub struct QueryDevCap {
     _reserved_9c: [u8; 4],
     /// Bytes of ICM that the device can address.
     pub max_icm: U64,
-    _reserved_a8: [u8; 0x58],
+    _reserved_a8: [u8; 8],
+    /// Bit 0: MAD_DEMUX.
+    pub extended: U32,
+    _reserved_b4: [u8; 0x4c],
+}
+
+impl QueryDevCap {
+    const MAD_DEMUX: u32 = 1;
+
+    /// Returns whether firmware wants to be told how management datagrams are parted (Linux `fw.c`,
+    /// `MLX4_DEV_CAP_FLAG2_MAD_DEMUX`).
+    #[must_use]
+    pub fn mad_demux(&self) -> bool {
+        self.extended.get() & Self::MAD_DEMUX != 0
+    }
+
+    /// Sets that.
+    pub fn set_mad_demux(&mut self, offered: bool) {
+        self.extended = u32::from(offered).into();
+    }
 }
 
 layout!(QueryDevCap: 0x100, log_max_srq_wqes @ 0x10, log_reserved_qps @ 0x12, log_reserved_srqs @ 0x14,
     log_max_cqes @ 0x19, log_max_mpts @ 0x1d, log_reserved_eqs @ 0x1e, log_reserved_mtts @ 0x20,
     log_reserved_mpts @ 0x22, system_eqs @ 0x26, log_max_reads_as_requester @ 0x29,
     log_max_reads_as_responder @ 0x2b, log_max_lso @ 0x2d, log_max_reads @ 0x2f, ack_delay @ 0x35, ports @ 0x37,
-    log_max_message @ 0x38, log_max_gids @ 0x3b, log_max_pkeys @ 0x3f, capabilities @ 0x40, reserved_uars @ 0x48,
+    log_max_message @ 0x38, log_max_gids @ 0x3b, timestamps @ 0x3e, log_max_pkeys @ 0x3f, capabilities @ 0x40, reserved_uars @ 0x48,
     log_min_page @ 0x4b, blueflame @ 0x4c, log_blueflame_registers @ 0x4e, max_send_pieces @ 0x51,
     max_send_descriptor @ 0x52, max_receive_pieces @ 0x55, max_receive_descriptor @ 0x56, log_max_group_qps @ 0x61,
     log_max_groups @ 0x63, reserved_pds @ 0x64, log_max_xrcds @ 0x67, max_counters @ 0x68, capabilities_2 @ 0x70,
     rdmarc_entry_len @ 0x80, qpc_entry_len @ 0x82, auxc_entry_len @ 0x84, altc_entry_len @ 0x86,
     eqc_entry_len @ 0x88, cqc_entry_len @ 0x8a, srqc_entry_len @ 0x8c, cmpt_entry_len @ 0x8e, mtt_entry_len @ 0x90,
-    dmpt_entry_len @ 0x92, memory_extensions @ 0x94, reserved_lkey @ 0x98, max_icm @ 0xa0);
+    dmpt_entry_len @ 0x92, memory_extensions @ 0x94, reserved_lkey @ 0x98, max_icm @ 0xa0, extended @ 0xb0);
 
 /// Capabilities of the device (Linux `device.h`, `MLX4_DEV_CAP_FLAG_*`).
 #[bitfield(u64, repr = U64, from = U64::new, into = U64::get, order = Lsb)]
@@ -305,10 +325,14 @@ mod tests {
         cap.ports = Low::new(2);
         cap.max_send_descriptor = 0x3f0.into();
         cap.max_icm = (1 << 40).into();
+        cap.timestamps = High::new(1);
+        cap.set_mad_demux(true);
         let bytes = cap.as_bytes();
         assert_eq!((bytes[0x12], bytes[0x14], bytes[0x37]), (6, 0x50, 2));
         assert_eq!(bytes[0x48..0x4a], [0x10, 2]);
         assert_eq!(bytes[0x52..0x54], [3, 0xf0]);
         assert_eq!(bytes[0xa0..0xa8], [0, 0, 1, 0, 0, 0, 0, 0]);
+        // field & 1 << 7 at 0x3e; field32 & 1 << 0 at 0xb0.
+        assert_eq!((bytes[0x3e], bytes[0xb3]), (0x80, 1));
     }
 }

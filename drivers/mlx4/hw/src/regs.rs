@@ -29,6 +29,9 @@ pub const OWNERSHIP: usize = 0x8_069c;
 pub const RESET: usize = 0xf_0010;
 /// Value to write there.
 pub const RESET_VALUE: u32 = 1;
+/// Number of the chip in the low half, its revision in the upper one (mstflint
+/// `tools_dev_types.c`, `DEVID_ADDR`).
+pub const DEVICE_ID: usize = 0xf_0014;
 /// The hardware semaphore: reading 0 takes it; a reset releases it.
 pub const SEMAPHORE: usize = 0xf_03fc;
 /// The MSI-X table (published `lspci` output of ConnectX-2 and ConnectX-3 boards).
@@ -57,8 +60,9 @@ pub const fn swap_long(value: u64) -> u64 {
 
 /// Bytes of a UAR page.
 pub const UAR_PAGE_LEN: usize = 4096;
-/// The first UAR page whose QP and CQ doorbells work: those before it serve EQs only (illumos
-/// `hermon`; Linux `pd.c` reserves 128).
+/// The first UAR page whose QP and CQ doorbells work in the older numbering of EQs: those before it
+/// serve EQs only (illumos `hermon`; Linux `pd.c` reserves 128). With EQs of the system Linux has
+/// queues on all pages but firmware's own.
 pub const FIRST_QUEUE_UAR: u32 = 128;
 /// The send doorbell in a UAR page: big-endian [`SendDoorbell`].
 pub const SEND_DOORBELL: usize = 0x14;

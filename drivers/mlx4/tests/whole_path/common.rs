@@ -217,7 +217,8 @@ pub(crate) async fn join_pairs<P: Platform, Q: Platform>(
 }
 
 pub(crate) async fn lid<P: Platform>(node: &Node<P>) -> verbs::Lid {
-    node.device.port(1).await.expect("the port").lid
+    let port = node.device.port_number();
+    node.device.port(port).await.expect("the port").lid
 }
 
 pub(crate) async fn end<P: Platform>(node: &Node<P>, config: &QpConfig) -> End<P> {

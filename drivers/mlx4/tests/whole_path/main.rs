@@ -6,6 +6,7 @@ mod data_path;
 mod failures;
 mod multicast;
 mod pages;
+mod personalities;
 mod read_ahead;
 mod reset;
 mod trace;

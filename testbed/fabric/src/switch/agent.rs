@@ -216,6 +216,7 @@ impl Port {
         let before = self.info.speed_state.state();
         let up = self.info.phys.state() == PHYS_LINK_UP;
         let order = self.link_order(wanted, own)?;
+        let widths = widths_of(&self.info, wanted.width_enabled).ok_or(Status::BAD_FIELD)?;
         let after = match (before, wanted.speed_state.state()) {
             (_, PortStateBits::NO_CHANGE) => before,
             (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) if up => {
@@ -242,9 +243,13 @@ impl Port {
             info.mtu_sm_sl = wanted.mtu_sm_sl;
         }
         if wanted.operational_vls.high() != 0 {
-            info.operational_vls = wanted.operational_vls;
+            info.operational_vls.set_high(wanted.operational_vls.high());
+        }
+        if !own {
+            info.operational_vls.set_low(wanted.operational_vls.low());
         }
         info.vl_high_limit = wanted.vl_high_limit;
+        info.width_enabled = widths;
         info.speed_state.set_state(after);
         self.order = order.or(self.order);
         Ok(())
@@ -263,6 +268,17 @@ impl Port {
             PHYS_NO_CHANGE | PHYS_POLLING => Ok(None),
             _ => Err(Status::BAD_FIELD),
         }
+    }
+}
+
+/// Returns the widths that a port may use after a Set: 0 leaves them, 255 means all there are (IBA
+/// 1.3, 14.2.5.6, LinkWidthEnabled). They count when the link trains next.
+#[must_use]
+pub fn widths_of(info: &PortInfo, wanted: u8) -> Option<u8> {
+    match wanted {
+        0 => Some(info.width_enabled),
+        u8::MAX => Some(info.width_supported),
+        some => (some & !info.width_supported == 0).then_some(some),
     }
 }
 

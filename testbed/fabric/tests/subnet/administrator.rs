@@ -279,3 +279,77 @@ fn only_who_knows_the_key_learns_a_groups_members() {
     list.sm_key = 1.into();
     assert_eq!(members(&list), [gid(0).0, gid(1).0]);
 }
+
+/// `saquery --smkey 1 LR`, `PKTR`: the links, and the partition tables for those who have the key.
+#[test]
+fn links_and_partition_tables_are_recorded() {
+    let (mut fabric, now) = subnet(2);
+    let wanted = LinkRecord {
+        from_lid: 3.into(),
+        ..LinkRecord::default()
+    };
+    let mask = link_record_mask::FROM_LID;
+    let request = SaMad::request(Method::GET, Attribute::LINK_RECORD, mask, &wanted, 5);
+    let link: LinkRecord = ask(&mut fabric, now, 0, &request).record().unwrap();
+    assert_eq!(
+        (link.from_port, link.to_lid.get(), link.to_port),
+        (1, SM_LID.0, 2)
+    );
+    let table = SaMad::request(Method::GET_TABLE, Attribute::LINK_RECORD, 0, &wanted, 5);
+    let answer = ask(&mut fabric, now, 0, &table);
+    assert_eq!(u32::from_be_bytes(answer.rmpp.payload_len), 20 + 4 * 8);
+
+    let wanted = PKeyTableRecord {
+        lid: 3.into(),
+        ..PKeyTableRecord::default()
+    };
+    let mask = pkey_record_mask::LID;
+    let attribute = Attribute::PKEY_TABLE_RECORD;
+    let mut request = SaMad::request(Method::GET, attribute, mask, &wanted, 5);
+    let refused = ask(&mut fabric, now, 0, &request);
+    assert_eq!(refused.header.status(), Status::SA_DENIED);
+    request.sm_key = 1.into();
+    let record: PKeyTableRecord = ask(&mut fabric, now, 0, &request).record().unwrap();
+    assert_eq!((record.port, record.keys.0[0].get()), (1, 0xffff));
+}
+
+/// `osmtest -f m`: a group's rate and MTU are what a member asks for, or it does not come in.
+#[test]
+fn a_join_with_a_rate_or_mtu_that_can_not_be_is_refused() {
+    const LESS: u8 = 1;
+    const EXACTLY: u8 = 2;
+    let (mut fabric, now) = subnet(2);
+    let mut join = |mgid: u8, mask: u64, rate: (u8, u8), mtu: (u8, u8)| {
+        let selector = |(how, value)| mad::sa::Selector::new().with_how(how).with_value(value);
+        let mut record = mad::sa::McMemberRecord {
+            rate: selector(rate),
+            mtu: selector(mtu),
+            scope_join: mad::sa::JoinState::new().with_join(1),
+            ..mad::sa::McMemberRecord::default()
+        };
+        record.mgid = [
+            0xff, 0x12, 0xa0, 0x1b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, mgid,
+        ];
+        let mask = mask | mc_member_mask::MGID | mc_member_mask::CREATE;
+        let request = SaMad::request(Method::SET, Attribute::MC_MEMBER_RECORD, mask, &record, 5);
+        let answer = ask(&mut fabric, now, 0, &request);
+        let record: mad::sa::McMemberRecord = answer.record().unwrap();
+        match answer.header.status() {
+            Status::OK => Ok((record.rate.value(), record.mtu.value())),
+            status => Err(status),
+        }
+    };
+    let (rate, mtu) = (mc_member_mask::RATE, mc_member_mask::MTU);
+    let none = (0, 0);
+    let refused = Err(Status::SA_REQUEST_INVALID);
+    assert_eq!(join(1, 0, none, none), Ok((12, 4)), "the usual");
+    assert_eq!(join(2, rate, (EXACTLY, 3), none), Ok((3, 4)), "10 Gb/s");
+    assert_eq!(join(3, rate, (LESS, 7), none), Ok((6, 4)), "20 of below 40");
+    assert_eq!(join(4, rate, (0, 10), none), refused, "above 120 Gb/s");
+    assert_eq!(join(5, mtu, none, (EXACTLY, 5)), Ok((12, 5)));
+    assert_eq!(join(6, mtu, none, (0, 5)), refused, "above 4096");
+    // A group that is there.
+    assert_eq!(join(2, rate, (EXACTLY, 3), none), Ok((3, 4)));
+    assert_eq!(join(2, rate, (EXACTLY, 7), none), refused);
+    assert_eq!(join(5, mtu, none, (LESS, 5)), refused);
+}

@@ -1,22 +1,24 @@
 //! Tests of the subnet manager and administrator, by ports that answer like a card's agent.
 //!
-//! * [`ports`]: links are found, configured and brought up. * [`administrator`]: paths, records and
-//!   groups. * [`switch`]: the switch as a foreign manager sees it.
+//! * [`ports`]: links are found, configured and brought up. * [`rates`]: links that are full.
+//! * [`administrator`]: paths, records, groups. * [`switch`]: the switch for a foreign manager.
 
 mod administrator;
 mod ports;
+mod rates;
 mod switch;
 
 use fabric::{Fabric, FabricConfig, Manager, Operation, Packet, PortIndex, SM_LID, Service};
 use hal::{Duration, Instant};
 use mad::pma::{self, PortCounters, PortCountersExt};
 use mad::sa::{
-    NodeRecord, PathRecord, PortInfoRecord, Rmpp, SaMad, mc_member_mask, node_record_mask,
-    path_record_mask, port_info_record_mask,
+    LinkRecord, NodeRecord, PKeyTableRecord, PathRecord, PortInfoRecord, Rmpp, SaMad,
+    link_record_mask, mc_member_mask, node_record_mask, path_record_mask, pkey_record_mask,
+    port_info_record_mask,
 };
 use mad::smp::{
-    LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PortInfo,
-    PortStateBits, SmInfo, SmState, Smp, SwitchInfo, TRAP_LINK_STATE, attribute, data_of,
+    LinearForwarding, MulticastForwarding, NodeInfo, NodeType, Notice, PERMISSIVE_LID, PKeyTable,
+    PortInfo, PortStateBits, SmInfo, SmState, Smp, SwitchInfo, TRAP_LINK_STATE, attribute, data_of,
 };
 use mad::{Attribute, Header, Method, MgmtClass, Status};
 use verbs::{Gid, Guid, Lid, PKey, Psn, QKey, Qpn};

@@ -302,7 +302,13 @@ fn a_manager_disables_enables_and_retrains_links_at_the_switch() {
 }
 
 /// Asks the switch for a port's counters, as `perfquery` does.
-fn counters<T>(fabric: &mut Fabric, now: Instant, method: Method, attribute: Attribute, of: &T) -> T
+pub(super) fn counters<T>(
+    fabric: &mut Fabric,
+    now: Instant,
+    method: Method,
+    attribute: Attribute,
+    of: &T,
+) -> T
 where
     T: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable + zerocopy::KnownLayout,
 {
@@ -396,4 +402,71 @@ fn the_switch_counts_what_passes_its_ports() {
         &small(0xff),
     );
     assert_eq!((all.link_downed, all.rcv_relay_errors.get()), (1, 1));
+}
+
+/// Has the switch check partitions at a port, with one key in its table.
+fn enforce(fabric: &mut Fabric, now: Instant, port: u32, way: u8, key: u16) {
+    let mut table = PKeyTable::default();
+    table.0[0].set(key);
+    let table = set(Attribute::PKEY_TABLE, port << 16, data_of(&table));
+    assert_eq!(ask_switch(fabric, now, table).header.status(), Status::OK);
+    let info = ask_switch(fabric, now, get(Attribute::PORT_INFO, port));
+    let mut info: PortInfo = attribute(&info.data).unwrap();
+    info.speed_state.set_state(PortStateBits::NO_CHANGE);
+    info.phys.set_state(0);
+    info.operational_vls.set_low(way);
+    let answer = ask_switch(fabric, now, set(Attribute::PORT_INFO, port, data_of(&info)));
+    assert_eq!(answer.header.status(), Status::OK);
+    let info: PortInfo = attribute(&answer.data).unwrap();
+    assert_eq!(info.operational_vls.low(), way);
+}
+
+#[test]
+fn the_switch_checks_partitions_where_a_manager_says_so() {
+    const INBOUND: u8 = 8;
+    const OUTBOUND: u8 = 4;
+    let (mut fabric, now) = unmanaged(2);
+    let info = ask_switch(&mut fabric, now, get(Attribute::SWITCH_INFO, 0));
+    let mut info: SwitchInfo = attribute(&info.data).unwrap();
+    assert!(info.flags.inbound_enforcement() && info.flags.outbound_enforcement());
+    info.linear_top.set(9);
+    let mut block = [255; 64];
+    block[9] = 2;
+    for (kind, data) in [
+        (Attribute::SWITCH_INFO, data_of(&info)),
+        (
+            Attribute::LINEAR_FORWARDING,
+            data_of(&LinearForwarding(block)),
+        ),
+    ] {
+        ask_switch(&mut fabric, now, set(kind, 0, data));
+    }
+    for port in [1, 2] {
+        for state in [PortStateBits::ARMED, PortStateBits::ACTIVE] {
+            assert_eq!(drive(&mut fabric, now, port, state), Status::OK);
+        }
+    }
+    let passes = |fabric: &mut Fabric, key| {
+        let data = Packet {
+            dlid: Lid(9),
+            dqpn: Qpn(77),
+            pkey: PKey(key),
+            ..request_packet(
+                0,
+                &SaMad::request(Method::GET, Attribute::NODE_RECORD, 0, &[0_u8; 8], 0),
+            )
+        };
+        fabric.send(now, PortIndex(0), data);
+        fabric.next(now).is_some()
+    };
+    assert!(passes(&mut fabric, 0x8003), "nothing is checked");
+    enforce(&mut fabric, now, 1, INBOUND, 0x8004);
+    assert!(!passes(&mut fabric, 0x8003));
+    assert!(passes(&mut fabric, 0x0004));
+    enforce(&mut fabric, now, 1, INBOUND, 0x8003);
+    enforce(&mut fabric, now, 2, OUTBOUND, 0x0003);
+    assert!(passes(&mut fabric, 0x8003));
+    assert!(!passes(&mut fabric, 0x0003), "two limited members");
+    enforce(&mut fabric, now, 2, INBOUND, 0x8004);
+    assert!(passes(&mut fabric, 0x0003), "of what comes in by port 2");
 }

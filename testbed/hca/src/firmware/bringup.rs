@@ -3,13 +3,13 @@
 use mlx4_hw::bits::{High, Low};
 use mlx4_hw::command::{CmdStatus, op_modifier};
 use mlx4_hw::icm::{ENTRIES_PER_MAILBOX, MapEntry, PAGE_LEN};
-use mlx4_hw::init_hca::{InitHca, VERSION};
+use mlx4_hw::init_hca::InitHca;
 use mlx4_hw::query_adapter::{ModStatCfg, PortGuidCfg, QueryAdapter, QueryFunc};
 use mlx4_hw::query_dev_cap::{Capabilities, QueryDevCap};
 use mlx4_hw::query_fw::QueryFw;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Command, Firmware, Outcome};
+use super::{Command, Firmware, Outcome, rules};
 use crate::hca::Hca;
 use crate::memory::{RESERVED_LKEY, Tables};
 use crate::registers::{CATASTROPHIC, CATASTROPHIC_DWORDS, CLEAR_INTERRUPT, CLOCK, CLOCK_MHZ};
@@ -23,6 +23,13 @@ pub(super) const LOG_RESERVED_SRQS: u8 = 6;
 pub(super) const LOG_RESERVED_CQS: u8 = 7;
 pub(super) const LOG_RESERVED_MPTS: u8 = 8;
 pub(super) const LOG_RESERVED_EQS: u8 = 2;
+/// EQs of the system, those of them that firmware keeps, and one more than the last that software
+/// may use: as firmware 2.42.5000 of a Dell R730's card answers.
+pub(super) const SYSTEM_EQS: u16 = 1024;
+pub(super) const RESERVED_SYSTEM_EQS: u16 = 28;
+const MOST_SYSTEM_EQS: u16 = 156;
+/// UAR pages of firmware.
+pub(super) const RESERVED_UARS: u8 = 1;
 /// log2 of the largest queues.
 pub(super) const LOG_MAX_EQES: u8 = 22;
 pub(super) const LOG_MAX_CQES: u8 = 22;
@@ -39,9 +46,9 @@ impl Hca {
     pub(super) fn query_fw(&mut self, command: &Command) -> Outcome {
         let mut fw = QueryFw::new_zeroed();
         fw.pages = AREA_PAGES.into();
-        fw.major = 2.into();
-        fw.minor = 42.into();
-        fw.subminor = 5000.into();
+        let [major, minor, subminor] =
+            super::FIRMWARE.map(|number| u16::try_from(number).unwrap_or(u16::MAX).into());
+        (fw.major, fw.minor, fw.subminor) = (major, minor, subminor);
         fw.command_revision = 3.into();
         fw.log_max_commands = 4;
         fw.clear_interrupt.offset = CLEAR_INTERRUPT.into();
@@ -111,7 +118,7 @@ impl Hca {
         self.write_output(command, &answer)
     }
 
-    pub(super) fn query_capabilities(&self, command: &Command) -> Outcome {
+    pub(super) fn query_capabilities(&mut self, command: &Command) -> Outcome {
         let mut caps = QueryDevCap::new_zeroed();
         limits(&mut caps);
         entry_lengths(&mut caps);
@@ -125,10 +132,22 @@ impl Hca {
             .with_ud_multicast(true)
             .with_unicast_steering(true)
             .with_multicast_steering(true)
+            .with_eqe_64(self.board.wide_entries)
+            .with_cqe_64(self.board.wide_entries)
             .with_port_management_events(true);
+        if self.board.system_eqs {
+            caps.system_eqs = SYSTEM_EQS.into();
+        }
+        caps.timestamps = High::new(1);
         caps.memory_extensions = MEMORY_EXTENSIONS.into();
         caps.reserved_lkey = RESERVED_LKEY.into();
-        caps.max_icm = (1 << 40).into();
+        caps.set_mad_demux(self.board.mad_demux);
+        // A card has been seen to answer 0 now and then.
+        let told = self.firmware.limits_told;
+        self.firmware.limits_told += 1;
+        if told >= self.board.empty_limits {
+            caps.max_icm = (1 << 40).into();
+        }
         self.write_output(command, &caps)
     }
 
@@ -140,8 +159,8 @@ impl Hca {
 
     pub(super) fn query_function(&self, command: &Command) -> Outcome {
         let mut function = QueryFunc::new_zeroed();
-        function.reserved_eqs = (1 << LOG_RESERVED_EQS).into();
-        function.max_eqs = 1024.into();
+        function.reserved_eqs = RESERVED_SYSTEM_EQS.into();
+        function.max_eqs = MOST_SYSTEM_EQS.into();
         self.write_output(command, &function)
     }
 
@@ -170,10 +189,9 @@ impl Hca {
             return Err(CmdStatus::BAD_SYS_STATE);
         }
         let init: InitHca = self.read_input(command)?;
-        let too_large = init.entry_len.cqe_64() || init.entry_len.eqe_64();
-        if init.version != VERSION || init.flags.big_endian_host() || too_large {
-            return Err(CmdStatus::BAD_PARAM);
-        }
+        rules::check_profile(&init, &self.board)?;
+        self.core.events.wide = init.entry_len.eqe_64();
+        self.core.completions.wide = init.entry_len.cqe_64();
         self.core.memory.tables = Tables {
             mtt: init.mtt.get(),
             mpt: init.dmpt.get(),
@@ -228,7 +246,7 @@ fn limits(caps: &mut QueryDevCap) {
     caps.log_max_message = Low::new(30);
     caps.log_max_gids = Low::new(crate::port::LOG_TABLE_LEN);
     caps.log_max_pkeys = Low::new(crate::port::LOG_TABLE_LEN);
-    caps.reserved_uars = High::new(1);
+    caps.reserved_uars = High::new(RESERVED_UARS);
     caps.log_uar_megabytes = Low::new(2);
     caps.log_min_page = 9;
     caps.max_send_pieces = 62;
@@ -243,14 +261,14 @@ fn limits(caps: &mut QueryDevCap) {
 }
 
 fn entry_lengths(caps: &mut QueryDevCap) {
-    caps.rdmarc_entry_len = 0x20.into();
+    caps.rdmarc_entry_len = rules::RDMARC_ENTRY.into();
     caps.qpc_entry_len = super::queue_pairs::QPC_ENTRY.into();
-    caps.auxc_entry_len = 1.into();
-    caps.altc_entry_len = 0x40.into();
+    caps.auxc_entry_len = rules::AUXC_ENTRY.into();
+    caps.altc_entry_len = rules::ALTC_ENTRY.into();
     caps.eqc_entry_len = super::resources::EQC_ENTRY.into();
     caps.cqc_entry_len = super::resources::CQC_ENTRY.into();
     caps.srqc_entry_len = super::resources::SRQC_ENTRY.into();
-    caps.cmpt_entry_len = 0x40.into();
+    caps.cmpt_entry_len = rules::CMPT_ENTRY.into();
     caps.mtt_entry_len = 8.into();
-    caps.dmpt_entry_len = 0x40.into();
+    caps.dmpt_entry_len = rules::DMPT_ENTRY.into();
 }

@@ -1,7 +1,7 @@
 //! Commands on ports, and datagrams for the firmware's agents.
 
 use mad::smp::{NodeDescription, Smp};
-use mlx4_hw::command::{CmdStatus, in_modifier::MadIfc, op_modifier};
+use mlx4_hw::command::{CmdStatus, in_modifier, in_modifier::MadIfc, op_modifier};
 use mlx4_hw::query_port::{Nibbles, PortLink, PortMtu, QueryPort};
 use mlx4_hw::set_port::SetPortIb;
 use zerocopy::FromZeros;
@@ -47,6 +47,13 @@ impl Hca {
         let number = self.port_number(command)?;
         let wanted: SetPortIb = self.read_input(command)?;
         let change = wanted.change;
+        let started = self
+            .core
+            .port(number)
+            .is_some_and(crate::port::Port::is_started);
+        if started && (change.change_mtu_cap() || change.change_vl_cap()) {
+            return Err(CmdStatus::BAD_SYS_STATE);
+        }
         let mtu_refused = change.change_mtu_cap() && !(1..=MTU_4096).contains(&change.mtu_cap());
         let lanes_refused = change.change_vl_cap()
             && (change.vl_cap() > VIRTUAL_LANES || !has_buffers(change.vl_cap(), change.mtu_cap()));
@@ -101,8 +108,14 @@ impl Hca {
         let port = MadIfc::from(command.in_modifier).port();
         self.core.port(port).ok_or(CmdStatus::BAD_PARAM)?;
         let mad: mad::Mad = self.read_input(command)?;
-        let mut answer =
-            agents::answer(&mut self.core, &self.identity, port, &mad).ok_or(CmdStatus::BAD_PKT)?;
+        let checks_key = command.op_modifier & op_modifier::MAD_IFC_IGNORE_MKEY == 0;
+        let answer = agents::answer(&mut self.core, &self.identity, port, checks_key, &mad);
+        let mut answer = match answer {
+            Some(answer) => answer,
+            // The end of a trap, which has no answer, is no bad packet.
+            None if is_repress(&mad) => return Ok(0),
+            None => return Err(CmdStatus::BAD_PKT),
+        };
         // The way back on a directed route is software's business: iPXE takes any status for an
         // error, and Linux sets the bit itself (`hw/mlx4/mad.c`).
         if let Ok(mut smp) = Smp::parse(&answer)
@@ -116,8 +129,35 @@ impl Hca {
 
     pub(super) fn set_node(&mut self, command: &Command) -> Outcome {
         self.identity.description = NodeDescription(self.read_input(command)?);
+        agents::begin_traps(&mut self.core);
         Ok(0)
     }
+
+    /// Tells which attributes of subnet management firmware keeps for itself, or takes that these
+    /// are to be so: software gives the answer back (Linux `fw.c`, `mlx4_config_mad_demux`).
+    pub(super) fn demultiplex(&self, command: &Command) -> Outcome {
+        /// Some bits of each of the four masks.
+        const KEPT: [usize; 4] = [0x10, 0x20, 0x40, 0x70];
+        let mut answer = [0; 0x100];
+        for place in KEPT {
+            answer[place] = 0x5a;
+        }
+        match (command.op_modifier, command.in_modifier) {
+            (op_modifier::MAD_DEMUX_QUERY, in_modifier::MAD_DEMUX_SUBNET) => {
+                self.write_bytes(command, &answer)
+            }
+            (op_modifier::MAD_DEMUX_CONFIGURE, in_modifier::MAD_DEMUX_SUBNET)
+                if self.read_input::<[u8; 0x100]>(command)? == answer =>
+            {
+                Ok(0)
+            }
+            _ => Err(CmdStatus::BAD_PARAM),
+        }
+    }
+}
+
+fn is_repress(mad: &mad::Mad) -> bool {
+    mad::Header::parse(mad).is_ok_and(|header| header.method == mad::Method::TRAP_REPRESS)
 }
 
 /// Returns whether the port's buffers hold packets of an MTU on so many lanes. Firmware with too

@@ -1,12 +1,13 @@
 //! Commands on queue pairs.
 
 use mlx4_hw::command::{CmdStatus, Opcode};
+use mlx4_hw::icm::CmptKind;
 use mlx4_hw::qp::{QpContext, QpMailbox, QpState, Service};
 
 use super::bringup::LOG_RESERVED_QPS;
 use super::{Command, Outcome, SPECIAL_BLOCK, Special};
 use crate::hca::Hca;
-use crate::qp::{QueuePair, context_mailbox};
+use crate::qp::{QueuePair, buffer_len, context_mailbox};
 
 /// Bytes that a context takes in ICM.
 pub(super) const QPC_ENTRY: u16 = 0x100;
@@ -36,7 +37,8 @@ impl Hca {
             .checked_shl(table.log_entries().into())
             .unwrap_or(0)
             .wrapping_sub(1);
-        self.check_number(qpn & mask, table, LOG_RESERVED_QPS, QPC_ENTRY)?;
+        let kind = CmptKind::Qp;
+        self.check_number(qpn & mask, table, LOG_RESERVED_QPS, QPC_ENTRY, kind)?;
         let shares = |other: &&u32| **other != qpn && *other & mask == qpn & mask;
         if self.qps.keys().find(shares).is_some() {
             return Err(CmdStatus::BAD_QP_STATE);
@@ -108,11 +110,14 @@ impl Hca {
                     service,
                     Service::RC | Service::UC | Service::UD | Service::MLX
                 );
-                if known && srq_known && port_known && served && !context.flags.rss() {
-                    Ok(())
-                } else {
-                    Err(CmdStatus::BAD_PARAM)
+                if !(known && srq_known && port_known && served) || context.flags.rss() {
+                    return Err(CmdStatus::BAD_PARAM);
                 }
+                self.check_queue(
+                    Some(context.uar.get()),
+                    Some((context.doorbell_record.get(), 4)),
+                    (context.buffer, buffer_len(context)),
+                )
             }
             Opcode::INIT2RTR_QP => {
                 let mtu_known = (1..=5).contains(&context.mtu.mtu_code());

@@ -3,8 +3,9 @@
 
 use mlx4_hw::bits::TableBase;
 use mlx4_hw::command::{CmdStatus, in_modifier::MapEq, op_modifier};
-use mlx4_hw::cq::CqContext;
-use mlx4_hw::eq::EqContext;
+use mlx4_hw::cq::{CQE_LEN, CqContext};
+use mlx4_hw::eq::{EQE_LEN, EqContext};
+use mlx4_hw::icm::CmptKind;
 use mlx4_hw::mgm::{GroupEntry, GroupQp};
 use mlx4_hw::mpt::{MPT_STATUS_FREE, MPT_STATUS_SOFTWARE, Mpt};
 use mlx4_hw::mtt::ENTRY_LEN;
@@ -13,8 +14,7 @@ use zerocopy::big_endian::U64;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::bringup::{
-    LOG_MAX_CQES, LOG_MAX_EQES, LOG_RESERVED_CQS, LOG_RESERVED_EQS, LOG_RESERVED_MPTS,
-    LOG_RESERVED_SRQS,
+    LOG_MAX_CQES, LOG_MAX_EQES, LOG_RESERVED_CQS, LOG_RESERVED_MPTS, LOG_RESERVED_SRQS,
 };
 use super::{Command, Outcome};
 use crate::hca::Hca;
@@ -47,6 +47,7 @@ impl Hca {
         table: TableBase,
         log_reserved: u8,
         entry: u16,
+        kind: CmptKind,
     ) -> Result<(), CmdStatus> {
         if u64::from(number) >= 1 << table.log_entries() {
             return Err(CmdStatus::BAD_INDEX);
@@ -56,11 +57,10 @@ impl Hca {
         }
         let len = u64::from(entry);
         let place = table.base().saturating_add(u64::from(number) * len);
-        if self.core.memory.icm_is_mapped(place, len) {
-            Ok(())
-        } else {
-            Err(CmdStatus::ICM_ERROR)
+        if !self.core.memory.icm_is_mapped(place, len) {
+            return Err(CmdStatus::ICM_ERROR);
         }
+        self.check_extras(kind, number)
     }
 
     fn read_mpt(&self, index: u32) -> Result<(u64, Mpt), CmdStatus> {
@@ -104,6 +104,7 @@ impl Hca {
         if given && self.is_devices(&before, command.in_modifier)? {
             return Err(CmdStatus::BAD_RES_STATE);
         }
+        self.check_region(&mpt)?;
         if mpt.flags.status() != MPT_STATUS_FREE {
             mpt.flags.set_status(MPT_STATUS_VALID);
         }
@@ -173,13 +174,7 @@ impl Hca {
     }
 
     pub(super) fn take_eq(&mut self, command: &Command) -> Outcome {
-        let profile = self.profile()?;
-        self.check_number(
-            command.in_modifier,
-            profile.eqc,
-            LOG_RESERVED_EQS,
-            EQC_ENTRY,
-        )?;
+        self.check_eqn(command.in_modifier)?;
         let context: EqContext = self.read_input(command)?;
         if self.core.events.contains(command.in_modifier) {
             return Err(CmdStatus::BAD_RES_STATE);
@@ -187,6 +182,9 @@ impl Hca {
         if context.log_size.get() > LOG_MAX_EQES {
             return Err(CmdStatus::EXCEED_LIM);
         }
+        let entry = if self.core.events.wide { 2 } else { 1 } * EQE_LEN as u64;
+        let buffer = (context.buffer, entry << context.log_size.get());
+        self.check_queue(None, None, buffer)?;
         self.core
             .events
             .create(&self.core.memory, command.in_modifier, context)
@@ -219,6 +217,7 @@ impl Hca {
             profile.cqc,
             LOG_RESERVED_CQS,
             CQC_ENTRY,
+            CmptKind::Cq,
         )?;
         let context: CqContext = self.read_input(command)?;
         if self.core.completions.contains(command.in_modifier) {
@@ -227,11 +226,15 @@ impl Hca {
         if context.size.log_size() > LOG_MAX_CQES {
             return Err(CmdStatus::EXCEED_LIM);
         }
-        if !self.core.events.contains(u32::from(context.eqn.get()))
-            || !context.doorbell_record.get().is_multiple_of(8)
-        {
+        if !self.core.events.contains(u32::from(context.eqn.get())) {
             return Err(CmdStatus::BAD_PARAM);
         }
+        let entry = if self.core.completions.wide { 2 } else { 1 } * CQE_LEN as u64;
+        self.check_queue(
+            Some(context.size.uar()),
+            Some((context.doorbell_record.get(), 8)),
+            (context.buffer, entry << context.size.log_size()),
+        )?;
         let initialise = command.op_modifier == op_modifier::SW2HW_CQ_HW_INIT;
         self.core
             .completions
@@ -296,11 +299,18 @@ impl Hca {
             profile.srqc,
             LOG_RESERVED_SRQS,
             SRQC_ENTRY,
+            CmptKind::Srq,
         )?;
         let context: SrqContext = self.read_input(command)?;
         if self.core.shared.contains(command.in_modifier) {
             return Err(CmdStatus::BAD_RES_STATE);
         }
+        let log_len = context.size.log_size() + context.log_stride_less_4.get() + 4;
+        self.check_queue(
+            None,
+            Some((context.doorbell_record.get(), 4)),
+            (context.buffer, 1 << log_len),
+        )?;
         self.core.shared.create(command.in_modifier, context);
         Ok(0)
     }

@@ -7,7 +7,7 @@ use mlx4_hw::cq::Syndrome;
 use mlx4_hw::qp::QpState;
 
 use super::{psn_distance, psn_plus};
-use crate::core::Core;
+use crate::core::{Core, Diagnostics};
 use crate::qp::QueuePair;
 use crate::wqe::scatter;
 
@@ -146,6 +146,7 @@ impl QueuePair {
 
     fn not_ready(&mut self, core: &mut Core, psn: u32, timer: u8) {
         self.reached(core, psn);
+        core.diagnostics.count(Diagnostics::NOT_READY_RECEIVED);
         if self.requester.parameters.rnr_retry() != RNR_FOR_EVER {
             if self.requester.rnr_retries == 0 {
                 return self.fail_oldest(core, Syndrome::RNR_RETRY_EXC_ERR);
@@ -163,6 +164,7 @@ impl QueuePair {
         self.reached(core, psn);
         let syndrome = match code {
             NakCode::Sequence => {
+                core.diagnostics.count(Diagnostics::GAP_TOLD);
                 if self.requester.retries == 0 {
                     return self.fail_oldest(core, Syndrome::TRANSPORT_RETRY_EXC_ERR);
                 }

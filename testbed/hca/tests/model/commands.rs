@@ -2,7 +2,7 @@
 
 use mad::smp::Smp;
 use mad::{Attribute, Method};
-use mlx4_hw::command::{CmdStatus, Doorbell, Opcode, hcr};
+use mlx4_hw::command::{CmdStatus, Opcode};
 use mlx4_hw::eq::EventType;
 use mlx4_hw::qp::{OptionalParameters, QpMailbox, QpState, Service};
 use mlx4_hw::query_dev_cap::QueryDevCap;
@@ -254,11 +254,7 @@ fn an_event_queue_that_is_not_emptied_overflows_and_stops() {
     let mut bench = Bench::new(1, FabricConfig::default());
     bench.events(0);
     for _ in 0..200 {
-        let doorbell = Doorbell::new()
-            .with_go(true)
-            .with_event(true)
-            .with_opcode(Opcode::NOP);
-        bench.write(0, regs::HCR + hcr::DOORBELL, doorbell.into());
+        bench.nop_by_event(0);
     }
     bench.command_raw(0, Opcode::QUERY_EQ, 0, EQN, 0).unwrap();
     let context: mlx4_hw::eq::EqContext = bench.output(0);

@@ -36,7 +36,7 @@ fn ready(bench: &mut Bench, qp: &mut Qp) {
         .unwrap();
 }
 
-fn datagram_pair(bench: &mut Bench) -> (Qp, Cq, Qp, Cq) {
+pub(crate) fn datagram_pair(bench: &mut Bench) -> (Qp, Cq, Qp, Cq) {
     let (cq_a, cq_b) = (bench.make_cq(0, 6), bench.make_cq(1, 6));
     let (mut a, mut b) = (
         bench.make_qp(0, Service::UD, &cq_a),
@@ -73,6 +73,28 @@ fn post(bench: &mut Bench, qp: &mut Qp, to: &To, piece: (u64, u32, u32)) {
     bytes.extend_from_slice(DataSegment::new(piece.0, piece.1, piece.2).as_bytes());
     bench.post_bytes(qp, WqeOpcode::SEND, &bytes);
     bench.ring_send(qp);
+}
+
+/// Sends a piece of memory from node 0 to a queue pair of node 1.
+pub(crate) fn post_to(bench: &mut Bench, qp: &mut Qp, peer: &Qp, piece: (u64, u32, u32)) {
+    let to = To {
+        lid: bench.nodes[1].lid,
+        qpn: peer.qpn,
+        qkey: QKEY,
+        gid: None,
+    };
+    post(bench, qp, &to, piece);
+}
+
+/// Sends a piece of memory to QP1 of a node.
+pub(crate) fn post_to_agent(bench: &mut Bench, qp: &mut Qp, node: usize, piece: (u64, u32, u32)) {
+    let to = To {
+        lid: bench.nodes[node].lid,
+        qpn: 1,
+        qkey: verbs::QKey::GSI.0,
+        gid: None,
+    };
+    post(bench, qp, &to, piece);
 }
 
 #[test]

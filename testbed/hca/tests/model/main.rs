@@ -2,8 +2,11 @@
 
 mod bench;
 mod commands;
+mod completions;
 mod connections;
 mod datagrams;
+mod firmware;
 mod hostile;
+mod partitions;
 mod ports;
 mod read_ahead;

@@ -112,6 +112,7 @@ fn a_port_takes_the_capability_mask_that_it_is_given() {
 #[test]
 fn a_port_refuses_more_lanes_of_an_mtu_than_its_buffers_hold() {
     let mut bench = Bench::new(1, FabricConfig::default());
+    bench.command_raw(0, Opcode::CLOSE_PORT, 0, 1, 0).unwrap();
     for (lanes, mtu, expected) in [
         (8, 5, Err(CmdStatus::BAD_SIZE)),
         (8, 4, Ok(4)),
@@ -326,4 +327,36 @@ fn software_relays_management_from_qp0_to_the_firmware_and_back() {
     let info = bench.port_info(0);
     assert_eq!(info.speed_state.state(), PortStateBits::ACTIVE);
     assert_eq!((info.lid.get(), info.sm_lid.get()), (2, 1));
+}
+
+/// `ibportstate LID PORT width 1`, then `reset`: the width counts when the link trains next, and
+/// both ends have it.
+#[test]
+fn a_link_has_the_width_that_both_ends_may_use() {
+    use mad::smp::LinkWidth;
+    let mut bench = Bench::new(1, FabricConfig::default());
+    assert_eq!(bench.port_info(0).width_active, LinkWidth::X4);
+    let set = |bench: &mut Bench, widths: u8| {
+        let mut info = bench.port_info(0);
+        info.width_enabled = widths;
+        info.speed_state.set_state(PortStateBits::NO_CHANGE);
+        let smp = Smp {
+            data: mad::smp::data_of(&info),
+            ..Smp::request(Method::SET, Attribute::PORT_INFO, 0, 1)
+        };
+        bench
+            .command(0, Opcode::MAD_IFC, 3, 1, &smp.to_mad())
+            .unwrap();
+        let answer = Smp::parse(&bench.output::<[u8; 256]>(0)).unwrap();
+        answer.header.status()
+    };
+    assert_eq!(set(&mut bench, 8), Status::BAD_FIELD, "twelve lanes");
+    assert_eq!(set(&mut bench, LinkWidth::X1), Status::OK);
+    assert_eq!(bench.port_info(0).width_active, LinkWidth::X4, "not yet");
+    let index = bench.nodes[0].index;
+    bench.cluster.set_link(index, bench.now, 1, false);
+    bench.cluster.set_link(index, bench.now, 1, true);
+    bench.wait_active(0);
+    // The fabric's own manager has allowed all widths again by then.
+    assert_eq!(bench.port_info(0).width_active, LinkWidth::X1);
 }

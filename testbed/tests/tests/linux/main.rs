@@ -8,7 +8,9 @@
 //! part of the names of groups or checks.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod faults;
+mod guests;
 mod ip;
 mod lifecycle;
 mod ours;
@@ -24,7 +26,9 @@ use testbed_tests::linux::run::Tally;
 /// Returns all groups, their modules' names before their own.
 fn groups() -> impl Iterator<Item = Group> {
     let modules = [
+        ("adapters", adapters::groups()),
         ("faults", faults::groups()),
+        ("guests", guests::groups()),
         ("ip", ip::groups()),
         ("lifecycle", lifecycle::groups()),
         ("ours", ours::groups()),

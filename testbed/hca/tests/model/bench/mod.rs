@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use fabric::FabricConfig;
 use hal::{Duration, Instant};
-use hca_model::{Cluster, ClusterConfig, DmaError, Host, NodeConfig, NodeIndex};
+use hca_model::{Board, Cluster, ClusterConfig, DmaError, Host, NodeConfig, NodeIndex};
 use mlx4_hw::bits::{Low, QueueBuffer, TableBase};
 use mlx4_hw::command::{CmdStatus, Doorbell, Opcode, hcr, in_modifier::MapEq};
 use mlx4_hw::eq::{EQ_STATE_ARMED, EqContext, QueueFlags};
@@ -33,6 +33,16 @@ const SRQC: u64 = 0x7_0000;
 pub(crate) const DMPT: u64 = 0x8_0000;
 pub(crate) const MTT: u64 = 0x10_0000;
 const GROUPS: u64 = 0x18_0000;
+const ALTC: u64 = 0xc_0000;
+const AUXC: u64 = 0xd_0000;
+const CMPT: u64 = 0x1_0000_0000;
+/// The cMPT's windows for QPs, SRQs, CQs and EQs: ICM address, place in memory, log2 of the pages.
+const CMPT_WINDOWS: [(u64, u64, u8); 4] = [
+    (CMPT, 0x1b_0000, 4),
+    (CMPT + 0x4000_0000, 0x1d_0000, 2),
+    (CMPT + 0x8000_0000, 0x1c_0000, 4),
+    (CMPT + 0xc000_0000, 0x1d_8000, 1),
+];
 const IN_MAILBOX: u64 = 0x1_0000;
 const OUT_MAILBOX: u64 = 0x1_1000;
 const HEAP: u64 = 0x40_0000;
@@ -128,6 +138,8 @@ pub(crate) struct Bench {
     pub(crate) cluster: Cluster,
     pub(crate) nodes: Vec<Node>,
     pub(crate) now: Instant,
+    /// Commands take time.
+    pub(crate) patient: bool,
 }
 
 impl Bench {
@@ -145,14 +157,19 @@ impl Bench {
 
     /// Nodes as after power-on.
     pub(crate) fn cold(count: usize, fabric: FabricConfig) -> Self {
+        Self::with_boards(count, fabric, &Board::default())
+    }
+
+    /// Nodes as after power-on, with a card of this kind each.
+    pub(crate) fn with_boards(count: usize, fabric: FabricConfig, board: &Board) -> Self {
         let mut cluster = Cluster::new(ClusterConfig { fabric });
         let nodes = (0..count)
             .map(|number| {
                 let ram = Ram::new();
+                let guid = Guid(0x0002_c903_0000_0000 + 0x10 * (number as u64 + 1));
                 let config = NodeConfig {
-                    name: format!("node{number}"),
-                    guid: Guid(0x0002_c903_0000_0000 + 0x10 * (number as u64 + 1)),
-                    ports: 1,
+                    board: board.clone(),
+                    ..NodeConfig::new(format!("node{number}"), guid, 1)
                 };
                 Node {
                     index: cluster.add_node(config, ram.clone()),
@@ -173,7 +190,15 @@ impl Bench {
             cluster,
             nodes,
             now: Instant::from_nanos(1),
+            patient: false,
         }
+    }
+
+    /// Returns the toggle of a node's next command.
+    pub(crate) fn next_toggle(&mut self, node: usize) -> bool {
+        let toggle = self.nodes[node].toggle;
+        self.nodes[node].toggle = !toggle;
+        toggle
     }
 
     pub(crate) fn read(&mut self, node: usize, offset: usize) -> u32 {
@@ -245,8 +270,7 @@ impl Bench {
         in_mod: u32,
         param: u64,
     ) -> Result<u64, CmdStatus> {
-        let toggle = self.nodes[node].toggle;
-        self.nodes[node].toggle = !toggle;
+        let toggle = self.next_toggle(node);
         let high = u32::try_from(param >> 32).unwrap();
         let low = u32::try_from(param & 0xffff_ffff).unwrap();
         self.write(node, regs::HCR + hcr::IN_PARAM_HIGH, high);
@@ -265,6 +289,9 @@ impl Bench {
             .with_op_modifier(op_mod)
             .with_opcode(op);
         self.write(node, regs::HCR + hcr::DOORBELL, doorbell.into());
+        if self.patient {
+            self.now = self.now + Duration::from_millis(1);
+        }
         let done = Doorbell::from(self.read(node, regs::HCR + hcr::DOORBELL));
         assert!(!done.go() && done.toggle() == toggle, "{op} did not end");
         if done.status() != CmdStatus::OK {
@@ -330,6 +357,7 @@ impl Bench {
     /// Brings a node up from reset to a started port; the firmware's agents keep QP0.
     pub(crate) fn bring_up(&mut self, node: usize) {
         self.write(node, regs::RESET, regs::RESET_VALUE);
+        self.nodes[node].toggle = true;
         self.enable_messages(node, true);
         self.command_raw(node, Opcode::QUERY_FW, 0, 0, 0).unwrap();
         self.command(
@@ -356,10 +384,15 @@ impl Bench {
             MapEntry::new(0, ICM_BUS, 9).as_bytes(),
         )
         .unwrap();
+        for (icm, at, log_pages) in CMPT_WINDOWS {
+            let entry = MapEntry::new(icm, ICM_BUS + at, log_pages);
+            self.command(node, Opcode::MAP_ICM, 0, 1, entry.as_bytes())
+                .unwrap();
+        }
         self.command(node, Opcode::INIT_HCA, 0, 0, profile().as_bytes())
             .unwrap();
         self.make_eq(node);
-        self.command_raw(node, Opcode::CONF_SPECIAL_QP, 1, SPECIAL_BASE, 0)
+        self.command_raw(node, Opcode::CONF_SPECIAL_QP, 3, SPECIAL_BASE, 0)
             .unwrap();
         self.command_raw(node, Opcode::INIT_PORT, 0, 1, 0).unwrap();
     }
@@ -418,13 +451,17 @@ impl Bench {
     }
 }
 
-fn profile() -> InitHca {
+/// A profile that all rules are kept in.
+pub(crate) fn profile() -> InitHca {
     let mut init = InitHca::new_zeroed();
     init.version = VERSION;
     init.qpc = TableBase::new(QPC, 10);
     init.cqc = TableBase::new(CQC, 10);
     init.eqc = TableBase::new(EQC, 7);
     init.srqc = TableBase::new(SRQC, 8);
+    init.altc = ALTC.into();
+    init.auxc = AUXC.into();
+    init.cmpt = CMPT.into();
     init.dmpt = DMPT.into();
     init.log_mpts = Low::new(12);
     init.mtt = MTT.into();

@@ -97,6 +97,26 @@ pub(crate) struct Send<'a> {
 
 impl Bench {
     pub(crate) fn make_cq(&mut self, node: usize, log_size: u8) -> Cq {
+        self.make_cq_with(node, log_size, |_| ())
+    }
+
+    /// Creates a completion queue, its context changed before the card gets it.
+    pub(crate) fn make_cq_with(
+        &mut self,
+        node: usize,
+        log_size: u8,
+        change: impl FnOnce(&mut CqContext),
+    ) -> Cq {
+        self.try_make_cq(node, log_size, change).unwrap()
+    }
+
+    /// Creates a completion queue unless firmware refuses it.
+    pub(crate) fn try_make_cq(
+        &mut self,
+        node: usize,
+        log_size: u8,
+        change: impl FnOnce(&mut CqContext),
+    ) -> Result<Cq, CmdStatus> {
         let entries = 1_u32 << log_size;
         let len = u64::from(entries) * 32;
         let buffer = self.alloc(node, len);
@@ -108,16 +128,16 @@ impl Bench {
         cq.eqn = u16::try_from(EQN).unwrap().into();
         cq.buffer = QueueBuffer::new(self.map(node, buffer, len), 12);
         cq.doorbell_record = record.into();
-        self.command(node, Opcode::SW2HW_CQ, 0, cqn, cq.as_bytes())
-            .unwrap();
-        Cq {
+        change(&mut cq);
+        self.command(node, Opcode::SW2HW_CQ, 0, cqn, cq.as_bytes())?;
+        Ok(Cq {
             node,
             cqn,
             buffer,
             record,
             entries,
             consumer: 0,
-        }
+        })
     }
 
     /// Moves a completion queue to a buffer of another size, as rdma-core does
@@ -182,6 +202,18 @@ impl Bench {
 
     /// Creates a queue pair in INIT that peers may read and write through.
     pub(crate) fn make_qp(&mut self, node: usize, service: Service, cq: &Cq) -> Qp {
+        self.try_make_qp(node, service, cq, |_| ()).unwrap()
+    }
+
+    /// Creates a queue pair, its mailbox changed before the card gets it, unless firmware refuses
+    /// it.
+    pub(crate) fn try_make_qp(
+        &mut self,
+        node: usize,
+        service: Service,
+        cq: &Cq,
+        change: impl FnOnce(&mut QpMailbox),
+    ) -> Result<Qp, CmdStatus> {
         let len = u64::from(SQ_SLOTS * SQ_STRIDE + RQ_SLOTS * RQ_STRIDE);
         let buffer = self.alloc(node, len);
         let record = self.alloc(node, 64);
@@ -220,9 +252,12 @@ impl Bench {
             self.nodes[node].ram.put(qp.slot(slot), owner.as_bytes());
             self.stamp(&qp, slot);
         }
-        self.transition(&qp, Opcode::RST2INIT_QP, OptionalParameters::new())
-            .unwrap();
-        qp
+        let mut mailbox = QpMailbox::new_zeroed();
+        mailbox.context = qp.context;
+        change(&mut mailbox);
+        let bytes = mailbox.as_bytes();
+        self.command(node, Opcode::RST2INIT_QP, 0, qpn, bytes)?;
+        Ok(qp)
     }
 
     pub(crate) fn transition(

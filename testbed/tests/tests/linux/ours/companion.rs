@@ -79,11 +79,7 @@ impl Companion {
         let text = Arc::new(Text::new(BufWriter::new(File::create(&path)?)));
         cluster.record(Arc::clone(&text) as Arc<dyn Recorder>);
         let trace = Trace { text, path };
-        let config = |name: &str, guid| NodeConfig {
-            name: name.into(),
-            guid,
-            ports: 1,
-        };
+        let config = |name: &str, guid| NodeConfig::new(name, guid, 1);
         for (name, guid) in [("node0", GUEST_GUID), ("image", IMAGE_GUID)] {
             let listener = UnixListener::bind(folder.join(format!("{name}.sock")))?;
             let node = cluster.add_node(config(name, guid));

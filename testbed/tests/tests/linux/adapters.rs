@@ -1,0 +1,74 @@
+//! Other kinds of adapters, and links that have a rate, a latency and losses.
+
+use testbed_tests::linux::group::{Check, Group};
+
+/// TCP port that a pingpong listens on.
+const PORT: u16 = 18515;
+
+pub(crate) fn groups() -> Vec<Group> {
+    vec![
+        kind(
+            "ConnectX-3 Pro",
+            &["--adapter", "pro"],
+            "ibstat | grep 'CA type: MT4103'",
+        ),
+        kind("older firmware", &["--adapter", "plain"], "ibstat"),
+        kind(
+            "two vectors",
+            &["--adapter", "vectors=2"],
+            "grep mlx4 /proc/interrupts",
+        ),
+        kind(
+            "the interrupt pin only",
+            &["--adapter", "vectors=0"],
+            "grep mlx4 /proc/interrupts | grep IO-APIC",
+        )
+        // It says that MSI-X can't be had.
+        .allow("MSI-X"),
+        facts(),
+        links(),
+    ]
+}
+
+/// The main job of an adapter of some kind, and a script that looks for what is special of it.
+fn kind(name: &str, options: &[&str], look: &str) -> Group {
+    Group::new(name, options)
+        .check(Check::new("what it says", &[look, look]))
+        .check(Check::pair("ibv_rc_pingpong -e -c", PORT).expect("iters in"))
+        .check(Check::pair("ibv_ud_pingpong -c", PORT).expect("iters in"))
+}
+
+/// Facts that tools learn of a card beside its ports.
+fn facts() -> Group {
+    let vpd = "cat /sys/bus/pci/devices/*/vpd | grep -a -o 'MCX354A-FCBT'";
+    let vendor = "vendstat -N $(cat /sys/class/infiniband/mlx4_0/ports/1/lid)";
+    let renamed = "echo another name >/sys/class/infiniband/mlx4_0/node_desc
+        for try in $(seq 50); do saquery | grep -q 'another name' && break; sleep 0.1; done
+        saquery | grep 'another name'";
+    let records = "saquery --smkey 1 LR; saquery --smkey 1 PKTR";
+    let devinfo = "ibv_devinfo -v | grep -A1 'completion timestamp_mask\\|hca_core_clock'";
+    let width = "ibportstate 1 1 width 1; ibportstate 1 1 reset
+        for try in $(seq 100); do ibportstate 1 1 query | grep -q 'LinkWidthActive:.*1X' && break; sleep 0.1; done
+        ibportstate 1 1 query | grep 'LinkWidthActive:.*1X'
+        for try in $(seq 100); do ping -c 1 -W 1 ib1 && break; done
+        ping -c 2 ib1";
+    Group::new("facts", &[])
+        .check(Check::new("vital product data", &[vpd, ""]).expect("MCX354A-FCBT"))
+        .check(Check::new("vendstat -N", &[vendor, ""]).expect("hw_dev_id"))
+        .check(Check::new("a new node description", &[renamed, ""]))
+        .check(
+            Check::new("saquery: links, partition tables", &[records, ""])
+                .expect("FromLID")
+                .expect("PKeyTableRecord"),
+        )
+        .check(Check::new("time stamps", &[devinfo, ""]).expect("hca_core_clock"))
+        .check(Check::new("a link of one lane", &[width, ""]))
+}
+
+/// Links on which packets take time, and some get lost.
+fn links() -> Group {
+    let options = ["--rate", "fdr", "--latency", "20", "--loss", "2"];
+    Group::new("links", &options)
+        .check(Check::pair("ibv_rc_pingpong -c", PORT).expect("iters in"))
+        .check(Check::pair("ib_write_bw -n 200", PORT))
+}
