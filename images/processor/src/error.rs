@@ -78,6 +78,8 @@ pub(crate) mod errno {
     /// The call was interrupted: it is made again unless a handler without `SA_RESTART` runs (Linux
     /// `include/linux/errno.h`). Never seen by programs.
     pub(crate) const ERESTARTSYS: Errno = Errno(512);
+    /// Interrupted: it is made again whatever handler runs.
+    pub(crate) const ERESTARTNOINTR: Errno = Errno(513);
     /// Interrupted like [`ERESTARTSYS`], but any handler makes it EINTR.
     pub(crate) const ERESTARTNOHAND: Errno = Errno(514);
 

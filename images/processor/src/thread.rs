@@ -15,7 +15,6 @@ use crate::cpu_time::ThreadTime;
 use crate::creds::Creds;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
-use crate::futex::ANY;
 use crate::jobs::child_info;
 use crate::kernel::FIRST;
 use crate::locks::Owner;
@@ -27,14 +26,6 @@ use crate::rseq::Registration;
 use crate::signals::{Actions, Pending, SIGCHLD, SIGKILL, SignalInfo, number};
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
-
-/// Locks that a dead thread may have held are looked through no further (Linux's
-/// `ROBUST_LIST_LIMIT`).
-const ROBUST_LIMIT: usize = 2048;
-/// The futex bits for "somebody waits" and "the owner died".
-const FUTEX_WAITERS: u32 = 0x8000_0000;
-const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
-const FUTEX_TID: u32 = 0x3fff_ffff;
 
 /// The folder and mask of new files' rights, which `CLONE_FS` shares.
 #[derive(Clone, Debug)]
@@ -53,6 +44,9 @@ pub(crate) struct Shared {
     mask: AtomicU64,
     /// The head of the list of robust futexes (`set_robust_list`).
     pub(crate) robust_list: AtomicU64,
+    /// The thread ends and has left its locks: nobody may wait for it any more. Written with the
+    /// states of locks locked.
+    pub(crate) left_locks: AtomicBool,
     /// Signals for this thread alone.
     pub(crate) pending: Mutex<Pending>,
     actions: Mutex<Arc<Mutex<Actions>>>,
@@ -91,6 +85,7 @@ impl Shared {
             affinity: AtomicU64::new(u64::MAX),
             mask: AtomicU64::new(mask),
             robust_list: AtomicU64::new(0),
+            left_locks: AtomicBool::new(false),
             pending: Mutex::default(),
             actions: Mutex::new(actions),
             attention: AtomicBool::new(false),
@@ -520,8 +515,8 @@ impl<N: Node> Thread<N> {
 
     /// Gives back what the thread has. `exit` is how the process ended, if it was the last thread
     /// and nothing else ended it.
-    async fn end(mut self, exit: Exit) -> Result<()> {
-        self.release_locks().await?;
+    async fn end(self, exit: Exit) -> Result<()> {
+        self.release_locks(true).await?;
         let Self {
             process,
             shared,
@@ -567,64 +562,6 @@ impl<N: Node> Thread<N> {
             let now = node.platform().wall_clock().as_secs();
             node.kernel().ipc.semaphores.exit(process.pid, now);
             process.ended(process.ends().unwrap_or(exit));
-        }
-        Ok(())
-    }
-
-    /// Tells those that wait for this thread: for its end, and for locks that it held.
-    async fn release_locks(&mut self) -> Result<()> {
-        // A program that ends may have unmapped any of this: errors are its own affair.
-        match self.walk_robust_list().await {
-            Err(Error::Errno(_)) | Ok(()) => {}
-            Err(error) => return Err(error),
-        }
-        // Nobody waits for the last user of an address space.
-        if self.clear_tid != 0 && Arc::strong_count(&self.memory) > 2 {
-            match self.memory.write(self.clear_tid, &[0; 4]).await {
-                Ok(()) => {
-                    self.wake_futex(self.clear_tid, 1, ANY);
-                }
-                Err(Error::Errno(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Marks the locks of the robust list as those of a dead owner (Linux
-    /// `Documentation/locking/robust-futex-ABI.rst`).
-    async fn walk_robust_list(&self) -> Result<()> {
-        let head = self.shared.robust_list.load(Ordering::Relaxed);
-        if head == 0 {
-            return Ok(());
-        }
-        let offset = self.memory.read_u64(head.saturating_add(8)).await?;
-        let pending = self.memory.read_u64(head.saturating_add(16)).await? & !1;
-        let mut entry = self.memory.read_u64(head).await? & !1;
-        for _ in 0..ROBUST_LIMIT {
-            if entry == head || entry == 0 {
-                break;
-            }
-            let next = self.memory.read_u64(entry).await? & !1;
-            if entry != pending {
-                self.owner_died(entry.wrapping_add(offset)).await?;
-            }
-            entry = next;
-        }
-        if pending != 0 {
-            self.owner_died(pending.wrapping_add(offset)).await?;
-        }
-        Ok(())
-    }
-
-    async fn owner_died(&self, word: u64) -> Result<()> {
-        let mut bytes = [0; 4];
-        self.memory.read(word, &mut bytes).await?;
-        let value = u32::from_le_bytes(bytes);
-        if value & FUTEX_TID == self.tid() {
-            let dead = value & FUTEX_WAITERS | FUTEX_OWNER_DIED;
-            self.memory.write(word, &dead.to_le_bytes()).await?;
-            self.wake_futex(word, 1, ANY);
         }
         Ok(())
     }

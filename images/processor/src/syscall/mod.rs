@@ -6,6 +6,7 @@ mod epoll;
 mod fifo;
 mod futex;
 mod futex2;
+mod futex_pi;
 mod identity;
 mod inotify;
 mod io;

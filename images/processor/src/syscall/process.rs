@@ -204,6 +204,10 @@ impl<N: Node> Thread<N> {
             .await;
         self.process.others_ended();
         waited?;
+        if self.tid() != self.pid {
+            // It loses the number by which it owns locks.
+            self.node.kernel().futexes.exit(self.tid(), || {});
+        }
         let mut threads = self.process.threads.lock();
         threads.remove(&self.tid());
         self.shared.set_tid(self.pid);
@@ -212,6 +216,7 @@ impl<N: Node> Thread<N> {
     }
 
     async fn become_program(&mut self, image: load::Image<N>) -> Result<()> {
+        self.release_locks(false).await?;
         let memory = Arc::new(image.memory);
         *self.process.memory.lock() = Some(memory.clone());
         *self.process.exec_path.lock() = image.path;
