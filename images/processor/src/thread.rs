@@ -1,6 +1,6 @@
 //! Threads: registers, mask and memory of one, and its life from the first instruction to the end.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::ops::Deref;
@@ -34,6 +34,14 @@ pub(crate) struct Fs {
     pub(crate) umask: u64,
 }
 
+/// The open files and the folder of a thread, for those who look at it. A thread that has ended has
+/// none.
+#[derive(Clone, Default)]
+pub(crate) struct Places {
+    pub(crate) files: Weak<Mutex<Table>>,
+    pub(crate) fs: Weak<Mutex<Fs>>,
+}
+
 /// The part of a thread that others reach.
 pub(crate) struct Shared {
     tid: AtomicU32,
@@ -63,6 +71,7 @@ pub(crate) struct Shared {
     pub(crate) name: Mutex<Vec<u8>>,
     /// The thread has registered an area of restartable sequences.
     pub(crate) has_rseq: AtomicBool,
+    places: Mutex<Places>,
     /// Wakes the thread out of a wait that a signal may end.
     waker: Mutex<Option<Waker>>,
 }
@@ -91,6 +100,7 @@ impl Shared {
             attention: AtomicBool::new(false),
             in_user: AtomicBool::new(false),
             has_rseq: AtomicBool::new(false),
+            places: Mutex::default(),
             time: ThreadTime::default(),
             waker: Mutex::default(),
         }
@@ -114,6 +124,11 @@ impl Shared {
     /// Changes the thread's identity.
     pub(crate) fn change_creds<T>(&self, change: impl FnOnce(&mut Creds) -> T) -> T {
         change(Arc::make_mut(&mut self.creds.lock()))
+    }
+
+    /// Returns the thread's open files and folder.
+    pub(crate) fn places(&self) -> Places {
+        self.places.lock().clone()
     }
 
     /// Returns the niceness.
@@ -299,6 +314,14 @@ impl<N: Node> Deref for Thread<N> {
 impl<N: Node> Thread<N> {
     pub(crate) fn tid(&self) -> u32 {
         self.shared.tid()
+    }
+
+    /// Lets others find the thread's open files and folder.
+    pub(crate) fn show_places(&self) {
+        *self.shared.places.lock() = Places {
+            files: Arc::downgrade(&self.files),
+            fs: Arc::downgrade(&self.fs),
+        };
     }
 
     pub(crate) fn now(&self) -> hal::Instant {
@@ -558,6 +581,8 @@ impl<N: Node> Thread<N> {
         process.cpu_time.add(shared.time.split(now));
         if last {
             *process.timers.lock() = ProcessTimers::default();
+            let text = process.text.lock().take();
+            drop(text);
             node.kernel().locks.release(Owner::Process(process.pid));
             let now = node.platform().wall_clock().as_secs();
             node.kernel().ipc.semaphores.exit(process.pid, now);

@@ -182,7 +182,7 @@ impl<N: Node> Thread<N> {
         }
         if let Some(((id, writes), open)) = source.zip(file) {
             let stat = self.node.files().stat_file(id).await?;
-            let pages = pages_of(self.node, open.clone(), id, stat.inode, stat.size).await?;
+            let pages = pages_of(self.node, &open, id, stat.inode, stat.size).await?;
             if shared {
                 vma.flags |= VmaFlags::SHARED;
                 vma.flags.set(VmaFlags::READONLY, !writes);

@@ -74,7 +74,7 @@ fn a_robust_lock_of_an_ended_thread_is_the_waiter_s() {
     let lock = node.block_on(thread.system_call(futex([WORD, LOCK, 0, 0, 0, 0])));
     assert_eq!(lock, Ok(Outcome::Value(0)));
     // One entry, 16 bytes behind its word, whose lowest bit tells of the kind of lock.
-    let list = [WORD + 16 | 1, (-16i64).cast_unsigned(), 0];
+    let list = [(WORD + 16) | 1, (-16i64).cast_unsigned(), 0];
     run.put(HEAD, &list.map(u64::to_le_bytes).concat());
     run.put(WORD + 16, &(HEAD | 1).to_le_bytes());
     let set = SystemCall {
