@@ -323,10 +323,14 @@ impl<N: Node> Thread<N> {
             self.node.kernel().changes.note();
         }
         if wants.contains(OpenFlags::TRUNCATE) {
-            let _pass = self.node.kernel().changes.pass(of.inode).await;
-            // Somebody may have written since it was emptied.
-            let size = self.node.files().stat_file(of.id).await?.size;
-            storage::resized(self.node, of.inode, size).await?;
+            let size = {
+                let _pass = self.node.kernel().changes.pass(of.inode).await;
+                // Somebody may have written since it was emptied.
+                let size = self.node.files().stat_file(of.id).await?.size;
+                storage::resized(self.node, of.inode, size).await?;
+                size
+            };
+            storage::unmap_behind(self.node, of.inode, size).await?;
         }
         Ok(Kind::File(of))
     }

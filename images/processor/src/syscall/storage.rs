@@ -175,9 +175,12 @@ impl<N: Node> Thread<N> {
 
     /// Sets the size of an open file of S.
     pub(super) async fn resize_storage(&self, of: StorageFile, size: u64) -> Result<()> {
-        let _pass = self.node.kernel().changes.pass(of.inode).await;
-        self.node.files().truncate(of.id, size).await?;
-        storage::resized(self.node, of.inode, size).await
+        {
+            let _pass = self.node.kernel().changes.pass(of.inode).await;
+            self.node.files().truncate(of.id, size).await?;
+            storage::resized(self.node, of.inode, size).await?;
+        }
+        storage::unmap_behind(self.node, of.inode, size).await
     }
 
     /// Sets the size of the file of S at a path.

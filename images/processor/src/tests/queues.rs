@@ -157,6 +157,10 @@ fn closing_a_queue_takes_the_process_s_notice_back() {
     let busy = node.block_on(child.system_call(notify));
     assert_eq!(busy, Err(errno::EBUSY.into()), "another closed its number");
     assert_eq!(run.call(nr::__NR_close, &[again]), Ok(0));
+    // Signal 0, which is none.
+    run.put(ATTRIBUTES, &words(&[77, 0, 0]));
+    node.block_on(child.memory().write(ATTRIBUTES, &words(&[77, 0, 0])))
+        .unwrap();
     let free = node.block_on(child.system_call(notify));
     assert_eq!(free, Ok(Outcome::Value(0)));
     node.block_on(child.run());

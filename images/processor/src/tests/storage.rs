@@ -210,9 +210,10 @@ fn mappings_see_what_is_written_cut_and_punched() {
     assert_eq!(run.get(longer + 4000, 300), [0x77; 300]);
     // Emptied by an open: nothing is behind the end.
     run.create("/big", TRUNC).unwrap();
-    let refused = run.call(nr::__NR_write, &[fd, longer + 200_000, 10]);
-    assert_eq!(errno_of(refused), Some(errno::EFAULT));
-    assert_eq!(run.get(longer + 4000, 300), [0; 300]);
+    for at in [4000, 200_000] {
+        let refused = run.call(nr::__NR_write, &[fd, longer + at, 10]);
+        assert_eq!(errno_of(refused), Some(errno::EFAULT));
+    }
     ends_clean(node, run);
     assert_eq!(node.files.open.get(), 0);
 }
