@@ -49,6 +49,7 @@ impl Args {
             ("sockets", build(&debian, "sockets", "-O1")?),
             ("ipc", build(&debian, "ipc", "-O1")?),
             ("rseq", build(&debian, "rseq", "-O1")?),
+            ("priority", build_with_glibc("priority")?),
             ("checker", build(&debian, "checker", "-O2")?),
             ("many", build(&debian, "many", "-O1")?),
             ("wild", build(&debian, "wild", "-O1")?),
@@ -96,6 +97,21 @@ fn build(debian: &Path, name: &str, optimization: &str) -> Result<PathBuf> {
             .args([optimization, "-static", "-specs"])
             .arg(&file)
             .arg("-o")
+            .arg(&program)
+            .arg(&source),
+    )
+    .with_context(|| format!("can't build {}", source.display()))?;
+    Ok(program)
+}
+
+/// Builds one of the tests' own programs with the host's C library: musl's has less to ask for.
+fn build_with_glibc(name: &str) -> Result<PathBuf> {
+    let gcc = need("gcc", "`apt-get install gcc libc6-dev`")?;
+    let program = project::target_folder()?.join("test-programs").join(name);
+    let source = project::root().join(format!("testbed/tests/programs/{name}.c"));
+    quiet(
+        Command::new(gcc)
+            .args(["-O1", "-static", "-pthread", "-o"])
             .arg(&program)
             .arg(&source),
     )

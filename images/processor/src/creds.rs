@@ -26,6 +26,7 @@ pub(crate) const CAP_KILL: u32 = 5;
 pub(crate) const CAP_SETGID: u32 = 6;
 pub(crate) const CAP_SETUID: u32 = 7;
 pub(crate) const CAP_SETPCAP: u32 = 8;
+pub(crate) const CAP_SYS_PTRACE: u32 = 19;
 pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 pub(crate) const CAP_SYS_NICE: u32 = 23;
 pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
@@ -374,6 +375,14 @@ impl Creds {
         self.can(CAP_KILL) || own.contains(&other.user.real) || own.contains(&other.user.saved)
     }
 
+    /// Returns whether what `/proc` hides of another identity's processes may be seen (Linux's
+    /// `PTRACE_MODE_READ_FSCREDS`).
+    pub(crate) fn may_inspect(&self, other: &Self) -> bool {
+        let same = |own: u32, ids: &Ids| [ids.real, ids.effective, ids.saved] == [own; 3];
+        let own = same(self.user.fs, &other.user) && same(self.group.fs, &other.group);
+        own || self.can(CAP_SYS_PTRACE)
+    }
+
     /// Replaces capabilities (capset(2)).
     pub(crate) fn set_capabilities(
         &mut self,
@@ -478,6 +487,16 @@ mod tests {
         let (root, user, other) = (Creds::new(0, 0), Creds::new(1, 1), Creds::new(2, 2));
         assert!(root.may_signal(&user) && user.may_signal(&user));
         assert!(!user.may_signal(&other) && !user.may_signal(&root));
+    }
+
+    #[test]
+    fn processes_of_one_s_own_may_be_inspected() {
+        let (root, user, other) = (Creds::new(0, 0), Creds::new(1, 1), Creds::new(1, 2));
+        assert!(root.may_inspect(&user) && user.may_inspect(&user));
+        assert!(!user.may_inspect(&other) && !user.may_inspect(&root));
+        let mut raised = Creds::new(1, 1);
+        raised.execute(0o104_755, 0, 0);
+        assert!(!user.may_inspect(&raised), "its rights are not the user's");
     }
 
     #[test]

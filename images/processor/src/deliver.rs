@@ -335,10 +335,9 @@ impl<N: Node> Thread<N> {
         let result = match outcome {
             Ok(Outcome::Value(value)) => value,
             Ok(Outcome::Registers) => return Ok(()),
-            Err(Error::Errno(errno::ERESTARTSYS | errno::ERESTARTNOHAND)) => {
-                let no_hand = outcome == Err(errno::ERESTARTNOHAND.into());
-                return self.interrupted(call, no_hand).await;
-            }
+            Err(Error::Errno(
+                how @ (errno::ERESTARTSYS | errno::ERESTARTNOINTR | errno::ERESTARTNOHAND),
+            )) => return self.interrupted(call, how).await,
             Err(Error::Errno(errno)) => i64::from(-errno.0).cast_unsigned(),
             Err(other) => return Err(other),
         };
@@ -347,12 +346,13 @@ impl<N: Node> Thread<N> {
     }
 
     /// Ends a call that a signal interrupted: it gives EINTR, or is made again after the signal.
-    async fn interrupted(&mut self, call: SystemCall, no_hand: bool) -> Result<()> {
+    async fn interrupted(&mut self, call: SystemCall, how: messages::Errno) -> Result<()> {
         let mask = self.saved_mask;
         // The first signal that is due decides; it is looked at, not taken.
         let handled = self.first_handler();
         let restarts = match handled {
-            Some(flags) => !no_hand && flags & SA_RESTART != 0,
+            Some(flags) if how == errno::ERESTARTSYS => flags & SA_RESTART != 0,
+            Some(_) => how == errno::ERESTARTNOINTR,
             None => true,
         };
         if restarts && mask.is_none() {

@@ -78,6 +78,8 @@ pub(crate) mod errno {
     /// The call was interrupted: it is made again unless a handler without `SA_RESTART` runs (Linux
     /// `include/linux/errno.h`). Never seen by programs.
     pub(crate) const ERESTARTSYS: Errno = Errno(512);
+    /// Interrupted: it is made again whatever handler runs.
+    pub(crate) const ERESTARTNOINTR: Errno = Errno(513);
     /// Interrupted like [`ERESTARTSYS`], but any handler makes it EINTR.
     pub(crate) const ERESTARTNOHAND: Errno = Errno(514);
 
@@ -86,6 +88,6 @@ pub(crate) mod errno {
         ENETUNREACH ENOPROTOOPT ENOTCONN ENOTSOCK EPROTONOSUPPORT EPROTOTYPE ESOCKTNOSUPPORT
         ETOOMANYREFS EIO
         E2BIG EACCES EAGAIN EBADF EBUSY ECHILD EFBIG EIDRM ENOMSG ENOSPC ENOTEMPTY EXDEV EEXIST EINTR ENOEXEC EPIPE EFAULT ENXIO ENODATA EINVAL EISDIR ELOOP EMFILE ENODEV ENOENT ENOMEM ENOSYS ENOTDIR ENOTTY
-        ENAMETOOLONG EOPNOTSUPP EPERM ERANGE EROFS ESPIPE ESRCH ETIMEDOUT
+        ENAMETOOLONG EOPNOTSUPP EPERM ERANGE EROFS ESPIPE ESRCH ETIMEDOUT ETXTBSY
     }
 }

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use messages::storage::Stat;
+use messages::storage::{FileId, Stat};
 use spin::{Mutex, Once};
 
 use crate::ahead::Readahead;
@@ -16,6 +16,7 @@ use crate::object::Object;
 use crate::pidfd::PidFd;
 use crate::pseudo::{Name, OpenText};
 use crate::storage::StorageFile;
+use crate::texts::Use;
 use crate::tmpfs::TmpFile;
 
 /// The most files that a process may have open, whatever its limit (Linux's `fs.nr_open`).
@@ -59,6 +60,19 @@ pub(crate) struct Listing {
     pub(crate) process: Option<PidFd>,
 }
 
+/// An open file or folder at S, which is closed when nothing uses it any more.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    id: FileId,
+    closing: Arc<Closing>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.closing.add(self.id);
+    }
+}
+
 /// An open file, shared by the numbers that `dup` made and by processes that fork made.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
@@ -70,8 +84,12 @@ pub(crate) struct OpenFile {
     /// `F_GETFL`.
     flags: AtomicU32,
     pub(crate) ahead: Mutex<Readahead>,
-    /// The list that a file of S is put on when nothing uses it any more.
+    /// S's handle of a file or folder of S. Mappings of the file share it.
+    handle: Option<Arc<Handle>>,
+    /// The lists for what happens when this is closed.
     closing: Option<Arc<Closing>>,
+    /// The file is open for writing: no program of it starts.
+    writes: Once<Use>,
     /// The node's lock table, once the open file may own locks in it.
     locks: Once<Arc<Locks>>,
 }
@@ -84,13 +102,22 @@ impl OpenFile {
         flags: u32,
         closing: Option<Arc<Closing>>,
     ) -> Self {
+        let handle = match (&closing, &kind) {
+            (Some(closing), Kind::File(of) | Kind::Folder(of)) => Some(Arc::new(Handle {
+                id: of.id,
+                closing: closing.clone(),
+            })),
+            _ => None,
+        };
         Self {
             kind,
             path,
             offset: AtomicU64::new(0),
             flags: AtomicU32::new(flags),
             ahead: Mutex::default(),
+            handle,
             closing,
+            writes: Once::new(),
             locks: Once::new(),
         }
     }
@@ -98,6 +125,16 @@ impl OpenFile {
     /// Returns the number by which the file holds locks: no two open files have the same.
     pub(crate) fn identity(&self) -> usize {
         core::ptr::from_ref(self).addr()
+    }
+
+    /// Returns S's handle of a file of S.
+    pub(crate) fn handle(&self) -> Option<Arc<Handle>> {
+        self.handle.clone()
+    }
+
+    /// Notes that the file is open for writing.
+    pub(crate) fn keep_use(&self, writes: Use) {
+        self.writes.call_once(|| writes);
     }
 
     /// Notes that the file may hold locks, which end with it.
@@ -157,10 +194,6 @@ impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(locks) = self.locks.get() {
             locks.release(Owner::File(self.identity()));
-        }
-        if let (Some(closing), Kind::File(file) | Kind::Folder(file)) = (&self.closing, &self.kind)
-        {
-            closing.add(file.id);
         }
         self.tell_closed();
     }

@@ -20,12 +20,14 @@ use crate::locks::Locks;
 use crate::mm::Space;
 use crate::mm::file::FileCache;
 use crate::mm::object::Object;
+use crate::pipe::UserPages;
 use crate::platform::{Files, Platform};
 use crate::process::{Node, Process};
 use crate::socket::Net;
 use crate::storage::{Changes, NamedPipes};
 use crate::strace::{Tallies, summary};
 use crate::terminal::Terminals;
+use crate::texts::Texts;
 use crate::timer::Timers;
 use crate::tmpfs::Tmpfs;
 use crate::vdso;
@@ -50,6 +52,9 @@ pub struct Kernel<N: Node> {
     vdso: Mutex<Option<Arc<Object>>>,
     pub(crate) file_cache: Mutex<FileCache>,
     pub(crate) named_pipes: NamedPipes,
+    pub(crate) texts: Arc<Texts>,
+    /// The pages that users' pipes may come to hold.
+    pub(crate) pipe_pages: Arc<UserPages>,
     pub(crate) closing: Arc<Closing>,
     pub(crate) changes: Changes,
     pub(crate) cores: Cores,
@@ -179,6 +184,8 @@ impl<N: Node> Kernel<N> {
             vdso: Mutex::default(),
             file_cache: Mutex::default(),
             named_pipes: NamedPipes::default(),
+            texts: Arc::default(),
+            pipe_pages: Arc::default(),
             closing: Arc::default(),
             changes: Changes::default(),
             cores: Cores::default(),

@@ -75,6 +75,7 @@ mod syscall;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod thread;
 mod timer;
 mod timer_file;

@@ -23,6 +23,7 @@ use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::stack::{self, Facts, Identity};
 use crate::storage::{self, StorageFile};
+use crate::texts::Use;
 use crate::tmpfs::{Found, TmpFile};
 use crate::vdso;
 
@@ -168,6 +169,8 @@ pub(crate) struct Image<N: Node> {
     pub(crate) path: Vec<u8>,
     /// The program's identity.
     pub(crate) creds: Creds,
+    /// Keeps writers away from the file.
+    pub(crate) text: Option<Use>,
 }
 
 /// A file that is read while it is loaded.
@@ -175,6 +178,8 @@ struct Source<'a, N: Node> {
     node: &'a N,
     file: SourceFile,
     stat: Stat,
+    /// Keeps writers away.
+    text: Option<Use>,
 }
 
 /// The place of a file that is loaded.
@@ -208,11 +213,17 @@ impl<'a, N: Node> Source<'a, N> {
             }
             Found::Missing(..) => return Err(errno::ENOENT.into()),
         };
-        let source = Self { node, file, stat };
+        let mut source = Self {
+            node,
+            file,
+            stat,
+            text: None,
+        };
         let (mode, uid, gid) = (source.stat.mode, source.stat.uid, source.stat.gid);
         if mode & TYPE_MASK != REGULAR || !creds.may(mode, uid, gid, EXECUTE) {
             return Err(errno::EACCES.into());
         }
+        source.text = Some(node.kernel().texts.run(stat.inode)?);
         Ok(source)
     }
 
@@ -252,13 +263,7 @@ impl<'a, N: Node> Source<'a, N> {
         let SourceFile::Storage(id, open) = &self.file else {
             return Ok(None);
         };
-        let pages = pages_of(
-            self.node,
-            open.clone(),
-            *id,
-            self.stat.inode,
-            self.stat.size,
-        );
+        let pages = pages_of(self.node, open, *id, self.stat.inode, self.stat.size);
         Ok(Some(pages.await?))
     }
 
@@ -346,6 +351,7 @@ pub(crate) async fn load<N: Node>(
                 sp,
                 path: command.path,
                 creds,
+                text: source.text,
             }),
             Err(failure) => {
                 memory.end().await.map_err(failed)?;

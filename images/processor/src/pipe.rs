@@ -1,6 +1,6 @@
 //! Pipes, with and without a name.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -17,8 +17,46 @@ const ATOMIC: usize = 4096;
 /// The least and the most that a pipe can hold (Linux's `fs.pipe-max-size`).
 const LEAST: usize = 4096;
 const MOST: usize = 1 << 20;
+/// Bytes of a page, by which users are charged.
+const PAGE: usize = 4096;
+/// Pages that the pipes of a user may hold (Linux's `fs.pipe-user-pages-soft`).
+pub(crate) const USER_PAGES: u64 = 16_384;
+/// The capacity of a new pipe of a user who has that many.
+const SMALL: usize = 2 * PAGE;
 /// `S_IFIFO` with the owner's rights.
 const FIFO: u32 = 0o010_600;
+
+/// The pages that the pipes of each user may come to hold.
+#[derive(Debug, Default)]
+pub(crate) struct UserPages(Mutex<BTreeMap<u32, u64>>);
+
+/// A user who makes or enlarges pipes.
+#[derive(Clone, Debug)]
+pub(crate) struct Payer {
+    pub(crate) pages: Arc<UserPages>,
+    pub(crate) user: u32,
+    /// The user's pages have a bound.
+    pub(crate) bounded: bool,
+}
+
+impl Payer {
+    /// Pays for `to` bytes in place of `from`; false, and nothing changes, if that is too much.
+    fn pay(&self, from: usize, to: usize, bounded: bool) -> bool {
+        let [from, to] = [from, to].map(|bytes| (bytes / PAGE) as u64);
+        let mut users = self.pages.0.lock();
+        let paid = users.get(&self.user).copied().unwrap_or(0);
+        let new = paid.saturating_sub(from) + to;
+        if bounded && to > from && new > USER_PAGES {
+            return false;
+        }
+        if new == 0 {
+            users.remove(&self.user);
+        } else {
+            users.insert(self.user, new);
+        }
+        true
+    }
+}
 
 /// The bytes between a pipe's ends.
 #[derive(Debug)]
@@ -31,6 +69,8 @@ pub(crate) struct Pipe {
 struct State {
     bytes: VecDeque<u8>,
     capacity: usize,
+    /// The user who is charged for the capacity.
+    payer: Option<Payer>,
     readers: u32,
     writers: u32,
     /// Number of opens of the read end, for openers of a FIFO that wait for the other end.
@@ -44,6 +84,7 @@ impl Default for Pipe {
             state: Mutex::new(State {
                 bytes: VecDeque::new(),
                 capacity: PIPE_SIZE,
+                payer: None,
                 readers: 0,
                 writers: 0,
                 read_opens: 0,
@@ -78,9 +119,25 @@ pub(crate) struct PipeEnd {
     unmet: Option<u64>,
 }
 
+impl Drop for State {
+    fn drop(&mut self) {
+        if let Some(payer) = &self.payer {
+            payer.pay(self.capacity, 0, false);
+        }
+    }
+}
+
 /// Returns the two ends of a new pipe: the one that is read, the one that is written.
-pub(crate) fn pipe() -> (PipeEnd, PipeEnd) {
+pub(crate) fn pipe(payer: Payer) -> (PipeEnd, PipeEnd) {
     let pipe = Arc::new(Pipe::default());
+    {
+        let mut state = pipe.state.lock();
+        if !payer.pay(0, PIPE_SIZE, payer.bounded) {
+            state.capacity = SMALL;
+            payer.pay(0, SMALL, false);
+        }
+        state.payer = Some(payer);
+    }
     (
         PipeEnd::open(&pipe, true, false),
         PipeEnd::open(&pipe, false, true),
@@ -148,8 +205,9 @@ impl PipeEnd {
     ///
     /// # Errors
     ///
-    /// EINVAL, EPERM if it is too much; EBUSY if more is there.
-    pub(crate) fn set_capacity(&self, asked: u32) -> Result<usize> {
+    /// EINVAL, EPERM if it is too much, of itself or with the user's other pipes; EBUSY if more is
+    /// there.
+    pub(crate) fn set_capacity(&self, asked: u32, by: Payer) -> Result<usize> {
         let asked = usize::try_from(asked).map_err(|_| errno::EINVAL)?;
         if asked > 1 << 31 {
             return Err(errno::EINVAL.into());
@@ -162,6 +220,16 @@ impl PipeEnd {
         if state.bytes.len() > capacity {
             return Err(errno::EBUSY.into());
         }
+        let had = state.capacity;
+        // A named pipe has nobody who pays until it is changed.
+        let (payer, before) = match state.payer.clone() {
+            Some(payer) => (payer, had),
+            None => (by.clone(), 0),
+        };
+        if !payer.pay(before, capacity, by.bounded && capacity > had) {
+            return Err(errno::EPERM.into());
+        }
+        state.payer = Some(payer);
         state.capacity = capacity;
         drop(state);
         self.pipe.queue.wake();
@@ -302,9 +370,17 @@ impl Drop for PipeEnd {
 mod tests {
     use super::*;
 
+    fn payer() -> Payer {
+        Payer {
+            pages: Arc::default(),
+            user: 1000,
+            bounded: true,
+        }
+    }
+
     #[test]
     fn a_pipe_holds_what_fits_and_ends_with_its_writer() {
-        let (reader, writer) = pipe();
+        let (reader, writer) = pipe(payer());
         let mut into = [0; 10];
         assert_eq!(reader.read(&mut into), Err(errno::EAGAIN.into()));
         assert_eq!(writer.write(&vec![7; PIPE_SIZE - 10]), Ok(PIPE_SIZE - 10));
@@ -324,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_pipe_without_a_reader_is_broken() {
-        let (reader, writer) = pipe();
+        let (reader, writer) = pipe(payer());
         drop(reader);
         assert_eq!(writer.write(&[1]), Err(errno::EPIPE.into()));
         assert_ne!(writer.ready() & POLL_ERR, 0);
@@ -332,16 +408,22 @@ mod tests {
 
     #[test]
     fn a_pipe_s_size_is_a_power_of_two_that_holds_what_is_there() {
-        let (_reader, writer) = pipe();
-        assert_eq!(writer.set_capacity(0), Ok(4096));
-        assert_eq!(writer.set_capacity(5000), Ok(8192));
+        let (_reader, writer) = pipe(payer());
+        assert_eq!(writer.set_capacity(0, payer()), Ok(4096));
+        assert_eq!(writer.set_capacity(5000, payer()), Ok(8192));
         assert_eq!(writer.write(&[1; 8192]), Ok(8192));
         assert_eq!(writer.write(&[1]), Err(errno::EAGAIN.into()));
-        assert_eq!(writer.set_capacity(4096), Err(errno::EBUSY.into()));
-        assert_eq!(writer.set_capacity(1 << 21), Err(errno::EPERM.into()));
-        assert_eq!(writer.set_capacity(u32::MAX), Err(errno::EINVAL.into()));
+        assert_eq!(writer.set_capacity(4096, payer()), Err(errno::EBUSY.into()));
         assert_eq!(
-            (writer.set_capacity(10_000), writer.room()),
+            writer.set_capacity(1 << 21, payer()),
+            Err(errno::EPERM.into())
+        );
+        assert_eq!(
+            writer.set_capacity(u32::MAX, payer()),
+            Err(errno::EINVAL.into())
+        );
+        assert_eq!(
+            (writer.set_capacity(10_000, payer()), writer.room()),
             (Ok(16_384), 8192)
         );
     }
@@ -360,5 +442,37 @@ mod tests {
         drop(reader);
         let both = PipeEnd::open(&pipe, true, true);
         assert_eq!((both.readable(), both.write(b"y")), (0, Ok(1)));
+    }
+
+    #[test]
+    fn a_user_s_pipes_hold_no_more_than_a_bound() {
+        let one = payer();
+        let root = Payer {
+            bounded: false,
+            ..one.clone()
+        };
+        // 1,022 pipes of 16 pages, and one of 16 more.
+        let mut pipes: Vec<_> = (0..1023).map(|_| pipe(one.clone())).collect();
+        let (reader, writer) = pipe(one.clone());
+        assert_eq!(writer.capacity(), PIPE_SIZE, "the last whole one");
+        assert_eq!(
+            writer.set_capacity(1 << 17, one.clone()),
+            Err(errno::EPERM.into())
+        );
+        let (_, small) = pipe(one.clone());
+        assert_eq!(small.capacity(), SMALL);
+        assert_eq!(small.set_capacity(4096, one.clone()), Ok(4096));
+        assert_eq!(writer.set_capacity(1 << 17, root.clone()), Ok(1 << 17));
+        let other = Payer {
+            user: 7,
+            ..one.clone()
+        };
+        assert_eq!(pipe(other).0.capacity(), PIPE_SIZE);
+        drop((reader, writer, small));
+        pipes.truncate(1000);
+        let (_reader, writer) = pipe(one.clone());
+        assert_eq!(writer.set_capacity(1 << 20, one.clone()), Ok(1 << 20));
+        drop((pipes, _reader, writer));
+        assert!(one.pages.0.lock().is_empty(), "all comes back");
     }
 }

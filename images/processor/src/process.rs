@@ -19,6 +19,7 @@ use crate::mm::{Space, Tables};
 use crate::pidfd::Lifetime;
 use crate::platform::{Cpu, Files, Memory, Platform};
 use crate::signals::{Pending, SIGCONT, SIGKILL, STOPS, SignalInfo, bit};
+use crate::texts::Use;
 use crate::thread::{Shared, Thread};
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
@@ -86,6 +87,8 @@ pub struct Process<N: Node> {
     /// The address space, while there is one.
     pub(crate) memory: Mutex<Option<Arc<Space<'static, N>>>>,
     pub(crate) exec_path: Mutex<Vec<u8>>,
+    /// Keeps writers away from the program's file.
+    pub(crate) text: Mutex<Option<Use>>,
     /// Arguments and environment of the program, each string with its final zero.
     pub(crate) arguments: Mutex<(Vec<u8>, Vec<u8>)>,
     pub(crate) limits: Mutex<Limits>,
@@ -123,6 +126,7 @@ impl<N: Node> Process<N> {
             children_changed: WaitQueue::default(),
             memory: Mutex::new(None),
             exec_path: Mutex::default(),
+            text: Mutex::default(),
             arguments: Mutex::default(),
             limits: Mutex::default(),
             timers: Mutex::default(),

@@ -14,7 +14,9 @@ use messages::storage::FileId;
 use spin::Mutex;
 
 use crate::error::{Error, Result};
+use crate::mm::beyond::unmap_beyond;
 use crate::mm::file::FilePages;
+use crate::mm::vma::Backing;
 use crate::pipe::Pipe;
 use crate::platform::Files;
 use crate::process::Node;
@@ -141,6 +143,22 @@ pub(crate) async fn resized<N: Node>(node: &N, inode: u64, size: u64) -> Result<
         Some(file) => file.resize(kernel.tmpfs().space(), size).await,
         None => Ok(()),
     }
+}
+
+/// Takes pages behind a file's end out of programs' mappings. The caller holds no gate.
+///
+/// # Errors
+///
+/// As [`written`].
+pub(crate) async fn unmap_behind<N: Node>(node: &N, inode: u64, size: u64) -> Result<()> {
+    let Some(file) = pages(node, inode) else {
+        return Ok(());
+    };
+    let first = |backing: &Backing| match backing {
+        Backing::File(other, first) => Arc::ptr_eq(&file, other).then_some(*first),
+        _ => None,
+    };
+    unmap_beyond(node, size.div_ceil(PAGE_SIZE), first).await
 }
 
 /// Applies that a range of a file reads as zeroes. The caller holds the file's gate.

@@ -1,6 +1,6 @@
 //! Threads: registers, mask and memory of one, and its life from the first instruction to the end.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::ops::Deref;
@@ -15,7 +15,6 @@ use crate::cpu_time::ThreadTime;
 use crate::creds::Creds;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
-use crate::futex::ANY;
 use crate::jobs::child_info;
 use crate::kernel::FIRST;
 use crate::locks::Owner;
@@ -29,19 +28,19 @@ use crate::syscall::now::Taken;
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
-/// Locks that a dead thread may have held are looked through no further (Linux's
-/// `ROBUST_LIST_LIMIT`).
-const ROBUST_LIMIT: usize = 2048;
-/// The futex bits for "somebody waits" and "the owner died".
-const FUTEX_WAITERS: u32 = 0x8000_0000;
-const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
-const FUTEX_TID: u32 = 0x3fff_ffff;
-
 /// The folder and mask of new files' rights, which `CLONE_FS` shares.
 #[derive(Clone, Debug)]
 pub(crate) struct Fs {
     pub(crate) cwd: Vec<u8>,
     pub(crate) umask: u64,
+}
+
+/// The open files and the folder of a thread, for those who look at it. A thread that has ended has
+/// none.
+#[derive(Clone, Default)]
+pub(crate) struct Places {
+    pub(crate) files: Weak<Mutex<Table>>,
+    pub(crate) fs: Weak<Mutex<Fs>>,
 }
 
 /// The part of a thread that others reach.
@@ -54,6 +53,9 @@ pub(crate) struct Shared {
     mask: AtomicU64,
     /// The head of the list of robust futexes (`set_robust_list`).
     pub(crate) robust_list: AtomicU64,
+    /// The thread ends and has left its locks: nobody may wait for it any more. Written with the
+    /// states of locks locked.
+    pub(crate) left_locks: AtomicBool,
     /// Signals for this thread alone.
     pub(crate) pending: Mutex<Pending>,
     actions: Mutex<Arc<Mutex<Actions>>>,
@@ -70,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) name: Mutex<Vec<u8>>,
     /// The thread has registered an area of restartable sequences.
     pub(crate) has_rseq: AtomicBool,
+    places: Mutex<Places>,
     /// Wakes the thread out of a wait that a signal may end.
     waker: Mutex<Option<Waker>>,
 }
@@ -92,11 +95,13 @@ impl Shared {
             affinity: AtomicU64::new(u64::MAX),
             mask: AtomicU64::new(mask),
             robust_list: AtomicU64::new(0),
+            left_locks: AtomicBool::new(false),
             pending: Mutex::default(),
             actions: Mutex::new(actions),
             attention: AtomicBool::new(false),
             in_user: AtomicBool::new(false),
             has_rseq: AtomicBool::new(false),
+            places: Mutex::default(),
             time: ThreadTime::default(),
             waker: Mutex::default(),
         }
@@ -120,6 +125,11 @@ impl Shared {
     /// Changes the thread's identity.
     pub(crate) fn change_creds<T>(&self, change: impl FnOnce(&mut Creds) -> T) -> T {
         change(Arc::make_mut(&mut self.creds.lock()))
+    }
+
+    /// Returns the thread's open files and folder.
+    pub(crate) fn places(&self) -> Places {
+        self.places.lock().clone()
     }
 
     /// Returns the niceness.
@@ -307,6 +317,14 @@ impl<N: Node> Deref for Thread<N> {
 impl<N: Node> Thread<N> {
     pub(crate) fn tid(&self) -> u32 {
         self.shared.tid()
+    }
+
+    /// Lets others find the thread's open files and folder.
+    pub(crate) fn show_places(&self) {
+        *self.shared.places.lock() = Places {
+            files: Arc::downgrade(&self.files),
+            fs: Arc::downgrade(&self.fs),
+        };
     }
 
     pub(crate) fn now(&self) -> hal::Instant {
@@ -526,8 +544,8 @@ impl<N: Node> Thread<N> {
 
     /// Gives back what the thread has. `exit` is how the process ended, if it was the last thread
     /// and nothing else ended it.
-    async fn end(mut self, exit: Exit) -> Result<()> {
-        self.release_locks().await?;
+    async fn end(self, exit: Exit) -> Result<()> {
+        self.release_locks(true).await?;
         let Self {
             process,
             shared,
@@ -569,68 +587,12 @@ impl<N: Node> Thread<N> {
         process.cpu_time.add(shared.time.split(now));
         if last {
             *process.timers.lock() = ProcessTimers::default();
+            let text = process.text.lock().take();
+            drop(text);
             node.kernel().locks.release(Owner::Process(process.pid));
             let now = node.platform().wall_clock().as_secs();
             node.kernel().ipc.semaphores.exit(process.pid, now);
             process.ended(process.ends().unwrap_or(exit));
-        }
-        Ok(())
-    }
-
-    /// Tells those that wait for this thread: for its end, and for locks that it held.
-    async fn release_locks(&mut self) -> Result<()> {
-        // A program that ends may have unmapped any of this: errors are its own affair.
-        match self.walk_robust_list().await {
-            Err(Error::Errno(_)) | Ok(()) => {}
-            Err(error) => return Err(error),
-        }
-        // Nobody waits for the last user of an address space.
-        if self.clear_tid != 0 && Arc::strong_count(&self.memory) > 2 {
-            match self.memory.write(self.clear_tid, &[0; 4]).await {
-                Ok(()) => {
-                    self.wake_futex(self.clear_tid, 1, ANY);
-                }
-                Err(Error::Errno(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Marks the locks of the robust list as those of a dead owner (Linux
-    /// `Documentation/locking/robust-futex-ABI.rst`).
-    async fn walk_robust_list(&self) -> Result<()> {
-        let head = self.shared.robust_list.load(Ordering::Relaxed);
-        if head == 0 {
-            return Ok(());
-        }
-        let offset = self.memory.read_u64(head.saturating_add(8)).await?;
-        let pending = self.memory.read_u64(head.saturating_add(16)).await? & !1;
-        let mut entry = self.memory.read_u64(head).await? & !1;
-        for _ in 0..ROBUST_LIMIT {
-            if entry == head || entry == 0 {
-                break;
-            }
-            let next = self.memory.read_u64(entry).await? & !1;
-            if entry != pending {
-                self.owner_died(entry.wrapping_add(offset)).await?;
-            }
-            entry = next;
-        }
-        if pending != 0 {
-            self.owner_died(pending.wrapping_add(offset)).await?;
-        }
-        Ok(())
-    }
-
-    async fn owner_died(&self, word: u64) -> Result<()> {
-        let mut bytes = [0; 4];
-        self.memory.read(word, &mut bytes).await?;
-        let value = u32::from_le_bytes(bytes);
-        if value & FUTEX_TID == self.tid() {
-            let dead = value & FUTEX_WAITERS | FUTEX_OWNER_DIED;
-            self.memory.write(word, &dead.to_le_bytes()).await?;
-            self.wake_futex(word, 1, ANY);
         }
         Ok(())
     }

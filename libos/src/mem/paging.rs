@@ -126,23 +126,25 @@ pub(crate) fn load_on_this_core() {
     // SAFETY: the value after reset (Intel SDM volume 3A, section 12.12.4), which [`UNCACHED`]
     // counts on; firmware may have changed it.
     unsafe { Msr::new(PAT_MSR).write(PAT_AFTER_RESET) };
-    let features = CpuId::new().get_extended_feature_info();
     let mut wanted = Cr4Flags::PAGE_GLOBAL;
-    if features
-        .as_ref()
-        .is_some_and(raw_cpuid::ExtendedFeatures::has_smep)
-    {
-        wanted |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
-    }
-    if features
-        .as_ref()
-        .is_some_and(raw_cpuid::ExtendedFeatures::has_smap)
-    {
-        wanted |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
+    if let Some(features) = CpuId::new().get_extended_feature_info() {
+        wanted.set(
+            Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
+            features.has_smep(),
+        );
+        wanted.set(
+            Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION,
+            features.has_smap(),
+        );
+        // Programs would learn the kernel's addresses from SGDT and SIDT.
+        wanted.set(
+            Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION,
+            features.has_umip(),
+        );
     }
     load_root(kernel_root());
-    // SAFETY: the flags only forbid what the kernel never does; global pages are the same in every
-    // root.
+    // SAFETY: the flags only forbid what the kernel and its programs never do; global pages are
+    // the same in every root.
     unsafe { Cr4::update(|flags| flags.insert(wanted)) };
 }
 

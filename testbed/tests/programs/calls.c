@@ -6,6 +6,7 @@
 #include <grp.h>
 #include <poll.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -138,6 +139,17 @@ static void signals(void) {
     say("and comes", caught == SIGUSR2);
     stack_t small = {.ss_sp = malloc(4096), .ss_size = 1000};
     TRY(sigaltstack(&small, NULL));
+    // A wait takes a signal that is not blocked before its handler does.
+    caught = 0;
+    pid_t parent = getpid(), child = fork();
+    if (child == 0) {
+        usleep(100000);
+        kill(parent, SIGUSR2);
+        _exit(0);
+    }
+    TRY(sigwaitinfo(&set, NULL));
+    say("its handler ran", caught == SIGUSR2);
+    waitpid(child, NULL, 0);
     TRY(kill(0x7fffffff, 0));
     TRY(syscall(SYS_tgkill, getpid(), gettid(), 99));
 }
@@ -333,13 +345,171 @@ static void clocks(void) {
     printf("%s %s\n", name.sysname, name.machine);
 }
 
-int main(void) {
+static sigjmp_buf back;
+
+static void bus(int signal, siginfo_t *info, void *context) {
+    (void)context;
+    siglongjmp(back, signal == SIGBUS ? info->si_code : -1);
+}
+
+// Returns the code of the signal that a look at a byte raises; 0 for none.
+static int look(volatile char *at) {
+    int code = sigsetjmp(back, 1);
+    if (code == 0) (void)*at;
+    return code;
+}
+
+static void cuts(void) {
+    struct sigaction action = {.sa_sigaction = bus, .sa_flags = SA_SIGINFO};
+    sigaction(SIGBUS, &action, NULL);
+    sigaction(SIGSEGV, &action, NULL);
+    const char *paths[] = {"/tmp/cut", "/dev/shm/cut", "/var/tmp/cut"};
+    mkdir("/var", 0755);
+    mkdir("/var/tmp", 01777);
+    for (int i = 0; i < 3; i++) {
+        int fd = open(paths[i], O_RDWR | O_CREAT | O_TRUNC, 0600);
+        TRY(ftruncate(fd, 3 * 4096));
+        char *p = mmap(NULL, 4 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        p[4096] = p[8192] = 1;
+        int pid = fork();
+        if (pid == 0) {
+            usleep(300000);
+            _exit(look(p + 8192) == BUS_ADRERR ? 7 : look(p + 8192));
+        }
+        TRY(look(p + 3 * 4096));
+        TRY(ftruncate(fd, 4097));
+        TRY(look(p + 8192));
+        TRY(look(p + 4096));
+        TRY(p[4096]);
+        int status = 0;
+        waitpid(pid, &status, 0);
+        say("the child sees it too", WEXITSTATUS(status));
+        TRY(ftruncate(fd, 4 * 4096));
+        TRY(look(p + 8192));
+        TRY(p[8192] + p[3 * 4096]);
+        close(open(paths[i], O_WRONLY | O_TRUNC));
+        TRY(look(p));
+        munmap(p, 4 * 4096);
+        close(fd);
+        unlink(paths[i]);
+    }
+    signal(SIGBUS, SIG_DFL);
+    signal(SIGSEGV, SIG_DFL);
+}
+
+// openat2, by its number: the C library may not have it.
+static long way(int dir, const char *path, uint64_t flags, uint64_t resolve) {
+    struct {
+        uint64_t flags, mode, resolve;
+    } how = {flags, flags & O_CREAT ? 0600 : 0, resolve};
+    long fd = syscall(437, dir, path, &how, sizeof how);
+    if (fd >= 0) {
+        close((int)fd);
+        return 0;
+    }
+    return fd;
+}
+
+static void ways(void) {
+    enum { NO_XDEV = 1, NO_MAGICLINKS = 2, NO_SYMLINKS = 4, BENEATH = 8, IN_ROOT = 16, CACHED = 32 };
+    mkdir("/tmp/ways", 0755);
+    mkdir("/tmp/ways/b", 0755);
+    symlink("b", "/tmp/ways/inner");
+    symlink("/tmp/ways/b", "/tmp/ways/absolute");
+    symlink("../..", "/tmp/ways/b/out");
+    symlink("/proc", "/tmp/ways/proc");
+    symlink("loop", "/tmp/ways/loop");
+    int dir = open("/tmp/ways", O_RDONLY | O_DIRECTORY);
+    TRY(way(dir, "inner", O_RDONLY, BENEATH));
+    TRY(way(dir, "inner", O_RDONLY, NO_SYMLINKS));
+    TRY(way(dir, "inner", O_RDONLY | O_NOFOLLOW, NO_SYMLINKS));
+    TRY(way(dir, "inner", O_PATH | O_NOFOLLOW, NO_SYMLINKS));
+    TRY(way(dir, "inner/../b", O_RDONLY, BENEATH));
+    TRY(way(dir, "absolute", O_RDONLY, BENEATH));
+    TRY(way(dir, "absolute", O_RDONLY, IN_ROOT));
+    TRY(way(dir, "..", O_RDONLY, BENEATH));
+    TRY(way(dir, "../../b", O_RDONLY, IN_ROOT));
+    TRY(way(dir, "/b", O_RDONLY, IN_ROOT));
+    TRY(way(dir, "/tmp", O_RDONLY, BENEATH));
+    TRY(way(dir, "b/out", O_RDONLY, BENEATH));
+    TRY(way(dir, "b/out", O_RDONLY, IN_ROOT));
+    TRY(way(dir, "b/out/b/out", O_RDONLY, IN_ROOT));
+    TRY(way(dir, "proc", O_RDONLY, NO_XDEV));
+    TRY(way(dir, "proc/self/exe", O_RDONLY, NO_MAGICLINKS));
+    TRY(way(dir, "proc/self/exe", O_RDONLY, BENEATH));
+    TRY(way(dir, "loop", O_RDONLY, BENEATH));
+    TRY(way(dir, "missing/x", O_RDONLY, BENEATH));
+    TRY(way(dir, "b/", O_RDONLY, NO_SYMLINKS));
+    TRY(way(dir, "b/new", O_RDWR | O_CREAT, BENEATH));
+    TRY(way(dir, "b/new", O_RDWR | O_CREAT | O_EXCL, BENEATH));
+    TRY(way(dir, "b/new/", O_RDONLY, NO_SYMLINKS));
+    TRY(way(dir, "b/new/x", O_RDONLY, NO_SYMLINKS));
+    TRY(way(AT_FDCWD, "/proc/self/fd/0", O_RDONLY, NO_MAGICLINKS));
+    TRY(way(AT_FDCWD, "/proc/self/status", O_RDONLY, NO_MAGICLINKS));
+    TRY(way(AT_FDCWD, "/proc/self/status", O_RDONLY, NO_SYMLINKS));
+    TRY(way(dir, "b", O_RDONLY, BENEATH | IN_ROOT));
+    TRY(way(dir, "b", O_RDONLY, 64));
+    TRY(way(dir, "b/new", O_RDWR | O_TRUNC, CACHED));
+    TRY(way(9999, "b", O_RDONLY, BENEATH));
+    close(dir);
+    static const char *made[] = {"inner", "absolute", "b/out", "b/new", "proc", "loop"};
+    char path[64];
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) {
+        sprintf(path, "/tmp/ways/%s", made[i]);
+        unlink(path);
+    }
+    rmdir("/tmp/ways/b");
+    TRY(rmdir("/tmp/ways"));
+}
+
+static void texts(void) {
+    static char bytes[1 << 16];
+    int from = open("/proc/self/exe", O_RDONLY), to = open("/tmp/copy", O_RDWR | O_CREAT, 0755);
+    for (ssize_t got; (got = read(from, bytes, sizeof bytes)) > 0;) write(to, bytes, got);
+    close(from);
+    TRY(open("/proc/self/exe", O_RDWR));
+    TRY(open("/proc/self/exe", O_WRONLY));
+    TRY(open("/proc/self/exe", O_RDONLY | O_TRUNC));
+    char *nothing[] = {NULL};
+    TRY(execve("/tmp/copy", nothing, nothing));
+    close(to);
+    int run = fork();
+    if (run == 0) {
+        char *args[] = {"/tmp/copy", "sleep", NULL};
+        execve("/tmp/copy", args, nothing);
+        _exit(9);
+    }
+    // It may not have begun yet.
+    for (int i = 0; i < 5000; i++) {
+        to = open("/tmp/copy", O_RDWR);
+        if (to < 0) break;
+        close(to);
+        usleep(1000);
+    }
+    TRY(open("/tmp/copy", O_RDWR));
+    TRY(truncate("/tmp/copy", 5));
+    char path[64], target[64];
+    sprintf(path, "/proc/%d/exe", run);
+    memset(target, 0, sizeof target);
+    TRY(readlink(path, target, sizeof target - 1));
+    say(target, 0);
+    kill(run, SIGKILL);
+    waitpid(run, NULL, 0);
+    TRY(truncate("/tmp/copy", 5));
+    unlink("/tmp/copy");
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "sleep")) return pause();
     timers();
     signals();
     memory();
     descriptors();
     files();
     clocks();
+    cuts();
+    ways();
+    texts();
     identity();
     return 0;
 }

@@ -402,6 +402,12 @@ static int dies(const char *how)
         asm volatile("int3");
     if (!strcmp(how, "hlt"))
         asm volatile("hlt");
+    if (!strcmp(how, "int80"))
+        asm volatile("int $0x80" : : "a"(20));
+    if (!strcmp(how, "sidt")) {
+        unsigned char table[10];
+        asm volatile("sidt %0" : "=m"(table));
+    }
     if (!strcmp(how, "wild"))
         *(volatile char *)0xdead000000000000 = 1;
     if (!strcmp(how, "kernel"))

@@ -143,6 +143,21 @@ fn threads_processes_and_signals_do_what_linux_does() {
     }
 }
 
+/// Mutexes with `PTHREAD_PRIO_INHERIT` by glibc, robust ones and condition variables among them,
+/// and the calls under them.
+#[test]
+fn locks_with_priority_inheritance_do_what_linux_does() {
+    let here = native(program("priority"), &[], b"");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    for cpus in ["1", "2"] {
+        let there = Run::new(&["--cpus", cpus, "--pcache", "4M"])
+            .add(program("priority"), "/bin/priority")
+            .run(&["/bin/priority"]);
+        assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
+        assert_eq!((there.code, here.code), (Some(0), Some(0)));
+    }
+}
+
 /// Edges of small calls, each as Linux has it.
 #[test]
 fn calls_do_what_linux_does() {

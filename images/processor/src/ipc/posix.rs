@@ -132,6 +132,14 @@ impl MessageQueue {
     }
 }
 
+impl MessageQueue {
+    /// Takes the notice back of a process that closes the queue, by whichever of its numbers.
+    pub(crate) fn closed_by(&self, pid: u32) {
+        let mut state = self.state.lock();
+        state.notice.take_if(|notice| notice.pid == pid);
+    }
+}
+
 impl Drop for MessageQueue {
     fn drop(&mut self) {
         self.budget.fetch_sub(self.bounds.cost(), Ordering::Relaxed);

@@ -1,7 +1,9 @@
 //! Sets of semaphores.
 //!
-//! Operations of one call are done all at once or not at all. What a process wants undone at its
-//! end is kept by process, set and semaphore. Linux `ipc/sem.c`.
+//! Operations of one call are done all at once or not at all. Calls that wait are served in the
+//! order in which they came, by whoever changes a value; of those that could be served at once,
+//! calls that only wait for zero come first. What a process wants undone at its end is kept by
+//! process, set and semaphore. Linux `ipc/sem.c`.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -23,6 +25,8 @@ pub(crate) const MAX_SEMAPHORES: usize = 65_536;
 pub(crate) const MAX_OPERATIONS: u64 = 500;
 /// The highest value (`SEMVMX`).
 pub(crate) const MAX_VALUE: i32 = 32_767;
+/// Operations that are looked at with a set locked, before other tasks have their turn.
+const BUDGET: usize = 20_000;
 /// Semaphores that processes want undone at most.
 const MAX_UNDOS: usize = 65_536;
 const SEM_UNDO: u16 = 0x1000;
@@ -66,9 +70,30 @@ pub(crate) struct State {
     /// Seconds since 1970 of the last operation and change.
     pub(crate) operated: u64,
     pub(crate) changed: u64,
-    /// The semaphore that each waiting call waits for, and whether for zero.
-    waiting: BTreeMap<u64, (u16, bool)>,
+    /// The calls that wait, the first that came first.
+    pending: Vec<Pending>,
+    /// Calls that waited and are done, by their numbers, until they look.
+    done: BTreeMap<u64, Result<()>>,
+    /// Not all that could be served has been.
+    behind: bool,
     next_waiter: u64,
+}
+
+/// A call that waits.
+#[derive(Debug)]
+struct Pending {
+    number: u64,
+    caller: Caller,
+    operations: Vec<Operation>,
+    /// Some operation changes a value.
+    alters: bool,
+    /// The semaphore that it waits for, and whether for zero.
+    place: (u16, bool),
+}
+
+/// Returns whether operations change a value.
+fn alter(operations: &[Operation]) -> bool {
+    operations.iter().any(|operation| operation.change != 0)
 }
 
 /// A set of semaphores.
@@ -87,7 +112,9 @@ impl Set {
                 removed: false,
                 operated: 0,
                 changed: now,
-                waiting: BTreeMap::new(),
+                pending: Vec::new(),
+                done: BTreeMap::new(),
+                behind: false,
                 next_waiter: 0,
             }),
             queue: WaitQueue::default(),
@@ -97,9 +124,11 @@ impl Set {
     /// Returns how many calls wait for a semaphore to be zero, or to be more than it is.
     pub(crate) fn waiters(&self, semaphore: u32, for_zero: bool) -> u64 {
         let state = self.state.lock();
-        let wanted =
-            |&&(index, zero): &&(u16, bool)| u32::from(index) == semaphore && zero == for_zero;
-        state.waiting.values().filter(wanted).count() as u64
+        let wanted = |each: &&Pending| {
+            let (index, zero) = each.place;
+            u32::from(index) == semaphore && zero == for_zero
+        };
+        state.pending.iter().filter(wanted).count() as u64
     }
 
     /// Returns the number of a call that may wait here.
@@ -120,9 +149,18 @@ pub(crate) struct Waiter<'a> {
     number: u64,
 }
 
+impl Waiter<'_> {
+    /// Returns how the call was served, if it was while it waited.
+    pub(crate) fn served(&self) -> Option<Result<()>> {
+        self.set.state.lock().done.remove(&self.number)
+    }
+}
+
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.set.state.lock().waiting.remove(&self.number);
+        let mut state = self.set.state.lock();
+        state.pending.retain(|each| each.number != self.number);
+        state.done.remove(&self.number);
     }
 }
 
@@ -138,7 +176,7 @@ pub(crate) struct Semaphores {
 }
 
 /// A process and a set that it operates on.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     pub(crate) pid: u32,
     pub(crate) set: u32,
@@ -146,7 +184,8 @@ pub(crate) struct Caller {
 }
 
 impl Semaphores {
-    /// Does all operations if none has to wait; `None` if one has to.
+    /// Does all operations if none has to wait; `None` if one has to, or while others before this
+    /// call are still to be served.
     pub(crate) fn attempt(
         &self,
         waiter: &Waiter<'_>,
@@ -154,37 +193,85 @@ impl Semaphores {
         operations: &[Operation],
     ) -> Option<Result<()>> {
         let mut guard = waiter.set.state.lock();
+        if guard.behind {
+            self.serve(&mut guard, caller.now);
+            drop(guard);
+            waiter.set.queue.wake();
+            guard = waiter.set.state.lock();
+        }
         let state = &mut *guard;
+        if let Some(done) = state.done.remove(&waiter.number) {
+            return Some(done);
+        }
         if state.removed {
             return Some(Err(errno::EIDRM.into()));
         }
-        let mut outcome = Some(Ok(()));
+        if state
+            .pending
+            .iter()
+            .any(|each| each.number == waiter.number)
+        {
+            return None;
+        }
+        let alters = alter(operations);
+        match self.perform(state, caller, operations) {
+            Ok(done) => {
+                if done.is_ok() && alters {
+                    self.serve(state, caller.now);
+                    drop(guard);
+                    waiter.set.queue.wake();
+                }
+                Some(done)
+            }
+            Err(place) => {
+                state.pending.push(Pending {
+                    number: waiter.number,
+                    caller,
+                    operations: operations.to_vec(),
+                    alters,
+                    place,
+                });
+                None
+            }
+        }
+    }
+
+    /// Does all operations or none.
+    ///
+    /// # Errors
+    ///
+    /// The semaphore that has to be waited for, and whether for zero.
+    fn perform(
+        &self,
+        state: &mut State,
+        caller: Caller,
+        operations: &[Operation],
+    ) -> core::result::Result<Result<()>, (u16, bool)> {
+        let mut outcome = Ok(Ok(()));
         let mut done = 0;
         for operation in operations {
             let Some(semaphore) = state.semaphores.get_mut(usize::from(operation.semaphore)) else {
-                outcome = Some(Err(errno::EFBIG.into()));
+                outcome = Ok(Err(errno::EFBIG.into()));
                 break;
             };
             let new = semaphore.value + i32::from(operation.change);
             let waits = new < 0 || operation.change == 0 && new != 0;
             if waits && operation.flags & NOWAIT == 0 {
-                let place = (operation.semaphore, operation.change == 0);
-                state.waiting.insert(waiter.number, place);
-                outcome = None;
+                outcome = Err((operation.semaphore, operation.change == 0));
                 break;
             }
             if waits || new > MAX_VALUE {
                 let errno = if waits { errno::EAGAIN } else { errno::ERANGE };
-                outcome = Some(Err(errno.into()));
+                outcome = Ok(Err(errno.into()));
                 break;
             }
             semaphore.value = new;
             done += 1;
         }
-        if outcome == Some(Ok(())) {
-            outcome = Some(self.note_undos(caller, operations));
+        if outcome == Ok(Ok(())) {
+            outcome = Ok(self.note_undos(caller, operations));
         }
-        if outcome != Some(Ok(())) {
+        if outcome != Ok(Ok(())) {
             for operation in operations[..done].iter().rev() {
                 state.semaphores[usize::from(operation.semaphore)].value -=
                     i32::from(operation.change);
@@ -195,11 +282,43 @@ impl Semaphores {
             state.semaphores[usize::from(operation.semaphore)].pid = caller.pid;
         }
         state.operated = caller.now;
-        drop(guard);
-        if operations.iter().any(|operation| operation.change != 0) {
-            waiter.set.queue.wake();
-        }
         outcome
+    }
+
+    /// Serves the calls that wait, as far as values allow: after each change from the first again.
+    /// What a budget leaves undone is left to the next call that looks. The caller wakes the queue.
+    pub(crate) fn serve(&self, state: &mut State, now: u64) {
+        state.behind = false;
+        let mut budget = BUDGET;
+        let mut pending = core::mem::take(&mut state.pending);
+        'again: loop {
+            for for_zero in [true, false] {
+                for at in 0..pending.len() {
+                    let each = &mut pending[at];
+                    let skipped = each.alters == for_zero;
+                    let cost = if skipped { 1 } else { each.operations.len() };
+                    let Some(rest) = budget.checked_sub(cost) else {
+                        state.behind = true;
+                        break 'again;
+                    };
+                    budget = rest;
+                    if skipped {
+                        continue;
+                    }
+                    let caller = Caller { now, ..each.caller };
+                    match self.perform(state, caller, &each.operations) {
+                        Err(place) => each.place = place,
+                        Ok(done) => {
+                            let served = pending.remove(at);
+                            state.done.insert(served.number, done);
+                            continue 'again;
+                        }
+                    }
+                }
+            }
+            break;
+        }
+        state.pending = pending;
     }
 
     /// Keeps what the operations want undone.
@@ -263,6 +382,7 @@ impl Semaphores {
                     semaphore.pid = pid;
                 }
                 state.operated = now;
+                self.serve(&mut state, now);
             }
             set.queue.wake();
         }
@@ -295,15 +415,18 @@ mod tests {
     #[test]
     fn operations_are_done_all_or_not_at_all() {
         let (all, set) = (Semaphores::default(), Set::new(2, 0));
-        let waiter = set.waiter();
-        let attempt = |operations: &[Operation]| all.attempt(&waiter, CALLER, operations);
+        let attempt = |operations: &[Operation]| all.attempt(&set.waiter(), CALLER, operations);
         assert_eq!(attempt(&[operation(0, 3, 0)]), Some(Ok(())));
         let both = [operation(0, -2, 0), operation(1, -1, 0)];
-        assert_eq!(attempt(&both), None);
+        let waiter = set.waiter();
+        assert_eq!(all.attempt(&waiter, CALLER, &both), None);
         assert_eq!((values(&set), set.waiters(1, false)), (vec![3, 0], 1));
+        drop(waiter);
         let now = [operation(0, -2, NOWAIT), operation(1, -1, NOWAIT)];
         assert_eq!(attempt(&now), Some(Err(errno::EAGAIN.into())));
-        assert_eq!(attempt(&[operation(0, 0, 0)]), None, "waits for zero");
+        let waiter = set.waiter();
+        let zero = [operation(0, 0, 0)];
+        assert_eq!(all.attempt(&waiter, CALLER, &zero), None);
         assert_eq!((set.waiters(0, true), set.waiters(1, false)), (1, 0));
         let high = [operation(1, 5, 0), operation(0, 32_765, 0)];
         assert_eq!(attempt(&high), Some(Err(errno::ERANGE.into())));
@@ -312,6 +435,52 @@ mod tests {
         assert_eq!(values(&set), [3, 0]);
         drop(waiter);
         assert_eq!(set.waiters(0, true), 0);
+    }
+
+    #[test]
+    fn calls_that_wait_are_served_in_their_order() {
+        let (all, set) = (Semaphores::default(), Set::new(1, 0));
+        let waiters = [(); 5].map(|()| set.waiter());
+        let wants = [-2, -1, 0, -1, -1];
+        let attempt = |at: usize| all.attempt(&waiters[at], CALLER, &[operation(0, wants[at], 0)]);
+        let up = |by: i16| all.attempt(&set.waiter(), CALLER, &[operation(0, by, 0)]);
+        assert_eq!(up(1), Some(Ok(())));
+        assert_eq!([0, 2].map(attempt), [None; 2]);
+        // Who comes later takes what those before can't use.
+        assert_eq!((attempt(1), attempt(2)), (Some(Ok(())), Some(Ok(()))));
+        assert_eq!([3, 4].map(attempt), [None; 2]);
+        assert_eq!(set.waiters(0, false), 3);
+        assert_eq!(up(3), Some(Ok(())));
+        assert_eq!(values(&set), [0], "two were served");
+        assert_eq!(set.waiters(0, false), 1);
+        // Whichever looks first.
+        assert_eq!((attempt(4), attempt(3)), (None, Some(Ok(()))));
+        assert_eq!(
+            (waiters[0].served(), waiters[4].served()),
+            (Some(Ok(())), None)
+        );
+        drop(waiters);
+        assert_eq!((up(1), values(&set)), (Some(Ok(())), vec![1]));
+    }
+
+    #[test]
+    fn a_long_queue_is_served_in_several_turns() {
+        let (all, set) = (Semaphores::default(), Set::new(1, 0));
+        let waiters: Vec<_> = (0..300).map(|_| set.waiter()).collect();
+        let mut down = vec![operation(0, 1, 0); 99];
+        down.push(operation(0, -100, 0));
+        for waiter in &waiters {
+            assert_eq!(all.attempt(waiter, CALLER, &down), None);
+        }
+        let up = [operation(0, 300, 0)];
+        assert_eq!(all.attempt(&set.waiter(), CALLER, &up), Some(Ok(())));
+        let served = set.state.lock().done.len();
+        assert!((1..300).contains(&served), "{served}");
+        // The first to look serves the rest.
+        for waiter in &waiters {
+            assert_eq!(all.attempt(waiter, CALLER, &down), Some(Ok(())));
+        }
+        assert_eq!((values(&set), set.waiters(0, false)), (vec![0], 0));
     }
 
     #[test]

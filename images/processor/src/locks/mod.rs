@@ -41,7 +41,42 @@ struct Table {
 struct FileLocks {
     ranges: Ranges,
     /// Holders of the whole file (`flock`).
-    whole: Vec<(usize, Mode)>,
+    whole: Vec<Whole>,
+}
+
+/// A lock of a whole file.
+#[derive(Clone, Copy, Debug)]
+struct Whole {
+    /// The open file that holds it.
+    holder: usize,
+    mode: Mode,
+    /// The process that set it.
+    pid: u32,
+}
+
+/// A lock as `/proc/locks` tells of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Told {
+    pub(crate) file: u64,
+    pub(crate) mode: Mode,
+    /// The locked range and its owner; `None` for a whole file (`flock`).
+    pub(crate) range: Option<Lock>,
+    /// The process that set the lock of a whole file.
+    pub(crate) pid: u32,
+    /// A thread waits for it.
+    pub(crate) waits: bool,
+}
+
+impl Told {
+    fn of(file: u64, lock: &Lock, waits: bool) -> Self {
+        Self {
+            file,
+            mode: lock.mode,
+            range: Some(*lock),
+            pid: 0,
+            waits,
+        }
+    }
 }
 
 impl Table {
@@ -87,6 +122,28 @@ impl Table {
 }
 
 impl Locks {
+    /// Returns all locks: those that are held, each followed by those that wait for it.
+    pub(crate) fn list(&self) -> Vec<Told> {
+        let table = self.table.lock();
+        let mut list = Vec::new();
+        for (&file, there) in &table.files {
+            for held in there.ranges.iter() {
+                list.push(Told::of(file, held, false));
+                let waits = table.waiting.values();
+                let blocked = waits.filter(|(on, wanted)| *on == file && held.excludes(wanted));
+                list.extend(blocked.map(|(_, wanted)| Told::of(file, wanted, true)));
+            }
+            list.extend(there.whole.iter().map(|whole| Told {
+                file,
+                mode: whole.mode,
+                range: None,
+                pid: whole.pid,
+                waits: false,
+            }));
+        }
+        list
+    }
+
     /// Returns the lock that excludes `wanted`.
     pub(crate) fn conflict(&self, file: u64, wanted: &Lock) -> Option<Lock> {
         let table = self.table.lock();
@@ -180,7 +237,7 @@ impl Locks {
         for there in table.files.values_mut() {
             there.ranges.release(owner);
             if let Owner::File(own) = owner {
-                there.whole.retain(|(holder, _)| *holder != own);
+                there.whole.retain(|whole| whole.holder != own);
             }
         }
         table
@@ -195,7 +252,12 @@ impl Locks {
     /// # Errors
     ///
     /// EAGAIN; ENOLCK if there are too many.
-    pub(crate) fn set_whole(&self, file: u64, own: usize, mode: Option<Mode>) -> Result<()> {
+    pub(crate) fn set_whole(
+        &self,
+        file: u64,
+        (own, pid): (usize, u32),
+        mode: Option<Mode>,
+    ) -> Result<()> {
         let mut table = self.table.lock();
         if table.count() >= MAX_LOCKS {
             return Err(errno::ENOLCK.into());
@@ -204,19 +266,22 @@ impl Locks {
         let had = there
             .whole
             .iter()
-            .find(|(holder, _)| *holder == own)
-            .map(|(_, mode)| *mode);
+            .find(|whole| whole.holder == own)
+            .map(|whole| whole.mode);
         if had == mode {
             table.tidy(file);
             return Ok(());
         }
-        there.whole.retain(|(holder, _)| *holder != own);
+        there.whole.retain(|whole| whole.holder != own);
         let excluded = mode.is_some_and(|wanted| {
-            let excludes = |other: &Mode| wanted == Mode::Write || *other == Mode::Write;
-            there.whole.iter().any(|(_, other)| excludes(other))
+            let excludes = |other: Mode| wanted == Mode::Write || other == Mode::Write;
+            there.whole.iter().any(|other| excludes(other.mode))
         });
         if !excluded {
-            there.whole.extend(mode.map(|mode| (own, mode)));
+            let holder = own;
+            there
+                .whole
+                .extend(mode.map(|mode| Whole { holder, mode, pid }));
         }
         table.tidy(file);
         drop(table);
@@ -257,6 +322,13 @@ mod tests {
             locks.set_or_wait(1, &lock(3, 9, 10), 3),
             Err(errno::EDEADLK.into())
         );
+        let told: Vec<_> = locks
+            .list()
+            .iter()
+            .map(|told| (told.file, told.waits))
+            .collect();
+        let blocked = [(1, false), (2, false), (2, true), (3, false), (3, true)];
+        assert_eq!(told, blocked);
         // Beside what the first holds there is no circle, nor when it waits no more.
         assert_eq!(locks.set_or_wait(1, &lock(3, 10, 11), 3), Ok(()));
         locks.stop_waiting(1);
@@ -269,15 +341,17 @@ mod tests {
     fn whole_files_have_one_writer_or_many_readers() {
         let locks = Locks::default();
         let again = Err(errno::EAGAIN.into());
-        assert_eq!(locks.set_whole(9, 1, Some(Mode::Read)), Ok(()));
-        assert_eq!(locks.set_whole(9, 2, Some(Mode::Read)), Ok(()));
-        assert_eq!(locks.set_whole(9, 2, Some(Mode::Write)), again);
+        assert_eq!(locks.set_whole(9, (1, 10), Some(Mode::Read)), Ok(()));
+        assert_eq!(locks.set_whole(9, (2, 20), Some(Mode::Read)), Ok(()));
+        assert_eq!(locks.set_whole(9, (2, 20), Some(Mode::Write)), again);
+        let told: Vec<_> = locks.list().iter().map(|told| told.pid).collect();
+        assert_eq!(told, [10]);
         // It has lost its own by asking.
-        assert_eq!(locks.set_whole(9, 1, Some(Mode::Write)), Ok(()));
-        assert_eq!(locks.set_whole(9, 3, Some(Mode::Read)), again);
+        assert_eq!(locks.set_whole(9, (1, 10), Some(Mode::Write)), Ok(()));
+        assert_eq!(locks.set_whole(9, (3, 30), Some(Mode::Read)), again);
         locks.release(Owner::File(1));
-        assert_eq!(locks.set_whole(9, 3, Some(Mode::Read)), Ok(()));
-        assert_eq!(locks.set_whole(9, 3, None), Ok(()));
+        assert_eq!(locks.set_whole(9, (3, 30), Some(Mode::Read)), Ok(()));
+        assert_eq!(locks.set_whole(9, (3, 30), None), Ok(()));
         assert!(locks.table.lock().files.is_empty());
     }
 

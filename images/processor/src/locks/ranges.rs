@@ -107,6 +107,11 @@ impl Ranges {
         self.locks.len() < before
     }
 
+    /// Returns the locks.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Lock> {
+        self.locks.iter()
+    }
+
     /// Returns how many locks there are.
     pub(super) fn len(&self) -> usize {
         self.locks.len()

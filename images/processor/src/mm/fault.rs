@@ -353,8 +353,11 @@ impl<N: Node> Space<'_, N> {
             return self.step(page, access, force, false, waker);
         }
         if let Backing::Object(object, first) = &vma.backing {
-            let at = self.make_entry(page)?;
             let of_object = first + (page - range.start) / PAGE_SIZE;
+            if vma.flags.contains(VmaFlags::BOUNDED) && of_object >= object.pages() {
+                return Ok(Step::Refused(Refused::BeyondEnd));
+            }
+            let at = self.make_entry(page)?;
             if let Some(slot) = object.slot(of_object) {
                 // Others touched it: from here on it is a miss like any other.
                 let remote = Pte::remote(slot, rights).with_object();

@@ -23,7 +23,7 @@ use super::object::Object;
 use super::vma::{Backing, Vma, VmaFlags};
 use super::write_back::Stores;
 use crate::error::{Result, errno};
-use crate::files::OpenFile;
+use crate::files::{Handle, OpenFile};
 use crate::kernel::Closing;
 use crate::load::{PIECE, read_file};
 use crate::process::Node;
@@ -37,7 +37,9 @@ const KEPT: usize = 64;
 #[derive(Debug)]
 pub struct FilePages {
     /// Keeps the file open at S.
-    open: Arc<OpenFile>,
+    _handle: Option<Arc<Handle>>,
+    /// The path that the file was opened by.
+    path: Vec<u8>,
     id: FileId,
     pub(super) inode: u64,
     region: Mutex<Region>,
@@ -74,7 +76,7 @@ impl FilePages {
 
     /// Returns the path that the file was opened by.
     pub(crate) fn path(&self) -> &[u8] {
-        &self.open.path
+        &self.path
     }
 
     /// Returns the file's inode on S.
@@ -278,7 +280,7 @@ impl FileCache {
 /// ENOMEM if the kernel's space has no room for the file.
 pub(crate) async fn pages_of<N: Node>(
     node: &N,
-    open: Arc<OpenFile>,
+    open: &OpenFile,
     id: FileId,
     inode: u64,
     size: u64,
@@ -300,7 +302,8 @@ pub(crate) async fn pages_of<N: Node>(
         space.map(Place::Wish(0), len, vma).await?
     };
     let file = Arc::new(FilePages {
-        open,
+        _handle: open.handle(),
+        path: open.path.clone(),
         id,
         inode,
         region: Mutex::new(Region { start, len }),

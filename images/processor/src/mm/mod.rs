@@ -17,6 +17,7 @@
 //! meanwhile: an entry that is empty becomes another under the lock of the VMAs, and all else is
 //! the cache's.
 
+pub(crate) mod beyond;
 pub mod copy;
 pub mod fault;
 pub mod file;

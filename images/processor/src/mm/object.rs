@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use pcache::Slot;
 use spin::Mutex;
@@ -23,6 +24,8 @@ pub struct Object {
     segment: u64,
     /// Pages that M has promised the object itself, not its mappings.
     promised: u64,
+    /// Pages of the file whose data this is, as far as a program maps it.
+    pages: AtomicU64,
 }
 
 impl Object {
@@ -33,12 +36,23 @@ impl Object {
             slots: Mutex::default(),
             segment: pages,
             promised: if promised { pages } else { 0 },
+            pages: AtomicU64::new(0),
         }
     }
 
     /// Returns the pages of a segment of System V's shared memory; `None` for all else.
     pub(crate) fn segment_pages(&self) -> Option<u64> {
         (self.segment > 0).then_some(self.segment)
+    }
+
+    /// Sets the pages of the file whose data this is.
+    pub(crate) fn set_pages(&self, pages: u64) {
+        self.pages.store(pages, Ordering::Release);
+    }
+
+    /// Returns the pages of the file whose data this is.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Acquire)
     }
 
     /// Returns the slot of a page that was touched.

@@ -34,6 +34,8 @@ bitflags! {
         const SHARED = 32;
         /// It may not become writable: what it maps was opened, or attached, to be read only.
         const READONLY = 64;
+        /// Pages behind the object's end are a bus error: it is a file's.
+        const BOUNDED = 128;
     }
 }
 

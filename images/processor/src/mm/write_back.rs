@@ -22,7 +22,7 @@ use spin::Mutex;
 
 use super::file::FilePages;
 use crate::error::{Error, Result, errno};
-use crate::files::OpenFile;
+use crate::files::{Handle, OpenFile};
 use crate::load::PIECE;
 use crate::platform::Files;
 use crate::process::Node;
@@ -34,7 +34,7 @@ pub(super) struct Stores {
     /// write-back.
     pages: Mutex<BTreeMap<u64, Option<u64>>>,
     /// The file, open for writing; kept from the first mapping on that may be written.
-    writer: Mutex<Option<(Arc<OpenFile>, FileId)>>,
+    writer: Mutex<Option<(Option<Arc<Handle>>, FileId)>>,
     /// A write-back that failed and that no program was told of.
     failed: Mutex<Option<Errno>>,
 }
@@ -80,9 +80,9 @@ fn sum_of(bytes: &[u8]) -> u64 {
 
 impl FilePages {
     /// Keeps the file open for writing, for what programs will store.
-    pub(crate) fn set_writer(&self, open: &Arc<OpenFile>, id: FileId) {
+    pub(crate) fn set_writer(&self, open: &OpenFile, id: FileId) {
         let mut writer = self.stores.writer.lock();
-        writer.get_or_insert_with(|| (open.clone(), id));
+        writer.get_or_insert_with(|| (open.handle(), id));
     }
 
     /// Notes that a page is mapped to be written.
@@ -103,7 +103,7 @@ impl FilePages {
     pub(crate) async fn sync<N: Node>(&self, node: &N, pages: Range<u64>) -> Result<()> {
         self.write_back(node, pages).await?;
         let writer = self.stores.writer.lock().clone();
-        if let Some((_open, id)) = writer {
+        if let Some((_handle, id)) = writer {
             node.files().fsync(id).await?;
         }
         self.take_failure()
@@ -141,7 +141,7 @@ impl FilePages {
     ///
     /// The errno that S answered first, or an error that ends the node.
     pub(crate) async fn write_back<N: Node>(&self, node: &N, range: Range<u64>) -> Result<()> {
-        let Some((_open, id)) = self.stores.writer.lock().clone() else {
+        let Some((_handle, id)) = self.stores.writer.lock().clone() else {
             return Ok(());
         };
         let pages: Vec<u64> = {

@@ -10,8 +10,11 @@ use messages::CHUNK_SIZE;
 use super::{Entry, FOLDER, LINK, Name, REGULAR, Step, Text, missing, number};
 use crate::error::Result;
 use crate::kernel::{MAX_PID, MAX_THREADS};
+use crate::locks::{Mode, Owner, Told};
+use crate::pipe::USER_PAGES;
 use crate::platform::{Memory, Platform};
 use crate::process::Node;
+use crate::syscall::{device_of, device_parts};
 use crate::thread::Thread;
 
 /// A file that is made anew each time.
@@ -20,6 +23,7 @@ pub(crate) enum Kind {
     CpuInfo,
     HostName,
     LoadAvg,
+    Locks,
     MemInfo,
     Stat,
     Uptime,
@@ -27,9 +31,10 @@ pub(crate) enum Kind {
     FileNr,
 }
 
-const FILES: [(&[u8], Kind); 5] = [
+const FILES: [(&[u8], Kind); 6] = [
     (b"cpuinfo", Kind::CpuInfo),
     (b"loadavg", Kind::LoadAvg),
+    (b"locks", Kind::Locks),
     (b"meminfo", Kind::MemInfo),
     (b"stat", Kind::Stat),
     (b"uptime", Kind::Uptime),
@@ -80,10 +85,12 @@ pub(super) const MOUNTINFO: &[u8] = b"1 0 254:0 / / ro,relatime - ext4 /dev/root
 7 1 0:23 / /run rw,nosuid,nodev - tmpfs tmpfs rw\n";
 
 /// `/proc/sys`: the settings that programs read, none of which can be changed.
-const SETTINGS: [(&str, &[u8]); 23] = [
+const SETTINGS: [(&str, &[u8]); 25] = [
     ("fs/file-max", b"1048576\n"),
     ("fs/nr_open", b"65536\n"),
     ("fs/pipe-max-size", b"1048576\n"),
+    ("fs/pipe-user-pages-hard", b"0\n"),
+    ("fs/pipe-user-pages-soft", b"16384\n"),
     ("fs/inotify/max_queued_events", b"16384\n"),
     ("fs/inotify/max_user_instances", b"128\n"),
     ("fs/inotify/max_user_watches", b"65536\n"),
@@ -106,7 +113,38 @@ const SETTINGS: [(&str, &[u8]); 23] = [
     ("vm/swappiness", b"60\n"),
 ];
 
+const _: () = assert!(USER_PAGES == 16_384);
 const _: () = assert!(MAX_PID == 32_768 && MAX_THREADS == 4096);
+
+/// Makes the text of `/proc/locks` (Linux `fs/locks.c`, `lock_get_status`).
+fn locks(list: &[Told]) -> String {
+    let (mut text, mut number) = (String::new(), 0);
+    for told in list {
+        number += u32::from(!told.waits);
+        let waits = if told.waits { " ->" } else { "" };
+        let (kind, pid) = match told.range.map(|lock| lock.owner) {
+            Some(Owner::Process(pid)) => ("POSIX ", pid.cast_signed()),
+            Some(Owner::File(_)) => ("OFDLCK", -1),
+            None => ("FLOCK ", told.pid.cast_signed()),
+        };
+        let mode = match told.mode {
+            Mode::Read => "READ",
+            Mode::Write => "WRITE",
+        };
+        let [major, minor] = device_parts(device_of(told.file));
+        let start = told.range.map_or(0, |lock| lock.range.start);
+        let end = match told.range.map(|lock| lock.range.end) {
+            None | Some(u64::MAX) => "EOF".into(),
+            Some(end) => format!("{}", end - 1),
+        };
+        let _ = writeln!(
+            text,
+            "{number}:{waits} {kind} ADVISORY  {mode} {pid} {major:02x}:{minor:02x}:{} {start} {end}",
+            told.file
+        );
+    }
+    text
+}
 
 impl<N: Node> Thread<N> {
     /// Walks `/proc`.
@@ -208,6 +246,7 @@ impl<N: Node> Thread<N> {
                 let last = self.node.kernel().last_id();
                 format!("0.00 0.00 0.00 {running}/{all} {last}\n")
             }
+            Kind::Locks => locks(&self.node.kernel().locks.list()),
             Kind::MemInfo => self.memory_info().await?,
             Kind::Stat => self.machine_stat(),
             Kind::Uptime => {

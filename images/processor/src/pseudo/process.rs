@@ -95,6 +95,38 @@ struct Related {
     ended: bool,
 }
 
+fn numbers(thread: &Shared, kind: u32) -> Vec<Name> {
+    let Some(files) = thread.places().files.upgrade() else {
+        return Vec::new();
+    };
+    let table = files.lock();
+    let names = table
+        .iter()
+        .map(|(fd, _)| (format!("{fd}").into_bytes(), kind));
+    names.collect()
+}
+
+/// Returns an open file of a thread, those that stand for their place only among them.
+fn file_named(thread: &Shared, fd: &[u8]) -> Result<Arc<OpenFile>> {
+    let fd = number(fd).ok_or(errno::ENOENT)?;
+    let files = thread.places().files.upgrade().ok_or(errno::ENOENT)?;
+    let file = files.lock().get(fd.into());
+    file.map_err(|_| errno::ENOENT.into())
+}
+
+/// Walks `/proc/PID/fd/N`: a file that has a path is found by it, others are themselves.
+fn proc_fd<N: Node>(thread: &Shared, fd: &[u8], rest: &[&[u8]]) -> Result<Step<N>> {
+    let file = file_named(thread, fd)?;
+    match file.kind {
+        FileKind::File(_)
+        | FileKind::Folder(_)
+        | FileKind::TmpFolder(_)
+        | FileKind::Listing(..) => Ok(Step::Link(file.path.clone(), rest.len())),
+        _ if rest.is_empty() => Ok(Step::Entry(Entry::Open(file))),
+        _ => Err(errno::ENOTDIR.into()),
+    }
+}
+
 impl<N: Node> Thread<N> {
     /// Walks `/proc/PID`.
     pub(super) fn proc_pid(&self, pid: u32, parts: &[&[u8]]) -> Result<Step<N>> {
@@ -151,18 +183,28 @@ impl<N: Node> Thread<N> {
     ) -> Result<Step<N>> {
         let link = |target: Vec<u8>, rest: &[&[u8]]| Ok(Step::Link(target, rest.len()));
         let own = process.pid() == self.pid();
+        // The folders themselves can be listed by their names.
+        let hidden = matches!(
+            parts,
+            [b"exe" | b"cwd" | b"root", ..] | [b"fd" | b"fdinfo", ..]
+        );
+        if hidden && !own && !self.creds().may_inspect(&thread.creds()) {
+            return Err(errno::EACCES.into());
+        }
         match parts {
             [] => Ok(Step::Entry(Entry::Folder(folder()))),
             [b"exe", rest @ ..] => link(process.exec_path.lock().clone(), rest),
-            [b"cwd", rest @ ..] if own => link(self.fs.lock().cwd.clone(), rest),
+            [b"cwd", rest @ ..] => {
+                let fs = thread.places().fs.upgrade().ok_or(errno::ENOENT)?;
+                let cwd = fs.lock().cwd.clone();
+                link(cwd, rest)
+            }
             [b"root", rest @ ..] => link(b"/".to_vec(), rest),
-            [b"cwd", ..] => Err(errno::EACCES.into()),
-            [b"fd" | b"fdinfo", ..] if !own => Err(errno::EACCES.into()),
-            [b"fd"] => Ok(Step::Entry(Entry::Folder(self.numbers(LINK)))),
-            [b"fdinfo"] => Ok(Step::Entry(Entry::Folder(self.numbers(REGULAR)))),
-            [b"fd", fd, rest @ ..] => self.proc_fd(fd, rest),
+            [b"fd"] => Ok(Step::Entry(Entry::Folder(numbers(thread, LINK)))),
+            [b"fdinfo"] => Ok(Step::Entry(Entry::Folder(numbers(thread, REGULAR)))),
+            [b"fd", fd, rest @ ..] => proc_fd(thread, fd, rest),
             [b"fdinfo", fd] => {
-                let file = self.file_named(fd)?;
+                let file = file_named(thread, fd)?;
                 let offset = file.offset.load(core::sync::atomic::Ordering::Relaxed);
                 let text = format!("pos:\t{offset}\nflags:\t0{:o}\nmnt_id:\t1\n", file.flags());
                 Ok(Step::Entry(Entry::Text(Text::Made(text.into_bytes()))))
@@ -180,32 +222,6 @@ impl<N: Node> Thread<N> {
                 Ok(Step::Entry(Entry::Text(text)))
             }
             _ => missing(),
-        }
-    }
-
-    fn numbers(&self, kind: u32) -> Vec<Name> {
-        let table = self.table();
-        let names = table
-            .iter()
-            .map(|(fd, _)| (format!("{fd}").into_bytes(), kind));
-        names.collect()
-    }
-
-    fn file_named(&self, fd: &[u8]) -> Result<Arc<OpenFile>> {
-        let fd = number(fd).ok_or(errno::ENOENT)?;
-        self.file(fd.into()).map_err(|_| errno::ENOENT.into())
-    }
-
-    /// Walks `/proc/self/fd/N`: a file that has a path is found by it, others are themselves.
-    fn proc_fd(&self, fd: &[u8], rest: &[&[u8]]) -> Result<Step<N>> {
-        let file = self.file_named(fd)?;
-        match file.kind {
-            FileKind::File(_)
-            | FileKind::Folder(_)
-            | FileKind::TmpFolder(_)
-            | FileKind::Listing(..) => Ok(Step::Link(file.path.clone(), rest.len())),
-            _ if rest.is_empty() => Ok(Step::Entry(Entry::Open(file))),
-            _ => Err(errno::ENOTDIR.into()),
         }
     }
 
@@ -342,11 +358,8 @@ impl<N: Node> Thread<N> {
         let name = String::from_utf8_lossy(&thread.name.lock()).into_owned();
         let mut text = String::new();
         let (tid, pid) = (thread.tid(), process.pid());
-        let umask = if pid == self.pid() {
-            self.fs.lock().umask
-        } else {
-            0o022
-        };
+        let fs = thread.places().fs.upgrade();
+        let umask = fs.map_or(0o022, |fs| fs.lock().umask);
         let _ = write!(
             text,
             "Name:\t{name}\nUmask:\t{umask:04o}\nState:\t{state}\nTgid:\t{pid}\nNgid:\t0\nPid:\t{tid}\nPPid:\t{}\nTracerPid:\t0\n",
@@ -359,11 +372,8 @@ impl<N: Node> Thread<N> {
                 ids.real, ids.effective, ids.saved, ids.fs
             );
         }
-        let files = if pid == self.pid() {
-            self.table().iter().count()
-        } else {
-            0
-        };
+        let files = thread.places().files.upgrade();
+        let files = files.map_or(0, |files| files.lock().iter().count());
         let _ = write!(
             text,
             "FDSize:\t{}\nGroups:\t",

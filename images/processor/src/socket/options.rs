@@ -1,5 +1,6 @@
 //! Options of sockets, as far as they change something or are asked for again.
 
+use alloc::collections::BTreeMap;
 use core::time::Duration;
 
 use super::{AF_UNIX, Type};
@@ -36,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) user_timeout: u32,
     pub(crate) defer_accept: u32,
     pub(crate) quick_ack: bool,
+    /// Options of IP and UDP that were set, by level and number.
+    pub(crate) packets: BTreeMap<(u32, u32), i32>,
 }
 
 impl Options {
@@ -60,6 +63,7 @@ impl Options {
             user_timeout: 0,
             defer_accept: 0,
             quick_ack: true,
+            packets: BTreeMap::new(),
         }
     }
 

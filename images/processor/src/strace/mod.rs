@@ -89,10 +89,10 @@ fn result(call: SystemCall, outcome: &Result<Outcome>) -> String {
         }
         Ok(Outcome::Registers) => "0".into(),
         Err(Error::Errno(errno)) if errno.0 >= 512 => {
-            let name = if errno.0 == 512 {
-                "ERESTARTSYS"
-            } else {
-                "ERESTARTNOHAND"
+            let name = match errno.0 {
+                512 => "ERESTARTSYS",
+                513 => "ERESTARTNOINTR",
+                _ => "ERESTARTNOHAND",
             };
             format!("? {name} ({})", words::error_text(errno.0))
         }

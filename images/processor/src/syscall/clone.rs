@@ -191,6 +191,7 @@ impl<N: Node> Thread<N> {
             }
         };
         if !has(CLONE_THREAD) {
+            process.text.lock().clone_from(&self.process.text.lock());
             *process.memory.lock() = Some(memory.clone());
         }
         let mut child = Self {
@@ -229,6 +230,7 @@ impl<N: Node> Thread<N> {
         if !has(CLONE_VM) {
             child.set_rseq(self.rseq);
         }
+        child.show_places();
         let tid = child.tid();
         if let Some((fd, object)) = pidfd {
             object.name(tid, &child.process.lifetime);

@@ -3,10 +3,11 @@
 use alloc::sync::Arc;
 
 use super::int;
+use crate::creds::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE};
 use crate::error::{Result, errno};
 use crate::files::{Kind, O_NONBLOCK, OpenFile};
 use crate::object::Object;
-use crate::pipe::{Pipe, PipeEnd};
+use crate::pipe::{Payer, Pipe, PipeEnd};
 use crate::process::Node;
 use crate::thread::Thread;
 
@@ -28,6 +29,16 @@ impl<N: Node> Thread<N> {
         Ok(Kind::Object(Arc::new(end)))
     }
 
+    /// Returns the user who pays for what the thread does to pipes.
+    pub(super) fn pipe_payer(&self) -> Payer {
+        let creds = self.creds();
+        Payer {
+            pages: self.node.kernel().pipe_pages.clone(),
+            user: creds.user.real,
+            bounded: !creds.can(CAP_SYS_RESOURCE) && !creds.can(CAP_SYS_ADMIN),
+        }
+    }
+
     /// Returns a pipe's size, after changing it if `asked` says to.
     pub(super) fn pipe_size(&self, file: &OpenFile, asked: Option<u64>) -> Result<u64> {
         let Kind::Object(object) = &file.kind else {
@@ -35,7 +46,7 @@ impl<N: Node> Thread<N> {
         };
         let end = object.as_pipe().ok_or(errno::EBADF)?;
         let size = match asked {
-            Some(asked) => end.set_capacity(int(asked))?,
+            Some(asked) => end.set_capacity(int(asked), self.pipe_payer())?,
             None => end.capacity(),
         };
         Ok(size as u64)

@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use pcache::Access;
 
+use super::futex_pi::operation;
 use super::{Args, int};
 use crate::error::{Result, errno};
 use crate::futex::{ANY, Key};
@@ -30,6 +31,8 @@ const CMP_REQUEUE: u64 = 4;
 const WAKE_OP: u64 = 5;
 const WAIT_BITSET: u64 = 9;
 const WAKE_BITSET: u64 = 10;
+const WAIT_REQUEUE_PI: u64 = 11;
+const LOCK_PI2: u64 = 13;
 /// Bytes of the head of a robust list.
 const ROBUST_HEAD: u64 = 24;
 
@@ -68,13 +71,16 @@ impl<N: Node> Thread<N> {
         &self,
         [addr, op, value, timeout, second, third]: Args,
     ) -> Result<u64> {
-        let (value, private) = (int(value), op & PRIVATE != 0);
+        let (value, private, realtime) = (int(value), op & PRIVATE != 0, op & CLOCK_REALTIME != 0);
+        if realtime && !matches!(op & COMMAND, WAIT_BITSET | WAIT_REQUEUE_PI | LOCK_PI2) {
+            return Err(errno::ENOSYS.into());
+        }
         let key = self.futex_key(addr, private)?;
         let futexes = &self.node.kernel().futexes;
         match op & COMMAND {
-            WAKE => Ok(futexes.wake(key, value, ANY).into()),
+            WAKE => Ok(futexes.wake(key, value, ANY)?.into()),
             WAKE_BITSET if int(third) == 0 => Err(errno::EINVAL.into()),
-            WAKE_BITSET => Ok(futexes.wake(key, value, int(third)).into()),
+            WAKE_BITSET => Ok(futexes.wake(key, value, int(third))?.into()),
             WAIT => {
                 let end = match timeout {
                     0 => None,
@@ -86,7 +92,7 @@ impl<N: Node> Thread<N> {
             WAIT_BITSET => {
                 let end = match timeout {
                     0 => None,
-                    addr => Some(self.futex_deadline(addr, op & CLOCK_REALTIME != 0).await?),
+                    addr => Some(self.futex_deadline(addr, realtime).await?),
                 };
                 self.wait_futex(addr, key, value, int(third), end).await
             }
@@ -104,7 +110,14 @@ impl<N: Node> Thread<N> {
                 self.wake_op((key, value), (second, private), int(timeout), int(third))
                     .await
             }
-            _ => Err(self.unknown(u64::from(linux_raw_sys::general::__NR_futex))),
+            command => match operation(command, realtime) {
+                Some(operation) => {
+                    let rest = [timeout, second, third];
+                    self.operate_pi(operation, (addr, key), value, private, rest)
+                        .await
+                }
+                None => Err(self.unknown(u64::from(linux_raw_sys::general::__NR_futex))),
+            },
         }
     }
 
@@ -154,13 +167,14 @@ impl<N: Node> Thread<N> {
         let futexes = &self.node.kernel().futexes;
         for private in [true, false] {
             if let Ok(key) = self.futex_key(addr, private) {
-                futexes.wake(key, count, bits);
+                // A lock that is waited for is not woken like this.
+                let _ = futexes.wake(key, count, bits);
             }
         }
     }
 
     /// Reads a word whose page is here; `None` if it has to be brought first.
-    fn word_now(&self, addr: u64) -> Option<u32> {
+    pub(super) fn word_now(&self, addr: u64) -> Option<u32> {
         let entry = self.memory.tables().entry(addr)?;
         let mut bytes = [0; 4];
         let offset = usize::try_from(addr % messages::PAGE_SIZE).expect("less than a page");
@@ -251,7 +265,7 @@ impl<N: Node> Thread<N> {
             let expected = || compare.is_none_or(|value| read() == Some(value));
             futexes.requeue(from, to, counts, expected)
         };
-        let (woken, moved) = self.with_word(addr, act).await?.ok_or(errno::EAGAIN)?;
+        let (woken, moved) = self.with_word(addr, act).await?.ok_or(errno::EAGAIN)??;
         // Linux counts those that moved only where it compared.
         Ok((woken + if compare.is_some() { moved } else { 0 }).into())
     }
@@ -290,9 +304,9 @@ impl<N: Node> Thread<N> {
             _ => return Err(errno::ENOSYS.into()),
         };
         let futexes = &self.node.kernel().futexes;
-        let mut woken = futexes.wake(key, count, ANY);
+        let mut woken = futexes.wake(key, count, ANY)?;
         if due {
-            woken += futexes.wake(second_key, second_count, ANY);
+            woken += futexes.wake(second_key, second_count, ANY)?;
         }
         Ok(woken.into())
     }

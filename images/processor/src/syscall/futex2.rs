@@ -152,7 +152,7 @@ impl<N: Node> Thread<N> {
         }
         let key = self.futex_key(addr, private)?;
         let futexes = &self.node.kernel().futexes;
-        Ok(futexes.wake(key, int(count), mask).into())
+        Ok(futexes.wake(key, int(count), mask)?.into())
     }
 
     pub(super) async fn sys_futex_requeue(

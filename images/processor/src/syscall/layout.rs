@@ -13,7 +13,7 @@ pub(super) const STATX_SIZE: usize = 256;
 const STATX_BASIC: u32 = 0x7ff;
 /// Returns the number of the file system that an inode is of: S's disk, this node's own files, or
 /// files without data.
-fn device_of(inode: u64) -> u64 {
+pub(crate) fn device_of(inode: u64) -> u64 {
     match inode {
         crate::pseudo::FIRST_INODE.. => 0x18,
         crate::tmpfs::FIRST_INODE.. => 0x17,
@@ -22,7 +22,7 @@ fn device_of(inode: u64) -> u64 {
 }
 
 /// Returns the major and the minor part of a device's number.
-fn device_parts(device: u64) -> [u32; 2] {
+pub(crate) fn device_parts(device: u64) -> [u32; 2] {
     let word = |value: u64| u32::try_from(value & 0xffff_ffff).unwrap_or(0);
     [
         word(device >> 8 & 0xfff),

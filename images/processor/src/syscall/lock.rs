@@ -189,7 +189,7 @@ impl<N: Node> Thread<N> {
             return Ok(0);
         };
         file.locked_in(self.locks());
-        let own = file.identity();
+        let own = (file.identity(), self.pid);
         if int(operation) & LOCK_NB != 0 {
             return self.locks().set_whole(key, own, mode).map(|()| 0);
         }
@@ -201,13 +201,19 @@ impl<N: Node> Thread<N> {
         done.flatten().map(|()| 0)
     }
 
-    /// Lets go of the process's locks of a file that one of its numbers was closed of.
+    /// Lets go of the process's locks of a file, and of its notice of a message queue, as one of
+    /// its numbers was closed.
     pub(crate) async fn closed(&self, file: Arc<OpenFile>) -> Result<()> {
         if self.locks().any() && matches!(file.kind, Kind::File(_) | Kind::Tmp(_)) {
             // A file of S that can't be asked for any more has no locks that matter.
             if let Ok(Some(key)) = self.lock_key(&file).await {
                 self.locks().release_file(key, Owner::Process(self.pid));
             }
+        }
+        if let Kind::Object(object) = &file.kind
+            && let Some(queue) = object.as_message_queue()
+        {
+            queue.closed_by(self.pid);
         }
         self.node.kernel().net.closed(file);
         Ok(())

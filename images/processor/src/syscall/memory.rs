@@ -182,7 +182,7 @@ impl<N: Node> Thread<N> {
         }
         if let Some(((id, writes), open)) = source.zip(file) {
             let stat = self.node.files().stat_file(id).await?;
-            let pages = pages_of(self.node, open.clone(), id, stat.inode, stat.size).await?;
+            let pages = pages_of(self.node, &open, id, stat.inode, stat.size).await?;
             if shared {
                 vma.flags |= VmaFlags::SHARED;
                 vma.flags.set(VmaFlags::READONLY, !writes);
@@ -238,13 +238,13 @@ impl<N: Node> Thread<N> {
         if shared {
             let object = tmpfs.object(file, offset.saturating_add(len)).await?;
             vma.backing = Backing::Object(object, offset / PAGE_SIZE);
-            vma.flags |= VmaFlags::NORESERVE;
+            vma.flags |= VmaFlags::NORESERVE | VmaFlags::BOUNDED;
             let sealed = file.sealed(SEAL_FUTURE_WRITE);
             vma.flags.set(VmaFlags::READONLY, !writes || sealed);
         }
         let _change = self.memory.change().await;
         let at = self.memory.map(place, len, vma).await?;
-        if backed < len {
+        if backed < len && !shared {
             self.memory.set_beyond(at + backed..at + len);
         }
         if !shared {

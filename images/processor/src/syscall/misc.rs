@@ -22,6 +22,9 @@ const NAME_SIZE: usize = 65;
 /// Bytes of `struct sysinfo`.
 const SYSINFO_SIZE: usize = 112;
 
+/// The number of `tmpfs` (Linux `include/uapi/linux/magic.h`).
+pub(super) const TMPFS_MAGIC: u64 = 0x0102_1994;
+
 impl<N: Node> Thread<N> {
     pub(super) async fn sys_arch_prctl(&mut self, [code, arg, ..]: Args) -> Result<u64> {
         let done = match code {
@@ -204,7 +207,6 @@ impl<N: Node> Thread<N> {
     /// Tells of a file system as large as M's promise, whichever is asked for.
     /// Tells the sizes of a file system of this node's own.
     pub(super) async fn put_tmp_statfs(&self, into: u64) -> Result<u64> {
-        const TMPFS_MAGIC: u64 = 0x0102_1994;
         let blocks = self.node.cache().geometry().usable_bytes() / 4096;
         let mut bytes = Bytes::default().u64(TMPFS_MAGIC).u64(4096);
         for word in [blocks, blocks, blocks, 1 << 20, 1 << 20, 0, 255, 4096, 0] {

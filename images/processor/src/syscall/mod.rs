@@ -6,6 +6,7 @@ mod epoll;
 mod fifo;
 mod futex;
 mod futex2;
+mod futex_pi;
 mod identity;
 mod inotify;
 mod io;
@@ -16,6 +17,7 @@ mod memfd;
 mod memory;
 mod misc;
 pub(crate) mod now;
+mod openat2;
 mod other_memory;
 mod path;
 mod pidfd;
@@ -45,6 +47,7 @@ use crate::files::{O_PATH, OpenFile};
 use crate::platform::SystemCall;
 use crate::process::Node;
 use crate::thread::Thread;
+pub(crate) use layout::{device_of, device_parts};
 
 /// The words of a call.
 type Args = [u64; 6];

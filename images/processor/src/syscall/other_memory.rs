@@ -8,14 +8,13 @@ use alloc::vec::Vec;
 use linux_raw_sys::general as nr;
 
 use super::{Args, int};
+use crate::creds::CAP_SYS_PTRACE;
 use crate::error::{Error, Result, errno};
 use crate::load::PIECE;
 use crate::mm::Space;
 use crate::process::Node;
 use crate::thread::Thread;
 
-/// `CAP_SYS_PTRACE`.
-const CAP_SYS_PTRACE: u32 = 19;
 /// The most bytes of one call (`MAX_RW_COUNT`).
 const MAX_COUNT: u64 = 0x7fff_f000;
 

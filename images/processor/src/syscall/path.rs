@@ -165,6 +165,11 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64, mode: u64) -> Result<u64> {
         let path = self.path(dir, addr).await?;
+        self.open_path(path, flags, mode).await
+    }
+
+    /// Opens an absolute path.
+    pub(super) async fn open_path(&self, path: Vec<u8>, flags: u64, mode: u64) -> Result<u64> {
         if flags & u64::from(O_PATH) != 0 {
             return self.open_place(path, flags).await;
         }
@@ -176,37 +181,16 @@ impl<N: Node> Thread<N> {
         let status = u32::try_from(flags & KEPT | 0o100_000).unwrap_or(0);
         let closing = Some(self.node.kernel().closing.clone());
         let path = tidy(&path).unwrap_or(path);
-        let file = Arc::new(OpenFile::new(kind, path, status, closing));
-        self.table().add(file, 0, flags & O_CLOEXEC != 0)
-    }
-
-    /// Opens a path as a structure says (`struct open_how`). No restriction of the way to the file
-    /// is known here, and none is taken for granted.
-    pub(super) async fn sys_openat2(&self, [dir, path, how, size, ..]: Args) -> Result<u64> {
-        const KNOWN: usize = 24;
-        /// All flags that Linux knows (`VALID_OPEN_FLAGS`).
-        const VALID: u64 = 0o37_777_703;
-        let size = usize::try_from(size).map_err(|_| errno::E2BIG)?;
-        if size < KNOWN {
-            return Err(errno::EINVAL.into());
-        }
-        if size > 4096 {
-            return Err(errno::E2BIG.into());
-        }
-        let mut bytes = alloc::vec![0; size];
-        self.memory.read(how, &mut bytes).await?;
-        if bytes[KNOWN..].iter().any(|&byte| byte != 0) {
-            return Err(errno::E2BIG.into());
-        }
-        let word = |at: usize| {
-            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight of 24 bytes"))
+        let inode = match &kind {
+            Kind::File(of) => Some(of.inode),
+            Kind::Tmp(tmp) => Some(tmp.inode()),
+            _ => None,
         };
-        let (flags, mode, resolve) = (word(0), word(8), word(16));
-        let makes = flags & O_CREAT != 0 || flags & O_TMPFILE == O_TMPFILE;
-        if flags & !VALID != 0 || resolve != 0 || mode & !0o7777 != 0 || mode != 0 && !makes {
-            return Err(errno::EINVAL.into());
+        let file = Arc::new(OpenFile::new(kind, path, status, closing));
+        if let Some(inode) = inode.filter(|_| flags & O_ACCMODE != 0) {
+            file.keep_use(self.node.kernel().texts.write(inode)?);
         }
-        self.sys_open(dir, path, flags, mode).await
+        self.table().add(file, 0, flags & O_CLOEXEC != 0)
     }
 
     /// Opens a path for its place only (`O_PATH`): other flags do not matter, nor do rights.
@@ -269,6 +253,7 @@ impl<N: Node> Thread<N> {
             Entry::Link(_) => Err(errno::ELOOP.into()),
             Entry::Device(device) if device.is_terminal() => self.open_terminal(device, flags),
             Entry::Device(device) => Ok(Kind::Device(device)),
+            Entry::Open(file) if matches!(file.kind, Kind::Link(_)) => Err(errno::ELOOP.into()),
             Entry::Open(file) => Ok(file.kind.clone()),
             Entry::Text(text) => {
                 let sink = text.sink();
@@ -303,6 +288,12 @@ impl<N: Node> Thread<N> {
         }
         let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
         let by = self.asker();
+        // S would empty the file of a program that runs before its number is known.
+        let runs = wants.contains(OpenFlags::TRUNCATE) && self.runs_at(path, flags).await;
+        if runs {
+            wants.remove(OpenFlags::TRUNCATE);
+            wants.insert(OpenFlags::WRITE);
+        }
         let opened = self
             .node
             .files()
@@ -312,6 +303,10 @@ impl<N: Node> Thread<N> {
             id: opened.file,
             inode: opened.stat.inode,
         };
+        if runs {
+            self.node.kernel().closing.add(of.id);
+            return Err(errno::ETXTBSY.into());
+        }
         let kind = opened.stat.mode & TYPE_MASK;
         if kind == FOLDER {
             return Ok(Kind::Folder(of));
@@ -328,12 +323,35 @@ impl<N: Node> Thread<N> {
             self.node.kernel().changes.note();
         }
         if wants.contains(OpenFlags::TRUNCATE) {
-            let _pass = self.node.kernel().changes.pass(of.inode).await;
-            // Somebody may have written since it was emptied.
-            let size = self.node.files().stat_file(of.id).await?.size;
-            storage::resized(self.node, of.inode, size).await?;
+            let size = {
+                let _pass = self.node.kernel().changes.pass(of.inode).await;
+                // Somebody may have written since it was emptied.
+                let size = self.node.files().stat_file(of.id).await?.size;
+                storage::resized(self.node, of.inode, size).await?;
+                size
+            };
+            storage::unmap_behind(self.node, of.inode, size).await?;
         }
         Ok(Kind::File(of))
+    }
+
+    /// Returns whether a program runs whose file of S has this path.
+    async fn runs_at(&self, path: &[u8], flags: u64) -> bool {
+        let (by, follow) = (self.asker(), flags & O_NOFOLLOW == 0);
+        let stat = self.node.files().stat(by.caller(), path, follow).await;
+        stat.is_ok_and(|stat| self.node.kernel().texts.runs(stat.inode))
+    }
+
+    /// Checks that no program of a file runs, for who will change it.
+    ///
+    /// # Errors
+    ///
+    /// ETXTBSY.
+    pub(super) fn check_text(&self, inode: u64) -> Result<()> {
+        if self.node.kernel().texts.runs(inode) {
+            return Err(errno::ETXTBSY.into());
+        }
+        Ok(())
     }
 
     /// Opens, and makes if that is asked for, a file or folder of this node's own.
@@ -357,6 +375,9 @@ impl<N: Node> Thread<N> {
         };
         let stat = tmpfs.stat(inode)?;
         self.check_rights(&stat, wanted(flags))?;
+        if wanted(flags) & WRITE != 0 {
+            self.check_text(inode)?;
+        }
         let kind = stat.mode & TYPE_MASK;
         if kind == FOLDER {
             if flags & (O_ACCMODE | O_CREAT | O_TRUNC) != 0 {
@@ -515,41 +536,36 @@ impl<N: Node> Thread<N> {
             return Err(errno::EINVAL.into());
         };
         let path = self.path(dir, addr).await?;
-        let mut target = vec![0; PATH_MAX];
-        let path = match self.pseudo(&path, false)? {
-            Walked::Elsewhere(path) => Ok(path),
-            Walked::Entry(Entry::Link(to), _) => Err(to),
-            Walked::Entry(Entry::Open(file), _) => Err(self.name_of(&file)),
-            Walked::Entry(..) => return Err(errno::EINVAL.into()),
-        };
-        let got = match path {
-            Err(to) => {
-                target = to;
-                target.len()
-            }
-            Ok(path) => match self
-                .node
-                .kernel()
-                .tmpfs()
-                .find(&path, false, &self.creds())?
-            {
-                Found::Storage(path) => {
-                    let (by, files) = (self.asker(), self.node.files());
-                    files
-                        .readlink(by.caller(), &path, &mut target)
-                        .await?
-                        .min(PATH_MAX)
-                }
-                Found::Here(inode) => {
-                    target = self.node.kernel().tmpfs().target(inode)?;
-                    target.len()
-                }
-                Found::Missing(..) => return Err(errno::ENOENT.into()),
-            },
-        };
-        let got = got.min(len);
+        let target = self.link_target(&path).await?;
+        let got = target.len().min(len);
         self.memory.write(into, &target[..got]).await?;
         Ok(got as u64)
+    }
+
+    /// Returns the target of a symbolic link.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for anything else.
+    pub(super) async fn link_target(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let path = match self.pseudo(path, false)? {
+            Walked::Elsewhere(path) => path,
+            Walked::Entry(Entry::Link(to), _) => return Ok(to),
+            Walked::Entry(Entry::Open(file), _) => return Ok(self.name_of(&file)),
+            Walked::Entry(..) => return Err(errno::EINVAL.into()),
+        };
+        let tmpfs = self.node.kernel().tmpfs();
+        match tmpfs.find(&path, false, &self.creds())? {
+            Found::Storage(path) => {
+                let mut target = vec![0; PATH_MAX];
+                let (by, files) = (self.asker(), self.node.files());
+                let got = files.readlink(by.caller(), &path, &mut target).await?;
+                target.truncate(got);
+                Ok(target)
+            }
+            Found::Here(inode) => tmpfs.target(inode),
+            Found::Missing(..) => Err(errno::ENOENT.into()),
+        }
     }
 
     /// Returns what `/proc/self/fd` calls a file without a path of its own.

@@ -35,7 +35,7 @@ impl<N: Node> Thread<N> {
         if flags & !(O_CLOEXEC | O_DIRECT | u64::from(O_NONBLOCK)) != 0 {
             return Err(errno::EINVAL.into());
         }
-        let (reader, writer) = pipe();
+        let (reader, writer) = pipe(self.pipe_payer());
         let status = u32::try_from(flags & !O_CLOEXEC).unwrap_or(0);
         let close = flags & O_CLOEXEC != 0;
         let first = self.add_object(Arc::new(reader), status, close)?;

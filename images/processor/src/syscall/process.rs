@@ -87,6 +87,7 @@ impl<N: Node> Thread<N> {
         let memory = Arc::new(image.memory);
         *process.memory.lock() = Some(memory.clone());
         *process.exec_path.lock() = image.path;
+        *process.text.lock() = image.text;
         *process.arguments.lock() = command.strings();
         process.threads.lock().insert(FIRST, shared.clone());
         {
@@ -131,6 +132,7 @@ impl<N: Node> Thread<N> {
             rseq: None,
             release: None,
         };
+        thread.show_places();
         thread.name_after(&command.path);
         Ok(thread)
     }
@@ -205,6 +207,10 @@ impl<N: Node> Thread<N> {
             .await;
         self.process.others_ended();
         waited?;
+        if self.tid() != self.pid {
+            // It loses the number by which it owns locks.
+            self.node.kernel().futexes.exit(self.tid(), || {});
+        }
         let mut threads = self.process.threads.lock();
         threads.remove(&self.tid());
         self.shared.set_tid(self.pid);
@@ -213,9 +219,12 @@ impl<N: Node> Thread<N> {
     }
 
     async fn become_program(&mut self, image: load::Image<N>) -> Result<()> {
+        self.release_locks(false).await?;
         let memory = Arc::new(image.memory);
         *self.process.memory.lock() = Some(memory.clone());
         *self.process.exec_path.lock() = image.path;
+        let old = core::mem::replace(&mut *self.process.text.lock(), image.text);
+        drop(old);
         self.shared.change_creds(|creds| *creds = image.creds);
         let old = core::mem::replace(&mut self.memory, memory);
         if let Some(space) = Arc::into_inner(old) {
@@ -235,6 +244,7 @@ impl<N: Node> Thread<N> {
         if Arc::strong_count(&self.files) > 1 {
             let own = self.table().clone();
             self.files = Arc::new(Mutex::new(own));
+            self.show_places();
         }
         let closed = self.table().exec();
         for file in closed {

@@ -121,7 +121,8 @@ impl<N: Node> Thread<N> {
                 .unless_called(self.node.platform().sleep_until(until))
                 .await;
             self.shared.set_mask(before);
-            if slept.is_err() && self.called() {
+            // A signal of the set is taken here even if it has a handler and is not blocked.
+            if slept.is_err() && self.pending() & set == 0 && self.called() {
                 return Err(errno::EINTR.into());
             }
         };

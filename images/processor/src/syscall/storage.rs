@@ -10,6 +10,7 @@ use messages::storage::{
 };
 
 use super::layout::Bytes;
+use super::misc::TMPFS_MAGIC;
 use super::path::{AT_FDCWD, Change};
 use super::{Args, int};
 use crate::device::Device;
@@ -18,6 +19,7 @@ use crate::files::{Kind, OpenFile};
 use crate::load::PIECE;
 use crate::platform::Files;
 use crate::process::Node;
+use crate::pseudo::{Entry, Walked};
 use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
 use crate::tmpfs::{self, FOLDER, Found, Make};
@@ -77,6 +79,27 @@ fn attributes(change: &tmpfs::Change) -> Attributes {
         }
     }
     set
+}
+
+/// Returns the number of the file system under a path of `/proc`, `/sys` or `/dev` (Linux
+/// `include/uapi/linux/magic.h`).
+fn magic_of(path: &[u8]) -> u64 {
+    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+    const SYSFS_MAGIC: u64 = 0x6265_6572;
+    const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
+    let below = |folder: &[u8]| {
+        let rest = path.strip_prefix(folder);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    };
+    if below(b"/proc") {
+        PROC_SUPER_MAGIC
+    } else if below(b"/sys") {
+        SYSFS_MAGIC
+    } else if below(b"/dev/pts") {
+        DEVPTS_SUPER_MAGIC
+    } else {
+        TMPFS_MAGIC
+    }
 }
 
 impl<N: Node> Thread<N> {
@@ -152,9 +175,12 @@ impl<N: Node> Thread<N> {
 
     /// Sets the size of an open file of S.
     pub(super) async fn resize_storage(&self, of: StorageFile, size: u64) -> Result<()> {
-        let _pass = self.node.kernel().changes.pass(of.inode).await;
-        self.node.files().truncate(of.id, size).await?;
-        storage::resized(self.node, of.inode, size).await
+        {
+            let _pass = self.node.kernel().changes.pass(of.inode).await;
+            self.node.files().truncate(of.id, size).await?;
+            storage::resized(self.node, of.inode, size).await?;
+        }
+        storage::unmap_behind(self.node, of.inode, size).await
     }
 
     /// Sets the size of the file of S at a path.
@@ -170,7 +196,11 @@ impl<N: Node> Thread<N> {
             id: opened.file,
             inode: opened.stat.inode,
         };
-        let resized = self.resize_storage(of, size).await;
+        let resized = if self.node.kernel().texts.runs(of.inode) {
+            Err(errno::ETXTBSY.into())
+        } else {
+            self.resize_storage(of, size).await
+        };
         self.node.kernel().closing.add(opened.file);
         resized.map(|()| 0)
     }
@@ -382,24 +412,63 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    pub(super) async fn sys_statfs(&self, path: u64, into: u64) -> Result<u64> {
-        let (_, found) = self.locate(AT_FDCWD, path, true).await?;
-        match found {
-            Found::Storage(path) if Device::named(&path).is_none() => {
+    pub(super) async fn sys_statfs(&self, addr: u64, into: u64) -> Result<u64> {
+        let path = self.path(AT_FDCWD, addr).await?;
+        let path = match self.pseudo(&path, true)? {
+            Walked::Entry(Entry::Open(file), _) => return self.statfs_of(&file, into).await,
+            Walked::Entry(_, path) => return self.put_plain_statfs(magic_of(&path), into).await,
+            Walked::Elsewhere(path) => path,
+        };
+        match self
+            .node
+            .kernel()
+            .tmpfs()
+            .find(&path, true, &self.creds())?
+        {
+            Found::Storage(path) => {
                 let by = self.asker();
                 self.node.files().stat(by.caller(), &path, true).await?;
                 self.put_statfs(into).await
             }
             Found::Missing(..) => Err(errno::ENOENT.into()),
-            _ => self.put_tmp_statfs(into).await,
+            Found::Here(_) => self.put_tmp_statfs(into).await,
         }
     }
 
     pub(super) async fn sys_fstatfs(&self, fd: u64, into: u64) -> Result<u64> {
-        match self.file(fd)?.kind {
-            Kind::File(_) | Kind::Folder(_) => self.put_statfs(into).await,
-            _ => self.put_tmp_statfs(into).await,
+        let file = self.place(fd)?;
+        self.statfs_of(&file, into).await
+    }
+
+    async fn statfs_of(&self, file: &OpenFile, into: u64) -> Result<u64> {
+        const PIPEFS_MAGIC: u64 = 0x5049_5045;
+        const SOCKFS_MAGIC: u64 = 0x534f_434b;
+        const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
+        let magic = match &file.kind {
+            Kind::File(_) | Kind::Folder(_) => return self.put_statfs(into).await,
+            Kind::Device(_) | Kind::Text(_) | Kind::Listing(_) => magic_of(&file.path),
+            Kind::Object(object) if object.device() != 0 => magic_of(&file.path),
+            Kind::Object(object) if file.path.is_empty() => match object.mode() >> 12 {
+                0o1 => PIPEFS_MAGIC,
+                0o14 => SOCKFS_MAGIC,
+                _ => ANON_INODE_FS_MAGIC,
+            },
+            _ => TMPFS_MAGIC,
+        };
+        self.put_plain_statfs(magic, into).await
+    }
+
+    /// Tells of a file system that has no size.
+    async fn put_plain_statfs(&self, magic: u64, into: u64) -> Result<u64> {
+        if magic == TMPFS_MAGIC {
+            return self.put_tmp_statfs(into).await;
         }
+        let mut bytes = Bytes::default();
+        for word in [magic, 4096, 0, 0, 0, 0, 0, 0, 255, 4096, 0x20] {
+            bytes = bytes.u64(word);
+        }
+        self.memory.write(into, &bytes.done(120)).await?;
+        Ok(0)
     }
 
     async fn put_statfs(&self, into: u64) -> Result<u64> {

@@ -457,6 +457,7 @@ impl<N: Node> Thread<N> {
                 }
                 let file = self.tmpfs().file(inode).ok_or(errno::EINVAL)?;
                 self.check_rights(&stat, WRITE)?;
+                self.check_text(inode)?;
                 self.check_size(size)?;
                 self.tmpfs().resize(&file, size).await?;
                 self.tmpfs().happened(inode, last_part(&path), MODIFY);

@@ -126,6 +126,7 @@ fn programs_of_the_node_s_own_files_run() {
     let at = run.map(4096).unwrap();
     run.put(at, &program());
     assert_eq!(run.call(nr::__NR_write, &[fd, at, 4096]), Ok(4096));
+    assert_eq!(run.call(nr::__NR_close, &[fd]), Ok(0));
     run.put(DATA, b"/tmp/program\0");
     assert_eq!(run.call(nr::__NR_execve, &[DATA, 0, 0]), Ok(0));
     assert_eq!(run.get(0x40_0000, 4096), program());

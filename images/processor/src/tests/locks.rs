@@ -91,6 +91,20 @@ fn processes_exclude_each_other_until_one_closes_the_file() {
     assert_eq!(node.block_on(waiting), Ok(()));
     let after = lock(node, &mut run.thread, fd, F_SETLK, &flock(WRITE, 15, 1));
     assert_eq!(errno_of(after), Some(errno::EAGAIN));
+    let locks = run.shown("/proc/locks");
+    let other_pid = other.pid();
+    let inode = locks
+        .split(':')
+        .nth(3)
+        .and_then(|rest| rest.split(' ').next());
+    let inode = inode.expect("an inode").to_owned();
+    assert_eq!(
+        locks,
+        format!(
+            "1: POSIX  ADVISORY  READ {other_pid} 00:17:{inode} 0 9\n\
+             2: POSIX  ADVISORY  WRITE {other_pid} 00:17:{inode} 15 15\n"
+        )
+    );
     // And so does the process's end.
     node.block_on(other.run());
     assert_eq!(

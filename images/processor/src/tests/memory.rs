@@ -390,6 +390,52 @@ fn pages_beyond_the_end_of_a_file_are_bus_errors() {
 }
 
 #[test]
+fn pages_of_a_file_that_was_cut_are_bus_errors_until_it_grows() {
+    const CREATE: u64 = 0o102;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    for path in ["/tmp/cut", "/cut"] {
+        run.put(DATA, format!("{path}\0").as_bytes());
+        let fd = run.call(nr::__NR_open, &[DATA, CREATE, 0o600]).unwrap();
+        assert_eq!(run.call(nr::__NR_ftruncate, &[fd, 3 * 4096]), Ok(0));
+        let map =
+            |run: &mut Run, kind: u64| run.call(nr::__NR_mmap, &[0, 5 * 4096, 3, kind, fd, 0]);
+        let both = map(&mut run, 1).unwrap();
+        let own = map(&mut run, 2).unwrap();
+        run.put(both + 2 * 4096, b"shared");
+        run.put(both + 5000, b"kept");
+        // A private mapping of this node's own file is a copy, whatever becomes of the file.
+        let copy = path == "/tmp/cut";
+        run.put(own + 2 * 4096, b"private");
+        assert_eq!(
+            run.touch(both + 3 * 4096, Access::Read),
+            Err(Refused::BeyondEnd)
+        );
+        run.call(nr::__NR_fork, &[]).unwrap();
+        let child = node.started.borrow_mut().pop().unwrap();
+        assert_eq!(run.call(nr::__NR_ftruncate, &[fd, 5004]), Ok(0));
+        let beyond = Err(Refused::BeyondEnd);
+        assert_eq!(run.touch(both + 2 * 4096, Access::Read), beyond, "{path}");
+        assert_eq!(run.touch(both + 2 * 4096, Access::Write), beyond, "{path}");
+        let private = run.touch(own + 2 * 4096, Access::Read);
+        assert_eq!(private, if copy { Ok(()) } else { beyond }, "{path}");
+        let theirs = node.block_on(child.memory().fault(both + 2 * 4096, Access::Read, false));
+        assert_eq!(theirs, Ok(beyond), "{path}: another process's");
+        assert_eq!(run.get(both + 5000, 6), b"kept\0\0", "{path}");
+        // It may grow again, and is zero there.
+        assert_eq!(run.call(nr::__NR_ftruncate, &[fd, 5 * 4096]), Ok(0));
+        assert_eq!(run.get(both + 2 * 4096, 6), [0; 6], "{path}");
+        run.put(both + 4 * 4096, b"new");
+        let at = run.map(4096).unwrap();
+        assert_eq!(run.call(nr::__NR_pread64, &[fd, at, 3, 4 * 4096]), Ok(3));
+        assert_eq!(run.get(at, 3), b"new", "{path}");
+        node.block_on(child.run());
+        run.call(nr::__NR_close, &[fd]).unwrap();
+    }
+    run.end();
+}
+
+#[test]
 fn dev_zero_is_memory() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);

@@ -10,6 +10,7 @@ mod inotify;
 mod ipc;
 mod jobs;
 mod locks;
+mod locks_pi;
 mod memfd;
 mod memory;
 mod missing;

@@ -6,7 +6,7 @@ const O_DIRECTORY: u64 = 0o200_000;
 const NOFOLLOW: u64 = 0o400_000;
 
 impl Run {
-    fn shown(&mut self, path: &str) -> String {
+    pub(super) fn shown(&mut self, path: &str) -> String {
         let fd = self
             .open(path)
             .unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -121,10 +121,8 @@ fn folders_list_what_can_be_opened() {
         assert!(names.len() > 4, "{folder}: {names:?}");
         for name in &names {
             let path = format!("{folder}/{name}");
-            // What is another process's cannot be looked into; /dev/fd/N is a link to what is open.
-            let hidden = folder == "/proc/2" && ["cwd", "fd", "fdinfo"].contains(&&**name);
             let found = run.kind_of(&path, nr::__NR_lstat);
-            assert!(hidden || found.is_some() || path == "/dev/shm", "{path}");
+            assert!(found.is_some() || path == "/dev/shm", "{path}");
         }
     }
     let pids = run.names("/proc");
@@ -134,6 +132,34 @@ fn folders_list_what_can_be_opened() {
         [".", "..", "0", "1", "2"].map(str::to_owned)
     );
     node.run_started();
+    run.end();
+}
+
+#[test]
+fn another_process_s_files_and_folder_are_seen_by_its_user() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let big = run.open("/big").unwrap();
+    run.call(nr::__NR_fork, &[]).unwrap();
+    run.call(nr::__NR_close, &[big]).unwrap();
+    run.put(DATA, b"/bin\0");
+    run.call(nr::__NR_chdir, &[DATA]).unwrap();
+    assert_eq!(run.names("/proc/2/fd").len(), 6);
+    assert_eq!(run.target("/proc/2/fd/3").as_deref(), Ok("/big"));
+    assert_eq!(run.target("/proc/2/exe").as_deref(), Ok("/bin/program"));
+    assert_eq!(run.target("/proc/2/cwd").as_deref(), Ok("/"));
+    assert_eq!(run.target("/proc/1/cwd").as_deref(), Ok("/bin"));
+    let status = run.shown("/proc/2/status");
+    assert!(status.contains("\nUmask:\t0022\n"), "{status}");
+    run.call(nr::__NR_setuid, &[1000]).unwrap();
+    for name in ["fd/3", "exe", "cwd", "root", "fdinfo/0"] {
+        let refused = run.target(&format!("/proc/2/{name}"));
+        assert_eq!(errno_of(refused), Some(errno::EACCES), "{name}");
+    }
+    assert_eq!(run.target("/proc/1/cwd").as_deref(), Ok("/bin"));
+    node.run_started();
+    let gone = run.target("/proc/2/fd/3");
+    assert_eq!(errno_of(gone), Some(errno::ENOENT), "it has ended");
     run.end();
 }
 

@@ -134,3 +134,35 @@ fn a_process_is_told_of_the_first_message() {
     assert!(run.thread.take_signal(block).is_none());
     run.end();
 }
+
+#[test]
+fn closing_a_queue_takes_the_process_s_notice_back() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let fd = run.queue("q", CREATE, [4, 8]).unwrap();
+    let again = run.queue("q", 2, [4, 8]).unwrap();
+    run.put(ATTRIBUTES, &words(&[77, SIGUSR1, 0]));
+    run.call(nr::__NR_fork, &[]).unwrap();
+    let mut child = node.started.borrow_mut().pop().unwrap();
+    assert_eq!(run.call(nr::__NR_mq_notify, &[fd, ATTRIBUTES]), Ok(0));
+    let close = SystemCall {
+        number: nr::__NR_close.into(),
+        args: [fd, 0, 0, 0, 0, 0],
+    };
+    node.block_on(child.system_call(close)).unwrap();
+    let notify = SystemCall {
+        number: nr::__NR_mq_notify.into(),
+        args: [again, ATTRIBUTES, 0, 0, 0, 0],
+    };
+    let busy = node.block_on(child.system_call(notify));
+    assert_eq!(busy, Err(errno::EBUSY.into()), "another closed its number");
+    assert_eq!(run.call(nr::__NR_close, &[again]), Ok(0));
+    // Signal 0, which is none.
+    run.put(ATTRIBUTES, &words(&[77, 0, 0]));
+    node.block_on(child.memory().write(ATTRIBUTES, &words(&[77, 0, 0])))
+        .unwrap();
+    let free = node.block_on(child.system_call(notify));
+    assert_eq!(free, Ok(Outcome::Value(0)));
+    node.block_on(child.run());
+    run.end();
+}

@@ -100,11 +100,86 @@ fn open_by_structure_takes_no_flag_that_it_does_not_know() {
         ([0, 0, 0, 0], 16, errno::EINVAL),
         ([1 << 40, 0, 0, 0], 24, errno::EINVAL),
         ([0, 0o600, 0, 0], 24, errno::EINVAL),
-        // RESOLVE_BENEATH.
-        ([0, 0, 8, 0], 24, errno::EINVAL),
+        // An unknown restriction; RESOLVE_BENEATH and RESOLVE_IN_ROOT; RESOLVE_CACHED.
+        ([0, 0, 64, 0], 24, errno::EINVAL),
+        ([0, 0, 24, 0], 24, errno::EINVAL),
+        ([0, 0, 32, 0], 24, errno::EAGAIN),
     ] {
         assert_eq!(errno_of(open(how, size)), Some(expected), "{how:x?}");
     }
+}
+
+#[test]
+fn ways_to_a_file_are_restricted() {
+    let [no_xdev, no_magic, no_links, beneath, in_root] = [1_u64, 2, 4, 8, 16];
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    for (call, from, to) in [
+        (nr::__NR_mkdir, "/tmp/a", ""),
+        (nr::__NR_mkdir, "/tmp/a/b", ""),
+        (nr::__NR_symlink, "b", "/tmp/a/inner"),
+        (nr::__NR_symlink, "/tmp/a/b", "/tmp/a/absolute"),
+        (nr::__NR_symlink, "../..", "/tmp/a/b/out"),
+        (nr::__NR_symlink, "/bin", "/tmp/a/bin"),
+    ] {
+        run.put(PATH, format!("{from}\0").as_bytes());
+        run.put(PATH + 64, format!("{to}\0").as_bytes());
+        let second = if call == nr::__NR_mkdir {
+            0o755
+        } else {
+            PATH + 64
+        };
+        assert_eq!(run.call(call, &[PATH, second]), Ok(0), "{from}");
+    }
+    run.put(PATH, b"/tmp/a\0");
+    let dir = run.call(nr::__NR_open, &[PATH, 0]).unwrap();
+    let mut open = |path: &str, flags: u64, resolve: u64| {
+        run.put(PATH, format!("{path}\0").as_bytes());
+        let mode = if flags & 0o100 == 0 { 0 } else { 0o600 };
+        run.put(HOW, &words(&[flags, mode, resolve]));
+        let opened = run.call(nr::__NR_openat2, &[dir, PATH, HOW, 24]);
+        opened
+            .map(|fd| assert_eq!(run.call(nr::__NR_close, &[fd]), Ok(0)))
+            .map_err(|error| match error {
+                Error::Errno(errno) => errno,
+                error => panic!("{error}"),
+            })
+    };
+    for (path, resolve, expected) in [
+        ("inner", beneath, Ok(())),
+        ("inner", no_links, Err(errno::ELOOP)),
+        ("inner/../b", beneath, Ok(())),
+        ("absolute", beneath, Err(errno::EXDEV)),
+        ("absolute", in_root, Err(errno::ENOENT)),
+        ("..", beneath, Err(errno::EXDEV)),
+        ("../../b", in_root, Ok(())),
+        ("/b", in_root, Ok(())),
+        ("/tmp", beneath, Err(errno::EXDEV)),
+        ("b/out", beneath, Err(errno::EXDEV)),
+        ("b/out", in_root, Ok(())),
+        ("b/out", no_xdev, Ok(())),
+        ("../..", no_xdev, Err(errno::EXDEV)),
+        ("bin", no_xdev, Err(errno::EXDEV)),
+        ("/bin", no_xdev, Ok(())),
+        ("b/", no_links, Ok(())),
+        ("/proc/version/", no_links, Err(errno::ENOTDIR)),
+        ("b/missing/x", beneath, Err(errno::ENOENT)),
+        ("/proc/self/fd/1", no_magic, Err(errno::ELOOP)),
+        ("/proc/self/status", no_magic, Ok(())),
+        ("/proc/self/status", no_links, Err(errno::ELOOP)),
+        ("/proc/self/cwd/bin", no_xdev, Err(errno::EXDEV)),
+        ("/proc/self/cwd/bin", beneath | no_links, Err(errno::EXDEV)),
+    ] {
+        assert_eq!(open(path, 0, resolve), expected, "{path} with {resolve}");
+    }
+    assert_eq!(open("b/new", 0o101, beneath), Ok(()));
+    assert_eq!(open("/b/new", 0o301, in_root), Err(errno::EEXIST));
+    assert_eq!(open("inner", 0o400_000, beneath), Err(errno::ELOOP));
+    assert_eq!(
+        open("inner", 0o10_400_000, no_links),
+        Ok(()),
+        "O_PATH of the link"
+    );
 }
 
 #[test]

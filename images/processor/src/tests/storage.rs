@@ -210,9 +210,10 @@ fn mappings_see_what_is_written_cut_and_punched() {
     assert_eq!(run.get(longer + 4000, 300), [0x77; 300]);
     // Emptied by an open: nothing is behind the end.
     run.create("/big", TRUNC).unwrap();
-    let refused = run.call(nr::__NR_write, &[fd, longer + 200_000, 10]);
-    assert_eq!(errno_of(refused), Some(errno::EFAULT));
-    assert_eq!(run.get(longer + 4000, 300), [0; 300]);
+    for at in [4000, 200_000] {
+        let refused = run.call(nr::__NR_write, &[fd, longer + at, 10]);
+        assert_eq!(errno_of(refused), Some(errno::EFAULT));
+    }
     ends_clean(node, run);
     assert_eq!(node.files.open.get(), 0);
 }
@@ -258,6 +259,24 @@ fn sizes_of_the_file_system_are_s_s() {
     let fd = run.create("/tmp/x", 0).unwrap();
     assert_eq!(run.call(nr::__NR_fstatfs, &[fd, DATA + 256]), Ok(0));
     assert_eq!(word(&run, 0), 0x0102_1994);
+    for (path, magic) in [
+        ("/dev", 0x0102_1994),
+        ("/dev/null", 0x0102_1994),
+        ("/dev/pts", 0x1cd1),
+        ("/proc", 0x9fa0),
+        ("/proc/self/stat", 0x9fa0),
+        ("/sys", 0x6265_6572),
+    ] {
+        let name = run.name(0, path);
+        assert_eq!(run.call(nr::__NR_statfs, &[name, DATA + 256]), Ok(0));
+        let by_path = run.get(DATA + 256, 120);
+        assert_eq!(word(&run, 0), magic, "{path}");
+        let fd = run.open(path).unwrap();
+        assert_eq!(run.call(nr::__NR_fstatfs, &[fd, DATA + 256]), Ok(0));
+        assert_eq!(run.get(DATA + 256, 120), by_path, "{path}");
+    }
+    assert_eq!(run.call(nr::__NR_fstatfs, &[0, DATA + 256]), Ok(0));
+    assert_eq!(word(&run, 0), 0x5049_5045, "a pipe");
     ends_clean(node, run);
 }
 
@@ -316,5 +335,57 @@ fn a_file_that_s_does_not_open_is_not_opened() {
     }
     node.files.refuses.set(false);
     assert_eq!(run.status("/big").unwrap().2, 100_000, "it was not emptied");
+    ends_clean(node, run);
+}
+
+#[test]
+fn a_program_that_runs_is_not_written_and_one_that_is_written_does_not_run() {
+    const RDWR: u64 = 2;
+    const TRUNC: u64 = 0o1000;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let busy = |done: Result<u64, Error>| {
+        assert_eq!(errno_of(done), Some(errno::ETXTBSY));
+    };
+    let program = run.name(0, "/bin/program");
+    let before = node.files.open.get();
+    for flags in [RDWR, 1, TRUNC, 1 | TRUNC] {
+        busy(run.call(nr::__NR_open, &[program, flags]));
+    }
+    busy(run.call(nr::__NR_truncate, &[program, 5]));
+    assert_eq!(node.files.open.get(), before, "nothing stays open");
+    let read = run.call(nr::__NR_open, &[program, 0]).unwrap();
+    let size = run.call(nr::__NR_lseek, &[read, 0, 2]);
+    assert_eq!(size, Ok(0x1000), "it is whole");
+    // A copy that is open for writing, and mapped.
+    let name = run.name(0, "/tmp/copy");
+    let copy = run.call(nr::__NR_open, &[name, 0o102, 0o755]).unwrap();
+    let at = run.map(0x1000).unwrap();
+    assert_eq!(
+        run.call(nr::__NR_pread64, &[read, at, 0x1000, 0]),
+        Ok(0x1000)
+    );
+    assert_eq!(run.call(nr::__NR_write, &[copy, at, 0x1000]), Ok(0x1000));
+    let name = run.name(0, "/tmp/copy");
+    assert_eq!(run.call(nr::__NR_chmod, &[name, 0o755]), Ok(0));
+    busy(run.call(nr::__NR_execve, &[name, 0, 0]));
+    run.call(nr::__NR_mmap, &[0, 0x1000, 3, 1, copy, 0])
+        .unwrap();
+    assert_eq!(run.call(nr::__NR_close, &[copy]), Ok(0));
+    assert_eq!(run.call(nr::__NR_execve, &[name, 0, 0]), Ok(0));
+    // The old program's file is free, the new one's is not.
+    let name = run.name(0, "/tmp/copy");
+    busy(run.call(nr::__NR_open, &[name, RDWR]));
+    busy(run.call(nr::__NR_truncate, &[name, 5]));
+    let program = run.name(0, "/bin/program");
+    let written = run.call(nr::__NR_open, &[program, RDWR]).unwrap();
+    assert_eq!(run.call(nr::__NR_close, &[written]), Ok(0));
+    // A child keeps it, and lets go with its end.
+    run.call(nr::__NR_fork, &[]).unwrap();
+    assert_eq!(run.call(nr::__NR_execve, &[program, 0, 0]), Ok(0));
+    let name = run.name(0, "/tmp/copy");
+    busy(run.call(nr::__NR_open, &[name, RDWR]));
+    node.run_started();
+    assert!(run.call(nr::__NR_open, &[name, RDWR]).is_ok());
     ends_clean(node, run);
 }

@@ -1,6 +1,7 @@
 //! Alarms, interval timers, POSIX timers, timer files, signal files, CPU time.
 
 use super::*;
+use crate::signals::SignalInfo;
 
 const SIGALRM: u64 = 14;
 const SIGUSR1: u64 = 10;
@@ -245,4 +246,32 @@ fn timers_of_cpu_time_expire_by_it() {
         .process
         .expire_cpu_timers(hal::Instant::from_nanos(1_000_000));
     assert_eq!(run.go(), Ok(Exit::Signal(27)));
+}
+
+#[test]
+fn a_wait_for_a_signal_takes_it_from_its_handler() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    // A handler, SA_RESTORER and its restorer; nothing is blocked.
+    run.words(DATA, &[0x40_0200, 0x0400_0000, 0x40_0300, 0]);
+    assert_eq!(
+        run.call(nr::__NR_rt_sigaction, &[SIGUSR1, DATA, 0, 8]),
+        Ok(0)
+    );
+    run.words(DATA, &[1 << (SIGUSR1 - 1)]);
+    let wait = SystemCall {
+        number: nr::__NR_rt_sigtimedwait.into(),
+        args: [DATA, 0, 0, 8, 0, 0],
+    };
+    let process = run.thread.process.clone();
+    {
+        let mut waiting = std::pin::pin!(run.thread.system_call(wait));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        process.send(SignalInfo::from_process(10, 0, 1));
+        let taken = node.block_on(waiting);
+        assert_eq!(taken, Ok(Outcome::Value(SIGUSR1)));
+    }
+    assert_eq!(run.thread.due(), 0);
+    run.end();
 }

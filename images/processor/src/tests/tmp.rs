@@ -468,6 +468,10 @@ fn pages_that_programs_map_are_not_given_to_others_when_their_file_is_cut() {
         run.put(other + page * 4096, &[9; 4096]);
     }
     assert_eq!(run.get(at, 100), [7; 100]);
+    assert_eq!(run.get(at + 100, 3996), [0; 3996]);
+    let beyond = node.block_on(run.thread.memory().read(at + 4096, &mut [0]));
+    assert_eq!(beyond, Err(errno::EFAULT.into()));
+    run.call(nr::__NR_ftruncate, &[fd, 16_384]).unwrap();
     assert_eq!(run.get(at + 100, 16_284), [0; 16_284]);
     run.put(at + 8192, &[1; 4096]);
     for page in 0..64 {

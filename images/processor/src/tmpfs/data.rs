@@ -11,6 +11,7 @@ use spin::Mutex;
 use super::{REGULAR, SEAL_SEAL, Tmpfs};
 use crate::error::{Error, Result, errno};
 use crate::kernel::Closing;
+use crate::mm::beyond::unmap_beyond;
 use crate::mm::map::Place;
 use crate::mm::object::Object;
 use crate::mm::vma::{Backing, Vma, VmaFlags};
@@ -70,6 +71,13 @@ impl TmpFile {
 
     pub(crate) fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// Tells mappings of the file's pages how many there are.
+    fn tell_pages(&self) {
+        if let Some(region) = &*self.region.lock() {
+            region.object.set_pages(self.size().div_ceil(PAGE_SIZE));
+        }
     }
 
     /// Returns whether a program has mapped the file's pages.
@@ -148,19 +156,39 @@ impl<N: Node> Tmpfs<N> {
             written => written?,
         }
         file.size.fetch_max(end, Ordering::AcqRel);
+        file.tell_pages();
         let now = self.space.node_time();
         file.modified.store(now, Ordering::Relaxed);
         Ok(end)
     }
 
-    /// Sets a file's length.
+    /// Sets a file's length; programs that map what is behind it lose that.
     pub(crate) async fn resize(&self, file: &TmpFile, size: u64) -> Result<()> {
+        let was = self.set_size(file, size).await?;
+        let object = file
+            .region
+            .lock()
+            .as_ref()
+            .map(|region| region.object.clone());
+        if let Some(object) = object.filter(|_| size < was && file.is_mapped()) {
+            let first = |backing: &Backing| match backing {
+                Backing::Object(other, first) => Arc::ptr_eq(&object, other).then_some(*first),
+                _ => None,
+            };
+            unmap_beyond(self.space.node, size.div_ceil(PAGE_SIZE), first).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets a file's length; returns the one before.
+    async fn set_size(&self, file: &TmpFile, size: u64) -> Result<u64> {
         if size > MAX_SIZE {
             return Err(errno::EFBIG.into());
         }
         let _pass = file.gate.pass().await;
         file.may_resize(size)?;
         let was = file.size.swap(size, Ordering::AcqRel);
+        file.tell_pages();
         if size < was {
             // What is behind the end is zero when the file grows again.
             self.clear(file, size..was.next_multiple_of(PAGE_SIZE))
@@ -168,7 +196,7 @@ impl<N: Node> Tmpfs<N> {
         }
         file.modified
             .store(self.space.node_time(), Ordering::Relaxed);
-        Ok(())
+        Ok(was)
     }
 
     /// Makes a range of a file zeros; its size stays.
@@ -230,7 +258,9 @@ impl<N: Node> Tmpfs<N> {
     /// Returns a file's pages as far as its length, for a mapping.
     pub(crate) async fn object(&self, file: &TmpFile, end: u64) -> Result<Arc<Object>> {
         let _pass = file.gate.pass().await;
-        Ok(self.reach(file, end.max(1)).await?.object)
+        let object = self.reach(file, end.max(1)).await?.object;
+        file.tell_pages();
+        Ok(object)
     }
 
     /// Returns a file's addresses, after making them reach to `end`.

@@ -69,12 +69,14 @@ impl<N: Node> Thread<N> {
         self.memory.read(text, &mut bytes).await?;
         let queue = self.queue(id, 0o222)?;
         let mut message = Some(Message { kind, bytes });
-        let (pid, now, waits) = (self.pid, self.seconds(), int(flags) & IPC_NOWAIT == 0);
-        let attempt = || match queue.send(&mut message, pid, now) {
-            None if !waits => Some(Err(errno::EAGAIN.into())),
-            done => done,
-        };
-        self.unless_handled(queue.changes.until(attempt)).await??;
+        let (by, waits) = ((self.pid, self.seconds()), int(flags) & IPC_NOWAIT == 0);
+        let call = queue.call();
+        let attempt = || queue.send(&call, &mut message, by, waits);
+        let sent = self.unless_handled(queue.changes.until(attempt)).await;
+        match call.sent() {
+            Some(sent) => sent?,
+            None => sent??,
+        }
         Ok(0)
     }
 
@@ -95,11 +97,13 @@ impl<N: Node> Thread<N> {
             pid: self.pid,
             now: self.seconds(),
         };
-        let attempt = || match queue.receive(wish) {
-            None if flags & IPC_NOWAIT != 0 => Some(Err(errno::ENOMSG.into())),
-            done => done,
+        let (call, waits) = (queue.call(), flags & IPC_NOWAIT == 0);
+        let attempt = || queue.receive(&call, wish, waits);
+        let received = self.unless_handled(queue.changes.until(attempt)).await;
+        let message = match call.received(wish) {
+            Some(received) => received?,
+            None => received??,
         };
-        let message = self.unless_handled(queue.changes.until(attempt)).await??;
         let kind = message.kind.cast_unsigned();
         self.memory.write_words(addr, &[kind]).await?;
         let text = addr.checked_add(8).ok_or(errno::EFAULT)?;
@@ -143,8 +147,7 @@ impl<N: Node> Thread<N> {
                     let mut state = entry.object.state.lock();
                     (state.limit, state.changed) = (limit, self.seconds());
                 }
-                // There may be room now.
-                entry.object.changes.wake();
+                entry.object.admit(self.seconds());
                 Ok(0)
             }
             command @ (IPC_STAT | MSG_STAT | MSG_STAT_ANY) => {

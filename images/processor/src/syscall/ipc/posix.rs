@@ -253,6 +253,8 @@ impl<N: Node> Thread<N> {
                 let words = self.memory.read_u64(addr.saturating_add(8)).await?;
                 let signal = match int(words >> 32) {
                     SIGEV_NONE => None,
+                    // No signal at all is none to be told by, as on Linux.
+                    SIGEV_SIGNAL if int(words) == 0 => None,
                     SIGEV_SIGNAL => Some((number(u64::from(int(words)))?, value)),
                     // By threads the C library wants a socket of the kernel's, which is not here.
                     _ => return Err(errno::EINVAL.into()),

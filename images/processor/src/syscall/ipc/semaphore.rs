@@ -102,7 +102,11 @@ impl<N: Node> Thread<N> {
         let all = &self.ipc().semaphores;
         let attempt = || all.attempt(&waiter, caller, &operations);
         let wait = self.unless_late(set.queue.until(attempt), end);
-        match self.unless_called(wait).await {
+        let waited = self.unless_called(wait).await;
+        if let Some(done) = waiter.served() {
+            return done.map(|()| 0);
+        }
+        match waited {
             Ok(Some(done)) => done.map(|()| 0),
             Ok(None) => Err(errno::EAGAIN.into()),
             // Never made again, whatever the handler's flags say.
@@ -195,6 +199,7 @@ impl<N: Node> Thread<N> {
         }
         state.changed = self.seconds();
         self.ipc().semaphores.forget_undos(id, index);
+        self.ipc().semaphores.serve(&mut state, self.seconds());
         drop(state);
         set.queue.wake();
         Ok(0)

@@ -3,6 +3,7 @@
 mod control;
 mod message;
 mod option;
+mod packets;
 
 use alloc::sync::Arc;
 use alloc::vec;

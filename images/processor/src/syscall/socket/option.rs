@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use super::super::{Args, int};
+use super::packets;
 use crate::error::{Result, errno};
 use crate::process::Node;
 use crate::socket::{self, AF_INET6, Socket, Type};
@@ -13,10 +14,10 @@ use crate::thread::Thread;
 
 /// Levels (Linux `include/linux/socket.h`).
 const SOL_SOCKET: u32 = 1;
-const IPPROTO_IP: u32 = 0;
+pub(super) const IPPROTO_IP: u32 = 0;
 const IPPROTO_TCP: u32 = 6;
-const IPPROTO_UDP: u32 = 17;
-const IPPROTO_IPV6: u32 = 41;
+pub(super) const IPPROTO_UDP: u32 = 17;
+pub(super) const IPPROTO_IPV6: u32 = 41;
 /// Options of sockets (Linux `include/uapi/asm-generic/socket.h`).
 mod so {
     pub(super) const DEBUG: u32 = 1;
@@ -109,10 +110,13 @@ impl<N: Node> Thread<N> {
                 let only = word.ok_or(errno::EINVAL)? != 0;
                 socket.sharing().only_v6.store(only, Ordering::Relaxed);
             }
-            // How packets look: there are none.
-            (IPPROTO_IP | IPPROTO_UDP, _) if !socket.is_local() => {}
-            (IPPROTO_IPV6, _) if socket.family == AF_INET6 => {}
-            (IPPROTO_IP | IPPROTO_TCP | IPPROTO_UDP | IPPROTO_IPV6, _) if !socket.is_local() => {
+            (level @ (IPPROTO_IP | IPPROTO_UDP), name) if !socket.is_local() => {
+                packets::set(socket, level, name, &bytes)?;
+            }
+            (IPPROTO_IPV6, name) if socket.family == AF_INET6 => {
+                packets::set(socket, IPPROTO_IPV6, name, &bytes)?;
+            }
+            (IPPROTO_TCP | IPPROTO_IPV6, _) if !socket.is_local() => {
                 return Err(errno::ENOPROTOOPT.into());
             }
             _ => return Err(errno::EOPNOTSUPP.into()),
@@ -137,7 +141,13 @@ impl<N: Node> Thread<N> {
             (IPPROTO_IPV6, IPV6_V6ONLY) if socket.family == AF_INET6 => {
                 flag(socket.sharing().only_v6.load(Ordering::Relaxed))
             }
-            (IPPROTO_IP | IPPROTO_TCP | IPPROTO_UDP | IPPROTO_IPV6, _) if !socket.is_local() => {
+            (level @ (IPPROTO_IP | IPPROTO_UDP), name) if !socket.is_local() => {
+                packets::get(socket, level, name)?
+            }
+            (IPPROTO_IPV6, name) if socket.family == AF_INET6 => {
+                packets::get(socket, IPPROTO_IPV6, name)?
+            }
+            (IPPROTO_TCP | IPPROTO_IPV6, _) if !socket.is_local() => {
                 return Err(errno::ENOPROTOOPT.into());
             }
             _ => return Err(errno::EOPNOTSUPP.into()),

@@ -135,3 +135,41 @@ fn udp_finds_ports_and_says_when_nobody_is_there() {
     );
     run.ends();
 }
+
+#[test]
+fn options_of_packets_are_kept_or_refused() {
+    let [ip, udp, ipv6] = [0_u64, 17, 41];
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let datagrams = run.socket(AF_INET, DGRAM);
+    let int = |value: u32| value.to_le_bytes();
+    // IP_TOS, IP_TTL.
+    assert_eq!(run.option(datagrams, ip, 2), Ok(64));
+    assert_eq!(run.set_option(datagrams, ip, 2, &int(3)), Ok(0));
+    assert_eq!(run.option(datagrams, ip, 2), Ok(3));
+    assert_eq!(run.set_option(datagrams, ip, 2, &[7]), Ok(0));
+    assert_eq!(run.option(datagrams, ip, 2), Ok(7));
+    fails(run.set_option(datagrams, ip, 2, &int(256)), errno::EINVAL);
+    assert_eq!(run.set_option(datagrams, ip, 1, &int(0x10)), Ok(0));
+    // IP_PKTINFO, IP_RECVERR, IP_RECVTOS, UDP_SEGMENT, UDP_GRO: nothing would come of them.
+    for (level, name) in [(ip, 8), (ip, 11), (ip, 13), (udp, 103), (udp, 104)] {
+        let refused = run.set_option(datagrams, level, name, &int(1));
+        fails(refused, errno::ENOPROTOOPT);
+        assert_eq!(run.set_option(datagrams, level, name, &int(0)), Ok(0));
+        assert_eq!(run.option(datagrams, level, name), Ok(0));
+    }
+    fails(
+        run.set_option(datagrams, ip, 250, &int(0)),
+        errno::ENOPROTOOPT,
+    );
+    let foreign = run.option(datagrams, ipv6, 16);
+    assert_eq!(errno_of(foreign), Some(errno::ENOPROTOOPT));
+    let stream = run.socket(AF_INET6, STREAM);
+    fails(
+        run.set_option(stream, udp, 103, &int(0)),
+        errno::ENOPROTOOPT,
+    );
+    assert_eq!(run.set_option(stream, ipv6, 67, &int(8)), Ok(0));
+    assert_eq!(run.option(stream, ipv6, 67), Ok(8));
+    run.ends();
+}

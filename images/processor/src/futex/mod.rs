@@ -3,12 +3,20 @@
 //! A waiter is queued under its bucket's lock after the word was seen to hold what was expected,
 //! and a waker changes the word first: so no wake is lost (Linux `Documentation/locking/futex`).
 
+pub(crate) mod pi;
+#[cfg(test)]
+mod tests;
+
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use core::task::Waker;
 
 use locks::{AtomicBool, Mutex, MutexGuard, Ordering};
+use messages::Errno;
 use pcache::SpaceId;
+
+use crate::error::errno;
+use pi::{Locker, States};
 
 /// Buckets; a power of two.
 const BUCKETS: usize = 64;
@@ -16,7 +24,7 @@ const BUCKETS: usize = 64;
 pub(crate) const ANY: u32 = u32::MAX;
 
 /// The word that is waited on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Key {
     /// A word of one address space.
     Private(SpaceId, u64),
@@ -36,12 +44,42 @@ impl Key {
 #[derive(Debug)]
 pub(crate) struct Waiter {
     key: Mutex<Key>,
+    /// The key that it was queued with.
+    first_key: Key,
     bits: u32,
+    /// The waiting thread, if it waits for a lock.
+    by: Locker,
+    /// The lock that it waits to be moved to.
+    target: Option<Key>,
     woken: AtomicBool,
+    /// It was woken since the lock's owner died.
+    heir: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
 
 impl Waiter {
+    fn new(key: Key, bits: u32, by: Locker, target: Option<Key>) -> Self {
+        Self {
+            key: Mutex::new(key),
+            first_key: key,
+            bits,
+            by,
+            target,
+            woken: AtomicBool::new(false),
+            heir: AtomicBool::new(false),
+            waker: Mutex::default(),
+        }
+    }
+
+    fn is_heir(&self) -> bool {
+        self.heir.load(Ordering::Acquire)
+    }
+
+    fn wake_as_heir(&self) {
+        self.heir.store(true, Ordering::Release);
+        self.wake();
+    }
+
     /// Returns whether it was woken; keeps the waker if not.
     pub(crate) fn poll(&self, waker: &Waker) -> bool {
         if self.woken.load(Ordering::Acquire) {
@@ -63,11 +101,17 @@ type Queue = VecDeque<Arc<Waiter>>;
 
 /// All queues.
 #[derive(Debug)]
-pub(crate) struct Futexes([Mutex<Queue>; BUCKETS]);
+pub(crate) struct Futexes {
+    buckets: [Mutex<Queue>; BUCKETS],
+    pi: States,
+}
 
 impl Default for Futexes {
     fn default() -> Self {
-        Self([const { Mutex::new(VecDeque::new()) }; BUCKETS])
+        Self {
+            buckets: [const { Mutex::new(VecDeque::new()) }; BUCKETS],
+            pi: States::default(),
+        }
     }
 }
 
@@ -79,16 +123,11 @@ impl Futexes {
         bits: u32,
         expected: impl FnOnce() -> bool,
     ) -> Option<Arc<Waiter>> {
-        let mut queue = self.0[key.bucket()].lock();
+        let mut queue = self.buckets[key.bucket()].lock();
         if !expected() {
             return None;
         }
-        let waiter = Arc::new(Waiter {
-            key: Mutex::new(key),
-            bits,
-            woken: AtomicBool::new(false),
-            waker: Mutex::default(),
-        });
+        let waiter = Arc::new(Waiter::new(key, bits, Locker::default(), None));
         queue.push_back(waiter.clone());
         Some(waiter)
     }
@@ -97,7 +136,7 @@ impl Futexes {
     pub(crate) fn cancel(&self, waiter: &Arc<Waiter>) -> bool {
         loop {
             let key = *waiter.key.lock();
-            let mut queue = self.0[key.bucket()].lock();
+            let mut queue = self.buckets[key.bucket()].lock();
             if *waiter.key.lock() != key {
                 continue;
             }
@@ -108,30 +147,49 @@ impl Futexes {
     }
 
     /// Wakes up to `count` waiters whose bits meet `bits`; returns how many.
-    pub(crate) fn wake(&self, key: Key, count: u32, bits: u32) -> u32 {
-        wake_in(&mut self.0[key.bucket()].lock(), key, count, bits)
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if it meets one that waits for a lock.
+    pub(crate) fn wake(&self, key: Key, count: u32, bits: u32) -> Result<u32, Errno> {
+        let mut queue = self.buckets[key.bucket()].lock();
+        let woken = wake_in(&mut queue, key, count, bits)?;
+        if woken < count && self.pi.has(key) {
+            return Err(errno::EINVAL);
+        }
+        Ok(woken)
     }
 
     /// Wakes up to `wake` waiters of `from` and moves up to `move_on` others to `to`, if `expected`
     /// holds; returns how many were woken, and how many moved.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if it meets one that waits for a lock.
     pub(crate) fn requeue(
         &self,
         from: Key,
         to: Key,
         (wake, move_on): (u32, u32),
         expected: impl FnOnce() -> bool,
-    ) -> Option<(u32, u32)> {
+    ) -> Option<Result<(u32, u32), Errno>> {
         let (mut first, mut second) = self.lock_two(from, to);
         if !expected() {
             return None;
         }
-        let woken = wake_in(&mut first, from, wake, ANY);
+        let woken = match wake_in(&mut first, from, wake, ANY) {
+            Ok(woken) => woken,
+            Err(errno) => return Some(Err(errno)),
+        };
         let mut moved = 0;
         let mut at = 0;
         while moved < move_on && at < first.len() {
             if *first[at].key.lock() != from {
                 at += 1;
                 continue;
+            }
+            if first[at].target.is_some() {
+                return Some(Err(errno::EINVAL));
             }
             *first[at].key.lock() = to;
             moved += 1;
@@ -140,7 +198,10 @@ impl Futexes {
                 None => at += 1,
             }
         }
-        Some((woken, moved))
+        if woken + moved < wake.saturating_add(move_on) && self.pi.has(from) {
+            return Some(Err(errno::EINVAL));
+        }
+        Some(Ok((woken, moved)))
     }
 
     /// Locks two buckets, the lower one first; `None` for the second if both are one.
@@ -151,67 +212,31 @@ impl Futexes {
     ) -> (MutexGuard<'_, Queue>, Option<MutexGuard<'_, Queue>>) {
         let (from, to) = (from.bucket(), to.bucket());
         if from == to {
-            (self.0[from].lock(), None)
+            (self.buckets[from].lock(), None)
         } else if from < to {
-            let first = self.0[from].lock();
-            (first, Some(self.0[to].lock()))
+            let first = self.buckets[from].lock();
+            (first, Some(self.buckets[to].lock()))
         } else {
-            let second = self.0[to].lock();
-            (self.0[from].lock(), Some(second))
+            let second = self.buckets[to].lock();
+            (self.buckets[from].lock(), Some(second))
         }
     }
 }
 
-fn wake_in(queue: &mut Queue, key: Key, count: u32, bits: u32) -> u32 {
-    let mut woken = 0;
+fn wake_in(queue: &mut Queue, key: Key, count: u32, bits: u32) -> Result<u32, Errno> {
+    let (mut woken, mut met_lock) = (0, false);
     queue.retain(|waiter| {
-        let due = woken < count && waiter.bits & bits != 0 && *waiter.key.lock() == key;
+        let meets = woken < count && !met_lock && *waiter.key.lock() == key;
+        met_lock |= meets && waiter.target.is_some();
+        let due = meets && !met_lock && waiter.bits & bits != 0;
         if due {
             waiter.wake();
             woken += 1;
         }
         !due
     });
-    woken
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WORD: Key = Key::Private(SpaceId(1), 0x1000);
-    const OTHER: Key = Key::Private(SpaceId(1), 0x2004);
-
-    fn woken(waiter: &Waiter) -> bool {
-        waiter.poll(Waker::noop())
+    if met_lock {
+        return Err(errno::EINVAL);
     }
-
-    #[test]
-    fn waiters_are_woken_in_order_and_by_bits() {
-        let futexes = Futexes::default();
-        let waiters = [1, 2, 3].map(|bits| futexes.wait(WORD, bits, || true).unwrap());
-        assert!(futexes.wait(WORD, 1, || false).is_none());
-        assert_eq!(futexes.wake(OTHER, 9, ANY), 0);
-        assert_eq!(futexes.wake(WORD, 1, 2), 1);
-        assert_eq!(waiters.each_ref().map(|w| woken(w)), [false, true, false]);
-        assert!(futexes.cancel(&waiters[0]) && !futexes.cancel(&waiters[1]));
-        assert_eq!(futexes.wake(WORD, 9, ANY), 1);
-    }
-
-    #[test]
-    fn requeued_waiters_are_woken_and_cancelled_where_they_went() {
-        for to in [OTHER, Key::Private(SpaceId(2), 0x1000)] {
-            let futexes = Futexes::default();
-            let waiters = [0; 4].map(|_| futexes.wait(WORD, ANY, || true).unwrap());
-            assert_eq!(futexes.requeue(WORD, to, (1, 2), || false), None);
-            assert_eq!(futexes.requeue(WORD, to, (1, 2), || true), Some((1, 2)));
-            assert!(futexes.cancel(&waiters[1]));
-            assert_eq!(futexes.wake(WORD, 9, ANY), 1);
-            assert_eq!(futexes.wake(to, 9, ANY), 1);
-            assert_eq!(
-                waiters.each_ref().map(|w| woken(w)),
-                [true, false, true, true]
-            );
-        }
-    }
+    Ok(woken)
 }
