@@ -263,8 +263,11 @@ impl Hca {
         let Ok(place) = usize::try_from(offset) else {
             return;
         };
-        if page >= UAR_PAGES || self.firmware.init.is_none() {
+        if self.firmware.init.is_none() {
             return;
+        }
+        if page >= UAR_PAGES {
+            return self.write_blueflame(page - UAR_PAGES, offset, from);
         }
         self.core.counters.doorbells += 1;
         let words: Vec<u32> = from
@@ -279,6 +282,22 @@ impl Hca {
         } else if self.serves_queues(uar) {
             self.ring_queue(uar, place % regs::UAR_PAGE_LEN, &words);
         }
+        self.fail_with_queues();
+    }
+
+    /// Takes a write to a BlueFlame page: a request as it lies in the send queue, 64 bytes at a time
+    /// in order, or a part of them. Its first two dwords say of which queue pair it is, so they are
+    /// its doorbell (rdma-core `providers/mlx4/qp.c`, `mlx4_post_send`: `bf_qpn`, `mlx4_bf_copy`).
+    fn write_blueflame(&mut self, page: u64, offset: u64, from: &[u8]) {
+        const REGISTER: u64 = 256;
+        let begins = offset.is_multiple_of(REGISTER) && from.len() >= 8;
+        let uar = u32::try_from(page).unwrap_or(u32::MAX);
+        if !self.board.blueflame || !begins || !self.serves_queues(uar) {
+            return;
+        }
+        self.core.counters.doorbells += 1;
+        let word = u32::from_be_bytes([from[4], from[5], from[6], from[7]]);
+        self.ring_send(uar, SendDoorbell::from(word).qpn());
         self.fail_with_queues();
     }
 

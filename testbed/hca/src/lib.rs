@@ -22,15 +22,14 @@
 //! # What the model leaves out
 //!
 //! * Ethernet ports and RoCE, and with them LSO, checksums, VLANs, RSS and flow steering.
-//! * SR-IOV, XRC, memory windows, alternate paths and their migration, BlueFlame, time stamps in
-//!   completions, entries of 64 bytes.
+//! * SR-IOV, XRC, memory windows, alternate paths and their migration.
 //! * Contexts lie in the model, not in ICM: software must map the pages, as the hardware demands,
 //!   but never finds anything in them. The dMPT, the MTT and the multicast table do lie there and
 //!   are read at every use.
-//! * Moderation of completions is kept and not obeyed. Static rates, service levels and virtual
-//!   lanes have no effect.
+//! * Static rates, service levels and virtual lanes have no effect.
 //! * Locally attached multicast receivers get what other ports send, not what this port sends.
-//! * M_Keys and B_Keys are not enforced; violations of Q_Keys are not counted; no traps are sent.
+//! * B_Keys are not enforced, and an M_Key's lease does not end; violations of Q_Keys are not
+//!   counted; of traps there is that of local changes only.
 //! * Memory outside the machine's is an error of the access, never a machine check.
 #![forbid(unsafe_code)]
 

@@ -28,6 +28,10 @@ pub(super) const LOG_RESERVED_EQS: u8 = 2;
 pub(super) const SYSTEM_EQS: u16 = 1024;
 pub(super) const RESERVED_SYSTEM_EQS: u16 = 28;
 const MOST_SYSTEM_EQS: u16 = 156;
+/// log2 of a BlueFlame register's bytes, half of which a request may take, and of the registers of a
+/// page.
+const LOG_BLUEFLAME: u8 = 9;
+const LOG_BLUEFLAME_REGISTERS: u8 = 3;
 /// UAR pages of firmware.
 pub(super) const RESERVED_UARS: u8 = 1;
 /// log2 of the largest queues.
@@ -142,6 +146,11 @@ impl Hca {
         caps.memory_extensions = MEMORY_EXTENSIONS.into();
         caps.reserved_lkey = RESERVED_LKEY.into();
         caps.set_mad_demux(self.board.mad_demux);
+        if self.board.blueflame {
+            caps.blueflame = High::new(1);
+            caps.log_blueflame_len = Low::new(LOG_BLUEFLAME);
+            caps.log_blueflame_registers = Low::new(LOG_BLUEFLAME_REGISTERS);
+        }
         // A card has been seen to answer 0 now and then.
         let told = self.firmware.limits_told;
         self.firmware.limits_told += 1;

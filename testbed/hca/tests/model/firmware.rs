@@ -13,13 +13,14 @@ use mlx4_hw::eq::EventType;
 use mlx4_hw::init_hca::{InitHca, LOG_EQS_SYSTEM};
 use mlx4_hw::mpt::{HwKey, Mpt, MptFlags, MptPd};
 use mlx4_hw::qp::{QpMailbox, Service};
+use mlx4_hw::query_dev_cap::QueryDevCap;
 use mlx4_hw::regs;
 use mlx4_hw::set_port::{SetPortChange, SetPortIb};
 use mlx4_hw::wqe::WqeOpcode;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::bench::queues::{Connection, Send, all_rights};
-use crate::bench::{Bench, PD, profile};
+use crate::bench::{Bench, PD, UAR, profile};
 
 fn nop(toggle: bool, by_event: bool) -> u32 {
     Doorbell::new()
@@ -361,4 +362,43 @@ fn failures_are_counted_for_diagnosis() {
     assert_eq!(count(0, 0x6c), 2);
     assert_eq!(count(1, 0x68), 2);
     assert_eq!(count(1, 0x50), 0);
+}
+
+/// rdma-core `providers/mlx4/qp.c`, `mlx4_bf_copy`: the request is in the send queue as well.
+#[test]
+fn a_request_written_to_blueflame_is_sent_where_the_card_offers_that() {
+    for offered in [true, false] {
+        let board = Board {
+            blueflame: offered,
+            ..Board::default()
+        };
+        let mut bench = Bench::with_boards(2, FabricConfig::default(), &board);
+        for node in 0..2 {
+            bench.bring_up(node);
+        }
+        for node in 0..2 {
+            bench.wait_active(node);
+        }
+        let (mut a, mut cq, _, _) = bench.pair(Service::RC, Connection::default());
+        let nop = Send {
+            opcode: WqeOpcode::NOP,
+            remote: None,
+            pieces: &[],
+            imm: 0,
+            signalled: true,
+        };
+        bench.post(&mut a, &nop);
+        let mut request = [0; 64];
+        request[4..8].copy_from_slice(&(a.qpn << 8 | 1).to_be_bytes());
+        let page = 1024 + UAR as usize;
+        for (chunk, at) in request.chunks(8).zip((page * 4096..).step_by(8)) {
+            bench.ring(0, at, chunk);
+        }
+        assert_eq!(bench.drain(&mut cq).len(), usize::from(offered));
+        bench
+            .command_raw(0, Opcode::QUERY_DEV_CAP, 0, 0, 0)
+            .unwrap();
+        let cap = bench.output::<QueryDevCap>(0);
+        assert_eq!(cap.blueflame.get(), u8::from(offered));
+    }
 }

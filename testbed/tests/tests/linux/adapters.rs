@@ -25,6 +25,7 @@ pub(crate) fn groups() -> Vec<Group> {
         )
         // It says that MSI-X can't be had.
         .allow("MSI-X"),
+        blueflame(),
         facts(),
         links(),
     ]
@@ -35,6 +36,14 @@ fn kind(name: &str, options: &[&str], look: &str) -> Group {
     Group::new(name, options)
         .check(Check::new("what it says", &[look, look]))
         .check(Check::pair("ibv_rc_pingpong -e -c", PORT).expect("iters in"))
+        .check(Check::pair("ibv_ud_pingpong -c", PORT).expect("iters in"))
+}
+
+/// Requests that rdma-core writes to the card at once, which it does with those that are inline.
+fn blueflame() -> Group {
+    Group::new("BlueFlame", &["--adapter", "blueflame"])
+        .check(Check::pair("ib_write_lat -I 200 -s 150 -n 200", PORT))
+        .check(Check::pair("ib_send_lat -I 200 -s 64 -n 200", PORT))
         .check(Check::pair("ibv_ud_pingpong -c", PORT).expect("iters in"))
 }
 
