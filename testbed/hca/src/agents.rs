@@ -68,8 +68,14 @@ fn answer_vendor(core: &Core, identity: &Identity, header: Header, mad: &Mad) ->
         return None;
     }
     let mut out = *mad;
-    let known = header.class == MgmtClass::VENDOR_2 && header.attribute() == GENERAL_INFO;
+    let ours = header.class == MgmtClass::VENDOR_2;
+    let known = ours && header.attribute() == GENERAL_INFO;
     let status = match (known, header.method) {
+        // Base and class version; `vendstat` asks for them first.
+        (false, Method::GET) if ours && header.attribute() == Attribute::CLASS_PORT_INFO => {
+            out[DATA..DATA + 2].copy_from_slice(&[1, 1]);
+            Status::OK
+        }
         (true, Method::GET) => {
             let mut put = |at: usize, bytes: &[u8]| {
                 out[DATA + at..DATA + at + bytes.len()].copy_from_slice(bytes);

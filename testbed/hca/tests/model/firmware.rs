@@ -294,6 +294,8 @@ fn the_makers_datagrams_are_answered() {
         answer[24 + 76..24 + 88],
         [0, 0, 0, 2, 0, 0, 0, 42, 0, 0, 0x13, 0x88]
     );
+    let answer = ask(0x0a, 1);
+    assert_eq!((&answer[4..6], &answer[24..26]), (&[0, 0][..], &[1, 1][..]));
     for (class, attribute) in [(0x0a, 0x18), (0x09, 0x17), (0x21, 1)] {
         let answer = ask(class, attribute);
         assert_eq!((answer[3], &answer[4..6]), (0x81, &[0, 0x0c][..]));
