@@ -285,9 +285,10 @@ impl Hca {
         self.fail_with_queues();
     }
 
-    /// Takes a write to a BlueFlame page: a request as it lies in the send queue, 64 bytes at a time
-    /// in order, or a part of them. Its first two dwords say of which queue pair it is, so they are
-    /// its doorbell (rdma-core `providers/mlx4/qp.c`, `mlx4_post_send`: `bf_qpn`, `mlx4_bf_copy`).
+    /// Takes a write to a BlueFlame page: a request as it lies in the send queue, 64 bytes at a
+    /// time in order, or a part of them. Its first two dwords say of which queue pair it is, so
+    /// they are its doorbell (rdma-core `providers/mlx4/qp.c`, `mlx4_post_send`: `bf_qpn`,
+    /// `mlx4_bf_copy`).
     fn write_blueflame(&mut self, page: u64, offset: u64, from: &[u8]) {
         const REGISTER: u64 = 256;
         let begins = offset.is_multiple_of(REGISTER) && from.len() >= 8;

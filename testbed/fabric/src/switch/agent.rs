@@ -264,6 +264,8 @@ impl Port {
             _ if own => Ok(None),
             PHYS_DISABLED => Ok(Some(LinkOrder::Disable)),
             PHYS_POLLING if self.disabled => Ok(Some(LinkOrder::Enable)),
+            // `ibportstate reset` sets no state.
+            PHYS_POLLING if self.info.phys.state() == PHYS_LINK_UP => Ok(Some(LinkOrder::Retrain)),
             PHYS_NO_CHANGE | PHYS_POLLING if down && !self.disabled => Ok(Some(LinkOrder::Retrain)),
             PHYS_NO_CHANGE | PHYS_POLLING => Ok(None),
             _ => Err(Status::BAD_FIELD),

@@ -297,6 +297,11 @@ fn a_manager_disables_enables_and_retrains_links_at_the_switch() {
         [(1, false), (1, true)]
     );
     assert_eq!(port_state(&mut fabric, now, 2), PortStateBits::INIT);
+    // `ibportstate reset`: polling, and no state.
+    assert_eq!(
+        order(&mut fabric, now, 2, NONE, POLLING),
+        [(1, false), (1, true)]
+    );
     // A port that nobody is at.
     assert_eq!(order(&mut fabric, now, 7, down, POLLING), []);
 }

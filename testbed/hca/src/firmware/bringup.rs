@@ -28,8 +28,8 @@ pub(super) const LOG_RESERVED_EQS: u8 = 2;
 pub(super) const SYSTEM_EQS: u16 = 1024;
 pub(super) const RESERVED_SYSTEM_EQS: u16 = 28;
 const MOST_SYSTEM_EQS: u16 = 156;
-/// log2 of a BlueFlame register's bytes, half of which a request may take, and of the registers of a
-/// page.
+/// log2 of a BlueFlame register's bytes, half of which a request may take, and of the registers of
+/// a page.
 const LOG_BLUEFLAME: u8 = 9;
 const LOG_BLUEFLAME_REGISTERS: u8 = 3;
 /// UAR pages of firmware.
