@@ -110,8 +110,8 @@ pub(crate) struct Args {
     /// The program's working folder
     #[arg(long, value_name = "FOLDER", default_value = "/")]
     workdir: PathBuf,
-    /// The user that the program runs as: a name of /etc/passwd on S's disk or a number, and a group
-    /// of /etc/group or a number. HOME is the user's then. Root without this option
+    /// The user that the program runs as: a name of /etc/passwd on S's disk or a number, and a
+    /// group of /etc/group or a number. HOME is the user's then. Root without this option
     #[arg(
         long,
         value_name = "NAME|UID[:GROUP|:GID]",
