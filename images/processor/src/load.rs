@@ -57,6 +57,8 @@ pub struct Command {
     pub env: Vec<Vec<u8>>,
     /// Its working folder; empty for `/`.
     pub cwd: Vec<u8>,
+    /// The user that it runs as, by name or number; empty for root.
+    pub user: Vec<u8>,
     /// The kinds of its first three descriptors on the host.
     pub streams: [console::Source; 3],
 }
@@ -91,6 +93,9 @@ pub enum Refusal {
     /// The working folder is not there.
     #[error("{0}: no such folder to work in: --workdir names a folder on S's disk")]
     NoFolder(String),
+    /// Neither a name nor a number of a user.
+    #[error("{0}: no such user: --user names one of /etc/passwd on S's disk, or is a number")]
+    UnknownUser(String),
     /// The program is a folder.
     #[error("{0}: is a folder: name a program in it")]
     IsFolder(String),
@@ -118,7 +123,7 @@ impl Refusal {
     pub const fn status(&self) -> u8 {
         match self {
             Self::NotFound(_) | Self::NotInPath { .. } => 127,
-            Self::NoFolder(_) => 125,
+            Self::NoFolder(_) | Self::UnknownUser(_) => 125,
             _ => 126,
         }
     }
@@ -126,7 +131,10 @@ impl Refusal {
     /// Returns what `execve` gives.
     pub(crate) fn into_error(self) -> Error {
         match self {
-            Self::NotFound(_) | Self::NotInPath { .. } | Self::NoFolder(_) => errno::ENOENT.into(),
+            Self::NotFound(_)
+            | Self::NotInPath { .. }
+            | Self::NoFolder(_)
+            | Self::UnknownUser(_) => errno::ENOENT.into(),
             Self::IsFolder(_) => errno::EACCES.into(),
             Self::NotRunnable { .. } => errno::ENOEXEC.into(),
             Self::Failed { cause, .. } => cause,

@@ -1,9 +1,10 @@
-//! The program to run: arguments, environment, folder and streams.
+//! The program to run: arguments, environment, folder, user and streams.
 //!
 //! ```text
 //!  0  sources of descriptors 0, 1, 2 (u8 each), flags (u8, 0)
 //!  4  window: rows, columns, x, y (u16 each)
 //! 12  working folder: length (u32), bytes
+//!     user: the same; none for root
 //!     arguments: count (u32), then each a length (u32) and bytes
 //!     environment: the same
 //! ```
@@ -39,6 +40,8 @@ pub struct Start {
     pub window: Window,
     /// The working folder.
     pub folder: Vec<u8>,
+    /// The user by name or number, with a group perhaps; empty for root.
+    pub user: Vec<u8>,
     /// The program and its arguments.
     pub args: Vec<Vec<u8>>,
     /// The environment, each `NAME=VALUE`.
@@ -52,6 +55,7 @@ impl Start {
         let words = self.window.words().map(u16::to_le_bytes);
         bytes.extend_from_slice(words.as_flattened());
         string(&mut bytes, &self.folder);
+        string(&mut bytes, &self.user);
         for list in [&self.args, &self.env] {
             number(&mut bytes, list.len());
             list.iter().for_each(|text| string(&mut bytes, text));
@@ -73,6 +77,7 @@ impl Start {
             sources,
             window: Window::from_words(words),
             folder: rest.string()?,
+            user: rest.string()?,
             args: rest.list()?,
             env: rest.list()?,
         };
@@ -127,6 +132,7 @@ mod tests {
             sources: [Source::Terminal, Source::Full, Source::Null],
             window: Window::from_words([24, 80, 0, 0]),
             folder: b"/a".to_vec(),
+            user: b"7:8".to_vec(),
             args: alloc::vec![b"x".to_vec(), Vec::new()],
             env: alloc::vec![b"A=".to_vec()],
         }
@@ -134,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_start_has_these_bytes() {
-        let bytes = b"\x01\x03\x02\0\x18\0\x50\0\0\0\0\0\x02\0\0\0/a\
+        let bytes = b"\x01\x03\x02\0\x18\0\x50\0\0\0\0\0\x02\0\0\0/a\x03\0\0\x007:8\
             \x02\0\0\0\x01\0\0\0x\0\0\0\0\x01\0\0\0\x02\0\0\0A=";
         assert_eq!(example().encode(), bytes);
         assert_eq!(Start::decode(bytes), Some(example()));
@@ -142,7 +148,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_starts_are_refused_or_read(cut in 0_usize..60, at in 0_usize..60, byte: u8) {
+        fn damaged_starts_are_refused_or_read(cut in 0_usize..70, at in 0_usize..70, byte: u8) {
             let mut bytes = example().encode();
             if let Some(place) = bytes.get_mut(at) {
                 *place = byte;

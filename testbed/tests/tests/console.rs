@@ -162,6 +162,7 @@ fn programs_are_found_as_a_shell_finds_them() {
         ("nonesuch", &[][..], 127, "not found in PATH"),
         ("/usr", &[], 126, "is a folder"),
         ("busybox", &["--workdir", "/none"], 125, "--workdir"),
+        ("busybox", &["--user", "nobody-here"], 125, "--user"),
     ] {
         let (ended, stdout, stderr) = end_of(run(options, &[program]));
         assert_eq!((ended, stdout.as_str()), (Some(code), ""), "{stderr}");
@@ -170,6 +171,18 @@ fn programs_are_found_as_a_shell_finds_them() {
             "{stderr}"
         );
     }
+}
+
+/// The disk has no `/etc/passwd`: numbers need none.
+#[test]
+fn a_program_runs_as_the_user_that_is_asked_for() {
+    let script = "id -u; id -g; echo $HOME; >/file";
+    let (code, stdout, stderr) = end_of(run(
+        &["--user", "1000:44"],
+        &["busybox", "sh", "-c", script],
+    ));
+    assert_eq!((code, stdout.as_str()), (Some(1), "1000\n44\n/\n"));
+    assert!(stderr.contains("Permission denied"), "{stderr}");
 }
 
 #[test]

@@ -289,7 +289,7 @@ impl Args {
 
     /// Serves P's console channel.
     fn serve(&self, channel: Channel) -> Result<Server> {
-        let mut start = start::start(&self.program, &[], OsStr::from_bytes(b"/"));
+        let mut start = start::start(&self.program, &[], OsStr::from_bytes(b"/"), "");
         start.sources = start::sources(None);
         channel.serve(start, start::streams(None, None)?)
     }

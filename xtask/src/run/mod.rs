@@ -110,6 +110,15 @@ pub(crate) struct Args {
     /// The program's working folder
     #[arg(long, value_name = "FOLDER", default_value = "/")]
     workdir: PathBuf,
+    /// The user that the program runs as: a name of /etc/passwd on S's disk or a number, and a
+    /// group of /etc/group or a number. HOME is the user's then. Root without this option
+    #[arg(
+        long,
+        value_name = "NAME|UID[:GROUP|:GID]",
+        default_value = "",
+        hide_default_value = true
+    )]
+    user: String,
     /// Writes each system call of the program, as strace does, to standard error or a file
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     strace: Option<Option<PathBuf>>,
@@ -271,7 +280,10 @@ impl Args {
             disk::stage(&staged, root.as_deref(), &self.add)?;
         }
         let native = if self.program.is_empty() {
-            Some(demo::run_here(&staged, &start::environment(&self.env))?)
+            Some(demo::run_here(
+                &staged,
+                &start::environment(&self.env, true),
+            )?)
         } else {
             None
         };
@@ -318,7 +330,7 @@ impl Args {
             let streams = start::streams(self.strace_file()?, terminal.as_ref())?;
             (self.program.clone(), streams)
         };
-        let mut start = start::start(&program, &self.env, self.workdir.as_os_str());
+        let mut start = start::start(&program, &self.env, self.workdir.as_os_str(), &self.user);
         if native.is_none() {
             start.sources = start::sources(terminal.as_ref());
         }

@@ -15,17 +15,21 @@ use super::console::{Patient, Streams};
 use super::demo::Collector;
 use super::terminal::Terminal;
 
-/// Default environment of each program.
+/// Default environment of each program; a user's home is found on P.
 const ENVIRONMENT: [&str; 2] = ["PATH=/bin:/usr/bin", "HOME=/root"];
+/// The default that is root's alone.
+const OF_ROOT: &str = "HOME";
 /// Linux's memory devices (`Documentation/admin-guide/devices.txt`).
 const MEMORY: u32 = 1;
 const NULL: u32 = 3;
 const FULL: u32 = 7;
 
-/// Returns the environment: the defaults, and what the user set; the last of a name counts.
-pub(super) fn environment(own: &[OsString]) -> Vec<OsString> {
+/// Returns the environment: the defaults, and what is set; the last of a name counts.
+pub(super) fn environment(own: &[OsString], is_root: bool) -> Vec<OsString> {
     let mut variables: Vec<OsString> = Vec::new();
-    for variable in ENVIRONMENT.map(OsString::from).iter().chain(own) {
+    let mut defaults = ENVIRONMENT.map(OsString::from).to_vec();
+    defaults.retain(|variable| is_root || name(variable) != OF_ROOT.as_bytes());
+    for variable in defaults.iter().chain(own) {
         match variables
             .iter_mut()
             .find(|other| name(other) == name(variable))
@@ -46,12 +50,18 @@ fn name(variable: &OsStr) -> &[u8] {
 }
 
 /// Returns what is to run.
-pub(crate) fn start(program: &[OsString], own_env: &[OsString], folder: &OsStr) -> Start {
+pub(crate) fn start(
+    program: &[OsString],
+    own_env: &[OsString],
+    folder: &OsStr,
+    user: &str,
+) -> Start {
     let bytes = |words: &[OsString]| words.iter().map(|word| word.as_bytes().to_vec()).collect();
     Start {
         folder: folder.as_bytes().to_vec(),
+        user: user.as_bytes().to_vec(),
         args: bytes(program),
-        env: bytes(&environment(own_env)),
+        env: bytes(&environment(own_env, user.is_empty())),
         ..Start::default()
     }
 }
@@ -134,7 +144,8 @@ mod tests {
     #[test]
     fn the_last_of_a_variable_counts_and_defaults_can_be_replaced() {
         let own = ["A=1", "PATH=", "A=2=3"].map(OsString::from);
-        assert_eq!(environment(&own), ["PATH=", "HOME=/root", "A=2=3"]);
+        assert_eq!(environment(&own, true), ["PATH=", "HOME=/root", "A=2=3"]);
+        assert_eq!(environment(&own, false), ["PATH=", "A=2=3"]);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use super::path::{EMPTY_PATH, NOFOLLOW};
 use super::time::rusage;
 use super::{Args, int};
 use crate::console::kinds;
-use crate::creds::Creds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
@@ -28,6 +27,7 @@ use crate::signals::{Actions, SIGCHLD};
 use crate::stack::MAX_STRINGS;
 use crate::terminal::Jobs;
 use crate::thread::{Fs, Shared, Thread};
+use crate::users::identity;
 
 const WNOHANG: u64 = 1;
 /// `WUNTRACED` of wait4, `WSTOPPED` of waitid.
@@ -64,7 +64,14 @@ impl<N: Node> Thread<N> {
                 path: String::from_utf8_lossy(&command.path).into_owned(),
                 cause,
             })?;
-        let creds = Creds::new(0, 0);
+        let (creds, home) = identity(node, &command.user).await?;
+        let mut command = command.clone();
+        if let Some(home) = home
+            && !command.env.iter().any(|each| each.starts_with(b"HOME="))
+        {
+            command.env.push([b"HOME=", &home[..]].concat());
+        }
+        let command = &command;
         let image = load::load(node, FIRST, command, &creds, cpu.vectors().len()).await;
         node.kernel()
             .close_files(node)

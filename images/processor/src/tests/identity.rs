@@ -185,3 +185,41 @@ fn a_thread_that_moves_takes_its_state_out_of_the_core() {
     assert_eq!((moved.core(), moved.cpu.left_cores), (1 - here, 1));
     node.block_on(moved.run());
 }
+
+#[test]
+fn the_first_program_runs_as_the_user_that_is_asked_for() {
+    let passwd = b"ann:x:1000:100::/home/ann:/bin/sh\n";
+    let group = b"video:x:44:ann\n";
+    let node: &FakeNode = FakeNode::new(
+        64,
+        &[
+            ("/program", &program()),
+            ("/etc/passwd", passwd),
+            ("/etc/group", group),
+        ],
+    );
+    let asked = |user: &str| Command {
+        user: user.into(),
+        env: vec![],
+        ..command("/program")
+    };
+    let unknown = node.block_on(Thread::first(node, &asked("bob")));
+    let unknown = unknown.err().unwrap();
+    assert_eq!(unknown.status(), 125);
+    assert!(unknown.to_string().starts_with("bob: no such user"));
+    let mut thread = node.block_on(Thread::first(node, &asked("ann"))).unwrap();
+    let creds = thread.shared.creds();
+    assert_eq!((creds.user.real, creds.user.fs), (1000, 1000));
+    assert_eq!((creds.group.effective, &creds.groups[..]), (100, &[44][..]));
+    assert!(!creds.can(0), "no capability");
+    let environ = thread.process.arguments.lock().1.clone();
+    assert_eq!(environ, b"HOME=/home/ann\0");
+    let kill = SystemCall {
+        number: nr::__NR_setuid.into(),
+        args: [0; 6],
+    };
+    let refused = node.block_on(thread.system_call(kill));
+    assert_eq!(refused, Err(errno::EPERM.into()));
+    Run { node, thread }.end();
+    assert_eq!(node.files.open.get(), 0);
+}

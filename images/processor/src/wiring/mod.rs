@@ -275,6 +275,7 @@ async fn command(line: &CommandLine, parts: &'static Parts) -> Result<Command, E
             args,
             env: env.collect(),
             cwd: line.value("cwd").unwrap_or_default().as_bytes().to_vec(),
+            user: line.value("user").unwrap_or_default().as_bytes().to_vec(),
             ..Command::default()
         });
     }
@@ -285,6 +286,7 @@ async fn command(line: &CommandLine, parts: &'static Parts) -> Result<Command, E
         args: start.args,
         env: start.env,
         cwd: start.folder,
+        user: start.user,
         streams: start.sources,
     })
 }
