@@ -14,8 +14,11 @@ type Kept = (u32, u32, i32, i32, i32);
 /// `IP_TOS`, `IP_TTL`, `IP_MTU_DISCOVER`, `IP_FREEBIND`, `IP_MINTTL`, `IP_BIND_ADDRESS_NO_PORT`,
 /// `IP_MULTICAST_TTL`, `IP_MULTICAST_LOOP`; `IPV6_UNICAST_HOPS`, `IPV6_MULTICAST_HOPS`,
 /// `IPV6_MULTICAST_LOOP`, `IPV6_MTU_DISCOVER`, `IPV6_DONTFRAG`, `IPV6_TCLASS`; the checksums of UDP
-/// over IPv6.
-const KEPT: [Kept; 16] = [
+/// over IPv6. Also `IP_RECVERR` and `IPV6_RECVERR`, without which glibc's resolver gives up
+/// (`resolv/res_enable_icmp.c`): the queue of errors stays empty, as calls tell of all errors here.
+const KEPT: [Kept; 18] = [
+    (IPPROTO_IP, 11, 0, 0, 1),
+    (IPPROTO_IPV6, 25, 0, 0, 1),
     (IPPROTO_IP, 1, 0, 0, 255),
     (IPPROTO_IP, 2, 64, 1, 255),
     (IPPROTO_IP, 10, 1, 0, 5),
@@ -34,17 +37,15 @@ const KEPT: [Kept; 16] = [
     (IPPROTO_UDP, 102, 0, 0, 1),
 ];
 
-/// Options that ask for what never comes: `IP_RECVOPTS`, `IP_PKTINFO`, `IP_RECVERR`, `IP_RECVTTL`,
-/// `IP_RECVTOS`, `IP_RECVORIGDSTADDR`; `IPV6_RECVERR`, `IPV6_RECVPKTINFO`, `IPV6_RECVHOPLIMIT`,
-/// `IPV6_RECVTCLASS`; `UDP_CORK`, `UDP_SEGMENT`, `UDP_GRO`.
-const ABSENT: [(u32, u32); 13] = [
+/// Options that ask for what never comes: `IP_RECVOPTS`, `IP_PKTINFO`, `IP_RECVTTL`, `IP_RECVTOS`,
+/// `IP_RECVORIGDSTADDR`; `IPV6_RECVPKTINFO`, `IPV6_RECVHOPLIMIT`, `IPV6_RECVTCLASS`; `UDP_CORK`,
+/// `UDP_SEGMENT`, `UDP_GRO`.
+const ABSENT: [(u32, u32); 11] = [
     (IPPROTO_IP, 6),
     (IPPROTO_IP, 8),
-    (IPPROTO_IP, 11),
     (IPPROTO_IP, 12),
     (IPPROTO_IP, 13),
     (IPPROTO_IP, 20),
-    (IPPROTO_IPV6, 25),
     (IPPROTO_IPV6, 49),
     (IPPROTO_IPV6, 51),
     (IPPROTO_IPV6, 66),

@@ -151,8 +151,11 @@ fn options_of_packets_are_kept_or_refused() {
     assert_eq!(run.option(datagrams, ip, 2), Ok(7));
     fails(run.set_option(datagrams, ip, 2, &int(256)), errno::EINVAL);
     assert_eq!(run.set_option(datagrams, ip, 1, &int(0x10)), Ok(0));
-    // IP_PKTINFO, IP_RECVERR, IP_RECVTOS, UDP_SEGMENT, UDP_GRO: nothing would come of them.
-    for (level, name) in [(ip, 8), (ip, 11), (ip, 13), (udp, 103), (udp, 104)] {
+    // IP_RECVERR: a resolver needs it.
+    assert_eq!(run.set_option(datagrams, ip, 11, &int(1)), Ok(0));
+    assert_eq!(run.option(datagrams, ip, 11), Ok(1));
+    // IP_PKTINFO, IP_RECVTOS, UDP_SEGMENT, UDP_GRO: nothing would come of them.
+    for (level, name) in [(ip, 8), (ip, 13), (udp, 103), (udp, 104)] {
         let refused = run.set_option(datagrams, level, name, &int(1));
         fails(refused, errno::ENOPROTOOPT);
         assert_eq!(run.set_option(datagrams, level, name, &int(0)), Ok(0));
