@@ -115,16 +115,16 @@ impl Ways {
             return;
         };
         if let Some((port, value)) = ports.enable
-            && read(ports.pm1a) & OURS == 0
+            && read::<u16>(ports.pm1a) & OURS == 0
         {
             // Firmware's handler of system management answers; its registers are ours then.
             write(port, value);
-            let _ = (0..PATIENCE).any(|_| read(ports.pm1a) & OURS != 0);
+            let _ = (0..PATIENCE).any(|_| read::<u16>(ports.pm1a) & OURS != 0);
         }
         let registers = [Some((ports.pm1a, types.a)), ports.pm1b.zip(Some(types.b))];
         for sleep in [0, SLEEP] {
             for (port, kind) in registers.into_iter().flatten() {
-                let kept = read(port) & !(7 << TYPE_SHIFT | SLEEP);
+                let kept = read::<u16>(port) & !(7 << TYPE_SHIFT | SLEEP);
                 write(port, kept | u16::from(kind) << TYPE_SHIFT | sleep);
             }
         }
@@ -149,13 +149,10 @@ pub(crate) fn write_register(write: Write) {
     let kept = if write.keeps == 0 {
         0
     } else {
-        // SAFETY: a register of the watchdog, by firmware's tables; nothing else drives it.
-        let old = unsafe {
-            match write.bytes {
-                1 => u32::from(Port::<u8>::new(write.port).read()),
-                2 => u32::from(Port::<u16>::new(write.port).read()),
-                _ => Port::<u32>::new(write.port).read(),
-            }
+        let old = match write.bytes {
+            1 => read::<u8>(write.port).into(),
+            2 => read::<u16>(write.port).into(),
+            _ => read::<u32>(write.port),
         };
         old & write.keeps
     };
@@ -167,13 +164,14 @@ pub(crate) fn write_register(write: Write) {
     }
 }
 
-fn read(port: u16) -> u16 {
-    // SAFETY: a register of power management, by firmware's tables; nothing else drives it.
+fn read<T: x86_64::instructions::port::PortRead>(port: u16) -> T {
+    // SAFETY: a register of power management or of the watchdog, by firmware's tables; nothing else
+    // drives it.
     unsafe { Port::new(port).read() }
 }
 
 fn write<T: x86_64::instructions::port::PortWrite>(port: u16, value: T) {
-    // SAFETY: a register of power management or reset, by firmware's tables or the chipset's; the
-    // node ends here.
+    // SAFETY: a register of power management, reset or the watchdog, by firmware's tables or the
+    // chipset's: the node ends here, or the watchdog is stopped, which nothing else drives.
     unsafe { Port::new(port).write(value) };
 }

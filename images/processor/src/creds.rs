@@ -30,7 +30,7 @@ pub(crate) const CAP_SYS_PTRACE: u32 = 19;
 pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 pub(crate) const CAP_SYS_NICE: u32 = 23;
 pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
-const CAP_MKNOD: u32 = 27;
+pub(crate) const CAP_MKNOD: u32 = 27;
 /// Capabilities that go and come with the file system's user 0 (Linux `include/linux/capability.h`,
 /// `CAP_FS_MASK`): these, `CAP_LINUX_IMMUTABLE` and `CAP_MAC_OVERRIDE`.
 const OF_FILES: u64 = 1 << CAP_CHOWN

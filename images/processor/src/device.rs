@@ -43,6 +43,12 @@ impl Device {
         found.map(|&(_, device)| device)
     }
 
+    /// Returns the device of a number, if it is one of memory (major 1).
+    pub(crate) fn of_memory(number: u64) -> Option<Self> {
+        let mut all = Self::ALL.into_iter().map(|(_, device)| device);
+        all.find(|device| device.number() == number && number >> 8 == 1)
+    }
+
     /// Returns the device that a path names.
     pub(crate) fn named(path: &[u8]) -> Option<Self> {
         let name = path.strip_prefix(b"/dev/")?;

@@ -20,7 +20,7 @@ use crate::process::Node;
 use crate::pseudo::{Entry, OpenText, Sink, Walked, inode_of};
 use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
-use crate::tmpfs::{Found, Make, last_part};
+use crate::tmpfs::{DEVICE_BLOCK, DEVICE_CHAR, Found, Make, SOCKET, last_part};
 
 /// Stands for the working folder where a folder's number is asked for.
 pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -392,7 +392,12 @@ impl<N: Node> Thread<N> {
         if let Some(pipe) = tmpfs.fifo(inode) {
             return self.open_fifo(&pipe, flags).await;
         }
-        if kind == crate::tmpfs::SOCKET {
+        if kind == DEVICE_CHAR
+            && let Some(device) = Device::of_memory(stat.device)
+        {
+            return Ok(Kind::Device(device));
+        }
+        if matches!(kind, SOCKET | DEVICE_CHAR | DEVICE_BLOCK) {
             return Err(errno::ENXIO.into());
         }
         // A link that is not to be followed.

@@ -301,7 +301,9 @@ impl<N: Node> Thread<N> {
         match what {
             Make::Folder => files.make(by, path, FOLDER | mode, 0).await?,
             // The mode says which of them it is.
-            Make::File | Make::Fifo | Make::Socket => files.make(by, path, mode, device).await?,
+            Make::File | Make::Fifo | Make::Socket | Make::Device { .. } => {
+                files.make(by, path, mode, device).await?;
+            }
             Make::Link(target) => files.symlink(by, path, &target).await?,
         }
         self.node.kernel().changes.note();

@@ -11,7 +11,7 @@ use super::Args;
 use super::int;
 use super::layout::dirent;
 use super::path::{AT_FDCWD, EMPTY_PATH, NOFOLLOW};
-use crate::creds::{CAP_FOWNER, EXECUTE, WRITE};
+use crate::creds::{CAP_FOWNER, CAP_MKNOD, EXECUTE, WRITE};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::inotify::{ACCESS, ATTRIB, MODIFY};
@@ -20,13 +20,11 @@ use crate::platform::Platform;
 use crate::process::Node;
 use crate::thread::Thread;
 use crate::tmpfs::{
-    Change, FIFO, FOLDER, Found, LINK, Make, REGULAR, SOCKET, TYPE_MASK, TmpFile, Tmpfs, last_part,
+    Change, DEVICE_BLOCK, DEVICE_CHAR, FIFO, FOLDER, Found, LINK, Make, REGULAR, SOCKET, TYPE_MASK,
+    TmpFile, Tmpfs, last_part,
 };
 
 const O_APPEND: u32 = 0o2_000;
-/// `S_IFCHR` and `S_IFBLK`.
-const DEVICE_CHAR: u32 = 0o020_000;
-const DEVICE_BLOCK: u32 = 0o060_000;
 const AT_REMOVEDIR: u64 = 0x200;
 const RENAME_NOREPLACE: u64 = 1;
 const RENAME_EXCHANGE: u64 = 2;
@@ -237,6 +235,10 @@ impl<N: Node> Thread<N> {
             FOLDER => return Err(errno::EPERM.into()),
             FIFO => Make::Fifo,
             SOCKET => Make::Socket,
+            kind @ (DEVICE_CHAR | DEVICE_BLOCK) => Make::Device {
+                block: kind == DEVICE_BLOCK,
+                number: int(device).into(),
+            },
             _ => Make::File,
         };
         self.create(dir, addr, mode, device, what).await
@@ -266,6 +268,7 @@ impl<N: Node> Thread<N> {
             Found::Missing(folder, name) => {
                 match int(mode) & TYPE_MASK {
                     0 | REGULAR | FIFO | SOCKET => {}
+                    DEVICE_CHAR | DEVICE_BLOCK if self.creds().can(CAP_MKNOD) => {}
                     DEVICE_CHAR | DEVICE_BLOCK => return Err(errno::EPERM.into()),
                     _ => return Err(errno::EINVAL.into()),
                 }

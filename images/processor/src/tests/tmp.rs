@@ -523,3 +523,31 @@ fn holes_are_punched_in_files_of_p_s_own() {
     assert_eq!(errno_of(refused), Some(errno::EOPNOTSUPP));
     ends_clean(node, run);
 }
+
+#[test]
+fn files_of_devices_are_made_by_the_privileged() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let name = run.name(0, "/tmp/null");
+    // S_IFCHR, major 1, minor 3: /dev/null.
+    assert_eq!(run.call(nr::__NR_mknod, &[name, 0o020_622, 0x103]), Ok(0));
+    assert_eq!(run.call(nr::__NR_stat, &[name, DATA + 256]), Ok(0));
+    let status = run.get(DATA + 256, 48);
+    // st_mode and st_rdev.
+    assert_eq!(status[24..28], 0o020_600_u32.to_le_bytes());
+    assert_eq!(status[40..48], 0x103_u64.to_le_bytes());
+    let fd = run.call(nr::__NR_open, &[name, 2]).unwrap();
+    assert_eq!(run.call(nr::__NR_write, &[fd, DATA, 10]), Ok(10));
+    assert_eq!(run.call(nr::__NR_read, &[fd, DATA, 10]), Ok(0));
+    assert_eq!(run.call(nr::__NR_close, &[fd]), Ok(0));
+    let block = run.name(1, "/tmp/disk");
+    assert_eq!(run.call(nr::__NR_mknod, &[block, 0o060_600, 0x103]), Ok(0));
+    let refused = run.call(nr::__NR_open, &[block, 0]);
+    assert_eq!(errno_of(refused), Some(errno::ENXIO));
+    assert_eq!(run.call(nr::__NR_unlink, &[block]), Ok(0));
+    assert_eq!(run.call(nr::__NR_unlink, &[name]), Ok(0));
+    assert_eq!(run.call(nr::__NR_setuid, &[1000]), Ok(0));
+    let refused = run.call(nr::__NR_mknod, &[name, 0o020_622, 0x103]);
+    assert_eq!(errno_of(refused), Some(errno::EPERM));
+    ends_clean(node, run);
+}

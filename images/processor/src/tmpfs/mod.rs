@@ -52,6 +52,8 @@ pub(crate) const REGULAR: u32 = 0o100_000;
 pub(crate) const LINK: u32 = 0o120_000;
 pub(crate) const SOCKET: u32 = 0o140_000;
 pub(crate) const FIFO: u32 = 0o010_000;
+pub(crate) const DEVICE_CHAR: u32 = 0o020_000;
+pub(crate) const DEVICE_BLOCK: u32 = 0o060_000;
 
 /// The place that a path leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,6 +82,11 @@ pub(crate) enum Make {
     Link(Vec<u8>),
     Socket,
     Fifo,
+    /// A device's file: of blocks or of characters, and its number as `st_rdev` has it.
+    Device {
+        block: bool,
+        number: u64,
+    },
 }
 
 impl<N: Node> Tmpfs<N> {
@@ -192,6 +199,7 @@ impl<N: Node> Tmpfs<N> {
             Make::Link(target) => Body::Link(target),
             Make::Socket => Body::Socket,
             Make::Fifo => Body::Fifo(Arc::default()),
+            Make::Device { number, .. } => Body::Device(number),
         });
         tree.enter(folder, name, inode, now)?;
         drop(tree);
@@ -282,10 +290,8 @@ impl<N: Node> Tmpfs<N> {
                     return Err(errno::ENOTEMPTY.into());
                 }
                 (Body::Folder { .. }, false) => return Err(errno::EISDIR.into()),
-                (Body::File(_) | Body::Link(_) | Body::Socket | Body::Fifo(_), true) => {
-                    return Err(errno::ENOTDIR.into());
-                }
-                _ => tree.leave(folder, name, now)?,
+                (Body::Folder { .. }, true) | (_, false) => tree.leave(folder, name, now)?,
+                (_, true) => return Err(errno::ENOTDIR.into()),
             }
         }
         let old_name = last_part(from);
@@ -412,7 +418,7 @@ impl<N: Node> Tmpfs<N> {
             Body::File(file) => file.size(),
             Body::Folder { names, .. } => names.len() as u64 * 20,
             Body::Link(target) => target.len() as u64,
-            Body::Socket | Body::Fifo(_) => 0,
+            Body::Socket | Body::Fifo(_) | Body::Device(_) => 0,
         };
         let mut times = there.times.map(time);
         if let Body::File(file) = &there.body {
@@ -433,7 +439,10 @@ impl<N: Node> Tmpfs<N> {
             accessed: times[0],
             modified: times[1],
             changed: times[2],
-            device: 0,
+            device: match there.body {
+                Body::Device(number) => number,
+                _ => 0,
+            },
         })
     }
 
@@ -505,6 +514,8 @@ impl Make {
             Self::Link(_) => LINK,
             Self::Socket => SOCKET,
             Self::Fifo => FIFO,
+            Self::Device { block: false, .. } => DEVICE_CHAR,
+            Self::Device { block: true, .. } => DEVICE_BLOCK,
         }
     }
 }

@@ -47,6 +47,8 @@ pub(super) enum Body {
     /// The name of a bound local socket; the socket itself is found by the inode's number.
     Socket,
     Fifo(Arc<Pipe>),
+    /// A device's file, with its number.
+    Device(u64),
 }
 
 /// All folders and files.
