@@ -606,9 +606,21 @@ impl<N: Node> Process<N> {
         let (session, parent) = {
             let mut tree = kernel.tree.lock();
             let mut orphans_ended = false;
+            let place = |pid: u32| {
+                let own = tree.processes.get(&pid)?;
+                Some((own.group, own.session))
+            };
+            let (own_place, parents_place) = (place(self.pid), place(self.parent()));
+            // What keeps a group from being orphaned is a member whose parent is in another group
+            // of the session (Linux `kernel/exit.c`, `kill_orphaned_pgrp`).
+            let keeps = |child: (u32, u32), parent: Option<(u32, u32)>| {
+                parent.is_some_and(|parent| child.0 != parent.0 && child.1 == parent.1)
+            };
             for relations in tree.processes.values_mut() {
                 if relations.process.parent() == self.pid {
-                    groups.push(relations.group);
+                    if keeps((relations.group, relations.session), own_place) {
+                        groups.push(relations.group);
+                    }
                     relations.process.set_parent(FIRST);
                     // Another signal could end the first process (Linux `kernel/exit.c`,
                     // `reparent_leader`).
@@ -620,7 +632,9 @@ impl<N: Node> Process<N> {
                 return;
             };
             own.ended = Some(exit);
-            groups.push(own.group);
+            if keeps((own.group, own.session), parents_place) {
+                groups.push(own.group);
+            }
             let session = own.session;
             let (parent, signal) = (own.process.parent(), own.exit_signal);
             if orphans_ended && let Some(first) = tree.processes.get(&FIRST) {

@@ -263,6 +263,24 @@ fn orphaned_groups_are_not_stopped_by_keys_and_hear_when_they_are_left() {
 }
 
 #[test]
+fn a_group_that_was_orphaned_before_hears_of_no_member_s_end() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let [stopped, ending] = [(); 2].map(|()| {
+        let pid = run.call(nr::__NR_fork, &[]).unwrap();
+        (pid, node.started.borrow_mut().pop().unwrap())
+    });
+    assert_eq!(run.call(nr::__NR_kill, &[stopped.0, SIGSTOP]), Ok(0));
+    ending.1.process.end(Exit::Code(0));
+    node.block_on(ending.1.run());
+    assert!(
+        stopped.1.process.is_stopped(),
+        "its group had no keeper anyway"
+    );
+    assert_eq!(run.thread.due() & 1, 0, "no SIGHUP");
+}
+
+#[test]
 fn a_terminal_tells_its_size_and_who_has_it() {
     let mut shell = Shell::new();
     assert_eq!(shell.run.call(nr::__NR_ioctl, &[1, 0x5413, DATA]), Ok(0));
