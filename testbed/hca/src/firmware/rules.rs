@@ -1,7 +1,8 @@
 //! Rules that INIT_HCA's profile and the contexts of queues must keep.
 //!
 //! They are no stricter than iPXE's `hermon.c`, which real firmware takes: tables on pages of
-//! 4 KB in any order, no RDMARC without READs, as many hashed groups as groups.
+//! 4 KB in any order, translations right behind the event queues, no RDMARC without READs, as many
+//! hashed groups as groups.
 
 use mlx4_hw::bits::{Low24, QueueBuffer, TableBase};
 use mlx4_hw::command::CmdStatus;
@@ -32,6 +33,8 @@ const LOG_MOST_EQS: u8 = 10;
 /// log2 of the UAR pages of BAR 2, and of the smallest group entry.
 const LOG_MOST_UARS: u8 = 13;
 const LOG_SMALLEST_GROUP: u8 = 6;
+/// The MTT begins at a multiple of this: iPXE has it right behind 16 event queues.
+const MTT_ALIGN: u64 = 64;
 /// log2 of the pages that an MTT entry may name.
 const LOG_PAGES: core::ops::RangeInclusive<u32> = 12..=31;
 
@@ -70,10 +73,10 @@ pub(super) fn check_profile(init: &InitHca, board: &Board) -> Result<(), CmdStat
     if !fits {
         return Err(CmdStatus::EXCEED_LIM);
     }
-    check_places(tables(init))
+    check_places(tables(init), init.mtt.get())
 }
 
-/// Returns base and length of each table.
+/// Returns base and length of each table but the MTT, whose length is not told.
 fn tables(init: &InitHca) -> Vec<(u64, u64)> {
     let qps = 1_u64 << init.qpc.log_entries();
     let (eqs, _) = event_queues(init);
@@ -91,8 +94,6 @@ fn tables(init: &InitHca) -> Vec<(u64, u64)> {
             init.groups.get(),
             1 << (u32::from(init.log_groups.get()) + u32::from(init.log_group_entry.get())),
         ),
-        // Its length is not told.
-        (init.mtt.get(), PAGE_LEN),
     ];
     if has_rdmarc(init) {
         let per_qp = qps << init.rdmarc.log_entries();
@@ -121,9 +122,12 @@ fn cmpt_place(init: &InitHca, kind: CmptKind, number: u32) -> u64 {
     init.cmpt.get().saturating_add(entry)
 }
 
-fn check_places(mut tables: Vec<(u64, u64)>) -> Result<(), CmdStatus> {
-    tables.sort_unstable();
+/// Checks that tables lie on pages and none on another, nor the MTT's first entry in one.
+fn check_places(mut tables: Vec<(u64, u64)>, mtt: u64) -> Result<(), CmdStatus> {
     let aligned = tables.iter().all(|(base, _)| base.is_multiple_of(PAGE_LEN));
+    let aligned = aligned && mtt.is_multiple_of(MTT_ALIGN);
+    tables.push((mtt, ENTRY_LEN));
+    tables.sort_unstable();
     let apart = tables.windows(2).all(|pair| {
         let (base, len) = pair[0];
         base.checked_add(len).is_some_and(|end| end <= pair[1].0)
@@ -258,13 +262,20 @@ mod tests {
 
     #[test]
     fn tables_lie_on_pages_and_apart() {
-        let check = |tables: &[(u64, u64)]| check_places(tables.to_vec());
+        let check = |tables: &[(u64, u64)]| check_places(tables.to_vec(), 0x10_0800);
         assert_eq!(check(&[(0x2000, 0x800), (0, 0x2000)]), Ok(()));
         assert_eq!(
             check(&[(0, 0x2001), (0x2000, 1)]),
             Err(CmdStatus::BAD_PARAM)
         );
         assert_eq!(check(&[(0x800, 1)]), Err(CmdStatus::BAD_PARAM));
+        assert_eq!(
+            check(&[(0x10_0000, 0x800)]),
+            Ok(()),
+            "event queues before the MTT"
+        );
+        assert_eq!(check(&[(0x10_0000, 0x801)]), Err(CmdStatus::BAD_PARAM));
+        assert_eq!(check_places(vec![], 0x10_0820), Err(CmdStatus::BAD_PARAM));
         let beyond = [(0xffff_ffff_ffff_f000, 0x1000), (0, 1)];
         assert_eq!(check(&beyond), Ok(()), "the last page");
         assert_eq!(
