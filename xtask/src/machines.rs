@@ -1,7 +1,7 @@
 //! `machines`: boots a node of FIT on machines of many kinds, and checks what its log says.
 //!
 //! A machine passes if its node sees all cores and memory and its adapter's port becomes active.
-//! Where it has no adapter the node must say so in one line and leave.
+//! On a machine without an adapter the node must say so in one line and leave.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -396,7 +396,8 @@ fn place(table: PhysAddr, index: usize) -> PhysAddr {
 
 /// Returns the first of some entries that is not empty.
 ///
-/// It looks at four at once: some 2 instructions an empty entry, where one by one takes 8.
+/// It looks at four at once: releasing empty tables took 26,300 instructions a process entry by
+/// entry, and takes 10,600 so.
 #[cfg(any(test, target_os = "none"))]
 #[inline]
 pub(crate) fn first_used(entries: &[AtomicU64]) -> Option<usize> {

@@ -286,7 +286,8 @@ impl Semaphores {
     }
 
     /// Serves the calls that wait, as far as values allow: after each change from the first again.
-    /// What a budget leaves undone is left to the next call that looks. The caller wakes the queue.
+    /// It does no more than a budget at once; the next call that looks goes on from there. The
+    /// caller wakes the queue.
     pub(crate) fn serve(&self, state: &mut State, now: u64) {
         state.behind = false;
         let mut budget = BUDGET;
