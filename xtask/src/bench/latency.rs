@@ -13,18 +13,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::child::xtask;
-use super::figures::{Figure, Kind, find, to_json, to_tsv};
+use super::figures::{Figure, Kind, find};
 use super::miss::counts::Counts;
 use super::miss::plugin;
 use super::miss::runs::Said;
 use super::miss::symbols::Symbols;
+use super::output::{in_folder, show};
 use super::plot::{Bar, stacked};
 use super::record::{Circumstances, Record, markdown};
 use super::table::aligned;
 use crate::build_image::Role;
 use crate::qemu::Qemu;
-use crate::tools::{say, step};
-use crate::{bed, build_image, linux, run, test_programs};
+use crate::tools::step;
+use crate::{build_image, linux, run, test_programs};
 
 /// Seconds that the program may take under the plugin on a busy machine.
 const LIMIT: &str = "300";
@@ -61,23 +62,10 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
-        let folder = bed::make_folder()?;
-        let result = self.measure(&folder);
-        if result.is_ok() {
-            let _ = fs::remove_dir_all(&folder);
-        } else {
-            say(&format!("What the runs left is in {}", folder.display()));
-        }
-        let (figures, circumstances) = result?;
-        if self.json {
-            println!("{:#}", to_json(&figures));
-        } else {
-            println!("{}", aligned(&rows(&figures)));
-        }
-        if let Some(file) = &self.tsv {
-            fs::write(file, to_tsv(&figures))
-                .with_context(|| format!("can't write {}", file.display()))?;
-        }
+        let (figures, circumstances) = in_folder(|folder| self.measure(folder))?;
+        show(&figures, self.json, self.tsv.as_ref(), || {
+            aligned(&rows(&figures))
+        })?;
         if self.record {
             let record = Record {
                 name: "latency",

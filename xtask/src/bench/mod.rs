@@ -7,7 +7,7 @@
 //! * [`miss`]: a page miss, counted. * [`latency`]: what programs wait
 //!   for, counted beside Linux. * [`peer`]: programs in little memory, here and on Linux that
 //!   swaps. * [`journal`]: a network that is trained in little memory.
-//! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
+//! * [`output`]: runs' folder, and how figures are given. * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
 //!   they are kept in `docs/bench`.
 //! * [`mod@compare`]: what changed since. * [`child`]: runs of other commands.
 
@@ -19,6 +19,7 @@ mod hca;
 mod journal;
 mod latency;
 mod miss;
+mod output;
 mod peer;
 mod plot;
 mod profile;

@@ -16,6 +16,7 @@ use self::stages::{Events, Stage};
 use super::child::xtask_with;
 use super::figures::{Figure, Kind, to_tsv};
 use super::miss::plugin;
+use super::output::in_folder;
 use super::plot::{Bar, stacked};
 use super::record::{Circumstances, Record, markdown};
 use super::table::aligned;
@@ -23,7 +24,7 @@ use crate::bed;
 use crate::build_image::{self, Role};
 use crate::qemu::Qemu;
 use crate::run;
-use crate::tools::{need, quiet, say};
+use crate::tools::{need, quiet};
 
 /// Goals of a start: milliseconds from the kernel's first instruction.
 const GOALS: [(&str, f64); 2] = [(stages::COMMAND, 5.0), (stages::PROGRAM, 1000.0)];
@@ -49,14 +50,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
-        let folder = bed::make_folder()?;
-        let result = self.measure(&folder);
-        if result.is_ok() {
-            let _ = fs::remove_dir_all(&folder);
-        } else {
-            say(&format!("What the runs left is in {}", folder.display()));
-        }
-        let (starts, circumstances) = result?;
+        let (starts, circumstances) = in_folder(|folder| self.measure(folder))?;
         let figures: Vec<Figure> = starts.iter().flat_map(figures).collect();
         for start in &starts {
             println!("{}\n{}\n", start.role.name(), aligned(&rows(start)));

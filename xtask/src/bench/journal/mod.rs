@@ -12,15 +12,16 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use self::runs::{Bed, Setting, Shape};
-use super::figures::{Figure, to_json, to_tsv};
+use super::figures::Figure;
+use super::output::{in_folder, show};
 use super::record::{Circumstances, Record, markdown};
 use super::table::aligned;
 use crate::qemu::Qemu;
+use crate::run;
 use crate::tools::{say, step};
-use crate::{bed, run};
 
 /// Shares of the program's memory that are local, in per cent.
 const SHARES: [f64; 4] = [100.0, 50.0, 25.0, 12.5];
@@ -71,23 +72,10 @@ impl Args {
                 .all(|&share| share > 0.0 && share <= 100.0),
             "--share is more than 0 and at most 100"
         );
-        let folder = bed::make_folder()?;
-        let result = self.measure(&folder);
-        if result.is_ok() {
-            let _ = std::fs::remove_dir_all(&folder);
-        } else {
-            say(&format!("What the runs left is in {}", folder.display()));
-        }
-        let (figures, circumstances) = result?;
-        if self.json {
-            println!("{:#}", to_json(&figures));
-        } else {
-            println!("{}", aligned(&table::rows(&figures)));
-        }
-        if let Some(file) = &self.tsv {
-            std::fs::write(file, to_tsv(&figures))
-                .with_context(|| format!("can't write {}", file.display()))?;
-        }
+        let (figures, circumstances) = in_folder(|folder| self.measure(folder))?;
+        show(&figures, self.json, self.tsv.as_ref(), || {
+            aligned(&table::rows(&figures))
+        })?;
         if self.record {
             let body = format!(
                 "{} images, {} epochs.\n\n{}",

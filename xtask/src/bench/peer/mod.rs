@@ -15,17 +15,18 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use self::programs::{Program, all};
 use self::systems::{Bed, System};
-use super::figures::{Figure, Kind, to_json, to_tsv};
+use super::figures::{Figure, Kind};
 use super::miss::plugin;
+use super::output::{in_folder, show};
 use super::record::{Circumstances, Record, markdown};
 use super::table::aligned;
 use crate::qemu::Qemu;
-use crate::tools::{say, step};
-use crate::{bed, linux, run, test_programs};
+use crate::tools::step;
+use crate::{linux, run, test_programs};
 
 /// Runs the same programs with 100, 50, 25 and 12.5 % of their memory local, on Tessera and on
 /// Linux guests that swap, and compares slowdowns
@@ -56,24 +57,14 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
-        let folder = bed::make_folder()?;
-        let result = self.measure(&folder);
-        if result.is_ok() {
-            let _ = std::fs::remove_dir_all(&folder);
-        } else {
-            say(&format!("What the runs left is in {}", folder.display()));
-        }
-        let (figures, circumstances) = result?;
-        if self.json {
-            println!("{:#}", to_json(&figures));
-        } else {
-            println!("{}", aligned(&table::rows(&figures)));
-            println!("\n{}", aligned(&table::others(&figures)));
-        }
-        if let Some(file) = &self.tsv {
-            std::fs::write(file, to_tsv(&figures))
-                .with_context(|| format!("can't write {}", file.display()))?;
-        }
+        let (figures, circumstances) = in_folder(|folder| self.measure(folder))?;
+        show(&figures, self.json, self.tsv.as_ref(), || {
+            format!(
+                "{}\n\n{}",
+                aligned(&table::rows(&figures)),
+                aligned(&table::others(&figures))
+            )
+        })?;
         if self.record {
             let body = format!(
                 "## Slowdowns\n\n{}\n## Times and faults\n\n{}\n",
