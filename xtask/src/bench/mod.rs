@@ -7,7 +7,8 @@
 //! * [`miss`]: a page miss, counted. * [`latency`]: what programs wait
 //!   for, counted beside Linux. * [`peer`]: programs in little memory, here and on Linux that
 //!   swaps. * [`journal`]: a network that is trained in little memory.
-//! * [`output`]: runs' folder, and how figures are given. * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
+//! * [`output`]: runs' folder, and how figures are given.
+//! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
 //!   they are kept in `docs/bench`.
 //! * [`mod@compare`]: what changed since. * [`child`]: runs of other commands.
 
