@@ -80,6 +80,7 @@ mod thread;
 mod timer;
 mod timer_file;
 mod tmpfs;
+pub mod top;
 mod users;
 pub mod vdso;
 mod vsyscall;

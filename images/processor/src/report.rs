@@ -77,6 +77,12 @@ impl Report {
         self.line(&["unimplemented", &name, &format!("{count}")]);
     }
 
+    /// All lines so far.
+    #[must_use]
+    pub fn into_lines(self) -> Vec<String> {
+        self.lines
+    }
+
     /// All lines, with the exit status as the last.
     #[must_use]
     pub fn finish(mut self, status: u8) -> Vec<String> {

@@ -9,8 +9,9 @@
 //!  0x02 input   bytes                     0x82 stderr  bytes
 //!  0x03 end     errno (u16), 0: the end   0x83 trace   bytes
 //!  0x04 window  rows, columns, x, y (u16) 0x84 terminal bytes
-//!  0x05 broken  stream (u8), errno (u16)  0x85 want    bytes of input that P has room for (u32)
-//!  0x06 done    all output is written     0x86 finish  P has no more output
+//!  0x05 broken  stream (u8), errno (u16)  0x85 top     bytes
+//!  0x06 done    all output is written     0x86 want    bytes of input that P has room for (u32)
+//!                                         0x87 finish  P has no more output
 //! ```
 //!
 //! Both sides use [`Decoder`], which checks each frame; [`Start`] is what to run. All
@@ -47,11 +48,19 @@ pub enum Output {
     Trace,
     /// The terminal.
     Terminal,
+    /// Snapshots of what runs, as text.
+    Top,
 }
 
 impl Output {
     /// All, by number.
-    pub const ALL: [Self; 4] = [Self::Stdout, Self::Stderr, Self::Trace, Self::Terminal];
+    pub const ALL: [Self; 5] = [
+        Self::Stdout,
+        Self::Stderr,
+        Self::Trace,
+        Self::Terminal,
+        Self::Top,
+    ];
 
     /// Returns the output's number.
     #[must_use]
@@ -141,8 +150,8 @@ const WINDOW: u8 = 4;
 const BROKEN: u8 = 5;
 const DONE: u8 = 6;
 const OUTPUT: u8 = 0x81;
-const WANT: u8 = 0x85;
-const FINISH: u8 = 0x86;
+const WANT: u8 = 0x86;
+const FINISH: u8 = 0x87;
 
 impl Frame {
     /// Appends the frame's bytes.
@@ -227,7 +236,7 @@ fn check(kind: u8, len: usize) -> Result<(), FrameError> {
         BROKEN => len == 3,
         DONE | FINISH => len == 0,
         WANT => len == 4,
-        0x81..=0x84 => (1..=MAX_BYTES).contains(&len),
+        0x81..=0x85 => (1..=MAX_BYTES).contains(&len),
         _ => return Err(FrameError::Kind(kind)),
     };
     if fits {
@@ -263,14 +272,14 @@ mod tests {
         assert_eq!(bytes(Frame::Done), b"\x06\0\0\0");
         let trace = Frame::Output(Output::Trace, vec![b'x'; 0x102]);
         assert_eq!(bytes(trace)[..5], *b"\x83\x02\x01\0x");
-        assert_eq!(bytes(Frame::Want(0x1_0000)), b"\x85\x04\0\0\0\0\x01\0");
-        assert_eq!(bytes(Frame::Finish), b"\x86\0\0\0");
+        assert_eq!(bytes(Frame::Want(0x1_0000)), b"\x86\x04\0\0\0\0\x01\0");
+        assert_eq!(bytes(Frame::Finish), b"\x87\0\0\0");
     }
 
     #[test]
     fn lengths_and_kinds_are_checked() {
         assert_eq!(check(0, 0), Err(FrameError::Kind(0)));
-        assert_eq!(check(0x87, 0), Err(FrameError::Kind(0x87)));
+        assert_eq!(check(0x88, 0), Err(FrameError::Kind(0x88)));
         for (kind, len) in [
             (INPUT, 0),
             (INPUT, MAX_BYTES + 1),
@@ -281,7 +290,7 @@ mod tests {
             assert_eq!(check(kind, len), Err(FrameError::Length { kind, len }));
         }
         assert_eq!(
-            Frame::decode(BROKEN, &[4, 0, 0]),
+            Frame::decode(BROKEN, &[5, 0, 0]),
             Err(FrameError::Payload(BROKEN))
         );
     }

@@ -375,6 +375,32 @@ fn input_passes_through_to_both_outputs() {
 }
 
 #[test]
+fn snapshots_name_what_runs() {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("top.tsv");
+    let option = format!("--top={}", file.display());
+    let there = Run::new(&[&option]).run(&[
+        "/bin/sh",
+        "-c",
+        "/bin/busybox sleep 4 & /bin/busybox sleep 5 & wait",
+    ]);
+    assert_eq!(there.code, Some(0), "{}", there.stderr);
+    let text = std::fs::read_to_string(&file).expect("the file");
+    let snapshots: Vec<_> = text.split_inclusive("\nend\n").collect();
+    assert!(snapshots.len() >= 2, "a second passes between two:\n{text}");
+    // The first may have come before the programs had begun.
+    for snapshot in &snapshots[1..2] {
+        assert!(snapshot.ends_with("\nend\n"), "it is whole:\n{snapshot}");
+        let names = snapshot
+            .lines()
+            .filter(|line| line.starts_with("process\t"))
+            .filter_map(|line| line.split('\t').next_back());
+        assert_eq!(names.clone().count(), 3, "{snapshot}");
+        assert_eq!(names.filter(|name| *name == "busybox").count(), 2);
+        assert!(snapshot.contains("counter\tnr_pcache_lines\t2048\n"));
+    }
+}
+
+#[test]
 fn arguments_and_environment_arrive_as_they_were_given() {
     let run = Run::new(&["--env", "TESSERA_TEST=a b=%20"]).add(program("work"), "/bin/work");
     let there = run.run(&["/bin/work", "args", "a b", "", "100%", "--", "ü"]);

@@ -28,6 +28,25 @@ fn say(terminal: &mut Terminal, line: &str) -> String {
 }
 
 #[test]
+fn snapshots_keep_to_the_lowest_lines() {
+    let mut terminal = Terminal::start(&bash(&["--top"], &["-i"]));
+    terminal.expect(PROMPT);
+    terminal.keys("stty size\n");
+    terminal.expect("\n10 80\r\n");
+    terminal.keys("sleep 1000\n");
+    terminal.expect("CPU 0 % of 1 cores");
+    terminal.expect("PID   PPID");
+    terminal.expect(" sleep");
+    terminal.keys("\x03");
+    terminal.expect(PROMPT);
+    terminal.keys("exit\n");
+    // The whole terminal scrolls again.
+    terminal.expect("\x1b[r\x1b[11;1H\x1b[J");
+    terminal.end();
+    assert!(terminal.is_cooked());
+}
+
+#[test]
 fn an_interactive_shell_has_job_control() {
     let mut terminal = Terminal::start(&bash(&["--cpus", "2"], &["-i"]));
     terminal.expect(PROMPT);

@@ -291,7 +291,7 @@ impl Args {
     fn serve(&self, channel: Channel) -> Result<Server> {
         let mut start = start::start(&self.program, &[], OsStr::from_bytes(b"/"), "");
         start.sources = start::sources(None);
-        channel.serve(start, start::streams(None, None)?)
+        channel.serve(start, start::streams(None, None, None)?)
     }
 }
 

@@ -125,6 +125,7 @@ impl Server {
                     Output::Stderr => "standard error",
                     Output::Trace => "the trace",
                     Output::Terminal => "the terminal",
+                    Output::Top => "what --top shows",
                 };
                 Err(error).with_context(|| format!("can't write {name}"))
             }
@@ -345,8 +346,8 @@ mod tests {
         (guest, server.expect("threads"))
     }
 
-    fn sinks() -> ([Sink; 4], Outputs) {
-        let sinks = [(); 4].map(|()| Sink::default());
+    fn sinks() -> ([Sink; 5], Outputs) {
+        let sinks = [(); 5].map(|()| Sink::default());
         let outputs = sinks
             .clone()
             .map(|sink| Box::new(sink) as Box<dyn Write + Send>);
@@ -402,18 +403,20 @@ mod tests {
         let texts = sinks.map(|sink| sink.0.lock().expect("lock").clone());
         assert_eq!(
             texts,
-            [b"ac".to_vec(), b"b".to_vec(), Vec::new(), Vec::new()]
+            [b"ac".to_vec(), b"b".to_vec(), vec![], vec![], vec![]]
         );
     }
 
     #[test]
     fn an_output_that_can_t_be_written_is_told_and_the_others_go_on() {
-        let ([_, stderr, ..], [_, second, third, fourth]) = sinks();
+        let ([_, stderr, ..], [_, rest @ ..]) = sinks();
         let full = File::options()
             .write(true)
             .open("/dev/full")
             .expect("/dev/full");
-        let (mut guest, server) = serve(std::io::empty(), [Box::new(full), second, third, fourth]);
+        let [second, third, fourth, fifth] = rest;
+        let outputs: Outputs = [Box::new(full), second, third, fourth, fifth];
+        let (mut guest, server) = serve(std::io::empty(), outputs);
         guest.send(&Frame::Output(Output::Stdout, b"lost".to_vec()));
         assert_eq!(guest.next(), Frame::Broken(Output::Stdout, 28), "ENOSPC");
         guest.send(&Frame::Output(Output::Stdout, b"lost".to_vec()));

@@ -4,7 +4,8 @@
 //!   [`media`]: `--boot-from`. [`rack`]: a boot server for it.
 //! * [`start`]: what to run. * [`console`]: its streams.
 //! * [`cluster`]: starts, watches and ends the processes.
-//! * [`report`]: the table afterwards. * [`demo`]: the job without a program.
+//! * [`report`]: the table afterwards. * [`top`]: what runs meanwhile.
+//! * [`demo`]: the job without a program.
 
 pub(crate) mod boot;
 mod cluster;
@@ -18,6 +19,7 @@ mod report;
 mod root;
 pub(crate) mod start;
 mod terminal;
+mod top;
 pub(crate) mod vm;
 
 use std::collections::BTreeMap;
@@ -28,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use ::console::Window;
 use anyhow::{Context, Result, bail, ensure};
 
 use self::boot::BootOption;
@@ -41,6 +44,7 @@ use self::media::{BootFrom, Source};
 use self::report::Report;
 pub(crate) use self::root::Root;
 use self::terminal::Terminal;
+use self::top::Top;
 use self::vm::{Vm, names};
 use crate::bed::cmdline::CommandLine;
 use crate::bed::machine::Chipset;
@@ -122,6 +126,10 @@ pub(crate) struct Args {
     /// Writes each system call of the program, as strace does, to standard error or a file
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     strace: Option<Option<PathBuf>>,
+    /// Shows processes, threads, cache and fabric each second in the lowest lines of the terminal,
+    /// or writes them to a file, for scripts: lines parted by tabs
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    top: Option<Option<PathBuf>>,
     /// Says nothing but what the program says, and errors
     #[arg(long, short)]
     quiet: bool,
@@ -323,20 +331,23 @@ impl Args {
     ) -> Result<(End, Report)> {
         let collected = Collector::default();
         let terminal = Terminal::of_stdin().filter(|_| native.is_none());
+        let top = match &self.top {
+            Some(file) => Some(Top::new(file.as_deref())?),
+            None => None,
+        };
+        let _closing = top.as_ref().map(Top::closing);
         let (program, streams) = if native.is_some() {
             let program = demo::program().map(OsString::from).to_vec();
             (program, start::demo_streams(&collected))
         } else {
-            let streams = start::streams(self.strace_file()?, terminal.as_ref())?;
+            let streams = start::streams(self.strace_file()?, terminal.as_ref(), top.clone())?;
             (self.program.clone(), streams)
         };
         let mut start = start::start(&program, &self.env, self.workdir.as_os_str(), &self.user);
         if native.is_none() {
             start.sources = start::sources(terminal.as_ref());
         }
-        if let Some(terminal) = &terminal {
-            start.window = terminal.window();
-        }
+        start.window = window(terminal.as_ref(), top.as_ref());
         let channel = Channel::new()?;
         let trace = self
             .trace
@@ -358,7 +369,7 @@ impl Args {
             cluster.wait_for_kernel(Duration::from_secs(self.boot_timeout))?;
         }
         let console = channel.serve(start, streams)?;
-        let mut attended = Attended::new(terminal.as_ref(), &console);
+        let mut attended = Attended::new(terminal.as_ref(), &console, top.as_ref());
         let limits = Limits {
             boot: Duration::from_secs(self.boot_timeout),
             program: self.timeout.map(Duration::from_secs),
@@ -475,9 +486,21 @@ impl Args {
             if self.strace.is_some() {
                 line.flag("strace");
             }
+            if self.top.is_some() {
+                line.option("top", top::PAUSE.to_string());
+            }
         }
         line.finish()
             .with_context(|| format!("the kernel command line of {}", role.name()))
+    }
+}
+
+/// Returns what the program has of the terminal's window; nothing without a terminal.
+fn window(terminal: Option<&Terminal>, top: Option<&Top>) -> Window {
+    let whole = terminal.map(Terminal::window).unwrap_or_default();
+    Window {
+        rows: top.map_or(whole.rows, |top| top.rows_left(whole.rows)),
+        ..whole
     }
 }
 
@@ -485,18 +508,23 @@ impl Args {
 struct Attended<'a> {
     terminal: Option<&'a Terminal>,
     console: &'a console::Server,
+    top: Option<&'a Top>,
     raw: Option<terminal::Raw>,
-    window: ::console::Window,
+    window: Window,
 }
 
 impl<'a> Attended<'a> {
-    fn new(terminal: Option<&'a Terminal>, console: &'a console::Server) -> Self {
-        let window = terminal.map(Terminal::window).unwrap_or_default();
+    fn new(
+        terminal: Option<&'a Terminal>,
+        console: &'a console::Server,
+        top: Option<&'a Top>,
+    ) -> Self {
         Self {
             terminal,
             console,
+            top,
             raw: None,
-            window,
+            window: window(terminal, top),
         }
     }
 
@@ -509,7 +537,7 @@ impl<'a> Attended<'a> {
             self.raw = Some(terminal.raw()?);
             self.console.read_terminal();
         }
-        let window = terminal.window();
+        let window = window(Some(terminal), self.top);
         if window != self.window {
             self.window = window;
             self.console.set_window(window);

@@ -14,6 +14,7 @@ use rustix::termios::isatty;
 use super::console::{Patient, Streams};
 use super::demo::Collector;
 use super::terminal::Terminal;
+use super::top::Top;
 
 /// Default environment of each program; a user's home is found on P.
 const ENVIRONMENT: [&str; 2] = ["PATH=/bin:/usr/bin", "HOME=/root"];
@@ -94,6 +95,7 @@ fn source(stream: BorrowedFd<'_>) -> Source {
 pub(crate) fn streams(
     trace: Option<std::fs::File>,
     terminal: Option<&Terminal>,
+    top: Option<Top>,
 ) -> Result<Streams> {
     let own = |stream: BorrowedFd<'_>| {
         let shared = stream.as_fd().try_clone_to_owned();
@@ -108,7 +110,7 @@ pub(crate) fn streams(
     let input: Box<dyn Read + Send> = Box::new(own(stdin())?);
     let shown: Box<dyn Write + Send> = match terminal {
         Some(terminal) => Box::new(Patient(terminal.output()?)),
-        None => Box::new(std::io::sink()),
+        None => sink(),
     };
     Ok(Streams {
         input,
@@ -117,6 +119,7 @@ pub(crate) fn streams(
             Box::new(own(stderr())?),
             trace,
             shown,
+            top.map_or_else(sink, |top| Box::new(top)),
         ],
         typed: terminal.is_some(),
     })
@@ -130,10 +133,15 @@ pub(super) fn demo_streams(collected: &Collector) -> Streams {
             Box::new(collected.clone()),
             Box::new(std::io::stderr()),
             Box::new(std::io::stderr()),
-            Box::new(std::io::sink()),
+            sink(),
+            sink(),
         ],
         typed: false,
     }
+}
+
+fn sink() -> Box<dyn Write + Send> {
+    Box::new(std::io::sink())
 }
 
 #[cfg(test)]

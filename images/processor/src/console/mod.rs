@@ -237,6 +237,11 @@ impl Console {
         self.write_all(Output::Stderr, line).await;
     }
 
+    /// Sends a snapshot of what runs, and waits for room: who shows it sets the pace.
+    pub async fn show_top(&self, text: &[u8]) {
+        self.write_all(Output::Top, text).await;
+    }
+
     /// Queues all of `bytes`, waiting for room; they are lost with an output that is broken.
     pub(crate) async fn write_all(&self, output: Output, bytes: &[u8]) {
         let mut rest = bytes;

@@ -73,6 +73,28 @@ fn a_thread_shares_memory_and_files_and_tells_of_its_end() {
 }
 
 #[test]
+fn a_snapshot_lists_processes_and_their_threads() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let stack = run.map(65_536).unwrap() + 65_536;
+    let alone = node.block_on(crate::top::snapshot(node));
+    assert_eq!(alone.len(), 2, "a thread alone has no line: {alone:?}");
+    assert!(alone[1].starts_with("process\t1\t0\t0\t"), "{alone:?}");
+    let tid = run.call(nr::__NR_clone, &[THREAD, stack, DATA, DATA + 8, DATA + 64]);
+    let child = run.call(nr::__NR_fork, &[]).unwrap();
+    let lines = node.block_on(crate::top::snapshot(node));
+    let fields = |index: usize| lines[index].split('\t').collect::<Vec<_>>();
+    assert_eq!(fields(0)[..2], ["all", fields(0)[1]]);
+    assert_eq!(fields(0)[2..4], ["2", "3"], "processes and threads");
+    assert_eq!((fields(1).len(), fields(1)[5]), (11, "2"), "threads of it");
+    assert_eq!(fields(3)[..3], ["thread", "1", &tid.unwrap().to_string()]);
+    assert_eq!(fields(3).len(), 7);
+    assert_eq!(fields(4)[..3], ["process", &child.to_string(), "1"]);
+    let mapped: u64 = fields(4)[7].parse().unwrap();
+    assert!(mapped >= 65_536, "{lines:?}");
+}
+
+#[test]
 fn threads_of_a_node_have_a_limit() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);

@@ -5,6 +5,7 @@ mod cpu;
 mod hardware;
 mod stdio;
 mod thread;
+mod top;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -156,6 +157,9 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         geometry.ways()
     );
     let command = command(line, parts).await?;
+    if let Some(millis) = line.parsed("top")? {
+        libos::spawn(top::show(parts, core.clone(), millis)).detach();
+    }
     libos::line(format_args!("report\tready"));
     let (report, status) = execute(parts, command).await?;
     parts.kernel.end_trace().await;
@@ -234,6 +238,14 @@ fn failed(error: processor::Error) -> Error {
 
 /// Adds what the cache and FIT counted, and prints all.
 fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
+    add_figures(&mut report, parts, core);
+    for text in report.finish(status) {
+        libos::line(format_args!("{text}"));
+    }
+}
+
+/// Adds what the cache and FIT counted.
+fn add_figures(report: &mut Report, parts: &Parts, core: &Core) {
     report.cache(&parts.cache);
     report.counter("nr_kernel_frames_free", libos::frames::free() as u64);
     // A peer with several cores has several connections.
@@ -257,9 +269,6 @@ fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
     }
     for (point, time) in core.profile().measured() {
         report.time(point.name(), &time);
-    }
-    for text in report.finish(status) {
-        libos::line(format_args!("{text}"));
     }
 }
 
