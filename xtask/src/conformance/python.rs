@@ -62,10 +62,11 @@ impl Suite for Python {
     }
 
     fn prepare(&self, _folder: &Path) -> Result<Vec<Case>> {
+        // A failed module's output names its tests (`--verbose3`), a passed one's is not shown.
         let case = |module| Case {
             name: format!("test_{module}"),
             command: format!(
-                "exec python3 -m test --timeout {} test.test_{module}",
+                "exec python3 -m test --verbose3 --timeout {} test.test_{module}",
                 LIMIT - 10
             ),
             limit: LIMIT,

@@ -96,9 +96,9 @@ impl<N: Node> Thread<N> {
             FIONREAD | TIOCOUTQ => self.put_int(arg, terminal.unshown()).await?,
             TCSBRK | TCSBRKP => self.drain(terminal).await?,
             TCFLSH => match int(arg) {
-                0 => terminal.flush(true, false),
-                1 => terminal.flush(false, true),
-                2 => terminal.flush(true, true),
+                0 => terminal.flush(side, true, false),
+                1 => terminal.flush(side, false, true),
+                2 => terminal.flush(side, true, true),
                 _ => return Err(errno::EINVAL.into()),
             },
             TCXONC => match int(arg) {

@@ -301,14 +301,18 @@ impl Terminal {
         self.wake_all();
     }
 
-    /// Forgets typed bytes, or output, or both.
-    pub(crate) fn flush(&self, input: bool, output: bool) {
+    /// Forgets the input of a side that was not read, or its output that was not shown, or both.
+    ///
+    /// What one side of a pseudo-terminal writes is the other's input at once, so it has no output
+    /// to forget (Linux moves it on by a work queue, `drivers/tty/pty.c`).
+    pub(crate) fn flush(&self, side: Side, input: bool, output: bool) {
         {
             let mut state = self.state.lock();
-            if input {
+            let is_pty = matches!(self.name, Name::Pty(_));
+            if input && side == Side::Program {
                 state.discipline.flush();
             }
-            if output {
+            if input && side == Side::Master || output && !is_pty {
                 state.output.clear();
             }
         }

@@ -343,3 +343,46 @@ fn a_pseudo_terminal_is_a_session_s_and_ends_with_its_master() {
     let gone = run.call(nr::__NR_open, &[DATA, 2]);
     assert_eq!(errno_of(gone), Some(errno::ENOENT));
 }
+
+/// Opens a pseudo-terminal; returns its master and the program's side.
+fn open_pty(run: &mut Run) -> [u64; 2] {
+    run.put(DATA, b"/dev/ptmx\0");
+    let master = run.call(nr::__NR_open, &[DATA, 2]).unwrap();
+    run.put(DATA, &[0; 4]);
+    run.call(nr::__NR_ioctl, &[master, 0x4004_5431, DATA])
+        .unwrap();
+    run.put(DATA, b"/dev/pts/0\0");
+    [master, run.call(nr::__NR_open, &[DATA, 2]).unwrap()]
+}
+
+#[test]
+fn each_side_of_a_pseudo_terminal_forgets_its_own_input() {
+    const TCFLSH: u64 = 0x540b;
+    const FIONREAD: u64 = 0x541b;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let [master, tty] = open_pty(&mut run);
+    let waiting = |run: &mut Run, fd: u64| {
+        run.call(nr::__NR_ioctl, &[fd, FIONREAD, DATA + 64])
+            .unwrap();
+        u32_at(run, DATA + 64)
+    };
+    // A flush of one's output, then of one's input.
+    for (writer, reader, text) in [
+        (tty, master, b"to the master"),
+        (master, tty, b"to a program\n"),
+    ] {
+        run.put(DATA, text);
+        run.call(nr::__NR_write, &[writer, DATA, 13]).unwrap();
+        let came = waiting(&mut run, reader);
+        assert!(came >= 13, "{came}");
+        for (fd, queue) in [(reader, 1), (writer, 1), (writer, 0)] {
+            run.call(nr::__NR_ioctl, &[fd, TCFLSH, queue]).unwrap();
+            assert_eq!(waiting(&mut run, reader), came, "{fd} {queue}");
+        }
+        run.call(nr::__NR_ioctl, &[reader, TCFLSH, 0]).unwrap();
+        assert_eq!(waiting(&mut run, reader), 0);
+    }
+    let wrong = run.call(nr::__NR_ioctl, &[master, TCFLSH, 3]);
+    assert_eq!(errno_of(wrong), Some(errno::EINVAL));
+}
