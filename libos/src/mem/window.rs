@@ -95,6 +95,22 @@ impl Window {
         unsafe { to.write_volatile(value) };
     }
 
+    /// Stores every word of a range over itself.
+    pub(crate) fn store_again(&self, offset: usize, len: usize) {
+        let words: *mut u64 = self.at(offset, len);
+        // SAFETY: `at` checked range and alignment; the words keep their values. The direction flag
+        // is clear in the kernel.
+        unsafe {
+            core::arch::asm!(
+                "rep movsq",
+                inout("rsi") words => _,
+                inout("rdi") words => _,
+                inout("rcx") len / size_of::<u64>() => _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
     /// Stores words one after the other, each untorn, with one check for all.
     #[inline]
     pub(crate) fn store_all<T: Word, const N: usize>(&self, offset: usize, values: [T; N]) {

@@ -72,7 +72,18 @@ impl<N: Node> Thread<N> {
             nr::__NR_execve => self.sys_execve(path::AT_FDCWD, [a[0], a[1], a[2], 0]).await,
             nr::__NR_execveat => self.sys_execve(a[0], [a[1], a[2], a[3], a[4]]).await,
             nr::__NR_exit => Err(self.sys_exit(a[0])),
-            // The way through all families below takes some 500 instructions.
+            // The way through all families below takes some 500 instructions; those of a shell's
+            // fork and wait go straight to theirs.
+            nr::__NR_clone
+            | nr::__NR_clone3
+            | nr::__NR_fork
+            | nr::__NR_vfork
+            | nr::__NR_wait4
+            | nr::__NR_set_robust_list
+            | nr::__NR_set_tid_address
+            | nr::__NR_rseq
+            | nr::__NR_rt_sigaction
+            | nr::__NR_rt_sigprocmask => self.thread_call(number, a).await.map(Outcome::Value),
             nr::__NR_futex => self.sys_futex(a).await.map(Outcome::Value),
             nr::__NR_read => self.read_taken(a).await.map(Outcome::Value),
             // The low byte is what a parent sees.
