@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -83,14 +84,15 @@ pub(super) struct Bed<'a> {
 }
 
 impl Bed<'_> {
-    /// Runs the cases in order and calls `each` with how each one ended and what it said.
+    /// Runs the cases in order, and calls `each` with how each one ended and what it said, until
+    /// that breaks off.
     ///
     /// # Errors
     /// If clusters can't be started, or the run is interrupted.
     pub(super) fn run(
         &self,
         cases: &[Case],
-        mut each: impl FnMut(&Case, Ended, &str) -> Result<()>,
+        mut each: impl FnMut(&Case, Ended, &str) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let inside = self.root.join(FOLDER.trim_start_matches('/'));
         let list: String = cases
@@ -104,11 +106,11 @@ impl Bed<'_> {
         while next < cases.len() {
             let mut session = self.start(next + 1)?;
             let before = next;
-            let lost = session.follow(cases, &mut next, &mut each)?;
-            if lost.is_none() {
-                continue;
-            }
-            let why = lost.unwrap_or_default();
+            let why = match session.follow(cases, &mut next, &mut each)? {
+                ControlFlow::Break(()) => return Ok(()),
+                ControlFlow::Continue(None) => continue,
+                ControlFlow::Continue(Some(why)) => why,
+            };
             if next == before && !session.began {
                 false_starts += 1;
                 ensure!(
@@ -120,8 +122,11 @@ impl Bed<'_> {
             }
             false_starts = 0;
             if session.began {
-                each(&cases[next], Ended::Lost(why), &session.said)?;
+                let goes_on = each(&cases[next], Ended::Lost(why), &session.said)?;
                 next += 1;
+                if goes_on.is_break() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -216,25 +221,27 @@ struct Session {
 }
 
 impl Session {
-    /// Follows the cases until all have ended or the session is lost; then returns why.
+    /// Follows the cases until all have ended or the session is lost, and returns why then, or
+    /// until `each` breaks off.
     fn follow(
         &mut self,
         cases: &[Case],
         next: &mut usize,
-        each: &mut impl FnMut(&Case, Ended, &str) -> Result<()>,
-    ) -> Result<Option<String>> {
+        each: &mut impl FnMut(&Case, Ended, &str) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<(), Option<String>>> {
         let mut deadline = Instant::now() + BOOT;
         loop {
             let Some(line) = self.line(deadline)? else {
                 let silent = Instant::now() >= deadline;
                 let why = self.end();
-                return Ok((*next < cases.len()).then(|| {
+                let lost = (*next < cases.len()).then(|| {
                     if silent {
                         format!("it fell silent; {why}")
                     } else {
                         why
                     }
-                }));
+                });
+                return Ok(ControlFlow::Continue(lost));
             };
             if let Some(text) = line.strip_prefix('|') {
                 self.said += text;
@@ -248,9 +255,13 @@ impl Session {
                 let Some((case, ended)) = cases.get(*next).zip(ended(rest)) else {
                     bail!("the script said {line:?}");
                 };
-                each(case, ended, &self.said)?;
+                let goes_on = each(case, ended, &self.said)?;
                 *next += 1;
                 self.began = false;
+                if goes_on.is_break() {
+                    self.end();
+                    return Ok(ControlFlow::Break(()));
+                }
                 deadline = Instant::now() + GRACE;
             }
         }

@@ -50,15 +50,20 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Opens the file, reads the results of earlier runs and keeps those of the cases for which
-    /// `wanted` returns true, given all results of the case.
+    /// Opens the file, reads the results of earlier runs (those that were recorded, if there is no
+    /// file yet) and keeps those of the cases for which `wanted` returns true, given all results of
+    /// the case.
     ///
     /// # Errors
     /// If the file can't be read or written.
-    pub(super) fn open(path: &Path, wanted: impl Fn(&Self, &str) -> bool) -> Result<Self> {
-        let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            other => other.with_context(|| format!("can't read {}", path.display()))?,
+    pub(super) fn open(
+        path: &Path,
+        recorded: &Path,
+        wanted: impl Fn(&Self, &str) -> bool,
+    ) -> Result<Self> {
+        let text = match read(path)? {
+            Some(text) => text,
+            None => read(recorded)?.unwrap_or_default(),
         };
         // Written beside and renamed, so that a run that ends here loses nothing.
         let beside = path.with_extension("new");
@@ -98,31 +103,61 @@ impl Kept {
         })
     }
 
+    /// Writes all results to a file, those of a case beside each other.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub(super) fn record(&self, path: &Path) -> Result<()> {
+        let mut cases: Vec<_> = self.cases.iter().collect();
+        cases.sort_by_key(|((place, case), _)| (case, place.word()));
+        let text: String = cases
+            .into_iter()
+            .map(|((place, case), verdicts)| lines(*place, case, verdicts))
+            .collect();
+        let folder = path.parent().unwrap_or(path);
+        fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+        fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
+    }
+
     /// Adds a case's results.
     ///
     /// # Errors
     /// If the file can't be written.
     pub(super) fn add(&mut self, place: Where, case: &str, verdicts: &[Verdict]) -> Result<()> {
-        let line = |test: &str, outcome: &str, why: &str| {
-            format!(
-                "{}\t{case}\t{}\t{outcome}\t{}\n",
-                place.word(),
-                flat(test),
-                flat(why)
-            )
-        };
-        let mut text = String::new();
-        for verdict in verdicts {
-            text += &line(&verdict.test, verdict.outcome.word(), &verdict.why);
-        }
-        text += &line("", DONE, "");
         self.file
-            .write_all(text.as_bytes())
+            .write_all(lines(place, case, verdicts).as_bytes())
             .with_context(|| format!("can't write {}", self.path.display()))?;
         self.cases
             .insert((place, case.to_owned()), verdicts.to_vec());
         Ok(())
     }
+}
+
+/// Returns a file's text; `None` if there is no file.
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        other => other
+            .map(Some)
+            .with_context(|| format!("can't read {}", path.display())),
+    }
+}
+
+/// Returns the lines of a case's results.
+fn lines(place: Where, case: &str, verdicts: &[Verdict]) -> String {
+    let line = |test: &str, outcome: &str, why: &str| {
+        format!(
+            "{}\t{case}\t{}\t{outcome}\t{}\n",
+            place.word(),
+            flat(test),
+            flat(why)
+        )
+    };
+    let mut text = String::new();
+    for verdict in verdicts {
+        text += &line(&verdict.test, verdict.outcome.word(), &verdict.why);
+    }
+    text + &line("", DONE, "")
 }
 
 /// Returns a text without tabs and ends of lines.
@@ -171,7 +206,8 @@ mod tests {
     #[test]
     fn cases_that_ended_are_read_again_and_others_are_not() {
         let path = std::env::temp_dir().join(format!("tessera-kept-{}", std::process::id()));
-        let mut kept = Kept::open(&path, |_, _| true).expect("a file");
+        let none = path.with_extension("none");
+        let mut kept = Kept::open(&path, &none, |_, _| true).expect("a file");
         let good = [verdict("x", Outcome::Pass), verdict("y", Outcome::Pass)];
         kept.add(Where::Cluster, "good", &good).expect("added");
         let bad = [verdict("", Outcome::Fail)];
@@ -185,19 +221,27 @@ mod tests {
             .expect("written");
         drop(kept);
 
-        let again = Kept::open(&path, |_, _| true).expect("read");
+        let again = Kept::open(&path, &none, |_, _| true).expect("read");
         let read = again.of(Where::Cluster, "good").expect("kept");
         assert_eq!((read.len(), read[0].why.as_str()), (2, "a b c"));
         assert!(again.passed("good") && !again.passed("bad") && !again.passed("says nothing"));
         assert!(again.of(Where::Cluster, "says nothing").is_some());
         assert!(again.of(Where::Cluster, "cut short").is_none());
-        drop(again);
 
-        let passed = Kept::open(&path, Kept::passed).expect("read");
+        let recorded = path.with_extension("recorded");
+        again.record(&recorded).expect("written");
+        let elsewhere = path.with_extension("elsewhere");
+        let from_record = Kept::open(&elsewhere, &recorded, |_, _| true).expect("read");
+        assert_eq!(from_record.cases, again.cases);
+        drop((again, from_record));
+        fs::remove_file(&recorded).expect("removed");
+        fs::remove_file(&elsewhere).expect("removed");
+
+        let passed = Kept::open(&path, &none, Kept::passed).expect("read");
         assert!(passed.of(Where::Cluster, "good").is_some());
         assert!(passed.of(Where::Linux, "bad").is_none());
         drop(passed);
-        let left = Kept::open(&path, |_, _| true).expect("read");
+        let left = Kept::open(&path, &none, |_, _| true).expect("read");
         assert_eq!(
             left.cases.len(),
             1,

@@ -20,6 +20,7 @@ mod suite;
 mod table;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
@@ -58,15 +59,21 @@ pub(crate) struct Args {
     /// Writes all results to a file: a line each, its fields parted by tabs
     #[arg(long, value_name = "FILE")]
     tsv: Option<PathBuf>,
-    /// Writes the suite's section of docs/conformance.md anew; reasons that stand there are kept
+    /// Writes the suite's section of docs/conformance.md anew, and each case's result beside it;
+    /// reasons that stand there are kept
     #[arg(long, conflicts_with = "only")]
     record: bool,
-    /// Keeps the results of the last run that was interrupted, and runs the other cases
+    /// Keeps the results of the last run that was interrupted, or else those recorded, and runs the
+    /// other cases
     #[arg(long = "continue", conflicts_with_all = ["only", "again"])]
     goes_on: bool,
-    /// Keeps the results of the cases that passed in the last run, and runs the other cases
+    /// Keeps the results of the cases that passed in the last run, or else as recorded, and runs
+    /// the other cases
     #[arg(long, conflicts_with = "only")]
     again: bool,
+    /// Starts no case on the cluster after so many minutes; --continue runs those that are left
+    #[arg(long = "for", value_name = "MINUTES")]
+    minutes: Option<u64>,
     /// Seconds that a case may take [default: the suite's]
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u64>,
@@ -132,12 +139,23 @@ impl Args {
         } else {
             "some.tsv"
         };
-        let mut kept = Kept::open(&folder.join(name), |kept, case| {
+        let mut kept = Kept::open(&folder.join(name), &self.recorded(), |kept, case| {
             self.goes_on || self.again && kept.passed(case)
         })?;
         let table = self.judge(&cases, &root, &mut kept)?;
         fs::remove_dir_all(&root).with_context(|| format!("can't remove {}", root.display()))?;
-        self.tell(&table)
+        let run = |case: &&Case| kept.of(Where::Cluster, &case.name).is_some();
+        let left = cases.len() - cases.iter().filter(run).count();
+        if self.record {
+            kept.record(&self.recorded())?;
+        }
+        self.tell(&table, left)
+    }
+
+    /// Returns the file of recorded results.
+    fn recorded(&self) -> PathBuf {
+        let file = format!("docs/conformance/{}.tsv", self.suite.name());
+        project::root().join(file)
     }
 
     /// Runs the cases on the cluster, and natively those that did not just pass there. What is
@@ -155,6 +173,7 @@ impl Args {
         self.run_cases(cases, root, Place::Cluster(&options), kept)?;
         let again: Vec<Case> = cases
             .iter()
+            .filter(|case| kept.of(Where::Cluster, &case.name).is_some())
             .filter(|case| !kept.passed(&case.name))
             .cloned()
             .collect();
@@ -195,6 +214,8 @@ impl Args {
             .cloned()
             .collect();
         let (mut done, mut told) = (cases.len() - left.len(), Instant::now());
+        let minutes = self.minutes.filter(|_| to == Where::Cluster);
+        let end = minutes.map(|minutes| told + Duration::from_secs(60 * minutes));
         Bed { root, place }.run(&left, |case, ended, output| {
             done += 1;
             let verdicts = self.suite.judge(case, &ended, output);
@@ -207,15 +228,22 @@ impl Args {
                 }
             } else if told.elapsed() > PROGRESS {
                 say(&format!("{done}/{} cases", cases.len()));
-            } else {
-                return kept.add(to, &case.name, &verdicts);
             }
-            told = Instant::now();
-            kept.add(to, &case.name, &verdicts)
+            if bad || told.elapsed() > PROGRESS {
+                told = Instant::now();
+            }
+            kept.add(to, &case.name, &verdicts)?;
+            let late = end.is_some_and(|end| Instant::now() > end);
+            Ok(if late {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
         })
     }
 
-    fn tell(&self, table: &Table) -> Result<()> {
+    /// Prints the table, and records it; so many cases are `left` to be run.
+    fn tell(&self, table: &Table, left: usize) -> Result<()> {
         if let Some(file) = &self.tsv {
             fs::write(file, table.to_tsv())
                 .with_context(|| format!("can't write {}", file.display()))?;
@@ -223,9 +251,12 @@ impl Args {
         let page = project::root().join("docs/conformance.md");
         let reasons = record::Reasons::read(&page, self.suite.name())?;
         if self.record {
-            record::write(&page, self.suite, table, &reasons)?;
+            record::write(&page, self.suite, table, left, &reasons)?;
         }
         print!("{table}");
+        if left > 0 {
+            println!("{left} cases were not run: --continue runs them");
+        }
         let new: Vec<&str> = table.failed().filter(|name| !reasons.has(name)).collect();
         ensure!(
             new.is_empty(),

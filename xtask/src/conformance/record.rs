@@ -1,4 +1,5 @@
 //! `docs/conformance.md`: a section a suite, each with its counts and a reason for each failure.
+//! Results case by case lie beside it, in a file a suite.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +15,8 @@ use super::table::{Meaning, Table};
 const HEAD: &str = "# Tests that others wrote\n\n\
     `cargo xtask conformance SUITE --record` writes a section of this page: what passes, what fails on the cluster\n\
     and not on Linux, what fails on Linux too, what was not tested. The second column of a table of failures is\n\
-    written by hand; without a reason there, it says what the test printed.\n";
+    written by hand; without a reason there, it says what the test printed. [conformance/](conformance) has the\n\
+    result of each case.\n";
 /// Mark before a reason that no one has written yet.
 const PRINTED: &str = "printed: ";
 
@@ -47,7 +49,7 @@ impl Reasons {
     }
 }
 
-/// Writes the suite's section anew and leaves the others.
+/// Writes the suite's section anew and leaves the others. So many cases are `left` to be run.
 ///
 /// # Errors
 /// If the page can't be read or written.
@@ -55,13 +57,14 @@ pub(super) fn write(
     page: &Path,
     suite: &dyn Suite,
     table: &Table,
+    left: usize,
     reasons: &Reasons,
 ) -> Result<()> {
     let old = read(page)?;
     let mut text = HEAD.to_owned();
     for each in SUITES {
         if each.name() == suite.name() {
-            text += &render(suite, table, reasons);
+            text += &render(suite, table, left, reasons);
         } else if let Some(section) = section(&old, each.name()) {
             text += section;
         }
@@ -89,7 +92,7 @@ fn section<'a>(text: &'a str, suite: &str) -> Option<&'a str> {
     Some(&text[start..start + heading.len() + length])
 }
 
-fn render(suite: &dyn Suite, table: &Table, reasons: &Reasons) -> String {
+fn render(suite: &dyn Suite, table: &Table, left: usize, reasons: &Reasons) -> String {
     let counts = table.counts();
     let mut text = heading(suite.name());
     text += &format!(
@@ -100,6 +103,9 @@ fn render(suite: &dyn Suite, table: &Table, reasons: &Reasons) -> String {
         counts.on_linux,
         counts.skip
     );
+    if left > 0 {
+        text += &format!("\n**Not whole**: {left} cases were not run yet.\n");
+    }
     if counts.fail > 0 {
         text += "\n| fails | why |\n|---|---|\n";
     }
@@ -143,7 +149,7 @@ mod tests {
             why: "said".into(),
         };
         table.add_ours(&case, &[fail("x|"), fail("y")]);
-        write(&page, SUITES[0], &table, &reasons).expect("write");
+        write(&page, SUITES[0], &table, 7, &reasons).expect("write");
         let text = fs::read_to_string(&page).expect("read");
         fs::remove_file(&page).expect("remove");
         assert!(
@@ -151,7 +157,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("| 0 | 2 | 0 | 0 |") && text.ends_with(other),
+            text.contains("| 0 | 2 | 0 | 0 |\n\n**Not whole**: 7 cases") && text.ends_with(other),
             "{text}"
         );
         let again = Reasons::parse(section(&text, "busybox").expect("a section"));
