@@ -3,6 +3,11 @@
 
 use std::fmt::Write;
 
+/// The profile point of a page's READ.
+const FILL: &str = "__pcache_fill_remote_net";
+/// Hundredths of the run time from which on waiting for pages deserves a word.
+const THRASHES: f64 = 25.0;
+
 /// The lines of a log that a script should read, each split at its tabs, without the word `report`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
@@ -72,6 +77,19 @@ impl Report {
                 )
             );
         }
+        if let Some([seconds, share]) = self.waited() {
+            let hint = if share < THRASHES {
+                ""
+            } else {
+                ": the cache is too small for what the program uses (--pcache)"
+            };
+            let _ = writeln!(
+                table,
+                "{:<34}{:>14}, all threads together: {share:.0} % of the run time{hint}",
+                "waited for pages of M, about",
+                format!("{seconds:.3} s")
+            );
+        }
         self.section(&mut table, "counters", "counter");
         self.times(&mut table);
         self.section(&mut table, "RPCs", "rpc");
@@ -82,6 +100,23 @@ impl Report {
             "unimplemented",
         );
         table
+    }
+
+    /// Returns how many seconds threads have waited for pages, and how many hundredths of the run
+    /// time that is: misses by the average time of a READ. Nothing if there were no misses.
+    fn waited(&self) -> Option<[f64; 2]> {
+        let number = |field: &String| field.parse::<f64>().ok();
+        let counter = |name: &str| {
+            let mut rows = self.rows("counter");
+            let row = rows.find(|row| row.first().is_some_and(|first| first == name))?;
+            number(row.get(1)?)
+        };
+        let misses = counter("nr_pcache_miss")? + counter("nr_pcache_miss_again")?;
+        let mut times = self.rows("time");
+        let fill = times.find(|row| row.first().is_some_and(|name| name == FILL))?;
+        let run = number(self.rows("run_ns").last()?.first()?)?;
+        let waited = misses * number(fill.get(2)?)?;
+        (misses > 0.0 && run > 0.0).then(|| [waited / 1e9, 100.0 * waited / run])
     }
 
     fn rows<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a [String]> {
@@ -153,6 +188,25 @@ mod tests {
                 .to_tsv()
                 .ends_with("bytes\tsent\tmemory\t4096\nexit\t139\n")
         );
+    }
+
+    #[test]
+    fn a_program_that_waits_for_its_pages_is_told_so() {
+        let table = |misses: u64| {
+            let log = format!(
+                "report\trun_ns\t2000000000\nreport\tcounter\tnr_pcache_miss\t{misses}\n\
+                 report\tcounter\tnr_pcache_miss_again\t10\n\
+                 report\ttime\t{FILL}\t125\t100000\t90000\t400000\n"
+            );
+            Report::parse(&log).table()
+        };
+        assert!(
+            table(9990).contains("1.000 s, all threads together: 50 % of the run time: the cache"),
+            "{}",
+            table(9990)
+        );
+        assert!(table(990).contains(" 5 % of the run time\n"));
+        assert!(!Report::parse(LOG).table().contains("waited"));
     }
 
     #[test]
