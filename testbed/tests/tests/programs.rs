@@ -375,6 +375,31 @@ fn input_passes_through_to_both_outputs() {
 }
 
 #[test]
+fn the_trace_shows_what_arguments_lead_to() {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("trace.txt");
+    let option = format!("--strace={}", file.display());
+    let there =
+        Run::new(&[&option]).run(&["/bin/sh", "-c", "ls -l /bin/busybox; (exit 3); exit 4"]);
+    assert_eq!(there.code, Some(4), "{}", there.stderr);
+    let text = std::fs::read_to_string(&file).expect("the file");
+    let size = std::fs::metadata(program("busybox"))
+        .expect("busybox")
+        .len();
+    for part in [
+        &format!("\"/bin/busybox\", {{st_mode=S_IFREG|0755, st_size={size}, ...}}"),
+        "arch_prctl(ARCH_SET_FS, 0x",
+        "uname({sysname=\"Linux\", nodename=\"tessera\", ...}) = 0 <",
+        "[{WIFEXITED(s) && WEXITSTATUS(s) == 3}], 0, NULL) = ",
+        "+++ exited with 3 +++",
+        "-1 ENOTTY (Inappropriate ioctl for device)",
+        "rt_sigaction(SIGQUIT, NULL, {sa_handler=SIG_DFL, sa_mask=[], sa_flags=0",
+        "100.00 ",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+}
+
+#[test]
 fn snapshots_name_what_runs() {
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("top.tsv");
     let option = format!("--top={}", file.display());

@@ -1,11 +1,14 @@
 //! The trace of system calls, one line a call, in strace's form.
 //!
-//! * [`table`]: the arguments of each call. * [`words`]: names.
+//! * [`table`]: the arguments of each call. * [`structs`]: structures. * [`words`]: names.
+//! * [`pieces`]: what an argument leads to in the program's memory.
 //!
 //! Arguments that a call reads are shown as they were before the call, those that it writes as they
 //! are after it. Programs' pointers are followed for a few bytes only, and shown as numbers where
 //! they lead nowhere.
 
+mod pieces;
+mod structs;
 mod table;
 mod words;
 
@@ -88,15 +91,12 @@ fn result(call: SystemCall, outcome: &Result<Outcome>) -> String {
             }
         }
         Ok(Outcome::Registers) => "0".into(),
-        Err(Error::Errno(errno)) if errno.0 >= 512 => {
-            let name = match errno.0 {
-                512 => "ERESTARTSYS",
-                513 => "ERESTARTNOINTR",
-                _ => "ERESTARTNOHAND",
-            };
-            format!("? {name} ({})", words::error_text(errno.0))
+        Err(Error::Errno(errno)) => {
+            let (name, text) = words::error(errno.0);
+            // What the program sees of these depends on what the signal does.
+            let value = if errno.0 >= 512 { "?" } else { "-1" };
+            format!("{value} {name} ({text})")
         }
-        Err(Error::Errno(errno)) => format!("-1 {errno} ({})", words::error_text(errno.0)),
         Err(_) => "?".into(),
     }
 }
@@ -148,7 +148,7 @@ impl<N: Node> Thread<N> {
             }
             match before {
                 Some(text) => line.push_str(&text),
-                None => line.push_str(&self.show_after(*arg, call.args[index], outcome).await),
+                None => line.push_str(&self.show_after(*arg, index, &call.args, outcome).await),
             }
         }
         let spent = format!("<{}.{:06}>", time.as_secs(), time.subsec_micros());
@@ -236,21 +236,41 @@ impl<N: Node> Thread<N> {
             Arg::Name(words) => words::name(words, low),
             Arg::Signal => words::signal(low),
             Arg::Mode => format!("0{:o}", low),
-            Arg::Time => self.show_time(value).await,
-            Arg::Set => self.show_set(value).await,
-            Arg::Out | Arg::OutPath | Arg::OutPair | Arg::OutInt => return None,
+            Arg::Given(kind) => self.show_struct(kind, value).await,
+            Arg::List(kind, count) => self.show_list(kind, value, args[count]).await,
+            Arg::Pieces(count) => self.show_pieces(value, args[count], u64::MAX).await,
+            Arg::Address(len) => self.show_address(value, args[len]).await,
+            Arg::Out
+            | Arg::OutPath
+            | Arg::OutPair
+            | Arg::OutStatus
+            | Arg::Filled(_)
+            | Arg::Events(_)
+            | Arg::OutPieces(_)
+            | Arg::OutAddress(_) => return None,
         })
     }
 
     /// Shows what the call has written.
-    async fn show_after(&self, arg: Arg, value: u64, outcome: &Result<Outcome>) -> String {
+    async fn show_after(
+        &self,
+        arg: Arg,
+        index: usize,
+        args: &[u64; 6],
+        outcome: &Result<Outcome>,
+    ) -> String {
+        let value = args[index];
         let Ok(Outcome::Value(result)) = *outcome else {
             return format!("{value:#x}");
         };
         match arg {
             Arg::Out => self.show_bytes(value, result).await,
             Arg::OutPath => self.show_string(value).await,
-            Arg::OutPair | Arg::OutInt if value != 0 => {
+            Arg::Filled(kind) => self.show_struct(kind, value).await,
+            Arg::Events(kind) => self.show_list(kind, value, result).await,
+            Arg::OutPieces(count) => self.show_pieces(value, args[count], result).await,
+            Arg::OutAddress(len) => self.show_out_address(value, args[len]).await,
+            Arg::OutPair | Arg::OutStatus if value != 0 => {
                 let mut words = [0; 8];
                 let len = if matches!(arg, Arg::OutPair) { 8 } else { 4 };
                 if self.memory.read(value, &mut words[..len]).await.is_err() {
@@ -261,7 +281,7 @@ impl<N: Node> Thread<N> {
                 };
                 match arg {
                     Arg::OutPair => format!("[{}, {}]", word(0), word(4)),
-                    _ => format!("[{:#x}]", word(0)),
+                    _ => structs::status(word(0)),
                 }
             }
             _ if value == 0 => "NULL".into(),
@@ -306,31 +326,6 @@ impl<N: Node> Thread<N> {
             }
         }
         MAX_COUNTED
-    }
-
-    async fn show_time(&self, addr: u64) -> String {
-        let words = (
-            self.memory.read_u64(addr).await,
-            self.memory.read_u64(addr.wrapping_add(8)).await,
-        );
-        match words {
-            (Ok(seconds), Ok(nanos)) => {
-                format!("{{tv_sec={}, tv_nsec={nanos}}}", seconds.cast_signed())
-            }
-            _ => format!("{addr:#x}"),
-        }
-    }
-
-    async fn show_set(&self, addr: u64) -> String {
-        match self.memory.read_u64(addr).await {
-            Ok(set) => {
-                let members = (1..=64).filter(|signal| set >> (signal - 1) & 1 != 0);
-                let names: Vec<String> = members.map(words::signal).collect();
-                format!("[{}]", names.join(" "))
-            }
-            Err(_) if addr == 0 => "NULL".into(),
-            Err(_) => format!("{addr:#x}"),
-        }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use linux_raw_sys::general as nr;
 
+use super::structs::Struct;
 use super::words::{
-    ACCESS, ADVICE, AT, CLOCKS, CLONE, CONTROL, EPOLL_OPS, FUTEX, HOW, IOCTLS, MAP, PROT, WAIT,
-    WHENCE, Words,
+    ACCESS, ADVICE, ARCH, AT, CLOCKS, CLONE, CONTROL, EPOLL_OPS, FAMILIES, FUTEX, HOW, IOCTLS,
+    LIMITS, MAP, MESSAGES, PRCTL, PROT, SHUTDOWN, SOCKETS, WAIT, WHENCE, Words,
 };
 
 /// Formats of an argument.
@@ -28,8 +29,8 @@ pub(super) enum Arg {
     OutPath,
     /// Two file numbers that the call has written.
     OutPair,
-    /// An int that the call has written.
-    OutInt,
+    /// An end of a process that the call has written.
+    OutStatus,
     /// A list of strings.
     Strings,
     /// The number of strings of a list.
@@ -44,15 +45,32 @@ pub(super) enum Arg {
     Signal,
     /// Rights, in octal.
     Mode,
-    /// Seconds and nanoseconds.
-    Time,
-    /// A set of signals.
-    Set,
+    /// A structure that the call reads.
+    Given(Struct),
+    /// A structure that the call has written.
+    Filled(Struct),
+    /// Structures that the call reads; the number of the argument that counts them.
+    List(Struct, usize),
+    /// Structures that the call has written; the result counts them.
+    Events(Struct),
+    /// Pieces of memory whose bytes the call reads, and the number of the argument that counts
+    /// them.
+    Pieces(usize),
+    /// Pieces of memory that the call has written to.
+    OutPieces(usize),
+    /// A socket's address that the call reads; the number of the argument that is its length.
+    Address(usize),
+    /// A socket's address that the call has written; the number of the argument that leads to its
+    /// length.
+    OutAddress(usize),
 }
 
 use Arg::{
-    Count, Dir, Flags, Hex, In, Int, Mode, Name, Open, Out, OutInt, OutPair, OutPath, Path, Set,
-    Signal, Size, Strings, Time,
+    Address, Count, Dir, Events, Filled, Flags, Given, Hex, In, Int, List, Mode, Name, Open, Out,
+    OutAddress, OutPair, OutPath, OutPieces, OutStatus, Path, Pieces, Signal, Size, Strings,
+};
+use Struct::{
+    EpollEvent, Limit, Names, PollFd, SigAction, SigSet, Stat, Statx, TimeSpec, TimeVal, Times,
 };
 
 /// Returns a call's arguments; for calls without a line of their own, four words.
@@ -65,15 +83,20 @@ pub(super) fn args(number: u64) -> &'static [Arg] {
         nr::__NR_write => &[Int, In(2), Size],
         nr::__NR_pread64 => &[Int, Out, Size, Size],
         nr::__NR_pwrite64 => &[Int, In(2), Size, Size],
-        nr::__NR_readv | nr::__NR_writev => &[Int, Hex, Int],
+        nr::__NR_readv => &[Int, OutPieces(2), Int],
+        nr::__NR_writev => &[Int, Pieces(2), Int],
+        nr::__NR_preadv => &[Int, OutPieces(2), Int, Size],
+        nr::__NR_pwritev => &[Int, Pieces(2), Int, Size],
         nr::__NR_open => &[Path, Open, Mode],
         nr::__NR_openat => &[Dir, Path, Open, Mode],
         nr::__NR_creat => &[Path, Mode],
         nr::__NR_close | nr::__NR_fsync | nr::__NR_fdatasync | nr::__NR_fchdir => &[Int],
-        nr::__NR_stat | nr::__NR_lstat | nr::__NR_statfs => &[Path, Hex],
-        nr::__NR_fstat | nr::__NR_fstatfs => &[Int, Hex],
-        nr::__NR_newfstatat => &[Dir, Path, Hex, Flags(AT)],
-        nr::__NR_statx => &[Dir, Path, Flags(AT), Hex, Hex],
+        nr::__NR_stat | nr::__NR_lstat => &[Path, Filled(Stat)],
+        nr::__NR_statfs => &[Path, Hex],
+        nr::__NR_fstat => &[Int, Filled(Stat)],
+        nr::__NR_fstatfs => &[Int, Hex],
+        nr::__NR_newfstatat => &[Dir, Path, Filled(Stat), Flags(AT)],
+        nr::__NR_statx => &[Dir, Path, Flags(AT), Hex, Filled(Statx)],
         nr::__NR_access => &[Path, Flags(ACCESS)],
         nr::__NR_faccessat => &[Dir, Path, Flags(ACCESS)],
         nr::__NR_faccessat2 => &[Dir, Path, Flags(ACCESS), Flags(AT)],
@@ -96,7 +119,8 @@ pub(super) fn args(number: u64) -> &'static [Arg] {
         nr::__NR_pipe2 => &[OutPair, Open],
         nr::__NR_fcntl => &[Int, Name(CONTROL), Hex],
         nr::__NR_ioctl => &[Int, Name(IOCTLS), Hex],
-        nr::__NR_poll => &[Hex, Int, Int],
+        nr::__NR_poll => &[List(PollFd, 1), Int, Int],
+        nr::__NR_ppoll => &[List(PollFd, 1), Int, Given(TimeSpec), Given(SigSet), Size],
         nr::__NR_getdents64 => &[Int, Hex, Size],
         nr::__NR_mmap => &[Hex, Size, Flags(PROT), Flags(MAP), Int, Hex],
         nr::__NR_munmap => &[Hex, Size],
@@ -108,21 +132,37 @@ pub(super) fn args(number: u64) -> &'static [Arg] {
         nr::__NR_clone3 => &[Hex, Size],
         nr::__NR_execve => &[Path, Strings, Count],
         nr::__NR_exit | nr::__NR_exit_group => &[Int],
-        nr::__NR_wait4 => &[Int, OutInt, Flags(WAIT), Hex],
+        nr::__NR_wait4 => &[Int, OutStatus, Flags(WAIT), Hex],
         nr::__NR_waitid => &[Int, Int, Hex, Flags(WAIT), Hex],
         nr::__NR_kill | nr::__NR_tkill => &[Int, Signal],
         nr::__NR_tgkill => &[Int, Int, Signal],
-        nr::__NR_rt_sigaction => &[Signal, Hex, Hex, Size],
-        nr::__NR_rt_sigprocmask => &[Name(HOW), Set, Hex, Size],
-        nr::__NR_rt_sigsuspend => &[Set, Size],
+        nr::__NR_rt_sigaction => &[Signal, Given(SigAction), Filled(SigAction), Size],
+        nr::__NR_rt_sigprocmask => &[Name(HOW), Given(SigSet), Filled(SigSet), Size],
+        nr::__NR_rt_sigsuspend => &[Given(SigSet), Size],
+        nr::__NR_rt_sigpending => &[Filled(SigSet), Size],
+        nr::__NR_rt_sigtimedwait => &[Given(SigSet), Hex, Given(TimeSpec), Size],
         nr::__NR_setpgid => &[Int, Int],
         nr::__NR_getpgid | nr::__NR_getsid => &[Int],
         nr::__NR_futex => &[Hex, Name(FUTEX), Int, Hex, Hex, Hex],
-        nr::__NR_nanosleep => &[Time, Hex],
-        nr::__NR_clock_nanosleep => &[Name(CLOCKS), Hex, Time, Hex],
-        nr::__NR_clock_gettime | nr::__NR_clock_getres => &[Name(CLOCKS), Hex],
-        nr::__NR_epoll_ctl => &[Int, Name(EPOLL_OPS), Int, Hex],
-        nr::__NR_epoll_wait | nr::__NR_epoll_pwait => &[Int, Hex, Int, Int],
+        nr::__NR_nanosleep => &[Given(TimeSpec), Hex],
+        nr::__NR_clock_nanosleep => &[Name(CLOCKS), Hex, Given(TimeSpec), Hex],
+        nr::__NR_clock_gettime | nr::__NR_clock_getres => &[Name(CLOCKS), Filled(TimeSpec)],
+        nr::__NR_clock_settime => &[Name(CLOCKS), Given(TimeSpec)],
+        nr::__NR_gettimeofday => &[Filled(TimeVal), Hex],
+        nr::__NR_utimensat => &[Dir, Path, Given(Times), Flags(AT)],
+        nr::__NR_epoll_ctl => &[Int, Name(EPOLL_OPS), Int, Given(EpollEvent)],
+        nr::__NR_epoll_wait | nr::__NR_epoll_pwait => &[Int, Events(EpollEvent), Int, Int],
+        nr::__NR_socket => &[Name(FAMILIES), Flags(SOCKETS), Int],
+        nr::__NR_socketpair => &[Name(FAMILIES), Flags(SOCKETS), Int, OutPair],
+        nr::__NR_bind | nr::__NR_connect => &[Int, Address(2), Int],
+        nr::__NR_listen => &[Int, Int],
+        nr::__NR_accept => &[Int, OutAddress(2), Hex],
+        nr::__NR_accept4 => &[Int, OutAddress(2), Hex, Flags(SOCKETS)],
+        nr::__NR_getsockname | nr::__NR_getpeername => &[Int, OutAddress(2), Hex],
+        nr::__NR_sendto => &[Int, In(2), Size, Flags(MESSAGES), Address(5), Int],
+        nr::__NR_recvfrom => &[Int, Out, Size, Flags(MESSAGES), OutAddress(5), Hex],
+        nr::__NR_sendmsg | nr::__NR_recvmsg => &[Int, Hex, Flags(MESSAGES)],
+        nr::__NR_shutdown => &[Int, Name(SHUTDOWN)],
         nr::__NR_getrandom => &[Hex, Size, Hex],
         nr::__NR_umask => &[Mode],
         nr::__NR_getpid
@@ -140,11 +180,15 @@ pub(super) fn args(number: u64) -> &'static [Arg] {
         | nr::__NR_sync
         | nr::__NR_sched_yield
         | nr::__NR_rt_sigreturn => &[],
-        nr::__NR_set_robust_list | nr::__NR_rseq | nr::__NR_arch_prctl | nr::__NR_sigaltstack => {
-            &[Hex, Hex]
-        }
-        nr::__NR_prlimit64 => &[Int, Int, Hex, Hex],
-        nr::__NR_uname | nr::__NR_sysinfo => &[Hex],
+        nr::__NR_set_robust_list | nr::__NR_sigaltstack => &[Hex, Hex],
+        nr::__NR_rseq => &[Hex, Size, Hex, Hex],
+        nr::__NR_arch_prctl => &[Name(ARCH), Hex],
+        nr::__NR_prctl => &[Name(PRCTL), Hex, Hex, Hex, Hex],
+        nr::__NR_prlimit64 => &[Int, Name(LIMITS), Given(Limit), Filled(Limit)],
+        nr::__NR_getrlimit => &[Name(LIMITS), Filled(Limit)],
+        nr::__NR_setrlimit => &[Name(LIMITS), Given(Limit)],
+        nr::__NR_uname => &[Filled(Names)],
+        nr::__NR_sysinfo => &[Hex],
         _ => &[Hex; 4],
     }
 }
