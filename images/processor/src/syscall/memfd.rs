@@ -87,7 +87,8 @@ impl<N: Node> Thread<N> {
     pub(super) async fn link_file(&self, file: &Arc<TmpFile>, to_dir: u64, to: u64) -> Result<u64> {
         let (_, wanted) = self.locate(to_dir, to, false).await?;
         let (folder, name): (u64, Vec<u8>) = match wanted {
-            Found::Missing(folder, name) => (folder, name),
+            Found::Missing(_, _, true) => return Err(errno::ENOENT.into()),
+            Found::Missing(folder, name, false) => (folder, name),
             Found::Here(_) => return Err(errno::EEXIST.into()),
             Found::Storage(_) => return Err(errno::EXDEV.into()),
         };

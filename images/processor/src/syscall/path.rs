@@ -365,7 +365,9 @@ impl<N: Node> Thread<N> {
             }
             Found::Here(inode) => inode,
             Found::Missing(..) if flags & O_CREAT == 0 => return Err(errno::ENOENT.into()),
-            Found::Missing(folder, name) => {
+            // Only folders end with a slash, and this makes none.
+            Found::Missing(_, _, true) => return Err(errno::EISDIR.into()),
+            Found::Missing(folder, name, false) => {
                 let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
                 let made = self.make(folder, &name, mode, Make::File)?;
                 let file = tmpfs.file(made).ok_or(errno::ENOENT)?;

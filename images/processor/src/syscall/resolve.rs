@@ -10,7 +10,6 @@ use crate::platform::Files;
 use crate::process::Node;
 use crate::pseudo::Walked;
 use crate::thread::Thread;
-use crate::tmpfs::Found;
 
 /// The most symbolic links on one way (Linux `MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -47,10 +46,9 @@ impl<N: Node> Thread<N> {
             Walked::Elsewhere(path) => path,
         };
         // What is this node's own has been looked for, and its links are not S's to follow.
-        if let Ok(Found::Here(_)) = self.node.kernel().tmpfs().find(path, true, &self.creds())
-            && let Some(tidied) = tidy(path)
-        {
-            return Ok(tidied);
+        let tmpfs = self.node.kernel().tmpfs();
+        if let Ok(Some(real)) = tmpfs.real_path(path, &self.creds()) {
+            return Ok(real);
         }
         let (mut real, mut links) = (Vec::new(), 0);
         let mut target = vec![0; PATH_MAX];

@@ -265,7 +265,10 @@ impl<N: Node> Thread<N> {
                     .await
             }
             Found::Here(_) => Err(errno::EEXIST.into()),
-            Found::Missing(folder, name) => {
+            Found::Missing(_, _, true) if !matches!(what, Make::Folder) => {
+                Err(errno::ENOENT.into())
+            }
+            Found::Missing(folder, name, _) => {
                 match int(mode) & TYPE_MASK {
                     0 | REGULAR | FIFO | SOCKET => {}
                     DEVICE_CHAR | DEVICE_BLOCK if self.creds().can(CAP_MKNOD) => {}
@@ -336,7 +339,10 @@ impl<N: Node> Thread<N> {
             (Found::Here(inode), new) => (inode, new),
         };
         let (folder, name) = match new {
-            Found::Missing(folder, name) => (folder, name),
+            Found::Missing(_, _, true) if self.tmpfs().stat(inode)?.mode & TYPE_MASK != FOLDER => {
+                return Err(errno::ENOTDIR.into());
+            }
+            Found::Missing(folder, name, _) => (folder, name),
             _ => {
                 let path = self.path(to_dir, to).await?;
                 self.folder_of(&path)?
@@ -437,7 +443,8 @@ impl<N: Node> Thread<N> {
             (Found::Storage(_), _) | (_, Found::Storage(_)) => Err(errno::EXDEV.into()),
             (_, Found::Here(_)) => Err(errno::EEXIST.into()),
             (Found::Missing(..), _) => Err(errno::ENOENT.into()),
-            (Found::Here(inode), Found::Missing(folder, name)) => {
+            (Found::Here(_), Found::Missing(_, _, true)) => Err(errno::ENOENT.into()),
+            (Found::Here(inode), Found::Missing(folder, name, false)) => {
                 self.check_rights(&self.tmpfs().stat(folder)?, WRITE | EXECUTE)?;
                 self.tmpfs().link(inode, folder, &name, self.wall())?;
                 Ok(0)

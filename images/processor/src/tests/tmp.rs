@@ -425,6 +425,67 @@ fn odd_names_have_linux_s_errors() {
 }
 
 #[test]
+fn paths_go_through_what_exists_and_only_folders_end_with_a_slash() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    for folder in ["/tmp/a", "/tmp/a/b"] {
+        let name = run.name(0, folder);
+        run.call(nr::__NR_mkdir, &[name, 0o755]).unwrap();
+    }
+    run.write_text("/tmp/file", "outer");
+    run.write_text("/tmp/a/file", "inner");
+    run.two(nr::__NR_symlink, "a/b", "/tmp/link").unwrap();
+    run.two(nr::__NR_symlink, "nothing/", "/tmp/dangles")
+        .unwrap();
+    // Up from a link is up from where it leads.
+    assert_eq!(run.text("/tmp/link/../file"), b"inner");
+    assert_eq!(run.text("/tmp/a/../file"), b"outer");
+    assert_eq!(run.text("/tmp/../tmp/./a/b/.././file"), b"inner");
+    for (path, flags, error) in [
+        ("/tmp/none/..", 0, errno::ENOENT),
+        ("/tmp/none/../file", 0, errno::ENOENT),
+        ("/tmp/file/..", 0, errno::ENOTDIR),
+        ("/tmp/file/.", 0, errno::ENOTDIR),
+        ("/tmp/file/", 0, errno::ENOTDIR),
+        ("/tmp/new/", O_CREAT | 1, errno::EISDIR),
+        ("/tmp/dangles", O_CREAT | 1, errno::EISDIR),
+        ("/tmp/none/way", O_CREAT | 1, errno::ENOENT),
+    ] {
+        let name = run.name(0, path);
+        let got = run.error(nr::__NR_open, &[name, flags, 0o600]);
+        assert_eq!(got, Some(error), "{path}");
+    }
+    for (call, to, error) in [
+        (nr::__NR_rename, "/tmp/moved/", errno::ENOTDIR),
+        (nr::__NR_link, "/tmp/linked/", errno::ENOENT),
+        (nr::__NR_symlink, "/tmp/linked/", errno::ENOENT),
+    ] {
+        let got = errno_of(run.two(call, "/tmp/file", to));
+        assert_eq!(got, Some(error), "{to}");
+    }
+    let name = run.name(0, "/tmp/fifo/");
+    let got = run.error(nr::__NR_mknod, &[name, 0o010_600, 0]);
+    assert_eq!(got, Some(errno::ENOENT));
+    for (call, path) in [
+        (nr::__NR_mkdir, "/tmp/made/"),
+        (nr::__NR_chdir, "/tmp/made"),
+        (nr::__NR_chdir, ".."),
+        (nr::__NR_chdir, "link/.."),
+    ] {
+        let name = run.name(0, path);
+        assert_eq!(run.call(call, &[name, 0o755]), Ok(0), "{path}");
+    }
+    assert_eq!(run.call(nr::__NR_getcwd, &[DATA, 64]), Ok(7));
+    assert_eq!(run.get(DATA, 7), b"/tmp/a\0");
+    assert_eq!(
+        run.two(nr::__NR_rename, "/tmp/made", "/tmp/moved/"),
+        Ok(0),
+        "a folder may"
+    );
+    ends_clean(node, run);
+}
+
+#[test]
 fn two_names_are_exchanged() {
     const CWD: u64 = u64::MAX - 99;
     const EXCHANGE: u64 = 2;

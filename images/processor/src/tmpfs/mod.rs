@@ -62,8 +62,9 @@ pub(crate) enum Found {
     Storage(Vec<u8>),
     /// An inode here.
     Here(u64),
-    /// Nothing of this name in a folder here.
-    Missing(u64, Vec<u8>),
+    /// Nothing of this name in a folder here; whether the path ends with a slash, so that only a
+    /// folder may be made.
+    Missing(u64, Vec<u8>, bool),
 }
 
 /// The file system.
@@ -158,13 +159,32 @@ impl<N: Node> Tmpfs<N> {
     ///
     /// EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, ELOOP as Linux has them.
     pub(crate) fn find(&self, path: &[u8], follow: bool, by: &Creds) -> Result<Found> {
+        self.walk(path, follow, by).map(|(found, _)| found)
+    }
+
+    /// Returns the path without links and dots of what is here; `None` for what is not.
+    ///
+    /// # Errors
+    ///
+    /// As [`find`](Self::find).
+    pub(crate) fn real_path(&self, path: &[u8], by: &Creds) -> Result<Option<Vec<u8>>> {
+        let (found, path) = self.walk(path, true, by)?;
+        Ok(matches!(found, Found::Here(_)).then_some(path))
+    }
+
+    fn walk(&self, path: &[u8], follow: bool, by: &Creds) -> Result<(Found, Vec<u8>)> {
         let may_search = |folder: &Inode| by.may(folder.mode, folder.uid, folder.gid, EXECUTE);
         let tree = self.tree.lock();
         let mut path = path.to_vec();
-        for _ in 0..=MAX_LINKS {
+        let mut links = 0;
+        while links <= MAX_LINKS {
             match tree.walk(&path, follow, &may_search)? {
-                Step::Found(found) => return Ok(found),
-                Step::Elsewhere(to) => path = to,
+                Step::Found(found, path) => return Ok((found, path)),
+                Step::Link(to) => {
+                    links += 1;
+                    path = to;
+                }
+                Step::Out(to) => path = to,
             }
         }
         Err(errno::ELOOP.into())

@@ -63,18 +63,22 @@ pub(super) struct Tree {
     pub(super) below: [BTreeSet<Vec<u8>>; MOUNTS.len()],
 }
 
-/// One walk, as far as no link leads elsewhere.
+/// One walk, as far as neither a link nor `..` leads elsewhere.
 pub(super) enum Step {
-    Found(Found),
-    Elsewhere(Vec<u8>),
+    /// The place, and for one that is here its path without links and dots.
+    Found(Found, Vec<u8>),
+    /// A link was met: the path goes on so.
+    Link(Vec<u8>),
+    /// The path leaves the file system upwards, and goes on so. It is shorter than before.
+    Out(Vec<u8>),
 }
 
 /// Returns a path's parts without `.`; `..` takes the part before it away.
-fn normal(path: &[u8]) -> Vec<&[u8]> {
+fn normal<'a>(path: &[&'a [u8]]) -> Vec<&'a [u8]> {
     let mut parts = Vec::new();
-    for part in path.split(|&b| b == b'/') {
-        match part {
-            b"" | b"." => {}
+    for part in path {
+        match *part {
+            b"." => {}
             b".." => drop(parts.pop()),
             part => parts.push(part),
         }
@@ -231,10 +235,10 @@ impl Tree {
 
     /// Returns the folder in which the last part of a path is the name of `inode`.
     pub(super) fn parent_of(&self, path: &[u8], inode: u64, name: &[u8]) -> Result<u64> {
-        let mut up = path.to_vec();
-        up.extend_from_slice(b"/..");
-        let by_path = match self.walk(&up, true, &|_| true) {
-            Ok(Step::Found(Found::Here(folder))) => Some(folder),
+        let trimmed = path.iter().rposition(|&b| b != b'/').map_or(0, |at| at + 1);
+        let up = &path[..trimmed.saturating_sub(last_part(path).len())];
+        let by_path = match self.walk(up, true, &|_| true) {
+            Ok(Step::Found(Found::Here(folder), _)) => Some(folder),
             _ => None,
         };
         let holds = |folder: &u64| {
@@ -268,56 +272,99 @@ impl Tree {
     }
 
     /// Walks a path. `may_search` says whether the caller may look names up in a folder.
+    ///
+    /// On the way to the file system's root `..` takes the part before it away; within, a path goes
+    /// through what exists only, as on Linux.
     pub(super) fn walk(
         &self,
         path: &[u8],
         follow: bool,
         may_search: &dyn Fn(&Inode) -> bool,
     ) -> Result<Step> {
-        let parts = normal(path);
-        let mount = MOUNTS.iter().zip(self.mounts).find(|((mount, _), _)| {
-            let mount = normal(mount);
-            parts.starts_with(&mount)
-        });
-        let Some(((mount, _), root)) = mount else {
-            return Ok(Step::Found(Found::Storage(path.to_vec())));
+        let parts: Vec<&[u8]> = path
+            .split(|&b| b == b'/')
+            .filter(|p| !p.is_empty())
+            .collect();
+        let Some((root, depth)) = self.mount_on(&parts) else {
+            return Ok(Step::Found(Found::Storage(path.to_vec()), Vec::new()));
         };
-        let depth = normal(mount).len();
         let must_be_folder = path.ends_with(b"/");
+        let mut walked = normal(&parts[..depth]);
         let mut at = root;
         for (index, part) in parts.iter().enumerate().skip(depth) {
-            let last = index + 1 == parts.len();
+            let rest = &parts[index + 1..];
             let names = self.folder(at)?;
             if !self.inodes.get(&at).is_some_and(may_search) {
                 return Err(errno::EACCES.into());
             }
-            if part.len() > NAME_MAX {
-                return Err(errno::ENAMETOOLONG.into());
+            match *part {
+                b"." => continue,
+                b".." => {
+                    walked.pop();
+                    if at == root {
+                        walked.extend(rest);
+                        return Ok(Step::Out(whole_path(&walked, must_be_folder)));
+                    }
+                    at = self.parent(at);
+                    continue;
+                }
+                part if part.len() > NAME_MAX => return Err(errno::ENAMETOOLONG.into()),
+                _ => {}
             }
             let Some(&next) = names.get(*part) else {
                 return if self.is_below(at, part) {
-                    Ok(Step::Found(Found::Storage(whole_path(
-                        &parts,
-                        must_be_folder,
-                    ))))
-                } else if last {
-                    Ok(Step::Found(Found::Missing(at, part.to_vec())))
+                    walked.extend(&parts[index..]);
+                    // S does not know what this node has beside its names.
+                    if rest.contains(&&b".."[..]) {
+                        let path = whole_path(&normal(&walked), must_be_folder);
+                        return Ok(Step::Out(path));
+                    }
+                    let path = whole_path(&walked, must_be_folder);
+                    Ok(Step::Found(Found::Storage(path), Vec::new()))
+                } else if rest.is_empty() {
+                    let missing = Found::Missing(at, part.to_vec(), must_be_folder);
+                    Ok(Step::Found(missing, Vec::new()))
                 } else {
                     Err(errno::ENOENT.into())
                 };
             };
             let there = self.inodes.get(&next).ok_or(errno::ENOENT)?;
             if let Body::Link(target) = &there.body
-                && (follow || !last || must_be_folder)
+                && (follow || !rest.is_empty() || must_be_folder)
             {
-                return Ok(Step::Elsewhere(redirect(&parts, index, target)));
+                return Ok(Step::Link(redirect(&walked, target, rest, must_be_folder)));
             }
+            walked.push(part);
             at = next;
         }
         if must_be_folder {
             self.folder(at)?;
         }
-        Ok(Step::Found(Found::Here(at)))
+        Ok(Step::Found(Found::Here(at), whole_path(&walked, false)))
+    }
+
+    /// Returns the root of the file system that a path leads into, and how many parts lead there.
+    fn mount_on(&self, parts: &[&[u8]]) -> Option<(u64, usize)> {
+        (1..=parts.len()).find_map(|depth| {
+            let way = normal(&parts[..depth]);
+            let mounts = MOUNTS.iter().zip(self.mounts);
+            let leads = |mount: &[u8]| {
+                let mount = mount.split(|&b| b == b'/').filter(|part| !part.is_empty());
+                mount.eq(way.iter().copied())
+            };
+            mounts
+                .filter(|((mount, _), _)| leads(mount))
+                .map(|(_, root)| (root, depth))
+                .next()
+        })
+    }
+
+    /// Returns the folder that a folder is in.
+    fn parent(&self, folder: u64) -> u64 {
+        match self.inodes.get(&folder).map(|inode| &inode.body) {
+            Some(Body::Folder { parent, .. }) => *parent,
+            _ => folder,
+        }
     }
 }
 
@@ -332,20 +379,13 @@ fn whole_path(parts: &[&[u8]], folder: bool) -> Vec<u8> {
     path
 }
 
-/// Returns the path with the part at `index` replaced by a link's target.
-fn redirect(parts: &[&[u8]], index: usize, target: &[u8]) -> Vec<u8> {
+/// Returns the path that goes on behind a link in the folder of a path.
+fn redirect(folder: &[&[u8]], target: &[u8], rest: &[&[u8]], must_be_folder: bool) -> Vec<u8> {
     let mut path = Vec::new();
     if !target.starts_with(b"/") {
-        for part in &parts[..index] {
-            path.push(b'/');
-            path.extend_from_slice(part);
-        }
-        path.push(b'/');
+        path = whole_path(folder, true);
     }
     path.extend_from_slice(target);
-    for part in &parts[index + 1..] {
-        path.push(b'/');
-        path.extend_from_slice(part);
-    }
+    path.extend(whole_path(rest, must_be_folder));
     path
 }

@@ -215,7 +215,8 @@ impl<N: Node> Thread<N> {
         match tmpfs.find(&whole, false, &self.creds())? {
             Found::Here(_) => Err(errno::EADDRINUSE.into()),
             Found::Storage(path) => self.make_storage_socket(socket, &path).await,
-            Found::Missing(folder, name) => {
+            Found::Missing(_, _, true) => Err(errno::ENOENT.into()),
+            Found::Missing(folder, name, false) => {
                 self.node.kernel().net.nameless(socket)?;
                 let mode = 0o777 & !int(self.fs.lock().umask);
                 match self.make(folder, &name, mode, Make::Socket) {
