@@ -12,12 +12,14 @@
 //!
 //! * [`memory`]: what P asks of M.
 //! * [`storage`]: what P asks of S.
+//! * [`recall`]: what S asks of P.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod caller;
 mod errno;
 pub mod memory;
+pub mod recall;
 pub mod storage;
 #[cfg(test)]
 mod tests;
@@ -28,7 +30,7 @@ pub use errno::Errno;
 pub use wire::{Reader, Wire, WireError, Writer};
 
 /// The version of the whole message set; raised by each change of a layout.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -60,7 +62,9 @@ impl Kind {
     /// The call's name, or nothing for a number that no call has.
     #[must_use]
     pub fn name(self) -> Option<&'static str> {
-        memory::name(self).or_else(|| storage::name(self))
+        memory::name(self)
+            .or_else(|| storage::name(self))
+            .or_else(|| recall::name(self))
     }
 }
 

@@ -293,7 +293,19 @@ wire_struct! {
     Opened {
         /// Its handle.
         file: FileId,
+        /// Generation of the peer's read lease of the file; 0 if it gets none.
+        lease: u64,
         /// Its status.
+        stat: Stat,
+    }
+}
+
+wire_struct! {
+    /// A read lease of a file.
+    Leased {
+        /// Its generation; 0 if the peer gets none.
+        lease: u64,
+        /// The file's status, read after the lease was granted.
         stat: Stat,
     }
 }
@@ -599,4 +611,6 @@ calls! {
     SetXattr = 39, "p2s_setxattr": SetXattrRequest<'a> => ();
     /// Removes an extended attribute.
     RemoveXattr = 40, "p2s_removexattr": XattrRequest<'a> => ();
+    /// Grants or extends the peer's read lease of an open file.
+    Lease = 41, "p2s_lease": FileRequest => Leased;
 }

@@ -230,7 +230,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(kind in 0u16..44, bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+    fn arbitrary_bytes_never_panic(kind in 0u16..46, bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
         let kind = Kind(kind);
         if let Ok(request) = MemoryRequest::decode(kind, &bytes) {
             let mut again = [0; MAX_MESSAGE];

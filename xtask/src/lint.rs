@@ -124,6 +124,7 @@ fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
         "xtask" => ours(need) && !matches!(need, "ksyms" | "console" | "mutants"),
         "libos" => !matches!(need, "hal" | "ksyms" | "handover"),
         "uefi_loader" => need != "handover",
+        "leases" => need != "hal",
         "mad" | "verbs" | "messages" => !matches!(need, "hal" | "verbs" | "mad"),
         "pcache" => !matches!(need, "hal" | "locks" | "metrics" | "mutants"),
         "mlx4" => {

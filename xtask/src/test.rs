@@ -12,10 +12,11 @@ use crate::tools::{find, quiet, shown};
 use crate::{build_image, fuzz, interleave, ipxe, lint, linux, mutants, nodes, run, sim};
 
 /// Packages that are built for the bare target besides the host; others are of the host alone.
-const BARE_PACKAGES: [&str; 19] = [
+const BARE_PACKAGES: [&str; 20] = [
     "ext4",
     "hal",
     "handover",
+    "leases",
     "libos",
     "mad",
     "mlx4",

@@ -5,7 +5,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::error::Result;
-use crate::files::OpenFile;
+use crate::files::{O_DIRECT, OpenFile};
+use crate::leased;
 use crate::load::{PIECE, read_file};
 use crate::process::Node;
 use crate::storage::{self, StorageFile};
@@ -23,7 +24,7 @@ pub(crate) struct Readahead {
 
 impl Readahead {
     /// Keeps bytes of the file from `start` on.
-    fn keep(&mut self, start: u64, bytes: Vec<u8>, version: u64) {
+    pub(crate) fn keep(&mut self, start: u64, bytes: Vec<u8>, version: u64) {
         (self.start, self.bytes, self.version) = (start, bytes, version);
     }
 
@@ -43,7 +44,7 @@ impl Readahead {
     }
 
     /// Returns whether a read at `at` goes on where the last one ended.
-    fn continues(&self, at: u64) -> bool {
+    pub(crate) fn continues(&self, at: u64) -> bool {
         at > 0 && self.start.checked_add(self.bytes.len() as u64) == Some(at)
     }
 }
@@ -58,6 +59,11 @@ impl<N: Node> Thread<N> {
         offset: u64,
         into: &mut [u8],
     ) -> Result<usize> {
+        if file.flags() & O_DIRECT == 0
+            && let Some(done) = leased::read(self.node, file, of, offset, into).await?
+        {
+            return Ok(done);
+        }
         let end = offset.saturating_add(into.len() as u64);
         storage::before_read(self.node, of.inode, offset..end).await?;
         let mut done = 0;

@@ -22,8 +22,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use messages::storage::{
-    AllocateFlags, Attributes, Caller, FileId, MAX_GROUPS, OpenFlags, Opened, RenameFlags, Stat,
-    Statfs, Written, XattrFlags, XattrName,
+    AllocateFlags, Attributes, Caller, FileId, Leased, MAX_GROUPS, OpenFlags, Opened, RenameFlags,
+    Stat, Statfs, Written, XattrFlags, XattrName,
 };
 use messages::{Wire, Writer};
 use spin::Mutex;
@@ -283,6 +283,9 @@ impl<F: Files> Files for CachedFiles<F> {
     }
     async fn stat_file(&self, file: FileId) -> Result<Stat> {
         self.files.stat_file(file).await
+    }
+    async fn lease(&self, file: FileId) -> Result<Leased> {
+        self.files.lease(file).await
     }
     async fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> Result<usize> {
         self.files.getdents(file, position, into).await

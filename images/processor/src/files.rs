@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use messages::storage::{FileId, Stat};
 use spin::{Mutex, Once};
@@ -26,6 +26,8 @@ const DEFAULT_LIMIT: usize = 1024;
 /// `O_NONBLOCK`, `O_APPEND` and `O_DIRECT`: the flags that `F_SETFL` changes.
 pub(crate) const CHANGEABLE: u32 = 0o4_000 | 0o2_000 | 0o40_000;
 pub(crate) const O_NONBLOCK: u32 = 0o4_000;
+/// `O_DIRECT`: reads go by the pages that are kept.
+pub(crate) const O_DIRECT: u32 = 0o40_000;
 /// `O_PATH`: the file stands for its place only.
 pub(crate) const O_PATH: u32 = 0o10_000_000;
 
@@ -84,6 +86,8 @@ pub(crate) struct OpenFile {
     /// `F_GETFL`.
     flags: AtomicU32,
     pub(crate) ahead: Mutex<Readahead>,
+    /// Its pages in M's memory were read through this open file.
+    was_read: AtomicBool,
     /// S's handle of a file or folder of S. Mappings of the file share it.
     handle: Option<Arc<Handle>>,
     /// The lists for what happens when this is closed.
@@ -115,6 +119,7 @@ impl OpenFile {
             offset: AtomicU64::new(0),
             flags: AtomicU32::new(flags),
             ahead: Mutex::default(),
+            was_read: AtomicBool::new(false),
             handle,
             closing,
             writes: Once::new(),
@@ -140,6 +145,11 @@ impl OpenFile {
     /// Notes that the file may hold locks, which end with it.
     pub(crate) fn locked_in(&self, locks: &Arc<Locks>) {
         self.locks.call_once(|| locks.clone());
+    }
+
+    /// Notes a read of the file's pages; returns whether it is the first one.
+    pub(crate) fn first_read(&self) -> bool {
+        !self.was_read.load(Ordering::Relaxed) && !self.was_read.swap(true, Ordering::Relaxed)
     }
 
     /// Returns the file's flags, as `F_GETFL` gives them.

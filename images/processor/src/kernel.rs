@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use console::Output;
 use messages::storage::FileId;
@@ -16,9 +16,10 @@ use crate::futex::Futexes;
 use crate::inotify::Watches;
 use crate::ipc::Ipc;
 use crate::jobs::News;
+use crate::leased::Leases;
 use crate::locks::Locks;
 use crate::mm::Space;
-use crate::mm::file::FileCache;
+use crate::mm::file_cache::FileCache;
 use crate::mm::object::Object;
 use crate::pipe::UserPages;
 use crate::platform::{Files, Platform};
@@ -51,6 +52,8 @@ pub struct Kernel<N: Node> {
     /// The pages of the vDSO.
     vdso: Mutex<Option<Arc<Object>>>,
     pub(crate) file_cache: Mutex<FileCache>,
+    /// Leases of files of S.
+    pub(crate) leases: Leases,
     pub(crate) named_pipes: NamedPipes,
     pub(crate) texts: Arc<Texts>,
     /// The pages that users' pipes may come to hold.
@@ -112,6 +115,9 @@ pub(crate) struct Closing {
     /// The inotify watches.
     pub(crate) watches: Arc<Watches>,
     count: AtomicU32,
+    /// Something is to be freed at once.
+    hurried: AtomicBool,
+    wanted: WaitQueue,
 }
 
 /// A file that was closed: its inode, the path that opened it, and whether it could be written.
@@ -161,6 +167,12 @@ impl Closing {
         Some(file)
     }
 
+    /// Frees what is not used any more at once, not with the next end of a call.
+    pub(crate) fn hurry(&self) {
+        self.hurried.store(true, Ordering::Release);
+        self.wanted.wake();
+    }
+
     /// Returns whether there is something to close.
     pub(crate) fn any(&self) -> bool {
         self.count.load(Ordering::Relaxed) > 0
@@ -183,6 +195,7 @@ impl<N: Node> Kernel<N> {
             tmpfs: Once::new(),
             vdso: Mutex::default(),
             file_cache: Mutex::default(),
+            leases: Leases::default(),
             named_pipes: NamedPipes::default(),
             texts: Arc::default(),
             pipe_pages: Arc::default(),
@@ -303,6 +316,20 @@ impl<N: Node> Kernel<N> {
             self.tmpfs().free(start, len).await?;
         }
         Ok(())
+    }
+
+    /// Frees what is not used any more whenever memory is short, for ever.
+    ///
+    /// # Errors
+    ///
+    /// When M or S is lost.
+    pub async fn keep_files(&self, node: &N) -> Result<()> {
+        let closing = &self.closing;
+        let hurried = || closing.hurried.swap(false, Ordering::AcqRel).then_some(());
+        loop {
+            closing.wanted.until(hurried).await;
+            self.close_files(node).await?;
+        }
     }
 
     /// Returns a process that has not been waited for.

@@ -51,6 +51,7 @@ mod interleavings;
 mod ipc;
 mod jobs;
 pub mod kernel;
+mod leased;
 mod limits;
 mod load;
 mod locks;

@@ -15,7 +15,8 @@ use crate::creds::{Creds, EXECUTE};
 use crate::elf::{ElfError, HEADER_SIZE, Header, Program, Segment};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
-use crate::mm::file::{FilePages, pages_of};
+use crate::leased;
+use crate::mm::file::FilePages;
 use crate::mm::map::Place;
 use crate::mm::vma::{Backing, Vma, VmaFlags};
 use crate::mm::{Heap, MMAP_TOP, STACK_TOP, Space};
@@ -193,7 +194,7 @@ struct Source<'a, N: Node> {
 /// The place of a file that is loaded.
 enum SourceFile {
     /// On S. The open file closes it when neither this nor a mapping needs it.
-    Storage(FileId, Arc<OpenFile>),
+    Storage(StorageFile, Arc<OpenFile>),
     /// Of this node's own.
     Tmp(Arc<TmpFile>),
 }
@@ -205,7 +206,7 @@ impl<'a, N: Node> Source<'a, N> {
             Found::Storage(path) => {
                 let by = creds.asker();
                 let flags = OpenFlags::EXECUTE;
-                let opened = node.files().open(by.caller(), &path, flags, 0).await?;
+                let opened = leased::open(node, by.caller(), &path, flags, 0).await?;
                 let of = StorageFile {
                     id: opened.file,
                     inode: opened.stat.inode,
@@ -213,7 +214,7 @@ impl<'a, N: Node> Source<'a, N> {
                 let closing = Some(node.kernel().closing.clone());
                 let open = Arc::new(OpenFile::new(Kind::File(of), path, 0, closing));
                 storage::before_read(node, of.inode, 0..u64::MAX).await?;
-                (SourceFile::Storage(opened.file, open), opened.stat)
+                (SourceFile::Storage(of, open), opened.stat)
             }
             Found::Here(inode) => {
                 let file = tmpfs.file(inode).ok_or(errno::EACCES)?;
@@ -238,7 +239,12 @@ impl<'a, N: Node> Source<'a, N> {
     /// Reads until `into` is full or the file ends.
     async fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         match &self.file {
-            SourceFile::Storage(id, _) => read_file(self.node, *id, offset, into).await,
+            SourceFile::Storage(of, open) => {
+                match leased::read(self.node, open, *of, offset, into).await? {
+                    Some(got) => Ok(got),
+                    None => read_file(self.node, of.id, offset, into).await,
+                }
+            }
             SourceFile::Tmp(file) => self.node.kernel().tmpfs().read(file, offset, into).await,
         }
     }
@@ -268,11 +274,12 @@ impl<'a, N: Node> Source<'a, N> {
     /// Returns the file's pages, which all that map it share; `None` for a file whose pages a
     /// private mapping can't share.
     async fn pages(&self) -> Result<Option<Arc<FilePages>>> {
-        let SourceFile::Storage(id, open) = &self.file else {
+        let SourceFile::Storage(of, open) = &self.file else {
             return Ok(None);
         };
-        let pages = pages_of(self.node, open, *id, self.stat.inode, self.stat.size);
-        Ok(Some(pages.await?))
+        let pages = leased::pages_to_map(self.node, open, *of).await?;
+        self.node.kernel().file_cache.lock().used(&pages);
+        Ok(Some(pages))
     }
 
     async fn program(&self) -> Loading<Program> {

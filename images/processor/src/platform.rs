@@ -9,8 +9,8 @@ use core::time::Duration;
 use hal::Instant;
 use messages::memory::{CapacityReply, Chunks, MAX_CHUNKS};
 use messages::storage::{
-    AllocateFlags, Attributes, Caller, FileId, OpenFlags, Opened, RenameFlags, Stat, Statfs,
-    Written, XattrFlags, XattrName,
+    AllocateFlags, Attributes, Caller, FileId, Leased, OpenFlags, Opened, RenameFlags, Stat,
+    Statfs, Written, XattrFlags, XattrName,
 };
 use pcache::Access;
 
@@ -109,6 +109,8 @@ pub trait Files {
     -> impl Future<Output = Result<Stat>>;
     /// An open file's status.
     fn stat_file(&self, file: FileId) -> impl Future<Output = Result<Stat>>;
+    /// Grants or extends this node's read lease of an open file.
+    fn lease(&self, file: FileId) -> impl Future<Output = Result<Leased>>;
     /// Encoded entries of a folder from `position` on into `into`; how many bytes, 0 at the end.
     fn getdents(
         &self,

@@ -11,10 +11,10 @@ use messages::memory::{
 };
 use messages::storage::{
     Allocate, AllocateFlags, AllocateRequest, Attributes, Caller, Close, FileId, FileRequest,
-    Fsync, GetXattr, Getdents, GetdentsRequest, Link, LinkFile, LinkFileRequest, LinkRequest,
-    ListXattr, ListXattrRequest, Make, MakeRequest, Open, OpenFlags, OpenRequest, Opened, Path,
-    PathRequest, Read, ReadRequest, Readlink, Remove, RemoveRequest, RemoveXattr, Rename,
-    RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath, SetPathRequest, SetXattr,
+    Fsync, GetXattr, Getdents, GetdentsRequest, Lease, Leased, Link, LinkFile, LinkFileRequest,
+    LinkRequest, ListXattr, ListXattrRequest, Make, MakeRequest, Open, OpenFlags, OpenRequest,
+    Opened, Path, PathRequest, Read, ReadRequest, Readlink, Remove, RemoveRequest, RemoveXattr,
+    Rename, RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath, SetPathRequest, SetXattr,
     SetXattrRequest, Stat, StatFile, StatFs, StatPath, StatRequest, Statfs, Symlink, Sync,
     Truncate, TruncateRequest, Write, WriteRequest, Written, XattrFlags, XattrName, XattrRequest,
 };
@@ -201,6 +201,10 @@ impl<C: Carrier> Files for Remote<C> {
     }
     async fn stat_file(&self, file: FileId) -> Result<Stat> {
         self.call::<StatFile, _>(&FileRequest { file }, Data::None, |stat| stat)
+            .await
+    }
+    async fn lease(&self, file: FileId) -> Result<Leased> {
+        self.call::<Lease, _>(&FileRequest { file }, Data::None, |leased| leased)
             .await
     }
     async fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> Result<usize> {

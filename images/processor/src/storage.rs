@@ -1,8 +1,8 @@
 //! Files of S that this node has open or keeps parts of, kept in step with what its programs
 //! change.
 //!
-//! A change by another node is seen here once the file is opened anew, but not in pages that are
-//! kept.
+//! A change by another node ends this node's lease of the file (`leased`): its pages are read anew
+//! then, except those that stay mapped.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -41,8 +41,19 @@ pub(crate) struct Changes {
     gates: [Gate; SHARDS],
     /// Counts the changes.
     versions: [AtomicU64; SHARDS],
+    /// Counts changes of all files' bytes. A change counts here first.
+    all: AtomicU64,
+    /// Counts changes of attributes and names.
+    notes: AtomicU64,
     /// Something was changed.
     any: AtomicBool,
+}
+
+/// The changes of a file by this node's programs, by which a later one is seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stamp {
+    version: u64,
+    notes: u64,
 }
 
 impl Default for Changes {
@@ -50,6 +61,8 @@ impl Default for Changes {
         Self {
             gates: [const { Gate::new() }; SHARDS],
             versions: [const { AtomicU64::new(0) }; SHARDS],
+            all: AtomicU64::new(0),
+            notes: AtomicU64::new(0),
             any: AtomicBool::new(false),
         }
     }
@@ -71,9 +84,24 @@ impl Changes {
         self.versions[shard(inode)].load(Ordering::Acquire)
     }
 
+    /// Returns the changes of a file until now.
+    pub(crate) fn stamp(&self, inode: u64) -> Stamp {
+        Stamp {
+            version: self.versions[shard(inode)].load(Ordering::SeqCst),
+            notes: self.notes.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Returns a number that differs once anything has changed.
+    pub(crate) fn all(&self) -> u64 {
+        let notes = self.notes.load(Ordering::SeqCst);
+        self.all.load(Ordering::SeqCst).wrapping_add(notes)
+    }
+
     /// Notes that something else than a file's bytes has changed.
     pub(crate) fn note(&self) {
         self.any.store(true, Ordering::Release);
+        self.notes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Returns whether anything was changed since this was asked last.
@@ -83,8 +111,9 @@ impl Changes {
 
     /// Counts a change of a file's bytes.
     pub(crate) fn changed(&self, inode: u64) {
-        self.note();
-        self.versions[shard(inode)].fetch_add(1, Ordering::AcqRel);
+        self.any.store(true, Ordering::Release);
+        self.all.fetch_add(1, Ordering::SeqCst);
+        self.versions[shard(inode)].fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -75,6 +75,7 @@ impl<D: Disk> Server<D> {
         if bulk.read(0, &mut bytes) < bytes.len() {
             return Err(Errno::EIO.into());
         }
+        let _access = self.access(from, &[inode]).await;
         self.strip_set_ids(&file).await?;
         let (offset, len) = if ask.append {
             self.files.append(inode, &bytes, self.now()).await?
@@ -95,6 +96,7 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn truncate(&self, from: PeerKey, ask: &TruncateRequest) -> Result<(), Error> {
         let file = self.writable(from, ask.file)?;
+        let _access = self.access(from, &[file.held.inode()]).await;
         self.strip_set_ids(&file).await?;
         Ok(self
             .files
@@ -104,6 +106,7 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn allocate(&self, from: PeerKey, ask: &AllocateRequest) -> Result<(), Error> {
         let file = self.writable(from, ask.file)?;
+        let _access = self.access(from, &[file.held.inode()]).await;
         self.strip_set_ids(&file).await?;
         let how = if ask.flags.contains(AllocateFlags::PUNCH_HOLE) {
             Allocation::PunchHole
@@ -183,6 +186,7 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn link(
         &self,
+        from: PeerKey,
         ask: &LinkRequest<'_>,
         bulk: &mut dyn Bulk,
     ) -> Result<(), Error> {
@@ -191,7 +195,8 @@ impl<D: Disk> Server<D> {
             .walker(&ask.caller)
             .existing(ask.path.as_bytes(), ask.follow)
             .await?;
-        self.link_node(&ask.caller, node.held.inode(), &new).await
+        self.link_node(from, &ask.caller, node.held.inode(), &new)
+            .await
     }
 
     pub(crate) async fn link_file(
@@ -202,10 +207,17 @@ impl<D: Disk> Server<D> {
     ) -> Result<(), Error> {
         let new = bulk_path(bulk)?;
         let file = self.file(from, ask.file)?;
-        self.link_node(&ask.caller, file.held.inode(), &new).await
+        self.link_node(from, &ask.caller, file.held.inode(), &new)
+            .await
     }
 
-    async fn link_node(&self, by: &Caller<'_>, inode: u32, new: &[u8]) -> Result<(), Error> {
+    async fn link_node(
+        &self,
+        from: PeerKey,
+        by: &Caller<'_>,
+        inode: u32,
+        new: &[u8],
+    ) -> Result<(), Error> {
         let found = self.walker(by).find(new, false).await?;
         let (dir, name) = free_place(&found)?;
         if found.slash {
@@ -213,6 +225,7 @@ impl<D: Disk> Server<D> {
         }
         self.check_writable()?;
         rights::check_create(by, &dir.stat)?;
+        let _access = self.access(from, &[inode]).await;
         Ok(self
             .files
             .link(inode, dir.held.inode(), name, self.now())
@@ -221,6 +234,7 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn rename(
         &self,
+        peer: PeerKey,
         ask: &RenameRequest<'_>,
         bulk: &mut dyn Bulk,
     ) -> Result<u64, Error> {
@@ -243,13 +257,20 @@ impl<D: Disk> Server<D> {
             return Err(Errno::ENOTDIR.into());
         }
         check_rename(by, (old_dir, moved), (new_dir, to.node.as_ref()), how)?;
+        let target = to.node.as_ref().map(|node| node.held.inode());
+        let changed: Vec<u32> = target.into_iter().chain([moved.held.inode()]).collect();
+        let _access = self.access(peer, &changed).await;
         let old = (old_dir.held.inode(), from.name.as_slice());
         let new = (new_dir.held.inode(), to.name.as_slice());
         self.files.rename(old, new, how, self.now()).await?;
         Ok(to.node.map_or(0, |node| node.stat.inode.into()))
     }
 
-    pub(crate) async fn remove(&self, ask: &RemoveRequest<'_>) -> Result<u64, Error> {
+    pub(crate) async fn remove(
+        &self,
+        from: PeerKey,
+        ask: &RemoveRequest<'_>,
+    ) -> Result<u64, Error> {
         let by = &ask.caller;
         let found = self.walker(by).find(ask.path.as_bytes(), false).await?;
         let Some(dir) = &found.dir else {
@@ -261,6 +282,7 @@ impl<D: Disk> Server<D> {
             return Err(Errno::ENOTDIR.into());
         }
         rights::check_delete(by, &dir.stat, &node.stat)?;
+        let _access = self.access(from, &[node.held.inode()]).await;
         let (dir, name) = (dir.held.inode(), found.name.as_slice());
         if ask.directory {
             self.files.rmdir(dir, name, self.now()).await?;
@@ -270,12 +292,17 @@ impl<D: Disk> Server<D> {
         Ok(node.stat.inode.into())
     }
 
-    pub(crate) async fn set_path(&self, ask: &SetPathRequest<'_>) -> Result<(), Error> {
+    pub(crate) async fn set_path(
+        &self,
+        from: PeerKey,
+        ask: &SetPathRequest<'_>,
+    ) -> Result<(), Error> {
         let node = self
             .walker(&ask.caller)
             .existing(ask.path.as_bytes(), ask.follow)
             .await?;
-        self.set(&ask.caller, node.held.inode(), &ask.set).await
+        self.set(from, &ask.caller, node.held.inode(), &ask.set)
+            .await
     }
 
     pub(crate) async fn set_file(
@@ -284,10 +311,18 @@ impl<D: Disk> Server<D> {
         ask: &SetFileRequest<'_>,
     ) -> Result<(), Error> {
         let file = self.file(from, ask.file)?;
-        self.set(&ask.caller, file.held.inode(), &ask.set).await
+        self.set(from, &ask.caller, file.held.inode(), &ask.set)
+            .await
     }
 
-    async fn set(&self, by: &Caller<'_>, inode: u32, set: &Attributes) -> Result<(), Error> {
+    async fn set(
+        &self,
+        from: PeerKey,
+        by: &Caller<'_>,
+        inode: u32,
+        set: &Attributes,
+    ) -> Result<(), Error> {
+        let _access = self.access(from, &[inode]).await;
         let decide =
             |stat: &ext4::Stat| rights::change(by, stat, set).map_err(|errno| ext4::Errno(errno.0));
         let changed = self.files.change_attributes(inode, self.now(), decide);

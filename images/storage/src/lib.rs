@@ -3,6 +3,7 @@
 //! * [`Server`]: the open files of each peer, and the answers to [`messages::storage`].
 //! * `walk`: from a path to an inode of [`ext4`].
 //! * `change`: the requests that change something.
+//! * [`lease`]: read leases of files, and their recall.
 //! * `rights`: what a caller may do.
 //! * `xattr`: the requests about extended attributes.
 //!
@@ -10,7 +11,7 @@
 //!
 //! Access control lists, locks of files. S trusts a peer's statement of its callers. Paths begin at
 //! the root, so a process in a directory that it may not reach any more does not reach it by a
-//! relative path either. Caches of one file on several processors are not kept coherent.
+//! relative path either. Write leases: every write of a peer is a request. Leases of directories.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod change;
 mod convert;
 mod error;
 mod held;
+pub mod lease;
 mod rights;
 mod server;
 #[cfg(test)]

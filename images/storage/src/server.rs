@@ -9,10 +9,10 @@ use alloc::vec::Vec;
 use ext4::{Disk, Ext4, Time};
 use messages::storage::{
     Allocate, Caller, Close, Entries, Entry, FileId, Fsync, GetXattr, Getdents, GetdentsRequest,
-    Link, LinkFile, ListXattr, Make, Open, OpenFlags, OpenRequest, Opened, Path, PathRequest,
-    Privileges, Read, ReadRequest, Readlink, Remove, RemoveXattr, Rename, Rest, SetFile, SetPath,
-    SetXattr, StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink, Sync, Truncate,
-    Write,
+    Lease, Link, LinkFile, ListXattr, Make, Open, OpenFlags, OpenRequest, Opened, Path,
+    PathRequest, Privileges, Read, ReadRequest, Readlink, Remove, RemoveXattr, Rename, Rest,
+    SetFile, SetPath, SetXattr, StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink,
+    Sync, Truncate, Write,
 };
 use messages::{Call, Errno, Kind, Wire, Writer, encode_reply};
 use spin::Mutex;
@@ -20,6 +20,7 @@ use spin::Mutex;
 use crate::Error;
 use crate::convert::{self, DIRECTORY, REGULAR, is};
 use crate::held::{Held, Holds};
+use crate::lease::{Holders, Leases};
 use crate::rights::{self, EXECUTE, READ, WRITE};
 use crate::walk::{Node, Walker};
 
@@ -107,11 +108,13 @@ pub struct Server<D: Disk> {
     pub(crate) files: Ext4<D>,
     clock: Box<dyn Fn() -> Time + Send + core::marker::Sync>,
     holds: Holds,
+    /// `None` if no peer gets a lease.
+    pub(crate) leases: Option<Leases>,
     state: Mutex<State>,
 }
 
 impl<D: Disk> Server<D> {
-    /// Serves `files`; `clock` gives the time since 1970.
+    /// Serves `files` without granting leases; `clock` gives the time since 1970.
     pub fn new(
         files: Ext4<D>,
         clock: impl Fn() -> Time + Send + core::marker::Sync + 'static,
@@ -120,8 +123,18 @@ impl<D: Disk> Server<D> {
             files,
             clock: Box::new(clock),
             holds: Holds::default(),
+            leases: None,
             state: Mutex::new(State::default()),
         }
+    }
+
+    /// Grants leases, which are recalled through `holders`. Their generations are greater than
+    /// those of an earlier life of S, as they begin at the present time.
+    #[must_use]
+    pub fn with_leases(mut self, holders: Box<dyn Holders>) -> Self {
+        let seconds = u64::try_from(self.now().seconds).unwrap_or(0);
+        self.leases = Some(Leases::new(seconds << 24, holders));
+        self
     }
 
     /// Returns what was counted.
@@ -140,6 +153,13 @@ impl<D: Disk> Server<D> {
         let theirs: Vec<_> = theirs.map(|(key, _)| *key).collect();
         gone.extend(theirs.iter().filter_map(|key| state.open.remove(key)));
         drop(state);
+    }
+
+    /// Ends the leases of a lost peer that has said so itself: those of another expire.
+    pub fn peer_left(&self, peer: PeerKey) {
+        if let Some(leases) = &self.leases {
+            leases.left(peer);
+        }
     }
 
     /// Returns the open files of all peers.
@@ -226,6 +246,9 @@ impl<D: Disk> Server<D> {
             StorageRequest::StatFile(ask) => {
                 put::<StatFile>(&self.told(self.stat_file(from, ask.file).await), reply)
             }
+            StorageRequest::Lease(ask) => {
+                put::<Lease>(&self.told(self.lease(from, ask.file).await), reply)
+            }
             StorageRequest::Getdents(ask) => {
                 let mut entries = vec![0; MAX_ENTRIES];
                 let listed = self.told(self.getdents(from, &ask, &mut entries).await);
@@ -279,19 +302,19 @@ impl<D: Disk> Server<D> {
                 put::<Symlink>(&self.told(self.symlink(&ask, bulk).await), reply)
             }
             StorageRequest::Link(ask) => {
-                put::<Link>(&self.told(self.link(&ask, bulk).await), reply)
+                put::<Link>(&self.told(self.link(from, &ask, bulk).await), reply)
             }
             StorageRequest::LinkFile(ask) => {
                 put::<LinkFile>(&self.told(self.link_file(from, &ask, bulk).await), reply)
             }
             StorageRequest::Rename(ask) => {
-                put::<Rename>(&self.told(self.rename(&ask, bulk).await), reply)
+                put::<Rename>(&self.told(self.rename(from, &ask, bulk).await), reply)
             }
             StorageRequest::Remove(ask) => {
-                put::<Remove>(&self.told(self.remove(&ask).await), reply)
+                put::<Remove>(&self.told(self.remove(from, &ask).await), reply)
             }
             StorageRequest::SetPath(ask) => {
-                put::<SetPath>(&self.told(self.set_path(&ask).await), reply)
+                put::<SetPath>(&self.told(self.set_path(from, &ask).await), reply)
             }
             StorageRequest::SetFile(ask) => {
                 put::<SetFile>(&self.told(self.set_file(from, &ask).await), reply)
@@ -348,11 +371,20 @@ impl<D: Disk> Server<D> {
         let mut stat = node.stat;
         if is(&stat, REGULAR) && flags.contains(OpenFlags::TRUNCATE) {
             let inode = opened.held.inode();
+            let _access = self.access(from, &[inode]).await;
             self.strip_set_ids(&opened).await?;
             self.files.truncate(inode, 0, self.now()).await?;
             stat = self.files.stat(inode).await?;
         }
-        Ok(self.enter(from, opened, &stat))
+        let used = opened.readable || opened.writable;
+        let lease = match used {
+            true => self.grant(from, opened.held.inode(), opened.kind),
+            false => 0,
+        };
+        if lease != 0 {
+            stat = self.files.stat(opened.held.inode()).await?;
+        }
+        Ok(self.enter(from, opened, lease, &stat))
     }
 
     fn opened_by(&self, peer: PeerKey) -> usize {
@@ -364,13 +396,13 @@ impl<D: Disk> Server<D> {
     }
 
     /// Adds an open file to the table.
-    fn enter(&self, from: PeerKey, opened: OpenFile, stat: &ext4::Stat) -> Opened {
+    fn enter(&self, from: PeerKey, opened: OpenFile, lease: u64, stat: &ext4::Stat) -> Opened {
         let mut state = self.state.lock();
         state.next += 1;
         let file = FileId(state.next);
         state.open.insert((from, file), Arc::new(opened));
         let stat = convert::stat(stat, self.files.block_size());
-        Opened { file, stat }
+        Opened { file, lease, stat }
     }
 
     /// Finds what a path names, or makes a file.

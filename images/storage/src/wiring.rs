@@ -5,12 +5,15 @@ use alloc::format;
 use alloc::vec;
 
 use ext4::{DiskError, Errno, Ext4, Options, Time};
-use fit::{Config, Domains, Exchange, LostCause, PeerId, Role};
+use fit::{Call, Config, Domains, Exchange, LostCause, PeerId, Role};
 use futures_util::future::try_join_all;
-use hal::Duration;
+use hal::{Duration, Instant};
 use libos::virtio::{self, Disk, MAX_TRANSFER, SECTOR};
 use libos::{Boot, CommandLine, Exit};
+use messages::recall::{Recall, RecallRequest};
+use messages::{Call as _, decode_reply, encode_request};
 use node::{Error, Fit, Node};
+use storage::lease::{Holders, Wait};
 use storage::{Bulk, PeerKey};
 
 /// The longest piece of a file that one call carries.
@@ -40,13 +43,64 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     };
     let node = Node::start(Role::Storage, line, config).await?;
     let server: &'static Server = Box::leak(Box::new(Server {
-        files: storage::Server::new(files, clock),
+        files: serve(files, clock, line, &node.fit)?,
         fit: node.fit.clone(),
     }));
     libos::spawn(server.keep()).detach();
     node.serve(server);
     node.join();
     core::future::pending().await
+}
+
+/// Makes the server, which grants leases unless the command line says `leases=off`.
+fn serve(
+    files: Ext4<VirtioDisk>,
+    clock: impl Fn() -> Time + Send + Sync + 'static,
+    line: &CommandLine,
+    fit: &Fit,
+) -> Result<storage::Server<VirtioDisk>, Error> {
+    let server = storage::Server::new(files, clock);
+    match line.value("leases") {
+        None | Some("on") => Ok(server.with_leases(Box::new(FitHolders(fit.clone())))),
+        Some("off") => Ok(server),
+        Some(value) => Err(Error::Role(format!(
+            "leases={value}: is neither on nor off"
+        ))),
+    }
+}
+
+/// Peers that hold leases, through FIT.
+struct FitHolders(Fit);
+
+impl Holders for FitHolders {
+    fn now(&self) -> Instant {
+        libos::now()
+    }
+
+    fn recall(&self, peer: PeerKey, lease: RecallRequest) -> Wait<'_, bool> {
+        Box::pin(async move {
+            let (mut request, mut reply) = ([0; 32], [0; 32]);
+            let Ok(len) = encode_request::<Recall>(&lease, &mut request) else {
+                return false;
+            };
+            let call = Call::new(Recall::KIND.0, &request[..len]);
+            let core = self.0.core(0);
+            match core.call(PeerId(peer.0), call, &mut reply).await {
+                Ok(answer) => {
+                    let told = reply.get(..answer.len).unwrap_or_default();
+                    matches!(decode_reply::<Recall>(told), Ok(Ok(())))
+                }
+                Err(error) => {
+                    log::warn!("{}: {error}", Recall::NAME);
+                    false
+                }
+            }
+        })
+    }
+
+    fn sleep_until(&self, until: Instant) -> Wait<'_, ()> {
+        Box::pin(libos::sleep(until.since(libos::now())))
+    }
 }
 
 /// Returns the time since 1970; `clock=` on the command line gives the seconds at the start.
@@ -189,6 +243,9 @@ impl fit::Handler for Server {
 
     fn peer_lost(&self, peer: PeerId, cause: Option<LostCause>) {
         self.files.peer_lost(PeerKey(peer.0));
+        if matches!(cause, Some(LostCause::PeerLeft)) {
+            self.files.peer_left(PeerKey(peer.0));
+        }
         log::info!("peer {} is gone{}", peer.0, LostCause::clause(&cause));
         node::log_profile(&self.fit);
     }

@@ -132,6 +132,7 @@ impl<D: Disk> Server<D> {
         let (caller, file, name) = (ask.caller, ask.file, ask.name);
         let named = XattrRequest { caller, file, name };
         let (inode, name) = self.attribute(from, &named, true).await?;
+        let _access = self.access(from, &[inode]).await;
         let both = ask.flags == XattrFlags::CREATE | XattrFlags::REPLACE;
         let mode = if both && !self.has_xattr(inode, name).await? {
             SetMode::Replace
@@ -159,6 +160,7 @@ impl<D: Disk> Server<D> {
         ask: &XattrRequest<'_>,
     ) -> Result<(), Error> {
         let (inode, name) = self.attribute(from, ask, true).await?;
+        let _access = self.access(from, &[inode]).await;
         Ok(self.files.remove_xattr(inode, name, self.now()).await?)
     }
 }

@@ -18,6 +18,7 @@ use super::file::{self, FilePages};
 use super::vma::{Backing, VmaFlags, Vmas};
 use super::{EntryOf, STACK_GAP, Space, Tables};
 use crate::error::{Error, Exit, Result};
+use crate::load::PIECE;
 use crate::platform::Platform;
 use crate::process::Node;
 
@@ -28,6 +29,10 @@ const READ_SPIN: Duration = Duration::from_millis(1);
 /// Bounds the time that a fault polls for what another one started: it may be a WRITE, whose end
 /// only makes room.
 const WAIT_SPIN: Duration = Duration::from_micros(100);
+/// Bounds the time that the pages of files that are given up may take to be freed.
+const RECLAIM: Duration = Duration::from_secs(2);
+/// Interval at which that is looked at.
+const RECLAIM_STEP: Duration = Duration::from_millis(1);
 /// The signal that Linux's out-of-memory killer sends.
 const SIGKILL: u8 = 9;
 
@@ -179,7 +184,7 @@ impl<N: Node> Space<'_, N> {
     /// Brings a page of a file. Boxed: the kernel's own space is filled by faults of its own.
     async fn bring(&self, file: &FilePages, page: u64) -> Result<()> {
         let space = self.node.kernel().tmpfs().space();
-        Box::pin(file::bring(self.node, space, file, page)).await
+        Box::pin(file::bring(self.node, space, file, page, PIECE)).await
     }
 
     /// Returns how long to poll for a READ: no longer than other threads of the core can do without
@@ -450,20 +455,51 @@ impl<N: Node> Space<'_, N> {
     /// Gets a chunk for the page's region. If M has none, the region gets one that has room still;
     /// if there is no such either, the process ends as by Linux's out-of-memory killer.
     async fn fetch_chunk(&self, page: u64) -> Result<()> {
-        let cache = self.node.cache();
-        let supply = self.node.supply();
-        if let Some(chunk) = supply.take(self.node, self.pid).await? {
+        if let Some(chunk) = self.node.supply().take(self.node, self.pid).await? {
             self.set_region(page / CHUNK_SIZE, chunk);
             return Ok(());
         }
+        if self.take_room(page) || self.take_room_of_files(page).await {
+            return Ok(());
+        }
+        log::error!("process {}: M has no memory left", self.pid);
+        Err(Error::Ended(Exit::Signal(SIGKILL)))
+    }
+
+    /// Gives the page's region a chunk that is here and has room; returns whether there is one.
+    fn take_room(&self, page: u64) -> bool {
+        let cache = self.node.cache();
+        if let Some(chunk) = self.node.supply().take_spare(cache) {
+            self.set_region(page / CHUNK_SIZE, chunk);
+            return true;
+        }
         let Some(slot) = cache.chunks().allocate_any() else {
-            log::error!("process {}: M has no memory left", self.pid);
-            return Err(Error::Ended(Exit::Signal(SIGKILL)));
+            return false;
         };
         // The slot keeps the chunk until it is the region's.
         self.set_region(page / CHUNK_SIZE, slot.chunk());
         cache.chunks().cancel(slot);
-        Ok(())
+        true
+    }
+
+    /// Gives up the pages of files that nothing uses, and waits for room of theirs.
+    async fn take_room_of_files(&self, page: u64) -> bool {
+        let kernel = self.node.kernel();
+        let gone = kernel.file_cache.lock().give_up();
+        if gone.is_empty() {
+            return false;
+        }
+        drop(gone);
+        kernel.closing.hurry();
+        let platform = self.node.platform();
+        let end = platform.now() + RECLAIM;
+        while platform.now() < end {
+            platform.sleep_until(platform.now() + RECLAIM_STEP).await;
+            if self.take_room(page) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Makes a chunk a region's, instead of one that is full.

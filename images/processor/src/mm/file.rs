@@ -6,8 +6,7 @@
 //! one it stores to them (`write_back`). What this node's programs change of a file by
 //! other calls is changed in its pages, too (`storage.rs`).
 
-use alloc::collections::{BTreeMap, VecDeque};
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -29,10 +28,6 @@ use crate::load::{PIECE, read_file};
 use crate::process::Node;
 use crate::wait::Gate;
 
-/// Files whose pages are kept though nothing maps them: a shell starts the same programs again and
-/// again.
-const KEPT: usize = 64;
-
 /// The pages of a file that was mapped.
 #[derive(Debug)]
 pub struct FilePages {
@@ -51,13 +46,19 @@ pub struct FilePages {
     /// A bit for each page whose bytes have come. A slot alone says nothing: it is there before
     /// them.
     here: Mutex<Vec<u64>>,
+    /// Generation of the lease under which pages were read; 0 for none.
+    generation: AtomicU64,
+    /// Pages counted in `total`.
+    counted: AtomicU64,
+    /// Pages of all files.
+    total: Arc<AtomicU64>,
     /// Held by whoever brings pages.
     pub(super) gate: Gate,
     closing: Arc<Closing>,
 }
 
 /// Addresses in the kernel's space, at which the pages are filled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Region {
     pub(super) start: u64,
     /// In whole pages.
@@ -91,6 +92,44 @@ impl FilePages {
 
     pub(super) fn region(&self) -> Region {
         *self.region.lock()
+    }
+
+    /// Returns the generation of the lease under which the pages were read; 0 for none.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Takes over the size that the file has under a lease. Pages that were read under another one
+    /// are read anew when they are used; those that programs may store to stay. Returns whether the
+    /// file is shorter than was known. The caller has passed the gate of the file's changes.
+    pub(crate) async fn adopt(&self, generation: u64, size: u64) -> bool {
+        let _pass = self.gate.pass().await;
+        let had = self.size.load(Ordering::Acquire);
+        if (self.generation(), had) == (generation, size) {
+            return false;
+        }
+        {
+            let mut here = self.here.lock();
+            for (word, first) in here.iter_mut().zip((0..).step_by(64)) {
+                *word &= self.stores.bits(first);
+            }
+        }
+        self.size.store(size, Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+        size < had
+    }
+
+    /// Returns the pages that the file has in M's memory.
+    pub(super) fn pages_held(&self) -> u64 {
+        self.counted.load(Ordering::Acquire)
+    }
+
+    /// Counts the pages that were touched since the last count.
+    fn count_pages(&self) {
+        let now = self.object.touched();
+        let had = self.counted.swap(now, Ordering::AcqRel);
+        self.total
+            .fetch_add(now.wrapping_sub(had), Ordering::AcqRel);
     }
 
     fn arrived(&self, page: u64) {
@@ -213,63 +252,8 @@ impl Drop for FilePages {
     fn drop(&mut self) {
         let Region { start, len } = *self.region.get_mut();
         self.closing.add_region(start, len);
-    }
-}
-
-/// The files that have pages, by their inodes on S.
-#[derive(Debug, Default)]
-pub(crate) struct FileCache {
-    files: BTreeMap<u64, Weak<FilePages>>,
-    recent: VecDeque<Arc<FilePages>>,
-}
-
-impl FileCache {
-    fn get(&mut self, inode: u64) -> Option<Arc<FilePages>> {
-        let file = self.known(inode)?;
-        self.keep(&file);
-        Some(file)
-    }
-
-    /// Returns the pages of a file, if it has some.
-    pub(crate) fn known(&self, inode: u64) -> Option<Arc<FilePages>> {
-        self.files.get(&inode)?.upgrade()
-    }
-
-    /// Keeps the pages of a file no longer than they are mapped; returns them for the caller to
-    /// drop.
-    pub(crate) fn forget(&mut self, inode: u64) -> Option<Arc<FilePages>> {
-        let file = self.known(inode)?;
-        self.recent.retain(|other| !Arc::ptr_eq(other, &file));
-        Some(file)
-    }
-
-    /// Makes a file the one used last; returns one that need not be kept for it.
-    fn keep(&mut self, file: &Arc<FilePages>) -> Option<Arc<FilePages>> {
-        self.recent.retain(|other| !Arc::ptr_eq(other, file));
-        self.recent.push_back(file.clone());
-        if self.recent.len() > KEPT {
-            self.recent.pop_front()
-        } else {
-            None
-        }
-    }
-
-    fn add(&mut self, inode: u64, file: &Arc<FilePages>) -> Option<Arc<FilePages>> {
-        self.files.retain(|_, file| file.strong_count() > 0);
-        self.files.insert(inode, Arc::downgrade(file));
-        self.keep(file)
-    }
-
-    /// Returns the files that programs may store to through mappings.
-    pub(crate) fn stored(&self) -> Vec<Arc<FilePages>> {
-        let files = self.files.values().filter_map(Weak::upgrade);
-        files.filter(|file| file.has_stores()).collect()
-    }
-
-    /// Forgets all files; those that are mapped stay until they are not.
-    pub(crate) fn clear(&mut self) -> Vec<Arc<FilePages>> {
-        self.files.clear();
-        self.recent.drain(..).collect()
+        let counted = *self.counted.get_mut();
+        self.total.fetch_sub(counted, Ordering::AcqRel);
     }
 }
 
@@ -287,7 +271,7 @@ pub(crate) async fn pages_of<N: Node>(
 ) -> Result<Arc<FilePages>> {
     let kernel = node.kernel();
     let space = kernel.tmpfs().space();
-    let known = kernel.file_cache.lock().get(inode);
+    let known = kernel.file_cache.lock().known(inode);
     if let Some(known) = known {
         known.grow(space, size).await?;
         return Ok(known);
@@ -311,15 +295,17 @@ pub(crate) async fn pages_of<N: Node>(
         stores: Stores::default(),
         object,
         here: Mutex::new(vec![0; words(len)?]),
+        generation: AtomicU64::new(0),
+        counted: AtomicU64::new(0),
+        total: kernel.file_cache.lock().total(),
         gate: Gate::default(),
         closing: kernel.closing.clone(),
     });
-    let gone = kernel.file_cache.lock().add(inode, &file);
-    drop(gone);
+    kernel.file_cache.lock().add(&file);
     Ok(file)
 }
 
-/// Brings a page of a file, and some behind it.
+/// Brings a page of a file, and some behind it: `wanted` bytes, or what one call carries.
 ///
 /// # Errors
 ///
@@ -329,6 +315,7 @@ pub(super) async fn bring<N: Node>(
     space: &Space<'static, N>,
     file: &FilePages,
     page: u64,
+    wanted: usize,
 ) -> Result<()> {
     let offset = page * PAGE_SIZE;
     if offset >= file.region().len {
@@ -341,7 +328,8 @@ pub(super) async fn bring<N: Node>(
         return Ok(());
     }
     let Region { start, len } = file.region();
-    let left = usize::try_from(len.saturating_sub(offset)).map_or(PIECE, |left| left.min(PIECE));
+    let wanted = wanted.next_multiple_of(pcache::LINE_SIZE).min(PIECE);
+    let left = usize::try_from(len.saturating_sub(offset)).map_or(wanted, |left| left.min(wanted));
     let mut piece = vec![0; left];
     read_file(node, file.id, offset, &mut piece).await?;
     for (page, bytes) in (page..).zip(piece.chunks(4096)) {
@@ -350,5 +338,6 @@ pub(super) async fn bring<N: Node>(
             file.arrived(page);
         }
     }
+    file.count_pages();
     Ok(())
 }

@@ -9,6 +9,7 @@
 //! * [`mod@file`]: pages of files of S, shared by all that map them; `write_back`: those that
 //!   programs store to.
 //! * [`fault`]: page faults: misses, first touches, copy-on-write, stack growth.
+//! * `read`: reads of files out of those pages.
 //! * `now`: mappings made and unmade without waiting.
 //! * [`map`]: mmap, munmap, mprotect, mremap, madvise, and fork of an address space.
 //! * [`copy`]: the kernel's way to a program's memory.
@@ -21,9 +22,11 @@ pub(crate) mod beyond;
 pub mod copy;
 pub mod fault;
 pub mod file;
+pub(crate) mod file_cache;
 pub mod map;
 mod now;
 pub mod object;
+mod read;
 pub mod supply;
 pub mod vma;
 mod walk;

@@ -73,6 +73,11 @@ impl Object {
         }
     }
 
+    /// Returns how many pages were touched.
+    pub(crate) fn touched(&self) -> u64 {
+        self.slots.lock().len() as u64
+    }
+
     /// Returns the first page of a range that was touched.
     pub fn next(&self, pages: Range<u64>) -> Option<u64> {
         let slots = self.slots.lock();

@@ -40,6 +40,13 @@ pub(super) struct Stores {
 }
 
 impl Stores {
+    /// Returns which of 64 pages from `first` on programs may store to, a bit for each.
+    pub(super) fn bits(&self, first: u64) -> u64 {
+        let pages = self.pages.lock();
+        let range = pages.range(first..first.saturating_add(64));
+        range.fold(0, |bits, (&page, _)| bits | 1 << (page - first))
+    }
+
     /// Notes that a call has changed pages of a range, here and at S.
     pub(super) fn changed_at_s(&self, pages: Range<u64>) {
         if pages.start < pages.end {

@@ -10,11 +10,10 @@ use super::Args;
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::Kind;
-use crate::mm::file::pages_of;
+use crate::leased;
 use crate::mm::map::Place;
 use crate::mm::vma::{Backing, Vma, VmaFlags};
 use crate::mm::{Heap, MMAP_MIN, object::Object};
-use crate::platform::Files;
 use crate::process::Node;
 use crate::thread::Thread;
 use crate::tmpfs::{SEAL_FUTURE_WRITE, SEAL_WRITE, TmpFile};
@@ -162,7 +161,7 @@ impl<N: Node> Thread<N> {
                 Kind::File(_) if file.flags() & ACCESS == WRITE_ONLY => {
                     return Err(errno::EACCES.into());
                 }
-                Kind::File(of) => Some((of.id, file.flags() & ACCESS != 0)),
+                Kind::File(of) => Some((*of, file.flags() & ACCESS != 0)),
                 Kind::Device(Device::Zero) => None,
                 Kind::Device(_) => return Err(errno::ENODEV.into()),
                 _ => return Err(errno::EACCES.into()),
@@ -180,15 +179,15 @@ impl<N: Node> Thread<N> {
         if shared && source.is_none() {
             vma.backing = Backing::Object(Arc::new(Object::default()), 0);
         }
-        if let Some(((id, writes), open)) = source.zip(file) {
-            let stat = self.node.files().stat_file(id).await?;
-            let pages = pages_of(self.node, &open, id, stat.inode, stat.size).await?;
+        if let Some(((of, writes), open)) = source.zip(file) {
+            let pages = leased::pages_to_map(self.node, &open, of).await?;
+            self.node.kernel().file_cache.lock().used(&pages);
             if shared {
                 vma.flags |= VmaFlags::SHARED;
                 vma.flags.set(VmaFlags::READONLY, !writes);
             }
             if shared && writes {
-                pages.set_writer(&open, id);
+                pages.set_writer(&open, of.id);
             }
             vma.backing = Backing::File(pages, offset / PAGE_SIZE);
         }

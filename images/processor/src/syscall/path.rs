@@ -14,6 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, Listing, O_PATH, OpenFile};
 use crate::inotify::{MODIFY, OPEN};
+use crate::leased;
 use crate::object::Object;
 use crate::platform::Files;
 use crate::process::Node;
@@ -294,11 +295,7 @@ impl<N: Node> Thread<N> {
             wants.remove(OpenFlags::TRUNCATE);
             wants.insert(OpenFlags::WRITE);
         }
-        let opened = self
-            .node
-            .files()
-            .open(by.caller(), path, wants, mode)
-            .await?;
+        let opened = leased::open(self.node, by.caller(), path, wants, mode).await?;
         let of = StorageFile {
             id: opened.file,
             inode: opened.stat.inode,
@@ -414,7 +411,8 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn status_of(&self, file: &OpenFile) -> Result<Stat> {
         match &file.kind {
-            Kind::File(of) | Kind::Folder(of) => self.node.files().stat_file(of.id).await,
+            Kind::File(of) => leased::status(self.node, *of).await,
+            Kind::Folder(of) => self.node.files().stat_file(of.id).await,
             Kind::Device(device) => Ok(device_status(*device)),
             Kind::Tmp(tmp) => Ok(self.node.kernel().tmpfs().stat_file(tmp)),
             Kind::TmpFolder(inode) => self.node.kernel().tmpfs().stat(*inode),

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 
 use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, Caller, Entry, FileId, FileTime, OpenFlags, Opened,
-    Privileges, RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
+    AllocateFlags, AttributeFlags, Attributes, Caller, Entry, FileId, FileTime, Leased, OpenFlags,
+    Opened, Privileges, RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
 };
 use messages::{Wire, Writer};
 
@@ -32,6 +32,12 @@ pub(crate) struct FakeFiles {
     /// The most bytes that a read or write takes.
     pub(crate) most: usize,
     pub(crate) read_only: Cell<bool>,
+    /// Leases are granted.
+    pub(crate) leases: Cell<bool>,
+    /// Questions about open files: status, leases.
+    pub(crate) file_asked: Cell<u64>,
+    /// Generation of the next lease of each inode; changes by another node raise it.
+    generations: RefCell<BTreeMap<usize, u64>>,
     /// Opens are EACCES.
     pub(crate) refuses: Cell<bool>,
     /// The callers of all requests.
@@ -69,6 +75,7 @@ impl FakeFiles {
         Self {
             files,
             most: 5_000,
+            leases: Cell::new(true),
             ..Self::default()
         }
     }
@@ -77,6 +84,29 @@ impl FakeFiles {
     pub(crate) fn cut(&self, path: &str, size: usize) {
         let at = self.find(path.as_bytes()).unwrap();
         self.disk().inodes[at].data.truncate(size);
+    }
+
+    /// Returns the generation of a lease; 0 if none is granted.
+    fn generation(&self, at: usize) -> u64 {
+        match self.leases.get() {
+            true => *self.generations.borrow_mut().entry(at).or_insert(1),
+            false => 0,
+        }
+    }
+
+    /// Ends the lease of a file, for a change by another node; returns the inode and the
+    /// generation to be recalled.
+    pub(crate) fn recall(&self, path: &str) -> (u64, u64) {
+        let at = self.find(path.as_bytes()).unwrap();
+        let lease = self.generation(at);
+        self.generations.borrow_mut().insert(at, lease + 1);
+        (at as u64 + 10, lease)
+    }
+
+    /// Changes a file, as another node would.
+    pub(crate) fn change(&self, path: &str, data: &[u8]) {
+        let at = self.find(path.as_bytes()).unwrap();
+        self.disk().inodes[at].data = data.to_vec();
     }
 
     /// Returns what the disk has of a file.
@@ -212,6 +242,7 @@ impl Files for FakeFiles {
         self.open.set(self.open.get() + 1);
         Ok(Opened {
             file: FileId(at as u64),
+            lease: self.generation(at),
             stat: self.stat_of(at),
         })
     }
@@ -232,7 +263,15 @@ impl Files for FakeFiles {
         Ok(self.stat_of(self.find(path)?))
     }
     async fn stat_file(&self, file: FileId) -> Result<Stat> {
+        self.file_asked.set(self.file_asked.get() + 1);
         Ok(self.stat_of(index(file)))
+    }
+    async fn lease(&self, file: FileId) -> Result<Leased> {
+        self.file_asked.set(self.file_asked.get() + 1);
+        Ok(Leased {
+            lease: self.generation(index(file)),
+            stat: self.stat_of(index(file)),
+        })
     }
     async fn getdents(&self, _: FileId, position: u64, into: &mut [u8]) -> Result<usize> {
         let mut writer = Writer::new(into);
@@ -301,7 +340,7 @@ impl Files for FakeFiles {
         );
         if flags.contains(AllocateFlags::PUNCH_HOLE) {
             let end = end.min(inode.data.len());
-            inode.data[from..end].fill(0);
+            inode.data[from.min(end)..end].fill(0);
         } else if flags.is_empty() {
             inode.data.resize(inode.data.len().max(end), 0);
         }

@@ -509,11 +509,13 @@ fn fork_shares_pages_until_they_are_written() {
         assert_eq!(run.get(at + page * 4096, 8), page.to_le_bytes());
         assert_eq!(read(&child, at + page * 4096, 8), page.to_le_bytes());
     }
-    run.end();
+    run.thread.process.end(Exit::Code(0));
+    node.block_on(run.thread.run());
     assert_eq!(read(&child, at + 39 * 4096, 8), 39_u64.to_le_bytes());
     node.block_on(child.end()).unwrap();
-    node.block_on(node.supply.settle(node)).unwrap();
+    node.block_on(node.kernel.finish(node)).unwrap();
     node.drain();
+    node.block_on(node.supply.settle(node)).unwrap();
     assert_eq!(node.cache.lines_in_use(), (0, 0));
     assert!(node.memory.lent.borrow().is_empty());
     assert_eq!(

@@ -9,6 +9,7 @@ mod identity;
 mod inotify;
 mod ipc;
 mod jobs;
+mod leases;
 mod locks;
 mod locks_pi;
 mod memfd;

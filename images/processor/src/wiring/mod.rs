@@ -1,5 +1,6 @@
 //! P on the machine: hardware for the cache, calls for M and S, consoles for the program.
 
+mod answers;
 mod carrier;
 mod cpu;
 mod hardware;
@@ -22,6 +23,7 @@ use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Thread};
 use raw_cpuid::{CpuId, cpuid};
 use spin::Once;
 
+use answers::Answers;
 use carrier::FitCarrier;
 use hardware::{Hardware, Tables};
 use stdio::Machine;
@@ -127,6 +129,14 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         })
         .detach();
     }
+    for index in 0..node.fit.cores() {
+        let core = node.fit.core(index);
+        libos::spawn_on(
+            index.into(),
+            async move { core.serve(&Answers(&PARTS)).await },
+        )
+        .detach();
+    }
     node.join();
     let [memory, storage] = node.find([Role::Memory, Role::Storage]).await?;
     let core = node.fit.core(0);
@@ -151,6 +161,8 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let keeper =
         libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
     libos::spawn(async move { parts.kernel.keep_timers(parts).await }).detach();
+    libos::spawn(async move { node::end(parts.kernel.keep_files(parts).await.map_err(failed)) })
+        .detach();
     log::info!(
         "pcache: {} lines in {} ways",
         geometry.lines(),

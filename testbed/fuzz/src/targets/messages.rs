@@ -1,8 +1,9 @@
 //! messages: each request and reply. A parsed one must be encoded to the same bytes.
 
 use messages::memory::{Capacity, Lend, MemoryRequest, Reserve, Return};
+use messages::recall::{ProcessorRequest, Recall};
 use messages::storage::{
-    Allocate, Close, Fsync, GetXattr, Getdents, Link, LinkFile, ListXattr, Make, Open, Read,
+    Allocate, Close, Fsync, GetXattr, Getdents, Lease, Link, LinkFile, ListXattr, Make, Open, Read,
     Readlink, Remove, RemoveXattr, Rename, SetFile, SetPath, SetXattr, StatFile, StatFs, StatPath,
     StorageRequest, Symlink, Sync, Truncate, Write,
 };
@@ -31,6 +32,10 @@ pub(crate) fn run(bytes: &[u8]) {
         assert_eq!((encoded.0, &again[..encoded.1]), (kind, bytes));
     }
     if let Ok(request) = StorageRequest::decode(kind, bytes) {
+        let encoded = request.encode(&mut again).expect("it was as long before");
+        assert_eq!((encoded.0, &again[..encoded.1]), (kind, bytes));
+    }
+    if let Ok(request) = ProcessorRequest::decode(kind, bytes) {
         let encoded = request.encode(&mut again).expect("it was as long before");
         assert_eq!((encoded.0, &again[..encoded.1]), (kind, bytes));
     }
@@ -64,6 +69,8 @@ pub(crate) fn run(bytes: &[u8]) {
         ListXattr::KIND => reply!(ListXattr, bytes),
         SetXattr::KIND => reply!(SetXattr, bytes),
         RemoveXattr::KIND => reply!(RemoveXattr, bytes),
+        Lease::KIND => reply!(Lease, bytes),
+        Recall::KIND => reply!(Recall, bytes),
         other => assert_eq!(other.name(), None, "a call that is left out here"),
     }
 }
@@ -88,6 +95,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         (34, ROOT + 45),
         (36, ROOT + 8),
         (38, ROOT + 8),
+        (41, 8),
+        (42, 16),
     ]
     .map(|(kind, len)| [vec![kind], vec![0; len]].concat())
     .into();

@@ -1,7 +1,12 @@
 //! S under a hostile P: any requests of two peers to a sound file system.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use ext4::{Ext4, Options, Time};
 use futures_util::FutureExt;
+use hal::Instant;
+use messages::recall::RecallRequest;
 use messages::storage::{
     AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Caller, Close, FileId, FileRequest,
     FileTime, GetdentsRequest, Groups, LinkFileRequest, LinkRequest, ListXattrRequest, MakeRequest,
@@ -10,6 +15,7 @@ use messages::storage::{
     StorageRequest, TruncateRequest, Write, WriteRequest, XattrFlags, XattrName, XattrRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply};
+use storage::lease::{Holders, Wait};
 use storage::{Bulk, PeerKey, Server};
 
 use super::image::{self, Disk};
@@ -18,6 +24,24 @@ use crate::input::Input;
 /// Limit of the bytes that one input's requests read: each walks a path of at most some 2,000 parts
 /// through folders of a block.
 const MOST_READ: usize = 256 << 20;
+
+/// Peers that return every second lease, and a clock that goes on when S waits.
+#[derive(Default)]
+struct Fakes(Arc<AtomicU64>);
+
+impl Holders for Fakes {
+    fn now(&self) -> Instant {
+        Instant::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+    fn recall(&self, _: PeerKey, lease: RecallRequest) -> Wait<'_, bool> {
+        Box::pin(async move { lease.lease.is_multiple_of(2) })
+    }
+    fn sleep_until(&self, until: Instant) -> Wait<'_, ()> {
+        let nanos = until.since(Instant::from_nanos(0)).as_nanos();
+        let nanos = u64::try_from(nanos).expect("some seconds");
+        Box::pin(async move { self.0.store(nanos, Ordering::Relaxed) })
+    }
+}
 
 struct Buffer<'a> {
     sent: &'a [u8],
@@ -70,7 +94,7 @@ fn caller<'a>(input: &mut Input<'a>) -> Caller<'a> {
 
 fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
     let file = FileId(u64::from(input.u8() % 16));
-    match input.u8() % 30 {
+    match input.u8() % 31 {
         0 | 7 => StorageRequest::Open(OpenRequest {
             caller: caller(input),
             path: path(input),
@@ -106,6 +130,7 @@ fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
             path: path(input),
         }),
         6 => StorageRequest::Close(FileRequest { file }),
+        30 => StorageRequest::Lease(FileRequest { file }),
         24..30 => attribute(input.u8(), file, input),
         what => change(what, file, input),
     }
@@ -228,7 +253,7 @@ pub(crate) fn run(bytes: &[u8]) {
         .now_or_never()
         .expect("a disk in memory")
         .expect("a sound one");
-    let server = Server::new(files, Time::default);
+    let server = Server::new(files, Time::default).with_leases(Box::new(Fakes::default()));
     while !input.is_empty() {
         let from = PeerKey(u16::from(input.u8() & 1));
         let mut raw = [0; MAX_MESSAGE];

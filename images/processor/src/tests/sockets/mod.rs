@@ -398,7 +398,11 @@ fn files_travel_and_keep_what_they_are() {
     for fd in [files[0], files[1], one[0]] {
         run.close(fd);
     }
-    assert_eq!(node.files.open.get(), 1);
+    assert_eq!(
+        node.files.open.get(),
+        2,
+        "the program's, and the one whose pages are kept"
+    );
     assert!(!run.flying());
     run.ends();
 }
