@@ -84,6 +84,9 @@ mutants! {
         CallDeadlineIgnored: "A call has no deadline.",
         LateCallFreesSlot: "A late call's slot is free before the peer's reply has come.",
     }
+    ("fit", "lib", "tests::limits::calls_that_are_given_up_lose_the_peer_only_past_their_deadlines") {
+        AbandonedCallsLosePeer: "Calls that were given up lose the peer before their deadlines.",
+    }
     ("fit", "lib", "tests::limits::calls_beyond_what_the_peer_takes_wait") {
         CallCreditIgnored: "More calls are made than the peer takes.",
     }

@@ -14,6 +14,8 @@ pub enum Guise {
     OtherCluster,
     /// Stranger with the key and the GID of this node, like a copy of a machine.
     Twin(NodeIndex),
+    /// Member that holds the key and breaks the protocol.
+    Rogue,
 }
 
 /// A planned fault.
@@ -57,8 +59,8 @@ pub enum Kind {
     Broken(NodeIndex, u64),
     /// The node's port is full of datagrams that make no sense.
     Flood(NodeIndex),
-    /// A node that should not be there starts, at this place behind the others. A twin is switched
-    /// off at the end, others stay.
+    /// A node that should not be there starts, at this place behind the others. Twins and rogues
+    /// are switched off at the end, others stay.
     Stranger(NodeIndex, Guise),
 }
 
@@ -84,6 +86,7 @@ impl Kind {
             Self::Stranger(_, Guise::OtherKey) => "stranger with another key",
             Self::Stranger(_, Guise::OtherCluster) => "stranger of another cluster",
             Self::Stranger(_, Guise::Twin(_)) => "stranger with a GID of another",
+            Self::Stranger(_, Guise::Rogue) => "member that breaks the protocol",
         }
     }
 
@@ -117,6 +120,27 @@ pub(crate) fn draw(rng: &mut Rng, nodes: usize, span: u64) -> Vec<Fault> {
         .map(|_| fault(rng, nodes, &mut strangers, span))
         .collect();
     faults.sort_by_key(|fault| fault.from);
+    faults
+}
+
+/// Draws the faults that came later than the others, so that the seeds' plans stay.
+pub(crate) fn draw_later(
+    rng: &mut Rng,
+    _nodes: usize,
+    mut strangers: usize,
+    span: u64,
+) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if rng.chance(150_000) {
+        let from = rng.between(100 * MS, span);
+        faults.push(Fault {
+            from,
+            until: from + rng.between(1000 * MS, 5000 * MS),
+            kind: Kind::Stranger(strangers, Guise::Rogue),
+        });
+        strangers += 1;
+    }
+    let _ = strangers;
     faults
 }
 

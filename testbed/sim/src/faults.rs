@@ -49,7 +49,7 @@ impl Run {
             Kind::Forget { told } if begins => self.bed.world().forget_groups(told),
             Kind::Deafened(node) if begins => self.bed.world().fail_group_pair(node),
             Kind::Stranger(place, guise) if begins => self.let_in(place, guise),
-            Kind::Stranger(place, Guise::Twin(_)) => self.switch_off(place),
+            Kind::Stranger(place, Guise::Twin(_) | Guise::Rogue) => self.switch_off(place),
             _ => {}
         }
         let mut world = self.bed.world();

@@ -634,6 +634,9 @@ fn post_send(
     qp.posted += 1;
     qp.next_psn = qp.next_psn.advance(1);
     qp.sends.push_back(wqe);
+    if !datagram {
+        world.corrupt(node, qpn);
+    }
     Ok(())
 }
 

@@ -43,6 +43,7 @@ mod qp;
 mod requester;
 mod responder;
 mod rng;
+mod rogue;
 mod rule;
 mod sa;
 mod sabotage;

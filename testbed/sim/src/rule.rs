@@ -33,6 +33,9 @@ pub enum Rule {
     EndsOnce,
     /// Once faults stop, everyone can call everyone within a bound.
     Convergence,
+    /// Once faults have stopped and a bounded time has passed, no operation fails, and each pair of
+    /// nodes carries out one of each kind.
+    Calm,
     /// Once faults stop, all views become the same within a bound, contain exactly the live nodes,
     /// and stay so.
     Views,

@@ -28,7 +28,7 @@ impl Identity {
     /// Returns whether the two hold the same key.
     fn is_akin(&self, other: &Self) -> bool {
         let camp = |guise: Option<Guise>| match guise {
-            None | Some(Guise::Twin(_)) => 0,
+            None | Some(Guise::Twin(_) | Guise::Rogue) => 0,
             Some(Guise::OtherKey) => 1,
             Some(Guise::OtherCluster) => 2,
         };
@@ -299,7 +299,7 @@ impl World {
 
     /// Reports a violation if a member comes or goes in the rest, after the last fault.
     fn quiet(&mut self, node: NodeIndex, member: &Member) {
-        if self.check.phase == Phase::Rest && node < self.check.nodes {
+        if matches!(self.check.phase, Phase::Calm | Phase::Rest) && node < self.check.nodes {
             self.violate(
                 Rule::Views,
                 format_args!(

@@ -19,6 +19,7 @@ use crate::network::{Network, Packet};
 use crate::plan::Rates;
 use crate::qp::{Cq, Qp, Vector};
 use crate::rng::{Ppm, Rng};
+use crate::rogue::Rogues;
 use crate::rule::{Rule, Violation};
 use crate::sa::Administrator;
 use crate::sabotage::Sabotage;
@@ -199,6 +200,8 @@ pub struct Stats {
     pub ended: u64,
     /// Operations that ended with an error.
     pub failed: u64,
+    /// Operations between nodes of the cluster that ended with an error and were not given up.
+    pub errors: u64,
     /// Operations that ended well, by kind.
     pub kinds: BTreeMap<&'static str, u64>,
     /// Time from the last fault until all views agreed and each node had called every other, in
@@ -226,6 +229,7 @@ pub(crate) struct World {
     lids: Vec<Option<NodeIndex>>,
     pub(crate) net: Network,
     pub(crate) recorder: Recorder,
+    pub(crate) rogues: Rogues,
     pub(crate) sa: Administrator,
     pub(crate) rates: Rates,
     pub(crate) sabotage: Option<Sabotage>,
@@ -259,6 +263,7 @@ impl World {
             lids,
             net: Network::new(nodes),
             recorder: Recorder::default(),
+            rogues: Rogues::default(),
             sa: Administrator::default(),
             rates,
             sabotage: None,
@@ -384,6 +389,8 @@ impl World {
     pub(crate) fn denied(&mut self, node: NodeIndex, denied: Denied) {
         match denied {
             Denied::Key => {}
+            // What answers its nonsense lands anywhere.
+            _ if self.is_rogue(node) => {}
             Denied::Owned(addr) => self.violate(
                 Rule::OwnedMemory,
                 format_args!(

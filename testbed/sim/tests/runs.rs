@@ -349,3 +349,42 @@ fn a_flood_of_datagrams_keeps_the_control_task_from_nothing() {
     assert_eq!(outcome.violation, None);
     assert!(outcome.stats.ended > 0);
 }
+
+/// A plan in which nothing goes wrong but what `kind` does.
+fn peaceful(seed: u64, kind: Kind) -> Plan {
+    let mut plan = small(seed);
+    only(&mut plan, SECOND, 6 * SECOND, kind);
+    plan.rates = Rates::default();
+    plan.own_domains = true;
+    plan.timeout_ms = 3000;
+    (plan.keepalive_ms, plan.operations) = (2000, 300);
+    plan
+}
+
+#[test]
+fn a_member_that_breaks_the_protocol_harms_nobody_but_itself() {
+    let mut kinds = BTreeMap::new();
+    for seed in 1..=8 {
+        let plan = peaceful(seed, Kind::Stranger(3, Guise::Rogue));
+        let outcome = run(&plan, Detail::Events);
+        let lines = || outcome.lines.join("\n");
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.stats.errors, 0, "seed {seed}: {}", lines());
+        for (kind, count) in outcome.stats.faults {
+            *kinds.entry(kind).or_insert(0) += count;
+        }
+    }
+    for kind in [
+        "rogue: another header",
+        "rogue: another length",
+        "rogue: other descriptors",
+        "rogue: not sent",
+        "rogue: sent again",
+        "rogue: an old message",
+        "rogue: with immediate data",
+        "rogue: reaches for memory",
+    ] {
+        let count = kinds.get(kind).copied().unwrap_or(0);
+        assert!(count >= 10, "{kind}: {count}");
+    }
+}
