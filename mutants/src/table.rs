@@ -30,6 +30,9 @@ mutants! {
     ("fit", "membership", "forgery::a_request_that_names_another_port_than_it_comes_from_is_refused") {
         RequestFromAnywhere: "A request may come from another port than it names.",
     }
+    ("sim", "runs", "answers_that_a_stranger_gives_for_the_administrator_lead_nobody_astray") {
+        AnswerFromAnywhere: "An answer of the subnet administrator may come from any port.",
+    }
     ("fit", "membership", "proofs::an_acceptance_that_proves_nothing_is_passed_over") {
         AcceptanceProofIgnored: "An acceptance need not prove the cluster's key.",
     }
@@ -66,6 +69,9 @@ mutants! {
     }
     ("sim", "runs", "a_flood_of_datagrams_keeps_the_control_task_from_nothing") {
         DatagramsWithoutBound: "The control task takes datagrams as long as there are any.",
+    }
+    ("sim", "runs", "a_subnet_manager_that_took_over_without_a_word_is_found") {
+        ManagerNeverDoubted: "A subnet manager that answers nothing is asked again and again.",
     }
     ("fit", "membership", "a_stopped_node_whose_card_still_answers_is_lost_and_returns_when_it_runs_again") {
         SilenceUnnoticed: "A silent peer is never lost.",

@@ -258,8 +258,12 @@ impl Run {
 
     /// Returns the time after the last fault within which all must be well.
     fn bound(&self) -> u64 {
-        let untold = Kind::Forget { told: false };
-        let forgotten = self.plan.faults.iter().any(|fault| fault.kind == untold);
+        let forgotten = self.plan.faults.iter().any(|fault| {
+            matches!(
+                fault.kind,
+                Kind::Forget { told: false } | Kind::Handover { told: false, .. }
+            )
+        });
         CONVERGENCE + if forgotten { FORGOTTEN } else { 0 }
     }
 

@@ -52,6 +52,15 @@ pub enum Kind {
         /// The ports are told to register again.
         told: bool,
     },
+    /// The subnet manager gives the node's port another LID.
+    Moved(NodeIndex),
+    /// Another subnet manager takes over, at a port of its own.
+    Handover {
+        /// It knows the multicast groups.
+        knows: bool,
+        /// The ports are told to register again.
+        told: bool,
+    },
     /// The queue pair by which the node receives its cluster's group fails.
     Deafened(NodeIndex),
     /// The node's HCA refuses to reset queue pairs from now on, and one of its connections fails.
@@ -80,6 +89,8 @@ impl Kind {
             Self::Silence => "silent SA",
             Self::Burst => "burst of lost datagrams",
             Self::Forget { .. } => "forgetful SA",
+            Self::Moved(_) => "another LID",
+            Self::Handover { .. } => "another subnet manager",
             Self::Deafened(_) => "failed queue pair of the group",
             Self::Broken(..) => "broken HCA",
             Self::Flood(_) => "flood of datagrams",
@@ -124,12 +135,7 @@ pub(crate) fn draw(rng: &mut Rng, nodes: usize, span: u64) -> Vec<Fault> {
 }
 
 /// Draws the faults that came later than the others, so that the seeds' plans stay.
-pub(crate) fn draw_later(
-    rng: &mut Rng,
-    _nodes: usize,
-    mut strangers: usize,
-    span: u64,
-) -> Vec<Fault> {
+pub(crate) fn draw_later(rng: &mut Rng, nodes: usize, strangers: usize, span: u64) -> Vec<Fault> {
     let mut faults = Vec::new();
     if rng.chance(150_000) {
         let from = rng.between(100 * MS, span);
@@ -138,10 +144,32 @@ pub(crate) fn draw_later(
             until: from + rng.between(1000 * MS, 5000 * MS),
             kind: Kind::Stranger(strangers, Guise::Rogue),
         });
-        strangers += 1;
     }
-    let _ = strangers;
+    if rng.chance(150_000) {
+        let (from, node) = (rng.between(100 * MS, span), rng.index(nodes));
+        faults.push(at_once(from, Kind::Moved(node)));
+    }
+    if rng.chance(150_000) {
+        let from = rng.between(100 * MS, span);
+        let (knows, told) = (rng.chance(500_000), !rng.chance(200_000));
+        faults.push(at_once(from, Kind::Handover { knows, told }));
+    }
+    if rng.chance(150_000) {
+        let (mut from, node) = (rng.between(100 * MS, span), rng.index(nodes));
+        for _ in 0..rng.between(2, 10) {
+            let until = from + rng.between(MS / 10, 60 * MS);
+            let kind = Kind::Port(node);
+            faults.push(Fault { from, until, kind });
+            from = until + rng.between(MS / 10, 60 * MS);
+        }
+    }
     faults
+}
+
+/// A fault that has no end.
+fn at_once(from: u64, kind: Kind) -> Fault {
+    let until = from + MS;
+    Fault { from, until, kind }
 }
 
 fn fault(rng: &mut Rng, nodes: usize, strangers: &mut usize, span: u64) -> Fault {

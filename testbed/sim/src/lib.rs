@@ -9,7 +9,7 @@
 //!   [`shrink`] takes away what a failing plan does not need.
 //! * `world`, `executor`, `machine`: time, tasks, clocks and processors that may be skewed, slow or
 //!   stopped.
-//! * `hca`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is stricter than
+//! * `hca`, `queues`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is stricter than
 //!   hardware. What hardware would only misbehave on is a [`Violation`].
 //! * `network`, `sa`: packets, and the subnet administrator with its multicast groups. `hostile`:
 //!   somebody without a key who sends what he likes.
@@ -40,6 +40,7 @@ mod memory;
 mod network;
 mod plan;
 mod qp;
+mod queues;
 mod requester;
 mod responder;
 mod rng;

@@ -37,13 +37,17 @@ pub struct Rates {
     pub hostile: Ppm,
     /// Firmware commands that take up to 40 ms more.
     pub slow_command: Ppm,
+    /// Firmware commands that are refused.
+    pub failed_command: Ppm,
+    /// Requests whose handlers compute for up to 20 ms, in which their node does nothing else.
+    pub busy_handler: Ppm,
 }
 
 /// A rate among the others.
 type Field = fn(&mut Rates) -> &mut Ppm;
 
 /// The rates by name, with the most that a run has of each.
-const KINDS: [(&str, Ppm, Field); 14] = [
+const KINDS: [(&str, Ppm, Field); 16] = [
     ("packet-loss", 20_000, |rates| &mut rates.packet_loss),
     ("packet-duplicate", 20_000, |rates| {
         &mut rates.packet_duplicate
@@ -66,6 +70,8 @@ const KINDS: [(&str, Ppm, Field); 14] = [
     ("not-ready", 20_000, |rates| &mut rates.not_ready),
     ("hostile", 300_000, |rates| &mut rates.hostile),
     ("slow-command", 200_000, |rates| &mut rates.slow_command),
+    ("failed-command", 100_000, |rates| &mut rates.failed_command),
+    ("busy-handler", 20_000, |rates| &mut rates.busy_handler),
 ];
 
 /// Purpose of the numbers that are drawn for the rates added last.
@@ -161,10 +167,11 @@ impl Plan {
         let nodes = nodes.unwrap_or(chosen).clamp(2, 64);
         let mut rates = Rates::default();
         // What came later than the others draws by itself, so that the seeds' plans stay.
-        let mut later = Rng::of(seed, LATER);
+        let (mut later, mut latest) = (Rng::of(seed, LATER), Rng::of(seed, LATEST));
         for (name, most, rate) in KINDS {
             let rng = match name {
                 "slow-command" => &mut later,
+                "failed-command" | "busy-handler" => &mut latest,
                 _ => &mut rng,
             };
             // Each run has some kinds and none of others, so that rare ones are not drowned.
@@ -174,7 +181,6 @@ impl Plan {
         }
         let span = rng.between(2, 12) * 1000 * MS;
         let mut faults = fault::draw(&mut rng, nodes, span);
-        let mut latest = Rng::of(seed, LATEST);
         let strangers = places(nodes, &faults);
         faults.extend(fault::draw_later(&mut latest, nodes, strangers, span));
         let is_rogue = |fault: &Fault| matches!(fault.kind, Kind::Stranger(_, Guise::Rogue));

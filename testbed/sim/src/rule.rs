@@ -48,6 +48,8 @@ pub enum Rule {
     LostInTime,
     /// Every member holds the key and has its own identity.
     Stranger,
+    /// No stranger's answer leads a connection request to another port.
+    Astray,
     /// Whoever waits for a lost peer is told.
     Told,
     /// At rest all credits and slots are free.

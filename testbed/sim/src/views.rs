@@ -265,7 +265,9 @@ impl World {
     /// that none touches memory any more.
     pub(crate) fn check_let_go(&mut self, node: NodeIndex, domain: Domain) {
         let mut pairs = self.nodes[node].qps.values();
-        let alive = pairs.find(|qp| qp.domain == domain && qp.state != QpState::Reset);
+        // One in INIT takes no packets: its making was broken off.
+        let still = [QpState::Reset, QpState::Init];
+        let alive = pairs.find(|qp| qp.domain == domain && !still.contains(&qp.state));
         if let Some((qpn, state)) = alive.map(|qp| (qp.qpn, qp.state)) {
             self.violate(
                 Rule::OwnedMemory,

@@ -133,6 +133,8 @@ pub(crate) struct Cpu {
     pub(crate) slow: u64,
     /// Time before which none of the node's tasks runs.
     pub(crate) stopped_until: u64,
+    /// Time until which a handler computes.
+    pub(crate) busy_until: u64,
 }
 
 /// A machine with its HCA.
@@ -151,6 +153,8 @@ pub(crate) struct Node {
     pub(crate) vectors: Vec<Vector>,
     pub(crate) mads: VecDeque<(Lid, mad::Mad)>,
     pub(crate) events: VecDeque<DeviceEvent>,
+    /// FIT has started: commands may be refused.
+    pub(crate) started: bool,
     /// Its HCA refuses to reset queue pairs, until the node is switched off.
     pub(crate) broken: bool,
     /// Its port is full of datagrams that make no sense.
@@ -180,6 +184,7 @@ impl Node {
             vectors: Vec::new(),
             mads: VecDeque::new(),
             events: VecDeque::new(),
+            started: false,
             broken: false,
             flood: None,
         }
@@ -316,11 +321,21 @@ impl World {
     }
 
     /// Gives a node another LID.
-    fn move_port(&mut self, index: NodeIndex) {
+    pub(crate) fn move_port(&mut self, index: NodeIndex) {
         let old = usize::from(self.nodes[index].lid.0);
         self.lids[old] = None;
-        self.nodes[index].lid = Lid(u16::try_from(self.lids.len()).expect("few LIDs"));
+        self.nodes[index].lid = self.next_lid();
         self.lids.push(Some(index));
+    }
+
+    /// Another subnet manager takes over, at a port of its own.
+    pub(crate) fn move_manager(&mut self) {
+        self.sa.lid = self.next_lid();
+        self.lids.push(None);
+    }
+
+    fn next_lid(&self) -> Lid {
+        Lid(u16::try_from(self.lids.len()).expect("few LIDs"))
     }
 
     // ---- Lives ----

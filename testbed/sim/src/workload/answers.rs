@@ -17,6 +17,8 @@ use crate::world::{Life, World};
 pub(super) const LEND: u16 = 100;
 /// Bytes that are lent.
 pub(super) const PLACE: usize = 256;
+/// The longest time that a handler computes.
+const COMPUTES: u64 = 20_000_000;
 /// Bytes of the answer: address, key, and whose it is.
 const LENT_LEN: usize = 24;
 
@@ -158,6 +160,16 @@ impl Answers {
         let machine = &self.node.machine;
         let panics = machine.living(|world| world.sabotaged(Sabotage::PanickingHandler));
         assert!(panics != Some(true), "a handler panics, as it was told");
+        let computes = |world: &mut World| {
+            let rate = world.rates.busy_handler;
+            world
+                .rng
+                .chance(rate)
+                .then(|| world.rng.between(100_000, COMPUTES))
+        };
+        if let Some(span) = machine.living(computes).flatten() {
+            machine.compute(span).await;
+        }
         if word(8) > 0 {
             machine.pause(u64::from(word(8)) * 1000).await;
         }

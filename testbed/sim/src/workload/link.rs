@@ -95,12 +95,8 @@ impl Link {
     /// Talks to a connected peer until it is lost.
     async fn talk(&mut self, peer: PeerId) {
         let len = BULK;
-        let (Some(local), Some(second)) = (
-            self.node.local(peer, len, Guard::Owned).await,
-            self.node.local(peer, len, Guard::Owned).await,
-        ) else {
-            return;
-        };
+        let local = self.node.surely(peer, len, Guard::Owned).await;
+        let second = self.node.surely(peer, len, Guard::Owned).await;
         let mut session = Session {
             peer,
             place: None,
@@ -156,7 +152,9 @@ impl Link {
         self.node.machine.living(|world| {
             world.stats.errors += u64::from(!rogue);
             let now = world.now;
-            world.trace.say(now, format_args!("node {node} to {peer}: {error}"));
+            world
+                .trace
+                .say(now, format_args!("node {node} to {peer}: {error}"));
         });
     }
 

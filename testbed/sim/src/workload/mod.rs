@@ -137,6 +137,7 @@ pub(crate) async fn live(machine: Machine, plan: Arc<Plan>) {
             return;
         }
     };
+    machine.living(|world| world.nodes[life.node].started = true);
     let incarnation = fit.view().me.incarnation;
     machine.living(|world| {
         let gid = world.nodes[life.node].gid();

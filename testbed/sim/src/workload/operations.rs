@@ -141,9 +141,8 @@ impl Link {
     /// Puts other buffers in the place of those that stay lent.
     async fn replace(&self, session: &mut Session) {
         for place in [&mut session.local, &mut session.second] {
-            if let Some(fresh) = self.node.local(session.peer, BULK, Guard::Owned).await {
-                session.given_up.push(std::mem::replace(place, fresh));
-            }
+            let fresh = self.node.surely(session.peer, BULK, Guard::Owned).await;
+            session.given_up.push(std::mem::replace(place, fresh));
         }
     }
 
