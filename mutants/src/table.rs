@@ -70,6 +70,9 @@ mutants! {
     ("sim", "runs", "a_flood_of_datagrams_keeps_the_control_task_from_nothing") {
         DatagramsWithoutBound: "The control task takes datagrams as long as there are any.",
     }
+    ("sim", "runs", "handlers_that_compute_and_commands_that_are_refused_cost_no_connection_for_good") {
+        RefusedRegionForgotten: "A region that the HCA refused to take back is forgotten.",
+    }
     ("sim", "runs", "a_subnet_manager_that_took_over_without_a_word_is_found") {
         ManagerNeverDoubted: "A subnet manager that answers nothing is asked again and again.",
     }
@@ -130,6 +133,9 @@ mutants! {
         WindowOverrunTaken: "A peer may send more one-way messages than it has credit for.",
     }
     // The driver.
+    ("mlx4", "lib", "keys::tests::keys_with_a_secret_follow_no_order_and_are_others_with_another_secret") {
+        KeysInOrder: "Keys of memory regions are given in order.",
+    }
     ("mlx4", "lib", "work_queue::tests::the_owner_bit_turns_at_each_pass") {
         SendOwnerStands: "The owner bit of a send request does not turn with the ring.",
     }

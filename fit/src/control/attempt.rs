@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use hal::{Instant, Platform};
 use mad::cm::{CmMessage, RejectReason, Rep, Req};
+use mutants::Mutant;
 use verbs::{
     Access, Address, Device, DeviceError, Domain, Gid, PKey, PathToPeer, PortInfo, Psn, Qpn,
 };
@@ -232,6 +233,9 @@ impl<D: Device, P: Platform> Control<D, P> {
         let old = self.inner.regions.lock().get(&(core, link)).copied();
         if let Some(old) = old {
             // One that can't be taken back stays noted, so that the next peer's turn tries again.
+            if Mutant::RefusedRegionForgotten.on() {
+                self.inner.regions.lock().remove(&(core, link));
+            }
             device.deregister(&old).await?;
             self.inner.regions.lock().remove(&(core, link));
         }

@@ -233,7 +233,7 @@ impl World {
     }
 }
 
-/// Where a proof stands in the private data of REQ and REP.
+/// Offset of the proof in the private data of REQ and REP.
 const PROOF_AT: usize = 56;
 
 /// Puts bytes into private data of any length, as far as they go.

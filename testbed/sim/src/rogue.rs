@@ -26,7 +26,7 @@ const HEADER: usize = fit::HEADER_LEN;
 const DESCRIPTOR: usize = 16;
 const MESSAGE: u64 = 300;
 
-/// What rogues remember.
+/// State of the members that break the protocol.
 #[derive(Default)]
 pub(crate) struct Rogues {
     /// Places of those that are in this run.

@@ -229,6 +229,11 @@ fn a_loss_that_no_handler_is_told_of_is_found() {
 }
 
 #[test]
+fn an_operation_that_fails_in_the_calm_is_found() {
+    finds(Sabotage::LateError, Rule::Calm);
+}
+
+#[test]
 fn a_silent_peer_that_is_not_lost_is_found() {
     finds_with(Sabotage::NoKeepAlive, Rule::LostInTime, |plan| {
         only(plan, 3 * SECOND, 13 * SECOND, Kind::Stop(1));
@@ -470,4 +475,21 @@ fn answers_that_a_stranger_gives_for_the_administrator_lead_nobody_astray() {
             .unwrap_or(&0);
     }
     assert!(forged > 50, "{forged} answers");
+}
+
+#[test]
+fn what_a_stranger_forges_with_the_right_names_ends_nothing() {
+    let mut forged = 0;
+    for seed in 1..=6 {
+        let mut plan = peaceful(seed, Kind::Stranger(3, Guise::OtherKey));
+        plan.rates.hostile = 900_000;
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.stats.errors, 0, "seed {seed}");
+        let counts = outcome.stats.faults;
+        forged += counts
+            .get("hostile: forged with the right names")
+            .unwrap_or(&0);
+    }
+    assert!(forged > 20, "{forged} messages");
 }
