@@ -69,8 +69,8 @@ pub struct Config {
     pub port: u8,
     /// Interrupt vectors for completion queues, at least 1; one more is used for everything else.
     pub completion_vectors: u16,
-    /// Bytes that nobody can guess, from which the keys of memory regions are drawn. With zeros they
-    /// are given in order.
+    /// Bytes that nobody can guess, from which the keys of memory regions are drawn. With zeros
+    /// they are given in order.
     pub secret: [u8; 32],
 }
 
