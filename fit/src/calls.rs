@@ -406,14 +406,15 @@ impl Calls {
                 CallState::Answered { .. } if late && !call.sent => {
                     expired.lost = Some(Operation::Call(call.kind));
                 }
-                CallState::Orphaned => orphans += 1,
+                // One that was given up may be answered until its deadline.
+                CallState::Orphaned if late || Mutant::AbandonedCallsLosePeer.on() => orphans += 1,
                 _ => {}
             }
         }
         if expired.lost.is_some() {
             expired.count += 1;
         } else if orphans == self.slots.len().min(credit.into()) {
-            // The peer owes a reply to everything it was ever asked.
+            // The peer owes a reply to everything it was ever asked, and all are late.
             expired.lost = Some(Operation::Call(self.slots[0].kind));
         }
         expired

@@ -36,6 +36,8 @@ use attempt::Attempt;
 /// Management datagrams that are dealt with before others have their turn: a port full of them must
 /// not keep this task from all else.
 const MADS_PER_TURN: usize = 16;
+/// Time between two looks at the port while the subnet manager answers nothing.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Requests whose nonces are remembered, so that they can't be played again; then there is another
 /// challenge.
 const MAX_NONCES: usize = 256;
@@ -148,14 +150,25 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
+    /// Returns whether the subnet manager seems to be no longer where it was: it answers nothing,
+    /// and no event has told why.
+    fn doubts_manager(&self) -> bool {
+        let ignored = self.group.as_ref().is_some_and(Group::is_ignored);
+        let mut attempts = self.attempts.iter();
+        let doubts = ignored || attempts.any(Attempt::is_ignored);
+        doubts && !Mutant::ManagerNeverDoubted.on()
+    }
+
     async fn look_at_port(&mut self) {
         let now = self.inner.platform.now();
-        if self.port.is_some() || now < self.next_port {
+        if now < self.next_port || (self.port.is_some() && !self.doubts_manager()) {
             return;
         }
         match self.inner.device.port(self.inner.config.port).await {
+            Ok(port) if self.port == Some(port) => self.next_port = now + LOOK_AGAIN,
             Ok(port) if port.state == PortState::Active && port.address().is_set() => {
                 self.port = Some(port);
+                self.next_port = now + LOOK_AGAIN;
                 self.inner
                     .membership
                     .lock()
@@ -164,7 +177,10 @@ impl<D: Device, P: Platform> Control<D, P> {
                     group.leave(now);
                 }
             }
-            Ok(_) => self.next_port = now + Duration::from_millis(50),
+            Ok(_) => {
+                self.port = None;
+                self.next_port = now + Duration::from_millis(50);
+            }
             Err(error) => {
                 log::warn!("port {}: {error}", self.inner.config.port);
                 self.next_port = now + Duration::from_millis(500);

@@ -29,6 +29,8 @@ const SEND_LEN: usize = 128;
 /// A port that is a member asks again so often, for a subnet manager that was started anew may have
 /// forgotten it.
 const JOIN_AGAIN: Duration = Duration::from_secs(60);
+/// Requests to join without an answer after which the manager may be elsewhere.
+const IGNORED: u32 = 3;
 /// Between two tries to make the queue pair anew.
 const MEND_AGAIN: Duration = Duration::from_millis(100);
 /// Bits of a join: full member.
@@ -171,6 +173,11 @@ impl<D: Device, P: Platform> Group<D, P> {
     /// Returns whether to ask to join, once more or for the first time.
     pub(crate) fn is_join_due(&self, now: Instant) -> bool {
         now >= self.next
+    }
+
+    /// Returns whether the subnet administrator seems to ignore the requests.
+    pub(crate) fn is_ignored(&self) -> bool {
+        self.tries > IGNORED
     }
 
     /// The request to join.

@@ -30,6 +30,9 @@ mutants! {
     ("fit", "membership", "forgery::a_request_that_names_another_port_than_it_comes_from_is_refused") {
         RequestFromAnywhere: "A request may come from another port than it names.",
     }
+    ("sim", "runs", "answers_that_a_stranger_gives_for_the_administrator_lead_nobody_astray") {
+        AnswerFromAnywhere: "An answer of the subnet administrator may come from any port.",
+    }
     ("fit", "membership", "proofs::an_acceptance_that_proves_nothing_is_passed_over") {
         AcceptanceProofIgnored: "An acceptance need not prove the cluster's key.",
     }
@@ -67,6 +70,12 @@ mutants! {
     ("sim", "runs", "a_flood_of_datagrams_keeps_the_control_task_from_nothing") {
         DatagramsWithoutBound: "The control task takes datagrams as long as there are any.",
     }
+    ("sim", "runs", "handlers_that_compute_and_commands_that_are_refused_cost_no_connection_for_good") {
+        RefusedRegionForgotten: "A region that the HCA refused to take back is forgotten.",
+    }
+    ("sim", "runs", "a_subnet_manager_that_took_over_without_a_word_is_found") {
+        ManagerNeverDoubted: "A subnet manager that answers nothing is asked again and again.",
+    }
     ("fit", "membership", "a_stopped_node_whose_card_still_answers_is_lost_and_returns_when_it_runs_again") {
         SilenceUnnoticed: "A silent peer is never lost.",
     }
@@ -83,6 +92,9 @@ mutants! {
     ("fit", "lib", "tests::rules::a_late_reply_touches_nothing") {
         CallDeadlineIgnored: "A call has no deadline.",
         LateCallFreesSlot: "A late call's slot is free before the peer's reply has come.",
+    }
+    ("fit", "lib", "tests::limits::calls_that_are_given_up_lose_the_peer_only_past_their_deadlines") {
+        AbandonedCallsLosePeer: "Calls that were given up lose the peer before their deadlines.",
     }
     ("fit", "lib", "tests::limits::calls_beyond_what_the_peer_takes_wait") {
         CallCreditIgnored: "More calls are made than the peer takes.",
@@ -121,6 +133,9 @@ mutants! {
         WindowOverrunTaken: "A peer may send more one-way messages than it has credit for.",
     }
     // The driver.
+    ("mlx4", "lib", "keys::tests::keys_with_a_secret_follow_no_order_and_are_others_with_another_secret") {
+        KeysInOrder: "Keys of memory regions are given in order.",
+    }
     ("mlx4", "lib", "work_queue::tests::the_owner_bit_turns_at_each_pass") {
         SendOwnerStands: "The owner bit of a send request does not turn with the ring.",
     }

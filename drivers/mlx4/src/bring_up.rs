@@ -126,7 +126,7 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
 
     let first_eqn = first_eqn(&commands, &cap).await?;
     let first_qpn = special::first_qpn(&cap) + special::BLOCK;
-    let mut tables = Tables::new(first_qpn as usize, &profile, &cap);
+    let mut tables = Tables::new(first_qpn as usize, &profile, &cap, config.secret);
     let queues = 1 + config.completion_vectors;
     let vectors = enable_vectors(&platform, queues)?;
     let setup = EventSetup {

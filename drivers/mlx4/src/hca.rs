@@ -25,6 +25,7 @@ use crate::command::{Command, Commands};
 use crate::completion::{self, CompletionQueue};
 use crate::event::{CqState, Events};
 use crate::icm::Icm;
+use crate::keys::{Keys, SECRET_LEN};
 use crate::multicast::Groups;
 use crate::resources::{Numbers, Range, Ranges};
 
@@ -64,8 +65,7 @@ pub(crate) struct Tables<P: Platform> {
     pub(crate) qpns: Numbers,
     cqns: Numbers,
     mpts: Numbers,
-    /// The tag of an MPT entry's next key, so that a key that was taken back stays dead.
-    tags: Vec<u8>,
+    keys: Keys,
     pub(crate) mtts: Ranges,
     pub(crate) qps: BTreeMap<u32, QpRecord<P>>,
     cqs: BTreeMap<u32, CqRecord<P>>,
@@ -74,7 +74,12 @@ pub(crate) struct Tables<P: Platform> {
 }
 
 impl<P: Platform> Tables<P> {
-    pub(crate) fn new(first_qpn: usize, profile: &crate::icm::Profile, cap: &QueryDevCap) -> Self {
+    pub(crate) fn new(
+        first_qpn: usize,
+        profile: &crate::icm::Profile,
+        cap: &QueryDevCap,
+        secret: [u8; SECRET_LEN],
+    ) -> Self {
         let mpts = 1 << profile.log_mpts;
         let reserved_mtts = 1_u32 << cap.log_reserved_mtts.get();
         Self {
@@ -85,7 +90,7 @@ impl<P: Platform> Tables<P> {
                 1 << profile.log_cqs,
             ),
             mpts: Numbers::new("memory region", 1 << cap.log_reserved_mpts.get(), mpts),
-            tags: alloc::vec![0; mpts],
+            keys: Keys::new(secret, mpts),
             mtts: Ranges::new("translation entry", reserved_mtts, 1 << profile.log_mtts),
             qps: BTreeMap::new(),
             cqs: BTreeMap::new(),
@@ -239,6 +244,9 @@ impl<P: Platform> Hca<P> {
         let (translation, index, tag) = {
             let mut tables = self.tables.lock();
             let translation = tables.mtts.take(count)?;
+            if let Some(place) = tables.keys.place() {
+                tables.mpts.go_on_at(place);
+            }
             let index = match tables.mpts.take() {
                 Ok(index) => index,
                 Err(error) => {
@@ -246,9 +254,7 @@ impl<P: Platform> Hca<P> {
                     return Err(error);
                 }
             };
-            let tag = &mut tables.tags[index as usize];
-            *tag = tag.wrapping_add(1);
-            let tag = *tag;
+            let tag = tables.keys.next_tag(index);
             tables.regions.insert(index, translation);
             (translation, index, tag)
         };
@@ -279,8 +285,8 @@ impl<P: Platform> Hca<P> {
         let index = HwKey::from_key(region.lkey.0).index();
         let known = {
             let tables = self.tables.lock();
-            let tag = tables.tags.get(index as usize).copied();
-            tables.regions.contains_key(&index) && tag == Some(HwKey::from_key(region.lkey.0).tag())
+            let tag = HwKey::from_key(region.lkey.0).tag();
+            tables.regions.contains_key(&index) && tables.keys.is_last(index, tag)
         };
         if !known {
             return Err(Error::OutOfRange {

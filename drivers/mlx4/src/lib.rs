@@ -37,6 +37,7 @@ mod event;
 mod hca;
 mod health;
 mod icm;
+mod keys;
 mod multicast;
 mod pages;
 mod pci;
@@ -68,6 +69,9 @@ pub struct Config {
     pub port: u8,
     /// Interrupt vectors for completion queues, at least 1; one more is used for everything else.
     pub completion_vectors: u16,
+    /// Bytes that nobody can guess, from which the keys of memory regions are drawn. With zeros
+    /// they are given in order.
+    pub secret: [u8; 32],
 }
 
 impl Default for Config {
@@ -75,6 +79,7 @@ impl Default for Config {
         Self {
             port: 1,
             completion_vectors: 1,
+            secret: [0; 32],
         }
     }
 }

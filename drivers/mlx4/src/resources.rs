@@ -28,6 +28,11 @@ impl Numbers {
         }
     }
 
+    /// Lets the next number be the first free one from `place` on.
+    pub(crate) fn go_on_at(&mut self, place: usize) {
+        self.next = place.min(self.used.len());
+    }
+
     pub(crate) fn take(&mut self) -> Result<u32, Error> {
         let limit = self.used.len();
         let found = (self.next..limit)

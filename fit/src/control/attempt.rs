@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use hal::{Instant, Platform};
 use mad::cm::{CmMessage, RejectReason, Rep, Req};
+use mutants::Mutant;
 use verbs::{
     Access, Address, Device, DeviceError, Domain, Gid, PKey, PathToPeer, PortInfo, Psn, Qpn,
 };
@@ -23,6 +24,8 @@ use crate::{LostCause, PeerId, PeerName, Target};
 
 /// Connection requests without an answer before the path is asked for again.
 const REQUESTS_PER_PATH: u32 = 4;
+/// Questions for a path without an answer after which the manager may be elsewhere.
+const IGNORED: u32 = 3;
 /// Questions for a path, or rounds of requests, after which a peer that was only heard of is given
 /// up.
 const TRIES: u32 = 6;
@@ -102,6 +105,11 @@ impl Attempt {
             rounds: 0,
             next: now,
         }
+    }
+
+    /// Returns whether the subnet administrator seems to ignore its questions.
+    pub(super) fn is_ignored(&self) -> bool {
+        self.state == State::Path && self.tries > IGNORED
     }
 
     /// Returns whether it is of this page path.
@@ -222,9 +230,14 @@ impl<D: Device, P: Platform> Control<D, P> {
             engine.memory(link)
         };
         device.init_qp(qpn, domain).await?;
-        let old = self.inner.regions.lock().remove(&(core, link));
+        let old = self.inner.regions.lock().get(&(core, link)).copied();
         if let Some(old) = old {
+            // One that can't be taken back stays noted, so that the next peer's turn tries again.
+            if Mutant::RefusedRegionForgotten.on() {
+                self.inner.regions.lock().remove(&(core, link));
+            }
             device.deregister(&old).await?;
+            self.inner.regions.lock().remove(&(core, link));
         }
         let access = Access {
             local_write: true,

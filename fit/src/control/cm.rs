@@ -31,7 +31,9 @@ fn way(req: &Req) -> Way {
 impl<D: Device, P: Platform> Control<D, P> {
     pub(super) async fn on_mad(&mut self, port: &PortInfo, from: Address, mad: &Mad) {
         match Header::parse(mad) {
-            Ok(header) if header.class == MgmtClass::SUBN_ADM => self.on_answer(port, mad).await,
+            Ok(header) if header.class == MgmtClass::SUBN_ADM => {
+                self.on_answer(port, from, mad).await;
+            }
             Ok(header) if header.class == MgmtClass::CM => match CmMessage::parse(mad) {
                 Ok((transaction, message)) => self.on_cm(port, from, transaction, message).await,
                 Err(error) => self.log_limited(format_args!("from {from}: {error}")),
@@ -48,8 +50,12 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
     }
 
-    /// An answer of the subnet administrator.
-    async fn on_answer(&mut self, port: &PortInfo, mad: &Mad) {
+    /// An answer of the subnet administrator: from its port, which a stranger's card does not put
+    /// into a packet of its own.
+    async fn on_answer(&mut self, port: &PortInfo, from: Address, mad: &Mad) {
+        if from != port.manager() && !Mutant::AnswerFromAnywhere.on() {
+            return self.log_limited(format_args!("{from} poses as the subnet administrator"));
+        }
         let Ok(answer) = SaMad::parse(mad) else {
             return;
         };

@@ -61,6 +61,22 @@ fn calls_beyond_what_the_peer_takes_wait() {
 }
 
 #[test]
+fn calls_that_are_given_up_lose_the_peer_only_past_their_deadlines() {
+    let mut pair = Pair::new(config());
+    for _ in 0..2 {
+        let id = call(&mut pair, 0).unwrap();
+        pair.nodes[0].engine.abandon_call(id);
+    }
+    assert!(call(&mut pair, 0).is_none(), "the peer owes two replies");
+    pair.now = pair.now + Duration::from_secs(999);
+    pair.nodes[0].engine.tick(pair.now);
+    assert_eq!(state(&mut pair, 0), LinkState::Up);
+    pair.now = pair.now + Duration::from_secs(1);
+    pair.nodes[0].engine.tick(pair.now);
+    assert_eq!(state(&mut pair, 0), LinkState::Failing);
+}
+
+#[test]
 fn a_reply_to_an_earlier_call_of_the_slot_answers_nobody() {
     let mut pair = Pair::new(config());
     let id = call(&mut pair, 1).unwrap();

@@ -84,6 +84,7 @@ pub(super) fn node_with_taken(
     let machine = bed.add_machine(role.name(), Guid(GUID + (index << 8)));
     let card = mlx4::Config {
         completion_vectors: config.cores,
+        secret: [index.to_le_bytes()[0] | 1; 32],
         ..mlx4::Config::default()
     };
     let device = Arc::new(bed.block_on(Mlx4::start(machine.clone(), card)).unwrap());

@@ -49,9 +49,12 @@ impl Node {
     pub async fn start(role: Role, line: &CommandLine, config: Config) -> Result<Self, Error> {
         let config = configure(line, config)?;
         let function = pci::find_any(&mlx4::PCI_IDS).ok_or(Error::NoCard)?;
+        let mut secret = [0; 32];
+        libos::random_bytes(&mut secret);
         let card = mlx4::Config {
             port: config.port,
             completion_vectors: config.cores,
+            secret,
         };
         let card = Arc::new(Mlx4::start(function, card).await?);
         log::info!("ConnectX-3 at {function} is up, port {}", config.port);

@@ -28,6 +28,8 @@ pub(crate) enum Phase {
     /// Faults are over: the views agree, and everyone proves that it can call everyone, with all
     /// credits.
     Exam,
+    /// Calm: each link does operations of all kinds, and none may fail.
+    Calm,
     /// Rest: the workload starts nothing.
     Rest,
 }
@@ -53,6 +55,8 @@ pub(crate) struct Checker {
     seen: BTreeMap<u64, Life>,
     /// Pairs of which the first has passed its exam with the second.
     pub(crate) passed: BTreeSet<(NodeIndex, NodeIndex)>,
+    /// Operations of the calm that ended well, by pair of nodes.
+    pub(crate) calm: BTreeMap<(NodeIndex, NodeIndex), u32>,
     /// Queue pairs that had all their credits at some moment of the rest.
     whole: BTreeSet<(NodeIndex, Qpn)>,
     /// Memory regions that the workload has registered, which FIT knows nothing of.

@@ -15,7 +15,7 @@ use crate::rng::mix;
 use crate::rule::{Rule, Violation};
 use crate::sabotage::Sabotage;
 use crate::trace::{Detail, Trace};
-use crate::workload;
+use crate::workload::{self, KINDS};
 use crate::world::{Bed, Event, NodeIndex, Stats, World};
 
 /// Time after the last fault within which all views must agree, and each node can call each other.
@@ -23,6 +23,14 @@ const CONVERGENCE: u64 = 30_000_000_000;
 /// Additional time if nodes have to find out by themselves that a subnet manager has forgotten
 /// them.
 const FORGOTTEN: u64 = 60_000_000_000;
+/// Time after which FIT notices a completion that never came: ten seconds, of a slow clock that is
+/// looked at late.
+const UNNOTICED: u64 = 13_000_000_000;
+/// Time after which FIT gives up a caller that has not proven itself: a rogue may be switched off
+/// while it calls.
+const UNPROVEN: u64 = 6_000_000_000;
+/// Time within which each pair must have done the operations of the calm.
+const CALM: u64 = 10_000_000_000;
 /// Length of the rest after that, in which nothing may happen.
 const REST: u64 = 4_000_000_000;
 /// Turns of a task between two looks of the watchdog, a tenth of a second apart: more are a loop.
@@ -53,7 +61,8 @@ pub(crate) struct Run {
     pub(crate) executor: Executor,
     /// The planned faults that hold at the moment.
     pub(crate) active: BTreeSet<usize>,
-    rest_at: Option<u64>,
+    /// End of the calm, or of the rest.
+    due: u64,
 }
 
 /// Carries a plan out.
@@ -62,6 +71,7 @@ pub fn run(plan: &Plan, detail: Detail) -> Outcome {
     let mut world = World::new(plan.seed, plan.places(), plan.rates, Trace::new(detail));
     world.check = Checker::new(plan);
     world.sabotage = plan.sabotage;
+    world.rogues.places = plan.rogues();
     world.sa.silent = plan.sabotage == Some(Sabotage::SilentAdministrator);
     let bed = Bed::new(world);
     let mut run = Run {
@@ -69,7 +79,7 @@ pub fn run(plan: &Plan, detail: Detail) -> Outcome {
         executor: Executor::new(bed.clone()),
         bed: bed.clone(),
         active: BTreeSet::new(),
-        rest_at: None,
+        due: 0,
     };
     let ended = catch_unwind(AssertUnwindSafe(|| run.run()));
     if let Err(panic) = ended {
@@ -199,15 +209,18 @@ impl Run {
             Phase::Exam => {
                 let late = now > self.plan.calm + self.bound();
                 let (apart, missing) = (world.disagreement(&self.plan, views), self.missing(world));
+                if apart.is_none() && missing.is_none() && world.stats.settled == 0 {
+                    world.stats.settled = now - self.plan.calm;
+                }
                 match (apart, missing) {
+                    (None, None) if now < self.plan.calm + self.aftermath() => {}
                     (None, None) => {
                         world.trace.say(
                             now,
                             format_args!("all views agree, and everyone has called everyone"),
                         );
-                        world.stats.settled = now - self.plan.calm;
-                        world.check.phase = Phase::Rest;
-                        self.rest_at = Some(now + REST);
+                        world.check.phase = Phase::Calm;
+                        self.due = now + CALM;
                     }
                     (Some(apart), _) if late => world.violate(
                         Rule::Views,
@@ -220,7 +233,21 @@ impl Run {
                     _ => {}
                 }
             }
-            Phase::Rest if self.rest_at.is_some_and(|at| now >= at) => {
+            Phase::Calm => match self.unfinished(world) {
+                None => {
+                    world
+                        .trace
+                        .say(now, format_args!("each has done all kinds of operations"));
+                    world.check.phase = Phase::Rest;
+                    self.due = now + REST;
+                }
+                Some((a, b)) if now >= self.due => world.violate(
+                    Rule::Calm,
+                    format_args!("node {a} has not done every kind of operation with node {b}"),
+                ),
+                Some(_) => {}
+            },
+            Phase::Rest if now >= self.due => {
                 self.check_rest(world, views);
                 return true;
             }
@@ -231,9 +258,22 @@ impl Run {
 
     /// Returns the time after the last fault within which all must be well.
     fn bound(&self) -> u64 {
-        let untold = Kind::Forget { told: false };
-        let forgotten = self.plan.faults.iter().any(|fault| fault.kind == untold);
+        let forgotten = self.plan.faults.iter().any(|fault| {
+            matches!(
+                fault.kind,
+                Kind::Forget { told: false } | Kind::Handover { told: false, .. }
+            )
+        });
         CONVERGENCE + if forgotten { FORGOTTEN } else { 0 }
+    }
+
+    /// Returns the time after the last fault in which its traces may still end a connection.
+    fn aftermath(&self) -> u64 {
+        match (self.plan.rates.completion_lost, self.plan.rogues().len()) {
+            (0, 0) => 0,
+            (0, _) => UNPROVEN,
+            _ => UNNOTICED,
+        }
     }
 
     /// Checks the rules that hold once nothing has happened for a while.
@@ -265,11 +305,20 @@ impl Run {
 
     /// Returns a pair that has not passed its exam.
     fn missing(&self, world: &World) -> Option<(NodeIndex, NodeIndex)> {
-        let nodes = 0..self.plan.nodes;
-        let mut pairs = nodes
-            .clone()
-            .flat_map(|a| nodes.clone().map(move |b| (a, b)));
-        pairs.find(|&(a, b)| self.plan.talk(a, b) && !world.check.passed.contains(&(a, b)))
+        let mut pairs = self.plan.pairs();
+        pairs.find(|pair| !world.check.passed.contains(pair))
+    }
+
+    /// Returns a pair that has operations of the calm left.
+    fn unfinished(&self, world: &World) -> Option<(NodeIndex, NodeIndex)> {
+        let done = |pair: &(NodeIndex, NodeIndex)| {
+            world
+                .check
+                .calm
+                .get(pair)
+                .is_some_and(|count| *count >= KINDS)
+        };
+        self.plan.pairs().find(|pair| !done(pair))
     }
 
     fn end(&mut self) {

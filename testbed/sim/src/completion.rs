@@ -5,6 +5,7 @@ use verbs::{Completion, CompletionKind, DeviceEvent, QpState, Qpn, Sge, Status};
 
 use crate::memory::Right;
 use crate::qp::{Armed, Entry, Wqe};
+use crate::rogue::EXTRA;
 use crate::rule::Rule;
 use crate::world::{Event, Late, NodeIndex, World};
 
@@ -17,7 +18,7 @@ impl World {
         status: Status,
         bytes: u32,
     ) {
-        if status == Status::Success && !wqe.signalled {
+        if wqe.id == EXTRA || (status == Status::Success && !wqe.signalled) {
             return;
         }
         let Some(qp) = self.nodes[node].qps.get(&qpn.0) else {

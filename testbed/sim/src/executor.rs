@@ -110,7 +110,8 @@ impl Executor {
             world
                 .trace
                 .event(now, 1, [index as u64, life.node as u64, 0]);
-            let stopped = world.living(life).map(|node| node.cpu.stopped_until);
+            let cpu = world.living(life).map(|node| node.cpu);
+            let stopped = cpu.map(|cpu| cpu.stopped_until.max(cpu.busy_until));
             if let Some(until) = stopped.filter(|until| *until > now) {
                 return world.schedule(until, Event::Run(index));
             }

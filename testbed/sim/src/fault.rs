@@ -14,6 +14,8 @@ pub enum Guise {
     OtherCluster,
     /// Stranger with the key and the GID of this node, like a copy of a machine.
     Twin(NodeIndex),
+    /// Member that holds the key and breaks the protocol.
+    Rogue,
 }
 
 /// A planned fault.
@@ -50,6 +52,15 @@ pub enum Kind {
         /// The ports are told to register again.
         told: bool,
     },
+    /// The subnet manager gives the node's port another LID.
+    Moved(NodeIndex),
+    /// Another subnet manager takes over, at a port of its own.
+    Handover {
+        /// It knows the multicast groups.
+        knows: bool,
+        /// The ports are told to register again.
+        told: bool,
+    },
     /// The queue pair by which the node receives its cluster's group fails.
     Deafened(NodeIndex),
     /// The node's HCA refuses to reset queue pairs from now on, and one of its connections fails.
@@ -57,8 +68,8 @@ pub enum Kind {
     Broken(NodeIndex, u64),
     /// The node's port is full of datagrams that make no sense.
     Flood(NodeIndex),
-    /// A node that should not be there starts, at this place behind the others. A twin is switched
-    /// off at the end, others stay.
+    /// A node that should not be there starts, at this place behind the others. Twins and rogues
+    /// are switched off at the end, others stay.
     Stranger(NodeIndex, Guise),
 }
 
@@ -78,12 +89,15 @@ impl Kind {
             Self::Silence => "silent SA",
             Self::Burst => "burst of lost datagrams",
             Self::Forget { .. } => "forgetful SA",
+            Self::Moved(_) => "another LID",
+            Self::Handover { .. } => "another subnet manager",
             Self::Deafened(_) => "failed queue pair of the group",
             Self::Broken(..) => "broken HCA",
             Self::Flood(_) => "flood of datagrams",
             Self::Stranger(_, Guise::OtherKey) => "stranger with another key",
             Self::Stranger(_, Guise::OtherCluster) => "stranger of another cluster",
             Self::Stranger(_, Guise::Twin(_)) => "stranger with a GID of another",
+            Self::Stranger(_, Guise::Rogue) => "member that breaks the protocol",
         }
     }
 
@@ -118,6 +132,44 @@ pub(crate) fn draw(rng: &mut Rng, nodes: usize, span: u64) -> Vec<Fault> {
         .collect();
     faults.sort_by_key(|fault| fault.from);
     faults
+}
+
+/// Draws the faults that came later than the others, so that the seeds' plans stay.
+pub(crate) fn draw_later(rng: &mut Rng, nodes: usize, strangers: usize, span: u64) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if rng.chance(150_000) {
+        let from = rng.between(100 * MS, span);
+        faults.push(Fault {
+            from,
+            until: from + rng.between(1000 * MS, 5000 * MS),
+            kind: Kind::Stranger(strangers, Guise::Rogue),
+        });
+    }
+    if rng.chance(150_000) {
+        let (from, node) = (rng.between(100 * MS, span), rng.index(nodes));
+        faults.push(at_once(from, Kind::Moved(node)));
+    }
+    if rng.chance(150_000) {
+        let from = rng.between(100 * MS, span);
+        let (knows, told) = (rng.chance(500_000), !rng.chance(200_000));
+        faults.push(at_once(from, Kind::Handover { knows, told }));
+    }
+    if rng.chance(150_000) {
+        let (mut from, node) = (rng.between(100 * MS, span), rng.index(nodes));
+        for _ in 0..rng.between(2, 10) {
+            let until = from + rng.between(MS / 10, 60 * MS);
+            let kind = Kind::Port(node);
+            faults.push(Fault { from, until, kind });
+            from = until + rng.between(MS / 10, 60 * MS);
+        }
+    }
+    faults
+}
+
+/// A fault that has no end.
+fn at_once(from: u64, kind: Kind) -> Fault {
+    let until = from + MS;
+    Fault { from, until, kind }
 }
 
 fn fault(rng: &mut Rng, nodes: usize, strangers: &mut usize, span: u64) -> Fault {

@@ -47,9 +47,11 @@ impl Run {
                 self.come_back(node)
             }
             Kind::Forget { told } if begins => self.bed.world().forget_groups(told),
+            Kind::Moved(node) if begins => self.bed.world().give_lid(node),
+            Kind::Handover { knows, told } if begins => self.bed.world().hand_over(knows, told),
             Kind::Deafened(node) if begins => self.bed.world().fail_group_pair(node),
             Kind::Stranger(place, guise) if begins => self.let_in(place, guise),
-            Kind::Stranger(place, Guise::Twin(_)) => self.switch_off(place),
+            Kind::Stranger(place, Guise::Twin(_) | Guise::Rogue) => self.switch_off(place),
             _ => {}
         }
         let mut world = self.bed.world();
@@ -222,9 +224,32 @@ impl World {
     fn forget_groups(&mut self, told: bool) {
         self.sa.forget_all();
         if told {
-            for node in &mut self.nodes {
-                node.events.push_back(DeviceEvent::PortChanged { port: 1 });
-            }
+            self.tell_ports();
+        }
+    }
+
+    fn tell_ports(&mut self) {
+        for node in &mut self.nodes {
+            node.events.push_back(DeviceEvent::PortChanged { port: 1 });
+        }
+    }
+
+    /// Gives a port another LID while its node runs.
+    fn give_lid(&mut self, node: NodeIndex) {
+        self.move_port(node);
+        self.nodes[node]
+            .events
+            .push_back(DeviceEvent::PortChanged { port: 1 });
+    }
+
+    /// Puts another subnet manager in the place of the one that was there.
+    fn hand_over(&mut self, knows: bool, told: bool) {
+        self.move_manager();
+        if !knows {
+            self.sa.forget_all();
+        }
+        if told {
+            self.tell_ports();
         }
     }
 }

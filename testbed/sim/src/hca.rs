@@ -5,16 +5,14 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use verbs::{
-    Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey,
-    PagesConfig, PagesOver, PathToPeer, Payload, PollError, PortInfo, PortState, PostError,
-    QpConfig, QpKind, QpSlot, QpState, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest,
-    Sge,
+    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig,
+    PagesOver, PathToPeer, PortInfo, PortState, QpConfig, QpKind, QpSlot, QpState, Qpn,
+    RcParameters, Region,
 };
 
 use crate::machine::Machine;
-use crate::network::{Body, Packet, SM_LID};
-use crate::qp::{Armed, Cq, Op, Qp, Receive, Source, Vector, Wqe};
-use crate::rng::digest;
+use crate::network::{Body, Packet};
+use crate::qp::{Armed, Cq, Qp, Vector};
 use crate::rule::Rule;
 use crate::sabotage::Sabotage;
 use crate::world::{Flood, World};
@@ -41,8 +39,8 @@ pub(crate) struct Hca(pub(crate) Machine);
 
 /// A completion queue with its queue pairs.
 pub(crate) struct Queues {
-    hca: Hca,
-    cqn: u32,
+    pub(crate) hca: Hca,
+    pub(crate) cqn: u32,
 }
 
 fn dead() -> DeviceError {
@@ -57,7 +55,7 @@ fn refused(command: &'static str) -> DeviceError {
 }
 
 impl Hca {
-    fn node(&self) -> usize {
+    pub(crate) fn node(&self) -> usize {
         self.0.life.node
     }
 
@@ -76,6 +74,19 @@ impl Hca {
         result
     }
 
+    /// Runs a firmware command that may be refused, and has no effect then.
+    async fn fallible<T>(
+        &self,
+        command: &'static str,
+        effect: impl FnOnce(&mut World, usize) -> Result<T, DeviceError> + Send,
+    ) -> Result<T, DeviceError> {
+        self.command(|world, node| match world.refuses(node) {
+            true => Err(refused(command)),
+            false => effect(world, node),
+        })
+        .await
+    }
+
     async fn change_qp(
         &self,
         qpn: Qpn,
@@ -83,6 +94,11 @@ impl Hca {
         change: impl FnOnce(&mut World, usize) -> bool + Send,
     ) -> Result<(), DeviceError> {
         self.command(|world, node| {
+            // A queue pair that can't be reset ends its node: that is a fault of its own.
+            let ends = matches!(command, "to RESET" | "to ERR");
+            if !ends && world.refuses(node) {
+                return Err(refused(command));
+            }
             if !world.nodes[node].qps.contains_key(&qpn.0) || !change(world, node) {
                 world.violate(
                     Rule::Post,
@@ -166,7 +182,7 @@ impl Device for Hca {
         config: &QpConfig,
     ) -> Result<(QpSlot, Qpn), DeviceError> {
         let cqn = queues.cqn;
-        self.command(|world, node| {
+        self.fallible("create a queue pair", |world, node| {
             let short = world.has(Sabotage::ShortSendQueue);
             let node = &mut world.nodes[node];
             let qpn = Qpn(node.next_qpn);
@@ -338,7 +354,7 @@ impl Device for Hca {
         len: u64,
         access: Access,
     ) -> Result<Region, DeviceError> {
-        self.command(|world, node| {
+        self.fallible("register", |world, node| {
             let bytes = usize::try_from(len).unwrap_or(usize::MAX);
             if world.nodes[node].memory.bytes(addr, bytes).is_none() {
                 world.violate(
@@ -353,7 +369,7 @@ impl Device for Hca {
 
     async fn deregister(&self, region: &Region) -> Result<(), DeviceError> {
         let key = region.lkey.0;
-        self.command(|world, node| {
+        self.fallible("deregister", |world, node| {
             world.nodes[node].memory.deregister(key);
             Ok(())
         })
@@ -361,7 +377,7 @@ impl Device for Hca {
     }
 
     async fn port(&self, _: u8) -> Result<PortInfo, DeviceError> {
-        self.command(|world, node| {
+        self.fallible("look at the port", |world, node| {
             let up = world.net.port_up[node];
             Ok(PortInfo {
                 state: if up {
@@ -370,7 +386,7 @@ impl Device for Hca {
                     PortState::Down
                 },
                 lid: world.nodes[node].lid,
-                sm_lid: SM_LID,
+                sm_lid: world.sa.lid,
                 guid: world.nodes[node].guid,
                 gid: world.nodes[node].gid(),
                 mtu: 4096,
@@ -387,6 +403,7 @@ impl Device for Hca {
                 to: Qpn(1),
                 body: Body::Mad(Box::new(*mad)),
             };
+            world.check_way(self.node(), to, mad);
             world.send_datagram(packet);
             world.rng.between(300, 3000)
         });
@@ -419,6 +436,15 @@ impl World {
         (span(), span())
     }
 
+    /// Returns whether the HCA refuses a command of a node that has started.
+    fn refuses(&mut self, node: usize) -> bool {
+        let refuses = self.nodes[node].started && self.rng.chance(self.rates.failed_command);
+        if refuses {
+            self.stats.count("command refused");
+        }
+        refuses
+    }
+
     /// Returns a datagram that makes no sense, for a node whose port is full of them.
     fn noise(&mut self, node: usize) -> Option<(Lid, [u8; 256])> {
         let now = self.now;
@@ -436,11 +462,11 @@ impl World {
         }
         let mut mad = [0; 256];
         mad.fill_with(|| self.rng.number().to_le_bytes()[0]);
-        Some((SM_LID, mad))
+        Some((self.sa.lid, mad))
     }
 
     /// Returns whether the deliberate bug that takes one receive of each connection strikes.
-    fn leaks(&mut self, node: usize, qpn: Qpn) -> bool {
+    pub(crate) fn leaks(&mut self, node: usize, qpn: Qpn) -> bool {
         let life = self.life(node);
         self.has(Sabotage::LeakedReceive) && self.check.leaked.insert((life, qpn))
     }
@@ -461,232 +487,4 @@ impl Drop for Forget<'_> {
             }
         });
     }
-}
-
-impl Queues {
-    /// Does something with a queue pair of this set, while the machine lives.
-    fn with<T>(&self, slot: QpSlot, action: impl FnOnce(&mut World, usize, Qpn) -> T) -> Option<T> {
-        let node = self.hca.node();
-        let found = self.hca.0.living(|world| {
-            let qpn = *world.nodes[node].cqs[self.cqn as usize]
-                .slots
-                .get(usize::from(slot.0))?;
-            Some(action(world, node, qpn?))
-        });
-        found.flatten()
-    }
-}
-
-impl QueueSet for Queues {
-    fn post_send(&mut self, slot: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
-        let request = *request;
-        let posted = self.with(slot, |world, node, qpn| {
-            post_send(world, node, qpn, &request)
-        });
-        posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
-    }
-
-    fn post_receive(&mut self, slot: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
-        let posted = self.with(slot, |world, node, qpn| {
-            post_receive(world, node, qpn, id, into)
-        });
-        posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
-    }
-
-    fn ring(&mut self, slot: QpSlot) {
-        self.with(slot, |world, node, qpn| {
-            let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("in its set");
-            qp.shown = qp.sends.len();
-            match (qp.state, qp.kind) {
-                (QpState::Error, _) => world.flush(node, qpn),
-                (_, QpKind::Datagram { .. }) => world.pump_datagrams(node, qpn),
-                _ => world.pump(node, qpn),
-            }
-        });
-    }
-
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
-        let (node, cqn) = (self.hca.node(), self.cqn);
-        let polled = self.hca.0.living(|world| {
-            let now = world.now;
-            let node = &mut world.nodes[node];
-            let cq = &mut node.cqs[cqn as usize];
-            if cq.failed {
-                return Err(PollError::QueueFailed);
-            }
-            let mut count = 0;
-            while count < into.len()
-                && let Some(entry) = cq.entries.pop_front_if(|entry| entry.ready <= now)
-            {
-                let slot = usize::from(entry.completion.qp.0);
-                let qpn = cq.slots.get(slot).copied().flatten();
-                if let Some(qp) = qpn.and_then(|qpn| node.qps.get_mut(&qpn.0)) {
-                    match entry.frees {
-                        Some(upto) => qp.freed = qp.freed.max(upto),
-                        None => qp.receives_taken -= 1,
-                    }
-                }
-                into[count] = entry.completion;
-                count += 1;
-            }
-            Ok(count)
-        });
-        polled.unwrap_or(Ok(0))
-    }
-
-    fn arm(&mut self, solicited_only: bool) {
-        let (node, cqn) = (self.hca.node(), self.cqn);
-        self.hca.0.living(|world| {
-            world.nodes[node].cqs[cqn as usize].armed = if solicited_only {
-                Armed::Solicited
-            } else {
-                Armed::Any
-            };
-            world.completion_visible(node, cqn);
-        });
-    }
-
-    fn forget(&mut self, slot: QpSlot) {
-        let cqn = self.cqn;
-        self.with(slot, |world, node, qpn| {
-            let node = &mut world.nodes[node];
-            node.cqs[cqn as usize]
-                .entries
-                .retain(|entry| entry.completion.qp != slot);
-            let qp = node.qps.get_mut(&qpn.0).expect("in its set");
-            qp.freed = qp.posted;
-            qp.receives_taken = 0;
-        });
-    }
-
-    fn send_room(&self, slot: QpSlot) -> u32 {
-        let room = self.with(slot, |world, node, qpn| {
-            let qp = &world.nodes[node].qps[&qpn.0];
-            qp.send_depth - u32::try_from(qp.posted - qp.freed).expect("at most the depth")
-        });
-        room.unwrap_or(0)
-    }
-}
-
-fn post_send(
-    world: &mut World,
-    node: usize,
-    qpn: Qpn,
-    request: &SendRequest<'_>,
-) -> Result<(), PostError> {
-    let qp = &world.nodes[node].qps[&qpn.0];
-    let (slot, depth) = (qp.slot, qp.send_depth);
-    if qp.posted - qp.freed >= u64::from(depth) {
-        world.violate(
-            Rule::QueueDepth,
-            format_args!("node {node} {qpn}: a send beyond {depth}"),
-        );
-        return Err(PostError::QueueFull { qp: slot, depth });
-    }
-    let op = match request.op {
-        SendOp::Send { imm } => Op::Send { imm },
-        SendOp::Write { to, imm } => Op::Write { to, imm },
-        SendOp::Read { from } => Op::Read { from },
-    };
-    let (source, fits) = match request.payload {
-        Payload::Inline(first, second) => {
-            let bytes = [first, second].concat();
-            let fits = bytes.len() <= qp.inline as usize;
-            (Source::Inline(bytes), fits)
-        }
-        Payload::Gather(pieces) => (
-            Source::Gather(pieces.to_vec()),
-            pieces.len() <= usize::from(qp.send_sge),
-        ),
-    };
-    let read = matches!(op, Op::Read { .. });
-    let datagram = matches!(qp.kind, QpKind::Datagram { .. });
-    let inline_read = read && matches!(source, Source::Inline(_));
-    let sensible = datagram == request.to.is_some()
-        && (!datagram || matches!(op, Op::Send { .. }))
-        && !inline_read;
-    if !matches!(qp.state, QpState::ReadyToSend | QpState::Error) || !fits || !sensible {
-        let state = qp.state;
-        world.violate(
-            Rule::Post,
-            format_args!("node {node} {qpn} in {state:?}: {request:?} is not possible"),
-        );
-        return Err(PostError::NotReady { qp: slot });
-    }
-    let bytes = if read {
-        Vec::new()
-    } else {
-        world.gather(node, qpn, &source).unwrap_or_default()
-    };
-    let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("it was there");
-    let wqe = Wqe {
-        id: request.id,
-        index: qp.posted,
-        op,
-        source,
-        signalled: request.signalled,
-        solicited: request.solicited,
-        fence: request.fence,
-        to: request.to,
-        digest: digest(&bytes),
-        psn: qp.next_psn,
-    };
-    qp.posted += 1;
-    qp.next_psn = qp.next_psn.advance(1);
-    qp.sends.push_back(wqe);
-    Ok(())
-}
-
-fn post_receive(
-    world: &mut World,
-    node: usize,
-    qpn: Qpn,
-    id: u64,
-    into: &[Sge],
-) -> Result<(), PostError> {
-    let qp = &world.nodes[node].qps[&qpn.0];
-    let (slot, depth) = (qp.slot, qp.receive_depth);
-    if qp.receives_taken >= depth {
-        world.violate(
-            Rule::QueueDepth,
-            format_args!("node {node} {qpn}: a receive beyond {depth}"),
-        );
-        return Err(PostError::QueueFull { qp: slot, depth });
-    }
-    if qp.state == QpState::Reset || into.len() > usize::from(qp.receive_sge) {
-        world.violate(
-            Rule::Post,
-            format_args!("node {node} {qpn}: receive {id} into {into:?} is not possible"),
-        );
-        return Err(PostError::NotReady { qp: slot });
-    }
-    let overlaps = qp
-        .receives
-        .iter()
-        .flat_map(|posted| &posted.into)
-        .any(|old| {
-            into.iter().any(|new| {
-                new.addr < old.addr + u64::from(old.len) && old.addr < new.addr + u64::from(new.len)
-            })
-        });
-    let up = qp.state == QpState::ReadyToSend;
-    if overlaps {
-        world.violate(
-            Rule::ReceiveBuffer,
-            format_args!("node {node} {qpn}: receive {id} is posted already"),
-        );
-    }
-    let lost = up && (world.sabotaged(Sabotage::LostReceive) || world.leaks(node, qpn));
-    let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("it was there");
-    qp.receives_taken += 1;
-    if !lost {
-        qp.receives.push_back(Receive {
-            id,
-            into: into.to_vec(),
-        });
-    }
-    if qp.state == QpState::Error {
-        world.flush(node, qpn);
-    }
-    Ok(())
 }

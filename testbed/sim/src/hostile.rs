@@ -1,10 +1,14 @@
 //! Hostile node without the key: it records announcements and connection messages, and sends
-//! recorded, garbled and made-up ones.
+//! recorded, garbled and made-up ones, such as forge the names of connections and transactions.
 
-use verbs::Lid;
+use mad::cm::{CmMessage, Dreq, Pair, Rej, RejectReason, Rep, Req, Rtu};
+use mad::sa::{PathRecord, SaMad};
+use mad::{Method, MgmtClass, Status};
+use verbs::{Lid, Qpn};
 
 use crate::network::{Body, Packet};
-use crate::world::{Event, World};
+use crate::rule::Rule;
+use crate::world::{Event, NodeIndex, World};
 
 /// Recorded datagrams that are kept.
 const KEPT: usize = 64;
@@ -38,6 +42,17 @@ impl World {
     fn strike(&mut self) {
         let recorded = self.rng.index(self.recorder.kept.len());
         let mut packet = self.recorder.kept[recorded].clone();
+        if let Some(answer) = self.forge_answer(&packet) {
+            self.stats.count("hostile: answer of the administrator");
+            let delay = self.rng.between(1000, 100_000);
+            return self.after(delay, Event::Packet(Box::new(answer)));
+        }
+        let forged = self.forge(&packet).filter(|_| self.rng.chance(400_000));
+        if let Some(forged) = forged {
+            self.stats.count("hostile: forged with the right names");
+            let delay = self.rng.between(1000, 1_000_000);
+            return self.after(delay, Event::Packet(Box::new(forged)));
+        }
         let what = match self.rng.below(4) {
             0 => "hostile: played again",
             1 => {
@@ -63,6 +78,122 @@ impl World {
             self.rng.between(1_000_000, 5_000_000_000)
         };
         self.after(delay, Event::Packet(Box::new(packet)));
+    }
+
+    /// Makes up an answer to a question of the subnet administrator: the right transaction, from
+    /// another port, with a way that leads astray.
+    fn forge_answer(&mut self, packet: &Packet) -> Option<Packet> {
+        let Body::Mad(mad) = &packet.body else {
+            return None;
+        };
+        let asked = SaMad::parse(&mad[..]).ok()?;
+        let mut answer = asked.into_response(Status::OK);
+        if let Some(mut path) = asked.record::<PathRecord>() {
+            path.dlid.set(self.any_lid().0);
+            answer.set_record(&path);
+        }
+        Some(Packet {
+            slid: self.any_lid(),
+            dlid: packet.slid,
+            to: packet.to,
+            body: Body::Mad(Box::new(answer.to_mad())),
+        })
+    }
+
+    /// Checks that a connection request goes to a port of the node that it is for.
+    pub(crate) fn check_way(&mut self, node: NodeIndex, to: Lid, mad: &mad::Mad) {
+        let Ok((_, CmMessage::Req(req))) = CmMessage::parse(mad) else {
+            return;
+        };
+        // A LID that is nobody's any more was given by the subnet manager once.
+        let there = self.by_lid(to).map(|there| self.nodes[there].gid());
+        if there.is_some_and(|gid| gid != req.remote_gid) {
+            let gid = req.remote_gid;
+            self.violate(
+                Rule::Astray,
+                format_args!("node {node} looks for {gid} at {to}, where another is"),
+            );
+        }
+    }
+
+    /// Makes up a connection message that names a connection as its owners do, with a proof of
+    /// another message or none.
+    fn forge(&mut self, packet: &Packet) -> Option<Packet> {
+        let Body::Mad(mad) = &packet.body else {
+            return None;
+        };
+        let (transaction, message) = CmMessage::parse(mad).ok()?;
+        let other = self.rng.chance(500_000);
+        // Whether it goes where the recorded one went, and what it says.
+        let (onward, forged) = match message {
+            CmMessage::Req(req) if other => (false, self.forge_refusal(&req)),
+            CmMessage::Req(req) => (false, self.forge_acceptance(&req)),
+            CmMessage::Rep(rep) => {
+                let pair = |local_comm_id, remote_comm_id| Pair {
+                    local_comm_id,
+                    remote_comm_id,
+                };
+                let proof = &rep.private[PROOF_AT..];
+                match (other, self.rng.chance(500_000)) {
+                    (true, true) => (
+                        false,
+                        CmMessage::Rtu(Rtu {
+                            pair: pair(rep.remote_comm_id, rep.local_comm_id),
+                            private: filled(proof),
+                        }),
+                    ),
+                    (true, false) => (
+                        false,
+                        leave(pair(rep.remote_comm_id, rep.local_comm_id), rep.qpn, proof),
+                    ),
+                    (false, _) => (
+                        true,
+                        leave(pair(rep.local_comm_id, rep.remote_comm_id), rep.qpn, proof),
+                    ),
+                }
+            }
+            CmMessage::Rtu(rtu) => (true, leave(rtu.pair, Qpn(0x40), &rtu.private)),
+            _ => return None,
+        };
+        let (slid, dlid) = match onward {
+            true => (packet.slid, packet.dlid),
+            false => (packet.dlid, packet.slid),
+        };
+        Some(Packet {
+            slid,
+            dlid,
+            to: packet.to,
+            body: Body::Mad(Box::new(forged.to_mad(transaction))),
+        })
+    }
+
+    fn forge_refusal(&mut self, req: &Req) -> CmMessage {
+        let reasons = [
+            RejectReason::CONSUMER_DEFINED,
+            RejectReason::STALE_CONNECTION,
+            RejectReason::NO_RESOURCES,
+        ];
+        CmMessage::Rej(Rej {
+            local_comm_id: 0,
+            remote_comm_id: req.local_comm_id,
+            rejected: 0,
+            reason: self.rng.pick(&reasons),
+            private: filled(&req.private[PROOF_AT..]),
+        })
+    }
+
+    fn forge_acceptance(&mut self, req: &Req) -> CmMessage {
+        CmMessage::Rep(Rep {
+            local_comm_id: 0x1234,
+            remote_comm_id: req.local_comm_id,
+            qpn: req.qpn,
+            starting_psn: req.starting_psn,
+            responder_resources: 16,
+            initiator_depth: 16,
+            rnr_retry: 6,
+            ca_guid: req.ca_guid,
+            private: filled(&req.private),
+        })
     }
 
     fn any_lid(&mut self) -> Lid {
@@ -102,12 +233,31 @@ impl World {
     }
 }
 
-/// Announcements, and messages of the connection manager. Answers of the subnet administrator prove
-/// nothing, so whoever could forge them could keep nodes apart for as long as he likes.
+/// Offset of the proof in the private data of REQ and REP.
+const PROOF_AT: usize = 56;
+
+/// Puts bytes into private data of any length, as far as they go.
+fn filled<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut private = [0; N];
+    let len = bytes.len().min(N);
+    private[..len].copy_from_slice(&bytes[..len]);
+    private
+}
+
+fn leave(pair: Pair, remote_qpn: Qpn, proof: &[u8]) -> CmMessage {
+    CmMessage::Dreq(Dreq {
+        pair,
+        remote_qpn,
+        private: filled(proof),
+    })
+}
+
+/// Announcements, messages of the connection manager, and questions to the subnet administrator.
 fn is_worth(body: &Body) -> bool {
     match body {
         Body::Datagram { .. } => true,
-        Body::Mad(mad) => mad[1] == mad::MgmtClass::CM.0,
+        Body::Mad(mad) if mad[1] == MgmtClass::SUBN_ADM.0 => !Method(mad[3]).is_response(),
+        Body::Mad(mad) => mad[1] == MgmtClass::CM.0,
         _ => false,
     }
 }

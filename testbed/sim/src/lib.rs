@@ -9,10 +9,11 @@
 //!   [`shrink`] takes away what a failing plan does not need.
 //! * `world`, `executor`, `machine`: time, tasks, clocks and processors that may be skewed, slow or
 //!   stopped.
-//! * `hca`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is stricter than
-//!   hardware. What hardware would only misbehave on is a [`Violation`].
+//! * `hca`, `queues`, `qp`, `completion`, `requester`, `responder`, `datagram`: an HCA that is
+//!   stricter than hardware. What hardware would only misbehave on is a [`Violation`].
 //! * `network`, `sa`: packets, and the subnet administrator with its multicast groups. `hostile`:
-//!   somebody without a key who sends what he likes.
+//!   somebody without a key who sends what he likes. `rogue`: a member that breaks the
+//!   protocol.
 //! * [`Kind`], `faults`: what goes wrong by plan.
 //! * `workload`: what the nodes do. `check`, `views`, [`Rule`]: what must hold, and who is there in
 //!   truth.
@@ -22,8 +23,8 @@
 //!
 //! # What is left out
 //!
-//! Messages are one packet each, so nothing is torn within a message. One port, one core a node.
-//! Peers that hold the key and break the protocol: whoever is connected speaks FIT.
+//! Messages are one packet each, so nothing is torn within a message. One port, one processor a
+//! node, no page paths.
 #![forbid(unsafe_code)]
 
 mod check;
@@ -40,9 +41,11 @@ mod memory;
 mod network;
 mod plan;
 mod qp;
+mod queues;
 mod requester;
 mod responder;
 mod rng;
+mod rogue;
 mod rule;
 mod sa;
 mod sabotage;

@@ -35,6 +35,16 @@ impl Machine {
         self.bed.ready.spawn(self.life, task);
     }
 
+    /// Computes for a number of real nanoseconds, in which nothing else runs on this machine.
+    pub(crate) async fn compute(&self, span: u64) {
+        self.living(|world| {
+            let until = world.now + span;
+            world.nodes[self.life.node].cpu.busy_until = until;
+            world.stats.count("handler that computes");
+        });
+        self.pause(span).await;
+    }
+
     /// Waits a number of real nanoseconds.
     pub(crate) fn pause(&self, span: u64) -> Sleep {
         Sleep {

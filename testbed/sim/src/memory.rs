@@ -120,6 +120,18 @@ impl Memory {
         }
     }
 
+    /// Returns the key and the beginning of one of the regions, which `number` chooses.
+    pub(crate) fn any_region(&self, number: u64) -> Option<(u32, u64)> {
+        let count = u64::try_from(self.regions.len())
+            .ok()
+            .filter(|&count| count > 0)?;
+        let place = usize::try_from(number % count).ok()?;
+        self.regions
+            .iter()
+            .nth(place)
+            .map(|(key, region)| (*key, region.addr))
+    }
+
     /// Returns the number of registered regions.
     pub(crate) fn regions(&self) -> usize {
         self.regions.len()

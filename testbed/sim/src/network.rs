@@ -4,8 +4,8 @@ use verbs::{Gid, Lid, Psn, QKey, Qpn, RemoteAddr};
 
 use crate::world::{Event, NodeIndex, World};
 
-/// The subnet manager's port.
-pub(crate) const SM_LID: Lid = Lid(1);
+/// The port of the first subnet manager.
+pub(crate) const FIRST_MANAGER: Lid = Lid(1);
 /// The first multicast LID.
 pub(crate) const FIRST_MLID: u16 = 0xc000;
 
@@ -114,7 +114,7 @@ impl Network {
 impl World {
     /// Returns the node with this LID; the subnet manager is `Some(None)`.
     fn at_lid(&self, lid: Lid) -> Option<Option<NodeIndex>> {
-        if lid == SM_LID {
+        if lid == self.sa.lid {
             return Some(None);
         }
         self.by_lid(lid).map(Some)

@@ -37,13 +37,17 @@ pub struct Rates {
     pub hostile: Ppm,
     /// Firmware commands that take up to 40 ms more.
     pub slow_command: Ppm,
+    /// Firmware commands that are refused.
+    pub failed_command: Ppm,
+    /// Requests whose handlers compute for up to 20 ms, in which their node does nothing else.
+    pub busy_handler: Ppm,
 }
 
 /// A rate among the others.
 type Field = fn(&mut Rates) -> &mut Ppm;
 
 /// The rates by name, with the most that a run has of each.
-const KINDS: [(&str, Ppm, Field); 14] = [
+const KINDS: [(&str, Ppm, Field); 16] = [
     ("packet-loss", 20_000, |rates| &mut rates.packet_loss),
     ("packet-duplicate", 20_000, |rates| {
         &mut rates.packet_duplicate
@@ -66,10 +70,24 @@ const KINDS: [(&str, Ppm, Field); 14] = [
     ("not-ready", 20_000, |rates| &mut rates.not_ready),
     ("hostile", 300_000, |rates| &mut rates.hostile),
     ("slow-command", 200_000, |rates| &mut rates.slow_command),
+    ("failed-command", 100_000, |rates| &mut rates.failed_command),
+    ("busy-handler", 20_000, |rates| &mut rates.busy_handler),
 ];
 
 /// Purpose of the numbers that are drawn for the rates added last.
 const LATER: u64 = 0x1a7e;
+
+/// Purpose of the numbers that are drawn for the faults added last.
+const LATEST: u64 = 0x1a7f;
+
+/// Returns the number of nodes and strangers.
+fn places(nodes: usize, faults: &[Fault]) -> usize {
+    let strangers = faults.iter().filter_map(|fault| match fault.kind {
+        Kind::Stranger(place, _) => Some(place + 1),
+        _ => None,
+    });
+    strangers.max().unwrap_or(0).max(nodes)
+}
 
 /// Names of the rates.
 pub fn rate_names() -> impl Iterator<Item = &'static str> {
@@ -149,10 +167,11 @@ impl Plan {
         let nodes = nodes.unwrap_or(chosen).clamp(2, 64);
         let mut rates = Rates::default();
         // What came later than the others draws by itself, so that the seeds' plans stay.
-        let mut later = Rng::of(seed, LATER);
+        let (mut later, mut latest) = (Rng::of(seed, LATER), Rng::of(seed, LATEST));
         for (name, most, rate) in KINDS {
             let rng = match name {
                 "slow-command" => &mut later,
+                "failed-command" | "busy-handler" => &mut latest,
                 _ => &mut rng,
             };
             // Each run has some kinds and none of others, so that rare ones are not drowned.
@@ -161,7 +180,12 @@ impl Plan {
             }
         }
         let span = rng.between(2, 12) * 1000 * MS;
-        let faults = fault::draw(&mut rng, nodes, span);
+        let mut faults = fault::draw(&mut rng, nodes, span);
+        let strangers = places(nodes, &faults);
+        faults.extend(fault::draw_later(&mut latest, nodes, strangers, span));
+        let is_rogue = |fault: &Fault| matches!(fault.kind, Kind::Stranger(_, Guise::Rogue));
+        // A member reaches whatever is registered in its domain.
+        let with_rogue = faults.iter().any(is_rogue);
         let calm = faults
             .iter()
             .map(|fault| fault.until)
@@ -180,7 +204,7 @@ impl Plan {
             skew: rng.pick(&[0, 50, 1000, 50_000]),
             timeout_ms: rng.pick(&[300, 1000, 3000, 6000]),
             keepalive_ms: rng.pick(&[500, 1000, 2000, 2000]),
-            own_domains: rng.chance(500_000),
+            own_domains: rng.chance(500_000) | with_rogue,
             spare: rng.pick(&[0, 1, 4]),
             cores: rng.pick(&[1, 1, 2, 3]),
             calls: rng.pick(&[1, 2, 4, 8]),
@@ -194,11 +218,7 @@ impl Plan {
     /// Nodes and strangers: who has a place in the world.
     #[must_use]
     pub fn places(&self) -> usize {
-        let strangers = self.faults.iter().filter_map(|fault| match fault.kind {
-            Kind::Stranger(place, _) => Some(place + 1),
-            _ => None,
-        });
-        strangers.max().unwrap_or(0).max(self.nodes)
+        places(self.nodes, &self.faults)
     }
 
     /// Returns the guise of the stranger at `place`, which is not a place of the cluster's nodes.
@@ -207,6 +227,15 @@ impl Plan {
             Kind::Stranger(at, guise) if at == place => Some(guise),
             _ => None,
         })
+    }
+
+    /// Returns the places of members that break the protocol.
+    pub(crate) fn rogues(&self) -> Vec<NodeIndex> {
+        let strangers = self.faults.iter().filter_map(|fault| match fault.kind {
+            Kind::Stranger(place, Guise::Rogue) => Some(place),
+            _ => None,
+        });
+        strangers.collect()
     }
 
     /// Returns the most connections that a core needs: to each other node, or to its given
@@ -218,6 +247,8 @@ impl Plan {
             self.degree
         };
         let lanes = self.cores.div_ceil(shape.cores);
+        // Rogues are members too.
+        let needed = needed + self.rogues().len();
         u16::try_from(needed).expect("few nodes") * lanes + self.spare
     }
 
@@ -236,11 +267,17 @@ impl Plan {
         }
     }
 
+    /// Pairs of nodes of which the first talks to the second.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (NodeIndex, NodeIndex)> {
+        let all = (0..self.nodes).flat_map(|a| (0..self.nodes).map(move |b| (a, b)));
+        all.filter(|&(a, b)| self.talk(a, b))
+    }
+
     /// Returns whether two nodes talk to each other: a ring with chords.
     #[must_use]
     pub fn talk(&self, a: NodeIndex, b: NodeIndex) -> bool {
         if a.max(b) >= self.nodes {
-            return false;
+            return a.min(b) < self.nodes && self.guise(a.max(b)) == Some(Guise::Rogue);
         }
         let distance = a.abs_diff(b);
         let around = distance.min(self.nodes - distance);

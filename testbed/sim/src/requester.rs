@@ -3,6 +3,7 @@
 
 use verbs::{Lid, Psn, QpState, Qpn, Status};
 
+use crate::check::Phase;
 use crate::memory::Right;
 use crate::network::{Body, Nak, Packet, WireOp};
 use crate::qp::{Op, Source, Wqe};
@@ -71,7 +72,8 @@ impl World {
             {
                 return;
             }
-            if self.rng.chance(self.rates.error_completion) {
+            let late = self.check.phase == Phase::Calm && self.sabotaged(Sabotage::LateError);
+            if late || self.rng.chance(self.rates.error_completion) {
                 self.stats.count("error completion");
                 let status = self.rng.pick(&[
                     Status::LocalQpOperation,

@@ -33,6 +33,9 @@ pub enum Rule {
     EndsOnce,
     /// Once faults stop, everyone can call everyone within a bound.
     Convergence,
+    /// Once faults have stopped and a bounded time has passed, no operation fails, and each pair of
+    /// nodes carries out one of each kind.
+    Calm,
     /// Once faults stop, all views become the same within a bound, contain exactly the live nodes,
     /// and stay so.
     Views,
@@ -45,6 +48,8 @@ pub enum Rule {
     LostInTime,
     /// Every member holds the key and has its own identity.
     Stranger,
+    /// No stranger's answer leads a connection request to another port.
+    Astray,
     /// Whoever waits for a lost peer is told.
     Told,
     /// At rest all credits and slots are free.

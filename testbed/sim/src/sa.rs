@@ -7,15 +7,26 @@ use mad::{Attribute, Method, Status};
 use verbs::{Gid, Lid, PKey, Qpn};
 use zerocopy::big_endian::U16;
 
-use crate::network::{Body, FIRST_MLID, Packet, SM_LID};
+use crate::network::{Body, FIRST_MANAGER, FIRST_MLID, Packet};
 use crate::world::{NodeIndex, World};
 
 /// Subnet administrator's state.
-#[derive(Default)]
 pub(crate) struct Administrator {
+    /// The port of the subnet manager.
+    pub(crate) lid: Lid,
     /// Answers nothing for the time being.
     pub(crate) silent: bool,
     groups: BTreeMap<[u8; 16], Group>,
+}
+
+impl Default for Administrator {
+    fn default() -> Self {
+        Self {
+            lid: FIRST_MANAGER,
+            silent: false,
+            groups: BTreeMap::new(),
+        }
+    }
 }
 
 struct Group {
@@ -81,7 +92,7 @@ impl World {
         };
         let answer = self.administer(node, &request);
         let packet = Packet {
-            slid: SM_LID,
+            slid: self.sa.lid,
             dlid: from,
             to: Qpn(1),
             body: Body::Mad(Box::new(answer.to_mad())),

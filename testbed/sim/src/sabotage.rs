@@ -50,6 +50,8 @@ pub enum Sabotage {
     UntoldLoss,
     /// Silent peers are not probed.
     NoKeepAlive,
+    /// Requests fail when the faults are long over.
+    LateError,
     /// A stranger was given the key.
     LeakedKey,
 }

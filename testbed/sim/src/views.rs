@@ -28,7 +28,7 @@ impl Identity {
     /// Returns whether the two hold the same key.
     fn is_akin(&self, other: &Self) -> bool {
         let camp = |guise: Option<Guise>| match guise {
-            None | Some(Guise::Twin(_)) => 0,
+            None | Some(Guise::Twin(_) | Guise::Rogue) => 0,
             Some(Guise::OtherKey) => 1,
             Some(Guise::OtherCluster) => 2,
         };
@@ -265,7 +265,9 @@ impl World {
     /// that none touches memory any more.
     pub(crate) fn check_let_go(&mut self, node: NodeIndex, domain: Domain) {
         let mut pairs = self.nodes[node].qps.values();
-        let alive = pairs.find(|qp| qp.domain == domain && qp.state != QpState::Reset);
+        // One in INIT takes no packets: its making was broken off.
+        let still = [QpState::Reset, QpState::Init];
+        let alive = pairs.find(|qp| qp.domain == domain && !still.contains(&qp.state));
         if let Some((qpn, state)) = alive.map(|qp| (qp.qpn, qp.state)) {
             self.violate(
                 Rule::OwnedMemory,
@@ -299,7 +301,7 @@ impl World {
 
     /// Reports a violation if a member comes or goes in the rest, after the last fault.
     fn quiet(&mut self, node: NodeIndex, member: &Member) {
-        if self.check.phase == Phase::Rest && node < self.check.nodes {
+        if matches!(self.check.phase, Phase::Calm | Phase::Rest) && node < self.check.nodes {
             self.violate(
                 Rule::Views,
                 format_args!(

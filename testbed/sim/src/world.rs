@@ -19,6 +19,7 @@ use crate::network::{Network, Packet};
 use crate::plan::Rates;
 use crate::qp::{Cq, Qp, Vector};
 use crate::rng::{Ppm, Rng};
+use crate::rogue::Rogues;
 use crate::rule::{Rule, Violation};
 use crate::sa::Administrator;
 use crate::sabotage::Sabotage;
@@ -132,6 +133,8 @@ pub(crate) struct Cpu {
     pub(crate) slow: u64,
     /// Time before which none of the node's tasks runs.
     pub(crate) stopped_until: u64,
+    /// Time until which a handler computes.
+    pub(crate) busy_until: u64,
 }
 
 /// A machine with its HCA.
@@ -150,6 +153,8 @@ pub(crate) struct Node {
     pub(crate) vectors: Vec<Vector>,
     pub(crate) mads: VecDeque<(Lid, mad::Mad)>,
     pub(crate) events: VecDeque<DeviceEvent>,
+    /// FIT has started: commands may be refused.
+    pub(crate) started: bool,
     /// Its HCA refuses to reset queue pairs, until the node is switched off.
     pub(crate) broken: bool,
     /// Its port is full of datagrams that make no sense.
@@ -179,6 +184,7 @@ impl Node {
             vectors: Vec::new(),
             mads: VecDeque::new(),
             events: VecDeque::new(),
+            started: false,
             broken: false,
             flood: None,
         }
@@ -199,6 +205,8 @@ pub struct Stats {
     pub ended: u64,
     /// Operations that ended with an error.
     pub failed: u64,
+    /// Operations between nodes of the cluster that ended with an error and were not given up.
+    pub errors: u64,
     /// Operations that ended well, by kind.
     pub kinds: BTreeMap<&'static str, u64>,
     /// Time from the last fault until all views agreed and each node had called every other, in
@@ -226,6 +234,7 @@ pub(crate) struct World {
     lids: Vec<Option<NodeIndex>>,
     pub(crate) net: Network,
     pub(crate) recorder: Recorder,
+    pub(crate) rogues: Rogues,
     pub(crate) sa: Administrator,
     pub(crate) rates: Rates,
     pub(crate) sabotage: Option<Sabotage>,
@@ -259,6 +268,7 @@ impl World {
             lids,
             net: Network::new(nodes),
             recorder: Recorder::default(),
+            rogues: Rogues::default(),
             sa: Administrator::default(),
             rates,
             sabotage: None,
@@ -311,11 +321,21 @@ impl World {
     }
 
     /// Gives a node another LID.
-    fn move_port(&mut self, index: NodeIndex) {
+    pub(crate) fn move_port(&mut self, index: NodeIndex) {
         let old = usize::from(self.nodes[index].lid.0);
         self.lids[old] = None;
-        self.nodes[index].lid = Lid(u16::try_from(self.lids.len()).expect("few LIDs"));
+        self.nodes[index].lid = self.next_lid();
         self.lids.push(Some(index));
+    }
+
+    /// Another subnet manager takes over, at a port of its own.
+    pub(crate) fn move_manager(&mut self) {
+        self.sa.lid = self.next_lid();
+        self.lids.push(None);
+    }
+
+    fn next_lid(&self) -> Lid {
+        Lid(u16::try_from(self.lids.len()).expect("few LIDs"))
     }
 
     // ---- Lives ----
@@ -384,6 +404,8 @@ impl World {
     pub(crate) fn denied(&mut self, node: NodeIndex, denied: Denied) {
         match denied {
             Denied::Key => {}
+            // What answers its nonsense lands anywhere.
+            _ if self.is_rogue(node) => {}
             Denied::Owned(addr) => self.violate(
                 Rule::OwnedMemory,
                 format_args!(

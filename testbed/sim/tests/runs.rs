@@ -229,6 +229,11 @@ fn a_loss_that_no_handler_is_told_of_is_found() {
 }
 
 #[test]
+fn an_operation_that_fails_in_the_calm_is_found() {
+    finds(Sabotage::LateError, Rule::Calm);
+}
+
+#[test]
 fn a_silent_peer_that_is_not_lost_is_found() {
     finds_with(Sabotage::NoKeepAlive, Rule::LostInTime, |plan| {
         only(plan, 3 * SECOND, 13 * SECOND, Kind::Stop(1));
@@ -348,4 +353,143 @@ fn a_flood_of_datagrams_keeps_the_control_task_from_nothing() {
     let outcome = run(&plan, Detail::None);
     assert_eq!(outcome.violation, None);
     assert!(outcome.stats.ended > 0);
+}
+
+/// A plan in which nothing goes wrong but what `kind` does.
+fn peaceful(seed: u64, kind: Kind) -> Plan {
+    let mut plan = small(seed);
+    only(&mut plan, SECOND, 6 * SECOND, kind);
+    plan.rates = Rates::default();
+    plan.own_domains = true;
+    plan.timeout_ms = 3000;
+    (plan.keepalive_ms, plan.operations) = (2000, 300);
+    plan
+}
+
+#[test]
+fn a_member_that_breaks_the_protocol_harms_nobody_but_itself() {
+    let mut kinds = BTreeMap::new();
+    for seed in 1..=8 {
+        let plan = peaceful(seed, Kind::Stranger(3, Guise::Rogue));
+        let outcome = run(&plan, Detail::Events);
+        let lines = || outcome.lines.join("\n");
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.stats.errors, 0, "seed {seed}: {}", lines());
+        for (kind, count) in outcome.stats.faults {
+            *kinds.entry(kind).or_insert(0) += count;
+        }
+    }
+    for kind in [
+        "rogue: another header",
+        "rogue: another length",
+        "rogue: other descriptors",
+        "rogue: not sent",
+        "rogue: sent again",
+        "rogue: an old message",
+        "rogue: with immediate data",
+        "rogue: reaches for memory",
+    ] {
+        let count = kinds.get(kind).copied().unwrap_or(0);
+        assert!(count >= 10, "{kind}: {count}");
+    }
+}
+
+#[test]
+fn a_subnet_manager_that_took_over_without_a_word_is_found() {
+    for seed in 1..=3 {
+        let (knows, told) = (false, false);
+        let mut plan = peaceful(seed, Kind::Handover { knows, told });
+        let crash = Fault {
+            from: 3 * SECOND,
+            until: 4 * SECOND,
+            kind: Kind::Crash(1),
+        };
+        plan.faults.push(crash);
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_port_that_gets_another_lid_and_one_that_flaps_come_back() {
+    for seed in 1..=3 {
+        let mut plan = peaceful(seed, Kind::Moved(1));
+        plan.faults.extend((0..8).map(|round| Fault {
+            from: 3 * SECOND + round * 60_000_000,
+            until: 3 * SECOND + round * 60_000_000 + 5_000_000 * (1 + round),
+            kind: Kind::Port(2),
+        }));
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn handlers_that_compute_and_commands_that_are_refused_cost_no_connection_for_good() {
+    let mut counts = BTreeMap::new();
+    for seed in 1..=4 {
+        let mut plan = peaceful(seed, Kind::Crash(1));
+        plan.rates.failed_command = 100_000;
+        plan.rates.busy_handler = 20_000;
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        for (kind, count) in outcome.stats.faults {
+            *counts.entry(kind).or_insert(0) += count;
+        }
+    }
+    for kind in ["command refused", "handler that computes"] {
+        assert!(
+            counts.get(kind).is_some_and(|count| *count > 5),
+            "{counts:?}"
+        );
+    }
+}
+
+#[test]
+fn handlers_that_compute_lose_no_peer() {
+    for seed in 1..=4 {
+        let mut plan = peaceful(seed, Kind::Link(0, 1));
+        plan.rates.busy_handler = 20_000;
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.stats.errors, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn answers_that_a_stranger_gives_for_the_administrator_lead_nobody_astray() {
+    let mut forged = 0;
+    for seed in 1..=4 {
+        let mut plan = peaceful(seed, Kind::Silence);
+        plan.faults.push(Fault {
+            from: 2 * SECOND,
+            until: 3 * SECOND,
+            kind: Kind::Crash(1),
+        });
+        plan.rates.hostile = 900_000;
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        let counts = outcome.stats.faults;
+        forged += counts
+            .get("hostile: answer of the administrator")
+            .unwrap_or(&0);
+    }
+    assert!(forged > 50, "{forged} answers");
+}
+
+#[test]
+fn what_a_stranger_forges_with_the_right_names_ends_nothing() {
+    let mut forged = 0;
+    for seed in 1..=6 {
+        let mut plan = peaceful(seed, Kind::Stranger(3, Guise::OtherKey));
+        plan.rates.hostile = 900_000;
+        let outcome = run(&plan, Detail::None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.stats.errors, 0, "seed {seed}");
+        let counts = outcome.stats.faults;
+        forged += counts
+            .get("hostile: forged with the right names")
+            .unwrap_or(&0);
+    }
+    assert!(forged > 20, "{forged} messages");
 }

@@ -29,7 +29,7 @@ fn the_second_port_works_as_well() {
     let machine = bed.add_machine_with_ports("a", guid(0), 2);
     let config = Config {
         port: 2,
-        completion_vectors: 1,
+        ..Config::default()
     };
     let node = start_with(&mut bed, machine, config);
     let info = bed.block_on(node.device.port(2)).unwrap();

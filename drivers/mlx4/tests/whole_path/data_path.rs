@@ -385,8 +385,8 @@ fn each_vector_has_its_own_queue_sets() {
     let mut bed = Testbed::default();
     let machine = bed.add_machine("a", guid(0));
     let config = mlx4::Config {
-        port: 1,
         completion_vectors: 3,
+        ..mlx4::Config::default()
     };
     let node = start_with(&mut bed, machine, config);
     bed.block_on(async {

@@ -11,12 +11,14 @@ use super::{HEAD, NodeLife, pattern};
 use crate::memory::Guard;
 use crate::rule::Rule;
 use crate::sabotage::Sabotage;
-use crate::world::Life;
+use crate::world::{Life, World};
 
 /// The kind of a call that asks for memory. All others are answered as they say.
 pub(super) const LEND: u16 = 100;
 /// Bytes that are lent.
 pub(super) const PLACE: usize = 256;
+/// The longest time that a handler computes.
+const COMPUTES: u64 = 20_000_000;
 /// Bytes of the answer: address, key, and whose it is.
 const LENT_LEN: usize = 24;
 
@@ -109,6 +111,22 @@ impl Answers {
         exchange.set_len(LENT_LEN);
     }
 
+    /// Returns whether this node or the peer breaks the protocol.
+    fn is_with_rogue(&self, from: PeerId) -> bool {
+        let NodeLife {
+            machine, plan, fit, ..
+        } = &*self.node;
+        let rogues = plan.rogues();
+        if rogues.is_empty() || rogues.contains(&machine.life.node) {
+            return !rogues.is_empty();
+        }
+        let name = fit.peers().into_iter().find(|(peer, _)| *peer == from);
+        let is_its =
+            |world: &mut World, gid| rogues.iter().any(|&rogue| world.nodes[rogue].gid() == gid);
+        // Of a lost peer nobody knows any more who it was.
+        name.is_none_or(|(_, name)| machine.living(|world| is_its(world, name.gid)) != Some(false))
+    }
+
     /// Notes that a message came, and checks that it is what was sent; its number.
     fn look_at(&self, message: &[u8]) -> u64 {
         let number = message
@@ -129,7 +147,10 @@ impl Answers {
     }
 
     /// Answers as the request says.
-    async fn answer(&self, request: &[u8], exchange: &mut dyn Exchange) {
+    async fn answer(&self, from: PeerId, request: &[u8], exchange: &mut dyn Exchange) {
+        if self.is_with_rogue(from) {
+            return self.answer_rogue(request, exchange);
+        }
         let word = |at: usize| {
             request.get(at..at + 4).map_or(0, |bytes| {
                 u32::from_le_bytes(bytes.try_into().expect("four"))
@@ -139,6 +160,16 @@ impl Answers {
         let machine = &self.node.machine;
         let panics = machine.living(|world| world.sabotaged(Sabotage::PanickingHandler));
         assert!(panics != Some(true), "a handler panics, as it was told");
+        let computes = |world: &mut World| {
+            let rate = world.rates.busy_handler;
+            world
+                .rng
+                .chance(rate)
+                .then(|| world.rng.between(100_000, COMPUTES))
+        };
+        if let Some(span) = machine.living(computes).flatten() {
+            machine.compute(span).await;
+        }
         if word(8) > 0 {
             machine.pause(u64::from(word(8)) * 1000).await;
         }
@@ -157,16 +188,31 @@ impl Answers {
     }
 }
 
+impl Answers {
+    /// Answers something, as much as fits, to one whose requests may say anything.
+    fn answer_rogue(&self, request: &[u8], exchange: &mut dyn Exchange) {
+        let mut bulk = vec![0; exchange.bulk_len()];
+        exchange.read_bulk(0, &mut bulk);
+        let len = request.len().min(exchange.message().len());
+        exchange.message()[..len].copy_from_slice(&request[..len]);
+        exchange.set_len(len);
+        let limit = exchange.bulk_limit();
+        exchange.write_bulk(0, &vec![0xbb; limit]);
+    }
+}
+
 impl Handler for Answers {
     async fn handle(&self, from: PeerId, kind: u16, request: &[u8], exchange: &mut dyn Exchange) {
         match kind {
             LEND => self.lend(from, exchange).await,
-            _ => self.answer(request, exchange).await,
+            _ => self.answer(from, request, exchange).await,
         }
     }
 
-    async fn receive(&self, _: PeerId, _: u16, body: &[u8]) {
-        self.look_at(body);
+    async fn receive(&self, from: PeerId, _: u16, body: &[u8]) {
+        if !self.is_with_rogue(from) {
+            self.look_at(body);
+        }
     }
 
     fn peer_joined(&self, peer: PeerId, member: &Member) {

@@ -6,7 +6,7 @@ use fit::{Core, Error, LinkState, PeerId, PeerSpec};
 
 use super::answers::Place;
 use super::local::Local;
-use super::{BULK, NodeLife, role};
+use super::{BULK, KINDS, NodeLife, role};
 use crate::check::Phase;
 use crate::hca::Hca;
 use crate::machine::Machine;
@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) rng: Rng,
     /// Operations that are still to be started.
     left: u32,
+    /// Operations of the calm that ended well.
+    calm: u32,
 }
 
 /// One connection.
@@ -47,6 +49,7 @@ impl Link {
         Self {
             core: node.fit.core(core),
             left: node.plan.operations,
+            calm: 0,
             node,
             peer,
             rng,
@@ -92,12 +95,8 @@ impl Link {
     /// Talks to a connected peer until it is lost.
     async fn talk(&mut self, peer: PeerId) {
         let len = BULK;
-        let (Some(local), Some(second)) = (
-            self.node.local(peer, len, Guard::Owned).await,
-            self.node.local(peer, len, Guard::Owned).await,
-        ) else {
-            return;
-        };
+        let local = self.node.surely(peer, len, Guard::Owned).await;
+        let second = self.node.surely(peer, len, Guard::Owned).await;
         let mut session = Session {
             peer,
             place: None,
@@ -111,7 +110,7 @@ impl Link {
                 Phase::Traffic if self.left > 0 => {
                     self.left -= 1;
                     (
-                        self.operate(&mut session).await,
+                        self.any(&mut session).await,
                         self.rng.below(20_000_000) + 1000,
                     )
                 }
@@ -119,8 +118,15 @@ impl Link {
                     self.exam(&mut session).await,
                     self.rng.below(20_000_000) + 1000,
                 ),
+                Phase::Calm if self.calm < KINDS && !self.is_with_rogue() => (
+                    self.be_calm(&mut session).await,
+                    self.rng.below(2_000_000) + 1000,
+                ),
                 _ => (Ok(()), IDLE),
             };
+            if let Err(error) = &ended {
+                self.note_error(error);
+            }
             // Other errors leave the connection as it was.
             let lost = matches!(ended, Err(Error::PeerLost { .. } | Error::NotConnected(_)));
             if lost || self.core.state(peer) != Ok(LinkState::Up) {
@@ -139,7 +145,28 @@ impl Link {
         }
     }
 
+    /// Notes an error that nobody was said to have caused.
+    fn note_error(&self, error: &Error) {
+        let (node, peer) = (self.node.machine.life.node, self.peer);
+        let rogue = self.is_with_rogue();
+        self.node.machine.living(|world| {
+            world.stats.errors += u64::from(!rogue);
+            let now = world.now;
+            world
+                .trace
+                .say(now, format_args!("node {node} to {peer}: {error}"));
+        });
+    }
+
+    /// Returns whether one of the two breaks the protocol, so that nothing need be right.
+    pub(super) fn is_with_rogue(&self) -> bool {
+        self.node.machine.life.node.max(self.peer) >= self.node.plan.nodes
+    }
+
     fn passed(&self) -> bool {
+        if self.is_with_rogue() {
+            return true;
+        }
         let pair = (self.node.machine.life.node, self.peer);
         self.node
             .machine
@@ -148,8 +175,32 @@ impl Link {
     }
 
     /// Does one operation, which the RNG chooses.
-    async fn operate(&mut self, session: &mut Session) -> Result<(), Error> {
-        match self.rng.below(14) {
+    async fn any(&mut self, session: &mut Session) -> Result<(), Error> {
+        let kind = u32::try_from(self.rng.below(KINDS.into())).expect("few kinds");
+        self.operate(session, kind).await
+    }
+
+    /// Does the next operation of the calm, which must not fail.
+    async fn be_calm(&mut self, session: &mut Session) -> Result<(), Error> {
+        let ended = self.operate(session, self.calm).await;
+        match &ended {
+            Ok(()) => {
+                self.calm += 1;
+                let pair = (self.node.machine.life.node, self.peer);
+                let machine = &self.node.machine;
+                machine.living(|world| world.check.calm.insert(pair, self.calm));
+            }
+            Err(error) => self.wrong(
+                Rule::Calm,
+                &format!("an operation fails, long after the last fault: {error}"),
+            ),
+        }
+        ended
+    }
+
+    /// Does one operation of this kind, one of [`KINDS`].
+    async fn operate(&mut self, session: &mut Session, kind: u32) -> Result<(), Error> {
+        match kind {
             0..4 => self.call(session, None).await,
             4 => {
                 let patience = self.rng.between(1000, 5_000_000);
@@ -182,6 +233,9 @@ impl Link {
     }
 
     pub(super) fn wrong(&self, rule: Rule, what: &str) {
+        if self.is_with_rogue() {
+            return;
+        }
         let machine = &self.node.machine;
         let (node, peer) = (machine.life.node, self.peer);
         machine.living(|world| world.violate(rule, format_args!("node {node} to {peer}: {what}")));

@@ -47,6 +47,16 @@ impl Local {
 }
 
 impl NodeLife {
+    /// Registers memory, again and again until the HCA does not refuse.
+    pub(super) async fn surely(&self, peer: PeerId, len: u32, guard: Guard) -> Local {
+        loop {
+            match self.local(peer, len, guard).await {
+                Some(local) => return local,
+                None => self.machine.pause(1_000_000).await,
+            }
+        }
+    }
+
     /// Registers memory that the connection to `peer` can access while its guard allows it.
     pub(super) async fn local(&self, peer: PeerId, len: u32, guard: Guard) -> Option<Local> {
         let buffer = self.machine.alloc(len as usize, 64).ok()?;
@@ -66,7 +76,10 @@ impl NodeLife {
     pub(super) async fn take_back(self: &Arc<Self>, local: Local) {
         local.buffer.guard(Guard::Owned);
         self.count_region(-1);
-        let _ = self.device.deregister(&local.region).await;
+        // Refused now and then.
+        while self.device.deregister(&local.region).await.is_err() {
+            self.machine.pause(1_000_000).await;
+        }
     }
 
     fn count_region(&self, change: isize) {

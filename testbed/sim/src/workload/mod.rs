@@ -44,6 +44,8 @@ const BULK: u32 = 2048;
 /// Bytes in front of a request's filler: number, delay in microseconds, length of the reply, of its
 /// bulk and of the request's.
 const HEAD: usize = 24;
+/// Kinds of operations that a link chooses from.
+pub(crate) const KINDS: u32 = 14;
 /// Tasks that answer.
 const WORKERS: usize = 6;
 
@@ -135,6 +137,7 @@ pub(crate) async fn live(machine: Machine, plan: Arc<Plan>) {
             return;
         }
     };
+    machine.living(|world| world.nodes[life.node].started = true);
     let incarnation = fit.view().me.incarnation;
     machine.living(|world| {
         let gid = world.nodes[life.node].gid();
@@ -152,7 +155,7 @@ pub(crate) async fn live(machine: Machine, plan: Arc<Plan>) {
     });
     node.start();
     match guise {
-        None => node.talk(),
+        None | Some(Guise::Rogue) => node.talk(),
         Some(_) => node.machine.spawn(strangers::intrude(node.clone())),
     }
     node.misbehave();
@@ -185,7 +188,7 @@ impl NodeLife {
     /// Starts the traffic with each neighbour.
     fn talk(self: &Arc<Self>) {
         let Life { node, incarnation } = self.machine.life;
-        for peer in (0..self.plan.nodes).filter(|peer| self.plan.talk(node, *peer)) {
+        for peer in (0..self.plan.places()).filter(|peer| self.plan.talk(node, *peer)) {
             let purpose = mix(((node as u64) << 32) + peer as u64) ^ u64::from(incarnation);
             let link = Link::new(self.clone(), peer, Rng::of(self.plan.seed, purpose));
             self.machine.spawn(link.run());

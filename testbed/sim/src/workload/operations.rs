@@ -16,6 +16,9 @@ use crate::memory::Guard;
 use crate::rule::Rule;
 use crate::sabotage::Sabotage;
 
+/// Bytes by which a message names a piece of memory.
+const PIECE: usize = 16;
+
 impl Link {
     /// Builds a request that says how to answer it. Returns it with its answer's length.
     fn request(&mut self, number: u64, [bulk, own_bulk]: [u32; 2]) -> (Vec<u8>, usize) {
@@ -31,7 +34,9 @@ impl Link {
         for word in [delay, reply as u64, bulk.into(), own_bulk.into()] {
             request.extend_from_slice(&u32::try_from(word).expect("small").to_le_bytes());
         }
-        let filler = self.rng.index(room - HEAD + 1);
+        // Two pieces each way are told in the message too.
+        let pieces = if bulk + own_bulk > 0 { 4 * PIECE } else { 0 };
+        let filler = self.rng.index(room - HEAD - pieces + 1);
         request.extend_from_slice(&pattern(number, filler));
         (request, reply)
     }
@@ -114,9 +119,7 @@ impl Link {
             session.second.buffer.guard(Guard::Owned);
         }
         let got = ended?;
-        self.node
-            .machine
-            .living(|world| world.answered(number, self.peer));
+        self.answered(number);
         let right = got.len == reply_len
             && reply[..got.len] == pattern(number ^ 1, got.len)
             && got.bulk == bulk_len
@@ -127,12 +130,19 @@ impl Link {
         Ok(())
     }
 
+    /// Checks that the peer has seen what it answered.
+    fn answered(&self, number: u64) {
+        if !self.is_with_rogue() {
+            let machine = &self.node.machine;
+            machine.living(|world| world.answered(number, self.peer));
+        }
+    }
+
     /// Puts other buffers in the place of those that stay lent.
     async fn replace(&self, session: &mut Session) {
         for place in [&mut session.local, &mut session.second] {
-            if let Some(fresh) = self.node.local(session.peer, BULK, Guard::Owned).await {
-                session.given_up.push(std::mem::replace(place, fresh));
-            }
+            let fresh = self.node.surely(session.peer, BULK, Guard::Owned).await;
+            session.given_up.push(std::mem::replace(place, fresh));
         }
     }
 
@@ -163,8 +173,7 @@ impl Link {
                 .await;
             this.close(*number, ended.is_ok());
             if ended.is_ok() {
-                let machine = &this.node.machine;
-                machine.living(|world| world.answered(*number, this.peer));
+                this.answered(*number);
             }
             ended
         }))
