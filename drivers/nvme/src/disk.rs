@@ -31,7 +31,7 @@ const SLOTS: usize = 16;
 /// Sends of one request: the first, and those after a reset or a failure that may pass.
 const ATTEMPTS: u32 = 3;
 /// The time that the device may take for one command.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(4);
 /// A completion is polled for so long by yielding, then at intervals.
 const POLL_FOR: Duration = Duration::from_millis(2);
 /// As [`POLL_FOR`] where an interrupt tells of completions.

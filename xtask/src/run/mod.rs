@@ -11,7 +11,7 @@ pub(crate) mod boot;
 mod cluster;
 pub(crate) mod console;
 mod demo;
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod drive;
 mod media;
 mod rack;
