@@ -4,6 +4,7 @@ mod carrier;
 mod cpu;
 mod hardware;
 mod stdio;
+mod streams;
 mod thread;
 mod top;
 
@@ -25,6 +26,7 @@ use spin::Once;
 use carrier::FitCarrier;
 use hardware::{Hardware, Tables};
 use stdio::Machine;
+use streams::Channel;
 use thread::Context;
 
 /// The cache's size if the command line names none.
@@ -106,7 +108,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let geometry = geometry(line)?;
     let (cache_config, reads_ahead) = cache_config(line)?;
     let machine = Machine::new(line)?;
-    let channel = stdio::channel()?;
+    let channel = Channel::open(line)?;
     let config = Config {
         message_version: messages::VERSION,
         message_size: messages::MESSAGE_SIZE,
