@@ -141,7 +141,8 @@ fn errors_of_a_disk_reach_the_program() {
             fs::remove_dir_all(logs).expect("removed");
         }
     }
-    let sound = Run::new(&["--disk", text(&disk)]).run(&["/bin/busybox", "sum", "/data/file"]);
+    let sound =
+        Run::new(&["--disk", text(&disk)]).run(&["/bin/busybox", "sha256sum", "/data/file"]);
     assert_eq!(sound.code, Some(0), "{}", sound.stderr);
     assert_sound(&disk);
     fs::remove_dir_all(folder).expect("removed");
