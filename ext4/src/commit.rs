@@ -133,8 +133,8 @@ impl<D: Disk> Ext4<D> {
         // points at.
         self.flush().await?;
         let (place, bytes) = &encoded.commit;
-        self.write_journal(journal, *place, bytes).await?;
-        self.flush().await
+        let place = self.offset(journal.place(*place)?);
+        Ok(self.disk.write_through(place, bytes).await?)
     }
 
     /// Writes consecutive blocks of the journal; on the disk they may lie in several runs.
@@ -201,7 +201,9 @@ impl<D: Disk> Ext4<D> {
     }
 
     /// Writes the journal's superblock: durable before its log is written over.
-    async fn write_superblock(&self, (place, bytes): (u64, Vec<u8>)) -> Result<(), Error> {
+    async fn write_superblock(&self, (place, mut bytes): (u64, Vec<u8>)) -> Result<(), Error> {
+        // A disk may take whole blocks only. Nothing follows the superblock in its block.
+        bytes.resize(self.geometry.block_size, 0);
         self.disk.write(self.offset(place), &bytes).await?;
         self.flush().await
     }

@@ -26,6 +26,18 @@ pub trait Disk: Send + Sync {
         bytes: &[u8],
     ) -> impl Future<Output = Result<(), DiskError>> + Send;
 
+    /// Stores `bytes` from `offset` on, durably. Earlier writes need not be durable then.
+    fn write_through(
+        &self,
+        offset: u64,
+        bytes: &[u8],
+    ) -> impl Future<Output = Result<(), DiskError>> + Send {
+        async move {
+            self.write(offset, bytes).await?;
+            self.flush().await
+        }
+    }
+
     /// Makes all completed writes durable.
     fn flush(&self) -> impl Future<Output = Result<(), DiskError>> + Send;
 }

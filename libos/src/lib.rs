@@ -56,7 +56,7 @@ mod machine {
     pub use crate::cpu::user::{Registers, Trap, UserContext};
     pub use crate::cpu::{quirks, vdso};
     pub use crate::dev::console::{line, report, set_level};
-    pub use crate::dev::{pci, virtio};
+    pub use crate::dev::{pci, uart, virtio};
     pub use crate::exit::{Exit, power_off};
     pub use crate::mem::address_space::{AddressSpace, Entries, Entry, flush_cores};
     pub use crate::mem::dma::{FrameArray, PageFrame};

@@ -22,7 +22,7 @@ const MAX_LINES: usize = 700;
 /// Crates that may hold unsafe code.
 const MAY_BE_UNSAFE: [&str; 4] = ["libos", "selftest", "hca_server", "uefi_loader"];
 /// Images are programs: what they forbid is what their `main.rs` and library say.
-const TESTBED: [&str; 10] = [
+const TESTBED: [&str; 11] = [
     "fabric",
     "fit_node",
     "fuzz",
@@ -30,6 +30,7 @@ const TESTBED: [&str; 10] = [
     "hca_model",
     "hca_server",
     "interleave",
+    "nvme_model",
     "probe",
     "sim",
     "testbed_tests",
@@ -117,9 +118,8 @@ fn crates(metadata: &Value) -> Result<Vec<(Crate, PathBuf)>> {
 fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
     let ours = |name: &str| crates.iter().any(|(other, _)| other.name == name);
     let forbidden = |need: &str| match of.name.as_str() {
-        "ext4" | "hal" | "mlx4_hw" | "ksyms" | "handover" | "metrics" | "mutants" | "console" => {
-            ours(need)
-        }
+        "ext4" | "hal" | "mlx4_hw" | "nvme_hw" | "ksyms" | "handover" | "metrics" | "mutants"
+        | "console" => ours(need),
         // Layouts of what the host and an image exchange, and a list of names.
         "xtask" => ours(need) && !matches!(need, "ksyms" | "console" | "mutants"),
         "libos" => !matches!(need, "hal" | "ksyms" | "handover"),
@@ -127,6 +127,8 @@ fn forbidden_edges(of: &Crate, crates: &[(Crate, PathBuf)]) -> Vec<String> {
         "leases" => need != "hal",
         "mad" | "verbs" | "messages" => !matches!(need, "hal" | "verbs" | "mad"),
         "pcache" => !matches!(need, "hal" | "locks" | "metrics" | "mutants"),
+        "nvme" => !matches!(need, "hal" | "nvme_hw"),
+        "nvme_model" => !matches!(need, "hal" | "harness" | "hca_model" | "nvme_hw"),
         "mlx4" => {
             matches!(need, "libos" | "fit" | "messages" | "pcache") || TESTBED.contains(&need)
         }

@@ -16,7 +16,10 @@ use crate::bed::left::{self, Left};
 use crate::bed::machine::{Adapter, Chipset, Machine, Place};
 use crate::bed::process::{Process, silent};
 use crate::bed::{self, server, tail};
+use crate::build_image::{Role, build};
 use crate::nodes::cluster::Parts;
+use crate::run::disk;
+use crate::run::drive::{DiskDevice, Drive};
 
 /// Poll interval of a node's log.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -26,11 +29,14 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const ADAPTERS: [&str; 2] = ["first", "second"];
 /// Parts of the lines by which a node is judged.
 const ACTIVE: &str = "port 1 is active";
+const DISK: &str = "the disk is nvme ";
 const NO_CARD: &str = "no ConnectX-3 (PCI 15b3:1003 or 15b3:1007) in this machine";
 /// Memory that a node may keep for itself or leave to firmware: MiB, and one part in so many.
 const OWN_MIB: u64 = 48;
 const OWN_PART: u64 = 32;
 
+/// Free room on the disk of a machine of S's.
+const DISK_ROOM: u64 = 16 << 20;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -61,6 +67,8 @@ struct Case {
     count: u64,
     memory: u64,
     adapters: &'static [Place],
+    /// It is a machine of S's with an NVMe disk, instead of one of a node of FIT.
+    has_disk: bool,
 }
 
 /// A machine with one core, 128 MiB and one adapter.
@@ -73,6 +81,7 @@ const PLAIN: Case = Case {
     count: 1,
     memory: 128 * MIB,
     adapters: &[Place::Root(8)],
+    has_disk: false,
 };
 
 const PC: Case = Case {
@@ -132,6 +141,16 @@ const CASES: &[Case] = &[
     Case {
         name: "i440fx, 8 GiB",
         memory: 8 * GIB,
+        ..PC
+    },
+    few(Case {
+        name: "S with an NVMe disk",
+        has_disk: true,
+        ..PLAIN
+    }),
+    Case {
+        name: "i440fx, S with an NVMe disk",
+        has_disk: true,
         ..PC
     },
     cores("2 cores", "2", 2),
@@ -229,9 +248,11 @@ impl Case {
             .map(|(socket, &place)| Adapter { socket, place })
             .collect();
         let log = bed::log(folder, "node");
+        let drive = self.has_disk.then(|| make_disk(folder)).transpose()?;
+        let storage = self.has_disk.then(|| build(Role::Storage)).transpose()?;
         let machine = Machine {
             start: Start::Kernel {
-                kernel: &parts.image,
+                kernel: storage.as_ref().unwrap_or(&parts.image),
                 command_line: &command_line,
             },
             chipset: self.chipset,
@@ -242,7 +263,11 @@ impl Case {
             reboots: false,
             plugin: None,
         };
-        let command = silent(machine.image_command(&parts.qemu, &log));
+        let mut command = machine.image_command(&parts.qemu, &log);
+        if let Some(drive) = drive {
+            drive.add_to(&mut command);
+        }
+        let command = silent(command);
         let mut node = Process::start("node", command, folder)?;
         let (text, left) = watch(&mut node, &log)?;
         self.judge(&text, left).with_context(|| {
@@ -260,6 +285,10 @@ impl Case {
         ensure!(
             (least..=memory).contains(&free),
             "it has {free} MiB free of {memory}"
+        );
+        ensure!(
+            !self.has_disk || log.contains(DISK),
+            "it did not find its disk"
         );
         let errors = log.lines().filter(|line| line.contains("] ERROR ")).count();
         let seen = format!("{cores}\t{free} MiB");
@@ -283,6 +312,14 @@ impl Case {
             }
         }
     }
+}
+
+/// Makes a small disk with a file system, for an NVMe controller.
+fn make_disk(folder: &Path) -> Result<Drive> {
+    let (content, image) = (folder.join("content"), folder.join("disk"));
+    fs::create_dir(&content)?;
+    disk::make(&content, &image, DISK_ROOM)?;
+    Ok(Drive::existing(image).on(DiskDevice::Nvme))
 }
 
 /// Waits until a node's port is active or the node has left; returns its log, and its status if it

@@ -2,6 +2,7 @@
 //!
 //! * [`Server`]: the open files of each peer, and the answers to [`messages::storage`].
 //! * `walk`: from a path to an inode of [`ext4`].
+//! * [`Choice`]: the disk among those of the machine.
 //! * `change`: the requests that change something.
 //! * [`lease`]: read leases of files, and their recall.
 //! * `rights`: what a caller may do.
@@ -18,6 +19,7 @@
 extern crate alloc;
 
 mod change;
+mod choice;
 mod convert;
 mod error;
 mod held;
@@ -29,5 +31,6 @@ mod tests;
 mod walk;
 mod xattr;
 
+pub use choice::{BadChoice, Choice, Kind};
 pub use error::Error;
 pub use server::{Bulk, Counters, MAX_OPEN, PeerKey, Server};

@@ -1,20 +1,22 @@
-//! S on the machine: a virtio disk, and the server's tasks.
+//! S on the machine: its disk, and the server's tasks.
+
+mod disk;
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
 
-use ext4::{DiskError, Errno, Ext4, Options, Time};
+use ext4::{Errno, Ext4, Options, Time};
 use fit::{Call, Config, Domains, Exchange, LostCause, PeerId, Role};
-use futures_util::future::try_join_all;
 use hal::{Duration, Instant};
-use libos::virtio::{self, Disk, MAX_TRANSFER, SECTOR};
 use libos::{Boot, CommandLine, Exit};
 use messages::recall::{Recall, RecallRequest};
 use messages::{Call as _, decode_reply, encode_request};
 use node::{Error, Fit, Node};
 use storage::lease::{Holders, Wait};
 use storage::{Bulk, PeerKey};
+
+use self::disk::AnyDisk;
 
 /// The longest piece of a file that one call carries.
 const BULK: u32 = 64 << 10;
@@ -30,9 +32,7 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 
 async fn run(line: &CommandLine) -> Result<(), Error> {
     let clock = clock(line)?;
-    let disk = virtio::disks()?.into_iter().next();
-    let disk = disk.ok_or_else(|| Error::Role("no virtio disk in this machine".into()))?;
-    let files = mount(Box::leak(Box::new(disk)), clock()).await?;
+    let files = mount(disk::find(line).await?, clock()).await?;
     let config = Config {
         message_version: messages::VERSION,
         message_size: messages::MESSAGE_SIZE,
@@ -54,11 +54,11 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
 
 /// Makes the server, which grants leases unless the command line says `leases=off`.
 fn serve(
-    files: Ext4<VirtioDisk>,
+    files: Ext4<AnyDisk>,
     clock: impl Fn() -> Time + Send + Sync + 'static,
     line: &CommandLine,
     fit: &Fit,
-) -> Result<storage::Server<VirtioDisk>, Error> {
+) -> Result<storage::Server<AnyDisk>, Error> {
     let server = storage::Server::new(files, clock);
     match line.value("leases") {
         None | Some("on") => Ok(server.with_leases(Box::new(FitHolders(fit.clone())))),
@@ -117,22 +117,20 @@ fn clock(line: &CommandLine) -> Result<impl Fn() -> Time + Copy + Send + Sync + 
 }
 
 /// Mounts the disk's file system: to be written, unless the disk or the file system can't be.
-async fn mount(disk: &'static Disk, now: Time) -> Result<Ext4<VirtioDisk>, Error> {
+async fn mount(disk: AnyDisk, now: Time) -> Result<Ext4<AnyDisk>, Error> {
     let failed = |error: ext4::Error| Error::Role(format!("the disk: {error}"));
     let options = Options {
         read_only: disk.read_only(),
         now,
     };
-    let files = match Ext4::mount(VirtioDisk(disk), options).await {
+    let files = match Ext4::mount(disk, options).await {
         Err(ext4::Error::Errno(Errno::EROFS)) => {
             log::warn!("the file system has no journal: it is not written");
             let options = Options {
                 read_only: true,
                 ..options
             };
-            Ext4::mount(VirtioDisk(disk), options)
-                .await
-                .map_err(failed)?
+            Ext4::mount(disk, options).await.map_err(failed)?
         }
         mounted => mounted.map_err(failed)?,
     };
@@ -145,47 +143,9 @@ async fn mount(disk: &'static Disk, now: Time) -> Result<Ext4<VirtioDisk>, Error
     Ok(files)
 }
 
-/// The disk as the file system sees it: requests of any length, cut into those that the device
-/// takes.
-#[derive(Clone, Copy)]
-struct VirtioDisk(&'static Disk);
-
-/// Cuts a request into `(offset in it, sector, length)`.
-fn cut(offset: u64, len: usize) -> impl Iterator<Item = (usize, u64, usize)> {
-    (0..len).step_by(MAX_TRANSFER).map(move |at| {
-        let sector = offset.saturating_add(at as u64) / SECTOR as u64;
-        (at, sector, (len - at).min(MAX_TRANSFER))
-    })
-}
-
-fn failed(offset: u64) -> impl Fn(virtio::DiskError) -> DiskError {
-    move |error| {
-        log::error!("{error}");
-        DiskError { offset }
-    }
-}
-
-impl ext4::Disk for VirtioDisk {
-    async fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        let parts = cut(offset, into.len()).zip(into.chunks_mut(MAX_TRANSFER));
-        let reads = parts.map(|((_, sector, _), part)| self.0.read(sector, part));
-        try_join_all(reads).await.map(drop).map_err(failed(offset))
-    }
-
-    async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let parts = cut(offset, bytes.len());
-        let writes = parts.map(|(at, sector, len)| self.0.write(sector, &bytes[at..at + len]));
-        try_join_all(writes).await.map(drop).map_err(failed(offset))
-    }
-
-    async fn flush(&self) -> Result<(), DiskError> {
-        self.0.flush().await.map_err(failed(0))
-    }
-}
-
 /// Answers the peers.
 struct Server {
-    files: storage::Server<VirtioDisk>,
+    files: storage::Server<AnyDisk>,
     fit: Fit,
 }
 

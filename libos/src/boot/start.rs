@@ -96,6 +96,7 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
     frames::init(&info);
     let line = read_command_line(&info);
     paging::init(&info.map);
+    console::add_screen(info.framebuffer);
     apic::silence_legacy();
     apic::init();
     let tables = Tables::read(&Firmware, info.rsdp);

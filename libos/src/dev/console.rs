@@ -1,12 +1,20 @@
 //! The kernel log: [`log`]'s backend, one line a record, and the report lines that scripts read.
+// UNSAFETY: opens a window on the framebuffer.
+#![expect(unsafe_code, reason = "device memory")]
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU16, Ordering};
 
+use hal::PhysAddr;
+use handover::Framebuffer;
+
 use spin::Mutex;
 
 use crate::boot::acpi::SerialConsole;
+use crate::dev::screen::{self, Pixels, Screen};
 use crate::dev::serial::{COM1, Serial};
+use crate::mem::paging;
+use crate::mem::window::Window;
 
 /// Taken for one line at a time. No lock is taken under it.
 static SERIAL: Mutex<Serial> = Mutex::new(Serial::at(COM1));
@@ -14,6 +22,20 @@ static SERIAL: Mutex<Serial> = Mutex::new(Serial::at(COM1));
 static PORT: AtomicU16 = AtomicU16::new(COM1);
 /// Number of tries of a panicking core to get the line that another core is writing.
 const PANIC_PATIENCE: u32 = 10_000_000;
+
+/// The screen, if there is one. Taken for one line at a time, after the serial port was given up.
+/// No lock is taken under it.
+static SCREEN: Mutex<Option<Screen<Mapped>>> = Mutex::new(None);
+
+/// A mapped framebuffer.
+#[derive(Debug)]
+struct Mapped(Window);
+
+impl Pixels for Mapped {
+    fn put(&self, at: usize, color: u32) {
+        self.0.store(4 * at, color);
+    }
+}
 
 struct Backend;
 
@@ -52,6 +74,26 @@ pub(crate) fn move_to(console: SerialConsole) {
     SERIAL.lock().move_to(console);
 }
 
+/// Goes on at the screen, too, if the loader has told of one that can be drawn on.
+pub(crate) fn add_screen(buffer: Option<Framebuffer>) {
+    let Some(buffer) = buffer else { return };
+    let mapped = screen::usable(&buffer).and_then(|len| {
+        let base = paging::map_device(PhysAddr(buffer.address), len as u64)?;
+        // SAFETY: mapped for good, and only the screen has it.
+        Some(unsafe { Window::new(base, len) })
+    });
+    let screen = mapped.and_then(|window| Screen::new(Mapped(window), &buffer));
+    if screen.is_none() {
+        log::warn!("the screen can't be drawn on: {buffer:?}");
+    }
+    *SCREEN.lock() = screen;
+}
+
+/// Returns the first port of the log's UART.
+pub(crate) fn port() -> u16 {
+    PORT.load(Ordering::Relaxed)
+}
+
 /// Shows records up to `level`.
 pub fn set_level(level: log::LevelFilter) {
     log::set_max_level(level);
@@ -59,9 +101,11 @@ pub fn set_level(level: log::LevelFilter) {
 
 /// Writes one line as it is.
 pub fn line(text: fmt::Arguments<'_>) {
-    let mut serial = SERIAL.lock();
-    // Serial output can't fail.
-    let _ = writeln!(serial, "{text}");
+    // Neither output can fail.
+    let _ = writeln!(SERIAL.lock(), "{text}");
+    if let Some(screen) = &mut *SCREEN.lock() {
+        let _ = writeln!(screen, "{text}");
+    }
 }
 
 /// Writes a report line, `report<TAB>key<TAB>value…` (see `docs/architecture.md`).
@@ -84,6 +128,12 @@ pub(crate) fn drain() {
 
 /// Writes a line of a panic: waits for the lock only so long.
 pub(crate) fn panic_line(text: fmt::Arguments<'_>) {
+    // Another core may be stopped while it draws; the serial port has the line then.
+    if let Some(mut screen) = SCREEN.try_lock()
+        && let Some(screen) = &mut *screen
+    {
+        let _ = writeln!(screen, "{text}");
+    }
     for _ in 0..PANIC_PATIENCE {
         if let Some(mut serial) = SERIAL.try_lock() {
             let _ = writeln!(serial, "{text}");

@@ -5,8 +5,12 @@
 pub(crate) mod console;
 #[cfg(target_os = "none")]
 pub mod pci;
+#[cfg(any(test, target_os = "none"))]
+pub(crate) mod screen;
 #[cfg(target_os = "none")]
 pub(crate) mod serial;
+#[cfg(target_os = "none")]
+pub mod uart;
 #[cfg(target_os = "none")]
 pub mod virtio;
 #[cfg(target_os = "none")]

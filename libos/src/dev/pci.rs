@@ -201,26 +201,43 @@ pub fn find(vendor: u16, device: u16) -> Option<Function> {
 /// covers is looked at.
 #[must_use]
 pub fn find_any(ids: &[(u16, u16)]) -> Option<Function> {
-    let is_it = |function: &Function| ids.contains(&(function.vendor, function.device));
+    search(
+        &|function: &Function| ids.contains(&(function.vendor, function.device)),
+        true,
+    )
+    .into_iter()
+    .next()
+}
+
+/// All functions that `wanted` is true for: those that [`functions`] lists, then those behind other
+/// root bridges.
+#[must_use]
+pub fn functions_where(wanted: impl Fn(&Function) -> bool) -> Vec<Function> {
+    search(&wanted, false)
+}
+
+/// Looks behind each root bridge, until there is one if `only_one`.
+fn search(wanted: &dyn Fn(&Function) -> bool, only_one: bool) -> Vec<Function> {
     let mut buses = Vec::new();
-    if let Some(function) = functions_from(0, &mut buses).into_iter().find(is_it) {
-        return Some(function);
-    }
+    let mut found = functions_from(0, &mut buses);
+    found.retain(|function| wanted(function));
     let (first, last) = ECAM
         .get()
         .copied()
         .flatten()
         .map_or((0, u8::MAX), |ecam| (ecam.first_bus, ecam.last_bus));
     for bus in first..=last {
+        if only_one && !found.is_empty() {
+            break;
+        }
         // By ports, as most have nothing, and mapping one takes page tables.
         if buses.contains(&bus) || !has_any_by_ports(bus) {
             continue;
         }
-        if let Some(function) = functions_from(bus, &mut buses).into_iter().find(is_it) {
-            return Some(function);
-        }
+        let behind = functions_from(bus, &mut buses).into_iter();
+        found.extend(behind.filter(|function| wanted(function)));
     }
-    None
+    found
 }
 
 /// Returns whether a bus has any device.

@@ -75,21 +75,36 @@ pub(crate) fn failed(function: Function, cause: &dyn core::fmt::Display) -> Erro
     }
 }
 
-fn devices(kind: DeviceType) -> impl Iterator<Item = Result<(Function, PciTransport), Error>> {
+fn is(function: &Function, kind: DeviceType) -> bool {
     // Vendor and device ids: virtio 1.2, section 4.1.2. Transitional devices tell their kind after
     // the transport is up.
-    let virtio = |function: &Function| {
-        function.vendor == 0x1af4 && (0x1000..0x1080).contains(&function.device)
-    };
-    let id = |function: &Function| match function.device {
+    let id = match function.device {
         0x1001 => DeviceType::Block as u16,
         0x1003 => DeviceType::Console as u16,
         device => device.saturating_sub(0x1040),
     };
+    function.vendor == 0x1af4 && (0x1000..0x1080).contains(&function.device) && id == kind as u16
+}
+
+/// Returns whether a function is a disk, for [`disk`].
+#[must_use]
+pub fn is_disk(function: &Function) -> bool {
+    is(function, DeviceType::Block)
+}
+
+/// Sets up the disk that a function is.
+///
+/// # Errors
+///
+/// [`Error::Virtio`] when it can't be set up.
+pub fn disk(function: Function) -> Result<Disk, Error> {
+    Disk::new(function, transport(function)?)
+}
+
+fn devices(kind: DeviceType) -> impl Iterator<Item = Result<(Function, PciTransport), Error>> {
     pci::functions()
         .into_iter()
-        .filter(virtio)
-        .filter(move |function| id(function) == kind as u16)
+        .filter(move |function| is(function, kind))
         .map(|function| transport(function).map(|transport| (function, transport)))
 }
 

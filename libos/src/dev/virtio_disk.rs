@@ -45,6 +45,9 @@ const HEADER_LEN: usize = 16;
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
+/// Returns the serial number, which may fill all of its bytes (section 5.2.6).
+const GET_ID: u32 = 8;
+const ID_LEN: usize = 20;
 const STATUS_OK: u8 = 0;
 /// No status that a device gives.
 const STATUS_NONE: u8 = 0xff;
@@ -73,6 +76,7 @@ impl fmt::Display for Request {
         let Self { kind, sector, len } = self;
         match *kind {
             IN => write!(f, "a read of {len} bytes at sector {sector}"),
+            GET_ID => f.write_str("a question for its serial number"),
             OUT => write!(f, "a write of {len} bytes at sector {sector}"),
             _ => write!(f, "a flush"),
         }
@@ -155,7 +159,7 @@ impl Slot {
         } = self;
         let data = &mut data[..request.len];
         match request.kind {
-            IN => with(&[header], &mut [data, status]),
+            IN | GET_ID => with(&[header], &mut [data, status]),
             OUT => with(&[header, data], &mut [status]),
             _ => with(&[header], &mut [status]),
         }
@@ -290,6 +294,29 @@ impl Disk {
             len: 0,
         };
         self.run(request, Data::None).await
+    }
+
+    /// Returns the serial number: printable ASCII, empty if the disk has none.
+    ///
+    /// # Errors
+    ///
+    /// See [`DiskError`]; a device that knows no such request has no number.
+    pub async fn serial(&self) -> Result<String, DiskError> {
+        let request = Request {
+            kind: GET_ID,
+            sector: 0,
+            len: ID_LEN,
+        };
+        let mut id = [0; ID_LEN];
+        match self.run(request, Data::Read(&mut id)).await {
+            Err(DiskError::Failed { .. }) => return Ok(String::new()),
+            result => result?,
+        }
+        let text = id.iter().take_while(|&&byte| byte != 0);
+        Ok(text
+            .map(|&byte| char::from(byte))
+            .filter(|shown| (' '..='~').contains(shown))
+            .collect())
     }
 
     fn name(&self) -> String {

@@ -14,6 +14,8 @@
 //!                                         0x87 finish  P has no more output
 //! ```
 //!
+//! The bytes of a channel that is a serial line go over a [`Line`].
+//!
 //! Both sides use [`Decoder`], which checks each frame; [`Start`] is what to run. All
 //! output takes one channel, so that it keeps its order. The host reads its own input only after a
 //! `want`, or at once if the input is a terminal.
@@ -23,11 +25,13 @@
 extern crate alloc;
 
 mod decoder;
+mod line;
 mod start;
 
 use alloc::vec::Vec;
 
 pub use decoder::Decoder;
+pub use line::Line;
 pub use start::{Source, Start};
 
 /// Bytes before a frame's payload.

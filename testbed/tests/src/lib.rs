@@ -12,6 +12,7 @@
 pub mod linux;
 pub mod lossy;
 pub mod nodes;
+pub mod screen;
 pub mod terminal;
 
 use std::collections::BTreeMap;

@@ -12,6 +12,8 @@ use testbed_tests::lossy::LossyDisk;
 use testbed_tests::{Run, descendants, native, program};
 
 const PROGRAM: &str = "/bin/files";
+/// Devices by which S may have its disk.
+const DEVICES: [&str; 3] = ["virtio", "nvme", "nvme-4k"];
 /// Deadline for a cluster to come up on a busy machine, and for S's first write.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Kills in CI; `TESSERA_KILLS` sets another number.
@@ -72,13 +74,78 @@ fn programs_change_files_as_on_linux() {
         b"",
     );
     let empty = scratch("files-empty");
-    let there = Run::new(&["--pcache", "4M"])
-        .add(program("files"), PROGRAM)
-        .add(&empty, "/data/work")
-        .run(&[PROGRAM, "check", "/data/work"]);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert_eq!(text(&there.stdout), text(&here.stdout), "{}", there.stderr);
-    assert_eq!((there.code, here.code), (Some(0), Some(0)));
+    for device in DEVICES {
+        let there = Run::new(&["--pcache", "4M", "--disk-device", device])
+            .add(program("files"), PROGRAM)
+            .add(&empty, "/data/work")
+            .run(&[PROGRAM, "check", "/data/work"]);
+        assert_eq!(
+            text(&there.stdout),
+            text(&here.stdout),
+            "{device}: {}",
+            there.stderr
+        );
+        assert_eq!((there.code, here.code), (Some(0), Some(0)), "{device}");
+    }
+}
+
+/// A disk that returns errors: the program gets EIO, and S's log names the disk.
+#[test]
+fn errors_of_a_disk_reach_the_program() {
+    let folder = scratch("files-errors");
+    let (disk, file) = (folder.join("disk"), folder.join("file"));
+    fs::write(&file, fill(64 << 10, 1, 1, 1)).expect("a file");
+    let made = Run::new(&["--disk", text(&disk)])
+        .add(&file, "/data/file")
+        .run(&["/bin/busybox", "true"]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let (_, blocks) = tool("debugfs", &["-R", "blocks /data/file", text(&disk)]);
+    let blocks: Vec<u64> = blocks
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert_eq!(blocks.len(), 16, "{blocks:?}");
+    let bad = blocks[9] * 8 + 3;
+    for device in DEVICES {
+        for (request, script) in [
+            ("read", "cat /data/file >/dev/null"),
+            (
+                "write",
+                "dd if=/dev/zero of=/data/file bs=4096 seek=9 count=1 conv=notrunc,fsync",
+            ),
+        ] {
+            let errors = format!("{request}:{bad}");
+            let options = [
+                "--disk",
+                text(&disk),
+                "--disk-device",
+                device,
+                "--keep-logs",
+            ];
+            let ran = Run::new(&[&options[..], &["--disk-errors", &errors]].concat()).run(&[
+                "/bin/busybox",
+                "sh",
+                "-c",
+                script,
+            ]);
+            let what = format!("{device}, {request}: {}", ran.stderr);
+            assert!(ran.stderr.contains("Input/output error"), "{what}");
+            assert_eq!(ran.code, Some(1), "{what}");
+            let logs = ran.stderr.split("logs are in ").nth(1).expect("a folder");
+            let logs = Path::new(logs.trim());
+            let log = fs::read_to_string(logs.join("storage.log")).expect("a log");
+            let named = format!("a {request} of ");
+            let named = |line: &&str| line.contains("00:10.0") && line.contains(&named);
+            assert!(log.lines().any(|line| named(&line)), "{what}\n{log}");
+            fs::remove_dir_all(logs).expect("removed");
+        }
+    }
+    let sound =
+        Run::new(&["--disk", text(&disk)]).run(&["/bin/busybox", "sha256sum", "/data/file"]);
+    assert_eq!(sound.code, Some(0), "{}", sound.stderr);
+    assert_sound(&disk);
+    fs::remove_dir_all(folder).expect("removed");
 }
 
 #[test]
@@ -234,8 +301,9 @@ fn follow(child: &mut Child) -> mpsc::Receiver<Vec<u8>> {
 }
 
 /// Kills S some time after the first promise; gives what was promised.
-fn killed_after(disk: &Path, seed: u64, delay: Duration) -> String {
-    let run = Run::new(&["--disk", text(disk), "--pcache", "4M", "--cpus", "2"]);
+fn killed_after(disk: &Path, device: &str, seed: u64, delay: Duration) -> String {
+    let options = ["--disk", text(disk), "--disk-device", device];
+    let run = Run::new(&[&options[..], &["--pcache", "4M", "--cpus", "2"]].concat());
     let mut child = run.start(&[PROGRAM, "load", "/data/work", &seed.to_string()]);
     let output = follow(&mut child);
     let first = output.recv_timeout(PATIENCE).unwrap_or_else(|error| {
@@ -284,24 +352,38 @@ fn mixed(seed: u64) -> u64 {
 #[test]
 fn nothing_that_fsync_promised_is_lost_when_s_is_killed() {
     kill_s("files-killed", KILLS, |disk, seed, delay| {
-        killed_after(disk, seed, delay)
+        killed_after(disk, "virtio", seed, delay)
     });
 }
 
 #[test]
 fn nothing_that_fsync_promised_is_lost_with_what_the_disk_had_in_its_cache() {
+    kill_with_a_cache("virtio", LOSSY_KILLS);
+}
+
+#[test]
+fn nothing_that_fsync_promised_is_lost_with_what_an_nvme_disk_had_in_its_cache() {
+    kill_with_a_cache("nvme", LOSSY_KILLS);
+}
+
+fn kill_with_a_cache(device: &str, kills: u64) {
     let (mut unflushed, mut lost) = (0, 0);
-    kill_s("files-lossy-killed", LOSSY_KILLS, |disk, seed, delay| {
-        // The path of a socket is short.
-        let socket = std::env::temp_dir().join(format!("tessera-nbd-{}", std::process::id()));
-        let served = LossyDisk::serve(disk, &socket, mixed(seed)).expect("the disk is served");
-        let said = killed_after(&socket, seed, delay);
-        let losses = served.finish().expect("QEMU speaks NBD");
-        println!("{losses:?}");
-        unflushed += losses.unflushed;
-        lost += losses.lost;
-        said
-    });
+    kill_s(
+        &format!("files-lossy-{device}"),
+        kills,
+        |disk, seed, delay| {
+            // The path of a socket is short.
+            let name = format!("tessera-nbd-{device}-{}", std::process::id());
+            let socket = std::env::temp_dir().join(name);
+            let served = LossyDisk::serve(disk, &socket, mixed(seed)).expect("the disk is served");
+            let said = killed_after(&socket, device, seed, delay);
+            let losses = served.finish().expect("QEMU speaks NBD");
+            println!("{losses:?}");
+            unflushed += losses.unflushed;
+            lost += losses.lost;
+            said
+        },
+    );
     println!("{unflushed} blocks were not flushed, {lost} lost");
     assert!(lost > 0, "the disk loses what it should");
 }

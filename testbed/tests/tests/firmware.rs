@@ -169,6 +169,53 @@ fn logs(stderr: &str) -> PathBuf {
         .expect("--keep-logs says where they are")
 }
 
+/// The log of nodes that firmware started is on their screens, as it is on the serial port.
+#[test]
+fn the_log_is_on_the_screen() {
+    let to = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screens");
+    let _ = fs::remove_dir_all(&to);
+    let options = [
+        "--boot-from=memory:disk",
+        "--boot-from=storage:disk",
+        "--keep-logs",
+    ];
+    let screens = format!("--screens={}", to.display());
+    let ran = Run::new(&[&options[..], &[&screens]].concat()).run(&["busybox", "echo", "seen"]);
+    assert_eq!(
+        (ran.code, &ran.stdout[..]),
+        (Some(0), &b"seen\n"[..]),
+        "{}",
+        ran.stderr
+    );
+    let folder = logs(&ran.stderr);
+    for node in ["memory", "storage"] {
+        let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let shown = testbed_tests::screen::text(&to.join(format!("{node}.ppm")));
+        // A line of the log may take two of the screen.
+        let flat = |text: &str| text.split_whitespace().collect::<String>();
+        let last = log
+            .lines()
+            .rfind(|line| line.contains("INFO"))
+            .expect("lines");
+        assert!(
+            !shown.contains('\u{fffd}'),
+            "{node}: not all are glyphs:\n{shown}"
+        );
+        assert!(
+            shown.contains("INFO  libos::boot::start: started by UEFI"),
+            "{node}:\n{shown}"
+        );
+        assert!(
+            flat(&log).contains(&flat(&shown)),
+            "{node}:\n{shown}\n{log}"
+        );
+        assert!(shown.lines().count() > 8, "{node}: {last}\n{shown}");
+    }
+    fs::remove_dir_all(folder).expect("removed");
+    fs::remove_dir_all(to).expect("removed");
+}
+
 /// The same input gives the same bytes, at another time too.
 #[test]
 fn files_for_firmware_are_the_same_each_time() {

@@ -478,3 +478,29 @@ fn the_demonstration_matches_and_is_quick() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stderr.contains("match: all "), "{}", ran.stderr);
 }
+
+/// No machine has a virtio device: P's streams go over a serial port, and S's disk is NVMe.
+#[test]
+fn a_program_runs_on_machines_without_virtio() {
+    let input: Vec<u8> = (0..100_000_u32)
+        .map(|at| (at * 7 / 3).to_le_bytes()[0])
+        .collect();
+    let script = "sha256sum /bin/busybox; tee /tmp/copy; sha256sum /tmp/copy >&2; exit 7";
+    let run = |options: &[&str]| {
+        Run::new(options)
+            .input(&input)
+            .run(&["/bin/busybox", "sh", "-c", script])
+    };
+    let usual = run(&[]);
+    let ran = run(&["--streams", "serial", "--disk-device", "nvme"]);
+    assert_eq!((ran.code, usual.code), (Some(7), Some(7)), "{}", ran.stderr);
+    assert!(ran.stdout == usual.stdout && ran.stdout.ends_with(&input));
+    let sum = |stderr: &str| {
+        stderr
+            .lines()
+            .find(|line| line.ends_with("/tmp/copy"))
+            .map(str::to_owned)
+    };
+    assert!(sum(&ran.stderr).is_some(), "{}", ran.stderr);
+    assert_eq!(sum(&ran.stderr), sum(&usual.stderr));
+}

@@ -7,7 +7,7 @@ use super::bdf::Bdf;
 use crate::bed::machine::file_chardev;
 use crate::build_image::Role;
 use crate::run::drive::Drive;
-use crate::run::vm::Vm;
+use crate::run::vm::StreamsDevice;
 
 /// A machine under KVM.
 pub(super) struct Machine<'a> {
@@ -78,7 +78,7 @@ impl Machine<'_> {
         file_chardev(command, "log", self.log, None);
         command.args(["-serial", "chardev:log"]);
         match self.role {
-            Role::Processor => Vm::console(command),
+            Role::Processor => StreamsDevice::Virtio.add_to(command),
             Role::Storage => {
                 if let Some(disk) = self.disk {
                     Drive::existing(disk.into()).add_to(command);

@@ -15,7 +15,7 @@ const ALL: [&str; 8] = [
     "failure",
 ];
 /// The options that P reads beside them.
-const PROCESSOR: [&str; 7] = [
+const PROCESSOR: [&str; 8] = [
     "pcache",
     "ways",
     "policy",
@@ -23,10 +23,11 @@ const PROCESSOR: [&str; 7] = [
     "victims",
     "prefetch",
     "clock",
+    "streams",
 ];
 
 /// The options that S reads beside them.
-const STORAGE: [&str; 1] = ["clock"];
+const STORAGE: [&str; 2] = ["clock", "disk"];
 
 /// An option for the kernel command line of some components.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +110,7 @@ mod tests {
     fn options_that_nobody_reads_are_refused_with_those_that_there_are() {
         assert!("processor:policy=clock".parse::<BootOption>().is_ok());
         assert!("storage:clock=5".parse::<BootOption>().is_ok());
+        assert!("storage:disk=nvme".parse::<BootOption>().is_ok());
         let refused = "memory:policy=clock".parse::<BootOption>().unwrap_err();
         assert!(
             refused.contains("memory has no option") && refused.contains("workers"),

@@ -70,6 +70,13 @@ impl Channel {
         Ok(end.context("can't share a socket")?.into())
     }
 
+    /// Has its bytes go over a serial port.
+    pub(crate) fn over_serial(self) -> Result<Self> {
+        let Self { ours, theirs } = self;
+        let ours = super::serial::bridge(ours)?;
+        Ok(Self { ours, theirs })
+    }
+
     /// Begins to serve it. The threads end with the channel, or with this process.
     pub(crate) fn serve(self, start: Start, streams: Streams) -> Result<Server> {
         let Streams {

@@ -2,21 +2,24 @@
 //!
 //! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. *
 //!   [`media`]: `--boot-from`. [`rack`]: a boot server for it.
-//! * [`start`]: what to run. * [`console`]: its streams.
+//! * [`start`]: what to run. * [`console`]: its streams. * [`serial`]: a serial port for them.
 //! * [`cluster`]: starts, watches and ends the processes.
-//! * [`report`]: the table afterwards. * [`top`]: what runs meanwhile.
+//! * [`screens`]: the nodes' screens. * [`report`]: the table afterwards.
+//! * [`top`]: what runs meanwhile.
 //! * [`demo`]: the job without a program.
 
 pub(crate) mod boot;
 mod cluster;
 pub(crate) mod console;
 mod demo;
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod drive;
 mod media;
 mod rack;
 mod report;
 mod root;
+mod screens;
+mod serial;
 pub(crate) mod start;
 mod terminal;
 mod top;
@@ -45,7 +48,7 @@ use self::report::Report;
 pub(crate) use self::root::Root;
 use self::terminal::Terminal;
 use self::top::Top;
-use self::vm::{Vm, names};
+use self::vm::{StreamsDevice, Vm, names};
 use crate::bed::cmdline::CommandLine;
 use crate::bed::machine::Chipset;
 use crate::bed::plugin::{self, Plugin};
@@ -108,6 +111,10 @@ pub(crate) struct Args {
     packages: Vec<String>,
     #[command(flatten)]
     drive: DriveArgs,
+    /// P's device for the program's streams; with `serial` and `--disk-device nvme` no machine has
+    /// a virtio device
+    #[arg(long, value_enum, default_value_t)]
+    streams: StreamsDevice,
     /// Sets a variable in the program's environment (repeatable; the last of a name counts)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<OsString>,
@@ -153,6 +160,10 @@ pub(crate) struct Args {
     /// --sign names another
     #[arg(long)]
     secure_boot: bool,
+    /// Gives the nodes screens, and writes those of M and S to FOLDER when the program has ended,
+    /// as `memory.ppm` and `storage.ppm`. Only UEFI firmware sets screens up: see --boot-from
+    #[arg(long, value_name = "FOLDER")]
+    screens: Option<PathBuf>,
     /// The nodes' chipset
     #[arg(long, value_enum, default_value_t = Chipset::Q35)]
     chipset: Chipset,
@@ -368,6 +379,10 @@ impl Args {
         if media::way(&self.boot_from, Role::Processor) != media::Way::Pvh {
             cluster.wait_for_kernel(Duration::from_secs(self.boot_timeout))?;
         }
+        let channel = match self.streams {
+            StreamsDevice::Virtio => channel,
+            StreamsDevice::Serial => channel.over_serial()?,
+        };
         let console = channel.serve(start, streams)?;
         let mut attended = Attended::new(terminal.as_ref(), &console, top.as_ref());
         let limits = Limits {
@@ -377,8 +392,13 @@ impl Args {
         let end = cluster.watch(&limits, |running| attended.look(running));
         drop(attended);
         let report = cluster.report();
+        let screens = match &self.screens {
+            Some(to) => screens::take(folder, to),
+            None => Ok(()),
+        };
         cluster.stop();
         let end = end?;
+        screens?;
         if end == End::Program {
             if let Err(error) = console.finish() {
                 eprintln!("error: {error:#}");
@@ -460,6 +480,8 @@ impl Args {
                 plugin: plugin::of_node(&self.plugin, role.name()),
                 folder,
                 drive,
+                streams: self.streams,
+                has_screen: self.screens.is_some(),
             })
         };
         Role::ALL.into_iter().map(vm).collect()
@@ -483,6 +505,9 @@ impl Args {
         if role == Role::Processor {
             line.option("pcache", pcache.to_string());
             line.option("ways", self.ways.to_string());
+            if self.streams != StreamsDevice::default() {
+                line.option("streams", self.streams.boot_option());
+            }
             if self.strace.is_some() {
                 line.flag("strace");
             }

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use super::drive::Drive;
 use super::media::Source;
+use super::screens;
 use crate::bed::machine::{Adapter, Chipset, Machine};
 use crate::bed::{log, socket};
 use crate::build_image::Role;
@@ -34,6 +36,20 @@ pub(crate) struct Vm<'a> {
     pub(crate) folder: &'a Path,
     /// S's disk.
     pub(crate) drive: &'a Drive,
+    /// P's device for the console channel.
+    pub(crate) streams: StreamsDevice,
+    /// It has a screen.
+    pub(crate) has_screen: bool,
+}
+
+/// P's device for the console channel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StreamsDevice {
+    /// A virtio serial port.
+    #[default]
+    Virtio,
+    /// The second serial port, COM2.
+    Serial,
 }
 
 /// Files of a run, by the names that the server, the VMs and we agree on.
@@ -61,18 +77,35 @@ impl Vm<'_> {
             plugin: self.plugin,
         };
         let mut command = machine.image_command(qemu, &log(self.folder, self.role.name()));
+        if self.has_screen {
+            screens::add_to(&mut command, self.folder, self.role);
+        }
         match self.role {
-            Role::Processor => Self::console(&mut command),
+            Role::Processor => self.streams.add_to(&mut command),
             Role::Storage => self.drive.add_to(&mut command),
             Role::Memory => {}
         }
         Ok(command)
     }
+}
 
-    /// Adds a virtio serial device with one port, the console channel, whose other end is QEMU's
-    /// standard input.
-    pub(crate) fn console(command: &mut Command) {
+impl StreamsDevice {
+    /// Returns the value of P's boot option `streams=`.
+    pub(crate) fn boot_option(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::Serial => "serial",
+        }
+    }
+
+    /// Adds the device with the console channel, whose other end is QEMU's standard input.
+    pub(crate) fn add_to(self, command: &mut Command) {
         command.args(["-chardev", "socket,id=console,fd=0"]);
+        if self == Self::Serial {
+            // The log has the first.
+            command.args(["-serial", "chardev:console"]);
+            return;
+        }
         command.args([
             "-device",
             "virtio-serial-pci,id=bus,addr=0x10,max_ports=2,disable-legacy=on",

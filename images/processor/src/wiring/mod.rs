@@ -5,6 +5,7 @@ mod carrier;
 mod cpu;
 mod hardware;
 mod stdio;
+mod streams;
 mod thread;
 mod top;
 
@@ -27,6 +28,7 @@ use answers::Answers;
 use carrier::FitCarrier;
 use hardware::{Hardware, Tables};
 use stdio::Machine;
+use streams::Channel;
 use thread::Context;
 
 /// The cache's size if the command line names none.
@@ -108,7 +110,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let geometry = geometry(line)?;
     let (cache_config, reads_ahead) = cache_config(line)?;
     let machine = Machine::new(line)?;
-    let channel = stdio::channel()?;
+    let channel = Channel::open(line)?;
     let config = Config {
         message_version: messages::VERSION,
         message_size: messages::MESSAGE_SIZE,

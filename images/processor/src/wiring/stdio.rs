@@ -10,12 +10,12 @@ use console::Start;
 
 use hal::Instant;
 use libos::CommandLine;
-use libos::virtio::{self, Reader, Writer};
 use node::Error;
 use processor::vdso::{self, VdsoParts};
 use processor::{CpuFacts, Platform};
 
 use super::Parts;
+use super::streams::{Reader, Writer};
 
 /// Bytes that are taken from the channel at once.
 const PIECE: usize = 4096;
@@ -39,16 +39,6 @@ impl Machine {
         let epoch = clock.saturating_sub(Duration::from_nanos(libos::now().nanos));
         Ok(Self { epoch })
     }
-}
-
-/// Finds the console channel's device.
-///
-/// # Errors
-///
-/// When it is missing or broken.
-pub(crate) fn channel() -> Result<virtio::Console, Error> {
-    let missing = || Error::Role("no virtio console for the program's streams".into());
-    virtio::consoles()?.into_iter().next().ok_or_else(missing)
 }
 
 /// Waits for the host to say what to run; `None` if it does not.

@@ -20,6 +20,7 @@ mod layouts;
 mod memory_map;
 mod memory_server;
 mod messages;
+mod nvme;
 mod planted;
 mod storage_server;
 mod subnet_administration;
@@ -61,6 +62,7 @@ pub const TARGETS: &[Target] = &[
     target!(memory_map, 1024),
     target!(memory_server, 1024),
     target!(messages, 2048),
+    target!(nvme, 512),
     target!(storage_server, 1024),
     target!(subnet_administration, 2048),
     target!(subnet_management, 1024),
