@@ -1,6 +1,6 @@
 //! Read leases of files: granted to peers, and recalled before another peer changes the file.
 //!
-//! Every change of an inode, its attributes included, begins by [`Server::access`]. The state
+//! Every change of an inode, its attributes included, begins by `Server::access`. The state
 //! machine is the crate [`leases`]; here are its messages and waits.
 
 use alloc::boxed::Box;

@@ -204,8 +204,14 @@ mod tests {
 
     #[test]
     fn lines_are_drawn_cut_and_scrolled() {
-        let buffer = buffer(WIDTH as u32 * 20 + 3, 16 * 8 + 5, WIDTH as u32 * 20 + 11);
-        let memory = Memory(RefCell::new(vec![7; buffer.len as usize / 4]));
+        let columns = u32::try_from(20 * WIDTH).expect("small");
+        let buffer = buffer(columns + 3, 16 * 8 + 5, columns + 11);
+        let memory = Memory(RefCell::new(vec![
+            7;
+            usize::try_from(buffer.len)
+                .expect("small")
+                / 4
+        ]));
         let mut screen = Screen::new(&memory, &buffer).expect("a screen");
         let shown = |line| read(&memory, &buffer, line);
         write!(
