@@ -8,6 +8,7 @@ use alloc::vec;
 use core::fmt;
 use core::task::Waker;
 
+use messages::storage::Stat;
 use spin::Mutex;
 
 use crate::epoll::Epoll;
@@ -85,6 +86,11 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     }
     /// Returns the object as an end of a pipe, if it is one.
     fn as_pipe(&self) -> Option<&PipeEnd> {
+        None
+    }
+    /// Returns the status of the inode by which the object was opened, as it was then, if it has a
+    /// name in a file system.
+    fn named(&self) -> Option<&Stat> {
         None
     }
     /// Returns the object as a socket, if it is one.

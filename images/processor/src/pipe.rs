@@ -1,9 +1,11 @@
 //! Pipes, with and without a name.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use messages::storage::Stat;
 use spin::Mutex;
 
 use crate::error::{Result, errno};
@@ -117,6 +119,8 @@ pub(crate) struct PipeEnd {
     writes: bool,
     /// Opens of the other end that there had been, if nobody had it open when this one was opened.
     unmet: Option<u64>,
+    /// Status of the FIFO's inode when the end was opened; a pipe has none.
+    named: Option<Box<Stat>>,
 }
 
 impl Drop for State {
@@ -164,7 +168,14 @@ impl PipeEnd {
             reads,
             writes,
             unmet,
+            named: None,
         }
+    }
+
+    /// Keeps the status of the inode by which the end was opened.
+    pub(crate) fn named(mut self, stat: &Stat) -> Self {
+        self.named = Some(Box::new(*stat));
+        self
     }
 
     /// Opens the end of a FIFO that is written, if somebody reads it.
@@ -341,6 +352,10 @@ impl Object for PipeEnd {
 
     fn as_pipe(&self) -> Option<&PipeEnd> {
         Some(self)
+    }
+
+    fn named(&self) -> Option<&Stat> {
+        self.named.as_deref()
     }
 
     fn mode(&self) -> u32 {

@@ -2,6 +2,8 @@
 
 use alloc::sync::Arc;
 
+use messages::storage::Stat;
+
 use super::int;
 use crate::creds::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE};
 use crate::error::{Result, errno};
@@ -12,8 +14,14 @@ use crate::process::Node;
 use crate::thread::Thread;
 
 impl<N: Node> Thread<N> {
-    /// Opens an end of a named pipe: one end alone waits for the other.
-    pub(super) async fn open_fifo(&self, pipe: &Arc<Pipe>, flags: u64) -> Result<Kind> {
+    /// Opens an end of a named pipe, of whose inode this is the status: one end alone waits for the
+    /// other.
+    pub(super) async fn open_fifo(
+        &self,
+        pipe: &Arc<Pipe>,
+        stat: &Stat,
+        flags: u64,
+    ) -> Result<Kind> {
         let waits = flags & u64::from(O_NONBLOCK) == 0;
         let end = match flags & 3 {
             0 => PipeEnd::open(pipe, true, false),
@@ -22,6 +30,7 @@ impl<N: Node> Thread<N> {
             2 => PipeEnd::open(pipe, true, true),
             _ => return Err(errno::EINVAL.into()),
         };
+        let end = end.named(stat);
         if waits {
             let met = || end.met().then_some(());
             self.unless_called(end.queue().until(met)).await?;

@@ -314,7 +314,7 @@ impl<N: Node> Thread<N> {
                 return Err(errno::ENXIO.into());
             }
             let pipe = self.node.kernel().named_pipes.get(of.inode);
-            return self.open_fifo(&pipe, flags).await;
+            return self.open_fifo(&pipe, &opened.stat, flags).await;
         }
         if wants.intersects(OpenFlags::CREATE | OpenFlags::UNNAMED) {
             self.node.kernel().changes.note();
@@ -389,7 +389,7 @@ impl<N: Node> Thread<N> {
             return Err(errno::ENOTDIR.into());
         }
         if let Some(pipe) = tmpfs.fifo(inode) {
-            return self.open_fifo(&pipe, flags).await;
+            return self.open_fifo(&pipe, &stat, flags).await;
         }
         if kind == DEVICE_CHAR
             && let Some(device) = Device::of_memory(stat.device)
@@ -420,6 +420,11 @@ impl<N: Node> Thread<N> {
             Kind::Text(text) => Ok(text.stat),
             Kind::Listing(listing) => {
                 Ok(self.pseudo_status(&Entry::Folder(listing.names.clone()), &file.path))
+            }
+            Kind::Object(object) if let Some(stat) = object.named() => {
+                let now = self.node.kernel().tmpfs().stat(stat.inode);
+                // One that has lost its name, or is S's, is as it was.
+                Ok(now.unwrap_or(*stat))
             }
             Kind::Object(object) => Ok(Stat {
                 inode: match object.device() {

@@ -526,6 +526,9 @@ impl<N: Node> Thread<N> {
             Kind::File(of) | Kind::Folder(of) => {
                 return self.change_storage_file(*of, change).await;
             }
+            Kind::Object(object) if object.named().is_some() => {
+                object.named().map_or(0, |stat| stat.inode)
+            }
             _ => return Ok(0),
         };
         if let Ok(stat) = self.tmpfs().stat(inode) {

@@ -55,6 +55,12 @@ fn a_named_pipe_waits_for_its_other_end() {
     assert!(node.try_block_on(run.thread.system_call(open)).is_none());
     let reader = run.call(nr::__NR_open, &[name, NONBLOCK]).unwrap();
     let writer = run.call(nr::__NR_open, &[name, O_WRONLY]).unwrap();
+    // The open end is the inode that the name leads to.
+    assert_eq!(run.call(nr::__NR_fchmod, &[writer, 0o600]), Ok(0));
+    assert_eq!(run.call(nr::__NR_stat, &[name, DATA + 256]), Ok(0));
+    assert_eq!(run.call(nr::__NR_fstat, &[reader, DATA + 512]), Ok(0));
+    assert_eq!(run.get(DATA + 256, 144), run.get(DATA + 512, 144));
+    assert_eq!(run.get(DATA + 280, 4), 0o010_600u32.to_le_bytes());
     run.put(DATA + 512, b"through");
     assert_eq!(run.call(nr::__NR_write, &[writer, DATA + 512, 7]), Ok(7));
     assert_eq!(run.whole(reader), b"through");
@@ -65,6 +71,8 @@ fn a_named_pipe_waits_for_its_other_end() {
     run.call(nr::__NR_close, &[writer]).unwrap();
     assert_eq!(run.whole(reader), b"");
     assert_eq!(run.call(nr::__NR_unlink, &[name]), Ok(0));
+    assert_eq!(run.call(nr::__NR_fstat, &[reader, DATA + 512]), Ok(0));
+    assert_eq!(run.get(DATA + 520, 8), run.get(DATA + 264, 8), "its number");
     run.end();
 }
 
