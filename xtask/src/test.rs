@@ -258,7 +258,9 @@ fn cluster_tests() -> Result<()> {
     run::prepare()?;
     nodes::prepare()?;
     let mut command = cargo();
-    command.args(["test", "--locked", "--package", "testbed_tests", "--lib"]);
+    // A file of tests that fails does not keep the others from being run.
+    command.args(["test", "--locked", "--no-fail-fast"]);
+    command.args(["--package", "testbed_tests", "--lib"]);
     for name in cluster_test_names()? {
         command.args(["--test", &name]);
     }
