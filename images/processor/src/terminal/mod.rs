@@ -303,8 +303,8 @@ impl Terminal {
 
     /// Forgets the input of a side that was not read, or its output that was not shown, or both.
     ///
-    /// What one side of a pseudo-terminal writes is the other's input at once, so it has no output
-    /// to forget (Linux moves it on by a work queue, `drivers/tty/pty.c`).
+    /// Neither side of a pseudo-terminal has output to forget: it is the other side's input at once
+    /// (Linux moves it on by a work queue, `drivers/tty/pty.c`).
     pub(crate) fn flush(&self, side: Side, input: bool, output: bool) {
         {
             let mut state = self.state.lock();

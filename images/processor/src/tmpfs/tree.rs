@@ -73,16 +73,19 @@ pub(super) enum Step {
     Out(Vec<u8>),
 }
 
-/// Returns a path's parts without `.`; `..` takes the part before it away.
+/// Goes one part on; `..` takes the part before it away.
+fn step<'a>(way: &mut Vec<&'a [u8]>, part: &'a [u8]) {
+    match part {
+        b"." => {}
+        b".." => drop(way.pop()),
+        part => way.push(part),
+    }
+}
+
+/// Returns a path's parts without `.` and `..`.
 fn normal<'a>(path: &[&'a [u8]]) -> Vec<&'a [u8]> {
     let mut parts = Vec::new();
-    for part in path {
-        match *part {
-            b"." => {}
-            b".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
+    path.iter().for_each(|part| step(&mut parts, part));
     parts
 }
 
@@ -285,11 +288,10 @@ impl Tree {
             .split(|&b| b == b'/')
             .filter(|p| !p.is_empty())
             .collect();
-        let Some((root, depth)) = self.mount_on(&parts) else {
+        let Some((root, depth, mut walked)) = self.mount_on(&parts) else {
             return Ok(Step::Found(Found::Storage(path.to_vec()), Vec::new()));
         };
         let must_be_folder = path.ends_with(b"/");
-        let mut walked = normal(&parts[..depth]);
         let mut at = root;
         for (index, part) in parts.iter().enumerate().skip(depth) {
             let rest = &parts[index + 1..];
@@ -343,20 +345,22 @@ impl Tree {
         Ok(Step::Found(Found::Here(at), whole_path(&walked, false)))
     }
 
-    /// Returns the root of the file system that a path leads into, and how many parts lead there.
-    fn mount_on(&self, parts: &[&[u8]]) -> Option<(u64, usize)> {
-        (1..=parts.len()).find_map(|depth| {
-            let way = normal(&parts[..depth]);
-            let mounts = MOUNTS.iter().zip(self.mounts);
+    /// Returns the root of the file system that a path leads into, how many parts lead there, and
+    /// these without dots.
+    fn mount_on<'a>(&self, parts: &[&'a [u8]]) -> Option<(u64, usize, Vec<&'a [u8]>)> {
+        let mut way = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            step(&mut way, part);
             let leads = |mount: &[u8]| {
                 let mount = mount.split(|&b| b == b'/').filter(|part| !part.is_empty());
                 mount.eq(way.iter().copied())
             };
-            mounts
-                .filter(|((mount, _), _)| leads(mount))
-                .map(|(_, root)| (root, depth))
-                .next()
-        })
+            let mut mounts = MOUNTS.iter().zip(self.mounts);
+            if let Some((_, root)) = mounts.find(|((mount, _), _)| leads(mount)) {
+                return Some((root, index + 1, way));
+            }
+        }
+        None
     }
 
     /// Returns the folder that a folder is in.
