@@ -649,14 +649,17 @@ impl<N: Node> Process<N> {
                 tree.processes.remove(&self.pid);
                 self.lifetime.forget();
             }
-            (session, parent.map(|parent| (parent, signal)))
-        };
-        kernel.leave_jobs(self.pid, session, &groups);
-        if let Some((parent, signal)) = parent {
-            // `clone` takes any byte for a signal (Linux `kernel/signal.c`, `do_notify_parent`).
-            if number(signal.into()).is_ok() {
+            // Who waits sees the end once the tree is unlocked, and the signal is pending by then.
+            // `clone` takes any byte for one (Linux `kernel/signal.c`, `do_notify_parent`).
+            if let Some(parent) = &parent
+                && number(signal.into()).is_ok()
+            {
                 parent.send(child_info(signal, self.pid, exit));
             }
+            (session, parent)
+        };
+        kernel.leave_jobs(self.pid, session, &groups);
+        if let Some(parent) = parent {
             // Also a parent that is told of no ends: it may wait for its last child.
             parent.children_changed.wake();
         }
