@@ -66,6 +66,8 @@ pub struct Controller {
     pub(crate) work: Vec<Work>,
     violations: Vec<String>,
     pub(crate) commands: u64,
+    /// The size of a block that it told, which is another than the medium's if the data was spoiled.
+    pub(crate) told_block_shift: u8,
     gone: bool,
     dead: bool,
     pub(crate) starts: u64,
@@ -90,6 +92,7 @@ impl Controller {
             work: Vec::new(),
             violations: Vec::new(),
             commands: 0,
+            told_block_shift: nature.block_shift,
             gone: false,
             dead: false,
             starts: 0,

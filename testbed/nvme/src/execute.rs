@@ -112,6 +112,9 @@ impl Controller {
             };
             data[at] = self.rng.next().to_le_bytes()[0];
         }
+        if u8::try_from(kind & 0xff) == Ok(NAMESPACE) {
+            self.told_block_shift = data[130 + 4 * usize::from(data[26] & 0xf)];
+        }
         let pages = command.prp[0].get();
         match pages.is_multiple_of(PAGE) && self.dma_write(pages, &data) {
             true => Status::SUCCESS,
@@ -140,6 +143,11 @@ impl Controller {
         if end.is_none_or(|end| end > self.nature.blocks) {
             self.violation(format!("{count} blocks from {first} on"));
             return Status::OUT_OF_RANGE;
+        }
+        if self.told_block_shift != self.nature.block_shift {
+            // By a length that it did not tell, it would reach memory that no command names: no
+            // driver can keep it from that.
+            return Status::INVALID_FIELD;
         }
         let len = count << self.nature.block_shift;
         if self.nature.max_transfer != 0 && len > PAGE << self.nature.max_transfer {

@@ -64,6 +64,7 @@ fn spoiled_identify_data_is_refused_or_lived_with() {
     for seed in 0..400 {
         let nature = Nature {
             seed,
+            block_shift: if seed % 2 == 0 { 9 } else { 12 },
             faults: Faults {
                 spoiled_bytes: 1 + u16::try_from(seed % 5).expect("small"),
                 ..Faults::default()
@@ -77,10 +78,10 @@ fn spoiled_identify_data_is_refused_or_lived_with() {
                 started += 1;
                 let size = disk.size();
                 let block = disk.block_size();
-                let mut bytes = vec![0; block];
+                let mut bytes = vec![0; 3 * block];
                 // What the data says, the device may refuse.
                 let _ = bench.block_on(disk.read(0, &mut bytes));
-                let _ = bench.block_on(disk.write(size - block as u64, &bytes));
+                let _ = bench.block_on(disk.write(size - block as u64, &bytes[..block]));
                 let _ = bench.block_on(disk.flush());
             }
         }

@@ -97,5 +97,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let quiet = vec![0; 32];
     let noisy: Vec<u8> = (0..32).map(|at| if at == 0 { 0 } else { at * 7 }).collect();
     let format = vec![1, 26, 0, 1, 134, 0, 12, 111, 0, 1];
-    vec![quiet, noisy, format]
+    // Identify data that tells smaller blocks than there are.
+    let smaller = [
+        42, 49, 56, 0, 1, 63, 63, 4, 4, 1, 134, 0, 186, 186, 186, 186, 186,
+    ]
+    .into_iter()
+    .chain([186, 201, 186, 186, 186, 186, 27])
+    .chain([0; 8])
+    .collect();
+    vec![quiet, noisy, format, smaller]
 }
