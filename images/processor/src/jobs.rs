@@ -56,14 +56,16 @@ impl<N: Node> Process<N> {
             };
             own.news = Some(news);
             let parent = own.process.parent();
-            tree.processes
-                .get(&parent)
-                .map(|parent| parent.process.clone())
+            let Some(parent) = tree.processes.get(&parent) else {
+                return;
+            };
+            let parent = parent.process.clone();
+            // Pending before the parent can wait for the news.
+            if parent.hears_of_stops() {
+                parent.send(news_info(self.pid, news));
+            }
+            parent
         };
-        let Some(parent) = parent else { return };
-        if parent.hears_of_stops() {
-            parent.send(news_info(self.pid, news));
-        }
         parent.children_changed.wake();
     }
 

@@ -224,7 +224,8 @@ impl<N: Node> Process<N> {
             .for_each(|thread| thread.pending.lock().discard(signals));
     }
 
-    /// Sends a signal to whichever thread takes it.
+    /// Sends a signal to whichever thread takes it. Takes the lock of the tree of processes if the
+    /// signal [changes jobs](crate::signals::changes_jobs).
     pub(crate) fn send(&self, info: SignalInfo) {
         let threads: Vec<_> = self.threads.lock().values().cloned().collect();
         let Some(first) = threads.first() else { return };

@@ -50,6 +50,12 @@ pub(crate) const SA_RESTART: u64 = 0x1000_0000;
 pub(crate) const SA_NODEFER: u64 = 0x4000_0000;
 pub(crate) const SA_RESETHAND: u64 = 0x8000_0000;
 
+/// Returns whether sending the signal may stop, continue or wake a stopped process, of which its
+/// parent is told.
+pub(crate) fn changes_jobs(signal: u8) -> bool {
+    (STOPS | bit(SIGCONT) | bit(SIGKILL)) & bit(signal) != 0
+}
+
 /// Causes of a signal (`si_code`; Linux `include/uapi/asm-generic/siginfo.h`).
 pub(crate) const SI_USER: i32 = 0;
 pub(crate) const SI_KERNEL: i32 = 0x80;

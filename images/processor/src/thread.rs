@@ -23,7 +23,7 @@ use crate::mm::fault::Now;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 use crate::rseq::Registration;
-use crate::signals::{Actions, Pending, SIGCHLD, SIGKILL, SignalInfo, number};
+use crate::signals::{Actions, Pending, SIGCHLD, SIGKILL, SignalInfo, changes_jobs, number};
 use crate::syscall::now::Taken;
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
@@ -603,7 +603,7 @@ impl<N: Node> Process<N> {
     fn ended(&self, exit: Exit) {
         let kernel = self.node.kernel();
         let mut groups = Vec::new();
-        let (session, parent) = {
+        let (session, parent, later) = {
             let mut tree = kernel.tree.lock();
             let mut orphans_ended = false;
             let place = |pid: u32| {
@@ -649,15 +649,23 @@ impl<N: Node> Process<N> {
                 tree.processes.remove(&self.pid);
                 self.lifetime.forget();
             }
-            // Who waits sees the end once the tree is unlocked, and the signal is pending by then.
-            // `clone` takes any byte for one (Linux `kernel/signal.c`, `do_notify_parent`).
-            if let Some(parent) = &parent
-                && number(signal.into()).is_ok()
-            {
-                parent.send(child_info(signal, self.pid, exit));
-            }
-            (session, parent)
+            // `clone` takes any byte for a signal (Linux `kernel/signal.c`, `do_notify_parent`).
+            let info = number(signal.into()).map(|_| child_info(signal, self.pid, exit));
+            let notice = parent.clone().zip(info.ok());
+            // Who waits sees the end once the tree is unlocked, and the signal is pending by then,
+            // but for those whose sending takes the tree's lock.
+            let later = match notice {
+                Some((parent, info)) if !changes_jobs(info.signal) => {
+                    parent.send(info);
+                    None
+                }
+                other => other,
+            };
+            (session, parent, later)
         };
+        if let Some((parent, info)) = later {
+            parent.send(info);
+        }
         kernel.leave_jobs(self.pid, session, &groups);
         if let Some(parent) = parent {
             // Also a parent that is told of no ends: it may wait for its last child.

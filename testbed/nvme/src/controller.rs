@@ -66,7 +66,7 @@ pub struct Controller {
     pub(crate) work: Vec<Work>,
     violations: Vec<String>,
     pub(crate) commands: u64,
-    /// The size of a block that it told, which is another than the medium's if the data was spoiled.
+    /// The size of a block that it told: another than the medium's if the data was spoiled.
     pub(crate) told_block_shift: u8,
     gone: bool,
     dead: bool,

@@ -235,6 +235,44 @@ fn children_end_with_a_signal_of_their_choice_for_their_makers_only() {
     }
 }
 
+/// Sending these looks at the tree of processes, which an ending process has locked.
+#[test]
+fn a_child_s_end_may_stop_continue_and_kill_its_parent() {
+    const SIGKILL: u8 = 9;
+    const SIGCONT: u8 = 18;
+    const SIGSTOP: u8 = 19;
+    const SIGTSTP: u8 = 20;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.call(nr::__NR_fork, &[]).unwrap();
+    let mut parent = node.started.borrow_mut().pop().unwrap();
+    // Another group, whose keeper is the first process.
+    let group = SystemCall {
+        number: nr::__NR_setpgid.into(),
+        args: [0; 6],
+    };
+    node.block_on(parent.system_call(group)).unwrap();
+    let stops = [
+        (SIGTSTP, true),
+        (SIGCONT, false),
+        (SIGSTOP, true),
+        (SIGKILL, false),
+    ];
+    for (signal, stopped) in stops {
+        let clone = SystemCall {
+            number: nr::__NR_clone.into(),
+            args: [signal.into(), 0, 0, 0, 0, 0],
+        };
+        node.block_on(parent.system_call(clone)).unwrap();
+        node.run_started();
+        assert_eq!(parent.process.is_stopped(), stopped, "signal {signal}");
+    }
+    node.block_on(parent.run());
+    run.put(DATA, &[0; 4]);
+    run.call(nr::__NR_wait4, &[u64::MAX, DATA, 0, 0]).unwrap();
+    assert_eq!(u32_at(&run, DATA), SIGKILL.into());
+}
+
 #[test]
 fn execve_brings_another_program_and_keeps_what_it_should() {
     let node: &FakeNode = node(64);
