@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use messages::Errno;
 
 use super::address::Address;
+use super::packet::Packet;
 use crate::error::{Result, errno};
 
 /// Bytes that a message counts for beside its own, so that empty ones are bounded too.
@@ -31,6 +32,7 @@ pub(crate) struct Message<R> {
     pub(crate) rights: Vec<R>,
     pub(crate) credentials: Credentials,
     pub(crate) from: Address,
+    pub(crate) packet: Packet,
 }
 
 /// Something received.
@@ -42,6 +44,7 @@ pub(crate) struct Taken<R> {
     pub(crate) rights: Vec<R>,
     pub(crate) credentials: Credentials,
     pub(crate) from: Address,
+    pub(crate) packet: Packet,
 }
 
 impl<R> Taken<R> {
@@ -53,6 +56,7 @@ impl<R> Taken<R> {
             rights: Vec::new(),
             credentials: Credentials::default(),
             from: Address::Unnamed,
+            packet: Packet::default(),
         }
     }
 }
@@ -181,6 +185,7 @@ impl<R: Clone> Half<R> {
                     rights,
                     credentials: message.credentials,
                     from: message.from.clone(),
+                    packet: message.packet,
                 });
             }
         }
@@ -209,6 +214,7 @@ impl<R: Clone> Half<R> {
             rights: core::mem::take(&mut message.rights),
             credentials: message.credentials,
             from: message.from.clone(),
+            packet: message.packet,
         });
         Ok(len)
     }
@@ -275,6 +281,7 @@ impl<R: Clone> Half<R> {
             rights: message.rights,
             credentials: message.credentials,
             from: message.from,
+            packet: message.packet,
         })
     }
 
@@ -320,6 +327,7 @@ mod tests {
                 ..Credentials::default()
             },
             from: Address::Unnamed,
+            packet: Packet::default(),
         }
     }
 

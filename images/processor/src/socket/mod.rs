@@ -17,6 +17,7 @@ mod names;
 mod net;
 mod object;
 mod options;
+mod packet;
 mod rights;
 mod send;
 
@@ -38,7 +39,8 @@ pub(crate) use half::{Credentials, How, Message, Taken};
 pub(crate) use names::UnixName;
 use names::{Proto, Sharing};
 pub(crate) use net::Net;
-pub(crate) use options::{BUFFER, Options};
+pub(crate) use options::{BUFFER, CONGESTION, Options, Timestamps};
+pub(crate) use packet::{Fields, Packet};
 
 /// An open file that travels beside the bytes (SCM_RIGHTS).
 type Right = Arc<OpenFile>;

@@ -43,6 +43,7 @@ impl Object for Socket {
             rights: Vec::new(),
             credentials: Credentials::default(),
             from: self.local(),
+            packet: super::Packet::default(),
         };
         self.try_send(&mut message, &To::Peer)
     }

@@ -13,6 +13,17 @@ const MOST: usize = 212_992;
 const LEAST_SEND: usize = 4608;
 const LEAST_RECEIVE: usize = 2304;
 
+/// Names that `TCP_CONGESTION` can have, its default first.
+pub(crate) const CONGESTION: [&str; 2] = ["cubic", "reno"];
+
+/// Times that come with datagrams (`SO_TIMESTAMP`, `SO_TIMESTAMPNS`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Timestamps {
+    Off,
+    Micros,
+    Nanos,
+}
+
 /// A socket's options.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -23,6 +34,7 @@ pub(crate) struct Options {
     pub(crate) send_timeout: Option<Duration>,
     pub(crate) receive_timeout: Option<Duration>,
     pub(crate) pass_credentials: bool,
+    pub(crate) timestamps: Timestamps,
     pub(crate) keep_alive: bool,
     pub(crate) broadcast: bool,
     pub(crate) linger: [u32; 2],
@@ -37,6 +49,12 @@ pub(crate) struct Options {
     pub(crate) user_timeout: u32,
     pub(crate) defer_accept: u32,
     pub(crate) quick_ack: bool,
+    /// `TCP_FASTOPEN_CONNECT`.
+    pub(crate) fast_open_connect: bool,
+    /// `TCP_CONGESTION`: nothing is congested here.
+    pub(crate) congestion: &'static str,
+    /// Bound to the loopback interface (`SO_BINDTODEVICE`), as all sockets are in effect.
+    pub(crate) on_loopback: bool,
     /// Options of IP and UDP that were set, by level and number.
     pub(crate) packets: BTreeMap<(u32, u32), i32>,
 }
@@ -52,6 +70,7 @@ impl Options {
             send_timeout: None,
             receive_timeout: None,
             pass_credentials: false,
+            timestamps: Timestamps::Off,
             keep_alive: false,
             broadcast: false,
             linger: [0; 2],
@@ -63,6 +82,9 @@ impl Options {
             user_timeout: 0,
             defer_accept: 0,
             quick_ack: true,
+            fast_open_connect: false,
+            congestion: CONGESTION[0],
+            on_loopback: false,
             packets: BTreeMap::new(),
         }
     }

@@ -135,6 +135,7 @@ impl Socket {
         };
         let from = self.net.name_for(self, to)?;
         message.from = Address::Ip(from);
+        message.packet.to = Some(to);
         let len = message.bytes.len();
         match self.net.datagram_target(to, from) {
             Some(target) => {

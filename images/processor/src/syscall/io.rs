@@ -13,6 +13,7 @@ use messages::USER_END;
 use messages::storage::Entries;
 
 use super::layout::dirent;
+use super::socket::interface;
 use super::{Args, int};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
@@ -476,6 +477,10 @@ impl<N: Node> Thread<N> {
                 let count = u32::try_from(waiting).unwrap_or(u32::MAX);
                 self.memory.write(arg, &count.to_le_bytes()).await?;
                 Ok(0)
+            }
+            (request @ interface::FIRST..=interface::LAST, Kind::Object(object)) => {
+                let socket = object.as_socket().ok_or(errno::ENOTTY)?;
+                self.interface(socket, request, arg).await
             }
             _ => Err(errno::ENOTTY.into()),
         }

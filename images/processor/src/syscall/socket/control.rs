@@ -1,11 +1,12 @@
-//! Control messages (`struct cmsghdr`): open files, and the sender's identity.
+//! Control messages (`struct cmsghdr`): open files, the sender's identity, fields of packets.
 
 use alloc::vec::Vec;
 
+use super::option::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET};
+use super::packets::{IP_TOS, IP_TTL, IPV6_HOPLIMIT, IPV6_TCLASS, UDP_SEGMENT};
 use crate::error::{Result, errno};
 use crate::socket::Credentials;
 
-const SOL_SOCKET: u32 = 1;
 pub(super) const SCM_RIGHTS: u32 = 1;
 pub(super) const SCM_CREDENTIALS: u32 = 2;
 /// Bytes of `struct cmsghdr`.
@@ -18,6 +19,37 @@ pub(super) const MAX_FILES: usize = 253;
 pub(super) struct Control {
     pub(super) files: Vec<u32>,
     pub(super) credentials: Option<Credentials>,
+    pub(super) v4: Chosen,
+    pub(super) v6: Chosen,
+    /// Bytes of each datagram that the bytes are cut into (`UDP_SEGMENT`).
+    pub(super) segment: Option<u16>,
+}
+
+/// Fields of a header that a message chooses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Chosen {
+    pub(super) hops: Option<u8>,
+    pub(super) class: Option<u8>,
+}
+
+fn number(data: &[u8]) -> Result<i32> {
+    let value = data.first_chunk().map(|word| i32::from_le_bytes(*word));
+    value.ok_or_else(|| errno::EINVAL.into())
+}
+
+/// Reads a field of IP version 4: at least `least`.
+fn field(data: &[u8], least: u8) -> Result<Option<u8>> {
+    let value = u8::try_from(number(data)?).ok();
+    let value = value.filter(|value| *value >= least);
+    value.map(Some).ok_or_else(|| errno::EINVAL.into())
+}
+
+/// Reads a field of IP version 6, where -1 stands for the socket's own.
+fn field6(data: &[u8]) -> Result<Option<u8>> {
+    if number(data)? == -1 {
+        return Ok(None);
+    }
+    field(data, 0)
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -56,6 +88,16 @@ impl Control {
                     });
                 }
                 (SOL_SOCKET, _) => return Err(errno::EINVAL.into()),
+                (IPPROTO_IP, IP_TTL) => control.v4.hops = field(data, 1)?,
+                // A byte is enough (Linux `net/ipv4/ip_sockglue.c`, `ip_cmsg_send`).
+                (IPPROTO_IP, IP_TOS) if data.len() == 1 => control.v4.class = Some(data[0]),
+                (IPPROTO_IP, IP_TOS) => control.v4.class = field(data, 0)?,
+                (IPPROTO_IPV6, IPV6_HOPLIMIT) => control.v6.hops = field6(data)?,
+                (IPPROTO_IPV6, IPV6_TCLASS) => control.v6.class = field6(data)?,
+                (IPPROTO_UDP, UDP_SEGMENT) => {
+                    let half = data.first_chunk().ok_or(errno::EINVAL)?;
+                    control.segment = Some(u16::from_le_bytes(*half));
+                }
                 _ => {}
             }
             bytes = bytes.get(len.next_multiple_of(8)..).unwrap_or(&[]);
@@ -89,7 +131,7 @@ impl Given {
     }
 
     /// Adds a control message, or as much of it as fits.
-    pub(super) fn put(&mut self, kind: u32, data: &[u8]) {
+    pub(super) fn put(&mut self, level: u32, kind: u32, data: &[u8]) {
         let left = self.room - self.bytes.len();
         if left < HEADER {
             self.cut = true;
@@ -98,7 +140,7 @@ impl Given {
         let len = (HEADER + data.len()).min(left);
         self.cut |= len < HEADER + data.len();
         self.bytes.extend_from_slice(&(len as u64).to_le_bytes());
-        self.bytes.extend_from_slice(&SOL_SOCKET.to_le_bytes());
+        self.bytes.extend_from_slice(&level.to_le_bytes());
         self.bytes.extend_from_slice(&kind.to_le_bytes());
         self.bytes.extend_from_slice(&data[..len - HEADER]);
         let padded = self.bytes.len().next_multiple_of(8).min(self.room);
@@ -153,12 +195,12 @@ mod tests {
     fn what_does_not_fit_is_cut_and_said() {
         let mut given = Given::new(40);
         assert_eq!(given.files_that_fit(), 6);
-        given.put(SCM_RIGHTS, &[7, 0, 0, 0]);
+        given.put(SOL_SOCKET, SCM_RIGHTS, &[7, 0, 0, 0]);
         assert_eq!((given.bytes.len(), given.cut), (24, false));
-        given.put(SCM_CREDENTIALS, &[1; 12]);
+        given.put(SOL_SOCKET, SCM_CREDENTIALS, &[1; 12]);
         assert_eq!((given.bytes.len(), given.cut), (40, true));
         assert_eq!(given.bytes[24..32], 16u64.to_le_bytes());
-        given.put(SCM_CREDENTIALS, &[1; 12]);
+        given.put(SOL_SOCKET, SCM_CREDENTIALS, &[1; 12]);
         assert_eq!(given.bytes.len(), 40);
     }
 }

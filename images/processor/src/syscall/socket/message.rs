@@ -5,9 +5,12 @@ use alloc::vec::Vec;
 
 use super::super::{Args, int};
 use super::control::{Control, Given, SCM_CREDENTIALS, SCM_RIGHTS};
+use super::option::SOL_SOCKET;
+use super::packets;
 use crate::creds::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN};
 use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
+use crate::platform::Platform;
 use crate::process::Node;
 use crate::socket::{self, Address, BUFFER, Credentials, How, Message, Socket, Taken, To, Type};
 use crate::thread::Thread;
@@ -31,6 +34,8 @@ const MAX_MESSAGES: u64 = 1024;
 const MAX_CONTROL: u64 = 20_480;
 /// Bytes of a stream that are copied at once.
 const PIECE: usize = 32 << 10;
+/// Datagrams that one is cut into at most (Linux's `UDP_MAX_SEGMENTS`).
+const MAX_SEGMENTS: usize = 128;
 /// The most bytes of one call (`MAX_RW_COUNT`).
 const MAX_COUNT: u64 = 0x7fff_f000;
 
@@ -57,6 +62,8 @@ fn total(pieces: &Pieces) -> u64 {
 struct Outgoing {
     message: Message<alloc::sync::Arc<OpenFile>>,
     to: To,
+    /// Bytes of each datagram that the bytes are cut into.
+    segment: Option<usize>,
 }
 
 impl<N: Node> Thread<N> {
@@ -197,7 +204,11 @@ impl<N: Node> Thread<N> {
         if flags & MSG_OOB != 0 {
             return Err(errno::EOPNOTSUPP.into());
         }
-        let Outgoing { mut message, to } = outgoing;
+        let Outgoing {
+            mut message,
+            to,
+            segment,
+        } = outgoing;
         let total = total(pieces);
         let reached = self.reach(pieces, false)?;
         let waits = flags & MSG_DONTWAIT == 0 && !file.nonblocking();
@@ -208,9 +219,22 @@ impl<N: Node> Thread<N> {
             }
             message.bytes = vec![0; usize::try_from(total).unwrap_or(0)];
             self.gather(pieces, 0, &mut message.bytes).await?;
-            let attempt = || socket.try_send(&mut message, &to);
-            let sent = self.wait_at(socket, &to, waits, timeout, attempt).await?;
-            return Ok(sent as u64);
+            let cut = segment.filter(|_| socket.kind == Type::Datagram && !socket.is_local());
+            let Some(segment) = cut.filter(|segment| *segment < message.bytes.len()) else {
+                let attempt = || socket.try_send(&mut message, &to);
+                let sent = self.wait_at(socket, &to, waits, timeout, attempt).await?;
+                return Ok(sent as u64);
+            };
+            if message.bytes.len().div_ceil(segment) > MAX_SEGMENTS {
+                return Err(errno::EINVAL.into());
+            }
+            let bytes = core::mem::take(&mut message.bytes);
+            for piece in bytes.chunks(segment) {
+                message.bytes = piece.to_vec();
+                let attempt = || socket.try_send(&mut message, &to);
+                self.wait_at(socket, &to, waits, timeout, attempt).await?;
+            }
+            return Ok(total);
         }
         let mut done = 0;
         loop {
@@ -284,8 +308,14 @@ impl<N: Node> Thread<N> {
                 .credentials
                 .unwrap_or_else(|| self.sender_credentials()),
             from: socket.local(),
+            packet: packets::header(socket, &control, self.node.platform().wall_clock()),
         };
-        Ok(Outgoing { message, to })
+        let segment = packets::segment(socket, &control);
+        Ok(Outgoing {
+            message,
+            to,
+            segment,
+        })
     }
 
     /// Checks what a process says of itself to another.
@@ -406,10 +436,13 @@ impl<N: Node> Thread<N> {
             header.control_len
         };
         let mut given = Given::new(usize::try_from(room.min(MAX_CONTROL)).unwrap_or(0));
+        if !socket.is_stream() {
+            packets::tell(socket, &taken.packet, &mut given);
+        }
         if socket.options.lock().pass_credentials && !taken.bytes.is_empty() | !socket.is_stream() {
             let Credentials { pid, uid, gid } = taken.credentials;
             let words = [pid, uid, gid].map(u32::to_le_bytes).concat();
-            given.put(SCM_CREDENTIALS, &words);
+            given.put(SOL_SOCKET, SCM_CREDENTIALS, &words);
         }
         self.give_files(taken.rights, flags, &mut given);
         let from = sender(socket, &taken.from);
@@ -455,7 +488,7 @@ impl<N: Node> Thread<N> {
             over.push(file);
         }
         if !numbers.is_empty() {
-            given.put(SCM_RIGHTS, &numbers);
+            given.put(SOL_SOCKET, SCM_RIGHTS, &numbers);
         }
         self.node.kernel().net.bury(over);
     }

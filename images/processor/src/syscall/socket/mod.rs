@@ -1,6 +1,7 @@
 //! Sockets: making, naming, connecting.
 
 mod control;
+pub(super) mod interface;
 mod message;
 mod option;
 mod packets;

@@ -6,14 +6,15 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use super::super::{Args, int};
+use super::interface::LOOPBACK_NAME;
 use super::packets;
 use crate::error::{Result, errno};
 use crate::process::Node;
-use crate::socket::{self, AF_INET6, Socket, Type};
+use crate::socket::{self, AF_INET6, CONGESTION, Socket, Timestamps, Type};
 use crate::thread::Thread;
 
 /// Levels (Linux `include/linux/socket.h`).
-const SOL_SOCKET: u32 = 1;
+pub(super) const SOL_SOCKET: u32 = 1;
 pub(super) const IPPROTO_IP: u32 = 0;
 const IPPROTO_TCP: u32 = 6;
 pub(super) const IPPROTO_UDP: u32 = 17;
@@ -40,10 +41,12 @@ mod so {
     pub(super) const SNDLOWAT: u32 = 19;
     pub(super) const RCVTIMEO: u32 = 20;
     pub(super) const SNDTIMEO: u32 = 21;
+    pub(super) const BINDTODEVICE: u32 = 25;
     pub(super) const TIMESTAMP: u32 = 29;
     pub(super) const ACCEPTCONN: u32 = 30;
     pub(super) const SNDBUFFORCE: u32 = 32;
     pub(super) const RCVBUFFORCE: u32 = 33;
+    pub(super) const TIMESTAMPNS: u32 = 35;
     pub(super) const MARK: u32 = 36;
     pub(super) const PROTOCOL: u32 = 38;
     pub(super) const DOMAIN: u32 = 39;
@@ -59,8 +62,10 @@ mod tcp {
     pub(super) const SYNCNT: u32 = 7;
     pub(super) const DEFER_ACCEPT: u32 = 9;
     pub(super) const QUICKACK: u32 = 12;
+    pub(super) const CONGESTION: u32 = 13;
     pub(super) const USER_TIMEOUT: u32 = 18;
     pub(super) const FASTOPEN: u32 = 23;
+    pub(super) const FASTOPEN_CONNECT: u32 = 30;
 }
 const IPV6_V6ONLY: u32 = 26;
 /// Bytes of the longest option that is read.
@@ -101,7 +106,19 @@ impl<N: Node> Thread<N> {
         self.memory.read(addr, &mut bytes).await?;
         let word = bytes.first_chunk().map(|word| u32::from_le_bytes(*word));
         match (int(level), int(name)) {
+            (SOL_SOCKET, so::BINDTODEVICE) => bind_to_device(socket, &bytes)?,
             (SOL_SOCKET, name) => set_socket(socket, name, &bytes, word)?,
+            (IPPROTO_TCP, tcp::CONGESTION) if !socket.is_local() && socket.is_stream() => {
+                let known = CONGESTION
+                    .into_iter()
+                    .find(|name| name.as_bytes() == text(&bytes));
+                let known = known.ok_or(if bytes.is_empty() {
+                    errno::EINVAL
+                } else {
+                    errno::ENOENT
+                });
+                socket.options.lock().congestion = known?;
+            }
             (IPPROTO_TCP, name) if !socket.is_local() && socket.is_stream() => {
                 set_tcp(socket, name, word.ok_or(errno::EINVAL)?)?;
             }
@@ -135,6 +152,11 @@ impl<N: Node> Thread<N> {
         let room = usize::try_from(i32::from_le_bytes(room)).map_err(|_| errno::EINVAL)?;
         let value = match (int(level), int(name)) {
             (SOL_SOCKET, name) => get_socket(socket, name)?,
+            (IPPROTO_TCP, tcp::CONGESTION) if !socket.is_local() && socket.is_stream() => {
+                let mut name = socket.options.lock().congestion.as_bytes().to_vec();
+                name.resize(MOST, 0);
+                name
+            }
             (IPPROTO_TCP, name) if !socket.is_local() && socket.is_stream() => {
                 get_tcp(socket, name)?
             }
@@ -158,6 +180,26 @@ impl<N: Node> Thread<N> {
         self.memory.write(len_at, &len.to_le_bytes()).await?;
         Ok(0)
     }
+}
+
+/// Returns the bytes up to the first zero.
+fn text(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or(bytes)
+}
+
+/// Binds a socket to an interface; an empty name takes that back.
+///
+/// # Errors
+///
+/// ENODEV: there is only the loopback interface.
+fn bind_to_device(socket: &Socket, bytes: &[u8]) -> Result<()> {
+    let bound = match text(bytes) {
+        b"" => false,
+        LOOPBACK_NAME => true,
+        _ => return Err(errno::ENODEV.into()),
+    };
+    socket.options.lock().on_loopback = bound;
+    Ok(())
 }
 
 fn flag(on: bool) -> Vec<u8> {
@@ -200,7 +242,14 @@ fn set_socket(socket: &Socket, name: u32, bytes: &[u8], word: Option<u32>) -> Re
         so::RCVLOWAT => options.low_water = word.max(1),
         so::RCVTIMEO => options.receive_timeout = read_timeval(bytes)?,
         so::SNDTIMEO => options.send_timeout = read_timeval(bytes)?,
-        so::DEBUG | so::DONTROUTE | so::OOBINLINE | so::NO_CHECK | so::TIMESTAMP | so::MARK => {}
+        so::TIMESTAMP | so::TIMESTAMPNS => {
+            options.timestamps = match name {
+                _ if !on => Timestamps::Off,
+                so::TIMESTAMP => Timestamps::Micros,
+                _ => Timestamps::Nanos,
+            };
+        }
+        so::DEBUG | so::DONTROUTE | so::OOBINLINE | so::NO_CHECK | so::MARK => {}
         _ => return Err(errno::ENOPROTOOPT.into()),
     }
     Ok(())
@@ -247,9 +296,11 @@ fn get_socket(socket: &Socket, name: u32) -> Result<Vec<u8>> {
         so::RCVTIMEO => timeval(options.receive_timeout),
         so::SNDTIMEO => timeval(options.send_timeout),
         so::ACCEPTCONN => flag(socket.listens()),
-        so::DEBUG | so::DONTROUTE | so::OOBINLINE | so::NO_CHECK | so::TIMESTAMP | so::MARK => {
-            flag(false)
-        }
+        so::TIMESTAMP => flag(options.timestamps == Timestamps::Micros),
+        so::TIMESTAMPNS => flag(options.timestamps == Timestamps::Nanos),
+        so::BINDTODEVICE if options.on_loopback => [LOOPBACK_NAME, &[0]].concat(),
+        so::BINDTODEVICE => Vec::new(),
+        so::DEBUG | so::DONTROUTE | so::OOBINLINE | so::NO_CHECK | so::MARK => flag(false),
         _ => return Err(errno::ENOPROTOOPT.into()),
     })
 }
@@ -272,6 +323,8 @@ fn set_tcp(socket: &Socket, name: u32, word: u32) -> Result<()> {
         tcp::DEFER_ACCEPT => options.defer_accept = word,
         tcp::QUICKACK => options.quick_ack = on,
         tcp::USER_TIMEOUT => options.user_timeout = word,
+        tcp::FASTOPEN_CONNECT if word > 1 => return Err(errno::EINVAL.into()),
+        tcp::FASTOPEN_CONNECT => options.fast_open_connect = on,
         tcp::MAXSEG | tcp::FASTOPEN => {}
         _ => return Err(errno::ENOPROTOOPT.into()),
     }
@@ -293,6 +346,7 @@ fn get_tcp(socket: &Socket, name: u32) -> Result<Vec<u8>> {
         // What Linux says before a connection.
         tcp::MAXSEG => 536,
         tcp::FASTOPEN => 0,
+        tcp::FASTOPEN_CONNECT => u32::from(options.fast_open_connect),
         _ => return Err(errno::ENOPROTOOPT.into()),
     };
     Ok(word.to_le_bytes().to_vec())

@@ -154,12 +154,16 @@ fn options_of_packets_are_kept_or_refused() {
     // IP_RECVERR: a resolver needs it.
     assert_eq!(run.set_option(datagrams, ip, 11, &int(1)), Ok(0));
     assert_eq!(run.option(datagrams, ip, 11), Ok(1));
-    // IP_PKTINFO, IP_RECVTOS, UDP_SEGMENT, UDP_GRO: nothing would come of them.
+    // UDP_CORK: nothing would come of it.
+    let refused = run.set_option(datagrams, udp, 1, &int(1));
+    fails(refused, errno::ENOPROTOOPT);
+    assert_eq!(run.set_option(datagrams, udp, 1, &int(0)), Ok(0));
+    assert_eq!(run.option(datagrams, udp, 1), Ok(0));
+    // IP_PKTINFO, IP_RECVTOS, UDP_SEGMENT, UDP_GRO.
     for (level, name) in [(ip, 8), (ip, 13), (udp, 103), (udp, 104)] {
-        let refused = run.set_option(datagrams, level, name, &int(1));
-        fails(refused, errno::ENOPROTOOPT);
-        assert_eq!(run.set_option(datagrams, level, name, &int(0)), Ok(0));
         assert_eq!(run.option(datagrams, level, name), Ok(0));
+        assert_eq!(run.set_option(datagrams, level, name, &int(1)), Ok(0));
+        assert_eq!(run.option(datagrams, level, name), Ok(1));
     }
     fails(
         run.set_option(datagrams, ip, 250, &int(0)),
@@ -174,5 +178,213 @@ fn options_of_packets_are_kept_or_refused() {
     );
     assert_eq!(run.set_option(stream, ipv6, 67, &int(8)), Ok(0));
     assert_eq!(run.option(stream, ipv6, 67), Ok(8));
+    run.ends();
+}
+
+/// Returns a control message's bytes, padded.
+fn control(level: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = words(&[16 + data.len() as u64]);
+    bytes.extend(level.to_le_bytes());
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(data);
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    bytes
+}
+
+impl Run {
+    /// Sends a byte with control messages.
+    fn send_with(&mut self, fd: u64, control: &[u8]) -> Result<u64, Error> {
+        self.header(1, control, 0);
+        self.call(nr::__NR_sendmsg, &[fd, HEADER, 0])
+    }
+
+    /// Receives a datagram; returns its control messages and the flags.
+    fn controls(&mut self, fd: u64, room: u64) -> (Vec<u8>, u32) {
+        self.header(1, &[], room);
+        assert_eq!(self.call(nr::__NR_recvmsg, &[fd, HEADER, 0]), Ok(1));
+        let len = self.int(HEADER + 40).try_into().unwrap();
+        (self.get(CONTROL, len), self.int(HEADER + 48))
+    }
+}
+
+#[test]
+fn fields_of_packets_come_with_datagrams_to_who_asks_for_them() {
+    const MSG_CTRUNC: u32 = 8;
+    let [ip, ipv6] = [0_u64, 41];
+    let [lo, int] = [1_u32.to_le_bytes(), 1_u32.to_le_bytes()];
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let server = run.socket(AF_INET, DGRAM);
+    run.bind(server, &inet([127, 0, 0, 1], 5354)).unwrap();
+    let client = run.socket(AF_INET, DGRAM);
+    run.connect(client, &inet([127, 0, 0, 1], 5354)).unwrap();
+    run.send_with(client, &[]).unwrap();
+    assert_eq!(run.controls(server, 100), (Vec::new(), 0), "nobody asked");
+    // IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVORIGDSTADDR.
+    for name in [8, 12, 13, 20] {
+        run.set_option(server, ip, name, &int).unwrap();
+    }
+    run.set_option(client, ip, 1, &[0x10]).unwrap();
+    let told = |hops: u8, class: u8| {
+        let home = [127, 0, 0, 1];
+        [
+            control(0, 8, &[&lo[..], &home, &home].concat()),
+            control(0, 2, &[hops, 0, 0, 0]),
+            control(0, 1, &[class]),
+            control(0, 20, &inet(home, 5354)),
+        ]
+        .concat()
+    };
+    run.send_with(client, &[]).unwrap();
+    assert_eq!(run.controls(server, 200), (told(64, 0x10), 0));
+    // The message's own fields.
+    let own = [control(0, 2, &[9, 0, 0, 0]), control(0, 1, &[4])].concat();
+    run.send_with(client, &own).unwrap();
+    assert_eq!(run.controls(server, 200), (told(9, 4), 0));
+    run.send_with(client, &own).unwrap();
+    assert_eq!(run.controls(server, 40).1, MSG_CTRUNC);
+    for bad in [
+        control(0, 2, &[0, 0, 0, 0]),
+        control(0, 2, &[9]),
+        control(0, 1, &[0, 1, 0, 0]),
+        control(41, 52, &[0, 1, 0, 0]),
+        control(41, 67, &[0xfe, 0xff, 0xff, 0xff]),
+    ] {
+        fails(run.send_with(client, &bad), errno::EINVAL);
+    }
+    let server = run.socket(AF_INET6, DGRAM);
+    run.bind(server, &inet6(1, 5355)).unwrap();
+    let client = run.socket(AF_INET6, DGRAM);
+    run.connect(client, &inet6(1, 5355)).unwrap();
+    // IPV6_RECVPKTINFO, IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS.
+    for name in [49, 51, 66] {
+        run.set_option(server, ipv6, name, &int).unwrap();
+    }
+    run.set_option(client, ipv6, 16, &[3, 0, 0, 0]).unwrap();
+    // -1: the socket's own.
+    let class = [control(41, 67, &[7, 0, 0, 0]), control(41, 52, &[0xff; 4])].concat();
+    run.send_with(client, &class).unwrap();
+    let mut home = vec![0; 16];
+    home[15] = 1;
+    home.extend(lo);
+    let told = [
+        control(41, 50, &home),
+        control(41, 52, &[3, 0, 0, 0]),
+        control(41, 67, &[7, 0, 0, 0]),
+    ]
+    .concat();
+    assert_eq!(run.controls(server, 200), (told, 0));
+    run.ends();
+}
+
+#[test]
+fn datagrams_come_with_the_time_of_their_sending() {
+    const SO_TIMESTAMP: u64 = 29;
+    const SO_TIMESTAMPNS: u64 = 35;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let (a, b) = run.pair(DGRAM);
+    let on = 1_u32.to_le_bytes();
+    let clock = || crate::platform::Platform::wall_clock(&node.platform).as_nanos();
+    for (option, unit) in [(SO_TIMESTAMPNS, 1), (SO_TIMESTAMP, 1000)] {
+        run.set_option(b, SOL_SOCKET, option, &on).unwrap();
+        assert_eq!(run.option(b, SOL_SOCKET, option), Ok(1));
+        let before = clock();
+        run.send_with(a, &[]).unwrap();
+        let after = clock();
+        let (told, flags) = run.controls(b, 100);
+        let kind = u32::try_from(option).unwrap();
+        assert_eq!((&told[..16], flags), (&control(1, kind, &[0; 16])[..16], 0));
+        let word = |at: usize| u64::from_le_bytes(told[at..at + 8].try_into().unwrap());
+        let sent = u128::from(word(16)) * 1_000_000_000 / unit + u128::from(word(24));
+        assert!((before / unit..=after / unit).contains(&sent), "{sent}");
+    }
+    assert_eq!(run.option(b, SOL_SOCKET, SO_TIMESTAMPNS), Ok(0));
+    run.ends();
+}
+
+#[test]
+fn long_datagrams_are_cut_into_segments() {
+    let udp = 17;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let server = run.socket(AF_INET, DGRAM | NONBLOCK);
+    run.bind(server, &inet([127, 0, 0, 1], 5356)).unwrap();
+    let client = run.socket(AF_INET, DGRAM);
+    run.connect(client, &inet([127, 0, 0, 1], 5356)).unwrap();
+    run.set_option(client, udp, 103, &3_u32.to_le_bytes())
+        .unwrap();
+    assert_eq!(run.write_to(client, b"segments"), Ok(8));
+    for piece in [&b"seg"[..], b"men", b"ts"] {
+        assert_eq!(run.read_from(server).unwrap(), piece);
+    }
+    fails(run.receive(server, 1, 0), errno::EAGAIN);
+    // UDP_MAX_SEGMENTS.
+    fails(run.write_to(client, &[0; 385]), errno::EINVAL);
+    assert_eq!(run.write_to(client, &[0; 384]), Ok(384));
+    run.ends();
+}
+
+#[test]
+fn sockets_are_bound_to_the_loopback_interface_and_to_no_other() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let socket = run.socket(AF_INET, STREAM);
+    // SO_BINDTODEVICE.
+    assert_eq!(run.set_option(socket, SOL_SOCKET, 25, b"lo\0"), Ok(0));
+    run.put(LEN, &16_u32.to_le_bytes());
+    run.call(nr::__NR_getsockopt, &[socket, SOL_SOCKET, 25, BUF, LEN])
+        .unwrap();
+    assert_eq!((run.int(LEN), run.get(BUF, 3)), (3, b"lo\0".to_vec()));
+    assert_eq!(run.set_option(socket, SOL_SOCKET, 25, b""), Ok(0));
+    fails(
+        run.set_option(socket, SOL_SOCKET, 25, b"eth0"),
+        errno::ENODEV,
+    );
+    // TCP_CONGESTION.
+    assert_eq!(run.set_option(socket, 6, 13, b"reno"), Ok(0));
+    run.put(LEN, &16_u32.to_le_bytes());
+    run.call(nr::__NR_getsockopt, &[socket, 6, 13, BUF, LEN])
+        .unwrap();
+    assert_eq!((run.int(LEN), run.get(BUF, 5)), (16, b"reno\0".to_vec()));
+    fails(run.set_option(socket, 6, 13, b"none"), errno::ENOENT);
+    run.ends();
+}
+
+#[test]
+fn the_loopback_interface_is_told_and_no_other() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let socket = run.socket(AF_INET, DGRAM);
+    let mut ask = |request: u64, name: &[u8], value: &[u8]| {
+        run.put(BUF, &[0; 40]);
+        run.put(BUF, name);
+        run.put(BUF + 16, value);
+        let asked = run.call(nr::__NR_ioctl, &[socket, request, BUF]);
+        asked.map(|_| (run.get(BUF, 3), run.get(BUF + 16, 8)))
+    };
+    let lo = b"lo\0".to_vec();
+    let told = |value: [u8; 8]| Ok((lo.clone(), value.to_vec()));
+    // SIOCGIFINDEX, SIOCGIFNAME, SIOCGIFFLAGS, SIOCGIFADDR, SIOCGIFNETMASK, SIOCGIFMTU.
+    assert_eq!(ask(0x8933, b"lo", &[]), told([1, 0, 0, 0, 0, 0, 0, 0]));
+    assert_eq!(ask(0x8910, b"", &[1]), told([1, 0, 0, 0, 0, 0, 0, 0]));
+    assert_eq!(ask(0x8913, b"lo", &[]), told([0x49, 0, 0, 0, 0, 0, 0, 0]));
+    assert_eq!(ask(0x8915, b"lo", &[]), told([2, 0, 0, 0, 127, 0, 0, 1]));
+    assert_eq!(ask(0x891b, b"lo", &[]), told([2, 0, 0, 0, 255, 0, 0, 0]));
+    assert_eq!(ask(0x8921, b"lo", &[]), told([0, 0, 1, 0, 0, 0, 0, 0]));
+    for (request, name, value, error) in [
+        (0x8933, &b"eth0"[..], &[][..], errno::ENODEV),
+        (0x8910, b"", &[2], errno::ENODEV),
+        (0x8914, b"lo", &[], errno::ENOTTY),
+    ] {
+        fails(ask(request, name, value).map(|_| 0), error);
+    }
+    // SIOCGIFCONF, also without a list and without room.
+    for (room, list, len) in [(100, BUF, 40), (0, 0, 40), (39, BUF, 0)] {
+        run.put(DATA, &words(&[room, list]));
+        assert_eq!(run.call(nr::__NR_ioctl, &[socket, 0x8912, DATA]), Ok(0));
+        assert_eq!(run.int(DATA), len);
+    }
+    assert_eq!(run.get(BUF, 3), lo);
     run.ends();
 }
