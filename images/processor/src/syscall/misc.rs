@@ -204,7 +204,6 @@ impl<N: Node> Thread<N> {
         Ok(0)
     }
 
-    /// Tells of a file system as large as M's promise, whichever is asked for.
     /// Tells the sizes of a file system of this node's own.
     pub(super) async fn put_tmp_statfs(&self, into: u64) -> Result<u64> {
         let blocks = self.node.cache().geometry().usable_bytes() / 4096;
