@@ -240,8 +240,15 @@ static void examine(uint64_t seed)
 		_exit(write(pipes[1], "y", 1) == 1 ? 42 : 4);
 	}
 	close(pipes[1]);
-	if (read(pipes[0], &byte, 1) != 1 || byte != 'y')
+	ssize_t got = read(pipes[0], &byte, 1);
+	int why = errno;
+	if (got != 1 || byte != 'y') {
+		waitpid(pid, &status, 0);
+		printf("read %zd, the child ended with status %#x\n", got, status);
+		system("cat /proc/meminfo /proc/sysvipc/* 1>&2; ls -la /tmp /dev/shm 1>&2");
+		errno = why;
 		fail("no byte", seed);
+	}
 	close(pipes[0]);
 	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status) || WEXITSTATUS(status) != 42)
 		fail("no status", seed);
