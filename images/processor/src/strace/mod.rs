@@ -140,7 +140,10 @@ impl<N: Node> Thread<N> {
             .enumerate()
         {
             // Rights count only for what is made.
-            if matches!(arg, Arg::Mode) && call.args[index - 1] & O_CREAT == 0 && opens {
+            let makes = index
+                .checked_sub(1)
+                .is_some_and(|flags| call.args[flags] & O_CREAT != 0);
+            if matches!(arg, Arg::Mode) && opens && !makes {
                 break;
             }
             if index > 0 {

@@ -556,7 +556,7 @@ impl FakeNode {
     }
 
     /// Plays the host of the console channel. False if there is nothing to do.
-    fn pump_console(&self) -> bool {
+    pub(crate) fn pump_console(&self) -> bool {
         let (mut bytes, mut decoder) = (Vec::new(), Decoder::default());
         if !self.kernel.console.take_output(&mut bytes) {
             return false;

@@ -9,10 +9,6 @@ const TIME: u64 = DATA + 0x80;
 const MONOTONIC: u64 = 1;
 const THREAD: u64 = 0x3d_0f00;
 
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 /// Writes entries (value, address, flags) of a list.
 fn list(run: &Run, entries: &[[u64; 3]]) {
     run.put(LIST, &words(entries.as_flattened()));

@@ -25,6 +25,7 @@ mod shared_files;
 mod small_calls;
 mod sockets;
 mod storage;
+mod strace;
 mod threads;
 mod timers;
 mod tmp;
@@ -43,6 +44,11 @@ use crate::deliver::Outcome;
 use crate::elf::Header;
 use crate::error::errno;
 use crate::{Command, Error, Exit, Refusal, SystemCall, Thread, Trap};
+
+/// Returns words as a program's memory has them.
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
 
 /// A program of one segment at 0x400000: code and data in one, 0x2000 bytes in memory.
 fn program() -> Vec<u8> {

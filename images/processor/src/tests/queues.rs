@@ -9,10 +9,6 @@ const NAME: u64 = DATA + 0x100;
 const ATTRIBUTES: u64 = DATA + 0x200;
 const SIGUSR1: u64 = 10;
 
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 impl Run {
     fn queue(&mut self, name: &str, flags: u64, bounds: [u64; 2]) -> Result<u64, Error> {
         self.put(NAME, format!("{name}\0").as_bytes());

@@ -14,10 +14,6 @@ const ABORT: u64 = 0x40_0804;
 const UNREGISTER: u64 = 1;
 const THREAD: u64 = 0x3d_0f00;
 
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 impl Run {
     fn register(&mut self) -> Result<u64, Error> {
         self.call(nr::__NR_rseq, &[AREA, ALIGN, 0, SIGNATURE])

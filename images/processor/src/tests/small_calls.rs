@@ -8,10 +8,6 @@ const PATH: u64 = DATA + 0x100;
 const HOW: u64 = DATA + 0x200;
 const THERE: u64 = DATA + 0x300;
 
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 #[test]
 fn memory_of_another_process_is_copied() {
     let node: &FakeNode = node(64);

@@ -482,6 +482,20 @@ fn paths_go_through_what_exists_and_only_folders_end_with_a_slash() {
         Ok(0),
         "a folder may"
     );
+    // The root of all.
+    for path in ["/tmp/..", "/tmp/../", "/tmp/a/../.."] {
+        let name = run.name(0, path);
+        assert_eq!(run.call(nr::__NR_chdir, &[name]), Ok(0), "{path}");
+        assert_eq!(run.call(nr::__NR_getcwd, &[DATA, 64]), Ok(2), "{path}");
+        let name = run.name(0, path);
+        let stat = run.call(nr::__NR_lstat, &[name, DATA + 0x400]);
+        assert_eq!(stat, Ok(0), "{path}");
+    }
+    for path in ["/tmp", ".."] {
+        let name = run.name(0, path);
+        run.call(nr::__NR_chdir, &[name]).unwrap();
+    }
+    assert_eq!(run.call(nr::__NR_getcwd, &[DATA, 64]), Ok(2));
     ends_clean(node, run);
 }
 

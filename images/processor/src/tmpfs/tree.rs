@@ -305,7 +305,7 @@ impl Tree {
                     walked.pop();
                     if at == root {
                         walked.extend(rest);
-                        return Ok(Step::Out(whole_path(&walked, must_be_folder)));
+                        return Ok(out(&walked, must_be_folder));
                     }
                     at = self.parent(at);
                     continue;
@@ -318,8 +318,7 @@ impl Tree {
                     walked.extend(&parts[index..]);
                     // S does not know what this node has beside its names.
                     if rest.contains(&&b".."[..]) {
-                        let path = whole_path(&normal(&walked), must_be_folder);
-                        return Ok(Step::Out(path));
+                        return Ok(out(&normal(&walked), must_be_folder));
                     }
                     let path = whole_path(&walked, must_be_folder);
                     Ok(Step::Found(Found::Storage(path), Vec::new()))
@@ -370,6 +369,11 @@ impl Tree {
             _ => folder,
         }
     }
+}
+
+/// Leaves the file system by a path, which is that of the root without parts.
+fn out(parts: &[&[u8]], folder: bool) -> Step {
+    Step::Out(whole_path(parts, folder || parts.is_empty()))
 }
 
 /// Returns the path of parts.

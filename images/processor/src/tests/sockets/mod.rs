@@ -167,10 +167,6 @@ fn int_bytes(fd: u64) -> [u8; 4] {
     u32::try_from(fd).unwrap().to_le_bytes()
 }
 
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 fn fails(result: Result<u64, Error>, errno: messages::Errno) {
     assert_eq!(errno_of(result), Some(errno));
 }
