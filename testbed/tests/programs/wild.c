@@ -16,9 +16,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -31,6 +35,8 @@
 #define LIFE_MS 700
 #define MEMORY (256UL << 20)
 #define NOBODY 65534
+// KB that may be promised to what is under way.
+#define LOST_KB (16 << 10)
 
 static const char *const paths[] = {
 	"/tmp", "/tmp/wild", "/tmp/wild/a", "/tmp/wild/b", "a", ".", "..", "", "/", "/proc/self/maps",
@@ -214,6 +220,45 @@ static void fail(const char *what, uint64_t seed)
 	exit(1);
 }
 
+// Removes what outlives processes: segments of memory, semaphores, queues, files.
+static void clean(void)
+{
+	struct shmid_ds segment;
+	struct shm_info segments;
+	int last = shmctl(0, SHM_INFO, (void *)&segments);
+	for (int at = 0; at <= last; at++)
+		shmctl(shmctl(at, SHM_STAT, &segment), IPC_RMID, NULL);
+	struct semid_ds set;
+	struct seminfo sets;
+	union {
+		struct semid_ds *set;
+		struct seminfo *sets;
+	} argument = {.sets = &sets};
+	last = semctl(0, 0, SEM_INFO, argument);
+	argument.set = &set;
+	for (int at = 0; at <= last; at++)
+		semctl(semctl(at, 0, SEM_STAT, argument), 0, IPC_RMID);
+	struct msqid_ds queue;
+	struct msginfo queues;
+	last = msgctl(0, MSG_INFO, (void *)&queues);
+	for (int at = 0; at <= last; at++)
+		msgctl(msgctl(at, MSG_STAT, &queue), IPC_RMID, NULL);
+	system("find /tmp /dev/shm -mindepth 1 -depth -delete 2>/dev/null");
+}
+
+// Returns the KB of memory that M has promised.
+static long committed(void)
+{
+	char line[256];
+	long size = -1;
+	FILE *file = fopen("/proc/meminfo", "r");
+	while (file && fgets(line, sizeof line, file))
+		sscanf(line, "Committed_AS: %ld", &size);
+	if (file)
+		fclose(file);
+	return size;
+}
+
 // Asks that what every program needs still works.
 static void examine(uint64_t seed)
 {
@@ -245,7 +290,7 @@ static void examine(uint64_t seed)
 	if (got != 1 || byte != 'y') {
 		waitpid(pid, &status, 0);
 		printf("read %zd, the child ended with status %#x\n", got, status);
-		system("cat /proc/meminfo /proc/sysvipc/* 1>&2; ls -la /tmp /dev/shm 1>&2");
+		system("cat /proc/meminfo 1>&2; ls -la /tmp /dev/shm 1>&2");
 		errno = why;
 		fail("no byte", seed);
 	}
@@ -260,10 +305,11 @@ int main(int argc, char **argv)
 		return 2;
 	uint64_t seed = strtoul(argv[1], NULL, 0), seconds = strtoul(argv[2], NULL, 0);
 	uint64_t start = millis(), workers = 0, ended[3] = {0};
+	long before = committed();
 	calls = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	do {
-		system("rm -rf /tmp/wild");
+		clean();
 		mkdir("/tmp/wild", 0777);
 		chmod("/tmp/wild", 0777);
 		printf("seed %lu\n", seed);
@@ -291,6 +337,12 @@ int main(int argc, char **argv)
 	} while (millis() - start < seconds * 1000);
 	printf("%lu workers made %lu calls and ended: %lu at their time, %lu by a signal, %lu by themselves\n", workers,
 	       *calls, ended[0], ended[1], ended[2]);
+	clean();
+	long after = committed();
+	if (before < 0 || after > before + LOST_KB) {
+		printf("%ld KB were promised before, %ld KB after\n", before, after);
+		return 1;
+	}
 	puts("all is well");
 	return 0;
 }
