@@ -1,7 +1,8 @@
 //! `conformance`: runs test suites that others wrote, on a cluster and on this machine's Linux.
 //!
 //! * [`suite`]: the interface of a suite. * [`busybox`], [`posix`], [`python`], [`stress`],
-//!   [`nix`], [`fsx`], [`pjdfstest`]: one suite each; [`crates`]: builds those that are crates.
+//!   [`nix`], [`fsx`], [`pjdfstest`], [`hostile`]: one suite each; [`crates`]: builds those that
+//!   are crates.
 //! * [`bed`]: runs cases on a cluster or in a `chroot`. * [`table`]: compares both runs. [`record`]
 //!   keeps the results in `docs/conformance.md`, [`kept`] those of a run that was interrupted.
 
@@ -9,6 +10,7 @@ mod bed;
 mod busybox;
 mod crates;
 mod fsx;
+mod hostile;
 mod kept;
 mod nix;
 mod pjdfstest;
@@ -48,7 +50,7 @@ const PROGRESS: Duration = Duration::from_secs(60);
 /// is 1 if a test fails on the cluster alone and docs/conformance.md gives no reason for it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite: busybox, posix, python, stress, nix, fsx or pjdfstest
+    /// The suite: busybox, posix, python, stress, nix, fsx, pjdfstest or hostile
     suite: &'static dyn Suite,
     /// Runs only the cases whose names hold NAME (repeatable)
     #[arg(long, value_name = "NAME")]
@@ -177,7 +179,7 @@ impl Args {
             .filter(|case| !kept.passed(&case.name))
             .cloned()
             .collect();
-        if !again.is_empty() {
+        if !again.is_empty() && self.suite.may_run_here() {
             say(&format!(
                 "{} cases run natively for comparison",
                 again.len()

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{busybox, fsx, nix, pjdfstest, posix, python, stress};
+use super::{busybox, fsx, hostile, nix, pjdfstest, posix, python, stress};
 
 /// The suite's files in the root file system.
 pub(super) const FOLDER: &str = "/conformance";
 /// All suites, in the order of `docs/conformance.md`.
-pub(super) const SUITES: [&dyn Suite; 7] = [
+pub(super) const SUITES: [&dyn Suite; 8] = [
     &busybox::Busybox,
     &posix::Posix,
     &python::Python,
@@ -18,6 +18,7 @@ pub(super) const SUITES: [&dyn Suite; 7] = [
     &nix::Nix,
     &fsx::Fsx,
     &pjdfstest::Pjdfstest,
+    &hostile::Hostile,
 ];
 
 /// A suite of tests.
@@ -36,6 +37,10 @@ pub(super) trait Suite: Sync + Send {
     fn prepare(&self, folder: &Path) -> Result<Vec<Case>>;
     /// Returns the results that a case's end and output tell.
     fn judge(&self, case: &Case, ended: &Ended, output: &str) -> Vec<Verdict>;
+    /// Returns whether this machine may run what failed on the cluster, too.
+    fn may_run_here(&self) -> bool {
+        true
+    }
 }
 
 /// A command whose end is judged.

@@ -33,7 +33,7 @@ fn any_call_is_shown() {
         node.kernel = Kernel::new(7, true);
         node
     };
-    let mut run = Run::new(node);
+    let run = Run::new(node);
     // xorshift64.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = move || {
