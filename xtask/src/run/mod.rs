@@ -22,7 +22,7 @@ mod rack;
 mod report;
 mod root;
 mod screens;
-mod serial;
+pub(crate) mod serial;
 pub(crate) mod start;
 mod terminal;
 mod top;
