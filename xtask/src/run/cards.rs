@@ -22,7 +22,7 @@ use crate::tools::{find, parse_size};
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct CardArgs {
     /// Gives a node a ConnectX-3 of this host's, by its PCI address: `memory:04:00.0`; all three
-    /// nodes have one then, and run under KVM (repeatable; docs/metal.md)
+    /// nodes have one then, and run under KVM (repeatable; docs/user/passthrough.md)
     #[arg(long = "card", value_name = "WHO:BDF")]
     cards: Vec<RoleCard>,
     /// Size of the huge pages that machines with cards are made of: 2M or 1G
