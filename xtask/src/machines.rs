@@ -293,6 +293,7 @@ impl Case {
             memory: self.memory,
             cpus: self.cores,
             adapters: &adapters,
+            iommu: false,
             reboots: false,
             plugin: None,
         };

@@ -83,6 +83,7 @@ impl Vm<'_> {
             memory: self.memory,
             cpus: &self.cpus.to_string(),
             adapters: &Adapter::usual(&socket),
+            iommu: false,
             reboots: false,
             plugin: self.plugin,
         };
