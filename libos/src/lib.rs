@@ -33,7 +33,7 @@ mod sync;
 mod task;
 
 pub use boot::command_line::CommandLine;
-pub use boot::{acpi, boot_info, fixed, memory_map, watchdog};
+pub use boot::{acpi, boot_info, fixed, iommu, memory_map, watchdog};
 pub use error::Error;
 #[cfg(any(test, target_os = "none"))]
 pub use mem::asid::Asid;

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -67,9 +67,23 @@ struct Case {
     count: u64,
     memory: u64,
     adapters: &'static [Place],
-    /// It is a machine of S's with an NVMe disk, instead of one of a node of FIT.
-    has_disk: bool,
+    /// It is a machine of S's with a disk, instead of one of a node of FIT.
+    disk: Option<Disk>,
 }
+
+/// S's disk: an NVMe controller.
+#[derive(Clone, Copy)]
+struct Disk {
+    device: DiskDevice,
+    /// A virtio disk without a file system comes first on the bus; S is told the other's serial
+    /// number.
+    is_second: bool,
+}
+
+const NVME: Option<Disk> = Some(Disk {
+    device: DiskDevice::Nvme,
+    is_second: false,
+});
 
 /// A machine with one core, 128 MiB and one adapter.
 const PLAIN: Case = Case {
@@ -81,7 +95,7 @@ const PLAIN: Case = Case {
     count: 1,
     memory: 128 * MIB,
     adapters: &[Place::Root(8)],
-    has_disk: false,
+    disk: None,
 };
 
 const PC: Case = Case {
@@ -145,18 +159,35 @@ const CASES: &[Case] = &[
     },
     few(Case {
         name: "S with an NVMe disk",
-        has_disk: true,
+        disk: NVME,
         ..PLAIN
     }),
     Case {
         name: "i440fx, S with an NVMe disk",
-        has_disk: true,
+        disk: NVME,
         ..PC
     },
+    Case {
+        name: "S with an NVMe disk of blocks of 4 KB",
+        disk: Some(Disk {
+            device: DiskDevice::Nvme4k,
+            is_second: false,
+        }),
+        ..PLAIN
+    },
+    few(Case {
+        name: "S with two disks, the second by its serial number",
+        disk: Some(Disk {
+            device: DiskDevice::Nvme,
+            is_second: true,
+        }),
+        ..PLAIN
+    }),
     cores("2 cores", "2", 2),
     cores("4 cores", "4", 4),
     cores("8 cores", "8", 8),
     cores("16 cores", "16", 16),
+    cores("24 cores", "24", 24),
     // APIC ids 0, 1, 2, 4, 5, 6.
     few(cores(
         "6 cores with gaps between APIC ids",
@@ -237,6 +268,9 @@ impl Case {
         let mut line = CommandLine::default();
         line.option("cluster", "machines");
         line.option("key", bed::random_key()?);
+        if self.disk.is_some_and(|disk| disk.is_second) {
+            line.option("disk", "serial:tessera");
+        }
         let command_line = line.finish()?;
         let sockets: Vec<PathBuf> = ADAPTERS
             .iter()
@@ -248,8 +282,7 @@ impl Case {
             .map(|(socket, &place)| Adapter { socket, place })
             .collect();
         let log = bed::log(folder, "node");
-        let drive = self.has_disk.then(|| make_disk(folder)).transpose()?;
-        let storage = self.has_disk.then(|| build(Role::Storage)).transpose()?;
+        let storage = self.disk.map(|_| build(Role::Storage)).transpose()?;
         let machine = Machine {
             start: Start::Kernel {
                 kernel: storage.as_ref().unwrap_or(&parts.image),
@@ -260,12 +293,13 @@ impl Case {
             memory: self.memory,
             cpus: self.cores,
             adapters: &adapters,
+            iommu: false,
             reboots: false,
             plugin: None,
         };
         let mut command = machine.image_command(&parts.qemu, &log);
-        if let Some(drive) = drive {
-            drive.add_to(&mut command);
+        if let Some(disk) = self.disk {
+            disk.add_to(&mut command, folder)?;
         }
         let command = silent(command);
         let mut node = Process::start("node", command, folder)?;
@@ -287,7 +321,7 @@ impl Case {
             "it has {free} MiB free of {memory}"
         );
         ensure!(
-            !self.has_disk || log.contains(DISK),
+            self.disk.is_none() || log.contains(DISK),
             "it did not find its disk"
         );
         let errors = log.lines().filter(|line| line.contains("] ERROR ")).count();
@@ -314,12 +348,28 @@ impl Case {
     }
 }
 
-/// Makes a small disk with a file system, for an NVMe controller.
-fn make_disk(folder: &Path) -> Result<Drive> {
-    let (content, image) = (folder.join("content"), folder.join("disk"));
-    fs::create_dir(&content)?;
-    disk::make(&content, &image, DISK_ROOM)?;
-    Ok(Drive::existing(image).on(DiskDevice::Nvme))
+impl Disk {
+    /// Makes a small disk with a file system and gives it to QEMU.
+    fn add_to(self, command: &mut Command, folder: &Path) -> Result<()> {
+        let (content, image) = (folder.join("content"), folder.join("disk"));
+        fs::create_dir(&content)?;
+        disk::make(&content, &image, DISK_ROOM)?;
+        if self.is_second {
+            let first = folder.join("first");
+            fs::File::create(&first)?.set_len(MIB)?;
+            let file = serde_json::json!({
+                "driver": "raw", "node-name": "first",
+                "file": { "driver": "file", "filename": first.display().to_string() },
+            });
+            command.arg("-blockdev").arg(file.to_string());
+            command.args([
+                "-device",
+                "virtio-blk-pci,drive=first,addr=0xf,serial=first",
+            ]);
+        }
+        Drive::existing(image).on(self.device).add_to(command);
+        Ok(())
+    }
 }
 
 /// Waits until a node's port is active or the node has left; returns its log, and its status if it

@@ -11,6 +11,7 @@
 //! * [`build_image`]: builds the unikernels.
 //! * [`pxe`]: makes the files of a boot server for a rack.
 //! * [`passthrough`]: runs a role in a machine that has a card of this host's.
+//! * [`streams`]: is the other end of a serial line that has a program's streams.
 //! * [`mod@test`]: runs every check and test.
 //! * [`mod@bench`]: runs the benchmarks.
 //! * [`sim`]: simulates clusters of FIT, each run from a seed.
@@ -50,6 +51,7 @@ mod pxe;
 mod qemu;
 mod run;
 mod sim;
+mod streams;
 mod test;
 mod test_programs;
 mod tools;
@@ -75,6 +77,7 @@ enum Command {
     BuildImage(build_image::Args),
     Pxe(pxe::Args),
     Passthrough(passthrough::Args),
+    Streams(streams::Args),
     Conformance(conformance::Args),
     Test(test::Args),
     Bench(bench::Args),
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Run(args) => return run::main(*args),
         Command::Linux(args) => return linux::main(args),
         Command::Nodes(args) => return nodes::main(args),
+        Command::Streams(args) => return streams::main(&args),
         Command::Machines(args) => args.run(),
         Command::BuildImage(args) => args.run(),
         Command::Pxe(args) => args.run(),

@@ -94,6 +94,11 @@ impl Qemu {
         })
     }
 
+    /// Returns the folder with Debian's QEMU and its libraries, whatever the system has.
+    pub(crate) fn folder() -> Result<PathBuf> {
+        BUNDLE.obtain()
+    }
+
     /// Returns a command that starts it, with the options that it always needs.
     pub(crate) fn command(&self, launcher: &[&str]) -> Command {
         let mut words = launcher

@@ -30,7 +30,8 @@ pub enum Choice {
     Any,
     /// The first of a kind.
     Kind(Kind),
-    /// The one at a place of the PCI bus, such as `00:10.0`.
+    /// The one at a place of the PCI bus, such as `00:10.0`, or `0001:00:10.0` in another segment
+    /// than 0.
     Place(String),
     /// The one with a serial number.
     Serial(String),
@@ -38,7 +39,7 @@ pub enum Choice {
 
 /// A choice's text is none that there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a disk is chosen by virtio, nvme, pci:BUS:DEVICE.FUNCTION or serial:TEXT")]
+#[error("a disk is chosen by virtio, nvme, pci:[SEGMENT:]BUS:DEVICE.FUNCTION or serial:TEXT")]
 pub struct BadChoice;
 
 impl FromStr for Choice {
@@ -48,7 +49,11 @@ impl FromStr for Choice {
         match (text, text.split_once(':')) {
             ("virtio", _) => Ok(Self::Kind(Kind::Virtio)),
             ("nvme", _) => Ok(Self::Kind(Kind::Nvme)),
-            (_, Some(("pci", place))) if is_place(place) => Ok(Self::Place(place.to_string())),
+            (_, Some(("pci", place))) if is_place(place) => {
+                // Segment 0 isn't shown.
+                let place = place.strip_prefix("0000:").unwrap_or(place);
+                Ok(Self::Place(place.to_string()))
+            }
             (_, Some(("serial", serial))) if !serial.is_empty() => {
                 Ok(Self::Serial(serial.to_string()))
             }
@@ -57,13 +62,17 @@ impl FromStr for Choice {
     }
 }
 
-/// Returns whether a text is a place as PCI functions are shown: `00:10.0`.
+/// Returns whether a text is a place as PCI functions are shown: `00:10.0` or `0001:00:10.0`.
 fn is_place(text: &str) -> bool {
-    let digit = |at: usize| text.as_bytes()[at].is_ascii_hexdigit();
-    text.len() == 7
-        && [0, 1, 3, 4, 6].into_iter().all(digit)
-        && text.as_bytes()[2] == b':'
-        && text.as_bytes()[5] == b'.'
+    let is = |shape: &[u8]| {
+        let mut pairs = text.bytes().zip(shape);
+        text.len() == shape.len()
+            && pairs.all(|(byte, &shape)| match shape {
+                b'0' => byte.is_ascii_hexdigit(),
+                _ => byte == shape,
+            })
+    };
+    is(b"00:00.0") || is(b"0000:00:00.0")
 }
 
 impl Choice {
@@ -106,7 +115,13 @@ mod tests {
     #[test]
     fn a_disk_is_chosen_by_kind_place_or_serial() {
         let parsed = |text: &str| text.parse::<Choice>();
-        for text in ["virtio", "nvme", "pci:00:1f.2", "serial:S64 1:2"] {
+        for text in [
+            "virtio",
+            "nvme",
+            "pci:00:1f.2",
+            "pci:0001:00:1f.2",
+            "serial:S64 1:2",
+        ] {
             assert_eq!(parsed(text).expect("a choice").to_string(), text);
         }
         for text in [
@@ -114,7 +129,8 @@ mod tests {
             "sata",
             "pci:",
             "pci:0:1f.2",
-            "pci:0000:00:1f.2",
+            "pci:000:00:1f.2",
+            "pci:0000:00:1f.2:",
             "serial:",
             "pci:00:1é.2",
         ] {
@@ -122,6 +138,7 @@ mod tests {
         }
         let place = parsed("pci:0A:10.0").expect("a choice");
         assert!(place.may_be(Kind::Nvme, "0a:10.0") && !place.may_be(Kind::Nvme, "00:10.0"));
+        assert_eq!(parsed("pci:0000:00:10.0"), parsed("pci:00:10.0"));
         let kind = parsed("nvme").expect("a choice");
         assert!(kind.may_be(Kind::Nvme, "x") && !kind.may_be(Kind::Virtio, "x"));
         assert!(Choice::Any.may_be(Kind::Virtio, "x") && Choice::Any.serial().is_none());

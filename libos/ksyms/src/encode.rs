@@ -1,5 +1,6 @@
 //! Making a table.
 
+use std::collections::BTreeMap;
 use std::string::String;
 use std::vec::Vec;
 
@@ -14,19 +15,26 @@ pub fn encode(symbols: &[(u64, String)], capacity: usize) -> Vec<u8> {
     sorted.dedup_by_key(|(address, _)| *address);
     let base = sorted.first().map_or(0, |(address, _)| *address);
     let (mut entries, mut names) = (Vec::new(), Vec::new());
+    // Copies of a generic function have one name.
+    let mut places: BTreeMap<&[u8], u32> = BTreeMap::new();
     for (address, name) in sorted {
         let name = &name.as_bytes()[..name.floor_char_boundary(usize::from(u16::MAX))];
-        let (Ok(offset), Ok(place)) = (u32::try_from(address - base), u32::try_from(names.len()))
+        let old = places.get(name).copied();
+        let (Ok(offset), Ok(end)) = (u32::try_from(address - base), u32::try_from(names.len()))
         else {
             break;
         };
-        if HEADER + entries.len() + ENTRY + names.len() + 2 + name.len() > capacity {
+        let more = old.map_or(2 + name.len(), |_| 0);
+        if HEADER + entries.len() + ENTRY + names.len() + more > capacity {
             break;
         }
         entries.extend(offset.to_le_bytes());
-        entries.extend(place.to_le_bytes());
-        names.extend(u16::try_from(name.len()).unwrap_or(u16::MAX).to_le_bytes());
-        names.extend(name);
+        entries.extend(old.unwrap_or(end).to_le_bytes());
+        if old.is_none() {
+            places.insert(name, end);
+            names.extend(u16::try_from(name.len()).unwrap_or(u16::MAX).to_le_bytes());
+            names.extend(name);
+        }
     }
     let count = u32::try_from(entries.len() / ENTRY).unwrap_or(0);
     let mut table = MAGIC.to_vec();

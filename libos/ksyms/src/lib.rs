@@ -117,12 +117,22 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_left_out_from_the_end() {
         let symbols: Vec<_> = (0..100_u64)
-            .map(|n| (n * 16, String::from("function")))
+            .map(|n| (n * 16, std::format!("function {n}")))
             .collect();
         let bytes = encode(&symbols, 200);
         assert!(bytes.len() <= 200);
         let table = Table::parse(&bytes).expect("a table");
-        assert_eq!(table.lookup(0), Some(("function", 0)));
+        assert_eq!(table.lookup(0), Some(("function 0", 0)));
+    }
+
+    #[test]
+    fn copies_of_a_function_have_one_name() {
+        let name = String::from("core::ptr::drop_in_place");
+        let symbols: Vec<_> = (0..100_u64).map(|n| (n * 16, name.clone())).collect();
+        let bytes = encode(&symbols, 4096);
+        assert_eq!(bytes.len(), HEADER + 100 * ENTRY + 2 + name.len());
+        let table = Table::parse(&bytes).expect("a table");
+        assert_eq!(table.lookup(99 * 16 + 3), Some((name.as_str(), 3)));
     }
 
     proptest! {

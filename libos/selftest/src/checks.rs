@@ -94,6 +94,18 @@ pub(crate) async fn no_wakeup_is_lost() -> Outcome {
     Ok(())
 }
 
+/// The runner makes up a device in another segment, of which there is configuration space only.
+pub(crate) fn other_segments_are_searched() -> Outcome {
+    const MADE_UP: (u16, u16) = (0x1b36, 0x7e57);
+    let is_it = |function: &pci::Function| (function.vendor, function.device) == MADE_UP;
+    for function in pci::functions_where(is_it) {
+        log::info!("a made-up device at {function:?}");
+        check!(function.map_bar(0).is_err(), "it has no BAR");
+        check!(pci::find(MADE_UP.0, MADE_UP.1) == Some(function));
+    }
+    Ok(())
+}
+
 /// Intel's 82574 raises any interrupt by a write to its ICS register (its data sheet, section
 /// 10.2.4).
 pub(crate) async fn a_device_interrupts() -> Outcome {

@@ -42,6 +42,10 @@ pub(crate) fn crash(how: &str) -> Exit {
             let entry = space.entry_or_create(0x1000).expect("memory");
             let _ = entry.compare_exchange(0, 0x20_0007);
         }
+        "watchdog" => {
+            run_watchdog();
+            return Exit::Failure;
+        }
         "failure" => return Exit::Failure,
         _ => {}
     }
@@ -62,4 +66,28 @@ fn panicking_function(left: u32) {
 fn endless(depth: u64) -> u64 {
     let room = core::hint::black_box([depth; 64]);
     endless(core::hint::black_box(depth + 1)) + room[3]
+}
+
+/// Lets the watchdog of q35's chipset run and waits for what it does.
+fn run_watchdog() {
+    /// Reload, control and count (Intel ICH9 data sheet, section 13.9; `libos::dev::tco`).
+    const RELOAD: u16 = 0x660;
+    const CONTROL: u16 = 0x668;
+    const COUNT: u16 = 0x672;
+    const HALTED: u16 = 1 << 11;
+    let output = |port: u16, value: u16| {
+        // SAFETY: a register of the watchdog, which only this function drives now.
+        unsafe { core::arch::asm!("out dx, ax", in("dx") port, in("ax") value) };
+    };
+    let control: u16;
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("in ax, dx", in("dx") CONTROL, out("ax") control) };
+    // Twice four counts of 0.6 s.
+    output(COUNT, 4);
+    output(CONTROL, control & !HALTED);
+    output(RELOAD, 1);
+    let end = libos::now() + hal::Duration::from_secs(30);
+    while libos::now() < end {
+        core::hint::spin_loop();
+    }
 }

@@ -30,6 +30,7 @@ async fn run(boot: libos::Boot) -> libos::Exit {
         ("yield", checks::yielding_lets_others_run().await),
         ("cores", checks::tasks_run_on_their_core().await),
         ("wakeups", checks::no_wakeup_is_lost().await),
+        ("segments", checks::other_segments_are_searched()),
         ("interrupt", checks::a_device_interrupts().await),
         ("disk", checks::a_disk_works().await),
         ("console", checks::a_console_echoes().await),

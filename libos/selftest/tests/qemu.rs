@@ -1,7 +1,7 @@
 //! Runs the image in QEMU. `TESSERA_QEMU` names the QEMU to use: a command and its first arguments,
 //! separated by spaces. The tests are ignored by default as they need it.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -113,6 +113,12 @@ fn everything_passes_on_four_cores() {
 
 #[test]
 #[ignore = "needs QEMU"]
+fn everything_passes_on_many_cores() {
+    assert_all_pass(&qemu(24, "", &[], b""));
+}
+
+#[test]
+#[ignore = "needs QEMU"]
 fn everything_passes_on_one_core_and_without_newer_features() {
     assert_all_pass(&qemu(1, "", &["-cpu", "qemu64"], b""));
 }
@@ -124,6 +130,23 @@ fn everything_passes_without_a_pit() {
     let run = qemu(2, "", &["-machine", "pit=off"], b"");
     assert_all_pass(&run);
     assert!(run.log.contains("the PIT does not count"), "{}", run.log);
+}
+
+/// The clock is measured against the timer that is wanted.
+#[test]
+#[ignore = "needs QEMU"]
+fn everything_passes_by_each_timer() {
+    for (option, name) in [("hpet", "the HPET"), ("acpi", "ACPI's timer")] {
+        let run = qemu(2, &format!("log=debug timer={option}"), &[], b"");
+        assert_all_pass(&run);
+        let said = format!("MHz by {name}");
+        assert!(run.log.contains(&said), "{}", run.log);
+    }
+    let run = qemu(1, "timer=hpet", &["-machine", "hpet=off"], b"");
+    assert_eq!(run.status, Some(PANIC), "{}", run.log);
+    assert!(run.log.contains("no timer counts"), "{}", run.log);
+    let run = qemu(1, "timer=sundial", &[], b"");
+    assert_eq!(run.status, Some(FAILURE), "{}", run.log);
 }
 
 /// A real machine has no device that ends QEMU: it goes off by ACPI, or starts anew. QEMU ends with
@@ -184,6 +207,133 @@ fn the_watchdog_of_the_board_is_stopped() {
     let run = qemu(1, "", &["-acpitable", &table], b"");
     assert_eq!(run.status, Some(0x10 << 1 | 1), "{}", run.log);
     assert!(run.log.contains("stopping the watchdog"), "{}", run.log);
+}
+
+/// q35's chipset has a watchdog that no WDAT describes. It is stopped, and is the one that resets
+/// the machine if it is let run.
+#[test]
+#[ignore = "needs QEMU"]
+fn the_watchdog_of_the_chipset_is_stopped() {
+    let resets = ["-global", "ICH9-LPC.noreboot=false"];
+    let run = qemu(1, "", &resets, b"");
+    assert_all_pass(&run);
+    let said = "stopped the chipset's watchdog by port 0x668";
+    assert!(run.log.contains(said), "{}", run.log);
+    let run = qemu(1, "crash=watchdog", &resets, b"");
+    assert_eq!(run.status, Some(0), "{}", run.log);
+    let run = qemu(1, "", &["-machine", "pc"], b"");
+    assert_all_pass(&run);
+    assert!(!run.log.contains("watchdog"), "{}", run.log);
+}
+
+/// IOMMUs are left as firmware has left them, which one line says.
+#[test]
+#[ignore = "needs QEMU"]
+fn iommus_are_named() {
+    for (device, said) in [
+        ("intel-iommu", "IOMMU: VT-d, 1 of 1 off, left so"),
+        ("amd-iommu", "IOMMU: AMD-Vi, 1 of 1 off, left so"),
+    ] {
+        let run = qemu(1, "", &["-device", device], b"");
+        assert_all_pass(&run);
+        assert!(run.log.contains(said), "{}", run.log);
+    }
+}
+
+/// Writes 32-bit words into a file of zeros.
+fn put(path: &Path, words: &[(u64, u32)]) {
+    let mut file = std::fs::File::create(path).expect("a file");
+    file.set_len(128 << 20).expect("a sparse file");
+    for &(at, word) in words {
+        file.seek(SeekFrom::Start(at)).expect("a place in it");
+        file.write_all(&word.to_le_bytes()).expect("written");
+    }
+}
+
+/// Configuration space of segment 1, and the registers of an IOMMU that firmware has left on, are
+/// made up of memory that is no RAM for the image; QEMU has neither. i440FX has no table of its own
+/// for them.
+#[test]
+#[ignore = "needs QEMU"]
+fn another_segment_and_an_active_iommu_are_found() {
+    const BASE: u64 = 4 << 30;
+    const STATUS: u64 = (127 << 20) + 0x1c;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let [memory, mcfg, dmar] = ["segment", "mcfg", "dmar"].map(|name| folder.join(name));
+    // A bridge at 00:01.0, behind it bus 3, on it the device at 03:02.0.
+    let (bridge, device) = (1 << 15, 3 << 20 | 2 << 15);
+    put(
+        &memory,
+        &[
+            (bridge, 0x000c_1b36),
+            (bridge + 0x0c, 1 << 16),
+            (bridge + 0x18, 3 << 8),
+            (device, 0x7e57_1b36),
+            (device + 8, 0xff00_0001),
+            (STATUS, 1 << 31),
+        ],
+    );
+    let mut table = [0_u8; 8 + 16];
+    table[8..16].copy_from_slice(&BASE.to_le_bytes());
+    table[16..20].copy_from_slice(&[1, 0, 0, 126]);
+    std::fs::write(&mcfg, table).expect("a table");
+    let mut table = [0_u8; 12 + 16];
+    table[14] = 16;
+    table[20..28].copy_from_slice(&(BASE + (127 << 20)).to_le_bytes());
+    std::fs::write(&dmar, table).expect("a table");
+    let object = format!(
+        "memory-backend-file,id=made,size=128M,share=on,mem-path={}",
+        memory.display()
+    );
+    let table = |name: &str, path: &Path| format!("sig={name},rev=1,data={}", path.display());
+    let run = qemu(
+        1,
+        "",
+        &[
+            "-machine",
+            "pc",
+            "-m",
+            "256M,slots=1,maxmem=1G",
+            "-object",
+            &object,
+            "-device",
+            &format!("pc-dimm,memdev=made,addr={BASE}"),
+            "-acpitable",
+            &table("MCFG", &mcfg),
+            "-acpitable",
+            &table("DMAR", &dmar),
+        ],
+        b"",
+    );
+    assert_all_pass(&run);
+    for said in [
+        "a made-up device at 0001:03:02.0",
+        "IOMMU: VT-d, 1 of 1 on, left so",
+    ] {
+        assert!(run.log.contains(said), "{said}: {}", run.log);
+    }
+}
+
+/// A CPU's errata are named where no host answers for it.
+#[test]
+#[ignore = "needs QEMU"]
+fn errata_are_named() {
+    let zen = "EPYC-Rome,-hypervisor,ucode-rev=";
+    for (cpu, said) in [
+        (format!("{zen}0x0830107a"), Some("Zenbleed")),
+        (format!("{zen}0x0830107b"), None),
+        ("Skylake-Client,-hypervisor".into(), Some("SKL150")),
+        ("Skylake-Client".into(), None),
+    ] {
+        let run = qemu(1, "log=debug", &["-cpu", &cpu], b"");
+        assert_all_pass(&run);
+        let line = run.log.lines().find(|line| line.contains("this CPU"));
+        assert_eq!(line.is_some(), said.is_some(), "{cpu}: {}", run.log);
+        let named = line
+            .zip(said)
+            .is_none_or(|(line, said)| line.contains(said));
+        assert!(named, "{cpu}: {line:?}");
+    }
 }
 
 #[test]

@@ -1,18 +1,20 @@
 //! The ACPI tables that a unikernel needs: MADT (which cores there are), MCFG (where config space
 //! is), FADT and DSDT (how to power off, see [`fixed`](super::fixed)), SPCR (which serial port the
-//! console is), SRAT (which memory is near which core), WDAT (see [`watchdog`](super::watchdog)).
+//! console is), SRAT (which memory is near which core), WDAT (see [`watchdog`](super::watchdog)),
+//! HPET (a timer), DMAR and IVRS (see [`iommu`](super::iommu)).
 //!
 //! Memory is not placed by the SRAT yet: what it says goes to the log.
 //!
 //! Layouts: ACPI specification 6.5, sections 5.2.5 (RSDP), 5.2.7 and 5.2.8 (RSDT, XSDT), 5.2.12
-//! (MADT), 5.2.16 (SRAT); PCI firmware specification 3.3, section 4.1.2 (MCFG); Microsoft's "Serial
-//! Port Console Redirection Table", revisions 1 and 4 (SPCR). Tables are copied by a reader, so
-//! the parsing is pure.
+//! (MADT), 5.2.16 (SRAT); Microsoft's "Serial Port Console Redirection Table", revisions 1 and 4
+//! (SPCR). Tables are copied by a reader, so the parsing is pure.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::fixed::{Fixed, SoftOff};
+use super::iommu::Iommus;
+use super::mcfg;
 use super::watchdog::{self, Write};
 
 const RSDP_LEN: usize = 36;
@@ -23,20 +25,11 @@ const TABLE_MAX: usize = 1 << 20;
 /// More tables than this are not looked at; firmware has some tens.
 const MAX_TABLES: usize = 256;
 /// Tables that are read.
-const WANTED: [&[u8; 4]; 6] = [b"APIC", b"MCFG", b"FACP", b"SPCR", b"SRAT", b"WDAT"];
+const WANTED: [&[u8; 4]; 9] = [
+    b"APIC", b"MCFG", b"FACP", b"SPCR", b"SRAT", b"WDAT", b"HPET", b"DMAR", b"IVRS",
+];
 /// Addresses at which PC firmware puts the root pointer.
 const SEARCH: core::ops::Range<u64> = 0xe_0000..0x10_0000;
-
-/// Memory-mapped configuration space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ecam {
-    /// The physical address of bus 0's part, whether or not bus 0 is covered.
-    pub base: u64,
-    /// The first bus covered.
-    pub first_bus: u8,
-    /// The last bus covered.
-    pub last_bus: u8,
-}
 
 /// The serial port that firmware uses as its console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +51,15 @@ pub struct Near {
     pub len: u64,
 }
 
+pub use super::mcfg::Ecam;
+
 /// Contents of the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
     /// The local APIC ids of the usable cores.
     pub cores: Vec<u32>,
-    /// Memory-mapped configuration space of segment 0.
-    pub ecam: Option<Ecam>,
+    /// Memory-mapped configuration space.
+    pub ecam: Vec<Ecam>,
     /// Registers of fixed hardware.
     pub fixed: Fixed,
     /// The value that powers the machine off.
@@ -73,6 +68,10 @@ pub struct Tables {
     pub serial: Option<SerialConsole>,
     /// Memory by node; empty on a machine whose memory is all equally far.
     pub memory: Vec<Near>,
+    /// The physical address of the HPET's registers.
+    pub hpet: Option<u64>,
+    /// The IOMMUs.
+    pub iommus: Option<Iommus>,
     /// Writes that stop the board's watchdog.
     pub stop_watchdog: Vec<Write>,
 }
@@ -130,10 +129,13 @@ impl Tables {
     fn take(&mut self, signature: &[u8; 4], table: &[u8]) {
         match signature {
             b"APIC" => self.cores = cores(table),
-            b"MCFG" => self.ecam = ecam(table),
+            b"MCFG" => self.ecam = mcfg::ranges(table),
             b"FACP" => self.fixed = Fixed::read(table),
             b"SPCR" => self.serial = serial(table),
             b"SRAT" => self.memory = near(table),
+            b"HPET" => self.hpet = hpet(table),
+            b"DMAR" => self.iommus = Some(Iommus::of_dmar(table)),
+            b"IVRS" => self.iommus = Some(Iommus::of_ivrs(table)),
             b"WDAT" => self.stop_watchdog = watchdog::stop(table),
             _ => {}
         }
@@ -193,20 +195,6 @@ fn cores(madt: &[u8]) -> Vec<u32> {
     cores
 }
 
-fn ecam(mcfg: &[u8]) -> Option<Ecam> {
-    const FIXED: usize = HEADER_LEN + 8;
-    mcfg.get(FIXED..)?.chunks_exact(16).find_map(|entry| {
-        let base = u64::from_le_bytes(*entry.first_chunk()?);
-        let segment = u16::from_le_bytes([entry[8], entry[9]]);
-        let (first_bus, last_bus) = (entry[10], entry[11]);
-        (segment == 0 && first_bus <= last_bus).then_some(Ecam {
-            base,
-            first_bus,
-            last_bus,
-        })
-    })
-}
-
 /// Reads the console of a SPCR. A table may describe none: servers whose redirection is turned off
 /// in the setup leave the address zero.
 fn serial(spcr: &[u8]) -> Option<SerialConsole> {
@@ -226,6 +214,13 @@ fn serial(spcr: &[u8]) -> Option<SerialConsole> {
         _ => None,
     };
     (KINDS.contains(&kind) && space == IO_SPACE).then_some(SerialConsole { port, baud })
+}
+
+/// Reads where a HPET's registers are (IA-PC HPET specification 1.0a, section 3.2.4).
+fn hpet(table: &[u8]) -> Option<u64> {
+    const MEMORY: u8 = 0;
+    let address = u64::from_le_bytes(*table.get(44..)?.first_chunk()?);
+    (*table.get(40)? == MEMORY && address != 0).then_some(address)
 }
 
 /// Reads the memory of a SRAT.
@@ -333,11 +328,12 @@ mod tests {
         assert_eq!(tables.cores, [0, 7, 256], "a disabled core is left out");
         assert_eq!(
             tables.ecam,
-            Some(Ecam {
+            [Ecam {
                 base: 0xb000_0000,
+                segment: 0,
                 first_bus: 0,
                 last_bus: 255
-            })
+            }]
         );
     }
 
@@ -376,6 +372,16 @@ mod tests {
             assert_eq!(spcr(kind, space, port, 7), None);
         }
         assert_eq!(serial(&[0; 58]), None, "a short table");
+    }
+
+    #[test]
+    fn a_timer_in_memory_is_found() {
+        let mut table = vec![0; 56];
+        table[44..48].copy_from_slice(&0xfed0_0000_u32.to_le_bytes());
+        assert_eq!(hpet(&table), Some(0xfed0_0000));
+        table[40] = 1;
+        assert_eq!(hpet(&table), None, "ports");
+        assert_eq!(hpet(&table[..50]), None, "a short table");
     }
 
     #[test]

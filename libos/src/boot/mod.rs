@@ -5,6 +5,8 @@ pub mod acpi;
 pub mod boot_info;
 pub(crate) mod command_line;
 pub mod fixed;
+pub mod iommu;
+pub(crate) mod mcfg;
 pub mod memory_map;
 mod multiboot;
 pub mod watchdog;

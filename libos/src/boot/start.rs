@@ -9,11 +9,12 @@ use hal::PhysAddr;
 
 use spin::Mutex;
 
+use crate::Error;
 use crate::boot::acpi::{ReadPhys, Tables};
 use crate::boot::boot_info::{BootInfo, PVH_MAPPED, Piece};
 use crate::boot::command_line::CommandLine;
-use crate::cpu::{apic, core_local, smp, user, vdso};
-use crate::dev::{console, pci};
+use crate::cpu::{apic, core_local, identify, smp, user, vdso};
+use crate::dev::{config_space, console, left_by_firmware};
 use crate::exit::{self, Exit, power_off};
 use crate::mem::layout::{Image, direct};
 use crate::mem::{frames, paging};
@@ -103,7 +104,8 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
     if let Some(serial) = tables.serial {
         console::move_to(serial);
     }
-    time::init(tables.fixed.timer);
+    let command_line = CommandLine::parse(&line);
+    time::init(&tables, reference(command_line.as_ref()));
     let core = core_local::prepare(0, apic::id());
     user::init_core();
     core_local::adopt(core);
@@ -115,8 +117,7 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
             info.map.lost() >> 20
         );
     }
-    stop_watchdog(&tables);
-    set_up_command_line(&line, tables);
+    set_up_command_line(command_line, tables);
     // The boot stack has no guard below it and is left for good.
     // SAFETY: a fresh stack; nothing on the old one is used again.
     unsafe {
@@ -130,8 +131,14 @@ extern "C" fn start(record: u64, entry: u32) -> ! {
 /// Handed from the boot stack to the first core's own.
 static HANDED_OVER: Mutex<Option<(CommandLine, Tables)>> = Mutex::new(None);
 
-fn set_up_command_line(line: &[u8], tables: Tables) {
-    let command_line = match CommandLine::parse(line) {
+/// Returns what the command line wants the clock to be measured against; a mistake in it is told
+/// later.
+fn reference(command_line: Result<&CommandLine, &Error>) -> Option<time::Reference> {
+    command_line.ok()?.parsed("timer").ok()?
+}
+
+fn set_up_command_line(command_line: Result<CommandLine, Error>, tables: Tables) {
+    let command_line = match command_line {
         Ok(command_line) => command_line,
         Err(error) => {
             log::error!("command line: {error}");
@@ -145,6 +152,10 @@ fn set_up_command_line(line: &[u8], tables: Tables) {
             power_off(Exit::Failure)
         }
     }
+    if let Err(error) = command_line.parsed::<time::Reference>("timer") {
+        log::error!("{error}");
+        power_off(Exit::Failure)
+    }
     match command_line.parsed("failure") {
         Ok(after_failure) => exit::init(&tables, after_failure.unwrap_or_default()),
         Err(error) => {
@@ -155,22 +166,17 @@ fn set_up_command_line(line: &[u8], tables: Tables) {
     *HANDED_OVER.lock() = Some((command_line, tables));
 }
 
-/// Stops the board's watchdog, which firmware or who ran before may have left armed.
-fn stop_watchdog(tables: &Tables) {
-    for write in &tables.stop_watchdog {
-        log::info!("stopping the watchdog by port {:#x}", write.port);
-        exit::write_register(*write);
-    }
-}
-
 extern "C" fn on_own_stack() -> ! {
     let (command_line, tables) = HANDED_OVER.lock().take().expect("handed over by `start`");
     for near in &tables.memory {
         let (start, mib) = (near.start, near.len >> 20);
         log::debug!("memory at {start:#x}, {mib} MiB, is of node {}", near.node);
     }
+    identify::tell_errata();
+    config_space::init(tables.ecam.clone());
+    left_by_firmware::stop_watchdogs(&tables);
+    left_by_firmware::tell_iommus(tables.iommus.as_ref());
     smp::start_others(&tables.cores);
-    pci::init(tables.ecam);
     log::info!(
         "{} cores, {} MiB free",
         core_local::count(),

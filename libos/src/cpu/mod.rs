@@ -1,6 +1,8 @@
 //! Cores: their start, interrupts, traps, and the way into programs and back.
 
 #[cfg(any(test, target_os = "none"))]
+mod errata;
+#[cfg(any(test, target_os = "none"))]
 pub(crate) mod interrupt_slot;
 
 // Modules that exist on the machine only, not on the host.
@@ -10,6 +12,8 @@ pub(crate) mod apic;
 pub(crate) mod core_local;
 #[cfg(target_os = "none")]
 pub(crate) mod fpu;
+#[cfg(target_os = "none")]
+pub(crate) mod identify;
 #[cfg(target_os = "none")]
 pub(crate) mod interrupts;
 #[cfg(target_os = "none")]

@@ -22,13 +22,26 @@ pub fn random_bytes(bytes: &mut [u8]) {
 fn hardware() -> Option<u64> {
     static PRESENT: Once<bool> = Once::new();
     let present = *PRESENT.call_once(|| {
-        CpuId::new()
-            .get_feature_info()
-            .is_some_and(|info| info.has_rdrand())
+        let features = CpuId::new().get_feature_info();
+        features.is_some_and(|info| info.has_rdrand()) && varies()
     });
-    if !present {
-        return None;
+    present.then(step).flatten()
+}
+
+/// Returns whether the generator gives different words: AMD's of family 17h gave ones only, under
+/// early microcode (Linux `arch/x86/kernel/cpu/rdrand.c`).
+fn varies() -> bool {
+    const LOOKS: usize = 8;
+    let first = step();
+    let varies = (0..LOOKS).any(|_| step() != first);
+    if !varies {
+        log::warn!("RDRAND gives {first:x?} only: it is not used");
     }
+    varies
+}
+
+/// Takes a word of the generator, which the CPU has.
+fn step() -> Option<u64> {
     let mut word = 0;
     // SAFETY: the CPU has the instruction.
     (0..ATTEMPTS)

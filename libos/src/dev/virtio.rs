@@ -14,7 +14,7 @@ use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
 use virtio_drivers::{BufferDirection, Hal};
 
 use crate::Error;
-use crate::dev::pci::{self, Config, Function};
+use crate::dev::pci::{self, Function, OfSegment};
 use crate::mem::frame_bitmap::PAGE_SIZE;
 use crate::mem::frames::Frames;
 use crate::mem::layout::direct;
@@ -64,8 +64,11 @@ unsafe impl Hal for VirtioHal {
 
 fn transport(function: Function) -> Result<PciTransport, Error> {
     function.enable();
-    PciTransport::new::<VirtioHal, _>(&mut PciRoot::new(Config), function.at)
-        .map_err(|cause: VirtioPciError| failed(function, &cause))
+    PciTransport::new::<VirtioHal, _>(
+        &mut PciRoot::new(OfSegment(function.place.segment)),
+        function.place.at,
+    )
+    .map_err(|cause: VirtioPciError| failed(function, &cause))
 }
 
 pub(crate) fn failed(function: Function, cause: &dyn core::fmt::Display) -> Error {

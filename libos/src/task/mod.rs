@@ -1,6 +1,8 @@
 //! Tasks of a core: the executor, its queue, timers and the clock.
 
 #[cfg(any(test, target_os = "none"))]
+mod hpet;
+#[cfg(any(test, target_os = "none"))]
 pub(crate) mod run_queue;
 #[cfg(any(test, target_os = "none"))]
 pub(crate) mod shortest;

@@ -1,18 +1,22 @@
-//! The clock: the CPU's time stamp counter, measured once against the PIT, or against ACPI's timer
-//! where firmware has stopped the PIT or there is none.
+//! The clock: the CPU's time stamp counter, measured once against a timer whose frequency is known:
+//! the PIT, or ACPI's timer or the HPET where firmware has stopped the others or there is none.
 //!
 //! The counter is taken to run at one rate on all cores and from one start ("invariant TSC"), as
 //! every CPU with a ConnectX-3 in its machine and QEMU have it.
-// UNSAFETY: drives timers by I/O ports.
-#![expect(unsafe_code, reason = "port I/O")]
+// UNSAFETY: drives timers by I/O ports and by registers.
+#![expect(unsafe_code, reason = "device registers")]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hal::Instant;
+use hal::{Instant, PhysAddr};
 use x86_64::instructions::port::Port;
 
+use crate::boot::acpi::Tables;
 use crate::boot::fixed::PmTimer;
 use crate::cpu::apic;
+use crate::mem::paging;
+use crate::mem::window::Window;
+use crate::task::hpet::Hpet;
 use crate::task::shortest::Shortest;
 
 /// The 8254's input clock.
@@ -72,25 +76,80 @@ struct Span {
     hz: u64,
 }
 
-/// Measures the counter and the APIC's timer.
-pub(crate) fn init(pm_timer: Option<PmTimer>) {
+/// The boot option `timer`: what the clock is measured against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reference {
+    /// The 8254.
+    Pit,
+    /// ACPI's power management timer.
+    Acpi,
+    /// The high precision event timer.
+    Hpet,
+}
+
+impl core::str::FromStr for Reference {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "pit" => Self::Pit,
+            "acpi" => Self::Acpi,
+            "hpet" => Self::Hpet,
+            _ => return Err("pit, acpi or hpet is expected"),
+        })
+    }
+}
+
+/// Measures the counter and the APIC's timer, against `wanted` or the first timer that counts.
+pub(crate) fn init(tables: &Tables, wanted: Option<Reference>) {
     START.store(ticks(), Ordering::Relaxed);
-    let measured = shortest(against_pit).or_else(|| {
-        log::info!("the PIT does not count");
-        pm_timer.and_then(|timer| shortest(|| against_pm_timer(timer)))
-    });
-    let Some(span) = measured else {
-        panic!("no timer counts: neither the PIT nor ACPI's")
+    let measure = |reference| {
+        let span = match reference {
+            Reference::Pit => shortest(against_pit),
+            Reference::Acpi => tables
+                .fixed
+                .timer
+                .and_then(|timer| shortest(|| against_pm_timer(timer))),
+            Reference::Hpet => tables.hpet.and_then(measure_against_hpet),
+        };
+        if span.is_none() {
+            log::info!("{} does not count", reference.name());
+        }
+        span.map(|span| (reference, span))
+    };
+    let all = [Reference::Pit, Reference::Acpi, Reference::Hpet];
+    let mut wanted = all
+        .into_iter()
+        .filter(|&reference| wanted.is_none_or(|wanted| wanted == reference));
+    let Some((reference, span)) = wanted.find_map(measure) else {
+        panic!("no timer counts of the PIT, ACPI's timer and the HPET (see the option timer=)")
     };
     let hz = |count: u64| (count * span.hz / span.counts).max(1);
     let nanos = (1_000_000_000_u128 << 32) / u128::from(hz(span.tsc));
     NANOS_PER_TICK.store(u64::try_from(nanos).unwrap_or(1), Ordering::Relaxed);
     TIMER_HZ.store(hz(span.apic), Ordering::Relaxed);
-    log::debug!(
-        "TSC {} MHz, APIC timer {} MHz",
+    let usual = reference == Reference::Pit;
+    log::log!(
+        if usual {
+            log::Level::Debug
+        } else {
+            log::Level::Info
+        },
+        "TSC {} MHz, APIC timer {} MHz by {}",
         hz(span.tsc) / 1_000_000,
-        hz(span.apic) / 1_000_000
+        hz(span.apic) / 1_000_000,
+        reference.name()
     );
+}
+
+impl Reference {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pit => "the PIT",
+            Self::Acpi => "ACPI's timer",
+            Self::Hpet => "the HPET",
+        }
+    }
 }
 
 /// Repeats a measurement until two agree; `None` once one fails.
@@ -151,14 +210,60 @@ fn against_pm_timer(timer: PmTimer) -> Option<Span> {
         counts >= PM_COUNT
     });
     let (tsc, apic) = stop(start);
-    // A look takes a while: the span is a little longer than it should be.
-    let of_span = |count: u64| count * u64::from(PM_COUNT) / u64::from(counts.max(1));
     ended.then(|| Span {
-        tsc: of_span(tsc),
-        apic: of_span(apic),
+        tsc: scaled(tsc, PM_COUNT, counts),
+        apic: scaled(apic, PM_COUNT, counts),
         counts: PM_COUNT.into(),
         hz: PM_HZ,
     })
+}
+
+/// Measures against the HPET whose registers are at an address.
+fn measure_against_hpet(address: u64) -> Option<Span> {
+    /// Bytes of registers, and offsets of some (IA-PC HPET specification 1.0a, section 2.3); the
+    /// counter's low half is enough for a span.
+    const REGISTERS: usize = 0x400;
+    const CAPABILITIES: usize = 0x00;
+    const PERIOD: usize = 0x04;
+    const CONFIGURATION: usize = 0x10;
+    const COUNTER: usize = 0xf0;
+    /// Lets the counter run.
+    const ENABLE: u32 = 1 << 0;
+    let page = paging::map_device(PhysAddr(address), REGISTERS as u64)?;
+    // SAFETY: mapped for good; device registers have no references.
+    let registers = unsafe { Window::new(page, REGISTERS) };
+    let hpet = Hpet::new(registers.load(CAPABILITIES), registers.load(PERIOD))?;
+    let old: u32 = registers.load(CONFIGURATION);
+    registers.store(CONFIGURATION, old | ENABLE);
+    let span = shortest(|| against_hpet(&hpet, || registers.load(COUNTER)));
+    registers.store(CONFIGURATION, old);
+    span
+}
+
+/// Counts TSC and APIC timer over a span of the HPET.
+fn against_hpet(hpet: &Hpet, count: impl Fn() -> u32) -> Option<Span> {
+    let wanted = hpet.span();
+    let first = count();
+    apic::set_timer(u32::MAX);
+    let start = ticks();
+    let mut counts = 0;
+    let ended = until(start, || {
+        counts = count().wrapping_sub(first);
+        counts >= wanted
+    });
+    let (tsc, apic) = stop(start);
+    ended.then(|| Span {
+        tsc: scaled(tsc, wanted, counts),
+        apic: scaled(apic, wanted, counts),
+        counts: wanted.into(),
+        hz: hpet.hz(),
+    })
+}
+
+/// Returns the part of a count that belongs to the wanted span, as a look takes a while: the span
+/// measured is a little longer.
+fn scaled(count: u64, wanted: u32, counts: u32) -> u64 {
+    count * u64::from(wanted) / u64::from(counts.max(1))
 }
 
 /// Looks until `ended`; false if that takes too long.

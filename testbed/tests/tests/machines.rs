@@ -19,14 +19,14 @@ fn boot(options: &[&str], least: usize) {
 }
 
 /// The largest memory, gaps between APIC ids, the oldest CPU, no adapter, an adapter behind a
-/// switch and behind PCI bridges.
+/// switch and behind PCI bridges, S with an NVMe disk and with two disks.
 #[test]
 fn nodes_work_on_few_kinds_of_machines() {
-    boot(&[], 6);
+    boot(&[], 8);
 }
 
 #[test]
 #[ignore = "takes three minutes"]
 fn nodes_work_on_all_kinds_of_machines() {
-    boot(&["--all"], 31);
+    boot(&["--all"], 36);
 }

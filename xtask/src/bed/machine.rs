@@ -114,6 +114,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) cpus: &'a str,
     /// Its adapters.
     pub(crate) adapters: &'a [Adapter<'a>],
+    /// It has an IOMMU.
+    pub(crate) iommu: bool,
     /// The machine starts again when it resets itself. If unset, QEMU ends.
     pub(crate) reboots: bool,
     /// A plugin for TCG with its arguments, as QEMU's `-plugin` takes it.
@@ -156,6 +158,10 @@ impl Machine<'_> {
         ]);
         command.args(["-smp", self.cpus]);
         self.start.add_to(&mut command);
+        if self.iommu {
+            // Before what it is for. The mode lets QEMU see mappings of devices in other processes.
+            command.args(["-device", "intel-iommu,caching-mode=on"]);
+        }
         for adapter in self.adapters {
             adapter.add_to(&mut command, self.chipset);
         }

@@ -52,6 +52,8 @@ pub(crate) struct Guests<'a> {
     pub(crate) memory: u64,
     /// Each one's cores.
     pub(crate) cpus: u32,
+    /// Each has an IOMMU, which its kernel drives.
+    pub(crate) iommu: bool,
     /// Each adapter's ports.
     pub(crate) ports: u8,
     /// Kind of the adapters, in the fabric server's words.
@@ -149,8 +151,9 @@ impl Guests<'_> {
         let outside = node == 0 && !self.forward.is_empty();
         let manages = node == 0 && self.managed_by_guest;
         let flag = u8::from;
+        let iommu = if self.iommu { "intel_iommu=on" } else { "" };
         let command_line = format!(
-            "console=ttyS0 panic=-1 {BUSY_HOST} node={node} outside={} manages={} {}",
+            "console=ttyS0 panic=-1 {BUSY_HOST} {iommu} node={node} outside={} manages={} {}",
             flag(outside),
             flag(manages),
             self.append
@@ -168,6 +171,7 @@ impl Guests<'_> {
                 socket: &bed::socket(self.join.unwrap_or(self.folder), name),
                 place: Place::Port,
             }],
+            iommu: self.iommu,
             reboots: self.reboots,
             plugin: plugin::of_node(self.plugins, name),
         };

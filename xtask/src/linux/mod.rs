@@ -80,6 +80,10 @@ pub(crate) struct Args {
     /// Cores of each guest
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: u32,
+    /// Gives the guests an IOMMU, VT-d, and Debian's QEMU in /qemu, so that they can pass their
+    /// adapters on to machines of their own
+    #[arg(long)]
+    iommu: bool,
     /// Lets programs of this machine reach a TCP port of node 0 at 127.0.0.1 (repeatable); node 0
     /// in turn reaches this machine at 10.0.2.2
     #[arg(long, value_name = "HOST:GUEST")]
@@ -213,10 +217,15 @@ impl Args {
             )?),
         };
         let kernel = Kernel::obtain(&self.kernel)?;
+        let mut add = self.add.clone();
+        if self.iommu {
+            let qemu = Qemu::folder()?;
+            add.push(format!("{}:/qemu", qemu.display()).parse()?);
+        }
         let contents = Contents {
             packages: &self.packages,
             modules: &self.modules,
-            add: &self.add,
+            add: &add,
             commands: &self.commands,
             nodes,
         };
@@ -233,6 +242,7 @@ impl Args {
             kernel: &kernel.image,
             memory: self.memory,
             cpus: self.cpus,
+            iommu: self.iommu,
             ports: self.ports,
             adapter: &self.adapter,
             links: self.links(),

@@ -116,6 +116,7 @@ impl<'a> Cluster<'a> {
             memory: MEMORY,
             cpus: "1",
             adapters: &Adapter::usual(&socket),
+            iommu: false,
             reboots: false,
             plugin: None,
         };

@@ -16,7 +16,7 @@ use super::check::VFIO;
 use super::host::{self, Host, Kernel};
 
 /// A bound card.
-pub(super) struct Bound<'a> {
+pub(crate) struct Bound<'a> {
     host: &'a Host,
     kernel: &'a dyn Kernel,
     bdf: Bdf,
@@ -37,7 +37,7 @@ impl<'a> Bound<'a> {
     /// # Errors
     ///
     /// If the kernel refuses a step; what was done is undone.
-    pub(super) fn new(host: &'a Host, kernel: &'a dyn Kernel, bdf: Bdf) -> Result<Self> {
+    pub(crate) fn new(host: &'a Host, kernel: &'a dyn Kernel, bdf: Bdf) -> Result<Self> {
         let device = host.device(bdf);
         let driver = host.driver(&device);
         if driver.as_deref() == Some(VFIO) {
@@ -85,7 +85,7 @@ impl<'a> Bound<'a> {
     /// # Errors
     ///
     /// If that driver does not take it; the error says how to do it by hand.
-    pub(super) fn give_back(mut self) -> Result<()> {
+    pub(crate) fn give_back(mut self) -> Result<()> {
         self.restore()
     }
 

@@ -18,22 +18,22 @@ const VIRTUAL: u32 = 0x1004;
 /// Assignment Specification, section 1.7).
 const BRIDGE: u32 = 0x0604;
 /// Driver that gives a function to a program.
-pub(super) const VFIO: &str = "vfio-pci";
+pub(crate) const VFIO: &str = "vfio-pci";
 
 /// Needs of the machine that is to have the card.
-pub(super) struct Needs {
-    pub(super) bdf: Bdf,
+pub(crate) struct Needs {
+    pub(crate) bdf: Bdf,
     /// Bytes of its memory.
-    pub(super) memory: u64,
+    pub(crate) memory: u64,
     /// KiB of a huge page.
-    pub(super) page: u64,
+    pub(crate) page: u64,
     /// NUMA node of its memory.
-    pub(super) node: Option<u32>,
+    pub(crate) node: Option<u32>,
 }
 
 /// State of one condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// It holds.
     Holds(String),
     /// It holds, and the user should know something about it.
@@ -49,15 +49,15 @@ pub(super) enum State {
 
 /// One condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Finding {
+pub(crate) struct Finding {
     /// Name of the condition.
-    pub(super) name: &'static str,
-    pub(super) state: State,
+    pub(crate) name: &'static str,
+    pub(crate) state: State,
 }
 
 impl Finding {
     /// Returns whether it keeps the card from being passed through.
-    pub(super) fn fails(&self) -> bool {
+    pub(crate) fn fails(&self) -> bool {
         matches!(self.state, State::Fails { .. })
     }
 }
@@ -87,7 +87,7 @@ fn fails(fault: impl Into<String>, remedy: impl Into<String>) -> State {
 }
 
 /// Looks at all conditions that the host's folders show.
-pub(super) fn all(host: &Host, needs: &Needs) -> Vec<Finding> {
+pub(crate) fn all(host: &Host, needs: &Needs) -> Vec<Finding> {
     let device = host.device(needs.bdf);
     let mut found: Vec<(&'static str, State)> = vec![("device", of_device(host, needs.bdf))];
     if device.exists() {
@@ -110,7 +110,7 @@ pub(super) fn all(host: &Host, needs: &Needs) -> Vec<Finding> {
 }
 
 /// Looks whether there is a QEMU, or whether Debian's can be fetched.
-pub(super) fn of_qemu(found: Option<&Path>, fetchable: bool) -> Finding {
+pub(crate) fn of_qemu(found: Option<&Path>, fetchable: bool) -> Finding {
     let state = match found {
         Some(path) => holds(path.display().to_string()),
         None if fetchable => State::Note("Debian's is fetched, and not installed".into()),
@@ -294,7 +294,7 @@ fn of_pages(host: &Host, needs: &Needs) -> State {
 }
 
 /// Looks whether there are cores of the host for the virtual CPUs; without any they are not pinned.
-pub(super) fn of_cores(host: &Host, cores: &[usize]) -> Finding {
+pub(crate) fn of_cores(host: &Host, cores: &[usize]) -> Finding {
     let online = host::text(&host.sysfs.join("devices/system/cpu/online"));
     let online = online
         .and_then(|list| host::cores(&list))

@@ -8,20 +8,20 @@ use super::bdf::Bdf;
 
 /// Folders of the host, which tests replace.
 #[derive(Debug, Clone)]
-pub(super) struct Host {
-    pub(super) sysfs: PathBuf,
-    pub(super) dev: PathBuf,
-    pub(super) proc: PathBuf,
+pub(crate) struct Host {
+    pub(crate) sysfs: PathBuf,
+    pub(crate) dev: PathBuf,
+    pub(crate) proc: PathBuf,
 }
 
 /// Writer of sysfs's attributes.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     /// Writes an attribute, by one call.
     fn write(&self, attribute: &Path, text: &str) -> io::Result<()>;
 }
 
 /// The running kernel.
-pub(super) struct Linux;
+pub(crate) struct Linux;
 
 impl Kernel for Linux {
     fn write(&self, attribute: &Path, text: &str) -> io::Result<()> {
@@ -33,42 +33,42 @@ impl Kernel for Linux {
 
 impl Host {
     /// Returns the folder of a PCI function.
-    pub(super) fn device(&self, bdf: Bdf) -> PathBuf {
+    pub(crate) fn device(&self, bdf: Bdf) -> PathBuf {
         self.sysfs.join("bus/pci/devices").join(bdf.to_string())
     }
 
     /// Returns the folder of a driver.
-    pub(super) fn driver_folder(&self, driver: &str) -> PathBuf {
+    pub(crate) fn driver_folder(&self, driver: &str) -> PathBuf {
         self.sysfs.join("bus/pci/drivers").join(driver)
     }
 
     /// Returns the name of the driver that a function is bound to.
-    pub(super) fn driver(&self, device: &Path) -> Option<String> {
+    pub(crate) fn driver(&self, device: &Path) -> Option<String> {
         let target = fs::read_link(device.join("driver")).ok()?;
         Some(target.file_name()?.to_str()?.to_owned())
     }
 
     /// Returns the NUMA node of a function; `None` if the machine has one node only.
-    pub(super) fn numa_node(&self, bdf: Bdf) -> Option<u32> {
+    pub(crate) fn numa_node(&self, bdf: Bdf) -> Option<u32> {
         // -1 stands for none.
         text(&self.device(bdf).join("numa_node"))?.parse().ok()
     }
 
     /// Returns the cores near a function.
-    pub(super) fn near_cores(&self, bdf: Bdf) -> Vec<usize> {
+    pub(crate) fn near_cores(&self, bdf: Bdf) -> Vec<usize> {
         let list = text(&self.device(bdf).join("local_cpulist"));
         list.and_then(|list| cores(&list)).unwrap_or_default()
     }
 
     /// Returns the free pages of a size in KiB, on a NUMA node or on the whole machine.
-    pub(super) fn free_pages(&self, kib: u64, node: Option<u32>) -> Option<u64> {
+    pub(crate) fn free_pages(&self, kib: u64, node: Option<u32>) -> Option<u64> {
         text(&self.pages_folder(kib, node).join("free_hugepages"))?
             .parse()
             .ok()
     }
 
     /// Returns the folder about huge pages of a size in KiB.
-    pub(super) fn pages_folder(&self, kib: u64, node: Option<u32>) -> PathBuf {
+    pub(crate) fn pages_folder(&self, kib: u64, node: Option<u32>) -> PathBuf {
         let of = match node {
             Some(node) => format!("devices/system/node/node{node}/hugepages"),
             None => "kernel/mm/hugepages".into(),
@@ -78,17 +78,17 @@ impl Host {
 }
 
 /// Returns a small file's text; `None` if it can't be read.
-pub(super) fn text(path: &Path) -> Option<String> {
+pub(crate) fn text(path: &Path) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
 /// Returns a number that sysfs writes as `0x15b3`.
-pub(super) fn number(path: &Path) -> Option<u32> {
+pub(crate) fn number(path: &Path) -> Option<u32> {
     u32::from_str_radix(text(path)?.strip_prefix("0x")?, 16).ok()
 }
 
 /// Returns the names in a folder, sorted; none if it can't be listed.
-pub(super) fn names(folder: &Path) -> Vec<String> {
+pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -98,7 +98,7 @@ pub(super) fn names(folder: &Path) -> Vec<String> {
 }
 
 /// Reads a list of cores such as `0-3,8`; `None` if it is none.
-pub(super) fn cores(list: &str) -> Option<Vec<usize>> {
+pub(crate) fn cores(list: &str) -> Option<Vec<usize>> {
     let mut cores = Vec::new();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -6,32 +6,28 @@ use std::process::Command;
 use super::bdf::Bdf;
 use crate::bed::machine::file_chardev;
 use crate::build_image::Role;
-use crate::run::drive::Drive;
-use crate::run::vm::StreamsDevice;
 
 /// A machine under KVM.
-pub(super) struct Machine<'a> {
-    pub(super) role: Role,
+pub(crate) struct Machine<'a> {
+    pub(crate) role: Role,
     /// The card.
-    pub(super) bdf: Bdf,
+    pub(crate) bdf: Bdf,
     /// Bytes of its memory.
-    pub(super) memory: u64,
+    pub(crate) memory: u64,
     /// KiB of a huge page.
-    pub(super) page: u64,
+    pub(crate) page: u64,
     /// NUMA node of its memory.
-    pub(super) node: Option<u32>,
-    pub(super) cpus: usize,
-    pub(super) image: &'a Path,
-    pub(super) command_line: &'a str,
-    /// S's disk.
-    pub(super) disk: Option<&'a Path>,
+    pub(crate) node: Option<u32>,
+    pub(crate) cpus: usize,
+    pub(crate) image: &'a Path,
+    pub(crate) command_line: &'a str,
     /// File for the kernel log.
-    pub(super) log: &'a Path,
+    pub(crate) log: &'a Path,
 }
 
 impl Machine<'_> {
-    /// Adds the machine to QEMU's command.
-    pub(super) fn add_to(&self, command: &mut Command) {
+    /// Adds the machine to QEMU's command, without the disk or streams of its role.
+    pub(crate) fn add_to(&self, command: &mut Command) {
         let name = self.role.name();
         // Threads with names are found for pinning.
         command.args(["-name", &format!("tessera-{name},debug-threads=on")]);
@@ -77,20 +73,11 @@ impl Machine<'_> {
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
         file_chardev(command, "log", self.log, None);
         command.args(["-serial", "chardev:log"]);
-        match self.role {
-            Role::Processor => StreamsDevice::Virtio.add_to(command),
-            Role::Storage => {
-                if let Some(disk) = self.disk {
-                    Drive::existing(disk.into()).add_to(command);
-                }
-            }
-            Role::Memory => {}
-        }
     }
 }
 
 /// Returns a command as a shell takes it, with the value of `key=` left out.
-pub(super) fn shown(command: &Command) -> String {
+pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words = words.map(|word| quoted(&without_key(&word.to_string_lossy())));
     words.collect::<Vec<_>>().join(" ")

@@ -4,15 +4,19 @@
 //!   given back. * [`machine`]: QEMU's command line. * [`pin`]: virtual CPUs on cores of their own.
 //! * [`host`]: the host as sysfs shows it. * [`bdf`]: PCI addresses.
 //!
+//! `run --card` uses these for a whole cluster.
+//!
 //! Left out: virtual functions, several cards in one machine, pinning of QEMU's other threads. No
 //! real card has been passed through yet; the tests have a sysfs of their own.
 
-mod bdf;
-mod bind;
-mod check;
-mod host;
-mod machine;
-mod pin;
+pub(crate) mod bdf;
+pub(crate) mod bind;
+pub(crate) mod check;
+#[cfg(test)]
+pub(crate) mod fake;
+pub(crate) mod host;
+pub(crate) mod machine;
+pub(crate) mod pin;
 #[cfg(test)]
 mod tests;
 
@@ -42,7 +46,9 @@ use crate::build_image::{self, Role};
 use crate::qemu::Qemu;
 use crate::run::boot::BootOption;
 use crate::run::console::{Channel, Server};
+use crate::run::drive::Drive;
 use crate::run::start;
+use crate::run::vm::StreamsDevice;
 use crate::tools::{find, parse_size, say};
 
 /// Poll interval of QEMU.
@@ -169,11 +175,10 @@ impl Args {
             cpus: self.cpus,
             image: &image,
             command_line: &command_line,
-            disk: self.disk.as_deref(),
             log: &bed::log(&folder, role.name()),
         };
         let mut plain = Command::new("qemu-system-x86_64");
-        machine.add_to(&mut plain);
+        self.add_to(&machine, &mut plain);
         println!("{}", machine::shown(&plain));
         let failed = findings.iter().filter(|finding| finding.fails()).count();
         let result = match failed {
@@ -269,7 +274,7 @@ impl Args {
         fs::write(machine.log, "")
             .with_context(|| format!("can't make {}", machine.log.display()))?;
         let mut command = qemu.command(&LAUNCHER);
-        machine.add_to(&mut command);
+        self.add_to(machine, &mut command);
         command.stdout(Stdio::null());
         let mut channel = None;
         if machine.role == Role::Processor {
@@ -285,6 +290,16 @@ impl Args {
         follower.finish()?;
         result?;
         console.map_or(Ok(()), Server::finish)
+    }
+
+    /// Adds the machine with the devices of its role to QEMU's command.
+    fn add_to(&self, machine: &Machine<'_>, command: &mut Command) {
+        machine.add_to(command);
+        match (machine.role, &self.disk) {
+            (Role::Processor, _) => StreamsDevice::Virtio.add_to(command),
+            (Role::Storage, Some(disk)) => Drive::existing(disk.clone()).add_to(command),
+            _ => {}
+        }
     }
 
     /// Serves P's console channel.

@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use super::host;
 
 /// Returns the threads of QEMU's virtual CPUs that have begun, by number of CPU.
-pub(super) fn threads(proc: &Path, qemu: u32) -> BTreeMap<usize, i32> {
+pub(crate) fn threads(proc: &Path, qemu: u32) -> BTreeMap<usize, i32> {
     let tasks = proc.join(qemu.to_string()).join("task");
     let of = |task: String| {
         let name = host::text(&tasks.join(&task).join("comm"))?;
@@ -28,7 +28,7 @@ pub(super) fn threads(proc: &Path, qemu: u32) -> BTreeMap<usize, i32> {
 }
 
 /// Moves each thread to its core.
-pub(super) fn pin(threads: &BTreeMap<usize, i32>, cores: &[usize]) -> Result<()> {
+pub(crate) fn pin(threads: &BTreeMap<usize, i32>, cores: &[usize]) -> Result<()> {
     for (cpu, thread) in threads {
         let core = *cores
             .get(*cpu)
@@ -43,7 +43,7 @@ pub(super) fn pin(threads: &BTreeMap<usize, i32>, cores: &[usize]) -> Result<()>
 
 /// Returns the cores for the virtual CPUs: those that the user names, else the last ones near the
 /// card, as the host's own work gathers on the first. Empty if there are too few.
-pub(super) fn choose(wanted: Option<&[usize]>, near: &[usize], cpus: usize) -> Vec<usize> {
+pub(crate) fn choose(wanted: Option<&[usize]>, near: &[usize], cpus: usize) -> Vec<usize> {
     match wanted {
         Some(wanted) => wanted.to_vec(),
         None if near.len() > cpus => near[near.len() - cpus..].to_vec(),

@@ -47,7 +47,7 @@ the rack's own.
 /// Makes the files of a boot server for a cluster, and serves them
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Description of the cluster (see docs/metal.md)
+    /// Description of the cluster (see docs/user/pxe.md)
     #[arg(long, value_name = "FILE")]
     cluster: PathBuf,
     /// Folder for the files; those of an earlier run are replaced

@@ -4,7 +4,7 @@ use crate::bed::cmdline::CommandLine;
 use crate::build_image::Role;
 
 /// The options that each component reads; see `docs/architecture.md`.
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "pollers",
     "workers",
     "polling",
@@ -12,6 +12,7 @@ const ALL: [&str; 8] = [
     "keepalive",
     "port",
     "log",
+    "timer",
     "failure",
 ];
 /// The options that P reads beside them.

@@ -43,7 +43,8 @@ pub(crate) struct Limits {
 pub(crate) struct Cluster<'a> {
     folder: &'a Path,
     nodes: Vec<(Role, Process)>,
-    server: Process,
+    /// The fabric's, unless it is a real one.
+    server: Option<Process>,
     started: Instant,
 }
 
@@ -53,7 +54,7 @@ impl<'a> Cluster<'a> {
     pub(crate) fn start(
         qemu: &Qemu,
         vms: &[Vm<'_>],
-        server: Process,
+        server: Option<Process>,
         folder: &'a Path,
         console: Stdio,
     ) -> Result<Self> {
@@ -150,6 +151,14 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// Returns the machines' processes.
+    pub(crate) fn machines(&mut self) -> Vec<(Role, u32)> {
+        let nodes = self.nodes.iter_mut();
+        nodes
+            .map(|(role, process)| (*role, process.child().id()))
+            .collect()
+    }
+
     /// Returns P's report.
     pub(crate) fn report(&self) -> Report {
         Report::parse(&self.log(Role::Processor))
@@ -179,10 +188,12 @@ impl<'a> Cluster<'a> {
     }
 
     fn others_alive(&mut self) -> Result<()> {
-        if let Some(status) = self.server.ended()? {
+        if let Some(server) = &mut self.server
+            && let Some(status) = server.ended()?
+        {
             bail!(
                 "the fabric server ended with {status}; it said:\n{}",
-                tail(&self.server.stderr)
+                tail(&server.stderr)
             );
         }
         let folder = self.folder;

@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, spawn};
@@ -53,6 +53,8 @@ pub(crate) type Outputs = [Box<dyn Write + Send>; Output::ALL.len()];
 pub(crate) struct Server {
     wants: Sender<u32>,
     to: Arc<Mutex<UnixStream>>,
+    /// The program has ended and all output is written.
+    ended: Arc<AtomicBool>,
     reader: JoinHandle<Vec<(Output, std::io::Error)>>,
 }
 
@@ -77,6 +79,13 @@ impl Channel {
         Ok(Self { ours, theirs })
     }
 
+    /// Returns one whose other end is at a serial port's line.
+    pub(crate) fn on_port(port: File) -> Result<Self> {
+        let Self { theirs, .. } = Self::new()?;
+        let ours = super::serial::bridge(port)?;
+        Ok(Self { ours, theirs })
+    }
+
     /// Begins to serve it. The threads end with the channel, or with this process.
     pub(crate) fn serve(self, start: Start, streams: Streams) -> Result<Server> {
         let Streams {
@@ -93,15 +102,38 @@ impl Channel {
             let times = if typed { usize::MAX } else { 1 };
             move || send_input(&start, input, &wanted, &to, times)
         });
+        let ended = Arc::new(AtomicBool::new(false));
         let reader = spawn({
-            let (wants, to) = (wants.clone(), Arc::clone(&to));
-            move || receive(self.ours, outputs, &wants, &to)
+            let (wants, to, ended) = (wants.clone(), Arc::clone(&to), Arc::clone(&ended));
+            move || receive(self.ours, outputs, &wants, &to, &ended)
         });
-        Ok(Server { wants, to, reader })
+        Ok(Server {
+            wants,
+            to,
+            ended,
+            reader,
+        })
     }
 }
 
 impl Server {
+    /// Returns whether the program has ended and all its output is written.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Returns whether the channel has ended, and the program had not before.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.reader.is_finished() && !self.has_ended()
+    }
+
+    /// Ends the channel from this side; what was sent goes its way still.
+    pub(crate) fn hang_up(&self) {
+        let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where the other end has gone there is nothing to end.
+        let _ = to.shutdown(Shutdown::Write);
+    }
+
     /// Begins to read the terminal.
     pub(crate) fn read_terminal(&self) {
         // The thread may have ended, with the channel.
@@ -215,6 +247,7 @@ fn receive(
     mut outputs: Outputs,
     wants: &Sender<u32>,
     to: &Mutex<UnixStream>,
+    ended: &AtomicBool,
 ) -> Vec<(Output, std::io::Error)> {
     let (mut decoder, mut buffer) = (Decoder::default(), vec![0; PIECE]);
     let mut failed: Vec<(Output, std::io::Error)> = Vec::new();
@@ -236,7 +269,10 @@ fn receive(
                     }
                 }
                 Ok(Some(Frame::Want(count))) => drop(wants.send(count)),
-                Ok(Some(Frame::Finish)) => drop(send(to, &Frame::Done)),
+                Ok(Some(Frame::Finish)) => {
+                    send(to, &Frame::Done);
+                    ended.store(true, Ordering::Release);
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) => {

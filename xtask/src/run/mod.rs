@@ -3,12 +3,15 @@
 //! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. *
 //!   [`media`]: `--boot-from`. [`rack`]: a boot server for it.
 //! * [`start`]: what to run. * [`console`]: its streams. * [`serial`]: a serial port for them.
+//! * [`cards`]: `--card`, nodes with real cards.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`screens`]: the nodes' screens. * [`report`]: the table afterwards.
 //! * [`top`]: what runs meanwhile.
 //! * [`demo`]: the job without a program.
 
+mod attended;
 pub(crate) mod boot;
+mod cards;
 mod cluster;
 pub(crate) mod console;
 mod demo;
@@ -19,7 +22,7 @@ mod rack;
 mod report;
 mod root;
 mod screens;
-mod serial;
+pub(crate) mod serial;
 pub(crate) mod start;
 mod terminal;
 mod top;
@@ -30,13 +33,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime};
 
-use ::console::Window;
 use anyhow::{Context, Result, bail, ensure};
 
+use self::attended::{Attended, window};
 use self::boot::BootOption;
+use self::cards::{Card, CardArgs, Cards, Pins};
 use self::cluster::{Cluster, End, Limits};
 use self::console::Channel;
 pub(crate) use self::demo::measured_peak as sort_peak;
@@ -52,9 +56,12 @@ use self::vm::{StreamsDevice, Vm, names};
 use crate::bed::cmdline::CommandLine;
 use crate::bed::machine::Chipset;
 use crate::bed::plugin::{self, Plugin};
+use crate::bed::process::Process;
 use crate::bed::{self, FAILED, INTERRUPTED_STATUS, make_folder, random_key, server};
 use crate::build_image::sign::Signer;
-use crate::build_image::{Role, build};
+use crate::build_image::{self, Role, build};
+use crate::passthrough::host::Linux;
+use crate::passthrough::machine::shown;
 use crate::project;
 use crate::qemu::Qemu;
 use crate::tools::{self, parse_size, say, step};
@@ -67,6 +74,8 @@ const MIN_MEMORY: u64 = 96 << 20;
 const USAGE: u8 = 2;
 /// Exit status when the program's output could not be written, as that of a program that sees it.
 const UNWRITTEN: u8 = 1;
+/// P's cache, unless its size is given or the demonstration runs.
+const DEFAULT_CACHE: u64 = 8 << 20;
 /// Size of a page, and of a line of the cache.
 const PAGE: u64 = 4096;
 
@@ -170,6 +179,8 @@ pub(crate) struct Args {
     /// The model of the nodes' CPUs, as QEMU names it
     #[arg(long, value_name = "MODEL", default_value = "max")]
     cpu_model: String,
+    #[command(flatten)]
+    cards: CardArgs,
     /// Log level of the nodes
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
@@ -200,13 +211,27 @@ pub(crate) struct Args {
 /// Programs and images that must be made before a run.
 struct Parts {
     qemu: Qemu,
-    server: PathBuf,
-    images: BTreeMap<&'static str, PathBuf>,
+    /// The fabric's server; `None` if the nodes have real cards.
+    server: Option<PathBuf>,
+    images: Images,
 }
+
+/// Parts of one run.
+struct Bed<'a> {
+    parts: &'a Parts,
+    cards: Option<&'a Cards>,
+    folder: &'a Path,
+    drive: &'a Drive,
+    /// Bytes of P's cache.
+    pcache: u64,
+}
+
+/// The images by the roles' names.
+type Images = BTreeMap<&'static str, PathBuf>;
 
 /// Gets and builds all that a run needs, so that the first of many takes no longer than the others.
 pub(crate) fn prepare() -> Result<()> {
-    Parts::obtain().map(drop)
+    Parts::obtain(true).map(drop)
 }
 
 pub(crate) fn main(args: Args) -> ExitCode {
@@ -239,7 +264,7 @@ impl Args {
         let _ = fs::remove_file(names::disk(&folder));
         let _ = fs::remove_dir_all(folder.join("disk"));
         Source::remove(&folder);
-        if result.is_ok() && !self.keep_logs {
+        if result.is_ok() && !self.keep_logs || self.cards.only_checks() {
             let _ = fs::remove_dir_all(&folder);
         } else {
             eprintln!("tessera: The nodes' logs are in {}", folder.display());
@@ -266,6 +291,7 @@ impl Args {
             !self.secure_boot || self.chipset == Chipset::Q35,
             "--secure-boot needs the chipset q35: firmware keeps its keys by system management mode"
         );
+        self.check_cards()?;
         ensure!(
             self.root.is_none() || !self.program.is_empty(),
             "--root needs a program to run: give it after `--`"
@@ -280,11 +306,43 @@ impl Args {
         Ok(())
     }
 
+    fn check_cards(&self) -> Result<()> {
+        self.cards.check()?;
+        if !self.cards.are_used() {
+            return Ok(());
+        }
+        ensure!(
+            !self.program.is_empty(),
+            "--card needs a program to run: give it after `--`"
+        );
+        let plain = self.boot_from.is_empty()
+            && self.trace.is_none()
+            && self.plugin.is_empty()
+            && self.screens.is_none()
+            && !self.secure_boot
+            && self.chipset == Chipset::Q35;
+        ensure!(
+            plain,
+            "--card goes with none of --boot-from, --trace, --plugin, --screens, --secure-boot and \
+             --chipset: machines with cards are q35 under KVM, started by QEMU's own loader"
+        );
+        Ok(())
+    }
+
     fn run_in(&self, folder: &Path) -> Result<u8> {
-        let parts = Parts::obtain()?;
         let drive = self
             .drive
             .drive(folder, self.root.is_some() || !self.add.is_empty())?;
+        let cards = self.plan_cards();
+        if let Some(cards) = &cards {
+            let missing = cards.check();
+            if self.cards.only_checks() {
+                self.show_machines(cards, folder, &drive)?;
+                return missing.map(|()| 0);
+            }
+            missing?;
+        }
+        let parts = Parts::obtain(cards.is_none())?;
         ensure!(
             drive.make || !self.program.is_empty(),
             "a disk that exists needs a program to run: give it after `--`"
@@ -312,7 +370,7 @@ impl Args {
         let pcache = self.pcache.unwrap_or_else(|| {
             native
                 .as_ref()
-                .map_or(8 << 20, |run| demo::cache_size(run.peak))
+                .map_or(DEFAULT_CACHE, |run| demo::cache_size(run.peak))
         });
         if let Some(native) = &native {
             say(&format!(
@@ -323,7 +381,14 @@ impl Args {
             ));
         }
         bed::handle_signals()?;
-        let (end, report) = self.cluster(&parts, folder, &drive, pcache, native.as_ref())?;
+        let bed = Bed {
+            parts: &parts,
+            cards: cards.as_ref(),
+            folder,
+            drive: &drive,
+            pcache,
+        };
+        let (end, report) = self.cluster(&bed, native.as_ref())?;
         match end {
             End::Interrupted => Ok(INTERRUPTED_STATUS),
             End::Unwritten => Ok(UNWRITTEN),
@@ -332,14 +397,8 @@ impl Args {
     }
 
     /// Starts the cluster, shows the program's output until its end, and ends the cluster.
-    fn cluster(
-        &self,
-        parts: &Parts,
-        folder: &Path,
-        drive: &Drive,
-        pcache: u64,
-        native: Option<&Native>,
-    ) -> Result<(End, Report)> {
+    fn cluster(&self, bed: &Bed<'_>, native: Option<&Native>) -> Result<(End, Report)> {
+        let folder = bed.folder;
         let collected = Collector::default();
         let terminal = Terminal::of_stdin().filter(|_| native.is_none());
         let top = match &self.top {
@@ -360,22 +419,14 @@ impl Args {
         }
         start.window = window(terminal.as_ref(), top.as_ref());
         let channel = Channel::new()?;
-        let trace = self
-            .trace
-            .as_ref()
-            .map(|file| [OsStr::new("--trace"), file.as_os_str()]);
-        let options = trace.as_ref().map_or(&[][..], |words| words);
-        let (server, _) = server::start(
-            &parts.server,
-            folder,
-            &Role::ALL.map(Role::name),
-            "",
-            options,
-        )?;
-        let vms = self.vms(parts, folder, drive, pcache)?;
+        let server = self.start_server(bed)?;
+        let vms = self.vms(bed)?;
+        // Given back after the machines have ended, on each path.
+        let _bound = bed.cards.map(|cards| cards.bind(&Linux)).transpose()?;
         let _rack = rack::Rack::start(&vms, folder)?;
         say("Starting the cluster");
-        let mut cluster = Cluster::start(&parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
+        let mut cluster =
+            Cluster::start(&bed.parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
         if media::way(&self.boot_from, Role::Processor) != media::Way::Pvh {
             cluster.wait_for_kernel(Duration::from_secs(self.boot_timeout))?;
         }
@@ -389,7 +440,14 @@ impl Args {
             boot: Duration::from_secs(self.boot_timeout),
             program: self.timeout.map(Duration::from_secs),
         };
-        let end = cluster.watch(&limits, |running| attended.look(running));
+        let machines = cluster.machines();
+        let mut pins = bed
+            .cards
+            .map_or_else(Pins::default, |cards| cards.pins(&machines));
+        let end = cluster.watch(&limits, |running| {
+            pins.look()?;
+            attended.look(running)
+        });
         drop(attended);
         let report = cluster.report();
         let screens = match &self.screens {
@@ -409,6 +467,42 @@ impl Args {
             }
         }
         Ok((end, report))
+    }
+
+    /// Starts the fabric's server, if there is to be one.
+    fn start_server(&self, bed: &Bed<'_>) -> Result<Option<Process>> {
+        let Some(program) = &bed.parts.server else {
+            return Ok(None);
+        };
+        let trace = self.trace.as_ref();
+        let trace = trace.map(|file| [OsStr::new("--trace"), file.as_os_str()]);
+        let options = trace.as_ref().map_or(&[][..], |words| words);
+        let nodes = Role::ALL.map(Role::name);
+        let (server, _) = server::start(program, bed.folder, &nodes, "", options)?;
+        Ok(Some(server))
+    }
+
+    /// Returns the nodes' cards, if they have real ones.
+    fn plan_cards(&self) -> Option<Cards> {
+        let pcache = self.pcache.unwrap_or(DEFAULT_CACHE);
+        self.cards.plan(|role| self.size(role, pcache))
+    }
+
+    /// Prints QEMU's command lines of nodes with cards.
+    fn show_machines(&self, cards: &Cards, folder: &Path, drive: &Drive) -> Result<()> {
+        let path = |role: Role| Ok((role.name(), build_image::path(role)?));
+        let images: Images = Role::ALL.into_iter().map(path).collect::<Result<_>>()?;
+        let pcache = self.pcache.unwrap_or(DEFAULT_CACHE);
+        let key = random_key()?;
+        for role in Role::ALL {
+            let line = self.command_line(role, pcache, &key)?;
+            let source = Source::Kernel(images[role.name()].clone(), line);
+            let vm = self.vm(role, source, pcache, (folder, drive), cards.of(role));
+            let mut plain = Command::new("qemu-system-x86_64");
+            vm.add_with_card(&mut plain);
+            println!("{}", shown(&plain));
+        }
+        Ok(())
     }
 
     /// Prints the table and gives the program's exit status.
@@ -441,50 +535,65 @@ impl Args {
         Ok(Some(file))
     }
 
-    fn vms<'a>(
-        &'a self,
-        parts: &Parts,
-        folder: &'a Path,
-        drive: &'a Drive,
-        pcache: u64,
-    ) -> Result<Vec<Vm<'a>>> {
+    fn vms<'a>(&'a self, bed: &Bed<'a>) -> Result<Vec<Vm<'a>>> {
         let key = random_key()?;
         let signer = match &self.sign {
             Some(files) => Some(Signer::of(files)?),
-            None if self.secure_boot => Some(Signer::for_tests(folder)?),
+            None if self.secure_boot => Some(Signer::for_tests(bed.folder)?),
             None => None,
         };
         let vm = |role: Role| {
-            let (memory, cpus) = match role {
-                Role::Processor => (KERNEL_MEMORY + pcache, self.cpus),
-                Role::Memory => (self.memory, 1),
-                Role::Storage => (KERNEL_MEMORY, 1),
-            };
-            // Who is to poll on more cores needs them.
-            let pollers = self.boot.iter().filter(|extra| extra.is_for(role));
-            let pollers = pollers.filter(|extra| extra.key == "pollers");
-            let cpus = pollers
-                .filter_map(|extra| extra.value.as_deref()?.parse().ok())
-                .fold(cpus, u32::max);
-            let command_line = self.command_line(role, pcache, &key)?;
+            let command_line = self.command_line(role, bed.pcache, &key)?;
             let way = media::way(&self.boot_from, role);
-            let image = &parts.images[role.name()];
-            Ok(Vm {
-                role,
-                source: Source::make(way, role, image, command_line, folder, signer.as_ref())?,
-                secure: self.secure_boot,
-                chipset: self.chipset,
-                cpu_model: &self.cpu_model,
-                memory: media::memory(way, memory),
-                cpus,
-                plugin: plugin::of_node(&self.plugin, role.name()),
-                folder,
-                drive,
-                streams: self.streams,
-                has_screen: self.screens.is_some(),
-            })
+            let image = &bed.parts.images[role.name()];
+            let source = Source::make(way, role, image, command_line, bed.folder, signer.as_ref())?;
+            let card = bed.cards.and_then(|cards| cards.of(role));
+            Ok(self.vm(role, source, bed.pcache, (bed.folder, bed.drive), card))
         };
         Role::ALL.into_iter().map(vm).collect()
+    }
+
+    /// Returns a node's machine.
+    fn vm<'a>(
+        &'a self,
+        role: Role,
+        source: Source,
+        pcache: u64,
+        (folder, drive): (&'a Path, &'a Drive),
+        card: Option<&'a Card>,
+    ) -> Vm<'a> {
+        let (memory, cpus) = self.size(role, pcache);
+        Vm {
+            role,
+            source,
+            secure: self.secure_boot,
+            chipset: self.chipset,
+            cpu_model: &self.cpu_model,
+            memory: media::memory(media::way(&self.boot_from, role), memory),
+            cpus,
+            plugin: plugin::of_node(&self.plugin, role.name()),
+            folder,
+            drive,
+            streams: self.streams,
+            has_screen: self.screens.is_some(),
+            card,
+        }
+    }
+
+    /// Returns the memory and the cores of a node's machine.
+    fn size(&self, role: Role, pcache: u64) -> (u64, u32) {
+        let (memory, cpus) = match role {
+            Role::Processor => (KERNEL_MEMORY + pcache, self.cpus),
+            Role::Memory => (self.memory, 1),
+            Role::Storage => (KERNEL_MEMORY, 1),
+        };
+        // Who is to poll on more cores needs them.
+        let pollers = self.boot.iter().filter(|extra| extra.is_for(role));
+        let pollers = pollers.filter(|extra| extra.key == "pollers");
+        let cpus = pollers
+            .filter_map(|extra| extra.value.as_deref()?.parse().ok())
+            .fold(cpus, u32::max);
+        (memory, cpus)
     }
 
     fn command_line(&self, role: Role, pcache: u64, key: &str) -> Result<String> {
@@ -520,61 +629,11 @@ impl Args {
     }
 }
 
-/// Returns what the program has of the terminal's window; nothing without a terminal.
-fn window(terminal: Option<&Terminal>, top: Option<&Top>) -> Window {
-    let whole = terminal.map(Terminal::window).unwrap_or_default();
-    Window {
-        rows: top.map_or(whole.rows, |top| top.rows_left(whole.rows)),
-        ..whole
-    }
-}
-
-/// The terminal while the program has it.
-struct Attended<'a> {
-    terminal: Option<&'a Terminal>,
-    console: &'a console::Server,
-    top: Option<&'a Top>,
-    raw: Option<terminal::Raw>,
-    window: Window,
-}
-
-impl<'a> Attended<'a> {
-    fn new(
-        terminal: Option<&'a Terminal>,
-        console: &'a console::Server,
-        top: Option<&'a Top>,
-    ) -> Self {
-        Self {
-            terminal,
-            console,
-            top,
-            raw: None,
-            window: window(terminal, top),
-        }
-    }
-
-    /// Gives the program the terminal once it runs, and tells it of a new size.
-    fn look(&mut self, running: bool) -> Result<()> {
-        let Some(terminal) = self.terminal.filter(|_| running) else {
-            return Ok(());
-        };
-        if self.raw.is_none() {
-            self.raw = Some(terminal.raw()?);
-            self.console.read_terminal();
-        }
-        let window = window(Some(terminal), self.top);
-        if window != self.window {
-            self.window = window;
-            self.console.set_window(window);
-        }
-        Ok(())
-    }
-}
-
 impl Parts {
-    fn obtain() -> Result<Self> {
+    fn obtain(with_server: bool) -> Result<Self> {
         let qemu = Qemu::obtain()?;
-        let server = step("Building the fabric server", project::build_hca_server)?;
+        let server = || step("Building the fabric server", project::build_hca_server);
+        let server = with_server.then(server).transpose()?;
         let build = |role: Role| Ok((role.name(), build(role)?));
         let images = Role::ALL.into_iter().map(build).collect::<Result<_>>()?;
         Ok(Self {

@@ -6,27 +6,29 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread::spawn;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use console::Line;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionbio;
 
 /// Longest time without a look at the line's clock.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
+/// Time that the line has to bring its last bytes once the server has gone.
+const LINGER: Duration = Duration::from_secs(5);
 /// Bytes moved at once.
 const PIECE: usize = 4096;
 
-/// Puts a line between QEMU's port and the channel's server; returns the server's end. The thread
-/// ends with either.
-pub(super) fn bridge(port: UnixStream) -> Result<UnixStream> {
+/// Puts a line between a port, QEMU's or a real one, and the channel's server; returns the server's
+/// end. The thread ends with the port, or soon after the server has gone.
+pub(crate) fn bridge(port: impl Port) -> Result<UnixStream> {
     let (server, inner) = UnixStream::pair().context("can't make a pair of sockets")?;
-    for socket in [&port, &inner] {
-        let set = socket.set_nonblocking(true);
-        set.context("can't set a socket not to wait")?;
+    for end in [port.as_fd(), inner.as_fd()] {
+        ioctl_fionbio(end, true).context("can't set a port not to wait")?;
     }
     let bridge = Bridge {
         port,
@@ -36,13 +38,18 @@ pub(super) fn bridge(port: UnixStream) -> Result<UnixStream> {
         to_port: Vec::new(),
         to_inner: Vec::new(),
         from_inner: Vec::new(),
+        left_at: None,
     };
     spawn(move || bridge.run());
     Ok(server)
 }
 
-struct Bridge {
-    port: UnixStream,
+/// A port's file.
+pub(crate) trait Port: Read + Write + AsFd + Send + 'static {}
+impl<T: Read + Write + AsFd + Send + 'static> Port for T {}
+
+struct Bridge<P> {
+    port: P,
     inner: UnixStream,
     line: Line,
     begun: Instant,
@@ -52,9 +59,11 @@ struct Bridge {
     to_inner: Vec<u8>,
     /// Bytes of the server's that the line has not taken.
     from_inner: Vec<u8>,
+    /// Time at which the server went.
+    left_at: Option<Instant>,
 }
 
-impl Bridge {
+impl<P: Port> Bridge<P> {
     fn run(mut self) {
         // Ends with the port, or when the server has gone.
         while self.turn().is_ok_and(|goes_on| goes_on) {}
@@ -87,9 +96,9 @@ impl Bridge {
             Some(count) => self.line.receive(&piece[..count], self.now()),
             None => {}
         }
-        if self.from_inner.is_empty() {
+        if self.from_inner.is_empty() && self.left_at.is_none() {
             match read(&mut self.inner, &mut piece)? {
-                Some(0) => return Ok(false),
+                Some(0) => self.left_at = Some(Instant::now()),
                 Some(count) => self.from_inner.extend_from_slice(&piece[..count]),
                 None => {}
             }
@@ -106,17 +115,22 @@ impl Bridge {
             self.to_port.extend_from_slice(&piece[..count]);
         }
         write(&mut self.port, &mut self.to_port)?;
-        Ok(true)
+        let is_idle = self.line.is_idle() && self.from_inner.is_empty() && self.to_port.is_empty();
+        Ok(self
+            .left_at
+            .is_none_or(|at| !is_idle && at.elapsed() < LINGER))
     }
 
     fn wait(&self) -> std::io::Result<()> {
         let when = |wanted: bool, flag| if wanted { flag } else { PollFlags::empty() };
         let port = PollFlags::IN | when(!self.to_port.is_empty(), PollFlags::OUT);
-        let inner = when(self.from_inner.is_empty(), PollFlags::IN)
-            | when(!self.to_inner.is_empty(), PollFlags::OUT);
+        let listens = self.from_inner.is_empty() && self.left_at.is_none();
+        let inner = when(listens, PollFlags::IN) | when(!self.to_inner.is_empty(), PollFlags::OUT);
         let (port_fd, inner_fd) = (self.port.as_fd(), self.inner.as_fd());
         let mut fds = [PollFd::new(&port_fd, port), PollFd::new(&inner_fd, inner)];
-        match poll(&mut fds, Some(&LOOK)) {
+        // A server that has gone would be told of again and again.
+        let looked_at = if self.left_at.is_some() { 1 } else { fds.len() };
+        match poll(&mut fds[..looked_at], Some(&LOOK)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -124,7 +138,7 @@ impl Bridge {
 }
 
 /// Reads what is there; `None` if nothing is yet.
-fn read(from: &mut UnixStream, into: &mut [u8]) -> std::io::Result<Option<usize>> {
+fn read(from: &mut impl Read, into: &mut [u8]) -> std::io::Result<Option<usize>> {
     match from.read(into) {
         Ok(count) => Ok(Some(count)),
         Err(error) if is_later(&error) => Ok(None),
@@ -133,7 +147,7 @@ fn read(from: &mut UnixStream, into: &mut [u8]) -> std::io::Result<Option<usize>
 }
 
 /// Writes as much as is taken now.
-fn write(to: &mut UnixStream, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+fn write(to: &mut impl Write, bytes: &mut Vec<u8>) -> std::io::Result<()> {
     if bytes.is_empty() {
         return Ok(());
     }

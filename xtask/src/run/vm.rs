@@ -6,12 +6,15 @@ use std::process::Command;
 use anyhow::Result;
 use clap::ValueEnum;
 
+use super::cards::Card;
 use super::drive::Drive;
 use super::media::Source;
 use super::screens;
 use crate::bed::machine::{Adapter, Chipset, Machine};
+use crate::bed::process::LAUNCHER;
 use crate::bed::{log, socket};
 use crate::build_image::Role;
+use crate::passthrough;
 use crate::qemu::Qemu;
 
 /// One node's machine.
@@ -40,6 +43,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) streams: StreamsDevice,
     /// It has a screen.
     pub(crate) has_screen: bool,
+    /// Its real card, in place of a modelled adapter.
+    pub(super) card: Option<&'a Card>,
 }
 
 /// P's device for the console channel.
@@ -65,6 +70,11 @@ pub(crate) mod names {
 impl Vm<'_> {
     /// Returns the command that starts it.
     pub(crate) fn command(&self, qemu: &Qemu) -> Result<Command> {
+        if self.card.is_some() {
+            let mut command = qemu.command(&LAUNCHER);
+            self.add_with_card(&mut command);
+            return Ok(command);
+        }
         let socket = socket(self.folder, self.role.name());
         let machine = Machine {
             start: self.source.start(self.role, self.folder, self.secure)?,
@@ -73,6 +83,7 @@ impl Vm<'_> {
             memory: self.memory,
             cpus: &self.cpus.to_string(),
             adapters: &Adapter::usual(&socket),
+            iommu: false,
             reboots: false,
             plugin: self.plugin,
         };
@@ -80,12 +91,36 @@ impl Vm<'_> {
         if self.has_screen {
             screens::add_to(&mut command, self.folder, self.role);
         }
+        self.add_devices(&mut command);
+        Ok(command)
+    }
+
+    /// Adds a machine with a real card, which starts by QEMU's own loader.
+    pub(super) fn add_with_card(&self, command: &mut Command) {
+        let (Some(card), Source::Kernel(image, command_line)) = (self.card, &self.source) else {
+            return;
+        };
+        let machine = passthrough::machine::Machine {
+            role: self.role,
+            bdf: card.bdf,
+            memory: card.memory,
+            page: card.page,
+            node: card.node,
+            cpus: card.cpus,
+            image,
+            command_line,
+            log: &log(self.folder, self.role.name()),
+        };
+        machine.add_to(command);
+        self.add_devices(command);
+    }
+
+    fn add_devices(&self, command: &mut Command) {
         match self.role {
-            Role::Processor => self.streams.add_to(&mut command),
-            Role::Storage => self.drive.add_to(&mut command),
+            Role::Processor => self.streams.add_to(command),
+            Role::Storage => self.drive.add_to(command),
             Role::Memory => {}
         }
-        Ok(command)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::input::Input;
 /// Address of a root pointer with correct checksums, behind the input's bytes.
 const BASE: usize = 0x1000;
 /// Limit of the bytes read from a machine's tables.
-const MOST_READ: usize = 8 << 20;
+const MOST_READ: usize = 12 << 20;
 
 struct Memory {
     bytes: Vec<u8>,
@@ -89,6 +89,9 @@ pub(crate) fn run(bytes: &[u8]) {
         }
         table(&mut memory, 0x200, b"APIC", &madt);
         table(&mut memory, 0x400, b"MCFG", &mcfg);
+        // The same bytes as units of IOMMUs.
+        table(&mut memory, 0x600, b"DMAR", &mcfg);
+        table(&mut memory, 0x800, b"IVRS", &madt);
         table(&mut memory, BASE, b"RSDT", &list);
         0x10
     };
@@ -102,7 +105,13 @@ pub(crate) fn run(bytes: &[u8]) {
     assert!(
         tables
             .ecam
-            .is_none_or(|ecam| ecam.first_bus <= ecam.last_bus)
+            .iter()
+            .all(|ecam| ecam.first_bus <= ecam.last_bus)
+    );
+    assert!(
+        tables
+            .iommus
+            .is_none_or(|iommus| iommus.registers.iter().all(|&address| address != 0))
     );
 }
 
@@ -118,12 +127,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         &[0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0],
     ]
     .concat();
-    let mut seed = vec![1, 0, 0, 8, 0, 0];
+    let mut seed = vec![1, 0, 0, 16, 0, 0];
     seed.push(u8::try_from(madt.len()).unwrap_or(0));
     seed.extend(madt);
     seed.push(u8::try_from(mcfg.len()).unwrap_or(0));
     seed.extend(mcfg);
     seed.extend([0x00, 0x02, 0, 0, 0x00, 0x04, 0, 0]);
+    seed.extend([0x00, 0x06, 0, 0, 0x00, 0x08, 0, 0]);
     // A list of half a megabyte that names itself.
     let itself = vec![0xff, 0, 0, 0x00, 0x80, 4, 0, 0, 0x00, 0x10, 0, 0];
     vec![seed, vec![1, 1, 0, 1], itself]
