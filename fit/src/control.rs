@@ -23,7 +23,7 @@ use core::sync::atomic::Ordering;
 use hal::{Duration, Instant, Platform};
 use mad::Mad;
 use mutants::Mutant;
-use verbs::{Address, Device, DeviceError, DeviceEvent, PKey, PortInfo, PortState};
+use verbs::{Address, Device, DeviceEvent, Failure, PKey, PortInfo, PortState};
 
 use crate::group::Group;
 use crate::membership::proof::{Nonce, Rng};
@@ -108,7 +108,8 @@ impl<D: Device, P: Platform> Control<D, P> {
                 self.step_attempts(&port).await;
             }
             if self.inner.cores.iter().any(|core| core.lock().has_failed()) {
-                self.inner.end(DeviceError::Failed("a completion queue"));
+                self.inner
+                    .end(verbs::Error::Failed(Failure::CompletionQueue));
             }
             self.bury_lost().await;
             self.inner.platform.sleep(TICK).await;
@@ -139,11 +140,12 @@ impl<D: Device, P: Platform> Control<D, P> {
                 // would be none.
                 DeviceEvent::CqFailed { .. } => {
                     log::error!("{event:?}");
-                    self.inner.end(DeviceError::Failed("a completion queue"));
+                    self.inner
+                        .end(verbs::Error::Failed(Failure::CompletionQueue));
                 }
                 DeviceEvent::DeviceFailed => {
                     log::error!("{event:?}");
-                    self.inner.end(DeviceError::Failed("it says so itself"));
+                    self.inner.end(verbs::Error::Failed(Failure::Firmware));
                 }
                 other => log::debug!("{other:?}"),
             }

@@ -7,8 +7,8 @@ use hal::{DmaBuffer, Duration, Instant, Platform};
 use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Mad, Method, Status};
 use verbs::{
-    Access, Address, Completion, CompletionKind, Device, DeviceError, Domain, Gid, PKey, Payload,
-    PortInfo, QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
+    Access, Address, Completion, CompletionKind, Device, Domain, Gid, PKey, Payload, PortInfo,
+    QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
 };
 
 use crate::handshake::{back_off, persistence};
@@ -97,7 +97,7 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// Makes the queue pair, after taking away the one that was there.
-    async fn make_pair(&mut self, device: &D, port: u8) -> Result<(), DeviceError> {
+    async fn make_pair(&mut self, device: &D, port: u8) -> Result<(), verbs::Error> {
         if let Some((qp, qpn)) = self.pair {
             device.detach_multicast(qpn, self.mgid).await?;
             device.destroy_qp(&mut self.queues, qp).await?;

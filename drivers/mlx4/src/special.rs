@@ -31,8 +31,8 @@ use mlx4_hw::wqe::{
 };
 use spin::Mutex;
 use verbs::{
-    Access, Completion, CompletionKind, DatagramSource, Domain, Lid, PKey, QKey, QpKind, QpSlot,
-    QueueSet, Region, Sge, Status,
+    Access, Completion, CompletionKind, DatagramSource, Domain, Lid, PKey, Parameter, QKey, QpKind,
+    QpSlot, QueueSet, Region, Resource, Sge, Status,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -295,7 +295,7 @@ impl<P: Platform> Management<P> {
     fn send(&self, envelope: &Envelope, mad: &Mad) -> Result<(), Error> {
         let mut inner = self.inner.lock();
         let index = inner.free_sends.pop().ok_or(Error::Exhausted {
-            resource: "management datagram under way",
+            resource: Resource::Datagram,
             limit: SLOTS as u64,
         })?;
         let offset = SENDS_OFFSET + index * MAD_LEN;
@@ -325,7 +325,7 @@ impl<P: Platform> Management<P> {
     pub(crate) fn send_mad(&self, port: u8, to: Lid, pkey: PKey, mad: &Mad) -> Result<(), Error> {
         if port != self.hca.port {
             return Err(Error::OutOfRange {
-                what: "the port",
+                parameter: Parameter::Port,
                 value: port.into(),
             });
         }

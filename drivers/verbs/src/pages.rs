@@ -9,8 +9,8 @@
 use alloc::collections::VecDeque;
 
 use crate::{
-    Completion, CompletionKind, Domain, Lkey, Payload, PollError, PostError, QpSlot, QueueSet,
-    RemoteAddr, SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Domain, Error, Lkey, Payload, QpSlot, QueueSet, RemoteAddr, SendOp,
+    SendRequest, Sge, Status,
 };
 
 /// Bytes that a request moves.
@@ -38,7 +38,7 @@ pub enum PageFailure {
     Request(Status),
     /// The completion queue can't be believed or polled.
     #[error(transparent)]
-    Poll(#[from] PollError),
+    Poll(#[from] Error),
 }
 
 /// The configuration of a new page queue.
@@ -157,7 +157,7 @@ impl<Q: QueueSet> PagesOver<Q> {
         done: &mut impl FnMut(PageOp, u32),
     ) -> Result<(), PageFailure> {
         let Completion { id, kind, .. } = *completion;
-        let bad = PollError::Inconsistent {
+        let bad = Error::Inconsistent {
             qpn: self.qp.0.into(),
             index: u16::try_from(id & 0xffff).unwrap_or(0),
         };
@@ -224,7 +224,7 @@ impl<Q: QueueSet> PageQueue for PagesOver<Q> {
         };
         match self.queues.post_send(self.qp, &request) {
             Ok(()) => {}
-            Err(PostError::QueueFull { .. }) => return Err(RingFull),
+            Err(Error::QueueFull { .. }) => return Err(RingFull),
             // The queue pair is gone: the request never ends by itself, as if it had been posted.
             Err(_) => self.failure = self.failure.or(Some(PageFailure::Request(Status::Flushed))),
         }

@@ -6,9 +6,7 @@ use alloc::vec::Vec;
 use hal::{Instant, Platform};
 use mad::cm::{CmMessage, RejectReason, Rep, Req};
 use mutants::Mutant;
-use verbs::{
-    Access, Address, Device, DeviceError, Domain, Gid, PKey, PathToPeer, PortInfo, Psn, Qpn,
-};
+use verbs::{Access, Address, Device, Domain, Gid, PKey, PathToPeer, PortInfo, Psn, Qpn};
 
 use super::Control;
 use crate::error::ConnectStep;
@@ -221,7 +219,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         link: u16,
         qpn: Qpn,
         domain: Domain,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         let device = &self.inner.device;
         device.reset_qp(qpn).await?;
         let (addr, len) = {
@@ -476,7 +474,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         &mut self,
         index: usize,
         theirs: Side,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         let (resources, depth) = theirs.reads;
         let device = self.inner.device.clone();
         let limits = device.limits();

@@ -14,8 +14,8 @@ use core::task::{Poll, Waker};
 use hal::{BusAddr, DmaBuffer, Duration, Instant};
 use spin::Mutex;
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
-    RemoteAddr, Rkey, SendRequest, Sge, Status,
+    Completion, CompletionKind, Gid, Lkey, Payload, QpSlot, Qpn, QueueSet, RemoteAddr, Rkey,
+    SendRequest, Sge, Status,
 };
 
 use super::Input;
@@ -103,7 +103,7 @@ impl Device {
 struct Queues(Arc<Mutex<Device>>);
 
 impl QueueSet for Queues {
-    fn post_send(&mut self, _: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
+    fn post_send(&mut self, _: QpSlot, request: &SendRequest<'_>) -> Result<(), verbs::Error> {
         let mut device = self.0.lock();
         assert!(
             device.sends.len() < device.send_depth,
@@ -115,7 +115,7 @@ impl QueueSet for Queues {
         device.sends.push_back((request.id, request.signalled));
         Ok(())
     }
-    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
+    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), verbs::Error> {
         let mut device = self.0.lock();
         assert!(
             device.receives.len() < device.receive_depth,
@@ -130,7 +130,7 @@ impl QueueSet for Queues {
         Ok(())
     }
     fn ring(&mut self, _: QpSlot) {}
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
+    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, verbs::Error> {
         let mut device = self.0.lock();
         let count = device.completions.len().min(into.len());
         for place in &mut into[..count] {

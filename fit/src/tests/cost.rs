@@ -11,8 +11,7 @@ use std::task::{Poll, Waker};
 
 use hal::{BusAddr, DmaBuffer, Duration, Instant};
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, PollError, PostError, QpSlot, Qpn, QueueSet,
-    SendRequest, Sge, Status,
+    Completion, CompletionKind, Gid, Lkey, QpSlot, Qpn, QueueSet, SendRequest, Sge, Status,
 };
 
 use super::fake::PEER;
@@ -124,7 +123,7 @@ fn outside_read(place: &Place, offset: usize, into: &mut [u8]) {
 }
 
 impl QueueSet for Card {
-    fn post_send(&mut self, _: QpSlot, _: &SendRequest<'_>) -> Result<(), PostError> {
+    fn post_send(&mut self, _: QpSlot, _: &SendRequest<'_>) -> Result<(), verbs::Error> {
         unreachable!("a short message goes inline")
     }
     fn send_inline(
@@ -134,19 +133,19 @@ impl QueueSet for Card {
         signalled: bool,
         head: &[u8],
         rest: &[u8],
-    ) -> Result<(), PostError> {
+    ) -> Result<(), verbs::Error> {
         let head = head.try_into().expect("FIT's header");
         outside_send(self, id, signalled, head, rest);
         Ok(())
     }
-    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
+    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), verbs::Error> {
         outside_post_receive(self, id, into);
         Ok(())
     }
     fn ring(&mut self, _: QpSlot) {
         outside_ring(self);
     }
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
+    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, verbs::Error> {
         Ok(outside_poll(self, into))
     }
     fn arm(&mut self, _: bool) {}

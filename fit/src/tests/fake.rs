@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use hal::{BusAddr, DmaBuffer, Instant};
 use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
-    RemoteAddr, Rkey, SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Gid, Lkey, Payload, QpSlot, Qpn, QueueSet, RemoteAddr, Rkey,
+    SendOp, SendRequest, Sge, Status,
 };
 
 use crate::link::Parts;
@@ -156,10 +156,10 @@ impl Queues {
 }
 
 impl QueueSet for Queues {
-    fn post_send(&mut self, _: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
+    fn post_send(&mut self, _: QpSlot, request: &SendRequest<'_>) -> Result<(), verbs::Error> {
         let mut qp = self.qp();
         if qp.refuses {
-            return Err(PostError::NotReady { qp: QpSlot(0) });
+            return Err(verbs::Error::NotReady { qp: QpSlot(0) });
         }
         assert!(
             qp.taken.len() < qp.send_depth,
@@ -180,10 +180,10 @@ impl QueueSet for Queues {
         });
         Ok(())
     }
-    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
+    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), verbs::Error> {
         let mut qp = self.qp();
         if qp.refuses {
-            return Err(PostError::NotReady { qp: QpSlot(0) });
+            return Err(verbs::Error::NotReady { qp: QpSlot(0) });
         }
         assert!(
             qp.receives.len() < qp.receive_depth,
@@ -201,10 +201,10 @@ impl QueueSet for Queues {
         qp.shown = qp.sends.len();
         qp.doorbells += 1;
     }
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
+    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, verbs::Error> {
         let mut qp = self.qp();
         if std::mem::take(&mut qp.nonsense) {
-            return Err(PollError::Inconsistent {
+            return Err(verbs::Error::Inconsistent {
                 qpn: 0xbad,
                 index: 7,
             });

@@ -53,7 +53,7 @@ fn a_port_that_is_not_there_is_refused() {
     assert_eq!(
         error,
         Some(Error::OutOfRange {
-            what: "the port",
+            parameter: verbs::Parameter::Port,
             value: 2
         })
     );
