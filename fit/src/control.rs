@@ -103,7 +103,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                     else {
                         break;
                     };
-                    self.on_mad(&port, from.into(), &mad).await;
+                    self.on_mad(&port, from, &mad).await;
                 }
                 self.step_attempts(&port).await;
             }
@@ -168,13 +168,13 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         match self.inner.device.port(self.inner.config.port).await {
             Ok(port) if self.port == Some(port) => self.next_port = now + LOOK_AGAIN,
-            Ok(port) if port.state == PortState::Active && port.address().is_set() => {
+            Ok(port) if port.state == PortState::Active && port.address.is_set() => {
                 self.port = Some(port);
                 self.next_port = now + LOOK_AGAIN;
                 self.inner
                     .membership
                     .lock()
-                    .set_port(port.gid, port.address());
+                    .set_port(port.gid, port.address);
                 if let Some(group) = &mut self.group {
                     group.leave(now);
                 }
@@ -201,7 +201,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         if group.is_join_due(now) {
             let transaction = self.rng.number() >> 32;
             let join = group.join(port, transaction, now);
-            self.send(port.manager(), &join).await;
+            self.send(port.manager, &join).await;
         }
         for heard in heard {
             self.on_member_event(Event::Heard(heard.from, &heard.bytes));
@@ -264,7 +264,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         if let Err(error) = self
             .inner
             .device
-            .send_mad(port, to.lid(), PKey::DEFAULT, mad)
+            .send_mad(port, to, PKey::DEFAULT, mad)
             .await
         {
             log::warn!("management datagram to {to}: {error}");

@@ -244,7 +244,7 @@ impl<D: Device, P: Platform> Group<D, P> {
             solicited: false,
             fence: false,
             to: Some(UdAddress {
-                lid: address.lid(),
+                address,
                 qpn: Qpn::MULTICAST,
                 qkey: Cluster::QKEY,
                 sl: 0,
@@ -301,7 +301,7 @@ impl<D: Device, P: Platform> Group<D, P> {
                 let mut bytes = alloc::vec![0; len.min(ANNOUNCEMENT_LEN + 1)];
                 self.memory.read(index * RECEIVE_LEN + GRH_LEN, &mut bytes);
                 heard.push(Heard {
-                    from: source.lid.into(),
+                    from: source.address,
                     bytes,
                 });
             }

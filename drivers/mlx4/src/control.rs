@@ -14,7 +14,7 @@ use mlx4_hw::qp::{
 };
 use mlx4_hw::wqe::{BASIC_BLOCK_LEN, SEGMENT_UNIT};
 use verbs::{
-    Access, Device, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig, Parameter,
+    Access, Address, Device, DeviceEvent, DeviceLimits, Domain, Gid, PKey, PagesConfig, Parameter,
     PathToPeer, PortInfo, QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
 };
 use zerocopy::{FromZeros, IntoBytes};
@@ -291,7 +291,7 @@ impl<P: Platform> Hca<P> {
         context.remote_qpn = Low24::new(path.qpn.0);
         let mut way = Path::new_zeroed();
         way.counter_index = NO_COUNTER;
-        way.remote_lid = path.lid.0.into();
+        way.remote_lid = path.address.lid().0.into();
         way.schedule = ScheduleQueue::of(port, path.sl);
         way.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout & 31);
         context.primary_path = way;
@@ -620,14 +620,14 @@ impl<P: Platform> Device for Mlx4<P> {
     async fn send_mad(
         &self,
         port: u8,
-        to: Lid,
+        to: Address,
         pkey: PKey,
         mad: &[u8; 256],
     ) -> Result<(), verbs::Error> {
         Ok(self.management.send_mad(port, to, pkey, mad)?)
     }
 
-    fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])> {
+    fn take_mad(&self, port: u8) -> Option<(Address, [u8; 256])> {
         self.management.take_mad(port)
     }
 

@@ -37,7 +37,7 @@ impl<P: Platform> Hca<P> {
             extended.remote_qpn = source.qpn.0.into();
             extended.sl = High::new(source.sl);
             input[MAD_LEN..].copy_from_slice(extended.as_bytes());
-            modifier = modifier.with_slid(source.lid.0);
+            modifier = modifier.with_slid(source.address.lid().0);
             len = input.len();
             // The network's view is another one on shared cards only, and asked for there only
             // (Linux `mad.c`).
@@ -126,8 +126,8 @@ impl<P: Platform> Hca<P> {
         let mtu = 128_u16 << info.mtu_sm_sl.mtu().clamp(1, 5);
         Ok(PortInfo {
             state,
-            lid: Lid(info.lid.get()),
-            sm_lid: Lid(info.sm_lid.get()),
+            address: Lid(info.lid.get()).into(),
+            manager: Lid(info.sm_lid.get()).into(),
             guid,
             gid: Gid::new(info.gid_prefix.get(), guid),
             mtu,

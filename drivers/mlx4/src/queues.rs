@@ -215,7 +215,7 @@ impl<P: Platform> Queues<P> {
 
 fn source(entry: &Cqe) -> DatagramSource {
     DatagramSource {
-        lid: Lid(entry.slid.get()),
+        address: Lid(entry.slid.get()).into(),
         qpn: Qpn(entry.remote.qpn()),
         sl: entry.sl.get(),
         grh: entry.remote.grh(),

@@ -3,8 +3,8 @@
 use core::future::Future;
 
 use crate::{
-    Address, Cqn, Domain, Error, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey,
-    QpSlot, Qpn, QueueSet, Rkey,
+    Address, Cqn, Domain, Error, Gid, Guid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot,
+    Qpn, QueueSet, Rkey,
 };
 
 /// Limits of an HCA.
@@ -33,30 +33,17 @@ pub struct DeviceLimits {
 pub struct PortInfo {
     /// Its state.
     pub state: PortState,
-    /// Its address; 0 before the subnet manager gave one.
-    pub lid: Lid,
+    /// Its address on the link layer; not [set](Address::is_set) before the subnet manager gave
+    /// one.
+    pub address: Address,
     /// The subnet manager's address.
-    pub sm_lid: Lid,
+    pub manager: Address,
     /// Its GUID.
     pub guid: Guid,
     /// Its first GID.
     pub gid: Gid,
     /// The largest packet payload in bytes (256 to 4096).
     pub mtu: u16,
-}
-
-impl PortInfo {
-    /// Returns its address on the link layer.
-    #[must_use]
-    pub fn address(&self) -> Address {
-        self.lid.into()
-    }
-
-    /// Returns the address of the subnet's manager.
-    #[must_use]
-    pub fn manager(&self) -> Address {
-        self.sm_lid.into()
-    }
 }
 
 /// A port's logical state (InfiniBand Architecture 1.3, section 14.2.5.6).
@@ -134,7 +121,7 @@ pub struct QpConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathToPeer {
     /// The peer's port.
-    pub lid: Lid,
+    pub address: Address,
     /// Its queue pair.
     pub qpn: Qpn,
     /// The first PSN that the peer will send.
@@ -327,14 +314,14 @@ pub trait Device: Send + Sync {
     fn send_mad(
         &self,
         port: u8,
-        to: Lid,
+        to: Address,
         pkey: PKey,
         mad: &[u8; 256],
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Takes the next management datagram that arrived on QP1 (answers and requests alike) with its
     /// sender, if any. Subnet management on QP0 is the driver's own business.
-    fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])>;
+    fn take_mad(&self, port: u8) -> Option<(Address, [u8; 256])>;
 
     /// Takes the next asynchronous event, if any. Events and datagrams come in while the driver's
     /// service runs.

@@ -261,7 +261,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             qpn,
             psn,
             comm_id,
-            address: port.address(),
+            address: port.address,
             reads: (limits.max_reads_as_responder, limits.max_reads),
             hello: Hello::of(&self.inner.config, &me, lane, nonce),
         }
@@ -388,7 +388,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         attempt.next = now + back_off(attempt.tries);
         attempt.tries += 1;
         let parameters = persistence(0, 0);
-        attempt.ours.address = port.address();
+        attempt.ours.address = port.address;
         attempt.way = Way {
             callee: attempt.address,
             mtu: mtu_code(attempt.mtu.min(port.mtu)),
@@ -480,7 +480,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let limits = device.limits();
         let attempt = &mut self.attempts[index];
         let path = PathToPeer {
-            lid: attempt.address.lid(),
+            address: attempt.address,
             qpn: theirs.qpn,
             // What each side's message names is what the other begins with.
             their_psn: attempt.ours.psn,

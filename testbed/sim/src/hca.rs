@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use verbs::{
-    Access, Device, DeviceEvent, DeviceLimits, Domain, Failure, Gid, Lid, Operation, PKey,
+    Access, Address, Device, DeviceEvent, DeviceLimits, Domain, Failure, Gid, Lid, Operation, PKey,
     PagesConfig, PagesOver, PathToPeer, PortInfo, PortState, QpConfig, QpKind, QpSlot, QpState,
     Qpn, RcParameters, Region,
 };
@@ -212,7 +212,7 @@ impl Device for Hca {
             let allowed = qp.state == QpState::Init
                 && parameters.reads_as_responder <= LIMITS.max_reads_as_responder
                 && parameters.rnr_retry < 7
-                && path.lid != Lid(0);
+                && path.address.is_set();
             if allowed {
                 qp.state = QpState::ReadyToReceive;
                 qp.expected = path.their_psn;
@@ -385,8 +385,8 @@ impl Device for Hca {
                 } else {
                     PortState::Down
                 },
-                lid: world.nodes[node].lid,
-                sm_lid: world.sa.lid,
+                address: world.nodes[node].lid.into(),
+                manager: world.sa.lid.into(),
                 guid: world.nodes[node].guid,
                 gid: world.nodes[node].gid(),
                 mtu: 4096,
@@ -395,15 +395,21 @@ impl Device for Hca {
         .await
     }
 
-    async fn send_mad(&self, _: u8, to: Lid, _: PKey, mad: &[u8; 256]) -> Result<(), verbs::Error> {
+    async fn send_mad(
+        &self,
+        _: u8,
+        to: Address,
+        _: PKey,
+        mad: &[u8; 256],
+    ) -> Result<(), verbs::Error> {
         let sent = self.0.living(|world| {
             let packet = Packet {
                 slid: world.nodes[self.node()].lid,
-                dlid: to,
+                dlid: to.lid(),
                 to: Qpn(1),
                 body: Body::Mad(Box::new(*mad)),
             };
-            world.check_way(self.node(), to, mad);
+            world.check_way(self.node(), to.lid(), mad);
             world.send_datagram(packet);
             world.rng.between(300, 3000)
         });
@@ -411,11 +417,12 @@ impl Device for Hca {
         Ok(())
     }
 
-    fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
+    fn take_mad(&self, _: u8) -> Option<(Address, [u8; 256])> {
         self.0.living(|world| {
             let node = self.node();
             let genuine = world.nodes[node].mads.pop_front();
-            genuine.or_else(|| world.noise(node))
+            let (from, mad) = genuine.or_else(|| world.noise(node))?;
+            Some((from.into(), mad))
         })?
     }
 

@@ -11,8 +11,8 @@ use verbs::{
 };
 
 use crate::common::{
-    ALL, End, Node, RC, connect, guid, lid, log, pattern, rc_config, request, start, start_with,
-    two_nodes,
+    ALL, End, Node, RC, address, connect, guid, log, pattern, rc_config, request, start,
+    start_with, two_nodes,
 };
 
 const SIZES: [usize; 8] = [1, 63, 64, 1023, 1024, 1025, 65_536, 1 << 20];
@@ -292,7 +292,7 @@ fn datagrams_name_their_sender() {
         let data = pattern(1000, 5);
         from.write(&data);
         let to = UdAddress {
-            lid: lid(&b).await,
+            address: address(&b).await,
             qpn: right.qpn,
             qkey: QKEY,
             sl: 0,
@@ -321,8 +321,8 @@ fn datagrams_name_their_sender() {
             if arrives {
                 let source = got[0].source.unwrap();
                 assert_eq!(
-                    (got[0].bytes, source.qpn, source.lid),
-                    (1040, left.qpn, lid(&a).await)
+                    (got[0].bytes, source.qpn, source.address),
+                    (1040, left.qpn, address(&a).await)
                 );
                 assert_eq!(into.bytes(1040)[40..], data);
             }
@@ -431,13 +431,13 @@ fn management_datagrams_go_from_user_to_user() {
         let mut mad = [0; 256];
         mad[..4].copy_from_slice(&[1, 7, 2, 3]);
         mad[255] = 0x77;
-        let to = lid(&b).await;
+        let to = address(&b).await;
         a.device
             .send_mad(1, to, verbs::PKey::DEFAULT, &mad)
             .await
             .unwrap();
         b.platform.sleep(Duration::from_millis(1)).await;
-        assert_eq!(b.device.take_mad(1), Some((lid(&a).await, mad)));
+        assert_eq!(b.device.take_mad(1), Some((address(&a).await, mad)));
         assert_eq!(b.device.take_mad(1), None);
         assert!(
             a.device
@@ -462,7 +462,7 @@ fn parameters_out_of_range_are_named() {
             .await
             .unwrap();
         let path = verbs::PathToPeer {
-            lid: verbs::Lid(2),
+            address: verbs::Lid(2).into(),
             qpn: Qpn(99),
             their_psn: verbs::Psn(0),
             our_psn: verbs::Psn(0),

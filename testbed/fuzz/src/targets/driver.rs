@@ -200,9 +200,9 @@ async fn use_it(
     let region = device
         .register(Domain::default(), memory.bus_addr().0, 4096, access)
         .await?;
-    let lid = device.port(1).await?.lid;
+    let address = device.port(1).await?.address;
     let path = PathToPeer {
-        lid,
+        address,
         qpn,
         their_psn: Psn(1),
         our_psn: Psn(1),
@@ -242,7 +242,9 @@ async fn use_it(
         platform.sleep(Duration::from_micros(20)).await;
         while !matches!(queues.poll(&mut done), Ok(0)) {}
     }
-    device.send_mad(1, Lid(1), PKey::DEFAULT, &[1; 256]).await?;
+    device
+        .send_mad(1, Lid(1).into(), PKey::DEFAULT, &[1; 256])
+        .await?;
     device
         .service_once()
         .await

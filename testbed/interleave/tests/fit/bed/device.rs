@@ -7,7 +7,7 @@ use std::task::Poll;
 use mad::sa::{PathRecord, SaMad};
 use mad::{Header, Mad, MgmtClass, Status as MadStatus};
 use verbs::{
-    Access, Completion, Device, DeviceEvent, DeviceLimits, Domain, Gid, Guid, Lid, Lkey, PKey,
+    Access, Address, Completion, Device, DeviceEvent, DeviceLimits, Domain, Gid, Guid, Lkey, PKey,
     PagesConfig, PagesOver, PathToPeer, Payload, PortInfo, PortState, QpConfig, QpKind, QpSlot,
     Qpn, QueueSet, RcParameters, Region, Rkey, SendRequest, Sge,
 };
@@ -229,7 +229,7 @@ impl Device for Machine {
         path: &PathToPeer,
         _: &RcParameters,
     ) -> Result<(), verbs::Error> {
-        let to = usize::from(path.lid.0) - 2;
+        let to = usize::from(path.address.lid().0) - 2;
         self.bed.with(|world| {
             let qp = world.nodes[self.node]
                 .qps
@@ -295,30 +295,38 @@ impl Device for Machine {
     async fn port(&self, _: u8) -> Result<PortInfo, verbs::Error> {
         Ok(PortInfo {
             state: PortState::Active,
-            lid: lid(self.node),
-            sm_lid: SM,
+            address: lid(self.node).into(),
+            manager: SM.into(),
             guid: Guid(self.node as u64 + 1),
             gid: gid(self.node),
             mtu: 4096,
         })
     }
-    async fn send_mad(&self, _: u8, to: Lid, _: PKey, mad: &[u8; 256]) -> Result<(), verbs::Error> {
+    async fn send_mad(
+        &self,
+        _: u8,
+        to: Address,
+        _: PKey,
+        mad: &[u8; 256],
+    ) -> Result<(), verbs::Error> {
         self.bed.with(|world| {
-            if to == SM {
+            if to == SM.into() {
                 world.nodes[self.node]
                     .mads
                     .extend(path_answer(self.node, mad).map(|mad| (SM, mad)));
             } else {
-                world.nodes[usize::from(to.0) - 2]
+                world.nodes[usize::from(to.lid().0) - 2]
                     .mads
                     .push_back((lid(self.node), *mad));
             }
         });
         Ok(())
     }
-    fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
-        self.bed
-            .with(|world| world.nodes[self.node].mads.pop_front())
+    fn take_mad(&self, _: u8) -> Option<(Address, [u8; 256])> {
+        let mad = self
+            .bed
+            .with(|world| world.nodes[self.node].mads.pop_front());
+        mad.map(|(from, mad)| (from.into(), mad))
     }
     fn take_event(&self) -> Option<DeviceEvent> {
         None
