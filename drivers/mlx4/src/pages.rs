@@ -179,7 +179,7 @@ impl<P: Platform> Pages<P> {
 #[inline(never)]
 fn inconsistent(qpn: u32, entry: CqeEnd) -> PageFailure {
     let index = entry.wqe();
-    PageFailure::Poll(verbs::Error::Inconsistent { qpn, index })
+    PageFailure::Inconsistent { qpn, index }
 }
 
 #[cold]

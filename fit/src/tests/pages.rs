@@ -229,8 +229,8 @@ fn completions_that_can_not_be_are_the_devices_fault() {
     let mut bench = bench();
     bench.start(Read, 1).unwrap();
     bench.path.ring();
-    let nonsense = verbs::Error::Inconsistent { qpn: 7, index: 9 };
-    bench.queue.state().failure = Some(nonsense.into());
+    let nonsense = PageFailure::Inconsistent { qpn: 7, index: 9 };
+    bench.queue.state().failure = Some(nonsense);
     assert_eq!(bench.look(1), []);
     assert_eq!(bench.path.lost(), Some(LostCause::Device));
 }

@@ -341,10 +341,7 @@ fn completions_that_can_not_be_stop_the_queue() {
             faults.spoil_words_one_in(0);
             let left = bench.left();
             assert_eq!(left.len(), 32 - expected as usize, "each ends once");
-            i32::from(matches!(
-                failure,
-                Some(PageFailure::Poll(verbs::Error::Inconsistent { .. }))
-            ))
+            i32::from(matches!(failure, Some(PageFailure::Inconsistent { .. })))
         });
     }
     assert!(inconsistent > 10, "{inconsistent}");
