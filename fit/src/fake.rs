@@ -135,9 +135,6 @@ fn outside_read(buffer: &Buffer, offset: usize, into: &mut [u8]) {
     into.copy_from_slice(space.at(buffer.addr + offset as u64, into.len()));
 }
 
-// Cold, as the post of pieces below: the counted call goes inline and writes no memory itself, and
-// is laid out for that.
-#[cold]
 #[inline(never)]
 fn outside_write(buffer: &Buffer, offset: usize, from: &[u8]) {
     assert!(offset + from.len() <= buffer.len);
@@ -353,7 +350,6 @@ impl<S: Script> Queues<S> {
     }
 }
 
-#[cold]
 #[inline(never)]
 fn outside_send<S: Script>(queues: &Queues<S>, request: &SendRequest<'_>) {
     let work = Work::new(request.id, request.op, request.signalled, request.payload);
