@@ -23,7 +23,7 @@ use core::sync::atomic::Ordering;
 use hal::{Duration, Instant, Platform};
 use mad::Mad;
 use mutants::Mutant;
-use verbs::{Address, Device, DeviceError, DeviceEvent, PKey, PortInfo, PortState};
+use verbs::{Address, Device, DeviceEvent, Failure, PKey, PortInfo, PortState};
 
 use crate::group::Group;
 use crate::membership::proof::{Nonce, Rng};
@@ -103,12 +103,13 @@ impl<D: Device, P: Platform> Control<D, P> {
                     else {
                         break;
                     };
-                    self.on_mad(&port, from.into(), &mad).await;
+                    self.on_mad(&port, from, &mad).await;
                 }
                 self.step_attempts(&port).await;
             }
             if self.inner.cores.iter().any(|core| core.lock().has_failed()) {
-                self.inner.end(DeviceError::Failed("a completion queue"));
+                self.inner
+                    .end(verbs::Error::Failed(Failure::CompletionQueue));
             }
             self.bury_lost().await;
             self.inner.platform.sleep(TICK).await;
@@ -139,11 +140,12 @@ impl<D: Device, P: Platform> Control<D, P> {
                 // would be none.
                 DeviceEvent::CqFailed { .. } => {
                     log::error!("{event:?}");
-                    self.inner.end(DeviceError::Failed("a completion queue"));
+                    self.inner
+                        .end(verbs::Error::Failed(Failure::CompletionQueue));
                 }
                 DeviceEvent::DeviceFailed => {
                     log::error!("{event:?}");
-                    self.inner.end(DeviceError::Failed("it says so itself"));
+                    self.inner.end(verbs::Error::Failed(Failure::Firmware));
                 }
                 other => log::debug!("{other:?}"),
             }
@@ -166,13 +168,13 @@ impl<D: Device, P: Platform> Control<D, P> {
         }
         match self.inner.device.port(self.inner.config.port).await {
             Ok(port) if self.port == Some(port) => self.next_port = now + LOOK_AGAIN,
-            Ok(port) if port.state == PortState::Active && port.address().is_set() => {
+            Ok(port) if port.state == PortState::Active && port.address.is_set() => {
                 self.port = Some(port);
                 self.next_port = now + LOOK_AGAIN;
                 self.inner
                     .membership
                     .lock()
-                    .set_port(port.gid, port.address());
+                    .set_port(port.gid, port.address);
                 if let Some(group) = &mut self.group {
                     group.leave(now);
                 }
@@ -199,7 +201,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         if group.is_join_due(now) {
             let transaction = self.rng.number() >> 32;
             let join = group.join(port, transaction, now);
-            self.send(port.manager(), &join).await;
+            self.send(port.manager, &join).await;
         }
         for heard in heard {
             self.on_member_event(Event::Heard(heard.from, &heard.bytes));
@@ -262,7 +264,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         if let Err(error) = self
             .inner
             .device
-            .send_mad(port, to.lid(), PKey::DEFAULT, mad)
+            .send_mad(port, to, PKey::DEFAULT, mad)
             .await
         {
             log::warn!("management datagram to {to}: {error}");

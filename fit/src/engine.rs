@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
 use hal::{DmaBuffer, Instant};
-use verbs::{Completion, Lkey, PollError, QueueSet, RemoteAddr, Sge};
+use verbs::{Completion, Lkey, QueueSet, RemoteAddr, Sge};
 
 use crate::config::MAX_WORKERS;
 use crate::link::{Link, Parts};
@@ -389,8 +389,8 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
 
     /// The queue can't be polled, or has told nonsense. Returns how many completions were taken.
     #[cold]
-    fn poll_failed(&mut self, error: &PollError) -> usize {
-        if matches!(error, PollError::QueueFailed) {
+    fn poll_failed(&mut self, error: &verbs::Error) -> usize {
+        if matches!(error, verbs::Error::CqFailed) {
             self.failed = true;
             let links = self.links.iter_mut();
             links.for_each(|link| link.fail(LostCause::Device));

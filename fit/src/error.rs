@@ -3,7 +3,7 @@
 use core::fmt;
 
 use hal::Duration;
-use verbs::{DeviceError, Status};
+use verbs::Status;
 
 use crate::peer::{PeerName, Role};
 use crate::state::LinkState;
@@ -237,7 +237,7 @@ pub enum Error {
     },
     /// The device refused or failed.
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Device(#[from] verbs::Error),
     /// The machine has no memory for queues.
     #[error(transparent)]
     Memory(#[from] hal::Error),

@@ -7,8 +7,8 @@ use hal::{DmaBuffer, Duration, Instant, Platform};
 use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Mad, Method, Status};
 use verbs::{
-    Access, Address, Completion, CompletionKind, Device, DeviceError, Domain, Gid, PKey, Payload,
-    PortInfo, QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
+    Access, Address, Completion, CompletionKind, Device, Domain, Gid, PKey, Payload, PortInfo,
+    QpConfig, QpKind, QpSlot, Qpn, QueueSet, Region, SendOp, SendRequest, Sge, UdAddress,
 };
 
 use crate::handshake::{back_off, persistence};
@@ -97,7 +97,7 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// Makes the queue pair, after taking away the one that was there.
-    async fn make_pair(&mut self, device: &D, port: u8) -> Result<(), DeviceError> {
+    async fn make_pair(&mut self, device: &D, port: u8) -> Result<(), verbs::Error> {
         if let Some((qp, qpn)) = self.pair {
             device.detach_multicast(qpn, self.mgid).await?;
             device.destroy_qp(&mut self.queues, qp).await?;
@@ -244,7 +244,7 @@ impl<D: Device, P: Platform> Group<D, P> {
             solicited: false,
             fence: false,
             to: Some(UdAddress {
-                lid: address.lid(),
+                address,
                 qpn: Qpn::MULTICAST,
                 qkey: Cluster::QKEY,
                 sl: 0,
@@ -301,7 +301,7 @@ impl<D: Device, P: Platform> Group<D, P> {
                 let mut bytes = alloc::vec![0; len.min(ANNOUNCEMENT_LEN + 1)];
                 self.memory.read(index * RECEIVE_LEN + GRH_LEN, &mut bytes);
                 heard.push(Heard {
-                    from: source.lid.into(),
+                    from: source.address,
                     bytes,
                 });
             }

@@ -30,6 +30,15 @@ mod counters;
 mod due;
 mod engine;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+#[cfg_attr(
+    test,
+    expect(
+        clippy::cast_possible_truncation,
+        reason = "the tests' sizes are their own, and small"
+    )
+)]
+mod fake;
 #[cfg(feature = "fuzz")]
 pub mod fuzzing;
 mod group;

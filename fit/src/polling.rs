@@ -5,7 +5,7 @@ use core::pin::pin;
 
 use futures_util::future::{Either, select};
 use hal::{Duration, Instant, Platform};
-use verbs::{Device, DeviceError};
+use verbs::{Device, Failure};
 
 use crate::shared::CoreMutex;
 use crate::{Ended, Error, Fit, Handler, Point};
@@ -74,10 +74,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         loop {
             let any = self.poll_core(index, &mut sink, &mut beside);
             if !any && self.0.has_ended() {
-                let why = self.0.ended.lock().clone();
-                return Err(why
-                    .unwrap_or(DeviceError::Failed("no cause is known"))
-                    .into());
+                let why = *self.0.ended.lock();
+                return Err(why.unwrap_or(verbs::Error::Failed(Failure::Unknown)).into());
             }
             empty = if any { 0 } else { empty + 1 };
             if any || budget.is_none_or(|budget| empty < budget) {

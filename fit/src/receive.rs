@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use core::slice;
 
 use hal::BusAddr;
-use verbs::{Lkey, PostError, QpSlot, QueueSet, Sge};
+use verbs::{Lkey, QpSlot, QueueSet, Sge};
 
 use crate::config::Layout;
 
@@ -32,7 +32,7 @@ impl Receive {
         &mut self,
         queues: &mut Q,
         qp: QpSlot,
-    ) -> Result<(), PostError> {
+    ) -> Result<(), verbs::Error> {
         self.posted = true;
         queues.post_receive(qp, self.index.into(), slice::from_ref(&self.piece))
     }

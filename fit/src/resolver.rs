@@ -47,7 +47,7 @@ impl Resolver for SubnetAdministrator {
         let mask = path_record_mask::DGID | path_record_mask::SGID | path_record_mask::NUMB_PATH;
         let attribute = Attribute::PATH_RECORD;
         let query = SaMad::request(Method::GET, attribute, mask, &record, transaction);
-        (from.manager(), query.to_mad())
+        (from.manager, query.to_mad())
     }
 
     fn answer(&self, from: &PortInfo, answer: &SaMad) -> Option<Path> {
@@ -76,8 +76,8 @@ mod tests {
     fn port() -> PortInfo {
         PortInfo {
             state: PortState::Active,
-            lid: Lid(7),
-            sm_lid: Lid(1),
+            address: Lid(7).into(),
+            manager: Lid(1).into(),
             guid: Guid(5),
             gid: Gid([1; 16]),
             mtu: 2048,

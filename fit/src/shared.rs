@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use hal::{Duration, Platform};
 use mutants::Mutant;
-use verbs::{Device, DeviceError, Domain, Region};
+use verbs::{Device, Domain, Region};
 
 use crate::config::Config;
 use crate::engine::Engine;
@@ -47,7 +47,7 @@ pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) leaving: AtomicBool,
     /// The node has ended, and why.
     pub(crate) is_over: AtomicBool,
-    pub(crate) ended: Mutex<Option<DeviceError>>,
+    pub(crate) ended: Mutex<Option<verbs::Error>>,
     pub(crate) start: Mutex<Start<D, P>>,
 }
 
@@ -80,7 +80,7 @@ impl<D: Device, P: Platform> Inner<D, P> {
     /// Ends the node: its device can't be trusted to let go of memory, or can't serve it.
     /// Connections are lost, those who wait and lent nothing are told, and [`Fit::run_core`] ends
     /// with the error. What was lent stays lent.
-    pub(crate) fn end(&self, error: DeviceError) {
+    pub(crate) fn end(&self, error: verbs::Error) {
         self.ended.lock().get_or_insert(error);
         self.is_over.store(true, Ordering::Release);
         self.fail_pages(|_| true, LostCause::Device);

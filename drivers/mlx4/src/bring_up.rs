@@ -18,9 +18,11 @@ use mlx4_hw::query_fw::QueryFw;
 use mlx4_hw::query_port::QueryPort;
 use mlx4_hw::regs;
 use spin::Mutex;
+use verbs::{Parameter, Resource};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::command::{Command, Commands};
+use crate::error::CardNumber;
 use crate::event::{self, EventQueue, Events};
 use crate::hca::{Hca, Tables, translate};
 use crate::health::Health;
@@ -189,7 +191,7 @@ async fn start_firmware<P: Platform>(
     report::mailbox("QUERY_FW", firmware.as_bytes());
     if firmware.command_revision.get() != COMMAND_REVISION {
         return Err(Error::Unsupported {
-            what: "the command interface revision",
+            what: CardNumber::CommandRevision,
             value: firmware.command_revision.get().into(),
         });
     }
@@ -229,13 +231,13 @@ async fn query_limits<P: Platform>(
     let ports = cap.ports.get();
     if config.port == 0 || config.port > ports {
         return Err(Error::OutOfRange {
-            what: "the port",
+            parameter: Parameter::Port,
             value: config.port.into(),
         });
     }
     if u64::from(cap.log_min_page) > u64::from(PAGE_LEN.ilog2()) {
         return Err(Error::Unsupported {
-            what: "log2 of the smallest page",
+            what: CardNumber::LogMinPage,
             value: cap.log_min_page.into(),
         });
     }
@@ -244,7 +246,7 @@ async fn query_limits<P: Platform>(
     report::mailbox("QUERY_PORT", port.as_bytes());
     if !port.link.infiniband() {
         return Err(Error::Unsupported {
-            what: "a port without InfiniBand",
+            what: CardNumber::PortWithoutInfiniband,
             value: config.port.into(),
         });
     }
@@ -294,7 +296,7 @@ impl<P: Platform> EventSetup<'_, P> {
         let eqn = self.first_eqn + u32::from(vector);
         if eqn >= MAX_EQN {
             return Err(Error::Exhausted {
-                resource: "event queue",
+                resource: Resource::EventQueue,
                 limit: MAX_EQN.into(),
             });
         }

@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Error;
 use crate::bring_up::Claim;
+use crate::error::Step;
 use crate::event::Events;
 use crate::health::Health;
 use crate::report;
@@ -325,7 +326,7 @@ impl<P: Platform> Commands<P> {
     fn doorbell(&self) -> Result<Doorbell, Error> {
         match self.read(hcr::DOORBELL) {
             regs::GONE => Err(Error::Gone {
-                during: "looking at the command register",
+                during: Step::CommandRegister,
             }),
             value => Ok(Doorbell::from(value)),
         }

@@ -14,7 +14,7 @@ use mlx4_hw::qp::{
 };
 use mlx4_hw::wqe::{BASIC_BLOCK_LEN, SEGMENT_UNIT};
 use verbs::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig,
+    Access, Address, Device, DeviceEvent, DeviceLimits, Domain, Gid, PKey, PagesConfig, Parameter,
     PathToPeer, PortInfo, QpConfig, QpKind, QpSlot, Qpn, RcParameters, Region,
 };
 use zerocopy::{FromZeros, IntoBytes};
@@ -68,15 +68,15 @@ fn mtu_code(mtu: u16) -> Result<u8, Error> {
         2048 => Ok(4),
         4096 => Ok(5),
         _ => Err(Error::OutOfRange {
-            what: "the path MTU",
+            parameter: Parameter::PathMtu,
             value: mtu.into(),
         }),
     }
 }
 
-fn check(what: &'static str, value: u64, max: u64) -> Result<(), Error> {
+fn check(parameter: Parameter, value: u64, max: u64) -> Result<(), Error> {
     if value > max {
-        return Err(Error::OutOfRange { what, value });
+        return Err(Error::OutOfRange { parameter, value });
     }
     Ok(())
 }
@@ -113,7 +113,7 @@ impl<P: Platform> Hca<P> {
     fn context(&self, qpn: Qpn) -> Result<(QpContext, QpKind, u8), Error> {
         let tables = self.tables.lock();
         let record = tables.qps.get(&qpn.0).ok_or(Error::OutOfRange {
-            what: "the queue pair's number",
+            parameter: Parameter::Qpn,
             value: qpn.0.into(),
         })?;
         Ok((record.context, record.kind, record.port))
@@ -246,7 +246,7 @@ impl<P: Platform> Hca<P> {
     /// its domain.
     async fn init_again(&self, qpn: Qpn, domain: Domain) -> Result<(), Error> {
         let unknown = Error::OutOfRange {
-            what: "the queue pair's number",
+            parameter: Parameter::Qpn,
             value: qpn.0.into(),
         };
         let fresh = self
@@ -280,18 +280,18 @@ impl<P: Platform> Hca<P> {
     async fn connect(&self, qpn: Qpn, path: &PathToPeer, rc: &RcParameters) -> Result<(), Error> {
         let (mut context, _, port) = self.context(qpn)?;
         check(
-            "READs answered at once",
+            Parameter::ResponderReads,
             rc.reads_as_responder.into(),
             1 << icm::LOG_RDMARC,
         )?;
-        check("the RNR timer", rc.min_rnr_timer.into(), 31)?;
+        check(Parameter::RnrTimer, rc.min_rnr_timer.into(), 31)?;
         context.mtu = MtuMessage::new()
             .with_mtu_code(mtu_code(path.mtu)?)
             .with_log_message(self.cap.log_max_message.get());
         context.remote_qpn = Low24::new(path.qpn.0);
         let mut way = Path::new_zeroed();
         way.counter_index = NO_COUNTER;
-        way.remote_lid = path.lid.0.into();
+        way.remote_lid = path.address.lid().0.into();
         way.schedule = ScheduleQueue::of(port, path.sl);
         way.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout & 31);
         context.primary_path = way;
@@ -323,12 +323,12 @@ impl<P: Platform> Hca<P> {
             return self.start_datagrams(qpn).await;
         }
         let path = path.ok_or(Error::OutOfRange {
-            what: "a connection without path",
+            parameter: Parameter::NoPath,
             value: qpn.0.into(),
         })?;
-        check("retries", rc.retry_count.into(), 7)?;
-        check("RNR retries", rc.rnr_retry.into(), 6)?;
-        check("the ACK timeout", rc.ack_timeout.into(), 31)?;
+        check(Parameter::Retries, rc.retry_count.into(), 7)?;
+        check(Parameter::RnrRetries, rc.rnr_retry.into(), 6)?;
+        check(Parameter::AckTimeout, rc.ack_timeout.into(), 31)?;
         context.next_send_psn = Low24::new(path.our_psn.0);
         context.primary_path.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout);
         context.requester = RequesterParameters::new()
@@ -355,33 +355,33 @@ impl<P: Platform> Hca<P> {
     ) -> Result<QueuePair<P>, Error> {
         if config.port != self.port {
             return Err(Error::OutOfRange {
-                what: "the port",
+                parameter: Parameter::Port,
                 value: config.port.into(),
             });
         }
         let limits = self.limits();
         check(
-            "the send queue's depth",
+            Parameter::SendQueueDepth,
             config.send_depth.into(),
             limits.max_queue_depth.into(),
         )?;
         check(
-            "the receive queue's depth",
+            Parameter::ReceiveQueueDepth,
             config.receive_depth.into(),
             limits.max_queue_depth.into(),
         )?;
         check(
-            "pieces of a send",
+            Parameter::SendPieces,
             config.send_sge.into(),
             limits.max_sge.into(),
         )?;
         check(
-            "pieces of a receive",
+            Parameter::ReceivePieces,
             config.receive_sge.into(),
             limits.max_sge.into(),
         )?;
         check(
-            "inline bytes",
+            Parameter::InlineBytes,
             config.inline.into(),
             limits.max_inline.into(),
         )?;
@@ -393,12 +393,12 @@ impl<P: Platform> Hca<P> {
             usize::from(config.receive_sge) * SEGMENT_UNIT,
         );
         check(
-            "the send queue's slots",
+            Parameter::SendSlots,
             geometry.log_send_slots.into(),
             MAX_LOG_SLOTS.into(),
         )?;
         check(
-            "a send's descriptor",
+            Parameter::SendDescriptor,
             geometry.log_send_stride.into(),
             MAX_LOG_STRIDE.into(),
         )?;
@@ -429,13 +429,13 @@ impl<P: Platform> Hca<P> {
     async fn make_pages(&self, config: &PagesConfig) -> Result<(Pages<P>, Qpn), Error> {
         if config.port != self.port {
             return Err(Error::OutOfRange {
-                what: "the port",
+                parameter: Parameter::Port,
                 value: config.port.into(),
             });
         }
         let depth = config.depth;
         check(
-            "the send queue's depth",
+            Parameter::SendQueueDepth,
             depth.into(),
             self.limits().max_queue_depth.into(),
         )?;
@@ -475,7 +475,7 @@ impl<P: Platform> Hca<P> {
     /// `vector`.
     async fn queue_for(&self, depth: u32, vector: u16) -> Result<CompletionQueue<P>, Error> {
         check(
-            "the completion queue's depth",
+            Parameter::CqDepth,
             depth.into(),
             self.limits().max_cq_depth.into(),
         )?;
@@ -483,7 +483,7 @@ impl<P: Platform> Hca<P> {
             .events
             .eqn(usize::from(vector) + 1)
             .ok_or(Error::OutOfRange {
-                what: "the completion vector",
+                parameter: Parameter::CompletionVector,
                 value: vector.into(),
             })?;
         let log_entries = u8::try_from(depth.max(2).next_power_of_two().ilog2()).unwrap_or(u8::MAX);
@@ -519,12 +519,12 @@ impl<P: Platform> Device for Mlx4<P> {
         self.hca.limits()
     }
 
-    async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues<P>, DeviceError> {
+    async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues<P>, verbs::Error> {
         let cq = self.hca.queue_for(depth, vector).await?;
         Ok(Queues::new(Arc::clone(&self.hca), cq))
     }
 
-    async fn destroy_queues(&self, mut queues: Queues<P>) -> Result<(), DeviceError> {
+    async fn destroy_queues(&self, mut queues: Queues<P>) -> Result<(), verbs::Error> {
         for slot in queues.slots() {
             self.destroy_qp(&mut queues, slot).await?;
         }
@@ -535,7 +535,7 @@ impl<P: Platform> Device for Mlx4<P> {
         &self,
         queues: &mut Queues<P>,
         config: &QpConfig,
-    ) -> Result<(QpSlot, Qpn), DeviceError> {
+    ) -> Result<(QpSlot, Qpn), verbs::Error> {
         let pair = self.hca.create_user_pair(&queues.cq, config).await?;
         let qpn = Qpn(pair.qpn);
         Ok((queues.insert(pair)?, qpn))
@@ -546,7 +546,7 @@ impl<P: Platform> Device for Mlx4<P> {
         qpn: Qpn,
         path: &PathToPeer,
         parameters: &RcParameters,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         Ok(self.hca.connect(qpn, path, parameters).await?)
     }
 
@@ -555,34 +555,34 @@ impl<P: Platform> Device for Mlx4<P> {
         qpn: Qpn,
         path: Option<&PathToPeer>,
         parameters: &RcParameters,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         Ok(self.hca.let_send(qpn, path, parameters).await?)
     }
 
-    async fn fail_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+    async fn fail_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {
         let command = Command::new(Opcode::QP_2ERR).modifier(qpn.0);
         Ok(self.hca.commands.run(command).await.map(drop)?)
     }
 
-    async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+    async fn reset_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {
         Ok(self.hca.reset_pair(qpn.0).await?)
     }
 
-    async fn init_qp(&self, qpn: Qpn, domain: Domain) -> Result<(), DeviceError> {
+    async fn init_qp(&self, qpn: Qpn, domain: Domain) -> Result<(), verbs::Error> {
         Ok(self.hca.init_again(qpn, domain).await?)
     }
 
-    async fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
+    async fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), verbs::Error> {
         Ok(self.hca.attach(qpn.0, mgid.0).await?)
     }
 
-    async fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
+    async fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), verbs::Error> {
         Ok(self.hca.detach(qpn.0, mgid.0).await?)
     }
 
-    async fn destroy_qp(&self, queues: &mut Queues<P>, qp: QpSlot) -> Result<(), DeviceError> {
+    async fn destroy_qp(&self, queues: &mut Queues<P>, qp: QpSlot) -> Result<(), verbs::Error> {
         let qpn = queues.qpn(qp).ok_or(Error::OutOfRange {
-            what: "the queue pair's slot",
+            parameter: Parameter::Slot,
             value: qp.0.into(),
         })?;
         self.hca.destroy_pair(qpn.0).await?;
@@ -590,11 +590,11 @@ impl<P: Platform> Device for Mlx4<P> {
         Ok(())
     }
 
-    async fn create_pages(&self, config: &PagesConfig) -> Result<(Pages<P>, Qpn), DeviceError> {
+    async fn create_pages(&self, config: &PagesConfig) -> Result<(Pages<P>, Qpn), verbs::Error> {
         Ok(self.hca.make_pages(config).await?)
     }
 
-    async fn destroy_pages(&self, pages: Pages<P>) -> Result<(), DeviceError> {
+    async fn destroy_pages(&self, pages: Pages<P>) -> Result<(), verbs::Error> {
         self.hca.destroy_pair(pages.qpn()).await?;
         Ok(self.hca.destroy_cq(pages.cqn()).await?)
     }
@@ -605,29 +605,29 @@ impl<P: Platform> Device for Mlx4<P> {
         bus_addr: u64,
         len: u64,
         access: Access,
-    ) -> Result<Region, DeviceError> {
+    ) -> Result<Region, verbs::Error> {
         Ok(self.hca.register(domain, bus_addr, len, access).await?)
     }
 
-    async fn deregister(&self, region: &Region) -> Result<(), DeviceError> {
+    async fn deregister(&self, region: &Region) -> Result<(), verbs::Error> {
         Ok(self.hca.deregister(region).await?)
     }
 
-    async fn port(&self, port: u8) -> Result<PortInfo, DeviceError> {
+    async fn port(&self, port: u8) -> Result<PortInfo, verbs::Error> {
         Ok(self.hca.port_info(port).await?)
     }
 
     async fn send_mad(
         &self,
         port: u8,
-        to: Lid,
+        to: Address,
         pkey: PKey,
         mad: &[u8; 256],
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         Ok(self.management.send_mad(port, to, pkey, mad)?)
     }
 
-    fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])> {
+    fn take_mad(&self, port: u8) -> Option<(Address, [u8; 256])> {
         self.management.take_mad(port)
     }
 
@@ -635,12 +635,15 @@ impl<P: Platform> Device for Mlx4<P> {
         self.hca.events.take_event()
     }
 
-    fn wait_completion(&self, vector: u16) -> impl Future<Output = Result<(), DeviceError>> + Send {
+    fn wait_completion(
+        &self,
+        vector: u16,
+    ) -> impl Future<Output = Result<(), verbs::Error>> + Send {
         let index = usize::from(vector) + 1;
         async move {
             let events = &self.hca.events;
             events.eqn(index).ok_or(Error::OutOfRange {
-                what: "the completion vector",
+                parameter: Parameter::CompletionVector,
                 value: vector.into(),
             })?;
             let interrupt = events.vector(index).filter(|_| !events.is_polled());

@@ -16,7 +16,7 @@ use mlx4_hw::query_dev_cap::QueryDevCap;
 use mlx4_hw::regs;
 use mutants::Mutant;
 use spin::Mutex;
-use verbs::{Access, Domain, Lkey, QpKind, Region, Rkey};
+use verbs::{Access, Domain, Lkey, Parameter, QpKind, Region, Resource, Rkey};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::Error;
@@ -83,15 +83,19 @@ impl<P: Platform> Tables<P> {
         let mpts = 1 << profile.log_mpts;
         let reserved_mtts = 1_u32 << cap.log_reserved_mtts.get();
         Self {
-            qpns: Numbers::new("queue pair", first_qpn, 1 << profile.log_qps),
+            qpns: Numbers::new(Resource::QueuePair, first_qpn, 1 << profile.log_qps),
             cqns: Numbers::new(
-                "completion queue",
+                Resource::CompletionQueue,
                 1 << cap.log_reserved_cqs.get(),
                 1 << profile.log_cqs,
             ),
-            mpts: Numbers::new("memory region", 1 << cap.log_reserved_mpts.get(), mpts),
+            mpts: Numbers::new(Resource::Region, 1 << cap.log_reserved_mpts.get(), mpts),
             keys: Keys::new(secret, mpts),
-            mtts: Ranges::new("translation entry", reserved_mtts, 1 << profile.log_mtts),
+            mtts: Ranges::new(
+                Resource::TranslationEntry,
+                reserved_mtts,
+                1 << profile.log_mtts,
+            ),
             qps: BTreeMap::new(),
             cqs: BTreeMap::new(),
             regions: BTreeMap::new(),
@@ -209,7 +213,7 @@ impl<P: Platform> Hca<P> {
     pub(crate) fn pd(&self, domain: Domain) -> Result<u32, Error> {
         if domain.0 >= self.max_domains() {
             return Err(Error::OutOfRange {
-                what: "the protection domain",
+                parameter: Parameter::Domain,
                 value: domain.0.into(),
             });
         }
@@ -235,7 +239,7 @@ impl<P: Platform> Hca<P> {
         let fits = len > 0 && most.is_none_or(|most| len <= most);
         let end = addr.checked_add(len).filter(|_| fits);
         let end = end.ok_or(Error::OutOfRange {
-            what: "the length of a memory region",
+            parameter: Parameter::RegionLen,
             value: len,
         })?;
         let log_page = region_log_page(addr, end);
@@ -290,7 +294,7 @@ impl<P: Platform> Hca<P> {
         };
         if !known {
             return Err(Error::OutOfRange {
-                what: "the key of a memory region",
+                parameter: Parameter::RegionKey,
                 value: region.lkey.0.into(),
             });
         }

@@ -11,6 +11,7 @@ use mlx4_hw::regs;
 use spin::Mutex;
 
 use crate::Error;
+use crate::error::Step;
 
 /// The interval between two looks at the buffer while it is clear.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -65,7 +66,7 @@ impl<P: Platform> Health<P> {
         match self.dword(0) {
             0 => Ok(()),
             regs::GONE => Err(Error::Gone {
-                during: "looking at its firmware's health",
+                during: Step::Health,
             }),
             first => {
                 for index in 0..self.dwords {

@@ -20,6 +20,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::Error;
 use crate::bring_up::Claim;
 use crate::command::{Command, Commands};
+use crate::error::CardNumber;
 
 /// Memory is allocated in pieces of at most this.
 const PIECE_LEN: usize = 256 << 10;
@@ -218,14 +219,14 @@ impl Profile {
         };
         if profile.mtt_entry_len != mlx4_hw::mtt::ENTRY_LEN {
             return Err(Error::Unsupported {
-                what: "the size of an MTT entry",
+                what: CardNumber::MttEntryLen,
                 value: profile.mtt_entry_len,
             });
         }
         profile.place();
         if profile.total > cap.max_icm.get() {
             return Err(Error::Unsupported {
-                what: "the card's context memory",
+                what: CardNumber::MaxIcm,
                 value: cap.max_icm.get(),
             });
         }
@@ -325,7 +326,7 @@ impl<P: Platform> Icm<P> {
         // The count is the card's word: more than the context memory itself makes no sense.
         if pages > (64 << 20) / PAGE_LEN {
             return Err(Error::Unsupported {
-                what: "the auxiliary area in pages",
+                what: CardNumber::AuxPages,
                 value: pages,
             });
         }

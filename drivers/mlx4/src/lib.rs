@@ -54,7 +54,7 @@ use alloc::sync::Arc;
 
 use hal::{Duration, InterruptVector, Platform};
 
-pub use error::Error;
+pub use error::{Awaited, CardNumber, Error, Step};
 pub use mlx4_hw::regs::PCI_IDS;
 pub use pages::Pages;
 pub use queues::Queues;

@@ -13,10 +13,12 @@ use hal::{Duration, Platform};
 use mlx4_hw::command::Opcode;
 use mlx4_hw::mgm::{GroupEntry, GroupMembers, GroupNext, GroupQp, QPS_PER_ENTRY};
 use spin::Mutex;
+use verbs::{Parameter, Resource};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::Error;
 use crate::command::{Command, DEADLINE};
+use crate::error::Awaited;
 use crate::hca::Hca;
 use crate::icm::LOG_GROUPS;
 use crate::resources::Numbers;
@@ -36,7 +38,7 @@ pub(crate) struct Groups {
 
 impl Groups {
     pub(crate) fn new() -> Self {
-        let spare = Numbers::new("multicast group", HASHED as usize, ENTRIES as usize);
+        let spare = Numbers::new(Resource::MulticastGroup, HASHED as usize, ENTRIES as usize);
         Self {
             busy: AtomicBool::new(false),
             spare: Mutex::new(spare),
@@ -86,7 +88,7 @@ impl<P: Platform> Hca<P> {
         while busy.swap(true, Ordering::Acquire) {
             if self.platform.now() >= deadline {
                 return Err(Error::Timeout {
-                    what: "another change of the multicast table",
+                    event: Awaited::MulticastTable,
                     waited: DEADLINE,
                 });
             }
@@ -115,7 +117,7 @@ impl<P: Platform> Hca<P> {
             .run(Command::new(Opcode::MGID_HASH).mailbox(gid))
             .await?;
         let outside = |value| Error::OutOfRange {
-            what: "the index of a multicast group",
+            parameter: Parameter::MulticastIndex,
             value,
         };
         // The hash is of 16 bits; what lies above is not defined (Linux `mcg.c`, `mlx4_GID_HASH`;
@@ -159,7 +161,7 @@ impl<P: Platform> Hca<P> {
             }
             let limit = QPS_PER_ENTRY as u64;
             let free = found.entry.qps.get_mut(count).ok_or(Error::Exhausted {
-                resource: "place in a multicast group",
+                resource: Resource::MulticastMember,
                 limit,
             })?;
             *free = member;

@@ -14,7 +14,7 @@ use hal::{DmaBuffer, Platform, Registers, fence};
 use mlx4_hw::cq::{CqeEnd, Syndrome};
 use mlx4_hw::regs::{self, SendDoorbell};
 use mlx4_hw::wqe::{PageWqe, SEGMENT_UNIT, WqeOpcode};
-use verbs::{Cqn, Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, PollError, RemoteAddr, RingFull};
+use verbs::{Cqn, Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, RemoteAddr, RingFull};
 use zerocopy::IntoBytes;
 
 use crate::completion::CompletionQueue;
@@ -179,7 +179,7 @@ impl<P: Platform> Pages<P> {
 #[inline(never)]
 fn inconsistent(qpn: u32, entry: CqeEnd) -> PageFailure {
     let index = entry.wqe();
-    PageFailure::Poll(PollError::Inconsistent { qpn, index })
+    PageFailure::Inconsistent { qpn, index }
 }
 
 #[cold]

@@ -6,6 +6,7 @@ use hal::{ConfigSpace, Duration, Platform, Registers};
 use mlx4_hw::regs;
 
 use crate::Error;
+use crate::error::{Awaited, Step};
 
 /// Config space offset of vendor and device.
 const ID: u16 = 0x00;
@@ -77,7 +78,7 @@ pub(crate) fn enable<P: Platform>(platform: &P) -> Result<(), Error> {
     let config = platform.config();
     if config.read_u32(ID) == regs::GONE {
         return Err(Error::Gone {
-            during: "reading its PCI id",
+            during: Step::PciId,
         });
     }
     let command = config.read_u32(COMMAND) & COMMAND_MASK;
@@ -91,7 +92,7 @@ pub(crate) fn claim<R: Registers>(registers: &R) -> Result<(), Error> {
     match registers.read_u32(regs::OWNERSHIP) {
         0 => Ok(()),
         regs::GONE => Err(Error::Gone {
-            during: "taking ownership",
+            during: Step::Ownership,
         }),
         other => Err(Error::Owned(regs::swap(other))),
     }
@@ -133,7 +134,7 @@ pub(crate) async fn reset<P: Platform>(
     while config.read_u32(ID) != saved.id {
         if platform.now() >= deadline {
             return Err(Error::Timeout {
-                what: "the card's return from reset",
+                event: Awaited::Reset,
                 waited: RESET_SETTLE + RESET_DEADLINE,
             });
         }
@@ -151,12 +152,12 @@ async fn take_semaphore<P: Platform>(platform: &P, registers: &P::Bar) -> Result
             0 => return Ok(()),
             regs::GONE => {
                 return Err(Error::Gone {
-                    during: "taking its semaphore",
+                    during: Step::Semaphore,
                 });
             }
             _ if platform.now() >= deadline => {
                 return Err(Error::Timeout {
-                    what: "the card's semaphore",
+                    event: Awaited::Semaphore,
                     waited: SEMAPHORE_DEADLINE,
                 });
             }

@@ -7,11 +7,12 @@ use mlx4_hw::bits::High;
 use mlx4_hw::command::{CmdStatus, Opcode, in_modifier, op_modifier};
 use mlx4_hw::mad_ifc::MadIfcExtended;
 use mlx4_hw::set_port::{SetPortChange, SetPortIb};
-use verbs::{DatagramSource, Gid, Guid, Lid, PortInfo, PortState};
+use verbs::{DatagramSource, Gid, Guid, Lid, Parameter, PortInfo, PortState};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::Error;
 use crate::command::Command;
+use crate::error::CardNumber;
 use crate::hca::Hca;
 
 /// Virtual lanes that the port is to offer, and fewer where its buffers do not suffice.
@@ -36,7 +37,7 @@ impl<P: Platform> Hca<P> {
             extended.remote_qpn = source.qpn.0.into();
             extended.sl = High::new(source.sl);
             input[MAD_LEN..].copy_from_slice(extended.as_bytes());
-            modifier = modifier.with_slid(source.lid.0);
+            modifier = modifier.with_slid(source.address.lid().0);
             len = input.len();
             // The network's view is another one on shared cards only, and asked for there only
             // (Linux `mad.c`).
@@ -60,7 +61,7 @@ impl<P: Platform> Hca<P> {
             .ok()
             .and_then(|answer| smp::attribute(&answer.data));
         value.ok_or(Error::Unsupported {
-            what: "the agent's answer about attribute",
+            what: CardNumber::Attribute,
             value: attribute.0.into(),
         })
     }
@@ -109,7 +110,7 @@ impl<P: Platform> Hca<P> {
     pub(crate) async fn port_info(&self, port: u8) -> Result<PortInfo, Error> {
         if port != self.port {
             return Err(Error::OutOfRange {
-                what: "the port",
+                parameter: Parameter::Port,
                 value: port.into(),
             });
         }
@@ -125,8 +126,8 @@ impl<P: Platform> Hca<P> {
         let mtu = 128_u16 << info.mtu_sm_sl.mtu().clamp(1, 5);
         Ok(PortInfo {
             state,
-            lid: Lid(info.lid.get()),
-            sm_lid: Lid(info.sm_lid.get()),
+            address: Lid(info.lid.get()).into(),
+            manager: Lid(info.sm_lid.get()).into(),
             guid,
             gid: Gid::new(info.gid_prefix.get(), guid),
             mtu,

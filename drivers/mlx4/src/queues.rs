@@ -9,8 +9,8 @@ use mlx4_hw::cq::{CQE_OPCODE_ERROR, Cqe, ReceiveOpcode, Syndrome};
 use mlx4_hw::regs::{self, SendDoorbell};
 use mlx4_hw::wqe::{RemoteAddressSegment, WqeOpcode};
 use verbs::{
-    Completion, CompletionKind, Cqn, DatagramSource, Lid, PKey, Payload, PollError, PostError,
-    QpSlot, Qpn, QueueSet, SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Cqn, DatagramSource, Lid, Misuse, PKey, Payload, QpSlot, Qpn,
+    QueueSet, Resource, SendOp, SendRequest, Sge, Status,
 };
 
 use crate::completion::CompletionQueue;
@@ -56,16 +56,25 @@ impl<P: Platform> QueuePair<P> {
     }
 
     /// Returns whether the send queue takes a descriptor of so many bytes now.
-    fn check_room(&self, qp: QpSlot, needed: usize) -> Result<(), PostError> {
+    fn check_room(&self, qp: QpSlot, needed: usize) -> Result<(), verbs::Error> {
         if self.send.room() == 0 {
             let depth = self.send.depth();
-            return Err(PostError::QueueFull { qp, depth });
+            return Err(verbs::Error::QueueFull { qp, depth });
         }
         let have = self.send.stride();
         if needed > have {
-            return Err(PostError::TooLarge { qp, needed, have });
+            return Err(too_large(qp, needed, have));
         }
         Ok(())
+    }
+}
+
+fn too_large(qp: QpSlot, needed: usize, have: usize) -> verbs::Error {
+    let bytes = |len| u32::try_from(len).unwrap_or(u32::MAX);
+    verbs::Error::TooLarge {
+        qp,
+        needed: bytes(needed),
+        have: bytes(have),
     }
 }
 
@@ -80,7 +89,7 @@ pub struct Queues<P: Platform> {
     /// Slots by QPN, sorted.
     slots: Vec<(u32, u16)>,
     /// The error that the last poll met behind the completions that it returned.
-    pending: Option<PollError>,
+    pending: Option<verbs::Error>,
 }
 
 impl<P: Platform> Queues<P> {
@@ -125,7 +134,7 @@ impl<P: Platform> Queues<P> {
         let free = self.pairs.iter().position(Option::is_none);
         let index = free.unwrap_or(self.pairs.len());
         let slot = u16::try_from(index).map_err(|_| crate::Error::Exhausted {
-            resource: "slot of a queue set",
+            resource: Resource::Slot,
             limit: u16::MAX.into(),
         })?;
         let at = self.slots.partition_point(|&(qpn, _)| qpn < pair.qpn);
@@ -150,10 +159,10 @@ impl<P: Platform> Queues<P> {
     }
 
     /// Decodes a completion entry; everything in it is checked.
-    fn decode(&mut self, entry: &Cqe) -> Result<Completion, PollError> {
+    fn decode(&mut self, entry: &Cqe) -> Result<Completion, verbs::Error> {
         let qpn = entry.qpn.get();
         let index = entry.wqe_counter.get();
-        let inconsistent = PollError::Inconsistent { qpn, index };
+        let inconsistent = verbs::Error::Inconsistent { qpn, index };
         let found = self.slots.binary_search_by_key(&qpn, |&(qpn, _)| qpn);
         let slot = QpSlot(found.map(|at| self.slots[at].1).map_err(|_| inconsistent)?);
         let pair = self.pair_mut(slot).ok_or(inconsistent)?;
@@ -206,7 +215,7 @@ impl<P: Platform> Queues<P> {
 
 fn source(entry: &Cqe) -> DatagramSource {
     DatagramSource {
-        lid: Lid(entry.slid.get()),
+        address: Lid(entry.slid.get()).into(),
         qpn: Qpn(entry.remote.qpn()),
         sl: entry.sl.get(),
         grh: entry.remote.grh(),
@@ -240,29 +249,25 @@ fn check_kind(
     qp: QpSlot,
     transport: Transport,
     request: &SendRequest<'_>,
-) -> Result<(), PostError> {
-    let not_possible = |what| Err(PostError::NotPossible { qp, what });
+) -> Result<(), verbs::Error> {
+    let not_possible = |misuse| Err(verbs::Error::NotPossible { qp, misuse });
     match (transport, request.op, request.to) {
-        (Transport::Special, ..) => {
-            not_possible("a request of the user on a management queue pair")
-        }
-        (Transport::Connected, _, Some(_)) => not_possible("a datagram on a connection"),
-        (Transport::Datagram, SendOp::Send { .. }, None) => {
-            not_possible("a datagram without destination")
-        }
+        (Transport::Special, ..) => not_possible(Misuse::Management),
+        (Transport::Connected, _, Some(_)) => not_possible(Misuse::DatagramOnConnection),
+        (Transport::Datagram, SendOp::Send { .. }, None) => not_possible(Misuse::NoDestination),
         (Transport::Datagram, SendOp::Write { .. } | SendOp::Read { .. }, _) => {
-            not_possible("RDMA by datagram")
+            not_possible(Misuse::RdmaByDatagram)
         }
         (_, SendOp::Read { .. }, _) if matches!(request.payload, Payload::Inline(..)) => {
-            not_possible("an inline READ")
+            not_possible(Misuse::InlineRead)
         }
         _ => Ok(()),
     }
 }
 
 impl<P: Platform> QueueSet for Queues<P> {
-    fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
-        let pair = self.pair_mut(qp).ok_or(PostError::NotReady { qp })?;
+    fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), verbs::Error> {
+        let pair = self.pair_mut(qp).ok_or(verbs::Error::NotReady { qp })?;
         check_kind(qp, pair.transport, request)?;
         pair.check_room(qp, work_queue::needed_len(request))?;
         let (port, pd) = (pair.port, pair.pd);
@@ -294,11 +299,14 @@ impl<P: Platform> QueueSet for Queues<P> {
         signalled: bool,
         head: &[u8],
         rest: &[u8],
-    ) -> Result<(), PostError> {
-        let pair = self.pair_mut(qp).ok_or(PostError::NotReady { qp })?;
+    ) -> Result<(), verbs::Error> {
+        let pair = self.pair_mut(qp).ok_or(verbs::Error::NotReady { qp })?;
         if pair.transport != Transport::Connected {
-            let what = "a SEND without destination";
-            return Err(PostError::NotPossible { qp, what });
+            let misuse = match pair.transport {
+                Transport::Special => Misuse::Management,
+                _ => Misuse::NoDestination,
+            };
+            return Err(verbs::Error::NotPossible { qp, misuse });
         }
         pair.check_room(qp, work_queue::inline_send_len(head.len() + rest.len()))?;
         let mut descriptor = pair.send.begin();
@@ -309,22 +317,19 @@ impl<P: Platform> QueueSet for Queues<P> {
         Ok(())
     }
 
-    fn post_receive(&mut self, qp: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
-        let pair = self.pair_mut(qp).ok_or(PostError::NotReady { qp })?;
+    fn post_receive(&mut self, qp: QpSlot, id: u64, into: &[Sge]) -> Result<(), verbs::Error> {
+        let pair = self.pair_mut(qp).ok_or(verbs::Error::NotReady { qp })?;
         let queue = &mut pair.receive;
         if queue.is_full() {
-            return Err(PostError::QueueFull {
+            return Err(verbs::Error::QueueFull {
                 qp,
                 depth: queue.depth(),
             });
         }
         let piece_len = mlx4_hw::wqe::SEGMENT_UNIT;
         if into.len() > queue.max_pieces() {
-            return Err(PostError::TooLarge {
-                qp,
-                needed: into.len() * piece_len,
-                have: queue.max_pieces() * piece_len,
-            });
+            let needed = into.len().saturating_mul(piece_len);
+            return Err(too_large(qp, needed, queue.max_pieces() * piece_len));
         }
         queue.post(id, into);
         Ok(())
@@ -341,9 +346,9 @@ impl<P: Platform> QueueSet for Queues<P> {
         );
     }
 
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
+    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, verbs::Error> {
         if self.cq.state.failed.load(Ordering::Acquire) {
-            return Err(PollError::QueueFailed);
+            return Err(verbs::Error::CqFailed);
         }
         if let Some(error) = self.pending.take() {
             return Err(error);

@@ -2,13 +2,14 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use verbs::Resource;
 
 use crate::Error;
 
 /// Hands out single numbers below a limit, each as late as possible after it was given back: what
 /// is still on its way for an old number should not meet a new one.
 pub(crate) struct Numbers {
-    resource: &'static str,
+    resource: Resource,
     first: usize,
     used: Vec<bool>,
     next: usize,
@@ -16,7 +17,7 @@ pub(crate) struct Numbers {
 
 impl Numbers {
     /// The numbers from `first` to `limit` − 1; none if the card keeps all to itself.
-    pub(crate) fn new(resource: &'static str, first: usize, limit: usize) -> Self {
+    pub(crate) fn new(resource: Resource, first: usize, limit: usize) -> Self {
         let first = first.min(limit);
         let mut used = vec![false; limit];
         used.iter_mut().take(first).for_each(|used| *used = true);
@@ -75,14 +76,14 @@ impl Range {
 
 /// Hands out runs of table entries, first fit.
 pub(crate) struct Ranges {
-    resource: &'static str,
+    resource: Resource,
     /// Free runs by their first entry; no two touch.
     free: Vec<Range>,
     limit: u32,
 }
 
 impl Ranges {
-    pub(crate) fn new(resource: &'static str, first: u32, limit: u32) -> Self {
+    pub(crate) fn new(resource: Resource, first: u32, limit: u32) -> Self {
         let count = limit.saturating_sub(first);
         Self {
             resource,
@@ -126,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_number_given_back_is_the_last_to_be_reused() {
-        let mut numbers = Numbers::new("thing", 2, 5);
+        let mut numbers = Numbers::new(Resource::QueuePair, 2, 5);
         assert_eq!(numbers.take(), Ok(2));
         numbers.give_back(2);
         numbers.give_back(0);
@@ -134,7 +135,7 @@ mod tests {
         assert_eq!(
             numbers.take(),
             Err(Error::Exhausted {
-                resource: "thing",
+                resource: Resource::QueuePair,
                 limit: 5
             })
         );
@@ -142,13 +143,17 @@ mod tests {
 
     #[test]
     fn a_card_that_keeps_everything_leaves_nothing() {
-        assert!(Numbers::new("thing", 9, 4).take().is_err());
-        assert!(Ranges::new("entry", 9, 4).take(1).is_err());
+        assert!(Numbers::new(Resource::QueuePair, 9, 4).take().is_err());
+        assert!(
+            Ranges::new(Resource::TranslationEntry, 9, 4)
+                .take(1)
+                .is_err()
+        );
     }
 
     #[test]
     fn ranges_join_again() {
-        let mut ranges = Ranges::new("entry", 4, 16);
+        let mut ranges = Ranges::new(Resource::TranslationEntry, 4, 16);
         let parts = [3, 4, 5].map(|count| ranges.take(count).unwrap());
         assert!(ranges.take(1).is_err());
         for part in [parts[1], parts[0], parts[2]] {

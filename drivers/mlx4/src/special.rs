@@ -31,8 +31,8 @@ use mlx4_hw::wqe::{
 };
 use spin::Mutex;
 use verbs::{
-    Access, Completion, CompletionKind, DatagramSource, Domain, Lid, PKey, QKey, QpKind, QpSlot,
-    QueueSet, Region, Sge, Status,
+    Access, Address, Completion, CompletionKind, DatagramSource, Domain, Lid, PKey, Parameter,
+    QKey, QpKind, QpSlot, QueueSet, Region, Resource, Sge, Status,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -84,7 +84,7 @@ struct Inner<P: Platform> {
     free_sends: Vec<usize>,
     psn: u32,
     requests: VecDeque<(DatagramSource, Mad)>,
-    mads: VecDeque<(Lid, Mad)>,
+    mads: VecDeque<(Address, Mad)>,
 }
 
 /// Both management queue pairs.
@@ -217,7 +217,7 @@ impl<P: Platform> Management<P> {
             if completion.qp == inner.smi {
                 keep(&mut inner.requests, (source, mad));
             } else {
-                keep(&mut inner.mads, (source.lid, mad));
+                keep(&mut inner.mads, (source.address, mad));
             }
         }
         self.post_receive(inner, completion.qp, index);
@@ -278,7 +278,7 @@ impl<P: Platform> Management<P> {
         };
         let envelope = Envelope {
             slot: self.inner.lock().smi,
-            lid: source.lid,
+            lid: source.address.lid(),
             sl: source.sl,
             pkey: PKey::DEFAULT,
         };
@@ -295,7 +295,7 @@ impl<P: Platform> Management<P> {
     fn send(&self, envelope: &Envelope, mad: &Mad) -> Result<(), Error> {
         let mut inner = self.inner.lock();
         let index = inner.free_sends.pop().ok_or(Error::Exhausted {
-            resource: "management datagram under way",
+            resource: Resource::Datagram,
             limit: SLOTS as u64,
         })?;
         let offset = SENDS_OFFSET + index * MAD_LEN;
@@ -322,10 +322,16 @@ impl<P: Platform> Management<P> {
         Ok(())
     }
 
-    pub(crate) fn send_mad(&self, port: u8, to: Lid, pkey: PKey, mad: &Mad) -> Result<(), Error> {
+    pub(crate) fn send_mad(
+        &self,
+        port: u8,
+        to: Address,
+        pkey: PKey,
+        mad: &Mad,
+    ) -> Result<(), Error> {
         if port != self.hca.port {
             return Err(Error::OutOfRange {
-                what: "the port",
+                parameter: Parameter::Port,
                 value: port.into(),
             });
         }
@@ -335,14 +341,14 @@ impl<P: Platform> Management<P> {
         self.pump();
         let envelope = Envelope {
             slot: self.inner.lock().gsi,
-            lid: to,
+            lid: to.lid(),
             sl: 0,
             pkey,
         };
         self.send(&envelope, mad)
     }
 
-    pub(crate) fn take_mad(&self, port: u8) -> Option<(Lid, Mad)> {
+    pub(crate) fn take_mad(&self, port: u8) -> Option<(Address, Mad)> {
         if port != self.hca.port {
             return None;
         }

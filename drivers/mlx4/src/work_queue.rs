@@ -397,7 +397,7 @@ pub(crate) fn send_control(signalled: bool) -> ControlSegment {
 pub(crate) fn datagram(to: &UdAddress, port: u8, pd: u32) -> DatagramSegment {
     let mut vector = AddressVector::new_zeroed();
     vector.port_pd = PortPd::new().with_port(port & 3).with_pd(pd);
-    vector.dlid = to.lid.0.into();
+    vector.dlid = to.address.lid().0.into();
     vector.traffic = TrafficClass::new().with_sl(to.sl & 0xf);
     if let Some(gid) = to.gid {
         vector.grh = GrhPathBits::new().with_grh(true);

@@ -10,7 +10,6 @@ use core::task::Poll;
 
 use futures_util::future::select;
 use hal::{DmaBuffer, Duration, InterruptVector, Platform};
-use nvme_hw::command::FORCE_UNIT_ACCESS;
 use nvme_hw::{Command, Opcode, identify};
 use spin::Mutex;
 
@@ -241,7 +240,7 @@ impl<P: Platform> Disk<P> {
         let blocks = blocks.ok_or(Error::Impossible { request })?;
         // Less than a block.
         let skip = usize::try_from(offset - begin).unwrap_or(0);
-        self.run(request, &blocks, Data::Read(into, skip), 0).await
+        self.run(request, &blocks, Data::Read(into, skip)).await
     }
 
     /// Writes whole blocks. They are durable after a [`flush`](Self::flush).
@@ -250,24 +249,6 @@ impl<P: Platform> Disk<P> {
     ///
     /// See [`Error`].
     pub async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.store(offset, bytes, 0).await
-    }
-
-    /// Writes whole blocks, which are durable when this returns; other writes need not be.
-    ///
-    /// # Errors
-    ///
-    /// See [`Error`].
-    pub async fn write_through(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let control = if self.has_write_cache() {
-            FORCE_UNIT_ACCESS
-        } else {
-            0
-        };
-        self.store(offset, bytes, control).await
-    }
-
-    async fn store(&self, offset: u64, bytes: &[u8], control: u32) -> Result<(), Error> {
         let request = Request {
             opcode: Opcode::WRITE,
             offset,
@@ -277,8 +258,7 @@ impl<P: Platform> Disk<P> {
         let blocks = end.and_then(|end| self.blocks(offset, end));
         let blocks = blocks.filter(|_| !self.read_only() && !bytes.is_empty());
         let blocks = blocks.ok_or(Error::Impossible { request })?;
-        self.run(request, &blocks, Data::Write(bytes), control)
-            .await
+        self.run(request, &blocks, Data::Write(bytes)).await
     }
 
     /// Makes all completed writes durable. A controller without a volatile write cache is not asked
@@ -301,7 +281,7 @@ impl<P: Platform> Disk<P> {
             count: 0,
             len: 0,
         };
-        self.run(request, &none, Data::None, 0).await
+        self.run(request, &none, Data::None).await
     }
 
     /// Returns the blocks from one byte to another; `None` if they are no whole blocks, too many or
@@ -324,12 +304,11 @@ impl<P: Platform> Disk<P> {
         request: Request,
         blocks: &Blocks,
         mut data: Data<'_>,
-        control: u32,
     ) -> Result<(), Error> {
         let mut why = Error::Lost { request };
         for _ in 0..ATTEMPTS {
             let lease = self.take(request).await?;
-            lease.submit(request, blocks, &data, control);
+            lease.submit(request, blocks, &data);
             match self.answer(&lease, request).await? {
                 Answer::Lost => why = Error::Lost { request },
                 Answer::Completed { status, .. } if status.is_success() => {
@@ -457,7 +436,7 @@ pub(crate) struct Lease<'a, P: Platform> {
 }
 
 impl<P: Platform> Lease<'_, P> {
-    fn submit(&self, request: Request, blocks: &Blocks, data: &Data<'_>, control: u32) {
+    fn submit(&self, request: Request, blocks: &Blocks, data: &Data<'_>) {
         let mut queue = self.queue.lock();
         if let Data::Write(bytes) = data {
             queue.data(self.index).write(0, bytes);
@@ -470,7 +449,7 @@ impl<P: Platform> Lease<'_, P> {
                 namespace,
                 blocks.first,
                 blocks.count,
-                control,
+                0,
                 queue.prp(self.index, blocks.len),
             ),
         };

@@ -3,7 +3,7 @@
 use core::future::Future;
 
 use crate::{
-    Address, Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot,
+    Address, Cqn, Domain, Error, Gid, Guid, Lkey, PKey, PageQueue, PagesConfig, Psn, QKey, QpSlot,
     Qpn, QueueSet, Rkey,
 };
 
@@ -33,30 +33,17 @@ pub struct DeviceLimits {
 pub struct PortInfo {
     /// Its state.
     pub state: PortState,
-    /// Its address; 0 before the subnet manager gave one.
-    pub lid: Lid,
+    /// Its address on the link layer; not [set](Address::is_set) before the subnet manager gave
+    /// one.
+    pub address: Address,
     /// The subnet manager's address.
-    pub sm_lid: Lid,
+    pub manager: Address,
     /// Its GUID.
     pub guid: Guid,
     /// Its first GID.
     pub gid: Gid,
     /// The largest packet payload in bytes (256 to 4096).
     pub mtu: u16,
-}
-
-impl PortInfo {
-    /// Returns its address on the link layer.
-    #[must_use]
-    pub fn address(&self) -> Address {
-        self.lid.into()
-    }
-
-    /// Returns the address of the subnet's manager.
-    #[must_use]
-    pub fn manager(&self) -> Address {
-        self.sm_lid.into()
-    }
 }
 
 /// A port's logical state (InfiniBand Architecture 1.3, section 14.2.5.6).
@@ -134,7 +121,7 @@ pub struct QpConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathToPeer {
     /// The peer's port.
-    pub lid: Lid,
+    pub address: Address,
     /// Its queue pair.
     pub qpn: Qpn,
     /// The first PSN that the peer will send.
@@ -205,50 +192,6 @@ pub struct Region {
     pub rkey: Rkey,
 }
 
-/// Reasons why the device refused, or did not answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceError {
-    /// No answer within the deadline.
-    #[error("no answer to {what} within {millis} ms")]
-    Timeout {
-        /// The awaited event.
-        what: &'static str,
-        /// Time waited, in milliseconds.
-        millis: u64,
-    },
-    /// The firmware refused a command.
-    #[error("{command} was refused with status {status:#04x}")]
-    Refused {
-        /// The command.
-        command: &'static str,
-        /// The device's status code.
-        status: u8,
-    },
-    /// The device has no more of a resource.
-    #[error("no {resource} left (limit {limit})")]
-    Exhausted {
-        /// The resource.
-        resource: &'static str,
-        /// The limit.
-        limit: u64,
-    },
-    /// The machine could not give memory, BARs or vectors.
-    #[error("{0}")]
-    Platform(&'static str),
-    /// The request makes no sense to this device.
-    #[error("{what}: {value} is outside what the device takes")]
-    OutOfRange {
-        /// The parameter.
-        what: &'static str,
-        /// Its value.
-        value: u64,
-    },
-    /// The device is gone, failed, or answers nonsense; the text says which.
-    #[error("the device failed: {0}")]
-    Failed(&'static str),
-}
-
 /// The control path of an HCA. Each call is one or more firmware commands, each with its deadline.
 pub trait Device: Send + Sync {
     /// The data path it makes.
@@ -268,26 +211,26 @@ pub trait Device: Send + Sync {
         &self,
         depth: u32,
         vector: u16,
-    ) -> impl Future<Output = Result<Self::Queues, DeviceError>> + Send;
+    ) -> impl Future<Output = Result<Self::Queues, Error>> + Send;
 
     /// Takes a queue set away, with the queue pairs that are still in it. What was posted never
     /// completes.
     fn destroy_queues(
         &self,
         queues: Self::Queues,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Waits until interrupt vector `vector` fires: a queue set made for it that was
     /// [armed](QueueSet::arm) may have completions. One that came before the call counts. There is
     /// one waiter a vector; who waits in vain bounds the wait.
-    fn wait_completion(&self, vector: u16) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    fn wait_completion(&self, vector: u16) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes a queue pair inside `queues`, in the state INIT: it takes receives at once.
     fn create_qp(
         &self,
         queues: &mut Self::Queues,
         config: &QpConfig,
-    ) -> impl Future<Output = Result<(QpSlot, Qpn), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(QpSlot, Qpn), Error>> + Send;
 
     /// Connects a reliable queue pair: INIT to RTR.
     fn ready_to_receive(
@@ -295,7 +238,7 @@ pub trait Device: Send + Sync {
         qpn: Qpn,
         path: &PathToPeer,
         parameters: &RcParameters,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Lets a queue pair send: RTR to RTS. A datagram queue pair goes from INIT all the way.
     fn ready_to_send(
@@ -303,24 +246,20 @@ pub trait Device: Send + Sync {
         qpn: Qpn,
         path: Option<&PathToPeer>,
         parameters: &RcParameters,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Moves a queue pair to ERR: everything posted completes as flushed.
-    fn fail_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    fn fail_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Resets a queue pair, so that it can be used again: it reaches no memory any more, and what
     /// was posted never completes. [`QueueSet::forget`] comes next, then
     /// [`init_qp`](Self::init_qp). Its number stays the same.
-    fn reset_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    fn reset_qp(&self, qpn: Qpn) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Moves a connected queue pair that was [reset](Self::reset_qp) and
     /// [forgotten](QueueSet::forget) to the state INIT, as [`create_qp`](Self::create_qp) leaves
     /// it, in a protection domain that may be another than before.
-    fn init_qp(
-        &self,
-        qpn: Qpn,
-        domain: Domain,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    fn init_qp(&self, qpn: Qpn, domain: Domain) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Lets a datagram queue pair receive what is sent to a multicast group. The port must also be
     /// a member of the group, which the subnet administrator is asked for. A queue pair that is
@@ -329,7 +268,7 @@ pub trait Device: Send + Sync {
         &self,
         qpn: Qpn,
         mgid: Gid,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Ends [`attach_multicast`](Self::attach_multicast); nothing when it was not attached. A queue
     /// pair is detached before it is taken away.
@@ -337,27 +276,24 @@ pub trait Device: Send + Sync {
         &self,
         qpn: Qpn,
         mgid: Gid,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Takes a queue pair away. What was posted never completes.
     fn destroy_qp(
         &self,
         queues: &mut Self::Queues,
         qp: QpSlot,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes a page queue: a queue pair in the state INIT that is connected as any other, and a
     /// completion queue of its own. Peers reach nothing of this node through it.
     fn create_pages(
         &self,
         config: &PagesConfig,
-    ) -> impl Future<Output = Result<(Self::Pages, Qpn), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(Self::Pages, Qpn), Error>> + Send;
 
     /// Takes a page queue away. What was posted never completes, and touches no memory any more.
-    fn destroy_pages(
-        &self,
-        pages: Self::Pages,
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    fn destroy_pages(&self, pages: Self::Pages) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Registers a contiguous piece of bus-addressable memory for the queue pairs of `domain`.
     fn register(
@@ -366,26 +302,26 @@ pub trait Device: Send + Sync {
         bus_addr: u64,
         len: u64,
         access: Access,
-    ) -> impl Future<Output = Result<Region, DeviceError>> + Send;
+    ) -> impl Future<Output = Result<Region, Error>> + Send;
 
     /// Takes a region back: from then on its keys reach nothing.
-    fn deregister(&self, region: &Region) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    fn deregister(&self, region: &Region) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The port's state and addresses.
-    fn port(&self, port: u8) -> impl Future<Output = Result<PortInfo, DeviceError>> + Send;
+    fn port(&self, port: u8) -> impl Future<Output = Result<PortInfo, Error>> + Send;
 
     /// Sends a 256-byte management datagram from QP1 to QP1 of `to`.
     fn send_mad(
         &self,
         port: u8,
-        to: Lid,
+        to: Address,
         pkey: PKey,
         mad: &[u8; 256],
-    ) -> impl Future<Output = Result<(), DeviceError>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Takes the next management datagram that arrived on QP1 (answers and requests alike) with its
     /// sender, if any. Subnet management on QP0 is the driver's own business.
-    fn take_mad(&self, port: u8) -> Option<(Lid, [u8; 256])>;
+    fn take_mad(&self, port: u8) -> Option<(Address, [u8; 256])>;
 
     /// Takes the next asynchronous event, if any. Events and datagrams come in while the driver's
     /// service runs.

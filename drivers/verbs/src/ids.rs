@@ -79,8 +79,8 @@ impl Psn {
     }
 }
 
-/// The address of a port on its link layer, by which datagrams and connections reach it. Users keep
-/// and compare it; only what speaks InfiniBand itself looks inside.
+/// The address of a port or a multicast group on its link layer, by which datagrams and connections
+/// reach it. Users keep and compare it; only what speaks InfiniBand itself looks inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Address(Lid);
 

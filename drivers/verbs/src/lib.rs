@@ -19,15 +19,17 @@ extern crate alloc;
 
 mod data;
 mod device;
+mod error;
 mod ids;
 mod pages;
 mod work;
 
-pub use data::{PollError, PostError, QueueSet};
+pub use data::QueueSet;
 pub use device::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, PathToPeer, PortInfo, PortState,
-    QpConfig, QpKind, QpState, RcParameters, Region,
+    Access, Device, DeviceEvent, DeviceLimits, PathToPeer, PortInfo, PortState, QpConfig, QpKind,
+    QpState, RcParameters, Region,
 };
+pub use error::{Error, Failure, Misuse, Operation, Parameter, Resource};
 pub use ids::{Address, Cqn, Domain, Gid, Guid, Lid, Lkey, PKey, Psn, QKey, QpSlot, Qpn, Rkey};
 pub use pages::{PAGE_LEN, PageFailure, PageOp, PageQueue, PagesConfig, PagesOver, RingFull};
 pub use work::{

@@ -9,8 +9,8 @@
 use alloc::collections::VecDeque;
 
 use crate::{
-    Completion, CompletionKind, Domain, Lkey, Payload, PollError, PostError, QpSlot, QueueSet,
-    RemoteAddr, SendOp, SendRequest, Sge, Status,
+    Completion, CompletionKind, Domain, Error, Lkey, Payload, QpSlot, QueueSet, RemoteAddr, SendOp,
+    SendRequest, Sge, Status,
 };
 
 /// Bytes that a request moves.
@@ -36,9 +36,29 @@ pub enum PageFailure {
     /// The oldest outstanding request failed.
     #[error("a page's transfer ended with {0:?}")]
     Request(Status),
-    /// The completion queue can't be believed or polled.
-    #[error(transparent)]
-    Poll(#[from] PollError),
+    /// The device wrote a completion that can't be.
+    #[error("a completion for QPN {qpn:#x}, index {index}, that nothing was posted for")]
+    Inconsistent {
+        /// The queue pair's number as the device wrote it.
+        qpn: u32,
+        /// The index as the device wrote it.
+        index: u16,
+    },
+    /// The completion queue failed.
+    #[error("the completion queue failed")]
+    CqFailed,
+}
+
+// Kept and looked at on the way of a page: what holds an [`Error`] would be larger.
+const _: () = assert!(size_of::<Result<(), PageFailure>>() == 8);
+
+impl From<Error> for PageFailure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Inconsistent { qpn, index } => Self::Inconsistent { qpn, index },
+            _ => Self::CqFailed,
+        }
+    }
 }
 
 /// The configuration of a new page queue.
@@ -157,13 +177,13 @@ impl<Q: QueueSet> PagesOver<Q> {
         done: &mut impl FnMut(PageOp, u32),
     ) -> Result<(), PageFailure> {
         let Completion { id, kind, .. } = *completion;
-        let bad = PollError::Inconsistent {
+        let bad = PageFailure::Inconsistent {
             qpn: self.qp.0.into(),
             index: u16::try_from(id & 0xffff).unwrap_or(0),
         };
         let end = self.oldest + self.posted.len() as u64;
         if kind != CompletionKind::Send || !(self.oldest..end).contains(&id) {
-            return Err(bad.into());
+            return Err(bad);
         }
         while self.oldest <= id {
             let last = self.oldest == id;
@@ -174,13 +194,13 @@ impl<Q: QueueSet> PagesOver<Q> {
                 signalled,
             }) = self.posted.front()
             else {
-                return Err(bad.into());
+                return Err(bad);
             };
             if last && failed {
                 return Err(PageFailure::Request(completion.status));
             }
             if signalled != last {
-                return Err(bad.into());
+                return Err(bad);
             }
             self.posted.pop_front();
             self.oldest += 1;
@@ -224,7 +244,7 @@ impl<Q: QueueSet> PageQueue for PagesOver<Q> {
         };
         match self.queues.post_send(self.qp, &request) {
             Ok(()) => {}
-            Err(PostError::QueueFull { .. }) => return Err(RingFull),
+            Err(Error::QueueFull { .. }) => return Err(RingFull),
             // The queue pair is gone: the request never ends by itself, as if it had been posted.
             Err(_) => self.failure = self.failure.or(Some(PageFailure::Request(Status::Flushed))),
         }

@@ -1,6 +1,6 @@
 //! Work requests and completions.
 
-use crate::{Gid, Lid, Lkey, PKey, QKey, QpSlot, Qpn, Rkey};
+use crate::{Address, Gid, Lkey, PKey, QKey, QpSlot, Qpn, Rkey};
 
 /// A local piece of registered memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,7 +60,7 @@ pub enum Payload<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdAddress {
     /// The port.
-    pub lid: Lid,
+    pub address: Address,
     /// The queue pair there.
     pub qpn: Qpn,
     /// Its Q_Key.
@@ -143,7 +143,7 @@ pub enum CompletionKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatagramSource {
     /// The sender's port.
-    pub lid: Lid,
+    pub address: Address,
     /// The sender's queue pair.
     pub qpn: Qpn,
     /// Service level.

@@ -6,9 +6,7 @@ use alloc::vec::Vec;
 use hal::{Instant, Platform};
 use mad::cm::{CmMessage, RejectReason, Rep, Req};
 use mutants::Mutant;
-use verbs::{
-    Access, Address, Device, DeviceError, Domain, Gid, PKey, PathToPeer, PortInfo, Psn, Qpn,
-};
+use verbs::{Access, Address, Device, Domain, Gid, PKey, PathToPeer, PortInfo, Psn, Qpn};
 
 use super::Control;
 use crate::error::ConnectStep;
@@ -221,7 +219,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         link: u16,
         qpn: Qpn,
         domain: Domain,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         let device = &self.inner.device;
         device.reset_qp(qpn).await?;
         let (addr, len) = {
@@ -263,7 +261,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             qpn,
             psn,
             comm_id,
-            address: port.address(),
+            address: port.address,
             reads: (limits.max_reads_as_responder, limits.max_reads),
             hello: Hello::of(&self.inner.config, &me, lane, nonce),
         }
@@ -390,7 +388,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         attempt.next = now + back_off(attempt.tries);
         attempt.tries += 1;
         let parameters = persistence(0, 0);
-        attempt.ours.address = port.address();
+        attempt.ours.address = port.address;
         attempt.way = Way {
             callee: attempt.address,
             mtu: mtu_code(attempt.mtu.min(port.mtu)),
@@ -476,13 +474,13 @@ impl<D: Device, P: Platform> Control<D, P> {
         &mut self,
         index: usize,
         theirs: Side,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         let (resources, depth) = theirs.reads;
         let device = self.inner.device.clone();
         let limits = device.limits();
         let attempt = &mut self.attempts[index];
         let path = PathToPeer {
-            lid: attempt.address.lid(),
+            address: attempt.address,
             qpn: theirs.qpn,
             // What each side's message names is what the other begins with.
             their_psn: attempt.ours.psn,

@@ -53,7 +53,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     /// An answer of the subnet administrator: from its port, which a stranger's card does not put
     /// into a packet of its own.
     async fn on_answer(&mut self, port: &PortInfo, from: Address, mad: &Mad) {
-        if from != port.manager() && !Mutant::AnswerFromAnywhere.on() {
+        if from != port.manager && !Mutant::AnswerFromAnywhere.on() {
             return self.log_limited(format_args!("{from} poses as the subnet administrator"));
         }
         let Ok(answer) = SaMad::parse(mad) else {
@@ -161,7 +161,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                     attempt.mtu = mtu_bytes(req.mtu).unwrap_or(256).min(port.mtu);
                     attempt.sl = req.sl;
                     attempt.way = way(req);
-                    attempt.ours.address = port.address();
+                    attempt.ours.address = port.address;
                     attempt.tries = 0;
                     match self.establish(index, theirs).await {
                         Ok(()) => {
@@ -221,7 +221,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 || Mutant::RequestProofIgnored.on()
         };
         let direct =
-            req.remote_gid == port.gid && to.1.callee == port.address() && theirs.address == from;
+            req.remote_gid == port.gid && to.1.callee == port.address && theirs.address == from;
         let direct = direct || Mutant::RequestFromAnywhere.on();
         if !direct || req.local_gid == port.gid || !proves(self.challenge) {
             if direct && proves(NO_CHALLENGE) {

@@ -5,21 +5,15 @@
 //! access ends once at most, and when the queue pair is dead all have ended and every slot is free
 //! again.
 
-use alloc::collections::VecDeque;
-use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
-use hal::{BusAddr, DmaBuffer, Duration, Instant};
-use spin::Mutex;
-use verbs::{
-    Completion, CompletionKind, Gid, Lkey, Payload, PollError, PostError, QpSlot, Qpn, QueueSet,
-    RemoteAddr, Rkey, SendRequest, Sge, Status,
-};
+use hal::{DmaBuffer, Duration, Instant};
+use verbs::{CompletionKind, Gid, Lkey, QpSlot, Qpn, RemoteAddr, Rkey, Sge, Status};
 
 use super::Input;
 use crate::config::Layout;
+use crate::fake::{Buffer, Memory, Queues, Script};
 use crate::link::Parts;
 use crate::wire::{Descriptor, HEADER_LEN, Header, MessageType};
 use crate::{
@@ -33,126 +27,14 @@ const USERS: core::ops::Range<u64> = 0x9000..0xa000;
 const MESSAGE: u32 = 320;
 const QP: QpSlot = QpSlot(0);
 
-#[derive(Clone)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
+/// A device that completes what the input says.
+struct Wild;
 
-impl DmaBuffer for Buffer {
-    fn bus_addr(&self) -> BusAddr {
-        BusAddr(BASE)
-    }
-    fn len(&self) -> usize {
-        self.0.lock().len()
-    }
-    fn read(&self, offset: usize, into: &mut [u8]) {
-        into.copy_from_slice(&self.0.lock()[offset..offset + into.len()]);
-    }
-    fn write(&self, offset: usize, from: &[u8]) {
-        self.0.lock()[offset..offset + from.len()].copy_from_slice(from);
-    }
-    fn fill(&self, offset: usize, len: usize, value: u8) {
-        self.0.lock()[offset..offset + len].fill(value);
-    }
-    fn read_u32(&self, _: usize) -> u32 {
-        unreachable!("FIT uses no words")
-    }
-    fn write_u32(&self, _: usize, _: u32) {
-        unreachable!("FIT uses no words")
-    }
-    fn read_u64(&self, _: usize) -> u64 {
-        unreachable!("FIT uses no words")
-    }
-    fn write_u64(&self, _: usize, _: u64) {
-        unreachable!("FIT uses no words")
-    }
-}
-
-#[derive(Default)]
-struct Device {
-    sends: VecDeque<(u64, bool)>,
-    receives: Vec<(u64, u64)>,
-    completions: VecDeque<Completion>,
-    send_depth: usize,
-    receive_depth: usize,
-    memory_len: u64,
-}
-
-impl Device {
-    /// Checks that the engine names the connection's memory only, or memory that its user lent.
-    fn check(&self, piece: &Sge) {
-        let end = piece
-            .addr
-            .checked_add(piece.len.into())
-            .expect("an address of memory");
-        let own = piece.addr >= BASE && end <= BASE + self.memory_len;
-        let lent = USERS.contains(&piece.addr) && end <= USERS.end;
-        assert!(own || lent, "outside the connection's memory: {piece:?}");
-    }
-
-    fn complete(&mut self, id: u64, kind: CompletionKind, status: Status, bytes: u32) {
-        self.completions.push_back(Completion {
-            id,
-            kind,
-            status,
-            bytes,
-            ..Completion::EMPTY
-        });
-    }
-}
-
-#[derive(Clone)]
-struct Queues(Arc<Mutex<Device>>);
-
-impl QueueSet for Queues {
-    fn post_send(&mut self, _: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
-        let mut device = self.0.lock();
-        assert!(
-            device.sends.len() < device.send_depth,
-            "a post beyond the send queue"
-        );
-        if let Payload::Gather(pieces) = request.payload {
-            pieces.iter().for_each(|piece| device.check(piece));
-        }
-        device.sends.push_back((request.id, request.signalled));
-        Ok(())
-    }
-    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
-        let mut device = self.0.lock();
-        assert!(
-            device.receives.len() < device.receive_depth,
-            "a post beyond the receive queue"
-        );
-        assert!(
-            device.receives.iter().all(|&(posted, _)| posted != id),
-            "a receive posted twice"
-        );
-        device.check(&into[0]);
-        device.receives.push((id, into[0].addr));
-        Ok(())
-    }
-    fn ring(&mut self, _: QpSlot) {}
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
-        let mut device = self.0.lock();
-        let count = device.completions.len().min(into.len());
-        for place in &mut into[..count] {
-            *place = device.completions.pop_front().expect("as many as counted");
-        }
-        Ok(count)
-    }
-    fn arm(&mut self, _: bool) {}
-    fn forget(&mut self, _: QpSlot) {
-        let mut device = self.0.lock();
-        device.sends.clear();
-        device.receives.clear();
-        device.completions.clear();
-    }
-    fn send_room(&self, _: QpSlot) -> u32 {
-        0
-    }
-}
+impl Script for Wild {}
 
 struct Bed {
-    engine: Engine<Queues, Buffer>,
-    device: Arc<Mutex<Device>>,
+    engine: Engine<Queues<Wild>, Buffer>,
+    queues: Queues<Wild>,
     memory: Buffer,
     config: Config,
     now: Instant,
@@ -190,14 +72,12 @@ impl Bed {
     fn new(target: Target) -> Self {
         let config = config();
         let depths = config.depths();
-        let memory = Buffer(Arc::new(Mutex::new(vec![0; Layout::new(&config).len()])));
-        let device = Arc::new(Mutex::new(Device {
-            send_depth: depths.send as usize,
-            receive_depth: depths.receive as usize,
-            memory_len: memory.len() as u64,
-            ..Device::default()
-        }));
-        let mut engine = Engine::new(config, Queues(device.clone()));
+        let space = Memory::new(BASE);
+        let memory = space.alloc(Layout::new(&config).len());
+        memory.lend();
+        space.lend(USERS.start, USERS.end - USERS.start);
+        let queues = Queues::new(&space, &depths, usize::MAX, Wild);
+        let mut engine = Engine::new(config, queues.clone());
         engine.add(Parts {
             peer: name(),
             qp: QP,
@@ -208,7 +88,7 @@ impl Bed {
         });
         let mut bed = Self {
             engine,
-            device,
+            queues,
             memory,
             config,
             now: Instant::from_nanos(1),
@@ -231,12 +111,12 @@ impl Bed {
     /// The peer sends: a message of its making arrives in a posted receive.
     fn arrive(&mut self, input: &mut Input<'_>) {
         let choice = input.u8();
-        let mut device = self.device.lock();
+        let mut device = self.queues.qp();
         if device.receives.is_empty() {
             return;
         }
         let index = usize::from(choice >> 4) % device.receives.len();
-        let (id, addr) = device.receives.remove(index);
+        let (id, into) = device.receives.remove(index).expect("one of them");
         let body = u32::from(input.u8() % 140);
         let (gathers, scatters) = (input.u8() % 10, input.u8() % 10);
         let mut header = Header {
@@ -263,7 +143,7 @@ impl Bed {
         if !input.u8().is_multiple_of(4) {
             header.bulk = share * u32::from(gathers);
         }
-        let at = usize::try_from(addr - BASE).expect("within the memory");
+        let at = usize::try_from(into.addr - BASE).expect("within the memory");
         for index in 0..usize::from(gathers + scatters).min(16) {
             let descriptor = Descriptor {
                 at: RemoteAddr {
@@ -293,7 +173,7 @@ impl Bed {
 
     /// The device completes something, whether it was posted or not.
     fn complete(&mut self, input: &mut Input<'_>) {
-        let mut device = self.device.lock();
+        let mut device = self.queues.qp();
         let choice = input.u8();
         let status = match choice & 0xc {
             0xc => Status::RetryExceeded,
@@ -303,9 +183,14 @@ impl Bed {
             0 | 1 => {
                 // In order, as a queue pair does; what is not signalled goes with what is behind
                 // it.
-                if let Some(at) = device.sends.iter().position(|(_, signalled)| *signalled) {
-                    let (id, _) = device.sends.drain(..=at).next_back().expect("at least one");
-                    device.complete(id, CompletionKind::Send, status, 0);
+                if !device.seen().any(|work| work.signalled) {
+                    return;
+                }
+                while let Some(work) = device.next() {
+                    if work.signalled {
+                        device.complete(work.id, CompletionKind::Send, status, 0);
+                        break;
+                    }
                 }
             }
             2 => device.complete(u64::from(input.u8()), CompletionKind::Send, status, 0),
@@ -446,10 +331,8 @@ impl Bed {
     /// Kills what failed, as the control task does.
     fn bury(&mut self) {
         while let Some((link, ..)) = self.engine.failing() {
+            self.queues.qp().flush();
             self.engine.dead(link);
-            let mut device = self.device.lock();
-            device.sends.clear();
-            device.receives.clear();
         }
     }
 

@@ -2,7 +2,7 @@
 
 use hal::DmaBuffer;
 use mutants::Mutant;
-use verbs::{Payload, PostError, QueueSet, SendOp, SendRequest, Sge};
+use verbs::{Payload, QueueSet, SendOp, SendRequest, Sge};
 
 use super::{Link, Outgoing};
 use crate::due;
@@ -183,7 +183,7 @@ impl<M: DmaBuffer> Link<M> {
 
     /// The credits make this impossible; a device that is failing may still refuse.
     #[cold]
-    fn on_refused_send(&mut self, error: &PostError, purpose: Purpose, place: Place) {
+    fn on_refused_send(&mut self, error: &verbs::Error, purpose: Purpose, place: Place) {
         log::error!("{}: {error}", self.peer);
         self.ring.give_back(place);
         let cause = self.cause.unwrap_or(LostCause::QpFailed);

@@ -6,7 +6,7 @@
 //! ```
 
 use hal::DmaBuffer;
-use verbs::{Payload, PostError, QueueSet, SendOp};
+use verbs::{Payload, QueueSet, SendOp};
 
 use super::Link;
 use crate::arrivals::OneWayMessage;
@@ -40,7 +40,7 @@ impl<M: DmaBuffer> Link<M> {
 
     /// Ends the connection: as for sends, the credits make a refused receive impossible.
     #[cold]
-    pub(super) fn on_refused_receive(&mut self, error: &PostError) {
+    pub(super) fn on_refused_receive(&mut self, error: &verbs::Error) {
         log::error!("{}: {error}", self.peer);
         self.fail(LostCause::Device);
     }

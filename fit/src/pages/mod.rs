@@ -289,7 +289,7 @@ impl<Q: PageQueue> PagePath<Q> {
         }
         match failure {
             PageFailure::Request(status) => self.link.fail(LostCause::Transport(status)),
-            PageFailure::Poll(error) => {
+            error => {
                 log::error!("{}: {error}", self.link.name);
                 self.link.fail(LostCause::Device);
             }

@@ -4,20 +4,16 @@
 //! `empty_poll_*`, but not inside those named `outside_*`: the device, and the copying between its
 //! memory and ours.
 
-use std::collections::VecDeque;
 use std::hint::black_box;
-use std::sync::{Arc, Mutex};
+use std::sync::OnceLock;
 use std::task::{Poll, Waker};
 
-use hal::{BusAddr, DmaBuffer, Duration, Instant};
-use verbs::{
-    Completion, CompletionKind, Gid, Lkey, PollError, PostError, QpSlot, Qpn, QueueSet,
-    SendRequest, Sge, Status,
-};
+use hal::{Duration, Instant};
+use verbs::{CompletionKind, Gid, Lkey, QpSlot, Qpn, Status};
 
-use super::fake::PEER;
+use super::fake::{PEER, carry_out};
+use crate::fake::{Buffer, Memory, Queues, Script};
 use crate::link::Parts;
-use crate::wire::HEADER_LEN;
 use crate::{Call, CallId, Config, Engine, PeerName, Role, Target};
 
 /// Calls that [`short_calls`] makes; `cargo xtask bench rpc` divides by it.
@@ -26,198 +22,48 @@ const CALLS: u32 = 2000;
 const REQUEST: usize = 32;
 const REPLY: usize = 4;
 
-/// Both nodes' memory and cards. Short messages only, and nothing goes wrong.
-struct Wire {
-    memory: Vec<u8>,
-    ports: [Port; 2],
-}
-
+/// A device that carries everything out at the doorbell. Nothing goes wrong.
 #[derive(Default)]
-struct Port {
-    receives: VecDeque<(u64, u64)>,
-    sends: VecDeque<(u64, bool, usize, [u8; 128])>,
-    completions: VecDeque<Completion>,
-}
+struct Prompt(OnceLock<(Memory, Queues<Prompt>)>);
 
-type Shared = Arc<Mutex<Wire>>;
-
-/// One word, as a driver's handle is.
-struct Card(Arc<(Shared, usize)>);
-
-impl Card {
-    fn new(wire: Shared, node: usize) -> Self {
-        Self(Arc::new((wire, node)))
-    }
-
-    fn with<T>(&self, action: impl FnOnce(&mut Port) -> T) -> T {
-        let (wire, node) = &*self.0;
-        action(&mut wire.lock().unwrap().ports[*node])
-    }
-}
-
-/// A piece of [`Wire::memory`].
-struct Place {
-    wire: Shared,
-    at: usize,
-    len: usize,
-}
-
-fn completion(id: u64, kind: CompletionKind, bytes: usize) -> Completion {
-    Completion {
-        id,
-        kind,
-        status: Status::Success,
-        bytes: bytes as u32,
-        ..Completion::EMPTY
-    }
-}
-
-#[inline(never)]
-fn outside_send(card: &Card, id: u64, signalled: bool, head: &[u8; HEADER_LEN], body: &[u8]) {
-    let (mut copy, len) = ([0; 128], head.len() + body.len());
-    copy[..head.len()].copy_from_slice(head);
-    copy[head.len()..len].copy_from_slice(body);
-    card.with(|port| port.sends.push_back((id, signalled, len, copy)));
-}
-
-#[inline(never)]
-fn outside_post_receive(card: &Card, id: u64, into: &[Sge]) {
-    card.with(|port| port.receives.push_back((id, into[0].addr)));
-}
-
-#[inline(never)]
-fn outside_ring(card: &Card) {
-    let (wire, node) = &*card.0;
-    let mut wire = wire.lock().unwrap();
-    let wire = &mut *wire;
-    while let Some((id, signalled, len, bytes)) = wire.ports[*node].sends.pop_front() {
-        let (receive, at) = wire.ports[1 - node]
-            .receives
-            .pop_front()
-            .expect("a receive");
-        wire.memory[at as usize..at as usize + len].copy_from_slice(&bytes[..len]);
-        let arrived = completion(receive, CompletionKind::Receive, len);
-        wire.ports[1 - node].completions.push_back(arrived);
-        if signalled {
-            let sent = completion(id, CompletionKind::Send, len);
-            wire.ports[*node].completions.push_back(sent);
+impl Script for Prompt {
+    fn on_ring(queues: &Queues<Self>) {
+        loop {
+            let mut mine = queues.qp();
+            let Some(work) = mine.next() else { return };
+            let (memory, theirs) = mine.script.0.get().expect("two nodes");
+            carry_out(memory, &work, &mut theirs.qp());
+            if work.signalled {
+                mine.complete(work.id, CompletionKind::Send, Status::Success, 0);
+            }
         }
     }
 }
 
-#[inline(never)]
-fn outside_poll(card: &Card, into: &mut [Completion]) -> usize {
-    card.with(|port| {
-        let taken = into.len().min(port.completions.len());
-        into.iter_mut()
-            .zip(port.completions.drain(..taken))
-            .for_each(|(place, completion)| *place = completion);
-        taken
-    })
-}
-
-#[inline(never)]
-fn outside_read(place: &Place, offset: usize, into: &mut [u8]) {
-    assert!(offset + into.len() <= place.len);
-    let at = place.at + offset;
-    into.copy_from_slice(&place.wire.lock().unwrap().memory[at..at + into.len()]);
-}
-
-impl QueueSet for Card {
-    fn post_send(&mut self, _: QpSlot, _: &SendRequest<'_>) -> Result<(), PostError> {
-        unreachable!("a short message goes inline")
-    }
-    fn send_inline(
-        &mut self,
-        _: QpSlot,
-        id: u64,
-        signalled: bool,
-        head: &[u8],
-        rest: &[u8],
-    ) -> Result<(), PostError> {
-        let head = head.try_into().expect("FIT's header");
-        outside_send(self, id, signalled, head, rest);
-        Ok(())
-    }
-    fn post_receive(&mut self, _: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
-        outside_post_receive(self, id, into);
-        Ok(())
-    }
-    fn ring(&mut self, _: QpSlot) {
-        outside_ring(self);
-    }
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
-        Ok(outside_poll(self, into))
-    }
-    fn arm(&mut self, _: bool) {}
-    fn forget(&mut self, _: QpSlot) {}
-    fn send_room(&self, _: QpSlot) -> u32 {
-        u32::MAX
-    }
-}
-
-impl DmaBuffer for Place {
-    fn bus_addr(&self) -> BusAddr {
-        BusAddr(self.at as u64)
-    }
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn read(&self, offset: usize, into: &mut [u8]) {
-        outside_read(self, offset, into);
-    }
-    fn write(&self, _: usize, _: &[u8]) {
-        unreachable!("short messages go inline")
-    }
-    fn fill(&self, _: usize, _: usize, _: u8) {
-        unreachable!("FIT fills nothing")
-    }
-    fn read_u32(&self, _: usize) -> u32 {
-        unreachable!("FIT uses no words")
-    }
-    fn write_u32(&self, _: usize, _: u32) {
-        unreachable!("FIT uses no words")
-    }
-    fn read_u64(&self, _: usize) -> u64 {
-        unreachable!("FIT uses no words")
-    }
-    fn write_u64(&self, _: usize, _: u64) {
-        unreachable!("FIT uses no words")
-    }
-}
-
-type Node = Engine<Card, Place>;
+type Node = Engine<Queues<Prompt>, Buffer>;
 
 /// A caller and a callee.
 fn pair() -> [Node; 2] {
     let config = Config::default();
-    let len = crate::config::Layout::new(&config).len();
-    let room = config.completion_queue_depth() as usize;
-    let port = || Port {
-        receives: VecDeque::with_capacity(room),
-        sends: VecDeque::with_capacity(room),
-        completions: VecDeque::with_capacity(room),
-    };
-    let wire = Arc::new(Mutex::new(Wire {
-        memory: vec![0; 2 * len],
-        ports: [port(), port()],
-    }));
+    let memory = Memory::new(0);
+    let depths = config.depths();
+    let queues = [(); 2].map(|()| Queues::new(&memory, &depths, usize::MAX, Prompt::default()));
     [0, 1].map(|node| {
-        let mut engine = Engine::new(config, Card::new(wire.clone(), node));
+        let theirs = (memory.clone(), queues[1 - node].clone());
+        let joined = queues[node].qp().script.0.set(theirs);
+        assert!(joined.is_ok(), "once");
+        let mut engine = Engine::new(config, queues[node].clone());
         let peer = PeerName {
             role: Role::Memory,
             gid: Gid::default(),
         };
-        let memory = Place {
-            wire: wire.clone(),
-            at: node * len,
-            len,
-        };
+        let own = memory.alloc(crate::config::Layout::new(&config).len());
+        own.lend();
         engine.add(Parts {
             peer,
             qp: QpSlot(0),
             qpn: Qpn(0x40),
-            memory,
+            memory: own,
             lkey: Lkey(1),
             max_inline: 128,
         });

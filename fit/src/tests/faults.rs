@@ -101,8 +101,7 @@ impl Run {
             ..Config::default()
         };
         let mut pair = Pair::new(config);
-        let there = pair.world.alloc(64);
-        pair.lent.insert(there.sge().addr, 64);
+        let there = pair.lend(64);
         Self {
             pair,
             calls: Vec::new(),
@@ -261,7 +260,7 @@ impl Run {
     /// Takes the ends of whatever has ended; an answer must be the request's own bytes.
     fn look(&mut self) {
         let engine = &mut self.pair.nodes[0].engine;
-        let lent = &mut self.pair.lent;
+        let memory = &self.pair.memory;
         self.calls.retain(|call| {
             let mut reply = [0; 256];
             match engine.poll_call(PEER, call.id, Waker::noop(), &mut reply) {
@@ -270,14 +269,14 @@ impl Run {
                 Poll::Ready(Err(_)) => {}
             }
             call.lent.iter().for_each(|buffer| {
-                lent.remove(&buffer.sge().addr);
+                memory.take_back(buffer.sge().addr);
             });
             false
         });
         self.ops.retain(|(id, buffer)| {
             let ended = engine.poll_op(PEER, *id, Waker::noop()).is_ready();
             if ended {
-                lent.remove(&buffer.sge().addr);
+                memory.take_back(buffer.sge().addr);
             }
             !ended
         });

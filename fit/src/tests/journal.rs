@@ -132,7 +132,7 @@ fn b2_a_receive_that_is_refused_ends_the_connection_with_an_error() {
     settle(&mut pair);
     echo(&mut pair);
     settle(&mut pair);
-    pair.nodes[0].queues.qp().refuses = true;
+    pair.nodes[0].queues.qp().script.refuses = true;
     // The reply is taken, but its receive can't go back: nobody may believe that the credit is
     // still there.
     assert_eq!(end(&mut pair, id, &mut [0; 8]), Poll::Ready(Ok(2)));
@@ -396,7 +396,7 @@ fn b10_a_completion_wakes_the_call_that_it_is_of() {
 #[test]
 fn b10_a_post_that_is_refused_is_no_success() {
     let mut pair = Pair::new(config());
-    pair.nodes[0].queues.qp().refuses = true;
+    pair.nodes[0].queues.qp().script.refuses = true;
     let id = start(&mut pair, b"b10");
     let Poll::Ready(Err(Error::PeerLost { cause, .. })) = end(&mut pair, id, &mut []) else {
         panic!("the caller is told at once, not after its deadline")
@@ -444,7 +444,7 @@ fn b10_a_full_send_queue_makes_callers_wait_and_loses_nothing() {
 #[test]
 fn b10_the_poller_outlives_completions_that_cannot_be() {
     let mut pair = Pair::new(config());
-    pair.nodes[0].queues.qp().nonsense = true;
+    pair.nodes[0].queues.qp().script.nonsense = true;
     // Completions of nothing: of a send and of a receive that were never posted.
     let mut qp = pair.nodes[0].queues.qp();
     qp.complete(77, CompletionKind::Send, Status::Success, 0);

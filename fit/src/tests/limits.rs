@@ -138,7 +138,7 @@ fn a_receiver_with_nothing_to_say_returns_credit_by_a_message_of_its_own() {
 fn a_ping_is_answered() {
     let mut pair = Pair::new(config());
     forge(&mut pair, &Header::bare(MessageType::Ping, 0));
-    assert_eq!(pair.nodes[1].queues.qp().posted, 1);
+    assert_eq!(pair.nodes[1].queues.qp().script.posted, 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hal::{Duration, Instant};
-use verbs::{Gid, PageFailure, PageOp, PageQueue, PollError, Qpn, RemoteAddr, RingFull, Status};
+use verbs::{Gid, PageFailure, PageOp, PageQueue, Qpn, RemoteAddr, RingFull, Status};
 
 use crate::pages::{PageLink, Parking};
 use crate::{LostCause, Operation, PagePath, PageRefused, PeerId, PeerName, Role};
@@ -229,8 +229,8 @@ fn completions_that_can_not_be_are_the_devices_fault() {
     let mut bench = bench();
     bench.start(Read, 1).unwrap();
     bench.path.ring();
-    let nonsense = PollError::Inconsistent { qpn: 7, index: 9 };
-    bench.queue.state().failure = Some(nonsense.into());
+    let nonsense = PageFailure::Inconsistent { qpn: 7, index: 9 };
+    bench.queue.state().failure = Some(nonsense);
     assert_eq!(bench.look(1), []);
     assert_eq!(bench.path.lost(), Some(LostCause::Device));
 }

@@ -126,8 +126,7 @@ fn a_connection_that_failed_while_it_was_made_is_not_revived() {
 #[test]
 fn a_thousand_losses_and_returns_leak_no_slot_and_mix_no_lives() {
     let mut pair = Pair::new(config());
-    let there = pair.world.alloc(64);
-    pair.lent.insert(there.sge().addr, 64);
+    let there = pair.lend(64);
     let deadline = pair.now + Duration::from_secs(9);
     let mut into = [0; 256];
     let mut stale = None;
@@ -161,11 +160,11 @@ fn a_thousand_losses_and_returns_leak_no_slot_and_mix_no_lives() {
         };
         if let Some(stale) = stale.replace(served) {
             // A handler that is late by a life: its answer reaches nobody.
-            let posted = pair.nodes[1].queues.qp().posted;
+            let posted = pair.nodes[1].queues.qp().script.posted;
             assert_eq!(pair.nodes[1].engine.reply_limit(&stale), 0);
             pair.nodes[1].engine.write_bulk(&stale, 0, b"late");
             pair.nodes[1].engine.reply(&stale, b"", 0);
-            assert_eq!(pair.nodes[1].queues.qp().posted, posted);
+            assert_eq!(pair.nodes[1].queues.qp().script.posted, posted);
         }
         for node in &mut pair.nodes {
             node.engine.fail_peer(peer, LostCause::PeerLeft);

@@ -65,7 +65,7 @@ fn a_short_call_is_one_request_and_one_doorbell_each_way() {
     assert_eq!((&reply[..got.len], got.bulk), (&b"ping"[..], 0));
     for node in &pair.nodes {
         let qp = node.queues.qp();
-        assert_eq!((qp.posted, qp.doorbells), (1, 1));
+        assert_eq!((qp.script.posted, qp.script.doorbells), (1, 1));
     }
 }
 
@@ -104,9 +104,7 @@ fn bulk_arrives_before_the_reply_that_tells_of_it() {
 #[test]
 fn no_more_reads_are_outstanding_than_agreed_and_order_is_kept() {
     let mut pair = Pair::new(config());
-    let (there, here) = (pair.world.alloc(64), pair.world.alloc(64));
-    pair.lent.insert(here.sge().addr, 64);
-    pair.lent.insert(there.sge().addr, 64);
+    let (there, here) = (pair.lend(64), pair.lend(64));
     let deadline = later(&pair);
     let at = (there.remote(), here.sge());
     for what in [
@@ -125,11 +123,11 @@ fn no_more_reads_are_outstanding_than_agreed_and_order_is_kept() {
     }
     pair.nodes[0].engine.flush(PEER);
     // Two READs are agreed on; the WRITE stays behind the third READ.
-    assert_eq!(pair.nodes[0].queues.qp().posted, 2);
-    assert_eq!(pair.nodes[0].queues.qp().doorbells, 1);
+    assert_eq!(pair.nodes[0].queues.qp().script.posted, 2);
+    assert_eq!(pair.nodes[0].queues.qp().script.doorbells, 1);
     pair.step(0, Fault::None);
     pair.poll(0);
-    assert_eq!(pair.nodes[0].queues.qp().posted, 4);
+    assert_eq!(pair.nodes[0].queues.qp().script.posted, 4);
 }
 
 #[test]
@@ -194,7 +192,7 @@ fn a_late_reply_touches_nothing() {
 #[test]
 fn a_late_read_loses_the_connection_and_its_waiter_is_told_last() {
     let mut pair = Pair::new(config());
-    let (there, here) = (pair.world.alloc(64), pair.world.alloc(64));
+    let (there, here) = (pair.lend(64), pair.lend(64));
     let deadline = later(&pair);
     let at = (there.remote(), here.sge());
     let id = pair.nodes[0]
@@ -323,7 +321,7 @@ fn a_call_that_gathers_ends_when_its_request_is_done_too() {
             pair.nodes[0].engine.fail_peer(PEER, LostCause::WeLeft);
             pair.bury();
         } else {
-            let done = pair.nodes[0].queues.qp().posted as u64 - 1;
+            let done = pair.nodes[0].queues.qp().script.posted as u64 - 1;
             let kind = verbs::CompletionKind::Send;
             pair.nodes[0]
                 .queues

@@ -9,7 +9,7 @@ use harness::{Machine, Testbed};
 use mad::Mad;
 use mad::cm::{CmMessage, Rej, RejectReason, Req};
 use mlx4::Mlx4;
-use verbs::{Device, Gid, Lid, PKey, PortState};
+use verbs::{Address, Device, Gid, PKey, PortState};
 
 use super::strangers::{Requests, hostile};
 use super::{Node, config, converge, machine, node, start, wait};
@@ -28,12 +28,14 @@ impl Requests {
     }
 }
 
-/// A card's LID, once its port is in use.
-pub(super) fn lid(bed: &mut Testbed, clock: &Machine, device: &Mlx4<Machine>) -> Lid {
+/// A card's address, once its port is in use.
+pub(super) fn address(bed: &mut Testbed, clock: &Machine, device: &Mlx4<Machine>) -> Address {
     bed.block_on(async {
         loop {
             match device.port(1).await.unwrap() {
-                port if port.state == PortState::Active && port.lid != Lid(0) => return port.lid,
+                port if port.state == PortState::Active && port.address.is_set() => {
+                    return port.address;
+                }
                 _ => clock.sleep(Duration::from_millis(1)).await,
             }
         }
@@ -69,11 +71,11 @@ fn a_request_to_a_former_life_is_not_taken_up() {
         ..config(2)
     };
     let memory = start(&mut bed, here, Role::Memory, again);
-    let lid = lid(&mut bed, &memory.machine, &memory.device);
+    let to = address(&mut bed, &memory.machine, &memory.device);
     // From the very port that sent them first.
     bed.block_on(async {
         for (mad, _) in &played {
-            let sent = processor.device.send_mad(1, lid, PKey::DEFAULT, mad).await;
+            let sent = processor.device.send_mad(1, to, PKey::DEFAULT, mad).await;
             sent.unwrap();
             processor.machine.sleep(Duration::from_millis(20)).await;
         }
@@ -111,8 +113,8 @@ fn a_refusal_that_proves_nothing_ends_nothing() {
     let requests = recording(&mut bed);
     let (processor, memory, _) = waiting(&mut bed, &requests);
     let (clock, stranger) = hostile(&mut bed);
-    lid(&mut bed, &clock, &stranger);
-    let to = lid(&mut bed, &clock, &processor.device);
+    address(&mut bed, &clock, &stranger);
+    let to = address(&mut bed, &clock, &processor.device);
     let spec = memory.spec(&mut bed);
     // The processor has begun anew meanwhile: the last one is that which it waits for.
     let before = requests.to(spec.gid).len();
@@ -161,8 +163,8 @@ fn a_request_that_names_another_port_than_it_comes_from_is_refused() {
     let requests = recording(&mut bed);
     let (_processor, memory, asked) = waiting(&mut bed, &requests);
     let (clock, stranger) = hostile(&mut bed);
-    lid(&mut bed, &clock, &stranger);
-    let to = lid(&mut bed, &clock, &memory.device);
+    address(&mut bed, &clock, &stranger);
+    let to = address(&mut bed, &clock, &memory.device);
     // The memory hears it from the stranger first, unchanged: its queue pair would lead there.
     let before = memory.fit.membership_counters().nr_bad_proof;
     bed.block_on(async {

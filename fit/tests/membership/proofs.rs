@@ -13,7 +13,7 @@ use mad::cm::{CmMessage, Dreq, Pair, Rep, Req, Rtu};
 use mlx4::Mlx4;
 use verbs::{Device, Guid, PKey, Psn, Qpn};
 
-use super::forgery::lid;
+use super::forgery::address;
 use super::strangers::hostile;
 use super::{Node, config, machine, start, wait};
 
@@ -86,7 +86,7 @@ impl Scene {
         let messages = Arc::new(Messages::default());
         bed.with_cluster(|cluster, _| cluster.record(Arc::clone(&messages) as _));
         let (clock, stranger) = hostile(&mut bed);
-        lid(&mut bed, &clock, &stranger);
+        address(&mut bed, &clock, &stranger);
         let [memory, processor] = [(2, Role::Memory), (1, Role::Processor)].map(|(index, role)| {
             let at = machine(&bed, index, role);
             let quiet = Config {
@@ -117,7 +117,7 @@ impl Scene {
 
     /// Sends a message from this port to this node, and lets some time go by.
     fn say(&mut self, from: &Arc<Mlx4<Machine>>, to: &Arc<Mlx4<Machine>>, message: CmMessage) {
-        let to = lid(&mut self.bed, &self.clock, to);
+        let to = address(&mut self.bed, &self.clock, to);
         self.bed.block_on(async {
             let mad = message.to_mad(77);
             from.send_mad(1, to, PKey::DEFAULT, &mad).await.unwrap();
@@ -172,7 +172,7 @@ fn a_request_that_proves_nothing_is_given_nothing() {
     let port = scene.bed.block_on(scene.stranger.port(1)).unwrap();
     // Right in all but the proof: from its own port, with a nonce that was not heard yet.
     let mut req = scene.messages.request().unwrap();
-    (req.local_gid, req.local_lid) = (port.gid, port.lid);
+    (req.local_gid, req.local_lid) = (port.gid, port.address.lid());
     req.private[NONCE] ^= 1;
     scene.processor.awake.store(false, Ordering::Relaxed);
     scene.memory.awake.store(true, Ordering::Relaxed);

@@ -11,8 +11,9 @@ use mad::sa::{JoinState, McMemberRecord, SaMad, mc_member_mask};
 use mad::{Attribute, Method};
 use mlx4::Mlx4;
 use verbs::{
-    Access, Completion, Device, Domain, Lid, PKey, Payload, PortState, QKey, QpConfig, QpKind,
-    QpSlot, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge, Status, UdAddress,
+    Access, Address, Completion, Device, Domain, Lid, PKey, Payload, PortState, QKey, QpConfig,
+    QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, SendOp, SendRequest, Sge, Status,
+    UdAddress,
 };
 
 use super::{PATIENCE, call, config, converge, machine, node, wait};
@@ -67,7 +68,7 @@ fn what_strangers_send_ends_no_connection_and_makes_none() {
     let (clock, stranger) = hostile(&mut bed);
     let [to_processor, to_memory] = [&processor, &memory].map(|node| {
         let port = bed.block_on(node.device.port(1)).unwrap();
-        port.lid
+        port.address
     });
     let recorded = requests.0.lock().unwrap().clone();
     assert!(!recorded.is_empty());
@@ -125,13 +126,13 @@ fn what_strangers_send_ends_no_connection_and_makes_none() {
     assert!(memory.fit.membership_counters().nr_replayed > refused.nr_replayed);
 }
 
-/// Lets a stranger's port into the cluster's group, as any port may; the group's LID.
-fn join_group(bed: &mut Testbed, clock: &Machine, stranger: &Mlx4<Machine>) -> Lid {
+/// Lets a stranger's port into the cluster's group, as any port may; the group's address.
+fn join_group(bed: &mut Testbed, clock: &Machine, stranger: &Mlx4<Machine>) -> Address {
     let mask = mc_member_mask::MGID | mc_member_mask::PORT_GID | mc_member_mask::CREATE;
     bed.block_on(async {
         let port = loop {
             match stranger.port(1).await.unwrap() {
-                port if port.state == PortState::Active && port.lid != Lid(0) => break port,
+                port if port.state == PortState::Active && port.address.is_set() => break port,
                 _ => clock.sleep(Duration::from_millis(1)).await,
             }
         };
@@ -145,7 +146,7 @@ fn join_group(bed: &mut Testbed, clock: &Machine, stranger: &Mlx4<Machine>) -> L
         };
         let join = SaMad::request(Method::SET, Attribute::MC_MEMBER_RECORD, mask, &record, 77);
         stranger
-            .send_mad(1, port.sm_lid, PKey::DEFAULT, &join.to_mad())
+            .send_mad(1, port.manager, PKey::DEFAULT, &join.to_mad())
             .await
             .unwrap();
         let answer = loop {
@@ -154,7 +155,7 @@ fn join_group(bed: &mut Testbed, clock: &Machine, stranger: &Mlx4<Machine>) -> L
                 break SaMad::parse(&mad).unwrap();
             }
         };
-        Lid(answer.record::<McMemberRecord>().unwrap().mlid.get())
+        Lid(answer.record::<McMemberRecord>().unwrap().mlid.get()).into()
     })
 }
 
@@ -220,7 +221,7 @@ impl Ear {
     }
 
     /// The queue pair by which a node speaks in the group.
-    async fn hear(&mut self, clock: &Machine, from: Lid) -> Qpn {
+    async fn hear(&mut self, clock: &Machine, from: Address) -> Qpn {
         let deadline = clock.now() + PATIENCE;
         let piece = self.piece(4096);
         self.queues.post_receive(self.qp, 0, &[piece]).unwrap();
@@ -232,7 +233,7 @@ impl Ear {
                 continue;
             }
             let source = done[0].source.expect("a datagram has a source");
-            if source.lid == from {
+            if source.address == from {
                 return source.qpn;
             }
             self.queues.post_receive(self.qp, 0, &[piece]).unwrap();
@@ -249,12 +250,12 @@ fn a_failed_queue_pair_of_the_group_is_made_anew() {
     let (clock, stranger) = hostile(&mut bed);
     join_group(&mut bed, &clock, &stranger);
     let mut ear = bed.block_on(ear(&clock, &stranger));
-    let lid = bed.block_on(processor.device.port(1)).unwrap().lid;
+    let address = bed.block_on(processor.device.port(1)).unwrap().address;
     for index in 4..7 {
         bed.block_on(async {
-            let spoken = ear.hear(&clock, lid).await;
+            let spoken = ear.hear(&clock, address).await;
             processor.device.fail_qp(spoken).await.unwrap();
-            ear.hear(&clock, lid).await;
+            ear.hear(&clock, address).await;
         });
         // Whoever comes late hears of it, and it of them.
         let late = node(&mut bed, index, Role::Storage);
@@ -277,7 +278,7 @@ fn a_datagram_of_any_length_silences_nobody() {
     let memory = node(&mut bed, 2, Role::Memory);
     converge(&mut bed, &[&processor, &memory]);
     let (clock, stranger) = hostile(&mut bed);
-    let lid = join_group(&mut bed, &clock, &stranger);
+    let address = join_group(&mut bed, &clock, &stranger);
     bed.block_on(async {
         let mut ear = ear(&clock, &stranger).await;
         for len in [0, 1, 96, 216, 217, 300, 2048] {
@@ -290,7 +291,7 @@ fn a_datagram_of_any_length_silences_nobody() {
                 solicited: false,
                 fence: false,
                 to: Some(UdAddress {
-                    lid,
+                    address,
                     qpn: Qpn::MULTICAST,
                     qkey: QKEY,
                     sl: 0,

@@ -14,7 +14,7 @@ pub enum Error {
     Card(#[from] mlx4::Error),
     /// The card refused something of the role's.
     #[error("the HCA: {0}")]
-    Device(#[from] verbs::DeviceError),
+    Device(#[from] verbs::Error),
     /// FIT could not start, or a peer is missing or lost.
     #[error(transparent)]
     Fit(#[from] fit::Error),

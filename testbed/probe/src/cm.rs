@@ -16,7 +16,9 @@ use hal::{Duration, Instant, Platform};
 use mad::cm::{CmAttribute, CmMessage, Dreq, Pair as Names, Rep, Req, Rtu};
 use mad::sa::{PathRecord, SaMad, path_record_mask};
 use mad::{Attribute, Method};
-use verbs::{Device, Gid, Lid, PKey, PathToPeer, PortInfo, Psn, QpKind, Qpn, RcParameters};
+use verbs::{
+    Address, Device, Gid, Lid, PKey, PathToPeer, PortInfo, Psn, QpKind, Qpn, RcParameters,
+};
 
 use crate::node::{Node, PERSISTENT, Pair};
 use crate::private::{Header, service_id};
@@ -49,7 +51,7 @@ pub struct Connection<D: Device, P: Platform> {
     /// Its queue pair.
     pub pair: Pair<D, P>,
     names: Names,
-    peer: Lid,
+    peer: Address,
     peer_qpn: Qpn,
 }
 
@@ -72,7 +74,7 @@ pub async fn connect<D: Device, P: Platform>(
         Ok((names, peer_qpn)) => Ok(Connection {
             pair,
             names,
-            peer: Lid(path.dlid.get()),
+            peer: Lid(path.dlid.get()).into(),
             peer_qpn,
         }),
         Err(error) => {
@@ -91,7 +93,7 @@ async fn ask<D: Device, P: Platform>(
     path: &PathRecord,
     prepare: impl FnOnce(&mut Pair<D, P>) -> Result<(), Error>,
 ) -> Result<(Names, Qpn), Error> {
-    let to = Lid(path.dlid.get());
+    let to = Address::from(Lid(path.dlid.get()));
     let name = fresh_name(node);
     let req = CmMessage::Req(request(pair, port, call, path, name));
     let deadline = node.deadline();
@@ -115,7 +117,7 @@ async fn ask<D: Device, P: Platform>(
     let rep: Rep = rep.ok_or(Error::Timeout(Wait::Cm(CmAttribute::REP)))?;
     prepare(pair)?;
     let way = PathToPeer {
-        lid: to,
+        address: to,
         qpn: rep.qpn,
         their_psn: THEIR_PSN,
         our_psn: rep.starting_psn,
@@ -170,7 +172,7 @@ pub async fn accept<D: Device, P: Platform>(
         Ok(names) => Ok(Connection {
             pair,
             names,
-            peer: req.local_lid,
+            peer: req.local_lid.into(),
             peer_qpn: req.qpn,
         }),
         Err(error) => {
@@ -190,7 +192,7 @@ async fn reply<D: Device, P: Platform>(
 ) -> Result<Names, Error> {
     prepare(pair)?;
     let way = PathToPeer {
-        lid: req.local_lid,
+        address: req.local_lid.into(),
         qpn: req.qpn,
         their_psn: THEIR_PSN,
         our_psn: req.starting_psn,
@@ -219,7 +221,7 @@ async fn reply<D: Device, P: Platform>(
     });
     let deadline = node.deadline();
     loop {
-        send(node, req.local_lid, &rep, names.remote_comm_id).await?;
+        send(node, req.local_lid.into(), &rep, names.remote_comm_id).await?;
         let again = (node.platform.now() + AGAIN).min(deadline);
         let confirmed = answer(node, again, |message| match message {
             CmMessage::Rtu(rtu) if rtu.pair.remote_comm_id == names.local_comm_id => Some(Ok(())),
@@ -328,7 +330,7 @@ fn request<D: Device, P: Platform>(
         max_cm_retries: 15,
         pkey: PKey::DEFAULT,
         mtu: path.mtu.value(),
-        local_lid: port.lid,
+        local_lid: port.address.lid(),
         remote_lid: Lid(path.dlid.get()),
         local_gid: port.gid,
         remote_gid: call.gid,
@@ -389,7 +391,7 @@ async fn path<D: Device, P: Platform>(
     let deadline = node.deadline();
     loop {
         node.device
-            .send_mad(node.port, port.sm_lid, PKey::DEFAULT, &query.to_mad())
+            .send_mad(node.port, port.manager, PKey::DEFAULT, &query.to_mad())
             .await?;
         let again = (node.platform.now() + AGAIN).min(deadline);
         let found = take(node, again, |mad| {
@@ -408,7 +410,7 @@ async fn path<D: Device, P: Platform>(
 
 async fn send<D: Device, P: Platform>(
     node: &Node<D, P>,
-    to: Lid,
+    to: Address,
     message: &CmMessage,
     transaction: u32,
 ) -> Result<(), Error> {

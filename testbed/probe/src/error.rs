@@ -3,7 +3,7 @@
 use core::fmt;
 
 use mad::cm::{CmAttribute, RejectReason};
-use verbs::{DeviceError, PollError, PostError, Status};
+use verbs::Status;
 
 /// Event that a timed-out wait was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +36,9 @@ impl fmt::Display for Wait {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The device refused, or failed.
+    /// The device refused a command or a request, or failed.
     #[error("the device: {0}")]
-    Device(#[from] DeviceError),
-    /// A request was not taken.
-    #[error(transparent)]
-    Post(#[from] PostError),
-    /// The completion queue failed.
-    #[error(transparent)]
-    Poll(#[from] PollError),
+    Device(#[from] verbs::Error),
     /// The machine has no memory left.
     #[error(transparent)]
     Machine(#[from] hal::Error),

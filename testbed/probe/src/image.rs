@@ -67,7 +67,7 @@ async fn run(line: &CommandLine) -> Result<(), Failure> {
         port: 1,
     };
     let info = node.active().await?;
-    log::info!("port 1 is active: {}, {}", info.lid, info.gid);
+    log::info!("port 1 is active: {}, {}", info.address, info.gid);
     play(&node, line).await
 }
 

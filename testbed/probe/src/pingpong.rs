@@ -146,7 +146,7 @@ async fn rc_with<D: Device, P: Platform>(
     pair.receive(0, memory.sge(0, plan.size))?;
     let ours = address(pair).await?;
     let path = |theirs: &Address| PathToPeer {
-        lid: theirs.lid,
+        address: theirs.lid.into(),
         qpn: theirs.qpn,
         their_psn: theirs.psn,
         our_psn: ours.psn,
@@ -203,7 +203,7 @@ async fn ud_with<D: Device, P: Platform>(
         }
     };
     let to = UdAddress {
-        lid: theirs.lid,
+        address: theirs.lid.into(),
         qpn: theirs.qpn,
         qkey: QKEY,
         sl: 0,
@@ -216,7 +216,7 @@ async fn address<D: Device, P: Platform>(pair: &Pair<D, P>) -> Result<Address, E
     let node = pair.node();
     let port = node.device.port(node.port).await?;
     Ok(Address {
-        lid: port.lid,
+        lid: port.address.lid(),
         qpn: pair.qpn(),
         // Near its end, so that it wraps.
         psn: Psn(0xff_fff0),

@@ -37,7 +37,7 @@ impl World {
                     group: to.gid,
                     data,
                 };
-                self.spread(node, to.lid, to.qpn, &body);
+                self.spread(node, to.address.lid(), to.qpn, &body);
             }
             self.complete_well(node, qpn, &wqe, 0);
         }
@@ -117,7 +117,7 @@ impl World {
                 bytes: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
                 imm: None,
                 source: Some(DatagramSource {
-                    lid: packet.slid,
+                    address: packet.slid.into(),
                     qpn: source,
                     sl: 0,
                     grh: group.is_some(),

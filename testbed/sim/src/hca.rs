@@ -5,9 +5,9 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use verbs::{
-    Access, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Lid, PKey, PagesConfig,
-    PagesOver, PathToPeer, PortInfo, PortState, QpConfig, QpKind, QpSlot, QpState, Qpn,
-    RcParameters, Region,
+    Access, Address, Device, DeviceEvent, DeviceLimits, Domain, Failure, Gid, Lid, Operation, PKey,
+    PagesConfig, PagesOver, PathToPeer, PortInfo, PortState, QpConfig, QpKind, QpSlot, QpState,
+    Qpn, RcParameters, Region,
 };
 
 use crate::machine::Machine;
@@ -43,13 +43,13 @@ pub(crate) struct Queues {
     pub(crate) cqn: u32,
 }
 
-fn dead() -> DeviceError {
-    DeviceError::Failed("the machine is gone")
+fn dead() -> verbs::Error {
+    verbs::Error::Failed(Failure::Gone)
 }
 
-fn refused(command: &'static str) -> DeviceError {
-    DeviceError::Refused {
-        command,
+fn refused(operation: Operation) -> verbs::Error {
+    verbs::Error::Refused {
+        operation,
         status: 0x03,
     }
 }
@@ -62,8 +62,8 @@ impl Hca {
     /// Runs a firmware command: it takes a while, and has its effect at some time within it.
     async fn command<T>(
         &self,
-        effect: impl FnOnce(&mut World, usize) -> Result<T, DeviceError> + Send,
-    ) -> Result<T, DeviceError> {
+        effect: impl FnOnce(&mut World, usize) -> Result<T, verbs::Error> + Send,
+    ) -> Result<T, verbs::Error> {
         let (before, after) = self.0.living(World::command_time).ok_or_else(dead)?;
         self.0.pause(before).await;
         let result = self
@@ -77,11 +77,11 @@ impl Hca {
     /// Runs a firmware command that may be refused, and has no effect then.
     async fn fallible<T>(
         &self,
-        command: &'static str,
-        effect: impl FnOnce(&mut World, usize) -> Result<T, DeviceError> + Send,
-    ) -> Result<T, DeviceError> {
+        operation: Operation,
+        effect: impl FnOnce(&mut World, usize) -> Result<T, verbs::Error> + Send,
+    ) -> Result<T, verbs::Error> {
         self.command(|world, node| match world.refuses(node) {
-            true => Err(refused(command)),
+            true => Err(refused(operation)),
             false => effect(world, node),
         })
         .await
@@ -90,21 +90,21 @@ impl Hca {
     async fn change_qp(
         &self,
         qpn: Qpn,
-        command: &'static str,
+        operation: Operation,
         change: impl FnOnce(&mut World, usize) -> bool + Send,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         self.command(|world, node| {
             // A queue pair that can't be reset ends its node: that is a fault of its own.
-            let ends = matches!(command, "to RESET" | "to ERR");
+            let ends = matches!(operation, Operation::ResetQp | Operation::FailQp);
             if !ends && world.refuses(node) {
-                return Err(refused(command));
+                return Err(refused(operation));
             }
             if !world.nodes[node].qps.contains_key(&qpn.0) || !change(world, node) {
                 world.violate(
                     Rule::Post,
-                    format_args!("node {node}: {command} on {qpn} in the wrong state"),
+                    format_args!("node {node}: {operation} on {qpn} in the wrong state"),
                 );
-                return Err(refused(command));
+                return Err(refused(operation));
             }
             Ok(())
         })
@@ -120,7 +120,7 @@ impl Device for Hca {
         LIMITS
     }
 
-    async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues, DeviceError> {
+    async fn create_queues(&self, depth: u32, vector: u16) -> Result<Queues, verbs::Error> {
         let cqn = self
             .command(|world, node| {
                 let depth = if world.has(Sabotage::ShortCompletionQueue) {
@@ -151,7 +151,7 @@ impl Device for Hca {
         })
     }
 
-    async fn destroy_queues(&self, queues: Queues) -> Result<(), DeviceError> {
+    async fn destroy_queues(&self, queues: Queues) -> Result<(), verbs::Error> {
         self.command(|world, node| {
             world.nodes[node].qps.retain(|_, qp| qp.cqn != queues.cqn);
             world.nodes[node].cqs[queues.cqn as usize].entries.clear();
@@ -160,7 +160,7 @@ impl Device for Hca {
         .await
     }
 
-    async fn wait_completion(&self, vector: u16) -> Result<(), DeviceError> {
+    async fn wait_completion(&self, vector: u16) -> Result<(), verbs::Error> {
         let _forget = Forget { hca: self, vector };
         poll_fn(|context| {
             let polled = self.0.living(|world| {
@@ -180,9 +180,9 @@ impl Device for Hca {
         &self,
         queues: &mut Queues,
         config: &QpConfig,
-    ) -> Result<(QpSlot, Qpn), DeviceError> {
+    ) -> Result<(QpSlot, Qpn), verbs::Error> {
         let cqn = queues.cqn;
-        self.fallible("create a queue pair", |world, node| {
+        self.fallible(Operation::InitQp, |world, node| {
             let short = world.has(Sabotage::ShortSendQueue);
             let node = &mut world.nodes[node];
             let qpn = Qpn(node.next_qpn);
@@ -205,14 +205,14 @@ impl Device for Hca {
         qpn: Qpn,
         path: &PathToPeer,
         parameters: &RcParameters,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         let (path, parameters) = (*path, *parameters);
-        self.change_qp(qpn, "INIT to RTR", |world, node| {
+        self.change_qp(qpn, Operation::ReadyToReceive, |world, node| {
             let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
             let allowed = qp.state == QpState::Init
                 && parameters.reads_as_responder <= LIMITS.max_reads_as_responder
                 && parameters.rnr_retry < 7
-                && path.lid != Lid(0);
+                && path.address.is_set();
             if allowed {
                 qp.state = QpState::ReadyToReceive;
                 qp.expected = path.their_psn;
@@ -229,9 +229,9 @@ impl Device for Hca {
         qpn: Qpn,
         path: Option<&PathToPeer>,
         parameters: &RcParameters,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         let (psn, parameters) = (path.map(|path| path.our_psn), *parameters);
-        self.change_qp(qpn, "RTR to RTS", |world, node| {
+        self.change_qp(qpn, Operation::ReadyToSend, |world, node| {
             let stuck = world.has(Sabotage::StuckQueuePair);
             let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
             let from = match qp.kind {
@@ -251,20 +251,20 @@ impl Device for Hca {
         .await
     }
 
-    async fn fail_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
-        self.change_qp(qpn, "to ERR", |world, node| {
+    async fn fail_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {
+        self.change_qp(qpn, Operation::FailQp, |world, node| {
             world.fail_pair(node, qpn, false);
             true
         })
         .await
     }
 
-    async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+    async fn reset_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {
         let breaks = |world: &mut World| world.nodes[self.node()].broken;
         if self.0.living(breaks).unwrap_or(false) {
-            return self.command(|_, _| Err(refused("to RESET"))).await;
+            return self.command(|_, _| Err(refused(Operation::ResetQp))).await;
         }
-        self.change_qp(qpn, "to RESET", |world, node| {
+        self.change_qp(qpn, Operation::ResetQp, |world, node| {
             world.nodes[node]
                 .qps
                 .get_mut(&qpn.0)
@@ -275,8 +275,8 @@ impl Device for Hca {
         .await
     }
 
-    async fn init_qp(&self, qpn: Qpn, domain: Domain) -> Result<(), DeviceError> {
-        self.change_qp(qpn, "RESET to INIT", |world, node| {
+    async fn init_qp(&self, qpn: Qpn, domain: Domain) -> Result<(), verbs::Error> {
+        self.change_qp(qpn, Operation::InitQp, |world, node| {
             let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
             let allowed =
                 qp.state == QpState::Reset && qp.posted == qp.freed && qp.receives_taken == 0;
@@ -289,8 +289,8 @@ impl Device for Hca {
         .await
     }
 
-    async fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
-        self.change_qp(qpn, "attach to group", |world, node| {
+    async fn attach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), verbs::Error> {
+        self.change_qp(qpn, Operation::Multicast, |world, node| {
             let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
             if !qp.groups.contains(&mgid) {
                 qp.groups.push(mgid);
@@ -300,8 +300,8 @@ impl Device for Hca {
         .await
     }
 
-    async fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), DeviceError> {
-        self.change_qp(qpn, "detach from group", |world, node| {
+    async fn detach_multicast(&self, qpn: Qpn, mgid: Gid) -> Result<(), verbs::Error> {
+        self.change_qp(qpn, Operation::Multicast, |world, node| {
             let qp = world.nodes[node].qps.get_mut(&qpn.0).expect("checked");
             qp.groups.retain(|group| *group != mgid);
             true
@@ -309,7 +309,7 @@ impl Device for Hca {
         .await
     }
 
-    async fn destroy_qp(&self, queues: &mut Queues, qp: QpSlot) -> Result<(), DeviceError> {
+    async fn destroy_qp(&self, queues: &mut Queues, qp: QpSlot) -> Result<(), verbs::Error> {
         let cqn = queues.cqn;
         self.command(|world, node| {
             let node = &mut world.nodes[node];
@@ -326,7 +326,7 @@ impl Device for Hca {
     async fn create_pages(
         &self,
         config: &PagesConfig,
-    ) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
+    ) -> Result<(PagesOver<Queues>, Qpn), verbs::Error> {
         let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
         let pair = QpConfig {
             kind: QpKind::ReliableConnection,
@@ -343,7 +343,7 @@ impl Device for Hca {
         Ok((PagesOver::new(queues, qp, config.depth, config.lkey), qpn))
     }
 
-    async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), DeviceError> {
+    async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), verbs::Error> {
         self.destroy_queues(pages.into_queues()).await
     }
 
@@ -353,8 +353,8 @@ impl Device for Hca {
         addr: u64,
         len: u64,
         access: Access,
-    ) -> Result<Region, DeviceError> {
-        self.fallible("register", |world, node| {
+    ) -> Result<Region, verbs::Error> {
+        self.fallible(Operation::Register, |world, node| {
             let bytes = usize::try_from(len).unwrap_or(usize::MAX);
             if world.nodes[node].memory.bytes(addr, bytes).is_none() {
                 world.violate(
@@ -367,17 +367,17 @@ impl Device for Hca {
         .await
     }
 
-    async fn deregister(&self, region: &Region) -> Result<(), DeviceError> {
+    async fn deregister(&self, region: &Region) -> Result<(), verbs::Error> {
         let key = region.lkey.0;
-        self.fallible("deregister", |world, node| {
+        self.fallible(Operation::Deregister, |world, node| {
             world.nodes[node].memory.deregister(key);
             Ok(())
         })
         .await
     }
 
-    async fn port(&self, _: u8) -> Result<PortInfo, DeviceError> {
-        self.fallible("look at the port", |world, node| {
+    async fn port(&self, _: u8) -> Result<PortInfo, verbs::Error> {
+        self.fallible(Operation::QueryPort, |world, node| {
             let up = world.net.port_up[node];
             Ok(PortInfo {
                 state: if up {
@@ -385,8 +385,8 @@ impl Device for Hca {
                 } else {
                     PortState::Down
                 },
-                lid: world.nodes[node].lid,
-                sm_lid: world.sa.lid,
+                address: world.nodes[node].lid.into(),
+                manager: world.sa.lid.into(),
                 guid: world.nodes[node].guid,
                 gid: world.nodes[node].gid(),
                 mtu: 4096,
@@ -395,15 +395,21 @@ impl Device for Hca {
         .await
     }
 
-    async fn send_mad(&self, _: u8, to: Lid, _: PKey, mad: &[u8; 256]) -> Result<(), DeviceError> {
+    async fn send_mad(
+        &self,
+        _: u8,
+        to: Address,
+        _: PKey,
+        mad: &[u8; 256],
+    ) -> Result<(), verbs::Error> {
         let sent = self.0.living(|world| {
             let packet = Packet {
                 slid: world.nodes[self.node()].lid,
-                dlid: to,
+                dlid: to.lid(),
                 to: Qpn(1),
                 body: Body::Mad(Box::new(*mad)),
             };
-            world.check_way(self.node(), to, mad);
+            world.check_way(self.node(), to.lid(), mad);
             world.send_datagram(packet);
             world.rng.between(300, 3000)
         });
@@ -411,11 +417,12 @@ impl Device for Hca {
         Ok(())
     }
 
-    fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
+    fn take_mad(&self, _: u8) -> Option<(Address, [u8; 256])> {
         self.0.living(|world| {
             let node = self.node();
             let genuine = world.nodes[node].mads.pop_front();
-            genuine.or_else(|| world.noise(node))
+            let (from, mad) = genuine.or_else(|| world.noise(node))?;
+            Some((from.into(), mad))
         })?
     }
 

@@ -1,8 +1,7 @@
 //! Posting and polling: the part of the HCA that needs no command.
 
 use verbs::{
-    Completion, Payload, PollError, PostError, QpKind, QpSlot, QpState, Qpn, QueueSet, SendOp,
-    SendRequest, Sge,
+    Completion, Payload, QpKind, QpSlot, QpState, Qpn, QueueSet, SendOp, SendRequest, Sge,
 };
 
 use crate::hca::Queues;
@@ -27,19 +26,19 @@ impl Queues {
 }
 
 impl QueueSet for Queues {
-    fn post_send(&mut self, slot: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
+    fn post_send(&mut self, slot: QpSlot, request: &SendRequest<'_>) -> Result<(), verbs::Error> {
         let request = *request;
         let posted = self.with(slot, |world, node, qpn| {
             post_send(world, node, qpn, &request)
         });
-        posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
+        posted.unwrap_or(Err(verbs::Error::NotReady { qp: slot }))
     }
 
-    fn post_receive(&mut self, slot: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
+    fn post_receive(&mut self, slot: QpSlot, id: u64, into: &[Sge]) -> Result<(), verbs::Error> {
         let posted = self.with(slot, |world, node, qpn| {
             post_receive(world, node, qpn, id, into)
         });
-        posted.unwrap_or(Err(PostError::NotReady { qp: slot }))
+        posted.unwrap_or(Err(verbs::Error::NotReady { qp: slot }))
     }
 
     fn ring(&mut self, slot: QpSlot) {
@@ -54,14 +53,14 @@ impl QueueSet for Queues {
         });
     }
 
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
+    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, verbs::Error> {
         let (node, cqn) = (self.hca.node(), self.cqn);
         let polled = self.hca.0.living(|world| {
             let now = world.now;
             let node = &mut world.nodes[node];
             let cq = &mut node.cqs[cqn as usize];
             if cq.failed {
-                return Err(PollError::QueueFailed);
+                return Err(verbs::Error::CqFailed);
             }
             let mut count = 0;
             while count < into.len()
@@ -122,7 +121,7 @@ fn post_send(
     node: usize,
     qpn: Qpn,
     request: &SendRequest<'_>,
-) -> Result<(), PostError> {
+) -> Result<(), verbs::Error> {
     let qp = &world.nodes[node].qps[&qpn.0];
     let (slot, depth) = (qp.slot, qp.send_depth);
     if qp.posted - qp.freed >= u64::from(depth) {
@@ -130,7 +129,7 @@ fn post_send(
             Rule::QueueDepth,
             format_args!("node {node} {qpn}: a send beyond {depth}"),
         );
-        return Err(PostError::QueueFull { qp: slot, depth });
+        return Err(verbs::Error::QueueFull { qp: slot, depth });
     }
     let op = match request.op {
         SendOp::Send { imm } => Op::Send { imm },
@@ -160,7 +159,7 @@ fn post_send(
             Rule::Post,
             format_args!("node {node} {qpn} in {state:?}: {request:?} is not possible"),
         );
-        return Err(PostError::NotReady { qp: slot });
+        return Err(verbs::Error::NotReady { qp: slot });
     }
     let bytes = if read {
         Vec::new()
@@ -195,7 +194,7 @@ fn post_receive(
     qpn: Qpn,
     id: u64,
     into: &[Sge],
-) -> Result<(), PostError> {
+) -> Result<(), verbs::Error> {
     let qp = &world.nodes[node].qps[&qpn.0];
     let (slot, depth) = (qp.slot, qp.receive_depth);
     if qp.receives_taken >= depth {
@@ -203,14 +202,14 @@ fn post_receive(
             Rule::QueueDepth,
             format_args!("node {node} {qpn}: a receive beyond {depth}"),
         );
-        return Err(PostError::QueueFull { qp: slot, depth });
+        return Err(verbs::Error::QueueFull { qp: slot, depth });
     }
     if qp.state == QpState::Reset || into.len() > usize::from(qp.receive_sge) {
         world.violate(
             Rule::Post,
             format_args!("node {node} {qpn}: receive {id} into {into:?} is not possible"),
         );
-        return Err(PostError::NotReady { qp: slot });
+        return Err(verbs::Error::NotReady { qp: slot });
     }
     let overlaps = qp
         .receives

@@ -98,7 +98,7 @@ impl World {
             };
             let packet = Packet {
                 slid: self.nodes[node].lid,
-                dlid: path.lid,
+                dlid: path.address.lid(),
                 to: path.qpn,
                 body: Body::Request {
                     psn: wqe.psn,
@@ -201,7 +201,7 @@ impl World {
     pub(crate) fn connected(&self, node: NodeIndex, (from, qpn): (Lid, Qpn)) -> bool {
         let qp = self.nodes[node].qps.get(&qpn.0);
         qp.and_then(|qp| qp.path)
-            .is_some_and(|path| path.lid == from)
+            .is_some_and(|path| path.address.lid() == from)
     }
 
     /// Handles an acknowledgement, or the bytes of a READ, which acknowledge as well.

@@ -154,7 +154,7 @@ impl World {
         };
         let packet = Packet {
             slid: self.nodes[node].lid,
-            dlid: path.lid,
+            dlid: path.address.lid(),
             to: path.qpn,
             body,
         };

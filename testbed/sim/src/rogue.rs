@@ -43,7 +43,7 @@ impl World {
     /// Returns whether either end of a connection breaks the protocol.
     pub(crate) fn is_with_rogue(&self, node: NodeIndex, qpn: Qpn) -> bool {
         let path = self.nodes[node].qps.get(&qpn.0).and_then(|qp| qp.path);
-        let peer = path.and_then(|path| self.by_lid(path.lid));
+        let peer = path.and_then(|path| self.by_lid(path.address.lid()));
         self.is_rogue(node) || peer.is_some_and(|peer| self.is_rogue(peer))
     }
 
@@ -232,7 +232,7 @@ impl World {
     /// Draws a place that the peer has registered, for whomever: it knows all keys.
     fn target(&mut self, node: NodeIndex, qpn: Qpn) -> RemoteAddr {
         let path = self.nodes[node].qps.get(&qpn.0).and_then(|qp| qp.path);
-        let peer = path.and_then(|path| self.by_lid(path.lid));
+        let peer = path.and_then(|path| self.by_lid(path.address.lid()));
         let number = self.rng.number();
         let region = peer.and_then(|peer| self.nodes[peer].memory.any_region(number));
         let (key, addr) = region.unwrap_or((0x100, 0x10_0000));

@@ -15,8 +15,8 @@ fn the_port_becomes_active() {
     let node = start(&mut bed, machine);
     let info = bed.block_on(node.device.port(1)).unwrap();
     assert_eq!(info.state, PortState::Active);
-    assert_ne!(info.lid.0, 0);
-    assert_ne!(info.sm_lid.0, 0);
+    assert!(info.address.is_set());
+    assert!(info.manager.is_set());
     assert_eq!(info.guid, verbs::Guid(guid(0).0 + 1));
     assert_eq!(info.gid, Gid::new(info.gid.prefix(), info.guid));
     assert_eq!(node.platform.violations(), 0);
@@ -53,7 +53,7 @@ fn a_port_that_is_not_there_is_refused() {
     assert_eq!(
         error,
         Some(Error::OutOfRange {
-            what: "the port",
+            parameter: verbs::Parameter::Port,
             value: 2
         })
     );

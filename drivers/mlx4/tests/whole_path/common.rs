@@ -200,9 +200,9 @@ pub(crate) async fn join_pairs<P: Platform, Q: Platform>(
     (b, right): (&Node<Q>, Qpn),
     parameters: &RcParameters,
 ) {
-    let (lid_a, lid_b) = (lid(a).await, lid(b).await);
-    let path = |lid, qpn, their: u32, our: u32| PathToPeer {
-        lid,
+    let (at_a, at_b) = (address(a).await, address(b).await);
+    let path = |address, qpn, their: u32, our: u32| PathToPeer {
+        address,
         qpn,
         their_psn: Psn(their),
         our_psn: Psn(our),
@@ -210,15 +210,15 @@ pub(crate) async fn join_pairs<P: Platform, Q: Platform>(
         sl: 0,
     };
     // PSNs near their end, so that every test wraps.
-    let to_b = path(lid_b, right, 0xff_fff0, 0xff_fffe);
-    let to_a = path(lid_a, left, 0xff_fffe, 0xff_fff0);
+    let to_b = path(at_b, right, 0xff_fff0, 0xff_fffe);
+    let to_a = path(at_a, left, 0xff_fffe, 0xff_fff0);
     ready(a, left, &to_b, parameters).await;
     ready(b, right, &to_a, parameters).await;
 }
 
-pub(crate) async fn lid<P: Platform>(node: &Node<P>) -> verbs::Lid {
+pub(crate) async fn address<P: Platform>(node: &Node<P>) -> verbs::Address {
     let port = node.device.port_number();
-    node.device.port(port).await.expect("the port").lid
+    node.device.port(port).await.expect("the port").address
 }
 
 pub(crate) async fn end<P: Platform>(node: &Node<P>, config: &QpConfig) -> End<P> {

@@ -6,13 +6,13 @@ use futures_util::future::{Either, select};
 use hal::{DmaBuffer, Duration, Platform};
 use harness::{ClusterConfig, FabricConfig, Testbed};
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, Domain, Payload, PostError, QKey,
-    QpConfig, QpKind, Qpn, QueueSet, RcParameters, SendOp, Status, UdAddress,
+    Access, Completion, CompletionKind, Device, Domain, Parameter, Payload, QKey, QpConfig, QpKind,
+    Qpn, QueueSet, RcParameters, SendOp, Status, UdAddress,
 };
 
 use crate::common::{
-    ALL, End, Node, RC, connect, guid, lid, log, pattern, rc_config, request, start, start_with,
-    two_nodes,
+    ALL, End, Node, RC, address, connect, guid, log, pattern, rc_config, request, start,
+    start_with, two_nodes,
 };
 
 const SIZES: [usize; 8] = [1, 63, 64, 1023, 1024, 1025, 65_536, 1 << 20];
@@ -244,26 +244,26 @@ fn a_full_queue_and_a_wrong_request_are_refused_by_post() {
         }
         let more = request(0, SEND, Payload::Inline(b"x", &[]));
         let full = left.queues.post_send(left.slot, &more);
-        assert!(matches!(full, Err(PostError::QueueFull { .. })));
+        assert!(matches!(full, Err(verbs::Error::QueueFull { .. })));
         let full = left.queues.send_inline(left.slot, 0, true, b"x", &[]);
-        assert!(matches!(full, Err(PostError::QueueFull { .. })));
+        assert!(matches!(full, Err(verbs::Error::QueueFull { .. })));
         let slot = left.slot;
         let (mut fresh, _) = connect(&a, &b, &rc_config(8), &RC).await;
         let long = [0; 1000];
         let large = request(0, SEND, Payload::Inline(&long, &[]));
         assert!(matches!(
             fresh.queues.post_send(slot, &large),
-            Err(PostError::TooLarge { .. })
+            Err(verbs::Error::TooLarge { .. })
         ));
         assert!(matches!(
             fresh.queues.send_inline(slot, 0, true, &long, b"x"),
-            Err(PostError::TooLarge { .. })
+            Err(verbs::Error::TooLarge { .. })
         ));
         let from = verbs::RemoteAddr::default();
         let read = request(0, SendOp::Read { from }, Payload::Inline(b"x", &[]));
         assert!(matches!(
             fresh.queues.post_send(slot, &read),
-            Err(PostError::NotPossible { .. })
+            Err(verbs::Error::NotPossible { .. })
         ));
     });
 }
@@ -292,7 +292,7 @@ fn datagrams_name_their_sender() {
         let data = pattern(1000, 5);
         from.write(&data);
         let to = UdAddress {
-            lid: lid(&b).await,
+            address: address(&b).await,
             qpn: right.qpn,
             qkey: QKEY,
             sl: 0,
@@ -321,8 +321,8 @@ fn datagrams_name_their_sender() {
             if arrives {
                 let source = got[0].source.unwrap();
                 assert_eq!(
-                    (got[0].bytes, source.qpn, source.lid),
-                    (1040, left.qpn, lid(&a).await)
+                    (got[0].bytes, source.qpn, source.address),
+                    (1040, left.qpn, address(&a).await)
                 );
                 assert_eq!(into.bytes(1040)[40..], data);
             }
@@ -337,12 +337,12 @@ fn datagrams_name_their_sender() {
         );
         assert!(matches!(
             left.queues.post_send(left.slot, &write),
-            Err(PostError::NotPossible { .. })
+            Err(verbs::Error::NotPossible { .. })
         ));
         // It names no destination.
         assert!(matches!(
             left.queues.send_inline(left.slot, 0, true, b"x", &[]),
-            Err(PostError::NotPossible { .. })
+            Err(verbs::Error::NotPossible { .. })
         ));
     });
 }
@@ -374,7 +374,7 @@ fn completion_interrupts_wake_the_waiter() {
         }
         assert!(matches!(
             b.device.wait_completion(9).await,
-            Err(DeviceError::OutOfRange { .. })
+            Err(verbs::Error::OutOfRange { .. })
         ));
     });
 }
@@ -431,13 +431,13 @@ fn management_datagrams_go_from_user_to_user() {
         let mut mad = [0; 256];
         mad[..4].copy_from_slice(&[1, 7, 2, 3]);
         mad[255] = 0x77;
-        let to = lid(&b).await;
+        let to = address(&b).await;
         a.device
             .send_mad(1, to, verbs::PKey::DEFAULT, &mad)
             .await
             .unwrap();
         b.platform.sleep(Duration::from_millis(1)).await;
-        assert_eq!(b.device.take_mad(1), Some((lid(&a).await, mad)));
+        assert_eq!(b.device.take_mad(1), Some((address(&a).await, mad)));
         assert_eq!(b.device.take_mad(1), None);
         assert!(
             a.device
@@ -462,49 +462,49 @@ fn parameters_out_of_range_are_named() {
             .await
             .unwrap();
         let path = verbs::PathToPeer {
-            lid: verbs::Lid(2),
+            address: verbs::Lid(2).into(),
             qpn: Qpn(99),
             their_psn: verbs::Psn(0),
             our_psn: verbs::Psn(0),
             mtu: 1500,
             sl: 0,
         };
-        let out_of_range = |result: Result<(), DeviceError>, name: &str| match result {
-            Err(DeviceError::OutOfRange { what, .. }) => assert_eq!(what, name),
+        let out_of_range = |result: Result<(), verbs::Error>, name: Parameter| match result {
+            Err(verbs::Error::OutOfRange { parameter, .. }) => assert_eq!(parameter, name),
             other => panic!("{other:?}"),
         };
         out_of_range(
             node.device.ready_to_receive(qpn, &path, &RC).await,
-            "the path MTU",
+            Parameter::PathMtu,
         );
         let for_ever = RcParameters { rnr_retry: 7, ..RC };
         out_of_range(
             node.device.ready_to_send(qpn, Some(&path), &for_ever).await,
-            "RNR retries",
+            Parameter::RnrRetries,
         );
         let zero = node
             .device
             .register(Domain::default(), 0x1000, 0, Access::default())
             .await;
-        out_of_range(zero.map(drop), "the length of a memory region");
+        out_of_range(zero.map(drop), Parameter::RegionLen);
         let wrong = QpConfig {
             port: 2,
             ..rc_config(4)
         };
         out_of_range(
             node.device.create_qp(&mut queues, &wrong).await.map(drop),
-            "the port",
+            Parameter::Port,
         );
         let strange = QpConfig {
             domain: Domain(node.device.limits().max_domains),
             ..rc_config(4)
         };
         let refused = node.device.create_qp(&mut queues, &strange).await;
-        out_of_range(refused.map(drop), "the protection domain");
+        out_of_range(refused.map(drop), Parameter::Domain);
         let refused = node
             .device
             .register(strange.domain, 0x1000, 4096, Access::default())
             .await;
-        out_of_range(refused.map(drop), "the protection domain");
+        out_of_range(refused.map(drop), Parameter::Domain);
     });
 }

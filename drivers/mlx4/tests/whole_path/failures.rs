@@ -6,8 +6,8 @@ use harness::{ClusterConfig, FabricConfig, Faults, Faulty, LinkFaults, Testbed};
 use mlx4::{Config, Mlx4};
 use proptest::prelude::*;
 use verbs::{
-    Access, Completion, CompletionKind, Device, DeviceError, DeviceEvent, Domain, Payload,
-    PollError, QpConfig, QueueSet, RemoteAddr, Rkey, SendOp, Status,
+    Access, Completion, CompletionKind, Device, DeviceEvent, Domain, Payload, QpConfig, QueueSet,
+    RemoteAddr, Rkey, SendOp, Status,
 };
 
 use crate::common::{
@@ -266,7 +266,7 @@ fn an_overrun_queue_is_reported_and_polls_no_more() {
         );
         assert_eq!(
             queues.poll(&mut [Completion::EMPTY]),
-            Err(PollError::QueueFailed)
+            Err(verbs::Error::CqFailed)
         );
         drop(b);
     });
@@ -346,7 +346,7 @@ fn a_command_that_is_given_up_ends_the_use_of_the_card() {
     }
     assert!(matches!(
         bed.block_on(device.port(1)),
-        Err(DeviceError::Failed(_))
+        Err(verbs::Error::Failed(_))
     ));
 }
 
@@ -364,7 +364,7 @@ fn firmware_that_dies_is_noticed_and_ends_every_wait() {
         bed.with_cluster(|cluster, now| cluster.kill_firmware(machine.node(), now, reports));
         let before = bed.now();
         let error = bed.block_on(device.port(1)).err();
-        assert!(matches!(error, Some(DeviceError::Failed(_))), "{error:?}");
+        assert!(matches!(error, Some(verbs::Error::Failed(_))), "{error:?}");
         let ended = bed.block_on(device.service_once()).err();
         assert_eq!(ended, Some(mlx4::Error::Failed));
         assert!(bed.now().since(before) < Duration::from_secs(3));

@@ -46,7 +46,7 @@ async fn join(node: &Node, group: Gid) -> Lid {
     };
     let mask = mc_member_mask::MGID | mc_member_mask::PORT_GID | mc_member_mask::CREATE;
     let query = SaMad::request(Method::SET, Attribute::MC_MEMBER_RECORD, mask, &record, 7).to_mad();
-    let sent = node.device.send_mad(1, port.sm_lid, PKey::DEFAULT, &query);
+    let sent = node.device.send_mad(1, port.manager, PKey::DEFAULT, &query);
     sent.await.unwrap();
     loop {
         if let Some((_, mad)) = node.device.take_mad(1) {
@@ -65,7 +65,7 @@ async fn send(node: &Node, from: &mut End, lid: Lid, group: Gid) {
         Payload::Inline(b"hello", &[]),
     );
     send.to = Some(UdAddress {
-        lid,
+        address: lid.into(),
         qpn: Qpn::MULTICAST,
         qkey: QKEY,
         sl: 0,

@@ -7,7 +7,7 @@ use harness::Testbed;
 use verbs::{Device, Payload, QKey, QpConfig, QpKind, QueueSet, SendOp, Sge, Status, UdAddress};
 
 use crate::common::{
-    ALL, End, Node, Piece, RC, connect, lid, pattern, rc_config, request, two_nodes,
+    ALL, End, Node, Piece, RC, address, connect, pattern, rc_config, request, two_nodes,
 };
 
 const SEND: SendOp = SendOp::Send { imm: None };
@@ -116,7 +116,7 @@ fn datagrams_are_sent_as_written_when_the_card_reads_ahead() {
             datagram_end(&b, &config).await,
         );
         let to = UdAddress {
-            lid: lid(&b).await,
+            address: address(&b).await,
             qpn: right.qpn,
             qkey: QKEY,
             sl: 0,

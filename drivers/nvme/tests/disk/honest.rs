@@ -135,17 +135,13 @@ fn impossible_requests_are_refused() {
 }
 
 #[test]
-fn writes_are_durable_after_a_flush_or_written_through() {
+fn writes_are_durable_after_a_flush() {
     let (mut bench, disk) = started(Nature::default());
     let durable = |bench: &Bench, at: usize| {
         bench.with_controller(|controller| controller.medium().after_power_loss()[at])
     };
     bench.block_on(disk.write(0, &[1; 512])).expect("written");
     assert_eq!(durable(&bench, 0), 0, "it is in the cache only");
-    bench
-        .block_on(disk.write_through(512, &[2; 512]))
-        .expect("written");
-    assert_eq!((durable(&bench, 0), durable(&bench, 512)), (0, 2));
     bench.block_on(disk.flush()).expect("flushed");
     assert_eq!(durable(&bench, 0), 1);
     let nature = Nature {

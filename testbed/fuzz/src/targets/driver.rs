@@ -10,7 +10,7 @@ use hal::{BusAddr, ConfigSpace, DmaBuffer, Duration, Error, Instant, Platform, R
 use harness::{Machine, Testbed};
 use mlx4::{Config, Mlx4};
 use verbs::{
-    Access, Completion, Device, DeviceError, Domain, Guid, Lid, PKey, PathToPeer, Payload, Psn,
+    Access, Completion, Device, Domain, Failure, Guid, Lid, PKey, PathToPeer, Payload, Psn,
     QpConfig, QpKind, QueueSet, RcParameters, SendOp, SendRequest, Sge,
 };
 
@@ -176,7 +176,7 @@ impl Platform for Spoiled<Machine> {
 async fn use_it(
     device: &Mlx4<Spoiled<Machine>>,
     platform: &Spoiled<Machine>,
-) -> Result<(), DeviceError> {
+) -> Result<(), verbs::Error> {
     let mut queues = device.create_queues(64, 0).await?;
     let config = QpConfig {
         kind: QpKind::ReliableConnection,
@@ -192,7 +192,7 @@ async fn use_it(
     let (slot, qpn) = device.create_qp(&mut queues, &config).await?;
     let memory = platform
         .alloc(4096, 4096)
-        .map_err(|_| DeviceError::Platform("memory"))?;
+        .map_err(|_| verbs::Error::NoMemory { bytes: 4096 })?;
     let access = Access {
         local_write: true,
         ..Access::default()
@@ -200,9 +200,9 @@ async fn use_it(
     let region = device
         .register(Domain::default(), memory.bus_addr().0, 4096, access)
         .await?;
-    let lid = device.port(1).await?.lid;
+    let address = device.port(1).await?.address;
     let path = PathToPeer {
-        lid,
+        address,
         qpn,
         their_psn: Psn(1),
         our_psn: Psn(1),
@@ -242,11 +242,13 @@ async fn use_it(
         platform.sleep(Duration::from_micros(20)).await;
         while !matches!(queues.poll(&mut done), Ok(0)) {}
     }
-    device.send_mad(1, Lid(1), PKey::DEFAULT, &[1; 256]).await?;
+    device
+        .send_mad(1, Lid(1).into(), PKey::DEFAULT, &[1; 256])
+        .await?;
     device
         .service_once()
         .await
-        .map_err(|_| DeviceError::Failed("the service ended"))?;
+        .map_err(|_| verbs::Error::Failed(Failure::Earlier))?;
     while device.take_event().is_some() {}
     while device.take_mad(1).is_some() {}
     device.fail_qp(qpn).await?;

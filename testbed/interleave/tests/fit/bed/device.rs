@@ -7,10 +7,9 @@ use std::task::Poll;
 use mad::sa::{PathRecord, SaMad};
 use mad::{Header, Mad, MgmtClass, Status as MadStatus};
 use verbs::{
-    Access, Completion, Device, DeviceError, DeviceEvent, DeviceLimits, Domain, Gid, Guid, Lid,
-    Lkey, PKey, PagesConfig, PagesOver, PathToPeer, Payload, PollError, PortInfo, PortState,
-    PostError, QpConfig, QpKind, QpSlot, Qpn, QueueSet, RcParameters, Region, Rkey, SendRequest,
-    Sge,
+    Access, Address, Completion, Device, DeviceEvent, DeviceLimits, Domain, Gid, Guid, Lkey, PKey,
+    PagesConfig, PagesOver, PathToPeer, Payload, PortInfo, PortState, QpConfig, QpKind, QpSlot,
+    Qpn, QueueSet, RcParameters, Region, Rkey, SendRequest, Sge,
 };
 use zerocopy::big_endian::U16;
 
@@ -33,14 +32,14 @@ impl Queues {
 }
 
 impl QueueSet for Queues {
-    fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), PostError> {
+    fn post_send(&mut self, qp: QpSlot, request: &SendRequest<'_>) -> Result<(), verbs::Error> {
         let (bytes, pieces) = match request.payload {
             Payload::Inline(first, second) => ([first, second].concat(), Vec::new()),
             Payload::Gather(pieces) => (Vec::new(), pieces.to_vec()),
         };
         self.with_qp(qp, |pair| {
             if pair.failed {
-                return Err(PostError::NotReady { qp });
+                return Err(verbs::Error::NotReady { qp });
             }
             pair.posted.push_back(Work {
                 id: request.id,
@@ -53,14 +52,14 @@ impl QueueSet for Queues {
             Ok(())
         })
     }
-    fn post_receive(&mut self, qp: QpSlot, id: u64, into: &[Sge]) -> Result<(), PostError> {
+    fn post_receive(&mut self, qp: QpSlot, id: u64, into: &[Sge]) -> Result<(), verbs::Error> {
         self.with_qp(qp, |pair| {
             assert!(
                 pair.receives.iter().all(|&(posted, _)| posted != id),
                 "a receive posted twice"
             );
             if pair.failed {
-                return Err(PostError::NotReady { qp });
+                return Err(verbs::Error::NotReady { qp });
             }
             pair.receives.push_back((id, into[0]));
             Ok(())
@@ -75,7 +74,7 @@ impl QueueSet for Queues {
         });
         wake(wire);
     }
-    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, PollError> {
+    fn poll(&mut self, into: &mut [Completion]) -> Result<usize, verbs::Error> {
         self.machine.bed.with(|world| {
             let entries = &mut world.nodes[self.machine.node].cqs[self.cq].entries;
             let count = entries.len().min(into.len());
@@ -134,7 +133,7 @@ impl Device for Machine {
             max_domains: 1,
         }
     }
-    async fn create_queues(&self, _: u32, vector: u16) -> Result<Queues, DeviceError> {
+    async fn create_queues(&self, _: u32, vector: u16) -> Result<Queues, verbs::Error> {
         let vector = usize::from(vector);
         let cq = self.bed.with(|world| {
             let node = &mut world.nodes[self.node];
@@ -151,10 +150,10 @@ impl Device for Machine {
             cq,
         })
     }
-    async fn destroy_queues(&self, _: Queues) -> Result<(), DeviceError> {
+    async fn destroy_queues(&self, _: Queues) -> Result<(), verbs::Error> {
         Ok(())
     }
-    async fn wait_completion(&self, vector: u16) -> Result<(), DeviceError> {
+    async fn wait_completion(&self, vector: u16) -> Result<(), verbs::Error> {
         let vector = usize::from(vector);
         let mut began = false;
         poll_fn(|context| {
@@ -179,7 +178,7 @@ impl Device for Machine {
         &self,
         queues: &mut Queues,
         _: &QpConfig,
-    ) -> Result<(QpSlot, Qpn), DeviceError> {
+    ) -> Result<(QpSlot, Qpn), verbs::Error> {
         Ok(self.bed.with(|world| {
             let node = &mut world.nodes[self.node];
             let qpn = u32::try_from(node.qps.len()).expect("few") + 0x40;
@@ -205,7 +204,7 @@ impl Device for Machine {
     async fn create_pages(
         &self,
         config: &PagesConfig,
-    ) -> Result<(PagesOver<Queues>, Qpn), DeviceError> {
+    ) -> Result<(PagesOver<Queues>, Qpn), verbs::Error> {
         let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
         let pair = QpConfig {
             kind: QpKind::ReliableConnection,
@@ -221,7 +220,7 @@ impl Device for Machine {
         let (qp, qpn) = self.create_qp(&mut queues, &pair).await?;
         Ok((PagesOver::new(queues, qp, config.depth, config.lkey), qpn))
     }
-    async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), DeviceError> {
+    async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), verbs::Error> {
         self.destroy_queues(pages.into_queues()).await
     }
     async fn ready_to_receive(
@@ -229,8 +228,8 @@ impl Device for Machine {
         qpn: Qpn,
         path: &PathToPeer,
         _: &RcParameters,
-    ) -> Result<(), DeviceError> {
-        let to = usize::from(path.lid.0) - 2;
+    ) -> Result<(), verbs::Error> {
+        let to = usize::from(path.address.lid().0) - 2;
         self.bed.with(|world| {
             let qp = world.nodes[self.node]
                 .qps
@@ -245,15 +244,15 @@ impl Device for Machine {
         _: Qpn,
         _: Option<&PathToPeer>,
         _: &RcParameters,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), verbs::Error> {
         Ok(())
     }
-    async fn fail_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+    async fn fail_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {
         let woken = self.bed.with(|world| world.flush(self.node, qpn.0));
         wake(woken);
         Ok(())
     }
-    async fn reset_qp(&self, qpn: Qpn) -> Result<(), DeviceError> {
+    async fn reset_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {
         self.bed.with(|world| {
             let qp = world.nodes[self.node]
                 .qps
@@ -263,16 +262,16 @@ impl Device for Machine {
         });
         Ok(())
     }
-    async fn init_qp(&self, _: Qpn, _: Domain) -> Result<(), DeviceError> {
+    async fn init_qp(&self, _: Qpn, _: Domain) -> Result<(), verbs::Error> {
         Ok(())
     }
-    async fn attach_multicast(&self, _: Qpn, _: Gid) -> Result<(), DeviceError> {
+    async fn attach_multicast(&self, _: Qpn, _: Gid) -> Result<(), verbs::Error> {
         Ok(())
     }
-    async fn detach_multicast(&self, _: Qpn, _: Gid) -> Result<(), DeviceError> {
+    async fn detach_multicast(&self, _: Qpn, _: Gid) -> Result<(), verbs::Error> {
         Ok(())
     }
-    async fn destroy_qp(&self, _: &mut Queues, _: QpSlot) -> Result<(), DeviceError> {
+    async fn destroy_qp(&self, _: &mut Queues, _: QpSlot) -> Result<(), verbs::Error> {
         Ok(())
     }
     async fn register(
@@ -281,7 +280,7 @@ impl Device for Machine {
         addr: u64,
         len: u64,
         _: Access,
-    ) -> Result<Region, DeviceError> {
+    ) -> Result<Region, verbs::Error> {
         let (lkey, rkey) = (Lkey(1), Rkey(1));
         Ok(Region {
             addr,
@@ -290,36 +289,44 @@ impl Device for Machine {
             rkey,
         })
     }
-    async fn deregister(&self, _: &Region) -> Result<(), DeviceError> {
+    async fn deregister(&self, _: &Region) -> Result<(), verbs::Error> {
         Ok(())
     }
-    async fn port(&self, _: u8) -> Result<PortInfo, DeviceError> {
+    async fn port(&self, _: u8) -> Result<PortInfo, verbs::Error> {
         Ok(PortInfo {
             state: PortState::Active,
-            lid: lid(self.node),
-            sm_lid: SM,
+            address: lid(self.node).into(),
+            manager: SM.into(),
             guid: Guid(self.node as u64 + 1),
             gid: gid(self.node),
             mtu: 4096,
         })
     }
-    async fn send_mad(&self, _: u8, to: Lid, _: PKey, mad: &[u8; 256]) -> Result<(), DeviceError> {
+    async fn send_mad(
+        &self,
+        _: u8,
+        to: Address,
+        _: PKey,
+        mad: &[u8; 256],
+    ) -> Result<(), verbs::Error> {
         self.bed.with(|world| {
-            if to == SM {
+            if to == SM.into() {
                 world.nodes[self.node]
                     .mads
                     .extend(path_answer(self.node, mad).map(|mad| (SM, mad)));
             } else {
-                world.nodes[usize::from(to.0) - 2]
+                world.nodes[usize::from(to.lid().0) - 2]
                     .mads
                     .push_back((lid(self.node), *mad));
             }
         });
         Ok(())
     }
-    fn take_mad(&self, _: u8) -> Option<(Lid, [u8; 256])> {
-        self.bed
-            .with(|world| world.nodes[self.node].mads.pop_front())
+    fn take_mad(&self, _: u8) -> Option<(Address, [u8; 256])> {
+        let mad = self
+            .bed
+            .with(|world| world.nodes[self.node].mads.pop_front());
+        mad.map(|(from, mad)| (from.into(), mad))
     }
     fn take_event(&self) -> Option<DeviceEvent> {
         None

@@ -257,7 +257,7 @@ impl Trace {
 
 fn start(tasks: &mut Tasks, platform: Machine) -> Result<Node<Mlx4<Machine>, Machine>, Error> {
     let card = tasks.block_on(Mlx4::start(platform.clone(), Config::default()));
-    let device = Arc::new(card.map_err(verbs::DeviceError::from)?);
+    let device = Arc::new(card.map_err(verbs::Error::from)?);
     let served = Arc::clone(&device);
     tasks.spawn(async move {
         let ended = served.service().await;
