@@ -22,6 +22,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Returns its kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     fn conflicts(&self, peer: Peer, kind: Kind) -> bool {
         self.peer != peer && self.kind.conflicts(kind)
     }

@@ -82,6 +82,8 @@ errnos! {
     EOVERFLOW = 75,
     /// Not supported.
     EOPNOTSUPP = 95,
+    /// The lease was lost.
+    ESTALE = 116,
     /// The file system's metadata makes no sense.
     EUCLEAN = 117,
 }

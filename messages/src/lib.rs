@@ -19,6 +19,7 @@
 mod caller;
 mod errno;
 pub mod memory;
+pub mod pieces;
 pub mod recall;
 pub mod storage;
 #[cfg(test)]
@@ -30,7 +31,7 @@ pub use errno::Errno;
 pub use wire::{Reader, Wire, WireError, Writer};
 
 /// The version of the whole message set; raised by each change of a layout.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -57,7 +58,7 @@ pub struct Kind(pub u16);
 
 impl Kind {
     /// One past the highest number in use: the size of a table of counters.
-    pub const COUNT: usize = 44;
+    pub const COUNT: usize = 46;
 
     /// The call's name, or nothing for a number that no call has.
     #[must_use]

@@ -93,6 +93,8 @@ bitflags::bitflags! {
         const READ = 128;
         /// To be executed: the right to do so is asked for, and the file can be read.
         const EXECUTE = 256;
+        /// With `WRITE`: the peer would gather writes, and takes a write lease if it can be had.
+        const GATHER = 512;
     }
 }
 wire_flags!(OpenFlags, "the flags of an open");
@@ -293,15 +295,17 @@ wire_struct! {
     Opened {
         /// Its handle.
         file: FileId,
-        /// Generation of the peer's read lease of the file; 0 if it gets none.
+        /// Generation of the peer's lease of the file; 0 if it gets none.
         lease: u64,
+        /// Whether it is a write lease.
+        writes: bool,
         /// Its status.
         stat: Stat,
     }
 }
 
 wire_struct! {
-    /// A read lease of a file.
+    /// A lease of a file.
     Leased {
         /// Its generation; 0 if the peer gets none.
         lease: u64,
@@ -331,6 +335,22 @@ wire_struct! {
         offset: u64,
         /// Whether the bytes go to the file's end, wherever that is then (`O_APPEND`).
         append: bool,
+    }
+}
+
+wire_struct! {
+    /// Brings writes that were gathered under a write lease: the call's bulk are [`Piece`]s.
+    ///
+    /// [`Piece`]: crate::pieces::Piece
+    FlushRequest {
+        /// The open file.
+        file: FileId,
+        /// Generation of the lease; ESTALE if the peer has lost it.
+        lease: u64,
+        /// Milliseconds since the program's last write of them.
+        age_ms: u32,
+        /// Whether the file is made durable, too.
+        durable: bool,
     }
 }
 
@@ -613,4 +633,9 @@ calls! {
     RemoveXattr = 40, "p2s_removexattr": XattrRequest<'a> => ();
     /// Grants or extends the peer's read lease of an open file.
     Lease = 41, "p2s_lease": FileRequest => Leased;
+    /// Grants or extends the peer's write lease of an open file; the lease is 0 if it gets none.
+    WriteLease = 43, "p2s_write_lease": FileRequest => Leased;
+    /// Brings writes that were gathered under a write lease. It also tells of such writes of this
+    /// open file that came by a recall and could not be carried out.
+    Flush = 44, "p2s_flush": FlushRequest => ();
 }

@@ -22,13 +22,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use messages::storage::{
-    AllocateFlags, Attributes, Caller, FileId, Leased, MAX_GROUPS, OpenFlags, Opened, RenameFlags,
-    Stat, Statfs, Written, XattrFlags, XattrName,
+    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Leased, MAX_GROUPS, OpenFlags, Opened,
+    RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
 };
 use messages::{Wire, Writer};
 use spin::Mutex;
 
 use crate::error::{Error, Result, errno};
+use crate::gather::{Gathered, Settle};
 use crate::platform::Files;
 
 /// Inodes are told apart by this many remainders.
@@ -411,6 +412,27 @@ impl<F: Files> Files for CachedFiles<F> {
     async fn remove_xattr(&self, by: Caller<'_>, file: FileId, name: XattrName<'_>) -> Result<()> {
         let _change = self.change_file(file);
         self.files.remove_xattr(by, file, name).await
+    }
+    async fn write_lease(&self, file: FileId) -> Result<Leased> {
+        self.files.write_lease(file).await
+    }
+    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<()> {
+        self.files.flush(request, pieces).await
+    }
+    async fn gather(
+        &self,
+        file: FileId,
+        offset: Option<u64>,
+        bytes: &[u8],
+    ) -> Result<Option<Written>> {
+        let _change = self.change_file(file);
+        self.files.gather(file, offset, bytes).await
+    }
+    async fn settle(&self, which: Settle) -> Result<()> {
+        self.files.settle(which).await
+    }
+    fn gathered(&self) -> Option<&Gathered> {
+        self.files.gathered()
     }
     async fn statfs(&self) -> Result<Statfs> {
         self.files.statfs().await

@@ -4,12 +4,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use messages::Errno;
 use messages::storage::{FileId, Stat};
 use spin::{Mutex, Once};
 
 use crate::ahead::Readahead;
 use crate::device::Device;
 use crate::error::{Result, errno};
+use crate::gather::Gathered;
 use crate::kernel::{Closed, Closing};
 use crate::locks::{Locks, Owner};
 use crate::object::Object;
@@ -94,6 +96,8 @@ pub(crate) struct OpenFile {
     closing: Option<Arc<Closing>>,
     /// The file is open for writing: no program of it starts.
     writes: Once<Use>,
+    /// The number of the last failure to write the file back that its programs were told of.
+    told: AtomicU64,
     /// The node's lock table, once the open file may own locks in it.
     locks: Once<Arc<Locks>>,
 }
@@ -123,6 +127,7 @@ impl OpenFile {
             handle,
             closing,
             writes: Once::new(),
+            told: AtomicU64::new(0),
             locks: Once::new(),
         }
     }
@@ -140,6 +145,19 @@ impl OpenFile {
     /// Notes that the file is open for writing.
     pub(crate) fn keep_use(&self, writes: Use) {
         self.writes.call_once(|| writes);
+    }
+
+    /// Notes failures before the file was opened: its programs are not told of them.
+    pub(crate) fn begin_failures(&self, last: u64) {
+        self.told.store(last, Ordering::Relaxed);
+    }
+
+    /// Returns a failure to bring to S what was written to the file, once.
+    pub(crate) fn failure(&self, gathered: &Gathered, inode: u64) -> Option<Errno> {
+        let told = self.told.load(Ordering::Relaxed);
+        let (number, errno) = gathered.failed_since(inode, told)?;
+        let first = self.told.fetch_max(number, Ordering::Relaxed) < number;
+        first.then_some(errno)
     }
 
     /// Notes that the file may hold locks, which end with it.

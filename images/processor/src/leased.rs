@@ -14,13 +14,14 @@ use alloc::vec::Vec;
 
 use hal::Instant;
 use leases::{Ask, Holder, Kind};
-use messages::recall::{ProcessorRequest, Recall};
-use messages::storage::{Caller, OpenFlags, Opened, Stat};
+use messages::recall::{MAX_PART, ProcessorRequest, Recall, Recalled};
+use messages::storage::{Caller, FileId, OpenFlags, Opened, Rest, Stat};
 use messages::{Errno, encode_reply};
 use spin::Mutex;
 
 use crate::error::Result;
 use crate::files::OpenFile;
+use crate::gather::Settle;
 use crate::kernel::Kernel;
 use crate::load::PIECE;
 use crate::mm::file::{FilePages, pages_of};
@@ -126,11 +127,24 @@ impl Drop for Asking<'_> {
 
 impl<N: Node> Kernel<N> {
     /// Answers a request of S; returns the length of the reply.
-    pub fn answer(&self, now: Instant, kind: u16, request: &[u8], reply: &mut [u8]) -> usize {
+    pub fn answer(
+        &self,
+        node: &N,
+        now: Instant,
+        kind: u16,
+        request: &[u8],
+        reply: &mut [u8],
+    ) -> usize {
+        let mut bytes = [0; MAX_PART];
         let answer = match ProcessorRequest::decode(messages::Kind(kind), request) {
             Ok(ProcessorRequest::Recall(ask)) => {
                 self.leases.recalled(ask.inode, ask.lease, now);
-                Ok(())
+                let gathered = node.files().gathered();
+                let nothing = (FileId(0), 0, 0);
+                let (file, total, len) =
+                    gathered.map_or(nothing, |all| all.recalled(&ask, now, &mut bytes));
+                let part = Rest(&bytes[..len]);
+                Ok(Recalled { file, total, part })
             }
             Err(error) => {
                 log::warn!("S: call {kind}: {error}");
@@ -138,6 +152,23 @@ impl<N: Node> Kernel<N> {
             }
         };
         encode_reply::<Recall>(&answer, reply).unwrap_or(0)
+    }
+
+    /// Brings what programs have written to S once it has waited long enough, for ever.
+    ///
+    /// # Errors
+    ///
+    /// When S is lost.
+    pub async fn keep_written(&self, node: &N) -> Result<()> {
+        let Some(gathered) = node.files().gathered() else {
+            return Ok(());
+        };
+        loop {
+            let due = gathered.due().await;
+            node.platform().sleep_until(due).await;
+            let now = node.platform().now();
+            node.files().settle(Settle::Due(now)).await?;
+        }
     }
 }
 

@@ -45,6 +45,7 @@ mod error;
 mod files;
 mod find;
 mod futex;
+pub mod gather;
 mod inotify;
 #[cfg(all(test, interleave))]
 mod interleavings;

@@ -9,12 +9,13 @@ use core::time::Duration;
 use hal::Instant;
 use messages::memory::{CapacityReply, Chunks, MAX_CHUNKS};
 use messages::storage::{
-    AllocateFlags, Attributes, Caller, FileId, Leased, OpenFlags, Opened, RenameFlags, Stat,
-    Statfs, Written, XattrFlags, XattrName,
+    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Leased, OpenFlags, Opened,
+    RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
 };
 use pcache::Access;
 
 use crate::error::Result;
+use crate::gather::{Gathered, Settle};
 use crate::vdso::VdsoParts;
 
 /// A component that P asks.
@@ -236,6 +237,27 @@ pub trait Files {
     ) -> impl Future<Output = Result<()>>;
     /// The file system's sizes.
     fn statfs(&self) -> impl Future<Output = Result<Statfs>>;
+    /// Grants or extends this node's write lease of an open file.
+    fn write_lease(&self, file: FileId) -> impl Future<Output = Result<Leased>>;
+    /// Brings writes that were gathered under a write lease, as pieces; ESTALE if it was lost.
+    fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> impl Future<Output = Result<()>>;
+    /// Keeps a write, to bring it to S later; `None` if it must be written through.
+    fn gather(
+        &self,
+        _file: FileId,
+        _offset: Option<u64>,
+        _bytes: &[u8],
+    ) -> impl Future<Output = Result<Option<Written>>> {
+        async { Ok(None) }
+    }
+    /// Brings what was gathered. What S refuses is told by [`Gathered::failed_since`].
+    fn settle(&self, _which: Settle) -> impl Future<Output = Result<()>> {
+        async { Ok(()) }
+    }
+    /// Returns what was gathered, if writes are.
+    fn gathered(&self) -> Option<&Gathered> {
+        None
+    }
 }
 
 /// The registers of a program's thread that Linux's ABI speaks of.

@@ -11,12 +11,13 @@ use messages::memory::{
 };
 use messages::storage::{
     Allocate, AllocateFlags, AllocateRequest, Attributes, Caller, Close, FileId, FileRequest,
-    Fsync, GetXattr, Getdents, GetdentsRequest, Lease, Leased, Link, LinkFile, LinkFileRequest,
-    LinkRequest, ListXattr, ListXattrRequest, Make, MakeRequest, Open, OpenFlags, OpenRequest,
-    Opened, Path, PathRequest, Read, ReadRequest, Readlink, Remove, RemoveRequest, RemoveXattr,
-    Rename, RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath, SetPathRequest, SetXattr,
-    SetXattrRequest, Stat, StatFile, StatFs, StatPath, StatRequest, Statfs, Symlink, Sync,
-    Truncate, TruncateRequest, Write, WriteRequest, Written, XattrFlags, XattrName, XattrRequest,
+    Flush, FlushRequest, Fsync, GetXattr, Getdents, GetdentsRequest, Lease, Leased, Link, LinkFile,
+    LinkFileRequest, LinkRequest, ListXattr, ListXattrRequest, Make, MakeRequest, Open, OpenFlags,
+    OpenRequest, Opened, Path, PathRequest, Read, ReadRequest, Readlink, Remove, RemoveRequest,
+    RemoveXattr, Rename, RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath,
+    SetPathRequest, SetXattr, SetXattrRequest, Stat, StatFile, StatFs, StatPath, StatRequest,
+    Statfs, Symlink, Sync, Truncate, TruncateRequest, Write, WriteLease, WriteRequest, Written,
+    XattrFlags, XattrName, XattrRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE};
 
@@ -205,6 +206,14 @@ impl<C: Carrier> Files for Remote<C> {
     }
     async fn lease(&self, file: FileId) -> Result<Leased> {
         self.call::<Lease, _>(&FileRequest { file }, Data::None, |leased| leased)
+            .await
+    }
+    async fn write_lease(&self, file: FileId) -> Result<Leased> {
+        self.call::<WriteLease, _>(&FileRequest { file }, Data::None, |leased| leased)
+            .await
+    }
+    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<()> {
+        self.call::<Flush, _>(request, Data::Sent(pieces), |()| ())
             .await
     }
     async fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> Result<usize> {

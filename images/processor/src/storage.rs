@@ -14,6 +14,8 @@ use messages::storage::FileId;
 use spin::Mutex;
 
 use crate::error::{Error, Result};
+use crate::files::{Kind, OpenFile};
+use crate::gather::Settle;
 use crate::mm::beyond::unmap_beyond;
 use crate::mm::file::FilePages;
 use crate::mm::vma::Backing;
@@ -232,6 +234,34 @@ pub(crate) async fn sync<N: Node>(node: &N, of: StorageFile) -> Result<()> {
     }
     node.files().fsync(of.id).await?;
     pages.map_or(Ok(()), |file| file.take_failure())
+}
+
+/// Tells the programs of an open file, once, that what was written to the file did not come to S.
+///
+/// # Errors
+///
+/// The errno that S answered.
+pub(crate) fn tell_failure<N: Node>(node: &N, open: &OpenFile) -> Result<()> {
+    let Kind::File(of) = &open.kind else {
+        return Ok(());
+    };
+    let gathered = node.files().gathered();
+    match gathered.and_then(|gathered| open.failure(gathered, of.inode)) {
+        Some(errno) => Err(errno.into()),
+        None => Ok(()),
+    }
+}
+
+/// Brings what was written through an open file to S, as it is closed.
+///
+/// # Errors
+///
+/// An error that ends the node.
+pub(crate) async fn closed<N: Node>(node: &N, open: &OpenFile) -> Result<()> {
+    match &open.kind {
+        Kind::File(of) if open.flags() & 3 != 0 => node.files().settle(Settle::File(of.id)).await,
+        _ => Ok(()),
+    }
 }
 
 /// Writes back what programs have stored to any file through mappings. What fails is told by the

@@ -41,7 +41,11 @@ fn free_place(found: &Found) -> Result<(&Node, &[u8]), Errno> {
 
 impl<D: Disk> Server<D> {
     /// Returns an open file that may be written.
-    fn writable(&self, from: PeerKey, file: FileId) -> Result<alloc::sync::Arc<OpenFile>, Errno> {
+    pub(crate) fn writable(
+        &self,
+        from: PeerKey,
+        file: FileId,
+    ) -> Result<alloc::sync::Arc<OpenFile>, Errno> {
         let file = self.file(from, file)?;
         if !file.writable {
             return Err(Errno::EBADF);
@@ -125,6 +129,10 @@ impl<D: Disk> Server<D> {
     pub(crate) async fn fsync(&self, from: PeerKey, file: FileId) -> Result<(), Error> {
         self.count(|counters| counters.handle_fsync += 1);
         let file = self.file(from, file)?;
+        let _look = self.look(from, file.held.inode()).await;
+        if let Some(errno) = file.failed.lock().take() {
+            return Err(errno.into());
+        }
         Ok(self.files.fsync(file.held.inode(), self.now()).await?)
     }
 

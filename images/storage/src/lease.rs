@@ -1,7 +1,9 @@
-//! Read leases of files: granted to peers, and recalled before another peer changes the file.
+//! Leases of files: granted to peers, and recalled before another peer's conflicting access.
 //!
-//! Every change of an inode, its attributes included, begins by `Server::access`. The state
-//! machine is the crate [`leases`]; here are its messages and waits.
+//! Every change of an inode, its attributes included, begins by `Server::access`, and whatever
+//! tells of its bytes or its size by `Server::look`. The state machine is the crate [`leases`];
+//! here are its messages and waits. What a holder of a write lease has gathered comes with its
+//! answer and is carried out by S (`flush`), so that no holder needs a worker of S to answer.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -12,12 +14,19 @@ use ext4::Disk;
 use futures_util::future::{join_all, select};
 use hal::Instant;
 use leases::{Granter, Kind, Lease, Peer, Ticket};
+use messages::pieces::MAX_PIECES;
 use messages::recall::RecallRequest;
 use messages::storage::{FileId, Leased};
 use spin::Mutex;
 
 use crate::convert::{self, REGULAR};
+use crate::door::{Doors, Pass};
 use crate::{Error, PeerKey, Server};
+
+/// Free bytes of the disk below which no write lease is granted: as much as two peers gather.
+const ROOM: u64 = 4 << 20;
+/// Bytes of pieces that a recall may bring: those that were on their way, and those behind them.
+const MOST: usize = 2 * MAX_PIECES;
 
 /// A future of the machine.
 pub type Wait<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -26,22 +35,43 @@ pub type Wait<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Holders: Send + Sync {
     /// Returns the time.
     fn now(&self) -> Instant;
-    /// Asks a peer to give up a lease; returns whether it has.
-    fn recall(&self, peer: PeerKey, lease: RecallRequest) -> Wait<'_, bool>;
+    /// Asks a peer to give up a lease; returns its answer, `None` if there is none.
+    fn recall(&self, peer: PeerKey, lease: RecallRequest) -> Wait<'_, Option<Answer>>;
     /// Waits until `until`.
     fn sleep_until(&self, until: Instant) -> Wait<'_, ()>;
+}
+
+/// A peer's answer to a recall.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The open file that the pieces were written to.
+    pub file: FileId,
+    /// Bytes of all pieces that were gathered.
+    pub total: u32,
+    /// Some of them, from where they were asked for.
+    pub part: Vec<u8>,
 }
 
 /// The leases, and the way to those that hold them.
 pub(crate) struct Leases {
     granter: Mutex<Granter>,
     holders: Box<dyn Holders>,
+    doors: Doors,
+}
+
+/// A lease that is in the way of an access.
+struct Recall {
+    inode: u32,
+    lease: Lease,
+    ticket: Ticket,
 }
 
 /// Accesses to files that are carried out; no other peer gets leases that conflict with them.
 pub(crate) struct Access<'a> {
     leases: Option<&'a Leases>,
     tickets: Vec<Ticket>,
+    /// Leases were recalled for it: what was known before may have changed.
+    pub(crate) recalled: bool,
 }
 
 impl Drop for Access<'_> {
@@ -59,15 +89,27 @@ impl Leases {
         Self {
             granter: Mutex::new(Granter::new(last)),
             holders,
+            doors: Doors::default(),
         }
     }
 
-    /// Grants a read lease, or extends it; returns its generation, 0 if the peer gets none.
-    fn grant(&self, to: PeerKey, inode: u32) -> u64 {
+    /// Grants a lease, or extends it; returns its generation, 0 if the peer gets none.
+    fn grant(&self, to: PeerKey, inode: u32, kind: Kind) -> u64 {
         let now = self.holders.now();
         let mut granter = self.granter.lock();
-        let granted = granter.grant(Peer(to.0), inode.into(), Kind::Read, now);
+        let granted = granter.grant(Peer(to.0), inode.into(), kind, now);
         granted.unwrap_or(0)
+    }
+
+    /// Returns whether a peer may write under the lease of this generation.
+    pub(crate) fn permits(&self, peer: PeerKey, inode: u32, lease: u64) -> bool {
+        let granter = self.granter.lock();
+        granter.permits(Peer(peer.0), inode.into(), lease)
+    }
+
+    /// Waits until nobody else brings what was gathered of an inode.
+    pub(crate) async fn door(&self, inode: u32) -> Pass<'_> {
+        self.doors.pass(inode).await
     }
 
     /// Ends the leases of a peer that has taken its leave.
@@ -75,51 +117,79 @@ impl Leases {
         self.granter.lock().left(Peer(peer.0));
     }
 
-    /// Begins changes of inodes, recalls the leases of other peers, and waits until they are
-    /// returned or have expired.
-    async fn access(&self, by: PeerKey, inodes: &[u32]) -> Access<'_> {
+    /// Begins accesses to inodes; returns the leases that are in their way, too.
+    fn begin(&self, by: PeerKey, inodes: &[u32], kind: Kind) -> (Access<'_>, Vec<Recall>) {
         let mut access = Access {
             leases: Some(self),
             tickets: Vec::new(),
+            recalled: false,
         };
-        let recalls: Vec<_> = {
-            let now = self.holders.now();
-            let mut granter = self.granter.lock();
-            let mut recalls = Vec::new();
-            for &inode in inodes {
-                let ticket = granter.begin(Peer(by.0), inode.into(), Kind::Write);
-                access.tickets.push(ticket);
-                let leases = granter.recalls(ticket, now);
-                recalls.extend(leases.into_iter().map(|lease| (inode, lease)));
-            }
-            recalls
-        };
-        if !recalls.is_empty() {
-            let asked = recalls
-                .into_iter()
-                .map(|(inode, lease)| self.recall(inode, lease));
-            let asked = core::pin::pin!(join_all(asked));
-            let expired = core::pin::pin!(self.expiry(&access.tickets));
-            select(asked, expired).await;
+        let now = self.holders.now();
+        let mut granter = self.granter.lock();
+        let mut recalls = Vec::new();
+        for &inode in inodes {
+            let ticket = granter.begin(Peer(by.0), inode.into(), kind);
+            access.tickets.push(ticket);
+            let leases = granter.recalls(ticket, now).into_iter();
+            recalls.extend(leases.map(|lease| Recall {
+                inode,
+                lease,
+                ticket,
+            }));
         }
-        // Whoever did not answer may rely on its lease until that has expired.
-        self.expiry(&access.tickets).await;
-        access
+        access.recalled = !recalls.is_empty();
+        (access, recalls)
     }
 
-    async fn recall(&self, inode: u32, lease: Lease) {
-        let inode = u64::from(inode);
-        let request = RecallRequest {
-            inode,
-            lease: lease.generation,
-        };
-        let peer = PeerKey(lease.peer.0);
-        if self.holders.recall(peer, request).await {
-            let mut granter = self.granter.lock();
-            granter.returned(lease.peer, inode, lease.generation);
-        } else {
-            log::warn!("peer {} did not return a lease: it expires", peer.0);
+    /// Takes a lease back; returns what was gathered under it. `None` if somebody else has taken it
+    /// back already, or if the holder does not answer.
+    async fn recall(&self, recall: &Recall) -> Option<Answer> {
+        let (now, lease) = (self.holders.now(), recall.lease.generation);
+        let left = self.granter.lock().recalls(recall.ticket, now);
+        if left.iter().all(|other| other.generation != lease) {
+            return None;
         }
+        let got = self.fetch(recall).await;
+        if got.is_none() {
+            let peer = recall.lease.peer.0;
+            log::warn!("peer {peer} did not return a lease: it expires");
+        }
+        got
+    }
+
+    /// Asks for a lease, and for what was gathered under it, part by part.
+    async fn fetch(&self, recall: &Recall) -> Option<Answer> {
+        let peer = PeerKey(recall.lease.peer.0);
+        let ask = |from| {
+            let request = RecallRequest {
+                inode: recall.inode.into(),
+                lease: recall.lease.generation,
+                from,
+            };
+            self.holders.recall(peer, request)
+        };
+        let mut all = ask(0).await?;
+        let total = usize::try_from(all.total).ok()?;
+        if total == 0 {
+            return Some(all);
+        }
+        let sound = |part: &Answer| part.total == all.total && part.file == all.file;
+        while all.part.len() < total && total <= MOST {
+            let next = ask(u32::try_from(all.part.len()).ok()?).await?;
+            if next.part.is_empty() || !sound(&next) {
+                return None;
+            }
+            all.part.extend_from_slice(&next.part);
+        }
+        // The holder keeps them until it is told that all have come.
+        ask(all.total).await?;
+        (all.part.len() == total).then_some(all)
+    }
+
+    fn returned(&self, recall: &Recall) {
+        let (lease, inode) = (recall.lease, recall.inode.into());
+        let mut granter = self.granter.lock();
+        granter.returned(lease.peer, inode, lease.generation);
     }
 
     /// Waits until no lease stands in the way of accesses.
@@ -142,29 +212,107 @@ impl<D: Disk> Server<D> {
     /// Begins a change of inodes by a peer: no other peer holds a lease of them any more, nor gets
     /// one until the access is dropped.
     pub(crate) async fn access(&self, by: PeerKey, inodes: &[u32]) -> Access<'_> {
-        match &self.leases {
-            Some(leases) => leases.access(by, inodes).await,
-            None => Access {
+        self.begin(by, inodes, Kind::Write).await
+    }
+
+    /// Begins to look at an inode for a peer: what others have gathered of it has come, and no
+    /// other peer gets a write lease until the access is dropped.
+    pub(crate) async fn look(&self, by: PeerKey, inode: u32) -> Access<'_> {
+        self.begin(by, &[inode], Kind::Read).await
+    }
+
+    async fn begin(&self, by: PeerKey, inodes: &[u32], kind: Kind) -> Access<'_> {
+        let Some(leases) = &self.leases else {
+            return Access {
                 leases: None,
                 tickets: Vec::new(),
-            },
+                recalled: false,
+            };
+        };
+        let (access, recalls) = leases.begin(by, inodes, kind);
+        if access.recalled {
+            let asked = recalls.iter().map(|recall| self.take_back(leases, recall));
+            let asked = core::pin::pin!(join_all(asked));
+            let expired = core::pin::pin!(leases.expiry(&access.tickets));
+            select(asked, expired).await;
         }
+        // Whoever did not answer may rely on its lease until that has expired.
+        leases.expiry(&access.tickets).await;
+        // What others take back at this moment may be this peer's.
+        for &inode in inodes {
+            drop(leases.door(inode).await);
+        }
+        access
+    }
+
+    /// Takes a lease back, and carries out what was gathered under it.
+    async fn take_back(&self, leases: &Leases, recall: &Recall) {
+        // Nothing was gathered under a read lease: nobody needs to wait for what it brings.
+        let _door = match recall.lease.kind() {
+            Kind::Write => Some(leases.door(recall.inode).await),
+            Kind::Read => None,
+        };
+        let Some(answer) = leases.recall(recall).await else {
+            return;
+        };
+        if !answer.part.is_empty() {
+            let peer = PeerKey(recall.lease.peer.0);
+            self.brought(peer, recall.inode, answer.file, &answer.part)
+                .await;
+        }
+        leases.returned(recall);
     }
 
     /// Grants a peer a read lease of a regular file; 0 if it gets none. What is known of the file
     /// must be read after this.
     pub(crate) fn grant(&self, to: PeerKey, inode: u32, kind: u16) -> u64 {
         match &self.leases {
-            Some(leases) if kind == REGULAR => leases.grant(to, inode),
+            Some(leases) if kind == REGULAR => leases.grant(to, inode, Kind::Read),
             _ => 0,
         }
+    }
+
+    /// Grants a peer a write lease of a regular file; 0 if it gets none. When the disk is
+    /// nearly full nobody gets one, as writes that were gathered can't be refused any more.
+    pub(crate) async fn grant_writing(
+        &self,
+        to: PeerKey,
+        inode: u32,
+        kind: u16,
+    ) -> Result<u64, Error> {
+        let Some(leases) = self.leases.as_ref().filter(|_| kind == REGULAR) else {
+            return Ok(0);
+        };
+        let sizes = self.files.statfs().await?;
+        let room = sizes.available.saturating_mul(sizes.block_size.into());
+        if room < ROOM || self.files.is_read_only() {
+            return Ok(0);
+        }
+        Ok(leases.grant(to, inode, Kind::Write))
     }
 
     /// Answers a request for a lease of an open file.
     pub(crate) async fn lease(&self, from: PeerKey, file: FileId) -> Result<Leased, Error> {
         let file = self.file(from, file)?;
         let inode = file.held.inode();
+        let _look = self.look(from, inode).await;
         let lease = self.grant(from, inode, file.kind);
+        self.leased(inode, lease).await
+    }
+
+    /// Answers a request for a write lease of an open file.
+    pub(crate) async fn write_lease(&self, from: PeerKey, file: FileId) -> Result<Leased, Error> {
+        let file = self.file(from, file)?;
+        let inode = file.held.inode();
+        let lease = match file.writable {
+            true => self.grant_writing(from, inode, file.kind).await?,
+            false => 0,
+        };
+        let _look = self.look(from, inode).await;
+        self.leased(inode, lease).await
+    }
+
+    async fn leased(&self, inode: u32, lease: u64) -> Result<Leased, Error> {
         let stat = self.files.stat(inode).await?;
         let stat = convert::stat(&stat, self.files.block_size());
         Ok(Leased { lease, stat })

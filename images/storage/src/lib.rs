@@ -4,7 +4,8 @@
 //! * `walk`: from a path to an inode of [`ext4`].
 //! * [`Choice`]: the disk among those of the machine.
 //! * `change`: the requests that change something.
-//! * [`lease`]: read leases of files, and their recall.
+//! * [`lease`]: leases of files, and their recall.
+//! * `flush`: what peers have gathered under write leases.
 //! * `rights`: what a caller may do.
 //! * `xattr`: the requests about extended attributes.
 //!
@@ -12,7 +13,8 @@
 //!
 //! Access control lists, locks of files. S trusts a peer's statement of its callers. Paths begin at
 //! the root, so a process in a directory that it may not reach any more does not reach it by a
-//! relative path either. Write leases: every write of a peer is a request. Leases of directories.
+//! relative path either. Leases of directories. Blocks are not reserved for what peers gather:
+//! write leases are not granted when the disk is nearly full.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -21,7 +23,9 @@ extern crate alloc;
 mod change;
 mod choice;
 mod convert;
+mod door;
 mod error;
+mod flush;
 mod held;
 pub mod lease;
 mod rights;

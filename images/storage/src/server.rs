@@ -8,11 +8,11 @@ use alloc::vec::Vec;
 
 use ext4::{Disk, Ext4, Time};
 use messages::storage::{
-    Allocate, Caller, Close, Entries, Entry, FileId, Fsync, GetXattr, Getdents, GetdentsRequest,
-    Lease, Link, LinkFile, ListXattr, Make, Open, OpenFlags, OpenRequest, Opened, Path,
-    PathRequest, Privileges, Read, ReadRequest, Readlink, Remove, RemoveXattr, Rename, Rest,
+    Allocate, Caller, Close, Entries, Entry, FileId, Flush, Fsync, GetXattr, Getdents,
+    GetdentsRequest, Lease, Link, LinkFile, ListXattr, Make, Open, OpenFlags, OpenRequest, Opened,
+    Path, PathRequest, Privileges, Read, ReadRequest, Readlink, Remove, RemoveXattr, Rename, Rest,
     SetFile, SetPath, SetXattr, StatFile, StatFs, StatPath, StatRequest, StorageRequest, Symlink,
-    Sync, Truncate, Write,
+    Sync, Truncate, Write, WriteLease,
 };
 use messages::{Call, Errno, Kind, Wire, Writer, encode_reply};
 use spin::Mutex;
@@ -70,6 +70,8 @@ pub struct Counters {
     pub handle_write: u64,
     /// Bytes written.
     pub nr_bytes_written: u64,
+    /// Runs of gathered writes.
+    pub handle_flush: u64,
     /// Requests to make something durable.
     pub handle_fsync: u64,
     /// Status requests, by path or file.
@@ -94,6 +96,8 @@ pub(crate) struct OpenFile {
     pub(crate) keeps_set_ids: bool,
     /// Type of the file, as `st_mode`.
     pub(crate) kind: u16,
+    /// A failure of writes that came by a recall, which the peer was not told of.
+    pub(crate) failed: Mutex<Option<Errno>>,
 }
 
 #[derive(Default)]
@@ -241,13 +245,16 @@ impl<D: Disk> Server<D> {
                 put::<Read>(&self.told(self.read(from, &read, bulk).await), reply)
             }
             StorageRequest::StatPath(stat) => {
-                put::<StatPath>(&self.told(self.stat(&stat).await), reply)
+                put::<StatPath>(&self.told(self.stat(from, &stat).await), reply)
             }
             StorageRequest::StatFile(ask) => {
                 put::<StatFile>(&self.told(self.stat_file(from, ask.file).await), reply)
             }
             StorageRequest::Lease(ask) => {
                 put::<Lease>(&self.told(self.lease(from, ask.file).await), reply)
+            }
+            StorageRequest::WriteLease(ask) => {
+                put::<WriteLease>(&self.told(self.write_lease(from, ask.file).await), reply)
             }
             StorageRequest::Getdents(ask) => {
                 let mut entries = vec![0; MAX_ENTRIES];
@@ -266,10 +273,7 @@ impl<D: Disk> Server<D> {
                 let names = self.told(self.list_xattrs(from, &ask).await);
                 put::<ListXattr>(&names.as_ref().map(|n| Rest(n)).map_err(|e| *e), reply)
             }
-            StorageRequest::Close(ask) => {
-                let closed = self.state.lock().open.remove(&(from, ask.file));
-                put::<Close>(&closed.map(drop).ok_or(Errno::EBADF), reply)
-            }
+            StorageRequest::Close(ask) => put::<Close>(&self.close(from, ask.file).await, reply),
             StorageRequest::StatFs(()) => put::<StatFs>(&self.told(self.statfs().await), reply),
             request => self.answer_change(from, request, reply, bulk).await,
         }
@@ -286,6 +290,9 @@ impl<D: Disk> Server<D> {
         match request {
             StorageRequest::Write(ask) => {
                 put::<Write>(&self.told(self.write(from, &ask, bulk).await), reply)
+            }
+            StorageRequest::Flush(ask) => {
+                put::<Flush>(&self.told(self.flush(from, &ask, bulk).await), reply)
             }
             StorageRequest::Truncate(ask) => {
                 put::<Truncate>(&self.told(self.truncate(from, &ask).await), reply)
@@ -350,6 +357,16 @@ impl<D: Disk> Server<D> {
             .ok_or(Errno::EBADF)
     }
 
+    /// Closes a file, once a recall has brought what was gathered of it.
+    async fn close(&self, from: PeerKey, file: FileId) -> Result<(), Errno> {
+        let inode = self.file(from, file)?.held.inode();
+        if let Some(leases) = &self.leases {
+            drop(leases.door(inode).await);
+        }
+        let closed = self.state.lock().open.remove(&(from, file));
+        closed.map(drop).ok_or(Errno::EBADF)
+    }
+
     async fn open(&self, from: PeerKey, request: &OpenRequest<'_>) -> Result<Opened, Error> {
         self.count(|counters| counters.handle_open += 1);
         if self.opened_by(from) >= MAX_OPEN {
@@ -367,6 +384,7 @@ impl<D: Disk> Server<D> {
             readable: flags.intersects(OpenFlags::READ | OpenFlags::EXECUTE),
             keeps_set_ids: request.caller.privileges.contains(Privileges::FSETID),
             kind: node.stat.mode & convert::TYPE_MASK,
+            failed: Mutex::default(),
         };
         let mut stat = node.stat;
         if is(&stat, REGULAR) && flags.contains(OpenFlags::TRUNCATE) {
@@ -376,15 +394,35 @@ impl<D: Disk> Server<D> {
             self.files.truncate(inode, 0, self.now()).await?;
             stat = self.files.stat(inode).await?;
         }
-        let used = opened.readable || opened.writable;
-        let lease = match used {
-            true => self.grant(from, opened.held.inode(), opened.kind),
-            false => 0,
-        };
+        if is(&stat, REGULAR) && self.look(from, opened.held.inode()).await.recalled {
+            stat = self.files.stat(opened.held.inode()).await?;
+        }
+        let (lease, writes) = self.grant_opened(from, &opened, flags).await?;
         if lease != 0 {
             stat = self.files.stat(opened.held.inode()).await?;
         }
-        Ok(self.enter(from, opened, lease, &stat))
+        Ok(self.enter(from, opened, (lease, writes), &stat))
+    }
+
+    /// Grants the lease that comes with an open; returns its generation, 0 for none, and whether it
+    /// is a write lease.
+    async fn grant_opened(
+        &self,
+        from: PeerKey,
+        opened: &OpenFile,
+        flags: OpenFlags,
+    ) -> Result<(u64, bool), Error> {
+        let inode = opened.held.inode();
+        if opened.writable && flags.contains(OpenFlags::GATHER) {
+            let lease = self.grant_writing(from, inode, opened.kind).await?;
+            if lease != 0 {
+                return Ok((lease, true));
+            }
+        }
+        match opened.readable || opened.writable {
+            true => Ok((self.grant(from, inode, opened.kind), false)),
+            false => Ok((0, false)),
+        }
     }
 
     fn opened_by(&self, peer: PeerKey) -> usize {
@@ -396,13 +434,24 @@ impl<D: Disk> Server<D> {
     }
 
     /// Adds an open file to the table.
-    fn enter(&self, from: PeerKey, opened: OpenFile, lease: u64, stat: &ext4::Stat) -> Opened {
+    fn enter(
+        &self,
+        from: PeerKey,
+        opened: OpenFile,
+        (lease, writes): (u64, bool),
+        stat: &ext4::Stat,
+    ) -> Opened {
         let mut state = self.state.lock();
         state.next += 1;
         let file = FileId(state.next);
         state.open.insert((from, file), Arc::new(opened));
         let stat = convert::stat(stat, self.files.block_size());
-        Opened { file, lease, stat }
+        Opened {
+            file,
+            lease,
+            writes,
+            stat,
+        }
     }
 
     /// Finds what a path names, or makes a file.
@@ -503,6 +552,7 @@ impl<D: Disk> Server<D> {
         if file.kind == DIRECTORY {
             return Err(Errno::EISDIR.into());
         }
+        let _look = self.look(from, file.held.inode()).await;
         let len = bulk
             .limit()
             .min(usize::try_from(request.len).unwrap_or(usize::MAX));
@@ -530,12 +580,20 @@ impl<D: Disk> Server<D> {
         Ok(u32::try_from(done).expect("at most what was asked for"))
     }
 
-    async fn stat(&self, request: &StatRequest<'_>) -> Result<messages::storage::Stat, Error> {
+    async fn stat(
+        &self,
+        from: PeerKey,
+        request: &StatRequest<'_>,
+    ) -> Result<messages::storage::Stat, Error> {
         self.count(|counters| counters.handle_stat += 1);
-        let node = self
+        let mut node = self
             .walker(&request.caller)
             .existing(request.path.as_bytes(), request.follow)
             .await?;
+        let inode = node.held.inode();
+        if is(&node.stat, REGULAR) && self.look(from, inode).await.recalled {
+            node.stat = self.files.stat(inode).await?;
+        }
         Ok(convert::stat(&node.stat, self.files.block_size()))
     }
 
@@ -546,6 +604,7 @@ impl<D: Disk> Server<D> {
     ) -> Result<messages::storage::Stat, Error> {
         self.count(|counters| counters.handle_stat += 1);
         let file = self.file(from, file)?;
+        let _look = self.look(from, file.held.inode()).await;
         let stat = self.files.stat(file.held.inode()).await?;
         Ok(convert::stat(&stat, self.files.block_size()))
     }

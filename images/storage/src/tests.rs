@@ -1,6 +1,7 @@
 //! The server over file systems made by `mke2fs`, checked against the folder they were made of.
 
 mod change;
+mod flush;
 mod lease;
 mod rights;
 

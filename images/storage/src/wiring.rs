@@ -13,7 +13,7 @@ use libos::{Boot, CommandLine, Exit};
 use messages::recall::{Recall, RecallRequest};
 use messages::{Call as _, decode_reply, encode_request};
 use node::{Error, Fit, Node};
-use storage::lease::{Holders, Wait};
+use storage::lease::{Answer, Holders, Wait};
 use storage::{Bulk, PeerKey};
 
 use self::disk::AnyDisk;
@@ -77,24 +77,21 @@ impl Holders for FitHolders {
         libos::now()
     }
 
-    fn recall(&self, peer: PeerKey, lease: RecallRequest) -> Wait<'_, bool> {
+    fn recall(&self, peer: PeerKey, lease: RecallRequest) -> Wait<'_, Option<Answer>> {
         Box::pin(async move {
-            let (mut request, mut reply) = ([0; 32], [0; 32]);
-            let Ok(len) = encode_request::<Recall>(&lease, &mut request) else {
-                return false;
-            };
+            let (mut request, mut reply) = ([0; 32], vec![0; messages::MAX_MESSAGE]);
+            let len = encode_request::<Recall>(&lease, &mut request).ok()?;
             let call = Call::new(Recall::KIND.0, &request[..len]);
             let core = self.0.core(0);
-            match core.call(PeerId(peer.0), call, &mut reply).await {
-                Ok(answer) => {
-                    let told = reply.get(..answer.len).unwrap_or_default();
-                    matches!(decode_reply::<Recall>(told), Ok(Ok(())))
-                }
-                Err(error) => {
-                    log::warn!("{}: {error}", Recall::NAME);
-                    false
-                }
-            }
+            let answered = core.call(PeerId(peer.0), call, &mut reply).await;
+            let answered = answered.inspect_err(|error| log::warn!("{}: {error}", Recall::NAME));
+            let told = reply.get(..answered.ok()?.len)?;
+            let answer = decode_reply::<Recall>(told).ok()?.ok()?;
+            Some(Answer {
+                file: answer.file,
+                total: answer.total,
+                part: answer.part.0.to_vec(),
+            })
         })
     }
 

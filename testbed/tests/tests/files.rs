@@ -87,6 +87,8 @@ fn programs_change_files_as_on_linux() {
             there.stderr
         );
         assert_eq!((there.code, here.code), (Some(0), Some(0)), "{device}");
+        let gathered = there.sum(&["counter", "nr_writes_gathered"]);
+        assert!(gathered > 0, "{device}: no write was gathered");
     }
 }
 

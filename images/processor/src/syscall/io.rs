@@ -21,6 +21,7 @@ use crate::files::{Kind, MAX_FILES, O_NONBLOCK, OpenFile};
 use crate::load::PIECE;
 use crate::platform::{Files, Peer, Platform};
 use crate::process::Node;
+use crate::storage;
 use crate::thread::Thread;
 
 /// The most pieces of one readv or writev (`UIO_MAXIOV`).
@@ -371,8 +372,12 @@ impl<N: Node> Thread<N> {
 
     pub(super) async fn sys_close(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.table().remove(fd)?;
+        let written = matches!(file.kind, Kind::File(_)).then(|| file.clone());
         self.closed(file).await?;
-        Ok(0)
+        match written {
+            Some(file) => storage::tell_failure(self.node, &file).map(|()| 0),
+            None => Ok(0),
+        }
     }
 
     pub(super) async fn sys_dup(&self, number: u32, [old, new, flags, ..]: Args) -> Result<u64> {

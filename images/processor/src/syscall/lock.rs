@@ -12,6 +12,7 @@ use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::locks::{Lock, Locks, Mode, Owner, Range};
 use crate::process::Node;
+use crate::storage;
 use crate::thread::Thread;
 
 /// Bytes of `struct flock`.
@@ -215,6 +216,7 @@ impl<N: Node> Thread<N> {
         {
             queue.closed_by(self.pid);
         }
+        storage::closed(self.node, &file).await?;
         self.node.kernel().net.closed(file);
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::creds::{Creds, EXECUTE, READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, Listing, O_PATH, OpenFile};
+use crate::gather::Gathered;
 use crate::inotify::{MODIFY, OPEN};
 use crate::leased;
 use crate::object::Object;
@@ -188,6 +189,8 @@ impl<N: Node> Thread<N> {
             _ => None,
         };
         let file = Arc::new(OpenFile::new(kind, path, status, closing));
+        let gathered = self.node.files().gathered();
+        file.begin_failures(gathered.map_or(0, Gathered::failures));
         if let Some(inode) = inode.filter(|_| flags & O_ACCMODE != 0) {
             file.keep_use(self.node.kernel().texts.write(inode)?);
         }

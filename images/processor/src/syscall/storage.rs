@@ -15,7 +15,7 @@ use super::path::{AT_FDCWD, Change};
 use super::{Args, int};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
-use crate::files::{Kind, OpenFile};
+use crate::files::{Kind, O_DIRECT, OpenFile};
 use crate::load::PIECE;
 use crate::platform::Files;
 use crate::process::Node;
@@ -103,7 +103,7 @@ fn magic_of(path: &[u8]) -> u64 {
 }
 
 impl<N: Node> Thread<N> {
-    /// Writes from the program to a file of S, through at once.
+    /// Writes from the program to a file of S: through at once, or to be gathered.
     pub(super) async fn write_storage(
         &self,
         file: &OpenFile,
@@ -121,12 +121,14 @@ impl<N: Node> Thread<N> {
             Some(offset) => Some(offset),
             None => Some(file.offset.load(Relaxed)),
         };
+        let gathers = file.flags() & (O_DSYNC | O_DIRECT) == 0;
         let mut piece = vec![0; piece_len(count)];
         let mut done = 0;
         while done < count {
             let want = piece_len(count - done);
             self.memory.read(addr + done, &mut piece[..want]).await?;
-            let (end, len) = match self.put_storage(of, at, &piece[..want]).await {
+            let put = self.put_storage(of, at, &piece[..want], gathers).await;
+            let (end, len) = match put {
                 Err(Error::Errno(_)) if done > 0 => break,
                 written => written?,
             };
@@ -152,11 +154,20 @@ impl<N: Node> Thread<N> {
         of: StorageFile,
         at: Option<u64>,
         from: &[u8],
+        gathers: bool,
     ) -> Result<(u64, usize)> {
         if let Some(at) = at {
             self.check_size(at.saturating_add(from.len() as u64))?;
         }
-        let written = self.node.files().write(of.id, at, from).await?;
+        let files = self.node.files();
+        let gathered = match gathers {
+            true => files.gather(of.id, at, from).await?,
+            false => None,
+        };
+        let written = match gathered {
+            Some(written) => written,
+            None => files.write(of.id, at, from).await?,
+        };
         let len = written.len as usize;
         storage::written(self.node, of.inode, written.offset, &from[..len]).await?;
         Ok((written.offset + u64::from(written.len), len))
@@ -170,7 +181,7 @@ impl<N: Node> Thread<N> {
         from: &[u8],
     ) -> Result<(u64, usize)> {
         let _pass = self.node.kernel().changes.pass(of.inode).await;
-        self.put_storage(of, at, from).await
+        self.put_storage(of, at, from, false).await
     }
 
     /// Sets the size of an open file of S.
@@ -237,7 +248,10 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_fsync(&self, [fd, ..]: Args) -> Result<u64> {
         let file = self.file(fd)?;
         match &file.kind {
-            Kind::File(of) => storage::sync(self.node, *of).await.map(|()| 0),
+            Kind::File(of) => {
+                storage::sync(self.node, *of).await?;
+                storage::tell_failure(self.node, &file).map(|()| 0)
+            }
             Kind::Folder(of) => self.node.files().fsync(of.id).await.map(|()| 0),
             Kind::Tmp(_) | Kind::TmpFolder(_) => Ok(0),
             _ => Err(errno::EINVAL.into()),
@@ -264,8 +278,12 @@ impl<N: Node> Thread<N> {
 
     /// Makes what was written to an open file durable, if it is one of S.
     pub(super) async fn sync_written(&self, fd: u64) -> Result<()> {
-        match self.file(fd)?.kind {
-            Kind::File(of) => storage::sync(self.node, of).await,
+        let file = self.file(fd)?;
+        match &file.kind {
+            Kind::File(of) => {
+                storage::sync(self.node, *of).await?;
+                storage::tell_failure(self.node, &file)
+            }
             _ => Ok(()),
         }
     }

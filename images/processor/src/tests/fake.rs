@@ -24,6 +24,7 @@ use super::turns::Turns;
 use console::{Decoder, Frame, Output};
 
 use crate::error::errno;
+use crate::gather::Gathering;
 use crate::mm::Tables;
 use crate::mm::supply::Supply;
 use crate::{
@@ -271,7 +272,7 @@ impl Memory for FakeMemory {
 
 #[derive(Default)]
 pub(crate) struct FakePlatform {
-    pub(crate) clock: Cell<u64>,
+    pub(crate) clock: Rc<Cell<u64>>,
     /// Input that is left, and ends when it is taken.
     pub(crate) stdin: RefCell<Vec<u8>>,
     pub(crate) out: RefCell<Vec<(Output, Vec<u8>)>>,
@@ -417,12 +418,15 @@ impl Cpu<FakeTables> for FakeCpu {
     }
 }
 
+/// S, with a clock in front that tells when gathered writes are due.
+pub(crate) type FakeStorage = Gathering<FakeFiles, Box<dyn Fn() -> Instant>>;
+
 pub(crate) struct FakeNode {
     pub(crate) cache: Cache<FakeMachine>,
     pub(crate) supply: Supply,
     pub(crate) platform: FakePlatform,
     pub(crate) memory: FakeMemory,
-    pub(crate) files: FakeFiles,
+    pub(crate) files: FakeStorage,
     pub(crate) kernel: Kernel<FakeNode>,
     /// Threads that were started and have not run.
     pub(crate) started: RefCell<Vec<Thread<FakeNode>>>,
@@ -435,7 +439,7 @@ impl Node for FakeNode {
     type Cpu = FakeCpu;
     type Platform = FakePlatform;
     type Memory = FakeMemory;
-    type Files = FakeFiles;
+    type Files = FakeStorage;
     fn cache(&self) -> &Cache<FakeMachine> {
         &self.cache
     }
@@ -458,7 +462,7 @@ impl Node for FakeNode {
     fn memory(&self) -> &FakeMemory {
         &self.memory
     }
-    fn files(&self) -> &FakeFiles {
+    fn files(&self) -> &FakeStorage {
         &self.files
     }
     fn kernel(&self) -> &Kernel<Self> {
@@ -492,12 +496,16 @@ impl FakeNode {
             .iter()
             .map(|(path, content)| (path.as_bytes().to_vec(), content.to_vec()))
             .collect();
+        let clock = Rc::<Cell<u64>>::default();
+        let ticks = clock.clone();
+        let now = move || Instant::from_nanos(ticks.get());
         // Threads live as long as their node.
         Box::leak(Box::new(Self {
             cache: Cache::new(geometry, Config::default(), Chunks::new(10_000), machine),
             supply: Supply::default(),
             platform: FakePlatform {
                 turns,
+                clock,
                 ..FakePlatform::default()
             },
             memory: FakeMemory {
@@ -508,7 +516,7 @@ impl FakeNode {
                 calls: Cell::new(0),
                 busy: Cell::new(0),
             },
-            files: FakeFiles::new(table),
+            files: Gathering::new(FakeFiles::new(table), Box::new(now)),
             kernel: Kernel::new(7, false),
             started: RefCell::default(),
             spaces: Cell::new(0),

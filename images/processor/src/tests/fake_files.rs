@@ -3,9 +3,11 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 
+use messages::pieces::pieces;
 use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, Caller, Entry, FileId, FileTime, Leased, OpenFlags,
-    Opened, Privileges, RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
+    AllocateFlags, AttributeFlags, Attributes, Caller, Entry, FileId, FileTime, FlushRequest,
+    Leased, OpenFlags, Opened, Privileges, RenameFlags, Stat, Statfs, Written, XattrFlags,
+    XattrName,
 };
 use messages::{Wire, Writer};
 
@@ -34,6 +36,12 @@ pub(crate) struct FakeFiles {
     pub(crate) read_only: Cell<bool>,
     /// Leases are granted.
     pub(crate) leases: Cell<bool>,
+    /// Write leases are granted, too.
+    pub(crate) gathers: Cell<bool>,
+    /// Runs of gathered writes.
+    pub(crate) flushes: Cell<u64>,
+    /// Requests for write leases.
+    pub(crate) write_asked: Cell<u64>,
     /// Questions about open files: status, leases.
     pub(crate) file_asked: Cell<u64>,
     /// Generation of the next lease of each inode; changes by another node raise it.
@@ -101,6 +109,15 @@ impl FakeFiles {
         let lease = self.generation(at);
         self.generations.borrow_mut().insert(at, lease + 1);
         (at as u64 + 10, lease)
+    }
+
+    /// Carries out what was gathered.
+    pub(crate) fn put_pieces(&self, at: usize, bytes: &[u8]) {
+        for piece in pieces(bytes) {
+            let piece = piece.expect("a sound piece");
+            let offset = usize::try_from(piece.offset).unwrap();
+            self.disk().inodes[at].write(offset, piece.bytes);
+        }
     }
 
     /// Changes a file, as another node would.
@@ -243,8 +260,32 @@ impl Files for FakeFiles {
         Ok(Opened {
             file: FileId(at as u64),
             lease: self.generation(at),
+            writes: self.gathers.get() && flags.contains(OpenFlags::GATHER),
             stat: self.stat_of(at),
         })
+    }
+    async fn write_lease(&self, file: FileId) -> Result<Leased> {
+        self.write_asked.set(self.write_asked.get() + 1);
+        let lease = match self.gathers.get() {
+            true => self.generation(index(file)),
+            false => 0,
+        };
+        let stat = self.stat_of(index(file));
+        Ok(Leased { lease, stat })
+    }
+    async fn flush(&self, request: &FlushRequest, bytes: &[u8]) -> Result<()> {
+        let at = index(request.file);
+        if self.full.get() {
+            return Err(errno::ENOSPC.into());
+        }
+        if !bytes.is_empty() && request.lease != self.generation(at) {
+            return Err(errno::ESTALE.into());
+        }
+        self.flushes.set(self.flushes.get() + 1);
+        self.put_pieces(at, bytes);
+        let synced = self.syncs.get() + u64::from(request.durable);
+        self.syncs.set(synced);
+        Ok(())
     }
     async fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
         self.reads.set(self.reads.get() + 1);

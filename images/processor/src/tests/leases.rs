@@ -7,7 +7,7 @@ use messages::{Call as _, decode_reply, encode_request};
 
 use super::tmp::ends_clean;
 use super::*;
-use crate::platform::Platform;
+use crate::platform::{Files, Platform};
 use crate::wait::either;
 
 const PROT_RW: u64 = 3;
@@ -15,25 +15,41 @@ const SHARED: u64 = 1;
 const APPEND: u64 = 0o2000;
 const DIRECT: u64 = 0o40_000;
 /// Longer than the pause after a recall.
-const PAUSE: u64 = 60_000_000;
+pub(super) const PAUSE: u64 = 60_000_000;
 /// Longer than a lease.
-const TERM: u64 = 5_000_000_000;
+pub(super) const TERM: u64 = 5_000_000_000;
 
 impl FakeNode {
+    /// Recalls a file's lease, and carries out what was gathered under it.
+    pub(super) fn recall(&self, path: &str) {
+        let (inode, lease) = self.files.recall(path);
+        let mut pieces = Vec::new();
+        loop {
+            let from = u32::try_from(pieces.len()).unwrap();
+            let (mut request, mut reply) = ([0; 32], [0; messages::MAX_MESSAGE]);
+            let asked = RecallRequest { inode, lease, from };
+            let len = encode_request::<Recall>(&asked, &mut request).unwrap();
+            let now = self.platform.now();
+            let kind = Recall::KIND.0;
+            let request = &request[..len];
+            let len = self.kernel.answer(self, now, kind, request, &mut reply);
+            let answer = decode_reply::<Recall>(&reply[..len]).unwrap().unwrap();
+            pieces.extend_from_slice(answer.part.0);
+            if answer.part.0.is_empty() {
+                break;
+            }
+        }
+        let at = usize::try_from(inode - 10).unwrap();
+        self.files.put_pieces(at, &pieces);
+    }
+
     /// Another node's change of a file: S recalls the lease first.
     fn changed_elsewhere(&self, path: &str, data: &[u8]) {
-        let (inode, lease) = self.files.recall(path);
-        let (mut request, mut reply) = ([0; 32], [0; 32]);
-        let asked = RecallRequest { inode, lease };
-        let len = encode_request::<Recall>(&asked, &mut request).unwrap();
-        let now = self.platform.now();
-        let kind = Recall::KIND.0;
-        let len = self.kernel.answer(now, kind, &request[..len], &mut reply);
-        assert_eq!(decode_reply::<Recall>(&reply[..len]), Ok(Ok(())));
+        self.recall(path);
         self.files.change(path, data);
     }
 
-    fn pass(&self, nanos: u64) {
+    pub(super) fn pass(&self, nanos: u64) {
         let clock = &self.platform.clock;
         clock.set(clock.get() + nanos);
     }
@@ -51,7 +67,7 @@ impl Run {
         self.get(into, usize::try_from(got).unwrap())
     }
 
-    fn size_of(&mut self, fd: u64) -> u64 {
+    pub(super) fn size_of(&mut self, fd: u64) -> u64 {
         assert_eq!(self.call(nr::__NR_fstat, &[fd, DATA]), Ok(0));
         let size = self.call(nr::__NR_lseek, &[fd, 0, 2]).unwrap();
         let word = self.get(DATA + 48, 8);
@@ -441,6 +457,7 @@ impl Twin {
 fn reads_mappings_and_changes_agree_with_a_plain_file() {
     for seed in 1..=24 {
         let node: &FakeNode = node(64);
+        node.files.gathers.set(seed % 4 < 2);
         let mut twin = Twin::new(node, seed);
         for step in 0..250 {
             let before = twin.file.len();
@@ -452,6 +469,12 @@ fn reads_mappings_and_changes_agree_with_a_plain_file() {
                 "seed {seed}, step {step}, {before} bytes before"
             );
         }
+        let gathered = node.files.gathered().unwrap().kept();
+        assert_eq!(
+            gathered > 5,
+            seed % 4 < 2,
+            "seed {seed}: {gathered} gathered"
+        );
         let expected = twin.file.clone();
         ends_clean(node, twin.run);
         assert!(node.files.data("/big") == expected, "seed {seed}: at S");

@@ -5,6 +5,7 @@ mod fake;
 pub(crate) mod fake_files;
 mod file_stores;
 mod futexes;
+mod gather;
 mod identity;
 mod inotify;
 mod ipc;

@@ -13,7 +13,8 @@ impl Handler for Answers {
         // A node without parts has asked for no lease yet.
         let len = self.0.get().map_or(0, |parts| {
             let now = libos::now();
-            parts.kernel.answer(now, kind, request, exchange.message())
+            let message = exchange.message();
+            parts.kernel.answer(parts, now, kind, request, message)
         });
         exchange.set_len(len);
     }

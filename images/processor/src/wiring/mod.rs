@@ -18,6 +18,7 @@ use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Chunks, Geometry, Slot};
 use processor::cached_files::CachedFiles;
+use processor::gather::{Gathered, Gathering};
 use processor::mm::supply::Supply;
 use processor::remote::Remote;
 use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Thread};
@@ -45,7 +46,7 @@ struct Parts {
     reads_ahead: bool,
     machine: Machine,
     memory: Remote<FitCarrier>,
-    files: CachedFiles<Remote<FitCarrier>>,
+    files: CachedFiles<Gathering<Remote<FitCarrier>>>,
     kernel: Kernel<Parts>,
     cores: usize,
 }
@@ -56,7 +57,7 @@ impl processor::Node for Parts {
     type Cpu = Context;
     type Platform = Machine;
     type Memory = Remote<FitCarrier>;
-    type Files = CachedFiles<Remote<FitCarrier>>;
+    type Files = CachedFiles<Gathering<Remote<FitCarrier>>>;
 
     fn cache(&self) -> &Cache<Hardware> {
         &self.cache
@@ -80,7 +81,7 @@ impl processor::Node for Parts {
     fn memory(&self) -> &Remote<FitCarrier> {
         &self.memory
     }
-    fn files(&self) -> &CachedFiles<Remote<FitCarrier>> {
+    fn files(&self) -> &CachedFiles<Gathering<Remote<FitCarrier>>> {
         &self.files
     }
     fn kernel(&self) -> &Kernel<Self> {
@@ -154,7 +155,10 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         reads_ahead,
         machine,
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
-        files: CachedFiles::new(Remote::new(Peer::Storage, files)),
+        files: CachedFiles::new(Gathering::new(
+            Remote::new(Peer::Storage, files),
+            libos::now,
+        )),
         kernel: Kernel::new(hwcap(), line.has("strace")),
         cores,
     });
@@ -164,6 +168,8 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         libos::spawn(async move { node::end(parts.supply.keep(parts).await.map_err(failed)) });
     libos::spawn(async move { parts.kernel.keep_timers(parts).await }).detach();
     libos::spawn(async move { node::end(parts.kernel.keep_files(parts).await.map_err(failed)) })
+        .detach();
+    libos::spawn(async move { node::end(parts.kernel.keep_written(parts).await.map_err(failed)) })
         .detach();
     log::info!(
         "pcache: {} lines in {} ways",
@@ -260,7 +266,10 @@ fn finish(mut report: Report, status: u8, parts: &Parts, core: &Core) {
 
 /// Adds what the cache and FIT counted.
 fn add_figures(report: &mut Report, parts: &Parts, core: &Core) {
+    use processor::Files as _;
     report.cache(&parts.cache);
+    let kept = parts.files.gathered().map_or(0, Gathered::kept);
+    report.counter("nr_writes_gathered", kept);
     report.counter("nr_kernel_frames_free", libos::frames::free() as u64);
     // A peer with several cores has several connections.
     let mut peers: BTreeMap<PeerId, (PeerName, [u64; KINDS], u64, u64)> = BTreeMap::new();

@@ -1,6 +1,6 @@
 //! Leases: who gets one, and what waits for its return.
 
-use std::pin::{Pin, pin};
+pub(super) use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
@@ -9,9 +9,9 @@ use leases::{MARGIN, TERM};
 use messages::recall::RecallRequest;
 
 use super::*;
-use crate::lease::{Holders, Wait};
+use crate::lease::{Answer, Holders, Wait};
 
-const Q: PeerKey = PeerKey(1);
+pub(super) const Q: PeerKey = PeerKey(1);
 
 /// Peers whose answers the test gives, and a clock that it sets.
 #[derive(Default)]
@@ -20,17 +20,33 @@ struct Bed {
     /// Recalls, and whether each is answered.
     recalls: Mutex<Vec<(PeerKey, RecallRequest)>>,
     answers: Mutex<Option<bool>>,
+    /// Pieces that a holder gives with its answer.
+    gathered: Mutex<Option<(FileId, Vec<u8>)>>,
 }
 
 #[derive(Clone, Default)]
-struct Fakes(Arc<Bed>);
+pub(super) struct Fakes(Arc<Bed>);
 
 impl Fakes {
-    fn recalls(&self) -> Vec<(PeerKey, RecallRequest)> {
+    pub(super) fn recalls(&self) -> Vec<(PeerKey, RecallRequest)> {
         std::mem::take(&mut self.0.recalls.lock().unwrap())
     }
-    fn answer(&self, answer: Option<bool>) {
+    pub(super) fn answer(&self, answer: Option<bool>) {
         *self.0.answers.lock().unwrap() = answer;
+    }
+    /// Returns a part of what was gathered, 1,000 bytes at most.
+    fn part(&self, from: u32) -> Answer {
+        let gathered = self.0.gathered.lock().unwrap();
+        let (file, bytes) = gathered.clone().unwrap_or((FileId(0), Vec::new()));
+        let rest = &bytes[usize::try_from(from).unwrap()..];
+        Answer {
+            file,
+            total: u32::try_from(bytes.len()).unwrap(),
+            part: rest[..rest.len().min(1000)].to_vec(),
+        }
+    }
+    pub(super) fn gather(&self, gathered: Option<(FileId, Vec<u8>)>) {
+        *self.0.gathered.lock().unwrap() = gathered;
     }
     fn pass(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap();
@@ -42,11 +58,12 @@ impl Holders for Fakes {
     fn now(&self) -> Instant {
         Instant::from_nanos(self.0.now.load(Ordering::Relaxed))
     }
-    fn recall(&self, peer: PeerKey, lease: RecallRequest) -> Wait<'_, bool> {
+    fn recall(&self, peer: PeerKey, lease: RecallRequest) -> Wait<'_, Option<Answer>> {
         self.0.recalls.lock().unwrap().push((peer, lease));
-        Box::pin(std::future::poll_fn(|_| {
+        Box::pin(std::future::poll_fn(move |_| {
             match *self.0.answers.lock().unwrap() {
-                Some(answer) => Poll::Ready(answer),
+                Some(true) => Poll::Ready(Some(self.part(lease.from))),
+                Some(false) => Poll::Ready(None),
                 None => Poll::Pending,
             }
         }))
@@ -62,7 +79,7 @@ impl Holders for Fakes {
     }
 }
 
-fn leased(name: &str) -> (Server<Ram>, Fakes, Folder) {
+pub(super) fn leased(name: &str) -> (Server<Ram>, Fakes, Folder) {
     let folder = folder(name);
     let disk = Ram(Arc::new(Mutex::new(image(&folder, 4096))));
     let fakes = Fakes::default();
@@ -70,7 +87,7 @@ fn leased(name: &str) -> (Server<Ram>, Fakes, Folder) {
     (server.with_leases(Box::new(fakes.clone())), fakes, folder)
 }
 
-fn open_as(server: &Server<Ram>, peer: PeerKey, name: &str, flags: OpenFlags) -> Opened {
+pub(super) fn open_as(server: &Server<Ram>, peer: PeerKey, name: &str, flags: OpenFlags) -> Opened {
     let mut reply;
     let request = OpenRequest {
         caller: Caller::ROOT,
@@ -81,14 +98,14 @@ fn open_as(server: &Server<Ram>, peer: PeerKey, name: &str, flags: OpenFlags) ->
     call!(server, peer, Open, request, &mut Buffer::default(), reply).unwrap()
 }
 
-fn lease_of(server: &Server<Ram>, peer: PeerKey, file: FileId) -> Leased {
+pub(super) fn lease_of(server: &Server<Ram>, peer: PeerKey, file: FileId) -> Leased {
     let mut reply;
     let request = FileRequest { file };
     call!(server, peer, Lease, request, &mut Buffer::default(), reply).unwrap()
 }
 
 /// A change of peer Q, which is polled step by step.
-fn polled<'a>(change: &mut Pin<&mut (impl Future<Output = usize> + 'a)>) -> bool {
+pub(super) fn polled<'a>(change: &mut Pin<&mut (impl Future<Output = usize> + 'a)>) -> bool {
     let mut context = Context::from_waker(Waker::noop());
     change.as_mut().poll(&mut context).is_ready()
 }
@@ -100,8 +117,9 @@ macro_rules! begin {
         $server.handle(Q, <$call>::KIND.0, &$raw[..len], &mut $reply, $bulk)
     }};
 }
+pub(super) use begin;
 
-const BOTH: OpenFlags = OpenFlags::READ.union(OpenFlags::WRITE);
+pub(super) const BOTH: OpenFlags = OpenFlags::READ.union(OpenFlags::WRITE);
 
 #[test]
 fn an_open_file_is_leased_and_a_folder_or_a_mere_place_is_not() {
@@ -133,7 +151,17 @@ fn a_write_of_another_peer_waits_for_the_return() {
         assert!(!polled(&mut write));
         let inode = held.stat.inode;
         let lease = held.lease;
-        assert_eq!(fakes.recalls(), [(P, RecallRequest { inode, lease })]);
+        assert_eq!(
+            fakes.recalls(),
+            [(
+                P,
+                RecallRequest {
+                    inode,
+                    lease,
+                    from: 0
+                }
+            )]
+        );
         assert_eq!(lease_of(&server, P, held.file).lease, 0, "Q changes it");
         let mut data = Buffer::room(5);
         let mut answer;

@@ -3,9 +3,9 @@
 use messages::memory::{Capacity, Lend, MemoryRequest, Reserve, Return};
 use messages::recall::{ProcessorRequest, Recall};
 use messages::storage::{
-    Allocate, Close, Fsync, GetXattr, Getdents, Lease, Link, LinkFile, ListXattr, Make, Open, Read,
-    Readlink, Remove, RemoveXattr, Rename, SetFile, SetPath, SetXattr, StatFile, StatFs, StatPath,
-    StorageRequest, Symlink, Sync, Truncate, Write,
+    Allocate, Close, Flush, Fsync, GetXattr, Getdents, Lease, Link, LinkFile, ListXattr, Make,
+    Open, Read, Readlink, Remove, RemoveXattr, Rename, SetFile, SetPath, SetXattr, StatFile,
+    StatFs, StatPath, StorageRequest, Symlink, Sync, Truncate, Write, WriteLease,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply, encode_reply};
 
@@ -70,6 +70,8 @@ pub(crate) fn run(bytes: &[u8]) {
         SetXattr::KIND => reply!(SetXattr, bytes),
         RemoveXattr::KIND => reply!(RemoveXattr, bytes),
         Lease::KIND => reply!(Lease, bytes),
+        WriteLease::KIND => reply!(WriteLease, bytes),
+        Flush::KIND => reply!(Flush, bytes),
         Recall::KIND => reply!(Recall, bytes),
         other => assert_eq!(other.name(), None, "a call that is left out here"),
     }

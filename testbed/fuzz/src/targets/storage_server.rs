@@ -9,13 +9,14 @@ use hal::Instant;
 use messages::recall::RecallRequest;
 use messages::storage::{
     AllocateFlags, AllocateRequest, AttributeFlags, Attributes, Caller, Close, FileId, FileRequest,
-    FileTime, GetdentsRequest, Groups, LinkFileRequest, LinkRequest, ListXattrRequest, MakeRequest,
-    Open, OpenFlags, OpenRequest, Path, PathRequest, Privileges, ReadRequest, RemoveRequest,
-    RenameFlags, RenameRequest, SetFileRequest, SetPathRequest, SetXattrRequest, StatRequest,
-    StorageRequest, TruncateRequest, Write, WriteRequest, XattrFlags, XattrName, XattrRequest,
+    FileTime, FlushRequest, GetdentsRequest, Groups, LinkFileRequest, LinkRequest,
+    ListXattrRequest, MakeRequest, Open, OpenFlags, OpenRequest, Path, PathRequest, Privileges,
+    ReadRequest, RemoveRequest, RenameFlags, RenameRequest, SetFileRequest, SetPathRequest,
+    SetXattrRequest, StatRequest, StorageRequest, TruncateRequest, Write, WriteRequest, XattrFlags,
+    XattrName, XattrRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE, decode_reply};
-use storage::lease::{Holders, Wait};
+use storage::lease::{Answer, Holders, Wait};
 use storage::{Bulk, PeerKey, Server};
 
 use super::image::{self, Disk};
@@ -33,8 +34,15 @@ impl Holders for Fakes {
     fn now(&self) -> Instant {
         Instant::from_nanos(self.0.load(Ordering::Relaxed))
     }
-    fn recall(&self, _: PeerKey, lease: RecallRequest) -> Wait<'_, bool> {
-        Box::pin(async move { lease.lease.is_multiple_of(2) })
+    fn recall(&self, _: PeerKey, ask: RecallRequest) -> Wait<'_, Option<Answer>> {
+        // Some do not answer, some have gathered what is no piece, and some do not stop.
+        let total = u32::try_from(ask.lease % 5 * 20).unwrap_or(0);
+        let answer = Answer {
+            file: FileId(ask.lease % 16),
+            total,
+            part: vec![u8::from(ask.lease.is_multiple_of(3)); 20],
+        };
+        Box::pin(async move { ask.lease.is_multiple_of(2).then_some(answer) })
     }
     fn sleep_until(&self, until: Instant) -> Wait<'_, ()> {
         let nanos = until.since(Instant::from_nanos(0)).as_nanos();
@@ -94,7 +102,7 @@ fn caller<'a>(input: &mut Input<'a>) -> Caller<'a> {
 
 fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
     let file = FileId(u64::from(input.u8() % 16));
-    match input.u8() % 31 {
+    match input.u8() % 33 {
         0 | 7 => StorageRequest::Open(OpenRequest {
             caller: caller(input),
             path: path(input),
@@ -131,6 +139,13 @@ fn request<'a>(input: &mut Input<'a>) -> StorageRequest<'a> {
         }),
         6 => StorageRequest::Close(FileRequest { file }),
         30 => StorageRequest::Lease(FileRequest { file }),
+        31 => StorageRequest::WriteLease(FileRequest { file }),
+        32 => StorageRequest::Flush(FlushRequest {
+            file,
+            lease: input.u8().into(),
+            age_ms: input.u32(),
+            durable: input.bool(),
+        }),
         24..30 => attribute(input.u8(), file, input),
         what => change(what, file, input),
     }
