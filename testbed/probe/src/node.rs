@@ -252,7 +252,7 @@ impl<D: Device, P: Platform> Pair<D, P> {
     ///
     /// # Errors
     ///
-    /// [`Error::Post`].
+    /// [`Error::Device`].
     pub fn receive(&mut self, id: u64, into: Sge) -> Result<(), Error> {
         Ok(self.queues.post_receive(self.slot, id, &[into])?)
     }
@@ -261,7 +261,7 @@ impl<D: Device, P: Platform> Pair<D, P> {
     ///
     /// # Errors
     ///
-    /// [`Error::Post`].
+    /// [`Error::Device`].
     pub fn send(
         &mut self,
         id: u64,
@@ -287,7 +287,7 @@ impl<D: Device, P: Platform> Pair<D, P> {
     ///
     /// # Errors
     ///
-    /// [`Error::Request`] when it failed, [`Error::Timeout`], or [`Error::Poll`].
+    /// [`Error::Request`] when it failed, [`Error::Timeout`], or [`Error::Device`].
     pub async fn next(&mut self, kind: CompletionKind) -> Result<Completion, Error> {
         let deadline = self.node.deadline();
         loop {
