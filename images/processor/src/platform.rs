@@ -250,7 +250,7 @@ pub trait Files {
     ) -> impl Future<Output = Result<Option<Written>>> {
         async { Ok(None) }
     }
-    /// Brings what was gathered. What S refuses is told by [`Gathered::failed_since`].
+    /// Brings what was gathered. What S refuses is told by `Gathered::failed_since`.
     fn settle(&self, _which: Settle) -> impl Future<Output = Result<()>> {
         async { Ok(()) }
     }

@@ -2,21 +2,21 @@
 //!
 //! A call to S takes a millisecond in QEMU, and programs write small pieces. While this node holds
 //! a write lease of a file, no other node looks at the file or changes it, so a `write` is kept
-//! here ([`Gathering::gather`]) and [`run::Run`]s of them go to S in one call.
+//! here (`Gathering::gather`) and runs of them go to S in one call.
 //!
 //! * [`Gathering`] is S as the rest of the node sees it: every call that might tell of a file's
 //!   bytes, size or times, or that publishes it under another name, first brings what was gathered.
 //!   So nothing above needs to know what S has not got.
-//! * S also gets it after [`AGE`], when a run is full, at `close` and at `fsync`, which takes one
+//! * S also gets it after `AGE`, when a run is full, at `close` and at `fsync`, which takes one
 //!   call for both.
 //! * A recall takes a lock only: its answer carries what was gathered, and S carries it out.
 //! * A run that S refuses is lost, as Linux's write-back loses pages. Each open file is told so
-//!   once, by its next fsync or close ([`Gathered::failed_since`]).
+//!   once, by its next fsync or close (`Gathered::failed_since`).
 //!
 //! # What is left out
 //!
-//! Long writes (over [`LONGEST`]) and those of files opened by `O_DIRECT` or `O_SYNC` go to S at
-//! once. Data lies in this node's own memory, at most [`MAX_FILES`] runs of 64 KB; M has none of
+//! Long writes (over `LONGEST`) and those of files opened by `O_DIRECT` or `O_SYNC` go to S at
+//! once. Data lies in this node's own memory, at most `MAX_FILES` runs of 64 KB; M has none of
 //! it. A writer waits while its full run is brought.
 
 mod files;
