@@ -107,19 +107,32 @@ impl Memory {
         Ok(())
     }
 
-    /// Removes the mapping at exactly that range.
+    /// Removes all mappings within a range. A guest's IOMMU has a range unmapped at once that was
+    /// mapped page by page, or not at all, as the kernel's VFIO takes it (Linux
+    /// `drivers/vfio/vfio_iommu_type1.c`, `vfio_dma_do_unmap`).
     ///
     /// # Errors
-    /// `ENOENT` if there is none.
+    /// `EINVAL` for an empty or overflowing range, or one that would cut a mapping.
     pub fn unmap(&self, address: u64, size: u64) -> Result<(), Errno> {
+        let end = address.checked_add(size).ok_or(Errno::INVAL)?;
+        if size == 0 {
+            return Err(Errno::INVAL);
+        }
         let mut mappings = self
             .mappings
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        match mappings.get(&address) {
-            Some(mapping) if mapping.size == size => mappings.remove(&address),
-            _ => return Err(Errno::NOENT),
+        let cut_at = |at: u64| {
+            let before = mappings.range(..at).next_back();
+            before.is_some_and(|(&start, mapping)| start + mapping.size > at)
         };
+        if cut_at(address) || cut_at(end) {
+            return Err(Errno::INVAL);
+        }
+        let within: Vec<u64> = mappings.range(address..end).map(|(&at, _)| at).collect();
+        for at in within {
+            mappings.remove(&at);
+        }
         Ok(())
     }
 
@@ -375,12 +388,27 @@ mod tests {
     #[test]
     fn unmapped_and_read_only_memory_is_out_of_reach() {
         let memory = two_ranges();
-        assert_eq!(memory.unmap(0, PAGE), Err(Errno::NOENT));
+        for (address, size) in [(0, PAGE), (PAGE, 2 * PAGE), (0, 0), (PAGE, u64::MAX)] {
+            assert_eq!(memory.unmap(address, size), Err(Errno::INVAL));
+        }
         memory.unmap(0, 2 * PAGE).expect("unmap");
         assert!(memory.read(0, &mut [0; 4]).is_err());
         memory.map(0, PAGE, false, Some((file(1), 0))).expect("map");
         assert!(memory.read(0, &mut [0; 4]).is_ok());
         assert!(memory.write(0, &[0; 4]).is_err());
+    }
+
+    /// As a guest's IOMMU does when the guest drops a whole page table.
+    #[test]
+    fn a_range_is_unmapped_with_all_mappings_in_it() {
+        let memory = two_ranges();
+        memory.unmap(0, 1 << 30).expect("unmap");
+        let mut byte = [0];
+        for address in [0, 2 * PAGE] {
+            assert!(memory.read(address, &mut byte).is_err());
+        }
+        memory.unmap(0, 1 << 30).expect("nothing is there");
+        memory.map(0, 4 * PAGE, true, None).expect("map");
     }
 
     #[test]
