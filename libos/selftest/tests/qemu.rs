@@ -113,12 +113,6 @@ fn everything_passes_on_four_cores() {
 
 #[test]
 #[ignore = "needs QEMU"]
-fn everything_passes_on_many_cores() {
-    assert_all_pass(&qemu(24, "", &[], b""));
-}
-
-#[test]
-#[ignore = "needs QEMU"]
 fn everything_passes_on_one_core_and_without_newer_features() {
     assert_all_pass(&qemu(1, "", &["-cpu", "qemu64"], b""));
 }
