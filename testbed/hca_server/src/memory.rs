@@ -5,6 +5,9 @@
 //! time, so all accesses are atomic ones of up to eight bytes: an aligned word is never torn, and a
 //! copy is a row of words with no order promised within.
 //!
+//! A file is mapped once, whole, for all its ranges: an IOMMU of the guest's has memory mapped page
+//! by page, which would be more mappings than Linux grants a process (`vm.max_map_count`, 65,530).
+//!
 //! A client that shrinks the file behind a mapping ends this process by SIGBUS; QEMU's
 //! `memory-backend-memfd` seals its file against that.
 
@@ -18,7 +21,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -42,7 +45,15 @@ pub struct NotMapped {
 /// The lock is a leaf: nothing else is taken under it.
 #[derive(Debug, Default)]
 pub struct Memory {
-    mappings: RwLock<BTreeMap<u64, Mapping>>,
+    map: RwLock<Map>,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    /// By device address.
+    mappings: BTreeMap<u64, Mapping>,
+    /// Files that are mapped whole, by device, inode and whether they may be written.
+    files: BTreeMap<(u64, u64, bool), Weak<Window>>,
 }
 
 /// One range. Without a window it is one the client named but gave no descriptor for (ROM, another
@@ -51,7 +62,14 @@ pub struct Memory {
 struct Mapping {
     size: u64,
     writable: bool,
-    window: Option<Window>,
+    window: Option<View>,
+}
+
+/// The part of a window from `start` on that a mapping shows.
+#[derive(Debug)]
+struct View {
+    window: Arc<Window>,
+    start: usize,
 }
 
 /// A range of a descriptor, mapped for as long as this lives.
@@ -84,19 +102,16 @@ impl Memory {
         if size == 0 || !address.is_multiple_of(PAGE) || !size.is_multiple_of(PAGE) {
             return Err(Errno::INVAL);
         }
-        let mut mappings = self
-            .mappings
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some((&start, last)) = mappings.range(..end).next_back()
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((&start, last)) = map.mappings.range(..end).next_back()
             && start + last.size > address
         {
             return Err(Errno::EXIST);
         }
         let window = fd
-            .map(|(fd, offset)| Window::new(&fd, offset, size, writable))
+            .map(|(fd, offset)| map.view(&fd, offset, size, writable))
             .transpose()?;
-        mappings.insert(
+        map.mappings.insert(
             address,
             Mapping {
                 size,
@@ -118,10 +133,8 @@ impl Memory {
         if size == 0 {
             return Err(Errno::INVAL);
         }
-        let mut mappings = self
-            .mappings
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        let mappings = &mut map.mappings;
         let cut_at = |at: u64| {
             let before = mappings.range(..at).next_back();
             before.is_some_and(|(&start, mapping)| start + mapping.size > at)
@@ -138,10 +151,8 @@ impl Memory {
 
     /// Removes all.
     pub fn clear(&self) {
-        self.mappings
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        *map = Map::default();
     }
 
     /// Reads guest memory; what was written before the last word read is seen by later accesses.
@@ -176,7 +187,7 @@ impl Memory {
         write: bool,
         mut each: impl FnMut(&Window, usize, std::ops::Range<usize>),
     ) -> Result<(), NotMapped> {
-        let mappings = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;
         while done < len {
             let gap = NotMapped {
@@ -184,31 +195,67 @@ impl Memory {
                 len: len - done,
             };
             let here = address.checked_add(done as u64).ok_or(gap)?;
-            let (&start, mapping) = mappings.range(..=here).next_back().ok_or(gap)?;
-            let offset = usize::try_from(here - start).map_err(|_| gap)?;
-            let window = mapping
-                .window
-                .as_ref()
-                .filter(|window| offset < window.len)
-                .ok_or(gap)?;
+            let (&start, mapping) = map.mappings.range(..=here).next_back().ok_or(gap)?;
+            let left = mapping.size.saturating_sub(here - start);
+            let view = mapping.window.as_ref().filter(|_| left > 0).ok_or(gap)?;
             if write && !mapping.writable {
                 return Err(gap);
             }
-            let part = (len - done).min(window.len - offset);
-            each(window, offset, done..done + part);
+            let offset = usize::try_from(here - start).map_err(|_| gap)?;
+            let part = usize::try_from(left).map_or(len - done, |left| left.min(len - done));
+            each(&view.window, view.start + offset, done..done + part);
             done += part;
         }
         Ok(())
     }
 }
 
-impl Window {
-    fn new(fd: &OwnedFd, offset: u64, size: u64, writable: bool) -> Result<Self, Errno> {
-        let len = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-        let file = u64::try_from(fstat(fd)?.st_size).map_err(|_| Errno::INVAL)?;
-        if !offset.is_multiple_of(PAGE) || offset.checked_add(size).is_none_or(|end| end > file) {
+impl Map {
+    /// Returns a range of a descriptor's file, which is mapped whole if it is not yet.
+    fn view(
+        &mut self,
+        fd: &OwnedFd,
+        offset: u64,
+        size: u64,
+        writable: bool,
+    ) -> Result<View, Errno> {
+        let stat = fstat(fd)?;
+        let file = u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?;
+        let end = offset.checked_add(size).filter(|&end| end <= file);
+        let end = end.ok_or(Errno::INVAL)?;
+        if !offset.is_multiple_of(PAGE) {
             return Err(Errno::INVAL);
         }
+        // The inode's number stays the file's for as long as the window lives, which keeps it.
+        let key = (stat.st_dev, stat.st_ino, writable);
+        let known = self.files.get(&key).and_then(Weak::upgrade);
+        let reaches = |window: &Arc<Window>| window.len as u64 >= end;
+        if let Some(window) = known.filter(reaches) {
+            let start = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
+            return Ok(View { window, start });
+        }
+        let whole = file - file % PAGE;
+        match Window::new(fd, 0, whole, writable) {
+            Ok(window) => {
+                let window = Arc::new(window);
+                self.files.retain(|_, window| window.strong_count() > 0);
+                self.files.insert(key, Arc::downgrade(&window));
+                let start = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
+                Ok(View { window, start })
+            }
+            // A file may be larger than what can be mapped of it.
+            Err(_) => Ok(View {
+                window: Arc::new(Window::new(fd, offset, size, writable)?),
+                start: 0,
+            }),
+        }
+    }
+}
+
+impl Window {
+    /// Maps a range that is the file's.
+    fn new(fd: &OwnedFd, offset: u64, size: u64, writable: bool) -> Result<Self, Errno> {
+        let len = usize::try_from(size).map_err(|_| Errno::INVAL)?;
         let rights = if writable {
             ProtFlags::READ | ProtFlags::WRITE
         } else {
@@ -396,6 +443,45 @@ mod tests {
         memory.map(0, PAGE, false, Some((file(1), 0))).expect("map");
         assert!(memory.read(0, &mut [0; 4]).is_ok());
         assert!(memory.write(0, &[0; 4]).is_err());
+    }
+
+    /// As a guest's IOMMU maps memory: in no order, page by page, more pages than a process may
+    /// have mappings.
+    #[test]
+    fn a_file_is_mapped_once_for_all_its_pages() {
+        const PAGES: u64 = 80_000;
+        let (memory, fd) = (Memory::default(), file(PAGES));
+        for page in 0..PAGES {
+            let other = fd.try_clone().expect("dup");
+            // The device's addresses go the other way than the file's.
+            let address = (PAGES - 1 - page) * PAGE;
+            memory
+                .map(address, PAGE, true, Some((other, page * PAGE)))
+                .expect("map");
+        }
+        memory.write(0, b"last").expect("write");
+        let mut bytes = [0; 4];
+        rustix::io::pread(&fd, &mut bytes, (PAGES - 1) * PAGE).expect("pread");
+        assert_eq!(&bytes, b"last");
+        memory.unmap(0, PAGES * PAGE).expect("unmap");
+        assert!(
+            memory
+                .map
+                .read()
+                .expect("no panic")
+                .files
+                .values()
+                .all(|file| file.strong_count() == 0)
+        );
+        // A file that has grown is mapped anew.
+        memory
+            .map(0, PAGE, true, Some((fd.try_clone().expect("dup"), 0)))
+            .expect("map");
+        ftruncate(&fd, (PAGES + 1) * PAGE).expect("ftruncate");
+        memory
+            .map(PAGE, PAGE, true, Some((fd, PAGES * PAGE)))
+            .expect("map");
+        memory.write(PAGE - 2, b"both").expect("write");
     }
 
     /// As a guest's IOMMU does when the guest drops a whole page table.
