@@ -241,10 +241,11 @@ impl<N: Node> Process<N> {
         }
         let takes = |thread: &&Arc<Shared>| !thread.masks(info.signal);
         let taker = threads.iter().find(takes);
-        if first.ignores(info.signal) && taker.is_some() {
+        let at_once = taker.is_some_and(|taker| !taker.awaits(info.signal));
+        if at_once && first.ignores(info.signal) {
             return;
         }
-        if taker.is_some() && first.stops(info.signal) {
+        if at_once && first.stops(info.signal) {
             self.stop(info.signal);
             return;
         }

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     affinity: AtomicU64,
     /// Blocked signals.
     mask: AtomicU64,
+    /// Signals that were blocked and that the thread waits for.
+    awaited: AtomicU64,
     /// The head of the list of robust futexes (`set_robust_list`).
     pub(crate) robust_list: AtomicU64,
     /// The thread ends and has left its locks: nobody may wait for it any more. Written with the
@@ -94,6 +96,7 @@ impl Shared {
             core: AtomicUsize::new(core),
             affinity: AtomicU64::new(u64::MAX),
             mask: AtomicU64::new(mask),
+            awaited: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
             left_locks: AtomicBool::new(false),
             pending: Mutex::default(),
@@ -212,6 +215,17 @@ impl Shared {
         self.attend();
     }
 
+    /// Notes the blocked signals that the thread waits for: they are neither ignored nor stop the
+    /// process meanwhile (Linux's `real_blocked`).
+    pub(crate) fn await_signals(&self, set: u64) {
+        self.awaited.store(set, Ordering::SeqCst);
+    }
+
+    /// Returns whether the thread waits for a signal that it has blocked.
+    pub(crate) fn awaits(&self, signal: u8) -> bool {
+        self.awaited.load(Ordering::SeqCst) & crate::signals::bit(signal) != 0
+    }
+
     /// Makes the thread look at its signals before the program goes on.
     pub(crate) fn attend(&self) {
         self.attention.store(true, Ordering::SeqCst);
@@ -239,7 +253,7 @@ impl Shared {
 
     /// Sends a signal to this thread.
     pub(crate) fn send<N: Node>(&self, node: &N, info: SignalInfo) {
-        if self.ignores(info.signal) && !self.masks(info.signal) {
+        if self.ignores(info.signal) && !self.masks(info.signal) && !self.awaits(info.signal) {
             return;
         }
         self.pending.lock().add(info);

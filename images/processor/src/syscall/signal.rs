@@ -115,12 +115,14 @@ impl<N: Node> Thread<N> {
             if end.is_some_and(|end| self.now() >= end) {
                 return Err(errno::EAGAIN.into());
             }
+            self.shared.await_signals(before & set);
             self.shared.set_mask(before & !set);
             let until = end.unwrap_or(self.now() + Duration::from_secs(3600));
             let slept = self
                 .unless_called(self.node.platform().sleep_until(until))
                 .await;
             self.shared.set_mask(before);
+            self.shared.await_signals(0);
             // A signal of the set is taken here even if it has a handler and is not blocked.
             if slept.is_err() && self.pending() & set == 0 && self.called() {
                 return Err(errno::EINTR.into());

@@ -275,3 +275,30 @@ fn a_wait_for_a_signal_takes_it_from_its_handler() {
     assert_eq!(run.thread.due(), 0);
     run.end();
 }
+
+/// As a program that waits for its children's ends: SIGCHLD is ignored by default.
+#[test]
+fn a_wait_takes_what_is_blocked_though_it_is_ignored_or_stops() {
+    for signal in [17_u8, 20, 23] {
+        let node: &FakeNode = node(64);
+        let mut run = Run::new(node);
+        run.words(DATA, &[1 << (signal - 1)]);
+        // SIG_BLOCK.
+        let blocked = run.call(nr::__NR_rt_sigprocmask, &[0, DATA, 0, 8]);
+        assert_eq!(blocked, Ok(0));
+        let wait = SystemCall {
+            number: nr::__NR_rt_sigtimedwait.into(),
+            args: [DATA, 0, 0, 8, 0, 0],
+        };
+        let process = run.thread.process.clone();
+        {
+            let mut waiting = std::pin::pin!(run.thread.system_call(wait));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(waiting.as_mut().poll(&mut context).is_pending());
+            process.send(SignalInfo::from_process(signal.into(), 0, 1));
+            let taken = node.try_block_on(waiting.as_mut());
+            assert_eq!(taken, Some(Ok(Outcome::Value(signal.into()))));
+        }
+        assert!(!process.is_stopped());
+    }
+}
