@@ -295,7 +295,7 @@ fn a_wait_takes_what_is_blocked_though_it_is_ignored_or_stops() {
             let mut waiting = std::pin::pin!(run.thread.system_call(wait));
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             assert!(waiting.as_mut().poll(&mut context).is_pending());
-            process.send(SignalInfo::from_process(signal.into(), 0, 1));
+            process.send(SignalInfo::from_process(signal, 0, 1));
             let taken = node.try_block_on(waiting.as_mut());
             assert_eq!(taken, Some(Ok(Outcome::Value(signal.into()))));
         }
