@@ -12,7 +12,9 @@ use crate::error::{Error, Result, errno};
 use crate::files::OpenFile;
 use crate::platform::Platform;
 use crate::process::Node;
-use crate::socket::{self, Address, BUFFER, Credentials, How, Message, Socket, Taken, To, Type};
+use crate::socket::{
+    self, Address, BUFFER, Credentials, How, Message, Packet, Socket, Taken, To, Type,
+};
 use crate::thread::Thread;
 
 const MSG_OOB: u32 = 1;
@@ -301,6 +303,16 @@ impl<N: Node> Thread<N> {
         if let Some(claimed) = control.credentials {
             self.may_claim(claimed)?;
         }
+        // A stream has no packets that anybody could ask for.
+        let (packet, segment) = if socket.is_stream() {
+            (Packet::default(), None)
+        } else {
+            let now = self.node.platform().wall_clock();
+            (
+                packets::header(socket, &control, now),
+                packets::segment(socket, &control),
+            )
+        };
         let message = Message {
             bytes: Vec::new(),
             rights,
@@ -308,9 +320,8 @@ impl<N: Node> Thread<N> {
                 .credentials
                 .unwrap_or_else(|| self.sender_credentials()),
             from: socket.local(),
-            packet: packets::header(socket, &control, self.node.platform().wall_clock()),
+            packet,
         };
-        let segment = packets::segment(socket, &control);
         Ok(Outgoing {
             message,
             to,

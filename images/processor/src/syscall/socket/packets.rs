@@ -165,6 +165,12 @@ fn byte(value: i32) -> u8 {
 
 /// Returns what the header of a message would say that is sent at `sent`.
 pub(super) fn header(socket: &Socket, control: &Control, sent: Duration) -> Packet {
+    if socket.is_local() {
+        return Packet {
+            sent,
+            ..Packet::default()
+        };
+    }
     let options = socket.options.lock();
     let fields = |chosen: Chosen, level, hops, class| Fields {
         hops: chosen
@@ -184,6 +190,9 @@ pub(super) fn header(socket: &Socket, control: &Control, sent: Duration) -> Pack
 
 /// Returns the bytes of each datagram that a long one is cut into.
 pub(super) fn segment(socket: &Socket, control: &Control) -> Option<usize> {
+    if socket.is_local() {
+        return None;
+    }
     let own = || {
         let options = socket.options.lock();
         u16::try_from(value(&options, IPPROTO_UDP, UDP_SEGMENT)).unwrap_or(0)
