@@ -49,6 +49,7 @@ impl Args {
             ("sockets", build(&debian, "sockets", "-O1")?),
             ("ipc", build(&debian, "ipc", "-O1")?),
             ("rseq", build(&debian, "rseq", "-O1")?),
+            ("fixed", build(&debian, "fixed", "-O1")?),
             ("priority", build_with_glibc("priority")?),
             ("checker", build(&debian, "checker", "-O2")?),
             ("many", build(&debian, "many", "-O1")?),

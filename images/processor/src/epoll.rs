@@ -168,6 +168,9 @@ fn changes(file: &OpenFile) -> u64 {
 }
 
 impl Object for Epoll {
+    fn name(&self) -> &[u8] {
+        b"anon_inode:[eventpoll]"
+    }
     fn read(&self, _: &mut [u8]) -> Result<usize> {
         Err(errno::EINVAL.into())
     }

@@ -265,6 +265,9 @@ impl Inotify {
 }
 
 impl Object for Inotify {
+    fn name(&self) -> &[u8] {
+        b"anon_inode:inotify"
+    }
     fn read(&self, into: &mut [u8]) -> Result<usize> {
         let mut state = self.state.lock();
         let mut bytes = Vec::new();

@@ -20,6 +20,7 @@ use crate::leased::Leases;
 use crate::locks::Locks;
 use crate::mm::Space;
 use crate::mm::file_cache::FileCache;
+use crate::mm::layout::{Layout, Layouts, Randomize};
 use crate::mm::object::Object;
 use crate::pipe::UserPages;
 use crate::platform::{Files, Platform};
@@ -81,6 +82,7 @@ pub struct Kernel<N: Node> {
     pub(crate) terminals: Arc<Terminals>,
     /// Trace each system call.
     pub(crate) strace: bool,
+    pub(crate) layouts: Layouts,
     /// The calls traced.
     pub(crate) tallies: Mutex<Tallies>,
 }
@@ -181,9 +183,9 @@ impl Closing {
 
 impl<N: Node> Kernel<N> {
     /// Returns a kernel without processes. `hwcap` is CPUID leaf 1, `edx`; with `strace` each
-    /// system call is logged.
+    /// system call is logged; `randomize` says how address spaces are laid out.
     #[must_use]
-    pub fn new(hwcap: u64, strace: bool) -> Self {
+    pub fn new(hwcap: u64, strace: bool, randomize: Randomize) -> Self {
         let terminals = Arc::<Terminals>::default();
         Self {
             tree: Mutex::new(Tree {
@@ -214,6 +216,7 @@ impl<N: Node> Kernel<N> {
             console: Arc::new(Console::new(terminals.clone())),
             terminals,
             strace,
+            layouts: Layouts::new(randomize),
             tallies: Mutex::default(),
         }
     }
@@ -243,8 +246,13 @@ impl<N: Node> Kernel<N> {
     pub(crate) async fn begin(&self, node: &'static N) -> Result<()> {
         let tables = node.new_tables().ok_or(errno::ENOMEM)?;
         let now = node.platform().wall_clock();
-        self.tmpfs
-            .call_once(|| Tmpfs::new(Space::new(node, 0, tables), now, self.closing.clone()));
+        self.tmpfs.call_once(|| {
+            Tmpfs::new(
+                Space::new(node, 0, tables, Layout::FIXED),
+                now,
+                self.closing.clone(),
+            )
+        });
         let parts = node.platform().vdso();
         if !parts.functions.is_empty() && self.vdso().is_none() {
             let pages = vdso::make(self.tmpfs().space(), &parts).await?;

@@ -17,9 +17,10 @@ use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::leased;
 use crate::mm::file::FilePages;
+use crate::mm::layout::Layout;
 use crate::mm::map::Place;
 use crate::mm::vma::{Backing, Vma, VmaFlags};
-use crate::mm::{Heap, MMAP_TOP, STACK_TOP, Space};
+use crate::mm::{Heap, Space};
 use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::stack::{self, Facts, Identity};
@@ -31,8 +32,6 @@ use crate::vdso;
 /// Bytes of a stack below its first contents that are mapped from the start; it grows from there
 /// (Linux's `stack_expand`).
 const STACK_SPARE: u64 = 128 << 10;
-/// The address of position-independent programs.
-const RELOCATED_BASE: u64 = 0x5555_5540_0000;
 /// The alignment of the interpreter's address: a chunk, so that its pages share no leaf table.
 const INTERPRETER_ALIGN: u64 = 2 << 20;
 /// A file is read in pieces of this many bytes.
@@ -60,6 +59,8 @@ pub struct Command {
     pub cwd: Vec<u8>,
     /// The user that it runs as, by name or number; empty for root.
     pub user: Vec<u8>,
+    /// Its memory's parts lie in fixed places (`ADDR_NO_RANDOMIZE`).
+    pub fixed_layout: bool,
     /// The kinds of its first three descriptors on the host.
     pub streams: [console::Source; 3],
 }
@@ -176,6 +177,8 @@ pub(crate) struct Image<N: Node> {
     pub(crate) sp: u64,
     /// The path of the file that runs.
     pub(crate) path: Vec<u8>,
+    /// The program has rights that who runs it has not.
+    pub(crate) secure: bool,
     /// The program's identity.
     pub(crate) creds: Creds,
     /// Keeps writers away from the file.
@@ -355,9 +358,16 @@ pub(crate) async fn load<N: Node>(
         }
         let tables = node.new_tables().ok_or(errno::ENOMEM);
         let tables = tables.map_err(|errno| failed(errno.into()))?;
-        let memory = Space::new(node, pid, tables);
         let mut creds = creds.clone();
         let secure = creds.execute(source.stat.mode, source.stat.uid, source.stat.gid);
+        // Who runs a program with its owner's rights does not say where it lies.
+        let layout = if command.fixed_layout && !secure {
+            Layout::FIXED
+        } else {
+            let layouts = &node.kernel().layouts;
+            layouts.next(|bytes| node.platform().random(bytes))
+        };
+        let memory = Space::new(node, pid, tables, layout);
         let identity = Identity::of(&creds, secure);
         return match fill(&memory, &source, &command, identity, vectors).await {
             Ok((entry, sp)) => Ok(Image {
@@ -365,6 +375,7 @@ pub(crate) async fn load<N: Node>(
                 entry,
                 sp,
                 path: command.path,
+                secure,
                 creds,
                 text: source.text,
             }),
@@ -397,12 +408,13 @@ async fn fill<N: Node>(
     let node = source.node;
     let program = source.program().await?;
     let bias = if program.relocatable {
-        RELOCATED_BASE
+        memory.layout.program
     } else {
         0
     };
     let end = map_program(memory, &program, bias, source).await?;
-    *memory.heap.lock() = Heap { start: end, end };
+    let start = end.next_multiple_of(PAGE_SIZE) + memory.layout.heap_gap;
+    *memory.heap.lock() = Heap { start, end: start };
     let (start, base) = match &program.interpreter {
         Some(range) => interpret(memory, source, range.clone()).await?,
         None => (program.entry + bias, 0),
@@ -430,15 +442,14 @@ async fn fill<N: Node>(
         identity,
         hwcap: node.kernel().hwcap,
     };
-    let stack = stack::build(STACK_TOP, &facts)?;
+    let top = memory.layout.stack_top;
+    let stack = stack::build(top - memory.layout.stack_skip, &facts)?;
     let mut rights = Rights::READ | Rights::WRITE;
     rights.set(Rights::EXEC, program.executable_stack);
     let bottom = (stack.pointer - STACK_SPARE) / PAGE_SIZE * PAGE_SIZE;
     let mut vma = Vma::anonymous(rights);
     vma.flags |= VmaFlags::GROWSDOWN;
-    memory
-        .map(Place::Free(bottom), STACK_TOP - bottom, vma)
-        .await?;
+    memory.map(Place::Free(bottom), top - bottom, vma).await?;
     memory.load(stack.pointer, &stack.bytes).await?;
     Ok((start, stack.pointer))
 }
@@ -460,7 +471,11 @@ async fn interpret<N: Node>(
     let program = interpreter.program().await?;
     let bias = if program.relocatable {
         let (_, end) = program.span();
-        let start = MMAP_TOP.checked_sub(end).ok_or(errno::ENOMEM)?;
+        let start = memory
+            .layout
+            .mmap_top
+            .checked_sub(end)
+            .ok_or(errno::ENOMEM)?;
         start / INTERPRETER_ALIGN * INTERPRETER_ALIGN
     } else {
         0

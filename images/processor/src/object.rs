@@ -76,6 +76,10 @@ pub(crate) trait Object: Send + Sync + fmt::Debug {
     fn takes_one(&self) -> bool {
         false
     }
+    /// Returns what `/proc/self/fd` calls an object that is neither a pipe nor a socket.
+    fn name(&self) -> &[u8] {
+        b"anon_inode:[object]"
+    }
     /// Returns the object as a queue of what happens to files, if it is one.
     fn as_inotify(&self) -> Option<&Inotify> {
         None
@@ -147,6 +151,9 @@ impl EventCounter {
 }
 
 impl Object for EventCounter {
+    fn name(&self) -> &[u8] {
+        b"anon_inode:[eventfd]"
+    }
     fn read(&self, into: &mut [u8]) -> Result<usize> {
         let into = into.get_mut(..8).ok_or(errno::EINVAL)?;
         let mut count = self.count.lock();

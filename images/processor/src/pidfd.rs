@@ -55,6 +55,9 @@ impl PidFd {
 }
 
 impl Object for PidFd {
+    fn name(&self) -> &[u8] {
+        b"anon_inode:[pidfd]"
+    }
     fn read(&self, _: &mut [u8]) -> Result<usize> {
         Err(errno::EINVAL.into())
     }

@@ -66,6 +66,11 @@ pub trait Node: Sized + 'static {
     fn fail(&self, error: crate::Error);
 }
 
+/// `ADDR_NO_RANDOMIZE` (Linux `include/uapi/linux/personality.h`).
+const NO_RANDOMIZE: u32 = 0x4_0000;
+/// `PER_CLEAR_ON_SETID`: with it READ_IMPLIES_EXEC, ADDR_COMPAT_LAYOUT and MMAP_PAGE_ZERO.
+const CLEARED_WITH_RIGHTS: u32 = NO_RANDOMIZE | 0x40_0000 | 0x20_0000 | 0x10_0000;
+
 /// A process: a group of threads.
 pub struct Process<N: Node> {
     pub(crate) node: &'static N,
@@ -86,6 +91,8 @@ pub struct Process<N: Node> {
     pub(crate) children_changed: WaitQueue,
     /// The address space, while there is one.
     pub(crate) memory: Mutex<Option<Arc<Space<'static, N>>>>,
+    /// The last word that `personality` was told (Linux `include/uapi/linux/personality.h`).
+    pub(crate) personality: AtomicU32,
     pub(crate) exec_path: Mutex<Vec<u8>>,
     /// Keeps writers away from the program's file.
     pub(crate) text: Mutex<Option<Use>>,
@@ -125,6 +132,7 @@ impl<N: Node> Process<N> {
             fewer_threads: WaitQueue::default(),
             children_changed: WaitQueue::default(),
             memory: Mutex::new(None),
+            personality: AtomicU32::new(0),
             exec_path: Mutex::default(),
             text: Mutex::default(),
             arguments: Mutex::default(),
@@ -141,6 +149,22 @@ impl<N: Node> Process<N> {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Returns what `personality` was told.
+    pub(crate) fn personality(&self) -> u32 {
+        self.personality.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the next program's memory is not to be randomized.
+    pub(crate) fn has_fixed_layout(&self) -> bool {
+        self.personality() & NO_RANDOMIZE != 0
+    }
+
+    /// Forgets what a program with its owner's rights is not to inherit.
+    pub(crate) fn clear_personality(&self) {
+        self.personality
+            .fetch_and(!CLEARED_WITH_RIGHTS, Ordering::Relaxed);
     }
 
     /// Returns the parent's number.

@@ -66,6 +66,9 @@ pub(crate) fn encode(info: &SignalInfo) -> [u8; SIGNAL_SIZE] {
 }
 
 impl Object for SignalFile {
+    fn name(&self) -> &[u8] {
+        b"anon_inode:[signalfd]"
+    }
     fn read(&self, _: &mut [u8]) -> Result<usize> {
         Err(errno::EAGAIN.into())
     }

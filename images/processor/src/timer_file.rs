@@ -25,6 +25,9 @@ impl TimerFile {
 }
 
 impl Object for TimerFile {
+    fn name(&self) -> &[u8] {
+        b"anon_inode:[timerfd]"
+    }
     fn read(&self, into: &mut [u8]) -> Result<usize> {
         let into = into.get_mut(..8).ok_or(errno::EINVAL)?;
         let expired = self.timer.take_expired();

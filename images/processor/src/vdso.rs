@@ -15,14 +15,14 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use messages::{PAGE_SIZE, USER_END};
+use messages::PAGE_SIZE;
 use pcache::Rights;
 
 use crate::error::{Result, errno};
+use crate::mm::Space;
 use crate::mm::map::Place;
 use crate::mm::object::Object;
 use crate::mm::vma::{Backing, Vma, VmaFlags};
-use crate::mm::{STACK_TOP, Space};
 use crate::process::Node;
 
 /// The vDSO's parts as the machine provides them: code, functions and the words that they read.
@@ -38,10 +38,6 @@ pub struct VdsoParts {
 
 /// The place of the code in the image.
 pub const CODE: usize = 0xc00;
-/// The address of the first page: above the stack, where nothing else is mapped unless a program
-/// asks for it.
-pub(crate) const PLACE: u64 = STACK_TOP;
-const _: () = assert!(PLACE + 2 * PAGE_SIZE <= USER_END);
 /// Bytes of the image.
 const PAGE: usize = 4096;
 /// The library's own name, and the version of its functions.
@@ -247,7 +243,9 @@ pub(crate) async fn map<N: Node>(memory: &Space<'static, N>, object: &Arc<Object
     let mut vma = Vma::anonymous(Rights::READ | Rights::EXEC);
     vma.flags |= VmaFlags::NORESERVE;
     vma.backing = Backing::Object(object.clone(), 0);
-    let start = memory.map(Place::Free(PLACE), 2 * PAGE_SIZE, vma).await?;
+    // Above the stack, where nothing else is mapped unless a program asks for it.
+    let place = Place::Free(memory.layout.stack_top);
+    let start = memory.map(place, 2 * PAGE_SIZE, vma).await?;
     Ok(start + PAGE_SIZE)
 }
 

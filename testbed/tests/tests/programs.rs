@@ -233,6 +233,40 @@ sha256sum < a/f3; awk 'BEGIN { print 6 * 7 }'; grep -r 'line 7' a
     assert_eq!(there.code, Some(0));
 }
 
+/// Each program lies elsewhere, unless it was asked not to (`ADDR_NO_RANDOMIZE`); by a seed each
+/// run of the cluster has the same places.
+#[test]
+fn programs_lie_in_random_places_or_in_those_of_a_seed() {
+    const SCRIPT: &str = r#"cd /tmp
+for i in 1 2; do cat /proc/self/maps > $i; done
+for i in 3 4; do /bin/fixed /bin/cat /proc/self/maps > $i; done
+cat /proc/sys/kernel/randomize_va_space
+for i in 1 2 3 4; do
+  awk '!n++ || /heap|stack|vdso|libc/ { printf "%s ", $1 } END { print "" }' $i
+done"#;
+    let run = |options: &[&str]| {
+        let root = ["--root", "trixie", "--cpus", "2", "--pcache", "16M"];
+        let there = Run::new(&[&root[..], options].concat())
+            .add(program("fixed"), "/bin/fixed")
+            .run(&["/bin/bash", "-c", SCRIPT]);
+        assert_eq!(there.code, Some(0), "{}", there.stderr);
+        let text = String::from_utf8(there.stdout).expect("text");
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let by_seed = run(&["--boot", "processor:aslr=7"]);
+    let [setting, one, two, three, four] = &by_seed[..] else {
+        panic!("not five lines: {by_seed:?}");
+    };
+    assert_eq!(setting, "2");
+    assert!(one != two && one != three, "{by_seed:?}");
+    assert_eq!(three, four);
+    assert!(three.starts_with("555555400000-"), "{three}");
+    assert_eq!(run(&["--boot", "processor:aslr=7"]), by_seed);
+    let random = run(&[]);
+    assert_eq!(random[3], *three);
+    assert_ne!(random[1], *one);
+}
+
 /// Debian's compiler, build tool, databases and version control, with several processes at once.
 /// Its packages are some 150 MB, so it runs when asked for: `cargo test -p testbed_tests --test
 /// programs -- --ignored`.

@@ -22,6 +22,7 @@ use super::output::{in_folder, show};
 use super::plot::{Bar, stacked};
 use super::record::{Circumstances, Record, markdown};
 use super::table::aligned;
+use crate::bench::FIXED_LAYOUT;
 use crate::build_image::Role;
 use crate::qemu::Qemu;
 use crate::tools::step;
@@ -149,6 +150,8 @@ fn on_p(program: &Path, plugin: &Path, out: &Path, count: &str) -> Result<String
         "run",
         "--pcache",
         "64M",
+        "--boot",
+        FIXED_LAYOUT,
         "--timeout",
         LIMIT,
         "--plugin",

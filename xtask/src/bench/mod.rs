@@ -30,6 +30,10 @@ mod table;
 
 use anyhow::Result;
 
+/// The option of a run whose programs lie in the same places each time, so that its counts do not
+/// depend on which sets their pages share.
+const FIXED_LAYOUT: &str = "processor:aslr=off";
+
 /// Measures a part of Tessera
 #[derive(clap::Args)]
 #[command(arg_required_else_help = true, args_conflicts_with_subcommands = true)]

@@ -16,7 +16,8 @@ const ALL: [&str; 9] = [
     "failure",
 ];
 /// The options that P reads beside them.
-const PROCESSOR: [&str; 8] = [
+const PROCESSOR: [&str; 9] = [
+    "aslr",
     "pcache",
     "ways",
     "policy",

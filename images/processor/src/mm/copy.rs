@@ -130,7 +130,8 @@ impl<N: Node> Space<'_, N> {
         Ok(())
     }
 
-    /// Copies a zero-terminated string of less than `max` bytes from the program.
+    /// Copies a string of at most `max` bytes before its zero from the program. Nothing behind the
+    /// longest one is looked at.
     ///
     /// # Errors
     ///
@@ -138,9 +139,9 @@ impl<N: Node> Space<'_, N> {
     pub(crate) async fn read_string(&self, addr: u64, max: usize) -> Result<Vec<u8>> {
         let mut string = Vec::new();
         let mut piece = [0; 256];
-        while string.len() < max {
+        while string.len() <= max {
             let at = addr.checked_add(string.len() as u64).ok_or(errno::EFAULT)?;
-            let (_, len) = within_page(at, piece.len());
+            let (_, len) = within_page(at, piece.len().min(max + 1 - string.len()));
             self.read(at, &mut piece[..len]).await?;
             match piece[..len].iter().position(|&b| b == 0) {
                 Some(end) => {

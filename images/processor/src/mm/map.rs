@@ -7,9 +7,10 @@ use core::sync::atomic::Ordering;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{Access, Advice, Machine, Rights};
 
+use super::layout::Layout;
 use super::object::let_go;
 use super::vma::{Backing, MAX_VMAS, Piece, Vma, VmaFlags, Vmas};
-use super::{MMAP_MIN, MMAP_TOP, Space, Tables};
+use super::{MMAP_MIN, Space, Tables};
 use crate::error::{Result, errno};
 use crate::process::Node;
 
@@ -32,7 +33,7 @@ impl Place {
     /// # Errors
     ///
     /// ENOMEM if there is no room or there are too many VMAs; EEXIST for a place that is taken.
-    pub(super) fn find(self, vmas: &mut Vmas, len: u64) -> Result<u64> {
+    pub(super) fn find(self, vmas: &mut Vmas, len: u64, layout: Layout) -> Result<u64> {
         if vmas.len() >= MAX_VMAS {
             return Err(errno::ENOMEM.into());
         }
@@ -44,7 +45,7 @@ impl Place {
             Self::Wish(start) if start >= MMAP_MIN && fits(start, len) && free(vmas, start) => {
                 return Ok(start);
             }
-            Self::Wish(_) => MMAP_MIN..MMAP_TOP,
+            Self::Wish(_) => MMAP_MIN..layout.mmap_top,
             Self::Low => LOW,
         };
         vmas.gap(len, limits).ok_or_else(|| errno::ENOMEM.into())
@@ -80,7 +81,7 @@ impl<N: Node> Space<'_, N> {
         if let Place::Exactly(start) = place {
             self.unmap(start..start + len).await?;
         }
-        let start = place.find(&mut self.vmas.lock(), len)?;
+        let start = place.find(&mut self.vmas.lock(), len, self.layout)?;
         if vma.accountable() {
             self.node
                 .supply()
@@ -227,7 +228,7 @@ impl<N: Node> Space<'_, N> {
         let target = match to {
             Some(to) => to,
             None if in_place => start,
-            None if may_move => Place::Wish(0).find(&mut self.vmas.lock(), new_len)?,
+            None if may_move => Place::Wish(0).find(&mut self.vmas.lock(), new_len, self.layout)?,
             None => return Err(errno::ENOMEM.into()),
         };
         if vma.flags.contains(VmaFlags::CHARGED) {
@@ -266,7 +267,7 @@ impl<N: Node> Space<'_, N> {
                 self.unmap(to..to + len).await?;
                 to
             }
-            None => Place::Wish(0).find(&mut self.vmas.lock(), len)?,
+            None => Place::Wish(0).find(&mut self.vmas.lock(), len, self.layout)?,
         };
         if vma.flags.contains(VmaFlags::CHARGED) {
             self.node.supply().commit(self.node, pages_of(&was)).await?;

@@ -23,6 +23,7 @@ pub mod copy;
 pub mod fault;
 pub mod file;
 pub(crate) mod file_cache;
+pub mod layout;
 pub mod map;
 mod now;
 pub mod object;
@@ -42,6 +43,7 @@ use pcache::{ChunkId, Machine, Mapping, Page, Prefetcher, SpaceId, Vpn};
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::wait::{Gate, Pass};
+use layout::Layout;
 use vma::Vmas;
 
 /// One past the highest stack address: the last whole chunk's worth below the user's end.
@@ -50,8 +52,8 @@ pub const STACK_TOP: u64 = USER_END / CHUNK_SIZE * CHUNK_SIZE;
 pub const STACK_LIMIT: u64 = 8 << 20;
 /// Distance between a stack and what lies below it (Linux's `stack_guard_gap`: 256 pages).
 pub const STACK_GAP: u64 = 256 * 4096;
-/// One past the highest address that a mapping without a wish gets; stacks may grow to 128 MB
-/// above, Linux's least gap for them.
+/// One past the highest address that a mapping without a wish gets where nothing is random; stacks
+/// may grow to 128 MB above, Linux's least gap for them.
 pub const MMAP_TOP: u64 = STACK_TOP - (128 << 20) - STACK_GAP;
 /// The lowest address that may be mapped (Linux's `vm.mmap_min_addr`).
 pub const MMAP_MIN: u64 = 65_536;
@@ -104,6 +106,8 @@ pub struct Space<'n, N: Node> {
     pub(crate) stack_limit: AtomicU64,
     /// The heap's range, which `brk` moves the end of.
     pub(crate) heap: Mutex<Heap>,
+    /// The places of its parts.
+    pub(crate) layout: Layout,
     /// Held while the address space changes.
     change: Gate,
 }
@@ -113,7 +117,7 @@ pub(crate) type EntryOf<N> = <<N as Node>::Machine as Machine>::Entry;
 
 impl<'n, N: Node> Space<'n, N> {
     /// Returns an empty address space with these page tables.
-    pub(crate) fn new(node: &'n N, pid: u32, tables: N::Tables) -> Self {
+    pub(crate) fn new(node: &'n N, pid: u32, tables: N::Tables, layout: Layout) -> Self {
         Self {
             node,
             pid,
@@ -126,6 +130,7 @@ impl<'n, N: Node> Space<'n, N> {
             breath: AtomicU32::new(0),
             stack_limit: AtomicU64::new(STACK_LIMIT),
             heap: Mutex::default(),
+            layout,
             change: Gate::default(),
         }
     }

@@ -32,7 +32,7 @@ impl<N: Node> Space<'_, N> {
         }
         vma.flags.set(VmaFlags::CHARGED, charge > 0);
         let mut vmas = self.vmas.lock();
-        let Ok(start) = place.find(&mut vmas, len) else {
+        let Ok(start) = place.find(&mut vmas, len, self.layout) else {
             supply.uncommit(charge);
             return None;
         };

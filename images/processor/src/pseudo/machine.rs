@@ -25,6 +25,7 @@ pub(crate) enum Kind {
     LoadAvg,
     Locks,
     MemInfo,
+    RandomizeVaSpace,
     Stat,
     Uptime,
     Uuid,
@@ -85,7 +86,7 @@ pub(super) const MOUNTINFO: &[u8] = b"1 0 254:0 / / ro,relatime - ext4 /dev/root
 7 1 0:23 / /run rw,nosuid,nodev - tmpfs tmpfs rw\n";
 
 /// `/proc/sys`: the settings that programs read, none of which can be changed.
-const SETTINGS: [(&str, &[u8]); 25] = [
+const SETTINGS: [(&str, &[u8]); 24] = [
     ("fs/file-max", b"1048576\n"),
     ("fs/nr_open", b"65536\n"),
     ("fs/pipe-max-size", b"1048576\n"),
@@ -104,7 +105,6 @@ const SETTINGS: [(&str, &[u8]); 25] = [
     ("kernel/pid_max", b"32768\n"),
     ("kernel/random/entropy_avail", b"256\n"),
     ("kernel/random/poolsize", b"256\n"),
-    ("kernel/randomize_va_space", b"0\n"),
     ("kernel/threads-max", b"4096\n"),
     ("kernel/version", b"#1 SMP Tessera\n"),
     ("vm/max_map_count", b"65530\n"),
@@ -191,11 +191,12 @@ impl<N: Node> Thread<N> {
 
     /// Walks `/proc/sys`.
     fn proc_sys(&self, parts: &[&[u8]]) -> Result<Step<N>> {
-        let made: [(&str, Kind); 4] = [
+        let made: [(&str, Kind); 5] = [
             ("fs/file-nr", Kind::FileNr),
             ("kernel/hostname", Kind::HostName),
             ("kernel/random/boot_id", Kind::Uuid),
             ("kernel/random/uuid", Kind::Uuid),
+            ("kernel/randomize_va_space", Kind::RandomizeVaSpace),
         ];
         let mut path = String::new();
         for part in parts {
@@ -248,6 +249,10 @@ impl<N: Node> Thread<N> {
             }
             Kind::Locks => locks(&self.node.kernel().locks.list()),
             Kind::MemInfo => self.memory_info().await?,
+            Kind::RandomizeVaSpace => {
+                let random = self.node.kernel().layouts.are_random();
+                if random { "2\n" } else { "0\n" }.into()
+            }
             Kind::Stat => self.machine_stat(),
             Kind::Uptime => {
                 let up = self.now().nanos;

@@ -328,7 +328,7 @@ impl<N: Node> Thread<N> {
             Text::Constant(bytes) => Ok(bytes.to_vec()),
             Text::Made(bytes) => Ok(bytes.clone()),
             Text::Machine(kind) => self.machine_text(*kind).await,
-            Text::Process(process, thread, kind) => self.process_text(process, thread, *kind),
+            Text::Process(process, thread, kind) => self.process_text(process, thread, *kind).await,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `/proc/PID`: what is told of a process (Linux `fs/proc/`, `Documentation/filesystems/proc.rst`).
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -13,11 +14,10 @@ use super::{Entry, FOLDER, LINK, Name, REGULAR, Step, Text, missing, number};
 use crate::error::{Result, errno};
 use crate::files::{Kind as FileKind, OpenFile};
 use crate::limits::{INFINITY, Limit};
+use crate::mm::Heap;
 use crate::mm::vma::{Backing, Vmas};
-use crate::mm::{Heap, STACK_TOP};
 use crate::process::{Node, Process};
 use crate::thread::{Shared, Thread};
-use crate::vdso;
 
 /// A file of a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +28,7 @@ pub(crate) enum Kind {
     Io,
     Limits,
     Maps,
+    Personality,
     OomScoreAdj,
     Smaps,
     SmapsRollup,
@@ -37,7 +38,7 @@ pub(crate) enum Kind {
 }
 
 /// The files that are made anew each time, by name.
-const FILES: [(&[u8], Kind); 12] = [
+const FILES: [(&[u8], Kind); 13] = [
     (b"cmdline", Kind::CmdLine),
     (b"comm", Kind::Comm),
     (b"environ", Kind::Environ),
@@ -45,6 +46,7 @@ const FILES: [(&[u8], Kind); 12] = [
     (b"limits", Kind::Limits),
     (b"maps", Kind::Maps),
     (b"oom_score_adj", Kind::OomScoreAdj),
+    (b"personality", Kind::Personality),
     (b"smaps", Kind::Smaps),
     (b"smaps_rollup", Kind::SmapsRollup),
     (b"stat", Kind::Stat),
@@ -53,13 +55,12 @@ const FILES: [(&[u8], Kind); 12] = [
 ];
 
 /// The files that always say the same.
-const CONSTANTS: [(&[u8], &[u8]); 8] = [
+const CONSTANTS: [(&[u8], &[u8]); 7] = [
     (b"cgroup", b"0::/\n"),
     (b"loginuid", b"4294967295"),
     (b"mountinfo", super::machine::MOUNTINFO),
     (b"mounts", super::machine::MOUNTS),
     (b"oom_score", b"0\n"),
-    (b"personality", b"00000000\n"),
     (b"sessionid", b"4294967295"),
     (b"wchan", b"0"),
 ];
@@ -168,7 +169,7 @@ impl<N: Node> Thread<N> {
                 [&comm[..], b"\n"].concat(),
             )))),
             [b"stat"] => {
-                let text = self.stat_line(process, &comm, process.pid(), &related, [0; 3]);
+                let text = self.stat_line(process, &comm, process.pid(), &related, [0; 4]);
                 Ok(Step::Entry(Entry::Text(Text::Made(text))))
             }
             _ => missing(),
@@ -235,7 +236,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Makes the text of a file of a process.
-    pub(super) fn process_text(
+    pub(super) async fn process_text(
         &self,
         process: &Arc<Process<N>>,
         thread: &Shared,
@@ -246,13 +247,15 @@ impl<N: Node> Thread<N> {
             Kind::Environ => return Ok(process.arguments.lock().1.clone()),
             Kind::Comm => return Ok([&thread.name.lock()[..], b"\n"].concat()),
             Kind::OomScoreAdj => "0\n".into(),
+            Kind::Personality => format!("{:08x}\n", process.personality()),
             Kind::Io => IO.into(),
             Kind::Limits => limits(process),
-            Kind::Maps => self.with_memory(process, |vmas, heap, _| maps(vmas, heap, None))?,
-            Kind::Smaps => self.with_memory(process, |vmas, heap, _| maps(vmas, heap, Some(())))?,
-            Kind::SmapsRollup => {
-                self.with_memory(process, |vmas, _, resident| rollup(vmas, resident))?
+            Kind::Maps | Kind::Smaps => {
+                let names = self.mapped_names(process).await?;
+                let details = (kind == Kind::Smaps).then_some(());
+                self.with_memory(process, |vmas, marks, _| maps(vmas, marks, &names, details))?
             }
+            Kind::SmapsRollup => self.with_memory(process, rollup)?,
             Kind::Stat => {
                 let (size, resident, faults) = self.sizes(process);
                 let related = self.related(process)?;
@@ -262,7 +265,7 @@ impl<N: Node> Thread<N> {
                     &comm,
                     thread.tid(),
                     &related,
-                    [size, resident, faults],
+                    [size, resident, faults, self.stack_top(process)],
                 ));
             }
             Kind::Statm => {
@@ -275,17 +278,45 @@ impl<N: Node> Thread<N> {
         Ok(text.into_bytes())
     }
 
+    /// Returns the paths that are shown for the files that a process maps.
+    async fn mapped_names(&self, process: &Process<N>) -> Result<Names> {
+        let paths = |vmas: &Vmas, _, _| -> BTreeSet<Vec<u8>> {
+            let path = |backing: &Backing| match backing {
+                Backing::File(file, _) => Some(file.path().to_vec()),
+                _ => None,
+            };
+            vmas.iter()
+                .filter_map(|(_, vma)| path(&vma.backing))
+                .collect()
+        };
+        let mut names = Names::new();
+        for path in self.with_memory(process, paths)? {
+            let shown = self.shown_path(&path).await?;
+            names.insert(path, shown);
+        }
+        Ok(names)
+    }
+
     /// Calls `look` with a process's VMAs, heap and resident bytes; nothing is mapped after its
     /// end.
     fn with_memory<T>(
         &self,
         process: &Process<N>,
-        look: impl FnOnce(&Vmas, Heap, u64) -> T,
+        look: impl FnOnce(&Vmas, Marks, u64) -> T,
     ) -> Result<T> {
         let memory = process.memory.lock();
         let space = memory.as_ref().ok_or(errno::ESRCH)?;
-        let (heap, resident) = (*space.heap.lock(), space.resident());
-        Ok(space.with_vmas(|vmas| look(vmas, heap, resident)))
+        let marks = Marks {
+            heap: *space.heap.lock(),
+            stack_top: space.layout.stack_top,
+        };
+        let resident = space.resident();
+        Ok(space.with_vmas(|vmas| look(vmas, marks, resident)))
+    }
+
+    fn stack_top(&self, process: &Process<N>) -> u64 {
+        let memory = process.memory.lock();
+        memory.as_ref().map_or(0, |space| space.layout.stack_top)
     }
 
     /// Returns bytes mapped, bytes touched, and faults.
@@ -316,7 +347,7 @@ impl<N: Node> Thread<N> {
         comm: &[u8],
         tid: u32,
         related: &Related,
-        [size, resident, faults]: [u64; 3],
+        [size, resident, faults, stack_top]: [u64; 4],
     ) -> Vec<u8> {
         let ticks = |nanos: u128| u64::try_from(nanos).unwrap_or(u64::MAX) / TICK_NANOS;
         let state = &self.state(process, related)[..1];
@@ -342,7 +373,7 @@ impl<N: Node> Thread<N> {
         line.extend_from_slice(comm);
         let rest = format!(
             ") {state} {parent} {group} {session} 0 -1 4194304 {faults} 0 0 0 {time} 0 {children} 0 {priority} {nice} {threads} 0 \
-             {start} {size} {pages} 18446744073709551615 0 0 {STACK_TOP} 0 0 0 0 0 0 0 0 0 17 {core} 0 0 0 0 0 0 0 0 0 0 \
+             {start} {size} {pages} 18446744073709551615 0 0 {stack_top} 0 0 0 0 0 0 0 0 0 17 {core} 0 0 0 0 0 0 0 0 0 0 \
              0 0 0\n",
             core = 0,
         );
@@ -454,11 +485,22 @@ fn limits<N: Node>(process: &Process<N>) -> String {
     text
 }
 
+/// The paths shown for those that files were opened by.
+type Names = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Places in an address space that its mappings are named after.
+#[derive(Clone, Copy)]
+struct Marks {
+    heap: Heap,
+    stack_top: u64,
+}
+
 /// Makes the lines of `maps`, or of `smaps`.
-fn maps(vmas: &Vmas, heap: Heap, details: Option<()>) -> String {
+fn maps(vmas: &Vmas, marks: Marks, names: &Names, details: Option<()>) -> String {
+    let Marks { heap, stack_top } = marks;
     let mut text = String::new();
     for (range, vma) in vmas.iter() {
-        let shared = vma.is_shared() && range.start != vdso::PLACE;
+        let shared = vma.is_shared() && range.start != stack_top;
         let letter = |right: Rights, letter: char| {
             if vma.rights.contains(right) {
                 letter
@@ -468,12 +510,13 @@ fn maps(vmas: &Vmas, heap: Heap, details: Option<()>) -> String {
         };
         let (offset, inode, path) = match &vma.backing {
             Backing::File(file, first) => {
-                let path = String::from_utf8_lossy(file.path()).into_owned();
+                let path = names.get(file.path()).map_or(file.path(), |name| &name[..]);
+                let path = String::from_utf8_lossy(path).into_owned();
                 (first * PAGE_SIZE, file.inode(), path)
             }
-            Backing::Object(..) if range.start == vdso::PLACE => (0, 0, "[vdso]".into()),
+            Backing::Object(..) if range.start == stack_top => (0, 0, "[vdso]".into()),
             Backing::Object(_, first) => (first * PAGE_SIZE, 0, String::new()),
-            _ if range.end == STACK_TOP => (0, 0, "[stack]".into()),
+            _ if range.end == stack_top => (0, 0, "[stack]".into()),
             _ if range.start < heap.end && heap.start < range.end && heap.start != heap.end => {
                 (0, 0, "[heap]".into())
             }
@@ -509,11 +552,12 @@ fn maps(vmas: &Vmas, heap: Heap, details: Option<()>) -> String {
     text
 }
 
-fn rollup(vmas: &Vmas, resident: u64) -> String {
+fn rollup(vmas: &Vmas, marks: Marks, resident: u64) -> String {
+    let end = marks.stack_top;
     let start = vmas.iter().next().map_or(0, |(range, _)| range.start);
     let kilobytes = resident / 1024;
     format!(
-        "{start:x}-{STACK_TOP:x} ---p 00000000 00:00 0 [rollup]\nRss: {kilobytes:>19} kB\nPss: {kilobytes:>19} kB\n\
+        "{start:x}-{end:x} ---p 00000000 00:00 0 [rollup]\nRss: {kilobytes:>19} kB\nPss: {kilobytes:>19} kB\n\
          Private_Dirty: {kilobytes:>9} kB\n"
     )
 }

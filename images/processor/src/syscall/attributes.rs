@@ -180,7 +180,7 @@ impl<N: Node> Thread<N> {
 
     /// Reads an attribute's name.
     async fn attribute_name(&self, name: u64) -> Result<Vec<u8>> {
-        let name = match self.memory.read_string(name, XATTR_NAME_MAX + 1).await {
+        let name = match self.memory.read_string(name, XATTR_NAME_MAX).await {
             Err(Error::Errno(errno::ENAMETOOLONG)) => return Err(errno::ERANGE.into()),
             name => name?,
         };

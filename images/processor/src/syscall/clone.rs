@@ -1,6 +1,7 @@
 //! Making threads and processes: clone, fork, vfork.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use pcache::Prefetcher;
 use spin::Mutex;
@@ -319,6 +320,9 @@ impl<N: Node> Thread<N> {
         };
         let process = Arc::new(Process::new(self.node, id, parent));
         process
+            .personality
+            .store(self.process.personality(), Ordering::Relaxed);
+        process
             .exec_path
             .lock()
             .clone_from(&self.process.exec_path.lock());
@@ -345,7 +349,7 @@ impl<N: Node> Thread<N> {
 
     async fn fork_memory(&self) -> Result<Arc<Space<'static, N>>> {
         let tables = self.node.new_tables().ok_or(errno::ENOMEM)?;
-        let child = Space::new(self.node, self.pid, tables);
+        let child = Space::new(self.node, self.pid, tables, self.memory.layout);
         let _change = self.memory.change().await;
         match self.memory.fork_into(&child).await {
             Ok(()) => Ok(Arc::new(child)),

@@ -333,7 +333,8 @@ impl<N: Node> Thread<N> {
                 Ok(())
             }),
             PR_SET_NAME => {
-                let mut name = match self.memory.read_string(arg, 16).await {
+                // `TASK_COMM_LEN` less the final zero.
+                let name = match self.memory.read_string(arg, 15).await {
                     Err(crate::Error::Errno(errno::ENAMETOOLONG)) => {
                         let mut name = vec![0; 15];
                         self.memory.read(arg, &mut name).await?;
@@ -341,8 +342,6 @@ impl<N: Node> Thread<N> {
                     }
                     name => name?,
                 };
-                // `TASK_COMM_LEN`, the final zero included.
-                name.truncate(15);
                 *self.shared.name.lock() = name;
                 Ok(0)
             }

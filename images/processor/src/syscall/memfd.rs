@@ -30,7 +30,7 @@ impl<N: Node> Thread<N> {
         if flags & !(MFD_CLOEXEC | MFD_ALLOW_SEALING | both) != 0 || flags & both == both {
             return Err(errno::EINVAL.into());
         }
-        let name = match self.memory.read_string(name, NAME_MAX + 1).await {
+        let name = match self.memory.read_string(name, NAME_MAX).await {
             Err(crate::Error::Errno(errno::ENAMETOOLONG)) => return Err(errno::EINVAL.into()),
             name => name?,
         };

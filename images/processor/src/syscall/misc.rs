@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec;
+use core::sync::atomic::Ordering;
 
 use pcache::Machine as _;
 
@@ -17,6 +18,9 @@ const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const ARCH_GET_FS: u64 = 0x1003;
 const ARCH_GET_GS: u64 = 0x1004;
+/// `PER_MASK` and `PER_LINUX32` (Linux `include/uapi/linux/personality.h`).
+const DOMAIN: u32 = 0xff;
+const LINUX32: u32 = 8;
 /// Bytes of each field of `struct utsname`.
 const NAME_SIZE: usize = 65;
 /// Bytes of `struct sysinfo`.
@@ -53,15 +57,34 @@ impl<N: Node> Thread<N> {
         }
     }
 
+    /// Tells the process's personality and sets another. Of its bits only `ADDR_NO_RANDOMIZE` and
+    /// the one domain of 32-bit programs, which `uname` tells of, have an effect.
+    pub(super) fn sys_personality(&self, wish: u64) -> u64 {
+        const ASK: u32 = 0xffff_ffff;
+        let wish = int(wish);
+        let before = if wish == ASK {
+            self.process.personality()
+        } else {
+            self.process.personality.swap(wish, Ordering::Relaxed)
+        };
+        before.into()
+    }
+
     pub(super) async fn sys_uname(&self, [into, ..]: Args) -> Result<u64> {
         // The release is what the C library looks at: one that it takes for recent enough.
         let name = self.node.kernel().host_name.lock().clone();
+        let domain = self.process.personality() & DOMAIN;
+        let machine: &[u8] = if domain == LINUX32 {
+            b"i686"
+        } else {
+            b"x86_64"
+        };
         let fields: [&[u8]; 6] = [
             b"Linux",
             &name,
             b"6.1.0-tessera",
             b"#1 SMP Tessera",
-            b"x86_64",
+            machine,
             b"(none)",
         ];
         let mut bytes = vec![0; fields.len() * NAME_SIZE];

@@ -373,7 +373,7 @@ impl<N: Node> Thread<N> {
         match number {
             nr::__NR_fadvise64 => self.sys_fadvise(a),
             nr::__NR_readahead => self.sys_readahead(a),
-            nr::__NR_personality => Ok(0),
+            nr::__NR_personality => Ok(self.sys_personality(a[0])),
             nr::__NR_prctl => self.sys_prctl(a).await,
             nr::__NR_statfs => self.sys_statfs(a[0], a[1]).await,
             nr::__NR_fstatfs => self.sys_fstatfs(a[0], a[1]).await,

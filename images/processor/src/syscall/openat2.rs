@@ -64,7 +64,7 @@ fn mount_of(path: &[u8]) -> &'static [u8] {
 }
 
 /// Returns whether a path is a link of `/proc` that leads to an object and not to a name.
-fn is_magic(path: &[u8]) -> bool {
+pub(super) fn is_magic(path: &[u8]) -> bool {
     let Some(rest) = path.strip_prefix(b"/proc/") else {
         return false;
     };

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 
 use super::layout;
+use super::openat2::is_magic;
 use super::resolve::tidy;
 use super::{Args, int};
 use crate::creds::{Creds, EXECUTE, READ, WRITE};
@@ -30,6 +31,8 @@ pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
 pub(super) const NOFOLLOW: u64 = 0x100;
 /// `AT_EMPTY_PATH`.
 pub(super) const EMPTY_PATH: u64 = 0x1000;
+/// The end of the path shown for a file that has no name any more.
+const DELETED: &[u8] = b" (deleted)";
 const O_ACCMODE: u64 = 3;
 const O_CREAT: u64 = 0o100;
 const O_EXCL: u64 = 0o200;
@@ -563,8 +566,11 @@ impl<N: Node> Thread<N> {
     pub(super) async fn link_target(&self, path: &[u8]) -> Result<Vec<u8>> {
         let path = match self.pseudo(path, false)? {
             Walked::Elsewhere(path) => path,
+            Walked::Entry(Entry::Link(to), path) if is_magic(&path) => {
+                return self.shown_path(&to).await;
+            }
             Walked::Entry(Entry::Link(to), _) => return Ok(to),
-            Walked::Entry(Entry::Open(file), _) => return Ok(self.name_of(&file)),
+            Walked::Entry(Entry::Open(file), _) => return self.name_of(&file).await,
             Walked::Entry(..) => return Err(errno::EINVAL.into()),
         };
         let tmpfs = self.node.kernel().tmpfs();
@@ -581,20 +587,58 @@ impl<N: Node> Thread<N> {
         }
     }
 
-    /// Returns what `/proc/self/fd` calls a file without a path of its own.
-    fn name_of(&self, file: &OpenFile) -> Vec<u8> {
+    /// Returns what `/proc/self/fd` calls a file.
+    async fn name_of(&self, file: &OpenFile) -> Result<Vec<u8>> {
         match &file.kind {
-            Kind::Object(object) if object.device() != 0 => terminal_path(object.device()),
-            Kind::Object(object) => {
+            Kind::Object(object) if object.device() != 0 => Ok(terminal_path(object.device())),
+            Kind::Object(object) if object.named().is_none() => {
                 let kind: &[u8] = match object.mode() & TYPE_MASK {
                     0o010_000 => b"pipe",
                     0o140_000 => b"socket",
-                    _ => return b"anon_inode:[object]".to_vec(),
+                    _ => return Ok(object.name().to_vec()),
                 };
                 let number = object_number(object);
-                [kind, b":[", alloc::format!("{number}").as_bytes(), b"]"].concat()
+                Ok([kind, b":[", alloc::format!("{number}").as_bytes(), b"]"].concat())
             }
-            _ => file.path.clone(),
+            Kind::File(_) | Kind::Folder(_) | Kind::Tmp(_) | Kind::TmpFolder(_) => {
+                // What never had a name is shown by one that says so.
+                if file.path.ends_with(DELETED) {
+                    return Ok(file.path.clone());
+                }
+                let mut name = self.shown_path(&file.path).await?;
+                match self.status_of(file).await {
+                    Ok(stat) if stat.links > 0 => {}
+                    Ok(_) | Err(Error::Errno(_)) => name.extend_from_slice(DELETED),
+                    Err(error) => return Err(error),
+                }
+                Ok(name)
+            }
+            _ => Ok(file.path.clone()),
+        }
+    }
+
+    /// Returns the path that Linux shows for one that a file was opened by: without symbolic links,
+    /// as far as it leads anywhere now.
+    pub(crate) async fn shown_path(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let split = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+        let (folder, name) = path.split_at(split);
+        let tmpfs = self.node.kernel().tmpfs();
+        let missing = matches!(
+            tmpfs.find(path, true, &self.creds()),
+            Ok(Found::Missing(..))
+        );
+        if !missing {
+            match self.real_path(path).await {
+                Err(Error::Errno(errno::ENOENT)) => {}
+                Err(Error::Errno(_)) => return Ok(path.to_vec()),
+                real => return real,
+            }
+        }
+        // The name has gone; its folder may be there.
+        match self.real_path(folder).await {
+            Ok(real) => Ok([real.strip_suffix(b"/").unwrap_or(&real), name].concat()),
+            Err(Error::Errno(_)) => Ok(path.to_vec()),
+            Err(error) => Err(error),
         }
     }
 

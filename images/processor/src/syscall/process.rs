@@ -30,6 +30,8 @@ use crate::thread::{Fs, Shared, Thread};
 use crate::users::identity;
 
 const WNOHANG: u64 = 1;
+/// The longest argument or variable (Linux `MAX_ARG_STRLEN` less the zero).
+const MAX_STRING: usize = (32 * 4096) - 1;
 /// `WUNTRACED` of wait4, `WSTOPPED` of waitid.
 const WUNTRACED: u64 = 2;
 const WCONTINUED: u64 = 8;
@@ -169,6 +171,7 @@ impl<N: Node> Thread<N> {
             path,
             args: self.strings(args, &mut room).await?,
             env: self.strings(env, &mut room).await?,
+            fixed_layout: self.process.has_fixed_layout(),
             ..Command::default()
         };
         let vectors = self.cpu.vectors().len();
@@ -233,6 +236,9 @@ impl<N: Node> Thread<N> {
         let old = core::mem::replace(&mut *self.process.text.lock(), image.text);
         drop(old);
         self.shared.change_creds(|creds| *creds = image.creds);
+        if image.secure {
+            self.process.clear_personality();
+        }
         let old = core::mem::replace(&mut self.memory, memory);
         if let Some(space) = Arc::into_inner(old) {
             self.node.kernel().add_faults(space.faults());
@@ -286,7 +292,11 @@ impl<N: Node> Thread<N> {
             if string == 0 {
                 break;
             }
-            let string = match self.memory.read_string(string, *room).await {
+            let string = match self
+                .memory
+                .read_string(string, (*room).min(MAX_STRING))
+                .await
+            {
                 Err(Error::Errno(errno::ENAMETOOLONG)) => Err(errno::E2BIG.into()),
                 read => read,
             }?;

@@ -26,6 +26,7 @@ use console::{Decoder, Frame, Output};
 use crate::error::errno;
 use crate::gather::Gathering;
 use crate::mm::Tables;
+use crate::mm::layout::Randomize;
 use crate::mm::supply::Supply;
 use crate::{
     Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, SystemCall,
@@ -517,7 +518,7 @@ impl FakeNode {
                 busy: Cell::new(0),
             },
             files: Gathering::new(FakeFiles::new(table), Box::new(now)),
-            kernel: Kernel::new(7, false),
+            kernel: Kernel::new(7, false, Randomize::Off),
             started: RefCell::default(),
             spaces: Cell::new(0),
         }))

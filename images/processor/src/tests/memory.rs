@@ -9,6 +9,7 @@ use pcache::{CHUNK_PAGES, Plan};
 use super::*;
 use crate::Node;
 use crate::mm::fault::Refused;
+use crate::mm::layout::Layout;
 use crate::mm::vma::MAX_VMAS;
 use crate::mm::{MMAP_TOP, STACK_TOP, Space};
 
@@ -473,7 +474,7 @@ fn whole_mappings_go_at_the_limit_of_vmas() {
 
 /// A child with a copy of a run's memory.
 fn fork(node: &'static FakeNode, run: &Run) -> Space<'static, FakeNode> {
-    let child = Space::new(node, 8, node.new_tables().unwrap());
+    let child = Space::new(node, 8, node.new_tables().unwrap(), Layout::FIXED);
     node.block_on(run.thread.memory().fork_into(&child))
         .unwrap();
     child

@@ -252,3 +252,34 @@ fn a_process_that_ended_is_seen_until_it_was_waited_for() {
     assert_eq!(errno_of(run.open("/proc/2/stat")), Some(errno::ENOENT));
     run.end();
 }
+
+#[test]
+fn open_files_are_shown_by_paths_without_links() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.put(DATA + 256, b"/tmp/d\0");
+    run.put(DATA + 512, b"/tmp/l\0");
+    run.put(DATA + 768, b"/tmp/l/f\0");
+    run.call(nr::__NR_mkdir, &[DATA + 256, 0o755]).unwrap();
+    run.call(nr::__NR_symlink, &[DATA + 256, DATA + 512])
+        .unwrap();
+    let fd = run
+        .call(nr::__NR_open, &[DATA + 768, 0o102, 0o644])
+        .unwrap();
+    let shown = format!("/proc/self/fd/{fd}");
+    assert_eq!(run.target(&shown).unwrap(), "/tmp/d/f");
+    run.put(DATA + 768, b"/tmp/d/f\0");
+    run.call(nr::__NR_unlink, &[DATA + 768]).unwrap();
+    assert_eq!(run.target(&shown).unwrap(), "/tmp/d/f (deleted)");
+    // A link that was opened itself is shown by its own name.
+    run.put(DATA + 768, b"/tmp/l\0");
+    let link = run
+        .call(nr::__NR_open, &[DATA + 768, 0o10_400_000])
+        .unwrap();
+    let shown = format!("/proc/self/fd/{link}");
+    assert_eq!(run.target(&shown).unwrap(), "/tmp/l");
+    let events = run.call(nr::__NR_eventfd2, &[0, 0]).unwrap();
+    let shown = format!("/proc/self/fd/{events}");
+    assert_eq!(run.target(&shown).unwrap(), "anon_inode:[eventfd]");
+    run.end();
+}

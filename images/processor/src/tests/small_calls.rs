@@ -232,3 +232,68 @@ fn modes_attributes_and_ranges_by_their_newer_calls() {
         Some(errno::ESPIPE)
     );
 }
+
+#[test]
+fn a_personality_is_kept_and_inherited() {
+    const NO_RANDOMIZE: u64 = 0x4_0000;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let ask = |run: &mut Run| run.call(nr::__NR_personality, &[0xffff_ffff]);
+    let machine = |run: &mut Run| {
+        run.call(nr::__NR_uname, &[DATA]).unwrap();
+        run.get(DATA + 4 * 65, 6)
+    };
+    assert_eq!(ask(&mut run), Ok(0));
+    assert_eq!(machine(&mut run), b"x86_64");
+    // The upper half of the word is not looked at.
+    let set = run.call(nr::__NR_personality, &[1 << 32 | NO_RANDOMIZE | 8]);
+    assert_eq!(set, Ok(0));
+    assert_eq!(ask(&mut run), Ok(NO_RANDOMIZE | 8));
+    assert_eq!(machine(&mut run), b"i686\0\0");
+    run.call(nr::__NR_fork, &[]).unwrap();
+    let child = node.started.borrow_mut().pop().unwrap();
+    assert_eq!(u64::from(child.process.personality()), NO_RANDOMIZE | 8);
+    assert!(child.process.has_fixed_layout());
+    child.process.clear_personality();
+    assert_eq!(child.process.personality(), 8);
+    assert_eq!(ask(&mut run), Ok(NO_RANDOMIZE | 8));
+    node.block_on(child.run());
+    run.end();
+}
+
+#[test]
+fn strings_have_linux_s_longest_lengths() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let at = run.map(64 * 4096).unwrap();
+    let end = at + 64 * 4096;
+    // The last string of the memory that is mapped: nothing behind it is looked at.
+    let string = |run: &mut Run, len: usize| {
+        let start = end - len as u64 - 1;
+        run.put(start, &[&vec![b'/'; len][..], b"\0"].concat());
+        start
+    };
+    for (len, fails) in [(4095, None), (4096, Some(errno::ENAMETOOLONG))] {
+        let path = string(&mut run, len);
+        assert_eq!(errno_of(run.call(nr::__NR_access, &[path, 0])), fails);
+    }
+    let endless = end - 4096;
+    run.put(endless, &[b'/'; 4096]);
+    let access = run.call(nr::__NR_access, &[endless, 0]);
+    assert_eq!(errno_of(access), Some(errno::ENAMETOOLONG));
+    let access = run.call(nr::__NR_access, &[endless + 1, 0]);
+    assert_eq!(errno_of(access), Some(errno::EFAULT));
+    for (len, fails) in [(249, None), (250, Some(errno::EINVAL))] {
+        let name = string(&mut run, len);
+        assert_eq!(errno_of(run.call(nr::__NR_memfd_create, &[name, 0])), fails);
+    }
+    let program = DATA + 0x400;
+    run.put(program, b"/nowhere\0");
+    for (len, fails) in [(131_071, errno::ENOENT), (131_072, errno::E2BIG)] {
+        let argument = string(&mut run, len);
+        run.put(THERE, &words(&[argument, 0]));
+        let execve = run.call(nr::__NR_execve, &[program, THERE, 0]);
+        assert_eq!(errno_of(execve), Some(fails));
+    }
+    run.end();
+}

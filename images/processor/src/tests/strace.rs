@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernel::Kernel;
+use crate::mm::layout::Randomize;
 
 /// Returns one of the values that programs pass: numbers, edges, addresses that are mapped and not.
 fn word(bits: u64) -> u64 {
@@ -30,7 +31,7 @@ fn word(bits: u64) -> u64 {
 fn any_call_is_shown() {
     let node: &FakeNode = {
         let node = node(64);
-        node.kernel = Kernel::new(7, true);
+        node.kernel = Kernel::new(7, true, Randomize::Off);
         node
     };
     let run = Run::new(node);

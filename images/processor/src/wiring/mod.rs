@@ -19,6 +19,7 @@ use node::{Core, Error, Fit, Node};
 use pcache::{Cache, Chunks, Geometry, Slot};
 use processor::cached_files::CachedFiles;
 use processor::gather::{Gathered, Gathering};
+use processor::mm::layout::Randomize;
 use processor::mm::supply::Supply;
 use processor::remote::Remote;
 use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Thread};
@@ -110,6 +111,7 @@ pub(crate) async fn main(boot: Boot) -> Exit {
 async fn run(line: &CommandLine) -> Result<(), Error> {
     let geometry = geometry(line)?;
     let (cache_config, reads_ahead) = cache_config(line)?;
+    let randomize = randomize(line)?;
     let machine = Machine::new(line)?;
     let channel = Channel::open(line)?;
     let config = Config {
@@ -159,7 +161,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
             Remote::new(Peer::Storage, files),
             libos::now,
         )),
-        kernel: Kernel::new(hwcap(), line.has("strace")),
+        kernel: Kernel::new(hwcap(), line.has("strace"), randomize),
         cores,
     });
     libos::spawn(stdio::receive(parts, channel.reader)).detach();
@@ -320,6 +322,7 @@ async fn command(line: &CommandLine, parts: &'static Parts) -> Result<Command, E
         cwd: start.folder,
         user: start.user,
         streams: start.sources,
+        ..Command::default()
     })
 }
 
@@ -328,6 +331,13 @@ fn hwcap() -> u64 {
     CpuId::new()
         .get_feature_info()
         .map_or(0, |_| u64::from(cpuid!(1).edx))
+}
+
+/// Reads how address spaces are laid out.
+fn randomize(line: &CommandLine) -> Result<Randomize, Error> {
+    let value = line.value("aslr").unwrap_or("on");
+    let wrong = |why| Error::Role(format!("aslr={value}: {why}"));
+    value.parse().map_err(wrong)
 }
 
 fn geometry(line: &CommandLine) -> Result<Geometry, Error> {

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::bed::native;
+use crate::bench::FIXED_LAYOUT;
 use crate::bench::child::xtask;
 use crate::debian::TRIXIE;
 use crate::run::Root;
@@ -164,7 +165,7 @@ impl<'a> Bed<'a> {
             "run", "--quiet", "--root", &root, "--cpus", &cores, "--pcache", &pcache,
         ];
         words.extend(["--memory", "2G", "--timeout", LIMIT, "--report", &file]);
-        words.extend(["--boot-timeout", "200"]);
+        words.extend(["--boot-timeout", "200", "--boot", FIXED_LAYOUT]);
         for option in self.shape.boot {
             words.extend(["--boot", option]);
         }

@@ -11,6 +11,7 @@ use super::model::{self, Trace};
 use super::runs::{Bed, Phased, Run, Settings};
 use super::split::{PerOperation, Sample, Split, spread};
 use super::symbols::{self, Symbols};
+use crate::bench::FIXED_LAYOUT;
 use crate::bench::figures::{Figure, Kind};
 use crate::tools::step;
 
@@ -23,11 +24,11 @@ const PROGRAMS: [(&str, &[&str]); 3] = [
     ("calls", &["calls", "1000"]),
     ("cow", &["cow", "512"]),
 ];
-const OPTIONS: &[&str] = &["--pcache", "4M"];
+const OPTIONS: &[&str] = &["--pcache", "4M", "--boot", FIXED_LAYOUT];
 /// Of a cache of one set of 64 lines, random pages of 56 to 76, of which many have just been chosen
 /// to leave.
 const AGAIN: &[&str] = &["again", "56", "76", "40"];
-const AGAIN_OPTIONS: &[&str] = &["--pcache", "256K", "--ways", "64"];
+const AGAIN_OPTIONS: &[&str] = &["--pcache", "256K", "--ways", "64", "--boot", FIXED_LAYOUT];
 /// Operations that wait in several places, so that timing changes their path.
 const ROUGH: [&str; 2] = ["zero-fill-dirty", "mmap-munmap"];
 /// The name of the hit on a page that is on its way out.

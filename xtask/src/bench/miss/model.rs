@@ -8,10 +8,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::runs::Bed;
+use crate::bench::FIXED_LAYOUT;
 
 /// Pages of the traced program's region: four times as many as the cache holds.
 const PAGES: u64 = 1024;
-const OPTIONS: [&str; 2] = ["--pcache", "1M"];
+const OPTIONS: [&str; 4] = ["--pcache", "1M", "--boot", FIXED_LAYOUT];
 /// Passes over the region.
 const PASSES: u64 = 4;
 /// Events rarer than this are not the miss's.

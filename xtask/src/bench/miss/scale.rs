@@ -6,6 +6,7 @@
 use anyhow::{Context, Result};
 
 use super::runs::Bed;
+use crate::bench::FIXED_LAYOUT;
 use crate::bench::figures::{Figure, Kind, find};
 use crate::bench::table::aligned;
 use crate::tools::step;
@@ -31,7 +32,7 @@ pub(super) fn measure(bed: &Bed<'_>) -> Result<(Vec<Figure>, Option<String>)> {
             let (cores, threads) = (cores.to_string(), threads.to_string());
             let said = step(&format!("Running {name}"), || {
                 bed.run(
-                    &["--pcache", CACHE, "--cpus", &cores],
+                    &["--pcache", CACHE, "--cpus", &cores, "--boot", FIXED_LAYOUT],
                     &["scale", &threads, REGION, TOUCHES],
                 )
             })?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::programs::{Program, SHARES, WORDS};
+use crate::bench::FIXED_LAYOUT;
 use crate::bench::child::xtask;
 use crate::bench::miss::counts::Counts;
 use crate::bench::miss::plugin;
@@ -107,6 +108,8 @@ impl<'a> Bed<'a> {
             LIMIT,
             "--pcache",
             &pcache,
+            "--boot",
+            FIXED_LAYOUT,
             "--report",
             &report,
             "--add",

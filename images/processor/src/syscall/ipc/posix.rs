@@ -55,7 +55,7 @@ impl Opened {
 impl<N: Node> Thread<N> {
     /// Reads a queue's name, which the C library gives without its slash.
     async fn queue_name(&self, addr: u64) -> Result<Vec<u8>> {
-        let name = self.memory.read_string(addr, NAME_MAX + 1).await?;
+        let name = self.memory.read_string(addr, NAME_MAX).await?;
         match &name[..] {
             b"" => Err(errno::ENOENT.into()),
             b"." | b".." => Err(errno::EACCES.into()),
