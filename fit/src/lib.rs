@@ -13,8 +13,7 @@
 //!
 //! # What is left out
 //!
-//! More joins than 65,536 in a node's life; another multicast queue pair for one that
-//! failed; one-way messages with bulk; RoCE.
+//! More joins than 65,536 in a node's life; one-way messages with bulk; RoCE.
 #![cfg_attr(not(any(test, interleave)), no_std)]
 #![forbid(unsafe_code)]
 

@@ -24,8 +24,8 @@
 //! # What is left out
 //!
 //! * Networks other than this node; `docs/linux-abi.md` has the table of calls.
-//! * Shared writable mappings of files of S; what several nodes keep of one file is not kept in
-//!   step.
+//! * Coherence of mapped pages of S's files between nodes: another node's store shows once a page
+//!   is read anew.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

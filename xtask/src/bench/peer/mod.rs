@@ -60,16 +60,18 @@ impl Args {
         let (figures, circumstances) = in_folder(|folder| self.measure(folder))?;
         show(&figures, self.json, self.tsv.as_ref(), || {
             format!(
-                "{}\n\n{}",
+                "{}\n\n{}\n\n{}",
                 aligned(&table::rows(&figures)),
-                aligned(&table::others(&figures))
+                aligned(&table::runs(&figures)),
+                aligned(&table::faults(&figures))
             )
         })?;
         if self.record {
             let body = format!(
-                "## Slowdowns\n\n{}\n## Times and faults\n\n{}\n",
+                "## Slowdowns\n\n{}\n## Times and faults\n\n{}\n{}\n",
                 markdown(&table::rows(&figures)),
-                markdown(&table::others(&figures))
+                markdown(&table::runs(&figures)),
+                markdown(&table::faults(&figures))
             );
             let record = Record {
                 name: "peer",
@@ -115,9 +117,8 @@ impl Args {
             let counted = step("Counting Linux's instructions a fault", || {
                 bed.count(&plugin)
             })?;
-            let figure = |(what, value): (String, f64)| {
-                Figure::new("a fault on Linux", &what, value, Kind::Part)
-            };
+            let figure =
+                |(what, value): (String, f64)| Figure::new(table::LINUX, &what, value, Kind::Part);
             figures.extend(counted.into_iter().map(figure));
         }
         Ok((figures, Circumstances::here(&qemu.version)))

@@ -5,6 +5,11 @@ use super::systems::{System, Time};
 use crate::bench::figures::{Figure, Kind, find};
 use crate::bench::plot::{Bar, stacked};
 
+/// The case of figures that say what a fault costs Linux.
+pub(super) const LINUX: &str = "a fault on Linux";
+/// Figures of a run.
+const FIGURES: [&str; 3] = ["seconds", "pages in", "faults"];
+
 /// Returns a run's figures.
 pub(super) fn figures(program: &Program, system: System, share: f64, time: Time) -> [Figure; 3] {
     let figure = |what: &str, value| {
@@ -15,10 +20,11 @@ pub(super) fn figures(program: &Program, system: System, share: f64, time: Time)
             Kind::Timed,
         )
     };
+    let [seconds, pages_in, faults] = FIGURES;
     [
-        figure("seconds", time.seconds),
-        figure("pages in", time.pages_in as f64),
-        figure("faults for them", time.faults as f64),
+        figure(seconds, time.seconds),
+        figure(pages_in, time.pages_in as f64),
+        figure(faults, time.faults as f64),
     ]
 }
 
@@ -76,20 +82,48 @@ fn ratio(theirs: f64, ours: f64) -> String {
     }
 }
 
-/// Returns the other figures as a table.
-pub(super) fn others(figures: &[Figure]) -> Vec<Vec<String>> {
-    let header = ["program", "figure", "value"].map(str::to_owned).to_vec();
-    let row = |figure: &Figure| {
-        let value = if figure.value < 100.0 {
-            format!("{:.3}", figure.value)
-        } else {
-            format!("{:.0}", figure.value)
-        };
-        vec![figure.case.clone(), figure.what.clone(), value]
-    };
-    std::iter::once(header)
-        .chain(figures.iter().map(row))
-        .collect()
+/// Returns times and faults, a row for each program and share of local memory and three columns for
+/// each system, the first row being the header.
+pub(super) fn runs(figures: &[Figure]) -> Vec<Vec<String>> {
+    let systems = [System::Tessera].into_iter().chain(System::PEERS);
+    let columns: Vec<(System, &str)> = systems
+        .flat_map(|system| FIGURES.map(|what| (system, what)))
+        .collect();
+    let titles = columns
+        .iter()
+        .map(|(system, what)| format!("{}: {what}", system.name()));
+    let header = ["program", "local"].map(str::to_owned).into_iter();
+    let mut rows = vec![header.chain(titles).collect()];
+    for program in NAMES {
+        for share in SHARES {
+            let cells = columns.iter().map(|(system, what)| {
+                let what = format!("{} {share} %: {what}", system.name());
+                find(figures, program, &what).map_or("-".into(), |figure| number(figure.value))
+            });
+            let mut row = vec![program.to_owned(), format!("{share} %")];
+            row.extend(cells);
+            if row.iter().skip(2).any(|cell| cell != "-") {
+                rows.push(row);
+            }
+        }
+    }
+    rows
+}
+
+/// Returns what a fault costs Linux, the first row being the header.
+pub(super) fn faults(figures: &[Figure]) -> Vec<Vec<String>> {
+    let header = [LINUX, "value"].map(str::to_owned).to_vec();
+    let counted = figures.iter().filter(|figure| figure.case == LINUX);
+    let row = |figure: &Figure| vec![figure.what.clone(), number(figure.value)];
+    std::iter::once(header).chain(counted.map(row)).collect()
+}
+
+fn number(value: f64) -> String {
+    if value < 100.0 {
+        format!("{value:.3}")
+    } else {
+        format!("{value:.0}")
+    }
 }
 
 /// Returns the plot of slowdowns with a quarter of the memory local.
@@ -147,11 +181,21 @@ mod tests {
         let rows = rows(&figures);
         assert_eq!(rows.len(), 2);
         assert_eq!(rows[1], ["scan", "50 %", "1.50", "3.00", "4.0", "-", "-"]);
-        assert_eq!(others(&figures).len(), 1 + 12);
+        let runs = runs(&figures);
+        assert_eq!(runs.len(), 1 + 2);
+        assert_eq!(runs[1][..5], ["scan", "100 %", "2.000", "5.000", "5.000"]);
+        assert_eq!(runs[2][8..], ["-", "-", "-"], "zram was not run");
         assert!(
             !plot(&figures).contains(">scan"),
             "there is no run with a quarter"
         );
+    }
+
+    #[test]
+    fn faults_of_linux_are_a_table_of_their_own() {
+        let figure = Figure::new(LINUX, "clean: instructions", 30021.0, Kind::Part);
+        assert_eq!(runs(std::slice::from_ref(&figure)).len(), 1);
+        assert_eq!(faults(&[figure])[1], ["clean: instructions", "30021"]);
     }
 
     #[test]
