@@ -28,6 +28,7 @@ pub(crate) const SIGSTOP: u8 = 19;
 pub(crate) const SIGTSTP: u8 = 20;
 pub(crate) const SIGTTIN: u8 = 21;
 pub(crate) const SIGTTOU: u8 = 22;
+pub(crate) const SIGXCPU: u8 = 24;
 pub(crate) const SIGXFSZ: u8 = 25;
 pub(crate) const SIGVTALRM: u8 = 26;
 pub(crate) const SIGPROF: u8 = 27;

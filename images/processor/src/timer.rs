@@ -16,7 +16,7 @@ use spin::Mutex;
 use crate::kernel::Kernel;
 use crate::platform::Platform;
 use crate::process::{Node, Process};
-use crate::signals::SignalInfo;
+use crate::signals::{SI_KERNEL, SignalInfo};
 use crate::wait::{WaitQueue, either};
 
 /// The longest time to the next expiry, beyond which a timer never expires: 292 years fit into
@@ -342,14 +342,15 @@ impl<N: Node> Process<N> {
         }
     }
 
-    /// Notes when the next timer of CPU time expires.
-    fn note_cpu_timers(&self) {
+    /// Notes when the next timer of CPU time expires, or a limit is reached.
+    pub(crate) fn note_cpu_timers(&self) {
         let timers = self.timers.lock().of_cpu_time();
         let next = timers.iter().filter_map(|timer| timer.next()).min();
-        self.cpu_time.set_limit(next);
+        let limit = self.limits.lock().next_cpu_time();
+        self.cpu_time.set_limit(next.into_iter().chain(limit).min());
     }
 
-    /// Expires the timers of CPU time that are due.
+    /// Expires the timers of CPU time that are due, and enforces its limit.
     pub(crate) fn expire_cpu_timers(&self, now: Instant) {
         let timers = self.timers.lock().of_cpu_time();
         for timer in timers {
@@ -357,6 +358,10 @@ impl<N: Node> Process<N> {
             if count > 0 {
                 timer.tell(self.node, count);
             }
+        }
+        let signal = self.limits.lock().spend(now);
+        if let Some(signal) = signal {
+            self.send(SignalInfo::from_process(signal, SI_KERNEL, 0));
         }
         self.note_cpu_timers();
     }

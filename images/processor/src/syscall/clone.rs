@@ -334,6 +334,10 @@ impl<N: Node> Thread<N> {
             .limits
             .lock()
             .clone_from(&self.process.limits.lock());
+        let limited = process.limits.lock().next_cpu_time().is_some();
+        if limited {
+            process.note_cpu_timers();
+        }
         process.threads.lock().insert(id, shared.clone());
         let relations = Relations {
             process: process.clone(),

@@ -193,6 +193,7 @@ impl<N: Node> Thread<N> {
             let limit = Limit { soft, hard };
             let privileged = creds.can(CAP_SYS_RESOURCE);
             process.limits.lock().set(resource, limit, privileged)?;
+            process.note_cpu_timers();
             if own {
                 self.apply_limits();
             }

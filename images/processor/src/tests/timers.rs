@@ -249,6 +249,30 @@ fn timers_of_cpu_time_expire_by_it() {
 }
 
 #[test]
+fn a_process_and_its_children_end_with_their_cpu_time() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.words(DATA, &[2, 3]);
+    // RLIMIT_CPU.
+    assert_eq!(run.call(nr::__NR_setrlimit, &[0, DATA]), Ok(0));
+    run.call(nr::__NR_fork, &[]).unwrap();
+    let child = node.started.borrow_mut().pop().unwrap();
+    assert_eq!(child.process.cpu_time.add(1_999_000_000), None);
+    assert!(child.process.cpu_time.add(1_000_000).is_some());
+    child
+        .process
+        .expire_cpu_timers(hal::Instant::from_nanos(2_000_000_000));
+    node.block_on(child.run());
+    run.call(nr::__NR_wait4, &[u64::MAX, DATA, 0, 0]).unwrap();
+    assert_eq!(run.get(DATA, 4), [24, 0, 0, 0], "SIGXCPU");
+    // A handler or none: the hard limit ends it.
+    run.thread
+        .process
+        .expire_cpu_timers(hal::Instant::from_nanos(3_000_000_000));
+    assert_eq!(run.go(), Ok(Exit::Signal(9)));
+}
+
+#[test]
 fn a_wait_for_a_signal_takes_it_from_its_handler() {
     let node: &FakeNode = node(64);
     let mut run = Run::new(node);
