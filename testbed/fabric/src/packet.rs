@@ -42,10 +42,16 @@ impl Packet {
         const LOCAL_ROUTE: usize = 8;
         const GLOBAL_ROUTE: usize = 40;
         const BASE_TRANSPORT: usize = 12;
+        const EXTENDED: usize = 4;
         const INVARIANT_CRC: usize = 4;
         let route = LOCAL_ROUTE + if self.grh.is_some() { GLOBAL_ROUTE } else { 0 };
         let payload = self.payload.len().next_multiple_of(4);
-        (route + BASE_TRANSPORT + self.operation.header_len() + payload + INVARIANT_CRC) as u64
+        let extended = match self.service {
+            Service::Xrc { srqn: Some(_) } => EXTENDED,
+            _ => 0,
+        };
+        (route + BASE_TRANSPORT + extended + self.operation.header_len() + payload + INVARIANT_CRC)
+            as u64
     }
 
     /// Returns whether the packet is addressed to a multicast group.
@@ -75,6 +81,11 @@ pub struct Grh {
 pub enum Service {
     /// Reliable connection.
     Rc,
+    /// Extended reliable connection.
+    Xrc {
+        /// The receiver's shared receive queue (the XRCETH): in all requests, in no response.
+        srqn: Option<u32>,
+    },
     /// Unreliable connection.
     Uc,
     /// Unreliable datagram.

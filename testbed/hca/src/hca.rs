@@ -456,7 +456,11 @@ impl Hca {
         }
         match (qp.service(), packet.service) {
             (Service::UD, Wire::Ud) => qp.receive_datagram(&mut self.core, &packet, true),
-            (Service::RC, Wire::Rc) | (Service::UC, Wire::Uc) if qp.is_peer(&packet) => {
+            (Service::RC, Wire::Rc)
+            | (Service::UC, Wire::Uc)
+            | (Service::XRC, Wire::Xrc { .. })
+                if qp.is_peer(&packet) =>
+            {
                 if packet.operation.is_response() {
                     qp.receive_response(&mut self.core, packet);
                 } else {

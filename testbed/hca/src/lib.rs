@@ -22,7 +22,7 @@
 //! # What the model leaves out
 //!
 //! * Ethernet ports and RoCE, and with them LSO, checksums, VLANs, RSS and flow steering.
-//! * SR-IOV, XRC, memory windows, alternate paths and their migration.
+//! * SR-IOV, memory windows, alternate paths and their migration.
 //! * Contexts lie in the model, not in ICM: software must map the pages, as the hardware demands,
 //!   but never finds anything in them. The dMPT, the MTT and the multicast table do lie there and
 //!   are read at every use.
@@ -57,6 +57,7 @@ mod responder;
 mod rng;
 mod srq;
 pub mod trace;
+mod transmit;
 mod wqe;
 
 pub use cluster::Cluster;

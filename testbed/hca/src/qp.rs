@@ -74,6 +74,11 @@ impl QueuePair {
         128 << self.context.mtu.mtu_code().clamp(1, 5)
     }
 
+    /// Returns whether what it sends is acknowledged.
+    pub(crate) fn is_reliable(&self) -> bool {
+        matches!(self.service(), Service::RC | Service::XRC)
+    }
+
     /// Returns whether the queue pair takes packets.
     pub(crate) fn receives(&self) -> bool {
         matches!(
@@ -248,12 +253,12 @@ impl QueuePair {
     }
 
     /// Returns whether the receive queue comes first in the buffer. A queue pair with a shared
-    /// receive queue has none of its own; its size field is then meaningless: Linux writes a stride
-    /// of 0 bytes there, that is 0 less the 4 that the field leaves out
-    /// (Linux `drivers/infiniband/hw/mlx4/qp.c`, `__mlx4_ib_modify_qp`).
+    /// receive queue, or of XRC, has none of its own; its size field is then meaningless: Linux
+    /// writes a stride of 0 bytes there, that is 0 less the 4 that the field leaves out (Linux
+    /// `drivers/infiniband/hw/mlx4/qp.c`, `__mlx4_ib_modify_qp`).
     fn receives_first(&self) -> bool {
         let (send, receive) = (self.context.send_queue, self.context.receive_queue);
-        !self.context.srq.enable() && receive.log_stride() > send.log_stride()
+        self.has_receive_queue() && receive.log_stride() > send.log_stride()
     }
 
     fn ring(&self, before: u64) -> RingMemory {
@@ -282,11 +287,15 @@ impl QueuePair {
             .with_send(send)
             .with_opcode(CQE_OPCODE_ERROR);
         let cqn = if send {
-            self.context.send_cqn
+            self.context.send_cqn.get()
         } else {
-            self.context.receive_cqn
+            let (cqn, remote) = self.receive_completion();
+            if self.service() == Service::XRC {
+                cqe.remote = remote;
+            }
+            cqn
         };
-        core.complete(cqn.get(), cqe, true);
+        core.complete(cqn, cqe, true);
     }
 
     /// Goes to the error state: everything posted completes as flushed.
@@ -331,7 +340,7 @@ fn vendor_syndrome(syndrome: Syndrome) -> u8 {
 
 /// Returns the bytes of a queue pair's buffer: a queue that is shared lies elsewhere.
 pub(crate) fn buffer_len(context: &QpContext) -> u64 {
-    let receive = if context.srq.enable() {
+    let receive = if context.srq.enable() || context.flags.service() == Service::XRC {
         0
     } else {
         ring_len(context.receive_queue)

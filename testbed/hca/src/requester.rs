@@ -28,6 +28,7 @@ use crate::core::{Core, Diagnostics};
 use crate::fast_register;
 use crate::qp::QueuePair;
 use crate::trace::Purpose;
+use crate::transmit::Marks;
 use crate::wqe::{Accessor, Malformed, Task, Work, gather, parse};
 use read_ahead::ReadAhead;
 
@@ -240,7 +241,7 @@ impl QueuePair {
         let planned = self.requester.resume_at.filter(|&at| at > core.now);
         let taken = self.responder.taken;
         self.flush(core);
-        if self.context.srq.enable() {
+        if !self.has_receive_queue() {
             return;
         }
         if self.responder.taken != taken {
@@ -433,14 +434,17 @@ impl QueuePair {
                 return;
             }
         };
-        let solicited = last && pending.work.solicited;
+        let marks = Marks {
+            solicited: last && pending.work.solicited,
+            ack_request: last || self.wants_ack(packet),
+            srqn: pending.work.srqn,
+        };
         let whole = pending.wants_response() || last;
         let next = if pending.wants_response() {
             pending.end_psn()
         } else {
             psn_plus(psn, 1)
         };
-        let ack_request = last || self.wants_ack(packet);
         if psn_distance(next, self.requester.sent) > 0 {
             self.requester.sent = next;
         }
@@ -449,7 +453,7 @@ impl QueuePair {
         } else {
             (index, packet + 1)
         };
-        self.transmit(core, psn, operation, payload, solicited, ack_request);
+        self.transmit(core, psn, operation, payload, marks);
         if self.service() == Service::UC {
             self.requester.oldest = self.requester.sent;
         }
@@ -463,32 +467,10 @@ impl QueuePair {
         (packet + 1).is_multiple_of(every.min(WINDOW / 2))
     }
 
-    /// Sends a packet to the peer.
-    pub(crate) fn transmit(
-        &mut self,
-        core: &mut Core,
-        psn: u32,
-        operation: Operation,
-        payload: Vec<u8>,
-        solicited: bool,
-        ack_request: bool,
-    ) {
-        let port = self.port();
-        let Some(mut packet) = self.header(core) else {
-            return;
-        };
-        packet.psn = verbs::Psn(psn);
-        packet.operation = operation;
-        packet.payload = payload;
-        packet.solicited = solicited;
-        packet.ack_request = ack_request;
-        core.send(port, packet);
-    }
-
     fn restart_timeout(&mut self, now: Instant) {
         let exponent = self.context.primary_path.ack_timeout.exponent();
-        let waiting = psn_distance(self.requester.sent, self.requester.oldest) > 0
-            && self.service() == Service::RC;
+        let waiting =
+            psn_distance(self.requester.sent, self.requester.oldest) > 0 && self.is_reliable();
         self.requester.deadline = (waiting && exponent != 0).then(|| {
             // The hardware waits for two to four times what it was told.
             now + Duration::from_nanos(4096 << exponent) * 2
@@ -685,6 +667,7 @@ fn unparsed(counter: u16) -> Work {
         signalled: true,
         solicited: false,
         fence: false,
+        srqn: None,
         task: Task::Nop,
         pieces: Vec::new(),
         len: 0,

@@ -1,15 +1,16 @@
 //! The receiving half of a connection: checks requests, carries them out, and answers.
 
 mod answers;
+mod extended;
 
 use std::collections::VecDeque;
 
-use fabric::{AckCode, AtomicOp, NakCode, Operation, Packet, Place, RemoteRange, Service as Wire};
+use fabric::{AckCode, AtomicOp, NakCode, Operation, Packet, Place, RemoteRange};
 use mlx4_hw::bits::Low24;
-use mlx4_hw::cq::{Cqe, CqeOwner, CqeRemote, ReceiveOpcode, Syndrome};
+use mlx4_hw::cq::{Cqe, CqeOwner, ReceiveOpcode, Syndrome};
 use mlx4_hw::eq::EventType;
 use mlx4_hw::qp::{QpState, Service};
-use verbs::{Lid, PKey, Psn, Qpn, Rkey};
+use verbs::{Psn, Rkey};
 use zerocopy::FromZeros;
 use zerocopy::big_endian::U32;
 
@@ -20,6 +21,8 @@ use crate::qp::QueuePair;
 use crate::requester::psn_distance;
 use crate::trace::Purpose;
 use crate::wqe::{Accessor, LONGEST_MESSAGE, Piece, capacity, receive_pieces, scatter};
+
+pub(crate) use extended::Target;
 
 /// Results of atomics that are kept for peers that ask again.
 const KEPT_ATOMICS: usize = 128;
@@ -45,6 +48,8 @@ enum Answer {
     },
     Read {
         range: RemoteRange,
+        /// The protection domain that the range is in.
+        pd: u32,
         psn: u32,
         packets: u32,
         sent: u32,
@@ -67,6 +72,8 @@ pub(crate) struct Responder {
     pub(crate) taken: u16,
     refused: bool,
     message: Option<Message>,
+    /// The SRQ of the newest request, if this is an XRC queue pair.
+    target: Option<Target>,
     atomics: VecDeque<(u32, u64)>,
     answers: VecDeque<Answer>,
     announced: bool,
@@ -226,7 +233,8 @@ impl QueuePair {
     fn carry_out(&mut self, core: &mut Core, packet: &Packet) -> Result<(), Refusal> {
         let invalid = Err(Refusal::Nak(NakCode::InvalidRequest));
         let rights = self.context.responder;
-        let reliable = self.service() == Service::RC;
+        let reliable = self.is_reliable();
+        self.retarget(core, packet)?;
         match packet.operation {
             Operation::Send {
                 place,
@@ -253,13 +261,15 @@ impl QueuePair {
                 {
                     return invalid;
                 }
-                self.check_remote(core, &range, Right::RemoteRead)?;
+                let pd = self.access_pd();
+                self.check_remote(core, pd, &range, Right::RemoteRead)?;
                 let packets = range.len.div_ceil(self.mtu()).max(1);
                 self.advance(packets, true);
                 self.answer(
                     core,
                     Answer::Read {
                         range,
+                        pd,
                         psn: packet.psn.0,
                         packets,
                         sent: 0,
@@ -324,19 +334,19 @@ impl QueuePair {
         Ok(())
     }
 
-    fn check_remote(&self, core: &Core, range: &RemoteRange, right: Right) -> Result<(), Refusal> {
+    fn check_remote(
+        &self,
+        core: &Core,
+        pd: u32,
+        range: &RemoteRange,
+        right: Right,
+    ) -> Result<(), Refusal> {
         // An empty access is not checked (IBA 1.3, 9.7.5.1.5).
         if range.len == 0 {
             return Ok(());
         }
         core.memory
-            .check(
-                range.rkey.0,
-                self.pd(),
-                range.addr,
-                u64::from(range.len),
-                right,
-            )
+            .check(range.rkey.0, pd, range.addr, u64::from(range.len), right)
             .map(drop)
             .map_err(|error| remote_error(self.qpn, error))
     }
@@ -389,7 +399,7 @@ impl QueuePair {
             return Ok(());
         }
         if let Some(key) = invalidate
-            && !fast_register::invalidate_remotely(&core.memory, key.0, self.pd())
+            && !fast_register::invalidate_remotely(&core.memory, key.0, self.access_pd())
         {
             let syndrome = Syndrome::LOCAL_ACCESS_ERR;
             return Err(Refusal::Receive(
@@ -418,7 +428,7 @@ impl QueuePair {
         let (to, offset) = match (self.responder.message.take(), to) {
             (Some(Message::Write { to, offset }), _) => (to, offset),
             (None, Some(to)) => {
-                self.check_remote(core, &to, Right::RemoteWrite)?;
+                self.check_remote(core, self.access_pd(), &to, Right::RemoteWrite)?;
                 (to, 0)
             }
             _ => return Err(Refusal::Nak(NakCode::InvalidRequest)),
@@ -444,7 +454,13 @@ impl QueuePair {
         if len > 0 {
             let at = to.addr.wrapping_add(u64::from(offset));
             core.memory
-                .check(to.rkey.0, self.pd(), at, u64::from(len), Right::RemoteWrite)
+                .check(
+                    to.rkey.0,
+                    self.access_pd(),
+                    at,
+                    u64::from(len),
+                    Right::RemoteWrite,
+                )
                 .and_then(|region| core.memory.region_write(&region, &packet.payload))
                 .map_err(|error| remote_error(self.qpn, error))?;
         }
@@ -468,7 +484,7 @@ impl QueuePair {
         let mut bytes = [0; 8];
         let region = core
             .memory
-            .check(rkey.0, self.pd(), addr, 8, Right::RemoteAtomic)
+            .check(rkey.0, self.access_pd(), addr, 8, Right::RemoteAtomic)
             .and_then(|region| {
                 core.memory
                     .region_read(&region, &mut bytes)
@@ -487,8 +503,7 @@ impl QueuePair {
 
     /// Takes the next receive of the queue pair's own queue or of its SRQ.
     pub(crate) fn take_receive(&mut self, core: &mut Core) -> Option<Receive> {
-        if self.context.srq.enable() {
-            let srqn = self.context.srq.srqn();
+        if let Some(srqn) = self.receives_from() {
             let (counter, pd, pieces) = core.shared.take(&core.memory, &mut core.events, srqn)?;
             let who = Accessor {
                 pd,
@@ -543,12 +558,13 @@ impl QueuePair {
         let mut cqe = Cqe::new_zeroed();
         cqe.qpn = Low24::new(self.qpn);
         cqe.immediate_or_pkey = word.into();
-        cqe.remote = CqeRemote::new().with_qpn(self.context.remote_qpn.get());
+        let (cqn, remote) = self.receive_completion();
+        cqe.remote = remote;
         cqe.slid = packet.slid.0.into();
         cqe.byte_count = len.into();
         cqe.wqe_counter = counter.into();
         cqe.owner = CqeOwner::new().with_opcode(opcode);
-        core.complete(self.context.receive_cqn.get(), cqe, packet.solicited);
+        core.complete(cqn, cqe, packet.solicited);
     }
 
     /// Completes as flushed the receive in progress and what is in the queue pair's own queue.
@@ -557,7 +573,7 @@ impl QueuePair {
         if let Some(Message::Send { receive, .. }) = self.responder.message.take() {
             self.flush_receive(core, receive.counter);
         }
-        if self.context.srq.enable() {
+        if !self.has_receive_queue() {
             return;
         }
         let slots = 1_u32 << self.context.receive_queue.log_slots();
@@ -573,47 +589,12 @@ impl QueuePair {
     /// drivers go by the order (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_one`; rdma-core
     /// `providers/mlx4/cq.c`, `mlx4_parse_cqe`).
     fn flush_receive(&self, core: &mut Core, counter: u16) {
-        let counter = if self.context.srq.enable() {
-            counter
-        } else {
+        let counter = if self.has_receive_queue() {
             !counter
+        } else {
+            counter
         };
         self.complete_error(core, false, counter, Syndrome::WR_FLUSH_ERR);
-    }
-
-    /// Returns the headers of a packet to the peer.
-    pub(crate) fn header(&self, core: &Core) -> Option<Packet> {
-        let path = &self.context.primary_path;
-        let port = core.port(self.port())?;
-        Some(Packet {
-            slid: port.lid(),
-            dlid: Lid(path.remote_lid.get()),
-            sl: path.schedule.sl(),
-            vl15: false,
-            grh: path.grh.grh().then(|| {
-                port.grh(
-                    path.gid_index,
-                    path.traffic,
-                    path.hop_limit,
-                    path.remote_gid,
-                )
-            }),
-            pkey: port.pkey(path.pkey_index).unwrap_or(PKey(0)),
-            dqpn: Qpn(self.context.remote_qpn.get()),
-            psn: Psn(0),
-            solicited: false,
-            ack_request: false,
-            service: if self.service() == Service::UC {
-                Wire::Uc
-            } else {
-                Wire::Rc
-            },
-            operation: Operation::Ack {
-                code: AckCode::Ack,
-                msn: 0,
-            },
-            payload: Vec::new(),
-        })
     }
 }
 

@@ -11,6 +11,7 @@ use zerocopy::big_endian::U32;
 
 use crate::eq::EventQueues;
 use crate::memory::{Memory, RingMemory};
+use crate::responder::Target;
 use crate::trace::Purpose;
 use crate::wqe::{Piece, receive_pieces};
 
@@ -56,6 +57,23 @@ impl SharedQueues {
         context.limit = queue.limit.into();
         context.wqe_counter = queue.taken.into();
         Some(context)
+    }
+
+    /// Returns an SRQ of an XRC domain.
+    pub(crate) fn of_domain(&self, srqn: u32, domain: u32) -> Option<Target> {
+        let context = &self.queues.get(&srqn)?.context;
+        (u32::from(context.xrcd.get()) == domain).then(|| Target {
+            srqn,
+            pd: context.pd.get(),
+            cqn: context.offset_cqn.cqn(),
+        })
+    }
+
+    /// Returns whether an SRQ of an XRC domain completes to a completion queue.
+    pub(crate) fn uses_cq(&self, cqn: u32) -> bool {
+        let uses =
+            |context: &SrqContext| context.xrcd.get() != 0 && context.offset_cqn.cqn() == cqn;
+        self.queues.values().any(|queue| uses(&queue.context))
     }
 
     /// Arms the event for fewer than `limit` entries.

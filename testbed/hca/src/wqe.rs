@@ -79,6 +79,8 @@ pub(crate) struct Work {
     pub(crate) signalled: bool,
     pub(crate) solicited: bool,
     pub(crate) fence: bool,
+    /// The peer's SRQ, of an XRC queue pair.
+    pub(crate) srqn: Option<u32>,
     pub(crate) task: Task,
     pub(crate) pieces: Vec<Piece>,
     /// Bytes of all pieces.
@@ -103,7 +105,7 @@ pub(crate) fn parse(service: Service, counter: u16, bytes: &[u8]) -> Result<Work
         at: bytes.len() - rest.len(),
     };
     let task = match service {
-        Service::RC => connected(&mut reader, &control, true)?,
+        Service::RC | Service::XRC => connected(&mut reader, &control, true)?,
         Service::UC => connected(&mut reader, &control, false)?,
         Service::UD => match opcode {
             WqeOpcode::NOP => Task::Nop,
@@ -149,6 +151,7 @@ pub(crate) fn parse(service: Service, counter: u16, bytes: &[u8]) -> Result<Work
         signalled: control.flags.completion() == COMPLETION_WANTED,
         solicited: control.flags.solicited(),
         fence: control.size.fence(),
+        srqn: (service == Service::XRC).then(|| control.flags.xrc_srqn()),
         task,
         pieces,
         len,

@@ -67,6 +67,8 @@ const LEFT_OUT: [&str; 12] = [
     "usr/share/man",
     "usr/share/perl",
 ];
+/// Documentation that guests get: pyverbs' own tests.
+const TESTS: (&str, &str) = ("usr/share/doc", "rdma-core/tests");
 /// Folders at the root that Debian has moved below `/usr`, and some packages of Debian 12 have not.
 const MOVED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
@@ -213,6 +215,10 @@ fn modules(archive: &mut Archive<impl Write>, kernel: &Kernel, named: &[String])
 fn put(archive: &mut Archive<impl Write>, host: &Path, guest: &str) -> Result<()> {
     let guest = moved(guest);
     if LEFT_OUT.contains(&guest.as_str()) {
+        let tests = host.join(TESTS.1);
+        if guest == TESTS.0 && tests.is_dir() {
+            return put(archive, &tests, &format!("{guest}/{}", TESTS.1));
+        }
         return Ok(());
     }
     let read = || format!("can't read {}", host.display());

@@ -73,8 +73,13 @@ fn command(
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let mut bench = Bench::new(2, FabricConfig::default());
-    let service =
-        [Service::RC, Service::UC, Service::UD, Service::MLX][usize::from(input.u8() % 4)];
+    let service = [
+        Service::RC,
+        Service::UC,
+        Service::UD,
+        Service::MLX,
+        Service::XRC,
+    ][usize::from(input.u8() % 5)];
     let (mut a, _cq_a, mut b, _cq_b) = bench.pair(service, Connection::default());
     let region = bench.make_mr(1, 4096, all_rights());
     bench.post_receive(&mut b, region.addr, 4096, region.key);

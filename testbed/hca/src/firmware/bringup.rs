@@ -131,6 +131,7 @@ impl Hca {
             .with_rc(true)
             .with_uc(true)
             .with_ud(true)
+            .with_xrc(true)
             .with_srq(true)
             .with_atomics(true)
             .with_ud_multicast(true)

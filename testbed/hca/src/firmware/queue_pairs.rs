@@ -108,7 +108,7 @@ impl Hca {
                 let service = context.flags.service();
                 let served = matches!(
                     service,
-                    Service::RC | Service::UC | Service::UD | Service::MLX
+                    Service::RC | Service::UC | Service::UD | Service::XRC | Service::MLX
                 );
                 if !(known && srq_known && port_known && served) || context.flags.rss() {
                     return Err(CmdStatus::BAD_PARAM);

@@ -245,7 +245,7 @@ impl Hca {
 
     pub(super) fn give_cq(&mut self, command: &Command) -> Outcome {
         let cqn = command.in_modifier;
-        if self.qps.values().any(|qp| qp.uses_cq(cqn)) {
+        if self.qps.values().any(|qp| qp.uses_cq(cqn)) || self.core.shared.uses_cq(cqn) {
             return Err(CmdStatus::RESOURCE_BUSY);
         }
         let context = self
@@ -304,6 +304,10 @@ impl Hca {
         let context: SrqContext = self.read_input(command)?;
         if self.core.shared.contains(command.in_modifier) {
             return Err(CmdStatus::BAD_RES_STATE);
+        }
+        let cqn = context.offset_cqn.cqn();
+        if context.xrcd.get() != 0 && !self.core.completions.contains(cqn) {
+            return Err(CmdStatus::BAD_PARAM);
         }
         let log_len = context.size.log_size() + context.log_stride_less_4.get() + 4;
         self.check_queue(

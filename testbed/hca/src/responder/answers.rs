@@ -8,6 +8,7 @@ use super::{Answer, Refusal, remote_error};
 use crate::core::Core;
 use crate::memory::Right;
 use crate::qp::QueuePair;
+use crate::transmit::Marks;
 
 /// Answers that wait to be sent.
 const MOST_ANSWERS: usize = 1024;
@@ -33,13 +34,19 @@ impl QueuePair {
         match packet.operation {
             Operation::ReadRequest(range) => {
                 let packets = range.len.div_ceil(self.mtu()).max(1);
-                let allowed = self.context.responder.remote_read()
-                    && self.check_remote(core, &range, Right::RemoteRead).is_ok();
-                if allowed {
+                let pd = self.request_pd(core, packet);
+                let may = |pd: &u32| {
+                    self.context.responder.remote_read()
+                        && self
+                            .check_remote(core, *pd, &range, Right::RemoteRead)
+                            .is_ok()
+                };
+                if let Some(pd) = pd.filter(may) {
                     self.answer(
                         core,
                         Answer::Read {
                             range,
+                            pd,
                             psn,
                             packets,
                             sent: 0,
@@ -96,33 +103,31 @@ impl QueuePair {
             let msn = self.responder.msn;
             match answer {
                 Answer::Ack { psn, code } => {
-                    self.transmit(
-                        core,
-                        psn,
-                        Operation::Ack { code, msn },
-                        Vec::new(),
-                        false,
-                        false,
-                    );
+                    let operation = Operation::Ack { code, msn };
+                    self.transmit(core, psn, operation, Vec::new(), Marks::default());
                 }
                 Answer::Atomic { psn, original, .. } => {
                     let operation = Operation::AtomicResponse { original, msn };
-                    self.transmit(core, psn, operation, Vec::new(), false, false);
+                    self.transmit(core, psn, operation, Vec::new(), Marks::default());
                 }
                 Answer::Read {
                     range,
+                    pd,
                     psn,
                     packets,
                     sent,
                     again,
                 } => {
-                    if !self.send_read_response(core, range, psn, packets, sent) {
+                    let psn_now = Psn(psn).advance(sent).0;
+                    let place = Place::new(sent == 0, sent + 1 == packets);
+                    if !self.send_read_response(core, (range, pd), psn_now, place, sent) {
                         return false;
                     }
                     if sent + 1 < packets {
                         let sent = sent + 1;
                         self.responder.answers.push_front(Answer::Read {
                             range,
+                            pd,
                             psn,
                             packets,
                             sent,
@@ -138,9 +143,9 @@ impl QueuePair {
     fn send_read_response(
         &mut self,
         core: &mut Core,
-        range: RemoteRange,
+        (range, pd): (RemoteRange, u32),
         psn: u32,
-        packets: u32,
+        place: Place,
         sent: u32,
     ) -> bool {
         let mtu = self.mtu();
@@ -152,16 +157,9 @@ impl QueuePair {
             Ok(())
         } else {
             core.memory
-                .check(
-                    range.rkey.0,
-                    self.pd(),
-                    addr,
-                    u64::from(len),
-                    Right::RemoteRead,
-                )
+                .check(range.rkey.0, pd, addr, u64::from(len), Right::RemoteRead)
                 .and_then(|region| core.memory.region_read(&region, &mut payload))
         };
-        let psn = Psn(psn).advance(sent).0;
         if let Err(error) = read {
             let Refusal::Nak(code) = remote_error(self.qpn, error) else {
                 return false;
@@ -170,12 +168,11 @@ impl QueuePair {
             self.refuse(core, psn, code);
             return false;
         }
-        let place = Place::new(sent == 0, sent + 1 == packets);
         let operation = Operation::ReadResponse {
             place,
             msn: self.responder.msn,
         };
-        self.transmit(core, psn, operation, payload, false, false);
+        self.transmit(core, psn, operation, payload, Marks::default());
         true
     }
 }

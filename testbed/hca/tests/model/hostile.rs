@@ -68,9 +68,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_software_does_panics(steps in proptest::collection::vec(step(), 1..60), service in 0_u8..4) {
+    fn nothing_that_software_does_panics(steps in proptest::collection::vec(step(), 1..60), service in 0_u8..5) {
         let mut bench = Bench::new(2, FabricConfig::default());
-        let service = [Service::RC, Service::UC, Service::UD, Service::MLX][usize::from(service)];
+        let service = [Service::RC, Service::UC, Service::UD, Service::MLX, Service::XRC][usize::from(service)];
         let (mut a, _cq_a, mut b, _cq_b) = bench.pair(service, Connection::default());
         let region = bench.make_mr(1, 4096, all_rights());
         bench.post_receive(&mut b, region.addr, 4096, region.key);

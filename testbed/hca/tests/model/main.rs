@@ -5,6 +5,7 @@ mod commands;
 mod completions;
 mod connections;
 mod datagrams;
+mod extended;
 mod firmware;
 mod hostile;
 mod partitions;

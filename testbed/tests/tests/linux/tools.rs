@@ -8,6 +8,8 @@ const PORT: u16 = 18515;
 pub(crate) fn groups() -> Vec<Group> {
     vec![
         pingpongs(),
+        extended(),
+        pyverbs(),
         perftest(),
         sizes(),
         options(),
@@ -51,6 +53,58 @@ fn pingpongs() -> Group {
     Group::new("pingpong", &[])
         .checks(bounded.map(check))
         .checks(full.map(|tool| check(tool).full()))
+}
+
+/// Checks extended reliable connections: a queue pair that sends to any shared receive queue of
+/// the other side.
+fn extended() -> Group {
+    let pair = |options: &str| {
+        let tool = format!("ibv_xsrq_pingpong {options}");
+        Check::pair(tool.trim(), PORT)
+    };
+    let measured_here = [
+        "ib_send_lat -c XRC -n 200",
+        "ib_send_bw -c XRC -q 4 -s 10000 -n 100",
+        "ib_write_bw -c XRC -s 65536 -n 100",
+        "ib_write_lat -c XRC -n 200",
+        "ib_read_bw -c XRC -q 4 -s 65536 -n 50",
+        "ib_atomic_lat -c XRC -n 200",
+    ];
+    let client = format!("await node0 {PORT}; ibv_xsrq_pingpong -n 50 node0");
+    Group::new("XRC", &[])
+        .check(pair("-n 100"))
+        .check(pair("-e -n 100"))
+        .check(pair("-s 100000 -m 256 -n 20"))
+        .check(pair("-g 0 -n 20"))
+        .checks(measured_here.map(measured))
+        .check(Check::new(
+            "two clients of a server",
+            &["ibv_xsrq_pingpong -c 2 -n 50", &client, &client],
+        ))
+}
+
+/// Runs pyverbs' own tests of what adapters got wrong, or this one did not have. Each has both
+/// sides in one process on one adapter.
+fn pyverbs() -> Group {
+    let bounded = [
+        "test_xrc_atomic",
+        "test_xrc_traffic_cq_ex",
+        "test_ro_xrc_traffic",
+        "test_mr_rereg",
+        "test_resize_cq",
+    ];
+    let full = [
+        "test_atomic.",
+        "test_cq.",
+        "test_cq_events.",
+        "test_cqex.",
+        "test_pd.",
+        "test_rdmacm.",
+    ];
+    let check = |test: &str| Check::new(test, &[&format!("pyverbs {test}")]);
+    Group::new("pyverbs", &["--packages", "python3-pyverbs"])
+        .checks(bounded.map(check))
+        .checks(full.map(|test| check(test).full()))
 }
 
 /// Its first words go by TCP.

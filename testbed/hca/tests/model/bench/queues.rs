@@ -43,6 +43,8 @@ pub(crate) struct Qp {
     pub(crate) record: u64,
     pub(crate) sent: u32,
     pub(crate) posted: u16,
+    /// The peer's SRQ, of an XRC queue pair.
+    pub(crate) srqn: u32,
     pub(crate) context: QpContext,
 }
 
@@ -177,6 +179,11 @@ impl Bench {
 
     /// Creates a region with the given rights over fresh memory.
     pub(crate) fn make_mr(&mut self, node: usize, len: u64, rights: MptFlags) -> Mr {
+        self.make_mr_in(node, len, rights, PD)
+    }
+
+    /// Creates such a region in a protection domain.
+    pub(crate) fn make_mr_in(&mut self, node: usize, len: u64, rights: MptFlags, pd: u32) -> Mr {
         let addr = self.alloc(node, len);
         let mtt = self.map(node, addr, len);
         let index = self.nodes[node].next_mpt;
@@ -185,7 +192,7 @@ impl Bench {
         let mut mpt = Mpt::new_zeroed();
         mpt.flags = rights.with_status(MPT_STATUS_SOFTWARE).with_region(true);
         mpt.key = key;
-        mpt.pd = MptPd::new().with_pd(PD);
+        mpt.pd = MptPd::new().with_pd(pd);
         mpt.start = addr.into();
         mpt.len = len.into();
         mpt.mtt_offset = mtt.into();
@@ -237,13 +244,14 @@ impl Bench {
             .with_remote_atomic(true);
         context.qkey = 0x11_1111.into();
         context.buffer = QueueBuffer::new(self.map(node, buffer, len), 12);
-        let qp = Qp {
+        let mut qp = Qp {
             node,
             qpn,
             buffer,
             record,
             sent: 0,
             posted: 0,
+            srqn: 0,
             context,
         };
         for slot in 0..SQ_SLOTS {
@@ -255,6 +263,7 @@ impl Bench {
         let mut mailbox = QpMailbox::new_zeroed();
         mailbox.context = qp.context;
         change(&mut mailbox);
+        qp.context = mailbox.context;
         let bytes = mailbox.as_bytes();
         self.command(node, Opcode::RST2INIT_QP, 0, qpn, bytes)?;
         Ok(qp)
@@ -337,6 +346,7 @@ impl Bench {
         let units = 1 + usize::from(send.remote.is_some()) + send.pieces.len();
         control.size = ControlSize::new().with_units(u8::try_from(units).unwrap());
         control.flags = ControlFlags::new()
+            .with_xrc_srqn(qp.srqn)
             .with_completion(if send.signalled { COMPLETION_WANTED } else { 0 })
             .with_solicited(true);
         control.immediate = send.imm.into();
