@@ -9,7 +9,7 @@ use mad::{Attribute, Header, Method, MgmtClass};
 use verbs::{Lid, Qpn};
 
 use crate::counters::{self, CountedPorts, Counter};
-use crate::faults::FaultInjector;
+use crate::faults::{FaultCounts, FaultInjector};
 use crate::packet::is_multicast;
 use crate::sm::{SM_LID, SubnetManager, management_packet};
 use crate::switch::{Hop, LinkOrder, Switch};
@@ -124,6 +124,12 @@ impl Fabric {
             travelling: BinaryHeap::new(),
             sequence: 0,
         }
+    }
+
+    /// Returns how many packets the links' faults befell.
+    #[must_use]
+    pub fn fault_counts(&self) -> FaultCounts {
+        self.faults.counts()
     }
 
     /// Adds a port to the switch, without link.

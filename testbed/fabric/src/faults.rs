@@ -13,10 +13,22 @@ pub(crate) struct Verdict {
     pub(crate) late_by: Duration,
 }
 
+/// Packets that faults befell so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FaultCounts {
+    /// Packets that were lost.
+    pub lost: u64,
+    /// Packets that were delivered twice.
+    pub duplicated: u64,
+    /// Packets that were held back.
+    pub reordered: u64,
+}
+
 /// Decides the fate of packets, the same for the same seed.
 pub(crate) struct FaultInjector {
     faults: Faults,
     state: u64,
+    counts: FaultCounts,
 }
 
 impl FaultInjector {
@@ -24,7 +36,12 @@ impl FaultInjector {
         Self {
             faults,
             state: seed,
+            counts: FaultCounts::default(),
         }
+    }
+
+    pub(crate) fn counts(&self) -> FaultCounts {
+        self.counts
     }
 
     pub(crate) fn judge(&mut self) -> Verdict {
@@ -37,11 +54,14 @@ impl FaultInjector {
         }
         if self.chance(self.faults.loss) {
             verdict.copies = 0;
+            self.counts.lost += 1;
         } else if self.chance(self.faults.duplicate) {
             verdict.copies = 2;
+            self.counts.duplicated += 1;
         }
         if self.chance(self.faults.reorder) {
             verdict.late_by = self.faults.delay;
+            self.counts.reordered += 1;
         }
         verdict
     }

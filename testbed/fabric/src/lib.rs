@@ -37,6 +37,7 @@ mod switch;
 
 pub use config::{FabricConfig, Faults, LinkRate, Manager};
 pub use fabric::{Fabric, PortIndex};
+pub use faults::FaultCounts;
 pub use packet::{
     AckCode, AtomicOp, Grh, NakCode, Operation, Packet, Place, RemoteRange, Service, is_multicast,
 };

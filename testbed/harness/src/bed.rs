@@ -143,6 +143,14 @@ impl Testbed {
         Machine::new(Arc::clone(&self.world) as _, node, board)
     }
 
+    /// Resets a machine's bus, as when its card was unplugged and plugged in: firmware gives the
+    /// card its addresses again.
+    pub fn reset_bus(&self, machine: &Machine) {
+        let mut cluster = self.world.cluster();
+        cluster.reset(machine.node(), self.now());
+        cluster.put_on_bus(machine.node(), self.now(), BARS);
+    }
+
     /// Returns the virtual time.
     #[must_use]
     pub fn now(&self) -> Instant {

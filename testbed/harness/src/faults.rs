@@ -18,6 +18,23 @@ const OPCODE_MASK: u32 = 0xfff_u32.swap_bytes();
 const UNKNOWN_OPCODE: u32 = 0xfee_u32.swap_bytes();
 const NEVER: u32 = u32::MAX;
 
+/// Faults that happened so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fired {
+    /// Commands that the card never saw.
+    pub dropped: u32,
+    /// Commands that it did not know.
+    pub refused: u32,
+    /// Interrupts that were lost.
+    pub lost_interrupts: u32,
+    /// Reads of memory whose bytes were spoiled.
+    pub spoiled: u32,
+    /// Words read of memory that were spoiled.
+    pub spoiled_words: u32,
+    /// Reads of registers of a card that was gone.
+    pub gone: u32,
+}
+
 /// Faults to inject, and counts of what has happened so far. Commands count from 0.
 pub struct Faults {
     commands: AtomicU32,
@@ -28,6 +45,7 @@ pub struct Faults {
     spoil_one_in: AtomicU32,
     spoil_words_one_in: AtomicU32,
     random: AtomicU64,
+    fired: Mutex<Fired>,
     /// Opcodes in the order in which they were sent.
     opcodes: Mutex<Vec<u16>>,
 }
@@ -45,8 +63,28 @@ impl Faults {
             spoil_one_in: AtomicU32::new(0),
             spoil_words_one_in: AtomicU32::new(0),
             random: AtomicU64::new(seed | 1),
+            fired: Mutex::default(),
             opcodes: Mutex::default(),
         })
+    }
+
+    /// Returns how often each fault has happened.
+    #[must_use]
+    pub fn fired(&self) -> Fired {
+        *self.fired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, fault: impl FnOnce(&mut Fired) -> &mut u32) {
+        *fault(&mut self.fired.lock().unwrap_or_else(PoisonError::into_inner)) += 1;
+    }
+
+    /// Returns whether the card is gone, for a read of its registers.
+    fn gone(&self) -> bool {
+        let gone = self.gone.load(Ordering::Relaxed);
+        if gone {
+            self.count(|fired| &mut fired.gone);
+        }
+        gone
     }
 
     /// Returns the opcodes of the commands sent so far.
@@ -100,31 +138,38 @@ impl Faults {
     }
 
     fn spoil(&self, bytes: &mut [u8]) {
-        self.spoil_by(&self.spoil_one_in, bytes);
+        if self.spoil_by(&self.spoil_one_in, bytes) {
+            self.count(|fired| &mut fired.spoiled);
+        }
     }
 
     fn spoil_word(&self, word: u32) -> u32 {
         let mut bytes = word.to_le_bytes();
-        self.spoil_by(&self.spoil_words_one_in, &mut bytes);
+        if self.spoil_by(&self.spoil_words_one_in, &mut bytes) {
+            self.count(|fired| &mut fired.spoiled_words);
+        }
         u32::from_le_bytes(bytes)
     }
 
     fn spoil_long(&self, word: u64) -> u64 {
         let mut bytes = word.to_le_bytes();
-        self.spoil_by(&self.spoil_words_one_in, &mut bytes);
+        if self.spoil_by(&self.spoil_words_one_in, &mut bytes) {
+            self.count(|fired| &mut fired.spoiled_words);
+        }
         u64::from_le_bytes(bytes)
     }
 
-    fn spoil_by(&self, one_in: &AtomicU32, bytes: &mut [u8]) {
+    fn spoil_by(&self, one_in: &AtomicU32, bytes: &mut [u8]) -> bool {
         let n = one_in.load(Ordering::Relaxed);
         if n == 0 || bytes.is_empty() || !self.random().is_multiple_of(u64::from(n)) {
-            return;
+            return false;
         }
         for _ in 0..1 + self.random() % 4 {
             let [at, value, ..] = self.random().to_le_bytes();
             let at = usize::from(at) % bytes.len();
             bytes[at] = value;
         }
+        true
     }
 
     /// Returns a command as it arrives at the card; `None` if it is dropped.
@@ -136,9 +181,11 @@ impl Faults {
             .unwrap_or_else(PoisonError::into_inner)
             .push(opcode);
         if index == self.drop_command.load(Ordering::Relaxed) {
+            self.count(|fired| &mut fired.dropped);
             return None;
         }
         if index == self.refuse_command.load(Ordering::Relaxed) {
+            self.count(|fired| &mut fired.refused);
             return Some(value & !OPCODE_MASK | UNKNOWN_OPCODE);
         }
         Some(value)
@@ -171,7 +218,7 @@ impl<B: Registers> Registers for FaultyBar<B> {
         self.inner.len()
     }
     fn read_u32(&self, offset: usize) -> u32 {
-        if self.faults.gone.load(Ordering::Relaxed) {
+        if self.faults.gone() {
             return u32::MAX;
         }
         self.inner.read_u32(offset)
@@ -203,7 +250,7 @@ pub struct FaultyConfig<C> {
 
 impl<C: ConfigSpace> ConfigSpace for FaultyConfig<C> {
     fn read_u32(&self, offset: u16) -> u32 {
-        if self.faults.gone.load(Ordering::Relaxed) {
+        if self.faults.gone() {
             return u32::MAX;
         }
         self.inner.read_u32(offset)
@@ -266,6 +313,7 @@ impl<V: InterruptVector> InterruptVector for FaultyVector<V> {
                 return;
             }
             lost.store(left - 1, Ordering::Relaxed);
+            self.faults.count(|fired| &mut fired.lost_interrupts);
         }
     }
 }

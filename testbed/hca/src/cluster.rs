@@ -212,6 +212,12 @@ impl Cluster {
         self.nodes[node.0].hca.counters()
     }
 
+    /// Returns how many packets the links' faults befell.
+    #[must_use]
+    pub fn fault_counts(&self) -> fabric::FaultCounts {
+        self.fabric.fault_counts()
+    }
+
     fn hca(&mut self, node: NodeIndex, now: Instant) -> &mut Hca {
         let hca = &mut self.nodes[node.0].hca;
         hca.core.now = now;

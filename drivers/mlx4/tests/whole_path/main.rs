@@ -1,5 +1,6 @@
 //! The driver on both sides of a modelled fabric, in one process and in virtual time.
 
+mod at_once;
 mod bring_up;
 mod common;
 mod data_path;

@@ -1,7 +1,7 @@
 //! The main job on each kind of card: bring-up, a connection, data both ways, a completion that is
 //! waited for, and an orderly end.
 
-use hal::Duration;
+use hal::{Duration, Platform};
 use harness::{
     CardBoard, ClusterConfig, Device as Card, FabricConfig, LinkRate, NodeConfig, Testbed,
 };
@@ -58,7 +58,7 @@ fn kinds() -> Vec<(&'static str, u8, u8, CardBoard)> {
     ]
 }
 
-async fn exchange(a: &Node, b: &Node, port: u8) {
+pub(crate) async fn exchange<P: Platform>(a: &Node<P>, b: &Node<P>, port: u8) {
     let mut config = rc_config(8);
     config.port = port;
     let (mut left, mut right) = connect(a, b, &config, &RC).await;
