@@ -159,8 +159,10 @@ fn answer_smp(
     }
     let key = checks_key.then_some(smp.m_key.get());
     let sets = smp.header.method != Method::GET;
+    let now = core.now;
+    core.port_mut(port)?.follow_lease(now);
     if let Some(key) = key
-        && !core.port_mut(port)?.accepts_key(key, sets)
+        && !core.port_mut(port)?.accepts_key(key, sets, now)
     {
         log::debug!("port {port}: a request with the wrong M_Key");
         return None;

@@ -28,8 +28,8 @@
 //!   are read at every use.
 //! * Static rates, service levels and virtual lanes have no effect.
 //! * Locally attached multicast receivers get what other ports send, not what this port sends.
-//! * B_Keys are not enforced, and an M_Key's lease does not end; violations of Q_Keys are not
-//!   counted; of traps there is that of local changes only.
+//! * B_Keys are not enforced; violations of Q_Keys are not counted; of traps there is that of local
+//!   changes only.
 //! * Memory outside the machine's is an error of the access, never a machine check.
 #![forbid(unsafe_code)]
 

@@ -57,6 +57,8 @@ pub(crate) struct Port {
     pub(crate) counts: PortCounts,
     /// Report to the subnet manager that is not acknowledged yet.
     trap: Option<Trap>,
+    /// Time at which the management key's protection ends, since a request had not the key.
+    lease_end: Option<Instant>,
 }
 
 /// A report that is sent until it is acknowledged.
@@ -85,6 +87,7 @@ impl Port {
             sl_to_vl: [0; 8],
             counts: PortCounts::default(),
             trap: None,
+            lease_end: None,
         };
         port.reset();
         port
@@ -190,9 +193,19 @@ impl Port {
         heard.then_some(manager)
     }
 
+    /// Lifts the management key's protection when its lease is over.
+    pub(crate) fn follow_lease(&mut self, now: Instant) {
+        const PROTECTION: u8 = 0b11 << 6;
+        if self.lease_end.is_some_and(|end| end <= now) {
+            self.lease_end = None;
+            self.info.mkey_lmc &= !PROTECTION;
+        }
+    }
+
     /// Returns whether a management key lets a request in: none is set, it is the same, or it is a
-    /// read that the protection leaves open (IBA 1.3, 14.2.4). One that is not is counted.
-    pub(crate) fn accepts_key(&mut self, key: u64, set: bool) -> bool {
+    /// read that the protection leaves open (IBA 1.3, 14.2.4). One that is not is counted, and
+    /// begins the lease, which one with the key ends.
+    pub(crate) fn accepts_key(&mut self, key: u64, set: bool, now: Instant) -> bool {
         const READS_ARE_OPEN: core::ops::RangeInclusive<u8> = 0..=1;
         let own = self.info.m_key.get();
         let protection = self.info.mkey_lmc >> 6;
@@ -200,6 +213,12 @@ impl Port {
         if !accepted {
             let count = self.info.m_key_violations.get().saturating_add(1);
             self.info.m_key_violations = U16::new(count);
+            let lease = Duration::from_secs(self.info.m_key_lease.get().into());
+            if lease != Duration::ZERO {
+                self.lease_end.get_or_insert(now + lease);
+            }
+        } else if own == key {
+            self.lease_end = None;
         }
         accepted
     }

@@ -276,6 +276,46 @@ fn a_management_key_protects_the_port() {
     }
 }
 
+/// A manager that lost its key gets the port back: the protection lasts for a lease from the first
+/// request without the key, unless one with it comes before.
+#[test]
+fn a_management_keys_protection_ends_with_its_lease() {
+    const KEY: u64 = 0x1234;
+    const LEASE: u16 = 15;
+    let mut bench = Bench::new(1, FabricConfig::default());
+    let mut info = bench.port_info(0);
+    (info.m_key, info.mkey_lmc) = (KEY.into(), 2 << 6);
+    info.m_key_lease = LEASE.into();
+    info.speed_state.set_state(0);
+    let set = request(Method::SET, 0, mad::smp::data_of(&info));
+    ask(&mut bench, set, op_modifier::MAD_IFC_IGNORE_MKEY).unwrap();
+    let seen = |bench: &mut Bench, key: u64| {
+        let answer = ask(bench, request(Method::GET, key, [0; 64]), 0)?;
+        let info: PortInfo = mad::smp::attribute(&answer.data).unwrap();
+        Ok(info.m_key.get())
+    };
+    let refused = Err(CmdStatus::BAD_PKT);
+    let wait =
+        |bench: &mut Bench, seconds: u64| bench.now = bench.now + Duration::from_secs(seconds);
+    // Nobody asked: nothing runs.
+    wait(&mut bench, 60);
+    assert_eq!(seen(&mut bench, 1), refused);
+    wait(&mut bench, 10);
+    // The first request counts, not this one.
+    assert_eq!(seen(&mut bench, 1), refused);
+    // The key's holder lives.
+    assert_eq!(seen(&mut bench, KEY), Ok(KEY));
+    wait(&mut bench, 10);
+    assert_eq!(seen(&mut bench, 1), refused);
+    wait(&mut bench, 14);
+    assert_eq!(seen(&mut bench, 1), refused);
+    wait(&mut bench, 2);
+    assert_eq!(seen(&mut bench, 1), Ok(KEY));
+    // What may be read may not be changed.
+    let wrong = request(Method::SET, 1, set.data);
+    assert_eq!(ask(&mut bench, wrong, 0).map(drop), refused.map(drop));
+}
+
 /// infiniband-diags `vendstat.c`, `is4_general_info_t`.
 #[test]
 fn the_makers_datagrams_are_answered() {
