@@ -36,8 +36,8 @@ use crate::wait::WaitQueue;
 pub(crate) use address::{AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, Address, family};
 use half::Half;
 pub(crate) use half::{Credentials, How, Message, Taken};
-pub(crate) use names::UnixName;
-use names::{Proto, Sharing};
+use names::Sharing;
+pub(crate) use names::{Proto, UnixName};
 pub(crate) use net::Net;
 pub(crate) use options::{BUFFER, CONGESTION, Options, Timestamps};
 pub(crate) use packet::{Fields, Packet};
@@ -112,6 +112,7 @@ struct State {
 pub(crate) struct Socket {
     pub(crate) family: u16,
     pub(crate) kind: Type,
+    pub(crate) proto: Proto,
     net: Arc<Net>,
     me: Weak<Socket>,
     receive: Arc<Channel>,
@@ -134,11 +135,12 @@ pub(crate) enum To {
 }
 
 impl Socket {
-    fn make(net: &Arc<Net>, family: u16, kind: Type, paired: bool) -> Arc<Self> {
+    fn make(net: &Arc<Net>, family: u16, kind: Type, proto: Proto, paired: bool) -> Arc<Self> {
         net.count_socket(true);
         Arc::new_cyclic(|me| Self {
             family,
             kind,
+            proto,
             net: net.clone(),
             me: me.clone(),
             receive: Arc::new(Channel {

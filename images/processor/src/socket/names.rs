@@ -20,11 +20,14 @@ pub(crate) enum UnixName {
     Inode(u64),
 }
 
-/// The protocols that have ports of their own.
+/// The protocols that have ports of their own, by Linux's numbers (`include/uapi/linux/in.h`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Proto {
-    Tcp,
-    Udp,
+    /// That of local sockets, which have no ports.
+    None = 0,
+    Tcp = 6,
+    Udp = 17,
+    UdpLite = 136,
 }
 
 /// The facts that decide whether a port may be shared.
@@ -76,7 +79,7 @@ impl Bound {
                 && flag(&other.sharing).load(Ordering::Relaxed)
         };
         let listens = |bound: &Self| bound.sharing.listening.load(Ordering::Relaxed);
-        let quiet = proto == Proto::Udp || !listens(self) && !listens(other);
+        let quiet = proto != Proto::Tcp || !listens(self) && !listens(other);
         both(|sharing| &sharing.reuse_port) || both(|sharing| &sharing.reuse_addr) && quiet
     }
 }
@@ -226,8 +229,13 @@ impl Names {
     }
 
     /// Returns the socket that a datagram reaches.
-    pub(super) fn receiver(&self, to: SocketAddr, from: SocketAddr) -> Option<Weak<Socket>> {
-        let there = self.ports.get(&(Proto::Udp, to.port()))?;
+    pub(super) fn receiver(
+        &self,
+        proto: Proto,
+        to: SocketAddr,
+        from: SocketAddr,
+    ) -> Option<Weak<Socket>> {
+        let there = self.ports.get(&(proto, to.port()))?;
         let takes = |bound: &&Bound| {
             bound.alive()
                 && bound.covers(to.ip())
@@ -241,16 +249,12 @@ impl Names {
     /// Restricts a bound datagram socket to one sender, or to none, and to one address of its own.
     pub(super) fn restrict(
         &mut self,
-        port: u16,
+        port: (Proto, u16),
         socket: &Weak<Socket>,
         remote: Option<SocketAddr>,
         own: IpAddr,
     ) {
-        let there = self
-            .ports
-            .get_mut(&(Proto::Udp, port))
-            .into_iter()
-            .flatten();
+        let there = self.ports.get_mut(&port).into_iter().flatten();
         for bound in there.filter(|bound| bound.socket.ptr_eq(socket)) {
             (bound.remote, bound.ip) = (remote, own);
         }

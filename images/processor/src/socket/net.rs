@@ -42,11 +42,16 @@ impl Net {
     /// # Errors
     ///
     /// ENFILE if there are too many.
-    pub(crate) fn socket(self: &Arc<Self>, family: u16, kind: Type) -> Result<Arc<Socket>> {
+    pub(crate) fn socket(
+        self: &Arc<Self>,
+        family: u16,
+        kind: Type,
+        proto: Proto,
+    ) -> Result<Arc<Socket>> {
         if self.sockets.load(Ordering::Relaxed) >= MAX_SOCKETS {
             return Err(errno::ENFILE.into());
         }
-        Ok(Socket::make(self, family, kind, false))
+        Ok(Socket::make(self, family, kind, proto, false))
     }
 
     /// Counts sockets: one more, or one less.
@@ -84,7 +89,7 @@ impl Net {
         if self.sockets.load(Ordering::Relaxed) >= MAX_SOCKETS {
             return Err(errno::ENFILE.into());
         }
-        let pair = [(); 2].map(|()| Socket::make(self, AF_UNIX, kind, true));
+        let pair = [(); 2].map(|()| Socket::make(self, AF_UNIX, kind, Proto::None, true));
         for (socket, other) in [(&pair[0], &pair[1]), (&pair[1], &pair[0])] {
             let mut state = socket.state.lock();
             state.phase = Phase::Connected;
@@ -228,7 +233,7 @@ impl Net {
         if !is_own(addr.ip()) {
             return Err(errno::EADDRNOTAVAIL.into());
         }
-        let port = names.bind(socket.proto(), addr, &socket.sharing, &socket.me)?;
+        let port = names.bind(socket.proto, addr, &socket.sharing, &socket.me)?;
         socket.state.lock().local = Address::Ip(SocketAddr::new(addr.ip(), port));
         Ok(())
     }
@@ -319,7 +324,7 @@ impl Net {
             return Err(errno::EPROTOTYPE.into());
         }
         let local = client_name(&mut names, client, to)?;
-        let server = Socket::make(self, listener.family, listener.kind, true);
+        let server = Socket::make(self, listener.family, listener.kind, listener.proto, true);
         server.embryo.store(true, Ordering::Release);
         *server.options.lock() = listener.options.lock().inherited();
         let deaf = listener.receive.half.lock().ended;
@@ -436,7 +441,7 @@ impl Net {
         let mut state = socket.state.lock();
         if let Address::Ip(local) = state.local {
             let own = from.map_or(local.ip(), |from| from.ip());
-            names.restrict(local.port(), &socket.me, to, own);
+            names.restrict((socket.proto, local.port()), &socket.me, to, own);
             state.local = Address::Ip(SocketAddr::new(own, local.port()));
         }
         state.phase = if to.is_some() {
@@ -458,7 +463,7 @@ impl Net {
             Address::Ip(local) => local,
             _ => {
                 let any = unspecified(socket.family);
-                let port = names.bind(Proto::Udp, any, &socket.sharing, &socket.me)?;
+                let port = names.bind(socket.proto, any, &socket.sharing, &socket.me)?;
                 let local = SocketAddr::new(any.ip(), port);
                 state.local = Address::Ip(local);
                 local
@@ -472,9 +477,14 @@ impl Net {
     }
 
     /// Returns the socket that a datagram reaches.
-    pub(super) fn datagram_target(&self, to: SocketAddr, from: SocketAddr) -> Option<Arc<Socket>> {
+    pub(super) fn datagram_target(
+        &self,
+        proto: Proto,
+        to: SocketAddr,
+        from: SocketAddr,
+    ) -> Option<Arc<Socket>> {
         let to = SocketAddr::new(target(to.ip()), to.port());
-        let found = self.names.lock().receiver(to, from);
+        let found = self.names.lock().receiver(proto, to, from);
         found.and_then(|socket| socket.upgrade())
     }
 
@@ -486,7 +496,7 @@ impl Net {
             _ => state.inode.map(UnixName::Inode),
         };
         let port = match state.local {
-            Address::Ip(addr) => Some((socket.proto(), addr.port())),
+            Address::Ip(addr) => Some((socket.proto, addr.port())),
             _ => None,
         };
         drop(state);
@@ -497,13 +507,6 @@ impl Net {
 }
 
 impl Socket {
-    fn proto(&self) -> Proto {
-        match self.kind {
-            Type::Stream => Proto::Tcp,
-            _ => Proto::Udp,
-        }
-    }
-
     /// Returns whether the socket may connect.
     pub(crate) fn may_connect(&self) -> Result<()> {
         match self.state.lock().phase {

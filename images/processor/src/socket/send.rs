@@ -137,7 +137,7 @@ impl Socket {
         message.from = Address::Ip(from);
         message.packet.to = Some(to);
         let len = message.bytes.len();
-        match self.net.datagram_target(to, from) {
+        match self.net.datagram_target(self.proto, to, from) {
             Some(target) => {
                 let mut half = target.receive.half.lock();
                 // What finds no room is lost, as a datagram may be.

@@ -28,6 +28,7 @@ mod pseudo;
 mod resident;
 mod resolve;
 mod rseq;
+mod shown;
 mod signal;
 mod socket;
 mod splice;

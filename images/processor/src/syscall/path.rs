@@ -31,8 +31,8 @@ pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
 pub(super) const NOFOLLOW: u64 = 0x100;
 /// `AT_EMPTY_PATH`.
 pub(super) const EMPTY_PATH: u64 = 0x1000;
-/// The end of the path shown for a file that has no name any more.
-const DELETED: &[u8] = b" (deleted)";
+/// The longest path from the root on, by way of a working directory or an open one.
+const MAX_WHOLE: usize = 16 * 4096;
 const O_ACCMODE: u64 = 3;
 const O_CREAT: u64 = 0o100;
 const O_EXCL: u64 = 0o200;
@@ -107,7 +107,7 @@ fn stream_status() -> Stat {
 }
 
 /// Returns the path of a terminal with this device number.
-fn terminal_path(device: u64) -> Vec<u8> {
+pub(super) fn terminal_path(device: u64) -> Vec<u8> {
     const PTS_MAJOR: u64 = 136;
     match device >> 8 {
         PTS_MAJOR.. => alloc::format!(
@@ -129,7 +129,7 @@ fn device_status(device: Device) -> Stat {
 }
 
 /// Returns the number that an object shows as its inode.
-fn object_number(object: &Arc<dyn Object>) -> u64 {
+pub(super) fn object_number(object: &Arc<dyn Object>) -> u64 {
     Arc::as_ptr(object).cast::<u8>().addr() as u64 & 0xffff_ffff
 }
 
@@ -162,7 +162,8 @@ impl<N: Node> Thread<N> {
             whole.push(b'/');
         }
         whole.extend_from_slice(&path);
-        if whole.len() > PATH_MAX {
+        // S takes no longer one than the program may name; P's own file systems do.
+        if whole.len() > MAX_WHOLE {
             return Err(errno::ENAMETOOLONG.into());
         }
         Ok(whole)
@@ -584,61 +585,6 @@ impl<N: Node> Thread<N> {
             }
             Found::Here(inode) => tmpfs.target(inode),
             Found::Missing(..) => Err(errno::ENOENT.into()),
-        }
-    }
-
-    /// Returns what `/proc/self/fd` calls a file.
-    async fn name_of(&self, file: &OpenFile) -> Result<Vec<u8>> {
-        match &file.kind {
-            Kind::Object(object) if object.device() != 0 => Ok(terminal_path(object.device())),
-            Kind::Object(object) if object.named().is_none() => {
-                let kind: &[u8] = match object.mode() & TYPE_MASK {
-                    0o010_000 => b"pipe",
-                    0o140_000 => b"socket",
-                    _ => return Ok(object.name().to_vec()),
-                };
-                let number = object_number(object);
-                Ok([kind, b":[", alloc::format!("{number}").as_bytes(), b"]"].concat())
-            }
-            Kind::File(_) | Kind::Folder(_) | Kind::Tmp(_) | Kind::TmpFolder(_) => {
-                // What never had a name is shown by one that says so.
-                if file.path.ends_with(DELETED) {
-                    return Ok(file.path.clone());
-                }
-                let mut name = self.shown_path(&file.path).await?;
-                match self.status_of(file).await {
-                    Ok(stat) if stat.links > 0 => {}
-                    Ok(_) | Err(Error::Errno(_)) => name.extend_from_slice(DELETED),
-                    Err(error) => return Err(error),
-                }
-                Ok(name)
-            }
-            _ => Ok(file.path.clone()),
-        }
-    }
-
-    /// Returns the path that Linux shows for one that a file was opened by: without symbolic links,
-    /// as far as it leads anywhere now.
-    pub(crate) async fn shown_path(&self, path: &[u8]) -> Result<Vec<u8>> {
-        let split = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-        let (folder, name) = path.split_at(split);
-        let tmpfs = self.node.kernel().tmpfs();
-        let missing = matches!(
-            tmpfs.find(path, true, &self.creds()),
-            Ok(Found::Missing(..))
-        );
-        if !missing {
-            match self.real_path(path).await {
-                Err(Error::Errno(errno::ENOENT)) => {}
-                Err(Error::Errno(_)) => return Ok(path.to_vec()),
-                real => return real,
-            }
-        }
-        // The name has gone; its folder may be there.
-        match self.real_path(folder).await {
-            Ok(real) => Ok([real.strip_suffix(b"/").unwrap_or(&real), name].concat()),
-            Err(Error::Errno(_)) => Ok(path.to_vec()),
-            Err(error) => Err(error),
         }
     }
 

@@ -626,3 +626,27 @@ fn files_of_devices_are_made_by_the_privileged() {
     assert_eq!(errno_of(refused), Some(errno::EPERM));
     ends_clean(node, run);
 }
+
+#[test]
+fn folders_are_as_deep_as_their_relative_paths_lead() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let part = run.put(DATA + 1024, &[&[b'd'; 250][..], b"\0"].concat());
+    let tmp = run.name(0, "/tmp");
+    run.call(nr::__NR_chdir, &[tmp]).unwrap();
+    for _ in 0..20 {
+        run.call(nr::__NR_mkdir, &[part, 0o755]).unwrap();
+        run.call(nr::__NR_chdir, &[part]).unwrap();
+    }
+    // 5,024 bytes from the root on.
+    let file = run.name(0, "file");
+    let fd = run.call(nr::__NR_open, &[file, 0o102, 0o644]).unwrap();
+    run.call(nr::__NR_close, &[fd]).unwrap();
+    run.call(nr::__NR_unlink, &[file]).unwrap();
+    let above = run.name(0, "..");
+    for _ in 0..20 {
+        run.call(nr::__NR_chdir, &[above]).unwrap();
+        run.call(nr::__NR_rmdir, &[part]).unwrap();
+    }
+    run.end();
+}

@@ -25,7 +25,8 @@ use crate::files::OpenFile;
 use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::socket::{
-    self, AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, Address, Credentials, Socket, To, Type, UnixName,
+    self, AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, Address, Credentials, Proto, Socket, To, Type,
+    UnixName,
 };
 use crate::thread::Thread;
 use crate::tmpfs::{Found, Make, SOCKET, TYPE_MASK};
@@ -40,11 +41,12 @@ const SOCK_RAW: u32 = 3;
 const SOCK_SEQPACKET: u32 = 5;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
+const UDP_LITE: u32 = 136;
 /// Bytes of the longest address (`struct sockaddr_storage`).
 const ADDRESS_MAX: usize = 128;
 
 /// Returns the kind of socket that a call asks for.
-fn kind(domain: u32, kind: u32, protocol: u32) -> Result<(u16, Type)> {
+fn kind(domain: u32, kind: u32, protocol: u32) -> Result<(u16, Type, Proto)> {
     if kind >= SOCK_MAX {
         return Err(errno::EINVAL.into());
     }
@@ -54,17 +56,24 @@ fn kind(domain: u32, kind: u32, protocol: u32) -> Result<(u16, Type)> {
     };
     let made = match (family, kind) {
         (AF_UNIX, _) if protocol > 1 => return Err(errno::EPROTONOSUPPORT.into()),
-        (AF_UNIX, SOCK_DGRAM | SOCK_RAW) => Type::Datagram,
-        (AF_UNIX, SOCK_SEQPACKET) => Type::SeqPacket,
-        (AF_UNIX, SOCK_STREAM) => Type::Stream,
-        (AF_INET | AF_INET6, SOCK_STREAM) if matches!(protocol, 0 | TCP) => Type::Stream,
-        (AF_INET | AF_INET6, SOCK_DGRAM) if matches!(protocol, 0 | UDP) => Type::Datagram,
-        (AF_INET | AF_INET6, SOCK_STREAM | SOCK_DGRAM | SOCK_RAW) => {
+        (AF_UNIX, SOCK_DGRAM | SOCK_RAW) => (Type::Datagram, Proto::None),
+        (AF_UNIX, SOCK_SEQPACKET) => (Type::SeqPacket, Proto::None),
+        (AF_UNIX, SOCK_STREAM) => (Type::Stream, Proto::None),
+        (AF_INET | AF_INET6, SOCK_STREAM) if matches!(protocol, 0 | TCP) => {
+            (Type::Stream, Proto::Tcp)
+        }
+        (AF_INET | AF_INET6, SOCK_DGRAM) => match protocol {
+            0 | UDP => (Type::Datagram, Proto::Udp),
+            UDP_LITE => (Type::Datagram, Proto::UdpLite),
+            _ => return Err(errno::EPROTONOSUPPORT.into()),
+        },
+        (AF_INET | AF_INET6, SOCK_STREAM | SOCK_RAW) => {
             return Err(errno::EPROTONOSUPPORT.into());
         }
         _ => return Err(errno::ESOCKTNOSUPPORT.into()),
     };
-    Ok((family, made))
+    let (made, proto) = made;
+    Ok((family, made, proto))
 }
 
 impl<N: Node> Thread<N> {
@@ -119,14 +128,14 @@ impl<N: Node> Thread<N> {
 
     fn sys_socket(&self, [domain, asked, protocol, ..]: Args) -> Result<u64> {
         let flags = int(asked) & (SOCK_NONBLOCK | SOCK_CLOEXEC);
-        let (family, kind) = kind(int(domain), int(asked) & !flags, int(protocol))?;
-        let socket = self.node.kernel().net.socket(family, kind)?;
+        let (family, kind, proto) = kind(int(domain), int(asked) & !flags, int(protocol))?;
+        let socket = self.node.kernel().net.socket(family, kind, proto)?;
         self.add_socket(socket, flags)
     }
 
     async fn sys_socketpair(&self, [domain, asked, protocol, into, ..]: Args) -> Result<u64> {
         let flags = int(asked) & (SOCK_NONBLOCK | SOCK_CLOEXEC);
-        let (family, kind) = kind(int(domain), int(asked) & !flags, int(protocol))?;
+        let (family, kind, _) = kind(int(domain), int(asked) & !flags, int(protocol))?;
         if family != AF_UNIX {
             return Err(errno::EOPNOTSUPP.into());
         }

@@ -10,7 +10,7 @@ use super::interface::LOOPBACK_NAME;
 use super::packets;
 use crate::error::{Result, errno};
 use crate::process::Node;
-use crate::socket::{self, AF_INET6, CONGESTION, Socket, Timestamps, Type};
+use crate::socket::{self, AF_INET6, CONGESTION, Socket, Timestamps};
 use crate::thread::Thread;
 
 /// Levels (Linux `include/linux/socket.h`).
@@ -18,6 +18,7 @@ pub(super) const SOL_SOCKET: u32 = 1;
 pub(super) const IPPROTO_IP: u32 = 0;
 const IPPROTO_TCP: u32 = 6;
 pub(super) const IPPROTO_UDP: u32 = 17;
+pub(super) const IPPROTO_UDPLITE: u32 = 136;
 pub(super) const IPPROTO_IPV6: u32 = 41;
 /// Options of sockets (Linux `include/uapi/asm-generic/socket.h`).
 mod so {
@@ -127,7 +128,7 @@ impl<N: Node> Thread<N> {
                 let only = word.ok_or(errno::EINVAL)? != 0;
                 socket.sharing().only_v6.store(only, Ordering::Relaxed);
             }
-            (level @ (IPPROTO_IP | IPPROTO_UDP), name) if !socket.is_local() => {
+            (level @ (IPPROTO_IP | IPPROTO_UDP | IPPROTO_UDPLITE), name) if !socket.is_local() => {
                 packets::set(socket, level, name, &bytes)?;
             }
             (IPPROTO_IPV6, name) if socket.family == AF_INET6 => {
@@ -163,7 +164,7 @@ impl<N: Node> Thread<N> {
             (IPPROTO_IPV6, IPV6_V6ONLY) if socket.family == AF_INET6 => {
                 flag(socket.sharing().only_v6.load(Ordering::Relaxed))
             }
-            (level @ (IPPROTO_IP | IPPROTO_UDP), name) if !socket.is_local() => {
+            (level @ (IPPROTO_IP | IPPROTO_UDP | IPPROTO_UDPLITE), name) if !socket.is_local() => {
                 packets::get(socket, level, name)?
             }
             (IPPROTO_IPV6, name) if socket.family == AF_INET6 => {
@@ -257,11 +258,7 @@ fn set_socket(socket: &Socket, name: u32, bytes: &[u8], word: Option<u32>) -> Re
 
 fn get_socket(socket: &Socket, name: u32) -> Result<Vec<u8>> {
     let options = socket.options.lock().clone();
-    let protocol = match (socket.is_local(), socket.kind) {
-        (true, _) => 0,
-        (false, Type::Stream) => IPPROTO_TCP,
-        (false, _) => IPPROTO_UDP,
-    };
+    let protocol = socket.proto as u32;
     Ok(match name {
         so::REUSEADDR => flag(socket.sharing().reuse_addr.load(Ordering::Relaxed)),
         so::REUSEPORT => flag(socket.sharing().reuse_port.load(Ordering::Relaxed)),

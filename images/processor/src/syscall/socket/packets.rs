@@ -9,9 +9,11 @@ use core::time::Duration;
 
 use super::control::{Chosen, Control, Given};
 use super::interface::LOOPBACK;
-use super::option::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET};
+use super::option::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, IPPROTO_UDPLITE, SOL_SOCKET};
 use crate::error::{Result, errno};
-use crate::socket::{AF_INET, AF_INET6, Address, Fields, Options, Packet, Socket, Timestamps};
+use crate::socket::{
+    AF_INET, AF_INET6, Address, Fields, Options, Packet, Proto, Socket, Timestamps,
+};
 
 /// Options and control messages (Linux `include/uapi/linux/in.h`, `in6.h`, `udp.h`).
 pub(super) const IP_TOS: u32 = 1;
@@ -48,10 +50,10 @@ type Kept = (u32, u32, i32, i32, i32);
 ///   `IPV6_RECVHOPLIMIT`, `IPV6_RECVHOPOPTS`, `IPV6_RECVRTHDR` and `IPV6_RECVDSTOPTS` (no packet
 ///   has any), `IPV6_RECVTCLASS`, `IPV6_RECVORIGDSTADDR`.
 /// * Of UDP: its checksums over IPv6, `UDP_SEGMENT`, and `UDP_GRO`, as datagrams need not be put
-///   together.
+///   together. Of UDP-Lite: `UDPLITE_SEND_CSCOV`, `UDPLITE_RECV_CSCOV`.
 /// * `IP_RECVERR` and `IPV6_RECVERR`, without which glibc's resolver gives up
 ///   (`resolv/res_enable_icmp.c`): the queue of errors stays empty, as calls tell of all errors.
-const KEPT: [Kept; 32] = [
+const KEPT: [Kept; 34] = [
     (IPPROTO_IP, 11, 0, 0, 1),
     (IPPROTO_IPV6, 25, 0, 0, 1),
     (IPPROTO_IP, IP_TOS, 0, 0, 255),
@@ -84,13 +86,19 @@ const KEPT: [Kept; 32] = [
     (IPPROTO_UDP, 104, 0, 0, 1),
     (IPPROTO_UDP, 101, 0, 0, 1),
     (IPPROTO_UDP, 102, 0, 0, 1),
+    (IPPROTO_UDPLITE, 10, 0, 0, 65_535),
+    (IPPROTO_UDPLITE, 11, 0, 0, 65_535),
 ];
 
 /// The option that asks for what is not there: `UDP_CORK`.
 const ABSENT: (u32, u32) = (IPPROTO_UDP, 1);
 
 fn known(socket: &Socket, level: u32, name: u32) -> Option<&'static Kept> {
-    let fits = level != IPPROTO_UDP || !socket.is_stream();
+    let fits = match level {
+        IPPROTO_UDP => !socket.is_stream(),
+        IPPROTO_UDPLITE => socket.proto == Proto::UdpLite,
+        _ => true,
+    };
     KEPT.iter()
         .find(|kept| fits && (kept.0, kept.1) == (level, name))
 }

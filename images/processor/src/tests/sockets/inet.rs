@@ -388,3 +388,33 @@ fn the_loopback_interface_is_told_and_no_other() {
     assert_eq!(run.get(BUF, 3), lo);
     run.ends();
 }
+
+#[test]
+fn udp_lite_has_ports_of_its_own() {
+    const UDP_LITE: u64 = 136;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let new = |run: &mut Run, protocol: u64| {
+        run.call(nr::__NR_socket, &[AF_INET, DGRAM, protocol])
+            .unwrap()
+    };
+    let (lite, plain) = (new(&mut run, UDP_LITE), new(&mut run, 0));
+    run.bind(lite, &inet([127, 0, 0, 1], 7000)).unwrap();
+    run.bind(plain, &inet([127, 0, 0, 1], 7000)).unwrap();
+    let sender = new(&mut run, UDP_LITE);
+    run.connect(sender, &inet([127, 0, 0, 1], 7000)).unwrap();
+    run.put(DATA, b"abc");
+    assert_eq!(run.call(nr::__NR_write, &[sender, DATA, 3]), Ok(3));
+    const MSG_DONTWAIT: u64 = 0x40;
+    let receive = |run: &mut Run, from: u64| {
+        run.call(
+            nr::__NR_recvfrom,
+            &[from, DATA + 16, 16, MSG_DONTWAIT, 0, 0],
+        )
+    };
+    assert_eq!(errno_of(receive(&mut run, plain)), Some(errno::EAGAIN));
+    assert_eq!(receive(&mut run, lite), Ok(3));
+    let other = run.call(nr::__NR_socket, &[AF_INET, DGRAM, 132]);
+    assert_eq!(errno_of(other), Some(errno::EPROTONOSUPPORT));
+    run.end();
+}
