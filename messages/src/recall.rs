@@ -19,7 +19,7 @@ pub const MAX_PART: usize = 4096;
 wire_struct! {
     /// Names a lease.
     RecallRequest {
-        /// The file's inode.
+        /// The file's inode; 0 for all names.
         inode: u64,
         /// The lease's generation.
         lease: u64,

@@ -71,6 +71,12 @@ impl<'a> Wire<'a> for Path<'a> {
 pub struct FileId(pub u64);
 wire_handle!(FileId);
 
+impl FileId {
+    /// All names, for [`Lease`]: the lease is recalled before another peer changes a name or an
+    /// attribute, or may gather writes. No open file has this handle, and no file this inode.
+    pub const NAMES: Self = Self(0);
+}
+
 bitflags::bitflags! {
     /// Flags of an open.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -631,7 +637,8 @@ calls! {
     SetXattr = 39, "p2s_setxattr": SetXattrRequest<'a> => ();
     /// Removes an extended attribute.
     RemoveXattr = 40, "p2s_removexattr": XattrRequest<'a> => ();
-    /// Grants or extends the peer's read lease of an open file.
+    /// Grants or extends the peer's read lease of an open file, or of all names
+    /// ([`FileId::NAMES`]).
     Lease = 41, "p2s_lease": FileRequest => Leased;
     /// Grants or extends the peer's write lease of an open file; the lease is 0 if it gets none.
     WriteLease = 43, "p2s_write_lease": FileRequest => Leased;

@@ -55,6 +55,7 @@ impl Args {
             ("many", build(&debian, "many", "-O1")?),
             ("wild", build(&debian, "wild", "-O1")?),
             ("files", build(&debian, "files", "-O1")?),
+            ("orders", build(&debian, "orders", "-O1")?),
             ("rights", build(&debian, "rights", "-O1")?),
             ("pages", pages()?),
         ];

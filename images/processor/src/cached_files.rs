@@ -14,13 +14,14 @@
 //!   remainder.
 //! * A reply is kept only if no change ended while its request was under way.
 //!
-//! This holds while one processor changes the files of S. With several, S would have to grant
-//! leases on directories and inodes, and take them back before another processor's change.
+//! Other nodes change files, too: an answer holds only under the lease of all names
+//! ([`NamesLease`]) of the generation that it was got under.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use hal::Instant;
 use messages::storage::{
     AllocateFlags, Attributes, Caller, FileId, FlushRequest, Leased, MAX_GROUPS, OpenFlags, Opened,
     RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
@@ -30,6 +31,7 @@ use spin::Mutex;
 
 use crate::error::{Error, Result, errno};
 use crate::gather::{Gathered, Settle};
+use crate::names_lease::NamesLease;
 use crate::platform::Files;
 
 /// Inodes are told apart by this many remainders.
@@ -69,6 +71,8 @@ struct Entry {
     names: u64,
     /// The count of changes of such inodes at that time.
     inodes: u64,
+    /// The generation of the lease of all names.
+    lease: u64,
 }
 
 #[derive(Default, Debug)]
@@ -77,10 +81,21 @@ struct Entries {
     bytes: usize,
 }
 
-/// S, with a cache in front.
+/// State of the cache before S was asked.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    /// Changes that had ended.
+    changes: u64,
+    /// Generation of the lease of all names; `None` if it was not held.
+    lease: Option<u64>,
+}
+
+/// S, with a cache in front. `C` gives the time.
 #[derive(Debug)]
-pub struct CachedFiles<F> {
+pub struct CachedFiles<F, C = fn() -> Instant> {
     files: F,
+    clock: C,
+    lease: NamesLease,
     entries: Mutex<Entries>,
     /// Counts all changes. A change counts here first, so that whoever sees its other counts sees
     /// this one.
@@ -92,13 +107,13 @@ pub struct CachedFiles<F> {
 }
 
 /// A change under way; its drop makes stale what it changed, however it ended.
-struct Changing<'a, F> {
-    cache: &'a CachedFiles<F>,
+struct Changing<'a, F, C> {
+    cache: &'a CachedFiles<F, C>,
     /// The inode; `None` for a change of names.
     inode: Option<u64>,
 }
 
-impl<F> Drop for Changing<'_, F> {
+impl<F, C> Drop for Changing<'_, F, C> {
     fn drop(&mut self) {
         self.cache.changes.fetch_add(1, Ordering::SeqCst);
         let count = match self.inode {
@@ -109,11 +124,19 @@ impl<F> Drop for Changing<'_, F> {
     }
 }
 
-impl<F> CachedFiles<F> {
+impl<F, C> CachedFiles<F, C> {
+    fn shard(&self, inode: u64) -> &AtomicU64 {
+        &self.inodes[usize::try_from(inode % SHARDS as u64).unwrap_or(0)]
+    }
+}
+
+impl<F, C: Fn() -> Instant> CachedFiles<F, C> {
     /// Returns an empty cache in front of `files`.
-    pub const fn new(files: F) -> Self {
+    pub const fn new(files: F, clock: C) -> Self {
         Self {
             files,
+            clock,
+            lease: NamesLease::new(),
             entries: Mutex::new(Entries {
                 by_path: BTreeMap::new(),
                 bytes: 0,
@@ -127,9 +150,11 @@ impl<F> CachedFiles<F> {
 
     /// Looks up what S said, if it still holds.
     fn known(&self, by: Caller<'_>, path: &[u8], question: Question) -> Option<Said> {
+        let lease = self.lease.held((self.clock)())?;
         let entries = self.entries.lock();
         let entry = entries.by_path.get(&key(by, path, question))?;
-        let current = entry.names == self.names.load(Ordering::SeqCst)
+        let current = entry.lease == lease
+            && entry.names == self.names.load(Ordering::SeqCst)
             && match &entry.said {
                 Said::Stat(stat) => entry.inodes == self.shard(stat.inode).load(Ordering::SeqCst),
                 Said::Target(_) | Said::Missing | Said::NoLink => true,
@@ -137,14 +162,18 @@ impl<F> CachedFiles<F> {
         current.then(|| entry.said.clone())
     }
 
-    /// Keeps what S said to a request that was sent when `changes` changes had ended.
-    fn keep(&self, by: Caller<'_>, path: &[u8], question: Question, changes: u64, said: Said) {
+    /// Keeps what S said, if nothing has changed since before it was asked.
+    fn keep(&self, by: Caller<'_>, path: &[u8], question: Question, before: Before, said: Said) {
+        let Some(lease) = before.lease else {
+            return;
+        };
         let names = self.names.load(Ordering::SeqCst);
         let inodes = match &said {
             Said::Stat(stat) => self.shard(stat.inode).load(Ordering::SeqCst),
             Said::Target(_) | Said::Missing | Said::NoLink => 0,
         };
-        if self.changes.load(Ordering::SeqCst) != changes {
+        let held = self.lease.held((self.clock)());
+        if self.changes.load(Ordering::SeqCst) != before.changes || held != before.lease {
             return;
         }
         let key = key(by, path, question);
@@ -163,17 +192,14 @@ impl<F> CachedFiles<F> {
             said,
             names,
             inodes,
+            lease,
         };
         // What is replaced stays counted until the cache is emptied.
         entries.by_path.insert(key, entry);
     }
 
-    fn shard(&self, inode: u64) -> &AtomicU64 {
-        &self.inodes[usize::try_from(inode % SHARDS as u64).unwrap_or(0)]
-    }
-
     /// Begins a change of names.
-    fn change_names(&self) -> Changing<'_, F> {
+    fn change_names(&self) -> Changing<'_, F, C> {
         Changing {
             cache: self,
             inode: None,
@@ -182,19 +208,22 @@ impl<F> CachedFiles<F> {
 
     /// Begins a change of an open file; of one that was not opened to be changed, as a change of
     /// names.
-    fn change_file(&self, file: FileId) -> Changing<'_, F> {
+    fn change_file(&self, file: FileId) -> Changing<'_, F, C> {
         Changing {
             cache: self,
             inode: self.open.lock().get(&file).copied(),
         }
     }
 
-    fn changes(&self) -> u64 {
-        self.changes.load(Ordering::SeqCst)
+    fn before(&self) -> Before {
+        Before {
+            changes: self.changes.load(Ordering::SeqCst),
+            lease: self.lease.held((self.clock)()),
+        }
     }
 }
 
-impl<F: Files> CachedFiles<F> {
+impl<F: Files, C: Fn() -> Instant> CachedFiles<F, C> {
     /// Asks S to open a file that is not made or cut by that.
     async fn open_existing(
         &self,
@@ -208,15 +237,16 @@ impl<F: Files> CachedFiles<F> {
         } else {
             Question::Follow
         };
+        self.lease.get(&self.files, &self.clock).await?;
         if let Some(Said::Missing) = self.known(by, path, question) {
             return Err(errno::ENOENT.into());
         }
-        let changes = self.changes();
+        let before = self.before();
         let opened = self.files.open(by, path, flags, mode).await;
         match &opened {
-            Ok(opened) => self.keep(by, path, question, changes, Said::Stat(opened.stat)),
+            Ok(opened) => self.keep(by, path, question, before, Said::Stat(opened.stat)),
             Err(Error::Errno(errno::ENOENT)) => {
-                self.keep(by, path, question, changes, Said::Missing)
+                self.keep(by, path, question, before, Said::Missing)
             }
             Err(_) => {}
         }
@@ -237,7 +267,7 @@ fn key(by: Caller<'_>, path: &[u8], question: Question) -> Vec<u8> {
     key
 }
 
-impl<F: Files> Files for CachedFiles<F> {
+impl<F: Files, C: Fn() -> Instant> Files for CachedFiles<F, C> {
     async fn open(
         &self,
         by: Caller<'_>,
@@ -266,17 +296,18 @@ impl<F: Files> Files for CachedFiles<F> {
         } else {
             Question::NoFollow
         };
+        self.lease.get(&self.files, &self.clock).await?;
         match self.known(by, path, question) {
             Some(Said::Stat(stat)) => return Ok(stat),
             Some(Said::Missing) => return Err(errno::ENOENT.into()),
             _ => {}
         }
-        let changes = self.changes();
+        let before = self.before();
         let stat = self.files.stat(by, path, follow).await;
         match &stat {
-            Ok(stat) => self.keep(by, path, question, changes, Said::Stat(*stat)),
+            Ok(stat) => self.keep(by, path, question, before, Said::Stat(*stat)),
             Err(Error::Errno(errno::ENOENT)) => {
-                self.keep(by, path, question, changes, Said::Missing)
+                self.keep(by, path, question, before, Said::Missing)
             }
             Err(_) => {}
         }
@@ -292,6 +323,7 @@ impl<F: Files> Files for CachedFiles<F> {
         self.files.getdents(file, position, into).await
     }
     async fn readlink(&self, by: Caller<'_>, path: &[u8], into: &mut [u8]) -> Result<usize> {
+        self.lease.get(&self.files, &self.clock).await?;
         match self.known(by, path, Question::Target) {
             // A shorter buffer gets what S would have given: the beginning.
             Some(Said::Target(target)) => {
@@ -303,7 +335,7 @@ impl<F: Files> Files for CachedFiles<F> {
             Some(Said::Missing) => return Err(errno::ENOENT.into()),
             _ => {}
         }
-        let changes = self.changes();
+        let before = self.before();
         let got = self.files.readlink(by, path, into).await;
         let said = match &got {
             Ok(len) if *len < into.len() => Said::Target(into[..*len].to_vec()),
@@ -312,7 +344,7 @@ impl<F: Files> Files for CachedFiles<F> {
             // A target that fills the buffer may be longer.
             Ok(_) | Err(_) => return got,
         };
-        self.keep(by, path, Question::Target, changes, said);
+        self.keep(by, path, Question::Target, before, said);
         got
     }
     async fn close(&self, file: FileId) -> Result<()> {
@@ -431,6 +463,9 @@ impl<F: Files> Files for CachedFiles<F> {
     async fn settle(&self, which: Settle) -> Result<()> {
         self.files.settle(which).await
     }
+    fn recall_names(&self, lease: u64, now: Instant) {
+        self.lease.recalled(lease, now);
+    }
     fn gathered(&self) -> Option<&Gathered> {
         self.files.gathered()
     }
@@ -447,6 +482,8 @@ mod tests {
 
     use super::*;
 
+    type Cached = CachedFiles<FakeFiles>;
+
     const ROOT: Caller<'static> = Caller::ROOT;
     use crate::tests::fake_files::FakeFiles;
 
@@ -457,7 +494,7 @@ mod tests {
         }
     }
 
-    fn cached() -> CachedFiles<FakeFiles> {
+    fn cached() -> Cached {
         let files = [(&b"/a"[..], &b"text"[..]), (b"/d", b"")];
         let mut fake = FakeFiles::new(
             files
@@ -465,10 +502,10 @@ mod tests {
                 .into(),
         );
         fake.links = [(b"/l".to_vec(), b"/a".to_vec())].into();
-        CachedFiles::new(fake)
+        CachedFiles::new(fake, || Instant::from_nanos(1_000_000_000))
     }
 
-    fn asked(files: &CachedFiles<FakeFiles>) -> u64 {
+    fn asked(files: &Cached) -> u64 {
         files.files.asked.get()
     }
 
@@ -532,19 +569,56 @@ mod tests {
     #[test]
     fn a_reply_that_a_change_overtook_is_not_kept() {
         let files = cached();
-        let stat = now(files.files.stat(ROOT, b"/a", true)).unwrap();
-        let changes = files.changes();
+        let stat = now(files.stat(ROOT, b"/a", true)).unwrap();
+        let before = files.before();
         drop(files.change_names());
-        files.keep(ROOT, b"/a", Question::Follow, changes, Said::Stat(stat));
+        files.keep(ROOT, b"/a", Question::Follow, before, Said::Stat(stat));
         assert!(files.known(ROOT, b"/a", Question::Follow).is_none());
         files.keep(
             ROOT,
             b"/a",
             Question::Follow,
-            files.changes(),
+            files.before(),
             Said::Stat(stat),
         );
         assert!(files.known(ROOT, b"/a", Question::Follow).is_some());
+    }
+
+    #[test]
+    fn nothing_is_answered_without_the_lease_of_all_names() {
+        let files = cached();
+        let stat = |path: &[u8]| now(files.stat(ROOT, path, true)).map(|stat| stat.size);
+        assert_eq!(stat(b"/a"), Ok(4));
+        assert!(stat(b"/x").is_err());
+        files.files.change("/a", b"longer text");
+        assert_eq!(stat(b"/a"), Ok(4), "under the lease");
+        // Another node's change comes after the recall.
+        files.recall_names(1, (files.clock)());
+        files.files.names.set(2);
+        assert_eq!(
+            stat(b"/a"),
+            Ok(11),
+            "none is asked for right after a recall"
+        );
+        let before = asked(&files);
+        assert_eq!(stat(b"/a"), Ok(11));
+        assert_eq!(asked(&files), before + 1);
+    }
+
+    #[test]
+    fn a_reply_that_a_recall_overtook_is_not_kept() {
+        let files = cached();
+        let stat = now(files.stat(ROOT, b"/a", true)).unwrap();
+        let before = files.before();
+        files.recall_names(1, (files.clock)());
+        files.keep(ROOT, b"/a", Question::Follow, before, Said::Stat(stat));
+        assert!(files.known(ROOT, b"/a", Question::Follow).is_none());
+        let refused = cached();
+        refused.files.names.set(0);
+        for asks in 1..4 {
+            assert!(now(refused.stat(ROOT, b"/a", true)).is_ok());
+            assert_eq!(asked(&refused), asks, "each time, as there is no lease");
+        }
     }
 
     #[test]

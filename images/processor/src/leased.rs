@@ -139,6 +139,9 @@ impl<N: Node> Kernel<N> {
         let answer = match ProcessorRequest::decode(messages::Kind(kind), request) {
             Ok(ProcessorRequest::Recall(ask)) => {
                 self.leases.recalled(ask.inode, ask.lease, now);
+                if ask.inode == FileId::NAMES.0 {
+                    node.files().recall_names(ask.lease, now);
+                }
                 let gathered = node.files().gathered();
                 let nothing = (FileId(0), 0, 0);
                 let (file, total, len) =

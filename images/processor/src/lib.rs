@@ -58,6 +58,7 @@ mod load;
 mod locks;
 pub mod mm;
 mod names;
+mod names_lease;
 mod object;
 mod pidfd;
 mod pipe;

@@ -254,6 +254,8 @@ pub trait Files {
     fn settle(&self, _which: Settle) -> impl Future<Output = Result<()>> {
         async { Ok(()) }
     }
+    /// Gives up the lease of all names, which S recalls.
+    fn recall_names(&self, _lease: u64, _now: Instant) {}
     /// Returns what was gathered, if writes are.
     fn gathered(&self) -> Option<&Gathered> {
         None

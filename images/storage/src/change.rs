@@ -141,7 +141,7 @@ impl<D: Disk> Server<D> {
         Ok(self.files.sync(self.now()).await?)
     }
 
-    pub(crate) async fn make(&self, ask: &MakeRequest<'_>) -> Result<(), Error> {
+    pub(crate) async fn make(&self, from: PeerKey, ask: &MakeRequest<'_>) -> Result<(), Error> {
         let by = &ask.caller;
         let found = self.walker(by).find(ask.path.as_bytes(), false).await?;
         let (dir, name) = free_place(&found)?;
@@ -158,6 +158,7 @@ impl<D: Disk> Server<D> {
         }
         let mut new = rights::new_node(by, &dir.stat, ask.mode, kind == DIRECTORY, self.now());
         let dir = dir.held.inode();
+        let _access = self.access(from, &[]).await;
         if kind == DIRECTORY {
             self.files.mkdir(dir, name, new).await?;
             return Ok(());
@@ -174,6 +175,7 @@ impl<D: Disk> Server<D> {
 
     pub(crate) async fn symlink(
         &self,
+        from: PeerKey,
         ask: &PathRequest<'_>,
         bulk: &mut dyn Bulk,
     ) -> Result<(), Error> {
@@ -186,6 +188,7 @@ impl<D: Disk> Server<D> {
         self.check_writable()?;
         rights::check_create(by, &dir.stat)?;
         let new = rights::new_node(by, &dir.stat, 0o777, false, self.now());
+        let _access = self.access(from, &[]).await;
         self.files
             .symlink(dir.held.inode(), name, &target, new)
             .await?;

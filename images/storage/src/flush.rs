@@ -6,8 +6,9 @@ use core::time::Duration;
 use ext4::{Disk, Time};
 use messages::Errno;
 use messages::pieces::{MAX_PIECES, pieces};
-use messages::storage::{FileId, FlushRequest};
+use messages::storage::FlushRequest;
 
+use crate::lease::Answer;
 use crate::server::OpenFile;
 use crate::{Bulk, Error, PeerKey, Server};
 
@@ -35,7 +36,12 @@ impl<D: Disk> Server<D> {
             let leases = self.leases.as_ref().ok_or(Errno::ESTALE)?;
             // Who recalls the lease waits here, so that nothing is written after its end.
             let _door = leases.door(inode).await;
-            if !bytes.is_empty() {
+            if bytes.is_empty() {
+                // The peer has handed writes over to a recall, whose reply may have come too late.
+                if *file.brought.lock() < ask.lease {
+                    return Err(Errno::ESTALE.into());
+                }
+            } else {
                 if !leases.permits(from, inode, ask.lease) {
                     return Err(Errno::ESTALE.into());
                 }
@@ -53,7 +59,8 @@ impl<D: Disk> Server<D> {
     }
 
     /// Carries out what a recall has brought. The peer is told of a failure by its next flush.
-    pub(crate) async fn brought(&self, from: PeerKey, inode: u32, file: FileId, bytes: &[u8]) {
+    pub(crate) async fn brought(&self, from: PeerKey, (inode, lease): (u32, u64), answer: &Answer) {
+        let (file, bytes) = (answer.file, &answer.part);
         let file = match self.writable(from, file) {
             Ok(file) if file.held.inode() == inode => file,
             _ => {
@@ -65,6 +72,7 @@ impl<D: Disk> Server<D> {
             log::error!("what peer {} has gathered is lost: {error}", from.0);
             *file.failed.lock() = Some(error.errno());
         }
+        *file.brought.lock() = lease;
     }
 
     /// Writes pieces; nothing is written if one of them is none.

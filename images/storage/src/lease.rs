@@ -28,6 +28,9 @@ const ROOM: u64 = 4 << 20;
 /// Bytes of pieces that a recall may bring: those that were on their way, and those behind them.
 const MOST: usize = 2 * MAX_PIECES;
 
+/// The inode that stands for all names, and for the attributes that paths tell. No file has it.
+const NAMES: u32 = 0;
+
 /// A future of the machine.
 pub type Wait<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -209,10 +212,11 @@ impl Leases {
 }
 
 impl<D: Disk> Server<D> {
-    /// Begins a change of inodes by a peer: no other peer holds a lease of them any more, nor gets
-    /// one until the access is dropped.
+    /// Begins a change of inodes, or of names, by a peer: no other peer holds a lease of them or of
+    /// all names any more, nor gets one until the access is dropped.
     pub(crate) async fn access(&self, by: PeerKey, inodes: &[u32]) -> Access<'_> {
-        self.begin(by, inodes, Kind::Write).await
+        let all: Vec<u32> = inodes.iter().copied().chain([NAMES]).collect();
+        self.begin(by, &all, Kind::Write).await
     }
 
     /// Begins to look at an inode for a peer: what others have gathered of it has come, and no
@@ -239,7 +243,7 @@ impl<D: Disk> Server<D> {
         // Whoever did not answer may rely on its lease until that has expired.
         leases.expiry(&access.tickets).await;
         // What others take back at this moment may be this peer's.
-        for &inode in inodes {
+        for &inode in inodes.iter().filter(|&&inode| inode != NAMES) {
             drop(leases.door(inode).await);
         }
         access
@@ -257,8 +261,8 @@ impl<D: Disk> Server<D> {
         };
         if !answer.part.is_empty() {
             let peer = PeerKey(recall.lease.peer.0);
-            self.brought(peer, recall.inode, answer.file, &answer.part)
-                .await;
+            let lease = recall.lease.generation;
+            self.brought(peer, (recall.inode, lease), &answer).await;
         }
         leases.returned(recall);
     }
@@ -288,11 +292,17 @@ impl<D: Disk> Server<D> {
         if room < ROOM || self.files.is_read_only() {
             return Ok(0);
         }
+        // What others know of the file by its path may change from now on.
+        let _names = self.access(to, &[]).await;
         Ok(leases.grant(to, inode, Kind::Write))
     }
 
     /// Answers a request for a lease of an open file.
     pub(crate) async fn lease(&self, from: PeerKey, file: FileId) -> Result<Leased, Error> {
+        if file == FileId::NAMES {
+            let lease = self.grant(from, NAMES, REGULAR);
+            return self.leased(ext4::ROOT, lease).await;
+        }
         let file = self.file(from, file)?;
         let inode = file.held.inode();
         let _look = self.look(from, inode).await;

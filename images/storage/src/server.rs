@@ -98,6 +98,9 @@ pub(crate) struct OpenFile {
     pub(crate) kind: u16,
     /// A failure of writes that came by a recall, which the peer was not told of.
     pub(crate) failed: Mutex<Option<Errno>>,
+    /// The last lease under which writes came by a recall and were carried out, or failed as
+    /// `failed` tells.
+    pub(crate) brought: Mutex<u64>,
 }
 
 #[derive(Default)]
@@ -304,9 +307,11 @@ impl<D: Disk> Server<D> {
                 put::<Fsync>(&self.told(self.fsync(from, ask.file).await), reply)
             }
             StorageRequest::Sync(()) => put::<Sync>(&self.told(self.sync_all().await), reply),
-            StorageRequest::Make(ask) => put::<Make>(&self.told(self.make(&ask).await), reply),
+            StorageRequest::Make(ask) => {
+                put::<Make>(&self.told(self.make(from, &ask).await), reply)
+            }
             StorageRequest::Symlink(ask) => {
-                put::<Symlink>(&self.told(self.symlink(&ask, bulk).await), reply)
+                put::<Symlink>(&self.told(self.symlink(from, &ask, bulk).await), reply)
             }
             StorageRequest::Link(ask) => {
                 put::<Link>(&self.told(self.link(from, &ask, bulk).await), reply)
@@ -376,7 +381,7 @@ impl<D: Disk> Server<D> {
         let node = if flags.contains(OpenFlags::UNNAMED) {
             self.make_unnamed(request).await?
         } else {
-            self.open_or_make(request).await?
+            self.open_or_make(from, request).await?
         };
         let opened = OpenFile {
             held: node.held,
@@ -385,6 +390,7 @@ impl<D: Disk> Server<D> {
             keeps_set_ids: request.caller.privileges.contains(Privileges::FSETID),
             kind: node.stat.mode & convert::TYPE_MASK,
             failed: Mutex::default(),
+            brought: Mutex::default(),
         };
         let mut stat = node.stat;
         if is(&stat, REGULAR) && flags.contains(OpenFlags::TRUNCATE) {
@@ -455,7 +461,7 @@ impl<D: Disk> Server<D> {
     }
 
     /// Finds what a path names, or makes a file.
-    async fn open_or_make(&self, request: &OpenRequest<'_>) -> Result<Node, Error> {
+    async fn open_or_make(&self, from: PeerKey, request: &OpenRequest<'_>) -> Result<Node, Error> {
         let flags = request.flags;
         let exclusive = flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUSIVE);
         let follow = !exclusive && !flags.contains(OpenFlags::NOFOLLOW);
@@ -481,6 +487,7 @@ impl<D: Disk> Server<D> {
             }
             rights::check_create(by, &dir.stat)?;
             let new = rights::new_node(by, &dir.stat, request.mode, false, self.now());
+            let _access = self.access(from, &[]).await;
             let made = self.files.create(dir.held.inode(), &found.name, new).await;
             match made.map_err(Error::from) {
                 Err(Error::Errno(Errno::EEXIST)) if !exclusive => continue,

@@ -66,7 +66,7 @@ pub(crate) fn log(folder: &Path, node: &str) -> PathBuf {
 /// The longest path of a socket (Linux `sun_path`, with its end mark).
 const MAX_SOCKET: usize = 107;
 /// Bytes that a node's socket adds to the path of the temporary folder, at most.
-const SOCKET_NAME: usize = "/tessera-4194304-99/processor.sock".len();
+const SOCKET_NAME: usize = "/tessera-4194304-99/processor-2.sock".len();
 
 /// Checks that the nodes' sockets can lie in the temporary folder.
 pub(crate) fn check_folder() -> Result<()> {

@@ -5,16 +5,23 @@
 //! then, with a subnet manager of its own. No real card has been tried yet.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::build_image::Role;
+use super::drive::Drive;
+use super::media::Source;
+use super::{Args, DEFAULT_CACHE, Images};
+use crate::bed::machine::Chipset;
+use crate::bed::random_key;
+use crate::build_image::{self, Role};
 use crate::passthrough::bdf::Bdf;
 use crate::passthrough::bind::Bound;
 use crate::passthrough::check::{self, Finding, Needs};
 use crate::passthrough::host::{Host, Kernel};
+use crate::passthrough::machine::shown;
 use crate::passthrough::pin;
 use crate::tools::{find, parse_size};
 
@@ -247,6 +254,55 @@ impl Pins {
             !begun
         });
         result
+    }
+}
+
+impl Args {
+    /// Checks what is asked for about cards.
+    pub(super) fn check_cards(&self) -> Result<()> {
+        self.cards.check()?;
+        if !self.cards.are_used() {
+            return Ok(());
+        }
+        ensure!(
+            !self.program.is_empty(),
+            "--card needs a program to run: give it after `--`"
+        );
+        let plain = self.boot_from.is_empty()
+            && self.trace.is_none()
+            && self.plugin.is_empty()
+            && self.screens.is_none()
+            && !self.secure_boot
+            && self.chipset == Chipset::Q35;
+        ensure!(
+            plain,
+            "--card goes with none of --boot-from, --trace, --plugin, --screens, --secure-boot and \
+             --chipset: machines with cards are q35 under KVM, started by QEMU's own loader"
+        );
+        Ok(())
+    }
+
+    /// Returns the nodes' cards, if they have real ones.
+    pub(super) fn plan_cards(&self) -> Option<Cards> {
+        let pcache = self.pcache.unwrap_or(DEFAULT_CACHE);
+        self.cards.plan(|role| self.size(role, pcache))
+    }
+
+    /// Prints QEMU's command lines of nodes with cards.
+    pub(super) fn show_machines(&self, cards: &Cards, folder: &Path, drive: &Drive) -> Result<()> {
+        let path = |role: Role| Ok((role.name(), build_image::path(role)?));
+        let images: Images = Role::ALL.into_iter().map(path).collect::<Result<_>>()?;
+        let pcache = self.pcache.unwrap_or(DEFAULT_CACHE);
+        let key = random_key()?;
+        for role in Role::ALL {
+            let line = self.command_line(role, pcache, &key)?;
+            let source = Source::Kernel(images[role.name()].clone(), line);
+            let vm = self.vm(role, source, pcache, (folder, drive), cards.of(role));
+            let mut plain = Command::new("qemu-system-x86_64");
+            vm.add_with_card(&mut plain);
+            println!("{}", shown(&plain));
+        }
+        Ok(())
     }
 }
 

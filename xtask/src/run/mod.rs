@@ -3,7 +3,7 @@
 //! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. *
 //!   [`media`]: `--boot-from`. [`rack`]: a boot server for it.
 //! * [`start`]: what to run. * [`console`]: its streams. * [`serial`]: a serial port for them.
-//! * [`cards`]: `--card`, nodes with real cards.
+//! * [`cards`]: `--card`, nodes with real cards. * [`join`]: `--open` and `--join`.
 //! * [`cluster`]: starts, watches and ends the processes.
 //! * [`screens`]: the nodes' screens. * [`report`]: the table afterwards.
 //! * [`top`]: what runs meanwhile.
@@ -17,6 +17,7 @@ pub(crate) mod console;
 mod demo;
 pub(crate) mod disk;
 pub(crate) mod drive;
+mod join;
 mod media;
 mod rack;
 mod report;
@@ -33,7 +34,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -47,6 +48,7 @@ pub(crate) use self::demo::measured_peak as sort_peak;
 use self::demo::{Collector, Native};
 pub(crate) use self::disk::{Add, busybox, word_lists};
 use self::drive::{Drive, DriveArgs};
+use self::join::{JoinArgs, Joined};
 use self::media::{BootFrom, Source};
 use self::report::Report;
 pub(crate) use self::root::Root;
@@ -59,9 +61,8 @@ use crate::bed::plugin::{self, Plugin};
 use crate::bed::process::Process;
 use crate::bed::{self, FAILED, INTERRUPTED_STATUS, make_folder, random_key, server};
 use crate::build_image::sign::Signer;
-use crate::build_image::{self, Role, build};
+use crate::build_image::{Role, build};
 use crate::passthrough::host::Linux;
-use crate::passthrough::machine::shown;
 use crate::project;
 use crate::qemu::Qemu;
 use crate::tools::{self, parse_size, say, step};
@@ -181,6 +182,8 @@ pub(crate) struct Args {
     cpu_model: String,
     #[command(flatten)]
     cards: CardArgs,
+    #[command(flatten)]
+    join: JoinArgs,
     /// Log level of the nodes
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
@@ -220,6 +223,8 @@ struct Parts {
 struct Bed<'a> {
     parts: &'a Parts,
     cards: Option<&'a Cards>,
+    /// The place in another run.
+    joined: Option<&'a Joined>,
     folder: &'a Path,
     drive: &'a Drive,
     /// Bytes of P's cache.
@@ -293,8 +298,8 @@ impl Args {
         );
         self.check_cards()?;
         ensure!(
-            self.root.is_none() || !self.program.is_empty(),
-            "--root needs a program to run: give it after `--`"
+            self.root.is_none() && !self.join.joins() || !self.program.is_empty(),
+            "--root and --join need a program to run: give it after `--`"
         );
         if let Some(size) = self.pcache {
             let line = self.ways * PAGE;
@@ -306,33 +311,13 @@ impl Args {
         Ok(())
     }
 
-    fn check_cards(&self) -> Result<()> {
-        self.cards.check()?;
-        if !self.cards.are_used() {
-            return Ok(());
-        }
-        ensure!(
-            !self.program.is_empty(),
-            "--card needs a program to run: give it after `--`"
-        );
-        let plain = self.boot_from.is_empty()
-            && self.trace.is_none()
-            && self.plugin.is_empty()
-            && self.screens.is_none()
-            && !self.secure_boot
-            && self.chipset == Chipset::Q35;
-        ensure!(
-            plain,
-            "--card goes with none of --boot-from, --trace, --plugin, --screens, --secure-boot and \
-             --chipset: machines with cards are q35 under KVM, started by QEMU's own loader"
-        );
-        Ok(())
-    }
-
     fn run_in(&self, folder: &Path) -> Result<u8> {
-        let drive = self
-            .drive
-            .drive(folder, self.root.is_some() || !self.add.is_empty())?;
+        let joined = self.join.place()?;
+        let laid_out = self.root.is_some() || !self.add.is_empty();
+        let drive = match &joined {
+            Some(_) => join::no_drive(folder)?,
+            None => self.drive.drive(folder, laid_out)?,
+        };
         let cards = self.plan_cards();
         if let Some(cards) = &cards {
             let missing = cards.check();
@@ -342,7 +327,7 @@ impl Args {
             }
             missing?;
         }
-        let parts = Parts::obtain(cards.is_none())?;
+        let parts = Parts::obtain(cards.is_none() && joined.is_none())?;
         ensure!(
             drive.make || !self.program.is_empty(),
             "a disk that exists needs a program to run: give it after `--`"
@@ -384,6 +369,7 @@ impl Args {
         let bed = Bed {
             parts: &parts,
             cards: cards.as_ref(),
+            joined: joined.as_ref(),
             folder,
             drive: &drive,
             pcache,
@@ -420,13 +406,17 @@ impl Args {
         start.window = window(terminal.as_ref(), top.as_ref());
         let channel = Channel::new()?;
         let server = self.start_server(bed)?;
-        let vms = self.vms(bed)?;
+        let key = bed
+            .joined
+            .map_or_else(random_key, |joined| Ok(joined.key.clone()))?;
+        let vms = self.vms(bed, &key)?;
         // Given back after the machines have ended, on each path.
         let _bound = bed.cards.map(|cards| cards.bind(&Linux)).transpose()?;
         let _rack = rack::Rack::start(&vms, folder)?;
         say("Starting the cluster");
         let mut cluster =
             Cluster::start(&bed.parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
+        let _opened = self.join.open(folder, &key)?;
         if media::way(&self.boot_from, Role::Processor) != media::Way::Pvh {
             cluster.wait_for_kernel(Duration::from_secs(self.boot_timeout))?;
         }
@@ -477,32 +467,9 @@ impl Args {
         let trace = self.trace.as_ref();
         let trace = trace.map(|file| [OsStr::new("--trace"), file.as_os_str()]);
         let options = trace.as_ref().map_or(&[][..], |words| words);
-        let nodes = Role::ALL.map(Role::name);
+        let nodes = self.join.adapters();
         let (server, _) = server::start(program, bed.folder, &nodes, "", options)?;
         Ok(Some(server))
-    }
-
-    /// Returns the nodes' cards, if they have real ones.
-    fn plan_cards(&self) -> Option<Cards> {
-        let pcache = self.pcache.unwrap_or(DEFAULT_CACHE);
-        self.cards.plan(|role| self.size(role, pcache))
-    }
-
-    /// Prints QEMU's command lines of nodes with cards.
-    fn show_machines(&self, cards: &Cards, folder: &Path, drive: &Drive) -> Result<()> {
-        let path = |role: Role| Ok((role.name(), build_image::path(role)?));
-        let images: Images = Role::ALL.into_iter().map(path).collect::<Result<_>>()?;
-        let pcache = self.pcache.unwrap_or(DEFAULT_CACHE);
-        let key = random_key()?;
-        for role in Role::ALL {
-            let line = self.command_line(role, pcache, &key)?;
-            let source = Source::Kernel(images[role.name()].clone(), line);
-            let vm = self.vm(role, source, pcache, (folder, drive), cards.of(role));
-            let mut plain = Command::new("qemu-system-x86_64");
-            vm.add_with_card(&mut plain);
-            println!("{}", shown(&plain));
-        }
-        Ok(())
     }
 
     /// Prints the table and gives the program's exit status.
@@ -535,22 +502,28 @@ impl Args {
         Ok(Some(file))
     }
 
-    fn vms<'a>(&'a self, bed: &Bed<'a>) -> Result<Vec<Vm<'a>>> {
-        let key = random_key()?;
+    fn vms<'a>(&'a self, bed: &Bed<'a>, key: &str) -> Result<Vec<Vm<'a>>> {
         let signer = match &self.sign {
             Some(files) => Some(Signer::of(files)?),
             None if self.secure_boot => Some(Signer::for_tests(bed.folder)?),
             None => None,
         };
         let vm = |role: Role| {
-            let command_line = self.command_line(role, bed.pcache, &key)?;
+            let command_line = self.command_line(role, bed.pcache, key)?;
             let way = media::way(&self.boot_from, role);
             let image = &bed.parts.images[role.name()];
             let source = Source::make(way, role, image, command_line, bed.folder, signer.as_ref())?;
             let card = bed.cards.and_then(|cards| cards.of(role));
-            Ok(self.vm(role, source, bed.pcache, (bed.folder, bed.drive), card))
+            let mut vm = self.vm(role, source, bed.pcache, (bed.folder, bed.drive), card);
+            if let Some(joined) = bed.joined {
+                vm.socket.clone_from(&joined.socket);
+            }
+            Ok(vm)
         };
-        Role::ALL.into_iter().map(vm).collect()
+        let joins = bed.joined.is_some();
+        let roles = Role::ALL.into_iter();
+        let roles = roles.filter(|role| !joins || *role == Role::Processor);
+        roles.map(vm).collect()
     }
 
     /// Returns a node's machine.
@@ -573,6 +546,7 @@ impl Args {
             cpus,
             plugin: plugin::of_node(&self.plugin, role.name()),
             folder,
+            socket: bed::socket(folder, role.name()),
             drive,
             streams: self.streams,
             has_screen: self.screens.is_some(),

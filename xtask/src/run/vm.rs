@@ -1,6 +1,6 @@
 //! QEMU's command line for one node.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -10,9 +10,9 @@ use super::cards::Card;
 use super::drive::Drive;
 use super::media::Source;
 use super::screens;
+use crate::bed::log;
 use crate::bed::machine::{Adapter, Chipset, Machine};
 use crate::bed::process::LAUNCHER;
-use crate::bed::{log, socket};
 use crate::build_image::Role;
 use crate::passthrough;
 use crate::qemu::Qemu;
@@ -37,6 +37,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) plugin: Option<&'a str>,
     /// The folder of the run, with sockets and consoles.
     pub(crate) folder: &'a Path,
+    /// The socket of its adapter.
+    pub(crate) socket: PathBuf,
     /// S's disk.
     pub(crate) drive: &'a Drive,
     /// P's device for the console channel.
@@ -75,14 +77,13 @@ impl Vm<'_> {
             self.add_with_card(&mut command);
             return Ok(command);
         }
-        let socket = socket(self.folder, self.role.name());
         let machine = Machine {
             start: self.source.start(self.role, self.folder, self.secure)?,
             chipset: self.chipset,
             cpu_model: self.cpu_model,
             memory: self.memory,
             cpus: &self.cpus.to_string(),
-            adapters: &Adapter::usual(&socket),
+            adapters: &Adapter::usual(&self.socket),
             iommu: false,
             reboots: false,
             plugin: self.plugin,

@@ -36,6 +36,8 @@ pub(crate) struct FakeFiles {
     pub(crate) read_only: Cell<bool>,
     /// Leases are granted.
     pub(crate) leases: Cell<bool>,
+    /// Generation of the lease of all names; 0 if none is granted.
+    pub(crate) names: Cell<u64>,
     /// Write leases are granted, too.
     pub(crate) gathers: Cell<bool>,
     /// Runs of gathered writes.
@@ -84,6 +86,7 @@ impl FakeFiles {
             files,
             most: 5_000,
             leases: Cell::new(true),
+            names: Cell::new(1),
             ..Self::default()
         }
     }
@@ -224,7 +227,7 @@ fn trimmed(path: &[u8]) -> &[u8] {
 }
 
 fn index(file: FileId) -> usize {
-    usize::try_from(file.0).unwrap()
+    usize::try_from(file.0 - 1).unwrap()
 }
 
 impl Files for FakeFiles {
@@ -258,7 +261,7 @@ impl Files for FakeFiles {
         }
         self.open.set(self.open.get() + 1);
         Ok(Opened {
-            file: FileId(at as u64),
+            file: FileId(at as u64 + 1),
             lease: self.generation(at),
             writes: self.gathers.get() && flags.contains(OpenFlags::GATHER),
             stat: self.stat_of(at),
@@ -308,6 +311,12 @@ impl Files for FakeFiles {
         Ok(self.stat_of(index(file)))
     }
     async fn lease(&self, file: FileId) -> Result<Leased> {
+        if file == FileId::NAMES {
+            return Ok(Leased {
+                lease: self.names.get(),
+                stat: self.stat_of(0),
+            });
+        }
         self.file_asked.set(self.file_asked.get() + 1);
         Ok(Leased {
             lease: self.generation(index(file)),

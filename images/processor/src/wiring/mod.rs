@@ -157,10 +157,10 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
         reads_ahead,
         machine,
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
-        files: CachedFiles::new(Gathering::new(
-            Remote::new(Peer::Storage, files),
+        files: CachedFiles::new(
+            Gathering::new(Remote::new(Peer::Storage, files), libos::now),
             libos::now,
-        )),
+        ),
         kernel: Kernel::new(hwcap(), line.has("strace"), randomize),
         cores,
     });

@@ -160,6 +160,26 @@ fn what_a_recall_brought_and_could_not_be_written_is_told_by_the_next_flush() {
 }
 
 #[test]
+fn a_peer_whose_answer_to_a_recall_came_too_late_is_told_so() {
+    let (server, fakes, _folder) = leased("flush-late");
+    let mine = open_as(&server, P, "/hello", GATHERS);
+    let (mut reply, mut raw) = (vec![0; MAX_MESSAGE], [0; MAX_MESSAGE]);
+    let request = OpenRequest {
+        caller: Caller::ROOT,
+        path: path("/hello"),
+        flags: OpenFlags::READ,
+        mode: 0,
+    };
+    let mut bulk = Buffer::default();
+    let mut open = pin!(begin!(server, Open, request, &mut bulk, reply, raw));
+    assert!(!polled(&mut open), "the recall is not answered");
+    fakes.pass(leases::TERM + leases::MARGIN);
+    assert!(polled(&mut open));
+    // The peer has handed its writes over, and asks what became of them.
+    assert_eq!(flush(&server, &mine, false, b""), Err(Errno::ESTALE));
+}
+
+#[test]
 fn only_one_of_two_that_wait_takes_what_was_gathered() {
     let (server, fakes, _folder) = leased("flush-two");
     let mine = open_as(&server, P, "/hello", GATHERS);

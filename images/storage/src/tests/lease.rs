@@ -48,7 +48,7 @@ impl Fakes {
     pub(super) fn gather(&self, gathered: Option<(FileId, Vec<u8>)>) {
         *self.0.gathered.lock().unwrap() = gathered;
     }
-    fn pass(&self, time: Duration) {
+    pub(super) fn pass(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap();
         self.0.now.fetch_add(nanos, Ordering::Relaxed);
     }
@@ -317,6 +317,66 @@ fn every_change_of_an_inode_recalls_its_leases() {
         b""
     );
     recalls!(Truncate, TruncateRequest { file, size: 5 }, b"");
+}
+
+#[test]
+fn whatever_paths_tell_is_not_changed_under_another_peer_s_lease_of_all_names() {
+    let (server, fakes, _folder) = leased("lease-names");
+    fakes.answer(Some(true));
+    let caller = Caller::ROOT;
+    let file = open_as(&server, Q, "/hello", BOTH).file;
+    macro_rules! recalls {
+        ($call:ty, $request:expr, $sent:expr) => {{
+            let held = lease_of(&server, P, FileId::NAMES);
+            assert_ne!(held.lease, 0);
+            let mut reply;
+            let mut bulk = Buffer::sent($sent);
+            let done = call!(server, Q, $call, $request, &mut bulk, reply);
+            assert!(done.is_ok(), "{}", <$call>::NAME);
+            let seen: Vec<_> = fakes.recalls();
+            let seen: Vec<_> = seen.iter().map(|(p, r)| (*p, r.inode, r.lease)).collect();
+            assert_eq!(seen, [(P, 0, held.lease)], "{}", <$call>::NAME);
+        }};
+    }
+    let make = |name: &'static str, mode| MakeRequest {
+        caller,
+        path: path(name),
+        mode,
+        device: 0,
+    };
+    recalls!(Make, make("/made", 0o040_755), b"");
+    recalls!(Make, make("/file", 0o100_644), b"");
+    let open = |name: &'static str, flags| OpenRequest {
+        caller,
+        path: path(name),
+        flags,
+        mode: 0o644,
+    };
+    recalls!(
+        Open,
+        open("/new", OpenFlags::WRITE | OpenFlags::CREATE),
+        b""
+    );
+    let write = WriteRequest {
+        file,
+        offset: 0,
+        append: false,
+    };
+    recalls!(Write, write, b"changed");
+    let link = PathRequest {
+        caller,
+        path: path("/link"),
+    };
+    recalls!(Symlink, link, b"hello");
+    // From now on the file changes without a word to S.
+    recalls!(WriteLease, FileRequest { file }, b"");
+    recalls!(Open, open("/file", BOTH | OpenFlags::GATHER), b"");
+    // What changes nothing leaves it alone, and so does who holds it.
+    let held = lease_of(&server, P, FileId::NAMES).lease;
+    open_as(&server, Q, "/hello", OpenFlags::READ);
+    open_as(&server, P, "/p", OpenFlags::CREATE | OpenFlags::WRITE);
+    assert!(fakes.recalls().is_empty());
+    assert_eq!(lease_of(&server, P, FileId::NAMES).lease, held);
 }
 
 #[test]
