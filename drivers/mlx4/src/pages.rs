@@ -164,6 +164,8 @@ impl<P: Platform> Pages<P> {
             if entry.kind() != self.successes[usize::from(op == PageOp::Write)] {
                 return Err(failed(self.qpn, entry));
             }
+            // Only now may the card write over the entry, since nothing of it is looked at any
+            // more.
             self.cq.advance();
         } else if signalled {
             return Err(inconsistent(self.qpn, entry));
@@ -205,6 +207,7 @@ impl<P: Platform> PageQueue for Pages<P> {
             return Err(RingFull);
         }
         let slot = self.slot(self.head);
+        // Before the owner bit: a completion of this slot may be there as soon as that is set.
         self.posted[slot] = Posted {
             line,
             op,
@@ -258,6 +261,8 @@ impl<P: Platform> PageQueue for Pages<P> {
     }
 
     fn arm(&mut self) {
+        // The arm names this index too, but the record is what an overrun is judged by: `advance`
+        // publishes only every `TELL_EVERY` entries.
         self.cq.publish_consumer();
         self.cq.arm(false);
     }

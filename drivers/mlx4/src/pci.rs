@@ -129,6 +129,8 @@ pub(crate) async fn reset<P: Platform>(
     registers.write_u32(regs::RESET, regs::swap(regs::RESET_VALUE));
     // A read is answered behind the write.
     let _ = config.read_u32(ID);
+    // "Docs say to wait one second before accessing device" (Linux `reset.c`): not even the
+    // semaphore, which the reset frees, is looked at before.
     platform.sleep(RESET_SETTLE).await;
     let deadline = platform.now() + RESET_DEADLINE;
     while config.read_u32(ID) != saved.id {

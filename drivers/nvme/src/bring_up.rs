@@ -101,6 +101,7 @@ impl<P: Platform> Admin<P> {
             let queue = queue.lock();
             (queue.number(), queue.entries(), queue.addresses())
         };
+        // First the completion queue, which the submission queue's command names (section 5.4).
         let command = Command::create_completion(number, entries, completion, vector);
         self.command(command, "creating a completion queue").await?;
         let command = Command::create_submission(number, entries, submission);

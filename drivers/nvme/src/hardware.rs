@@ -110,11 +110,15 @@ impl<P: Platform> Hardware<P> {
         submission: u64,
         completion: u64,
     ) -> Result<(), Error> {
+        // Not before: a controller that firmware left running could write by old addresses until it
+        // was disabled.
         self.set_master(true);
         let queues = AdminQueueAttributes::new()
             .with_submission(entries - 1)
             .with_completion(entries - 1);
         self.bar.write_u32(regs::AQA, queues.into());
+        // Queue registers may change while the controller is disabled only (sections 3.1.8 to
+        // 3.1.10).
         self.write_long(regs::ASQ, submission);
         self.write_long(regs::ACQ, completion);
         let config = Config::new()
@@ -168,6 +172,7 @@ impl<P: Platform> Drop for Hardware<P> {
     /// Stops the device's accesses to memory, which the queues give back next. The read of the
     /// command register comes behind what the device had on the bus.
     fn drop(&mut self) {
+        // No wait here: what counts is the bus, which it loses next.
         self.bar.write_u32(regs::CC, 0);
         self.set_master(false);
         self.platform.config().read_u32(COMMAND);

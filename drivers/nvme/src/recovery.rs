@@ -153,6 +153,8 @@ impl<P: Platform> Disk<P> {
     async fn reset(&self) -> Result<(), Error> {
         self.admin.hardware.disable().await?;
         for queue in &self.queues {
+            // The controller has stopped (CSTS.RDY is 0), so it holds no buffer any more: what was
+            // lent is lost.
             queue.lock().rewind();
         }
         if self.admin.start().await? != self.facts {

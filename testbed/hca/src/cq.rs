@@ -90,6 +90,8 @@ impl CompletionQueue {
 
     fn write(&mut self, memory: &Memory, mut cqe: Cqe) -> Result<(), AccessError> {
         let entries = self.entries();
+        // Software tells a new entry by this bit alone, against its own count of passes (Linux
+        // `hw/mlx4/cq.c`, `get_sw_cqe`).
         cqe.owner.set_pass(self.producer & entries != 0);
         let at = entry_place(self.producer & (entries - 1), self.entry_len);
         write_entry(memory, Purpose::Cqe, self.ring, at, cqe.as_bytes())?;
@@ -257,6 +259,8 @@ impl CompletionQueues {
             log::warn!("CQ {cqn:#x} fails with syndrome {syndrome}");
             queue.failed = true;
             queue.context.flags.set_status(status);
+            // The queue pairs fail after this call, when nobody holds one of them: see
+            // `Hca::fail_with_queues`.
             self.newly_failed.push(cqn);
             let mut data = CqErrorEvent::new_zeroed();
             data.cqn = Low24::new(cqn);
@@ -317,6 +321,9 @@ impl CompletionQueues {
         let Some(queue) = self.queues.get_mut(&arm.cqn()) else {
             return;
         };
+        // A doorbell works only from the page that the context names: that is what keeps one
+        // process's from another's queues, as each has a page of its own (Linux `pd.c`,
+        // `mlx4_uar_alloc`).
         if queue.context.size.uar() != uar {
             log::debug!("CQ {:#x} is not rung from UAR page {uar}", arm.cqn());
             return;
@@ -345,6 +352,7 @@ impl CompletionQueues {
 }
 
 fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue, cqn: u32) {
+    // An arm is for one event. The next takes a doorbell, with the next sequence number.
     queue.arm = Arm::None;
     queue.owed = 0;
     queue.owed_until = None;

@@ -165,6 +165,7 @@ impl EventQueues {
         let entries = queue.entries();
         if queue.pending() >= entries && !queue.context.flags.ignore_overrun() {
             log::warn!("EQ {eqn} overflows at event {event}");
+            // Nothing more is written: the entries that software has not read stay as they are.
             queue.failed = true;
             queue.context.flags.set_status(STATUS_OVERFLOW);
             if event != EventType::EQ_OVERFLOW {
@@ -172,6 +173,9 @@ impl EventQueues {
             }
             return;
         }
+        // The consumer index comes by doorbell only, so a queue of which nobody tells fills up even
+        // if it is read (Linux `mlx4/eq.c`, `mlx4_eq_int`, tells it every `MLX4_NUM_SPARE_EQE`
+        // entries).
         let pass = queue.producer & entries != 0;
         let index = (queue.producer & (entries - 1)) as usize;
         let at = (index * queue.entry_len + (queue.entry_len - EQE_LEN)) as u64;

@@ -120,6 +120,8 @@ impl QueuePair {
                 self.context
                     .responder
                     .set_log_reads(given.responder.log_reads());
+                // From here on packets are taken; before RTR they are dropped without an answer,
+                // and the peer's timeout has it send them again.
                 self.responder.expected_psn = given.receive_psn.next_psn();
             }
             Opcode::RTR2RTS_QP => {
@@ -132,6 +134,9 @@ impl QueuePair {
             }
             _ => {}
         }
+        // RST2INIT takes the whole context. Later transitions take what they must and what the mask
+        // names, so that software may send stale fields along (Linux `mlx4/qp.c`,
+        // `mlx4_qp_to_ready`; `hw/mlx4/qp.c`, `__mlx4_ib_modify_qp`, `optpar`).
         if opcode != Opcode::RST2INIT_QP {
             self.take_optional(optional, given);
         }
@@ -294,6 +299,7 @@ impl QueuePair {
         if self.state == QpState::RST {
             return;
         }
+        // First the state, so that what completes below is seen to be flushed, not carried out.
         self.state = QpState::ERR;
         self.flush(core);
         core.ready.push_back(self.qpn);

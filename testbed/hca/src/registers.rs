@@ -112,6 +112,8 @@ impl Registers {
         let clock = || u128::from(nanos) * u128::from(CLOCK_MHZ) / 1000;
         match register {
             Register::Command(offset) => self.command[offset / 4],
+            // Reading takes the lock, so that two drivers can't both find it free (Linux `main.c`,
+            // `mlx4_get_ownership`).
             Register::Ownership => u32::from(core::mem::replace(&mut self.owned, true)),
             Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
             Register::DeviceId => self.device_id,

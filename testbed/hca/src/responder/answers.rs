@@ -33,6 +33,8 @@ impl QueuePair {
         match packet.operation {
             Operation::ReadRequest(range) => {
                 let packets = range.len.div_ceil(self.mtu()).max(1);
+                // A READ is carried out again, with the memory as it is now: responses are not
+                // kept, and the region may be gone (Linux `rxe_resp.c`, `duplicate_request`).
                 let allowed = self.context.responder.remote_read()
                     && self.check_remote(core, &range, Right::RemoteRead).is_ok();
                 if allowed {
@@ -63,6 +65,9 @@ impl QueuePair {
                 }
             }
             _ => {
+                // A SEND or WRITE that was carried out is not carried out again; the answer names
+                // the newest number, which acknowledges it with all others (Linux `rxe_resp.c`,
+                // `duplicate_request`: "SEND. Ack again and cleanup").
                 let psn = Psn(self.responder.expected_psn).advance(Low24::MAX).0;
                 self.answer(
                     core,
@@ -166,6 +171,7 @@ impl QueuePair {
             let Refusal::Nak(code) = remote_error(self.qpn, error) else {
                 return false;
             };
+            // Nothing may follow the refusal: the peer stops at it.
             self.responder.answers.clear();
             self.refuse(core, psn, code);
             return false;
