@@ -8,7 +8,7 @@ use nvme_hw::Command;
 use nvme_hw::identify::{self, Controller, LEN, Namespace};
 use spin::Mutex;
 
-use crate::Error;
+use crate::error::{Error, Step};
 use crate::hardware::Hardware;
 use crate::queue::{Answer, Queue};
 
@@ -85,7 +85,7 @@ impl<P: Platform> Admin<P> {
     pub(crate) async fn ask_for_queues(&self, wanted: u16) -> Result<u16, Error> {
         let wanted = wanted.clamp(1, self.hardware.queue_pairs() - 1);
         let command = Command::ask_for_queues(wanted);
-        let given = self.command(command, "asking for queues").await?;
+        let given = self.command(command, Step::AskForQueues).await?;
         let [a, b, c, d] = given.to_le_bytes();
         let given = u16::from_le_bytes([a, b]).min(u16::from_le_bytes([c, d]));
         Ok(given.saturating_add(1).min(wanted))
@@ -103,9 +103,9 @@ impl<P: Platform> Admin<P> {
         };
         // First the completion queue, which the submission queue's command names (section 5.4).
         let command = Command::create_completion(number, entries, completion, vector);
-        self.command(command, "creating a completion queue").await?;
+        self.command(command, Step::CreateCompletionQueue).await?;
         let command = Command::create_submission(number, entries, submission);
-        self.command(command, "creating a submission queue").await?;
+        self.command(command, Step::CreateSubmissionQueue).await?;
         Ok(())
     }
 
@@ -113,7 +113,7 @@ impl<P: Platform> Admin<P> {
         let slot = self.take()?;
         let page = self.queue.lock().prp(slot.index, LEN)[0];
         let command = Command::identify(kind, namespace, page);
-        self.run(&slot, command, "identifying").await?;
+        self.run(&slot, command, Step::Identify).await?;
         let mut bytes = vec![0; LEN];
         self.queue.lock().data(slot.index).read(0, &mut bytes);
         // The length is the array's.
@@ -121,14 +121,14 @@ impl<P: Platform> Admin<P> {
     }
 
     /// Runs a command without data; returns its result.
-    pub(crate) async fn command(&self, command: Command, what: &'static str) -> Result<u32, Error> {
+    pub(crate) async fn command(&self, command: Command, step: Step) -> Result<u32, Error> {
         let slot = self.take()?;
-        self.run(&slot, command, what).await
+        self.run(&slot, command, step).await
     }
 
     fn take(&self) -> Result<AdminSlot<'_, P>, Error> {
         let index = self.queue.lock().take().ok_or(Error::Timeout {
-            what: "an earlier admin command",
+            step: Step::AwaitEarlierCommand,
             waited: ADMIN_DEADLINE,
         })?;
         Ok(AdminSlot { admin: self, index })
@@ -138,7 +138,7 @@ impl<P: Platform> Admin<P> {
         &self,
         slot: &AdminSlot<'_, P>,
         command: Command,
-        what: &'static str,
+        step: Step,
     ) -> Result<u32, Error> {
         self.queue
             .lock()
@@ -156,16 +156,16 @@ impl<P: Platform> Admin<P> {
                     return Ok(result);
                 }
                 Some(Answer::Completed { status, .. }) => {
-                    return Err(Error::Refused { what, status });
+                    return Err(Error::Refused { step, status });
                 }
                 Some(Answer::Lost) | None => {}
             }
-            if self.hardware.status(what)?.fatal() {
+            if self.hardware.status(step)?.fatal() {
                 return Err(Error::Fatal);
             }
             let waited = platform.now().since(start);
             if waited > ADMIN_DEADLINE {
-                return Err(Error::Timeout { what, waited });
+                return Err(Error::Timeout { step, waited });
             }
             platform.sleep(PAUSE).await;
         }

@@ -14,7 +14,7 @@ use nvme_hw::{Command, Opcode, identify};
 use spin::Mutex;
 
 use crate::bring_up::{Admin, Facts};
-use crate::error::{Error, Request};
+use crate::error::{Error, Request, Step};
 use crate::queue::{Answer, Queue};
 use crate::recovery::{Cause, Life};
 
@@ -374,7 +374,7 @@ impl<P: Platform> Disk<P> {
             let mut cause = reaped.err().map(Cause::Broken);
             if now.since(checked) >= CHECK {
                 checked = now;
-                match hardware.status("waiting for a completion") {
+                match hardware.status(Step::AwaitCompletion) {
                     Ok(status) if status.fatal() => cause = Some(Cause::Broken(Error::Fatal)),
                     Ok(_) => {}
                     Err(error) => cause = Some(Cause::Broken(error)),
