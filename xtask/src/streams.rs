@@ -19,7 +19,7 @@ use rustix::fs::OFlags;
 use rustix::termios::{ControlModes, OptionalActions, isatty, tcgetattr, tcsetattr};
 
 use crate::bed::{self, FAILED, INTERRUPTED, INTERRUPTED_STATUS};
-use crate::run::console::{Channel, Patient, Streams};
+use crate::run::console::{BlockingFile, Channel, Streams};
 use crate::run::start;
 
 /// Bits a second of a line, as P sets its port (`libos/src/dev/uart.rs`).
@@ -128,7 +128,7 @@ fn open(path: &Path) -> Result<File> {
 
 /// Copies P's log to standard error; the receiver gets the exit status that it tells.
 fn follow_log(path: &Path) -> Result<Receiver<u8>> {
-    let mut from = Patient(open(path)?);
+    let mut from = BlockingFile(open(path)?);
     let (sender, status) = channel();
     spawn(move || {
         let (mut line, mut piece) = (Vec::new(), [0; 1024]);

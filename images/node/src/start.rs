@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use fit::{Cluster, Config, Ended, Handler, Key, MAX_WORKERS, PeerId, Role};
+use fit::{AccessEnd, Cluster, Config, Handler, Key, MAX_WORKERS, PeerId, Role};
 use futures_util::future::join_all;
 use hal::{Duration, Instant};
 use libos::pci::{self, Function};
@@ -91,7 +91,7 @@ impl Node {
         for index in 0..self.cores {
             let (fit, alone) = (self.fit.clone(), self.workers == 0);
             libos::spawn_on(index.into(), async move {
-                let nothing = |_: Ended, _: Instant| {};
+                let nothing = |_: AccessEnd, _: Instant| {};
                 let ended = match alone {
                     true => fit.run_core_serving(index, handler, nothing).await,
                     false => fit.run_core_with(index, nothing).await,

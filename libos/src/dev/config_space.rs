@@ -15,7 +15,7 @@ use virtio_drivers::transport::pci::bus::DeviceFunction;
 use x86_64::instructions::port::Port;
 
 use crate::boot::mcfg::Ecam;
-use crate::dev::pci_scan::{self, Config, Function, NO_VENDOR, Place};
+use crate::dev::pci_scan::{self, ConfigAccess, Function, NO_VENDOR, Place};
 use crate::mem::paging;
 use crate::mem::window::Window;
 
@@ -111,7 +111,7 @@ fn select(at: DeviceFunction, offset: u16) {
 /// This machine's configuration space.
 pub(crate) struct Machine;
 
-impl Config for Machine {
+impl ConfigAccess for Machine {
     fn read(&self, place: Place, offset: u16) -> u32 {
         read(place, offset)
     }

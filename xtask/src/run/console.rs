@@ -296,9 +296,9 @@ fn errno(error: &std::io::Error) -> u16 {
 }
 
 /// A file that is written whole also where it is set not to wait.
-pub(crate) struct Patient(pub(crate) File);
+pub(crate) struct BlockingFile(pub(crate) File);
 
-impl Write for Patient {
+impl Write for BlockingFile {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         loop {
             match self.0.write(bytes) {
@@ -315,7 +315,7 @@ impl Write for Patient {
     }
 }
 
-impl Read for Patient {
+impl Read for BlockingFile {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         loop {
             match self.0.read(into) {

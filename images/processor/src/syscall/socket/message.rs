@@ -13,7 +13,7 @@ use crate::files::OpenFile;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::socket::{
-    self, Address, BUFFER, Credentials, How, Message, Packet, Socket, Taken, To, Type,
+    self, Address, BUFFER, Credentials, Message, Packet, ReceiveOptions, Socket, Taken, To, Type,
 };
 use crate::thread::Thread;
 
@@ -163,7 +163,7 @@ impl<N: Node> Thread<N> {
         let peek = flags & MSG_PEEK != 0;
         let mut done = 0;
         loop {
-            let how = How {
+            let how = ReceiveOptions {
                 most: usize::try_from(most - done).unwrap_or(usize::MAX),
                 peek,
                 by_sender,
