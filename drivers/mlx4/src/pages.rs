@@ -14,7 +14,7 @@ use hal::{DmaBuffer, Platform, Registers, fence};
 use mlx4_hw::cq::{CqeEnd, Syndrome};
 use mlx4_hw::regs::{self, SendDoorbell};
 use mlx4_hw::wqe::{PageWqe, SEGMENT_UNIT, WqeOpcode};
-use verbs::{Cqn, Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, RemoteAddr, RingFull};
+use verbs::{Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, RemoteAddr, RingFull};
 use zerocopy::IntoBytes;
 
 use crate::completion::CompletionQueue;
@@ -130,13 +130,6 @@ impl<P: Platform> Pages<P> {
 
     pub(crate) fn cqn(&self) -> u32 {
         self.cq.cqn
-    }
-
-    /// Returns the completion queue's number, as
-    /// [`DeviceEvent::CqFailed`](verbs::DeviceEvent::CqFailed) names it.
-    #[must_use]
-    pub fn completion_queue(&self) -> Cqn {
-        Cqn(self.cq.cqn)
     }
 
     #[inline]

@@ -399,8 +399,4 @@ impl<P: Platform> QueueSet for Queues<P> {
         let qpn = pair.qpn;
         self.cq.forget(qpn);
     }
-
-    fn send_room(&self, qp: QpSlot) -> u32 {
-        self.pair(qp).map_or(0, |pair| pair.send.room())
-    }
 }

@@ -106,18 +106,6 @@ impl Node {
         }
     }
 
-    /// Spawns what polls for completions on the cores behind the first, which the image looks after
-    /// itself.
-    pub fn run_other_cores(&self) {
-        for index in 1..self.cores {
-            let fit = self.fit.clone();
-            libos::spawn_on(index.into(), async move {
-                end(fit.run_core(index).await.map_err(Error::from))
-            })
-            .detach();
-        }
-    }
-
     /// Joins the cluster: from now on members connect to this node and may call it.
     pub fn join(&self) {
         let fit = self.fit.clone();
