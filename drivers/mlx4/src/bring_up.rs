@@ -46,7 +46,9 @@ pub(crate) struct Claim<P: Platform> {
     platform: P,
     registers: Arc<P::Bar>,
     saved: Saved,
+    /// Freed with the claim, when the card can't reach memory any more.
     lent: Mutex<Vec<Arc<P::Buffer>>>,
+    /// The card is given up in order: nothing is left for the drop to do.
     stopped: AtomicBool,
 }
 
@@ -62,11 +64,11 @@ impl<P: Platform> Claim<P> {
     /// the bus all the same.
     pub(crate) async fn reset(&self) {
         // Not before it: what is reset may still be at work.
-        pci::take_bus(&self.platform);
+        pci::disable_bus_mastering(&self.platform);
         if let Err(error) = pci::reset(&self.platform, &self.registers, &self.saved).await {
             log::error!("the card can't be reset: {error}");
         }
-        pci::take_bus(&self.platform);
+        pci::disable_bus_mastering(&self.platform);
     }
 
     /// Returns whether the card was given up.
@@ -84,7 +86,7 @@ impl<P: Platform> Claim<P> {
 impl<P: Platform> Drop for Claim<P> {
     fn drop(&mut self) {
         if !self.stopped.load(Ordering::Acquire) {
-            pci::take_bus(&self.platform);
+            pci::disable_bus_mastering(&self.platform);
             self.release();
         }
     }
@@ -98,7 +100,7 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     let uar = Arc::new(map_bar(&platform, regs::UAR_BAR, uar_len)?);
     pci::claim(&*registers)?;
     // Until the reset: a former owner may have left it addresses of memory.
-    pci::take_bus(&platform);
+    pci::disable_bus_mastering(&platform);
     // From here on every way out, also a dropped future, gives the card up: see `Claim`'s drop.
     let claim = Claim::<P> {
         platform: platform.clone(),

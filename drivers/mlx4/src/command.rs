@@ -99,21 +99,29 @@ impl<'a> Command<'a> {
     }
 }
 
+/// Numbers that the next post writes beside the command: both must differ from the last one's.
 struct Posting {
+    /// The card takes a command only if this differs from the last one's.
     toggle: bool,
+    /// Named by the event of the command's end.
     token: u16,
 }
 
 pub(crate) struct Commands<P: Platform> {
     platform: P,
     registers: Arc<P::Bar>,
+    /// One mailbox each way, as one command runs at a time. The card may write there until it
+    /// answers.
     input: Arc<P::Buffer>,
     output: Arc<P::Buffer>,
+    /// A command has the register and the mailboxes.
     busy: AtomicBool,
+    /// The card is given up: no command is posted any more.
     failed: AtomicBool,
     posting: Mutex<Posting>,
     events: Once<Arc<Events<P>>>,
     health: Once<Health<P>>,
+    /// Ends are reported by the async event queue; else the register is polled.
     by_event: AtomicBool,
 }
 
@@ -344,6 +352,7 @@ impl<P: Platform> Commands<P> {
         Ok(!doorbell.go() && doorbell.toggle() != self.posting.lock().toggle)
     }
 
+    /// Writes a command into the free register; returns the token that its event will name.
     fn post(&self, command: &Command<'_>, by_event: bool) -> u16 {
         let mailbox = |addr: BusAddr| addr.0;
         let input = match command.input {

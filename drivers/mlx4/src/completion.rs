@@ -38,6 +38,7 @@ pub(crate) struct CompletionQueue<P: Platform> {
     next_pass: CqeLast,
     memory: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
+    /// Entries taken. It counts on beyond the ring's size: the parity of the pass is in it.
     consumer: u32,
     pub(crate) state: Arc<CqState>,
 }

@@ -253,6 +253,8 @@ impl<P: Platform> Hca<P> {
             parameter: Parameter::Qpn,
             value: qpn.0.into(),
         };
+        // The queue pair's number keeps its memory and translation, so the context that it was made
+        // with fits still; what a connection had put in must not stay.
         let fresh = self
             .tables
             .lock()
@@ -268,6 +270,7 @@ impl<P: Platform> Hca<P> {
 
     /// Resets a queue pair and takes its number and memory back.
     pub(crate) async fn destroy_pair(&self, qpn: u32) -> Result<(), Error> {
+        // Numbers and memory go back only behind this: until then the card may write there.
         self.reset_pair(qpn).await?;
         self.forget_qp(qpn);
         Ok(())
@@ -316,7 +319,7 @@ impl<P: Platform> Hca<P> {
             .await
     }
 
-    async fn let_send(
+    async fn to_ready_to_send(
         &self,
         qpn: Qpn,
         path: Option<&PathToPeer>,
@@ -563,7 +566,7 @@ impl<P: Platform> Device for Mlx4<P> {
         path: Option<&PathToPeer>,
         parameters: &RcParameters,
     ) -> Result<(), verbs::Error> {
-        Ok(self.hca.let_send(qpn, path, parameters).await?)
+        Ok(self.hca.to_ready_to_send(qpn, path, parameters).await?)
     }
 
     async fn fail_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {

@@ -69,6 +69,7 @@ pub(crate) struct EventQueue<P: Platform> {
     eqn: u32,
     buffer: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
+    /// Entries taken. It counts on beyond the ring's size: the parity of the pass is in it.
     consumer: u32,
 }
 
@@ -154,7 +155,9 @@ pub(crate) struct Events<P: Platform> {
     async_queue: Mutex<EventQueue<P>>,
     completion_queues: Vec<Mutex<EventQueue<P>>>,
     vectors: Vec<P::Vector>,
+    /// By CQN, as the card names them.
     cqs: Mutex<BTreeMap<u32, Arc<CqState>>>,
+    /// Token, status and output of the command that ended last: one is outstanding at a time.
     command: Mutex<Option<(u16, CmdStatus, u64)>>,
     kept: Mutex<VecDeque<DeviceEvent>>,
     failed: AtomicBool,

@@ -253,7 +253,7 @@ impl<P: Platform> Hca<P> {
             let mut tables = self.tables.lock();
             let translation = tables.mtts.take(count)?;
             if let Some(place) = tables.keys.place() {
-                tables.mpts.go_on_at(place);
+                tables.mpts.search_from(place);
             }
             let index = match tables.mpts.take() {
                 Ok(index) => index,

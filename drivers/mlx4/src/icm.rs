@@ -160,6 +160,7 @@ pub(crate) struct Profile {
     dmpt: Table,
     mtt: Table,
     groups: Table,
+    /// Of all objects: places are 2^24 entries apart by kind, of which few are mapped.
     cmpt: Table,
     /// Bytes of ICM addresses used.
     pub(crate) total: u64,

@@ -68,6 +68,8 @@ impl Saved {
             }
         }
         let command = self.header[usize::from(COMMAND / 4)] & COMMAND_MASK;
+        // Addresses before the command that enables them, or the card would answer at those of
+        // after the reset.
         config.write_u32(COMMAND, command | COMMAND_MASTER);
     }
 }
@@ -106,7 +108,7 @@ pub(crate) fn release<R: Registers>(registers: &R) {
 /// Disables bus mastering: when this returns the card reaches no memory. Configuration space stays
 /// intact, so that the next driver can reset the card. A reset here would take a second and leave
 /// the card without addresses.
-pub(crate) fn take_bus<P: Platform>(platform: &P) {
+pub(crate) fn disable_bus_mastering<P: Platform>(platform: &P) {
     let config = platform.config();
     let command = config.read_u32(COMMAND) & COMMAND_MASK;
     config.write_u32(COMMAND, command & !COMMAND_MASTER);

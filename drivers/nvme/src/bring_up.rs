@@ -54,6 +54,8 @@ impl<P: Platform> Admin<P> {
     pub(crate) async fn start(&self) -> Result<Facts, Error> {
         let (entries, [submission, completion]) = {
             let mut queue = self.queue.lock();
+            // The controller counts from 0 again after it was disabled, with phase 1 (section
+            // 7.3.2).
             queue.rewind();
             (queue.entries(), queue.addresses())
         };

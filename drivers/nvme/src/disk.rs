@@ -439,6 +439,7 @@ impl<P: Platform> Lease<'_, P> {
     fn submit(&self, request: Request, blocks: &Blocks, data: &Data<'_>) {
         let mut queue = self.queue.lock();
         if let Data::Write(bytes) = data {
+            // Into the driver's own buffer: the caller's may be gone before the device has read it.
             queue.data(self.index).write(0, bytes);
         }
         let namespace = self.disk.facts.number;

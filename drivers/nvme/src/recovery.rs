@@ -157,6 +157,7 @@ impl<P: Platform> Disk<P> {
             // lent is lost.
             queue.lock().rewind();
         }
+        // A disk that was swapped meanwhile would get the other one's blocks.
         if self.admin.start().await? != self.facts {
             return Err(Error::Changed);
         }

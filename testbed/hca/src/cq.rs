@@ -28,12 +28,15 @@ enum Arm {
 struct CompletionQueue {
     context: CqContext,
     ring: RingMemory,
+    /// Entries written so far. It counts on beyond the ring's size: the bit above an index's is the
+    /// pass.
     producer: u32,
     /// The consumer index as last read.
     consumer: u32,
     /// Producer index behind the last solicited completion.
     solicited: u32,
     arm: Arm,
+    /// Overrun, or its memory could not be written: it takes nothing more until it is created anew.
     failed: bool,
     /// Bytes of an entry: 32, or 64 of which the upper half counts.
     entry_len: usize,
@@ -69,6 +72,8 @@ impl CompletionQueue {
         1 << self.context.size.log_size().min(24)
     }
 
+    /// Returns the distance of an index from the consumer's. Both are 24 bits wide in registers and
+    /// records.
     fn ahead_of(&self, index: u32, consumer: u32) -> u32 {
         Low24::new(index.wrapping_sub(consumer)).get()
     }
@@ -167,6 +172,8 @@ impl CompletionQueues {
         Ok(())
     }
 
+    /// Takes a queue back from the device (HW2SW_CQ); returns the context that software may ask
+    /// for.
     pub(crate) fn destroy(&mut self, cqn: u32) -> Option<CqContext> {
         let context = self.query(cqn);
         self.queues.remove(&cqn);
@@ -351,6 +358,7 @@ impl CompletionQueues {
     }
 }
 
+/// Sends the queue's event and disarms it. Entries that come before the next arm make none.
 fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue, cqn: u32) {
     // An arm is for one event. The next takes a doorbell, with the next sequence number.
     queue.arm = Arm::None;

@@ -18,8 +18,11 @@ const PAGE_LEN: usize = 4096;
 struct EventQueue {
     context: EqContext,
     ring: RingMemory,
+    /// Entries written so far; the bit above an index's is the pass.
     producer: u32,
+    /// As the doorbell told it last.
     consumer: u32,
+    /// The next event interrupts.
     armed: bool,
     failed: bool,
     /// Bytes of an entry: 32, or 64 of which the upper half counts.
@@ -31,6 +34,7 @@ impl EventQueue {
         1 << self.context.log_size.get().min(24)
     }
 
+    /// Returns how many entries software has not told that it read.
     fn pending(&self) -> u32 {
         Low24::new(self.producer.wrapping_sub(self.consumer)).get()
     }

@@ -442,6 +442,8 @@ impl Hca {
         self.core.counters.bytes_received += packet.payload.len() as u64;
         match packet.dqpn {
             Qpn(0) => self.receive_special(number, 0, &packet),
+            // QP0 above all others: its packets configure the port, so they come while it is not
+            // active.
             _ if !active => log::debug!("port {number} is not active: a packet is dropped"),
             _ if foreign => log::debug!("port {number}: a packet of {} for QP1", packet.pkey),
             Qpn(1) => self.receive_special(number, 1, &packet),

@@ -189,6 +189,7 @@ impl Memory {
         Ok(value)
     }
 
+    /// Reads ICM, page by page: neighbours there need not be neighbours in host memory.
     pub(crate) fn icm_read(
         &self,
         purpose: Purpose,
@@ -396,6 +397,7 @@ impl Memory {
         })
     }
 
+    /// Runs `access` over the bus ranges behind `len` bytes of a checked region.
     fn over_region(
         &self,
         region: &Checked,

@@ -16,7 +16,9 @@ use crate::responder::Responder;
 /// One queue pair.
 pub(crate) struct QueuePair {
     pub(crate) qpn: u32,
+    /// Decides what packets and doorbells do (IBA 1.3, 10.3.1).
     pub(crate) state: QpState,
+    /// As software gave it, less what the two halves below keep themselves.
     pub(crate) context: QpContext,
     pub(crate) requester: Requester,
     pub(crate) responder: Responder,
@@ -261,6 +263,7 @@ impl QueuePair {
         !self.context.srq.enable() && receive.log_stride() > send.log_stride()
     }
 
+    /// Returns a work queue's place, `before` bytes into the buffer that both share.
     fn ring(&self, before: u64) -> RingMemory {
         RingMemory {
             buffer: self.context.buffer,

@@ -77,7 +77,9 @@ pub(crate) struct Registers {
     pub(crate) command: [u32; hcr::LEN / 4],
     /// Toggle of the last command that was taken; clear after a reset.
     pub(crate) toggle: bool,
+    /// The ownership register reads as 1: somebody has it.
     owned: bool,
+    /// The semaphore reads as 1.
     locked: bool,
     /// The firmware is dead: it writes what happened into its buffer, and takes no command.
     pub(crate) dead: bool,

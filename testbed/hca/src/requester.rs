@@ -79,6 +79,7 @@ pub(crate) struct Requester {
     /// A doorbell was rung since the send queue was last seen empty.
     fetching: bool,
     ahead: ReadAhead,
+    /// Of the next send that is fetched.
     next_psn: u32,
     /// Oldest sequence number that is not acknowledged.
     oldest: u32,
@@ -87,9 +88,14 @@ pub(crate) struct Requester {
     /// One behind the newest sequence number ever sent.
     sent: u32,
     parameters: RequesterParameters,
+    /// Left before the oldest packet is given up; set anew whenever one is acknowledged.
     retries: u8,
+    /// As `retries`, for receivers that are not ready.
     rnr_retries: u8,
+    /// When the oldest packet counts as lost.
     deadline: Option<Instant>,
+    /// Nothing is sent before: the peer asked for a pause, or a failed queue pair is looked at
+    /// then.
     resume_at: Option<Instant>,
     /// A gap in responses has been answered by sending again from here.
     gap: Option<u32>,

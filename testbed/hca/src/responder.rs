@@ -61,14 +61,20 @@ enum Answer {
 /// The responder's state.
 #[derive(Default)]
 pub(crate) struct Responder {
+    /// The one packet that is taken next; all others are early or come again.
     pub(crate) expected_psn: u32,
+    /// Messages carried out, which each answer tells the peer (Linux `rxe_hdr.h`, `aeth_msn`).
     pub(crate) msn: u32,
     /// Receives taken from the queue pair's own queue.
     pub(crate) taken: u16,
+    /// The gap or the missing receive was answered; what comes until the expected packet is not.
     refused: bool,
     message: Option<Message>,
+    /// Sequence numbers and results, for peers that did not get them.
     atomics: VecDeque<(u32, u64)>,
+    /// In the order of the requests, which is the order in which the peer must get them.
     answers: VecDeque<Answer>,
+    /// COMMUNICATION_ESTABLISHED was reported: once in a life of the queue pair.
     announced: bool,
 }
 

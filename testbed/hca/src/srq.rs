@@ -34,6 +34,8 @@ impl SharedQueues {
         self.queues.contains_key(&srqn)
     }
 
+    /// Takes a queue over. Its list begins at entry 0, where libmlx4 and Linux put the first free
+    /// one.
     pub(crate) fn create(&mut self, srqn: u32, context: SrqContext) {
         let queue = SharedQueue {
             taken: context.wqe_counter.get(),

@@ -117,6 +117,7 @@ impl Cluster {
         if earlier {
             state.armed = due;
             drop(state);
+            // Without the lock, or the timer's thread would wake into it.
             self.earlier.notify_one();
         }
     }
