@@ -4,36 +4,10 @@ mod common;
 
 use common::check::read_image;
 use common::disk::MemDisk;
-use common::tools::{e2fsck, mke2fs};
+use common::mounted::{finish, mount, node};
+use common::tools::mke2fs;
 use common::{Rng, at, block_on, give_up};
-use ext4::{Allocation, Ext4, NewNode, Options, ROOT, Time};
-
-fn mount(disk: &MemDisk) -> Ext4<MemDisk> {
-    let options = Options {
-        read_only: false,
-        now: at(0),
-    };
-    block_on(Ext4::mount(disk.clone(), options)).expect("mounts")
-}
-
-fn node(now: Time) -> NewNode {
-    NewNode {
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        now,
-    }
-}
-
-/// Unmounts; e2fsck must find nothing.
-fn finish(fs: Ext4<MemDisk>, disk: &MemDisk) -> Vec<u8> {
-    block_on(fs.unmount(at(9))).expect("unmounts");
-    let image = disk.image();
-    if let Err(text) = e2fsck(&image) {
-        panic!("{text}");
-    }
-    image
-}
+use ext4::{Allocation, Ext4, ROOT};
 
 /// Does one operation on a file whose bytes all have one value, or part of one.
 fn one_operation(fs: &Ext4<MemDisk>, rng: &mut Rng, step: u64) {

@@ -5,40 +5,11 @@ mod common;
 
 use common::check::{read_all, read_image};
 use common::disk::MemDisk;
-use common::tools::{Image, debugfs, debugfs_cat, e2fsck, mke2fs, reindex};
+use common::mounted::{finish, mount, node, options};
+use common::tools::{Image, debugfs, debugfs_cat, mke2fs, reindex};
 use common::{Rng, at, block_on};
-use ext4::{Allocation, Errno, Error, Ext4, NewNode, Options, ROOT, Time};
+use ext4::{Allocation, Errno, Error, Ext4, ROOT};
 use futures_util::future::join_all;
-
-fn options(read_only: bool) -> Options {
-    Options {
-        read_only,
-        now: at(0),
-    }
-}
-
-fn mount(disk: &MemDisk) -> Ext4<MemDisk> {
-    block_on(Ext4::mount(disk.clone(), options(false))).expect("mounts")
-}
-
-fn node(now: Time) -> NewNode {
-    NewNode {
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        now,
-    }
-}
-
-/// Unmounts; e2fsck must find nothing.
-fn finish(fs: Ext4<MemDisk>, disk: &MemDisk) -> Vec<u8> {
-    block_on(fs.unmount(at(9))).expect("unmounts");
-    let image = disk.image();
-    if let Err(text) = e2fsck(&image) {
-        panic!("{text}");
-    }
-    image
-}
 
 #[test]
 fn a_directory_of_many_entries_is_indexed() {
@@ -216,7 +187,8 @@ fn a_read_only_mount_replays_in_memory() {
         });
         // Nothing but the log has it.
         let left = MemDisk::new(disk.image(), 1);
-        let mounted = block_on(Ext4::mount(left.clone(), self::options(true))).expect("mounts");
+        let mounted =
+            block_on(Ext4::mount(left.clone(), common::mounted::options(true))).expect("mounts");
         let found = block_on(read_all(&mounted)).expect("is readable");
         assert_eq!(found.len(), 39);
         assert_eq!(found[b"/file 39".as_slice()].data, b"file 39");

@@ -5,10 +5,10 @@ mod common;
 use common::check::{assert_same, read_all, read_image};
 use common::disk::MemDisk;
 use common::model::{Kind, Model};
+use common::mounted::mount;
 use common::tools::{Image, debugfs_cat, e2fsck, mke2fs};
 use common::work::{Load, Op, World};
 use common::{Rng, at, block_on};
-use ext4::{Ext4, Options};
 
 const LOAD: Load = Load {
     names: 40,
@@ -17,23 +17,12 @@ const LOAD: Load = Load {
     syncs: 4,
 };
 
-fn mount(disk: MemDisk) -> Ext4<MemDisk> {
-    block_on(Ext4::mount(
-        disk,
-        Options {
-            read_only: false,
-            now: at(0),
-        },
-    ))
-    .expect("mounts")
-}
-
 /// Does `steps` operations, comparing each answer; unmounts, and compares everything.
 fn run(image: Vec<u8>, seed: u64, steps: u64, load: Load) -> Vec<u8> {
     let disk = MemDisk::new(image, seed);
     let mut rng = Rng(seed);
     let mut model = Model::default();
-    let mut world = World::new(mount(disk.clone()));
+    let mut world = World::new(mount(&disk));
     for step in 0..steps {
         let op = Op::random(&mut rng, &model, load);
         let expected = op.apply(&mut model);

@@ -5,38 +5,15 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::disk::MemDisk;
-use common::tools::{Image, debugfs, e2fsck, mke2fs};
+use common::mounted::{finish, mount, node};
+use common::tools::{Image, debugfs, mke2fs};
 use common::{Rng, at, block_on};
-use ext4::{Errno, Ext4, Namespace, NewNode, Options, ROOT, SetMode};
+use ext4::{Errno, Ext4, Namespace, ROOT, SetMode};
 
 const USER: Namespace = Namespace::USER;
 
-fn mount(disk: &MemDisk) -> Ext4<MemDisk> {
-    let options = Options {
-        read_only: false,
-        now: at(0),
-    };
-    block_on(Ext4::mount(disk.clone(), options)).expect("mounts")
-}
-
 fn create(fs: &Ext4<MemDisk>, name: &[u8]) -> u32 {
-    let new = NewNode {
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        now: at(1),
-    };
-    block_on(fs.create(ROOT, name, new)).expect("made")
-}
-
-/// Unmounts; e2fsck must find nothing.
-fn finish(fs: Ext4<MemDisk>, disk: &MemDisk) -> Vec<u8> {
-    block_on(fs.unmount(at(9))).expect("unmounts");
-    let image = disk.image();
-    if let Err(text) = e2fsck(&image) {
-        panic!("{text}");
-    }
-    image
+    block_on(fs.create(ROOT, name, node(at(1)))).expect("made")
 }
 
 fn set(

@@ -65,7 +65,7 @@ const NONE: u16 = u16::MAX;
 
 /// Memory that a call lends until it ends.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Loan {
+pub(crate) struct LentMemory {
     /// Bytes that the reply's bulk may have.
     pub(crate) takes: u32,
     /// Whether the device gathers from it with the request.
@@ -92,7 +92,7 @@ pub(crate) enum Abandoned {
 
 /// Judgement of a reply that no waiter gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unawaited {
+pub(crate) enum UnclaimedReply {
     /// It is for no call that the peer owes a reply to.
     Stray,
     /// It is not what was asked for.
@@ -240,7 +240,7 @@ impl Calls {
     }
 
     /// Notes what a call that has just begun lends.
-    pub(crate) fn lend(&mut self, slot: u16, loan: Loan) {
+    pub(crate) fn lend(&mut self, slot: u16, loan: LentMemory) {
         let call = &mut self.slots[usize::from(slot)];
         call.lends = true;
         (call.takes, call.sent) = (loan.takes, !loan.gathers);
@@ -365,23 +365,23 @@ impl Calls {
 
     /// Takes a reply that no waiter gets: it comes too late, for nothing, or is not what was asked
     /// for.
-    pub(crate) fn on_unawaited(&mut self, reply: Brief, bulk: u32) -> Unawaited {
+    pub(crate) fn on_unawaited(&mut self, reply: Brief, bulk: u32) -> UnclaimedReply {
         let call = self.slots.get_mut(usize::from(reply.slot));
         let owed = call.filter(|call| call.generation == reply.generation && call.state.is_owed());
         let Some(call) = owed else {
-            return Unawaited::Stray;
+            return UnclaimedReply::Stray;
         };
         if bulk > call.takes || reply.kind != call.kind {
-            return Unawaited::Broken;
+            return UnclaimedReply::Broken;
         }
         match call.state {
             CallState::Expired(failure) => {
                 call.tell(CallState::Failed(failure));
-                Unawaited::Late
+                UnclaimedReply::Late
             }
             CallState::Orphaned => {
                 self.free(reply.slot);
-                Unawaited::Freed
+                UnclaimedReply::Freed
             }
             _ => unreachable!("a reply that is owed, and as it was asked for, to one who waits"),
         }

@@ -50,7 +50,7 @@ pub struct Config {
     /// Tasks a core that run handlers, 1 to [`MAX_WORKERS`]; 0 if the polling task runs them
     /// itself, one at a time.
     pub workers: u16,
-    /// Whether to measure the [profile points](crate::Point).
+    /// Whether to measure the [profile points](crate::ProfilePoint).
     pub profile: bool,
     /// The deadline of a call, READ or WRITE for which none is given.
     pub timeout: Duration,

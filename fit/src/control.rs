@@ -28,7 +28,7 @@ use verbs::{Address, Device, DeviceEvent, Failure, PKey, PortInfo, PortState};
 use crate::group::Group;
 use crate::membership::proof::{Nonce, Rng};
 use crate::membership::{Action, Event, Limiter};
-use crate::peers::{Standing, Wish};
+use crate::peers::{ConnectOrigin, ConnectState};
 use crate::shared::{Inner, TICK};
 use crate::{LostCause, PeerId};
 use attempt::Attempt;
@@ -225,7 +225,11 @@ impl<D: Device, P: Platform> Control<D, P> {
                     }
                 }
                 Action::Call(name) => {
-                    let line = self.inner.peers.lock().line_for(name, Wish::Membership);
+                    let line = self
+                        .inner
+                        .peers
+                        .lock()
+                        .line_for(name, ConnectOrigin::Membership);
                     if line.is_none() {
                         log::error!("{name}: all numbers of peers are used up");
                         let (gid, refused) = (name.gid, true);
@@ -253,7 +257,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         u32::try_from(self.rng.number() >> 32).expect("32 bits")
     }
 
-    fn set_standing(&self, peer: PeerId, standing: Standing) {
+    fn set_standing(&self, peer: PeerId, standing: ConnectState) {
         if let Some(line) = self.inner.peers.lock().get_mut(peer) {
             line.standing = standing;
         }

@@ -14,7 +14,7 @@ use crate::config::MAX_WORKERS;
 use crate::link::{Link, Parts};
 use crate::waiters::wake_all;
 use crate::{
-    Call, CallId, Config, Counters, Ended, Error, LinkCounters, LinkState, LostCause, OneSided,
+    AccessEnd, Call, CallId, Config, Counters, Error, LinkCounters, LinkState, LostCause, OneSided,
     OpId, PeerId, PeerName, Reply, Target,
 };
 
@@ -572,7 +572,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
     }
 
     /// Takes the next end of an access that was started with a tag.
-    pub fn take_ended(&mut self) -> Option<Ended> {
+    pub fn take_ended(&mut self) -> Option<AccessEnd> {
         self.links.iter_mut().find_map(Link::take_ended)
     }
 

@@ -468,8 +468,4 @@ impl<S: Script> QueueSet for Queues<S> {
         qp.completions.clear();
         (qp.shown, qp.dead) = (0, false);
     }
-    fn send_room(&self, _: QpSlot) -> u32 {
-        let qp = self.qp();
-        u32::try_from(qp.send_depth - qp.taken.len()).expect("a short queue")
-    }
 }

@@ -39,7 +39,7 @@ const FULL_MEMBER: u8 = 1;
 const LINK_LOCAL: u8 = 2;
 
 /// A datagram that was received.
-pub(crate) struct Heard {
+pub(crate) struct Datagram {
     pub(crate) from: Address,
     pub(crate) bytes: Vec<u8>,
 }
@@ -264,7 +264,7 @@ impl<D: Device, P: Platform> Group<D, P> {
     }
 
     /// Takes what arrived, at most as much as there are receives.
-    pub(crate) fn hear(&mut self) -> Vec<Heard> {
+    pub(crate) fn hear(&mut self) -> Vec<Datagram> {
         let mut heard = Vec::new();
         let mut batch = [Completion::EMPTY; RECEIVES + SENDS];
         let Ok(count) = self.queues.poll(&mut batch) else {
@@ -300,7 +300,7 @@ impl<D: Device, P: Platform> Group<D, P> {
                 // What is longer is no announcement, however it goes on.
                 let mut bytes = alloc::vec![0; len.min(ANNOUNCEMENT_LEN + 1)];
                 self.memory.read(index * RECEIVE_LEN + GRH_LEN, &mut bytes);
-                heard.push(Heard {
+                heard.push(Datagram {
                     from: source.address,
                     bytes,
                 });

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use hal::{Duration, Platform};
 use verbs::{Device, Domain};
 
-use crate::peers::{Standing, Wish};
+use crate::peers::{ConnectOrigin, ConnectState};
 use crate::{
     Change, Error, Fit, Handler, LostCause, MembershipCounters, PeerId, PeerName, PeerSpec, Role,
     View,
@@ -32,7 +32,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
             cause,
             waiting: None,
         };
-        let line = self.0.peers.lock().line_for(peer, Wish::User);
+        let line = self.0.peers.lock().line_for(peer, ConnectOrigin::User);
         let id = line.ok_or(lost(LostCause::QpFailed))?;
         loop {
             if self.0.leaving.load(Ordering::Acquire) {
@@ -41,14 +41,14 @@ impl<D: Device, P: Platform> Fit<D, P> {
             let waited = self.0.platform.now().since(began);
             let standing = self.0.peers.lock().get(id).map(|line| line.standing);
             match standing {
-                Some(Standing::Up) => return Ok(id),
-                Some(Standing::Refused(reason)) => return Err(Error::Refused { peer, reason }),
-                Some(Standing::Lost | Standing::Idle) | None => {
+                Some(ConnectState::Up) => return Ok(id),
+                Some(ConnectState::Refused(reason)) => return Err(Error::Refused { peer, reason }),
+                Some(ConnectState::Lost | ConnectState::Idle) | None => {
                     return Err(lost(LostCause::QpFailed));
                 }
-                Some(Standing::Trying(step)) if waited >= self.0.config.connect_timeout => {
+                Some(ConnectState::Trying(step)) if waited >= self.0.config.connect_timeout => {
                     let hearsay = self.0.peers.lock().get_mut(id).and_then(|line| {
-                        line.wish = Wish::Membership;
+                        line.wish = ConnectOrigin::Membership;
                         line.hearsay.take()
                     });
                     return Err(match hearsay {
@@ -56,7 +56,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
                         None => Error::NoConnection { peer, waited, step },
                     });
                 }
-                Some(Standing::Trying(_)) => self.0.platform.sleep(LOOK).await,
+                Some(ConnectState::Trying(_)) => self.0.platform.sleep(LOOK).await,
             }
         }
     }

@@ -24,8 +24,8 @@ use crate::shared::{CoreEngine, Inner, Start};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{
     Call, CallId, Config, Counters, Engine, Error, Exchange, Handler, Incarnation, Incoming, Key,
-    LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Point, Profile,
-    Reply, Role, Waiting,
+    LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Profile,
+    ProfilePoint, Reply, Role, Waiting,
 };
 
 /// A node's FIT. Cheap to clone: every clone means the same one.
@@ -362,7 +362,7 @@ impl<D: Device, P: Platform> Core<D, P> {
         let deadline = began + self.inner.config.timeout;
         let start = |engine: &mut CoreEngine<D, P>, now| {
             let id = engine.start_call(peer, &call, now, deadline);
-            self.profiled(Point::PostCall, now);
+            self.profiled(ProfilePoint::PostCall, now);
             id
         };
         let operation = Operation::Call(call.kind);
@@ -394,7 +394,7 @@ impl<D: Device, P: Platform> Core<D, P> {
         let deadline = self.inner.platform.now() + self.inner.config.timeout;
         let start = |engine: &mut CoreEngine<D, P>, now| {
             let sent = engine.start_one_way(peer, kind, body);
-            self.profiled(Point::PostOneWay, now);
+            self.profiled(ProfilePoint::PostOneWay, now);
             sent
         };
         self.started(peer, Operation::OneWay(kind), deadline, start)
@@ -479,13 +479,13 @@ impl<D: Device, P: Platform> Core<D, P> {
             .await;
             let taken = profile.begin(clock);
             if let Some(taken) = taken {
-                profile.note(Point::Queue, taken.since(incoming.arrived));
+                profile.note(ProfilePoint::Queue, taken.since(incoming.arrived));
             }
             let (from, kind) = (incoming.from, incoming.kind);
             let (body, carried) = request.split_at(incoming.len);
             if incoming.one_way {
                 handler.receive(from, kind, body).await;
-                profile.end(Point::Handler, taken, clock);
+                profile.end(ProfilePoint::Handler, taken, clock);
                 self.give_way(waited).await;
                 continue;
             }
@@ -502,10 +502,10 @@ impl<D: Device, P: Platform> Core<D, P> {
             };
             handler.handle(from, kind, body, &mut answer).await;
             let (len, bulk) = (answer.len, answer.bulk);
-            profile.end(Point::Handler, taken, clock);
+            profile.end(ProfilePoint::Handler, taken, clock);
             let done = profile.begin(clock);
             self.engine().reply(&incoming, &message[..len], bulk);
-            profile.end(Point::PostReply, done, clock);
+            profile.end(ProfilePoint::PostReply, done, clock);
             self.give_way(waited).await;
         }
     }
@@ -519,7 +519,7 @@ impl<D: Device, P: Platform> Core<D, P> {
     }
 
     /// Notes the time since `began` at a profile point.
-    pub(crate) fn profiled(&self, point: Point, began: Instant) {
+    pub(crate) fn profiled(&self, point: ProfilePoint, began: Instant) {
         let profile = self.profile();
         profile.end(point, profile.begin(|| began), || self.inner.platform.now());
     }

@@ -3,7 +3,7 @@
 //! At most [`Config::one_sided`](crate::Config::one_sided) of them are with the device, and of
 //! READs no more than the peer answers at once; the other READs, and what was started behind them,
 //! wait in order in their slots. The end of one goes either to the waker that polls for it or, if
-//! it was started with a tag, into the list of [`Ended`] ones.
+//! it was started with a tag, into the list of [`AccessEnd`]s.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -43,7 +43,7 @@ pub struct OpId {
 
 /// The end of an access that was started with a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended {
+pub struct AccessEnd {
     /// The tag.
     pub tag: u64,
     /// Result of the access.
@@ -97,7 +97,7 @@ pub(crate) struct Ops {
     slots: Box<[OpSlot]>,
     free: Vec<u16>,
     queued: VecDeque<u16>,
-    ended: VecDeque<Ended>,
+    ended: VecDeque<AccessEnd>,
 }
 
 impl Ops {
@@ -195,7 +195,7 @@ impl Ops {
     }
 
     /// The next end of an access that was started with a tag.
-    pub(crate) fn take_ended(&mut self) -> Option<Ended> {
+    pub(crate) fn take_ended(&mut self) -> Option<AccessEnd> {
         self.ended.pop_front()
     }
 
@@ -219,7 +219,7 @@ impl Ops {
         if let Some(tag) = op.tag {
             let done = state == OpState::Done;
             let result = if done { Ok(()) } else { Err(cause) };
-            self.ended.push_back(Ended { tag, result });
+            self.ended.push_back(AccessEnd { tag, result });
             self.release(slot);
         } else if op.abandoned {
             self.release(slot);

@@ -12,7 +12,7 @@ const MAX_OVER: usize = 64;
 
 /// Progress of the connection to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum ConnectState {
     Trying(ConnectStep),
     Up,
     Refused(u16),
@@ -23,7 +23,7 @@ pub(crate) enum Standing {
 
 /// Origin of the wish for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum ConnectOrigin {
     /// The peer: it calls.
     Theirs,
     /// The membership, which will try again.
@@ -36,8 +36,8 @@ pub(crate) enum Wish {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerLine {
     pub(crate) name: PeerName,
-    pub(crate) standing: Standing,
-    pub(crate) wish: Wish,
+    pub(crate) standing: ConnectState,
+    pub(crate) wish: ConnectOrigin,
     /// The member that the peer has proven to be.
     pub(crate) member: Option<(Member, Address)>,
     /// The reason of a refusal that proves nothing: perhaps the peer's, which holds another key.
@@ -66,18 +66,18 @@ impl Peers {
 
     /// The line of a peer that is not lost; a new one if there is none. Nothing when all numbers
     /// are used up.
-    pub(crate) fn line_for(&mut self, name: PeerName, wish: Wish) -> Option<PeerId> {
-        let live = |line: &PeerLine| line.name == name && line.standing != Standing::Lost;
+    pub(crate) fn line_for(&mut self, name: PeerName, wish: ConnectOrigin) -> Option<PeerId> {
+        let live = |line: &PeerLine| line.name == name && line.standing != ConnectState::Lost;
         let step = match wish {
-            Wish::Theirs => ConnectStep::Request,
-            Wish::Membership | Wish::User => ConnectStep::Port,
+            ConnectOrigin::Theirs => ConnectStep::Request,
+            ConnectOrigin::Membership | ConnectOrigin::User => ConnectStep::Port,
         };
         if let Some((&peer, line)) = self.lines.iter_mut().find(|(_, line)| live(line)) {
-            let over = matches!(line.standing, Standing::Idle | Standing::Refused(_));
+            let over = matches!(line.standing, ConnectState::Idle | ConnectState::Refused(_));
             if over {
-                line.standing = Standing::Trying(step);
+                line.standing = ConnectState::Trying(step);
             }
-            if over || wish == Wish::User {
+            if over || wish == ConnectOrigin::User {
                 line.wish = wish;
             }
             return Some(peer);
@@ -86,7 +86,7 @@ impl Peers {
         self.next += 1;
         let line = PeerLine {
             name,
-            standing: Standing::Trying(step),
+            standing: ConnectState::Trying(step),
             wish,
             member: None,
             hearsay: None,
@@ -100,7 +100,7 @@ impl Peers {
         let over = |line: &PeerLine| {
             matches!(
                 line.standing,
-                Standing::Lost | Standing::Refused(_) | Standing::Idle
+                ConnectState::Lost | ConnectState::Refused(_) | ConnectState::Idle
             )
         };
         let count = self.lines.values().filter(|line| over(line)).count();
@@ -117,13 +117,15 @@ impl Peers {
     /// Returns whether a peer with this GID is connected that has another number.
     pub(crate) fn is_other_up(&self, peer: PeerId, gid: Gid) -> bool {
         let mut lines = self.lines.iter();
-        lines.any(|(id, line)| *id != peer && line.name.gid == gid && line.standing == Standing::Up)
+        lines.any(|(id, line)| {
+            *id != peer && line.name.gid == gid && line.standing == ConnectState::Up
+        })
     }
 
     /// Returns whether a peer with this GID is connected.
     pub(crate) fn is_up(&self, gid: Gid) -> bool {
         let mut lines = self.lines.values();
-        lines.any(|line| line.name.gid == gid && line.standing == Standing::Up)
+        lines.any(|line| line.name.gid == gid && line.standing == ConnectState::Up)
     }
 }
 
@@ -144,21 +146,24 @@ mod tests {
         let mut peers = Peers::default();
         let mut last = None;
         for _ in 0..1000 {
-            let peer = peers.line_for(name(1), Wish::Theirs).unwrap();
+            let peer = peers.line_for(name(1), ConnectOrigin::Theirs).unwrap();
             assert!(last < Some(peer));
-            assert_eq!(peers.line_for(name(1), Wish::User), Some(peer));
-            peers.get_mut(peer).unwrap().standing = Standing::Lost;
+            assert_eq!(peers.line_for(name(1), ConnectOrigin::User), Some(peer));
+            peers.get_mut(peer).unwrap().standing = ConnectState::Lost;
             last = Some(peer);
         }
         assert!(peers.iter().count() <= MAX_OVER + 1);
-        assert_eq!(peers.get(last.unwrap()).unwrap().standing, Standing::Lost);
+        assert_eq!(
+            peers.get(last.unwrap()).unwrap().standing,
+            ConnectState::Lost
+        );
         // One that was never connected keeps its number.
-        let idle = peers.line_for(name(4), Wish::Membership).unwrap();
-        peers.get_mut(idle).unwrap().standing = Standing::Idle;
-        assert_eq!(peers.line_for(name(4), Wish::Theirs), Some(idle));
-        assert_eq!(peers.get(idle).unwrap().wish, Wish::Theirs);
+        let idle = peers.line_for(name(4), ConnectOrigin::Membership).unwrap();
+        peers.get_mut(idle).unwrap().standing = ConnectState::Idle;
+        assert_eq!(peers.line_for(name(4), ConnectOrigin::Theirs), Some(idle));
+        assert_eq!(peers.get(idle).unwrap().wish, ConnectOrigin::Theirs);
         peers.next = u32::from(u16::MAX);
-        assert!(peers.line_for(name(2), Wish::Theirs).is_some());
-        assert_eq!(peers.line_for(name(3), Wish::Theirs), None);
+        assert!(peers.line_for(name(2), ConnectOrigin::Theirs).is_some());
+        assert_eq!(peers.line_for(name(3), ConnectOrigin::Theirs), None);
     }
 }

@@ -8,14 +8,14 @@ use hal::{Duration, Instant, Platform};
 use verbs::{Device, Failure};
 
 use crate::shared::CoreMutex;
-use crate::{Ended, Error, Fit, Handler, Point};
+use crate::{AccessEnd, Error, Fit, Handler, ProfilePoint};
 
 /// Bounds the sleep of a core when no interrupt comes: the bound on a lost one.
 const IDLE: Duration = Duration::from_millis(100);
 
 /// Completion sources that a core polls beside its own connections, as its [page
 /// paths](crate::PagePath).
-pub trait Beside {
+pub trait CompletionSource {
     /// Looks; returns whether anything has happened.
     fn look(&mut self, now: Instant) -> bool;
     /// Asks for an interrupt by the core's vector when there is something to look at.
@@ -23,7 +23,7 @@ pub trait Beside {
 }
 
 /// Nothing beside.
-impl Beside for () {
+impl CompletionSource for () {
     fn look(&mut self, _: Instant) -> bool {
         false
     }
@@ -41,8 +41,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         self.run_core_with(index, |_, _| {}).await
     }
 
-    /// As [`run_core`](Self::run_core), and hands each [`Ended`] access that was started with a tag
-    /// to `sink`, with the time. The sink runs with no lock held and may start the next access.
+    /// As [`run_core`](Self::run_core), and hands each [`AccessEnd`] to `sink`, with the time. The
+    /// sink runs with no lock held and may start the next access.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
     pub async fn run_core_with(
         &self,
         index: u16,
-        sink: impl FnMut(Ended, Instant),
+        sink: impl FnMut(AccessEnd, Instant),
     ) -> Result<(), Error> {
         self.run_core_beside(index, sink, ()).await
     }
@@ -64,8 +64,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
     pub async fn run_core_beside(
         &self,
         index: u16,
-        mut sink: impl FnMut(Ended, Instant),
-        mut beside: impl Beside,
+        mut sink: impl FnMut(AccessEnd, Instant),
+        mut beside: impl CompletionSource,
     ) -> Result<(), Error> {
         let engine = &self.0.cores[usize::from(index)];
         let vector = self.0.config.first_vector + index;
@@ -104,7 +104,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
         &self,
         index: u16,
         handler: &H,
-        sink: impl FnMut(Ended, Instant),
+        sink: impl FnMut(AccessEnd, Instant),
     ) -> Result<(), Error> {
         let core = self.core(index);
         let polling = pin!(self.run_core_with(index, sink));
@@ -119,8 +119,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
     fn poll_core(
         &self,
         index: u16,
-        sink: &mut impl FnMut(Ended, Instant),
-        beside: &mut impl Beside,
+        sink: &mut impl FnMut(AccessEnd, Instant),
+        beside: &mut impl CompletionSource,
     ) -> bool {
         let index = usize::from(index);
         let (engine, profile) = (&self.0.cores[index], &self.0.profiles[index]);
@@ -131,7 +131,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
             sink(ended, now);
         }
         if any {
-            profile.end(Point::Poll, profile.begin(|| now), || self.0.platform.now());
+            profile.end(ProfilePoint::Poll, profile.begin(|| now), || {
+                self.0.platform.now()
+            });
         }
         any | beside.look(now)
     }

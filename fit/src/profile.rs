@@ -9,7 +9,7 @@ use metrics::{Histogram, Summary};
 
 /// A stretch of work that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Point {
+pub enum ProfilePoint {
     /// Posting a request (LegoOS `ibapi_send_reply`, its first part).
     PostCall,
     /// Posting a one-way message (LegoOS `ibapi_send`).
@@ -24,7 +24,7 @@ pub enum Point {
     PostReply,
 }
 
-impl Point {
+impl ProfilePoint {
     /// All of them, in the order of a call.
     pub const ALL: [Self; 6] = [
         Self::PostCall,
@@ -53,7 +53,7 @@ impl Point {
 #[derive(Debug, Default)]
 pub struct Profile {
     on: bool,
-    points: [Histogram; Point::ALL.len()],
+    points: [Histogram; ProfilePoint::ALL.len()],
 }
 
 impl Profile {
@@ -74,7 +74,7 @@ impl Profile {
     #[inline]
     pub(crate) fn end(
         &self,
-        point: Point,
+        point: ProfilePoint,
         began: Option<Instant>,
         clock: impl FnOnce() -> Instant,
     ) {
@@ -83,15 +83,15 @@ impl Profile {
         }
     }
 
-    pub(crate) fn note(&self, point: Point, time: Duration) {
+    pub(crate) fn note(&self, point: ProfilePoint, time: Duration) {
         if self.on {
             self.points[point as usize].record(time);
         }
     }
 
     /// The points at which something was measured, with what.
-    pub fn measured(&self) -> impl Iterator<Item = (Point, Summary)> {
-        let all = Point::ALL
+    pub fn measured(&self) -> impl Iterator<Item = (ProfilePoint, Summary)> {
+        let all = ProfilePoint::ALL
             .into_iter()
             .map(|point| (point, self.summary(point)));
         all.filter(|(_, time)| time.count > 0)
@@ -99,7 +99,7 @@ impl Profile {
 
     /// Returns the times measured at a point; all zero if there are none.
     #[must_use]
-    pub fn summary(&self, point: Point) -> Summary {
+    pub fn summary(&self, point: ProfilePoint) -> Summary {
         self.points[point as usize].summary()
     }
 }
@@ -112,10 +112,10 @@ mod tests {
     fn nothing_is_measured_and_no_clock_is_read_when_it_is_off() {
         let off = Profile::new(false);
         let began = off.begin(|| panic!("the clock"));
-        off.end(Point::Poll, began, || panic!("the clock"));
-        off.note(Point::Queue, Duration::from_secs(1));
+        off.end(ProfilePoint::Poll, began, || panic!("the clock"));
+        off.note(ProfilePoint::Queue, Duration::from_secs(1));
         assert!(
-            Point::ALL
+            ProfilePoint::ALL
                 .iter()
                 .all(|&point| off.summary(point) == Summary::default())
         );
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn each_point_has_its_own_times() {
         let on = Profile::new(true);
-        for (place, point) in (1..).zip(Point::ALL) {
+        for (place, point) in (1..).zip(ProfilePoint::ALL) {
             let began = on.begin(|| Instant::from_nanos(10));
             on.end(point, began, || Instant::from_nanos(10 + place));
         }
@@ -133,7 +133,7 @@ mod tests {
             .map(|(point, time)| (point, time.count, time.avg_ns))
             .collect();
         let expected: Vec<_> = (1..)
-            .zip(Point::ALL)
+            .zip(ProfilePoint::ALL)
             .map(|(place, point)| (point, 1, place))
             .collect();
         assert_eq!(measured, expected);

@@ -28,7 +28,7 @@ impl Purpose {
 
 /// A completion that does not fit what was posted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Misfit {
+pub(crate) enum RingMismatch {
     /// Nothing with this id is posted (any more): a duplicate, or late.
     Stray,
     /// A signalled request before it has not completed, though a queue pair completes in order.
@@ -130,12 +130,12 @@ impl SendRing {
 
     /// Takes out the request that completed, and with it the unsignalled ones before it.
     #[inline]
-    pub(crate) fn complete(&mut self, id: u64) -> Result<Purpose, Misfit> {
+    pub(crate) fn complete(&mut self, id: u64) -> Result<Purpose, RingMismatch> {
         if !(self.head()..self.next).contains(&id) {
-            return Err(Misfit::Stray);
+            return Err(RingMismatch::Stray);
         }
         let purpose = match self.signalled.front() {
-            Some(&(first, _)) if first < id => return Err(Misfit::OutOfOrder),
+            Some(&(first, _)) if first < id => return Err(RingMismatch::OutOfOrder),
             Some(&(first, purpose)) if first == id => {
                 self.signalled.pop_front();
                 purpose
@@ -189,10 +189,10 @@ mod tests {
         let mut ring = ring();
         assert_eq!(take(&mut ring, Purpose::OneSided(7)), (0, true));
         assert_eq!(take(&mut ring, Purpose::OneSided(8)), (1, true));
-        assert_eq!(ring.complete(1), Err(Misfit::OutOfOrder));
+        assert_eq!(ring.complete(1), Err(RingMismatch::OutOfOrder));
         assert_eq!(ring.complete(0), Ok(Purpose::OneSided(7)));
-        assert_eq!(ring.complete(0), Err(Misfit::Stray));
-        assert_eq!(ring.complete(2), Err(Misfit::Stray));
+        assert_eq!(ring.complete(0), Err(RingMismatch::Stray));
+        assert_eq!(ring.complete(2), Err(RingMismatch::Stray));
     }
 
     #[test]
@@ -219,7 +219,10 @@ mod tests {
             let place = ring.take(purpose).expect("room");
             let id = place.id;
             ring.give_back(place);
-            assert_eq!((ring.room(), ring.complete(id)), (7, Err(Misfit::Stray)));
+            assert_eq!(
+                (ring.room(), ring.complete(id)),
+                (7, Err(RingMismatch::Stray))
+            );
         }
         assert_eq!(ring.complete(0), Ok(Purpose::Unanswered));
     }

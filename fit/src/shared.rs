@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::group::Group;
 use crate::membership::Membership;
 use crate::membership::proof::Rng;
-use crate::pages::{PageLink, Parking};
+use crate::pages::{OrphanedQueues, PageLink};
 use crate::peers::Peers;
 use crate::profile::Profile;
 use crate::sync::Mutex;
@@ -40,7 +40,7 @@ pub(crate) struct Inner<D: Device, P: Platform> {
     pub(crate) regions: Mutex<BTreeMap<(u16, u16), Region>>,
     /// The page paths of both sides that are not over.
     pub(crate) pages: Mutex<Vec<Arc<PageLink>>>,
-    pub(crate) parking: Arc<Parking<D::Pages>>,
+    pub(crate) parking: Arc<OrphanedQueues<D::Pages>>,
     pub(crate) next_page_lane: AtomicU16,
     pub(crate) membership: Mutex<Membership>,
     pub(crate) changes: Mutex<VecDeque<Change>>,

@@ -15,7 +15,7 @@ use crate::{Access, Cache, Entry, Error, Machine, Mapping, Mechanism, Pte, Right
 
 /// The answer to a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Touch {
+pub enum FaultAnswer {
     /// The entry permits the access now.
     Done,
     /// A READ was started; when it ends the entry is present.
@@ -34,8 +34,8 @@ impl<M: Machine> Cache<M> {
     /// Looks at the entry of a page that was touched, and does what can be done now.
     ///
     /// `first` tells the first look of a fault from those after a wait, for the counters. With
-    /// [`Touch::Wait`] the waker is kept and called at the next change of the set. `plan` says what
-    /// to read ahead with a READ that is started, in the same doorbell.
+    /// [`FaultAnswer::Wait`] the waker is kept and called at the next change of the set. `plan`
+    /// says what to read ahead with a READ that is started, in the same doorbell.
     ///
     /// # Errors
     ///
@@ -47,14 +47,14 @@ impl<M: Machine> Cache<M> {
         first: bool,
         plan: Plan,
         waker: Option<&Waker>,
-    ) -> Result<Touch, Error> {
+    ) -> Result<FaultAnswer, Error> {
         loop {
             let pte = at.entry.load();
             if !pte.is_remote() {
                 return Ok(resident(pte, access));
             }
             if !pte.rights().allow(access) {
-                return Ok(Touch::Denied);
+                return Ok(FaultAnswer::Denied);
             }
             let slot = pte.slot();
             let index = self.geometry.set_of(slot);
@@ -65,7 +65,7 @@ impl<M: Machine> Cache<M> {
             if let Some(way) = set.find(slot) {
                 match self.found(&mut set, index, way, (at, pte), first, waker) {
                     Found::Mapped => {}
-                    Found::Wait => return Ok(Touch::Wait),
+                    Found::Wait => return Ok(FaultAnswer::Wait),
                     Found::Failed(error) => return Err(error),
                 }
             } else if self.return_victim(&mut set, index, slot) {
@@ -80,12 +80,12 @@ impl<M: Machine> Cache<M> {
                 set.counters.nr_pcache_miss += u64::from(first);
                 set.counters.nr_pcache_miss_again += u64::from(!first);
                 self.start(set, index, way, (at, pte), plan);
-                return Ok(Touch::Started);
+                return Ok(FaultAnswer::Started);
             } else if set.is_stuck(self.config.reserve, None) {
                 if let Some(waker) = waker {
                     set.wait(waker);
                 }
-                return Ok(Touch::Wait);
+                return Ok(FaultAnswer::Wait);
             } else {
                 drop(set);
                 self.make_room(index);
@@ -287,14 +287,14 @@ enum Found {
 }
 
 /// The answer for an entry that is not remote.
-fn resident(pte: Pte, access: Access) -> Touch {
+fn resident(pte: Pte, access: Access) -> FaultAnswer {
     if pte.is_empty() {
-        Touch::Empty
+        FaultAnswer::Empty
     } else if pte.permits(access) {
-        Touch::Done
+        FaultAnswer::Done
     } else if access == Access::Write && pte.is_cow() && pte.rights().contains(Rights::WRITE) {
-        Touch::Copy
+        FaultAnswer::Copy
     } else {
-        Touch::Denied
+        FaultAnswer::Denied
     }
 }

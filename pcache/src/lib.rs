@@ -70,7 +70,7 @@ pub use chunks::{Chunks, TableFull};
 pub use counters::Counters;
 pub use entry::{Access, Entry, Pte, Rights};
 pub use error::Error;
-pub use fault::Touch;
+pub use fault::FaultAnswer;
 pub use fill::{Content, Filled};
 pub use geometry::{Geometry, LINE_SIZE, MAX_WAYS, MIN_WAYS};
 pub use machine::{IoFailed, Machine, RemoteAddr};

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::bed::cmdline::CommandLine;
 use crate::bed::firmware::Start;
-use crate::bed::left::{self, Left};
+use crate::bed::left::{self, NodeOutcome};
 use crate::bed::machine::{Adapter, Chipset, Machine, Place};
 use crate::bed::process::{Process, silent};
 use crate::bed::{self, server, tail};
@@ -336,7 +336,7 @@ impl Case {
             }
             Some(status) => {
                 let how = left::describe(status);
-                ensure!(Left::from(status) == Left::Error, "{how}");
+                ensure!(NodeOutcome::from(status) == NodeOutcome::Error, "{how}");
                 ensure!(self.adapters.is_empty(), "{how}");
                 ensure!(
                     errors == 1 && log.contains(NO_CARD),

@@ -36,6 +36,8 @@ mod card_report;
 mod conformance;
 mod debian;
 mod doctor;
+#[cfg(test)]
+mod fakes;
 mod fuzz;
 mod grub;
 mod interleave;

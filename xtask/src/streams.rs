@@ -19,7 +19,7 @@ use rustix::fs::OFlags;
 use rustix::termios::{ControlModes, OptionalActions, isatty, tcgetattr, tcsetattr};
 
 use crate::bed::{self, FAILED, INTERRUPTED, INTERRUPTED_STATUS};
-use crate::run::console::{Channel, Patient, Streams};
+use crate::run::console::{BlockingFile, Channel, Streams};
 use crate::run::start;
 
 /// Bits a second of a line, as P sets its port (`libos/src/dev/uart.rs`).
@@ -128,7 +128,7 @@ fn open(path: &Path) -> Result<File> {
 
 /// Copies P's log to standard error; the receiver gets the exit status that it tells.
 fn follow_log(path: &Path) -> Result<Receiver<u8>> {
-    let mut from = Patient(open(path)?);
+    let mut from = BlockingFile(open(path)?);
     let (sender, status) = channel();
     spawn(move || {
         let (mut line, mut piece) = (Vec::new(), [0; 1024]);
@@ -184,13 +184,12 @@ fn exit_status(told: &Receiver<u8>) -> Result<u8> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::net::UnixStream;
-    use std::sync::{Arc, Mutex};
 
-    use console::{Decoder, Frame, Output, Start};
+    use console::{Frame, Output, Start};
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
     use super::*;
+    use crate::fakes::{Guest, Sink};
     use crate::run::serial::bridge;
 
     /// Makes a serial line: P's end, the path of this machine's port, and what keeps it a line
@@ -203,53 +202,6 @@ mod tests {
         let path = PathBuf::from(std::ffi::OsStr::from_bytes(name.as_bytes()));
         let kept = open(&path).expect("a port");
         (File::from(master), path, kept)
-    }
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("lock").extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Plays P.
-    struct Guest {
-        socket: UnixStream,
-        decoder: Decoder,
-    }
-
-    impl Guest {
-        fn new(port: File) -> Self {
-            Self {
-                socket: bridge(port).expect("a bridge"),
-                decoder: Decoder::default(),
-            }
-        }
-
-        fn send(&mut self, frame: &Frame) {
-            let mut bytes = Vec::new();
-            frame.encode(&mut bytes);
-            self.socket.write_all(&bytes).expect("sent");
-        }
-
-        fn next(&mut self) -> Frame {
-            loop {
-                if let Some(frame) = self.decoder.next_frame().expect("a frame") {
-                    return frame;
-                }
-                let mut bytes = [0; 1000];
-                let count = self.socket.read(&mut bytes).expect("bytes");
-                assert!(count > 0, "the line has ended");
-                self.decoder.push(&bytes[..count]);
-            }
-        }
     }
 
     fn args(port: &Path, log: Option<PathBuf>) -> Args {
@@ -288,7 +240,7 @@ mod tests {
         let streams = streams(input.clone(), [&out, &err]);
         let args = args(&path, Some(log_path));
         let host = spawn(move || args.run(streams));
-        let mut guest = Guest::new(port);
+        let mut guest = Guest::new(bridge(port).expect("a bridge"));
         let Frame::Start(Start { args, folder, .. }) = guest.next() else {
             panic!("no start")
         };
@@ -314,8 +266,8 @@ mod tests {
             .expect("a log");
         let status = host.join().expect("the host ends");
         assert_eq!(status.expect("a status"), 7);
-        assert!(*out.0.lock().expect("lock") == input);
-        assert_eq!(*err.0.lock().expect("lock"), b"warning");
+        assert!(out.bytes() == input);
+        assert_eq!(err.bytes(), b"warning");
     }
 
     #[test]
@@ -325,7 +277,7 @@ mod tests {
         let streams = streams(Vec::new(), [&sinks.0, &sinks.1]);
         let args = args(&path, None);
         let host = spawn(move || args.run(streams));
-        let mut guest = Guest::new(port);
+        let mut guest = Guest::new(bridge(port).expect("a bridge"));
         assert!(matches!(guest.next(), Frame::Start(_)));
         drop(guest);
         let error = host

@@ -43,7 +43,7 @@ enum Failure {
 
 /// The request that the firmware refused.
 #[derive(Clone, Copy)]
-struct What(&'static str);
+struct Request(&'static str);
 
 #[entry]
 fn main() -> Status {
@@ -69,11 +69,11 @@ fn start() -> Result<core::convert::Infallible, Failure> {
     );
 
     let image_len = usize::try_from(image.len()).unwrap_or(usize::MAX);
-    let (image_phys, memory) = allocate(image_len, What("give memory for the image"))?;
+    let (image_phys, memory) = allocate(image_len, Request("give memory for the image"))?;
     image.load(memory);
 
     let pages = Tables::pages_for(image.len());
-    let (root, memory) = allocate(pages * PAGE, What("give memory for page tables"))?;
+    let (root, memory) = allocate(pages * PAGE, Request("give memory for page tables"))?;
     // SAFETY: whole pages of ours, and any words are a table.
     let tables =
         unsafe { core::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<Table>(), pages) };
@@ -86,7 +86,7 @@ fn start() -> Result<core::convert::Infallible, Failure> {
     let map_room = map_len()? + MAP_ROOM;
     let (record_phys, record) = allocate(
         PAGE + line.len() + map_room,
-        What("give memory for the record"),
+        Request("give memory for the record"),
     )?;
     let mut handover = Handover {
         magic: MAGIC,
@@ -165,7 +165,7 @@ fn file() -> Option<Vec<u8>> {
 }
 
 /// Takes pages below 4 GiB, which stay the image's own.
-fn allocate(len: usize, what: What) -> Result<(u64, &'static mut [u8]), Failure> {
+fn allocate(len: usize, what: Request) -> Result<(u64, &'static mut [u8]), Failure> {
     let pages = len.div_ceil(PAGE);
     let below = AllocateType::MaxAddress(MAPPED - 1);
     let start = boot::allocate_pages(below, MemoryType::LOADER_DATA, pages)

@@ -46,7 +46,9 @@ pub(crate) struct Claim<P: Platform> {
     platform: P,
     registers: Arc<P::Bar>,
     saved: Saved,
+    /// Freed with the claim, when the card can't reach memory any more.
     lent: Mutex<Vec<Arc<P::Buffer>>>,
+    /// The card is given up in order: nothing is left for the drop to do.
     stopped: AtomicBool,
 }
 
@@ -62,11 +64,11 @@ impl<P: Platform> Claim<P> {
     /// the bus all the same.
     pub(crate) async fn reset(&self) {
         // Not before it: what is reset may still be at work.
-        pci::take_bus(&self.platform);
+        pci::disable_bus_mastering(&self.platform);
         if let Err(error) = pci::reset(&self.platform, &self.registers, &self.saved).await {
             log::error!("the card can't be reset: {error}");
         }
-        pci::take_bus(&self.platform);
+        pci::disable_bus_mastering(&self.platform);
     }
 
     /// Returns whether the card was given up.
@@ -84,7 +86,7 @@ impl<P: Platform> Claim<P> {
 impl<P: Platform> Drop for Claim<P> {
     fn drop(&mut self) {
         if !self.stopped.load(Ordering::Acquire) {
-            pci::take_bus(&self.platform);
+            pci::disable_bus_mastering(&self.platform);
             self.release();
         }
     }
@@ -98,7 +100,8 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
     let uar = Arc::new(map_bar(&platform, regs::UAR_BAR, uar_len)?);
     pci::claim(&*registers)?;
     // Until the reset: a former owner may have left it addresses of memory.
-    pci::take_bus(&platform);
+    pci::disable_bus_mastering(&platform);
+    // From here on every way out, also a dropped future, gives the card up: see `Claim`'s drop.
     let claim = Claim::<P> {
         platform: platform.clone(),
         registers: Arc::clone(&registers),
@@ -113,12 +116,15 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
 
     let commands = Commands::new(&claim, platform.clone(), Arc::clone(&registers))?;
     let firmware = start_firmware(&claim, &commands).await?;
+    // QUERY_FW names the buffer, so a card that dies before is told by its command's timeout only.
     commands.watch(Health::new(&registers, &firmware));
     let cap = query_limits(&commands, config).await?;
     let profile = Profile::new(&cap)?;
     let icm = Icm::map(&claim, &commands, &profile).await?;
     log::debug!("lent the card {} KB of context memory", icm.len() >> 10);
     let init = profile.init_hca();
+    // From INIT_HCA to CLOSE_HCA the card uses the tables. All of them are mapped by now (Linux
+    // `main.c`, `mlx4_init_hca`: `mlx4_init_icm` first).
     let command = Command::new(Opcode::INIT_HCA).mailbox(init.as_bytes());
     commands.run(command).await?;
     let adapter: QueryAdapter = commands.query(Command::new(Opcode::QUERY_ADAPTER)).await?;
@@ -145,6 +151,10 @@ pub(crate) async fn start<P: Platform>(platform: P, config: &Config) -> Result<H
         .modifier(map.into())
         .immediate(mask);
     commands.run(command).await?;
+    // Armed before commands end by event, else the first one's end would raise no interrupt.
+    // SW2HW_EQ armed the queues as well (`EQ_STATE_ARMED`), but an event since then has used that
+    // up; a second arm does no harm (Linux `eq.c`, `mlx4_init_eq_table`, arms by `eq_set_ci` at its
+    // end).
     events.arm_all();
     commands.use_events(Arc::clone(&events));
     if !interrupts_work(&platform, &commands, &events).await? {
@@ -195,6 +205,8 @@ async fn start_firmware<P: Platform>(
             value: firmware.command_revision.get().into(),
         });
     }
+    // Firmware runs from host memory, which it keeps until UNMAP_FA: it must not be freed while the
+    // card may fetch (Linux `main.c`, `mlx4_load_fw`).
     let mut area = Pieces::new(claim, u64::from(firmware.pages.get()) * PAGE_LEN)?;
     area.map(commands, Opcode::MAP_FA, 0).await?;
     commands.run(Command::new(Opcode::RUN_FW)).await?;
@@ -302,6 +314,7 @@ impl<P: Platform> EventSetup<'_, P> {
         }
         let buffer = self.claim.alloc(event::QUEUE_LEN, PAGE)?;
         let translation = translate::<P>(tables, self.icm, &buffer)?;
+        // Its owner bits are set before SW2HW_EQ, from which on the card writes entries.
         let queue = EventQueue::new(eqn, buffer, Arc::clone(self.uar));
         let mut context = EqContext::new_zeroed();
         context.flags = QueueFlags::new().with_state(EQ_STATE_ARMED);

@@ -99,21 +99,29 @@ impl<'a> Command<'a> {
     }
 }
 
+/// Numbers that the next post writes beside the command: both must differ from the last one's.
 struct Posting {
+    /// The card takes a command only if this differs from the last one's.
     toggle: bool,
+    /// Named by the event of the command's end.
     token: u16,
 }
 
 pub(crate) struct Commands<P: Platform> {
     platform: P,
     registers: Arc<P::Bar>,
+    /// One mailbox each way, as one command runs at a time. The card may write there until it
+    /// answers.
     input: Arc<P::Buffer>,
     output: Arc<P::Buffer>,
+    /// A command has the register and the mailboxes.
     busy: AtomicBool,
+    /// The card is given up: no command is posted any more.
     failed: AtomicBool,
     posting: Mutex<Posting>,
     events: Once<Arc<Events<P>>>,
     health: Once<Health<P>>,
+    /// Ends are reported by the async event queue; else the register is polled.
     by_event: AtomicBool,
 }
 
@@ -261,8 +269,13 @@ impl<P: Platform> Commands<P> {
             .events
             .get()
             .filter(|_| self.by_event.load(Ordering::Acquire));
+        // From here on a dropped future leaves a command that may yet write into the mailbox: see
+        // the head of this file.
         turn.in_flight = true;
         let mut pause = LOOK_AGAIN;
+        // The register holds one command. It is polled until it is free even where ends come by
+        // event: that event says nothing of `go` (Linux `mlx4/cmd.c`, `mlx4_cmd_post`,
+        // `GO_BIT_TIMEOUT_MSECS`).
         while !self.register_free()? {
             if self.platform.now() >= deadline {
                 return Err(timeout);
@@ -339,6 +352,7 @@ impl<P: Platform> Commands<P> {
         Ok(!doorbell.go() && doorbell.toggle() != self.posting.lock().toggle)
     }
 
+    /// Writes a command into the free register; returns the token that its event will name.
     fn post(&self, command: &Command<'_>, by_event: bool) -> u16 {
         let mailbox = |addr: BusAddr| addr.0;
         let input = match command.input {
@@ -352,11 +366,15 @@ impl<P: Platform> Commands<P> {
         };
         let mut output = 0;
         if command.output_mailbox {
+            // An answer that firmware writes in part only must not show bytes of the last one.
             self.output.fill(0, MAILBOX_LEN, 0);
             output = mailbox(self.output.bus_addr());
         }
         let mut posting = self.posting.lock();
         posting.token = posting.token.wrapping_add(1) % POLL_TOKEN;
+        // A token is never one of the last commands': a late event of an abandoned command then
+        // names none that is waited for (Linux `mlx4/cmd.c`, `mlx4_cmd_wait`, advances it in the
+        // same way).
         let token = if by_event { posting.token } else { POLL_TOKEN };
         let [input_high, input_low] = halves(input);
         let [output_high, output_low] = halves(output);
@@ -376,6 +394,9 @@ impl<P: Platform> Commands<P> {
             .with_op_modifier(command.op_modifier)
             .with_opcode(command.opcode);
         self.write(hcr::DOORBELL, doorbell.into());
+        // The next command's. The card takes a command only if the toggle differs from the last
+        // one's, and reads it back as written once it has: a `go` bit alone could be the one of a
+        // command that has not been seen yet (Linux `mlx4/cmd.c`, `cmd_pending`).
         posting.toggle = !posting.toggle;
         token
     }
@@ -387,6 +408,8 @@ impl<P: Platform> Commands<P> {
         if doorbell.go() || doorbell.toggle() == self.posting.lock().toggle {
             return Ok(None);
         }
+        // These loads can't pass the doorbell's: loads of uncached memory are in order (Intel SDM
+        // volume 3A, "Strong Uncacheable"). Linux reads them in the same order (`mlx4_cmd_poll`).
         let value = u64::from(self.read(hcr::OUT_PARAM_HIGH)) << 32
             | u64::from(self.read(hcr::OUT_PARAM_LOW));
         Ok(Some((doorbell.status(), value)))

@@ -38,6 +38,7 @@ pub(crate) struct CompletionQueue<P: Platform> {
     next_pass: CqeLast,
     memory: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
+    /// Entries taken. It counts on beyond the ring's size: the parity of the pass is in it.
     consumer: u32,
     pub(crate) state: Arc<CqState>,
 }
@@ -79,6 +80,9 @@ impl<P: Platform> CompletionQueue<P> {
         let mut owner = [0];
         self.memory.read(at + CQE_OWNER_OFFSET, &mut owner);
         let pass = index / entries % 2 == 1;
+        // The ring was filled with pass 1 before the card had it, so an unwritten entry of pass 0
+        // has the wrong parity, and from then on each pass leaves the right one for the next (Linux
+        // `mlx4/cq.c`, `mlx4_init_user_cqes`; `hw/mlx4/cq.c`, `get_sw_cqe`).
         if CqeOwner::from(owner[0]).pass() != pass {
             return None;
         }
@@ -102,6 +106,9 @@ impl<P: Platform> CompletionQueue<P> {
     }
 
     /// Returns whether there is a next entry.
+    ///
+    /// One load of the dword whose last byte is the owner. It is a plain load: the fence comes in
+    /// [`look`](Self::look), so that a look in vain costs none.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         let last = self.memory.read_u32(self.next_at + CQE_LAST_OFFSET);
@@ -184,6 +191,8 @@ impl<P: Platform> CompletionQueue<P> {
         // It advances with each completion event, and begins with 1 (Linux `mlx4/cq.c`,
         // `mlx4_cq_completion`, `mlx4_cq_alloc`).
         let sequence = u8::try_from(events.wrapping_add(1) % 4).unwrap_or(0);
+        // With an entry beyond this index the card reports at once, so none that came between the
+        // last poll and the arm is missed.
         let consumer = self.consumer & Low24::MAX;
         let record = CqArmRecord::new()
             .with_sequence(sequence)

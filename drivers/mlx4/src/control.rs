@@ -180,6 +180,8 @@ impl<P: Platform> Hca<P> {
             .with_remote_read(plan.remote_access.remote_read)
             .with_remote_write(plan.remote_access.remote_write);
         let record = memory.bus_addr().offset(geometry.record_offset());
+        // In memory that was zeroed: no receive is there before the first post (Linux
+        // `hw/mlx4/qp.c`, `create_qp_common`, writes `*qp->db.db = 0`).
         context.doorbell_record = record.0.into();
         if let QpKind::Datagram { qkey } = plan.kind {
             context.qkey = qkey.0.into();
@@ -193,6 +195,8 @@ impl<P: Platform> Hca<P> {
             translation,
             _memory: Arc::clone(&memory),
         };
+        // Before the command: if its answer is lost, the card may have the queue pair, and the
+        // record keeps the memory from being freed.
         self.tables.lock().qps.insert(plan.qpn, record);
         let connected = plan.service == Service::RC;
         let optional = OptionalParameters::new()
@@ -249,6 +253,8 @@ impl<P: Platform> Hca<P> {
             parameter: Parameter::Qpn,
             value: qpn.0.into(),
         };
+        // The queue pair's number keeps its memory and translation, so the context that it was made
+        // with fits still; what a connection had put in must not stay.
         let fresh = self
             .tables
             .lock()
@@ -264,6 +270,7 @@ impl<P: Platform> Hca<P> {
 
     /// Resets a queue pair and takes its number and memory back.
     pub(crate) async fn destroy_pair(&self, qpn: u32) -> Result<(), Error> {
+        // Numbers and memory go back only behind this: until then the card may write there.
         self.reset_pair(qpn).await?;
         self.forget_qp(qpn);
         Ok(())
@@ -312,7 +319,7 @@ impl<P: Platform> Hca<P> {
             .await
     }
 
-    async fn let_send(
+    async fn to_ready_to_send(
         &self,
         qpn: Qpn,
         path: Option<&PathToPeer>,
@@ -329,6 +336,9 @@ impl<P: Platform> Hca<P> {
         check(Parameter::Retries, rc.retry_count.into(), 7)?;
         check(Parameter::RnrRetries, rc.rnr_retry.into(), 6)?;
         check(Parameter::AckTimeout, rc.ack_timeout.into(), 31)?;
+        // RTR2RTS starts the requester. A PSN that differs from what the peer expects would be
+        // answered by sequence NAKs (InfiniBand Architecture 1.3, section 9.7.4.1), so both sides
+        // agree on it before.
         context.next_send_psn = Low24::new(path.our_psn.0);
         context.primary_path.ack_timeout = AckTimeout::new().with_exponent(rc.ack_timeout);
         context.requester = RequesterParameters::new()
@@ -556,7 +566,7 @@ impl<P: Platform> Device for Mlx4<P> {
         path: Option<&PathToPeer>,
         parameters: &RcParameters,
     ) -> Result<(), verbs::Error> {
-        Ok(self.hca.let_send(qpn, path, parameters).await?)
+        Ok(self.hca.to_ready_to_send(qpn, path, parameters).await?)
     }
 
     async fn fail_qp(&self, qpn: Qpn) -> Result<(), verbs::Error> {

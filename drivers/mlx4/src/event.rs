@@ -69,6 +69,7 @@ pub(crate) struct EventQueue<P: Platform> {
     eqn: u32,
     buffer: Arc<P::Buffer>,
     uar: Arc<P::Bar>,
+    /// Entries taken. It counts on beyond the ring's size: the parity of the pass is in it.
     consumer: u32,
 }
 
@@ -113,6 +114,10 @@ impl<P: Platform> EventQueue<P> {
         let value = EqDoorbell::new()
             .with_arm(arm)
             .with_consumer(self.consumer & mlx4_hw::bits::Low24::MAX);
+        // One register an EQ, written whole: consumer index and arm bit can't be torn. No fence is
+        // needed before it: the entries were read, not written, and a later load can at worst find
+        // one entry more, for which the card then interrupts at once (Linux `mlx4/eq.c`,
+        // `eq_set_ci`, has its barrier behind the store).
         self.uar
             .write_u32(regs::eq_doorbell(self.eqn), regs::swap(value.into()));
     }
@@ -150,7 +155,9 @@ pub(crate) struct Events<P: Platform> {
     async_queue: Mutex<EventQueue<P>>,
     completion_queues: Vec<Mutex<EventQueue<P>>>,
     vectors: Vec<P::Vector>,
+    /// By CQN, as the card names them.
     cqs: Mutex<BTreeMap<u32, Arc<CqState>>>,
+    /// Token, status and output of the command that ended last: one is outstanding at a time.
     command: Mutex<Option<(u16, CmdStatus, u64)>>,
     kept: Mutex<VecDeque<DeviceEvent>>,
     failed: AtomicBool,
@@ -232,6 +239,8 @@ impl<P: Platform> Events<P> {
 
     /// Returns status and output of the command with this token, if its end was reported.
     pub(crate) fn take_command(&self, token: u16) -> Option<(CmdStatus, u64)> {
+        // Whoever waits for a command takes events itself: the service task may be the one that
+        // waits.
         self.drain(0);
         let (reported, status, value) = self.command.lock().take()?;
         // The end of an abandoned command is dropped (Linux `mlx4/cmd.c`, `mlx4_cmd_event`).
@@ -313,6 +322,9 @@ impl<P: Platform> Events<P> {
     fn completion(&self, cqn: u32) {
         match self.cqs.lock().get(&cqn) {
             Some(cq) => {
+                // The next arm's sequence number follows it. An arm with the old number would be
+                // ignored (Linux `mlx4/cq.c`, `mlx4_cq_completion`, advances `arm_sn` before it
+                // tells the user).
                 cq.events.fetch_add(1, Ordering::AcqRel);
             }
             None => log::warn!("a completion event for {}, which does not exist", Cqn(cqn)),

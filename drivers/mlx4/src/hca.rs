@@ -164,6 +164,7 @@ impl<P: Platform> Hca<P> {
             _memory: memory,
         };
         self.tables.lock().cqs.insert(cqn, record);
+        // Before the card has the queue: its first event may come before the command's own end.
         self.events.add_cq(cqn, state);
         let command = Command::new(Opcode::SW2HW_CQ)
             .op(op_modifier::SW2HW_CQ_HW_INIT)
@@ -178,6 +179,9 @@ impl<P: Platform> Hca<P> {
 
     /// Takes a completion queue back. Its queue pairs must be gone.
     pub(crate) async fn destroy_cq(&self, cqn: u32) -> Result<(), Error> {
+        // The card must have no queue pair left that completes here: an entry written after this
+        // command would land in memory that was freed (Linux `cq.c`, `mlx4_cq_free`, waits for the
+        // interrupt handler as well; here events look the number up).
         let command = Command::new(Opcode::HW2SW_CQ)
             .op(op_modifier::HW2SW_NO_OUTPUT)
             .modifier(cqn);
@@ -249,7 +253,7 @@ impl<P: Platform> Hca<P> {
             let mut tables = self.tables.lock();
             let translation = tables.mtts.take(count)?;
             if let Some(place) = tables.keys.place() {
-                tables.mpts.go_on_at(place);
+                tables.mpts.search_from(place);
             }
             let index = match tables.mpts.take() {
                 Ok(index) => index,
@@ -263,6 +267,8 @@ impl<P: Platform> Hca<P> {
             (translation, index, tag)
         };
         for (entry, page) in (translation.first..).zip(pages) {
+            // Before SW2HW_MPT, from which on the card may read them: the command's fence orders
+            // these stores (Linux `mr.c`, `mlx4_mr_enable` after `mlx4_write_mtt`).
             self.icm.write_mtt(entry, page << log_page);
         }
         let key = HwKey::new(index, tag);
@@ -298,6 +304,8 @@ impl<P: Platform> Hca<P> {
                 value: region.lkey.0.into(),
             });
         }
+        // When it has ended no access under the key is under way, so the memory may go (Linux
+        // `mr.c`, `mlx4_mr_free_reserved`, frees its MTT entries only then, too).
         let command = Command::new(Opcode::HW2SW_MPT)
             .op(op_modifier::HW2SW_NO_OUTPUT)
             .modifier(index);

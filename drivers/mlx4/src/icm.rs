@@ -160,6 +160,7 @@ pub(crate) struct Profile {
     dmpt: Table,
     mtt: Table,
     groups: Table,
+    /// Of all objects: places are 2^24 entries apart by kind, of which few are mapped.
     cmpt: Table,
     /// Bytes of ICM addresses used.
     pub(crate) total: u64,
@@ -248,6 +249,8 @@ impl Profile {
             &mut self.groups,
             &mut self.cmpt,
         ];
+        // Linux sorts them alike (`profile.c`, `mlx4_make_profile`): a power of two behind larger
+        // ones needs no gap.
         tables.sort_by_key(|table| core::cmp::Reverse(table.len));
         let mut at = 0;
         for table in tables {
@@ -275,6 +278,7 @@ impl Profile {
     pub(crate) fn init_hca(&self) -> InitHca {
         let mut init = InitHca::new_zeroed();
         init.version = VERSION;
+        // Lines of 64 bytes (Linux `fw.c`, `mlx4_INIT_HCA`, `INIT_HCA_CACHELINE_SZ_OFFSET`).
         init.cache_line = CacheLine::new().with_log_less_4(2).with_valid(true);
         // Linux has it checked as well: an address of another port's is refused rather than sent
         // through the wrong one.
@@ -320,6 +324,9 @@ impl<P: Platform> Icm<P> {
         commands: &Commands<P>,
         profile: &Profile,
     ) -> Result<Self, Error> {
+        // The card answers how many pages of its own it needs for so much context memory. They must
+        // be mapped before the tables are (Linux `main.c`, `mlx4_init_icm`: SET_ICM_SIZE,
+        // MAP_ICM_AUX, then the tables).
         let pages = commands
             .run(Command::new(Opcode::SET_ICM_SIZE).immediate(profile.total))
             .await?;
@@ -360,6 +367,11 @@ impl<P: Platform> Icm<P> {
     }
 
     /// Writes the MTT entry `index`: the card reads the table when it needs an entry.
+    ///
+    /// The store is not ordered here. What makes the entry known to the card is always a command,
+    /// and that has the fence: the card keeps no entry of a number that no object names (Linux
+    /// `mr.c`, `mlx4_write_mtt_chunk`, has `dma_sync_single_for_device` there, which is nothing on
+    /// x86).
     pub(crate) fn write_mtt(&self, index: u32, addr: u64) {
         let entry = MttEntry::new(addr);
         self.mtt
@@ -368,6 +380,8 @@ impl<P: Platform> Icm<P> {
 
     /// Takes all of it back from a card that was closed.
     pub(crate) async fn unmap(&self, commands: &Commands<P>) -> Result<(), Error> {
+        // After CLOSE_HCA, when the card walks no table any more; the auxiliary pages go last, as
+        // they came first (Linux `main.c`, `mlx4_free_icms`).
         for pieces in self.others.iter().chain([&self.mtt]) {
             let pages = u32::try_from(pieces.len() / PAGE).unwrap_or(u32::MAX);
             let command = Command::new(Opcode::UNMAP_ICM)

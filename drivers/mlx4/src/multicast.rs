@@ -199,6 +199,9 @@ impl<P: Platform> Hca<P> {
         let next = found.entry.next.index();
         let freed = match found.previous {
             Some((index, mut entry)) => {
+                // The chain leads past the entry before its number is given back: the card may
+                // follow it at any time (Linux `mcg.c`, `mlx4_qp_detach_common`, writes the entry
+                // before, then frees the index).
                 entry.next = found.entry.next;
                 self.write_group(index, &entry).await?;
                 found.index

@@ -14,7 +14,7 @@ use hal::{DmaBuffer, Platform, Registers, fence};
 use mlx4_hw::cq::{CqeEnd, Syndrome};
 use mlx4_hw::regs::{self, SendDoorbell};
 use mlx4_hw::wqe::{PageWqe, SEGMENT_UNIT, WqeOpcode};
-use verbs::{Cqn, Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, RemoteAddr, RingFull};
+use verbs::{Lkey, PAGE_LEN, PageFailure, PageOp, PageQueue, RemoteAddr, RingFull};
 use zerocopy::IntoBytes;
 
 use crate::completion::CompletionQueue;
@@ -132,13 +132,6 @@ impl<P: Platform> Pages<P> {
         self.cq.cqn
     }
 
-    /// Returns the completion queue's number, as
-    /// [`DeviceEvent::CqFailed`](verbs::DeviceEvent::CqFailed) names it.
-    #[must_use]
-    pub fn completion_queue(&self) -> Cqn {
-        Cqn(self.cq.cqn)
-    }
-
     #[inline]
     fn slot(&self, index: u32) -> usize {
         (index & self.last) as usize
@@ -164,6 +157,8 @@ impl<P: Platform> Pages<P> {
             if entry.kind() != self.successes[usize::from(op == PageOp::Write)] {
                 return Err(failed(self.qpn, entry));
             }
+            // Only now may the card write over the entry, since nothing of it is looked at any
+            // more.
             self.cq.advance();
         } else if signalled {
             return Err(inconsistent(self.qpn, entry));
@@ -205,6 +200,7 @@ impl<P: Platform> PageQueue for Pages<P> {
             return Err(RingFull);
         }
         let slot = self.slot(self.head);
+        // Before the owner bit: a completion of this slot may be there as soon as that is set.
         self.posted[slot] = Posted {
             line,
             op,
@@ -258,6 +254,8 @@ impl<P: Platform> PageQueue for Pages<P> {
     }
 
     fn arm(&mut self) {
+        // The arm names this index too, but the record is what an overrun is judged by: `advance`
+        // publishes only every `TELL_EVERY` entries.
         self.cq.publish_consumer();
         self.cq.arm(false);
     }

@@ -68,6 +68,8 @@ impl Saved {
             }
         }
         let command = self.header[usize::from(COMMAND / 4)] & COMMAND_MASK;
+        // Addresses before the command that enables them, or the card would answer at those of
+        // after the reset.
         config.write_u32(COMMAND, command | COMMAND_MASTER);
     }
 }
@@ -106,7 +108,7 @@ pub(crate) fn release<R: Registers>(registers: &R) {
 /// Disables bus mastering: when this returns the card reaches no memory. Configuration space stays
 /// intact, so that the next driver can reset the card. A reset here would take a second and leave
 /// the card without addresses.
-pub(crate) fn take_bus<P: Platform>(platform: &P) {
+pub(crate) fn disable_bus_mastering<P: Platform>(platform: &P) {
     let config = platform.config();
     let command = config.read_u32(COMMAND) & COMMAND_MASK;
     config.write_u32(COMMAND, command & !COMMAND_MASTER);
@@ -129,6 +131,8 @@ pub(crate) async fn reset<P: Platform>(
     registers.write_u32(regs::RESET, regs::swap(regs::RESET_VALUE));
     // A read is answered behind the write.
     let _ = config.read_u32(ID);
+    // "Docs say to wait one second before accessing device" (Linux `reset.c`): not even the
+    // semaphore, which the reset frees, is looked at before.
     platform.sleep(RESET_SETTLE).await;
     let deadline = platform.now() + RESET_DEADLINE;
     while config.read_u32(ID) != saved.id {

@@ -167,6 +167,8 @@ impl<P: Platform> Queues<P> {
         let slot = QpSlot(found.map(|at| self.slots[at].1).map_err(|_| inconsistent)?);
         let pair = self.pair_mut(slot).ok_or(inconsistent)?;
         let send = entry.owner.send();
+        // A send's completion also ends the unsignalled ones before it: the card executes a send
+        // queue in order. Receives end in order too, but one by one.
         let id = if send {
             pair.send.complete(index)
         } else {
@@ -187,6 +189,8 @@ impl<P: Platform> Queues<P> {
             source: None,
         };
         let opcode = entry.owner.opcode();
+        // An error entry has another shape (Linux `mlx4/cq.h`, `struct mlx4_err_cqe`): only the
+        // QPN, counter, syndrome and owner mean something.
         if opcode == CQE_OPCODE_ERROR {
             completion.status = status(entry.syndrome);
             return Ok(completion);
@@ -340,6 +344,8 @@ impl<P: Platform> QueueSet for Queues<P> {
         let doorbell = SendDoorbell::new().with_qpn(pair.qpn);
         // WQEs before the doorbell (Linux `hw/mlx4/qp.c`, `mlx4_ib_post_send`).
         fence::publish();
+        // The doorbell names the queue pair only: the card fetches for as long as owner bits are
+        // right. So one does for all that was posted, and one too many does no harm.
         self.hca.uar.write_u32(
             UAR_PAGE as usize * regs::UAR_PAGE_LEN + regs::SEND_DOORBELL,
             regs::swap(doorbell.into()),
@@ -367,6 +373,10 @@ impl<P: Platform> QueueSet for Queues<P> {
             }
             count += 1;
         }
+        // Once for all that was taken (Linux `hw/mlx4/cq.c`, `mlx4_ib_poll_cq`, does the same). It
+        // lets the card write over the entries, whose copies are complete: x86 shows no store
+        // before the loads ahead of it (Intel SDM volume 3A, "Memory Ordering in P6 and More Recent
+        // Processor Families").
         self.cq.publish_consumer();
         match self.pending.take_if(|_| count == 0) {
             Some(error) => Err(error),
@@ -382,13 +392,11 @@ impl<P: Platform> QueueSet for Queues<P> {
         let Some(pair) = self.pair_mut(qp) else {
             return;
         };
+        // The card reads neither ring before the queue pair leaves RESET, so there is nothing to
+        // order here: RST2INIT_QP comes with the command register's own fence.
         pair.send.clear();
         pair.receive.clear();
         let qpn = pair.qpn;
         self.cq.forget(qpn);
-    }
-
-    fn send_room(&self, qp: QpSlot) -> u32 {
-        self.pair(qp).map_or(0, |pair| pair.send.room())
     }
 }

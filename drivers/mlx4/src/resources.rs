@@ -30,7 +30,7 @@ impl Numbers {
     }
 
     /// Lets the next number be the first free one from `place` on.
-    pub(crate) fn go_on_at(&mut self, place: usize) {
+    pub(crate) fn search_from(&mut self, place: usize) {
         self.next = place.min(self.used.len());
     }
 

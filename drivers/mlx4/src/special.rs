@@ -299,7 +299,10 @@ impl<P: Platform> Management<P> {
             limit: SLOTS as u64,
         })?;
         let offset = SENDS_OFFSET + index * MAD_LEN;
+        // The WQE's fences order it too: it is written before the owner bit.
         self.memory.write(offset, mad);
+        // The card fills no PSN in here, as all headers are software's (Linux `hw/mlx4/qp.c`,
+        // `build_mlx_header`: `send_psn`).
         inner.psn = inner.psn.wrapping_add(1) & Low24::MAX;
         let psn = inner.psn;
         let smi = envelope.slot == inner.smi;
@@ -312,6 +315,8 @@ impl<P: Platform> Management<P> {
             let mut descriptor = pair.send.begin();
             descriptor.put_inline([headers(envelope, smi, psn).as_bytes(), &[]]);
             descriptor.put_pieces(&piece);
+            // Room for the ICRC, which the card computes unless it is told to keep this (Linux
+            // `hw/mlx4/qp.c`, `set_mlx_icrc_seg`).
             descriptor.put_inline([&[0; ICRC_LEN], &[]]);
             let len = descriptor.seal();
             let control = control(envelope, smi);

@@ -197,6 +197,9 @@ impl<B: DmaBuffer> SendQueue<B> {
             return;
         }
         for block in (BASIC_BLOCK_LEN..self.stride()).step_by(BASIC_BLOCK_LEN) {
+            // No fence of its own: the headroom is one WQE longer than the card reads ahead, so the
+            // next WQE's fence comes before the prefetcher may reach this slot (Linux stamps the
+            // last one even behind the doorbell: `_mlx4_ib_post_send`).
             self.memory.write_u32(self.at(index) + block, STAMP);
         }
     }
@@ -246,6 +249,8 @@ impl<B: DmaBuffer> SendQueue<B> {
     /// Returns the request of the completion with this counter, and ends it and all before it.
     /// `None` if no such request is outstanding.
     pub(crate) fn complete(&mut self, counter: u16) -> Option<u64> {
+        // The entry has 16 bits of the counter. No ring has that many slots, so the distance is
+        // exact.
         let behind = counter.wrapping_sub(low_half(self.tail));
         if u32::from(behind) >= self.head.wrapping_sub(self.tail) {
             return None;
@@ -399,6 +404,8 @@ pub(crate) fn datagram(to: &UdAddress, port: u8, pd: u32) -> DatagramSegment {
     vector.port_pd = PortPd::new().with_port(port & 3).with_pd(pd);
     vector.dlid = to.address.lid().0.into();
     vector.traffic = TrafficClass::new().with_sl(to.sl & 0xf);
+    // The card adds a GRH where the vector asks for one, as multicast needs it (Linux
+    // `hw/mlx4/ah.c`, `create_ib_ah`: `g_slid |= 0x80`).
     if let Some(gid) = to.gid {
         vector.grh = GrhPathBits::new().with_grh(true);
         vector.hop_limit = 0xff;
@@ -442,6 +449,8 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
     pub(crate) fn clear(&mut self) {
         (self.head, self.tail) = (0, 0);
         if !Mutant::ReceiveRecordKept.on() {
+            // The card's counter restarts at 0: an old record would hand it descriptors that nobody
+            // wrote (Linux `hw/mlx4/qp.c`, `__mlx4_ib_modify_qp`, clears `*qp->db.db`).
             self.memory.write_u32(self.record, 0);
         }
     }
@@ -468,6 +477,9 @@ impl<B: DmaBuffer> ReceiveQueue<B> {
             self.memory
                 .write(at + index * SEGMENT_UNIT, segment.as_bytes());
         }
+        // The card reads the whole slot: a list that is shorter ends with a segment of length 0
+        // under a key that is never valid (Linux `hw/mlx4/qp.c`, `_mlx4_ib_post_recv`,
+        // `MLX4_INVALID_LKEY`).
         if pieces.len() < self.max_pieces() {
             let end = DataSegment::end();
             self.memory

@@ -8,7 +8,7 @@ use nvme_hw::Command;
 use nvme_hw::identify::{self, Controller, LEN, Namespace};
 use spin::Mutex;
 
-use crate::Error;
+use crate::error::{Error, Step};
 use crate::hardware::Hardware;
 use crate::queue::{Answer, Queue};
 
@@ -54,6 +54,8 @@ impl<P: Platform> Admin<P> {
     pub(crate) async fn start(&self) -> Result<Facts, Error> {
         let (entries, [submission, completion]) = {
             let mut queue = self.queue.lock();
+            // The controller counts from 0 again after it was disabled, with phase 1 (section
+            // 7.3.2).
             queue.rewind();
             (queue.entries(), queue.addresses())
         };
@@ -85,7 +87,7 @@ impl<P: Platform> Admin<P> {
     pub(crate) async fn ask_for_queues(&self, wanted: u16) -> Result<u16, Error> {
         let wanted = wanted.clamp(1, self.hardware.queue_pairs() - 1);
         let command = Command::ask_for_queues(wanted);
-        let given = self.command(command, "asking for queues").await?;
+        let given = self.command(command, Step::AskForQueues).await?;
         let [a, b, c, d] = given.to_le_bytes();
         let given = u16::from_le_bytes([a, b]).min(u16::from_le_bytes([c, d]));
         Ok(given.saturating_add(1).min(wanted))
@@ -101,10 +103,11 @@ impl<P: Platform> Admin<P> {
             let queue = queue.lock();
             (queue.number(), queue.entries(), queue.addresses())
         };
+        // First the completion queue, which the submission queue's command names (section 5.4).
         let command = Command::create_completion(number, entries, completion, vector);
-        self.command(command, "creating a completion queue").await?;
+        self.command(command, Step::CreateCompletionQueue).await?;
         let command = Command::create_submission(number, entries, submission);
-        self.command(command, "creating a submission queue").await?;
+        self.command(command, Step::CreateSubmissionQueue).await?;
         Ok(())
     }
 
@@ -112,7 +115,7 @@ impl<P: Platform> Admin<P> {
         let slot = self.take()?;
         let page = self.queue.lock().prp(slot.index, LEN)[0];
         let command = Command::identify(kind, namespace, page);
-        self.run(&slot, command, "identifying").await?;
+        self.run(&slot, command, Step::Identify).await?;
         let mut bytes = vec![0; LEN];
         self.queue.lock().data(slot.index).read(0, &mut bytes);
         // The length is the array's.
@@ -120,14 +123,14 @@ impl<P: Platform> Admin<P> {
     }
 
     /// Runs a command without data; returns its result.
-    pub(crate) async fn command(&self, command: Command, what: &'static str) -> Result<u32, Error> {
+    pub(crate) async fn command(&self, command: Command, step: Step) -> Result<u32, Error> {
         let slot = self.take()?;
-        self.run(&slot, command, what).await
+        self.run(&slot, command, step).await
     }
 
     fn take(&self) -> Result<AdminSlot<'_, P>, Error> {
         let index = self.queue.lock().take().ok_or(Error::Timeout {
-            what: "an earlier admin command",
+            step: Step::AwaitEarlierCommand,
             waited: ADMIN_DEADLINE,
         })?;
         Ok(AdminSlot { admin: self, index })
@@ -137,7 +140,7 @@ impl<P: Platform> Admin<P> {
         &self,
         slot: &AdminSlot<'_, P>,
         command: Command,
-        what: &'static str,
+        step: Step,
     ) -> Result<u32, Error> {
         self.queue
             .lock()
@@ -155,16 +158,16 @@ impl<P: Platform> Admin<P> {
                     return Ok(result);
                 }
                 Some(Answer::Completed { status, .. }) => {
-                    return Err(Error::Refused { what, status });
+                    return Err(Error::Refused { step, status });
                 }
                 Some(Answer::Lost) | None => {}
             }
-            if self.hardware.status(what)?.fatal() {
+            if self.hardware.status(step)?.fatal() {
                 return Err(Error::Fatal);
             }
             let waited = platform.now().since(start);
             if waited > ADMIN_DEADLINE {
-                return Err(Error::Timeout { what, waited });
+                return Err(Error::Timeout { step, waited });
             }
             platform.sleep(PAUSE).await;
         }

@@ -14,7 +14,7 @@ use nvme_hw::{Command, Opcode, identify};
 use spin::Mutex;
 
 use crate::bring_up::{Admin, Facts};
-use crate::error::{Error, Request};
+use crate::error::{Error, Request, Step};
 use crate::queue::{Answer, Queue};
 use crate::recovery::{Cause, Life};
 
@@ -374,7 +374,7 @@ impl<P: Platform> Disk<P> {
             let mut cause = reaped.err().map(Cause::Broken);
             if now.since(checked) >= CHECK {
                 checked = now;
-                match hardware.status("waiting for a completion") {
+                match hardware.status(Step::AwaitCompletion) {
                     Ok(status) if status.fatal() => cause = Some(Cause::Broken(Error::Fatal)),
                     Ok(_) => {}
                     Err(error) => cause = Some(Cause::Broken(error)),
@@ -439,6 +439,7 @@ impl<P: Platform> Lease<'_, P> {
     fn submit(&self, request: Request, blocks: &Blocks, data: &Data<'_>) {
         let mut queue = self.queue.lock();
         if let Data::Write(bytes) = data {
+            // Into the driver's own buffer: the caller's may be gone before the device has read it.
             queue.data(self.index).write(0, bytes);
         }
         let namespace = self.disk.facts.number;

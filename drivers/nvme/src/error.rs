@@ -40,32 +40,32 @@ pub enum Error {
     #[error("the device is gone (seen while {during})")]
     Gone {
         /// The step during which it happened.
-        during: &'static str,
+        during: Step,
     },
     /// The controller says that it has failed (CSTS.CFS, section 3.1.6).
     #[error("the controller reports a fatal status")]
     Fatal,
-    /// Nothing came within the deadline.
-    #[error("{what} took longer than {waited:?}")]
+    /// A step did not end within its deadline.
+    #[error("{step} took longer than {waited:?}")]
     Timeout {
-        /// The awaited event.
-        what: &'static str,
+        /// The step.
+        step: Step,
         /// Time waited.
         waited: Duration,
     },
     /// An admin command failed.
-    #[error("{what} failed: {status}")]
+    #[error("{step} failed: {status}")]
     Refused {
-        /// The command.
-        what: &'static str,
+        /// The step that it was for.
+        step: Step,
         /// Its status.
         status: Status,
     },
     /// A number that the controller states is outside what this driver can work with.
     #[error("{what} is {value}, which this driver can't use")]
     Unsupported {
-        /// The number's name.
-        what: &'static str,
+        /// The number.
+        what: ControllerNumber,
         /// Its value.
         value: u64,
     },
@@ -119,4 +119,75 @@ pub enum Error {
         /// The request.
         request: Request,
     },
+}
+
+/// Steps of bring-up and recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// The first read of the registers.
+    ReadCapabilities,
+    /// Disabling the controller.
+    Stop,
+    /// Enabling the controller.
+    Start,
+    /// The place of an admin command that was given up, until the controller ends it.
+    AwaitEarlierCommand,
+    /// Identify, of the controller or a namespace.
+    Identify,
+    /// Set Features, number of queues.
+    AskForQueues,
+    /// Create I/O Completion Queue.
+    CreateCompletionQueue,
+    /// Create I/O Submission Queue.
+    CreateSubmissionQueue,
+    /// The look at the status while a request is at work.
+    AwaitCompletion,
+    /// The look at the status before a recovery.
+    LookForFailure,
+    /// Abort.
+    Abort,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReadCapabilities => "reading its capabilities",
+            Self::Stop => "stopping the controller",
+            Self::Start => "starting the controller",
+            Self::AwaitEarlierCommand => "waiting for an earlier admin command",
+            Self::Identify => "identifying",
+            Self::AskForQueues => "asking for queues",
+            Self::CreateCompletionQueue => "creating a completion queue",
+            Self::CreateSubmissionQueue => "creating a submission queue",
+            Self::AwaitCompletion => "waiting for a completion",
+            Self::LookForFailure => "looking for a failure",
+            Self::Abort => "aborting a command",
+        })
+    }
+}
+
+/// Numbers that a controller states and its driver depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ControllerNumber {
+    /// Bits of the command sets that it has (CAP.CSS).
+    CommandSets,
+    /// Exponent of the smallest page that it maps (CAP.MPSMIN).
+    MinPage,
+    /// Number of the last entry that a queue may have (CAP.MQES).
+    LastQueueEntry,
+    /// Length of its registers, which must hold the doorbells of two pairs of queues.
+    RegistersLen,
+}
+
+impl fmt::Display for ControllerNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CommandSets => "the set of command sets",
+            Self::MinPage => "the smallest page's exponent",
+            Self::LastQueueEntry => "the last entry's number of a queue",
+            Self::RegistersLen => "the length of the registers",
+        })
+    }
 }

@@ -2,9 +2,9 @@
 
 use hal::{ConfigSpace, Duration, Platform, Registers, fence};
 use nvme_hw::regs;
-use nvme_hw::{AdminQueueAttributes, Cap, Config, ControllerStatus};
+use nvme_hw::{AdminQueueAttributes, Cap, ControllerConfig, ControllerStatus};
 
-use crate::Error;
+use crate::error::{ControllerNumber, Error, Step};
 use crate::prp::PAGE;
 
 const _: () = assert!(PAGE == 1 << regs::MIN_PAGE_SHIFT, "exponent 0");
@@ -38,23 +38,23 @@ impl<P: Platform> Hardware<P> {
         let [low, high] = [regs::CAP, regs::CAP + 4].map(|at| bar.read_u32(at));
         if low == regs::GONE && high == regs::GONE {
             return Err(Error::Gone {
-                during: "reading its capabilities",
+                during: Step::ReadCapabilities,
             });
         }
         let cap = Cap::from(u64::from(high) << 32 | u64::from(low));
         let unsupported = |what, value| Err(Error::Unsupported { what, value });
         if cap.command_sets() & NVM_COMMAND_SET == 0 {
-            return unsupported("the set of command sets", cap.command_sets().into());
+            return unsupported(ControllerNumber::CommandSets, cap.command_sets().into());
         }
         if cap.min_page() != 0 {
-            return unsupported("the smallest page's exponent", cap.min_page().into());
+            return unsupported(ControllerNumber::MinPage, cap.min_page().into());
         }
         if cap.max_queue_entries() == 0 {
-            return unsupported("the last entry's number of a queue", 0);
+            return unsupported(ControllerNumber::LastQueueEntry, 0);
         }
         let this = Self { platform, bar, cap };
         if this.queue_pairs() < 2 {
-            return unsupported("the length of the registers", this.bar.len() as u64);
+            return unsupported(ControllerNumber::RegistersLen, this.bar.len() as u64);
         }
         Ok(this)
     }
@@ -84,7 +84,7 @@ impl<P: Platform> Hardware<P> {
     /// # Errors
     ///
     /// If the device is gone. A fatal status is the caller's to judge.
-    pub(crate) fn status(&self, during: &'static str) -> Result<ControllerStatus, Error> {
+    pub(crate) fn status(&self, during: Step) -> Result<ControllerStatus, Error> {
         match self.bar.read_u32(regs::CSTS) {
             regs::GONE => Err(Error::Gone { during }),
             status => Ok(status.into()),
@@ -93,8 +93,8 @@ impl<P: Platform> Hardware<P> {
 
     /// Stops the controller: it takes no commands and reaches no memory afterwards (section 7.3.2).
     pub(crate) async fn disable(&self) -> Result<(), Error> {
-        let during = "stopping the controller";
-        let config = Config::from(self.bar.read_u32(regs::CC));
+        let during = Step::Stop;
+        let config = ControllerConfig::from(self.bar.read_u32(regs::CC));
         if u32::from(config) == regs::GONE {
             return Err(Error::Gone { during });
         }
@@ -110,21 +110,25 @@ impl<P: Platform> Hardware<P> {
         submission: u64,
         completion: u64,
     ) -> Result<(), Error> {
+        // Not before: a controller that firmware left running could write by old addresses until it
+        // was disabled.
         self.set_master(true);
         let queues = AdminQueueAttributes::new()
             .with_submission(entries - 1)
             .with_completion(entries - 1);
         self.bar.write_u32(regs::AQA, queues.into());
+        // Queue registers may change while the controller is disabled only (sections 3.1.8 to
+        // 3.1.10).
         self.write_long(regs::ASQ, submission);
         self.write_long(regs::ACQ, completion);
-        let config = Config::new()
+        let config = ControllerConfig::new()
             .with_submission_entry(nvme_hw::command::LEN_SHIFT)
             .with_completion_entry(nvme_hw::completion::LEN_SHIFT)
             .with_page(0);
         fence::publish();
         self.bar
             .write_u32(regs::CC, config.with_enable(true).into());
-        self.wait_ready(true, "starting the controller").await
+        self.wait_ready(true, Step::Start).await
     }
 
     /// Writes a 64-bit register as two dwords, the lower first (section 3.1 permits either way).
@@ -135,12 +139,12 @@ impl<P: Platform> Hardware<P> {
     }
 
     /// Waits until CSTS.RDY is as `wanted`, for as long as CAP.TO says.
-    async fn wait_ready(&self, wanted: bool, what: &'static str) -> Result<(), Error> {
+    async fn wait_ready(&self, wanted: bool, step: Step) -> Result<(), Error> {
         let units = u64::from(self.cap.timeout()) + 1;
         let limit = Duration::from_millis(units * regs::TIMEOUT_UNIT_MS);
         let start = self.platform.now();
         loop {
-            let status = self.status(what)?;
+            let status = self.status(step)?;
             if status.ready() == wanted {
                 return Ok(());
             }
@@ -150,7 +154,7 @@ impl<P: Platform> Hardware<P> {
             }
             let waited = self.platform.now().since(start);
             if waited > limit {
-                return Err(Error::Timeout { what, waited });
+                return Err(Error::Timeout { step, waited });
             }
             self.platform.sleep(PAUSE).await;
         }
@@ -168,6 +172,7 @@ impl<P: Platform> Drop for Hardware<P> {
     /// Stops the device's accesses to memory, which the queues give back next. The read of the
     /// command register comes behind what the device had on the bus.
     fn drop(&mut self) {
+        // No wait here: what counts is the bus, which it loses next.
         self.bar.write_u32(regs::CC, 0);
         self.set_master(false);
         self.platform.config().read_u32(COMMAND);

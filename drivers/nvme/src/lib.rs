@@ -35,5 +35,5 @@ mod queue;
 mod recovery;
 
 pub use disk::{Config, Disk, MAX_TRANSFER};
-pub use error::{Error, Request};
+pub use error::{ControllerNumber, Error, Request, Step};
 pub use nvme_hw::PCI_CLASS;

@@ -1,5 +1,18 @@
 //! A submission queue with its completion queue, and the buffers of the commands in them. It knows
 //! no time and waits for nothing.
+//!
+//! # Ownership
+//!
+//! ```text
+//!   submission ring     head ── the controller's ── tail        head comes back in completions
+//!   completion ring     tail ── the host's ──────── head        phase inverts each pass
+//!   slot                Free ──take──► Done(Lost) ──submit──► Lent ──reap──► Done ──release──► Free
+//!                                                              │ release
+//!                                                              └──► Abandoned ──reap──► Free
+//! ```
+//!
+//! A buffer that the controller has is never used for something else, even if its caller has gone:
+//! the controller may still write there until it completes the command or is reset (section 7.3.2).
 
 use alloc::vec::Vec;
 use core::task::Waker;
@@ -149,6 +162,9 @@ impl<P: Platform> Queue<P> {
         let command = command.with_id(self.id(index));
         self.slots[index].state = State::Lent;
         let at = usize::from(self.tail) * command::LEN;
+        // The command before the doorbell, which has the fence. No entry is written over that the
+        // controller has not fetched: there are fewer slots than entries (section 4.1.2, an empty
+        // place tells full from empty).
         self.submission.write(at, command.as_bytes());
         self.tail = (self.tail + 1) % self.entries;
         hardware.ring_submission(self.number, self.tail);
@@ -173,6 +189,7 @@ impl<P: Platform> Queue<P> {
             }
         }
         if self.head != before {
+            // Once for all that was taken. Only now may the controller write over these entries.
             hardware.ring_completion(self.number, self.head);
         }
         taken
@@ -186,6 +203,8 @@ impl<P: Platform> Queue<P> {
         if PhaseStatus::from(u16::from_le_bytes([low, high])).phase() != self.phase {
             return None;
         }
+        // The phase before the rest of the entry, which the controller wrote earlier (Linux
+        // `drivers/nvme/host/pci.c`, `nvme_poll_cq`: `nvme_cqe_pending`, then `dma_rmb`).
         fence::observe();
         let mut bytes = [0; completion::LEN];
         self.completion.read(at, &mut bytes);
@@ -253,6 +272,7 @@ impl<P: Platform> Queue<P> {
     /// Begins anew, while the controller is stopped: what it had is lost.
     pub(crate) fn rewind(&mut self) {
         let len = usize::from(self.entries) * completion::LEN;
+        // Phase 1 is what the first pass writes, so old entries must not have it.
         self.completion.fill(0, len, 0);
         (self.tail, self.head, self.phase) = (0, 0, true);
         for slot in &mut self.slots {

@@ -4,8 +4,8 @@
 use hal::{Duration, Platform};
 use nvme_hw::Command;
 
-use crate::Error;
 use crate::disk::{Disk, Lease};
+use crate::error::{Error, Step};
 
 /// The time from an abort until the aborted command must have ended.
 const ABORT_PATIENCE: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ impl<P: Platform> Disk<P> {
     }
 
     async fn abort_or_reset(&self, cause: Cause<'_, P>) -> Result<(), Error> {
-        let gone = self.admin.hardware.status("looking for a failure")?;
+        let gone = self.admin.hardware.status(Step::LookForFailure)?;
         match cause {
             Cause::Late(lease) if !gone.fatal() => {
                 if self.abort(lease).await {
@@ -135,7 +135,7 @@ impl<P: Platform> Disk<P> {
         // A controller may ignore an abort: the command's own end is what counts.
         let _ = self
             .admin
-            .command(Command::abort(queue, id), "an abort")
+            .command(Command::abort(queue, id), Step::Abort)
             .await;
         let platform = &self.admin.hardware.platform;
         let start = platform.now();
@@ -153,8 +153,11 @@ impl<P: Platform> Disk<P> {
     async fn reset(&self) -> Result<(), Error> {
         self.admin.hardware.disable().await?;
         for queue in &self.queues {
+            // The controller has stopped (CSTS.RDY is 0), so it holds no buffer any more: what was
+            // lent is lost.
             queue.lock().rewind();
         }
+        // A disk that was swapped meanwhile would get the other one's blocks.
         if self.admin.start().await? != self.facts {
             return Err(Error::Changed);
         }

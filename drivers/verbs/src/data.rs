@@ -65,7 +65,4 @@ pub trait QueueSet: Send {
     /// Forgets what was posted to a queue pair that was [reset](crate::Device::reset_qp), with the
     /// completions that were not polled yet: both work queues are empty afterwards.
     fn forget(&mut self, qp: QpSlot);
-
-    /// Free slots of the queue pair's send queue.
-    fn send_room(&self, qp: QpSlot) -> u32;
 }

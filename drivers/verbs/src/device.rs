@@ -1,4 +1,19 @@
 //! The control path: what the HCA's firmware is asked to do.
+//!
+//! # States of a queue pair
+//!
+//! ```text
+//!   create_qp                ready_to_receive          ready_to_send
+//!   ───────────► INIT ─────────────────────► RTR ────────────────────► RTS
+//!                 ▲    takes receives         receives                sends
+//!                 │ init_qp                                             │ an error, fail_qp
+//!               RESET ◄───────────── reset_qp ─────────────── ERR ◄─────┘
+//!          reaches no memory                              all is flushed
+//! ```
+//!
+//! (InfiniBand Architecture 1.3, section 10.3.1; Linux `mlx4/qp.c`, `__mlx4_qp_modify`.) Memory may
+//! be freed after RESET, not after ERR: until then the device may still write into receives and
+//! lines.
 
 use core::future::Future;
 

@@ -9,8 +9,8 @@
 use alloc::collections::VecDeque;
 
 use crate::{
-    Completion, CompletionKind, Domain, Error, Lkey, Payload, QpSlot, QueueSet, RemoteAddr, SendOp,
-    SendRequest, Sge, Status,
+    Access, Completion, CompletionKind, Device, Domain, Error, Lkey, Payload, QpConfig, QpKind,
+    QpSlot, Qpn, QueueSet, RemoteAddr, SendOp, SendRequest, Sge, Status,
 };
 
 /// Bytes that a request moves.
@@ -151,9 +151,38 @@ pub struct PagesOver<Q> {
 }
 
 impl<Q: QueueSet> PagesOver<Q> {
+    /// Creates the queue set and queue pair of a page queue, as
+    /// [`Device::create_pages`] does for a device that has no shorter way.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::create_queues`] and [`Device::create_qp`].
+    pub async fn create<D: Device<Queues = Q>>(
+        device: &D,
+        config: &PagesConfig,
+    ) -> Result<(Self, Qpn), Error> {
+        // One more entry than requests: the queue pair's receive queue has a slot that stays empty.
+        let mut queues = device
+            .create_queues(config.depth + 1, config.vector)
+            .await?;
+        let pair = QpConfig {
+            kind: QpKind::ReliableConnection,
+            domain: config.domain,
+            port: config.port,
+            send_depth: config.depth,
+            receive_depth: 1,
+            send_sge: 1,
+            receive_sge: 1,
+            inline: 0,
+            remote_access: Access::default(),
+        };
+        let (qp, qpn) = device.create_qp(&mut queues, &pair).await?;
+        Ok((Self::new(queues, qp, config.depth, config.lkey), qpn))
+    }
+
     /// Makes a page queue of the queue pair `qp`, the only one in `queues`, for `depth` requests
     /// and lines under `lkey`.
-    pub fn new(queues: Q, qp: QpSlot, depth: u32, lkey: Lkey) -> Self {
+    fn new(queues: Q, qp: QpSlot, depth: u32, lkey: Lkey) -> Self {
         Self {
             queues,
             qp,

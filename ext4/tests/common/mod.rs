@@ -6,6 +6,7 @@
 pub(crate) mod check;
 pub(crate) mod disk;
 pub(crate) mod model;
+pub(crate) mod mounted;
 pub(crate) mod tools;
 pub(crate) mod work;
 

@@ -16,7 +16,7 @@ use crate::handshake::{
 use crate::membership::Event;
 use crate::membership::proof::{NO_CHALLENGE, PROOF_LEN, Proof, Purpose};
 use crate::pages::PageLink;
-use crate::peers::{PeerLine, Standing, Wish};
+use crate::peers::{ConnectOrigin, ConnectState, PeerLine};
 use crate::resolver::{Resolver, SubnetAdministrator};
 use crate::{LostCause, PeerId, PeerName, Target};
 
@@ -138,7 +138,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             return;
         }
         let wanted = |line: &PeerLine| {
-            matches!(line.standing, Standing::Trying(_)) && line.wish != Wish::Theirs
+            matches!(line.standing, ConnectState::Trying(_)) && line.wish != ConnectOrigin::Theirs
         };
         let lines: Vec<(PeerId, PeerLine)> = {
             let peers = self.inner.peers.lock();
@@ -175,13 +175,13 @@ impl<D: Device, P: Platform> Control<D, P> {
     }
 
     fn not_made(&mut self, peer: PeerId, line: PeerLine, reason: RejectReason) {
-        self.set_standing(peer, Standing::Refused(reason.0));
+        self.set_standing(peer, ConnectState::Refused(reason.0));
         for core in &self.inner.cores {
             core.lock().fail_peer(peer, LostCause::Device);
         }
-        if line.wish == Wish::Membership {
+        if line.wish == ConnectOrigin::Membership {
             let (gid, refused) = (line.name.gid, true);
-            self.set_standing(peer, Standing::Idle);
+            self.set_standing(peer, ConnectState::Idle);
             self.on_member_event(Event::CallFailed { gid, refused });
         }
     }
@@ -297,7 +297,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let peers = self.inner.peers.lock();
         let asked = peers
             .get(attempt.peer)
-            .is_some_and(|line| line.wish == Wish::User);
+            .is_some_and(|line| line.wish == ConnectOrigin::User);
         // Who opens a page path gives up by itself.
         let asked = asked || matches!(attempt.end, End::Pages(_));
         !asked && attempt.rounds >= TRIES
@@ -355,7 +355,7 @@ impl<D: Device, P: Platform> Control<D, P> {
     fn note_step(&self, index: usize, step: ConnectStep) {
         let Attempt { peer, end, .. } = &self.attempts[index];
         if matches!(end, End::Link(..)) {
-            self.set_standing(*peer, Standing::Trying(step));
+            self.set_standing(*peer, ConnectState::Trying(step));
         }
     }
 
@@ -552,7 +552,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let member = theirs.hello.member(name.gid);
         log::info!("connected to {name}, {}", member.incarnation);
         if let Some(line) = self.inner.peers.lock().get_mut(peer) {
-            line.standing = Standing::Up;
+            line.standing = ConnectState::Up;
             line.member = Some((member, address));
         }
         self.on_member_event(Event::Admitted(peer, member, address));

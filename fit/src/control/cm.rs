@@ -15,7 +15,7 @@ use crate::handshake::{
 };
 use crate::membership::Event;
 use crate::membership::proof::{NO_CHALLENGE, Purpose};
-use crate::peers::{Standing, Wish};
+use crate::peers::{ConnectOrigin, ConnectState};
 use crate::resolver::{Resolver, SubnetAdministrator};
 use crate::{LostCause, PeerName, VERSION};
 
@@ -308,13 +308,17 @@ impl<D: Device, P: Platform> Control<D, P> {
                 return Err(RejectReason::STALE_CONNECTION);
             }
             None => {
-                let peer = self.inner.peers.lock().line_for(name, Wish::Theirs);
+                let peer = self
+                    .inner
+                    .peers
+                    .lock()
+                    .line_for(name, ConnectOrigin::Theirs);
                 let peer = peer.ok_or(RejectReason::NO_RESOURCES)?;
                 match self.begin(port, peer, name, lane).await {
                     Ok(index) => index,
                     Err(reason) => {
                         self.log_limited(format_args!("{name}: no queue pair for it: {reason}"));
-                        self.set_standing(peer, Standing::Idle);
+                        self.set_standing(peer, ConnectState::Idle);
                         let (gid, refused) = (name.gid, false);
                         self.on_member_event(Event::CallFailed { gid, refused });
                         return Err(reason);
@@ -508,7 +512,7 @@ impl<D: Device, P: Platform> Control<D, P> {
         let (peer, name) = (self.attempts[index].peer, self.attempts[index].name);
         self.log_limited(format_args!("{name} refused the connection: {reason}"));
         match &self.attempts[index].end {
-            End::Link(..) => self.set_standing(peer, Standing::Refused(reason.0)),
+            End::Link(..) => self.set_standing(peer, ConnectState::Refused(reason.0)),
             End::Pages(link) => link.refuse(reason.0),
         }
         self.give_up(index, LostCause::NoAnswer);

@@ -14,7 +14,7 @@ use crate::handshake::proof_only;
 use crate::membership::Event;
 use crate::membership::proof::Purpose;
 use crate::pages::PageState;
-use crate::peers::{Standing, Wish};
+use crate::peers::{ConnectOrigin, ConnectState};
 use crate::{LostCause, PeerId};
 
 impl<D: Device, P: Platform> Control<D, P> {
@@ -99,7 +99,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             if let Some(name) = name {
                 log::warn!("{name} is lost: {cause}");
             }
-            self.set_standing(peer, Standing::Lost);
+            self.set_standing(peer, ConnectState::Lost);
             self.on_member_event(Event::Lost(peer));
         }
     }
@@ -147,7 +147,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             return;
         };
         match line.standing {
-            Standing::Up => {
+            ConnectState::Up => {
                 // Told when the last of its connections is buried: until then the others may touch
                 // memory.
                 if self.lost.iter().all(|(lost, _)| *lost != peer) {
@@ -158,21 +158,23 @@ impl<D: Device, P: Platform> Control<D, P> {
                 }
                 return;
             }
-            Standing::Lost => return,
+            ConnectState::Lost => return,
             // Another of its connections was buried before.
-            Standing::Idle => return self.inner.cores[core].lock().release(link),
-            Standing::Trying(_) | Standing::Refused(_) => {}
+            ConnectState::Idle => return self.inner.cores[core].lock().release(link),
+            ConnectState::Trying(_) | ConnectState::Refused(_) => {}
         }
         // It never was a member: nobody can have anything to do with this connection.
         self.inner.cores[core].lock().release(link);
-        let refused = matches!(line.standing, Standing::Refused(_));
+        let refused = matches!(line.standing, ConnectState::Refused(_));
         match line.wish {
             // Who asked for it keeps waiting, or learns of the refusal.
-            Wish::User if !refused => {
-                self.set_standing(peer, Standing::Trying(ConnectStep::Answer));
+            ConnectOrigin::User if !refused => {
+                self.set_standing(peer, ConnectState::Trying(ConnectStep::Answer));
             }
-            Wish::User => {}
-            Wish::Theirs | Wish::Membership => self.set_standing(peer, Standing::Idle),
+            ConnectOrigin::User => {}
+            ConnectOrigin::Theirs | ConnectOrigin::Membership => {
+                self.set_standing(peer, ConnectState::Idle)
+            }
         }
         let gid = line.name.gid;
         self.on_member_event(Event::CallFailed { gid, refused });

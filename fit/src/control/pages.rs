@@ -14,7 +14,7 @@ use verbs::{Access, Device, PortInfo, QpConfig, QpKind};
 use super::Control;
 use super::attempt::{Attempt, End};
 use crate::pages::{PageLink, PageState};
-use crate::peers::{PeerLine, Standing};
+use crate::peers::{ConnectState, PeerLine};
 use crate::{Incarnation, LostCause, PeerName};
 
 impl<D: Device, P: Platform> Control<D, P> {
@@ -35,7 +35,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 continue;
             }
             let line = self.inner.peers.lock().get(link.peer).copied();
-            if self.is_leaving() || line.is_none_or(|line| line.standing != Standing::Up) {
+            if self.is_leaving() || line.is_none_or(|line| line.standing != ConnectState::Up) {
                 link.fail(LostCause::QpFailed);
                 continue;
             }
@@ -61,7 +61,7 @@ impl<D: Device, P: Platform> Control<D, P> {
                 let same = line
                     .member
                     .is_some_and(|(member, _)| member.incarnation == incarnation);
-                same && line.name == name && line.standing == Standing::Up
+                same && line.name == name && line.standing == ConnectState::Up
             };
             let member = peers.iter().find(|(_, line)| is_it(line));
             // It may know of its connections before this side does, and calls again.

@@ -8,7 +8,7 @@ use verbs::{Payload, QueueSet, RemoteAddr, SendOp, Sge};
 
 use super::Link;
 use crate::due;
-use crate::one_sided::{Ended, OneSided, OpId};
+use crate::one_sided::{AccessEnd, OneSided, OpId};
 use crate::ring::Purpose;
 use crate::{Error, LinkState, LostCause};
 
@@ -56,7 +56,7 @@ impl<M: DmaBuffer> Link<M> {
     }
 
     /// The next end of an access that was started with a tag.
-    pub(crate) fn take_ended(&mut self) -> Option<Ended> {
+    pub(crate) fn take_ended(&mut self) -> Option<AccessEnd> {
         self.ops.take_ended()
     }
 

@@ -8,10 +8,10 @@ use verbs::{Completion, CompletionKind, QueueSet, Status};
 
 use super::Link;
 use crate::arrivals::OneWayMessage;
-use crate::calls::Unawaited;
+use crate::calls::UnclaimedReply;
 use crate::due;
 use crate::one_sided::OneSided;
-use crate::ring::{Misfit, Purpose};
+use crate::ring::{Purpose, RingMismatch};
 use crate::waiters::wake_all;
 use crate::wire::{
     Brief, DESCRIPTOR_LEN, Descriptor, HEADER_BYTES, HEADER_LEN, Header, MessageType, Plain,
@@ -44,11 +44,11 @@ impl<M: DmaBuffer> Link<M> {
         }
         let purpose = match self.ring.complete(completion.id) {
             Ok(purpose) => purpose,
-            Err(Misfit::Stray) => {
+            Err(RingMismatch::Stray) => {
                 self.counters.nr_stray += 1;
                 return;
             }
-            Err(Misfit::OutOfOrder) => return self.fail(LostCause::Device),
+            Err(RingMismatch::OutOfOrder) => return self.fail(LostCause::Device),
         };
         if completion.status != Status::Success {
             self.fail(LostCause::Transport(completion.status));
@@ -156,10 +156,10 @@ impl<M: DmaBuffer> Link<M> {
             return;
         }
         match self.calls.on_unawaited(reply, bulk) {
-            Unawaited::Broken => return self.fail(LostCause::Protocol),
-            Unawaited::Stray => self.counters.nr_stray += 1,
-            Unawaited::Late => {}
-            Unawaited::Freed => self.room.wake(),
+            UnclaimedReply::Broken => return self.fail(LostCause::Protocol),
+            UnclaimedReply::Stray => self.counters.nr_stray += 1,
+            UnclaimedReply::Late => {}
+            UnclaimedReply::Freed => self.room.wake(),
         }
         self.post_receive(queues, receive);
     }

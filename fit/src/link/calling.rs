@@ -8,7 +8,7 @@ use verbs::QueueSet;
 
 use super::{Link, Outgoing};
 use crate::call::{Call, CallId, Piece, Reply, total};
-use crate::calls::{Abandoned, CallEnd, Loan};
+use crate::calls::{Abandoned, CallEnd, LentMemory};
 use crate::counters::count;
 use crate::ring::{Place, Purpose};
 use crate::wire::{DESCRIPTOR_LEN, HEADER_LEN, Header, MAX_PIECES, MessageType};
@@ -137,7 +137,7 @@ impl<M: DmaBuffer> Link<M> {
             return Ok(None);
         };
         let gathers = carried && !call.gather.is_empty();
-        let loan = Loan {
+        let loan = LentMemory {
             takes: u32::try_from(total(call.scatter)).unwrap_or(u32::MAX),
             gathers,
         };

@@ -32,7 +32,7 @@ const SIGNAL_EVERY: u32 = 16;
 const UNSET: Instant = Instant::from_nanos(0);
 
 /// Page queues whose owners are gone, to be taken away.
-pub(crate) type Parking<Q> = Mutex<Vec<(Qpn, Q)>>;
+pub(crate) type OrphanedQueues<Q> = Mutex<Vec<(Qpn, Q)>>;
 
 /// Reasons why a request was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +71,7 @@ pub struct PagePath<Q: PageQueue> {
     /// There until this is dropped.
     queue: Option<Q>,
     link: Arc<PageLink>,
-    parking: Arc<Parking<Q>>,
+    parking: Arc<OrphanedQueues<Q>>,
     /// Requests that were started and have not ended.
     pending: u32,
     /// WRITEs since the last signalled one.
@@ -89,7 +89,7 @@ impl<Q: PageQueue> PagePath<Q> {
     pub(crate) fn new(
         queue: Q,
         link: Arc<PageLink>,
-        parking: Arc<Parking<Q>>,
+        parking: Arc<OrphanedQueues<Q>>,
         timeout: Duration,
     ) -> Self {
         Self {

@@ -9,7 +9,7 @@ use verbs::{Device, Lkey, PagesConfig};
 use super::{PageLink, PagePath, PageState};
 use crate::error::ConnectStep;
 use crate::handshake::PAGE_LANES;
-use crate::peers::Standing;
+use crate::peers::ConnectState;
 use crate::{Error, Fit, PeerId};
 
 /// The interval at which a task that waits for a connection looks again.
@@ -42,7 +42,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
             inner.config.cores
         );
         let line = inner.peers.lock().get(peer).copied();
-        let Some(line) = line.filter(|line| line.standing == Standing::Up) else {
+        let Some(line) = line.filter(|line| line.standing == ConnectState::Up) else {
             return Err(Error::NotConnected(peer.0));
         };
         let config = PagesConfig {

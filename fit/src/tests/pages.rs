@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use hal::{Duration, Instant};
 use verbs::{Gid, PageFailure, PageOp, PageQueue, Qpn, RemoteAddr, RingFull, Status};
 
-use crate::pages::{PageLink, Parking};
+use crate::pages::{OrphanedQueues, PageLink};
 use crate::{LostCause, Operation, PagePath, PageRefused, PeerId, PeerName, Role};
 
 use PageOp::{Read, Write};
@@ -114,7 +114,7 @@ struct Bench {
     path: PagePath<Queue>,
     queue: Queue,
     link: Arc<PageLink>,
-    parking: Arc<Parking<Queue>>,
+    parking: Arc<OrphanedQueues<Queue>>,
 }
 
 fn bench() -> Bench {

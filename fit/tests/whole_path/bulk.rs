@@ -2,7 +2,7 @@
 //! real driver and the model.
 
 use super::common::{SILENT, bytes, config, pair, pair_of};
-use fit::{Call, Config, Error, LostCause, Operation, Piece, Point, Polling};
+use fit::{Call, Config, Error, LostCause, Operation, Piece, Polling, ProfilePoint};
 use hal::{DmaBuffer, Duration};
 use harness::Testbed;
 use verbs::Rkey;
@@ -262,7 +262,11 @@ fn handlers_run_in_the_polling_task_or_in_workers_and_cores_poll_as_they_are_tol
             );
             let measured = |point| memory.fit.core(0).profile().summary(point).count;
             let expected = if set_up.profile { 20 } else { 0 };
-            for point in [Point::Queue, Point::Handler, Point::PostReply] {
+            for point in [
+                ProfilePoint::Queue,
+                ProfilePoint::Handler,
+                ProfilePoint::PostReply,
+            ] {
                 assert_eq!(measured(point), expected, "{}", point.name());
             }
         }

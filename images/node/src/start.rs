@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use fit::{Cluster, Config, Ended, Handler, Key, MAX_WORKERS, PeerId, Role};
+use fit::{AccessEnd, Cluster, Config, Handler, Key, MAX_WORKERS, PeerId, Role};
 use futures_util::future::join_all;
 use hal::{Duration, Instant};
 use libos::pci::{self, Function};
@@ -91,7 +91,7 @@ impl Node {
         for index in 0..self.cores {
             let (fit, alone) = (self.fit.clone(), self.workers == 0);
             libos::spawn_on(index.into(), async move {
-                let nothing = |_: Ended, _: Instant| {};
+                let nothing = |_: AccessEnd, _: Instant| {};
                 let ended = match alone {
                     true => fit.run_core_serving(index, handler, nothing).await,
                     false => fit.run_core_with(index, nothing).await,
@@ -103,18 +103,6 @@ impl Node {
                 let core = self.fit.core(index);
                 libos::spawn_on(index.into(), async move { core.serve(handler).await }).detach();
             }
-        }
-    }
-
-    /// Spawns what polls for completions on the cores behind the first, which the image looks after
-    /// itself.
-    pub fn run_other_cores(&self) {
-        for index in 1..self.cores {
-            let fit = self.fit.clone();
-            libos::spawn_on(index.into(), async move {
-                end(fit.run_core(index).await.map_err(Error::from))
-            })
-            .detach();
         }
     }
 

@@ -17,7 +17,7 @@ use crate::terminal::To;
 
 /// A stop or continuation of a child that was not reported to its parent yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum News {
+pub(crate) enum ChildChange {
     /// It was stopped by a signal.
     Stopped(u8),
     /// It goes on.
@@ -33,7 +33,7 @@ impl<N: Node> Process<N> {
         if self.pid == FIRST || orphaned || !self.set_stopped(true) {
             return;
         }
-        self.tell_parent(News::Stopped(signal));
+        self.tell_parent(ChildChange::Stopped(signal));
         self.call_all();
     }
 
@@ -43,12 +43,12 @@ impl<N: Node> Process<N> {
             return;
         }
         if tell {
-            self.tell_parent(News::Continued);
+            self.tell_parent(ChildChange::Continued);
         }
         self.call_all();
     }
 
-    fn tell_parent(&self, news: News) {
+    fn tell_parent(&self, news: ChildChange) {
         let parent = {
             let mut tree = self.node.kernel().tree.lock();
             let Some(own) = tree.processes.get_mut(&self.pid) else {
@@ -93,10 +93,10 @@ pub(crate) fn child_info(signal: u8, pid: u32, exit: Exit) -> SignalInfo {
 }
 
 /// Returns the `siginfo` of a child's stop or continuation, for its parent.
-pub(crate) fn news_info(pid: u32, news: News) -> SignalInfo {
+pub(crate) fn news_info(pid: u32, news: ChildChange) -> SignalInfo {
     let (code, status) = match news {
-        News::Stopped(signal) => (CLD_STOPPED, signal),
-        News::Continued => (CLD_CONTINUED, SIGCONT),
+        ChildChange::Stopped(signal) => (CLD_STOPPED, signal),
+        ChildChange::Continued => (CLD_CONTINUED, SIGCONT),
     };
     SignalInfo {
         signal: SIGCHLD,

@@ -15,7 +15,7 @@ use crate::error::{Error, Exit, Result, errno};
 use crate::futex::Futexes;
 use crate::inotify::Watches;
 use crate::ipc::Ipc;
-use crate::jobs::News;
+use crate::jobs::ChildChange;
 use crate::leased::Leases;
 use crate::locks::Locks;
 use crate::mm::Space;
@@ -102,7 +102,7 @@ pub(crate) struct Relations<N: Node> {
     pub(crate) exit_signal: u8,
     pub(crate) ended: Option<Exit>,
     /// A stop, or a going on, that the parent has not asked for.
-    pub(crate) news: Option<News>,
+    pub(crate) news: Option<ChildChange>,
 }
 
 /// Files of S that nothing uses any more: closing is a call to S, which the drop of a file can't

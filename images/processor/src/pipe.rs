@@ -34,14 +34,14 @@ pub(crate) struct UserPages(Mutex<BTreeMap<u32, u64>>);
 
 /// A user who makes or enlarges pipes.
 #[derive(Clone, Debug)]
-pub(crate) struct Payer {
+pub(crate) struct PipeUser {
     pub(crate) pages: Arc<UserPages>,
     pub(crate) user: u32,
     /// The user's pages have a bound.
     pub(crate) bounded: bool,
 }
 
-impl Payer {
+impl PipeUser {
     /// Pays for `to` bytes in place of `from`; false, and nothing changes, if that is too much.
     fn pay(&self, from: usize, to: usize, bounded: bool) -> bool {
         let [from, to] = [from, to].map(|bytes| (bytes / PAGE) as u64);
@@ -72,7 +72,7 @@ struct State {
     bytes: VecDeque<u8>,
     capacity: usize,
     /// The user who is charged for the capacity.
-    payer: Option<Payer>,
+    payer: Option<PipeUser>,
     readers: u32,
     writers: u32,
     /// Number of opens of the read end, for openers of a FIFO that wait for the other end.
@@ -132,7 +132,7 @@ impl Drop for State {
 }
 
 /// Returns the two ends of a new pipe: the one that is read, the one that is written.
-pub(crate) fn pipe(payer: Payer) -> (PipeEnd, PipeEnd) {
+pub(crate) fn pipe(payer: PipeUser) -> (PipeEnd, PipeEnd) {
     let pipe = Arc::new(Pipe::default());
     {
         let mut state = pipe.state.lock();
@@ -218,7 +218,7 @@ impl PipeEnd {
     ///
     /// EINVAL, EPERM if it is too much, of itself or with the user's other pipes; EBUSY if more is
     /// there.
-    pub(crate) fn set_capacity(&self, asked: u32, by: Payer) -> Result<usize> {
+    pub(crate) fn set_capacity(&self, asked: u32, by: PipeUser) -> Result<usize> {
         let asked = usize::try_from(asked).map_err(|_| errno::EINVAL)?;
         if asked > 1 << 31 {
             return Err(errno::EINVAL.into());
@@ -385,8 +385,8 @@ impl Drop for PipeEnd {
 mod tests {
     use super::*;
 
-    fn payer() -> Payer {
-        Payer {
+    fn payer() -> PipeUser {
+        PipeUser {
             pages: Arc::default(),
             user: 1000,
             bounded: true,
@@ -462,7 +462,7 @@ mod tests {
     #[test]
     fn a_user_s_pipes_hold_no_more_than_a_bound() {
         let one = payer();
-        let root = Payer {
+        let root = PipeUser {
             bounded: false,
             ..one.clone()
         };
@@ -478,7 +478,7 @@ mod tests {
         assert_eq!(small.capacity(), SMALL);
         assert_eq!(small.set_capacity(4096, one.clone()), Ok(4096));
         assert_eq!(writer.set_capacity(1 << 17, root.clone()), Ok(1 << 17));
-        let other = Payer {
+        let other = PipeUser {
             user: 7,
             ..one.clone()
         };

@@ -14,7 +14,7 @@ use crate::cpu_time::ProcessTime;
 use crate::error::Exit;
 use crate::kernel::Kernel;
 use crate::limits::Limits;
-use crate::mm::supply::Supply;
+use crate::mm::supply::ChunkSupply;
 use crate::mm::{Space, Tables};
 use crate::pidfd::Lifetime;
 use crate::platform::{Cpu, Files, Memory, Platform};
@@ -41,7 +41,7 @@ pub trait Node: Sized + 'static {
     /// Returns the cache.
     fn cache(&self) -> &Cache<Self::Machine>;
     /// Returns the chunks and promises that this node has of M.
-    fn supply(&self) -> &Supply;
+    fn supply(&self) -> &ChunkSupply;
     /// Makes the page tables of a new address space; `None` when there is no memory for them.
     fn new_tables(&self) -> Option<Self::Tables>;
     /// Looks once for pages that have come; false if the task had better let others run.

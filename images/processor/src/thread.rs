@@ -19,7 +19,7 @@ use crate::jobs::child_info;
 use crate::kernel::FIRST;
 use crate::locks::Owner;
 use crate::mm::Space;
-use crate::mm::fault::Now;
+use crate::mm::fault::ImmediateResult;
 use crate::platform::{Cpu, Platform, Trap};
 use crate::process::{Node, Process};
 use crate::rseq::Registration;
@@ -482,8 +482,8 @@ impl<N: Node> Thread<N> {
                     .memory
                     .fault_now(addr, access, |miss| prefetcher.miss(miss))?
                 {
-                    Now::Done => Turn::Done,
-                    Now::Later { first } => Turn::Fault {
+                    ImmediateResult::Done => Turn::Done,
+                    ImmediateResult::Later { first } => Turn::Fault {
                         addr,
                         access,
                         first,

@@ -42,7 +42,7 @@ pub struct SerialConsole {
 
 /// Some memory, and the node of the machine that it is nearest to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Near {
+pub struct MemoryAffinity {
     /// The node's number.
     pub node: u32,
     /// The first byte's address.
@@ -67,7 +67,7 @@ pub struct Tables {
     /// The console, if it is a UART at I/O ports.
     pub serial: Option<SerialConsole>,
     /// Memory by node; empty on a machine whose memory is all equally far.
-    pub memory: Vec<Near>,
+    pub memory: Vec<MemoryAffinity>,
     /// The physical address of the HPET's registers.
     pub hpet: Option<u64>,
     /// The IOMMUs.
@@ -224,7 +224,7 @@ fn hpet(table: &[u8]) -> Option<u64> {
 }
 
 /// Reads the memory of a SRAT.
-fn near(srat: &[u8]) -> Vec<Near> {
+fn near(srat: &[u8]) -> Vec<MemoryAffinity> {
     const FIXED: usize = HEADER_LEN + 12;
     /// Memory affinity: type and length, domain 4, reserved 2, base 8, length 8, reserved 4, flags.
     const MEMORY: u8 = 1;
@@ -236,7 +236,7 @@ fn near(srat: &[u8]) -> Vec<Near> {
             && let (Some(len), Some(&flags)) = (len.first_chunk(), rest.get(20))
             && flags & ENABLED != 0
         {
-            memory.push(Near {
+            memory.push(MemoryAffinity {
                 node: u32::from_le_bytes([*a, *b, *c, *d]),
                 start: u64::from_le_bytes(*start),
                 len: u64::from_le_bytes(*len),

@@ -113,6 +113,9 @@ pub(crate) fn init() {
             unsafe { Window::new(page, 0x1000) }
         });
     }
+    // All vectors are let in; firmware may have left a threshold. The spurious vector's register
+    // turns the APIC on in software: until then no local vector, the timer's too, can be unmasked
+    // (Intel SDM volume 3A, "Local APIC State After It Has Been Software Disabled").
     write(TASK_PRIORITY, 0);
     for register in [LINT0, LINT1, ERROR] {
         write(register, MASKED);
@@ -148,6 +151,8 @@ pub(crate) fn id() -> u32 {
 }
 
 /// Signals the end of the interrupt (EOI) to the APIC.
+///
+/// Until then no vector of this priority or below is delivered to this core.
 pub(crate) fn end_of_interrupt() {
     write(END_OF_INTERRUPT, 0);
 }
@@ -186,6 +191,8 @@ pub(crate) fn send_startup(apic_id: u32, page: u8) {
     command(apic_id, STARTUP | u32::from(page));
 }
 
+/// Sends an interrupt or a reset to another core, and waits until it is on its way where the APIC
+/// tells that: x2APIC takes the command in one write and has no delivery status.
 fn command(apic_id: u32, command: u32) {
     // What was written before must be seen by the core that is called: in x2APIC mode the write to
     // the MSR orders nothing.
@@ -195,6 +202,8 @@ fn command(apic_id: u32, command: u32) {
         // SAFETY: the interrupt command register.
         return unsafe { Msr::new(X2APIC_MSRS + (COMMAND_LOW >> 4)).write(value) };
     };
+    // The store to the lower half sends it, so the destination comes first (Intel SDM volume 3A,
+    // "Interrupt Command Register (ICR)").
     window.store(COMMAND_HIGH as usize, apic_id << 24);
     window.store(COMMAND_LOW as usize, command);
     for _ in 0..PATIENCE {

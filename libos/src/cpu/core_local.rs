@@ -104,6 +104,8 @@ pub(crate) fn adopt(core: &'static CoreLocal) {
     core.segments.load();
     let address = x86_64::VirtAddr::from_ptr(core);
     x86_64::registers::model_specific::GsBase::write(address);
+    // GS leads to it before the list does: whoever calls this core from now on finds it able to
+    // serve.
     CORES[core.index].store(core::ptr::from_ref(core).cast_mut(), Ordering::Release);
     COUNT.fetch_add(1, Ordering::AcqRel);
 }

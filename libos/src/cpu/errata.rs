@@ -30,7 +30,7 @@ pub(super) struct Cpu {
 
 /// Bits of a register that show that an erratum is avoided if they are set, or, for `wanted` 0,
 /// clear.
-struct Avoided {
+struct Mitigation {
     register: u32,
     bits: u64,
     wanted: u64,
@@ -43,7 +43,7 @@ struct Erratum {
     /// Whether a CPU with its microcode has it.
     is_of: fn(&Cpu) -> bool,
     /// The register that shows that firmware's settings avoid it, on the CPUs that have one.
-    avoided: Option<Avoided>,
+    avoided: Option<Mitigation>,
 }
 
 /// AMD's configuration of the decoder.
@@ -54,7 +54,7 @@ const ERRATA: [Erratum; 6] = [
     Erratum {
         text: "erratum 400 (in C1E the APIC's timer stops: sleeping cores wake late; turn C1E off)",
         is_of: |cpu| cpu.is_amd(0x0f, 0x41..=0xff) || cpu.is_amd(0x10, 0x02..=0xff),
-        avoided: Some(Avoided {
+        avoided: Some(Mitigation {
             register: 0xc001_0055,
             bits: 0x1800_0000,
             wanted: 0,
@@ -64,7 +64,7 @@ const ERRATA: [Erratum; 6] = [
     Erratum {
         text: "erratum 721 (a stack pointer may become wrong)",
         is_of: |cpu| cpu.is_amd(0x10, 0..=0xff) || cpu.is_amd(0x12, 0..=0xff),
-        avoided: Some(Avoided {
+        avoided: Some(Mitigation {
             register: DECODER,
             bits: 1,
             wanted: 1,
@@ -74,7 +74,7 @@ const ERRATA: [Erratum; 6] = [
     Erratum {
         text: "Zenbleed (a program reads vector registers of others)",
         is_of: has_zenbleed,
-        avoided: Some(Avoided {
+        avoided: Some(Mitigation {
             register: DECODER,
             bits: 1 << 9,
             wanted: 1 << 9,
@@ -84,7 +84,7 @@ const ERRATA: [Erratum; 6] = [
     Erratum {
         text: "erratum 1485 (with SMT an instruction may be taken for an invalid one)",
         is_of: |cpu| cpu.is_amd(0x19, 0x10..=0x1f) || cpu.is_amd(0x19, 0x60..=0xaf),
-        avoided: Some(Avoided {
+        avoided: Some(Mitigation {
             register: 0xc001_102e,
             bits: 1 << 5,
             wanted: 1 << 5,
@@ -101,7 +101,7 @@ const ERRATA: [Erratum; 6] = [
     Erratum {
         text: "Meltdown and L1TF (a program can read all memory of this node)",
         is_of: |cpu| cpu.vendor == Vendor::Intel && cpu.family == 6,
-        avoided: Some(Avoided {
+        avoided: Some(Mitigation {
             register: 0x10a,
             bits: 1,
             wanted: 1,

@@ -58,5 +58,7 @@ pub(crate) fn serve(vector: u64) {
         // Spurious interrupts, of the 8259s or the APIC, are not acknowledged.
         _ => return,
     }
+    // After the slot has fired: the task that it wakes runs later, on the core's own loop. MSI-X
+    // interrupts are single writes, so a device does not repeat one that is not yet acknowledged.
     apic::end_of_interrupt();
 }

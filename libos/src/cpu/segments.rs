@@ -40,6 +40,8 @@ pub(crate) struct Segments {
 impl Segments {
     pub(crate) fn new() -> Self {
         let mut tss = TaskStateSegment::new();
+        // Traps from user mode begin here (RSP0). `trap.s` takes the seven words off it at once and
+        // goes on on the kernel's own stack, so it is never nested.
         tss.privilege_stack_table[0] = VirtAddr::new(new_stack(ENTRY_STACK));
         for (_, ist) in IST_VECTORS {
             tss.interrupt_stack_table[usize::from(ist)] = VirtAddr::new(new_stack(IST_STACK));

@@ -99,6 +99,10 @@ fn start(index: usize, apic_id: u32, page: u8) -> bool {
     AP_STACK.store(new_stack(STACK), Ordering::Release);
     AP_CORE.store(index, Ordering::Release);
     AP_APIC.store(apic_id.into(), Ordering::Release);
+    // INIT, 10 ms, STARTUP, and STARTUP again if the core has not come (Intel SDM volume 3A,
+    // "Typical AP Initialization Sequence"; Linux `arch/x86/kernel/smpboot.c`,
+    // `wakeup_secondary_cpu_via_init`). The stack and number above are visible to it: sending is
+    // behind a fence.
     apic::send_init(apic_id);
     time::spin(Duration::from_millis(10));
     let end = time::now() + START_DEADLINE;
@@ -123,11 +127,13 @@ fn start(index: usize, apic_id: u32, page: u8) -> bool {
 
 /// A new core's first Rust.
 pub(crate) extern "C" fn ap_start() -> ! {
+    // The trampoline's tables map low memory too; from here on only the kernel's half is there.
     paging::load_on_this_core();
     let apic_id = u32::try_from(AP_APIC.load(Ordering::Acquire)).unwrap_or_default();
     let core = core_local::prepare(AP_CORE.load(Ordering::Acquire), apic_id);
     apic::init();
     user::init_core();
+    // Last of all: others find the core from now on, and may call it.
     core_local::adopt(core);
     vdso::init_core();
     executor::run()

@@ -8,7 +8,9 @@
 .balign 16
 .global trap_common
 trap_common:
-    // [rsp]: vector, error, rip, cs, rflags, rsp, ss
+    // [rsp]: vector, error, rip, cs, rflags, rsp, ss. The lower two bits of cs are the interrupted code's privilege
+    // level. They alone tell whether GS is the program's: the kernel's has no window in which it is not, as interrupts
+    // stay off from every SWAPGS to the program, and what can't be held off (NMI, machine check) ends the node.
     test byte ptr [rsp + 24], 3
     jnz trap_from_user
     push rax
@@ -26,6 +28,8 @@ trap_common:
     push r13
     push r14
     push r15
+    // Rust expects the direction flag clear and the stack aligned to 16 bytes at a call; the gate sees to neither
+    // (System V ABI for x86-64, section 3.2.2).
     cld
     mov rdi, rsp
     mov rbx, rsp
@@ -52,6 +56,8 @@ trap_common:
 
 .balign 16
 trap_from_user:
+    // On the entry stack of the TSS, as a program's stack pointer may be anything. Each core has one program at a
+    // time, so one scratch word and one context are enough.
     swapgs
     mov gs:[{pc_scratch}], rax
     mov rax, gs:[{pc_context}]
@@ -87,6 +93,8 @@ trap_from_user:
 .balign 16
 .global syscall_entry
 syscall_entry:
+    // SYSCALL leaves rip in rcx, rflags in r11, and the program's stack in rsp (Intel SDM volume 2B, SYSCALL). Nothing
+    // may be pushed before that is put away; SFMASK has turned interrupts off.
     swapgs
     mov gs:[{pc_scratch}], rax
     mov rax, gs:[{pc_context}]
@@ -113,8 +121,8 @@ syscall_entry:
 
 leave_user:
     mov rsp, gs:[{pc_kernel_rsp}]
-    // All flags clear: the direction flag, as Rust has it, and the alignment-check flag, which would open the program's
-    // pages to the kernel. A gate leaves both as the program had them.
+    // All flags clear: the direction flag, as Rust has it, and the alignment-check flag, which would open the
+    // program's pages to the kernel. A gate leaves both as the program had them.
     push 2
     popfq
     pop r15
@@ -166,7 +174,9 @@ enter_user:
     swapgs
     iretq
 2:
-    // rcx and r11 hold rip and rflags: the caller made sure of it.
+    // rcx and r11 hold rip and rflags: the caller made sure of it, and that rip is canonical. On Intel's CPUs SYSRET
+    // to any other address faults in ring 0 with the program's stack (Linux `entry_64.S`, `entry_SYSCALL_64`;
+    // CVE-2012-0217).
     mov rsp, [rax + {r_rsp}]
     mov rax, [rax + {r_rax}]
     swapgs

@@ -238,6 +238,9 @@ impl UserContext {
     /// # Panics
     ///
     /// When called on another core than the thread ran on.
+    ///
+    /// State is switched lazily: registers stay loaded until another thread runs on the core, and a
+    /// thread that moves must bring its state along, as no core reads another one's registers.
     pub fn unload(&mut self) {
         let Some(index) = self.live_on else { return };
         let core = core_local::this();
@@ -291,6 +294,8 @@ impl UserContext {
         registers.rflags = registers.rflags & USER_FLAGS | FORCED_FLAGS;
         // SYSRET takes rip and rflags from rcx and r11: right only after a system call that nobody
         // redirected.
+        // Where SYSRET would not restore all, IRET does: it is slower, but takes everything from
+        // the stack (Linux `arch/x86/entry/entry_64.S`, `entry_SYSCALL_64`, asks the same).
         let by_sysret = registers.vector == SYSCALL_VECTOR
             && registers.rcx == registers.rip
             && registers.r11 == registers.rflags;
@@ -309,6 +314,8 @@ impl UserContext {
         // SAFETY: the kernel's half is the same in every space, the registers are the program's,
         // and interrupts are off.
         unsafe { enter_user(&raw mut self.registers, by_sysret.into()) };
+        // A plain store suffices on the way out: whoever waits for it only waits longer until it is
+        // visible.
         core.user_epoch.store(epoch + 2, Ordering::Release);
     }
 
@@ -349,6 +356,8 @@ impl UserContext {
             loaded.fs_base = self.fs_base;
         }
         if !same || loaded.gs_base != self.gs_base {
+            // SWAPGS on the way out makes it the program's GS base, and keeps the core's own
+            // meanwhile.
             KernelGsBase::write(VirtAddr::new_truncate(self.gs_base));
             loaded.gs_base = self.gs_base;
         }
@@ -386,7 +395,11 @@ impl UserContext {
         match vector {
             SYSCALL_VECTOR => Some(Trap::Syscall),
             PAGE_FAULT => {
+                // Nothing has faulted since: interrupts are off, and the kernel itself never takes
+                // page faults.
                 let addr = Cr2::read_raw();
+                // Bit 3: a reserved bit was set in an entry (Intel SDM volume 3A, "Page-Fault
+                // Exceptions").
                 assert!(error & 8 == 0, "broken page table at {addr:#x}");
                 let (present, write, execute) = (error & 1 != 0, error & 2 != 0, error & 16 != 0);
                 Some(Trap::PageFault {

@@ -15,7 +15,7 @@ use virtio_drivers::transport::pci::bus::DeviceFunction;
 use x86_64::instructions::port::Port;
 
 use crate::boot::mcfg::Ecam;
-use crate::dev::pci_scan::{self, Config, Function, NO_VENDOR, Place};
+use crate::dev::pci_scan::{self, ConfigAccess, Function, NO_VENDOR, Place};
 use crate::mem::paging;
 use crate::mem::window::Window;
 
@@ -61,6 +61,7 @@ pub(crate) fn read(place: Place, offset: u16) -> u32 {
 }
 
 fn read_by_ports(at: DeviceFunction, offset: u16) -> u32 {
+    // The address port holds one address for all cores.
     let _ports = PORTS.lock();
     select(at, offset);
     // SAFETY: the configuration data port, after its address.
@@ -68,6 +69,9 @@ fn read_by_ports(at: DeviceFunction, offset: u16) -> u32 {
 }
 
 /// Stores a dword.
+///
+/// In mapped space the store may be posted: whoever needs its effect before the next step reads
+/// back (PCI Express Base specification 3.0, section 7.2.2).
 pub(crate) fn write(place: Place, offset: u16, value: u32) {
     if let Some((window, base)) = memory_mapped(place) {
         return window.store(base + usize::from(offset & 0xffc), value);
@@ -111,7 +115,7 @@ fn select(at: DeviceFunction, offset: u16) {
 /// This machine's configuration space.
 pub(crate) struct Machine;
 
-impl Config for Machine {
+impl ConfigAccess for Machine {
     fn read(&self, place: Place, offset: u16) -> u32 {
         read(place, offset)
     }

@@ -2,6 +2,8 @@
 
 // Modules that exist on the machine only, not on the host.
 #[cfg(target_os = "none")]
+mod backoff;
+#[cfg(target_os = "none")]
 pub(crate) mod config_space;
 #[cfg(target_os = "none")]
 pub(crate) mod console;

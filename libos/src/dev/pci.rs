@@ -214,10 +214,15 @@ impl hal::Platform for Function {
             capability,
             control | MSIX_ENABLE | MSIX_MASK_ALL,
         );
+        // With all vectors masked: a function that fires while an entry is half written would send
+        // its message to some other address (PCI Local Bus specification 3.0, section 6.8.2).
         let mut vectors = Vec::new();
         for index in 0..count {
             let vector = Vector::allocate().ok_or_else(|| few(index))?;
             let entry = offset + usize::from(index) * MSIX_ENTRY;
+            // Physical destination mode, one core: bits 19 to 12 are its APIC id. Edge-triggered,
+            // fixed delivery: the data is the vector alone (Intel SDM volume 3A, "Message Data
+            // Register Format").
             table.store(entry, MESSAGE_ADDRESS | (apic::id() & 0xff) << 12);
             table.store(entry + 4, 0_u32);
             table.store(entry + 8, u32::from(vector.number()));

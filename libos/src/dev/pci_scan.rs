@@ -1,6 +1,6 @@
 //! The functions that a machine has: a walk over buses and bridges, as firmware has numbered them.
 //!
-//! Pure over [`Config`], so that machines of any shape are tried on the host.
+//! Pure over [`ConfigAccess`], so that machines of any shape are tried on the host.
 //!
 //! Layouts: PCI Local Bus specification 3.0, chapter 6; PCI-to-PCI Bridge Architecture
 //! specification 1.2, section 3.2.
@@ -77,7 +77,7 @@ impl fmt::Debug for Function {
 }
 
 /// Configuration space, as far as the walk needs it.
-pub(crate) trait Config {
+pub(crate) trait ConfigAccess {
     /// Loads a dword; all ones where nothing is.
     fn read(&self, place: Place, offset: u16) -> u32;
 
@@ -90,7 +90,7 @@ pub(crate) type Buses = Vec<(u16, u8)>;
 
 /// Returns the functions on a bus and on those behind its bridges, which are added to `buses`.
 pub(crate) fn behind(
-    config: &impl Config,
+    config: &impl ConfigAccess,
     segment: u16,
     bus: u8,
     buses: &mut Buses,
@@ -126,7 +126,7 @@ pub(crate) fn behind(
 /// Returns the functions that `wanted` is true for, until there is one if `only_one`: those behind
 /// bus 0 of segment 0, then those behind other root bridges, on each bus that a range covers.
 pub(crate) fn search(
-    config: &impl Config,
+    config: &impl ConfigAccess,
     ranges: &[Ecam],
     wanted: &dyn Fn(&Function) -> bool,
     only_one: bool,
@@ -158,7 +158,7 @@ pub(crate) fn search(
     found
 }
 
-fn probe(config: &impl Config, place: Place) -> Option<Function> {
+fn probe(config: &impl ConfigAccess, place: Place) -> Option<Function> {
     let [a, b, c, d] = config.read(place, 0).to_le_bytes();
     let (vendor, device) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
     (!NO_VENDOR.contains(&vendor)).then(|| Function {
@@ -169,7 +169,7 @@ fn probe(config: &impl Config, place: Place) -> Option<Function> {
     })
 }
 
-fn secondary_bus(config: &impl Config, place: Place) -> Option<u8> {
+fn secondary_bus(config: &impl ConfigAccess, place: Place) -> Option<u8> {
     let bridge = config.read(place, HEADER_TYPE) >> 16 & 0x7f == 1;
     let [_, secondary, ..] = config.read(place, BUS_NUMBERS).to_le_bytes();
     (bridge && secondary != 0).then_some(secondary)
@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    impl Config for Machine {
+    impl ConfigAccess for Machine {
         fn read(&self, place: Place, offset: u16) -> u32 {
             self.looks.set(self.looks.get() + 1);
             let DeviceFunction {

@@ -9,7 +9,7 @@
 
 use virtio_drivers::transport::pci::bus::DeviceFunction;
 
-use crate::dev::pci_scan::{Config, Place};
+use crate::dev::pci_scan::{ConfigAccess, Place};
 
 const INTEL: u32 = 0x8086;
 /// Classes, without the programming interface: a bridge to ISA (LPC), an SMBus.
@@ -45,7 +45,7 @@ pub(crate) enum Halt {
 ///
 /// An older chipset is believed only if ACPI's tables name the same ports (`pm1a`, the control
 /// register), which spares a list of device ids.
-pub(crate) fn control_port(config: &impl Config, pm1a: Option<u16>) -> Option<u16> {
+pub(crate) fn control_port(config: &impl ConfigAccess, pm1a: Option<u16>) -> Option<u16> {
     let read = |function, offset| {
         let at = DeviceFunction {
             bus: 0,
@@ -92,7 +92,7 @@ mod tests {
     /// Dwords of device 0x1f's functions, by function and offset.
     struct Chipset(BTreeMap<(u8, u16), u32>);
 
-    impl Config for Chipset {
+    impl ConfigAccess for Chipset {
         fn read(&self, place: Place, offset: u16) -> u32 {
             assert_eq!((place.segment, place.at.bus, place.at.device), (0, 0, 0x1f));
             let found = self.0.get(&(place.at.function, offset));

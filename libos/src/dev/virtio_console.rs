@@ -20,10 +20,11 @@ use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::pci::PciTransport;
 
 use crate::Error;
+use crate::dev::backoff::Backoff;
 use crate::dev::pci::Function;
 use crate::dev::virtio::{VirtioHal, failed};
 use crate::mem::frame_bitmap::PAGE_SIZE;
-use crate::task::{executor, time, timer};
+use crate::task::time;
 
 const QUEUE_LEN: usize = 16;
 /// A port's queue for input; that for output follows. Port 0 has 0, the control queues come next,
@@ -38,6 +39,7 @@ const NOTICE: Duration = Duration::from_secs(60);
 const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
 /// A device is asked so long by yielding before it is asked now and then.
 const POLL_FOR: Duration = Duration::from_micros(100);
+const SHORTEST_NAP: Duration = Duration::from_micros(50);
 const LONGEST_NAP: Duration = Duration::from_millis(5);
 
 /// Control messages' events (virtio 1.2, section 5.3.6.2).
@@ -198,11 +200,11 @@ impl Writer {
         let Some((token, len)) = self.lent else {
             return Ok(());
         };
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new(POLL_FOR, SHORTEST_NAP, LONGEST_NAP);
         let mut noticed = NOTICE;
         while !self.queue.can_pop() {
-            patience.wait().await;
-            if patience.waited() > noticed {
+            backoff.wait().await;
+            if backoff.waited() > noticed {
                 log::info!(
                     "console {}: the host has taken nothing for {} s",
                     self.device.function,
@@ -237,11 +239,11 @@ impl Reader {
     ///
     /// [`Error::Virtio`] when the device breaks.
     pub async fn read(&mut self, into: &mut [u8]) -> Result<usize, Error> {
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new(POLL_FOR, SHORTEST_NAP, LONGEST_NAP);
         while self.unread.is_empty() {
             match self.token {
                 None => self.lend_buffer()?,
-                Some(_) if !self.queue.can_pop() => patience.wait().await,
+                Some(_) if !self.queue.can_pop() => backoff.wait().await,
                 Some(token) => self.take_buffer(token)?,
             }
         }
@@ -356,32 +358,4 @@ fn send_control(
     // SAFETY: the same buffer as was added.
     unsafe { queue.pop_used(token, &inputs, &mut []) }.map_err(fail)?;
     Ok(())
-}
-
-/// Asks often at first and less often later.
-struct Patience {
-    start: hal::Instant,
-    nap: Duration,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self {
-            start: time::now(),
-            nap: Duration::from_micros(50),
-        }
-    }
-
-    fn waited(&self) -> Duration {
-        time::now().since(self.start)
-    }
-
-    async fn wait(&mut self) {
-        if self.waited() < POLL_FOR {
-            executor::yield_now().await;
-        } else {
-            timer::sleep(self.nap).await;
-            self.nap = (self.nap * 2).min(LONGEST_NAP);
-        }
-    }
 }

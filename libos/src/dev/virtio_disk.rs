@@ -12,16 +12,16 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::mem::ManuallyDrop;
 
-use hal::{Duration, Instant};
+use hal::Duration;
 use spin::Mutex;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::pci::PciTransport;
 
 use crate::Error;
+use crate::dev::backoff::Backoff;
 use crate::dev::pci::Function;
 use crate::dev::virtio::{VirtioHal, failed};
-use crate::task::{executor, time, timer};
 
 /// Bytes of a sector: the unit in which the device counts.
 pub const SECTOR: usize = 512;
@@ -345,12 +345,12 @@ impl Disk {
     }
 
     async fn run(&self, request: Request, mut data: Data<'_>) -> Result<(), DiskError> {
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new(POLL_FOR, SHORTEST_NAP, LONGEST_NAP);
         let lease = loop {
             if let Some(lease) = self.start(request, &data)? {
                 break lease;
             }
-            self.wait(&mut patience, request).await?;
+            self.wait(&mut backoff, request).await?;
         };
         loop {
             if let Some(status) = self.finish(&lease, &mut data)? {
@@ -364,12 +364,12 @@ impl Disk {
                     }),
                 };
             }
-            self.wait(&mut patience, request).await?;
+            self.wait(&mut backoff, request).await?;
         }
     }
 
-    async fn wait(&self, patience: &mut Patience, request: Request) -> Result<(), DiskError> {
-        if patience.waited() > PATIENCE {
+    async fn wait(&self, backoff: &mut Backoff, request: Request) -> Result<(), DiskError> {
+        if backoff.waited() > PATIENCE {
             let (device, seconds) = (self.name(), PATIENCE.as_secs());
             return Err(DiskError::Stuck {
                 device,
@@ -377,7 +377,7 @@ impl Disk {
                 seconds,
             });
         }
-        patience.wait().await;
+        backoff.wait().await;
         Ok(())
     }
 
@@ -489,33 +489,5 @@ impl Drop for Lease<'_> {
             State::Lent(token) => State::Abandoned(token),
             _ => State::Free,
         };
-    }
-}
-
-/// Asks often at first and less often later.
-struct Patience {
-    start: Instant,
-    nap: Duration,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self {
-            start: time::now(),
-            nap: SHORTEST_NAP,
-        }
-    }
-
-    fn waited(&self) -> Duration {
-        time::now().since(self.start)
-    }
-
-    async fn wait(&mut self) {
-        if self.waited() < POLL_FOR {
-            executor::yield_now().await;
-        } else {
-            timer::sleep(self.nap).await;
-            self.nap = (self.nap * 2).min(LONGEST_NAP);
-        }
     }
 }

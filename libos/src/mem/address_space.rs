@@ -1,4 +1,21 @@
 //! A program's half of the address space.
+//!
+//! # Shootdown
+//!
+//! A translation outlives its entry in the caches of every core that has walked there (Intel SDM
+//! volume 3A, "Propagation of Paging-Structure Changes to Multiple Processors"), so whoever takes
+//! an entry or a right away goes in this order:
+//!
+//! ```text
+//!   changes the entry ──► counts the generation ──► drops its own translation
+//!       ──► calls the cores that run the space ──► waits for them ──► uses the frame again
+//! ```
+//!
+//! A core does the mirror image: it says that it is in user mode (`user_epoch` odd), then compares
+//! generations, then enters. All four are sequentially consistent, so either the core sees the new
+//! generation and flushes, or it is seen to be in user mode and called out. Linux has the same pair
+//! (`arch/x86/mm/tlb.c`: `inc_mm_tlb_gen` in `flush_tlb_mm_range` "synchronizes with switch_mm").
+//! Going back to user mode flushes, so the call's handler has nothing to do.
 // UNSAFETY: reads and writes tables through the direct map.
 #![expect(unsafe_code, reason = "raw memory")]
 
@@ -379,6 +396,8 @@ impl AddressSpace {
     /// [`Error::Mapped`] when another frame is mapped there, [`Error::NoMemory`] when there is none
     /// for a table.
     pub fn map(&self, address: u64, frame: PageFrame, rights: Rights) -> Result<(), Error> {
+        // An entry that was not present needs no call: no translation is cached of one (Intel SDM
+        // volume 3A, "Optional Invalidation").
         if let Some(was) = self.tables.map(address, frame.phys(), rights)? {
             self.rights_changed(address, was, rights);
         }
@@ -410,6 +429,8 @@ impl AddressSpace {
     /// Clears the page's dirty mark and returns its former value. A store after this sets it again.
     pub fn clear_dirty(&self, address: u64) -> Option<Mapping> {
         let was = self.tables.clear_dirty(address)?;
+        // With the translation cached as dirty the CPU would not set the mark again at the next
+        // store (Intel SDM volume 3A, "Accessed and Dirty Flags").
         if was.dirty {
             self.invalidate(address);
         }
@@ -430,6 +451,8 @@ impl AddressSpace {
 
     /// Rights that were added need no call: a core that has the narrower ones cached faults, which
     /// drops them, and finds the new ones when it repeats the access.
+    /// (Intel SDM volume 3A, "Optional Invalidation"; Linux `arch/x86/mm/fault.c`,
+    /// `spurious_kernel_fault`, tells the same for the kernel.)
     fn rights_changed(&self, address: u64, was: Mapping, rights: Rights) {
         if rights.contains(was.rights) {
             self.asid.flush_own(address);
@@ -474,6 +497,8 @@ impl Asid {
     /// Counts a change, and drops by `drop_own`, which gets the root, what this core has of the
     /// space.
     fn announce(self, drop_own: impl FnOnce(PhysAddr)) {
+        // A read-modify-write, so a full barrier: the entry's change is visible before the count,
+        // and the looks at `user_epoch` in `flush_cores` come behind it.
         let before = self.advance();
         let mut loaded = core_local::this().loaded.borrow_mut();
         if let Some(root) = loaded.root_of(self) {
@@ -504,6 +529,8 @@ pub fn flush_cores(spaces: impl Iterator<Item = Asid> + Clone) {
         if epoch % 2 == 0 {
             continue;
         }
+        // Stored before the epoch became odd, so it is this stay's, or a later one's: then that
+        // core has seen the generation on its way in.
         let runs = core.user_space.load(Ordering::SeqCst);
         if spaces.clone().any(|space| space.number() == runs) {
             apic::interrupt(core.apic_id, apic::CALL_VECTOR);
@@ -516,6 +543,8 @@ pub fn flush_cores(spaces: impl Iterator<Item = Asid> + Clone) {
     }
     let end = time::now() + LEAVE_DEADLINE;
     for core in called() {
+        // Any other number will do: it has left, and what it entered since is as of the new
+        // generation.
         while core.user_epoch.load(Ordering::SeqCst) == epochs[core.index] {
             assert!(
                 time::now() < end,

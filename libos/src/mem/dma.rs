@@ -14,6 +14,10 @@ use crate::mem::layout::direct;
 use crate::mem::window::Window;
 
 /// Contiguous zeroed memory for a device, freed when dropped.
+///
+/// Ordinary cached memory: devices of x86 machines see the caches, so nothing is flushed by hand
+/// (Linux `Documentation/core-api/dma-api.rst`, coherent memory). What remains to order is named by
+/// [`hal::fence`].
 #[derive(Debug)]
 pub struct Buffer {
     frames: Frames,
@@ -133,6 +137,7 @@ impl FrameArray {
             frames,
             previous: last(),
         }));
+        // The list never shrinks, so a reader needs no lock.
         LAST.store(core::ptr::from_ref(array).cast_mut(), Ordering::Release);
         array
     }

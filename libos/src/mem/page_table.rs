@@ -13,6 +13,9 @@ pub(crate) use crate::mem::page_entry::{
 };
 
 /// Write-through and cache-disable: together the PAT's entry 3, uncached after reset.
+///
+/// Accesses to such memory go out one by one and in program order (Intel SDM volume 3A, "Strong
+/// Uncacheable (UC)"), as registers need it.
 pub(crate) const UNCACHED: u64 = (1 << 3) | (1 << 4);
 pub(crate) const LARGE: u64 = 1 << 7;
 pub(crate) const GLOBAL: u64 = 1 << 8;

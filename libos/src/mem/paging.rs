@@ -149,6 +149,11 @@ pub(crate) fn load_on_this_core() {
 }
 
 /// Loads a root table, which drops this core's translations of the lower half.
+///
+/// A move to CR3 without PCIDs drops all translations but global ones, and the paging-structure
+/// caches with them (Intel SDM volume 3A, "Operations that Invalidate TLBs and Paging-Structure
+/// Caches"). The kernel's half is global: it is the same in every root and its entries never
+/// change.
 pub(crate) fn load_root(root: PhysAddr) {
     let frame = PhysFrame::containing_address(x86_64::PhysAddr::new(root.0));
     // SAFETY: every root holds the kernel's half.
@@ -183,6 +188,8 @@ pub(crate) fn map_firmware(start: PhysAddr, len: u64) -> Option<*const u8> {
     Some(pointer(DIRECT_BASE + start.0))
 }
 
+/// Other cores need not be told: the entries were not present, and no translation is cached of
+/// such.
 fn map_linear(base: u64, start: u64, end: u64, rights: u64) -> Option<()> {
     let _change = CHANGE.lock();
     for at in (start / PAGE * PAGE..end).step_by(PAGE_SIZE) {

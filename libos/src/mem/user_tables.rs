@@ -157,6 +157,8 @@ impl<M: TableMemory> Tables<M> {
         check(address)?;
         let at = self.entry_or_create(address)?;
         let fresh = frame.0 | PRESENT | rights.bits_of_entry();
+        // Two cores may fault on one page; the second finds the first one's entry. A table that is
+        // retired meanwhile can't be hit: whoever maps holds the lock that its release needs.
         match self.memory.compare_exchange(at, 0, fresh) {
             Ok(()) => Ok(None),
             Err(there) if there & PRESENT != 0 && there & ADDRESS == frame.0 => {
@@ -198,6 +200,10 @@ impl<M: TableMemory> Tables<M> {
     }
 
     /// Changes a present entry, whatever the CPU does to it meanwhile, and tells what it was.
+    ///
+    /// The CPU sets its marks by locked cycles (Intel SDM volume 3A, "Automatic Locking"), so a
+    /// compare-and-swap loses none: a plain load and store could drop a dirty mark, and with it the
+    /// page's contents.
     fn change(&self, at: PhysAddr, change: impl Fn(u64) -> u64) -> Option<Mapping> {
         let mut entry = self.memory.load(at);
         while entry & PRESENT != 0 {
@@ -261,6 +267,9 @@ impl<M: TableMemory> Tables<M> {
             let mut entry = self.memory.load(at);
             if entry & PRESENT == 0 {
                 // The leaf decides about rights.
+                // The table is zeroed before the entry shows it, for CPUs walk without a lock:
+                // stores are seen in order on x86 (Linux `mm/memory.c`, `pmd_install`, has
+                // `smp_wmb` here).
                 entry = self.memory.new_table(Kind::of(level - 1))?.0 | PRESENT | WRITABLE | USER;
                 self.memory.store(at, entry);
             }

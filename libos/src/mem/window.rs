@@ -72,6 +72,10 @@ impl Window {
     }
 
     /// Loads one word untorn.
+    ///
+    /// Of a register it is one load of that width, which the compiler neither drops nor doubles.
+    /// The CPU keeps accesses to uncached memory in order among themselves; against ordinary memory
+    /// [`hal::fence`] orders them.
     pub(crate) fn load<T: Word>(&self, offset: usize) -> T {
         let from: *mut T = self.at(offset, size_of::<T>());
         // SAFETY: `at` checked range and alignment.

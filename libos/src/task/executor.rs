@@ -21,6 +21,8 @@ pub type Task<T> = async_task::Task<T>;
 
 /// Makes a task runnable on its core and wakes the core if it sleeps.
 fn enqueue(core: &'static CoreLocal, task: Runnable) {
+    // The queue's lock makes the task visible before the interrupt, and `push` said that the core
+    // sleeps or is about to. On its own core nothing sleeps: this runs there.
     if core.queue.push(task) && core.index != core_local::current() {
         apic::interrupt(core.apic_id, apic::CALL_VECTOR);
     }
@@ -101,6 +103,8 @@ fn let_interrupts_in() {
 fn rest(core: &CoreLocal) {
     core.queue.rest(|| {
         timer::arm(core, core.timers.next());
+        // STI lets no interrupt in before the instruction that follows has begun, so none is served
+        // between the look at the queue and HLT (Intel SDM volume 2B, STI).
         interrupts::enable_and_hlt();
         interrupts::disable();
     });

@@ -38,6 +38,8 @@ static NANOS_PER_TICK: AtomicU64 = AtomicU64::new(0);
 static TIMER_HZ: AtomicU64 = AtomicU64::new(0);
 static START: AtomicU64 = AtomicU64::new(0);
 
+/// RDTSC waits for nothing before it, so a reading may be some instructions early: times order
+/// events of one core only as far as that.
 fn ticks() -> u64 {
     // SAFETY: every 64-bit CPU has the counter.
     unsafe { core::arch::x86_64::_rdtsc() }

@@ -70,6 +70,7 @@ pub(crate) fn arm(core: &CoreLocal, deadline: u64) {
 /// Serves the timer's interrupt.
 pub(crate) fn interrupt(core: &CoreLocal) {
     core.armed.set(u64::MAX);
+    // The wakers only queue tasks: nothing of a task runs in the interrupt.
     core.timers.fire(time::now());
 }
 

@@ -5,7 +5,7 @@
 
 use std::task::Waker;
 
-use pcache::{Access, Batch, Cache, ChunkId, Content, Filled, Plan, Rights, Slot, Touch};
+use pcache::{Access, Batch, Cache, ChunkId, Content, FaultAnswer, Filled, Plan, Rights, Slot};
 
 use super::{PAGES, Space, TABLE, WORDS, World};
 
@@ -129,22 +129,22 @@ impl Program {
             };
             first = false;
             let filled = match touch {
-                Touch::Done => Filled::Done,
+                FaultAnswer::Done => Filled::Done,
                 // Looks again, so that the waker is kept.
-                Touch::Started => continue,
-                Touch::Wait => return Outcome::Pending,
-                Touch::Denied => {
+                FaultAnswer::Started => continue,
+                FaultAnswer::Wait => return Outcome::Pending,
+                FaultAnswer::Denied => {
                     let vma = self.vmas[vpn].expect("only mapped pages have entries");
                     assert!(!vma.rights.allow(access), "{}: denied {access:?}", at.page);
                     return Outcome::Fault;
                 }
-                Touch::Empty => {
+                FaultAnswer::Empty => {
                     match self.first_touch(cache, vpn, access, object.as_deref_mut(), waker) {
                         Some(filled) => filled,
                         None => return Outcome::Fault,
                     }
                 }
-                Touch::Copy => self.copy(cache, vpn, waker),
+                FaultAnswer::Copy => self.copy(cache, vpn, waker),
             };
             if filled == Filled::Wait {
                 return Outcome::Pending;

@@ -19,14 +19,14 @@ pub const HEADER_LEN: usize = 12;
 
 /// Request of the workload: the call's number and the wanted length of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ask {
+pub struct TestRequest {
     /// The call's number.
     pub number: u64,
     /// Bytes of the reply.
     pub reply: u32,
 }
 
-impl Ask {
+impl TestRequest {
     /// Fills a request.
     ///
     /// # Panics
@@ -91,10 +91,10 @@ mod tests {
         fn a_request_and_its_reply_pass_and_one_wrong_bit_does_not(
             number: u64, reply in 0_u32..100, more in 0_usize..100, at: prop::sample::Index, bit in 0_u8..8,
         ) {
-            let ask = Ask { number, reply };
+            let ask = TestRequest { number, reply };
             let mut request = vec![0; HEADER_LEN + more];
             ask.write(&mut request);
-            prop_assert_eq!(Ask::read(&request), Some(ask));
+            prop_assert_eq!(TestRequest::read(&request), Some(ask));
             let mut answer = vec![0; reply as usize];
             ask.answer(&mut answer);
             prop_assert!(ask.is_answered_by(&answer));
@@ -104,24 +104,24 @@ mod tests {
             }
             if more > 0 {
                 request[HEADER_LEN + at.index(more)] ^= 1 << bit;
-                prop_assert_eq!(Ask::read(&request), None);
+                prop_assert_eq!(TestRequest::read(&request), None);
             }
         }
 
         #[test]
         fn any_bytes_are_a_request_or_none(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-            prop_assert!(Ask::read(&bytes).is_none() || bytes.len() >= HEADER_LEN);
+            prop_assert!(TestRequest::read(&bytes).is_none() || bytes.len() >= HEADER_LEN);
         }
     }
 
     #[test]
     fn the_reply_of_another_call_and_a_short_one_do_not_pass() {
-        let ask = Ask {
+        let ask = TestRequest {
             number: 7,
             reply: 4,
         };
         let mut reply = [0; 4];
-        Ask {
+        TestRequest {
             number: 8,
             reply: 4,
         }

@@ -7,7 +7,7 @@ pub const SERVED_LEN: usize = 9 * 8;
 
 /// Callee's tally of one caller, from the connection's beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Served {
+pub struct CalleeTally {
     /// Requests that the handler saw.
     pub requests: u64,
     /// Requests among them whose bytes were wrong.
@@ -28,7 +28,7 @@ pub struct Served {
     pub waits: u64,
 }
 
-impl Served {
+impl CalleeTally {
     fn fields(self) -> [u64; SERVED_LEN / 8] {
         [
             self.requests,
@@ -91,7 +91,7 @@ impl Served {
 }
 
 /// Subtracts an earlier tally. Counters only grow; one that shrank, of a hostile peer, gives 0.
-impl Sub for Served {
+impl Sub for CalleeTally {
     type Output = Self;
 
     fn sub(self, earlier: Self) -> Self {
@@ -105,7 +105,7 @@ impl Sub for Served {
 
 /// Caller's tally of a series of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Made {
+pub struct CallerTally {
     /// Calls made.
     pub calls: u64,
     /// Replies that came and were checked.
@@ -125,7 +125,7 @@ pub struct Made {
 /// A counter that is not what the others say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{calls} calls of {request}/{reply} bytes, and {what}: {found}, not {wanted}")]
-pub struct Disagreement {
+pub struct CounterMismatch {
     /// Calls made.
     pub calls: u64,
     /// Bytes of a request.
@@ -143,19 +143,19 @@ pub struct Disagreement {
 /// Counter that [`compare`] checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counter {
-    /// [`Made::checked`].
+    /// [`CallerTally::checked`].
     Checked,
-    /// [`Made::started`].
+    /// [`CallerTally::started`].
     Started,
-    /// [`Served::requests`].
+    /// [`CalleeTally::requests`].
     Requests,
-    /// [`Served::answered`].
+    /// [`CalleeTally::answered`].
     Answered,
-    /// [`Served::wrong`].
+    /// [`CalleeTally::wrong`].
     Wrong,
-    /// [`Served::request_bytes`].
+    /// [`CalleeTally::request_bytes`].
     RequestBytes,
-    /// [`Served::reply_bytes`].
+    /// [`CalleeTally::reply_bytes`].
     ReplyBytes,
     /// Messages dropped on either side.
     Stray,
@@ -184,7 +184,7 @@ impl core::fmt::Display for Counter {
 /// # Errors
 ///
 /// The first counter that does not agree.
-pub fn compare(made: &Made, served: &Served) -> Result<(), Disagreement> {
+pub fn compare(made: &CallerTally, served: &CalleeTally) -> Result<(), CounterMismatch> {
     let calls = made.calls;
     let pairs = [
         (Counter::Checked, made.checked, calls),
@@ -203,7 +203,7 @@ pub fn compare(made: &Made, served: &Served) -> Result<(), Disagreement> {
     ];
     match pairs.into_iter().find(|(_, found, wanted)| found != wanted) {
         None => Ok(()),
-        Some((what, found, wanted)) => Err(Disagreement {
+        Some((what, found, wanted)) => Err(CounterMismatch {
             calls,
             request: made.request,
             reply: made.reply,
@@ -219,22 +219,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn both() -> (Made, Served) {
-        let made = Made {
+    fn both() -> (CallerTally, CalleeTally) {
+        let made = CallerTally {
             calls: 5,
             checked: 5,
             started: 5,
             request: 32,
             reply: 4,
-            ..Made::default()
+            ..CallerTally::default()
         };
-        let served = Served {
+        let served = CalleeTally {
             requests: 5,
             answered: 5,
             request_bytes: 160,
             reply_bytes: 20,
             doorbells: 9,
-            ..Served::default()
+            ..CalleeTally::default()
         };
         (made, served)
     }
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn each_counter_that_does_not_agree_is_named() {
-        type Spoil = fn(&mut Made, &mut Served);
+        type Spoil = fn(&mut CallerTally, &mut CalleeTally);
         let spoilt: [(Counter, Spoil); 9] = [
             (Counter::Checked, |made, _| made.checked -= 1),
             (Counter::Started, |made, _| made.started += 1),
@@ -271,14 +271,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_tally_reads_back_and_no_other_length_does(fields: [u64; 9], len in 0_usize..100) {
-            let served = Served::of(fields);
-            prop_assert_eq!(Served::decode(&served.encode()), Some(served));
-            prop_assert_eq!(Served::decode(&vec![0; len]).is_some(), len == SERVED_LEN);
+            let served = CalleeTally::of(fields);
+            prop_assert_eq!(CalleeTally::decode(&served.encode()), Some(served));
+            prop_assert_eq!(CalleeTally::decode(&vec![0; len]).is_some(), len == SERVED_LEN);
         }
 
         #[test]
         fn a_peers_counters_that_shrink_are_nothing_worse(now: [u64; 9], earlier: [u64; 9]) {
-            let between = Served::of(now) - Served::of(earlier);
+            let between = CalleeTally::of(now) - CalleeTally::of(earlier);
             prop_assert_eq!(between.requests, now[0].saturating_sub(earlier[0]));
         }
     }

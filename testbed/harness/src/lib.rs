@@ -27,5 +27,5 @@ pub use bed::Testbed;
 pub use fabric::{FabricConfig, Faults as LinkFaults, LinkRate};
 pub use faults::{Faults, Faulty, FaultyBar, FaultyBuffer, FaultyConfig, FaultyVector, Fired};
 pub use hca_model::{Board as CardBoard, ClusterConfig, Device, NodeConfig, trace};
-pub use machine::{Bar, Board, Config, Machine, Vector, World};
+pub use machine::{Bar, Board, CardConfigSpace, Machine, Vector, World};
 pub use memory::Buffer;

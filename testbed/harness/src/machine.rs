@@ -165,11 +165,11 @@ impl Registers for Bar {
 }
 
 /// The card's configuration space.
-pub struct Config {
+pub struct CardConfigSpace {
     machine: Machine,
 }
 
-impl ConfigSpace for Config {
+impl ConfigSpace for CardConfigSpace {
     fn read_u32(&self, offset: u16) -> u32 {
         let mut bytes = [0; 4];
         let Machine { world, node, .. } = &self.machine;
@@ -204,7 +204,7 @@ impl InterruptVector for Vector {
 
 impl Platform for Machine {
     type Bar = Bar;
-    type Config = Config;
+    type Config = CardConfigSpace;
     type Buffer = Buffer;
     type Vector = Vector;
 
@@ -227,8 +227,8 @@ impl Platform for Machine {
         })
     }
 
-    fn config(&self) -> Config {
-        Config {
+    fn config(&self) -> CardConfigSpace {
+        CardConfigSpace {
             machine: self.clone(),
         }
     }

@@ -28,12 +28,15 @@ enum Arm {
 struct CompletionQueue {
     context: CqContext,
     ring: RingMemory,
+    /// Entries written so far. It counts on beyond the ring's size: the bit above an index's is the
+    /// pass.
     producer: u32,
     /// The consumer index as last read.
     consumer: u32,
     /// Producer index behind the last solicited completion.
     solicited: u32,
     arm: Arm,
+    /// Overrun, or its memory could not be written: it takes nothing more until it is created anew.
     failed: bool,
     /// Bytes of an entry: 32, or 64 of which the upper half counts.
     entry_len: usize,
@@ -69,6 +72,8 @@ impl CompletionQueue {
         1 << self.context.size.log_size().min(24)
     }
 
+    /// Returns the distance of an index from the consumer's. Both are 24 bits wide in registers and
+    /// records.
     fn ahead_of(&self, index: u32, consumer: u32) -> u32 {
         Low24::new(index.wrapping_sub(consumer)).get()
     }
@@ -90,6 +95,8 @@ impl CompletionQueue {
 
     fn write(&mut self, memory: &Memory, mut cqe: Cqe) -> Result<(), AccessError> {
         let entries = self.entries();
+        // Software tells a new entry by this bit alone, against its own count of passes (Linux
+        // `hw/mlx4/cq.c`, `get_sw_cqe`).
         cqe.owner.set_pass(self.producer & entries != 0);
         let at = entry_place(self.producer & (entries - 1), self.entry_len);
         write_entry(memory, Purpose::Cqe, self.ring, at, cqe.as_bytes())?;
@@ -165,6 +172,8 @@ impl CompletionQueues {
         Ok(())
     }
 
+    /// Takes a queue back from the device (HW2SW_CQ); returns the context that software may ask
+    /// for.
     pub(crate) fn destroy(&mut self, cqn: u32) -> Option<CqContext> {
         let context = self.query(cqn);
         self.queues.remove(&cqn);
@@ -257,6 +266,8 @@ impl CompletionQueues {
             log::warn!("CQ {cqn:#x} fails with syndrome {syndrome}");
             queue.failed = true;
             queue.context.flags.set_status(status);
+            // The queue pairs fail after this call, when nobody holds one of them: see
+            // `Hca::fail_with_queues`.
             self.newly_failed.push(cqn);
             let mut data = CqErrorEvent::new_zeroed();
             data.cqn = Low24::new(cqn);
@@ -317,6 +328,9 @@ impl CompletionQueues {
         let Some(queue) = self.queues.get_mut(&arm.cqn()) else {
             return;
         };
+        // A doorbell works only from the page that the context names: that is what keeps one
+        // process's from another's queues, as each has a page of its own (Linux `pd.c`,
+        // `mlx4_uar_alloc`).
         if queue.context.size.uar() != uar {
             log::debug!("CQ {:#x} is not rung from UAR page {uar}", arm.cqn());
             return;
@@ -344,7 +358,9 @@ impl CompletionQueues {
     }
 }
 
+/// Sends the queue's event and disarms it. Entries that come before the next arm make none.
 fn notify(memory: &Memory, events: &mut EventQueues, queue: &mut CompletionQueue, cqn: u32) {
+    // An arm is for one event. The next takes a doorbell, with the next sequence number.
     queue.arm = Arm::None;
     queue.owed = 0;
     queue.owed_until = None;

@@ -18,8 +18,11 @@ const PAGE_LEN: usize = 4096;
 struct EventQueue {
     context: EqContext,
     ring: RingMemory,
+    /// Entries written so far; the bit above an index's is the pass.
     producer: u32,
+    /// As the doorbell told it last.
     consumer: u32,
+    /// The next event interrupts.
     armed: bool,
     failed: bool,
     /// Bytes of an entry: 32, or 64 of which the upper half counts.
@@ -31,6 +34,7 @@ impl EventQueue {
         1 << self.context.log_size.get().min(24)
     }
 
+    /// Returns how many entries software has not told that it read.
     fn pending(&self) -> u32 {
         Low24::new(self.producer.wrapping_sub(self.consumer)).get()
     }
@@ -165,6 +169,7 @@ impl EventQueues {
         let entries = queue.entries();
         if queue.pending() >= entries && !queue.context.flags.ignore_overrun() {
             log::warn!("EQ {eqn} overflows at event {event}");
+            // Nothing more is written: the entries that software has not read stay as they are.
             queue.failed = true;
             queue.context.flags.set_status(STATUS_OVERFLOW);
             if event != EventType::EQ_OVERFLOW {
@@ -172,6 +177,9 @@ impl EventQueues {
             }
             return;
         }
+        // The consumer index comes by doorbell only, so a queue of which nobody tells fills up even
+        // if it is read (Linux `mlx4/eq.c`, `mlx4_eq_int`, tells it every `MLX4_NUM_SPARE_EQE`
+        // entries).
         let pass = queue.producer & entries != 0;
         let index = (queue.producer & (entries - 1)) as usize;
         let at = (index * queue.entry_len + (queue.entry_len - EQE_LEN)) as u64;

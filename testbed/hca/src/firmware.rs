@@ -123,6 +123,8 @@ impl Hca {
             })
         });
         if !doorbell.event() {
+            // Status and output are there in the same step as `go` clears: no load of software's
+            // comes between.
             self.free_register(doorbell, status);
             let (high, low) = split(result);
             self.registers.command[hcr::OUT_PARAM_HIGH / 4] = high;

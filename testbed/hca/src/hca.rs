@@ -263,6 +263,7 @@ impl Hca {
         let Ok(place) = usize::try_from(offset) else {
             return;
         };
+        // No queue exists before INIT_HCA, so no doorbell means anything.
         if self.firmware.init.is_none() {
             return;
         }
@@ -339,6 +340,7 @@ impl Hca {
             log::debug!("doorbell for QP {qpn:#x}, which is not there");
             return;
         };
+        // As for completion queues: pages are how processes are kept apart.
         if qp.context.uar.get() != uar {
             log::debug!("QP {qpn:#x} is not rung from UAR page {uar}");
             return;
@@ -354,6 +356,10 @@ impl Hca {
     }
 
     /// Fails the queue pairs whose completion queue failed.
+    ///
+    /// A completion that was lost would leave its request outstanding for ever: so the queue pairs
+    /// end too, and software learns of it (Linux `include/linux/mlx4/device.h`,
+    /// `MLX4_EVENT_TYPE_WQ_CATAS_ERROR`).
     pub(crate) fn fail_with_queues(&mut self) {
         while let Some(cqn) = self.core.completions.newly_failed.pop() {
             for qp in self.qps.values_mut() {
@@ -436,6 +442,8 @@ impl Hca {
         self.core.counters.bytes_received += packet.payload.len() as u64;
         match packet.dqpn {
             Qpn(0) => self.receive_special(number, 0, &packet),
+            // QP0 above all others: its packets configure the port, so they come while it is not
+            // active.
             _ if !active => log::debug!("port {number} is not active: a packet is dropped"),
             _ if foreign => log::debug!("port {number}: a packet of {} for QP1", packet.pkey),
             Qpn(1) => self.receive_special(number, 1, &packet),

@@ -115,6 +115,8 @@ impl Memory {
             self.set_pin(self.pin.set_pending(true));
             return;
         }
+        // A message is a write to memory like any other: without bus mastering it can't leave the
+        // card.
         if !self.masters_bus.get() {
             return;
         }
@@ -187,6 +189,7 @@ impl Memory {
         Ok(value)
     }
 
+    /// Reads ICM, page by page: neighbours there need not be neighbours in host memory.
     pub(crate) fn icm_read(
         &self,
         purpose: Purpose,
@@ -259,6 +262,8 @@ impl Memory {
                 .and_then(|entry| entry.checked_add(mtt_offset))
                 .and_then(|entry| entry.checked_add(self.tables.mtt))
                 .ok_or(AccessError::Page(at))?;
+            // Read at each use. A card caches entries, and a driver that changes one under a valid
+            // object would not be found out here; ours changes none that an object names.
             let mut raw = [0; 8];
             self.icm_read(Purpose::Mtt, entry, &mut raw)?;
             let base = MttEntry::read_from_bytes(&raw)
@@ -351,6 +356,8 @@ impl Memory {
         right: Right,
     ) -> Result<Checked, AccessError> {
         let mpt = self.mpt(key)?;
+        // The order of checks decides only which error the log names: the peer gets one and the
+        // same NAK.
         if mpt.pd.pd() != pd {
             return Err(AccessError::Domain(key));
         }
@@ -390,6 +397,7 @@ impl Memory {
         })
     }
 
+    /// Runs `access` over the bus ranges behind `len` bytes of a checked region.
     fn over_region(
         &self,
         region: &Checked,

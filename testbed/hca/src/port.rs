@@ -310,6 +310,8 @@ impl Port {
 
     /// Returns whether the port's state lets the packet out: management packets whenever the link
     /// is up, data when the port is active.
+    ///
+    /// The manager must reach a port to configure it, so its packets pass before anything else may.
     pub(crate) fn may_send(&self, packet: &Packet) -> bool {
         self.is_active() || (packet.vl15 && self.link_is_up())
     }
@@ -330,6 +332,7 @@ impl Port {
     fn retrain(&mut self) -> bool {
         let was_active = self.is_active();
         let up = self.link_is_up();
+        // What the manager has reached stays for as long as the link does.
         if up && self.state() != PortStateBits::DOWN {
             return false;
         }
@@ -351,6 +354,8 @@ impl Port {
         let old = self.info;
         let widths = fabric::widths_of(&self.info, wanted.width_enabled)?;
         let before = self.state();
+        // The manager moves a port from INIT by way of ARMED to ACTIVE, when routes lead to it; it
+        // can't skip a state, and only the link itself takes a port from DOWN (IBA 1.3, 14.2.5.6).
         let after = match (before, wanted.speed_state.state()) {
             (_, PortStateBits::NO_CHANGE) => before,
             (PortStateBits::INIT | PortStateBits::ARMED, PortStateBits::ARMED) => {

@@ -16,7 +16,9 @@ use crate::responder::Responder;
 /// One queue pair.
 pub(crate) struct QueuePair {
     pub(crate) qpn: u32,
+    /// Decides what packets and doorbells do (IBA 1.3, 10.3.1).
     pub(crate) state: QpState,
+    /// As software gave it, less what the two halves below keep themselves.
     pub(crate) context: QpContext,
     pub(crate) requester: Requester,
     pub(crate) responder: Responder,
@@ -125,6 +127,8 @@ impl QueuePair {
                 self.context
                     .responder
                     .set_log_reads(given.responder.log_reads());
+                // From here on packets are taken; before RTR they are dropped without an answer,
+                // and the peer's timeout has it send them again.
                 self.responder.expected_psn = given.receive_psn.next_psn();
             }
             Opcode::RTR2RTS_QP => {
@@ -137,6 +141,9 @@ impl QueuePair {
             }
             _ => {}
         }
+        // RST2INIT takes the whole context. Later transitions take what they must and what the mask
+        // names, so that software may send stale fields along (Linux `mlx4/qp.c`,
+        // `mlx4_qp_to_ready`; `hw/mlx4/qp.c`, `__mlx4_ib_modify_qp`, `optpar`).
         if opcode != Opcode::RST2INIT_QP {
             self.take_optional(optional, given);
         }
@@ -261,6 +268,7 @@ impl QueuePair {
         self.has_receive_queue() && receive.log_stride() > send.log_stride()
     }
 
+    /// Returns a work queue's place, `before` bytes into the buffer that both share.
     fn ring(&self, before: u64) -> RingMemory {
         RingMemory {
             buffer: self.context.buffer,
@@ -303,6 +311,7 @@ impl QueuePair {
         if self.state == QpState::RST {
             return;
         }
+        // First the state, so that what completes below is seen to be flushed, not carried out.
         self.state = QpState::ERR;
         self.flush(core);
         core.ready.push_back(self.qpn);

@@ -77,7 +77,9 @@ pub(crate) struct Registers {
     pub(crate) command: [u32; hcr::LEN / 4],
     /// Toggle of the last command that was taken; clear after a reset.
     pub(crate) toggle: bool,
+    /// The ownership register reads as 1: somebody has it.
     owned: bool,
+    /// The semaphore reads as 1.
     locked: bool,
     /// The firmware is dead: it writes what happened into its buffer, and takes no command.
     pub(crate) dead: bool,
@@ -112,6 +114,8 @@ impl Registers {
         let clock = || u128::from(nanos) * u128::from(CLOCK_MHZ) / 1000;
         match register {
             Register::Command(offset) => self.command[offset / 4],
+            // Reading takes the lock, so that two drivers can't both find it free (Linux `main.c`,
+            // `mlx4_get_ownership`).
             Register::Ownership => u32::from(core::mem::replace(&mut self.owned, true)),
             Register::Semaphore => u32::from(core::mem::replace(&mut self.locked, true)),
             Register::DeviceId => self.device_id,

@@ -8,20 +8,24 @@
 //!
 //! Every send keeps the sequence numbers of its packets; sending again means moving the cursor
 //! back.
+//!
+//! A connection goes back N: what was lost is sent again from the oldest packet that is not
+//! acknowledged, with all behind it (Linux `drivers/infiniband/sw/rxe/rxe_req.c`, `req_retry`).
+//! Sequence numbers have 24 bits and are compared as a circle (`rxe`, `psn_compare`), so fewer than
+//! 2^23 may be on the way.
 
 mod answers;
+mod operation;
 mod read_ahead;
 
 use std::collections::VecDeque;
 
-use fabric::{Operation, Place, RemoteRange};
 use hal::{Duration, Instant};
 use mlx4_hw::bits::Low24;
 use mlx4_hw::cq::{Cqe, CqeOwner, Syndrome};
 use mlx4_hw::eq::EventType;
 use mlx4_hw::qp::{QpState, RequesterParameters, Service};
 use mlx4_hw::wqe::{BASIC_BLOCK_LEN, ControlSegment, LOG_BASIC_BLOCK_LEN, SEGMENT_UNIT, WqeOpcode};
-use verbs::Rkey;
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::core::{Core, Diagnostics};
@@ -30,6 +34,7 @@ use crate::qp::QueuePair;
 use crate::trace::Purpose;
 use crate::transmit::Marks;
 use crate::wqe::{Accessor, Malformed, Task, Work, gather, parse};
+use operation::operation;
 use read_ahead::ReadAhead;
 
 /// Packets of one queue pair on the way at most.
@@ -74,6 +79,7 @@ pub(crate) struct Requester {
     /// A doorbell was rung since the send queue was last seen empty.
     fetching: bool,
     ahead: ReadAhead,
+    /// Of the next send that is fetched.
     next_psn: u32,
     /// Oldest sequence number that is not acknowledged.
     oldest: u32,
@@ -82,9 +88,14 @@ pub(crate) struct Requester {
     /// One behind the newest sequence number ever sent.
     sent: u32,
     parameters: RequesterParameters,
+    /// Left before the oldest packet is given up; set anew whenever one is acknowledged.
     retries: u8,
+    /// As `retries`, for receivers that are not ready.
     rnr_retries: u8,
+    /// When the oldest packet counts as lost.
     deadline: Option<Instant>,
+    /// Nothing is sent before: the peer asked for a pause, or a failed queue pair is looked at
+    /// then.
     resume_at: Option<Instant>,
     /// A gap in responses has been answered by sending again from here.
     gap: Option<u32>,
@@ -293,6 +304,9 @@ impl QueuePair {
     /// Returns whether a send must wait for responses before it begins.
     fn must_wait(&self, pending: &Pending, outstanding: usize) -> bool {
         let limit = 1_usize << self.requester.parameters.log_reads();
+        // Of what came before, the fence waits for READs and atomics only: the rest is carried out
+        // in order by the peer. The limit is what the peer agreed to answer at once; it answers one
+        // more with an error (`serves_all_it_may`).
         outstanding > 0
             && (pending.work.fence || (pending.wants_response() && outstanding >= limit))
     }
@@ -324,6 +338,8 @@ impl QueuePair {
             _ => 0,
         };
         let first_psn = self.requester.next_psn;
+        // A READ takes as many numbers as its response has packets: the responder numbers them from
+        // the request's own on (Linux `rxe_resp.c`, `rxe_prepare_res`: `last_psn`).
         self.requester.next_psn = psn_plus(first_psn, packets);
         self.requester.queue.push_back(Pending {
             work,
@@ -434,6 +450,8 @@ impl QueuePair {
                 return;
             }
         };
+        // An acknowledgement covers everything before it, so one a message does, and one now and
+        // then within a long one, lest all of it be sent again.
         let marks = Marks {
             solicited: last && pending.work.solicited,
             ack_request: last || self.wants_ack(packet),
@@ -454,6 +472,7 @@ impl QueuePair {
             (index, packet + 1)
         };
         self.transmit(core, psn, operation, payload, marks);
+        // Nobody acknowledges an unreliable connection: a packet is done when it has left.
         if self.service() == Service::UC {
             self.requester.oldest = self.requester.sent;
         }
@@ -468,6 +487,9 @@ impl QueuePair {
     }
 
     fn restart_timeout(&mut self, now: Instant) {
+        // One timer for the oldest packet, as each answer starts it anew (Linux `rxe_req.c`,
+        // `rxe_requester`, `retrans_timer`). An exponent of 0 waits for ever (`ibv_modify_qp`'s
+        // manual, `timeout`).
         let exponent = self.context.primary_path.ack_timeout.exponent();
         let waiting =
             psn_distance(self.requester.sent, self.requester.oldest) > 0 && self.is_reliable();
@@ -480,6 +502,9 @@ impl QueuePair {
     /// Completes every send at the front that is done.
     fn complete_front(&mut self, core: &mut Core) {
         while let Some(front) = self.requester.queue.front() {
+            // A failure makes an entry whether the request is signalled or not (Linux `rxe_comp.c`,
+            // `do_complete`, quotes IBA 10.7.3.1). It waits for its turn: those before it may still
+            // succeed.
             if let Some(syndrome) = front.failed {
                 let counter = front.work.counter;
                 self.requester.queue.pop_front();
@@ -523,6 +548,8 @@ impl QueuePair {
         log::debug!("QP {:#x}: send {counter:#x} ends with {syndrome}", self.qpn);
         self.complete_error(core, true, counter, syndrome);
         if matches!(self.service(), Service::UD | Service::MLX) {
+            // A datagram's failure says nothing of other destinations: it goes on receiving, and
+            // software lets it send again by SQERR2RTS (IBA 1.3, 10.3.1).
             self.state = QpState::SQER;
             self.flush_sends(core);
         } else {
@@ -547,6 +574,8 @@ impl QueuePair {
             .drain(..)
             .map(|pending| pending.work.counter)
             .collect();
+        // Each fetched request gets an entry, in order, and then those of the ring that were not
+        // fetched: software counts on one for every request that it posted.
         self.requester.cursor = (0, 0);
         for counter in fetched {
             self.complete_error(core, true, counter, Syndrome::WR_FLUSH_ERR);
@@ -619,44 +648,6 @@ impl QueuePair {
         }
         self.requester.queue[index].done = true;
         self.requester.cursor = (index + 1, 0);
-    }
-}
-
-/// Returns the operation of packet number `packet` of a send.
-fn operation(pending: &Pending, packet: u32, mtu: u32) -> Operation {
-    let last = packet + 1 == pending.packets;
-    let place = Place::new(packet == 0, last);
-    let len = pending.work.len;
-    match pending.work.task {
-        Task::Write { addr, rkey, imm } => Operation::Write {
-            place,
-            to: (packet == 0).then_some(RemoteRange {
-                addr,
-                rkey: Rkey(rkey),
-                len,
-            }),
-            imm: imm.filter(|_| last),
-        },
-        Task::Read { addr, rkey } => Operation::ReadRequest(RemoteRange {
-            addr: addr.wrapping_add(u64::from(packet) * u64::from(mtu)),
-            rkey: Rkey(rkey),
-            len: len - packet * mtu,
-        }),
-        Task::Atomic { addr, rkey, op } => Operation::Atomic {
-            addr,
-            rkey: Rkey(rkey),
-            op,
-        },
-        Task::Send { imm, invalidate } => Operation::Send {
-            place,
-            imm: imm.filter(|_| last),
-            invalidate: invalidate.filter(|_| last).map(Rkey),
-        },
-        _ => Operation::Send {
-            place,
-            imm: None,
-            invalidate: None,
-        },
     }
 }
 

@@ -66,16 +66,22 @@ enum Answer {
 /// The responder's state.
 #[derive(Default)]
 pub(crate) struct Responder {
+    /// The one packet that is taken next; all others are early or come again.
     pub(crate) expected_psn: u32,
+    /// Messages carried out, which each answer tells the peer (Linux `rxe_hdr.h`, `aeth_msn`).
     pub(crate) msn: u32,
     /// Receives taken from the queue pair's own queue.
     pub(crate) taken: u16,
+    /// The gap or the missing receive was answered; what comes until the expected packet is not.
     refused: bool,
     message: Option<Message>,
     /// The SRQ of the newest request, if this is an XRC queue pair.
     target: Option<Target>,
+    /// Sequence numbers and results, for peers that did not get them.
     atomics: VecDeque<(u32, u64)>,
+    /// In the order of the requests, which is the order in which the peer must get them.
     answers: VecDeque<Answer>,
+    /// COMMUNICATION_ESTABLISHED was reported: once in a life of the queue pair.
     announced: bool,
 }
 
@@ -95,6 +101,8 @@ impl QueuePair {
         if !self.receives() {
             return;
         }
+        // A passive side in RTR learns by this that its peer is ready, even if the CM's last
+        // message was lost (Linux `include/rdma/ib_cm.h`, `ib_cm_notify`, `IB_EVENT_COMM_EST`).
         if !self.responder.announced && self.state == QpState::RTR {
             self.responder.announced = true;
             core.events
@@ -106,6 +114,8 @@ impl QueuePair {
         match psn_distance(packet.psn.0, self.responder.expected_psn) {
             0 => self.receive_expected(core, &packet),
             ahead if ahead > 0 => {
+                // One NAK a gap, not one a packet: those on the way behind it would each have the
+                // peer go back again (Linux `rxe_resp.c`, `check_psn`, `sent_psn_nak`).
                 core.diagnostics.count(Diagnostics::GAP_SEEN);
                 if !self.responder.refused {
                     self.responder.refused = true;
@@ -147,6 +157,8 @@ impl QueuePair {
                 }
             }
             Err(Refusal::NotReady) => {
+                // The expected number stays, so the same packet is taken when it comes again; what
+                // is behind it counts as a gap that was answered.
                 core.diagnostics.count(Diagnostics::NOT_READY_SENT);
                 self.responder.refused = true;
                 let timer = self.context.receive_psn.min_rnr_timer();
@@ -163,6 +175,7 @@ impl QueuePair {
                 // The receive tells software, so no event does (IBA 1.3, 9.9.3: class C, beside
                 // classes without a receive).
                 self.complete_error(core, false, counter, syndrome);
+                // The answer goes out first: failing clears what waits to be sent.
                 self.answer_refusal(core, psn, code);
                 self.fail(core);
             }
@@ -177,6 +190,7 @@ impl QueuePair {
             NakCode::RemoteAccess => EventType::WQ_ACCESS_VIOLATION,
             _ => EventType::WQ_CATASTROPHIC,
         };
+        // After the answer, which failing would drop.
         self.fail_by_peer(core, event);
     }
 
@@ -263,6 +277,8 @@ impl QueuePair {
                 }
                 let pd = self.access_pd();
                 self.check_remote(core, pd, &range, Right::RemoteRead)?;
+                // The responses use the request's number and those behind it up, so the next
+                // request's follows them.
                 let packets = range.len.div_ceil(self.mtu()).max(1);
                 self.advance(packets, true);
                 self.answer(
@@ -287,6 +303,9 @@ impl QueuePair {
                 }
                 let original = self.atomic(core, addr, rkey, op)?;
                 self.advance(1, true);
+                // An atomic is carried out once however often it is asked for: its result is kept
+                // for a peer that missed it (Linux `rxe_resp.c`, `duplicate_request`, finds it by
+                // its number).
                 self.responder.atomics.push_back((packet.psn.0, original));
                 if self.responder.atomics.len() > KEPT_ATOMICS {
                     self.responder.atomics.pop_front();
@@ -314,6 +333,9 @@ impl QueuePair {
     }
 
     /// Checks that a packet fits the message's state, and has the length that its place demands.
+    ///
+    /// All packets but a message's last are full (Linux `rxe_resp.c`, `check_length`,
+    /// `check_op_seq`).
     fn check_place(&self, packet: &Packet, place: Place) -> Result<(), Refusal> {
         let continues = match (&self.responder.message, &packet.operation) {
             (None, _) => false,
@@ -454,6 +476,7 @@ impl QueuePair {
         if len > 0 {
             let at = to.addr.wrapping_add(u64::from(offset));
             core.memory
+                // Each packet anew: the region may have been taken back since the first one.
                 .check(
                     to.rkey.0,
                     self.access_pd(),
@@ -538,6 +561,8 @@ impl QueuePair {
                 &mut bytes,
             )
             .ok()?;
+        // The record is read for each receive: software posts without a word to the card, so there
+        // is no other time to look. A count of 16 bits is enough, as no ring has that many slots.
         self.responder.taken = counter.wrapping_add(1);
         Some(Receive {
             counter,
@@ -569,6 +594,7 @@ impl QueuePair {
 
     /// Completes as flushed the receive in progress and what is in the queue pair's own queue.
     pub(crate) fn flush_receives(&mut self, core: &mut Core) {
+        // A queue pair in ERR answers nothing; what the peer still waits for runs into its timeout.
         self.responder.answers.clear();
         if let Some(Message::Send { receive, .. }) = self.responder.message.take() {
             self.flush_receive(core, receive.counter);

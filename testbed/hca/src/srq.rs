@@ -35,6 +35,8 @@ impl SharedQueues {
         self.queues.contains_key(&srqn)
     }
 
+    /// Takes a queue over. Its list begins at entry 0, where libmlx4 and Linux put the first free
+    /// one.
     pub(crate) fn create(&mut self, srqn: u32, context: SrqContext) {
         let queue = SharedQueue {
             taken: context.wqe_counter.get(),
@@ -121,9 +123,13 @@ impl SharedQueues {
             )
             .ok()?;
         let (link, pieces) = NextSegment::read_from_prefix(&bytes).ok()?;
+        // Software keeps entries in a list and frees them in any order, so the successor is in the
+        // entry, not behind it (Linux `hw/mlx4/srq.c`, `mlx4_ib_free_srq_wqe`).
         queue.next = link.next.get();
         queue.taken = queue.taken.wrapping_add(1);
         if queue.limit != 0 && available - 1 < queue.limit {
+            // One event an arming, as the verb has it: software arms again by ARM_SRQ (Linux
+            // `hw/mlx4/srq.c`, `mlx4_ib_modify_srq`).
             queue.limit = 0;
             events.report_number(memory, EventType::SRQ_LIMIT, srqn);
         }

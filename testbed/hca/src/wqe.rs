@@ -305,6 +305,7 @@ enum Target {
     Bus(u64),
 }
 
+/// Finds the memory of a data segment, and checks that the queue pair may reach it so.
 fn target(
     memory: &Memory,
     who: Accessor,

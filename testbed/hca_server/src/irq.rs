@@ -71,6 +71,9 @@ impl Vectors {
             debug!("vector {vector} is not connected");
             return;
         };
+        // By now all DMA writes of the event are in the guest's memory, as the model made them
+        // first: an interrupt never overtakes the entry that it tells of (an MSI is a posted write
+        // itself).
         if let Err(error) = rustix::io::write(fd, &1u64.to_ne_bytes()) {
             debug!("vector {vector}: {error}");
         }

@@ -159,6 +159,9 @@ impl Memory {
     ///
     /// # Errors
     /// [`NotMapped`]; what came before the gap has been read.
+    ///
+    /// A device waits for an answer before it acts on it, so the fence keeps later reads behind
+    /// this one: an owner bit that was right vouches for what is read next.
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), NotMapped> {
         let result = self.walk(address, into.len(), false, |window, offset, range| {
             window.read(offset, &mut into[range]);
@@ -171,6 +174,10 @@ impl Memory {
     ///
     /// # Errors
     /// [`NotMapped`]; what comes before the gap has been written.
+    ///
+    /// Posted writes reach memory in the order in which a device sends them (PCI Express Base
+    /// specification 3.0, section 2.4.1), which is what lets drivers trust an owner bit that was
+    /// written last.
     pub fn write(&self, address: u64, from: &[u8]) -> Result<(), NotMapped> {
         fence(Ordering::Release);
         self.walk(address, from.len(), true, |window, offset, range| {
@@ -187,6 +194,8 @@ impl Memory {
         write: bool,
         mut each: impl FnMut(&Window, usize, std::ops::Range<usize>),
     ) -> Result<(), NotMapped> {
+        // Held for the copy, so that an unmap waits for it: the client frees the memory once that
+        // is answered.
         let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;
         while done < len {

@@ -110,11 +110,14 @@ impl Cluster {
         let mut state = self.lock();
         let now = self.now();
         change(&mut state.model, now);
+        // Under the same lock as the access, so a doorbell's work is done when its write returns: a
+        // guest core that then reads a completion finds what hardware could have written by then.
         let due = state.model.poll(now);
         let earlier = due.is_some_and(|due| state.armed.is_none_or(|armed| due < armed));
         if earlier {
             state.armed = due;
             drop(state);
+            // Without the lock, or the timer's thread would wake into it.
             self.earlier.notify_one();
         }
     }

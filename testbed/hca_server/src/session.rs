@@ -225,6 +225,8 @@ impl<'a> Session<'a> {
         let mut body = access.as_bytes().to_vec();
         let header = body.len();
         body.resize(header + count, 0);
+        // A read is answered before any later request is looked at, and writes without a reply are
+        // taken in the order of the stream: the order that a PCI bus gives to one core's accesses.
         match region {
             Region::Bar(bar) => self.function.bar_read(bar, offset, &mut body[header..]),
             Region::Config => {

@@ -57,6 +57,7 @@ impl Port<'_> {
     pub fn serve_one(&self, stream: &UnixStream) -> Result<(), Error> {
         self.function.attach();
         let result = self.converse(stream);
+        // Before the memory goes: from here on the model reaches none.
         self.function.detach();
         self.memory.clear();
         self.vectors.clear();

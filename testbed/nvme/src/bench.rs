@@ -11,7 +11,7 @@ use harness::{Board, Machine, World};
 use hca_model::{Host, NodeIndex};
 
 use crate::config_space::BAR_LEN;
-use crate::{Controller, Nature};
+use crate::{Controller, ControllerFacts};
 
 /// Bytes of the machine's memory.
 const MEMORY_LEN: usize = 32 << 20;
@@ -79,12 +79,12 @@ pub struct Bench {
 impl Bench {
     /// Creates a machine with such a controller.
     #[must_use]
-    pub fn new(nature: Nature) -> Self {
+    pub fn new(facts: ControllerFacts) -> Self {
         const { assert!(BAR_LEN >= 1 << 13, "doorbells fit") };
         let board = Arc::new(Board::new(MEMORY_LEN));
         let host: Arc<dyn Host> = Arc::clone(&board) as _;
         let shared = Arc::new(Shared {
-            controller: Mutex::new(Controller::new(nature, host)),
+            controller: Mutex::new(Controller::new(facts, host)),
             now: AtomicU64::new(1),
             wake_at: AtomicU64::new(u64::MAX),
         });

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use hal::{Duration, Instant};
 use hca_model::Host;
 use nvme_hw::{
-    AdminQueueAttributes, Cap, Command, Completion, Config, ControllerStatus, Status, command,
-    completion, regs,
+    AdminQueueAttributes, Cap, Command, Completion, ControllerConfig, ControllerStatus, Status,
+    command, completion, regs,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Medium;
 use crate::config_space::ConfigSpace;
-use crate::nature::Nature;
+use crate::facts::ControllerFacts;
 use crate::rng::Rng;
 
 /// The time that a late command takes.
@@ -50,12 +50,12 @@ pub(crate) struct Work {
 
 /// A controller with one namespace.
 pub struct Controller {
-    pub(crate) nature: Nature,
+    pub(crate) facts: ControllerFacts,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) space: ConfigSpace,
     pub(crate) medium: Medium,
     pub(crate) rng: Rng,
-    config: Config,
+    config: ControllerConfig,
     status: ControllerStatus,
     /// When the status is as the configuration says.
     settles: Option<Instant>,
@@ -76,13 +76,13 @@ pub struct Controller {
 impl Controller {
     /// Creates a controller that is stopped.
     #[must_use]
-    pub fn new(nature: Nature, host: Arc<dyn Host>) -> Self {
+    pub fn new(facts: ControllerFacts, host: Arc<dyn Host>) -> Self {
         Self {
-            space: ConfigSpace::new(nature.msix),
-            medium: Medium::new(nature.blocks, 1 << nature.block_shift),
-            rng: Rng(nature.seed),
+            space: ConfigSpace::new(facts.msix),
+            medium: Medium::new(facts.blocks, 1 << facts.block_shift),
+            rng: Rng(facts.seed),
             host,
-            config: Config::new(),
+            config: ControllerConfig::new(),
             status: ControllerStatus::new(),
             settles: None,
             admin: AdminQueueAttributes::new(),
@@ -92,11 +92,11 @@ impl Controller {
             work: Vec::new(),
             violations: Vec::new(),
             commands: 0,
-            told_block_shift: nature.block_shift,
+            told_block_shift: facts.block_shift,
             gone: false,
             dead: false,
             starts: 0,
-            nature,
+            facts,
         }
     }
 
@@ -136,10 +136,10 @@ impl Controller {
 
     fn cap(&self) -> u64 {
         Cap::new()
-            .with_max_queue_entries(self.nature.max_queue_entries)
+            .with_max_queue_entries(self.facts.max_queue_entries)
             .with_contiguous(true)
-            .with_timeout(self.nature.timeout)
-            .with_stride(self.nature.stride)
+            .with_timeout(self.facts.timeout)
+            .with_stride(self.facts.stride)
             .with_command_sets(1)
             .with_max_page(4)
             .into()
@@ -189,13 +189,13 @@ impl Controller {
         }
     }
 
-    fn configure(&mut self, config: Config, now: Instant) {
+    fn configure(&mut self, config: ControllerConfig, now: Instant) {
         let was = self.config.enable();
         self.config = config;
         if was == config.enable() {
             return;
         }
-        self.settles = Some(now + self.nature.start);
+        self.settles = Some(now + self.facts.start);
         if !config.enable() {
             self.stop();
             return;
@@ -257,7 +257,7 @@ impl Controller {
     }
 
     fn ring(&mut self, offset: usize, value: u32, now: Instant) {
-        let index = (offset - regs::DOORBELLS) / (4 << self.nature.stride);
+        let index = (offset - regs::DOORBELLS) / (4 << self.facts.stride);
         let number = u16::try_from(index / 2).unwrap_or(u16::MAX);
         let value = u16::try_from(value).unwrap_or(u16::MAX);
         if !self.status.ready() {
@@ -309,7 +309,7 @@ impl Controller {
 
     /// Takes a command, or fails by it.
     fn begin(&mut self, queue: u16, command: Command, now: Instant) {
-        let faults = self.nature.faults.clone();
+        let faults = self.facts.faults.clone();
         let faulty = self.commands > faults.after;
         if faulty && self.rng.happens(faults.fatal) {
             self.status.set_fatal(true);
@@ -328,7 +328,7 @@ impl Controller {
             return;
         }
         let late = queue != 0 && faulty && self.rng.happens(faults.late);
-        let nanos = u64::try_from(self.nature.latency.as_nanos()).unwrap_or(0);
+        let nanos = u64::try_from(self.facts.latency.as_nanos()).unwrap_or(0);
         let latency = Duration::from_nanos(1 + self.rng.below(nanos));
         let due = now + if late { LATE } else { latency };
         self.work.push(Work {
@@ -367,7 +367,7 @@ impl Controller {
 
     /// Writes a completion, and what the faults make of it.
     pub(crate) fn complete(&mut self, queue: u16, id: u16, status: Status, result: u32) {
-        let faults = self.nature.faults.clone();
+        let faults = self.facts.faults.clone();
         let faulty = queue != 0 && self.commands > faults.after;
         let mut of = queue;
         let mut id = id;

@@ -11,8 +11,8 @@ const PAGE: u64 = 4096;
 impl Controller {
     /// Carries a command out; gives its status and result.
     pub(crate) fn execute(&mut self, command: &Command, queue: u16) -> (Status, u32) {
-        let faulty = queue != 0 && self.commands > self.nature.faults.after;
-        if faulty && self.rng.happens(self.nature.faults.passing_error) {
+        let faulty = queue != 0 && self.commands > self.facts.faults.after;
+        if faulty && self.rng.happens(self.facts.faults.passing_error) {
             return (Status::NOT_READY, 0);
         }
         if queue == 0 {
@@ -26,12 +26,12 @@ impl Controller {
         let [first, second] = [0, 1].map(|index| command.dwords[index].get());
         let number = (first & 0xffff) as u16;
         let entries = (first >> 16) as u16;
-        let size_is_right = entries >= 1 && entries <= self.nature.max_queue_entries;
+        let size_is_right = entries >= 1 && entries <= self.facts.max_queue_entries;
         let memory = command.prp[0].get();
         match command.opcode {
             Opcode::IDENTIFY => (self.identify(command, first), 0),
             Opcode::SET_FEATURES if first == FEATURE_QUEUES => {
-                let given = u32::from(self.nature.queues - 1);
+                let given = u32::from(self.facts.queues - 1);
                 (Status::SUCCESS, given << 16 | given)
             }
             Opcode::CREATE_COMPLETION | Opcode::CREATE_SUBMISSION => {
@@ -41,7 +41,7 @@ impl Controller {
                 } else {
                     self.submissions.contains_key(&number)
                 };
-                let right = (1..=self.nature.queues).contains(&number)
+                let right = (1..=self.facts.queues).contains(&number)
                     && size_is_right
                     && !exists
                     && second & CONTIGUOUS != 0
@@ -72,7 +72,7 @@ impl Controller {
         let is_it =
             |work: &crate::controller::Work| (work.queue, work.command.id.get()) == (queue, id);
         let found = self.work.iter().position(is_it);
-        match found.filter(|_| !self.nature.faults.deaf) {
+        match found.filter(|_| !self.facts.faults.deaf) {
             Some(index) => {
                 self.work.swap_remove(index);
                 self.complete(queue, id, Status::ABORTED, 0);
@@ -89,21 +89,21 @@ impl Controller {
                 data[4..24].copy_from_slice(b"MODEL-1             ");
                 data[24..64].fill(b' ');
                 data[24..34].copy_from_slice(b"Model NVMe");
-                (data[77], data[111]) = (self.nature.max_transfer, 1);
+                (data[77], data[111]) = (self.facts.max_transfer, 1);
                 (data[512], data[513], data[516]) = (0x66, 0x44, 1);
-                data[525] = u8::from(self.nature.write_cache);
+                data[525] = u8::from(self.facts.write_cache);
             }
             ACTIVE_NAMESPACES => data[0] = 1,
             NAMESPACE if command.namespace.get() == 1 => {
-                data[..8].copy_from_slice(&self.nature.blocks.to_le_bytes());
+                data[..8].copy_from_slice(&self.facts.blocks.to_le_bytes());
                 (data[25], data[26]) = (1, 1);
-                data[99] = u8::from(self.nature.read_only);
+                data[99] = u8::from(self.facts.read_only);
                 data[130] = 9;
-                data[134] = self.nature.block_shift;
+                data[134] = self.facts.block_shift;
             }
             _ => return Status::INVALID_FIELD,
         }
-        for _ in 0..self.nature.faults.spoiled_bytes {
+        for _ in 0..self.facts.faults.spoiled_bytes {
             // Half of them where the fields are that are used.
             let fields = [0, 7, 26, 29, 77, 99, 111, 128, 134, 512, 513, 516, 525];
             let at = match self.rng.below(2) {
@@ -140,24 +140,24 @@ impl Controller {
     fn transfer(&mut self, command: &Command, faulty: bool) -> Status {
         let (first, count) = (command.first_block(), u64::from(command.blocks()));
         let end = first.checked_add(count);
-        if end.is_none_or(|end| end > self.nature.blocks) {
+        if end.is_none_or(|end| end > self.facts.blocks) {
             self.violation(format!("{count} blocks from {first} on"));
             return Status::OUT_OF_RANGE;
         }
-        if self.told_block_shift != self.nature.block_shift {
+        if self.told_block_shift != self.facts.block_shift {
             // By a length that it did not tell, it would reach memory that no command names: no
             // driver can keep it from that.
             return Status::INVALID_FIELD;
         }
-        let len = count << self.nature.block_shift;
-        if self.nature.max_transfer != 0 && len > PAGE << self.nature.max_transfer {
+        let len = count << self.facts.block_shift;
+        if self.facts.max_transfer != 0 && len > PAGE << self.facts.max_transfer {
             self.violation(format!("a transfer of {len} bytes"));
             return Status::INVALID_FIELD;
         }
         let Some(pieces) = self.pieces(command.prp.map(|entry| entry.get()), len) else {
             return Status::INVALID_FIELD;
         };
-        let fails = faulty && self.rng.happens(self.nature.faults.media_error);
+        let fails = faulty && self.rng.happens(self.facts.faults.media_error);
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         let writes = command.opcode == Opcode::WRITE;
         if fails {
@@ -184,12 +184,12 @@ impl Controller {
             left = rest;
         }
         if writes {
-            if self.nature.read_only {
+            if self.facts.read_only {
                 self.violation("a write to a protected namespace");
                 return Status::INVALID_FIELD;
             }
             let durable =
-                !self.nature.write_cache || command.dwords[2].get() & FORCE_UNIT_ACCESS != 0;
+                !self.facts.write_cache || command.dwords[2].get() & FORCE_UNIT_ACCESS != 0;
             self.medium.write(first, &bytes, durable);
         }
         Status::SUCCESS

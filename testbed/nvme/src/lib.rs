@@ -1,8 +1,8 @@
 //! An NVMe controller in software, for tests of a driver in one process.
 //!
 //! * [`Controller`]: registers, queues and commands; pure, with the time and a seed as arguments.
-//! * [`Nature`]: what it is, and which faults it has. * [`Medium`]: its blocks, with a cache that
-//!   a loss of power takes.
+//! * [`ControllerFacts`]: what it is, and which faults it has.
+//! * [`Medium`]: its blocks, with a cache that a loss of power takes.
 //! * [`Bench`]: a machine with one, its clock and its executor.
 //!
 //! It shares the layouts of `nvme_hw` with the driver, and nothing else. It is stricter than
@@ -20,11 +20,11 @@ mod bench;
 mod config_space;
 mod controller;
 mod execute;
+mod facts;
 mod medium;
-mod nature;
 mod rng;
 
 pub use bench::Bench;
 pub use controller::Controller;
+pub use facts::{ControllerFacts, Faults};
 pub use medium::Medium;
-pub use nature::{Faults, Nature};

@@ -7,7 +7,7 @@ pub(crate) const MS: u64 = 1_000_000;
 
 /// Identity of a node that should not be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guise {
+pub enum Impostor {
     /// Stranger with the cluster's name and another key.
     OtherKey,
     /// Stranger of another cluster, by name and key.
@@ -70,7 +70,7 @@ pub enum Kind {
     Flood(NodeIndex),
     /// A node that should not be there starts, at this place behind the others. Twins and rogues
     /// are switched off at the end, others stay.
-    Stranger(NodeIndex, Guise),
+    Stranger(NodeIndex, Impostor),
 }
 
 impl Kind {
@@ -94,10 +94,10 @@ impl Kind {
             Self::Deafened(_) => "failed queue pair of the group",
             Self::Broken(..) => "broken HCA",
             Self::Flood(_) => "flood of datagrams",
-            Self::Stranger(_, Guise::OtherKey) => "stranger with another key",
-            Self::Stranger(_, Guise::OtherCluster) => "stranger of another cluster",
-            Self::Stranger(_, Guise::Twin(_)) => "stranger with a GID of another",
-            Self::Stranger(_, Guise::Rogue) => "member that breaks the protocol",
+            Self::Stranger(_, Impostor::OtherKey) => "stranger with another key",
+            Self::Stranger(_, Impostor::OtherCluster) => "stranger of another cluster",
+            Self::Stranger(_, Impostor::Twin(_)) => "stranger with a GID of another",
+            Self::Stranger(_, Impostor::Rogue) => "member that breaks the protocol",
         }
     }
 
@@ -142,7 +142,7 @@ pub(crate) fn draw_later(rng: &mut Rng, nodes: usize, strangers: usize, span: u6
         faults.push(Fault {
             from,
             until: from + rng.between(1000 * MS, 5000 * MS),
-            kind: Kind::Stranger(strangers, Guise::Rogue),
+            kind: Kind::Stranger(strangers, Impostor::Rogue),
         });
     }
     if rng.chance(150_000) {
@@ -212,9 +212,9 @@ fn fault(rng: &mut Rng, nodes: usize, strangers: &mut usize, span: u64) -> Fault
         13 => (Kind::Deafened(node), MS),
         _ => {
             let guise = match rng.below(3) {
-                0 => Guise::OtherKey,
-                1 => Guise::OtherCluster,
-                _ => Guise::Twin(node),
+                0 => Impostor::OtherKey,
+                1 => Impostor::OtherCluster,
+                _ => Impostor::Twin(node),
             };
             *strangers += 1;
             let kind = Kind::Stranger(*strangers - 1, guise);

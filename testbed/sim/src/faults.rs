@@ -5,7 +5,7 @@ use verbs::DeviceEvent;
 
 use crate::check::Phase;
 use crate::cluster::Run;
-use crate::fault::{Guise, Kind};
+use crate::fault::{Impostor, Kind};
 use crate::hca::Hca;
 use crate::machine::Machine;
 use crate::sabotage::Sabotage;
@@ -51,7 +51,7 @@ impl Run {
             Kind::Handover { knows, told } if begins => self.bed.world().hand_over(knows, told),
             Kind::Deafened(node) if begins => self.bed.world().fail_group_pair(node),
             Kind::Stranger(place, guise) if begins => self.let_in(place, guise),
-            Kind::Stranger(place, Guise::Twin(_) | Guise::Rogue) => self.switch_off(place),
+            Kind::Stranger(place, Impostor::Twin(_) | Impostor::Rogue) => self.switch_off(place),
             _ => {}
         }
         let mut world = self.bed.world();
@@ -112,8 +112,8 @@ impl Run {
         }
     }
 
-    fn let_in(&mut self, place: NodeIndex, guise: Guise) {
-        if let Guise::Twin(of) = guise {
+    fn let_in(&mut self, place: NodeIndex, guise: Impostor) {
+        if let Impostor::Twin(of) = guise {
             let mut world = self.bed.world();
             world.nodes[place].guid = world.nodes[of].guid;
         }

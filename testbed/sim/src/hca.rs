@@ -327,20 +327,7 @@ impl Device for Hca {
         &self,
         config: &PagesConfig,
     ) -> Result<(PagesOver<Queues>, Qpn), verbs::Error> {
-        let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
-        let pair = QpConfig {
-            kind: QpKind::ReliableConnection,
-            domain: config.domain,
-            port: config.port,
-            send_depth: config.depth,
-            receive_depth: 1,
-            send_sge: 1,
-            receive_sge: 1,
-            inline: 0,
-            remote_access: Access::default(),
-        };
-        let (qp, qpn) = self.create_qp(&mut queues, &pair).await?;
-        Ok((PagesOver::new(queues, qp, config.depth, config.lkey), qpn))
+        PagesOver::create(self, config).await
     }
 
     async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), verbs::Error> {

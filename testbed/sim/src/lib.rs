@@ -56,11 +56,11 @@ mod workload;
 mod world;
 
 pub use cluster::{Outcome, run};
-pub use fault::{Fault, Guise, Kind};
+pub use fault::{Fault, Impostor, Kind};
 pub use plan::{Plan, Rates, rate_names};
 pub use rng::Ppm;
 pub use rule::{Rule, Violation};
 pub use sabotage::Sabotage;
-pub use shrink::{Cuts, shrink};
+pub use shrink::{Removals, shrink};
 pub use trace::Detail;
 pub use world::{NodeIndex, Stats};

@@ -165,9 +165,9 @@ impl DmaBuffer for Buffer {
 
 /// Stand-in for what a simulated machine lacks: registers, configuration space, vectors of its own.
 /// It has no value.
-pub(crate) enum Nothing {}
+pub(crate) enum NoHardware {}
 
-impl Registers for Nothing {
+impl Registers for NoHardware {
     fn len(&self) -> usize {
         match *self {}
     }
@@ -182,7 +182,7 @@ impl Registers for Nothing {
     }
 }
 
-impl InterruptVector for Nothing {
+impl InterruptVector for NoHardware {
     async fn wait(&self) {
         match *self {}
     }
@@ -199,12 +199,12 @@ impl ConfigSpace for NoConfig {
 }
 
 impl Platform for Machine {
-    type Bar = Nothing;
+    type Bar = NoHardware;
     type Config = NoConfig;
     type Buffer = Buffer;
-    type Vector = Nothing;
+    type Vector = NoHardware;
 
-    fn map_bar(&self, index: u8) -> Result<Nothing, Error> {
+    fn map_bar(&self, index: u8) -> Result<NoHardware, Error> {
         Err(Error::NoBar { index })
     }
 
@@ -225,8 +225,8 @@ impl Platform for Machine {
     fn enable_vectors(
         &self,
         count: u16,
-    ) -> Result<impl IntoIterator<Item = Nothing> + use<>, Error> {
-        Err::<Vec<Nothing>, _>(Error::TooFewVectors {
+    ) -> Result<impl IntoIterator<Item = NoHardware> + use<>, Error> {
+        Err::<Vec<NoHardware>, _>(Error::TooFewVectors {
             wanted: count,
             have: 0,
         })

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use sim::{Cuts, Detail, Outcome, Plan, Sabotage, run, shrink};
+use sim::{Detail, Outcome, Plan, Removals, Sabotage, run, shrink};
 
 /// Runs whole clusters of FIT in virtual time, each from a seed
 #[derive(Parser, Clone)]
@@ -60,8 +60,8 @@ impl Args {
         }
     }
 
-    fn cuts(&self) -> Cuts {
-        Cuts {
+    fn cuts(&self) -> Removals {
+        Removals {
             faults: self.without_fault.clone(),
             rates: self.without.clone(),
             operations: self.operations,
@@ -70,7 +70,7 @@ impl Args {
     }
 
     /// Returns the command that repeats the run.
-    fn command(&self, seed: u64, cuts: &Cuts) -> String {
+    fn command(&self, seed: u64, cuts: &Removals) -> String {
         let mut words = vec![format!("cargo xtask sim --seed {seed}")];
         words.extend(self.nodes.map(|nodes| format!("--nodes {nodes}")));
         words.extend(

@@ -1,6 +1,6 @@
 //! Plan of a run: everything follows from the seed, and parts can be taken away one by one.
 
-use crate::fault::{self, Fault, Guise, Kind, MS};
+use crate::fault::{self, Fault, Impostor, Kind, MS};
 use crate::rng::{Ppm, Rng, mix};
 use crate::sabotage::Sabotage;
 use crate::world::{Life, NodeIndex};
@@ -183,7 +183,7 @@ impl Plan {
         let mut faults = fault::draw(&mut rng, nodes, span);
         let strangers = places(nodes, &faults);
         faults.extend(fault::draw_later(&mut latest, nodes, strangers, span));
-        let is_rogue = |fault: &Fault| matches!(fault.kind, Kind::Stranger(_, Guise::Rogue));
+        let is_rogue = |fault: &Fault| matches!(fault.kind, Kind::Stranger(_, Impostor::Rogue));
         // A member reaches whatever is registered in its domain.
         let with_rogue = faults.iter().any(is_rogue);
         let calm = faults
@@ -222,7 +222,7 @@ impl Plan {
     }
 
     /// Returns the guise of the stranger at `place`, which is not a place of the cluster's nodes.
-    pub(crate) fn guise(&self, place: NodeIndex) -> Option<Guise> {
+    pub(crate) fn guise(&self, place: NodeIndex) -> Option<Impostor> {
         self.faults.iter().find_map(|fault| match fault.kind {
             Kind::Stranger(at, guise) if at == place => Some(guise),
             _ => None,
@@ -232,7 +232,7 @@ impl Plan {
     /// Returns the places of members that break the protocol.
     pub(crate) fn rogues(&self) -> Vec<NodeIndex> {
         let strangers = self.faults.iter().filter_map(|fault| match fault.kind {
-            Kind::Stranger(place, Guise::Rogue) => Some(place),
+            Kind::Stranger(place, Impostor::Rogue) => Some(place),
             _ => None,
         });
         strangers.collect()
@@ -277,7 +277,7 @@ impl Plan {
     #[must_use]
     pub fn talk(&self, a: NodeIndex, b: NodeIndex) -> bool {
         if a.max(b) >= self.nodes {
-            return a.min(b) < self.nodes && self.guise(a.max(b)) == Some(Guise::Rogue);
+            return a.min(b) < self.nodes && self.guise(a.max(b)) == Some(Impostor::Rogue);
         }
         let distance = a.abs_diff(b);
         let around = distance.min(self.nodes - distance);

@@ -106,14 +106,6 @@ impl QueueSet for Queues {
             qp.receives_taken = 0;
         });
     }
-
-    fn send_room(&self, slot: QpSlot) -> u32 {
-        let room = self.with(slot, |world, node, qpn| {
-            let qp = &world.nodes[node].qps[&qpn.0];
-            qp.send_depth - u32::try_from(qp.posted - qp.freed).expect("at most the depth")
-        });
-        room.unwrap_or(0)
-    }
 }
 
 fn post_send(

@@ -7,7 +7,7 @@ use crate::trace::Detail;
 
 /// Parts taken away from a seed's plan, to be given to a replay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cuts {
+pub struct Removals {
     /// Faults, by their place in the plan.
     pub faults: Vec<usize>,
     /// Rates, by name.
@@ -18,7 +18,7 @@ pub struct Cuts {
     pub no_skew: bool,
 }
 
-impl Cuts {
+impl Removals {
     /// Returns the plan without the cut parts.
     #[must_use]
     pub fn apply(&self, plan: &Plan) -> Plan {
@@ -43,8 +43,13 @@ impl Cuts {
 
 /// Cuts as much from `plan` as possible so that `rule` is still broken; calls `tell` after each
 /// success.
-pub fn shrink(plan: &Plan, rule: Rule, mut cuts: Cuts, mut tell: impl FnMut(&Cuts)) -> Cuts {
-    let fails = |cuts: &Cuts| {
+pub fn shrink(
+    plan: &Plan,
+    rule: Rule,
+    mut cuts: Removals,
+    mut tell: impl FnMut(&Removals),
+) -> Removals {
+    let fails = |cuts: &Removals| {
         let outcome = run(&cuts.apply(plan), Detail::None);
         outcome
             .violation
@@ -52,7 +57,7 @@ pub fn shrink(plan: &Plan, rule: Rule, mut cuts: Cuts, mut tell: impl FnMut(&Cut
     };
     loop {
         let before = cuts.clone();
-        let mut attempt = |change: &dyn Fn(&mut Cuts)| {
+        let mut attempt = |change: &dyn Fn(&mut Removals)| {
             let mut fewer = cuts.clone();
             change(&mut fewer);
             if fewer != cuts && fails(&fewer) {

@@ -6,7 +6,7 @@ use fit::{Incarnation, Member, PeerId, View};
 use verbs::{Domain, Gid, QpState};
 
 use crate::check::Phase;
-use crate::fault::Guise;
+use crate::fault::Impostor;
 use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::world::{Life, NodeIndex, World};
@@ -21,16 +21,16 @@ pub(crate) struct Identity {
     pub(crate) life: Life,
     pub(crate) gid: Gid,
     /// Guise, if the node should not be there; `None` for a node of the cluster.
-    pub(crate) guise: Option<Guise>,
+    pub(crate) guise: Option<Impostor>,
 }
 
 impl Identity {
     /// Returns whether the two hold the same key.
     fn is_akin(&self, other: &Self) -> bool {
-        let camp = |guise: Option<Guise>| match guise {
-            None | Some(Guise::Twin(_) | Guise::Rogue) => 0,
-            Some(Guise::OtherKey) => 1,
-            Some(Guise::OtherCluster) => 2,
+        let camp = |guise: Option<Impostor>| match guise {
+            None | Some(Impostor::Twin(_) | Impostor::Rogue) => 0,
+            Some(Impostor::OtherKey) => 1,
+            Some(Impostor::OtherCluster) => 2,
         };
         camp(self.guise) == camp(other.guise)
     }
@@ -38,14 +38,14 @@ impl Identity {
 
 /// Membership as a life's handler was told it.
 #[derive(Default)]
-struct Told {
+struct ReportedMembership {
     here: BTreeMap<PeerId, Member>,
     /// Numbers that were given.
     used: BTreeSet<PeerId>,
 }
 
 /// True membership, which nodes can't know.
-pub(crate) struct Truth {
+pub(crate) struct TrueMembership {
     /// Identity of every life of FIT, by the incarnation that it drew.
     lives: BTreeMap<Incarnation, Identity>,
     /// Time at which each life ended or began to leave.
@@ -58,12 +58,12 @@ pub(crate) struct Truth {
     /// Time since which each connection has been in a view.
     seen: BTreeMap<(Life, PeerId), u64>,
     /// Reports to each life's handler.
-    told: BTreeMap<Life, Told>,
+    told: BTreeMap<Life, ReportedMembership>,
     /// The last views, for a node that forgets to strike out.
     stale: BTreeMap<Life, Vec<(PeerId, Member)>>,
 }
 
-impl Truth {
+impl TrueMembership {
     pub(crate) fn new(nodes: usize) -> Self {
         Self {
             lives: BTreeMap::new(),

@@ -24,7 +24,7 @@ use crate::rule::{Rule, Violation};
 use crate::sa::Administrator;
 use crate::sabotage::Sabotage;
 use crate::trace::Trace;
-use crate::views::Truth;
+use crate::views::TrueMembership;
 
 /// A node's place in the cluster.
 pub type NodeIndex = usize;
@@ -240,7 +240,7 @@ pub(crate) struct World {
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) sabotaged: u64,
     pub(crate) check: Checker,
-    pub(crate) truth: Truth,
+    pub(crate) truth: TrueMembership,
     pub(crate) stats: Stats,
     pub(crate) violation: Option<Violation>,
 }
@@ -274,7 +274,7 @@ impl World {
             sabotage: None,
             sabotaged: 0,
             check: Checker::default(),
-            truth: Truth::new(nodes),
+            truth: TrueMembership::new(nodes),
             stats: Stats::default(),
             violation: None,
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sim::{Cuts, Detail, Fault, Guise, Kind, Plan, Rates, Rule, Sabotage, run, shrink};
+use sim::{Detail, Fault, Impostor, Kind, Plan, Rates, Removals, Rule, Sabotage, run, shrink};
 
 const SECOND: u64 = 1_000_000_000;
 /// Operations that some seeds together must have carried out.
@@ -68,7 +68,7 @@ fn a_node_and_its_twin_keep_nobody_apart_once_the_twin_is_gone() {
         let mut plan = small(seed);
         // The twin's role is another, so that the two have different names; both are connected to
         // again and again, and by seed 30 at the same moment.
-        let twin = Kind::Stranger(plan.nodes, Guise::Twin(1));
+        let twin = Kind::Stranger(plan.nodes, Impostor::Twin(1));
         only(&mut plan, SECOND, 9 * SECOND, twin);
         plan.rates = Rates {
             error_completion: 10_000,
@@ -244,7 +244,7 @@ fn a_silent_peer_that_is_not_lost_is_found() {
 #[test]
 fn a_stranger_who_is_a_member_is_found() {
     finds_with(Sabotage::LeakedKey, Rule::Stranger, |plan| {
-        let stranger = Kind::Stranger(plan.nodes, Guise::OtherKey);
+        let stranger = Kind::Stranger(plan.nodes, Impostor::OtherKey);
         only(plan, SECOND, 5 * SECOND, stranger);
     });
 }
@@ -264,7 +264,7 @@ fn what_is_left_after_shrinking_still_fails_and_nothing_more_can_go() {
         ..small(5)
     };
     assert!(!plan.faults.is_empty(), "there is something to take away");
-    let cuts = shrink(&plan, Rule::CompletionQueue, Cuts::default(), |_| {});
+    let cuts = shrink(&plan, Rule::CompletionQueue, Removals::default(), |_| {});
     let least = cuts.apply(&plan);
     let outcome = run(&least, Detail::None);
     assert_eq!(
@@ -370,7 +370,7 @@ fn peaceful(seed: u64, kind: Kind) -> Plan {
 fn a_member_that_breaks_the_protocol_harms_nobody_but_itself() {
     let mut kinds = BTreeMap::new();
     for seed in 1..=8 {
-        let plan = peaceful(seed, Kind::Stranger(3, Guise::Rogue));
+        let plan = peaceful(seed, Kind::Stranger(3, Impostor::Rogue));
         let outcome = run(&plan, Detail::Events);
         let lines = || outcome.lines.join("\n");
         assert_eq!(outcome.violation, None, "seed {seed}");
@@ -481,7 +481,7 @@ fn answers_that_a_stranger_gives_for_the_administrator_lead_nobody_astray() {
 fn what_a_stranger_forges_with_the_right_names_ends_nothing() {
     let mut forged = 0;
     for seed in 1..=6 {
-        let mut plan = peaceful(seed, Kind::Stranger(3, Guise::OtherKey));
+        let mut plan = peaceful(seed, Kind::Stranger(3, Impostor::OtherKey));
         plan.rates.hostile = 900_000;
         let outcome = run(&plan, Detail::None);
         assert_eq!(outcome.violation, None, "seed {seed}");

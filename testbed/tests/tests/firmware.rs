@@ -20,16 +20,14 @@ fn three_nodes_that_firmware_started_in_three_ways_run_a_program() {
     ]);
     let ran = run.run(&["busybox", "sort", "/usr/share/dict/web2"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    let lines: Vec<&[u8]> = ran.stdout.split(|&byte| byte == b'\n').collect();
-    assert!(lines.len() > 1000 && lines[..lines.len() - 1].is_sorted());
+    assert_sorted(&ran.stdout);
     let folder = logs(&ran.stderr);
     for (node, source) in [
         ("processor", "the file"),
         ("memory", "the build"),
         ("storage", "the build"),
     ] {
-        let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
-        let log = String::from_utf8_lossy(&log);
+        let log = log_of(&folder, node);
         assert!(
             log.contains("libos::boot::start: started by UEFI"),
             "{node}: {log}"
@@ -72,16 +70,14 @@ fn three_nodes_boot_from_what_xtask_pxe_serves() {
     ]);
     let ran = run.run(&["busybox", "sort", "/usr/share/dict/web2"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    let lines: Vec<&[u8]> = ran.stdout.split(|&byte| byte == b'\n').collect();
-    assert!(lines.len() > 1000 && lines[..lines.len() - 1].is_sorted());
+    assert_sorted(&ran.stdout);
     let folder = logs(&ran.stderr);
     for (node, way) in [
         ("processor", "  URI: http://10.9.0.1:8080/"),
         ("memory", "  Server IP address is 10.9.0.1"),
         ("storage", "\nTessera: storage, storage"),
     ] {
-        let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
-        let log = String::from_utf8_lossy(&log);
+        let log = log_of(&folder, node);
         for said in [
             way,
             "the command line from the build",
@@ -135,8 +131,7 @@ fn secure_boot_starts_what_its_key_has_signed() {
     }
     assert_eq!(ran.code, Some(125), "{}", ran.stderr);
     let folder = logs(&ran.stderr);
-    let log = fs::read(folder.join("memory.log")).expect("a log");
-    let log = String::from_utf8_lossy(&log);
+    let log = log_of(&folder, "memory");
     assert!(log.contains("Access Denied"), "{log}");
     assert!(!log.contains("started by UEFI"), "{log}");
     fs::remove_dir_all(folder).expect("removed");
@@ -151,11 +146,23 @@ fn a_bios_starts_a_node_by_ipxe_and_grub() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert_eq!(ran.stdout, b"$HOME it's\n");
     let folder = logs(&ran.stderr);
-    let log = fs::read_to_string(folder.join("memory.log")).expect("a log");
+    let log = log_of(&folder, "memory");
     assert!(log.contains("started by Multiboot2"), "{log}");
     let left = folder.join("memory.tftp");
     assert!(!left.exists(), "it holds the key and is left");
     fs::remove_dir_all(folder).expect("removed");
+}
+
+/// Panics unless the output has many lines, in order.
+fn assert_sorted(stdout: &[u8]) {
+    let lines: Vec<&[u8]> = stdout.split(|&byte| byte == b'\n').collect();
+    assert!(lines.len() > 1000 && lines[..lines.len() - 1].is_sorted());
+}
+
+/// Returns a node's log, with what firmware and loaders wrote on the same line.
+fn log_of(folder: &Path, node: &str) -> String {
+    let log = fs::read(folder.join(format!("{node}.log"))).expect("a log");
+    String::from_utf8_lossy(&log).into_owned()
 }
 
 /// Returns the folder that `--keep-logs` names.

@@ -4,7 +4,7 @@ use std::process::ExitStatus;
 
 /// Result of a node.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Left {
+pub(crate) enum NodeOutcome {
     /// Its work was done.
     Well,
     /// Its kernel panicked.
@@ -15,7 +15,7 @@ pub(crate) enum Left {
     Otherwise,
 }
 
-impl From<ExitStatus> for Left {
+impl From<ExitStatus> for NodeOutcome {
     fn from(status: ExitStatus) -> Self {
         match status.code() {
             Some(1) => Self::Well,
@@ -28,11 +28,11 @@ impl From<ExitStatus> for Left {
 
 /// Describes a status in words.
 pub(crate) fn describe(status: ExitStatus) -> String {
-    match Left::from(status) {
-        Left::Well => "left".to_owned(),
-        Left::Panic => "its kernel panicked".into(),
-        Left::Error => "it ended with an error".into(),
-        Left::Otherwise => format!("its QEMU ended with {status}"),
+    match NodeOutcome::from(status) {
+        NodeOutcome::Well => "left".to_owned(),
+        NodeOutcome::Panic => "its kernel panicked".into(),
+        NodeOutcome::Error => "it ended with an error".into(),
+        NodeOutcome::Otherwise => format!("its QEMU ended with {status}"),
     }
 }
 
@@ -43,14 +43,19 @@ mod tests {
 
     #[test]
     fn qemus_status_tells_how_a_node_left() {
-        let left = |code: i32| Left::from(ExitStatus::from_raw(code << 8));
+        let left = |code: i32| NodeOutcome::from(ExitStatus::from_raw(code << 8));
         assert_eq!(
             [left(1), left(3), left(5), left(0)],
-            [Left::Well, Left::Panic, Left::Error, Left::Otherwise]
+            [
+                NodeOutcome::Well,
+                NodeOutcome::Panic,
+                NodeOutcome::Error,
+                NodeOutcome::Otherwise
+            ]
         );
         assert_eq!(
-            Left::from(ExitStatus::from_raw(9)),
-            Left::Otherwise,
+            NodeOutcome::from(ExitStatus::from_raw(9)),
+            NodeOutcome::Otherwise,
             "killed"
         );
     }

@@ -77,20 +77,7 @@ fn follow(mut file: File, mut to: impl Write, ended: &AtomicBool) -> std::io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("lock").extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::fakes::Sink;
 
     #[test]
     fn a_growing_file_is_followed_to_its_end() {
@@ -105,7 +92,7 @@ mod tests {
             expected.extend(text.as_bytes());
         }
         follower.finish().expect("finish");
-        assert!(*sink.0.lock().expect("lock") == expected);
+        assert!(sink.bytes() == expected);
         std::fs::remove_file(path).expect("remove");
     }
 }

@@ -20,7 +20,7 @@ use super::miss::runs::Said;
 use super::miss::symbols::Symbols;
 use super::output::{in_folder, show};
 use super::plot::{Bar, stacked};
-use super::record::{Circumstances, Record, markdown};
+use super::record::{MeasurementContext, Record, markdown};
 use super::table::aligned;
 use crate::bench::FIXED_LAYOUT;
 use crate::build_image::Role;
@@ -84,7 +84,7 @@ impl Args {
         Ok(())
     }
 
-    fn measure(&self, folder: &Path) -> Result<(Vec<Figure>, Circumstances)> {
+    fn measure(&self, folder: &Path) -> Result<(Vec<Figure>, MeasurementContext)> {
         run::prepare()?;
         linux::prepare()?;
         let qemu = Qemu::obtain()?;
@@ -110,7 +110,7 @@ impl Args {
                 print!("{}", self.frames(&said, &counts, folder)?);
             }
         }
-        Ok((figures, Circumstances::here(&qemu.version)))
+        Ok((figures, MeasurementContext::here(&qemu.version)))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bed::left::{self, Left};
+use crate::bed::left::{self, NodeOutcome};
 use crate::nodes::cluster::{Cluster, Parts};
 use crate::tools::say;
 
@@ -118,7 +118,7 @@ fn measure_one(
             Err(RecvTimeoutError::Disconnected) => break,
         }
         for (name, status) in cluster.ended()? {
-            let is_well = name == "caller" && Left::from(status) == Left::Well;
+            let is_well = name == "caller" && NodeOutcome::from(status) == NodeOutcome::Well;
             ensure!(is_well, "{name}: {}", left::describe(status));
         }
     }

@@ -28,12 +28,12 @@ pub(super) struct Record<'a> {
 }
 
 /// Machine and commit of a measurement.
-pub(super) struct Circumstances {
+pub(super) struct MeasurementContext {
     commit: String,
     machine: String,
 }
 
-impl Circumstances {
+impl MeasurementContext {
     /// Looks at this machine and this tree. `qemu` is QEMU's version.
     pub(super) fn here(qemu: &str) -> Self {
         let git =
@@ -89,7 +89,7 @@ fn place(name: &str, extension: &str) -> PathBuf {
 
 impl Record<'_> {
     /// Writes the record's files.
-    pub(super) fn write(&self, circumstances: &Circumstances) -> Result<()> {
+    pub(super) fn write(&self, circumstances: &MeasurementContext) -> Result<()> {
         let [commit, machine] = circumstances.lines();
         let report = format!(
             "# {}\n\nMade by `{}`; [the user's guide](../user/bench.md) says what the figures are.\n\n* {commit}\n* {machine}\n* \

@@ -33,13 +33,13 @@ const DISK_GUID: Uuid = Uuid::from_u128(0x7e55_e2a0_0001_4000_8000_0000_0000_000
 const PARTITION_GUID: Uuid = Uuid::from_u128(0x7e55_e2a0_0001_4000_8000_0000_0000_0002);
 
 /// A file in the root folder of the volume, beside the loader.
-pub(crate) struct Beside<'a> {
+pub(crate) struct ExtraFile<'a> {
     pub(crate) name: &'a str,
     pub(crate) contents: &'a [u8],
 }
 
 /// Makes a FAT volume that holds the loader where firmware looks for it.
-pub(super) fn volume(loader: &[u8], beside: &[Beside<'_>], smallest: bool) -> Result<Vec<u8>> {
+pub(super) fn volume(loader: &[u8], beside: &[ExtraFile<'_>], smallest: bool) -> Result<Vec<u8>> {
     let files = loader.len() + beside.iter().map(|file| file.contents.len()).sum::<usize>();
     // Room for the tables and the folders.
     let needed = (u64::try_from(files)? + (1 << 20)).next_multiple_of(1 << 20);
@@ -73,7 +73,7 @@ pub(super) fn volume(loader: &[u8], beside: &[Beside<'_>], smallest: bool) -> Re
             .context("can't make the loader's file")?;
         file.write_all(loader)
             .context("the volume has no room for the loader")?;
-        for Beside { name, contents } in beside {
+        for ExtraFile { name, contents } in beside {
             let mut file = root
                 .create_file(name)
                 .with_context(|| format!("can't make {name}"))?;
@@ -156,7 +156,7 @@ mod tests {
         let loader: Vec<u8> = (0..3_000_000_u32)
             .map(|at| u8::try_from(at % 251).expect("small"))
             .collect();
-        let line = Beside {
+        let line = ExtraFile {
             name: "tessera.cmdline",
             contents: b"cluster=a",
         };

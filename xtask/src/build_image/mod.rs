@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use self::disk::Beside;
+use self::disk::ExtraFile;
 use self::pe::Pe;
 use self::sign::Signer;
 
@@ -165,7 +165,7 @@ pub(crate) struct Contents<'a> {
     /// The kernel command line, which is built in.
     pub(crate) cmdline: Option<&'a str>,
     /// Files for the root folder of a volume.
-    pub(crate) beside: &'a [Beside<'a>],
+    pub(crate) beside: &'a [ExtraFile<'a>],
     /// The key that signs the loader.
     pub(crate) signer: Option<&'a Signer>,
 }
@@ -199,7 +199,7 @@ pub(crate) fn pack(
 }
 
 /// Makes a disk from which UEFI firmware starts another program than our loader.
-pub(crate) fn foreign_disk(program: &Path, beside: &[Beside<'_>], path: &Path) -> Result<()> {
+pub(crate) fn foreign_disk(program: &Path, beside: &[ExtraFile<'_>], path: &Path) -> Result<()> {
     disk::write(path, &disk::volume(&read(program)?, beside, false)?)
 }
 

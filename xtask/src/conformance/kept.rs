@@ -19,14 +19,14 @@ const DONE: &str = "done";
 
 /// The place that a case ran in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Where {
+pub(super) enum Environment {
     /// On a cluster.
     Cluster,
     /// On this machine.
     Linux,
 }
 
-impl Where {
+impl Environment {
     fn word(self) -> &'static str {
         match self {
             Self::Cluster => "cluster",
@@ -43,13 +43,13 @@ impl Where {
 
 /// The results of a suite's cases that have ended, in memory and in a file.
 #[derive(Debug)]
-pub(super) struct Kept {
-    cases: HashMap<(Where, String), Vec<Verdict>>,
+pub(super) struct SuiteResults {
+    cases: HashMap<(Environment, String), Vec<Verdict>>,
     path: PathBuf,
     file: File,
 }
 
-impl Kept {
+impl SuiteResults {
     /// Opens the file, reads the results of earlier runs (those that were recorded, if there is no
     /// file yet) and keeps those of the cases for which `wanted` returns true, given all results of
     /// the case.
@@ -90,14 +90,14 @@ impl Kept {
     }
 
     /// Returns a case's results, if it has ended there.
-    pub(super) fn of(&self, place: Where, case: &str) -> Option<&[Verdict]> {
+    pub(super) fn of(&self, place: Environment, case: &str) -> Option<&[Verdict]> {
         let key = (place, case.to_owned());
         self.cases.get(&key).map(Vec::as_slice)
     }
 
     /// Returns whether a case has passed whole on the cluster.
     pub(super) fn passed(&self, case: &str) -> bool {
-        self.of(Where::Cluster, case).is_some_and(|verdicts| {
+        self.of(Environment::Cluster, case).is_some_and(|verdicts| {
             let passes = |verdict: &Verdict| verdict.outcome == Outcome::Pass;
             !verdicts.is_empty() && verdicts.iter().all(passes)
         })
@@ -123,7 +123,12 @@ impl Kept {
     ///
     /// # Errors
     /// If the file can't be written.
-    pub(super) fn add(&mut self, place: Where, case: &str, verdicts: &[Verdict]) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        place: Environment,
+        case: &str,
+        verdicts: &[Verdict],
+    ) -> Result<()> {
         self.file
             .write_all(lines(place, case, verdicts).as_bytes())
             .with_context(|| format!("can't write {}", self.path.display()))?;
@@ -144,7 +149,7 @@ fn read(path: &Path) -> Result<Option<String>> {
 }
 
 /// Returns the lines of a case's results.
-fn lines(place: Where, case: &str, verdicts: &[Verdict]) -> String {
+fn lines(place: Environment, case: &str, verdicts: &[Verdict]) -> String {
     let line = |test: &str, outcome: &str, why: &str| {
         format!(
             "{}\t{case}\t{}\t{outcome}\t{}\n",
@@ -165,15 +170,15 @@ fn flat(text: &str) -> String {
     text.replace(['\t', '\n', '\r'], " ")
 }
 
-fn parse(text: &str) -> HashMap<(Where, String), Vec<Verdict>> {
+fn parse(text: &str) -> HashMap<(Environment, String), Vec<Verdict>> {
     let mut cases = HashMap::new();
-    let mut open: HashMap<(Where, String), Vec<Verdict>> = HashMap::new();
+    let mut open: HashMap<(Environment, String), Vec<Verdict>> = HashMap::new();
     for line in text.lines() {
         let fields: Vec<&str> = line.split('\t').collect();
         let [place, case, test, outcome, why] = fields[..] else {
             continue;
         };
-        let Some(place) = Where::of(place) else {
+        let Some(place) = Environment::of(place) else {
             continue;
         };
         let key = (place, case.to_owned());
@@ -207,41 +212,42 @@ mod tests {
     fn cases_that_ended_are_read_again_and_others_are_not() {
         let path = std::env::temp_dir().join(format!("tessera-kept-{}", std::process::id()));
         let none = path.with_extension("none");
-        let mut kept = Kept::open(&path, &none, |_, _| true).expect("a file");
+        let mut kept = SuiteResults::open(&path, &none, |_, _| true).expect("a file");
         let good = [verdict("x", Outcome::Pass), verdict("y", Outcome::Pass)];
-        kept.add(Where::Cluster, "good", &good).expect("added");
-        let bad = [verdict("", Outcome::Fail)];
-        kept.add(Where::Cluster, "bad", &bad).expect("added");
-        kept.add(Where::Linux, "bad", &[verdict("", Outcome::Pass)])
+        kept.add(Environment::Cluster, "good", &good)
             .expect("added");
-        kept.add(Where::Cluster, "says nothing", &[])
+        let bad = [verdict("", Outcome::Fail)];
+        kept.add(Environment::Cluster, "bad", &bad).expect("added");
+        kept.add(Environment::Linux, "bad", &[verdict("", Outcome::Pass)])
+            .expect("added");
+        kept.add(Environment::Cluster, "says nothing", &[])
             .expect("added");
         kept.file
             .write_all(b"cluster\tcut short\tz\tpass\t\ncluster\tgood\tz\tfa")
             .expect("written");
         drop(kept);
 
-        let again = Kept::open(&path, &none, |_, _| true).expect("read");
-        let read = again.of(Where::Cluster, "good").expect("kept");
+        let again = SuiteResults::open(&path, &none, |_, _| true).expect("read");
+        let read = again.of(Environment::Cluster, "good").expect("kept");
         assert_eq!((read.len(), read[0].why.as_str()), (2, "a b c"));
         assert!(again.passed("good") && !again.passed("bad") && !again.passed("says nothing"));
-        assert!(again.of(Where::Cluster, "says nothing").is_some());
-        assert!(again.of(Where::Cluster, "cut short").is_none());
+        assert!(again.of(Environment::Cluster, "says nothing").is_some());
+        assert!(again.of(Environment::Cluster, "cut short").is_none());
 
         let recorded = path.with_extension("recorded");
         again.record(&recorded).expect("written");
         let elsewhere = path.with_extension("elsewhere");
-        let from_record = Kept::open(&elsewhere, &recorded, |_, _| true).expect("read");
+        let from_record = SuiteResults::open(&elsewhere, &recorded, |_, _| true).expect("read");
         assert_eq!(from_record.cases, again.cases);
         drop((again, from_record));
         fs::remove_file(&recorded).expect("removed");
         fs::remove_file(&elsewhere).expect("removed");
 
-        let passed = Kept::open(&path, &none, Kept::passed).expect("read");
-        assert!(passed.of(Where::Cluster, "good").is_some());
-        assert!(passed.of(Where::Linux, "bad").is_none());
+        let passed = SuiteResults::open(&path, &none, SuiteResults::passed).expect("read");
+        assert!(passed.of(Environment::Cluster, "good").is_some());
+        assert!(passed.of(Environment::Linux, "bad").is_none());
         drop(passed);
-        let left = Kept::open(&path, &none, |_, _| true).expect("read");
+        let left = SuiteResults::open(&path, &none, |_, _| true).expect("read");
         assert_eq!(
             left.cases.len(),
             1,

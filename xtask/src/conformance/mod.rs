@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use self::bed::{Bed, Place};
-use self::kept::{Kept, Where};
+use self::kept::{Environment, SuiteResults};
 use self::suite::{Case, FOLDER, Outcome, SUITES, Suite, Verdict};
 use self::table::Table;
 use crate::bed::handle_signals;
@@ -141,12 +141,12 @@ impl Args {
         } else {
             "some.tsv"
         };
-        let mut kept = Kept::open(&folder.join(name), &self.recorded(), |kept, case| {
+        let mut kept = SuiteResults::open(&folder.join(name), &self.recorded(), |kept, case| {
             self.goes_on || self.again && kept.passed(case)
         })?;
         let table = self.judge(&cases, &root, &mut kept)?;
         fs::remove_dir_all(&root).with_context(|| format!("can't remove {}", root.display()))?;
-        let run = |case: &&Case| kept.of(Where::Cluster, &case.name).is_some();
+        let run = |case: &&Case| kept.of(Environment::Cluster, &case.name).is_some();
         let left = cases.len() - cases.iter().filter(run).count();
         if self.record {
             kept.record(&self.recorded())?;
@@ -162,7 +162,7 @@ impl Args {
 
     /// Runs the cases on the cluster, and natively those that did not just pass there. What is
     /// kept is not run.
-    fn judge(&self, cases: &[Case], root: &Path, kept: &mut Kept) -> Result<Table> {
+    fn judge(&self, cases: &[Case], root: &Path, kept: &mut SuiteResults) -> Result<Table> {
         let options = [
             "--cpus",
             &self.cpus.to_string(),
@@ -175,7 +175,7 @@ impl Args {
         self.run_cases(cases, root, Place::Cluster(&options), kept)?;
         let again: Vec<Case> = cases
             .iter()
-            .filter(|case| kept.of(Where::Cluster, &case.name).is_some())
+            .filter(|case| kept.of(Environment::Cluster, &case.name).is_some())
             .filter(|case| !kept.passed(&case.name))
             .cloned()
             .collect();
@@ -188,10 +188,10 @@ impl Args {
         }
         let mut table = Table::default();
         for case in cases {
-            if let Some(verdicts) = kept.of(Where::Cluster, &case.name) {
+            if let Some(verdicts) = kept.of(Environment::Cluster, &case.name) {
                 table.add_ours(case, verdicts);
             }
-            if let Some(verdicts) = kept.of(Where::Linux, &case.name) {
+            if let Some(verdicts) = kept.of(Environment::Linux, &case.name) {
                 table.add_linux(case, verdicts);
             }
         }
@@ -204,11 +204,11 @@ impl Args {
         cases: &[Case],
         root: &Path,
         place: Place<'_>,
-        kept: &mut Kept,
+        kept: &mut SuiteResults,
     ) -> Result<()> {
         let to = match place {
-            Place::Cluster(_) => Where::Cluster,
-            Place::Native => Where::Linux,
+            Place::Cluster(_) => Environment::Cluster,
+            Place::Native => Environment::Linux,
         };
         let left: Vec<Case> = cases
             .iter()
@@ -216,13 +216,13 @@ impl Args {
             .cloned()
             .collect();
         let (mut done, mut told) = (cases.len() - left.len(), Instant::now());
-        let minutes = self.minutes.filter(|_| to == Where::Cluster);
+        let minutes = self.minutes.filter(|_| to == Environment::Cluster);
         let end = minutes.map(|minutes| told + Duration::from_secs(60 * minutes));
         Bed { root, place }.run(&left, |case, ended, output| {
             done += 1;
             let verdicts = self.suite.judge(case, &ended, output);
             let failed = |verdict: &Verdict| verdict.outcome == Outcome::Fail;
-            let bad = to == Where::Cluster && verdicts.iter().any(failed);
+            let bad = to == Environment::Cluster && verdicts.iter().any(failed);
             if bad {
                 say(&format!("{done}/{}: {}: {ended}", cases.len(), case.name));
                 if self.verbose {

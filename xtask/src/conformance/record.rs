@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::suite::{SUITES, Suite};
-use super::table::{Meaning, Table};
+use super::table::{Classification, Table};
 
 /// Head of the page.
 const HEAD: &str = "# Tests that others wrote\n\n\
@@ -109,7 +109,7 @@ fn render(suite: &dyn Suite, table: &Table, left: usize, reasons: &Reasons) -> S
     if counts.fail > 0 {
         text += "\n| fails | why |\n|---|---|\n";
     }
-    for (name, row) in table.with(Meaning::Fail) {
+    for (name, row) in table.with(Classification::Fail) {
         let name = cell(name);
         let why = reasons.0.get(&name).cloned();
         let why = why.unwrap_or_else(|| format!("{PRINTED}{}", cell(&row.why)));

@@ -16,7 +16,7 @@ pub(super) struct Row {
 
 /// Meaning of both results of a test together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(super) enum Classification {
     /// It passes on the cluster.
     Pass,
     /// It fails on the cluster alone.
@@ -30,14 +30,16 @@ pub(super) enum Meaning {
 impl Row {
     /// Judges the cluster by the difference. A test that the cluster did not come to has failed if
     /// it ran on Linux.
-    pub(super) fn meaning(&self) -> Meaning {
+    pub(super) fn meaning(&self) -> Classification {
         match (self.ours, self.linux) {
-            (Some(Outcome::Pass), _) => Meaning::Pass,
-            (Some(Outcome::Fail), Some(Outcome::Fail | Outcome::Skip)) => Meaning::FailsOnLinux,
-            (None, Some(Outcome::Fail | Outcome::Skip) | None) | (Some(Outcome::Skip), _) => {
-                Meaning::Skip
+            (Some(Outcome::Pass), _) => Classification::Pass,
+            (Some(Outcome::Fail), Some(Outcome::Fail | Outcome::Skip)) => {
+                Classification::FailsOnLinux
             }
-            (Some(Outcome::Fail) | None, _) => Meaning::Fail,
+            (None, Some(Outcome::Fail | Outcome::Skip) | None) | (Some(Outcome::Skip), _) => {
+                Classification::Skip
+            }
+            (Some(Outcome::Fail) | None, _) => Classification::Fail,
         }
     }
 }
@@ -51,13 +53,13 @@ pub(super) struct Table {
 /// Counts of tests by their meaning.
 #[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// [`Meaning::Pass`].
+    /// [`Classification::Pass`].
     pub(super) pass: usize,
-    /// [`Meaning::Fail`].
+    /// [`Classification::Fail`].
     pub(super) fail: usize,
-    /// [`Meaning::FailsOnLinux`].
+    /// [`Classification::FailsOnLinux`].
     pub(super) on_linux: usize,
-    /// [`Meaning::Skip`].
+    /// [`Classification::Skip`].
     pub(super) skip: usize,
 }
 
@@ -108,11 +110,11 @@ impl Table {
 
     /// Returns the names of the tests that fail on the cluster alone.
     pub(super) fn failed(&self) -> impl Iterator<Item = &str> {
-        self.with(Meaning::Fail).map(|(name, _)| name)
+        self.with(Classification::Fail).map(|(name, _)| name)
     }
 
     /// Returns the tests of this meaning.
-    pub(super) fn with(&self, meaning: Meaning) -> impl Iterator<Item = (&str, &Row)> {
+    pub(super) fn with(&self, meaning: Classification) -> impl Iterator<Item = (&str, &Row)> {
         let rows = self.rows.iter().map(|(name, row)| (name.as_str(), row));
         rows.filter(move |(_, row)| row.meaning() == meaning)
     }
@@ -121,10 +123,10 @@ impl Table {
     pub(super) fn counts(&self) -> Counts {
         let of = |meaning| self.with(meaning).count();
         Counts {
-            pass: of(Meaning::Pass),
-            fail: of(Meaning::Fail),
-            on_linux: of(Meaning::FailsOnLinux),
-            skip: of(Meaning::Skip),
+            pass: of(Classification::Pass),
+            fail: of(Classification::Fail),
+            on_linux: of(Classification::FailsOnLinux),
+            skip: of(Classification::Skip),
         }
     }
 
@@ -146,7 +148,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, row) in self.with(Meaning::Fail) {
+        for (name, row) in self.with(Classification::Fail) {
             writeln!(f, "fail\t{name}\t{}", row.why)?;
         }
         let counts = self.counts();

@@ -38,7 +38,7 @@ use self::check::Needs;
 use self::host::{Host, Linux};
 use self::machine::Machine;
 use crate::bed::cmdline::CommandLine;
-use crate::bed::left::{self, Left};
+use crate::bed::left::{self, NodeOutcome};
 use crate::bed::process::{LAUNCHER, Process};
 use crate::bed::streams::Follower;
 use crate::bed::{self, INTERRUPTED, tail};
@@ -337,7 +337,7 @@ fn watch(process: &mut Process, host: &Host, cpus: usize, cores: &[usize]) -> Re
 }
 
 fn ended(process: &Process, status: ExitStatus) -> Result<()> {
-    if Left::from(status) == Left::Well {
+    if NodeOutcome::from(status) == NodeOutcome::Well {
         return Ok(());
     }
     let said = tail(&process.stderr);

@@ -17,7 +17,7 @@ pub(super) fn window(terminal: Option<&Terminal>, top: Option<&Top>) -> Window {
 }
 
 /// The terminal while the program has it.
-pub(super) struct Attended<'a> {
+pub(super) struct ProgramTerminal<'a> {
     terminal: Option<&'a Terminal>,
     console: &'a Server,
     top: Option<&'a Top>,
@@ -25,7 +25,7 @@ pub(super) struct Attended<'a> {
     window: Window,
 }
 
-impl<'a> Attended<'a> {
+impl<'a> ProgramTerminal<'a> {
     pub(super) fn new(
         terminal: Option<&'a Terminal>,
         console: &'a Server,

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail};
 
 use super::report::Report;
 use super::vm::Vm;
-use crate::bed::left::{self, Left};
+use crate::bed::left::{self, NodeOutcome};
 use crate::bed::process::{Process, silent};
 use crate::bed::{INTERRUPTED, log, tail};
 use crate::build_image::Role;
@@ -180,7 +180,7 @@ impl<'a> Cluster<'a> {
         {
             match process.ended()? {
                 None => {}
-                Some(status) if Left::from(status) == Left::Well => return Ok(true),
+                Some(status) if NodeOutcome::from(status) == NodeOutcome::Well => return Ok(true),
                 Some(status) => return Err(node_error(folder, *role, process, status)),
             }
         }
@@ -204,7 +204,7 @@ impl<'a> Cluster<'a> {
         {
             // One that left well has been told to, as the program's end nears.
             if let Some(status) = process.ended()?
-                && Left::from(status) != Left::Well
+                && NodeOutcome::from(status) != NodeOutcome::Well
             {
                 return Err(node_error(folder, *role, process, status));
             }

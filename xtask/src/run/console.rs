@@ -296,9 +296,9 @@ fn errno(error: &std::io::Error) -> u16 {
 }
 
 /// A file that is written whole also where it is set not to wait.
-pub(crate) struct Patient(pub(crate) File);
+pub(crate) struct BlockingFile(pub(crate) File);
 
-impl Write for Patient {
+impl Write for BlockingFile {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         loop {
             match self.0.write(bytes) {
@@ -315,7 +315,7 @@ impl Write for Patient {
     }
 }
 
-impl Read for Patient {
+impl Read for BlockingFile {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         loop {
             match self.0.read(into) {
@@ -331,45 +331,7 @@ impl Read for Patient {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("lock").extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Plays P.
-    struct Guest {
-        socket: UnixStream,
-        decoder: Decoder,
-    }
-
-    impl Guest {
-        fn send(&mut self, frame: &Frame) {
-            let mut bytes = Vec::new();
-            frame.encode(&mut bytes);
-            self.socket.write_all(&bytes).expect("the host reads");
-        }
-
-        fn next(&mut self) -> Frame {
-            loop {
-                if let Some(frame) = self.decoder.next_frame().expect("a frame") {
-                    return frame;
-                }
-                let mut bytes = [0; 100];
-                let count = self.socket.read(&mut bytes).expect("the host writes");
-                assert!(count > 0, "the host has gone");
-                self.decoder.push(&bytes[..count]);
-            }
-        }
-    }
+    use crate::fakes::{Guest, Sink};
 
     fn serve(input: impl Read + Send + 'static, outputs: Outputs) -> (Guest, Server) {
         let channel = Channel::new().expect("sockets");
@@ -381,10 +343,7 @@ mod tests {
             typed: false,
         };
         let server = channel.serve(Start::default(), streams);
-        let mut guest = Guest {
-            socket,
-            decoder: Decoder::default(),
-        };
+        let mut guest = Guest::new(socket);
         assert_eq!(guest.next(), Frame::Start(Start::default()));
         (guest, server.expect("threads"))
     }
@@ -443,7 +402,7 @@ mod tests {
         drop(guest);
         // The pair's other end is QEMU's, whose exit closes it.
         server.finish().expect("all is written");
-        let texts = sinks.map(|sink| sink.0.lock().expect("lock").clone());
+        let texts = sinks.map(|sink| sink.bytes());
         assert_eq!(
             texts,
             [b"ac".to_vec(), b"b".to_vec(), vec![], vec![], vec![]]
@@ -472,6 +431,6 @@ mod tests {
             error.starts_with("can't write standard output: No space left"),
             "{error}"
         );
-        assert_eq!(*stderr.0.lock().expect("lock"), b"kept");
+        assert_eq!(stderr.bytes(), b"kept");
     }
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use super::rack;
+use super::boot_server;
 use crate::bed::firmware::{Client, Firmware, Medium, Start};
-use crate::build_image::disk::Beside;
+use crate::build_image::disk::ExtraFile;
 use crate::build_image::sign::Signer;
 use crate::build_image::{self, Contents, Format, Role};
 use crate::grub;
@@ -113,7 +113,7 @@ pub(super) enum Source {
     /// A folder for TFTP with GRUB.
     Grub(PathBuf),
     /// The boot server of the rack, which is to give this kernel command line.
-    Rack {
+    BootServer {
         /// UEFI firmware asks by HTTP; else by PXE.
         http: bool,
         /// A USB stick with iPXE, which asks in the firmware's place.
@@ -143,7 +143,7 @@ impl Source {
             Way::Pvh => Ok(Self::Kernel(image.into(), line)),
             Way::Disk => {
                 let path = file("stick");
-                let beside = Beside {
+                let beside = ExtraFile {
                     name: LINE_FILE,
                     contents: line.as_bytes(),
                 };
@@ -175,9 +175,9 @@ impl Source {
             Way::RackPxe | Way::RackHttp | Way::RackIpxe => {
                 let stick = (way == Way::RackIpxe).then(|| file("stick"));
                 if let Some(path) = &stick {
-                    rack::make_ipxe_stick(role, path)?;
+                    boot_server::make_ipxe_stick(role, path)?;
                 }
-                Ok(Self::Rack {
+                Ok(Self::BootServer {
                     http: way == Way::RackHttp,
                     stick,
                     line,
@@ -201,9 +201,9 @@ impl Source {
                 folder,
                 file: BOOT_FILE,
             },
-            Self::Rack { http, stick, .. } => Medium::Server {
-                interface: rack::interface(role),
-                mac: rack::mac(role),
+            Self::BootServer { http, stick, .. } => Medium::Server {
+                interface: boot_server::interface(role),
+                mac: boot_server::mac(role),
                 client: match stick {
                     Some(path) => Client::Stick(path),
                     None if *http => Client::Http,
@@ -229,7 +229,7 @@ impl Source {
             }
             let _ = fs::remove_dir_all(folder.join(format!("{}.tftp", role.name())));
         }
-        rack::remove(folder);
+        boot_server::remove(folder);
     }
 }
 

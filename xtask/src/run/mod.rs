@@ -1,7 +1,7 @@
 //! `run`: starts a cluster in QEMU and runs a program on it.
 //!
 //! * [`disk`]: S's disk. * [`drive`]: where it lies. * [`vm`]: QEMU's. * [`boot`]: `--boot`. *
-//!   [`media`]: `--boot-from`. [`rack`]: a boot server for it.
+//!   [`media`]: `--boot-from`. [`boot_server`]: a boot server for it.
 //! * [`start`]: what to run. * [`console`]: its streams. * [`serial`]: a serial port for them.
 //! * [`cards`]: `--card`, nodes with real cards. * [`join`]: `--open` and `--join`.
 //! * [`cluster`]: starts, watches and ends the processes.
@@ -11,6 +11,7 @@
 
 mod attended;
 pub(crate) mod boot;
+mod boot_server;
 mod cards;
 mod cluster;
 pub(crate) mod console;
@@ -19,7 +20,7 @@ pub(crate) mod disk;
 pub(crate) mod drive;
 mod join;
 mod media;
-mod rack;
+
 mod report;
 mod root;
 mod screens;
@@ -39,7 +40,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::attended::{Attended, window};
+use self::attended::{ProgramTerminal, window};
 use self::boot::BootOption;
 use self::cards::{Card, CardArgs, Cards, Pins};
 use self::cluster::{Cluster, End, Limits};
@@ -261,7 +262,7 @@ impl Args {
     fn run(self) -> Result<u8> {
         bed::need_launcher()?;
         if media::needs_rack(&self.boot_from) {
-            rack::enter()?;
+            boot_server::enter()?;
         }
         let folder = make_folder()?;
         let result = self.run_in(&folder);
@@ -412,7 +413,7 @@ impl Args {
         let vms = self.vms(bed, &key)?;
         // Given back after the machines have ended, on each path.
         let _bound = bed.cards.map(|cards| cards.bind(&Linux)).transpose()?;
-        let _rack = rack::Rack::start(&vms, folder)?;
+        let _rack = boot_server::BootServer::start(&vms, folder)?;
         say("Starting the cluster");
         let mut cluster =
             Cluster::start(&bed.parts.qemu, &vms, server, folder, channel.qemus_end()?)?;
@@ -425,7 +426,7 @@ impl Args {
             StreamsDevice::Serial => channel.over_serial()?,
         };
         let console = channel.serve(start, streams)?;
-        let mut attended = Attended::new(terminal.as_ref(), &console, top.as_ref());
+        let mut attended = ProgramTerminal::new(terminal.as_ref(), &console, top.as_ref());
         let limits = Limits {
             boot: Duration::from_secs(self.boot_timeout),
             program: self.timeout.map(Duration::from_secs),

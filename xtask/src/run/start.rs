@@ -11,7 +11,7 @@ use rustix::fs::{FileType, fstat, major, minor};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
 
-use super::console::{Patient, Streams};
+use super::console::{BlockingFile, Streams};
 use super::demo::Collector;
 use super::terminal::Terminal;
 use super::top::Top;
@@ -100,7 +100,7 @@ pub(crate) fn streams(
     let own = |stream: BorrowedFd<'_>| {
         let shared = stream.as_fd().try_clone_to_owned();
         shared
-            .map(|fd| Patient(fd.into()))
+            .map(|fd| BlockingFile(fd.into()))
             .context("can't share a standard stream")
     };
     let trace: Box<dyn Write + Send> = match trace {
@@ -109,7 +109,7 @@ pub(crate) fn streams(
     };
     let input: Box<dyn Read + Send> = Box::new(own(stdin())?);
     let shown: Box<dyn Write + Send> = match terminal {
-        Some(terminal) => Box::new(Patient(terminal.output()?)),
+        Some(terminal) => Box::new(BlockingFile(terminal.output()?)),
         None => sink(),
     };
     Ok(Streams {

@@ -2,6 +2,18 @@
 //!
 //! Sources: Linux `drivers/net/ethernet/mellanox/mlx4/cmd.c` (`HCR_*_OFFSET`, `CMD_STAT_*`) and
 //! `include/linux/mlx4/cmd.h` (`MLX4_CMD_*`).
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 input parameter │ 08 input modifier │ 0c output parameter │ 14 token - - │ 18 doorbell
+//!
+//!  doorbell  31 ── status ── 24 │ go │ event │ toggle │ 20 - 16 │ modifier 15-12 │ opcode 11-0
+//! ```
+//!
+//! The doorbell is written last: with `go` set the register is the firmware's, until `go` reads as
+//! 0 and the toggle as it was written. A mailbox is a page whose bus address is the parameter. A
+//! command that ends by event leaves its output in the event instead of the register.
 
 use bitfield_struct::bitfield;
 

@@ -2,6 +2,22 @@
 //!
 //! Source: Linux `mlx4.h` (`struct mlx4_cq_context`), `include/linux/mlx4/cq.h` (`struct mlx4_cqe`,
 //! `struct mlx4_err_cqe`, `MLX4_CQE_*`), rdma-core `providers/mlx4/cq.c`.
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 QPN │ 04 immediate │ 08 sender's QPN │ 0c SL, LID │ 10 checksums │ 14 bytes
+//!  18 counter │ 1a vendor's syndrome, syndrome │ 1c - - - │ 1f owner, send, opcode
+//! ```
+//!
+//! The card writes an entry as one, with the last byte last. Software compares its owner bit with
+//! the parity of the pass, so nobody has to clear an entry that was read (Linux `hw/mlx4/cq.c`,
+//! `get_sw_cqe`). With entries of 64 bytes these 32 are the upper half (`get_cqe`).
+//!
+//! ```text
+//!  doorbell record   00 consumer index: the card reads it when the queue seems full
+//!                    04 sequence, command, consumer index: the last arming
+//! ```
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};

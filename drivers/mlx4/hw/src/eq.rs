@@ -2,6 +2,20 @@
 //!
 //! Source: Linux `mlx4.h` (`struct mlx4_eq_context`, `struct mlx4_eqe`), `eq.c`
 //! (`MLX4_EQ_STATUS_*`, `MLX4_EQ_STATE_*`), `include/linux/mlx4/device.h` (`enum mlx4_event`).
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 - type - subtype │ 04 24 bytes by type │ 1c - - - owner
+//!     completion        04 CQN
+//!     command           06 token │ 0f status │ 10 output parameter
+//!     CQ error          04 CQN │ 0f syndrome
+//!     port              0c number of the port in the upper four bits
+//! ```
+//!
+//! The owner bit is told from the pass as a completion's is (Linux `mlx4/eq.c`, `next_eqe_sw`), but
+//! there is no doorbell record: the consumer index goes to a register of the queue's own, with the
+//! request for the next interrupt (`eq_set_ci`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};

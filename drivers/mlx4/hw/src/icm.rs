@@ -1,6 +1,18 @@
 //! Giving the device memory: the entries of MAP_FA, MAP_ICM and MAP_ICM_AUX.
 //!
 //! Source: Linux `fw.c`, `mlx4_map_cmd`.
+//!
+//! # Shape
+//!
+//! ```text
+//!  ICM address ──► host page        one MapEntry: 2^n pages, contiguous and aligned on both sides
+//!
+//!   00 ICM address │ 08 bus address, log2 of the pages in its lower bits
+//! ```
+//!
+//! ICM is the card's own address space: INIT_HCA places the tables in it, MAP_ICM puts host memory
+//! behind them. The card resolves it by itself, so a page must stay mapped for as long as an object
+//! of the table's may lie there.
 
 use zerocopy::big_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

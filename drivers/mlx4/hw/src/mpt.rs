@@ -2,6 +2,22 @@
 //!
 //! Source: Linux `include/linux/mlx4/device.h` (`struct mlx4_mpt_entry`), `mr.c`
 //! (`hw_index_to_key`, `MLX4_MPT_FLAG_*`, `MLX4_MPT_PD_FLAG_*`).
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 status, rights │ 04 QPN │ 08 key, rotated │ 0c flags, protection domain
+//!  10 first address           │ 18 length
+//!  20 lkey │ 24 windows │ 28 flags │ 2c byte offset of the first MTT entry (64 bits, unaligned)
+//!  34 MTT entries │ 38 log2 of the page │ 3c first byte's offset
+//!
+//!  key       31 ─────────── entry's number ─────────── 8 │ 7 ── tag ── 0     what users pass
+//!  HwKey     31 ── tag ── 24 │ 23 ───────── entry's number ───────── 0       what stands here
+//! ```
+//!
+//! The card finds an entry by the number and refuses a key whose tag is not the entry's. An entry
+//! that is used again gets another tag, so an old key stays dead (Linux `mr.c`, `hw_index_to_key`,
+//! `key_to_hw_index`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U32, U64};

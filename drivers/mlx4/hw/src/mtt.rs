@@ -1,6 +1,19 @@
 //! Memory translation table entries: the pages behind a region or a queue.
 //!
 //! Source: Linux `mr.c`, `mlx4_write_mtt_chunk` and `MLX4_MTT_FLAG_PRESENT`.
+//!
+//! # Shape
+//!
+//! ```text
+//!  63                                12 11            3 2   1 0
+//!  ├─────────── bus address ───────────┤      0        │  -  │P│      P: present
+//! ```
+//!
+//! A queue's or a region's entries are consecutive. The page's size is not here but in the context
+//! or MPT entry that names the first of them, by its byte offset in the table: byte `b` of the
+//! object is at `entry[b >> log_page]`, offset `b & (page - 1)`. The table is host memory, so an
+//! entry is valid from the store on: each one must be written before the command that names it
+//! (Linux `mr.c`, `mlx4_write_mtt_chunk`; `cq.c`, `mlx4_cq_alloc`).
 
 use zerocopy::big_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

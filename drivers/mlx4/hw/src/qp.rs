@@ -2,6 +2,20 @@
 //!
 //! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_qp_context`, `enum mlx4_qp_optpar`, `enum
 //! mlx4_qp_state`), `qp.c`.
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 state, service │ 04 domain │ 08 MTU, sizes of both queues │ 0c UAR page
+//!  10 own QPN │ 14 peer's QPN │ 18 path, 44 bytes │ 44 other path
+//!  70 requester: retries, READs in flight       │ 78 next PSN to send │ 7c send CQ
+//!  90 responder: rights, READs to answer        │ 94 RNR timer, next PSN to take │ 9c receive CQ
+//!  a0 doorbell record (64 bits) │ a8 Q_Key │ ac shared receive queue │ c8 buffer
+//! ```
+//!
+//! A transition's mailbox is a mask of optional fields and a whole context. The card takes what the
+//! transition demands, and of the rest only what the mask names (Linux `hw/mlx4/qp.c`,
+//! `__mlx4_ib_modify_qp`, `optpar`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};

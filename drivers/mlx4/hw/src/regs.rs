@@ -3,8 +3,23 @@
 //! Sources: Linux `cmd.c` (`MLX4_HCR_BASE`), `reset.c`, `main.c` (`MLX4_OWNER_BASE`), `eq.c`
 //! (`mlx4_get_eq_uar`), `include/linux/mlx4/cq.h` (`mlx4_cq_arm`), `include/linux/mlx4/doorbell.h`.
 //!
-//! Registers are big-endian, while [`hal`'s](https://docs.rs) accessors give a little-endian load:
-//! [`swap`] goes between the two.
+//! Registers are big-endian, while the accessors of `hal` give a little-endian load: [`swap`] goes
+//! between the two.
+//!
+//! # Shape
+//!
+//! ```text
+//!  BAR 0, 1 MB                          BAR 2, 8 MB: UAR pages of 4 KB
+//!    07c000  MSI-X table                  page n   014  send doorbell: QPN << 8
+//!    080680  command register (HCR)                020  CQ doorbell: two dwords, one 64-bit store
+//!    08069c  ownership                             800  EQ doorbells 4n .. 4n + 3, 8 bytes apart,
+//!    0f0010  reset                                      below page 128
+//!    0f03fc  semaphore                    upper half: BlueFlame, where offered
+//! ```
+//!
+//! A store to a UAR page carries the whole message, so cores may share a page without a lock. A CQ
+//! doorbell that comes in two stores can be torn by another core's between them: hence the one
+//! store of 64 bits (Linux `doorbell.h`, `mlx4_write64`, takes a lock where there is none).
 
 use bitfield_struct::bitfield;
 

@@ -2,6 +2,16 @@
 //!
 //! Source: Linux `mlx4.h` (`struct mlx4_srq_context`), `include/linux/mlx4/srq.h` (`struct
 //! mlx4_wqe_srq_next_seg`).
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 - - │ 02 number of the next entry │ 04 12 bytes unused      NextSegment
+//!  10 length │ 14 key │ 18 address                                data segments, as in a receive
+//! ```
+//!
+//! Receives of several queue pairs end in any order, so free entries are a list, not a ring:
+//! software links them, the card follows the links (Linux `hw/mlx4/srq.c`, `mlx4_ib_free_srq_wqe`).
 
 use bitfield_struct::bitfield;
 use zerocopy::big_endian::{U16, U32, U64};

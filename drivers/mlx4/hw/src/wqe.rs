@@ -2,6 +2,46 @@
 //!
 //! Source: Linux `include/linux/mlx4/qp.h` (`struct mlx4_wqe_*_seg`, `MLX4_WQE_CTRL_*`),
 //! `include/linux/mlx4/device.h` (`MLX4_OPCODE_*`), rdma-core `providers/mlx4/qp.c`.
+//!
+//! # Shape
+//!
+//! A send takes one slot or several: segments of 16 bytes, in blocks of 64 (Linux `hw/mlx4/qp.c`,
+//! `_mlx4_ib_post_send`). `E` is written last.
+//!
+//! ```text
+//!  block 0  00 E opcode │ 04 … size │ 08 flags   │ 0c immediate      control segment
+//!           10 remote address       │ 18 key     │ 1c -              READ, WRITE, atomics
+//!           20 length   │ 24 key    │ 28 address                     data segment, one a piece
+//!           30 the next segment
+//!  block 1  40 length or STAMP: 0xffffffff means that the block is not written yet
+//! ```
+//!
+//! The card reads the ring ahead of its doorbell, 64 bytes at a time. It knows a block that is not
+//! written by the owner bit in block 0 and by the stamp in the others, so the first dword of each
+//! block follows all the block's other bytes (Linux `set_data_seg`: a valid byte count with stale
+//! data behind it would be sent).
+//!
+//! A receive is only data segments, ended by one under an invalid key where fewer than the slot
+//! holds are used. It has no owner bit: the doorbell record counts the receives that are there.
+//!
+//! # Ownership
+//!
+//! A slot goes round between software and card without a lock. The send ring's head is software's;
+//! its tail follows completions. No WQE is written over before its completion or that of a later
+//! one. The card prefetches beyond the head, so the ring is never filled: its last 2 KB and one WQE
+//! stay stamped (Linux `hw/mlx4/qp.c`, `set_kernel_sq_size`).
+//!
+//! ```text
+//!            tail             head            head + headroom
+//!   completed │ outstanding     │ stamped        │ completed …
+//!   ──────────┴─────────────────┴────────────────┴──────────── ring
+//!              the card's         prefetched, not executed
+//! ```
+//!
+//! The order of a send is fixed: data segments from the last block to the first, each block's first
+//! dword behind the block's rest; the control segment but for its first dword; a fence; the owner.
+//! From that store on the card may execute the WQE. The doorbell only wakes a card that had
+//! stopped.
 
 use core::mem::offset_of;
 

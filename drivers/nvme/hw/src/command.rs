@@ -1,4 +1,12 @@
 //! Submission queue entries (section 4.2, figure 105).
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 opcode, flags, identifier │ 04 namespace │ 08 - - │ 10 metadata
+//!  18 PRP 1 │ 20 PRP 2: nothing, the second page, or a list of all but the first
+//!  28 dwords 10 to 15: first block (64 bits), blocks less one, and so on
+//! ```
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

@@ -1,4 +1,14 @@
 //! Completion queue entries (section 4.6, figure 122).
+//!
+//! # Shape
+//!
+//! ```text
+//!  00 result │ 04 - │ 08 head of the submission queue │ 0a its number
+//!  0c identifier │ 0e status ── 1 │ phase 0
+//! ```
+//!
+//! The phase inverts at each pass through the queue, and the dword with it is written last: an
+//! entry is new when its phase is not that of the pass before (section 4.6).
 
 use core::fmt;
 

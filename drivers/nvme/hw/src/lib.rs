@@ -16,7 +16,7 @@ pub mod regs;
 
 pub use command::{Command, Opcode};
 pub use completion::{Completion, Status};
-pub use regs::{AdminQueueAttributes, Cap, Config, ControllerStatus};
+pub use regs::{AdminQueueAttributes, Cap, ControllerConfig, ControllerStatus};
 
 /// PCI class, subclass and programming interface of an NVMe I/O controller (section 2.1.5).
 pub const PCI_CLASS: u32 = 0x01_08_02;

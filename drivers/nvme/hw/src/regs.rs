@@ -24,7 +24,7 @@ pub const GONE: u32 = u32::MAX;
 
 /// Milliseconds of a unit of [`Cap::timeout`].
 pub const TIMEOUT_UNIT_MS: u64 = 500;
-/// The page size whose exponent is 0 in [`Cap`] and [`Config`].
+/// The page size whose exponent is 0 in [`Cap`] and [`ControllerConfig`].
 pub const MIN_PAGE_SHIFT: u32 = 12;
 
 /// Controller capabilities (section 3.1.1).
@@ -65,7 +65,7 @@ pub struct Cap {
 /// Controller configuration (section 3.1.5).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
-pub struct Config {
+pub struct ControllerConfig {
     /// The controller works; clearing it resets the controller.
     pub enable: bool,
     #[bits(3)]
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!((cap.timeout(), cap.stride()), (0xf, 8));
         assert_eq!(cap.command_sets() & 1, 1);
         assert_eq!((cap.min_page(), cap.max_page()), (0, 4));
-        let config = Config::new()
+        let config = ControllerConfig::new()
             .with_enable(true)
             .with_submission_entry(6)
             .with_completion_entry(4);

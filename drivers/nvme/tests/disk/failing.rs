@@ -4,31 +4,31 @@ use std::sync::Arc;
 
 use hal::Duration;
 use nvme::{Config, Disk, Error};
-use nvme_model::{Bench, Faults, Nature};
+use nvme_model::{Bench, ControllerFacts, Faults};
 
 use crate::{assert_no_violations, many_tasks, start, started};
 
 /// Commands of a start: those that no fault shall hit.
 const START: u64 = 20;
 
-fn with(faults: Faults) -> Nature {
+fn with(faults: Faults) -> ControllerFacts {
     let faults = Faults {
         after: START,
         ..faults
     };
-    Nature {
+    ControllerFacts {
         faults,
-        ..Nature::default()
+        ..ControllerFacts::default()
     }
 }
 
 fn seeds(faults: &Faults, mut check: impl FnMut(&mut Bench, &Disk<harness::Machine>)) {
     for seed in 0..20 {
-        let nature = Nature {
+        let facts = ControllerFacts {
             seed,
             ..with(faults.clone())
         };
-        let (mut bench, disk) = started(nature);
+        let (mut bench, disk) = started(facts);
         check(&mut bench, &disk);
         assert_no_violations(&bench);
     }
@@ -59,11 +59,11 @@ fn a_failure_that_passes_is_not_seen() {
     };
     let mut failed = 0;
     for seed in 0..20 {
-        let nature = Nature {
+        let facts = ControllerFacts {
             seed,
             ..with(faults.clone())
         };
-        let mut bench = Bench::new(nature);
+        let mut bench = Bench::new(facts);
         let disk = Arc::new(start(&mut bench, 2).expect("it starts"));
         let served = Arc::clone(&disk);
         bench.spawn(async move { served.serve().await });
@@ -138,9 +138,9 @@ fn a_controller_that_ends_at_any_command_fails_what_waits() {
                 dead: if unplugged { 0 } else { 1000 },
                 ..Faults::default()
             };
-            let mut bench = Bench::new(Nature {
+            let mut bench = Bench::new(ControllerFacts {
                 faults,
-                ..Nature::default()
+                ..ControllerFacts::default()
             });
             let machine = bench.machine();
             let ended = |error: &Error| match error {
@@ -172,12 +172,12 @@ fn a_controller_that_ends_at_any_command_fails_what_waits() {
 
 #[test]
 fn a_controller_that_never_gets_ready_is_given_up() {
-    let nature = Nature {
+    let facts = ControllerFacts {
         start: Duration::from_secs(1000),
         timeout: 2,
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let mut bench = Bench::new(nature);
+    let mut bench = Bench::new(facts);
     let error = start(&mut bench, 1).expect_err("it never starts");
     let text = error.to_string();
     assert!(
@@ -189,11 +189,11 @@ fn a_controller_that_never_gets_ready_is_given_up() {
 
 #[test]
 fn a_controller_without_vectors_is_polled() {
-    let nature = Nature {
+    let facts = ControllerFacts {
         msix: false,
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let (mut bench, disk) = started(nature);
+    let (mut bench, disk) = started(facts);
     assert_eq!(many_tasks(&mut bench, &disk, 8, 4), []);
     // There is nothing to serve.
     bench.block_on(disk.serve());

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use hal::Duration;
 use nvme::{Error, MAX_TRANSFER};
-use nvme_model::{Bench, Nature};
+use nvme_model::{Bench, ControllerFacts};
 use proptest::prelude::*;
 
 use crate::{assert_no_violations, many_tasks, pattern, start, started};
 
 #[test]
 fn a_disk_is_what_its_controller_says() {
-    let (bench, disk) = started(Nature::default());
+    let (bench, disk) = started(ControllerFacts::default());
     assert_eq!((disk.size(), disk.block_size()), (4096 * 512, 512));
     assert_eq!(
         (disk.model().as_str(), disk.serial().as_str()),
@@ -38,11 +38,11 @@ proptest! {
         served: bool,
     ) {
         let blocks = (4 << 20) >> block_shift;
-        let nature = Nature {
+        let facts = ControllerFacts {
             seed, block_shift, max_transfer, stride, max_queue_entries, queues, msix, blocks,
-            ..Nature::default()
+            ..ControllerFacts::default()
         };
-        let mut bench = Bench::new(nature);
+        let mut bench = Bench::new(facts);
         let disk = Arc::new(start(&mut bench, 3).expect("it starts"));
         if served {
             let disk = Arc::clone(&disk);
@@ -60,13 +60,13 @@ proptest! {
 #[test]
 fn the_longest_and_the_smallest_requests_are_made() {
     for (shift, max_transfer) in [(9, 0), (9, 3), (12, 5)] {
-        let nature = Nature {
+        let facts = ControllerFacts {
             block_shift: shift,
             max_transfer,
             blocks: (1 << 20) >> shift,
-            ..Nature::default()
+            ..ControllerFacts::default()
         };
-        let (mut bench, disk) = started(nature);
+        let (mut bench, disk) = started(facts);
         let longest = disk.max_transfer();
         assert_eq!(
             longest,
@@ -94,12 +94,12 @@ fn the_longest_and_the_smallest_requests_are_made() {
 
 #[test]
 fn impossible_requests_are_refused() {
-    let nature = Nature {
+    let facts = ControllerFacts {
         block_shift: 12,
         blocks: 64,
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let (mut bench, disk) = started(nature);
+    let (mut bench, disk) = started(facts);
     let refused = |result| matches!(result, Err(Error::Impossible { .. }));
     for (place, len) in [
         (disk.size(), 4096),
@@ -124,11 +124,11 @@ fn impossible_requests_are_refused() {
         refused(bench.block_on(disk.write(512, &[0; 512]))),
         "half a block"
     );
-    let nature = Nature {
+    let facts = ControllerFacts {
         read_only: true,
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let (mut bench, disk) = started(nature);
+    let (mut bench, disk) = started(facts);
     assert!(disk.read_only());
     assert!(refused(bench.block_on(disk.write(0, &[0; 512]))));
     assert_no_violations(&bench);
@@ -136,7 +136,7 @@ fn impossible_requests_are_refused() {
 
 #[test]
 fn writes_are_durable_after_a_flush() {
-    let (mut bench, disk) = started(Nature::default());
+    let (mut bench, disk) = started(ControllerFacts::default());
     let durable = |bench: &Bench, at: usize| {
         bench.with_controller(|controller| controller.medium().after_power_loss()[at])
     };
@@ -144,11 +144,11 @@ fn writes_are_durable_after_a_flush() {
     assert_eq!(durable(&bench, 0), 0, "it is in the cache only");
     bench.block_on(disk.flush()).expect("flushed");
     assert_eq!(durable(&bench, 0), 1);
-    let nature = Nature {
+    let facts = ControllerFacts {
         write_cache: false,
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let (mut bench, disk) = started(nature);
+    let (mut bench, disk) = started(facts);
     let commands = |bench: &Bench| bench.with_controller(|controller| controller.commands());
     let before = commands(&bench);
     bench.block_on(disk.flush()).expect("nothing to flush");
@@ -162,7 +162,7 @@ fn writes_are_durable_after_a_flush() {
 
 #[test]
 fn a_controller_that_is_at_work_is_taken_over() {
-    let (mut bench, first) = started(Nature::default());
+    let (mut bench, first) = started(ControllerFacts::default());
     bench.block_on(first.write(0, &[1; 512])).expect("written");
     // Whoever had it is gone, without a word to it.
     std::mem::forget(first);
@@ -175,11 +175,11 @@ fn a_controller_that_is_at_work_is_taken_over() {
 
 #[test]
 fn a_request_that_is_given_up_leaves_no_buffer_to_others() {
-    let nature = Nature {
+    let facts = ControllerFacts {
         latency: Duration::from_millis(50),
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let (mut bench, disk) = started(nature);
+    let (mut bench, disk) = started(facts);
     for round in 0..100 {
         let mut bytes = [0; 512];
         let machine = bench.machine();
@@ -206,11 +206,11 @@ fn a_request_that_is_given_up_leaves_no_buffer_to_others() {
 
 #[test]
 fn a_dropped_disk_reaches_no_memory() {
-    let nature = Nature {
+    let facts = ControllerFacts {
         latency: Duration::from_millis(50),
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let (mut bench, disk) = started(nature);
+    let (mut bench, disk) = started(facts);
     let machine = bench.machine();
     let mut bytes = [0; 512];
     {

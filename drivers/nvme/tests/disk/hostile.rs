@@ -1,7 +1,7 @@
 //! Controllers that say what is not so. Nothing panics, every wait ends, and the device gets at no
 //! memory but what was lent to it.
 
-use nvme_model::{Bench, Faults, Nature};
+use nvme_model::{Bench, ControllerFacts, Faults};
 
 use crate::{many_tasks, start};
 
@@ -31,13 +31,13 @@ fn wrong_completions_end_in_resets_or_errors() {
             after: 9,
             ..Faults::default()
         };
-        let nature = Nature {
+        let facts = ControllerFacts {
             seed,
             faults,
             max_queue_entries: if seed % 2 == 0 { 3 } else { 1023 },
-            ..Nature::default()
+            ..ControllerFacts::default()
         };
-        let mut bench = Bench::new(nature);
+        let mut bench = Bench::new(facts);
         let Ok(disk) = start(&mut bench, 3) else {
             errors += 1;
             continue;
@@ -62,16 +62,16 @@ fn wrong_completions_end_in_resets_or_errors() {
 fn spoiled_identify_data_is_refused_or_lived_with() {
     let (mut started, mut refused) = (0, 0);
     for seed in 0..400 {
-        let nature = Nature {
+        let facts = ControllerFacts {
             seed,
             block_shift: if seed % 2 == 0 { 9 } else { 12 },
             faults: Faults {
                 spoiled_bytes: 1 + u16::try_from(seed % 5).expect("small"),
                 ..Faults::default()
             },
-            ..Nature::default()
+            ..ControllerFacts::default()
         };
-        let mut bench = Bench::new(nature);
+        let mut bench = Bench::new(facts);
         match start(&mut bench, 1) {
             Err(_) => refused += 1,
             Ok(disk) => {

@@ -7,7 +7,7 @@ mod hostile;
 use futures_util::future::join_all;
 use harness::Machine;
 use nvme::{Config, Disk, Error};
-use nvme_model::{Bench, Nature};
+use nvme_model::{Bench, ControllerFacts};
 
 /// A disk on a bench.
 type TestDisk = Disk<Machine>;
@@ -17,8 +17,8 @@ fn start(bench: &mut Bench, queues: u16) -> Result<TestDisk, Error> {
     bench.block_on(Disk::start(machine, Config { queues }))
 }
 
-fn started(nature: Nature) -> (Bench, TestDisk) {
-    let mut bench = Bench::new(nature);
+fn started(facts: ControllerFacts) -> (Bench, TestDisk) {
+    let mut bench = Bench::new(facts);
     let disk = start(&mut bench, 2).expect("it starts");
     (bench, disk)
 }

@@ -51,7 +51,7 @@ pub(crate) enum Locked {
 
 /// The position of a waiter that does not wait any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Left {
+pub(crate) enum WaiterEnd {
     /// It has not got the lock.
     Without,
     /// It was given the lock.
@@ -304,14 +304,14 @@ impl Futexes {
     }
 
     /// Ends a wait for a lock, or for a move to one, that need not have ended.
-    pub(crate) fn leave(&self, waiter: &Arc<Waiter>) -> Left {
+    pub(crate) fn leave(&self, waiter: &Arc<Waiter>) -> WaiterEnd {
         if let Some(to) = waiter.target {
             // Whoever moves it changes its key with this bucket locked.
             let mut queue = self.buckets[waiter.first_key.bucket()].lock();
             let before = queue.len();
             queue.retain(|other| !Arc::ptr_eq(other, waiter));
             if queue.len() < before {
-                return Left::Unmoved;
+                return WaiterEnd::Unmoved;
             }
             drop(queue);
             return self.leave_lock(to, waiter);
@@ -319,7 +319,7 @@ impl Futexes {
         self.leave_lock(waiter.first_key, waiter)
     }
 
-    fn leave_lock(&self, key: Key, waiter: &Arc<Waiter>) -> Left {
+    fn leave_lock(&self, key: Key, waiter: &Arc<Waiter>) -> WaiterEnd {
         let mut open = self.pi.open();
         let table = &mut *open.table;
         if let Some(state) = table.states.get_mut(&key) {
@@ -328,13 +328,13 @@ impl Futexes {
             if state.waiters.len() < before {
                 table.waiting.remove(&waiter.by.tid);
                 table.settle(key);
-                return Left::Without;
+                return WaiterEnd::Without;
             }
         }
         if waiter.is_heir() {
-            Left::Heir
+            WaiterEnd::Heir
         } else {
-            Left::Owner
+            WaiterEnd::Owner
         }
     }
 

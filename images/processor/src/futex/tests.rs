@@ -39,7 +39,7 @@ fn requeued_waiters_are_woken_and_cancelled_where_they_went() {
 }
 
 mod lock {
-    use super::super::pi::{Left, Locked, OWNER_DIED, WAITERS, Word};
+    use super::super::pi::{Locked, OWNER_DIED, WAITERS, WaiterEnd, Word};
     use super::*;
     use std::cell::Cell;
 
@@ -99,7 +99,7 @@ mod lock {
             assert_eq!(word.0.get(), WAITERS | next);
             let waiter = &waiters[next as usize - 2];
             assert!(woken(waiter));
-            assert_eq!(futexes.leave(waiter), Left::Owner);
+            assert_eq!(futexes.leave(waiter), WaiterEnd::Owner);
             owner = next;
         }
         assert_eq!(futexes.unlock(WORD, 3, &word), Some(Ok(())));
@@ -147,7 +147,7 @@ mod lock {
             futexes.requeue(WORD, OTHER, (1, 1), || true),
             Some(Err(errno::EINVAL))
         );
-        assert_eq!(futexes.leave(&waiter), Left::Without);
+        assert_eq!(futexes.leave(&waiter), WaiterEnd::Without);
         assert_eq!(futexes.wake(WORD, 1, ANY), Ok(0));
         // Somebody waits here without wanting the lock.
         futexes.wait(OTHER, ANY, || true).unwrap();
@@ -170,7 +170,7 @@ mod lock {
             ask(&futexes, keys[0], by(3, 0), &words[0]).err(),
             Some(errno::EDEADLK)
         );
-        assert_eq!(futexes.leave(&first), Left::Without);
+        assert_eq!(futexes.leave(&first), WaiterEnd::Without);
         queued(ask(&futexes, keys[0], by(3, 0), &words[0]));
     }
 
@@ -181,14 +181,14 @@ mod lock {
             [2, 3, 4].map(|tid| queued(ask(&futexes, WORD, by(tid, 0), &word)));
         futexes.exit(1, || {});
         assert!(woken(&second) && !woken(&third));
-        assert_eq!(futexes.leave(&second), Left::Heir);
+        assert_eq!(futexes.leave(&second), WaiterEnd::Heir);
         assert_eq!(futexes.inherit(WORD, 2, &word), Some(()));
         assert_eq!(word.0.get(), OWNER_DIED | WAITERS | 2);
         futexes.exit(2, || {});
-        assert_eq!(futexes.leave(&third), Left::Heir);
+        assert_eq!(futexes.leave(&third), WaiterEnd::Heir);
         // It can't reach the word.
         futexes.disclaim(WORD);
-        assert_eq!(futexes.leave(&fourth), Left::Heir);
+        assert_eq!(futexes.leave(&fourth), WaiterEnd::Heir);
         assert_eq!(futexes.inherit(WORD, 4, &word), Some(()));
         assert_eq!(futexes.unlock(WORD, 4, &word), Some(Ok(())));
         assert_eq!(word.0.get(), 0);
@@ -223,12 +223,12 @@ mod lock {
             waiters.each_ref().map(|w| woken(w)),
             [true, false, false, false]
         );
-        assert_eq!(futexes.leave(&waiters[0]), Left::Owner);
-        assert_eq!(futexes.leave(&waiters[2]), Left::Unmoved);
+        assert_eq!(futexes.leave(&waiters[0]), WaiterEnd::Owner);
+        assert_eq!(futexes.leave(&waiters[2]), WaiterEnd::Unmoved);
         assert_eq!(moved(0, 0), Some(Ok(1)), "the fourth, behind the second");
         assert_eq!(futexes.unlock(OTHER, 1, &lock), Some(Ok(())));
-        assert_eq!(futexes.leave(&waiters[3]), Left::Without);
-        assert_eq!(futexes.leave(&waiters[1]), Left::Owner);
+        assert_eq!(futexes.leave(&waiters[3]), WaiterEnd::Without);
+        assert_eq!(futexes.leave(&waiters[1]), WaiterEnd::Owner);
         assert_eq!(futexes.unlock(OTHER, 2, &lock), Some(Ok(())));
         assert_eq!((lock.0.get(), moved(9, 0)), (0, Some(Ok(0))));
         // Those that wait for another lock, or for none, are not moved.

@@ -56,7 +56,7 @@ struct Whole {
 
 /// A lock as `/proc/locks` tells of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Told {
+pub(crate) struct LockInfo {
     pub(crate) file: u64,
     pub(crate) mode: Mode,
     /// The locked range and its owner; `None` for a whole file (`flock`).
@@ -67,7 +67,7 @@ pub(crate) struct Told {
     pub(crate) waits: bool,
 }
 
-impl Told {
+impl LockInfo {
     fn of(file: u64, lock: &Lock, waits: bool) -> Self {
         Self {
             file,
@@ -123,17 +123,17 @@ impl Table {
 
 impl Locks {
     /// Returns all locks: those that are held, each followed by those that wait for it.
-    pub(crate) fn list(&self) -> Vec<Told> {
+    pub(crate) fn list(&self) -> Vec<LockInfo> {
         let table = self.table.lock();
         let mut list = Vec::new();
         for (&file, there) in &table.files {
             for held in there.ranges.iter() {
-                list.push(Told::of(file, held, false));
+                list.push(LockInfo::of(file, held, false));
                 let waits = table.waiting.values();
                 let blocked = waits.filter(|(on, wanted)| *on == file && held.excludes(wanted));
-                list.extend(blocked.map(|(_, wanted)| Told::of(file, wanted, true)));
+                list.extend(blocked.map(|(_, wanted)| LockInfo::of(file, wanted, true)));
             }
-            list.extend(there.whole.iter().map(|whole| Told {
+            list.extend(there.whole.iter().map(|whole| LockInfo {
                 file,
                 mode: whole.mode,
                 range: None,

@@ -10,8 +10,8 @@ use core::time::Duration;
 use locks::MutexGuard;
 use messages::{CHUNK_SIZE, PAGE_SIZE};
 use pcache::{
-    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, Filled, Machine, Mapping, Miss, Plan,
-    Pte, Rights, Slot, Touch, Vpn,
+    Access, Advice, CHUNK_PAGES, ChunkId, Content, Entry, FaultAnswer, Filled, Machine, Mapping,
+    Miss, Plan, Pte, Rights, Slot, Vpn,
 };
 
 use super::file::{self, FilePages};
@@ -48,7 +48,7 @@ pub enum Refused {
 }
 
 /// The result of what can be done of a fault at once.
-pub(crate) enum Now {
+pub(crate) enum ImmediateResult {
     /// The entry permits the access.
     Done,
     /// The fault must wait, or has to do with more than its entry.
@@ -58,7 +58,7 @@ pub(crate) enum Now {
     },
 }
 
-impl Now {
+impl ImmediateResult {
     fn of(done: bool, first: bool) -> Self {
         if done {
             Self::Done
@@ -96,8 +96,8 @@ impl<N: Node> Space<'_, N> {
     ) -> Result<core::result::Result<(), Refused>> {
         let plan = |miss: Miss| self.prefetcher.lock().miss(miss);
         match self.fault_now(addr, access, plan)? {
-            Now::Done => Ok(Ok(())),
-            Now::Later { first } => self.fault_later(addr, access, force, first).await,
+            ImmediateResult::Done => Ok(Ok(())),
+            ImmediateResult::Later { first } => self.fault_later(addr, access, force, first).await,
         }
     }
 
@@ -158,7 +158,7 @@ impl<N: Node> Space<'_, N> {
         addr: u64,
         access: Access,
         plan: impl FnOnce(Miss) -> Plan,
-    ) -> Result<Now> {
+    ) -> Result<ImmediateResult> {
         self.faults.fetch_add(1, Ordering::Relaxed);
         let entry = self
             .tables
@@ -166,19 +166,21 @@ impl<N: Node> Space<'_, N> {
             .filter(|entry| !entry.load().is_empty());
         let Some(entry) = entry else {
             let step = self.first_touch(addr / PAGE_SIZE * PAGE_SIZE, access, false, None)?;
-            return Ok(Now::of(matches!(step, Step::Done), true));
+            return Ok(ImmediateResult::of(matches!(step, Step::Done), true));
         };
         if !entry.load().is_remote() {
-            return Ok(Now::Later { first: true });
+            return Ok(ImmediateResult::Later { first: true });
         }
         let at = self.mapping(addr, entry);
         let plan = self.miss(at.page.vpn).map_or(Plan::NONE, plan);
         let came = match self.node.cache().touch(at, access, true, plan, None)? {
-            Touch::Done => true,
-            Touch::Started => self.look_for_completion(entry, access, self.read_spin()),
-            Touch::Wait | Touch::Empty | Touch::Copy | Touch::Denied => false,
+            FaultAnswer::Done => true,
+            FaultAnswer::Started => self.look_for_completion(entry, access, self.read_spin()),
+            FaultAnswer::Wait | FaultAnswer::Empty | FaultAnswer::Copy | FaultAnswer::Denied => {
+                false
+            }
         };
-        Ok(Now::of(came, false))
+        Ok(ImmediateResult::of(came, false))
     }
 
     /// Brings a page of a file. Boxed: the kernel's own space is filled by faults of its own.
@@ -243,16 +245,16 @@ impl<N: Node> Space<'_, N> {
                 .cache()
                 .touch(at, access, first, Plan::NONE, waker)?
             {
-                Touch::Done => Step::Done,
-                Touch::Started => Step::Started,
-                Touch::Wait => Step::Wait,
-                Touch::Empty => return self.first_touch(page, access, force, waker),
-                Touch::Copy => self.copy_page(page, at, waker),
-                Touch::Denied if force && entry.load().is_present() => Step::Done,
-                Touch::Denied if self.first_store(page, access, at) => {
+                FaultAnswer::Done => Step::Done,
+                FaultAnswer::Started => Step::Started,
+                FaultAnswer::Wait => Step::Wait,
+                FaultAnswer::Empty => return self.first_touch(page, access, force, waker),
+                FaultAnswer::Copy => self.copy_page(page, at, waker),
+                FaultAnswer::Denied if force && entry.load().is_present() => Step::Done,
+                FaultAnswer::Denied if self.first_store(page, access, at) => {
                     return self.step(page, access, force, false, waker);
                 }
-                Touch::Denied => Step::Refused(Refused::Forbidden),
+                FaultAnswer::Denied => Step::Refused(Refused::Forbidden),
             },
         )
     }

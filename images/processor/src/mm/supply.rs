@@ -46,11 +46,11 @@ struct State {
 
 /// The chunks and promises that this node has of M.
 #[derive(Default)]
-pub struct Supply {
+pub struct ChunkSupply {
     state: Mutex<State>,
 }
 
-impl Supply {
+impl ChunkSupply {
     /// Returns the pages that mappings were promised.
     #[must_use]
     pub fn committed(&self) -> u64 {

@@ -10,7 +10,7 @@ use messages::CHUNK_SIZE;
 use super::{Entry, FOLDER, LINK, Name, REGULAR, Step, Text, missing, number};
 use crate::error::Result;
 use crate::kernel::{MAX_PID, MAX_THREADS};
-use crate::locks::{Mode, Owner, Told};
+use crate::locks::{LockInfo, Mode, Owner};
 use crate::pipe::USER_PAGES;
 use crate::platform::{Memory, Platform};
 use crate::process::Node;
@@ -117,7 +117,7 @@ const _: () = assert!(USER_PAGES == 16_384);
 const _: () = assert!(MAX_PID == 32_768 && MAX_THREADS == 4096);
 
 /// Makes the text of `/proc/locks` (Linux `fs/locks.c`, `lock_get_status`).
-fn locks(list: &[Told]) -> String {
+fn locks(list: &[LockInfo]) -> String {
     let (mut text, mut number) = (String::new(), 0);
     for told in list {
         number += u32::from(!told.waits);

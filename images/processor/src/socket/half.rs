@@ -63,7 +63,7 @@ impl<R> Taken<R> {
 
 /// Options of a receive.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct How {
+pub(crate) struct ReceiveOptions {
     /// Bytes at most.
     pub(crate) most: usize,
     /// Leave everything where it is (`MSG_PEEK`).
@@ -220,7 +220,7 @@ impl<R: Clone> Half<R> {
     }
 
     /// Receives bytes of a stream: up to what came with rights, or from another sender.
-    pub(super) fn take_stream(&mut self, how: How) -> Option<Taken<R>> {
+    pub(super) fn take_stream(&mut self, how: ReceiveOptions) -> Option<Taken<R>> {
         let first = self.queue.front()?;
         let mut taken = Taken {
             credentials: first.credentials,
@@ -264,7 +264,7 @@ impl<R: Clone> Half<R> {
     }
 
     /// Receives the first datagram; what is beyond `most` is lost.
-    pub(super) fn take_message(&mut self, how: How) -> Option<Taken<R>> {
+    pub(super) fn take_message(&mut self, how: ReceiveOptions) -> Option<Taken<R>> {
         let mut message = if how.peek {
             self.queue.front()?.clone()
         } else {
@@ -331,7 +331,7 @@ mod tests {
         }
     }
 
-    const ALL: How = How {
+    const ALL: ReceiveOptions = ReceiveOptions {
         most: usize::MAX,
         peek: false,
         by_sender: false,
@@ -348,18 +348,20 @@ mod tests {
         ] {
             assert_eq!(half.push_stream(&mut message(bytes, rights, pid)), Ok(2));
         }
-        let peeked = half.take_stream(How { peek: true, ..ALL }).unwrap();
+        let peeked = half
+            .take_stream(ReceiveOptions { peek: true, ..ALL })
+            .unwrap();
         assert_eq!(
             (&peeked.bytes[..], &peeked.rights[..]),
             (&b"abcd"[..], &[7, 8][..])
         );
-        let part = half.take_stream(How { most: 3, ..ALL }).unwrap();
+        let part = half.take_stream(ReceiveOptions { most: 3, ..ALL }).unwrap();
         assert_eq!(
             (&part.bytes[..], &part.rights[..]),
             (&b"abc"[..], &[7, 8][..])
         );
         assert!(!half.has_rights());
-        let how = How {
+        let how = ReceiveOptions {
             by_sender: true,
             ..ALL
         };
@@ -374,9 +376,13 @@ mod tests {
         let mut half = Half::new(1000);
         assert_eq!(half.push_message(&mut message(b"12345", &[1], 1), 3), Ok(5));
         assert_eq!(half.push_message(&mut message(b"", &[], 1), 3), Ok(0));
-        let peeked = half.take_message(How { peek: true, ..ALL }).unwrap();
+        let peeked = half
+            .take_message(ReceiveOptions { peek: true, ..ALL })
+            .unwrap();
         assert_eq!((peeked.whole, peeked.rights), (5, vec![1]));
-        let cut = half.take_message(How { most: 2, ..ALL }).unwrap();
+        let cut = half
+            .take_message(ReceiveOptions { most: 2, ..ALL })
+            .unwrap();
         assert_eq!((&cut.bytes[..], cut.whole), (&b"12"[..], 5));
         assert_eq!(half.take_message(ALL).unwrap().whole, 0);
         assert!(half.take_message(ALL).is_none());
@@ -439,7 +445,7 @@ mod tests {
                         }
                     }
                     _ => {
-                        let how = How { most: len, peek: kind == 2, by_sender: false };
+                        let how = ReceiveOptions { most: len, peek: kind == 2, by_sender: false };
                         let taken = half.take_stream(how).map(|taken| (taken.bytes, taken.rights));
                         let expected = model_take(&mut model, len, kind == 2);
                         prop_assert_eq!(taken.unwrap_or_default(), expected);

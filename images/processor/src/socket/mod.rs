@@ -35,7 +35,7 @@ use crate::object::Object;
 use crate::wait::WaitQueue;
 pub(crate) use address::{AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, Address, family};
 use half::Half;
-pub(crate) use half::{Credentials, How, Message, Taken};
+pub(crate) use half::{Credentials, Message, ReceiveOptions, Taken};
 use names::Sharing;
 pub(crate) use names::{Proto, UnixName};
 pub(crate) use net::Net;
@@ -244,7 +244,7 @@ impl Socket {
     /// # Errors
     ///
     /// EAGAIN if there is nothing yet, and what became of the connection.
-    pub(crate) fn try_receive(&self, how: How) -> Result<Taken<Right>> {
+    pub(crate) fn try_receive(&self, how: ReceiveOptions) -> Result<Taken<Right>> {
         let mut flight = None;
         let mut half = self.receive.half.lock();
         if half.has_rights() {

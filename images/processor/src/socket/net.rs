@@ -9,7 +9,7 @@ use spin::{Mutex, MutexGuard};
 
 use super::address::{is_own, source, target, unspecified};
 use super::names::Names;
-use super::rights::Flight;
+use super::rights::InFlightFiles;
 use super::{AF_UNIX, Address, Credentials, Phase, Proto, Right, Socket, Type, UnixName};
 use crate::error::{Result, errno};
 
@@ -24,7 +24,7 @@ const MAX_QUEUED: usize = 32 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Net {
     names: Mutex<Names>,
-    flight: Mutex<Flight>,
+    flight: Mutex<InFlightFiles>,
     /// Files that were on their way and are to be dropped, one at a time however deep they nest.
     graves: Mutex<Vec<Right>>,
     digging: AtomicBool,
@@ -99,7 +99,7 @@ impl Net {
         Ok(pair)
     }
 
-    pub(super) fn flight(&self) -> MutexGuard<'_, Flight> {
+    pub(super) fn flight(&self) -> MutexGuard<'_, InFlightFiles> {
         self.flight.lock()
     }
 

@@ -4,7 +4,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::Waker;
 
-use super::{Channel, Credentials, How, MAX_WAITING, MODE, Message, Phase, Socket, To, Type};
+use super::{
+    Channel, Credentials, MAX_WAITING, MODE, Message, Phase, ReceiveOptions, Socket, To, Type,
+};
 use crate::error::Result;
 use crate::object::{
     Object, POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, POLL_RDHUP, POLL_RDNORM, POLL_WRBAND,
@@ -26,7 +28,7 @@ impl Socket {
 
 impl Object for Socket {
     fn read(&self, into: &mut [u8]) -> Result<usize> {
-        let how = How {
+        let how = ReceiveOptions {
             most: into.len(),
             peek: false,
             by_sender: false,

@@ -2,8 +2,8 @@
 //! receive.
 //!
 //! A socket that was sent to itself, or two that were sent to each other, keep each other open
-//! after every program has closed them. [`Flight::garbage`] finds them as Linux does: files that
-//! only ways hold, and only ways that end at such files.
+//! after every program has closed them. [`InFlightFiles::garbage`] finds them as Linux does: files
+//! that only ways hold, and only ways that end at such files.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::{Arc, Weak};
@@ -18,7 +18,7 @@ pub(super) const MAX_FLYING: usize = 2048;
 
 /// The files on their way, by address.
 #[derive(Debug, Default)]
-pub(crate) struct Flight {
+pub(crate) struct InFlightFiles {
     files: BTreeMap<usize, Flying>,
     count: usize,
 }
@@ -58,7 +58,7 @@ fn channels(socket: &Socket) -> Vec<Arc<Channel>> {
     embryos.chain([socket.receive.clone()]).collect()
 }
 
-impl Flight {
+impl InFlightFiles {
     /// Notes files that begin their way.
     ///
     /// # Errors

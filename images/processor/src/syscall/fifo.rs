@@ -9,7 +9,7 @@ use crate::creds::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE};
 use crate::error::{Result, errno};
 use crate::files::{Kind, O_NONBLOCK, OpenFile};
 use crate::object::Object;
-use crate::pipe::{Payer, Pipe, PipeEnd};
+use crate::pipe::{Pipe, PipeEnd, PipeUser};
 use crate::process::Node;
 use crate::thread::Thread;
 
@@ -39,9 +39,9 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns the user who pays for what the thread does to pipes.
-    pub(super) fn pipe_payer(&self) -> Payer {
+    pub(super) fn pipe_payer(&self) -> PipeUser {
         let creds = self.creds();
-        Payer {
+        PipeUser {
             pages: self.node.kernel().pipe_pages.clone(),
             user: creds.user.real,
             bounded: !creds.can(CAP_SYS_RESOURCE) && !creds.can(CAP_SYS_ADMIN),

@@ -8,7 +8,7 @@ use core::task::Poll;
 
 use super::int;
 use crate::error::{Error, Result, errno};
-use crate::futex::pi::{Attempt, Left, Locked, Locker, OWNER_DIED, TID, WAITERS, Word};
+use crate::futex::pi::{Attempt, Locked, Locker, OWNER_DIED, TID, WAITERS, WaiterEnd, Word};
 use crate::futex::{ANY, Key, Waiter};
 use crate::mm::Tables;
 use crate::process::Node;
@@ -108,7 +108,7 @@ impl<N: Node> Thread<N> {
         to: (u64, Key),
         waiter: &Arc<Waiter>,
         end: Option<hal::Instant>,
-    ) -> core::result::Result<u64, (Left, Error)> {
+    ) -> core::result::Result<u64, (WaiterEnd, Error)> {
         let woken = poll_fn(|context| {
             if waiter.poll(context.waker()) {
                 Poll::Ready(())
@@ -119,8 +119,8 @@ impl<N: Node> Thread<N> {
         let waited = self.unless_called(self.unless_late(woken, end)).await;
         let left = self.node.kernel().futexes.leave(waiter);
         match (left, waited) {
-            (Left::Owner, _) => Ok(0),
-            (Left::Heir, _) => self.inherit(to).await.map_err(|error| (left, error)),
+            (WaiterEnd::Owner, _) => Ok(0),
+            (WaiterEnd::Heir, _) => self.inherit(to).await.map_err(|error| (left, error)),
             (_, Err(_)) => Err((left, errno::ERESTARTNOINTR.into())),
             (_, Ok(_)) => Err((left, errno::ETIMEDOUT.into())),
         }
@@ -169,7 +169,9 @@ impl<N: Node> Thread<N> {
         let waiter = self.with_word(addr, queue).await?.ok_or(errno::EAGAIN)?;
         match self.wait_for_lock((second, to), &waiter, end).await {
             // The first word has changed since: made again, the call would say this.
-            Err((Left::Without, Error::Errno(errno::ERESTARTNOINTR))) => Err(errno::EAGAIN.into()),
+            Err((WaiterEnd::Without, Error::Errno(errno::ERESTARTNOINTR))) => {
+                Err(errno::EAGAIN.into())
+            }
             Err((_, error)) => Err(error),
             Ok(value) => Ok(value),
         }

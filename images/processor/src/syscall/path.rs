@@ -23,7 +23,7 @@ use crate::process::Node;
 use crate::pseudo::{Entry, OpenText, Sink, Walked, inode_of};
 use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
-use crate::tmpfs::{DEVICE_BLOCK, DEVICE_CHAR, Found, Make, SOCKET, last_part};
+use crate::tmpfs::{DEVICE_BLOCK, DEVICE_CHAR, Found, NewInode, SOCKET, last_part};
 
 /// Stands for the working folder where a folder's number is asked for.
 pub(super) const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -373,7 +373,7 @@ impl<N: Node> Thread<N> {
             Found::Missing(_, _, true) => return Err(errno::EISDIR.into()),
             Found::Missing(folder, name, false) => {
                 let mode = int(mode) & 0o7777 & !int(self.fs.lock().umask);
-                let made = self.make(folder, &name, mode, Make::File)?;
+                let made = self.make(folder, &name, mode, NewInode::File)?;
                 let file = tmpfs.file(made).ok_or(errno::ENOENT)?;
                 tell(made, OPEN);
                 return Ok(Kind::Tmp(file));

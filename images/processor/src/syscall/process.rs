@@ -17,7 +17,7 @@ use crate::console::kinds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
 use crate::files::Table;
-use crate::jobs::{News, child_info, news_info};
+use crate::jobs::{ChildChange, child_info, news_info};
 use crate::kernel::{FIRST, Relations};
 use crate::load::{self, Command, Refusal};
 use crate::platform::Cpu;
@@ -498,7 +498,7 @@ impl<N: Node> Thread<N> {
 #[derive(Clone, Copy)]
 enum Change {
     Ended(Exit),
-    News(News),
+    News(ChildChange),
 }
 
 /// Returns the change of a child that the options of a wait ask for.
@@ -507,8 +507,8 @@ fn change_of<N: Node>(child: &Relations<N>, options: u64) -> Option<Change> {
         return (options & WEXITED != 0).then_some(Change::Ended(exit));
     }
     let asked = match child.news? {
-        News::Stopped(_) => WUNTRACED,
-        News::Continued => WCONTINUED,
+        ChildChange::Stopped(_) => WUNTRACED,
+        ChildChange::Continued => WCONTINUED,
     };
     (options & asked != 0).then_some(Change::News(child.news?))
 }
@@ -518,7 +518,7 @@ fn wait_status(change: Change) -> u32 {
     match change {
         Change::Ended(Exit::Code(code)) => u32::from(code) << 8,
         Change::Ended(Exit::Signal(signal)) => signal.into(),
-        Change::News(News::Stopped(signal)) => u32::from(signal) << 8 | 0x7f,
-        Change::News(News::Continued) => 0xffff,
+        Change::News(ChildChange::Stopped(signal)) => u32::from(signal) << 8 | 0x7f,
+        Change::News(ChildChange::Continued) => 0xffff,
     }
 }

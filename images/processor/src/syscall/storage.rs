@@ -22,7 +22,7 @@ use crate::process::Node;
 use crate::pseudo::{Entry, Walked};
 use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
-use crate::tmpfs::{self, FOLDER, Found, Make};
+use crate::tmpfs::{self, FOLDER, Found, NewInode};
 
 const O_APPEND: u32 = 0o2_000;
 /// `O_DSYNC`, a part of `O_SYNC`.
@@ -309,7 +309,7 @@ impl<N: Node> Thread<N> {
         path: &[u8],
         mode: u32,
         device: u64,
-        what: Make,
+        what: NewInode,
     ) -> Result<u64> {
         if Device::named(path).is_some() {
             return Err(errno::EEXIST.into());
@@ -317,12 +317,12 @@ impl<N: Node> Thread<N> {
         let (by, files) = (self.asker(), self.node.files());
         let by = by.caller();
         match what {
-            Make::Folder => files.make(by, path, FOLDER | mode, 0).await?,
+            NewInode::Folder => files.make(by, path, FOLDER | mode, 0).await?,
             // The mode says which of them it is.
-            Make::File | Make::Fifo | Make::Socket | Make::Device { .. } => {
+            NewInode::File | NewInode::Fifo | NewInode::Socket | NewInode::Device { .. } => {
                 files.make(by, path, mode, device).await?;
             }
-            Make::Link(target) => files.symlink(by, path, &target).await?,
+            NewInode::Link(target) => files.symlink(by, path, &target).await?,
         }
         self.node.kernel().changes.note();
         Ok(0)

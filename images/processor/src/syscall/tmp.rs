@@ -20,8 +20,8 @@ use crate::platform::Platform;
 use crate::process::Node;
 use crate::thread::Thread;
 use crate::tmpfs::{
-    Change, DEVICE_BLOCK, DEVICE_CHAR, FIFO, FOLDER, Found, LINK, Make, REGULAR, SOCKET, TYPE_MASK,
-    TmpFile, Tmpfs, last_part,
+    Change, DEVICE_BLOCK, DEVICE_CHAR, FIFO, FOLDER, Found, LINK, NewInode, REGULAR, SOCKET,
+    TYPE_MASK, TmpFile, Tmpfs, last_part,
 };
 
 const O_APPEND: u32 = 0o2_000;
@@ -221,7 +221,8 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_mkdirat(&self, dir: u64, addr: u64, mode: u64) -> Result<u64> {
-        self.create(dir, addr, mode & 0o7777, 0, Make::Folder).await
+        self.create(dir, addr, mode & 0o7777, 0, NewInode::Folder)
+            .await
     }
 
     pub(super) async fn sys_mknodat(
@@ -233,13 +234,13 @@ impl<N: Node> Thread<N> {
     ) -> Result<u64> {
         let what = match int(mode) & TYPE_MASK {
             FOLDER => return Err(errno::EPERM.into()),
-            FIFO => Make::Fifo,
-            SOCKET => Make::Socket,
-            kind @ (DEVICE_CHAR | DEVICE_BLOCK) => Make::Device {
+            FIFO => NewInode::Fifo,
+            SOCKET => NewInode::Socket,
+            kind @ (DEVICE_CHAR | DEVICE_BLOCK) => NewInode::Device {
                 block: kind == DEVICE_BLOCK,
                 number: int(device).into(),
             },
-            _ => Make::File,
+            _ => NewInode::File,
         };
         self.create(dir, addr, mode, device, what).await
     }
@@ -249,13 +250,21 @@ impl<N: Node> Thread<N> {
         if target.is_empty() {
             return Err(errno::ENOENT.into());
         }
-        self.create(dir, addr, 0o777, 0, Make::Link(target)).await
+        self.create(dir, addr, 0o777, 0, NewInode::Link(target))
+            .await
     }
 
-    async fn create(&self, dir: u64, addr: u64, mode: u64, device: u64, what: Make) -> Result<u64> {
+    async fn create(
+        &self,
+        dir: u64,
+        addr: u64,
+        mode: u64,
+        device: u64,
+        what: NewInode,
+    ) -> Result<u64> {
         let (_, found) = self.locate(dir, addr, false).await?;
         let mask = match what {
-            Make::Link(_) => 0,
+            NewInode::Link(_) => 0,
             _ => int(self.fs.lock().umask),
         };
         let masked = int(mode) & !mask;
@@ -265,7 +274,7 @@ impl<N: Node> Thread<N> {
                     .await
             }
             Found::Here(_) => Err(errno::EEXIST.into()),
-            Found::Missing(_, _, true) if !matches!(what, Make::Folder) => {
+            Found::Missing(_, _, true) if !matches!(what, NewInode::Folder) => {
                 Err(errno::ENOENT.into())
             }
             Found::Missing(folder, name, _) => {
@@ -282,7 +291,7 @@ impl<N: Node> Thread<N> {
     }
 
     /// Makes something of the thread's own in a folder that it may write to; returns its number.
-    pub(super) fn make(&self, folder: u64, name: &[u8], mode: u32, what: Make) -> Result<u64> {
+    pub(super) fn make(&self, folder: u64, name: &[u8], mode: u32, what: NewInode) -> Result<u64> {
         self.check_rights(&self.tmpfs().stat(folder)?, WRITE | EXECUTE)?;
         let now = self.wall();
         let made = self.tmpfs().make(folder, name, mode, what, now)?;

@@ -27,7 +27,7 @@ use crate::error::errno;
 use crate::gather::Gathering;
 use crate::mm::Tables;
 use crate::mm::layout::Randomize;
-use crate::mm::supply::Supply;
+use crate::mm::supply::ChunkSupply;
 use crate::{
     Cpu, Error, Exit, Kernel, Memory, Node, Platform, REGISTERS, Registers, Result, SystemCall,
     Thread, Trap,
@@ -424,7 +424,7 @@ pub(crate) type FakeStorage = Gathering<FakeFiles, Box<dyn Fn() -> Instant>>;
 
 pub(crate) struct FakeNode {
     pub(crate) cache: Cache<FakeMachine>,
-    pub(crate) supply: Supply,
+    pub(crate) supply: ChunkSupply,
     pub(crate) platform: FakePlatform,
     pub(crate) memory: FakeMemory,
     pub(crate) files: FakeStorage,
@@ -444,7 +444,7 @@ impl Node for FakeNode {
     fn cache(&self) -> &Cache<FakeMachine> {
         &self.cache
     }
-    fn supply(&self) -> &Supply {
+    fn supply(&self) -> &ChunkSupply {
         &self.supply
     }
     fn new_tables(&self) -> Option<FakeTables> {
@@ -503,7 +503,7 @@ impl FakeNode {
         // Threads live as long as their node.
         Box::leak(Box::new(Self {
             cache: Cache::new(geometry, Config::default(), Chunks::new(10_000), machine),
-            supply: Supply::default(),
+            supply: ChunkSupply::default(),
             platform: FakePlatform {
                 turns,
                 clock,

@@ -77,7 +77,7 @@ pub(crate) struct Tmpfs<N: Node> {
 }
 
 /// A kind of thing to make.
-pub(crate) enum Make {
+pub(crate) enum NewInode {
     File,
     Folder,
     Link(Vec<u8>),
@@ -196,7 +196,7 @@ impl<N: Node> Tmpfs<N> {
         folder: u64,
         name: &[u8],
         mode: u32,
-        what: Make,
+        what: NewInode,
         now: Duration,
     ) -> Result<u64> {
         if name.len() > NAME_MAX {
@@ -211,15 +211,15 @@ impl<N: Node> Tmpfs<N> {
         }
         let (kind, closing) = (what.kind(), self.closing.clone());
         let inode = tree.add(kind | mode, now, |own| match what {
-            Make::File => Body::File(Arc::new(TmpFile::new(own, closing))),
-            Make::Folder => Body::Folder {
+            NewInode::File => Body::File(Arc::new(TmpFile::new(own, closing))),
+            NewInode::Folder => Body::Folder {
                 parent: folder,
                 names: BTreeMap::new(),
             },
-            Make::Link(target) => Body::Link(target),
-            Make::Socket => Body::Socket,
-            Make::Fifo => Body::Fifo(Arc::default()),
-            Make::Device { number, .. } => Body::Device(number),
+            NewInode::Link(target) => Body::Link(target),
+            NewInode::Socket => Body::Socket,
+            NewInode::Fifo => Body::Fifo(Arc::default()),
+            NewInode::Device { number, .. } => Body::Device(number),
         });
         tree.enter(folder, name, inode, now)?;
         drop(tree);
@@ -526,7 +526,7 @@ pub(crate) enum Change {
     Present(Duration),
 }
 
-impl Make {
+impl NewInode {
     fn kind(&self) -> u32 {
         match self {
             Self::File => REGULAR,

@@ -12,7 +12,7 @@ mod top;
 use alloc::collections::BTreeMap;
 use alloc::format;
 
-use fit::{Beside, Config, Domains, KINDS, PeerId, PeerName, Role};
+use fit::{CompletionSource, Config, Domains, KINDS, PeerId, PeerName, Role};
 use hal::Instant;
 use libos::{Boot, CommandLine, Exit};
 use node::{Core, Error, Fit, Node};
@@ -20,7 +20,7 @@ use pcache::{Cache, Chunks, Geometry, Slot};
 use processor::cached_files::CachedFiles;
 use processor::gather::{Gathered, Gathering};
 use processor::mm::layout::Randomize;
-use processor::mm::supply::Supply;
+use processor::mm::supply::ChunkSupply;
 use processor::remote::Remote;
 use processor::{Command, Kernel, Peer, Platform, Refusal, Report, Thread};
 use raw_cpuid::{CpuId, cpuid};
@@ -43,7 +43,7 @@ const _: () = assert!(MAX_CHUNKS <= Slot::MAX_CHUNKS);
 /// The parts of the machine that the processor's logic uses.
 struct Parts {
     cache: Cache<Hardware>,
-    supply: Supply,
+    supply: ChunkSupply,
     reads_ahead: bool,
     machine: Machine,
     memory: Remote<FitCarrier>,
@@ -63,7 +63,7 @@ impl processor::Node for Parts {
     fn cache(&self) -> &Cache<Hardware> {
         &self.cache
     }
-    fn supply(&self) -> &Supply {
+    fn supply(&self) -> &ChunkSupply {
         &self.supply
     }
     fn new_tables(&self) -> Option<Tables> {
@@ -153,7 +153,7 @@ async fn run(line: &CommandLine) -> Result<(), Error> {
     let chunks = Chunks::new(MAX_CHUNKS);
     let parts = PARTS.call_once(|| Parts {
         cache: Cache::new(geometry, cache_config, chunks, hardware),
-        supply: Supply::default(),
+        supply: ChunkSupply::default(),
         reads_ahead,
         machine,
         memory: Remote::new(Peer::Memory, FitCarrier::new(core.clone(), memory)),
@@ -201,7 +201,7 @@ async fn drive(fit: &Fit, core: u16, parts: &'static Once<Parts>) -> Result<(), 
 /// The way of pages of the core that calls, once there is one.
 struct Pages(&'static Once<Parts>);
 
-impl Beside for Pages {
+impl CompletionSource for Pages {
     fn look(&mut self, now: Instant) -> bool {
         // A core does not rest while pages are on their way: most come sooner than an interrupt.
         let look = |parts: &Parts| {

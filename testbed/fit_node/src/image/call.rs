@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use fit::{Call, Error, PeerId, PeerName};
 use fit_node::options::{Options, Part};
-use fit_node::payload::{Ask, ECHO, HEADER_LEN};
+use fit_node::payload::{ECHO, HEADER_LEN, TestRequest};
 use hal::Duration;
 use node::Core;
 
@@ -115,7 +115,7 @@ impl Callers {
 
     /// Calls once; whether the reply is the right one.
     async fn call_once(&self, peer: PeerId, number: u64) -> Result<bool, Error> {
-        let ask = Ask {
+        let ask = TestRequest {
             number,
             reply: u32::try_from(REPLY).expect("short"),
         };

@@ -4,8 +4,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use fit::{Exchange, PeerId};
-use fit_node::payload::{Ask, ECHO, MAX_BULK};
-use fit_node::tally::Served;
+use fit_node::payload::{ECHO, MAX_BULK, TestRequest};
+use fit_node::tally::CalleeTally;
 use node::Core;
 use spin::Mutex;
 
@@ -15,7 +15,7 @@ pub(crate) struct Echo(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    seen: BTreeMap<PeerId, Served>,
+    seen: BTreeMap<PeerId, CalleeTally>,
     /// A request, body and bulk; then the bulk of its reply. Kept, as its length changes little.
     bytes: Vec<u8>,
 }
@@ -37,21 +37,21 @@ impl Echo {
         seen.requests += 1;
         seen.request_bytes += bytes.len() as u64;
         exchange.set_len(0);
-        match Ask::read(bytes) {
+        match TestRequest::read(bytes) {
             Some(ask) => seen.reply_bytes += reply(ask, bytes, exchange),
             None => seen.wrong += 1,
         }
     }
 
     /// Returns the tally of caller `from`: the handler's, with FIT's own counters.
-    pub(crate) fn tally(&self, from: PeerId, core: &Core) -> Served {
+    pub(crate) fn tally(&self, from: PeerId, core: &Core) -> CalleeTally {
         let links = core.link_counters();
         let link = links.iter().rfind(|(peer, ..)| *peer == from);
         let seen = self.0.lock().seen.get(&from).copied().unwrap_or_default();
         let Some((_, _, link)) = link else {
             return seen;
         };
-        Served {
+        CalleeTally {
             answered: link.served[usize::from(ECHO)],
             stray: link.nr_stray,
             late: link.nr_deadline,
@@ -67,7 +67,7 @@ impl Echo {
 }
 
 /// Fills the reply; its length. None if there is no room for it.
-fn reply(ask: Ask, bytes: &mut Vec<u8>, exchange: &mut dyn Exchange) -> u64 {
+fn reply(ask: TestRequest, bytes: &mut Vec<u8>, exchange: &mut dyn Exchange) -> u64 {
     let len = ask.reply as usize;
     if exchange.bulk_limit() > 0 {
         bytes.clear();

@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use fit::{Call, PeerId, Piece, Role};
 use fit_node::options::Options;
-use fit_node::payload::{Ask, ECHO, MAX_BULK, TALLY};
-use fit_node::tally::{Made, SERVED_LEN, Served, compare};
+use fit_node::payload::{ECHO, MAX_BULK, TALLY, TestRequest};
+use fit_node::tally::{CalleeTally, CallerTally, SERVED_LEN, compare};
 use fit_node::times::Times;
 use hal::{DmaBuffer, Platform};
 use libos::dma::Buffer;
@@ -83,7 +83,7 @@ async fn measure(from: &Caller, series: &Series, tell: bool) -> Result<u64, Erro
     let elapsed = libos::now().since(began);
     let ours = ours(core, series.peer).since(&ours_before);
     let served = theirs(core, series.peer).await? - theirs_before;
-    let made = Made {
+    let made = CallerTally {
         calls: series.calls.into(),
         checked: times.len() as u64,
         started: ours.started,
@@ -174,7 +174,7 @@ async fn call(
         if number >= series.calls.into() {
             return Ok(times);
         }
-        let ask = Ask {
+        let ask = TestRequest {
             number,
             reply: series.reply,
         };
@@ -239,9 +239,9 @@ fn ours(core: &Core, peer: PeerId) -> Ours {
 }
 
 /// Asks the callee for its tally.
-async fn theirs(core: &Core, peer: PeerId) -> Result<Served, Error> {
+async fn theirs(core: &Core, peer: PeerId) -> Result<CalleeTally, Error> {
     let mut reply = [0; SERVED_LEN];
     let ended = core.call(peer, Call::new(TALLY, &[]), &mut reply).await?;
-    Served::decode(&reply[..ended.len])
+    CalleeTally::decode(&reply[..ended.len])
         .ok_or_else(|| Error::Role("the callee's tally makes no sense".into()))
 }

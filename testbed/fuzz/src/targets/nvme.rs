@@ -7,7 +7,7 @@
 use hal::Duration;
 use nvme::{Config, Disk};
 use nvme_hw::identify::{Controller, LEN, Namespace, first_namespace, text};
-use nvme_model::{Bench, Faults, Nature};
+use nvme_model::{Bench, ControllerFacts, Faults};
 
 use crate::input::Input;
 
@@ -56,7 +56,7 @@ fn drive(input: &mut Input<'_>) {
         spoiled_bytes: rate() / 16,
         after: rate().into(),
     };
-    let nature = Nature {
+    let facts = ControllerFacts {
         block_shift: 9 + input.u8() % 4,
         max_transfer: input.u8() % 16,
         stride: input.u8() % 4,
@@ -69,9 +69,9 @@ fn drive(input: &mut Input<'_>) {
         latency: Duration::from_micros(5),
         seed: input.u64(),
         faults,
-        ..Nature::default()
+        ..ControllerFacts::default()
     };
-    let mut bench = Bench::new(nature);
+    let mut bench = Bench::new(facts);
     let machine = bench.machine();
     let started = bench.block_on(Disk::start(machine, Config { queues: 2 }));
     if let Ok(disk) = started {

@@ -100,6 +100,7 @@ impl Hca {
     }
 
     pub(super) fn run_firmware(&mut self) -> Outcome {
+        // Firmware would run into memory that nobody gave it.
         if self.firmware.area_pages < u64::from(AREA_PAGES) {
             return Err(CmdStatus::BAD_SYS_STATE);
         }
@@ -200,6 +201,8 @@ impl Hca {
         }
         let init: InitHca = self.read_input(command)?;
         rules::check_profile(&init, &self.board)?;
+        // Before any queue exists: entries of one size for all (Linux `fw.c`, `mlx4_INIT_HCA`,
+        // `INIT_HCA_EQE_CQE_OFFSETS`).
         self.core.events.wide = init.entry_len.eqe_64();
         self.core.completions.wide = init.entry_len.cqe_64();
         self.core.memory.tables = Tables {
@@ -217,6 +220,8 @@ impl Hca {
         self.write_output(command, &answer)
     }
 
+    /// ICM stays mapped, as software unmaps it behind this (Linux `main.c`, `mlx4_close_hca`,
+    /// `mlx4_free_icms`).
     pub(super) fn close_hca(&mut self) -> Outcome {
         self.close();
         self.firmware.init = None;

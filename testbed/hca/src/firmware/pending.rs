@@ -50,6 +50,9 @@ impl Hca {
         }
         let now = self.core.now;
         let ends = now + time + time * self.core.rng.below(4);
+        // In event mode firmware copies the command out of the register and takes the next one
+        // meanwhile, so tokens tell ends apart (Linux `cmd.c`, `mlx4_cmd_use_events`: up to
+        // `max_cmds` at once).
         let frees = if doorbell.event() {
             now + time / 4
         } else {

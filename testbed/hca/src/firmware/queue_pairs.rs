@@ -88,6 +88,7 @@ impl Hca {
         if command.opcode == Opcode::RTS2SQD_QP {
             qp.report_drained = command.in_modifier.leading_zeros() == 0;
         }
+        // A queue pair that may send now may have been posted to and rung before.
         self.core.ready.push_back(qpn);
         Ok(0)
     }

@@ -245,6 +245,7 @@ impl Hca {
 
     pub(super) fn give_cq(&mut self, command: &Command) -> Outcome {
         let cqn = command.in_modifier;
+        // An entry written later would land in memory that software frees now.
         if self.qps.values().any(|qp| qp.uses_cq(cqn)) || self.core.shared.uses_cq(cqn) {
             return Err(CmdStatus::RESOURCE_BUSY);
         }

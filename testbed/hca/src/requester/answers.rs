@@ -62,6 +62,10 @@ impl QueuePair {
     }
 
     /// Completes the packets up to `psn` as acknowledged, up to the first missing response.
+    ///
+    /// A response that is missing keeps what is behind it from completing, though the peer has
+    /// carried it out: an ACK beyond a READ says that its responses were lost (Linux `rxe_comp.c`,
+    /// `check_psn`: `COMPST_ERROR_RETRY`).
     fn acknowledge(&mut self, core: &mut Core, psn: u32) {
         let reached = psn_plus(psn, 1);
         if psn_distance(reached, self.requester.oldest) > 0 {
@@ -144,6 +148,9 @@ impl QueuePair {
         self.complete_front(core);
     }
 
+    /// The peer took everything before `psn` and nothing from it on. It names its delay itself, so
+    /// the timeout does not run meanwhile (Linux `rxe_comp.c`, `rxe_completer`,
+    /// `COMPST_RNR_RETRY`).
     fn not_ready(&mut self, core: &mut Core, psn: u32, timer: u8) {
         self.reached(core, psn);
         core.diagnostics.count(Diagnostics::NOT_READY_RECEIVED);
@@ -185,6 +192,8 @@ impl QueuePair {
     }
 
     /// Acknowledges all packets before `psn`: a refusal of `psn` means that they arrived.
+    ///
+    /// "A NAK implicitly acks all packets with PSNs before" (Linux `rxe_comp.c`, `check_ack`).
     fn reached(&mut self, core: &mut Core, psn: u32) {
         if psn_distance(psn, self.requester.oldest) > 0 {
             self.acknowledge(core, psn_plus(psn, Low24::MAX));

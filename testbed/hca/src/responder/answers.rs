@@ -35,6 +35,8 @@ impl QueuePair {
             Operation::ReadRequest(range) => {
                 let packets = range.len.div_ceil(self.mtu()).max(1);
                 let pd = self.request_pd(core, packet);
+                // A READ is carried out again, with the memory as it is now: responses are not
+                // kept, and the region may be gone (Linux `rxe_resp.c`, `duplicate_request`).
                 let may = |pd: &u32| {
                     self.context.responder.remote_read()
                         && self
@@ -70,6 +72,9 @@ impl QueuePair {
                 }
             }
             _ => {
+                // A SEND or WRITE that was carried out is not carried out again; the answer names
+                // the newest number, which acknowledges it with all others (Linux `rxe_resp.c`,
+                // `duplicate_request`: "SEND. Ack again and cleanup").
                 let psn = Psn(self.responder.expected_psn).advance(Low24::MAX).0;
                 self.answer(
                     core,
@@ -164,6 +169,7 @@ impl QueuePair {
             let Refusal::Nak(code) = remote_error(self.qpn, error) else {
                 return false;
             };
+            // Nothing may follow the refusal: the peer stops at it.
             self.responder.answers.clear();
             self.refuse(core, psn, code);
             return false;

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 
-use fit::{Call, Config, Ended, Error, Exchange, Handler, LostCause, OneSided, PeerId, Polling};
+use fit::{
+    AccessEnd, Call, Config, Error, Exchange, Handler, LostCause, OneSided, PeerId, Polling,
+};
 use futures_util::future::{Either, select};
 use hal::Duration;
 use shuttle::Runner;
@@ -225,7 +227,7 @@ fn accesses_end_for_their_waiters_and_in_the_sink() {
         let sink = ended.clone();
         let poller = node.clone();
         drop(spawn(async move {
-            let sink = move |end: Ended, _| {
+            let sink = move |end: AccessEnd, _| {
                 assert_eq!((end.tag, end.result), (7, Ok(())));
                 sink.fetch_add(1, Ordering::Relaxed);
             };

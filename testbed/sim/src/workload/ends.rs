@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
-use fit::Ended;
+use fit::AccessEnd;
 
 use crate::machine::Machine;
 use crate::sabotage::Sabotage;
@@ -35,7 +35,7 @@ impl Ends {
     }
 
     /// Takes the end of an access from FIT.
-    pub(super) fn end(&self, machine: &Machine, ended: Ended) {
+    pub(super) fn end(&self, machine: &Machine, ended: AccessEnd) {
         let ok = ended.result.is_ok();
         machine.living(|world| {
             world.close(ended.tag, ok);

@@ -24,7 +24,7 @@ use std::task::Poll;
 use fit::{Cluster, Config, Domains, Fit, Key, Polling, Role};
 use hal::Duration;
 
-use crate::fault::Guise;
+use crate::fault::Impostor;
 use crate::hca::Hca;
 use crate::machine::Machine;
 use crate::plan::Plan;
@@ -53,14 +53,14 @@ fn role(node: NodeIndex) -> Role {
     [Role::Processor, Role::Memory, Role::Storage][node % 3]
 }
 
-fn config(plan: &Plan, life: Life, guise: Option<Guise>, leaked: bool) -> Config {
+fn config(plan: &Plan, life: Life, guise: Option<Impostor>, leaked: bool) -> Config {
     let key = match guise {
-        Some(Guise::OtherKey) if !leaked => Key::new([8; Key::LEN]),
-        Some(Guise::OtherCluster) => Key::new([9; Key::LEN]),
+        Some(Impostor::OtherKey) if !leaked => Key::new([8; Key::LEN]),
+        Some(Impostor::OtherCluster) => Key::new([9; Key::LEN]),
         _ => Key::new([7; Key::LEN]),
     };
     let name = match guise {
-        Some(Guise::OtherCluster) => "another",
+        Some(Impostor::OtherCluster) => "another",
         _ => "sim",
     };
     // Some machines have the same entropy in each of their lives.
@@ -155,7 +155,7 @@ pub(crate) async fn live(machine: Machine, plan: Arc<Plan>) {
     });
     node.start();
     match guise {
-        None | Some(Guise::Rogue) => node.talk(),
+        None | Some(Impostor::Rogue) => node.talk(),
         Some(_) => node.machine.spawn(strangers::intrude(node.clone())),
     }
     node.misbehave();
@@ -171,7 +171,7 @@ impl NodeLife {
         for core in 0..self.fit.cores() {
             let node = self.clone();
             self.machine.spawn(async move {
-                let sink = |ended: fit::Ended, _| node.ends.end(&node.machine, ended);
+                let sink = |ended: fit::AccessEnd, _| node.ends.end(&node.machine, ended);
                 let _ = node.fit.run_core_with(core, sink).await;
             });
             for _ in 0..if mute { 0 } else { WORKERS } {

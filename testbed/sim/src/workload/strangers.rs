@@ -6,7 +6,7 @@ use fit::PeerSpec;
 use verbs::Gid;
 
 use super::{NodeLife, role};
-use crate::fault::Guise;
+use crate::fault::Impostor;
 use crate::rng::Rng;
 use crate::rule::Rule;
 
@@ -28,7 +28,7 @@ pub(super) async fn intrude(node: Arc<NodeLife>) {
             gid,
         };
         let connected = node.fit.connect(spec).await;
-        if connected.is_ok() && !matches!(guise, Some(Guise::Twin(_))) {
+        if connected.is_ok() && !matches!(guise, Some(Impostor::Twin(_))) {
             machine.living(|world| {
                 let place = machine.life.node;
                 world.violate(

@@ -18,7 +18,7 @@ use super::figures::{Figure, Kind, to_tsv};
 use super::miss::plugin;
 use super::output::in_folder;
 use super::plot::{Bar, stacked};
-use super::record::{Circumstances, Record, markdown};
+use super::record::{MeasurementContext, Record, markdown};
 use super::table::aligned;
 use crate::bed;
 use crate::build_image::{self, Role};
@@ -83,7 +83,7 @@ impl Args {
         Ok(())
     }
 
-    fn measure(&self, folder: &Path) -> Result<(Vec<Start>, Circumstances)> {
+    fn measure(&self, folder: &Path) -> Result<(Vec<Start>, MeasurementContext)> {
         run::prepare()?;
         let qemu = Qemu::obtain()?;
         let plugin = plugin::build_source(&qemu, folder, "boot/stages.c")?;
@@ -98,7 +98,7 @@ impl Args {
                 }
             }
         }
-        Ok((starts, Circumstances::here(&qemu.version)))
+        Ok((starts, MeasurementContext::here(&qemu.version)))
     }
 }
 

@@ -17,7 +17,7 @@ use anyhow::{Result, ensure};
 use self::runs::{Bed, Setting, Shape};
 use super::figures::Figure;
 use super::output::{in_folder, show};
-use super::record::{Circumstances, Record, markdown};
+use super::record::{MeasurementContext, Record, markdown};
 use super::table::aligned;
 use crate::qemu::Qemu;
 use crate::run;
@@ -96,7 +96,7 @@ impl Args {
         Ok(())
     }
 
-    fn measure(&self, folder: &Path) -> Result<(Vec<Figure>, Circumstances)> {
+    fn measure(&self, folder: &Path) -> Result<(Vec<Figure>, MeasurementContext)> {
         run::prepare()?;
         let qemu = Qemu::obtain()?;
         let shape = Shape {
@@ -133,7 +133,7 @@ impl Args {
                 figures.extend(table::figures(&setting, &runs));
             }
         }
-        Ok((figures, Circumstances::here(&qemu.version)))
+        Ok((figures, MeasurementContext::here(&qemu.version)))
     }
 }
 

@@ -18,13 +18,13 @@ pub(in crate::bench) struct Counts {
     pub(in crate::bench) executed: BTreeMap<Phase, BTreeMap<u64, u64>>,
     /// The bytes of each instruction.
     pub(super) code: BTreeMap<u64, Vec<u8>>,
-    excursions: Vec<Excursion>,
+    excursions: Vec<KernelEntry>,
     accesses: Vec<Access>,
 }
 
 /// Excursions of a kind from the program into the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Excursion {
+pub(super) struct KernelEntry {
     phase: Phase,
     /// The kernel's first instruction.
     pub(super) entry: u64,
@@ -37,7 +37,7 @@ pub(super) struct Excursion {
     pub(super) stages: [u64; 3],
 }
 
-impl Excursion {
+impl KernelEntry {
     /// Returns the instructions of all of them.
     pub(super) fn instructions(&self) -> u64 {
         self.stages.iter().sum()
@@ -95,7 +95,7 @@ impl Counts {
             "code" => {
                 self.code.insert(address(0)?, bytes(words.get(1)?)?);
             }
-            "excursion" => self.excursions.push(Excursion {
+            "excursion" => self.excursions.push(KernelEntry {
                 phase: phase.ok()?,
                 entry: address(1)?,
                 stores: number(2)?,
@@ -114,7 +114,7 @@ impl Counts {
     }
 
     /// Returns the excursions of a phase.
-    pub(super) fn excursions(&self, phase: Phase) -> impl Iterator<Item = &Excursion> {
+    pub(super) fn excursions(&self, phase: Phase) -> impl Iterator<Item = &KernelEntry> {
         self.excursions.iter().filter(move |one| one.phase == phase)
     }
 
@@ -138,7 +138,7 @@ fn bytes(text: &str) -> Option<Vec<u8>> {
 
 /// A kind of instruction that costs more than others, or more than it counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Costly {
+pub(super) enum CostlyInstruction {
     /// Locked: an atomic operation, a spin lock's first of all.
     Locked,
     /// Repeated: counted once, whatever it repeats.
@@ -147,7 +147,7 @@ pub(super) enum Costly {
     TlbFlush,
 }
 
-impl Costly {
+impl CostlyInstruction {
     /// All kinds, with their names.
     pub(super) const ALL: [(Self, &'static str); 3] = [
         (Self::Locked, "locked instructions"),
@@ -227,29 +227,33 @@ mod tests {
 
     #[test]
     fn costly_instructions_are_known_by_their_bytes() {
-        let of = |code: &[u8]| Costly::of(code);
+        let of = |code: &[u8]| CostlyInstruction::of(code);
         assert_eq!(
             of(&[0xf0, 0x48, 0x0f, 0xb1, 0x0f]),
-            Some(Costly::Locked),
+            Some(CostlyInstruction::Locked),
             "lock cmpxchg"
         );
         assert_eq!(
             of(&[0x48, 0x87, 0x07]),
-            Some(Costly::Locked),
+            Some(CostlyInstruction::Locked),
             "xchg [rdi], rax"
         );
         assert_eq!(of(&[0x48, 0x87, 0xc7]), None, "xchg rdi, rax");
-        assert_eq!(of(&[0xf3, 0x48, 0xab]), Some(Costly::Repeated), "rep stosq");
+        assert_eq!(
+            of(&[0xf3, 0x48, 0xab]),
+            Some(CostlyInstruction::Repeated),
+            "rep stosq"
+        );
         assert_eq!(of(&[0xf3, 0xc3]), None, "rep ret");
         assert_eq!(
             of(&[0x0f, 0x01, 0x38]),
-            Some(Costly::TlbFlush),
+            Some(CostlyInstruction::TlbFlush),
             "invlpg [rax]"
         );
         assert_eq!(of(&[0x0f, 0x01, 0xf8]), None, "swapgs");
         assert_eq!(
             of(&[0x0f, 0x22, 0xd8]),
-            Some(Costly::TlbFlush),
+            Some(CostlyInstruction::TlbFlush),
             "mov cr3, rax"
         );
         assert_eq!(of(&[]), None);

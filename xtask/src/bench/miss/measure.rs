@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::counts::{Costly, Counts, Excursion, Phase};
+use super::counts::{CostlyInstruction, Counts, KernelEntry, Phase};
 use super::groups::{self, Group};
 use super::model::{self, Trace};
 use super::runs::{Bed, Phased, Run, Settings};
@@ -245,7 +245,7 @@ fn case(
     let counted = |count: &dyn Fn(&Counts) -> u64| {
         held.iter().map(|counts| count(counts)).sum::<u64>() as f64 / all
     };
-    let sum = |wanted: fn(&Excursion) -> u64| {
+    let sum = |wanted: fn(&KernelEntry) -> u64| {
         counted(&|counts: &Counts| counts.excursions(number).map(wanted).sum())
     };
     let waits = sum(|one| if one.stores > 0 { one.count } else { 0 });
@@ -313,9 +313,13 @@ fn case(
         counted(&|counts| counts.adapter(number, false)),
         counted_kind,
     );
-    for (costly, what) in Costly::ALL {
+    for (costly, what) in CostlyInstruction::ALL {
         let is_it = |address: &u64| {
-            held[0].code.get(address).and_then(|code| Costly::of(code)) == Some(costly)
+            held[0]
+                .code
+                .get(address)
+                .and_then(|code| CostlyInstruction::of(code))
+                == Some(costly)
         };
         let of_it = split.work.iter().filter(|(address, _)| is_it(address));
         add(what, of_it.map(|(_, count)| count).sum(), counted_kind);

@@ -28,7 +28,7 @@ use self::runs::Bed;
 use self::symbols::Symbols;
 use super::compare::compare;
 use super::figures::{Figure, to_json, to_tsv};
-use super::record::{self, Circumstances, Record};
+use super::record::{self, MeasurementContext, Record};
 use super::table::aligned;
 use crate::build_image::Role;
 use crate::qemu::Qemu;
@@ -172,7 +172,7 @@ impl Args {
     }
 
     /// Measures, or returns `None` if all is printed.
-    fn measure(&self, folder: &Path) -> Result<Option<(Measured, Circumstances)>> {
+    fn measure(&self, folder: &Path) -> Result<Option<(Measured, MeasurementContext)>> {
         run::prepare()?;
         let qemu = Qemu::obtain()?;
         let image = build_image::path(Role::Processor)?;
@@ -193,6 +193,6 @@ impl Args {
         let places = measure::places(&bed, &symbols)?;
         bed.seen = &places.seen;
         let measured = measure::measure(&bed, &symbols, &places, self.runs.into())?;
-        Ok(Some((measured, Circumstances::here(&qemu.version))))
+        Ok(Some((measured, MeasurementContext::here(&qemu.version))))
     }
 }

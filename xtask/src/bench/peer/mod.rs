@@ -22,7 +22,7 @@ use self::systems::{Bed, System};
 use super::figures::{Figure, Kind};
 use super::miss::plugin;
 use super::output::{in_folder, show};
-use super::record::{Circumstances, Record, markdown};
+use super::record::{MeasurementContext, Record, markdown};
 use super::table::aligned;
 use crate::qemu::Qemu;
 use crate::tools::step;
@@ -86,7 +86,7 @@ impl Args {
         Ok(())
     }
 
-    fn measure(&self, folder: &Path) -> Result<(Vec<Figure>, Circumstances)> {
+    fn measure(&self, folder: &Path) -> Result<(Vec<Figure>, MeasurementContext)> {
         run::prepare()?;
         linux::prepare()?;
         let qemu = Qemu::obtain()?;
@@ -121,6 +121,6 @@ impl Args {
                 |(what, value): (String, f64)| Figure::new(table::LINUX, &what, value, Kind::Part);
             figures.extend(counted.into_iter().map(figure));
         }
-        Ok((figures, Circumstances::here(&qemu.version)))
+        Ok((figures, MeasurementContext::here(&qemu.version)))
     }
 }

@@ -13,7 +13,7 @@ use crate::files::OpenFile;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::socket::{
-    self, Address, BUFFER, Credentials, How, Message, Packet, Socket, Taken, To, Type,
+    self, Address, BUFFER, Credentials, Message, Packet, ReceiveOptions, Socket, Taken, To, Type,
 };
 use crate::thread::Thread;
 
@@ -60,6 +60,25 @@ fn total(pieces: &Pieces) -> u64 {
     sum.min(MAX_COUNT)
 }
 
+/// Splits `len` bytes over the pieces, of which `done` bytes are used already: the address of each
+/// part, and the part.
+fn parts(
+    pieces: &Pieces,
+    mut done: u64,
+    len: usize,
+) -> impl Iterator<Item = (u64, core::ops::Range<usize>)> {
+    let mut begin = 0;
+    pieces.iter().filter_map(move |&(addr, piece)| {
+        let skipped = done.min(piece);
+        done -= skipped;
+        let left = len - begin;
+        let count = usize::try_from(piece - skipped).map_or(left, |room| room.min(left));
+        let part = begin..begin + count;
+        begin += count;
+        (count > 0).then(|| (addr + skipped, part))
+    })
+}
+
 /// Destination and control messages of a send.
 struct Outgoing {
     message: Message<alloc::sync::Arc<OpenFile>>,
@@ -87,36 +106,17 @@ impl<N: Node> Thread<N> {
     }
 
     /// Copies bytes into the pieces, from `done` on.
-    async fn scatter(&self, pieces: &Pieces, mut done: u64, mut bytes: &[u8]) -> Result<()> {
-        for &(addr, len) in pieces {
-            if bytes.is_empty() {
-                break;
-            }
-            let skipped = done.min(len);
-            done -= skipped;
-            let count =
-                usize::try_from(len - skipped).map_or(bytes.len(), |left| left.min(bytes.len()));
-            let (now, rest) = bytes.split_at(count);
-            self.memory.write(addr + skipped, now).await?;
-            bytes = rest;
+    async fn scatter(&self, pieces: &Pieces, done: u64, bytes: &[u8]) -> Result<()> {
+        for (addr, part) in parts(pieces, done, bytes.len()) {
+            self.memory.write(addr, &bytes[part]).await?;
         }
         Ok(())
     }
 
     /// Copies bytes out of the pieces, from `done` on.
-    async fn gather(&self, pieces: &Pieces, mut done: u64, into: &mut [u8]) -> Result<()> {
-        let mut rest = into;
-        for &(addr, len) in pieces {
-            if rest.is_empty() {
-                break;
-            }
-            let skipped = done.min(len);
-            done -= skipped;
-            let count =
-                usize::try_from(len - skipped).map_or(rest.len(), |left| left.min(rest.len()));
-            let (now, behind) = rest.split_at_mut(count);
-            self.memory.read(addr + skipped, now).await?;
-            rest = behind;
+    async fn gather(&self, pieces: &Pieces, done: u64, into: &mut [u8]) -> Result<()> {
+        for (addr, part) in parts(pieces, done, into.len()) {
+            self.memory.read(addr, &mut into[part]).await?;
         }
         Ok(())
     }
@@ -163,7 +163,7 @@ impl<N: Node> Thread<N> {
         let peek = flags & MSG_PEEK != 0;
         let mut done = 0;
         loop {
-            let how = How {
+            let how = ReceiveOptions {
                 most: usize::try_from(most - done).unwrap_or(usize::MAX),
                 peek,
                 by_sender,
@@ -589,5 +589,29 @@ fn sender(socket: &Socket, from: &Address) -> Vec<u8> {
     match from {
         Address::Unnamed => Vec::new(),
         from => from.encode(socket.family),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn parts_are_the_bytes_behind_those_that_are_used(
+            lens in prop::collection::vec(0..9_u64, 0..6), done in 0..40_u64, len in 0..40_usize,
+        ) {
+            let pieces: Vec<_> = (1..).zip(lens).map(|(piece, len)| (1000 * piece, len)).collect();
+            let addresses = pieces.iter().flat_map(|&(addr, len)| addr..addr + len);
+            let expected: Vec<u64> = addresses.skip(usize::try_from(done).unwrap()).take(len).collect();
+            let (mut found, mut end) = (Vec::new(), 0);
+            for (addr, part) in parts(&pieces, done, len) {
+                prop_assert!(part.start == end && !part.is_empty());
+                end = part.end;
+                found.extend(addr..addr + part.len() as u64);
+            }
+            prop_assert_eq!(found, expected);
+        }
     }
 }

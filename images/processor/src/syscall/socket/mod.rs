@@ -29,7 +29,7 @@ use crate::socket::{
     UnixName,
 };
 use crate::thread::Thread;
-use crate::tmpfs::{Found, Make, SOCKET, TYPE_MASK};
+use crate::tmpfs::{Found, NewInode, SOCKET, TYPE_MASK};
 
 const SOCK_NONBLOCK: u32 = 0o4_000;
 const SOCK_CLOEXEC: u32 = 0o2_000_000;
@@ -229,7 +229,7 @@ impl<N: Node> Thread<N> {
             Found::Missing(folder, name, false) => {
                 self.node.kernel().net.nameless(socket)?;
                 let mode = 0o777 & !int(self.fs.lock().umask);
-                match self.make(folder, &name, mode, Make::Socket) {
+                match self.make(folder, &name, mode, NewInode::Socket) {
                     Err(Error::Errno(errno::EEXIST)) => Err(errno::EADDRINUSE.into()),
                     made => made,
                 }
@@ -242,7 +242,7 @@ impl<N: Node> Thread<N> {
         let net = &self.node.kernel().net;
         net.nameless(socket)?;
         let mode = SOCKET | 0o777 & !int(self.fs.lock().umask);
-        match self.make_storage(path, mode, 0, Make::Socket).await {
+        match self.make_storage(path, mode, 0, NewInode::Socket).await {
             Err(Error::Errno(errno::EEXIST)) => return Err(errno::EADDRINUSE.into()),
             made => made?,
         };

@@ -133,7 +133,7 @@ fn locks_of_hundred_misses(access: Access) -> u64 {
             let memory = run.thread.memory();
             let now = memory.fault_now(addr, access, |_| Plan::NONE).unwrap();
             node.drain();
-            if matches!(now, crate::mm::fault::Now::Later { .. }) {
+            if matches!(now, crate::mm::fault::ImmediateResult::Later { .. }) {
                 // All other lines of the set were on their way.
                 run.touch(addr, access).unwrap();
             }

@@ -8,8 +8,8 @@ use mad::sa::{PathRecord, SaMad};
 use mad::{Header, Mad, MgmtClass, Status as MadStatus};
 use verbs::{
     Access, Address, Completion, Device, DeviceEvent, DeviceLimits, Domain, Gid, Guid, Lkey, PKey,
-    PagesConfig, PagesOver, PathToPeer, Payload, PortInfo, PortState, QpConfig, QpKind, QpSlot,
-    Qpn, QueueSet, RcParameters, Region, Rkey, SendRequest, Sge,
+    PagesConfig, PagesOver, PathToPeer, Payload, PortInfo, PortState, QpConfig, QpSlot, Qpn,
+    QueueSet, RcParameters, Region, Rkey, SendRequest, Sge,
 };
 use zerocopy::big_endian::U16;
 
@@ -112,9 +112,6 @@ impl QueueSet for Queues {
                 .retain(|entry| entry.qp != qp);
         });
     }
-    fn send_room(&self, _: QpSlot) -> u32 {
-        u32::MAX
-    }
 }
 
 impl Device for Machine {
@@ -205,20 +202,7 @@ impl Device for Machine {
         &self,
         config: &PagesConfig,
     ) -> Result<(PagesOver<Queues>, Qpn), verbs::Error> {
-        let mut queues = self.create_queues(config.depth + 1, config.vector).await?;
-        let pair = QpConfig {
-            kind: QpKind::ReliableConnection,
-            domain: config.domain,
-            port: config.port,
-            send_depth: config.depth,
-            receive_depth: 1,
-            send_sge: 1,
-            receive_sge: 1,
-            inline: 0,
-            remote_access: Access::default(),
-        };
-        let (qp, qpn) = self.create_qp(&mut queues, &pair).await?;
-        Ok((PagesOver::new(queues, qp, config.depth, config.lkey), qpn))
+        PagesOver::create(self, config).await
     }
     async fn destroy_pages(&self, pages: PagesOver<Queues>) -> Result<(), verbs::Error> {
         self.destroy_queues(pages.into_queues()).await

@@ -4,7 +4,7 @@ use hal::Duration;
 
 /// A controller's facts.
 #[derive(Debug, Clone)]
-pub struct Nature {
+pub struct ControllerFacts {
     /// Seed of all that is random.
     pub seed: u64,
     /// Bytes of a block, as a power of 2.
@@ -35,7 +35,7 @@ pub struct Nature {
     pub faults: Faults,
 }
 
-impl Default for Nature {
+impl Default for ControllerFacts {
     fn default() -> Self {
         Self {
             seed: 1,

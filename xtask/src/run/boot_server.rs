@@ -25,7 +25,7 @@ use super::media::Source;
 use super::vm::Vm;
 use crate::bed::process::{Process, silent};
 use crate::bed::tail;
-use crate::build_image::disk::Beside;
+use crate::build_image::disk::ExtraFile;
 use crate::build_image::{self, Role};
 use crate::tools::{need, quiet};
 use crate::{ipxe, pxe};
@@ -118,7 +118,7 @@ pub(super) fn make_ipxe_stick(role: Role, path: &Path) -> Result<()> {
          iseq ${{n}} 8 || goto next\nexit 1\n:found\nautoboot net${{n}}\n",
         mac(role)
     );
-    let beside = Beside {
+    let beside = ExtraFile {
         name: "autoexec.ipxe",
         contents: script.as_bytes(),
     };
@@ -127,11 +127,11 @@ pub(super) fn make_ipxe_stick(role: Role, path: &Path) -> Result<()> {
 }
 
 /// A running boot server, which ends when this is dropped.
-pub(super) struct Rack {
+pub(super) struct BootServer {
     _server: Process,
 }
 
-impl Rack {
+impl BootServer {
     /// Starts the server for those of the machines that boot from it; `None` if none does.
     ///
     /// # Errors
@@ -141,7 +141,7 @@ impl Rack {
         let nodes: Vec<(Role, &str)> = vms
             .iter()
             .filter_map(|vm| match &vm.source {
-                Source::Rack { line, .. } => Some((vm.role, line.as_str())),
+                Source::BootServer { line, .. } => Some((vm.role, line.as_str())),
                 _ => None,
             })
             .collect();
