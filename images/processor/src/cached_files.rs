@@ -15,7 +15,7 @@
 //! * A reply is kept only if no change ended while its request was under way.
 //!
 //! Other nodes change files, too: an answer holds only under the lease of all names
-//! ([`NamesLease`]) of the generation that it was got under.
+//! (`names_lease.rs`) of the generation that it was got under.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
