@@ -6,7 +6,8 @@
 use alloc::sync::Arc;
 use alloc::vec;
 use core::fmt;
-use core::task::Waker;
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
 
 use messages::storage::Stat;
 use spin::Mutex;
@@ -234,7 +235,7 @@ impl<N: Node> Thread<N> {
             Err(Error::Errno(errno::EAGAIN)) if !file.nonblocking() => None,
             done => Some(done),
         };
-        let got = self.unless_called(object.queue().until(attempt)).await??;
+        let got = self.unless_called(until(&**object, attempt)).await??;
         self.memory.write(addr, &piece[..got]).await?;
         Ok(got as u64)
     }
@@ -285,7 +286,7 @@ impl<N: Node> Thread<N> {
             Err(Error::Errno(errno::EAGAIN)) if !file.nonblocking() => None,
             tried => Some(tried),
         };
-        let tried = self.unless_called(object.queue().until(attempt)).await;
+        let tried = self.unless_called(until(&**object, attempt)).await;
         let tried = tried.flatten();
         if tried == Err(errno::EPIPE.into()) {
             let info = SignalInfo::from_process(SIGPIPE, SI_USER, self.pid);
@@ -295,9 +296,54 @@ impl<N: Node> Thread<N> {
     }
 }
 
+/// Waits until `look` gives something; it is called after each change of the object. A socket
+/// changes at either end, so its own queue alone does not tell.
+pub(crate) async fn until<T>(object: &dyn Object, mut look: impl FnMut() -> Option<T>) -> T {
+    poll_fn(|context| {
+        if let Some(found) = look() {
+            return Poll::Ready(found);
+        }
+        object.register(context.waker());
+        look().map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake};
+
     use super::*;
+    use crate::socket::{Credentials, Net, Type};
+
+    /// A waker that remembers whether it was called.
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_waits_to_write_to_a_full_socket_is_woken_by_its_reader() {
+        let net = Arc::<Net>::default();
+        let [writer, reader] = net.pair(Type::Stream, Credentials::default()).unwrap();
+        while writer.write(&[0; 4096]).is_ok() {}
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(flag.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut wait = pin!(until(&*writer, || writer.write(&[0; 4096]).ok()));
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        assert!(!flag.0.load(Ordering::Relaxed));
+        let mut all = vec![0; 1 << 20];
+        reader.read(&mut all).unwrap();
+        assert!(flag.0.load(Ordering::Relaxed), "woken");
+        assert_eq!(wait.as_mut().poll(&mut context), Poll::Ready(4096));
+    }
 
     #[test]
     fn event_counters_add_and_are_taken_whole_or_by_one() {

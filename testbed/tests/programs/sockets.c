@@ -233,6 +233,25 @@ static void moves(void) {
     unlink("/tmp/fifo");
 }
 
+// A file that is longer than what a socket holds.
+static void sent_files(void) {
+    int s[2], status;
+    socketpair(AF_UNIX, SOCK_STREAM, 0, s);
+    int f = open("/tmp/long", O_CREAT | O_RDWR, 0600);
+    say("write", write(f, bulk, BULK));
+    if (fork() == 0) {
+        close(s[0]);
+        off_t at = 0;
+        _exit(sendfile(s[1], f, &at, BULK) != BULK || at != BULK);
+    }
+    close(s[1]);
+    usleep(100000);
+    say("sent sum", (long)sum_of(s[0]));
+    wait(&status);
+    say("sender", status);
+    unlink("/tmp/long");
+}
+
 static void watched(void) {
     char events[4096];
     mkdir("/tmp/watched", 0700);
@@ -261,6 +280,7 @@ int main(void) {
     udp();
     locks();
     moves();
+    sent_files();
     watched();
     return 0;
 }

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
 use crate::inotify::{ACCESS, MODIFY};
-use crate::object::Object;
+use crate::object::{Object, until};
 use crate::pipe::PipeEnd;
 use crate::platform::Platform;
 use crate::process::Node;
@@ -85,7 +85,7 @@ impl<N: Node> Thread<N> {
             Err(Error::Errno(errno::EAGAIN)) if waits => None,
             tried => Some(tried),
         };
-        self.unless_called(object.queue().until(tried)).await?
+        self.unless_called(until(&**object, tried)).await?
     }
 
     /// Reads from a place into the kernel.
