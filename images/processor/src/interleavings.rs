@@ -9,7 +9,7 @@ use locks::{AtomicU32, Ordering};
 use pcache::SpaceId;
 use shuttle::future::{block_on, spawn};
 
-use crate::futex::pi::{Left, Locked, Locker, OWNER_DIED, TID, WAITERS, Word};
+use crate::futex::pi::{Locked, Locker, OWNER_DIED, TID, WAITERS, WaiterEnd, Word};
 use crate::futex::{ANY, Futexes, Key, Waiter};
 use crate::wait::{Gate, WaitQueue};
 
@@ -184,12 +184,12 @@ impl Shared {
             shuttle::future::yield_now().await;
         }
         match self.futexes.leave(&waiter) {
-            Left::Owner => true,
-            Left::Heir => {
+            WaiterEnd::Owner => true,
+            WaiterEnd::Heir => {
                 while self.futexes.inherit(WORD, tid, &self.word).is_none() {}
                 true
             }
-            Left::Without if !patient => false,
+            WaiterEnd::Without if !patient => false,
             left => panic!("{tid} was woken and is {left:?}"),
         }
     }
@@ -297,14 +297,14 @@ fn a_waiter_that_is_moved_to_a_lock_or_gives_up_is_not_lost() {
                         shuttle::future::yield_now().await;
                     }
                     match shared.futexes.leave(&waiter) {
-                        Left::Owner => {
+                        WaiterEnd::Owner => {
                             assert_eq!(shared.inside.fetch_add(1, Ordering::SeqCst), 0);
                             shuttle::future::yield_now().await;
                             shared.inside.fetch_sub(1, Ordering::SeqCst);
                             shared.unlock(tid);
                         }
-                        Left::Without | Left::Unmoved => assert_eq!(tid, 2),
-                        Left::Heir => panic!("nobody died"),
+                        WaiterEnd::Without | WaiterEnd::Unmoved => assert_eq!(tid, 2),
+                        WaiterEnd::Heir => panic!("nobody died"),
                     }
                 })
             })
