@@ -3,6 +3,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -252,6 +254,22 @@ static void sent_files(void) {
     unlink("/tmp/long");
 }
 
+// The loopback interface, as the C library finds it among the machine's.
+static void interfaces(void) {
+    struct if_nameindex *names = if_nameindex();
+    for (struct if_nameindex *at = names; at && at->if_index; at++)
+        if (!strcmp(at->if_name, "lo")) say("lo", at->if_index);
+    if_freenameindex(names);
+    struct ifaddrs *all = NULL;
+    say("getifaddrs", getifaddrs(&all));
+    for (struct ifaddrs *at = all; at; at = at->ifa_next) {
+        if (strcmp(at->ifa_name, "lo") || !at->ifa_addr || at->ifa_addr->sa_family != AF_INET) continue;
+        struct sockaddr_in *in = (void *)at->ifa_addr, *mask = (void *)at->ifa_netmask;
+        printf("%x/%x %x\n", ntohl(in->sin_addr.s_addr), ntohl(mask->sin_addr.s_addr), at->ifa_flags);
+    }
+    freeifaddrs(all);
+}
+
 static void watched(void) {
     char events[4096];
     mkdir("/tmp/watched", 0700);
@@ -281,6 +299,7 @@ int main(void) {
     locks();
     moves();
     sent_files();
+    interfaces();
     watched();
     return 0;
 }

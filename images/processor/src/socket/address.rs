@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::netlink::{self, AF_NETLINK};
 use crate::error::{Result, errno};
 
 pub(crate) const AF_UNSPEC: u16 = 0;
@@ -27,6 +28,8 @@ pub(crate) enum Address {
     Abstract(Vec<u8>),
     /// An address and port; an IPv4 address mapped into IPv6 is an IPv4 address.
     Ip(SocketAddr),
+    /// The port of a netlink socket; 0 is the kernel's.
+    Netlink(u32),
 }
 
 /// Returns the family that an address's bytes begin with.
@@ -83,11 +86,19 @@ impl Address {
                 bytes.extend_from_slice(name);
             }
             Self::Ip(addr) => encode_ip(&mut bytes, own, *addr),
+            Self::Netlink(port) => encode_netlink(&mut bytes, *port),
+            Self::Unnamed if own == AF_NETLINK => encode_netlink(&mut bytes, 0),
             Self::Unnamed if own == AF_UNIX => {}
             Self::Unnamed => encode_ip(&mut bytes, own, unspecified(own)),
         }
         bytes
     }
+}
+
+fn encode_netlink(bytes: &mut Vec<u8>, port: u32) {
+    bytes.resize(4, 0);
+    bytes.extend_from_slice(&port.to_le_bytes());
+    bytes.resize(netlink::ADDRESS_LEN, 0);
 }
 
 fn encode_ip(bytes: &mut Vec<u8>, own: u16, addr: SocketAddr) {

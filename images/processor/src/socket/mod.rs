@@ -15,6 +15,7 @@ mod address;
 mod half;
 mod names;
 mod net;
+mod netlink;
 mod object;
 mod options;
 mod packet;
@@ -39,6 +40,7 @@ pub(crate) use half::{Credentials, Message, ReceiveOptions, Taken};
 use names::Sharing;
 pub(crate) use names::{Proto, UnixName};
 pub(crate) use net::Net;
+pub(crate) use netlink::AF_NETLINK;
 pub(crate) use options::{BUFFER, CONGESTION, Options, Timestamps};
 pub(crate) use packet::{Fields, Packet};
 

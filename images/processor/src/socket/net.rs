@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use spin::{Mutex, MutexGuard};
 
@@ -34,6 +34,8 @@ pub(crate) struct Net {
     sockets: AtomicUsize,
     /// Bytes that were sent and not received, overhead included.
     queued: AtomicUsize,
+    /// Ports given to netlink sockets.
+    netlink_ports: AtomicU32,
 }
 
 impl Net {
@@ -52,6 +54,13 @@ impl Net {
             return Err(errno::ENFILE.into());
         }
         Ok(Socket::make(self, family, kind, proto, false))
+    }
+
+    /// Returns a port for a netlink socket: high ones, as Linux gives to those of a process behind
+    /// its first.
+    pub(super) fn new_netlink_port(&self) -> u32 {
+        let count = self.netlink_ports.fetch_add(1, Ordering::Relaxed);
+        u32::MAX - 4096 - count % (1 << 31)
     }
 
     /// Counts sockets: one more, or one less.

@@ -3,7 +3,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{AF_UNIX, Address, MAX_WAITING, Message, Phase, Right, Socket, To, Type, UDP_MAX};
+use super::{
+    AF_NETLINK, AF_UNIX, Address, MAX_WAITING, Message, Phase, Right, Socket, To, Type, UDP_MAX,
+};
 use crate::error::{Result, errno};
 
 impl Socket {
@@ -21,6 +23,7 @@ impl Socket {
         let sent = match (self.kind, self.family) {
             (Type::Stream, _) => self.send_stream(message),
             (_, AF_UNIX) => self.send_local(message, to),
+            (_, AF_NETLINK) => self.ask_kernel(message),
             _ => self.send_datagram(message, to),
         };
         // What was not taken stays the caller's.

@@ -216,6 +216,10 @@ pub(super) fn address(bytes: &[u8]) -> String {
         Ok(own @ (crate::socket::AF_INET | crate::socket::AF_INET6)) => {
             Address::parse_ip(own, bytes).ok().map(Address::Ip)
         }
+        Ok(crate::socket::AF_NETLINK) => {
+            let port = Address::parse_netlink(bytes).ok();
+            port.map(Address::Netlink)
+        }
         _ => None,
     };
     let rest = match known {
@@ -229,6 +233,7 @@ pub(super) fn address(bytes: &[u8]) -> String {
             let (port, ip) = (ip.port(), ip.ip());
             format!(", sin6_port=htons({port}), sin6_addr=\"{ip}\"")
         }
+        Some(Address::Netlink(port)) => format!(", nl_pid={port}"),
         Some(Address::Unnamed) | None => String::new(),
     };
     format!("{{sa_family={}{rest}}}", name(FAMILIES, family))

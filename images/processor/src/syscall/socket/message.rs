@@ -13,7 +13,8 @@ use crate::files::OpenFile;
 use crate::platform::Platform;
 use crate::process::Node;
 use crate::socket::{
-    self, Address, BUFFER, Credentials, Message, Packet, ReceiveOptions, Socket, Taken, To, Type,
+    self, AF_NETLINK, Address, BUFFER, Credentials, Message, Packet, ReceiveOptions, Socket, Taken,
+    To, Type,
 };
 use crate::thread::Thread;
 
@@ -367,6 +368,7 @@ impl<N: Node> Thread<N> {
                 net.may_send(socket, &other)?;
                 Ok(To::Channel(other.channel()))
             }
+            (false, _) if socket.family == AF_NETLINK => super::to_kernel(name).map(|()| To::Peer),
             (false, Type::Datagram) => Ok(To::Ip(Address::parse_ip(socket.family, name)?)),
             _ => Ok(To::Peer),
         }

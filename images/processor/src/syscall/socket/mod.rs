@@ -25,8 +25,8 @@ use crate::files::OpenFile;
 use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::socket::{
-    self, AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, Address, Credentials, Proto, Socket, To, Type,
-    UnixName,
+    self, AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, AF_UNSPEC, Address, Credentials, Proto, Socket,
+    To, Type, UnixName,
 };
 use crate::thread::Thread;
 use crate::tmpfs::{Found, NewInode, SOCKET, TYPE_MASK};
@@ -51,7 +51,7 @@ fn kind(domain: u32, kind: u32, protocol: u32) -> Result<(u16, Type, Proto)> {
         return Err(errno::EINVAL.into());
     }
     let family = match u16::try_from(domain) {
-        Ok(family @ (AF_UNIX | AF_INET | AF_INET6)) => family,
+        Ok(family @ (AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK)) => family,
         _ => return Err(errno::EAFNOSUPPORT.into()),
     };
     let made = match (family, kind) {
@@ -59,6 +59,9 @@ fn kind(domain: u32, kind: u32, protocol: u32) -> Result<(u16, Type, Proto)> {
         (AF_UNIX, SOCK_DGRAM | SOCK_RAW) => (Type::Datagram, Proto::None),
         (AF_UNIX, SOCK_SEQPACKET) => (Type::SeqPacket, Proto::None),
         (AF_UNIX, SOCK_STREAM) => (Type::Stream, Proto::None),
+        // `NETLINK_ROUTE` alone.
+        (AF_NETLINK, SOCK_DGRAM | SOCK_RAW) if protocol == 0 => (Type::Datagram, Proto::None),
+        (AF_NETLINK, SOCK_DGRAM | SOCK_RAW) => return Err(errno::EPROTONOSUPPORT.into()),
         (AF_INET | AF_INET6, SOCK_STREAM) if matches!(protocol, 0 | TCP) => {
             (Type::Stream, Proto::Tcp)
         }
@@ -74,6 +77,14 @@ fn kind(domain: u32, kind: u32, protocol: u32) -> Result<(u16, Type, Proto)> {
     };
     let (made, proto) = made;
     Ok((family, made, proto))
+}
+
+/// Checks that a netlink address is the kernel's: nobody else answers.
+fn to_kernel(bytes: &[u8]) -> Result<()> {
+    match Address::parse_netlink(bytes)? {
+        0 => Ok(()),
+        _ => Err(errno::ECONNREFUSED.into()),
+    }
 }
 
 impl<N: Node> Thread<N> {
@@ -193,6 +204,10 @@ impl<N: Node> Thread<N> {
         let socket = socket::of(&file)?;
         let bytes = self.address(addr, len).await?;
         let net = &self.node.kernel().net;
+        if socket.family == AF_NETLINK {
+            socket.bind_netlink(Address::parse_netlink(&bytes)?)?;
+            return Ok(0);
+        }
         if !socket.is_local() {
             let family = socket::family(&bytes)?;
             // As Linux: no family, all addresses.
@@ -332,6 +347,9 @@ impl<N: Node> Thread<N> {
                 self.node.kernel().net.connect_ip(socket, None)?;
             }
             return Ok(0);
+        }
+        if socket.family == AF_NETLINK {
+            return to_kernel(&bytes).map(|()| 0);
         }
         if socket.is_local() {
             let address = Address::parse_unix(&bytes)?;

@@ -10,12 +10,13 @@ use super::interface::LOOPBACK_NAME;
 use super::packets;
 use crate::error::{Result, errno};
 use crate::process::Node;
-use crate::socket::{self, AF_INET6, CONGESTION, Socket, Timestamps};
+use crate::socket::{self, AF_INET6, AF_NETLINK, CONGESTION, Socket, Timestamps};
 use crate::thread::Thread;
 
 /// Levels (Linux `include/linux/socket.h`).
 pub(super) const SOL_SOCKET: u32 = 1;
 pub(super) const IPPROTO_IP: u32 = 0;
+const SOL_NETLINK: u32 = 270;
 const IPPROTO_TCP: u32 = 6;
 pub(super) const IPPROTO_UDP: u32 = 17;
 pub(super) const IPPROTO_UDPLITE: u32 = 136;
@@ -135,6 +136,11 @@ impl<N: Node> Thread<N> {
                 packets::set(socket, IPPROTO_IPV6, name, &bytes)?;
             }
             (IPPROTO_TCP | IPPROTO_IPV6, _) if !socket.is_local() => {
+                return Err(errno::ENOPROTOOPT.into());
+            }
+            // Acknowledgements' details, strict checks, groups: there is nothing that they change.
+            (SOL_NETLINK, 1..=12) if socket.family == AF_NETLINK => {}
+            (SOL_NETLINK, _) if socket.family == AF_NETLINK => {
                 return Err(errno::ENOPROTOOPT.into());
             }
             _ => return Err(errno::EOPNOTSUPP.into()),

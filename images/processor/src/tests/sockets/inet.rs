@@ -418,3 +418,46 @@ fn udp_lite_has_ports_of_its_own() {
     assert_eq!(errno_of(other), Some(errno::EPROTONOSUPPORT));
     run.end();
 }
+
+#[test]
+fn interfaces_are_listed_by_netlink() {
+    const AF_NETLINK: u64 = 16;
+    const RAW: u64 = 3;
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    let address = |port: u32| {
+        let mut bytes = vec![16, 0, 0, 0];
+        bytes.extend(port.to_le_bytes());
+        bytes.resize(12, 0);
+        bytes
+    };
+    let other = run.call(nr::__NR_socket, &[AF_NETLINK, RAW, 15]);
+    assert_eq!(errno_of(other), Some(errno::EPROTONOSUPPORT));
+    let socket = run.socket(AF_NETLINK, RAW | NONBLOCK);
+    assert_eq!(run.bind(socket, &address(0)), Ok(0));
+    let own = run.name_of(nr::__NR_getsockname, socket).unwrap();
+    assert_eq!((own.len(), &own[..4]), (12, &[16, 0, 0, 0][..]));
+    let port = u32::from_le_bytes(own[4..8].try_into().unwrap());
+    assert_ne!(port, 0);
+    fails(run.bind(socket, &address(port - 1)), errno::EINVAL);
+    fails(run.receive(socket, 100, 0), errno::EAGAIN);
+    // RTM_GETLINK for all.
+    run.put(BUF, &words(&[0x301_0012_0000_0014, 7, 0]));
+    fails(
+        run.with_address(nr::__NR_connect, socket, &address(5)),
+        errno::ECONNREFUSED,
+    );
+    assert_eq!(run.send(socket, 20, 0), Ok(20));
+    assert_eq!(run.polled(socket) & 1, 1);
+    let len = run.receive(socket, 1000, 0).unwrap();
+    let link = run.get(BUF, usize::try_from(len).unwrap());
+    assert_eq!(u64::from(link[0]), len);
+    assert_eq!((link[4], link[6]), (16, 2), "RTM_NEWLINK of several");
+    assert_eq!(link[8..12], [7, 0, 0, 0]);
+    assert_eq!(link[12..16], port.to_le_bytes());
+    assert!(link.windows(3).any(|name| name == b"lo\0"));
+    assert_eq!(run.receive(socket, 1000, 0), Ok(20));
+    assert_eq!(run.get(BUF + 4, 1), [3], "NLMSG_DONE");
+    fails(run.receive(socket, 100, 0), errno::EAGAIN);
+    run.end();
+}
