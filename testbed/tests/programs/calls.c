@@ -158,9 +158,9 @@ static void memory(void) {
     char *page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     munmap(page + 4096, 4096);
     // A huge length with a small buffer gives what fits.
-    TRY(syscall(SYS_getrandom, page, 1ul << 40, 0) > 0);
+    TRY(syscall(SYS_getrandom, page, 1ul << 46, 0) > 0);
     int zero = open("/dev/zero", O_RDONLY);
-    TRY(read(zero, page, 1ul << 40));
+    TRY(read(zero, page, 1ul << 46));
     TRY(read(zero, (void *)8, 1));
     struct iovec two[2] = {{page, 4096}, {page + 4096, 4096}};
     TRY(readv(zero, two, 2));

@@ -42,6 +42,10 @@ pub struct Losses {
     pub unflushed: usize,
     /// Those of them that do not hold what was written last.
     pub lost: usize,
+    /// Writes that came.
+    pub writes: usize,
+    /// Flushes that came.
+    pub flushes: usize,
 }
 
 /// A disk in memory with a cache.
@@ -51,6 +55,8 @@ pub struct Cache {
     current: Vec<u8>,
     /// For each block written since the last flush: its contents in order, the flushed one first.
     versions: BTreeMap<usize, Vec<Vec<u8>>>,
+    writes: usize,
+    flushes: usize,
 }
 
 impl Cache {
@@ -60,6 +66,8 @@ impl Cache {
         Self {
             current: image,
             versions: BTreeMap::new(),
+            writes: 0,
+            flushes: 0,
         }
     }
 
@@ -85,6 +93,7 @@ impl Cache {
         let Some(range) = self.range(offset, bytes.len()) else {
             return false;
         };
+        self.writes += 1;
         let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
         for block in blocks.clone() {
             if !self.versions.contains_key(&block) {
@@ -101,6 +110,7 @@ impl Cache {
 
     /// Makes everything durable.
     pub fn flush(&mut self) {
+        self.flushes += 1;
         self.versions.clear();
     }
 
@@ -110,6 +120,8 @@ impl Cache {
         let mut losses = Losses {
             unflushed: self.versions.len(),
             lost: 0,
+            writes: self.writes,
+            flushes: self.flushes,
         };
         let mut state = seed;
         let mut random = move |end: usize| {

@@ -1,13 +1,13 @@
 //! The places of an address space's parts, and the random numbers that move them.
 //!
 //! Linux randomizes pages (`arch/x86/mm/mmap.c`, `fs/binfmt_elf.c`). Here all but the heap move by
-//! chunks of 2 MB, so that a program takes the same chunks and leaf tables wherever it lies; the
-//! ranges are wider instead.
+//! chunks of 2 MB, so that a program takes the same chunks and leaf tables wherever it lies. The
+//! ranges are Linux's, which sanitizers rely on (LLVM `compiler-rt`, `tsan_platform.h`).
 //!
 //! | what moves | bits | range | Linux's bits |
 //! |---|---|---|---|
-//! | position-independent programs | 22 | 8 TB | 28 |
-//! | mappings, the interpreter's too | 23 | 16 TB | 28 |
+//! | position-independent programs | 19 | 1 TB | 28 |
+//! | mappings, the interpreter's too | 19 | 1 TB | 28 |
 //! | stack and vDSO | 13 | 16 GB | 22 |
 //! | first contents of the stack | 9 | 8 KB | 9 |
 //! | heap behind the program | 8 | 1 MB | 18 |
@@ -22,8 +22,8 @@ use super::{MMAP_TOP, STACK_TOP};
 
 /// The address of position-independent programs, if it is fixed.
 const PROGRAM: u64 = 0x5555_5540_0000;
-const PROGRAM_BITS: u32 = 22;
-const MAPPINGS_BITS: u32 = 23;
+const PROGRAM_BITS: u32 = 19;
+const MAPPINGS_BITS: u32 = 19;
 const STACK_BITS: u32 = 13;
 const SKIP_BITS: u32 = 9;
 const HEAP_BITS: u32 = 8;
@@ -58,7 +58,7 @@ impl Layout {
         let mut take = |count: u32| {
             let taken = bits & ((1 << count) - 1);
             bits >>= count;
-            u64::try_from(taken).expect("at most 23 bits")
+            u64::try_from(taken).expect("at most 19 bits")
         };
         let below = MMAP_TOP - (CHUNK_SIZE << STACK_BITS);
         Self {
@@ -168,8 +168,8 @@ mod tests {
             stack_top,
             stack_skip,
         } = layout;
-        // 8 TB at least for what is mapped, and the stack's 128 MB above it.
-        assert!(program + (8 << 40) <= mmap_top, "{layout:x?}");
+        // 32 TB at least for what is mapped, and the stack's 128 MB above it.
+        assert!(program + (32 << 40) <= mmap_top, "{layout:x?}");
         assert!(mmap_top + (128 << 20) < stack_top, "{layout:x?}");
         assert!(stack_top + 2 * PAGE_SIZE <= USER_END, "{layout:x?}");
         assert!(stack_skip < 2 * PAGE_SIZE && stack_skip.is_multiple_of(16));
