@@ -88,8 +88,9 @@ fn an_interactive_shell_has_job_control() {
     terminal.expect(PROMPT);
     assert_eq!(say(&mut terminal, "echo $?"), "130\n", "Ctrl-C");
     // Ctrl-D ends a line of input, and a shell.
-    terminal.keys("cat\n");
-    terminal.expect("cat\r\n");
+    // The shell has given the terminal its modes back before it runs anything.
+    terminal.keys("echo ready; cat\n");
+    terminal.expect("cat\r\nready\r\n");
     terminal.keys("typed\n\x04");
     terminal.expect("typed\r\ntyped\r\n");
     terminal.expect(PROMPT);
