@@ -105,19 +105,22 @@ fn start(index: usize, apic_id: u32, page: u8) -> bool {
     // behind a fence.
     apic::send_init(apic_id);
     time::spin(Duration::from_millis(10));
+    // The count is the last that a new core changes: it is also the next core's number, so that
+    // nothing may go on before.
+    let has_come = || core_local::count() > index;
     let end = time::now() + START_DEADLINE;
     for _ in 0..2 {
         apic::send_startup(apic_id, page);
         let attempt = time::now() + Duration::from_millis(100);
         while time::now() < attempt {
-            if core_local::get(index).is_some() {
+            if has_come() {
                 return true;
             }
             core::hint::spin_loop();
         }
     }
     while time::now() < end {
-        if core_local::get(index).is_some() {
+        if has_come() {
             return true;
         }
         core::hint::spin_loop();
