@@ -401,7 +401,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
         1
     }
 
-    /// As the function of this name, for the connection `index`.
+    /// Settles the connection `index`, by the function of this name.
     fn settle(&mut self, index: u16) {
         let link = &mut self.links[usize::from(index)];
         settle(link, &mut self.queues, &mut self.servers);

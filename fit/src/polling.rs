@@ -41,8 +41,8 @@ impl<D: Device, P: Platform> Fit<D, P> {
         self.run_core_with(index, |_, _| {}).await
     }
 
-    /// As [`run_core`](Self::run_core), and hands each [`AccessEnd`] to `sink`, with the time. The
-    /// sink runs with no lock held and may start the next access.
+    /// Does what [`run_core`](Self::run_core) does, and hands each [`AccessEnd`] to `sink`, with
+    /// the time. The sink runs with no lock held and may start the next access.
     ///
     /// # Errors
     ///
@@ -55,8 +55,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
         self.run_core_beside(index, sink, ()).await
     }
 
-    /// As [`run_core_with`](Self::run_core_with), and looks at `beside` each time that the core
-    /// looks: before the core rests both are armed, and an interrupt of either ends the rest.
+    /// Does what [`run_core_with`](Self::run_core_with) does, and looks at `beside` each time that
+    /// the core looks: before the core rests both are armed, and an interrupt of either ends the
+    /// rest.
     ///
     /// # Errors
     ///
@@ -93,9 +94,9 @@ impl<D: Device, P: Platform> Fit<D, P> {
         }
     }
 
-    /// As [`run_core_with`](Self::run_core_with), with `handler` at work in the same task, on one
-    /// message at a time: what [`Config::workers`](crate::Config::workers) of 0 stands for. While a
-    /// handler waits for something, polling goes on.
+    /// Does what [`run_core_with`](Self::run_core_with) does, with `handler` at work in the same
+    /// task, on one message at a time: what [`Config::workers`](crate::Config::workers) of 0 stands
+    /// for. While a handler waits for something, polling goes on.
     ///
     /// # Errors
     ///

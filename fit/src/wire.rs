@@ -130,7 +130,7 @@ impl Header {
         }
     }
 
-    /// As three words: half the instructions of writing each field by itself.
+    /// Writes three words: half the instructions of writing each field by itself.
     #[inline(always)]
     pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
         let kind = match self.message {

@@ -33,7 +33,7 @@ const ATTEMPTS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// A completion is polled for so long by yielding, then at intervals.
 const POLL_FOR: Duration = Duration::from_millis(2);
-/// As [`POLL_FOR`] where an interrupt tells of completions.
+/// The same time where an interrupt tells of completions.
 const POLL_BEFORE_INTERRUPT: Duration = Duration::from_micros(50);
 const SHORTEST_NAP: Duration = Duration::from_micros(50);
 const LONGEST_NAP: Duration = Duration::from_millis(1);

@@ -112,7 +112,7 @@ struct Known {
     digest: Option<u64>,
     heard: Instant,
     failures: u32,
-    /// When to call it, if it is no member by then.
+    /// The time to call it, if it is no member by then.
     call: Instant,
 }
 

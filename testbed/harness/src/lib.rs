@@ -26,6 +26,6 @@ mod memory;
 pub use bed::Testbed;
 pub use fabric::{FabricConfig, Faults as LinkFaults, LinkRate};
 pub use faults::{Faults, Faulty, FaultyBar, FaultyBuffer, FaultyConfig, FaultyVector, Fired};
-pub use hca_model::{Board as CardBoard, ClusterConfig, Device, NodeConfig, trace};
+pub use hca_model::{Board as CardBoard, ClusterConfig, Device, NodeConfig, Rng, trace};
 pub use machine::{Bar, Board, CardConfigSpace, Machine, Vector, World};
 pub use memory::Buffer;

@@ -20,7 +20,7 @@ struct EventQueue {
     ring: RingMemory,
     /// Entries written so far; the bit above an index's is the pass.
     producer: u32,
-    /// As the doorbell told it last.
+    /// The consumer index of the last doorbell.
     consumer: u32,
     /// The next event interrupts.
     armed: bool,

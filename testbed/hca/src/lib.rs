@@ -64,3 +64,4 @@ pub use cluster::Cluster;
 pub use config::{Board, ClusterConfig, Device, NodeConfig, NodeIndex};
 pub use counters::Counters;
 pub use host::{DmaError, Host};
+pub use rng::Rng;

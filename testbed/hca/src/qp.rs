@@ -18,7 +18,7 @@ pub(crate) struct QueuePair {
     pub(crate) qpn: u32,
     /// Decides what packets and doorbells do (IBA 1.3, 10.3.1).
     pub(crate) state: QpState,
-    /// As software gave it, less what the two halves below keep themselves.
+    /// The context that software gave, less what the two halves below keep themselves.
     pub(crate) context: QpContext,
     pub(crate) requester: Requester,
     pub(crate) responder: Responder,

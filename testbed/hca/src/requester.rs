@@ -90,9 +90,9 @@ pub(crate) struct Requester {
     parameters: RequesterParameters,
     /// Left before the oldest packet is given up; set anew whenever one is acknowledged.
     retries: u8,
-    /// As `retries`, for receivers that are not ready.
+    /// The retries left for receivers that are not ready.
     rnr_retries: u8,
-    /// When the oldest packet counts as lost.
+    /// The time at which the oldest packet counts as lost.
     deadline: Option<Instant>,
     /// Nothing is sent before: the peer asked for a pause, or a failed queue pair is looked at
     /// then.

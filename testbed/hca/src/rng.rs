@@ -2,14 +2,17 @@
 
 /// A splitmix64 generator (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
 #[derive(Debug, Clone)]
-pub(crate) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Returns the generator of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// Returns the next 64 bits.
+    pub fn next_word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,13 +21,13 @@ impl Rng {
     }
 
     /// Returns a number below `n`.
-    pub(crate) fn below(&mut self, n: u32) -> u32 {
-        let rest = self.next() % u64::from(n.max(1));
+    pub fn below(&mut self, n: u32) -> u32 {
+        let rest = self.next_word() % u64::from(n.max(1));
         u32::try_from(rest).unwrap_or(0)
     }
 
     /// Returns true once in `n` calls on average.
-    pub(crate) fn one_in(&mut self, n: u64) -> bool {
-        self.next().is_multiple_of(n.max(1))
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.next_word().is_multiple_of(n.max(1))
     }
 }

@@ -454,7 +454,7 @@ mod tests {
         assert!(memory.write(0, &[0; 4]).is_err());
     }
 
-    /// As a guest's IOMMU maps memory: in no order, page by page, more pages than a process may
+    /// A guest's IOMMU maps memory so: in no order, page by page, more pages than a process may
     /// have mappings.
     #[test]
     fn a_file_is_mapped_once_for_all_its_pages() {
@@ -493,7 +493,7 @@ mod tests {
         memory.write(PAGE - 2, b"both").expect("write");
     }
 
-    /// As a guest's IOMMU does when the guest drops a whole page table.
+    /// A guest's IOMMU does this when the guest drops a whole page table.
     #[test]
     fn a_range_is_unmapped_with_all_mappings_in_it() {
         let memory = two_ranges();

@@ -1,6 +1,6 @@
 //! The interrupt pin, an eventfd that QEMU gave, with a level behind it.
 //!
-//! As VFIO has it (Linux `drivers/vfio/pci/vfio_pci_intrs.c`): telling the client masks the
+//! The rule is VFIO's (Linux `drivers/vfio/pci/vfio_pci_intrs.c`): telling the client masks the
 //! interrupt, and when the client unmasks it, by a message or by an eventfd that KVM signals at the
 //! guest's end of interrupt, it is told again as long as the level holds.
 

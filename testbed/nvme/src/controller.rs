@@ -57,7 +57,7 @@ pub struct Controller {
     pub(crate) rng: Rng,
     config: ControllerConfig,
     status: ControllerStatus,
-    /// When the status is as the configuration says.
+    /// The time at which the status is as the configuration says.
     settles: Option<Instant>,
     admin: AdminQueueAttributes,
     bases: [u64; 2],

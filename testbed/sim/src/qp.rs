@@ -101,7 +101,7 @@ pub(crate) struct Qp {
     pub(crate) read_again: Option<Psn>,
     /// Counts its resets: what was begun before one is not carried on after it.
     pub(crate) resets: u64,
-    /// When it failed.
+    /// The time of its failure.
     pub(crate) failed_at: u64,
 }
 

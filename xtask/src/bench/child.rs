@@ -13,7 +13,7 @@ pub(super) fn xtask(words: &[impl AsRef<OsStr>]) -> Result<String> {
     xtask_with(words, &[])
 }
 
-/// As [`xtask`], with variables in the run's environment.
+/// Runs a command, as [`xtask`] does, with variables in its environment.
 ///
 /// # Errors
 /// As [`xtask`].

@@ -79,9 +79,9 @@ impl fmt::Display for Ended {
 /// Result of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// As it should be.
+    /// The result that should be.
     Pass,
-    /// Not as it should be.
+    /// Another result than should be.
     Fail,
     /// Not tested.
     Skip,

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 
 /// Columns of a comment's line at most.
 const COLUMNS: usize = 100;
-/// Words that a doc summary must not begin with: it would be a question without an answer.
-const QUESTIONS: [&str; 8] = [
-    "What", "Who", "How", "Where", "Which", "Whose", "Why", "For how",
+/// Words that a doc summary must not begin with: it would be a question without an answer, or half
+/// a sentence.
+const QUESTIONS: [&str; 11] = [
+    "What", "Who", "How", "Where", "Which", "Whose", "Why", "For how", "As", "When", "That",
 ];
 
 /// Returns the faults of a file's comments.
@@ -100,6 +101,8 @@ mod tests {
         assert_eq!(lines("/// What it is.\nfn f() {}\n"), [1]);
         assert_eq!(lines("    /// For how long.\n    a: u8,\n"), [1]);
         assert_eq!(lines("//! Where things are.\n"), [1]);
+        assert_eq!(lines("/// As the doorbell told it last.\n"), [1]);
+        assert_eq!(lines("/// When it failed.\n"), [1]);
         assert_eq!(lines("//! A list.\n//!\n//! What it holds.\n"), [3]);
         assert!(lines("//! A list; it says\n//! What it holds.\n").is_empty());
         assert!(lines("/// Whatever comes is taken.\nfn f() {}\n").is_empty());

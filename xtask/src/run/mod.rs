@@ -20,7 +20,6 @@ pub(crate) mod disk;
 pub(crate) mod drive;
 mod join;
 mod media;
-
 mod report;
 mod root;
 mod screens;

@@ -67,7 +67,7 @@ pub const fn swap(value: u32) -> u32 {
     value.swap_bytes()
 }
 
-/// As [`swap`] for two dwords.
+/// Swaps the bytes of two dwords, as [`swap`] does of one.
 #[must_use]
 pub const fn swap_long(value: u64) -> u64 {
     value.swap_bytes()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hal::{Duration, Platform};
 use harness::{
     CardBoard, ClusterConfig, Device as Card, FabricConfig, Faults, Faulty, Fired, LinkFaults,
-    LinkRate, Machine, NodeConfig, Testbed,
+    LinkRate, Machine, NodeConfig, Rng, Testbed,
 };
 use mlx4::{Config, Mlx4, Pages};
 use verbs::{
@@ -40,32 +40,6 @@ const PARAMETERS: RcParameters = RcParameters {
     reads_as_responder: 4,
 };
 
-/// A generator of numbers: splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// One case in `n`.
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn number(&mut self, from: u32, to: u32) -> u32 {
-        from + u32::try_from(self.below(u64::from(to - from))).unwrap()
-    }
-}
-
 /// Counts of each fault and each ending, over all seeds.
 #[derive(Default)]
 struct Tally(BTreeMap<&'static str, u64>);
@@ -85,7 +59,7 @@ impl Tally {
     }
 }
 
-fn board(dice: &mut Dice, tally: &mut Tally) -> CardBoard {
+fn board(dice: &mut Rng, tally: &mut Tally) -> CardBoard {
     let mut board = CardBoard::default();
     if dice.one_in(2) {
         board.device = Card::ConnectX3Pro;
@@ -95,7 +69,7 @@ fn board(dice: &mut Dice, tally: &mut Tally) -> CardBoard {
     board.system_eqs = dice.one_in(2);
     board.mad_demux = dice.one_in(2);
     board.blueflame = dice.one_in(2);
-    board.empty_limits = dice.number(0, 3);
+    board.empty_limits = dice.below(3);
     if dice.one_in(3) {
         board.command_time = Duration::from_micros(300);
         tally.add("slow firmware", 1_u64);
@@ -108,7 +82,7 @@ fn board(dice: &mut Dice, tally: &mut Tally) -> CardBoard {
     board
 }
 
-fn links(dice: &mut Dice) -> FabricConfig {
+fn links(dice: &mut Rng) -> FabricConfig {
     let mut rate = |of: u64| {
         if dice.one_in(of) { 0.0 } else { 0.02 }
     };
@@ -120,30 +94,30 @@ fn links(dice: &mut Dice) -> FabricConfig {
     };
     FabricConfig {
         faults,
-        latency: Duration::from_micros(dice.below(4)),
+        latency: Duration::from_micros(dice.below(4).into()),
         rate: dice.one_in(2).then_some(LinkRate::Qdr),
-        seed: dice.next(),
+        seed: dice.next_word(),
         ..FabricConfig::default()
     }
 }
 
 /// Faults of one machine that are on from now.
-fn switch_on(dice: &mut Dice, faults: &Faults) {
+fn switch_on(dice: &mut Rng, faults: &Faults) {
     let sent = u32::try_from(faults.opcodes().len()).unwrap();
     if dice.one_in(3) {
-        faults.drop_command(sent + dice.number(0, 120));
+        faults.drop_command(sent + dice.below(120));
     }
     if dice.one_in(3) {
-        faults.refuse_command(sent + dice.number(0, 120));
+        faults.refuse_command(sent + dice.below(120));
     }
     if dice.one_in(2) {
-        faults.lose_interrupts(dice.number(1, 20));
+        faults.lose_interrupts(1 + dice.below(19));
     }
     if dice.one_in(3) {
-        faults.spoil_one_in(dice.number(20, 400));
+        faults.spoil_one_in(20 + dice.below(380));
     }
     if dice.one_in(3) {
-        faults.spoil_words_one_in(dice.number(20, 400));
+        faults.spoil_words_one_in(20 + dice.below(380));
     }
 }
 
@@ -373,7 +347,7 @@ impl Pair {
 }
 
 /// Does something to the machines from outside.
-fn disturb(bed: &mut Testbed, dice: &mut Dice, sides: &[Side; 2], tally: &mut Tally) {
+fn disturb(bed: &mut Testbed, dice: &mut Rng, sides: &[Side; 2], tally: &mut Tally) {
     let side = &sides[usize::try_from(dice.below(2)).unwrap()];
     let node = side.machine.node();
     match dice.below(12) {
@@ -395,7 +369,7 @@ fn disturb(bed: &mut Testbed, dice: &mut Dice, sides: &[Side; 2], tally: &mut Ta
 }
 
 /// The job while everything goes wrong. Says how many rounds ended well.
-fn work(bed: &mut Testbed, dice: &mut Dice, sides: &[Side; 2], tally: &mut Tally, seed: u64) {
+fn work(bed: &mut Testbed, dice: &mut Rng, sides: &[Side; 2], tally: &mut Tally, seed: u64) {
     let [Some(a), Some(b)] = [&sides[0].node, &sides[1].node] else {
         return;
     };
@@ -438,7 +412,7 @@ fn work(bed: &mut Testbed, dice: &mut Dice, sides: &[Side; 2], tally: &mut Tally
 }
 
 fn run(seed: u64, tally: &mut Tally) {
-    let mut dice = Dice(seed);
+    let mut dice = Rng::new(seed);
     let mut bed = Testbed::new(ClusterConfig {
         fabric: links(&mut dice),
     });

@@ -78,7 +78,7 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct States {
     table: Mutex<Table>,
-    /// As many as the table has, for who wakes other words.
+    /// Entries of the table, for who wakes other words.
     count: AtomicU64,
 }
 

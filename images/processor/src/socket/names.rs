@@ -23,7 +23,7 @@ pub(crate) enum UnixName {
 /// The protocols that have ports of their own, by Linux's numbers (`include/uapi/linux/in.h`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Proto {
-    /// That of local sockets, which have no ports.
+    /// Local sockets' and netlink's, which have no ports of this kind.
     None = 0,
     Tcp = 6,
     Udp = 17,

@@ -300,7 +300,7 @@ fn a_wait_for_a_signal_takes_it_from_its_handler() {
     run.end();
 }
 
-/// As a program that waits for its children's ends: SIGCHLD is ignored by default.
+/// A program that waits for its children's ends does this: SIGCHLD is ignored by default.
 #[test]
 fn a_wait_takes_what_is_blocked_though_it_is_ignored_or_stops() {
     for signal in [17_u8, 20, 23] {
