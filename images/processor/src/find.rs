@@ -32,7 +32,8 @@ pub async fn find<N: Node>(node: &N, mut command: Command) -> Result<Command, Re
         return Err(Refusal::NoFolder(text(&command.cwd)));
     }
     if command.path.contains(&b'/') {
-        command.path = join(&command.cwd, &command.path);
+        let whole = join(&command.cwd, &command.path);
+        command.name = core::mem::replace(&mut command.path, whole);
         if status(node, &command.path)
             .await?
             .is_some_and(|stat| stat.mode & TYPE_MASK == FOLDER)

@@ -25,6 +25,7 @@ use crate::platform::{Files, Platform};
 use crate::process::Node;
 use crate::stack::{self, Facts, Identity};
 use crate::storage::{self, StorageFile};
+use crate::syscall::walk::{Begin, Walker};
 use crate::texts::Use;
 use crate::tmpfs::{Found, TmpFile};
 use crate::vdso;
@@ -49,8 +50,14 @@ const SIGNAL_FRAME: u64 = 1024;
 /// A program to run.
 #[derive(Clone, Debug, Default)]
 pub struct Command {
-    /// The program's absolute path.
+    /// The program's path from the root of all.
     pub path: Vec<u8>,
+    /// The path that the program is told, as its caller gave it; empty for the same.
+    pub name: Vec<u8>,
+    /// The name is that of an open file that is closed when the program starts.
+    pub name_closes: bool,
+    /// The folder that absolute paths begin at (chroot); empty for `/`.
+    pub root: Vec<u8>,
     /// Its arguments, its own name first.
     pub args: Vec<Vec<u8>>,
     /// Its environment, each `NAME=VALUE`.
@@ -66,6 +73,22 @@ pub struct Command {
 }
 
 impl Command {
+    /// Returns the path that the program is told.
+    fn told(&self) -> &[u8] {
+        if self.name.is_empty() {
+            &self.path
+        } else {
+            &self.name
+        }
+    }
+
+    /// Keeps the name that was told first: an interpreter is told its script's.
+    fn told_as(&mut self, name: &[u8]) {
+        if self.name.is_empty() {
+            self.name = name.to_vec();
+        }
+    }
+
     /// Returns arguments and environment as `/proc/PID` shows them.
     pub(crate) fn strings(&self) -> (Vec<u8>, Vec<u8>) {
         let joined = |strings: &[Vec<u8>]| {
@@ -336,6 +359,7 @@ pub(crate) async fn load<N: Node>(
 ) -> core::result::Result<Image<N>, Refusal> {
     let name = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
     let mut command = command.clone();
+    let mut script_name = command.told().to_vec();
     for _ in 0..MAX_SCRIPTS {
         let failed = |cause| Refusal::Failed {
             path: name(&command.path),
@@ -348,11 +372,20 @@ pub(crate) async fn load<N: Node>(
             opened => opened.map_err(failed)?,
         };
         if let Some((interpreter, argument)) = source.script().await.map_err(failed)? {
-            let script = core::mem::replace(&mut command.path, interpreter.clone());
+            if command.name_closes {
+                // The interpreter could not open it (Linux `fs/binfmt_script.c`).
+                return Err(Refusal::NotFound(name(&command.path)));
+            }
+            let path = in_root(node, creds, &command.root, &interpreter).await;
+            let path = path.map_err(failed)?;
+            command.told_as(&script_name);
+            command.path = path;
             let rest = command.args.split_off(command.args.len().min(1));
-            command.args = vec![interpreter];
+            command.args = vec![interpreter.clone()];
             command.args.extend(argument);
-            command.args.push(script);
+            command
+                .args
+                .push(core::mem::replace(&mut script_name, interpreter));
             command.args.extend(rest);
             continue;
         }
@@ -397,6 +430,25 @@ pub(crate) async fn load<N: Node>(
     })
 }
 
+/// Returns the path from the root of all of an interpreter, whose path begins at the process's root.
+async fn in_root<N: Node>(node: &N, creds: &Creds, root: &[u8], path: &[u8]) -> Result<Vec<u8>> {
+    if matches!(root, b"" | b"/") {
+        return Ok(path.to_vec());
+    }
+    let begin = Begin {
+        folder: root,
+        root,
+        follow: true,
+        resolve: 0,
+    };
+    let walker = Walker {
+        node,
+        creds,
+        thread: None,
+    };
+    walker.walk(begin, path).await
+}
+
 /// Fills an empty address space; returns the first instruction and the stack pointer.
 async fn fill<N: Node>(
     memory: &Space<'static, N>,
@@ -416,7 +468,7 @@ async fn fill<N: Node>(
     let start = end.next_multiple_of(PAGE_SIZE) + memory.layout.heap_gap;
     *memory.heap.lock() = Heap { start, end: start };
     let (start, base) = match &program.interpreter {
-        Some(range) => interpret(memory, source, range.clone()).await?,
+        Some(range) => interpret(memory, source, range.clone(), &command.root).await?,
         None => (program.entry + bias, 0),
     };
     let vdso = match node.kernel().vdso() {
@@ -426,7 +478,7 @@ async fn fill<N: Node>(
     let mut random = [0; 16];
     node.platform().random(&mut random);
     let facts = Facts {
-        exec_path: &command.path,
+        exec_path: command.told(),
         args: &command.args,
         env: &command.env,
         headers_addr: match program.headers_addr {
@@ -459,6 +511,7 @@ async fn interpret<N: Node>(
     memory: &Space<'static, N>,
     source: &Source<'_, N>,
     range: Range<u64>,
+    root: &[u8],
 ) -> Loading<(u64, u64)> {
     let len = usize::try_from(range.end - range.start).map_err(|_| ElfError::BadInterpreter)?;
     let mut path = vec![0; len];
@@ -467,7 +520,9 @@ async fn interpret<N: Node>(
         return Err(ElfError::BadInterpreter.into());
     }
     // Whoever may execute the program may execute what loads it.
-    let interpreter = Source::open(source.node, &path, &Creds::new(0, 0)).await?;
+    let creds = Creds::new(0, 0);
+    let path = in_root(source.node, &creds, root, &path).await?;
+    let interpreter = Source::open(source.node, &path, &creds).await?;
     let program = interpreter.program().await?;
     let bias = if program.relocatable {
         let (_, end) = program.span();

@@ -28,10 +28,13 @@ use crate::syscall::now::Taken;
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
 
-/// The folder and mask of new files' rights, which `CLONE_FS` shares.
+/// The folders that paths begin at and the mask of new files' rights, which `CLONE_FS` shares.
 #[derive(Clone, Debug)]
 pub(crate) struct Fs {
+    /// The folder of relative paths, without symbolic links.
     pub(crate) cwd: Vec<u8>,
+    /// The folder of absolute paths, without symbolic links; `/` unless chroot changed it.
+    pub(crate) root: Vec<u8>,
     pub(crate) umask: u64,
 }
 

@@ -288,15 +288,17 @@ impl<M: TableMemory> Tables<M> {
             let mut table = self.root;
             for level in (2..=ROOT_LEVEL).rev() {
                 let at = slot(table, address, level);
-                let left = ENTRIES - index_of(at);
                 // An entry of an upper table is present or zero.
-                let skipped = self.memory.first_used(at, left);
-                if skipped != Some(0) {
-                    let skipped = skipped.unwrap_or(left) as u64;
-                    address = (address & !(span(level) - 1)).saturating_add(skipped * span(level));
+                let entry = self.memory.load(at);
+                if entry == 0 {
+                    let start = address & !(span(level) - 1);
+                    let wanted = (end - start).div_ceil(span(level));
+                    let left = (ENTRIES - index_of(at)).min(usize::try_from(wanted).unwrap_or(0));
+                    let skipped = self.memory.first_used(at, left).unwrap_or(left) as u64;
+                    address = start.saturating_add(skipped * span(level));
                     continue 'root;
                 }
-                table = PhysAddr(self.memory.load(at) & ADDRESS);
+                table = PhysAddr(entry & ADDRESS);
             }
             return Some(address);
         }

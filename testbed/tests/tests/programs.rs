@@ -216,14 +216,27 @@ for i in $(seq 20); do echo "line $i" > a/f$i; done
 tar cf a.tar a; gzip a.tar; rm -r a; tar xzf a.tar.gz
 cat a/* | sort -k2n | tail -2; find a -type f | wc -l
 sha256sum < a/f3; awk 'BEGIN { print 6 * 7 }'; grep -r 'line 7' a
-(exit 3); echo $?; kill -9 $BASHPID & wait $!; echo $?"#;
+(exit 3); echo $?; kill -9 $BASHPID & wait $!; echo $?
+for r in /tmp/root /srv/root; do
+  mkdir -p $r/usr; cp -a /bin /lib /lib64 $r
+  mkdir -p $r/usr/bin $r/usr/lib64 $r/usr/lib; ls $r
+  for f in /bin/bash /bin/cat /bin/pwd $(for p in bash cat; do /lib64/ld-linux-x86-64.so.2 --list /bin/$p; done | grep -o '/[^ ]*'); do
+    [ -e $r$f ] || { mkdir -p $r$(dirname $f); cp -L $f $r$f; }
+  done
+  ln -s ../../../usr/bin/cat $r/c
+  printf '#!/bin/bash\necho $0 $1; /c </name; cd usr/../..; pwd -P; /bin/cat /etc/passwd\n' > $r/s
+  echo inside $r > $r/name; chmod +x $r/s
+  /usr/sbin/chroot $r /s one 2>&1; echo $?
+done"#;
     let there = Run::new(&["--root", "trixie", "--cpus", "2", "--pcache", "16M"]).run(&[
         "/bin/bash",
         "-c",
         SCRIPT,
     ]);
     let expected = "line 19\nline 20\n20\n\
-        9c60bc932a19cda85d74a5852c20d89262ecdb0ee2e3c28464fd17df0f885439  -\n42\na/f7:line 7\n3\n137\n";
+        9c60bc932a19cda85d74a5852c20d89262ecdb0ee2e3c28464fd17df0f885439  -\n42\na/f7:line 7\n3\n137\n\
+        bin\nlib\nlib64\nusr\n/s one\ninside /tmp/root\n/\ncat: /etc/passwd: No such file or directory\n1\n\
+        bin\nlib\nlib64\nusr\n/s one\ninside /srv/root\n/\ncat: /etc/passwd: No such file or directory\n1\n";
     assert_eq!(
         String::from_utf8_lossy(&there.stdout),
         expected,

@@ -200,7 +200,11 @@ impl<N: Node> Thread<N> {
                 let cwd = fs.lock().cwd.clone();
                 link(cwd, rest)
             }
-            [b"root", rest @ ..] => link(b"/".to_vec(), rest),
+            [b"root", rest @ ..] => {
+                let fs = thread.places().fs.upgrade().ok_or(errno::ENOENT)?;
+                let root = fs.lock().root.clone();
+                link(root, rest)
+            }
             [b"fd"] => Ok(Step::Entry(Entry::Folder(numbers(thread, LINK)))),
             [b"fdinfo"] => Ok(Step::Entry(Entry::Folder(numbers(thread, REGULAR)))),
             [b"fd", fd, rest @ ..] => proc_fd(thread, fd, rest),

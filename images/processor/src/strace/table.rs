@@ -103,7 +103,7 @@ pub(super) fn args(number: u64) -> &'static [Arg] {
         nr::__NR_readlink => &[Path, Out, Size],
         nr::__NR_readlinkat => &[Dir, Path, Out, Size],
         nr::__NR_getcwd => &[OutPath, Size],
-        nr::__NR_chdir | nr::__NR_rmdir | nr::__NR_unlink => &[Path],
+        nr::__NR_chdir | nr::__NR_chroot | nr::__NR_rmdir | nr::__NR_unlink => &[Path],
         nr::__NR_mkdir | nr::__NR_chmod => &[Path, Mode],
         nr::__NR_mkdirat | nr::__NR_fchmodat => &[Dir, Path, Mode],
         nr::__NR_unlinkat => &[Dir, Path, Flags(AT)],

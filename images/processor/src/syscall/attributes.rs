@@ -143,7 +143,7 @@ impl<N: Node> Thread<N> {
         let empty = flags & EMPTY_PATH != 0
             && (addr == 0 || self.memory.read_string(addr, PATH_MAX).await?.is_empty());
         let path = if !empty {
-            self.path(dir, addr).await?
+            self.path(dir, addr, follow).await?
         } else if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
             self.cwd()
         } else {

@@ -4,6 +4,7 @@ mod attributes;
 mod clone;
 mod epoll;
 mod fifo;
+mod folders;
 mod futex;
 mod futex2;
 mod futex_pi;
@@ -37,6 +38,7 @@ mod terminal;
 mod time;
 mod timer;
 mod tmp;
+pub(crate) mod walk;
 
 use alloc::sync::Arc;
 
@@ -200,6 +202,7 @@ impl<N: Node> Thread<N> {
             nr::__NR_readlinkat => self.sys_readlink(dir, path, a[2], a[3]).await,
             nr::__NR_getcwd => self.sys_getcwd(a).await,
             nr::__NR_chdir => self.sys_chdir(a).await,
+            nr::__NR_chroot => self.sys_chroot(a).await,
             nr::__NR_fchdir => self.sys_fchdir(a).await,
             _ => self.changing_call(number, a).await,
         }

@@ -1,4 +1,4 @@
-//! Paths: open, stat, access, readlink, the working folder.
+//! Paths: open, stat, access, readlink.
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 use messages::storage::{FileTime, OpenFlags, PATH_MAX, Stat};
 
 use super::layout;
-use super::openat2::is_magic;
 use super::resolve::tidy;
+use super::walk::{Begin, ROOT, is_magic};
 use super::{Args, int};
-use crate::creds::{Creds, EXECUTE, READ, WRITE};
+use crate::creds::{Creds, READ, WRITE};
 use crate::device::Device;
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, Listing, O_PATH, OpenFile};
@@ -84,6 +84,12 @@ fn wanted(flags: u64) -> u32 {
     }
 }
 
+/// Returns whether opening with these flags follows a link in the last place: what is to be made
+/// anew does not go where a link leads.
+pub(super) const fn follows(flags: u64) -> bool {
+    flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL
+}
+
 /// The status of an end of the console: a pipe.
 fn stream_status() -> Stat {
     let never = FileTime {
@@ -139,25 +145,63 @@ impl<N: Node> Thread<N> {
         self.fs.lock().cwd.clone()
     }
 
-    /// The absolute path of what the program calls `addr`, seen from folder `dir`.
-    pub(super) async fn path(&self, dir: u64, addr: u64) -> Result<Vec<u8>> {
+    /// Returns the folder that absolute paths begin at.
+    pub(super) fn root(&self) -> Vec<u8> {
+        self.fs.lock().root.clone()
+    }
+
+    /// Returns the folder that relative paths of a call begin at.
+    ///
+    /// # Errors
+    ///
+    /// EBADF; ENOTDIR for an open file that is no folder.
+    pub(super) fn folder(&self, dir: u64) -> Result<Vec<u8>> {
+        // Only the lower half of the register counts: the number is an int.
+        if int(dir) == int(AT_FDCWD) {
+            return Ok(self.cwd());
+        }
+        let file = self.place(dir)?;
+        if !file.is_folder() {
+            return Err(errno::ENOTDIR.into());
+        }
+        Ok(file.path.clone())
+    }
+
+    /// Returns the absolute path of what the program calls `addr`, seen from folder `dir`; `follow`
+    /// says whether the call follows a link in the last place.
+    pub(super) async fn path(&self, dir: u64, addr: u64, follow: bool) -> Result<Vec<u8>> {
         let path = self.memory.read_string(addr, PATH_MAX).await?;
+        self.whole_path(dir, path, follow).await
+    }
+
+    /// Returns the absolute path of a path, from the root of all.
+    pub(super) async fn whole_path(
+        &self,
+        dir: u64,
+        path: Vec<u8>,
+        follow: bool,
+    ) -> Result<Vec<u8>> {
         if path.is_empty() {
             return Err(errno::ENOENT.into());
+        }
+        let root = self.root();
+        if root != ROOT {
+            let begin = Begin {
+                folder: &if path.starts_with(b"/") {
+                    root.clone()
+                } else {
+                    self.folder(dir)?
+                },
+                root: &root,
+                follow,
+                resolve: 0,
+            };
+            return self.walk(begin, &path).await;
         }
         if path.starts_with(b"/") {
             return Ok(path);
         }
-        // Only the lower half of the register counts: the number is an int.
-        let mut whole = if dir & 0xffff_ffff == AT_FDCWD & 0xffff_ffff {
-            self.cwd()
-        } else {
-            let file = self.place(dir)?;
-            if !file.is_folder() {
-                return Err(errno::ENOTDIR.into());
-            }
-            file.path.clone()
-        };
+        let mut whole = self.folder(dir)?;
         if !whole.ends_with(b"/") {
             whole.push(b'/');
         }
@@ -170,7 +214,7 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_open(&self, dir: u64, addr: u64, flags: u64, mode: u64) -> Result<u64> {
-        let path = self.path(dir, addr).await?;
+        let path = self.path(dir, addr, follows(flags)).await?;
         self.open_path(path, flags, mode).await
     }
 
@@ -228,13 +272,11 @@ impl<N: Node> Thread<N> {
 
     /// Opens what S or this node's own file systems have under a path.
     async fn open_elsewhere(&self, path: &[u8], flags: u64, mode: u64) -> Result<Kind> {
-        // What is to be made anew does not go where a link leads.
-        let follows = flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL;
         match self
             .node
             .kernel()
             .tmpfs()
-            .find(path, follows, &self.creds())?
+            .find(path, follows(flags), &self.creds())?
         {
             Found::Storage(path) => self.open_storage(&path, flags, mode).await,
             found if flags & O_TMPFILE == O_TMPFILE => self.open_unnamed(found, flags, mode),
@@ -465,9 +507,9 @@ impl<N: Node> Thread<N> {
                 self.status_of(&*self.place(dir)?).await
             };
         }
-        let path = self.path(dir, addr).await?;
-        self.status_of_path_by(by, &path, flags & NOFOLLOW == 0)
-            .await
+        let follow = flags & NOFOLLOW == 0;
+        let path = self.path(dir, addr, follow).await?;
+        self.status_of_path_by(by, &path, follow).await
     }
 
     pub(super) async fn status_of_path(&self, path: &[u8], follow: bool) -> Result<Stat> {
@@ -552,7 +594,7 @@ impl<N: Node> Thread<N> {
         else {
             return Err(errno::EINVAL.into());
         };
-        let path = self.path(dir, addr).await?;
+        let path = self.path(dir, addr, false).await?;
         let target = self.link_target(&path).await?;
         let got = target.len().min(len);
         self.memory.write(into, &target[..got]).await?;
@@ -586,39 +628,6 @@ impl<N: Node> Thread<N> {
             Found::Here(inode) => tmpfs.target(inode),
             Found::Missing(..) => Err(errno::ENOENT.into()),
         }
-    }
-
-    pub(super) async fn sys_getcwd(&self, [into, len, ..]: Args) -> Result<u64> {
-        let mut cwd = self.cwd();
-        cwd.push(0);
-        if (cwd.len() as u64) > len {
-            return Err(errno::ERANGE.into());
-        }
-        self.memory.write(into, &cwd).await?;
-        Ok(cwd.len() as u64)
-    }
-
-    pub(super) async fn sys_chdir(&self, [addr, ..]: Args) -> Result<u64> {
-        let path = self.path(AT_FDCWD, addr).await?;
-        let stat = self.status_of_path(&path, true).await?;
-        if stat.mode & TYPE_MASK != FOLDER {
-            return Err(errno::ENOTDIR.into());
-        }
-        self.check_rights(&stat, EXECUTE)?;
-        let path = self.real_path(&path).await?;
-        self.fs.lock().cwd = path;
-        Ok(0)
-    }
-
-    pub(super) async fn sys_fchdir(&self, [fd, ..]: Args) -> Result<u64> {
-        let file = self.place(fd)?;
-        if !file.is_folder() {
-            return Err(errno::ENOTDIR.into());
-        }
-        self.check_rights(&self.status_of(&file).await?, EXECUTE)?;
-        let path = self.real_path(&file.path).await?;
-        self.fs.lock().cwd = path;
-        Ok(0)
     }
 
     /// Returns the error for a change of one of the devices, which have no names on the disk: that

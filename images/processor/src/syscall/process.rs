@@ -10,8 +10,9 @@ use messages::storage::PATH_MAX;
 use pcache::Prefetcher;
 use spin::Mutex;
 
-use super::path::{EMPTY_PATH, NOFOLLOW};
+use super::path::{AT_FDCWD, EMPTY_PATH, NOFOLLOW};
 use super::time::rusage;
+use super::walk::ROOT;
 use super::{Args, int};
 use crate::console::kinds;
 use crate::deliver::Outcome;
@@ -133,7 +134,11 @@ impl<N: Node> Thread<N> {
             prefetcher: Prefetcher::default(),
             taken: None,
             files: Arc::new(Mutex::new(Table::new(streams))),
-            fs: Arc::new(Mutex::new(Fs { cwd, umask: 0o022 })),
+            fs: Arc::new(Mutex::new(Fs {
+                cwd,
+                root: ROOT.to_vec(),
+                umask: 0o022,
+            })),
             actions,
             alternate: [0, 2, 0],
             saved_mask: None,
@@ -160,15 +165,16 @@ impl<N: Node> Thread<N> {
         [path, args, env, flags]: [u64; 4],
     ) -> Result<Outcome> {
         let mut room = MAX_STRINGS;
-        let path = match self.pseudo(
-            &self.program_path(dir, path, flags).await?,
-            flags & NOFOLLOW == 0,
-        )? {
+        let (path, name) = self.program_path(dir, path, flags).await?;
+        let path = match self.pseudo(&path, flags & NOFOLLOW == 0)? {
             Walked::Elsewhere(path) => path,
             Walked::Entry(..) => return Err(errno::EACCES.into()),
         };
         let command = Command {
             path,
+            name_closes: name.starts_with(b"/dev/fd/") && self.closes_on_exec(dir),
+            name,
+            root: self.root(),
             args: self.strings(args, &mut room).await?,
             env: self.strings(env, &mut room).await?,
             fixed_layout: self.process.has_fixed_layout(),
@@ -188,22 +194,36 @@ impl<N: Node> Thread<N> {
         Ok(Outcome::Registers)
     }
 
-    /// Returns the path of a program to run; with `AT_EMPTY_PATH` that of the open file `dir`.
-    async fn program_path(&self, dir: u64, path: u64, flags: u64) -> Result<Vec<u8>> {
+    /// Returns the path of a program to run, with `AT_EMPTY_PATH` that of the open file `dir`, and
+    /// the name that the program is told (Linux `fs/exec.c`, `alloc_bprm`).
+    async fn program_path(&self, dir: u64, addr: u64, flags: u64) -> Result<(Vec<u8>, Vec<u8>)> {
         if flags & !(EMPTY_PATH | NOFOLLOW) != 0 {
             return Err(errno::EINVAL.into());
         }
-        if flags & EMPTY_PATH != 0 && self.memory.read_string(path, PATH_MAX).await?.is_empty() {
-            return Ok(self.place(dir)?.path.clone());
+        let given = self.memory.read_string(addr, PATH_MAX).await?;
+        let by_number = alloc::format!("/dev/fd/{}", int(dir)).into_bytes();
+        if flags & EMPTY_PATH != 0 && given.is_empty() {
+            return Ok((self.place(dir)?.path.clone(), by_number));
         }
-        let path = self.path(dir, path).await?;
-        if flags & NOFOLLOW != 0 {
+        let follow = flags & NOFOLLOW == 0;
+        let path = self.path(dir, addr, follow).await?;
+        if !follow {
             const LINK: u32 = 0o12;
             if self.status_of_path(&path, false).await?.mode >> 12 == LINK {
                 return Err(errno::ELOOP.into());
             }
         }
-        Ok(path)
+        let name = if given.starts_with(b"/") || int(dir) == int(AT_FDCWD) {
+            given
+        } else {
+            [&by_number[..], b"/", &given].concat()
+        };
+        Ok((path, name))
+    }
+
+    /// Returns whether a folder's number names an open file that exec closes.
+    fn closes_on_exec(&self, dir: u64) -> bool {
+        int(dir) != int(AT_FDCWD) && self.table().close_on_exec(int(dir).into()) == Ok(true)
     }
 
     /// Ends the process's other threads; this one gets the process's number.

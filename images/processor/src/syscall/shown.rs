@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::folders::seen_from;
 use super::path::{object_number, terminal_path};
 use crate::error::{Error, Result, errno};
 use crate::files::{Kind, OpenFile};
@@ -44,8 +45,14 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns the path that Linux shows for one that a file was opened by: without symbolic links,
-    /// as far as it leads anywhere now.
+    /// as far as it leads anywhere now, and from the thread's root if it lies in it.
     pub(crate) async fn shown_path(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let shown = self.path_now(path).await?;
+        Ok(seen_from(&self.root(), &shown).unwrap_or(shown))
+    }
+
+    /// Returns a path without symbolic links, as far as it leads anywhere now.
+    async fn path_now(&self, path: &[u8]) -> Result<Vec<u8>> {
         let split = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
         let (folder, name) = path.split_at(split);
         let tmpfs = self.node.kernel().tmpfs();

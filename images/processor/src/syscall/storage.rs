@@ -433,7 +433,7 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_statfs(&self, addr: u64, into: u64) -> Result<u64> {
-        let path = self.path(AT_FDCWD, addr).await?;
+        let path = self.path(AT_FDCWD, addr, true).await?;
         let path = match self.pseudo(&path, true)? {
             Walked::Entry(Entry::Open(file), _) => return self.statfs_of(&file, into).await,
             Walked::Entry(_, path) => return self.put_plain_statfs(magic_of(&path), into).await,

@@ -215,7 +215,7 @@ impl<N: Node> Thread<N> {
         addr: u64,
         follow: bool,
     ) -> Result<(Vec<u8>, Found)> {
-        let path = self.path(dir, addr).await?;
+        let path = self.path(dir, addr, follow).await?;
         let found = self.tmpfs().find(&path, follow, &self.creds())?;
         Ok((path, found))
     }
@@ -353,7 +353,7 @@ impl<N: Node> Thread<N> {
             }
             Found::Missing(folder, name, _) => (folder, name),
             _ => {
-                let path = self.path(to_dir, to).await?;
+                let path = self.path(to_dir, to, false).await?;
                 self.folder_of(&path)?
             }
         };

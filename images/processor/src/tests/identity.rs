@@ -7,7 +7,7 @@ const O_CREAT: u64 = 0o100;
 const USER: u64 = 1000;
 
 impl Run {
-    fn make_file(&mut self, path: &str, mode: u64) -> Result<u64, Error> {
+    pub(super) fn make_file(&mut self, path: &str, mode: u64) -> Result<u64, Error> {
         self.put(DATA, format!("{path}\0").as_bytes());
         self.call(nr::__NR_open, &[DATA, O_RDWR | O_CREAT, mode])
     }

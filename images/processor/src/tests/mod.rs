@@ -1,6 +1,7 @@
 //! Processes on a fake node.
 
 mod calls;
+mod chroot;
 mod fake;
 pub(crate) mod fake_files;
 mod file_stores;

@@ -18,6 +18,7 @@ use core::time::Duration;
 use linux_raw_sys::general as nr;
 use messages::storage::PATH_MAX;
 
+use super::path::AT_FDCWD;
 use super::{Args, int};
 use crate::creds::WRITE;
 use crate::error::{Error, Result, errno};
@@ -181,18 +182,8 @@ impl<N: Node> Thread<N> {
     }
 
     /// Returns the absolute path of a local socket.
-    fn socket_path(&self, path: &[u8]) -> Result<Vec<u8>> {
-        let mut whole = if path.starts_with(b"/") {
-            Vec::new()
-        } else {
-            let mut cwd = self.cwd();
-            cwd.push(b'/');
-            cwd
-        };
-        whole.extend_from_slice(path);
-        if path.is_empty() {
-            return Err(errno::ENOENT.into());
-        }
+    async fn socket_path(&self, path: &[u8], follow: bool) -> Result<Vec<u8>> {
+        let whole = self.whole_path(AT_FDCWD, path.to_vec(), follow).await?;
         if whole.len() > PATH_MAX {
             return Err(errno::ENAMETOOLONG.into());
         }
@@ -235,7 +226,7 @@ impl<N: Node> Thread<N> {
 
     /// Makes the inode that a path is bound as.
     async fn make_socket_inode(&self, socket: &Socket, path: &[u8]) -> Result<u64> {
-        let whole = self.socket_path(path)?;
+        let whole = self.socket_path(path, false).await?;
         let tmpfs = self.node.kernel().tmpfs();
         match tmpfs.find(&whole, false, &self.creds())? {
             Found::Here(_) => Err(errno::EADDRINUSE.into()),
@@ -275,7 +266,7 @@ impl<N: Node> Thread<N> {
             Address::Path(path) => path,
             _ => return Err(errno::EINVAL.into()),
         };
-        let whole = self.socket_path(path)?;
+        let whole = self.socket_path(path, true).await?;
         let tmpfs = self.node.kernel().tmpfs();
         match tmpfs.find(&whole, true, &self.creds())? {
             Found::Here(inode) => {
