@@ -380,3 +380,12 @@ impl Table {
             .collect()
     }
 }
+/// The folders that paths begin at and the mask of new files' rights, which `CLONE_FS` shares.
+#[derive(Clone, Debug)]
+pub(crate) struct Fs {
+    /// Relative paths begin here; no symbolic links.
+    pub(crate) cwd: Vec<u8>,
+    /// Absolute paths begin here: `/`, or where chroot led.
+    pub(crate) root: Vec<u8>,
+    pub(crate) umask: u64,
+}

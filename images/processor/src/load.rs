@@ -430,7 +430,7 @@ pub(crate) async fn load<N: Node>(
     })
 }
 
-/// Returns the path from the root of all of an interpreter, whose path begins at the process's root.
+/// Returns an interpreter's path from the root of all; its own begins at the process's root.
 async fn in_root<N: Node>(node: &N, creds: &Creds, root: &[u8], path: &[u8]) -> Result<Vec<u8>> {
     if matches!(root, b"" | b"/") {
         return Ok(path.to_vec());

@@ -14,7 +14,7 @@ use spin::{Mutex, MutexGuard};
 use crate::cpu_time::ThreadTime;
 use crate::creds::Creds;
 use crate::error::{Error, Exit, Result, errno};
-use crate::files::Table;
+use crate::files::{Fs, Table};
 use crate::jobs::child_info;
 use crate::kernel::FIRST;
 use crate::locks::Owner;
@@ -27,16 +27,6 @@ use crate::signals::{Actions, Pending, SIGCHLD, SIGKILL, SignalInfo, changes_job
 use crate::syscall::now::Taken;
 use crate::timer::ProcessTimers;
 use crate::wait::WaitQueue;
-
-/// The folders that paths begin at and the mask of new files' rights, which `CLONE_FS` shares.
-#[derive(Clone, Debug)]
-pub(crate) struct Fs {
-    /// The folder of relative paths, without symbolic links.
-    pub(crate) cwd: Vec<u8>,
-    /// The folder of absolute paths, without symbolic links; `/` unless chroot changed it.
-    pub(crate) root: Vec<u8>,
-    pub(crate) umask: u64,
-}
 
 /// The open files and the folder of a thread, for those who look at it. A thread that has ended has
 /// none.

@@ -17,7 +17,7 @@ use super::{Args, int};
 use crate::console::kinds;
 use crate::deliver::Outcome;
 use crate::error::{Error, Exit, Result, errno};
-use crate::files::Table;
+use crate::files::{Fs, Table};
 use crate::jobs::{ChildChange, child_info, news_info};
 use crate::kernel::{FIRST, Relations};
 use crate::load::{self, Command, Refusal};
@@ -27,7 +27,7 @@ use crate::pseudo::Walked;
 use crate::signals::{Actions, SIGCHLD};
 use crate::stack::MAX_STRINGS;
 use crate::terminal::Jobs;
-use crate::thread::{Fs, Shared, Thread};
+use crate::thread::{Shared, Thread};
 use crate::users::identity;
 
 const WNOHANG: u64 = 1;

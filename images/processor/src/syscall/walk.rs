@@ -72,7 +72,7 @@ pub(super) fn is_magic(path: &[u8]) -> bool {
     )
 }
 
-/// Who walks, and what of the file systems it sees.
+/// A walk's rights, and the file systems that it sees.
 pub(crate) struct Walker<'a, N: Node> {
     pub(crate) node: &'a N,
     pub(crate) creds: &'a Creds,
@@ -80,7 +80,7 @@ pub(crate) struct Walker<'a, N: Node> {
     pub(crate) thread: Option<&'a Thread<N>>,
 }
 
-/// Where a walk begins, and its bounds.
+/// A walk's beginning and its bounds.
 pub(crate) struct Begin<'a> {
     /// The folder of a relative path.
     pub(crate) folder: &'a [u8],
