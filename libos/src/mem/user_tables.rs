@@ -262,6 +262,7 @@ impl<M: TableMemory> Tables<M> {
         // From the root again: the tables that were walked without the lock may be retired.
         let _structure = self.structure.lock();
         let mut table = self.root;
+        let mut above = None;
         for level in (2..=ROOT_LEVEL).rev() {
             let at = slot(table, address, level);
             let mut entry = self.memory.load(at);
@@ -272,10 +273,27 @@ impl<M: TableMemory> Tables<M> {
                 // `smp_wmb` here).
                 entry = self.memory.new_table(Kind::of(level - 1))?.0 | PRESENT | WRITABLE | USER;
                 self.memory.store(at, entry);
+                if let Some(above) = above {
+                    self.count(above, |entries| entries + ONE_ENTRY);
+                }
             }
+            above = Some(at);
             table = PhysAddr(entry & ADDRESS);
         }
         Ok(slot(table, address, 1))
+    }
+
+    /// Changes the count of entries in the table that the entry `at` points to; returns it. The
+    /// caller holds the lock of the structure; the CPU may be setting the entry's accessed mark.
+    fn count(&self, at: PhysAddr, change: impl Fn(u64) -> u64) -> u64 {
+        let mut old = self.memory.load(at);
+        loop {
+            let new = old & !COUNT | change(old & COUNT);
+            match self.memory.compare_exchange(at, old, new) {
+                Ok(()) => return new & COUNT,
+                Err(now) => old = now,
+            }
+        }
     }
 
     /// Returns the first address from `from` on and below `end` whose leaf table exists.
@@ -324,14 +342,20 @@ impl<M: TableMemory> Tables<M> {
             *step = (at, table);
         }
         let mut unhooked = Unhooked([None; BELOW_ROOT]);
-        for (place, &(at, table)) in unhooked.0.iter_mut().zip(way.iter().rev()) {
-            if !self.is_empty(table) {
+        let mut is_empty = self.is_empty(table);
+        let mut rest = way.iter().rev().peekable();
+        for place in &mut unhooked.0 {
+            let Some(&(at, table)) = rest.next().filter(|_| is_empty) else {
                 break;
-            }
+            };
             // The CPU may be setting the entry's accessed mark, but only if it is still present
             // (Intel SDM volume 3A, section 4.8).
             self.memory.store(at, 0);
             *place = Some(table);
+            is_empty = match rest.peek() {
+                Some(&&(above, _)) => self.count(above, |entries| entries - ONE_ENTRY) == 0,
+                None => false,
+            };
         }
         unhooked.0[0].is_some().then_some(unhooked)
     }
@@ -372,6 +396,10 @@ impl<M: TableMemory> Drop for Tables<M> {
     }
 }
 
+/// The entries of the table that an upper entry points to, in bits that the CPU ignores (Intel SDM
+/// volume 3A, table 4-19). Whether a table has become empty is known without a look at all of it.
+const COUNT: u64 = 0x3ff << 52;
+const ONE_ENTRY: u64 = 1 << 52;
 /// Levels below the root's.
 const BELOW_ROOT: usize = ROOT_LEVEL as usize - 1;
 /// The size of an entry.
@@ -407,24 +435,30 @@ fn place(table: PhysAddr, index: usize) -> PhysAddr {
 
 /// Returns the first of some entries that is not empty.
 ///
-/// It looks at four at once: releasing empty tables took 26,300 instructions a process entry by
-/// entry, and takes 10,600 so.
+/// It looks at two cache lines at once: of the 101,700 instructions that fork and wait took by four
+/// entries at once, with each upper table looked through, 20,400 were here; 13,600 of 92,900 are.
 #[cfg(any(test, target_os = "none"))]
 #[inline]
 pub(crate) fn first_used(entries: &[AtomicU64]) -> Option<usize> {
-    let (fours, rest) = entries.as_chunks::<4>();
+    /// Entries of two cache lines.
+    const LINES: usize = 16;
     let used = |entry: &AtomicU64| entry.load(Ordering::Acquire) != 0;
-    for (index, four) in fours.iter().enumerate() {
-        let bits = four
-            .iter()
-            .fold(0, |bits, entry| bits | entry.load(Ordering::Acquire));
-        if bits != 0 {
-            return four.iter().position(used).map(|next| 4 * index + next);
-        }
+    // Of a full table each entry is asked for in turn.
+    if entries.first().is_some_and(used) {
+        return Some(0);
     }
-    rest.iter()
-        .position(used)
-        .map(|next| 4 * fours.len() + next)
+    let (lines, rest) = entries.as_chunks::<LINES>();
+    let bits = |line: &[AtomicU64; LINES]| {
+        line.iter()
+            .fold(0, |bits, entry| bits | entry.load(Ordering::Acquire))
+    };
+    let line = lines.iter().position(|line| bits(line) != 0);
+    let start = LINES * line.unwrap_or(lines.len());
+    let next = match line {
+        Some(line) => lines[line].iter().position(used),
+        None => rest.iter().position(used),
+    };
+    next.map(|next| start + next)
 }
 
 #[cfg(test)]
