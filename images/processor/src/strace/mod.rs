@@ -102,31 +102,35 @@ fn result(call: SystemCall, outcome: &Result<Outcome>) -> String {
 }
 
 impl<N: Node> Thread<N> {
-    fn traces(&self) -> bool {
+    pub(crate) fn traces(&self) -> bool {
         self.node.kernel().strace
     }
 
+    /// Serves a call and writes its line.
+    pub(crate) async fn traced_call(&mut self, call: SystemCall) -> Result<Outcome> {
+        let traced = self.trace_begin(call).await;
+        let outcome = self.system_call(call).await;
+        self.trace_end(call, traced, &outcome).await;
+        outcome
+    }
+
     /// Notes a call's arguments as they are before it.
-    pub(crate) async fn trace_begin(&self, call: SystemCall) -> Option<Traced> {
-        if !self.traces() {
-            return None;
-        }
+    pub(crate) async fn trace_begin(&self, call: SystemCall) -> Traced {
         let mut shown = Vec::new();
         for (index, arg) in table::args(call.number).iter().enumerate() {
             shown.push(self.show_before(*arg, index, &call.args).await);
         }
         let begun = self.now();
-        Some(Traced { shown, begun })
+        Traced { shown, begun }
     }
 
     /// Writes the line of a call that has ended.
     pub(crate) async fn trace_end(
         &self,
         call: SystemCall,
-        traced: Option<Traced>,
+        traced: Traced,
         outcome: &Result<Outcome>,
     ) {
-        let Some(traced) = traced else { return };
         let time = self.now().since(traced.begun);
         let mut line = self.prefix();
         line.push_str(crate::system_call_name(call.number).unwrap_or("?"));

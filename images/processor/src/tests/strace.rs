@@ -59,7 +59,6 @@ fn any_call_is_shown() {
             };
             node.block_on(async {
                 let begun = run.thread.trace_begin(call).await;
-                assert!(begun.is_some());
                 run.thread.trace_end(call, begun, &outcome).await;
             });
         }
