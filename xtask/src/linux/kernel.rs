@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::debian::{BOOKWORM, Bundle};
+use crate::debian::{BOOKWORM, Bundle, TRIXIE};
 use crate::tools::{self, quiet, say};
 
 /// The modules that every guest may load, without those that they depend on.
@@ -39,24 +41,33 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Returns the kernel of the package `linux-image-VERSION`, fetched if it is missing.
-    pub(crate) fn obtain(version: &str) -> Result<Self> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-+~".contains(&byte);
-        ensure!(
-            version.bytes().all(plain),
-            "{version:?} is no kernel version"
-        );
-        let name = format!("linux-kernel-1-{version}");
+    /// Returns the kernel of the package `linux-image-VERSION` of a release of Debian, fetched if it
+    /// is missing. `text` is as [`Source::parse`] takes it.
+    pub(crate) fn obtain(text: &str) -> Result<Self> {
+        let Source {
+            release,
+            backports,
+            version,
+        } = Source::parse(text)?;
+        // The default kernel's folder has kept its name.
+        let from = match (release, backports) {
+            (BOOKWORM, false) => String::new(),
+            (release, backports) => {
+                format!("{release}{}-", if backports { "-backports" } else { "" })
+            }
+        };
+        let name = format!("linux-kernel-1-{from}{version}");
         let package = format!("linux-image-{version}");
         let root = Bundle {
             name: &name,
-            release: BOOKWORM,
+            release,
             packages: &[&package, "kmod", "xz-utils"],
             dependencies: true,
-            backports: false,
-            files: &["boot", "lib/modules", "bin/kmod", "usr/bin/xz", LOADER],
+            backports,
+            files: &["usr/bin/xz"],
         }
         .obtain()?;
+        link_moved(&root)?;
         let release = only_entry(&root.join("lib/modules"))?;
         let image = root.join("vmlinux");
         let kernel = Self {
@@ -81,7 +92,13 @@ impl Kernel {
             let mut depmod = self.program("bin/kmod", "depmod");
             quiet(depmod.arg("-b").arg(&self.root).arg(&self.release))
                 .context("can't list the modules")?;
-            let packed = self.root.join(format!("boot/vmlinuz-{}", self.release));
+            // Kernels of 2026 lie beside their modules.
+            let places = [
+                self.root.join(format!("boot/vmlinuz-{}", self.release)),
+                self.module_folder().join("vmlinuz"),
+            ];
+            let packed = places.into_iter().find(|place| place.exists());
+            let packed = packed.context("the package holds no kernel")?;
             let bytes =
                 fs::read(&packed).with_context(|| format!("can't read {}", packed.display()))?;
             let payload =
@@ -201,6 +218,54 @@ fn name_of(path: &str) -> String {
     normal(file.split('.').next().unwrap_or(file))
 }
 
+/// Links the folders that newer releases have below `usr` only, as `base-files` would.
+fn link_moved(root: &Path) -> Result<()> {
+    for folder in ["bin", "lib"] {
+        match symlink(Path::new("usr").join(folder), root.join(folder)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("can't link {folder}"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Place of a kernel's package.
+#[derive(Debug, PartialEq, Eq)]
+struct Source<'a> {
+    release: &'static str,
+    backports: bool,
+    version: &'a str,
+}
+
+impl<'a> Source<'a> {
+    /// Parses `VERSION`, which is Debian 12's, or `RELEASE/VERSION`.
+    fn parse(text: &'a str) -> Result<Self> {
+        let (suite, version) = text.split_once('/').unwrap_or((BOOKWORM, text));
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-+~".contains(&byte);
+        ensure!(
+            !version.is_empty() && version.bytes().all(plain),
+            "{version:?} is no kernel version"
+        );
+        let (name, backports) = match suite.strip_suffix("-backports") {
+            Some(name) => (name, true),
+            None => (suite, false),
+        };
+        let release = [BOOKWORM, TRIXIE]
+            .into_iter()
+            .find(|release| *release == name)
+            .with_context(|| {
+                format!("{suite:?} is neither {BOOKWORM}, {TRIXIE} nor one's -backports")
+            })?;
+        Ok(Self {
+            release,
+            backports,
+            version,
+        })
+    }
+}
+
 const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
 /// Returns the compressed kernel in a bzImage (Linux `Documentation/x86/boot.rst`: setup_sects,
@@ -252,6 +317,32 @@ mod tests {
         assert!(missing.is_empty(), "{missing:?}");
         let (_, missing) = lists.closure(["mlx5_core"]);
         assert!(missing.iter().eq(["mlx5_core"]), "{missing:?}");
+    }
+
+    #[test]
+    fn a_kernel_is_of_debian_12_unless_its_release_is_named() {
+        let source = |release, backports, version| Source {
+            release,
+            backports,
+            version,
+        };
+        for (text, expected) in [
+            ("amd64", Some(source(BOOKWORM, false, "amd64"))),
+            (
+                "trixie/cloud-amd64",
+                Some(source(TRIXIE, false, "cloud-amd64")),
+            ),
+            (
+                "trixie-backports/amd64",
+                Some(source(TRIXIE, true, "amd64")),
+            ),
+            ("sid/amd64", None),
+            ("trixie/", None),
+            ("trixie/a/b", None),
+            ("a b", None),
+        ] {
+            assert_eq!(Source::parse(text).ok(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub(crate) struct Args {
     /// More packages of Debian 12 for the guests, by name, with all that they depend on
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     packages: Vec<String>,
-    /// The kernel: that of Debian 12's package `linux-image-VERSION`
+    /// The kernel: that of the package `linux-image-VERSION` of Debian 12, or of another release as
+    /// `trixie/VERSION` or `trixie-backports/VERSION`
     #[arg(long, value_name = "VERSION", default_value = KERNEL)]
     kernel: String,
     /// More modules of the kernel for the guests, loaded before their commands

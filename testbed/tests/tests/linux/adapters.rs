@@ -26,6 +26,7 @@ pub(crate) fn groups() -> Vec<Group> {
         // It says that MSI-X can't be had.
         .allow("MSI-X"),
         blueflame(),
+        kernel(),
         facts(),
         links(),
     ]
@@ -45,6 +46,17 @@ fn blueflame() -> Group {
         .check(Check::pair("ib_write_lat -I 200 -s 150 -n 200", PORT))
         .check(Check::pair("ib_send_lat -I 200 -s 64 -n 200", PORT))
         .check(Check::pair("ibv_ud_pingpong -c", PORT).expect("iters in"))
+}
+
+/// Debian 13's kernel, whose drivers are two years younger.
+fn kernel() -> Group {
+    let options = ["--kernel", "trixie/amd64"];
+    kind(
+        "Linux 6.12",
+        &options,
+        "uname -r | grep '^6.12'; ibstat | grep 'State: Active'",
+    )
+    .check(Check::new("IPoIB", &["", "ping -c 3 ib0"]).expect("0% packet loss"))
 }
 
 /// Facts that tools learn of a card beside its ports.
