@@ -22,6 +22,7 @@ pub(crate) fn groups() -> Vec<Group> {
         switch(),
         standby(),
         opensm(),
+        succession(),
         cables(),
     ]
 }
@@ -180,6 +181,77 @@ fn opensm() -> Group {
             &["", PULL],
         ))
         .check(Check::new("OpenSM's log clean", &[OPENSM_CONTENT, ""]))
+}
+
+/// Starts OpenSM on a node. As a standby it asks the master every second, and takes over when four
+/// answers are missing.
+const START_OPENSM: &str = "
+    mkdir -p /var/cache/opensm
+    opensm --create-config /tmp/opensm.conf >/dev/null
+    sed -i 's/^sminfo_polling_timeout .*/sminfo_polling_timeout 1000/' /tmp/opensm.conf
+    opensm --config /tmp/opensm.conf --daemon --log_file /tmp/opensm.log >/tmp/opensm.out
+    entered() { for try in $(seq 200); do grep -q \"Entering $1\" /tmp/opensm.log && return; sleep 0.2; done; cat /tmp/opensm.log; exit 1; }\n";
+
+/// Two OpenSM: the second stands by, takes over when the first is killed, and hands over to it when
+/// it is back. A connection lives through all of it.
+fn succession() -> Group {
+    const SUBNET: &str = "
+        node=$(hostname | tr -d a-z)
+        manager() { for try in $(seq 150); do sminfo 2>&1 | grep \"sm guid 0x2c90300000$(($1 + 1))01.*SMINFO_MASTER\" && return; sleep 0.2; done; sminfo; exit 1; }
+        lid() { cat /sys/class/infiniband/mlx4_0/ports/1/lid; }
+        packets() { cat /sys/class/infiniband/mlx4_0/ports/1/counters/port_xmit_packets; }
+        goes_on() {
+            before=$(packets)
+            for try in $(seq 100); do sleep 0.1; [ $(($(packets) - before)) -lt 2000 ] || break; done
+            kill -0 $pingpong; echo \"$before packets, then $(packets)\"; [ $(($(packets) - before)) -ge 2000 ]
+        }\n";
+    // The administrator is asked for the groups and the path anew.
+    const NEW_PATHS: &str = "
+        saquery -p | grep -c dgid
+        ip link set ib0 down; ip link set ib0 up
+        for try in $(seq 100); do ping -c 1 -W 1 ib$((1 - node)) && break; done
+        ping -c 3 ib$((1 - node))\n";
+    let standby = format!("{SUBNET}{START_OPENSM}entered STANDBY; manager 0");
+    let killed = format!(
+        "{SUBNET}
+        ibv_rc_pingpong -n 100000000 &
+        nc -l -p 7000 </dev/null
+        before=$(lid); kill -KILL $(pidof opensm)
+        manager 1
+        [ $(lid) = $before ]
+        {NEW_PATHS}
+        await node1 7001; nc node1 7001 </dev/null"
+    );
+    let successor = format!(
+        "{SUBNET}
+        await node0 18515
+        ibv_rc_pingpong -n 100000000 node0 &
+        pingpong=$!
+        sleep 2; await node0 7000; nc node0 7000 </dev/null
+        for try in $(seq 200); do grep -q 'Entering MASTER' /tmp/opensm.log && break; sleep 0.2; done
+        cat /tmp/opensm.log; wc -l </tmp/opensm.log >/tmp/heard; manager 1
+        goes_on; {NEW_PATHS}goes_on
+        nc -l -p 7001 </dev/null"
+    );
+    let back =
+        format!("{SUBNET}rm /tmp/opensm.log{START_OPENSM}entered MASTER; manager 0{NEW_PATHS}");
+    let steps_back = format!(
+        "{SUBNET}manager 0; tail -n +$(cat /tmp/heard) /tmp/opensm.log | grep 'Entering STANDBY'{NEW_PATHS}"
+    );
+    Group::new("two OpenSM", &["--sm", "guest"])
+        .check(Check::new("one is MASTER, one STANDBY", &["", &standby]).expect("SMINFO_MASTER"))
+        .check(
+            Check::new("the master is killed", &[&killed, &successor])
+                .limit(120)
+                .expect("Entering MASTER state"),
+        )
+        .check(
+            Check::new(
+                "the first is back, and is handed the subnet",
+                &[&back, &steps_back],
+            )
+            .limit(120),
+        )
 }
 
 /// Pulls the cable of port 1 and plugs it in again. Whoever manages the subnet must bring the port
