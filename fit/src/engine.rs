@@ -12,7 +12,8 @@ use verbs::{Completion, Lkey, QueueSet, RemoteAddr, Sge};
 
 use crate::config::MAX_WORKERS;
 use crate::link::{Link, Parts};
-use crate::waiters::wake_all;
+use crate::turns::{Room, Ticket, Turns};
+use crate::waiters::{TooMany, wake_all};
 use crate::{
     AccessEnd, Call, CallId, Config, Counters, Error, LinkCounters, LinkState, LostCause, OneSided,
     OpId, PeerId, PeerName, Reply, Target,
@@ -80,6 +81,8 @@ pub struct Engine<Q, M> {
     /// By the peers' numbers: by which connections they are reached.
     routes: Vec<Route>,
     servers: Vec<Waker>,
+    /// Those who wait for room, in their order.
+    turns: Turns,
     /// The connection whose requests are looked at first: they take turns.
     turn: u16,
     /// The connection that the last call went by to a peer that has several.
@@ -108,6 +111,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             links: Vec::with_capacity(config.peers.into()),
             routes: Vec::new(),
             servers: Vec::with_capacity(MAX_WORKERS.into()),
+            turns: Turns::new(usize::from(config.calls) * 4),
             turn: 0,
             last_lane: 0,
             poller: None,
@@ -418,6 +422,7 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             self.links[index].tick(now);
             self.settle(u16::try_from(index).expect("connections are counted in 16 bits"));
         }
+        self.turns.tick(now);
     }
 
     /// Of several connections to a peer the one whose turn it is: they take turns, but for those
@@ -444,6 +449,42 @@ impl<Q: QueueSet, M: DmaBuffer> Engine<Q, M> {
             .iter_mut()
             .filter(|link| link.owner == Some(peer));
         lanes.try_for_each(|link| link.wait_for_room(waker))
+    }
+
+    /// Returns whether whoever holds `ticket`, or none yet, may start something: nobody waits who
+    /// came before.
+    #[inline]
+    pub(crate) fn is_turn(&self, peer: PeerId, room: Room, ticket: Option<Ticket>) -> bool {
+        self.turns.is_turn(peer, room, ticket)
+    }
+
+    /// Keeps a waker to be woken when its turn has come and a slot may be free.
+    pub(crate) fn wait_for_turn(
+        &mut self,
+        line: (PeerId, Room),
+        ticket: Option<Ticket>,
+        waker: &Waker,
+    ) -> Result<Ticket, Error> {
+        let (peer, room) = line;
+        let ticket = match self.turns.wait(line, ticket, waker) {
+            Ok(ticket) => ticket,
+            Err(TooMany { limit }) => {
+                let peer = self.name(peer)?;
+                return Err(Error::Overloaded { peer, limit });
+            }
+        };
+        if self.turns.is_turn(peer, room, Some(ticket))
+            && let Err(error) = self.wait_for_room(peer, waker)
+        {
+            self.turns.leave(peer, room, ticket);
+            return Err(error);
+        }
+        Ok(ticket)
+    }
+
+    /// Gives a place up: whoever had it has started, or waits no more.
+    pub(crate) fn leave(&mut self, peer: PeerId, room: Room, ticket: Ticket) {
+        self.turns.leave(peer, room, ticket);
     }
 
     /// Sends a request and rings the doorbell; nothing if no slot or credit is free just now.

@@ -60,12 +60,14 @@ mod profile;
 mod receive;
 mod resolver;
 mod ring;
+mod room;
 mod serve;
 mod shared;
 mod state;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod waiters;
 mod wire;
 

@@ -401,42 +401,6 @@ impl<D: Device, P: Platform> Core<D, P> {
             .await
     }
 
-    /// Starts something as soon as there is a slot for it.
-    async fn started<T>(
-        &self,
-        peer: PeerId,
-        operation: Operation,
-        deadline: Instant,
-        mut start: impl FnMut(&mut CoreEngine<D, P>, Instant) -> Result<Option<T>, Error>,
-    ) -> Result<T, Error> {
-        let began = self.inner.platform.now();
-        let mut waits = false;
-        let started = poll_fn(|context| {
-            let now = self.inner.platform.now();
-            let mut engine = self.engine();
-            if let Some(id) = start(&mut engine, now)? {
-                return Poll::Ready(Ok(id));
-            }
-            if now >= deadline {
-                let (peer, state) = (engine.name(peer)?, engine.state(peer)?);
-                return Poll::Ready(Err(Error::Deadline {
-                    peer,
-                    operation,
-                    age: now.since(began),
-                    state,
-                }));
-            }
-            engine.wait_for_room(peer, context.waker())?;
-            waits = true;
-            Poll::Pending
-        })
-        .await;
-        match started {
-            Err(error) if waits => Err(self.cut_short(peer, (operation, began), error)),
-            started => started,
-        }
-    }
-
     /// The state of the connection to `peer`.
     ///
     /// # Errors

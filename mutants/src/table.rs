@@ -55,6 +55,9 @@ mutants! {
         OneDomainForAll: "All peers share one protection domain.",
     }
     // FIT: lives and losses.
+    ("fit", "membership", "lanes::lanes_of_two_lives_of_a_node_are_refused") {
+        LivesMixed: "Connections of two lives of a node make one peer.",
+    }
     ("sim", "runs", "nodes_of_several_cores_that_come_back_with_others_are_one_life_each_and_get_their_memory_back_in_time") {
         LossToldEarly: "A loss is reported before the peer's last queue pair is reset.",
     }
@@ -63,6 +66,13 @@ mutants! {
     }
     ("sim", "runs", "a_node_whose_queue_pairs_can_not_be_reset_ends_and_gives_nothing_back") {
         FailedResetIgnored: "A queue pair that can't be reset is taken for dead.",
+    }
+    ("fit", "lib", "turns::tests::all_are_served_in_the_order_in_which_they_came") {
+        WaitersOvertaken: "Whoever finds room goes before those who wait.",
+        NextNotWoken: "The next in line is not woken when the first has started.",
+    }
+    ("fit", "lib", "turns::tests::those_who_are_not_polled_hold_the_others_up_for_a_while_only") {
+        UnpolledHeadStays: "A first in line that nobody polls keeps its place.",
     }
     ("fit", "membership", "a_peer_whose_connection_fails_is_told_at_once") {
         NoDisconnect: "A peer is not told that its connection was lost.",

@@ -327,6 +327,7 @@ impl<D: Device, P: Platform> Control<D, P> {
             .filter(|attempt| attempt.name.gid == gid && attempt.state != State::Ended)
             .filter(|attempt| matches!(attempt.end, End::Link(..)))
             .any(|attempt| attempt.theirs.as_ref().is_some_and(differs))
+            && !Mutant::LivesMixed.on()
     }
 
     /// Gives up the connections to this port that have not proven themselves, and finds out whether

@@ -2,6 +2,7 @@
 //! virtual time.
 
 mod forgery;
+mod lanes;
 mod proofs;
 mod strangers;
 
@@ -87,8 +88,10 @@ fn node(bed: &mut Testbed, index: u64, role: Role) -> Node {
 }
 
 fn start(bed: &mut Testbed, machine: Machine, role: Role, config: Config) -> Node {
+    let cores = config.cores;
     let card = mlx4::Config {
         port: config.port,
+        completion_vectors: cores,
         ..mlx4::Config::default()
     };
     let started = bed.block_on(Mlx4::start(machine.clone(), card));
@@ -108,13 +111,16 @@ fn start(bed: &mut Testbed, machine: Machine, role: Role, config: Config) -> Nod
     node.spawn(bed, async move {
         let _ = service.service().await;
     });
-    let (control, core, watch) = (node.fit.clone(), node.fit.clone(), node.fit.clone());
+    let (control, watch) = (node.fit.clone(), node.fit.clone());
     node.spawn(bed, async move { control.control().await });
-    node.spawn(bed, async move {
-        core.run_core(0).await.expect("the device waits")
-    });
-    let (serve, guests) = (node.fit.core(0), node.guests.clone());
-    node.spawn(bed, async move { serve.serve(&*guests).await });
+    for index in 0..cores {
+        let core = node.fit.clone();
+        node.spawn(bed, async move {
+            core.run_core(index).await.expect("the device waits")
+        });
+        let (serve, guests) = (node.fit.core(index), node.guests.clone());
+        node.spawn(bed, async move { serve.serve(&*guests).await });
+    }
     let guests = node.guests.clone();
     node.spawn(bed, async move { watch.watch(&*guests).await });
     node
