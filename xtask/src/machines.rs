@@ -141,6 +141,9 @@ const fn placed(name: &'static str, chipset: Chipset, adapters: &'static [Place]
     }
 }
 
+/// Name of the machine whose adapter has its doorbells above 4 GB.
+const HIGH: &str = "doorbells above 4 GB";
+
 const fn few(case: Case) -> Case {
     Case { few: true, ..case }
 }
@@ -223,6 +226,7 @@ const CASES: &[Case] = &[
         &[Place::Bridges],
     )),
     placed("on a second root bus", Chipset::Q35, &[Place::SecondRoot]),
+    few(placed(HIGH, Chipset::Q35, &[Place::High])),
     placed(
         "i440fx, on a second root bus",
         Chipset::Pc,
@@ -299,7 +303,7 @@ impl Case {
         };
         let mut command = machine.image_command(&parts.qemu, &log);
         if let Some(disk) = self.disk {
-            disk.add_to(&mut command, folder)?;
+            disk.add_to(&mut command, self.chipset, folder)?;
         }
         let command = silent(command);
         let mut node = Process::start("node", command, folder)?;
@@ -319,6 +323,10 @@ impl Case {
         ensure!(
             (least..=memory).contains(&free),
             "it has {free} MiB free of {memory}"
+        );
+        ensure!(
+            self.name != HIGH || doorbells_of(log).is_some_and(|at| at >> 32 != 0),
+            "its doorbells are not above 4 GB"
         );
         ensure!(
             self.disk.is_none() || log.contains(DISK),
@@ -350,7 +358,7 @@ impl Case {
 
 impl Disk {
     /// Makes a small disk with a file system and gives it to QEMU.
-    fn add_to(self, command: &mut Command, folder: &Path) -> Result<()> {
+    fn add_to(self, command: &mut Command, chipset: Chipset, folder: &Path) -> Result<()> {
         let (content, image) = (folder.join("content"), folder.join("disk"));
         fs::create_dir(&content)?;
         disk::make(&content, &image, DISK_ROOM)?;
@@ -364,10 +372,15 @@ impl Disk {
             command.arg("-blockdev").arg(file.to_string());
             command.args([
                 "-device",
-                "virtio-blk-pci,drive=first,addr=0xf,serial=first",
+                &format!(
+                    "virtio-blk-pci,drive=first,bus={},addr=0xf,serial=first",
+                    chipset.bus()
+                ),
             ]);
         }
-        Drive::existing(image).on(self.device).add_to(command);
+        Drive::existing(image)
+            .on(self.device)
+            .add_to(command, chipset);
         Ok(())
     }
 }
@@ -403,6 +416,13 @@ fn machine_seen(log: &str) -> Option<(u64, u64)> {
     Some((cores.rsplit(' ').next()?.parse().ok()?, free.parse().ok()?))
 }
 
+/// Returns the address of BAR 2 of libos's line of it.
+fn doorbells_of(log: &str) -> Option<u64> {
+    let (_, rest) = log.split_once("BAR 2 at 0x")?;
+    let end = rest.find(|byte: char| !byte.is_ascii_hexdigit())?;
+    u64::from_str_radix(&rest[..end], 16).ok()
+}
+
 /// Returns the time of a line, `[   seconds]`.
 fn time_of(line: &str) -> Option<&str> {
     let (time, _) = line.strip_prefix('[')?.split_once(']')?;
@@ -431,6 +451,15 @@ mod tests {
         fails(&LOG.replace("110 MiB", "160 MiB"), None);
         fails(&format!("{LOG}[    1.300000] ERROR mlx4: no\n"), None);
         fails(LOG, Some(ExitStatus::from_raw(3 << 8)));
+    }
+
+    #[test]
+    fn doorbells_have_to_be_where_the_machine_has_them() {
+        let high = placed(HIGH, Chipset::Q35, &[Place::High]);
+        let at = |place| format!("[ 0.1] INFO  x: 01:00.0: BAR 2 at {place}, 8192 KiB\n{LOG}");
+        assert!(high.judge(&at("0xc000000000"), None).is_ok());
+        high.judge(&at("0xfe000000"), None).expect_err("below");
+        high.judge(LOG, None).expect_err("nothing said");
     }
 
     #[test]

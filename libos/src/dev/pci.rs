@@ -104,7 +104,8 @@ impl Function {
         found.map(|capability| capability.offset.into())
     }
 
-    fn bar(self, index: u8) -> Option<Window> {
+    /// Returns a BAR, mapped, and its bus address.
+    fn bar(self, index: u8) -> Option<(Window, u64)> {
         if index >= 6 {
             return None;
         }
@@ -119,7 +120,8 @@ impl Function {
         }
         let page = paging::map_device(PhysAddr(address), size)?;
         // SAFETY: mapped for good; device registers have no references.
-        Some(unsafe { Window::new(page, usize::try_from(size).ok()?) })
+        let window = unsafe { Window::new(page, usize::try_from(size).ok()?) };
+        Some((window, address))
     }
 
     /// The MSI-X table and the number of its entries.
@@ -127,7 +129,7 @@ impl Function {
         let capability = self.capability(MSIX)?;
         let entries = u16::try_from(read(self.place, capability) >> 16 & 0x7ff).ok()? + 1;
         let table = read(self.place, capability + 4);
-        let window = self.bar(u8::try_from(table & 7).ok()?)?;
+        let (window, _) = self.bar(u8::try_from(table & 7).ok()?)?;
         let offset = usize::try_from(table & !7).ok()?;
         let fits = offset
             .checked_add(usize::from(entries) * MSIX_ENTRY)
@@ -179,7 +181,9 @@ impl hal::Platform for Function {
     type Vector = Vector;
 
     fn map_bar(&self, index: u8) -> Result<Bar, hal::Error> {
-        let bar = self.bar(index).ok_or(hal::Error::NoBar { index })?;
+        let (bar, address) = self.bar(index).ok_or(hal::Error::NoBar { index })?;
+        let size = bar.len() >> 10;
+        log::info!("{self}: BAR {index} at {address:#x}, {size} KiB");
         // The bus is the driver's to give: the function may still have work for memory that is
         // another's now.
         self.command(Command::MEMORY_SPACE | Command::INTERRUPT_DISABLE);

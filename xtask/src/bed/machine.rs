@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::str::FromStr;
 
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::firmware::Start;
@@ -27,7 +29,8 @@ impl Chipset {
         }
     }
 
-    fn bus(self) -> &'static str {
+    /// Returns its root bus. A device that names none may land on another root bus.
+    pub(crate) fn bus(self) -> &'static str {
         match self {
             Self::Q35 => "pcie.0",
             Self::Pc => "pci.0",
@@ -46,6 +49,31 @@ pub(crate) enum Place {
     Bridges,
     /// On a root bus of its own, as the cards of a second processor are.
     SecondRoot,
+    /// Behind a port whose window for prefetchable memory, and so the adapter's doorbells, firmware
+    /// can place above 4 GB only.
+    High,
+}
+
+/// Names of the places.
+const PLACES: [(&str, Place); 5] = [
+    ("slot", USUAL),
+    ("port", Place::Port),
+    ("bridges", Place::Bridges),
+    ("second-root", Place::SecondRoot),
+    ("high", Place::High),
+];
+
+/// Place of the adapter in most machines.
+pub(crate) const USUAL: Place = Place::Root(8);
+
+impl FromStr for Place {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = PLACES.iter().find(|(name, _)| *name == text);
+        let names = PLACES.map(|(name, _)| name).join(", ");
+        Ok(found.with_context(|| format!("it is one of {names}"))?.1)
+    }
 }
 
 /// An adapter: the socket of its model, and its place.
@@ -60,7 +88,7 @@ pub(crate) struct Adapter<'a> {
 impl<'a> Adapter<'a> {
     /// Returns the adapter in slot 8, where most machines have it.
     pub(crate) fn usual(socket: &'a Path) -> [Self; 1] {
-        let place = Place::Root(8);
+        let place = USUAL;
         [Self { socket, place }]
     }
 
@@ -68,6 +96,7 @@ impl<'a> Adapter<'a> {
         let ports: &[&str] = match (self.place, chipset) {
             (Place::Root(_), _) => &[],
             (Place::Port, _) => &["pcie-root-port,id=adapter,addr=0x8"],
+            (Place::High, _) => &["pcie-root-port,id=adapter,addr=0x8,pref64-reserve=8G"],
             (Place::Bridges, Chipset::Q35) => &[
                 "pcie-root-port,id=above,addr=0x9",
                 "x3130-upstream,id=switch,bus=above",
@@ -88,7 +117,7 @@ impl<'a> Adapter<'a> {
         }
         let (bus, slot) = match self.place {
             Place::Root(slot) => (chipset.bus(), slot),
-            Place::Port | Place::Bridges | Place::SecondRoot => ("adapter", 0),
+            Place::Port | Place::Bridges | Place::SecondRoot | Place::High => ("adapter", 0),
         };
         // A bridge of a PCI bus has slot 0 for its own hot plugging.
         let slot = slot + u8::from(chipset == Chipset::Pc && bus == "adapter");

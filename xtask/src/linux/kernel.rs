@@ -41,8 +41,8 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Returns the kernel of the package `linux-image-VERSION` of a release of Debian, fetched if it
-    /// is missing. `text` is as [`Source::parse`] takes it.
+    /// Returns the kernel of the package `linux-image-VERSION` of a release of Debian, fetched if
+    /// it is missing. `text` is as [`Source::parse`] takes it.
     pub(crate) fn obtain(text: &str) -> Result<Self> {
         let Source {
             release,

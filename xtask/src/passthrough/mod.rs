@@ -39,6 +39,7 @@ use self::host::{Host, Linux};
 use self::machine::Machine;
 use crate::bed::cmdline::CommandLine;
 use crate::bed::left::{self, NodeOutcome};
+use crate::bed::machine::Chipset;
 use crate::bed::process::{LAUNCHER, Process};
 use crate::bed::streams::Follower;
 use crate::bed::{self, INTERRUPTED, tail};
@@ -296,8 +297,10 @@ impl Args {
     fn add_to(&self, machine: &Machine<'_>, command: &mut Command) {
         machine.add_to(command);
         match (machine.role, &self.disk) {
-            (Role::Processor, _) => StreamsDevice::Virtio.add_to(command),
-            (Role::Storage, Some(disk)) => Drive::existing(disk.clone()).add_to(command),
+            (Role::Processor, _) => StreamsDevice::Virtio.add_to(command, Chipset::Q35),
+            (Role::Storage, Some(disk)) => {
+                Drive::existing(disk.clone()).add_to(command, Chipset::Q35)
+            }
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use super::check::{self, Finding, Needs};
 use super::fake::{CARD, Fake};
 use super::machine::{Machine, shown};
 use super::{Args, pin, watch};
+use crate::bed::machine::Chipset;
 use crate::bed::process::Process;
 use crate::build_image::Role;
 use crate::run::vm::StreamsDevice;
@@ -310,7 +311,7 @@ fn the_command_has_huge_pages_the_card_and_no_key_on_the_screen() {
     };
     let mut command = Command::new("qemu");
     machine.add_to(&mut command);
-    StreamsDevice::Virtio.add_to(&mut command);
+    StreamsDevice::Virtio.add_to(&mut command, Chipset::Q35);
     let text = shown(&command);
     for part in [
         "-accel kvm -cpu host",

@@ -14,7 +14,7 @@ use anyhow::{Result, bail, ensure};
 use super::drive::Drive;
 use super::media::Source;
 use super::{Args, DEFAULT_CACHE, Images};
-use crate::bed::machine::Chipset;
+use crate::bed::machine::{self, Chipset};
 use crate::bed::random_key;
 use crate::build_image::{self, Role};
 use crate::passthrough::bdf::Bdf;
@@ -273,11 +273,12 @@ impl Args {
             && self.plugin.is_empty()
             && self.screens.is_none()
             && !self.secure_boot
-            && self.chipset == Chipset::Q35;
+            && self.chipset == Chipset::Q35
+            && self.adapter_place == machine::USUAL;
         ensure!(
             plain,
-            "--card goes with none of --boot-from, --trace, --plugin, --screens, --secure-boot and \
-             --chipset: machines with cards are q35 under KVM, started by QEMU's own loader"
+            "--card goes with none of --boot-from, --trace, --plugin, --screens, --secure-boot, \
+             --chipset and --adapter-place: machines with cards are q35 under KVM, started by QEMU's own loader"
         );
         Ok(())
     }

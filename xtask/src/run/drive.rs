@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::vm::names;
+use crate::bed::machine::Chipset;
 use crate::tools::parse_size;
 
 /// Linux's number of an I/O error.
@@ -147,7 +148,7 @@ impl Drive {
 
     /// Gives QEMU the disk. The host's cache is flushed when S flushes, unless the disk does not
     /// outlive the run anyway.
-    pub(crate) fn add_to(&self, command: &mut Command) {
+    pub(crate) fn add_to(&self, command: &mut Command, chipset: Chipset) {
         let path = self.file.display().to_string();
         let mut file = if self
             .file
@@ -168,16 +169,16 @@ impl Drive {
             "cache": { "no-flush": !self.kept }, "file": file,
         });
         command.arg("-blockdev").arg(node.to_string());
-        let devices: &[&str] = match self.device {
-            DiskDevice::Virtio => &["virtio-blk-pci,drive=disk,addr=0x10,disable-legacy=on"],
-            DiskDevice::Nvme => &["nvme,drive=disk,serial=tessera,addr=0x10"],
-            DiskDevice::Nvme4k => &[
-                "nvme,id=controller,serial=tessera,addr=0x10",
-                "nvme-ns,bus=controller,drive=disk,logical_block_size=4096,physical_block_size=4096",
-            ],
+        let device = match self.device {
+            DiskDevice::Virtio => "virtio-blk-pci,drive=disk,disable-legacy=on",
+            DiskDevice::Nvme => "nvme,drive=disk,serial=tessera",
+            DiskDevice::Nvme4k => "nvme,id=controller,serial=tessera",
         };
-        for device in devices {
-            command.args(["-device", device]);
+        let place = format!("{device},bus={},addr=0x10", chipset.bus());
+        command.args(["-device", &place]);
+        if self.device == DiskDevice::Nvme4k {
+            let blocks = "nvme-ns,bus=controller,drive=disk,logical_block_size=4096,physical_block_size=4096";
+            command.args(["-device", blocks]);
         }
     }
 

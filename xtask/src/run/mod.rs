@@ -56,7 +56,7 @@ use self::terminal::Terminal;
 use self::top::Top;
 use self::vm::{StreamsDevice, Vm, names};
 use crate::bed::cmdline::CommandLine;
-use crate::bed::machine::Chipset;
+use crate::bed::machine::{Chipset, Place};
 use crate::bed::plugin::{self, Plugin};
 use crate::bed::process::Process;
 use crate::bed::{self, FAILED, INTERRUPTED_STATUS, make_folder, random_key, server};
@@ -177,6 +177,10 @@ pub(crate) struct Args {
     /// The nodes' chipset
     #[arg(long, value_enum, default_value_t = Chipset::Q35)]
     chipset: Chipset,
+    /// Place of the adapters in the machines: `slot`, `port` (a PCI Express port), `bridges`,
+    /// `second-root` (another root bus), `high` (doorbells above 4 GB)
+    #[arg(long, value_name = "PLACE", default_value = "slot")]
+    adapter_place: Place,
     /// The model of the nodes' CPUs, as QEMU names it
     #[arg(long, value_name = "MODEL", default_value = "max")]
     cpu_model: String,
@@ -541,6 +545,7 @@ impl Args {
             source,
             secure: self.secure_boot,
             chipset: self.chipset,
+            place: self.adapter_place,
             cpu_model: &self.cpu_model,
             memory: media::memory(media::way(&self.boot_from, role), memory),
             cpus,

@@ -11,7 +11,7 @@ use super::drive::Drive;
 use super::media::Source;
 use super::screens;
 use crate::bed::log;
-use crate::bed::machine::{Adapter, Chipset, Machine};
+use crate::bed::machine::{Adapter, Chipset, Machine, Place};
 use crate::bed::process::LAUNCHER;
 use crate::build_image::Role;
 use crate::passthrough;
@@ -27,6 +27,8 @@ pub(crate) struct Vm<'a> {
     pub(super) secure: bool,
     /// Its chipset.
     pub(crate) chipset: Chipset,
+    /// Place of its modelled adapter.
+    pub(super) place: Place,
     /// Its CPUs' model.
     pub(crate) cpu_model: &'a str,
     /// Its main memory in bytes.
@@ -83,7 +85,10 @@ impl Vm<'_> {
             cpu_model: self.cpu_model,
             memory: self.memory,
             cpus: &self.cpus.to_string(),
-            adapters: &Adapter::usual(&self.socket),
+            adapters: &[Adapter {
+                socket: &self.socket,
+                place: self.place,
+            }],
             iommu: false,
             reboots: false,
             plugin: self.plugin,
@@ -118,8 +123,8 @@ impl Vm<'_> {
 
     fn add_devices(&self, command: &mut Command) {
         match self.role {
-            Role::Processor => self.streams.add_to(command),
-            Role::Storage => self.drive.add_to(command),
+            Role::Processor => self.streams.add_to(command, self.chipset),
+            Role::Storage => self.drive.add_to(command, self.chipset),
             Role::Memory => {}
         }
     }
@@ -135,17 +140,18 @@ impl StreamsDevice {
     }
 
     /// Adds the device with the console channel, whose other end is QEMU's standard input.
-    pub(crate) fn add_to(self, command: &mut Command) {
+    pub(crate) fn add_to(self, command: &mut Command, chipset: Chipset) {
         command.args(["-chardev", "socket,id=console,fd=0"]);
         if self == Self::Serial {
             // The log has the first.
             command.args(["-serial", "chardev:console"]);
             return;
         }
-        command.args([
-            "-device",
-            "virtio-serial-pci,id=bus,addr=0x10,max_ports=2,disable-legacy=on",
-        ]);
+        // Named, or QEMU takes a second root bus where there is one.
+        let root = chipset.bus();
+        let bus =
+            format!("virtio-serial-pci,id=bus,bus={root},addr=0x10,max_ports=2,disable-legacy=on");
+        command.args(["-device", &bus]);
         command.args(["-device", "virtserialport,nr=1,chardev=console,bus=bus.0"]);
     }
 }
