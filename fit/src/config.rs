@@ -122,8 +122,9 @@ pub enum Domains {
     /// All connections lie in [`verbs::Domain::default`]: a peer reaches whatever is registered for
     /// any of them.
     Shared,
-    /// Each peer has a domain of its own, which no other peer gets later:
-    /// [`Fit::domain`](crate::Fit::domain) names it.
+    /// Each peer has a domain of its own, which no other peer gets before some thousand others have
+    /// come: [`Fit::domain`](crate::Fit::domain) names it. What was registered for a lost peer must
+    /// be deregistered.
     PerPeer,
 }
 

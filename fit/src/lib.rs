@@ -13,7 +13,7 @@
 //!
 //! # What is left out
 //!
-//! More joins than 65,536 in a node's life; one-way messages with bulk; RoCE.
+//! More than some 65,000 peers at a time; one-way messages with bulk; RoCE.
 #![cfg_attr(not(any(test, interleave)), no_std)]
 #![forbid(unsafe_code)]
 

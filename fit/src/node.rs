@@ -20,12 +20,13 @@ use crate::group::Group;
 use crate::link::Parts;
 use crate::membership::Membership;
 use crate::membership::proof::{Purpose, Rng, prove};
+use crate::peers::Peers;
 use crate::shared::{CoreEngine, Inner, Start};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{
-    Call, CallId, Config, Counters, Engine, Error, Exchange, Handler, Incarnation, Incoming, Key,
-    LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName, Profile,
-    ProfilePoint, Reply, Role, Waiting,
+    Call, CallId, Config, Counters, Domains, Engine, Error, Exchange, Handler, Incarnation,
+    Incoming, Key, LinkCounters, LinkState, Member, OneSided, OpId, Operation, PeerId, PeerName,
+    Profile, ProfilePoint, Reply, Role, Waiting,
 };
 
 /// A node's FIT. Cheap to clone: every clone means the same one.
@@ -51,7 +52,13 @@ impl<D: Device, P: Platform> Fit<D, P> {
         role: Role,
         config: Config,
     ) -> Result<Self, Error> {
-        config.check(&device.limits())?;
+        let limits = device.limits();
+        config.check(&limits)?;
+        let numbers = match config.domains {
+            Domains::Shared => 1 << 16,
+            // The first is the shared one.
+            Domains::PerPeer => limits.max_domains.saturating_sub(1),
+        };
         let now = platform.now();
         // The time, too: two lives of a node differ though their entropy be the same.
         let seed = prove(
@@ -102,7 +109,7 @@ impl<D: Device, P: Platform> Fit<D, P> {
             profiles: (0..config.cores)
                 .map(|_| Profile::new(config.profile))
                 .collect(),
-            peers: Mutex::default(),
+            peers: Mutex::new(Peers::new(numbers)),
             regions: Mutex::new(regions),
             membership: Mutex::new(membership),
             changes: Mutex::new(VecDeque::new()),

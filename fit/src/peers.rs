@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
+use mutants::Mutant;
 use verbs::{Address, Gid};
 
 use crate::error::ConnectStep;
@@ -42,16 +43,32 @@ pub(crate) struct PeerLine {
     pub(crate) member: Option<(Member, Address)>,
     /// The reason of a refusal that proves nothing: perhaps the peer's, which holds another key.
     pub(crate) hearsay: Option<u16>,
+    /// Number of lines that were given before.
+    order: u64,
 }
 
-/// The table. A number is given once.
-#[derive(Default)]
+/// The table. A number is given again only when all others were given since, but for those of
+/// lines that are still here: whoever holds one of a lost peer has long been told so.
 pub(crate) struct Peers {
     lines: BTreeMap<PeerId, PeerLine>,
-    next: u32,
+    next: u16,
+    /// The last number there is.
+    last: u16,
+    /// Number of lines given so far.
+    given: u64,
 }
 
 impl Peers {
+    /// Makes an empty table for so many numbers: each may need a protection domain of the device.
+    pub(crate) fn new(numbers: u32) -> Self {
+        Self {
+            lines: BTreeMap::new(),
+            next: 0,
+            last: u16::try_from(numbers.saturating_sub(1)).unwrap_or(u16::MAX),
+            given: 0,
+        }
+    }
+
     pub(crate) fn get(&self, peer: PeerId) -> Option<&PeerLine> {
         self.lines.get(&peer)
     }
@@ -82,18 +99,35 @@ impl Peers {
             }
             return Some(peer);
         }
-        let peer = PeerId(u16::try_from(self.next).ok()?);
-        self.next += 1;
+        let peer = self.number()?;
         let line = PeerLine {
             name,
             standing: ConnectState::Trying(step),
             wish,
             member: None,
             hearsay: None,
+            order: self.given,
         };
+        self.given += 1;
         self.lines.insert(peer, line);
         self.forget_old();
         Some(peer)
+    }
+
+    /// Takes the next number that no line has. Nothing if there is none.
+    fn number(&mut self) -> Option<PeerId> {
+        for _ in 0..=self.last {
+            let peer = PeerId(self.next);
+            self.next = if self.next == self.last {
+                0
+            } else {
+                self.next + 1
+            };
+            if !self.lines.contains_key(&peer) || Mutant::NumbersOfLivePeersTaken.on() {
+                return Some(peer);
+            }
+        }
+        None
     }
 
     fn forget_old(&mut self) {
@@ -105,10 +139,9 @@ impl Peers {
         };
         let count = self.lines.values().filter(|line| over(line)).count();
         if count > MAX_OVER {
-            let oldest = self
-                .lines
-                .iter()
-                .find(|(_, line)| over(line))
+            let all = self.lines.iter().filter(|(_, line)| over(line));
+            let oldest = all
+                .min_by_key(|(_, line)| line.order)
                 .map(|(&peer, _)| peer);
             oldest.and_then(|peer| self.lines.remove(&peer));
         }
@@ -143,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_comes_back_has_another_number_and_few_lost_ones_are_kept() {
-        let mut peers = Peers::default();
+        let mut peers = Peers::new(1 << 16);
         let mut last = None;
         for _ in 0..1000 {
             let peer = peers.line_for(name(1), ConnectOrigin::Theirs).unwrap();
@@ -162,8 +195,29 @@ mod tests {
         peers.get_mut(idle).unwrap().standing = ConnectState::Idle;
         assert_eq!(peers.line_for(name(4), ConnectOrigin::Theirs), Some(idle));
         assert_eq!(peers.get(idle).unwrap().wish, ConnectOrigin::Theirs);
-        peers.next = u32::from(u16::MAX);
-        assert!(peers.line_for(name(2), ConnectOrigin::Theirs).is_some());
-        assert_eq!(peers.line_for(name(3), ConnectOrigin::Theirs), None);
+    }
+
+    #[test]
+    fn numbers_come_round_without_those_of_live_peers() {
+        let mut peers = Peers::new(32_763);
+        // Connected before all others, and again and again in between.
+        let mut live = vec![peers.line_for(name(0), ConnectOrigin::User).unwrap()];
+        let mut given: BTreeMap<PeerId, u32> = BTreeMap::new();
+        for round in 0..100_000_u32 {
+            let peer = peers.line_for(name(1), ConnectOrigin::Theirs).unwrap();
+            assert!(!live.contains(&peer), "the number of a live peer");
+            if let Some(before) = given.insert(peer, round) {
+                assert!(round - before > 32_600, "given again too soon");
+            }
+            peers.get_mut(peer).unwrap().standing = ConnectState::Lost;
+            assert!(peer.0 < 32_763, "a number without a domain");
+            if round % 10_000 == 0 {
+                let other = name(u8::try_from(2 + round / 10_000).unwrap());
+                live.push(peers.line_for(other, ConnectOrigin::User).unwrap());
+            }
+            // The latest of the lost ones are those that are kept.
+            assert!(peers.get(peer).is_some());
+        }
+        assert!(live.iter().all(|peer| peers.get(*peer).is_some()));
     }
 }

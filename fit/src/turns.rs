@@ -3,10 +3,10 @@
 //! Whoever comes while others wait goes to the line's end, and only its head may start something.
 //! When the head has started or given up, the next is woken: there may be room for it too.
 //!
-//! A head that nobody polls (its task waits for something else, or the future was leaked) would hold
-//! up all behind it. So each [`tick`](Turns::tick) wakes everyone, and a head that has not been
-//! polled since a tick [`PATIENCE`] ago goes to the end of its line. Nobody else is overtaken, but
-//! by accesses that never wait (`Core::start_read`, `Batch::add`).
+//! A head that nobody polls (its task waits for something else, or the future was leaked) would
+//! hold up all behind it. So each [`tick`](Turns::tick) wakes everyone, and a head that has not
+//! been polled since a tick [`PATIENCE`] ago goes to the end of its line. Nobody else is
+//! overtaken, but by accesses that never wait (`Core::start_read`, `Batch::add`).
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;

@@ -71,6 +71,9 @@ mutants! {
         WaitersOvertaken: "Whoever finds room goes before those who wait.",
         NextNotWoken: "The next in line is not woken when the first has started.",
     }
+    ("fit", "lib", "peers::tests::numbers_come_round_without_those_of_live_peers") {
+        NumbersOfLivePeersTaken: "A number of peers is given again though its peer is there.",
+    }
     ("fit", "lib", "turns::tests::those_who_are_not_polled_hold_the_others_up_for_a_while_only") {
         UnpolledHeadStays: "A first in line that nobody polls keeps its place.",
     }

@@ -25,7 +25,7 @@ impl Wake for Woken {
     }
 }
 
-/// What happens to a core.
+/// Step of a run.
 #[derive(Debug, Clone)]
 enum Step {
     /// Somebody comes.

@@ -1,6 +1,6 @@
 //! Answers the borrowers' requests, and orders what must be done first.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::VecDeque;
 
 use messages::memory::{
     Capacity, CapacityReply, Chunks, Lend, LendRequest, MAX_CHUNKS, MemoryRequest, Reserve,
@@ -14,7 +14,11 @@ use crate::counters::Counters;
 use crate::extent::ExtentId;
 use crate::pool::{Action, Pool, Progress};
 
-/// A borrower: FIT's number of the peer, which FIT never gives to another.
+/// Lost peers that are remembered: those of over a minute of one that connects and breaks off as
+/// fast as it can. No request takes as long. FIT gives a number again after thousands of others.
+const MAX_LOST: usize = 1024;
+
+/// A borrower: FIT's number of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey(pub u16);
 
@@ -39,9 +43,9 @@ pub enum Step {
 pub struct Manager {
     pool: Pool,
     accounts: Accounts,
-    /// A request that began before its peer was lost may still be under way, and must not be lent
-    /// anything.
-    lost: BTreeSet<PeerKey>,
+    /// The latest lost peers. A request that began before its peer was lost may still be under way,
+    /// and must not be lent anything.
+    lost: VecDeque<PeerKey>,
     /// Counts what a peer causes at will; the log says it at debug only, as a console is slow and
     /// the manager locked meanwhile.
     counters: Counters,
@@ -54,7 +58,7 @@ impl Manager {
         Self {
             accounts: Accounts::new(pool.extent_chunks()),
             pool,
-            lost: BTreeSet::new(),
+            lost: VecDeque::with_capacity(MAX_LOST),
             counters: Counters::default(),
         }
     }
@@ -115,7 +119,10 @@ impl Manager {
     ///
     /// The peer's queue pairs are dead: none of its transfers is in flight.
     pub fn peer_lost(&mut self, peer: PeerKey) -> Lost {
-        self.lost.insert(peer);
+        if self.lost.len() == MAX_LOST {
+            self.lost.pop_front();
+        }
+        self.lost.push_back(peer);
         self.pool.abandon(peer);
         self.accounts.close(peer)
     }

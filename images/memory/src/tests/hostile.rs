@@ -4,7 +4,7 @@ use messages::memory::*;
 use messages::{CHUNK_SIZE, Errno, MAX_MESSAGE, decode_reply};
 
 use super::bed::*;
-use crate::{MAX_EXTENTS, Pool, Step};
+use crate::{MAX_EXTENTS, PeerKey, Pool, Step};
 
 #[test]
 fn returns_of_what_is_not_lent_change_nothing() {
@@ -85,6 +85,18 @@ fn a_request_that_outlives_its_peer_gets_nothing() {
     // Its region goes, and the extent is another's to have.
     assert_eq!(bed.lend(OTHER, 1, 2).unwrap().len(), 2);
     assert_eq!(bed.hardware.regions(), 1);
+}
+
+#[test]
+fn a_lost_peers_number_serves_another_when_many_others_were_lost_since() {
+    let mut bed = Bed::new(2, 2);
+    drop(bed.manager.peer_lost(P));
+    assert_eq!(bed.reserve(P, 1), Err(Errno::EIO));
+    for other in 1000..2024 {
+        drop(bed.manager.peer_lost(PeerKey(other)));
+    }
+    bed.reserve(P, 1).unwrap();
+    assert_eq!(bed.reserve(PeerKey(1000), 1), Err(Errno::EIO));
 }
 
 #[test]
