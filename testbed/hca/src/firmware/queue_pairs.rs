@@ -5,6 +5,7 @@ use mlx4_hw::icm::CmptKind;
 use mlx4_hw::qp::{QpContext, QpMailbox, QpState, Service};
 
 use super::bringup::LOG_RESERVED_QPS;
+use super::rules::check_reads;
 use super::{Command, Outcome, SPECIAL_BLOCK, Special};
 use crate::hca::Hca;
 use crate::qp::{QueuePair, buffer_len, context_mailbox};
@@ -126,11 +127,10 @@ impl Hca {
                     .core
                     .port(context.primary_path.schedule.port())
                     .is_some();
-                if mtu_known && port_known {
-                    Ok(())
-                } else {
-                    Err(CmdStatus::BAD_PARAM)
+                if !(mtu_known && port_known) {
+                    return Err(CmdStatus::BAD_PARAM);
                 }
+                check_reads(self.profile()?, context)
             }
             _ => Ok(()),
         }

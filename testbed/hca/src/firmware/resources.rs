@@ -278,6 +278,10 @@ impl Hca {
                 Ok(0)
             }
             op_modifier::MODIFY_CQ_RESIZE if wanted.size.log_size() <= LOG_MAX_CQES => {
+                // Before anything changes: the old buffer serves on if the new one is refused.
+                let entry = if self.core.completions.wide { 2 } else { 1 } * CQE_LEN as u64;
+                let len = entry << wanted.size.log_size();
+                self.check_queue(None, None, (wanted.buffer, len))?;
                 let fits = self
                     .core
                     .completions

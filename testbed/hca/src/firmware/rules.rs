@@ -10,6 +10,7 @@ use mlx4_hw::icm::{CmptKind, PAGE_LEN};
 use mlx4_hw::init_hca::{InitHca, LOG_EQS_SYSTEM, VERSION};
 use mlx4_hw::mpt::{MPT_STATUS_FREE, Mpt};
 use mlx4_hw::mtt::ENTRY_LEN;
+use mlx4_hw::qp::QpContext;
 use mlx4_hw::regs;
 
 use super::bringup::{
@@ -114,6 +115,15 @@ fn tables(init: &InitHca) -> Vec<(u64, u64)> {
 /// Returns whether a profile has a table for the READs that queue pairs answer.
 fn has_rdmarc(init: &InitHca) -> bool {
     init.rdmarc.base() != 0 || init.rdmarc.log_entries() != 0
+}
+
+/// Checks that a queue pair answers no more READs and atomics at once than the RDMARC has entries
+/// for each (Linux `mlx4/main.c`, `rdmarc_entry_sz`, with `rdmarc_shift` entries a queue pair).
+pub(super) fn check_reads(init: &InitHca, context: &QpContext) -> Result<(), CmdStatus> {
+    if has_rdmarc(init) && context.responder.log_reads() > init.rdmarc.log_entries() {
+        return Err(CmdStatus::BAD_PARAM);
+    }
+    Ok(())
 }
 
 /// Returns the place of a number's entry in the cMPT.
@@ -259,6 +269,19 @@ impl Hca {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn a_queue_pair_answers_no_more_reads_than_it_has_entries_for() {
+        let mut init = InitHca::new_zeroed();
+        let mut context = QpContext::new_zeroed();
+        context.responder.set_log_reads(5);
+        assert_eq!(check_reads(&init, &context), Ok(()), "no table, as iPXE's");
+        init.rdmarc = TableBase::new(0x1000, 4);
+        assert_eq!(check_reads(&init, &context), Err(CmdStatus::BAD_PARAM));
+        context.responder.set_log_reads(4);
+        assert_eq!(check_reads(&init, &context), Ok(()));
+    }
 
     #[test]
     fn tables_lie_on_pages_and_apart() {

@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use fabric::FabricConfig;
 use hal::Duration;
-use mlx4_hw::command::{Opcode, op_modifier};
-use mlx4_hw::cq::CqContext;
+use mlx4_hw::bits::QueueBuffer;
+use mlx4_hw::command::{CmdStatus, Opcode, op_modifier};
+use mlx4_hw::cq::{CqContext, CqSize, Syndrome};
 use mlx4_hw::eq::EventType;
 use mlx4_hw::qp::Service;
 use mlx4_hw::regs::{self, ARM_NEXT, CqArm};
@@ -106,4 +107,24 @@ fn completions_carry_the_clocks_time_where_the_queue_asks_for_it() {
     let cycles = u64::try_from(u128::from(bench.now.nanos) * 427 / 1000).unwrap();
     assert!((cycles - 7 * 427_000 - 1000..cycles).contains(&times[0]));
     assert_eq!(times[1], 0);
+}
+
+#[test]
+fn a_completion_queue_that_can_not_have_its_new_buffer_keeps_the_old_one() {
+    let mut bench = Bench::new(2, FabricConfig::default());
+    let mut cq = bench.make_cq(0, 2);
+    let cq_b = bench.make_cq(1, 4);
+    let mut a = bench.make_qp(0, Service::RC, &cq);
+    let mut b = bench.make_qp(1, Service::RC, &cq_b);
+    bench.connect(&mut a, (1, b.qpn), Connection::default());
+    bench.connect(&mut b, (0, a.qpn), Connection::default());
+    let mut wanted = CqContext::new_zeroed();
+    wanted.size = CqSize::new().with_log_size(3);
+    // Of a translation that nothing is mapped for.
+    wanted.buffer = QueueBuffer::new(1 << 38, 12);
+    let resize = op_modifier::MODIFY_CQ_RESIZE;
+    let refused = bench.command(0, Opcode::MODIFY_CQ, resize, cq.cqn, wanted.as_bytes());
+    assert_eq!(refused, Err(CmdStatus::ICM_ERROR));
+    post(&mut bench, &mut a, 1);
+    assert_eq!(bench.drain(&mut cq), [(true, 0, Syndrome::NONE)]);
 }
