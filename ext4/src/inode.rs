@@ -50,6 +50,23 @@ pub struct Time {
     pub nanos: u32,
 }
 
+impl Time {
+    /// Returns the closest time that an inode can hold, with or without the extra bits; at both
+    /// ends without nanoseconds (Linux `fs/inode.c`, `timestamp_truncate`; `fs/ext4/ext4.h`,
+    /// `EXT4_EXTRA_TIMESTAMP_MAX`).
+    fn within(self, has_extra: bool) -> Self {
+        let first = i64::from(i32::MIN);
+        let last = match has_extra {
+            true => first + (1 << 34) - 1,
+            false => i64::from(i32::MAX),
+        };
+        let seconds = self.seconds.clamp(first, last);
+        let at_end = seconds == first || seconds == last;
+        let nanos = if at_end { 0 } else { self.nanos };
+        Self { seconds, nanos }
+    }
+}
+
 /// A file's attributes, as `stat` returns them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
@@ -277,13 +294,8 @@ impl Inode {
         if clock == Clock::Created && !has_extra {
             return;
         }
-        let seconds = if has_extra {
-            low32(time.seconds.cast_unsigned())
-        } else {
-            i32::try_from(time.seconds)
-                .unwrap_or(i32::MAX)
-                .cast_unsigned()
-        };
+        let time = time.within(has_extra);
+        let seconds = low32(time.seconds.cast_unsigned());
         put_u32(&mut self.raw, low, seconds);
         if has_extra {
             // The epoch's bits count 2^32 seconds above the signed 32-bit seconds.

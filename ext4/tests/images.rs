@@ -8,7 +8,7 @@ use common::disk::MemDisk;
 use common::mounted::{finish, mount, node, options};
 use common::tools::{Image, debugfs, debugfs_cat, mke2fs, reindex};
 use common::{Rng, at, block_on};
-use ext4::{Allocation, Errno, Error, Ext4, ROOT};
+use ext4::{Allocation, Attributes, Errno, Error, Ext4, ROOT, Time};
 use futures_util::future::join_all;
 
 #[test]
@@ -461,5 +461,39 @@ fn no_inodes_are_left() {
         block_on(fs.create(ROOT, b"file", node(at(1)))),
         Err(Errno::ENOSPC.into())
     );
+    finish(fs, &disk);
+}
+
+/// Times beyond what an inode holds become the closest ones, as by Linux's `timestamp_truncate`.
+#[test]
+fn times_from_1901_to_2446_are_kept() {
+    let disk = MemDisk::new(mke2fs(16 << 20, &["-b", "4096"]), 1);
+    let fs = mount(&disk);
+    let (first, last) = (i64::from(i32::MIN), 15_032_385_535);
+    let time = |seconds, nanos| Time { seconds, nanos };
+    let wanted = [
+        (time(first - 1, 5), time(first, 0)),
+        (time(i64::MIN, 5), time(first, 0)),
+        (time(first + 1, 5), time(first + 1, 5)),
+        (time(-1, 999_999_999), time(-1, 999_999_999)),
+        (time(1 << 31, 1), time(1 << 31, 1)),
+        (time(last - 1, 7), time(last - 1, 7)),
+        (time(last, 7), time(last, 0)),
+        (time(last + 1, 7), time(last, 0)),
+        (time(i64::MAX, 7), time(last, 0)),
+    ];
+    block_on(async {
+        let file = fs.create(ROOT, b"file", node(at(1))).await.unwrap();
+        for (set, kept) in wanted {
+            let set = Attributes {
+                accessed: Some(set),
+                modified: Some(set),
+                ..Attributes::default()
+            };
+            fs.set_attributes(file, set, at(2)).await.unwrap();
+            let stat = fs.stat(file).await.unwrap();
+            assert_eq!((stat.accessed, stat.modified), (kept, kept), "{set:?}");
+        }
+    });
     finish(fs, &disk);
 }

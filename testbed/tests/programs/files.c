@@ -187,6 +187,16 @@ static void check_attributes(void) {
     say("utimensat", utimensat(AT_FDCWD, "attributes", times, 0));
     stat("attributes", &st);
     printf("%ld %d\n", (long)st.st_atim.tv_sec, st.st_mtim.tv_sec > 1700000000);
+    // Before 1970, and on either side of 32 bits.
+    static const long seconds[] = {-2147483647, -1, 0, 2147483648, 4294967295, 4294967296};
+    for (int i = 0; i < 6; i++) {
+        times[0].tv_sec = seconds[i], times[0].tv_nsec = 1;
+        times[1].tv_sec = seconds[5 - i], times[1].tv_nsec = 999999999;
+        say("utimensat", utimensat(AT_FDCWD, "attributes", times, 0));
+        stat("attributes", &st);
+        printf("%ld.%09ld %ld.%09ld\n", (long)st.st_atim.tv_sec, st.st_atim.tv_nsec, (long)st.st_mtim.tv_sec,
+               st.st_mtim.tv_nsec);
+    }
     struct statfs fs;
     say("statfs", statfs(".", &fs));
     printf("%d %d\n", fs.f_bavail > 1000, fs.f_namelen == 255);

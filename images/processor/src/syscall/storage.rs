@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 
 use messages::storage::{
-    AllocateFlags, AttributeFlags, Attributes, FileTime, OpenFlags, PATH_MAX, RenameFlags, Statfs,
+    AllocateFlags, AttributeFlags, Attributes, OpenFlags, PATH_MAX, RenameFlags, Statfs,
 };
 
 use super::layout::Bytes;
@@ -22,7 +22,7 @@ use crate::process::Node;
 use crate::pseudo::{Entry, Walked};
 use crate::storage::{self, StorageFile};
 use crate::thread::Thread;
-use crate::tmpfs::{self, FOLDER, Found, NewInode};
+use crate::tmpfs::{self, FOLDER, Found, NewInode, time};
 
 const O_APPEND: u32 = 0o2_000;
 /// `O_DSYNC`, a part of `O_SYNC`.
@@ -36,13 +36,6 @@ const OPEN_FILES: &[u8] = b"/proc/self/fd/";
 
 fn piece_len(left: u64) -> usize {
     usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
-}
-
-fn time(since: Duration) -> FileTime {
-    FileTime {
-        seconds: since.as_secs().cast_signed(),
-        nanos: since.subsec_nanos(),
-    }
 }
 
 /// Returns a change as S is told it.
@@ -74,8 +67,7 @@ fn attributes(change: &tmpfs::Change) -> Attributes {
         tmpfs::Change::Times(accessed, modified) => {
             set.which.set(AttributeFlags::ACCESSED, accessed.is_some());
             set.which.set(AttributeFlags::MODIFIED, modified.is_some());
-            (set.accessed, set.modified) =
-                (accessed.map_or(never, time), modified.map_or(never, time));
+            (set.accessed, set.modified) = (accessed.unwrap_or(never), modified.unwrap_or(never));
         }
     }
     set

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 
-use messages::storage::{Entry, PATH_MAX};
+use messages::storage::{Entry, FileTime, PATH_MAX};
 
 use super::Args;
 use super::int;
@@ -21,7 +21,7 @@ use crate::process::Node;
 use crate::thread::Thread;
 use crate::tmpfs::{
     Change, DEVICE_BLOCK, DEVICE_CHAR, FIFO, FOLDER, Found, LINK, NewInode, REGULAR, SOCKET,
-    TYPE_MASK, TmpFile, Tmpfs, last_part,
+    TYPE_MASK, TmpFile, Tmpfs, last_part, time,
 };
 
 const O_APPEND: u32 = 0o2_000;
@@ -561,13 +561,10 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_utime(&self, [addr, times, ..]: Args) -> Result<u64> {
         let mut change = Change::Present(self.wall());
         if times != 0 {
-            let mut wanted = [Duration::ZERO; 2];
+            let mut wanted = [time(Duration::ZERO); 2];
             for (index, wanted) in (0..).zip(&mut wanted) {
-                let seconds = self
-                    .memory
-                    .read_u64(times.saturating_add(index * 8))
-                    .await?;
-                *wanted = Duration::from_secs(seconds);
+                let at = times.saturating_add(index * 8);
+                wanted.seconds = self.memory.read_u64(at).await?.cast_signed();
             }
             change = Change::Times(Some(wanted[0]), Some(wanted[1]));
         }
@@ -578,9 +575,11 @@ impl<N: Node> Thread<N> {
     pub(super) async fn sys_futimesat(&self, [dir, addr, times, ..]: Args) -> Result<u64> {
         let mut change = Change::Present(self.wall());
         if times != 0 {
-            let mut wanted = [Duration::ZERO; 2];
+            let mut wanted = [time(Duration::ZERO); 2];
             for (index, wanted) in (0..).zip(&mut wanted) {
-                *wanted = self.timeval(times.saturating_add(index * 16)).await?;
+                *wanted = self
+                    .file_time(times.saturating_add(index * 16), 1_000)
+                    .await?;
             }
             change = Change::Times(Some(wanted[0]), Some(wanted[1]));
         }
@@ -590,9 +589,22 @@ impl<N: Node> Thread<N> {
         self.change_at(dir, addr, true, change).await
     }
 
+    /// Reads a time that a file is to have, of seconds, negative before 1970, and parts of a second
+    /// of so many nanoseconds each.
+    async fn file_time(&self, addr: u64, part_nanos: u32) -> Result<FileTime> {
+        let seconds = self.memory.read_u64(addr).await?.cast_signed();
+        let parts = self.memory.read_u64(addr.saturating_add(8)).await?;
+        let nanos = u32::try_from(parts)
+            .ok()
+            .and_then(|parts| parts.checked_mul(part_nanos))
+            .filter(|&nanos| nanos < 1_000_000_000)
+            .ok_or(errno::EINVAL)?;
+        Ok(FileTime { seconds, nanos })
+    }
+
     pub(super) async fn sys_utimensat(&self, [dir, addr, times, flags, ..]: Args) -> Result<u64> {
         let now = self.wall();
-        let mut wanted = [Some(now); 2];
+        let mut wanted = [Some(time(now)); 2];
         let mut present = true;
         if times != 0 {
             for (index, wanted) in (0..).zip(&mut wanted) {
@@ -600,9 +612,9 @@ impl<N: Node> Thread<N> {
                 let nanos = self.memory.read_u64(at.saturating_add(8)).await?;
                 present &= nanos == UTIME_NOW;
                 *wanted = match nanos {
-                    UTIME_NOW => Some(now),
+                    UTIME_NOW => Some(time(now)),
                     UTIME_OMIT => None,
-                    _ => Some(self.timespec(at).await?),
+                    _ => Some(self.file_time(at, 1).await?),
                 };
             }
         }

@@ -297,3 +297,40 @@ fn strings_have_linux_s_longest_lengths() {
     }
     run.end();
 }
+
+#[test]
+fn times_before_1970_are_kept() {
+    let node: &FakeNode = node(64);
+    let mut run = Run::new(node);
+    run.put(PATH, b"/tmp/old\0");
+    let fd = run.call(nr::__NR_open, &[PATH, 0o102, 0o644]).unwrap();
+    let before = |seconds: i64| seconds.cast_unsigned();
+    let (accessed, modified) = (before(-1), before(i32::MIN.into()));
+    run.put(HOW, &words(&[accessed, 5, modified, 999_999_999]));
+    assert_eq!(run.call(nr::__NR_utimensat, &[fd, 0, HOW, 0]), Ok(0));
+    run.call(nr::__NR_fstat, &[fd, THERE]).unwrap();
+    // st_atim and st_mtim.
+    let kept = words(&[accessed, 5, modified, 999_999_999]);
+    assert_eq!(run.get(THERE + 72, 32), kept);
+    run.put(HOW, &words(&[accessed, 5, modified, 999_999]));
+    let at = [AT_FDCWD, PATH, HOW];
+    assert_eq!(run.call(nr::__NR_futimesat, &at), Ok(0));
+    run.call(nr::__NR_fstat, &[fd, THERE]).unwrap();
+    let kept = words(&[accessed, 5_000, modified, 999_999_000]);
+    assert_eq!(run.get(THERE + 72, 32), kept);
+    run.put(HOW, &words(&[modified, accessed]));
+    assert_eq!(run.call(nr::__NR_utime, &[PATH, HOW]), Ok(0));
+    run.call(nr::__NR_fstat, &[fd, THERE]).unwrap();
+    assert_eq!(run.get(THERE + 72, 32), words(&[modified, 0, accessed, 0]));
+    for nanos in [1_000_000_000, before(-1)] {
+        run.put(HOW, &words(&[0, nanos, 0, 0]));
+        let wrong = run.call(nr::__NR_utimensat, &[fd, 0, HOW, 0]);
+        assert_eq!(errno_of(wrong), Some(errno::EINVAL));
+    }
+    // What is written afterwards is newer.
+    run.put(DATA, b"new");
+    assert_eq!(run.call(nr::__NR_write, &[fd, DATA, 3]), Ok(3));
+    run.call(nr::__NR_fstat, &[fd, THERE]).unwrap();
+    assert_ne!(run.get(THERE + 88, 8), words(&[accessed]));
+    run.end();
+}

@@ -440,11 +440,13 @@ impl<N: Node> Tmpfs<N> {
             Body::Link(target) => target.len() as u64,
             Body::Socket | Body::Fifo(_) | Body::Device(_) => 0,
         };
-        let mut times = there.times.map(time);
+        let mut times = there.times;
         if let Body::File(file) = &there.body {
-            let written = Duration::from_nanos(file.modified.load(Ordering::Relaxed));
-            if written > there.times[1] {
-                (times[1], times[2]) = (time(written), time(written));
+            // 0 if the file was not written since its times were set.
+            let nanos = file.modified.load(Ordering::Relaxed);
+            let (written, set) = (time(Duration::from_nanos(nanos)), there.times[1]);
+            if nanos > 0 && (written.seconds, written.nanos) > (set.seconds, set.nanos) {
+                (times[1], times[2]) = (written, written);
             }
         }
         Ok(Stat {
@@ -481,9 +483,9 @@ impl<N: Node> Tmpfs<N> {
                 }
             }
             Change::Times(accessed, modified) => there.set_times(accessed, modified),
-            Change::Present(now) => there.set_times(Some(now), Some(now)),
+            Change::Present(now) => there.set_times(Some(time(now)), Some(time(now))),
         }
-        there.times[2] = now;
+        there.times[2] = time(now);
         Ok(())
     }
 
@@ -521,7 +523,7 @@ pub(crate) enum Change {
     /// `u32::MAX` leaves one as it is.
     Owner(u32, u32),
     /// Last access and last change of the data.
-    Times(Option<Duration>, Option<Duration>),
+    Times(Option<FileTime>, Option<FileTime>),
     /// Sets both times to the present, for which write permission suffices.
     Present(Duration),
 }
@@ -540,7 +542,8 @@ impl NewInode {
     }
 }
 
-fn time(since: Duration) -> FileTime {
+/// Returns the point of time so long after 1970.
+pub(crate) fn time(since: Duration) -> FileTime {
     FileTime {
         seconds: since.as_secs().cast_signed(),
         nanos: since.subsec_nanos(),

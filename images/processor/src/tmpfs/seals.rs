@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use super::tree::{Body, Inode};
 use super::watch::Named;
-use super::{REGULAR, TmpFile, Tmpfs};
+use super::{REGULAR, TmpFile, Tmpfs, time};
 use crate::error::{Result, errno};
 use crate::process::Node;
 
@@ -92,7 +92,7 @@ impl<N: Node> Tmpfs<N> {
             uid: 0,
             gid: 0,
             links: 0,
-            times: [now; 3],
+            times: [time(now); 3],
             body: Body::File(file.clone()),
         };
         let there = tree.inodes.entry(file.inode()).or_insert_with(entry);

@@ -6,7 +6,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use super::{FIRST_INODE, Found, MOUNTS, NAME_MAX, TmpFile};
+use messages::storage::FileTime;
+
+use super::{FIRST_INODE, Found, MOUNTS, NAME_MAX, TmpFile, time};
 use crate::error::{Result, errno};
 use crate::pipe::Pipe;
 
@@ -17,13 +19,13 @@ pub(super) struct Inode {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) links: u32,
-    pub(super) times: [Duration; 3],
+    pub(super) times: [FileTime; 3],
     pub(super) body: Body,
 }
 
 impl Inode {
     /// Sets the times of the last access and of the last change of the data, where given.
-    pub(super) fn set_times(&mut self, accessed: Option<Duration>, modified: Option<Duration>) {
+    pub(super) fn set_times(&mut self, accessed: Option<FileTime>, modified: Option<FileTime>) {
         if let Some(accessed) = accessed {
             self.times[0] = accessed;
         }
@@ -133,7 +135,7 @@ impl Tree {
             uid: 0,
             gid: 0,
             links,
-            times: [now; 3],
+            times: [time(now); 3],
             body,
         };
         self.inodes.insert(inode, entry);
@@ -167,13 +169,13 @@ impl Tree {
         if let Body::Folder { names, .. } = &mut there.body {
             names.insert(name.to_vec(), inode);
         }
-        (there.times[1], there.times[2]) = (now, now);
+        (there.times[1], there.times[2]) = (time(now), time(now));
         self.names += 1;
         if self.folder(inode).is_ok() {
             self.folder_mut(folder)?.links += 1;
         }
         if let Some(own) = self.inodes.get_mut(&inode) {
-            own.times[2] = now;
+            own.times[2] = time(now);
             if own.links == 0 || matches!(own.body, Body::Folder { .. }) {
                 own.links += 1;
             }
@@ -184,7 +186,7 @@ impl Tree {
     /// Makes a name that is in a folder that of another inode.
     pub(super) fn put(&mut self, at: (u64, &[u8]), inode: u64, now: Duration) -> Result<()> {
         let there = self.folder_mut(at.0)?;
-        (there.times[1], there.times[2]) = (now, now);
+        (there.times[1], there.times[2]) = (time(now), time(now));
         if let Body::Folder { names, .. } = &mut there.body {
             names.insert(at.1.to_vec(), inode);
         }
@@ -196,7 +198,7 @@ impl Tree {
         let Some(own) = self.inodes.get_mut(&inode) else {
             return;
         };
-        own.times[2] = now;
+        own.times[2] = time(now);
         let Body::Folder { parent, .. } = &mut own.body else {
             return;
         };
@@ -212,7 +214,7 @@ impl Tree {
     /// Takes a name out of a folder; the inode goes with its last one.
     pub(super) fn leave(&mut self, folder: u64, name: &[u8], now: Duration) -> Result<()> {
         let there = self.folder_mut(folder)?;
-        (there.times[1], there.times[2]) = (now, now);
+        (there.times[1], there.times[2]) = (time(now), time(now));
         let Body::Folder { names, .. } = &mut there.body else {
             return Err(errno::ENOTDIR.into());
         };
@@ -223,7 +225,7 @@ impl Tree {
             there.links = there.links.saturating_sub(1);
         }
         let own = self.inodes.get_mut(&inode).ok_or(errno::ENOENT)?;
-        own.times[2] = now;
+        own.times[2] = time(now);
         let least = if matches!(own.body, Body::Folder { .. }) {
             2
         } else {
