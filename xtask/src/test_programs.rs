@@ -57,6 +57,7 @@ impl Args {
             ("files", build(&debian, "files", "-O1")?),
             ("orders", build(&debian, "orders", "-O1")?),
             ("rights", build(&debian, "rights", "-O1")?),
+            ("tree", build(&debian, "tree", "-O1")?),
             ("pages", pages()?),
         ];
         for (name, path) in programs {

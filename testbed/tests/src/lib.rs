@@ -9,6 +9,7 @@
 //! of.
 #![forbid(unsafe_code)]
 
+pub mod disks;
 pub mod linux;
 pub mod lossy;
 pub mod nodes;

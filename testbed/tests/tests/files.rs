@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use testbed_tests::disks::{self, assert_sound, kill_machine, text, tool};
 use testbed_tests::lossy::LossyDisk;
-use testbed_tests::{Run, descendants, native, program};
+use testbed_tests::{Run, native, program};
 
 const PROGRAM: &str = "/bin/files";
 /// Devices by which S may have its disk.
@@ -22,38 +22,7 @@ const KILLS: u64 = 3;
 const LOSSY_KILLS: u64 = 8;
 
 fn scratch(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a folder");
-    folder
-}
-
-/// Runs a tool of e2fsprogs on an image; gives its exit status and what it said.
-fn tool(name: &str, args: &[&str]) -> (i32, String) {
-    let places = [
-        name.to_owned(),
-        format!("/usr/sbin/{name}"),
-        format!("/sbin/{name}"),
-    ];
-    let ran = places
-        .iter()
-        .find_map(|place| Command::new(place).args(args).output().ok());
-    let ran = ran.unwrap_or_else(|| panic!("{name} of e2fsprogs is there"));
-    let said = [ran.stdout, ran.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    (ran.status.code().expect("an exit status"), said)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("text")
-}
-
-/// Replays the log and finishes deletions, as a mount does; then nothing may be left to repair.
-fn assert_sound(image: &Path) {
-    let (status, said) = tool("e2fsck", &["-fp", text(image)]);
-    assert!(status <= 1, "e2fsck -fp ended with {status}: {said}");
-    let (status, said) = tool("e2fsck", &["-fn", text(image)]);
-    assert_eq!(status, 0, "{said}");
+    disks::scratch(env!("CARGO_TARGET_TMPDIR"), name)
 }
 
 /// Copies a directory out of an image.
@@ -327,12 +296,7 @@ fn killed_after(disk: &Path, device: &str, seed: u64, delay: Duration) -> String
             Err(mpsc::RecvTimeoutError::Disconnected) => panic!("the load ended by itself"),
         }
     }
-    let storage = descendants(child.id())
-        .into_iter()
-        .find(|(_, line)| line.contains("storage.elf"))
-        .and_then(|(pid, _)| Pid::from_raw(pid))
-        .expect("S runs");
-    kill_process(storage, Signal::KILL).expect("S is killed");
+    kill_machine(child.id(), "storage.elf");
     // What was promised before reaches us after the kill, too.
     let ended = child.wait().expect("the run ends");
     assert_eq!(ended.code(), Some(125), "a run ends when S does");

@@ -19,6 +19,7 @@ use crate::bed::process::{Process, silent};
 use crate::bed::streams::Follower;
 use crate::bed::{self, INTERRUPTED, INTERRUPTED_STATUS, OUTPUT_CLOSED_STATUS, server};
 use crate::qemu::Qemu;
+use crate::run::drive::Drive;
 use crate::tools::say;
 
 /// Poll interval of the guests.
@@ -40,6 +41,8 @@ pub(crate) struct Guests<'a> {
     pub(crate) nodes: usize,
     /// A folder with their adapters' sockets, of a server that runs already.
     pub(crate) join: Option<&'a Path>,
+    /// Disk of node 0.
+    pub(crate) disk: Option<Drive>,
     /// TCP ports of node 0, reached by ports of this machine.
     pub(crate) forward: &'a [Forward],
     /// File for the trace of the adapters.
@@ -186,6 +189,9 @@ impl Guests<'_> {
         self.network(&mut command, node);
         if outside {
             self.outside(&mut command);
+        }
+        if let Some(disk) = self.disk.as_ref().filter(|_| node == 0) {
+            disk.add_to(&mut command, Chipset::Q35);
         }
         let follower = if self.console {
             if node == 0 {

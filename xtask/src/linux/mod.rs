@@ -26,10 +26,13 @@ use crate::bed::{self, FAILED};
 use crate::project;
 use crate::qemu::Qemu;
 use crate::run::Add;
+use crate::run::drive::Drive;
 use crate::tools::{parse_size, say, step};
 
 /// The package of Debian's ordinary kernel is named `linux-image-` and this.
 const KERNEL: &str = "amd64";
+/// Modules of a guest with a disk that holds an ext4.
+const DISK_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "ext4", "crc32c_generic"];
 
 /// Starts Debian guests in QEMU, their adapters on one modelled InfiniBand fabric, and runs a
 /// command in each
@@ -57,6 +60,10 @@ pub(crate) struct Args {
     /// given (repeatable)
     #[arg(long, value_name = "HOST[:GUEST]")]
     add: Vec<Add>,
+    /// Gives node 0 the disk image FILE as /dev/vda, with the modules for it; a Unix socket is one
+    /// of an NBD server
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
     /// Ports of each adapter
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     ports: u8,
@@ -223,9 +230,13 @@ impl Args {
             let qemu = Qemu::folder()?;
             add.push(format!("{}:/qemu", qemu.display()).parse()?);
         }
+        let mut modules = self.modules.clone();
+        if self.disk.is_some() {
+            modules.extend(DISK_MODULES.map(str::to_owned));
+        }
         let contents = Contents {
             packages: &self.packages,
-            modules: &self.modules,
+            modules: &modules,
             add: &add,
             commands: &self.commands,
             nodes,
@@ -237,6 +248,7 @@ impl Args {
             folder,
             nodes,
             join: self.join.as_deref(),
+            disk: self.disk.clone().map(Drive::existing),
             forward: &self.forward,
             trace: self.trace.as_deref(),
             initramfs: &folder.join(INITRAMFS),
